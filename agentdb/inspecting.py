@@ -1,0 +1,200 @@
+"""Looking at a database without changing it, and one sentence for each way that can fail."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from django.db import DEFAULT_DB_ALIAS, connections
+from django.db import Error as DjangoDatabaseError
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.utils import load_backend
+
+from agentdb.errors import DatabaseUnavailableError
+
+_MAGIC = b"SQLite format 3\0"
+
+
+@contextmanager
+def inspecting(alias: str = DEFAULT_DB_ALIAS) -> Iterator[BaseDatabaseWrapper]:
+    """A read-only connection in one transaction: no file is made, no journal mode switched, no row seen half-written.
+
+    Raises ``DatabaseUnavailableError`` where the database cannot be looked at, also for errors of the body.
+    """
+    configured = connections[alias]
+    path = sqlite_path(configured)
+    if path is None and configured.vendor == "sqlite":
+        with translated_errors(configured):
+            yield configured  # in memory: there is no second connection to it
+        return
+    if path is not None:
+        if not configured.in_atomic_block:
+            # Closing a file drops every lock this process has on it, those of its open connections included.
+            configured.close()
+        check_sqlite_file(path)
+    settings = _reading_settings(configured, path)
+    connection: BaseDatabaseWrapper = load_backend(settings["ENGINE"]).DatabaseWrapper(settings, alias)
+    try:
+        with translated_errors(configured):
+            connection.ensure_connection()
+            with _transaction(connection):
+                yield connection
+    finally:
+        connection.close()
+
+
+def sqlite_path(connection: BaseDatabaseWrapper) -> Path | None:
+    """The database file, or None where there is none: another engine, or a database in memory."""
+    if connection.vendor != "sqlite":
+        return None
+    name = str(connection.settings_dict["NAME"])
+    if name == ":memory:" or name.startswith("file:"):
+        return None
+    return Path(name)
+
+
+def check_sqlite_file(path: Path) -> None:
+    """Raise ``DatabaseUnavailableError`` unless the path is a readable, whole SQLite database or an empty file."""
+    if path.is_dir():
+        raise DatabaseUnavailableError(f"{str(path)!r} is a directory, not a database file. Check the database URL.")
+    if not path.parent.is_dir():
+        raise DatabaseUnavailableError(
+            f"There is no folder {str(path.parent)!r} to hold the database file {path.name!r}. Check the database URL."
+        )
+    try:
+        with path.open("rb") as file:
+            header = file.read(100)
+            size = file.seek(0, os.SEEK_END)
+    except FileNotFoundError:
+        raise DatabaseUnavailableError(
+            f"There is no database file {str(path)!r}. Check the database URL, or run 'agentdb migrate' to make "
+            "a new one."
+        ) from None
+    except OSError as error:
+        raise DatabaseUnavailableError(
+            f"The database file {str(path)!r} cannot be read: {_lower_first(error.strerror or str(error))}."
+        ) from error
+    if not size:
+        return
+    if not header.startswith(_MAGIC) or len(header) < 100:
+        raise DatabaseUnavailableError(f"{str(path)!r} is not a SQLite database. Check the database URL.")
+    # The page count in the header counts only if the same version of SQLite wrote it as last changed the file.
+    if header[24:28] == header[92:96]:
+        page = int.from_bytes(header[16:18], "big")
+        expected = (65536 if page == 1 else page) * int.from_bytes(header[28:32], "big")
+        if size < expected:
+            raise DatabaseUnavailableError(
+                f"The database file {str(path)!r} is damaged: it has {size:,} of the {expected:,} bytes that its "
+                "header names. Restore a backup."
+            )
+
+
+@contextmanager
+def translated_errors(connection: BaseDatabaseWrapper) -> Iterator[None]:
+    """Turn what Django or the driver raises into a ``DatabaseUnavailableError`` of one sentence."""
+    try:
+        yield
+    except DjangoDatabaseError as error:
+        raise DatabaseUnavailableError(describe_failure(connection, error)) from error
+
+
+def describe_failure(connection: BaseDatabaseWrapper, error: BaseException) -> str:
+    """What went wrong and what to do, without a password."""
+    reason = _reason(error)
+    if connection.vendor == "sqlite":
+        name = str(connection.settings_dict["NAME"])
+        if "locked" in reason:
+            return (
+                f"The database file {name!r} is locked by another process. Stop the program that uses it, or wait, "
+                "and try again."
+            )
+        if "malformed" in reason or "not a database" in reason:
+            return f"The database file {name!r} is damaged: {reason}. Restore a backup."
+        if "readonly" in reason:
+            return f"The database file {name!r} is read-only. Allow writing to it and to its folder, and try again."
+        if "disk is full" in reason:
+            return f"There is no space left on the disk of {name!r}. Nothing was changed. Make room and try again."
+        return f"The database file {name!r} cannot be used: {reason}."
+    settings = connection.settings_dict
+    state = getattr(error.__cause__, "sqlstate", None)
+    if state == "42501":
+        return (
+            f"The role {settings['USER'] or 'used'!r} may not do this in {server_name(connection)}: {reason}. "
+            "Use the role that owns the tables."
+        )
+    if connection.connection is None or state is None or state.startswith(("08", "57P", "28", "3D")):
+        return f"The database {server_name(connection)} cannot be reached: {reason}."
+    return f"The database {server_name(connection)} cannot be used: {reason}."
+
+
+def server_name(connection: BaseDatabaseWrapper) -> str:
+    """Database, host and port, as a message may show them."""
+    settings = connection.settings_dict
+    host = settings["HOST"] or settings["OPTIONS"].get("host") or "the local server"
+    port = settings["PORT"] or settings["OPTIONS"].get("port")
+    return f"{settings['NAME']!r} at {host}{f':{port}' if port else ''}"
+
+
+def _reason(error: BaseException) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    # With several addresses libpq has a line for each; the server's own word follows the last "FATAL:".
+    text = next((line.rpartition("FATAL:")[2] for line in lines if "FATAL:" in line), "").strip() or lines[0]
+    text = text.rpartition("failed: ")[2].strip()
+    return _lower_first(text.rstrip("."))
+
+
+def _lower_first(text: str) -> str:
+    return text[:1].lower() + text[1:]
+
+
+def _reading_settings(configured: BaseDatabaseWrapper, path: Path | None) -> dict[str, Any]:
+    settings = {**configured.settings_dict, "OPTIONS": {**configured.settings_dict["OPTIONS"]}}
+    options: dict[str, Any] = settings["OPTIONS"]
+    options.pop("pool", None)
+    if path is None:
+        return settings
+    settings["OPTIONS"] = {key: options[key] for key in ("timeout",) if key in options}
+    settings["NAME"] = f"file:{quote(str(path.absolute()))}?{_read_only_mode(path)}"
+    if "vfs=" in settings["NAME"]:
+        # Keeps the index of the write-ahead log in memory instead of in a -shm file.
+        settings["OPTIONS"]["init_command"] = "PRAGMA locking_mode=EXCLUSIVE"
+    return settings
+
+
+def _read_only_mode(path: Path) -> str:
+    """The URI parameters that read the file, write-ahead log included, and leave no file behind.
+
+    A read-only connection to a database in WAL mode makes -wal and -shm files and cannot remove them.
+    """
+    with path.open("rb") as file:
+        uses_wal = file.read(20)[18:20] == b"\x02\x02"
+    log, index = Path(f"{path}-wal"), Path(f"{path}-shm")
+    if not uses_wal or index.exists() or os.name != "posix":
+        return "mode=ro"
+    if log.exists() and log.stat().st_size:
+        return "mode=ro&vfs=unix-none"  # left by a process that is gone: one that is there would have a -shm file
+    return "mode=ro&immutable=1"
+
+
+@contextmanager
+def _transaction(connection: BaseDatabaseWrapper) -> Iterator[None]:
+    # transaction.atomic() finds its connection by alias; this one is in no registry.
+    if connection.vendor == "sqlite":
+        with connection.cursor() as cursor:
+            cursor.execute("BEGIN")
+            try:
+                yield
+            finally:
+                cursor.execute("ROLLBACK")
+        return
+    connection.set_autocommit(False)
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+        yield
+    finally:
+        connection.rollback()
