@@ -1,0 +1,93 @@
+"""One migrator at a time, among processes."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+try:
+    import fcntl
+except ImportError:  # pragma: no cover (Windows: SQLite's own write lock still makes each migration atomic)
+    fcntl = None  # type: ignore[assignment]
+
+# Any number that no other program is likely to lock on: "agentdb" in ASCII.
+_ADVISORY_KEY = int.from_bytes(b"agentdb", "big")
+
+_held = threading.local()
+
+
+@contextmanager
+def migration_lock(connection: BaseDatabaseWrapper, waiting: Callable[[], None] | None = None) -> Iterator[None]:
+    """Hold the right to change the schema of the connection's database; a nested call in the same thread is free.
+
+    ``waiting`` is called once if another process has it. The operating system or the server takes the lock from a
+    process that dies.
+    """
+    key = (connection.vendor, str(connection.settings_dict["NAME"]), connection.settings_dict.get("HOST"))
+    held: set[object] = _held.__dict__.setdefault("keys", set())
+    if key in held:
+        yield
+        return
+    take = {"sqlite": _directory_lock, "postgresql": _advisory_lock}.get(connection.vendor, _no_lock)
+    with take(connection, waiting or (lambda: None)):
+        held.add(key)
+        try:
+            yield
+        finally:
+            held.discard(key)
+
+
+@contextmanager
+def _advisory_lock(connection: BaseDatabaseWrapper, waiting: Callable[[], None]) -> Iterator[None]:
+    # A connection of its own, and a lock that ends with its transaction: a lock of the session would stay behind in a
+    # pooler that hands out server connections by transaction.
+    other = connection.copy()
+    try:
+        other.set_autocommit(False)
+        with other.cursor() as cursor:
+            cursor.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
+            cursor.execute("SELECT pg_try_advisory_xact_lock(%s)", [_ADVISORY_KEY])
+            if not cursor.fetchone()[0]:
+                waiting()
+                cursor.execute("SET LOCAL lock_timeout = 0")
+                cursor.execute("SET LOCAL statement_timeout = 0")
+                cursor.execute("SELECT pg_advisory_xact_lock(%s)", [_ADVISORY_KEY])
+        yield
+    finally:
+        other.close()
+
+
+@contextmanager
+def _no_lock(connection: BaseDatabaseWrapper, waiting: Callable[[], None]) -> Iterator[None]:
+    yield
+
+
+@contextmanager
+def _directory_lock(connection: BaseDatabaseWrapper, waiting: Callable[[], None]) -> Iterator[None]:
+    # The directory, because locking the file itself would disturb SQLite's own locks, and a lock file beside it would
+    # have to be cleaned up.
+    name = str(connection.settings_dict["NAME"])
+    if fcntl is None or connection.is_in_memory_db():  # type: ignore[attr-defined]
+        yield
+        return
+    try:
+        folder = os.open(Path(name.removeprefix("file:").partition("?")[0]).absolute().parent, os.O_RDONLY)
+    except OSError:
+        yield  # opening the database will say what is wrong
+        return
+    try:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waiting()
+            fcntl.flock(folder, fcntl.LOCK_EX)
+        except OSError:
+            pass  # a file system without locks
+        yield
+    finally:
+        os.close(folder)
