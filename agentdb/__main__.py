@@ -1,3 +1,138 @@
 """The console script: Django's commands for one database URL, without a project."""
 
 from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from agentdb.conf import DEFAULT_URL, URL_VARIABLE, database_url, display_url
+from agentdb.errors import AgentDbError, InvalidInputError
+
+_SETTINGS_VARIABLE = "DJANGO_SETTINGS_MODULE"
+
+# The commands of Django that are of use to someone who has a database and no project.
+_DJANGO_COMMANDS = ("check", "dbshell", "inspectdb", "shell", "showmigrations", "sqlmigrate")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return the exit code. A ``CommandError`` and argument errors exit by themselves."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == ["--version"]:
+        sys.stdout.write(f"{_versions()}\n")
+        return 0
+    try:
+        url = _take_url(arguments)
+        _configure(url, arguments)
+        if not arguments or arguments in (["help"], ["--help"], ["-h"]):
+            sys.stdout.write(_overview(url))
+            return 0
+        return _run(arguments)
+    except AgentDbError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+
+
+def _take_url(arguments: list[str]) -> str | None:
+    """Remove ``--url URL`` from the arguments, wherever it stands, and return the URL."""
+    url = None
+    position = 0
+    while position < len(arguments) and arguments[position] != "--":
+        name, equals, value = arguments[position].partition("=")
+        if name != "--url":
+            position += 1
+            continue
+        del arguments[position]
+        if not equals:
+            if position == len(arguments):
+                raise InvalidInputError("The option --url has no value: agentdb --url URL COMMAND.")
+            value = arguments.pop(position)
+        url = value
+    return url
+
+
+def _configure(url: str | None, arguments: Sequence[str]) -> None:
+    settings = os.environ.get(_SETTINGS_VARIABLE)
+    if not settings and not any(argument.partition("=")[0] == "--settings" for argument in arguments):
+        from agentdb.opening import configure
+
+        configure(url)
+        return
+    if url:
+        raise InvalidInputError(
+            f"Both --url and the Django settings {settings or '--settings'!r} say which database is meant. "
+            f"Leave out --url, or unset {_SETTINGS_VARIABLE}."
+        )
+    # As manage.py does: the settings are named as seen from here.
+    sys.path.insert(0, os.getcwd())
+    if settings:
+        _check_host_settings(settings)
+
+
+def _check_host_settings(module: str) -> None:
+    from django.conf import settings
+
+    try:
+        apps = settings.INSTALLED_APPS
+    except ImportError as error:
+        raise InvalidInputError(
+            f"{_SETTINGS_VARIABLE} names {module!r}, which cannot be imported: {error}. "
+            f"Correct it, or unset {_SETTINGS_VARIABLE}."
+        ) from error
+    if not any(app.partition(".")[0] == "agentdb" for app in apps):
+        raise InvalidInputError(
+            f"The INSTALLED_APPS of {module!r} lack 'agentdb'. Add it, or unset {_SETTINGS_VARIABLE}."
+        )
+
+
+def _run(arguments: Sequence[str]) -> int:
+    from django.core.management import execute_from_command_line
+    from django.db import Error
+
+    try:
+        execute_from_command_line(["agentdb", *arguments])
+    except Error as error:
+        if "--traceback" in arguments:
+            raise
+        # The driver's first line says what happened; further ones repeat it, or quote SQL.
+        reason = str(error).strip().partition("\n")[0]
+        sys.stderr.write(f"agentdb {arguments[0]}: the database refused: {reason}\n")
+        return 2
+    return 0
+
+
+def _versions() -> str:
+    import platform
+    from importlib.metadata import version
+
+    return f"agentdb {version('agentdb')} (Django {version('django')}, Python {platform.python_version()})"
+
+
+def _overview(url: str | None) -> str:
+    import django
+    from django.core.management import get_commands, load_command_class
+
+    django.setup()
+    helps = {name: load_command_class("agentdb", name).help for name, app in get_commands().items() if app == "agentdb"}
+    width = max(map(len, helps), default=0)
+    lines = [
+        "agentdb [--url URL] COMMAND …",
+        "",
+        *(f"  {name:<{width}}  {helps[name]}" for name in sorted(helps)),
+        "",
+        f"Django's commands work too, among them {', '.join(_DJANGO_COMMANDS)}.",
+        "'agentdb COMMAND --help' says more about one.",
+        "",
+    ]
+    if os.environ.get(_SETTINGS_VARIABLE):
+        lines += [f"Database: what the Django settings {os.environ[_SETTINGS_VARIABLE]!r} say."]
+    else:
+        lines += [
+            f"Database: {display_url(database_url(url))}",
+            f"Another one: --url, or {URL_VARIABLE} in the environment; without both it is {DEFAULT_URL}.",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
