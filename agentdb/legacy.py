@@ -1,0 +1,402 @@
+"""The shapes in which old servers left a database, as data; recognise() says which one it is. Writes nothing.
+
+Nothing here goes by the order of statements or by the names of indexes and constraints: they vary with the path that
+led to a database. What counts is which columns there are, what they hold, and which keys they form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Literal
+
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.migrations.loader import MigrationLoader
+
+from agentdb.migrating import migration_names, recorded_migrations
+from agentdb.schema import Table, compare, expected_tables, read_tables
+
+APP = "agentdb"
+INITIAL = "0001_initial"
+
+
+class Kind(StrEnum):
+    EMPTY = "empty"  # none of the four tables
+    SINGLE_TENANT = "single-tenant"
+    INTERRUPTED = "interrupted"  # between single-tenant and multi-tenant
+    STUCK = "stuck"  # where the old server's upgrade ends on PostgreSQL
+    MULTI_TENANT = "multi-tenant"
+    LATER = "later"  # multi-tenant, and tables of a later server
+    ADOPTED = "adopted"  # as one of the migrations leaves it
+    ALTERED = "altered"  # has native timestamps already, and is as no migration leaves it
+    FOREIGN = "foreign"  # not made by the server
+
+
+@dataclass(frozen=True)
+class OldColumn:
+    holds: Literal["text", "integer", "timestamp"]
+    nullable: bool = False
+    fill: Literal["uuid", "default"] | None = None  # how old rows get it where an older release had no such column
+
+
+_ID = OldColumn("text")
+_TEXT = OldColumn("text")
+_OPTIONAL = OldColumn("text", nullable=True)
+_TENANT = OldColumn("text", fill="default")
+_TIMESTAMP = OldColumn("timestamp")
+
+# The multi-tenant release's tables. A column without ``fill`` is in every release.
+OLD_TABLES: Mapping[str, Mapping[str, OldColumn]] = {
+    "agents": {
+        "id": OldColumn("text", fill="uuid"),
+        "tenant_id": _TENANT,
+        "name": _TEXT,
+        "version": OldColumn("integer"),
+        "path": _TEXT,
+        "created_at": _TIMESTAMP,
+        "updated_at": _TIMESTAMP,
+    },
+    "sessions": {
+        "id": _ID,
+        "tenant_id": _TENANT,
+        "agent_name": _TEXT,
+        "sandbox_id": _TEXT,
+        "status": _TEXT,
+        "runner_id": _OPTIONAL,
+        "created_at": _TIMESTAMP,
+        "last_active_at": _TIMESTAMP,
+    },
+    "sandboxes": {
+        "id": _ID,
+        "tenant_id": _TENANT,
+        "session_id": _OPTIONAL,
+        "agent_name": _TEXT,
+        "state": _TEXT,
+        "workspace_dir": _TEXT,
+        "created_at": _TIMESTAMP,
+        "last_used_at": _TIMESTAMP,
+    },
+    "api_keys": {
+        "id": _ID,
+        "tenant_id": _TEXT,
+        "key_hash": _TEXT,
+        "label": _TEXT,
+        "created_at": _TIMESTAMP,
+    },
+}
+
+# What old servers' rebuild of a table on SQLite calls the new one until the old one is dropped.
+REBUILT_AS = {"agents": "agents_new", "sessions": "sessions_new"}
+
+# Tables that only servers after the multi-tenant release make.
+LATER_TABLES = frozenset({"messages", "session_events", "__drizzle_migrations"})
+
+_TEXT_TYPES = ("text", "varchar", "character varying", "clob")
+_INTEGER_TYPES = ("integer", "int", "smallint", "bigint", "int2", "int4", "int8")
+NATIVE_TIMESTAMP_TYPES = {
+    "sqlite": ("datetime",),
+    "postgresql": ("timestamp with time zone",),
+    "cockroachdb": ("timestamp with time zone",),
+}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a database's schema says about where it comes from."""
+
+    kind: Kind
+    description: str  # a phrase for the operator
+    tables: Mapping[str, Table]  # those of the four that are there, by the name they are to have
+    stored_as: Mapping[str, str]  # name to have -> name in the database
+    others: tuple[str, ...]  # tables that are not ours
+    recorded: tuple[str, ...]  # agentdb's migrations in django_migrations
+    level: str | None  # the last migration whose tables these are, or None
+    problems: tuple[str, ...]  # what forbids an adoption, a sentence each
+
+
+def recognise(connection: BaseDatabaseWrapper) -> Shape:
+    """Say which shape the database has. Reads its schema and its record of migrations, and none of its rows."""
+    live = read_tables(connection)
+    recorded = _recorded(connection, live)
+    tables, stored_as = _ours(connection.vendor, live)
+    others = tuple(sorted(set(live) - set(stored_as.values()) - {"django_migrations"}))
+    problems = [problem for table in tables.values() for problem in _table_problems(connection.vendor, table)]
+    problems += _record_problems(recorded, tables)
+    level = (
+        None
+        if problems or not tables or stored_as != dict(zip(tables, tables, strict=True))
+        else _level(connection, live)
+    )
+    kind, description = _kind(connection.vendor, tables, others, level, recorded, "django_migrations" in live)
+    if any(_misses(table) for table in tables.values()):
+        kind, description = Kind.FOREIGN, "tables that the server did not make"
+    return Shape(kind, description, tables, stored_as, others, recorded, level, tuple(problems))
+
+
+def _ours(vendor: str, live: Mapping[str, Table]) -> tuple[dict[str, Table], dict[str, str]]:
+    tables: dict[str, Table] = {}
+    stored_as: dict[str, str] = {}
+    for name in OLD_TABLES:
+        stored = name
+        if name not in live and vendor == "sqlite" and REBUILT_AS.get(name) in live:
+            # Stopped between dropping the old table and renaming the new one: the rows are all in the new one.
+            stored = REBUILT_AS[name]
+            if _misses(live[stored], name):
+                continue
+        if stored in live:
+            tables[name] = live[stored]
+            stored_as[name] = stored
+    return tables, stored_as
+
+
+def _misses(table: Table, name: str | None = None) -> list[str]:
+    have = {column.name for column in table.columns}
+    columns = OLD_TABLES[_old_name(table.name) if name is None else name]
+    return [column for column, old in columns.items() if column not in have and old.fill is None]
+
+
+def _old_name(stored: str) -> str:
+    return next((name for name, rebuilt in REBUILT_AS.items() if rebuilt == stored), stored)
+
+
+def _table_problems(vendor: str, table: Table) -> list[str]:
+    if table.kind != "table":
+        return [f"{table.name!r} is a {table.kind}, not a table. Rename it."]
+    if missing := _misses(table):
+        return [
+            f"Table {table.name!r} was not made by the server: it has no column {', '.join(map(repr, missing))}. "
+            "Rename it, or check the database URL."
+        ]
+    problems = []
+    for column in table.columns:
+        old = OLD_TABLES[_old_name(table.name)].get(column.name)
+        if column.generated is not None and old is not None:
+            problems.append(f"Column {column.name!r} of table {table.name!r} is generated. Make it a plain column.")
+        elif old is None:
+            if not column.nullable and column.default is None and column.generated is None:
+                problems.append(
+                    f"Table {table.name!r} has an additional column {column.name!r} that is NOT NULL without a "
+                    "default, so that no row could be inserted. Give it a default, or allow NULL."
+                )
+        elif not _holds(vendor, column.type, old):
+            problems.append(
+                f"Column {column.name!r} of table {table.name!r} has the type {column.type or 'of no name'}, "
+                f"which cannot be read as {'an integer' if old.holds == 'integer' else f'a {old.holds}'}."
+            )
+    return problems
+
+
+def _holds(vendor: str, column_type: str, old: OldColumn) -> bool:
+    base = column_type.partition("(")[0].strip()
+    if old.holds == "integer":
+        return base in _INTEGER_TYPES
+    return base in _TEXT_TYPES or (old.holds == "timestamp" and base in NATIVE_TIMESTAMP_TYPES[vendor])
+
+
+def _recorded(connection: BaseDatabaseWrapper, live: Mapping[str, Table]) -> tuple[str, ...]:
+    if "django_migrations" not in live:
+        return ()
+    return tuple(sorted(recorded_migrations(connection)))
+
+
+def _record_problems(recorded: tuple[str, ...], tables: Mapping[str, Table]) -> list[str]:
+    if not recorded:
+        return []
+    if unknown := [name for name in recorded if name not in migration_names()]:
+        return [f"The database was migrated by a newer agentdb: {unknown[-1]!r} is unknown here. Upgrade agentdb."]
+    if not tables:
+        return [
+            f"Migration {recorded[-1]!r} is recorded, but none of the four tables is there. Restore a backup, or run "
+            "'agentdb migrate --fake agentdb zero' and 'agentdb migrate' to begin with empty tables."
+        ]
+    return []
+
+
+def _level(connection: BaseDatabaseWrapper, live: Mapping[str, Table]) -> str | None:
+    loader = MigrationLoader(None)
+    for name in reversed(migration_names()):
+        expected = expected_tables(connection, loader.project_state((APP, name)).apps)
+        if not drift(expected, live, names=name != INITIAL):
+            return name
+    return None
+
+
+def drift(expected: Mapping[str, Table], live: Mapping[str, Table], *, names: bool = True) -> list[str]:
+    """How ``live`` differs from ``expected``, a sentence each; what does no harm is left out."""
+    return [found.message for found in compare(expected, live, names=names) if found.severity == "drift"]
+
+
+def _kind(
+    vendor: str,
+    tables: Mapping[str, Table],
+    others: tuple[str, ...],
+    level: str | None,
+    recorded: tuple[str, ...],
+    is_django: bool,
+) -> tuple[Kind, str]:
+    if not tables:
+        if others and not is_django:
+            return Kind.FOREIGN, f"none of the four tables, and {_count(len(others), 'other table')}"
+        return Kind.EMPTY, "none of the four tables"
+    if level is not None and recorded and recorded[-1] == level:
+        return Kind.ADOPTED, f"adopted, at migration {level}"
+    if level is not None and level != INITIAL:
+        record = f"{recorded[-1]} is recorded" if recorded else "no migration is recorded"
+        return Kind.ADOPTED, f"the tables of migration {level}, but {record}"
+    if any(_is_native(vendor, name, table) for name, table in tables.items()):
+        return Kind.ALTERED, (
+            f"changed since migration {recorded[-1]} was applied" if recorded else "in part with native timestamps"
+        )
+    done = [step for step in _STEPS[vendor] if step.is_done(tables)]
+    if len(done) == len(_STEPS[vendor]):
+        return _multi_tenant(tables, others)
+    return _old_kind(vendor, tables, done)
+
+
+def _multi_tenant(tables: Mapping[str, Table], others: tuple[str, ...]) -> tuple[Kind, str]:
+    no_defaults = all(
+        column.default is None
+        for name, table in tables.items()
+        for column in table.columns
+        if column.name in OLD_TABLES[name] and OLD_TABLES[name][column.name].holds == "timestamp"
+    )
+    if later := sorted(LATER_TABLES.intersection(others)):
+        return Kind.LATER, f"a later server's: multi-tenant, with {', '.join(later)}"
+    if no_defaults:
+        return Kind.LATER, "a later server's: multi-tenant, timestamps without defaults"
+    return Kind.MULTI_TENANT, "multi-tenant"
+
+
+def _old_kind(vendor: str, tables: Mapping[str, Table], done: list[Step]) -> tuple[Kind, str]:
+    steps = _STEPS[vendor]
+    beyond = [step for step in done if not step.creates and not step.by_hand]
+    if not beyond and all(step in done for step in steps if step.creates):
+        return Kind.SINGLE_TENANT, "single-tenant"
+    if vendor != "sqlite" and _is_stuck(tables, done):
+        return Kind.STUCK, (
+            "stuck: the old server's upgrade to multi-tenant cannot finish on PostgreSQL, "
+            "and agents are still keyed by name"
+        )
+    ordered = [step for step in steps if step not in done or not step.by_hand]
+    taken = [step for step in ordered if step in done]
+    if taken == ordered[: len(taken)]:
+        after = f"after step {len(taken)} of {len(steps)} ({taken[-1].what})" if taken else "before its first step"
+        return Kind.INTERRUPTED, f"an upgrade to multi-tenant that stopped {after}"
+    missing = ", ".join(step.what for step in steps if step not in done)
+    return Kind.INTERRUPTED, f"an upgrade to multi-tenant in which these of {len(steps)} steps are missing: {missing}"
+
+
+def _is_stuck(tables: Mapping[str, Table], done: list[Step]) -> bool:
+    """Everything but what the failing statement and the ones after it would have done."""
+    key = tables["agents"].primary_key if "agents" in tables else None
+    column = tables["agents"].column("id") if "agents" in tables else None
+    return (
+        key is not None
+        and key.columns == ("name",)
+        and column is not None
+        and not column.nullable
+        and all(step in done for step in _STEPS["postgresql"] if not step.after_stuck)
+    )
+
+
+def _is_native(vendor: str, name: str, table: Table) -> bool:
+    return any(
+        column.type in NATIVE_TIMESTAMP_TYPES[vendor]
+        for column in table.columns
+        if column.name in OLD_TABLES[name] and OLD_TABLES[name][column.name].holds == "timestamp"
+    )
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step on the way to the multi-tenant shape, and how the schema shows that it was taken."""
+
+    what: str
+    is_done: Callable[[Mapping[str, Table]], bool]
+    creates: bool = False  # a step of the single-tenant release
+    after_stuck: bool = False
+    by_hand: bool = False  # some operators took it earlier, to get past the stuck state
+
+
+def _has_table(name: str) -> Callable[[Mapping[str, Table]], bool]:
+    return lambda tables: name in tables
+
+
+def _has_column(table: str, column: str) -> Callable[[Mapping[str, Table]], bool]:
+    return lambda tables: table in tables and tables[table].column(column) is not None
+
+
+def _id_is_not_null(tables: Mapping[str, Table]) -> bool:
+    column = tables["agents"].column("id") if "agents" in tables else None
+    return column is not None and not column.nullable
+
+
+def _name_is_no_key(tables: Mapping[str, Table]) -> bool:
+    key = tables["agents"].primary_key if "agents" in tables else None
+    return "agents" in tables and (key is None or key.columns != ("name",))
+
+
+def _keyed_by_id(table: str) -> Callable[[Mapping[str, Table]], bool]:
+    def is_done(tables: Mapping[str, Table]) -> bool:
+        key = tables[table].primary_key if table in tables else None
+        return key is not None and key.columns == ("id",)
+
+    return is_done
+
+
+def unique_keys(table: Table) -> list[frozenset[str]]:
+    """The combinations of columns that a key, a constraint or a plain unique index keeps unique."""
+    keys = [unique.columns for unique in table.uniques]
+    keys += [
+        tuple(part.expression for part in index.parts)
+        for index in table.indexes
+        if index.unique and index.valid and index.condition is None
+    ]
+    if table.primary_key is not None:
+        keys.append(table.primary_key.columns)
+    return [frozenset(key) for key in keys if key]
+
+
+def _is_unique_in(table: str, *columns: str) -> Callable[[Mapping[str, Table]], bool]:
+    return lambda tables: table in tables and frozenset(columns) in unique_keys(tables[table])
+
+
+def _has_no_foreign_key(tables: Mapping[str, Table]) -> bool:
+    return "sessions" in tables and not tables["sessions"].foreign_keys
+
+
+_CREATED = (
+    Step("created agents", _has_table("agents"), creates=True),
+    Step("created sessions", _has_table("sessions"), creates=True),
+    Step("created sandboxes", _has_table("sandboxes"), creates=True),
+)
+_COLUMNS_ADDED = (
+    Step("added agents.tenant_id", _has_column("agents", "tenant_id")),
+    Step("added sessions.tenant_id", _has_column("sessions", "tenant_id")),
+    Step("added sandboxes.tenant_id", _has_column("sandboxes", "tenant_id")),
+    Step("created api_keys", _has_table("api_keys")),
+)
+_STEPS: Mapping[str, list[Step]] = {
+    "sqlite": [
+        *_CREATED,
+        *_COLUMNS_ADDED,
+        Step("keyed agents by id", _keyed_by_id("agents")),
+        Step("made (tenant_id, name) unique", _is_unique_in("agents", "tenant_id", "name")),
+        Step("dropped the foreign key of sessions", _has_no_foreign_key, by_hand=True),
+    ],
+    "postgresql": [
+        *_CREATED,
+        *_COLUMNS_ADDED,
+        Step("added agents.id", _has_column("agents", "id")),
+        Step("made agents.id NOT NULL", _id_is_not_null),
+        Step("dropped the key of agents by name", _name_is_no_key, after_stuck=True),
+        Step("keyed agents by id", _keyed_by_id("agents"), after_stuck=True),
+        Step("made (tenant_id, name) unique", _is_unique_in("agents", "tenant_id", "name"), after_stuck=True),
+        Step("dropped the foreign key of sessions", _has_no_foreign_key, after_stuck=True, by_hand=True),
+    ],
+}
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
