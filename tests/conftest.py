@@ -9,6 +9,7 @@ import itertools
 import os
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
@@ -107,3 +108,24 @@ def db(url: str) -> Iterator[agentdb.DjangoDb]:
     """A Db on a migrated database without rows."""
     with agentdb.connect(url) as db:
         yield db
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Note which engine the test runs on, for the summary."""
+    callspec = getattr(item, "callspec", None)
+    engine = callspec.params.get("engine") if callspec else None
+    named = "postgresql" if "postgres" in item.nodeid else "sqlite" if "sqlite" in item.nodeid else "no engine"
+    item.user_properties.append(("engine", engine if engine in ENGINES else named))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    engines = Counter(
+        dict(report.user_properties).get("engine")
+        for outcome in ("passed", "failed", "xfailed")
+        for report in terminalreporter.stats.get(outcome, [])
+        if report.when == "call"
+    )
+    if engines:
+        terminalreporter.write_line(
+            "Tests run per engine: " + ", ".join(f"{engine} {count}" for engine, count in sorted(engines.items()))
+        )

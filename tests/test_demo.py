@@ -1,0 +1,109 @@
+"""The programs in examples/, run as a reader of the README runs them."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import agentdb
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+
+
+def run(*arguments: str, cwd: Path) -> str:
+    environment = {k: v for k, v in os.environ.items() if k not in ("DATABASE_URL", "DJANGO_SETTINGS_MODULE")}
+    finished = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=cwd,
+        env={**environment, "PYTHONPATH": str(EXAMPLES.parent)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (finished.returncode, finished.stderr) == (0, "")
+    return finished.stdout
+
+
+def test_demo_adopts_serves_and_verifies_and_does_so_again(tmp_path):
+    for _ in range(2):
+        output = run(str(EXAMPLES / "demo.py"), cwd=tmp_path)
+
+        assert "The 'default' tenant has 26 agents" in output
+        assert "support-bot is at version 2 in /srv/agents/support-2." in output
+        assert "Evicted " in output
+        with agentdb.connect(f"sqlite:///{tmp_path}/demo/agentdb.sqlite3") as db:
+            assert len(db.list_agents()) == 26 + 2
+
+
+def test_demo_leaves_the_shipped_database_as_it_is(tmp_path):
+    before = (EXAMPLES / "ash.db").read_bytes()
+
+    run(str(EXAMPLES / "demo.py"), cwd=tmp_path)
+
+    assert (EXAMPLES / "ash.db").read_bytes() == before
+    assert not list(EXAMPLES.glob("ash.db-*"))
+
+
+def test_demo_keeps_what_else_is_in_the_folder(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+
+    run(str(EXAMPLES / "demo.py"), str(tmp_path), cwd=tmp_path)
+
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_serve_moves_sessions_and_sandboxes_and_evicts(url, tmp_path):
+    output = run(str(EXAMPLES / "serve.py"), url, cwd=tmp_path)
+
+    with agentdb.connect(url) as db:
+        assert db.get_agent("support-bot").version == 2
+        assert [session.status for session in db.list_sessions()] == ["paused"] * 3
+        assert db.count_sandboxes() == 2
+    assert re.search(r"Evicted [0-9a-f]{8} of agent support-bot: cold, last used just now\.", output)
+    assert "Paused 2 of its sessions." in output
+
+
+def test_serve_shows_names_that_would_break_a_table_on_one_line(url, tmp_path):
+    with agentdb.connect(url) as db:
+        db.upsert_agent("new\nline\tand \u202e more", "/a")
+
+    output = run(str(EXAMPLES / "serve.py"), url, cwd=tmp_path)
+
+    assert r"new\nline\tand \u202e more" in output
+
+
+def test_serve_async_opens_twenty_sessions_at_once(url, tmp_path):
+    output = run(str(EXAMPLES / "serve_async.py"), url, cwd=tmp_path)
+
+    assert output.splitlines() == [
+        "async-bot is at version 1.",
+        "Opened 20 sessions at once; the database lists 20.",
+        "Ended 20 of them.",
+    ]
+
+
+@pytest.fixture
+def columns():
+    sys.path.insert(0, str(EXAMPLES))
+    try:
+        import serve
+    finally:
+        sys.path.remove(str(EXAMPLES))
+    return serve
+
+
+def test_serve_aligns_names_by_the_columns_a_terminal_needs(columns, capsys):
+    columns.table(("name", "n"), [("名前", 1), ("e\u0301clair", 2), ("plain", 3)])
+
+    assert capsys.readouterr().out.splitlines() == [
+        "  name    n",
+        "  名前    1",
+        "  e\u0301clair  2",
+        "  plain   3",
+    ]
