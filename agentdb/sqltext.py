@@ -341,7 +341,7 @@ def _names(tokens: Sequence[Token]) -> tuple[str, ...]:
 def _read_constraints(tokens: Sequence[Token], position: int, column: ColumnText | None, table: TableText) -> None:
     """Read the constraints of one column, or of the table where ``column`` is None (there may follow several)."""
     name: str | None = None
-    own = (column.name,) if column else ()
+    own: tuple[str, ...] = (column.name,) if column else ()
 
     def group(after: int) -> tuple[Sequence[Token], int]:
         """The tokens of the parenthesis that opens at ``after``, and the position behind it."""
