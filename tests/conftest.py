@@ -114,7 +114,8 @@ def pytest_itemcollected(item: pytest.Item) -> None:
     """Note which engine the test runs on, for the summary."""
     callspec = getattr(item, "callspec", None)
     engine = callspec.params.get("engine") if callspec else None
-    named = "postgresql" if "postgres" in item.nodeid else "sqlite" if "sqlite" in item.nodeid else "no engine"
+    clues = " ".join([item.nodeid, *getattr(item, "fixturenames", ())])
+    named = "postgresql" if "postgres" in clues else "sqlite" if "sqlite" in clues else "no engine"
     item.user_properties.append(("engine", engine if engine in ENGINES else named))
 
 
