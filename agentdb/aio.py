@@ -2,5 +2,141 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable, Coroutine
+from functools import partial, wraps
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
 
-class AsyncDb: ...
+from agentdb.errors import DatabaseClosedError, InvalidInputError
+from agentdb.interface import Db
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+DEFAULT_MAX_WORKERS = 8
+
+
+def _in_thread(method: Callable[Concatenate[Db, P], R]) -> Callable[Concatenate[AsyncDb, P], Coroutine[Any, Any, R]]:
+    name = method.__name__
+
+    @wraps(method)
+    async def call(self: AsyncDb, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        return await self._run(lambda db: getattr(db, name)(*args, **kwargs))
+
+    return call
+
+
+class AsyncDb:
+    """Any ``Db``, awaitable: each call is run whole in one of ``max_workers`` threads of its own.
+
+    Cancelling a call stops the waiting, not the work: a call that a thread has begun ends there, and its connection
+    stays in order. One that has not begun is never run.
+    """
+
+    def __init__(self, db: Db, *, max_workers: int = DEFAULT_MAX_WORKERS) -> None:
+        if max_workers < 1:
+            raise InvalidInputError(f"max_workers must be 1 or more, not {max_workers}.")
+        self._db: Db | None = db
+        self._open: Callable[[], Db] | None = None
+        self._prepare(max_workers)
+
+    @classmethod
+    def opening(cls, open_db: Callable[[], Db], *, max_workers: int = DEFAULT_MAX_WORKERS) -> Self:
+        """Return an ``AsyncDb`` of the ``Db`` that ``open_db``, called in a thread, returns on first use."""
+        self = cls.__new__(cls)
+        self._db, self._open = None, open_db
+        self._prepare(max_workers)
+        return self
+
+    def _prepare(self, max_workers: int) -> None:
+        self._max_workers = max_workers
+        self._executor: ThreadPoolExecutor | None = None
+        self._opening = threading.Lock()
+        self._closed = False
+
+    async def __aenter__(self) -> Self:
+        await self._run(lambda db: None)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def _run(self, call: Callable[[Db], R]) -> R:
+        import asyncio
+        import contextvars
+
+        if self._closed:
+            raise DatabaseClosedError("The AsyncDb is closed. Open another one with agentdb.connect_async().")
+        if self._executor is None:
+            from concurrent.futures import ThreadPoolExecutor
+
+            self._executor = ThreadPoolExecutor(self._max_workers, thread_name_prefix="agentdb")
+        context = contextvars.copy_context()
+        return await asyncio.get_running_loop().run_in_executor(self._executor, partial(context.run, self._call, call))
+
+    def _call(self, call: Callable[[Db], R]) -> R:
+        db = self._db
+        if db is None:
+            with self._opening:
+                if self._db is None:
+                    assert self._open is not None
+                    self._db = self._open()
+                db = self._db
+        return call(db)
+
+    upsert_agent = _in_thread(Db.upsert_agent)
+    get_agent = _in_thread(Db.get_agent)
+    list_agents = _in_thread(Db.list_agents)
+    delete_agent = _in_thread(Db.delete_agent)
+    insert_session = _in_thread(Db.insert_session)
+    update_session_status = _in_thread(Db.update_session_status)
+    update_session_sandbox = _in_thread(Db.update_session_sandbox)
+    update_session_runner = _in_thread(Db.update_session_runner)
+    get_session = _in_thread(Db.get_session)
+    list_sessions = _in_thread(Db.list_sessions)
+    list_sessions_by_runner = _in_thread(Db.list_sessions_by_runner)
+    touch_session = _in_thread(Db.touch_session)
+    insert_sandbox = _in_thread(Db.insert_sandbox)
+    update_sandbox_state = _in_thread(Db.update_sandbox_state)
+    update_sandbox_session = _in_thread(Db.update_sandbox_session)
+    touch_sandbox = _in_thread(Db.touch_sandbox)
+    get_sandbox = _in_thread(Db.get_sandbox)
+    count_sandboxes = _in_thread(Db.count_sandboxes)
+    get_best_eviction_candidate = _in_thread(Db.get_best_eviction_candidate)
+    get_idle_sandboxes = _in_thread(Db.get_idle_sandboxes)
+    get_cold_sandboxes = _in_thread(Db.get_cold_sandboxes)
+    delete_sandbox = _in_thread(Db.delete_sandbox)
+    mark_all_sandboxes_cold = _in_thread(Db.mark_all_sandboxes_cold)
+    bulk_pause_sessions_by_runner = _in_thread(Db.bulk_pause_sessions_by_runner)
+    bulk_pause_active_sessions = _in_thread(Db.bulk_pause_active_sessions)
+    get_api_key_by_hash = _in_thread(Db.get_api_key_by_hash)
+    insert_api_key = _in_thread(Db.insert_api_key)
+    list_api_keys_by_tenant = _in_thread(Db.list_api_keys_by_tenant)
+    delete_api_key = _in_thread(Db.delete_api_key)
+    issue_api_key = _in_thread(Db.issue_api_key)
+    authenticate = _in_thread(Db.authenticate)
+
+    async def run_transaction(self, fn: Callable[[Db], R]) -> R:
+        """Call the plain function ``fn(db)`` in one thread, all its calls in one transaction; see ``Db``."""
+        return await self._run(lambda db: db.run_transaction(fn))
+
+    async def close(self) -> None:
+        """Close the ``Db`` once the calls under way have ended; calling it again does nothing."""
+        import asyncio
+
+        if self._closed:
+            return
+        self._closed = True
+        await asyncio.get_running_loop().run_in_executor(None, self._shut_down)
+
+    def _shut_down(self) -> None:
+        if self._executor is not None:
+            self._executor.shutdown()
+        if self._db is not None:
+            self._db.close()

@@ -2,6 +2,197 @@
 
 from __future__ import annotations
 
+import itertools
+import os
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-def connect() -> None: ...
-def connect_async() -> None: ...
+from agentdb.aio import AsyncDb
+from agentdb.conf import INSTALLED_APPS, URL_VARIABLE, database_from_url, database_url
+from agentdb.errors import (
+    AgentDbError,
+    DatabaseUnavailableError,
+    InvalidInputError,
+    SchemaMismatchError,
+    SchemaOutOfDateError,
+)
+
+if TYPE_CHECKING:
+    from django.db.backends.base.base import BaseDatabaseWrapper
+
+    from agentdb.adapter import DjangoDb
+
+_FIRST_DELAY_SECONDS = 0.05
+_LONGEST_DELAY_SECONDS = 2.0
+
+# What a server says when waiting will not help: the words are PostgreSQL's, which CockroachDB repeats.
+_FINAL = (
+    "does not exist",
+    "authentication failed",
+    "no password supplied",
+    "no pg_hba.conf entry",
+    "permission denied",
+    "is not permitted to log in",
+    "invalid connection option",
+    "invalid sslmode",
+    "root certificate",
+)
+
+_setup = threading.Lock()
+_standalone = False  # whether Django's settings are this module's
+_numbers = itertools.count(1)
+
+
+def connect(url: str | None = None, *, migrate: bool = False, timeout_seconds: float = 30.0) -> DjangoDb:
+    """Open a database and return a ``Db`` on it.
+
+    ``url`` defaults to the environment's ``DATABASE_URL``, then, in a Django project, to its ``default`` database,
+    then to the SQLite file ``agentdb.sqlite3`` in the working directory. ``migrate`` brings the schema up to date
+    first. A server that is not up yet is tried again for ``timeout_seconds``.
+
+    Raises ``InvalidInputError`` for a bad URL, ``DatabaseUnavailableError``, ``SchemaOutOfDateError`` where migrations
+    are pending, and ``SchemaMismatchError`` where the old server's tables are not adopted yet.
+    """
+    if not timeout_seconds >= 0:
+        raise InvalidInputError(f"timeout_seconds must be a number from 0 on, not {timeout_seconds!r}.")
+    alias, owned = _alias(url)
+
+    from django.db import connections
+
+    from agentdb.adapter import DjangoDb
+
+    in_memory = connections.settings[alias]["NAME"] == ":memory:"
+    db = DjangoDb(alias, _owned=owned, _shared=owned and in_memory)
+    try:
+        connection = connections[alias]
+        if not migrate:
+            _check_file_exists(connection)
+        _wait(db, time.monotonic() + timeout_seconds)
+        _bring_up_to_date(db, connection, migrate)
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def connect_async(url: str | None = None, *, migrate: bool = False, timeout_seconds: float = 30.0) -> AsyncDb:
+    """Return an ``AsyncDb`` that opens the database, as ``connect()`` does, when it is entered or first used."""
+    return AsyncDb.opening(lambda: connect(url, migrate=migrate, timeout_seconds=timeout_seconds))
+
+
+def configure(url: str | None = None) -> str:
+    """Configure Django, unless the host has, with the database of ``url`` as ``default``; return the alias of ``url``.
+
+    A host's settings are left as they are, and a ``url`` becomes one more alias among them.
+    """
+    return _alias(url)[0]
+
+
+def _alias(url: str | None) -> tuple[str, bool]:
+    """Return the alias for the URL, and whether it is ours to close."""
+    from django.apps import apps
+    from django.conf import settings
+    from django.db import DEFAULT_DB_ALIAS
+
+    global _standalone
+    with _setup:
+        if not settings.configured and "DJANGO_SETTINGS_MODULE" not in os.environ:
+            database = database_from_url(database_url(url))
+            settings.configure(
+                DATABASES={DEFAULT_DB_ALIAS: database},
+                INSTALLED_APPS=INSTALLED_APPS,
+                DEFAULT_AUTO_FIELD="django.db.models.BigAutoField",
+                USE_TZ=True,
+                TIME_ZONE="UTC",
+                LOGGING_CONFIG=None,  # the program's own is not ours to change
+            )
+            _standalone = True
+            _set_up()
+            return DEFAULT_DB_ALIAS, True
+        if not apps.ready:
+            _set_up()
+        if not apps.is_installed("agentdb"):
+            raise AgentDbError('Django is configured without agentdb. Add "agentdb" to INSTALLED_APPS.')
+        if url is None and not os.environ.get(URL_VARIABLE) and not _standalone:
+            return DEFAULT_DB_ALIAS, False
+        return _add_alias(database_from_url(database_url(url))), True
+
+
+def _set_up() -> None:
+    import django
+
+    django.setup()
+
+
+def _add_alias(database: dict[str, Any]) -> str:
+    from django.db import connections
+    from django.db.utils import ConnectionHandler
+
+    alias = f"agentdb_{next(_numbers)}"
+    # A handler of its own fills in the defaults that Django reads without asking.
+    connections.settings[alias] = ConnectionHandler({"default": database}).settings["default"]
+    return alias
+
+
+def _check_file_exists(connection: BaseDatabaseWrapper) -> None:
+    """Refuse a SQLite file that is not there: SQLite would make an empty one of any misspelt name."""
+    name = str(connection.settings_dict["NAME"])
+    if (
+        connection.vendor == "sqlite"
+        and name != ":memory:"
+        and not name.startswith("file:")
+        and not Path(name).exists()
+    ):
+        from agentdb.migrating import migration_names
+
+        raise SchemaOutOfDateError(
+            f"SQLite database {name!r} does not exist. Run 'agentdb migrate' or pass migrate=True to make it.",
+            pending=migration_names(),
+        )
+
+
+def _wait(db: DjangoDb, deadline: float) -> None:
+    """Open this thread's connection; where a server is not up yet, try again until the deadline."""
+    delay = _FIRST_DELAY_SECONDS
+    while True:
+        try:
+            return db.ensure_connected()
+        except DatabaseUnavailableError as error:
+            left = deadline - time.monotonic()
+            if left <= 0 or any(words in str(error) for words in _FINAL) or not db.has_server:
+                raise
+            time.sleep(min(delay, left))
+            delay = min(delay * 2, _LONGEST_DELAY_SECONDS)
+
+
+def _bring_up_to_date(db: DjangoDb, connection: BaseDatabaseWrapper, migrate: bool) -> None:
+    from django.core.management import CommandError
+
+    from agentdb import migrating
+
+    with db.translated_errors():
+        pending = tuple(migrating.pending_migrations(connection))
+    if pending and migrate:
+        try:
+            with db.translated_errors():
+                migrating.migrate(db.alias)
+        except CommandError as error:
+            raise SchemaMismatchError(str(error)) from error
+    elif pending:
+        with db.translated_errors():
+            old = "agents" in connection.introspection.table_names() and len(pending) == len(
+                migrating.migration_names()
+            )
+        raise SchemaOutOfDateError(_out_of_date(db.describe(), pending, old), pending=pending)
+
+
+def _out_of_date(place: str, pending: tuple[str, ...], old: bool) -> str:
+    names = ", ".join(pending)
+    if old:
+        return (
+            f"{place} was made by the old server and is not adopted yet (pending: {names}). "
+            "Run 'agentdb baselinedb --check' to see what adopting it does, then 'agentdb baselinedb'."
+        )
+    return f"{place} lacks the migrations {names}. Run 'agentdb migrate', or pass migrate=True."

@@ -1,0 +1,100 @@
+"""The channel of PostgreSQL and CockroachDB; apart, because importing psycopg takes SQLite users' time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import django.db
+import psycopg
+from django.db.backends.base.base import BaseDatabaseWrapper
+from psycopg import errors
+from psycopg.types.datetime import TimestamptzLoader
+
+from agentdb.channel import Channel, Fault, readability
+
+_STALE_PLAN = "cached plan must not change result type"
+
+
+class PostgresChannel(Channel):
+    errors = (psycopg.Error, django.db.Error)
+    aborts_on_error = True
+
+    def __init__(self, wrapper: BaseDatabaseWrapper) -> None:
+        super().__init__(wrapper)
+        self._raw: psycopg.Connection[Any] | None = None
+        self._cursor: psycopg.Cursor[Any]
+        self._readable: Callable[[], bool]
+        self._prepares = True
+
+    def execute(self, sql: str, params: Sequence[Any]) -> Any:
+        self.ensure_alive()
+        if self.instrumented():
+            cursor = self.wrapper.cursor()
+            cursor.execute(sql, params)
+            return cursor
+        # Django's cursor binds on the client, which cannot prepare; this one binds on the server.
+        return self._cursor.execute(sql, params)
+
+    def ensure_alive(self) -> None:
+        raw: Any = self.wrapper.connection
+        if raw is not None and raw is self._raw:
+            # An idle connection has nothing to read unless the server said good-bye, or sent a notice.
+            if self.wrapper.in_atomic_block or not self._readable() or self._still_open(raw):
+                return
+            self.disconnect()
+        if self.wrapper.connection is None:
+            self.connect()
+        self._use(self.wrapper.connection)
+
+    def _use(self, raw: Any) -> None:
+        if not self._prepares:
+            raw.prepare_threshold = None
+        self._raw = raw
+        self._readable = readability(raw.pgconn.socket)
+        self._cursor = psycopg.Cursor(raw)
+        # Django puts a loader written in Python in the way of psycopg's own; the session is in UTC for both.
+        self._cursor.adapters.register_loader("timestamptz", TimestamptzLoader)
+
+    @staticmethod
+    def _still_open(raw: psycopg.Connection[Any]) -> bool:
+        try:
+            raw.pgconn.consume_input()
+        except psycopg.Error:
+            return False
+        return not raw.closed
+
+    def fault(self, error: BaseException) -> Fault:
+        if isinstance(error, errors.UniqueViolation):
+            return Fault.DUPLICATE
+        if isinstance(error, errors.SerializationFailure | errors.DeadlockDetected):
+            return Fault.CONFLICT
+        if isinstance(error, errors.LockNotAvailable):
+            return Fault.LOCKED
+        if isinstance(error, errors.InvalidSqlStatementName | errors.DuplicatePreparedStatement) or (
+            isinstance(error, errors.FeatureNotSupported) and _STALE_PLAN in str(error)
+        ):
+            return Fault.STALE_STATEMENT
+        if isinstance(error, errors.UndefinedTable | errors.UndefinedColumn | errors.UndefinedObject):
+            return Fault.MISMATCH
+        raw = self.wrapper.connection
+        if raw is None or raw.closed:
+            return Fault.LOST
+        if isinstance(error, psycopg.OperationalError | errors.InsufficientPrivilege | errors.ReadOnlySqlTransaction):
+            return Fault.UNAVAILABLE
+        return Fault.OTHER
+
+    def prepare_nothing(self) -> None:
+        self._prepares = False
+        if self._raw is not None:
+            self._raw.prepare_threshold = None
+
+    def describe(self) -> str:
+        settings = self.wrapper.settings_dict
+        options = settings.get("OPTIONS", {})
+        name = "CockroachDB" if self.wrapper.vendor == "cockroachdb" else "PostgreSQL"
+        if "service" in options and not settings["NAME"]:
+            return f"{name} service {options['service']!r}"
+        host = settings["HOST"] or options.get("host") or "localhost"
+        port = settings["PORT"] or options.get("port") or (26257 if name == "CockroachDB" else 5432)
+        return f"{name} at {host}:{port}, database {settings['NAME']!r},"

@@ -1,0 +1,267 @@
+"""Django queries compiled to SQL once, then executed as cached SQL.
+
+A query is written over the models with stand-ins for its parameters::
+
+    by_id = Select(lambda p: Session.objects.filter(id=p.text("id")))
+
+Compiling it on a connection runs Django's own compiler, finds each stand-in among the compiled parameters, and keeps
+the SQL, the places of the parameters by name, and the fields' conversions. Django keeps nothing between two calls of
+``.get()``; most of its time goes into building the same SQL again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.models import Count, DateTimeField, Field, Model, QuerySet
+from django.db.models.constants import OnConflict
+from django.db.models.expressions import Combinable
+from django.db.models.sql import DeleteQuery, InsertQuery, UpdateQuery
+from django.db.models.sql.compiler import SQLCompiler
+
+Row = tuple[Any, ...]
+Converter = Callable[[Any], Any]
+
+# No text or instant of a caller can be mistaken for a stand-in: the first is a Unicode noncharacter, the second is
+# only ever compared while a query is compiled.
+_TEXT_MARK = "\ufdd0"
+_INSTANT_YEAR = 1901
+_INTEGER_BASE = 987_654_000
+
+
+class Parameters:
+    """Hands out stand-in values while a query is written, and remembers their names."""
+
+    def __init__(self) -> None:
+        self.texts: dict[str, str] = {}
+        self.instants: dict[datetime, str] = {}
+        self.limits: dict[int, str] = {}
+
+    def text(self, name: str) -> str:
+        """Return the stand-in for a text parameter."""
+        value = f"{_TEXT_MARK}{name}{_TEXT_MARK}"
+        self.texts[value] = name
+        return value
+
+    def instant(self, name: str) -> datetime:
+        """Return the stand-in for an aware ``datetime`` parameter."""
+        for value, known in self.instants.items():
+            if known == name:
+                return value
+        value = datetime(_INSTANT_YEAR, 1, 1, microsecond=len(self.instants) + 1, tzinfo=UTC)
+        self.instants[value] = name
+        return value
+
+    def limit(self, name: str) -> int:
+        """Return the stand-in for the upper bound of a slice, which Django writes into the SQL itself."""
+        value = _INTEGER_BASE + len(self.limits)
+        self.limits[value] = name
+        return value
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Statement:
+    """SQL in the driver's placeholder style, with what turns named values into parameters and rows into values."""
+
+    sql: str
+    slots: tuple[tuple[str | None, Any, Converter | None], ...]
+    converters: tuple[tuple[int, Converter], ...]
+
+    def bind(self, values: Mapping[str, Any]) -> list[Any]:
+        """Return the driver's parameters for the named values."""
+        return [
+            constant if name is None else values[name] if convert is None else convert(values[name])
+            for name, constant, convert in self.slots
+        ]
+
+    def convert(self, row: Row) -> Row | list[Any]:
+        """Return the row with the fields' conversions applied."""
+        if not self.converters:
+            return row
+        values = list(row)
+        for index, converter in self.converters:
+            values[index] = converter(values[index])
+        return values
+
+
+class Query(Protocol):
+    """Something that compiles to one statement."""
+
+    def compile(self, connection: BaseDatabaseWrapper) -> Statement: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Select:
+    """The rows of a queryset, its columns in the model's order."""
+
+    build: Callable[[Parameters], QuerySet[Any]]
+
+    def compile(self, connection: BaseDatabaseWrapper) -> Statement:
+        parameters = Parameters()
+        compiler = self.build(parameters).query.get_compiler(connection=connection)
+        sql, params = compiler.as_sql()
+        return _statement(connection, parameters, compiler, sql, params, [column for column, _, _ in compiler.select])
+
+
+@dataclass(frozen=True, eq=False)
+class SelectCount:
+    """How many rows a queryset has, as one row of one column."""
+
+    build: Callable[[Parameters], QuerySet[Any]]
+
+    def compile(self, connection: BaseDatabaseWrapper) -> Statement:
+        parameters = Parameters()
+        query = self.build(parameters).query.clone()
+        query.clear_ordering(force=True)
+        query.default_cols = False
+        query.add_annotation(Count("*"), alias="__count")
+        compiler = query.get_compiler(connection=connection)
+        sql, params = compiler.as_sql()
+        return _statement(connection, parameters, compiler, sql, params, [])
+
+
+@dataclass(frozen=True, eq=False)
+class Update:
+    """``queryset.update(**values)``."""
+
+    build: Callable[[Parameters], QuerySet[Any]]
+    values: Callable[[Parameters], dict[str, Any]]
+
+    def compile(self, connection: BaseDatabaseWrapper) -> Statement:
+        parameters = Parameters()
+        query: UpdateQuery = self.build(parameters).query.chain(UpdateQuery)  # type: ignore[assignment]
+        query.add_update_values(self.values(parameters))
+        compiler = query.get_compiler(connection=connection)
+        sql, params = compiler.as_sql()
+        return _statement(connection, parameters, compiler, sql, params, [])
+
+
+@dataclass(frozen=True, eq=False)
+class Delete:
+    """``queryset.delete()`` of a model that nothing refers to."""
+
+    build: Callable[[Parameters], QuerySet[Any]]
+
+    def compile(self, connection: BaseDatabaseWrapper) -> Statement:
+        parameters = Parameters()
+        query = self.build(parameters).query.chain(DeleteQuery)
+        compiler = query.get_compiler(connection=connection)
+        sql, params = compiler.as_sql()
+        return _statement(connection, parameters, compiler, sql, params, [])
+
+
+@dataclass(frozen=True, eq=False)
+class Insert:
+    """Insert one instance and return its row; with ``unique``, update the row that is there.
+
+    On a conflict over the ``unique`` columns the ``replace`` columns take the new values and the ``change`` columns
+    the value of an expression over the old row, which ``bulk_create(update_conflicts=True)`` cannot say.
+    """
+
+    build: Callable[[Parameters], Model]
+    unique: tuple[str, ...] = ()
+    replace: tuple[str, ...] = ()
+    change: Mapping[str, Combinable] | None = None
+
+    def compile(self, connection: BaseDatabaseWrapper) -> Statement:
+        parameters = Parameters()
+        instance = self.build(parameters)
+        meta = type(instance)._meta
+        fields = list(meta.concrete_fields)
+        query = InsertQuery(
+            type(instance),
+            on_conflict=OnConflict.UPDATE if self.unique else None,
+            update_fields=[meta.get_field(name) for name in self.replace],
+            unique_fields=[meta.get_field(name) for name in self.unique],
+        )
+        query.insert_values(fields, [instance])
+        compiler = query.get_compiler(connection=connection)
+        compiler.returning_fields = fields
+        [(sql, params)] = compiler.as_sql()
+        if self.change:
+            assignments, values = _assignments(connection, type(instance), self.change)
+            sql = sql.replace(" DO UPDATE SET ", f" DO UPDATE SET {assignments}, ", 1)
+            params = (*params, *values)
+        columns = [field.get_col(meta.db_table) for field in fields]
+        return _statement(connection, parameters, compiler, sql, params, columns)
+
+
+def _assignments(
+    connection: BaseDatabaseWrapper, model: type[Model], change: Mapping[str, Combinable]
+) -> tuple[str, tuple[Any, ...]]:
+    query = UpdateQuery(model)
+    query.add_update_values(dict(change))
+    sql, params = query.get_compiler(connection=connection).as_sql()
+    return sql.partition(" SET ")[2], tuple(params)
+
+
+def _statement(
+    connection: BaseDatabaseWrapper,
+    parameters: Parameters,
+    compiler: SQLCompiler,
+    sql: str,
+    params: tuple[Any, ...] | list[Any],
+    columns: list[Any],
+) -> Statement:
+    adapt = connection.ops.adapt_datetimefield_value
+    names: dict[Any, str] = {**parameters.texts}
+    names.update((adapt(value), name) for value, name in parameters.instants.items())
+    convert_instant = _instant_to_sqlite if connection.vendor == "sqlite" else None
+    instants = set(parameters.instants.values())
+    slots: list[tuple[str | None, Any, Converter | None]] = []
+    for value in params:
+        name = names.get(value) if isinstance(value, str | datetime) else None
+        slots.append((name, None if name else value, convert_instant if name in instants else None))
+    for value, name in parameters.limits.items():
+        before, found, after = sql.partition(f"LIMIT {value}")
+        if found:
+            sql = f"{before}LIMIT %s{after}"
+            slots.insert(before.count("%s"), (name, None, None))
+    missing = {*parameters.texts.values(), *instants, *parameters.limits.values()} - {name for name, _, _ in slots}
+    if missing:
+        raise ValueError(f"The query has no place for its parameters {sorted(missing)}: {sql}")
+    if connection.vendor == "sqlite":
+        sql = sql.replace("%s", "?").replace("%%", "%")
+    return Statement(sql, tuple(slots), _converters(connection, compiler, columns))
+
+
+def _converters(
+    connection: BaseDatabaseWrapper, compiler: SQLCompiler, columns: list[Any]
+) -> tuple[tuple[int, Converter], ...]:
+    return tuple(
+        (index, _converter(connection, functions, column))
+        for index, (functions, column) in compiler.get_converters(columns).items()
+    )
+
+
+def _converter(connection: BaseDatabaseWrapper, functions: list[Any], column: Any) -> Converter:
+    field: Field[Any, Any] = column.output_field
+    if connection.vendor == "sqlite" and type(field) is DateTimeField:
+        return _instant_from_sqlite
+
+    def convert(value: Any) -> Any:
+        for function in functions:
+            value = function(value, column, connection)
+        return value
+
+    return convert
+
+
+# Django's own conversions between SQLite's text and an aware datetime, without its detours over settings and
+# regular expressions; the tests compare the two.
+
+
+def _instant_to_sqlite(value: datetime) -> str:
+    return str(value.astimezone(UTC).replace(tzinfo=None))
+
+
+def _instant_from_sqlite(value: Any) -> Any:
+    # A connection of a host project may have parsed the column already (detect_types).
+    instant = datetime.fromisoformat(value) if isinstance(value, str) else value
+    if instant is None:
+        return None
+    return instant.replace(tzinfo=UTC) if instant.tzinfo is None else instant.astimezone(UTC)

@@ -1,0 +1,82 @@
+"""What every engine can store: arguments are checked here, before any SQL, so that all engines refuse the same."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from agentdb.errors import InvalidInputError
+from agentdb.interface import SandboxState, SessionRecord, SessionStatus
+
+# A PostgreSQL index entry holds about 2,700 bytes, and an index here has up to four identifiers.
+MAX_IDENTIFIER_BYTES = 512
+
+_STATUSES = {status.value: status.value for status in SessionStatus}
+_STATES = {state.value: state.value for state in SandboxState}
+
+
+def text(what: str, value: object) -> str:
+    """Return ``value`` if every engine can store it as text."""
+    if type(value) is not str:
+        if not isinstance(value, str):
+            raise InvalidInputError(f"{what} must be a string, not {type(value).__name__}.")
+        value = str.__str__(value)  # a StrEnum's value: psycopg would send its name
+    if "\0" in value:
+        raise InvalidInputError(f"{what} {value!r} has a NUL character, which PostgreSQL cannot store.")
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise InvalidInputError(f"{what} {value!r} has a lone surrogate, which is no character.") from None
+    return value
+
+
+def identifier(what: str, value: object) -> str:
+    """Return ``value`` if it is a text that can be a key: not empty, and short enough for an index."""
+    value = text(what, value)
+    if not value:
+        raise InvalidInputError(f"{what} must not be empty.")
+    if len(value) > 128 and (size := len(value.encode())) > MAX_IDENTIFIER_BYTES:
+        raise InvalidInputError(f"{what} has {size} bytes in UTF-8; the limit is {MAX_IDENTIFIER_BYTES}.")
+    return value
+
+
+def optional_identifier(what: str, value: object) -> str | None:
+    return None if value is None else identifier(what, value)
+
+
+def session_status(value: object) -> str:
+    return _known("Session status", value, _STATUSES)
+
+
+def sandbox_state(value: object) -> str:
+    return _known("Sandbox state", value, _STATES)
+
+
+def aware_instant(what: str, value: object) -> datetime:
+    """Return ``value`` if it names one instant: a ``datetime`` with a time zone."""
+    if not isinstance(value, datetime):
+        raise InvalidInputError(f"{what} must be a datetime, not {type(value).__name__}.")
+    if value.utcoffset() is None:
+        raise InvalidInputError(f"{what} {value.isoformat()} has no time zone; pass an aware datetime.")
+    return value
+
+
+def page_limit(value: object) -> int:
+    if type(value) is not int or value < 1 or value >= 2**63:
+        raise InvalidInputError(f"limit must be a whole number from 1 on, not {value!r}.")
+    return value
+
+
+def page_record(value: object) -> SessionRecord:
+    if not isinstance(value, SessionRecord):
+        raise InvalidInputError(f"before must be a SessionRecord of the page before, not {type(value).__name__}.")
+    return value
+
+
+def _known(what: str, value: object, known: dict[str, str]) -> str:
+    if not isinstance(value, str):
+        raise InvalidInputError(f"{what} must be a string, not {type(value).__name__}.")
+    try:
+        return known[value]
+    except KeyError:
+        raise InvalidInputError(f"{what} {str.__str__(value)!r} is not one of {', '.join(known)}.") from None

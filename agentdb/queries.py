@@ -1,0 +1,173 @@
+"""Every query of the Db interface, written over the models."""
+
+from __future__ import annotations
+
+from django.db.models import F, Q
+from django.db.models.functions import Coalesce
+
+from agentdb.compiled import Delete, Insert, Parameters, Select, SelectCount, Update
+from agentdb.expressions import CodePointOrder
+from agentdb.interface import SandboxState, SessionStatus
+from agentdb.models import LEAST_RECENTLY_USED_FIRST, NEWEST_FIRST, Agent, ApiKey, Sandbox, Session
+
+# -- agents
+
+UPSERT_AGENT = Insert(
+    lambda p: Agent(
+        id=p.text("id"),
+        tenant_id=p.text("tenant_id"),
+        name=p.text("name"),
+        version=1,
+        path=p.text("path"),
+        created_at=p.instant("now"),
+        updated_at=p.instant("now"),
+    ),
+    unique=("tenant_id", "name"),
+    replace=("path", "updated_at"),
+    change={"version": F("version") + 1},
+)
+GET_AGENT = Select(lambda p: Agent.objects.filter(tenant_id=p.text("tenant_id"), name=p.text("name")))
+LIST_AGENTS = Select(
+    lambda p: Agent.objects.filter(tenant_id=p.text("tenant_id")).order_by(CodePointOrder("name").asc())
+)
+DELETE_AGENT = Delete(lambda p: Agent.objects.filter(tenant_id=p.text("tenant_id"), name=p.text("name")))
+DELETE_SESSIONS_OF_AGENT = Delete(
+    lambda p: Session.objects.filter(tenant_id=p.text("tenant_id"), agent_name=p.text("name"))
+)
+
+# -- sessions
+
+INSERT_SESSION = Insert(
+    lambda p: Session(
+        id=p.text("id"),
+        tenant_id=p.text("tenant_id"),
+        agent_name=p.text("agent_name"),
+        sandbox_id=p.text("sandbox_id"),
+        status=SessionStatus.STARTING.value,
+        runner_id=None,
+        created_at=p.instant("now"),
+        last_active_at=p.instant("now"),
+    )
+)
+GET_SESSION = Select(lambda p: Session.objects.filter(id=p.text("id")))
+
+
+def _update_session(column: str | None = None) -> Update:
+    def values(p: Parameters) -> dict[str, object]:
+        change: dict[str, object] = {column: p.text(column)} if column else {}
+        return {**change, "last_active_at": p.instant("now")}
+
+    return Update(lambda p: Session.objects.filter(id=p.text("id")), values)
+
+
+UPDATE_SESSION_STATUS = _update_session("status")
+UPDATE_SESSION_SANDBOX = _update_session("sandbox_id")
+UPDATE_SESSION_RUNNER = _update_session("runner_id")
+TOUCH_SESSION = _update_session()
+
+
+def _list_sessions(*, agent: bool, before: bool, limit: bool) -> Select:
+    def build(p: Parameters):  # type: ignore[no-untyped-def]
+        sessions = Session.objects.filter(tenant_id=p.text("tenant_id"))
+        if agent:
+            sessions = sessions.filter(agent_name=p.text("agent"))
+        if before:
+            # The first condition bounds the range of the index, the second orders within one instant.
+            created_at = p.instant("created_at")
+            sessions = sessions.alias(ordered_id=CodePointOrder("id")).filter(
+                Q(created_at__lt=created_at) | Q(ordered_id__lt=p.text("id")), created_at__lte=created_at
+            )
+        sessions = sessions.order_by(*NEWEST_FIRST)
+        return sessions[: p.limit("limit")] if limit else sessions
+
+    return Select(build)
+
+
+LIST_SESSIONS = {
+    (agent, before, limit): _list_sessions(agent=agent, before=before, limit=limit)
+    for agent in (False, True)
+    for before in (False, True)
+    for limit in (False, True)
+}
+LIST_SESSIONS_BY_RUNNER = Select(
+    lambda p: Session.objects.filter(runner_id=p.text("runner_id")).order_by(*NEWEST_FIRST)
+)
+
+_RUNNING = (SessionStatus.ACTIVE.value, SessionStatus.STARTING.value)
+
+
+def _pause(p: Parameters) -> dict[str, object]:
+    return {"status": SessionStatus.PAUSED.value, "last_active_at": p.instant("now")}
+
+
+PAUSE_SESSIONS = Update(lambda p: Session.objects.filter(status__in=_RUNNING), _pause)
+PAUSE_SESSIONS_BY_RUNNER = Update(
+    lambda p: Session.objects.filter(runner_id=p.text("runner_id"), status__in=_RUNNING), _pause
+)
+
+# -- sandboxes
+
+INSERT_SANDBOX = Insert(
+    lambda p: Sandbox(
+        id=p.text("id"),
+        tenant_id=p.text("tenant_id"),
+        session_id=p.text("session_id"),
+        agent_name=p.text("agent_name"),
+        state=SandboxState.WARMING.value,
+        workspace_dir=p.text("workspace_dir"),
+        created_at=p.instant("now"),
+        last_used_at=p.instant("now"),
+    )
+)
+GET_SANDBOX = Select(lambda p: Sandbox.objects.filter(id=p.text("id")))
+UPDATE_SANDBOX_STATE = Update(lambda p: Sandbox.objects.filter(id=p.text("id")), lambda p: {"state": p.text("state")})
+UPDATE_SANDBOX_SESSION = Update(
+    lambda p: Sandbox.objects.filter(id=p.text("id")), lambda p: {"session_id": p.text("session_id")}
+)
+TOUCH_SANDBOX = Update(lambda p: Sandbox.objects.filter(id=p.text("id")), lambda p: {"last_used_at": p.instant("now")})
+COUNT_SANDBOXES = SelectCount(lambda p: Sandbox.objects.all())
+
+
+def _first_of(state: SandboxState):  # type: ignore[no-untyped-def]
+    return Sandbox.objects.filter(state=state.value).order_by(*LEAST_RECENTLY_USED_FIRST).values("id")[:1]
+
+
+# COALESCE stops at the first state that has a sandbox: at most three probes of one index, and no sort.
+GET_BEST_EVICTION_CANDIDATE = Select(
+    lambda p: Sandbox.objects.filter(
+        id=Coalesce(_first_of(SandboxState.COLD), _first_of(SandboxState.WARM), _first_of(SandboxState.WAITING))
+    )
+)
+
+
+def _unused(state: SandboxState) -> Select:
+    return Select(
+        lambda p: Sandbox.objects.filter(state=state.value, last_used_at__lt=p.instant("older_than")).order_by(
+            *LEAST_RECENTLY_USED_FIRST
+        )
+    )
+
+
+GET_IDLE_SANDBOXES = _unused(SandboxState.WAITING)
+GET_COLD_SANDBOXES = _unused(SandboxState.COLD)
+DELETE_SANDBOX = Delete(lambda p: Sandbox.objects.filter(id=p.text("id")))
+# "Not equal" reads the whole table; "less or greater" reads the two ranges of the index on either side.
+MARK_ALL_SANDBOXES_COLD = Update(
+    lambda p: Sandbox.objects.filter(Q(state__lt=SandboxState.COLD.value) | Q(state__gt=SandboxState.COLD.value)),
+    lambda p: {"state": SandboxState.COLD.value},
+)
+
+# -- API keys
+
+GET_API_KEY_BY_HASH = Select(lambda p: ApiKey.objects.filter(key_hash=p.text("key_hash")))
+INSERT_API_KEY = Insert(
+    lambda p: ApiKey(
+        id=p.text("id"),
+        tenant_id=p.text("tenant_id"),
+        key_hash=p.text("key_hash"),
+        label=p.text("label"),
+        created_at=p.instant("now"),
+    )
+)
+LIST_API_KEYS = Select(lambda p: ApiKey.objects.filter(tenant_id=p.text("tenant_id")).order_by(*NEWEST_FIRST))
+DELETE_API_KEY = Delete(lambda p: ApiKey.objects.filter(id=p.text("id")))
