@@ -1,0 +1,388 @@
+"""How the tables of a database differ from those that the models say. Pure: reads no database."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from agentdb.sqltext import tokenize
+from agentdb.tables import Column, Index, IndexPart, Table
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One thing that is not as the models say; ``note`` means that agentdb works all the same."""
+
+    code: str  # stable: table.missing, column.type, index.extra …; docs/verifydb.md lists them
+    severity: Literal["drift", "note"]
+    table: str
+    object: str | None  # the column, index or constraint; None for the table itself and for what has no name
+    expected: str | None
+    found: str | None
+    message: str  # one sentence, one line
+
+
+def compare(expected: Mapping[str, Table], live: Mapping[str, Table], *, names: bool = True) -> list[Difference]:
+    """Return how ``live`` differs from ``expected``; an empty list, or notes alone, is a match.
+
+    With ``names=False`` constraints and indexes are matched by what they do, whatever they are called, and a unique
+    index serves where a UNIQUE constraint is expected: how the old server's databases differ among themselves.
+
+    One change is one difference: what a missing or renamed column takes with it is told in that column's line.
+    """
+    found: list[Difference] = []
+    for name, table in expected.items():
+        if name in live:
+            found += _TableDiff(table, live[name], names=names).differences()
+        else:
+            found.append(Difference("table.missing", "drift", name, None, "table", None, f"Table {name} is missing."))
+    for name, table in live.items():
+        if name not in expected:
+            message = f"{_capitalized(table.kind)} {name} is not agentdb's and is left alone."
+            found.append(Difference("table.foreign", "note", name, None, None, table.kind, message))
+    return found
+
+
+@dataclass(frozen=True)
+class _Key:
+    """An index or a UNIQUE constraint, as the diff sees it."""
+
+    name: str | None
+    index: Index
+    constraint: bool
+
+    @property
+    def noun(self) -> str:
+        return "unique" if self.constraint else "index"
+
+    @property
+    def kind(self) -> str:
+        if self.constraint:
+            return "unique constraint"
+        return "unique index" if self.index.unique else "index"
+
+    @property
+    def on(self) -> str:
+        """Its keys and what else defines it, as in '(tenant_id, created_at DESC) where runner_id IS NOT NULL'."""
+        index = self.index
+        text = f"({', '.join(map(_part_text, index.parts))})"
+        if index.method != "btree":
+            text += f" using {index.method}"
+        if index.include:
+            text += f" including ({', '.join(index.include)})"
+        if index.options:
+            text += f" {', '.join(index.options)}"
+        return text + (f" where {index.condition}" if index.condition else "")
+
+    @property
+    def title(self) -> str:
+        return f"{self.kind} {self.name}" if self.name else f"{self.kind} without a name"
+
+    @property
+    def columns(self) -> set[str]:
+        texts = [part.expression for part in self.index.parts] + [self.index.condition or "", *self.index.include]
+        return {token.identifier for text in texts for token in tokenize(text) if token.kind in ("word", "name")}
+
+    def is_like(self, other: _Key, *, names: bool) -> bool:
+        kinds = self.constraint == other.constraint or not names
+        return kinds and replace(self.index, valid=True) == replace(other.index, valid=True)
+
+
+def _part_text(part: IndexPart) -> str:
+    text = part.expression
+    if part.collation:
+        text += f' COLLATE "{part.collation}"'
+    if part.operator_class:
+        text += f" {part.operator_class}"
+    if part.descending:
+        text += " DESC"
+    return text + (f" NULLS {part.nulls.upper()}" if part.nulls else "")
+
+
+def _keys(table: Table) -> list[_Key]:
+    uniques = [
+        _Key(
+            unique.name,
+            Index("", tuple(IndexPart(column) for column in unique.columns), unique=True, options=unique.options),
+            constraint=True,
+        )
+        for unique in table.uniques
+    ]
+    return uniques + [_Key(index.name, replace(index, name=""), constraint=False) for index in table.indexes]
+
+
+class _TableDiff:
+    def __init__(self, expected: Table, live: Table, *, names: bool) -> None:
+        self.table = expected.name
+        self.expected = expected
+        self.live = live
+        self.names = names
+        self.missing = [column for column in expected.columns if live.column(column.name) is None]
+        self.extra = [column for column in live.columns if expected.column(column.name) is None]
+        self.renamed = _renamed(self.missing, self.extra)
+        self._old_names = {new: old for old, new in self.renamed.items()}
+        recollated = {
+            column.name
+            for column in expected.columns
+            for found in (live.column(column.name),)
+            if found is not None and found.collation != column.collation
+        }
+        # A change of a column shows in its indexes too; it is told once, so they are compared as if it were undone.
+        self.wanted_keys = [_without_collations(key, recollated) for key in _keys(expected)]
+        self.live_keys = [_without_collations(self._with_old_names(key), recollated) for key in _keys(live)]
+
+    def differences(self) -> list[Difference]:
+        if self.live.kind != self.expected.kind:
+            message = f"{self.table} is a {self.live.kind}, not a {self.expected.kind}."
+            return [self._drift("table.kind", None, self.expected.kind, self.live.kind, message)]
+        keys, lost = self._keys()
+        return [
+            *self._options(),
+            *self._columns(lost),
+            *self._extra_columns(),
+            *self._primary_key(),
+            *keys,
+            *self._extra_constraints(),
+            *self._triggers(),
+        ]
+
+    def _drift(self, code: str, thing: str | None, expected: str | None, found: str | None, message: str) -> Difference:
+        return Difference(code, "drift", self.table, thing, expected, found, message)
+
+    def _extra(self, what: str, thing: str | None, found: str, title: str, *, harmless: bool) -> Difference:
+        fate = "and is left alone" if harmless else "and can refuse what agentdb writes"
+        message = f"{title} is not in the models {fate}."
+        return Difference(f"{what}.extra", "note" if harmless else "drift", self.table, thing, None, found, message)
+
+    def _options(self) -> Iterator[Difference]:
+        words = {
+            "unlogged": "is unlogged: PostgreSQL empties it after a crash",
+            "row security": "has row security: it hides rows and refuses inserts",
+            "strict": "is strict: it refuses SQLite's datetimes",
+        }
+        for option in self.live.options:
+            message = f"Table {self.table} {words.get(option, f'is {option}; the models say nothing of it')}."
+            yield self._drift("table.option", None, None, option, message)
+
+    # ------------------------------------------------------------------------------------------------------ columns
+
+    def _columns(self, lost: Mapping[str, list[str]]) -> Iterator[Difference]:
+        for column in self.expected.columns:
+            found = self.live.column(column.name)
+            if found is not None:
+                yield from self._column(column, found)
+                continue
+            message = f"Column {self.table}.{column.name} is missing"
+            if lost.get(column.name):
+                message += f", and with it {_listed(lost[column.name])}"
+            other = self.renamed.get(column.name)
+            if other is not None:
+                message += f" (column {other} is defined like it: was it renamed?)"
+            yield self._drift("column.missing", column.name, _column_text(column), other, f"{message}.")
+
+    def _column(self, column: Column, found: Column) -> Iterator[Difference]:
+        def tell(what: str, expected: str | None, live: str | None, has: str, should: str) -> Difference:
+            message = f"Column {self.table}.{column.name} {has}; it should {should}."
+            return self._drift(f"column.{what}", column.name, expected, live, message)
+
+        if column.type != found.type:
+            yield tell("type", column.type, found.type, f"has the type {found.type}", f"be {column.type}")
+        if column.nullable != found.nullable:
+            words = {True: ("NULL", "allows NULL", "allow NULL"), False: ("NOT NULL", "is NOT NULL", "be NOT NULL")}
+            wanted, has = words[column.nullable], words[found.nullable]
+            yield tell("nullable", wanted[0], has[0], has[1], wanted[2])
+        if column.default != found.default:
+            yield tell(
+                "default",
+                column.default,
+                found.default,
+                "has no default" if found.default is None else f"has the default {found.default}",
+                "have none" if column.default is None else f"be {column.default}",
+            )
+        if column.collation != found.collation:
+            yield tell(
+                "collation",
+                column.collation,
+                found.collation,
+                f"has the collation {found.collation}" if found.collation else "has the usual collation",
+                f"be {column.collation}" if column.collation else "have the usual one",
+            )
+        if column.generated != found.generated:
+            yield tell(
+                "generated",
+                column.generated,
+                found.generated,
+                f"is generated as {found.generated}" if found.generated else "is not generated",
+                f"be generated as {column.generated}" if column.generated else "be an ordinary column",
+            )
+
+    def _extra_columns(self) -> Iterator[Difference]:
+        for column in self.extra:
+            if column.name in self._old_names:
+                continue
+            text = _column_text(column)
+            title = f"Column {self.table}.{column.name} ({text})"
+            if column.nullable or column.default is not None or column.generated:
+                yield self._extra("column", column.name, text, title, harmless=True)
+            else:
+                message = f"{title} is not in the models and has no default: every insert fails."
+                yield self._drift("column.extra", column.name, None, text, message)
+
+    # --------------------------------------------------------------------------------------------------------- keys
+
+    def _with_old_names(self, key: _Key) -> _Key:
+        def old(sql: str) -> str:
+            return re.sub(r"\w+", lambda match: self._old_names.get(match.group(), match.group()), sql)
+
+        index = replace(
+            key.index,
+            parts=tuple(replace(part, expression=old(part.expression)) for part in key.index.parts),
+            condition=None if key.index.condition is None else old(key.index.condition),
+            include=tuple(map(old, key.index.include)),
+        )
+        return replace(key, index=index)
+
+    def _primary_key(self) -> Iterator[Difference]:
+        wanted, found = self.expected.primary_key, self.live.primary_key
+        if wanted is None:
+            return
+        columns = f"({', '.join(wanted.columns)})"
+        if found is None:
+            if not {column.name for column in self.missing} & set(wanted.columns):
+                message = f"Table {self.table} has no primary key; it should be {columns}."
+                yield self._drift("primary_key.missing", wanted.name, columns, None, message)
+        elif tuple(self._old_names.get(name, name) for name in found.columns) != wanted.columns:
+            actual = f"({', '.join(found.columns)})"
+            message = f"The primary key of {self.table} is {actual}; it should be {columns}."
+            yield self._drift("primary_key.columns", wanted.name, columns, actual, message)
+        elif self.names and found.name != wanted.name:
+            message = f"The primary key of {self.table} {_called(found.name)}; it should {_be_called(wanted.name)}."
+            yield self._drift("primary_key.name", wanted.name, wanted.name, found.name, message)
+
+    def _keys(self) -> tuple[list[Difference], dict[str, list[str]]]:
+        """Compare indexes and UNIQUE constraints; tell also what each missing column took with it."""
+        wanted, live = list(self.wanted_keys), list(self.live_keys)
+
+        def take(same: Callable[[_Key, _Key], bool]) -> list[tuple[_Key, _Key]]:
+            pairs = []
+            for key in list(wanted):
+                other = next((other for other in live if same(key, other)), None)
+                if other is not None:
+                    wanted.remove(key)
+                    live.remove(other)
+                    pairs.append((key, other))
+            return pairs
+
+        same = take(lambda key, other: key.name == other.name and key.is_like(other, names=self.names))
+        changed = take(lambda key, other: key.name == other.name) if self.names else []
+        renamed = take(lambda key, other: key.is_like(other, names=self.names))
+        found = [*self._changed_keys(changed)]
+        if self.names:
+            found += self._renamed_keys(renamed)
+        found += self._invalid_keys(same + renamed)
+        gone = [column.name for column in self.missing]
+        lost: dict[str, list[str]] = defaultdict(list)
+        primary = self.expected.primary_key
+        if primary and self.live.primary_key is None:
+            for column in [name for name in gone if name in primary.columns][:1]:
+                lost[column].append("the primary key")
+        for key in wanted:
+            takers = [column for column in gone if column in key.columns]
+            if takers:
+                lost[takers[0]].append(key.title)
+            else:
+                message = f"{_capitalized(key.title)} on {self.table} {key.on} is missing."
+                found.append(self._drift(f"{key.noun}.missing", key.name, f"{key.kind} on {key.on}", None, message))
+        for key in live:
+            harmless = not key.index.unique or self._left_null(part.expression for part in key.index.parts)
+            title = f"{_capitalized(key.title)} on {self.table} {key.on}"
+            found.append(self._extra(key.noun, key.name, f"{key.kind} on {key.on}", title, harmless=harmless))
+        return found, lost
+
+    def _changed_keys(self, pairs: list[tuple[_Key, _Key]]) -> Iterator[Difference]:
+        for key, other in pairs:
+            wanted, found = f"{key.kind} on {key.on}", f"{other.kind} on {other.on}"
+            message = (
+                f"{_capitalized(key.title)} on {self.table} is {_article(other.kind)} {found}; it should be "
+                f"{_article(key.kind)} {wanted}."
+            )
+            yield self._drift(f"{key.noun}.changed", key.name, wanted, found, message)
+
+    def _renamed_keys(self, pairs: list[tuple[_Key, _Key]]) -> Iterator[Difference]:
+        for key, other in pairs:
+            message = (
+                f"{_capitalized(key.kind)} on {self.table} {key.on} {_called(other.name)}; it should "
+                f"{_be_called(key.name)}."
+            )
+            yield self._drift(f"{key.noun}.name", key.name, key.name, other.name, message)
+
+    def _invalid_keys(self, pairs: list[tuple[_Key, _Key]]) -> Iterator[Difference]:
+        for key, other in pairs:
+            if not other.index.valid:
+                message = (
+                    f"{_capitalized(other.title)} on {self.table} is invalid and serves no query: "
+                    f"run 'REINDEX INDEX CONCURRENTLY {other.name}'."
+                )
+                yield self._drift("index.invalid", key.name, "valid", "invalid", message)
+
+    def _left_null(self, columns: Iterable[str]) -> bool:
+        """Whether one of the columns is NULL in every row that agentdb inserts, so that nothing there can collide."""
+        nulls = {column.name for column in self.extra if column.nullable and column.default is None}
+        return any(column in nulls for column in columns)
+
+    def _extra_constraints(self) -> Iterator[Difference]:
+        for key in self.live.foreign_keys:
+            on = f"({', '.join(key.columns)}) to {key.target_table} ({', '.join(key.target_columns)})"
+            title = f"Foreign key {key.name or 'without a name'} on {self.table} {on}"
+            yield self._extra("foreign_key", key.name, on, title, harmless=self._left_null(key.columns))
+        for check in self.live.checks:
+            title = f"Check constraint {check.name or 'without a name'} on {self.table} ({check.expression})"
+            yield self._extra("check", check.name, check.expression, title, harmless=False)
+
+    def _triggers(self) -> Iterator[Difference]:
+        for trigger in self.live.triggers:
+            yield self._extra("trigger", trigger, "trigger", f"Trigger {trigger} on {self.table}", harmless=True)
+
+
+def _renamed(missing: list[Column], extra: list[Column]) -> dict[str, str]:
+    """The missing columns that alone have a definition which one additional column, and no other, has too."""
+    renamed = {}
+    for column in missing:
+        alike = [other.name for other in extra if replace(other, name=column.name) == column]
+        rivals = [other for other in missing if replace(other, name=column.name) == column]
+        if len(alike) == len(rivals) == 1:
+            renamed[column.name] = alike[0]
+    return renamed
+
+
+def _without_collations(key: _Key, columns: set[str]) -> _Key:
+    parts = tuple(replace(part, collation=None) if part.expression in columns else part for part in key.index.parts)
+    return replace(key, index=replace(key.index, parts=parts))
+
+
+def _article(kind: str) -> str:
+    return "an" if kind == "index" else "a"
+
+
+def _called(name: str | None) -> str:
+    return f"is named {name}" if name else "has no name"
+
+
+def _be_called(name: str | None) -> str:
+    return f"be {name}" if name else "have none"
+
+
+def _capitalized(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _listed(things: list[str]) -> str:
+    return things[0] if len(things) == 1 else f"{', '.join(things[:-1])} and {things[-1]}"
+
+
+def _column_text(column: Column) -> str:
+    text = column.type if column.nullable else f"{column.type} NOT NULL"
+    return text if column.default is None else f"{text} DEFAULT {column.default}"

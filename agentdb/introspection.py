@@ -1,0 +1,363 @@
+"""What tables a database has: SQLite from its pragmas and sqlite_master, PostgreSQL from its catalog. Reads only."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from typing import Any
+
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from agentdb.sqltext import IndexText, TableText, canonical, parse_create_index, parse_create_table, tokenize
+from agentdb.tables import Check, Column, ForeignKey, Index, IndexPart, PrimaryKey, Table, Unique
+
+# Where the engine puts NULLs when an index does not say, by whether the key is descending.
+_USUAL_NULLS = {"sqlite": {False: "first", True: "last"}, "postgresql": {False: "last", True: "first"}}
+_USUAL_COLLATIONS = {"sqlite": "BINARY", "postgresql": "default"}
+
+
+def read_tables(connection: BaseDatabaseWrapper, names: Collection[str] | None = None) -> dict[str, Table]:
+    """Return the tables of the current schema by name; only those in ``names``, if given. Reads no row of them.
+
+    Names of SQLite, which knows no difference, are in lower case. A view or the like is told only where it is named.
+    """
+    read = _read_sqlite if connection.vendor == "sqlite" else _read_postgresql
+    return read(connection, None if names is None else set(names))
+
+
+def _dialect(connection: BaseDatabaseWrapper) -> str:
+    return "sqlite" if connection.vendor == "sqlite" else "postgresql"
+
+
+def column_type(connection: BaseDatabaseWrapper, declared: str) -> str:
+    name = re.sub(r"\s+", " ", declared).strip().lower()
+    if connection.vendor == "cockroachdb":
+        return {"integer": "bigint", "int8": "bigint", "string": "text", "timestamptz": "timestamp with time zone"}.get(
+            name, name
+        )
+    return name
+
+
+def column_default(sql: str | None) -> str | None:
+    text = None if sql is None else canonical(sql)
+    return None if text == "NULL" else text
+
+
+def literal(value: object) -> str:
+    if isinstance(value, str):
+        return "'" + value.replace("'", "''") + "'"
+    return str(value)
+
+
+def index_from(connection: BaseDatabaseWrapper, text: IndexText, *, valid: bool = True) -> Index:
+    dialect = _dialect(connection)
+    parts = []
+    for key in text.keys:
+        usual = _USUAL_NULLS[dialect][key.descending]
+        collation = None if key.collation == _USUAL_COLLATIONS[dialect] else key.collation
+        nulls: Any = None if key.nulls == usual else key.nulls
+        parts.append(IndexPart(key.expression, key.descending, collation, nulls, key.operator_class))
+    return Index(
+        name=_folded(text.name) if dialect == "sqlite" else text.name,
+        parts=tuple(parts),
+        unique=text.unique,
+        condition=text.condition,
+        include=text.include,
+        method=text.method or "btree",
+        valid=valid,
+        options=("nulls not distinct",) if text.nulls_not_distinct else (),
+    )
+
+
+# --------------------------------------------------------------------------------------------------- what SQLite has
+
+
+def _folded(name: str) -> str:
+    return name.translate(_LOWER)
+
+
+_LOWER = str.maketrans({chr(code): chr(code).lower() for code in range(ord("A"), ord("Z") + 1)})
+
+
+def _read_sqlite(connection: BaseDatabaseWrapper, names: set[str] | None) -> dict[str, Table]:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT type, name, tbl_name, sql FROM main.sqlite_master")
+        objects = [(kind, name, _folded(owner), sql or "") for kind, name, owner, sql in cursor.fetchall()]
+        triggers = defaultdict(list)
+        index_texts = {name: sql for kind, name, _, sql in objects if kind == "index"}
+        for kind, name, owner, _ in objects:
+            if kind == "trigger":
+                triggers[owner].append(name)
+        tables = {}
+        shadows = _shadow_tables(cursor)
+        for kind, name, _, sql in objects:
+            key = _folded(name)
+            wanted = kind == "table" if names is None else kind in ("table", "view") and key in names
+            if not wanted or key.startswith("sqlite_") or key in shadows:
+                continue
+            if kind == "view":
+                tables[key] = Table(key, (), None, kind="view")
+            elif _is_virtual(sql):
+                tables[key] = Table(key, (), None, kind="virtual table")
+            else:
+                tables[key] = _read_sqlite_table(connection, cursor, name, sql, index_texts, tuple(triggers[key]))
+    return tables
+
+
+def _is_virtual(sql: str) -> bool:
+    return [token.word for token in tokenize(sql[:100])[1:2]] == ["VIRTUAL"]
+
+
+def _shadow_tables(cursor: Any) -> set[str]:
+    """The tables in which a virtual table keeps its own data: ``notes_fts_content`` of ``notes_fts``."""
+    cursor.execute("PRAGMA main.table_list")  # nothing before SQLite 3.37, where they pass for ordinary tables
+    return {_folded(row[1]) for row in cursor.fetchall() if row[2] == "shadow"}
+
+
+def _read_sqlite_table(
+    connection: BaseDatabaseWrapper,
+    cursor: Any,
+    name: str,
+    sql: str,
+    index_texts: Mapping[str, str],
+    triggers: tuple[str, ...],
+) -> Table:
+    quote = connection.ops.quote_name
+    text = parse_create_table(sql)
+    written = {_folded(column.name): column for column in text.columns}
+    columns = []
+    keys: dict[int, str] = {}
+    cursor.execute(f"PRAGMA main.table_xinfo({quote(name)})")
+    for _, column, declared, not_null, default, key, _ in cursor.fetchall():
+        column = _folded(column)
+        own = written.get(column)
+        if key:
+            keys[key] = column
+        columns.append(
+            Column(
+                name=column,
+                type=column_type(connection, declared).removesuffix(" generated always"),
+                nullable=not not_null,
+                default=_sqlite_default(default),
+                collation=None if own is None or _is_binary(own.collation) else own.collation,
+                generated=own.generated if own else None,
+            )
+        )
+    uniques, indexes = [], []
+    cursor.execute(f"PRAGMA main.index_list({quote(name)})")
+    for _, index, _, origin, _ in cursor.fetchall():
+        if origin == "c":
+            indexes.append(index_from(connection, parse_create_index(index_texts[index])))
+        elif origin == "u":
+            cursor.execute(f"PRAGMA main.index_xinfo({quote(index)})")
+            uniques.append(_sqlite_unique([row for row in cursor.fetchall() if row[5]], columns, text))
+    named = {constraint.kind: constraint.name for constraint in text.constraints if constraint.kind == "primary key"}
+    return Table(
+        name=_folded(name),
+        columns=tuple(columns),
+        primary_key=PrimaryKey(named.get("primary key"), tuple(keys[position] for position in sorted(keys)))
+        if keys
+        else None,
+        uniques=tuple(sorted(uniques, key=lambda unique: (unique.columns, unique.name or ""))),
+        indexes=tuple(sorted(indexes, key=lambda index: index.name)),
+        foreign_keys=tuple(
+            ForeignKey(
+                constraint.name,
+                tuple(map(_folded, constraint.columns)),
+                _folded(constraint.target_table),
+                tuple(map(_folded, constraint.target_columns)),
+            )
+            for constraint in text.constraints
+            if constraint.kind == "foreign key"
+        ),
+        checks=tuple(
+            Check(constraint.name, constraint.expression)
+            for constraint in text.constraints
+            if constraint.kind == "check"
+        ),
+        options=text.options,
+        triggers=triggers,
+    )
+
+
+def _is_binary(collation: str | None) -> bool:
+    return collation is None or collation.upper() == "BINARY"
+
+
+def _sqlite_default(default: str | None) -> str | None:
+    if default is None:
+        return None
+    tokens = tokenize(default)
+    # In a default SQLite takes a quoted name for a string.
+    if len(tokens) == 1 and tokens[0].kind == "name":
+        return literal(tokens[0].identifier)
+    return column_default(default)
+
+
+def _sqlite_unique(keys: list[Any], columns: list[Column], text: TableText) -> Unique:
+    names = tuple(_folded(row[2]) for row in keys)
+    collations = {column.name: column.collation or "BINARY" for column in columns}
+    options = []
+    written = [constraint for constraint in text.constraints if constraint.kind == "unique"]
+    constraint = next((one for one in written if tuple(map(_folded, one.columns)) == names), None)
+    if constraint and constraint.conflict not in (None, "abort"):
+        options.append(f"on conflict {constraint.conflict}")
+    options += [f"collate {row[4].lower()}" for row in keys if collations[_folded(row[2])].upper() != row[4].upper()]
+    return Unique(constraint.name if constraint else None, names, tuple(options))
+
+
+# ----------------------------------------------------------------------------------------------- what PostgreSQL has
+
+_KINDS = {
+    "r": "table",
+    "p": "partitioned table",
+    "f": "foreign table",
+    "v": "view",
+    "m": "materialized view",
+}
+
+_RELATIONS = """
+    SELECT c.oid, c.relname, c.relkind, c.relpersistence, c.relrowsecurity
+    FROM pg_catalog.pg_class c
+    JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+    WHERE n.nspname = current_schema() AND c.relkind IN ('r', 'p', 'f', 'v', 'm')
+    ORDER BY c.relname
+"""
+_COLUMNS = """
+    SELECT a.attrelid, a.attname, pg_catalog.format_type(a.atttypid, a.atttypmod), a.attnotnull,
+           pg_catalog.pg_get_expr(d.adbin, d.adrelid), a.attidentity, a.attgenerated,
+           CASE WHEN a.attcollation <> t.typcollation THEN o.collname END
+    FROM pg_catalog.pg_attribute a
+    JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
+    LEFT JOIN pg_catalog.pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+    LEFT JOIN pg_catalog.pg_collation o ON o.oid = a.attcollation
+    WHERE a.attrelid = ANY(%s) AND a.attnum > 0 AND NOT a.attisdropped
+    ORDER BY a.attrelid, a.attnum
+"""
+_CONSTRAINTS = """
+    SELECT k.conrelid, k.conname, k.contype, k.condeferrable, k.convalidated, k.conindid,
+           ARRAY(SELECT a.attname FROM pg_catalog.unnest(k.conkey) WITH ORDINALITY AS u(number, place)
+                 JOIN pg_catalog.pg_attribute a ON a.attrelid = k.conrelid AND a.attnum = u.number ORDER BY u.place),
+           f.relname,
+           ARRAY(SELECT a.attname FROM pg_catalog.unnest(k.confkey) WITH ORDINALITY AS u(number, place)
+                 JOIN pg_catalog.pg_attribute a ON a.attrelid = k.confrelid AND a.attnum = u.number ORDER BY u.place),
+           pg_catalog.pg_get_constraintdef(k.oid)
+    FROM pg_catalog.pg_constraint k
+    LEFT JOIN pg_catalog.pg_class f ON f.oid = k.confrelid
+    WHERE k.conrelid = ANY(%s)
+    ORDER BY k.conrelid, k.conname
+"""
+_INDEXES = """
+    SELECT i.indrelid, i.indexrelid, c.relname, pg_catalog.pg_get_indexdef(i.indexrelid), i.indisvalid AND i.indisready
+    FROM pg_catalog.pg_index i
+    JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid
+    WHERE i.indrelid = ANY(%s)
+    ORDER BY i.indrelid, c.relname
+"""
+_TRIGGERS = """
+    SELECT t.tgrelid, t.tgname FROM pg_catalog.pg_trigger t WHERE t.tgrelid = ANY(%s) AND NOT t.tgisinternal
+    ORDER BY t.tgrelid, t.tgname
+"""
+
+
+def _read_postgresql(connection: BaseDatabaseWrapper, names: set[str] | None) -> dict[str, Table]:
+    with connection.cursor() as cursor:
+        cursor.execute(_RELATIONS)
+        relations = {
+            oid: (name, _KINDS[_text(kind)], _text(persistence), row_security)
+            for oid, name, kind, persistence, row_security in cursor.fetchall()
+            if (_text(kind) not in "vm" if names is None else name in names)
+        }
+        oids = list(relations)
+
+        def by_table(query: str) -> dict[int, list[Any]]:
+            rows = defaultdict(list)
+            cursor.execute(query, [oids])
+            for owner, *row in cursor.fetchall():
+                rows[owner].append(row)
+            return rows
+
+        columns, constraints = by_table(_COLUMNS), by_table(_CONSTRAINTS)
+        indexes, triggers = by_table(_INDEXES), by_table(_TRIGGERS)
+    return {
+        name: _postgresql_table(
+            connection,
+            Table(
+                name,
+                (),
+                None,
+                kind=kind,
+                options=(("unlogged",) if persistence == "u" else ()) + (("row security",) if row_security else ()),
+                triggers=tuple(trigger for (trigger,) in triggers[oid]),
+            ),
+            columns[oid],
+            constraints[oid],
+            indexes[oid],
+        )
+        for oid, (name, kind, persistence, row_security) in relations.items()
+    }
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value  # the catalog's "char" type
+
+
+def _postgresql_table(
+    connection: BaseDatabaseWrapper, table: Table, columns: list[Any], constraints: list[Any], indexes: list[Any]
+) -> Table:
+    index_texts = {oid: (parse_create_index(definition), valid) for oid, _, definition, valid in indexes}
+    primary_key = None
+    uniques, foreign_keys, checks = [], [], []
+    owned, unproven = set(), set()
+    for name, kind, deferrable, validated, index, own, target, target_columns, definition in constraints:
+        kind, own = _text(kind), tuple(own)
+        options = (("deferrable",) if deferrable else ()) + (() if validated else ("not valid",))
+        if kind in "pux":
+            owned.add(index)
+        if kind == "p":
+            primary_key = PrimaryKey(name, own)
+        elif kind == "u":
+            text, valid = index_texts[index]
+            options += ("nulls not distinct",) if text.nulls_not_distinct else ()
+            options += () if valid else ("invalid",)
+            options += (f"include ({', '.join(text.include)})",) if text.include else ()
+            uniques.append(Unique(name, own, options))
+        elif kind == "f":
+            foreign_keys.append(ForeignKey(name, own, target, tuple(target_columns)))
+        elif kind == "n":  # PostgreSQL 18 lists NOT NULL here; below it is only a flag of the column
+            unproven |= set() if validated else set(own)
+        elif kind in "cx":
+            expression = canonical(re.sub(r"^CHECK |( NO INHERIT)?( NOT VALID)?$", "", definition))
+            checks.append(Check(name, expression))
+    return replace(
+        table,
+        columns=tuple(
+            Column(
+                name=name,
+                type=column_type(connection, declared),
+                nullable=not not_null or name in unproven,
+                default=None if _text(generated) else column_default(default),
+                collation=collation,
+                generated=_generated(_text(identity), _text(generated), default),
+            )
+            for name, declared, not_null, default, identity, generated, collation in columns
+        ),
+        primary_key=primary_key,
+        uniques=tuple(uniques),
+        indexes=tuple(
+            replace(index_from(connection, text, valid=valid), name=name)
+            for oid, name, _, _ in indexes
+            if oid not in owned
+            for text, valid in (index_texts[oid],)
+        ),
+        foreign_keys=tuple(foreign_keys),
+        checks=tuple(checks),
+    )
+
+
+def _generated(identity: str, generated: str, expression: str | None) -> str | None:
+    if identity:
+        return "identity"
+    return canonical(expression or "") if generated else None
