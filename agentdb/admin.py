@@ -1,0 +1,645 @@
+"""The four tables in Django's admin: to look at, with a few actions that go through the Db."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+from urllib.parse import urlencode
+
+from django import forms
+from django.contrib import admin, messages
+from django.contrib.admin import helpers
+from django.contrib.admin.utils import quote
+from django.core.exceptions import PermissionDenied
+from django.db import router
+from django.db.models import Model, QuerySet
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.template.response import TemplateResponse
+from django.urls import URLPattern, path, reverse
+from django.utils.decorators import method_decorator
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+from django.utils.text import capfirst
+from django.views.decorators.cache import never_cache
+from django.views.decorators.csrf import csrf_protect
+from django.views.decorators.debug import sensitive_variables
+
+from agentdb import overview
+from agentdb.adapter import DjangoDb
+from agentdb.changelist import AgeFilter, ChoiceFilter, KeysetChangeList, TextFilter
+from agentdb.display import exact, masked, relative, when
+from agentdb.errors import AgentDbError
+from agentdb.interface import Db, SandboxState, SessionStatus
+from agentdb.models import Agent, ApiKey, Sandbox, Session
+
+if TYPE_CHECKING:
+    ModelAdmin = admin.ModelAdmin[Any]
+else:
+    ModelAdmin = admin.ModelAdmin  # no generic class at run time
+
+NONE = format_html('<span class="agentdb-none">{}</span>', "none")
+UNUSED_FORMS = "agentdb_unused_key_forms"
+
+
+class TenantFilter(TextFilter):
+    title = "tenant"
+    parameter = column = "tenant_id"
+    suggests = True
+
+
+class AgentFilter(TextFilter):
+    title = "agent"
+    parameter = column = "agent_name"
+
+
+class NameFilter(TextFilter):
+    title = "name"
+    parameter = column = "name"
+
+
+class RunnerFilter(TextFilter):
+    title = "runner"
+    parameter = column = "runner_id"
+    suggests = True
+
+
+class SandboxFilter(TextFilter):
+    title = "sandbox"
+    parameter = column = "sandbox_id"
+
+
+class SessionFilter(TextFilter):
+    title = "session"
+    parameter = column = "session_id"
+
+
+class StatusFilter(ChoiceFilter):
+    title = "status"
+    parameter = column = "status"
+    values = tuple(map(str, SessionStatus))
+
+
+class StateFilter(ChoiceFilter):
+    title = "state"
+    parameter = column = "state"
+    values = tuple(map(str, SandboxState))
+
+
+class CreatedFilter(AgeFilter):
+    title = "created"
+    column = "created_at"
+
+
+class LastUsedFilter(AgeFilter):
+    title = "last used"
+    column = "last_used_at"
+
+
+def list_url(site: admin.AdminSite, model: type[Model], **filters: str) -> str:
+    url = reverse(f"{site.name}:agentdb_{model._meta.model_name}_changelist")
+    return f"{url}?{urlencode(filters)}" if filters else url
+
+
+def row_url(site: admin.AdminSite, row: Model) -> str:
+    name = f"{site.name}:agentdb_{row._meta.model_name}_change"
+    return reverse(name, args=[quote(row.pk)])
+
+
+def tenant_url(site: admin.AdminSite, tenant_id: str) -> str:
+    return f"{reverse(f'{site.name}:agentdb_tenant')}?{urlencode({'id': tenant_id})}"
+
+
+def link(url: str, text: object) -> SafeString:
+    return format_html('<a href="{}">{}</a>', url, text)
+
+
+def badge(value: str) -> SafeString:
+    return format_html('<span class="agentdb-badge agentdb-value-{}">{}</span>', slug(value), value)
+
+
+def slug(value: str) -> str:
+    return value if value in (*SessionStatus, *SandboxState) else "other"
+
+
+def missing(text: str) -> SafeString:
+    return format_html(
+        '<span class="agentdb-missing" title="Nothing with this name is stored.">{} <em>(missing)</em></span>', text
+    )
+
+
+def viewable(site: admin.AdminSite, request: HttpRequest) -> set[type[Model]]:
+    """The models of which the user may see the rows."""
+    shown = {model: site._registry[model] for model in (Agent, Session, Sandbox, ApiKey) if model in site._registry}
+    return {model for model, model_admin in shown.items() if model_admin.has_view_permission(request)}
+
+
+class ReadFirstAdmin(ModelAdmin):
+    """Looking needs the view permission. Actions need the change permission; no form edits a row, whoever looks."""
+
+    # What the list is ordered by, newest first, and which columns an index finds: alone, and in the list's order.
+    order_field: ClassVar[str] = "created_at"
+    found_by: ClassVar[Sequence[tuple[str, ...]]]
+    ordered_by: ClassVar[Sequence[tuple[str, ...]]] = ()
+
+    list_per_page = 100
+    sortable_by = ()
+    show_full_result_count = False
+    show_facets = admin.ShowFacets.NEVER
+    actions_selection_counter = True
+    list_display_links = None
+
+    class Media:
+        css: ClassVar = {"all": ["agentdb/admin.css"]}
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return super().has_view_permission(request, obj) or self.has_act_permission(request)
+
+    def has_act_permission(self, request: HttpRequest) -> bool:
+        return super().has_change_permission(request)
+
+    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[KeysetChangeList]:
+        return KeysetChangeList
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
+        return self.fields
+
+    def lookup_allowed(self, lookup: str, value: str, request: HttpRequest | None = None) -> bool:
+        # Django allows any lookup on a column, which would try key hashes prefix by prefix, or scan a table.
+        return lookup in {spec.parameter for spec in self.list_filter}  # type: ignore[union-attr]
+
+    def find_linked(self, rows: Sequence[Any]) -> None:
+        """Look up what the rows refer to, with one query for each kind of it."""
+
+    def get_object(self, request: HttpRequest, object_id: str, from_field: str | None = None) -> Any:
+        if "\x00" in object_id:
+            return None
+        row = super().get_object(request, object_id, from_field)
+        if row is not None:
+            self.find_linked([row])
+        return row
+
+    @admin.display(description="id", ordering="id")
+    def id_link(self, row: Any) -> SafeString:
+        return format_html('<a class="agentdb-id" href="{}">{}</a>', row_url(self.admin_site, row), row.pk)
+
+    @admin.display(description="tenant")
+    def tenant(self, row: Any) -> SafeString:
+        return link(tenant_url(self.admin_site, row.tenant_id), row.tenant_id)
+
+    @admin.display(description="created")
+    def created(self, row: Any) -> SafeString:
+        return when(row.created_at)
+
+    @admin.display(description="created")
+    def created_exactly(self, row: Any) -> str:
+        return f"{exact(row.created_at)} ({relative(row.created_at)})"
+
+    def run_action(self, request: HttpRequest, action: Action) -> HttpResponse | None:
+        """Ask, and once the answer is there act on each selected row through the Db, in one transaction."""
+        ids = [id for id in request.POST.getlist(helpers.ACTION_CHECKBOX_NAME) if id and "\x00" not in id]
+        ids = ids[: self.list_per_page]
+        rows = list(self.get_queryset(request).filter(pk__in=ids))
+        if "confirmed" not in request.POST:
+            return self._ask(request, action, rows)
+
+        alias = router.db_for_write(self.model)
+
+        def act(db: Db) -> list[tuple[str, str]]:
+            return [(id, action.act(db, id)) for id in ids]
+
+        try:
+            outcomes = DjangoDb(alias).run_transaction(act)
+        except AgentDbError as error:
+            self.message_user(request, f"Nothing was changed. {error}", messages.ERROR)
+            return None
+        done = {id for id, problem in outcomes if not problem}
+        self._log(request, action, [row for row in rows if row.pk in done])
+        self._report(request, action, outcomes)
+        return None
+
+    def _ask(self, request: HttpRequest, action: Action, rows: list[Any]) -> HttpResponse:
+        self.find_linked(rows)
+        context = {
+            **self.admin_site.each_context(request),
+            "title": action.question,
+            "action": action,
+            "rows": [(row.pk, str(row), row_url(self.admin_site, row)) for row in rows],
+            "opts": self.opts,
+            "media": self.media,
+            "back": request.get_full_path(),
+            "checkbox_name": helpers.ACTION_CHECKBOX_NAME,
+        }
+        return TemplateResponse(request, "admin/agentdb/confirm_action.html", context)
+
+    def _log(self, request: HttpRequest, action: Action, rows: list[Any]) -> None:
+        if not rows:
+            return
+        if action.deletes:
+            self.log_deletions(request, rows)  # type: ignore[arg-type]
+            return
+        for row in rows:
+            self.log_change(request, row, f"{action.done}.")
+
+    def _report(self, request: HttpRequest, action: Action, outcomes: list[tuple[str, str]]) -> None:
+        done = [id for id, problem in outcomes if not problem]
+        if done:
+            self.message_user(request, f"{action.done} {self._names(done)}.", messages.SUCCESS)
+        problems: dict[str, list[str]] = {}
+        for id, problem in outcomes:
+            if problem:
+                problems.setdefault(problem, []).append(id)
+        for problem, ids in problems.items():
+            self.message_user(request, f"Left alone, because {problem}: {self._names(ids)}.", messages.WARNING)
+
+    def _names(self, ids: list[str]) -> str:
+        kind = self.opts.verbose_name if len(ids) == 1 else self.opts.verbose_name_plural
+        shown = ", ".join(ids[:3])
+        more = f" and {len(ids) - 3} more" if len(ids) > 3 else ""
+        return f"{len(ids)} {kind} ({shown}{more})"
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """Something that can be done to a row; ``act`` returns why it was not done, or an empty text."""
+
+    name: str
+    question: str
+    button: str
+    done: str
+    act: Callable[[Db, str], str]
+    deletes: bool = False
+    warning: str = ""
+
+
+def _pause(db: Db, id: str) -> str:
+    session = db.get_session(id)
+    if session is None:
+        return "it is gone"
+    if session.status not in (SessionStatus.ACTIVE, SessionStatus.STARTING):
+        return f"it is {session.status}"
+    return "" if db.update_session_status(id, SessionStatus.PAUSED) else "it is gone"
+
+
+def _cool(db: Db, id: str) -> str:
+    sandbox = db.get_sandbox(id)
+    if sandbox is not None and sandbox.state == SandboxState.COLD:
+        return "it is cold already"
+    return "" if db.update_sandbox_state(id, SandboxState.COLD) else "it is gone"
+
+
+def _delete_sandbox(db: Db, id: str) -> str:
+    return "" if db.delete_sandbox(id) else "it is gone"
+
+
+def _revoke(db: Db, id: str) -> str:
+    return "" if db.delete_api_key(id) else "it is gone"
+
+
+PAUSE = Action(
+    "pause_sessions",
+    "Pause these sessions?",
+    "Pause",
+    "Paused",
+    _pause,
+    warning="Only active and starting sessions are paused. This writes the status; it does not reach the runner.",
+)
+COOL = Action(
+    "mark_cold",
+    "Mark these sandboxes cold?",
+    "Mark cold",
+    "Marked cold:",
+    _cool,
+    warning="This says that no process runs in them any more; it does not end one.",
+)
+DELETE_SANDBOX = Action(
+    "delete_sandboxes",
+    "Delete these sandboxes?",
+    "Delete",
+    "Deleted",
+    _delete_sandbox,
+    deletes=True,
+    warning="The rows are removed. Workspace folders stay on disk.",
+)
+REVOKE = Action(
+    "revoke_keys",
+    "Revoke these API keys?",
+    "Revoke",
+    "Revoked",
+    _revoke,
+    deletes=True,
+    warning="Whoever uses one of them is locked out at once. This cannot be undone.",
+)
+
+
+class LinkedAdmin(ReadFirstAdmin):
+    """Rows that name an agent of their tenant."""
+
+    def find_linked(self, rows: Sequence[Any]) -> None:
+        super().find_linked(rows)
+        names = {(row.tenant_id, row.agent_name) for row in rows}
+        agents = Agent.objects.using(self.alias).filter(
+            tenant_id__in={tenant_id for tenant_id, _ in names}, name__in={name for _, name in names}
+        )
+        found = {(agent.tenant_id, agent.name): agent for agent in agents} if names else {}
+        for row in rows:
+            row.linked_agent = found.get((row.tenant_id, row.agent_name))
+
+    @property
+    def alias(self) -> str:
+        return router.db_for_read(self.model)
+
+    @admin.display(description="agent")
+    def agent(self, row: Any) -> SafeString:
+        if row.linked_agent is None:
+            return missing(row.agent_name)
+        return link(row_url(self.admin_site, row.linked_agent), row.agent_name)
+
+
+@admin.register(Agent)
+class AgentAdmin(ReadFirstAdmin):
+    list_display = ("name_link", "tenant", "version", "path", "sessions", "sandboxes", "updated", "created")
+    list_filter = (TenantFilter, NameFilter, CreatedFilter)
+    search_fields = ("name", "path", "tenant_id")
+    search_help_text = (
+        "The beginning of an id, or a part of a name, path or tenant. Lists too long to search at once are searched "
+        "10,000 rows at a time, newest first."
+    )
+    found_by = (("tenant_id", "name"), ("tenant_id",))
+    fields = (
+        "id", "name", "tenant", "version", "path", "sessions", "sandboxes", "updated_exactly", "created_exactly"
+    )  # fmt: skip
+
+    @admin.display(description="name")
+    def name_link(self, row: Agent) -> SafeString:
+        return link(row_url(self.admin_site, row), row.name)
+
+    @admin.display(description="sessions")
+    def sessions(self, row: Agent) -> SafeString:
+        url = list_url(self.admin_site, Session, tenant_id=row.tenant_id, agent_name=row.name)
+        return link(url, "sessions")
+
+    @admin.display(description="sandboxes")
+    def sandboxes(self, row: Agent) -> SafeString:
+        url = list_url(self.admin_site, Sandbox, tenant_id=row.tenant_id, agent_name=row.name)
+        return link(url, "sandboxes")
+
+    @admin.display(description="updated")
+    def updated(self, row: Agent) -> SafeString:
+        return when(row.updated_at)
+
+    @admin.display(description="updated")
+    def updated_exactly(self, row: Agent) -> str:
+        return f"{exact(row.updated_at)} ({relative(row.updated_at)})"
+
+    def get_urls(self) -> list[URLPattern]:
+        view = self.admin_site.admin_view(self.tenant_view)
+        return [path("tenant/", view, name="agentdb_tenant"), *super().get_urls()]
+
+    def tenant_view(self, request: HttpRequest) -> HttpResponse:
+        """One tenant: how much of everything it has, and links to it."""
+        tenant_id = request.GET.get("id", "").replace("\x00", "")
+        site = self.admin_site
+        allowed = viewable(site, request)
+        if not allowed:
+            raise PermissionDenied
+        alias = router.db_for_read(Agent)
+        totals = overview.totals(alias, tenant_id)
+        amounts = {Agent: totals.agents, Session: totals.sessions, Sandbox: totals.sandboxes, ApiKey: totals.api_keys}
+        context = {
+            **site.each_context(request),
+            "title": f"Tenant {tenant_id}",
+            "tenant_id": tenant_id,
+            "opts": self.opts,
+            "media": self.media,
+            "parts": [
+                (capfirst(model._meta.verbose_name_plural), amount, list_url(site, model, tenant_id=tenant_id))
+                for model, amount in amounts.items()
+                if model in allowed
+            ],
+            "statuses": [
+                (bar, badge(bar.value), list_url(site, Session, tenant_id=tenant_id, status=bar.value))
+                for bar in overview.tenant_sessions_by_status(alias, tenant_id)
+            ]
+            if Session in allowed
+            else [],
+            "sample": overview.SAMPLE,
+            "is_empty": not any(amount.rows for amount in amounts.values()),
+        }
+        return TemplateResponse(request, "admin/agentdb/tenant.html", context)
+
+
+@admin.register(Session)
+class SessionAdmin(LinkedAdmin):
+    list_display = ("id_link", "tenant", "agent", "status_badge", "sandbox", "runner", "last_active", "created")
+    list_filter = (StatusFilter, TenantFilter, AgentFilter, RunnerFilter, SandboxFilter, CreatedFilter)
+    search_fields = ("id", "agent_name", "sandbox_id", "runner_id", "tenant_id")
+    search_help_text = (
+        "The beginning of an id, or a part of an agent's name, sandbox, runner or tenant. Lists too long to search at "
+        "once are searched 10,000 rows at a time, newest first."
+    )
+    found_by = (("runner_id",), ("tenant_id", "agent_name"), ("tenant_id",), ("status",))
+    ordered_by = (("runner_id",), ("tenant_id", "agent_name"), ("tenant_id",), ("status",))
+    fields = (
+        "id", "tenant", "agent", "status_badge", "sandbox", "sandboxes", "runner", "last_active_exactly",
+        "created_exactly",
+    )  # fmt: skip
+    actions = ("pause_sessions",)
+
+    def find_linked(self, rows: Sequence[Any]) -> None:
+        super().find_linked(rows)
+        sandboxes = Sandbox.objects.using(self.alias).in_bulk({row.sandbox_id for row in rows})
+        for row in rows:
+            row.linked_sandbox = sandboxes.get(row.sandbox_id)
+
+    @admin.display(description="status")
+    def status_badge(self, row: Session) -> SafeString:
+        return badge(row.status)
+
+    @admin.display(description="sandbox")
+    def sandbox(self, row: Any) -> SafeString:
+        if not row.sandbox_id:
+            return NONE
+        if row.linked_sandbox is None:
+            return missing(row.sandbox_id)
+        return link(row_url(self.admin_site, row.linked_sandbox), row.sandbox_id)
+
+    @admin.display(description="sandboxes of this session")
+    def sandboxes(self, row: Session) -> SafeString:
+        return link(list_url(self.admin_site, Sandbox, session_id=row.pk), "sandboxes")
+
+    @admin.display(description="runner")
+    def runner(self, row: Session) -> SafeString:
+        if row.runner_id is None:
+            return NONE
+        return link(list_url(self.admin_site, Session, runner_id=row.runner_id), row.runner_id)
+
+    @admin.display(description="last active")
+    def last_active(self, row: Session) -> SafeString:
+        return when(row.last_active_at)
+
+    @admin.display(description="last active")
+    def last_active_exactly(self, row: Session) -> str:
+        return f"{exact(row.last_active_at)} ({relative(row.last_active_at)})"
+
+    @admin.action(description="Pause selected sessions", permissions=["act"])
+    def pause_sessions(self, request: HttpRequest, queryset: QuerySet[Session]) -> HttpResponse | None:
+        return self.run_action(request, PAUSE)
+
+
+@admin.register(Sandbox)
+class SandboxAdmin(LinkedAdmin):
+    order_field = "last_used_at"
+    list_display = ("id_link", "tenant", "agent", "state_badge", "session", "workspace_dir", "last_used", "created")
+    list_filter = (StateFilter, TenantFilter, AgentFilter, SessionFilter, LastUsedFilter)
+    search_fields = ("id", "agent_name", "session_id", "workspace_dir", "tenant_id")
+    search_help_text = (
+        "The beginning of an id, or a part of an agent's name, session, workspace or tenant. Lists too long to search "
+        "at once are searched 10,000 rows at a time, last used first."
+    )
+    found_by = (("session_id",), ("tenant_id",), ("state",))
+    ordered_by = (("state",),)
+    fields = (
+        "id", "tenant", "agent", "state_badge", "session", "sessions", "workspace_dir", "last_used_exactly",
+        "created_exactly",
+    )  # fmt: skip
+    actions = ("mark_cold", "delete_sandboxes")
+
+    def find_linked(self, rows: Sequence[Any]) -> None:
+        super().find_linked(rows)
+        sessions = Session.objects.using(self.alias).in_bulk({row.session_id for row in rows if row.session_id})
+        for row in rows:
+            row.linked_session = sessions.get(row.session_id)
+
+    @admin.display(description="state")
+    def state_badge(self, row: Sandbox) -> SafeString:
+        return badge(row.state)
+
+    @admin.display(description="session")
+    def session(self, row: Any) -> SafeString:
+        if not row.session_id:
+            return NONE
+        if row.linked_session is None:
+            return missing(row.session_id)
+        return link(row_url(self.admin_site, row.linked_session), row.session_id)
+
+    @admin.display(description="sessions that name it")
+    def sessions(self, row: Sandbox) -> SafeString:
+        return link(list_url(self.admin_site, Session, sandbox_id=row.pk), "sessions")
+
+    @admin.display(description="last used")
+    def last_used(self, row: Sandbox) -> SafeString:
+        return when(row.last_used_at)
+
+    @admin.display(description="last used")
+    def last_used_exactly(self, row: Sandbox) -> str:
+        return f"{exact(row.last_used_at)} ({relative(row.last_used_at)})"
+
+    @admin.action(description="Mark selected sandboxes cold", permissions=["act"])
+    def mark_cold(self, request: HttpRequest, queryset: QuerySet[Sandbox]) -> HttpResponse | None:
+        return self.run_action(request, COOL)
+
+    @admin.action(description="Delete selected sandboxes", permissions=["act"])
+    def delete_sandboxes(self, request: HttpRequest, queryset: QuerySet[Sandbox]) -> HttpResponse | None:
+        return self.run_action(request, DELETE_SANDBOX)
+
+
+class IssueKeyForm(forms.Form):
+    tenant_id = forms.CharField(label="Tenant", strip=False, widget=forms.TextInput(attrs={"autofocus": True}))
+    label = forms.CharField(required=False, help_text="What the key is for: a person, a program.")
+    once = forms.CharField(widget=forms.HiddenInput)
+
+
+@admin.register(ApiKey)
+class ApiKeyAdmin(ReadFirstAdmin):
+    list_display = ("label_link", "tenant", "id_link", "masked_hash", "created")
+    list_filter = (TenantFilter, CreatedFilter)
+    search_fields = ("label", "tenant_id")
+    search_help_text = (
+        "The beginning of an id, or a part of a label or tenant. Lists too long to search at once are searched 10,000 "
+        "rows at a time, newest first."
+    )
+    found_by = (("tenant_id",),)
+    ordered_by = (("tenant_id",),)
+    fields = ("id", "tenant", "label", "masked_hash", "created_exactly")
+    actions = ("revoke_keys",)
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return admin.ModelAdmin.has_add_permission(self, request)
+
+    @admin.display(description="label")
+    def label_link(self, row: ApiKey) -> SafeString:
+        return link(row_url(self.admin_site, row), row.label or "(no label)")
+
+    @admin.display(description="hash")
+    def masked_hash(self, row: ApiKey) -> str:
+        return masked(row.key_hash)
+
+    @admin.action(description="Revoke selected API keys", permissions=["act"])
+    def revoke_keys(self, request: HttpRequest, queryset: QuerySet[ApiKey]) -> HttpResponse | None:
+        return self.run_action(request, REVOKE)
+
+    @method_decorator(csrf_protect)
+    @method_decorator(never_cache)
+    def add_view(self, request: HttpRequest, form_url: str = "", extra_context: Any = None) -> HttpResponse:
+        """Issue a key. The page that answers the form is the only place where it is ever shown."""
+        if not self.has_add_permission(request):
+            raise PermissionDenied
+        form = IssueKeyForm(request.POST if request.method == "POST" else None, initial={"once": secrets.token_hex(8)})
+        if request.method == "POST" and form.is_valid():
+            # Loading the answer again sends the form again, which must not issue a second key unasked.
+            unused: list[str] = request.session.get(UNUSED_FORMS, [])
+            once = form.cleaned_data["once"]
+            if once not in unused:
+                self.message_user(
+                    request,
+                    "This form was used already. A key is shown once; issue another one if it was lost.",
+                    messages.WARNING,
+                )
+                return HttpResponseRedirect(list_url(self.admin_site, ApiKey))
+            try:
+                response = self._issue(request, form.cleaned_data["tenant_id"], form.cleaned_data["label"])
+            except AgentDbError as error:
+                form.add_error(None, str(error))
+            else:
+                request.session[UNUSED_FORMS] = [each for each in unused if each != once]
+                return response
+        elif request.method != "POST":
+            unused = request.session.get(UNUSED_FORMS, [])
+            request.session[UNUSED_FORMS] = [*unused, form.initial["once"]][-10:]
+        context = {
+            **self.admin_site.each_context(request),
+            "title": "Issue API key",
+            "form": form,
+            "opts": self.opts,
+            "media": self.media,
+        }
+        return TemplateResponse(request, "admin/agentdb/issue_key.html", context)
+
+    @sensitive_variables()
+    def _issue(self, request: HttpRequest, tenant_id: str, label: str) -> HttpResponse:
+        plain, record = DjangoDb(router.db_for_write(ApiKey)).issue_api_key(tenant_id, label)
+        row = self.get_queryset(request).get(pk=record.id)
+        self.log_addition(request, row, "Issued.")
+        context = {
+            **self.admin_site.each_context(request),
+            "title": "API key issued",
+            "plain": plain,
+            "row": row,
+            "opts": self.opts,
+            "media": self.media,
+            "list_url": list_url(self.admin_site, ApiKey, tenant_id=tenant_id),
+        }
+        # Rendered here, so that no response object carries the key through middleware that may log it.
+        response = TemplateResponse(request, "admin/agentdb/key_issued.html", context).render()
+        return HttpResponse(response.content, headers={"Cache-Control": "no-store"})

@@ -1,0 +1,151 @@
+"""The process behind 'runadmin': an admin on 127.0.0.1 whose accounts live in a temporary file."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import signal
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+ADMIN_ALIAS = "admin"
+HOST = "127.0.0.1"
+
+
+class AdminRouter:
+    """agentdb's tables are in the database that is looked at; everything else of Django is in the temporary file."""
+
+    def db_for_read(self, model: Any, **hints: Any) -> str:
+        return "default" if model._meta.app_label == "agentdb" else ADMIN_ALIAS
+
+    db_for_write = db_for_read
+
+    def allow_relation(self, first: Any, second: Any, **hints: Any) -> bool:
+        return True
+
+    def allow_migrate(self, db: str, app_label: str, **hints: Any) -> bool:
+        return (db == ADMIN_ALIAS) == (app_label != "agentdb")
+
+
+def main() -> int:
+    wanted = json.loads(sys.stdin.readline())
+    signal.signal(signal.SIGTERM, _end)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    with tempfile.TemporaryDirectory(prefix="agentdb-admin-") as folder:
+        _configure(wanted["database"], Path(folder))
+        try:
+            return _serve(wanted["port"], wanted["read_only"])
+        except KeyboardInterrupt:
+            return 0
+        finally:
+            from django.db import connections
+
+            connections.close_all()
+
+
+def _end_with_parent() -> None:
+    os.read(sys.stdin.fileno(), 1)  # nothing more is written, so this returns when the other side is gone
+    signal.raise_signal(signal.SIGTERM)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _configure(database: dict[str, Any], folder: Path) -> None:
+    import django
+    from django.conf import settings
+
+    from agentdb.admin_project import ADMIN_APPS, MIDDLEWARE, TEMPLATES
+    from agentdb.conf import INSTALLED_APPS
+
+    settings.configure(
+        SECRET_KEY=secrets.token_urlsafe(64),
+        ALLOWED_HOSTS=[HOST, "localhost"],
+        INSTALLED_APPS=[*ADMIN_APPS, *INSTALLED_APPS],
+        MIDDLEWARE=MIDDLEWARE,
+        TEMPLATES=TEMPLATES,
+        ROOT_URLCONF="agentdb.admin_urls",
+        STATIC_URL="/static/",
+        DATABASES={
+            "default": database,
+            ADMIN_ALIAS: {
+                "ENGINE": "django.db.backends.sqlite3",
+                "NAME": str(folder / "accounts.sqlite3"),
+                "OPTIONS": {"transaction_mode": "IMMEDIATE"},
+            },
+        },
+        DATABASE_ROUTERS=["agentdb.admin_server.AdminRouter"],
+        DEFAULT_AUTO_FIELD="django.db.models.BigAutoField",
+        CSRF_COOKIE_HTTPONLY=True,
+        # Cookies know no ports: those of another admin on this machine are not to be mixed up with these.
+        SESSION_COOKIE_NAME="agentdb_runadmin_session",
+        CSRF_COOKIE_NAME="agentdb_runadmin_csrf",
+        X_FRAME_OPTIONS="DENY",
+        USE_TZ=True,
+        TIME_ZONE="UTC",
+    )
+    django.setup()
+
+
+def _serve(port: int, read_only: bool) -> int:
+    from django.core.servers.basehttp import ThreadedWSGIServer, WSGIRequestHandler
+    from django.core.wsgi import get_wsgi_application
+
+    try:
+        server = ThreadedWSGIServer((HOST, port), _quiet(WSGIRequestHandler))
+    except OSError as error:
+        sys.stderr.write(f"Port {port} of {HOST} cannot be used: {error.strerror}. Name another one with --port.\n")
+        return 1
+    with server:
+        name, password = _make_account(read_only)
+        server.set_app(get_wsgi_application())
+        kind = "can look and cannot change" if read_only else "is gone when this ends"
+        sys.stdout.write(
+            f"The admin is at http://{HOST}:{server.server_port}/admin/\n"
+            f"  user name  {name}\n  password   {password}\n"
+            f"This account {kind}. Only this machine can reach the address. Stop with Ctrl-C.\n"
+        )
+        sys.stdout.flush()
+        server.serve_forever()
+    return 0
+
+
+def _quiet(handler: type[Any]) -> type[Any]:
+    """Without a line on the terminal for every request that went well."""
+
+    class Quiet(handler):  # type: ignore[misc]
+        def log_message(self, format: str, *args: Any) -> None:
+            if len(args) > 1 and str(args[1]).startswith("5"):
+                super().log_message(format, *args)
+
+    return Quiet
+
+
+def _make_account(read_only: bool) -> tuple[str, str]:
+    from django.contrib.auth.models import Permission, User
+    from django.core.management.commands.migrate import Command as Migrate
+
+    for app in ("contenttypes", "auth", "admin", "sessions"):
+        # Django's own command: agentdb's looks at agentdb's tables, which this file does not have.
+        from django.core.management import call_command
+
+        call_command(Migrate(), app, database=ADMIN_ALIAS, interactive=False, verbosity=0)
+    name, password = "admin", secrets.token_urlsafe(12)
+    if read_only:
+        user = User.objects.create_user(name, password=password, is_staff=True)
+        user.user_permissions.set(
+            Permission.objects.filter(content_type__app_label="agentdb", codename__startswith="view_")
+        )
+    else:
+        User.objects.create_superuser(name, password=password)
+    return name, password
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+from argparse import ArgumentParser
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError
+from django.db import DEFAULT_DB_ALIAS
+
+from agentdb.adapter import DjangoDb
+from agentdb.display import exact, masked
+from agentdb.errors import AgentDbError
+from agentdb.models import ApiKey
+
+
+class Command(BaseCommand):
+    help = "Issues, lists and revokes API keys. The plain key is shown once and stored nowhere."
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument("--database", default=DEFAULT_DB_ALIAS, help="Alias of the database. Default: %(default)s.")
+        actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+
+        issue = actions.add_parser("issue", help="Make a key; prints the plain key alone to stdout.")
+        issue.add_argument("--tenant", required=True, help="The tenant the key belongs to.")
+        issue.add_argument("--label", required=True, help="What the key is for: a person, a program.")
+
+        shown = actions.add_parser("list", help="Print keys, newest first: id, tenant, label, hash, when made.")
+        shown.add_argument("--tenant", help="Only this tenant's keys.")
+
+        revoke = actions.add_parser("revoke", help="Delete a key; whoever uses it is locked out at once.")
+        revoke.add_argument("id", help="The id that 'list' prints.")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        try:
+            db = DjangoDb(options["database"])
+            if options["action"] == "issue":
+                self.issue(db, options["tenant"], options["label"])
+            elif options["action"] == "list":
+                self.list(options["database"], options["tenant"])
+            else:
+                self.revoke(db, options["id"])
+        except AgentDbError as error:
+            raise CommandError(str(error)) from error
+
+    def issue(self, db: DjangoDb, tenant_id: str, label: str) -> None:
+        plain, record = db.issue_api_key(tenant_id, label)
+        self.stdout.write(plain)
+        self.stderr.write(
+            f"Issued key {record.id} for tenant {tenant_id!r}. Keep the line above: it is not stored and cannot be "
+            "shown again.",
+            self.style.SUCCESS,
+        )
+
+    def list(self, alias: str, tenant_id: str | None) -> None:
+        keys = ApiKey.objects.using(alias).order_by("tenant_id", "-created_at", "-id")
+        if tenant_id is not None:
+            keys = keys.filter(tenant_id=tenant_id)
+        count = 0
+        for key in keys.iterator():
+            self.stdout.write(
+                "\t".join([key.id, key.tenant_id, key.label, masked(key.key_hash), exact(key.created_at)])
+            )
+            count += 1
+        of_tenant = f" of tenant {tenant_id!r}" if tenant_id is not None else ""
+        self.stderr.write(f"{count} key{'' if count == 1 else 's'}{of_tenant}.", self.style.SUCCESS)
+
+    def revoke(self, db: DjangoDb, id: str) -> None:
+        if not db.delete_api_key(id):
+            raise CommandError(f"There is no API key {id!r}. Run 'agentdb apikey list' to see the ids.", returncode=1)
+        self.stderr.write(f"Revoked key {id}.", self.style.SUCCESS)
