@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
+from django.apps import apps
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from agentdb.sqltext import IndexText, TableText, canonical, parse_create_index, parse_create_table, tokenize
@@ -21,10 +22,12 @@ _USUAL_COLLATIONS = {"sqlite": "BINARY", "postgresql": "default"}
 def read_tables(connection: BaseDatabaseWrapper, names: Collection[str] | None = None) -> dict[str, Table]:
     """Return the tables of the current schema by name; only those in ``names``, if given. Reads no row of them.
 
-    Names of SQLite, which knows no difference, are in lower case. A view or the like is told only where it is named.
+    Names of SQLite, which knows no difference, are in lower case. A view is listed only where it has the name of one
+    of agentdb's tables, or is asked for.
     """
     read = _read_sqlite if connection.vendor == "sqlite" else _read_postgresql
-    return read(connection, None if names is None else set(names))
+    views = {model._meta.db_table for model in apps.get_app_config("agentdb").get_models()}
+    return read(connection, None if names is None else set(names), views if names is None else set(names))
 
 
 def _dialect(connection: BaseDatabaseWrapper) -> str:
@@ -81,7 +84,7 @@ def _folded(name: str) -> str:
 _LOWER = str.maketrans({chr(code): chr(code).lower() for code in range(ord("A"), ord("Z") + 1)})
 
 
-def _read_sqlite(connection: BaseDatabaseWrapper, names: set[str] | None) -> dict[str, Table]:
+def _read_sqlite(connection: BaseDatabaseWrapper, names: set[str] | None, views: set[str]) -> dict[str, Table]:
     with connection.cursor() as cursor:
         cursor.execute("SELECT type, name, tbl_name, sql FROM main.sqlite_master")
         objects = [(kind, name, _folded(owner), sql or "") for kind, name, owner, sql in cursor.fetchall()]
@@ -94,7 +97,7 @@ def _read_sqlite(connection: BaseDatabaseWrapper, names: set[str] | None) -> dic
         shadows = _shadow_tables(cursor)
         for kind, name, _, sql in objects:
             key = _folded(name)
-            wanted = kind == "table" if names is None else kind in ("table", "view") and key in names
+            wanted = key in views if kind == "view" else kind == "table" and (names is None or key in names)
             if not wanted or key.startswith("sqlite_") or key in shadows:
                 continue
             if kind == "view":
@@ -262,13 +265,13 @@ _TRIGGERS = """
 """
 
 
-def _read_postgresql(connection: BaseDatabaseWrapper, names: set[str] | None) -> dict[str, Table]:
+def _read_postgresql(connection: BaseDatabaseWrapper, names: set[str] | None, views: set[str]) -> dict[str, Table]:
     with connection.cursor() as cursor:
         cursor.execute(_RELATIONS)
         relations = {
             oid: (name, _KINDS[_text(kind)], _text(persistence), row_security)
             for oid, name, kind, persistence, row_security in cursor.fetchall()
-            if (_text(kind) not in "vm" if names is None else name in names)
+            if (name in views if _text(kind) in "vm" else names is None or name in names)
         }
         oids = list(relations)
 

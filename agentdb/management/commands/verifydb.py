@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db import DEFAULT_DB_ALIAS, connections
+
+from agentdb.errors import DatabaseUnavailableError
+from agentdb.inspecting import inspecting
+from agentdb.verifying import JSON_FORMAT, Verification, verify
+
+
+class Command(BaseCommand):
+    help = (
+        "Compares the tables of a database with the models and with its record of migrations. Changes nothing. "
+        "Exits with 0 if they match, 1 if they do not (a line for each difference), 2 if it cannot look."
+    )
+    # Some of the checks need the very tables that are in question.
+    requires_system_checks = []
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument("--json", action="store_true", help="Print one JSON object, as docs/verifydb.md says.")
+        parser.add_argument(
+            "--database",
+            default=DEFAULT_DB_ALIAS,
+            choices=tuple(connections),
+            help="The alias of the database to look at (default: %(default)s).",
+        )
+
+    def handle(self, *, json: bool, database: str, **options: Any) -> None:
+        try:
+            with inspecting(database) as connection:
+                verification = verify(connection)
+        except DatabaseUnavailableError as error:
+            if json:
+                self._print_json({"format": JSON_FORMAT, "error": str(error)})
+                sys.exit(2)
+            raise CommandError(str(error), returncode=2) from error
+        if json:
+            self._print_json(verification.as_json())
+        else:
+            self._print(verification)
+        if not verification.matches:
+            sys.exit(1)
+
+    def _print_json(self, report: dict[str, Any]) -> None:
+        self.stdout.write(json.dumps(report, indent=2, ensure_ascii=False))
+
+    def _print(self, verification: Verification) -> None:
+        for difference in verification.differences:
+            self.stdout.write(self.style.ERROR(difference.message))
+        foreign = [note.table for note in verification.notes if note.code == "table.foreign"]
+        for note in verification.notes:
+            if note.code != "table.foreign":
+                self.stdout.write(f"Note: {note.message}")
+        if foreign:
+            self.stdout.write(f"Note: not agentdb's, and left alone: {', '.join(foreign)}.")
+        style = self.style.SUCCESS if verification.matches else self.style.WARNING
+        self.stdout.write(style(verification.verdict))

@@ -1,0 +1,131 @@
+"""Whether a database is what the models say, and whether its record of migrations is true. Reads only."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+from django.apps import apps
+from django.db import connections
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.migrations.loader import MigrationLoader
+
+from agentdb.inspecting import server_name
+from agentdb.migrating import migration_names, recorded_migrations
+from agentdb.schema import APP_LABEL, Difference, Table, compare, expected_tables, read_tables
+
+# Goes up when a field of the JSON report is renamed, removed or changes its meaning; new fields may come any time.
+JSON_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Verification:
+    engine: str
+    database: str
+    tables: int  # of the models, that are there
+    recorded: tuple[str, ...]  # of this agentdb's migrations, in their order
+    pending: tuple[str, ...]
+    unknown: tuple[str, ...]  # recorded by another agentdb
+    record_is_true: bool | None  # None: unknown migrations were applied
+    differences: tuple[Difference, ...]  # drift
+    notes: tuple[Difference, ...]
+
+    @property
+    def matches(self) -> bool:
+        return not self.differences and not self.pending and self.record_is_true is True
+
+    @cached_property
+    def verdict(self) -> str:
+        """One line: how things stand, and what to do."""
+        if self.unknown:
+            return (
+                f"A newer agentdb migrated this database: {_listed(self.unknown)} {_is(self.unknown)} not known here. "
+                "Upgrade agentdb."
+            )
+        if not self.tables:
+            if self.recorded:
+                return f"Migrations {_listed(self.recorded)} are recorded, but no table is there. Restore a backup."
+            return "There are no agentdb tables. Run 'agentdb migrate'."
+        if not self.recorded:
+            return "No migration is recorded: these tables are not adopted yet. Run 'agentdb baselinedb'."
+        if not self.record_is_true:
+            done = f"Recorded {_is(self.recorded)} {_listed(self.recorded)}, but the tables are not as "
+            return f"{done}{self.recorded[-1]} leaves them. Run 'agentdb baselinedb --check' to see what can be done."
+        if self.pending:
+            pending = _listed(self.pending)
+            return f"The tables are as {self.recorded[-1]} leaves them. Run 'agentdb migrate' to apply {pending}."
+        return f"The schema matches the models, and the recorded migrations are true: {_listed(self.recorded)}."
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "format": JSON_FORMAT,
+            "engine": self.engine,
+            "database": self.database,
+            "matches": self.matches,
+            "verdict": self.verdict,
+            "migrations": {
+                "recorded": list(self.recorded),
+                "pending": list(self.pending),
+                "unknown": list(self.unknown),
+                "record_is_true": self.record_is_true,
+            },
+            "differences": [_entry(difference) for difference in self.differences],
+            "notes": [_entry(note) for note in self.notes],
+        }
+
+
+def verify(connection: BaseDatabaseWrapper) -> Verification:
+    """Compare the connection's database with the models, and with what its recorded migrations would have made."""
+    live = read_tables(connection)
+    expected = expected_tables(connection, apps)
+    record = recorded_migrations(connection) if "django_migrations" in live else set()
+    recorded = tuple(name for name in migration_names() if name in record)
+    unknown = tuple(sorted(record - set(recorded)))
+    # The tables of the project's other apps are no news to its operator.
+    known = {"django_migrations", *connection.introspection.django_table_names()} - set(expected)
+    differences = compare(expected, {name: table for name, table in live.items() if name not in known})
+    return Verification(
+        engine=connection.vendor,
+        database=_name(connection),
+        tables=sum(name in live for name in expected),
+        recorded=recorded,
+        pending=tuple(name for name in migration_names() if name not in record),
+        unknown=unknown,
+        record_is_true=None if unknown else _is_true(connection, recorded, live),
+        differences=tuple(difference for difference in differences if difference.severity == "drift"),
+        notes=tuple(difference for difference in differences if difference.severity == "note"),
+    )
+
+
+def _name(connection: BaseDatabaseWrapper) -> str:
+    # An inspecting connection to a SQLite file has a URI for a name; the configured one has the path.
+    configured = connections[connection.alias]
+    return str(configured.settings_dict["NAME"]) if connection.vendor == "sqlite" else server_name(configured)
+
+
+def _is_true(connection: BaseDatabaseWrapper, recorded: tuple[str, ...], live: dict[str, Table]) -> bool:
+    """Whether the recorded migrations have no gap and the tables are as the last of them leaves them."""
+    if recorded != migration_names()[: len(recorded)]:
+        return False
+    if not recorded:
+        return not set(expected_tables(connection, apps)) & set(live)
+    state = MigrationLoader(None).project_state((APP_LABEL, recorded[-1]))
+    # The old server's databases, which 0001 records as they are, differ in the names of constraints.
+    names = recorded[-1] != migration_names()[0]
+    differences = compare(expected_tables(connection, state.apps), live, names=names)
+    return all(difference.severity == "note" for difference in differences)
+
+
+def _entry(difference: Difference) -> dict[str, Any]:
+    entry = asdict(difference)
+    del entry["severity"]  # the list it is in says so
+    return entry
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _is(names: tuple[str, ...]) -> str:
+    return "is" if len(names) == 1 else "are"
