@@ -16,6 +16,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
 import pytest
+from pytest_django import DjangoDbBlocker
 
 import agentdb
 
@@ -23,6 +24,13 @@ ENGINES = ("sqlite", "postgresql")
 POSTGRES_URL_VARIABLE = "AGENTDB_TEST_POSTGRES_URL"
 
 _numbers = itertools.count(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _databases_of_the_tests_are_allowed(django_db_blocker: DjangoDbBlocker) -> Iterator[None]:
+    """Every test makes its own databases; the one that pytest-django guards is used by none."""
+    with django_db_blocker.unblock():
+        yield
 
 
 @pytest.fixture(scope="session")
