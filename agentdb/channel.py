@@ -15,6 +15,7 @@ from enum import Enum, auto
 from typing import Any
 
 import django.db
+from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured, SynchronousOnlyOperation
 from django.db.backends.base.base import BaseDatabaseWrapper
 
@@ -48,6 +49,7 @@ class Channel(ABC):
         # What has doomed the transaction that is open, and whether the same again may succeed.
         self.failure: AgentDbError | None = None
         self.fault_of_failure: Fault | None = None
+        self._debug = settings.DEBUG
 
     def __del__(self) -> None:
         # The thread has ended; nobody else will close its connection.
@@ -113,7 +115,7 @@ class Channel(ABC):
 
     def instrumented(self) -> bool:
         """Whether somebody watches Django's cursor: ``assertNumQueries``, a debug toolbar, ``execute_wrapper``."""
-        return bool(self.wrapper.execute_wrappers) or self.wrapper.queries_logged
+        return bool(self.wrapper.execute_wrappers) or self.wrapper.force_debug_cursor or self._debug
 
 
 def open_channel(wrapper: BaseDatabaseWrapper) -> Channel:

@@ -105,6 +105,8 @@ def _sqlite(url: str, config: dict[str, Any], options: dict[str, Any]) -> dict[s
         "CONN_MAX_AGE": None,
         "OPTIONS": {
             "timeout": timeout_seconds,
+            # Django's fields convert what they read; parsing every column by its declared type first is done twice.
+            "detect_types": 0,
             # A read-then-write transaction that begins DEFERRED fails at once where another writer was first;
             # one that begins IMMEDIATE waits.
             "transaction_mode": "IMMEDIATE",
