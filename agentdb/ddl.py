@@ -1,0 +1,553 @@
+"""Bring a live table to exactly what a model says, whatever old shape it is in, and keep what is not ours.
+
+The schema editor's own methods start from the model a table was made from. These start from the table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from django.db import models
+from django.db.backends.base.schema import BaseDatabaseSchemaEditor
+
+from agentdb.errors import SchemaMismatchError
+from agentdb.sqlite_ddl import parse_create_table
+
+# Indexes that old servers made and no model has any more; ours cover what they were for.
+LEFT_OVER_INDEXES = frozenset({"idx_api_keys_hash", "api_keys_key_hash_unique"})
+
+
+class LegacyUnique(models.UniqueConstraint):
+    """A unique constraint as the old server made it: on PostgreSQL a unique index, which has no constraint."""
+
+    def constraint_sql(self, model: type[models.Model] | None, schema_editor: BaseDatabaseSchemaEditor | None) -> Any:
+        assert model is not None and schema_editor is not None
+        if schema_editor.connection.vendor == "sqlite":
+            return super().constraint_sql(model, schema_editor)
+        schema_editor.deferred_sql.append(self.create_sql(model, schema_editor))
+        return None
+
+    def create_sql(self, model: type[models.Model] | None, schema_editor: BaseDatabaseSchemaEditor | None) -> Any:
+        assert model is not None and schema_editor is not None
+        if schema_editor.connection.vendor == "sqlite":
+            return super().create_sql(model, schema_editor)
+        columns = ", ".join(schema_editor.quote_name(model._meta.get_field(name).column) for name in self.fields)
+        table = schema_editor.quote_name(model._meta.db_table)
+        return f"CREATE UNIQUE INDEX {schema_editor.quote_name(self.name)} ON {table} ({columns})"
+
+
+def create_table(schema_editor: BaseDatabaseSchemaEditor, model: type[models.Model]) -> None:
+    """Create the model's table. Unlike ``create_model``, without text_pattern_ops indexes, which no query uses."""
+    sql, params = schema_editor.table_sql(model)
+    # A nullable key, as the old server's on SQLite: PostgreSQL takes it as one that is not, but not if NULL is spelt out.
+    schema_editor.execute(sql.replace("text NULL PRIMARY KEY", "text PRIMARY KEY"), params or None)
+    for index in model._meta.indexes:
+        schema_editor.add_index(model, index)
+
+
+def conform_table(
+    schema_editor: BaseDatabaseSchemaEditor, model: type[models.Model], sources: Mapping[str, str] | None = None
+) -> None:
+    """Change the live table into the model's; additional columns, indexes, triggers and views stay.
+
+    ``sources`` gives, for columns that are new or converted, an SQL expression over the old row. The caller holds the
+    transaction. ``SchemaMismatchError`` if a column is missing that no source or default fills.
+    """
+    if schema_editor.connection.vendor == "sqlite":
+        _conform_on_sqlite(schema_editor, model, sources or {})
+    else:
+        _conform_on_postgresql(schema_editor, model, sources or {})
+
+
+def _run(schema_editor: BaseDatabaseSchemaEditor, sql: str) -> None:
+    # No parameters, so that a percent sign in somebody's view or default is one.
+    schema_editor.execute(sql, None)
+
+
+def _rows(schema_editor: BaseDatabaseSchemaEditor, sql: str, params: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+    with schema_editor.connection.cursor() as cursor:
+        cursor.execute(sql, params)
+        return cursor.fetchall()
+
+
+@dataclass(frozen=True, slots=True)
+class _Unique:
+    name: str
+    columns: tuple[str, ...]
+    is_index: bool
+
+
+def _wanted_uniques(model: type[models.Model]) -> list[_Unique]:
+    table = model._meta.db_table
+    return [
+        _Unique(f"{table}_{field.column}_key", (field.column,), False)
+        for field in model._meta.local_fields
+        if field.unique and not field.primary_key
+    ] + [
+        _Unique(
+            constraint.name,
+            tuple(model._meta.get_field(name).column for name in constraint.fields),
+            isinstance(constraint, LegacyUnique),
+        )
+        for constraint in model._meta.constraints
+        if isinstance(constraint, models.UniqueConstraint)
+    ]
+
+
+def _index_columns(model: type[models.Model], index: models.Index) -> tuple[str, ...]:
+    """The columns of a plain ascending index; empty for one with expressions, an order or a condition."""
+    if index.expressions or index.condition or any(order for _, order in index.fields_orders):
+        return ()
+    return tuple(model._meta.get_field(name).column for name, _ in index.fields_orders)
+
+
+# SQLite ---------------------------------------------------------------------------------------------------------------
+
+
+def _conform_on_sqlite(
+    schema_editor: BaseDatabaseSchemaEditor, model: type[models.Model], sources: Mapping[str, str]
+) -> None:
+    """The rebuild that SQLite documents: make the new table, copy, drop the old one, rename, make the rest again."""
+    table = model._meta.db_table
+    quote = schema_editor.quote_name
+    found = _rows(
+        schema_editor, "SELECT name, sql FROM sqlite_master WHERE type = 'table' AND lower(name) = lower(%s)", [table]
+    )
+    if not found:
+        raise SchemaMismatchError(f"The database has no table {table!r}. Run 'agentdb baselinedb'.")
+    old_name, old_sql = found[0]
+    old = parse_create_table(old_sql)
+    columns = [(name, hidden) for _, name, *_, hidden in _rows(schema_editor, f"PRAGMA table_xinfo({quote(old_name)})")]
+    live = {name.lower() for name, _ in columns}
+    ours = {field.column.lower() for field in model._meta.local_fields}
+    extra = [(name, hidden) for name, hidden in columns if name.lower() not in ours]
+
+    definitions = [
+        f"{quote(field.column)} {schema_editor.column_sql(model, field)[0]}" for field in model._meta.local_fields
+    ]
+    definitions += [old.columns[name.lower()] for name, _ in extra]
+    definitions += [str(constraint.constraint_sql(model, schema_editor)) for constraint in model._meta.constraints]
+    definitions += [text for text, words in old.constraints if words & {name.lower() for name, _ in extra}]
+
+    copied: dict[str, str] = {}
+    for model_field in model._meta.local_fields:
+        column = model_field.column
+        if column in sources:
+            copied[column] = sources[column]
+        elif column in live:
+            copied[column] = quote(column)
+        elif not (model_field.null or model_field.has_db_default()):
+            raise SchemaMismatchError(f"Table {table!r} has no column {column!r}. Run 'agentdb baselinedb'.")
+    copied |= {name: quote(name) for name, hidden in extra if not hidden}
+
+    rest = _sqlite_rest(schema_editor, model, old_name)
+    new_name = f"agentdb_new_{table}"
+    _run(schema_editor, f"CREATE TABLE {quote(new_name)} ({', '.join(definitions)})")
+    _run(
+        schema_editor,
+        f"INSERT INTO {quote(new_name)} ({', '.join(map(quote, copied))})"
+        f" SELECT {', '.join(copied.values())} FROM {quote(old_name)}",
+    )
+    _run(schema_editor, f"DROP TABLE {quote(old_name)}")
+    # Otherwise the rename fails on any view or trigger that names the table, which is away at this moment.
+    [(legacy_alter_table,)] = _rows(schema_editor, "PRAGMA legacy_alter_table")
+    _run(schema_editor, "PRAGMA legacy_alter_table = ON")
+    try:
+        _run(schema_editor, f"ALTER TABLE {quote(new_name)} RENAME TO {quote(table)}")
+    finally:
+        _run(schema_editor, f"PRAGMA legacy_alter_table = {legacy_alter_table}")
+    for index in model._meta.indexes:
+        schema_editor.add_index(model, index)
+    for sql in rest:
+        _run(schema_editor, sql)
+
+
+def _sqlite_rest(schema_editor: BaseDatabaseSchemaEditor, model: type[models.Model], table: str) -> list[str]:
+    """The statements that make the table's additional indexes and its triggers again."""
+    quote = schema_editor.quote_name
+    uniques = {frozenset(unique.columns) for unique in _wanted_uniques(model)}
+    indexes = {_index_columns(model, index) for index in model._meta.indexes}
+    names = LEFT_OVER_INDEXES | {unique.name for unique in _wanted_uniques(model)}
+    names |= {index.name for index in model._meta.indexes}
+    kept = []
+    for kind, name, sql in _rows(
+        schema_editor,
+        "SELECT type, name, sql FROM sqlite_master WHERE lower(tbl_name) = lower(%s) AND sql IS NOT NULL"
+        " AND type IN ('index', 'trigger') ORDER BY type, name",
+        [table],
+    ):
+        if kind == "index":
+            if name.lower() in names:
+                continue
+            [(unique, partial)] = [
+                row[2:5:2] for row in _rows(schema_editor, f"PRAGMA index_list({quote(table)})") if row[1] == name
+            ]
+            parts = [row for row in _rows(schema_editor, f"PRAGMA index_xinfo({quote(name)})") if row[5]]
+            if not partial and all(row[2] is not None and not row[3] and row[4] == "BINARY" for row in parts):
+                columns = tuple(row[2].lower() for row in parts)
+                if frozenset(columns) in uniques if unique else columns in indexes:
+                    continue  # one of ours under another name
+        kept.append(sql)
+    return kept
+
+
+# PostgreSQL -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _PgColumn:
+    name: str
+    type: str
+    not_null: bool
+    default: str | None
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class _PgConstraint:
+    name: str
+    kind: str
+    columns: tuple[str, ...]
+    deferrable: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _PgIndex:
+    """``columns`` is empty for an index that is more than a plain ascending one."""
+
+    name: str
+    unique: bool
+    columns: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class _PgTable:
+    oid: int
+    columns: dict[str, _PgColumn] = field(default_factory=dict)
+    constraints: list[_PgConstraint] = field(default_factory=list)
+    indexes: list[_PgIndex] = field(default_factory=list)
+
+
+def _read_pg_table(schema_editor: BaseDatabaseSchemaEditor, table: str) -> _PgTable:
+    [(oid,)] = _rows(schema_editor, "SELECT to_regclass(quote_ident(%s))::oid", [table])
+    if oid is None:
+        raise SchemaMismatchError(f"The database has no table {table!r}. Run 'agentdb baselinedb'.")
+    live = _PgTable(oid)
+    for row in _rows(
+        schema_editor,
+        "SELECT attname, format_type(atttypid, atttypmod), attnotnull, pg_get_expr(adbin, adrelid), attnum"
+        " FROM pg_attribute LEFT JOIN pg_attrdef ON adrelid = attrelid AND adnum = attnum"
+        " WHERE attrelid = %s AND attnum > 0 AND NOT attisdropped",
+        [oid],
+    ):
+        live.columns[row[0]] = _PgColumn(*row)
+    live.constraints = [
+        _PgConstraint(name, kind, tuple(columns), deferrable)
+        for name, kind, columns, deferrable in _rows(
+            schema_editor,
+            "SELECT conname, contype::text, ARRAY(SELECT attname::text FROM unnest(conkey) WITH ORDINALITY k(n, i)"
+            " JOIN pg_attribute ON attrelid = conrelid AND attnum = n ORDER BY i), condeferrable"
+            " FROM pg_constraint WHERE conrelid = %s AND contype IN ('p', 'u', 'f', 'c')",
+            [oid],
+        )
+    ]
+    live.indexes = [
+        _PgIndex(name, unique, tuple(columns) if plain else ())
+        for name, unique, columns, plain in _rows(
+            schema_editor,
+            """
+            SELECT c.relname, i.indisunique,
+                ARRAY(SELECT attname::text FROM unnest(i.indkey) WITH ORDINALITY k(n, p)
+                    JOIN pg_attribute ON attrelid = i.indrelid AND attnum = n ORDER BY p),
+                am.amname = 'btree' AND i.indpred IS NULL AND i.indexprs IS NULL AND i.indisvalid
+                    AND i.indnatts = i.indnkeyatts AND NOT i.indnullsnotdistinct
+                    AND NOT EXISTS (SELECT FROM unnest(i.indoption) o WHERE o <> 0)
+                    AND NOT EXISTS (
+                        SELECT FROM unnest(i.indclass::oid[], i.indcollation::oid[], i.indkey::int2[]) k(class, coll, n)
+                        JOIN pg_opclass o ON o.oid = class
+                        JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = n
+                        WHERE NOT o.opcdefault OR coll <> a.attcollation)
+            FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_am am ON am.oid = c.relam
+            WHERE i.indrelid = %s
+                AND NOT EXISTS (SELECT FROM pg_constraint WHERE conindid = i.indexrelid AND contype IN ('p', 'u', 'x'))
+            """,
+            [oid],
+        )
+    ]
+    return live
+
+
+def _conform_on_postgresql(
+    schema_editor: BaseDatabaseSchemaEditor, model: type[models.Model], sources: Mapping[str, str]
+) -> None:
+    table = model._meta.db_table
+    quote = schema_editor.quote_name
+    alter = f"ALTER TABLE {quote(table)}"
+    live = _read_pg_table(schema_editor, table)
+    fields = {model_field.column: model_field for model_field in model._meta.local_fields}
+    [primary_key] = [column for column, model_field in fields.items() if model_field.primary_key]
+
+    for constraint in live.constraints:
+        if constraint.kind in "fc" and set(constraint.columns) <= fields.keys():
+            _run(schema_editor, f"{alter} DROP CONSTRAINT {quote(constraint.name)}")
+    old_keys = [constraint for constraint in live.constraints if constraint.kind == "p"]
+    for constraint in old_keys:
+        if constraint.columns != (primary_key,):
+            _run(schema_editor, f"{alter} DROP CONSTRAINT {quote(constraint.name)}")
+
+    _convert_pg_columns(schema_editor, model, live, sources)
+
+    key_name = f"{table}_pkey"
+    if not any(constraint.columns == (primary_key,) for constraint in old_keys):
+        _run(schema_editor, f"{alter} ADD CONSTRAINT {quote(key_name)} PRIMARY KEY ({quote(primary_key)})")
+    elif old_keys[0].name != key_name:
+        _run(schema_editor, f"{alter} RENAME CONSTRAINT {quote(old_keys[0].name)} TO {quote(key_name)}")
+
+    for unique in _wanted_uniques(model):
+        _conform_pg_unique(schema_editor, table, live, unique)
+    _conform_pg_indexes(schema_editor, model, live)
+
+
+def _convert_pg_columns(
+    schema_editor: BaseDatabaseSchemaEditor, model: type[models.Model], live: _PgTable, sources: Mapping[str, str]
+) -> None:
+    table = model._meta.db_table
+    quote = schema_editor.quote_name
+    alter = f"ALTER TABLE {quote(table)}"
+    fields = {model_field.column: model_field for model_field in model._meta.local_fields}
+    types = {column: str(f.db_parameters(schema_editor.connection)["type"]) for column, f in fields.items()}
+
+    added = [column for column in fields if column not in live.columns]
+    for column in added:
+        if column not in sources and not (fields[column].null or fields[column].has_db_default()):
+            raise SchemaMismatchError(f"Table {table!r} has no column {column!r}. Run 'agentdb baselinedb'.")
+        # With its default at once, so that the rows which are there get it too.
+        default = "" if column in sources else _pg_default(schema_editor, fields[column])
+        _run(schema_editor, f"{alter} ADD COLUMN {quote(column)} {types[column]}{default and f' DEFAULT {default}'}")
+
+    using = {column: f"({expression})" for column, expression in sources.items()}
+    for column, model_field in fields.items():
+        if column in live.columns and column not in using and live.columns[column].type != types[column]:
+            if not (live.columns[column].type.startswith("character varying") and types[column] == "text"):
+                raise SchemaMismatchError(
+                    f"Column {column!r} of table {table!r} is {live.columns[column].type}, not {types[column]}. "
+                    "Run 'agentdb baselinedb'."
+                )
+            using[column] = f"{quote(column)}::text"
+    if using:
+        numbers = [live.columns[column].number for column in using if column in live.columns]
+        with _PgDependents(schema_editor, table, live.oid, numbers):
+            defaults = [f"ALTER COLUMN {quote(column)} DROP DEFAULT" for column in using]
+            _run(schema_editor, f"{alter} {', '.join(defaults)}")
+            # All in one statement, so that the table is rewritten once. An UPDATE would fire the user's triggers.
+            conversions = [
+                f"ALTER COLUMN {quote(column)} TYPE {types[column]} USING {expression}"
+                for column, expression in using.items()
+            ]
+            _run(schema_editor, f"{alter} {', '.join(conversions)}")
+
+    actions = []
+    for column, model_field in fields.items():
+        default = _pg_default(schema_editor, model_field)
+        actions.append(f"ALTER COLUMN {quote(column)} " + (f"SET DEFAULT {default}" if default else "DROP DEFAULT"))
+        if not model_field.primary_key:
+            actions.append(f"ALTER COLUMN {quote(column)} {'DROP' if model_field.null else 'SET'} NOT NULL")
+    _run(schema_editor, f"{alter} {', '.join(actions)}")
+
+
+def _pg_default(schema_editor: BaseDatabaseSchemaEditor, model_field: models.Field[Any, Any]) -> str:
+    if not model_field.has_db_default():
+        return ""
+    sql, params = schema_editor.db_default_sql(model_field)
+    return str(sql % tuple(schema_editor.quote_value(param) for param in params))
+
+
+def _conform_pg_unique(schema_editor: BaseDatabaseSchemaEditor, table: str, live: _PgTable, wanted: _Unique) -> None:
+    quote = schema_editor.quote_name
+    alter = f"ALTER TABLE {quote(table)}"
+    columns = ", ".join(map(quote, wanted.columns))
+    constraints = [c for c in live.constraints if c.kind == "u" and set(c.columns) == set(wanted.columns)]
+    indexes = [i for i in live.indexes if i.unique and i.columns and set(i.columns) == set(wanted.columns)]
+    live.indexes = [index for index in live.indexes if index not in indexes]
+
+    # One object carries the rule from now on, the constraint if there is one; whatever else says the same goes.
+    constraint = None
+    if not wanted.is_index:
+        constraint = next((c for c in constraints if c.columns == wanted.columns and not c.deferrable), None)
+    index = next((i for i in indexes if i.columns == wanted.columns), None) if constraint is None else None
+    for other in constraints:
+        if other is not constraint:
+            _run(schema_editor, f"{alter} DROP CONSTRAINT {quote(other.name)}")
+    for other_index in indexes:
+        if other_index is not index:
+            _run(schema_editor, f"DROP INDEX {quote(other_index.name)}")
+
+    name = quote(wanted.name)
+    if constraint is not None:
+        if constraint.name != wanted.name:
+            _run(schema_editor, f"{alter} RENAME CONSTRAINT {quote(constraint.name)} TO {name}")
+    elif wanted.is_index:
+        if index is None:
+            _run(schema_editor, f"CREATE UNIQUE INDEX {name} ON {quote(table)} ({columns})")
+        elif index.name != wanted.name:
+            _run(schema_editor, f"ALTER INDEX {quote(index.name)} RENAME TO {name}")
+    elif index is not None:
+        _run(schema_editor, f"{alter} ADD CONSTRAINT {name} UNIQUE USING INDEX {quote(index.name)}")
+    else:
+        _run(schema_editor, f"{alter} ADD CONSTRAINT {name} UNIQUE ({columns})")
+
+
+def _conform_pg_indexes(schema_editor: BaseDatabaseSchemaEditor, model: type[models.Model], live: _PgTable) -> None:
+    quote = schema_editor.quote_name
+    wanted = {index.name: index for index in model._meta.indexes}
+    right = {
+        index.name
+        for index in live.indexes
+        if index.name in wanted
+        and not index.unique
+        and index.columns
+        and index.columns == _index_columns(model, wanted[index.name])
+    }
+    for index in live.indexes:
+        if index.name not in right and (index.name in wanted or index.name in LEFT_OVER_INDEXES):
+            _run(schema_editor, f"DROP INDEX {quote(index.name)}")
+    others = [i for i in live.indexes if i.name not in wanted and i.name not in LEFT_OVER_INDEXES and not i.unique]
+    for name, model_index in wanted.items():
+        columns = _index_columns(model, model_index)
+        same = [index for index in others if columns and index.columns == columns]
+        if name not in right:
+            if same:
+                _run(schema_editor, f"ALTER INDEX {quote(same.pop().name)} RENAME TO {quote(name)}")
+            else:
+                schema_editor.add_index(model, model_index)
+        for index in same:
+            _run(schema_editor, f"DROP INDEX {quote(index.name)}")
+
+
+class _PgDependents:
+    """Views and triggers that PostgreSQL does not let stand while a column they read changes its type.
+
+    Dropped on entry and made again on exit, with owner, grants and comment. What cannot be made again exactly is
+    refused by name.
+    """
+
+    def __init__(self, schema_editor: BaseDatabaseSchemaEditor, table: str, oid: int, columns: list[int]) -> None:
+        self._editor = schema_editor
+        self._table = table
+        self._oid = oid
+        self._columns = columns
+        self._make_again: list[str] = []
+
+    def __enter__(self) -> None:
+        for (name,) in _rows(
+            self._editor,
+            "SELECT rulename FROM pg_rewrite JOIN pg_class c ON c.oid = ev_class"
+            " WHERE ev_class = %s AND c.relkind IN ('r', 'p') AND rulename <> '_RETURN'",
+            [self._oid],
+        ):
+            raise SchemaMismatchError(
+                f"Rule {name!r} on table {self._table!r} stands in the way of converting its columns. "
+                "Drop it and run the command again."
+            )
+        triggers = self._triggers()
+        views = self._views()
+        for view in reversed(views):
+            _run(self._editor, f"DROP VIEW {view.name}")
+        for trigger, _ in triggers:
+            _run(self._editor, f"DROP TRIGGER {trigger} ON {self._editor.quote_name(self._table)}")
+        for view in views:
+            self._make_again += view.make_again
+        for _, statements in triggers:
+            self._make_again += statements
+
+    def __exit__(self, error: object, *_: object) -> None:
+        if error is None:
+            for sql in self._make_again:
+                _run(self._editor, sql)
+
+    def _triggers(self) -> list[tuple[str, list[str]]]:
+        table = self._editor.quote_name(self._table)
+        states = {"O": "ENABLE", "D": "DISABLE", "R": "ENABLE REPLICA", "A": "ENABLE ALWAYS"}
+        return [
+            (
+                name,
+                [definition]
+                + ([f"ALTER TABLE {table} {states[enabled]} TRIGGER {name}"] if enabled != "O" else [])
+                + ([f"COMMENT ON TRIGGER {name} ON {table} IS {comment}"] if comment else []),
+            )
+            for name, definition, enabled, comment in _rows(
+                self._editor,
+                "SELECT quote_ident(tgname), pg_get_triggerdef(oid), tgenabled::text,"
+                " quote_literal(obj_description(oid, 'pg_trigger'))"
+                " FROM pg_trigger t WHERE tgrelid = %s AND NOT tgisinternal AND EXISTS ("
+                "   SELECT FROM pg_depend d WHERE d.classid = 'pg_trigger'::regclass AND d.objid = t.oid"
+                "   AND d.refclassid = 'pg_class'::regclass AND d.refobjid = tgrelid AND d.refobjsubid = ANY(%s))"
+                " ORDER BY tgname",
+                [self._oid, self._columns],
+            )
+        ]
+
+    def _views(self) -> list[_PgView]:
+        """The views that read the columns, and the views that read those; each after what it reads."""
+        found = _rows(
+            self._editor,
+            """
+            WITH RECURSIVE reads(oid, depth) AS (
+                SELECT r.ev_class, 1 FROM pg_depend d JOIN pg_rewrite r ON r.oid = d.objid
+                WHERE d.classid = 'pg_rewrite'::regclass AND d.refclassid = 'pg_class'::regclass
+                    AND d.refobjid = %s AND d.refobjsubid = ANY(%s)
+                UNION
+                SELECT r.ev_class, depth + 1 FROM reads
+                JOIN pg_depend d ON d.refobjid = reads.oid AND d.refclassid = 'pg_class'::regclass
+                JOIN pg_rewrite r ON d.classid = 'pg_rewrite'::regclass AND r.oid = d.objid AND r.ev_class <> reads.oid
+            )
+            SELECT c.oid, c.oid::regclass::text, c.relkind::text, pg_get_viewdef(c.oid), c.reloptions,
+                quote_ident(pg_get_userbyid(c.relowner)), pg_get_userbyid(c.relowner) = current_user, c.relacl IS NULL,
+                quote_literal(obj_description(c.oid, 'pg_class')),
+                EXISTS (SELECT FROM pg_trigger WHERE tgrelid = c.oid)
+                OR EXISTS (SELECT FROM pg_rewrite WHERE ev_class = c.oid AND rulename <> '_RETURN')
+                OR EXISTS (SELECT FROM pg_attrdef WHERE adrelid = c.oid)
+                OR EXISTS (SELECT FROM pg_attribute WHERE attrelid = c.oid AND attacl IS NOT NULL)
+                OR EXISTS (SELECT FROM pg_description WHERE classoid = 'pg_class'::regclass AND objoid = c.oid
+                    AND objsubid > 0)
+            FROM (SELECT oid, max(depth) AS depth FROM reads GROUP BY oid) r JOIN pg_class c USING (oid)
+            ORDER BY r.depth, c.oid
+            """,
+            [self._oid, self._columns],
+        )
+        views = []
+        for oid, name, kind, definition, options, owner, is_ours, no_grants, comment, has_more in found:
+            if kind != "v" or has_more:
+                what = "Materialized view" if kind == "m" else "View"
+                raise SchemaMismatchError(
+                    f"{what} {name!r} reads columns of table {self._table!r} whose type changes, and agentdb cannot make "
+                    "it again exactly. Drop it, run the command again, and create it anew."
+                )
+            settings = f" WITH ({', '.join(options)})" if options else ""
+            make_again = [f"CREATE VIEW {name}{settings} AS {definition}"]
+            if not no_grants:
+                make_again.append(f"REVOKE ALL ON {name} FROM {owner}")
+                make_again += self._grants(oid, name)
+            if comment:
+                make_again.append(f"COMMENT ON VIEW {name} IS {comment}")
+            if not is_ours:
+                make_again.append(f"ALTER VIEW {name} OWNER TO {owner}")
+            views.append(_PgView(name, make_again))
+        return views
+
+    def _grants(self, oid: int, name: str) -> Iterable[str]:
+        for grantee, privilege, may_grant in _rows(
+            self._editor,
+            "SELECT CASE grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(grantee)) END, privilege_type,"
+            " is_grantable FROM pg_class, aclexplode(relacl) WHERE oid = %s",
+            [oid],
+        ):
+            yield f"GRANT {privilege} ON {name} TO {grantee}{' WITH GRANT OPTION' if may_grant else ''}"
+
+
+@dataclass(frozen=True, slots=True)
+class _PgView:
+    name: str
+    make_again: list[str]

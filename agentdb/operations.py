@@ -1,0 +1,146 @@
+"""What agentdb's migrations do that Django's own operations cannot."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.db import models
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.backends.base.schema import BaseDatabaseSchemaEditor
+from django.db.migrations.operations import CreateModel
+from django.db.migrations.operations.base import Operation
+from django.db.migrations.state import ProjectState
+from django.db.models.sql.compiler import SQLCompiler
+
+from agentdb.ddl import LegacyUnique, conform_table, create_table
+from agentdb.errors import SchemaMismatchError
+from agentdb.rows import UnusableValue, UnusableValues, UnusableValuesError, read_instants, refuse_unusable_values
+from agentdb.timestamps import native_text, server_text
+
+__all__ = ["CreateLegacyTable", "LegacyNow", "LegacyUnique", "NativeTimestamps"]
+
+
+class LegacyNow(models.Func):
+    """The old server's default of a timestamp column: text, in each database's own format."""
+
+    template = "now()::text"
+    output_field = models.TextField()
+
+    def as_sqlite(self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **extra: Any) -> Any:
+        return self.as_sql(compiler, connection, template="datetime('now')", **extra)
+
+
+class CreateLegacyTable(CreateModel):
+    """Create one of the four tables as the old server made it. A table that is there already is refused by name."""
+
+    def database_forwards(
+        self, app_label: str, schema_editor: BaseDatabaseSchemaEditor, from_state: ProjectState, to_state: ProjectState
+    ) -> None:
+        model = to_state.apps.get_model(app_label, self.name)
+        connection = schema_editor.connection
+        if not self.allow_migrate_model(connection.alias, model):
+            return
+        table = model._meta.db_table
+        if not schema_editor.collect_sql:
+            with connection.cursor() as cursor:
+                if table in connection.introspection.table_names(cursor, include_views=True):
+                    raise SchemaMismatchError(
+                        f"The database already has a table {table!r}. Run 'agentdb baselinedb' to adopt it."
+                    )
+        create_table(schema_editor, model)
+
+
+class NativeTimestamps(Operation):
+    """Turn the text timestamps of all tables into native ones, and back, and give every table its final shape.
+
+    One operation for all tables: a value that cannot be converted stops it before the first table is touched. What
+    the tables become is the state that ``state_operations`` lead to, or back to.
+    """
+
+    reduces_to_sql = False
+    reversible = True
+
+    def __init__(self, state_operations: list[Operation]) -> None:
+        self.state_operations = state_operations
+
+    def deconstruct(self) -> tuple[str, list[Any], dict[str, Any]]:
+        return type(self).__name__, [], {"state_operations": self.state_operations}
+
+    def describe(self) -> str:
+        return "Convert text timestamps to native ones"
+
+    def state_forwards(self, app_label: str, state: ProjectState) -> None:
+        for operation in self.state_operations:
+            operation.state_forwards(app_label, state)
+
+    def database_forwards(
+        self, app_label: str, schema_editor: BaseDatabaseSchemaEditor, from_state: ProjectState, to_state: ProjectState
+    ) -> None:
+        connection = schema_editor.connection
+        models_ = self._models(app_label, connection, to_state)
+        if not models_:
+            return
+        refuse_unusable_values(connection)
+        with connection.cursor() as cursor:
+            if connection.vendor == "sqlite":
+                connection.connection.create_function("agentdb_native_text", 1, native_text, deterministic=True)
+            else:
+                cursor.execute("SET LOCAL TimeZone = 'UTC'")
+                cursor.execute("SET LOCAL DateStyle = 'ISO'")
+        for model in models_:
+            columns = _timestamp_columns(model)
+            if connection.vendor == "sqlite":
+                template = 'agentdb_native_text("{}")'
+            elif read_instants(connection, model._meta.db_table, columns):
+                template = 'pg_temp.agentdb_instant("{}")'
+            else:
+                template = '"{}"::timestamptz'
+            conform_table(schema_editor, model, {column: template.format(column) for column in columns})
+
+    def database_backwards(
+        self, app_label: str, schema_editor: BaseDatabaseSchemaEditor, from_state: ProjectState, to_state: ProjectState
+    ) -> None:
+        connection = schema_editor.connection
+        models_ = self._models(app_label, connection, to_state)
+        if connection.vendor == "sqlite":
+            connection.ensure_connection()
+            connection.connection.create_function("agentdb_server_text", 1, server_text, deterministic=True)
+            template = 'agentdb_server_text("{}")'
+        else:
+            template = """to_char("{}" AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')"""
+        columns = {model: _timestamp_columns(from_state.apps.get_model(app_label, model.__name__)) for model in models_}
+        _refuse_unwritable(connection, {model._meta.db_table: names for model, names in columns.items()})
+        for model, names in columns.items():
+            conform_table(schema_editor, model, {column: template.format(column) for column in names})
+
+    def _models(self, app_label: str, connection: BaseDatabaseWrapper, state: ProjectState) -> list[type[models.Model]]:
+        return [
+            model
+            for model in state.apps.get_models()
+            if model._meta.app_label == app_label and self.allow_migrate_model(connection.alias, model)
+        ]
+
+
+def _timestamp_columns(model: type[models.Model]) -> list[str]:
+    return [field.column for field in model._meta.local_fields if isinstance(field, models.DateTimeField)]
+
+
+def _refuse_unwritable(connection: BaseDatabaseWrapper, tables: dict[str, list[str]]) -> None:
+    """Raise ``UnusableValuesError`` for instants that the old server's text cannot express."""
+    total = 0
+    first: list[UnusableValue] = []
+    with connection.cursor() as cursor:
+        for table, columns in tables.items():
+            for column in columns:
+                if connection.vendor == "sqlite":
+                    text, wrong = f'+"{column}"', f'agentdb_server_text("{column}") IS NULL'
+                else:
+                    text = f'"{column}"::text'
+                    wrong = f"""NOT ("{column}" >= '0001-01-01Z' AND "{column}" < '10000-01-01Z')"""
+                cursor.execute(f'SELECT id, {text} FROM "{table}" WHERE {wrong}')
+                for id, value in cursor:
+                    total += 1
+                    if len(first) < 20:
+                        first.append(UnusableValue(table, f"id {id!r}", column, repr(value), "is no timestamp"))
+    if total:
+        raise UnusableValuesError(UnusableValues(total, tuple(first)))

@@ -1,0 +1,172 @@
+"""The timestamps that the old server and its databases wrote as text, and what instant each one is.
+
+Read are, and nothing else:
+
+- ``2026-02-19T20:53:16.123Z``, JavaScript's ``toISOString()``: what the server itself wrote;
+- ``2026-02-19 20:53:16``, SQLite's ``datetime('now')``, which is in UTC, also with a fraction as ``strftime`` writes it;
+- ``2026-02-19 15:53:16.0075-05``, PostgreSQL's ``now()::text`` in the session's zone: up to six digits of a second,
+  trailing zeros trimmed, offsets ``+HH``, ``+HH:MM`` and ``+HH:MM:SS``;
+- PostgreSQL's other DateStyles: ``Thu 19 Feb 15:53:16 2026 EST`` and ``Thu Feb 19 …`` (Postgres),
+  ``19.02.2026 21:53:16 CET`` (German), ``19/02/2026 …`` and ``02/19/2026 …`` (SQL).
+
+A guess would shift data without anybody noticing, so what does not prove its instant is refused:
+
+- ``05/06/2026``, where day and month may be either (day and month alike, or one above 12, leave no doubt);
+- a zone abbreviation that the tz database gives several offsets: IST is India, Israel and Ireland, CST and CDT the
+  United States and Cuba (CST China too), PST the United States and the Philippines. PostgreSQL itself reads IST as
+  Israel's and CST as Chicago's, whatever zone wrote them. The others in ``ZONES`` have had one offset since 2020, which
+  is before the first release of the old server; with earlier dates they are refused;
+- ``T`` without a zone, digits below a microsecond, leap seconds, hour 24, years above 9999 or BC, and ``infinity``.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime, timedelta, timezone
+
+_DATE = r"(\d{4}-(?:0[1-9]|1[0-2])-(?:0[1-9]|[12]\d|3[01]))"
+_TIME = r"((?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d(?:\.\d{1,6})?)"
+_OFFSET = r"[+-](?:0\d|1[0-5])(?::?[0-5]\d(?::[0-5]\d)?)?"
+_ZONE = rf"\ ?({_OFFSET}|[A-Z][A-Za-z]{{2,4}})"
+
+_ISO = re.compile(rf"{_DATE}([ T]){_TIME}(Z|{_OFFSET})?", re.ASCII)
+_SERVER = re.compile(rf"{_DATE}T((?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d)\.(\d{{3}})Z", re.ASCII)
+_GERMAN = re.compile(rf"(\d\d)\.(\d\d)\.(\d{{4}})\ {_TIME}{_ZONE}", re.ASCII)
+_SQL = re.compile(rf"(\d\d)/(\d\d)/(\d{{4}})\ {_TIME}{_ZONE}", re.ASCII)
+_DAY_FIRST = re.compile(rf"([A-Z][a-z]{{2}})\ (\d\d)\ ([A-Z][a-z]{{2}})\ {_TIME}\ (\d{{4}}){_ZONE}", re.ASCII)
+_MONTH_FIRST = re.compile(rf"([A-Z][a-z]{{2}})\ ([A-Z][a-z]{{2}})\ (\d\d)\ {_TIME}\ (\d{{4}}){_ZONE}", re.ASCII)
+
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+_WEEKDAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+
+# Every abbreviation that has exactly one offset in all zones of the tz database since 2020, in minutes.
+ZONES = {
+    "ACDT": 630, "ACST": 570, "ADT": -180, "AEDT": 660, "AEST": 600, "AKDT": -480, "AKST": -540, "AST": -240,
+    "AWST": 480, "BST": 60, "CAT": 120, "CEST": 120, "CET": 60, "ChST": 600, "EAT": 180, "EDT": -240, "EEST": 180,
+    "EET": 120, "EST": -300, "GMT": 0, "HDT": -540, "HKT": 480, "HST": -600, "IDT": 180, "JST": 540, "KST": 540,
+    "MDT": -360, "MEST": 120, "MET": 60, "MSK": 180, "MST": -420, "NDT": -150, "NST": -210, "NZDT": 780, "NZST": 720,
+    "PDT": -420, "PKT": 300, "SAST": 120, "SST": -660, "UTC": 0, "WAT": 60, "WEST": 60, "WET": 0, "WIB": 420,
+    "WIT": 540, "WITA": 480,
+}  # fmt: skip
+_ZONES_HOLD_SINCE = 2020
+
+FORMATS = ("server", "sqlite", "postgresql", "datestyle", "unreadable")
+
+
+class UnreadableTimestampError(ValueError):
+    """The text does not prove an instant; the message continues a sentence that begins with the value."""
+
+
+def parse_timestamp(text: str) -> datetime:
+    """Return the instant in UTC; ``UnreadableTimestampError`` says why there is none."""
+    try:
+        return _parse(text).astimezone(UTC)
+    except OverflowError:
+        raise UnreadableTimestampError("is outside the years 1 to 9999") from None
+
+
+def timestamp_format(text: object) -> str:
+    """Return which of ``FORMATS`` the value is in."""
+    if not isinstance(text, str):
+        return "unreadable"
+    try:
+        parse_timestamp(text)
+    except UnreadableTimestampError:
+        return "unreadable"
+    match = _ISO.fullmatch(text)
+    if match is None:
+        return "datestyle"
+    if match[2] == "T":
+        return "server"
+    return "postgresql" if match[4] else "sqlite"
+
+
+def native_text(value: object) -> str | None:
+    """Return the timestamp as Django stores it on SQLite, or None if it cannot be read.
+
+    One instant has one text, and the order of the texts is the order of the instants: six digits of a second, or
+    none when they are all zero.
+    """
+    if not isinstance(value, str):
+        return None
+    if match := _SERVER.fullmatch(value):
+        day, time, milliseconds = match.groups()
+        if value[8:10] > "28":
+            try:
+                datetime.fromisoformat(day)
+            except ValueError:
+                return None
+        elif day[:4] == "0000":
+            return None
+        return f"{day} {time}" if milliseconds == "000" else f"{day} {time}.{milliseconds}000"
+    try:
+        return str(parse_timestamp(value).replace(tzinfo=None))
+    except UnreadableTimestampError:
+        return None
+
+
+def server_text(value: object) -> str | None:
+    """Return the timestamp as the old server wrote it, microseconds cut off, or None if it cannot be read."""
+    if not isinstance(value, str):
+        return None
+    try:
+        instant = parse_timestamp(value)
+    except UnreadableTimestampError:
+        return None
+    return f"{instant.replace(tzinfo=None).isoformat(timespec='milliseconds')}Z"
+
+
+def _parse(text: str) -> datetime:
+    if match := _ISO.fullmatch(text):
+        if match[4] is None:
+            if match[2] == "T":
+                raise UnreadableTimestampError("names no time zone")
+            return _calendar(match[1], match[3]).replace(tzinfo=UTC)
+        return _calendar(match[1], match[3]).replace(tzinfo=UTC if match[4] == "Z" else _offset(match[4]))
+    if match := _GERMAN.fullmatch(text):
+        day, month, year, time, zone = match.groups()
+    elif match := _SQL.fullmatch(text):
+        day, month, year, time, zone = match.groups()
+        if int(month) > 12:
+            day, month = month, day
+        elif int(day) <= 12 and day != month:
+            raise UnreadableTimestampError("may be day/month or month/day")
+    elif match := _DAY_FIRST.fullmatch(text) or _MONTH_FIRST.fullmatch(text):
+        weekday, day, month, time, year, zone = match.groups()
+        if month.isdigit():
+            day, month = month, day
+        if month not in _MONTHS:
+            raise UnreadableTimestampError("is in no known timestamp format")
+        month = f"{_MONTHS.index(month) + 1:02}"
+        if _WEEKDAYS[_calendar(f"{year}-{month}-{day}", time).weekday()] != weekday:
+            raise UnreadableTimestampError("names a day of the week that the date is not")
+    else:
+        raise UnreadableTimestampError("is in no known timestamp format")
+    local = _calendar(f"{year}-{month}-{day}", time)
+    if zone[0] in "+-":
+        return local.replace(tzinfo=_offset(zone))
+    if zone not in ZONES or local.year < _ZONES_HOLD_SINCE:
+        raise UnreadableTimestampError(f"names its zone {zone}, which does not say one offset from UTC")
+    return local.replace(tzinfo=timezone(timedelta(minutes=ZONES[zone])))
+
+
+def _calendar(day: str, time: str) -> datetime:
+    try:
+        return datetime.fromisoformat(f"{day}T{time}")
+    except ValueError:
+        raise UnreadableTimestampError("is no date of the calendar") from None
+
+
+def _offset(text: str) -> timezone:
+    digits = text[1:].replace(":", "").ljust(6, "0")
+    offset = timedelta(hours=int(digits[:2]), minutes=int(digits[2:4]), seconds=int(digits[4:]))
+    return timezone(-offset if text[0] == "-" else offset)
+
+
+# What PostgreSQL may cast by itself: the ISO formats, in years that stay within 1 to 9999 in every zone, on days that
+# every year has. The rare rest goes through Python. A cast of anything else could fail, or succeed with a wrong zone.
+POSTGRES_CASTABLE = (
+    r"^[1-8][0-9]{3}-((0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])|(0[13-9]|1[0-2])-(29|30)|(0[13578]|1[02])-31)"
+    r"( ([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]{1,6})?(Z|[+-](0[0-9]|1[0-5])(:[0-5][0-9](:[0-5][0-9])?)?)?"
+    r"|T([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]{1,6})?(Z|[+-](0[0-9]|1[0-5])(:[0-5][0-9](:[0-5][0-9])?)?))$"
+)
