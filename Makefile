@@ -38,6 +38,12 @@ types: $(VENV)/.installed-lint $(VENV)/.installed-test
 bench: $(VENV)/.installed-test $(VENV)/.installed-bench
 	$(BIN)/python -m benchmarks $(ARGS)
 
+admin: demo/agentdb.sqlite3
+	@$(BIN)/agentdb --url sqlite:///demo/agentdb.sqlite3 runadmin $(ARGS)
+
+demo/agentdb.sqlite3: | $(VENV)/.installed
+	@$(MAKE) --no-print-directory demo
+
 clean:
 	rm -rf $(VENV) demo build dist .coverage .coverage.* htmlcov .mypy_cache .pytest_cache .ruff_cache .bench
 

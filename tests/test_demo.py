@@ -30,32 +30,43 @@ def run(*arguments: str, cwd: Path) -> str:
     return finished.stdout
 
 
-def test_demo_adopts_serves_and_verifies_and_does_so_again(tmp_path):
-    for _ in range(2):
-        output = run(str(EXAMPLES / "demo.py"), cwd=tmp_path)
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """The folder in which the demo ran twice, and what it printed each time."""
+    folder = tmp_path_factory.mktemp("demo")
+    (folder / "demo").mkdir()
+    (folder / "demo" / "notes.txt").write_text("mine")
+    return folder, [run(str(EXAMPLES / "demo.py"), cwd=folder) for _ in range(2)]
 
+
+def test_demo_adopts_a_database_runs_a_program_and_does_so_again(demo):
+    _, outputs = demo
+
+    for output in outputs:
         assert "The 'default' tenant has 26 agents" in output
         assert "support-bot is at version 2 in /srv/agents/support-2." in output
         assert "Evicted " in output
-        with agentdb.connect(f"sqlite:///{tmp_path}/demo/agentdb.sqlite3") as db:
-            assert len(db.list_agents()) == 26 + 2
 
 
-def test_demo_leaves_the_shipped_database_as_it_is(tmp_path):
-    before = (EXAMPLES / "ash.db").read_bytes()
+def test_demo_leaves_an_adopted_database_that_can_be_opened(demo):
+    folder, _ = demo
 
-    run(str(EXAMPLES / "demo.py"), cwd=tmp_path)
-
-    assert (EXAMPLES / "ash.db").read_bytes() == before
-    assert not list(EXAMPLES.glob("ash.db-*"))
+    with agentdb.connect(f"sqlite:///{folder}/demo/agentdb.sqlite3") as db:
+        assert len(db.list_agents()) == 26 + 2
 
 
-def test_demo_keeps_what_else_is_in_the_folder(tmp_path):
-    (tmp_path / "notes.txt").write_text("mine")
+def test_demo_leaves_the_shipped_database_as_it_is(demo):
+    # The copy in tests/legacy is the same file, and no program of the examples knows of it.
+    legacy = EXAMPLES.parent / "tests" / "legacy" / "sqlite" / "era-b.db"
 
-    run(str(EXAMPLES / "demo.py"), str(tmp_path), cwd=tmp_path)
+    assert (EXAMPLES / "ash.db").read_bytes() == legacy.read_bytes()
+    assert list(EXAMPLES.glob("ash.db?*")) == []
 
-    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+def test_demo_keeps_what_else_is_in_the_folder(demo):
+    folder, _ = demo
+
+    assert (folder / "demo" / "notes.txt").read_text() == "mine"
 
 
 def test_serve_moves_sessions_and_sandboxes_and_evicts(url, tmp_path):
