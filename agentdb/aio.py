@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Coroutine
-from functools import partial, wraps
+from functools import wraps
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from agentdb.errors import DatabaseClosedError, InvalidInputError
 from agentdb.interface import Db
-
-if TYPE_CHECKING:
-    from concurrent.futures import ThreadPoolExecutor
+from agentdb.workers import Workers
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -53,8 +51,7 @@ class AsyncDb:
         return self
 
     def _prepare(self, max_workers: int) -> None:
-        self._max_workers = max_workers
-        self._executor: ThreadPoolExecutor | None = None
+        self._workers = Workers(max_workers)
         self._opening = threading.Lock()
         self._closed = False
 
@@ -68,17 +65,9 @@ class AsyncDb:
         await self.close()
 
     async def _run(self, call: Callable[[Db], R]) -> R:
-        import asyncio
-        import contextvars
-
         if self._closed:
             raise DatabaseClosedError("The AsyncDb is closed. Open another one with agentdb.connect_async().")
-        if self._executor is None:
-            from concurrent.futures import ThreadPoolExecutor
-
-            self._executor = ThreadPoolExecutor(self._max_workers, thread_name_prefix="agentdb")
-        context = contextvars.copy_context()
-        return await asyncio.get_running_loop().run_in_executor(self._executor, partial(context.run, self._call, call))
+        return await self._workers.run(lambda: self._call(call))
 
     def _call(self, call: Callable[[Db], R]) -> R:
         db = self._db
@@ -136,7 +125,6 @@ class AsyncDb:
         await asyncio.get_running_loop().run_in_executor(None, self._shut_down)
 
     def _shut_down(self) -> None:
-        if self._executor is not None:
-            self._executor.shutdown()
+        self._workers.stop()
         if self._db is not None:
             self._db.close()

@@ -1,0 +1,103 @@
+"""Threads that an event loop hands calls to."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable
+from contextlib import suppress
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+if TYPE_CHECKING:
+    import asyncio
+    import contextvars
+
+R = TypeVar("R")
+
+
+class _Job(NamedTuple):
+    loop: asyncio.AbstractEventLoop
+    future: asyncio.Future[Any]
+    context: contextvars.Context
+    call: Callable[[], Any]
+
+
+class Workers:
+    """Up to ``max_workers`` threads, started as calls come in.
+
+    ``ThreadPoolExecutor`` does the same by way of a second future and two locks, at twice the time: about 50 µs more
+    for each call.
+    """
+
+    def __init__(self, max_workers: int) -> None:
+        self._max_workers = max_workers
+        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        self._threads: list[threading.Thread] = []
+        self._under_way = 0
+        # Whoever drops this without stop() must not keep the threads waiting for ever.
+        self._finalizer = weakref.finalize(self, _dismiss, self._jobs, self._threads)
+
+    async def run(self, call: Callable[[], R]) -> R:
+        """Run the call in one of the threads, in a copy of the caller's context, and return its result.
+
+        Cancelled before a thread has begun, the call is never run; after that it runs to its end unheeded.
+        """
+        import asyncio
+        import contextvars
+
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[R] = loop.create_future()
+        self._under_way += 1
+        try:
+            if len(self._threads) < min(self._under_way, self._max_workers):
+                self._start_thread()
+            self._jobs.put(_Job(loop, future, contextvars.copy_context(), call))
+            return await future
+        finally:
+            self._under_way -= 1
+
+    def stop(self) -> None:
+        """Let the calls under way end, then the threads."""
+        self._finalizer()
+        for thread in self._threads:
+            thread.join()
+
+    def _start_thread(self) -> None:
+        name = f"agentdb-{len(self._threads)}"
+        thread = threading.Thread(target=_work, args=(self._jobs,), name=name, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+
+def _work(jobs: SimpleQueue[_Job | None]) -> None:
+    while (job := jobs.get()) is not None:
+        if not job.future.cancelled():
+            _do(job)
+        del job  # else the thread would keep the caller's objects until its next job
+
+
+def _do(job: _Job) -> None:
+    result, error = None, None
+    try:
+        result = job.context.run(job.call)
+    except BaseException as raised:
+        error = raised
+    with suppress(RuntimeError):  # the loop has ended, and nobody waits any more
+        job.loop.call_soon_threadsafe(_settle, job.future, result, error)
+
+
+def _settle(future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
+    if future.cancelled():
+        return
+    if error is None:
+        future.set_result(result)
+    elif isinstance(error, StopIteration):
+        future.set_exception(RuntimeError(f"The call raised {error!r}, which a coroutine cannot raise."))
+    else:
+        future.set_exception(error)
+
+
+def _dismiss(jobs: SimpleQueue[_Job | None], threads: list[threading.Thread]) -> None:
+    for _ in threads:
+        jobs.put(None)
