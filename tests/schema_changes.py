@@ -1,0 +1,606 @@
+"""Single changes to agentdb's tables; each function makes one and returns the one line that it must cause.
+
+It returns None, having changed nothing, where the engine or the thing has no such change.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from agentdb.schema import Column, Index, IndexPart, Table, Unique
+from agentdb.sqltext import parse_create_table
+
+OTHER_TYPE = {
+    "text": "varchar(100)",
+    "integer": "bigint",
+    "datetime": "text",
+    "timestamp with time zone": "timestamp without time zone",
+}
+OTHER_DEFAULT = {"text": "'zz'", "integer": "7", "datetime": "'zz'", "timestamp with time zone": "now()"}
+READABLE_TYPE = {"varchar(100)": {"sqlite": "varchar(100)", "postgresql": "character varying(100)"}}
+OTHER_COLLATION = {"sqlite": "NOCASE", "postgresql": "C"}
+
+
+@dataclass(frozen=True)
+class Database:
+    """A migrated database whose tables a test changes, inside a transaction that is rolled back."""
+
+    connection: BaseDatabaseWrapper
+    expected: dict[str, Table]
+
+    @property
+    def engine(self) -> str:
+        return self.connection.vendor
+
+    def execute(self, *statements: str) -> None:
+        with self.connection.cursor() as cursor:
+            for statement in statements:
+                cursor.execute(statement)
+
+    def rebuild(self, table: str, edit: Callable[[str], str], *, keep: Callable[[str], bool] = lambda _: True) -> None:
+        """On SQLite: make the table again from its edited statement, with those of its indexes to ``keep``."""
+        with self.connection.cursor() as cursor:
+            cursor.execute("SELECT sql FROM sqlite_master WHERE name = %s", [table])
+            ((before,),) = cursor.fetchall()
+            cursor.execute("SELECT name, sql FROM sqlite_master WHERE tbl_name = %s AND type = 'index'", [table])
+            indexes = [sql for name, sql in cursor.fetchall() if sql and keep(name)]
+        after = edit(before)
+        assert after != before
+        self.execute(f"DROP TABLE {table}", after, *indexes)
+
+    def edit_column(self, table: str, column: str, edit: Callable[[str], str]) -> None:
+        def edited(sql: str) -> str:
+            (found,) = (item for item in parse_create_table(sql).columns if item.name == column)
+            return sql[: found.start] + edit(sql[found.start : found.end]) + sql[found.end :]
+
+        self.rebuild(table, edited)
+
+
+def _columns_of(index: Index) -> set[str]:
+    condition = set(re.findall(r"\w+", index.condition or ""))
+    return {part.expression for part in index.parts} | condition
+
+
+def _lost_with(database: Database, table: Table, column: str) -> str:
+    lost = ["the primary key"] if table.primary_key and column in table.primary_key.columns else []
+    for unique in table.uniques:
+        if column in unique.columns:
+            lost.append(f"unique constraint {unique.name}" if unique.name else "unique constraint without a name")
+    lost += [f"index {index.name}" for index in table.indexes if column in _columns_of(index)]
+    if not lost:
+        return ""
+    return ", and with it " + (f"{', '.join(lost[:-1])} and {lost[-1]}" if lost[1:] else lost[0])
+
+
+# ----------------------------------------------------------------------------------------------------------- columns
+
+
+def drop_column(database: Database, table: Table, column: Column) -> str:
+    if database.engine == "sqlite":
+        gone = {index.name for index in table.indexes if column.name in _columns_of(index)}
+
+        def edited(sql: str) -> str:
+            for unique in table.uniques:
+                if unique.name and column.name in unique.columns:
+                    sql = re.sub(rf', CONSTRAINT "{unique.name}" UNIQUE \([^)]*\)', "", sql)
+            (found,) = (item for item in parse_create_table(sql).columns if item.name == column.name)
+            before, after = sql[: found.start].rstrip(), sql[found.end :].lstrip()
+            return before + after[1:] if after.startswith(",") else before.removesuffix(",") + after
+
+        database.rebuild(table.name, edited, keep=lambda name: name not in gone)
+    else:
+        database.execute(f"ALTER TABLE {table.name} DROP COLUMN {column.name}")
+    return f"Column {table.name}.{column.name} is missing{_lost_with(database, table, column.name)}."
+
+
+def rename_column(database: Database, table: Table, column: Column) -> str:
+    database.execute(f"ALTER TABLE {table.name} RENAME COLUMN {column.name} TO zz_{column.name}")
+    return (
+        f"Column {table.name}.{column.name} is missing (column zz_{column.name} is defined like it: was it renamed?)."
+    )
+
+
+def retype_column(database: Database, table: Table, column: Column) -> str:
+    new = OTHER_TYPE[column.type]
+    if database.engine == "sqlite":
+        database.edit_column(table.name, column.name, lambda sql: sql.replace(f" {column.type}", f" {new}", 1))
+    else:
+        database.execute(f"ALTER TABLE {table.name} ALTER COLUMN {column.name} TYPE {new}")
+    found = READABLE_TYPE.get(new, {}).get(database.engine, new)
+    return f"Column {table.name}.{column.name} has the type {found}; it should be {column.type}."
+
+
+def flip_nullability(database: Database, table: Table, column: Column) -> str | None:
+    if database.engine == "sqlite":
+        database.edit_column(
+            table.name,
+            column.name,
+            lambda sql: f"{sql} NOT NULL" if column.nullable else sql.replace(" NOT NULL", ""),
+        )
+    elif table.primary_key and column.name in table.primary_key.columns:
+        return None  # PostgreSQL does not let a primary key be NULL
+    else:
+        action = "SET" if column.nullable else "DROP"
+        database.execute(f"ALTER TABLE {table.name} ALTER COLUMN {column.name} {action} NOT NULL")
+    if column.nullable:
+        return f"Column {table.name}.{column.name} is NOT NULL; it should allow NULL."
+    return f"Column {table.name}.{column.name} allows NULL; it should be NOT NULL."
+
+
+def _set_default(database: Database, table: Table, column: Column, default: str | None) -> None:
+    if database.engine == "sqlite":
+        clause = "" if default is None else f" DEFAULT {default}"
+
+        def edited(sql: str) -> str:
+            without = re.sub(r" DEFAULT (\(.*\)|'[^']*'|\d+)", "", sql)
+            return without + clause
+
+        database.edit_column(table.name, column.name, edited)
+    else:
+        action = "DROP DEFAULT" if default is None else f"SET DEFAULT {default}"
+        database.execute(f"ALTER TABLE {table.name} ALTER COLUMN {column.name} {action}")
+
+
+def other_default(database: Database, table: Table, column: Column) -> str:
+    default = OTHER_DEFAULT[column.type]
+    _set_default(database, table, column, default)
+    should = "have none" if column.default is None else f"be {column.default}"
+    return f"Column {table.name}.{column.name} has the default {default}; it should {should}."
+
+
+def drop_default(database: Database, table: Table, column: Column) -> str | None:
+    if column.default is None:
+        return None
+    _set_default(database, table, column, None)
+    return f"Column {table.name}.{column.name} has no default; it should be {column.default}."
+
+
+def other_collation(database: Database, table: Table, column: Column) -> str | None:
+    if column.type != "text":
+        return None
+    collation = OTHER_COLLATION[database.engine]
+    if database.engine == "sqlite":
+        database.edit_column(table.name, column.name, lambda sql: f"{sql} COLLATE {collation}")
+    else:
+        database.execute(f'ALTER TABLE {table.name} ALTER COLUMN {column.name} TYPE text COLLATE "{collation}"')
+    return f"Column {table.name}.{column.name} has the collation {collation}; it should have the usual one."
+
+
+def generate_column(database: Database, table: Table, column: Column) -> str | None:
+    if column.default is not None or column.type != "text" or not column.nullable:
+        return None
+    if database.engine == "sqlite":
+        database.edit_column(table.name, column.name, lambda sql: f"{sql} GENERATED ALWAYS AS ('zz') VIRTUAL")
+        return f"Column {table.name}.{column.name} is generated as 'zz'; it should be an ordinary column."
+    indexes = [index for index in table.indexes if column.name in _columns_of(index)]
+    statements = [statement for index in indexes for statement in create_index(database, table, index)]
+    database.execute(
+        f"ALTER TABLE {table.name} DROP COLUMN {column.name}",
+        f"ALTER TABLE {table.name} ADD COLUMN {column.name} text GENERATED ALWAYS AS ('zz') STORED",
+        *statements,
+    )
+    return f"Column {table.name}.{column.name} is generated as 'zz'; it should be an ordinary column."
+
+
+# ----------------------------------------------------------------------------------------------------------- indexes
+
+
+def create_index(database: Database, table: Table, index: Index) -> list[str]:
+    keys = ", ".join(
+        f'"{part.expression}"'
+        + (f' COLLATE "{part.collation}"' if part.collation else "")
+        + (f" {part.operator_class}" if part.operator_class else "")
+        + (" DESC" if part.descending else "")
+        + (f" NULLS {part.nulls}" if part.nulls else "")
+        for part in index.parts
+    )
+    using = f" USING {index.method}" if index.method != "btree" else ""
+    return [
+        f"CREATE {'UNIQUE ' if index.unique else ''}INDEX {index.name} ON {table.name}{using} ({keys})"
+        + (f" INCLUDE ({', '.join(index.include)})" if index.include else "")
+        + (f" WHERE {index.condition}" if index.condition else "")
+    ]
+
+
+def on(index: Index) -> str:
+    """An index as messages show it, spelt out a second time, so that the first is tested."""
+    keys = []
+    for part in index.parts:
+        words = [part.expression]
+        words += [f'COLLATE "{part.collation}"'] if part.collation else []
+        words += [part.operator_class] if part.operator_class else []
+        words += ["DESC"] if part.descending else []
+        words += [f"NULLS {part.nulls.upper()}"] if part.nulls else []
+        keys.append(" ".join(words))
+    text = f"({', '.join(keys)})"
+    text += f" using {index.method}" if index.method != "btree" else ""
+    text += f" including ({', '.join(index.include)})" if index.include else ""
+    return text + (f" where {index.condition}" if index.condition else "")
+
+
+def _replace_index(database: Database, table: Table, index: Index, new: Index) -> str:
+    database.execute(f"DROP INDEX {index.name}", *create_index(database, table, new))
+    kind = "a unique index" if new.unique else "an index"
+    plain = kind.partition(" ")[2]
+    return (
+        f"Index {index.name} on {table.name} is {kind.partition(' ')[0]} {plain} on {on(new)}; "
+        f"it should be an index on {on(index)}."
+    )
+
+
+def drop_index(database: Database, table: Table, index: Index) -> str:
+    database.execute(f"DROP INDEX {index.name}")
+    return f"Index {index.name} on {table.name} {on(index)} is missing."
+
+
+def rename_index(database: Database, table: Table, index: Index) -> str:
+    database.execute(f"DROP INDEX {index.name}", *create_index(database, table, replace(index, name="zz")))
+    return f"Index on {table.name} {on(index)} is named zz; it should be {index.name}."
+
+
+def index_more_columns(database: Database, table: Table, index: Index) -> str:
+    extra = next(column.name for column in table.columns if column.name not in _columns_of(index))
+    return _replace_index(database, table, index, replace(index, parts=(*index.parts, IndexPart(extra))))
+
+
+def index_fewer_columns(database: Database, table: Table, index: Index) -> str | None:
+    if len(index.parts) == 1:
+        return None
+    return _replace_index(database, table, index, replace(index, parts=index.parts[:-1]))
+
+
+def index_other_column(database: Database, table: Table, index: Index) -> str:
+    other = next(column.name for column in table.columns if column.name not in _columns_of(index))
+    return _replace_index(database, table, index, replace(index, parts=(IndexPart(other), *index.parts[1:])))
+
+
+def index_other_order(database: Database, table: Table, index: Index) -> str | None:
+    if len(index.parts) == 1:
+        return None
+    return _replace_index(database, table, index, replace(index, parts=(*index.parts[1:], index.parts[0])))
+
+
+def index_other_direction(database: Database, table: Table, index: Index) -> str:
+    last = index.parts[-1]
+    turned = replace(last, descending=not last.descending)
+    return _replace_index(database, table, index, replace(index, parts=(*index.parts[:-1], turned)))
+
+
+def index_other_collation(database: Database, table: Table, index: Index) -> str | None:
+    part = index.parts[-1]
+    column = table.column(part.expression)
+    if column is None or column.type != "text":
+        return None
+    other = None if part.collation else OTHER_COLLATION[database.engine]
+    changed = replace(index, parts=(*index.parts[:-1], replace(part, collation=other)))
+    return _replace_index(database, table, index, changed)
+
+
+def index_other_nulls(database: Database, table: Table, index: Index) -> str | None:
+    if database.engine == "sqlite":
+        return None  # SQLite has no NULLS FIRST in an index
+    part = index.parts[-1]
+    changed = replace(part, nulls="last" if part.descending else "first")
+    return _replace_index(database, table, index, replace(index, parts=(*index.parts[:-1], changed)))
+
+
+def index_other_operator_class(database: Database, table: Table, index: Index) -> str | None:
+    part = index.parts[0]
+    column = table.column(part.expression)
+    if database.engine == "sqlite" or column is None or column.type != "text":
+        return None
+    changed = replace(part, operator_class="text_pattern_ops")
+    return _replace_index(database, table, index, replace(index, parts=(changed, *index.parts[1:])))
+
+
+def index_other_method(database: Database, table: Table, index: Index) -> str | None:
+    if database.engine == "sqlite" or len(index.parts) > 1:
+        return None
+    return _replace_index(database, table, index, replace(index, method="hash"))
+
+
+def index_including(database: Database, table: Table, index: Index) -> str | None:
+    if database.engine == "sqlite":
+        return None
+    extra = next(column.name for column in table.columns if column.name not in _columns_of(index))
+    return _replace_index(database, table, index, replace(index, include=(extra,)))
+
+
+def index_unique(database: Database, table: Table, index: Index) -> str:
+    return _replace_index(database, table, index, replace(index, unique=True))
+
+
+def index_other_condition(database: Database, table: Table, index: Index) -> str:
+    return _replace_index(database, table, index, replace(index, condition="id > 'zz'"))
+
+
+def index_no_condition(database: Database, table: Table, index: Index) -> str | None:
+    if index.condition is None:
+        return None
+    return _replace_index(database, table, index, replace(index, condition=None))
+
+
+def index_invalid(database: Database, table: Table, index: Index) -> str | None:
+    if database.engine == "sqlite":
+        return None
+    database.execute(f"UPDATE pg_index SET indisvalid = false WHERE indexrelid = '{index.name}'::regclass")
+    return (
+        f"Index {index.name} on {table.name} is invalid and serves no query: "
+        f"run 'REINDEX INDEX CONCURRENTLY {index.name}'."
+    )
+
+
+# ------------------------------------------------------------------------------------------------------- constraints
+
+
+def drop_primary_key(database: Database, table: Table) -> str:
+    if database.engine == "sqlite":
+        database.edit_column(table.name, "id", lambda sql: sql.replace(" PRIMARY KEY", ""))
+    else:
+        database.execute(f"ALTER TABLE {table.name} DROP CONSTRAINT {table.name}_pkey")
+    return f"Table {table.name} has no primary key; it should be (id)."
+
+
+def rename_primary_key(database: Database, table: Table) -> str:
+    if database.engine == "sqlite":
+        database.edit_column(table.name, "id", lambda sql: sql.replace(" PRIMARY KEY", " CONSTRAINT zz PRIMARY KEY"))
+        return f"The primary key of {table.name} is named zz; it should have none."
+    database.execute(f"ALTER TABLE {table.name} RENAME CONSTRAINT {table.name}_pkey TO zz")
+    return f"The primary key of {table.name} is named zz; it should be {table.name}_pkey."
+
+
+def widen_primary_key(database: Database, table: Table) -> str:
+    if database.engine == "sqlite":
+        database.rebuild(
+            table.name,
+            lambda sql: (
+                sql.replace(" PRIMARY KEY", "", 1).rstrip().removesuffix(")") + ", PRIMARY KEY (tenant_id, id))"
+            ),
+        )
+    else:
+        database.execute(
+            f"ALTER TABLE {table.name} DROP CONSTRAINT {table.name}_pkey, "
+            f"ADD CONSTRAINT {table.name}_pkey PRIMARY KEY (tenant_id, id)"
+        )
+    return f"The primary key of {table.name} is (tenant_id, id); it should be (id)."
+
+
+def _unique_title(unique: Unique) -> str:
+    return f"unique constraint {unique.name}" if unique.name else "unique constraint without a name"
+
+
+def _edit_unique(database: Database, table: Table, unique: Unique, new: str) -> None:
+    """Replace the constraint by ``new``: a table constraint, or nothing."""
+    if database.engine == "sqlite":
+        clause = f", {new}" if new else ""
+
+        def edited(sql: str) -> str:
+            if unique.name:
+                return re.sub(rf', CONSTRAINT "{unique.name}" UNIQUE \([^)]*\)', clause, sql)
+            return sql.replace(" UNIQUE", "", 1).rstrip().removesuffix(")") + f"{clause})"
+
+        database.rebuild(table.name, edited)
+    else:
+        database.execute(f"ALTER TABLE {table.name} DROP CONSTRAINT {unique.name}")
+        if new:
+            database.execute(f"ALTER TABLE {table.name} ADD {new}")
+
+
+def _named(unique: Unique) -> str:
+    return f'CONSTRAINT "{unique.name}" ' if unique.name else ""
+
+
+def drop_unique(database: Database, table: Table, unique: Unique) -> str:
+    _edit_unique(database, table, unique, "")
+    columns = ", ".join(unique.columns)
+    return f"{_unique_title(unique).capitalize()} on {table.name} ({columns}) is missing."
+
+
+def rename_unique(database: Database, table: Table, unique: Unique) -> str:
+    columns = ", ".join(unique.columns)
+    _edit_unique(database, table, unique, f"CONSTRAINT zz UNIQUE ({columns})")
+    should = f"be {unique.name}" if unique.name else "have none"
+    return f"Unique constraint on {table.name} ({columns}) is named zz; it should {should}."
+
+
+def widen_unique(database: Database, table: Table, unique: Unique) -> str:
+    columns = ", ".join(unique.columns)
+    _edit_unique(database, table, unique, f"{_named(unique)}UNIQUE ({columns}, id)")
+    return (
+        f"{_unique_title(unique).capitalize()} on {table.name} is a unique constraint on ({columns}, id); "
+        f"it should be a unique constraint on ({columns})."
+    )
+
+
+def turn_unique(database: Database, table: Table, unique: Unique) -> str | None:
+    if len(unique.columns) == 1:
+        return None
+    columns, turned = ", ".join(unique.columns), ", ".join(reversed(unique.columns))
+    _edit_unique(database, table, unique, f"{_named(unique)}UNIQUE ({turned})")
+    return (
+        f"{_unique_title(unique).capitalize()} on {table.name} is a unique constraint on ({turned}); "
+        f"it should be a unique constraint on ({columns})."
+    )
+
+
+def index_for_unique(database: Database, table: Table, unique: Unique) -> str | None:
+    if unique.name is None:
+        return None  # an index has a name, so this would be two changes
+    columns = ", ".join(unique.columns)
+    _edit_unique(database, table, unique, "")
+    database.execute(f"CREATE UNIQUE INDEX {unique.name} ON {table.name} ({columns})")
+    return (
+        f"{_unique_title(unique).capitalize()} on {table.name} is a unique index on ({columns}); "
+        f"it should be a unique constraint on ({columns})."
+    )
+
+
+def plain_index_for_unique(database: Database, table: Table, unique: Unique) -> str | None:
+    if unique.name is None:
+        return None
+    columns = ", ".join(unique.columns)
+    _edit_unique(database, table, unique, "")
+    database.execute(f"CREATE INDEX {unique.name} ON {table.name} ({columns})")
+    return (
+        f"{_unique_title(unique).capitalize()} on {table.name} is an index on ({columns}); "
+        f"it should be a unique constraint on ({columns})."
+    )
+
+
+def soften_unique(database: Database, table: Table, unique: Unique) -> str:
+    columns = ", ".join(unique.columns)
+    if database.engine == "sqlite":
+        clause, words = " ON CONFLICT REPLACE", "on conflict replace"
+    else:
+        clause, words = " DEFERRABLE", "deferrable"
+    _edit_unique(database, table, unique, f"{_named(unique)}UNIQUE ({columns}){clause}")
+    return (
+        f"{_unique_title(unique).capitalize()} on {table.name} is a unique constraint on ({columns}) {words}; "
+        f"it should be a unique constraint on ({columns})."
+    )
+
+
+def nulls_not_distinct(database: Database, table: Table, unique: Unique) -> str | None:
+    if database.engine == "sqlite":
+        return None
+    columns = ", ".join(unique.columns)
+    _edit_unique(database, table, unique, f"{_named(unique)}UNIQUE NULLS NOT DISTINCT ({columns})")
+    return (
+        f"{_unique_title(unique).capitalize()} on {table.name} is a unique constraint on ({columns}) nulls not "
+        f"distinct; it should be a unique constraint on ({columns})."
+    )
+
+
+# ------------------------------------------------------------------------------------------------ tables and additions
+
+
+def drop_table(database: Database, table: Table) -> str:
+    database.execute(f"DROP TABLE {table.name}")
+    return f"Table {table.name} is missing."
+
+
+def view_for_table(database: Database, table: Table) -> str:
+    database.execute(
+        f"ALTER TABLE {table.name} RENAME TO zz_kept",
+        f"CREATE VIEW {table.name} AS SELECT * FROM zz_kept",
+    )
+    return f"{table.name} is a view, not a table."
+
+
+def table_option(database: Database, table: Table) -> str:
+    if database.engine == "sqlite":
+        database.rebuild(table.name, lambda sql: f"{sql} WITHOUT ROWID")
+        return f"Table {table.name} is without rowid; the models say nothing of it."
+    database.execute(f"ALTER TABLE {table.name} SET UNLOGGED")
+    return f"Table {table.name} is unlogged: PostgreSQL empties it after a crash."
+
+
+def row_security(database: Database, table: Table) -> str | None:
+    if database.engine == "sqlite":
+        return None
+    database.execute(f"ALTER TABLE {table.name} ENABLE ROW LEVEL SECURITY")
+    return f"Table {table.name} has row security: it hides rows and refuses inserts."
+
+
+def add_required_column(database: Database, table: Table) -> str:
+    if database.engine == "sqlite":
+        database.rebuild(table.name, lambda sql: sql.replace("(", "(zz text NOT NULL, ", 1))
+    else:
+        database.execute(f"ALTER TABLE {table.name} ADD COLUMN zz text NOT NULL")
+    return f"Column {table.name}.zz (text NOT NULL) is not in the models and has no default: every insert fails."
+
+
+def add_unique_index(database: Database, table: Table) -> str:
+    column = table.columns[1].name
+    database.execute(f"CREATE UNIQUE INDEX zz ON {table.name} ({column})")
+    return f"Unique index zz on {table.name} ({column}) is not in the models and can refuse what agentdb writes."
+
+
+def add_unique_constraint(database: Database, table: Table) -> str:
+    column = table.columns[1].name
+    _add_constraint(database, table, f"CONSTRAINT zz UNIQUE ({column})")
+    return f"Unique constraint zz on {table.name} ({column}) is not in the models and can refuse what agentdb writes."
+
+
+def add_check(database: Database, table: Table) -> str:
+    _add_constraint(database, table, "CONSTRAINT zz CHECK (tenant_id <> 'zz')")
+    return (
+        f"Check constraint zz on {table.name} (tenant_id <> 'zz') is not in the models and can refuse what "
+        "agentdb writes."
+    )
+
+
+def add_foreign_key(database: Database, table: Table) -> str:
+    other = "agents" if table.name != "agents" else "sessions"
+    _add_constraint(database, table, f"CONSTRAINT zz FOREIGN KEY (tenant_id) REFERENCES {other} (id)")
+    return (
+        f"Foreign key zz on {table.name} (tenant_id) to {other} (id) is not in the models and can refuse what "
+        "agentdb writes."
+    )
+
+
+def _add_constraint(database: Database, table: Table, constraint: str) -> None:
+    if database.engine == "sqlite":
+        database.rebuild(table.name, lambda sql: f"{sql.rstrip().removesuffix(')')}, {constraint})")
+    else:
+        database.execute(f"ALTER TABLE {table.name} ADD {constraint}")
+
+
+# -------------------------------------------------------------------------------------------------------- the changes
+
+COLUMN_CHANGES = (
+    drop_column,
+    rename_column,
+    retype_column,
+    flip_nullability,
+    other_default,
+    drop_default,
+    other_collation,
+    generate_column,
+)
+INDEX_CHANGES = (
+    drop_index,
+    rename_index,
+    index_more_columns,
+    index_fewer_columns,
+    index_other_column,
+    index_other_order,
+    index_other_direction,
+    index_other_collation,
+    index_other_nulls,
+    index_other_operator_class,
+    index_other_method,
+    index_including,
+    index_unique,
+    index_other_condition,
+    index_no_condition,
+    index_invalid,
+)
+UNIQUE_CHANGES = (
+    drop_unique,
+    rename_unique,
+    widen_unique,
+    turn_unique,
+    index_for_unique,
+    plain_index_for_unique,
+    soften_unique,
+    nulls_not_distinct,
+)
+TABLE_CHANGES = (
+    drop_primary_key,
+    rename_primary_key,
+    widen_primary_key,
+    drop_table,
+    view_for_table,
+    table_option,
+    row_security,
+    add_required_column,
+    add_unique_index,
+    add_unique_constraint,
+    add_check,
+    add_foreign_key,
+)
