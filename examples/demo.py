@@ -16,6 +16,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 LEGACY = HERE / "ash.db"
+BIN = Path(sys.executable).parent
 
 
 def main() -> None:
@@ -33,12 +34,18 @@ def main() -> None:
     run("agentdb", "--url", url, "migrate", "--fake-initial")
     title("Run a program on it")
     run("python", relative(HERE / "serve.py"), url)
+    print()
     run("python", relative(HERE / "serve_async.py"), url)
     title("Does the schema hold?")
     run("agentdb", "--url", url, "verifydb")
     title("Next")
-    print("  make admin                             look at this database in a browser")
-    print("  DATABASE_URL=postgresql://… make demo  …")
+    print("  make admin")
+    print("      shows this database in a browser.")
+    print(f"  {relative(BIN / 'agentdb')} --url postgresql://localhost/agents migrate")
+    print("      makes the same tables in a PostgreSQL of yours, and this runs the same program on it:")
+    print(f"  {relative(BIN / 'python')} examples/serve.py postgresql://localhost/agents")
+    print(f"  {relative(BIN / 'agentdb')}")
+    print("      lists what else there is.")
 
 
 def title(text: str) -> None:
@@ -51,7 +58,7 @@ def relative(path: Path) -> str:
 
 def run(*command: str) -> None:
     """Show a command as it can be typed, and run it."""
-    command = (relative(Path(sys.executable).parent / command[0]), *command[1:])
+    command = (relative(BIN / command[0]), *command[1:])
     print(f"$ {shlex.join(command)}", flush=True)
     finished = subprocess.run(command, check=False)
     if finished.returncode:

@@ -95,7 +95,7 @@ def evict_one(db: Db) -> None:
         if sandbox.session_id is not None:
             db.update_session_status(sandbox.session_id, SessionStatus.PAUSED)
         db.delete_sandbox(sandbox.id)
-        return f"Evicted {sandbox.id[:8]} of agent {shown(sandbox.agent_name)}: {sandbox.state}, " + (
+        return f"Evicted {sandbox.id[:8]} of agent {shown(repr(sandbox.agent_name))}: {sandbox.state}, " + (
             f"last used {ago(sandbox.last_used_at)}."
         )
 
@@ -133,7 +133,7 @@ def ago(instant: datetime) -> str:
     for unit, length in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
         if seconds >= length:
             return f"{int(seconds // length)} {unit} ago"
-    return "just now"
+    return f"{max(0, seconds) * 1000:.0f} ms ago"
 
 
 def heading(text: str) -> None:

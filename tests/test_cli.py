@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,23 +15,30 @@ import agentdb
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def run(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    inherited = {k: v for k, v in os.environ.items() if k not in ("DATABASE_URL", "DJANGO_SETTINGS_MODULE")}
+    return subprocess.run(
+        [sys.executable, "-m", "agentdb", *arguments],
+        cwd=folder,
+        env={**inherited, "PYTHONPATH": str(ROOT), **environment},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
 @pytest.fixture
 def cli(tmp_path):
     """A function that runs ``agentdb`` in an empty folder and returns the finished process."""
+    return partial(run, tmp_path)
 
-    def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        inherited = {k: v for k, v in os.environ.items() if k not in ("DATABASE_URL", "DJANGO_SETTINGS_MODULE")}
-        return subprocess.run(
-            [sys.executable, "-m", "agentdb", *arguments],
-            cwd=tmp_path,
-            env={**inherited, "PYTHONPATH": str(ROOT), **environment},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
 
-    return run
+@pytest.fixture(scope="module")
+def overview(tmp_path_factory):
+    """The finished process of ``agentdb`` without arguments, and its folder."""
+    folder = tmp_path_factory.mktemp("overview")
+    return run(folder), folder
 
 
 def versions(url: str) -> int:
@@ -38,8 +46,8 @@ def versions(url: str) -> int:
         return db.upsert_agent("a", "/a").version
 
 
-def test_without_arguments_it_lists_its_own_commands_with_their_help_first(cli):
-    finished = cli()
+def test_without_arguments_it_lists_its_own_commands_with_their_help_first(overview):
+    finished, _ = overview
 
     lines = finished.stdout.splitlines()
     own = [line.split()[0] for line in lines[2 : lines.index("", 2)]]
@@ -52,14 +60,12 @@ def test_without_arguments_it_lists_its_own_commands_with_their_help_first(cli):
 
 
 @pytest.mark.parametrize("argument", ["help", "--help", "-h"])
-def test_help_is_the_same_list(cli, argument):
-    assert cli(argument).stdout == cli().stdout
+def test_help_is_the_same_list(cli, argument, overview):
+    assert cli(argument).stdout == overview[0].stdout
 
 
-def test_the_list_creates_no_database(cli, tmp_path):
-    cli()
-
-    assert list(tmp_path.iterdir()) == []
+def test_the_list_creates_no_database(overview):
+    assert list(overview[1].iterdir()) == []
 
 
 def test_the_list_shows_the_database_url_without_its_password(cli):
