@@ -10,7 +10,6 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from agentdb.errors import DatabaseClosedError, InvalidInputError
 from agentdb.interface import Db
-from agentdb.workers import Workers
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -51,6 +50,8 @@ class AsyncDb:
         return self
 
     def _prepare(self, max_workers: int) -> None:
+        from agentdb.workers import Workers
+
         self._workers = Workers(max_workers)
         self._opening = threading.Lock()
         self._closed = False

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from agentdb.errors import InvalidInputError
 
@@ -68,6 +66,8 @@ def database_from_url(url: str) -> dict[str, Any]:
 
 def display_url(url: str) -> str:
     """Return the URL as it may be printed: without the password."""
+    from urllib.parse import urlsplit
+
     scheme, _, rest = url.partition("://")
     try:
         password = urlsplit(url).password
@@ -101,7 +101,7 @@ def _sqlite(url: str, config: dict[str, Any], options: dict[str, Any]) -> dict[s
     return {
         "ENGINE": "django.db.backends.sqlite3",
         # The working directory may change after this; the database may not.
-        "NAME": name if name == ":memory:" else str(Path(name).absolute()),
+        "NAME": name if name == ":memory:" else os.path.abspath(name),
         "CONN_MAX_AGE": None,
         "OPTIONS": {
             "timeout": timeout_seconds,

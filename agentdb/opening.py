@@ -6,7 +6,6 @@ import itertools
 import os
 import threading
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agentdb.aio import AsyncDb
@@ -143,7 +142,7 @@ def _check_file_exists(connection: BaseDatabaseWrapper) -> None:
         connection.vendor == "sqlite"
         and name != ":memory:"
         and not name.startswith("file:")
-        and not Path(name).exists()
+        and not os.path.exists(name)
     ):
         from agentdb.migrating import migration_names
 
