@@ -14,11 +14,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from django.db import DEFAULT_DB_ALIAS, connections, transaction
 
-from agentdb import queries
 from agentdb.channel import Channel, Fault, driver_error, open_channel
 from agentdb.compiled import Delete, Insert, Query, Row, Select, Statement, Update
 from agentdb.errors import (
@@ -50,6 +49,9 @@ from agentdb.interface import (
 )
 from agentdb.keys import generate_api_key, hash_api_key
 
+if TYPE_CHECKING:
+    from agentdb import queries
+
 R = TypeVar("R")
 Record = TypeVar("Record", AgentRecord, SessionRecord, SandboxRecord, ApiKeyRecord)
 
@@ -72,6 +74,10 @@ class DjangoDb:
     """
 
     def __init__(self, alias: str = "default", *, _owned: bool = False, _shared: bool = False) -> None:
+        global queries
+        # The models cannot be imported before Django is set up, and callers name this class before that.
+        from agentdb import queries
+
         if alias not in connections.settings:
             raise InvalidInputError(f"There is no database alias {alias!r}; known are {', '.join(connections)}.")
         self.alias = alias
