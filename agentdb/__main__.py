@@ -113,12 +113,16 @@ def _overview(url: str | None) -> str:
     from django.core.management import get_commands, load_command_class
 
     django.setup()
-    helps = {name: load_command_class("agentdb", name).help for name, app in get_commands().items() if app == "agentdb"}
-    width = max(map(len, helps), default=0)
+    first_sentences = {
+        name: load_command_class("agentdb", name).help.partition(". ")[0].rstrip(".")
+        for name, app in sorted(get_commands().items())
+        if app == "agentdb"
+    }
+    width = max(map(len, first_sentences), default=0)
     lines = [
         "agentdb [--url URL] COMMAND …",
         "",
-        *(f"  {name:<{width}}  {helps[name]}" for name in sorted(helps)),
+        *(f"  {name:<{width}}  {sentence}" for name, sentence in first_sentences.items()),
         "",
         f"Django's commands work too, among them {', '.join(_DJANGO_COMMANDS)}.",
         "'agentdb COMMAND --help' says more about one.",

@@ -73,7 +73,7 @@ def test_serve_moves_sessions_and_sandboxes_and_evicts(url, tmp_path):
     output = run(str(EXAMPLES / "serve.py"), url, cwd=tmp_path)
 
     with agentdb.connect(url) as db:
-        assert db.get_agent("support-bot").version == 2
+        assert [agent.version for agent in db.list_agents()] == [2]
         assert [session.status for session in db.list_sessions()] == ["paused"] * 3
         assert db.count_sandboxes() == 2
     assert re.search(r"Evicted [0-9a-f]{8} of agent 'support-bot': cold, last used \d+ ms ago\.", output)

@@ -43,7 +43,7 @@ django.setup()
     run(project + PROGRAMS[1], tmp_path)
 
     with agentdb.connect(url) as db:
-        assert db.get_session("s1").status == "active"
+        assert [session.status for session in db.list_sessions()] == ["active"]
 
 
 def test_transaction_program_writes_both_rows(db):
