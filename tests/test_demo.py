@@ -26,7 +26,7 @@ def run(*arguments: str, cwd: Path) -> str:
         text=True,
         check=False,
     )
-    assert (finished.returncode, finished.stderr) == (0, "")
+    assert finished.returncode == 0, finished.stderr
     return finished.stdout
 
 
