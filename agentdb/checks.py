@@ -1,3 +1,53 @@
 """System checks: what is wrong with an installation, and what to type."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+from django.core.checks import CheckMessage, Error, Tags, register
+from django.db import DatabaseError, connections, router
+
+_left_to_command: ContextVar[bool] = ContextVar("agentdb_adoption_left_to_command", default=False)
+
+
+@contextmanager
+def adoption_left_to_command() -> Iterator[None]:
+    """Silence E001 for a command that deals with old tables itself."""
+    token = _left_to_command.set(True)
+    try:
+        yield
+    finally:
+        _left_to_command.reset(token)
+
+
+@register(Tags.database)
+def check_adoption(databases: Sequence[str] | None = None, **_: Any) -> list[CheckMessage]:
+    """agentdb.E001: the old server's tables are there, and no migration is recorded."""
+    if _left_to_command.get():
+        return []
+    from agentdb.legacy import recognise
+    from agentdb.migrating import recorded_migrations
+
+    errors: list[CheckMessage] = []
+    for alias in databases or ():
+        connection = connections[alias]
+        if connection.vendor not in ("sqlite", "postgresql") or not router.allow_migrate(alias, "agentdb"):
+            continue
+        try:
+            if recorded_migrations(connection):
+                continue
+            shape = recognise(connection)
+        except DatabaseError:
+            continue  # whoever uses the database says it better
+        if shape.tables:
+            errors.append(
+                Error(
+                    f"Database {alias!r} has tables of the old server that are not adopted yet: {shape.description}.",
+                    hint="Run 'agentdb baselinedb --check' to see what adopting them does, then 'agentdb baselinedb'.",
+                    id="agentdb.E001",
+                )
+            )
+    return errors

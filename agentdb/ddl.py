@@ -33,7 +33,7 @@ class LegacyUnique(models.UniqueConstraint):
         assert model is not None and schema_editor is not None
         if schema_editor.connection.vendor == "sqlite":
             return super().create_sql(model, schema_editor)
-        columns = ", ".join(schema_editor.quote_name(model._meta.get_field(name).column) for name in self.fields)
+        columns = ", ".join(schema_editor.quote_name(_column(model, name)) for name in self.fields)
         table = schema_editor.quote_name(model._meta.db_table)
         return f"CREATE UNIQUE INDEX {schema_editor.quote_name(self.name)} ON {table} ({columns})"
 
@@ -41,7 +41,7 @@ class LegacyUnique(models.UniqueConstraint):
 def create_table(schema_editor: BaseDatabaseSchemaEditor, model: type[models.Model]) -> None:
     """Create the model's table. Unlike ``create_model``, without text_pattern_ops indexes, which no query uses."""
     sql, params = schema_editor.table_sql(model)
-    # A nullable key, as the old server's on SQLite: PostgreSQL takes it as one that is not, but not if NULL is spelt out.
+    # A nullable key, as the old server's on SQLite: PostgreSQL makes it NOT NULL, unless NULL is spelt out.
     schema_editor.execute(sql.replace("text NULL PRIMARY KEY", "text PRIMARY KEY"), params or None)
     for index in model._meta.indexes:
         schema_editor.add_index(model, index)
@@ -61,15 +61,24 @@ def conform_table(
         _conform_on_postgresql(schema_editor, model, sources or {})
 
 
+def _fields(model: type[models.Model]) -> dict[str, models.Field[Any, Any]]:
+    """The model's fields by column."""
+    return {str(model_field.column): model_field for model_field in model._meta.local_fields}
+
+
+def _column(model: type[models.Model], name: str) -> str:
+    return next(column for column, model_field in _fields(model).items() if model_field.name == name)
+
+
 def _run(schema_editor: BaseDatabaseSchemaEditor, sql: str) -> None:
     # No parameters, so that a percent sign in somebody's view or default is one.
     schema_editor.execute(sql, None)
 
 
-def _rows(schema_editor: BaseDatabaseSchemaEditor, sql: str, params: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+def _rows(schema_editor: BaseDatabaseSchemaEditor, sql: str, params: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
     with schema_editor.connection.cursor() as cursor:
         cursor.execute(sql, params)
-        return cursor.fetchall()
+        return list(cursor.fetchall())
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,13 +91,13 @@ class _Unique:
 def _wanted_uniques(model: type[models.Model]) -> list[_Unique]:
     table = model._meta.db_table
     return [
-        _Unique(f"{table}_{field.column}_key", (field.column,), False)
-        for field in model._meta.local_fields
-        if field.unique and not field.primary_key
+        _Unique(f"{table}_{column}_key", (column,), False)
+        for column, model_field in _fields(model).items()
+        if model_field.unique and not model_field.primary_key
     ] + [
         _Unique(
             constraint.name,
-            tuple(model._meta.get_field(name).column for name in constraint.fields),
+            tuple(_column(model, name) for name in constraint.fields),
             isinstance(constraint, LegacyUnique),
         )
         for constraint in model._meta.constraints
@@ -100,7 +109,7 @@ def _index_columns(model: type[models.Model], index: models.Index) -> tuple[str,
     """The columns of a plain ascending index; empty for one with expressions, an order or a condition."""
     if index.expressions or index.condition or any(order for _, order in index.fields_orders):
         return ()
-    return tuple(model._meta.get_field(name).column for name, _ in index.fields_orders)
+    return tuple(_column(model, name) for name, _ in index.fields_orders)
 
 
 # SQLite ---------------------------------------------------------------------------------------------------------------
@@ -121,19 +130,18 @@ def _conform_on_sqlite(
     old = parse_create_table(old_sql)
     columns = [(name, hidden) for _, name, *_, hidden in _rows(schema_editor, f"PRAGMA table_xinfo({quote(old_name)})")]
     live = {name.lower() for name, _ in columns}
-    ours = {field.column.lower() for field in model._meta.local_fields}
+    ours = _fields(model)
     extra = [(name, hidden) for name, hidden in columns if name.lower() not in ours]
 
     definitions = [
-        f"{quote(field.column)} {schema_editor.column_sql(model, field)[0]}" for field in model._meta.local_fields
+        f"{quote(column)} {schema_editor.column_sql(model, model_field)[0]}" for column, model_field in ours.items()
     ]
     definitions += [old.columns[name.lower()] for name, _ in extra]
     definitions += [str(constraint.constraint_sql(model, schema_editor)) for constraint in model._meta.constraints]
     definitions += [text for text, words in old.constraints if words & {name.lower() for name, _ in extra}]
 
     copied: dict[str, str] = {}
-    for model_field in model._meta.local_fields:
-        column = model_field.column
+    for column, model_field in ours.items():
         if column in sources:
             copied[column] = sources[column]
         elif column in live:
@@ -286,7 +294,7 @@ def _conform_on_postgresql(
     quote = schema_editor.quote_name
     alter = f"ALTER TABLE {quote(table)}"
     live = _read_pg_table(schema_editor, table)
-    fields = {model_field.column: model_field for model_field in model._meta.local_fields}
+    fields = _fields(model)
     [primary_key] = [column for column, model_field in fields.items() if model_field.primary_key]
 
     for constraint in live.constraints:
@@ -316,7 +324,7 @@ def _convert_pg_columns(
     table = model._meta.db_table
     quote = schema_editor.quote_name
     alter = f"ALTER TABLE {quote(table)}"
-    fields = {model_field.column: model_field for model_field in model._meta.local_fields}
+    fields = _fields(model)
     types = {column: str(f.db_parameters(schema_editor.connection)["type"]) for column, f in fields.items()}
 
     added = [column for column in fields if column not in live.columns]
@@ -328,7 +336,7 @@ def _convert_pg_columns(
         _run(schema_editor, f"{alter} ADD COLUMN {quote(column)} {types[column]}{default and f' DEFAULT {default}'}")
 
     using = {column: f"({expression})" for column, expression in sources.items()}
-    for column, model_field in fields.items():
+    for column in fields:
         if column in live.columns and column not in using and live.columns[column].type != types[column]:
             if not (live.columns[column].type.startswith("character varying") and types[column] == "text"):
                 raise SchemaMismatchError(
@@ -522,8 +530,8 @@ class _PgDependents:
             if kind != "v" or has_more:
                 what = "Materialized view" if kind == "m" else "View"
                 raise SchemaMismatchError(
-                    f"{what} {name!r} reads columns of table {self._table!r} whose type changes, and agentdb cannot make "
-                    "it again exactly. Drop it, run the command again, and create it anew."
+                    f"{what} {name!r} reads columns of table {self._table!r} whose type changes, and agentdb cannot "
+                    "make it again exactly. Drop it, run the command again, and create it anew."
                 )
             settings = f" WITH ({', '.join(options)})" if options else ""
             make_again = [f"CREATE VIEW {name}{settings} AS {definition}"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,10 +11,8 @@ from pathlib import Path
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-try:
+if sys.platform != "win32":
     import fcntl
-except ImportError:  # pragma: no cover (Windows: SQLite's own write lock still makes each migration atomic)
-    fcntl = None  # type: ignore[assignment]
 
 # Any number that no other program is likely to lock on: "agentdb" in ASCII.
 _ADVISORY_KEY = int.from_bytes(b"agentdb", "big")
@@ -72,8 +71,8 @@ def _directory_lock(connection: BaseDatabaseWrapper, waiting: Callable[[], None]
     # The directory, because locking the file itself would disturb SQLite's own locks, and a lock file beside it would
     # have to be cleaned up.
     name = str(connection.settings_dict["NAME"])
-    if fcntl is None or connection.is_in_memory_db():  # type: ignore[attr-defined]
-        yield
+    if sys.platform == "win32" or connection.is_in_memory_db():  # type: ignore[attr-defined]
+        yield  # on Windows, SQLite's own write lock still makes each migration atomic
         return
     try:
         folder = os.open(Path(name.removeprefix("file:").partition("?")[0]).absolute().parent, os.O_RDONLY)

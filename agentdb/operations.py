@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from django.db import models
+from django.db import DatabaseError, OperationalError, models
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.base.schema import BaseDatabaseSchemaEditor
 from django.db.migrations.operations import CreateModel
@@ -95,7 +95,7 @@ class NativeTimestamps(Operation):
                 template = 'pg_temp.agentdb_instant("{}")'
             else:
                 template = '"{}"::timestamptz'
-            conform_table(schema_editor, model, {column: template.format(column) for column in columns})
+            _conform(schema_editor, model, {column: template.format(column) for column in columns})
 
     def database_backwards(
         self, app_label: str, schema_editor: BaseDatabaseSchemaEditor, from_state: ProjectState, to_state: ProjectState
@@ -111,7 +111,7 @@ class NativeTimestamps(Operation):
         columns = {model: _timestamp_columns(from_state.apps.get_model(app_label, model.__name__)) for model in models_}
         _refuse_unwritable(connection, {model._meta.db_table: names for model, names in columns.items()})
         for model, names in columns.items():
-            conform_table(schema_editor, model, {column: template.format(column) for column in names})
+            _conform(schema_editor, model, {column: template.format(column) for column in names})
 
     def _models(self, app_label: str, connection: BaseDatabaseWrapper, state: ProjectState) -> list[type[models.Model]]:
         return [
@@ -121,8 +121,20 @@ class NativeTimestamps(Operation):
         ]
 
 
+def _conform(schema_editor: BaseDatabaseSchemaEditor, model: type[models.Model], sources: dict[str, str]) -> None:
+    try:
+        conform_table(schema_editor, model, sources)
+    except DatabaseError as error:
+        # Not what will pass: a lock, a full disk, a lost connection.
+        if isinstance(error, OperationalError) and getattr(error.__cause__, "sqlite_errorname", "") != "SQLITE_ERROR":
+            raise
+        raise SchemaMismatchError(
+            f"Table {model._meta.db_table!r} cannot be converted; nothing was changed. {str(error).strip()}"
+        ) from error
+
+
 def _timestamp_columns(model: type[models.Model]) -> list[str]:
-    return [field.column for field in model._meta.local_fields if isinstance(field, models.DateTimeField)]
+    return [str(field.column) for field in model._meta.local_fields if isinstance(field, models.DateTimeField)]
 
 
 def _refuse_unwritable(connection: BaseDatabaseWrapper, tables: dict[str, list[str]]) -> None:

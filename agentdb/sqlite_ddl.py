@@ -8,7 +8,11 @@ from dataclasses import dataclass
 
 # Quoted names and strings, with their own way to write the quote itself; comments; words; any other single character.
 _TOKEN = re.compile(
-    r"""'(?:[^']|'')*' | "(?:[^"]|"")*" | `(?:[^`]|``)*` | \[[^\]]*\] | --[^\n]*\n? | /\*.*?(?:\*/|\Z) | [\w$]+ | \s+ | .""",
+    r"""
+    '(?:[^']|'')*' | "(?:[^"]|"")*" | `(?:[^`]|``)*` | \[[^\]]*\]
+    | --[^\n]*\n? | /\*.*?(?:\*/|\Z)
+    | [\w$]+ | \s+ | .
+    """,
     re.DOTALL | re.VERBOSE,
 )
 _CONSTRAINT_WORDS = frozenset({"constraint", "primary", "unique", "check", "foreign"})

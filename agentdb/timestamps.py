@@ -3,7 +3,7 @@
 Read are, and nothing else:
 
 - ``2026-02-19T20:53:16.123Z``, JavaScript's ``toISOString()``: what the server itself wrote;
-- ``2026-02-19 20:53:16``, SQLite's ``datetime('now')``, which is in UTC, also with a fraction as ``strftime`` writes it;
+- ``2026-02-19 20:53:16``, SQLite's ``datetime('now')``, which is in UTC, also with a fraction as Django writes it;
 - ``2026-02-19 15:53:16.0075-05``, PostgreSQL's ``now()::text`` in the session's zone: up to six digits of a second,
   trailing zeros trimmed, offsets ``+HH``, ``+HH:MM`` and ``+HH:MM:SS``;
 - PostgreSQL's other DateStyles: ``Thu 19 Feb 15:53:16 2026 EST`` and ``Thu Feb 19 …`` (Postgres),

@@ -8,11 +8,7 @@ import agentdb.models
 from agentdb.operations import CreateLegacyTable, LegacyNow, LegacyUnique
 
 
-def primary_key(**options: object) -> models.TextField:
-    # On SQLite a TEXT PRIMARY KEY allows NULL, and the old server did not forbid it; PostgreSQL never allows it.
-    return models.TextField(primary_key=True, null=True, serialize=False, **options)
-
-
+# The ids: on SQLite a TEXT PRIMARY KEY allows NULL, and the old server did not forbid it; PostgreSQL never allows it.
 class Migration(migrations.Migration):
     initial = True
 
@@ -22,7 +18,7 @@ class Migration(migrations.Migration):
         CreateLegacyTable(
             name="Agent",
             fields=[
-                ("id", primary_key(default=agentdb.models.new_id)),
+                ("id", models.TextField(primary_key=True, null=True, default=agentdb.models.new_id, serialize=False)),
                 ("tenant_id", models.TextField(db_default="default")),
                 ("name", models.TextField()),
                 ("version", models.IntegerField(db_default=1)),
@@ -39,7 +35,7 @@ class Migration(migrations.Migration):
         CreateLegacyTable(
             name="Session",
             fields=[
-                ("id", primary_key()),
+                ("id", models.TextField(primary_key=True, null=True, serialize=False)),
                 ("tenant_id", models.TextField(db_default="default")),
                 ("agent_name", models.TextField()),
                 ("sandbox_id", models.TextField()),
@@ -56,7 +52,7 @@ class Migration(migrations.Migration):
         CreateLegacyTable(
             name="Sandbox",
             fields=[
-                ("id", primary_key()),
+                ("id", models.TextField(primary_key=True, null=True, serialize=False)),
                 ("tenant_id", models.TextField(db_default="default")),
                 ("session_id", models.TextField(null=True, blank=True)),
                 ("agent_name", models.TextField()),
@@ -79,7 +75,7 @@ class Migration(migrations.Migration):
         CreateLegacyTable(
             name="ApiKey",
             fields=[
-                ("id", primary_key()),
+                ("id", models.TextField(primary_key=True, null=True, serialize=False)),
                 ("tenant_id", models.TextField()),
                 ("key_hash", models.TextField(unique=True)),
                 ("label", models.TextField(db_default="", blank=True)),

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+from typing import Any
+
+from django.core.management import CommandError
+from django.core.management.commands import migrate
+from django.db import DatabaseError, connections, router
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from agentdb.adoptable import refuse_unadopted
+from agentdb.checks import adoption_left_to_command
+from agentdb.errors import AgentDbError
+from agentdb.locking import migration_lock
+from agentdb.migrating import pending_migrations
+
+
+class Command(migrate.Command):
+    """Django's migrate, which records no migration over tables of another shape, one process at a time."""
+
+    def check(self, *args: Any, **options: Any) -> Any:
+        # handle() says the same of agentdb.E001, and knows about --fake-initial.
+        with adoption_left_to_command():
+            return super().check(*args, **options)
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        connection = connections[options["database"]]
+        if not self._changes_agentdb(connection, options):
+            super().handle(*args, **options)
+            return
+        try:
+            pending = pending_migrations(connection)
+        except DatabaseError as error:
+            raise CommandError(f"Database {options['database']!r} cannot be used: {_reason(error)}") from error
+        if not pending and options["migration_name"] is None:
+            # The usual start of a service: it need not wait for a process that does have something to do.
+            super().handle(*args, **options)
+            return
+        try:
+            with migration_lock(connection, lambda: self._say_waiting(options["verbosity"])):
+                if not options["fake"] and options["migration_name"] != "zero":
+                    self._refuse_unadopted(connection, fake_initial=options["fake_initial"])
+                super().handle(*args, **options)
+        except AgentDbError as error:
+            raise CommandError(str(error)) from error
+
+    def _changes_agentdb(self, connection: BaseDatabaseWrapper, options: dict[str, Any]) -> bool:
+        return (
+            options["app_label"] in (None, "agentdb")
+            and connection.vendor in ("sqlite", "postgresql")
+            and router.allow_migrate(connection.alias, "agentdb")
+            and not (options["plan"] or options["check_unapplied"] or options["prune"])
+        )
+
+    def _refuse_unadopted(self, connection: BaseDatabaseWrapper, *, fake_initial: bool) -> None:
+        try:
+            refuse_unadopted(connection, fake_initial=fake_initial)
+        except DatabaseError as error:
+            raise CommandError(f"Database {connection.alias!r} cannot be read: {_reason(error)}") from error
+
+    def _say_waiting(self, verbosity: int) -> None:
+        if verbosity:
+            self.stdout.write("Another process is migrating this database; waiting for it.")
+
+
+def _reason(error: Exception) -> str:
+    """The first line of a driver's message, as the end of a sentence."""
+    return f"{str(error).strip().partition(chr(10))[0].rstrip('.')}."
