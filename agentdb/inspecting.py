@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from django.db import DEFAULT_DB_ALIAS, connections
 from django.db import Error as DjangoDatabaseError
@@ -52,9 +52,9 @@ def sqlite_path(connection: BaseDatabaseWrapper) -> Path | None:
     if connection.vendor != "sqlite":
         return None
     name = str(connection.settings_dict["NAME"])
-    if name == ":memory:" or name.startswith("file:"):
+    if name == ":memory:" or "mode=memory" in name:
         return None
-    return Path(name)
+    return Path(unquote(name.removeprefix("file:").partition("?")[0]) if name.startswith("file:") else name)
 
 
 def check_sqlite_file(path: Path) -> None:

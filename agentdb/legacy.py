@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Literal
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.migrations.loader import MigrationLoader
 
 from agentdb.migrating import migration_names, recorded_migrations
+from agentdb.rows import OLD_COLUMNS
 from agentdb.schema import Table, compare, expected_tables, read_tables
 
 APP = "agentdb"
@@ -33,57 +33,12 @@ class Kind(StrEnum):
     FOREIGN = "foreign"  # not made by the server
 
 
-@dataclass(frozen=True)
-class OldColumn:
-    holds: Literal["text", "integer", "timestamp"]
-    nullable: bool = False
-    fill: Literal["uuid", "default"] | None = None  # how old rows get it where an older release had no such column
-
-
-_ID = OldColumn("text")
-_TEXT = OldColumn("text")
-_OPTIONAL = OldColumn("text", nullable=True)
-_TENANT = OldColumn("text", fill="default")
-_TIMESTAMP = OldColumn("timestamp")
-
-# The multi-tenant release's tables. A column without ``fill`` is in every release.
-OLD_TABLES: Mapping[str, Mapping[str, OldColumn]] = {
-    "agents": {
-        "id": OldColumn("text", fill="uuid"),
-        "tenant_id": _TENANT,
-        "name": _TEXT,
-        "version": OldColumn("integer"),
-        "path": _TEXT,
-        "created_at": _TIMESTAMP,
-        "updated_at": _TIMESTAMP,
-    },
-    "sessions": {
-        "id": _ID,
-        "tenant_id": _TENANT,
-        "agent_name": _TEXT,
-        "sandbox_id": _TEXT,
-        "status": _TEXT,
-        "runner_id": _OPTIONAL,
-        "created_at": _TIMESTAMP,
-        "last_active_at": _TIMESTAMP,
-    },
-    "sandboxes": {
-        "id": _ID,
-        "tenant_id": _TENANT,
-        "session_id": _OPTIONAL,
-        "agent_name": _TEXT,
-        "state": _TEXT,
-        "workspace_dir": _TEXT,
-        "created_at": _TIMESTAMP,
-        "last_used_at": _TIMESTAMP,
-    },
-    "api_keys": {
-        "id": _ID,
-        "tenant_id": _TEXT,
-        "key_hash": _TEXT,
-        "label": _TEXT,
-        "created_at": _TIMESTAMP,
-    },
+# Columns that the multi-tenant release added. Every other one of OLD_COLUMNS is in all releases.
+ADDED_COLUMNS: Mapping[str, frozenset[str]] = {
+    "agents": frozenset({"id", "tenant_id"}),
+    "sessions": frozenset({"tenant_id"}),
+    "sandboxes": frozenset({"tenant_id"}),
+    "api_keys": frozenset(),
 }
 
 # What old servers' rebuild of a table on SQLite calls the new one until the old one is dropped.
@@ -137,7 +92,7 @@ def recognise(connection: BaseDatabaseWrapper) -> Shape:
 def _ours(vendor: str, live: Mapping[str, Table]) -> tuple[dict[str, Table], dict[str, str]]:
     tables: dict[str, Table] = {}
     stored_as: dict[str, str] = {}
-    for name in OLD_TABLES:
+    for name in OLD_COLUMNS:
         stored = name
         if name not in live and vendor == "sqlite" and REBUILT_AS.get(name) in live:
             # Stopped between dropping the old table and renaming the new one: the rows are all in the new one.
@@ -152,11 +107,11 @@ def _ours(vendor: str, live: Mapping[str, Table]) -> tuple[dict[str, Table], dic
 
 def _misses(table: Table, name: str | None = None) -> list[str]:
     have = {column.name for column in table.columns}
-    columns = OLD_TABLES[_old_name(table.name) if name is None else name]
-    return [column for column, old in columns.items() if column not in have and old.fill is None]
+    name = old_name(table.name) if name is None else name
+    return [column for column in OLD_COLUMNS[name] if column not in have | ADDED_COLUMNS[name]]
 
 
-def _old_name(stored: str) -> str:
+def old_name(stored: str) -> str:
     return next((name for name, rebuilt in REBUILT_AS.items() if rebuilt == stored), stored)
 
 
@@ -170,28 +125,28 @@ def _table_problems(vendor: str, table: Table) -> list[str]:
         ]
     problems = []
     for column in table.columns:
-        old = OLD_TABLES[_old_name(table.name)].get(column.name)
-        if column.generated is not None and old is not None:
+        kind = OLD_COLUMNS[old_name(table.name)].get(column.name)
+        if column.generated is not None and kind is not None:
             problems.append(f"Column {column.name!r} of table {table.name!r} is generated. Make it a plain column.")
-        elif old is None:
+        elif kind is None:
             if not column.nullable and column.default is None and column.generated is None:
                 problems.append(
                     f"Table {table.name!r} has an additional column {column.name!r} that is NOT NULL without a "
                     "default, so that no row could be inserted. Give it a default, or allow NULL."
                 )
-        elif not _holds(vendor, column.type, old):
+        elif not _holds(vendor, column.type, kind):
             problems.append(
                 f"Column {column.name!r} of table {table.name!r} has the type {column.type or 'of no name'}, "
-                f"which cannot be read as {'an integer' if old.holds == 'integer' else f'a {old.holds}'}."
+                f"which cannot be read as {'an integer' if kind == 'integer' else kind.removesuffix(' or null')}."
             )
     return problems
 
 
-def _holds(vendor: str, column_type: str, old: OldColumn) -> bool:
+def _holds(vendor: str, column_type: str, kind: str) -> bool:
     base = column_type.partition("(")[0].strip()
-    if old.holds == "integer":
+    if kind == "integer":
         return base in _INTEGER_TYPES
-    return base in _TEXT_TYPES or (old.holds == "timestamp" and base in NATIVE_TIMESTAMP_TYPES[vendor])
+    return base in _TEXT_TYPES or (kind == "timestamp" and base in NATIVE_TIMESTAMP_TYPES[vendor])
 
 
 def _recorded(connection: BaseDatabaseWrapper, live: Mapping[str, Table]) -> tuple[str, ...]:
@@ -259,7 +214,7 @@ def _multi_tenant(tables: Mapping[str, Table], others: tuple[str, ...]) -> tuple
         column.default is None
         for name, table in tables.items()
         for column in table.columns
-        if column.name in OLD_TABLES[name] and OLD_TABLES[name][column.name].holds == "timestamp"
+        if OLD_COLUMNS[name].get(column.name) == "timestamp"
     )
     if later := sorted(LATER_TABLES.intersection(others)):
         return Kind.LATER, f"a later server's: multi-tenant, with {', '.join(later)}"
@@ -304,7 +259,7 @@ def _is_native(vendor: str, name: str, table: Table) -> bool:
     return any(
         column.type in NATIVE_TIMESTAMP_TYPES[vendor]
         for column in table.columns
-        if column.name in OLD_TABLES[name] and OLD_TABLES[name][column.name].holds == "timestamp"
+        if OLD_COLUMNS[name].get(column.name) == "timestamp"
     )
 
 

@@ -1,0 +1,305 @@
+"""Adopting a database: one transaction that brings it to the models' schema, or leaves it as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from django.apps import apps
+from django.db import DatabaseError, connections, transaction
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.migrations.executor import MigrationExecutor
+from django.db.migrations.loader import MigrationLoader
+from django.db.migrations.recorder import MigrationRecorder
+
+from agentdb.backup import back_up
+from agentdb.baseline import (
+    Findings,
+    Plan,
+    Refusal,
+    comparable_columns,
+    decide,
+    makes_ids,
+    may_read,
+    read,
+)
+from agentdb.content import Progress, other_checksum, read_content
+from agentdb.ddl import conform_table, create_table
+from agentdb.errors import AgentDbError, SchemaMismatchError
+from agentdb.inspecting import describe_failure, inspecting, sqlite_path
+from agentdb.legacy import APP, INITIAL, NATIVE_TIMESTAMP_TYPES, drift
+from agentdb.locking import migration_lock
+from agentdb.models import new_id
+from agentdb.rows import OLD_COLUMNS
+from agentdb.schema import Table, expected_tables, read_tables
+
+# agents last: until the sessions are rebuilt, their foreign key holds the key of the agents.
+_ORDER = ("sessions", "sandboxes", "api_keys", "agents")
+
+
+class AdoptionRefusedError(SchemaMismatchError):
+    """The database was not adopted and is as it was. ``refusals`` says why."""
+
+    def __init__(self, refusals: tuple[Refusal, ...]) -> None:
+        super().__init__("\n".join(str(refusal) for refusal in refusals))
+        self.refusals = refusals
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an adoption did: nothing, if ``plan`` has no work."""
+
+    findings: Findings
+    plan: Plan
+    backup: Path | None = None
+    checksums: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Listener:
+    """Where an adoption says how far it is; every part may be left out."""
+
+    say: Callable[[str], None] = lambda text: None
+    progress: Progress = lambda table, done, total: None
+
+
+def look(alias: str, listener: Listener = Listener(), *, backup: bool = True) -> tuple[Findings, Plan]:
+    """Read the database of ``alias`` through a read-only connection, and decide."""
+    with inspecting(alias) as connection:
+        findings = read(connection, listener.progress)
+    return findings, decide(findings, backup=backup)
+
+
+def adopt(alias: str, listener: Listener = Listener(), *, backup: bool = True) -> Outcome:
+    """Adopt the database of ``alias``, all of it or nothing.
+
+    Raises ``AdoptionRefusedError`` or ``DatabaseUnavailableError``; then the database is as it was.
+    """
+    connection = connections[alias]
+    with (
+        _one_connection(connection),
+        migration_lock(connection, lambda: listener.say("Another process is changing the schema; waiting for it.")),
+        _refusing(connection),
+        _transaction(connection),
+    ):
+        _lock_tables(connection)
+        # Again, because the tables may have changed since they were looked at.
+        findings = read(connection, listener.progress, checksums=True)
+        plan = decide(findings, backup=backup)
+        if plan.refusals:
+            raise AdoptionRefusedError(plan.refusals)
+        if not plan.has_work:
+            return Outcome(findings, plan)
+        path = sqlite_path(connection)
+        copy = None
+        if path is not None and backup:
+            listener.say("Backing up.")
+            timeout = float(connection.settings_dict["OPTIONS"].get("timeout", 5.0))
+            copy = back_up(path, lambda done, total: listener.progress("backup", done, total), timeout_seconds=timeout)
+        others = _other_checksums(connection, findings)
+        _remember_ids(connection, findings)
+        _act(connection, findings, plan, listener)
+        listener.say("Comparing.")
+        _verify(connection, findings, others, listener)
+        checksums = {name: content.checksum or 0 for name, content in findings.contents.items()}
+        return Outcome(findings, plan, copy, checksums)
+
+
+@contextmanager
+def _one_connection(connection: BaseDatabaseWrapper) -> Iterator[None]:
+    """Begin with a fresh connection, so that nothing set before has an influence, and leave none behind."""
+    connection.close()
+    try:
+        yield
+    finally:
+        connection.close()
+
+
+@contextmanager
+def _refusing(connection: BaseDatabaseWrapper) -> Iterator[None]:
+    try:
+        yield
+    except AgentDbError:
+        raise
+    except DatabaseError as error:
+        raise AdoptionRefusedError((Refusal(f"{describe_failure(connection, error)} Nothing was changed."),)) from error
+
+
+@contextmanager
+def _transaction(connection: BaseDatabaseWrapper) -> Iterator[None]:
+    if connection.vendor != "sqlite":
+        with transaction.atomic(using=connection.alias, durable=True):
+            yield
+        return
+    connection.ensure_connection()
+    mode = connection.transaction_mode  # type: ignore[attr-defined]
+    check_constraints = connection.check_constraints
+    # SQLite ignores this inside a transaction, and with foreign keys on a rebuild would delete or refuse rows.
+    connection.disable_constraint_checking()
+    try:
+        connection.transaction_mode = "IMMEDIATE"  # type: ignore[attr-defined]
+        # Django looks at the foreign keys of every table after each migration. Those of tables that are not ours were
+        # broken before, if they are.
+        connection.check_constraints = lambda *args, **kwargs: None  # type: ignore[method-assign]
+        with transaction.atomic(using=connection.alias, durable=True):
+            yield
+    finally:
+        connection.transaction_mode = mode  # type: ignore[attr-defined]
+        connection.check_constraints = check_constraints  # type: ignore[method-assign]
+
+
+def _lock_tables(connection: BaseDatabaseWrapper) -> None:
+    if connection.vendor != "postgresql":
+        return  # SQLite's write lock is on the whole file
+    tables = [name for name in read_tables(connection, OLD_COLUMNS) if name in OLD_COLUMNS]
+    with connection.cursor() as cursor:
+        cursor.execute("SET LOCAL statement_timeout = 0")
+        cursor.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
+        # A policy that hides rows from this role must fail, not have them left out of the comparison.
+        cursor.execute("SET LOCAL row_security = off")
+        cursor.execute("SET LOCAL lock_timeout = '30s'")
+        if tables:
+            quoted = ", ".join(map(connection.ops.quote_name, tables))
+            cursor.execute(f"LOCK TABLE {quoted} IN ACCESS EXCLUSIVE MODE")
+
+
+def _act(connection: BaseDatabaseWrapper, findings: Findings, plan: Plan, listener: Listener) -> None:
+    for stored, name in plan.renames.items():
+        _rename(connection, stored, name)
+    if plan.conform_to is not None:
+        listener.say(f"Bringing the tables to what migration {plan.conform_to} makes.")
+        _conform(connection, findings, plan.conform_to)
+    recorder = MigrationRecorder(connection)
+    recorder.ensure_schema()
+    for name in findings.shape.recorded:
+        if name not in plan.record:
+            recorder.record_unapplied(APP, name)
+    for name in plan.record:
+        if name not in findings.shape.recorded:
+            recorder.record_applied(APP, name)
+    if plan.apply:
+        MigrationExecutor(connection, _announcing(listener)).migrate([(APP, plan.apply[-1])])
+
+
+def _announcing(listener: Listener) -> Callable[..., None]:
+    def announce(action: str, migration: object = None, fake: bool = False) -> None:
+        if action == "apply_start":
+            listener.say(f"Applying {migration}.")
+
+    return announce
+
+
+def _rename(connection: BaseDatabaseWrapper, stored: str, name: str) -> None:
+    quote = connection.ops.quote_name
+    with connection.cursor() as cursor:
+        # Otherwise the rename fails on any view that names the missing table.
+        cursor.execute("PRAGMA legacy_alter_table = ON")
+        cursor.execute(f"ALTER TABLE {quote(stored)} RENAME TO {quote(name)}")
+        cursor.execute("PRAGMA legacy_alter_table = OFF")
+
+
+def _conform(connection: BaseDatabaseWrapper, findings: Findings, level: str) -> None:
+    state = MigrationLoader(None).project_state((APP, level))
+    models = {model._meta.db_table: model for model in state.apps.get_models() if model._meta.app_label == APP}
+    if connection.vendor == "sqlite":
+        connection.connection.create_function("agentdb_new_id", 0, new_id)
+    with connection.schema_editor() as editor:
+        for name in _ORDER:
+            table = findings.shape.tables.get(name)
+            if table is None:
+                create_table(editor, models[name])
+            else:
+                conform_table(editor, models[name], _sources(connection, name, table, level))
+
+
+def _sources(connection: BaseDatabaseWrapper, name: str, table: Table, level: str) -> dict[str, str]:
+    """SQL for the columns that have no value yet, or one in the form of a later migration."""
+    sources = {}
+    if name == "agents":
+        fresh = "agentdb_new_id()" if connection.vendor == "sqlite" else "gen_random_uuid()::text"
+        column = table.column("id")
+        if column is None:
+            sources["id"] = fresh
+        elif makes_ids(name, table):
+            sources["id"] = f"coalesce(id, {fresh})"
+    if level == INITIAL and connection.vendor != "sqlite":
+        for column in table.columns:
+            native = column.type in NATIVE_TIMESTAMP_TYPES[connection.vendor]
+            if OLD_COLUMNS[name].get(column.name) == "timestamp" and native:
+                sources[column.name] = (
+                    f"to_char({connection.ops.quote_name(column.name)} AT TIME ZONE 'UTC', "
+                    "'YYYY-MM-DD HH24:MI:SS.US') || '+00'"
+                )
+    return sources
+
+
+def _other_checksums(connection: BaseDatabaseWrapper, findings: Findings) -> dict[str, tuple[int, int]]:
+    """The rows and the checksum of the tables that are not ours, as far as they are plain tables that can be read."""
+    live = read_tables(connection, findings.shape.others)
+    return {
+        name: other_checksum(connection, table)
+        for name, table in live.items()
+        if name in findings.shape.others and table.kind == "table" and may_read(connection, name)
+    }
+
+
+def _remember_ids(connection: BaseDatabaseWrapper, findings: Findings) -> None:
+    """Keep the ids that some agents have already; the checksum leaves the column out when others have none."""
+    table = findings.shape.tables.get("agents")
+    if table is None or table.column("id") is None or not makes_ids("agents", table):
+        return
+    with connection.cursor() as cursor:
+        cursor.execute(
+            f"CREATE TEMPORARY TABLE agentdb_old_ids {'' if connection.vendor == 'sqlite' else 'ON COMMIT DROP '}"
+            f"AS SELECT name, id FROM {connection.ops.quote_name(table.name)} WHERE id IS NOT NULL"
+        )
+
+
+def _changed_ids(connection: BaseDatabaseWrapper, findings: Findings) -> int:
+    table = findings.shape.tables.get("agents")
+    if table is None or table.column("id") is None or not makes_ids("agents", table):
+        return 0
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT count(*) FROM agentdb_old_ids o"
+            " WHERE NOT EXISTS (SELECT 1 FROM agents a WHERE a.id = o.id AND a.name = o.name)"
+        )
+        changed = int(cursor.fetchone()[0])
+        cursor.execute("DROP TABLE agentdb_old_ids")
+    return changed
+
+
+def _verify(
+    connection: BaseDatabaseWrapper,
+    findings: Findings,
+    others: Mapping[str, tuple[int, int]],
+    listener: Listener,
+) -> None:
+    """Raise ``AdoptionRefusedError`` unless the schema is the models' and every row is there, unchanged."""
+    changed_ids = _changed_ids(connection, findings)
+    live = read_tables(connection)
+    if differences := drift(expected_tables(connection, apps), live):
+        lines = "".join(f"\n  {difference}" for difference in differences)
+        raise AdoptionRefusedError(
+            (Refusal(f"The tables would still differ from the models, so nothing was changed:{lines}"),)
+        )
+    changed = ["agents: other ids"] if changed_ids else []
+    for name, table in findings.shape.tables.items():
+        before = findings.contents[name]
+        after = read_content(
+            connection, name, live[name], checksum_of=comparable_columns(name, table), progress=listener.progress
+        )
+        if (before.rows, before.checksum) != (after.rows, after.checksum):
+            changed.append(f"{name}: {before.rows:,} rows before, {after.rows:,} after")
+    changed += [name for name, found in _other_checksums(connection, findings).items() if others.get(name) != found]
+    if changed:
+        raise AdoptionRefusedError(
+            (
+                Refusal(
+                    "The rows were not the same afterwards, so everything was undone and nothing is changed. Please "
+                    f"report this as a bug of agentdb. Tables: {'; '.join(changed)}."
+                ),
+            )
+        )

@@ -1,0 +1,393 @@
+"""What adopting a database means: what is found in it, and what is to be done about that. Changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from django.apps import apps
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from agentdb.content import Progress, TableContent, count_rows, duplicates, read_content
+from agentdb.inspecting import server_name, sqlite_path
+from agentdb.legacy import (
+    ADDED_COLUMNS,
+    INITIAL,
+    NATIVE_TIMESTAMP_TYPES,
+    REBUILT_AS,
+    Kind,
+    Shape,
+    recognise,
+)
+from agentdb.migrating import migration_names
+from agentdb.rows import OLD_COLUMNS, UnusableValue
+from agentdb.schema import Table, expected_tables, read_tables
+
+# What is to be unique in an adopted database.
+_KEYS = (
+    ("agents", ("id",)),
+    ("sessions", ("id",)),
+    ("sandboxes", ("id",)),
+    ("api_keys", ("id",)),
+    ("agents", ("tenant_id", "name")),
+    ("api_keys", ("key_hash",)),
+)
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a database cannot be adopted as it is: a sentence, and the rows that it is about."""
+
+    message: str
+    rows: tuple[UnusableValue, ...] = ()
+    total: int = 0
+
+    def __str__(self) -> str:
+        return "\n".join([self.message, *(f"  {row}" for row in self.rows)])
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Everything that the decision rests on."""
+
+    engine: str
+    place: str  # the file, or database, host and port
+    size: int | None  # bytes
+    version: str
+    shape: Shape
+    live: Mapping[str, Table]
+    contents: Mapping[str, TableContent]  # by the name the table is to have
+    other_rows: Mapping[str, int] = field(default_factory=dict)
+    duplicates: tuple[tuple[int, tuple[UnusableValue, ...]], ...] = ()
+    obstacles: tuple[str, ...] = ()
+    is_file: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to do, for the machine and for the reader."""
+
+    actions: tuple[str, ...] = ()
+    refusals: tuple[Refusal, ...] = ()
+    notes: tuple[str, ...] = ()
+    renames: Mapping[str, str] = field(default_factory=dict)  # name now -> name to have
+    conform_to: str | None = None  # the migration whose shape the tables are brought to first
+    record: tuple[str, ...] = ()  # what is recorded afterwards, before the rest is applied
+    apply: tuple[str, ...] = ()
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.actions) and not self.refusals
+
+
+def read(
+    connection: BaseDatabaseWrapper,
+    progress: Progress = lambda table, done, total: None,
+    *,
+    checksums: bool = False,
+) -> Findings:
+    """Look at the schema, the record of migrations and every row of the four tables."""
+    shape = recognise(connection)
+    live = read_tables(connection)
+    done = _is_done(shape)
+    contents: dict[str, TableContent] = {}
+    shared: list[tuple[int, tuple[UnusableValue, ...]]] = []
+    if not shape.problems:
+        for name, table in shape.tables.items():
+            if done:
+                contents[name] = TableContent(count_rows(connection, table.name), {})
+            else:
+                columns = comparable_columns(name, table) if checksums else None
+                contents[name] = read_content(connection, name, table, checksum_of=columns, progress=progress)
+        if not done:
+            found = [
+                duplicates(connection, name, shape.tables[name], key) for name, key in _KEYS if _has(shape, name, key)
+            ]
+            shared = [rows for rows in found if rows[0]]
+    path = sqlite_path(connection)
+    return Findings(
+        engine=connection.vendor,
+        place=str(path) if path else _place(connection),
+        size=_size(connection),
+        version=_version(connection),
+        shape=shape,
+        live=live,
+        contents=contents,
+        other_rows={name: _count_or_zero(connection, live[name]) for name in shape.others},
+        duplicates=tuple(shared),
+        obstacles=() if done or not shape.tables else tuple(_obstacles(connection, shape, live)),
+        is_file=path is not None,
+    )
+
+
+def makes_ids(name: str, table: Table) -> bool:
+    """Whether some of the table's rows may get their id in the adoption."""
+    column = table.column("id")
+    return name == "agents" and (column is None or (column.nullable and _key(table) != ("id",)))
+
+
+def comparable_columns(name: str, table: Table) -> tuple[str, ...]:
+    """The columns whose every value must be the same before and after."""
+    return tuple(column.name for column in table.columns if not (column.name == "id" and makes_ids(name, table)))
+
+
+def _has(shape: Shape, name: str, key: tuple[str, ...]) -> bool:
+    """Whether the key can be looked at: a tenant_id that is to be added is the same for all rows."""
+    table = shape.tables.get(name)
+    return table is not None and any(table.column(column) for column in key)
+
+
+def _is_done(shape: Shape) -> bool:
+    names = migration_names()
+    return shape.kind is Kind.ADOPTED and shape.level == names[-1] and shape.recorded == tuple(names)
+
+
+def _count_or_zero(connection: BaseDatabaseWrapper, table: Table) -> int:
+    return count_rows(connection, table.name) if table.kind == "table" and may_read(connection, table.name) else 0
+
+
+def may_read(connection: BaseDatabaseWrapper, name: str) -> bool:
+    """Whether the role may read the table."""
+    if connection.vendor == "sqlite":
+        return True
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT has_table_privilege(quote_ident(%s), 'SELECT')", [name])
+        return bool(cursor.fetchone()[0])
+
+
+def _place(connection: BaseDatabaseWrapper) -> str:
+    return "in memory" if connection.vendor == "sqlite" else server_name(connection)
+
+
+def _size(connection: BaseDatabaseWrapper) -> int | None:
+    with connection.cursor() as cursor:
+        if connection.vendor == "sqlite":
+            cursor.execute("SELECT page_count * page_size FROM pragma_page_count(), pragma_page_size()")
+        elif connection.vendor == "postgresql":
+            cursor.execute("SELECT pg_database_size(current_database())")
+        else:
+            return None
+        return int(cursor.fetchone()[0])
+
+
+def _version(connection: BaseDatabaseWrapper) -> str:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT sqlite_version()" if connection.vendor == "sqlite" else "SHOW server_version")
+        return str(cursor.fetchone()[0])
+
+
+def _obstacles(connection: BaseDatabaseWrapper, shape: Shape, live: Mapping[str, Table]) -> list[str]:
+    """What in the schema around the tables, or in the role's rights, would make an adoption fail half-way."""
+    obstacles = []
+    keyed_by_name = _key(shape.tables.get("agents")) == ("name",)
+    for name in shape.others:
+        for key in live[name].foreign_keys:
+            if key.target_table == "agents" and key.target_columns in (("name",), ()) and keyed_by_name:
+                obstacles.append(
+                    f"Table {name!r} has a foreign key to the name of agents, which several tenants may use once it is "
+                    "adopted. Drop the foreign key."
+                )
+    stored = set(shape.stored_as.values())
+    with connection.cursor() as cursor:
+        ours = {
+            wanted.name
+            for table in expected_tables(connection, apps).values()
+            for wanted in (*table.indexes, *table.uniques, table.primary_key)
+            if wanted is not None and wanted.name is not None
+        } | (set(OLD_COLUMNS) - set(shape.tables))
+        if connection.vendor == "sqlite":
+            cursor.execute("SELECT type, name, tbl_name FROM sqlite_master")
+        else:
+            cursor.execute(
+                "SELECT CASE c.relkind WHEN 'r' THEN 'table' WHEN 'i' THEN 'index' WHEN 'v' THEN 'view'"
+                " ELSE 'object' END, c.relname, coalesce(t.relname, c.relname) FROM pg_class c"
+                " LEFT JOIN pg_index i ON i.indexrelid = c.oid LEFT JOIN pg_class t ON t.oid = i.indrelid"
+                " WHERE c.relnamespace = current_schema()::regnamespace"
+            )
+        for kind, name, on_table in cursor.fetchall():
+            if name in ours and on_table not in stored:
+                owner = f" of table {on_table!r}" if on_table != name else ""
+                obstacles.append(f"The {kind} {name!r}{owner} has a name that agentdb needs. Rename it.")
+        if connection.vendor == "postgresql":
+            obstacles += _missing_rights(cursor, stored)
+    return obstacles
+
+
+def _missing_rights(cursor: object, tables: set[str]) -> list[str]:
+    execute, fetchall = cursor.execute, cursor.fetchall  # type: ignore[attr-defined]
+    execute(
+        "SELECT relname, pg_get_userbyid(relowner), current_user FROM pg_class WHERE relname = ANY(%s)"
+        " AND relnamespace = current_schema()::regnamespace AND NOT pg_has_role(relowner, 'USAGE') ORDER BY 1",
+        [list(tables)],
+    )
+    missing = [
+        f"The role {role!r} does not own table {table!r} and may not change it. Use the role {owner!r}."
+        for table, owner, role in fetchall()
+    ]
+    execute(
+        "SELECT current_schema(), has_schema_privilege(current_schema(), 'CREATE'), current_user, pg_is_in_recovery()"
+    )
+    schema, may_create, role, is_standby = fetchall()[0]
+    if not may_create:
+        missing.append(
+            f"The role {role!r} may not create tables in schema {schema!r}. Run 'GRANT CREATE ON SCHEMA {schema} TO "
+            f"{role}' as its owner, or use another role."
+        )
+    if is_standby:
+        missing.append("The server is a standby, which cannot be written to. Use the primary server.")
+    return missing
+
+
+def _key(table: Table | None) -> tuple[str, ...]:
+    return table.primary_key.columns if table is not None and table.primary_key is not None else ()
+
+
+def decide(findings: Findings, *, backup: bool = True) -> Plan:
+    """Say what to do about what was found, or why nothing can be done. Asks the database nothing."""
+    shape = findings.shape
+    notes = _notes(findings)
+    if shape.kind is Kind.EMPTY and not shape.problems:
+        return Plan(notes=notes)
+    if refusals := _refusals(findings):
+        return Plan(refusals=refusals, notes=notes)
+    names = migration_names()
+    conform_to = None
+    actions: list[str] = []
+    if shape.level is None:
+        all_native = len(shape.tables) == len(OLD_COLUMNS) and not _text_timestamps(findings)
+        conform_to = names[-1] if all_native else INITIAL
+        actions += _conforming(findings, conform_to)
+    reached = conform_to or shape.level
+    assert reached is not None
+    record = tuple(name for name in names if name <= reached)
+    apply = tuple(name for name in names if name > reached)
+    actions += [
+        f"Take back the record of migration {name}, which is not so." for name in shape.recorded if name not in record
+    ]
+    actions += [f"Record migration {name}." for name in record if name not in shape.recorded]
+    actions += [_applying(name, findings) for name in apply]
+    if not actions:
+        return Plan(notes=notes)
+    if findings.engine == "sqlite" and findings.is_file and backup:
+        actions.insert(0, "Back the file up beside itself, and check the copy.")
+    actions.append(
+        "Compare every row, timestamps as instants, and the schema with the models; undo everything if they differ."
+    )
+    return Plan(
+        actions=tuple(actions),
+        notes=notes,
+        renames={stored: name for name, stored in shape.stored_as.items() if stored != name},
+        conform_to=conform_to,
+        record=record,
+        apply=apply,
+    )
+
+
+def _text_timestamps(findings: Findings) -> list[tuple[str, str]]:
+    native = NATIVE_TIMESTAMP_TYPES[findings.engine]
+    return [
+        (name, column.name)
+        for name, table in findings.shape.tables.items()
+        for column in table.columns
+        if OLD_COLUMNS[name].get(column.name) == "timestamp" and column.type not in native
+    ]
+
+
+def _applying(name: str, findings: Findings) -> str:
+    if name == "0002_native_timestamps":
+        number = sum(
+            sum(counts.values()) for content in findings.contents.values() for counts in content.formats.values()
+        )
+        return f"Apply migration {name}: make {_count(number, 'timestamp')} native."
+    return f"Apply migration {name}."
+
+
+def _conforming(findings: Findings, level: str) -> list[str]:
+    shape = findings.shape
+    actions = [
+        f"Rename table {stored} to {name}: the old server was stopped between dropping one and renaming the other."
+        for name, stored in shape.stored_as.items()
+        if stored != name
+    ]
+    for name in OLD_COLUMNS:
+        if name not in shape.tables:
+            actions.append(f"Create table {name}, empty.")
+            continue
+        table, content = shape.tables[name], findings.contents[name]
+        added = [column for column in sorted(ADDED_COLUMNS[name]) if table.column(column) is None]
+        if "tenant_id" in added:
+            actions.append(f"Add column tenant_id to {name}: 'default' in {_count(content.rows, 'row')}.")
+        if name == "agents" and ("id" in added or content.null_ids):
+            number = content.rows if "id" in added else content.null_ids
+            actions.append(f"Give {_count(number, 'agent')} an id, a random UUID.")
+        if _key(table) != ("id",):
+            instead = f" instead of {', '.join(_key(table))}" if _key(table) else ""
+            actions.append(f"Key {name} by id{instead}.")
+        for key in table.foreign_keys:
+            actions.append(f"Drop the foreign key of {name} to {key.target_table}.")
+    actions.append(f"Bring columns, defaults, constraints and indexes to what migration {level} makes.")
+    return actions
+
+
+def _refusals(findings: Findings) -> tuple[Refusal, ...]:
+    shape = findings.shape
+    refusals = [Refusal(message) for message in (*shape.problems, *findings.obstacles)]
+    if shape.kind is Kind.FOREIGN and not shape.tables:
+        refusals.append(
+            Refusal(
+                f"There is none of the four tables in this database, but {_count(len(shape.others), 'other table')}. "
+                "Check the database URL, or run 'agentdb migrate' to make the tables beside them."
+            )
+        )
+    bad = [value for content in findings.contents.values() for value in content.bad]
+    if bad:
+        total = sum(content.bad_total for content in findings.contents.values())
+        refusals.append(
+            Refusal(
+                f"{_count(total, 'value')} cannot be taken over{_shown(total, len(bad[:20]))}. Correct "
+                f"{'it' if total == 1 else 'them'}, timestamps as 'YYYY-MM-DD HH:MM:SS+00:00', and run the command "
+                "again.",
+                tuple(bad[:20]),
+                total,
+            )
+        )
+    for total, rows in findings.duplicates:
+        refusals.append(
+            Refusal(
+                f"{_count(total, 'row')} of {rows[0].table} share {rows[0].column} with another row"
+                f"{_shown(total, len(rows))}. Rename or delete all but one, and run the command again.",
+                rows,
+                total,
+            )
+        )
+    return tuple(refusals)
+
+
+def _notes(findings: Findings) -> tuple[str, ...]:
+    shape = findings.shape
+    notes = []
+    for name, table in shape.tables.items():
+        extra = [column.name for column in table.columns if column.name not in OLD_COLUMNS[name]]
+        if extra:
+            notes.append(f"{name} has additional columns, which stay: {', '.join(extra)}.")
+    for name, rebuilt in REBUILT_AS.items():
+        if rebuilt in shape.others and shape.stored_as.get(name) != rebuilt:
+            notes.append(
+                f"{rebuilt} is left over from an upgrade of the old server that was stopped. {name} has the rows; "
+                f"{rebuilt} stays, and may be dropped."
+            )
+    nul = sum(content.nul_rows for content in findings.contents.values())
+    if nul:
+        notes.append(
+            f"{_count(nul, 'row')} {'holds' if nul == 1 else 'hold'} U+0000 in a text. SQLite keeps it; PostgreSQL "
+            "could not store it."
+        )
+    return tuple(notes)
+
+
+def _shown(total: int, shown: int) -> str:
+    return f" (the first {shown} are shown)" if total > shown else ""
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

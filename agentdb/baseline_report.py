@@ -1,0 +1,156 @@
+"""What ``baselinedb`` prints, as text and as JSON."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Any
+
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from agentdb.adopting import AdoptionRefusedError, Outcome
+from agentdb.baseline import Findings, Plan
+from agentdb.legacy import Kind
+from agentdb.rows import OLD_COLUMNS, UnusableValue
+
+JSON_FORMAT = 1
+
+_ENGINES = {"sqlite": "SQLite", "postgresql": "PostgreSQL", "cockroachdb": "CockroachDB"}
+_FORMATS = {
+    "server": "2026-02-19T20:53:16.123Z",
+    "sqlite": "2026-02-19 20:53:16",
+    "postgresql": "2026-02-19 20:53:16.123456+00",
+    "datestyle": "another DateStyle",
+    "unreadable": "unreadable",
+}
+
+
+def describe_findings(findings: Findings) -> list[str]:
+    """What was found, a line each."""
+    place = f"file {findings.place}" if findings.is_file else findings.place
+    size = "" if findings.size is None else f", {_bytes(findings.size)}"
+    lines = [
+        f"Found: {_ENGINES.get(findings.engine, findings.engine)} {findings.version.split()[0]}, {place}{size}",
+        f"Shape: {findings.shape.description}",
+    ]
+    width = max(map(len, OLD_COLUMNS))
+    for name in OLD_COLUMNS:
+        content = findings.contents.get(name)
+        if content is None:
+            if findings.shape.tables and not findings.shape.problems:
+                lines.append(f"  {name:<{width}}  no table")
+            continue
+        lines.append(f"  {name:<{width}}  {_count(content.rows, 'row')}")
+        for column, counts in content.formats.items():
+            formats = ", ".join(f"{number:,} as {_FORMATS[key]}" for key, number in sorted(counts.items()))
+            if formats:
+                lines.append(f"  {'':<{width}}  {column}: {formats}")
+    if findings.other_rows:
+        tables = ", ".join(f"{name} ({_count(rows, 'row')})" for name, rows in findings.other_rows.items())
+        lines.append(f"  other tables, which stay as they are: {tables}")
+    return lines
+
+
+def describe_plan(connection: BaseDatabaseWrapper, findings: Findings, plan: Plan) -> list[str]:
+    """What will be done, as a numbered list; or that there is nothing to do."""
+    lines = [f"Note: {note}" for note in plan.notes]
+    if plan.refusals:
+        return lines
+    if not plan.actions:
+        if findings.shape.kind is Kind.EMPTY:
+            return [*lines, "Nothing to adopt. Run 'agentdb migrate' to make the tables."]
+        return [*lines, "Nothing to do."]
+    lines.append("To do:")
+    lines += [f"  {number}. {action}" for number, action in enumerate(plan.actions, 1)]
+    if findings.engine == "postgresql":
+        lines.append("All of it is one transaction. For a backup before it, run:")
+        lines.append(f"  {dump_command(connection)}")
+    return lines
+
+
+def dump_command(connection: BaseDatabaseWrapper) -> str:
+    """The ``pg_dump`` command for the database, without a password."""
+    settings = connection.settings_dict
+    options = settings["OPTIONS"]
+    words = ["pg_dump", "--format=custom", f"--file={settings['NAME']}.dump"]
+    for option, value in (
+        ("--host", settings["HOST"] or options.get("host")),
+        ("--port", settings["PORT"] or options.get("port")),
+        ("--username", settings["USER"] or options.get("user")),
+        ("--dbname", settings["NAME"]),
+    ):
+        if value:
+            words.append(f"{option}={value}")
+    return shlex.join(words)
+
+
+def describe_outcome(outcome: Outcome) -> list[str]:
+    """What was done."""
+    if not outcome.plan.has_work:
+        return ["Nothing to do: another process has adopted the database in the meantime."]
+    rows = sum(content.rows for content in outcome.findings.contents.values())
+    lines = []
+    if outcome.backup is not None:
+        lines.append(f"Backup: {outcome.backup}")
+    lines.append(f"Adopted: all {_count(rows, 'row')} are there and equal, and the schema is what the models say.")
+    return lines
+
+
+def as_json(outcome: Outcome, *, checked: bool = False) -> dict[str, Any]:
+    """The same as a JSON object, which docs/adoption.md describes."""
+    findings, plan = outcome.findings, outcome.plan
+    if plan.refusals:
+        result = "refused"
+    elif not plan.has_work:
+        result = "nothing to do"
+    else:
+        result = "to do" if checked else "adopted"
+    return {
+        "format": JSON_FORMAT,
+        "result": result,
+        "engine": findings.engine,
+        "version": findings.version,
+        "place": findings.place,
+        "size_bytes": findings.size,
+        "shape": findings.shape.kind.value,
+        "description": findings.shape.description,
+        "recorded": list(findings.shape.recorded),
+        "tables": {
+            name: {
+                "rows": content.rows,
+                "timestamps": {column: dict(sorted(counts.items())) for column, counts in content.formats.items()},
+                "checksum": None if name not in outcome.checksums else f"{outcome.checksums[name]:032x}",
+            }
+            for name, content in findings.contents.items()
+        },
+        "other_tables": dict(findings.other_rows),
+        "notes": list(plan.notes),
+        "actions": list(plan.actions),
+        "refusals": [
+            {"message": refusal.message, "total": refusal.total, "rows": [_row(row) for row in refusal.rows]}
+            for refusal in plan.refusals
+        ],
+        "backup": None if outcome.backup is None else str(outcome.backup),
+    }
+
+
+def error_as_json(error: Exception) -> dict[str, Any]:
+    """For a database that could not be looked at, or an adoption that was undone."""
+    result = "refused" if isinstance(error, AdoptionRefusedError) else "error"
+    return {"format": JSON_FORMAT, "result": result, "error": str(error)}
+
+
+def _row(row: UnusableValue) -> dict[str, str]:
+    return {"table": row.table, "row": row.row, "column": row.column, "value": row.value, "reason": row.reason}
+
+
+def _bytes(number: int) -> str:
+    size = float(number)
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{number} bytes" if unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -1,0 +1,282 @@
+"""What the four tables hold, read row by row: rows that cannot be adopted, formats of timestamps, and a checksum."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import Any
+
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from agentdb.legacy import NATIVE_TIMESTAMP_TYPES, old_name, unique_keys
+from agentdb.rows import (
+    OLD_COLUMNS,
+    UnusableValue,
+    decode_sqlite_text,
+    shown,
+    unusable_reason,
+)
+from agentdb.schema import Table
+from agentdb.timestamps import native_text
+
+SHOWN_ROWS = 20
+_REPORT_EVERY = 20_000
+
+Progress = Callable[[str, int, int], None]  # table, rows done, rows in all
+
+
+@dataclass(frozen=True)
+class TableContent:
+    """What was read of one table."""
+
+    rows: int
+    formats: Mapping[str, Mapping[str, int]]  # timestamp column -> format -> rows
+    bad: tuple[UnusableValue, ...] = ()  # the first
+    bad_total: int = 0
+    nul_rows: int = 0  # with U+0000 in a text, which PostgreSQL could not store
+    null_ids: int = 0  # agents that are not keyed by id yet and have none
+    checksum: int | None = None
+
+
+@dataclass
+class _Reading:
+    formats: dict[str, Counter[str]]
+    rows: int = 0
+    bad: list[UnusableValue] = field(default_factory=list)
+    bad_total: int = 0
+    nul_rows: int = 0
+    null_ids: int = 0
+    checksum: int = 0
+
+    def refuse(self, table: str, row_id: str, column: str, value: object, reason: str) -> None:
+        self.bad_total += 1
+        if len(self.bad) < SHOWN_ROWS:
+            self.bad.append(UnusableValue(table, row_id, column, shown(value), reason))
+
+
+def count_rows(connection: BaseDatabaseWrapper, table: str) -> int:
+    with connection.cursor() as cursor:
+        cursor.execute(f"SELECT count(*) FROM {connection.ops.quote_name(table)}")
+        return int(cursor.fetchone()[0])
+
+
+def read_content(
+    connection: BaseDatabaseWrapper,
+    name: str,
+    table: Table,
+    *,
+    checksum_of: Iterable[str] | None = None,
+    progress: Progress = lambda table, done, total: None,
+) -> TableContent:
+    """Read every row of a table once, in memory that does not grow with it.
+
+    ``checksum_of`` names the columns whose values, timestamps as instants, make the checksum; the order of the rows
+    does not matter to it.
+    """
+    try:
+        return _read(connection, name, table, checksum_of, progress, strict=True)
+    except sqlite3.OperationalError as error:
+        if "Could not decode to UTF-8" not in str(error):
+            raise
+    return _read(connection, name, table, checksum_of, progress, strict=False)
+
+
+def _read(
+    connection: BaseDatabaseWrapper,
+    name: str,
+    table: Table,
+    checksum_of: Iterable[str] | None,
+    progress: Progress,
+    strict: bool,
+) -> TableContent:
+    old = OLD_COLUMNS[name]
+    native = NATIVE_TIMESTAMP_TYPES[connection.vendor]
+    columns = [column.name for column in table.columns]
+    ours = [(i, column) for i, column in enumerate(columns) if column in old]
+    timestamps = [(i, column) for i, column in ours if old[column] == "timestamp"]
+    texts = [i for i, column in ours if old[column].startswith("text")]
+    are_native = {i for i, _ in timestamps if table.columns[i].type in native}
+    to_convert = [(i, column) for i, column in timestamps if i not in are_native]
+    hashed = None if checksum_of is None else [columns.index(column) for column in sorted(checksum_of)]
+    # Agents that the old server keyed by name get their id in the adoption.
+    fillable = name == "agents" and (table.primary_key is None or table.primary_key.columns != ("id",))
+    id_column = columns.index("id") if "id" in columns else None
+    label_column = columns.index("name") if name == "agents" and (fillable or id_column is None) else id_column
+
+    reading = _Reading({column: Counter() for _, column in to_convert})
+    good_types: set[tuple[type, ...]] = set()
+    total = count_rows(connection, table.name)
+    progress(name, 0, total)
+
+    def label(row: tuple[Any, ...]) -> str:
+        assert label_column is not None
+        value = row[label_column]
+        if value is None:
+            return f"rowid {row[-1]}" if len(row) > len(columns) else "without an id"
+        return f"{columns[label_column]} {shown(value)}"
+
+    def check_types(row: tuple[Any, ...]) -> bool:
+        good = True
+        for i, column in ours:
+            if column == "id" and fillable and row[i] is None:
+                continue
+            kind = "text" if old[column] == "timestamp" else old[column]
+            if reason := unusable_reason(kind, row[i]):
+                reading.refuse(name, label(row), column, row[i], reason)
+                good = False
+        return good
+
+    for row in _rows(connection, table, strict):
+        reading.rows += 1
+        kinds = tuple(map(type, row))
+        if kinds not in good_types:
+            if check_types(row):
+                # One list of types stands for all rows that have it, as long as an id may not be counted in it.
+                if id_column is None or row[id_column] is not None:
+                    good_types.add(kinds)
+                else:
+                    reading.null_ids += 1
+            else:
+                continue
+        values: list[Any] | tuple[Any, ...] = row
+        if to_convert:
+            values = list(row)
+            for i, column in to_convert:
+                text = values[i]
+                values[i] = instant = native_text(text)
+                if instant is None:
+                    reading.formats[column]["unreadable"] += 1
+                    reading.refuse(name, label(row), column, text, unusable_reason("timestamp", text) or "")
+                else:
+                    reading.formats[column][_format(text)] += 1
+        for i in texts:
+            if (text := row[i]) is not None and "\0" in text:
+                reading.nul_rows += 1
+                break
+        if hashed is not None:
+            reading.checksum += row_checksum([values[i] for i in hashed])
+        if not reading.rows % _REPORT_EVERY:
+            progress(name, reading.rows, total)
+    progress(name, total, total)
+    return TableContent(
+        rows=reading.rows,
+        formats=reading.formats,
+        bad=tuple(reading.bad),
+        bad_total=reading.bad_total,
+        nul_rows=reading.nul_rows,
+        null_ids=reading.null_ids,
+        checksum=None if hashed is None else reading.checksum % 2**128,
+    )
+
+
+def row_checksum(values: list[Any]) -> int:
+    """A number for the row; the sum over the rows of a table is the table's checksum."""
+    return int.from_bytes(blake2b(repr(values).encode("utf-8", "surrogatepass"), digest_size=16).digest(), "big")
+
+
+def _format(text: str) -> str:
+    """As ``timestamps.timestamp_format`` of a timestamp that is known to be readable, in a tenth of the time."""
+    if text[4] != "-":
+        return "datestyle"
+    if text[10] == "T":
+        return "server"
+    return "postgresql" if text[-1] == "Z" or "+" in text[19:] or "-" in text[19:] else "sqlite"
+
+
+def _rows(connection: BaseDatabaseWrapper, table: Table, strict: bool) -> Iterator[tuple[Any, ...]]:
+    if connection.vendor == "sqlite":
+        yield from _sqlite_rows(connection, table, strict)
+        return
+    native = NATIVE_TIMESTAMP_TYPES[connection.vendor]
+    parts = []
+    for column in table.columns:
+        quoted = connection.ops.quote_name(column.name)
+        if column.name not in OLD_COLUMNS.get(old_name(table.name), ()):
+            quoted = f"{quoted}::text"
+        elif column.type in native:
+            quoted = (
+                f"CASE WHEN isfinite({quoted}) AND {quoted} >= '0001-01-01 00:00:00+00' THEN "
+                f"replace(to_char({quoted} AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US'), '.000000', '') "
+                f"ELSE {quoted}::text END"
+            )
+        parts.append(quoted)
+    with connection.chunked_cursor() as cursor:
+        cursor.cursor.itersize = 5000
+        cursor.execute(f"SELECT {', '.join(parts)} FROM {connection.ops.quote_name(table.name)}")
+        yield from cursor
+
+
+def _sqlite_rows(connection: BaseDatabaseWrapper, table: Table, strict: bool) -> Iterator[tuple[Any, ...]]:
+    # The sign keeps Django's converters, which go by a column's declared type, away from the value.
+    parts = [f"+{connection.ops.quote_name(column.name)}" for column in table.columns]
+    if "without rowid" not in table.options:
+        parts.append("rowid")
+    with _text_factory(connection.connection, strict):
+        yield from connection.connection.execute(
+            f"SELECT {', '.join(parts)} FROM {connection.ops.quote_name(table.name)}"
+        )
+
+
+@contextmanager
+def _text_factory(connection: sqlite3.Connection, strict: bool) -> Iterator[None]:
+    before = connection.text_factory
+    connection.text_factory = str if strict else decode_sqlite_text
+    try:
+        yield
+    finally:
+        connection.text_factory = before
+
+
+def other_checksum(connection: BaseDatabaseWrapper, table: Table) -> tuple[int, int]:
+    """The number of rows and a checksum of a table that is not ours."""
+    quoted = connection.ops.quote_name(table.name)
+    if connection.vendor != "sqlite":
+        with connection.cursor() as cursor:
+            cursor.execute(f"SELECT count(*), coalesce(sum(hashtextextended(t::text, 0)), 0) FROM {quoted} t")
+            rows, checksum = cursor.fetchone()
+            return int(rows), int(checksum)
+    rows = checksum = 0
+    for row in _sqlite_rows(connection, table, strict=False):
+        rows += 1
+        checksum += row_checksum([repr(value) for value in row])
+    return rows, checksum % 2**128
+
+
+def duplicates(
+    connection: BaseDatabaseWrapper, name: str, table: Table, key: tuple[str, ...]
+) -> tuple[int, tuple[UnusableValue, ...]]:
+    """How many rows share the values of ``key``, which is to be unique, with another one; and the first of them."""
+    if any(unique <= set(key) for unique in unique_keys(table)):
+        return 0, ()
+    quote = connection.ops.quote_name
+    have = {column.name for column in table.columns}
+    keys = [column for column in key if column in have]
+    columns = ", ".join(quote(column) for column in keys)
+    known = " AND ".join(f"{quote(column)} IS NOT NULL" for column in keys)
+    shared = f"SELECT {columns} FROM {quote(table.name)} WHERE {known} GROUP BY {columns} HAVING count(*) > 1"
+    label = "id" if "id" in have and keys != ["id"] else ("name" if "name" in have else keys[0])
+    same = " AND ".join(f"t.{quote(column)} = d.{quote(column)}" for column in keys)
+    with connection.cursor() as cursor:
+        cursor.execute(
+            f"SELECT t.{quote(label)}, {', '.join(f't.{quote(column)}' for column in keys)} "
+            f"FROM {quote(table.name)} t JOIN ({shared}) d ON {same} ORDER BY 2, 1"
+        )
+        first = cursor.fetchmany(SHOWN_ROWS)
+        total = len(first)
+        while more := cursor.fetchmany(1000):
+            total += len(more)
+    values = tuple(
+        UnusableValue(
+            name,
+            f"{label} {shown(row[0])}",
+            ", ".join(keys),
+            ", ".join(shown(value) for value in row[1:]),
+            "is there more than once",
+        )
+        for row in first
+    )
+    return total, values
