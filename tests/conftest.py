@@ -19,6 +19,8 @@ import pytest
 from pytest_django import DjangoDbBlocker
 
 import agentdb
+from tests.admin_fixtures import _accounts, site, superuser  # noqa: F401 (fixtures)
+from tests.legacy_databases import load_legacy  # noqa: F401 (a fixture)
 
 ENGINES = ("sqlite", "postgresql")
 POSTGRES_URL_VARIABLE = "AGENTDB_TEST_POSTGRES_URL"
