@@ -341,8 +341,10 @@ class DjangoDb:
 
     def _attempt(self, channel: Channel, fn: Callable[[Db], R]) -> R:
         channel.failure = None
+        with self._translated(channel):
+            channel.ensure_alive()  # while it may still be replaced, which it may not in a transaction
         with self._translated(channel), transaction.atomic(using=self.alias):
-            channel.ensure_alive()
+            channel.ensure_alive()  # whatever Django opened just now
             result = fn(self)
             if self._closed:
                 raise DatabaseClosedError(_CLOSED)
@@ -375,7 +377,7 @@ class DjangoDb:
         convert = self._statements[query].convert
         try:
             return [record(*convert(row)) for row in rows]
-        except ValueError as error:
+        except _UNREADABLE as error:
             raise self._unreadable(error) from error
 
     def _one(self, record: type[Record], query: Insert, **values: Any) -> Record:
@@ -411,7 +413,7 @@ class DjangoDb:
     def _values(self, query: Query, row: Row) -> Row | list[Any]:
         try:
             return self._statements[query].convert(row)
-        except ValueError as error:
+        except _UNREADABLE as error:
             raise self._unreadable(error) from error
 
     def _run(self, query: Query, values: dict[str, Any], consume: Callable[[Any], R], *, reads_only: bool = False) -> R:
@@ -425,10 +427,7 @@ class DjangoDb:
                 statement = self._statements[query]
             except KeyError:
                 statement = self._statements[query] = query.compile(channel.wrapper)
-            try:
-                params = statement.bind(values)
-            except OverflowError as error:
-                raise InvalidInputError("The instant lies outside the years 1 to 9999 in UTC.") from error
+            params = statement.bind(values)
             try:
                 return consume(channel.execute(statement.sql, params))
             except channel.errors as error:
@@ -497,13 +496,15 @@ class DjangoDb:
                 return SchemaMismatchError(
                     f"{place} does not have the tables agentdb works on: {reason}. Run 'agentdb verifydb'."
                 )
+            case Fault.UNREADABLE:
+                return self._unreadable(error)
             case Fault.LOST:
                 return DatabaseUnavailableError(f"{place} dropped the connection: {reason}.")
             case Fault.UNAVAILABLE:
                 return channel.unavailable(error)
         return AgentDbError(f"{place} refused the statement: {reason}.")
 
-    def _unreadable(self, error: Exception) -> SchemaMismatchError:
+    def _unreadable(self, error: BaseException) -> SchemaMismatchError:
         return SchemaMismatchError(
             f"{self.describe()} holds a timestamp that is none: {error}. Run 'agentdb baselinedb --check'."
         )
@@ -538,6 +539,9 @@ class DjangoDb:
 
 _NOT_A_COROUTINE = "run_transaction() takes a plain function, not a coroutine: its calls run in one thread."
 _CLOSED = "The Db is closed. Open another one with agentdb.connect()."
+
+# What a conversion raises over text that is no timestamp, over a number or bytes, and over year 0 in UTC.
+_UNREADABLE = (ValueError, AttributeError, OverflowError)
 
 # Refused as a whole, so that doing it again does it once. A connection lost on the way may have done it.
 _REFUSED = (Fault.CONFLICT, Fault.STALE_STATEMENT)

@@ -30,7 +30,8 @@ class Fault(Enum):
     LOCKED = auto()  # the same, after the engine has waited as long as it may
     STALE_STATEMENT = auto()  # the prepared statement no longer fits the table, or the server lost it
     LOST = auto()  # the connection is gone
-    MISMATCH = auto()  # a table or column is missing
+    MISMATCH = auto()  # a table, column or constraint is missing, of another type, or not ours
+    UNREADABLE = auto()  # a stored value that the column's type cannot hold in Python
     UNAVAILABLE = auto()
     OTHER = auto()
 
@@ -136,6 +137,15 @@ def driver_error(error: BaseException) -> BaseException:
     return error
 
 
+_SQLITE_MISMATCHES = (
+    "SQLITE_CONSTRAINT_CHECK",
+    "SQLITE_CONSTRAINT_FOREIGNKEY",
+    "SQLITE_CONSTRAINT_NOTNULL",
+    "SQLITE_MISMATCH",
+)
+_SQLITE_MISSING = ("no such table", "no such column", "has no column named", "ON CONFLICT clause does not match")
+
+
 class SqliteChannel(Channel):
     errors = (sqlite3.Error, sqlite3.Warning, django.db.Error)
     aborts_on_error = False
@@ -155,7 +165,7 @@ class SqliteChannel(Channel):
             return Fault.DUPLICATE
         if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
             return Fault.LOCKED
-        if name == "SQLITE_ERROR" and str(error).startswith(("no such table", "no such column")):
+        if name in _SQLITE_MISMATCHES or (name == "SQLITE_ERROR" and any(w in str(error) for w in _SQLITE_MISSING)):
             return Fault.MISMATCH
         if name.startswith(
             ("SQLITE_CANTOPEN", "SQLITE_CORRUPT", "SQLITE_FULL", "SQLITE_IOERR", "SQLITE_NOTADB", "SQLITE_READONLY")

@@ -75,12 +75,20 @@ class PostgresChannel(Channel):
             isinstance(error, errors.FeatureNotSupported) and _STALE_PLAN in str(error)
         ):
             return Fault.STALE_STATEMENT
-        if isinstance(error, errors.UndefinedTable | errors.UndefinedColumn | errors.UndefinedObject):
+        if isinstance(error, errors.InsufficientPrivilege):
+            return Fault.UNAVAILABLE
+        # Class 42 is SQL that does not fit the tables. The rest refuses a value that fits the tables of the migrations.
+        state = getattr(error, "sqlstate", None) or ""
+        if state.startswith("42") or isinstance(
+            error, psycopg.IntegrityError | errors.InvalidTextRepresentation | errors.StringDataRightTruncation
+        ):
             return Fault.MISMATCH
+        if isinstance(error, psycopg.DataError) and not state:
+            return Fault.UNREADABLE
         raw = self.wrapper.connection
         if raw is None or raw.closed:
             return Fault.LOST
-        if isinstance(error, psycopg.OperationalError | errors.InsufficientPrivilege | errors.ReadOnlySqlTransaction):
+        if isinstance(error, psycopg.OperationalError | errors.ReadOnlySqlTransaction):
             return Fault.UNAVAILABLE
         return Fault.OTHER
 
@@ -88,6 +96,11 @@ class PostgresChannel(Channel):
         self._prepares = False
         if self._raw is not None:
             self._raw.prepare_threshold = None
+
+    def reason(self, error: BaseException) -> str:
+        # The server's details quote whole rows; its first line says enough.
+        primary = error.diag.message_primary if isinstance(error, psycopg.Error) else None
+        return " ".join(primary.split()).rstrip(".") if primary else super().reason(error)
 
     def describe(self) -> str:
         settings = self.wrapper.settings_dict

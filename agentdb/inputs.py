@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 
 from agentdb.errors import InvalidInputError
 from agentdb.interface import SandboxState, SessionRecord, SessionStatus
@@ -58,7 +58,10 @@ def aware_instant(what: str, value: object) -> datetime:
         raise InvalidInputError(f"{what} must be a datetime, not {type(value).__name__}.")
     if value.utcoffset() is None:
         raise InvalidInputError(f"{what} {value.isoformat()} has no time zone; pass an aware datetime.")
-    return value
+    try:
+        return value.astimezone(UTC)
+    except OverflowError:
+        raise InvalidInputError(f"{what} {value.isoformat()} is outside the years 1 to 9999 in UTC.") from None
 
 
 def page_limit(value: object) -> int:
@@ -70,6 +73,8 @@ def page_limit(value: object) -> int:
 def page_record(value: object) -> SessionRecord:
     if not isinstance(value, SessionRecord):
         raise InvalidInputError(f"before must be a SessionRecord of the page before, not {type(value).__name__}.")
+    aware_instant("created_at of before", value.created_at)
+    identifier("Session id of before", value.id)
     return value
 
 
