@@ -152,7 +152,7 @@ def _read_sqlite_table(
     cursor.execute(f"PRAGMA main.index_list({quote(name)})")
     for _, index, _, origin, _ in cursor.fetchall():
         if origin == "c":
-            indexes.append(index_from(connection, parse_create_index(index_texts[index])))
+            indexes.append(index_from(connection, parse_create_index(index_texts[index], fold_names=True)))
         elif origin == "u":
             cursor.execute(f"PRAGMA main.index_xinfo({quote(index)})")
             uniques.append(_sqlite_unique([row for row in cursor.fetchall() if row[5]], columns, text))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 _TOKEN = re.compile(
@@ -95,12 +95,15 @@ def quoted(name: str) -> str:
     return name if _PLAIN_NAME.match(name) else '"' + name.replace('"', '""') + '"'
 
 
-def canonical(sql: str | Sequence[Token]) -> str:
+def canonical(sql: str | Sequence[Token], *, fold_names: bool = False) -> str:
     """Return an expression in one spelling, so that two spellings of the same thing are equal.
 
     Keywords are upper case, other words lower case, quotes, casts of literals and parentheses that do nothing are gone.
+    ``fold_names`` is for SQLite, to which a quoted name is in lower case too.
     """
     tokens = tokenize(sql) if isinstance(sql, str) else list(sql)
+    if fold_names:
+        tokens = [replace(token, text=token.text.lower()) if token.kind == "name" else token for token in tokens]
     return _joined(_render(_without_literal_casts(tokens)))
 
 
@@ -203,7 +206,7 @@ class IndexText:
     condition: str | None
 
 
-def parse_create_index(sql: str) -> IndexText:
+def parse_create_index(sql: str, *, fold_names: bool = False) -> IndexText:
     """Read a CREATE INDEX statement of Django, of ``pg_get_indexdef`` or of ``sqlite_master``."""
     tokens = tokenize(sql)
     words = [token.word for token in tokens]
@@ -225,7 +228,7 @@ def parse_create_index(sql: str) -> IndexText:
         elif words[position : position + 3] == ["NULLS", "NOT", "DISTINCT"]:
             nulls_not_distinct = True
         elif words[position] == "WHERE":
-            condition = canonical(tokens[position + 1 :])
+            condition = canonical(tokens[position + 1 :], fold_names=fold_names)
             break
         elif words[position] == "WITH":
             position = matching(tokens, position + 1)
@@ -234,14 +237,14 @@ def parse_create_index(sql: str) -> IndexText:
         name=tokens[on - 1].identifier,
         unique="UNIQUE" in words[:on],
         method=method,
-        keys=tuple(_key(list(item)) for item in split(tokens[opening + 1 : closing])),
+        keys=tuple(_key(list(item), fold_names) for item in split(tokens[opening + 1 : closing])),
         include=include,
         nulls_not_distinct=nulls_not_distinct,
         condition=condition,
     )
 
 
-def _key(tokens: list[Token]) -> KeyText:
+def _key(tokens: list[Token], fold_names: bool) -> KeyText:
     nulls = operator_class = collation = None
     descending = False
     if len(tokens) > 2 and tokens[-2].word == "NULLS":
@@ -265,7 +268,7 @@ def _key(tokens: list[Token]) -> KeyText:
     while tokens and tokens[0].text == "(" and matching(tokens, 0) == len(tokens) - 1:
         tokens, inner = _without_collation(tokens[1:-1])
         collation = collation or inner
-    return KeyText(canonical(tokens), collation, operator_class, descending, nulls)
+    return KeyText(canonical(tokens, fold_names=fold_names), collation, operator_class, descending, nulls)
 
 
 def _without_collation(tokens: list[Token]) -> tuple[list[Token], str | None]:
@@ -369,7 +372,7 @@ def _read_constraints(tokens: Sequence[Token], position: int, column: ColumnText
             table.constraints.append(ConstraintText(kind, name, _names(listed) or own, conflict=conflict))
         elif word == "CHECK":
             inner, position = group(position + 1)
-            table.constraints.append(ConstraintText("check", name, own, expression=canonical(inner)))
+            table.constraints.append(ConstraintText("check", name, own, expression=canonical(inner, fold_names=True)))
         elif word == "FOREIGN" or word == "REFERENCES":
             columns = own
             if word == "FOREIGN":
