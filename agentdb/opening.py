@@ -6,7 +6,9 @@ import itertools
 import os
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from agentdb.aio import AsyncDb
 from agentdb.conf import INSTALLED_APPS, URL_VARIABLE, database_from_url, database_url
@@ -116,7 +118,7 @@ def _alias(url: str | None) -> tuple[str, bool]:
             raise AgentDbError('Django is configured without agentdb. Add "agentdb" to INSTALLED_APPS.')
         if url is None and not os.environ.get(URL_VARIABLE) and not _standalone:
             return DEFAULT_DB_ALIAS, False
-        return _add_alias(database_from_url(database_url(url))), True
+        return _add_database(database_url(url)), True
 
 
 def _set_up() -> None:
@@ -125,14 +127,27 @@ def _set_up() -> None:
     django.setup()
 
 
-def _add_alias(database: dict[str, Any]) -> str:
+def _add_database(url: str) -> str:
     from django.db import connections
     from django.db.utils import ConnectionHandler
 
     alias = f"agentdb_{next(_numbers)}"
     # A handler of its own fills in the defaults that Django reads without asking.
-    connections.settings[alias] = ConnectionHandler({"default": database}).settings["default"]
+    connections.settings[alias] = ConnectionHandler({"default": database_from_url(url)}).settings["default"]
     return alias
+
+
+@contextmanager
+def temporary_alias(url: str) -> Iterator[str]:
+    """An alias for the database of ``url`` in a process that Django is configured in, gone again at the end."""
+    from django.db import connections
+
+    alias = _add_database(url)
+    try:
+        yield alias
+    finally:
+        connections[alias].close()
+        del connections[alias], connections.settings[alias]
 
 
 def _check_file_exists(connection: BaseDatabaseWrapper) -> None:
