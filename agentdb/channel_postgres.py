@@ -58,11 +58,12 @@ class PostgresChannel(Channel):
 
     @staticmethod
     def _still_open(raw: psycopg.Connection[Any]) -> bool:
+        # The good-bye can arrive before the end of the connection does, so only an answer counts.
         try:
-            raw.pgconn.consume_input()
+            raw.execute("SELECT 1", prepare=False)
         except psycopg.Error:
             return False
-        return not raw.closed
+        return True
 
     def fault(self, error: BaseException) -> Fault:
         if isinstance(error, errors.UniqueViolation):
