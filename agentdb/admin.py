@@ -143,7 +143,7 @@ class ReadFirstAdmin(ModelAdmin):
     found_by: ClassVar[Sequence[tuple[str, ...]]]
     ordered_by: ClassVar[Sequence[tuple[str, ...]]] = ()
 
-    list_per_page = 100
+    list_per_page = 50
     sortable_by = ()
     show_full_result_count = False
     show_facets = admin.ShowFacets.NEVER

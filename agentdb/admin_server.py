@@ -127,15 +127,23 @@ def _quiet(handler: type[Any]) -> type[Any]:
     return Quiet
 
 
-def _make_account(read_only: bool) -> tuple[str, str]:
-    from django.contrib.auth.models import Permission, User
+def make_account_tables(alias: str) -> None:
+    """Make the tables of accounts, logins and the log of actions, and the permissions on agentdb's models."""
+    from django.apps import apps
+    from django.contrib.auth.management import create_permissions
+    from django.core.management import call_command
     from django.core.management.commands.migrate import Command as Migrate
 
     for app in ("contenttypes", "auth", "admin", "sessions"):
-        # Django's own command: agentdb's looks at agentdb's tables, which this file does not have.
-        from django.core.management import call_command
+        # Django's own command: agentdb's looks at agentdb's tables, which are in another database.
+        call_command(Migrate(), app, database=alias, interactive=False, verbosity=0)
+    create_permissions(apps.get_app_config("agentdb"), using=alias, verbosity=0)
 
-        call_command(Migrate(), app, database=ADMIN_ALIAS, interactive=False, verbosity=0)
+
+def _make_account(read_only: bool) -> tuple[str, str]:
+    from django.contrib.auth.models import Permission, User
+
+    make_account_tables(ADMIN_ALIAS)
     name, password = "admin", secrets.token_urlsafe(12)
     if read_only:
         user = User.objects.create_user(name, password=password, is_staff=True)

@@ -307,9 +307,9 @@ class KeysetChangeList(ChangeList):
         rows = rows.order_by(*self._order(indexed=True))
         others = {name: value for name, value in self.equal.items() if name not in driver}
         if others or residual:
-            last = rows.values_list(self.at, "pk")[WINDOW - 1 : WINDOW]
-            for at, id in last:
-                end = Cursor(at, id)
+            # Whole rows: for two columns SQLite would read and sort an index that has both, in another order.
+            for row in rows[WINDOW - 1 : WINDOW]:
+                end = self._place(row)
                 self.window_end = str(end)
                 rows = rows.filter(self._up_to(end))
             for name, value in others.items():

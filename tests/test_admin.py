@@ -1,0 +1,621 @@
+"""The admin's lists, pages and actions, on both engines."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from datetime import datetime, timedelta
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+import pytest
+from django.contrib.admin.models import LogEntry
+from django.contrib.auth.models import User
+from django.db import connections
+from django.test import Client
+from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
+
+from agentdb import AgentDbError, changelist, display
+from agentdb.changelist import Cursor
+from agentdb.models import Agent, ApiKey, Sandbox, Session
+from tests.admin_fixtures import Page, Site, fill
+
+LISTS = ("agent", "session", "sandbox", "apikey")
+
+
+def ids(page: Page) -> list[str]:
+    """The first cell with an id of each row."""
+    return [next(cell for cell in row if re.fullmatch(r"[sbk]\d{4}", cell)) for row in page.rows]
+
+
+def walk(site: Site, path: str, direction: str, **query: str) -> list[list[str]]:
+    """The ids of this page and of all that the link in one direction leads to."""
+    pages = []
+    for _ in range(100):
+        page = site.get(path, **query)
+        pages.append(ids(page))
+        link = [url for url, text in page.links if text.strip("‹› ") == direction]
+        if not link:
+            return pages
+        query = dict(parse_qsl(urlsplit(link[0]).query))
+    raise AssertionError("The pages do not end.")
+
+
+# -- who may look
+
+
+def test_admin_asks_anonymous_visitors_to_log_in(site: Site):
+    page = site.get("agentdb/session/")
+
+    assert page.status == 302
+    assert page.response["Location"] == "/admin/login/?next=/admin/agentdb/session/"
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_list_is_forbidden_without_permission_on_its_table(site: Site, name: str):
+    others = [f"view_{other}" for other in LISTS if other != name]
+    site.log_in(site.make_user("partial", *others))
+
+    assert site.get(f"agentdb/{name}/").status == 403
+    assert site.get(f"agentdb/{others[0].removeprefix('view_')}/").status == 200
+
+
+def test_view_permission_opens_every_page(site: Site):
+    fill(site.alias, 3)
+    site.log_in_viewer()
+
+    paths = ["", "agentdb/", *(f"agentdb/{name}/" for name in LISTS), "agentdb/agent/tenant/?id=t0"]
+    paths += [f"agentdb/{name}/{name[0] if name != 'sandbox' else 'b'}0001/change/" for name in ("agent", "session")]
+    paths += ["agentdb/sandbox/b0001/change/", "agentdb/apikey/k0001/change/", "agentdb/session/s0001/history/"]
+    assert {path: site.get(path).status for path in paths} == dict.fromkeys(paths, 200)
+
+
+def test_viewer_cannot_add_change_or_delete(site: Site):
+    fill(site.alias, 1)
+    site.log_in_viewer()
+
+    for name, id in (("agent", "a0000"), ("session", "s0000"), ("sandbox", "b0000"), ("apikey", "k0000")):
+        assert site.post(f"agentdb/{name}/add/", tenant_id="t0", label="x").status == 403
+        assert site.post(f"agentdb/{name}/{id}/change/", tenant_id="other").status == 403
+        assert site.post(f"agentdb/{name}/{id}/delete/", post="yes").status == 403
+        assert "selected" not in site.get(f"agentdb/{name}/").text
+    assert site.act("agentdb/session/", "pause_sessions", ["s0000"], confirmed="yes").status == 200
+    assert site.act("agentdb/sandbox/", "delete_sandboxes", ["b0000"], confirmed="yes").status == 200
+    assert site.act("agentdb/apikey/", "revoke_keys", ["k0000"], confirmed="yes").status == 200
+
+    assert site.db.get_session("s0000").status == "starting"
+    assert site.db.get_sandbox("b0000") is not None
+    assert len(site.db.list_api_keys_by_tenant("t0")) == 1
+
+
+def test_nobody_edits_a_row_in_a_form_not_even_a_superuser(site: Site, superuser: User):
+    fill(site.alias, 1)
+
+    for path in ("agent/a0000", "session/s0000", "sandbox/b0000", "apikey/k0000"):
+        page = site.get(f"agentdb/{path}/change/")
+        assert 'name="_save"' not in page.html
+        assert '<input type="text"' not in page.html
+        assert site.post(f"agentdb/{path}/change/", tenant_id="other", id="new").status == 403
+        assert site.post(f"agentdb/{path}/delete/", post="yes").status == 403
+    for name in ("agent", "session", "sandbox"):
+        assert site.post(f"agentdb/{name}/add/", id="new").status == 403
+    assert Agent.objects.using(site.alias).get().tenant_id == "t0"
+
+
+def test_deleting_many_rows_at_once_is_not_offered(site: Site, superuser: User):
+    fill(site.alias, 2)
+
+    for name in LISTS:
+        assert "delete_selected" not in site.get(f"agentdb/{name}/").html
+
+
+# -- lists
+
+
+def test_lists_show_the_newest_first(site: Site, superuser: User):
+    fill(site.alias, 5)
+    site.db.touch_sandbox("b0003")
+
+    assert ids(site.get("agentdb/session/")) == ["s0000", "s0001", "s0002", "s0003", "s0004"]
+    assert ids(site.get("agentdb/sandbox/")) == ["b0003", "b0000", "b0001", "b0002", "b0004"]
+    assert ids(site.get("agentdb/apikey/")) == ["k0000", "k0001", "k0002", "k0003", "k0004"]
+    assert [row[0] for row in site.get("agentdb/agent/").rows] == [f"agent-{n}" for n in range(5)]
+
+
+def test_session_list_shows_what_matters_of_a_session(site: Site, superuser: User):
+    fill(site.alias, 2)
+
+    page = site.get("agentdb/session/", q="s0001")
+
+    assert page.rows == [["s0001", "t1", "agent-1", "active", "b0001", "runner-1", "1 minute ago", "1 minute ago"]] or (
+        page.rows[0][1:] == ["s0001", "t1", "agent-1", "active", "b0001", "runner-1", "1 minute ago", "1 minute ago"]
+    )
+
+
+def test_instants_are_relative_with_the_exact_one_on_hover(site: Site, superuser: User):
+    at = timezone.now().replace(microsecond=123000) - timedelta(days=3)
+    Session.objects.using(site.alias).create(
+        id="s1", agent_name="a", sandbox_id="b", created_at=at, last_active_at=at.replace(microsecond=0)
+    )
+
+    page = site.get("agentdb/session/")
+
+    assert f'title="{at:%Y-%m-%d %H:%M:%S}.123000 UTC">3 days ago</time>' in page.html
+    assert f'title="{at:%Y-%m-%d %H:%M:%S} UTC">3 days ago</time>' in page.html
+    assert f"{at:%Y-%m-%d %H:%M:%S}.123000 UTC (3 days ago)" in site.get("agentdb/session/s1/change/").text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "just now"),
+        (59, "just now"),
+        (60, "1 minute ago"),
+        (7199, "1 hour ago"),
+        (86400 * 45, "1 month ago"),
+        (86400 * 800, "2 years ago"),
+        (-7200, "in 2 hours"),
+    ],
+)
+def test_relative_names_the_largest_unit(seconds: int, text: str):
+    now = timezone.now()
+
+    assert display.relative(now - timedelta(seconds=seconds), now) == text
+
+
+FILTERS: list[tuple[str, dict[str, str], list[str]]] = [
+    ("session", {"tenant_id": "t3"}, ["s0003", "s0013"]),
+    ("session", {"status": "error"}, ["s0004", "s0009", "s0014", "s0019"]),
+    ("session", {"status": "error", "tenant_id": "t4"}, ["s0004", "s0014"]),
+    ("session", {"runner_id": "runner-0"}, ["s0003", "s0009", "s0015"]),
+    ("session", {"tenant_id": "t3", "agent_name": "agent-13"}, ["s0013"]),
+    ("session", {"sandbox_id": "b0007"}, ["s0007"]),
+    ("session", {"tenant_id": "t"}, []),
+    ("sandbox", {"state": "waiting"}, ["b0003", "b0008", "b0013", "b0018"]),
+    ("sandbox", {"session_id": "s0011"}, ["b0011"]),
+    ("sandbox", {"tenant_id": "t3", "state": "waiting"}, ["b0003", "b0013"]),
+    ("apikey", {"tenant_id": "t9"}, ["k0009", "k0019"]),
+    ("session", {"age": "1h", "status": "active"}, ["s0001", "s0006", "s0011", "s0016"]),
+    ("session", {"age": "over7d"}, []),
+    ("session", {"age": "nonsense", "tenant_id": "t0"}, ["s0000", "s0010"]),
+]
+
+
+@pytest.mark.parametrize("window", [10_000, 2])
+def test_filters_narrow_a_list(site: Site, superuser: User, monkeypatch: pytest.MonkeyPatch, window: int):
+    monkeypatch.setattr(changelist, "WINDOW", window)
+    fill(site.alias, 20)
+
+    for path, query, expected in FILTERS:
+        pages = walk(site, f"agentdb/{path}/", "Older", **query)
+        assert list(itertools.chain(*pages)) == expected, (path, query)
+
+
+def test_age_filter_separates_at_its_limit(site: Site, superuser: User):
+    fill(site.alias, 1)
+    old = timezone.now() - timedelta(days=8)
+    Session.objects.using(site.alias).create(id="s0008", agent_name="a", sandbox_id="b", created_at=old)
+
+    assert ids(site.get("agentdb/session/", age="7d")) == ["s0000"]
+    assert ids(site.get("agentdb/session/", age="over7d")) == ["s0008"]
+    assert ids(site.get("agentdb/session/", age="over30d")) == []
+
+
+SEARCHES: list[tuple[str, str, list[str]]] = [
+    ("session", "s0007", ["s0007"]),
+    ("session", "s000", [f"s000{n}" for n in range(10)]),
+    ("session", "gent-1", ["s0001", *(f"s00{n}" for n in range(10, 20))]),
+    ("session", "RUNNER-2", ["s0005", "s0011", "s0017"]),
+    ("session", "b0012", ["s0012"]),
+    ("session", " s0007 ", ["s0007"]),
+    ("session", "100%", []),
+    ("session", "_", []),
+    ("sandbox", "work/7", ["b0007"]),
+    ("apikey", "key 3", ["k0003"]),
+    ("apikey", "0000", []),
+]
+
+
+@pytest.mark.parametrize("window", [10_000, 3])
+def test_search_finds_ids_by_their_beginning_and_names_by_a_part(
+    site: Site, superuser: User, monkeypatch: pytest.MonkeyPatch, window: int
+):
+    monkeypatch.setattr(changelist, "WINDOW", window)
+    fill(site.alias, 20)
+
+    for path, text, expected in SEARCHES:
+        pages = walk(site, f"agentdb/{path}/", "Older", q=text)
+        assert list(itertools.chain(*pages)) == expected, (path, text)
+
+
+def test_agents_are_found_by_id_name_path_and_tenant(site: Site, superuser: User):
+    fill(site.alias, 10)
+
+    for text in ("a0005", "agent-5", "srv/5", "T5"):
+        assert [row[0] for row in site.get("agentdb/agent/", q=text).rows] == ["agent-5"], text
+    assert site.get("agentdb/agent/", name="agent-5", tenant_id="t4").rows == []
+
+
+def test_search_by_the_beginning_of_ids_offers_to_search_the_columns_too(site: Site, superuser: User):
+    fill(site.alias, 2)
+    Session.objects.using(site.alias).create(id="agent", agent_name="x", sandbox_id="b")
+
+    page = site.get("agentdb/session/", q="age")
+
+    assert [row[1] for row in page.rows] == ["agent"]
+    other = dict(parse_qsl(urlsplit(page.link("Search the other columns")).query))
+    assert {row[1] for row in site.get("agentdb/session/", **other).rows} == {"agent", "s0000", "s0001"}
+
+
+def test_search_that_gave_up_says_how_far_it_looked(site: Site, superuser: User, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(changelist, "WINDOW", 3)
+    fill(site.alias, 7)
+
+    page = site.get("agentdb/session/", q="agent-5")
+
+    assert page.rows == []
+    assert "Looked through 3 rows; there are older ones." in page.text
+    found = site.get("agentdb/session/", **dict(parse_qsl(urlsplit(page.link("Older ›")).query)))
+    assert ids(found) == ["s0005"]
+
+
+@pytest.mark.parametrize("window", [10_000, 4])
+@pytest.mark.parametrize(
+    ("path", "query"),
+    [("session", {}), ("session", {"q": "agent"}), ("sandbox", {"tenant_id": "t1"}), ("session", {"status": "active"})],
+)
+def test_pages_go_through_all_rows_once_in_both_directions(
+    site: Site,
+    superuser: User,
+    monkeypatch: pytest.MonkeyPatch,
+    window: int,
+    path: str,
+    query: dict[str, str],
+):
+    monkeypatch.setattr(changelist, "WINDOW", window)
+    monkeypatch.setattr("agentdb.admin.ReadFirstAdmin.list_per_page", 3)
+    fill(site.alias, 20, tenants=2)
+    # Three instants, so that many rows share one and the id decides.
+    for number in range(3):
+        at = timezone.now() - timedelta(hours=number)
+        for model, column in ((Session, "created_at"), (Sandbox, "last_used_at")):
+            rows = [row for row in model.objects.using(site.alias).all() if int(row.pk[1:]) % 3 == number]
+            model.objects.using(site.alias).filter(pk__in=[row.pk for row in rows]).update(**{column: at})
+    model, column = (Session, "created_at") if path == "session" else (Sandbox, "last_used_at")
+    equal = {name: value for name, value in query.items() if name != "q"}
+    stored = model.objects.using(site.alias).filter(**equal)
+    expected = [row.pk for row in sorted(stored, key=lambda row: (getattr(row, column), row.pk), reverse=True)]
+
+    older = walk(site, f"agentdb/{path}/", "Older", **query)
+    last = Cursor(timezone.now() - timedelta(days=1), "")
+    newer = walk(site, f"agentdb/{path}/", "Newer", before=str(last), **query)
+
+    assert list(itertools.chain(*older)) == expected
+    assert list(itertools.chain(*reversed(newer))) == expected
+    assert all(len(page) <= 3 for page in older + newer)
+
+
+def test_short_list_is_counted_and_a_long_one_is_not(site: Site, superuser: User, monkeypatch: pytest.MonkeyPatch):
+    fill(site.alias, 20)
+    assert "20 sessions" in site.get("agentdb/session/").text
+    assert "1 session " in site.get("agentdb/session/", q="s0007").text
+
+    monkeypatch.setattr(changelist, "WINDOW", 3)
+
+    assert "4 sessions" in site.get("agentdb/session/", status="error", age="1h").text
+    assert "more than 3 sessions" in site.get("agentdb/session/", status="error").text
+
+
+@pytest.mark.parametrize("cursor", ["x", "%%%", "WzEsMl0", "WyIyMDI2LTAxLTAxIiwgIjEiXQ", "bnVsbA"])
+def test_cursor_that_means_nothing_leads_to_the_first_page(site: Site, superuser: User, cursor: str):
+    page = site.get("agentdb/session/", after=cursor)
+
+    assert (page.status, page.response["Location"]) == (302, "/admin/agentdb/session/?e=1")
+
+
+@pytest.mark.parametrize("lookup", ["key_hash__startswith", "key_hash", "label__contains", "id__gt"])
+def test_lookups_that_no_filter_offers_are_refused(site: Site, superuser: User, lookup: str):
+    assert site.get("agentdb/apikey/", **{lookup: "a"}).status == 400
+
+
+def test_nul_in_a_parameter_finds_nothing_and_breaks_nothing(site: Site, superuser: User):
+    fill(site.alias, 1)
+
+    assert site.get("agentdb/session/", q="s0000\x00x").status == 200
+    assert site.get("agentdb/session/", tenant_id="t\x000").status == 200
+    assert site.get("agentdb/agent/tenant/", id="t\x000").status == 200
+    assert site.get("agentdb/session/s_000000/change/").status == 302
+
+
+def test_tenant_filter_suggests_tenants_that_begin_with_the_text(site: Site, superuser: User):
+    for number in range(12):
+        site.db.insert_session(f"s{number}", "a", "b", tenant_id=f"acme-{number:02}")
+    site.db.insert_session("other", "a", "b", tenant_id="zenith")
+
+    page = site.get("agentdb/session/", tenant_id="acme", status="starting")
+
+    assert [text for _, text in page.links if text.startswith("acme")] == [f"acme-{number:02}" for number in range(8)]
+    assert page.link("acme-03") == "?status=starting&tenant_id=acme-03"
+    assert "acme-03" not in site.get("agentdb/session/", tenant_id="acme-01").text
+
+
+def test_status_of_a_newer_server_is_shown_and_can_be_filtered(site: Site, superuser: User):
+    Session.objects.using(site.alias).create(id="s1", agent_name="a", sandbox_id="b", status="dreaming")
+
+    page = site.get("agentdb/session/", status="dreaming")
+
+    assert "dreaming" in page.rows[0]
+    assert "?status=dreaming" in [url for url, text in page.links if text == "dreaming"]
+
+
+# -- links
+
+
+def test_links_lead_from_agent_to_sessions_to_sandbox_and_back(site: Site, superuser: User):
+    fill(site.alias, 20)
+
+    agents = site.get("agentdb/agent/", q="agent-13")
+    sessions = Page(site.client.get(agents.link("sessions")))
+    assert ids(sessions) == ["s0013"]
+    sandbox = Page(site.client.get(sessions.link("b0013")))
+    assert sandbox.link("s0013") == "/admin/agentdb/session/s0013/change/"
+    assert sandbox.link("agent-13") == "/admin/agentdb/agent/a0013/change/"
+    assert ids(Page(site.client.get(sandbox.link("sessions")))) == ["s0013"]
+    session = Page(site.client.get(sandbox.link("s0013")))
+    assert ids(Page(site.client.get(session.link("sandboxes")))) == ["b0013"]
+
+
+def test_link_names_the_agent_of_the_same_tenant(site: Site, superuser: User):
+    site.db.upsert_agent("bot", "/srv/a", tenant_id="acme")
+    site.db.insert_session("s1", "bot", "sb", tenant_id="other")
+
+    row = site.get("agentdb/session/").rows[0]
+
+    assert "bot (missing)" in row
+
+
+def test_missing_targets_are_said_to_be_missing_and_are_no_links(site: Site, superuser: User):
+    site.db.insert_session("s1", "gone-agent", "gone-box")
+    site.db.insert_sandbox("b1", "gone-agent", "/w", session_id="gone-session")
+    site.db.insert_sandbox("b2", "gone-agent", "/w")
+
+    sessions, sandboxes = site.get("agentdb/session/"), site.get("agentdb/sandbox/")
+    one = site.get("agentdb/session/s1/change/")
+
+    assert {"gone-agent (missing)", "gone-box (missing)", "none"} <= set(sessions.rows[0])
+    assert {"gone-agent (missing)", "gone-session (missing)"} <= {cell for row in sandboxes.rows for cell in row}
+    assert {"none"} <= {cell for row in sandboxes.rows for cell in row}
+    assert "gone-box (missing)" in one.text
+    for page in (sessions, sandboxes, one):
+        assert not [url for url, text in page.links if text.startswith("gone-")]
+
+
+def test_tenant_page_leads_to_everything_of_the_tenant(site: Site, superuser: User):
+    fill(site.alias, 20, tenants=5)
+
+    page = Page(site.client.get(site.get("agentdb/session/", q="s0003").link("t3")))
+
+    assert "Tenant t3" in page.text
+    assert ids(Page(site.client.get(page.link("4 Sessions")))) == ["s0003", "s0008", "s0013", "s0018"]
+    assert ids(Page(site.client.get(page.link("4 Sandboxes")))) == ["b0003", "b0008", "b0013", "b0018"]
+    assert ids(Page(site.client.get(page.link("4 API keys")))) == ["k0003", "k0008", "k0013", "k0018"]
+    assert len(Page(site.client.get(page.link("4 Agents"))).rows) == 4
+    assert ids(Page(site.client.get(page.link("ended")))) == ["s0003", "s0008", "s0013", "s0018"]
+
+
+def test_tenant_page_hides_tables_the_user_may_not_see(site: Site):
+    fill(site.alias, 3)
+    site.log_in(site.make_user("keys-only", "view_apikey"))
+    site.client.raise_request_exception = True
+
+    page = site.get("agentdb/agent/tenant/", id="t0")
+
+    assert "1 API keys" in page.text
+    assert "Sessions" not in page.text
+
+
+def test_tenant_page_of_nobody_says_so(site: Site, superuser: User):
+    assert "Nothing is stored for this tenant." in site.get("agentdb/agent/tenant/", id="nobody").text
+
+
+def test_ids_and_names_with_odd_characters_are_shown_as_text_and_their_links_work(site: Site, superuser: User):
+    odd = "<b>/?&_5F\"'é"
+    site.db.upsert_agent(odd, odd, tenant_id=odd)
+    site.db.insert_session(odd, odd, odd, tenant_id=odd)
+    site.db.insert_sandbox(odd, odd, odd, session_id=odd, tenant_id=odd)
+
+    page = site.get("agentdb/session/")
+
+    assert page.rows[0][1:4] == [odd, odd, odd]
+    assert "<b>/" not in page.html
+    addresses = {url for url, text in page.links if text == odd}
+    assert len(addresses) == 4
+    assert all(odd in Page(site.client.get(url)).text for url in addresses)
+
+
+# -- keys in lists
+
+
+def test_no_page_shows_a_whole_key_hash(site: Site, superuser: User):
+    _, record = site.db.issue_api_key("t0", "laptop")
+
+    pages = [site.get("agentdb/apikey/"), site.get(f"agentdb/apikey/{record.id}/change/"), site.get("")]
+
+    assert f"{record.key_hash[:8]}…" in pages[0].text
+    assert f"{record.key_hash[:8]}…" in pages[1].text
+    assert not any(record.key_hash[:9] in page.html for page in pages)
+
+
+# -- actions
+
+
+def operator(site: Site) -> User:
+    user = site.make_user("operator", "change_session", "change_sandbox", "change_apikey")
+    site.log_in(user)
+    return user
+
+
+def test_pausing_asks_first_then_pauses_and_says_what_it_did(site: Site):
+    fill(site.alias, 5)
+    user = operator(site)
+    before = site.db.get_session("s0001")
+
+    question = site.act("agentdb/session/", "pause_sessions", ["s0001", "s0003"])
+    assert "Pause these sessions?" in question.text
+    assert "agent-1 session s0001 (active)" in question.text
+    assert site.db.get_session("s0001") == before
+
+    answer = site.act("agentdb/session/", "pause_sessions", ["s0001", "s0003", "gone"], confirmed="yes")
+
+    paused = site.db.get_session("s0001")
+    assert (paused.status, paused.last_active_at > before.last_active_at) == ("paused", True)
+    assert site.db.get_session("s0003").status == "ended"
+    assert answer.messages == [
+        "Paused 1 session (s0001).",
+        "Left alone, because it is ended: 1 session (s0003).",
+        "Left alone, because it is gone: 1 session (gone).",
+    ]
+    entry = LogEntry.objects.get()
+    assert (entry.user_id, entry.object_id, entry.change_message) == (user.pk, "s0001", "Paused.")
+
+
+def test_marking_cold_leaves_last_used_alone(site: Site):
+    fill(site.alias, 5)
+    operator(site)
+    before = site.db.get_sandbox("b0004")
+
+    answer = site.act("agentdb/sandbox/", "mark_cold", ["b0004", "b0000"], confirmed="yes")
+
+    after = site.db.get_sandbox("b0004")
+    assert (after.state, after.last_used_at) == ("cold", before.last_used_at)
+    assert answer.messages == [
+        "Marked cold: 1 sandbox (b0004).",
+        "Left alone, because it is cold already: 1 sandbox (b0000).",
+    ]
+
+
+def test_deleting_sandboxes_removes_the_chosen_ones_only(site: Site):
+    fill(site.alias, 8)
+    operator(site)
+    chosen = ["b0001", "b0002", "b0003", "b0004", "b0005"]
+
+    question = site.act("agentdb/sandbox/", "delete_sandboxes", chosen)
+    assert "Delete these sandboxes?" in question.text
+    assert site.db.count_sandboxes() == 8
+    answer = site.act("agentdb/sandbox/", "delete_sandboxes", chosen, confirmed="yes")
+
+    assert ids(answer) == ["b0000", "b0006", "b0007"]
+    assert answer.messages == ["Deleted 5 sandboxes (b0001, b0002, b0003 and 2 more)."]
+    assert LogEntry.objects.count() == 5
+
+
+def test_selecting_across_pages_acts_on_the_chosen_rows_only(site: Site):
+    fill(site.alias, 4)
+    operator(site)
+
+    site.act("agentdb/sandbox/", "delete_sandboxes", ["b0001"], confirmed="yes", select_across="1")
+
+    assert site.db.count_sandboxes() == 3
+
+
+def test_revoking_a_key_locks_its_user_out(site: Site):
+    operator(site)
+    plain, record = site.db.issue_api_key("acme", "laptop")
+
+    answer = site.act("agentdb/apikey/", "revoke_keys", [record.id], confirmed="yes")
+
+    assert answer.messages == [f"Revoked 1 API key ({record.id})."]
+    assert site.db.authenticate(plain) is None
+    assert LogEntry.objects.get().object_repr == "laptop of acme"
+
+
+def test_action_that_the_database_refuses_changes_nothing_and_says_so(site: Site, monkeypatch: pytest.MonkeyPatch):
+    fill(site.alias, 5)
+    operator(site)
+    real = type(site.db).delete_sandbox
+
+    def fail_on_second(self: Any, id: str) -> bool:
+        if id == "b0002":
+            raise AgentDbError("The database is away.")
+        return real(self, id)
+
+    monkeypatch.setattr(type(site.db), "delete_sandbox", fail_on_second)
+    answer = site.act("agentdb/sandbox/", "delete_sandboxes", ["b0001", "b0002"], confirmed="yes")
+
+    assert answer.messages == ["Nothing was changed. The database is away."]
+    assert site.db.count_sandboxes() == 5
+    assert LogEntry.objects.count() == 0
+
+
+def test_action_keeps_the_filter_of_the_list(site: Site):
+    fill(site.alias, 10)
+    operator(site)
+
+    question = site.act("agentdb/session/?status=active", "pause_sessions", ["s0001"])
+
+    assert 'action="/admin/agentdb/session/?status=active"' in question.html
+
+
+# -- speed
+
+
+@pytest.mark.parametrize(
+    ("path", "query", "most"),
+    [
+        ("", {}, 14),
+        ("agentdb/agent/", {}, 3),
+        ("agentdb/session/", {}, 5),
+        ("agentdb/session/", {"tenant_id": "t1", "status": "active", "q": "agent"}, 7),
+        ("agentdb/sandbox/", {}, 5),
+        ("agentdb/sandbox/", {"tenant_id": "t1", "state": "waiting", "session_id": "s0001"}, 7),
+        ("agentdb/apikey/", {}, 3),
+        ("agentdb/session/s0001/change/", {}, 3),
+        ("agentdb/agent/tenant/", {"id": "t1"}, 5),
+    ],
+)
+def test_page_makes_the_same_few_queries_however_many_rows_it_shows(
+    site: Site, superuser: User, path: str, query: dict[str, str], most: int
+):
+    counts = []
+    for rows in (10, 60):
+        Agent.objects.using(site.alias).all().delete()
+        for model in (Session, Sandbox, ApiKey):
+            model.objects.using(site.alias).all().delete()
+        fill(site.alias, rows, tenants=2)
+        site.get("")  # the schema is looked at once a minute
+        with CaptureQueriesContext(connections[site.alias]) as queries:
+            assert site.get(path, **query).status == 200
+        counts.append(len(queries))
+
+    assert counts[0] == counts[1] <= most, [query["sql"] for query in queries.captured_queries]
+
+
+def test_no_list_counts_its_table(site: Site, superuser: User):
+    fill(site.alias, 20)
+
+    with CaptureQueriesContext(connections[site.alias]) as queries:
+        for name in LISTS:
+            site.get(f"agentdb/{name}/")
+        site.get("")
+
+    counts = [query["sql"] for query in queries.captured_queries if "COUNT(*)" in query["sql"].upper()]
+    unbounded = [sql for sql in counts if "LIMIT" not in sql.upper()]
+    # The count of a list that was found to be short is the only one without a limit of its own.
+    assert len(unbounded) == len(LISTS)
+
+
+def test_cursor_survives_its_own_text():
+    cursor = Cursor(datetime.fromisoformat("2026-02-19T20:53:16.123456+00:00"), "ü/\"'")
+
+    assert Cursor.parse(str(cursor)) == cursor
+
+
+def test_logging_in_needs_the_password(site: Site):
+    site.make_user("someone", "view_session")
+    client = Client()
+
+    wrong = client.post("/admin/login/", {"username": "someone", "password": "wrong"})
+    right = client.post("/admin/login/?next=/admin/", {"username": "someone", "password": "a long password"})
+
+    assert (wrong.status_code, right.status_code) == (200, 302)
