@@ -19,4 +19,5 @@ def hash_api_key(plain: str) -> str:
 
     A fast hash is enough: the key is 256 random bits, not a password to guess.
     """
-    return hashlib.sha256(plain.encode()).hexdigest()
+    # A header may hold bytes that are no UTF-8; they belong to no key, and an error would name the key.
+    return hashlib.sha256(plain.encode(errors="surrogatepass")).hexdigest()
