@@ -31,7 +31,7 @@ def main() -> None:
     print(f"{database} is a copy of {relative(LEGACY)}, a database that the old server wrote.")
 
     title("Adopt it")
-    run("agentdb", "--url", url, "migrate", "--fake-initial")
+    run("agentdb", "--url", url, "baselinedb")
     title("Run a program on it")
     run("python", relative(HERE / "serve.py"), url)
     print()
