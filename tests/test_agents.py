@@ -103,9 +103,7 @@ def test_delete_agent_that_fails_half_way_leaves_the_sessions(db: DjangoDb, url:
     if engine == "sqlite":
         execute(url, "CREATE TRIGGER guard BEFORE DELETE ON agents BEGIN SELECT RAISE(ABORT, 'not now'); END")
     else:
-        execute(
-            url, "CREATE FUNCTION guard() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'not now'; END $$"
-        )
+        execute(url, "CREATE FUNCTION guard() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'not now'; END $$")
         execute(url, "CREATE TRIGGER guard BEFORE DELETE ON agents FOR EACH ROW EXECUTE FUNCTION guard()")
 
     with pytest.raises(agentdb.AgentDbError, match="not now"):

@@ -67,3 +67,11 @@ def test_delete_api_key_deletes_that_one(db: DjangoDb) -> None:
     assert db.get_api_key_by_hash("hash-1") is None
     assert db.get_api_key_by_hash("hash-2") is not None
     assert db.delete_api_key("k1") is False
+
+
+def test_authenticate_finds_the_key_by_its_plain_form_only(db: DjangoDb) -> None:
+    plain, key = db.issue_api_key("acme", "ci")
+
+    assert db.authenticate(plain) == key
+    for other in ("", plain[:-1], plain.upper(), key.key_hash, plain + "\0", "a\ud800"):
+        assert db.authenticate(other) is None

@@ -99,9 +99,7 @@ def test_update_of_a_session_sets_last_active_at_of_that_one(
 
 
 @pytest.mark.parametrize("update", UPDATES)
-def test_update_of_a_session_that_is_not_there_is_false(
-    db: DjangoDb, update: Callable[[DjangoDb, str], bool]
-) -> None:
+def test_update_of_a_session_that_is_not_there_is_false(db: DjangoDb, update: Callable[[DjangoDb, str], bool]) -> None:
     assert update(db, "s1") is False
 
 
@@ -243,7 +241,9 @@ def _sessions_in_every_status(db: DjangoDb, url: str) -> None:
 
 def test_bulk_pause_by_runner_pauses_that_runners_active_and_starting_sessions(db: DjangoDb, url: str) -> None:
     _sessions_in_every_status(db, url)
-    before = {session.id: session for tenant in ("r1", "r2", None) for session in db.list_sessions(f"tenant of {tenant}")}
+    before = {
+        session.id: session for tenant in ("r1", "r2", None) for session in db.list_sessions(f"tenant of {tenant}")
+    }
 
     assert db.bulk_pause_sessions_by_runner("r1") == 2
 
