@@ -39,13 +39,16 @@ def main() -> None:
     title("Does the schema hold?")
     run("agentdb", "--url", url, "verifydb")
     title("Next")
-    print("  make admin")
-    print("      shows this database in a browser.")
-    print(f"  {relative(BIN / 'agentdb')} --url postgresql://localhost/agents migrate")
-    print("      makes the same tables in a PostgreSQL of yours, and this runs the same program on it:")
-    print(f"  {relative(BIN / 'python')} examples/serve.py postgresql://localhost/agents")
-    print(f"  {relative(BIN / 'agentdb')}")
-    print("      lists what else there is.")
+    agentdb = relative(BIN / "agentdb")
+    for command, what in (
+        ("make admin", "shows this database in a browser"),
+        (
+            f"{agentdb} copydb {url} postgresql://localhost/agents",
+            "copies it into an empty PostgreSQL database of yours",
+        ),
+        (f"{agentdb} --help", "lists what else there is"),
+    ):
+        print(f"$ {command}\n    {what}")
 
 
 def title(text: str) -> None:

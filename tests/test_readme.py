@@ -60,6 +60,21 @@ def test_async_program_runs(url, tmp_path):
     assert run(program, tmp_path, DATABASE_URL=url) == "[]\n"
 
 
+def test_settings_for_a_django_project_serve_one(tmp_path):
+    (tmp_path / "host.py").write_text(PROGRAMS[4])
+    environment = {"DJANGO_SETTINGS_MODULE": "host", "DATABASE_URL": f"sqlite:///{tmp_path}/host.db"}
+    program = """
+import sys
+from django.core.management import execute_from_command_line
+sys.path.insert(0, ".")
+execute_from_command_line(["manage.py", "migrate", "--verbosity=0"])
+from agentdb import DjangoDb
+print(DjangoDb(alias="default").upsert_agent("a", "/a").version)
+"""
+
+    assert run(program, tmp_path, **environment) == "1\n"
+
+
 def run(program: str, cwd: Path, **environment: str) -> str:
     inherited = {k: v for k, v in os.environ.items() if k not in ("DATABASE_URL", "DJANGO_SETTINGS_MODULE")}
     return subprocess.run(
