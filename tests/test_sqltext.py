@@ -1,0 +1,152 @@
+"""Reading the SQL that SQLite and PostgreSQL keep about tables and indexes."""
+
+from __future__ import annotations
+
+import pytest
+
+from agentdb.sqltext import KeyText, canonical, parse_create_index, parse_create_table, tokenize
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("'default'", "'default'::text"),
+        ("'default'", "('default'::character varying)"),
+        ("'a'", "'a'::character varying(100)"),
+        ("'x'", "'x'::pg_catalog.text"),
+        ("NULL", "NULL::timestamp with time zone"),
+        ("1", "1:::INT8"),
+        ("now()", "NOW() ::: TIMESTAMPTZ"),
+        ("now()::text", "(now())::text"),
+        ("now()::text", "( NOW ( ) )::text"),
+        ('"runner_id" IS NOT NULL', "(runner_id is not null)"),
+        ("status = 'active'", "((status = 'active'::text))"),
+        ("datetime('now')", "DateTime( 'now' ) -- a comment"),
+        ("datetime('now')", "/* UTC */ datetime('now')"),
+        ("[id]", "`id`"),
+        ("replace(f('%Y', 'now'), '.0', '')", "REPLACE( f('%Y','now') , '.0','')"),
+    ],
+)
+def test_two_spellings_of_one_expression_are_equal(one, other):
+    assert canonical(one) == canonical(other)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("'default'", "'Default'"),
+        ("'a  b'", "'a b'"),
+        ("' ::text'", "'::text'"),
+        ("now()", "now()::text"),
+        ("f(a, b)", "f(b, a)"),
+        ("f(a)", "f((a, b))"),
+        ("(a OR b) AND c", "a OR (b AND c)"),
+        ('"Status"', "status"),
+        ("a IN (1)", "a IN (1, 2)"),
+        ("1", "'1'"),
+    ],
+)
+def test_two_different_expressions_are_not_equal(one, other):
+    assert canonical(one) != canonical(other)
+
+
+def test_a_canonical_expression_reads_like_sql():
+    assert canonical('("runner_id" is not null and ("x">(1)))') == "runner_id IS NOT NULL AND (x > 1)"
+    assert canonical("(now())::text") == "now()::text"
+    assert canonical("a in ('x','y')") == "a IN ('x', 'y')"
+
+
+def test_names_are_folded_only_where_asked():
+    assert canonical('"Status"', fold_names=True) == "status"
+    assert canonical('"Status"') == '"Status"'
+
+
+@pytest.mark.parametrize("broken", ["'never closed", '"never closed', "(((", ")", "/* never closed", "", "\x00§", "a,"])
+def test_text_that_is_no_sql_is_read_without_an_error(broken):
+    canonical(broken)
+    parse_create_table(f"CREATE TABLE t ({broken}")
+
+
+def test_tokens_know_where_they_stand_and_what_they_name():
+    sql = 'SELECT "a ""b""", `c``d`, [e f], \'it\'\'s\' -- end'
+
+    tokens = tokenize(sql)
+
+    assert [sql[token.start : token.end] for token in tokens] == [token.text for token in tokens]
+    assert [token.identifier for token in tokens if token.kind in ("name", "string")] == ['a "b"', "c`d", "e f", "it's"]
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        'CREATE INDEX "i" ON "sessions" ("runner_id", "created_at" DESC, ("id" COLLATE "C") DESC) '
+        'WHERE "runner_id" IS NOT NULL',
+        'CREATE INDEX i ON public.sessions USING btree (runner_id, created_at DESC, id COLLATE "C" DESC) '
+        "WHERE (runner_id IS NOT NULL)",
+        'CREATE INDEX i ON defaultdb.public.sessions USING btree (runner_id ASC, created_at DESC, id COLLATE "C" DESC)'
+        " WHERE runner_id IS NOT NULL",
+        'create index if not exists i on sessions(runner_id asc,created_at desc,id collate pg_catalog."C" desc)'
+        "where runner_id is not null",
+    ],
+)
+def test_an_index_reads_the_same_from_django_and_from_each_engine(sql):
+    index = parse_create_index(sql)
+
+    assert (index.name, index.unique, index.condition) == ("i", False, "runner_id IS NOT NULL")
+    assert index.keys == (
+        KeyText("runner_id", None, None, False, None),
+        KeyText("created_at", None, None, True, None),
+        KeyText("id", "C", None, True, None),
+    )
+
+
+def test_everything_postgresql_says_about_an_index_is_read():
+    index = parse_create_index(
+        'CREATE UNIQUE INDEX "My Index" ON ONLY s."T" USING gist (lower(name) COLLATE "de_DE" text_pattern_ops DESC '
+        "NULLS LAST, ((a || b)), c varchar_ops) INCLUDE (d, e) NULLS NOT DISTINCT WITH (fillfactor='70') "
+        "WHERE (a > 0)"
+    )
+
+    assert (index.name, index.unique, index.method) == ("My Index", True, "gist")
+    assert index.keys == (
+        KeyText("lower(name)", "de_DE", "text_pattern_ops", True, "last"),
+        KeyText("a || b", None, None, False, None),
+        KeyText("c", None, "varchar_ops", False, None),
+    )
+    assert (index.include, index.nulls_not_distinct, index.condition) == (("d", "e"), True, "a > 0")
+
+
+def test_everything_a_create_table_statement_says_beyond_the_pragmas_is_read():
+    sql = """CREATE TABLE "t, (u)" (
+        id TEXT CONSTRAINT pk PRIMARY KEY ON CONFLICT FAIL, -- UNIQUE, not really
+        [a b] TEXT DEFAULT 'UNIQUE' COLLATE NOCASE NOT NULL UNIQUE,
+        c INTEGER NOT NULL DEFAULT -1 CHECK (c <> 'x)' )
+            REFERENCES o (x) ON DELETE SET NULL DEFERRABLE INITIALLY DEFERRED,
+        d TEXT GENERATED ALWAYS AS (a || 'x') STORED CONSTRAINT du UNIQUE,
+        e DEFAULT (f('check', 'unique')) NOT NULL,
+        CONSTRAINT two UNIQUE (c, "d") ON CONFLICT REPLACE,
+        FOREIGN KEY (c, d) REFERENCES o2 ON UPDATE NO ACTION NOT DEFERRABLE
+        CONSTRAINT k CHECK (c > 0)
+    ) WITHOUT ROWID, STRICT"""
+
+    table = parse_create_table(sql)
+
+    assert [column.name for column in table.columns] == ["id", "a b", "c", "d", "e"]
+    assert [column.collation for column in table.columns] == [None, "NOCASE", None, None, None]
+    assert [column.generated for column in table.columns] == [None, None, None, "a || 'x'", None]
+    assert sql[table.columns[4].start : table.columns[4].end] == "e DEFAULT (f('check', 'unique')) NOT NULL"
+    assert table.options == ("strict", "without rowid")
+    assert [(one.kind, one.name, one.columns) for one in table.constraints] == [
+        ("primary key", "pk", ("id",)),
+        ("unique", None, ("a b",)),
+        ("check", None, ("c",)),
+        ("foreign key", None, ("c",)),
+        ("unique", "du", ("d",)),
+        ("unique", "two", ("c", "d")),
+        ("foreign key", None, ("c", "d")),
+        ("check", "k", ()),
+    ]
+    assert [one.expression for one in table.constraints if one.kind == "check"] == ["c <> 'x)'", "c > 0"]
+    targets = [(one.target_table, one.target_columns) for one in table.constraints if one.kind == "foreign key"]
+    assert targets == [("o", ("x",)), ("o2", ())]
+    assert [one.conflict for one in table.constraints] == ["fail", None, None, None, None, "replace", None, None]
