@@ -163,4 +163,7 @@ def width(text: str) -> int:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except agentdb.AgentDbError as error:
+        sys.exit(str(error))

@@ -36,4 +36,7 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    try:
+        asyncio.run(main())
+    except agentdb.AgentDbError as error:
+        sys.exit(str(error))

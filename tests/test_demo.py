@@ -15,12 +15,16 @@ import agentdb
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 
 
+def environment() -> dict[str, str]:
+    inherited = {k: v for k, v in os.environ.items() if k not in ("DATABASE_URL", "DJANGO_SETTINGS_MODULE")}
+    return {**inherited, "PYTHONPATH": str(EXAMPLES.parent)}
+
+
 def run(*arguments: str, cwd: Path) -> str:
-    environment = {k: v for k, v in os.environ.items() if k not in ("DATABASE_URL", "DJANGO_SETTINGS_MODULE")}
     finished = subprocess.run(
         [sys.executable, *arguments],
         cwd=cwd,
-        env={**environment, "PYTHONPATH": str(EXAMPLES.parent)},
+        env=environment(),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -78,6 +82,21 @@ def test_serve_moves_sessions_and_sandboxes_and_evicts(url, tmp_path):
         assert db.count_sandboxes() == 2
     assert re.search(r"Evicted [0-9a-f]{8} of agent 'support-bot': cold, last used \d+ ms ago\.", output)
     assert "Paused 2 of its sessions." in output
+
+
+@pytest.mark.parametrize("program", ["serve.py", "serve_async.py"])
+def test_a_database_without_tables_gives_one_sentence(program, tmp_path):
+    finished = subprocess.run(
+        [sys.executable, str(EXAMPLES / program), f"sqlite:///{tmp_path}/none.db"],
+        env=environment(),
+        capture_output=True,
+        text=True,
+    )
+
+    assert finished.returncode == 1
+    assert finished.stderr == (
+        f"SQLite database '{tmp_path}/none.db' does not exist. Run 'agentdb migrate' or pass migrate=True to make it.\n"
+    )
 
 
 def test_serve_shows_names_that_would_break_a_table_on_one_line(url, tmp_path):
