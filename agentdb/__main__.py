@@ -31,6 +31,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except AgentDbError as error:
         sys.stderr.write(f"{error}\n")
         return 2
+    except BrokenPipeError:
+        # Whoever read the output has seen enough; the interpreter is not to complain when it flushes the rest.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
 
 
 def _take_url(arguments: list[str]) -> str | None:

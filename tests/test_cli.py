@@ -235,3 +235,16 @@ def test_settings_without_agentdb_are_refused(cli, tmp_path):
     assert finished.stderr == (
         "The INSTALLED_APPS of 'other' lack 'agentdb'. Add it, or unset DJANGO_SETTINGS_MODULE.\n"
     )
+
+
+def test_a_reader_that_has_seen_enough_gets_no_traceback(tmp_path):
+    finished = subprocess.run(
+        ["sh", "-c", f"{sys.executable} -u -m agentdb | true"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert finished.stderr == ""
