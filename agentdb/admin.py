@@ -24,7 +24,6 @@ from django.utils.safestring import SafeString
 from django.utils.text import capfirst
 from django.views.decorators.cache import never_cache
 from django.views.decorators.csrf import csrf_protect
-from django.views.decorators.debug import sensitive_variables
 
 from agentdb import overview
 from agentdb.adapter import DjangoDb
@@ -554,6 +553,16 @@ class SandboxAdmin(LinkedAdmin):
         return self.run_action(request, DELETE_SANDBOX)
 
 
+class _Secret:
+    """A text for a template; error reports, which show the variables of each frame, show this object's address."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def __str__(self) -> str:
+        return self._text
+
+
 class IssueKeyForm(forms.Form):
     tenant_id = forms.CharField(label="Tenant", strip=False, widget=forms.TextInput(attrs={"autofocus": True}))
     label = forms.CharField(required=False, help_text="What the key is for: a person, a program.")
@@ -626,15 +635,16 @@ class ApiKeyAdmin(ReadFirstAdmin):
         }
         return TemplateResponse(request, "admin/agentdb/issue_key.html", context)
 
-    @sensitive_variables()
     def _issue(self, request: HttpRequest, tenant_id: str, label: str) -> HttpResponse:
         plain, record = DjangoDb(router.db_for_write(ApiKey)).issue_api_key(tenant_id, label)
+        secret = _Secret(plain)
+        del plain
         row = self.get_queryset(request).get(pk=record.id)
         self.log_addition(request, row, "Issued.")
         context = {
             **self.admin_site.each_context(request),
             "title": "API key issued",
-            "plain": plain,
+            "plain": secret,
             "row": row,
             "opts": self.opts,
             "media": self.media,

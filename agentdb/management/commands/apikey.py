@@ -56,9 +56,8 @@ class Command(BaseCommand):
             keys = keys.filter(tenant_id=tenant_id)
         count = 0
         for key in keys.iterator():
-            self.stdout.write(
-                "\t".join([key.id, key.tenant_id, key.label, masked(key.key_hash), exact(key.created_at)])
-            )
+            columns = [key.id, key.tenant_id, key.label, masked(key.key_hash), exact(key.created_at)]
+            self.stdout.write("\t".join(" ".join(column.split()) for column in columns))
             count += 1
         of_tenant = f" of tenant {tenant_id!r}" if tenant_id is not None else ""
         self.stderr.write(f"{count} key{'' if count == 1 else 's'}{of_tenant}.", self.style.SUCCESS)
