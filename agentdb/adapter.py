@@ -301,7 +301,11 @@ class DjangoDb:
                     return fn(self)
             for delay in _delays():
                 try:
-                    return self._attempt(channel, fn)
+                    try:
+                        return self._attempt(channel, fn)
+                    finally:
+                        if self._closed:  # by fn; Django has needed the alias up to here
+                            self._forget_alias()
                 except ConflictError as error:
                     if error is not channel.failure or channel.fault_of_failure not in _REFUSED or delay is None:
                         raise
@@ -340,7 +344,11 @@ class DjangoDb:
             # A call that is under way in another thread ends first.
             with channel.lock:
                 channel.disconnect()
-        if self.alias != DEFAULT_DB_ALIAS:
+        if not any(channel.wrapper.in_atomic_block for channel in self._channels):
+            self._forget_alias()
+
+    def _forget_alias(self) -> None:
+        if self._owned and self.alias != DEFAULT_DB_ALIAS:
             connections.settings.pop(self.alias, None)
             with suppress(AttributeError):
                 del connections[self.alias]
@@ -428,7 +436,9 @@ class DjangoDb:
             if self._closed:
                 raise DatabaseClosedError(_CLOSED)
             if channel.wrapper.in_atomic_block and channel.wrapper.needs_rollback:
-                raise channel.failure or AgentDbError("The transaction has failed already; it can only be undone.")
+                if channel.failure is not None and channel.failed_in == channel.wrapper.atomic_blocks[:1]:
+                    raise channel.failure
+                raise AgentDbError("The transaction has failed already; it can only be undone.")
             try:
                 statement = self._statements[query]
             except KeyError:
@@ -476,6 +486,7 @@ class DjangoDb:
 
     def _doom(self, channel: Channel, fault: Fault, error: BaseException) -> AgentDbError:
         channel.failure, channel.fault_of_failure = self._translate(channel, fault, error), fault
+        channel.failed_in = channel.wrapper.atomic_blocks[:1]
         return channel.failure
 
     def _statement_lost(self, channel: Channel, failure: BaseException) -> None:

@@ -50,6 +50,7 @@ class Channel(ABC):
         # What has doomed the transaction that is open, and whether the same again may succeed.
         self.failure: AgentDbError | None = None
         self.fault_of_failure: Fault | None = None
+        self.failed_in: list[Any] = []
         self._debug = settings.DEBUG
 
     def __del__(self) -> None:
