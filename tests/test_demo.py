@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import agentdb
+from examples import serve
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 
@@ -118,18 +119,8 @@ def test_serve_async_opens_twenty_sessions_at_once(url, tmp_path):
     ]
 
 
-@pytest.fixture
-def columns():
-    sys.path.insert(0, str(EXAMPLES))
-    try:
-        import serve
-    finally:
-        sys.path.remove(str(EXAMPLES))
-    return serve
-
-
-def test_serve_aligns_names_by_the_columns_a_terminal_needs(columns, capsys):
-    columns.table(("name", "n"), [("名前", 1), ("e\u0301clair", 2), ("plain", 3)])
+def test_serve_aligns_names_by_the_columns_a_terminal_needs(capsys):
+    serve.table(("name", "n"), [("名前", 1), ("e\u0301clair", 2), ("plain", 3)])
 
     assert capsys.readouterr().out.splitlines() == [
         "  name    n",
