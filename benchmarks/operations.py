@@ -11,6 +11,7 @@ from typing import Any
 
 import psycopg
 
+from agentdb import SessionRecord
 from benchmarks import databases
 from benchmarks.databases import Database
 from benchmarks.measure import Arguments, Call
@@ -40,6 +41,23 @@ class Rows:
     def agent(self) -> tuple[str, str]:
         i = self.random.randrange(databases.AGENTS)
         return f"agent-{i}", f"tenant-{i % 50}"
+
+    def tenant(self) -> str:
+        return f"tenant-{self.number() % 50}"
+
+    def session(self) -> SessionRecord:
+        """Return a session as the mark of a page: all that matters of it are its instant and id."""
+        i = self.number()
+        instant = databases.EPOCH + i * databases.SECOND + databases.FRACTION
+        return SessionRecord(databases.hashed("session", i), "", "", "", "", None, instant, instant)
+
+    def busy_agent(self) -> tuple[str, str]:
+        """Return a tenant and an agent that have sessions in common."""
+        i = self.random.randrange(databases.agents_with_sessions(self.n))
+        return f"tenant-{i % 50}", f"agent-{i}"
+
+    def runner(self) -> str:
+        return f"runner-{self.random.randrange(max(1, self.n // (2 * databases.RUNNER_ROWS)))}"
 
     def key_hash(self) -> str:
         return databases.key_hash(self.random.randrange(databases.API_KEYS))
@@ -111,9 +129,7 @@ def _doomed_agents(rows: Rows, count: int) -> list[Arguments]:
 
 
 def _resumed_runners(rows: Rows, count: int) -> list[Arguments]:
-    runners = [
-        (f"runner-{rows.random.randrange(max(1, rows.n // (2 * databases.RUNNER_ROWS)))}",) for _ in range(count)
-    ]
+    runners = [(rows.runner(),) for _ in range(count)]
     rows.write("UPDATE sessions SET status = 'active' WHERE runner_id = ?", runners)
     return runners
 
@@ -143,10 +159,6 @@ def _small_transaction(rows: Rows, count: int) -> list[Arguments]:
     return [arguments() for _ in range(count)]
 
 
-def _runner(rows: Rows) -> Arguments:
-    return (f"runner-{rows.random.randrange(max(1, rows.n // (2 * databases.RUNNER_ROWS)))}",)
-
-
 POINT_READS = (
     Operation("get_session", each(lambda rows: (rows.session_id(),))),
     Operation("get_agent", each(lambda rows: rows.agent())),
@@ -159,8 +171,8 @@ LISTED = each(lambda rows: (databases.LISTED,))
 LISTS = (
     Operation("list_sessions, 1,000 records", LISTED, "list_sessions"),
     Operation("list_sessions, limit=10", LISTED, "list_sessions", {"limit": 10}),
-    Operation("list_sessions of one agent", each(lambda rows: rows.agent()[::-1]), "list_sessions"),
-    Operation("list_sessions_by_runner, 20 records", each(_runner), "list_sessions_by_runner"),
+    Operation("list_sessions of one agent, 100 records", each(lambda rows: rows.busy_agent()), "list_sessions"),
+    Operation("list_sessions_by_runner, 20 records", each(lambda rows: (rows.runner(),)), "list_sessions_by_runner"),
     Operation("list_agents, 20 records", each(lambda rows: (f"tenant-{rows.number() % 50}",)), "list_agents"),
     Operation(
         "list_api_keys_by_tenant, 20 records",
@@ -171,7 +183,7 @@ LISTS = (
     Operation("get_idle_sandboxes, 20 records", each(lambda rows: (databases.OLDER_THAN,)), "get_idle_sandboxes"),
     Operation(
         "get_cold_sandboxes, 20 records",
-        each(lambda rows: (databases.EPOCH + 102 * databases.SECOND,)),
+        each(lambda rows: (databases.EPOCH + 117 * databases.SECOND,)),
         "get_cold_sandboxes",
     ),
     Operation("count_sandboxes", each(lambda rows: ())),
@@ -184,7 +196,7 @@ WRITES = (
         each(lambda rows: (rows.session_id(), rows.random.choice(("active", "paused", "ended")))),
     ),
     Operation("update_session_sandbox", each(lambda rows: (rows.session_id(), rows.sandbox_id()))),
-    Operation("update_session_runner", each(lambda rows: (rows.session_id(), *_runner(rows)))),
+    Operation("update_session_runner", each(lambda rows: (rows.session_id(), rows.runner()))),
     Operation("insert_session", each(lambda rows: (rows.new_id("session"), "agent-1", rows.sandbox_id(), "tenant-1"))),
     Operation("touch_sandbox", each(lambda rows: (rows.sandbox_id(),))),
     Operation(

@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime
 from itertools import starmap
-from typing import Any
+from typing import Any, Protocol
 
 import psycopg
 
@@ -26,10 +26,20 @@ def open_peer(database: Database) -> Raw:
     return RawSqlite(database) if database.engine == "sqlite" else RawPostgres(database)
 
 
+class Cursor(Protocol):
+    """What the cursors of both drivers have."""
+
+    rowcount: int
+
+    def fetchone(self) -> Any: ...
+
+    def fetchall(self) -> list[Any]: ...
+
+
 class Raw:
     """Statements and rows; what differs per driver is in the subclasses."""
 
-    execute: Callable[..., Any]  # returns a cursor
+    execute: Callable[..., Cursor]
     close: Callable[[], None]
     now: Callable[[], datetime]
     stored: Callable[[datetime], Any]
@@ -111,7 +121,7 @@ class Raw:
     def delete_agent(self, name: str, tenant_id: str = "default") -> bool:
         self.execute(self.begin)
         self.execute(self.DELETE_SESSIONS, (tenant_id, name))
-        deleted: bool = self.execute(self.DELETE_AGENT, (tenant_id, name)).rowcount > 0
+        deleted = self.execute(self.DELETE_AGENT, (tenant_id, name)).rowcount > 0
         self.execute("COMMIT")
         return deleted
 
@@ -161,12 +171,10 @@ class Raw:
         return list(starmap(self.session, self.execute(self.LIST_SESSIONS_BY_RUNNER, (runner_id,)).fetchall()))
 
     def bulk_pause_sessions_by_runner(self, runner_id: str) -> int:
-        count: int = self.execute(self.PAUSE_BY_RUNNER, (self.stored(datetime.now(UTC)), runner_id)).rowcount
-        return count
+        return self.execute(self.PAUSE_BY_RUNNER, (self.stored(datetime.now(UTC)), runner_id)).rowcount
 
     def bulk_pause_active_sessions(self) -> int:
-        count: int = self.execute(self.PAUSE_ALL, (self.stored(datetime.now(UTC)),)).rowcount
-        return count
+        return self.execute(self.PAUSE_ALL, (self.stored(datetime.now(UTC)),)).rowcount
 
     def get_sandbox(self, id: str) -> SandboxRecord | None:
         row = self.execute(self.GET_SANDBOX, (id,)).fetchone()
@@ -212,8 +220,7 @@ class Raw:
         return self.execute(self.DELETE_SANDBOX, (id,)).rowcount > 0
 
     def mark_all_sandboxes_cold(self) -> int:
-        count: int = self.execute("UPDATE sandboxes SET state = 'cold' WHERE state <> 'cold'").rowcount
-        return count
+        return self.execute("UPDATE sandboxes SET state = 'cold' WHERE state <> 'cold'").rowcount
 
     def get_api_key_by_hash(self, key_hash: str) -> ApiKeyRecord | None:
         row = self.execute(self.GET_API_KEY, (key_hash,)).fetchone()
@@ -242,7 +249,7 @@ class RawSqlite(Raw):
 
     def __init__(self, database: Database) -> None:
         super().__init__("?", "")
-        connection = sqlite3.connect(database.path, isolation_level=None, timeout=30)
+        connection: Any = sqlite3.connect(database.path, isolation_level=None, timeout=30)
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute(f"PRAGMA synchronous={database.synchronous}")
         connection.execute("PRAGMA foreign_keys=ON")
@@ -261,7 +268,7 @@ class RawPostgres(Raw):
 
     def __init__(self, database: Database) -> None:
         super().__init__("%s", ' COLLATE "C"')
-        connection = connect_postgres(database)
+        connection: Any = connect_postgres(database)
         self.connection = connection
         self.execute = connection.cursor().execute
         self.close = connection.close
