@@ -255,7 +255,7 @@ class KeysetChangeList(ChangeList):
         self.show_admin_actions = bool(found)
         self.can_show_all = True
         self.multi_page = False
-        self.paginator = self.model_admin.get_paginator(request, found, self.list_per_page)
+        self.paginator = self.model_admin.paginator(found, self.list_per_page)
 
     def _page_link(self, name: str, cursor: str) -> str:
         return self.get_query_string({name: cursor}) if cursor else ""

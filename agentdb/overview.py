@@ -161,7 +161,8 @@ def _group_newest_sessions(alias: str, columns: str, tenant_id: str | None = Non
     )
     with connections[alias].cursor() as cursor:
         cursor.execute(f"SELECT {columns} FROM ({inner}) AS newest GROUP BY 1 ORDER BY 2 DESC, 1", parameters)
-        return cursor.fetchall()
+        rows: list[Any] = cursor.fetchall()
+    return rows
 
 
 def _instant(value: datetime | str) -> datetime:

@@ -15,7 +15,6 @@ from django.conf import settings
 from django.contrib.auth.models import Permission, User
 from django.db import connections, router
 from django.db.utils import ConnectionHandler
-from django.http import HttpResponse
 from django.test import Client
 from django.utils import timezone
 
@@ -64,19 +63,19 @@ class Site:
     def get(self, path: str, **query: str) -> Page:
         return Page(self.client.get(f"/admin/{path}", query))
 
-    def post(self, path: str, follow: bool = True, **data: Any) -> Page:
+    def post(self, path: str, *, follow: bool = True, **data: Any) -> Page:
         return Page(self.client.post(f"/admin/{path}", data, follow=follow))
 
-    def act(self, path: str, action: str, ids: list[str], **more: str) -> Page:
+    def act(self, path: str, action: str, ids: list[str], **more: Any) -> Page:
         """Choose an action for rows of a list; with ``confirmed="yes"`` the answer to its question too."""
-        first = {} if more else {"index": "0"}
+        first: dict[str, Any] = {} if more else {"index": "0"}
         return self.post(path, action=action, _selected_action=ids, **first, **more)
 
 
 class Page:
     """An answer, as the parts that tests ask about."""
 
-    def __init__(self, response: HttpResponse) -> None:
+    def __init__(self, response: Any) -> None:
         self.response = response
         self.status = response.status_code
         self.html = response.content.decode()

@@ -84,7 +84,7 @@ def test_viewer_cannot_add_change_or_delete(site: Site):
     assert site.act("agentdb/sandbox/", "delete_sandboxes", ["b0000"], confirmed="yes").status == 200
     assert site.act("agentdb/apikey/", "revoke_keys", ["k0000"], confirmed="yes").status == 200
 
-    assert site.db.get_session("s0000").status == "starting"
+    assert Session.objects.using(site.alias).get().status == "starting"
     assert site.db.get_sandbox("b0000") is not None
     assert len(site.db.list_api_keys_by_tenant("t0")) == 1
 
@@ -459,18 +459,19 @@ def operator(site: Site) -> User:
 def test_pausing_asks_first_then_pauses_and_says_what_it_did(site: Site):
     fill(site.alias, 5)
     user = operator(site)
-    before = site.db.get_session("s0001")
+    sessions = Session.objects.using(site.alias)
+    before = sessions.get(pk="s0001")
 
     question = site.act("agentdb/session/", "pause_sessions", ["s0001", "s0003"])
     assert "Pause these sessions?" in question.text
     assert "agent-1 session s0001 (active)" in question.text
-    assert site.db.get_session("s0001") == before
+    assert sessions.get(pk="s0001").status == "active"
 
     answer = site.act("agentdb/session/", "pause_sessions", ["s0001", "s0003", "gone"], confirmed="yes")
 
-    paused = site.db.get_session("s0001")
+    paused = sessions.get(pk="s0001")
     assert (paused.status, paused.last_active_at > before.last_active_at) == ("paused", True)
-    assert site.db.get_session("s0003").status == "ended"
+    assert sessions.get(pk="s0003").status == "ended"
     assert answer.messages == [
         "Paused 1 session (s0001).",
         "Left alone, because it is ended: 1 session (s0003).",
@@ -483,11 +484,11 @@ def test_pausing_asks_first_then_pauses_and_says_what_it_did(site: Site):
 def test_marking_cold_leaves_last_used_alone(site: Site):
     fill(site.alias, 5)
     operator(site)
-    before = site.db.get_sandbox("b0004")
+    before = Sandbox.objects.using(site.alias).get(pk="b0004")
 
     answer = site.act("agentdb/sandbox/", "mark_cold", ["b0004", "b0000"], confirmed="yes")
 
-    after = site.db.get_sandbox("b0004")
+    after = Sandbox.objects.using(site.alias).get(pk="b0004")
     assert (after.state, after.last_used_at) == ("cold", before.last_used_at)
     assert answer.messages == [
         "Marked cold: 1 sandbox (b0004).",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
 from django.contrib.admin.models import ADDITION, LogEntry
@@ -22,8 +23,8 @@ def once(page: Page) -> str:
     return match[1]
 
 
-def issue(site: Site, tenant_id: str = "acme", label: str = "laptop") -> tuple[Page, dict[str, str]]:
-    data = {"tenant_id": tenant_id, "label": label, "once": once(site.get("agentdb/apikey/add/"))}
+def issue(site: Site, tenant_id: str = "acme", label: str = "laptop") -> tuple[Page, dict[str, Any]]:
+    data: dict[str, Any] = {"tenant_id": tenant_id, "label": label, "once": once(site.get("agentdb/apikey/add/"))}
     return site.post("agentdb/apikey/add/", follow=False, **data), data
 
 

@@ -182,7 +182,7 @@ def test_schema_is_looked_at_once_a_minute_while_it_is_good(site: Site, monkeypa
 
     monkeypatch.setattr(overview, "_read_schema_state", look)
     now = 1000.0
-    monkeypatch.setattr(overview.time, "monotonic", lambda: now)
+    monkeypatch.setattr("agentdb.overview.time.monotonic", lambda: now)
 
     assert overview.schema_state(site.alias) is good
     now += 59

@@ -99,16 +99,17 @@ def test_record_of_an_issued_key_does_not_show_it(db: DjangoDb):
     assert plain not in repr(db)
 
 
-def frames(error: BaseException) -> list[Any]:
+def frames(raised: BaseException) -> list[Any]:
     """Every frame of agentdb's that an error report would show, causes included."""
     found = []
+    error: BaseException | None = raised
     while error is not None:
         tb: TracebackType | None = error.__traceback__
         while tb is not None:
             if "/agentdb/" in tb.tb_frame.f_code.co_filename.replace("\\", "/"):
                 found.append(tb.tb_frame)
             tb = tb.tb_next
-        error = error.__cause__ or error.__context__  # type: ignore[assignment]
+        error = error.__cause__ or error.__context__
     return found
 
 
