@@ -22,7 +22,7 @@ A guess would shift data without anybody noticing, so what does not prove its in
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime, timedelta, timezone
+from datetime import UTC, date, datetime, timedelta, timezone
 
 _DATE = r"(\d{4}-(?:0[1-9]|1[0-2])-(?:0[1-9]|[12]\d|3[01]))"
 _TIME = r"((?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d(?:\.\d{1,6})?)"
@@ -30,7 +30,13 @@ _OFFSET = r"[+-](?:0\d|1[0-5])(?::?[0-5]\d(?::[0-5]\d)?)?"
 _ZONE = rf"\ ?({_OFFSET}|[A-Z][A-Za-z]{{2,4}})"
 
 _ISO = re.compile(rf"{_DATE}([ T]){_TIME}(Z|{_OFFSET})?", re.ASCII)
-_SERVER = re.compile(rf"{_DATE}T((?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d)\.(\d{{3}})Z", re.ASCII)
+# What nearly all values are: the server's own format, SQLite's default, and what Django stores on SQLite.
+_CLOCK = r"(?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d"
+_COMMON = re.compile(
+    r"(?!0000)\d{4}-(?:0[1-9]|1[0-2])-(?:0[1-9]|[12]\d|3[01])"
+    rf"(?:T{_CLOCK}\.\d{{3}}Z| {_CLOCK}(?:\.\d{{6}})?)",
+    re.ASCII,
+)
 _GERMAN = re.compile(rf"(\d\d)\.(\d\d)\.(\d{{4}})\ {_TIME}{_ZONE}", re.ASCII)
 _SQL = re.compile(rf"(\d\d)/(\d\d)/(\d{{4}})\ {_TIME}{_ZONE}", re.ASCII)
 _DAY_FIRST = re.compile(rf"([A-Z][a-z]{{2}})\ (\d\d)\ ([A-Z][a-z]{{2}})\ {_TIME}\ (\d{{4}}){_ZONE}", re.ASCII)
@@ -89,16 +95,9 @@ def native_text(value: object) -> str | None:
     """
     if not isinstance(value, str):
         return None
-    if match := _SERVER.fullmatch(value):
-        day, time, milliseconds = match.groups()
-        if value[8:10] > "28":
-            try:
-                datetime.fromisoformat(day)
-            except ValueError:
-                return None
-        elif day[:4] == "0000":
-            return None
-        return f"{day} {time}" if milliseconds == "000" else f"{day} {time}.{milliseconds}000"
+    if _COMMON.fullmatch(value) and _is_day(value):
+        fraction = value[20:].rstrip("Z").ljust(6, "0")
+        return f"{value[:10]} {value[11:19]}" if fraction == "000000" else f"{value[:10]} {value[11:19]}.{fraction}"
     try:
         return str(parse_timestamp(value).replace(tzinfo=None))
     except UnreadableTimestampError:
@@ -109,11 +108,24 @@ def server_text(value: object) -> str | None:
     """Return the timestamp as the old server wrote it, microseconds cut off, or None if it cannot be read."""
     if not isinstance(value, str):
         return None
+    if _COMMON.fullmatch(value) and _is_day(value):
+        return f"{value[:10]}T{value[11:19]}.{value[20:23] or '000'}Z"
     try:
         instant = parse_timestamp(value)
     except UnreadableTimestampError:
         return None
     return f"{instant.replace(tzinfo=None).isoformat(timespec='milliseconds')}Z"
+
+
+def _is_day(text: str) -> bool:
+    """Whether the text, which has passed the pattern, begins with a day that its month has."""
+    if text[8:10] <= "28":
+        return True
+    try:
+        date.fromisoformat(text[:10])
+    except ValueError:
+        return False
+    return True
 
 
 def _parse(text: str) -> datetime:
