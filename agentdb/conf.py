@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import Any
 
 from agentdb.errors import InvalidInputError
@@ -23,6 +24,7 @@ _SCHEMES = {
 # An acknowledged write survives a power cut only at FULL; the old server ran at NORMAL.
 _SQLITE_SYNCHRONOUS = ("NORMAL", "FULL", "EXTRA")
 _SQLITE_BUSY_SECONDS = 30.0
+_LONGEST_BUSY_SECONDS = 2_000_000.0  # SQLite counts milliseconds in 31 bits
 
 _ON = (True, 1, "on", "true", "yes")
 _OFF = (False, 0, "off", "false", "no")
@@ -45,6 +47,8 @@ def database_from_url(url: str) -> dict[str, Any]:
     """
     import dj_database_url
 
+    if not isinstance(url, str):
+        raise InvalidInputError(f"The database URL must be a string, not {type(url).__name__}.")
     scheme, separator, rest = url.partition("://")
     if not separator or scheme not in _SCHEMES:
         raise InvalidInputError(
@@ -58,25 +62,31 @@ def database_from_url(url: str) -> dict[str, Any]:
         raise InvalidInputError(
             f"The {scheme}:// URL cannot be read. Percent-encode '@', ':', '/', '?' and '#' in user name and password."
         ) from None
+    location, _, query = rest.partition("?")
+    if "#" in rest or any("=" not in option for option in query.split("&") if option):
+        # Both would be dropped without a word, and with '#' in a path another file opened.
+        raise InvalidInputError(
+            f"The {scheme}:// URL has a '#', or a '?' that begins no option=value. Percent-encode them: %23 and %3F."
+        )
     options = dict(config.get("OPTIONS", {}))
     if _SCHEMES[scheme] == "sqlite":
+        if not location.strip("/"):
+            raise InvalidInputError(
+                f"{display_url(url)!r} names no file. For a database in memory, write sqlite://:memory:."
+            )
         return _sqlite(url, config, options)
     return _server(scheme, config, options)
 
 
 def display_url(url: str) -> str:
-    """Return the URL as it may be printed: without the password."""
-    from urllib.parse import urlsplit
-
-    scheme, _, rest = url.partition("://")
-    try:
-        password = urlsplit(url).password
-    except ValueError:
-        return f"{scheme}://…"
-    if password is None:
-        return url
+    """Return the URL as it may be printed: without the password, also where that makes the URL unreadable."""
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        scheme, rest = "", url
     credentials, _, host = rest.rpartition("@")
-    return f"{scheme}://{credentials.partition(':')[0]}:***@{host}"
+    user, colon, _ = credentials.partition(":")
+    shown = f"{user}:***@{host}" if colon else rest
+    return scheme + separator + re.sub(r"([?&](?:ssl)?password=)[^&]*", r"\1***", shown, flags=re.IGNORECASE)
 
 
 def _sqlite(url: str, config: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
@@ -93,6 +103,8 @@ def _sqlite(url: str, config: dict[str, Any], options: dict[str, Any]) -> dict[s
     timeout = options.pop("timeout", _SQLITE_BUSY_SECONDS)
     try:
         timeout_seconds = float(timeout)
+        if not 0 <= timeout_seconds <= _LONGEST_BUSY_SECONDS:
+            raise ValueError
     except (TypeError, ValueError):
         raise InvalidInputError(f"The SQLite option timeout={timeout!r} is no number of seconds.") from None
     if options:

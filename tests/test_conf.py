@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agentdb.conf import database_from_env, database_from_url, database_url, display_url
+from agentdb.errors import InvalidInputError
+
+
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [
+        ("sqlite://:memory:", ":memory:"),
+        ("sqlite:///:memory:", ":memory:"),
+        ("sqlite:///relative.db", "{cwd}/relative.db"),
+        ("sqlite:///folder/../relative.db", "{cwd}/relative.db"),
+        ("sqlite:////absolute/file.db", "/absolute/file.db"),
+        ("sqlite:////a%20b/%23%3F%25é.db", "/a b/#?%é.db"),
+        ("sqlite:////a b/c.db", "/a b/c.db"),
+    ],
+)
+def test_sqlite_url_names_a_file_or_memory(
+    url: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    config = database_from_url(url)
+
+    assert (config["ENGINE"], config["NAME"]) == ("django.db.backends.sqlite3", name.format(cwd=os.getcwd()))
+
+
+def test_sqlite_is_durable_patient_and_writes_one_after_the_other() -> None:
+    options = database_from_url("sqlite:///x.db")["OPTIONS"]
+
+    assert options["timeout"] == 30.0
+    assert options["transaction_mode"] == "IMMEDIATE"
+    assert options["init_command"] == "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA foreign_keys=ON"
+
+
+def test_sqlite_options_of_the_url() -> None:
+    options = database_from_url("sqlite:///x.db?synchronous=normal&timeout=2.5")["OPTIONS"]
+
+    assert "synchronous=NORMAL;" in options["init_command"]
+    assert options["timeout"] == 2.5
+
+
+@pytest.mark.parametrize("scheme", ["postgres", "postgresql"])
+def test_postgresql_url_names_user_password_host_port_and_database(scheme: str) -> None:
+    config = database_from_url(f"{scheme}://me:p%40%2F%3A%23%25@db.example:5433/agents")
+
+    assert {key: config[key] for key in ("ENGINE", "USER", "PASSWORD", "HOST", "PORT", "NAME")} == {
+        "ENGINE": "django.db.backends.postgresql",
+        "USER": "me",
+        "PASSWORD": "p@/:#%",
+        "HOST": "db.example",
+        "PORT": 5433,
+        "NAME": "agents",
+    }
+    assert config["OPTIONS"] == {"application_name": "agentdb", "prepare_threshold": 0}
+    assert (config["CONN_MAX_AGE"], config["CONN_HEALTH_CHECKS"]) == (None, True)
+
+
+def test_postgresql_options_pass_through() -> None:
+    config = database_from_url(
+        "postgresql:///agents?host=/run/pg&port=5433&application_name=me&options=-c%20search_path%3Dx&sslmode=require"
+    )
+
+    assert config["OPTIONS"] == {
+        "host": "/run/pg",
+        "port": 5433,
+        "application_name": "me",
+        "options": "-c search_path=x",
+        "sslmode": "require",
+        "prepare_threshold": 0,
+    }
+
+
+@pytest.mark.parametrize("value", ["off", "OFF", "false", "False", "0", "no"])
+def test_prepare_off_prepares_nothing_and_keeps_no_cursor_open(value: str) -> None:
+    config = database_from_url(f"postgresql://h/agents?prepare={value}")
+
+    assert config["OPTIONS"] == {"application_name": "agentdb"}
+    assert config["DISABLE_SERVER_SIDE_CURSORS"] is True
+
+
+@pytest.mark.parametrize("value", ["on", "ON", "true", "1", "yes"])
+def test_prepare_on_is_the_default(value: str) -> None:
+    assert database_from_url(f"postgresql://h/a?prepare={value}") == database_from_url("postgresql://h/a")
+
+
+@pytest.mark.parametrize("scheme", ["cockroach", "cockroachdb"])
+def test_cockroachdb_url_has_its_own_engine(scheme: str) -> None:
+    config = database_from_url(f"{scheme}://root@localhost:26257/agents")
+
+    assert (config["ENGINE"], config["NAME"]) == ("django_cockroachdb", "agents")
+    assert config["OPTIONS"]["application_name"] == "agentdb"
+
+
+_KNOWN = "sqlite://, postgres://, postgresql://, cockroach://, cockroachdb://"
+_ENCODE = "URL cannot be read. Percent-encode '@', ':', '/', '?' and '#' in user name and password."
+_DROPPED = "URL has a '#', or a '?' that begins no option=value. Percent-encode them: %23 and %3F."
+_SLASHES = (
+    "names a host. A relative SQLite path has three slashes (sqlite:///file.db), an absolute one four "
+    "(sqlite:////dir/file.db)."
+)
+_NO_FILE = "names no file. For a database in memory, write sqlite://:memory:."
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("agents.db", f"The database URL has no scheme; it must begin with one of {_KNOWN}."),
+        ("sqlite:agents.db", f"The database URL has no scheme; it must begin with one of {_KNOWN}."),
+        ("", f"The database URL has no scheme; it must begin with one of {_KNOWN}."),
+        ("mysql://me:geheim@h/agents", f"The database URL begins with 'mysql'; known are {_KNOWN}."),
+        (5, "The database URL must be a string, not int."),
+        (Path("agents.db"), "The database URL must be a string, not PosixPath."),
+        ("sqlite://agents.db", f"'sqlite://agents.db' {_SLASHES}"),
+        ("sqlite://folder/agents.db", f"'sqlite://folder/agents.db' {_SLASHES}"),
+        ("sqlite://", f"'sqlite://' {_NO_FILE}"),
+        ("sqlite:///", f"'sqlite:///' {_NO_FILE}"),
+        ("sqlite:////a#b.db", f"The sqlite:// {_DROPPED}"),
+        ("sqlite:////a?b.db", f"The sqlite:// {_DROPPED}"),
+        ("postgres://h/agents#1", f"The postgres:// {_DROPPED}"),
+        ("sqlite:///a?mode=ro", "Unknown SQLite URL option 'mode'; known are synchronous and timeout."),
+        ("sqlite:///a?synchronous=off", "The SQLite option synchronous='OFF' is not one of NORMAL, FULL, EXTRA."),
+        ("sqlite:///a?timeout=soon", "The SQLite option timeout='soon' is no number of seconds."),
+        ("sqlite:///a?timeout=nan", "The SQLite option timeout='nan' is no number of seconds."),
+        ("sqlite:///a?timeout=inf", "The SQLite option timeout='inf' is no number of seconds."),
+        ("sqlite:///a?timeout=-1", "The SQLite option timeout='-1' is no number of seconds."),
+        ("postgresql://me:geheim@h", "The postgresql:// URL names no database: postgresql://host/DATABASE."),
+        ("postgres://", "The postgres:// URL names no database: postgres://host/DATABASE."),
+        ("postgres://me:ge/heim@h/agents", f"The postgres:// {_ENCODE}"),
+        ("postgres://me:ge#heim@h/agents", f"The postgres:// {_ENCODE}"),
+        ("postgres://me:ge?heim@h/agents", f"The postgres:// {_ENCODE}"),
+        ("postgres://h:port/agents", f"The postgres:// {_ENCODE}"),
+        ("postgres://h/agents?prepare=maybe", "The URL option prepare='maybe' is neither on nor off."),
+    ],
+)
+def test_bad_urls_say_what_is_wrong(url: Any, message: str) -> None:
+    with pytest.raises(InvalidInputError) as raised:
+        database_from_url(url)
+
+    assert str(raised.value) == message
+    assert raised.value.__cause__ is None
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("sqlite:///a.db", "sqlite:///a.db"),
+        ("postgres://h:5432/a", "postgres://h:5432/a"),
+        ("postgres://me@h/a", "postgres://me@h/a"),
+        ("postgres://me:geheim@h:5432/a?sslmode=require", "postgres://me:***@h:5432/a?sslmode=require"),
+        ("postgres://me:ge@heim@h/a", "postgres://me:***@h/a"),
+        ("postgres://me:ge:heim@h/a", "postgres://me:***@h/a"),
+        ("postgres://me:ge/heim@h/a", "postgres://me:***@h/a"),
+        ("postgres://me:ge#heim@h/a", "postgres://me:***@h/a"),
+        ("postgres://:geheim@h/a", "postgres://:***@h/a"),
+        ("postgres://h/a?password=geheim", "postgres://h/a?password=***"),
+        ("postgres://h/a?user=me&Password=geheim&sslmode=x", "postgres://h/a?user=me&Password=***&sslmode=x"),
+        ("postgres://h/a?sslpassword=geheim", "postgres://h/a?sslpassword=***"),
+        ("me:geheim@h/a", "me:***@h/a"),
+    ],
+)
+def test_urls_are_shown_without_the_password(url: str, shown: str) -> None:
+    assert display_url(url) == shown
+
+
+def test_database_url_is_the_argument_else_the_environments_else_a_file_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DATABASE_URL", raising=False)
+    assert database_url() == "sqlite:///agentdb.sqlite3"
+    assert database_from_env("sqlite:////x.db")["NAME"] == "/x.db"
+
+    monkeypatch.setenv("DATABASE_URL", "sqlite:////env.db")
+    assert database_url() == "sqlite:////env.db"
+    assert database_url("sqlite:////argument.db") == "sqlite:////argument.db"
+    assert database_from_env("sqlite:////x.db")["NAME"] == "/env.db"
