@@ -11,7 +11,6 @@ from django.apps import apps
 from django.db import DatabaseError, connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.migrations.executor import MigrationExecutor
-from django.db.migrations.loader import MigrationLoader
 from django.db.migrations.recorder import MigrationRecorder
 
 from agentdb.backup import back_up
@@ -29,7 +28,7 @@ from agentdb.content import Progress, other_checksum, read_content
 from agentdb.ddl import conform_table, create_table
 from agentdb.errors import AgentDbError, SchemaMismatchError
 from agentdb.inspecting import describe_failure, inspecting, sqlite_path
-from agentdb.legacy import APP, INITIAL, NATIVE_TIMESTAMP_TYPES, drift
+from agentdb.legacy import APP, INITIAL, NATIVE_TIMESTAMP_TYPES, drift, later_indexes, state_apps
 from agentdb.locking import migration_lock
 from agentdb.models import new_id
 from agentdb.rows import OLD_COLUMNS
@@ -201,11 +200,12 @@ def _rename(connection: BaseDatabaseWrapper, stored: str, name: str) -> None:
 
 
 def _conform(connection: BaseDatabaseWrapper, findings: Findings, level: str) -> None:
-    state = MigrationLoader(None).project_state((APP, level))
-    models = {model._meta.db_table: model for model in state.apps.get_models() if model._meta.app_label == APP}
+    models = {model._meta.db_table: model for model in state_apps(level).get_models() if model._meta.app_label == APP}
     if connection.vendor == "sqlite":
         connection.connection.create_function("agentdb_new_id", 0, new_id)
     with connection.schema_editor() as editor:
+        for index in later_indexes(connection, level, read_tables(connection, OLD_COLUMNS)):
+            editor.execute(f"DROP INDEX {connection.ops.quote_name(index)}")
         for name in _ORDER:
             table = findings.shape.tables.get(name)
             if table is None:

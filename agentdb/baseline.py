@@ -305,7 +305,7 @@ def _applying(name: str, findings: Findings) -> str:
 def _conforming(findings: Findings, level: str) -> list[str]:
     shape = findings.shape
     actions = [
-        f"Rename table {stored} to {name}: the old server was stopped between dropping one and renaming the other."
+        f"Rename table {stored} to {name}, as the old server was about to do."
         for name, stored in shape.stored_as.items()
         if stored != name
     ]

@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cache
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.migrations.loader import MigrationLoader
+from django.db.migrations.state import StateApps
 
 from agentdb.migrating import migration_names, recorded_migrations
 from agentdb.rows import OLD_COLUMNS
@@ -168,13 +170,33 @@ def _record_problems(recorded: tuple[str, ...], tables: Mapping[str, Table]) -> 
     return []
 
 
+@cache
+def state_apps(name: str) -> StateApps:
+    """The models as the migration of that name leaves them."""
+    return MigrationLoader(None).project_state((APP, name)).apps
+
+
 def _level(connection: BaseDatabaseWrapper, live: Mapping[str, Table]) -> str | None:
-    loader = MigrationLoader(None)
     for name in reversed(migration_names()):
-        expected = expected_tables(connection, loader.project_state((APP, name)).apps)
+        expected = expected_tables(connection, state_apps(name))
         if not drift(expected, live, names=name != INITIAL):
-            return name
+            # With an index of a later migration it is not quite this one's, and the later one would fail on it.
+            return None if later_indexes(connection, name, live) else name
     return None
+
+
+def later_indexes(connection: BaseDatabaseWrapper, name: str, live: Mapping[str, Table]) -> list[str]:
+    """The indexes on the four tables that only migrations after that of ``name`` make."""
+    latest = expected_tables(connection, state_apps(migration_names()[-1]))
+    expected = expected_tables(connection, state_apps(name))
+    return [
+        index.name
+        for table in live.values()
+        for index in table.indexes
+        if table.name in latest
+        and latest[table.name].index(index.name) is not None
+        and expected[table.name].index(index.name) is None
+    ]
 
 
 def drift(expected: Mapping[str, Table], live: Mapping[str, Table], *, names: bool = True) -> list[str]:
