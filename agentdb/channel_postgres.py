@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -103,7 +104,9 @@ class PostgresChannel(Channel):
     def reason(self, error: BaseException) -> str:
         # The server's details quote whole rows; its first line says enough.
         primary = error.diag.message_primary if isinstance(error, psycopg.Error) else None
-        return " ".join(primary.split()).rstrip(".") if primary else super().reason(error)
+        if primary:
+            return " ".join(primary.split()).rstrip(".")
+        return re.sub(r" Is the server running [^?]*\?", "", super().reason(error))
 
     def describe(self) -> str:
         settings = self.wrapper.settings_dict

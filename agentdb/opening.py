@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import threading
 import time
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 _FIRST_DELAY_SECONDS = 0.05
 _LONGEST_DELAY_SECONDS = 2.0
+_LONGEST_ATTEMPT_SECONDS = 120.0
 
 # What a server says when waiting will not help: the words are PostgreSQL's, which CockroachDB repeats.
 _FINAL = (
@@ -36,8 +38,10 @@ _FINAL = (
     "no pg_hba.conf entry",
     "permission denied",
     "is not permitted to log in",
-    "invalid connection option",
-    "invalid sslmode",
+    "invalid ",
+    "bad value for",
+    "definition of service",
+    "does not support SSL",
     "root certificate",
 )
 
@@ -56,10 +60,11 @@ def connect(url: str | None = None, *, migrate: bool = False, timeout_seconds: f
     Raises ``InvalidInputError`` for a bad URL, ``DatabaseUnavailableError``, ``SchemaOutOfDateError`` where migrations
     are pending, and ``SchemaMismatchError`` where the old server's tables are not adopted yet.
     """
-    if not timeout_seconds >= 0:
+    if not isinstance(timeout_seconds, int | float) or not timeout_seconds >= 0:  # type: ignore[redundant-expr]
         raise InvalidInputError(f"timeout_seconds must be a number from 0 on, not {timeout_seconds!r}.")
     alias, owned = _alias(url)
 
+    from django.core.exceptions import ImproperlyConfigured
     from django.db import connections
 
     from agentdb.adapter import DjangoDb
@@ -67,10 +72,14 @@ def connect(url: str | None = None, *, migrate: bool = False, timeout_seconds: f
     in_memory = connections.settings[alias]["NAME"] == ":memory:"
     db = DjangoDb(alias, _owned=owned, _shared=owned and in_memory)
     try:
-        connection = connections[alias]
+        try:
+            connection = connections[alias]
+        except ImproperlyConfigured as error:
+            raise DatabaseUnavailableError(_no_backend(connections.settings[alias]["ENGINE"])) from error
         if not migrate:
             _check_file_exists(connection)
-        _wait(db, time.monotonic() + timeout_seconds)
+        with _bounded_attempts(connection, timeout_seconds):
+            _wait(db, time.monotonic() + timeout_seconds)
         _bring_up_to_date(db, connection, migrate)
     except BaseException:
         db.close()
@@ -165,6 +174,26 @@ def _check_file_exists(connection: BaseDatabaseWrapper) -> None:
             f"SQLite database {name!r} does not exist. Run 'agentdb migrate' or pass migrate=True to make it.",
             pending=migration_names(),
         )
+
+
+def _no_backend(engine: str) -> str:
+    if engine == "django_cockroachdb":
+        return "CockroachDB needs one more package. Run \"pip install 'agentdb[cockroachdb]'\"."
+    return f"The database engine {engine!r} cannot be loaded. Install its package, or correct ENGINE in DATABASES."
+
+
+@contextmanager
+def _bounded_attempts(connection: BaseDatabaseWrapper, timeout_seconds: float) -> Iterator[None]:
+    """Let no single attempt outlast the time-out: a host that never answers is given more than two minutes else."""
+    options = connection.settings_dict["OPTIONS"]
+    if connection.vendor == "sqlite" or "connect_timeout" in options or timeout_seconds > _LONGEST_ATTEMPT_SECONDS:
+        yield
+        return
+    options["connect_timeout"] = max(2, math.ceil(timeout_seconds))  # libpq knows no shorter one
+    try:
+        yield
+    finally:
+        options.pop("connect_timeout", None)
 
 
 def _wait(db: DjangoDb, deadline: float) -> None:
