@@ -339,7 +339,7 @@ class _TableDiff:
             title = f"Foreign key {key.name or 'without a name'} on {self.table} {on}"
             yield self._extra("foreign_key", key.name, on, title, harmless=self._left_null(key.columns))
         for check in self.live.checks:
-            title = f"Check constraint {check.name or 'without a name'} on {self.table} ({check.expression})"
+            title = f"{_capitalized(check.kind)} constraint {check.name or 'without a name'} on {self.table} ({check.expression})"
             yield self._extra("check", check.name, check.expression, title, harmless=False)
 
     def _triggers(self) -> Iterator[Difference]:

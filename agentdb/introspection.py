@@ -236,7 +236,7 @@ _COLUMNS = """
     JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
     LEFT JOIN pg_catalog.pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
     LEFT JOIN pg_catalog.pg_collation o ON o.oid = a.attcollation
-    WHERE a.attrelid = ANY(%s) AND a.attnum > 0 AND NOT a.attisdropped
+    WHERE a.attrelid = ANY(%s::oid[]) AND a.attnum > 0 AND NOT a.attisdropped
     ORDER BY a.attrelid, a.attnum
 """
 _CONSTRAINTS = """
@@ -249,18 +249,18 @@ _CONSTRAINTS = """
            pg_catalog.pg_get_constraintdef(k.oid)
     FROM pg_catalog.pg_constraint k
     LEFT JOIN pg_catalog.pg_class f ON f.oid = k.confrelid
-    WHERE k.conrelid = ANY(%s)
+    WHERE k.conrelid = ANY(%s::oid[])
     ORDER BY k.conrelid, k.conname
 """
 _INDEXES = """
     SELECT i.indrelid, i.indexrelid, c.relname, pg_catalog.pg_get_indexdef(i.indexrelid), i.indisvalid AND i.indisready
     FROM pg_catalog.pg_index i
     JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid
-    WHERE i.indrelid = ANY(%s)
+    WHERE i.indrelid = ANY(%s::oid[])
     ORDER BY i.indrelid, c.relname
 """
 _TRIGGERS = """
-    SELECT t.tgrelid, t.tgname FROM pg_catalog.pg_trigger t WHERE t.tgrelid = ANY(%s) AND NOT t.tgisinternal
+    SELECT t.tgrelid, t.tgname FROM pg_catalog.pg_trigger t WHERE t.tgrelid = ANY(%s::oid[]) AND NOT t.tgisinternal
     ORDER BY t.tgrelid, t.tgname
 """
 
@@ -333,7 +333,7 @@ def _postgresql_table(
             unproven |= set() if validated else set(own)
         elif kind in "cx":
             expression = canonical(re.sub(r"^CHECK |( NO INHERIT)?( NOT VALID)?$", "", definition))
-            checks.append(Check(name, expression))
+            checks.append(Check(name, expression, "exclusion" if kind == "x" else "check"))
     return replace(
         table,
         columns=tuple(

@@ -64,8 +64,11 @@ class ForeignKey:
 
 @dataclass(frozen=True)
 class Check:
+    """A CHECK constraint, or PostgreSQL's exclusion constraint."""
+
     name: str | None
     expression: str
+    kind: Literal["check", "exclusion"] = "check"
 
 
 @dataclass(frozen=True)

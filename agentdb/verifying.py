@@ -55,6 +55,10 @@ class Verification:
         if self.pending:
             pending = _listed(self.pending)
             return f"The tables are as {self.recorded[-1]} leaves them. Run 'agentdb migrate' to apply {pending}."
+        if self.differences:
+            return (
+                f"These are the tables that {self.recorded[-1]} makes, but not those of the models. Reinstall agentdb."
+            )
         return f"The schema matches the models, and the recorded migrations are true: {_listed(self.recorded)}."
 
     def as_json(self) -> dict[str, Any]:
