@@ -24,7 +24,7 @@ demo: $(VENV)/.installed
 	@$(BIN)/python examples/demo.py
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest --cov $(ARGS)
+	$(BIN)/python -m pytest $(ARGS) --cov
 	@echo "Branch coverage of agentdb/: $$($(BIN)/coverage report --include='agentdb/*' --format=total)%"
 
 lint: $(VENV)/.installed-lint
