@@ -6,6 +6,7 @@ from django.core.management import CommandError
 from django.core.management.commands import migrate
 from django.db import DatabaseError, connections, router
 from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.migrations.executor import MigrationExecutor
 
 from agentdb.adoptable import refuse_unadopted
 from agentdb.checks import adoption_left_to_command
@@ -31,7 +32,7 @@ class Command(migrate.Command):
             pending = pending_migrations(connection)
         except DatabaseError as error:
             raise CommandError(f"Database {options['database']!r} cannot be used: {_reason(error)}") from error
-        if not pending and options["migration_name"] is None:
+        if not pending and options["migration_name"] is None and not self._others_are_pending(connection, options):
             # The usual start of a service: it need not wait for a process that does have something to do.
             super().handle(*args, **options)
             return
@@ -50,6 +51,12 @@ class Command(migrate.Command):
             and router.allow_migrate(connection.alias, "agentdb")
             and not (options["plan"] or options["check_unapplied"] or options["prune"])
         )
+
+    def _others_are_pending(self, connection: BaseDatabaseWrapper, options: dict[str, Any]) -> bool:
+        if options["app_label"] is not None:
+            return False
+        executor = MigrationExecutor(connection)
+        return bool(executor.migration_plan(executor.loader.graph.leaf_nodes()))
 
     def _refuse_unadopted(self, connection: BaseDatabaseWrapper, *, fake_initial: bool) -> None:
         try:
