@@ -432,7 +432,7 @@ class AgentAdmin(ReadFirstAdmin):
             ]
             if Session in allowed
             else [],
-            "sample": overview.SAMPLE,
+            "sample": f"{overview.SAMPLE:,}" if totals.sessions.rows > overview.SAMPLE else "",
             "is_empty": not any(amount.rows for amount in amounts.values()),
         }
         return TemplateResponse(request, "admin/agentdb/tenant.html", context)
@@ -440,7 +440,7 @@ class AgentAdmin(ReadFirstAdmin):
 
 @admin.register(Session)
 class SessionAdmin(LinkedAdmin):
-    list_display = ("id_link", "tenant", "agent", "status_badge", "sandbox", "runner", "last_active", "created")
+    list_display = ("id_link", "status_badge", "agent", "tenant", "sandbox", "runner", "last_active", "created")
     list_filter = (StatusFilter, TenantFilter, AgentFilter, RunnerFilter, SandboxFilter, CreatedFilter)
     search_fields = ("id", "agent_name", "sandbox_id", "runner_id", "tenant_id")
     search_help_text = (
@@ -499,7 +499,7 @@ class SessionAdmin(LinkedAdmin):
 @admin.register(Sandbox)
 class SandboxAdmin(LinkedAdmin):
     order_field = "last_used_at"
-    list_display = ("id_link", "tenant", "agent", "state_badge", "session", "workspace_dir", "last_used", "created")
+    list_display = ("id_link", "state_badge", "agent", "tenant", "session", "workspace_dir", "last_used", "created")
     list_filter = (StateFilter, TenantFilter, AgentFilter, SessionFilter, LastUsedFilter)
     search_fields = ("id", "agent_name", "session_id", "workspace_dir", "tenant_id")
     search_help_text = (

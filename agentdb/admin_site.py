@@ -16,6 +16,7 @@ class AgentDbAdminSite(AdminSite):
     index_title = "Overview"
     index_template = "admin/agentdb/index.html"
     site_url = None
+    enable_nav_sidebar = False  # four tables are one click away; their columns need the width
 
 
 class AgentDbAdminConfig(AdminConfig):

@@ -27,5 +27,6 @@ def static_file(request: HttpRequest, name: str) -> HttpResponse:
 urlpatterns = [
     path("", RedirectView.as_view(pattern_name="admin:index")),
     path(f"{settings.STATIC_URL.strip('/')}/<path:name>", static_file),
+    path("favicon.ico", static_file, {"name": "agentdb/icon.svg"}),
     path("admin/", admin.site.urls),
 ]

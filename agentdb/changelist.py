@@ -25,6 +25,7 @@ from django.db.models.lookups import Exact, GreaterThan, LessThan
 from django.db.models.sql.compiler import SQLCompiler
 from django.http import HttpRequest
 from django.utils import timezone
+from django.utils.text import capfirst
 
 from agentdb.expressions import CodePointOrder
 from agentdb.overview import distinct_values
@@ -249,6 +250,7 @@ class KeysetChangeList(ChangeList):
             self.note = f"Looked through {WINDOW:,} rows; there are {side} ones."
 
         self.model_admin.find_linked(found)
+        self.heading = capfirst(self.opts.verbose_name_plural)
         self.result_list = found
         self.result_count = self.full_result_count = len(found)
         self.show_full_result_count = False

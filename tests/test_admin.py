@@ -128,9 +128,9 @@ def test_session_list_shows_what_matters_of_a_session(site: Site, superuser: Use
 
     page = site.get("agentdb/session/", q="s0001")
 
-    assert page.rows == [["s0001", "t1", "agent-1", "active", "b0001", "runner-1", "1 minute ago", "1 minute ago"]] or (
-        page.rows[0][1:] == ["s0001", "t1", "agent-1", "active", "b0001", "runner-1", "1 minute ago", "1 minute ago"]
-    )
+    assert [cell for cell in page.rows[0] if cell] == [
+        "s0001", "active", "agent-1", "t1", "b0001", "runner-1", "1 minute ago", "1 minute ago"
+    ]  # fmt: skip
 
 
 def test_instants_are_relative_with_the_exact_one_on_hover(site: Site, superuser: User):
@@ -427,7 +427,7 @@ def test_ids_and_names_with_odd_characters_are_shown_as_text_and_their_links_wor
 
     page = site.get("agentdb/session/")
 
-    assert page.rows[0][1:4] == [odd, odd, odd]
+    assert [cell for cell in page.rows[0] if cell == odd] == [odd] * 4
     assert "<b>/" not in page.html
     addresses = {url for url, text in page.links if text == odd}
     assert len(addresses) == 4

@@ -82,7 +82,7 @@ def agentdb_overview(context: Context) -> dict[str, Any]:
             (link(tenant_url(site, tenant.id), tenant.id), tenant, when(tenant.newest_at))
             for tenant in overview.top_tenants(alias)
         ]
-        shown["sample"] = overview.SAMPLE
+        shown["sample"] = f"{overview.SAMPLE:,}"
         shown["runners"] = [
             (link(list_url(site, Session, runner_id=bar.value), bar.value), bar) for bar in overview.runners(alias)
         ]
