@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import django.db
@@ -16,6 +17,12 @@ from agentdb.channel import Channel, Fault, readability
 
 # With these the server ends the connection; that it has ended may not be known here yet.
 _GOOD_BYES = ("25P03", "25P04", "57P01", "57P02", "57P03", "57P05")
+# The planner takes states and ages for unrelated; it cannot know that the waiting sandboxes are the ones used lately,
+# and reads all of them to find the few idle ones. Every list here has an index in its order: without a sort to fall
+# back on, that one is taken. Compiling such statements would only take longer.
+_FOLLOW_THE_INDEX = (
+    "SELECT set_config(name, 'off', false) FROM unnest(ARRAY['enable_sort', 'enable_incremental_sort', 'jit']) AS name"
+)
 _STALE_PLAN = "cached plan must not change result type"
 
 
@@ -58,6 +65,10 @@ class PostgresChannel(Channel):
         self._cursor = psycopg.Cursor(raw)
         # Django puts a loader written in Python in the way of psycopg's own; the session is in UTC for both.
         self._cursor.adapters.register_loader("timestamptz", TimestamptzLoader)
+        # The plans of a host's own queries are the host's; and what a pooler hands on must be as it was.
+        if self.owned and raw.prepare_threshold is not None and self.wrapper.vendor == "postgresql":
+            with suppress(psycopg.Error):  # the statement that follows says what is wrong
+                raw.execute(_FOLLOW_THE_INDEX, prepare=False)
 
     @staticmethod
     def _still_open(raw: Any) -> bool:
