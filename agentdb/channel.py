@@ -122,6 +122,12 @@ class Channel(ABC):
 
 def open_channel(wrapper: BaseDatabaseWrapper) -> Channel:
     """Return the channel for a connection of any of the three engines."""
+    if not settings.USE_TZ or wrapper.settings_dict["TIME_ZONE"] not in (None, "UTC"):
+        # SQLite would hold the project's local times beside UTC, as text that looks the same.
+        raise AgentDbError(
+            f"The database alias {wrapper.alias!r} does not keep its timestamps in UTC. "
+            "Set USE_TZ = True, and no TIME_ZONE in its entry of DATABASES."
+        )
     if wrapper.vendor == "sqlite":
         return SqliteChannel(wrapper)
     if wrapper.vendor in ("postgresql", "cockroachdb"):
