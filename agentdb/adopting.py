@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,15 +27,16 @@ from agentdb.baseline import (
 )
 from agentdb.content import Progress, other_checksum, read_content
 from agentdb.ddl import conform_table, create_table
-from agentdb.errors import AgentDbError, SchemaMismatchError
-from agentdb.inspecting import describe_failure, inspecting, sqlite_path
+from agentdb.errors import AgentDbError, DatabaseUnavailableError, SchemaMismatchError
+from agentdb.inspecting import check_sqlite_file, describe_failure, inspecting, sqlite_path
 from agentdb.legacy import APP, INITIAL, NATIVE_TIMESTAMP_TYPES, drift, later_indexes, state_apps
 from agentdb.locking import migration_lock
 from agentdb.models import new_id
 from agentdb.rows import OLD_COLUMNS
 from agentdb.schema import Table, expected_tables, read_tables
 
-# agents last: until the sessions are rebuilt, their foreign key holds the key of the agents.
+_LOCK_TIMEOUT_SECONDS = 30
+# agents come last: until the sessions are rebuilt, their foreign key holds the key of the agents.
 _ORDER = ("sessions", "sandboxes", "api_keys", "agents")
 
 
@@ -77,6 +79,9 @@ def adopt(alias: str, listener: Listener = Listener(), *, backup: bool = True) -
     Raises ``AdoptionRefusedError`` or ``DatabaseUnavailableError``; then the database is as it was.
     """
     connection = connections[alias]
+    if (path := sqlite_path(connection)) is not None:
+        check_sqlite_file(path)
+        _check_writable(path)
     with (
         _one_connection(connection),
         migration_lock(connection, lambda: listener.say("Another process is changing the schema; waiting for it.")),
@@ -91,7 +96,6 @@ def adopt(alias: str, listener: Listener = Listener(), *, backup: bool = True) -
             raise AdoptionRefusedError(plan.refusals)
         if not plan.has_work:
             return Outcome(findings, plan)
-        path = sqlite_path(connection)
         copy = None
         if path is not None and backup:
             listener.say("Backing up.")
@@ -104,6 +108,14 @@ def adopt(alias: str, listener: Listener = Listener(), *, backup: bool = True) -
         _verify(connection, findings, others, listener)
         checksums = {name: content.checksum or 0 for name, content in findings.contents.items()}
         return Outcome(findings, plan, copy, checksums)
+
+
+def _check_writable(path: Path) -> None:
+    for place, what in ((path, f"The database file {str(path)!r}"), (path.parent, f"The folder of {str(path)!r}")):
+        if not os.access(place, os.W_OK):
+            raise DatabaseUnavailableError(
+                f"{what} may not be written to by this user; an adoption needs that. Nothing was changed."
+            )
 
 
 @contextmanager
@@ -158,7 +170,7 @@ def _lock_tables(connection: BaseDatabaseWrapper) -> None:
         cursor.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
         # A policy that hides rows from this role must fail, not have them left out of the comparison.
         cursor.execute("SET LOCAL row_security = off")
-        cursor.execute("SET LOCAL lock_timeout = '30s'")
+        cursor.execute(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT_SECONDS}s'")
         if tables:
             quoted = ", ".join(map(connection.ops.quote_name, tables))
             cursor.execute(f"LOCK TABLE {quoted} IN ACCESS EXCLUSIVE MODE")

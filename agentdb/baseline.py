@@ -187,6 +187,14 @@ def _obstacles(connection: BaseDatabaseWrapper, shape: Shape, live: Mapping[str,
                     f"Table {name!r} has a foreign key to the name of agents, which several tenants may use once it is "
                     "adopted. Drop the foreign key."
                 )
+    for name, table in shape.tables.items():
+        keys = {frozenset(key) for of, key in _KEYS if of == name}
+        for unique in table.uniques:
+            if frozenset(unique.columns) not in keys:
+                obstacles.append(_too_unique(name, "constraint", unique.name))
+        for index in table.indexes:
+            if index.unique and (index.condition or {part.expression for part in index.parts} not in keys):
+                obstacles.append(_too_unique(name, "index", index.name))
     stored = set(shape.stored_as.values())
     with connection.cursor() as cursor:
         ours = {
@@ -211,6 +219,13 @@ def _obstacles(connection: BaseDatabaseWrapper, shape: Shape, live: Mapping[str,
         if connection.vendor == "postgresql":
             obstacles += _missing_rights(cursor, stored)
     return obstacles
+
+
+def _too_unique(table: str, kind: str, name: str | None) -> str:
+    return (
+        f"Table {table!r} has a unique {kind}{'' if name is None else f' {name!r}'}, which could refuse what agentdb "
+        "writes. Drop it, or make it one that is not unique."
+    )
 
 
 def _missing_rights(cursor: object, tables: set[str]) -> list[str]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any
 
+from django.db import OperationalError
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from agentdb.legacy import NATIVE_TIMESTAMP_TYPES, old_name, unique_keys
@@ -79,7 +80,7 @@ def read_content(
     """
     try:
         return _read(connection, name, table, checksum_of, progress, strict=True)
-    except sqlite3.OperationalError as error:
+    except OperationalError as error:
         if "Could not decode to UTF-8" not in str(error):
             raise
     return _read(connection, name, table, checksum_of, progress, strict=False)
@@ -215,7 +216,7 @@ def _sqlite_rows(connection: BaseDatabaseWrapper, table: Table, strict: bool) ->
     parts = [f"+{connection.ops.quote_name(column.name)}" for column in table.columns]
     if "without rowid" not in table.options:
         parts.append("rowid")
-    with _text_factory(connection.connection, strict):
+    with _text_factory(connection.connection, strict), connection.wrap_database_errors:
         yield from connection.connection.execute(
             f"SELECT {', '.join(parts)} FROM {connection.ops.quote_name(table.name)}"
         )

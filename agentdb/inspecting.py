@@ -126,6 +126,11 @@ def describe_failure(connection: BaseDatabaseWrapper, error: BaseException) -> s
             f"The role {settings['USER'] or 'used'!r} may not do this in {server_name(connection)}: {reason}. "
             "Use the role that owns the tables."
         )
+    if state == "55P03":
+        return (
+            f"The tables in {server_name(connection)} are in use by a transaction that does not end. Stop the programs "
+            "that use them, and try again."
+        )
     if connection.connection is None or state is None or state.startswith(("08", "57P", "28", "3D")):
         return f"The database {server_name(connection)} cannot be reached: {reason}."
     return f"The database {server_name(connection)} cannot be used: {reason}."

@@ -49,6 +49,7 @@ REBUILT_AS = {"agents": "agents_new", "sessions": "sessions_new"}
 # Tables that only servers after the multi-tenant release make.
 LATER_TABLES = frozenset({"messages", "session_events", "__drizzle_migrations"})
 
+_KINDS = {"text": "text", "text or null": "text", "integer": "an integer", "timestamp": "a timestamp"}
 _TEXT_TYPES = ("text", "varchar", "character varying", "clob")
 _INTEGER_TYPES = ("integer", "int", "smallint", "bigint", "int2", "int4", "int8")
 NATIVE_TIMESTAMP_TYPES = {
@@ -139,7 +140,7 @@ def _table_problems(vendor: str, table: Table) -> list[str]:
         elif not _holds(vendor, column.type, kind):
             problems.append(
                 f"Column {column.name!r} of table {table.name!r} has the type {column.type or 'of no name'}, "
-                f"which cannot be read as {'an integer' if kind == 'integer' else kind.removesuffix(' or null')}."
+                f"which cannot be read as {_KINDS[kind]}."
             )
     return problems
 

@@ -1,0 +1,430 @@
+"""Databases that cannot be looked at or changed: one clear sentence, exit code 2, and nothing is touched."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from urllib.parse import quote, urlsplit, urlunsplit
+
+import psycopg
+import pytest
+
+from tests.baseline_runs import assert_adopted, baselinedb, snapshot
+from tests.legacy_databases import FOLDER, opened
+
+Load = Callable[[str], str]
+
+
+def assert_refused(url: str, message: str, *arguments: str) -> None:
+    run = baselinedb(url, *arguments)
+    assert (run.code, run.err, run.out) == (2, message, "")
+
+
+def test_a_missing_sqlite_file_is_not_created(tmp_path: Path):
+    path = tmp_path / "nowhere.db"
+
+    assert_refused(
+        f"sqlite:///{path}",
+        f"There is no database file '{path}'. Check the database URL, or run 'agentdb migrate' to make a new one.",
+    )
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_folder_is_named(tmp_path: Path):
+    assert_refused(
+        f"sqlite:///{tmp_path}/no/such.db",
+        f"There is no folder '{tmp_path}/no' to hold the database file 'such.db'. Check the database URL.",
+    )
+
+
+def test_a_directory_is_no_database(tmp_path: Path):
+    assert_refused(
+        f"sqlite:///{tmp_path}", f"'{tmp_path}' is a directory, not a database file. Check the database URL."
+    )
+
+
+@pytest.mark.parametrize("content", [b"x", b"SQLite format 3\0", b"# a text file\n" * 200], ids=["x", "magic", "text"])
+def test_a_file_that_is_no_sqlite_database_is_left_alone(tmp_path: Path, content: bytes):
+    path = tmp_path / "file.db"
+    path.write_bytes(content)
+
+    assert_refused(f"sqlite:///{path}", f"'{path}' is not a SQLite database. Check the database URL.")
+
+    assert path.read_bytes() == content
+
+
+def test_a_file_with_damaged_pages_is_not_touched(tmp_path: Path):
+    path = tmp_path / "file.db"
+    content = bytearray((FOLDER / "sqlite" / "era-b.db").read_bytes())
+    content[4096 * 3 : 4096 * 30] = b"\xff" * 4096 * 27
+    path.write_bytes(content)
+    before = snapshot(f"sqlite:///{path}")
+
+    run = baselinedb(f"sqlite:///{path}")
+
+    assert run.code == 2
+    assert run.err == f"The database file '{path}' is damaged: database disk image is malformed. Restore a backup."
+    assert snapshot(f"sqlite:///{path}") == before
+
+
+def test_damage_in_an_index_is_found_by_the_check_of_the_backup(tmp_path: Path):
+    """Reading rows would not show it."""
+    path = tmp_path / "file.db"
+    shutil.copyfile(FOLDER / "sqlite" / "era-b.db", path)
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA writable_schema = ON")
+        connection.execute("UPDATE sqlite_master SET rootpage = (SELECT rootpage FROM sqlite_master m"
+                           " WHERE m.name = 'idx_sessions_tenant') WHERE name = 'idx_sandboxes_tenant'")  # fmt: skip
+        connection.commit()
+
+    run = baselinedb(f"sqlite:///{path}")
+
+    assert run.code == 2
+    assert run.err.startswith(f"The database file '{path}' is damaged: ")
+    assert run.err.endswith(" Restore a backup.")
+    assert [p.name for p in tmp_path.iterdir() if "backup" in p.name] == []
+
+
+@pytest.fixture
+def shared_folder() -> Iterator[Path]:
+    """A folder that any user may enter, which pytest's own is not."""
+    folder = Path(tempfile.mkdtemp(prefix="agentdb-shared-"))
+    folder.chmod(0o777)
+    yield folder
+    shutil.rmtree(folder)
+
+
+# Everything is imported before the privileges go: afterwards the interpreter's own files may be out of reach.
+UNPRIVILEGED = """
+import os, sys
+from agentdb.opening import configure
+configure(sys.argv[1])
+from django.core.management import call_command, CommandError
+call_command("baselinedb", "--no-backup")
+os.setgid(65534) if os.getuid() == 0 else None
+os.setuid(65534) if os.getuid() == 0 else None
+try:
+    call_command("baselinedb", *sys.argv[3:], database=configure(sys.argv[2]))
+except CommandError as error:
+    print(error, file=sys.stderr)
+    sys.exit(error.returncode)
+"""
+
+
+def unprivileged(folder: Path, path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    other = folder / "other"
+    other.mkdir()
+    shutil.copyfile(FOLDER / "sqlite" / "era-a.db", other / "other.db")
+    return subprocess.run(
+        [sys.executable, "-c", UNPRIVILEGED, f"sqlite:///{other}/other.db", f"sqlite:///{path}", *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "DJANGO_SETTINGS_MODULE": "settings.test"},
+    )
+
+
+def test_a_read_only_file_can_be_looked_at_and_is_refused(shared_folder: Path):
+    path = shared_folder / "era-a.db"
+    shutil.copyfile(FOLDER / "sqlite" / "era-a.db", path)
+    path.chmod(0o444)
+    before = path.read_bytes()
+
+    run = unprivileged(shared_folder, path)
+
+    assert (run.returncode, run.stderr.splitlines()[-1]) == (
+        2,
+        f"The database file '{path}' may not be written to by this user; an adoption needs that. Nothing was changed.",
+    )
+    assert path.read_bytes() == before
+    assert {p.name for p in shared_folder.iterdir()} == {"era-a.db", "other"}
+
+
+def test_a_folder_that_may_not_be_written_to_is_refused(shared_folder: Path):
+    folder = shared_folder / "closed"
+    folder.mkdir()
+    path = folder / "era-a.db"
+    shutil.copyfile(FOLDER / "sqlite" / "era-a.db", path)
+    path.chmod(0o666)
+    folder.chmod(0o555)
+
+    run = unprivileged(shared_folder, path)
+
+    assert (run.returncode, run.stderr.splitlines()[-1]) == (
+        2,
+        f"The folder of '{path}' may not be written to by this user; an adoption needs that. Nothing was changed.",
+    )
+    assert path.read_bytes() == (FOLDER / "sqlite" / "era-a.db").read_bytes()
+    assert [p.name for p in folder.iterdir()] == ["era-a.db"]
+
+
+def test_check_works_on_a_read_only_file_in_a_read_only_folder(shared_folder: Path):
+    folder = shared_folder / "closed"
+    folder.mkdir()
+    path = folder / "era-a.db"
+    shutil.copyfile(FOLDER / "sqlite" / "era-a.db", path)
+    path.chmod(0o444)
+    folder.chmod(0o555)
+
+    run = unprivileged(shared_folder, path, "--check")
+
+    assert run.returncode == 1
+    assert "Shape: single-tenant" in run.stdout
+
+
+def test_a_file_that_may_not_be_read_is_refused(shared_folder: Path):
+    path = shared_folder / "era-a.db"
+    shutil.copyfile(FOLDER / "sqlite" / "era-a.db", path)
+    path.chmod(0o000)
+
+    run = unprivileged(shared_folder, path)
+
+    assert (run.returncode, run.stderr.splitlines()[-1]) == (
+        2,
+        f"The database file '{path}' cannot be read: permission denied.",
+    )
+
+
+@pytest.fixture
+def holder(tmp_path: Path) -> Iterator[Callable[..., None]]:
+    """A function with which another process holds a lock on a SQLite file until the test ends."""
+    processes = []
+
+    def hold(path: Path, *statements: str) -> None:
+        script = (
+            "import sqlite3, sys; c = sqlite3.connect(sys.argv[1], isolation_level=None);"
+            "[c.execute(s).fetchall() for s in sys.argv[2:]]; print('held', flush=True); sys.stdin.read()"
+        )
+        process = subprocess.Popen(
+            [sys.executable, "-c", script, str(path), *statements], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        processes.append(process)
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"held\n"
+
+    yield hold
+    for process in processes:
+        process.communicate()
+
+
+LOCKED = "The database file '{}' is locked by another process. Stop the program that uses it, or wait, and try again."
+
+
+@pytest.mark.parametrize("mode", ["WAL", "DELETE"])
+def test_a_database_with_a_writer_that_does_not_end_is_refused(tmp_path: Path, holder: Callable[..., None], mode: str):
+    path = tmp_path / "era-a.db"
+    shutil.copyfile(FOLDER / "sqlite" / "era-a.db", path)
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute(f"PRAGMA journal_mode={mode}")
+    holder(path, "BEGIN IMMEDIATE")
+    before = path.read_bytes()
+
+    run = baselinedb(f"sqlite:///{path}?timeout=0.2")
+
+    assert (run.code, run.err) == (
+        2,
+        LOCKED.format(path) + (" Nothing was changed." if run.err.endswith("changed.") else ""),
+    )
+    assert path.read_bytes() == before
+
+
+def test_a_database_that_another_process_has_for_itself_is_refused(tmp_path: Path, holder: Callable[..., None]):
+    path = tmp_path / "era-a.db"
+    shutil.copyfile(FOLDER / "sqlite" / "era-a.db", path)
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA journal_mode=DELETE")
+    holder(path, "BEGIN EXCLUSIVE")
+
+    assert_refused(f"sqlite:///{path}?timeout=0.2", LOCKED.format(path))
+    assert_refused(f"sqlite:///{path}?timeout=0.2", LOCKED.format(path), "--check")
+
+
+def test_a_reader_is_in_nobodys_way(tmp_path: Path, holder: Callable[..., None]):
+    path = tmp_path / "era-a.db"
+    shutil.copyfile(FOLDER / "sqlite" / "era-a.db", path)
+    holder(path, "BEGIN", "SELECT count(*) FROM agents")
+
+    assert baselinedb(f"sqlite:///{path}").code == 0
+
+
+def postgres_as(url: str, **changes: str) -> str:
+    """The URL with another user, password, database or socket folder."""
+    parts = urlsplit(url)
+    user = f"{changes['user']}:{quote(changes.get('password', ''))}@" if "user" in changes else f"{parts.username}:@"
+    return urlunsplit(
+        parts._replace(
+            netloc=user + (f"{parts.hostname}:{parts.port}" if parts.hostname else ""),
+            path=changes.get("database", parts.path),
+            query=changes.get("query", parts.query),
+        )
+    )
+
+
+@pytest.fixture
+def role(postgres_url: str) -> Iterator[str]:
+    name = f"agentdb_role_{os.getpid()}"
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        connection.execute(f"CREATE ROLE {name} LOGIN PASSWORD 'right'".encode())
+    yield name
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        connection.execute(f"DROP ROLE {name}".encode())
+
+
+@pytest.mark.parametrize("engine", ["postgresql"])
+def test_a_role_that_may_only_read_is_refused(load_legacy: Load, engine: str, role: str):
+    url = load_legacy("era-a")
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role}".encode())
+        owner = connection.execute("SELECT current_user").fetchone()
+    assert owner is not None
+    before = snapshot(url)
+
+    run = baselinedb(postgres_as(url, user=role, password="right"))
+
+    assert run.code == 2
+    assert run.err.splitlines() == [
+        *(
+            f"The role '{role}' does not own table '{table}' and may not change it. Use the role '{owner[0]}'."
+            for table in ("agents", "sandboxes", "sessions")
+        ),
+        f"The role '{role}' may not create tables in schema 'public'. Run 'GRANT CREATE ON SCHEMA public TO {role}' as "
+        "its owner, or use another role.",
+    ]
+    assert snapshot(url) == before
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(f"DROP OWNED BY {role}".encode())
+
+
+@pytest.mark.parametrize("engine", ["postgresql"])
+def test_a_role_that_may_not_read_is_refused(load_legacy: Load, engine: str, role: str):
+    url = load_legacy("era-a")
+
+    run = baselinedb(postgres_as(url, user=role, password="right"))
+
+    assert run.code == 2
+    assert run.err.startswith(f"The role '{role}' may not do this in 'agentdb_test_")
+    assert run.err.endswith(": permission denied for table agents. Use the role that owns the tables.")
+
+
+@pytest.mark.parametrize("engine", ["postgresql"])
+def test_a_missing_database_is_named(make_postgres_database: Callable[[], str], engine: str):
+    url = postgres_as(make_postgres_database(), database="/no_such_database")
+
+    run = baselinedb(url)
+
+    assert run.code == 2
+    assert run.err.startswith("The database 'no_such_database' at ")
+    assert run.err.endswith(' cannot be reached: database "no_such_database" does not exist.')
+
+
+def test_a_server_that_is_away_is_named_without_the_password():
+    assert_refused(
+        "postgresql://me:secret@127.0.0.1:1/agents",
+        "The database 'agents' at 127.0.0.1:1 cannot be reached: connection refused.",
+    )
+
+
+@pytest.mark.parametrize("engine", ["postgresql"])
+def test_a_wrong_password_is_refused_without_showing_it(engine: str, role: str, postgres_url: str):
+    if os.environ.get("AGENTDB_TEST_POSTGRES_URL"):
+        pytest.skip("needs a server whose pg_hba.conf may be changed")
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        ((hba,),) = connection.execute("SHOW hba_file").fetchall()
+        before = Path(hba).read_text()
+        Path(hba).write_text(f"local all {role} scram-sha-256\n{before}")
+        connection.execute("SELECT pg_reload_conf()")
+        try:
+            run = baselinedb(postgres_as(postgres_url, user=role, password="wr0ng"))
+        finally:
+            Path(hba).write_text(before)
+            connection.execute("SELECT pg_reload_conf()")
+
+    assert run.code == 2
+    assert run.err.endswith(f' cannot be reached: password authentication failed for user "{role}".')
+    assert "wr0ng" not in run.err + run.out
+
+
+@pytest.mark.parametrize("engine", ["postgresql"])
+def test_tables_in_use_are_waited_for_and_then_refused(load_legacy: Load, engine: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("agentdb.adopting._LOCK_TIMEOUT_SECONDS", 1)
+    url = load_legacy("era-a")
+    with psycopg.connect(url) as connection:
+        connection.execute("SELECT count(*) FROM sessions")
+
+        run = baselinedb(url)
+
+    assert run.code == 2
+    assert run.err.endswith(
+        " are in use by a transaction that does not end. Stop the programs that use them, and try again. Nothing was "
+        "changed."
+    )
+
+
+def test_two_processes_at_once_adopt_once_and_the_other_finds_nothing_to_do(load_legacy: Load, engine: str):
+    url = load_legacy("era-b")
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "agentdb", "baselinedb"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**{k: v for k, v in os.environ.items() if k != "DJANGO_SETTINGS_MODULE"}, "DATABASE_URL": url},
+        )
+        for _ in range(3)
+    ]
+
+    outputs = [process.communicate() for process in processes]
+
+    assert [process.returncode for process in processes] == [0, 0, 0], outputs
+    last = sorted(out.splitlines()[-1].partition(":")[0] for out, _ in outputs)
+    assert last.count("Adopted") == 1
+    assert set(last) <= {"Adopted", "Nothing to do", "Nothing to do."}
+    with opened(url) as connection:
+        assert_adopted(connection)
+
+
+def test_a_sqlite_server_that_writes_meanwhile_loses_nothing(tmp_path: Path):
+    """Rows that are written between the look and the adoption are adopted too."""
+    path = tmp_path / "era-b.db"
+    shutil.copyfile(FOLDER / "sqlite" / "era-b.db", path)
+    written: list[str] = []
+    stop = threading.Event()
+
+    def write() -> None:
+        with closing(sqlite3.connect(path, timeout=30, isolation_level=None)) as connection:
+            while not stop.is_set():
+                name = f"written-{len(written)}"
+                try:
+                    connection.execute("INSERT INTO sessions (id, agent_name, sandbox_id) VALUES (?, 'a', 'b')", [name])
+                except sqlite3.OperationalError as error:
+                    assert "locked" in str(error)
+                else:
+                    written.append(name)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        run = subprocess.run(
+            [sys.executable, "-m", "agentdb", "baselinedb"],
+            capture_output=True,
+            text=True,
+            env={**{k: v for k, v in os.environ.items() if k != "DJANGO_SETTINGS_MODULE"},
+                 "DATABASE_URL": f"sqlite:///{path}"},
+        )  # fmt: skip
+    finally:
+        stop.set()
+        writer.join()
+
+    assert run.returncode == 0, run.stderr
+    with closing(sqlite3.connect(path)) as connection:
+        found = {row[0] for row in connection.execute("SELECT id FROM sessions WHERE id LIKE 'written-%'")}
+    assert len(written) > 0
+    assert found == set(written)
