@@ -9,10 +9,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from django.db import models
+from django.db import ProgrammingError, models
 from django.db.backends.base.schema import BaseDatabaseSchemaEditor
 
 from agentdb.errors import SchemaMismatchError
+from agentdb.rows import first_line
 from agentdb.sqlite_ddl import parse_create_table
 
 # Indexes that old servers made and no model has any more; ours cover what they were for.
@@ -446,6 +447,7 @@ class _PgDependents:
         self._table = table
         self._oid = oid
         self._columns = columns
+        self._views: list[_PgView] = []
         self._make_again: list[str] = []
 
     def __enter__(self) -> None:
@@ -459,23 +461,31 @@ class _PgDependents:
                 f"Rule {name!r} on table {self._table!r} stands in the way of converting its columns. "
                 "Drop it and run the command again."
             )
-        triggers = self._triggers()
-        views = self._views()
-        for view in reversed(views):
+        triggers = self._read_triggers()
+        self._views = self._read_views()
+        for view in reversed(self._views):
             _run(self._editor, f"DROP VIEW {view.name}")
         for trigger, _ in triggers:
             _run(self._editor, f"DROP TRIGGER {trigger} ON {self._editor.quote_name(self._table)}")
-        for view in views:
-            self._make_again += view.make_again
         for _, statements in triggers:
             self._make_again += statements
 
     def __exit__(self, error: object, *_: object) -> None:
-        if error is None:
-            for sql in self._make_again:
-                _run(self._editor, sql)
+        if error is not None:
+            return
+        for view in self._views:
+            try:
+                for sql in view.make_again:
+                    _run(self._editor, sql)
+            except ProgrammingError as failure:
+                raise SchemaMismatchError(
+                    f"View {view.name!r} cannot be made again with the new types of the columns it reads: "
+                    f"{first_line(failure)} Drop it, run the command again, and create it anew."
+                ) from failure
+        for sql in self._make_again:
+            _run(self._editor, sql)
 
-    def _triggers(self) -> list[tuple[str, list[str]]]:
+    def _read_triggers(self) -> list[tuple[str, list[str]]]:
         table = self._editor.quote_name(self._table)
         states = {"O": "ENABLE", "D": "DISABLE", "R": "ENABLE REPLICA", "A": "ENABLE ALWAYS"}
         return [
@@ -497,7 +507,7 @@ class _PgDependents:
             )
         ]
 
-    def _views(self) -> list[_PgView]:
+    def _read_views(self) -> list[_PgView]:
         """The views that read the columns, and the views that read those; each after what it reads."""
         found = _rows(
             self._editor,

@@ -14,7 +14,14 @@ from django.db.models.sql.compiler import SQLCompiler
 
 from agentdb.ddl import LegacyUnique, conform_table, create_table
 from agentdb.errors import SchemaMismatchError
-from agentdb.rows import UnusableValue, UnusableValues, UnusableValuesError, read_instants, refuse_unusable_values
+from agentdb.rows import (
+    UnusableValue,
+    UnusableValues,
+    UnusableValuesError,
+    first_line,
+    read_instants,
+    refuse_unusable_values,
+)
 from agentdb.timestamps import native_text, server_text
 
 __all__ = ["CreateLegacyTable", "LegacyNow", "LegacyUnique", "NativeTimestamps"]
@@ -129,7 +136,7 @@ def _conform(schema_editor: BaseDatabaseSchemaEditor, model: type[models.Model],
         if isinstance(error, OperationalError) and getattr(error.__cause__, "sqlite_errorname", "") != "SQLITE_ERROR":
             raise
         raise SchemaMismatchError(
-            f"Table {model._meta.db_table!r} cannot be converted; nothing was changed. {str(error).strip()}"
+            f"Table {model._meta.db_table!r} cannot be converted; nothing was changed. {first_line(error)}"
         ) from error
 
 

@@ -92,6 +92,11 @@ class UnusableValuesError(SchemaMismatchError):
         )
 
 
+def first_line(error: Exception) -> str:
+    """The driver's message without its hints and positions, as a sentence."""
+    return f"{str(error).strip().partition(chr(10))[0].rstrip('.')}."
+
+
 def refuse_unusable_values(connection: BaseDatabaseWrapper) -> None:
     """Raise ``UnusableValuesError`` if a row of the old tables holds a value that cannot be converted. Reads only."""
     values = find_unusable_values(connection)

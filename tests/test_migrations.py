@@ -44,7 +44,7 @@ RAW_INSERTS = {
     "sandboxes": "INSERT INTO sandboxes (id, agent_name, workspace_dir) VALUES ('{id}', 'n', '/w')",
     "api_keys": "INSERT INTO api_keys (id, tenant_id, key_hash) VALUES ('{id}', 't', 'h{id}')",
 }
-DEFAULTS = {
+DEFAULTS: dict[str, dict[str, object]] = {
     "agents": {"tenant_id": "default", "version": 1},
     "sessions": {"tenant_id": "default", "status": "starting", "runner_id": None},
     "sandboxes": {"tenant_id": "default", "state": "warming", "session_id": None},

@@ -13,6 +13,7 @@ from agentdb.checks import adoption_left_to_command
 from agentdb.errors import AgentDbError
 from agentdb.locking import migration_lock
 from agentdb.migrating import pending_migrations
+from agentdb.rows import first_line
 
 
 class Command(migrate.Command):
@@ -31,7 +32,7 @@ class Command(migrate.Command):
         try:
             pending = pending_migrations(connection)
         except DatabaseError as error:
-            raise CommandError(f"Database {options['database']!r} cannot be used: {_reason(error)}") from error
+            raise CommandError(f"Database {options['database']!r} cannot be used: {first_line(error)}") from error
         if not pending and options["migration_name"] is None and not self._others_are_pending(connection, options):
             # The usual start of a service: it need not wait for a process that does have something to do.
             super().handle(*args, **options)
@@ -62,13 +63,8 @@ class Command(migrate.Command):
         try:
             refuse_unadopted(connection, fake_initial=fake_initial)
         except DatabaseError as error:
-            raise CommandError(f"Database {connection.alias!r} cannot be read: {_reason(error)}") from error
+            raise CommandError(f"Database {connection.alias!r} cannot be read: {first_line(error)}") from error
 
     def _say_waiting(self, verbosity: int) -> None:
         if verbosity:
             self.stdout.write("Another process is migrating this database; waiting for it.")
-
-
-def _reason(error: Exception) -> str:
-    """The first line of a driver's message, as the end of a sentence."""
-    return f"{str(error).strip().partition(chr(10))[0].rstrip('.')}."
