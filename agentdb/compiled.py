@@ -260,6 +260,12 @@ def _instant_to_sqlite(value: datetime) -> str:
 
 
 def _instant_from_sqlite(value: Any) -> Any:
+    if type(value) is str:
+        try:
+            # Parsed as UTC in one step; replacing the time zone afterwards takes twice as long as the parsing.
+            return datetime.fromisoformat(value + "+00:00")
+        except ValueError:
+            pass  # a form that agentdb does not write
     # A connection of a host project may have parsed the column already (detect_types).
     instant = datetime.fromisoformat(value) if isinstance(value, str) else value
     if instant is None:
