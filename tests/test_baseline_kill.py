@@ -1,0 +1,215 @@
+"""kill -9 at any point leaves a database that the next run finishes.
+
+``AGENTDB_KILL_RUNS`` says how many random moments are tried for each engine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from tests.baseline_runs import TABLES, assert_adopted, baselinedb
+from tests.legacy_databases import FOLDER, opened, psql, rows, sqlite_path
+
+Load = Callable[[str], str]
+
+RUNS = int(os.environ.get("AGENTDB_KILL_RUNS", "6"))
+ROWS = 50_000
+
+COLUMNS = {
+    "agents": "name, version, path, created_at, updated_at",
+    "sessions": "id, agent_name, sandbox_id, status, runner_id, created_at, last_active_at",
+    "sandboxes": "id, session_id, agent_name, state, workspace_dir, created_at, last_used_at",
+}
+
+
+def fill(url: str) -> None:
+    """Sessions in all the formats of the old server, as many as ROWS."""
+    many = {
+        "sqlite": "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {}) ",
+        "postgresql": "WITH n(i) AS (SELECT generate_series(1, {})) ",
+    }
+    with opened(url) as connection:
+        other = (
+            "'2026-02-19 20:53:' || substr('0' || (i %% 60), -2)"
+            if connection.vendor == "sqlite"
+            else "'2026-02-19 15:53:' || lpad((i %% 60)::text, 2, '0') || '.00' || (i %% 9) || '-05'"
+        )
+        rows(
+            connection,
+            (
+                "INSERT INTO sessions (id, agent_name, sandbox_id, created_at, last_active_at) "
+                + many[connection.vendor].format(ROWS)
+                + "SELECT 'session-' || i, 'alpha', 'sandbox-' || i, '2026-02-19T20:53:16.123Z', "
+                + f"CASE i %% 3 WHEN 0 THEN '2026-02-19T20:53:16.123Z' ELSE {other} END FROM n"
+            ),
+            [],
+        )
+
+
+def digest(url: str) -> dict[str, tuple[int, str]]:
+    """The rows of the tables that a single-tenant database has, timestamps as instants; by no code of agentdb's."""
+    result = {}
+    with opened(url) as connection:
+        for table, columns in COLUMNS.items():
+            seen = sorted(
+                repr([_instant(v) if c.endswith("_at") else v for c, v in zip(columns.split(", "), row, strict=True)])
+                for row in rows(connection, f"SELECT {columns} FROM {table}")
+            )
+            result[table] = (len(seen), hashlib.sha256("\n".join(seen).encode()).hexdigest())
+    return result
+
+
+def _instant(value: str | datetime) -> datetime:
+    read = datetime.fromisoformat(value) if isinstance(value, str) else value
+    return read.astimezone(UTC) if read.tzinfo else read.replace(tzinfo=UTC)
+
+
+def start(url: str, *arguments: str) -> subprocess.Popen[str]:
+    environment = {key: value for key, value in os.environ.items() if key != "DJANGO_SETTINGS_MODULE"}
+    return subprocess.Popen(
+        [sys.executable, *(arguments or ("-m", "agentdb", "baselinedb"))],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**environment, "DATABASE_URL": url},
+    )
+
+
+def assert_next_run_finishes(url: str, before: dict[str, tuple[int, str]]) -> None:
+    run = baselinedb(url)
+    assert (run.code, run.err if run.code else "") == (0, "")
+    with opened(url) as connection:
+        assert_adopted(connection)
+        assert rows(connection, "SELECT count(*) FROM api_keys") == [(0,)]
+        assert rows(connection, "SELECT count(DISTINCT id) FROM agents") == [(before["agents"][0],)]
+    assert digest(url) == before
+    if url.startswith("sqlite"):
+        assert [path.name for path in sqlite_path(url).parent.iterdir() if ".partial" in path.name] == []
+
+
+@pytest.mark.parametrize("engine", ["sqlite", "postgresql"])
+def test_killed_at_random_moments(engine: str, tmp_path: Path, request: pytest.FixtureRequest):
+    random_ = random.Random(engine)
+    if engine == "sqlite":
+        original = tmp_path / "original.db"
+        shutil.copyfile(FOLDER / "sqlite" / "era-a.db", original)
+        fill(f"sqlite:///{original}")
+
+        def fresh(number: int) -> str:
+            folder = tmp_path / str(number)
+            folder.mkdir()
+            shutil.copyfile(original, folder / "era-a.db")
+            return f"sqlite:///{folder}/era-a.db"
+
+        template = f"sqlite:///{original}"
+    else:
+        make = request.getfixturevalue("make_postgres_database")
+        template = make()
+        psql(template, "-f", str(FOLDER / "pg" / "era-a.sql"))
+        fill(template)
+
+        def fresh(number: int) -> str:
+            url: str = make(template=template.partition("?")[0].rpartition("/")[2])
+            return url
+
+    before = digest(template)
+    assert before["sessions"][0] > ROWS
+    url = fresh(0)
+    began = time.monotonic()
+    process = start(url)
+    out, err = process.communicate()
+    whole = time.monotonic() - began
+    assert process.returncode == 0, err
+    assert digest(url) == before
+
+    killed = 0
+    for number in range(1, RUNS + 1):
+        url = fresh(number)
+        process = start(url)
+        try:
+            process.wait(random_.uniform(0, whole))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            killed += 1
+        process.communicate()
+        assert_next_run_finishes(url, before)
+        if engine == "sqlite":
+            shutil.rmtree(sqlite_path(url).parent)
+    print(f"{engine}: killed {killed} of {RUNS} runs within {whole:.1f} s")  # noqa: T201 (for a run by hand with -s)
+    assert killed >= RUNS // 2
+
+
+KILLED_IN = """
+import importlib, os, signal, sys
+from agentdb.opening import configure
+alias = configure()
+module, _, name = sys.argv[1].rpartition(".")
+holder, calls = importlib.import_module(module), int(sys.argv[2])
+function = getattr(holder, name)
+def killing(*args, **kwargs):
+    global calls
+    calls -= 1
+    if calls == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return function(*args, **kwargs)
+setattr(holder, name, killing)
+from django.core.management import call_command
+call_command("baselinedb", database=alias)
+"""
+
+# Just before each of these; the number says at which call.
+POINTS = [
+    ("agentdb.adopting.read", 1),
+    ("agentdb.backup._copy", 1),
+    ("agentdb.backup._damage", 1),
+    ("agentdb.backup._flush", 1),
+    ("agentdb.backup._flush", 2),
+    ("agentdb.adopting._act", 1),
+    ("agentdb.adopting.conform_table", 1),
+    ("agentdb.adopting.conform_table", 2),
+    ("agentdb.adopting.create_table", 1),
+    ("agentdb.adopting.conform_table", 3),
+    ("agentdb.adopting.MigrationRecorder", 1),
+    ("agentdb.adopting.MigrationExecutor", 1),
+    ("agentdb.operations.conform_table", 1),
+    ("agentdb.operations.conform_table", 4),
+    ("agentdb.adopting._verify", 1),
+    ("agentdb.adopting.read_content", 3),
+]
+
+
+@pytest.mark.parametrize(("point", "call"), POINTS)
+def test_killed_at_a_chosen_point(load_legacy: Load, engine: str, point: str, call: int):
+    if engine == "postgresql" and ".backup." in point:
+        pytest.skip("only SQLite files are backed up")
+    url = load_legacy("era-a")
+    before = digest(url)
+
+    process = start(url, "-c", KILLED_IN, point, str(call))
+    _, err = process.communicate()
+
+    assert process.returncode == -signal.SIGKILL, err
+    with opened(url) as connection:
+        tables = {
+            name
+            for (name,) in rows(
+                connection,
+                "SELECT name FROM sqlite_master WHERE type = 'table'"
+                if engine == "sqlite"
+                else "SELECT relname FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace",
+            )
+        }
+    assert tables == set(TABLES) - {"api_keys"}  # nothing of the adoption is there
+    assert_next_run_finishes(url, before)
