@@ -339,8 +339,9 @@ class _TableDiff:
             title = f"Foreign key {key.name or 'without a name'} on {self.table} {on}"
             yield self._extra("foreign_key", key.name, on, title, harmless=self._left_null(key.columns))
         for check in self.live.checks:
-            title = f"{_capitalized(check.kind)} constraint {check.name or 'without a name'} on {self.table} ({check.expression})"
-            yield self._extra("check", check.name, check.expression, title, harmless=False)
+            title = f"{_capitalized(check.kind)} constraint {check.name or 'without a name'}"
+            on = f"{self.table} ({check.expression})"
+            yield self._extra("check", check.name, check.expression, f"{title} on {on}", harmless=False)
 
     def _triggers(self) -> Iterator[Difference]:
         for trigger in self.live.triggers:

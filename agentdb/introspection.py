@@ -141,7 +141,7 @@ def _read_sqlite_table(
         columns.append(
             Column(
                 name=column,
-                type=column_type(connection, declared).removesuffix(" generated always"),
+                type=column_type(connection, declared),
                 nullable=not not_null,
                 default=_sqlite_default(default),
                 collation=None if own is None or _is_binary(own.collation) else own.collation,
