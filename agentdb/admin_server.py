@@ -16,6 +16,8 @@ from typing import Any
 ADMIN_ALIAS = "admin"
 HOST = "127.0.0.1"
 
+_ENDS = (signal.SIGINT, signal.SIGTERM)
+
 
 class AdminRouter:
     """agentdb's tables are in the database that is looked at; everything else of Django is in the temporary file."""
@@ -34,7 +36,8 @@ class AdminRouter:
 
 def main() -> int:
     wanted = json.loads(sys.stdin.readline())
-    signal.signal(signal.SIGTERM, _end)
+    for number in _ENDS:
+        signal.signal(number, _end)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with tempfile.TemporaryDirectory(prefix="agentdb-admin-") as folder:
         _configure(wanted["database"], Path(folder))
@@ -54,6 +57,8 @@ def _end_with_parent() -> None:
 
 
 def _end(number: int, frame: FrameType | None) -> None:
+    for each in _ENDS:  # a second one would interrupt the cleaning up
+        signal.signal(each, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 

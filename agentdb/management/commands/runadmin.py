@@ -59,7 +59,8 @@ class Command(BaseCommand):
             server.stdin.flush()
             try:
                 code = server.wait()
-            except KeyboardInterrupt:  # the terminal sent it to the server too
+            except KeyboardInterrupt:
+                server.stdin.close()
                 code = server.wait()
         if code:
             sys.exit(code)
