@@ -6,10 +6,13 @@ import threading
 from collections.abc import Callable, Coroutine
 from functools import wraps
 from types import TracebackType
-from typing import Any, Concatenate, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
 
 from agentdb.errors import DatabaseClosedError, InvalidInputError
 from agentdb.interface import Db
+
+if TYPE_CHECKING:
+    import asyncio
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -55,6 +58,7 @@ class AsyncDb:
         self._workers = Workers(max_workers)
         self._opening = threading.Lock()
         self._closed = False
+        self._closing: asyncio.Future[None] | None = None
 
     async def __aenter__(self) -> Self:
         await self._run(lambda db: None)
@@ -120,10 +124,14 @@ class AsyncDb:
         """Close the ``Db`` once the calls under way have ended; calling it again does nothing."""
         import asyncio
 
-        if self._closed:
-            return
-        self._closed = True
-        await asyncio.get_running_loop().run_in_executor(None, self._shut_down)
+        from agentdb.workers import Workers
+
+        if self._closing is None:
+            self._closed = True
+            # In a thread apart, since it waits for the others.
+            self._closing = asyncio.ensure_future(Workers(1).run(self._shut_down))
+        if not self._closing.done():
+            await asyncio.shield(self._closing)  # cancelling this must not leave the connections open
 
     def _shut_down(self) -> None:
         self._workers.stop()
