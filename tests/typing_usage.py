@@ -1,0 +1,111 @@
+"""How programs use agentdb, for mypy and pyright to read. Never run: each line says which type must be seen."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import assert_type
+
+import agentdb
+from agentdb import (
+    AgentRecord,
+    ApiKeyRecord,
+    AsyncDb,
+    Db,
+    DjangoDb,
+    SandboxRecord,
+    SandboxState,
+    SessionRecord,
+    SessionStatus,
+)
+
+
+def djangodb_is_a_db(db: DjangoDb) -> Db:
+    return db
+
+
+class Recorder:
+    """Any class with the methods is a Db; nothing is inherited."""
+
+    def __init__(self, db: Db) -> None:
+        self.agents = db.list_agents()
+
+
+def connecting() -> None:
+    with agentdb.connect("sqlite://:memory:", migrate=True, timeout_seconds=5) as db:
+        assert_type(db, DjangoDb)
+    assert_type(agentdb.connect(), DjangoDb)
+    assert_type(agentdb.connect_async("sqlite://:memory:"), AsyncDb)
+    assert_type(DjangoDb(alias="default").alias, str)
+
+
+def reading_and_writing(db: Db, now: datetime) -> None:
+    assert_type(db.upsert_agent("a", "/a", tenant_id="acme"), AgentRecord)
+    assert_type(db.get_agent("a"), AgentRecord | None)
+    assert_type(db.list_agents(), list[AgentRecord])
+    assert_type(db.delete_agent("a", "acme"), bool)
+    session = db.insert_session("s1", "a", "sb1")
+    assert_type(session, SessionRecord)
+    assert_type(session.runner_id, str | None)
+    assert_type(session.created_at, datetime)
+    assert_type(db.update_session_status("s1", SessionStatus.ACTIVE), bool)
+    assert_type(db.update_session_status("s1", "active"), bool)
+    assert_type(db.update_session_runner("s1", None), bool)
+    assert_type(db.list_sessions("acme", agent="a", limit=10, before=session), list[SessionRecord])
+    assert_type(db.insert_sandbox("sb1", "a", "/tmp", session_id="s1"), SandboxRecord)
+    assert_type(db.update_sandbox_state("sb1", SandboxState.COLD), bool)
+    assert_type(db.get_best_eviction_candidate(), SandboxRecord | None)
+    assert_type(db.get_idle_sandboxes(now), list[SandboxRecord])
+    assert_type(db.count_sandboxes(), int)
+    assert_type(db.get_api_key_by_hash("h"), ApiKeyRecord | None)
+    assert_type(db.issue_api_key("acme", "ci"), tuple[str, ApiKeyRecord])
+    assert_type(db.run_transaction(lambda inside: inside.list_agents()), list[AgentRecord])
+    assert_type(db.close(), None)
+
+
+def misuse(db: Db, session: SessionRecord) -> None:
+    # mypy and pyright report an ignore that nothing needs, so that each of these is an error.
+    db.get_agent()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    db.get_session(5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    db.list_sessions("acme", "a", 10)  # type: ignore[misc]  # pyright: ignore[reportCallIssue]
+    db.list_agents(tenant=None)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    session.status = "ended"  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _in_transaction(inside: Db) -> SessionRecord:
+    return inside.insert_session("s1", "a", "sb1")
+
+
+async def awaiting(db: Db, now: datetime) -> None:
+    async with AsyncDb(db, max_workers=4) as adb:
+        assert_type(adb, AsyncDb)
+        assert_type(await adb.upsert_agent("a", "/a", tenant_id="acme"), AgentRecord)
+        assert_type(await adb.get_agent("a"), AgentRecord | None)
+        assert_type(await adb.list_agents(), list[AgentRecord])
+        assert_type(await adb.delete_agent("a"), bool)
+        assert_type(await adb.insert_session("s1", "a", "sb1"), SessionRecord)
+        assert_type(await adb.update_session_runner("s1", None), bool)
+        assert_type(await adb.list_sessions("acme", agent="a", limit=10), list[SessionRecord])
+        assert_type(await adb.insert_sandbox("sb1", "a", "/tmp", session_id=None), SandboxRecord)
+        assert_type(await adb.get_idle_sandboxes(older_than=now), list[SandboxRecord])
+        assert_type(await adb.get_best_eviction_candidate(), SandboxRecord | None)
+        assert_type(await adb.bulk_pause_active_sessions(), int)
+        assert_type(await adb.issue_api_key("acme", "ci"), tuple[str, ApiKeyRecord])
+        assert_type(await adb.authenticate("agentdb_x"), ApiKeyRecord | None)
+        assert_type(await adb.run_transaction(_in_transaction), SessionRecord)
+        assert_type(await adb.close(), None)
+    async with agentdb.connect_async() as opened:
+        assert_type(opened, AsyncDb)
+
+
+async def misuse_async(adb: AsyncDb) -> None:
+    await adb.get_agent()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    await adb.get_session(5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await adb.list_sessions("acme", "a", 10)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    await adb.list_agents(tenant="acme")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    adb.no_such_method  # type: ignore[attr-defined]  # pyright: ignore  # noqa: B018
+
+
+def stored_values_may_be_newer(session: SessionRecord, sandbox: SandboxRecord) -> None:
+    assert_type(session.status, str)
+    assert_type(sandbox.state, str)
+    assert_type(session.status == SessionStatus.ACTIVE, bool)
