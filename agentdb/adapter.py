@@ -11,7 +11,7 @@ import time
 import uuid
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -102,15 +102,15 @@ class DjangoDb:
     # -- agents
 
     def upsert_agent(self, name: str, path: str, tenant_id: str = DEFAULT_TENANT_ID) -> AgentRecord:
-        return self._one(
-            AgentRecord,
-            queries.UPSERT_AGENT,
-            id=str(uuid.uuid4()),
-            name=identifier("Agent name", name),
-            path=text("Agent path", path),
-            tenant_id=identifier("Tenant id", tenant_id),
-            now=datetime.now(UTC),
-        )
+        values = {
+            "id": str(uuid.uuid4()),
+            "name": identifier("Agent name", name),
+            "path": text("Agent path", path),
+            "tenant_id": identifier("Tenant id", tenant_id),
+            "now": datetime.now(UTC),
+        }
+        [row] = self._run(queries.UPSERT_AGENT, values, _fetch_all)
+        return AgentRecord(*self._values(queries.UPSERT_AGENT, row))
 
     def get_agent(self, name: str, tenant_id: str = DEFAULT_TENANT_ID) -> AgentRecord | None:
         return self._first(
@@ -394,23 +394,22 @@ class DjangoDb:
         except _UNREADABLE as error:
             raise self._unreadable(error) from error
 
-    def _one(self, record: type[Record], query: Insert, **values: Any) -> Record:
-        [row] = self._run(query, values, _fetch_all)
-        return record(*self._values(query, row))
-
     def _insert(self, record: type[Record], query: Insert, duplicate: str, **values: Any) -> Record:
         channel = self._channel()
-        # Without a savepoint a caller that expects the duplicate would lose its whole transaction on PostgreSQL.
-        guarded = channel.aborts_on_error and channel.wrapper.in_atomic_block
         try:
-            with transaction.atomic(using=self.alias) if guarded else nullcontext():
-                return self._one(record, query, **values)
+            if channel.aborts_on_error and channel.wrapper.in_atomic_block:
+                # Without a savepoint a caller that expects the duplicate would lose its whole transaction.
+                with transaction.atomic(using=self.alias):
+                    self._count(query, **values)
+            else:
+                self._count(query, **values)
         except ConflictError:
             # Leaving the savepoint has made Django forget that the transaction cannot go on.
             channel.wrapper.needs_rollback = channel.wrapper.in_atomic_block
             raise
         except DuplicateKeyError as error:
             raise DuplicateKeyError(duplicate.format(**values)) from error.__cause__
+        return record(*self._statements[query].given(values))
 
     def _update_session(self, query: Update, id: str, **values: str | None) -> bool:
         return self._count(query, id=identifier("Session id", id), now=datetime.now(UTC), **values) > 0
@@ -418,7 +417,7 @@ class DjangoDb:
     def _update_sandbox(self, query: Update, id: str, **values: Any) -> bool:
         return self._count(query, id=identifier("Sandbox id", id), **values) > 0
 
-    def _count(self, query: Update | Delete, **values: Any) -> int:
+    def _count(self, query: Insert | Update | Delete, **values: Any) -> int:
         return self._run(query, values, _row_count)
 
     def _rows(self, query: Query, values: dict[str, Any]) -> list[Row]:

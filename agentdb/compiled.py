@@ -78,6 +78,10 @@ class Statement:
             for name, constant, convert in self.slots
         ]
 
+    def given(self, values: Mapping[str, Any]) -> list[Any]:
+        """Return the values in the order of the parameters, as the caller knows them: an inserted row."""
+        return [constant if name is None else values[name] for name, constant, _ in self.slots]
+
     def convert(self, row: Row) -> Row | list[Any]:
         """Return the row with the fields' conversions applied."""
         if not self.converters:
@@ -156,7 +160,8 @@ class Delete:
 
 @dataclass(frozen=True, eq=False)
 class Insert:
-    """Insert one instance and return its row; with ``unique``, update the row that is there.
+    """Insert one instance, and return its row unless told that all of it is known; with ``unique``, update a row
+    that is there.
 
     On a conflict over the ``unique`` columns the ``replace`` columns take the new values and the ``change`` columns
     the value of an expression over the old row, which ``bulk_create(update_conflicts=True)`` cannot say.
@@ -166,6 +171,7 @@ class Insert:
     unique: tuple[str, ...] = ()
     replace: tuple[str, ...] = ()
     change: Mapping[str, Combinable] | None = None
+    returning: bool = True
 
     def compile(self, connection: BaseDatabaseWrapper) -> Statement:
         parameters = Parameters()
@@ -180,13 +186,14 @@ class Insert:
         )
         query.insert_values(fields, [instance])
         compiler = query.get_compiler(connection=connection)
-        compiler.returning_fields = fields
+        if self.returning:
+            compiler.returning_fields = fields
         [(sql, params)] = compiler.as_sql()
         if self.change:
             assignments, values = _assignments(connection, type(instance), self.change)
             sql = sql.replace(" DO UPDATE SET ", f" DO UPDATE SET {assignments}, ", 1)
             params = (*params, *values)
-        columns = [field.get_col(meta.db_table) for field in fields]
+        columns = [field.get_col(meta.db_table) for field in fields] if self.returning else []
         return _statement(connection, parameters, compiler, sql, params, columns)
 
 

@@ -47,7 +47,8 @@ INSERT_SESSION = Insert(
         runner_id=None,
         created_at=p.instant("now"),
         last_active_at=p.instant("now"),
-    )
+    ),
+    returning=False,
 )
 GET_SESSION = Select(lambda p: Session.objects.filter(id=p.text("id")))
 
@@ -117,7 +118,8 @@ INSERT_SANDBOX = Insert(
         workspace_dir=p.text("workspace_dir"),
         created_at=p.instant("now"),
         last_used_at=p.instant("now"),
-    )
+    ),
+    returning=False,
 )
 GET_SANDBOX = Select(lambda p: Sandbox.objects.filter(id=p.text("id")))
 UPDATE_SANDBOX_STATE = Update(lambda p: Sandbox.objects.filter(id=p.text("id")), lambda p: {"state": p.text("state")})
@@ -167,7 +169,8 @@ INSERT_API_KEY = Insert(
         key_hash=p.text("key_hash"),
         label=p.text("label"),
         created_at=p.instant("now"),
-    )
+    ),
+    returning=False,
 )
 LIST_API_KEYS = Select(lambda p: ApiKey.objects.filter(tenant_id=p.text("tenant_id")).order_by(*NEWEST_FIRST))
 DELETE_API_KEY = Delete(lambda p: ApiKey.objects.filter(id=p.text("id")))
