@@ -177,7 +177,7 @@ def test_the_loop_goes_on_while_calls_wait() -> None:
     async def work() -> int:
         ticks = 0
         async with AsyncDb(db) as adb:
-            call = asyncio.create_task(adb.get_session("s1"))  # type: ignore[arg-type]
+            call = asyncio.create_task(adb.get_session("s1"))
             while not call.done():
                 await asyncio.sleep(0.01)
                 ticks += 1
@@ -270,7 +270,7 @@ def test_transaction_of_a_coroutine_function_is_refused(url: str) -> None:
     async def work() -> None:
         async with agentdb.connect_async(url) as db:
             with pytest.raises(InvalidInputError, match="takes a plain function, not a coroutine"):
-                await db.run_transaction(never)
+                await db.run_transaction(never)  # type: ignore[unused-coroutine]
 
     run(work)
 
@@ -349,9 +349,9 @@ def test_cancelled_call_that_has_not_begun_is_never_run() -> None:
 
     async def work() -> None:
         async with AsyncDb(db, max_workers=1) as adb:
-            first = asyncio.create_task(adb.get_session("s1"))  # type: ignore[arg-type]
+            first = asyncio.create_task(adb.get_session("s1"))
             await asyncio.sleep(0.05)
-            second = asyncio.create_task(adb.touch_session("s1"))  # type: ignore[arg-type]
+            second = asyncio.create_task(adb.touch_session("s1"))
             await asyncio.sleep(0.05)
             second.cancel()
             await first
@@ -383,7 +383,7 @@ def test_close_waits_for_the_calls_under_way_and_closes_the_db_once() -> None:
 
     async def work() -> None:
         adb = AsyncDb(db)
-        calls = [asyncio.create_task(adb.get_session("s1")) for _ in range(3)]  # type: ignore[arg-type]
+        calls = [asyncio.create_task(adb.get_session("s1")) for _ in range(3)]
         await asyncio.sleep(0.02)
         await asyncio.gather(adb.close(), adb.close())
         assert slow.calls == ["get_session"] * 3
@@ -401,7 +401,7 @@ def test_close_that_is_cancelled_closes_all_the_same() -> None:
 
     async def work() -> None:
         adb = AsyncDb(db)
-        call = asyncio.create_task(adb.get_session("s1"))  # type: ignore[arg-type]
+        call = asyncio.create_task(adb.get_session("s1"))
         await asyncio.sleep(0.05)
         closing = asyncio.create_task(adb.close())
         await asyncio.sleep(0.05)

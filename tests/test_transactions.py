@@ -180,7 +180,7 @@ def test_coroutine_functions_are_refused_before_anything_runs(db: DjangoDb) -> N
         make_session(inside)
 
     with pytest.raises(InvalidInputError) as raised:
-        db.run_transaction(work)
+        db.run_transaction(work)  # type: ignore[unused-coroutine]
 
     assert str(raised.value) == (
         "run_transaction() takes a plain function, not a coroutine: its calls run in one thread."

@@ -1,6 +1,5 @@
 """How programs use agentdb, for mypy and pyright to read. Never run: each line says which type must be seen."""
 
-# pyright: strict, enableTypeIgnoreComments=false, reportUnnecessaryTypeIgnoreComment=true
 from __future__ import annotations
 
 from datetime import datetime
@@ -103,7 +102,7 @@ async def misuse_async(adb: AsyncDb) -> None:
     await adb.get_session(5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     await adb.list_sessions("acme", "a", 10)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     await adb.list_agents(tenant="acme")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
-    adb.no_such_method  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]  # noqa: B018
+    adb.no_such_method  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]  # noqa: B018
 
 
 def stored_values_may_be_newer(session: SessionRecord, sandbox: SandboxRecord) -> None:
