@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from django.db import DatabaseError, OperationalError, models
+from django.db import DatabaseError, OperationalError, ProgrammingError, models
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.base.schema import BaseDatabaseSchemaEditor
 from django.db.migrations.operations import CreateModel
@@ -87,6 +87,7 @@ class NativeTimestamps(Operation):
         models_ = self._models(app_label, connection, to_state)
         if not models_:
             return
+        _lock(schema_editor, models_)
         refuse_unusable_values(connection)
         with connection.cursor() as cursor:
             if connection.vendor == "sqlite":
@@ -103,6 +104,9 @@ class NativeTimestamps(Operation):
             else:
                 template = '"{}"::timestamptz'
             _conform(schema_editor, model, {column: template.format(column) for column in columns})
+            if connection.vendor != "sqlite":
+                # A column that changed its type has no statistics, and the planner guesses until autovacuum comes by.
+                schema_editor.execute(f"ANALYZE {schema_editor.quote_name(model._meta.db_table)}", None)
 
     def database_backwards(
         self, app_label: str, schema_editor: BaseDatabaseSchemaEditor, from_state: ProjectState, to_state: ProjectState
@@ -115,6 +119,7 @@ class NativeTimestamps(Operation):
             template = 'agentdb_server_text("{}")'
         else:
             template = """to_char("{}" AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')"""
+        _lock(schema_editor, models_)
         columns = {model: _timestamp_columns(from_state.apps.get_model(app_label, model.__name__)) for model in models_}
         _refuse_unwritable(connection, {model._meta.db_table: names for model, names in columns.items()})
         for model, names in columns.items():
@@ -126,6 +131,18 @@ class NativeTimestamps(Operation):
             for model in state.apps.get_models()
             if model._meta.app_label == app_label and self.allow_migrate_model(connection.alias, model)
         ]
+
+
+def _lock(schema_editor: BaseDatabaseSchemaEditor, models_: list[type[models.Model]]) -> None:
+    """Keep everybody else out from before the rows are looked at: a row that came later would not have been."""
+    if models_ and schema_editor.connection.vendor != "sqlite":
+        tables = ", ".join(schema_editor.quote_name(model._meta.db_table) for model in models_)
+        try:
+            schema_editor.execute(f"LOCK TABLE {tables} IN ACCESS EXCLUSIVE MODE", None)
+        except ProgrammingError as error:
+            raise SchemaMismatchError(
+                f"The tables cannot be converted; nothing was changed. {first_line(error)} Run 'agentdb baselinedb'."
+            ) from error
 
 
 def _conform(schema_editor: BaseDatabaseSchemaEditor, model: type[models.Model], sources: dict[str, str]) -> None:

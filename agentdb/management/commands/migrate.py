@@ -4,7 +4,7 @@ from typing import Any
 
 from django.core.management import CommandError
 from django.core.management.commands import migrate
-from django.db import DatabaseError, connections, router
+from django.db import DatabaseError, IntegrityError, OperationalError, connections, router
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.migrations.executor import MigrationExecutor
 
@@ -44,6 +44,10 @@ class Command(migrate.Command):
                 super().handle(*args, **options)
         except AgentDbError as error:
             raise CommandError(str(error)) from error
+        except DatabaseError as error:
+            if not _needs_an_operator(error):
+                raise
+            raise CommandError(f"Database {connection.alias!r} cannot be migrated: {first_line(error)}") from error
 
     def _changes_agentdb(self, connection: BaseDatabaseWrapper, options: dict[str, Any]) -> bool:
         return (
@@ -68,3 +72,11 @@ class Command(migrate.Command):
     def _say_waiting(self, verbosity: int) -> None:
         if verbosity:
             self.stdout.write("Another process is migrating this database; waiting for it.")
+
+
+def _needs_an_operator(error: DatabaseError) -> bool:
+    """Whether the error is about the database's rights, space, state or rows rather than about a migration's code."""
+    if isinstance(error, (OperationalError, IntegrityError)):
+        return True
+    causes = (error.__cause__, getattr(error.__cause__, "__cause__", None), error.__context__)
+    return any(getattr(cause, "sqlstate", None) == "42501" for cause in causes) or "permission denied" in str(error)
