@@ -53,7 +53,12 @@ def main() -> None:
     parser.add_argument("--engines", default=",".join(ENGINES), help="comma-separated: sqlite, postgresql")
     parser.add_argument("--peers", default=",".join(MODULES), help=f"comma-separated: {', '.join(MODULES)}")
     parser.add_argument("--json", default=".bench/bench.json", metavar="FILE", help="where the figures go")
+    parser.add_argument("--publish", action="store_true", help="write the run into docs/ as well")
+    parser.add_argument("--from", dest="source", metavar="FILE", help="measure nothing; report an earlier run's JSON")
     options = parser.parse_args()
+    if options.source:
+        _show(json.loads(Path(options.source).read_text()), options.publish)
+        return
     agentdb.connect("sqlite://:memory:", migrate=True).close()
     sections = _sections()
     names = [
@@ -82,9 +87,17 @@ def main() -> None:
     path = Path(options.json)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(results, indent=1) + "\n")
+    _show(results, options.publish)
+    print(f"\nThe figures are in {path}.")
+
+
+def _show(results: dict[str, Any], publish: bool) -> None:
     for line in report.lines(results):
         print(line)
-    print(f"\nThe figures are in {path}.")
+    if publish:
+        from benchmarks.publish import publish as write
+
+        write(results, Path("docs"))
 
 
 def _machine(server: Server, quick: bool) -> dict[str, Any]:

@@ -73,7 +73,7 @@ def _threads(open_caller: Callable[[], Any], work: str, callers: int, seconds: f
 def threads(run: Run) -> dict[str, Any]:
     """Calls per second of 1, 8 and 32 threads: one ``DjangoDb`` for all, beside a raw connection each."""
     results: dict[str, Any] = {}
-    rounds, seconds = (2, 0.5) if run.quick else (3, 1.0)
+    rounds, seconds = (2, 0.4) if run.quick else (3, 0.7)
     for engine in run.engines:
         database = run.copy(engine)
         with agentdb.connect(database.url) as db, quiet_heap():
@@ -164,7 +164,7 @@ def tasks(run: Run) -> dict[str, Any]:
     """Calls per second of 1, 8 and 32 tasks on ``AsyncDb``, on PostgreSQL beside psycopg's pool of as many
     connections."""
     results: dict[str, Any] = {}
-    rounds, seconds = (3, 0.5) if run.quick else (5, 1.0)
+    rounds, seconds = (3, 0.4) if run.quick else (5, 0.7)
 
     async def measure(database: Database) -> dict[str, Any]:
         peers: dict[str, Any] = {"agentdb": agentdb.connect_async(database.url)}

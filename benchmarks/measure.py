@@ -16,9 +16,10 @@ Arguments = tuple[Any, ...]
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """The samples of one peer on one operation."""
+    """The samples of one peer on one operation, in nanoseconds."""
 
-    samples: tuple[int, ...]  # nanoseconds
+    samples: tuple[int, ...]
+    rounds: tuple[float, ...]  # the median of each round
 
     @property
     def p50(self) -> float:
@@ -30,6 +31,10 @@ class Timing:
         """Microseconds."""
         ordered = sorted(self.samples)
         return ordered[min(len(ordered) - 1, round(0.99 * len(ordered)))] / 1000
+
+    def ratio(self, other: Timing) -> float:
+        """Return how many times as long as ``other`` this took: round by round, as a load comes and goes."""
+        return median(own / theirs for own, theirs in zip(self.rounds, other.rounds, strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +64,11 @@ def interleaved(calls: dict[str, Call], *, rounds: int, block: int, longest_seco
     order = list(calls)
     shuffle = random.Random(1).shuffle
     samples: dict[str, list[int]] = {name: [] for name in calls}
+    medians: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values():  # statements get compiled, prepared and cached
-        for arguments in call.prepare(min(block, 8)):
-            call.function(*arguments)
+        for _ in range(2 if block < 8 else 1):  # PostgreSQL settles on a plan after five calls
+            for arguments in call.prepare(max(block, 4)):
+                call.function(*arguments)
     with quiet_heap():
         began = perf_counter()
         for done in range(rounds):
@@ -70,9 +77,11 @@ def interleaved(calls: dict[str, Call], *, rounds: int, block: int, longest_seco
             shuffle(order)
             for name in order:
                 function = calls[name].function
-                into = samples[name]
+                into: list[int] = []
                 for arguments in calls[name].prepare(block):
                     start = perf_counter_ns()
                     function(*arguments)
                     into.append(perf_counter_ns() - start)
-    return {name: Timing(tuple(values)) for name, values in samples.items()}
+                samples[name] += into
+                medians[name].append(median(into))
+    return {name: Timing(tuple(samples[name]), tuple(medians[name])) for name in calls}

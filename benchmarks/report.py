@@ -28,9 +28,8 @@ def _per_call(title: str, methods: dict[str, Any]) -> Iterator[str]:
     head = ["µs: p50 / p99", *peers, *(f"÷ {peer}" for peer in others)]
     rows = []
     for method, timings in methods.items():
-        own = timings.get("agentdb", {}).get("p50")
         cells = [f"{timings[p]['p50']:.1f} / {timings[p]['p99']:.0f}" if p in timings else "–" for p in peers]
-        ratios = [f"{own / timings[p]['p50']:.2f}" if own and p in timings else "–" for p in others]
+        ratios = [f"{timings[p]['agentdb_ratio']:.2f}" if p in timings else "–" for p in others]
         rows.append([method, *cells, *ratios])
     return table(title, head, rows)
 
@@ -46,8 +45,11 @@ def _counts(title: str, works: dict[str, Any]) -> Iterator[str]:
 
 def _scaling(title: str, methods: dict[str, Any]) -> Iterator[str]:
     sizes = sorted({size for figures in methods.values() for size in figures}, key=int)
-    rows = [[method, *(f"{figures[size]:.1f}" for size in sizes)] for method, figures in methods.items()]
-    return table(title, ["µs, p50", *(f"{int(size):,} rows" for size in sizes)], rows)
+    rows = [
+        [method, *(f"{figures[size]['p50']:.1f}" for size in sizes), f"{figures[sizes[-1]]['growth']:.2f}"]
+        for method, figures in methods.items()
+    ]
+    return table(title, ["µs, p50", *(f"{int(size):,} rows" for size in sizes), "growth"], rows)
 
 
 def lines(results: dict[str, Any]) -> Iterator[str]:
@@ -74,8 +76,7 @@ def lines(results: dict[str, Any]) -> Iterator[str]:
             yield f"startup, {engine}: {times}"
     for engine, methods in results.get("index-cost", {}).items():
         rows = [
-            [method, f"{t['without']:.1f}", f"{t['with']:.1f}", f"{t['with'] / t['without']:.2f}"]
-            for method, t in methods.items()
+            [method, f"{t['without']:.1f}", f"{t['with']:.1f}", f"{t['ratio']:.2f}"] for method, t in methods.items()
         ]
         yield from table(f"index-cost, {engine}", ["µs, p50", "without 0003", "with", "ratio"], rows)
     for engine, plans in results.get("explain", {}).items():

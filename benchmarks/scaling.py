@@ -81,7 +81,11 @@ def scaling(run: Run) -> dict[str, Any]:
                         for size in sizes
                     }
                     timings = interleaved(calls, rounds=40, block=10, longest_seconds=3.0)
-                    results[engine][name] = {size: round(timing.p50, 1) for size, timing in timings.items()}
+                    smallest = timings[str(sizes[0])]
+                    results[engine][name] = {
+                        size: {"p50": round(timing.p50, 1), "growth": round(timing.ratio(smallest), 2)}
+                        for size, timing in timings.items()
+                    }
     return results
 
 
@@ -120,7 +124,10 @@ def index_cost(run: Run) -> dict[str, Any]:
                         block=20,
                         longest_seconds=3.0,
                     )
-                    found[operation.name] = {name: round(timing.p50, 1) for name, timing in timings.items()}
+                    found[operation.name] = {
+                        **{name: round(timing.p50, 1) for name, timing in timings.items()},
+                        "ratio": round(timings["with"].ratio(timings["without"]), 2),
+                    }
     return results
 
 

@@ -65,10 +65,15 @@ def _per_call(run: Run, operations: tuple[Operation, ...], engine: str, synchron
                 calls,
                 rounds=8 if run.quick else 40,
                 block=block,
-                longest_seconds=2.0 if run.quick else 6.0,
+                longest_seconds=2.0 if run.quick else 4.0,
             )
             results[operation.name] = {
-                name: {"p50": round(timing.p50, 2), "p99": round(timing.p99, 2), "calls": len(timing.samples)}
+                name: {
+                    "p50": round(timing.p50, 2),
+                    "p99": round(timing.p99, 2),
+                    "calls": len(timing.samples),
+                    "agentdb_ratio": round(timings["agentdb"].ratio(timing), 3),
+                }
                 for name, timing in timings.items()
             }
     finally:
