@@ -92,7 +92,7 @@ class UnusableValuesError(SchemaMismatchError):
         )
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """The driver's message without its hints and positions, as a sentence."""
     return f"{str(error).strip().partition(chr(10))[0].rstrip('.')}."
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 from agentdb.schema import read_tables
 from agentdb.sqlite_ddl import parse_create_table
-from tests.legacy_databases import manage, opened, rows
+from tests.legacy_databases import manage, opened, rows, sqlite_path
 from tests.test_fake_initial import raw_schema
 
 Load = Callable[[str], str]
@@ -259,3 +260,100 @@ def test_on_postgresql_a_table_in_another_schema_of_the_search_path_is_left_alon
         manage(connection, "migrate", "agentdb", fake_initial=True)
 
         assert rows(connection, "SELECT * FROM other.sessions") == [("x", "not-a-date")]
+
+
+@pytest.mark.parametrize("engine", ["sqlite"])
+@pytest.mark.parametrize("option", ["WITHOUT ROWID", "STRICT"])
+def test_on_sqlite_a_table_with_other_options_becomes_a_plain_one(
+    load_legacy: Load, engine: str, url: str, option: str
+):
+    with opened(url) as connection:
+        fresh = raw_schema(connection)
+    with opened(load_legacy("era-b-small")) as connection:
+        [(sql,)] = rows(connection, "SELECT sql FROM sqlite_master WHERE name = 'api_keys'")
+        execute(connection, "ALTER TABLE api_keys RENAME TO copied", f"{sql} {option}")
+        execute(connection, "INSERT INTO api_keys SELECT * FROM copied", "DROP TABLE copied")
+        held = rows(connection, "SELECT id, tenant_id, key_hash, label FROM api_keys ORDER BY id")
+
+        manage(connection, "migrate", "agentdb", fake_initial=True)
+
+        assert rows(connection, "SELECT id, tenant_id, key_hash, label FROM api_keys ORDER BY id") == held
+        assert raw_schema(connection) == fresh
+
+
+@pytest.mark.parametrize("engine", ["sqlite"])
+def test_on_sqlite_a_value_in_a_table_without_rowids_is_refused_by_id(load_legacy: Load, engine: str):
+    with opened(load_legacy("era-b-empty")) as connection:
+        [(sql,)] = rows(connection, "SELECT sql FROM sqlite_master WHERE name = 'api_keys'")
+        execute(connection, "DROP TABLE api_keys", f"{sql} WITHOUT ROWID")
+        execute(connection, "INSERT INTO api_keys VALUES ('k', 't', 'h', '', '?')")
+
+        with pytest.raises(CommandError, match="table 'api_keys', id 'k', column 'created_at': '\\?' is in no known"):
+            manage(connection, "migrate", fake_initial=True)
+
+
+@pytest.mark.parametrize("engine", ["postgresql"])
+def test_on_postgresql_tables_in_a_schema_of_the_search_path_are_adopted_there(
+    load_legacy: Load, engine: str, url: str
+):
+    with opened(url) as connection:
+        fresh = raw_schema(connection)
+    legacy_url = load_legacy("era-b-small")
+    with opened(legacy_url) as connection:
+        execute(connection, "CREATE SCHEMA app", *(f"ALTER TABLE {table} SET SCHEMA app" for table in fresh))
+        held = rows(connection, "SELECT id FROM app.sessions ORDER BY id")
+
+    separator = "&" if "?" in legacy_url else "?"
+    with opened(f"{legacy_url}{separator}options=-csearch_path%3Dapp") as connection:
+        manage(connection, "migrate", fake_initial=True)
+
+        assert without_schema(raw_schema(connection)) == without_schema(fresh)
+        assert rows(connection, "SELECT id FROM app.sessions ORDER BY id") == held
+        assert rows(connection, "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'") == [(0,)]
+
+
+def without_schema(schema: dict[str, Any]) -> dict[str, Any]:
+    return {
+        table: (columns, constraints, [(name, sql.replace(" app.", " public.")) for name, sql in indexes])
+        for table, (columns, constraints, indexes) in schema.items()
+    }
+
+
+@pytest.mark.parametrize("engine", ["postgresql"])
+def test_a_role_without_rights_to_the_tables_is_told_so_and_changes_nothing(
+    other_role: str, load_legacy: Load, engine: str
+):
+    with opened(load_legacy("era-b-small")) as connection:
+        execute(connection, "GRANT ALL ON SCHEMA public TO agentdb_reader")
+        execute(connection, "GRANT SELECT ON ALL TABLES IN SCHEMA public TO agentdb_reader", "SET ROLE agentdb_reader")
+
+        with pytest.raises(CommandError) as refusal:
+            manage(connection, "migrate", "agentdb", fake_initial=True)
+
+        assert "permission denied for table" in str(refusal.value) or "must be owner of" in str(refusal.value)
+        execute(connection, "RESET ROLE", "DROP OWNED BY agentdb_reader CASCADE")
+        assert read_tables(connection)["sessions"].column("created_at").type == "text"
+
+
+@pytest.mark.parametrize("engine", ["postgresql"])
+def test_a_role_that_may_create_nothing_is_told_so(other_role: str, empty_url: str, engine: str):
+    with opened(empty_url) as connection:
+        execute(connection, "SET ROLE agentdb_reader")
+
+        with pytest.raises(CommandError, match="cannot be migrated: .*permission denied for schema public"):
+            manage(connection, "migrate", "agentdb")
+
+        execute(connection, "RESET ROLE")
+
+
+@pytest.mark.parametrize("engine", ["sqlite"])
+def test_a_locked_sqlite_file_is_refused_in_a_sentence(load_legacy: Load, engine: str):
+    url = load_legacy("era-b-small")
+    other = sqlite3.connect(sqlite_path(url))
+    other.execute("BEGIN IMMEDIATE")
+    with opened(f"{url}?timeout=0.1") as connection, pytest.raises(CommandError) as refusal:
+        manage(connection, "migrate", "agentdb", fake_initial=True)
+    other.rollback()
+    other.close()
+
+    assert str(refusal.value) == f"Database {connection.alias!r} cannot be migrated: database is locked."

@@ -6,6 +6,7 @@ from django.core.management import CommandError
 from django.core.management.commands import migrate
 from django.db import DatabaseError, IntegrityError, OperationalError, connections, router
 from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.migrations.exceptions import MigrationSchemaMissing
 from django.db.migrations.executor import MigrationExecutor
 
 from agentdb.adoptable import refuse_unadopted
@@ -45,9 +46,11 @@ class Command(migrate.Command):
         except AgentDbError as error:
             raise CommandError(str(error)) from error
         except DatabaseError as error:
-            if not _needs_an_operator(error):
+            # The reason why Django could not create its own table is what counts.
+            reason = error.__context__ if isinstance(error, MigrationSchemaMissing) and error.__context__ else error
+            if not _needs_an_operator(reason):
                 raise
-            raise CommandError(f"Database {connection.alias!r} cannot be migrated: {first_line(error)}") from error
+            raise CommandError(f"Database {connection.alias!r} cannot be migrated: {first_line(reason)}") from error
 
     def _changes_agentdb(self, connection: BaseDatabaseWrapper, options: dict[str, Any]) -> bool:
         return (
@@ -74,9 +77,7 @@ class Command(migrate.Command):
             self.stdout.write("Another process is migrating this database; waiting for it.")
 
 
-def _needs_an_operator(error: DatabaseError) -> bool:
-    """Whether the error is about the database's rights, space, state or rows rather than about a migration's code."""
-    if isinstance(error, (OperationalError, IntegrityError)):
-        return True
-    causes = (error.__cause__, getattr(error.__cause__, "__cause__", None), error.__context__)
-    return any(getattr(cause, "sqlstate", None) == "42501" for cause in causes) or "permission denied" in str(error)
+def _needs_an_operator(error: BaseException) -> bool:
+    """Whether the error is about the database's rights, space, state or rows, and not about a migration's code."""
+    lacks_rights = getattr(error.__cause__, "sqlstate", None) == "42501"
+    return lacks_rights or isinstance(error, (OperationalError, IntegrityError))
