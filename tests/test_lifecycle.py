@@ -6,6 +6,7 @@ import gc
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -13,10 +14,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import psycopg
 import pytest
 from django.db import connections
 
@@ -130,8 +133,6 @@ def test_connection_that_dies_in_a_nested_transaction_fails_the_outer_one(postgr
 
 def _call_while_locked(url: str, call: Callable[[], object]) -> BaseException | object:
     """Begin ``call`` while the session is locked, end its connection, unlock; return what came of the call."""
-    import psycopg
-
     with psycopg.connect(url) as other, ThreadPoolExecutor(1) as threads:
         other.execute("LOCK TABLE sessions")
         future = threads.submit(call)
@@ -157,6 +158,111 @@ def test_write_whose_connection_dies_under_it_is_not_repeated(postgres_db: tuple
 
     assert isinstance(error, DatabaseUnavailableError)
     assert db.touch_session("s1") is True
+
+
+# -- a network that fails
+
+
+class Relay:
+    """A TCP port that passes everything on to a server's Unix socket, until the cable is cut."""
+
+    def __init__(self, target: str) -> None:
+        self._target = target
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._sockets: list[socket.socket] = []
+        self.port = self._listener.getsockname()[1]
+        self._threads = [threading.Thread(target=self._accept)]
+        self._threads[0].start()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                server = socket.socket(socket.AF_UNIX)
+                server.connect(self._target)
+                self._sockets += [client, server]
+                for ends in ((client, server), (server, client)):
+                    self._threads.append(threading.Thread(target=self._pump, args=ends))
+                    self._threads[-1].start()
+
+    @staticmethod
+    def _pump(source: socket.socket, sink: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(65536):
+                sink.sendall(data)
+        for end in (source, sink):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def cut(self) -> None:
+        for end in self._sockets:
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads[1:]:
+            thread.join()
+        for end in self._sockets:
+            end.close()
+        self._sockets.clear()
+
+    def close(self) -> None:
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._threads[0].join()
+        self.cut()
+
+
+@pytest.fixture
+def relay(postgres_url_migrated: str) -> Iterator[tuple[Relay, str]]:
+    """A relay before the tests' server, and the URL of a migrated database through it."""
+    info = psycopg.conninfo.conninfo_to_dict(postgres_url_migrated)
+    with psycopg.connect(postgres_url_migrated) as connection:
+        host, port = connection.info.host, connection.info.port
+    if not host.startswith("/"):
+        pytest.skip("needs a server with a Unix socket")
+    relay = Relay(f"{host}/.s.PGSQL.{port}")
+    try:
+        yield relay, f"postgresql://{info.get('user', 'postgres')}@127.0.0.1:{relay.port}/{info['dbname']}"
+    finally:
+        relay.close()
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_call_after_the_network_has_cut_the_idle_connection_succeeds(relay: tuple[Relay, str], call: str) -> None:
+    cable, url = relay
+    with agentdb.connect(url) as db:
+        make_session(db)
+        cable.cut()
+
+        CALLS[call](db)
+
+        assert db.get_session("s1") is not None
+
+
+def test_cut_in_a_transaction_fails_it_and_the_next_one_works(relay: tuple[Relay, str]) -> None:
+    cable, url = relay
+
+    def work(inside: Db) -> None:
+        make_session(inside)
+        cable.cut()
+        make_session(inside, "s2")
+
+    with agentdb.connect(url) as db:
+        with pytest.raises(DatabaseUnavailableError) as raised:
+            db.run_transaction(work)
+        assert str(raised.value).startswith(f"PostgreSQL at 127.0.0.1:{cable.port}, database ")
+        assert db.list_sessions() == []
+        assert db.run_transaction(make_session) == db.get_session("s1")
+
+
+def test_a_network_that_stays_away_is_unavailable(relay: tuple[Relay, str]) -> None:
+    cable, url = relay
+    with agentdb.connect(url) as db:
+        cable.close()
+
+        for call in ("read", "update", "transaction"):
+            with pytest.raises(DatabaseUnavailableError, match="Connection refused"):
+                CALLS[call](db)
 
 
 # -- a server of one's own
@@ -324,6 +430,21 @@ def test_threads_that_end_leave_no_connection(postgres_db: tuple[DjangoDb, str])
     gc.collect()
 
     _wait_until(lambda: count_connections(url) == 1)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="this system does not list open files")
+def test_threads_that_end_leave_no_open_file(db: DjangoDb) -> None:
+    def open_files() -> int:
+        gc.collect()
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    before = open_files()
+    for _ in range(20):
+        thread = threading.Thread(target=db.list_sessions)
+        thread.start()
+        thread.join()
+
+    assert open_files() <= before + 2  # SQLite keeps a few to use again
 
 
 def test_a_thread_keeps_its_connection(postgres_db: tuple[DjangoDb, str]) -> None:
@@ -545,8 +666,6 @@ def test_a_role_without_rights_is_unavailable_on_postgresql(postgres_db: tuple[D
 
 
 def test_a_time_out_of_the_server_is_unavailable_and_the_connection_goes_on(postgres_db: tuple[DjangoDb, str]) -> None:
-    import psycopg
-
     db, url = postgres_db
     make_session(db)
     with connections[db.alias].cursor() as cursor:
