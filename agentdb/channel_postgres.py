@@ -107,6 +107,13 @@ class PostgresChannel(Channel):
             return Fault.UNAVAILABLE
         return Fault.OTHER
 
+    def disconnect(self) -> None:
+        raw = self.wrapper.connection
+        super().disconnect()
+        pool = getattr(self.wrapper, "pool", None)
+        if raw is not None and pool is not None:
+            pool.putconn(raw)  # a host's pool counts those it has handed out, dead or alive
+
     def prepare_nothing(self) -> None:
         self._prepares = False
         if self._raw is not None:

@@ -22,9 +22,11 @@ from urllib.parse import quote
 import psycopg
 import pytest
 from django.db import connections
+from django.db.utils import ConnectionHandler
 
 import agentdb
 from agentdb import AgentDbError, ConflictError, DatabaseClosedError, DatabaseUnavailableError, Db, DjangoDb
+from agentdb.conf import database_from_url
 from tests.factories import execute, make_agent, make_sandbox, make_session
 
 
@@ -314,6 +316,26 @@ def test_calls_fail_while_a_postgresql_server_is_down_and_work_when_it_is_back(s
         server.start()
         assert db.get_session("s1") == session
         assert db.run_transaction(lambda inside: inside.touch_session("s1")) is True
+
+
+def test_dead_connections_of_a_hosts_pool_go_back_to_it(postgres_url_migrated: str) -> None:
+    config = database_from_url(postgres_url_migrated)
+    config["CONN_MAX_AGE"] = 0
+    config["OPTIONS"]["pool"] = {"min_size": 1, "max_size": 2, "timeout": 5}
+    connections.settings["pooled"] = ConnectionHandler({"default": config}).settings["default"]
+    db = DjangoDb("pooled")
+    try:
+        for _ in range(4):
+            make_agent(db)
+            kill_connections(postgres_url_migrated)
+            with pytest.raises(DatabaseUnavailableError):
+                db.run_transaction(lambda inside: [make_agent(inside), kill_connections(postgres_url_migrated)])
+        assert make_agent(db).version == 5
+    finally:
+        wrapper: Any = connections["pooled"]
+        wrapper.close()
+        wrapper.close_pool()
+        del connections["pooled"], connections.settings["pooled"]
 
 
 # -- prepared statements
