@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
+import sqlite3
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
@@ -17,6 +20,7 @@ from django.db.utils import load_backend
 from agentdb.errors import DatabaseUnavailableError
 
 _MAGIC = b"SQLite format 3\0"
+_INSPECTED = "AGENTDB_INSPECTED"  # the file that a connection reads, whatever name it opened
 
 
 @contextmanager
@@ -36,21 +40,22 @@ def inspecting(alias: str = DEFAULT_DB_ALIAS) -> Iterator[BaseDatabaseWrapper]:
             # Closing a file drops every lock this process has on it, those of its open connections included.
             configured.close()
         check_sqlite_file(path)
-    settings = _reading_settings(configured, path)
-    connection: BaseDatabaseWrapper = load_backend(settings["ENGINE"]).DatabaseWrapper(settings, alias)
-    try:
-        with translated_errors(configured):
-            connection.ensure_connection()
-            with _transaction(connection):
-                yield connection
-    finally:
-        connection.close()
+    with ExitStack() as stack:
+        stack.enter_context(translated_errors(configured))
+        settings = _reading_settings(configured, path, stack)
+        connection: BaseDatabaseWrapper = load_backend(settings["ENGINE"]).DatabaseWrapper(settings, alias)
+        stack.callback(connection.close)
+        connection.ensure_connection()
+        with _transaction(connection):
+            yield connection
 
 
 def sqlite_path(connection: BaseDatabaseWrapper) -> Path | None:
     """The database file, or None where there is none: another engine, or a database in memory."""
     if connection.vendor != "sqlite":
         return None
+    if (inspected := connection.settings_dict.get(_INSPECTED)) is not None:
+        return Path(str(inspected))
     name = str(connection.settings_dict["NAME"])
     if name == ":memory:" or "mode=memory" in name:
         return None
@@ -156,18 +161,39 @@ def _lower_first(text: str) -> str:
     return text[:1].lower() + text[1:]
 
 
-def _reading_settings(configured: BaseDatabaseWrapper, path: Path | None) -> dict[str, Any]:
+def _reading_settings(configured: BaseDatabaseWrapper, path: Path | None, stack: ExitStack) -> dict[str, Any]:
     settings = {**configured.settings_dict, "OPTIONS": {**configured.settings_dict["OPTIONS"]}}
     options: dict[str, Any] = settings["OPTIONS"]
     options.pop("pool", None)
     if path is None:
         return settings
+    settings[_INSPECTED] = path
     settings["OPTIONS"] = {key: options[key] for key in ("timeout",) if key in options}
-    settings["NAME"] = f"file:{quote(str(path.absolute()))}?{_read_only_mode(path)}"
-    if "vfs=" in settings["NAME"]:
+    mode = _read_only_mode(path)
+    opened = path
+    if mode == "mode=ro" and _has_hot_journal(path):
+        # A process died in a transaction. Only a connection that writes can undo that: here, in a copy.
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="agentdb-"))
+        opened = Path(folder) / path.name
+        shutil.copyfile(path, opened)
+        shutil.copyfile(f"{path}-journal", f"{opened}-journal")
+        mode = "mode=rw"
+    settings["NAME"] = f"file:{quote(str(opened.absolute()))}?{mode}"
+    if "vfs=" in mode:
         # Keeps the index of the write-ahead log in memory instead of in a -shm file.
         settings["OPTIONS"]["init_command"] = "PRAGMA locking_mode=EXCLUSIVE"
     return settings
+
+
+def _has_hot_journal(path: Path) -> bool:
+    if not Path(f"{path}-journal").exists():
+        return False
+    try:
+        with closing(sqlite3.connect(f"file:{quote(str(path.absolute()))}?mode=ro", uri=True, timeout=0)) as connection:
+            connection.execute("SELECT count(*) FROM sqlite_master")
+    except sqlite3.OperationalError as error:
+        return "readonly" in str(error)
+    return False
 
 
 def _read_only_mode(path: Path) -> str:

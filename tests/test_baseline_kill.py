@@ -214,3 +214,32 @@ def test_killed_at_a_chosen_point(load_legacy: Load, engine: str, point: str, ca
         }
     assert tables == set(TABLES) - {"api_keys"}  # nothing of the adoption is there
     assert_next_run_finishes(url, before)
+
+
+HOT = """
+import os, signal, sqlite3, sys
+c = sqlite3.connect(sys.argv[1], isolation_level=None)
+c.execute("PRAGMA journal_mode = DELETE")
+c.execute("PRAGMA cache_size = 5")
+c.execute("BEGIN")
+c.execute("UPDATE sessions SET sandbox_id = hex(randomblob(500))")
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_transaction_left_half_written_is_looked_at_as_it_was_before(tmp_path: Path):
+    """With a rollback journal, as a Django project may have it, the file itself holds the half of a transaction."""
+    folder = tmp_path / "hot"
+    folder.mkdir()
+    path = folder / "era-a.db"
+    shutil.copyfile(FOLDER / "sqlite" / "era-a.db", path)
+    before = digest(f"sqlite:///{path}")
+    subprocess.run([sys.executable, "-c", HOT, str(path)])
+    hot = {found.name: found.read_bytes() for found in folder.iterdir()}
+    assert set(hot) == {"era-a.db", "era-a.db-journal"}
+
+    check = baselinedb(f"sqlite:///{path}", "--check")
+
+    assert (check.code, f"file {path}," in check.out) == (1, True)
+    assert {found.name: found.read_bytes() for found in folder.iterdir()} == hot
+    assert_next_run_finishes(f"sqlite:///{path}", before)
