@@ -24,7 +24,7 @@ demo: $(VENV)/.installed
 	@$(BIN)/python examples/demo.py
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest $(ARGS) --cov
+	$(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 $(ARGS) --cov
 	@echo "Branch coverage of agentdb/: $$($(BIN)/coverage report --include='agentdb/*' --format=total)%"
 
 lint: $(VENV)/.installed-lint
