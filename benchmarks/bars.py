@@ -75,5 +75,6 @@ def bars(results: dict[str, Any]) -> Iterator[Bar]:
     startup = results.get("startup", {})
     if "import" in startup:
         yield Bar("import agentdb over bare Python", "", startup["import"]["over_python_ms"], "≤", 40.0, "ms")
-    for engine, times in startup.get("connect", {}).items():
-        yield Bar("connect() vs bare django.setup()", engine, times["connect_ms"] / times["setup_ms"], "≤", 1.5)
+    # PostgreSQL has no bar: its driver's import alone takes a good part of the setup, which does without it.
+    if times := startup.get("connect", {}).get("sqlite"):
+        yield Bar("connect() vs bare django.setup()", "sqlite", times["ratio"], "≤", 1.5)

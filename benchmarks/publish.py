@@ -89,6 +89,34 @@ def _tables(results: dict[str, Any]) -> Iterator[str]:
                     for callers, peers in counts.items()
                 ],
             )
+    if startup := results.get("startup"):
+        yield "### Starting: ms"
+        yield ""
+        yield from _table(
+            ["", "agentdb", "beside", "ratio"],
+            [
+                ["`import agentdb`, over bare Python", f"{startup['import']['over_python_ms']}", "–", "–"],
+                *(
+                    [
+                        f"`connect()` beside `django.setup()`, {engine}",
+                        f"{times['connect_ms']}",
+                        f"{times['setup_ms']}",
+                        f"{times['ratio']:.2f}",
+                    ]
+                    for engine, times in startup["connect"].items()
+                ),
+            ],
+        )
+    if awaited := results.get("await"):
+        yield "### Awaiting: µs of one `get_session`"
+        yield ""
+        yield from _table(
+            ["engine", "called", "awaited", "overhead"],
+            [
+                [engine, f"{times['called']}", f"{times['awaited']}", f"{times['overhead']}"]
+                for engine, times in awaited.items()
+            ],
+        )
     if "index-cost" in results:
         yield "### What the indexes of migration 0003 cost a write: µs, p50"
         yield ""

@@ -80,7 +80,7 @@ def scaling(run: Run) -> dict[str, Any]:
                         str(size): _call(method, opened[size, one_tenant], Rows(made[size, one_tenant], size))
                         for size in sizes
                     }
-                    timings = interleaved(calls, rounds=40, block=10, longest_seconds=3.0)
+                    timings = interleaved(calls, rounds=60, block=5, longest_seconds=3.0)
                     smallest = timings[str(sizes[0])]
                     results[engine][name] = {
                         size: {"p50": round(timing.p50, 1), "growth": round(timing.ratio(smallest), 2)}
@@ -120,9 +120,9 @@ def index_cost(run: Run) -> dict[str, Any]:
                 for operation in WRITES:
                     timings = interleaved(
                         {name: operation.on(db, rows) for name, (db, rows) in calls.items()},
-                        rounds=8 if run.quick else 30,
-                        block=20,
-                        longest_seconds=3.0,
+                        rounds=20 if run.quick else 60,
+                        block=5,
+                        longest_seconds=2.0,
                     )
                     found[operation.name] = {
                         **{name: round(timing.p50, 1) for name, timing in timings.items()},

@@ -63,7 +63,7 @@ def _per_call(run: Run, operations: tuple[Operation, ...], engine: str, synchron
             }
             timings = interleaved(
                 calls,
-                rounds=8 if run.quick else 40,
+                rounds=20 if run.quick else 100,
                 block=block,
                 longest_seconds=2.0 if run.quick else 4.0,
             )
@@ -88,7 +88,7 @@ def _settings(engine: str) -> tuple[str, ...]:
 
 
 def point_reads(run: Run) -> dict[str, Any]:
-    return {engine: _per_call(run, POINT_READS, engine, "FULL", 25) for engine in run.engines}
+    return {engine: _per_call(run, POINT_READS, engine, "FULL", 10) for engine in run.engines}
 
 
 def lists(run: Run) -> dict[str, Any]:
@@ -97,7 +97,7 @@ def lists(run: Run) -> dict[str, Any]:
 
 def writes(run: Run) -> dict[str, Any]:
     return {
-        f"{engine} {synchronous}".strip(): _per_call(run, WRITES, engine, synchronous, 20)
+        f"{engine} {synchronous}".strip(): _per_call(run, WRITES, engine, synchronous, 5)
         for engine in run.engines
         for synchronous in _settings(engine)
     }

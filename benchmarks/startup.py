@@ -44,7 +44,7 @@ def startup(run: Run) -> dict[str, Any]:
     results: dict[str, Any] = {
         "import": {
             "python_ms": _ms(walls["python"]),
-            "over_python_ms": round(_ms(walls["agentdb"]) - _ms(walls["python"]), 1),
+            "over_python_ms": _ms([own - bare for own, bare in zip(walls["agentdb"], walls["python"], strict=True)]),
             "django_imported": imported_django,
         },
         "connect": {},
@@ -61,6 +61,7 @@ def startup(run: Run) -> dict[str, Any]:
                 process[name].append(wall)
         results["connect"][engine] = {
             **{f"{name}_ms": _ms(values) for name, values in times.items()},
+            "ratio": round(median(own / bare for own, bare in zip(times["connect"], times["setup"], strict=True)), 2),
             **{f"{name}_process_ms": _ms(values) for name, values in process.items()},
         }
     return results
