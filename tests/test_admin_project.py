@@ -335,7 +335,7 @@ def test_password_of_the_database_is_not_among_the_arguments(monkeypatch: pytest
         settings_dict = {"ENGINE": "x", "NAME": "n", "PASSWORD": "pass-word"}
         close = staticmethod(lambda: None)
 
-    monkeypatch.setattr(command.subprocess, "Popen", Server)
+    monkeypatch.setattr("subprocess.Popen", Server)
     monkeypatch.setattr(command, "connections", {"default": Connection})
     monkeypatch.setattr(command, "pending_migrations", lambda connection: [])
 
