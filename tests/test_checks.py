@@ -41,7 +41,7 @@ def test_e001_is_silent_on_an_empty_a_migrated_and_an_adopted_database(
         with opened(quiet) as connection:
             assert check_adoption(databases=[connection.alias]) == []
     with opened(load_legacy("era-b-empty")) as connection:
-        manage(connection, "migrate", fake_initial=True)
+        manage(connection, "migrate", "agentdb", fake_initial=True)
         assert check_adoption(databases=[connection.alias]) == []
 
 
@@ -53,14 +53,14 @@ def test_e001_looks_at_no_database_unless_asked(load_legacy: Load, engine: str):
 
 def test_e001_does_not_stop_a_migrate_that_runs_the_checks(load_legacy: Load, engine: str):
     with opened(load_legacy("era-b-small")) as connection:
-        printed = manage(connection, "migrate", fake_initial=True, skip_checks=False)
+        printed = manage(connection, "migrate", "agentdb", fake_initial=True, skip_checks=False)
 
     assert "Applying agentdb.0001_initial... FAKED" in printed
 
 
 def test_a_migrate_that_runs_the_checks_says_what_to_do_in_its_own_words(load_legacy: Load, engine: str):
     with opened(load_legacy("era-b-small")) as connection, pytest.raises(CommandError) as refusal:
-        manage(connection, "migrate", skip_checks=False)
+        manage(connection, "migrate", "agentdb", skip_checks=False)
 
     assert "agentdb migrate --fake-initial" in str(refusal.value)
 

@@ -108,7 +108,7 @@ def test_on_sqlite_a_dangling_reference_is_refused_before_anything_is_recorded(l
         )
 
         with pytest.raises(CommandError) as refusal:
-            manage(connection, "migrate", fake_initial=True)
+            manage(connection, "migrate", "agentdb", fake_initial=True)
 
         assert str(refusal.value) == (
             "The row in table 'notes' with primary key '1' has an invalid foreign key: notes.about contains a value "
@@ -241,7 +241,7 @@ def test_on_postgresql_what_cannot_be_made_again_is_named_and_nothing_changes(lo
         before = raw_schema(connection)
 
         with pytest.raises(CommandError) as refusal:
-            manage(connection, "migrate", fake_initial=True)
+            manage(connection, "migrate", "agentdb", fake_initial=True)
 
         assert str(refusal.value).startswith(IN_THE_WAY[sql])
         assert raw_schema(connection) == before
@@ -289,7 +289,7 @@ def test_on_sqlite_a_value_in_a_table_without_rowids_is_refused_by_id(load_legac
         execute(connection, "INSERT INTO api_keys VALUES ('k', 't', 'h', '', '?')")
 
         with pytest.raises(CommandError, match="table 'api_keys', id 'k', column 'created_at': '\\?' is in no known"):
-            manage(connection, "migrate", fake_initial=True)
+            manage(connection, "migrate", "agentdb", fake_initial=True)
 
 
 @pytest.mark.parametrize("engine", ["postgresql"])
@@ -305,7 +305,7 @@ def test_on_postgresql_tables_in_a_schema_of_the_search_path_are_adopted_there(
 
     separator = "&" if "?" in legacy_url else "?"
     with opened(f"{legacy_url}{separator}options=-csearch_path%3Dapp") as connection:
-        manage(connection, "migrate", fake_initial=True)
+        manage(connection, "migrate", "agentdb", fake_initial=True)
 
         assert without_schema(raw_schema(connection)) == without_schema(fresh)
         assert rows(connection, "SELECT id FROM app.sessions ORDER BY id") == held

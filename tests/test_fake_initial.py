@@ -93,7 +93,7 @@ ALL_MULTI_TENANT = [(engine, stem) for engine, names in MULTI_TENANT.items() for
 def test_fake_initial_brings_every_row_of_a_multi_tenant_database_through(load_legacy: Load, engine: str, stem: str):
     before = expected(engine, stem)
     with opened(load_legacy(stem)) as connection:
-        manage(connection, "migrate", fake_initial=True)
+        manage(connection, "migrate", "agentdb", fake_initial=True)
 
         for table in TABLES:
             columns = before["tables"][table]["columns"]
@@ -115,7 +115,7 @@ def test_an_adopted_schema_equals_a_fresh_one_names_included(load_legacy: Load, 
     fresh = raw_schema_of(url)
 
     with opened(load_legacy(stem)) as connection:
-        manage(connection, "migrate", fake_initial=True)
+        manage(connection, "migrate", "agentdb", fake_initial=True)
 
         adopted = raw_schema(connection)
         if stem == "dirty-extra-nullable-column":
@@ -132,7 +132,7 @@ def test_an_adopted_database_goes_back_to_text_that_the_old_server_wrote_with_ev
 ):
     before = expected(engine, stem)
     with opened(load_legacy(stem)) as connection:
-        manage(connection, "migrate", fake_initial=True)
+        manage(connection, "migrate", "agentdb", fake_initial=True)
 
         manage(connection, "migrate", "agentdb", "0001")
 
@@ -156,7 +156,7 @@ def test_migrate_alone_refuses_a_multi_tenant_database_and_names_the_command(loa
         before = read_tables(connection)
 
         with pytest.raises(CommandError) as refusal:
-            manage(connection, "migrate")
+            manage(connection, "migrate", "agentdb")
 
         assert read_tables(connection) == before
     assert re.fullmatch(
@@ -184,7 +184,7 @@ def test_every_other_old_database_is_refused_without_a_change(
         contents_before = sqlite_path(url).read_bytes() if damaged else None
 
         with pytest.raises(CommandError) as refusal:
-            manage(connection, "migrate", fake_initial=fake_initial)
+            manage(connection, "migrate", "agentdb", fake_initial=fake_initial)
 
         message = str(refusal.value)
         if damaged:
@@ -201,7 +201,7 @@ def test_every_other_old_database_is_refused_without_a_change(
 
 def test_the_refusal_of_a_single_tenant_database_says_what_was_found(load_legacy: Load, engine: str):
     with opened(load_legacy("era-a")) as connection, pytest.raises(CommandError) as refusal:
-        manage(connection, "migrate", fake_initial=True)
+        manage(connection, "migrate", "agentdb", fake_initial=True)
 
     nullable = "Column 'name' of table 'agents' may be NULL. " if engine == "sqlite" else ""
     assert str(refusal.value) == (
@@ -218,7 +218,7 @@ def test_the_refusal_of_an_unreadable_timestamp_names_table_row_column_and_value
     id = {"sqlite": "1e91e077-4e80-420b-9f23-38b3fdda3097", "postgresql": "36ed1107-d63c-416a-b671-d5f70131dda6"}
     with opened(load_legacy("dirty-timestamp-garbage")) as connection:
         with pytest.raises(CommandError) as refusal:
-            manage(connection, "migrate", fake_initial=True)
+            manage(connection, "migrate", "agentdb", fake_initial=True)
 
         assert "django_migrations" not in read_tables(connection)
     assert str(refusal.value) == (
@@ -231,7 +231,7 @@ def test_the_refusal_of_an_unreadable_timestamp_names_table_row_column_and_value
 @pytest.mark.parametrize("engine", ["postgresql"])
 def test_a_zone_abbreviation_with_several_meanings_is_refused(load_legacy: Load):
     with opened(load_legacy("dirty-datestyle")) as connection, pytest.raises(CommandError) as refusal:
-        manage(connection, "migrate", fake_initial=True)
+        manage(connection, "migrate", "agentdb", fake_initial=True)
 
     row = "table 'sessions', id 'ds Postgres, DMY Asia/Kolkata', column"
     reason = "'Mon 23 Nov 00:33:17.182641 2026 IST' names its zone IST, which does not say one offset from UTC"
@@ -248,7 +248,7 @@ def test_the_other_date_styles_convert_to_their_instants(load_legacy: Load):
     with opened(load_legacy("dirty-datestyle")) as connection:
         rows(connection, "DELETE FROM sessions WHERE created_at LIKE '%IST'")
 
-        manage(connection, "migrate", fake_initial=True)
+        manage(connection, "migrate", "agentdb", fake_initial=True)
 
         assert rows(
             connection,
@@ -312,7 +312,7 @@ def test_fake_initial_decides_by_what_the_tables_are_and_ends_equal_to_fresh_or_
 
     with opened(mangled) as connection:
         if found is None:
-            manage(connection, "migrate", fake_initial=True)
+            manage(connection, "migrate", "agentdb", fake_initial=True)
 
             adopted = raw_schema(connection)
             fresh = raw_schema_of(url)
@@ -321,7 +321,7 @@ def test_fake_initial_decides_by_what_the_tables_are_and_ends_equal_to_fresh_or_
             assert adopted == fresh
         else:
             with pytest.raises(CommandError) as refusal:
-                manage(connection, "migrate", fake_initial=True)
+                manage(connection, "migrate", "agentdb", fake_initial=True)
             assert found in str(refusal.value)
             assert "un 'agentdb baselinedb'" in str(refusal.value)
             assert pending_migrations(connection) == list(migration_names())
@@ -331,7 +331,7 @@ def test_migrate_refuses_final_tables_that_lack_their_record(url: str):
     change(url, "DROP TABLE django_migrations")
 
     with opened(url) as connection, pytest.raises(CommandError) as refusal:
-        manage(connection, "migrate", fake_initial=True)
+        manage(connection, "migrate", "agentdb", fake_initial=True)
 
     assert "They are those of migration '0003_query_indexes', which is not recorded." in str(refusal.value)
     assert "Run 'agentdb baselinedb'" in str(refusal.value)
@@ -348,7 +348,7 @@ def test_a_view_on_an_adopted_database_still_answers(load_legacy: Load, engine: 
     with opened(url) as connection:
         before = [id for (id, *_) in rows(connection, "SELECT * FROM active_sessions ORDER BY id")]
 
-        manage(connection, "migrate", fake_initial=True)
+        manage(connection, "migrate", "agentdb", fake_initial=True)
 
         assert [id for (id, *_) in rows(connection, "SELECT * FROM active_sessions ORDER BY id")] == before
         assert before
@@ -374,7 +374,7 @@ def test_migrate_of_the_library_raises_what_the_command_prints(load_legacy: Load
 def test_the_adopted_database_is_served(load_legacy: Load, engine: str):
     url = load_legacy("era-b-small")
     with opened(url) as connection:
-        manage(connection, "migrate", fake_initial=True)
+        manage(connection, "migrate", "agentdb", fake_initial=True)
 
     with agentdb.connect(url) as db:
         names = [row["name"] for row in expected(engine, "era-b-small")["tables"]["agents"]["rows"]]

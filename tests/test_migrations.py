@@ -138,13 +138,13 @@ def test_raw_inserts_rely_on_defaults_after_every_migration_and_read_back_as_now
 
 def test_raw_inserts_after_going_back_are_read_when_migrating_again(empty_url: str):
     with opened(empty_url) as connection:
-        manage(connection, "migrate")
+        manage(connection, "migrate", "agentdb")
         manage(connection, "migrate", "agentdb", "0001")
         before = datetime.now(UTC) - timedelta(seconds=1)
 
         insert_raw(connection, "1")
 
-        manage(connection, "migrate")
+        manage(connection, "migrate", "agentdb")
         [(id, created_at)] = rows(connection, "SELECT id, created_at FROM sessions")
         created_at = datetime.fromisoformat(str(created_at))
         assert before <= created_at.replace(tzinfo=UTC) <= datetime.now(UTC)
@@ -173,7 +173,7 @@ def test_rows_of_all_formats_are_ordered_and_compared_by_their_instants(empty_ur
         for number, text in enumerate(MIXED):
             insert_session(connection, str(number), text, text)
 
-        manage(connection, "migrate")
+        manage(connection, "migrate", "agentdb")
 
         sessions = Session.objects.using(connection.alias)
         assert list(sessions.order_by("created_at").values_list("id", flat=True)) == [*"0123456789"]
@@ -194,7 +194,7 @@ def test_a_row_written_through_the_models_compares_with_converted_ones(empty_url
     with opened(empty_url) as connection:
         manage(connection, "migrate", "agentdb", "0001")
         insert_session(connection, "old", "2026-02-19T20:53:16.123Z", "2026-02-19 20:53:16")
-        manage(connection, "migrate")
+        manage(connection, "migrate", "agentdb")
         sessions = Session.objects.using(connection.alias)
 
         for id, micro in (("same", 123000), ("later", 123001), ("earlier", 122999)):
@@ -218,7 +218,7 @@ def test_unreadable_timestamps_stop_the_migration_before_it_changes_anything(emp
         held = rows(connection, "SELECT * FROM sessions ORDER BY id")
 
         with pytest.raises(CommandError) as refusal:
-            manage(connection, "migrate")
+            manage(connection, "migrate", "agentdb")
 
         assert str(refusal.value) == (
             "2 values cannot be converted; nothing was changed.\n"
@@ -255,11 +255,11 @@ def test_a_corrected_value_converts_on_the_next_run(empty_url: str):
         manage(connection, "migrate", "agentdb", "0001")
         insert_session(connection, "s", "?", "2026-02-19 20:53:16")
         with pytest.raises(CommandError):
-            manage(connection, "migrate")
+            manage(connection, "migrate", "agentdb")
 
         rows(connection, "UPDATE sessions SET created_at = '2026-02-19 20:53:16+00:00'")
 
-        manage(connection, "migrate")
+        manage(connection, "migrate", "agentdb")
         assert rows(connection, "SELECT created_at = last_active_at FROM sessions") in ([(True,)], [(1,)])
 
 
@@ -275,7 +275,7 @@ def test_what_only_sqlite_can_hold_is_refused_with_table_and_row(empty_url: str,
         rows(connection, "UPDATE api_keys SET created_at = x'31'")
 
         with pytest.raises(CommandError) as refusal:
-            manage(connection, "migrate")
+            manage(connection, "migrate", "agentdb")
 
         assert str(refusal.value) == (
             "5 values cannot be converted; nothing was changed.\n"
@@ -293,7 +293,7 @@ def test_microseconds_are_lost_on_the_way_back_and_nothing_else_is(empty_url: st
     with opened(empty_url) as connection:
         manage(connection, "migrate", "agentdb", "0001")
         insert_session(connection, "s", "2026-02-19 15:53:16.123999-05", "2026-02-19 20:53:16")
-        manage(connection, "migrate")
+        manage(connection, "migrate", "agentdb")
 
         manage(connection, "migrate", "agentdb", "0001")
 
@@ -327,7 +327,7 @@ def test_migrate_zero_drops_the_four_tables_and_migrate_makes_them_again(url: st
         manage(connection, "migrate", "agentdb", "zero")
         assert read_tables(connection).keys() <= {"django_migrations"}
 
-        manage(connection, "migrate")
+        manage(connection, "migrate", "agentdb")
         assert raw_schema(connection) == before
 
 
@@ -336,7 +336,7 @@ def test_a_recorded_first_migration_over_other_tables_is_caught_by_the_second(lo
         manage(connection, "migrate", "agentdb", "0001", fake=True)
 
         with pytest.raises(CommandError) as refusal:
-            manage(connection, "migrate")
+            manage(connection, "migrate", "agentdb")
 
     assert "Run 'agentdb baselinedb'." in str(refusal.value)
     assert isinstance(refusal.value.__cause__, SchemaMismatchError)
@@ -373,9 +373,9 @@ def test_plan_names_the_conversion_and_changes_nothing(empty_url: str):
 def test_check_tells_pending_migrations_apart(empty_url: str):
     with opened(empty_url) as connection:
         with pytest.raises(SystemExit):
-            manage(connection, "migrate", check_unapplied=True)
-        manage(connection, "migrate")
-        manage(connection, "migrate", check_unapplied=True)
+            manage(connection, "migrate", "agentdb", check_unapplied=True)
+        manage(connection, "migrate", "agentdb")
+        manage(connection, "migrate", "agentdb", check_unapplied=True)
 
 
 @pytest.mark.parametrize("arguments", [[], ["agentdb"]], ids=["all", "agentdb"])
@@ -460,6 +460,6 @@ def test_a_file_that_is_no_database_is_refused_in_a_sentence(empty_url: str, eng
     sqlite_path(empty_url).write_text("not a database, but long enough to be read as a header" * 20)
 
     with opened(empty_url) as connection, pytest.raises(CommandError) as refusal:
-        manage(connection, "migrate")
+        manage(connection, "migrate", "agentdb")
 
     assert str(refusal.value) == f"Database {connection.alias!r} cannot be used: file is not a database."
