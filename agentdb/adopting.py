@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,7 +28,14 @@ from agentdb.baseline import (
 from agentdb.content import Progress, other_checksum, read_content
 from agentdb.ddl import conform_table, create_table
 from agentdb.errors import AgentDbError, DatabaseUnavailableError, SchemaMismatchError
-from agentdb.inspecting import check_sqlite_file, describe_failure, inspecting, sqlite_path
+from agentdb.inspecting import (
+    ChangedMeanwhileError,
+    check_sqlite_file,
+    describe_failure,
+    inspecting,
+    sqlite_path,
+    translated_errors,
+)
 from agentdb.legacy import APP, INITIAL, NATIVE_TIMESTAMP_TYPES, drift, later_indexes, state_apps
 from agentdb.locking import migration_lock
 from agentdb.models import new_id
@@ -36,6 +43,7 @@ from agentdb.rows import OLD_COLUMNS
 from agentdb.schema import Table, expected_tables, read_tables
 
 _LOCK_TIMEOUT_SECONDS = 30
+_LOOKS = 3
 # agents come last: until the sessions are rebuilt, their foreign key holds the key of the agents.
 _ORDER = ("sessions", "sandboxes", "api_keys", "agents")
 
@@ -68,9 +76,21 @@ class Listener:
 
 def look(alias: str, listener: Listener = Listener(), *, backup: bool = True) -> tuple[Findings, Plan]:
     """Read the database of ``alias`` through a read-only connection, and decide."""
-    with inspecting(alias) as connection:
-        findings = read(connection, listener.progress)
+    connection = connections[alias]
+    for attempt in range(_LOOKS):
+        try:
+            # Under the lock, because a look in the middle of another process's adoption would see half of each.
+            with translated_errors(connection), _lock(connection, listener), inspecting(alias) as reading:
+                findings = read(reading, listener.progress)
+            break
+        except ChangedMeanwhileError:
+            if attempt == _LOOKS - 1:
+                raise
     return findings, decide(findings, backup=backup)
+
+
+def _lock(connection: BaseDatabaseWrapper, listener: Listener) -> AbstractContextManager[None]:
+    return migration_lock(connection, lambda: listener.say("Another process is changing the schema; waiting for it."))
 
 
 def adopt(alias: str, listener: Listener = Listener(), *, backup: bool = True) -> Outcome:
@@ -84,8 +104,8 @@ def adopt(alias: str, listener: Listener = Listener(), *, backup: bool = True) -
         _check_writable(path)
     with (
         _one_connection(connection),
-        migration_lock(connection, lambda: listener.say("Another process is changing the schema; waiting for it.")),
         _refusing(connection),
+        _lock(connection, listener),
         _transaction(connection),
     ):
         _lock_tables(connection)

@@ -43,11 +43,37 @@ def inspecting(alias: str = DEFAULT_DB_ALIAS) -> Iterator[BaseDatabaseWrapper]:
     with ExitStack() as stack:
         stack.enter_context(translated_errors(configured))
         settings = _reading_settings(configured, path, stack)
+        if path is not None and "immutable=" in settings["NAME"]:
+            stack.enter_context(_unchanged(path))
         connection: BaseDatabaseWrapper = load_backend(settings["ENGINE"]).DatabaseWrapper(settings, alias)
         stack.callback(connection.close)
         connection.ensure_connection()
         with _transaction(connection):
             yield connection
+
+
+class ChangedMeanwhileError(DatabaseUnavailableError):
+    """Another process began to write to a SQLite file that was read without locks: what was read counts for nothing."""
+
+
+@contextmanager
+def _unchanged(path: Path) -> Iterator[None]:
+    def state() -> tuple[int, int, bool]:
+        found = path.stat()
+        return found.st_mtime_ns, found.st_size, Path(f"{path}-wal").exists()
+
+    before = state()
+    error: BaseException | None = None
+    try:
+        yield
+    except DjangoDatabaseError as raised:
+        error = raised
+    if state() != before:
+        raise ChangedMeanwhileError(
+            f"Another process began to write to {str(path)!r} while it was looked at. Run the command again."
+        ) from error
+    if error is not None:
+        raise error
 
 
 def sqlite_path(connection: BaseDatabaseWrapper) -> Path | None:

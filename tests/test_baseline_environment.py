@@ -12,11 +12,13 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote, urlsplit, urlunsplit
 
 import psycopg
 import pytest
 
+from agentdb.baseline import read
 from tests.baseline_runs import assert_adopted, baselinedb, snapshot
 from tests.legacy_databases import FOLDER, opened
 
@@ -366,6 +368,27 @@ def test_tables_in_use_are_waited_for_and_then_refused(load_legacy: Load, engine
         " are in use by a transaction that does not end. Stop the programs that use them, and try again. Nothing was "
         "changed."
     )
+
+
+def test_a_look_that_a_writer_came_into_is_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A file that nobody has open is read without locks, for they would leave files behind."""
+    path = tmp_path / "era-a.db"
+    shutil.copyfile(FOLDER / "sqlite" / "era-a.db", path)
+    looks = []
+
+    def reading(*args: Any, **options: Any) -> Any:
+        looks.append(1)
+        if len(looks) == 1:
+            writer.execute("INSERT INTO agents (name, path) VALUES ('came later', '/')")
+            writer.commit()
+        return read(*args, **options)
+
+    monkeypatch.setattr("agentdb.adopting.read", reading)
+    with closing(sqlite3.connect(path)) as writer:
+        run = baselinedb(f"sqlite:///{path}", "--check")
+
+    assert (run.code, len(looks)) == (1, 2)
+    assert "  agents     18 rows" in run.out.splitlines()
 
 
 def test_two_processes_at_once_adopt_once_and_the_other_finds_nothing_to_do(load_legacy: Load, engine: str):
