@@ -14,7 +14,7 @@ from django.db.backends.base.schema import BaseDatabaseSchemaEditor
 
 from agentdb.errors import SchemaMismatchError
 from agentdb.rows import first_line
-from agentdb.sqlite_ddl import parse_create_table
+from agentdb.sqltext import matching, parse_create_table, split, tokenize
 
 # Indexes that old servers made and no model has any more; ours cover what they were for.
 LEFT_OVER_INDEXES = frozenset({"idx_api_keys_hash", "api_keys_key_hash_unique"})
@@ -128,7 +128,7 @@ def _conform_on_sqlite(
     if not found:
         raise SchemaMismatchError(f"The database has no table {table!r}. Run 'agentdb baselinedb'.")
     old_name, old_sql = found[0]
-    old = parse_create_table(old_sql)
+    old_columns, old_constraints = written_definitions(old_sql)
     columns = [(name, hidden) for _, name, *_, hidden in _rows(schema_editor, f"PRAGMA table_xinfo({quote(old_name)})")]
     live = {name.lower() for name, _ in columns}
     ours = _fields(model)
@@ -137,9 +137,9 @@ def _conform_on_sqlite(
     definitions = [
         f"{quote(column)} {schema_editor.column_sql(model, model_field)[0]}" for column, model_field in ours.items()
     ]
-    definitions += [old.columns[name.lower()] for name, _ in extra]
+    definitions += [old_columns[name.lower()] for name, _ in extra]
     definitions += [str(constraint.constraint_sql(model, schema_editor)) for constraint in model._meta.constraints]
-    definitions += [text for text, words in old.constraints if words & {name.lower() for name, _ in extra}]
+    definitions += [text for text, words in old_constraints if words & {name.lower() for name, _ in extra}]
 
     copied: dict[str, str] = {}
     for column, model_field in ours.items():
@@ -171,6 +171,20 @@ def _conform_on_sqlite(
         schema_editor.add_index(model, index)
     for sql in rest:
         _run(schema_editor, sql)
+
+
+def written_definitions(sql: str) -> tuple[dict[str, str], list[tuple[str, frozenset[str]]]]:
+    """The definitions in a CREATE TABLE as they are written: of columns by lower-case name, and of the table's
+    constraints, each with the lower-case words in it."""
+    columns = {column.name.lower(): sql[column.start : column.end] for column in parse_create_table(sql).columns}
+    tokens = tokenize(sql)
+    opening = next(position for position, token in enumerate(tokens) if token.text == "(")
+    constraints = [
+        (sql[item[0].start : item[-1].end], frozenset(token.identifier.lower() for token in item))
+        for item in split(tokens[opening + 1 : matching(tokens, opening)])
+        if sql[item[0].start : item[-1].end] not in columns.values()
+    ]
+    return columns, constraints
 
 
 def _sqlite_rest(schema_editor: BaseDatabaseSchemaEditor, model: type[models.Model], table: str) -> list[str]:

@@ -10,8 +10,8 @@ import pytest
 from django.core.management import CommandError
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+from agentdb.ddl import written_definitions
 from agentdb.schema import read_tables
-from agentdb.sqlite_ddl import parse_create_table
 from tests.legacy_databases import manage, opened, rows, sqlite_path
 from tests.test_fake_initial import raw_schema
 
@@ -23,8 +23,8 @@ def execute(connection: BaseDatabaseWrapper, *statements: str) -> None:
         rows(connection, sql)
 
 
-def test_parsing_finds_columns_and_constraints_whatever_their_quotes_and_comments():
-    parsed = parse_create_table(
+def test_definitions_are_found_as_written_whatever_their_quotes_and_comments():
+    columns, constraints = written_definitions(
         """CREATE TABLE "odd ( name" (
             id TEXT PRIMARY KEY, -- the key, of course
             `a,b` text DEFAULT 'it''s, (fine)' NOT NULL,
@@ -35,24 +35,26 @@ def test_parsing_finds_columns_and_constraints_whatever_their_quotes_and_comment
         ) WITHOUT ROWID"""
     )
 
-    assert parsed.columns == {
+    assert columns == {
         "id": "id TEXT PRIMARY KEY",
         "a,b": "`a,b` text DEFAULT 'it''s, (fine)' NOT NULL",
-        "c d": "[c d] TEXT   CHECK (\"c d\" IN ('x', 'y'))",
+        "c d": "[c d] TEXT /* a, comment */ CHECK (\"c d\" IN ('x', 'y'))",
         "unique": "\"unique\" TEXT DEFAULT (strftime('%Y-%m-%d', 'now'))",
         "price": "price NUMERIC(10, 2)",
     }
-    assert [text for text, _ in parsed.constraints] == [
+    assert [text for text, _ in constraints] == [
         'CONSTRAINT "u" UNIQUE (id, `a,b`)',
         "FOREIGN KEY (price) REFERENCES t (x, y)",
     ]
-    assert {"id", "a,b"} <= parsed.constraints[0][1]
+    assert {"id", "a,b"} <= constraints[0][1]
 
 
-def test_parsing_finds_a_column_that_was_added_later():
-    parsed = parse_create_table("CREATE TABLE t (\n  a TEXT\n, b TEXT NOT NULL DEFAULT 'default', c REFERENCES t(a))")
+def test_the_definition_of_a_column_that_was_added_later_is_found():
+    columns, _ = written_definitions(
+        "CREATE TABLE t (\n  a TEXT\n, b TEXT NOT NULL DEFAULT 'default', c REFERENCES t(a))"
+    )
 
-    assert parsed.columns == {"a": "a TEXT", "b": "b TEXT NOT NULL DEFAULT 'default'", "c": "c REFERENCES t(a)"}
+    assert columns == {"a": "a TEXT", "b": "b TEXT NOT NULL DEFAULT 'default'", "c": "c REFERENCES t(a)"}
 
 
 @pytest.mark.parametrize("engine", ["sqlite"])
