@@ -265,6 +265,9 @@ def decide(findings: Findings, *, backup: bool = True) -> Plan:
         return Plan(notes=notes)
     if refusals := _refusals(findings):
         return Plan(refusals=refusals, notes=notes)
+    if findings.engine not in ("sqlite", "postgresql") and not _is_done(shape):
+        # Neither did the old server run on another engine, nor could an adoption be undone on one.
+        return Plan(refusals=(Refusal("Databases on SQLite and PostgreSQL can be adopted. Run 'agentdb migrate'."),))
     names = migration_names()
     conform_to = None
     actions: list[str] = []

@@ -226,8 +226,8 @@ def _kind(
         return Kind.ALTERED, (
             f"changed since migration {recorded[-1]} was applied" if recorded else "in part with native timestamps"
         )
-    done = [step for step in _STEPS[vendor] if step.is_done(tables)]
-    if len(done) == len(_STEPS[vendor]):
+    done = [step for step in _steps(vendor) if step.is_done(tables)]
+    if len(done) == len(_steps(vendor)):
         return _multi_tenant(tables, others)
     return _old_kind(vendor, tables, done)
 
@@ -247,7 +247,7 @@ def _multi_tenant(tables: Mapping[str, Table], others: tuple[str, ...]) -> tuple
 
 
 def _old_kind(vendor: str, tables: Mapping[str, Table], done: list[Step]) -> tuple[Kind, str]:
-    steps = _STEPS[vendor]
+    steps = _steps(vendor)
     beyond = [step for step in done if not step.creates and not step.by_hand]
     if not beyond and all(step in done for step in steps if step.creates):
         return Kind.SINGLE_TENANT, "single-tenant"
@@ -274,7 +274,7 @@ def _is_stuck(tables: Mapping[str, Table], done: list[Step]) -> bool:
         and key.columns == ("name",)
         and column is not None
         and not column.nullable
-        and all(step in done for step in _STEPS["postgresql"] if not step.after_stuck)
+        and all(step in done for step in _steps("postgresql") if not step.after_stuck)
     )
 
 
@@ -295,6 +295,10 @@ class Step:
     creates: bool = False  # a step of the single-tenant release
     after_stuck: bool = False
     by_hand: bool = False  # some operators took it earlier, to get past the stuck state
+
+
+def _steps(vendor: str) -> list[Step]:
+    return _STEPS["sqlite" if vendor == "sqlite" else "postgresql"]
 
 
 def _has_table(name: str) -> Callable[[Mapping[str, Table]], bool]:

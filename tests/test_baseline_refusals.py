@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
+from agentdb.adopting import look
+from agentdb.baseline import decide
 from tests.baseline_runs import baselinedb, snapshot
 from tests.legacy_databases import opened, rows
 from tests.old_upgrades import STATEMENTS
@@ -291,6 +294,17 @@ _SCHEMA = {
     "postgresql": "SELECT table_name, column_name, data_type FROM information_schema.columns"
     " WHERE table_schema = 'public' ORDER BY 1, 2",
 }
+
+
+def test_deciding_is_a_function_of_what_was_found(load_legacy: Load, engine: str):
+    """No database is there any more when it is asked."""
+    with opened(load_legacy("era-b-small")) as connection:
+        findings, plan = look(connection.alias)
+
+    assert decide(findings) == plan
+    assert len(decide(findings, backup=False).actions) == len(plan.actions) - (engine == "sqlite")
+    (refusal,) = decide(replace(findings, engine="cockroachdb")).refusals
+    assert refusal.message == "Databases on SQLite and PostgreSQL can be adopted. Run 'agentdb migrate'."
 
 
 def test_no_statement_of_the_upgrade_is_left_when_an_adoption_fails_half_way(
