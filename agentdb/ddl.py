@@ -226,6 +226,7 @@ class _PgColumn:
     not_null: bool
     default: str | None
     number: int
+    has_collation: bool  # another than its type's
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,7 +261,8 @@ def _read_pg_table(schema_editor: BaseDatabaseSchemaEditor, table: str) -> _PgTa
     live = _PgTable(oid)
     for row in _rows(
         schema_editor,
-        "SELECT attname, format_type(atttypid, atttypmod), attnotnull, pg_get_expr(adbin, adrelid), attnum"
+        "SELECT attname, format_type(atttypid, atttypmod), attnotnull, pg_get_expr(adbin, adrelid), attnum,"
+        " attcollation <> (SELECT typcollation FROM pg_type WHERE oid = atttypid)"
         " FROM pg_attribute LEFT JOIN pg_attrdef ON adrelid = attrelid AND adnum = attnum"
         " WHERE attrelid = %s AND attnum > 0 AND NOT attisdropped",
         [oid],
@@ -351,14 +353,17 @@ def _convert_pg_columns(
         _run(schema_editor, f"{alter} ADD COLUMN {quote(column)} {types[column]}{default and f' DEFAULT {default}'}")
 
     using = {column: f"({expression})" for column, expression in sources.items()}
-    for column in fields:
-        if column in live.columns and column not in using and live.columns[column].type != types[column]:
-            if not (live.columns[column].type.startswith("character varying") and types[column] == "text"):
-                raise SchemaMismatchError(
-                    f"Column {column!r} of table {table!r} is {live.columns[column].type}, not {types[column]}. "
-                    "Run 'agentdb baselinedb'."
-                )
-            using[column] = f"{quote(column)}::text"
+    for column, live_column in live.columns.items():
+        if column not in fields or column in using:
+            continue
+        if live_column.type == types[column] and not live_column.has_collation:
+            continue
+        if not live_column.type.startswith(("text", "character varying")) or types[column] != "text":
+            raise SchemaMismatchError(
+                f"Column {column!r} of table {table!r} is {live_column.type}, not {types[column]}. "
+                "Run 'agentdb baselinedb'."
+            )
+        using[column] = f"{quote(column)}::text"
     if using:
         numbers = [live.columns[column].number for column in using if column in live.columns]
         with _PgDependents(schema_editor, table, live.oid, numbers):

@@ -292,6 +292,7 @@ MANGLED_ON_POSTGRESQL = {
     ),
     "ALTER TABLE agents ALTER tenant_id DROP DEFAULT": None,
     "ALTER TABLE agents RENAME CONSTRAINT agents_pkey TO agents_new_pkey": None,
+    'ALTER TABLE agents ALTER name TYPE text COLLATE "C"': None,
     "CREATE UNIQUE INDEX again ON agents (name, tenant_id)": None,
     "ALTER INDEX idx_sessions_tenant RENAME TO sessions_by_tenant": None,
     "ALTER TABLE sessions ADD FOREIGN KEY (agent_name) REFERENCES sandboxes": (
