@@ -27,7 +27,7 @@ from agentdb.baseline import (
 )
 from agentdb.content import Progress, other_checksum, read_content
 from agentdb.ddl import conform_table, create_table
-from agentdb.errors import AgentDbError, DatabaseUnavailableError, SchemaMismatchError
+from agentdb.errors import DatabaseUnavailableError, SchemaMismatchError
 from agentdb.inspecting import (
     ChangedMeanwhileError,
     check_sqlite_file,
@@ -152,8 +152,10 @@ def _one_connection(connection: BaseDatabaseWrapper) -> Iterator[None]:
 def _refusing(connection: BaseDatabaseWrapper) -> Iterator[None]:
     try:
         yield
-    except AgentDbError:
+    except AdoptionRefusedError:
         raise
+    except SchemaMismatchError as error:
+        raise AdoptionRefusedError((Refusal(f"{error} Nothing was changed."),)) from error
     except DatabaseError as error:
         raise AdoptionRefusedError((Refusal(f"{describe_failure(connection, error)} Nothing was changed."),)) from error
 

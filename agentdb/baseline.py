@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from django.apps import apps
 from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.backends.utils import CursorWrapper
 
 from agentdb.content import Progress, TableContent, count_rows, duplicates, read_content
 from agentdb.inspecting import server_name, sqlite_path
@@ -218,7 +219,32 @@ def _obstacles(connection: BaseDatabaseWrapper, shape: Shape, live: Mapping[str,
                 obstacles.append(f"The {kind} {name!r}{owner} has a name that agentdb needs. Rename it.")
         if connection.vendor == "postgresql":
             obstacles += _missing_rights(cursor, stored)
+            obstacles += _materialized_views(cursor, shape)
     return obstacles
+
+
+def _materialized_views(cursor: CursorWrapper, shape: Shape) -> list[str]:
+    """Those that hold a timestamp as text; their contents cannot be made again as they are."""
+    columns = [
+        f"{name}.{column.name}"
+        for name, table in shape.tables.items()
+        for column in table.columns
+        if OLD_COLUMNS[name].get(column.name) == "timestamp" and column.type not in NATIVE_TIMESTAMP_TYPES["postgresql"]
+    ]
+    cursor.execute(
+        "SELECT DISTINCT v.relname, t.relname FROM pg_depend d JOIN pg_rewrite r ON r.oid = d.objid"
+        " JOIN pg_class v ON v.oid = r.ev_class JOIN pg_class t ON t.oid = d.refobjid"
+        " JOIN pg_attribute a ON a.attrelid = t.oid AND a.attnum = d.refobjsubid"
+        " WHERE d.classid = 'pg_rewrite'::regclass AND d.refclassid = 'pg_class'::regclass AND v.relkind = 'm'"
+        " AND t.relnamespace = current_schema()::regnamespace AND t.relname || '.' || a.attname = ANY(%s)"
+        " ORDER BY 1, 2",
+        [columns],
+    )
+    return [
+        f"Materialized view {view!r} reads timestamps of table {table!r}, whose type changes. Drop it, run the command "
+        "again, and create it anew."
+        for view, table in cursor.fetchall()
+    ]
 
 
 def _too_unique(table: str, kind: str, name: str | None) -> str:
@@ -228,21 +254,20 @@ def _too_unique(table: str, kind: str, name: str | None) -> str:
     )
 
 
-def _missing_rights(cursor: object, tables: set[str]) -> list[str]:
-    execute, fetchall = cursor.execute, cursor.fetchall  # type: ignore[attr-defined]
-    execute(
+def _missing_rights(cursor: CursorWrapper, tables: set[str]) -> list[str]:
+    cursor.execute(
         "SELECT relname, pg_get_userbyid(relowner), current_user FROM pg_class WHERE relname = ANY(%s)"
         " AND relnamespace = current_schema()::regnamespace AND NOT pg_has_role(relowner, 'USAGE') ORDER BY 1",
         [list(tables)],
     )
     missing = [
         f"The role {role!r} does not own table {table!r} and may not change it. Use the role {owner!r}."
-        for table, owner, role in fetchall()
+        for table, owner, role in cursor.fetchall()
     ]
-    execute(
+    cursor.execute(
         "SELECT current_schema(), has_schema_privilege(current_schema(), 'CREATE'), current_user, pg_is_in_recovery()"
     )
-    schema, may_create, role, is_standby = fetchall()[0]
+    schema, may_create, role, is_standby = cursor.fetchall()[0]
     if not may_create:
         missing.append(
             f"The role {role!r} may not create tables in schema {schema!r}. Run 'GRANT CREATE ON SCHEMA {schema} TO "
@@ -343,6 +368,8 @@ def _conforming(findings: Findings, level: str) -> list[str]:
             actions.append(f"Key {name} by id{instead}.")
         for key in table.foreign_keys:
             actions.append(f"Drop the foreign key of {name} to {key.target_table}.")
+        for check in table.checks:
+            actions.append(f"Drop the check{f' {check.name}' if check.name else ''} of {name}: {check.expression}.")
     actions.append(f"Bring columns, defaults, constraints and indexes to what migration {level} makes.")
     return actions
 

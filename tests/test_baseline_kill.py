@@ -135,12 +135,15 @@ def test_killed_at_random_moments(engine: str, tmp_path: Path, request: pytest.F
     assert process.returncode == 0, err
     assert digest(url) == before
 
-    killed = 0
-    for number in range(1, RUNS + 1):
+    killed = number = 0
+    while killed < RUNS:
+        number += 1
         url = fresh(number)
+        began = time.monotonic()
         process = start(url)
         try:
             process.wait(random_.uniform(0, whole))
+            whole = time.monotonic() - began  # it was faster this time
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             killed += 1
@@ -148,8 +151,7 @@ def test_killed_at_random_moments(engine: str, tmp_path: Path, request: pytest.F
         assert_next_run_finishes(url, before)
         if engine == "sqlite":
             shutil.rmtree(sqlite_path(url).parent)
-    print(f"{engine}: killed {killed} of {RUNS} runs within {whole:.1f} s")  # noqa: T201 (for a run by hand with -s)
-    assert killed >= RUNS // 2
+    print(f"{engine}: killed {killed} times, {number - killed} runs were done before")  # noqa: T201 (shown with -s)
 
 
 KILLED_IN = """

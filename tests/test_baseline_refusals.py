@@ -228,6 +228,39 @@ def test_a_foreign_key_to_an_agents_name_is_refused(load_legacy: Load, engine: s
     )
 
 
+def test_a_materialized_view_that_shows_a_timestamp_is_refused(load_legacy: Load, engine: str):
+    if engine != "postgresql":
+        pytest.skip("SQLite has none")
+
+    message = refused(
+        load_legacy("era-b-small"),
+        "CREATE MATERIALIZED VIEW own_copy AS SELECT id, created_at FROM sessions",
+        "CREATE MATERIALIZED VIEW harmless AS SELECT id, status FROM sessions",
+    )
+
+    assert message == (
+        "Materialized view 'own_copy' reads timestamps of table 'sessions', whose type changes. Drop it, run the "
+        "command again, and create it anew."
+    )
+
+
+def test_what_only_shows_on_the_way_is_refused_and_undone(load_legacy: Load, engine: str):
+    if engine != "postgresql":
+        pytest.skip("SQLite's views know no types")
+    url = load_legacy("era-b-small")
+    with opened(url) as connection:
+        rows(connection, "CREATE VIEW own_view AS SELECT substr(created_at, 1, 10) AS day FROM sessions")
+        before = rows(connection, _SCHEMA[engine])
+
+    run = baselinedb(url)
+
+    assert run.code == 2
+    assert "own_view" in run.err
+    assert run.err.endswith(" Nothing was changed.")
+    with opened(url) as connection:
+        assert rows(connection, _SCHEMA[engine]) == before
+
+
 def test_a_column_of_another_type_is_refused(load_legacy: Load, engine: str):
     if engine != "postgresql":
         pytest.skip("SQLite cannot change a column's type")

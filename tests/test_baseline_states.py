@@ -158,6 +158,22 @@ HARMLESS: dict[str, Change] = {
         "CREATE TRIGGER own_trigger BEFORE UPDATE ON agents FOR EACH ROW EXECUTE FUNCTION own_log()",
         only="postgresql",
     ),
+    "a foreign key to a table of ours": sql(
+        "CREATE TABLE transcripts (id INTEGER, session_id TEXT REFERENCES sessions(id) ON DELETE CASCADE)",
+        "INSERT INTO transcripts SELECT 1, id FROM sessions",
+    ),
+    "a check": sql("ALTER TABLE sessions ADD CHECK (status <> 'nonsense')", only="postgresql"),
+    "a generated column": sql(
+        "ALTER TABLE sessions ADD COLUMN short TEXT GENERATED ALWAYS AS (substr(id, 1, 8)) VIRTUAL", only="sqlite"
+    ),
+    "a stored generated column": sql(
+        "ALTER TABLE sessions ADD COLUMN short TEXT GENERATED ALWAYS AS (substr(id, 1, 8)) STORED", only="postgresql"
+    ),
+    "a partial copy": sql("CREATE TABLE sessions_backup AS SELECT * FROM sessions"),
+    "bytes": sql("CREATE TABLE blobs (data BLOB)", "INSERT INTO blobs VALUES (x'00ff'), (NULL)", only="sqlite"),
+    "a virtual table": sql(
+        "CREATE VIRTUAL TABLE search USING fts5(text)", "INSERT INTO search VALUES ('found')", only="sqlite"
+    ),
     "nullable tenants": sql("ALTER TABLE sessions ALTER COLUMN tenant_id DROP NOT NULL", only="postgresql"),
     "no default": sql("ALTER TABLE sandboxes ALTER COLUMN state DROP DEFAULT", only="postgresql"),
     "another default": sql("ALTER TABLE agents ALTER COLUMN version SET DEFAULT 7", only="postgresql"),
