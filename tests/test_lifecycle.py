@@ -152,6 +152,26 @@ def test_read_whose_connection_dies_under_it_is_tried_again(postgres_db: tuple[D
     assert _call_while_locked(url, lambda: db.get_session("s1")) == session
 
 
+def test_read_that_ends_every_connection_is_tried_twice_and_not_for_ever(postgres_db: tuple[DjangoDb, str]) -> None:
+    db, url = postgres_db
+    make_session(db)
+    execute(url, "CREATE SEQUENCE tries")
+    execute(
+        url,
+        """CREATE FUNCTION crash() RETURNS boolean LANGUAGE plpgsql AS $$ BEGIN
+               PERFORM nextval('tries'), pg_terminate_backend(pg_backend_pid()), pg_sleep(5);
+               RETURN true;
+           END $$""",
+    )
+    execute(url, "ALTER TABLE sessions RENAME TO kept")
+    execute(url, "CREATE VIEW sessions AS SELECT * FROM kept WHERE crash()")
+
+    with pytest.raises(DatabaseUnavailableError, match="dropped the connection: terminating connection"):
+        db.get_session("s1")
+
+    assert execute(url, "SELECT last_value FROM tries") == [(2,)]
+
+
 def test_write_whose_connection_dies_under_it_is_not_repeated(postgres_db: tuple[DjangoDb, str]) -> None:
     db, url = postgres_db
     make_session(db)

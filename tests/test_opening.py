@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import quote, urlsplit, urlunsplit
 
+import psycopg
 import pytest
 from django.db import connections, transaction
 
@@ -519,6 +520,27 @@ def test_a_host_that_never_answers_is_unavailable_in_time() -> None:
     assert str(raised.value) == (
         f"PostgreSQL at 127.0.0.1:{port}, database 'agents', is unavailable: connection timeout expired."
     )
+
+
+@pytest.mark.parametrize(
+    ("seconds", "option", "expected"),
+    [(0, "", 2), (0.5, "", 2), (7.2, "", 8), (500, "", None), (7.2, "connect_timeout=3", 3)],
+)
+def test_no_attempt_outlasts_the_time_out(
+    monkeypatch: pytest.MonkeyPatch, seconds: float, option: str, expected: int | None
+) -> None:
+    seen = []
+
+    def refuse(**options: object) -> None:
+        seen.append(options.get("connect_timeout"))
+        raise psycopg.OperationalError("permission denied")
+
+    monkeypatch.setattr("psycopg.connect", refuse)
+
+    with pytest.raises(DatabaseUnavailableError):
+        agentdb.connect(f"postgresql://127.0.0.1/agents?{option}", timeout_seconds=seconds)
+
+    assert seen == [expected]
 
 
 @pytest.mark.parametrize(

@@ -158,6 +158,7 @@ def test_sessions_of_one_instant_are_listed_and_paged_by_code_point(empty: tuple
     paged: list[agentdb.SessionRecord] = []
     while page := db.list_sessions(limit=size, before=paged[-1] if paged else None):
         paged += page
+        assert len(paged) <= len(IDS), "a page came twice"
 
     assert [session.id for session in paged] == IDS[::-1]
     assert db.list_sessions() == db.list_sessions(agent="support-bot") == db.list_sessions_by_runner("r1") == paged

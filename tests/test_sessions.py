@@ -179,6 +179,7 @@ def test_list_sessions_pages_through_all_also_where_instants_are_equal(
     while page := db.list_sessions(agent=agent, limit=size, before=paged[-1] if paged else None):
         assert len(page) <= size
         paged += page
+        assert len(paged) <= 16, "a page came twice"
 
     assert paged == expected
     assert len(paged) == 15 + (agent is None)

@@ -14,6 +14,7 @@ from django.db import transaction
 import agentdb
 from agentdb import AgentDbError, ConflictError, Db, DjangoDb, DuplicateKeyError, InvalidInputError
 from tests.factories import execute, make_agent, make_sandbox, make_session, sqlite_path
+from tests.test_inputs import no_sql
 
 
 class Stop(Exception):
@@ -179,7 +180,7 @@ def test_coroutine_functions_are_refused_before_anything_runs(db: DjangoDb) -> N
     async def work(inside: Db) -> None:
         make_session(inside)
 
-    with pytest.raises(InvalidInputError) as raised:
+    with no_sql(db), pytest.raises(InvalidInputError) as raised:
         db.run_transaction(work)  # type: ignore[unused-coroutine]
 
     assert str(raised.value) == (
@@ -348,7 +349,10 @@ def test_postgresql_conflict_that_fn_swallows_is_tried_again_all_the_same(postgr
         make_agent(inside)
         try:
             make_session(inside)
-        except ConflictError:
+        except ConflictError as error:
+            with pytest.raises(ConflictError) as raised:
+                inside.list_agents()
+            assert raised.value is error
             return "gave up"
         return "done"
 
