@@ -53,6 +53,7 @@ def main() -> None:
     parser.add_argument("--engines", default=",".join(ENGINES), help="comma-separated: sqlite, postgresql")
     parser.add_argument("--peers", default=",".join(MODULES), help=f"comma-separated: {', '.join(MODULES)}")
     parser.add_argument("--json", default=".bench/bench.json", metavar="FILE", help="where the figures go")
+    parser.add_argument("--update", action="store_true", help="keep the other sections of the JSON file")
     parser.add_argument("--publish", action="store_true", help="write the run into docs/ as well")
     parser.add_argument("--from", dest="source", metavar="FILE", help="measure nothing; report an earlier run's JSON")
     options = parser.parse_args()
@@ -86,6 +87,8 @@ def main() -> None:
     results = json.loads(json.dumps(results))
     path = Path(options.json)
     path.parent.mkdir(parents=True, exist_ok=True)
+    if options.update and path.exists():
+        results = {**json.loads(path.read_text()), **results}
     path.write_text(json.dumps(results, indent=1) + "\n")
     _show(results, options.publish)
     print(f"\nThe figures are in {path}.")

@@ -30,6 +30,9 @@ class Bar:
         )
 
 
+_SIZELESS = ("get_best_eviction_candidate", "get_idle_sandboxes", "list_sessions, limit=10", "one tenant: ")
+
+
 def _ratio(timings: dict[str, Any], peer: str) -> float:
     return float(timings[peer]["agentdb_ratio"])
 
@@ -63,7 +66,8 @@ def bars(results: dict[str, Any]) -> Iterator[Bar]:
             yield Bar(f"{name} vs raw", engine, _ratio(methods[name], "raw"), "≤", 1.3)
     for engine, methods in results.get("scaling", {}).items():
         for method, sizes in methods.items():
-            if "1000000" in sizes:
+            # The others are shown, not held to anything.
+            if "1000000" in sizes and any(name in method for name in _SIZELESS):
                 yield Bar(f"{method}, 1M rows vs 1k", engine, sizes["1000000"]["growth"], "≤", 2.0)
     for engine, works in results.get("tasks", {}).items():
         for work, counts in works.items():
