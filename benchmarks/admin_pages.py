@@ -196,7 +196,7 @@ def postgres_url(server: Any, rows: int) -> str:
     with psycopg.connect(url, autocommit=True) as connection:
         if not connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [f"pages_{rows}"]).fetchone():
             connection.execute(f"CREATE DATABASE pages_{rows}".encode())
-    return urlunsplit(urlsplit(url)._replace(path=f"/pages_{rows}"))
+    return str(urlunsplit(urlsplit(url)._replace(path=f"/pages_{rows}")))
 
 
 def show(figures: dict[tuple[str, int], Any], slowest: bool) -> None:
