@@ -1,4 +1,4 @@
-"""Database URLs as Django settings. The only module that reads the environment; imports no Django."""
+"""Database URLs as Django settings; imports no Django."""
 
 from __future__ import annotations
 
