@@ -589,6 +589,8 @@ def test_child_and_parent_both_go_on_after_a_fork(url: str, tmp_path: Path) -> N
 import os, sys, agentdb
 db = agentdb.connect(sys.argv[1])
 db.insert_session("parent-1", "a", "sb")
+from django.db import connections
+raw = connections[db.alias].connection
 children = []
 for number in range(3):
     pid = os.fork()
@@ -602,7 +604,7 @@ for number in range(3):
 codes = [os.waitpid(pid, 0)[1] for pid in children]
 for _ in range(20):
     db.touch_session("parent-1")
-print(codes, len(db.list_sessions()))
+print(codes, len(db.list_sessions()), connections[db.alias].connection is raw)
 db.close()
 """
     done = subprocess.run(
@@ -610,7 +612,7 @@ db.close()
         env={**os.environ, "PYTHONPATH": str(Path(agentdb.__file__).parents[1])} | _NO_PROJECT,
     )  # fmt: skip
 
-    assert (done.stdout, done.stderr) == ("[0, 0, 0] 7\n", "")
+    assert (done.stdout, done.stderr) == ("[0, 0, 0] 7 True\n", "")
 
 
 _NO_PROJECT = {"DATABASE_URL": ""}
