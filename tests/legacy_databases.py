@@ -111,4 +111,4 @@ def load_legacy(engine: str, tmp_path: Path, request: pytest.FixtureRequest) -> 
 
 def sqlite_path(url: str) -> Path:
     """The file of a SQLite URL."""
-    return Path(urlsplit(url).path)
+    return Path("/" + urlsplit(url).path.lstrip("/"))

@@ -162,6 +162,11 @@ HARMLESS: dict[str, Change] = {
         "CREATE TABLE transcripts (id INTEGER, session_id TEXT REFERENCES sessions(id) ON DELETE CASCADE)",
         "INSERT INTO transcripts SELECT 1, id FROM sessions",
     ),
+    "a foreign key that is broken already": sql(
+        "CREATE TABLE orphans (id INTEGER, session_id TEXT REFERENCES sessions(id))",
+        "INSERT INTO orphans VALUES (1, 'nobody')",
+        only="sqlite",
+    ),
     "a check": sql("ALTER TABLE sessions ADD CHECK (status <> 'nonsense')", only="postgresql"),
     "a generated column": sql(
         "ALTER TABLE sessions ADD COLUMN short TEXT GENERATED ALWAYS AS (substr(id, 1, 8)) VIRTUAL", only="sqlite"
