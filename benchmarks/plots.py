@@ -10,14 +10,14 @@ from xml.sax.saxutils import escape
 from benchmarks.report import PEERS
 
 _STYLE = """<style>
-text { font: 13px system-ui, sans-serif; fill: #1f2328; }
+text { font: 13px system-ui, sans-serif; fill: #1f2328; paint-order: stroke; stroke: #ffffff; stroke-width: 3px; }
 .title { font-size: 15px; font-weight: 600; }
 .note, .tick { fill: #59636e; font-size: 12px; }
 .grid { stroke: #d1d9e0; stroke-width: 1; }
 .limit { stroke: #59636e; stroke-width: 1.5; stroke-dasharray: 4 3; }
 .ground { fill: #ffffff; }
 @media (prefers-color-scheme: dark) {
-  text { fill: #e6edf3; }
+  text { fill: #e6edf3; stroke: #0d1117; }
   .note, .tick { fill: #9198a1; }
   .grid { stroke: #3d444d; }
   .limit { stroke: #9198a1; }
