@@ -322,6 +322,16 @@ def without_schema(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("engine", ["postgresql"])
+def test_on_postgresql_the_planner_has_statistics_of_converted_columns_at_once(load_legacy: Load, engine: str):
+    with opened(load_legacy("era-b-small")) as connection:
+        manage(connection, "migrate", "agentdb", fake_initial=True)
+
+        assert rows(
+            connection, "SELECT count(*) FROM pg_stats WHERE attname = 'created_at' AND tablename = 'sessions'"
+        ) == [(1,)]
+
+
+@pytest.mark.parametrize("engine", ["postgresql"])
 def test_a_role_without_rights_to_the_tables_is_told_so_and_changes_nothing(
     other_role: str, load_legacy: Load, engine: str
 ):

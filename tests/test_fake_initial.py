@@ -279,6 +279,8 @@ MANGLED_ON_BOTH = {
     "ALTER TABLE sessions ADD COLUMN region text NOT NULL DEFAULT 'x'": None,
     "DROP INDEX idx_sessions_tenant": None,
     "DROP INDEX idx_api_keys_hash": None,
+    "DROP INDEX idx_sessions_tenant; CREATE INDEX sessions_by_tenant ON sessions (tenant_id)": None,
+    "CREATE UNIQUE INDEX again ON agents (name, tenant_id)": None,
 }
 MANGLED_ON_POSTGRESQL = {
     "DROP INDEX idx_agents_tenant_name": "Table 'agents' lacks the unique key (tenant_id, name).",
@@ -293,7 +295,6 @@ MANGLED_ON_POSTGRESQL = {
     "ALTER TABLE agents ALTER tenant_id DROP DEFAULT": None,
     "ALTER TABLE agents RENAME CONSTRAINT agents_pkey TO agents_new_pkey": None,
     'ALTER TABLE agents ALTER name TYPE text COLLATE "C"': None,
-    "CREATE UNIQUE INDEX again ON agents (name, tenant_id)": None,
     "ALTER INDEX idx_sessions_tenant RENAME TO sessions_by_tenant": None,
     "ALTER TABLE sessions ADD FOREIGN KEY (agent_name) REFERENCES sandboxes": (
         "Table 'sessions' has a foreign key (agent_name) to 'sandboxes'."
