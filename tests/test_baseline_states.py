@@ -118,6 +118,39 @@ def test_agents_of_which_some_have_an_id_keep_it_and_the_others_get_one(load_leg
         assert rows(connection, "SELECT name, id FROM agents WHERE id LIKE 'kept-%%' ORDER BY 1") == kept
 
 
+def test_an_id_that_would_change_undoes_the_adoption(load_legacy: Load, engine: str, monkeypatch: pytest.MonkeyPatch):
+    url = load_legacy("era-a")
+    with opened(url) as connection:
+        run_sql(
+            connection, "ALTER TABLE agents ADD COLUMN id TEXT", "UPDATE agents SET id = 'mine' WHERE name = 'alpha'"
+        )
+        before = rows(connection, "SELECT * FROM agents ORDER BY name")
+    monkeypatch.setattr(
+        "agentdb.adopting._sources", lambda connection, name, *rest: {"id": "'x' || name"} if name == "agents" else {}
+    )
+
+    run = baselinedb(url, "--no-backup")
+
+    assert (run.code, run.err.rpartition(" Tables: ")[2]) == (2, "agents: other ids.")
+    with opened(url) as connection:
+        assert rows(connection, "SELECT * FROM agents ORDER BY name") == before
+
+
+def test_a_view_that_names_the_missing_table_stands_until_the_rename(load_legacy: Load, engine: str):
+    if engine != "sqlite":
+        pytest.skip("the old server rebuilds tables on SQLite only")
+    url = load_legacy("era-a")
+    with opened(url) as connection:
+        run_sql(connection, "CREATE VIEW own_view AS SELECT name FROM agents", *STATEMENTS[engine][:12])
+
+    run = baselinedb(url, "--no-backup")
+
+    assert (run.code, run.err if run.code else "") == (0, "")
+    with opened(url) as connection:
+        assert_adopted(connection)
+        assert len(rows(connection, "SELECT name FROM own_view")) == 17
+
+
 Change = Callable[[BaseDatabaseWrapper], None]
 
 
