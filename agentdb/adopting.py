@@ -13,6 +13,7 @@ from django.db import DatabaseError, connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.migrations.executor import MigrationExecutor
 from django.db.migrations.recorder import MigrationRecorder
+from django.db.transaction import TransactionManagementError
 
 from agentdb.backup import back_up
 from agentdb.baseline import (
@@ -157,7 +158,16 @@ def _refusing(connection: BaseDatabaseWrapper) -> Iterator[None]:
     except SchemaMismatchError as error:
         raise AdoptionRefusedError((Refusal(f"{error} Nothing was changed."),)) from error
     except DatabaseError as error:
-        raise AdoptionRefusedError((Refusal(f"{describe_failure(connection, error)} Nothing was changed."),)) from error
+        reason = describe_failure(connection, _original(error))
+        raise AdoptionRefusedError((Refusal(f"{reason} Nothing was changed."),)) from error
+
+
+def _original(error: DatabaseError) -> DatabaseError:
+    """The error that broke the transaction, where this one only says that it is broken."""
+    found: BaseException | None = error
+    while isinstance(found, TransactionManagementError):
+        found = found.__cause__ or found.__context__
+    return found if isinstance(found, DatabaseError) else error
 
 
 @contextmanager

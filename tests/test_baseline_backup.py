@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sqlite3
 import stat
@@ -197,3 +198,34 @@ def test_the_backup_of_an_adoption_is_the_database_as_it_was(tmp_path: Path):
     assert f"Backup: {copy}" in run.out.splitlines()
     assert dump(copy) == before
     assert dump(path) != before
+
+
+FULL = """
+import resource, signal, sys
+from agentdb.__main__ import main
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+sys.argv = ["agentdb", "baselinedb", "--no-backup"]
+sys.exit(main())
+"""
+
+
+def test_an_adoption_that_runs_out_of_room_is_undone(tmp_path: Path):
+    path = tmp_path / "era-b.db"
+    shutil.copyfile(FOLDER / "sqlite" / "era-b.db", path)
+    before = dump(path)
+    environment = {key: value for key, value in os.environ.items() if key != "DJANGO_SETTINGS_MODULE"}
+
+    run = subprocess.run(
+        [sys.executable, "-c", FULL],
+        capture_output=True,
+        text=True,
+        env={**environment, "DATABASE_URL": f"sqlite:///{path}"},
+    )
+
+    assert run.returncode == 2, run
+    assert run.stderr.splitlines()[-1] == (
+        f"CommandError: The database file '{path}' cannot be used: disk I/O error. Nothing was changed."
+    )
+    assert dump(path) == before
+    assert baselinedb(f"sqlite:///{path}").code == 0
