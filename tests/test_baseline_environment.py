@@ -126,11 +126,13 @@ def unprivileged(folder: Path, path: Path, *arguments: str) -> subprocess.Comple
     other = folder / "other"
     other.mkdir()
     shutil.copyfile(FOLDER / "sqlite" / "era-a.db", other / "other.db")
+    # Coverage would write its data as the user who has no right to.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
     return subprocess.run(
         [sys.executable, "-c", UNPRIVILEGED, f"sqlite:///{other}/other.db", f"sqlite:///{path}", *arguments],
         capture_output=True,
         text=True,
-        env={**os.environ, "DJANGO_SETTINGS_MODULE": "settings.test"},
+        env={**environment, "DJANGO_SETTINGS_MODULE": "settings.test"},
     )
 
 
