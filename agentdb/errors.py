@@ -35,7 +35,7 @@ class SchemaMismatchError(AgentDbError):
 
 
 class DatabaseUnavailableError(AgentDbError):
-    """The database cannot be reached or refuses to serve: not up, not there, no permission, damaged, connection lost."""
+    """The database cannot be reached or refuses: not up, not there, no permission, damaged, connection lost."""
 
 
 class DatabaseClosedError(AgentDbError):

@@ -184,7 +184,7 @@ class Db(Protocol):
         ...
 
     def get_idle_sandboxes(self, older_than: datetime) -> list[SandboxRecord]:
-        """Return ``waiting`` sandboxes last used before the aware ``older_than``, oldest first, ties by id ascending."""
+        """Return ``waiting`` sandboxes last used before aware ``older_than``, oldest first, ties by id ascending."""
         ...
 
     def get_cold_sandboxes(self, older_than: datetime) -> list[SandboxRecord]:

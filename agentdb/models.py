@@ -11,7 +11,6 @@ from agentdb.expressions import CodePointOrder, UtcNow
 from agentdb.interface import SandboxState as SandboxStateValue
 from agentdb.interface import SessionStatus as SessionStatusValue
 
-
 # What the queries of Db sort by: the newest first, and among equals an order that does not depend on the locale.
 NEWEST_FIRST = (F("created_at").desc(), CodePointOrder("id").desc())
 LEAST_RECENTLY_USED_FIRST = (F("last_used_at").asc(), CodePointOrder("id").asc())

@@ -110,7 +110,7 @@ class _local_server:
 
     def _run(self, program: str, *arguments: str) -> None:
         quiet = subprocess.DEVNULL
-        command = [self._bin / program, "-D", self._folder / "data", *arguments]
+        command: list[str | Path] = [self._bin / program, "-D", self._folder / "data", *arguments]
         subprocess.run(command, user=self._user, cwd=self._folder, stdout=quiet, stderr=quiet, check=True, timeout=60)
 
 
