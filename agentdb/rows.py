@@ -10,7 +10,7 @@ from typing import Any
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from agentdb.errors import SchemaMismatchError
-from agentdb.timestamps import POSTGRES_CASTABLE, UnreadableTimestampError, native_text, parse_timestamp
+from agentdb.timestamps import POSTGRES_CASTABLE, UnreadableTimestampError, is_readable, parse_timestamp
 
 # The columns of the old tables and what they hold. Frozen: it describes what migration 0002 finds.
 OLD_COLUMNS: Mapping[str, Mapping[str, str]] = {
@@ -178,7 +178,7 @@ def _scan_sqlite(raw: sqlite3.Connection, table: str, kinds: Mapping[str, str]) 
     usual = {(*combination, int) for combination in _type_combinations(tuple(kinds.values()))}
     timestamps = [index for index, kind in enumerate(kinds.values()) if kind == "timestamp"]
     for row in rows:
-        if tuple(map(type, row)) in usual and not any(native_text(row[index]) is None for index in timestamps):
+        if tuple(map(type, row)) in usual and all(is_readable(row[index]) for index in timestamps):
             continue
         label = f"rowid {row[-1]}" if key is None or row[key] is None else f"{names[key]} {shown(row[key])}"
         for column, kind, value in zip(names, kinds.values(), row, strict=False):

@@ -87,6 +87,17 @@ def timestamp_format(text: object) -> str:
     return "postgresql" if match[4] else "sqlite"
 
 
+def is_readable(text: str) -> bool:
+    """Whether ``parse_timestamp`` reads the text."""
+    if _COMMON.fullmatch(text) and _is_day(text):
+        return True
+    try:
+        parse_timestamp(text)
+    except UnreadableTimestampError:
+        return False
+    return True
+
+
 def native_text(value: object) -> str | None:
     """Return the timestamp as Django stores it on SQLite, or None if it cannot be read.
 
