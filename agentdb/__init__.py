@@ -4,30 +4,29 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from agentdb.aio import AsyncDb
-from agentdb.errors import (
-    AgentDbError,
-    ConflictError,
-    DatabaseClosedError,
-    DatabaseUnavailableError,
-    DuplicateKeyError,
-    InvalidInputError,
-    SchemaMismatchError,
-    SchemaOutOfDateError,
-)
-from agentdb.interface import (
-    AgentRecord,
-    ApiKeyRecord,
-    Db,
-    SandboxRecord,
-    SandboxState,
-    SessionRecord,
-    SessionStatus,
-)
-from agentdb.opening import connect, connect_async
-
 if TYPE_CHECKING:
     from agentdb.adapter import DjangoDb
+    from agentdb.aio import AsyncDb
+    from agentdb.errors import (
+        AgentDbError,
+        ConflictError,
+        DatabaseClosedError,
+        DatabaseUnavailableError,
+        DuplicateKeyError,
+        InvalidInputError,
+        SchemaMismatchError,
+        SchemaOutOfDateError,
+    )
+    from agentdb.interface import (
+        AgentRecord,
+        ApiKeyRecord,
+        Db,
+        SandboxRecord,
+        SandboxState,
+        SessionRecord,
+        SessionStatus,
+    )
+    from agentdb.opening import connect, connect_async
 
 __all__ = [
     "AgentDbError",
@@ -51,11 +50,34 @@ __all__ = [
     "connect_async",
 ]
 
+# Each name is imported when it is first asked for: a program's start does not wait for what it does not use, and the
+# adapter's import of Django waits until a program has had the chance to configure it.
+_MODULES = {
+    "adapter": ("DjangoDb",),
+    "aio": ("AsyncDb",),
+    "interface": (
+        "AgentRecord",
+        "ApiKeyRecord",
+        "Db",
+        "SandboxRecord",
+        "SandboxState",
+        "SessionRecord",
+        "SessionStatus",
+    ),
+    "opening": ("connect", "connect_async"),
+}
+
 
 def __getattr__(name: str) -> object:
-    # The adapter imports Django, which callers that only type against Db need not pay for.
-    if name == "DjangoDb":
-        from agentdb.adapter import DjangoDb
+    from importlib import import_module
 
-        return DjangoDb
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = next((module for module, names in _MODULES.items() if name in names), "errors")
+    value: object = getattr(import_module(f"agentdb.{module}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
