@@ -316,7 +316,7 @@ class DjangoDb:
 
     def describe(self) -> str:
         """Return the name of the database for a message, without the password."""
-        return self._channel().describe().rstrip(",")
+        return self._channel().describe()
 
     @property
     def has_server(self) -> bool:
@@ -493,7 +493,7 @@ class DjangoDb:
             logger.warning(
                 "%s lost a prepared statement, as a pooler between here and there does; nothing more is prepared. "
                 "Add prepare=off to the database URL.",
-                channel.describe().rstrip(","),
+                channel.describe(),
             )
             self._prepares = False
             channel.prepare_nothing()
@@ -503,11 +503,11 @@ class DjangoDb:
         place = channel.describe()
         match fault:
             case Fault.DUPLICATE:
-                return DuplicateKeyError(f"The key is taken in {place.rstrip(',')}: {reason}.")
+                return DuplicateKeyError(f"The key is taken in {place}: {reason}.")
             case Fault.CONFLICT | Fault.STALE_STATEMENT:
-                return ConflictError(f"Other writers of {place.rstrip(',')} were in the way: {reason}.")
+                return ConflictError(f"Other writers of {place} were in the way: {reason}.")
             case Fault.LOCKED:
-                return ConflictError(f"Another process holds {place.rstrip(',')} locked: {reason}.")
+                return ConflictError(f"Another process holds {place} locked: {reason}.")
             case Fault.MISMATCH:
                 return SchemaMismatchError(
                     f"{place} does not have the tables agentdb works on: {reason}. Run 'agentdb verifydb'."

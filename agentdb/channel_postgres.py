@@ -134,4 +134,4 @@ class PostgresChannel(Channel):
             return f"{name} service {options['service']!r}"
         host = settings["HOST"] or options.get("host") or "localhost"
         port = settings["PORT"] or options.get("port") or (26257 if name == "CockroachDB" else 5432)
-        return f"{name} at {host}:{port}, database {settings['NAME']!r},"
+        return f"{name} database {settings['NAME']!r} at {host}:{port}"

@@ -110,7 +110,7 @@ def _models() -> Iterator[type[Model]]:
 
 def _check_schema(connection: BaseDatabaseWrapper, named: BaseDatabaseWrapper) -> None:
     """Refuse a database that is not as the models say; ``named`` is the connection to name in the message."""
-    place = open_channel(named).describe().rstrip(",")
+    place = open_channel(named).describe()
     if pending := migrating.pending_migrations(connection):
         raise SchemaOutOfDateError(
             f"{place} lacks the migrations {', '.join(pending)}. Run 'agentdb baselinedb' on a database of the old "

@@ -269,7 +269,7 @@ def test_connect_to_an_empty_database_names_the_migrations_and_the_command(empty
         f"{place} lacks the migrations {', '.join(migration_names())}. Run 'agentdb migrate', or pass migrate=True."
     )
     assert raised.value.pending == migration_names()
-    assert place.startswith("SQLite database '" if engine == "sqlite" else "PostgreSQL at /")
+    assert place.startswith("SQLite database '" if engine == "sqlite" else "PostgreSQL database '")
     assert set(connections.settings) == aliases
 
 
@@ -470,7 +470,7 @@ def test_unavailable_server_is_named_with_the_reason_and_without_the_password(
         agentdb.connect(url, timeout_seconds=0.2)
 
     assert str(raised.value) == (
-        f"PostgreSQL at 127.0.0.1:{port}, database 'agents', is unavailable: connection failed: connection to server "
+        f"PostgreSQL database 'agents' at 127.0.0.1:{port} is unavailable: connection failed: connection to server "
         f'at "127.0.0.1", port {port} failed: Connection refused.'
     )
     told = "".join(traceback.format_exception(raised.value)) + repr(raised.value) + caplog.text
@@ -514,7 +514,7 @@ def test_a_host_that_never_answers_is_unavailable_in_time() -> None:
             agentdb.connect(f"postgresql://127.0.0.1:{port}/agents", timeout_seconds=0.5)
 
     assert str(raised.value) == (
-        f"PostgreSQL at 127.0.0.1:{port}, database 'agents', is unavailable: connection timeout expired."
+        f"PostgreSQL database 'agents' at 127.0.0.1:{port} is unavailable: connection timeout expired."
     )
 
 
