@@ -9,8 +9,9 @@ from django.apps import apps
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.utils import CursorWrapper
 
+from agentdb.conf import server_name
 from agentdb.content import Progress, TableContent, count_rows, duplicates, read_content
-from agentdb.inspecting import server_name, sqlite_path
+from agentdb.inspecting import sqlite_path
 from agentdb.legacy import (
     ADDED_COLUMNS,
     INITIAL,
@@ -157,7 +158,7 @@ def may_read(connection: BaseDatabaseWrapper, name: str) -> bool:
 
 
 def _place(connection: BaseDatabaseWrapper) -> str:
-    return "in memory" if connection.vendor == "sqlite" else server_name(connection)
+    return "in memory" if connection.vendor == "sqlite" else server_name(connection.settings_dict)
 
 
 def _size(connection: BaseDatabaseWrapper) -> int | None:

@@ -14,6 +14,7 @@ from psycopg import errors
 from psycopg.types.datetime import TimestamptzLoader
 
 from agentdb.channel import Channel, Fault, readability
+from agentdb.conf import server_name
 
 # With these the server ends the connection; that it has ended may not be known here yet.
 _GOOD_BYES = ("25P03", "25P04", "57P01", "57P02", "57P03", "57P05")
@@ -127,11 +128,5 @@ class PostgresChannel(Channel):
         return re.sub(r" Is the server running [^?]*\?", "", super().reason(error))
 
     def describe(self) -> str:
-        settings = self.wrapper.settings_dict
-        options = settings.get("OPTIONS", {})
         name = "CockroachDB" if self.wrapper.vendor == "cockroachdb" else "PostgreSQL"
-        if "service" in options and not settings["NAME"]:
-            return f"{name} service {options['service']!r}"
-        host = settings["HOST"] or options.get("host") or "localhost"
-        port = settings["PORT"] or options.get("port") or (26257 if name == "CockroachDB" else 5432)
-        return f"{name} database {settings['NAME']!r} at {host}:{port}"
+        return f"{name} database {server_name(self.wrapper.settings_dict)}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from agentdb.errors import InvalidInputError
@@ -87,6 +88,16 @@ def display_url(url: str) -> str:
     user, colon, _ = credentials.partition(":")
     shown = f"{user}:***@{host}" if colon else rest
     return scheme + separator + re.sub(r"([?&](?:ssl)?password=)[^&]*", r"\1***", shown, flags=re.IGNORECASE)
+
+
+def server_name(settings: Mapping[str, Any]) -> str:
+    """Return database, host and port of a ``DATABASES`` entry of a server, for a message."""
+    options = settings.get("OPTIONS", {})
+    if not settings["NAME"] and "service" in options:
+        return f"'service={options['service']}'"
+    host = settings["HOST"] or options.get("host") or "the local server"
+    port = settings["PORT"] or options.get("port")
+    return f"{settings['NAME']!r} at {host}{f':{port}' if port else ''}"
 
 
 def _sqlite(url: str, config: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from django.db import Error as DjangoDatabaseError
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.utils import load_backend
 
+from agentdb.conf import server_name
 from agentdb.errors import DatabaseUnavailableError
 
 _MAGIC = b"SQLite format 3\0"
@@ -154,25 +155,17 @@ def describe_failure(connection: BaseDatabaseWrapper, error: BaseException) -> s
     state = getattr(error.__cause__, "sqlstate", None)
     if state == "42501":
         return (
-            f"The role {settings['USER'] or 'used'!r} may not do this in {server_name(connection)}: {reason}. "
+            f"The role {settings['USER'] or 'used'!r} may not do this in {server_name(settings)}: {reason}. "
             "Use the role that owns the tables."
         )
     if state == "55P03":
         return (
-            f"The tables in {server_name(connection)} are in use by a transaction that does not end. Stop the programs "
+            f"The tables in {server_name(settings)} are in use by a transaction that does not end. Stop the programs "
             "that use them, and try again."
         )
     if connection.connection is None or state is None or state.startswith(("08", "57P", "28", "3D")):
-        return f"The database {server_name(connection)} cannot be reached: {reason}."
-    return f"The database {server_name(connection)} cannot be used: {reason}."
-
-
-def server_name(connection: BaseDatabaseWrapper) -> str:
-    """Database, host and port, as a message may show them."""
-    settings = connection.settings_dict
-    host = settings["HOST"] or settings["OPTIONS"].get("host") or "the local server"
-    port = settings["PORT"] or settings["OPTIONS"].get("port")
-    return f"{settings['NAME']!r} at {host}{f':{port}' if port else ''}"
+        return f"The database {server_name(settings)} cannot be reached: {reason}."
+    return f"The database {server_name(settings)} cannot be used: {reason}."
 
 
 def _reason(error: BaseException) -> str:

@@ -11,7 +11,7 @@ from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.migrations.loader import MigrationLoader
 
-from agentdb.inspecting import server_name
+from agentdb.conf import server_name
 from agentdb.migrating import migration_names, recorded_migrations
 from agentdb.schema import APP_LABEL, Difference, Table, compare, expected_tables, read_tables
 
@@ -104,8 +104,8 @@ def verify(connection: BaseDatabaseWrapper) -> Verification:
 
 def _name(connection: BaseDatabaseWrapper) -> str:
     # An inspecting connection to a SQLite file has a URI for a name; the configured one has the path.
-    configured = connections[connection.alias]
-    return str(configured.settings_dict["NAME"]) if connection.vendor == "sqlite" else server_name(configured)
+    settings = connections[connection.alias].settings_dict
+    return str(settings["NAME"]) if connection.vendor == "sqlite" else server_name(settings)
 
 
 def _is_true(connection: BaseDatabaseWrapper, recorded: tuple[str, ...], live: dict[str, Table]) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from agentdb.conf import database_from_env, database_from_url, database_url, display_url
+from agentdb.conf import database_from_env, database_from_url, database_url, display_url, server_name
 from agentdb.errors import InvalidInputError
 
 
@@ -168,6 +168,19 @@ def test_bad_urls_say_what_is_wrong(url: Any, message: str) -> None:
 )
 def test_urls_are_shown_without_the_password(url: str, shown: str) -> None:
     assert display_url(url) == shown
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgres://u:secret@db.example:6432/agents", "'agents' at db.example:6432"),
+        ("postgres:///agents", "'agents' at the local server"),
+        ("postgres:///agents?host=/run/postgresql&port=5433", "'agents' at /run/postgresql:5433"),
+        ("postgres://?service=agents", "'service=agents'"),
+    ],
+)
+def test_a_server_is_named_as_the_url_names_it(url: str, shown: str) -> None:
+    assert server_name(database_from_url(url)) == shown
 
 
 def test_database_url_is_the_argument_else_the_environments_else_a_file_here(monkeypatch: pytest.MonkeyPatch) -> None:
