@@ -21,6 +21,7 @@ from django.db.models import Count, DateTimeField, Field, Model, QuerySet
 from django.db.models.constants import OnConflict
 from django.db.models.expressions import Combinable
 from django.db.models.sql import DeleteQuery, InsertQuery, UpdateQuery
+from django.db.models.sql import Query as SqlQuery
 from django.db.models.sql.compiler import SQLCompiler
 
 Row = tuple[Any, ...]
@@ -106,9 +107,7 @@ class Select:
 
     def compile(self, connection: BaseDatabaseWrapper) -> Statement:
         parameters = Parameters()
-        compiler = self.build(parameters).query.get_compiler(connection=connection)
-        sql, params = compiler.as_sql()
-        return _statement(connection, parameters, compiler, sql, params, [column for column, _, _ in compiler.select])
+        return _compile(connection, parameters, self.build(parameters).query)
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,9 +122,7 @@ class SelectCount:
         query.clear_ordering(force=True)
         query.default_cols = False
         query.add_annotation(Count("*"), alias="__count")
-        compiler = query.get_compiler(connection=connection)
-        sql, params = compiler.as_sql()
-        return _statement(connection, parameters, compiler, sql, params, [])
+        return _compile(connection, parameters, query)
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,9 +136,7 @@ class Update:
         parameters = Parameters()
         query: UpdateQuery = self.build(parameters).query.chain(UpdateQuery)  # type: ignore[assignment]
         query.add_update_values(self.values(parameters))
-        compiler = query.get_compiler(connection=connection)
-        sql, params = compiler.as_sql()
-        return _statement(connection, parameters, compiler, sql, params, [])
+        return _compile(connection, parameters, query)
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,10 +147,7 @@ class Delete:
 
     def compile(self, connection: BaseDatabaseWrapper) -> Statement:
         parameters = Parameters()
-        query = self.build(parameters).query.chain(DeleteQuery)
-        compiler = query.get_compiler(connection=connection)
-        sql, params = compiler.as_sql()
-        return _statement(connection, parameters, compiler, sql, params, [])
+        return _compile(connection, parameters, self.build(parameters).query.chain(DeleteQuery))
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,6 +196,13 @@ def _assignments(
     query.add_update_values(dict(change))
     sql, params = query.get_compiler(connection=connection).as_sql()
     return sql.partition(" SET ")[2], tuple(params)
+
+
+def _compile(connection: BaseDatabaseWrapper, parameters: Parameters, query: SqlQuery) -> Statement:
+    compiler = query.get_compiler(connection=connection)
+    sql, params = compiler.as_sql()
+    columns = [column for column, _, _ in compiler.select or ()]  # only what selects has any
+    return _statement(connection, parameters, compiler, sql, params, columns)
 
 
 def _statement(
