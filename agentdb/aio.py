@@ -20,12 +20,26 @@ R = TypeVar("R")
 DEFAULT_MAX_WORKERS = 8
 
 
+class _Call:
+    """A call to make in a thread. Error reports show the variables of each frame: an API key is in none of them."""
+
+    __slots__ = ("args", "kwargs", "name")
+
+    def __init__(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.name, self.args, self.kwargs = name, args, kwargs
+
+    def __call__(self, db: Db) -> Any:
+        return getattr(db, self.name)(*self.args, **self.kwargs)
+
+
 def _in_thread(method: Callable[Concatenate[Db, P], R]) -> Callable[Concatenate[AsyncDb, P], Coroutine[Any, Any, R]]:
     name = method.__name__
 
     @wraps(method)
     async def call(self: AsyncDb, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        return await self._run(lambda db: getattr(db, name)(*args, **kwargs))
+        made = _Call(name, args, kwargs)
+        del args, kwargs
+        return await self._run(made)
 
     return call
 

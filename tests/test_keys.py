@@ -13,7 +13,7 @@ import pytest
 from django.db import connections
 
 import agentdb
-from agentdb import ApiKeyRecord, DjangoDb, InvalidInputError, adapter, keys, queries
+from agentdb import ApiKeyRecord, AsyncDb, DjangoDb, InvalidInputError, adapter, keys, queries
 
 PLAIN = "agentdb_" + "s3cret" * 7
 
@@ -137,6 +137,21 @@ def test_traceback_of_a_failed_check_holds_no_plain_key(db: DjangoDb):
     assert PLAIN not in "".join(traceback.format_exception(raised.value))
     inside = frames(raised.value)
     assert len(inside) >= 2
+    assert not any(PLAIN in repr(frame.f_locals) for frame in inside)
+
+
+def test_traceback_of_a_failed_check_through_async_db_holds_no_plain_key(db: DjangoDb):
+    async def check() -> None:
+        await AsyncDb(db).authenticate(PLAIN)
+
+    with connections[db.alias].cursor() as cursor:
+        cursor.execute("DROP TABLE api_keys")
+
+    with pytest.raises(agentdb.AgentDbError) as raised:
+        asyncio.run(check())
+
+    inside = frames(raised.value)
+    assert {frame.f_code.co_name for frame in inside} >= {"call", "__call__", "authenticate"}
     assert not any(PLAIN in repr(frame.f_locals) for frame in inside)
 
 
