@@ -233,7 +233,14 @@ def runadmin(url: str, *arguments: str) -> subprocess.Popen[str]:
     environment.pop("DJANGO_SETTINGS_MODULE", None)
     command = [sys.executable, "-m", "agentdb", "runadmin", *arguments]
     return subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A suite that is run in the background ignores Ctrl-C, and so would what it starts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
 
 
