@@ -378,8 +378,7 @@ def test_tables_that_do_not_fit_are_a_schema_mismatch(db: DjangoDb, url: str, en
         call(db)
 
     assert str(raised.value) == (
-        f"{db.describe()}{',' * (engine == 'postgresql')} does not have the tables agentdb works on: "
-        f"{reasons[engine]}. Run 'agentdb verifydb'."
+        f"{db.describe()} does not have the tables agentdb works on: {reasons[engine]}. Run 'agentdb verifydb'."
     )
     assert raised.value.__cause__ is not None
     with pytest.raises(SchemaMismatchError):
