@@ -6,6 +6,7 @@ import asyncio
 import random
 import threading
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from statistics import median
 from time import perf_counter, perf_counter_ns
@@ -14,7 +15,7 @@ from typing import Any
 import psycopg_pool
 
 import agentdb
-from agentdb import AsyncDb, SessionRecord
+from agentdb import AsyncDb, Db, SessionRecord
 from agentdb.aio import DEFAULT_MAX_WORKERS
 from benchmarks.databases import Database, hashed
 from benchmarks.measure import quiet_heap
@@ -194,31 +195,36 @@ def tasks(run: Run) -> dict[str, Any]:
 
 
 def await_overhead(run: Run) -> dict[str, Any]:
-    """Microseconds of one ``get_session``: called, and awaited by a single task."""
+    """Microseconds of one ``get_session``: called, awaited by a single task, and run in asyncio's own executor."""
     results: dict[str, Any] = {}
     rounds = 20 if run.quick else 100
     for engine in run.engines:
-        with agentdb.connect(run.copy(engine).url) as db, asyncio.Runner() as runner, quiet_heap():
+        with (
+            agentdb.connect(run.copy(engine).url) as db,
+            asyncio.Runner() as runner,
+            ThreadPoolExecutor(DEFAULT_MAX_WORKERS) as executor,
+            quiet_heap(),
+        ):
             awaitable = AsyncDb(db)
-            called: list[int] = []
-            awaited: list[int] = []
+            samples: dict[str, list[int]] = {"called": [], "awaited": [], "run_in_executor": []}
 
-            async def block(awaitable: AsyncDb = awaitable, samples: list[int] = awaited) -> None:
+            def in_executor(id: str, db: Db = db, executor: ThreadPoolExecutor = executor) -> Awaitable[Any]:
+                return asyncio.get_running_loop().run_in_executor(executor, db.get_session, id)
+
+            async def block(wait: Callable[[str], Awaitable[Any]], into: list[int]) -> None:
                 for id in random.sample(_IDS, 20):
                     start = perf_counter_ns()
-                    await awaitable.get_session(id)
-                    samples.append(perf_counter_ns() - start)
-
-            async def close(awaitable: AsyncDb = awaitable) -> None:
-                await awaitable.close()
+                    await wait(id)
+                    into.append(perf_counter_ns() - start)
 
             for _ in range(rounds):
-                runner.run(block())
+                runner.run(block(awaitable.get_session, samples["awaited"]))
+                runner.run(block(in_executor, samples["run_in_executor"]))
                 for id in random.sample(_IDS, 20):
                     start = perf_counter_ns()
                     db.get_session(id)
-                    called.append(perf_counter_ns() - start)
-            runner.run(close())
-        p50 = {"called": round(median(called) / 1000, 1), "awaited": round(median(awaited) / 1000, 1)}
+                    samples["called"].append(perf_counter_ns() - start)
+            runner.run(awaitable.close())
+        p50 = {name: round(median(times) / 1000, 1) for name, times in samples.items()}
         results[engine] = {**p50, "overhead": round(p50["awaited"] - p50["called"], 1)}
     return results

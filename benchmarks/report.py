@@ -67,7 +67,10 @@ def lines(results: dict[str, Any]) -> Iterator[str]:
         for engine, works in results.get(section, {}).items():
             yield from _counts(f"{section}, {engine}", works)
     for engine, times in results.get("await", {}).items():
-        yield f"await, {engine}: called {times['called']} µs, awaited {times['awaited']} µs"
+        yield (
+            f"await, {engine}: called {times['called']} µs, awaited {times['awaited']} µs, in asyncio's "
+            f"run_in_executor {times['run_in_executor']} µs"
+        )
     startup = results.get("startup", {})
     if startup:
         yield ""
