@@ -46,6 +46,7 @@ def _advisory_lock(connection: BaseDatabaseWrapper, waiting: Callable[[], None])
     # A connection of its own, and a lock that ends with its transaction: a lock of the session would stay behind in a
     # pooler that hands out server connections by transaction.
     other = connection.copy()
+    other.settings_dict["OPTIONS"].pop("pool", None)  # which may have no second one to give
     try:
         other.set_autocommit(False)
         with other.cursor() as cursor:

@@ -130,6 +130,21 @@ def test_the_lock_holds_though_the_server_limits_idle_transactions_and_waits(emp
             pass
 
 
+@pytest.mark.parametrize("engine", ["postgresql"])
+def test_the_lock_needs_no_second_connection_of_a_hosts_pool(empty_url: str, engine: str):
+    with opened(empty_url) as connection:
+        connection.close()
+        connection.settings_dict["CONN_MAX_AGE"] = 0
+        connection.settings_dict["OPTIONS"]["pool"] = {"min_size": 1, "max_size": 1, "timeout": 1}
+        try:
+            assert rows(connection, "SELECT 1") == [(1,)]  # the pool's connection is taken
+            with migration_lock(connection):
+                assert rows(connection, "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'") == [(1,)]
+        finally:
+            connection.close()
+            connection.close_pool()  # type: ignore[attr-defined]
+
+
 def test_a_database_in_memory_needs_no_lock():
     with opened("sqlite://:memory:") as connection, migration_lock(connection):
         assert rows(connection, "SELECT 1") == [(1,)]
