@@ -134,7 +134,7 @@ def test_session_list_shows_what_matters_of_a_session(site: Site, superuser: Use
 
 
 def test_instants_are_relative_with_the_exact_one_on_hover(site: Site, superuser: User):
-    at = timezone.now().replace(microsecond=123000) - timedelta(days=3)
+    at = timezone.now().replace(microsecond=123000) - timedelta(days=3, minutes=1)
     Session.objects.using(site.alias).create(
         id="s1", agent_name="a", sandbox_id="b", created_at=at, last_active_at=at.replace(microsecond=0)
     )
