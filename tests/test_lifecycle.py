@@ -26,7 +26,7 @@ from django.db.utils import ConnectionHandler
 
 import agentdb
 from agentdb import AgentDbError, ConflictError, DatabaseClosedError, DatabaseUnavailableError, Db, DjangoDb
-from agentdb.conf import database_from_url
+from agentdb.conf import database_from_url, server_name
 from tests.factories import execute, make_agent, make_sandbox, make_session
 
 
@@ -272,7 +272,9 @@ def test_cut_in_a_transaction_fails_it_and_the_next_one_works(relay: tuple[Relay
     with agentdb.connect(url) as db:
         with pytest.raises(DatabaseUnavailableError) as raised:
             db.run_transaction(work)
-        assert f" at 127.0.0.1:{cable.port} " in str(raised.value)
+        assert str(raised.value).startswith(f"{db.describe()} ")
+        assert db.describe() == f"PostgreSQL database {server_name(database_from_url(url))}"
+        assert db.describe().endswith(f" at 127.0.0.1:{cable.port}")
         assert db.list_sessions() == []
         assert db.run_transaction(make_session) == db.get_session("s1")
 

@@ -25,8 +25,9 @@ from agentdb import (
     InvalidInputError,
     SchemaOutOfDateError,
 )
+from agentdb.conf import database_from_url, server_name
 from agentdb.migrating import migration_names
-from tests.factories import execute, make_agent, make_session
+from tests.factories import execute, make_agent, make_session, sqlite_path
 from tests.test_import import run_python
 
 LEGACY = Path(__file__).parent / "legacy"
@@ -269,7 +270,11 @@ def test_connect_to_an_empty_database_names_the_migrations_and_the_command(empty
         f"{place} lacks the migrations {', '.join(migration_names())}. Run 'agentdb migrate', or pass migrate=True."
     )
     assert raised.value.pending == migration_names()
-    assert place.startswith("SQLite database '" if engine == "sqlite" else "PostgreSQL database '")
+    assert place == (
+        f"SQLite database {sqlite_path(empty_url)!r}"
+        if engine == "sqlite"
+        else f"PostgreSQL database {server_name(database_from_url(empty_url))}"
+    )
     assert set(connections.settings) == aliases
 
 
