@@ -115,25 +115,20 @@ SQLITE_ONLY = [
 
 
 @pytest.mark.parametrize(("statement", "row"), SQLITE_ONLY)
+@pytest.mark.parametrize("engine", ["sqlite"])  # PostgreSQL stores no such value
 def test_a_value_that_only_sqlite_stores_is_refused(load_legacy: Load, engine: str, statement: str, row: str):
-    if engine != "sqlite":
-        pytest.skip("PostgreSQL stores no such value")
     assert refused(load_legacy("era-b-empty"), statement) == f"{ONE}\n  {row}"
 
 
+@pytest.mark.parametrize("engine", ["sqlite"])  # PostgreSQL's primary keys are NOT NULL
 def test_a_single_tenant_agent_without_a_name_is_refused(load_legacy: Load, engine: str):
-    if engine != "sqlite":
-        pytest.skip("PostgreSQL's primary keys are NOT NULL")
-
     message = refused(load_legacy("era-a"), "INSERT INTO agents (rowid, name, path) VALUES (999, NULL, '/')")
 
     assert message == f"{ONE}\n  table 'agents', rowid 999, column 'name': NULL is not allowed"
 
 
+@pytest.mark.parametrize("engine", ["postgresql"])  # SQLite cannot drop NOT NULL from a column
 def test_a_null_where_the_models_allow_none_is_refused(load_legacy: Load, engine: str):
-    if engine != "postgresql":
-        pytest.skip("SQLite cannot drop NOT NULL from a column")
-
     message = refused(
         load_legacy("era-b-empty"),
         "ALTER TABLE sessions ALTER COLUMN tenant_id DROP NOT NULL",
@@ -143,10 +138,8 @@ def test_a_null_where_the_models_allow_none_is_refused(load_legacy: Load, engine
     assert message == f"{ONE}\n  table 'sessions', id 'bad', column 'tenant_id': NULL is not allowed"
 
 
+@pytest.mark.parametrize("engine", ["postgresql"])  # PostgreSQL's stuck state alone has ids that are not unique
 def test_agents_that_share_an_id_are_refused(load_legacy: Load, engine: str):
-    if engine != "postgresql":
-        pytest.skip("only the stuck state, which is PostgreSQL's, has an id that is not unique")
-
     message = refused(
         load_legacy("era-b-stuck"),
         "INSERT INTO agents (id, name, path) VALUES ('same', 'one', '/'), ('same', 'two', '/')",
@@ -159,10 +152,8 @@ def test_agents_that_share_an_id_are_refused(load_legacy: Load, engine: str):
     )
 
 
+@pytest.mark.parametrize("engine", ["postgresql"])  # the constraint cannot be dropped on SQLite without a rebuild
 def test_api_keys_that_share_a_hash_are_refused(load_legacy: Load, engine: str):
-    if engine != "postgresql":
-        pytest.skip("the constraint cannot be dropped on SQLite without a rebuild")
-
     message = refused(
         load_legacy("era-b-empty"),
         "ALTER TABLE api_keys DROP CONSTRAINT api_keys_key_hash_key",
@@ -228,10 +219,8 @@ def test_a_foreign_key_to_an_agents_name_is_refused(load_legacy: Load, engine: s
     )
 
 
+@pytest.mark.parametrize("engine", ["postgresql"])  # SQLite has none
 def test_a_materialized_view_that_shows_a_timestamp_is_refused(load_legacy: Load, engine: str):
-    if engine != "postgresql":
-        pytest.skip("SQLite has none")
-
     message = refused(
         load_legacy("era-b-small"),
         "CREATE MATERIALIZED VIEW own_copy AS SELECT id, created_at FROM sessions",
@@ -244,9 +233,8 @@ def test_a_materialized_view_that_shows_a_timestamp_is_refused(load_legacy: Load
     )
 
 
+@pytest.mark.parametrize("engine", ["postgresql"])  # SQLite's views know no types
 def test_what_only_shows_on_the_way_is_refused_and_undone(load_legacy: Load, engine: str):
-    if engine != "postgresql":
-        pytest.skip("SQLite's views know no types")
     url = load_legacy("era-b-small")
     with opened(url) as connection:
         rows(connection, "CREATE VIEW own_view AS SELECT substr(created_at, 1, 10) AS day FROM sessions")
@@ -261,10 +249,8 @@ def test_what_only_shows_on_the_way_is_refused_and_undone(load_legacy: Load, eng
         assert rows(connection, _SCHEMA[engine]) == before
 
 
+@pytest.mark.parametrize("engine", ["postgresql"])  # SQLite cannot change a column's type
 def test_a_column_of_another_type_is_refused(load_legacy: Load, engine: str):
-    if engine != "postgresql":
-        pytest.skip("SQLite cannot change a column's type")
-
     message = refused(
         load_legacy("era-b-empty"),
         "ALTER TABLE sessions ALTER COLUMN created_at DROP DEFAULT",

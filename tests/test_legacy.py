@@ -88,9 +88,8 @@ def test_every_migrations_tables_are_recognised_with_their_level(url: str, level
     assert shape.problems == ()
 
 
+@pytest.mark.parametrize("engine", ["sqlite"])  # the old server rebuilds tables on SQLite only
 def test_a_rebuild_that_was_stopped_before_the_rename_has_its_rows_in_the_new_table(load_legacy: Load, engine: str):
-    if engine != "sqlite":
-        pytest.skip("the old server rebuilds tables on SQLite only")
     url = load_legacy("era-a")
     with opened(url) as connection:
         rows(connection, "PRAGMA foreign_keys = OFF")
