@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from django.db import DEFAULT_DB_ALIAS, connections, transaction
 
-from agentdb.channel import Channel, Fault, driver_error, open_channel
+from agentdb.channels import open_channel
+from agentdb.channels.base import Channel, Fault, driver_error
 from agentdb.compiled import Delete, Insert, Query, Row, Select, Statement, Update
 from agentdb.errors import (
     AgentDbError,

@@ -28,8 +28,8 @@ def check_adoption(databases: Sequence[str] | None = None, **_: Any) -> list[Che
     """agentdb.E001: the old server's tables are there, and no migration is recorded."""
     if _left_to_command.get():
         return []
-    from agentdb.legacy import recognise
-    from agentdb.migrating import recorded_migrations
+    from agentdb.adoption.shapes import recognise
+    from agentdb.migration_record import recorded_migrations
 
     errors: list[CheckMessage] = []
     for alias in databases or ():

@@ -168,7 +168,7 @@ def _check_file_exists(connection: BaseDatabaseWrapper) -> None:
         and not name.startswith("file:")
         and not os.path.exists(name)
     ):
-        from agentdb.migrating import migration_names
+        from agentdb.migration_record import migration_names
 
         raise SchemaOutOfDateError(
             f"SQLite database {name!r} does not exist. Run 'agentdb migrate' or pass migrate=True to make it.",
@@ -213,20 +213,20 @@ def _wait(db: DjangoDb, deadline: float) -> None:
 def _bring_up_to_date(db: DjangoDb, connection: BaseDatabaseWrapper, migrate: bool) -> None:
     from django.core.management import CommandError
 
-    from agentdb import migrating
+    from agentdb import migration_record
 
     with db.translated_errors():
-        pending = tuple(migrating.pending_migrations(connection))
+        pending = tuple(migration_record.pending_migrations(connection))
     if pending and migrate:
         try:
             with db.translated_errors():
-                migrating.migrate(db.alias)
+                migration_record.migrate(db.alias)
         except CommandError as error:
             raise SchemaMismatchError(str(error)) from error
     elif pending:
         with db.translated_errors():
             old = "agents" in connection.introspection.table_names() and len(pending) == len(
-                migrating.migration_names()
+                migration_record.migration_names()
             )
         raise SchemaOutOfDateError(_out_of_date(db.describe(), pending, old), pending=pending)
 

@@ -12,9 +12,9 @@ from django.db.migrations.operations.base import Operation
 from django.db.migrations.state import ProjectState
 from django.db.models.sql.compiler import SQLCompiler
 
-from agentdb.ddl import LegacyUnique, conform_table, create_table
-from agentdb.errors import SchemaMismatchError
-from agentdb.rows import (
+from agentdb.adoption.ddl import LegacyUnique, conform_table, create_table
+from agentdb.adoption.timestamps import native_text, server_text
+from agentdb.adoption.unusable import (
     UnusableValue,
     UnusableValues,
     UnusableValuesError,
@@ -22,7 +22,7 @@ from agentdb.rows import (
     read_instants,
     refuse_unusable_values,
 )
-from agentdb.timestamps import native_text, server_text
+from agentdb.errors import SchemaMismatchError
 
 __all__ = ["CreateLegacyTable", "LegacyNow", "LegacyUnique", "NativeTimestamps"]
 

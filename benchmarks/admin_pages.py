@@ -97,7 +97,7 @@ def measure(url: str, rows: int, repeats: int) -> dict[str, Any]:
     from django.test import Client
     from django.test.utils import CaptureQueriesContext
 
-    from agentdb.changelist import Cursor
+    from agentdb.admin.changelist import Cursor
     from agentdb.models import Session
 
     call_command("migrate", verbosity=0)

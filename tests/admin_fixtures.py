@@ -19,8 +19,8 @@ from django.test import Client
 from django.utils import timezone
 
 import agentdb
-from agentdb import overview
-from agentdb.admin_server import make_account_tables
+from agentdb.admin import overview
+from agentdb.admin_project.server import make_account_tables
 from agentdb.models import Agent, ApiKey, Sandbox, Session
 
 

@@ -12,8 +12,8 @@ from django.apps import apps
 from django.core.management import CommandError, call_command
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from agentdb.legacy import drift
-from agentdb.migrating import migration_names, recorded_migrations
+from agentdb.adoption.shapes import drift
+from agentdb.migration_record import migration_names, recorded_migrations
 from agentdb.schema import expected_tables, read_tables
 from tests.legacy_databases import opened, rows, sqlite_path
 

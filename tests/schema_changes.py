@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from agentdb.schema import Column, Index, IndexPart, Table, Unique
-from agentdb.sqltext import parse_create_table
+from agentdb.schema.sqltext import parse_create_table
 
 OTHER_TYPE = {
     "text": "varchar(100)",

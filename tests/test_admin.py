@@ -16,8 +16,9 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from agentdb import AgentDbError, changelist, display
-from agentdb.changelist import Cursor
+from agentdb import AgentDbError, display
+from agentdb.admin import changelist
+from agentdb.admin.changelist import Cursor
 from agentdb.models import Agent, ApiKey, Sandbox, Session
 from tests.admin_fixtures import Page, Site, fill
 
@@ -274,7 +275,7 @@ def test_pages_go_through_all_rows_once_in_both_directions(
     query: dict[str, str],
 ):
     monkeypatch.setattr(changelist, "WINDOW", window)
-    monkeypatch.setattr("agentdb.admin.ReadFirstAdmin.list_per_page", 3)
+    monkeypatch.setattr("agentdb.admin.model_admins.ReadFirstAdmin.list_per_page", 3)
     fill(site.alias, 20, tenants=2)
     # Three instants, so that many rows share one and the id decides.
     for number in range(3):

@@ -9,9 +9,9 @@ from django.contrib.auth.models import User
 from django.db import connections
 from django.utils import timezone
 
-from agentdb import overview
+from agentdb.admin import overview
+from agentdb.admin.overview import Amount, Bar, SchemaState
 from agentdb.models import Sandbox, Session
-from agentdb.overview import Amount, Bar, SchemaState
 from tests.admin_fixtures import Site, fill
 
 
@@ -182,7 +182,7 @@ def test_schema_is_looked_at_once_a_minute_while_it_is_good(site: Site, monkeypa
 
     monkeypatch.setattr(overview, "_read_schema_state", look)
     now = 1000.0
-    monkeypatch.setattr("agentdb.overview.time.monotonic", lambda: now)
+    monkeypatch.setattr("agentdb.admin.overview.time.monotonic", lambda: now)
 
     assert overview.schema_state(site.alias) is good
     now += 59

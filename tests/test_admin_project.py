@@ -17,8 +17,9 @@ from typing import Any
 import pytest
 from django.test import Client
 
-from agentdb import AgentDbError, admin_project
-from agentdb.admin_server import AdminRouter
+from agentdb import AgentDbError
+from agentdb.admin_project import settings as admin_settings
+from agentdb.admin_project.server import AdminRouter
 from agentdb.models import Session
 
 ROOT = Path(__file__).parent.parent
@@ -42,10 +43,10 @@ def manage(*arguments: str, **environment: str) -> subprocess.CompletedProcess[s
 def test_secret_key_is_made_once_in_a_private_file(tmp_path: Path):
     path = tmp_path / "state" / "agentdb" / "secret_key"
 
-    key = admin_project.secret_key(path)
+    key = admin_settings.secret_key(path)
 
     assert re.fullmatch(r"[A-Za-z0-9_-]{86}", key)
-    assert admin_project.secret_key(path) == key
+    assert admin_settings.secret_key(path) == key
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
     assert list(path.parent.iterdir()) == [path]
@@ -56,7 +57,7 @@ def test_secret_key_is_one_however_many_ask_for_it_at_once(tmp_path: Path):
 
     def ask(_: int) -> str:
         start.wait()
-        return admin_project.secret_key(tmp_path / "secret_key")
+        return admin_settings.secret_key(tmp_path / "secret_key")
 
     with ThreadPoolExecutor(8) as pool:
         assert len(set(pool.map(ask, range(8)))) == 1
@@ -66,7 +67,7 @@ def test_secret_key_that_cannot_be_kept_is_an_error_that_names_the_way_out(tmp_p
     (tmp_path / "file").write_text("")
 
     with pytest.raises(AgentDbError) as raised:
-        admin_project.secret_key(tmp_path / "file" / "secret_key")
+        admin_settings.secret_key(tmp_path / "file" / "secret_key")
 
     assert str(raised.value) == (
         f"The secret key cannot be kept in '{tmp_path}/file/secret_key': File exists. "
@@ -78,7 +79,7 @@ def test_secret_key_that_is_cut_off_is_refused(tmp_path: Path):
     (tmp_path / "secret_key").write_text("short")
 
     with pytest.raises(AgentDbError, match=r"is too short to be one\. Delete the file, and try again\."):
-        admin_project.secret_key(tmp_path / "secret_key")
+        admin_settings.secret_key(tmp_path / "secret_key")
 
 
 def test_commands_that_sign_nothing_make_no_secret_key(tmp_path: Path):
@@ -117,13 +118,13 @@ def test_deployment_check_without_https_names_what_https_switches_on(tmp_path: P
 def test_flag_reads_a_switch(monkeypatch: pytest.MonkeyPatch, value: str, expected: bool):
     monkeypatch.setenv("AGENTDB_HTTPS", value)
 
-    assert admin_project.flag("AGENTDB_HTTPS") is expected
+    assert admin_settings.flag("AGENTDB_HTTPS") is expected
 
 
 def test_words_split_at_commas(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("AGENTDB_ALLOWED_HOSTS", "a.example, b.example,,")
 
-    assert admin_project.words("AGENTDB_ALLOWED_HOSTS") == ["a.example", "b.example"]
+    assert admin_settings.words("AGENTDB_ALLOWED_HOSTS") == ["a.example", "b.example"]
 
 
 PROBE = """

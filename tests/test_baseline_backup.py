@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 import pytest
 
-from agentdb import backup
-from agentdb.backup import back_up
+from agentdb.adoption import backup
+from agentdb.adoption.backup import back_up
 from agentdb.errors import DatabaseUnavailableError
 from tests.baseline_runs import baselinedb
 from tests.legacy_databases import FOLDER
@@ -147,7 +147,7 @@ def test_a_full_disk_is_noticed_before_the_copy(source: Path, monkeypatch: pytes
 LIMITED = """
 import resource, signal, sys
 from pathlib import Path
-from agentdb.backup import back_up
+from agentdb.adoption.backup import back_up
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (40000, 40000))
 try:

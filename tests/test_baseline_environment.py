@@ -18,7 +18,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 import psycopg
 import pytest
 
-from agentdb.baseline import read
+from agentdb.adoption.plan import read
 from tests.baseline_runs import assert_adopted, baselinedb, snapshot
 from tests.legacy_databases import FOLDER, opened
 
@@ -358,7 +358,7 @@ def test_a_wrong_password_is_refused_without_showing_it(engine: str, role: str, 
 
 @pytest.mark.parametrize("engine", ["postgresql"])
 def test_tables_in_use_are_waited_for_and_then_refused(load_legacy: Load, engine: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("agentdb.adopting._LOCK_TIMEOUT_SECONDS", 1)
+    monkeypatch.setattr("agentdb.adoption.execution._LOCK_TIMEOUT_SECONDS", 1)
     url = load_legacy("era-a")
     with psycopg.connect(url) as connection:
         connection.execute("SELECT count(*) FROM sessions")
@@ -385,7 +385,7 @@ def test_a_look_that_a_writer_came_into_is_repeated(tmp_path: Path, monkeypatch:
             writer.commit()
         return read(*args, **options)
 
-    monkeypatch.setattr("agentdb.adopting.read", reading)
+    monkeypatch.setattr("agentdb.adoption.execution.read", reading)
     with closing(sqlite3.connect(path)) as writer:
         run = baselinedb(f"sqlite:///{path}", "--check")
 

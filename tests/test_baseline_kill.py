@@ -174,22 +174,22 @@ call_command("baselinedb", database=alias)
 
 # Just before each of these; the number says at which call.
 POINTS = [
-    ("agentdb.adopting.read", 1),
-    ("agentdb.backup._copy", 1),
-    ("agentdb.backup._damage", 1),
-    ("agentdb.backup._flush", 1),
-    ("agentdb.backup._flush", 2),
-    ("agentdb.adopting._act", 1),
-    ("agentdb.adopting.conform_table", 1),
-    ("agentdb.adopting.conform_table", 2),
-    ("agentdb.adopting.create_table", 1),
-    ("agentdb.adopting.conform_table", 3),
-    ("agentdb.adopting.MigrationRecorder", 1),
-    ("agentdb.adopting.MigrationExecutor", 1),
+    ("agentdb.adoption.execution.read", 1),
+    ("agentdb.adoption.backup._copy", 1),
+    ("agentdb.adoption.backup._damage", 1),
+    ("agentdb.adoption.backup._flush", 1),
+    ("agentdb.adoption.backup._flush", 2),
+    ("agentdb.adoption.execution._act", 1),
+    ("agentdb.adoption.execution.conform_table", 1),
+    ("agentdb.adoption.execution.conform_table", 2),
+    ("agentdb.adoption.execution.create_table", 1),
+    ("agentdb.adoption.execution.conform_table", 3),
+    ("agentdb.adoption.execution.MigrationRecorder", 1),
+    ("agentdb.adoption.execution.MigrationExecutor", 1),
     ("agentdb.operations.conform_table", 1),
     ("agentdb.operations.conform_table", 4),
-    ("agentdb.adopting._verify", 1),
-    ("agentdb.adopting.read_content", 3),
+    ("agentdb.adoption.execution._verify", 1),
+    ("agentdb.adoption.execution.read_content", 3),
 ]
 
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from agentdb.adopting import look
-from agentdb.baseline import decide
+from agentdb.adoption.execution import look
+from agentdb.adoption.plan import decide
 from tests.baseline_runs import baselinedb, snapshot
 from tests.legacy_databases import opened, rows
 from tests.old_upgrades import STATEMENTS
@@ -296,7 +296,7 @@ def test_what_the_models_would_still_differ_from_is_undone(
     url = load_legacy("era-a")
     with opened(url) as connection:
         before = rows(connection, _SCHEMA[engine])
-    monkeypatch.setattr("agentdb.adopting.drift", lambda expected, live: ["This differs.", "That too."])
+    monkeypatch.setattr("agentdb.adoption.execution.drift", lambda expected, live: ["This differs.", "That too."])
 
     run = baselinedb(url, "--no-backup")
 
@@ -335,7 +335,7 @@ def test_no_statement_of_the_upgrade_is_left_when_an_adoption_fails_half_way(
         for statement in STATEMENTS[engine][:5]:
             rows(connection, statement)
         before = rows(connection, _SCHEMA[engine])
-    monkeypatch.setattr("agentdb.adopting.comparable_columns", lambda name, table: ("created_at",))
+    monkeypatch.setattr("agentdb.adoption.execution.comparable_columns", lambda name, table: ("created_at",))
 
     run = baselinedb(url, "--no-backup")
 

@@ -124,7 +124,8 @@ def test_an_id_that_would_change_undoes_the_adoption(load_legacy: Load, engine: 
         )
         before = rows(connection, "SELECT * FROM agents ORDER BY name")
     monkeypatch.setattr(
-        "agentdb.adopting._sources", lambda connection, name, *rest: {"id": "'x' || name"} if name == "agents" else {}
+        "agentdb.adoption.execution._sources",
+        lambda connection, name, *rest: {"id": "'x' || name"} if name == "agents" else {},
     )
 
     run = baselinedb(url, "--no-backup")

@@ -12,7 +12,6 @@ import pytest
 from django.core.management import CommandError, call_command
 
 import agentdb
-from agentdb import copying
 from tests.factories import execute
 from tests.legacy_databases import FOLDER
 
@@ -87,7 +86,7 @@ def test_copydb_moves_every_row_between_engines(url: str, target_engine: str, ma
 def test_copydb_moves_more_rows_than_it_holds_at_once(
     url: str, make_url: MakeUrl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(copying, "_ROWS_AT_ONCE", 2)
+    monkeypatch.setattr("agentdb.copydb._ROWS_AT_ONCE", 2)
     with agentdb.connect(url) as db:
         db.run_transaction(lambda db: [db.insert_session(f"s{number}", "a", "b") for number in range(7)])
     target = make_url("sqlite")

@@ -10,7 +10,7 @@ import pytest
 from django.core.management import CommandError
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from agentdb.ddl import written_definitions
+from agentdb.adoption.ddl import written_definitions
 from agentdb.schema import read_tables
 from tests.legacy_databases import manage, opened, rows, sqlite_path
 from tests.test_fake_initial import raw_schema

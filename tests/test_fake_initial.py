@@ -15,7 +15,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 import agentdb
 from agentdb.errors import SchemaMismatchError
-from agentdb.migrating import migrate, migration_names, pending_migrations
+from agentdb.migration_record import migrate, migration_names, pending_migrations
 from agentdb.schema import compare, expected_tables, read_tables
 from tests.legacy_databases import MULTI_TENANT, expected, manage, opened, rows, sqlite_path, stems
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from agentdb.inspecting import inspecting
-from agentdb.legacy import Kind, Shape, recognise
+from agentdb.adoption.shapes import Kind, Shape, recognise
+from agentdb.inspection import inspecting
 from tests.baseline_runs import baselinedb
 from tests.legacy_databases import FOLDER, manage, opened, psql, rows, stems
 from tests.old_upgrades import STATEMENTS

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from agentdb.locking import migration_lock
+from agentdb.migration_lock import migration_lock
 from tests.legacy_databases import manage, opened, rows
 
 ROOT = Path(__file__).parent.parent
@@ -19,7 +19,7 @@ import sys
 from agentdb.opening import configure
 alias = configure(sys.argv[1])
 from django.db import connections
-from agentdb.locking import migration_lock
+from agentdb.migration_lock import migration_lock
 with migration_lock(connections[alias]):
     print("held", flush=True)
     sys.stdin.read()

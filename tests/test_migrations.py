@@ -20,9 +20,9 @@ from django.db import models
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 import agentdb
+from agentdb.adoption.unusable import UnusableValuesError
 from agentdb.errors import SchemaMismatchError
-from agentdb.migrating import migrate, migration_names, pending_migrations
-from agentdb.rows import UnusableValuesError
+from agentdb.migration_record import migrate, migration_names, pending_migrations
 from agentdb.schema import compare, expected_tables, read_tables
 from tests.legacy_databases import manage, opened, rows, sqlite_path
 from tests.test_fake_initial import raw_schema

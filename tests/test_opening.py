@@ -26,7 +26,7 @@ from agentdb import (
     SchemaOutOfDateError,
 )
 from agentdb.conf import database_from_url, server_name
-from agentdb.migrating import migration_names
+from agentdb.migration_record import migration_names
 from tests.factories import execute, make_agent, make_session, sqlite_path
 from tests.test_import import run_python
 
@@ -713,7 +713,7 @@ with ThreadPoolExecutor(8) as threads:
 def test_a_host_transaction_is_not_broken_by_a_missing_migrations_table(
     make_postgres_database: Callable[..., str],
 ) -> None:
-    from agentdb.migrating import pending_migrations
+    from agentdb.migration_record import pending_migrations
     from agentdb.opening import temporary_alias
 
     with temporary_alias(make_postgres_database()) as alias, transaction.atomic(using=alias):

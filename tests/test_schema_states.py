@@ -13,9 +13,9 @@ from django.apps import apps
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.migrations.loader import MigrationLoader
 
-from agentdb.migrating import migration_names
+from agentdb.migration_record import migration_names
 from agentdb.schema import compare, expected_tables, read_tables
-from agentdb.verifying import verify
+from agentdb.schema.verification import verify
 from tests.legacy_databases import MULTI_TENANT, manage, opened, psql, rows, sqlite_path
 
 MIGRATIONS = migration_names()

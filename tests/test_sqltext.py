@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from agentdb.sqltext import KeyText, canonical, parse_create_index, parse_create_table, tokenize
+from agentdb.schema.sqltext import KeyText, canonical, parse_create_index, parse_create_table, tokenize
 
 
 @pytest.mark.parametrize(

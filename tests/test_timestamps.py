@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import psycopg
 import pytest
 
-from agentdb.timestamps import (
+from agentdb.adoption.timestamps import (
     POSTGRES_CASTABLE,
     ZONES,
     UnreadableTimestampError,

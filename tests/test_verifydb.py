@@ -16,7 +16,7 @@ import pytest
 from django.core.management import CommandError, call_command
 from django.db import connections
 
-from agentdb.migrating import migration_names
+from agentdb.migration_record import migration_names
 from tests.legacy_databases import manage, opened, rows, sqlite_path
 
 MIGRATIONS = migration_names()

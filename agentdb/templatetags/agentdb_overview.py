@@ -11,8 +11,8 @@ from django.template import Context
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
-from agentdb import overview
-from agentdb.admin import badge, link, list_url, missing, row_url, slug, tenant_url, viewable
+from agentdb.admin import overview
+from agentdb.admin.model_admins import badge, link, list_url, missing, row_url, slug, tenant_url, viewable
 from agentdb.display import when
 from agentdb.models import Agent, ApiKey, Sandbox, Session
 

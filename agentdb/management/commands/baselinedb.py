@@ -8,8 +8,8 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import DEFAULT_DB_ALIAS, connections
 
-from agentdb.adopting import AdoptionRefusedError, Listener, Outcome, adopt, look
-from agentdb.baseline_report import as_json, describe_findings, describe_outcome, describe_plan, error_as_json
+from agentdb.adoption.execution import AdoptionRefusedError, Listener, Outcome, adopt, look
+from agentdb.adoption.report import as_json, describe_findings, describe_outcome, describe_plan, error_as_json
 from agentdb.errors import AgentDbError
 
 

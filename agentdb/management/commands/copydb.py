@@ -5,7 +5,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
-from agentdb import copying
+from agentdb import copydb
 from agentdb.conf import display_url
 from agentdb.errors import AgentDbError
 from agentdb.opening import temporary_alias
@@ -36,7 +36,7 @@ class Command(BaseCommand):
         try:
             with temporary_alias(source_url) as source, temporary_alias(target_url) as target:
                 if not (verify and self._exists_with_rows(target)):
-                    for table, summary in copying.copy(source, target, self._report("copied")).items():
+                    for table, summary in copydb.copy(source, target, self._report("copied")).items():
                         self.stdout.write(f"{table}: {summary.rows:,} rows copied.")
                 if verify:
                     self._verify(source, target)
@@ -46,18 +46,18 @@ class Command(BaseCommand):
 
     def _exists_with_rows(self, target: str) -> bool:
         try:
-            return copying.has_rows(target)
+            return copydb.has_rows(target)
         except AgentDbError:
             return False  # not there yet; copying makes it, or says why not
 
     def _verify(self, source: str, target: str) -> None:
-        summaries = [copying.summarise(alias, self._report("compared")) for alias in (source, target)]
-        if found := copying.differences(*summaries):
+        summaries = [copydb.summarise(alias, self._report("compared")) for alias in (source, target)]
+        if found := copydb.differences(*summaries):
             for line in found:
                 self.stdout.write(self.style.ERROR(line))
             sys.exit(1)
 
-    def _report(self, verb: str) -> copying.Progress:
+    def _report(self, verb: str) -> copydb.Progress:
         def report(table: str, rows: int) -> None:
             if not rows % _REPORT_EVERY:
                 self.stderr.write(f"{table}: {rows:,} rows {verb} …")

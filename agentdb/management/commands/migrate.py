@@ -9,12 +9,12 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.migrations.exceptions import MigrationSchemaMissing
 from django.db.migrations.executor import MigrationExecutor
 
-from agentdb.adoptable import refuse_unadopted
+from agentdb.adoption.fake_initial import refuse_unadopted
+from agentdb.adoption.unusable import first_line
 from agentdb.checks import adoption_left_to_command
 from agentdb.errors import AgentDbError
-from agentdb.locking import migration_lock
-from agentdb.migrating import pending_migrations
-from agentdb.rows import first_line
+from agentdb.migration_lock import migration_lock
+from agentdb.migration_record import pending_migrations
 
 
 class Command(migrate.Command):

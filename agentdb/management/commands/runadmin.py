@@ -11,8 +11,8 @@ from django.core.management.base import BaseCommand, CommandError
 from django.db import DEFAULT_DB_ALIAS, connections
 
 from agentdb.errors import AgentDbError
-from agentdb.inspecting import translated_errors
-from agentdb.migrating import pending_migrations
+from agentdb.inspection import translated_errors
+from agentdb.migration_record import pending_migrations
 
 
 class Command(BaseCommand):
@@ -50,7 +50,7 @@ class Command(BaseCommand):
         environment = {name: value for name, value in os.environ.items() if name != "DJANGO_SETTINGS_MODULE"}
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
         server = subprocess.Popen(
-            [sys.executable, "-m", "agentdb.admin_server"], stdin=subprocess.PIPE, text=True, env=environment
+            [sys.executable, "-m", "agentdb.admin_project.server"], stdin=subprocess.PIPE, text=True, env=environment
         )
         # Open for as long as this process lives: its end tells the server to end.
         assert server.stdin is not None

@@ -8,8 +8,8 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import DEFAULT_DB_ALIAS, connections
 
 from agentdb.errors import DatabaseUnavailableError
-from agentdb.inspecting import inspecting
-from agentdb.verifying import JSON_FORMAT, Verification, verify
+from agentdb.inspection import inspecting
+from agentdb.schema.verification import JSON_FORMAT, Verification, verify
 
 
 class Command(BaseCommand):

@@ -14,12 +14,12 @@ from django.db import connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import Model
 
-from agentdb import migrating
-from agentdb.channel import open_channel
+from agentdb import migration_record
+from agentdb.adoption.contents import row_checksum
+from agentdb.channels import open_channel
 from agentdb.compiled import Select, Statement
-from agentdb.content import row_checksum
 from agentdb.errors import AgentDbError, InvalidInputError, SchemaMismatchError, SchemaOutOfDateError
-from agentdb.inspecting import inspecting, translated_errors
+from agentdb.inspection import inspecting, translated_errors
 from agentdb.schema import APP_LABEL, compare, expected_tables, read_tables
 
 _ROWS_AT_ONCE = 5_000
@@ -51,7 +51,7 @@ def copy(source: str, target: str, progress: Progress = lambda table, rows: None
         writing = connections[target]
         with translated_errors(writing):
             if not set(expected_tables(writing, apps)) & set(writing.introspection.table_names()):
-                migrating.migrate(target)
+                migration_record.migrate(target)
             _check_schema(writing, writing)
             with transaction.atomic(using=target):
                 return _copy_tables(reading, writing, progress)
@@ -111,7 +111,7 @@ def _models() -> Iterator[type[Model]]:
 def _check_schema(connection: BaseDatabaseWrapper, named: BaseDatabaseWrapper) -> None:
     """Refuse a database that is not as the models say; ``named`` is the connection to name in the message."""
     place = open_channel(named).describe()
-    if pending := migrating.pending_migrations(connection):
+    if pending := migration_record.pending_migrations(connection):
         raise SchemaOutOfDateError(
             f"{place} lacks the migrations {', '.join(pending)}. Run 'agentdb baselinedb' on a database of the old "
             "server, 'agentdb migrate' on any other.",

@@ -12,7 +12,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.migrations.loader import MigrationLoader
 
 from agentdb.conf import server_name
-from agentdb.migrating import migration_names, recorded_migrations
+from agentdb.migration_record import migration_names, recorded_migrations
 from agentdb.schema import APP_LABEL, Difference, Table, compare, expected_tables, read_tables
 
 # Goes up when a field of the JSON report is renamed, removed or changes its meaning; new fields may come any time.

@@ -7,10 +7,10 @@ from typing import Any
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from agentdb.adopting import AdoptionRefusedError, Outcome
-from agentdb.baseline import Findings, Plan
-from agentdb.legacy import Kind
-from agentdb.rows import OLD_COLUMNS, UnusableValue
+from agentdb.adoption.execution import AdoptionRefusedError, Outcome
+from agentdb.adoption.plan import Findings, Plan
+from agentdb.adoption.shapes import Kind
+from agentdb.adoption.unusable import OLD_COLUMNS, UnusableValue
 
 JSON_FORMAT = 1
 

@@ -27,11 +27,11 @@ from django.http import HttpRequest
 from django.utils import timezone
 from django.utils.text import capfirst
 
+from agentdb.admin.overview import distinct_values
 from agentdb.expressions import CodePointOrder
-from agentdb.overview import distinct_values
 
 if TYPE_CHECKING:
-    from agentdb.admin import ReadFirstAdmin
+    from agentdb.admin.model_admins import ReadFirstAdmin
 
 WINDOW = 10_000
 SUGGESTIONS = 8

@@ -13,7 +13,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from psycopg import errors
 from psycopg.types.datetime import TimestamptzLoader
 
-from agentdb.channel import Channel, Fault, readability
+from agentdb.channels.base import Channel, Fault, readability
 from agentdb.conf import server_name
 
 # With these the server ends the connection; that it has ended may not be known here yet.

@@ -1,7 +1,7 @@
 """An admin whose first page is agentdb's overview.
 
-Put ``agentdb.admin_site.AgentDbAdminConfig`` into INSTALLED_APPS in place of ``django.contrib.admin``. With Django's
-own admin site the overview is at ``agentdb/`` below the admin.
+Put ``agentdb.admin_project.site.AgentDbAdminConfig`` into INSTALLED_APPS in place of ``django.contrib.admin``. With
+Django's own admin site the overview is at ``agentdb/`` below the admin.
 """
 
 from __future__ import annotations
@@ -20,4 +20,4 @@ class AgentDbAdminSite(AdminSite):
 
 
 class AgentDbAdminConfig(AdminConfig):
-    default_site = "agentdb.admin_site.AgentDbAdminSite"
+    default_site = "agentdb.admin_project.site.AgentDbAdminSite"

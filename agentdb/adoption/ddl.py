@@ -12,9 +12,9 @@ from typing import Any
 from django.db import ProgrammingError, models
 from django.db.backends.base.schema import BaseDatabaseSchemaEditor
 
+from agentdb.adoption.unusable import first_line
 from agentdb.errors import SchemaMismatchError
-from agentdb.rows import first_line
-from agentdb.sqltext import matching, parse_create_table, split, tokenize
+from agentdb.schema.sqltext import matching, parse_create_table, split, tokenize
 
 # Indexes that old servers made and no model has any more; ours cover what they were for.
 LEFT_OVER_INDEXES = frozenset({"idx_api_keys_hash", "api_keys_key_hash_unique"})

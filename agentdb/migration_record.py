@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import pkgutil
 from functools import cache
+from pathlib import Path
 
 from django.conf import settings
 from django.core.management import CommandError, call_command
 from django.db import DatabaseError, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-import agentdb.migrations
 from agentdb.errors import AgentDbError
+
+# Found by path: importing the package would tie this module to what the migrations import.
+_FOLDER = str(Path(__file__).with_name("migrations"))
 
 
 @cache
 def migration_names() -> tuple[str, ...]:
     """Return the names of agentdb's migrations, in order. Reads file names and imports none."""
-    return tuple(sorted(m.name for m in pkgutil.iter_modules(agentdb.migrations.__path__) if m.name[0].isdigit()))
+    return tuple(sorted(m.name for m in pkgutil.iter_modules([_FOLDER]) if m.name[0].isdigit()))
 
 
 def recorded_migrations(connection: BaseDatabaseWrapper) -> set[str]:

@@ -7,7 +7,6 @@ a kept connection has died, and what the driver's errors mean.
 from __future__ import annotations
 
 import select
-import sqlite3
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -120,69 +119,11 @@ class Channel(ABC):
         return bool(self.wrapper.execute_wrappers) or self.wrapper.force_debug_cursor or self._debug
 
 
-def open_channel(wrapper: BaseDatabaseWrapper) -> Channel:
-    """Return the channel for a connection of any of the three engines."""
-    if not settings.USE_TZ or wrapper.settings_dict["TIME_ZONE"] not in (None, "UTC"):
-        # SQLite would hold the project's local times beside UTC, as text that looks the same.
-        raise AgentDbError(
-            f"The database alias {wrapper.alias!r} does not keep its timestamps in UTC. "
-            "Set USE_TZ = True, and no TIME_ZONE in its entry of DATABASES."
-        )
-    if wrapper.vendor == "sqlite":
-        return SqliteChannel(wrapper)
-    if wrapper.vendor in ("postgresql", "cockroachdb"):
-        from agentdb.channel_postgres import PostgresChannel
-
-        return PostgresChannel(wrapper)
-    raise AgentDbError(f"agentdb does not know the engine {wrapper.vendor!r} of the alias {wrapper.alias!r}.")
-
-
 def driver_error(error: BaseException) -> BaseException:
     """Return the driver's error behind one of Django's."""
     if isinstance(error, django.db.Error) and error.__cause__ is not None:
         return error.__cause__
     return error
-
-
-_SQLITE_MISMATCHES = (
-    "SQLITE_CONSTRAINT_CHECK",
-    "SQLITE_CONSTRAINT_FOREIGNKEY",
-    "SQLITE_CONSTRAINT_NOTNULL",
-    "SQLITE_MISMATCH",
-)
-_SQLITE_MISSING = ("no such table", "no such column", "has no column named", "ON CONFLICT clause does not match")
-
-
-class SqliteChannel(Channel):
-    errors = (sqlite3.Error, sqlite3.Warning, django.db.Error)
-    aborts_on_error = False
-
-    def execute(self, sql: str, params: Sequence[Any]) -> Any:
-        if self.wrapper.connection is None:
-            self.connect()
-        if self.instrumented():
-            cursor = self.wrapper.cursor()
-            # Django's own cursor takes its own placeholders, and so does what logs the SQL.
-            cursor.execute(sql.replace("%", "%%").replace("?", "%s"), params)
-            return cursor
-        return self.wrapper.connection.execute(sql, params)
-
-    def fault(self, error: BaseException) -> Fault:
-        name = getattr(error, "sqlite_errorname", "") or ""
-        if name in ("SQLITE_CONSTRAINT_PRIMARYKEY", "SQLITE_CONSTRAINT_UNIQUE"):
-            return Fault.DUPLICATE
-        if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
-            return Fault.LOCKED
-        if name in _SQLITE_MISMATCHES or (name == "SQLITE_ERROR" and any(w in str(error) for w in _SQLITE_MISSING)):
-            return Fault.MISMATCH
-        if name.startswith(
-            ("SQLITE_CANTOPEN", "SQLITE_CORRUPT", "SQLITE_FULL", "SQLITE_IOERR", "SQLITE_NOTADB", "SQLITE_READONLY")
-        ) or isinstance(error, sqlite3.ProgrammingError):
-            return Fault.UNAVAILABLE
-        return Fault.OTHER
-
-    def describe(self) -> str:
-        return f"SQLite database {str(self.wrapper.settings_dict['NAME'])!r}"
 
 
 def readability(file_descriptor: int) -> Callable[[], bool]:

@@ -25,9 +25,9 @@ from django.utils.text import capfirst
 from django.views.decorators.cache import never_cache
 from django.views.decorators.csrf import csrf_protect
 
-from agentdb import overview
 from agentdb.adapter import DjangoDb
-from agentdb.changelist import AgeFilter, ChoiceFilter, KeysetChangeList, TextFilter
+from agentdb.admin import overview
+from agentdb.admin.changelist import AgeFilter, ChoiceFilter, KeysetChangeList, TextFilter
 from agentdb.display import exact, masked, relative, when
 from agentdb.errors import AgentDbError
 from agentdb.interface import Db, SandboxState, SessionStatus

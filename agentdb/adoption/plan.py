@@ -9,10 +9,8 @@ from django.apps import apps
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.utils import CursorWrapper
 
-from agentdb.conf import server_name
-from agentdb.content import Progress, TableContent, count_rows, duplicates, read_content
-from agentdb.inspecting import sqlite_path
-from agentdb.legacy import (
+from agentdb.adoption.contents import Progress, TableContent, count_rows, duplicates, read_content
+from agentdb.adoption.shapes import (
     ADDED_COLUMNS,
     INITIAL,
     NATIVE_TIMESTAMP_TYPES,
@@ -21,8 +19,10 @@ from agentdb.legacy import (
     Shape,
     recognise,
 )
-from agentdb.migrating import migration_names
-from agentdb.rows import OLD_COLUMNS, UnusableValue
+from agentdb.adoption.unusable import OLD_COLUMNS, UnusableValue
+from agentdb.conf import server_name
+from agentdb.inspection import sqlite_path
+from agentdb.migration_record import migration_names
 from agentdb.schema import Table, expected_tables, read_tables
 
 # What is to be unique in an adopted database.

@@ -1,4 +1,4 @@
-"""The front door to comparing schemas: what the models say, what a database has, how the two differ. Reads only."""
+"""The tables as the models want them, in the global registry or in the state of any migration."""
 
 from __future__ import annotations
 
@@ -11,25 +11,9 @@ from django.db.migrations.state import StateApps
 from django.db.models import Field, Model, UniqueConstraint, Value
 from django.db.models.sql import Query
 
-from agentdb.drift import Difference, compare
-from agentdb.introspection import column_default, column_type, index_from, literal, read_tables
-from agentdb.sqltext import parse_create_index
-from agentdb.tables import Check, Column, ForeignKey, Index, IndexPart, PrimaryKey, Table, Unique
-
-__all__ = [
-    "Check",
-    "Column",
-    "Difference",
-    "ForeignKey",
-    "Index",
-    "IndexPart",
-    "PrimaryKey",
-    "Table",
-    "Unique",
-    "compare",
-    "expected_tables",
-    "read_tables",
-]
+from agentdb.schema.introspection import column_default, column_type, index_from, literal
+from agentdb.schema.sqltext import parse_create_index
+from agentdb.schema.tables import Column, PrimaryKey, Table, Unique
 
 APP_LABEL = "agentdb"
 
@@ -54,7 +38,7 @@ def _expected_table(connection: BaseDatabaseWrapper, editor: BaseDatabaseSchemaE
     for constraint in meta.constraints:
         if not isinstance(constraint, UniqueConstraint) or set(constraint.deconstruct()[2]) != {"fields", "name"}:
             # A constraint that nobody compares would look as if it were there.
-            raise NotImplementedError(f"{constraint!r} of {model.__name__}: agentdb.schema cannot compare it.")
+            raise NotImplementedError(f"{constraint!r} of {model.__name__}: agentdb.schema.expected cannot compare it.")
         columns = tuple(_name_of(meta.get_field(name)) for name in constraint.fields)
         uniques.append(Unique(constraint.name, columns))
     return Table(

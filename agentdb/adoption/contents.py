@@ -13,8 +13,9 @@ from typing import Any
 from django.db import OperationalError
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from agentdb.legacy import NATIVE_TIMESTAMP_TYPES, old_name, unique_keys
-from agentdb.rows import (
+from agentdb.adoption.shapes import NATIVE_TIMESTAMP_TYPES, old_name, unique_keys
+from agentdb.adoption.timestamps import native_text
+from agentdb.adoption.unusable import (
     OLD_COLUMNS,
     UnusableValue,
     decode_sqlite_text,
@@ -22,7 +23,6 @@ from agentdb.rows import (
     unusable_reason,
 )
 from agentdb.schema import Table
-from agentdb.timestamps import native_text
 
 SHOWN_ROWS = 20
 _REPORT_EVERY = 20_000

@@ -9,8 +9,8 @@ from typing import Any
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+from agentdb.adoption.timestamps import POSTGRES_CASTABLE, UnreadableTimestampError, is_readable, parse_timestamp
 from agentdb.errors import SchemaMismatchError
-from agentdb.timestamps import POSTGRES_CASTABLE, UnreadableTimestampError, is_readable, parse_timestamp
 
 # The columns of the old tables and what they hold. Frozen: it describes what migration 0002 finds.
 OLD_COLUMNS: Mapping[str, Mapping[str, str]] = {

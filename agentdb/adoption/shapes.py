@@ -15,8 +15,8 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.migrations.loader import MigrationLoader
 from django.db.migrations.state import StateApps
 
-from agentdb.migrating import migration_names, recorded_migrations
-from agentdb.rows import OLD_COLUMNS
+from agentdb.adoption.unusable import OLD_COLUMNS
+from agentdb.migration_record import migration_names, recorded_migrations
 from agentdb.schema import Table, compare, expected_tables, read_tables
 
 APP = "agentdb"

@@ -11,8 +11,8 @@ from typing import Any
 from django.apps import apps
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from agentdb.sqltext import IndexText, TableText, canonical, parse_create_index, parse_create_table, tokenize
-from agentdb.tables import Check, Column, ForeignKey, Index, IndexPart, PrimaryKey, Table, Unique
+from agentdb.schema.sqltext import IndexText, TableText, canonical, parse_create_index, parse_create_table, tokenize
+from agentdb.schema.tables import Check, Column, ForeignKey, Index, IndexPart, PrimaryKey, Table, Unique
 
 # Where the engine puts NULLs when an index does not say, by whether the key is descending.
 _USUAL_NULLS = {"sqlite": {False: "first", True: "last"}, "postgresql": {False: "last", True: "first"}}

@@ -13,9 +13,9 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import Model, QuerySet
 
 from agentdb.errors import AgentDbError
-from agentdb.inspecting import translated_errors
+from agentdb.inspection import translated_errors
 from agentdb.interface import SandboxState, SessionStatus
-from agentdb.migrating import migration_names, pending_migrations
+from agentdb.migration_record import migration_names, pending_migrations
 from agentdb.models import LEAST_RECENTLY_USED_FIRST, NEWEST_FIRST, Agent, ApiKey, Sandbox, Session
 from agentdb.schema import compare, expected_tables, read_tables
 

@@ -15,8 +15,10 @@ from django.db.migrations.executor import MigrationExecutor
 from django.db.migrations.recorder import MigrationRecorder
 from django.db.transaction import TransactionManagementError
 
-from agentdb.backup import back_up
-from agentdb.baseline import (
+from agentdb.adoption.backup import back_up
+from agentdb.adoption.contents import Progress, other_checksum, read_content
+from agentdb.adoption.ddl import conform_table, create_table
+from agentdb.adoption.plan import (
     Findings,
     Plan,
     Refusal,
@@ -26,10 +28,10 @@ from agentdb.baseline import (
     may_read,
     read,
 )
-from agentdb.content import Progress, other_checksum, read_content
-from agentdb.ddl import conform_table, create_table
+from agentdb.adoption.shapes import APP, INITIAL, NATIVE_TIMESTAMP_TYPES, drift, later_indexes, state_apps
+from agentdb.adoption.unusable import OLD_COLUMNS
 from agentdb.errors import DatabaseUnavailableError, SchemaMismatchError
-from agentdb.inspecting import (
+from agentdb.inspection import (
     ChangedMeanwhileError,
     check_sqlite_file,
     describe_failure,
@@ -37,10 +39,8 @@ from agentdb.inspecting import (
     sqlite_path,
     translated_errors,
 )
-from agentdb.legacy import APP, INITIAL, NATIVE_TIMESTAMP_TYPES, drift, later_indexes, state_apps
-from agentdb.locking import migration_lock
+from agentdb.migration_lock import migration_lock
 from agentdb.models import new_id
-from agentdb.rows import OLD_COLUMNS
 from agentdb.schema import Table, expected_tables, read_tables
 
 _LOCK_TIMEOUT_SECONDS = 30

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from agentdb.sqltext import tokenize
-from agentdb.tables import Column, Index, IndexPart, Table
+from agentdb.schema.sqltext import tokenize
+from agentdb.schema.tables import Column, Index, IndexPart, Table
 
 
 @dataclass(frozen=True)

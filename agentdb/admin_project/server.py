@@ -66,7 +66,7 @@ def _configure(database: dict[str, Any], folder: Path) -> None:
     import django
     from django.conf import settings
 
-    from agentdb.admin_project import ADMIN_APPS, MIDDLEWARE, TEMPLATES
+    from agentdb.admin_project.settings import ADMIN_APPS, MIDDLEWARE, TEMPLATES
     from agentdb.conf import INSTALLED_APPS
 
     settings.configure(
@@ -75,7 +75,7 @@ def _configure(database: dict[str, Any], folder: Path) -> None:
         INSTALLED_APPS=[*ADMIN_APPS, *INSTALLED_APPS],
         MIDDLEWARE=MIDDLEWARE,
         TEMPLATES=TEMPLATES,
-        ROOT_URLCONF="agentdb.admin_urls",
+        ROOT_URLCONF="agentdb.admin_project.urls",
         STATIC_URL="/static/",
         DATABASES={
             "default": database,
@@ -85,7 +85,7 @@ def _configure(database: dict[str, Any], folder: Path) -> None:
                 "OPTIONS": {"transaction_mode": "IMMEDIATE"},
             },
         },
-        DATABASE_ROUTERS=["agentdb.admin_server.AdminRouter"],
+        DATABASE_ROUTERS=["agentdb.admin_project.server.AdminRouter"],
         DEFAULT_AUTO_FIELD="django.db.models.BigAutoField",
         CSRF_COOKIE_HTTPONLY=True,
         # Cookies know no ports: those of another admin on this machine are not to be mixed up with these.

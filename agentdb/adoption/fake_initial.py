@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from django.db import IntegrityError
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+from agentdb.adoption.shapes import Kind, Shape, recognise, unique_keys
+from agentdb.adoption.unusable import OLD_COLUMNS, refuse_unusable_values
 from agentdb.errors import SchemaMismatchError
-from agentdb.legacy import Kind, Shape, recognise, unique_keys
-from agentdb.migrating import migration_names, recorded_migrations
-from agentdb.rows import OLD_COLUMNS, refuse_unusable_values
+from agentdb.migration_record import migration_names, recorded_migrations
 from agentdb.schema import Table
 
 _UNIQUE: Mapping[str, tuple[str, ...]] = {"agents": ("tenant_id", "name"), "api_keys": ("key_hash",)}

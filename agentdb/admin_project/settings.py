@@ -11,7 +11,7 @@ from typing import Any
 from agentdb.errors import AgentDbError
 
 ADMIN_APPS = [
-    "agentdb.admin_site.AgentDbAdminConfig",
+    "agentdb.admin_project.site.AgentDbAdminConfig",
     "django.contrib.auth",
     "django.contrib.contenttypes",
     "django.contrib.sessions",
@@ -21,7 +21,7 @@ ADMIN_APPS = [
 
 MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",
-    "agentdb.admin_project.content_security_policy",
+    "agentdb.admin_project.settings.content_security_policy",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",

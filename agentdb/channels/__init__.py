@@ -1,0 +1,27 @@
+"""One thread's connection, of whichever engine."""
+
+from __future__ import annotations
+
+from django.conf import settings
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from agentdb.channels.base import Channel
+from agentdb.channels.sqlite import SqliteChannel
+from agentdb.errors import AgentDbError
+
+
+def open_channel(wrapper: BaseDatabaseWrapper) -> Channel:
+    """Return the channel for a connection of any of the three engines."""
+    if not settings.USE_TZ or wrapper.settings_dict["TIME_ZONE"] not in (None, "UTC"):
+        # SQLite would hold the project's local times beside UTC, as text that looks the same.
+        raise AgentDbError(
+            f"The database alias {wrapper.alias!r} does not keep its timestamps in UTC. "
+            "Set USE_TZ = True, and no TIME_ZONE in its entry of DATABASES."
+        )
+    if wrapper.vendor == "sqlite":
+        return SqliteChannel(wrapper)
+    if wrapper.vendor in ("postgresql", "cockroachdb"):
+        from agentdb.channels.postgresql import PostgresChannel
+
+        return PostgresChannel(wrapper)
+    raise AgentDbError(f"agentdb does not know the engine {wrapper.vendor!r} of the alias {wrapper.alias!r}.")

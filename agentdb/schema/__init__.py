@@ -1,0 +1,24 @@
+"""The schema as data: what the models say, what a database has, how the two differ. Reads only."""
+
+from __future__ import annotations
+
+from agentdb.schema.comparison import Difference, compare
+from agentdb.schema.expected import APP_LABEL, expected_tables
+from agentdb.schema.introspection import read_tables
+from agentdb.schema.tables import Check, Column, ForeignKey, Index, IndexPart, PrimaryKey, Table, Unique
+
+__all__ = [
+    "APP_LABEL",
+    "Check",
+    "Column",
+    "Difference",
+    "ForeignKey",
+    "Index",
+    "IndexPart",
+    "PrimaryKey",
+    "Table",
+    "Unique",
+    "compare",
+    "expected_tables",
+    "read_tables",
+]
