@@ -30,7 +30,7 @@ class UtcNow(Now):
 class CodePointOrder(Func):
     """A text column in code-point order, whatever collation the database was made with.
 
-    PostgreSQL and CockroachDB sort by the database's locale unless told otherwise; SQLite compares bytes already.
+    PostgreSQL sorts by the database's locale unless told otherwise; SQLite and CockroachDB compare bytes already.
     """
 
     template = '%(expressions)s COLLATE "C"'
@@ -39,3 +39,5 @@ class CodePointOrder(Func):
 
     def as_sqlite(self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **extra: Any) -> Any:
         return self.as_sql(compiler, connection, template="%(expressions)s", **extra)
+
+    as_cockroachdb = as_sqlite

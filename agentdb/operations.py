@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from django.db import DatabaseError, OperationalError, ProgrammingError, models
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.base.schema import BaseDatabaseSchemaEditor
+from django.db.migrations import operations
 from django.db.migrations.operations import CreateModel
 from django.db.migrations.operations.base import Operation
 from django.db.migrations.state import ProjectState
 from django.db.models.sql.compiler import SQLCompiler
 
 from agentdb.adoption.ddl import LegacyUnique, conform_table, create_table
+from agentdb.adoption.online import conform_online
 from agentdb.adoption.timestamps import native_text, server_text
 from agentdb.adoption.unusable import (
     UnusableValue,
@@ -23,8 +26,9 @@ from agentdb.adoption.unusable import (
     refuse_unusable_values,
 )
 from agentdb.errors import SchemaMismatchError
+from agentdb.schema import expected_tables
 
-__all__ = ["CreateLegacyTable", "LegacyNow", "LegacyUnique", "NativeTimestamps"]
+__all__ = ["AddIndex", "CreateLegacyTable", "LegacyNow", "LegacyUnique", "NativeTimestamps"]
 
 
 class LegacyNow(models.Func):
@@ -54,7 +58,8 @@ class CreateLegacyTable(CreateModel):
                     raise SchemaMismatchError(
                         f"The database already has a table {table!r}. Run 'agentdb baselinedb' to adopt it."
                     )
-        create_table(schema_editor, model)
+        if connection.vendor != "cockroachdb":  # there NativeTimestamps makes the tables as they are to be
+            create_table(schema_editor, model)
 
 
 class NativeTimestamps(Operation):
@@ -87,6 +92,9 @@ class NativeTimestamps(Operation):
         models_ = self._models(app_label, connection, to_state)
         if not models_:
             return
+        if connection.vendor == "cockroachdb":
+            _conform_online(schema_editor, to_state, models_, '"{}"::timestamptz')
+            return
         _lock(schema_editor, models_)
         refuse_unusable_values(connection)
         with connection.cursor() as cursor:
@@ -113,12 +121,14 @@ class NativeTimestamps(Operation):
     ) -> None:
         connection = schema_editor.connection
         models_ = self._models(app_label, connection, to_state)
+        template = """to_char("{}" AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')"""
+        if connection.vendor == "cockroachdb":
+            _conform_online(schema_editor, to_state, models_, template)
+            return
         if connection.vendor == "sqlite":
             connection.ensure_connection()
             connection.connection.create_function("agentdb_server_text", 1, server_text, deterministic=True)
             template = 'agentdb_server_text("{}")'
-        else:
-            template = """to_char("{}" AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')"""
         _lock(schema_editor, models_)
         columns = {model: _timestamp_columns(from_state.apps.get_model(app_label, model.__name__)) for model in models_}
         _refuse_unwritable(connection, {model._meta.db_table: names for model, names in columns.items()})
@@ -131,6 +141,40 @@ class NativeTimestamps(Operation):
             for model in state.apps.get_models()
             if model._meta.app_label == app_label and self.allow_migrate_model(connection.alias, model)
         ]
+
+
+class AddIndex(operations.AddIndex):
+    """Add an index; on CockroachDB, where a migration is not one transaction, one that is there already will do."""
+
+    def database_forwards(
+        self, app_label: str, schema_editor: BaseDatabaseSchemaEditor, from_state: ProjectState, to_state: ProjectState
+    ) -> None:
+        model = to_state.apps.get_model(app_label, self.model_name)
+        if schema_editor.connection.vendor != "cockroachdb":
+            super().database_forwards(app_label, schema_editor, from_state, to_state)
+        elif self.allow_migrate_model(schema_editor.connection.alias, model):
+            schema_editor.execute(_repeatable(self.index, model, schema_editor), None)
+
+
+def _repeatable(index: models.Index, model: type[models.Model], schema_editor: BaseDatabaseSchemaEditor) -> str:
+    """The index's statement, for a run that may have made it before it was killed."""
+    sql = str(index.create_sql(model, schema_editor)).replace("CREATE INDEX ", "CREATE INDEX IF NOT EXISTS ", 1)
+    # Django puts CodePointOrder in parentheses, and CockroachDB would compute a hidden column for them.
+    return re.sub(r'\(("\w+")\)(?= ASC| DESC)', r"\1", sql)
+
+
+def _conform_online(
+    schema_editor: BaseDatabaseSchemaEditor, state: ProjectState, models_: list[type[models.Model]], template: str
+) -> None:
+    """Bring the tables to the state's shape; ``template`` converts a timestamp column from the other type."""
+    connection = schema_editor.connection
+    wanted = expected_tables(connection, state.apps)
+    for model in models_:
+        table = wanted[model._meta.db_table]
+        index_sql = {index.name: _repeatable(index, model, schema_editor) for index in model._meta.indexes}
+        # The old server's type or the new one: what is not a timestamp has the same on both sides.
+        columns = [column.name for column in table.columns if column.name.endswith("_at")]
+        conform_online(connection, table, index_sql, {column: template.format(column) for column in columns})
 
 
 def _lock(schema_editor: BaseDatabaseSchemaEditor, models_: list[type[models.Model]]) -> None:

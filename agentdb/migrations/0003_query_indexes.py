@@ -10,6 +10,7 @@ from django.db import migrations
 from django.db.models import F, Index, Q
 
 from agentdb.expressions import CodePointOrder
+from agentdb.operations import AddIndex
 
 newest_first = (F("created_at").desc(), CodePointOrder("id").desc())
 least_recently_used_first = (F("last_used_at").asc(), CodePointOrder("id").asc())
@@ -19,14 +20,12 @@ class Migration(migrations.Migration):
     dependencies = [("agentdb", "0002_native_timestamps")]
 
     operations = [
-        migrations.AddIndex("Agent", Index(*newest_first, name="idx_agents_created")),
-        migrations.AddIndex("Session", Index(*newest_first, name="idx_sessions_created")),
-        migrations.AddIndex("Session", Index(F("tenant_id"), *newest_first, name="idx_sessions_tenant_created")),
-        migrations.AddIndex(
-            "Session", Index(F("tenant_id"), F("agent_name"), *newest_first, name="idx_sessions_agent_created")
-        ),
-        migrations.AddIndex("Session", Index(F("status"), *newest_first, name="idx_sessions_status_created")),
-        migrations.AddIndex(
+        AddIndex("Agent", Index(*newest_first, name="idx_agents_created")),
+        AddIndex("Session", Index(*newest_first, name="idx_sessions_created")),
+        AddIndex("Session", Index(F("tenant_id"), *newest_first, name="idx_sessions_tenant_created")),
+        AddIndex("Session", Index(F("tenant_id"), F("agent_name"), *newest_first, name="idx_sessions_agent_created")),
+        AddIndex("Session", Index(F("status"), *newest_first, name="idx_sessions_status_created")),
+        AddIndex(
             "Session",
             Index(
                 F("runner_id"),
@@ -35,9 +34,7 @@ class Migration(migrations.Migration):
                 condition=Q(runner_id__isnull=False),
             ),
         ),
-        migrations.AddIndex(
-            "Sandbox", Index(F("state"), *least_recently_used_first, name="idx_sandboxes_state_last_used")
-        ),
-        migrations.AddIndex("ApiKey", Index(*newest_first, name="idx_api_keys_created")),
-        migrations.AddIndex("ApiKey", Index(F("tenant_id"), *newest_first, name="idx_api_keys_tenant_created")),
+        AddIndex("Sandbox", Index(F("state"), *least_recently_used_first, name="idx_sandboxes_state_last_used")),
+        AddIndex("ApiKey", Index(*newest_first, name="idx_api_keys_created")),
+        AddIndex("ApiKey", Index(F("tenant_id"), *newest_first, name="idx_api_keys_tenant_created")),
     ]

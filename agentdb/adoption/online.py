@@ -1,0 +1,177 @@
+"""Bringing tables to their shape one statement at a time, where a transaction cannot hold schema changes: CockroachDB.
+
+Nothing is remembered between the statements: what is to do next follows from what the table is now. So a run that was
+killed at any point is continued by the next one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from agentdb.errors import SchemaMismatchError
+from agentdb.schema import Column, Index, Table, read_tables
+
+ROWS_AT_ONCE = 1_000
+# Where a converted column is filled before it takes the place of the old one.
+_FRESH = "agentdb_new_"
+
+Progress = Callable[[str], None]  # each statement, before it is run
+
+
+def conform_online(
+    connection: BaseDatabaseWrapper,
+    wanted: Table,
+    index_sql: Mapping[str, str],
+    sources: Mapping[str, str] | None = None,
+    progress: Progress = lambda sql: None,
+) -> None:
+    """Bring the live table to ``wanted``; columns that are not ours stay.
+
+    ``index_sql`` has the statement that creates each wanted index, by name. ``sources`` gives, for a column that is
+    new or of another type, an SQL expression over the old row. Raises ``SchemaMismatchError`` for a column that has
+    neither a source nor a default.
+    """
+    while True:
+        live = read_tables(connection, [wanted.name]).get(wanted.name)
+        step = next(_steps(connection, wanted, live, index_sql, sources or {}), None)
+        if step is None:
+            return
+        _repeat(connection, step, progress)
+
+
+def _repeat(connection: BaseDatabaseWrapper, step: str, progress: Progress) -> None:
+    """Run the statement; an UPDATE, which takes a batch, until it finds nothing more."""
+    progress(step)
+    with connection.cursor() as cursor:
+        while True:
+            cursor.execute(step)
+            if not step.startswith("UPDATE ") or cursor.rowcount == 0:
+                return
+
+
+def _steps(
+    connection: BaseDatabaseWrapper,
+    wanted: Table,
+    live: Table | None,
+    index_sql: Mapping[str, str],
+    sources: Mapping[str, str],
+) -> Iterator[str]:
+    """Yield what is left to do, in order; each step is a statement of its own."""
+    quote = connection.ops.quote_name
+    table = quote(wanted.name)
+    if live is None:
+        columns = [f"{quote(column.name)} {_declaration(column)}" for column in wanted.columns]
+        yield f"CREATE TABLE {table} ({', '.join([*columns, *_keys(connection, wanted)])})"
+        return
+    for foreign_key in live.foreign_keys:
+        if {column.name for column in wanted.columns} & set(foreign_key.columns):
+            yield f"ALTER TABLE {table} DROP CONSTRAINT {quote(foreign_key.name or '')}"
+    for column in wanted.columns:
+        yield from _column_steps(connection, wanted, live, column, sources)
+    primary_key = wanted.primary_key
+    if primary_key and (live.primary_key is None or live.primary_key.columns != primary_key.columns):
+        drop = f"DROP CONSTRAINT {quote(live.primary_key.name or '')}, " if live.primary_key else ""
+        # One statement for both: dropped alone, the table would have no key, which CockroachDB refuses.
+        yield f"ALTER TABLE {table} {drop}ADD {_keys(connection, wanted)[0]}"
+    # A unique index is a unique constraint there.
+    uniques = {(unique.name, unique.columns) for unique in live.uniques} | {
+        (index.name, tuple(part.expression for part in index.parts)) for index in live.indexes if index.unique
+    }
+    for unique, sql in zip(wanted.uniques, _keys(connection, wanted)[1:], strict=True):
+        if (unique.name, unique.columns) not in uniques:
+            yield f"ALTER TABLE {table} ADD {sql}"
+    for index in wanted.indexes:
+        found = live.index(index.name)
+        if found is None:
+            yield index_sql[index.name]
+        elif _differs(found, index):
+            yield f"DROP INDEX {quote(index.name)}"
+
+
+def _column_steps(
+    connection: BaseDatabaseWrapper, wanted: Table, live: Table, column: Column, sources: Mapping[str, str]
+) -> Iterator[str]:
+    quote = connection.ops.quote_name
+    table, name, fresh = quote(wanted.name), quote(column.name), quote(_FRESH + column.name)
+    here, filling = live.column(column.name), live.column(_FRESH + column.name)
+    source = sources.get(column.name)
+    if here is None and filling is not None:
+        yield f"ALTER TABLE {table} RENAME COLUMN {fresh} TO {name}"
+        return
+    if here is None or here.type != column.type:
+        if source is None and (here is not None or (column.default is None and not column.nullable)):
+            raise SchemaMismatchError(
+                f"Column {wanted.name}.{column.name} "
+                + ("is missing." if here is None else f"has the type {here.type} and must have {column.type}.")
+                + " Run 'agentdb baselinedb'."
+            )
+        if source is None:
+            yield f"ALTER TABLE {table} ADD COLUMN {name} {_declaration(column)}"
+            return
+        if filling is None:
+            yield f"ALTER TABLE {table} ADD COLUMN {fresh} {column.type}"
+            return
+        yield from _fill(connection, wanted, live, fresh, source)
+        if filling.default != column.default:
+            yield f"ALTER TABLE {table} ALTER COLUMN {fresh} SET DEFAULT {column.default}"
+        if filling.nullable and not column.nullable:
+            yield f"ALTER TABLE {table} ALTER COLUMN {fresh} SET NOT NULL"
+        if here is not None:
+            for index in live.indexes:
+                if any(column.name in part.expression for part in index.parts):
+                    yield f"DROP INDEX {quote(index.name)}"
+            yield f"ALTER TABLE {table} DROP COLUMN {name}"
+        return
+    if here.default != column.default:
+        change = "DROP DEFAULT" if column.default is None else f"SET DEFAULT {column.default}"
+        yield f"ALTER TABLE {table} ALTER COLUMN {name} {change}"
+    if here.nullable and not column.nullable:
+        if source is not None:
+            yield from _fill(connection, wanted, live, name, source)
+        yield f"ALTER TABLE {table} ALTER COLUMN {name} SET NOT NULL"
+    elif column.nullable and not here.nullable:
+        yield f"ALTER TABLE {table} ALTER COLUMN {name} DROP NOT NULL"
+
+
+def _fill(connection: BaseDatabaseWrapper, wanted: Table, live: Table, column: str, source: str) -> Iterator[str]:
+    """Yield the UPDATE of a batch, if a row is left that has no value."""
+    quote = connection.ops.quote_name
+    table = quote(wanted.name)
+    key = ", ".join(quote(name) for name in (live.primary_key.columns if live.primary_key else ()))
+    with connection.cursor() as cursor:
+        cursor.execute(f"SELECT 1 FROM {table} WHERE {column} IS NULL LIMIT 1")
+        if cursor.fetchone() is None:
+            return
+    yield (
+        f"UPDATE {table} SET {column} = {source} WHERE ({key}) IN "
+        f"(SELECT {key} FROM {table} WHERE {column} IS NULL ORDER BY {key} LIMIT {ROWS_AT_ONCE})"
+    )
+
+
+def _declaration(column: Column) -> str:
+    default = f" DEFAULT {column.default}" if column.default is not None else ""
+    return f"{column.type}{default}{'' if column.nullable else ' NOT NULL'}"
+
+
+def _keys(connection: BaseDatabaseWrapper, wanted: Table) -> list[str]:
+    """The primary key and the unique constraints, as a table's definition has them."""
+    quote = connection.ops.quote_name
+
+    def constraint(name: str | None, kind: str, columns: tuple[str, ...]) -> str:
+        return f"CONSTRAINT {quote(name or '')} {kind} ({', '.join(map(quote, columns))})"
+
+    assert wanted.primary_key is not None  # every table of ours has one
+    return [
+        constraint(wanted.primary_key.name, "PRIMARY KEY", wanted.primary_key.columns),
+        *(constraint(unique.name, "UNIQUE", unique.columns) for unique in wanted.uniques),
+    ]
+
+
+def _differs(live: Index, wanted: Index) -> bool:
+    # CockroachDB writes out what PostgreSQL leaves unsaid (methods, operator classes, where NULLs go).
+    def shape(index: Index) -> object:
+        return [(part.expression, part.descending) for part in index.parts], index.unique, index.condition
+
+    return shape(live) != shape(wanted)
