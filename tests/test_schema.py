@@ -415,5 +415,5 @@ def test_a_constraint_that_no_comparison_knows_is_refused_instead_of_overlooked(
         )
     )
 
-    with pytest.raises(NotImplementedError, match=r"of Thing: agentdb\.schema cannot compare it\.$"):
+    with pytest.raises(NotImplementedError, match=r"of Thing: agentdb\.schema\.expected cannot compare it\.$"):
         expected_tables(database.connection, state.apps)
