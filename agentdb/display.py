@@ -1,12 +1,10 @@
-"""How the admin writes instants, hashes and references."""
+"""How instants and hashes are written, in the admin and in the terminal."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
 
 from django.utils import timezone
-from django.utils.html import format_html
-from django.utils.safestring import SafeString
 
 _UNITS = ((86_400 * 365, "year"), (86_400 * 30, "month"), (86_400, "day"), (3_600, "hour"), (60, "minute"))
 
@@ -26,16 +24,6 @@ def relative(instant: datetime, now: datetime | None = None) -> str:
             text = f"{count} {unit}{'' if count == 1 else 's'}"
             return f"{text} ago" if seconds > 0 else f"in {text}"
     return "just now"
-
-
-def when(instant: datetime) -> SafeString:
-    """The relative time, with the exact one on hover."""
-    return format_html(
-        '<time datetime="{}" title="{}">{}</time>',
-        instant.astimezone(UTC).isoformat(),
-        exact(instant),
-        relative(instant),
-    )
 
 
 def masked(key_hash: str) -> str:

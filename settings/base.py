@@ -10,9 +10,10 @@ import os
 
 from django.utils.functional import lazy
 
-from agentdb.admin_project.settings import ADMIN_APPS, MIDDLEWARE, TEMPLATES, flag, secret_key, words
+from agentdb.admin_project.settings import ADMIN_APPS, MIDDLEWARE, TEMPLATES
 from agentdb.conf import INSTALLED_APPS as AGENTDB_APPS
 from agentdb.conf import database_from_env
+from settings.environment import flag, secret_key, words
 
 DEBUG = False
 # Commands that sign nothing make no key.

@@ -18,9 +18,9 @@ import pytest
 from django.test import Client
 
 from agentdb import AgentDbError
-from agentdb.admin_project import settings as admin_settings
 from agentdb.admin_project.server import AdminRouter
 from agentdb.models import Session
+from settings import environment
 
 ROOT = Path(__file__).parent.parent
 
@@ -43,10 +43,10 @@ def manage(*arguments: str, **environment: str) -> subprocess.CompletedProcess[s
 def test_secret_key_is_made_once_in_a_private_file(tmp_path: Path):
     path = tmp_path / "state" / "agentdb" / "secret_key"
 
-    key = admin_settings.secret_key(path)
+    key = environment.secret_key(path)
 
     assert re.fullmatch(r"[A-Za-z0-9_-]{86}", key)
-    assert admin_settings.secret_key(path) == key
+    assert environment.secret_key(path) == key
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
     assert list(path.parent.iterdir()) == [path]
@@ -57,7 +57,7 @@ def test_secret_key_is_one_however_many_ask_for_it_at_once(tmp_path: Path):
 
     def ask(_: int) -> str:
         start.wait()
-        return admin_settings.secret_key(tmp_path / "secret_key")
+        return environment.secret_key(tmp_path / "secret_key")
 
     with ThreadPoolExecutor(8) as pool:
         assert len(set(pool.map(ask, range(8)))) == 1
@@ -67,7 +67,7 @@ def test_secret_key_that_cannot_be_kept_is_an_error_that_names_the_way_out(tmp_p
     (tmp_path / "file").write_text("")
 
     with pytest.raises(AgentDbError) as raised:
-        admin_settings.secret_key(tmp_path / "file" / "secret_key")
+        environment.secret_key(tmp_path / "file" / "secret_key")
 
     assert str(raised.value) == (
         f"The secret key cannot be kept in '{tmp_path}/file/secret_key': File exists. "
@@ -79,7 +79,7 @@ def test_secret_key_that_is_cut_off_is_refused(tmp_path: Path):
     (tmp_path / "secret_key").write_text("short")
 
     with pytest.raises(AgentDbError, match=r"is too short to be one\. Delete the file, and try again\."):
-        admin_settings.secret_key(tmp_path / "secret_key")
+        environment.secret_key(tmp_path / "secret_key")
 
 
 def test_commands_that_sign_nothing_make_no_secret_key(tmp_path: Path):
@@ -118,13 +118,13 @@ def test_deployment_check_without_https_names_what_https_switches_on(tmp_path: P
 def test_flag_reads_a_switch(monkeypatch: pytest.MonkeyPatch, value: str, expected: bool):
     monkeypatch.setenv("AGENTDB_HTTPS", value)
 
-    assert admin_settings.flag("AGENTDB_HTTPS") is expected
+    assert environment.flag("AGENTDB_HTTPS") is expected
 
 
 def test_words_split_at_commas(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("AGENTDB_ALLOWED_HOSTS", "a.example, b.example,,")
 
-    assert admin_settings.words("AGENTDB_ALLOWED_HOSTS") == ["a.example", "b.example"]
+    assert environment.words("AGENTDB_ALLOWED_HOSTS") == ["a.example", "b.example"]
 
 
 PROBE = """
@@ -166,9 +166,10 @@ def test_static_files_are_served_without_a_second_server():
     assert response.status_code == 200
     assert response["Content-Type"] == "text/css"
     assert response["Cache-Control"] == "public, max-age=3600"
-    assert b"DJANGO Admin styles" in response.content
-    assert Client().get("/static/agentdb/admin.css").status_code == 200
-    assert Client().get("/favicon.ico")["Content-Type"] == "image/svg+xml"
+    assert b"DJANGO Admin styles" in response.getvalue()
+    for path, kind in (("static/agentdb/console.css", "text/css"), ("favicon.ico", "image/svg+xml")):
+        found = Client().get(f"/{path}")
+        assert (found.status_code, found["Content-Type"], bool(found.getvalue())) == (200, kind, True)
 
 
 @pytest.mark.parametrize("path", ["nothing.css", "../models.py", "%2e%2e/models.py", "admin", "a%00b", "/etc/passwd"])
@@ -184,8 +185,8 @@ def test_pages_forbid_scripts_and_sources_from_elsewhere():
     response = Client().get("/admin/login/", follow=True)
 
     assert response["Content-Security-Policy"] == (
-        "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self' data:; form-action 'self'; "
-        "base-uri 'none'; frame-ancestors 'none'"
+        "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self' data:; connect-src 'self'; "
+        "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
     )
     assert response["X-Frame-Options"] == "DENY"
     assert response["X-Content-Type-Options"] == "nosniff"
@@ -207,7 +208,7 @@ def test_asgi_application_serves_pages_and_static_files():
     async def ask() -> tuple[int, int]:
         client = AsyncClient()
         return (await client.get("/admin/login/")).status_code, (
-            await client.get("/static/agentdb/admin.css")
+            await client.get("/static/agentdb/console.css")
         ).status_code
 
     assert callable(get_asgi_application())

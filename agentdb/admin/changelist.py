@@ -13,7 +13,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from django.contrib.admin import ListFilter
 from django.contrib.admin.options import IncorrectLookupParameters
@@ -29,9 +29,6 @@ from django.utils.text import capfirst
 
 from agentdb.admin.overview import distinct_values
 from agentdb.expressions import CodePointOrder
-
-if TYPE_CHECKING:
-    from agentdb.admin.model_admins import ReadFirstAdmin
 
 WINDOW = 10_000
 SUGGESTIONS = 8
@@ -56,6 +53,18 @@ class UnindexedInstant(Func):
 
     def as_sqlite(self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **extra: Any) -> Any:
         return self.as_sql(compiler, connection, template="(%(expressions)s || '')", **extra)
+
+
+class ListedAdmin:
+    """What a ``KeysetChangeList`` asks of the admin whose rows it lists."""
+
+    # What the list is ordered by, newest first, and which columns an index finds: alone, and in the list's order.
+    order_field: ClassVar[str] = "created_at"
+    found_by: ClassVar[Sequence[tuple[str, ...]]]
+    ordered_by: ClassVar[Sequence[tuple[str, ...]]] = ()
+
+    def find_linked(self, rows: Sequence[Any]) -> None:
+        """Look up what the rows refer to, with one query for each kind of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +96,7 @@ class ColumnFilter(ListFilter):
     parameter: ClassVar[str]
 
     def __init__(
-        self, request: HttpRequest, params: dict[str, list[str]], model: type[Model], model_admin: ReadFirstAdmin
+        self, request: HttpRequest, params: dict[str, list[str]], model: type[Model], model_admin: Any
     ) -> None:
         super().__init__(request, params, model, model_admin)
         self.value = params.pop(self.parameter, [""])[-1].replace("\x00", "")
@@ -202,7 +211,7 @@ class AgeFilter(ColumnFilter):
 class KeysetChangeList(ChangeList):
     """A list in descending order of one timestamp and the id."""
 
-    model_admin: ReadFirstAdmin
+    model_admin: Any  # a ListedAdmin that is a ModelAdmin
 
     def get_filters_params(self, params: Any = None) -> dict[str, Any]:
         own = (AFTER, BEFORE, COLUMNS)

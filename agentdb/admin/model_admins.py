@@ -6,20 +6,17 @@ import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
-from urllib.parse import urlencode
 
 from django import forms
 from django.contrib import admin, messages
 from django.contrib.admin import helpers
-from django.contrib.admin.utils import quote
 from django.core.exceptions import PermissionDenied
 from django.db import router
-from django.db.models import Model, QuerySet
+from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
-from django.urls import URLPattern, path, reverse
+from django.urls import URLPattern, path
 from django.utils.decorators import method_decorator
-from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.text import capfirst
 from django.views.decorators.cache import never_cache
@@ -27,8 +24,9 @@ from django.views.decorators.csrf import csrf_protect
 
 from agentdb.adapter import DjangoDb
 from agentdb.admin import overview
-from agentdb.admin.changelist import AgeFilter, ChoiceFilter, KeysetChangeList, TextFilter
-from agentdb.display import exact, masked, relative, when
+from agentdb.admin.changelist import AgeFilter, ChoiceFilter, KeysetChangeList, ListedAdmin, TextFilter
+from agentdb.admin.display import NONE, badge, id_link, link, list_url, missing, row_url, tenant_url, viewable, when
+from agentdb.display import exact, masked, relative
 from agentdb.errors import AgentDbError
 from agentdb.interface import Db, SandboxState, SessionStatus
 from agentdb.models import Agent, ApiKey, Sandbox, Session
@@ -38,7 +36,6 @@ if TYPE_CHECKING:
 else:
     ModelAdmin = admin.ModelAdmin  # no generic class at run time
 
-NONE = format_html('<span class="agentdb-none">{}</span>', "none")
 UNUSED_FORMS = "agentdb_unused_key_forms"
 
 
@@ -96,51 +93,8 @@ class LastUsedFilter(AgeFilter):
     column = "last_used_at"
 
 
-def list_url(site: admin.AdminSite, model: type[Model], **filters: str) -> str:
-    url = reverse(f"{site.name}:agentdb_{model._meta.model_name}_changelist")
-    return f"{url}?{urlencode(filters)}" if filters else url
-
-
-def row_url(site: admin.AdminSite, row: Model) -> str:
-    name = f"{site.name}:agentdb_{row._meta.model_name}_change"
-    return reverse(name, args=[quote(row.pk)])
-
-
-def tenant_url(site: admin.AdminSite, tenant_id: str) -> str:
-    return f"{reverse(f'{site.name}:agentdb_tenant')}?{urlencode({'id': tenant_id})}"
-
-
-def link(url: str, text: object) -> SafeString:
-    return format_html('<a href="{}">{}</a>', url, text)
-
-
-def badge(value: str) -> SafeString:
-    return format_html('<span class="agentdb-badge agentdb-value-{}">{}</span>', slug(value), value)
-
-
-def slug(value: str) -> str:
-    return value if value in (*SessionStatus, *SandboxState) else "other"
-
-
-def missing(text: str) -> SafeString:
-    return format_html(
-        '<span class="agentdb-missing" title="Nothing with this name is stored.">{} <em>(missing)</em></span>', text
-    )
-
-
-def viewable(site: admin.AdminSite, request: HttpRequest) -> set[type[Model]]:
-    """The models of which the user may see the rows."""
-    shown = {model: site._registry[model] for model in (Agent, Session, Sandbox, ApiKey) if model in site._registry}
-    return {model for model, model_admin in shown.items() if model_admin.has_view_permission(request)}
-
-
-class ReadFirstAdmin(ModelAdmin):
+class ReadFirstAdmin(ListedAdmin, ModelAdmin):
     """Looking needs the view permission. Actions need the change permission; no form edits a row, whoever looks."""
-
-    # What the list is ordered by, newest first, and which columns an index finds: alone, and in the list's order.
-    order_field: ClassVar[str] = "created_at"
-    found_by: ClassVar[Sequence[tuple[str, ...]]]
-    ordered_by: ClassVar[Sequence[tuple[str, ...]]] = ()
 
     list_per_page = 50
     sortable_by = ()
@@ -150,7 +104,8 @@ class ReadFirstAdmin(ModelAdmin):
     list_display_links = None
 
     class Media:
-        css: ClassVar = {"all": ["agentdb/admin.css"]}
+        css: ClassVar = {"all": ["agentdb/console.css"]}
+        js: ClassVar = [forms.Script("agentdb/console.js", defer=True)]
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         return False
@@ -177,9 +132,6 @@ class ReadFirstAdmin(ModelAdmin):
         # Django allows any lookup on a column, which would try key hashes prefix by prefix, or scan a table.
         return lookup in {spec.parameter for spec in self.list_filter}  # type: ignore[union-attr]
 
-    def find_linked(self, rows: Sequence[Any]) -> None:
-        """Look up what the rows refer to, with one query for each kind of it."""
-
     def get_object(self, request: HttpRequest, object_id: str, from_field: str | None = None) -> Any:
         if "\x00" in object_id:
             return None
@@ -190,7 +142,7 @@ class ReadFirstAdmin(ModelAdmin):
 
     @admin.display(description="id", ordering="id")
     def id_link(self, row: Any) -> SafeString:
-        return format_html('<a class="agentdb-id" href="{}">{}</a>', row_url(self.admin_site, row), row.pk)
+        return id_link(row_url(self.admin_site, row), row.pk)
 
     @admin.display(description="tenant")
     def tenant(self, row: Any) -> SafeString:

@@ -2,21 +2,73 @@
 
 from __future__ import annotations
 
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from django import template
-from django.contrib import admin
 from django.db import router
+from django.db.models.options import Options
 from django.template import Context
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
+from django.utils.text import capfirst
+from django.utils.translation import gettext
 
 from agentdb.admin import overview
-from agentdb.admin.model_admins import badge, link, list_url, missing, row_url, slug, tenant_url, viewable
-from agentdb.display import when
+from agentdb.admin.display import (
+    badge,
+    link,
+    list_url,
+    missing,
+    overview_url,
+    row_url,
+    site_of,
+    slug,
+    tenant_url,
+    viewable,
+    when,
+)
 from agentdb.models import Agent, ApiKey, Sandbox, Session
 
 register = template.Library()
+
+
+@register.inclusion_tag("admin/agentdb/nav.html", takes_context=True)
+def agentdb_nav(context: Context) -> dict[str, Any]:
+    """Links to the overview and the tables that the user may see, for the block that Django's header leaves free."""
+    request = context.get("request")
+    if request is None or not context.get("has_permission", True):
+        return {}
+    site = site_of(request)
+    allowed = viewable(site, request)
+    if not allowed:
+        return {}
+    pages = [(overview_url(site), gettext("Overview"))]
+    for model in (Session, Sandbox, Agent, ApiKey):
+        if model in allowed:
+            pages.append((list_url(site, model), str(capfirst(model._meta.verbose_name_plural))))
+    return {"pages": [(url, name, url == request.path) for url, name in pages if url]}
+
+
+@cache
+def _version() -> str:
+    for distribution in ("django-agentdb", "agentdb"):
+        try:
+            return version(distribution)
+        except PackageNotFoundError:
+            continue
+    return ""  # a copy of the source that nobody installed
+
+
+@register.inclusion_tag("admin/agentdb/foot.html")
+def agentdb_foot() -> dict[str, Any]:
+    return {"version": _version()}
+
+
+@register.simple_tag(takes_context=True)
+def agentdb_list_link(context: Context, opts: Options[Any]) -> SafeString:
+    return link(list_url(site_of(context["request"]), opts.model), capfirst(opts.verbose_name_plural))
 
 
 @register.simple_tag
@@ -34,7 +86,7 @@ def bar(percent: float, value: str) -> SafeString:
 @register.inclusion_tag("admin/agentdb/overview.html", takes_context=True)
 def agentdb_overview(context: Context) -> dict[str, Any]:
     request = context["request"]
-    site = next((each for each in admin.sites.all_sites if each.name == request.resolver_match.namespace), admin.site)
+    site = site_of(request)
     allowed = viewable(site, request)
     alias = router.db_for_read(Session)
     shown: dict[str, Any] = {"allowed": bool(allowed)}

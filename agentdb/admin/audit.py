@@ -1,0 +1,94 @@
+"""Who did what through the console: a line to the terminal, to a file if asked for, and to a host's admin log."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from django.conf import settings
+from django.contrib import admin
+from django.contrib.admin.models import ADDITION, CHANGE, DELETION, LogEntry
+from django.db import DatabaseError
+from django.db.models import Model
+from django.http import HttpRequest
+
+# 'runadmin' sends it to the terminal; a host project routes it as it likes.
+logger = logging.getLogger("agentdb.audit")
+
+FILE_SETTING = "AGENTDB_AUDIT_LOG"  # a path; lines are appended to the file and flushed to the disk
+_LONGEST_LIST = 1_000  # ids in one line; the count is always whole
+_FLAGS = {"delete": DELETION, "revoke": DELETION, "issue": ADDITION}
+_SECRETS = ("key_hash", "plain", "password")
+
+
+def record(
+    request: HttpRequest,
+    action: str,
+    rows: Sequence[Model],
+    before: Mapping[str, Any] | Sequence[Any],
+    after: Mapping[str, Any] | Sequence[Any],
+    refused: bool = False,
+) -> None:
+    """Write down that the request's user did ``action`` to ``rows``, or was refused.
+
+    ``action`` begins with a verb ("pause", "delete", "revoke", "issue"). ``before`` and ``after`` say what the rows
+    were and are: by id, or one for each row in their order. Raises ``OSError`` if the file cannot be written, so that
+    nothing goes on unrecorded where a record was asked for: call it inside the transaction that changes the rows, or
+    before it.
+    """
+    user = request.user
+    line = {
+        "at": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        "user": user.get_username() or "anonymous",
+        "from": request.META.get("REMOTE_ADDR", ""),
+        "action": action,
+        "outcome": "refused" if refused else "done",
+        "table": rows[0]._meta.db_table if rows else "",
+        "rows": len(rows),
+        "ids": [str(row.pk) for row in rows[:_LONGEST_LIST]],
+        "before": _shown(before),
+        "after": _shown(after),
+    }
+    text = json.dumps(line, ensure_ascii=True, default=str)  # ASCII: an id cannot begin a line or move the cursor
+    path = getattr(settings, FILE_SETTING, None)
+    if path:
+        _append(path, text)
+    logger.log(logging.WARNING if refused else logging.INFO, "%s", text)
+    if not refused and rows and user.pk is not None and _has_admin_log():
+        flag = next((flag for verb, flag in _FLAGS.items() if action.startswith(verb)), CHANGE)
+        try:
+            LogEntry.objects.log_actions(user.pk, rows, flag, change_message=text)
+        except DatabaseError:
+            logger.exception("The admin log of the project could not be written: %s", text)
+
+
+def _shown(values: Mapping[str, Any] | Sequence[Any]) -> Any:
+    if isinstance(values, Mapping):
+        shown = {key: value for key, value in list(values.items())[:_LONGEST_LIST] if key not in _SECRETS}
+        return {str(key): _shown(value) if isinstance(value, Mapping) else value for key, value in shown.items()}
+    return list(values)[:_LONGEST_LIST] if not isinstance(values, str) else values
+
+
+def _append(path: str, text: str) -> None:
+    # O_APPEND and one write: lines of several processes do not mix.
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    try:
+        os.write(descriptor, f"{text}\n".encode())
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _has_admin_log() -> bool:
+    # Under 'runadmin' the accounts, and with them the log, are gone when it ends.
+    return not isinstance(admin.site, _own_site())
+
+
+def _own_site() -> type[admin.AdminSite]:
+    from agentdb.admin_project.site import AgentDbAdminSite
+
+    return AgentDbAdminSite

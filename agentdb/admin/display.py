@@ -1,0 +1,113 @@
+"""How the admin's pages write links, badges, ids and times."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from urllib.parse import urlencode
+
+from django.contrib import admin
+from django.contrib.admin.utils import quote
+from django.db.models import Model
+from django.http import HttpRequest
+from django.urls import NoReverseMatch, reverse
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+from django.utils.translation import gettext
+
+from agentdb.display import exact, relative
+from agentdb.interface import SandboxState, SessionStatus
+from agentdb.models import Agent, ApiKey, Sandbox, Session
+
+NONE = format_html('<span class="agentdb-quiet">{}</span>', "none")
+LONGEST_WHOLE_ID = 16
+
+
+def site_of(request: HttpRequest) -> admin.AdminSite:
+    """The admin site that answers the request, which may be one of a host project's own."""
+    namespace = request.resolver_match.namespace if request.resolver_match else ""
+    return next((site for site in admin.sites.all_sites if site.name == namespace), admin.site)
+
+
+def _reversed(site: admin.AdminSite, name: str, *args: str) -> str:
+    """The address, or an empty text where the site has no such page, for instance of a model it does not register."""
+    try:
+        return reverse(f"{site.name}:{name}", args=args)
+    except NoReverseMatch:
+        return ""
+
+
+def list_url(site: admin.AdminSite, model: type[Model], **filters: str) -> str:
+    url = _reversed(site, f"agentdb_{model._meta.model_name}_changelist")
+    return f"{url}?{urlencode(filters)}" if url and filters else url
+
+
+def row_url(site: admin.AdminSite, row: Model) -> str:
+    return _reversed(site, f"agentdb_{row._meta.model_name}_change", quote(row.pk))
+
+
+def tenant_url(site: admin.AdminSite, tenant_id: str) -> str:
+    url = _reversed(site, "agentdb_tenant")
+    return f"{url}?{urlencode({'id': tenant_id})}" if url else ""
+
+
+def runner_url(site: admin.AdminSite, runner_id: str, **more: str) -> str:
+    url = _reversed(site, "agentdb_runner")
+    return f"{url}?{urlencode({'id': runner_id, **more})}" if url else ""
+
+
+def overview_url(site: admin.AdminSite) -> str:
+    # A project of agentdb's alone has the overview on the first page; any other has it on the app's page.
+    if site.index_template == "admin/agentdb/index.html":
+        return _reversed(site, "index")
+    return _reversed(site, "app_list", "agentdb")
+
+
+def link(url: str, text: object) -> SafeString:
+    """A link, or the text alone where there is no address."""
+    return format_html('<a href="{}">{}</a>', url, text) if url else format_html("{}", text)
+
+
+def short_id(id: str) -> SafeString:
+    """The whole id, of which the eye gets the beginning and the end."""
+    if len(id) <= LONGEST_WHOLE_ID:
+        return format_html("{}", id)
+    return format_html('{}<span class="agentdb-mid">{}</span>{}', id[:8], id[8:-4], id[-4:])
+
+
+def id_link(url: str, id: str) -> SafeString:
+    if not url:
+        return format_html('<span class="agentdb-id" title="{}" data-copy="{}">{}</span>', id, id, short_id(id))
+    return format_html('<a class="agentdb-id" href="{}" title="{}" data-copy="{}">{}</a>', url, id, id, short_id(id))
+
+
+def badge(value: str, text: str = "") -> SafeString:
+    return format_html('<span class="agentdb-badge agentdb-is-{}">{}</span>', slug(value), text or value)
+
+
+def slug(value: str) -> str:
+    return value if value in (*SessionStatus, *SandboxState, "silent", "late", "gone", "ok") else "other"
+
+
+def missing(text: str) -> SafeString:
+    return format_html(
+        '<span class="agentdb-quiet" title="{}">{} <em>({})</em></span>',
+        gettext("Nothing with this name is stored."),
+        text,
+        gettext("missing"),
+    )
+
+
+def when(instant: datetime) -> SafeString:
+    """The relative time, with the exact one on hover."""
+    return format_html(
+        '<time datetime="{}" title="{}">{}</time>',
+        instant.astimezone(UTC).isoformat(),
+        exact(instant),
+        relative(instant),
+    )
+
+
+def viewable(site: admin.AdminSite, request: HttpRequest) -> set[type[Model]]:
+    """The models of which the user may see the rows."""
+    shown = {model: site._registry[model] for model in (Agent, Session, Sandbox, ApiKey) if model in site._registry}
+    return {model for model, model_admin in shown.items() if model_admin.has_view_permission(request)}
