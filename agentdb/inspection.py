@@ -6,6 +6,7 @@ import os
 import shutil
 import sqlite3
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
@@ -21,6 +22,8 @@ from agentdb.conf import server_name
 from agentdb.errors import DatabaseUnavailableError
 
 _MAGIC = b"SQLite format 3\0"
+_LOOKS_AT_SIZE = 20
+_SECONDS_BETWEEN_LOOKS = 0.02
 _INSPECTED = "AGENTDB_INSPECTED"  # the file that a connection reads, whatever name it opened
 
 
@@ -98,9 +101,17 @@ def check_sqlite_file(path: Path) -> None:
             f"There is no folder {str(path.parent)!r} to hold the database file {path.name!r}. Check the database URL."
         )
     try:
-        with path.open("rb") as file:
-            header = file.read(100)
-            size = file.seek(0, os.SEEK_END)
+        if not path.is_file() and path.exists():
+            raise DatabaseUnavailableError(
+                f"{str(path)!r} is a device or a pipe, not a database file. Check the database URL."
+            )
+        header, size, expected = _size_named(path)
+        for _ in range(_LOOKS_AT_SIZE):
+            if size >= expected:
+                break
+            # A program may be writing: header and size are of two moments then. Damage stays, a difference passes.
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+            header, size, expected = _size_named(path)
     except FileNotFoundError:
         raise DatabaseUnavailableError(
             f"There is no database file {str(path)!r}. Check the database URL, or run 'agentdb migrate' to make "
@@ -114,15 +125,23 @@ def check_sqlite_file(path: Path) -> None:
         return
     if not header.startswith(_MAGIC) or len(header) < 100:
         raise DatabaseUnavailableError(f"{str(path)!r} is not a SQLite database. Check the database URL.")
-    # The page count in the header counts only if the same version of SQLite wrote it as last changed the file.
-    if header[24:28] == header[92:96]:
-        page = int.from_bytes(header[16:18], "big")
-        expected = (65536 if page == 1 else page) * int.from_bytes(header[28:32], "big")
-        if size < expected:
-            raise DatabaseUnavailableError(
-                f"The database file {str(path)!r} is damaged: it has {size:,} of the {expected:,} bytes that its "
-                "header names. Restore a backup."
-            )
+    if size < expected:
+        raise DatabaseUnavailableError(
+            f"The database file {str(path)!r} is damaged: it has {size:,} of the {expected:,} bytes that its "
+            "header names. Restore a backup."
+        )
+
+
+def _size_named(path: Path) -> tuple[bytes, int, int]:
+    """Return the header, the size in bytes, and the size that the header names (0 if it names none)."""
+    with path.open("rb") as file:
+        header = file.read(100)
+        size = file.seek(0, os.SEEK_END)
+    # The page count counts only if the version of SQLite that last changed the file keeps it.
+    if not header.startswith(_MAGIC) or len(header) < 100 or header[24:28] != header[92:96]:
+        return header, size, 0
+    page = int.from_bytes(header[16:18], "big")
+    return header, size, (65536 if page == 1 else page) * int.from_bytes(header[28:32], "big")
 
 
 @contextmanager

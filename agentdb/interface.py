@@ -19,6 +19,7 @@ class SessionStatus(StrEnum):
     PAUSED = "paused"
     ENDED = "ended"
     ERROR = "error"
+    STOPPED = "stopped"
 
 
 class SandboxState(StrEnum):

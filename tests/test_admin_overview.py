@@ -22,7 +22,7 @@ def test_bars_count_every_known_value_and_those_of_a_newer_server(site: Site):
     bars = overview.sessions_by_status(site.alias)
 
     assert [(bar.value, bar.amount.rows) for bar in bars] == [
-        ("starting", 3), ("active", 3), ("paused", 2), ("ended", 2), ("error", 2), ("dreaming", 1)
+        ("starting", 3), ("active", 3), ("paused", 2), ("ended", 2), ("error", 2), ("stopped", 0), ("dreaming", 1)
     ]  # fmt: skip
     assert bars[0].percent == 100.0
     assert bars[2].percent == 66.7
@@ -106,7 +106,7 @@ def test_overview_shows_pictures_tenants_idle_sandboxes_runners_and_schema(site:
     assert page.link("runner-1") == "/admin/agentdb/session/?runner_id=runner-1"
     assert ("/admin/agentdb/agent/tenant/?id=t3", "t3") in page.links
     assert "gone (missing)" in page.text
-    assert page.html.count('<svg class="agentdb-bar"') == 5 + 5 + 3 + 8
+    assert page.html.count('<svg class="agentdb-bar"') == 6 + 5 + 3 + 8
     assert "<script>" not in page.html
     assert ' style="' not in page.html
 

@@ -18,6 +18,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 import psycopg
 import pytest
 
+from agentdb.adoption import execution
 from agentdb.adoption.plan import read
 from tests.baseline_runs import assert_adopted, baselinedb, snapshot
 from tests.legacy_databases import FOLDER, opened
@@ -456,3 +457,56 @@ def test_a_sqlite_server_that_writes_meanwhile_loses_nothing(tmp_path: Path):
         found = {row[0] for row in connection.execute("SELECT id FROM sessions WHERE id LIKE 'written-%'")}
     assert len(written) > 0
     assert found == set(written)
+
+
+def test_a_file_whose_header_is_ahead_of_its_size_is_looked_at_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A server that writes changes header and size one after the other; that is no damage."""
+    path = tmp_path / "grows.db"
+    whole = (FOLDER / "sqlite" / "era-a.db").read_bytes()
+    path.write_bytes(whole[: -4096 * 3])
+    waits: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 2:
+            path.write_bytes(whole)
+
+    monkeypatch.setattr("agentdb.inspection.time.sleep", sleep)
+
+    assert baselinedb(f"sqlite:///{path}", "--check").code == 1
+    assert len(waits) == 2
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_what_is_no_file_is_named_and_not_waited_for(tmp_path: Path, kind: str):
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    place = path if kind == "pipe" else Path("/dev/null")
+
+    assert_refused(
+        f"sqlite:///{place}", f"'{place}' is a device or a pipe, not a database file. Check the database URL."
+    )
+
+
+def test_a_write_to_a_table_of_somebody_else_does_not_undo_an_adoption(
+    load_legacy: Load, engine: str, monkeypatch: pytest.MonkeyPatch
+):
+    url = load_legacy("era-b")
+    with opened(url) as connection, connection.cursor() as cursor:
+        cursor.execute("CREATE TABLE operators_own (id integer)")
+
+    def verify(connection: Any, *args: Any) -> None:
+        if engine == "postgresql":
+            with psycopg.connect(url) as other:
+                other.execute("INSERT INTO operators_own VALUES (1)")
+        else:
+            with connection.cursor() as cursor:
+                cursor.execute("INSERT INTO operators_own VALUES (1)")
+        original(connection, *args)
+
+    original = execution._verify
+    monkeypatch.setattr(execution, "_verify", verify)
+
+    assert baselinedb(url, "--no-backup").code == 0
+    with opened(url) as connection:
+        assert_adopted(connection)

@@ -107,7 +107,7 @@ _NO_IDENTIFIER: list[tuple[object, str]] = [
 ]
 _NONE: tuple[object, str] = (None, "{what} must be a string, not NoneType.")
 _MAXIMUM = datetime.max.replace(tzinfo=timezone(timedelta(hours=-5)))
-_STATUSES = "starting, active, paused, ended, error"
+_STATUSES = "starting, active, paused, ended, error, stopped"
 _STATES = "cold, warming, warm, waiting, running"
 REFUSED: dict[str, list[tuple[object, str]]] = {
     IDENTIFIER: [_NONE, *_NO_IDENTIFIER],

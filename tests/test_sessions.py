@@ -267,7 +267,7 @@ def test_bulk_pause_pauses_active_and_starting_sessions_of_all_runners(db: Djang
     assert db.bulk_pause_active_sessions() == 6
 
     counts = dict(execute(url, "SELECT status, count(*) FROM sessions GROUP BY status"))
-    assert counts == {"paused": 9, "ended": 3, "error": 3}
+    assert counts == {"paused": 9, "ended": 3, "error": 3, "stopped": 3}
     touched = execute(url, "SELECT count(*) FROM sessions WHERE last_active_at <> ?", instant())
     assert touched == [(6,)]
     assert db.bulk_pause_active_sessions() == 0

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 import psycopg
 import pytest
 
+from agentdb.adoption.contents import readable_format
 from agentdb.adoption.timestamps import (
     POSTGRES_CASTABLE,
     ZONES,
@@ -16,7 +17,6 @@ from agentdb.adoption.timestamps import (
     native_text,
     parse_timestamp,
     server_text,
-    timestamp_format,
 )
 
 READ = {
@@ -97,7 +97,7 @@ def test_a_format_that_occurs_is_read_as_its_instant(text: str):
 
     assert parse_timestamp(text) == instant
     assert parse_timestamp(text).utcoffset() == timedelta(0)
-    assert timestamp_format(text) == name
+    assert readable_format(text) == name
     assert is_readable(text)
 
 
@@ -121,12 +121,12 @@ def test_what_does_not_prove_an_instant_is_refused_with_its_reason(text: str):
 
     assert str(refusal.value) == REFUSED[text]
     assert not is_readable(text)
-    assert (native_text(text), server_text(text), timestamp_format(text)) == (None, None, "unreadable")
+    assert (native_text(text), server_text(text)) == (None, None)
 
 
 @pytest.mark.parametrize("value", [None, 1771534396, 1.5, b"2026-02-19 20:53:16"])
 def test_what_is_no_text_is_no_timestamp(value: object):
-    assert (native_text(value), server_text(value), timestamp_format(value)) == (None, None, "unreadable")
+    assert (native_text(value), server_text(value)) == (None, None)
 
 
 def test_server_text_cuts_microseconds_off_and_does_not_round():

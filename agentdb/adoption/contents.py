@@ -153,7 +153,7 @@ def _read(
                     reading.formats[column]["unreadable"] += 1
                     reading.refuse(name, label(row), column, text, unusable_reason("timestamp", text) or "")
                 else:
-                    reading.formats[column][_format(text)] += 1
+                    reading.formats[column][readable_format(text)] += 1
         for i in texts:
             if (text := row[i]) is not None and "\0" in text:
                 reading.nul_rows += 1
@@ -179,8 +179,8 @@ def row_checksum(values: list[Any]) -> int:
     return int.from_bytes(blake2b(repr(values).encode("utf-8", "surrogatepass"), digest_size=16).digest(), "big")
 
 
-def _format(text: str) -> str:
-    """As ``timestamps.timestamp_format`` of a timestamp that is known to be readable, in a tenth of the time."""
+def readable_format(text: str) -> str:
+    """Which format a timestamp is in that is known to be readable."""
     if text[4] != "-":
         return "datestyle"
     if text[10] == "T":
@@ -230,21 +230,6 @@ def _text_factory(connection: sqlite3.Connection, strict: bool) -> Iterator[None
         yield
     finally:
         connection.text_factory = before
-
-
-def other_checksum(connection: BaseDatabaseWrapper, table: Table) -> tuple[int, int]:
-    """The number of rows and a checksum of a table that is not ours."""
-    quoted = connection.ops.quote_name(table.name)
-    if connection.vendor != "sqlite":
-        with connection.cursor() as cursor:
-            cursor.execute(f"SELECT count(*), coalesce(sum(hashtextextended(t::text, 0)), 0) FROM {quoted} t")
-            rows, checksum = cursor.fetchone()
-            return int(rows), int(checksum)
-    rows = checksum = 0
-    for row in _sqlite_rows(connection, table, strict=False):
-        rows += 1
-        checksum += row_checksum([repr(value) for value in row])
-    return rows, checksum % 2**128
 
 
 def duplicates(

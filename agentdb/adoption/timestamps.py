@@ -56,8 +56,6 @@ ZONES = {
 }  # fmt: skip
 _ZONES_HOLD_SINCE = 2020
 
-FORMATS = ("server", "sqlite", "postgresql", "datestyle", "unreadable")
-
 
 class UnreadableTimestampError(ValueError):
     """The text does not prove an instant; the message continues a sentence that begins with the value."""
@@ -69,22 +67,6 @@ def parse_timestamp(text: str) -> datetime:
         return _parse(text).astimezone(UTC)
     except OverflowError:
         raise UnreadableTimestampError("is outside the years 1 to 9999") from None
-
-
-def timestamp_format(text: object) -> str:
-    """Return which of ``FORMATS`` the value is in."""
-    if not isinstance(text, str):
-        return "unreadable"
-    try:
-        parse_timestamp(text)
-    except UnreadableTimestampError:
-        return "unreadable"
-    match = _ISO.fullmatch(text)
-    if match is None:
-        return "datestyle"
-    if match[2] == "T":
-        return "server"
-    return "postgresql" if match[4] else "sqlite"
 
 
 def is_readable(text: str) -> bool:
