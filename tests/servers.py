@@ -13,6 +13,7 @@ import sys
 import tarfile
 import tempfile
 from collections.abc import Iterable, Mapping
+from itertools import takewhile
 from pathlib import Path
 
 import psycopg
@@ -90,22 +91,30 @@ def free_port() -> int:
 class Server:
     """A PostgreSQL server in a folder of its own, on a port of 127.0.0.1."""
 
-    def __init__(self, bin: Path | None = None, *, data: Path | None = None) -> None:
+    def __init__(self, bin: Path | None = None) -> None:
         # A socket's path may have 107 bytes, and other users may have to enter: pytest's folders are no place for it.
         self.folder = Path(tempfile.mkdtemp(prefix="agentdb-server-"))
         self.folder.chmod(0o755)
-        # PostgreSQL refuses to run as root, and another user may not be able to enter the checkout.
-        self.user = _NOBODY if os.geteuid() == 0 else None
-        bin = bin or programs()
-        if self.user:
-            copy = self.folder / "postgresql"
-            shutil.copytree(bin.parent, copy, symlinks=True)
-            bin = copy / bin.name
+        self.bin = bin or programs()
+        self.user = None
+        if os.geteuid() == 0:  # which PostgreSQL refuses to run as
+            self.user = _NOBODY
             os.chown(self.folder, _NOBODY, _NOBODY)
-        self.bin = bin
+            if not all(parent.stat().st_mode & 0o001 for parent in self.bin.parents):
+                self._copy_programs()
         self.data = self.folder / "data"
         self.port = free_port()
         self.url = f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
+
+    def _copy_programs(self) -> None:
+        """Take the programs, and the libraries that a wheel keeps beside its package, to where any user may enter."""
+        package = self.bin.parent.parent
+        copy = self.folder / "programs" / package.name / self.bin.parent.name
+        shutil.copytree(self.bin.parent, copy, symlinks=True)
+        libraries = package.with_name(f"{package.name}.libs")
+        if libraries.exists():
+            shutil.copytree(libraries, self.folder / "programs" / libraries.name)
+        self.bin = copy / self.bin.name
 
     def __enter__(self) -> Server:
         return self
@@ -116,18 +125,19 @@ class Server:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def run(self, program: str, *arguments: str, environment: Mapping[str, str] | None = None) -> None:
-        done = subprocess.run(
-            [self.bin / program, *arguments],
-            user=self.user,
-            group=self.user,
-            extra_groups=[] if self.user else None,
-            cwd=self.folder,
-            env={**os.environ, "LC_ALL": "C", **(environment or {})},
-            stdin=subprocess.DEVNULL,
-            stdout=(self.folder / "output").open("w"),  # pg_ctl leaves it open to the server
-            stderr=subprocess.STDOUT,
-            timeout=120,
-        )
+        with (self.folder / "output").open("w") as output:  # no pipe: pg_ctl leaves it open to the server
+            done = subprocess.run(
+                [self.bin / program, *arguments],
+                user=self.user,
+                group=self.user,
+                extra_groups=[] if self.user else None,
+                cwd=self.folder,
+                env={**os.environ, "LC_ALL": "C", **(environment or {})},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                timeout=120,
+            )
         if done.returncode:
             log = self.folder / "log"
             raise RuntimeError((self.folder / "output").read_text() + (log.read_text() if log.exists() else ""))
@@ -184,5 +194,5 @@ def main(versions: list[str], arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    chosen = [argument for argument in sys.argv[1:] if argument.isdigit()]
+    chosen = list(takewhile(str.isdigit, sys.argv[1:]))
     sys.exit(main(chosen or list(VERSIONS), sys.argv[1 + len(chosen) :]))

@@ -287,7 +287,9 @@ def _read_pg_table(schema_editor: BaseDatabaseSchemaEditor, table: str) -> _PgTa
                 ARRAY(SELECT attname::text FROM unnest(i.indkey) WITH ORDINALITY k(n, p)
                     JOIN pg_attribute ON attrelid = i.indrelid AND attnum = n ORDER BY p),
                 am.amname = 'btree' AND i.indpred IS NULL AND i.indexprs IS NULL AND i.indisvalid
-                    AND i.indnatts = i.indnkeyatts AND NOT i.indnullsnotdistinct
+                    AND i.indnatts = i.indnkeyatts
+                    -- a column that PostgreSQL 14 does not have
+                    AND NOT coalesce((to_jsonb(i) ->> 'indnullsnotdistinct')::boolean, false)
                     AND NOT EXISTS (SELECT FROM unnest(i.indoption) o WHERE o <> 0)
                     AND NOT EXISTS (
                         SELECT FROM unnest(i.indclass::oid[], i.indcollation::oid[], i.indkey::int2[]) k(class, coll, n)
