@@ -465,7 +465,7 @@ def soften_unique(database: Database, table: Table, unique: Unique) -> str:
 
 
 def nulls_not_distinct(database: Database, table: Table, unique: Unique) -> str | None:
-    if database.engine == "sqlite":
+    if database.engine == "sqlite" or database.connection.pg_version < 150000:  # type: ignore[attr-defined]
         return None
     columns = ", ".join(unique.columns)
     _edit_unique(database, table, unique, f"{_named(unique)}UNIQUE NULLS NOT DISTINCT ({columns})")

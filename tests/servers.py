@@ -104,7 +104,10 @@ class Server:
                 self._copy_programs()
         self.data = self.folder / "data"
         self.port = free_port()
-        self.url = f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
+        self.url = self.database("postgres")
+
+    def database(self, name: str) -> str:
+        return f"postgresql://postgres@127.0.0.1:{self.port}/{name}"
 
     def _copy_programs(self) -> None:
         """Take the programs, and the libraries that a wheel keeps beside its package, to where any user may enter."""

@@ -350,6 +350,7 @@ def test_a_role_without_rights_to_the_tables_is_told_so_and_changes_nothing(
 @pytest.mark.parametrize("engine", ["postgresql"])
 def test_a_role_that_may_create_nothing_is_told_so(other_role: str, empty_url: str, engine: str):
     with opened(empty_url) as connection:
+        execute(connection, "REVOKE CREATE ON SCHEMA public FROM PUBLIC")  # as it is from PostgreSQL 15 on
         execute(connection, "SET ROLE agentdb_reader")
 
         with pytest.raises(CommandError, match="cannot be migrated: .*permission denied for schema public"):

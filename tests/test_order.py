@@ -56,7 +56,7 @@ def language_db(postgres_url: str) -> Iterator[tuple[DjangoDb, str]]:
     """A Db on a database in the order of English, on the tests' server, else on one of this machine's that can."""
     try:
         url = _create(postgres_url)
-    except psycopg.errors.FeatureNotSupported:
+    except (psycopg.errors.FeatureNotSupported, psycopg.errors.SyntaxError):  # built without ICU; older than 15
         folder = Path(tempfile.mkdtemp(prefix="agentdb-pg-"))
         try:
             with _local_server(folder) as server_url:

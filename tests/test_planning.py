@@ -35,7 +35,7 @@ def test_lists_are_read_in_the_order_of_an_index(postgres):
 
 
 def test_a_connection_that_a_pooler_may_hand_on_keeps_its_settings(postgres):
-    with agentdb.connect(f"{postgres}&prepare=off") as db:
+    with agentdb.connect(f"{postgres}{'&' if '?' in postgres else '?'}prepare=off") as db:
         assert _settings(db)["enable_sort"] == "on"
 
 
