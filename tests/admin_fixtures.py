@@ -19,7 +19,7 @@ from django.test import Client
 from django.utils import timezone
 
 import agentdb
-from agentdb.admin import overview
+from agentdb import attention
 from agentdb.admin_project.server import make_account_tables
 from agentdb.models import Agent, ApiKey, Sandbox, Session
 
@@ -120,6 +120,9 @@ class _Parser(HTMLParser):
 
     def handle_endtag(self, tag: str) -> None:
         if tag == "a":
+            if self._href is not None:
+                url, text = self.links[-1]
+                self.links[-1] = (url, text.rstrip())
             self._href = None
         elif tag == "table":
             if self._in_results:
@@ -132,7 +135,7 @@ class _Parser(HTMLParser):
         self.text.append(data)
         if self._href is not None:
             url, text = self.links[-1]
-            self.links[-1] = (url, re.sub(r"\s+", " ", f"{text}{data}").strip())
+            self.links[-1] = (url, re.sub(r"\s+", " ", f"{text}{data}").lstrip())
         if self._cell and self._in_results:
             self.rows[-1][-1] = re.sub(r"\s+", " ", f"{self.rows[-1][-1]}{data}").lstrip()
 
@@ -165,7 +168,7 @@ class _alias:
 def site(db: agentdb.DjangoDb, _accounts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     """The admin on an empty database, nobody logged in."""
     assert settings.DEBUG is False
-    overview._schema_states.clear()
+    attention._schemas.clear()
     copy = tmp_path / "accounts.sqlite3"
     shutil.copyfile(_accounts, copy)
     with _alias("accounts", copy) as accounts:

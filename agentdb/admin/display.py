@@ -55,6 +55,11 @@ def runner_url(site: admin.AdminSite, runner_id: str, **more: str) -> str:
     return f"{url}?{urlencode({'id': runner_id, **more})}" if url else ""
 
 
+def attention_url(site: admin.AdminSite, check: str) -> str:
+    url = _reversed(site, "agentdb_attention")
+    return f"{url}?{urlencode({'check': check})}" if url else ""
+
+
 def overview_url(site: admin.AdminSite) -> str:
     # A project of agentdb's alone has the overview on the first page; any other has it on the app's page.
     if site.index_template == "admin/agentdb/index.html":

@@ -23,9 +23,22 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.csrf import csrf_protect
 
 from agentdb.adapter import DjangoDb
-from agentdb.admin import overview
+from agentdb.admin import overview, pages
 from agentdb.admin.changelist import AgeFilter, ChoiceFilter, KeysetChangeList, ListedAdmin, TextFilter
-from agentdb.admin.display import NONE, badge, id_link, link, list_url, missing, row_url, tenant_url, viewable, when
+from agentdb.admin.display import (
+    NONE,
+    badge,
+    id_link,
+    link,
+    list_url,
+    missing,
+    row_url,
+    runner_url,
+    tenant_url,
+    viewable,
+    when,
+)
+from agentdb.admin.guard import guarded
 from agentdb.display import exact, masked, relative
 from agentdb.errors import AgentDbError
 from agentdb.interface import Db, SandboxState, SessionStatus
@@ -121,6 +134,14 @@ class ReadFirstAdmin(ListedAdmin, ModelAdmin):
 
     def has_act_permission(self, request: HttpRequest) -> bool:
         return super().has_change_permission(request)
+
+    def changelist_view(self, request: HttpRequest, extra_context: Any = None) -> Any:
+        view = super().changelist_view
+        return guarded(request, self.admin_site, self.model, lambda: view(request, extra_context))
+
+    def change_view(self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: Any = None) -> Any:
+        view = super().change_view
+        return guarded(request, self.admin_site, self.model, lambda: view(request, object_id, form_url, extra_context))
 
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[KeysetChangeList]:
         return KeysetChangeList
@@ -354,7 +375,10 @@ class AgentAdmin(ReadFirstAdmin):
         return f"{exact(row.updated_at)} ({relative(row.updated_at)})"
 
     def get_urls(self) -> list[URLPattern]:
-        view = self.admin_site.admin_view(self.tenant_view)
+        def tenant(request: HttpRequest) -> Any:
+            return guarded(request, self.admin_site, self.model, lambda: self.tenant_view(request))
+
+        view = self.admin_site.admin_view(tenant)
         return [path("tenant/", view, name="agentdb_tenant"), *super().get_urls()]
 
     def tenant_view(self, request: HttpRequest) -> HttpResponse:
@@ -407,6 +431,9 @@ class SessionAdmin(LinkedAdmin):
     )  # fmt: skip
     actions = ("pause_sessions",)
 
+    def get_urls(self) -> list[URLPattern]:
+        return [*pages.urls(self), *super().get_urls()]
+
     def find_linked(self, rows: Sequence[Any]) -> None:
         super().find_linked(rows)
         sandboxes = Sandbox.objects.using(self.alias).in_bulk({row.sandbox_id for row in rows})
@@ -433,7 +460,7 @@ class SessionAdmin(LinkedAdmin):
     def runner(self, row: Session) -> SafeString:
         if row.runner_id is None:
             return NONE
-        return link(list_url(self.admin_site, Session, runner_id=row.runner_id), row.runner_id)
+        return link(runner_url(self.admin_site, row.runner_id), row.runner_id)
 
     @admin.display(description="last active")
     def last_active(self, row: Session) -> SafeString:

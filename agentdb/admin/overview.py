@@ -2,30 +2,43 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
+from functools import partial
 from typing import Any
 
-from django.apps import apps
-from django.db import connections
+from django.contrib.admin import AdminSite
+from django.db import connections, router
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import Model, QuerySet
+from django.http import HttpRequest
+from django.utils.safestring import SafeString
+from django.utils.text import capfirst
+from django.utils.translation import gettext
 
-from agentdb.errors import AgentDbError
-from agentdb.inspection import translated_errors
+from agentdb import attention
+from agentdb.admin.display import (
+    attention_url,
+    badge,
+    id_link,
+    link,
+    list_url,
+    missing,
+    row_url,
+    runner_url,
+    site_of,
+    tenant_url,
+    viewable,
+    when,
+)
+from agentdb.attention import instant
 from agentdb.interface import SandboxState, SessionStatus
-from agentdb.migration_record import migration_names, pending_migrations
 from agentdb.models import LEAST_RECENTLY_USED_FIRST, NEWEST_FIRST, Agent, ApiKey, Sandbox, Session
-from agentdb.schema import compare, expected_tables, read_tables
 
 CAP = 10_000
 SAMPLE = 10_000
 TOP = 8
-MOST_VALUES = 20
-MOST_RUNNERS = 100
-MOST_PER_RUNNER = 1_000
-SCHEMA_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,20 +66,9 @@ class Tenant:
     id: str
     sessions: int
     live: int
+    failed: int
     newest_at: datetime
     percent: float
-
-
-@dataclass(frozen=True, slots=True)
-class SchemaState:
-    applied: tuple[str, ...]
-    pending: tuple[str, ...]
-    differences: tuple[str, ...]
-    problem: str = ""  # why it could not be looked at
-
-    @property
-    def is_good(self) -> bool:
-        return not (self.pending or self.differences or self.problem)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,20 +117,6 @@ def distinct_counts(
         return [(value, Amount(rows, cap)) for value, rows in cursor.fetchall()]
 
 
-def sandboxes_by_state(alias: str) -> list[Bar]:
-    return _bars(alias, Sandbox, "state", SandboxState)
-
-
-def sessions_by_status(alias: str) -> list[Bar]:
-    return _bars(alias, Session, "status", SessionStatus)
-
-
-def _bars(alias: str, model: type[Model], column: str, known: type[SessionStatus | SandboxState]) -> list[Bar]:
-    # A newer server may have written values that this version does not know; they come last.
-    counted = dict(distinct_counts(connections[alias], model, column, limit=MOST_VALUES, cap=CAP))
-    return _as_bars({value: counted.get(value, Amount(0)) for value in [*map(str, known), *counted]})
-
-
 def tenant_sessions_by_status(alias: str, tenant_id: str) -> list[Bar]:
     """The statuses of the tenant's newest ``SAMPLE`` sessions; no index has all of them by tenant and status."""
     rows = _group_newest_sessions(alias, "status, COUNT(*)", tenant_id)
@@ -144,10 +132,14 @@ def _as_bars(amounts: dict[str, Amount]) -> list[Bar]:
 def top_tenants(alias: str) -> list[Tenant]:
     """The tenants with the most sessions among the newest ``SAMPLE``."""
     live = ", ".join(f"'{status.value}'" for status in (SessionStatus.ACTIVE, SessionStatus.STARTING))
-    columns = f"tenant_id, COUNT(*), SUM(CASE WHEN status IN ({live}) THEN 1 ELSE 0 END), MAX(created_at)"
+    columns = f"tenant_id, COUNT(*), SUM(CASE WHEN status IN ({live}) THEN 1 ELSE 0 END), "
+    columns += f"SUM(CASE WHEN status = '{SessionStatus.ERROR}' THEN 1 ELSE 0 END), MAX(created_at)"
     rows = _group_newest_sessions(alias, columns)
     largest = max((row[1] for row in rows), default=1)
-    return [Tenant(id, n, live, _instant(newest), round(100 * n / largest, 1)) for id, n, live, newest in rows[:TOP]]
+    return [
+        Tenant(id, n, live, failed, instant(newest), round(100 * n / largest, 1))
+        for id, n, live, failed, newest in rows[:TOP]
+    ]
 
 
 def _group_newest_sessions(alias: str, columns: str, tenant_id: str | None = None) -> list[Any]:
@@ -165,42 +157,228 @@ def _group_newest_sessions(alias: str, columns: str, tenant_id: str | None = Non
     return rows
 
 
-def _instant(value: datetime | str) -> datetime:
-    """SQLite stores text, in UTC."""
-    return datetime.fromisoformat(value).replace(tzinfo=UTC) if isinstance(value, str) else value
-
-
-def runners(alias: str) -> list[Bar]:
-    """The runners with the most sessions, of the first ``MOST_RUNNERS`` by id."""
-    counted = distinct_counts(connections[alias], Session, "runner_id", limit=MOST_RUNNERS, cap=MOST_PER_RUNNER)
-    counted.sort(key=lambda pair: (-pair[1].rows, pair[0]))
-    return _as_bars(dict(counted[:TOP]))
-
-
 def oldest_idle_sandboxes(alias: str) -> list[Sandbox]:
     rows = Sandbox.objects.using(alias).filter(state=SandboxState.WAITING)
     return list(rows.order_by(*LEAST_RECENTLY_USED_FIRST)[:TOP])
 
 
-_schema_states: dict[str, tuple[float, SchemaState]] = {}
+# -- the page
 
 
-def schema_state(alias: str) -> SchemaState:
-    """What verifydb and the record of migrations say; looked at once a minute, because it reads the whole catalog."""
-    looked_at, state = _schema_states.get(alias, (0.0, None))
-    if state is None or not state.is_good or time.monotonic() - looked_at > SCHEMA_SECONDS:
-        state = _read_schema_state(connections[alias])
-        _schema_states[alias] = (time.monotonic(), state)
-    return state
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line of attention: a finding, and where its rows are."""
+
+    finding: attention.Finding
+    url: str
 
 
-def _read_schema_state(connection: BaseDatabaseWrapper) -> SchemaState:
-    try:
-        with translated_errors(connection):
-            pending = tuple(pending_migrations(connection))
-            expected = expected_tables(connection, apps)
-            differences = compare(expected, read_tables(connection, list(expected)))
-    except AgentDbError as error:
-        return SchemaState((), (), (), str(error))
-    applied = tuple(name for name in migration_names() if name not in pending)
-    return SchemaState(applied, pending, tuple(found.message for found in differences if found.severity == "drift"))
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """Bars of an SVG in percent of its width and pixels of its height; figures beside them."""
+
+    hours: list[ChartBar]
+    most_opened: int
+    most_failed: int
+    opened: int
+    failed: int
+    percent_failed: str
+    last_full: attention.Hour
+    peak: attention.Hour
+    is_week: bool
+
+    @property
+    def half_opened(self) -> int:
+        return self.most_opened // 2
+
+
+@dataclass(frozen=True, slots=True)
+class ChartBar:
+    hour: attention.Hour
+    x: str
+    width: str
+    bar_x: str
+    bar_width: str
+    middle: str
+    opened_y: float
+    opened_height: float
+    failed_y: float
+    failed_height: float
+    is_running: bool
+    label: str
+    is_minor: bool
+
+
+_OPENED_HEIGHT, _OPENED_BASE, _FAILED_HEIGHT, _FAILED_BASE = 96, 104, 32, 156
+
+
+def chart(hours: list[attention.Hour]) -> Chart:
+    """The bars of the hours, opened and failed each with a scale of its own."""
+    most_opened = _round_up(max((hour.opened for hour in hours), default=0), 10)
+    # Never below 10, so that one failure does not look like a fire.
+    most_failed = _round_up(max((hour.failed for hour in hours), default=0), 10)
+    step = 100 / len(hours)
+    is_week = len(hours) > 48
+    bars = []
+    for number, hour in enumerate(hours):
+        opened = _OPENED_HEIGHT * hour.opened / most_opened
+        failed = max(_FAILED_HEIGHT * hour.failed / most_failed, 1.0) if hour.failed else 0.0
+        if is_week:
+            label = f"{hour.at:%m-%d}" if hour.at.hour == 12 else ""
+        else:
+            label = f"{hour.at:%H}:00" if hour.at.hour % 3 == 0 else ""
+        bars.append(
+            ChartBar(
+                hour, f"{step * number:.2f}%", f"{step:.2f}%", f"{step * (number + 0.14):.2f}%", f"{step * 0.72:.2f}%",
+                f"{step * (number + 0.5):.2f}%", round(_OPENED_BASE - opened, 1), round(opened, 1),
+                round(_FAILED_BASE - failed, 1), round(failed, 1), number == len(hours) - 1, label,
+                not is_week and hour.at.hour % 6 != 0,
+            )
+        )  # fmt: skip
+    all_opened, all_failed = sum(hour.opened for hour in hours), sum(hour.failed for hour in hours)
+    share = f"{100 * all_failed / all_opened:.1f} %" if all_opened else ""
+    peak = max(hours, key=lambda hour: hour.opened)
+    return Chart(bars, most_opened, most_failed, all_opened, all_failed, share, hours[-2], peak, is_week)
+
+
+def _round_up(value: int, least: int) -> int:
+    """A round number that is not below the value, for the top of a scale."""
+    value = max(value, least)
+    size: int = 10 ** (len(str(value)) - 1)
+    for factor in (1, 2, 4, 6, 8):
+        if factor * size >= value:
+            return factor * size
+    return 10 * size
+
+
+@dataclass(frozen=True, slots=True)
+class ShareBar:
+    value: str
+    label: SafeString
+    figure: attention.Figure
+    percent: float
+    url: str
+
+
+def share_bars(figures: Mapping[str, attention.Figure], url: Callable[[str], str]) -> list[ShareBar]:
+    """The share of the whole that each value has; what there is at all is seen."""
+    whole = sum(figure.rows for figure in figures.values()) or 1
+    return [
+        ShareBar(
+            value, badge(value), figure, max(round(100 * figure.rows / whole, 1), 0.8) if figure.rows else 0, url(value)
+        )
+        for value, figure in figures.items()
+    ]
+
+
+def page(request: HttpRequest) -> dict[str, Any]:
+    """What the first page shows to this user. Nothing that a database or a row can cause makes it fail."""
+    site = site_of(request)
+    allowed = viewable(site, request)
+    if not allowed:
+        return {"allowed": False}
+    alias = router.db_for_read(Session)
+    connection = connections[alias]
+
+    def answer(question: Callable[[], Any]) -> attention.Answer[Any]:
+        return attention.ask(connection, question)
+
+    report = attention.examine(connection)
+    shown: dict[str, Any] = {"allowed": True, "report": report, "refresh": True}
+    if report.problem:
+        return shown
+    shown["schema"] = report.schema.value
+    shown["lines"] = [Line(found, _rows_url(site, found)) for found in report.wrong if _may_see(found, allowed)]
+    shown["is_bad"] = any(line.finding.urgent for line in shown["lines"])
+    shown["findings"] = [found for found in report.findings if _may_see(found, allowed)]
+    shown["unknown"] = [found for found in report.unknown if _may_see(found, allowed)]
+    is_week = request.GET.get("period") == "7d"
+    shown["is_week"] = is_week
+    hours = answer(lambda: attention.activity(connection, 168 if is_week else 24)) if Session in allowed else None
+    shown["activity"] = _mapped(hours, chart)
+    states = statuses = None
+    if Sandbox in allowed:
+        states = answer(lambda: attention.by_value(connection, "sandboxes", "state", [*map(str, SandboxState)]))
+        shown["states"] = _mapped(
+            states, lambda figures: share_bars(figures, lambda state: list_url(site, Sandbox, state=state))
+        )
+        shown["idle"] = answer(lambda: _idle(site, alias))
+        shown["waiting_url"] = list_url(site, Sandbox, state=SandboxState.WAITING)
+    if Session in allowed:
+        statuses = answer(lambda: attention.by_value(connection, "sessions", "status", [*map(str, SessionStatus)]))
+        shown["statuses"] = _mapped(
+            statuses, lambda figures: share_bars(figures, lambda status: list_url(site, Session, status=status))
+        )
+        shown["tenants"] = answer(
+            lambda: [
+                (link(tenant_url(site, each.id), each.id), each, when(each.newest_at)) for each in top_tenants(alias)
+            ]
+        )
+        shown["sample"] = f"{SAMPLE:,}"
+        runners = answer(lambda: attention.live_runners(connection))
+        shown["runners"] = _mapped(runners, lambda found: runner_rows(site, found[:TOP]))
+        shown["more_runners"] = max(len(runners.value or ()) - TOP, 0)
+    shown["totals"] = []
+    for model in (Session, Sandbox, Agent, ApiKey):
+        if model in allowed:
+            table = model._meta.db_table
+            figure = answer(partial(attention.total, connection, table))
+            second = ""
+            if model is Session and hours and hours.value and not is_week:
+                opened = sum(hour.opened for hour in hours.value)
+                second = gettext("%s opened in 24 h") % f"{opened:,}"
+            elif model is Sandbox and states and states.value:
+                warm = sum(figure.rows for state, figure in states.value.items() if state != SandboxState.COLD)
+                second = gettext("%s not cold") % f"{warm:,}"
+            shown["totals"].append((capfirst(model._meta.verbose_name_plural), figure, second, list_url(site, model)))
+    return shown
+
+
+def _mapped(answer: attention.Answer[Any] | None, change: Callable[[Any], Any]) -> attention.Answer[Any] | None:
+    if answer is None or answer.problem:
+        return answer
+    return attention.Answer(change(answer.value))
+
+
+def _may_see(found: attention.Finding, allowed: set[type[Model]]) -> bool:
+    if found.code in ("pending", "drift", "unreadable"):
+        return True
+    return (Sandbox if found.code == "sandbox-alone" else Session) in allowed
+
+
+def _rows_url(site: AdminSite, found: attention.Finding) -> str:
+    if found.code == "runner" and found.runner:
+        return runner_url(site, found.runner)
+    if found.code in ("pending", "drift"):
+        return "#agentdb-schema"
+    return attention_url(site, found.code)
+
+
+def runner_rows(site: AdminSite, runners: Sequence[attention.Runner]) -> list[tuple[Any, ...]]:
+    most = max((runner.live for runner in runners), default=1) or 1
+    return [
+        (
+            link(runner_url(site, runner.id), runner.id),
+            runner,
+            when(runner.seen_at),
+            badge(runner.condition, gettext(runner.condition)) if runner.condition else "",
+            round(100 * runner.live / most, 1),
+        )
+        for runner in runners
+    ]
+
+
+def _idle(site: AdminSite, alias: str) -> list[tuple[Any, ...]]:
+    idle = oldest_idle_sandboxes(alias)
+    site._registry[Sandbox].find_linked(idle)  # type: ignore[attr-defined]
+    return [
+        (
+            id_link(row_url(site, row), row.pk),
+            link(row_url(site, row.linked_agent), row.agent_name)  # type: ignore[attr-defined]
+            if row.linked_agent is not None  # type: ignore[attr-defined]
+            else missing(row.agent_name),
+            link(tenant_url(site, row.tenant_id), row.tenant_id),
+            when(row.last_used_at),
+        )
+        for row in idle
+    ]

@@ -7,7 +7,6 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from django import template
-from django.db import router
 from django.db.models.options import Options
 from django.template import Context
 from django.utils.html import format_html
@@ -17,18 +16,14 @@ from django.utils.translation import gettext
 
 from agentdb.admin import overview
 from agentdb.admin.display import (
-    badge,
     link,
     list_url,
-    missing,
     overview_url,
-    row_url,
     site_of,
     slug,
-    tenant_url,
     viewable,
-    when,
 )
+from agentdb.attention import Figure
 from agentdb.models import Agent, ApiKey, Sandbox, Session
 
 register = template.Library()
@@ -67,6 +62,11 @@ def agentdb_foot() -> dict[str, Any]:
 
 
 @register.simple_tag(takes_context=True)
+def agentdb_overview_url(context: Context) -> str:
+    return overview_url(site_of(context["request"]))
+
+
+@register.simple_tag(takes_context=True)
 def agentdb_list_link(context: Context, opts: Options[Any]) -> SafeString:
     return link(list_url(site_of(context["request"]), opts.model), capfirst(opts.verbose_name_plural))
 
@@ -83,60 +83,30 @@ def bar(percent: float, value: str) -> SafeString:
     )
 
 
+@register.filter
+def thousands(number: int) -> str:
+    """One notation on all pages, whatever the locale: the terminal and the exports have it too."""
+    return f"{number:,}"
+
+
+@register.filter
+def known_value(value: str) -> str:
+    return slug(value)
+
+
+@register.simple_tag
+def figure(figure: Figure) -> SafeString:
+    """A number, marked where it is an estimate, which says on hover from what."""
+    if figure.is_estimate:
+        return format_html('<span class="agentdb-about" title="{}">≈</span>&nbsp;{}', figure.how, f"{figure.rows:,}")
+    return format_html("{}", figure)
+
+
+@register.simple_tag
+def icon(name: str) -> SafeString:
+    return format_html('<svg class="agentdb-icon" aria-hidden="true"><use href="#agentdb-i-{}"></use></svg>', name)
+
+
 @register.inclusion_tag("admin/agentdb/overview.html", takes_context=True)
 def agentdb_overview(context: Context) -> dict[str, Any]:
-    request = context["request"]
-    site = site_of(request)
-    allowed = viewable(site, request)
-    alias = router.db_for_read(Session)
-    shown: dict[str, Any] = {"allowed": bool(allowed)}
-    if not allowed:
-        return shown
-    state = overview.schema_state(alias)
-    shown["schema"] = state
-    if state.pending or state.problem:
-        return shown  # the tables may not be there
-    totals = overview.totals(alias)
-    shown["totals"] = [
-        (model._meta.verbose_name_plural, amount, list_url(site, model))
-        for model, amount in (
-            (Agent, totals.agents),
-            (Session, totals.sessions),
-            (Sandbox, totals.sandboxes),
-            (ApiKey, totals.api_keys),
-        )
-        if model in allowed
-    ]
-    if Sandbox in allowed:
-        shown["states"] = [
-            (badge(bar.value), bar, list_url(site, Sandbox, state=bar.value))
-            for bar in overview.sandboxes_by_state(alias)
-        ]
-        idle = overview.oldest_idle_sandboxes(alias)
-        site._registry[Sandbox].find_linked(idle)  # type: ignore[attr-defined]
-        shown["idle"] = [
-            (
-                link(row_url(site, row), row.pk),
-                link(row_url(site, row.linked_agent), row.agent_name)  # type: ignore[attr-defined]
-                if row.linked_agent is not None  # type: ignore[attr-defined]
-                else missing(row.agent_name),
-                link(tenant_url(site, row.tenant_id), row.tenant_id),
-                when(row.last_used_at),
-            )
-            for row in idle
-        ]
-    if Session in allowed:
-        shown["statuses"] = [
-            (badge(bar.value), bar, list_url(site, Session, status=bar.value))
-            for bar in overview.sessions_by_status(alias)
-        ]
-        shown["tenants"] = [
-            (link(tenant_url(site, tenant.id), tenant.id), tenant, when(tenant.newest_at))
-            for tenant in overview.top_tenants(alias)
-        ]
-        shown["sample"] = f"{overview.SAMPLE:,}"
-        shown["runners"] = [
-            (link(list_url(site, Session, runner_id=bar.value), bar.value), bar) for bar in overview.runners(alias)
-        ]
-        shown["most_runners"] = overview.MOST_RUNNERS
-    return shown
+    return overview.page(context["request"])

@@ -1,0 +1,61 @@
+"""Pages that are cut off in the database after a few seconds, and that say what is wrong where they cannot be shown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from django.contrib.admin import AdminSite
+from django.db import connections, router, transaction
+from django.db.models import Model
+from django.http import HttpRequest
+from django.http.response import HttpResponseBase
+from django.template.response import TemplateResponse
+from django.utils.translation import gettext
+
+from agentdb import attention
+from agentdb.attention import Problem
+
+READ_SECONDS = 5.0
+WRITE_SECONDS = 60.0
+
+
+def guarded(
+    request: HttpRequest, site: AdminSite, model: type[Model], view: Callable[[], HttpResponseBase]
+) -> HttpResponseBase:
+    """The view's page, drawn to its end here; where the database cannot answer, a page that says so and why."""
+    alias = router.db_for_write(model) if request.method == "POST" else router.db_for_read(model)
+    connection = connections[alias]
+    seconds = WRITE_SECONDS if request.method == "POST" else READ_SECONDS
+    try:
+        with attention.time_limit(connection, seconds):
+            if connection.in_atomic_block:  # ATOMIC_REQUESTS: what goes wrong must not doom the page that says so
+                with transaction.atomic(using=alias):
+                    return _drawn(view())
+            return _drawn(view())
+    except attention.DATABASE_ERRORS as error:
+        problem = attention.explain(connection, error)
+        attention.logger.error("%s %s: %s %s", request.method, request.path, problem.sentence, problem.said)
+    except attention.VALUE_ERRORS as error:
+        # A stored value that Python cannot hold comes up as any of these; a mistake of ours does so, too.
+        attention.logger.exception("%s %s", request.method, request.path)
+        row = attention.unreadable_row(connection)
+        if not row:
+            raise
+        problem = Problem(gettext("A row holds a value that cannot be read.") + f" {row}", "", repr(error))
+    return _drawn(problem_page(request, site, problem))
+
+
+def _drawn(response: HttpResponseBase) -> HttpResponseBase:
+    if isinstance(response, TemplateResponse):
+        response.render()
+    return response
+
+
+def problem_page(request: HttpRequest, site: AdminSite, problem: Problem) -> TemplateResponse:
+    context: dict[str, Any] = {
+        **site.each_context(request),
+        "title": gettext("This page cannot be shown"),
+        "problem": problem,
+    }
+    return TemplateResponse(request, "admin/agentdb/problem_page.html", context, status=503)

@@ -1,0 +1,195 @@
+"""The console's pages that are no list and no row: a runner, and the rows of one line of attention."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.contrib import messages
+from django.contrib.admin import ModelAdmin
+from django.core.exceptions import PermissionDenied
+from django.db import connections, router
+from django.http import Http404, HttpRequest, HttpResponseRedirect
+from django.http.response import HttpResponseBase
+from django.template.response import TemplateResponse
+from django.urls import URLPattern, path
+from django.utils import timezone
+from django.utils.translation import gettext, ngettext
+
+from agentdb import attention
+from agentdb.adapter import DjangoDb
+from agentdb.admin import overview
+from agentdb.admin.audit import record
+from agentdb.admin.display import badge, id_link, link, list_url, row_url, runner_url, tenant_url, viewable, when
+from agentdb.admin.guard import guarded
+from agentdb.errors import AgentDbError
+from agentdb.interface import SessionStatus
+from agentdb.models import Sandbox, Session
+
+LIVE = (SessionStatus.ACTIVE, SessionStatus.STARTING)
+LIVE_SHOWN = 10
+
+
+def urls(model_admin: ModelAdmin[Any]) -> list[URLPattern]:
+    """The addresses of these pages, for the admin of sessions, whose permissions they follow."""
+    site = model_admin.admin_site
+
+    def runner(request: HttpRequest) -> HttpResponseBase:
+        return guarded(request, site, Session, lambda: _runner(request, model_admin))
+
+    def rows(request: HttpRequest) -> HttpResponseBase:
+        return guarded(request, site, Session, lambda: _rows(request, model_admin))
+
+    return [
+        path("runner/", site.admin_view(runner), name="agentdb_runner"),
+        path("attention/", site.admin_view(rows), name="agentdb_attention"),
+    ]
+
+
+def _runner(request: HttpRequest, model_admin: ModelAdmin[Any]) -> HttpResponseBase:
+    site = model_admin.admin_site
+    if not model_admin.has_view_permission(request):
+        raise PermissionDenied
+    runner_id = request.GET.get("id", "").replace("\x00", "")
+    may_act = model_admin.has_act_permission(request)  # type: ignore[attr-defined]
+    if request.method == "POST":
+        return _pause_all(request, model_admin, runner_id, may_act)
+    alias = router.db_for_read(Session)
+    connection = connections[alias]
+    live = Session.objects.using(alias).filter(runner_id=runner_id, status__in=[*map(str, LIVE)])
+    newest = attention.last_sign_of_life(connection, runner_id)
+    everything = attention.runner_statuses(connection, runner_id)
+    figures = {value: everything.get(value, attention.Figure(0)) for value in [*map(str, SessionStatus), *everything]}
+    is_week = request.GET.get("period") == "7d"
+    hours = attention.ask(connection, lambda: attention.activity(connection, 168 if is_week else 24, runner_id))
+    shown = list(live.order_by("-created_at")[:LIVE_SHOWN])
+    others = attention.ask(connection, lambda: attention.live_runners(connection))
+    active, starting = (figures[str(status)].rows for status in LIVE)
+    seen = attention.Runner(runner_id, newest[0], active, starting) if newest else None
+    context = {
+        **site.each_context(request),
+        "title": gettext("Runner %s") % runner_id,
+        "opts": model_admin.opts,
+        "media": model_admin.media,
+        "runner_id": runner_id,
+        "runner": seen,
+        "condition": badge(seen.condition, gettext(seen.condition)) if seen and seen.live and seen.condition else "",
+        "seen": when(newest[0]) if newest else "",
+        "seen_from": id_link(row_url(site, Session(pk=newest[1])), newest[1]) if newest else "",
+        "active": active,
+        "starting": starting,
+        "live": active + starting,
+        "rest": sum(figure.rows for figure in figures.values()) - active - starting,
+        "whole": sum(figure.rows for figure in figures.values()),
+        "at_least": any(figure.at_least for figure in figures.values()),
+        "failed": figures[str(SessionStatus.ERROR)],
+        "urls": {
+            "all": list_url(site, Session, runner_id=runner_id),
+            **{str(status): list_url(site, Session, runner_id=runner_id, status=status) for status in SessionStatus},
+        },
+        "statuses": overview.share_bars(
+            figures, lambda status: list_url(site, Session, runner_id=runner_id, status=status)
+        ),
+        "activity": attention.Answer(overview.chart(hours.value)) if hours.value else hours,
+        "query": runner_url(site, runner_id).partition("?")[2],
+        "sessions": [
+            (
+                id_link(row_url(site, row), row.pk),
+                badge(row.status),
+                row.agent_name,
+                link(tenant_url(site, row.tenant_id), row.tenant_id),
+                when(row.last_active_at),
+                when(row.created_at),
+            )
+            for row in shown
+        ],
+        "others": overview.runner_rows(site, [each for each in others.value or () if each.id != runner_id][:12]),
+        "may_act": may_act,
+        "counted_at": timezone.now(),
+    }
+    return TemplateResponse(request, "admin/agentdb/runner.html", context)
+
+
+def _pause_all(request: HttpRequest, model_admin: ModelAdmin[Any], runner_id: str, may_act: bool) -> HttpResponseBase:
+    action = f"pause all of runner {runner_id}"
+    if not may_act:
+        record(request, action, [], {}, {}, refused=True)
+        raise PermissionDenied
+    alias = router.db_for_write(Session)
+
+    def pause(db: Any) -> list[Session]:
+        live = Session.objects.using(alias).filter(runner_id=runner_id, status__in=[*map(str, LIVE)])
+        rows = list(live.only("pk", "status"))
+        db.bulk_pause_sessions_by_runner(runner_id)
+        return rows
+
+    back = HttpResponseRedirect(runner_url(model_admin.admin_site, runner_id))
+    try:
+        rows = DjangoDb(alias).run_transaction(pause)
+    except AgentDbError as error:
+        model_admin.message_user(request, gettext("Nothing was changed.") + f" {error}", messages.ERROR)
+        return back
+    paused = str(SessionStatus.PAUSED)
+    record(request, action, rows, {row.pk: row.status for row in rows}, {row.pk: paused for row in rows})
+    sentence = ngettext("%d session is paused.", "%d sessions are paused.", len(rows)) % len(rows)
+    model_admin.message_user(request, sentence, messages.SUCCESS)
+    return back
+
+
+def _rows(request: HttpRequest, model_admin: ModelAdmin[Any]) -> HttpResponseBase:
+    site = model_admin.admin_site
+    code = request.GET.get("check", "")
+    connection = connections[router.db_for_read(Session)]
+    context = {**site.each_context(request), "media": model_admin.media, "columns": (), "rows": []}
+    if code == "runner":
+        _check(Session in viewable(site, request))
+        runners = [runner for runner in attention.live_runners(connection) if runner.condition == "silent"]
+        context |= {
+            "title": gettext("Runner silent for %d min") % attention.RUNNER_MINUTES,
+            "columns": (gettext("Runner"), gettext("Last sign of life"), gettext("Active"), gettext("Starting")),
+            "rows": [
+                (name, seen, f"{runner.active:,}", f"{runner.starting:,}")
+                for name, runner, seen, _, _ in overview.runner_rows(site, runners)
+            ],
+        }
+        return TemplateResponse(request, "admin/agentdb/attention.html", context)
+    if code == "unreadable":
+        _check(bool(viewable(site, request)))
+        context |= {
+            "title": gettext("Rows that cannot be read"),
+            "columns": (gettext("Row"),),
+            "rows": [(text,) for text in attention.unreadable_rows(connection, 20)],
+        }
+        return TemplateResponse(request, "admin/agentdb/attention.html", context)
+    check = next((each for each in attention.checks() if each.code == code), None)
+    if check is None:
+        raise Http404
+    model = Session if check.model == "session" else Sandbox
+    _check(model in viewable(site, request))
+    ids = attention.rows_of(connection, check)
+    found = model._default_manager.using(connection.alias).in_bulk(ids)
+    context |= {
+        "title": check.title,
+        "columns": (
+            gettext("Session") if model is Session else gettext("Sandbox"), gettext("Status"), gettext("Agent"),
+            gettext("Tenant"), gettext("Runner") if model is Session else gettext("Session"), gettext("Last active"),
+        ),
+        "rows": [_cells(site, found[id]) for id in ids if id in found],
+        "is_cut": len(ids) == attention.MOST_LISTED,
+        "most": attention.MOST_LISTED,
+    }  # fmt: skip
+    return TemplateResponse(request, "admin/agentdb/attention.html", context)
+
+
+def _check(may_see: bool) -> None:
+    if not may_see:
+        raise PermissionDenied
+
+
+def _cells(site: Any, row: Any) -> tuple[Any, ...]:
+    tenant = link(tenant_url(site, row.tenant_id), row.tenant_id)
+    own = id_link(row_url(site, row), row.pk)
+    if isinstance(row, Session):
+        runner = link(runner_url(site, row.runner_id), row.runner_id) if row.runner_id else ""
+        return own, badge(row.status), row.agent_name, tenant, runner, when(row.last_active_at)
+    session = id_link(row_url(site, Session(pk=row.session_id)), row.session_id) if row.session_id else ""
+    return own, badge(row.state), row.agent_name, tenant, session, when(row.last_used_at)

@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import json as json_module
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandParser
+from django.db import DEFAULT_DB_ALIAS, connections
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from agentdb import attention
+from agentdb.display import relative
+from agentdb.errors import DatabaseUnavailableError
+from agentdb.inspection import inspecting
+from agentdb.interface import SandboxState, SessionStatus
+
+JSON_FORMAT = 1
+TABLES = ("sessions", "sandboxes", "agents", "api_keys")
+
+
+class Command(BaseCommand):
+    help = (
+        "Says what needs attention, how much there is of everything and what happened in the last 24 hours. Changes "
+        "nothing. Exits with 0 if nothing needs attention, 1 if something does, 2 if the database cannot be looked at."
+    )
+    # It has to open when things are broken.
+    requires_system_checks = []
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument("--json", action="store_true", help="Print one JSON object.")
+        parser.add_argument(
+            "--database",
+            default=DEFAULT_DB_ALIAS,
+            choices=tuple(connections),
+            help="The alias of the database to look at (default: %(default)s).",
+        )
+
+    def handle(self, *, json: bool, database: str, **options: Any) -> None:
+        with _reading(database) as connection:
+            report = attention.examine(connection)
+            summary = {} if report.problem else _summary(connection)
+        if json:
+            self.stdout.write(json_module.dumps(_as_json(report, summary), indent=2, ensure_ascii=False, default=str))
+        else:
+            self._print(report, summary)
+        if report.problem:
+            sys.exit(2)
+        if report.wrong or report.unknown:
+            sys.exit(1)
+
+    def _print(self, report: attention.Report, summary: dict[str, Any]) -> None:
+        write = self.stdout.write
+        write(f"{report.engine}, {report.place}, as of {report.at:%Y-%m-%d %H:%M:%S} UTC")
+        if report.problem:
+            write(self.style.ERROR(str(report.problem)))
+            return
+        if not report.wrong and not report.unknown:
+            write(self.style.SUCCESS(f"Nothing needs attention: {len(report.findings)} checks."))
+        for found in report.wrong:
+            style = self.style.ERROR if found.urgent else self.style.WARNING
+            detail = f" ({found.detail})" if found.detail else ""
+            write(style(f"{found.shown:>8}  {found.sentence}{detail}"))
+        for found in report.unknown:
+            write(self.style.WARNING(f"       ?  {found.title}: not known. {found.problem}"))
+        for table in TABLES:
+            write(f"{table:<10} {summary['totals'][table]}")
+        for name in ("statuses", "states"):
+            write(f"{name:<10} {summary[name]}")
+        write(f"last 24 h  {summary['activity']}")
+        for runner in summary["runners"].value or ():
+            write(
+                f"runner {runner.id}: {runner.condition or 'ok'}, last sign of life {relative(runner.seen_at)}, "
+                f"{runner.active:,} active, {runner.starting:,} starting"
+            )
+
+
+class _Shown:
+    """An answer as a text, and for JSON as a value."""
+
+    def __init__(self, answer: attention.Answer[Any], text: str, value: Any) -> None:
+        self.answer, self.text, self.value = answer, text, value
+
+    def __str__(self) -> str:
+        return f"not known. {self.answer.problem}" if self.answer.problem else self.text
+
+    def as_json(self) -> Any:
+        return {"problem": str(self.answer.problem)} if self.answer.problem else self.value
+
+
+@contextmanager
+def _reading(alias: str) -> Iterator[BaseDatabaseWrapper]:
+    """A connection that makes no file and switches no journal mode, where the file can be read at all."""
+    configured = connections[alias]
+    with ExitStack() as stack:
+        connection = configured
+        if configured.vendor == "sqlite":
+            with suppress(DatabaseUnavailableError):  # it is said by whoever looks at the configured one
+                connection = stack.enter_context(inspecting(alias))
+        stack.callback(configured.close)
+        yield connection
+
+
+def _summary(connection: BaseDatabaseWrapper) -> dict[str, Any]:
+    ask = attention.ask
+    totals = {}
+    for table in TABLES:
+        answer = ask(connection, lambda table=table: attention.total(connection, table))  # type: ignore[misc]
+        totals[table] = _Shown(answer, str(answer.value), _figure(answer.value))
+    summary: dict[str, Any] = {"totals": totals}
+    for name, table, column, known in (
+        ("statuses", "sessions", "status", [*map(str, SessionStatus)]),
+        ("states", "sandboxes", "state", [*map(str, SandboxState)]),
+    ):
+        counted = ask(connection, lambda t=table, c=column, k=known: attention.by_value(connection, t, c, k))  # type: ignore[misc]
+        figures = counted.value or {}
+        text = ", ".join(f"{value} {figure}" for value, figure in figures.items())
+        summary[name] = _Shown(counted, text, {value: _figure(figure) for value, figure in figures.items()})
+    hours = ask(connection, lambda: attention.activity(connection, 24))
+    opened, failed = (sum(getattr(hour, which) for hour in hours.value or ()) for which in ("opened", "failed"))
+    summary["activity"] = _Shown(
+        hours,
+        f"{opened:,} sessions opened, {failed:,} failed",
+        [{"hour": hour.at.isoformat(), "opened": hour.opened, "failed": hour.failed} for hour in hours.value or ()],
+    )
+    summary["runners"] = ask(connection, lambda: attention.live_runners(connection))
+    return summary
+
+
+def _figure(figure: attention.Figure | None) -> dict[str, Any] | None:
+    if figure is None:
+        return None
+    return {"rows": figure.rows, "estimated": figure.is_estimate, "at_least": figure.at_least}
+
+
+def _as_json(report: attention.Report, summary: dict[str, Any]) -> dict[str, Any]:
+    head = {"format": JSON_FORMAT, "engine": report.engine, "place": report.place, "at": report.at.isoformat()}
+    if report.problem:
+        return {**head, "error": str(report.problem)}
+    runners = summary["runners"]
+    return {
+        **head,
+        "attention": [
+            {
+                "code": found.code,
+                "title": found.title,
+                "count": found.count,
+                "at_least": found.at_least,
+                "urgent": found.urgent,
+                "detail": found.detail,
+                "problem": str(found.problem) if found.problem else None,
+            }
+            for found in report.findings
+        ],
+        "totals": {table: shown.as_json() for table, shown in summary["totals"].items()},
+        "sessions_by_status": summary["statuses"].as_json(),
+        "sandboxes_by_state": summary["states"].as_json(),
+        "activity": summary["activity"].as_json(),
+        "runners": [
+            {
+                "id": runner.id,
+                "condition": runner.condition or "ok",
+                "last_sign_of_life": runner.seen_at.isoformat(),
+                "active": runner.active,
+                "starting": runner.starting,
+            }
+            for runner in runners.value or ()
+        ],
+    }
