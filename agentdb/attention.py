@@ -10,7 +10,7 @@ import logging
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Generic, TypeVar
@@ -184,25 +184,45 @@ def time_limit(connection: BaseDatabaseWrapper, seconds: float) -> Iterator[None
                 raw.set_progress_handler(None, 0)
                 raw.execute(f"PRAGMA busy_timeout = {before}")
         return
-    names = ("statement_timeout",) if connection.vendor != "postgresql" else ("statement_timeout", "lock_timeout")
-    values = (int(1000 * seconds), int(500 * seconds))
-    with connection.cursor() as cursor:
-        before_values = []
-        for name, value in zip(names, values, strict=False):
-            cursor.execute(f"SHOW {name}")
-            before_values.append(cursor.fetchone()[0])
-            cursor.execute(f"SET {name} = {value}")
+    active = getattr(connection, _LIMIT, None)
+    if active is not None and active <= seconds:
+        yield  # a statement has that limit already, each anew
+        return
+    names = ("statement_timeout", "lock_timeout") if connection.vendor == "postgresql" else ("statement_timeout",)
+    before_values = _set_limits(connection, names, [str(int(1000 * seconds)), str(int(500 * seconds))])
+    setattr(connection, _LIMIT, seconds)
     try:
         yield
     finally:
+        setattr(connection, _LIMIT, active)
         if connection.connection is not None:
-            try:
-                with connection.cursor() as cursor:
-                    for name, text in zip(names, before_values, strict=False):
-                        cursor.execute(f"SET {name} = '{text}'")
-            except DjangoDatabaseError:
-                # In a failed transaction, whose end takes the limits back, or on a connection that is lost.
-                pass
+            # It fails in a failed transaction, whose end takes the limits back, and on a connection that is lost.
+            with suppress(DjangoDatabaseError):
+                _set_limits(connection, names, before_values)
+
+
+_LIMIT = "agentdb_limit_seconds"
+
+
+def _set_limits(connection: BaseDatabaseWrapper, names: Sequence[str], values: Sequence[str]) -> list[str]:
+    """Set the limits, and return what they were, in one round trip."""
+    wanted = list(zip(names, values, strict=False))
+    olds = ", ".join(f"current_setting('{name}')" for name, _ in wanted)
+    news = ", ".join(f"set_config('{name}', %s, false)" for name, _ in wanted)
+    with connection.cursor() as cursor:
+        # The subquery is evaluated before the settings change.
+        cursor.execute(f"SELECT o.*, {news} FROM (SELECT {olds} OFFSET 0) AS o", [value for _, value in wanted])
+        return list(cursor.fetchone()[: len(wanted)])
+
+
+@contextmanager
+def looking(connection: BaseDatabaseWrapper) -> Iterator[None]:
+    """One limit for the questions of a page, where there is a connection; without it each question says why not."""
+    with ExitStack() as stack:
+        if connection.vendor != "sqlite":  # there a limit is one of the whole time, so each question has its own
+            with suppress(*EXPECTED_ERRORS):
+                stack.enter_context(time_limit(connection, SECONDS))
+        yield
 
 
 DATABASE_ERRORS: tuple[type[Exception], ...] = (DjangoDatabaseError, AgentDbError, sqlite3.Error)

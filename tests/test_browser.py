@@ -153,7 +153,7 @@ def test_wrong_password_is_refused_and_the_right_one_opens_the_overview(page: Pa
     present(page, "root", PASSWORD)
 
     expect(page.get_by_role("heading", name="Sandboxes by state")).to_be_visible()
-    expect(page.get_by_text("matches the models")).to_be_visible()
+    expect(page.get_by_role("heading", name="Needs attention")).to_be_visible()
     keep(page, "overview")
 
 
@@ -411,7 +411,7 @@ def test_runadmin_prints_an_account_that_opens_the_admin(browser: Browser, tmp_p
             page.get_by_label("Password").fill(lines[2].split()[-1])
             page.get_by_role("button", name="Log in").click()
             expect(page.get_by_text("There are no sessions yet.")).to_be_visible()
-            expect(page.get_by_text("matches the models")).to_be_visible()
+            expect(page.get_by_text("Nothing needs attention")).to_be_visible()
         server.terminate()
         assert server.stdout.read() == ""  # the server behind it has ended too
 

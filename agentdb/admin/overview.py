@@ -278,6 +278,11 @@ def page(request: HttpRequest) -> dict[str, Any]:
     if not allowed:
         return {"allowed": False}
     alias = router.db_for_read(Session)
+    with attention.looking(connections[alias]):
+        return _page(request, site, allowed, alias)
+
+
+def _page(request: HttpRequest, site: AdminSite, allowed: set[type[Model]], alias: str) -> dict[str, Any]:
     connection = connections[alias]
 
     def answer(question: Callable[[], Any]) -> attention.Answer[Any]:

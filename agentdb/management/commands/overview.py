@@ -38,7 +38,7 @@ class Command(BaseCommand):
         )
 
     def handle(self, *, json: bool, database: str, **options: Any) -> None:
-        with _reading(database) as connection:
+        with _reading(database) as connection, attention.looking(connection):
             report = attention.examine(connection)
             summary = {} if report.problem else _summary(connection)
         if json:
