@@ -81,6 +81,14 @@ def download(version: str) -> Path:
     return folder / "bin"
 
 
+def programs_with_tls() -> Path | None:
+    """The programs of a PostgreSQL with OpenSSL, which the wheel's lacks: a fetched one, or this machine's."""
+    found = [*DOWNLOADS.glob("*/bin"), *Path("/usr/lib/postgresql").glob("*/bin")]
+    if not found and os.environ.get("CI"):
+        return download("18")
+    return found[-1] if found else None
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -130,7 +138,7 @@ class Server:
     def run(self, program: str, *arguments: str, environment: Mapping[str, str] | None = None) -> None:
         with (self.folder / "output").open("w") as output:  # no pipe: pg_ctl leaves it open to the server
             done = subprocess.run(
-                [self.bin / program, *arguments],
+                [own if (own := self.bin / program).exists() else program, *arguments],
                 user=self.user,
                 group=self.user,
                 extra_groups=[] if self.user else None,

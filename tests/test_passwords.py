@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,25 +11,27 @@ import pytest
 
 import agentdb
 from agentdb import DatabaseUnavailableError
-from tests.servers import FAST, Server
+from tests.servers import FAST, Server, programs_with_tls
 
 PASSWORD = "geheim: so geheim"
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    """A server with a certificate of its own for the name localhost, which asks for the password."""
-    with Server() as server:
+    """A server that asks for the password and, if it can, has a certificate of its own for the name localhost."""
+    tls = programs_with_tls() if shutil.which("openssl") else None
+    with Server(tls) as server:
         password = server.folder / "password"
         password.write_text(PASSWORD)
         password.chmod(0o644)
         server.init("--auth-host=scram-sha-256", f"--pwfile={password}")
-        server.run(
-            "openssl", "req", "-new", "-x509", "-nodes", "-days", "2", "-subj", "/CN=localhost",
-            "-addext", "subjectAltName=DNS:localhost",
-            "-keyout", str(server.data / "server.key"), "-out", str(server.data / "server.crt"),
-        )  # fmt: skip
-        server.start(**FAST, ssl="on")
+        if tls:
+            server.run(
+                "openssl", "req", "-new", "-x509", "-nodes", "-days", "2", "-subj", "/CN=localhost",
+                "-addext", "subjectAltName=DNS:localhost",
+                "-keyout", str(server.data / "server.key"), "-out", str(server.data / "server.crt"),
+            )  # fmt: skip
+        server.start(**FAST, **({"ssl": "on"} if tls else {}))
         yield server
 
 
@@ -79,6 +82,8 @@ def test_service_file(server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path:
 def test_a_certificate_is_verified_with_the_name_of_the_server(
     server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    if not (server.data / "server.crt").exists():
+        pytest.skip("needs openssl and a PostgreSQL built with it, which 'make test-postgres VERSIONS=18' fetches")
     monkeypatch.setenv("PGPASSWORD", PASSWORD)
     certificate = tmp_path / "root.crt"
     certificate.write_text((server.data / "server.crt").read_text())
@@ -86,7 +91,7 @@ def test_a_certificate_is_verified_with_the_name_of_the_server(
     named = server.url.replace("127.0.0.1", "localhost")
 
     assert works(named + verified)
-    with pytest.raises(DatabaseUnavailableError, match='server certificate for "localhost" does not match host name'):
+    with pytest.raises(DatabaseUnavailableError, match='does not match host name "127.0.0.1"'):
         agentdb.connect(server.url + verified, timeout_seconds=1)
     other = tmp_path / "other.crt"
     subprocess.run(
