@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import threading
 import time
 from collections import Counter
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from django.core.management import call_command
 
 import agentdb
 from agentdb import DatabaseUnavailableError, DjangoDb
@@ -178,3 +180,7 @@ def test_a_standby_is_read_and_copied_but_not_written(pair: Pair, tmp_path: Path
         assert db.get_session("s1") is not None
         with pytest.raises(DatabaseUnavailableError, match="read-only"):
             make_session(db, "s2")
+    target = f"sqlite:///{tmp_path}/copy.sqlite3"
+    call_command("copydb", pair.standby.url, target, stdout=io.StringIO())
+    with agentdb.connect(target) as db:
+        assert db.get_session("s1") is not None
