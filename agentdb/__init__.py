@@ -26,7 +26,7 @@ if TYPE_CHECKING:
         SessionRecord,
         SessionStatus,
     )
-    from agentdb.opening import connect, connect_async
+    from agentdb.opening import connect, connect_async, copy_database
 
 __all__ = [
     "AgentDbError",
@@ -48,6 +48,7 @@ __all__ = [
     "SessionStatus",
     "connect",
     "connect_async",
+    "copy_database",
 ]
 
 # Each name is imported when it is first asked for: a program's start does not wait for what it does not use, and the
@@ -64,7 +65,7 @@ _MODULES = {
         "SessionRecord",
         "SessionStatus",
     ),
-    "opening": ("connect", "connect_async"),
+    "opening": ("connect", "connect_async", "copy_database"),
 }
 
 

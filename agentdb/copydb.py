@@ -2,35 +2,43 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from datetime import datetime
+from hashlib import blake2b
 from itertools import islice
 from typing import Any
 
 from django.apps import apps
-from django.db import connections, transaction
+from django.db import DatabaseError, connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.models import Model
+from django.db.models import DateTimeField, IntegerField, Model
 
 from agentdb import migration_record
-from agentdb.adoption.contents import row_checksum
+from agentdb.adoption.contents import SHOWN_ROWS
+from agentdb.adoption.unusable import UnusableValue, decode_sqlite_text, shown, unusable_reason
 from agentdb.channels import open_channel
-from agentdb.compiled import Select, Statement
 from agentdb.errors import AgentDbError, InvalidInputError, SchemaMismatchError, SchemaOutOfDateError
 from agentdb.inspection import inspecting, translated_errors
 from agentdb.schema import APP_LABEL, compare, expected_tables, read_tables
 
-_ROWS_AT_ONCE = 5_000
-_SHOWN = 20
+# Rows are hashed by the block, in the order of their keys: a resumed copy has the same blocks.
+_ROWS_A_BLOCK = 10_000
+# NULL in what is hashed and sent. A Unicode noncharacter, and a value that is the same is refused.
+_NULL = "\ufdd0NULL\ufdd0"
+# Where an unfinished copy is; in the target for as long as there is one, and written with the rows it counts.
+CHECKPOINT = "agentdb_copy"
 
-Progress = Callable[[str, int], None]  # table, rows done
+Progress = Callable[[str, int, int], None]  # table, rows done, rows in all
+Row = Sequence[Any]
 
 
 @dataclass(frozen=True)
 class TableSummary:
-    """What a table holds: equal for equal rows, on every engine and in any order."""
+    """What a table holds: equal for equal rows, on every engine."""
 
     rows: int
     checksum: int
@@ -39,29 +47,95 @@ class TableSummary:
 Summary = dict[str, TableSummary]
 
 
-def copy(source: str, target: str, progress: Progress = lambda table, rows: None) -> Summary:
-    """Copy the tables of the alias ``source`` to the alias ``target``, in one transaction; return what was copied.
+def copy(
+    source: str,
+    target: str,
+    progress: Progress = lambda table, done, total: None,
+    say: Callable[[str], None] = lambda text: None,
+) -> Summary:
+    """Copy the tables of the alias ``source`` to the alias ``target``; return what the target holds then.
 
-    The target is migrated first if it has none of the tables. The source is read as of one moment and not changed.
-    Raises ``InvalidInputError`` for a target with rows and for values the target's engine cannot hold,
-    ``SchemaOutOfDateError`` and ``SchemaMismatchError`` where either side is not what the models say.
+    The source is read as of one moment and not changed. The target is migrated first if it has to be. The rows are
+    committed block by block; after a stop at any moment the same call goes on where it was. Raises
+    ``InvalidInputError`` for a target with rows of its own and for values that cannot be copied (before the first
+    write), ``SchemaOutOfDateError`` and ``SchemaMismatchError`` where either side is not what the models say.
     """
-    with inspecting(source) as reading:
+    with inspecting(source) as reading, translated_errors(reading):
         _check_schema(reading, connections[source])
         writing = connections[target]
+        _refuse_unusable(reading, writing)
+        place = open_channel(connections[source]).describe()
         with translated_errors(writing):
-            if not set(expected_tables(writing, apps)) & set(writing.introspection.table_names()):
-                migration_record.migrate(target)
+            _migrate_if_unfinished(writing, target)
             _check_schema(writing, writing)
-            with transaction.atomic(using=target):
-                return _copy_tables(reading, writing, progress)
+            done = _begin(writing, place)
+            totals = {model: _count(reading, model) for model in _models()}
+            copied: Summary = {}
+            for model in _models():
+                table = model._meta.db_table
+                copied[table] = _copy_table(reading, writing, model, done.get(table), totals[model], progress, say)
+            for model in _models():
+                # What was written is read back: a copy that differs is worse than none.
+                table = model._meta.db_table
+                if _summary(writing, model) != copied[table]:
+                    raise AgentDbError(
+                        f"The target does not hold what was written to {table!r}. Copy into a new database."
+                    )
+            with writing.cursor() as cursor:
+                cursor.execute(f"DROP TABLE {CHECKPOINT}")
+            return copied
 
 
-def summarise(alias: str, progress: Progress = lambda table, rows: None) -> Summary:
+def summarise(alias: str, progress: Progress = lambda table, done, total: None) -> Summary:
     """Return what the tables of the alias hold."""
     with inspecting(alias) as connection:
         _check_schema(connection, connections[alias])
         return {model._meta.db_table: _summary(connection, model, progress) for model in _models()}
+
+
+def check(source: str, target: str) -> dict[str, int]:
+    """Raise what ``copy`` would raise before its first write; return the rows of each table. Changes nothing."""
+    with inspecting(source) as reading, translated_errors(reading):
+        _check_schema(reading, connections[source])
+        _refuse_unusable(reading, connections[target])
+        rows = {model._meta.db_table: _count(reading, model) for model in _models()}
+    try:
+        with inspecting(target) as there:
+            tables = set(there.introspection.table_names())
+            if CHECKPOINT not in tables:
+                _refuse_rows(there, tables)
+    except AgentDbError as error:
+        if "There is no database file" not in str(error):
+            raise
+    return rows
+
+
+def differing_rows(source: str, target: str) -> list[str]:
+    """Return a sentence for each of the first rows that are not the same on both sides, and for each table."""
+    found: list[str] = []
+    with inspecting(source) as one, inspecting(target) as other:
+        for model in _models():
+            table = model._meta.db_table
+            columns = [str(field.column) for field in model._meta.concrete_fields]
+            named = 0
+            for first, second in _merged(_rows(one, model), _rows(other, model)):
+                if named == SHOWN_ROWS:
+                    found.append(f"Table {table!r}: more rows differ.")
+                    break
+                named += 1
+                if first is None or second is None:
+                    row = first or second
+                    assert row is not None
+                    side = "source" if second is None else "target"
+                    found.append(f"Table {table!r}, id {row[0]!r}: only in the {side}.")
+                    continue
+                different = [
+                    f"{column} is {shown(_plain(a))} in the source, {shown(_plain(b))} in the target"
+                    for column, a, b in zip(columns, first, second, strict=True)
+                    if a != b
+                ]
+                found.append(f"Table {table!r}, id {first[0]!r}: {'; '.join(different)}.")
+    return found
 
 
 def differences(source: Summary, target: Summary) -> list[str]:
@@ -75,33 +149,113 @@ def differences(source: Summary, target: Summary) -> list[str]:
 
 
 def has_rows(alias: str) -> bool:
-    """Whether any of the tables is there and has a row."""
+    """Whether any of the tables is there and has a row, and no copy into them is unfinished."""
     with inspecting(alias) as connection:
         there = set(connection.introspection.table_names())
-        return any(_has_rows(connection, model) for model in _models() if model._meta.db_table in there)
+        return CHECKPOINT not in there and bool(_filled(connection, there))
 
 
-def _copy_tables(reading: BaseDatabaseWrapper, writing: BaseDatabaseWrapper, progress: Progress) -> Summary:
-    filled = [model._meta.db_table for model in _models() if _has_rows(writing, model)]
-    if filled:
+def _migrate_if_unfinished(writing: BaseDatabaseWrapper, target: str) -> None:
+    there = set(writing.introspection.table_names())
+    ours = set(expected_tables(writing, apps)) & there
+    # A migration that was stopped half-way leaves some of them applied, and no rows.
+    begun = bool(migration_record.recorded_migrations(writing)) and not _filled(writing, there)
+    if (not ours or begun) and migration_record.pending_migrations(writing):
+        migration_record.migrate(target)
+
+
+def _begin(writing: BaseDatabaseWrapper, place: str) -> dict[str, tuple[str, int, int]]:
+    """Return the checkpoints of a copy from ``place``, begun here if it is not: table -> last id, rows, checksum."""
+    there = set(writing.introspection.table_names())
+    if CHECKPOINT not in there:
+        _refuse_rows(writing, there)
+        with transaction.atomic(using=writing.alias), writing.cursor() as cursor:
+            cursor.execute(
+                f"CREATE TABLE {CHECKPOINT} (name text PRIMARY KEY, last_id text NOT NULL, copied integer NOT NULL,"
+                " checksum text NOT NULL)"
+            )
+            # The source is kept in the same table, under a name that no table has.
+            cursor.execute(f"INSERT INTO {CHECKPOINT} VALUES ('', %s, 0, '0')", [place])
+        return {}
+    with writing.cursor() as cursor:
+        cursor.execute(f"SELECT name, last_id, copied, checksum FROM {CHECKPOINT}")
+        found = {name: (last, int(rows), int(checksum)) for name, last, rows, checksum in cursor.fetchall()}
+    begun = found.pop("", ("", 0, 0))[0]
+    if begun != place:
+        raise InvalidInputError(
+            f"The target holds an unfinished copy of {begun}. Run that copy again, or copy into a new database; "
+            "nothing was changed."
+        )
+    return found
+
+
+def _refuse_rows(connection: BaseDatabaseWrapper, there: set[str]) -> None:
+    if filled := _filled(connection, there):
         raise InvalidInputError(
             f"The target has rows already, in {', '.join(filled)}. Copy into a new database; nothing was changed."
         )
-    copied = {}
-    for model in _models():
-        table = model._meta.db_table
-        rows = _checked(_rows(reading, model), model, writing)
-        count = checksum = 0
-        while batch := list(islice(rows, _ROWS_AT_ONCE)):
-            _insert(writing, model, batch)
-            count += len(batch)
-            checksum += sum(map(_checksum, batch))
-            progress(table, count)
-        copied[table] = TableSummary(count, checksum % 2**128)
-        # What was written is read back before it is committed: a copy that differs is worse than none.
-        if _summary(writing, model) != copied[table]:
-            raise AgentDbError(f"The target does not hold what was written to {table!r}. Nothing was copied.")
-    return copied
+
+
+def _filled(connection: BaseDatabaseWrapper, there: set[str]) -> list[str]:
+    return [
+        model._meta.db_table
+        for model in _models()
+        if model._meta.db_table in there and _has_rows(connection, model._meta.db_table)
+    ]
+
+
+def _copy_table(
+    reading: BaseDatabaseWrapper,
+    writing: BaseDatabaseWrapper,
+    model: type[Model],
+    checkpoint: tuple[str, int, int] | None,
+    total: int,
+    progress: Progress,
+    say: Callable[[str], None],
+) -> TableSummary:
+    table = model._meta.db_table
+    rows = _rows(reading, model)
+    count = checksum = 0
+    if checkpoint is not None:
+        last, copied, expected = checkpoint
+        while count < copied and (block := list(islice(rows, _ROWS_A_BLOCK))):
+            count += len(block)
+            checksum += _hash(_encoded(block))
+            progress(table, count, total)
+        if (count, checksum % 2**128) == (copied, expected) and (not count or block[-1][0] == last):
+            say(f"{table}: going on after {count:,} rows.")
+        else:
+            # Somebody wrote to the source since. A copy is of one moment, so this table begins anew.
+            say(f"{table}: the source has changed since; copying it again.")
+            with transaction.atomic(using=writing.alias), writing.cursor() as cursor:
+                cursor.execute(f"DELETE FROM {writing.ops.quote_name(table)}")
+                cursor.execute(f"DELETE FROM {CHECKPOINT} WHERE name = %s", [table])
+            rows, count, checksum = _rows(reading, model), 0, 0
+    while block := list(islice(rows, _ROWS_A_BLOCK)):
+        text = _encoded(block)
+        checksum += _hash(text)
+        count += len(block)
+        # The checkpoint is committed with the rows it counts: neither is there without the other.
+        with transaction.atomic(using=writing.alias):
+            try:
+                _insert(writing, model, block, text)
+            except DatabaseError as error:
+                raise AgentDbError(
+                    f"Table {table!r}: the target refused a row between id {block[0][0]!r} and {block[-1][0]!r}: "
+                    f"{str(error).partition(chr(10))[0]}."
+                ) from error
+            _keep(writing, table, block[-1][0], count, checksum % 2**128)
+        progress(table, count, total)
+    return TableSummary(count, checksum % 2**128)
+
+
+def _keep(writing: BaseDatabaseWrapper, table: str, last: str, count: int, checksum: int) -> None:
+    with writing.cursor() as cursor:
+        cursor.execute(
+            f"INSERT INTO {CHECKPOINT} (name, last_id, copied, checksum) VALUES (%s, %s, %s, %s) ON CONFLICT (name)"
+            " DO UPDATE SET last_id = excluded.last_id, copied = excluded.copied, checksum = excluded.checksum",
+            [table, last, count, str(checksum)],
+        )
 
 
 def _models() -> Iterator[type[Model]]:
@@ -126,79 +280,210 @@ def _check_schema(connection: BaseDatabaseWrapper, named: BaseDatabaseWrapper) -
         raise SchemaMismatchError(f"{place} is not what the models say: {drift[0]} Run 'agentdb verifydb'.")
 
 
-def _has_rows(connection: BaseDatabaseWrapper, model: type[Model]) -> bool:
+def _has_rows(connection: BaseDatabaseWrapper, table: str) -> bool:
     with connection.cursor() as cursor:
-        cursor.execute(f"SELECT 1 FROM {connection.ops.quote_name(model._meta.db_table)} LIMIT 1")
+        cursor.execute(f"SELECT 1 FROM {connection.ops.quote_name(table)} LIMIT 1")
         return cursor.fetchone() is not None
 
 
-def _rows(connection: BaseDatabaseWrapper, model: type[Model]) -> Iterator[Sequence[Any]]:
-    """Yield all rows of the model, columns in the model's order, without holding them all."""
-    statement: Statement = Select(lambda p: model._default_manager.all()).compile(connection)
-    with closing(connection.chunked_cursor()) as cursor:
-        cursor.execute(statement.sql)
-        while rows := cursor.fetchmany(_ROWS_AT_ONCE):
-            try:
-                yield from map(statement.convert, rows)
-            except ValueError as error:
-                raise SchemaMismatchError(
-                    f"Table {model._meta.db_table!r} holds a timestamp that is none: {error}."
-                ) from error
+def _count(connection: BaseDatabaseWrapper, model: type[Model]) -> int:
+    with connection.cursor() as cursor:
+        cursor.execute(f"SELECT count(*) FROM {connection.ops.quote_name(model._meta.db_table)}")
+        return int(cursor.fetchone()[0])
 
 
-def _checked(
-    rows: Iterator[Sequence[Any]], model: type[Model], writing: BaseDatabaseWrapper
-) -> Iterator[Sequence[Any]]:
-    """Yield the rows, unless one has what the target's engine cannot hold; then read on to name them all."""
-    if writing.vendor == "sqlite":
-        yield from rows
+def _rows(connection: BaseDatabaseWrapper, model: type[Model]) -> Iterator[Row]:
+    """Yield all rows by id in code-point order, NULL as ``_NULL`` and instants as text, without holding them all."""
+    columns = []
+    for field in model._meta.concrete_fields:
+        quoted = connection.ops.quote_name(str(field.column))
+        if isinstance(field, DateTimeField):
+            if connection.vendor != "sqlite":
+                quoted = f"replace(to_char({quoted} AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US'), '.000000', '')"
+            else:
+                quoted = f"+{quoted}"  # keeps the driver from converting by the column's declared type
+        elif field.null:
+            quoted = f"coalesce({quoted}, '{_NULL}')"
+        columns.append(quoted)
+    order = "id" if connection.vendor == "sqlite" else 'id COLLATE "C"'
+    sql = f"SELECT {', '.join(columns)} FROM {connection.ops.quote_name(model._meta.db_table)} ORDER BY {order}"
+    if connection.vendor == "sqlite":
+        connection.ensure_connection()
+        try:
+            # Not "yield from", which closes the cursor when it is stopped, after its connection.
+            for row in connection.connection.execute(sql):  # noqa: UP028
+                yield row
+        except sqlite3.Error as error:
+            raise DatabaseError(str(error)) from error
         return
-    columns = [field.column for field in model._meta.concrete_fields]
-    bad: list[str] = []
-    total = 0
-    for row in rows:
-        for column, value in zip(columns, row, strict=True):
-            if isinstance(value, str) and "\0" in value:
-                total += 1
-                if len(bad) < _SHOWN:
-                    bad.append(f"{model._meta.db_table} {row[0]!r} {column} {value[:60]!r}")
-        if not total:
-            yield row
-    if total:
-        raise InvalidInputError(
-            f"{total:,} values have a NUL character, which PostgreSQL cannot store; nothing was copied: "
-            f"{'; '.join(bad)}{'; …' if total > len(bad) else ''}."
-        )
+    with closing(connection.chunked_cursor()) as cursor:
+        cursor.cursor.itersize = _ROWS_A_BLOCK
+        cursor.execute(sql)
+        yield from cursor
 
 
-def _insert(connection: BaseDatabaseWrapper, model: type[Model], rows: list[Sequence[Any]]) -> None:
+def _encoded(block: Sequence[Row]) -> str:
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows(block)
+    return text.getvalue()
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(blake2b(text.encode(), digest_size=16).digest(), "big")
+
+
+def _summary(
+    connection: BaseDatabaseWrapper, model: type[Model], progress: Progress = lambda table, done, total: None
+) -> TableSummary:
+    count = checksum = 0
+    total = _count(connection, model)
+    # SQLite has the snapshot in its statement, PostgreSQL needs a transaction for a cursor of the server.
+    rows = _rows(connection, model)
+    while block := list(islice(rows, _ROWS_A_BLOCK)):
+        count += len(block)
+        checksum += _hash(_encoded(block))
+        progress(model._meta.db_table, count, total)
+    return TableSummary(count, checksum % 2**128)
+
+
+def _insert(connection: BaseDatabaseWrapper, model: type[Model], block: Sequence[Row], text: str) -> None:
     fields = model._meta.concrete_fields
     quote = connection.ops.quote_name
     table, columns = quote(model._meta.db_table), ", ".join(quote(str(field.column)) for field in fields)
     with connection.cursor() as cursor:
         if connection.vendor == "sqlite":
-            adapt = connection.ops.adapt_datetimefield_value
-            cursor.executemany(
-                f"INSERT INTO {table} ({columns}) VALUES ({', '.join(['%s'] * len(fields))})",
-                [[adapt(value) if isinstance(value, datetime) else value for value in row] for row in rows],
-            )
+            values = ", ".join(f"nullif(%s, '{_NULL}')" if field.null else "%s" for field in fields)
+            cursor.executemany(f"INSERT INTO {table} ({columns}) VALUES ({values})", block)
             return
-        with cursor.copy(f"COPY {table} ({columns}) FROM STDIN") as copying:
-            for row in rows:
-                copying.write_row(row)
+        cursor.execute("SET LOCAL TimeZone = 'UTC'")
+        cursor.execute("SET LOCAL DateStyle = 'ISO'")
+        with cursor.copy(f"COPY {table} ({columns}) FROM STDIN (FORMAT csv, NULL '{_NULL}')") as copying:
+            copying.write(text)
 
 
-def _summary(
-    connection: BaseDatabaseWrapper, model: type[Model], progress: Progress = lambda table, rows: None
-) -> TableSummary:
-    count = checksum = 0
-    for row in _rows(connection, model):
-        count += 1
-        checksum += _checksum(row)
-        if not count % _ROWS_AT_ONCE:
-            progress(model._meta.db_table, count)
-    return TableSummary(count, checksum % 2**128)
+def _refuse_unusable(reading: BaseDatabaseWrapper, writing: BaseDatabaseWrapper) -> None:
+    """Raise ``InvalidInputError`` with the first values that the target cannot hold."""
+    total = 0
+    first: list[UnusableValue] = []
+    for model in _models():
+        find = _unusable_on_sqlite if reading.vendor == "sqlite" else _unusable_on_a_server
+        for value in find(reading, model, writing.vendor):
+            total += 1
+            if len(first) < SHOWN_ROWS:
+                first.append(value)
+    if total:
+        more = "" if total <= SHOWN_ROWS else f" (the first {SHOWN_ROWS} are shown)"
+        raise InvalidInputError(
+            f"{total:,} value{' cannot' if total == 1 else 's cannot'} be copied{more}; nothing was copied.\n"
+            + "\n".join(f"  {value}" for value in first)
+            + "\nCorrect them in the source, and run the command again."
+        )
 
 
-def _checksum(row: Sequence[Any]) -> int:
-    return row_checksum([value.isoformat() if isinstance(value, datetime) else value for value in row])
+def _unusable_on_sqlite(connection: BaseDatabaseWrapper, model: type[Model], target: str) -> Iterator[UnusableValue]:
+    def is_clean(value: bytes) -> bool:
+        if b"\0" in value and target != "sqlite":
+            return False
+        try:
+            value.decode()
+        except UnicodeDecodeError:
+            return False
+        return True
+
+    quote = connection.ops.quote_name
+    fields = model._meta.concrete_fields
+    good, texts = [], []
+    for field in fields:
+        column = quote(str(field.column))
+        if isinstance(field, DateTimeField):
+            good.append(
+                f"typeof({column}) = 'text' AND strftime('%Y-%m-%d %H:%M:%S', substr({column}, 1, 19))"
+                f" = substr({column}, 1, 19) AND {column} >= '0001' AND (length(CAST({column} AS BLOB)) = 19"
+                f" OR length(CAST({column} AS BLOB)) = 26 AND substr({column}, 20) GLOB '.{'[0-9]' * 6}')"
+            )
+        elif isinstance(field, IntegerField):
+            good.append(f"typeof({column}) = 'integer' AND {column} BETWEEN {-(2**31)} AND {2**31 - 1}")
+        else:
+            null = f"{column} IS NULL OR " if field.null else ""
+            good.append(f"{null}typeof({column}) = 'text' AND {column} <> '{_NULL}'")
+            texts.append(f"coalesce({column}, '')")
+    joined = " || '|' || ".join(texts)
+    good.append(f"agentdb_is_clean(CAST({joined} AS BLOB))")
+    columns = ", ".join(f"+{quote(str(field.column))}" for field in fields)
+    connection.ensure_connection()
+    raw = connection.connection
+    raw.create_function("agentdb_is_clean", 1, is_clean, deterministic=True)
+    before, raw.text_factory = raw.text_factory, decode_sqlite_text
+    try:
+        conditions = " AND ".join(f"({one})" for one in good)
+        for row in raw.execute(f"SELECT {columns} FROM {quote(model._meta.db_table)} WHERE ({conditions}) IS NOT TRUE"):
+            for field, value in zip(fields, row, strict=True):
+                if reason := _reason(field, value, target):
+                    yield UnusableValue(
+                        model._meta.db_table, f"id {shown(row[0])}", str(field.column), shown(value), reason
+                    )
+    finally:
+        raw.text_factory = before
+
+
+def _reason(field: Any, value: Any, target: str) -> str | None:
+    if isinstance(field, DateTimeField):
+        kind = "timestamp"
+    elif isinstance(field, IntegerField):
+        kind = "integer"
+    else:
+        kind = "text or null" if field.null else "text"
+    if reason := unusable_reason(kind, value):
+        return reason
+    if kind == "timestamp" and not _is_native(value):
+        return "is not in the spelling of a native timestamp; run 'agentdb baselinedb' on the source"
+    if kind == "integer" and not -(2**31) <= value < 2**31:
+        return "does not fit into 32 bits"
+    if isinstance(value, str):
+        if value == _NULL:
+            return "is what copydb writes for NULL"
+        if "\0" in value and target != "sqlite":
+            return "has a NUL character, which PostgreSQL cannot store"
+    return None
+
+
+def _is_native(text: str) -> bool:
+    return len(text) in (19, 26) and text[10] == " " and (len(text) == 19 or text[19] == ".")
+
+
+def _unusable_on_a_server(connection: BaseDatabaseWrapper, model: type[Model], target: str) -> Iterator[UnusableValue]:
+    table = model._meta.db_table
+    quote = connection.ops.quote_name
+    with connection.cursor() as cursor:
+        for field in model._meta.concrete_fields:
+            column = quote(str(field.column))
+            if isinstance(field, DateTimeField):
+                wrong = f"NOT ({column} >= '0001-01-01Z' AND {column} < '10000-01-01Z')"
+                reason = "is outside the years 1 to 9999"
+            elif field.null:
+                wrong, reason = f"{column} = '{_NULL}'", "is what copydb writes for NULL"
+            else:
+                continue
+            cursor.execute(f"SELECT id, {column}::text FROM {quote(table)} WHERE {wrong}")
+            for id, value in cursor.fetchall():
+                yield UnusableValue(table, f"id {id!r}", str(field.column), repr(value), reason)
+
+
+def _merged(first: Iterator[Row], second: Iterator[Row]) -> Iterator[tuple[Row | None, Row | None]]:
+    """Yield the rows of two tables that differ; both are in code-point order of the id."""
+    one, other = next(first, None), next(second, None)
+    while one is not None or other is not None:
+        if other is None or (one is not None and one[0] < other[0]):
+            yield one, None
+            one = next(first, None)
+        elif one is None or other[0] < one[0]:
+            yield None, other
+            other = next(second, None)
+        else:
+            if tuple(one) != tuple(other):
+                yield one, other
+            one, other = next(first, None), next(second, None)
+
+
+def _plain(value: Any) -> Any:
+    return None if value == _NULL else value

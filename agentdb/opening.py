@@ -92,6 +92,24 @@ def connect_async(url: str | None = None, *, migrate: bool = False, timeout_seco
     return AsyncDb.opening(lambda: connect(url, migrate=migrate, timeout_seconds=timeout_seconds))
 
 
+def copy_database(source_url: str, target_url: str) -> dict[str, int]:
+    """Copy the four tables to another database, on any engine; return the number of rows of each table.
+
+    The source is read as of one moment while others write to it, and not changed. The target is migrated first and
+    may have no rows. What was written is read back. A copy that was stopped goes on where it was when it is called
+    again. Raises ``InvalidInputError``, ``SchemaOutOfDateError``, ``SchemaMismatchError`` or
+    ``DatabaseUnavailableError``, with the table, id and column of values that cannot be copied.
+    """
+    for url in (source_url, target_url):
+        database_from_url(url)
+    configure(source_url)
+
+    from agentdb import copydb
+
+    with temporary_alias(source_url) as source, temporary_alias(target_url) as target:
+        return {table: summary.rows for table, summary in copydb.copy(source, target).items()}
+
+
 def configure(url: str | None = None) -> str:
     """Configure Django, unless the host has, with the database of ``url`` as ``default``; return the alias of ``url``.
 

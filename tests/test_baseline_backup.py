@@ -166,9 +166,7 @@ def test_a_copy_that_cannot_be_written_to_its_end_is_removed(tmp_path: Path):
     name, _, message = run.stdout.strip().partition(" ")
     assert name == "DatabaseUnavailableError", run
     assert message.startswith(f"The backup '{source}.backup-")
-    assert message.endswith(
-        " Make room for it or allow writing to the folder, or back the file up elsewhere and use --no-backup."
-    )
+    assert message.endswith(" Check the disk and its quota, or back the file up elsewhere and use --no-backup.")
     assert [path.name for path in tmp_path.iterdir() if "backup" in path.name] == []
     assert source.read_bytes() == (FOLDER / "sqlite" / "era-b.db").read_bytes()
 

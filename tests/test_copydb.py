@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import io
+import os
+import random
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -86,7 +91,7 @@ def test_copydb_moves_every_row_between_engines(url: str, target_engine: str, ma
 def test_copydb_moves_more_rows_than_it_holds_at_once(
     url: str, make_url: MakeUrl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("agentdb.copydb._ROWS_AT_ONCE", 2)
+    monkeypatch.setattr("agentdb.copydb._ROWS_A_BLOCK", 2)
     with agentdb.connect(url) as db:
         db.run_transaction(lambda db: [db.insert_session(f"s{number}", "a", "b") for number in range(7)])
     target = make_url("sqlite")
@@ -137,11 +142,11 @@ def test_copydb_refuses_what_postgresql_cannot_hold_and_copies_nothing(tmp_path:
     execute(source, "UPDATE sandboxes SET workspace_dir = 'a' || char(0) || 'b' WHERE id = 'b2'")
 
     assert refusal(source, target) == (
-        "1 values have a NUL character, which PostgreSQL cannot store; nothing was copied: "
-        "sandboxes 'b2' workspace_dir 'a\\x00b'."
+        "1 value cannot be copied; nothing was copied.\n"
+        "  table 'sandboxes', id 'b2', column 'workspace_dir': 'a\\x00b' has a NUL character, which PostgreSQL cannot "
+        "store\nCorrect them in the source, and run the command again."
     )
-    with agentdb.connect(target) as db:
-        assert db.list_agents() == []
+    assert "agents" not in tables(target)
 
 
 def test_copydb_refuses_a_missing_source_and_makes_no_file(tmp_path: Path, make_url: MakeUrl) -> None:
@@ -180,6 +185,8 @@ def test_verify_names_the_table_that_differs_and_copies_nothing(url: str, make_u
     assert out.getvalue().splitlines() == [
         "Table 'sessions' differs: 2 rows in the source, 3 in the target.",
         "Table 'sandboxes' differs: 2 rows in the source, 2 in the target, with different values.",
+        "Table 'sessions', id 's3': only in the target.",
+        "Table 'sandboxes', id 'b1': state is 'warming' in the source, 'cold' in the target.",
     ]
     assert contents(target) == before
 
@@ -194,3 +201,160 @@ def test_the_checksum_sees_a_microsecond(url: str, make_url: MakeUrl) -> None:
 
     with pytest.raises(SystemExit):
         copydb(url, target, "--verify")
+
+
+def test_verify_gives_up_no_row_to_null_and_empty_text(url: str, make_url: MakeUrl) -> None:
+    with agentdb.connect(url) as db:
+        db.insert_session("empty", "a", "b")
+        db.insert_session("null", "a", "b")
+    execute(url, "UPDATE sessions SET runner_id = '' WHERE id = 'empty'")
+    target = make_url("postgresql")
+
+    copydb(url, target)
+
+    assert execute(target, "SELECT id, runner_id FROM sessions ORDER BY id") == [("empty", ""), ("null", None)]
+
+
+def test_copydb_names_every_kind_of_value_that_cannot_be_copied_before_it_writes(
+    tmp_path: Path, make_url: MakeUrl
+) -> None:
+    source, target = f"sqlite:///{tmp_path}/bad.sqlite3", make_url("postgresql")
+    agentdb.connect(source, migrate=True).close()
+    fill(source)
+    execute(source, "UPDATE agents SET id = 'plain', version = 1099511627776 WHERE name = 'plain'")
+    execute(source, "UPDATE sessions SET created_at = 'not-a-date' WHERE id = 's1'")
+    execute(source, "UPDATE sessions SET last_active_at = '2026-02-19T20:53:16.123Z' WHERE id = 's2'")
+    execute(source, "UPDATE sandboxes SET workspace_dir = CAST(x'ff41' AS TEXT) WHERE id = 'b1'")
+
+    for options in ((), ("--dry-run",)):
+        assert refusal(source, target, *options).splitlines() == [
+            "4 values cannot be copied; nothing was copied.",
+            "  table 'agents', id 'plain', column 'version': 1099511627776 does not fit into 32 bits",
+            "  table 'sessions', id 's1', column 'created_at': 'not-a-date' is in no known timestamp format",
+            "  table 'sessions', id 's2', column 'last_active_at': '2026-02-19T20:53:16.123Z' is not in the spelling "
+            "of a native timestamp; run 'agentdb baselinedb' on the source",
+            "  table 'sandboxes', id 'b1', column 'workspace_dir': b'\\xffA' is no UTF-8 text",
+            "Correct them in the source, and run the command again.",
+        ]
+    assert execute(target, "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'") == [(0,)]
+
+
+def test_a_dry_run_copies_nothing_and_makes_no_file(url: str, tmp_path: Path) -> None:
+    fill(url)
+
+    printed = copydb(url, f"sqlite:///{tmp_path}/not-made.sqlite3", "--dry-run")
+
+    assert printed.splitlines() == [
+        "agents: 2 rows to copy.",
+        "sessions: 2 rows to copy.",
+        "sandboxes: 2 rows to copy.",
+        "api_keys: 1 rows to copy.",
+        "Nothing was copied.",
+    ]
+    assert not (tmp_path / "not-made.sqlite3").exists()
+
+
+def test_copy_database_returns_the_rows_of_each_table(url: str, make_url: MakeUrl) -> None:
+    fill(url)
+    target = make_url("postgresql")
+
+    assert agentdb.copy_database(url, target) == {"agents": 2, "sessions": 2, "sandboxes": 2, "api_keys": 1}
+    assert contents(target) == contents(url)
+
+
+KILLED = """
+import os, signal, sys, threading, time
+from agentdb import copydb, copy_database
+import agentdb.opening, agentdb.migration_record
+agentdb.opening.configure(sys.argv[1])
+copydb._ROWS_A_BLOCK = 5
+keep = copydb._keep
+def slow(*args):
+    time.sleep(0.005)
+    keep(*args)
+copydb._keep = slow
+threading.Timer(float(sys.argv[3]), os.kill, (os.getpid(), signal.SIGKILL)).start()
+copy_database(sys.argv[1], sys.argv[2])
+os._exit(0)
+"""
+
+
+@pytest.mark.parametrize("target_engine", ["sqlite", "postgresql"])
+def test_a_copy_killed_at_any_moment_goes_on(tmp_path: Path, make_url: MakeUrl, target_engine: str) -> None:
+    """Also while it migrates the target. AGENTDB_TEST_KILLS=100 for the long run."""
+    source, target = f"sqlite:///{tmp_path}/source.sqlite3", make_url(target_engine)
+    with agentdb.connect(source, migrate=True) as db:
+        db.run_transaction(lambda db: [db.insert_session(f"s{number:05}", "a", "b") for number in range(500)])
+    fill(source)
+    kills = int(os.environ.get("AGENTDB_TEST_KILLS", "3"))
+    chance = random.Random(kills)
+    killed = 0
+    for _ in range(kills):
+        run = subprocess.run(
+            [sys.executable, "-c", KILLED, source, target, str(chance.uniform(0.05, 0.6))],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert run.returncode in (0, -signal.SIGKILL), run.stderr
+        killed += run.returncode != 0
+        if not run.returncode:
+            break
+    assert killed
+    if killed == kills:
+        copydb(source, target)
+    assert contents(target) == contents(source)
+    assert "agentdb_copy" not in tables(target)
+
+
+def tables(url: str) -> set[str]:
+    catalog = "sqlite_master WHERE type = 'table'" if url.startswith("sqlite") else "pg_class WHERE relkind = 'r'"
+    column = "name" if url.startswith("sqlite") else "relname"
+    return {name for (name,) in execute(url, f"SELECT {column} FROM {catalog}")}
+
+
+@pytest.mark.parametrize("target_engine", ["sqlite", "postgresql"])
+def test_a_resumed_copy_keeps_what_is_there_and_begins_anew_where_the_source_has_changed(
+    url: str, make_url: MakeUrl, target_engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agentdb.copydb._ROWS_A_BLOCK", 2)
+    with agentdb.connect(url) as db:
+        db.run_transaction(lambda db: [db.insert_session(f"s{number}", "a", "b") for number in range(7)])
+        db.upsert_agent("a", "/")
+    target = make_url(target_engine)
+
+    def stop(table: str, done: int, total: int) -> None:
+        if (table, done) == ("sessions", 4):
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as stopping:
+        stopping.setattr("agentdb.management.progress.ProgressLine.__call__", lambda self, *args: stop(*args))
+        err = io.StringIO()
+        with pytest.raises(SystemExit) as exit:
+            call_command("copydb", url, target, stdout=io.StringIO(), stderr=err)
+    assert exit.value.code == 130
+    assert err.getvalue().splitlines()[-1] == (
+        "Interrupted. The source was not changed; what was copied stays in the target, and the same command goes on "
+        "from there."
+    )
+    assert execute(target, "SELECT count(*) FROM sessions") == [(4,)]
+    with agentdb.connect(url) as db:
+        db.update_session_status("s1", "paused")
+
+    err = io.StringIO()
+    call_command("copydb", url, target, stdout=io.StringIO(), stderr=err)
+
+    assert "agents: going on after 1 rows." in err.getvalue()
+    assert "sessions: the source has changed since; copying it again." in err.getvalue()
+    assert contents(target) == contents(url)
+
+
+def test_an_unfinished_copy_of_another_source_is_not_mixed_with_this_one(url: str, make_url: MakeUrl) -> None:
+    target = make_url("sqlite")
+    agentdb.connect(target, migrate=True).close()
+    execute(target, "CREATE TABLE agentdb_copy (name text PRIMARY KEY, last_id text, copied integer, checksum text)")
+    execute(target, "INSERT INTO agentdb_copy VALUES ('', 'PostgreSQL database x', 0, '0')")
+
+    assert refusal(url, target) == (
+        "The target holds an unfinished copy of PostgreSQL database x. Run that copy again, or copy into a new "
+        "database; nothing was changed."
+    )

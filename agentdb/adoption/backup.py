@@ -18,16 +18,24 @@ Progress = Callable[[int, int], None]  # done, total
 _PAGES_PER_STEP = 4096
 
 
-def back_up(source: Path, progress: Progress = lambda done, total: None, *, timeout_seconds: float = 30.0) -> Path:
-    """Copy the database beside itself, readable by its owner only, and return the path of the copy.
+def back_up(
+    source: Path,
+    progress: Progress = lambda done, total: None,
+    *,
+    timeout_seconds: float = 30.0,
+    target: Path | None = None,
+) -> Path:
+    """Copy the database to ``target``, else beside itself, readable by its owner only; return the path of the copy.
 
     The copy is one moment's state, what a write-ahead log holds included, and needs no file beside it. Raises
     ``DatabaseUnavailableError`` if it cannot be written or the database is damaged; then there is no copy.
     """
-    target = _free_name(source)
-    partial = target.with_name(f"{target.name}.partial")
-    _remove_leftovers(source)
-    _check_space(source)
+    beside = target is None
+    target = target or _free_name(source)
+    partial = target.with_name(f"{target.name}.partial" if beside else f".{target.name}.{os.getpid()}.partial")
+    if beside:
+        _remove_leftovers(source)
+    _check_space(source, target.parent, "--no-backup" if beside else None)
     try:
         os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     except OSError as error:
@@ -48,13 +56,27 @@ def back_up(source: Path, progress: Progress = lambda done, total: None, *, time
         if damage is not None:
             raise DatabaseUnavailableError(_damaged(source, damage))
         _flush(partial)
-        partial.rename(target)
+        _put_in_place(partial, target)
         _flush(target.parent)
     except BaseException:
         with suppress(OSError):
             partial.unlink()
         raise
     return target
+
+
+def _put_in_place(partial: Path, target: Path) -> None:
+    """Give the copy its name, unless a file of that name came up meanwhile."""
+    try:
+        os.link(partial, target)
+    except FileExistsError:
+        raise DatabaseUnavailableError(
+            f"There is a file {str(target)!r} already, which is not overwritten. Name another one."
+        ) from None
+    except OSError:  # a file system without hard links
+        partial.rename(target)
+    else:
+        partial.unlink()
 
 
 def _copy(source: Path, partial: Path, progress: Progress, timeout_seconds: float) -> None:
@@ -104,13 +126,17 @@ def _remove_leftovers(source: Path) -> None:
                 path.unlink()
 
 
-def _check_space(source: Path) -> None:
+def _check_space(source: Path, folder: Path, option: str | None) -> None:
     needed = sum(path.stat().st_size for path in (source, Path(f"{source}-wal")) if path.exists())
-    free = shutil.disk_usage(source.parent).free
+    free = shutil.disk_usage(folder).free
     if free < needed:
         raise DatabaseUnavailableError(
-            f"There is no room for a backup in {str(source.parent)!r}: it needs {needed:,} bytes, {free:,} are free. "
-            "Make room, or back the file up elsewhere and use --no-backup."
+            f"There is no room for a backup in {str(folder)!r}: it needs {needed:,} bytes, {free:,} are free. "
+            + (
+                f"Make room, or back the file up elsewhere and use {option}."
+                if option
+                else "Make room, or name another folder."
+            )
         )
 
 
@@ -127,7 +153,13 @@ def _damaged(source: Path, reason: str) -> str:
 
 
 def _cannot_write(target: Path, reason: str) -> str:
+    if "full" in reason or "No space" in reason:
+        advice = "Make room for it"
+    elif "I/O" in reason:
+        advice = "Check the disk and its quota"
+    else:
+        advice = "Allow writing to its folder"
     return (
-        f"The backup {str(target)!r} cannot be written: {reason[:1].lower()}{reason[1:].rstrip('.')}. Make room for it "
-        "or allow writing to the folder, or back the file up elsewhere and use --no-backup."
+        f"The backup {str(target)!r} cannot be written: {reason[:1].lower()}{reason[1:].rstrip('.')}. {advice}, or "
+        "back the file up elsewhere and use --no-backup."
     )

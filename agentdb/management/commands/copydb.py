@@ -8,16 +8,15 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from agentdb import copydb
 from agentdb.conf import display_url
 from agentdb.errors import AgentDbError
+from agentdb.management.progress import ProgressLine
 from agentdb.opening import temporary_alias
-
-_REPORT_EVERY = 100_000
 
 
 class Command(BaseCommand):
     help = (
-        "Copies the four tables to another database, on any engine, in one transaction that is read back before it is "
-        "committed. The target may have no rows. The source is not changed. Exits with 0 if the copy is complete, "
-        "2 if it was refused."
+        "Copies the four tables to another database, on any engine, and reads back what it wrote. The target may have "
+        "no rows; a copy that was stopped goes on where it was. The source is not changed. Exits with 0 if the copy is "
+        "complete, 2 if it was refused."
     )
     # They are about the project's own databases, not about the two that are named here.
     requires_system_checks = []
@@ -29,19 +28,38 @@ class Command(BaseCommand):
             "--verify",
             action="store_true",
             help="Read both sides once more and compare every row. With a target that has rows, only compare: "
-            "nothing is copied, and the exit code is 1 if they differ.",
+            "nothing is copied, the first rows that differ are named, and the exit code is 1 if there are any.",
+        )
+        parser.add_argument(
+            "--dry-run", action="store_true", help="Check both sides and every value, and copy nothing."
         )
 
-    def handle(self, *, source_url: str, target_url: str, verify: bool, **options: Any) -> None:
+    def handle(self, *, source_url: str, target_url: str, verify: bool, dry_run: bool, **options: Any) -> None:
+        progress = ProgressLine(self.stderr)
+        self.stderr.write(f"From {display_url(source_url)} to {display_url(target_url)}.", style_func=str)
         try:
             with temporary_alias(source_url) as source, temporary_alias(target_url) as target:
+                if dry_run:
+                    for table, rows in copydb.check(source, target).items():
+                        self.stdout.write(f"{table}: {rows:,} rows to copy.")
+                    self.stdout.write("Nothing was copied.")
+                    return
                 if not (verify and self._exists_with_rows(target)):
-                    for table, summary in copydb.copy(source, target, self._report("copied")).items():
+                    copied = copydb.copy(source, target, progress, progress.say)
+                    progress.clear()
+                    for table, summary in copied.items():
                         self.stdout.write(f"{table}: {summary.rows:,} rows copied.")
                 if verify:
-                    self._verify(source, target)
+                    self._verify(source, target, progress)
         except AgentDbError as error:
+            progress.clear()
             raise CommandError(str(error), returncode=2) from error
+        except KeyboardInterrupt:
+            progress.say(
+                "Interrupted. The source was not changed; what was copied stays in the target, and the same command "
+                "goes on from there."
+            )
+            sys.exit(130)
         self.stdout.write(self.style.SUCCESS(f"{display_url(target_url)} holds what {display_url(source_url)} holds."))
 
     def _exists_with_rows(self, target: str) -> bool:
@@ -50,16 +68,10 @@ class Command(BaseCommand):
         except AgentDbError:
             return False  # not there yet; copying makes it, or says why not
 
-    def _verify(self, source: str, target: str) -> None:
-        summaries = [copydb.summarise(alias, self._report("compared")) for alias in (source, target)]
-        if found := copydb.differences(*summaries):
-            for line in found:
+    def _verify(self, source: str, target: str, progress: ProgressLine) -> None:
+        one, other = [copydb.summarise(alias, progress) for alias in (source, target)]
+        progress.clear()
+        if found := copydb.differences(one, other):
+            for line in found + copydb.differing_rows(source, target):
                 self.stdout.write(self.style.ERROR(line))
             sys.exit(1)
-
-    def _report(self, verb: str) -> copydb.Progress:
-        def report(table: str, rows: int) -> None:
-            if not rows % _REPORT_EVERY:
-                self.stderr.write(f"{table}: {rows:,} rows {verb} …")
-
-        return report

@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db import DEFAULT_DB_ALIAS, connections
+
+from agentdb.backups import back_up_database
+from agentdb.channels import open_channel
+from agentdb.errors import AgentDbError
+from agentdb.management.progress import ProgressLine
+
+
+class Command(BaseCommand):
+    help = (
+        "Writes a backup of the database, whatever its engine, to a new SQLite file. The database may be in use: the "
+        "backup is of one moment. Exits with 0 if the file is there and checked, 2 if it is not."
+    )
+    requires_system_checks = []
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument("file", metavar="FILE", help="The file to make. One that is there is not overwritten.")
+        parser.add_argument("--database", default=DEFAULT_DB_ALIAS, help="Alias of the database. Default: %(default)s.")
+
+    def handle(self, *, file: str, database: str, **options: Any) -> None:
+        progress = ProgressLine(self.stderr)
+        self.stderr.write(f"Backing up {open_channel(connections[database]).describe()}.", style_func=str)
+        try:
+            back_up_database(database, Path(file), progress)
+        except AgentDbError as error:
+            progress.clear()
+            raise CommandError(str(error), returncode=2) from error
+        except KeyboardInterrupt:
+            progress.say("Interrupted. There is no backup, and nothing was changed.")
+            sys.exit(130)
+        progress.clear()
+        self.stdout.write(f"Backup: {file}")

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db import DEFAULT_DB_ALIAS, connections
+
+from agentdb import copydb
+from agentdb.channels import open_channel
+from agentdb.errors import AgentDbError
+from agentdb.inspection import check_sqlite_file
+from agentdb.management.progress import ProgressLine
+from agentdb.opening import temporary_alias
+
+
+class Command(BaseCommand):
+    help = (
+        "Fills an empty database, whatever its engine, from a backup. The four tables may have no rows; a restore that "
+        "was stopped goes on where it was. Exits with 0 if every row is there, 2 if it was refused."
+    )
+    requires_system_checks = []
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument("file", metavar="FILE", help="What 'agentdb backup' wrote.")
+        parser.add_argument("--database", default=DEFAULT_DB_ALIAS, help="Alias of the database. Default: %(default)s.")
+
+    def handle(self, *, file: str, database: str, **options: Any) -> None:
+        progress = ProgressLine(self.stderr)
+        self.stderr.write(f"Restoring into {open_channel(connections[database]).describe()}.", style_func=str)
+        path = Path(file).absolute()
+        try:
+            if not path.exists():
+                raise AgentDbError(f"There is no backup {file!r}.")
+            check_sqlite_file(path)
+            with temporary_alias(f"sqlite:///{quote(str(path))}") as source:
+                restored = copydb.copy(source, database, progress, progress.say)
+        except AgentDbError as error:
+            progress.clear()
+            raise CommandError(str(error), returncode=2) from error
+        except KeyboardInterrupt:
+            progress.say("Interrupted. What was restored stays, and the same command goes on from there.")
+            sys.exit(130)
+        progress.clear()
+        for table, summary in restored.items():
+            self.stdout.write(f"{table}: {summary.rows:,} rows restored.")

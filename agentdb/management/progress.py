@@ -1,0 +1,52 @@
+"""How far a long command is: one line kept up to date on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import time
+
+from django.core.management.base import OutputWrapper
+
+
+class ProgressLine:
+    """Writes to a command's standard error; nothing for what takes less than the first interval."""
+
+    def __init__(self, stream: OutputWrapper) -> None:
+        self._stream = stream
+        self._on_terminal = stream.isatty()
+        self._last = self._began = time.monotonic()
+        self._table = ""
+        self._first = 0
+        self._is_open = False
+
+    def __call__(self, table: str, done: int, total: int) -> None:
+        """Say that ``done`` of ``total`` rows of ``table`` are done."""
+        now = time.monotonic()
+        if table != self._table:
+            self._table, self._began, self._first = table, now, done
+        if now - self._last < (0.2 if self._on_terminal else 10.0):
+            return
+        self._last = now
+        text = f"{table}: {done:,} of {total:,}"
+        seconds = now - self._began
+        if seconds >= 1 and done > self._first:
+            rate = (done - self._first) / seconds
+            text += f", {rate:,.0f} a second, {max(total - done, 0) / rate:,.0f} s left"
+        if not self._on_terminal:
+            self._stream.write(text, style_func=str)
+            return
+        width = 20
+        filled = width * done // total if total else width
+        self._stream.write(f"\r\x1b[K[{'#' * filled}{'.' * (width - filled)}] {text}", style_func=str, ending="")
+        self._stream.flush()
+        self._is_open = True
+
+    def say(self, text: str) -> None:
+        """Write a line of its own."""
+        self.clear()
+        self._stream.write(text, style_func=str)
+
+    def clear(self) -> None:
+        """Remove the line from the terminal."""
+        if self._is_open:
+            self._stream.write("\r\x1b[K", style_func=str, ending="")
+            self._is_open = False
