@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import http.cookiejar
 import os
 import re
+import shutil
 import signal
+import sqlite3
 import stat
 import subprocess
 import sys
 import threading
+import urllib.error
+import urllib.parse
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -277,10 +284,6 @@ def test_runadmin_leaves_nothing_in_the_database(url: str):
 
 
 def test_runadmin_works_on_both_engines_and_read_only(url: str):
-    import http.cookiejar
-    import urllib.error
-    import urllib.parse
-    import urllib.request
 
     with runadmin(url, "--port", "0", "--read-only") as server:
         try:
@@ -306,6 +309,8 @@ def test_runadmin_works_on_both_engines_and_read_only(url: str):
 
 
 def test_runadmin_refuses_a_database_that_lacks_migrations(empty_url: str):
+    if empty_url.startswith("sqlite"):
+        Path(empty_url.removeprefix("sqlite:///")).touch()
     with runadmin(empty_url, "--port", "0") as server:
         stdout, stderr = server.communicate()
 
@@ -341,14 +346,83 @@ def test_password_of_the_database_is_not_among_the_arguments(monkeypatch: pytest
             raise OSError("enough seen")
 
     class Connection:
+        vendor = "postgresql"
         settings_dict = {"ENGINE": "x", "NAME": "n", "PASSWORD": "pass-word"}
         close = staticmethod(lambda: None)
 
     monkeypatch.setattr("subprocess.Popen", Server)
     monkeypatch.setattr(command, "connections", {"default": Connection})
+    monkeypatch.setattr(command, "inspecting", lambda alias: contextlib.nullcontext(Connection))
     monkeypatch.setattr(command, "pending_migrations", lambda connection: [])
 
     with pytest.raises(OSError, match="enough seen"):
-        command.Command().handle(database="default", port=0, read_only=False)
+        command.Command().handle(database="default", port=0, read_only=False, audit_log=None)
 
     assert "pass-word" not in str(seen)
+
+
+@pytest.mark.parametrize("engine", ["sqlite"])
+def test_runadmin_runs_no_file_of_the_working_directory_and_leaves_the_database_as_it_is(
+    engine: str, url: str, tmp_path: Path
+):
+    path = Path(url.removeprefix("sqlite:///"))
+    with sqlite3.connect(path) as connection:
+        connection.execute("PRAGMA journal_mode=DELETE")
+    connection.close()
+    before = path.read_bytes()
+    folder = tmp_path / "working directory"
+    folder.mkdir()
+    for name in ("tempfile", "secrets", "json"):
+        (folder / f"{name}.py").write_text("open('ran', 'w').close()")
+    audit_log = tmp_path / "audit.jsonl"
+    script = "import sys; sys.path.remove(''); from agentdb.__main__ import main; sys.exit(main())"
+    inherited = {name: value for name, value in os.environ.items() if name != "DJANGO_SETTINGS_MODULE"}
+    with subprocess.Popen(
+        [sys.executable, "-c", script, "--url", url, "runadmin", "--port", "0", "--read-only",
+         "--audit-log", str(audit_log)],
+        cwd=folder, env={**inherited, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True,
+    ) as server:  # fmt: skip
+        assert server.stdout is not None
+        lines = [server.stdout.readline() for _ in range(3)]
+        with log_in_to(lines) as opener:
+            page = opener.open(lines[0].split()[-1]).read().decode()
+        server.send_signal(signal.SIGINT)
+
+    assert "Nothing needs attention" in page
+    assert not {"Users", "Groups", "Recent actions"} & set(re.findall(r">([^<>]+)<", page))
+    assert not (folder / "ran").exists()
+    assert path.read_bytes() == before
+    assert [each.name for each in path.parent.glob(f"{path.name}*")] == [path.name]
+    assert audit_log.read_text() == ""
+
+
+def log_in_to(lines: list[str]) -> Any:
+    opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor(http.cookiejar.CookieJar()))
+    address, password = lines[0].split()[-1], lines[2].split()[-1]
+    with opener.open(address) as answer:
+        token = re.search(r'csrfmiddlewaretoken" value="(\w+)"', answer.read().decode())
+    assert token is not None
+    form = {"username": "admin", "password": password, "csrfmiddlewaretoken": token[1], "next": "/admin/"}
+    opener.open(f"{address}login/", urllib.parse.urlencode(form).encode()).close()
+    return contextlib.closing(opener)
+
+
+@pytest.mark.parametrize("engine", ["sqlite"])
+def test_runadmin_makes_no_file_at_a_misspelt_path(engine: str, tmp_path: Path):
+    with runadmin(f"sqlite:///{tmp_path}/no.db", "--port", "0") as server:
+        _, stderr = server.communicate()
+
+    assert server.returncode == 1
+    assert "There is no database file" in stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("engine", ["sqlite"])
+def test_runadmin_on_tables_of_the_old_server_names_the_command_that_adopts_them(engine: str, tmp_path: Path):
+    path = tmp_path / "ash.db"
+    shutil.copyfile(ROOT / "tests" / "legacy" / "sqlite" / "era-b-small.db", path)
+    with runadmin(f"sqlite:///{path}", "--port", "0") as server:
+        _, stderr = server.communicate()
+
+    assert server.returncode == 1
+    assert "Run 'agentdb baselinedb --check'" in stderr

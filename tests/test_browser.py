@@ -364,7 +364,7 @@ def test_bars_stand_out_from_the_background(browser: Browser, address: str, them
         keep(page, f"overview-{theme}")
         background = page.evaluate("getComputedStyle(document.body).backgroundColor")
         fills = page.evaluate(
-            "[...document.querySelectorAll('.agentdb-bars rect, .agentdb-chart .agentdb-opened, .agentdb-chart .agentdb-failed')]"
+            "[...document.querySelectorAll('.agentdb-bars rect, .agentdb-opened, .agentdb-failed')]"
             ".map(each => getComputedStyle(each).fill)"
         )
 

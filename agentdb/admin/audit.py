@@ -10,7 +10,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 from django.conf import settings
-from django.contrib import admin
 from django.contrib.admin.models import ADDITION, CHANGE, DELETION, LogEntry
 from django.db import DatabaseError
 from django.db.models import Model
@@ -20,6 +19,7 @@ from django.http import HttpRequest
 logger = logging.getLogger("agentdb.audit")
 
 FILE_SETTING = "AGENTDB_AUDIT_LOG"  # a path; lines are appended to the file and flushed to the disk
+LOG_SETTING = "AGENTDB_ADMIN_LOG"  # False: nothing goes to Django's log of actions
 _LONGEST_LIST = 1_000  # ids in one line; the count is always whole
 _FLAGS = {"delete": DELETION, "revoke": DELETION, "issue": ADDITION}
 _SECRETS = ("key_hash", "plain", "password")
@@ -85,10 +85,4 @@ def _append(path: str, text: str) -> None:
 
 def _has_admin_log() -> bool:
     # Under 'runadmin' the accounts, and with them the log, are gone when it ends.
-    return not isinstance(admin.site, _own_site())
-
-
-def _own_site() -> type[admin.AdminSite]:
-    from agentdb.admin_project.site import AgentDbAdminSite
-
-    return AgentDbAdminSite
+    return bool(getattr(settings, LOG_SETTING, True))

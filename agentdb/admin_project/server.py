@@ -40,7 +40,7 @@ def main() -> int:
         signal.signal(number, _end)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with tempfile.TemporaryDirectory(prefix="agentdb-admin-") as folder:
-        _configure(wanted["database"], Path(folder))
+        _configure(wanted["database"], Path(folder), wanted["audit_log"])
         try:
             return _serve(wanted["port"], wanted["read_only"])
         except KeyboardInterrupt:
@@ -62,7 +62,7 @@ def _end(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _configure(database: dict[str, Any], folder: Path) -> None:
+def _configure(database: dict[str, Any], folder: Path, audit_log: str | None) -> None:
     import django
     from django.conf import settings
 
@@ -94,8 +94,29 @@ def _configure(database: dict[str, Any], folder: Path) -> None:
         X_FRAME_OPTIONS="DENY",
         USE_TZ=True,
         TIME_ZONE="UTC",
+        LOGGING=_LOGGING,
+        AGENTDB_AUDIT_LOG=audit_log,
+        AGENTDB_ADMIN_LOG=False,
     )
     django.setup()
+    from django.contrib import admin
+    from django.contrib.auth.models import Group, User
+
+    admin.site.unregister([User, Group])  # they are gone when this ends
+
+
+# Who did what, and what went wrong, in one line each.
+_LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {"line": {"format": "{asctime} {levelname} {message}", "style": "{"}},
+    "handlers": {"terminal": {"class": "logging.StreamHandler", "formatter": "line"}},
+    "loggers": {
+        "agentdb.audit": {"handlers": ["terminal"], "level": "INFO", "propagate": False},
+        "agentdb.console": {"handlers": ["terminal"], "level": "WARNING", "propagate": False},
+        "django.request": {"handlers": ["terminal"], "level": "ERROR", "propagate": False},
+    },
+}
 
 
 def _serve(port: int, read_only: bool) -> int:

@@ -6,8 +6,12 @@ Django's own admin site the overview is at ``agentdb/`` below the admin.
 
 from __future__ import annotations
 
+from typing import Any
+
 from django.contrib.admin import AdminSite
 from django.contrib.admin.apps import AdminConfig
+from django.http import HttpRequest
+from django.template.response import TemplateResponse
 
 
 class AgentDbAdminSite(AdminSite):
@@ -17,6 +21,11 @@ class AgentDbAdminSite(AdminSite):
     index_template = "admin/agentdb/index.html"
     site_url = None
     enable_nav_sidebar = False  # four tables are one click away; their columns need the width
+
+    def index(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> TemplateResponse:
+        """The overview, and below it the apps of a project that has more than agentdb."""
+        others = [app for app in self.get_app_list(request) if app["app_label"] != "agentdb"]
+        return super().index(request, {"other_apps": others, **(extra_context or {})})
 
 
 class AgentDbAdminConfig(AdminConfig):

@@ -5,14 +5,21 @@ import os
 import subprocess
 import sys
 from argparse import ArgumentParser
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from django.core.management.base import BaseCommand, CommandError
 from django.db import DEFAULT_DB_ALIAS, connections
+from django.db.backends.base.base import BaseDatabaseWrapper
 
+import agentdb
+from agentdb.adoption.shapes import recognise
 from agentdb.errors import AgentDbError
-from agentdb.inspection import translated_errors
-from agentdb.migration_record import pending_migrations
+from agentdb.inspection import inspecting, sqlite_path, translated_errors
+from agentdb.migration_record import pending_migrations, recorded_migrations
 
 
 class Command(BaseCommand):
@@ -24,33 +31,58 @@ class Command(BaseCommand):
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("--database", default=DEFAULT_DB_ALIAS, help="Alias of the database. Default: %(default)s.")
         parser.add_argument("--port", type=int, default=8000, help="Port on 127.0.0.1; 0 takes a free one.")
-        parser.add_argument("--read-only", action="store_true", help="The account can look and cannot change.")
+        parser.add_argument(
+            "--read-only",
+            action="store_true",
+            help="The account can look and cannot change, and a SQLite file is opened read-only.",
+        )
+        parser.add_argument(
+            "--audit-log", metavar="FILE", help="Append who did what, one line of JSON each, to this file."
+        )
 
-    def handle(self, *args: Any, database: str, port: int, read_only: bool, **options: Any) -> None:
-        connection = connections[database]
+    def handle(
+        self, *args: Any, database: str, port: int, read_only: bool, audit_log: str | None, **options: Any
+    ) -> None:
         try:
-            with translated_errors(connection):
+            with _looked_at(database) as connection:
                 pending = pending_migrations(connection)
+                shape = recognise(connection) if pending and not recorded_migrations(connection) else None
         except AgentDbError as error:
             raise CommandError(str(error)) from error
         finally:
-            connection.close()
+            connections[database].close()
+        if shape is not None and shape.tables:
+            raise CommandError(
+                f"The database has tables of the old server that are not adopted yet: {shape.description}. Run "
+                "'agentdb baselinedb --check' to see what adopting them does, then 'agentdb baselinedb'."
+            )
         if pending:
             raise CommandError(
                 f"The database lacks {len(pending)} migration{'' if len(pending) == 1 else 's'}: "
                 f"{', '.join(pending)}. Run 'agentdb migrate'."
             )
+        if audit_log is not None:
+            _check_audit_log(audit_log)
+        configured = connections[database]
+        path = sqlite_path(configured)
+        read_only = read_only or (path is not None and not os.access(path, os.W_OK))
         # Another process, because Django's settings cannot be changed in this one; through its standard input,
         # because arguments and environment of a process can be seen by others and a password may be among them.
         settings = {
-            "database": {name: connection.settings_dict[name] for name in _KEPT if name in connection.settings_dict},
+            "database": _served(configured, read_only=read_only),
             "port": port,
             "read_only": read_only,
+            "audit_log": audit_log and os.path.abspath(audit_log),
         }
-        environment = {name: value for name, value in os.environ.items() if name != "DJANGO_SETTINGS_MODULE"}
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+        environment = {
+            name: value for name, value in os.environ.items() if name not in ("DJANGO_SETTINGS_MODULE", "PYTHONPATH")
+        }
         server = subprocess.Popen(
-            [sys.executable, "-m", "agentdb.admin_project.server"], stdin=subprocess.PIPE, text=True, env=environment
+            # -P and paths at the end: no file of the working directory is taken for a module of the library.
+            [sys.executable, "-P", "-c", _START, *_module_paths()],
+            stdin=subprocess.PIPE,
+            text=True,
+            env=environment,
         )
         # Open for as long as this process lives: its end tells the server to end.
         assert server.stdin is not None
@@ -70,3 +102,61 @@ _KEPT = (
     "ENGINE", "NAME", "USER", "PASSWORD", "HOST", "PORT", "OPTIONS", "CONN_MAX_AGE", "CONN_HEALTH_CHECKS",
     "DISABLE_SERVER_SIDE_CURSORS",
 )  # fmt: skip
+
+
+@contextmanager
+def _looked_at(alias: str) -> Iterator[BaseDatabaseWrapper]:
+    """A connection that makes no file and changes none. On a server, not in one transaction: a query may fail."""
+    configured = connections[alias]
+    if configured.vendor == "sqlite":
+        with inspecting(alias) as connection:
+            yield connection
+        return
+    with translated_errors(configured):
+        yield configured
+
+
+_START = (
+    "import sys; sys.path += [each for each in sys.argv[1:] if each not in sys.path]; "
+    "from agentdb.admin_project.server import main; sys.exit(main())"
+)
+
+
+def _module_paths() -> list[str]:
+    """Where this process finds its modules, without the working directory unless agentdb itself is there."""
+    home = str(Path(agentdb.__file__).resolve().parent.parent)
+    here = os.getcwd()
+    paths = [os.path.abspath(each) for each in sys.path if each]
+    return [*(each for each in paths if each not in (here, home)), home]
+
+
+def _served(connection: BaseDatabaseWrapper, *, read_only: bool) -> dict[str, Any]:
+    """The settings of the database that is looked at: quick to give up, and without a change to its file."""
+    settings = {name: connection.settings_dict[name] for name in _KEPT if name in connection.settings_dict}
+    options = settings["OPTIONS"] = dict(settings.get("OPTIONS") or {})
+    path = sqlite_path(connection)
+    if path is not None:
+        commands = [each.strip() for each in options.pop("init_command", "").split(";")]
+        # The file keeps its journal mode.
+        kept = [each for each in commands if each and "journal_mode" not in each]
+        options |= {"timeout": _LOCK_SECONDS, "init_command": "; ".join(kept)}
+        if read_only:
+            options.pop("transaction_mode", None)
+            name = f"file:{quote(str(path.absolute()))}?mode=ro"
+            # Where no index of the write-ahead log can be made, nobody can be writing to the file either.
+            settings["NAME"] = name if os.access(path.parent, os.W_OK) else f"{name}&immutable=1"
+    elif connection.vendor != "sqlite":
+        options.setdefault("connect_timeout", _CONNECT_SECONDS)
+    return settings
+
+
+def _check_audit_log(path: str) -> None:
+    try:
+        with open(path, "a"):
+            pass
+    except OSError as error:
+        raise CommandError(f"The audit log {path!r} cannot be written: {error.strerror}.") from error
+
+
+_LOCK_SECONDS = 3.0
+_CONNECT_SECONDS = 5
