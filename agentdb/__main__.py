@@ -14,6 +14,8 @@ _SETTINGS_VARIABLE = "DJANGO_SETTINGS_MODULE"
 # The commands of Django that are of use to someone who has a database and no project.
 _DJANGO_COMMANDS = ("check", "dbshell", "inspectdb", "shell", "showmigrations", "sqlmigrate")
 
+_LOOKING = ("apikey", "check", "inspectdb", "runadmin", "showmigrations")
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code. A ``CommandError`` and argument errors exit by themselves."""
@@ -31,6 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except AgentDbError as error:
         sys.stderr.write(f"{error}\n")
         return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("Interrupted.\n")
+        return 130
     except BrokenPipeError:
         # Whoever read the output has seen enough; the interpreter is not to complain when it flushes the rest.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -93,6 +98,9 @@ def _run(arguments: Sequence[str]) -> int:
     from django.core.management import execute_from_command_line
     from django.db import Error
 
+    if arguments[0] in _LOOKING and not {"-h", "--help"} & set(arguments) and not os.environ.get(_SETTINGS_VARIABLE):
+        _check_file()
+
     try:
         execute_from_command_line(["agentdb", *arguments])
     except Error as error:
@@ -103,6 +111,16 @@ def _run(arguments: Sequence[str]) -> int:
         sys.stderr.write(f"agentdb {arguments[0]}: the database refused: {reason}\n")
         return 2
     return 0
+
+
+def _check_file() -> None:
+    """Refuse a SQLite file that is not there: a command that only looks would make an empty one of a misspelt name."""
+    from django.db import connections
+
+    from agentdb.inspection import check_sqlite_file, sqlite_path
+
+    if (path := sqlite_path(connections["default"])) is not None and not path.is_file():
+        check_sqlite_file(path)
 
 
 def _versions() -> str:

@@ -232,3 +232,21 @@ def test_an_adoption_that_runs_out_of_room_is_undone(tmp_path: Path):
     )
     assert dump(path) == before
     assert baselinedb(f"sqlite:///{path}").code == 0
+
+
+def test_an_interrupted_adoption_is_undone_removes_its_backup_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path = tmp_path / "era-b.db"
+    shutil.copyfile(FOLDER / "sqlite" / "era-b.db", path)
+
+    def interrupted(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("agentdb.adoption.execution._verify", interrupted)
+
+    run = baselinedb(f"sqlite:///{path}")
+
+    assert (run.code, run.err.splitlines()[-1]) == (130, "Interrupted. Nothing was changed.")
+    assert [each.name for each in tmp_path.iterdir()] == ["era-b.db"]
+    assert baselinedb(f"sqlite:///{path}", "--check").code == 1

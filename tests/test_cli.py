@@ -248,3 +248,21 @@ def test_a_reader_that_has_seen_enough_gets_no_traceback(tmp_path):
     )
 
     assert finished.stderr == ""
+
+
+@pytest.mark.parametrize(
+    "command", ["apikey list", "check", "inspectdb", "runadmin", "showmigrations", "migrate --plan"]
+)
+def test_a_command_that_only_looks_makes_no_file(tmp_path, command):
+    missing = tmp_path / "misspelt.sqlite3"
+
+    finished = subprocess.run(
+        [sys.executable, "-m", "agentdb", "--url", f"sqlite:///{missing}", *command.split()],
+        capture_output=True,
+        text=True,
+        env={name: value for name, value in os.environ.items() if name != "DJANGO_SETTINGS_MODULE"},
+    )
+
+    assert finished.returncode in (1, 2)
+    assert f"There is no database file '{missing}'." in finished.stderr
+    assert list(tmp_path.iterdir()) == []

@@ -364,6 +364,7 @@ def test_sqlmigrate_prints_every_migration(url: str, name: str, backwards: bool)
 
 def test_plan_names_the_conversion_and_changes_nothing(empty_url: str):
     with opened(empty_url) as connection:
+        rows(connection, "SELECT 1")  # makes the SQLite file, which a look does not
         printed = manage(connection, "migrate", plan=True)
 
         assert "Convert text timestamps to native ones" in printed
@@ -372,6 +373,7 @@ def test_plan_names_the_conversion_and_changes_nothing(empty_url: str):
 
 def test_check_tells_pending_migrations_apart(empty_url: str):
     with opened(empty_url) as connection:
+        rows(connection, "SELECT 1")  # makes the SQLite file, which a look does not
         with pytest.raises(SystemExit):
             manage(connection, "migrate", "agentdb", check_unapplied=True)
         manage(connection, "migrate", "agentdb")
@@ -463,3 +465,18 @@ def test_a_file_that_is_no_database_is_refused_in_a_sentence(empty_url: str, eng
         manage(connection, "migrate", "agentdb")
 
     assert str(refusal.value) == f"Database {connection.alias!r} cannot be used: file is not a database."
+
+
+def test_migrate_zero_refuses_to_drop_rows_and_names_the_way_that_loses_nothing(url: str):
+    with agentdb.connect(url) as db:
+        db.upsert_agent("a", "/")
+    with opened(url) as connection:
+        with pytest.raises(CommandError) as refusal:
+            manage(connection, "migrate", "agentdb", "zero")
+
+        assert str(refusal.value) == (
+            "'migrate agentdb zero' drops the tables with their rows: agents (1). Nothing was changed. To go back to "
+            "the old server and lose nothing, run 'agentdb migrate agentdb 0001'. To drop them, run 'agentdb backup "
+            "FILE', delete the rows, and run the command again."
+        )
+        assert rows(connection, "SELECT name FROM agents") == [("a",)]

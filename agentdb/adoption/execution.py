@@ -121,10 +121,16 @@ def adopt(alias: str, listener: Listener = Listener(), *, backup: bool = True) -
             listener.say("Backing up.")
             timeout = float(connection.settings_dict["OPTIONS"].get("timeout", 5.0))
             copy = back_up(path, lambda done, total: listener.progress("backup", done, total), timeout_seconds=timeout)
-        _remember_ids(connection, findings)
-        _act(connection, findings, plan, listener)
-        listener.say("Comparing.")
-        _verify(connection, findings, listener)
+        try:
+            _remember_ids(connection, findings)
+            _act(connection, findings, plan, listener)
+            listener.say("Comparing.")
+            _verify(connection, findings, listener)
+        except BaseException:
+            # The database is as it was, so the copy of it is of no use to anybody.
+            if copy is not None:
+                copy.unlink(missing_ok=True)
+            raise
         checksums = {name: content.checksum or 0 for name, content in findings.contents.items()}
         return Outcome(findings, plan, copy, checksums)
 

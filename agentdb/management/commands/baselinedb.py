@@ -52,6 +52,9 @@ class Command(BaseCommand):
                 self._print_json(error_as_json(error))
                 sys.exit(2)
             raise CommandError(str(error), returncode=2) from error
+        except KeyboardInterrupt:
+            self._say("Interrupted. Nothing was changed.")
+            sys.exit(130)
         if json:
             self._print_json(as_json(outcome, checked=check))
         elif plan.has_work and not check:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from django.core.management import CommandError
@@ -9,10 +10,13 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.migrations.exceptions import MigrationSchemaMissing
 from django.db.migrations.executor import MigrationExecutor
 
+from agentdb.adoption.contents import count_rows
 from agentdb.adoption.fake_initial import refuse_unadopted
-from agentdb.adoption.unusable import first_line
+from agentdb.adoption.unusable import OLD_COLUMNS, first_line
+from agentdb.channels import open_channel
 from agentdb.checks import adoption_left_to_command
 from agentdb.errors import AgentDbError
+from agentdb.inspection import check_sqlite_file, sqlite_path
 from agentdb.migration_lock import migration_lock
 from agentdb.migration_record import pending_migrations
 
@@ -27,6 +31,14 @@ class Command(migrate.Command):
 
     def handle(self, *args: Any, **options: Any) -> None:
         connection = connections[options["database"]]
+        if (options["plan"] or options["check_unapplied"]) and (path := sqlite_path(connection)) is not None:
+            # Looking would make an empty file of a misspelt name.
+            try:
+                check_sqlite_file(path)
+            except AgentDbError as error:
+                raise CommandError(str(error)) from error
+        if options["verbosity"]:
+            self.stderr.write(f"{open_channel(connection).describe()}.", style_func=str)
         if not self._changes_agentdb(connection, options):
             super().handle(*args, **options)
             return
@@ -42,7 +54,17 @@ class Command(migrate.Command):
             with migration_lock(connection, lambda: self._say_waiting(options["verbosity"])):
                 if not options["fake"] and options["migration_name"] != "zero":
                     self._refuse_unadopted(connection, fake_initial=options["fake_initial"])
+                elif not options["fake"]:
+                    self._confirm_loss(connection)
                 super().handle(*args, **options)
+        except KeyboardInterrupt:
+            try:
+                left = pending_migrations(connection)
+            except DatabaseError:
+                left = pending
+            changed = "Nothing was changed" if left == pending else "The migrations before this one are applied"
+            self.stderr.write(f"Interrupted. {changed}; 'agentdb migrate' goes on from there.", style_func=str)
+            sys.exit(130)
         except AgentDbError as error:
             raise CommandError(str(error)) from error
         except DatabaseError as error:
@@ -71,6 +93,24 @@ class Command(migrate.Command):
             refuse_unadopted(connection, fake_initial=fake_initial)
         except DatabaseError as error:
             raise CommandError(f"Database {connection.alias!r} cannot be read: {first_line(error)}") from error
+
+    def _confirm_loss(self, connection: BaseDatabaseWrapper) -> None:
+        """Let nobody drop tables with rows who did not mean to: the way back to the old server is one word away."""
+        there = set(connection.introspection.table_names())
+        rows = {name: count for name in OLD_COLUMNS if name in there and (count := count_rows(connection, name))}
+        if not rows:
+            return
+        listed = ", ".join(f"{name} ({count:,})" for name, count in rows.items())
+        loss = f"'migrate agentdb zero' drops the tables with their rows: {listed}."
+        if sys.stdin.isatty() and self.stderr.isatty():
+            self.stderr.write(f"{loss} Type 'yes' to drop them: ", style_func=str, ending="")
+            self.stderr.flush()
+            if sys.stdin.readline().strip() == "yes":
+                return
+        raise CommandError(
+            f"{loss} Nothing was changed. To go back to the old server and lose nothing, run 'agentdb migrate agentdb "
+            "0001'. To drop them, run 'agentdb backup FILE', delete the rows, and run the command again."
+        )
 
     def _say_waiting(self, verbosity: int) -> None:
         if verbosity:
