@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
+from django.conf import settings
 from django.core.checks import CheckMessage, Error, Tags, register
 from django.db import DatabaseError, connections, router
 
@@ -51,3 +52,17 @@ def check_adoption(databases: Sequence[str] | None = None, **_: Any) -> list[Che
                 )
             )
     return errors
+
+
+@register()
+def check_time_zone(**_: Any) -> list[CheckMessage]:
+    """agentdb.E002: without time zones Django reads and writes local times where agentdb keeps UTC."""
+    if settings.USE_TZ:
+        return []
+    return [
+        Error(
+            "USE_TZ is False, but agentdb keeps its timestamps in UTC.",
+            hint="Set USE_TZ = True in the project's settings.",
+            id="agentdb.E002",
+        )
+    ]

@@ -6,8 +6,9 @@ import pytest
 from django.core.checks import Error, run_checks
 from django.core.management import CommandError, call_command
 from django.core.management.base import SystemCheckError
+from django.test import override_settings
 
-from agentdb.checks import check_adoption
+from agentdb.checks import check_adoption, check_time_zone
 from tests.legacy_databases import manage, opened, rows
 
 Load = Callable[[str], str]
@@ -78,3 +79,12 @@ def test_a_table_of_the_same_name_in_another_app_s_database_is_looked_at_only_wh
         monkeypatch.setattr("django.db.router.allow_migrate", lambda *_, **__: False)
         assert check_adoption(databases=[connection.alias]) == []
         assert rows(connection, "SELECT count(*) FROM agents") == [(0,)]
+
+
+def test_use_tz_false_is_an_error_that_says_what_to_set():
+    assert check_time_zone() == []
+
+    with override_settings(USE_TZ=False):
+        (error,) = check_time_zone()
+
+    assert (error.id, error.hint) == ("agentdb.E002", "Set USE_TZ = True in the project's settings.")
