@@ -18,7 +18,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import DateTimeField, IntegerField, Model
 
 from agentdb import migration_record
-from agentdb.adoption.contents import SHOWN_ROWS
+from agentdb.adoption.contents import SHOWN_ROWS, is_in_calendar
 from agentdb.adoption.unusable import UnusableValue, decode_sqlite_text, shown, unusable_reason
 from agentdb.channels import open_channel
 from agentdb.errors import AgentDbError, InvalidInputError, SchemaMismatchError, SchemaOutOfDateError
@@ -398,7 +398,7 @@ def _unusable_on_sqlite(connection: BaseDatabaseWrapper, model: type[Model], tar
         if isinstance(field, DateTimeField):
             good.append(
                 f"typeof({column}) = 'text' AND strftime('%Y-%m-%d %H:%M:%S', substr({column}, 1, 19))"
-                f" = substr({column}, 1, 19) AND {column} >= '0001' AND (length(CAST({column} AS BLOB)) = 19"
+                f" = substr({column}, 1, 19) AND {is_in_calendar(column)} AND (length(CAST({column} AS BLOB)) = 19"
                 f" OR length(CAST({column} AS BLOB)) = 26 AND substr({column}, 20) GLOB '.{'[0-9]' * 6}')"
             )
         elif isinstance(field, IntegerField):

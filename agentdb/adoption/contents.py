@@ -78,12 +78,113 @@ def read_content(
     ``checksum_of`` names the columns whose values, timestamps as instants, make the checksum; the order of the rows
     does not matter to it.
     """
+    if connection.vendor == "sqlite":
+        progress(name, 0, 1)
+        if (content := _usual_content(connection, name, table, checksum_of)) is not None:
+            progress(name, content.rows, content.rows)
+            return content
     try:
         return _read(connection, name, table, checksum_of, progress, strict=True)
     except OperationalError as error:
         if "Could not decode to UTF-8" not in str(error):
             raise
     return _read(connection, name, table, checksum_of, progress, strict=False)
+
+
+class _Checksum:
+    """The sum of the rows' checksums, as an aggregate function of SQLite."""
+
+    def __init__(self) -> None:
+        self._sum = 0
+
+    def step(self, *values: Any) -> None:
+        self._sum += row_checksum(list(values))
+
+    def finalize(self) -> str:
+        return str(self._sum % 2**128)
+
+
+def _usual_content(
+    connection: BaseDatabaseWrapper, name: str, table: Table, checksum_of: Iterable[str] | None
+) -> TableContent | None:
+    """What SQLite itself can say of a table in which no row is out of the ordinary; None if one is.
+
+    The same answer as ``_read`` gives, in a fraction of the time.
+    """
+    old = OLD_COLUMNS[name]
+    native = NATIVE_TIMESTAMP_TYPES["sqlite"]
+    quote = connection.ops.quote_name
+    usual, formats, texts = ["1"], [], []
+    values = {column.name: f"+{quote(column.name)}" for column in table.columns}
+    to_convert = []
+    for column in table.columns:
+        kind, quoted = old.get(column.name), quote(column.name)
+        if kind is None:
+            continue
+        if kind == "timestamp" and column.type not in native:
+            to_convert.append(column.name)
+            # What comes back letter by letter is in the format; the modifier makes SQLite look at the calendar, too.
+            server = f"strftime('%Y-%m-%dT%H:%M:%fZ', {quoted}) = {quoted} COLLATE BINARY"
+            plain = f"strftime('%Y-%m-%d %H:%M:%S', {quoted}) = {quoted} COLLATE BINARY"
+            usual.append(f"typeof({quoted}) = 'text' AND ({server} OR {plain}) AND {is_in_calendar(quoted)}")
+            formats.append(f"count(*) FILTER (WHERE {server})")
+            values[column.name] = (
+                f"CASE WHEN length({quoted}) = 19 THEN {quoted} ELSE substr({quoted}, 1, 10) || ' ' || "
+                f"substr({quoted}, 12, 8) || CASE substr({quoted}, 21, 3) WHEN '000' THEN '' ELSE "
+                f"'.' || substr({quoted}, 21, 3) || '000' END END"
+            )
+            continue
+        null = f"{quoted} IS NULL OR " if kind == "text or null" else ""
+        usual.append(f"{null}typeof({quoted}) = '{'integer' if kind == 'integer' else 'text'}'")
+        if kind.startswith("text"):
+            texts.append(f"coalesce({quoted}, '')")
+    joined = " || '|' || ".join(texts) or "''"
+    usual.append(f"agentdb_is_plain(CAST({joined} AS BLOB))")
+    checksum = "'0'"
+    if checksum_of is not None:
+        checksum = f"agentdb_checksum({', '.join(values[column] for column in sorted(checksum_of))})"
+    connection.ensure_connection()
+    raw = connection.connection
+    raw.create_function("agentdb_is_plain", 1, _is_plain, deterministic=True)
+    raw.create_aggregate("agentdb_checksum", -1, _Checksum)
+    conditions = " AND ".join(f"({one})" for one in usual)
+    sql = f"FROM {quote(table.name)}"
+    with connection.wrap_database_errors:
+        # First whether: an odd value must not reach the functions that hold for usual ones.
+        if raw.execute(f"SELECT 1 {sql} WHERE ({conditions}) IS NOT TRUE LIMIT 1").fetchone():
+            return None
+        try:
+            rows, summed, *counts = raw.execute(
+                f"SELECT {', '.join(['count(*)', checksum, *formats])} {sql}"
+            ).fetchone()
+        except sqlite3.OperationalError as error:
+            if "user-defined" not in str(error):
+                raise
+            return None  # a column that is not ours holds text that is no UTF-8
+    return TableContent(
+        rows=rows,
+        formats={
+            column: {key: number for key, number in (("server", server), ("sqlite", rows - server)) if number}
+            for column, server in zip(to_convert, counts, strict=True)
+        },
+        checksum=None if checksum_of is None else int(summed or 0),
+    )
+
+
+def is_in_calendar(column: str) -> str:
+    """SQL for SQLite: the text, which begins as ``YYYY-MM-DD HH``, names a day from year 1 on and an hour below 24."""
+    return (
+        f"{column} >= '0001' AND substr({column}, 12, 2) < '24'"
+        f" AND strftime('%Y-%m-%d', substr({column}, 1, 10), '+0 days') = substr({column}, 1, 10)"
+    )
+
+
+def _is_plain(value: bytes) -> bool:
+    """Whether it is UTF-8 without U+0000."""
+    try:
+        return "\0" not in value.decode()
+    except UnicodeDecodeError:
+        return False
 
 
 def _read(
