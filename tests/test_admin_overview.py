@@ -16,7 +16,7 @@ import pytest
 from django.contrib.auth.models import User
 from django.core.management import call_command
 from django.db import connections
-from django.utils import timezone
+from django.utils import timezone, translation
 
 from agentdb import attention
 from agentdb.admin import overview
@@ -406,3 +406,11 @@ def test_overview_in_the_terminal_makes_no_file_at_a_misspelt_path(engine: str, 
     assert result.returncode == 2
     assert "There is no database file" in result.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+def test_overview_speaks_german_where_django_does(site: Site, superuser: User):
+    with translation.override("de"):
+        page = site.get("")
+
+    assert "Nichts zu beachten" in page.text
+    assert "Begonnene und fehlgeschlagene Sitzungen je Stunde" in page.text
