@@ -578,7 +578,7 @@ def read_schema(connection: BaseDatabaseWrapper) -> Schema:
 
 def examine(connection: BaseDatabaseWrapper) -> Report:
     """Look at everything that may need attention. Raises nothing that a database or a row can cause."""
-    report = Report(place_of(connection).strip("'"), connection.display_name, timezone.now())
+    report = Report(str(sqlite_path(connection) or place_of(connection)), connection.display_name, timezone.now())
     began = time.monotonic()
     report.problem = _unusable_file(connection)
     if report.problem is None:
