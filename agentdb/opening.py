@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
 
     from agentdb.adapter import DjangoDb
+    from agentdb.execution import Executor
 
 _FIRST_DELAY_SECONDS = 0.05
 _LONGEST_DELAY_SECONDS = 2.0
@@ -68,9 +69,10 @@ def connect(url: str | None = None, *, migrate: bool = False, timeout_seconds: f
     from django.db import connections
 
     from agentdb.adapter import DjangoDb
+    from agentdb.execution import Executor
 
     in_memory = connections.settings[alias]["NAME"] == ":memory:"
-    db = DjangoDb(alias, _owned=owned, _shared=owned and in_memory)
+    executor = Executor(alias, owned=owned, shared=owned and in_memory)
     try:
         try:
             connection = connections[alias]
@@ -79,12 +81,12 @@ def connect(url: str | None = None, *, migrate: bool = False, timeout_seconds: f
         if not migrate:
             _check_file_exists(connection)
         with _bounded_attempts(connection, timeout_seconds):
-            _wait(db, time.monotonic() + timeout_seconds)
-        _bring_up_to_date(db, connection, migrate)
+            _wait(executor, time.monotonic() + timeout_seconds)
+        _bring_up_to_date(executor, connection, migrate)
     except BaseException:
-        db.close()
+        executor.close()
         raise
-    return db
+    return DjangoDb(alias, _executor=executor)
 
 
 def connect_async(url: str | None = None, *, migrate: bool = False, timeout_seconds: float = 30.0) -> AsyncDb:
@@ -214,39 +216,39 @@ def _bounded_attempts(connection: BaseDatabaseWrapper, timeout_seconds: float) -
         options.pop("connect_timeout", None)
 
 
-def _wait(db: DjangoDb, deadline: float) -> None:
+def _wait(executor: Executor, deadline: float) -> None:
     """Open this thread's connection; where a server is not up yet, try again until the deadline."""
     delay = _FIRST_DELAY_SECONDS
     while True:
         try:
-            return db.ensure_connected()
+            return executor.ensure_connected()
         except DatabaseUnavailableError as error:
             left = deadline - time.monotonic()
-            if left <= 0 or any(words in str(error) for words in _FINAL) or not db.has_server:
+            if left <= 0 or any(words in str(error) for words in _FINAL) or not executor.has_server:
                 raise
             time.sleep(min(delay, left))
             delay = min(delay * 2, _LONGEST_DELAY_SECONDS)
 
 
-def _bring_up_to_date(db: DjangoDb, connection: BaseDatabaseWrapper, migrate: bool) -> None:
+def _bring_up_to_date(executor: Executor, connection: BaseDatabaseWrapper, migrate: bool) -> None:
     from django.core.management import CommandError
 
     from agentdb import migration_record
 
-    with db.translated_errors():
+    with executor.translated_errors():
         pending = tuple(migration_record.pending_migrations(connection))
     if pending and migrate:
         try:
-            with db.translated_errors():
-                migration_record.migrate(db.alias)
+            with executor.translated_errors():
+                migration_record.migrate(executor.alias)
         except CommandError as error:
             raise SchemaMismatchError(str(error)) from error
     elif pending:
-        with db.translated_errors():
+        with executor.translated_errors():
             old = "agents" in connection.introspection.table_names() and len(pending) == len(
                 migration_record.migration_names()
             )
-        raise SchemaOutOfDateError(_out_of_date(db.describe(), pending, old), pending=pending)
+        raise SchemaOutOfDateError(_out_of_date(executor.describe(), pending, old), pending=pending)
 
 
 def _out_of_date(place: str, pending: tuple[str, ...], old: bool) -> str:

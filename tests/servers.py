@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Iterable, Mapping
 from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 import psycopg
 
@@ -70,7 +71,8 @@ def download(version: str) -> Path:
             [packed] = Path(partial).glob("*.tgz")
             with tarfile.open(packed) as archive:
                 # Python 3.11 knows the filter from 3.11.4 on; Debian 12 has 3.11.2. npm has checked the archive's hash.
-                archive.extractall(partial, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
+                options: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+                archive.extractall(partial, **options)
             native = Path(partial, "package", "native")
             for link in json.loads((native / "pg-symlinks.json").read_text()):
                 target = native.parent / link["target"]

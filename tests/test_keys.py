@@ -14,6 +14,7 @@ from django.db import connections
 
 import agentdb
 from agentdb import ApiKeyRecord, AsyncDb, DjangoDb, InvalidInputError, adapter, keys, queries
+from agentdb.execution import Executor
 
 PLAIN = "agentdb_" + "s3cret" * 7
 
@@ -158,13 +159,13 @@ def test_traceback_of_a_failed_check_through_async_db_holds_no_plain_key(db: Dja
 def test_authenticate_is_one_lookup_by_hash(db: DjangoDb, monkeypatch: pytest.MonkeyPatch):
     plain, record = db.issue_api_key("acme", "laptop")
     calls: list[Any] = []
-    real = DjangoDb._first
+    real = Executor.first
 
-    def first(self: DjangoDb, *arguments: Any, **parameters: Any) -> Any:
+    def first(self: Executor, *arguments: Any, **parameters: Any) -> Any:
         calls.append((arguments, parameters))
         return real(self, *arguments, **parameters)
 
-    monkeypatch.setattr(DjangoDb, "_first", first)
+    monkeypatch.setattr(Executor, "first", first)
 
     assert db.authenticate(plain) == record
     assert calls == [((ApiKeyRecord, queries.GET_API_KEY_BY_HASH), {"key_hash": record.key_hash})]

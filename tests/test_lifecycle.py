@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import inspect
 import os
 import shutil
 import signal
@@ -27,6 +28,7 @@ from django.db.utils import ConnectionHandler
 import agentdb
 from agentdb import AgentDbError, ConflictError, DatabaseClosedError, DatabaseUnavailableError, Db, DjangoDb
 from agentdb.conf import database_from_url, server_name
+from agentdb.opening import temporary_alias
 from tests.factories import execute, make_agent, make_sandbox, make_session
 
 
@@ -763,3 +765,28 @@ def test_statements_pass_through_djangos_cursor_when_somebody_watches(db: Django
 
     assert len(seen) == 4
     assert session == db.get_session("s1")
+
+
+# -- what a person sees who looks at the object
+
+
+def test_repr_says_engine_and_place_and_no_password(db: DjangoDb, engine: str) -> None:
+    name = {"sqlite": "SQLite", "postgresql": "PostgreSQL"}[engine]
+
+    assert repr(db) == f"<DjangoDb: {db.describe()}>"
+    assert repr(db).startswith(f"<DjangoDb: {name} database ")
+    db.close()
+    assert repr(db).startswith(f"<DjangoDb: {name} database ")
+
+
+def test_repr_hides_the_password_and_opens_nothing() -> None:
+    with temporary_alias("postgresql://me:s3cret@nowhere.invalid/agents") as alias:
+        assert repr(DjangoDb(alias)) == "<DjangoDb: PostgreSQL database 'agents' at nowhere.invalid>"
+        closed = DjangoDb(alias)
+        closed.close()
+        assert repr(closed) == f"<DjangoDb: the alias {alias!r}>"
+
+
+def test_help_on_a_db_shows_the_contract(db: DjangoDb) -> None:
+    for name in {name for name in vars(Db) if not name.startswith("_")}:
+        assert inspect.getdoc(getattr(db, name)) == inspect.cleandoc(getattr(Db, name).__doc__), name

@@ -30,7 +30,7 @@ def postgres_db(make_postgres_database: Callable[..., str]) -> Iterator[tuple[Dj
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agentdb.adapter._LONGEST_DELAY_SECONDS", 0.001)
+    monkeypatch.setattr("agentdb.execution._LONGEST_DELAY_SECONDS", 0.001)
 
 
 def test_transaction_keeps_all_and_returns_what_fn_returns(db: DjangoDb, url: str) -> None:

@@ -18,7 +18,13 @@ from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured, SynchronousOnlyOperation
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from agentdb.errors import AgentDbError, DatabaseUnavailableError
+from agentdb.errors import (
+    AgentDbError,
+    ConflictError,
+    DatabaseUnavailableError,
+    DuplicateKeyError,
+    SchemaMismatchError,
+)
 
 
 class Fault(Enum):
@@ -84,12 +90,33 @@ class Channel(ABC):
                 "Use agentdb.connect_async(), or call it in a thread."
             ) from error
         except ImproperlyConfigured as error:
-            raise self.unavailable(error) from error
+            raise self.explain(Fault.UNAVAILABLE, error) from error
         except self.errors as error:
-            raise self.unavailable(error) from driver_error(error)
+            raise self.explain(Fault.UNAVAILABLE, error) from driver_error(error)
 
-    def unavailable(self, error: BaseException) -> DatabaseUnavailableError:
-        return DatabaseUnavailableError(f"{self.describe()} is unavailable: {self.reason(error)}.")
+    def explain(self, fault: Fault, error: BaseException) -> AgentDbError:
+        """Return the driver's error in agentdb's terms: the place, what it means, and the driver's reason."""
+        reason, place = self.reason(error), self.describe()
+        match fault:
+            case Fault.DUPLICATE:
+                return DuplicateKeyError(f"The key is taken in {place}: {reason}.")
+            case Fault.CONFLICT | Fault.STALE_STATEMENT:
+                return ConflictError(f"Other writers of {place} were in the way: {reason}.")
+            case Fault.LOCKED:
+                return ConflictError(f"Another process holds {place} locked: {reason}.")
+            case Fault.MISMATCH:
+                return SchemaMismatchError(
+                    f"{place} does not have the tables agentdb works on: {reason}. Run 'agentdb verifydb'."
+                )
+            case Fault.UNREADABLE:
+                return SchemaMismatchError(
+                    f"{place} holds a timestamp that is none: {error}. Run 'agentdb baselinedb --check'."
+                )
+            case Fault.LOST:
+                return DatabaseUnavailableError(f"{place} dropped the connection: {reason}.")
+            case Fault.UNAVAILABLE:
+                return DatabaseUnavailableError(f"{place} is unavailable: {reason}.")
+        return AgentDbError(f"{place} refused the statement: {reason}.")
 
     def reason(self, error: BaseException) -> str:
         """Return the driver's words on one line, without the password."""

@@ -1,0 +1,338 @@
+"""Executor: statements and transactions on one of Django's database aliases, tried again where that is safe."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, TypeVar
+
+from django.db import DEFAULT_DB_ALIAS, connections, transaction
+
+from agentdb.channels import open_channel
+from agentdb.channels.base import Channel, Fault, driver_error
+from agentdb.compiled import Delete, Insert, Query, Row, Select, SelectCount, Statement, Update
+from agentdb.errors import AgentDbError, ConflictError, DatabaseClosedError, DuplicateKeyError, InvalidInputError
+
+R = TypeVar("R")
+
+# About five seconds in all: longer than any transaction here takes, shorter than a caller's patience.
+_MAX_RETRIES = 15
+_FIRST_DELAY_SECONDS = 0.005
+_LONGEST_DELAY_SECONDS = 0.5
+
+# Refused as a whole, so that doing it again does it once. A connection lost on the way may have done it.
+_REFUSED = (Fault.CONFLICT, Fault.STALE_STATEMENT)
+
+# What a conversion raises over text that is no timestamp, over a number or bytes, and over year 0 in UTC.
+_UNREADABLE = (ValueError, AttributeError, OverflowError)
+
+_CLOSED = "The Db is closed. Open another one with agentdb.connect()."
+
+logger = logging.getLogger("agentdb")
+
+_open: weakref.WeakSet[Executor] = weakref.WeakSet()
+_inherited: list[object] = []
+
+
+class Executor:
+    """Runs queries on the connections of one alias; safe to share among threads.
+
+    Every thread has its own channel, on the connection that Django keeps for it. With ``shared`` all threads take
+    turns on one. ``owned`` connections are closed with the executor; the others are the host's.
+    """
+
+    def __init__(self, alias: str, *, owned: bool = False, shared: bool = False) -> None:
+        if alias not in connections.settings:
+            raise InvalidInputError(f"There is no database alias {alias!r}; known are {', '.join(connections)}.")
+        self.alias = alias
+        self.closed = False
+        self._owned = owned
+        self._statements: dict[Query, Statement] = {}
+        self._prepares = True
+        self._place: str | None = None
+        self._forget_threads()
+        self._shared = open_channel(connections[alias]) if shared else None
+        if self._shared:
+            self._shared.wrapper.inc_thread_sharing()
+        _open.add(self)
+
+    # -- statements
+
+    def first(self, make: Callable[..., R], query: Select, **values: Any) -> R | None:
+        """Return what ``make`` makes of the first row's columns, or None."""
+        rows = self.run(query, values, _fetch_all, reads_only=True)
+        return self._made(make, query, rows[0]) if rows else None
+
+    def all(self, make: Callable[..., R], query: Select, **values: Any) -> list[R]:
+        """Return what ``make`` makes of each row's columns."""
+        rows = self.run(query, values, _fetch_all, reads_only=True)
+        convert = self._statements[query].convert
+        try:
+            return [make(*convert(row)) for row in rows]
+        except _UNREADABLE as error:
+            raise self._unreadable(error) from error
+
+    def one(self, make: Callable[..., R], query: Insert | SelectCount, **values: Any) -> R:
+        """Return what ``make`` makes of the columns of the one row that the query always has."""
+        [row] = self.run(query, values, _fetch_all, reads_only=isinstance(query, SelectCount))
+        return self._made(make, query, row)
+
+    def count(self, query: Insert | Update | Delete, **values: Any) -> int:
+        """Return how many rows the query changed."""
+        return self.run(query, values, _row_count)
+
+    def insert(self, make: Callable[..., R], query: Insert, duplicate: str, **values: Any) -> R:
+        """Insert the row and return what ``make`` makes of it; ``duplicate`` is what to say if its key is taken."""
+        channel = self.channel()
+        try:
+            if channel.aborts_on_error and channel.wrapper.in_atomic_block:
+                # Without a savepoint a caller that expects the duplicate would lose its whole transaction.
+                with transaction.atomic(using=self.alias):
+                    self.count(query, **values)
+            else:
+                self.count(query, **values)
+        except ConflictError:
+            # Leaving the savepoint has made Django forget that the transaction cannot go on.
+            channel.wrapper.needs_rollback = channel.wrapper.in_atomic_block
+            raise
+        except DuplicateKeyError as error:
+            raise DuplicateKeyError(duplicate.format(**values)) from error.__cause__
+        return make(*self._statements[query].given(values))
+
+    def run(self, query: Query, values: dict[str, Any], consume: Callable[[Any], R], *, reads_only: bool = False) -> R:
+        """Run the query and return what ``consume`` makes of the cursor."""
+        channel = self.channel()
+        with channel.lock:
+            if self.closed:
+                raise DatabaseClosedError(_CLOSED)
+            if channel.wrapper.in_atomic_block and channel.wrapper.needs_rollback:
+                if channel.failure is not None and channel.failed_in == channel.wrapper.atomic_blocks[:1]:
+                    raise channel.failure
+                raise AgentDbError("The transaction has failed already; it can only be undone.")
+            try:
+                statement = self._statements[query]
+            except KeyError:
+                statement = self._statements[query] = query.compile(channel.wrapper)
+            params = statement.bind(values)
+            try:
+                return consume(channel.execute(statement.sql, params))
+            except channel.errors as error:
+                failure = driver_error(error)
+            return self._recover(channel, statement.sql, params, consume, reads_only, failure)
+
+    def _recover(
+        self,
+        channel: Channel,
+        sql: str,
+        params: list[Any],
+        consume: Callable[[Any], R],
+        reads_only: bool,
+        failure: BaseException,
+    ) -> R:
+        """Try again where that cannot do anything twice; else raise the failure in agentdb's terms."""
+        may_retry = not channel.wrapper.in_atomic_block
+        for delay in _delays():
+            fault = channel.fault(failure)
+            if fault is Fault.STALE_STATEMENT:
+                # psycopg would go on using the prepared statement for as long as it has the connection.
+                self._statement_lost(channel, failure)
+            if not may_retry or delay is None or (fault not in _REFUSED and not (fault is Fault.LOST and reads_only)):
+                break
+            if fault in (Fault.LOST, Fault.STALE_STATEMENT):
+                channel.disconnect()
+                reads_only = False  # a second loss is the server's state, not the connection's
+            else:
+                time.sleep(delay)
+            try:
+                return consume(channel.execute(sql, params))
+            except channel.errors as error:
+                failure = driver_error(error)
+        if fault is Fault.LOST:
+            channel.disconnect()
+        if channel.wrapper.in_atomic_block and fault is not Fault.DUPLICATE:
+            channel.wrapper.needs_rollback = True
+            raise self._doom(channel, fault, failure) from failure
+        raise channel.explain(fault, failure) from failure
+
+    def _doom(self, channel: Channel, fault: Fault, error: BaseException) -> AgentDbError:
+        channel.failure, channel.fault_of_failure = channel.explain(fault, error), fault
+        channel.failed_in = channel.wrapper.atomic_blocks[:1]
+        return channel.failure
+
+    def _statement_lost(self, channel: Channel, failure: BaseException) -> None:
+        if "does not exist" in str(failure) or "already exists" in str(failure):
+            logger.warning(
+                "%s lost a prepared statement, as a pooler between here and there does; nothing more is prepared. "
+                "Add prepare=off to the database URL.",
+                channel.describe(),
+            )
+            self._prepares = False
+            channel.prepare_nothing()
+
+    def _made(self, make: Callable[..., R], query: Query, row: Row) -> R:
+        try:
+            return make(*self._statements[query].convert(row))
+        except _UNREADABLE as error:
+            raise self._unreadable(error) from error
+
+    def _unreadable(self, error: BaseException) -> AgentDbError:
+        return self.channel().explain(Fault.UNREADABLE, error)
+
+    # -- transactions
+
+    def transaction(self, work: Callable[[], R]) -> R:
+        """Call ``work``, all its statements in one transaction, again after a conflict; return its result."""
+        channel = self.channel()
+        with channel.lock:
+            if channel.wrapper.in_atomic_block:
+                # Part of the transaction around it, which alone can be tried again; undone alone if work fails.
+                with self._translated(channel), transaction.atomic(using=self.alias):
+                    return work()
+            for delay in _delays():
+                try:
+                    try:
+                        return self._attempt(channel, work)
+                    finally:
+                        if self.closed:  # by work; Django has needed the alias up to here
+                            self._forget_alias()
+                except ConflictError as error:
+                    if error is not channel.failure or channel.fault_of_failure not in _REFUSED or delay is None:
+                        raise
+                    if channel.fault_of_failure is Fault.STALE_STATEMENT:
+                        channel.disconnect()
+                    time.sleep(delay)
+            raise AssertionError("unreachable: the last try returns or raises")
+
+    def _attempt(self, channel: Channel, work: Callable[[], R]) -> R:
+        channel.failure = None
+        with self._translated(channel):
+            channel.ensure_alive()  # while it may still be replaced, which it may not in a transaction
+        with self._translated(channel), transaction.atomic(using=self.alias):
+            channel.ensure_alive()  # whatever Django opened just now
+            result = work()
+            if self.closed:
+                raise DatabaseClosedError(_CLOSED)
+            if channel.failure is not None:
+                # work went on after a failure that has undone it; that must not look like success.
+                raise channel.failure
+            return result
+
+    @contextmanager
+    def _translated(self, channel: Channel) -> Iterator[None]:
+        """Translate what beginning, committing and undoing a transaction raise; other calls translate their own."""
+        try:
+            yield
+        except channel.errors as error:
+            cause = driver_error(error)
+            failure = self._doom(channel, channel.fault(cause), cause)
+            raise failure from cause
+
+    # -- connections
+
+    def describe(self) -> str:
+        """Return the name of the database for a message, without the password."""
+        return self._place or self.channel().describe()
+
+    @property
+    def has_server(self) -> bool:
+        """Whether the database is a server, which may be away, and not a file."""
+        return self.channel().wrapper.vendor != "sqlite"
+
+    def ensure_connected(self) -> None:
+        """Open this thread's connection now; raise ``DatabaseUnavailableError`` if that fails."""
+        self.channel().ensure_alive()
+
+    @contextmanager
+    def translated_errors(self) -> Iterator[None]:
+        """Translate the errors of Django's own use of this thread's connection."""
+        with self._translated(self.channel()):
+            yield
+
+    def close(self) -> None:
+        """Close the connections, once the calls under way have ended; calling it again does nothing."""
+        if self.closed:
+            return
+        self.closed = True
+        _open.discard(self)
+        if not self._owned:
+            return  # the connections are Django's to close
+        for channel in list(self._channels):
+            # A call that is under way in another thread ends first.
+            with channel.lock:
+                channel.disconnect()
+        if not any(channel.wrapper.in_atomic_block for channel in self._channels):
+            self._forget_alias()
+
+    def _forget_alias(self) -> None:
+        if self._owned and self.alias != DEFAULT_DB_ALIAS:
+            connections.settings.pop(self.alias, None)
+            with suppress(AttributeError):
+                del connections[self.alias]
+
+    def channel(self) -> Channel:
+        """Return this thread's channel; it may not be connected yet."""
+        if self.closed:
+            raise DatabaseClosedError(_CLOSED)
+        try:
+            channel: Channel = self._local.channel
+        except AttributeError:
+            channel = self._local.channel = self._open_channel()
+        return channel
+
+    def _open_channel(self) -> Channel:
+        if self._shared is not None:
+            connections[self.alias] = self._shared.wrapper
+            channel = self._shared
+        else:
+            channel = open_channel(connections[self.alias])
+        self._place = channel.describe()
+        channel.owned = self._owned
+        if not self._prepares:
+            channel.prepare_nothing()
+        self._channels.add(channel)
+        return channel
+
+    def _forget_threads(self) -> None:
+        self._local = threading.local()
+        self._channels: weakref.WeakSet[Channel] = weakref.WeakSet()
+
+
+def _delays() -> Iterator[float | None]:
+    """Yield how long to wait before each retry, and None for the last try."""
+    for retry in range(_MAX_RETRIES):
+        longest: float = min(_FIRST_DELAY_SECONDS * 2**retry, _LONGEST_DELAY_SECONDS)
+        yield longest * random.uniform(0.5, 1.0)
+    yield None
+
+
+def _fetch_all(cursor: Any) -> list[Row]:
+    rows: list[Row] = cursor.fetchall()
+    return rows
+
+
+def _row_count(cursor: Any) -> int:
+    count: int = cursor.rowcount
+    return count
+
+
+def _start_anew_in_child() -> None:
+    """Leave the parent's connections alone after a fork: two processes on one socket corrupt both."""
+    for executor in list(_open):
+        for channel in list(executor._channels):
+            if channel is not executor._shared:
+                _inherited.append(channel.wrapper.connection)  # kept, because deleting it would close it
+                channel.wrapper.connection = None
+        if executor._shared is None:
+            executor._forget_threads()
+            with suppress(AttributeError):
+                del connections[executor.alias]
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_start_anew_in_child)

@@ -1,0 +1,149 @@
+"""The executor by itself, over queries that no method of the interface has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from django.db.models import F
+
+from agentdb import (
+    AgentDbError,
+    DatabaseClosedError,
+    DjangoDb,
+    DuplicateKeyError,
+    InvalidInputError,
+    SchemaMismatchError,
+)
+from agentdb.compiled import Delete, Insert, Select, SelectCount, Update
+from agentdb.execution import Executor
+from agentdb.models import ApiKey
+from tests.factories import execute, set_column
+
+NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
+
+
+def key(p: Any) -> ApiKey:
+    return ApiKey(id=p.text("id"), tenant_id="acme", key_hash=p.text("id"), label="new", created_at=p.instant("now"))
+
+
+INSERT = Insert(key, returning=False)
+PUT = Insert(key, unique=("id",), replace=("created_at",), change={"label": F("id")})
+ALL = Select(lambda p: ApiKey.objects.order_by("id"))
+ONE = Select(lambda p: ApiKey.objects.filter(id=p.text("id")))
+HOW_MANY = SelectCount(lambda p: ApiKey.objects.all())
+RENAME = Update(lambda p: ApiKey.objects.exclude(label="old"), lambda p: {"label": "old"})
+DELETE = Delete(lambda p: ApiKey.objects.filter(id=p.text("id")))
+
+
+@pytest.fixture
+def executor(db: DjangoDb) -> Executor:
+    return db._executor
+
+
+def columns(*values: Any) -> tuple[Any, ...]:
+    return values
+
+
+def insert(executor: Executor, id: str) -> tuple[Any, ...]:
+    return executor.insert(columns, INSERT, "The id {id!r} is taken.", id=id, now=NOW)
+
+
+def test_statements_return_what_the_caller_makes_of_their_columns(executor: Executor) -> None:
+    row = ("k1", "acme", "k1", "new", NOW)
+
+    assert insert(executor, "k1") == row
+    assert executor.first(columns, ONE, id="k1") == row
+    assert executor.first(columns, ONE, id="k2") is None
+    assert executor.all(columns, ALL) == [row]
+    assert executor.one(columns, PUT, id="k1", now=NOW) == ("k1", "acme", "k1", "k1", NOW)
+    assert executor.one(int, HOW_MANY) == 1
+    assert (executor.count(RENAME), executor.count(RENAME)) == (1, 0)
+    assert (executor.count(DELETE, id="k1"), executor.count(DELETE, id="k1")) == (1, 0)
+
+
+def test_a_taken_key_is_told_in_the_callers_words(executor: Executor) -> None:
+    insert(executor, "k1")
+
+    with pytest.raises(DuplicateKeyError) as raised:
+        insert(executor, "k1")
+
+    assert str(raised.value) == "The id 'k1' is taken."
+    assert raised.value.__cause__ is not None
+
+
+@pytest.mark.parametrize("engine", ["sqlite"])  # a PostgreSQL column holds nothing but timestamps
+def test_a_value_that_does_not_convert_is_a_mismatch(executor: Executor, url: str) -> None:
+    insert(executor, "k1")
+    set_column(url, "api_keys", "k1", created_at="soon")
+
+    for read in (lambda: executor.first(columns, ONE, id="k1"), lambda: executor.all(columns, ALL)):
+        with pytest.raises(SchemaMismatchError, match="holds a timestamp that is none"):
+            read()
+
+
+def test_a_transaction_is_whole(executor: Executor, url: str) -> None:
+    def work() -> str:
+        insert(executor, "k1")
+        assert execute(url, "SELECT count(*) FROM api_keys") == [(0,)]
+        return "done"
+
+    def fail() -> None:
+        insert(executor, "k2")
+        raise ZeroDivisionError
+
+    assert executor.transaction(work) == "done"
+    with pytest.raises(ZeroDivisionError):
+        executor.transaction(fail)
+
+    assert execute(url, "SELECT id FROM api_keys") == [("k1",)]
+
+
+def test_a_failure_dooms_the_transaction_and_not_the_next(executor: Executor, url: str) -> None:
+    execute(url, "ALTER TABLE api_keys RENAME TO hidden")
+
+    def work() -> None:
+        for _ in range(2):
+            with pytest.raises(SchemaMismatchError):
+                executor.count(RENAME)
+
+    with pytest.raises(SchemaMismatchError):
+        executor.transaction(work)
+
+    execute(url, "ALTER TABLE hidden RENAME TO api_keys")
+    executor.transaction(lambda: insert(executor, "k1"))
+    assert executor.one(int, HOW_MANY) == 1
+
+
+def test_describe_names_the_place_before_and_after_close(executor: Executor, engine: str) -> None:
+    place = executor.describe()
+    executor.close()
+
+    assert place.startswith({"sqlite": "SQLite database ", "postgresql": "PostgreSQL database "}[engine])
+    assert executor.describe() == place
+    calls: list[Callable[[], object]] = [lambda: executor.count(RENAME), lambda: executor.transaction(list)]
+    for call in [*calls, executor.ensure_connected]:
+        with pytest.raises(DatabaseClosedError):
+            call()
+
+
+def test_an_unknown_alias_is_refused_with_the_known_ones(executor: Executor) -> None:
+    with pytest.raises(InvalidInputError, match=r"^There is no database alias 'nowhere'; known are "):
+        Executor("nowhere")
+
+
+def test_nothing_but_agentdbs_errors_leaves_the_executor(executor: Executor, url: str) -> None:
+    execute(url, "DROP TABLE api_keys")
+
+    calls: list[Callable[[], object]] = [
+        lambda: insert(executor, "k1"),
+        lambda: executor.one(int, HOW_MANY),
+        lambda: executor.count(RENAME),
+    ]
+    for call in calls:
+        with pytest.raises(AgentDbError):
+            call()
+        with pytest.raises(AgentDbError):
+            executor.transaction(call)
