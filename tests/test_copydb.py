@@ -17,6 +17,7 @@ import pytest
 from django.core.management import CommandError, call_command
 
 import agentdb
+from agentdb.opening import temporary_alias
 from tests.factories import execute
 from tests.legacy_databases import FOLDER
 
@@ -58,6 +59,7 @@ def fill(url: str) -> None:
         db.insert_session("s2", "plain", "b1", "acme")
         db.insert_sandbox("b1", "plain", "/w" * 3000, "s1")
         db.insert_sandbox("b2", "plain", "\\N")
+        db.insert_sandbox("b3\ta\nb", "\r\n", "\\ \b\v\f\r\\.")
         db.issue_api_key("acme", "")
 
 
@@ -67,7 +69,7 @@ def contents(url: str) -> list[object]:
         return [
             [db.list_agents(tenant) for tenant in tenants],
             [db.list_sessions(tenant) for tenant in tenants],
-            [db.get_sandbox(id) for id in ("b1", "b2")],
+            [db.get_sandbox(id) for id in ("b1", "b2", "b3\ta\nb")],
             [db.list_api_keys_by_tenant(tenant) for tenant in tenants],
         ]
 
@@ -82,7 +84,7 @@ def test_copydb_moves_every_row_between_engines(url: str, target_engine: str, ma
     assert printed.splitlines()[:4] == [
         "agents: 2 rows copied.",
         "sessions: 2 rows copied.",
-        "sandboxes: 2 rows copied.",
+        "sandboxes: 3 rows copied.",
         "api_keys: 1 rows copied.",
     ]
     assert contents(target) == contents(url)
@@ -184,11 +186,32 @@ def test_verify_names_the_table_that_differs_and_copies_nothing(url: str, make_u
     assert exit.value.code == 1
     assert out.getvalue().splitlines() == [
         "Table 'sessions' differs: 2 rows in the source, 3 in the target.",
-        "Table 'sandboxes' differs: 2 rows in the source, 2 in the target, with different values.",
+        "Table 'sandboxes' differs: 3 rows in the source, 3 in the target, with different values.",
         "Table 'sessions', id 's3': only in the target.",
         "Table 'sandboxes', id 'b1': state is 'warming' in the source, 'cold' in the target.",
     ]
     assert contents(target) == before
+
+
+def test_verify_stops_naming_rows_after_twenty_and_goes_on_with_the_next_table(url: str, make_url: MakeUrl) -> None:
+    with agentdb.connect(url) as db:
+        db.run_transaction(lambda db: [db.insert_session(f"s{number:02}", "a", "b") for number in range(30)])
+        db.insert_sandbox("b1", "a", "/")
+    target = make_url("postgresql")
+    copydb(url, target)
+    execute(target, "UPDATE sessions SET status = 'other'")
+    execute(target, "UPDATE sandboxes SET state = 'other'")
+    out = io.StringIO()
+
+    with pytest.raises(SystemExit):
+        call_command("copydb", url, target, "--verify", stdout=out)
+
+    lines = out.getvalue().splitlines()
+    assert len(lines) == 2 + 20 + 1 + 1
+    assert lines[-2:] == [
+        "Table 'sessions': more rows differ.",
+        "Table 'sandboxes', id 'b1': state is 'warming' in the source, 'other' in the target.",
+    ]
 
 
 def test_the_checksum_sees_a_microsecond(url: str, make_url: MakeUrl) -> None:
@@ -247,7 +270,7 @@ def test_a_dry_run_copies_nothing_and_makes_no_file(url: str, tmp_path: Path) ->
     assert printed.splitlines() == [
         "agents: 2 rows to copy.",
         "sessions: 2 rows to copy.",
-        "sandboxes: 2 rows to copy.",
+        "sandboxes: 3 rows to copy.",
         "api_keys: 1 rows to copy.",
         "Nothing was copied.",
     ]
@@ -258,7 +281,7 @@ def test_copy_database_returns_the_rows_of_each_table(url: str, make_url: MakeUr
     fill(url)
     target = make_url("postgresql")
 
-    assert agentdb.copy_database(url, target) == {"agents": 2, "sessions": 2, "sandboxes": 2, "api_keys": 1}
+    assert agentdb.copy_database(url, target) == {"agents": 2, "sessions": 2, "sandboxes": 3, "api_keys": 1}
     assert contents(target) == contents(url)
 
 
@@ -289,21 +312,47 @@ def test_a_copy_killed_at_any_moment_goes_on(tmp_path: Path, make_url: MakeUrl, 
     kills = int(os.environ.get("AGENTDB_TEST_KILLS", "3"))
     chance = random.Random(kills)
     killed = 0
-    for _ in range(kills):
+    while killed < kills:
         run = subprocess.run(
-            [sys.executable, "-c", KILLED, source, target, str(chance.uniform(0.05, 0.6))],
+            [sys.executable, "-c", KILLED, source, target, str(chance.uniform(0.05, 0.9))],
             stderr=subprocess.PIPE,
             text=True,
         )
         assert run.returncode in (0, -signal.SIGKILL), run.stderr
         killed += run.returncode != 0
         if not run.returncode:
-            break
-    assert killed
-    if killed == kills:
-        copydb(source, target)
+            assert_copied(source, target)
+            target = make_url(target_engine)
+    copydb(source, target)
+    assert_copied(source, target)
+
+
+def assert_copied(source: str, target: str) -> None:
     assert contents(target) == contents(source)
     assert "agentdb_copy" not in tables(target)
+    with temporary_alias(target) as alias:
+        call_command("verifydb", database=alias, stdout=io.StringIO())
+
+
+@pytest.mark.parametrize("target_engine", ["sqlite", "postgresql"])
+def test_a_copy_stopped_while_it_builds_the_indexes_goes_on(
+    url: str, make_url: MakeUrl, target_engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(url)
+    target = make_url(target_engine)
+
+    def stop(table: str, done: int, total: int) -> None:
+        if (table, done) == ("indexes", 5):
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as stopping:
+        stopping.setattr("agentdb.management.progress.ProgressLine.__call__", lambda self, *args: stop(*args))
+        with pytest.raises(SystemExit):
+            copydb(url, target)
+
+    copydb(url, target)
+
+    assert_copied(url, target)
 
 
 def tables(url: str) -> set[str]:
