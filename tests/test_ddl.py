@@ -195,6 +195,28 @@ def test_on_postgresql_views_triggers_and_additional_things_come_through(
         execute(connection, "DROP OWNED BY agentdb_reader CASCADE")
 
 
+@pytest.mark.parametrize("engine", ["postgresql"])
+def test_a_view_made_again_gets_no_right_from_default_privileges_and_its_owner_none_back(
+    other_role: str, load_legacy: Load, engine: str
+):
+    with opened(load_legacy("era-b-small")) as connection:
+        execute(
+            connection,
+            "CREATE VIEW bare AS SELECT id, created_at FROM sessions",
+            "CREATE VIEW theirs AS SELECT id, created_at FROM sessions",
+            "GRANT ALL ON SCHEMA public TO agentdb_reader",
+            "ALTER VIEW theirs OWNER TO agentdb_reader",
+            "REVOKE UPDATE ON theirs FROM agentdb_reader",
+            "ALTER DEFAULT PRIVILEGES GRANT ALL ON TABLES TO agentdb_reader, PUBLIC",
+        )
+        before = grants(connection, "bare"), grants(connection, "theirs")
+
+        manage(connection, "migrate", "agentdb", fake_initial=True)
+
+        assert (grants(connection, "bare"), grants(connection, "theirs")) == before
+        execute(connection, "DROP OWNED BY agentdb_reader CASCADE")
+
+
 ALL_PRIVILEGES = ("SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE", "REFERENCES", "TRIGGER")
 
 

@@ -5,7 +5,7 @@ The schema editor's own methods start from the model a table was made from. Thes
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -498,6 +498,7 @@ class _PgDependents:
             try:
                 for sql in view.make_again:
                     _run(self._editor, sql)
+                self._restore_grants(view)
             except ProgrammingError as failure:
                 raise SchemaMismatchError(
                     f"View {view.name!r} cannot be made again with the new types of the columns it reads: "
@@ -505,6 +506,21 @@ class _PgDependents:
                 ) from failure
         for sql in self._make_again:
             _run(self._editor, sql)
+
+    def _restore_grants(self, view: _PgView) -> None:
+        """Give the view the rights it had: ALTER DEFAULT PRIVILEGES has given the new one others."""
+        if self._grants(view.name) == view.grants:
+            return
+        for _, grantee, _, _ in self._grants(view.name):
+            _run(self._editor, f"REVOKE ALL ON {view.name} FROM {grantee} CASCADE")
+        for _, grantee, privilege, may_grant in sorted(view.grants):
+            option = " WITH GRANT OPTION" if may_grant else ""
+            _run(self._editor, f"GRANT {privilege} ON {view.name} TO {grantee}{option}")
+        if self._grants(view.name) != view.grants:
+            raise SchemaMismatchError(
+                f"View {view.name!r} cannot be made again with exactly the rights that were granted on it. "
+                "Drop it, run the command again, and create it anew."
+            )
 
     def _read_triggers(self) -> list[tuple[str, list[str]]]:
         table = self._editor.quote_name(self._table)
@@ -543,7 +559,7 @@ class _PgDependents:
                 JOIN pg_rewrite r ON d.classid = 'pg_rewrite'::regclass AND r.oid = d.objid AND r.ev_class <> reads.oid
             )
             SELECT c.oid, c.oid::regclass::text, c.relkind::text, pg_get_viewdef(c.oid), c.reloptions,
-                quote_ident(pg_get_userbyid(c.relowner)), pg_get_userbyid(c.relowner) = current_user, c.relacl IS NULL,
+                quote_ident(pg_get_userbyid(c.relowner)), pg_get_userbyid(c.relowner) = current_user,
                 quote_literal(obj_description(c.oid, 'pg_class')),
                 EXISTS (SELECT FROM pg_trigger WHERE tgrelid = c.oid)
                 OR EXISTS (SELECT FROM pg_rewrite WHERE ev_class = c.oid AND rulename <> '_RETURN')
@@ -557,7 +573,7 @@ class _PgDependents:
             [self._oid, self._columns],
         )
         views = []
-        for oid, name, kind, definition, options, owner, is_ours, no_grants, comment, has_more in found:
+        for _, name, kind, definition, options, owner, is_ours, comment, has_more in found:
             if kind != "v" or has_more:
                 what = "Materialized view" if kind == "m" else "View"
                 raise SchemaMismatchError(
@@ -566,27 +582,29 @@ class _PgDependents:
                 )
             settings = f" WITH ({', '.join(options)})" if options else ""
             make_again = [f"CREATE VIEW {name}{settings} AS {definition}"]
-            if not no_grants:
-                make_again.append(f"REVOKE ALL ON {name} FROM {owner}")
-                make_again += self._grants(oid, name)
             if comment:
                 make_again.append(f"COMMENT ON VIEW {name} IS {comment}")
             if not is_ours:
                 make_again.append(f"ALTER VIEW {name} OWNER TO {owner}")
-            views.append(_PgView(name, make_again))
+            views.append(_PgView(name, make_again, self._grants(name)))
         return views
 
-    def _grants(self, oid: int, name: str) -> Iterable[str]:
-        for grantee, privilege, may_grant in _rows(
-            self._editor,
-            "SELECT CASE grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(grantee)) END, privilege_type,"
-            " is_grantable FROM pg_class, aclexplode(relacl) WHERE oid = %s",
-            [oid],
-        ):
-            yield f"GRANT {privilege} ON {name} TO {grantee}{' WITH GRANT OPTION' if may_grant else ''}"
+    def _grants(self, name: str) -> set[tuple[str, str, str, bool]]:
+        """Grantor, grantee, privilege and grant option; what an empty list of rights stands for included."""
+        return {
+            (grantor, grantee, privilege, may_grant)
+            for grantor, grantee, privilege, may_grant in _rows(
+                self._editor,
+                "SELECT pg_get_userbyid(grantor), CASE grantee WHEN 0 THEN 'PUBLIC'"
+                " ELSE quote_ident(pg_get_userbyid(grantee)) END, privilege_type, is_grantable"
+                " FROM pg_class, aclexplode(coalesce(relacl, acldefault('r', relowner))) WHERE oid = %s::regclass",
+                [name],
+            )
+        }
 
 
 @dataclass(frozen=True, slots=True)
 class _PgView:
     name: str
     make_again: list[str]
+    grants: set[tuple[str, str, str, bool]]
