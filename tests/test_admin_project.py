@@ -412,7 +412,7 @@ def test_runadmin_makes_no_file_at_a_misspelt_path(engine: str, tmp_path: Path):
     with runadmin(f"sqlite:///{tmp_path}/no.db", "--port", "0") as server:
         _, stderr = server.communicate()
 
-    assert server.returncode == 1
+    assert server.returncode == 2
     assert "There is no database file" in stderr
     assert list(tmp_path.iterdir()) == []
 
