@@ -217,6 +217,32 @@ def test_a_view_made_again_gets_no_right_from_default_privileges_and_its_owner_n
         execute(connection, "DROP OWNED BY agentdb_reader CASCADE")
 
 
+@pytest.mark.parametrize("engine", ["postgresql"])
+def test_a_view_whose_rights_another_role_passed_on_is_named_and_nothing_changes(
+    other_role: str, load_legacy: Load, engine: str
+):
+    with opened(load_legacy("era-b-small")) as connection:
+        execute(
+            connection,
+            "CREATE VIEW shared AS SELECT id, created_at FROM sessions",
+            "GRANT SELECT ON shared TO agentdb_reader WITH GRANT OPTION",
+            "SET ROLE agentdb_reader",
+            "GRANT SELECT ON shared TO PUBLIC",
+            "RESET ROLE",
+        )
+        before = rows(connection, VIEWS)
+
+        with pytest.raises(
+            CommandError,
+            match="View 'shared' cannot be made again with exactly the rights that were granted on it. "
+            "Drop it, run the command again, and create it anew.",
+        ):
+            manage(connection, "migrate", "agentdb", fake_initial=True)
+
+        assert rows(connection, VIEWS) == before
+        execute(connection, "DROP OWNED BY agentdb_reader CASCADE")
+
+
 ALL_PRIVILEGES = ("SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE", "REFERENCES", "TRIGGER")
 
 
