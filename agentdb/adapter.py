@@ -274,12 +274,16 @@ class DjangoDb(Db):
     def run_transaction(self, fn: Callable[[Db], R]) -> R:
         if inspect.iscoroutinefunction(fn):
             raise InvalidInputError(_NOT_A_COROUTINE)
+        if inspect.isgeneratorfunction(fn) or inspect.isasyncgenfunction(fn):
+            raise InvalidInputError(_NOT_A_GENERATOR)
 
         def work() -> R:
             result = fn(self)
             if inspect.isawaitable(result):
                 getattr(result, "close", bool)()
                 raise InvalidInputError(_NOT_A_COROUTINE)
+            if inspect.isgenerator(result) or inspect.isasyncgen(result):
+                raise InvalidInputError(_NOT_A_GENERATOR)
             return result
 
         return self._executor.transaction(work)
@@ -293,3 +297,4 @@ class DjangoDb(Db):
 
 
 _NOT_A_COROUTINE = "run_transaction() takes a plain function, not a coroutine: its calls run in one thread."
+_NOT_A_GENERATOR = "run_transaction() takes a plain function, not a generator, whose calls would run after the end."

@@ -32,6 +32,10 @@ _REFUSED = (Fault.CONFLICT, Fault.STALE_STATEMENT)
 # What a conversion raises over text that is no timestamp, over a number or bytes, and over year 0 in UTC.
 _UNREADABLE = (ValueError, AttributeError, OverflowError)
 
+_SPOILED = (
+    "The transaction failed inside the function, which went on after the error; nothing of it is stored. "
+    "Let the error leave the function, or undo the part that may fail with an inner run_transaction()."
+)
 _CLOSED = "The Db is closed. Open another one with agentdb.connect()."
 
 logger = logging.getLogger("agentdb")
@@ -108,9 +112,13 @@ class Executor:
     def run(self, query: Query, values: dict[str, Any], consume: Callable[[Any], R], *, reads_only: bool = False) -> R:
         """Run the query and return what ``consume`` makes of the cursor."""
         channel = self.channel()
+        if _forking.under_way and not channel.wrapper.in_atomic_block:
+            _forking.wait()
         with channel.lock:
             if self.closed:
                 raise DatabaseClosedError(_CLOSED)
+            if not channel.settled:
+                channel.settle()
             if channel.wrapper.in_atomic_block and channel.wrapper.needs_rollback:
                 if channel.failure is not None and channel.failed_in == channel.wrapper.atomic_blocks[:1]:
                     raise channel.failure
@@ -120,10 +128,16 @@ class Executor:
             except KeyError:
                 statement = self._statements[query] = query.compile(channel.wrapper)
             params = statement.bind(values)
+            channel.running = True
             try:
                 return consume(channel.execute(statement.sql, params))
             except channel.errors as error:
                 failure = driver_error(error)
+            except BaseException:
+                channel.interrupted()
+                raise
+            finally:
+                channel.running = False
             return self._recover(channel, statement.sql, params, consume, reads_only, failure)
 
     def _recover(
@@ -193,7 +207,9 @@ class Executor:
             if channel.wrapper.in_atomic_block:
                 # Part of the transaction around it, which alone can be tried again; undone alone if work fails.
                 with self._translated(channel), transaction.atomic(using=self.alias):
-                    return work()
+                    result = work()
+                    self._refuse_spoiled(channel)
+                    return result
             for delay in _delays():
                 try:
                     try:
@@ -211,17 +227,34 @@ class Executor:
 
     def _attempt(self, channel: Channel, work: Callable[[], R]) -> R:
         channel.failure = None
+        if not channel.settled:
+            channel.settle()
         with self._translated(channel):
             channel.ensure_alive()  # while it may still be replaced, which it may not in a transaction
-        with self._translated(channel), transaction.atomic(using=self.alias):
-            channel.ensure_alive()  # whatever Django opened just now
-            result = work()
-            if self.closed:
-                raise DatabaseClosedError(_CLOSED)
-            if channel.failure is not None:
-                # work went on after a failure that has undone it; that must not look like success.
-                raise channel.failure
-            return result
+        channel.settled = False
+        try:
+            with self._translated(channel), channel.serializable(), transaction.atomic(using=self.alias):
+                channel.ensure_alive()  # whatever Django opened just now
+                channel.settled = True
+                try:
+                    result = work()
+                finally:
+                    channel.settled = False
+                if self.closed:
+                    raise DatabaseClosedError(_CLOSED)
+                self._refuse_spoiled(channel)
+        finally:
+            channel.settle()
+        return result
+
+    @staticmethod
+    def _refuse_spoiled(channel: Channel) -> None:
+        """Raise where work went on after a failure that has undone it; that must not look like success."""
+        if channel.failure is not None and channel.failed_in == channel.wrapper.atomic_blocks[:1]:
+            raise channel.failure
+        raw = channel.wrapper.connection
+        if channel.wrapper.needs_rollback or raw is None or channel.spoiled(raw):
+            raise AgentDbError(_SPOILED)
 
     @contextmanager
     def _translated(self, channel: Channel) -> Iterator[None]:
@@ -229,6 +262,8 @@ class Executor:
         try:
             yield
         except channel.errors as error:
+            if (foreign := _foreign(error, channel)) is not None:
+                raise foreign from None  # what follows from it, as a transaction that could not end, is settled later
             cause = driver_error(error)
             failure = self._doom(channel, channel.fault(cause), cause)
             raise failure from cause
@@ -246,7 +281,9 @@ class Executor:
 
     def ensure_connected(self) -> None:
         """Open this thread's connection now; raise ``DatabaseUnavailableError`` if that fails."""
-        self.channel().ensure_alive()
+        channel = self.channel()
+        with channel.lock:
+            channel.ensure_alive()
 
     @contextmanager
     def translated_errors(self) -> Iterator[None]:
@@ -282,8 +319,19 @@ class Executor:
         try:
             channel: Channel = self._local.channel
         except AttributeError:
-            channel = self._local.channel = self._open_channel()
+            with _forking.opening:
+                channel = self._local.channel = self._open_channel()
         return channel
+
+    def _start_anew(self) -> None:
+        """In the child of a fork: let go of the parent's connections, and know no thread but this one."""
+        for channel in list(self._channels):
+            if channel is not self._shared:
+                _leave_to_the_parent(channel)
+        if self._shared is None:
+            self._forget_threads()
+            with suppress(AttributeError):
+                del connections[self.alias]
 
     def _open_channel(self) -> Channel:
         if self._shared is not None:
@@ -301,6 +349,14 @@ class Executor:
     def _forget_threads(self) -> None:
         self._local = threading.local()
         self._channels: weakref.WeakSet[Channel] = weakref.WeakSet()
+
+
+def _foreign(error: BaseException, channel: Channel) -> BaseException | None:
+    """Return the exception from nowhere, as of a signal handler, that the driver's error followed from."""
+    cause = error.__context__
+    while cause is not None and isinstance(cause, (*channel.errors, AgentDbError)):
+        cause = cause.__context__
+    return cause
 
 
 def _delays() -> Iterator[float | None]:
@@ -321,18 +377,78 @@ def _row_count(cursor: Any) -> int:
     return count
 
 
-def _start_anew_in_child() -> None:
-    """Leave the parent's connections alone after a fork: two processes on one socket corrupt both."""
-    for executor in list(_open):
-        for channel in list(executor._channels):
-            if channel is not executor._shared:
-                _inherited.append(channel.wrapper.connection)  # kept, because deleting it would close it
-                channel.wrapper.connection = None
-        if executor._shared is None:
-            executor._forget_threads()
-            with suppress(AttributeError):
-                del connections[executor.alias]
+class _Forking:
+    """What happens around a fork, in the parent and in the child.
 
+    SQLite forbids a connection to be carried across a fork: locks belong to the process, so that the child believes in
+    locks that it does not hold, and what it writes is lost when the parent closes the file
+    (https://www.sqlite.org/howtocorrupt.html, section 2.6). So the parent's idle connections to files are closed before
+    it, and opened again by the next call. A call or transaction of another thread is waited for, but not for ever.
+    """
+
+    def __init__(self) -> None:
+        self.opening = threading.RLock()  # no connection may come to be between looking and forking
+        self.under_way = False  # busy threads would else take their channel's lock again before it is had here
+        self._held: list[Channel] = []
+
+    def wait(self) -> None:
+        with self.opening:
+            return
+
+    def before(self) -> None:
+        self.opening.acquire()
+        self.under_way = True
+        for executor in list(_open):
+            for channel in list(executor._channels):
+                if channel.wrapper.vendor != "sqlite":
+                    continue
+                if self._hold(channel) and channel is not executor._shared and not channel.wrapper.in_atomic_block:
+                    channel.disconnect()
+
+    def _hold(self, channel: Channel) -> bool:
+        """Take the channel's lock, once its statement has ended; a transaction is not waited for as long."""
+        idle_until = time.monotonic() + _LONGEST_WAIT_FOR_A_TRANSACTION_SECONDS
+        end = time.monotonic() + _LONGEST_WAIT_FOR_A_STATEMENT_SECONDS
+        while not channel.lock.acquire(timeout=0.02):
+            now = time.monotonic()
+            if now > end or (now > idle_until and channel.settled and not channel.running):
+                return False
+        self._held.append(channel)
+        return True
+
+    def after_in_parent(self) -> None:
+        while self._held:
+            self._held.pop().lock.release()
+        self.under_way = False
+        self.opening.release()
+
+    def after_in_child(self) -> None:
+        for executor in list(_open):
+            executor._start_anew()
+        self.after_in_parent()
+
+
+def _leave_to_the_parent(channel: Channel) -> None:
+    """Let go of an inherited connection, which is the parent's: two processes on one socket corrupt both."""
+    raw = channel.wrapper.connection
+    channel.wrapper.connection = None
+    if raw is None:
+        return
+    if channel.wrapper.vendor == "sqlite" and channel.settled and not channel.running:
+        # In the middle of a transaction, between two statements. SQLite keeps a list of the files that the process has
+        # open; without this the child would find its own copy of the parent's write lock there, for ever. In WAL mode
+        # closing undoes in this process alone what the parent goes on with; the parent's locks are not the child's.
+        raw.close()
+    else:
+        _inherited.append(raw)  # kept, because deleting it would close it
+
+
+_LONGEST_WAIT_FOR_A_TRANSACTION_SECONDS = 1.0  # it may be waiting for the very thread that forks
+_LONGEST_WAIT_FOR_A_STATEMENT_SECONDS = 60.0  # twice as long as SQLite waits for another writer
+
+_forking = _Forking()
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_start_anew_in_child)
+    os.register_at_fork(
+        before=_forking.before, after_in_parent=_forking.after_in_parent, after_in_child=_forking.after_in_child
+    )

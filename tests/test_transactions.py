@@ -3,13 +3,13 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import Any
 
 import pytest
-from django.db import transaction
+from django.db import connections, transaction
 
 import agentdb
 from agentdb import AgentDbError, ConflictError, Db, DjangoDb, DuplicateKeyError, InvalidInputError
@@ -199,6 +199,48 @@ def test_functions_that_return_an_awaitable_are_refused_and_undone(db: DjangoDb)
     with pytest.raises(InvalidInputError, match="takes a plain function"):
         db.run_transaction(work)
     assert db.get_session("s1") is None
+
+
+def test_generator_functions_are_refused_before_anything_runs(db: DjangoDb) -> None:
+    def work(inside: Db) -> Iterator[None]:
+        make_session(inside)
+        yield
+
+    async def async_work(inside: Db) -> AsyncIterator[None]:
+        make_session(inside)
+        yield
+
+    refused: list[Any] = [work, async_work, lambda inside: work(inside)]
+    for fn in refused:
+        with pytest.raises(InvalidInputError) as raised:
+            db.run_transaction(fn)
+
+        assert str(raised.value) == (
+            "run_transaction() takes a plain function, not a generator, whose calls would run after the end."
+        )
+
+
+def test_an_alias_without_autocommit_is_refused(db: DjangoDb, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(connections[db.alias].settings_dict, "AUTOCOMMIT", False)
+
+    with pytest.raises(AgentDbError, match="has AUTOCOMMIT = False"):
+        DjangoDb(db.alias).get_session("s1")
+
+
+def test_an_inner_transaction_that_fails_and_is_caught_undoes_only_itself(db: DjangoDb) -> None:
+    def inner(inside: Db) -> None:
+        make_session(inside, "inner")
+        raise LookupError
+
+    def outer(inside: Db) -> str:
+        make_session(inside, "before")
+        with suppress(LookupError):
+            inside.run_transaction(inner)
+        make_session(inside, "after")
+        return "stored"
+
+    assert db.run_transaction(outer) == "stored"
+    assert [db.get_session(each) is not None for each in ("before", "inner", "after")] == [True, False, True]
 
 
 # -- a transaction of the host around it

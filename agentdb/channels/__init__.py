@@ -18,6 +18,12 @@ def open_channel(wrapper: BaseDatabaseWrapper) -> Channel:
             f"The database alias {wrapper.alias!r} does not keep its timestamps in UTC. "
             "Set USE_TZ = True, and no TIME_ZONE in its entry of DATABASES."
         )
+    if not wrapper.settings_dict["AUTOCOMMIT"]:
+        # A call that is tried again on a new connection would leave out what the old one had not committed.
+        raise AgentDbError(
+            f"The database alias {wrapper.alias!r} has AUTOCOMMIT = False, and agentdb's calls would not be committed. "
+            "Leave it out of its entry of DATABASES, and use transaction.atomic()."
+        )
     if wrapper.vendor == "sqlite":
         return SqliteChannel(wrapper)
     if wrapper.vendor in ("postgresql", "cockroachdb"):

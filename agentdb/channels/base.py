@@ -10,6 +10,7 @@ import select
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from enum import Enum, auto
 from typing import Any
 
@@ -56,6 +57,10 @@ class Channel(ABC):
         self.failure: AgentDbError | None = None
         self.fault_of_failure: Fault | None = None
         self.failed_in: list[Any] = []
+        # False while a transaction begins or ends: an exception from a signal handler may leave it there.
+        self.settled = True
+        # Whether the driver is at work, so that a fork at this moment copies a connection nobody can close.
+        self.running = False
         self._debug = settings.DEBUG
 
     def __del__(self) -> None:
@@ -74,6 +79,41 @@ class Channel(ABC):
     @abstractmethod
     def describe(self) -> str:
         """Return the database's name for a message, without the password."""
+
+    @abstractmethod
+    def at_rest(self, raw: Any) -> bool:
+        """Whether the driver's connection is in no transaction and runs no statement; asks no server."""
+
+    @abstractmethod
+    def spoiled(self, raw: Any) -> bool:
+        """Whether the transaction that should be open has failed or ended without Django's knowing."""
+
+    def settle(self) -> None:
+        """Where an exception from nowhere, as of a signal handler, left a transaction half begun or ended: undo it.
+
+        Call it outside a transaction. The connection's real state counts, not what Django remembers.
+        """
+        wrapper = self.wrapper
+        raw = wrapper.connection
+        if not wrapper.autocommit or wrapper.in_atomic_block or (raw is not None and not self.at_rest(raw)):
+            wrapper.connection = None
+            wrapper.in_atomic_block = wrapper.needs_rollback = wrapper.closed_in_transaction = False
+            wrapper.savepoint_ids, wrapper.atomic_blocks, wrapper.run_on_commit = [], [], []
+            if raw is not None:
+                self.abandon(raw)
+        self.settled = True
+
+    def serializable(self) -> AbstractContextManager[None]:
+        """Let the transaction that begins inside be serializable, where the engine has a weaker default."""
+        return nullcontext()
+
+    def abandon(self, raw: Any) -> None:
+        """Close a connection that is in the middle of something, and undo that."""
+        raw.close()
+
+    def interrupted(self) -> None:
+        """After an exception that is not the driver's: leave no statement under way for the next caller."""
+        return
 
     def ensure_alive(self) -> None:
         """Open the connection if it is not open; open it anew if it has died while it was idle."""

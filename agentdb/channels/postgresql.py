@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import django.db
@@ -24,6 +24,10 @@ _GOOD_BYES = ("25P03", "25P04", "57P01", "57P02", "57P03", "57P05")
 _FOLLOW_THE_INDEX = (
     "SELECT set_config(name, 'off', false) FROM unnest(ARRAY['enable_sort', 'enable_incremental_sort', 'jit']) AS name"
 )
+_IDLE = psycopg.pq.TransactionStatus.IDLE
+_ACTIVE = psycopg.pq.TransactionStatus.ACTIVE
+_IN_TRANSACTION = psycopg.pq.TransactionStatus.INTRANS
+_CANCEL_SECONDS = 2.0
 _STALE_PLAN = "cached plan must not change result type"
 
 
@@ -33,7 +37,7 @@ class PostgresChannel(Channel):
 
     def __init__(self, wrapper: BaseDatabaseWrapper) -> None:
         super().__init__(wrapper)
-        self._raw: psycopg.Connection[Any] | None = None
+        self._raw: Any = None
         self._cursor: psycopg.Cursor[Any]
         self._readable: Callable[[], bool]
         self._prepares = True
@@ -51,12 +55,70 @@ class PostgresChannel(Channel):
         raw: Any = self.wrapper.connection
         if raw is not None and raw is self._raw:
             # An idle connection has nothing to read unless the server said good-bye, or sent a notice.
-            if self.wrapper.in_atomic_block or not self._readable() or self._still_open(raw):
+            if self.wrapper.in_atomic_block:
                 return
-            self.disconnect()
+            # In anything else than this state an exception from nowhere has left it: nobody waits for its answer.
+            if raw.pgconn.transaction_status != _IDLE and self.wrapper.autocommit:
+                self.disconnect()
+            elif not self._readable() or self._still_open(raw):
+                return
+            else:
+                self.disconnect()
         if self.wrapper.connection is None:
             self.connect()
         self._use(self.wrapper.connection)
+
+    def at_rest(self, raw: Any) -> bool:
+        return bool(raw.closed or raw.pgconn.transaction_status == _IDLE)
+
+    def spoiled(self, raw: Any) -> bool:
+        return bool(raw.closed or raw.pgconn.transaction_status not in (_IDLE, _IN_TRANSACTION))
+
+    def interrupted(self) -> None:
+        raw = self.wrapper.connection
+        if raw is not None and raw.pgconn.transaction_status == _ACTIVE:
+            self.disconnect()
+
+    def disconnect(self) -> None:
+        raw = self.wrapper.connection
+        if raw is None:
+            return
+        if not raw.closed and raw.pgconn.transaction_status == _ACTIVE:
+            self._cancel(raw)
+        super().disconnect()
+        self._give_back(raw)
+
+    @contextmanager
+    def serializable(self) -> Iterator[None]:
+        raw = self.wrapper.connection
+        assert raw is not None
+        before = raw.isolation_level
+        raw.isolation_level = psycopg.IsolationLevel.SERIALIZABLE  # sent with BEGIN
+        try:
+            yield
+        finally:
+            if not raw.closed and raw.pgconn.transaction_status == _IDLE:
+                raw.isolation_level = before
+
+    def abandon(self, raw: Any) -> None:
+        if not raw.closed and raw.pgconn.transaction_status == _ACTIVE:
+            self._cancel(raw)
+        raw.close()
+        self._give_back(raw)
+
+    def _give_back(self, raw: Any) -> None:
+        pool = getattr(self.wrapper, "pool", None)
+        if pool is not None:
+            pool.putconn(raw)  # a host's pool counts those it has handed out, dead or alive
+
+    @staticmethod
+    def _cancel(raw: Any) -> None:
+        """Let the server end what it does for this connection; else it goes on, and holds its locks, for nobody."""
+        with suppress(psycopg.Error):
+            if hasattr(raw, "cancel_safe"):
+                raw.cancel_safe(timeout=_CANCEL_SECONDS)
+            else:
+                raw.cancel()
 
     def _use(self, raw: Any) -> None:
         if not self._prepares:
@@ -107,13 +169,6 @@ class PostgresChannel(Channel):
         if isinstance(error, psycopg.OperationalError | errors.ReadOnlySqlTransaction):
             return Fault.UNAVAILABLE
         return Fault.OTHER
-
-    def disconnect(self) -> None:
-        raw = self.wrapper.connection
-        super().disconnect()
-        pool = getattr(self.wrapper, "pool", None)
-        if raw is not None and pool is not None:
-            pool.putconn(raw)  # a host's pool counts those it has handed out, dead or alive
 
     def prepare_nothing(self) -> None:
         self._prepares = False

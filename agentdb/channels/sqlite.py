@@ -24,14 +24,25 @@ class SqliteChannel(Channel):
     aborts_on_error = False
 
     def execute(self, sql: str, params: Sequence[Any]) -> Any:
-        if self.wrapper.connection is None:
+        raw = self.wrapper.connection
+        if raw is None:
             self.connect()
+            raw = self.wrapper.connection
+        elif raw.in_transaction and not self.wrapper.in_atomic_block and self.wrapper.autocommit:
+            # Begun by a call that an exception from nowhere cut off: what follows would never be committed.
+            raw.rollback()
         if self.instrumented():
             cursor = self.wrapper.cursor()
             # Django's own cursor takes its own placeholders, and so does what logs the SQL.
             cursor.execute(sql.replace("%", "%%").replace("?", "%s"), params)
             return cursor
-        return self.wrapper.connection.execute(sql, params)
+        return raw.execute(sql, params)
+
+    def at_rest(self, raw: Any) -> bool:
+        return not raw.in_transaction
+
+    def spoiled(self, raw: Any) -> bool:
+        return not raw.in_transaction
 
     def fault(self, error: BaseException) -> Fault:
         name = getattr(error, "sqlite_errorname", "") or ""

@@ -1,0 +1,146 @@
+"""Forks at bad moments: the child's acknowledged writes are there, and nobody waits for a lock that nobody holds."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import agentdb
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+
+
+def run(program: str, url: str, folder: Path) -> str:
+    """Run the program in a process of its own, since a fork of the test run would run its cleanup twice."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(agentdb.__file__).parents[1]), "DATABASE_URL": ""}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-W", "ignore::DeprecationWarning", "-c", program, url],
+        capture_output=True, text=True, timeout=90, cwd=folder, env=environment,
+    )  # fmt: skip
+    assert done.stderr == ""
+    return done.stdout
+
+
+@pytest.mark.parametrize("end", ["close", "exit"])
+def test_what_a_child_writes_after_its_parent_has_ended_is_there(url: str, end: str, tmp_path: Path) -> None:
+    program = f"""
+import os, sys, agentdb
+db = agentdb.connect(sys.argv[1])
+db.insert_session("parent", "a", "sb")
+ready, gone = os.pipe(), os.pipe()
+if os.fork() == 0:
+    db.insert_session("child-0", "a", "sb")
+    os.write(ready[1], b"x")
+    os.close(gone[1])
+    os.read(gone[0], 1)  # until the parent has closed its end
+    for number in range(1, 50):
+        db.insert_session(f"child-{{number}}", "a", "sb")
+    print("acknowledged", flush=True)
+    os._exit(0)
+os.read(ready[0], 1)
+if {end!r} == "close":
+    db.close()
+    os.close(gone[1])
+    os.wait()
+else:
+    os._exit(0)
+"""
+    assert run(program, url, tmp_path) == "acknowledged\n"
+
+    with agentdb.connect(url) as db:
+        assert len(db.list_sessions()) == 51
+
+
+def test_a_child_can_write_once_the_transaction_of_a_parents_thread_has_ended(url: str, tmp_path: Path) -> None:
+    program = """
+import os, sys, threading, agentdb
+db = agentdb.connect(sys.argv[1])
+inside, forked = threading.Event(), threading.Event()
+def transaction(tx):
+    tx.insert_session("parent-1", "a", "sb")
+    inside.set()
+    forked.wait(60)
+    tx.insert_session("parent-2", "a", "sb")
+thread = threading.Thread(target=db.run_transaction, args=(transaction,))
+thread.start()
+inside.wait()
+ended = os.pipe()
+pid = os.fork()
+if pid == 0:
+    os.close(ended[1])
+    os.read(ended[0], 1)
+    db.insert_session("child", "a", "sb")
+    print(sorted(session.id for session in db.list_sessions()), flush=True)
+    db.close()
+    os._exit(0)
+forked.set()
+thread.join()
+os.close(ended[1])
+os.wait()
+db.insert_session("parent-3", "a", "sb")
+print(len(db.list_sessions()))
+db.close()
+"""
+    assert run(program, url, tmp_path) == "['child', 'parent-1', 'parent-2']\n4\n"
+
+
+def test_forks_while_threads_write_lose_nothing_and_hang_nobody(url: str, tmp_path: Path) -> None:
+    program = """
+import os, sys, threading, agentdb
+db = agentdb.connect(sys.argv[1])
+stop = threading.Event()
+written = []
+def write(name):
+    number = 0
+    while not stop.is_set():
+        db.insert_session(f"{name}-{number}", "a", "sb")
+        written.append(f"{name}-{number}")
+        number += 1
+threads = [threading.Thread(target=write, args=(f"thread-{n}",)) for n in range(3)]
+[thread.start() for thread in threads]
+for number in range(8):
+    if os.fork() == 0:
+        for each in range(5):
+            db.insert_session(f"child-{number}-{each}", "a", "sb")
+        db.run_transaction(lambda tx: tx.touch_session(f"child-{number}-0"))
+        db.close()
+        os._exit(0)
+codes = [os.wait()[1] for _ in range(8)]
+stop.set()
+[thread.join() for thread in threads]
+stored = {session.id for session in db.list_sessions()}
+missing = [name for name in written if name not in stored]
+children = sum(name.startswith("child") for name in stored)
+print(codes, missing, children)
+db.close()
+"""
+    assert run(program, url, tmp_path) == "[0, 0, 0, 0, 0, 0, 0, 0] [] 40\n"
+
+
+def test_a_database_in_memory_is_copied_whole_while_threads_are_busy(tmp_path: Path) -> None:
+    program = """
+import os, sys, threading, agentdb
+db = agentdb.connect("sqlite://:memory:", migrate=True)
+stop = threading.Event()
+def write(name):
+    number = 0
+    while not stop.is_set():
+        db.insert_session(f"{name}-{number}", "a", "sb")
+        number += 1
+threads = [threading.Thread(target=write, args=(f"thread-{n}",)) for n in range(3)]
+[thread.start() for thread in threads]
+for number in range(5):
+    if os.fork() == 0:
+        db.insert_session("child", "a", "sb")
+        os._exit(0 if db.get_session("child") else 1)
+codes = [os.wait()[1] for _ in range(5)]
+stop.set()
+[thread.join() for thread in threads]
+print(codes, db.get_session("child"))
+db.close()
+"""
+    assert run(program, "", tmp_path) == "[0, 0, 0, 0, 0] None\n"

@@ -1,0 +1,201 @@
+"""Exceptions from nowhere: a signal handler raises at any moment, as Ctrl-C and task queues' time limits do.
+
+Set AGENTDB_INTERRUPT_SECONDS for longer runs.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sqlite3
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import psycopg
+import pytest
+from django.db import connections, transaction
+
+import agentdb
+from agentdb import AgentDbError, Db, DjangoDb
+
+_SECONDS = float(os.environ.get("AGENTDB_INTERRUPT_SECONDS", "2"))
+
+
+class Interrupt(Exception):
+    pass
+
+
+def interrupt(*_: object) -> None:
+    raise Interrupt
+
+
+@pytest.fixture(autouse=True)
+def _handler() -> object:
+    before = signal.signal(signal.SIGALRM, interrupt)
+    yield
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def test_interrupted_wait_for_the_write_lock_leaves_no_transaction(tmp_path: Path) -> None:
+    path = tmp_path / "agentdb.sqlite3"
+    with agentdb.connect(f"sqlite:///{path}", migrate=True) as db:
+        other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        other.execute("BEGIN IMMEDIATE")
+        threading.Timer(0.4, other.execute, ["COMMIT"]).start()
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        with pytest.raises(Interrupt):
+            db.run_transaction(lambda tx: tx.insert_session("never", "a", "sb"))
+        other_sees = db.insert_session("s1", "a", "sb")
+
+        assert other.execute("SELECT id FROM sessions").fetchall() == [(other_sees.id,)]
+        other.close()
+
+
+def test_interrupted_begin_of_a_host_leaves_no_transaction_for_agentdbs_calls(tmp_path: Path) -> None:
+    path = tmp_path / "agentdb.sqlite3"
+    with agentdb.connect(f"sqlite:///{path}", migrate=True) as db:
+        connections[db.alias].connection.execute("BEGIN IMMEDIATE")  # what an interrupted atomic() leaves
+
+        db.insert_session("s1", "a", "sb")
+
+        with sqlite3.connect(path) as other:
+            assert other.execute("SELECT id FROM sessions").fetchall() == [("s1",)]
+        other.close()
+
+
+def test_interrupted_statement_on_postgresql_is_cancelled_and_the_next_call_works(
+    make_migrated: Callable[[], str],
+) -> None:
+    url = make_migrated()
+    with agentdb.connect(url) as db, psycopg.connect(url) as other:
+        db.insert_session("s1", "a", "sb")
+        other.execute("UPDATE sessions SET agent_name = 'b'")
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        with pytest.raises(Interrupt):
+            db.touch_session("s1")
+
+        assert db.get_session("s1") is not None
+        waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+        assert other.execute(waiting).fetchone() == (0,)
+
+
+@pytest.fixture
+def make_migrated(request: pytest.FixtureRequest) -> Callable[[], str]:
+    make = request.getfixturevalue("make_postgres_database")
+    return lambda: make(template=request.getfixturevalue("_migrated_postgres"))
+
+
+def test_random_interrupts_lose_no_acknowledged_write_and_fail_no_quiet_call(url: str) -> None:
+    randomness = random.Random(7)
+    acknowledged: set[str] = set()
+    failures: list[str] = []
+
+    def both(name: str) -> Callable[[Db], None]:
+        def work(tx: Db) -> None:
+            tx.insert_session(name, "a", "sb")
+            tx.touch_session(name)
+
+        return work
+
+    with agentdb.connect(url) as db:
+        number = 0
+        until = time.monotonic() + _SECONDS
+        while time.monotonic() < until:
+            try:
+                signal.setitimer(signal.ITIMER_REAL, randomness.uniform(0.00002, 0.004))
+                while True:
+                    number += 1
+                    if number % 3:
+                        db.insert_session(f"s{number}", "a", "sb")
+                    else:
+                        db.run_transaction(both(f"s{number}"))
+                    acknowledged.add(f"s{number}")
+            except Interrupt:
+                pass
+            except AgentDbError as error:  # the interrupt came out as something else
+                failures.append(f"interrupted: {error!r}")
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            try:
+                db.update_session_status(f"s{number - 1}", "active")
+                db.get_session(f"s{number - 1}")
+            except AgentDbError as error:
+                failures.append(f"quiet: {error!r}")
+
+    with agentdb.connect(url) as fresh:
+        stored = {session.id for session in fresh.list_sessions()}
+    assert (failures, acknowledged - stored) == ([], set())
+    assert len(acknowledged) > 20
+
+
+def test_transaction_that_swallowed_an_error_of_the_hosts_own_statement_is_no_success(db: DjangoDb) -> None:
+    def work(tx: Db) -> str:
+        tx.insert_session("s1", "a", "sb")
+        with suppress(Exception), transaction.atomic(using=db.alias, savepoint=False):
+            connections[db.alias].cursor().execute("SELECT * FROM missing")
+        return "stored"
+
+    with pytest.raises(AgentDbError, match="nothing of it is stored"):
+        db.run_transaction(work)
+
+    assert db.get_session("s1") is None
+
+
+def test_raw_error_that_postgresql_answers_with_rollback_at_commit_is_no_success(
+    make_migrated: Callable[[], str],
+) -> None:
+    def work(tx: Db) -> str:
+        tx.insert_session("s1", "a", "sb")
+        with suppress(Exception):
+            connections[db.alias].cursor().execute("SELECT * FROM missing")
+        return "stored"
+
+    with agentdb.connect(make_migrated()) as db:
+        with pytest.raises(AgentDbError, match="nothing of it is stored"):
+            db.run_transaction(work)
+
+        assert db.get_session("s1") is None
+
+
+def test_swallowed_error_of_ours_inside_a_hosts_transaction_is_no_success(db: DjangoDb) -> None:
+    def work(tx: Db) -> str:
+        tx.insert_session("s1", "a", "sb")
+        with connections[db.alias].cursor() as cursor:
+            cursor.execute("ALTER TABLE api_keys RENAME TO hidden")
+        with suppress(AgentDbError):
+            tx.get_api_key_by_hash("h")
+        return "stored"
+
+    with pytest.raises(AgentDbError), transaction.atomic(using=db.alias):
+        db.run_transaction(work)
+
+    assert db.get_session("s1") is None
+
+
+def test_read_modify_write_of_many_threads_loses_no_update(url: str) -> None:
+    with agentdb.connect(url) as db:
+        db.upsert_agent("counter", "0")
+
+        def add(tx: Db) -> None:
+            agent = tx.get_agent("counter")
+            assert agent is not None
+            tx.upsert_agent("counter", str(int(agent.path) + 1))
+
+        def many() -> None:
+            for _ in range(10):
+                db.run_transaction(add)
+
+        threads = [threading.Thread(target=many) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+        agent = db.get_agent("counter")
+        assert agent is not None
+        assert (agent.path, agent.version) == ("40", 41)
