@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import inspect
+import json
 import uuid
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from agentdb.errors import AgentDbError, InvalidInputError
 from agentdb.execution import Executor
+from agentdb.health import check_health
 from agentdb.inputs import (
     aware_instant,
+    check_tenant,
     identifier,
     optional_identifier,
     page_limit,
@@ -26,10 +30,15 @@ from agentdb.interface import (
     AgentRecord,
     ApiKeyRecord,
     Db,
+    Health,
     SandboxRecord,
+    SandboxState,
+    SandboxStateInput,
     SessionRecord,
+    SessionStatusInput,
 )
 from agentdb.keys import generate_api_key, hash_api_key
+from agentdb.tenancy import TenantExecutor
 
 if TYPE_CHECKING:
     from agentdb import queries
@@ -45,13 +54,13 @@ class DjangoDb(Db):
     has open on this alias. An in-memory SQLite database has one connection, on which the threads take turns.
     """
 
-    def __init__(self, alias: str = "default", *, _executor: Executor | None = None) -> None:
+    def __init__(self, alias: str = "default", *, _executor: Executor | TenantExecutor | None = None) -> None:
         global queries
         # The models cannot be imported before Django is set up, and callers name this class before that.
         from agentdb import queries
 
         self.alias = alias
-        self._executor = _executor or Executor(alias)
+        self._executor: Executor | TenantExecutor = _executor or Executor(alias)
 
     def __repr__(self) -> str:
         try:
@@ -75,7 +84,7 @@ class DjangoDb(Db):
             "id": str(uuid.uuid4()),
             "name": identifier("Agent name", name),
             "path": text("Agent path", path),
-            "tenant_id": identifier("Tenant id", tenant_id),
+            "tenant_id": self._tenant(tenant_id),
             "now": datetime.now(UTC),
         }
         return self._executor.one(AgentRecord, queries.UPSERT_AGENT, **values)
@@ -85,14 +94,14 @@ class DjangoDb(Db):
             AgentRecord,
             queries.GET_AGENT,
             name=identifier("Agent name", name),
-            tenant_id=identifier("Tenant id", tenant_id),
+            tenant_id=self._tenant(tenant_id),
         )
 
     def list_agents(self, tenant_id: str = DEFAULT_TENANT_ID) -> list[AgentRecord]:
-        return self._executor.all(AgentRecord, queries.LIST_AGENTS, tenant_id=identifier("Tenant id", tenant_id))
+        return self._executor.all(AgentRecord, queries.LIST_AGENTS, tenant_id=self._tenant(tenant_id))
 
     def delete_agent(self, name: str, tenant_id: str = DEFAULT_TENANT_ID) -> bool:
-        values = {"name": identifier("Agent name", name), "tenant_id": identifier("Tenant id", tenant_id)}
+        values = {"name": identifier("Agent name", name), "tenant_id": self._tenant(tenant_id)}
 
         def delete() -> bool:
             self._executor.count(queries.DELETE_SESSIONS_OF_AGENT, **values)
@@ -112,11 +121,11 @@ class DjangoDb(Db):
             id=identifier("Session id", id),
             agent_name=identifier("Agent name", agent_name),
             sandbox_id=identifier("Sandbox id", sandbox_id),
-            tenant_id=identifier("Tenant id", tenant_id),
+            tenant_id=self._tenant(tenant_id),
             now=datetime.now(UTC),
         )
 
-    def update_session_status(self, id: str, status: str) -> bool:
+    def update_session_status(self, id: str, status: SessionStatusInput) -> bool:
         return self._update_session(queries.UPDATE_SESSION_STATUS, id, status=session_status(status))
 
     def update_session_sandbox(self, id: str, sandbox_id: str) -> bool:
@@ -138,7 +147,7 @@ class DjangoDb(Db):
         limit: int | None = None,
         before: SessionRecord | None = None,
     ) -> list[SessionRecord]:
-        values: dict[str, Any] = {"tenant_id": identifier("Tenant id", tenant_id)}
+        values: dict[str, Any] = {"tenant_id": self._tenant(tenant_id)}
         if agent is not None:
             values["agent"] = identifier("Agent name", agent)
         if before is not None:
@@ -165,6 +174,17 @@ class DjangoDb(Db):
     def bulk_pause_active_sessions(self) -> int:
         return self._executor.count(queries.PAUSE_SESSIONS, now=datetime.now(UTC))
 
+    def prune_sessions(self, ended_before: datetime, limit: int) -> int:
+        values = {"ended_before": aware_instant("ended_before", ended_before), "limit": page_limit(limit)}
+
+        def prune() -> int:
+            pruned = self._executor.all(SessionRecord, queries.PRUNE_SESSIONS, **values)
+            if pruned:
+                self._executor.count(queries.PRUNE_SANDBOXES, session_ids=json.dumps([s.id for s in pruned]))
+            return len(pruned)
+
+        return self._executor.transaction(prune)
+
     def _update_session(self, query: Update, id: str, **values: str | None) -> bool:
         return self._executor.count(query, id=identifier("Session id", id), now=datetime.now(UTC), **values) > 0
 
@@ -186,11 +206,11 @@ class DjangoDb(Db):
             agent_name=identifier("Agent name", agent_name),
             workspace_dir=text("Workspace directory", workspace_dir),
             session_id=optional_identifier("Session id", session_id),
-            tenant_id=identifier("Tenant id", tenant_id),
+            tenant_id=self._tenant(tenant_id),
             now=datetime.now(UTC),
         )
 
-    def update_sandbox_state(self, id: str, state: str) -> bool:
+    def update_sandbox_state(self, id: str, state: SandboxStateInput) -> bool:
         return self._update_sandbox(queries.UPDATE_SANDBOX_STATE, id, state=sandbox_state(state))
 
     def update_sandbox_session(self, id: str, session_id: str | None) -> bool:
@@ -209,6 +229,17 @@ class DjangoDb(Db):
 
     def get_best_eviction_candidate(self) -> SandboxRecord | None:
         return self._executor.first(SandboxRecord, queries.GET_BEST_EVICTION_CANDIDATE)
+
+    def claim_eviction_candidate(self) -> SandboxRecord | None:
+        for state, query in (
+            (SandboxState.COLD, queries.CLAIM_COLD_SANDBOX),
+            (SandboxState.WARM, queries.CLAIM_WARM_SANDBOX),
+            (SandboxState.WAITING, queries.CLAIM_WAITING_SANDBOX),
+        ):
+            claimed = self._executor.first(SandboxRecord, query)
+            if claimed is not None:
+                return replace(claimed, state=state.value)
+        return None
 
     def get_idle_sandboxes(self, older_than: datetime) -> list[SandboxRecord]:
         return self._executor.all(
@@ -242,14 +273,14 @@ class DjangoDb(Db):
             queries.INSERT_API_KEY,
             "An API key with the id {id!r}, or with the same hash, exists already.",
             id=identifier("API key id", id),
-            tenant_id=identifier("Tenant id", tenant_id),
+            tenant_id=self._tenant(tenant_id),
             key_hash=identifier("Key hash", key_hash),
             label=text("Label", label),
             now=datetime.now(UTC),
         )
 
     def list_api_keys_by_tenant(self, tenant_id: str) -> list[ApiKeyRecord]:
-        return self._executor.all(ApiKeyRecord, queries.LIST_API_KEYS, tenant_id=identifier("Tenant id", tenant_id))
+        return self._executor.all(ApiKeyRecord, queries.LIST_API_KEYS, tenant_id=self._tenant(tenant_id))
 
     def delete_api_key(self, id: str) -> bool:
         return self._executor.count(queries.DELETE_API_KEY, id=identifier("API key id", id)) > 0
@@ -269,6 +300,23 @@ class DjangoDb(Db):
         del plain  # error reports show the variables of each frame
         return self._executor.first(ApiKeyRecord, queries.GET_API_KEY_BY_HASH, key_hash=key_hash)
 
+    # -- tenants
+
+    def for_tenant(self, tenant_id: str) -> DjangoDb:
+        if isinstance(self._executor, TenantExecutor):
+            check_tenant(self._executor.tenant_id, identifier("Tenant id", tenant_id))
+            return self
+        tenant_id = identifier("Tenant id", tenant_id)
+        self._executor.channel()  # a closed Db says so here already
+        return DjangoDb(self.alias, _executor=TenantExecutor(self._executor, tenant_id))
+
+    def _tenant(self, tenant_id: str) -> str:
+        if not isinstance(self._executor, TenantExecutor):
+            return identifier("Tenant id", tenant_id)
+        if tenant_id is not DEFAULT_TENANT_ID:
+            check_tenant(self._executor.tenant_id, identifier("Tenant id", tenant_id))
+        return self._executor.tenant_id
+
     # -- transactions and life cycle
 
     def run_transaction(self, fn: Callable[[Db], R]) -> R:
@@ -287,6 +335,10 @@ class DjangoDb(Db):
             return result
 
         return self._executor.transaction(work)
+
+    def health(self) -> Health:
+        executor = self._executor.whole if isinstance(self._executor, TenantExecutor) else self._executor
+        return check_health(executor)
 
     def describe(self) -> str:
         """Return the name of the database for a message, without the password."""

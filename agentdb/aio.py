@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
 
 from agentdb.errors import DatabaseClosedError, InvalidInputError
+from agentdb.inputs import check_tenant, identifier
 from agentdb.interface import Db
 
 if TYPE_CHECKING:
@@ -18,6 +19,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 DEFAULT_MAX_WORKERS = 8
+
+_CLOSED = "The AsyncDb is closed. Open another one with agentdb.connect_async()."
 
 
 class _Call:
@@ -85,7 +88,7 @@ class AsyncDb:
 
     async def _run(self, call: Callable[[Db], R]) -> R:
         if self._closed:
-            raise DatabaseClosedError("The AsyncDb is closed. Open another one with agentdb.connect_async().")
+            raise DatabaseClosedError(_CLOSED)
         return await self._workers.run(lambda: self._call(call))
 
     def _call(self, call: Callable[[Db], R]) -> R:
@@ -117,6 +120,7 @@ class AsyncDb:
     get_sandbox = _in_thread(Db.get_sandbox)
     count_sandboxes = _in_thread(Db.count_sandboxes)
     get_best_eviction_candidate = _in_thread(Db.get_best_eviction_candidate)
+    claim_eviction_candidate = _in_thread(Db.claim_eviction_candidate)
     get_idle_sandboxes = _in_thread(Db.get_idle_sandboxes)
     get_cold_sandboxes = _in_thread(Db.get_cold_sandboxes)
     delete_sandbox = _in_thread(Db.delete_sandbox)
@@ -129,6 +133,14 @@ class AsyncDb:
     delete_api_key = _in_thread(Db.delete_api_key)
     issue_api_key = _in_thread(Db.issue_api_key)
     authenticate = _in_thread(Db.authenticate)
+    prune_sessions = _in_thread(Db.prune_sessions)
+    health = _in_thread(Db.health)
+
+    def for_tenant(self, tenant_id: str) -> AsyncDb:
+        """Return a view of that tenant's rows only, on the same threads; see ``Db.for_tenant()``."""
+        if self._closed:
+            raise DatabaseClosedError(_CLOSED)
+        return _TenantView(self, identifier("Tenant id", tenant_id))
 
     async def run_transaction(self, fn: Callable[[Db], R]) -> R:
         """Call the plain function ``fn(db)`` in one thread, all its calls in one transaction; see ``Db``."""
@@ -151,3 +163,24 @@ class AsyncDb:
         self._workers.stop()
         if self._db is not None:
             self._db.close()
+
+
+class _TenantView(AsyncDb):
+    """An ``AsyncDb`` of one tenant, in the threads of another."""
+
+    def __init__(self, whole: AsyncDb, tenant_id: str) -> None:
+        self._whole, self._tenant_id, self._closed = whole, tenant_id, False
+
+    async def _run(self, call: Callable[[Db], R]) -> R:
+        if self._closed:
+            raise DatabaseClosedError("The view of a tenant is closed. Make another one with for_tenant().")
+        tenant_id = self._tenant_id
+        return await self._whole._run(lambda db: call(db.for_tenant(tenant_id)))
+
+    def for_tenant(self, tenant_id: str) -> AsyncDb:
+        check_tenant(self._tenant_id, identifier("Tenant id", tenant_id))
+        return self
+
+    async def close(self) -> None:
+        """End this view alone."""
+        self._closed = True

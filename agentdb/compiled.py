@@ -12,9 +12,10 @@ the SQL, the places of the parameters by name, and the fields' conversions. Djan
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from functools import cache
+from typing import Any, Protocol, TypeVar
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import Count, DateTimeField, Field, Model, QuerySet
@@ -23,6 +24,8 @@ from django.db.models.expressions import Combinable
 from django.db.models.sql import DeleteQuery, InsertQuery, UpdateQuery
 from django.db.models.sql import Query as SqlQuery
 from django.db.models.sql.compiler import SQLCompiler
+
+M = TypeVar("M", bound=Model)
 
 Row = tuple[Any, ...]
 Converter = Callable[[Any], Any]
@@ -41,6 +44,15 @@ class Parameters:
         self.texts: dict[str, str] = {}
         self.instants: dict[datetime, str] = {}
         self.limits: dict[int, str] = {}
+        self.of_tenant = False
+
+    def rows(self, model: type[M]) -> QuerySet[M]:
+        """Return all rows of the model; those of the parameter ``tenant_id`` where the query is narrowed to that."""
+        return self.tenant(model) if self.of_tenant else model._default_manager.all()
+
+    def tenant(self, model: type[M]) -> QuerySet[M]:
+        """Return the rows of the model whose tenant is the parameter ``tenant_id``."""
+        return model._default_manager.filter(tenant_id=self.text("tenant_id"))
 
     def text(self, name: str) -> str:
         """Return the stand-in for a text parameter."""
@@ -127,27 +139,30 @@ class SelectCount:
 
 @dataclass(frozen=True, eq=False)
 class Update:
-    """``queryset.update(**values)``."""
+    """``queryset.update(**values)``, with the changed rows as they are then if they are to be returned."""
 
     build: Callable[[Parameters], QuerySet[Any]]
     values: Callable[[Parameters], dict[str, Any]]
+    returning: bool = False
 
     def compile(self, connection: BaseDatabaseWrapper) -> Statement:
         parameters = Parameters()
         query: UpdateQuery = self.build(parameters).query.chain(UpdateQuery)  # type: ignore[assignment]
         query.add_update_values(self.values(parameters))
-        return _compile(connection, parameters, query)
+        return _compile(connection, parameters, query, returning=self.returning)
 
 
 @dataclass(frozen=True, eq=False)
 class Delete:
-    """``queryset.delete()`` of a model that nothing refers to."""
+    """``queryset.delete()`` of a model that nothing refers to, with the rows if they are to be returned."""
 
     build: Callable[[Parameters], QuerySet[Any]]
+    returning: bool = False
 
     def compile(self, connection: BaseDatabaseWrapper) -> Statement:
         parameters = Parameters()
-        return _compile(connection, parameters, self.build(parameters).query.chain(DeleteQuery))
+        query = self.build(parameters).query.chain(DeleteQuery)
+        return _compile(connection, parameters, query, returning=self.returning)
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,10 +213,31 @@ def _assignments(
     return sql.partition(" SET ")[2], tuple(params)
 
 
-def _compile(connection: BaseDatabaseWrapper, parameters: Parameters, query: SqlQuery) -> Statement:
+Q = TypeVar("Q", Select, SelectCount, Update, Delete)
+
+
+@cache
+def narrowed_to_tenant(query: Q) -> Q:
+    """Return the query over the rows of the parameter ``tenant_id`` alone, wherever it asks for rows."""
+
+    def build(parameters: Parameters) -> QuerySet[Any]:
+        parameters.of_tenant = True
+        return query.build(parameters)
+
+    return replace(query, build=build)
+
+
+def _compile(
+    connection: BaseDatabaseWrapper, parameters: Parameters, query: SqlQuery, *, returning: bool = False
+) -> Statement:
     compiler = query.get_compiler(connection=connection)
     sql, params = compiler.as_sql()
     columns = [column for column, _, _ in compiler.select or ()]  # only what selects has any
+    if returning:
+        assert query.model is not None
+        meta = query.model._meta
+        columns = [field.get_col(meta.db_table) for field in meta.concrete_fields]
+        sql += f" RETURNING {', '.join(compiler.compile(column)[0] for column in columns)}"
     return _statement(connection, parameters, compiler, sql, params, columns)
 
 

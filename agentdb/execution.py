@@ -68,14 +68,14 @@ class Executor:
 
     # -- statements
 
-    def first(self, make: Callable[..., R], query: Select, **values: Any) -> R | None:
+    def first(self, make: Callable[..., R], query: Select | Update | Delete, **values: Any) -> R | None:
         """Return what ``make`` makes of the first row's columns, or None."""
-        rows = self.run(query, values, _fetch_all, reads_only=True)
+        rows = self.run(query, values, _fetch_all, reads_only=isinstance(query, Select))
         return self._made(make, query, rows[0]) if rows else None
 
-    def all(self, make: Callable[..., R], query: Select, **values: Any) -> list[R]:
+    def all(self, make: Callable[..., R], query: Select | Update | Delete, **values: Any) -> list[R]:
         """Return what ``make`` makes of each row's columns."""
-        rows = self.run(query, values, _fetch_all, reads_only=True)
+        rows = self.run(query, values, _fetch_all, reads_only=isinstance(query, Select))
         convert = self._statements[query].convert
         try:
             return [make(*convert(row)) for row in rows]
@@ -284,6 +284,10 @@ class Executor:
         channel = self.channel()
         with channel.lock:
             channel.ensure_alive()
+
+    def open_connections(self) -> int:
+        """Return how many connections of this executor are open in this process."""
+        return sum(channel.wrapper.connection is not None for channel in list(self._channels))
 
     @contextmanager
     def translated_errors(self) -> Iterator[None]:

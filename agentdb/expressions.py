@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.models import Func, TextField
+from django.db.models import Func, Subquery, TextField, Value
 from django.db.models.functions import Now
 from django.db.models.sql.compiler import SQLCompiler
 
@@ -41,3 +41,31 @@ class CodePointOrder(Func):
         return self.as_sql(compiler, connection, template="%(expressions)s", **extra)
 
     as_cockroachdb = as_sqlite
+
+
+class SkipLocked(Subquery):
+    """A subquery that locks its rows and passes over those that others have locked; SQLite has one writer at a time.
+
+    ``select_for_update()`` cannot be compiled outside a transaction, which one statement does not need.
+    """
+
+    def as_sql(
+        self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, template: str | None = None, **extra: Any
+    ) -> Any:
+        if connection.vendor != "sqlite":
+            template = "(%(subquery)s FOR UPDATE SKIP LOCKED)"
+        return super().as_sql(compiler, connection, template=template, **extra)
+
+
+class TextsOfJson(Func):
+    """The texts of a JSON array, as the rows of a subquery: a list of any length in one parameter."""
+
+    template = "(SELECT jsonb_array_elements_text(%(expressions)s::jsonb))"
+    arity = 1
+    output_field = TextField()
+
+    def __init__(self, array: str) -> None:
+        super().__init__(Value(array, output_field=TextField()))
+
+    def as_sqlite(self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **extra: Any) -> Any:
+        return self.as_sql(compiler, connection, template="(SELECT value FROM json_each(%(expressions)s))", **extra)

@@ -44,6 +44,12 @@ def optional_identifier(what: str, value: object) -> str | None:
     return None if value is None else identifier(what, value)
 
 
+def check_tenant(tenant_id: str, value: str) -> None:
+    """Raise ``InvalidInputError`` if a call on one tenant's view names another tenant."""
+    if value != tenant_id:
+        raise InvalidInputError(f"This view is of the tenant {tenant_id!r}; {value!r} is another.")
+
+
 def session_status(value: object) -> str:
     return _known("Session status", value, _STATUSES)
 

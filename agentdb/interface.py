@@ -6,11 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Protocol, TypeVar
+from typing import Literal, Protocol, TypeAlias, TypeVar
 
 R = TypeVar("R")
 
-DEFAULT_TENANT_ID = "default"
+# A text of its own, which no other "default" is: a tenant's view knows by it that no tenant was named.
+DEFAULT_TENANT_ID: str = str(b"default", "ascii")
 
 
 class SessionStatus(StrEnum):
@@ -28,6 +29,11 @@ class SandboxState(StrEnum):
     WARM = "warm"
     WAITING = "waiting"
     RUNNING = "running"
+
+
+# What a type checker lets through: a misspelt "actve" is found before it runs.
+SessionStatusInput: TypeAlias = SessionStatus | Literal["starting", "active", "paused", "ended", "error", "stopped"]
+SandboxStateInput: TypeAlias = SandboxState | Literal["cold", "warming", "warm", "waiting", "running"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +84,25 @@ class ApiKeyRecord:
     created_at: datetime
 
 
+@dataclass(frozen=True, slots=True)
+class Health:
+    """Whether a database works, and what it is; from ``Db.health()``.
+
+    ``reason`` says in one sentence why ``ok`` is False, and is empty otherwise. ``engine`` is ``sqlite``,
+    ``postgresql`` or ``cockroachdb``; ``place`` names the database without its password. ``connections`` counts the
+    open ones of this ``Db`` in this process. What could not be asked is empty, and ``round_trip_ms`` None.
+    """
+
+    ok: bool
+    engine: str
+    server_version: str
+    place: str
+    round_trip_ms: float | None
+    pending_migrations: tuple[str, ...]
+    connections: int
+    reason: str
+
+
 class Db(Protocol):
     """What an agent server needs of its database.
 
@@ -108,7 +133,7 @@ class Db(Protocol):
         """Insert a session with status ``starting``; ``DuplicateKeyError`` if the id is taken."""
         ...
 
-    def update_session_status(self, id: str, status: str) -> bool:
+    def update_session_status(self, id: str, status: SessionStatusInput) -> bool:
         """Set the status, a ``SessionStatus``, and ``last_active_at``; True if the session exists."""
         ...
 
@@ -157,7 +182,7 @@ class Db(Protocol):
         """Insert a sandbox with state ``warming``; ``DuplicateKeyError`` if the id is taken."""
         ...
 
-    def update_sandbox_state(self, id: str, state: str) -> bool:
+    def update_sandbox_state(self, id: str, state: SandboxStateInput) -> bool:
         """Set the state, a ``SandboxState``, and leave ``last_used_at`` alone; True if the sandbox exists."""
         ...
 
@@ -181,6 +206,16 @@ class Db(Protocol):
         """Return the sandbox to evict first, or None.
 
         Among ``cold``, then ``warm``, then ``waiting``: the one with the oldest ``last_used_at``, ties by id ascending.
+        """
+        ...
+
+    def claim_eviction_candidate(self) -> SandboxRecord | None:
+        """Take the sandbox that ``get_best_eviction_candidate()`` names, and return it as it was before, or None.
+
+        A ``cold`` one is deleted, any other becomes ``cold``, each in one statement that looks at state and
+        ``last_used_at`` again as it writes: of any number of callers one gets it, and one touched meanwhile is left
+        alone. Those that others are writing at this moment are passed over. Not safe to repeat: each call takes
+        another one.
         """
         ...
 
@@ -232,10 +267,37 @@ class Db(Protocol):
         """Return the record of the plain key, or None; reads once and writes nothing."""
         ...
 
-    def run_transaction(self, fn: Callable[[Db], R]) -> R:
-        """Call ``fn(db)`` with all its calls in one transaction and return its result.
+    def for_tenant(self, tenant_id: str) -> Db:
+        """Return a view of this ``Db`` in which every call, by id included, sees and changes that tenant's rows only.
 
-        All or nothing: an exception from ``fn`` undoes its calls. On a serialization conflict ``fn`` is called again;
+        Another tenant's id answers like a missing one, and cannot be inserted. Calls that concern all tenants concern
+        this one. ``tenant_id`` may be left out of calls on the view; another one is an ``InvalidInputError``, to a
+        second ``for_tenant()`` too. ``run_transaction`` hands a view on. ``close()`` ends the view alone; ``health()``
+        is the whole database's.
+        """
+        ...
+
+    def prune_sessions(self, ended_before: datetime, limit: int) -> int:
+        """Delete up to ``limit`` finished sessions last active before the aware ``ended_before``; return how many.
+
+        Finished are ``ended``, ``stopped`` and ``error``. The longest inactive go first, ties by id ascending, with the
+        ``cold`` sandboxes whose ``session_id`` they are, in one transaction. Every call reads all finished sessions, so
+        prefer thousands at a time; safe to repeat until it returns 0.
+        """
+        ...
+
+    def health(self) -> Health:
+        """Ask the database whether it works. One that is away is an answer, ``ok=False`` with the reason, no exception.
+
+        One with pending migrations is not ``ok``. Writes nothing; safe to repeat. Milliseconds are of one round trip.
+        """
+        ...
+
+    def run_transaction(self, fn: Callable[[Db], R]) -> R:
+        """Call ``fn(db)`` with all its calls in one serializable transaction and return its result.
+
+        Inside a transaction of a host project it is part of that, with its isolation. All or nothing: an exception
+        from ``fn`` undoes its calls. On a serialization conflict ``fn`` is called again;
         ``ConflictError`` when the retries are used up.
         """
         ...

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from django.db.models import F, Q
+from django.db.models import F, OuterRef, Q, Subquery
 from django.db.models.functions import Coalesce
 
 from agentdb.compiled import Delete, Insert, Parameters, Select, SelectCount, Update
-from agentdb.expressions import CodePointOrder
+from agentdb.expressions import CodePointOrder, SkipLocked, TextsOfJson
 from agentdb.interface import SandboxState, SessionStatus
 from agentdb.models import LEAST_RECENTLY_USED_FIRST, NEWEST_FIRST, Agent, ApiKey, Sandbox, Session
 
@@ -26,14 +26,10 @@ UPSERT_AGENT = Insert(
     replace=("path", "updated_at"),
     change={"version": F("version") + 1},
 )
-GET_AGENT = Select(lambda p: Agent.objects.filter(tenant_id=p.text("tenant_id"), name=p.text("name")))
-LIST_AGENTS = Select(
-    lambda p: Agent.objects.filter(tenant_id=p.text("tenant_id")).order_by(CodePointOrder("name").asc())
-)
-DELETE_AGENT = Delete(lambda p: Agent.objects.filter(tenant_id=p.text("tenant_id"), name=p.text("name")))
-DELETE_SESSIONS_OF_AGENT = Delete(
-    lambda p: Session.objects.filter(tenant_id=p.text("tenant_id"), agent_name=p.text("name"))
-)
+GET_AGENT = Select(lambda p: p.tenant(Agent).filter(name=p.text("name")))
+LIST_AGENTS = Select(lambda p: p.tenant(Agent).order_by(CodePointOrder("name").asc()))
+DELETE_AGENT = Delete(lambda p: p.tenant(Agent).filter(name=p.text("name")))
+DELETE_SESSIONS_OF_AGENT = Delete(lambda p: p.tenant(Session).filter(agent_name=p.text("name")))
 
 # -- sessions
 
@@ -50,7 +46,7 @@ INSERT_SESSION = Insert(
     ),
     returning=False,
 )
-GET_SESSION = Select(lambda p: Session.objects.filter(id=p.text("id")))
+GET_SESSION = Select(lambda p: p.rows(Session).filter(id=p.text("id")))
 
 
 def _update_session(column: str | None = None) -> Update:
@@ -58,7 +54,7 @@ def _update_session(column: str | None = None) -> Update:
         change: dict[str, object] = {column: p.text(column)} if column else {}
         return {**change, "last_active_at": p.instant("now")}
 
-    return Update(lambda p: Session.objects.filter(id=p.text("id")), values)
+    return Update(lambda p: p.rows(Session).filter(id=p.text("id")), values)
 
 
 UPDATE_SESSION_STATUS = _update_session("status")
@@ -69,7 +65,7 @@ TOUCH_SESSION = _update_session()
 
 def _list_sessions(*, agent: bool, before: bool, limit: bool) -> Select:
     def build(p: Parameters):  # type: ignore[no-untyped-def]
-        sessions = Session.objects.filter(tenant_id=p.text("tenant_id"))
+        sessions = p.tenant(Session)
         if agent:
             sessions = sessions.filter(agent_name=p.text("agent"))
         if before:
@@ -91,7 +87,7 @@ LIST_SESSIONS = {
     for limit in (False, True)
 }
 LIST_SESSIONS_BY_RUNNER = Select(
-    lambda p: Session.objects.filter(runner_id=p.text("runner_id")).order_by(*NEWEST_FIRST)
+    lambda p: p.rows(Session).filter(runner_id=p.text("runner_id")).order_by(*NEWEST_FIRST)
 )
 
 _RUNNING = (SessionStatus.ACTIVE.value, SessionStatus.STARTING.value)
@@ -101,9 +97,31 @@ def _pause(p: Parameters) -> dict[str, object]:
     return {"status": SessionStatus.PAUSED.value, "last_active_at": p.instant("now")}
 
 
-PAUSE_SESSIONS = Update(lambda p: Session.objects.filter(status__in=_RUNNING), _pause)
+PAUSE_SESSIONS = Update(lambda p: p.rows(Session).filter(status__in=_RUNNING), _pause)
 PAUSE_SESSIONS_BY_RUNNER = Update(
-    lambda p: Session.objects.filter(runner_id=p.text("runner_id"), status__in=_RUNNING), _pause
+    lambda p: p.rows(Session).filter(runner_id=p.text("runner_id"), status__in=_RUNNING), _pause
+)
+
+_FINISHED = (SessionStatus.ENDED.value, SessionStatus.STOPPED.value, SessionStatus.ERROR.value)
+
+
+def _finished(p: Parameters):  # type: ignore[no-untyped-def]
+    finished = p.rows(Session).filter(status__in=_FINISHED, last_active_at__lt=p.instant("ended_before"))
+    longest_inactive = finished.order_by("last_active_at", CodePointOrder("id").asc()).values("id")
+    # The conditions once more: PostgreSQL looks at them again for a row that was changed meanwhile.
+    return finished.filter(id__in=longest_inactive[: p.limit("limit")])
+
+
+# An index in this order would have to hold last_active_at, and PostgreSQL would then write to every index of the table
+# at every touch of a session, which it does now for one in a hundred.
+PRUNE_SESSIONS = Delete(_finished, returning=True)
+# A range of one state, so that SQLite begins with the few sessions and not with the many cold sandboxes.
+PRUNE_SANDBOXES = Delete(
+    lambda p: p.rows(Sandbox).filter(
+        session_id__in=TextsOfJson(p.text("session_ids")),
+        state__gte=SandboxState.COLD.value,
+        state__lte=SandboxState.COLD.value,
+    )
 )
 
 # -- sandboxes
@@ -121,47 +139,72 @@ INSERT_SANDBOX = Insert(
     ),
     returning=False,
 )
-GET_SANDBOX = Select(lambda p: Sandbox.objects.filter(id=p.text("id")))
-UPDATE_SANDBOX_STATE = Update(lambda p: Sandbox.objects.filter(id=p.text("id")), lambda p: {"state": p.text("state")})
+GET_SANDBOX = Select(lambda p: p.rows(Sandbox).filter(id=p.text("id")))
+UPDATE_SANDBOX_STATE = Update(lambda p: p.rows(Sandbox).filter(id=p.text("id")), lambda p: {"state": p.text("state")})
 UPDATE_SANDBOX_SESSION = Update(
-    lambda p: Sandbox.objects.filter(id=p.text("id")), lambda p: {"session_id": p.text("session_id")}
+    lambda p: p.rows(Sandbox).filter(id=p.text("id")), lambda p: {"session_id": p.text("session_id")}
 )
-TOUCH_SANDBOX = Update(lambda p: Sandbox.objects.filter(id=p.text("id")), lambda p: {"last_used_at": p.instant("now")})
-COUNT_SANDBOXES = SelectCount(lambda p: Sandbox.objects.all())
+TOUCH_SANDBOX = Update(lambda p: p.rows(Sandbox).filter(id=p.text("id")), lambda p: {"last_used_at": p.instant("now")})
+COUNT_SANDBOXES = SelectCount(lambda p: p.rows(Sandbox))
 
 
-def _first_of(state: SandboxState):  # type: ignore[no-untyped-def]
-    return Sandbox.objects.filter(state=state.value).order_by(*LEAST_RECENTLY_USED_FIRST).values("id")[:1]
+def _first_of(p: Parameters, state: SandboxState):  # type: ignore[no-untyped-def]
+    return p.rows(Sandbox).filter(state=state.value).order_by(*LEAST_RECENTLY_USED_FIRST).values("id")[:1]
 
 
 # COALESCE stops at the first state that has a sandbox: at most three probes of one index, and no sort.
 GET_BEST_EVICTION_CANDIDATE = Select(
-    lambda p: Sandbox.objects.filter(
-        id=Coalesce(_first_of(SandboxState.COLD), _first_of(SandboxState.WARM), _first_of(SandboxState.WAITING))
+    lambda p: p.rows(Sandbox).filter(
+        id=Coalesce(
+            _first_of(p, SandboxState.COLD), _first_of(p, SandboxState.WARM), _first_of(p, SandboxState.WAITING)
+        )
     )
+)
+
+
+def _free(p: Parameters, state: SandboxState):  # type: ignore[no-untyped-def]
+    """The rows of the one sandbox that is first of its state, that nobody is writing, and that nobody has touched.
+
+    PostgreSQL looks at the conditions again once it has a row that another had changed: a subquery still reads what
+    was there when the statement began, so a sandbox touched meanwhile no longer equals it and the next one is tried.
+    """
+    as_it_was = Sandbox.objects.filter(id=OuterRef("id")).values("last_used_at")
+    first = p.rows(Sandbox).filter(state=state.value, last_used_at=Subquery(as_it_was))
+    one = first.order_by(*LEAST_RECENTLY_USED_FIRST).values("id")[:1]
+    return p.rows(Sandbox).filter(state=state.value, id=SkipLocked(one))
+
+
+CLAIM_COLD_SANDBOX = Delete(lambda p: _free(p, SandboxState.COLD), returning=True)
+CLAIM_WARM_SANDBOX = Update(
+    lambda p: _free(p, SandboxState.WARM), lambda p: {"state": SandboxState.COLD.value}, returning=True
+)
+CLAIM_WAITING_SANDBOX = Update(
+    lambda p: _free(p, SandboxState.WAITING), lambda p: {"state": SandboxState.COLD.value}, returning=True
 )
 
 
 def _unused(state: SandboxState) -> Select:
     return Select(
-        lambda p: Sandbox.objects.filter(state=state.value, last_used_at__lt=p.instant("older_than")).order_by(
-            *LEAST_RECENTLY_USED_FIRST
+        lambda p: (
+            p.rows(Sandbox)
+            .filter(state=state.value, last_used_at__lt=p.instant("older_than"))
+            .order_by(*LEAST_RECENTLY_USED_FIRST)
         )
     )
 
 
 GET_IDLE_SANDBOXES = _unused(SandboxState.WAITING)
 GET_COLD_SANDBOXES = _unused(SandboxState.COLD)
-DELETE_SANDBOX = Delete(lambda p: Sandbox.objects.filter(id=p.text("id")))
+DELETE_SANDBOX = Delete(lambda p: p.rows(Sandbox).filter(id=p.text("id")))
 # "Not equal" reads the whole table; "less or greater" reads the two ranges of the index on either side.
 MARK_ALL_SANDBOXES_COLD = Update(
-    lambda p: Sandbox.objects.filter(Q(state__lt=SandboxState.COLD.value) | Q(state__gt=SandboxState.COLD.value)),
+    lambda p: p.rows(Sandbox).filter(Q(state__lt=SandboxState.COLD.value) | Q(state__gt=SandboxState.COLD.value)),
     lambda p: {"state": SandboxState.COLD.value},
 )
 
 # -- API keys
 
-GET_API_KEY_BY_HASH = Select(lambda p: ApiKey.objects.filter(key_hash=p.text("key_hash")))
+GET_API_KEY_BY_HASH = Select(lambda p: p.rows(ApiKey).filter(key_hash=p.text("key_hash")))
 INSERT_API_KEY = Insert(
     lambda p: ApiKey(
         id=p.text("id"),
@@ -172,5 +215,5 @@ INSERT_API_KEY = Insert(
     ),
     returning=False,
 )
-LIST_API_KEYS = Select(lambda p: ApiKey.objects.filter(tenant_id=p.text("tenant_id")).order_by(*NEWEST_FIRST))
-DELETE_API_KEY = Delete(lambda p: ApiKey.objects.filter(id=p.text("id")))
+LIST_API_KEYS = Select(lambda p: p.tenant(ApiKey).order_by(*NEWEST_FIRST))
+DELETE_API_KEY = Delete(lambda p: p.rows(ApiKey).filter(id=p.text("id")))

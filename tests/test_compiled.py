@@ -29,6 +29,7 @@ VALUES: dict[str, Any] = {
     "agent_name": "an agent", "sandbox_id": "a sandbox", "session_id": "a session", "runner_id": "a runner",
     "status": "active", "state": "cold", "workspace_dir": "a folder", "key_hash": "a hash", "label": "a label",
     "now": NOW, "created_at": NOW + timedelta(seconds=1), "older_than": NOW + timedelta(seconds=2), "limit": 7,
+    "ended_before": NOW + timedelta(seconds=3), "session_ids": "[]",
 }  # fmt: skip
 
 
@@ -126,7 +127,8 @@ def test_cached_statement_is_what_the_orm_sends(db: DjangoDb, engine: str, name:
             assert ' DO UPDATE SET "version" = ("agents"."version" + ' in compiled
             compiled = _without_increment(compiled)
     else:
-        compiled = statement.sql
+        compiled, returning, _ = statement.sql.partition(" RETURNING ")
+        assert bool(returning) is getattr(query, "returning", False)
     bound = list(statement.bind(VALUES))
     if isinstance(query, Insert) and query.change:
         assert bound.pop() == 1

@@ -40,6 +40,7 @@ DELETE = Delete(lambda p: ApiKey.objects.filter(id=p.text("id")))
 
 @pytest.fixture
 def executor(db: DjangoDb) -> Executor:
+    assert isinstance(db._executor, Executor)
     return db._executor
 
 

@@ -61,6 +61,7 @@ ARGUMENTS: dict[str, dict[str, tuple[str, str]]] = {
     "get_sandbox": {"id": (IDENTIFIER, "Sandbox id")},
     "count_sandboxes": {},
     "get_best_eviction_candidate": {},
+    "claim_eviction_candidate": {},
     "get_idle_sandboxes": {"older_than": ("instant", "older_than")},
     "get_cold_sandboxes": {"older_than": ("instant", "older_than")},
     "delete_sandbox": {"id": (IDENTIFIER, "Sandbox id")},
@@ -77,6 +78,8 @@ ARGUMENTS: dict[str, dict[str, tuple[str, str]]] = {
     "list_api_keys_by_tenant": {"tenant_id": (IDENTIFIER, "Tenant id")},
     "delete_api_key": {"id": (IDENTIFIER, "API key id")},
     "issue_api_key": {"tenant_id": (IDENTIFIER, "Tenant id"), "label": (TEXT, "Label")},
+    "for_tenant": {"tenant_id": (IDENTIFIER, "Tenant id")},
+    "prune_sessions": {"ended_before": ("instant", "ended_before"), "limit": ("limit", "limit")},
     "authenticate": {"plain": ("key", "An API key")},
 }
 VALID: dict[str, Any] = {
@@ -150,14 +153,14 @@ REFUSED: dict[str, list[tuple[object, str]]] = {
         (dataclasses.replace(RECORD, id=""), "Session id of before must not be empty."),
     ],
     "instant": [
-        (None, "older_than must be a datetime, not NoneType."),
-        ("2026-01-01", "older_than must be a datetime, not str."),
-        (datetime(2026, 1, 1).date(), "older_than must be a datetime, not date."),
-        (datetime(2026, 1, 1), "older_than 2026-01-01T00:00:00 has no time zone; pass an aware datetime."),
-        (_MAXIMUM, "older_than 9999-12-31T23:59:59.999999-05:00 is outside the years 1 to 9999 in UTC."),
+        (None, "{what} must be a datetime, not NoneType."),
+        ("2026-01-01", "{what} must be a datetime, not str."),
+        (datetime(2026, 1, 1).date(), "{what} must be a datetime, not date."),
+        (datetime(2026, 1, 1), "{what} 2026-01-01T00:00:00 has no time zone; pass an aware datetime."),
+        (_MAXIMUM, "{what} 9999-12-31T23:59:59.999999-05:00 is outside the years 1 to 9999 in UTC."),
         (
             datetime.min.replace(tzinfo=timezone(timedelta(hours=5))),
-            "older_than 0001-01-01T00:00:00+05:00 is outside the years 1 to 9999 in UTC.",
+            "{what} 0001-01-01T00:00:00+05:00 is outside the years 1 to 9999 in UTC.",
         ),
     ],
     "key": [(None, "{what} must be a string, not NoneType."), (b"x", "{what} must be a string, not bytes.")],
@@ -169,7 +172,7 @@ def _public_methods(kind: type) -> set[str]:
 
 
 def test_every_argument_of_every_method_is_covered_here() -> None:
-    methods = _public_methods(Db) - {"run_transaction", "close"}
+    methods = _public_methods(Db) - {"run_transaction", "close", "health"}
 
     assert set(ARGUMENTS) == methods
     for name in methods:

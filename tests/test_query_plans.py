@@ -123,6 +123,7 @@ CALLS: dict[str, tuple[str, Callable[[DjangoDb], object]]] = {
     "touch_sandbox": (POINT, lambda db: db.touch_sandbox("sb7")),
     "get_sandbox": (POINT, lambda db: db.get_sandbox("sb7")),
     "get_best_eviction_candidate": (FEW, lambda db: db.get_best_eviction_candidate()),
+    "claim_eviction_candidate": (FEW, lambda db: db.claim_eviction_candidate()),
     "get_idle_sandboxes": (FEW, lambda db: db.get_idle_sandboxes(_SOON)),
     "get_cold_sandboxes": (FEW, lambda db: db.get_cold_sandboxes(_SOON)),
     "delete_sandbox": (POINT, lambda db: db.delete_sandbox("sb7")),
@@ -136,13 +137,18 @@ CALLS: dict[str, tuple[str, Callable[[DjangoDb], object]]] = {
     "authenticate": (POINT, lambda db: db.authenticate("agentdb_x")),
 }
 # These work on all rows, or on all but a few: see the tests at the end.
-WHOLE_TABLE = {"count_sandboxes", "mark_all_sandboxes_cold"}
+WHOLE_TABLE = {"count_sandboxes", "mark_all_sandboxes_cold", "prune_sessions"}
 
 
 def test_every_method_has_its_plan_looked_at_here() -> None:
     methods = {name for name in vars(agentdb.Db) if not name.startswith("_")}
 
-    assert {name.split()[0].rstrip(",") for name in CALLS} | WHOLE_TABLE == methods - {"run_transaction", "close"}
+    assert {name.split()[0].rstrip(",") for name in CALLS} | WHOLE_TABLE == methods - {
+        "run_transaction",
+        "close",
+        "for_tenant",
+        "health",
+    }
 
 
 def _statements(db: DjangoDb, call: Callable[[DjangoDb], object]) -> list[tuple[str, list[Any]]]:
@@ -215,6 +221,14 @@ def test_sqlite_marks_only_those_cold_that_are_not(large_sqlite: DjangoDb) -> No
 
     assert [step for step in plan if step.startswith("SCAN")] == []
     assert len([step for step in plan if step.startswith("SEARCH") and "state" in step]) == 2
+
+
+def test_sqlite_finds_the_finished_sessions_on_an_index(large_sqlite: DjangoDb) -> None:
+    plan = _sqlite_plan(large_sqlite, lambda db: db.prune_sessions(_SOON, 10))
+
+    assert [step for step in plan if step.startswith("SCAN") and "json_each" not in step] == []
+    assert [step for step in plan if "idx_sessions_status_created (status=?)" in step]
+    assert [step for step in plan if "sandboxes USING INDEX idx_sandboxes_session" in step], plan
 
 
 def test_sqlite_counts_on_an_index(large_sqlite: DjangoDb) -> None:

@@ -49,7 +49,7 @@ def test_get_sandbox_returns_none_for_an_unknown_id(db: DjangoDb) -> None:
 
 
 @pytest.mark.parametrize("state", [*SandboxState, *(state.value for state in SandboxState)])
-def test_update_sandbox_state_leaves_last_used_at_alone(db: DjangoDb, url: str, state: str) -> None:
+def test_update_sandbox_state_leaves_last_used_at_alone(db: DjangoDb, url: str, state: SandboxState) -> None:
     made = make_sandbox(db)
     set_column(url, "sandboxes", "sb1", last_used_at=instant())
 

@@ -43,7 +43,7 @@ def test_get_session_returns_none_for_an_unknown_id(db: DjangoDb) -> None:
 
 
 @pytest.mark.parametrize("status", [*SessionStatus, *(status.value for status in SessionStatus)])
-def test_update_session_status_takes_members_and_plain_strings(db: DjangoDb, url: str, status: str) -> None:
+def test_update_session_status_takes_members_and_plain_strings(db: DjangoDb, url: str, status: SessionStatus) -> None:
     made = make_session(db)
     set_column(url, "sessions", "s1", last_active_at=instant())
 

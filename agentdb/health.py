@@ -1,0 +1,76 @@
+"""Whether the database of an executor works."""
+
+from __future__ import annotations
+
+import time
+
+from agentdb.channels.base import Channel
+from agentdb.errors import AgentDbError, DatabaseClosedError, DatabaseUnavailableError
+from agentdb.execution import Executor
+from agentdb.interface import Health
+from agentdb.migration_record import pending_migrations
+
+
+def check_health(executor: Executor) -> Health:
+    """Ask the database, on this thread's connection, and open a new one if that has died."""
+    channel = executor.channel()
+    with channel.lock:
+        try:
+            try:
+                return _ask(executor, channel)
+            except DatabaseUnavailableError:
+                if channel.wrapper.in_atomic_block:
+                    raise
+                channel.disconnect()  # what it was kept for may be over: a server that is back has a new one
+                return _ask(executor, channel)
+        except DatabaseClosedError:
+            raise
+        except AgentDbError as error:
+            if not channel.wrapper.in_atomic_block:
+                channel.disconnect()
+            return _health(executor, channel, reason=str(error))
+
+
+def _ask(executor: Executor, channel: Channel) -> Health:
+    wrapper = channel.wrapper
+    sql = "SELECT sqlite_version()" if wrapper.vendor == "sqlite" else "SHOW server_version"
+    with executor.translated_errors():
+        channel.ensure_alive()
+        with wrapper.cursor() as cursor:
+            began = time.perf_counter()
+            cursor.execute(sql)
+            [(version,)] = cursor.fetchall()
+            milliseconds = (time.perf_counter() - began) * 1000
+        pending = tuple(pending_migrations(wrapper))
+    reason = ""
+    if pending:
+        reason = f"{executor.describe()} lacks the migrations {', '.join(pending)}. Run 'agentdb migrate'."
+    return _health(
+        executor,
+        channel,
+        reason=reason,
+        version=str(version).partition(" ")[0],
+        milliseconds=milliseconds,
+        pending=pending,
+    )
+
+
+def _health(
+    executor: Executor,
+    channel: Channel,
+    *,
+    reason: str,
+    version: str = "",
+    milliseconds: float | None = None,
+    pending: tuple[str, ...] = (),
+) -> Health:
+    return Health(
+        ok=not reason,
+        engine=channel.wrapper.vendor,
+        server_version=version,
+        place=executor.describe(),
+        round_trip_ms=milliseconds,
+        pending_migrations=pending,
+        connections=executor.open_connections(),
+        reason=reason,
+    )
