@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         DatabaseUnavailableError,
         DuplicateKeyError,
         InvalidInputError,
+        OutcomeUnknownError,
         SchemaMismatchError,
         SchemaOutOfDateError,
     )
@@ -42,6 +43,7 @@ __all__ = [
     "DuplicateKeyError",
     "Health",
     "InvalidInputError",
+    "OutcomeUnknownError",
     "SandboxRecord",
     "SandboxState",
     "SchemaMismatchError",

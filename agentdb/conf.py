@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -26,6 +27,8 @@ _SCHEMES = {
 _SQLITE_SYNCHRONOUS = ("NORMAL", "FULL", "EXTRA")
 _SQLITE_BUSY_SECONDS = 30.0
 _LONGEST_BUSY_SECONDS = 2_000_000.0  # SQLite counts milliseconds in 31 bits
+
+_CALL_SECONDS = 60.0  # how long a call may wait for a server that went silent
 
 _ON = (True, 1, "on", "true", "yes")
 _OFF = (False, 0, "off", "false", "no")
@@ -57,12 +60,17 @@ def database_from_url(url: str) -> dict[str, Any]:
             if separator
             else f"The database URL has no scheme; it must begin with one of {', '.join(f'{s}://' for s in _SCHEMES)}."
         )
+    one, hosts, ports = rest, "", ""
+    if _SCHEMES[scheme] != "sqlite":
+        one, hosts, ports = _several_hosts(rest)
     try:
-        config: dict[str, Any] = {**dj_database_url.parse(f"{_SCHEMES[scheme]}://{rest}")}
+        config: dict[str, Any] = {**dj_database_url.parse(f"{_SCHEMES[scheme]}://{one}")}
     except ValueError:
         raise InvalidInputError(
             f"The {scheme}:// URL cannot be read. Percent-encode '@', ':', '/', '?' and '#' in user name and password."
         ) from None
+    if hosts:
+        config.update(HOST=hosts, PORT=ports)
     location, _, query = rest.partition("?")
     if "#" in rest or any("=" not in option for option in query.split("&") if option):
         # Both would be dropped without a word, and with '#' in a path another file opened.
@@ -77,6 +85,18 @@ def database_from_url(url: str) -> dict[str, Any]:
             )
         return _sqlite(url, config, options)
     return _server(scheme, config, options)
+
+
+def _several_hosts(rest: str) -> tuple[str, str, str]:
+    """Part ``user@a:1,b:2/db`` into a URL of one host, and the hosts and ports as libpq takes them; '' for one host."""
+    location, slash, tail = rest.partition("/")
+    credentials, at, places = location.rpartition("@")
+    if "," not in places:
+        return rest, "", ""
+    pairs = [place.rpartition(":") if re.search(r":\d*$", place) else (place, "", "") for place in places.split(",")]
+    hosts = ",".join(host.strip("[]") for host, _, _ in pairs)
+    ports = ",".join(port for _, _, port in pairs)
+    return f"{credentials}{at}host{slash}{tail}", hosts, ports if ports.strip(",") else ""
 
 
 def display_url(url: str) -> str:
@@ -97,6 +117,9 @@ def server_name(settings: Mapping[str, Any]) -> str:
         return f"'service={options['service']}'"
     host = settings["HOST"] or options.get("host") or "the local server"
     port = settings["PORT"] or options.get("port")
+    if "," in str(host):
+        places = zip(str(host).split(","), str(port or "").split(","), strict=False)
+        return f"{settings['NAME']!r} at {', '.join(f'{each}:{number}' if number else each for each, number in places)}"
     return f"{settings['NAME']!r} at {host}{f':{port}' if port else ''}"
 
 
@@ -138,9 +161,33 @@ def _sqlite(url: str, config: dict[str, Any], options: dict[str, Any]) -> dict[s
     }
 
 
+def _seconds(name: str, value: Any) -> float:
+    try:
+        seconds = float(value)
+        if not 0 < seconds <= _LONGEST_BUSY_SECONDS:
+            raise ValueError
+    except (TypeError, ValueError):
+        raise InvalidInputError(f"The URL option {name}={value!r} is no number of seconds above 0.") from None
+    return seconds
+
+
+def _default_limits(call_timeout: float) -> dict[str, int]:
+    """What libpq should do about a server or network that is gone, where the URL does not say."""
+    return {
+        "connect_timeout": max(2, min(10, math.ceil(call_timeout))),  # for each host; libpq knows no shorter one
+        "keepalives_idle": 30,
+        "keepalives_interval": 10,
+        "keepalives_count": 3,
+        "tcp_user_timeout": math.ceil(call_timeout * 1000),
+    }
+
+
 def _server(scheme: str, config: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
     if not config["NAME"] and "service" not in options:
         raise InvalidInputError(f"The {scheme}:// URL names no database: {scheme}://host/DATABASE.")
+    call_timeout = _seconds("call_timeout", options.pop("call_timeout", _CALL_SECONDS))
+    for name, value in _default_limits(call_timeout).items():
+        options.setdefault(name, value)
     prepare = options.pop("prepare", True)
     prepare = prepare.lower() if isinstance(prepare, str) else prepare
     if prepare not in _ON + _OFF:
@@ -156,5 +203,6 @@ def _server(scheme: str, config: dict[str, Any], options: dict[str, Any]) -> dic
         # A pooler that hands out server connections by transaction is the reason to switch prepare off, and it
         # breaks cursors that outlive a transaction just the same.
         "DISABLE_SERVER_SIDE_CURSORS": prepare in _OFF,
+        "AGENTDB": {"call_timeout": call_timeout},
         "OPTIONS": options,
     }

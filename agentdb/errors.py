@@ -38,5 +38,9 @@ class DatabaseUnavailableError(AgentDbError):
     """The database cannot be reached or refuses: not up, not there, no permission, damaged, connection lost."""
 
 
+class OutcomeUnknownError(DatabaseUnavailableError):
+    """A write or COMMIT was sent and the answer never came: it may be stored, or not. Read, then decide."""
+
+
 class DatabaseClosedError(AgentDbError):
     """The ``Db`` was closed before the call."""

@@ -97,7 +97,7 @@ class Executor:
         try:
             if channel.aborts_on_error and channel.wrapper.in_atomic_block:
                 # Without a savepoint a caller that expects the duplicate would lose its whole transaction.
-                with transaction.atomic(using=self.alias):
+                with self._atomic(channel):
                     self.count(query, **values)
             else:
                 self.count(query, **values)
@@ -128,7 +128,7 @@ class Executor:
             except KeyError:
                 statement = self._statements[query] = query.compile(channel.wrapper)
             params = statement.bind(values)
-            channel.running = True
+            channel.began, channel.given_up = time.monotonic(), False
             try:
                 return consume(channel.execute(statement.sql, params))
             except channel.errors as error:
@@ -137,7 +137,7 @@ class Executor:
                 channel.interrupted()
                 raise
             finally:
-                channel.running = False
+                channel.began = 0.0
             return self._recover(channel, statement.sql, params, consume, reads_only, failure)
 
     def _recover(
@@ -151,23 +151,32 @@ class Executor:
     ) -> R:
         """Try again where that cannot do anything twice; else raise the failure in agentdb's terms."""
         may_retry = not channel.wrapper.in_atomic_block
+        writes_at_once = may_retry and not reads_only
         for delay in _delays():
-            fault = channel.fault(failure)
+            fault = _outcome(channel.fault(failure), failure, committing=writes_at_once)
             if fault is Fault.STALE_STATEMENT:
                 # psycopg would go on using the prepared statement for as long as it has the connection.
                 self._statement_lost(channel, failure)
-            if not may_retry or delay is None or (fault not in _REFUSED and not (fault is Fault.LOST and reads_only)):
+            if (
+                not may_retry
+                or channel.given_up
+                or delay is None
+                or (fault not in _REFUSED and not (fault is Fault.LOST and reads_only))
+            ):
                 break
             if fault in (Fault.LOST, Fault.STALE_STATEMENT):
                 channel.disconnect()
                 reads_only = False  # a second loss is the server's state, not the connection's
             else:
                 time.sleep(delay)
+            channel.began = time.monotonic()
             try:
                 return consume(channel.execute(sql, params))
             except channel.errors as error:
                 failure = driver_error(error)
-        if fault is Fault.LOST:
+            finally:
+                channel.began = 0.0
+        if fault in (Fault.LOST, Fault.UNANSWERED):
             channel.disconnect()
         if channel.wrapper.in_atomic_block and fault is not Fault.DUPLICATE:
             channel.wrapper.needs_rollback = True
@@ -206,7 +215,7 @@ class Executor:
         with channel.lock:
             if channel.wrapper.in_atomic_block:
                 # Part of the transaction around it, which alone can be tried again; undone alone if work fails.
-                with self._translated(channel), transaction.atomic(using=self.alias):
+                with self._translated(channel), self._atomic(channel):
                     result = work()
                     self._refuse_spoiled(channel)
                     return result
@@ -229,11 +238,13 @@ class Executor:
         channel.failure = None
         if not channel.settled:
             channel.settle()
+        channel.given_up = channel.committing = False
+        channel.began = time.monotonic()
         with self._translated(channel):
             channel.ensure_alive()  # while it may still be replaced, which it may not in a transaction
         channel.settled = False
         try:
-            with self._translated(channel), channel.serializable(), transaction.atomic(using=self.alias):
+            with self._translated(channel), channel.serializable(), self._atomic(channel):
                 channel.ensure_alive()  # whatever Django opened just now
                 channel.settled = True
                 try:
@@ -243,9 +254,25 @@ class Executor:
                 if self.closed:
                     raise DatabaseClosedError(_CLOSED)
                 self._refuse_spoiled(channel)
+                channel.committing = True
         finally:
+            channel.began, channel.committing = 0.0, False
             channel.settle()
         return result
+
+    @contextmanager
+    def _atomic(self, channel: Channel) -> Iterator[None]:
+        """Django's transaction or savepoint, whose own statements may not take longer than a call either."""
+        channel.began = time.monotonic()
+        try:
+            with transaction.atomic(using=self.alias):
+                channel.began = 0.0
+                try:
+                    yield
+                finally:
+                    channel.began = time.monotonic()
+        finally:
+            channel.began = 0.0
 
     @staticmethod
     def _refuse_spoiled(channel: Channel) -> None:
@@ -265,8 +292,8 @@ class Executor:
             if (foreign := _foreign(error, channel)) is not None:
                 raise foreign from None  # what follows from it, as a transaction that could not end, is settled later
             cause = driver_error(error)
-            failure = self._doom(channel, channel.fault(cause), cause)
-            raise failure from cause
+            fault = _outcome(channel.fault(cause), cause, committing=channel.committing)
+            raise self._doom(channel, fault, cause) from cause
 
     # -- connections
 
@@ -283,7 +310,11 @@ class Executor:
         """Open this thread's connection now; raise ``DatabaseUnavailableError`` if that fails."""
         channel = self.channel()
         with channel.lock:
-            channel.ensure_alive()
+            channel.began, channel.given_up = time.monotonic(), False
+            try:
+                channel.ensure_alive()
+            finally:
+                channel.began = 0.0
 
     def open_connections(self) -> int:
         """Return how many connections of this executor are open in this process."""
@@ -348,11 +379,23 @@ class Executor:
         if not self._prepares:
             channel.prepare_nothing()
         self._channels.add(channel)
+        if channel.call_timeout is not None:
+            _watchdog.start()
         return channel
 
     def _forget_threads(self) -> None:
         self._local = threading.local()
         self._channels: weakref.WeakSet[Channel] = weakref.WeakSet()
+
+
+def _outcome(fault: Fault, error: BaseException, *, committing: bool) -> Fault:
+    """Tell a write or COMMIT whose answer never came from a connection that was lost before anything could be stored.
+
+    Where the server itself says good-bye, with a code, it has undone what it was at.
+    """
+    if committing:
+        return Fault.UNANSWERED if fault is Fault.LOST and not getattr(error, "sqlstate", None) else fault
+    return Fault.LOST if fault is Fault.UNANSWERED else fault
 
 
 def _foreign(error: BaseException, channel: Channel) -> BaseException | None:
@@ -379,6 +422,49 @@ def _fetch_all(cursor: Any) -> list[Row]:
 def _row_count(cursor: Any) -> int:
     count: int = cursor.rowcount
     return count
+
+
+class _Watchdog:
+    """A thread that ends calls which a silent server or network would let wait for ever.
+
+    libpq knows no time limit for an answer, and TCP none while the other side acknowledges what it gets.
+    """
+
+    def __init__(self) -> None:
+        self._thread: threading.Thread | None = None
+        self._starting = threading.Lock()
+
+    def start(self) -> None:
+        with self._starting:
+            if self._thread is None or not self._thread.is_alive():  # the child of a fork has no thread but one
+                self._thread = threading.Thread(target=self._watch, name="agentdb-watchdog", daemon=True)
+                self._thread.start()
+
+    def forget(self) -> None:
+        self._thread, self._starting = None, threading.Lock()
+
+    def _watch(self) -> None:
+        while True:
+            limits = [channel.call_timeout for channel in _watched() if channel.call_timeout is not None]
+            if not limits:
+                with self._starting:
+                    self._thread = None
+                return
+            time.sleep(min(1.0, min(limits) / 20))
+            now = time.monotonic()
+            for channel in _watched():
+                began, limit = channel.began, channel.call_timeout
+                # What is left is for the server's answer to being asked to cancel.
+                if limit is not None and began and not channel.given_up and now - began > limit * 0.9:
+                    channel.given_up = True
+                    threading.Thread(target=channel.give_up, args=(began,), daemon=True).start()
+
+
+def _watched() -> list[Channel]:
+    return [channel for executor in list(_open) for channel in list(executor._channels)]
+
+
+_watchdog = _Watchdog()
 
 
 class _Forking:
@@ -415,7 +501,7 @@ class _Forking:
         end = time.monotonic() + _LONGEST_WAIT_FOR_A_STATEMENT_SECONDS
         while not channel.lock.acquire(timeout=0.02):
             now = time.monotonic()
-            if now > end or (now > idle_until and channel.settled and not channel.running):
+            if now > end or (now > idle_until and channel.settled and not channel.began):
                 return False
         self._held.append(channel)
         return True
@@ -427,6 +513,7 @@ class _Forking:
         self.opening.release()
 
     def after_in_child(self) -> None:
+        _watchdog.forget()
         for executor in list(_open):
             executor._start_anew()
         self.after_in_parent()
@@ -438,7 +525,7 @@ def _leave_to_the_parent(channel: Channel) -> None:
     channel.wrapper.connection = None
     if raw is None:
         return
-    if channel.wrapper.vendor == "sqlite" and channel.settled and not channel.running:
+    if channel.wrapper.vendor == "sqlite" and channel.settled and not channel.began:
         # In the middle of a transaction, between two statements. SQLite keeps a list of the files that the process has
         # open; without this the child would find its own copy of the parent's write lock there, for ever. In WAL mode
         # closing undoes in this process alone what the parent goes on with; the parent's locks are not the child's.

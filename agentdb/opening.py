@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from agentdb.aio import AsyncDb
+from agentdb.aio import DEFAULT_MAX_WORKERS, AsyncDb
 from agentdb.conf import INSTALLED_APPS, URL_VARIABLE, database_from_url, database_url
 from agentdb.errors import (
     AgentDbError,
@@ -89,9 +89,20 @@ def connect(url: str | None = None, *, migrate: bool = False, timeout_seconds: f
     return DjangoDb(alias, _executor=executor)
 
 
-def connect_async(url: str | None = None, *, migrate: bool = False, timeout_seconds: float = 30.0) -> AsyncDb:
-    """Return an ``AsyncDb`` that opens the database, as ``connect()`` does, when it is entered or first used."""
-    return AsyncDb.opening(lambda: connect(url, migrate=migrate, timeout_seconds=timeout_seconds))
+def connect_async(
+    url: str | None = None,
+    *,
+    migrate: bool = False,
+    timeout_seconds: float = 30.0,
+    max_workers: int = DEFAULT_MAX_WORKERS,
+) -> AsyncDb:
+    """Return an ``AsyncDb`` that opens the database, as ``connect()`` does, when it is entered or first used.
+
+    Its calls run in up to ``max_workers`` threads, each with a connection of its own.
+    """
+    return AsyncDb.opening(
+        lambda: connect(url, migrate=migrate, timeout_seconds=timeout_seconds), max_workers=max_workers
+    )
 
 
 def copy_database(source_url: str, target_url: str) -> dict[str, int]:
@@ -204,16 +215,23 @@ def _no_backend(engine: str) -> str:
 
 @contextmanager
 def _bounded_attempts(connection: BaseDatabaseWrapper, timeout_seconds: float) -> Iterator[None]:
-    """Let no single attempt outlast the time-out: a host that never answers is given more than two minutes else."""
+    """Let no single attempt outlast the time-out: without that, libpq gives a silent host two minutes."""
     options = connection.settings_dict["OPTIONS"]
-    if connection.vendor == "sqlite" or "connect_timeout" in options or timeout_seconds > _LONGEST_ATTEMPT_SECONDS:
+    before = options.get("connect_timeout")
+    if connection.vendor == "sqlite" or not str(before or 0).isdigit():  # the driver says what is wrong with it
         yield
         return
-    options["connect_timeout"] = max(2, math.ceil(timeout_seconds))  # libpq knows no shorter one
+    # libpq knows no shorter one than two seconds; what the URL or agentdb's defaults say stays where it is shorter.
+    limit = max(2, math.ceil(min(timeout_seconds, _LONGEST_ATTEMPT_SECONDS)))
+    options["connect_timeout"] = limit if before is None else min(limit, int(before))
     try:
         yield
     finally:
-        options.pop("connect_timeout", None)
+        # Connections that other threads open later have the time that they were given.
+        if before is None:
+            del options["connect_timeout"]
+        else:
+            options["connect_timeout"] = before
 
 
 def _wait(executor: Executor, deadline: float) -> None:

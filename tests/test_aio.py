@@ -152,6 +152,29 @@ def test_calls_run_at_the_same_time() -> None:
     run(work)
 
 
+def test_a_cancelled_call_that_keeps_its_thread_busy_does_not_hold_up_the_next_one() -> None:
+    free = threading.Event()
+
+    class Waiting(FakeDb):
+        def get_session(self, id: str) -> str:
+            if id == "slow":
+                free.wait(30)
+            return id
+
+    db: Any = Waiting()
+
+    async def work() -> object:
+        async with AsyncDb(db, max_workers=2) as adb:
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(adb.get_session("slow"), 0.05)
+            try:
+                return await asyncio.wait_for(adb.get_session("quick"), 10)
+            finally:
+                free.set()
+
+    assert run(work) == "quick"
+
+
 def test_threads_are_its_own_and_not_those_of_the_loop_or_of_asgiref() -> None:
     slow, db = fake()
 

@@ -9,6 +9,15 @@ import pytest
 from agentdb.conf import database_from_env, database_from_url, database_url, display_url, server_name
 from agentdb.errors import InvalidInputError
 
+# What libpq is to do about a server that is gone, where the URL does not say.
+_LIMITS = {
+    "connect_timeout": 10,
+    "keepalives_idle": 30,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 60_000,
+}
+
 
 @pytest.mark.parametrize(
     ("url", "name"),
@@ -59,8 +68,36 @@ def test_postgresql_url_names_user_password_host_port_and_database(scheme: str) 
         "PORT": 5433,
         "NAME": "agents",
     }
-    assert config["OPTIONS"] == {"application_name": "agentdb", "prepare_threshold": 0}
+    assert config["OPTIONS"] == {**_LIMITS, "application_name": "agentdb", "prepare_threshold": 0}
     assert (config["CONN_MAX_AGE"], config["CONN_HEALTH_CHECKS"]) == (None, True)
+
+
+def test_call_timeout_is_agentdbs_and_bounds_what_libpq_waits_for() -> None:
+    config = database_from_url("postgresql://h/agents?call_timeout=5&keepalives_idle=7")
+
+    assert config["AGENTDB"] == {"call_timeout": 5.0}
+    limits = {**_LIMITS, "connect_timeout": 5, "tcp_user_timeout": 5000, "keepalives_idle": 7}
+    assert config["OPTIONS"].items() >= limits.items()
+    assert database_from_url("postgresql://h/agents")["AGENTDB"] == {"call_timeout": 60.0}
+
+
+@pytest.mark.parametrize(
+    ("url", "host", "port"),
+    [
+        ("postgresql://u:p%40@a:5432,b:5433/agents?target_session_attrs=read-write", "a,b", "5432,5433"),
+        ("postgresql://a,b/agents?target_session_attrs=read-write", "a,b", ""),
+        ("postgresql://a,b:5433/agents?target_session_attrs=read-write", "a,b", ",5433"),
+    ],
+)
+def test_several_hosts_are_given_to_libpq_as_it_takes_them(url: str, host: str, port: str) -> None:
+    config = database_from_url(url)
+
+    assert (config["HOST"], config["PORT"], config["NAME"]) == (host, port, "agents")
+    assert config["OPTIONS"]["target_session_attrs"] == "read-write"
+
+
+def test_several_hosts_are_named_in_messages() -> None:
+    assert server_name(database_from_url("postgresql://a:5432,b/agents")) == "'agents' at a:5432, b"
 
 
 def test_postgresql_options_pass_through() -> None:
@@ -69,6 +106,7 @@ def test_postgresql_options_pass_through() -> None:
     )
 
     assert config["OPTIONS"] == {
+        **_LIMITS,
         "host": "/run/pg",
         "port": 5433,
         "application_name": "me",
@@ -78,11 +116,20 @@ def test_postgresql_options_pass_through() -> None:
     }
 
 
+@pytest.mark.parametrize("value", ["0", "soon", "-1", "nan"])
+def test_call_timeout_must_be_a_number_above_zero(value: str) -> None:
+    with pytest.raises(InvalidInputError) as raised:
+        database_from_url(f"postgresql://h/agents?call_timeout={value}")
+
+    assert str(raised.value).startswith("The URL option call_timeout=")
+    assert str(raised.value).endswith(" is no number of seconds above 0.")
+
+
 @pytest.mark.parametrize("value", ["off", "OFF", "false", "False", "0", "no"])
 def test_prepare_off_prepares_nothing_and_keeps_no_cursor_open(value: str) -> None:
     config = database_from_url(f"postgresql://h/agents?prepare={value}")
 
-    assert config["OPTIONS"] == {"application_name": "agentdb"}
+    assert config["OPTIONS"] == {**_LIMITS, "application_name": "agentdb"}
     assert config["DISABLE_SERVER_SIDE_CURSORS"] is True
 
 

@@ -144,3 +144,23 @@ print(codes, db.get_session("child"))
 db.close()
 """
     assert run(program, "", tmp_path) == "[0, 0, 0, 0, 0] None\n"
+
+
+def test_an_asyncdb_used_before_a_fork_works_in_the_child(url: str, tmp_path: Path) -> None:
+    program = """
+import asyncio, os, sys, agentdb
+db = agentdb.connect_async(sys.argv[1])
+async def use(name):
+    await db.insert_session(name, "a", "sb")
+    return await db.get_session(name) is not None
+async def end(name):
+    found = await asyncio.wait_for(use(name), 30)
+    await asyncio.wait_for(db.close(), 30)
+    return found
+asyncio.run(use("preload"))
+if os.fork() == 0:
+    os._exit(0 if asyncio.run(end("child")) else 1)
+code = os.wait()[1]
+print(code, asyncio.run(end("parent")))
+"""
+    assert run(program, url, tmp_path) == "0 True\n"

@@ -26,7 +26,15 @@ from django.db import connections
 from django.db.utils import ConnectionHandler
 
 import agentdb
-from agentdb import AgentDbError, ConflictError, DatabaseClosedError, DatabaseUnavailableError, Db, DjangoDb
+from agentdb import (
+    AgentDbError,
+    ConflictError,
+    DatabaseClosedError,
+    DatabaseUnavailableError,
+    Db,
+    DjangoDb,
+    OutcomeUnknownError,
+)
 from agentdb.conf import database_from_url, server_name
 from agentdb.opening import temporary_alias
 from tests.factories import execute, make_agent, make_sandbox, make_session
@@ -194,6 +202,7 @@ class Relay:
         self._target = target
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._sockets: list[socket.socket] = []
+        self.silent = threading.Event()  # accepts and acknowledges, and passes nothing on
         self.port = self._listener.getsockname()[1]
         self._threads = [threading.Thread(target=self._accept)]
         self._threads[0].start()
@@ -209,11 +218,11 @@ class Relay:
                     self._threads.append(threading.Thread(target=self._pump, args=ends))
                     self._threads[-1].start()
 
-    @staticmethod
-    def _pump(source: socket.socket, sink: socket.socket) -> None:
+    def _pump(self, source: socket.socket, sink: socket.socket) -> None:
         with suppress(OSError):
             while data := source.recv(65536):
-                sink.sendall(data)
+                if not self.silent.is_set():
+                    sink.sendall(data)
         for end in (source, sink):
             with suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
@@ -279,6 +288,82 @@ def test_cut_in_a_transaction_fails_it_and_the_next_one_works(relay: tuple[Relay
         assert db.describe().endswith(f" at 127.0.0.1:{cable.port}")
         assert db.list_sessions() == []
         assert db.run_transaction(make_session) == db.get_session("s1")
+
+
+_SILENCE = "no answer within call_timeout=1 seconds"
+
+
+@pytest.mark.parametrize(
+    ("call", "error"),
+    [
+        (lambda db: db.get_session("s1"), DatabaseUnavailableError),
+        (lambda db: db.touch_session("s1"), OutcomeUnknownError),
+        (lambda db: db.run_transaction(lambda tx: tx.touch_session("s1")), DatabaseUnavailableError),
+    ],
+    ids=["read", "write", "transaction"],
+)
+def test_a_call_waits_no_longer_than_call_timeout_for_a_silent_network(
+    relay: tuple[Relay, str], call: Callable[[DjangoDb], object], error: type[Exception]
+) -> None:
+    middle, url = relay
+    with agentdb.connect(f"{url}?call_timeout=1") as db:
+        db.insert_session("s1", "a", "sb")
+        middle.silent.set()
+
+        with pytest.raises(DatabaseUnavailableError, match=_SILENCE) as raised:
+            call(db)
+
+        assert type(raised.value) is error
+        middle.silent.clear()
+        assert db.touch_session("s1") is True
+
+
+def test_a_commit_that_is_not_answered_is_an_unknown_outcome(relay: tuple[Relay, str]) -> None:
+    middle, url = relay
+    with agentdb.connect(f"{url}?call_timeout=1") as db:
+
+        def work(tx: Db) -> None:
+            tx.insert_session("s1", "a", "sb")
+            middle.silent.set()
+
+        with pytest.raises(OutcomeUnknownError) as raised:
+            db.run_transaction(work)
+
+        assert str(raised.value).endswith(f": {_SILENCE}. The write may be stored or not: read, then decide.")
+
+
+def test_close_and_the_connect_of_a_new_thread_wait_no_longer_than_call_timeout(relay: tuple[Relay, str]) -> None:
+    middle, url = relay
+    db = agentdb.connect(f"{url}?call_timeout=2")
+    middle.silent.set()
+    with ThreadPoolExecutor(1) as pool, pytest.raises(DatabaseUnavailableError):
+        pool.submit(db.get_session, "s1").result(timeout=30)
+
+    begun = threading.Thread(target=db.close)
+    begun.start()
+    begun.join(timeout=30)
+    assert not begun.is_alive()
+
+
+def test_a_statement_that_waits_too_long_for_a_lock_is_cancelled_and_keeps_the_connection(
+    postgres_url_migrated: str,
+) -> None:
+    separator = "&" if "?" in postgres_url_migrated else "?"
+    with (
+        agentdb.connect(f"{postgres_url_migrated}{separator}call_timeout=1") as db,
+        psycopg.connect(postgres_url_migrated) as other,
+    ):
+        db.insert_session("s1", "a", "sb")
+        pid = connections[db.alias].connection.info.backend_pid
+        other.execute("LOCK TABLE sessions IN EXCLUSIVE MODE")
+
+        with pytest.raises(DatabaseUnavailableError, match=_SILENCE) as raised:
+            db.touch_session("s1")
+
+        assert type(raised.value) is DatabaseUnavailableError  # the server has said that it undid it
+        other.rollback()
+        assert db.touch_session("s1") is True
+        assert connections[db.alias].connection.info.backend_pid == pid
 
 
 def test_a_network_that_stays_away_is_unavailable(relay: tuple[Relay, str]) -> None:

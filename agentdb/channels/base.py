@@ -24,6 +24,7 @@ from agentdb.errors import (
     ConflictError,
     DatabaseUnavailableError,
     DuplicateKeyError,
+    OutcomeUnknownError,
     SchemaMismatchError,
 )
 
@@ -36,6 +37,7 @@ class Fault(Enum):
     LOCKED = auto()  # the same, after the engine has waited as long as it may
     STALE_STATEMENT = auto()  # the prepared statement no longer fits the table, or the server lost it
     LOST = auto()  # the connection is gone
+    UNANSWERED = auto()  # gone, or given up, before the answer to a write came
     MISMATCH = auto()  # a table, column or constraint is missing, of another type, or not ours
     UNREADABLE = auto()  # a stored value that the column's type cannot hold in Python
     UNAVAILABLE = auto()
@@ -59,8 +61,13 @@ class Channel(ABC):
         self.failed_in: list[Any] = []
         # False while a transaction begins or ends: an exception from a signal handler may leave it there.
         self.settled = True
-        # Whether the driver is at work, so that a fork at this moment copies a connection nobody can close.
-        self.running = False
+        # When the driver began the call that it is at, on the monotonic clock, else 0; whether it was told to give up.
+        self.began = 0.0
+        self.given_up = False
+        # Seconds that one call may take; None for no limit.
+        self.call_timeout: float | None = wrapper.settings_dict.get("AGENTDB", {}).get("call_timeout")
+        # Whether the transaction is being committed: an answer that does not come leaves its outcome unknown.
+        self.committing = False
         self._debug = settings.DEBUG
 
     def __del__(self) -> None:
@@ -111,6 +118,10 @@ class Channel(ABC):
         """Close a connection that is in the middle of something, and undo that."""
         raw.close()
 
+    def give_up(self, began: float) -> None:
+        """From another thread: end the call that began then, whatever the server does."""
+        return
+
     def interrupted(self) -> None:
         """After an exception that is not the driver's: leave no statement under way for the next caller."""
         return
@@ -154,6 +165,11 @@ class Channel(ABC):
                 )
             case Fault.LOST:
                 return DatabaseUnavailableError(f"{place} dropped the connection: {reason}.")
+            case Fault.UNANSWERED:
+                return OutcomeUnknownError(
+                    f"{place} did not answer before the connection was lost: {reason}. "
+                    "The write may be stored or not: read, then decide."
+                )
             case Fault.UNAVAILABLE:
                 return DatabaseUnavailableError(f"{place} is unavailable: {reason}.")
         return AgentDbError(f"{place} refused the statement: {reason}.")

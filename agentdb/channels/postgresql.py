@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -18,6 +20,8 @@ from agentdb.conf import server_name
 
 # With these the server ends the connection; that it has ended may not be known here yet.
 _GOOD_BYES = ("25P03", "25P04", "57P01", "57P02", "57P03", "57P05")
+# transaction_resolution_unknown, and CockroachDB's statement_completion_unknown
+_UNANSWERED = ("08007", "40003")
 # The planner takes states and ages for unrelated; it cannot know that the waiting sandboxes are the ones used lately,
 # and reads all of them to find the few idle ones. Every list here has an index in its order: without a sort to fall
 # back on, that one is taken. Compiling such statements would only take longer.
@@ -27,7 +31,7 @@ _FOLLOW_THE_INDEX = (
 _IDLE = psycopg.pq.TransactionStatus.IDLE
 _ACTIVE = psycopg.pq.TransactionStatus.ACTIVE
 _IN_TRANSACTION = psycopg.pq.TransactionStatus.INTRANS
-_CANCEL_SECONDS = 2.0
+_CANCEL_SECONDS = 1.0
 _STALE_PLAN = "cached plan must not change result type"
 
 
@@ -73,6 +77,16 @@ class PostgresChannel(Channel):
 
     def spoiled(self, raw: Any) -> bool:
         return bool(raw.closed or raw.pgconn.transaction_status not in (_IDLE, _IN_TRANSACTION))
+
+    def give_up(self, began: float) -> None:
+        raw: Any = self.wrapper.connection
+        if raw is None or raw.closed:
+            return
+        # A server that is well ends the statement and keeps the connection; one that is silent is left.
+        self._cancel(raw)
+        if self.began == began and raw is self.wrapper.connection and not raw.closed:
+            with suppress(OSError), socket.socket(fileno=os.dup(raw.pgconn.socket)) as connection:
+                connection.shutdown(socket.SHUT_RDWR)
 
     def interrupted(self) -> None:
         raw = self.wrapper.connection
@@ -163,6 +177,8 @@ class PostgresChannel(Channel):
             return Fault.MISMATCH
         if isinstance(error, psycopg.DataError) and not state:
             return Fault.UNREADABLE
+        if state in _UNANSWERED:
+            return Fault.UNANSWERED
         raw = self.wrapper.connection
         if raw is None or raw.closed or state.startswith("08") or state in _GOOD_BYES:
             return Fault.LOST
@@ -177,6 +193,8 @@ class PostgresChannel(Channel):
 
     def reason(self, error: BaseException) -> str:
         # The server's details quote whole rows; its first line says enough.
+        if self.given_up and self.call_timeout is not None:
+            return f"no answer within call_timeout={self.call_timeout:g} seconds"
         primary = error.diag.message_primary if isinstance(error, psycopg.Error) else None
         if primary:
             return " ".join(primary.split()).rstrip(".")
