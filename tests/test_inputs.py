@@ -486,7 +486,8 @@ def test_errors_are_below_one_base() -> None:
     names = {name for name, value in vars(errors).items() if isinstance(value, type) and name.endswith("Error")}
 
     assert names == {
-        "AgentDbError", "OutcomeUnknownError", "InvalidInputError", "DuplicateKeyError", "ConflictError", "SchemaOutOfDateError",
+        "AgentDbError", "OutcomeUnknownError", "InvalidInputError", "DuplicateKeyError", "ConflictError",
+        "SchemaOutOfDateError",
         "SchemaMismatchError", "DatabaseUnavailableError", "DatabaseClosedError",
     }  # fmt: skip
     assert all(issubclass(getattr(errors, name), errors.AgentDbError) for name in names)
