@@ -25,6 +25,8 @@ from django.db.models.sql import DeleteQuery, InsertQuery, UpdateQuery
 from django.db.models.sql import Query as SqlQuery
 from django.db.models.sql.compiler import SQLCompiler
 
+from agentdb.expressions import ServerNow
+
 M = TypeVar("M", bound=Model)
 
 Row = tuple[Any, ...]
@@ -69,6 +71,10 @@ class Parameters:
         self.instants[value] = name
         return value
 
+    def now(self) -> ServerNow:
+        """Return the present: the server's, or on SQLite the parameter ``now``."""
+        return ServerNow(self.instant("now"))
+
     def limit(self, name: str) -> int:
         """Return the stand-in for the upper bound of a slice, which Django writes into the SQL itself."""
         value = _INTEGER_BASE + len(self.limits)
@@ -83,6 +89,7 @@ class Statement:
     sql: str
     slots: tuple[tuple[str | None, Any, Converter | None], ...]
     converters: tuple[tuple[int, Converter], ...]
+    row: tuple[tuple[str | None, Any], ...] = ()  # an inserted row: the names of its values, or what is always the same
 
     def bind(self, values: Mapping[str, Any]) -> list[Any]:
         """Return the driver's parameters for the named values."""
@@ -92,8 +99,8 @@ class Statement:
         ]
 
     def given(self, values: Mapping[str, Any]) -> list[Any]:
-        """Return the values in the order of the parameters, as the caller knows them: an inserted row."""
-        return [constant if name is None else values[name] for name, constant, _ in self.slots]
+        """Return the row that was inserted, as the caller knows it."""
+        return [constant if name is None else values[name] for name, constant in self.row]
 
     def convert(self, row: Row) -> Row | list[Any]:
         """Return the row with the fields' conversions applied."""
@@ -193,15 +200,30 @@ class Insert:
         )
         query.insert_values(fields, [instance])
         compiler = query.get_compiler(connection=connection)
-        if self.returning:
-            compiler.returning_fields = fields
+        by_server = [
+            field
+            for field in fields
+            if isinstance(getattr(instance, field.attname), ServerNow) and connection.vendor != "sqlite"
+        ]
+        # A server's clock is the only value that is not known here, and one column says it for all.
+        returned = fields if self.returning else by_server[:1]
+        if returned:
+            compiler.returning_fields = returned
         [(sql, params)] = compiler.as_sql()
         if self.change:
             assignments, values = _assignments(connection, type(instance), self.change)
             sql = sql.replace(" DO UPDATE SET ", f" DO UPDATE SET {assignments}, ", 1)
             params = (*params, *values)
-        columns = [field.get_col(meta.db_table) for field in fields] if self.returning else []
-        return _statement(connection, parameters, compiler, sql, params, columns)
+        columns = [field.get_col(meta.db_table) for field in returned]
+        statement = _statement(connection, parameters, compiler, sql, params, columns)
+        return replace(statement, row=tuple(_given(parameters, getattr(instance, f.attname)) for f in fields))
+
+
+def _given(parameters: Parameters, value: Any) -> tuple[str | None, Any]:
+    if isinstance(value, ServerNow):
+        return "now", None
+    name = parameters.texts.get(value) or parameters.instants.get(value)
+    return name, None if name else value
 
 
 def _assignments(
@@ -263,7 +285,10 @@ def _statement(
         if found:
             sql = f"{before}LIMIT %s{after}"
             slots.insert(before.count("%s"), (name, None, None))
-    missing = {*parameters.texts.values(), *instants, *parameters.limits.values()} - {name for name, _, _ in slots}
+    asked = {*parameters.texts.values(), *instants, *parameters.limits.values()}
+    if connection.vendor != "sqlite":
+        asked.discard("now")  # the server's own
+    missing = asked - {name for name, _, _ in slots}
     if missing:
         raise ValueError(f"The query has no place for its parameters {sorted(missing)}: {sql}")
     if connection.vendor == "sqlite":

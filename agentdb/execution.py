@@ -98,16 +98,19 @@ class Executor:
             if channel.aborts_on_error and channel.wrapper.in_atomic_block:
                 # Without a savepoint a caller that expects the duplicate would lose its whole transaction.
                 with self._atomic(channel):
-                    self.count(query, **values)
+                    returned = self.run(query, values, _fetch_returned)
             else:
-                self.count(query, **values)
+                returned = self.run(query, values, _fetch_returned)
         except ConflictError:
             # Leaving the savepoint has made Django forget that the transaction cannot go on.
             channel.wrapper.needs_rollback = channel.wrapper.in_atomic_block
             raise
         except DuplicateKeyError as error:
             raise DuplicateKeyError(duplicate.format(**values)) from error.__cause__
-        return make(*self._statements[query].given(values))
+        statement = self._statements[query]
+        if returned:
+            [values["now"]] = statement.convert(returned[0])  # by the server's clock
+        return make(*statement.given(values))
 
     def run(self, query: Query, values: dict[str, Any], consume: Callable[[Any], R], *, reads_only: bool = False) -> R:
         """Run the query and return what ``consume`` makes of the cursor."""
@@ -417,6 +420,10 @@ def _delays() -> Iterator[float | None]:
 def _fetch_all(cursor: Any) -> list[Row]:
     rows: list[Row] = cursor.fetchall()
     return rows
+
+
+def _fetch_returned(cursor: Any) -> list[Row]:
+    return _fetch_all(cursor) if cursor.description else []
 
 
 def _row_count(cursor: Any) -> int:

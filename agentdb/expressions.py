@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.models import Func, Subquery, TextField, Value
+from django.db.models import DateTimeField, Func, Subquery, TextField, Value
 from django.db.models.functions import Now
 from django.db.models.sql.compiler import SQLCompiler
 
@@ -25,6 +26,22 @@ class UtcNow(Now):
             template="replace(strftime('%%%%Y-%%%%m-%%%%d %%%%H:%%%%M:%%%%f000', 'now'), '.000000', '')",
             **extra,
         )
+
+
+class ServerNow(Now):
+    """The present by the server's clock when the statement began; SQLite, which has no server, is given ``here``.
+
+    Django's ``Now()`` on CockroachDB is when the transaction began.
+    """
+
+    def __init__(self, here: datetime) -> None:
+        super().__init__()
+        self.here = here
+
+    def as_sqlite(self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **extra: Any) -> Any:
+        return compiler.compile(Value(self.here, output_field=DateTimeField()))
+
+    as_cockroachdb = Now.as_postgresql
 
 
 class CodePointOrder(Func):

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from django.db.models import F, OuterRef, Q, Subquery
-from django.db.models.functions import Coalesce
+from django.db.models.functions import Coalesce, Greatest
 
 from agentdb.compiled import Delete, Insert, Parameters, Select, SelectCount, Update
 from agentdb.expressions import CodePointOrder, SkipLocked, TextsOfJson
 from agentdb.interface import SandboxState, SessionStatus
 from agentdb.models import LEAST_RECENTLY_USED_FIRST, NEWEST_FIRST, Agent, ApiKey, Sandbox, Session
+
+
+def _not_before(column: str, p: Parameters) -> Greatest:
+    """The present, or what is stored where that is later: of two calls the later one counts, in whatever order."""
+    return Greatest(F(column), p.now())
+
 
 # -- agents
 
@@ -19,8 +25,8 @@ UPSERT_AGENT = Insert(
         name=p.text("name"),
         version=1,
         path=p.text("path"),
-        created_at=p.instant("now"),
-        updated_at=p.instant("now"),
+        created_at=p.now(),
+        updated_at=p.now(),
     ),
     unique=("tenant_id", "name"),
     replace=("path", "updated_at"),
@@ -41,8 +47,8 @@ INSERT_SESSION = Insert(
         sandbox_id=p.text("sandbox_id"),
         status=SessionStatus.STARTING.value,
         runner_id=None,
-        created_at=p.instant("now"),
-        last_active_at=p.instant("now"),
+        created_at=p.now(),
+        last_active_at=p.now(),
     ),
     returning=False,
 )
@@ -52,7 +58,7 @@ GET_SESSION = Select(lambda p: p.rows(Session).filter(id=p.text("id")))
 def _update_session(column: str | None = None) -> Update:
     def values(p: Parameters) -> dict[str, object]:
         change: dict[str, object] = {column: p.text(column)} if column else {}
-        return {**change, "last_active_at": p.instant("now")}
+        return {**change, "last_active_at": _not_before("last_active_at", p)}
 
     return Update(lambda p: p.rows(Session).filter(id=p.text("id")), values)
 
@@ -94,7 +100,7 @@ _RUNNING = (SessionStatus.ACTIVE.value, SessionStatus.STARTING.value)
 
 
 def _pause(p: Parameters) -> dict[str, object]:
-    return {"status": SessionStatus.PAUSED.value, "last_active_at": p.instant("now")}
+    return {"status": SessionStatus.PAUSED.value, "last_active_at": _not_before("last_active_at", p)}
 
 
 PAUSE_SESSIONS = Update(lambda p: p.rows(Session).filter(status__in=_RUNNING), _pause)
@@ -134,8 +140,8 @@ INSERT_SANDBOX = Insert(
         agent_name=p.text("agent_name"),
         state=SandboxState.WARMING.value,
         workspace_dir=p.text("workspace_dir"),
-        created_at=p.instant("now"),
-        last_used_at=p.instant("now"),
+        created_at=p.now(),
+        last_used_at=p.now(),
     ),
     returning=False,
 )
@@ -144,7 +150,9 @@ UPDATE_SANDBOX_STATE = Update(lambda p: p.rows(Sandbox).filter(id=p.text("id")),
 UPDATE_SANDBOX_SESSION = Update(
     lambda p: p.rows(Sandbox).filter(id=p.text("id")), lambda p: {"session_id": p.text("session_id")}
 )
-TOUCH_SANDBOX = Update(lambda p: p.rows(Sandbox).filter(id=p.text("id")), lambda p: {"last_used_at": p.instant("now")})
+TOUCH_SANDBOX = Update(
+    lambda p: p.rows(Sandbox).filter(id=p.text("id")), lambda p: {"last_used_at": _not_before("last_used_at", p)}
+)
 COUNT_SANDBOXES = SelectCount(lambda p: p.rows(Sandbox))
 
 
@@ -211,7 +219,7 @@ INSERT_API_KEY = Insert(
         tenant_id=p.text("tenant_id"),
         key_hash=p.text("key_hash"),
         label=p.text("label"),
-        created_at=p.instant("now"),
+        created_at=p.now(),
     ),
     returning=False,
 )
