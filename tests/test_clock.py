@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
@@ -27,7 +28,7 @@ def wrong_clock(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("wrong_clock")
 def test_time_is_the_servers_where_there_is_one(db: DjangoDb, url: str, engine: str) -> None:
-    rows = [make_agent(db), make_session(db), make_sandbox(db), make_api_key(db)]
+    rows: list[Any] = [make_agent(db), make_session(db), make_sandbox(db), make_api_key(db)]
     found = [db.get_agent("support-bot"), db.get_session("s1"), db.get_sandbox("sb1"), db.get_api_key_by_hash("hash-1")]
 
     assert rows == found
