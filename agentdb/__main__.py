@@ -20,7 +20,7 @@ _LOOKING = ("apikey", "check", "inspectdb", "runadmin", "showmigrations")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code. A ``CommandError`` and argument errors exit by themselves."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments[:1] == ["--version"]:
+    if arguments[:1] in (["--version"], ["version"]):
         sys.stdout.write(f"{_versions()}\n")
         return 0
     try:
@@ -127,7 +127,7 @@ def _versions() -> str:
     import platform
     from importlib.metadata import version
 
-    return f"agentdb {version('agentdb')} (Django {version('django')}, Python {platform.python_version()})"
+    return f"agentdb {version('django-agentdb')} (Django {version('django')}, Python {platform.python_version()})"
 
 
 def _overview(url: str | None) -> str:

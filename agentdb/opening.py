@@ -209,7 +209,7 @@ def _check_file_exists(connection: BaseDatabaseWrapper) -> None:
 
 def _no_backend(engine: str) -> str:
     if engine == "django_cockroachdb":
-        return "CockroachDB needs one more package. Run \"pip install 'agentdb[cockroachdb]'\"."
+        return "CockroachDB needs one more package. Install agentdb with its extra: 'django-agentdb[cockroachdb]'."
     return f"The database engine {engine!r} cannot be loaded. Install its package, or correct ENGINE in DATABASES."
 
 

@@ -621,7 +621,7 @@ except agentdb.DatabaseUnavailableError as error:
     print(error)
 """
     assert run_python(code, tmp_path) == (
-        "CockroachDB needs one more package. Run \"pip install 'agentdb[cockroachdb]'\".\n"
+        "CockroachDB needs one more package. Install agentdb with its extra: 'django-agentdb[cockroachdb]'.\n"
     )
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+import tarfile
 import tomllib
 import zipfile
 from email import message_from_string
@@ -84,7 +86,7 @@ def test_wheel_holds_migrations_commands_and_the_typing_marker(wheel):
 
 
 def test_wheel_holds_no_settings_and_no_tests(wheel):
-    assert {name.split("/")[0] for name in names_in(wheel)} == {"agentdb", "agentdb-0.1.0.dist-info"}
+    assert {name.split("/")[0] for name in names_in(wheel)} == {"agentdb", "django_agentdb-0.1.0.dist-info"}
 
 
 def test_wheel_requires_django_psycopg_and_dj_database_url_only(wheel):
@@ -99,6 +101,31 @@ def test_wheel_requires_django_psycopg_and_dj_database_url_only(wheel):
     assert metadata["Requires-Python"] == ">=3.11"
     assert metadata["License-Expression"] == "MIT"
     assert metadata["License-File"] == "LICENSE"
+
+
+def test_sdist_builds_and_makes_the_same_wheel(wheel, tmp_path):
+    build = [sys.executable, "-m", "hatchling", "build", "--directory", str(tmp_path)]
+    subprocess.run([*build, "--target", "sdist"], cwd=ROOT, check=True, capture_output=True)
+    [sdist] = tmp_path.glob("django_agentdb-*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        archive.extractall(tmp_path, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
+    [unpacked] = (path.parent for path in tmp_path.glob("*/pyproject.toml"))
+    subprocess.run([*build, "--target", "wheel"], cwd=unpacked, check=True, capture_output=True)
+
+    [again] = tmp_path.glob("*.whl")
+    assert names_in(again) == names_in(wheel)
+
+
+def test_nothing_says_to_install_the_other_projects_package():
+    said = re.compile(
+        r"(?:pip3?|uv|pipx)(?: -\S+)* (?:install|add|run) +(?:-\S+ +)*[\"']?agentdb(?![-_\w])|[\"' ]agentdb\[\w+\]"
+    )
+    texts = [
+        path for kind in ("*.md", "*.toml", "*.py", "*.html", "*.yml", "*.yaml") for path in ROOT.glob(f"**/{kind}")
+    ]
+    ours = [path for path in texts if not {".venv", ".postgres", "node_modules"} & set(path.parts)]
+
+    assert [f"{path.name}: {found[0]}" for path in ours for found in said.finditer(path.read_text())] == []
 
 
 def test_wheel_version_is_the_one_of_pyproject(wheel):
