@@ -108,7 +108,8 @@ def test_sdist_builds_and_makes_the_same_wheel(wheel, tmp_path):
     subprocess.run([*build, "--target", "sdist"], cwd=ROOT, check=True, capture_output=True)
     [sdist] = tmp_path.glob("django_agentdb-*.tar.gz")
     with tarfile.open(sdist) as archive:
-        archive.extractall(tmp_path, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
+        archive.extraction_filter = getattr(tarfile, "data_filter", None)  # unknown to Python 3.11.2
+        archive.extractall(tmp_path)
     [unpacked] = (path.parent for path in tmp_path.glob("*/pyproject.toml"))
     subprocess.run([*build, "--target", "wheel"], cwd=unpacked, check=True, capture_output=True)
 
