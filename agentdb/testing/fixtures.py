@@ -1,0 +1,78 @@
+"""The pytest plugin that comes with agentdb: databases for tests of code that uses a ``Db``."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from agentdb import DjangoDb
+    from agentdb.testing import MemoryDb
+
+URL_VARIABLE = "AGENTDB_POSTGRESQL_URL"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.getgroup("agentdb").addoption(
+        "--agentdb-postgresql",
+        metavar="URL",
+        default=None,
+        help=f"the PostgreSQL database of agentdb_postgresql, emptied for each test (default: {URL_VARIABLE})",
+    )
+
+
+@pytest.fixture
+def agentdb_memory() -> Iterator[MemoryDb]:
+    """A ``MemoryDb`` without rows: the fastest."""
+    from agentdb.testing import MemoryDb
+
+    with MemoryDb() as db:
+        yield db
+
+
+@pytest.fixture(scope="session")
+def _agentdb_migrated_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import agentdb
+
+    path = tmp_path_factory.mktemp("agentdb") / "migrated.sqlite3"
+    agentdb.connect(f"sqlite:///{path}?synchronous=NORMAL", migrate=True).close()
+    return path
+
+
+@pytest.fixture
+def agentdb_sqlite(_agentdb_migrated_file: Path, tmp_path: Path) -> Iterator[DjangoDb]:
+    """A ``Db`` on a SQLite file of its own without rows."""
+    import agentdb
+
+    path = tmp_path / "agentdb.sqlite3"
+    shutil.copyfile(_agentdb_migrated_file, path)
+    with agentdb.connect(f"sqlite:///{path}?synchronous=NORMAL") as db:
+        yield db
+
+
+@pytest.fixture
+def agentdb_postgresql(request: pytest.FixtureRequest) -> Iterator[DjangoDb]:
+    """A ``Db`` on the PostgreSQL database of ``--agentdb-postgresql``, emptied of its rows; skipped without one.
+
+    A database with another name than one with ``test`` in it is refused: its rows would be gone.
+    """
+    import agentdb
+
+    url = request.config.getoption("--agentdb-postgresql") or os.environ.get(URL_VARIABLE)
+    if not url:
+        pytest.skip(f"no PostgreSQL database: pass --agentdb-postgresql URL, or set {URL_VARIABLE}")
+    with agentdb.connect(url, migrate=True) as db:
+        from django.db import connections
+
+        connection = connections[db.alias]
+        name = str(connection.settings_dict["NAME"])
+        if "test" not in name:
+            pytest.fail(f"The database {name!r} does not have 'test' in its name, and would lose its rows.")
+        with connection.cursor() as cursor:
+            cursor.execute("TRUNCATE agents, sessions, sandboxes, api_keys")
+        yield db

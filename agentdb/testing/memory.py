@@ -1,0 +1,462 @@
+"""MemoryDb: a whole Db in dictionaries, for tests; it imports no Django and opens nothing."""
+
+from __future__ import annotations
+
+import inspect
+import threading
+import uuid
+from collections.abc import Callable, Iterable
+from copy import copy
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from agentdb.errors import DatabaseClosedError, DuplicateKeyError, InvalidInputError
+from agentdb.inputs import (
+    aware_instant,
+    check_tenant,
+    identifier,
+    optional_identifier,
+    page_limit,
+    page_record,
+    sandbox_state,
+    session_status,
+    text,
+)
+from agentdb.interface import (
+    DEFAULT_TENANT_ID,
+    AgentRecord,
+    ApiKeyRecord,
+    Db,
+    Health,
+    SandboxRecord,
+    SandboxState,
+    SandboxStateInput,
+    SessionRecord,
+    SessionStatus,
+    SessionStatusInput,
+)
+from agentdb.keys import generate_api_key, hash_api_key
+
+R = TypeVar("R")
+Record = TypeVar("Record", AgentRecord, SessionRecord, SandboxRecord, ApiKeyRecord)
+
+_RUNNING = (SessionStatus.ACTIVE, SessionStatus.STARTING)
+_FINISHED = (SessionStatus.ENDED, SessionStatus.STOPPED, SessionStatus.ERROR)
+_EVICTED_FIRST = (SandboxState.COLD, SandboxState.WARM, SandboxState.WAITING)
+
+
+@dataclass
+class _Tables:
+    """All rows by id. Records are immutable, so that a copy of the dictionaries is a state to go back to."""
+
+    agents: dict[str, AgentRecord] = field(default_factory=dict)
+    sessions: dict[str, SessionRecord] = field(default_factory=dict)
+    sandboxes: dict[str, SandboxRecord] = field(default_factory=dict)
+    keys: dict[str, ApiKeyRecord] = field(default_factory=dict)
+
+    def kept(self) -> _Tables:
+        return _Tables(copy(self.agents), copy(self.sessions), copy(self.sandboxes), copy(self.keys))
+
+    def put_back(self, kept: _Tables) -> None:
+        self.agents, self.sessions = kept.agents, kept.sessions
+        self.sandboxes, self.keys = kept.sandboxes, kept.keys
+
+
+class MemoryDb(Db):
+    """A ``Db`` that answers as the real ones do, refusals included, and forgets everything at the end.
+
+    Threads take turns, so a transaction has the database for itself and no call ever conflicts. ``clock`` returns
+    the time, an aware ``datetime``, of each call; a test that sets it decides how old things are.
+    """
+
+    def __init__(self, *, clock: Callable[[], datetime] | None = None) -> None:
+        self._clock = clock or (lambda: datetime.now(UTC))
+        self._tables = _Tables()
+        self._lock = threading.RLock()
+        self._tenant_id: str | None = None
+        self._whole = self
+        self._closed = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # -- agents
+
+    def upsert_agent(self, name: str, path: str, tenant_id: str = DEFAULT_TENANT_ID) -> AgentRecord:
+        name, path, tenant_id = identifier("Agent name", name), text("Agent path", path), self._tenant(tenant_id)
+        with self._turn() as tables:
+            now, old = self._now(), self._find(tables.agents.values(), name=name, tenant_id=tenant_id)
+            if old is None:
+                agent = AgentRecord(str(uuid.uuid4()), tenant_id, name, 1, path, now, now)
+            else:
+                agent = replace(old, version=old.version + 1, path=path, updated_at=now)
+            tables.agents[agent.id] = agent
+            return agent
+
+    def get_agent(self, name: str, tenant_id: str = DEFAULT_TENANT_ID) -> AgentRecord | None:
+        name, tenant_id = identifier("Agent name", name), self._tenant(tenant_id)
+        with self._turn() as tables:
+            return self._find(tables.agents.values(), name=name, tenant_id=tenant_id)
+
+    def list_agents(self, tenant_id: str = DEFAULT_TENANT_ID) -> list[AgentRecord]:
+        tenant_id = self._tenant(tenant_id)
+        with self._turn() as tables:
+            return sorted(self._all(tables.agents.values(), tenant_id=tenant_id), key=lambda agent: agent.name)
+
+    def delete_agent(self, name: str, tenant_id: str = DEFAULT_TENANT_ID) -> bool:
+        name, tenant_id = identifier("Agent name", name), self._tenant(tenant_id)
+        with self._turn() as tables:
+            for session in self._all(tables.sessions.values(), agent_name=name, tenant_id=tenant_id):
+                del tables.sessions[session.id]
+            agent = self._find(tables.agents.values(), name=name, tenant_id=tenant_id)
+            return agent is not None and self._delete(tables.agents, agent.id)
+
+    # -- sessions
+
+    def insert_session(
+        self, id: str, agent_name: str, sandbox_id: str, tenant_id: str = DEFAULT_TENANT_ID
+    ) -> SessionRecord:
+        id, agent_name = identifier("Session id", id), identifier("Agent name", agent_name)
+        sandbox_id, tenant_id = identifier("Sandbox id", sandbox_id), self._tenant(tenant_id)
+        with self._turn() as tables:
+            if id in tables.sessions:
+                raise DuplicateKeyError(f"A session with the id {id!r} exists already.")
+            now = self._now()
+            session = SessionRecord(id, tenant_id, agent_name, sandbox_id, "starting", None, now, now)
+            tables.sessions[id] = session
+            return session
+
+    def update_session_status(self, id: str, status: SessionStatusInput) -> bool:
+        return self._update_session(id, status=session_status(status))
+
+    def update_session_sandbox(self, id: str, sandbox_id: str) -> bool:
+        return self._update_session(id, sandbox_id=identifier("Sandbox id", sandbox_id))
+
+    def update_session_runner(self, id: str, runner_id: str | None) -> bool:
+        return self._update_session(id, runner_id=optional_identifier("Runner id", runner_id))
+
+    def get_session(self, id: str) -> SessionRecord | None:
+        id = identifier("Session id", id)
+        with self._turn() as tables:
+            return self._get(tables.sessions, id)
+
+    def list_sessions(
+        self,
+        tenant_id: str = DEFAULT_TENANT_ID,
+        agent: str | None = None,
+        *,
+        limit: int | None = None,
+        before: SessionRecord | None = None,
+    ) -> list[SessionRecord]:
+        wanted = {"tenant_id": self._tenant(tenant_id)}
+        if agent is not None:
+            wanted["agent_name"] = identifier("Agent name", agent)
+        before = None if before is None else page_record(before)
+        limit = None if limit is None else page_limit(limit)
+        with self._turn() as tables:
+            found = _newest_first(self._all(tables.sessions.values(), **wanted))
+        if before is not None:
+            found = [s for s in found if (s.created_at, s.id) < (before.created_at, before.id)]
+        return found[:limit]
+
+    def list_sessions_by_runner(self, runner_id: str) -> list[SessionRecord]:
+        runner_id = identifier("Runner id", runner_id)
+        with self._turn() as tables:
+            return _newest_first(self._all(tables.sessions.values(), runner_id=runner_id))
+
+    def touch_session(self, id: str) -> bool:
+        return self._update_session(id)
+
+    def bulk_pause_sessions_by_runner(self, runner_id: str) -> int:
+        return self._pause(runner_id=identifier("Runner id", runner_id))
+
+    def bulk_pause_active_sessions(self) -> int:
+        return self._pause()
+
+    def prune_sessions(self, ended_before: datetime, limit: int) -> int:
+        ended_before, limit = aware_instant("ended_before", ended_before), page_limit(limit)
+        with self._turn() as tables:
+            finished = [
+                session
+                for session in self._all(tables.sessions.values())
+                if session.status in _FINISHED and session.last_active_at < ended_before
+            ]
+            finished.sort(key=lambda session: (session.last_active_at, session.id))
+            pruned = {session.id for session in finished[:limit]}
+            for sandbox in self._all(tables.sandboxes.values(), state=SandboxState.COLD.value):
+                if sandbox.session_id in pruned:
+                    del tables.sandboxes[sandbox.id]
+            for id in pruned:
+                del tables.sessions[id]
+            return len(pruned)
+
+    def _update_session(self, id: str, **values: Any) -> bool:
+        id = identifier("Session id", id)
+        with self._turn() as tables:
+            session = self._get(tables.sessions, id)
+            if session is None:
+                return False
+            tables.sessions[id] = replace(session, last_active_at=max(session.last_active_at, self._now()), **values)
+            return True
+
+    def _pause(self, **wanted: str) -> int:
+        with self._turn() as tables:
+            paused = [s for s in self._all(tables.sessions.values(), **wanted) if s.status in _RUNNING]
+            for session in paused:
+                tables.sessions[session.id] = replace(
+                    session,
+                    status=SessionStatus.PAUSED.value,
+                    last_active_at=max(session.last_active_at, self._now()),
+                )
+            return len(paused)
+
+    # -- sandboxes
+
+    def insert_sandbox(
+        self,
+        id: str,
+        agent_name: str,
+        workspace_dir: str,
+        session_id: str | None = None,
+        tenant_id: str = DEFAULT_TENANT_ID,
+    ) -> SandboxRecord:
+        id, agent_name = identifier("Sandbox id", id), identifier("Agent name", agent_name)
+        workspace_dir = text("Workspace directory", workspace_dir)
+        session_id, tenant_id = optional_identifier("Session id", session_id), self._tenant(tenant_id)
+        with self._turn() as tables:
+            if id in tables.sandboxes:
+                raise DuplicateKeyError(f"A sandbox with the id {id!r} exists already.")
+            now = self._now()
+            sandbox = SandboxRecord(id, tenant_id, session_id, agent_name, "warming", workspace_dir, now, now)
+            tables.sandboxes[id] = sandbox
+            return sandbox
+
+    def update_sandbox_state(self, id: str, state: SandboxStateInput) -> bool:
+        return self._update_sandbox(id, state=sandbox_state(state))
+
+    def update_sandbox_session(self, id: str, session_id: str | None) -> bool:
+        return self._update_sandbox(id, session_id=optional_identifier("Session id", session_id))
+
+    def touch_sandbox(self, id: str) -> bool:
+        return self._update_sandbox(id, touch=True)
+
+    def get_sandbox(self, id: str) -> SandboxRecord | None:
+        id = identifier("Sandbox id", id)
+        with self._turn() as tables:
+            return self._get(tables.sandboxes, id)
+
+    def count_sandboxes(self) -> int:
+        with self._turn() as tables:
+            return len(self._all(tables.sandboxes.values()))
+
+    def get_best_eviction_candidate(self) -> SandboxRecord | None:
+        with self._turn() as tables:
+            for state in _EVICTED_FIRST:
+                if found := _least_recently_used(self._all(tables.sandboxes.values(), state=state.value)):
+                    return found[0]
+        return None
+
+    def claim_eviction_candidate(self) -> SandboxRecord | None:
+        with self._turn() as tables:
+            sandbox = self.get_best_eviction_candidate()
+            if sandbox is None:
+                return None
+            if sandbox.state == SandboxState.COLD:
+                del tables.sandboxes[sandbox.id]
+            else:
+                tables.sandboxes[sandbox.id] = replace(sandbox, state=SandboxState.COLD.value)
+            return sandbox
+
+    def get_idle_sandboxes(self, older_than: datetime) -> list[SandboxRecord]:
+        return self._unused(SandboxState.WAITING, older_than)
+
+    def get_cold_sandboxes(self, older_than: datetime) -> list[SandboxRecord]:
+        return self._unused(SandboxState.COLD, older_than)
+
+    def delete_sandbox(self, id: str) -> bool:
+        id = identifier("Sandbox id", id)
+        with self._turn() as tables:
+            return self._delete(tables.sandboxes, id)
+
+    def mark_all_sandboxes_cold(self) -> int:
+        with self._turn() as tables:
+            others = [s for s in self._all(tables.sandboxes.values()) if s.state != SandboxState.COLD]
+            for sandbox in others:
+                tables.sandboxes[sandbox.id] = replace(sandbox, state=SandboxState.COLD.value)
+            return len(others)
+
+    def _update_sandbox(self, id: str, *, touch: bool = False, **values: Any) -> bool:
+        id = identifier("Sandbox id", id)
+        with self._turn() as tables:
+            sandbox = self._get(tables.sandboxes, id)
+            if sandbox is None:
+                return False
+            used = max(sandbox.last_used_at, self._now()) if touch else sandbox.last_used_at
+            tables.sandboxes[id] = replace(sandbox, last_used_at=used, **values)
+            return True
+
+    def _unused(self, state: SandboxState, older_than: datetime) -> list[SandboxRecord]:
+        older_than = aware_instant("older_than", older_than)
+        with self._turn() as tables:
+            found = _least_recently_used(self._all(tables.sandboxes.values(), state=state.value))
+        return [sandbox for sandbox in found if sandbox.last_used_at < older_than]
+
+    # -- API keys
+
+    def get_api_key_by_hash(self, key_hash: str) -> ApiKeyRecord | None:
+        key_hash = identifier("Key hash", key_hash)
+        with self._turn() as tables:
+            return self._find(tables.keys.values(), key_hash=key_hash)
+
+    def insert_api_key(self, id: str, tenant_id: str, key_hash: str, label: str) -> ApiKeyRecord:
+        id, tenant_id = identifier("API key id", id), self._tenant(tenant_id)
+        key_hash, label = identifier("Key hash", key_hash), text("Label", label)
+        with self._turn() as tables:
+            if id in tables.keys or any(key.key_hash == key_hash for key in tables.keys.values()):
+                raise DuplicateKeyError(f"An API key with the id {id!r}, or with the same hash, exists already.")
+            key = ApiKeyRecord(id, tenant_id, key_hash, label, self._now())
+            tables.keys[id] = key
+            return key
+
+    def list_api_keys_by_tenant(self, tenant_id: str) -> list[ApiKeyRecord]:
+        tenant_id = self._tenant(tenant_id)
+        with self._turn() as tables:
+            return _newest_first(self._all(tables.keys.values(), tenant_id=tenant_id))
+
+    def delete_api_key(self, id: str) -> bool:
+        id = identifier("API key id", id)
+        with self._turn() as tables:
+            return self._delete(tables.keys, id)
+
+    def issue_api_key(self, tenant_id: str, label: str) -> tuple[str, ApiKeyRecord]:
+        plain, key_hash = generate_api_key()
+        return plain, self.insert_api_key(str(uuid.uuid4()), tenant_id, key_hash, label)
+
+    def authenticate(self, plain: str) -> ApiKeyRecord | None:
+        if not isinstance(plain, str):
+            raise InvalidInputError(f"An API key must be a string, not {type(plain).__name__}.")
+        key_hash = hash_api_key(plain)
+        with self._turn() as tables:
+            return self._find(tables.keys.values(), key_hash=key_hash)
+
+    # -- tenants, transactions and life cycle
+
+    def for_tenant(self, tenant_id: str) -> MemoryDb:
+        tenant_id = identifier("Tenant id", tenant_id)
+        self._check_open()
+        if self._tenant_id is not None:
+            check_tenant(self._tenant_id, tenant_id)
+            return self
+        view = copy(self)
+        view._tenant_id = tenant_id
+        return view
+
+    def run_transaction(self, fn: Callable[[Db], R]) -> R:
+        if inspect.iscoroutinefunction(fn):
+            raise InvalidInputError(_NOT_A_COROUTINE)
+        with self._turn() as tables:
+            kept = tables.kept()
+            try:
+                result = fn(self)
+                if inspect.isawaitable(result):
+                    getattr(result, "close", bool)()
+                    raise InvalidInputError(_NOT_A_COROUTINE)
+                self._check_open()
+                return result
+            except BaseException:
+                tables.put_back(kept)
+                raise
+
+    def health(self) -> Health:
+        self._check_open()
+        return Health(True, "memory", "", "a MemoryDb", 0.0, (), 0, "")
+
+    def describe(self) -> str:
+        """Return the name of the database for a message."""
+        return "a MemoryDb"
+
+    def close(self) -> None:
+        self._closed = True
+
+    # -- rows
+
+    def _turn(self) -> _Turn:
+        return _Turn(self)
+
+    def _check_open(self) -> None:
+        if self._whole._closed:
+            raise DatabaseClosedError("The Db is closed. Open another one with agentdb.connect().")
+        if self._closed:
+            raise DatabaseClosedError("The view of a tenant is closed. Make another one with for_tenant().")
+
+    def _now(self) -> datetime:
+        return self._clock().astimezone(UTC)
+
+    def _tenant(self, tenant_id: str) -> str:
+        if self._tenant_id is None:
+            return identifier("Tenant id", tenant_id)
+        if tenant_id is not DEFAULT_TENANT_ID:
+            check_tenant(self._tenant_id, identifier("Tenant id", tenant_id))
+        return self._tenant_id
+
+    def _sees(self, row: Any) -> bool:
+        return self._tenant_id is None or row.tenant_id == self._tenant_id
+
+    def _get(self, rows: dict[str, Record], id: str) -> Record | None:
+        row = rows.get(id)
+        return row if row is not None and self._sees(row) else None
+
+    def _all(self, rows: Iterable[Record], **wanted: str) -> list[Record]:
+        return [
+            row
+            for row in rows
+            if self._sees(row) and all(getattr(row, column) == value for column, value in wanted.items())
+        ]
+
+    def _find(self, rows: Iterable[Record], **wanted: str) -> Record | None:
+        return next(iter(self._all(rows, **wanted)), None)
+
+    def _delete(self, rows: dict[str, Record], id: str) -> bool:
+        if self._get(rows, id) is None:
+            return False
+        del rows[id]
+        return True
+
+
+class _Turn:
+    """One thread's turn with the tables of an open ``MemoryDb``."""
+
+    def __init__(self, db: MemoryDb) -> None:
+        self._db = db
+
+    def __enter__(self) -> _Tables:
+        self._db._lock.acquire()
+        try:
+            self._db._check_open()
+        except BaseException:
+            self._db._lock.release()
+            raise
+        return self._db._tables
+
+    def __exit__(self, *error: object) -> None:
+        self._db._lock.release()
+
+
+_NOT_A_COROUTINE = "run_transaction() takes a plain function, not a coroutine: its calls run in one thread."
+
+Dated = TypeVar("Dated", SessionRecord, ApiKeyRecord)
+
+
+def _newest_first(rows: list[Dated]) -> list[Dated]:
+    return sorted(rows, key=lambda row: (row.created_at, row.id), reverse=True)
+
+
+def _least_recently_used(sandboxes: list[SandboxRecord]) -> list[SandboxRecord]:
+    return sorted(sandboxes, key=lambda sandbox: (sandbox.last_used_at, sandbox.id))

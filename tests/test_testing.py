@@ -1,0 +1,65 @@
+"""MemoryDb and the pytest fixtures that come with agentdb."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agentdb import DatabaseClosedError, Db, DjangoDb, InvalidInputError
+from agentdb.testing import MemoryDb
+from tests.factories import instant, make_session
+from tests.test_import import run_python
+from tests.test_inputs import ARGUMENTS, REFUSED, VALID
+
+
+def test_memorydb_has_the_signatures_of_db() -> None:
+    for name in (name for name in vars(Db) if not name.startswith("_")):
+        ours, theirs = (inspect.signature(getattr(kind, name)).parameters for kind in (MemoryDb, Db))
+        assert ours == theirs, name
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_memorydb_refuses_what_the_engines_refuse(name: str) -> None:
+    for argument, (kind, what) in ARGUMENTS[name].items():
+        for value, message in REFUSED[kind]:
+            values: dict[str, Any] = {key: VALID[kind] for key, (kind, _) in ARGUMENTS[name].items()}
+            with pytest.raises(InvalidInputError) as raised:
+                getattr(MemoryDb(), name)(**{**values, argument: value})
+            assert str(raised.value) == message.format(what=what)
+
+
+def test_memorydb_says_closed_after_close() -> None:
+    with MemoryDb() as db:
+        view = db.for_tenant("acme")
+        view.close()
+        with pytest.raises(DatabaseClosedError):
+            view.list_agents()
+        assert db.health().ok
+
+    for name, arguments in ARGUMENTS.items():
+        with pytest.raises(DatabaseClosedError):
+            getattr(db, name)(**{key: VALID[kind] for key, (kind, _) in arguments.items()})
+
+
+def test_memorydb_takes_the_time_from_the_test() -> None:
+    now = [instant()]
+    db = MemoryDb(clock=lambda: now[0])
+    assert make_session(db).created_at == instant()
+    now[0] = instant(-5)
+    db.touch_session("s1")
+    assert db.get_session("s1").last_active_at == instant()
+
+
+def test_memorydb_imports_no_django(tmp_path: Path) -> None:
+    code = "import sys, agentdb.testing; agentdb.testing.MemoryDb().list_agents(); print('django' in sys.modules)"
+
+    assert run_python(code, tmp_path) == "False\n"
+
+
+def test_the_fixtures_come_with_the_package(agentdb_memory: MemoryDb, agentdb_sqlite: DjangoDb) -> None:
+    for db in (agentdb_memory, agentdb_sqlite):
+        assert db.list_sessions() == []
+        assert make_session(db) == db.get_session("s1")
