@@ -12,6 +12,7 @@ from agentdb import (
     AsyncDb,
     Db,
     DjangoDb,
+    Health,
     SandboxRecord,
     SandboxState,
     SessionRecord,
@@ -55,6 +56,10 @@ def reading_and_writing(db: Db, now: datetime) -> None:
     assert_type(db.update_sandbox_state("sb1", SandboxState.COLD), bool)
     assert_type(db.get_best_eviction_candidate(), SandboxRecord | None)
     assert_type(db.get_idle_sandboxes(now), list[SandboxRecord])
+    assert_type(db.claim_eviction_candidate(), SandboxRecord | None)
+    assert_type(db.prune_sessions(now, 100), int)
+    assert_type(db.health(), Health)
+    assert_type(db.for_tenant("acme"), Db)
     assert_type(db.count_sandboxes(), int)
     assert_type(db.get_api_key_by_hash("h"), ApiKeyRecord | None)
     assert_type(db.issue_api_key("acme", "ci"), tuple[str, ApiKeyRecord])
@@ -68,6 +73,8 @@ def misuse(db: Db, session: SessionRecord) -> None:
     db.get_session(5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     db.list_sessions("acme", "a", 10)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     db.list_agents(tenant=None)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    db.update_session_status("s1", "actve")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    db.update_sandbox_state("sb1", "frozen")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     session.status = "ended"  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
 
 
@@ -88,6 +95,9 @@ async def awaiting(db: Db, now: datetime) -> None:
         assert_type(await adb.insert_sandbox("sb1", "a", "/tmp", session_id=None), SandboxRecord)
         assert_type(await adb.get_idle_sandboxes(older_than=now), list[SandboxRecord])
         assert_type(await adb.get_best_eviction_candidate(), SandboxRecord | None)
+        assert_type(await adb.claim_eviction_candidate(), SandboxRecord | None)
+        assert_type(adb.for_tenant("acme"), AsyncDb)
+        assert_type(await adb.health(), Health)
         assert_type(await adb.bulk_pause_active_sessions(), int)
         assert_type(await adb.issue_api_key("acme", "ci"), tuple[str, ApiKeyRecord])
         assert_type(await adb.authenticate("agentdb_x"), ApiKeyRecord | None)
