@@ -11,6 +11,8 @@ from contextlib import suppress
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+from agentdb.errors import AgentDbError
+
 if TYPE_CHECKING:
     import asyncio
     import contextvars
@@ -54,7 +56,12 @@ class Workers:
         import asyncio
         import contextvars
 
-        loop = asyncio.get_running_loop()
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError as error:
+            raise AgentDbError(
+                "AsyncDb needs a running event loop of asyncio; trio's is none. Use a DjangoDb in a thread there."
+            ) from error
         future: asyncio.Future[R] = loop.create_future()
         # A call that was cancelled keeps its thread busy until it ends, so threads count what has ended.
         under_way = next(self._begun) - self._done[0]

@@ -78,6 +78,10 @@ def misuse(db: Db, session: SessionRecord) -> None:
     session.status = "ended"  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
 
 
+async def _in_async_transaction(tx: AsyncDb) -> SessionRecord:
+    return await tx.insert_session("s", "a", "sb")
+
+
 def _in_transaction(inside: Db) -> SessionRecord:
     return inside.insert_session("s1", "a", "sb1")
 
@@ -102,6 +106,7 @@ async def awaiting(db: Db, now: datetime) -> None:
         assert_type(await adb.issue_api_key("acme", "ci"), tuple[str, ApiKeyRecord])
         assert_type(await adb.authenticate("agentdb_x"), ApiKeyRecord | None)
         assert_type(await adb.run_transaction(_in_transaction), SessionRecord)
+        assert_type(await adb.run_transaction(_in_async_transaction), SessionRecord)
         assert_type(await adb.close(), None)
     async with agentdb.connect_async() as opened:
         assert_type(opened, AsyncDb)
