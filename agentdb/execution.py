@@ -13,9 +13,12 @@ from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 from django.db import DEFAULT_DB_ALIAS, connections, transaction
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.backends.signals import connection_created
 
 from agentdb.channels import open_channel
 from agentdb.channels.base import Channel, Fault, driver_error
+from agentdb.channels.sqlite import carried
 from agentdb.compiled import Delete, Insert, Query, Row, Select, SelectCount, Statement, Update
 from agentdb.errors import AgentDbError, ConflictError, DatabaseClosedError, DuplicateKeyError, InvalidInputError
 
@@ -36,11 +39,16 @@ _SPOILED = (
     "The transaction failed inside the function, which went on after the error; nothing of it is stored. "
     "Let the error leave the function, or undo the part that may fail with an inner run_transaction()."
 )
+_FORKED = (
+    "This process was forked inside a transaction, which is the parent's; nothing of it is stored from here. "
+    "Leave the transaction before you call the Db in the child."
+)
 _CLOSED = "The Db is closed. Open another one with agentdb.connect()."
 
 logger = logging.getLogger("agentdb")
 
 _open: weakref.WeakSet[Executor] = weakref.WeakSet()
+_files: set[object] = set()  # the names of SQLite databases that an executor was made for
 _inherited: list[object] = []
 
 
@@ -54,6 +62,8 @@ class Executor:
     def __init__(self, alias: str, *, owned: bool = False, shared: bool = False) -> None:
         if alias not in connections.settings:
             raise InvalidInputError(f"There is no database alias {alias!r}; known are {', '.join(connections)}.")
+        if "sqlite" in connections.settings[alias]["ENGINE"]:
+            _files.add(connections.settings[alias]["NAME"])
         self.alias = alias
         self.closed = False
         self._owned = owned
@@ -361,15 +371,44 @@ class Executor:
                 channel = self._local.channel = self._open_channel()
         return channel
 
-    def _start_anew(self) -> None:
+    def channels(self) -> list[Channel]:
+        """Return the channels of all threads."""
+        return list(self._channels)
+
+    def may_close(self, channel: Channel) -> bool:
+        """Whether a fork may close this connection: a host's other threads may be using theirs at this moment."""
+        idle = channel is not self._shared and not channel.wrapper.in_atomic_block
+        return idle and (self._owned or channel is self.own_channel())
+
+    def own_channel(self) -> Channel | None:
+        """Return this thread's channel, if it has one."""
+        return getattr(self._local, "channel", None)
+
+    def start_anew(self, held: list[Channel]) -> None:
         """In the child of a fork: let go of the parent's connections, and know no thread but this one."""
+        own = self.own_channel()
+        if self._shared is not None:
+            # A copy of the database, which is the child's. What a thread of the parent was at is not.
+            if self._shared is not own or self._shared not in held:
+                self._local = threading.local()
+            if self._shared not in held:
+                self._shared.lock = threading.RLock()
+                self._shared.began = 0.0
+                self._shared.settle()
+            return
         for channel in list(self._channels):
-            if channel is not self._shared:
-                _leave_to_the_parent(channel)
-        if self._shared is None:
-            self._forget_threads()
-            with suppress(AttributeError):
-                del connections[self.alias]
+            _leave_to_the_parent(channel)
+        if own is not None and own.wrapper.in_atomic_block:
+            # The block goes on in the child, where it must not look as if it were the transaction.
+            own.wrapper.closed_in_transaction = own.wrapper.needs_rollback = True
+            own.failure, own.fault_of_failure = AgentDbError(_FORKED), None
+            own.failed_in = own.wrapper.atomic_blocks[:1]
+            self._channels.clear()
+            self._channels.add(own)
+            return
+        self._forget_threads()
+        with suppress(AttributeError):
+            del connections[self.alias]
 
     def _open_channel(self) -> Channel:
         if self._shared is not None:
@@ -469,7 +508,7 @@ class _Watchdog:
 
 
 def _watched() -> list[Channel]:
-    return [channel for executor in list(_open) for channel in list(executor._channels)]
+    return [channel for executor in list(_open) for channel in executor.channels()]
 
 
 _watchdog = _Watchdog()
@@ -497,11 +536,15 @@ class _Forking:
         self.opening.acquire()
         self.under_way = True
         for executor in list(_open):
-            for channel in list(executor._channels):
-                if channel.wrapper.vendor != "sqlite":
-                    continue
-                if self._hold(channel) and channel is not executor._shared and not channel.wrapper.in_atomic_block:
+            for channel in executor.channels():
+                if channel.wrapper.vendor == "sqlite" and self._hold(channel) and executor.may_close(channel):
                     channel.disconnect()
+        for wrapper in connections.all(initialized_only=True):
+            # The host's own, in the thread that forks: others may be in the middle of a statement.
+            if wrapper.settings_dict["NAME"] in _files and _is_file(wrapper) and not wrapper.in_atomic_block:
+                raw, wrapper.connection = wrapper.connection, None
+                if raw is not None:
+                    raw.close()
 
     def _hold(self, channel: Channel) -> bool:
         """Take the channel's lock, once its statement has ended; a transaction is not waited for as long."""
@@ -523,25 +566,65 @@ class _Forking:
     def after_in_child(self) -> None:
         _watchdog.forget()
         for executor in list(_open):
-            executor._start_anew()
+            executor.start_anew(self._held)
+        for wrapper in {*_wrappers, *connections.all(initialized_only=True)}:
+            if wrapper.settings_dict["NAME"] in _files and _is_file(wrapper) and wrapper.connection is not None:
+                _undo_copy(wrapper)
+                if wrapper.in_atomic_block:  # of the host's, around the fork: it ends in the parent
+                    wrapper.closed_in_transaction = wrapper.needs_rollback = True
+        carried.look(_files)
         self.after_in_parent()
+
+
+def _is_file(wrapper: BaseDatabaseWrapper) -> bool:
+    return wrapper.vendor == "sqlite" and not getattr(wrapper, "is_in_memory_db", bool)()
+
+
+def _remember(connection: BaseDatabaseWrapper, **_: Any) -> None:
+    if _is_file(connection):
+        _wrappers.add(connection)
+
+
+_wrappers: weakref.WeakSet[BaseDatabaseWrapper] = weakref.WeakSet()  # of SQLite files, the host's among them
+connection_created.connect(_remember)
 
 
 def _leave_to_the_parent(channel: Channel) -> None:
     """Let go of an inherited connection, which is the parent's: two processes on one socket corrupt both."""
     raw = channel.wrapper.connection
-    channel.wrapper.connection = None
     if raw is None:
         return
     if channel.wrapper.vendor == "sqlite" and channel.settled and not channel.began:
-        # In the middle of a transaction, between two statements. SQLite keeps a list of the files that the process has
-        # open; without this the child would find its own copy of the parent's write lock there, for ever. In WAL mode
-        # closing undoes in this process alone what the parent goes on with; the parent's locks are not the child's.
-        raw.close()
+        _undo_copy(channel.wrapper)
     else:
         _inherited.append(raw)  # kept, because deleting it would close it
+    channel.wrapper.connection = None
 
 
+def _undo_copy(wrapper: BaseDatabaseWrapper) -> None:
+    """Close a connection to a SQLite file in the child, which undoes in this process what the parent goes on with.
+
+    SQLite keeps a list of the files that the process has open; without this the child would find its own copy of the
+    parent's locks there, for ever. In WAL mode the file is not touched: the parent's locks are not the child's, and
+    keep it from being the last to close. Otherwise, or if a thread of the parent was in the middle of a statement, the
+    connection stays, and ``carried`` tells.
+    """
+    raw: Any = wrapper.connection
+    wrapper.connection = None
+    if raw is None or not _is_file(wrapper):
+        return
+    _inherited.append(raw)
+
+    def close() -> None:
+        if not raw.in_transaction or raw.execute("PRAGMA journal_mode").fetchone() == ("wal",):
+            raw.close()
+
+    closing = threading.Thread(target=close, daemon=True)  # waits for ever for a lock that a thread of the parent has
+    closing.start()
+    closing.join(_LONGEST_WAIT_FOR_A_CLOSE_SECONDS)
+
+
+_LONGEST_WAIT_FOR_A_CLOSE_SECONDS = 1.0
 _LONGEST_WAIT_FOR_A_TRANSACTION_SECONDS = 1.0  # it may be waiting for the very thread that forks
 _LONGEST_WAIT_FOR_A_STATEMENT_SECONDS = 60.0  # twice as long as SQLite waits for another writer
 

@@ -164,3 +164,166 @@ code = os.wait()[1]
 print(code, asyncio.run(end("parent")))
 """
     assert run(program, url, tmp_path) == "0 True\n"
+
+
+_HOST = """
+import os, signal, sys, threading
+from django.conf import settings
+options = {"init_command": "PRAGMA journal_mode=WAL"}
+database = {"ENGINE": "django.db.backends.sqlite3", "NAME": sys.argv[1].removeprefix("sqlite:///"), "OPTIONS": options}
+settings.configure(DATABASES={"default": database}, INSTALLED_APPS=["agentdb"], USE_TZ=True)
+import django
+django.setup()
+from django.db import connections, transaction
+import agentdb
+from agentdb.models import Session
+db = agentdb.DjangoDb("default")
+"""
+_HOW_MANY_SURVIVE = """
+ready, gone = os.pipe(), os.pipe()
+if os.fork() == 0:
+    db.insert_session("child-0", "a", "sb")
+    os.write(ready[1], b"x")
+    os.close(gone[1])
+    os.read(gone[0], 1)
+    for number in range(1, 20):
+        db.insert_session(f"child-{number}", "a", "sb")
+    os._exit(0)
+os.read(ready[0], 1)
+connections.close_all()
+os.close(gone[1])
+code = os.wait()[1]
+print(code, Session.objects.count())
+"""
+
+
+@pytest.mark.parametrize("engine", ["sqlite"])
+@pytest.mark.parametrize(
+    "used",
+    [
+        "db.get_session('s')",
+        "Session.objects.count()",
+        "idle = threading.Event()\n"
+        "use = lambda: (Session.objects.count(), idle.set(), threading.Event().wait())\n"
+        "threading.Thread(target=use, daemon=True).start()\n"
+        "idle.wait()",
+    ],
+    ids=["by agentdb", "by the host", "by a thread of the host"],
+)
+def test_a_hosts_connection_that_a_fork_finds_open_costs_the_child_no_write(
+    url: str, used: str, tmp_path: Path
+) -> None:
+    assert run(_HOST + used + _HOW_MANY_SURVIVE, url, tmp_path) == "0 20\n"
+
+
+@pytest.mark.parametrize("engine", ["sqlite"])
+def test_a_fork_leaves_alone_the_connections_that_a_hosts_threads_are_using(url: str, tmp_path: Path) -> None:
+    program = (
+        _HOST
+        + """
+stop, errors = threading.Event(), []
+def use():
+    db.get_session("s")
+    while not stop.is_set():
+        try:
+            Session.objects.filter(id="s").update(status="active")
+        except Exception as error:
+            errors.append(error)
+threads = [threading.Thread(target=use) for _ in range(2)]
+[thread.start() for thread in threads]
+for number in range(15):
+    if os.fork() == 0:
+        os._exit(0)
+    os.wait()
+stop.set()
+[thread.join() for thread in threads]
+print(errors)
+"""
+    )
+    assert run(program, url, tmp_path) == "[]\n"
+
+
+@pytest.mark.parametrize("engine", ["sqlite"])
+def test_a_file_that_is_open_on_a_foreign_connection_is_refused_in_the_child(url: str, tmp_path: Path) -> None:
+    program = """
+import os, sqlite3, sys, agentdb
+db = agentdb.connect(sys.argv[1])
+foreign = sqlite3.connect(sys.argv[1].removeprefix("sqlite:///"))
+foreign.execute("SELECT count(*) FROM sessions").fetchall()
+if os.fork() == 0:
+    try:
+        db.insert_session("child", "a", "sb")
+    except agentdb.AgentDbError as error:
+        print(str(error).removeprefix(db.describe()), flush=True)
+    foreign.close()
+    print(db.insert_session("child", "a", "sb").id, flush=True)
+    os._exit(0)
+os.wait()
+foreign.close()
+db.close()
+"""
+    assert run(program, url, tmp_path) == (
+        " was open on another connection, or in a transaction, when this process was forked. SQLite cannot use the "
+        "file here without losing writes. Close that connection before the fork, or start the process with 'spawn'.\n"
+        "child\n"
+    )
+
+
+@pytest.mark.parametrize("outside", ["db.run_transaction(work)", "host(work)"])
+def test_a_transaction_that_a_fork_splits_goes_on_in_the_parent_alone(url: str, outside: str, tmp_path: Path) -> None:
+    program = f"""
+import os, sys, agentdb
+from contextlib import suppress
+db = agentdb.connect(sys.argv[1])
+from django.db import transaction
+def host(work):
+    with transaction.atomic(using=db.alias):
+        return work(db)
+def work(tx):
+    tx.insert_session("before", "a", "sb")
+    pid = os.fork()
+    try:
+        tx.insert_session("after" if pid else "child", "a", "sb")
+    except agentdb.AgentDbError as error:
+        print(error, flush=True)
+    return pid
+try:
+    pid = {outside}
+except agentdb.AgentDbError as error:
+    pid = 0
+if not pid:
+    db.insert_session("later", "a", "sb")
+    os._exit(0)
+os.wait()
+print(sorted(session.id for session in db.list_sessions()))
+db.close()
+"""
+    assert run(program, url, tmp_path) == (
+        "This process was forked inside a transaction, which is the parent's; nothing of it is stored from here. "
+        "Leave the transaction before you call the Db in the child.\n['after', 'before', 'later']\n"
+    )
+
+
+def test_a_database_in_memory_forked_inside_a_threads_transaction_has_none_of_it(tmp_path: Path) -> None:
+    program = """
+import os, threading, agentdb
+db = agentdb.connect("sqlite://:memory:", migrate=True)
+db.insert_session("s1", "a", "sb")
+inside, forked = threading.Event(), threading.Event()
+def work(tx):
+    tx.insert_session("never", "a", "sb")
+    inside.set()
+    forked.wait(60)
+thread = threading.Thread(target=db.run_transaction, args=(work,))
+thread.start()
+inside.wait()
+if os.fork() == 0:
+    print([session.id for session in db.list_sessions()], db.insert_session("child", "a", "sb").id, flush=True)
+    os._exit(0)
+os.wait()
+forked.set()
+thread.join()
+print(len(db.list_sessions()))
+db.close()
+"""
+    assert run(program, "", tmp_path) == "['s1'] child\n2\n"

@@ -133,6 +133,22 @@ def test_random_interrupts_lose_no_acknowledged_write_and_fail_no_quiet_call(url
     assert len(acknowledged) > 20
 
 
+def test_interrupts_cost_a_database_in_memory_nothing() -> None:
+    randomness = random.Random(7)
+    with agentdb.connect("sqlite://:memory:", migrate=True) as db:
+        db.insert_session("s1", "a", "sb")
+        for _ in range(200):
+            try:
+                signal.setitimer(signal.ITIMER_REAL, randomness.uniform(0.00002, 0.0005))
+                while True:
+                    db.run_transaction(lambda tx: tx.touch_session("s1"))
+            except Interrupt:
+                pass
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            assert db.touch_session("s1") is True
+
+
 def test_transaction_that_swallowed_an_error_of_the_hosts_own_statement_is_no_success(db: DjangoDb) -> None:
     def work(tx: Db) -> str:
         tx.insert_session("s1", "a", "sb")

@@ -104,18 +104,23 @@ class Channel(ABC):
         raw = wrapper.connection
         if not wrapper.autocommit or wrapper.in_atomic_block or (raw is not None and not self.at_rest(raw)):
             wrapper.connection = None
-            wrapper.in_atomic_block = wrapper.needs_rollback = wrapper.closed_in_transaction = False
-            wrapper.savepoint_ids, wrapper.atomic_blocks, wrapper.run_on_commit = [], [], []
+            self.forget_transaction()
             if raw is not None:
                 self.abandon(raw)
         self.settled = True
+
+    def forget_transaction(self) -> None:
+        """Let Django believe that no transaction is open."""
+        wrapper = self.wrapper
+        wrapper.in_atomic_block = wrapper.needs_rollback = wrapper.closed_in_transaction = False
+        wrapper.savepoint_ids, wrapper.atomic_blocks, wrapper.run_on_commit = [], [], []
 
     def serializable(self) -> AbstractContextManager[None]:
         """Let the transaction that begins inside be serializable, where the engine has a weaker default."""
         return nullcontext()
 
     def abandon(self, raw: Any) -> None:
-        """Close a connection that is in the middle of something, and undo that."""
+        """Undo what a connection is in the middle of; close it, unless it is as good as new."""
         raw.close()
 
     def give_up(self, began: float) -> None:

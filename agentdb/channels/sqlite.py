@@ -2,13 +2,55 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import django.db
 
 from agentdb.channels.base import Channel, Fault
+from agentdb.errors import AgentDbError
+
+
+class _Carried:
+    """The files that a fork left open in this process. SQLite takes their locks for held, which only the parent holds.
+
+    Its list of open files is per process and cannot be asked, but what is on it has a file descriptor.
+    """
+
+    def __init__(self) -> None:
+        self._left_open: dict[int, tuple[int, int]] = {}
+
+    def look(self, names: Iterable[object]) -> None:
+        """In the child of a fork: note which of these files are open still."""
+        files = {file for name in names if (file := _identity(str(name))) is not None}
+        self._left_open = {number: file for number in _descriptors() if (file := _identity(number)) in files}
+
+    def is_open(self, name: object) -> bool:
+        """Whether the file is still open on a descriptor of the parent's."""
+        if not self._left_open:
+            return False
+        file = _identity(str(name))
+        return any(known == file and _identity(number) == file for number, known in self._left_open.items())
+
+
+def _identity(file: str | int) -> tuple[int, int] | None:
+    try:
+        found = os.stat(file)
+    except (OSError, ValueError):
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _descriptors() -> list[int]:
+    try:
+        return [int(name) for name in os.listdir("/dev/fd")]  # Linux, macOS and the BSDs have it
+    except OSError:
+        return []
+
+
+carried = _Carried()
 
 _MISMATCHES = (
     "SQLITE_CONSTRAINT_CHECK",
@@ -43,6 +85,24 @@ class SqliteChannel(Channel):
 
     def spoiled(self, raw: Any) -> bool:
         return not raw.in_transaction
+
+    def abandon(self, raw: Any) -> None:
+        try:
+            raw.rollback()
+        except sqlite3.Error:
+            raw.close()
+            return
+        # The connection is all that there is of a database in memory.
+        self.wrapper.connection, self.wrapper.autocommit = raw, True
+
+    def connect(self) -> None:
+        if self.wrapper.connection is None and carried.is_open(self.wrapper.settings_dict["NAME"]):
+            raise AgentDbError(
+                f"{self.describe()} was open on another connection, or in a transaction, when this process was forked. "
+                "SQLite cannot use the file here without losing writes. Close that connection before the fork, or "
+                "start the process with 'spawn'."
+            )
+        super().connect()
 
     def fault(self, error: BaseException) -> Fault:
         name = getattr(error, "sqlite_errorname", "") or ""
