@@ -186,6 +186,7 @@ class Insert:
     replace: tuple[str, ...] = ()
     change: Mapping[str, Combinable] | None = None
     returning: bool = True
+    unless_taken: bool = False  # a row whose key is taken is left out, instead of an error
 
     def compile(self, connection: BaseDatabaseWrapper) -> Statement:
         parameters = Parameters()
@@ -194,7 +195,7 @@ class Insert:
         fields = list(meta.concrete_fields)
         query = InsertQuery(
             type(instance),
-            on_conflict=OnConflict.UPDATE if self.unique else None,
+            on_conflict=OnConflict.UPDATE if self.unique else OnConflict.IGNORE if self.unless_taken else None,
             update_fields=[meta.get_field(name) for name in self.replace],
             unique_fields=[meta.get_field(name) for name in self.unique],
         )
@@ -217,6 +218,12 @@ class Insert:
         columns = [field.get_col(meta.db_table) for field in returned]
         statement = _statement(connection, parameters, compiler, sql, params, columns)
         return replace(statement, row=tuple(_given(parameters, getattr(instance, f.attname)) for f in fields))
+
+
+@cache
+def unless_taken(query: Insert) -> Insert:
+    """Return the insert that leaves out a row whose key is taken."""
+    return replace(query, unless_taken=True)
 
 
 def _given(parameters: Parameters, value: Any) -> tuple[str | None, Any]:

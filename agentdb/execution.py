@@ -19,7 +19,7 @@ from django.db.backends.signals import connection_created
 from agentdb.channels import open_channel
 from agentdb.channels.base import Channel, Fault, driver_error
 from agentdb.channels.sqlite import carried
-from agentdb.compiled import Delete, Insert, Query, Row, Select, SelectCount, Statement, Update
+from agentdb.compiled import Delete, Insert, Query, Row, Select, SelectCount, Statement, Update, unless_taken
 from agentdb.errors import AgentDbError, ConflictError, DatabaseClosedError, DuplicateKeyError, InvalidInputError
 
 R = TypeVar("R")
@@ -106,11 +106,16 @@ class Executor:
         channel = self.channel()
         try:
             if channel.aborts_on_error and channel.wrapper.in_atomic_block:
-                # Without a savepoint a caller that expects the duplicate would lose its whole transaction.
-                with self._atomic(channel):
-                    returned = self.run(query, values, _fetch_returned)
+                # An error would cost a caller that expects the duplicate its whole transaction.
+                quiet = unless_taken(query)
+                inserted, returned = self.run(quiet, values, _fetch_inserted)
+                if inserted:
+                    query = quiet
+                else:
+                    with self._atomic(channel):  # for what the server says about it
+                        _, returned = self.run(query, values, _fetch_inserted)
             else:
-                returned = self.run(query, values, _fetch_returned)
+                _, returned = self.run(query, values, _fetch_inserted)
         except ConflictError:
             # Leaving the savepoint has made Django forget that the transaction cannot go on.
             channel.wrapper.needs_rollback = channel.wrapper.in_atomic_block
@@ -228,10 +233,14 @@ class Executor:
         with channel.lock:
             if channel.wrapper.in_atomic_block:
                 # Part of the transaction around it, which alone can be tried again; undone alone if work fails.
-                with self._translated(channel), self._atomic(channel):
-                    result = work()
-                    self._refuse_spoiled(channel)
-                    return result
+                try:
+                    with self._translated(channel), self._atomic(channel):
+                        result = work()
+                        self._refuse_spoiled(channel)
+                        return result
+                except BaseException:
+                    self._forgive(channel)
+                    raise
             for delay in _delays():
                 try:
                     try:
@@ -246,6 +255,16 @@ class Executor:
                         channel.disconnect()
                     time.sleep(delay)
             raise AssertionError("unreachable: the last try returns or raises")
+
+    @staticmethod
+    def _forgive(channel: Channel) -> None:
+        """Once an inner transaction is undone, what failed in it is no failure of the outer one, if that can go on."""
+        if channel.wrapper.needs_rollback or channel.wrapper.closed_in_transaction:
+            return
+        if channel.fault_of_failure in _REFUSED:
+            channel.wrapper.needs_rollback = channel.wrapper.in_atomic_block  # only all of it can be tried again
+        else:
+            channel.failure = None
 
     def _attempt(self, channel: Channel, work: Callable[[], R]) -> R:
         channel.failure = None
@@ -452,7 +471,7 @@ def _delays() -> Iterator[float | None]:
     """Yield how long to wait before each retry, and None for the last try."""
     for retry in range(_MAX_RETRIES):
         longest: float = min(_FIRST_DELAY_SECONDS * 2**retry, _LONGEST_DELAY_SECONDS)
-        yield longest * random.uniform(0.5, 1.0)
+        yield random.uniform(0, longest)  # full jitter: callers that were in each other's way do not meet again
     yield None
 
 
@@ -461,8 +480,8 @@ def _fetch_all(cursor: Any) -> list[Row]:
     return rows
 
 
-def _fetch_returned(cursor: Any) -> list[Row]:
-    return _fetch_all(cursor) if cursor.description else []
+def _fetch_inserted(cursor: Any) -> tuple[int, list[Row]]:
+    return _row_count(cursor), _fetch_all(cursor) if cursor.description else []
 
 
 def _row_count(cursor: Any) -> int:

@@ -272,7 +272,7 @@ def test_strings_of_other_types_are_stored_by_their_value(db: DjangoDb) -> None:
 
 @pytest.mark.parametrize("microsecond", [0, 1, 1000, 100_000, 123_456, 999_999])
 def test_what_is_inserted_is_what_is_read_whatever_the_microsecond(
-    db: DjangoDb, monkeypatch: pytest.MonkeyPatch, microsecond: int
+    db: DjangoDb, engine: str, monkeypatch: pytest.MonkeyPatch, microsecond: int
 ) -> None:
     class Clock(datetime):
         @classmethod
@@ -287,7 +287,8 @@ def test_what_is_inserted_is_what_is_read_whatever_the_microsecond(
     assert session == db.get_session(session.id)
     assert sandbox == db.get_sandbox(sandbox.id)
     assert key == db.get_api_key_by_hash(key.key_hash)
-    assert {record.created_at for record in (agent, session, sandbox, key)} == {Clock.now()}
+    if engine == "sqlite":  # a server has its own clock
+        assert {record.created_at for record in (agent, session, sandbox, key)} == {Clock.now()}
     assert db.get_idle_sandboxes(Clock.now()) == []
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from django.db import connections, transaction
+from django.test.utils import CaptureQueriesContext
 
 import agentdb
 from agentdb import AgentDbError, ConflictError, Db, DjangoDb, DuplicateKeyError, InvalidInputError
@@ -241,6 +242,39 @@ def test_an_inner_transaction_that_fails_and_is_caught_undoes_only_itself(db: Dj
 
     assert db.run_transaction(outer) == "stored"
     assert [db.get_session(each) is not None for each in ("before", "inner", "after")] == [True, False, True]
+
+
+@pytest.mark.parametrize("host", [False, True])
+def test_a_failed_call_of_an_inner_transaction_is_undone_with_it_alone(db: DjangoDb, url: str, host: bool) -> None:
+    execute(url, "ALTER TABLE sandboxes RENAME TO hidden")
+
+    def inner(inside: Db) -> None:
+        make_session(inside, "inner")
+        inside.count_sandboxes()
+
+    def outer(inside: Db) -> str:
+        make_session(inside, "before")
+        with pytest.raises(agentdb.SchemaMismatchError):
+            inside.run_transaction(inner)
+        make_session(inside, "after")
+        return "stored"
+
+    if host:
+        with transaction.atomic(using=db.alias):
+            assert db.run_transaction(outer) == "stored"
+    else:
+        assert db.run_transaction(outer) == "stored"
+
+    assert {session.id for session in db.list_sessions()} == {"before", "after"}
+
+
+def test_an_insert_in_a_transaction_needs_no_savepoint_on_postgresql(postgres_db: tuple[DjangoDb, str]) -> None:
+    db, _ = postgres_db
+
+    with CaptureQueriesContext(connections[db.alias]) as seen:
+        db.run_transaction(make_session)
+
+    assert [query["sql"].partition(" ")[0] for query in seen.captured_queries] == ["BEGIN", "INSERT", "COMMIT"]
 
 
 # -- a transaction of the host around it
