@@ -20,6 +20,7 @@ from agentdb import (
 from agentdb.compiled import Delete, Insert, Select, SelectCount, Update
 from agentdb.execution import Executor
 from agentdb.models import ApiKey
+from agentdb.opening import temporary_alias
 from tests.factories import execute, set_column
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
@@ -148,3 +149,12 @@ def test_nothing_but_agentdbs_errors_leaves_the_executor(executor: Executor, url
             call()
         with pytest.raises(AgentDbError):
             executor.transaction(call)
+
+
+def test_a_drivers_words_are_passed_on_without_the_password() -> None:
+    with temporary_alias("postgresql://me:s3cret@nowhere.invalid/agents") as alias:
+        channel = Executor(alias).channel()
+
+        assert channel.reason(Exception("bad  option s3cret in\n'password=s3cret'.")) == (
+            "bad option *** in 'password=***'"
+        )

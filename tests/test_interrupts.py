@@ -84,6 +84,28 @@ def test_interrupted_statement_on_postgresql_is_cancelled_and_the_next_call_work
         assert other.execute(waiting).fetchone() == (0,)
 
 
+def test_interrupted_statement_that_the_function_swallows_ends_the_transaction(
+    make_migrated: Callable[[], str],
+) -> None:
+    url = make_migrated()
+
+    def work(tx: Db) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        with pytest.raises(Interrupt):
+            tx.touch_session("s1")
+        with pytest.raises(AgentDbError) as raised:
+            tx.insert_session("s2", "a", "sb")
+        assert str(raised.value) == "The transaction has failed already; it can only be undone."
+
+    with agentdb.connect(url) as db, psycopg.connect(url) as other:
+        db.insert_session("s1", "a", "sb")
+        other.execute("UPDATE sessions SET agent_name = 'b'")
+        with pytest.raises(AgentDbError, match="nothing of it is stored"):
+            db.run_transaction(work)
+
+        assert [session.id for session in db.list_sessions()] == ["s1"]
+
+
 @pytest.fixture
 def make_migrated(request: pytest.FixtureRequest) -> Callable[[], str]:
     make = request.getfixturevalue("make_postgres_database")

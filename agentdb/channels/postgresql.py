@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import socket
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -32,6 +34,7 @@ _IDLE = psycopg.pq.TransactionStatus.IDLE
 _ACTIVE = psycopg.pq.TransactionStatus.ACTIVE
 _IN_TRANSACTION = psycopg.pq.TransactionStatus.INTRANS
 _CANCEL_SECONDS = 1.0
+_ANSWER_SECONDS = 0.2  # at the least, for a server that was asked to cancel to say so
 _STALE_PLAN = "cached plan must not change result type"
 
 
@@ -84,6 +87,10 @@ class PostgresChannel(Channel):
             return
         # A server that is well ends the statement and keeps the connection; one that is silent is left.
         self._cancel(raw)
+        ends = max(began + (self.call_timeout or 0), time.monotonic() + _ANSWER_SECONDS)
+        answered = threading.Event()  # programs under test replace time.sleep
+        while self.began == began and time.monotonic() < ends:
+            answered.wait(0.005)
         if self.began == began and raw is self.wrapper.connection and not raw.closed:
             with suppress(OSError), socket.socket(fileno=os.dup(raw.pgconn.socket)) as connection:
                 connection.shutdown(socket.SHUT_RDWR)
