@@ -135,12 +135,13 @@ def test_wheel_version_is_the_one_of_pyproject(wheel):
     assert message_from_string(metadata_of(wheel, "METADATA"))["Version"] == version
 
 
-def test_wheel_offers_the_console_script(wheel):
-    assert metadata_of(wheel, "entry_points.txt").split() == [
+def test_wheel_offers_the_console_script_and_the_pytest_plugin(wheel):
+    assert metadata_of(wheel, "entry_points.txt").splitlines() == [
         "[console_scripts]",
-        "agentdb",
-        "=",
-        "agentdb.__main__:main",
+        "agentdb = agentdb.__main__:main",
+        "",
+        "[pytest11]",
+        "agentdb = agentdb.testing.fixtures",
     ]
 
 
