@@ -13,6 +13,12 @@ from tests.legacy_databases import manage, opened, rows
 
 ROOT = Path(__file__).parent.parent
 
+# Of this database, because tests beside this one use others of the same server.
+ADVISORY_LOCKS = """
+SELECT count(*) FROM pg_locks JOIN pg_database ON pg_database.oid = pg_locks.database
+WHERE locktype = 'advisory' AND datname = current_database()
+"""
+
 # Takes the lock, says so, and holds it until its standard input ends.
 HOLDER = """
 import sys
@@ -111,11 +117,7 @@ def test_the_lock_leaves_nothing_behind(empty_url: str, tmp_path: Path, engine: 
             files = {path.name for path in tmp_path.iterdir()}
         assert {name for name in files if "lock" in name} == set()
         if engine == "postgresql":
-            assert rows(
-                connection,
-                "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND database = "
-                "(SELECT oid FROM pg_database WHERE datname = current_database())",
-            ) == [(0,)]
+            assert rows(connection, ADVISORY_LOCKS) == [(0,)]
 
 
 @pytest.mark.parametrize("engine", ["postgresql"])
@@ -143,9 +145,7 @@ def test_the_lock_needs_no_second_connection_of_a_hosts_pool(empty_url: str, eng
         try:
             assert rows(connection, "SELECT 1") == [(1,)]  # the pool's connection is taken
             with migration_lock(connection):
-                assert rows(
-                    connection, "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()"
-                ) == [(1,)]
+                assert rows(connection, ADVISORY_LOCKS) == [(1,)]
         finally:
             connection.close()
             connection.close_pool()  # type: ignore[attr-defined]
