@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import uuid
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from dataclasses import replace
 from datetime import UTC, datetime
 from types import TracebackType
@@ -102,12 +102,7 @@ class DjangoDb(Db):
 
     def delete_agent(self, name: str, tenant_id: str = DEFAULT_TENANT_ID) -> bool:
         values = {"name": identifier("Agent name", name), "tenant_id": self._tenant(tenant_id)}
-
-        def delete() -> bool:
-            self._executor.count(queries.DELETE_SESSIONS_OF_AGENT, **values)
-            return self._executor.count(queries.DELETE_AGENT, **values) > 0
-
-        return self._executor.transaction(delete)
+        return self._executor.count_last(queries.DELETE_SESSIONS_OF_AGENT, queries.DELETE_AGENT, **values) > 0
 
     # -- sessions
 
@@ -320,18 +315,17 @@ class DjangoDb(Db):
     # -- transactions and life cycle
 
     def run_transaction(self, fn: Callable[[Db], R]) -> R:
-        if inspect.iscoroutinefunction(fn):
+        flags = getattr(getattr(fn, "__code__", None), "co_flags", 0)
+        if flags & inspect.CO_COROUTINE:
             raise InvalidInputError(_NOT_A_COROUTINE)
-        if inspect.isgeneratorfunction(fn) or inspect.isasyncgenfunction(fn):
+        if flags & (inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR):
             raise InvalidInputError(_NOT_A_GENERATOR)
 
         def work() -> R:
             result = fn(self)
-            if inspect.isawaitable(result):
+            if isinstance(result, Awaitable | Generator | AsyncGenerator):  # of a callable that does not say so before
                 getattr(result, "close", bool)()
-                raise InvalidInputError(_NOT_A_COROUTINE)
-            if inspect.isgenerator(result) or inspect.isasyncgen(result):
-                raise InvalidInputError(_NOT_A_GENERATOR)
+                raise InvalidInputError(_NOT_A_COROUTINE if isinstance(result, Awaitable) else _NOT_A_GENERATOR)
             return result
 
         return self._executor.transaction(work)

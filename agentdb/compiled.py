@@ -220,6 +220,25 @@ class Insert:
         return replace(statement, row=tuple(_given(parameters, getattr(instance, f.attname)) for f in fields))
 
 
+@dataclass(frozen=True, eq=False)
+class Together:
+    """Several queries as one statement, on a server; its result is the last one's, and none sees what another does."""
+
+    queries: tuple[Update | Delete, ...]
+
+    def compile(self, connection: BaseDatabaseWrapper) -> Statement:
+        *others, last = [query.compile(connection) for query in self.queries]
+        before = ", ".join(f"before_{number} AS ({other.sql})" for number, other in enumerate(others))
+        slots = tuple(slot for statement in (*others, last) for slot in statement.slots)
+        return replace(last, sql=f"WITH {before} {last.sql}", slots=slots)
+
+
+@cache
+def together(*queries: Update | Delete) -> Together:
+    """Return the queries as one."""
+    return Together(queries)
+
+
 @cache
 def unless_taken(query: Insert) -> Insert:
     """Return the insert that leaves out a row whose key is taken."""

@@ -19,7 +19,7 @@ from django.db.backends.signals import connection_created
 from agentdb.channels import open_channel
 from agentdb.channels.base import Channel, Fault, driver_error
 from agentdb.channels.sqlite import carried
-from agentdb.compiled import Delete, Insert, Query, Row, Select, SelectCount, Statement, Update, unless_taken
+from agentdb.compiled import Delete, Insert, Query, Row, Select, SelectCount, Statement, Update, together, unless_taken
 from agentdb.errors import AgentDbError, ConflictError, DatabaseClosedError, DuplicateKeyError, InvalidInputError
 
 R = TypeVar("R")
@@ -100,6 +100,12 @@ class Executor:
     def count(self, query: Insert | Update | Delete, **values: Any) -> int:
         """Return how many rows the query changed."""
         return self.run(query, values, _row_count)
+
+    def count_last(self, *queries: Update | Delete, **values: Any) -> int:
+        """Run the queries, all or none, and return how many rows the last one changed; none may need another's."""
+        if self.has_server:
+            return self.run(together(*queries), values, _row_count)
+        return self.transaction(lambda: [self.run(query, values, _row_count) for query in queries][-1])
 
     def insert(self, make: Callable[..., R], query: Insert, duplicate: str, **values: Any) -> R:
         """Insert the row and return what ``make`` makes of it; ``duplicate`` is what to say if its key is taken."""
@@ -276,8 +282,7 @@ class Executor:
             channel.ensure_alive()  # while it may still be replaced, which it may not in a transaction
         channel.settled = False
         try:
-            with self._translated(channel), channel.serializable(), self._atomic(channel):
-                channel.ensure_alive()  # whatever Django opened just now
+            with self._translated(channel), self._outermost(channel):
                 channel.settled = True
                 try:
                     result = work()
@@ -286,11 +291,37 @@ class Executor:
                 if self.closed:
                     raise DatabaseClosedError(_CLOSED)
                 self._refuse_spoiled(channel)
-                channel.committing = True
         finally:
             channel.began, channel.committing = 0.0, False
             channel.settle()
+        if channel.wrapper.run_on_commit:
+            channel.wrapper.run_and_clear_commit_hooks()  # the host's
         return result
+
+    @contextmanager
+    def _outermost(self, channel: Channel) -> Iterator[None]:
+        """Begin and commit on the driver's connection, and let Django know: its own way takes three times as long.
+
+        Undoing is Django's. What an exception from nowhere interrupts here, ``settle`` mends.
+        """
+        wrapper = channel.wrapper
+        block = transaction.atomic(using=self.alias)
+        channel.begin()
+        wrapper.commit_on_exit, wrapper.needs_rollback = True, False
+        wrapper.autocommit, wrapper.in_atomic_block = False, True
+        wrapper.atomic_blocks.append(block)
+        channel.began = 0.0
+        try:
+            yield
+            channel.began, channel.committing = time.monotonic(), True
+            channel.commit()
+        except BaseException as error:
+            if not channel.committing or isinstance(error, channel.errors):
+                channel.began = time.monotonic()
+                block.__exit__(type(error), error, error.__traceback__)
+            raise
+        wrapper.atomic_blocks.pop()
+        wrapper.autocommit, wrapper.in_atomic_block = True, False
 
     @contextmanager
     def _atomic(self, channel: Channel) -> Iterator[None]:

@@ -40,6 +40,9 @@ class TenantExecutor:
     def count(self, query: Update | Delete, **values: Any) -> int:
         return self.whole.count(narrowed_to_tenant(query), **self._of_tenant(values))
 
+    def count_last(self, *queries: Update | Delete, **values: Any) -> int:
+        return self.whole.count_last(*map(narrowed_to_tenant, queries), **self._of_tenant(values))
+
     def insert(self, make: Callable[..., R], query: Insert, duplicate: str, **values: Any) -> R:
         return self.whole.insert(make, query, duplicate, **self._of_tenant(values))
 

@@ -156,7 +156,7 @@ def _statements(db: DjangoDb, call: Callable[[DjangoDb], object]) -> list[tuple[
     seen: list[tuple[str, list[Any]]] = []
 
     def look(run: Callable[..., object], sql: str, params: Any, many: bool, context: object) -> object:
-        if sql.startswith(("SELECT", "INSERT", "UPDATE", "DELETE")):
+        if sql.startswith(("SELECT", "INSERT", "UPDATE", "DELETE", "WITH")):
             seen.append((sql, list(params or [])))
         return run(sql, params, many, context)
 

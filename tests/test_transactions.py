@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from typing import Any
 
+import django.db
 import pytest
 from django.db import connections, transaction
 from django.test.utils import CaptureQueriesContext
@@ -274,7 +275,7 @@ def test_an_insert_in_a_transaction_needs_no_savepoint_on_postgresql(postgres_db
     with CaptureQueriesContext(connections[db.alias]) as seen:
         db.run_transaction(make_session)
 
-    assert [query["sql"].partition(" ")[0] for query in seen.captured_queries] == ["BEGIN", "INSERT", "COMMIT"]
+    assert [query["sql"].partition(" ")[0] for query in seen.captured_queries] == ["INSERT"]
 
 
 # -- a transaction of the host around it
@@ -602,3 +603,60 @@ def test_commit_that_the_server_refuses_is_no_success(postgres_db: tuple[DjangoD
 
     assert type(raised.value) is AgentDbError
     assert db.get_session("s1") is None
+
+
+@pytest.mark.parametrize("engine", ["postgresql"])
+def test_an_agent_and_its_sessions_are_deleted_by_one_statement(db: DjangoDb) -> None:
+    name = make_agent(db).name
+    make_session(db, agent_name=name)
+
+    with CaptureQueriesContext(connections[db.alias]) as seen:
+        assert db.delete_agent(name)
+
+    assert len(seen.captured_queries) == 1
+    assert (db.get_agent(name), db.list_sessions()) == (None, [])
+
+
+def test_what_a_host_does_on_commit_is_done_once_it_is_stored(db: DjangoDb) -> None:
+    found: list[object] = []
+
+    def work(inside: Db) -> None:
+        make_session(inside)
+        transaction.on_commit(
+            lambda: found.append((connections[db.alias].in_atomic_block, db.get_session("s1"))), db.alias
+        )
+
+    db.run_transaction(work)
+
+    assert found == [(False, db.get_session("s1"))]
+
+
+def test_an_error_of_what_a_host_does_on_commit_is_the_hosts(db: DjangoDb) -> None:
+    def work(inside: Db) -> None:
+        make_session(inside)
+        transaction.on_commit(lambda: connections[db.alias].cursor().execute("SELECT 1 FROM nowhere"), db.alias)
+
+    with pytest.raises(django.db.DatabaseError, match="nowhere"):
+        db.run_transaction(work)
+
+    assert db.get_session("s1") is not None
+
+
+def test_a_transaction_leaves_the_hosts_isolation_level_as_it_was(postgres_db: tuple[DjangoDb, str]) -> None:
+    db, _ = postgres_db
+
+    def level(_: object = None) -> str:
+        with connections[db.alias].cursor() as cursor:
+            cursor.execute("SHOW transaction_isolation")
+            return str(cursor.fetchone()[0])
+
+    def fail(_: object) -> None:
+        raise Stop
+
+    before = level()
+
+    assert db.run_transaction(level) == "serializable"
+    assert level() == before == "read committed"
+    with pytest.raises(Stop):
+        db.run_transaction(fail)
+    assert level() == before

@@ -10,7 +10,6 @@ import select
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from enum import Enum, auto
 from typing import Any
 
@@ -115,9 +114,13 @@ class Channel(ABC):
         wrapper.in_atomic_block = wrapper.needs_rollback = wrapper.closed_in_transaction = False
         wrapper.savepoint_ids, wrapper.atomic_blocks, wrapper.run_on_commit = [], [], []
 
-    def serializable(self) -> AbstractContextManager[None]:
-        """Let the transaction that begins inside be serializable, where the engine has a weaker default."""
-        return nullcontext()
+    @abstractmethod
+    def begin(self) -> None:
+        """Begin a serializable transaction on the driver's open connection."""
+
+    @abstractmethod
+    def commit(self) -> None:
+        """Commit what ``begin`` began."""
 
     def abandon(self, raw: Any) -> None:
         """Undo what a connection is in the middle of; close it, unless it is as good as new."""

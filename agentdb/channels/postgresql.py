@@ -7,8 +7,8 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import django.db
@@ -48,6 +48,7 @@ class PostgresChannel(Channel):
         self._cursor: psycopg.Cursor[Any]
         self._readable: Callable[[], bool]
         self._prepares = True
+        self._usual_level: psycopg.IsolationLevel | None = None
 
     def execute(self, sql: str, params: Sequence[Any]) -> Any:
         self.ensure_alive()
@@ -109,17 +110,21 @@ class PostgresChannel(Channel):
         super().disconnect()
         self._give_back(raw)
 
-    @contextmanager
-    def serializable(self) -> Iterator[None]:
-        raw = self.wrapper.connection
-        assert raw is not None
-        before = raw.isolation_level
-        raw.isolation_level = psycopg.IsolationLevel.SERIALIZABLE  # sent with BEGIN
-        try:
-            yield
-        finally:
-            if not raw.closed and raw.pgconn.transaction_status == _IDLE:
-                raw.isolation_level = before
+    def begin(self) -> None:
+        raw: Any = self.wrapper.connection
+        raw.isolation_level = psycopg.IsolationLevel.SERIALIZABLE
+        raw.autocommit = False  # the driver sends BEGIN with the first statement
+
+    def commit(self) -> None:
+        raw: Any = self.wrapper.connection
+        raw.commit()
+        raw.autocommit = True
+
+    def settle(self) -> None:
+        super().settle()
+        raw: Any = self.wrapper.connection
+        if raw is not None and not raw.closed and raw.pgconn.transaction_status == _IDLE:
+            raw.isolation_level = self._usual_level
 
     def abandon(self, raw: Any) -> None:
         if not raw.closed and raw.pgconn.transaction_status == _ACTIVE:
@@ -145,6 +150,7 @@ class PostgresChannel(Channel):
         if not self._prepares:
             raw.prepare_threshold = None
         self._raw = raw
+        self._usual_level = raw.isolation_level
         self._readable = readability(raw.pgconn.socket)
         self._cursor = psycopg.Cursor(raw)
         # Django puts a loader written in Python in the way of psycopg's own; the session is in UTC for both.

@@ -80,6 +80,13 @@ class SqliteChannel(Channel):
             return cursor
         return raw.execute(sql, params)
 
+    def begin(self) -> None:
+        raw = self.wrapper.connection
+        raw.execute(f"BEGIN {self.wrapper.transaction_mode or ''}")  # type: ignore[attr-defined]
+
+    def commit(self) -> None:
+        self.wrapper.connection.commit()
+
     def at_rest(self, raw: Any) -> bool:
         return not raw.in_transaction
 
