@@ -72,7 +72,7 @@ def aware_instant(what: str, value: object) -> datetime:
 
 def page_limit(value: object) -> int:
     if type(value) is not int or value < 1 or value >= 2**63:
-        raise InvalidInputError(f"limit must be a whole number from 1 on, not {value!r}.")
+        raise InvalidInputError(f"limit must be a whole number from 1 to 9223372036854775807, not {value!r}.")
     return value
 
 

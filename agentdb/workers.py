@@ -60,7 +60,7 @@ class Workers:
             loop = asyncio.get_running_loop()
         except RuntimeError as error:
             raise AgentDbError(
-                "AsyncDb needs a running event loop of asyncio; trio's is none. Use a DjangoDb in a thread there."
+                "AsyncDb needs a running asyncio event loop; trio is not supported. Use a DjangoDb in a thread there."
             ) from error
         future: asyncio.Future[R] = loop.create_future()
         # A call that was cancelled keeps its thread busy until it ends, so threads count what has ended.

@@ -444,7 +444,7 @@ def test_close_from_two_loops_and_a_call_without_a_loop(url: str) -> None:
     asyncio.run(db.close())
 
     call = agentdb.connect_async(url).get_session("s")
-    with pytest.raises(AgentDbError, match="AsyncDb needs a running event loop of asyncio; trio's is none"):
+    with pytest.raises(AgentDbError, match="AsyncDb needs a running asyncio event loop; trio is not supported"):
         call.send(None)
 
 

@@ -355,7 +355,7 @@ def test_a_record_that_is_not_true_is_taken_back(load_legacy: Load, engine: str)
     run = baselinedb(url, "--no-backup")
 
     assert run.code == 0
-    assert "Take back the record of migration 0002_native_timestamps, which is not so." in run.out
+    assert "Remove the record of migration 0002_native_timestamps: the tables are not as it leaves them." in run.out
     with opened(url) as connection:
         assert_adopted(connection)
         assert_rows_of(connection, "era-b-small")

@@ -132,12 +132,12 @@ REFUSED: dict[str, list[tuple[object, str]]] = {
         ("COLD", f"{{what}} 'COLD' is not one of {_STATES}."),
     ],
     "limit": [
-        (0, "limit must be a whole number from 1 on, not 0."),
-        (-1, "limit must be a whole number from 1 on, not -1."),
-        (2**63, "limit must be a whole number from 1 on, not 9223372036854775808."),
-        (True, "limit must be a whole number from 1 on, not True."),
-        (1.0, "limit must be a whole number from 1 on, not 1.0."),
-        ("1", "limit must be a whole number from 1 on, not '1'."),
+        (0, "limit must be a whole number from 1 to 9223372036854775807, not 0."),
+        (-1, "limit must be a whole number from 1 to 9223372036854775807, not -1."),
+        (2**63, "limit must be a whole number from 1 to 9223372036854775807, not 9223372036854775808."),
+        (True, "limit must be a whole number from 1 to 9223372036854775807, not True."),
+        (1.0, "limit must be a whole number from 1 to 9223372036854775807, not 1.0."),
+        ("1", "limit must be a whole number from 1 to 9223372036854775807, not '1'."),
     ],
     "record": [
         ("s1", "before must be a SessionRecord of the page before, not str."),
@@ -431,7 +431,7 @@ def _reads_fail(db: DjangoDb, reason: str) -> None:
         with pytest.raises(SchemaMismatchError) as raised:
             read()
         assert str(raised.value) == (
-            f"{db.describe()} holds a timestamp that is none: {reason}. Run 'agentdb baselinedb --check'."
+            f"{db.describe()} holds a timestamp that cannot be read: {reason}. Run 'agentdb baselinedb --check'."
         )
     assert db.touch_session("s1") is True
 

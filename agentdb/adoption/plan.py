@@ -306,7 +306,9 @@ def decide(findings: Findings, *, backup: bool = True) -> Plan:
     record = tuple(name for name in names if name <= reached)
     apply = tuple(name for name in names if name > reached)
     actions += [
-        f"Take back the record of migration {name}, which is not so." for name in shape.recorded if name not in record
+        f"Remove the record of migration {name}: the tables are not as it leaves them."
+        for name in shape.recorded
+        if name not in record
     ]
     actions += [f"Record migration {name}." for name in record if name not in shape.recorded]
     actions += [_applying(name, findings) for name in apply]

@@ -139,7 +139,7 @@ def _table_problems(vendor: str, table: Table) -> list[str]:
                 )
         elif not _holds(vendor, column.type, kind):
             problems.append(
-                f"Column {column.name!r} of table {table.name!r} has the type {column.type or 'of no name'}, "
+                f"Column {column.name!r} of table {table.name!r} has the type {column.type or '(none)'}, "
                 f"which cannot be read as {_KINDS[kind]}."
             )
     return problems

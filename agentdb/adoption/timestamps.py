@@ -1,6 +1,6 @@
 """The timestamps that the old server and its databases wrote as text, and what instant each one is.
 
-Read are, and nothing else:
+These are read, and nothing else:
 
 - ``2026-02-19T20:53:16.123Z``, JavaScript's ``toISOString()``: what the server itself wrote;
 - ``2026-02-19 20:53:16``, SQLite's ``datetime('now')``, which is in UTC, also with a fraction as Django writes it;

@@ -169,7 +169,7 @@ class Channel(ABC):
                 )
             case Fault.UNREADABLE:
                 return SchemaMismatchError(
-                    f"{place} holds a timestamp that is none: {error}. Run 'agentdb baselinedb --check'."
+                    f"{place} holds a timestamp that cannot be read: {error}. Run 'agentdb baselinedb --check'."
                 )
             case Fault.LOST:
                 return DatabaseUnavailableError(f"{place} dropped the connection: {reason}.")
