@@ -23,6 +23,7 @@ from agentdb.adoption.unusable import (
     unusable_reason,
 )
 from agentdb.schema import Table
+from agentdb.schema.sqltext import quote_name
 
 SHOWN_ROWS = 20
 _REPORT_EVERY = 20_000
@@ -61,7 +62,7 @@ class _Reading:
 
 def count_rows(connection: BaseDatabaseWrapper, table: str) -> int:
     with connection.cursor() as cursor:
-        cursor.execute(f"SELECT count(*) FROM {connection.ops.quote_name(table)}")
+        cursor.execute(f"SELECT count(*) FROM {quote_name(table)}")
         return int(cursor.fetchone()[0])
 
 
@@ -113,7 +114,7 @@ def _usual_content(
     """
     old = OLD_COLUMNS[name]
     native = NATIVE_TIMESTAMP_TYPES["sqlite"]
-    quote = connection.ops.quote_name
+    quote = quote_name
     usual, formats, texts = ["1"], [], []
     values = {column.name: f"+{quote(column.name)}" for column in table.columns}
     to_convert = []
@@ -296,7 +297,7 @@ def _rows(connection: BaseDatabaseWrapper, table: Table, strict: bool) -> Iterat
     native = NATIVE_TIMESTAMP_TYPES[connection.vendor]
     parts = []
     for column in table.columns:
-        quoted = connection.ops.quote_name(column.name)
+        quoted = quote_name(column.name)
         if column.name not in OLD_COLUMNS.get(old_name(table.name), ()):
             quoted = f"{quoted}::text"
         elif column.type in native:
@@ -308,19 +309,17 @@ def _rows(connection: BaseDatabaseWrapper, table: Table, strict: bool) -> Iterat
         parts.append(quoted)
     with connection.chunked_cursor() as cursor:
         cursor.cursor.itersize = 5000
-        cursor.execute(f"SELECT {', '.join(parts)} FROM {connection.ops.quote_name(table.name)}")
+        cursor.execute(f"SELECT {', '.join(parts)} FROM {quote_name(table.name)}")
         yield from cursor
 
 
 def _sqlite_rows(connection: BaseDatabaseWrapper, table: Table, strict: bool) -> Iterator[tuple[Any, ...]]:
     # The sign keeps Django's converters, which go by a column's declared type, away from the value.
-    parts = [f"+{connection.ops.quote_name(column.name)}" for column in table.columns]
+    parts = [f"+{quote_name(column.name)}" for column in table.columns]
     if "without rowid" not in table.options:
         parts.append("rowid")
     with _text_factory(connection.connection, strict), connection.wrap_database_errors:
-        yield from connection.connection.execute(
-            f"SELECT {', '.join(parts)} FROM {connection.ops.quote_name(table.name)}"
-        )
+        yield from connection.connection.execute(f"SELECT {', '.join(parts)} FROM {quote_name(table.name)}")
 
 
 @contextmanager
@@ -339,7 +338,7 @@ def duplicates(
     """How many rows share the values of ``key``, which is to be unique, with another one; and the first of them."""
     if any(unique <= set(key) for unique in unique_keys(table)):
         return 0, ()
-    quote = connection.ops.quote_name
+    quote = quote_name
     have = {column.name for column in table.columns}
     keys = [column for column in key if column in have]
     columns = ", ".join(quote(column) for column in keys)

@@ -5,8 +5,9 @@ The schema editor's own methods start from the model a table was made from. Thes
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
 from django.db import ProgrammingError, models
@@ -14,7 +15,14 @@ from django.db.backends.base.schema import BaseDatabaseSchemaEditor
 
 from agentdb.adoption.unusable import first_line
 from agentdb.errors import SchemaMismatchError
-from agentdb.schema.sqltext import matching, parse_create_table, split, tokenize
+from agentdb.schema.sqltext import (
+    matching,
+    parse_create_table,
+    quote_name,
+    split,
+    tokenize,
+    without_checks,
+)
 
 # Indexes that old servers made and no model has any more; ours cover what they were for.
 LEFT_OVER_INDEXES = frozenset({"idx_api_keys_hash", "api_keys_key_hash_unique"})
@@ -34,9 +42,9 @@ class LegacyUnique(models.UniqueConstraint):
         assert model is not None and schema_editor is not None
         if schema_editor.connection.vendor == "sqlite":
             return super().create_sql(model, schema_editor)
-        columns = ", ".join(schema_editor.quote_name(_column(model, name)) for name in self.fields)
-        table = schema_editor.quote_name(model._meta.db_table)
-        return f"CREATE UNIQUE INDEX {schema_editor.quote_name(self.name)} ON {table} ({columns})"
+        columns = ", ".join(quote_name(_column(model, name)) for name in self.fields)
+        table = quote_name(model._meta.db_table)
+        return f"CREATE UNIQUE INDEX {quote_name(self.name)} ON {table} ({columns})"
 
 
 def create_table(schema_editor: BaseDatabaseSchemaEditor, model: type[models.Model]) -> None:
@@ -121,7 +129,8 @@ def _conform_on_sqlite(
 ) -> None:
     """The rebuild that SQLite documents: make the new table, copy, drop the old one, rename, make the rest again."""
     table = model._meta.db_table
-    quote = schema_editor.quote_name
+    quote = quote_name
+    objects = dict(_rows(schema_editor, "SELECT lower(name), name FROM sqlite_master"))
     found = _rows(
         schema_editor, "SELECT name, sql FROM sqlite_master WHERE type = 'table' AND lower(name) = lower(%s)", [table]
     )
@@ -133,13 +142,17 @@ def _conform_on_sqlite(
     live = {name.lower() for name, _ in columns}
     ours = _fields(model)
     extra = [(name, hidden) for name, hidden in columns if name.lower() not in ours]
+    guarded = {*ours, *(name.lower() for name, hidden in extra if hidden)}
 
     definitions = [
         f"{quote(column)} {schema_editor.column_sql(model, model_field)[0]}" for column, model_field in ours.items()
     ]
-    definitions += [old_columns[name.lower()] for name, _ in extra]
+    definitions += [without_checks(old_columns[name.lower()], guarded) for name, _ in extra]
     definitions += [str(constraint.constraint_sql(model, schema_editor)) for constraint in model._meta.constraints]
-    definitions += [text for text, words in old_constraints if words & {name.lower() for name, _ in extra}]
+    for text, words in old_constraints:
+        kept = without_checks(text, guarded)
+        if kept and words & {name.lower() for name, _ in extra}:
+            definitions.append(kept)
 
     copied: dict[str, str] = {}
     for column, model_field in ours.items():
@@ -150,9 +163,14 @@ def _conform_on_sqlite(
         elif not (model_field.null or model_field.has_db_default()):
             raise SchemaMismatchError(f"Table {table!r} has no column {column!r}. Run 'agentdb baselinedb'.")
     copied |= {name: quote(name) for name, hidden in extra if not hidden}
+    if (rowid := rowid_name(old_sql, live)) is not None:
+        # An operator's full-text index, or his notes, may refer to rows by it.
+        copied = {rowid: rowid, **copied}
 
     rest = _sqlite_rest(schema_editor, model, old_name)
-    new_name = f"agentdb_new_{table}"
+    new_name = next(
+        name for name in (f"agentdb_new_{table}{'_' * length}" for length in count()) if name not in objects
+    )
     _run(schema_editor, f"CREATE TABLE {quote(new_name)} ({', '.join(definitions)})")
     _run(
         schema_editor,
@@ -173,6 +191,13 @@ def _conform_on_sqlite(
         _run(schema_editor, sql)
 
 
+def rowid_name(sql: str, columns: Collection[str]) -> str | None:
+    """What the rowid can be called in a table made by ``sql``; None if it has none, or columns took all its names."""
+    if "without rowid" in parse_create_table(sql).options:
+        return None
+    return next((name for name in ("rowid", "_rowid_", "oid") if name not in columns), None)
+
+
 def written_definitions(sql: str) -> tuple[dict[str, str], list[tuple[str, frozenset[str]]]]:
     """The definitions in a CREATE TABLE as they are written: of columns by lower-case name, and of the table's
     constraints, each with the lower-case words in it."""
@@ -189,7 +214,7 @@ def written_definitions(sql: str) -> tuple[dict[str, str], list[tuple[str, froze
 
 def _sqlite_rest(schema_editor: BaseDatabaseSchemaEditor, model: type[models.Model], table: str) -> list[str]:
     """The statements that make the table's additional indexes and its triggers again."""
-    quote = schema_editor.quote_name
+    quote = quote_name
     uniques = {frozenset(unique.columns) for unique in _wanted_uniques(model)}
     indexes = {_index_columns(model, index) for index in model._meta.indexes}
     names = LEFT_OVER_INDEXES | {unique.name for unique in _wanted_uniques(model)}
@@ -310,7 +335,7 @@ def _conform_on_postgresql(
     schema_editor: BaseDatabaseSchemaEditor, model: type[models.Model], sources: Mapping[str, str]
 ) -> None:
     table = model._meta.db_table
-    quote = schema_editor.quote_name
+    quote = quote_name
     alter = f"ALTER TABLE {quote(table)}"
     live = _read_pg_table(schema_editor, table)
     fields = _fields(model)
@@ -341,7 +366,7 @@ def _convert_pg_columns(
     schema_editor: BaseDatabaseSchemaEditor, model: type[models.Model], live: _PgTable, sources: Mapping[str, str]
 ) -> None:
     table = model._meta.db_table
-    quote = schema_editor.quote_name
+    quote = quote_name
     alter = f"ALTER TABLE {quote(table)}"
     fields = _fields(model)
     types = {column: str(f.db_parameters(schema_editor.connection)["type"]) for column, f in fields.items()}
@@ -395,7 +420,7 @@ def _pg_default(schema_editor: BaseDatabaseSchemaEditor, model_field: models.Fie
 
 
 def _conform_pg_unique(schema_editor: BaseDatabaseSchemaEditor, table: str, live: _PgTable, wanted: _Unique) -> None:
-    quote = schema_editor.quote_name
+    quote = quote_name
     alter = f"ALTER TABLE {quote(table)}"
     columns = ", ".join(map(quote, wanted.columns))
     constraints = [c for c in live.constraints if c.kind == "u" and set(c.columns) == set(wanted.columns)]
@@ -430,7 +455,7 @@ def _conform_pg_unique(schema_editor: BaseDatabaseSchemaEditor, table: str, live
 
 
 def _conform_pg_indexes(schema_editor: BaseDatabaseSchemaEditor, model: type[models.Model], live: _PgTable) -> None:
-    quote = schema_editor.quote_name
+    quote = quote_name
     wanted = {index.name: index for index in model._meta.indexes}
     right = {
         index.name
@@ -487,7 +512,7 @@ class _PgDependents:
         for view in reversed(self._views):
             _run(self._editor, f"DROP VIEW {view.name}")
         for trigger, _ in triggers:
-            _run(self._editor, f"DROP TRIGGER {trigger} ON {self._editor.quote_name(self._table)}")
+            _run(self._editor, f"DROP TRIGGER {trigger} ON {quote_name(self._table)}")
         for _, statements in triggers:
             self._make_again += statements
 
@@ -523,7 +548,7 @@ class _PgDependents:
             )
 
     def _read_triggers(self) -> list[tuple[str, list[str]]]:
-        table = self._editor.quote_name(self._table)
+        table = quote_name(self._table)
         states = {"O": "ENABLE", "D": "DISABLE", "R": "ENABLE REPLICA", "A": "ENABLE ALWAYS"}
         return [
             (

@@ -27,6 +27,7 @@ from agentdb.adoption.plan import (
     makes_ids,
     read,
 )
+from agentdb.adoption.rehearsal import rehearse
 from agentdb.adoption.shapes import APP, INITIAL, NATIVE_TIMESTAMP_TYPES, drift, later_indexes, state_apps
 from agentdb.adoption.unusable import OLD_COLUMNS
 from agentdb.errors import DatabaseUnavailableError, SchemaMismatchError
@@ -41,6 +42,7 @@ from agentdb.inspection import (
 from agentdb.migration_lock import migration_lock
 from agentdb.models import new_id
 from agentdb.schema import Table, expected_tables, read_tables
+from agentdb.schema.sqltext import quote_name
 
 _LOCK_TIMEOUT_SECONDS = 30
 _LOOKS = 3
@@ -82,11 +84,27 @@ def look(alias: str, listener: Listener = Listener(), *, backup: bool = True) ->
             # Under the lock, because a look in the middle of another process's adoption would see half of each.
             with translated_errors(connection), _lock(connection, listener), inspecting(alias) as reading:
                 findings = read(reading, listener.progress)
-            break
+                return findings, _decide(reading, findings, backup=backup)
         except ChangedMeanwhileError:
             if attempt == _LOOKS - 1:
                 raise
-    return findings, decide(findings, backup=backup)
+    raise AssertionError("unreachable: the last look returns or raises")
+
+
+def _decide(connection: BaseDatabaseWrapper, findings: Findings, *, backup: bool) -> Plan:
+    """Decide, and try on a copy of the schema what was decided, so that it does not fail half-way."""
+    plan = decide(findings, backup=backup)
+    if plan.has_work and (refusals := rehearse(connection, plan, _act_on_schema(findings, plan))):
+        return Plan(refusals=refusals, notes=plan.notes)
+    return plan
+
+
+def _act_on_schema(findings: Findings, plan: Plan) -> Callable[[BaseDatabaseWrapper], None]:
+    def act(connection: BaseDatabaseWrapper) -> None:
+        _act(connection, findings, plan, Listener())
+        _verify_schema(connection, read_tables(connection))
+
+    return act
 
 
 def _lock(connection: BaseDatabaseWrapper, listener: Listener) -> AbstractContextManager[None]:
@@ -111,7 +129,7 @@ def adopt(alias: str, listener: Listener = Listener(), *, backup: bool = True) -
         _lock_tables(connection)
         # Again, because the tables may have changed since they were looked at.
         findings = read(connection, listener.progress, checksums=True)
-        plan = decide(findings, backup=backup)
+        plan = _decide(connection, findings, backup=backup)
         if plan.refusals:
             raise AdoptionRefusedError(plan.refusals)
         if not plan.has_work:
@@ -208,7 +226,7 @@ def _lock_tables(connection: BaseDatabaseWrapper) -> None:
         cursor.execute("SET LOCAL row_security = off")
         cursor.execute(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT_SECONDS}s'")
         if tables:
-            quoted = ", ".join(map(connection.ops.quote_name, tables))
+            quoted = ", ".join(map(quote_name, tables))
             cursor.execute(f"LOCK TABLE {quoted} IN ACCESS EXCLUSIVE MODE")
 
 
@@ -239,7 +257,7 @@ def _announcing(listener: Listener) -> Callable[..., None]:
 
 
 def _rename(connection: BaseDatabaseWrapper, stored: str, name: str) -> None:
-    quote = connection.ops.quote_name
+    quote = quote_name
     with connection.cursor() as cursor:
         # Otherwise the rename fails on any view that names the missing table.
         cursor.execute("PRAGMA legacy_alter_table = ON")
@@ -253,7 +271,7 @@ def _conform(connection: BaseDatabaseWrapper, findings: Findings, level: str) ->
         connection.connection.create_function("agentdb_new_id", 0, new_id)
     with connection.schema_editor() as editor:
         for index in later_indexes(connection, level, read_tables(connection, OLD_COLUMNS)):
-            editor.execute(f"DROP INDEX {connection.ops.quote_name(index)}")
+            editor.execute(f"DROP INDEX {quote_name(index)}")
         for name in _ORDER:
             table = findings.shape.tables.get(name)
             if table is None:
@@ -277,8 +295,7 @@ def _sources(connection: BaseDatabaseWrapper, name: str, table: Table, level: st
             native = column.type in NATIVE_TIMESTAMP_TYPES[connection.vendor]
             if OLD_COLUMNS[name].get(column.name) == "timestamp" and native:
                 sources[column.name] = (
-                    f"to_char({connection.ops.quote_name(column.name)} AT TIME ZONE 'UTC', "
-                    "'YYYY-MM-DD HH24:MI:SS.US') || '+00'"
+                    f"to_char({quote_name(column.name)} AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US') || '+00'"
                 )
     return sources
 
@@ -291,7 +308,7 @@ def _remember_ids(connection: BaseDatabaseWrapper, findings: Findings) -> None:
     with connection.cursor() as cursor:
         cursor.execute(
             f"CREATE TEMPORARY TABLE agentdb_old_ids {'' if connection.vendor == 'sqlite' else 'ON COMMIT DROP '}"
-            f"AS SELECT name, id FROM {connection.ops.quote_name(table.name)} WHERE id IS NOT NULL"
+            f"AS SELECT name, id FROM {quote_name(table.name)} WHERE id IS NOT NULL"
         )
 
 
@@ -317,11 +334,7 @@ def _verify(
     """Raise ``AdoptionRefusedError`` unless the schema is the models' and every row is there, unchanged."""
     changed_ids = _changed_ids(connection, findings)
     live = read_tables(connection)
-    if differences := drift(expected_tables(connection, apps), live):
-        lines = "".join(f"\n  {difference}" for difference in differences)
-        raise AdoptionRefusedError(
-            (Refusal(f"The tables would still differ from the models, so nothing was changed:{lines}"),)
-        )
+    _verify_schema(connection, live)
     changed = ["agents: other ids"] if changed_ids else []
     for name, table in findings.shape.tables.items():
         before = findings.contents[name]
@@ -341,4 +354,12 @@ def _verify(
                     f"report this as a bug of agentdb. Tables: {'; '.join(changed)}."
                 ),
             )
+        )
+
+
+def _verify_schema(connection: BaseDatabaseWrapper, live: Mapping[str, Table]) -> None:
+    if differences := drift(expected_tables(connection, apps), live):
+        lines = "".join(f"\n  {difference}" for difference in differences)
+        raise AdoptionRefusedError(
+            (Refusal(f"The tables would still differ from the models, so nothing was changed:{lines}"),)
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from django.apps import apps
@@ -17,6 +17,7 @@ from agentdb.adoption.shapes import (
     REBUILT_AS,
     Kind,
     Shape,
+    old_name,
     recognise,
 )
 from agentdb.adoption.unusable import OLD_COLUMNS, UnusableValue
@@ -24,6 +25,7 @@ from agentdb.conf import server_name
 from agentdb.inspection import sqlite_path
 from agentdb.migration_record import migration_names
 from agentdb.schema import Table, expected_tables, read_tables
+from agentdb.schema.comparison import reads_ours
 
 # What is to be unique in an adopted database.
 _KEYS = (
@@ -192,19 +194,21 @@ def _obstacles(connection: BaseDatabaseWrapper, shape: Shape, live: Mapping[str,
     for name, table in shape.tables.items():
         keys = {frozenset(key) for of, key in _KEYS if of == name}
         for unique in table.uniques:
-            if frozenset(unique.columns) not in keys:
+            if frozenset(unique.columns) not in keys and not _left_null(table, unique.columns):
                 obstacles.append(_too_unique(name, "constraint", unique.name))
         for index in table.indexes:
-            if index.unique and (index.condition or {part.expression for part in index.parts} not in keys):
+            columns = [part.expression for part in index.parts]
+            is_key = frozenset(columns) in keys and not index.condition
+            if index.unique and not is_key and not _left_null(table, columns):
                 obstacles.append(_too_unique(name, "index", index.name))
     stored = set(shape.stored_as.values())
     with connection.cursor() as cursor:
         ours = {
-            wanted.name
+            wanted.name: shape.stored_as.get(table.name)
             for table in expected_tables(connection, apps).values()
             for wanted in (*table.indexes, *table.uniques, table.primary_key)
             if wanted is not None and wanted.name is not None
-        } | (set(OLD_COLUMNS) - set(shape.tables))
+        } | dict.fromkeys(set(OLD_COLUMNS) - set(shape.tables))
         if connection.vendor == "sqlite":
             cursor.execute("SELECT type, name, tbl_name FROM sqlite_master")
         else:
@@ -215,7 +219,8 @@ def _obstacles(connection: BaseDatabaseWrapper, shape: Shape, live: Mapping[str,
                 " WHERE c.relnamespace = current_schema()::regnamespace"
             )
         for kind, name, on_table in cursor.fetchall():
-            if name in ours and on_table not in stored:
+            key, owner = (name.lower(), on_table.lower()) if connection.vendor == "sqlite" else (name, on_table)
+            if key in ours and not (kind == "index" and owner == ours[key]):
                 owner = f" of table {on_table!r}" if on_table != name else ""
                 obstacles.append(f"The {kind} {name!r}{owner} has a name that agentdb needs. Rename it.")
         if connection.vendor == "postgresql":
@@ -246,6 +251,15 @@ def _materialized_views(cursor: CursorWrapper, shape: Shape) -> list[str]:
         "again, and create it anew."
         for view, table in cursor.fetchall()
     ]
+
+
+def _left_null(table: Table, columns: Iterable[str]) -> bool:
+    """Whether one of the columns is NULL in every row that agentdb inserts, so that nothing there can collide."""
+    return any(
+        column is not None and name not in OLD_COLUMNS[old_name(table.name)] and column.nullable and not column.default
+        for name in columns
+        for column in (table.column(name),)
+    )
 
 
 def _too_unique(table: str, kind: str, name: str | None) -> str:
@@ -370,9 +384,13 @@ def _conforming(findings: Findings, level: str) -> list[str]:
             instead = f" instead of {', '.join(_key(table))}" if _key(table) else ""
             actions.append(f"Key {name} by id{instead}.")
         for key in table.foreign_keys:
-            actions.append(f"Drop the foreign key of {name} to {key.target_table}.")
+            if set(key.columns) <= OLD_COLUMNS[name].keys():
+                called = f" {key.name}" if key.name else ""
+                actions.append(f"Drop the foreign key{called} of {name} to {key.target_table}.")
         for check in table.checks:
-            actions.append(f"Drop the check{f' {check.name}' if check.name else ''} of {name}: {check.expression}.")
+            if reads_ours(check.expression, table, OLD_COLUMNS[name]):
+                called = f" {check.name}" if check.name else ""
+                actions.append(f"Drop the check{called} of {name}: {check.expression}.")
     actions.append(f"Bring columns, defaults, constraints and indexes to what migration {level} makes.")
     return actions
 

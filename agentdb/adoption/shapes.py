@@ -137,6 +137,11 @@ def _table_problems(vendor: str, table: Table) -> list[str]:
                     f"Table {table.name!r} has an additional column {column.name!r} that is NOT NULL without a "
                     "default, so that no row could be inserted. Give it a default, or allow NULL."
                 )
+            elif "strict" in table.options and column.type == "any":
+                problems.append(
+                    f"Column {column.name!r} of the STRICT table {table.name!r} has the type ANY, which keeps a number "
+                    "in a text as it is there, and not in the table that agentdb makes. Give it another type."
+                )
         elif not _holds(vendor, column.type, kind):
             problems.append(
                 f"Column {column.name!r} of table {table.name!r} has the type {column.type or '(none)'}, "

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from agentdb.schema.sqltext import tokenize
+from agentdb.schema.sqltext import names_in, tokenize
 from agentdb.schema.tables import Column, Index, IndexPart, Table
 
 
@@ -338,14 +338,22 @@ class _TableDiff:
             on = f"({', '.join(key.columns)}) to {key.target_table} ({', '.join(key.target_columns)})"
             title = f"Foreign key {key.name or 'without a name'} on {self.table} {on}"
             yield self._extra("foreign_key", key.name, on, title, harmless=self._left_null(key.columns))
+        ours = {column.name for column in self.expected.columns}
         for check in self.live.checks:
             title = f"{_capitalized(check.kind)} constraint {check.name or 'without a name'}"
             on = f"{self.table} ({check.expression})"
-            yield self._extra("check", check.name, check.expression, f"{title} on {on}", harmless=False)
+            # agentdb leaves the additional columns to their defaults, as the old server did.
+            harmless = check.kind == "check" and not reads_ours(check.expression, self.live, ours)
+            yield self._extra("check", check.name, check.expression, f"{title} on {on}", harmless=harmless)
 
     def _triggers(self) -> Iterator[Difference]:
         for trigger in self.live.triggers:
             yield self._extra("trigger", trigger, "trigger", f"Trigger {trigger} on {self.table}", harmless=True)
+
+
+def reads_ours(expression: str, live: Table, ours: Collection[str]) -> bool:
+    """Whether a check names one of our columns, or a generated one, whose value may come from those."""
+    return not names_in(expression).isdisjoint({*ours, *(column.name for column in live.columns if column.generated)})
 
 
 def _renamed(missing: list[Column], extra: list[Column]) -> dict[str, str]:

@@ -11,7 +11,15 @@ from typing import Any
 from django.apps import apps
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from agentdb.schema.sqltext import IndexText, TableText, canonical, parse_create_index, parse_create_table, tokenize
+from agentdb.schema.sqltext import (
+    IndexText,
+    TableText,
+    canonical,
+    parse_create_index,
+    parse_create_table,
+    quote_name,
+    tokenize,
+)
 from agentdb.schema.tables import Check, Column, ForeignKey, Index, IndexPart, PrimaryKey, Table, Unique
 
 # Where the engine puts NULLs when an index does not say, by whether the key is descending.
@@ -127,7 +135,7 @@ def _read_sqlite_table(
     index_texts: Mapping[str, str],
     triggers: tuple[str, ...],
 ) -> Table:
-    quote = connection.ops.quote_name
+    quote = quote_name
     text = parse_create_table(sql)
     written = {_folded(column.name): column for column in text.columns}
     columns = []

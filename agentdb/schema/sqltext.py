@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -65,6 +65,11 @@ def tokenize(sql: str) -> list[Token]:
     return tokens
 
 
+def names_in(sql: str) -> frozenset[str]:
+    """Return every word and quoted name of an expression, in lower case: what it may refer to."""
+    return frozenset(token.identifier.lower() for token in tokenize(sql) if token.kind in ("word", "name"))
+
+
 def matching(tokens: Sequence[Token], opening: int) -> int:
     """Return the position of the parenthesis that closes the one at ``opening``; the last token if none does."""
     depth = 0
@@ -90,9 +95,14 @@ def split(tokens: Sequence[Token]) -> Iterator[Sequence[Token]]:
         yield tokens[start:]
 
 
+def quote_name(name: str) -> str:
+    """Return ``name`` in quotes, its own doubled, which Django's ``quote_name`` does not do."""
+    return '"' + name.replace('"', '""') + '"'
+
+
 def quoted(name: str) -> str:
     """Return ``name`` as a canonical expression shows it: bare where it can be."""
-    return name if _PLAIN_NAME.match(name) else '"' + name.replace('"', '""') + '"'
+    return name if _PLAIN_NAME.match(name) else quote_name(name)
 
 
 def canonical(sql: str | Sequence[Token], *, fold_names: bool = False) -> str:
@@ -309,6 +319,22 @@ class TableText:
     columns: list[ColumnText] = field(default_factory=list)
     constraints: list[ConstraintText] = field(default_factory=list)
     options: tuple[str, ...] = ()  # strict, without rowid
+
+
+def without_checks(definition: str, names: Collection[str]) -> str:
+    """Return a column's definition without the CHECK constraints that name one of ``names``."""
+    tokens = tokenize(definition)
+    kept, position = [], 0
+    for number, token in enumerate(tokens):
+        if token.word != "CHECK" or token.start < position or tokens[number + 1 : number + 2] == []:
+            continue
+        end = tokens[matching(tokens, number + 1)].end
+        if names_in(definition[token.start : end]).isdisjoint(names):
+            continue
+        named = number >= 2 and tokens[number - 2].word == "CONSTRAINT"
+        kept.append(definition[position : tokens[number - 2].start if named else token.start])
+        position = end
+    return "".join([*kept, definition[position:]]).rstrip()
 
 
 _TABLE_CONSTRAINTS = frozenset({"CONSTRAINT", "PRIMARY", "UNIQUE", "CHECK", "FOREIGN"})
