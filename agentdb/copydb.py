@@ -17,12 +17,13 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import DateTimeField, IntegerField, Model
 
 from agentdb import migration_record
-from agentdb.adoption.contents import SHOWN_ROWS, is_in_calendar
+from agentdb.adoption.contents import SHOWN_ROWS
 from agentdb.adoption.unusable import UnusableValue, decode_sqlite_text, shown, unusable_reason
 from agentdb.channels import open_channel
 from agentdb.errors import AgentDbError, InvalidInputError, SchemaMismatchError, SchemaOutOfDateError
 from agentdb.inspection import inspecting, translated_errors
 from agentdb.schema import APP_LABEL, compare, expected_tables, read_tables
+from agentdb.schema.spelling import is_spelt_as_agentdb_does
 
 # Rows are hashed by the block, in the order of their keys: a resumed copy has the same blocks.
 _ROWS_A_BLOCK = 10_000
@@ -528,11 +529,7 @@ def _unusable_on_sqlite(connection: BaseDatabaseWrapper, model: type[Model], tar
     for field in fields:
         column = quote(str(field.column))
         if isinstance(field, DateTimeField):
-            good.append(
-                f"typeof({column}) = 'text' AND strftime('%Y-%m-%d %H:%M:%S', substr({column}, 1, 19))"
-                f" = substr({column}, 1, 19) AND {is_in_calendar(column)} AND (length(CAST({column} AS BLOB)) = 19"
-                f" OR length(CAST({column} AS BLOB)) = 26 AND substr({column}, 20) GLOB '.{'[0-9]' * 6}')"
-            )
+            good.append(is_spelt_as_agentdb_does(column))
         elif isinstance(field, IntegerField):
             good.append(f"typeof({column}) = 'integer' AND {column} BETWEEN {-(2**31)} AND {2**31 - 1}")
         else:

@@ -7,6 +7,7 @@ import json
 import os
 import sqlite3
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit, urlunsplit
@@ -16,7 +17,9 @@ import pytest
 from django.core.management import CommandError, call_command
 from django.db import connections
 
+import agentdb
 from agentdb.migration_record import migration_names
+from tests.baseline_runs import baselinedb
 from tests.legacy_databases import manage, opened, rows, sqlite_path
 
 MIGRATIONS = migration_names()
@@ -384,3 +387,59 @@ def test_an_unknown_alias_is_refused_with_the_known_ones():
     with pytest.raises(CommandError, match=r"argument --database: invalid choice: 'nonsense' \(choose from"):
         call_command("verifydb", "--database=nonsense")
     assert "nonsense" not in connections
+
+
+@pytest.mark.parametrize("engine", ["sqlite"])
+def test_timestamps_that_an_old_server_goes_on_writing_are_found_and_put_right(url: str) -> None:
+    with agentdb.connect(url) as db:
+        for name in ("one", "two", "three"):
+            db.insert_sandbox(name, "a", "/w")
+            db.update_sandbox_state(name, "waiting")
+        change(
+            url,
+            "UPDATE sandboxes SET last_used_at = '2026-02-19T20:53:16.123Z', created_at = '2026-02-19 20:53:16'"
+            " WHERE id = 'two'",
+            "UPDATE sandboxes SET last_used_at = '2026-02-19T20:53:16.000Z' WHERE id = 'one'",
+            "UPDATE sandboxes SET last_used_at = '2026-02-19 20:53:16.000000' WHERE id = 'three'",
+        )
+
+        found = verifydb(url)
+        checked = baselinedb(url, "--check")
+        put_right = baselinedb(url, "--no-backup")
+
+        assert found == Result(
+            1,
+            [
+                "Column sandboxes.last_used_at holds 3 timestamps in another spelling than agentdb's, as "
+                "'2026-02-19 20:53:16.000000', which SQLite sorts and compares wrongly. Stop the program that writes "
+                "them, and run 'agentdb baselinedb'.",
+                "The schema matches the models, but an old server, or another program, has written timestamps of its "
+                "own spelling. Run 'agentdb baselinedb'.",
+            ],
+        )
+        action = "Rewrite 3 timestamps in sandboxes.last_used_at that another program wrote, as "
+        assert checked.code == 1
+        assert action in checked.out
+        assert put_right.code == 0, put_right
+        assert verifydb(url).code == 0
+        assert baselinedb(url).out.splitlines()[-1] == "Nothing to do."
+        moment = datetime(2026, 2, 19, 20, 53, 16, tzinfo=UTC)
+        assert [(one.id, one.last_used_at) for one in db.get_idle_sandboxes(moment + timedelta(days=1))] == [
+            ("one", moment),
+            ("three", moment),
+            ("two", moment + timedelta(milliseconds=123)),
+        ]
+
+
+@pytest.mark.parametrize("engine", ["sqlite"])
+def test_a_text_in_a_timestamp_column_that_is_none_is_named_by_its_row(url: str) -> None:
+    with agentdb.connect(url) as db:
+        db.insert_session("s1", "a", "sb")
+    change(url, "UPDATE sessions SET last_active_at = 'yesterday'")
+
+    assert verifydb(url).code == 1
+    refused = baselinedb(url, "--check")
+    assert refused.code == 2
+    assert refused.err.splitlines()[1:] == [
+        "  table 'sessions', id 's1', column 'last_active_at': 'yesterday' is in no known timestamp format"
+    ]

@@ -23,6 +23,7 @@ from agentdb.adoption.unusable import (
     unusable_reason,
 )
 from agentdb.schema import Table
+from agentdb.schema.spelling import is_in_calendar, is_spelt_as_agentdb_does
 from agentdb.schema.sqltext import quote_name
 
 SHOWN_ROWS = 20
@@ -135,6 +136,9 @@ def _usual_content(
                 f"'.' || substr({quoted}, 21, 3) || '000' END END"
             )
             continue
+        if kind == "timestamp":
+            usual.append(is_spelt_as_agentdb_does(quoted))
+            continue
         null = f"{quoted} IS NULL OR " if kind == "text or null" else ""
         usual.append(f"{null}typeof({quoted}) = '{'integer' if kind == 'integer' else 'text'}'")
         if kind.startswith("text"):
@@ -172,14 +176,6 @@ def _usual_content(
     )
 
 
-def is_in_calendar(column: str) -> str:
-    """SQL for SQLite: the text, which begins as ``YYYY-MM-DD HH``, names a day from year 1 on and an hour below 24."""
-    return (
-        f"{column} >= '0001' AND substr({column}, 12, 2) < '24'"
-        f" AND strftime('%Y-%m-%d', substr({column}, 1, 10), '+0 days') = substr({column}, 1, 10)"
-    )
-
-
 def _is_plain(value: bytes) -> bool:
     """Whether it is UTF-8 without U+0000."""
     try:
@@ -204,6 +200,8 @@ def _read(
     texts = [i for i, column in ours if old[column].startswith("text")]
     are_native = {i for i, _ in timestamps if table.columns[i].type in native}
     to_convert = [(i, column) for i, column in timestamps if i not in are_native]
+    # SQLite's are texts too, and another program may have written them in its own way.
+    to_respell = [(i, column) for i, column in timestamps if i in are_native and connection.vendor == "sqlite"]
     hashed = None if checksum_of is None else [columns.index(column) for column in sorted(checksum_of)]
     # Agents that the old server keyed by name get their id in the adoption.
     fillable = name == "agents" and (table.primary_key is None or table.primary_key.columns != ("id",))
@@ -256,6 +254,14 @@ def _read(
                     reading.refuse(name, label(row), column, text, unusable_reason("timestamp", text) or "")
                 else:
                     reading.formats[column][readable_format(text)] += 1
+        for i, column in to_respell:
+            text = row[i]
+            if (instant := native_text(text)) == text:
+                continue
+            values = list(values)
+            values[i] = instant
+            if instant is None:
+                reading.refuse(name, label(row), column, text, unusable_reason("timestamp", text) or "")
         for i in texts:
             if (text := row[i]) is not None and "\0" in text:
                 reading.nul_rows += 1

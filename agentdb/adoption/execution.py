@@ -29,6 +29,7 @@ from agentdb.adoption.plan import (
 )
 from agentdb.adoption.rehearsal import rehearse
 from agentdb.adoption.shapes import APP, INITIAL, NATIVE_TIMESTAMP_TYPES, drift, later_indexes, state_apps
+from agentdb.adoption.timestamps import native_text
 from agentdb.adoption.unusable import OLD_COLUMNS
 from agentdb.errors import DatabaseUnavailableError, SchemaMismatchError
 from agentdb.inspection import (
@@ -269,6 +270,7 @@ def _conform(connection: BaseDatabaseWrapper, findings: Findings, level: str) ->
     models = {model._meta.db_table: model for model in state_apps(level).get_models() if model._meta.app_label == APP}
     if connection.vendor == "sqlite":
         connection.connection.create_function("agentdb_new_id", 0, new_id)
+        connection.connection.create_function("agentdb_native_text", 1, native_text, deterministic=True)
     with connection.schema_editor() as editor:
         for index in later_indexes(connection, level, read_tables(connection, OLD_COLUMNS)):
             editor.execute(f"DROP INDEX {quote_name(index)}")
@@ -290,10 +292,14 @@ def _sources(connection: BaseDatabaseWrapper, name: str, table: Table, level: st
             sources["id"] = fresh
         elif makes_ids(name, table):
             sources["id"] = f"coalesce(id, {fresh})"
-    if level == INITIAL and connection.vendor != "sqlite":
-        for column in table.columns:
-            native = column.type in NATIVE_TIMESTAMP_TYPES[connection.vendor]
-            if OLD_COLUMNS[name].get(column.name) == "timestamp" and native:
+    for column in table.columns:
+        if (
+            OLD_COLUMNS[name].get(column.name) == "timestamp"
+            and column.type in NATIVE_TIMESTAMP_TYPES[connection.vendor]
+        ):
+            if connection.vendor == "sqlite":
+                sources[column.name] = f"agentdb_native_text({quote_name(column.name)})"
+            elif level == INITIAL:
                 sources[column.name] = (
                     f"to_char({quote_name(column.name)} AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US') || '+00'"
                 )

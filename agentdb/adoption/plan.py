@@ -26,6 +26,7 @@ from agentdb.inspection import sqlite_path
 from agentdb.migration_record import migration_names
 from agentdb.schema import Table, expected_tables, read_tables
 from agentdb.schema.comparison import reads_ours
+from agentdb.schema.spelling import Misspelt, misspelt_timestamps
 
 # What is to be unique in an adopted database.
 _KEYS = (
@@ -64,6 +65,7 @@ class Findings:
     other_rows: Mapping[str, int] = field(default_factory=dict)
     duplicates: tuple[tuple[int, tuple[UnusableValue, ...]], ...] = ()
     obstacles: tuple[str, ...] = ()
+    misspelt: tuple[Misspelt, ...] = ()
     is_file: bool = False
 
 
@@ -93,7 +95,8 @@ def read(
     """Look at the schema, the record of migrations and every row of the four tables."""
     shape = recognise(connection)
     live = read_tables(connection)
-    done = _is_done(shape)
+    misspelt = () if shape.problems else tuple(misspelt_timestamps(connection, shape.tables))
+    done = _is_done(shape) and not misspelt
     contents: dict[str, TableContent] = {}
     shared: list[tuple[int, tuple[UnusableValue, ...]]] = []
     if not shape.problems:
@@ -120,6 +123,7 @@ def read(
         other_rows={name: _count_or_zero(connection, live[name]) for name in shape.others},
         duplicates=tuple(shared),
         obstacles=() if done or not shape.tables else tuple(_obstacles(connection, shape, live)),
+        misspelt=misspelt,
         is_file=path is not None,
     )
 
@@ -315,6 +319,13 @@ def decide(findings: Findings, *, backup: bool = True) -> Plan:
         all_native = len(shape.tables) == len(OLD_COLUMNS) and not _text_timestamps(findings)
         conform_to = names[-1] if all_native else INITIAL
         actions += _conforming(findings, conform_to)
+    elif findings.misspelt:
+        conform_to = shape.level
+    actions += [
+        f"Rewrite {_count(found.rows, 'timestamp')} in {found.table}.{found.column} that another program wrote, "
+        f"as {found.example!r}."
+        for found in findings.misspelt
+    ]
     reached = conform_to or shape.level
     assert reached is not None
     record = tuple(name for name in names if name <= reached)

@@ -14,9 +14,11 @@ from django.db.migrations.loader import MigrationLoader
 from agentdb.conf import server_name
 from agentdb.migration_record import migration_names, recorded_migrations
 from agentdb.schema import APP_LABEL, Difference, Table, compare, expected_tables, read_tables
+from agentdb.schema.spelling import Misspelt, misspelt_timestamps
 
 # Goes up when a field of the JSON report is renamed, removed or changes its meaning; new fields may come any time.
 JSON_FORMAT = 1
+SPELLING = "value.spelling"
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,11 @@ class Verification:
         if self.pending:
             pending = _listed(self.pending)
             return f"The tables are as {self.recorded[-1]} leaves them. Run 'agentdb migrate' to apply {pending}."
+        if self.differences and all(difference.code == SPELLING for difference in self.differences):
+            return (
+                "The schema matches the models, but an old server, or another program, has written timestamps of its "
+                "own spelling. Run 'agentdb baselinedb'."
+            )
         if self.differences:
             return (
                 f"These are the tables that {self.recorded[-1]} makes, but not those of the models. Reinstall agentdb."
@@ -89,6 +96,8 @@ def verify(connection: BaseDatabaseWrapper) -> Verification:
     # The tables of the project's other apps are no news to its operator.
     known = {"django_migrations", *connection.introspection.django_table_names()} - set(expected)
     differences = compare(expected, {name: table for name, table in live.items() if name not in known})
+    ours = {name: table for name, table in live.items() if name in expected}
+    differences += map(_spelling, misspelt_timestamps(connection, ours))
     return Verification(
         engine=connection.vendor,
         database=_name(connection),
@@ -100,6 +109,15 @@ def verify(connection: BaseDatabaseWrapper) -> Verification:
         differences=tuple(difference for difference in differences if difference.severity == "drift"),
         notes=tuple(difference for difference in differences if difference.severity == "note"),
     )
+
+
+def _spelling(found: Misspelt) -> Difference:
+    there = f"{found.rows:,} timestamp" + ("" if found.rows == 1 else "s")
+    message = (
+        f"Column {found.table}.{found.column} holds {there} in another spelling than agentdb's, as {found.example!r}, "
+        "which SQLite sorts and compares wrongly. Stop the program that writes them, and run 'agentdb baselinedb'."
+    )
+    return Difference(SPELLING, "drift", found.table, found.column, None, found.example, message)
 
 
 def _name(connection: BaseDatabaseWrapper) -> str:

@@ -1,0 +1,60 @@
+"""How SQLite's timestamps are spelt: it compares them as texts, so equal instants have to be equal texts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from agentdb.schema.sqltext import quote_name
+from agentdb.schema.tables import Table
+
+
+@dataclass(frozen=True)
+class Misspelt:
+    """Timestamps of a column that another program wrote in its own way."""
+
+    table: str
+    column: str
+    rows: int
+    example: str
+
+
+def is_in_calendar(column: str) -> str:
+    """SQL: the text, which begins as ``YYYY-MM-DD HH``, names a day from year 1 on and an hour below 24."""
+    return (
+        f"{column} >= '0001' AND substr({column}, 12, 2) < '24'"
+        f" AND strftime('%Y-%m-%d', substr({column}, 1, 10), '+0 days') = substr({column}, 1, 10)"
+    )
+
+
+def is_spelt_as_agentdb_does(column: str) -> str:
+    """SQL: the value is ``YYYY-MM-DD HH:MM:SS``, with six digits of a second behind it unless those are zeros."""
+    return (
+        f"typeof({column}) = 'text' AND strftime('%Y-%m-%d %H:%M:%S', substr({column}, 1, 19))"
+        f" = substr({column}, 1, 19) AND {is_in_calendar(column)} AND (length(CAST({column} AS BLOB)) = 19"
+        f" OR length(CAST({column} AS BLOB)) = 26 AND substr({column}, 20) GLOB '.{'[0-9]' * 6}'"
+        f" AND substr({column}, 21) <> '000000')"
+    )
+
+
+def misspelt_timestamps(connection: BaseDatabaseWrapper, tables: Mapping[str, Table]) -> list[Misspelt]:
+    """Read the native timestamps of these tables, and return the columns with values that sort and compare wrongly."""
+    if connection.vendor != "sqlite":
+        return []
+    found = []
+    for name, table in tables.items():
+        columns = [column.name for column in table.columns if column.type == "datetime"]
+        for column in columns if table.kind == "table" else ():
+            quoted = quote_name(column)
+            with connection.cursor() as cursor:
+                cursor.execute(
+                    # The sign keeps Django's converter away, which cannot read everything.
+                    f"SELECT count(*), min(+{quoted}) FROM {quote_name(table.name)}"
+                    f" WHERE ({is_spelt_as_agentdb_does(quoted)}) IS NOT TRUE AND {quoted} IS NOT NULL"
+                )
+                rows, example = cursor.fetchone()
+            if rows:
+                found.append(Misspelt(name, column, rows, str(example)))
+    return found
