@@ -1,4 +1,4 @@
-"""The report's two pictures, as SVG that follows the reader's light or dark mode."""
+"""The pictures of the reports, as SVG that follows the reader's light or dark mode."""
 
 from __future__ import annotations
 
@@ -138,3 +138,37 @@ def scaling(results: dict[str, Any]) -> str:
             yield _text(left + 30, y, name)
 
     return _document(800, height, "Microseconds per call, from a thousand rows to a million", body())
+
+
+def soak(runs: dict[str, Any]) -> str:
+    """Return lines over time of each run: calls a second, p99, and the size of tables and indexes."""
+    palette = ("#0969da", "#1a7f37", "#bf8700", "#cf222e", "#8250df")
+    panels = (("calls a second", "calls a second"), ("p99", "p99, ms"), ("megabytes", "tables and indexes, MB"))
+    left, top, wide, tall, gap = 60, 60, 190, 200, 65
+    longest = max(run["windows"][-1]["seconds"] for run in runs.values())
+
+    def body() -> Iterator[str]:
+        yield _text(20, 26, f"{longest / 60:.0f} minutes of load, each axis from 0", "title")
+        for number, (key, title) in enumerate(panels):
+            x0 = left + number * (wide + gap)
+            most = max(window[key] for run in runs.values() for window in run["windows"]) * 1.1
+            yield _text(x0, top - 12, title)
+            for part in range(5):
+                y = top + tall - part / 4 * tall
+                label = f"{most * part / 4:,.0f}" if most >= 8 else f"{most * part / 4:.1f}"
+                yield f'<line class="grid" x1="{x0}" x2="{x0 + wide}" y1="{y:.1f}" y2="{y:.1f}"/>'
+                yield _text(x0 - 6, y + 4, label, "tick", "end")
+            for minutes in range(int(longest / 60) + 1):
+                yield _text(x0 + minutes * 60 / longest * wide, top + tall + 18, f"{minutes}", "tick", "middle")
+            for place, run in enumerate(runs.values()):
+                points = " ".join(
+                    f"{x0 + window['seconds'] / longest * wide:.1f},{top + tall - window[key] / most * tall:.1f}"
+                    for window in run["windows"]
+                )
+                yield f'<polyline points="{points}" fill="none" stroke="{palette[place % 5]}" stroke-width="2"/>'
+        for place, name in enumerate(runs):
+            y = top + tall + 48 + place * 18
+            yield f'<rect x="{left}" y="{y - 9}" width="22" height="4" fill="{palette[place % 5]}"/>'
+            yield _text(left + 30, y, name)
+
+    return _document(800, top + tall + 60 + 18 * len(runs), "Calls, p99 and size under load", body())

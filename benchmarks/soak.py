@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import argparse
+import json
 import multiprocessing
 import os
 import random
+import sqlite3
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import psycopg
 
 import agentdb
 from agentdb import AgentDbError, Db
+from benchmarks import plots
 from benchmarks.databases import running_server
 
-SESSIONS = 2_000
+SESSIONS = 10_000
 PROCESSES = {"postgresql": 32, "sqlite": 8}
 TABLES = ("sessions", "sandboxes")
 
@@ -90,28 +95,39 @@ def _work(url: str, worker: int, start: Any, seconds: float, windows: int, resul
 
 
 def _sizes(url: str) -> dict[str, float]:
-    """Megabytes of tables and indexes, megabytes of WAL written so far, and updates, all and HOT."""
+    """Megabytes of tables, indexes and log, and on a server how many updates each table has had, all and HOT."""
     if url.startswith("sqlite"):
-        path = Path(url.removeprefix("sqlite:///").partition("?")[0])
+        path = Path(urlsplit(url).path[1:])
         wal = path.with_name(f"{path.name}-wal")
-        return {"database": path.stat().st_size / 1e6, "wal file": wal.stat().st_size / 1e6 if wal.exists() else 0.0}
-    with psycopg.connect(url, autocommit=True) as connection:
-        row = connection.execute(
-            "SELECT sum(pg_table_size(relid)) / 1e6, sum(pg_indexes_size(relid)) / 1e6,"
-            " pg_wal_lsn_diff(pg_current_wal_lsn(), '0/0') / 1e6, sum(n_tup_upd), sum(n_tup_hot_upd)"
-            " FROM pg_stat_user_tables WHERE relname = ANY(%s)",
+        with closing(sqlite3.connect(path)) as connection:
+            [(page, pages, free)] = connection.execute(
+                "SELECT page_size, page_count, freelist_count FROM pragma_page_size, pragma_page_count,"
+                " pragma_freelist_count"
+            )
+        return {"database": page * (pages - free) / 1e6, "wal": wal.stat().st_size / 1e6 if wal.exists() else 0.0}
+    found: dict[str, float] = {}
+    with psycopg.connect(url.partition("touch_interval")[0].rstrip("?&"), autocommit=True) as connection:
+        for name, *figures in connection.execute(
+            "SELECT relname, pg_table_size(relid) / 1e6, pg_indexes_size(relid) / 1e6, n_tup_upd, n_tup_hot_upd"
+            " FROM pg_stat_user_tables WHERE relname = ANY(%s) ORDER BY relname",
             [list(TABLES)],
-        ).fetchone()
+        ):
+            found |= zip((f"{name} {what}" for what in ("table", "indexes", "updates", "HOT")), figures, strict=True)
+        row = connection.execute("SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), '0/0') / 1e6").fetchone()
     assert row is not None
-    return dict(zip(("tables", "indexes", "wal", "updates", "hot"), map(float, row), strict=True))
+    return {name: float(figure) for name, figure in {**found, "wal": row[0]}.items()}
 
 
-def soak(url: str, processes: int, seconds: float, windows: int) -> None:
-    """Run the mix in so many processes and print a line for each part of the time."""
-    with agentdb.connect(url, migrate=True) as db:
-        for number in range(SESSIONS):
-            db.insert_session(f"s-{number}", "agent", f"sb-{number}")
-            db.insert_sandbox(f"sb-{number}", "agent", "/workspace", session_id=f"s-{number}")
+def _fill(db: Db) -> None:
+    for number in range(SESSIONS):
+        db.insert_session(f"s-{number}", "agent", f"sb-{number}")
+        db.insert_sandbox(f"sb-{number}", "agent", "/workspace", session_id=f"s-{number}")
+
+
+def soak(url: str, processes: int, seconds: float, windows: int) -> dict[str, Any]:
+    """Run the mix in so many processes, print a line for each part of the time, and return what was seen."""
+    with agentdb.connect(url) as db:
+        db.run_transaction(_fill)
     context = multiprocessing.get_context("spawn")
     start, results = context.Barrier(processes + 1), context.Queue()
     workers = [
@@ -131,22 +147,37 @@ def soak(url: str, processes: int, seconds: float, windows: int) -> None:
         worker.join()
 
     print(f"{processes} processes, {seconds:g} s on {os.cpu_count()} processors; at the start: {_shown(before)}")
-    total = 0
+    lines: list[dict[str, Any]] = []
     for number, sizes in enumerate(growth):
         parts = [windows_[number] for windows_ in seen]
         times = sorted(each for part in parts for each in part.milliseconds)
         errors = sum((part.errors for part in parts), Counter[str]())
-        total += len(times)
+        line = {
+            "seconds": (number + 1) * seconds / windows,
+            "calls a second": len(times) / (seconds / windows),
+            "p50": _quantile(times, 0.5),
+            "p99": _quantile(times, 0.99),
+            "megabytes": sum(size for name, size in sizes.items() if name.endswith((" table", " indexes", "database"))),
+            "errors": dict(errors),
+        }
+        lines.append(line)
         print(
-            f"{(number + 1) * seconds / windows:6.0f} s  {len(times) / (seconds / windows):7,.0f} calls/s"
-            f"  p50 {_quantile(times, 0.5):6.2f} ms  p99 {_quantile(times, 0.99):7.2f} ms  {_shown(sizes)}"
-            + "".join(f"  {count} {name}" for name, count in errors.items())
+            f"{line['seconds']:6.0f} s  {line['calls a second']:7,.0f} calls/s"
+            f"  p50 {line['p50']:6.2f} ms  p99 {line['p99']:7.2f} ms  {_shown(sizes)}"
+            + "".join(f"  {count} {name}" for name, count in errors.items()),
+            flush=True,
         )
+    total = sum(line["calls a second"] for line in lines) * seconds / windows
     last = growth[-1]
-    if "wal" in last and total:
-        updates = last["updates"] - before["updates"]
-        print(f"WAL: {(last['wal'] - before['wal']) * 1e6 / total:,.0f} bytes a call, reads included.")
-        print(f"HOT: {(last['hot'] - before['hot']) / max(updates, 1):.0%} of {updates:,.0f} updates.")
+    found: dict[str, Any] = {"processes": processes, "windows": lines}
+    if f"{TABLES[0]} HOT" in last and total:
+        found["WAL bytes a call"] = round((last["wal"] - before["wal"]) * 1e6 / total)
+        print(f"WAL: {found['WAL bytes a call']:,} bytes a call, reads included.")
+        for table in TABLES:
+            updates, hot = (last[f"{table} {what}"] - before[f"{table} {what}"] for what in ("updates", "HOT"))
+            found[f"{table} HOT"] = round(hot / max(updates, 1), 3)
+            print(f"HOT: {found[f'{table} HOT']:.1%} of {updates:,.0f} updates of {table}.")
+    return found
 
 
 def _quantile(times: list[float], share: float) -> float:
@@ -154,7 +185,7 @@ def _quantile(times: list[float], share: float) -> float:
 
 
 def _shown(sizes: dict[str, float]) -> str:
-    return ", ".join(f"{name} {sizes[name]:.1f} MB" for name in sizes if name not in ("updates", "hot"))
+    return ", ".join(f"{name} {size:.1f} MB" for name, size in sizes.items() if not name.endswith(("updates", "HOT")))
 
 
 def main() -> None:
@@ -163,12 +194,33 @@ def main() -> None:
     )
     parser.add_argument("--engine", choices=sorted(PROCESSES), default="postgresql")
     parser.add_argument("--processes", type=int, help="32 on PostgreSQL, 8 on SQLite, unless given")
-    parser.add_argument("--seconds", type=float, default=20.0, help="3600 for an hour; 20 unless given")
-    parser.add_argument("--windows", type=int, default=5, help="lines to print; 5 unless given")
+    parser.add_argument("--seconds", type=float, default=600.0, help="3600 for an hour; ten minutes unless given")
+    parser.add_argument("--windows", type=int, default=10, help="lines to print; %(default)s unless given")
+    parser.add_argument("--options", default="", help="for the URL, such as touch_interval=30")
+    parser.add_argument(
+        "--first", default="", metavar="SQL", help="run on PostgreSQL before the load, such as ALTER TABLE"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="add the figures to this file, under --name")
+    parser.add_argument("--name", default="", help="what this run is called in the file and in its picture")
+    parser.add_argument(
+        "--plot", type=Path, metavar="FILE", help="draw the runs of the JSON file as SVG; measure nothing"
+    )
     options = parser.parse_args()
+    if options.plot:
+        options.plot.write_text(plots.soak(json.loads(options.json.read_text())))
+        return
     with running_server(options.engine == "postgresql") as server:
         url = server.create(options.engine, "soak").url
-        soak(url, options.processes or PROCESSES[options.engine], options.seconds, options.windows)
+        if options.first:
+            with psycopg.connect(url, autocommit=True) as connection:
+                connection.execute(options.first.encode())
+        if options.options:
+            url += ("&" if "?" in url else "?") + options.options
+        found = soak(url, options.processes or PROCESSES[options.engine], options.seconds, options.windows)
+    if options.json:
+        runs = json.loads(options.json.read_text()) if options.json.exists() else {}
+        runs[options.name or options.engine] = found
+        options.json.write_text(json.dumps(runs, indent=1) + "\n")
 
 
 if __name__ == "__main__":
