@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from django.db import DatabaseError, OperationalError, ProgrammingError, models
@@ -15,7 +14,7 @@ from django.db.migrations.state import ProjectState
 from django.db.models.sql.compiler import SQLCompiler
 
 from agentdb.adoption.ddl import LegacyUnique, conform_table, create_table
-from agentdb.adoption.online import conform_online
+from agentdb.adoption.online import TO_NATIVE, TO_TEXT, conform_models_online, repeatable
 from agentdb.adoption.timestamps import native_text, server_text
 from agentdb.adoption.unusable import (
     UnusableValue,
@@ -26,7 +25,6 @@ from agentdb.adoption.unusable import (
     refuse_unusable_values,
 )
 from agentdb.errors import SchemaMismatchError
-from agentdb.schema import expected_tables
 
 __all__ = ["AddIndex", "CreateLegacyTable", "LegacyNow", "LegacyUnique", "NativeTimestamps"]
 
@@ -93,7 +91,7 @@ class NativeTimestamps(Operation):
         if not models_:
             return
         if connection.vendor == "cockroachdb":
-            _conform_online(schema_editor, to_state, models_, '"{}"::timestamptz')
+            conform_models_online(connection, to_state.apps, models_, TO_NATIVE)
             return
         _lock(schema_editor, models_)
         refuse_unusable_values(connection)
@@ -121,9 +119,9 @@ class NativeTimestamps(Operation):
     ) -> None:
         connection = schema_editor.connection
         models_ = self._models(app_label, connection, to_state)
-        template = """to_char("{}" AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')"""
+        template = TO_TEXT
         if connection.vendor == "cockroachdb":
-            _conform_online(schema_editor, to_state, models_, template)
+            conform_models_online(connection, to_state.apps, models_, TO_TEXT)
             return
         if connection.vendor == "sqlite":
             connection.ensure_connection()
@@ -153,28 +151,7 @@ class AddIndex(operations.AddIndex):
         if schema_editor.connection.vendor != "cockroachdb":
             super().database_forwards(app_label, schema_editor, from_state, to_state)
         elif self.allow_migrate_model(schema_editor.connection.alias, model):
-            schema_editor.execute(_repeatable(self.index, model, schema_editor), None)
-
-
-def _repeatable(index: models.Index, model: type[models.Model], schema_editor: BaseDatabaseSchemaEditor) -> str:
-    """The index's statement, for a run that may have made it before it was killed."""
-    sql = str(index.create_sql(model, schema_editor)).replace("CREATE INDEX ", "CREATE INDEX IF NOT EXISTS ", 1)
-    # Django puts CodePointOrder in parentheses, and CockroachDB would compute a hidden column for them.
-    return re.sub(r'\(("\w+")\)(?= ASC| DESC)', r"\1", sql)
-
-
-def _conform_online(
-    schema_editor: BaseDatabaseSchemaEditor, state: ProjectState, models_: list[type[models.Model]], template: str
-) -> None:
-    """Bring the tables to the state's shape; ``template`` converts a timestamp column from the other type."""
-    connection = schema_editor.connection
-    wanted = expected_tables(connection, state.apps)
-    for model in models_:
-        table = wanted[model._meta.db_table]
-        index_sql = {index.name: _repeatable(index, model, schema_editor) for index in model._meta.indexes}
-        # The old server's type or the new one: what is not a timestamp has the same on both sides.
-        columns = [column.name for column in table.columns if column.name.endswith("_at")]
-        conform_online(connection, table, index_sql, {column: template.format(column) for column in columns})
+            schema_editor.execute(repeatable(self.index, model, schema_editor), None)
 
 
 def _lock(schema_editor: BaseDatabaseSchemaEditor, models_: list[type[models.Model]]) -> None:

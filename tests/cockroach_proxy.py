@@ -194,7 +194,7 @@ class _Conversation:
             return _NONSENSE
         if run and (state := self.proxy.fail_after(sql)):
             self.answer_to_hide = _error(state, _MESSAGES[state])
-        return sql
+        return _in_postgresql(sql)
 
     def _to_client(self) -> None:
         announced = False
@@ -222,6 +222,21 @@ class _Conversation:
     def _send(self, kind: bytes, body: bytes) -> None:
         self.client.sendall(kind + struct.pack("!I", len(body) + 4) + body)
 
+
+def _in_postgresql(sql: str) -> str:
+    """Return what PostgreSQL calls the few statements that only CockroachDB has."""
+    if found := re.fullmatch(r"DROP INDEX (\S+) CASCADE", sql):
+        return _DROP_UNIQUE.format(found[1])
+    if found := re.fullmatch(r"(ALTER TABLE \S+) (RENAME COLUMN .*), (RENAME COLUMN .*)", sql):
+        return f"{found[1]} {found[2]}; {found[1]} {found[3]}"
+    return sql
+
+
+# CockroachDB drops a unique constraint so, PostgreSQL does not.
+_DROP_UNIQUE = """DO $$ DECLARE holder text; BEGIN
+    SELECT conrelid::regclass INTO holder FROM pg_constraint WHERE conindid = '{0}'::regclass;
+    IF FOUND THEN EXECUTE 'ALTER TABLE ' || holder || ' DROP CONSTRAINT {0}'; ELSE DROP INDEX {0}; END IF;
+END $$"""
 
 # PostgreSQL refuses this, which leaves its transaction as CockroachDB's would be; the words are replaced on the way.
 _NONSENSE = "nonsense"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -11,11 +12,12 @@ from urllib.parse import parse_qs, urlsplit
 import django
 import psycopg
 import pytest
+from django.core.management import CommandError
 
 import agentdb
 from agentdb.schema import compare, expected_tables, read_tables
 from tests.cockroach_proxy import RULES, Proxy, serving
-from tests.legacy_databases import manage, opened, rows
+from tests.legacy_databases import FOLDER, manage, opened, psql, rows
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("django_cockroachdb") is None or django.VERSION[:2] != (5, 2),
@@ -36,8 +38,10 @@ def cockroachdb(make_postgres_database: Callable[[], str]) -> Iterator[Start]:
     """A function that starts a proxy in front of an empty database and returns it with the database's URL."""
     started = []
 
-    def start(version: tuple[int, int] = (25, 4)) -> tuple[Proxy, str]:
+    def start(version: tuple[int, int] = (25, 4), legacy: str | None = None) -> tuple[Proxy, str]:
         url = make_postgres_database()
+        if legacy is not None:
+            psql(url, "-f", str(FOLDER / "pg" / f"{legacy}.sql"))
         parts = urlsplit(url)
         folder = parse_qs(parts.query).get("host", [None])[0]
         target = f"{folder}/.s.PGSQL.{parts.port or 5432}" if folder else (parts.hostname or "", parts.port or 5432)
@@ -105,6 +109,55 @@ def test_a_migration_goes_on_wherever_it_was_stopped(cockroachdb: Start) -> None
     with opened(url) as connection:
         found = compare(expected_tables(connection, django.apps.apps), read_tables(connection))
         assert [difference.message for difference in found if difference.severity == "drift"] == []
+
+
+@pytest.mark.parametrize("stem", ["era-a", "era-b", "era-d", "crash-a-to-b-nofk-k21"])
+def test_an_old_server_s_database_is_adopted_step_by_step(cockroachdb: Start, stem: str) -> None:
+    proxy, url = cockroachdb(legacy=stem)
+    with opened(url) as connection:
+        before = rows(connection, "SELECT id FROM sessions ORDER BY id")
+
+        manage(connection, "baselinedb")
+
+        assert proxy.refused == []
+        assert rows(connection, "SELECT id FROM sessions ORDER BY id") == before
+        assert "Nothing to do" in manage(connection, "baselinedb")
+        manage(connection, "verifydb")
+
+
+def test_an_adoption_goes_on_wherever_it_was_stopped(cockroachdb: Start) -> None:
+    """Each run is allowed a few schema changes more; AGENTDB_TEST_STOPS=1 stops at every single one."""
+    proxy, url = cockroachdb(legacy="crash-a-to-b-nofk-k21")
+    step = int(os.environ.get("AGENTDB_TEST_STOPS", "6"))
+    done: set[str] = set()
+
+    def allow_some(sql: str) -> str | None:
+        if not sql.startswith(("CREATE", "ALTER", "DROP", "UPDATE")) or sql in done:
+            return None
+        if not allowed:
+            return "XX000"
+        allowed.pop()
+        done.add(sql)
+        return None
+
+    proxy.fail = allow_some
+    with opened(url) as connection:
+        before = rows(connection, "SELECT id FROM sessions ORDER BY id")
+        stops = 0
+        while True:
+            allowed = [True] * step
+            try:
+                manage(connection, "baselinedb")
+            except CommandError as error:
+                stops += 1
+                assert str(error).endswith("Steps that were done stay; run the command again to go on.")
+                assert stops < 80
+            else:
+                break
+
+        assert stops >= 5
+        assert rows(connection, "SELECT id FROM sessions ORDER BY id") == before
+        manage(connection, "verifydb")
 
 
 def test_every_row_survives_the_way_back_and_forth(cockroachdb: Start) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from django.db.transaction import TransactionManagementError
 from agentdb.adoption.backup import back_up
 from agentdb.adoption.contents import Progress, read_content
 from agentdb.adoption.ddl import conform_table, create_table
+from agentdb.adoption.online import TO_NATIVE, conform_models_online
 from agentdb.adoption.plan import (
     Findings,
     Plan,
@@ -113,9 +114,9 @@ def _lock(connection: BaseDatabaseWrapper, listener: Listener) -> AbstractContex
 
 
 def adopt(alias: str, listener: Listener = Listener(), *, backup: bool = True) -> Outcome:
-    """Adopt the database of ``alias``, all of it or nothing.
+    """Adopt the database of ``alias``, all of it or nothing; on CockroachDB step by step, and another run goes on.
 
-    Raises ``AdoptionRefusedError`` or ``DatabaseUnavailableError``; then the database is as it was.
+    Raises ``AdoptionRefusedError`` or ``DatabaseUnavailableError``; then the database is as it was, but for the steps.
     """
     connection = connections[alias]
     if (path := sqlite_path(connection)) is not None:
@@ -125,7 +126,8 @@ def adopt(alias: str, listener: Listener = Listener(), *, backup: bool = True) -
         _one_connection(connection),
         _refusing(connection),
         _lock(connection, listener),
-        _transaction(connection),
+        # Each schema change on CockroachDB is a transaction of its own.
+        nullcontext() if connection.vendor == "cockroachdb" else _transaction(connection),
     ):
         _lock_tables(connection)
         # Again, because the tables may have changed since they were looked at.
@@ -141,7 +143,8 @@ def adopt(alias: str, listener: Listener = Listener(), *, backup: bool = True) -
             timeout = float(connection.settings_dict["OPTIONS"].get("timeout", 5.0))
             copy = back_up(path, lambda done, total: listener.progress("backup", done, total), timeout_seconds=timeout)
         try:
-            _remember_ids(connection, findings)
+            if connection.vendor != "cockroachdb":  # whose temporary tables are experimental
+                _remember_ids(connection, findings)
             _act(connection, findings, plan, listener)
             listener.say("Comparing.")
             _verify(connection, findings, listener)
@@ -179,10 +182,20 @@ def _refusing(connection: BaseDatabaseWrapper) -> Iterator[None]:
     except AdoptionRefusedError:
         raise
     except SchemaMismatchError as error:
-        raise AdoptionRefusedError((Refusal(f"{error} Nothing was changed."),)) from error
+        raise AdoptionRefusedError((Refusal(f"{error} {_left(connection)}"),)) from error
     except DatabaseError as error:
         reason = describe_failure(connection, _original(error))
-        raise AdoptionRefusedError((Refusal(f"{reason} Nothing was changed."),)) from error
+        raise AdoptionRefusedError((Refusal(f"{reason} {_left(connection)}"),)) from error
+
+
+def _left(connection: BaseDatabaseWrapper) -> str:
+    if connection.vendor == "cockroachdb":
+        return "Steps that were done stay; run the command again to go on."
+    return "Nothing was changed."
+
+
+def _undone(connection: BaseDatabaseWrapper) -> str:
+    return "" if connection.vendor == "cockroachdb" else ", so everything was undone and nothing is changed"
 
 
 def _original(error: DatabaseError) -> DatabaseError:
@@ -236,7 +249,7 @@ def _act(connection: BaseDatabaseWrapper, findings: Findings, plan: Plan, listen
         _rename(connection, stored, name)
     if plan.conform_to is not None:
         listener.say(f"Bringing the tables to what migration {plan.conform_to} makes.")
-        _conform(connection, findings, plan.conform_to)
+        _conform(connection, findings, plan.conform_to, listener)
     recorder = MigrationRecorder(connection)
     recorder.ensure_schema()
     for name in findings.shape.recorded:
@@ -266,8 +279,14 @@ def _rename(connection: BaseDatabaseWrapper, stored: str, name: str) -> None:
         cursor.execute("PRAGMA legacy_alter_table = OFF")
 
 
-def _conform(connection: BaseDatabaseWrapper, findings: Findings, level: str) -> None:
-    models = {model._meta.db_table: model for model in state_apps(level).get_models() if model._meta.app_label == APP}
+def _conform(connection: BaseDatabaseWrapper, findings: Findings, level: str, listener: Listener) -> None:
+    state = state_apps(level)
+    models = {model._meta.db_table: model for model in state.get_models() if model._meta.app_label == APP}
+    if connection.vendor == "cockroachdb":
+        sources = {name: _sources(connection, name, table, level) for name, table in findings.shape.tables.items()}
+        ordered = [models[name] for name in _ORDER]
+        conform_models_online(connection, state, ordered, TO_NATIVE, sources, listener.say)
+        return
     if connection.vendor == "sqlite":
         connection.connection.create_function("agentdb_new_id", 0, new_id)
         connection.connection.create_function("agentdb_native_text", 1, native_text, deterministic=True)
@@ -338,7 +357,7 @@ def _verify(
     listener: Listener,
 ) -> None:
     """Raise ``AdoptionRefusedError`` unless the schema is the models' and every row is there, unchanged."""
-    changed_ids = _changed_ids(connection, findings)
+    changed_ids = 0 if connection.vendor == "cockroachdb" else _changed_ids(connection, findings)
     live = read_tables(connection)
     _verify_schema(connection, live)
     changed = ["agents: other ids"] if changed_ids else []
@@ -356,8 +375,8 @@ def _verify(
         raise AdoptionRefusedError(
             (
                 Refusal(
-                    "The rows were not the same afterwards, so everything was undone and nothing is changed. Please "
-                    f"report this as a bug of agentdb. Tables: {'; '.join(changed)}."
+                    f"The rows were not the same afterwards{_undone(connection)}. Please report this as a bug of "
+                    f"agentdb. Tables: {'; '.join(changed)}."
                 ),
             )
         )
@@ -367,5 +386,11 @@ def _verify_schema(connection: BaseDatabaseWrapper, live: Mapping[str, Table]) -
     if differences := drift(expected_tables(connection, apps), live):
         lines = "".join(f"\n  {difference}" for difference in differences)
         raise AdoptionRefusedError(
-            (Refusal(f"The tables would still differ from the models, so nothing was changed:{lines}"),)
+            (
+                Refusal(
+                    f"The tables still differ from the models, and steps that were done stay:{lines}"
+                    if connection.vendor == "cockroachdb"
+                    else f"The tables would still differ from the models, so nothing was changed:{lines}"
+                ),
+            )
         )

@@ -6,18 +6,57 @@ killed at any point is continued by the next one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
+from django.apps.registry import Apps
+from django.db import models
 from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.backends.base.schema import BaseDatabaseSchemaEditor
 
 from agentdb.errors import SchemaMismatchError
-from agentdb.schema import Column, Index, Table, read_tables
+from agentdb.schema import Column, Index, Table, expected_tables, read_tables
 
 ROWS_AT_ONCE = 1_000
-# Where a converted column is filled before it takes the place of the old one.
+# Where a converted column is filled before it takes the place of the old one, and where the old one goes.
 _FRESH = "agentdb_new_"
+_STALE = "agentdb_old_"
 
 Progress = Callable[[str], None]  # each statement, before it is run
+
+
+# The types a timestamp column has had: the old server's, and the native one.
+TO_NATIVE = '"{}"::timestamptz'
+TO_TEXT = """to_char("{}" AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')"""
+
+
+def conform_models_online(
+    connection: BaseDatabaseWrapper,
+    apps: Apps,
+    models_: Iterable[type[models.Model]],
+    template: str,
+    sources: Mapping[str, Mapping[str, str]] | None = None,
+    progress: Progress = lambda sql: None,
+) -> None:
+    """Bring the tables of the models to their shape; ``template`` converts a timestamp column from the other type.
+
+    ``sources`` has further columns' expressions, by table and column.
+    """
+    wanted = expected_tables(connection, apps)
+    editor = connection.schema_editor()
+    for model in models_:
+        table = wanted[model._meta.db_table]
+        index_sql = {index.name: repeatable(index, model, editor) for index in model._meta.indexes}
+        # What is not a timestamp has the same type in all releases.
+        timestamps = {c.name: template.format(c.name) for c in table.columns if c.name.endswith("_at")}
+        conform_online(connection, table, index_sql, {**timestamps, **(sources or {}).get(table.name, {})}, progress)
+
+
+def repeatable(index: models.Index, model: type[models.Model], schema_editor: BaseDatabaseSchemaEditor) -> str:
+    """The index's statement, for a run that may have made it before it was killed."""
+    sql = str(index.create_sql(model, schema_editor)).replace("CREATE INDEX ", "CREATE INDEX IF NOT EXISTS ", 1)
+    # Django puts CodePointOrder in parentheses, and CockroachDB would compute a hidden column for them.
+    return re.sub(r'\(("\w+")\)(?= ASC| DESC)', r"\1", sql)
 
 
 def conform_online(
@@ -75,13 +114,15 @@ def _steps(
         drop = f"DROP CONSTRAINT {quote(live.primary_key.name or '')}, " if live.primary_key else ""
         # One statement for both: dropped alone, the table would have no key, which CockroachDB refuses.
         yield f"ALTER TABLE {table} {drop}ADD {_keys(connection, wanted)[0]}"
-    # A unique index is a unique constraint there.
-    uniques = {(unique.name, unique.columns) for unique in live.uniques} | {
-        (index.name, tuple(part.expression for part in index.parts)) for index in live.indexes if index.unique
-    }
+    uniques = {(unique.name, unique.columns) for unique in live.uniques}
     for unique, sql in zip(wanted.uniques, _keys(connection, wanted)[1:], strict=True):
         if (unique.name, unique.columns) not in uniques:
             yield f"ALTER TABLE {table} ADD {sql}"
+    keys = {unique.columns: unique.name for unique in wanted.uniques}
+    for unique in live.uniques:
+        if unique.columns in keys and unique.name != keys[unique.columns]:
+            # The same under the name of another release. A unique constraint is dropped as its index there.
+            yield f"DROP INDEX {quote(unique.name or '')} CASCADE"
     for index in wanted.indexes:
         found = live.index(index.name)
         if found is None:
@@ -113,17 +154,22 @@ def _column_steps(
         if filling is None:
             yield f"ALTER TABLE {table} ADD COLUMN {fresh} {column.type}"
             return
-        yield from _fill(connection, wanted, live, fresh, source)
+        # Also rows that the old server has written to since they were filled.
+        yield from _fill(connection, wanted, live, fresh, source, f"{fresh} IS DISTINCT FROM {source}" if here else "")
         if filling.default != column.default:
             yield f"ALTER TABLE {table} ALTER COLUMN {fresh} SET DEFAULT {column.default}"
         if filling.nullable and not column.nullable:
             yield f"ALTER TABLE {table} ALTER COLUMN {fresh} SET NOT NULL"
         if here is not None:
-            for index in live.indexes:
-                if any(column.name in part.expression for part in index.parts):
-                    yield f"DROP INDEX {quote(index.name)}"
-            yield f"ALTER TABLE {table} DROP COLUMN {name}"
+            # One statement, so that the column is never missing; CockroachDB has that, PostgreSQL does not.
+            stale = quote(_STALE + column.name)
+            yield f"ALTER TABLE {table} RENAME COLUMN {name} TO {stale}, RENAME COLUMN {fresh} TO {name}"
         return
+    if live.column(_STALE + column.name) is not None:
+        for index in live.indexes:
+            if any(_STALE + column.name in part.expression for part in index.parts):
+                yield f"DROP INDEX {quote(index.name)}"
+        yield f"ALTER TABLE {table} DROP COLUMN {quote(_STALE + column.name)}"
     if here.default != column.default:
         change = "DROP DEFAULT" if column.default is None else f"SET DEFAULT {column.default}"
         yield f"ALTER TABLE {table} ALTER COLUMN {name} {change}"
@@ -135,19 +181,24 @@ def _column_steps(
         yield f"ALTER TABLE {table} ALTER COLUMN {name} DROP NOT NULL"
 
 
-def _fill(connection: BaseDatabaseWrapper, wanted: Table, live: Table, column: str, source: str) -> Iterator[str]:
-    """Yield the UPDATE of a batch, if a row is left that has no value."""
+def _fill(
+    connection: BaseDatabaseWrapper, wanted: Table, live: Table, column: str, source: str, unless: str = ""
+) -> Iterator[str]:
+    """Yield the UPDATE of a batch, if a row is left that has no value, or for which ``unless`` is true."""
     quote = connection.ops.quote_name
     table = quote(wanted.name)
+    missing = unless or f"{column} IS NULL"
     key = ", ".join(quote(name) for name in (live.primary_key.columns if live.primary_key else ()))
     with connection.cursor() as cursor:
-        cursor.execute(f"SELECT 1 FROM {table} WHERE {column} IS NULL LIMIT 1")
+        cursor.execute(f"SELECT 1 FROM {table} WHERE {missing} LIMIT 1")
         if cursor.fetchone() is None:
             return
-    yield (
-        f"UPDATE {table} SET {column} = {source} WHERE ({key}) IN "
-        f"(SELECT {key} FROM {table} WHERE {column} IS NULL ORDER BY {key} LIMIT {ROWS_AT_ONCE})"
+    batch = (
+        f"({key}) IN (SELECT {key} FROM {table} WHERE {missing} ORDER BY {key} LIMIT {ROWS_AT_ONCE})"
+        if key
+        else missing
     )
+    yield f"UPDATE {table} SET {column} = {source} WHERE {batch}"
 
 
 def _declaration(column: Column) -> str:

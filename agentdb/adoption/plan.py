@@ -309,15 +309,14 @@ def decide(findings: Findings, *, backup: bool = True) -> Plan:
         return Plan(notes=notes)
     if refusals := _refusals(findings):
         return Plan(refusals=refusals, notes=notes)
-    if findings.engine not in ("sqlite", "postgresql") and not _is_done(shape):
-        # Neither did the old server run on another engine, nor could an adoption be undone on one.
-        return Plan(refusals=(Refusal("Databases on SQLite and PostgreSQL can be adopted. Run 'agentdb migrate'."),))
     names = migration_names()
+    # There no transaction holds schema changes, so the tables go to their last shape step by step.
+    online = findings.engine == "cockroachdb" and not _is_done(shape)
     conform_to = None
     actions: list[str] = []
-    if shape.level is None:
+    if shape.level is None or online:
         all_native = len(shape.tables) == len(OLD_COLUMNS) and not _text_timestamps(findings)
-        conform_to = names[-1] if all_native else INITIAL
+        conform_to = names[-1] if all_native or online else INITIAL
         actions += _conforming(findings, conform_to)
     elif findings.misspelt:
         conform_to = shape.level
@@ -342,7 +341,12 @@ def decide(findings: Findings, *, backup: bool = True) -> Plan:
     if findings.engine == "sqlite" and findings.is_file and backup:
         actions.insert(0, "Back the file up beside itself, and check the copy.")
     actions.append(
-        "Compare every row, timestamps as instants, and the schema with the models; undo everything if they differ."
+        "Compare every row, timestamps as instants, and the schema with the models; "
+        + (
+            "if the command is stopped, it goes on there when run again."
+            if online
+            else "undo everything if they differ."
+        )
     )
     return Plan(
         actions=tuple(actions),

@@ -35,7 +35,23 @@ def read_tables(connection: BaseDatabaseWrapper, names: Collection[str] | None =
     """
     read = _read_sqlite if connection.vendor == "sqlite" else _read_postgresql
     views = {model._meta.db_table for model in apps.get_app_config("agentdb").get_models()}
-    return read(connection, None if names is None else set(names), views if names is None else set(names))
+    tables = read(connection, None if names is None else set(names), views if names is None else set(names))
+    if connection.vendor == "cockroachdb":
+        return {name: _with_unique_indexes_as_constraints(table) for name, table in tables.items()}
+    return tables
+
+
+def _with_unique_indexes_as_constraints(table: Table) -> Table:
+    """The table as CockroachDB understands it: there a unique index over columns is a unique constraint."""
+    uniques = {unique.name: unique for unique in table.uniques}
+    indexes = []
+    for index in table.indexes:
+        columns = tuple(part.expression for part in index.parts)
+        if index.unique and index.condition is None and all(table.column(column) for column in columns):
+            uniques.setdefault(index.name, Unique(index.name, columns))
+        else:
+            indexes.append(index)
+    return replace(table, uniques=tuple(uniques.values()), indexes=tuple(indexes))
 
 
 def _dialect(connection: BaseDatabaseWrapper) -> str:
