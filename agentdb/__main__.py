@@ -14,17 +14,26 @@ _SETTINGS_VARIABLE = "DJANGO_SETTINGS_MODULE"
 # The commands of Django that are of use to someone who has a database and no project.
 _DJANGO_COMMANDS = ("check", "dbshell", "inspectdb", "shell", "showmigrations", "sqlmigrate")
 
+_OPTIONS = """
+options of agentdb itself:
+  --url URL             The database, as postgresql://host/name or sqlite:///file; DATABASE_URL otherwise.
+  -q, --quiet           Say nothing but results and errors.
+"""
+
 _LOOKING = ("apikey", "check", "inspectdb", "runadmin", "showmigrations")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code. A ``CommandError`` and argument errors exit by themselves."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments[:1] in (["--version"], ["version"]):
-        sys.stdout.write(f"{_versions()}\n")
-        return 0
     try:
         url = _take_url(arguments)
+        if arguments[:1] in (["--version"], ["version"]):
+            sys.stdout.write(f"{_versions()}\n")
+            return 0
+        _take_quiet(arguments)
+        if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+            os.environ["DJANGO_COLORS"] = "nocolor"  # Django knows neither of the two
         _configure(url, arguments)
         if not arguments or arguments in (["help"], ["--help"], ["-h"]):
             sys.stdout.write(_overview(url))
@@ -58,6 +67,14 @@ def _take_url(arguments: list[str]) -> str | None:
             value = arguments.pop(position)
         url = value
     return url
+
+
+def _take_quiet(arguments: list[str]) -> None:
+    """Turn ``-q`` or ``--quiet`` into Django's way to say it."""
+    for option in ("-q", "--quiet"):
+        while option in arguments and "--" not in arguments[: arguments.index(option)]:
+            arguments.remove(option)
+            arguments.append("--verbosity=0")
 
 
 def _configure(url: str | None, arguments: Sequence[str]) -> None:
@@ -98,11 +115,16 @@ def _run(arguments: Sequence[str]) -> int:
     from django.core.management import execute_from_command_line
     from django.db import Error
 
+    _check_offered(arguments)
     if arguments[0] in _LOOKING and not {"-h", "--help"} & set(arguments) and not os.environ.get(_SETTINGS_VARIABLE):
         _check_file()
 
     try:
         execute_from_command_line(["agentdb", *arguments])
+    except SystemExit as end:
+        if not end.code and ({"-h", "--help"} & set(arguments) or arguments[0] == "help"):
+            sys.stdout.write(_OPTIONS)
+        raise
     except Error as error:
         if "--traceback" in arguments:
             raise
@@ -111,6 +133,21 @@ def _run(arguments: Sequence[str]) -> int:
         sys.stderr.write(f"agentdb {arguments[0]}: the database refused: {reason}\n")
         return 2
     return 0
+
+
+def _check_offered(arguments: Sequence[str]) -> None:
+    """Refuse the commands of Django that are of no use here, some of which empty the database without a question."""
+    from django.core.management import get_commands
+
+    if os.environ.get(_SETTINGS_VARIABLE) or any(argument.partition("=")[0] == "--settings" for argument in arguments):
+        return  # a project's own commands are its own business
+    for name in arguments[:2] if arguments[0] == "help" else arguments[:1]:
+        app = get_commands().get(name)
+        if app == "django.core" and name not in _DJANGO_COMMANDS:
+            raise InvalidInputError(
+                f"agentdb does not offer Django's {name!r}. 'agentdb help' lists what it offers; in a Django project, "
+                "run manage.py."
+            )
 
 
 def _check_file() -> None:

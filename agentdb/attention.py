@@ -132,6 +132,7 @@ class Hour:
 class Schema:
     applied: tuple[str, ...]
     pending: tuple[str, ...]
+    tables: int  # of the four, that are there
     differences: tuple[str, ...]
 
     @property
@@ -568,10 +569,12 @@ def current_schema(connection: BaseDatabaseWrapper) -> Schema:
 def read_schema(connection: BaseDatabaseWrapper) -> Schema:
     pending = tuple(pending_migrations(connection))
     expected = expected_tables(connection, apps)
-    differences = compare(expected, read_tables(connection, list(expected)))
+    live = read_tables(connection, list(expected))
+    differences = compare(expected, live)
     return Schema(
         tuple(name for name in migration_names() if name not in pending),
         pending,
+        len(live),
         tuple(found.message for found in differences if found.severity == "drift"),
     )
 
@@ -590,6 +593,9 @@ def examine(connection: BaseDatabaseWrapper) -> Report:
     assert ready.value is not None
     report.round_trip_ms, report.engine = ready.value
     report.schema = ask(connection, lambda: current_schema(connection), 2 * SECONDS)
+    if report.schema.value is not None and not report.schema.value.applied:
+        report.problem = _not_migrated(connection, report.schema.value)
+        return report
     runners = ask(connection, lambda: live_runners(connection))
     runner_title = gettext("Runner silent for %d min") % RUNNER_MINUTES
     report.findings.append(
@@ -615,6 +621,14 @@ def examine(connection: BaseDatabaseWrapper) -> Report:
     )  # fmt: skip
     report.check_ms = 1000 * (time.monotonic() - began)
     return report
+
+
+def _not_migrated(connection: BaseDatabaseWrapper, schema: Schema) -> Problem:
+    place = {"place": place_of(connection)}
+    if schema.tables:
+        sentence = gettext("%(place)s was made by an old server and is not adopted yet.") % place
+        return Problem(sentence, "agentdb baselinedb --check")
+    return Problem(gettext("%(place)s has none of agentdb's tables.") % place, "agentdb migrate")
 
 
 def _unusable_file(connection: BaseDatabaseWrapper) -> Problem | None:

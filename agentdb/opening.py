@@ -123,6 +123,23 @@ def copy_database(source_url: str, target_url: str) -> dict[str, int]:
         return {table: summary.rows for table, summary in copydb.copy(source, target).items()}
 
 
+def open_alias(alias: str) -> DjangoDb:
+    """Return a ``DjangoDb`` on one of the configured databases, as ``connect()`` does for a URL, in one attempt.
+
+    Raises ``SchemaOutOfDateError`` where migrations are missing, and makes no file.
+    """
+    from django.db import connections
+
+    from agentdb.adapter import DjangoDb
+    from agentdb.execution import Executor
+
+    _check_file_exists(connections[alias])
+    executor = Executor(alias)
+    executor.ensure_connected()
+    _bring_up_to_date(executor, connections[alias], migrate=False)
+    return DjangoDb(alias, _executor=executor)
+
+
 def configure(url: str | None = None) -> str:
     """Configure Django, unless the host has, with the database of ``url`` as ``default``; return the alias of ``url``.
 

@@ -108,11 +108,11 @@ PAUSE_SESSIONS_BY_RUNNER = Update(
     lambda p: p.rows(Session).filter(runner_id=p.text("runner_id"), status__in=_RUNNING), _pause
 )
 
-_FINISHED = (SessionStatus.ENDED.value, SessionStatus.STOPPED.value, SessionStatus.ERROR.value)
+FINISHED = (SessionStatus.ENDED.value, SessionStatus.STOPPED.value, SessionStatus.ERROR.value)
 
 
 def _finished(p: Parameters):  # type: ignore[no-untyped-def]
-    finished = p.rows(Session).filter(status__in=_FINISHED, last_active_at__lt=p.instant("ended_before"))
+    finished = p.rows(Session).filter(status__in=FINISHED, last_active_at__lt=p.instant("ended_before"))
     longest_inactive = finished.order_by("last_active_at", CodePointOrder("id").asc()).values("id")
     # The conditions once more: PostgreSQL looks at them again for a row that was changed meanwhile.
     return finished.filter(id__in=longest_inactive[: p.limit("limit")])

@@ -266,3 +266,18 @@ def test_a_command_that_only_looks_makes_no_file(tmp_path, command):
     assert finished.returncode in (1, 2)
     assert f"There is no database file '{missing}'." in finished.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["flush", "testserver", "makemigrations", "loaddata"])
+def test_commands_of_django_that_empty_a_database_or_are_of_no_use_are_not_offered(cli, name):
+    finished = cli(name, "--help")
+
+    assert finished.returncode == 2
+    assert finished.stderr == (
+        f"agentdb does not offer Django's {name!r}. 'agentdb help' lists what it offers; in a Django project, run "
+        "manage.py.\n"
+    )
+
+
+def test_the_help_of_a_command_names_the_url(cli):
+    assert "--url URL" in cli("migrate", "--help").stdout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 
 from django.core.management.base import OutputWrapper
@@ -10,9 +11,10 @@ from django.core.management.base import OutputWrapper
 class ProgressLine:
     """Writes to a command's standard error; nothing for what takes less than the first interval."""
 
-    def __init__(self, stream: OutputWrapper) -> None:
+    def __init__(self, stream: OutputWrapper, *, verbosity: int = 1) -> None:
         self._stream = stream
-        self._on_terminal = stream.isatty()
+        self._quiet = verbosity == 0
+        self._on_terminal = stream.isatty() and os.environ.get("TERM") != "dumb"
         self._last = self._began = time.monotonic()
         self._table = ""
         self._first = 0
@@ -20,6 +22,8 @@ class ProgressLine:
 
     def __call__(self, table: str, done: int, total: int) -> None:
         """Say that ``done`` of ``total`` rows of ``table`` are done."""
+        if self._quiet:
+            return
         now = time.monotonic()
         if table != self._table:
             self._table, self._began, self._first = table, now, done
@@ -43,7 +47,8 @@ class ProgressLine:
     def say(self, text: str) -> None:
         """Write a line of its own."""
         self.clear()
-        self._stream.write(text, style_func=str)
+        if not self._quiet:
+            self._stream.write(text, style_func=str)
 
     def clear(self) -> None:
         """Remove the line from the terminal."""

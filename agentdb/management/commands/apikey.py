@@ -10,6 +10,7 @@ from agentdb.adapter import DjangoDb
 from agentdb.display import exact, masked
 from agentdb.errors import AgentDbError
 from agentdb.models import ApiKey
+from agentdb.opening import open_alias
 
 
 class Command(BaseCommand):
@@ -31,7 +32,7 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         try:
-            db = DjangoDb(options["database"])
+            db = open_alias(options["database"])
             if options["action"] == "issue":
                 self.issue(db, options["tenant"], options["label"])
             elif options["action"] == "list":

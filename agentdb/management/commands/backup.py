@@ -25,8 +25,8 @@ class Command(BaseCommand):
         parser.add_argument("--database", default=DEFAULT_DB_ALIAS, help="Alias of the database. Default: %(default)s.")
 
     def handle(self, *, file: str, database: str, **options: Any) -> None:
-        progress = ProgressLine(self.stderr)
-        self.stderr.write(f"Backing up {open_channel(connections[database]).describe()}.", style_func=str)
+        progress = ProgressLine(self.stderr, verbosity=options["verbosity"])
+        progress.say(f"Backing up {open_channel(connections[database]).describe()}.")
         try:
             back_up_database(database, Path(file), progress)
         except AgentDbError as error:

@@ -35,8 +35,8 @@ class Command(BaseCommand):
         )
 
     def handle(self, *, source_url: str, target_url: str, verify: bool, dry_run: bool, **options: Any) -> None:
-        progress = ProgressLine(self.stderr)
-        self.stderr.write(f"From {display_url(source_url)} to {display_url(target_url)}.", style_func=str)
+        progress = ProgressLine(self.stderr, verbosity=options["verbosity"])
+        progress.say(f"From {display_url(source_url)} to {display_url(target_url)}.")
         try:
             with temporary_alias(source_url) as source, temporary_alias(target_url) as target:
                 if dry_run:

@@ -28,8 +28,8 @@ class Command(BaseCommand):
         parser.add_argument("--database", default=DEFAULT_DB_ALIAS, help="Alias of the database. Default: %(default)s.")
 
     def handle(self, *, file: str, database: str, **options: Any) -> None:
-        progress = ProgressLine(self.stderr)
-        self.stderr.write(f"Restoring into {open_channel(connections[database]).describe()}.", style_func=str)
+        progress = ProgressLine(self.stderr, verbosity=options["verbosity"])
+        progress.say(f"Restoring into {open_channel(connections[database]).describe()}.")
         path = Path(file).absolute()
         try:
             if not path.exists():
