@@ -322,8 +322,10 @@ def test_deciding_is_a_function_of_what_was_found(load_legacy: Load, engine: str
 
     assert decide(findings) == plan
     assert len(decide(findings, backup=False).actions) == len(plan.actions) - (engine == "sqlite")
-    (refusal,) = decide(replace(findings, engine="cockroachdb")).refusals
-    assert refusal.message == "Databases on SQLite and PostgreSQL can be adopted. Run 'agentdb migrate'."
+    in_steps = decide(replace(findings, engine="cockroachdb"))
+    assert not in_steps.refusals
+    assert plan.actions[-1].endswith("undo everything if they differ.")
+    assert in_steps.actions[-1].endswith("if the command is stopped, it goes on there when run again.")
 
 
 def test_no_statement_of_the_upgrade_is_left_when_an_adoption_fails_half_way(
