@@ -28,6 +28,7 @@ from agentdb.errors import AgentDbError, DatabaseUnavailableError
 from agentdb.inspection import check_sqlite_file, describe_failure, sqlite_path
 from agentdb.migration_record import migration_names, pending_migrations
 from agentdb.schema import compare, expected_tables, read_tables
+from agentdb.sqlite_safety import file_system_concern
 
 logger = logging.getLogger("agentdb.console")
 
@@ -619,6 +620,12 @@ def examine(connection: BaseDatabaseWrapper) -> Report:
             problem=unreadable.problem,
         )
     )  # fmt: skip
+    path = sqlite_path(connection)
+    if path is not None and (concern := file_system_concern(path)):
+        title = gettext("File system")
+        report.findings.append(
+            Finding("file_system", title, 1, urgent=True, sentence=gettext("danger to the file"), detail=concern)
+        )
     report.check_ms = 1000 * (time.monotonic() - began)
     return report
 

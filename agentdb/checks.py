@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
 from django.conf import settings
-from django.core.checks import CheckMessage, Error, Tags, register
+from django.core.checks import CheckMessage, Error, Tags, Warning, register
 from django.db import DatabaseError, connections, router
+
+from agentdb.inspection import sqlite_path
+from agentdb.sqlite_safety import file_system_concern, version_concern
 
 _left_to_command: ContextVar[bool] = ContextVar("agentdb_adoption_left_to_command", default=False)
 
@@ -52,6 +56,23 @@ def check_adoption(databases: Sequence[str] | None = None, **_: Any) -> list[Che
                 )
             )
     return errors
+
+
+@register(Tags.database)
+def check_sqlite_file_system(databases: Sequence[str] | None = None, **_: Any) -> list[CheckMessage]:
+    """agentdb.W001: a write-ahead log on a file system where it can lose commits without an error."""
+    paths = [path for alias in databases or () if (path := sqlite_path(connections[alias])) is not None]
+    return [Warning(concern, id="agentdb.W001") for path in paths if (concern := file_system_concern(path))]
+
+
+# With the other checks of a deployment: what to do about it is no matter of the project's code.
+@register(Tags.database, deploy=True)
+def check_sqlite_version(databases: Sequence[str] | None = None, **_: Any) -> list[CheckMessage]:
+    """agentdb.W002: a SQLite that can lose commits without an error."""
+    concern = version_concern(sqlite3.sqlite_version)
+    if not concern or not any(sqlite_path(connections[alias]) for alias in databases or ()):
+        return []
+    return [Warning(concern, hint="docs/deployment.md says how to get a mended one.", id="agentdb.W002")]
 
 
 @register()

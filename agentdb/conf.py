@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import os
 import re
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
 from agentdb.errors import InvalidInputError
+from agentdb.sqlite_safety import is_in_wal_mode, shared_file_system
 
 INSTALLED_APPS = ["agentdb"]
 
@@ -25,6 +27,7 @@ _SCHEMES = {
 
 # An acknowledged write survives a power cut only at FULL; the old server ran at NORMAL.
 _SQLITE_SYNCHRONOUS = ("NORMAL", "FULL", "EXTRA")
+_SQLITE_JOURNALS = ("WAL", "DELETE")
 _SQLITE_BUSY_SECONDS = 30.0
 _LONGEST_BUSY_SECONDS = 2_000_000.0  # SQLite counts milliseconds in 31 bits
 
@@ -134,6 +137,9 @@ def _sqlite(url: str, config: dict[str, Any], options: dict[str, Any]) -> dict[s
         raise InvalidInputError(
             f"The SQLite option synchronous={synchronous!r} is not one of {', '.join(_SQLITE_SYNCHRONOUS)}."
         )
+    journal = str(options.pop("journal", "")).upper()
+    if journal and journal not in _SQLITE_JOURNALS:
+        raise InvalidInputError(f"The SQLite option journal={journal!r} is not one of {', '.join(_SQLITE_JOURNALS)}.")
     timeout = options.pop("timeout", _SQLITE_BUSY_SECONDS)
     try:
         timeout_seconds = float(timeout)
@@ -142,12 +148,18 @@ def _sqlite(url: str, config: dict[str, Any], options: dict[str, Any]) -> dict[s
     except (TypeError, ValueError):
         raise InvalidInputError(f"The SQLite option timeout={timeout!r} is no number of seconds.") from None
     if options:
-        raise InvalidInputError(f"Unknown SQLite URL option {sorted(options)[0]!r}; known are synchronous and timeout.")
-    name = config["NAME"]
+        raise InvalidInputError(
+            f"Unknown SQLite URL option {sorted(options)[0]!r}; known are journal, synchronous and timeout."
+        )
+    # The working directory may change after this; the database may not.
+    name = config["NAME"] if config["NAME"] == ":memory:" else os.path.abspath(config["NAME"])
+    journal = journal or _journal(name)
+    pragmas = [f"PRAGMA synchronous={synchronous}", "PRAGMA foreign_keys=ON"]
+    if journal:
+        pragmas.insert(0, f"PRAGMA journal_mode={journal}")
     return {
         "ENGINE": "django.db.backends.sqlite3",
-        # The working directory may change after this; the database may not.
-        "NAME": name if name == ":memory:" else os.path.abspath(name),
+        "NAME": name,
         "CONN_MAX_AGE": None,
         "OPTIONS": {
             "timeout": timeout_seconds,
@@ -156,9 +168,26 @@ def _sqlite(url: str, config: dict[str, Any], options: dict[str, Any]) -> dict[s
             # A read-then-write transaction that begins DEFERRED fails at once where another writer was first;
             # one that begins IMMEDIATE waits.
             "transaction_mode": "IMMEDIATE",
-            "init_command": f"PRAGMA journal_mode=WAL; PRAGMA synchronous={synchronous}; PRAGMA foreign_keys=ON",
+            "init_command": "; ".join(pragmas),
         },
     }
+
+
+def _journal(path: str) -> str:
+    """The journal mode for a file whose URL names none; '' leaves the file's own."""
+    kind = "" if path == ":memory:" else shared_file_system(path)
+    if not kind:
+        return "WAL"
+    # The mode of a file that others have open cannot be changed, and they would go on with theirs.
+    kept = is_in_wal_mode(path)
+    warnings.warn(
+        f"The SQLite file {path!r} is on a {kind} file system, where a write-ahead log can lose commits. "
+        + ("It has one, and keeps it until it is opened with ?journal=delete. " if kept else "It is used without one. ")
+        + "Put the file on a local disk, or write ?journal=wal or ?journal=delete to decide.",
+        RuntimeWarning,
+        stacklevel=4,
+    )
+    return "" if kept else "DELETE"
 
 
 def _seconds(name: str, value: Any) -> float:

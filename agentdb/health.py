@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import time
 
+from django.db.backends.base.base import BaseDatabaseWrapper
+
 from agentdb.channels.base import Channel
 from agentdb.errors import AgentDbError, DatabaseClosedError, DatabaseUnavailableError
 from agentdb.execution import Executor
+from agentdb.inspection import sqlite_path
 from agentdb.interface import Health
 from agentdb.migration_record import pending_migrations
+from agentdb.sqlite_safety import file_system_concern, version_concern
 
 
 def check_health(executor: Executor) -> Health:
@@ -52,7 +56,14 @@ def _ask(executor: Executor, channel: Channel) -> Health:
         version=str(version).partition(" ")[0],
         milliseconds=milliseconds,
         pending=pending,
+        warnings=_warnings(wrapper, version),
     )
+
+
+def _warnings(wrapper: BaseDatabaseWrapper, version: str) -> tuple[str, ...]:
+    path = sqlite_path(wrapper)
+    concerns = (file_system_concern(path), version_concern(version)) if path is not None else ()
+    return tuple(concern for concern in concerns if concern)
 
 
 def _health(
@@ -63,6 +74,7 @@ def _health(
     version: str = "",
     milliseconds: float | None = None,
     pending: tuple[str, ...] = (),
+    warnings: tuple[str, ...] = (),
 ) -> Health:
     return Health(
         ok=not reason,
@@ -73,4 +85,5 @@ def _health(
         pending_migrations=pending,
         connections=executor.open_connections(),
         reason=reason,
+        warnings=warnings,
     )

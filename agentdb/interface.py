@@ -91,6 +91,8 @@ class Health:
     ``reason`` says in one sentence why ``ok`` is False, and is empty otherwise. ``engine`` is ``sqlite``,
     ``postgresql`` or ``cockroachdb``; ``place`` names the database without its password. ``connections`` counts the
     open ones of this ``Db`` in this process. What could not be asked is empty, and ``round_trip_ms`` None.
+    ``warnings`` has a sentence for each thing that can lose what was acknowledged without an error: the file system of
+    a SQLite file, and a version of SQLite.
     """
 
     ok: bool
@@ -101,6 +103,7 @@ class Health:
     pending_migrations: tuple[str, ...]
     connections: int
     reason: str
+    warnings: tuple[str, ...] = ()
 
 
 class Db(Protocol):

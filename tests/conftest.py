@@ -20,6 +20,7 @@ import pytest
 from pytest_django import DjangoDbBlocker
 
 import agentdb
+from agentdb import sqlite_safety
 from tests.admin_fixtures import _accounts, site, superuser  # noqa: F401 (fixtures)
 from tests.forks import forks  # noqa: F401 (a fixture)
 from tests.legacy_databases import _legacy_templates, load_legacy  # noqa: F401 (fixtures)
@@ -29,6 +30,9 @@ ENGINES = ("sqlite", "postgresql")
 POSTGRES_URL_VARIABLE = "AGENTDB_TEST_POSTGRES_URL"
 
 _numbers = itertools.count(1)
+
+# Wherever the suite runs, its files are on a local file system; who tests another writes a table.
+sqlite_safety.MOUNT_TABLE = Path(os.devnull)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

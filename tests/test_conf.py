@@ -172,7 +172,7 @@ _NO_FILE = "names no file. For a database in memory, write sqlite://:memory:."
         ("sqlite:////a#b.db", f"The sqlite:// {_DROPPED}"),
         ("sqlite:////a?b.db", f"The sqlite:// {_DROPPED}"),
         ("postgres://h/agents#1", f"The postgres:// {_DROPPED}"),
-        ("sqlite:///a?mode=ro", "Unknown SQLite URL option 'mode'; known are synchronous and timeout."),
+        ("sqlite:///a?mode=ro", "Unknown SQLite URL option 'mode'; known are journal, synchronous and timeout."),
         ("sqlite:///a?synchronous=off", "The SQLite option synchronous='OFF' is not one of NORMAL, FULL, EXTRA."),
         ("sqlite:///a?timeout=soon", "The SQLite option timeout='soon' is no number of seconds."),
         ("sqlite:///a?timeout=nan", "The SQLite option timeout='nan' is no number of seconds."),

@@ -12,9 +12,11 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.migrations.loader import MigrationLoader
 
 from agentdb.conf import server_name
+from agentdb.inspection import sqlite_path
 from agentdb.migration_record import migration_names, recorded_migrations
 from agentdb.schema import APP_LABEL, Difference, Table, compare, expected_tables, read_tables
 from agentdb.schema.spelling import Misspelt, misspelt_timestamps
+from agentdb.sqlite_safety import file_system_concern
 
 # Goes up when a field of the JSON report is renamed, removed or changes its meaning; new fields may come any time.
 JSON_FORMAT = 1
@@ -98,6 +100,7 @@ def verify(connection: BaseDatabaseWrapper) -> Verification:
     differences = compare(expected, {name: table for name, table in live.items() if name not in known})
     ours = {name: table for name, table in live.items() if name in expected}
     differences += map(_spelling, misspelt_timestamps(connection, ours))
+    differences += _file_system(connection)
     return Verification(
         engine=connection.vendor,
         database=_name(connection),
@@ -118,6 +121,12 @@ def _spelling(found: Misspelt) -> Difference:
         "which SQLite sorts and compares wrongly. Stop the program that writes them, and run 'agentdb baselinedb'."
     )
     return Difference(SPELLING, "drift", found.table, found.column, None, found.example, message)
+
+
+def _file_system(connection: BaseDatabaseWrapper) -> list[Difference]:
+    path = sqlite_path(connections[connection.alias])
+    concern = file_system_concern(path) if path is not None else ""
+    return [Difference("file.system", "note", "", None, None, None, concern)] if concern else []
 
 
 def _name(connection: BaseDatabaseWrapper) -> str:

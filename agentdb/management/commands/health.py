@@ -43,6 +43,9 @@ class Command(BaseCommand):
             self.stdout.write(self.style.SUCCESS(answered))
         else:
             self.stdout.write(self.style.ERROR(health.reason))
+        if not json:
+            for warning in health.warnings:
+                self.stdout.write(self.style.WARNING(warning))
         if not health.ok:
             sys.exit(1)
 

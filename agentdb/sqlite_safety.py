@@ -1,0 +1,75 @@
+"""What can lose acknowledged writes of a SQLite file without any error: its file system, and SQLite itself.
+
+Sources: https://sqlite.org/wal.html, "All processes using a database must be on the same host computer; WAL does not
+work over a network filesystem" and "The WAL-Reset Bug". Imports no Django.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+MOUNT_TABLE = Path("/proc/self/mountinfo")  # Linux; elsewhere no file system is known
+
+# Other hosts, or the host of a virtual machine, write there too, and share neither memory nor, always, locks.
+_SHARED = ("9p", "afs", "ceph", "cifs", "gfs2", "glusterfs", "lustre", "ncpfs", "ocfs2", "smb3", "smbfs", "virtiofs")
+_SHARED_PREFIXES = ("nfs", "fuse")
+
+_WAL_RESET_BEGINS, _WAL_RESET_ENDS = (3, 7, 0), (3, 51, 3)
+_WAL_RESET_PATCHED = ((3, 44, 6), (3, 50, 7))
+
+
+def shared_file_system(path: str | Path) -> str:
+    """Return the type of the network, virtual or FUSE file system that ``path`` is on; '' where it is on none."""
+    try:
+        table = MOUNT_TABLE.read_text(encoding="utf-8", errors="surrogateescape")
+    except OSError:
+        return ""
+    place = os.path.join(os.path.realpath(path), "")
+    longest, found = "", ""
+    for line in table.splitlines():
+        fields, separator, rest = line.partition(" - ")
+        point = fields.split(" ")[4:5]
+        if not separator or not point:
+            continue
+        # A space, a tab, a line feed and a backslash are written in octal there.
+        name = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), point[0])
+        mount = os.path.join(name, "")
+        # The later of two mounts at one place hides the earlier.
+        if place.startswith(mount) and len(mount) >= len(longest):
+            longest, found = mount, rest.split(" ")[0]
+    return found if found in _SHARED or found.startswith(_SHARED_PREFIXES) else ""
+
+
+def is_in_wal_mode(path: str | Path) -> bool:
+    """Whether the file's header says that it has a write-ahead log."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(20)[18:20] == b"\x02\x02"  # https://sqlite.org/fileformat.html, 1.3
+    except OSError:
+        return False
+
+
+def file_system_concern(path: str | Path) -> str:
+    """Return the sentence for a file with a write-ahead log on a shared file system, '' for any other."""
+    kind = shared_file_system(path)
+    if not kind or not is_in_wal_mode(path):
+        return ""
+    return (
+        f"The SQLite file {str(path)!r} has a write-ahead log on a {kind} file system, where SQLite can lose "
+        "commits or damage the file without an error. Stop every program that has it open, then run it with "
+        "?journal=delete, or move it to a local disk."
+    )
+
+
+def version_concern(version: str) -> str:
+    """Return the sentence for a SQLite that can lose commits of a write-ahead log, '' for one that is mended."""
+    numbers = tuple(int(part) for part in version.split(".")[:3])
+    patched = any(numbers[:2] == mended[:2] and numbers >= mended for mended in _WAL_RESET_PATCHED)
+    if patched or not _WAL_RESET_BEGINS <= numbers < _WAL_RESET_ENDS:
+        return ""
+    return (
+        f"SQLite {version} can lose a commit when two connections write and checkpoint at the same moment. 3.51.3, "
+        "3.50.7 and 3.44.6 are mended; Python uses the SQLite of its installation."
+    )

@@ -1,0 +1,165 @@
+"""Files on file systems, and versions of SQLite, that can lose what was acknowledged."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import warnings
+from pathlib import Path
+
+import pytest
+
+from agentdb import connect, sqlite_safety
+from agentdb.attention import examine
+from agentdb.checks import check_sqlite_file_system, check_sqlite_version
+from agentdb.conf import database_from_url
+from agentdb.schema.verification import verify
+from agentdb.sqlite_safety import shared_file_system, version_concern
+from tests.legacy_databases import opened
+from tests.test_cli import cli  # noqa: F401 (a fixture)
+
+
+def mounted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *mounts: tuple[str, str]) -> None:
+    """Let the mount table be these places and types, after a local one at /."""
+    lines = [
+        f"{number} 1 0:{number} / {place} rw,relatime shared:1 - {kind} source rw\n"
+        for number, (place, kind) in enumerate([("/", "ext4"), *mounts])
+    ]
+    table = tmp_path / "mountinfo"
+    table.write_text("".join(lines))
+    monkeypatch.setattr(sqlite_safety, "MOUNT_TABLE", table)
+
+
+def journal_mode(path: Path) -> str:
+    connection = sqlite3.connect(path)
+    try:
+        return str(connection.execute("PRAGMA journal_mode").fetchone()[0])
+    finally:
+        connection.close()
+
+
+@pytest.mark.parametrize("kind", ["nfs", "nfs4", "cifs", "9p", "virtiofs", "fuse.sshfs", "fuse", "fuseblk", "smb3"])
+def test_a_shared_file_system_is_known_by_its_type(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    mounted(tmp_path, monkeypatch, ("/srv/state", kind))
+
+    assert shared_file_system("/srv/state/deep/x.db") == kind
+    assert shared_file_system("/srv/states/x.db") == ""
+
+
+@pytest.mark.parametrize("kind", ["ext4", "xfs", "btrfs", "overlay", "tmpfs", "zfs"])
+def test_a_local_file_system_is_none(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    mounted(tmp_path, monkeypatch, ("/srv", kind))
+
+    assert shared_file_system("/srv/x.db") == ""
+
+
+def test_the_innermost_and_latest_mount_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    mounted(tmp_path, monkeypatch, ("/a/local", "ext4"), ("/a", "nfs"), ("/b", "nfs"), ("/b", "xfs"))
+
+    assert [shared_file_system(path) for path in ("/a/x.db", "/a/local/x.db", "/b/x.db")] == ["nfs", "", ""]
+
+
+def test_a_place_with_a_space_and_a_link_to_it_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    shared = tmp_path / "my share"
+    shared.mkdir()
+    (tmp_path / "link").symlink_to(shared)
+    mounted(tmp_path, monkeypatch, (str(shared).replace(" ", "\\040"), "cifs"))
+
+    assert shared_file_system(tmp_path / "link" / "x.db") == "cifs"
+
+
+def test_no_mount_table_is_no_shared_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sqlite_safety, "MOUNT_TABLE", tmp_path / "none")
+
+    assert shared_file_system(tmp_path) == ""
+
+
+def test_a_new_file_there_gets_no_write_ahead_log_and_one_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    mounted(tmp_path, monkeypatch, (str(tmp_path), "nfs4"))
+    path = tmp_path / "x.db"
+
+    with pytest.warns(RuntimeWarning) as caught:
+        db = connect(f"sqlite:///{path}", migrate=True)
+    with db:
+        db.upsert_agent("a", "/a")
+        assert db.health().warnings == tuple(filter(None, [version_concern(sqlite3.sqlite_version)]))
+
+    assert journal_mode(path) == "delete"
+    assert [str(warning.message) for warning in caught] == [
+        f"The SQLite file '{path}' is on a nfs4 file system, where a write-ahead log can lose commits. It is used "
+        "without one. Put the file on a local disk, or write ?journal=wal or ?journal=delete to decide."
+    ]
+
+
+def test_a_file_with_a_write_ahead_log_keeps_it_there_and_everything_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path = tmp_path / "x.db"
+    connect(f"sqlite:///{path}", migrate=True).close()
+    mounted(tmp_path, monkeypatch, (str(tmp_path), "nfs"))
+    concern = (
+        f"The SQLite file '{path}' has a write-ahead log on a nfs file system, where SQLite can lose commits or damage "
+        "the file without an error. Stop every program that has it open, then run it with ?journal=delete, or move it "
+        "to a local disk."
+    )
+
+    with pytest.warns(RuntimeWarning, match="It has one, and keeps it until it is opened with"):
+        settings = database_from_url(f"sqlite:///{path}")
+    assert "journal_mode" not in settings["OPTIONS"]["init_command"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        with connect(f"sqlite:///{path}") as db:
+            assert db.health().warnings[0] == concern
+            assert db.health().ok
+        with opened(f"sqlite:///{path}") as connection:
+            (found,) = check_sqlite_file_system([connection.alias])
+            assert (found.id, found.msg) == ("agentdb.W001", concern)
+            assert [(note.code, note.message) for note in verify(connection).notes] == [("file.system", concern)]
+            assert [each.detail for each in examine(connection).findings if each.code == "file_system"] == [concern]
+    assert journal_mode(path) == "wal"
+
+
+@pytest.mark.parametrize("journal", ["wal", "delete"])
+def test_the_url_decides_on_any_file_system(journal: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    mounted(tmp_path, monkeypatch, (str(tmp_path), "nfs"))
+    path = tmp_path / "x.db"
+    connect(f"sqlite:///{path}?journal={'wal' if journal == 'delete' else 'delete'}", migrate=True).close()
+
+    connect(f"sqlite:///{path}?journal={journal}").close()
+
+    assert journal_mode(path) == journal
+
+
+@pytest.mark.parametrize(
+    ("version", "mended"),
+    [
+        ("3.6.23", True), ("3.7.0", False), ("3.40.1", False), ("3.44.5", False), ("3.44.6", True), ("3.45.0", False),
+        ("3.50.6", False), ("3.50.7", True), ("3.51.0", False), ("3.51.2", False), ("3.51.3", True), ("4.0.0", True),
+    ],
+)  # fmt: skip
+def test_a_sqlite_with_the_wal_reset_bug_is_named(version: str, mended: bool):
+    expected = (
+        f"SQLite {version} can lose a commit when two connections write and checkpoint at the same moment. 3.51.3, "
+        "3.50.7 and 3.44.6 are mended; Python uses the SQLite of its installation."
+    )
+    assert version_concern(version) == ("" if mended else expected)
+
+
+def test_health_and_the_deployment_check_say_which_sqlite_runs(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    cli,  # noqa: F811
+):
+    url = f"sqlite:///{tmp_path / 'x.db'}"
+    connect(url, migrate=True).close()
+    concern = version_concern(sqlite3.sqlite_version)
+
+    assert json.loads(cli("--url", url, "health", "--json").stdout)["warnings"] == ([concern] if concern else [])
+    assert (concern in cli("--url", url, "health").stdout) or not concern
+
+    with opened(url) as connection:
+        monkeypatch.setattr(sqlite3, "sqlite_version", "3.51.3")
+        assert check_sqlite_version([connection.alias]) == []
+        monkeypatch.setattr(sqlite3, "sqlite_version", "3.40.1")
+        (found,) = check_sqlite_version([connection.alias])
+        assert (found.id, found.msg) == ("agentdb.W002", version_concern("3.40.1"))
