@@ -33,6 +33,21 @@ _LONGEST_BUSY_SECONDS = 2_000_000.0  # SQLite counts milliseconds in 31 bits
 
 _CALL_SECONDS = 60.0  # how long a call may wait for a server that went silent
 
+# Arguments of psycopg's connect() and of Django that are no parameters of libpq.
+_OF_PYTHON = {
+    "autocommit",
+    "conninfo",
+    "context",
+    "cursor_factory",
+    "isolation_level",
+    "pool",
+    "prepare_threshold",
+    "row_factory",
+    "server_side_binding",
+}
+# Options of libpq that have a place in a URL, and the setting that is there.
+_TWICE = {"dbname": "NAME", "host": "HOST", "port": "PORT", "user": "USER", "password": "PASSWORD"}
+
 _ON = (True, 1, "on", "true", "yes")
 _OFF = (False, 0, "off", "false", "no")
 
@@ -57,9 +72,11 @@ def database_from_url(url: str) -> dict[str, Any]:
     if not isinstance(url, str):
         raise InvalidInputError(f"The database URL must be a string, not {type(url).__name__}.")
     scheme, separator, rest = url.partition("://")
+    if separator and scheme not in _SCHEMES and (plain := scheme.partition("+")[0]) in _SCHEMES:
+        raise InvalidInputError(f"The database URL begins with {scheme!r}. Write it without the driver: {plain}://.")
     if not separator or scheme not in _SCHEMES:
         raise InvalidInputError(
-            f"The database URL begins with {scheme!r}; known are {', '.join(f'{known}://' for known in _SCHEMES)}."
+            f"The database URL begins with {scheme!r}; supported are {', '.join(f'{s}://' for s in _SCHEMES)}."
             if separator
             else f"The database URL has no scheme; it must begin with one of {', '.join(f'{s}://' for s in _SCHEMES)}."
         )
@@ -81,6 +98,8 @@ def database_from_url(url: str) -> dict[str, Any]:
             f"The {scheme}:// URL has a '#', or a '?' that begins no option=value. Percent-encode them: %23 and %3F."
         )
     options = dict(config.get("OPTIONS", {}))
+    if any("\0" in str(value) for value in (*config.values(), *options.values())):
+        raise InvalidInputError(f"The {scheme}:// URL has a NUL character (%00), which no name can hold.")
     if _SCHEMES[scheme] == "sqlite":
         if not location.strip("/"):
             raise InvalidInputError(
@@ -127,6 +146,13 @@ def server_name(settings: Mapping[str, Any]) -> str:
 
 
 def _sqlite(url: str, config: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+    if str(config["NAME"]).startswith("~"):
+        raise InvalidInputError(
+            f"{display_url(url)!r} has a '~', which means the home folder only in a shell. Write the path in full: "
+            f"sqlite:///{os.path.expanduser(config['NAME'])}."
+        )
+    if os.name != "nt" and re.match(r"[A-Za-z]:[\\/]", config["NAME"]):
+        raise InvalidInputError(f"{display_url(url)!r} names a file as Windows does, and this is not Windows.")
     if config.get("HOST"):
         raise InvalidInputError(
             f"{display_url(url)!r} names a host. A relative SQLite path has three slashes (sqlite:///file.db), "
@@ -214,6 +240,17 @@ def _default_limits(call_timeout: float) -> dict[str, int]:
 def _server(scheme: str, config: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
     if not config["NAME"] and "service" not in options:
         raise InvalidInputError(f"The {scheme}:// URL names no database: {scheme}://host/DATABASE.")
+    if taken := _OF_PYTHON & options.keys():
+        raise InvalidInputError(
+            f"The URL option {min(taken)!r} cannot be set by a URL: it takes an object of Python's. In a Django "
+            "project, set it in DATABASES."
+        )
+    for option, setting in _TWICE.items():
+        if config[setting] and str(options.get(option, config[setting])) != str(config[setting]):
+            raise InvalidInputError(
+                f"The {scheme}:// URL has two values for {option}: one in its place, and another as an "
+                "option. Leave one."
+            )
     call_timeout = _seconds("call_timeout", options.pop("call_timeout", _CALL_SECONDS))
     for name, value in _default_limits(call_timeout).items():
         options.setdefault(name, value)

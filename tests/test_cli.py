@@ -125,7 +125,7 @@ def test_a_url_of_another_engine_is_refused(cli):
 
     assert finished.returncode == 2
     assert finished.stderr == (
-        "The database URL begins with 'mysql'; known are sqlite://, postgres://, postgresql://, cockroach://, "
+        "The database URL begins with 'mysql'; supported are sqlite://, postgres://, postgresql://, cockroach://, "
         "cockroachdb://.\n"
     )
 

@@ -153,6 +153,10 @@ _SLASHES = (
     "names a host. A relative SQLite path has three slashes (sqlite:///file.db), an absolute one four "
     "(sqlite:////dir/file.db)."
 )
+_DRIVER = "Write it without the driver:"
+_NUL = "URL has a NUL character (%00), which no name can hold."
+_PYTHON = "cannot be set by a URL: it takes an object of Python's. In a Django project, set it in DATABASES."
+_TWO = "one in its place, and another as an option. Leave one."
 _NO_FILE = "names no file. For a database in memory, write sqlite://:memory:."
 
 
@@ -162,7 +166,22 @@ _NO_FILE = "names no file. For a database in memory, write sqlite://:memory:."
         ("agents.db", f"The database URL has no scheme; it must begin with one of {_KNOWN}."),
         ("sqlite:agents.db", f"The database URL has no scheme; it must begin with one of {_KNOWN}."),
         ("", f"The database URL has no scheme; it must begin with one of {_KNOWN}."),
-        ("mysql://me:geheim@h/agents", f"The database URL begins with 'mysql'; known are {_KNOWN}."),
+        ("mysql://me:geheim@h/agents", f"The database URL begins with 'mysql'; supported are {_KNOWN}."),
+        ("postgresql+psycopg://h/a", f"The database URL begins with 'postgresql+psycopg'. {_DRIVER} postgresql://."),
+        ("sqlite+aiosqlite:///a", f"The database URL begins with 'sqlite+aiosqlite'. {_DRIVER} sqlite://."),
+        ("mysql+pymysql://h/a", f"The database URL begins with 'mysql+pymysql'; supported are {_KNOWN}."),
+        ("sqlite:///a%00.db", f"The sqlite:// {_NUL}"),
+        ("postgresql://h%00/a", f"The postgresql:// {_NUL}"),
+        ("postgresql://h/a?sslmode=%00", f"The postgresql:// {_NUL}"),
+        ("sqlite:///C:/a/x.db", "'sqlite:///C:/a/x.db' names a file as Windows does, and this is not Windows."),
+        ("sqlite:///c:%5Cx.db", "'sqlite:///c:%5Cx.db' names a file as Windows does, and this is not Windows."),
+        ("postgresql://h/a?pool=true", f"The URL option 'pool' {_PYTHON}"),
+        ("postgresql://h/a?row_factory=x&pool=1", f"The URL option 'pool' {_PYTHON}"),
+        ("postgresql://h/a?row_factory=x", f"The URL option 'row_factory' {_PYTHON}"),
+        ("postgresql://h/a?dbname=b", f"The postgresql:// URL has two values for dbname: {_TWO}"),
+        ("postgresql://h/a?host=i", f"The postgresql:// URL has two values for host: {_TWO}"),
+        ("postgresql://h:1/a?port=2", f"The postgresql:// URL has two values for port: {_TWO}"),
+        ("postgresql://me:geheim@h/a?password=x", f"The postgresql:// URL has two values for password: {_TWO}"),
         (5, "The database URL must be a string, not int."),
         (Path("agents.db"), "The database URL must be a string, not PosixPath."),
         ("sqlite://agents.db", f"'sqlite://agents.db' {_SLASHES}"),
@@ -193,6 +212,23 @@ def test_bad_urls_say_what_is_wrong(url: Any, message: str) -> None:
 
     assert str(raised.value) == message
     assert raised.value.__cause__ is None
+
+
+def test_a_home_folder_is_written_in_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    with pytest.raises(InvalidInputError) as raised:
+        database_from_url("sqlite:///~/state/x.db")
+
+    assert str(raised.value) == (
+        "'sqlite:///~/state/x.db' has a '~', which means the home folder only in a shell. Write the path in full: "
+        "sqlite:////home/me/state/x.db."
+    )
+
+
+def test_an_option_that_repeats_the_url_is_no_contradiction() -> None:
+    config = database_from_url("postgresql://me@h:5432/agents?dbname=agents&host=h&port=5432&user=me")
+
+    assert (config["NAME"], config["HOST"], config["PORT"]) == ("agents", "h", 5432)
 
 
 @pytest.mark.parametrize(
