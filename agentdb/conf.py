@@ -166,6 +166,7 @@ def _sqlite(url: str, config: dict[str, Any], options: dict[str, Any]) -> dict[s
     journal = str(options.pop("journal", "")).upper()
     if journal and journal not in _SQLITE_JOURNALS:
         raise InvalidInputError(f"The SQLite option journal={journal!r} is not one of {', '.join(_SQLITE_JOURNALS)}.")
+    slow = _slow_call(options)
     timeout = options.pop("timeout", _SQLITE_BUSY_SECONDS)
     try:
         timeout_seconds = float(timeout)
@@ -175,7 +176,8 @@ def _sqlite(url: str, config: dict[str, Any], options: dict[str, Any]) -> dict[s
         raise InvalidInputError(f"The SQLite option timeout={timeout!r} is no number of seconds.") from None
     if options:
         raise InvalidInputError(
-            f"Unknown SQLite URL option {sorted(options)[0]!r}; known are journal, synchronous and timeout."
+            f"Unknown SQLite URL option {sorted(options)[0]!r}; known are journal, slow_call_seconds, "
+            "synchronous and timeout."
         )
     # The working directory may change after this; the database may not.
     name = config["NAME"] if config["NAME"] == ":memory:" else os.path.abspath(config["NAME"])
@@ -187,6 +189,7 @@ def _sqlite(url: str, config: dict[str, Any], options: dict[str, Any]) -> dict[s
         "ENGINE": "django.db.backends.sqlite3",
         "NAME": name,
         "CONN_MAX_AGE": None,
+        "AGENTDB": slow,
         "OPTIONS": {
             "timeout": timeout_seconds,
             # Django's fields convert what they read; parsing every column by its declared type first is done twice.
@@ -226,6 +229,12 @@ def _seconds(name: str, value: Any) -> float:
     return seconds
 
 
+def _slow_call(options: dict[str, Any]) -> dict[str, float]:
+    if "slow_call_seconds" not in options:
+        return {}
+    return {"slow_call_seconds": _seconds("slow_call_seconds", options.pop("slow_call_seconds"))}
+
+
 def _default_limits(call_timeout: float) -> dict[str, int]:
     """What libpq should do about a server or network that is gone, where the URL does not say."""
     return {
@@ -251,6 +260,7 @@ def _server(scheme: str, config: dict[str, Any], options: dict[str, Any]) -> dic
                 f"The {scheme}:// URL has two values for {option}: one in its place, and another as an "
                 "option. Leave one."
             )
+    slow = _slow_call(options)
     call_timeout = _seconds("call_timeout", options.pop("call_timeout", _CALL_SECONDS))
     for name, value in _default_limits(call_timeout).items():
         options.setdefault(name, value)
@@ -269,6 +279,6 @@ def _server(scheme: str, config: dict[str, Any], options: dict[str, Any]) -> dic
         # A pooler that hands out server connections by transaction is the reason to switch prepare off, and it
         # breaks cursors that outlive a transaction just the same.
         "DISABLE_SERVER_SIDE_CURSORS": prepare in _OFF,
-        "AGENTDB": {"call_timeout": call_timeout},
+        "AGENTDB": {"call_timeout": call_timeout, **slow},
         "OPTIONS": options,
     }

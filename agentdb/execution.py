@@ -161,7 +161,9 @@ class Executor:
                 channel.interrupted()
                 raise
             finally:
-                channel.began = 0.0
+                began, channel.began = channel.began, 0.0
+                if channel.slow_call_seconds is not None:
+                    _log_if_slow(channel, began, statement.sql)
             return self._recover(channel, statement.sql, params, consume, reads_only, failure)
 
     def _recover(
@@ -188,6 +190,7 @@ class Executor:
                 or (fault not in _REFUSED and not (fault is Fault.LOST and reads_only))
             ):
                 break
+            _log_retry(channel, failure)
             if fault in (Fault.LOST, Fault.STALE_STATEMENT):
                 channel.disconnect()
                 reads_only = False  # a second loss is the server's state, not the connection's
@@ -257,6 +260,7 @@ class Executor:
                 except ConflictError as error:
                     if error is not channel.failure or channel.fault_of_failure not in _REFUSED or delay is None:
                         raise
+                    _log_retry(channel, error.__cause__ or error)
                     if channel.fault_of_failure is Fault.STALE_STATEMENT:
                         channel.disconnect()
                     time.sleep(delay)
@@ -478,6 +482,17 @@ class Executor:
     def _forget_threads(self) -> None:
         self._local = threading.local()
         self._channels: weakref.WeakSet[Channel] = weakref.WeakSet()
+
+
+def _log_retry(channel: Channel, failure: BaseException) -> None:
+    logger.info("%s: trying again, because %s.", channel.describe(), channel.reason(failure))
+
+
+def _log_if_slow(channel: Channel, began: float, sql: str) -> None:
+    took = time.monotonic() - began
+    if took > (channel.slow_call_seconds or 0):
+        # The statement holds placeholders, and no values.
+        logger.warning("%s took %.3f seconds: %s", channel.describe(), took, sql)
 
 
 def _outcome(fault: Fault, error: BaseException, *, committing: bool) -> Fault:

@@ -64,7 +64,10 @@ class Channel(ABC):
         self.began = 0.0
         self.given_up = False
         # Seconds that one call may take; None for no limit.
-        self.call_timeout: float | None = wrapper.settings_dict.get("AGENTDB", {}).get("call_timeout")
+        own = wrapper.settings_dict.get("AGENTDB", {})
+        self.call_timeout: float | None = own.get("call_timeout")
+        # A statement that takes longer is logged; None for none.
+        self.slow_call_seconds: float | None = own.get("slow_call_seconds")
         # Whether the transaction is being committed: an answer that does not come leaves its outcome unknown.
         self.committing = False
         self._debug = settings.DEBUG

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import socket
@@ -19,6 +20,8 @@ from psycopg.types.datetime import TimestamptzLoader
 
 from agentdb.channels.base import Channel, Fault, readability
 from agentdb.conf import server_name
+
+logger = logging.getLogger("agentdb")
 
 # With these the server ends the connection; that it has ended may not be known here yet.
 _GOOD_BYES = ("25P03", "25P04", "57P01", "57P02", "57P03", "57P05")
@@ -71,6 +74,7 @@ class PostgresChannel(Channel):
             elif not self._readable() or self._still_open(raw):
                 return
             else:
+                logger.info("%s had dropped an idle connection; opening another.", self.describe())
                 self.disconnect()
         if self.wrapper.connection is None:
             self.connect()
@@ -86,6 +90,7 @@ class PostgresChannel(Channel):
         raw: Any = self.wrapper.connection
         if raw is None or raw.closed:
             return
+        logger.warning("%s did not answer within call_timeout=%g seconds.", self.describe(), self.call_timeout)
         # A server that is well ends the statement and keeps the connection; one that is silent is left.
         self._cancel(raw)
         ends = max(began + (self.call_timeout or 0), time.monotonic() + _ANSWER_SECONDS)
