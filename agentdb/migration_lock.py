@@ -17,6 +17,9 @@ if sys.platform != "win32":
 # Any number that no other program is likely to lock on: "agentdb" in ASCII.
 _ADVISORY_KEY = int.from_bytes(b"agentdb", "big")
 
+# One idle reader of a table would keep a schema change waiting for ever, and everybody else behind that.
+LIMIT_LOCK_WAITS = "SET LOCAL lock_timeout = '30s'"
+
 _held = threading.local()
 
 

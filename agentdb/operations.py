@@ -25,6 +25,7 @@ from agentdb.adoption.unusable import (
     refuse_unusable_values,
 )
 from agentdb.errors import SchemaMismatchError
+from agentdb.migration_lock import LIMIT_LOCK_WAITS
 
 __all__ = ["AddIndex", "CreateLegacyTable", "LegacyNow", "LegacyUnique", "NativeTimestamps"]
 
@@ -148,10 +149,19 @@ class AddIndex(operations.AddIndex):
         self, app_label: str, schema_editor: BaseDatabaseSchemaEditor, from_state: ProjectState, to_state: ProjectState
     ) -> None:
         model = to_state.apps.get_model(app_label, self.model_name)
+        if schema_editor.connection.vendor == "postgresql":
+            schema_editor.execute(LIMIT_LOCK_WAITS, None)
         if schema_editor.connection.vendor != "cockroachdb":
             super().database_forwards(app_label, schema_editor, from_state, to_state)
         elif self.allow_migrate_model(schema_editor.connection.alias, model):
             schema_editor.execute(repeatable(self.index, model, schema_editor), None)
+
+    def database_backwards(
+        self, app_label: str, schema_editor: BaseDatabaseSchemaEditor, from_state: ProjectState, to_state: ProjectState
+    ) -> None:
+        if schema_editor.connection.vendor == "postgresql":
+            schema_editor.execute(LIMIT_LOCK_WAITS, None)
+        super().database_backwards(app_label, schema_editor, from_state, to_state)
 
 
 def _lock(schema_editor: BaseDatabaseSchemaEditor, models_: list[type[models.Model]]) -> None:
@@ -159,6 +169,7 @@ def _lock(schema_editor: BaseDatabaseSchemaEditor, models_: list[type[models.Mod
     if models_ and schema_editor.connection.vendor != "sqlite":
         tables = ", ".join(schema_editor.quote_name(model._meta.db_table) for model in models_)
         try:
+            schema_editor.execute(LIMIT_LOCK_WAITS, None)
             schema_editor.execute(f"LOCK TABLE {tables} IN ACCESS EXCLUSIVE MODE", None)
         except ProgrammingError as error:
             raise SchemaMismatchError(

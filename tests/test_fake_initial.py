@@ -8,6 +8,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
+import psycopg
 import pytest
 from django.apps import apps
 from django.core.management import CommandError
@@ -382,3 +383,32 @@ def test_the_adopted_database_is_served(load_legacy: Load, engine: str):
         names = [row["name"] for row in expected(engine, "era-b-small")["tables"]["agents"]["rows"]]
         tenants = {row["tenant_id"] for row in expected(engine, "era-b-small")["tables"]["agents"]["rows"]}
         assert sorted(agent.name for tenant in tenants for agent in db.list_agents(tenant)) == sorted(names)
+
+
+@pytest.mark.parametrize(
+    ("stem", "arguments"),
+    [("era-b-small", ["--fake-initial"]), (None, ["agentdb", "0001"]), (None, ["agentdb", "0002"])],
+    ids=["fake-initial", "back", "forth"],
+)
+@pytest.mark.parametrize("engine", ["postgresql"], indirect=True)
+def test_an_idle_reader_does_not_keep_a_migration_waiting_for_ever(
+    load_legacy: Load, url: str, engine: str, stem: str | None, arguments: list[str], monkeypatch: pytest.MonkeyPatch
+):
+    url = load_legacy(stem) if stem else url
+    for module in ("agentdb.operations", "agentdb.adoption.execution"):
+        monkeypatch.setattr(f"{module}.LIMIT_LOCK_WAITS", "SET LOCAL lock_timeout = '100ms'")
+    with opened(url) as connection, psycopg.connect(url) as reader:
+        if arguments[-1] == "0002":
+            manage(connection, "migrate", "agentdb", "0001")
+        reader.execute("SELECT count(*) FROM agents")
+
+        with pytest.raises(CommandError) as refusal:
+            manage(connection, "migrate", *arguments)
+
+        assert re.fullmatch(
+            r"The tables in '\w+' at .* are in use by a transaction that does not end\. Stop the programs that use "
+            r"them, and try again\. Migrations that were done stay\.",
+            str(refusal.value),
+        )
+        reader.rollback()
+        manage(connection, "migrate", *arguments)

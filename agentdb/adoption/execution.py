@@ -41,12 +41,11 @@ from agentdb.inspection import (
     sqlite_path,
     translated_errors,
 )
-from agentdb.migration_lock import migration_lock
+from agentdb.migration_lock import LIMIT_LOCK_WAITS, migration_lock
 from agentdb.models import new_id
 from agentdb.schema import Table, expected_tables, read_tables
 from agentdb.schema.sqltext import quote_name
 
-_LOCK_TIMEOUT_SECONDS = 30
 _LOOKS = 3
 # agents come last: until the sessions are rebuilt, their foreign key holds the key of the agents.
 _ORDER = ("sessions", "sandboxes", "api_keys", "agents")
@@ -238,7 +237,7 @@ def _lock_tables(connection: BaseDatabaseWrapper) -> None:
         cursor.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
         # A policy that hides rows from this role must fail, not have them left out of the comparison.
         cursor.execute("SET LOCAL row_security = off")
-        cursor.execute(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT_SECONDS}s'")
+        cursor.execute(LIMIT_LOCK_WAITS)
         if tables:
             quoted = ", ".join(map(quote_name, tables))
             cursor.execute(f"LOCK TABLE {quoted} IN ACCESS EXCLUSIVE MODE")

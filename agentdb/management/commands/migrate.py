@@ -16,7 +16,7 @@ from agentdb.adoption.unusable import OLD_COLUMNS, first_line
 from agentdb.channels import open_channel
 from agentdb.checks import adoption_left_to_command
 from agentdb.errors import AgentDbError
-from agentdb.inspection import check_sqlite_file, sqlite_path
+from agentdb.inspection import check_sqlite_file, describe_failure, sqlite_path
 from agentdb.migration_lock import migration_lock
 from agentdb.migration_record import pending_migrations
 
@@ -72,6 +72,8 @@ class Command(migrate.Command):
             reason = error.__context__ if isinstance(error, MigrationSchemaMissing) and error.__context__ else error
             if not _needs_an_operator(reason):
                 raise
+            if getattr(reason.__cause__, "sqlstate", None) == "55P03":
+                raise CommandError(f"{describe_failure(connection, reason)} Migrations that were done stay.") from error
             raise CommandError(f"Database {connection.alias!r} cannot be migrated: {first_line(reason)}") from error
 
     def _changes_agentdb(self, connection: BaseDatabaseWrapper, options: dict[str, Any]) -> bool:
