@@ -363,7 +363,7 @@ def test_a_wrong_password_is_refused_without_showing_it(engine: str, role: str, 
 
 @pytest.mark.parametrize("engine", ["postgresql"])
 def test_tables_in_use_are_waited_for_and_then_refused(load_legacy: Load, engine: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("agentdb.adoption.execution._LOCK_TIMEOUT_SECONDS", 1)
+    monkeypatch.setattr("agentdb.adoption.execution.LIMIT_LOCK_WAITS", "SET LOCAL lock_timeout = '1s'")
     url = load_legacy("era-a")
     with psycopg.connect(url) as connection:
         connection.execute("SELECT count(*) FROM sessions")
