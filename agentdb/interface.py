@@ -162,7 +162,8 @@ class Db(Protocol):
     ) -> list[SessionRecord]:
         """Return the tenant's sessions, of one agent if named, newest first, ties by id descending.
 
-        ``limit`` (1 or more) cuts the list; ``before``, the last record of a page, continues after it.
+        The first argument is the tenant; name an agent as ``agent="support-bot"``. ``limit`` (1 or more) cuts the
+        list; ``before``, the last record of a page, continues after it.
         """
         ...
 
