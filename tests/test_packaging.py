@@ -115,6 +115,9 @@ def test_sdist_builds_and_makes_the_same_wheel(wheel, tmp_path):
 
     [again] = tmp_path.glob("*.whl")
     assert names_in(again) == names_in(wheel)
+    for document in [unpacked / "README.md", unpacked / "CONTRIBUTING.md", *(unpacked / "docs").glob("*.md")]:
+        links = re.findall(r"\]\((?!https?:)([^)#]+)", document.read_text())
+        assert [link for link in links if not (document.parent / link).exists()] == [], document.name
 
 
 def test_nothing_says_to_install_the_other_projects_package():
