@@ -146,10 +146,10 @@ def server_name(settings: Mapping[str, Any]) -> str:
 
 
 def _sqlite(url: str, config: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
-    if str(config["NAME"]).startswith("~"):
+    if (expanded := os.path.expanduser(config["NAME"])) != config["NAME"]:
         raise InvalidInputError(
             f"{display_url(url)!r} has a '~', which means the home folder only in a shell. Write the path in full: "
-            f"sqlite:///{os.path.expanduser(config['NAME'])}."
+            f"sqlite:///{expanded}."
         )
     if os.name != "nt" and re.match(r"[A-Za-z]:[\\/]", config["NAME"]):
         raise InvalidInputError(f"{display_url(url)!r} names a file as Windows does, and this is not Windows.")
@@ -210,7 +210,7 @@ def _journal(path: str) -> str:
     # The mode of a file that others have open cannot be changed, and they would go on with theirs.
     kept = is_in_wal_mode(path)
     warnings.warn(
-        f"The SQLite file {path!r} is on a {kind} file system, where a write-ahead log can lose commits. "
+        f"The SQLite file {path!r} is on a file system of type {kind}, where a write-ahead log can lose commits. "
         + ("It has one, and keeps it until it is opened with ?journal=delete. " if kept else "It is used without one. ")
         + "Put the file on a local disk, or write ?journal=wal or ?journal=delete to decide.",
         RuntimeWarning,
@@ -251,8 +251,8 @@ def _server(scheme: str, config: dict[str, Any], options: dict[str, Any]) -> dic
         raise InvalidInputError(f"The {scheme}:// URL names no database: {scheme}://host/DATABASE.")
     if taken := _OF_PYTHON & options.keys():
         raise InvalidInputError(
-            f"The URL option {min(taken)!r} cannot be set by a URL: it takes an object of Python's. In a Django "
-            "project, set it in DATABASES."
+            f"The URL option {min(taken)!r} cannot be set by a URL: it is an argument of Django's or the "
+            "driver's. In a Django project, set it in DATABASES."
         )
     for option, setting in _TWICE.items():
         if config[setting] and str(options.get(option, config[setting])) != str(config[setting]):

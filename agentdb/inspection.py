@@ -20,6 +20,7 @@ from django.db.utils import load_backend
 
 from agentdb.conf import server_name
 from agentdb.errors import DatabaseUnavailableError
+from agentdb.sqlite_safety import is_in_wal_mode
 
 _MAGIC = b"SQLite format 3\0"
 _LOOKS_AT_SIZE = 20
@@ -239,8 +240,7 @@ def _read_only_mode(path: Path) -> str:
 
     A read-only connection to a database in WAL mode makes -wal and -shm files and cannot remove them.
     """
-    with path.open("rb") as file:
-        uses_wal = file.read(20)[18:20] == b"\x02\x02"
+    uses_wal = is_in_wal_mode(path)
     log, index = Path(f"{path}-wal"), Path(f"{path}-shm")
     if not uses_wal or index.exists() or os.name != "posix":
         return "mode=ro"

@@ -57,8 +57,8 @@ def file_system_concern(path: str | Path) -> str:
     if not kind or not is_in_wal_mode(path):
         return ""
     return (
-        f"The SQLite file {str(path)!r} has a write-ahead log on a {kind} file system, where SQLite can lose "
-        "commits or damage the file without an error. Stop every program that has it open, then run it with "
+        f"The SQLite file {str(path)!r} has a write-ahead log on a file system of type {kind}, where SQLite "
+        "can lose commits or damage the file without an error. Stop every program that has it open, then run it with "
         "?journal=delete, or move it to a local disk."
     )
 

@@ -155,7 +155,9 @@ _SLASHES = (
 )
 _DRIVER = "Write it without the driver:"
 _NUL = "URL has a NUL character (%00), which no name can hold."
-_PYTHON = "cannot be set by a URL: it takes an object of Python's. In a Django project, set it in DATABASES."
+_PYTHON = (
+    "cannot be set by a URL: it is an argument of Django's or the driver's. In a Django project, set it in DATABASES."
+)
 _TWO = "one in its place, and another as an option. Leave one."
 _NO_FILE = "names no file. For a database in memory, write sqlite://:memory:."
 
@@ -227,6 +229,10 @@ def test_a_home_folder_is_written_in_full(monkeypatch: pytest.MonkeyPatch) -> No
         "'sqlite:///~/state/x.db' has a '~', which means the home folder only in a shell. Write the path in full: "
         "sqlite:////home/me/state/x.db."
     )
+
+
+def test_a_name_that_begins_with_a_tilde_is_a_name() -> None:
+    assert os.path.basename(database_from_url("sqlite:///~nobody-of-that-name.db")["NAME"]) == "~nobody-of-that-name.db"
 
 
 def test_an_option_that_repeats_the_url_is_no_contradiction() -> None:

@@ -86,8 +86,8 @@ def test_a_new_file_there_gets_no_write_ahead_log_and_one_warning(tmp_path: Path
 
     assert journal_mode(path) == "delete"
     assert [str(warning.message) for warning in caught] == [
-        f"The SQLite file '{path}' is on a nfs4 file system, where a write-ahead log can lose commits. It is used "
-        "without one. Put the file on a local disk, or write ?journal=wal or ?journal=delete to decide."
+        f"The SQLite file '{path}' is on a file system of type nfs4, where a write-ahead log can lose commits. It "
+        "is used without one. Put the file on a local disk, or write ?journal=wal or ?journal=delete to decide."
     ]
 
 
@@ -98,9 +98,9 @@ def test_a_file_with_a_write_ahead_log_keeps_it_there_and_everything_says_so(
     connect(f"sqlite:///{path}", migrate=True).close()
     mounted(tmp_path, monkeypatch, (str(tmp_path), "nfs"))
     concern = (
-        f"The SQLite file '{path}' has a write-ahead log on a nfs file system, where SQLite can lose commits or damage "
-        "the file without an error. Stop every program that has it open, then run it with ?journal=delete, or move it "
-        "to a local disk."
+        f"The SQLite file '{path}' has a write-ahead log on a file system of type nfs, where SQLite can lose commits "
+        "or damage the file without an error. Stop every program that has it open, then run it with ?journal=delete, "
+        "or move it to a local disk."
     )
 
     with pytest.warns(RuntimeWarning, match="It has one, and keeps it until it is opened with"):
