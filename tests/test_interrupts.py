@@ -80,7 +80,9 @@ def test_interrupted_statement_on_postgresql_is_cancelled_and_the_next_call_work
             db.touch_session("s1")
 
         assert db.get_session("s1") is not None
-        waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+        waiting = (  # in this database: the server is shared with tests that run at the same time
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        )
         assert other.execute(waiting).fetchone() == (0,)
 
 
