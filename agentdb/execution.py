@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import random
 import threading
 import time
@@ -13,14 +12,13 @@ from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 from django.db import DEFAULT_DB_ALIAS, connections, transaction
-from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.backends.signals import connection_created
 
 from agentdb.channels import open_channel
 from agentdb.channels.base import Channel, Fault, driver_error
-from agentdb.channels.sqlite import carried
 from agentdb.compiled import Delete, Insert, Query, Row, Select, SelectCount, Statement, Update, together, unless_taken
 from agentdb.errors import AgentDbError, ConflictError, DatabaseClosedError, DuplicateKeyError, InvalidInputError
+from agentdb.forking import forking, leave_to_the_parent
+from agentdb.watchdog import watchdog
 
 R = TypeVar("R")
 
@@ -47,10 +45,6 @@ _CLOSED = "The Db is closed. Open another one with agentdb.connect()."
 
 logger = logging.getLogger("agentdb")
 
-_open: weakref.WeakSet[Executor] = weakref.WeakSet()
-_files: set[object] = set()  # the names of SQLite databases that an executor was made for
-_inherited: list[object] = []
-
 
 class Executor:
     """Runs queries on the connections of one alias; safe to share among threads.
@@ -62,8 +56,6 @@ class Executor:
     def __init__(self, alias: str, *, owned: bool = False, shared: bool = False) -> None:
         if alias not in connections.settings:
             raise InvalidInputError(f"There is no database alias {alias!r}; known are {', '.join(connections)}.")
-        if "sqlite" in connections.settings[alias]["ENGINE"]:
-            _files.add(connections.settings[alias]["NAME"])
         self.alias = alias
         self.closed = False
         self._owned = owned
@@ -74,7 +66,8 @@ class Executor:
         self._shared = open_channel(connections[alias]) if shared else None
         if self._shared:
             self._shared.wrapper.inc_thread_sharing()
-        _open.add(self)
+        own = connections.settings[alias]
+        forking.include(self, file=own["NAME"] if "sqlite" in own["ENGINE"] else None)
 
     # -- statements
 
@@ -136,8 +129,8 @@ class Executor:
     def run(self, query: Query, values: dict[str, Any], consume: Callable[[Any], R], *, reads_only: bool = False) -> R:
         """Run the query and return what ``consume`` makes of the cursor."""
         channel = self.channel()
-        if _forking.under_way and not channel.wrapper.in_atomic_block:
-            _forking.wait()
+        if forking.under_way and not channel.wrapper.in_atomic_block:
+            forking.wait()
         with channel.lock:
             if self.closed:
                 raise DatabaseClosedError(_CLOSED)
@@ -385,7 +378,7 @@ class Executor:
 
     def open_connections(self) -> int:
         """Return how many connections of this executor are open in this process."""
-        return sum(channel.wrapper.connection is not None for channel in list(self._channels))
+        return sum(channel.wrapper.connection is not None for channel in self.channels())
 
     @contextmanager
     def translated_errors(self) -> Iterator[None]:
@@ -398,14 +391,15 @@ class Executor:
         if self.closed:
             return
         self.closed = True
-        _open.discard(self)
+        forking.forget(self)
         if not self._owned:
             return  # the connections are Django's to close
-        for channel in list(self._channels):
+        for channel in self.channels():
             # A call that is under way in another thread ends first.
             with channel.lock:
                 channel.disconnect()
-        if not any(channel.wrapper.in_atomic_block for channel in self._channels):
+            watchdog.forget(channel)
+        if not any(channel.wrapper.in_atomic_block for channel in self.channels()):
             self._forget_alias()
 
     def _forget_alias(self) -> None:
@@ -421,13 +415,14 @@ class Executor:
         try:
             channel: Channel = self._local.channel
         except AttributeError:
-            with _forking.opening:
+            with forking.opening:
                 channel = self._local.channel = self._open_channel()
         return channel
 
     def channels(self) -> list[Channel]:
         """Return the channels of all threads."""
-        return list(self._channels)
+        with forking.opening:
+            return list(self._channels)
 
     def may_close(self, channel: Channel) -> bool:
         """Whether a fork may close this connection: a host's other threads may be using theirs at this moment."""
@@ -450,8 +445,8 @@ class Executor:
                 self._shared.began = 0.0
                 self._shared.settle()
             return
-        for channel in list(self._channels):
-            _leave_to_the_parent(channel)
+        for channel in self.channels():
+            leave_to_the_parent(channel)
         if own is not None and own.wrapper.in_atomic_block:
             # The block goes on in the child, where it must not look as if it were the transaction.
             own.wrapper.closed_in_transaction = own.wrapper.needs_rollback = True
@@ -475,8 +470,7 @@ class Executor:
         if not self._prepares:
             channel.prepare_nothing()
         self._channels.add(channel)
-        if channel.call_timeout is not None:
-            _watchdog.start()
+        watchdog.watch(channel)
         return channel
 
     def _forget_threads(self) -> None:
@@ -533,169 +527,3 @@ def _fetch_inserted(cursor: Any) -> tuple[int, list[Row]]:
 def _row_count(cursor: Any) -> int:
     count: int = cursor.rowcount
     return count
-
-
-class _Watchdog:
-    """A thread that ends calls which a silent server or network would let wait for ever.
-
-    libpq knows no time limit for an answer, and TCP none while the other side acknowledges what it gets.
-    """
-
-    def __init__(self) -> None:
-        self._thread: threading.Thread | None = None
-        self._starting = threading.Lock()
-
-    def start(self) -> None:
-        with self._starting:
-            if self._thread is None or not self._thread.is_alive():  # the child of a fork has no thread but one
-                self._thread = threading.Thread(target=self._watch, name="agentdb-watchdog", daemon=True)
-                self._thread.start()
-
-    def forget(self) -> None:
-        self._thread, self._starting = None, threading.Lock()
-
-    def _watch(self) -> None:
-        never = threading.Event()  # programs under test replace time.sleep
-        while True:
-            limits = [channel.call_timeout for channel in _watched() if channel.call_timeout is not None]
-            if not limits:
-                with self._starting:
-                    self._thread = None
-                return
-            never.wait(min(1.0, min(limits) / 20))
-            now = time.monotonic()
-            for channel in _watched():
-                began, limit = channel.began, channel.call_timeout
-                # What is left is for the server's answer to being asked to cancel.
-                if limit is not None and began and not channel.given_up and now - began > limit * 0.9:
-                    channel.given_up = True
-                    threading.Thread(target=channel.give_up, args=(began,), daemon=True).start()
-
-
-def _watched() -> list[Channel]:
-    return [channel for executor in list(_open) for channel in executor.channels()]
-
-
-_watchdog = _Watchdog()
-
-
-class _Forking:
-    """What happens around a fork, in the parent and in the child.
-
-    SQLite forbids a connection to be carried across a fork: locks belong to the process, so that the child believes in
-    locks that it does not hold, and what it writes is lost when the parent closes the file
-    (https://www.sqlite.org/howtocorrupt.html, section 2.6). So the parent's idle connections to files are closed before
-    it, and opened again by the next call. A call or transaction of another thread is waited for, but not for ever.
-    """
-
-    def __init__(self) -> None:
-        self.opening = threading.RLock()  # no connection may come to be between looking and forking
-        self.under_way = False  # busy threads would else take their channel's lock again before it is had here
-        self._held: list[Channel] = []
-
-    def wait(self) -> None:
-        with self.opening:
-            return
-
-    def before(self) -> None:
-        self.opening.acquire()
-        self.under_way = True
-        for executor in list(_open):
-            for channel in executor.channels():
-                if channel.wrapper.vendor == "sqlite" and self._hold(channel) and executor.may_close(channel):
-                    channel.disconnect()
-        for wrapper in connections.all(initialized_only=True):
-            # The host's own, in the thread that forks: others may be in the middle of a statement.
-            if wrapper.settings_dict["NAME"] in _files and _is_file(wrapper) and not wrapper.in_atomic_block:
-                raw, wrapper.connection = wrapper.connection, None
-                if raw is not None:
-                    raw.close()
-
-    def _hold(self, channel: Channel) -> bool:
-        """Take the channel's lock, once its statement has ended; a transaction is not waited for as long."""
-        idle_until = time.monotonic() + _LONGEST_WAIT_FOR_A_TRANSACTION_SECONDS
-        end = time.monotonic() + _LONGEST_WAIT_FOR_A_STATEMENT_SECONDS
-        while not channel.lock.acquire(timeout=0.02):
-            now = time.monotonic()
-            if now > end or (now > idle_until and channel.settled and not channel.began):
-                return False
-        self._held.append(channel)
-        return True
-
-    def after_in_parent(self) -> None:
-        while self._held:
-            self._held.pop().lock.release()
-        self.under_way = False
-        self.opening.release()
-
-    def after_in_child(self) -> None:
-        _watchdog.forget()
-        for executor in list(_open):
-            executor.start_anew(self._held)
-        for wrapper in {*_wrappers, *connections.all(initialized_only=True)}:
-            if wrapper.settings_dict["NAME"] in _files and _is_file(wrapper) and wrapper.connection is not None:
-                _undo_copy(wrapper)
-                if wrapper.in_atomic_block:  # of the host's, around the fork: it ends in the parent
-                    wrapper.closed_in_transaction = wrapper.needs_rollback = True
-        carried.look(_files)
-        self.after_in_parent()
-
-
-def _is_file(wrapper: BaseDatabaseWrapper) -> bool:
-    return wrapper.vendor == "sqlite" and not getattr(wrapper, "is_in_memory_db", bool)()
-
-
-def _remember(connection: BaseDatabaseWrapper, **_: Any) -> None:
-    if _is_file(connection):
-        _wrappers.add(connection)
-
-
-_wrappers: weakref.WeakSet[BaseDatabaseWrapper] = weakref.WeakSet()  # of SQLite files, the host's among them
-connection_created.connect(_remember)
-
-
-def _leave_to_the_parent(channel: Channel) -> None:
-    """Let go of an inherited connection, which is the parent's: two processes on one socket corrupt both."""
-    raw = channel.wrapper.connection
-    if raw is None:
-        return
-    if channel.wrapper.vendor == "sqlite" and channel.settled and not channel.began:
-        _undo_copy(channel.wrapper)
-    else:
-        _inherited.append(raw)  # kept, because deleting it would close it
-    channel.wrapper.connection = None
-
-
-def _undo_copy(wrapper: BaseDatabaseWrapper) -> None:
-    """Close a connection to a SQLite file in the child, which undoes in this process what the parent goes on with.
-
-    SQLite keeps a list of the files that the process has open; without this the child would find its own copy of the
-    parent's locks there, for ever. In WAL mode the file is not touched: the parent's locks are not the child's, and
-    keep it from being the last to close. Otherwise, or if a thread of the parent was in the middle of a statement, the
-    connection stays, and ``carried`` tells.
-    """
-    raw: Any = wrapper.connection
-    wrapper.connection = None
-    if raw is None or not _is_file(wrapper):
-        return
-    _inherited.append(raw)
-
-    def close() -> None:
-        if not raw.in_transaction or raw.execute("PRAGMA journal_mode").fetchone() == ("wal",):
-            raw.close()
-
-    closing = threading.Thread(target=close, daemon=True)  # waits for ever for a lock that a thread of the parent has
-    closing.start()
-    closing.join(_LONGEST_WAIT_FOR_A_CLOSE_SECONDS)
-
-
-_LONGEST_WAIT_FOR_A_CLOSE_SECONDS = 1.0
-_LONGEST_WAIT_FOR_A_TRANSACTION_SECONDS = 1.0  # it may be waiting for the very thread that forks
-_LONGEST_WAIT_FOR_A_STATEMENT_SECONDS = 60.0  # twice as long as SQLite waits for another writer
-
-_forking = _Forking()
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=_forking.before, after_in_parent=_forking.after_in_parent, after_in_child=_forking.after_in_child
-    )

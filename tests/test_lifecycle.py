@@ -345,6 +345,31 @@ def test_close_and_the_connect_of_a_new_thread_wait_no_longer_than_call_timeout(
     assert not begun.is_alive()
 
 
+def test_close_waits_no_longer_for_another_threads_call_than_that_may_take(relay: tuple[Relay, str]) -> None:
+    middle, url = relay
+    db = agentdb.connect(f"{url}?call_timeout=1")
+    ready = threading.Event()
+
+    def read() -> None:
+        db.get_session("s1")
+        middle.silent.set()
+        ready.set()
+        db.get_session("s1")
+
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(read)
+        assert ready.wait(timeout=30)
+        (channel,) = [channel for channel in db._executor.channels() if channel is not db._executor.own_channel()]
+        while not channel.began:
+            assert not reading.done()
+        closing = threading.Thread(target=db.close)
+        closing.start()
+        with pytest.raises(DatabaseUnavailableError, match=_SILENCE):
+            reading.result(timeout=30)
+        closing.join(timeout=30)
+        assert not closing.is_alive()
+
+
 def test_a_statement_that_waits_too_long_for_a_lock_is_cancelled_and_keeps_the_connection(
     postgres_url_migrated: str,
 ) -> None:
