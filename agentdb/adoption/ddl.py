@@ -5,15 +5,17 @@ The schema editor's own methods start from the model a table was made from. Thes
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from typing import Any
 
-from django.db import ProgrammingError, models
+from django.db import models
 from django.db.backends.base.schema import BaseDatabaseSchemaEditor
 
-from agentdb.adoption.unusable import first_line
+from agentdb.adoption.dependents import drop, make_again, read_dependents, table_obstacles
 from agentdb.errors import SchemaMismatchError
 from agentdb.schema.sqltext import (
     matching,
@@ -393,7 +395,7 @@ def _convert_pg_columns(
         using[column] = f"{quote(column)}::text"
     if using:
         numbers = [live.columns[column].number for column in using if column in live.columns]
-        with _PgDependents(schema_editor, table, live.oid, numbers):
+        with _without_dependents(schema_editor, live.oid, numbers):
             defaults = [f"ALTER COLUMN {quote(column)} DROP DEFAULT" for column in using]
             _run(schema_editor, f"{alter} {', '.join(defaults)}")
             # All in one statement, so that the table is rewritten once. An UPDATE would fire the user's triggers.
@@ -481,155 +483,16 @@ def _conform_pg_indexes(schema_editor: BaseDatabaseSchemaEditor, model: type[mod
             _run(schema_editor, f"DROP INDEX {quote(index.name)}")
 
 
-class _PgDependents:
-    """Views and triggers that PostgreSQL does not let stand while a column they read changes its type.
-
-    Dropped on entry and made again on exit, with owner, grants and comment. What cannot be made again exactly is
-    refused by name.
-    """
-
-    def __init__(self, schema_editor: BaseDatabaseSchemaEditor, table: str, oid: int, columns: list[int]) -> None:
-        self._editor = schema_editor
-        self._table = table
-        self._oid = oid
-        self._columns = columns
-        self._views: list[_PgView] = []
-        self._make_again: list[str] = []
-
-    def __enter__(self) -> None:
-        for (name,) in _rows(
-            self._editor,
-            "SELECT rulename FROM pg_rewrite JOIN pg_class c ON c.oid = ev_class"
-            " WHERE ev_class = %s AND c.relkind IN ('r', 'p') AND rulename <> '_RETURN'",
-            [self._oid],
-        ):
-            raise SchemaMismatchError(
-                f"Rule {name!r} on table {self._table!r} stands in the way of converting its columns. "
-                "Drop it and run the command again."
-            )
-        triggers = self._read_triggers()
-        self._views = self._read_views()
-        for view in reversed(self._views):
-            _run(self._editor, f"DROP VIEW {view.name}")
-        for trigger, _ in triggers:
-            _run(self._editor, f"DROP TRIGGER {trigger} ON {quote_name(self._table)}")
-        for _, statements in triggers:
-            self._make_again += statements
-
-    def __exit__(self, error: object, *_: object) -> None:
-        if error is not None:
-            return
-        for view in self._views:
-            try:
-                for sql in view.make_again:
-                    _run(self._editor, sql)
-                self._restore_grants(view)
-            except ProgrammingError as failure:
-                raise SchemaMismatchError(
-                    f"View {view.name!r} cannot be made again with the new types of the columns it reads: "
-                    f"{first_line(failure)} Drop it, run the command again, and create it anew."
-                ) from failure
-        for sql in self._make_again:
-            _run(self._editor, sql)
-
-    def _restore_grants(self, view: _PgView) -> None:
-        """Give the view the rights it had: ALTER DEFAULT PRIVILEGES has given the new one others."""
-        if self._grants(view.name) == view.grants:
-            return
-        for _, grantee, _, _ in self._grants(view.name):
-            _run(self._editor, f"REVOKE ALL ON {view.name} FROM {grantee} CASCADE")
-        for _, grantee, privilege, may_grant in sorted(view.grants):
-            option = " WITH GRANT OPTION" if may_grant else ""
-            _run(self._editor, f"GRANT {privilege} ON {view.name} TO {grantee}{option}")
-        if self._grants(view.name) != view.grants:
-            raise SchemaMismatchError(
-                f"View {view.name!r} cannot be made again with exactly the rights that were granted on it. "
-                "Drop it, run the command again, and create it anew."
-            )
-
-    def _read_triggers(self) -> list[tuple[str, list[str]]]:
-        table = quote_name(self._table)
-        states = {"O": "ENABLE", "D": "DISABLE", "R": "ENABLE REPLICA", "A": "ENABLE ALWAYS"}
-        return [
-            (
-                name,
-                [definition]
-                + ([f"ALTER TABLE {table} {states[enabled]} TRIGGER {name}"] if enabled != "O" else [])
-                + ([f"COMMENT ON TRIGGER {name} ON {table} IS {comment}"] if comment else []),
-            )
-            for name, definition, enabled, comment in _rows(
-                self._editor,
-                "SELECT quote_ident(tgname), pg_get_triggerdef(oid), tgenabled::text,"
-                " quote_literal(obj_description(oid, 'pg_trigger'))"
-                " FROM pg_trigger t WHERE tgrelid = %s AND NOT tgisinternal AND EXISTS ("
-                "   SELECT FROM pg_depend d WHERE d.classid = 'pg_trigger'::regclass AND d.objid = t.oid"
-                "   AND d.refclassid = 'pg_class'::regclass AND d.refobjid = tgrelid AND d.refobjsubid = ANY(%s))"
-                " ORDER BY tgname",
-                [self._oid, self._columns],
-            )
-        ]
-
-    def _read_views(self) -> list[_PgView]:
-        """The views that read the columns, and the views that read those; each after what it reads."""
-        found = _rows(
-            self._editor,
-            """
-            WITH RECURSIVE reads(oid, depth) AS (
-                SELECT r.ev_class, 1 FROM pg_depend d JOIN pg_rewrite r ON r.oid = d.objid
-                WHERE d.classid = 'pg_rewrite'::regclass AND d.refclassid = 'pg_class'::regclass
-                    AND d.refobjid = %s AND d.refobjsubid = ANY(%s)
-                UNION
-                SELECT r.ev_class, depth + 1 FROM reads
-                JOIN pg_depend d ON d.refobjid = reads.oid AND d.refclassid = 'pg_class'::regclass
-                JOIN pg_rewrite r ON d.classid = 'pg_rewrite'::regclass AND r.oid = d.objid AND r.ev_class <> reads.oid
-            )
-            SELECT c.oid, c.oid::regclass::text, c.relkind::text, pg_get_viewdef(c.oid), c.reloptions,
-                quote_ident(pg_get_userbyid(c.relowner)), pg_get_userbyid(c.relowner) = current_user,
-                quote_literal(obj_description(c.oid, 'pg_class')),
-                EXISTS (SELECT FROM pg_trigger WHERE tgrelid = c.oid)
-                OR EXISTS (SELECT FROM pg_rewrite WHERE ev_class = c.oid AND rulename <> '_RETURN')
-                OR EXISTS (SELECT FROM pg_attrdef WHERE adrelid = c.oid)
-                OR EXISTS (SELECT FROM pg_attribute WHERE attrelid = c.oid AND attacl IS NOT NULL)
-                OR EXISTS (SELECT FROM pg_description WHERE classoid = 'pg_class'::regclass AND objoid = c.oid
-                    AND objsubid > 0)
-            FROM (SELECT oid, max(depth) AS depth FROM reads GROUP BY oid) r JOIN pg_class c USING (oid)
-            ORDER BY r.depth, c.oid
-            """,
-            [self._oid, self._columns],
-        )
-        views = []
-        for _, name, kind, definition, options, owner, is_ours, comment, has_more in found:
-            if kind != "v" or has_more:
-                what = "Materialized view" if kind == "m" else "View"
-                raise SchemaMismatchError(
-                    f"{what} {name!r} reads columns of table {self._table!r} whose type changes, and agentdb cannot "
-                    "make it again exactly. Drop it, run the command again, and create it anew."
-                )
-            settings = f" WITH ({', '.join(options)})" if options else ""
-            make_again = [f"CREATE VIEW {name}{settings} AS {definition}"]
-            if comment:
-                make_again.append(f"COMMENT ON VIEW {name} IS {comment}")
-            if not is_ours:
-                make_again.append(f"ALTER VIEW {name} OWNER TO {owner}")
-            views.append(_PgView(name, make_again, self._grants(name)))
-        return views
-
-    def _grants(self, name: str) -> set[tuple[str, str, str, bool]]:
-        """Grantor, grantee, privilege and grant option; what an empty list of rights stands for included."""
-        return {
-            (grantor, grantee, privilege, may_grant)
-            for grantor, grantee, privilege, may_grant in _rows(
-                self._editor,
-                "SELECT pg_get_userbyid(grantor), CASE grantee WHEN 0 THEN 'PUBLIC'"
-                " ELSE quote_ident(pg_get_userbyid(grantee)) END, privilege_type, is_grantable"
-                " FROM pg_class, aclexplode(coalesce(relacl, acldefault('r', relowner))) WHERE oid = %s::regclass",
-                [name],
-            )
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class _PgView:
-    name: str
-    make_again: list[str]
-    grants: set[tuple[str, str, str, bool]]
+@contextmanager
+def _without_dependents(
+    schema_editor: BaseDatabaseSchemaEditor, table: int, numbers: Collection[int]
+) -> Iterator[None]:
+    """What stands on the columns is away, and afterwards it is as it was. ``SchemaMismatchError`` if that cannot be."""
+    query, run = partial(_rows, schema_editor), partial(_run, schema_editor)
+    version = schema_editor.connection.pg_version  # type: ignore[attr-defined]
+    dependents = read_dependents(query, {table: numbers}, server_version=version)
+    for obstacle in (*table_obstacles(query, [table]), *dependents.obstacles):
+        raise SchemaMismatchError(obstacle)
+    drop(run, dependents)
+    yield
+    make_again(query, run, dependents)

@@ -95,7 +95,7 @@ def look(alias: str, listener: Listener = Listener(), *, backup: bool = True) ->
 def _decide(connection: BaseDatabaseWrapper, findings: Findings, *, backup: bool) -> Plan:
     """Decide, and try on a copy of the schema what was decided, so that it does not fail half-way."""
     plan = decide(findings, backup=backup)
-    if plan.has_work and (refusals := rehearse(connection, plan, _act_on_schema(findings, plan))):
+    if plan.has_work and (refusals := rehearse(connection, findings.shape, plan, _act_on_schema(findings, plan))):
         return Plan(refusals=refusals, notes=plan.notes)
     return plan
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from django.apps import apps
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.utils import CursorWrapper
 
 from agentdb.adoption.contents import Progress, TableContent, count_rows, duplicates, read_content
+from agentdb.adoption.dependents import column_numbers, read_dependents, table_obstacles
 from agentdb.adoption.shapes import (
     ADDED_COLUMNS,
     INITIAL,
@@ -27,6 +29,7 @@ from agentdb.migration_record import migration_names
 from agentdb.schema import Table, expected_tables, read_tables
 from agentdb.schema.comparison import reads_ours
 from agentdb.schema.spelling import Misspelt, misspelt_timestamps
+from agentdb.schema.tables import Column
 
 # What is to be unique in an adopted database.
 _KEYS = (
@@ -229,32 +232,53 @@ def _obstacles(connection: BaseDatabaseWrapper, shape: Shape, live: Mapping[str,
                 obstacles.append(f"The {kind} {name!r}{owner} has a name that agentdb needs. Rename it.")
         if connection.vendor == "postgresql":
             obstacles += _missing_rights(cursor, stored)
-            obstacles += _materialized_views(cursor, shape)
+            obstacles += _around(connection, cursor, shape)
     return obstacles
 
 
-def _materialized_views(cursor: CursorWrapper, shape: Shape) -> list[str]:
-    """Those that hold a timestamp as text; their contents cannot be made again as they are."""
-    columns = [
-        f"{name}.{column.name}"
-        for name, table in shape.tables.items()
-        for column in table.columns
-        if OLD_COLUMNS[name].get(column.name) == "timestamp" and column.type not in NATIVE_TIMESTAMP_TYPES["postgresql"]
-    ]
-    cursor.execute(
-        "SELECT DISTINCT v.relname, t.relname FROM pg_depend d JOIN pg_rewrite r ON r.oid = d.objid"
-        " JOIN pg_class v ON v.oid = r.ev_class JOIN pg_class t ON t.oid = d.refobjid"
-        " JOIN pg_attribute a ON a.attrelid = t.oid AND a.attnum = d.refobjsubid"
-        " WHERE d.classid = 'pg_rewrite'::regclass AND d.refclassid = 'pg_class'::regclass AND v.relkind = 'm'"
-        " AND t.relnamespace = current_schema()::regnamespace AND t.relname || '.' || a.attname = ANY(%s)"
-        " ORDER BY 1, 2",
-        [columns],
-    )
-    return [
-        f"Materialized view {view!r} reads timestamps of table {table!r}, whose type changes. Drop it, run the command "
-        "again, and create it anew."
-        for view, table in cursor.fetchall()
-    ]
+def changing_columns(shape: Shape, engine: str) -> dict[str, list[str]]:
+    """The columns whose type an adoption changes, or changes and changes back, by the table's name in the database."""
+    native = NATIVE_TIMESTAMP_TYPES[engine]
+    by_way_of_text = shape.level is None and (len(shape.tables) < len(OLD_COLUMNS) or bool(_texts(shape, engine)))
+
+    def changes(table: Table, column: Column) -> bool:
+        kind = OLD_COLUMNS[old_name(table.name)].get(column.name)
+        if kind == "timestamp":
+            return column.type not in native or by_way_of_text
+        if kind is None:
+            return False
+        is_final = column.type == ("integer" if kind == "integer" else "text") and column.collation is None
+        return not is_final or (column.name == "id" and makes_ids(table.name, table))
+
+    return {
+        table.name: [column.name for column in table.columns if changes(table, column)]
+        for table in shape.tables.values()
+    }
+
+
+def _around(connection: BaseDatabaseWrapper, cursor: CursorWrapper, shape: Shape) -> list[str]:
+    """What of the operator's can neither stand nor be made again."""
+    obstacles = []
+    for table in shape.tables.values():
+        obstacles += [_OPTIONS[option].format(table=table.name) for option in table.options if option in _OPTIONS]
+
+    def query(sql: str, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
+        cursor.execute(sql, parameters)
+        return list(cursor.fetchall())
+
+    columns = column_numbers(query, changing_columns(shape, connection.vendor))
+    version = connection.pg_version  # type: ignore[attr-defined]
+    obstacles += table_obstacles(query, columns)
+    obstacles += read_dependents(query, columns, server_version=version).obstacles
+    return obstacles
+
+
+_OPTIONS = {
+    "unlogged": "Table {table!r} is unlogged: PostgreSQL empties it after a crash. Run 'ALTER TABLE {table} SET "
+    "LOGGED'.",
+    "row security": "Table {table!r} has row security, which hides rows and refuses inserts. Run 'ALTER TABLE {table} "
+    "DISABLE ROW LEVEL SECURITY'; its policies stay.",
+}
 
 
 def _left_null(table: Table, columns: Iterable[str]) -> bool:
@@ -284,9 +308,10 @@ def _missing_rights(cursor: CursorWrapper, tables: set[str]) -> list[str]:
         for table, owner, role in cursor.fetchall()
     ]
     cursor.execute(
-        "SELECT current_schema(), has_schema_privilege(current_schema(), 'CREATE'), current_user, pg_is_in_recovery()"
+        "SELECT current_schema(), has_schema_privilege(current_schema(), 'CREATE'), current_user, pg_is_in_recovery(),"
+        " current_setting('default_transaction_read_only') = 'on'"
     )
-    schema, may_create, role, is_standby = cursor.fetchall()[0]
+    schema, may_create, role, is_standby, is_read_only = cursor.fetchall()[0]
     if not may_create:
         missing.append(
             f"The role {role!r} may not create tables in schema {schema!r}. Run 'GRANT CREATE ON SCHEMA {schema} TO "
@@ -294,6 +319,11 @@ def _missing_rights(cursor: CursorWrapper, tables: set[str]) -> list[str]:
         )
     if is_standby:
         missing.append("The server is a standby, which cannot be written to. Use the primary server.")
+    elif is_read_only:
+        missing.append(
+            f"Nothing can be written: default_transaction_read_only is on for this database, the role {role!r} or this "
+            "connection. Turn it off for as long as the command runs."
+        )
     return missing
 
 
@@ -315,7 +345,7 @@ def decide(findings: Findings, *, backup: bool = True) -> Plan:
     conform_to = None
     actions: list[str] = []
     if shape.level is None or online:
-        all_native = len(shape.tables) == len(OLD_COLUMNS) and not _text_timestamps(findings)
+        all_native = len(shape.tables) == len(OLD_COLUMNS) and not _texts(shape, findings.engine)
         conform_to = names[-1] if all_native or online else INITIAL
         actions += _conforming(findings, conform_to)
     elif findings.misspelt:
@@ -358,11 +388,12 @@ def decide(findings: Findings, *, backup: bool = True) -> Plan:
     )
 
 
-def _text_timestamps(findings: Findings) -> list[tuple[str, str]]:
-    native = NATIVE_TIMESTAMP_TYPES[findings.engine]
+def _texts(shape: Shape, engine: str) -> list[tuple[str, str]]:
+    """The timestamps that are still texts, as table and column."""
+    native = NATIVE_TIMESTAMP_TYPES[engine]
     return [
         (name, column.name)
-        for name, table in findings.shape.tables.items()
+        for name, table in shape.tables.items()
         for column in table.columns
         if OLD_COLUMNS[name].get(column.name) == "timestamp" and column.type not in native
     ]

@@ -9,12 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-from django.db import DatabaseError, connections
+from django.db import DatabaseError, OperationalError, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.migrations.recorder import MigrationRecorder
 from django.db.utils import load_backend
 
-from agentdb.adoption.plan import Plan, Refusal
+from agentdb.adoption.dependents import ANEW
+from agentdb.adoption.plan import Plan, Refusal, changing_columns
+from agentdb.adoption.shapes import Shape
+from agentdb.adoption.temporary import may_copy, temporary_copy
 from agentdb.adoption.unusable import OLD_COLUMNS, first_line
 from agentdb.errors import SchemaMismatchError
 
@@ -22,21 +25,35 @@ _ALIAS = "agentdb_rehearsal"
 
 
 def rehearse(
-    connection: BaseDatabaseWrapper, plan: Plan, act: Callable[[BaseDatabaseWrapper], None]
+    connection: BaseDatabaseWrapper, shape: Shape, plan: Plan, act: Callable[[BaseDatabaseWrapper], None]
 ) -> tuple[Refusal, ...]:
-    """Call ``act`` on a copy of the schema; return what it fails of. Only SQLite's schema can be copied."""
-    if connection.vendor != "sqlite":
-        return ()
-    with _copy_in_memory(connection) as copy:
-        if refusals := _copy_schema(connection, copy, {*OLD_COLUMNS, *plan.renames}):
-            return refusals
-        try:
-            act(copy)
-        except (DatabaseError, SchemaMismatchError) as error:
-            if refusals := getattr(error, "refusals", ()):
-                return tuple(refusals)
-            return (Refusal(_explain(first_line(error) if isinstance(error, DatabaseError) else str(error))),)
+    """Call ``act`` on a copy of the schema; return what it fails of. CockroachDB's schema cannot be copied."""
+    try:
+        if connection.vendor == "sqlite":
+            with _copy_in_memory(connection) as copy:
+                if refusals := _copy_schema(connection, copy, {*OLD_COLUMNS, *plan.renames}):
+                    return refusals
+                act(copy)
+        elif connection.vendor == "postgresql":
+            # The connection that only reads can make no copy.
+            writing = connections[connection.alias]
+            if may_copy(writing):
+                with temporary_copy(writing, changing_columns(shape, connection.vendor)):
+                    act(writing)
+    except OperationalError as error:
+        if connection.vendor != "sqlite":
+            raise
+        return (Refusal(_explain(first_line(error))),)
+    except DatabaseError as error:
+        return (Refusal(_explain(first_line(error))),)
+    except SchemaMismatchError as error:
+        return getattr(error, "refusals", None) or (Refusal(_named(str(error))),)
     return ()
+
+
+def _named(reason: str) -> str:
+    """A sentence that names a thing of the operator's and what to do with it needs no other around it."""
+    return reason if reason.endswith(ANEW) else _explain(reason)
 
 
 def _explain(reason: str) -> str:
