@@ -8,8 +8,7 @@ from collections.abc import Sequence
 
 from agentdb.conf import DEFAULT_URL, URL_VARIABLE, database_url, display_url
 from agentdb.errors import AgentDbError, InvalidInputError
-
-_SETTINGS_VARIABLE = "DJANGO_SETTINGS_MODULE"
+from agentdb.host import SETTINGS_VARIABLE, cannot_load, load_settings
 
 # The commands of Django that are of use to someone who has a database and no project.
 _DJANGO_COMMANDS = ("check", "dbshell", "inspectdb", "shell", "showmigrations", "sqlmigrate")
@@ -78,7 +77,7 @@ def _take_quiet(arguments: list[str]) -> None:
 
 
 def _configure(url: str | None, arguments: Sequence[str]) -> None:
-    settings = os.environ.get(_SETTINGS_VARIABLE)
+    settings = os.environ.get(SETTINGS_VARIABLE)
     if not settings and not any(argument.partition("=")[0] == "--settings" for argument in arguments):
         from agentdb.opening import configure
 
@@ -87,7 +86,7 @@ def _configure(url: str | None, arguments: Sequence[str]) -> None:
     if url:
         raise InvalidInputError(
             f"Both --url and the Django settings {settings or '--settings'!r} say which database is meant. "
-            f"Leave out --url, or unset {_SETTINGS_VARIABLE}."
+            f"Leave out --url, or unset {SETTINGS_VARIABLE}."
         )
     # As manage.py does: the settings are named as seen from here.
     sys.path.insert(0, os.getcwd())
@@ -98,25 +97,20 @@ def _configure(url: str | None, arguments: Sequence[str]) -> None:
 def _check_host_settings(module: str) -> None:
     from django.conf import settings
 
-    try:
-        apps = settings.INSTALLED_APPS
-    except ImportError as error:
+    load_settings()
+    if not any(app.partition(".")[0] == "agentdb" for app in settings.INSTALLED_APPS):
         raise InvalidInputError(
-            f"{_SETTINGS_VARIABLE} names {module!r}, which cannot be imported: {error}. "
-            f"Correct it, or unset {_SETTINGS_VARIABLE}."
-        ) from error
-    if not any(app.partition(".")[0] == "agentdb" for app in apps):
-        raise InvalidInputError(
-            f"The INSTALLED_APPS of {module!r} lack 'agentdb'. Add it, or unset {_SETTINGS_VARIABLE}."
+            f"The INSTALLED_APPS of {module!r} lack 'agentdb'. Add it, or unset {SETTINGS_VARIABLE}."
         )
 
 
 def _run(arguments: Sequence[str]) -> int:
+    from django.core.exceptions import ImproperlyConfigured
     from django.core.management import execute_from_command_line
-    from django.db import Error
+    from django.db import Error, connections
 
     _check_offered(arguments)
-    if arguments[0] in _LOOKING and not {"-h", "--help"} & set(arguments) and not os.environ.get(_SETTINGS_VARIABLE):
+    if arguments[0] in _LOOKING and not {"-h", "--help"} & set(arguments) and not os.environ.get(SETTINGS_VARIABLE):
         _check_file()
 
     try:
@@ -125,6 +119,12 @@ def _run(arguments: Sequence[str]) -> int:
         if not end.code and ({"-h", "--help"} & set(arguments) or arguments[0] == "help"):
             sys.stdout.write(_OPTIONS)
         raise
+    except ImproperlyConfigured as error:
+        if "--traceback" in arguments or os.environ.get(SETTINGS_VARIABLE):
+            raise
+        # All of the settings are agentdb's own but for the engine's driver.
+        sys.stderr.write(f"{cannot_load(connections.settings['default']['ENGINE'], error)}\n")
+        return 2
     except Error as error:
         if "--traceback" in arguments:
             raise
@@ -139,7 +139,7 @@ def _check_offered(arguments: Sequence[str]) -> None:
     """Refuse the commands of Django that are of no use here, some of which empty the database without a question."""
     from django.core.management import get_commands
 
-    if os.environ.get(_SETTINGS_VARIABLE) or any(argument.partition("=")[0] == "--settings" for argument in arguments):
+    if os.environ.get(SETTINGS_VARIABLE) or any(argument.partition("=")[0] == "--settings" for argument in arguments):
         return  # a project's own commands are its own business
     for name in arguments[:2] if arguments[0] == "help" else arguments[:1]:
         app = get_commands().get(name)
@@ -187,8 +187,8 @@ def _overview(url: str | None) -> str:
         "'agentdb COMMAND --help' says more about one.",
         "",
     ]
-    if os.environ.get(_SETTINGS_VARIABLE):
-        lines += [f"Database: what the Django settings {os.environ[_SETTINGS_VARIABLE]!r} say."]
+    if os.environ.get(SETTINGS_VARIABLE):
+        lines += [f"Database: what the Django settings {os.environ[SETTINGS_VARIABLE]!r} say."]
     else:
         lines += [
             f"Database: {display_url(database_url(url))}",

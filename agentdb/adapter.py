@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from agentdb.errors import AgentDbError, InvalidInputError
 from agentdb.execution import Executor
 from agentdb.health import check_health
+from agentdb.host import check_set_up
 from agentdb.inputs import (
     aware_instant,
     check_tenant,
@@ -56,6 +57,7 @@ class DjangoDb(Db):
 
     def __init__(self, alias: str = "default", *, _executor: Executor | TenantExecutor | None = None) -> None:
         global queries
+        check_set_up()
         # The models cannot be imported before Django is set up, and callers name this class before that.
         from agentdb import queries
 

@@ -11,13 +11,22 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
+from django.core.exceptions import ImproperlyConfigured
 from django.db import DEFAULT_DB_ALIAS, connections, transaction
 
 from agentdb.channels import open_channel
 from agentdb.channels.base import Channel, Fault, driver_error
 from agentdb.compiled import Delete, Insert, Query, Row, Select, SelectCount, Statement, Update, together, unless_taken
-from agentdb.errors import AgentDbError, ConflictError, DatabaseClosedError, DuplicateKeyError, InvalidInputError
+from agentdb.errors import (
+    AgentDbError,
+    ConflictError,
+    DatabaseClosedError,
+    DatabaseUnavailableError,
+    DuplicateKeyError,
+    InvalidInputError,
+)
 from agentdb.forking import forking, leave_to_the_parent
+from agentdb.host import cannot_load
 from agentdb.watchdog import watchdog
 
 R = TypeVar("R")
@@ -63,7 +72,13 @@ class Executor:
         self._prepares = True
         self._place: str | None = None
         self._forget_threads()
-        self._shared = open_channel(connections[alias]) if shared else None
+        try:
+            connection = connections[alias]
+        except ImproperlyConfigured as error:
+            reason = cannot_load(connections.settings[alias]["ENGINE"], error)
+            self._forget_alias()
+            raise DatabaseUnavailableError(reason) from error
+        self._shared = open_channel(connection) if shared else None
         if self._shared:
             self._shared.wrapper.inc_thread_sharing()
         own = connections.settings[alias]

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 from agentdb.aio import DEFAULT_MAX_WORKERS, AsyncDb
 from agentdb.conf import INSTALLED_APPS, URL_VARIABLE, database_from_url, database_url
 from agentdb.errors import (
-    AgentDbError,
     DatabaseUnavailableError,
     InvalidInputError,
     SchemaMismatchError,
@@ -65,7 +64,6 @@ def connect(url: str | None = None, *, migrate: bool = False, timeout_seconds: f
         raise InvalidInputError(f"timeout_seconds must be a number from 0 on, not {timeout_seconds!r}.")
     alias, owned = _alias(url)
 
-    from django.core.exceptions import ImproperlyConfigured
     from django.db import connections
 
     from agentdb.adapter import DjangoDb
@@ -74,10 +72,7 @@ def connect(url: str | None = None, *, migrate: bool = False, timeout_seconds: f
     in_memory = connections.settings[alias]["NAME"] == ":memory:"
     executor = Executor(alias, owned=owned, shared=owned and in_memory)
     try:
-        try:
-            connection = connections[alias]
-        except ImproperlyConfigured as error:
-            raise DatabaseUnavailableError(_no_backend(connections.settings[alias]["ENGINE"])) from error
+        connection = connections[alias]
         if not migrate:
             _check_file_exists(connection)
         with _bounded_attempts(connection, timeout_seconds):
@@ -154,9 +149,11 @@ def _alias(url: str | None) -> tuple[str, bool]:
     from django.conf import settings
     from django.db import DEFAULT_DB_ALIAS
 
+    from agentdb import host
+
     global _standalone
     with _setup:
-        if not settings.configured and "DJANGO_SETTINGS_MODULE" not in os.environ:
+        if not settings.configured and host.SETTINGS_VARIABLE not in os.environ:
             database = database_from_url(database_url(url))
             settings.configure(
                 DATABASES={DEFAULT_DB_ALIAS: database},
@@ -169,10 +166,10 @@ def _alias(url: str | None) -> tuple[str, bool]:
             _standalone = True
             _set_up()
             return DEFAULT_DB_ALIAS, True
+        host.load_settings()
         if not apps.ready:
             _set_up()
-        if not apps.is_installed("agentdb"):
-            raise AgentDbError('Django is configured without agentdb. Add "agentdb" to INSTALLED_APPS.')
+        host.check_set_up()
         if url is None and not os.environ.get(URL_VARIABLE) and not _standalone:
             return DEFAULT_DB_ALIAS, False
         return _add_database(database_url(url)), True
@@ -222,12 +219,6 @@ def _check_file_exists(connection: BaseDatabaseWrapper) -> None:
             f"SQLite database {name!r} does not exist. Run 'agentdb migrate' or pass migrate=True to make it.",
             pending=migration_names(),
         )
-
-
-def _no_backend(engine: str) -> str:
-    if engine == "django_cockroachdb":
-        return "CockroachDB needs one more package. Install agentdb with its extra: 'django-agentdb[cockroachdb]'."
-    return f"The database engine {engine!r} cannot be loaded. Install its package, or correct ENGINE in DATABASES."
 
 
 @contextmanager

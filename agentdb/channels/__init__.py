@@ -7,7 +7,8 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 from agentdb.channels.base import Channel
 from agentdb.channels.sqlite import SqliteChannel
-from agentdb.errors import AgentDbError
+from agentdb.errors import AgentDbError, DatabaseUnavailableError
+from agentdb.host import cannot_load
 
 
 def open_channel(wrapper: BaseDatabaseWrapper) -> Channel:
@@ -27,7 +28,12 @@ def open_channel(wrapper: BaseDatabaseWrapper) -> Channel:
     if wrapper.vendor == "sqlite":
         return SqliteChannel(wrapper)
     if wrapper.vendor in ("postgresql", "cockroachdb"):
-        from agentdb.channels.postgresql import PostgresChannel
+        try:
+            from agentdb.channels.postgresql import PostgresChannel
+        except ImportError as error:  # Django makes do with psycopg2
+            raise DatabaseUnavailableError(cannot_load("django.db.backends.postgresql", error)) from error
 
         return PostgresChannel(wrapper)
+    if wrapper.vendor == "unknown":
+        raise AgentDbError(f"There is no database behind the alias {wrapper.alias!r}. Give it one in DATABASES.")
     raise AgentDbError(f"agentdb does not know the engine {wrapper.vendor!r} of the alias {wrapper.alias!r}.")

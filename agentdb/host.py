@@ -1,0 +1,66 @@
+"""What agentdb needs of the Django project and the packages around it, and what to say where that is missing."""
+
+from __future__ import annotations
+
+import os
+
+from django.apps import apps
+from django.conf import settings
+
+from agentdb.errors import AgentDbError, InvalidInputError
+
+SETTINGS_VARIABLE = "DJANGO_SETTINGS_MODULE"
+
+
+def load_settings() -> None:
+    """Import the project's settings; ``InvalidInputError`` says what about them cannot be imported."""
+    if settings.configured:
+        return
+    module = os.environ.get(SETTINGS_VARIABLE)
+    if not module:
+        raise AgentDbError(
+            "Django has no settings. Open a database with agentdb.connect(URL), which needs none, or set "
+            f"{SETTINGS_VARIABLE} and call django.setup()."
+        )
+    try:
+        _ = settings.INSTALLED_APPS
+    except Exception as error:
+        raise InvalidInputError(
+            f"{SETTINGS_VARIABLE} names {module!r}, which cannot be imported: {_in_one_line(error)}. "
+            f"Correct it, or unset {SETTINGS_VARIABLE}."
+        ) from error
+
+
+def check_set_up() -> None:
+    """Raise ``AgentDbError`` unless the project's apps are loaded, with agentdb among them."""
+    load_settings()
+    if not apps.apps_ready:
+        raise AgentDbError(
+            "Django's apps are not loaded yet. Call django.setup() before DjangoDb(), and in a project make it in a "
+            "function, not while modules are imported; or use agentdb.connect()."
+        )
+    if not apps.is_installed("agentdb"):
+        raise AgentDbError('Django is configured without agentdb. Add "agentdb" to INSTALLED_APPS.')
+
+
+def cannot_load(engine: str, error: BaseException) -> str:
+    """Say what to do where Django cannot load a database engine or its driver."""
+    if engine == "django_cockroachdb":
+        return "CockroachDB needs one more package. Install agentdb with its extra: 'django-agentdb[cockroachdb]'."
+    while error.__context__ is not None:  # Django's own error says only that there was one
+        error = error.__context__
+    reason = _in_one_line(error)
+    if engine == "django.db.backends.postgresql":
+        return (
+            f"PostgreSQL's driver psycopg cannot be loaded: {reason}. Install it again: "
+            "pip install --force-reinstall 'psycopg[binary]'."
+        )
+    return (
+        f"The database engine {engine!r} cannot be loaded: {reason}. Install its package, or correct ENGINE in "
+        "DATABASES."
+    )
+
+
+def _in_one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split()).removesuffix(".")
+    return text if isinstance(error, ImportError) else f"{type(error).__name__}: {text}"
