@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
 import random
+import sys
 import threading
 import time
+import warnings
 import weakref
+from asyncio import _get_running_loop
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
@@ -53,6 +57,9 @@ _FORKED = (
 _CLOSED = "The Db is closed. Open another one with agentdb.connect()."
 
 logger = logging.getLogger("agentdb")
+
+# Django's own word for "I know what I do": it lets a connection be opened there.
+_warn_in_loops = "DJANGO_ALLOW_ASYNC_UNSAFE" not in os.environ
 
 
 class Executor:
@@ -144,6 +151,8 @@ class Executor:
     def run(self, query: Query, values: dict[str, Any], consume: Callable[[Any], R], *, reads_only: bool = False) -> R:
         """Run the query and return what ``consume`` makes of the cursor."""
         channel = self.channel()
+        if _warn_in_loops and _get_running_loop() is not None:
+            _warn_of_blocked_loop()
         if forking.under_way and not channel.wrapper.in_atomic_block:
             forking.wait()
         with channel.lock:
@@ -495,6 +504,21 @@ class Executor:
 
 def _log_retry(channel: Channel, failure: BaseException) -> None:
     logger.info("%s: trying again, because %s.", channel.describe(), channel.reason(failure))
+
+
+def _warn_of_blocked_loop() -> None:
+    """Once in a process: name the line outside of agentdb that called."""
+    global _warn_in_loops
+    _warn_in_loops = False
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_globals["__name__"].partition(".")[0] == "agentdb":
+        level, frame = level + 1, frame.f_back
+    warnings.warn(
+        "A DjangoDb was called inside a running event loop, which stands still until the database has answered. "
+        "Use agentdb.connect_async(), or call it in a thread. (Said once.)",
+        RuntimeWarning,
+        stacklevel=level,
+    )
 
 
 def _log_if_slow(channel: Channel, began: float, sql: str) -> None:

@@ -6,11 +6,14 @@ import asyncio
 import contextvars
 import gc
 import inspect
+import linecache
 import threading
 import time
+import warnings
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
@@ -695,6 +698,44 @@ def test_djangodb_used_in_a_running_loop_says_what_to_use(make_postgres_database
         )
 
     run(work)
+
+
+def test_djangodb_called_in_a_running_loop_warns_once_and_names_the_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agentdb.execution._warn_in_loops", True)
+    db = agentdb.connect(f"sqlite:///{tmp_path / 'a.db'}", migrate=True)
+
+    async def work() -> None:
+        with pytest.warns(RuntimeWarning) as warned:
+            db.list_agents()
+            db.run_transaction(lambda inside: inside.list_agents())
+        [warning] = warned
+        assert str(warning.message) == (
+            "A DjangoDb was called inside a running event loop, which stands still until the database has answered. "
+            "Use agentdb.connect_async(), or call it in a thread. (Said once.)"
+        )
+        assert linecache.getline(warning.filename, warning.lineno).strip() == "db.list_agents()"
+
+    run(work)
+    db.close()
+
+
+def test_asyncdb_warns_of_no_blocked_loop(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agentdb.execution._warn_in_loops", True)
+
+    async def in_transaction(inside: AsyncDb) -> None:
+        await inside.list_agents()
+
+    async def work() -> None:
+        async with agentdb.connect_async(url) as db:
+            await db.list_agents()
+            await db.run_transaction(in_transaction)
+            await db.run_transaction(lambda inside: inside.list_agents())
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run(work)
 
 
 def test_memory_database_is_shared_by_the_threads() -> None:
