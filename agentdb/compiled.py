@@ -27,8 +27,6 @@ from django.db.models.sql.compiler import SQLCompiler
 
 from agentdb.expressions import ServerNow
 
-M = TypeVar("M", bound=Model)
-
 Row = tuple[Any, ...]
 Converter = Callable[[Any], Any]
 
@@ -48,13 +46,14 @@ class Parameters:
         self.limits: dict[int, str] = {}
         self.of_tenant = False
 
-    def rows(self, model: type[M]) -> QuerySet[M]:
+    def rows(self, model: type[Model]) -> Any:
         """Return all rows of the model; those of the parameter ``tenant_id`` where the query is narrowed to that."""
         return self.tenant(model) if self.of_tenant else model._default_manager.all()
 
-    def tenant(self, model: type[M]) -> QuerySet[M]:
+    def tenant(self, model: type[Model]) -> Any:
         """Return the rows of the model whose tenant is the parameter ``tenant_id``."""
-        return model._default_manager.filter(tenant_id=self.text("tenant_id"))
+        manager: Any = model._default_manager
+        return manager.of_tenant(self.text("tenant_id"))
 
     def text(self, name: str) -> str:
         """Return the stand-in for a text parameter."""
@@ -199,7 +198,8 @@ class Insert:
             update_fields=[meta.get_field(name) for name in self.replace],
             unique_fields=[meta.get_field(name) for name in self.unique],
         )
-        query.insert_values(fields, [instance])
+        # Raw: what a field does before save() would replace a stand-in.
+        query.insert_values(fields, [instance], raw=True)
         compiler = query.get_compiler(connection=connection)
         by_server = [
             field

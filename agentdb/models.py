@@ -7,13 +7,21 @@ import uuid
 from django.db import models
 from django.db.models import F, Index, Q
 
-from agentdb.expressions import CodePointOrder, UtcNow
+from agentdb.expressions import UtcNow
+from agentdb.fields import Instant, Integer, Text
 from agentdb.interface import SandboxState as SandboxStateValue
 from agentdb.interface import SessionStatus as SessionStatusValue
+from agentdb.querysets import (
+    LEAST_RECENTLY_USED_FIRST,
+    NEWEST_FIRST,
+    AgentQuerySet,
+    ApiKeyQuerySet,
+    SandboxQuerySet,
+    SessionQuerySet,
+)
 
-# What the queries of Db sort by: the newest first, and among equals an order that does not depend on the locale.
-NEWEST_FIRST = (F("created_at").desc(), CodePointOrder("id").desc())
-LEAST_RECENTLY_USED_FIRST = (F("last_used_at").asc(), CodePointOrder("id").asc())
+_TENANT = "Whose row it is; 'default' where there is one tenant only."
+_CREATED = "When the row was made, by the server's clock."
 
 
 def new_id() -> str:
@@ -21,14 +29,23 @@ def new_id() -> str:
     return str(uuid.uuid4())
 
 
+def _values(of: type[SessionStatusValue] | type[SandboxStateValue]) -> list[tuple[str, str]]:
+    """The choices of a field, each called what it is; a newer server's other values can be read all the same."""
+    return [(member.value, member.value) for member in of]
+
+
 class Agent(models.Model):
-    id = models.TextField(primary_key=True, default=new_id)
-    tenant_id = models.TextField(db_default="default")
-    name = models.TextField()
-    version = models.IntegerField(db_default=1)
-    path = models.TextField()
-    created_at = models.DateTimeField(db_default=UtcNow())
-    updated_at = models.DateTimeField(db_default=UtcNow())
+    id = Text(primary_key=True, default=new_id, help_text="A random UUID.")
+    tenant_id = Text(db_default="default", help_text=_TENANT)
+    name = Text(help_text="What sessions name the agent by; unique within a tenant.")
+    version = Integer(db_default=1, help_text="How often the agent was deployed.")
+    path = Text(help_text="Where the agent's files lie.")
+    created_at = Instant(db_default=UtcNow(), help_text=_CREATED)
+    updated_at = Instant(
+        db_default=UtcNow(), moves_on_save=True, help_text="When the agent was last deployed; each save() moves it."
+    )
+
+    objects = AgentQuerySet.as_manager()
 
     class Meta:
         db_table = "agents"
@@ -43,14 +60,20 @@ class Agent(models.Model):
 
 
 class Session(models.Model):
-    id = models.TextField(primary_key=True)
-    tenant_id = models.TextField(db_default="default")
-    agent_name = models.TextField()
-    sandbox_id = models.TextField()
-    status = models.TextField(db_default=SessionStatusValue.STARTING.value)
-    runner_id = models.TextField(null=True, blank=True)
-    created_at = models.DateTimeField(db_default=UtcNow())
-    last_active_at = models.DateTimeField(db_default=UtcNow())
+    id = Text(primary_key=True, help_text="What the agent server calls the session.")
+    tenant_id = Text(db_default="default", help_text=_TENANT)
+    agent_name = Text(help_text="The agent it talks to, which may have been deleted since.")
+    sandbox_id = Text(help_text="The sandbox it runs in, which may be gone.")
+    status = Text(
+        db_default=SessionStatusValue.STARTING.value,
+        choices=_values(SessionStatusValue),
+        help_text="What the session is doing.",
+    )
+    runner_id = Text(null=True, blank=True, help_text="The machine or process that runs it; empty where none does.")
+    created_at = Instant(db_default=UtcNow(), help_text=_CREATED)
+    last_active_at = Instant(db_default=UtcNow(), help_text="The last sign of life; agentdb never moves it backwards.")
+
+    objects = SessionQuerySet.as_manager()
 
     class Meta:
         db_table = "sessions"
@@ -73,14 +96,22 @@ class Session(models.Model):
 
 
 class Sandbox(models.Model):
-    id = models.TextField(primary_key=True)
-    tenant_id = models.TextField(db_default="default")
-    session_id = models.TextField(null=True, blank=True)
-    agent_name = models.TextField()
-    state = models.TextField(db_default=SandboxStateValue.WARMING.value)
-    workspace_dir = models.TextField()
-    created_at = models.DateTimeField(db_default=UtcNow())
-    last_used_at = models.DateTimeField(db_default=UtcNow())
+    id = Text(primary_key=True, help_text="What the agent server calls the sandbox.")
+    tenant_id = Text(db_default="default", help_text=_TENANT)
+    session_id = Text(null=True, blank=True, help_text="The session it is reserved for; empty where there is none.")
+    agent_name = Text(help_text="The agent whose files it holds.")
+    state = Text(
+        db_default=SandboxStateValue.WARMING.value,
+        choices=_values(SandboxStateValue),
+        help_text="Whether it has a process (warm, waiting, running), is getting one (warming) or has none (cold).",
+    )
+    workspace_dir = Text(help_text="The folder it works in.")
+    created_at = Instant(db_default=UtcNow(), help_text=_CREATED)
+    last_used_at = Instant(
+        db_default=UtcNow(), help_text="The last use, by which eviction chooses; agentdb never moves it backwards."
+    )
+
+    objects = SandboxQuerySet.as_manager()
 
     class Meta:
         db_table = "sandboxes"
@@ -98,11 +129,13 @@ class Sandbox(models.Model):
 
 
 class ApiKey(models.Model):
-    id = models.TextField(primary_key=True)
-    tenant_id = models.TextField()
-    key_hash = models.TextField(unique=True)
-    label = models.TextField(db_default="", blank=True)
-    created_at = models.DateTimeField(db_default=UtcNow())
+    id = Text(primary_key=True, help_text="What the agent server calls the key.")
+    tenant_id = Text(help_text="The tenant that the key opens.")
+    key_hash = Text(unique=True, help_text="The SHA-256 of the key; the key itself is stored nowhere.")
+    label = Text(db_default="", blank=True, help_text="For people: what the key is for.")
+    created_at = Instant(db_default=UtcNow(), help_text=_CREATED)
+
+    objects = ApiKeyQuerySet.as_manager()
 
     class Meta:
         db_table = "api_keys"

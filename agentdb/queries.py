@@ -8,7 +8,7 @@ from django.db.models.functions import Coalesce, Greatest
 from agentdb.compiled import Delete, Insert, Parameters, Select, SelectCount, Update
 from agentdb.expressions import CodePointOrder, SkipLocked, TextsOfJson
 from agentdb.interface import SandboxState, SessionStatus
-from agentdb.models import LEAST_RECENTLY_USED_FIRST, NEWEST_FIRST, Agent, ApiKey, Sandbox, Session
+from agentdb.models import Agent, ApiKey, Sandbox, Session
 
 
 def _not_before(column: str, p: Parameters) -> Greatest:
@@ -33,7 +33,7 @@ UPSERT_AGENT = Insert(
     change={"version": F("version") + 1},
 )
 GET_AGENT = Select(lambda p: p.tenant(Agent).filter(name=p.text("name")))
-LIST_AGENTS = Select(lambda p: p.tenant(Agent).order_by(CodePointOrder("name").asc()))
+LIST_AGENTS = Select(lambda p: p.tenant(Agent).by_name())
 DELETE_AGENT = Delete(lambda p: p.tenant(Agent).filter(name=p.text("name")))
 DELETE_SESSIONS_OF_AGENT = Delete(lambda p: p.tenant(Session).filter(agent_name=p.text("name")))
 
@@ -73,14 +73,14 @@ def _list_sessions(*, agent: bool, before: bool, limit: bool) -> Select:
     def build(p: Parameters):  # type: ignore[no-untyped-def]
         sessions = p.tenant(Session)
         if agent:
-            sessions = sessions.filter(agent_name=p.text("agent"))
+            sessions = sessions.of_agent(p.text("agent"))
         if before:
             # The first condition bounds the range of the index, the second orders within one instant.
             created_at = p.instant("created_at")
             sessions = sessions.alias(ordered_id=CodePointOrder("id")).filter(
                 Q(created_at__lt=created_at) | Q(ordered_id__lt=p.text("id")), created_at__lte=created_at
             )
-        sessions = sessions.order_by(*NEWEST_FIRST)
+        sessions = sessions.newest_first()
         return sessions[: p.limit("limit")] if limit else sessions
 
     return Select(build)
@@ -92,27 +92,19 @@ LIST_SESSIONS = {
     for before in (False, True)
     for limit in (False, True)
 }
-LIST_SESSIONS_BY_RUNNER = Select(
-    lambda p: p.rows(Session).filter(runner_id=p.text("runner_id")).order_by(*NEWEST_FIRST)
-)
-
-_RUNNING = (SessionStatus.ACTIVE.value, SessionStatus.STARTING.value)
+LIST_SESSIONS_BY_RUNNER = Select(lambda p: p.rows(Session).of_runner(p.text("runner_id")).newest_first())
 
 
 def _pause(p: Parameters) -> dict[str, object]:
     return {"status": SessionStatus.PAUSED.value, "last_active_at": _not_before("last_active_at", p)}
 
 
-PAUSE_SESSIONS = Update(lambda p: p.rows(Session).filter(status__in=_RUNNING), _pause)
-PAUSE_SESSIONS_BY_RUNNER = Update(
-    lambda p: p.rows(Session).filter(runner_id=p.text("runner_id"), status__in=_RUNNING), _pause
-)
-
-FINISHED = (SessionStatus.ENDED.value, SessionStatus.STOPPED.value, SessionStatus.ERROR.value)
+PAUSE_SESSIONS = Update(lambda p: p.rows(Session).live(), _pause)
+PAUSE_SESSIONS_BY_RUNNER = Update(lambda p: p.rows(Session).of_runner(p.text("runner_id")).live(), _pause)
 
 
 def _finished(p: Parameters):  # type: ignore[no-untyped-def]
-    finished = p.rows(Session).filter(status__in=FINISHED, last_active_at__lt=p.instant("ended_before"))
+    finished = p.rows(Session).finished().idle_since(p.instant("ended_before"))
     longest_inactive = finished.order_by("last_active_at", CodePointOrder("id").asc()).values("id")
     # The conditions once more: PostgreSQL looks at them again for a row that was changed meanwhile.
     return finished.filter(id__in=longest_inactive[: p.limit("limit")])
@@ -157,7 +149,7 @@ COUNT_SANDBOXES = SelectCount(lambda p: p.rows(Sandbox))
 
 
 def _first_of(p: Parameters, state: SandboxState):  # type: ignore[no-untyped-def]
-    return p.rows(Sandbox).filter(state=state.value).order_by(*LEAST_RECENTLY_USED_FIRST).values("id")[:1]
+    return p.rows(Sandbox).in_state(state).least_recently_used_first().values("id")[:1]
 
 
 # COALESCE stops at the first state that has a sandbox: at most three probes of one index, and no sort.
@@ -177,9 +169,9 @@ def _free(p: Parameters, state: SandboxState):  # type: ignore[no-untyped-def]
     was there when the statement began, so a sandbox touched meanwhile no longer equals it and the next one is tried.
     """
     as_it_was = Sandbox.objects.filter(id=OuterRef("id")).values("last_used_at")
-    first = p.rows(Sandbox).filter(state=state.value, last_used_at=Subquery(as_it_was))
-    one = first.order_by(*LEAST_RECENTLY_USED_FIRST).values("id")[:1]
-    return p.rows(Sandbox).filter(state=state.value, id=SkipLocked(one))
+    first = p.rows(Sandbox).in_state(state).filter(last_used_at=Subquery(as_it_was))
+    one = first.least_recently_used_first().values("id")[:1]
+    return p.rows(Sandbox).in_state(state).filter(id=SkipLocked(one))
 
 
 CLAIM_COLD_SANDBOX = Delete(lambda p: _free(p, SandboxState.COLD), returning=True)
@@ -193,11 +185,7 @@ CLAIM_WAITING_SANDBOX = Update(
 
 def _unused(state: SandboxState) -> Select:
     return Select(
-        lambda p: (
-            p.rows(Sandbox)
-            .filter(state=state.value, last_used_at__lt=p.instant("older_than"))
-            .order_by(*LEAST_RECENTLY_USED_FIRST)
-        )
+        lambda p: p.rows(Sandbox).in_state(state).idle_since(p.instant("older_than")).least_recently_used_first()
     )
 
 
@@ -223,5 +211,5 @@ INSERT_API_KEY = Insert(
     ),
     returning=False,
 )
-LIST_API_KEYS = Select(lambda p: p.tenant(ApiKey).order_by(*NEWEST_FIRST))
+LIST_API_KEYS = Select(lambda p: p.tenant(ApiKey).newest_first())
 DELETE_API_KEY = Delete(lambda p: p.rows(ApiKey).filter(id=p.text("id")))

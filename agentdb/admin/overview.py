@@ -34,7 +34,7 @@ from agentdb.admin.display import (
 )
 from agentdb.attention import instant
 from agentdb.interface import SandboxState, SessionStatus
-from agentdb.models import LEAST_RECENTLY_USED_FIRST, NEWEST_FIRST, Agent, ApiKey, Sandbox, Session
+from agentdb.models import Agent, ApiKey, Sandbox, Session
 
 CAP = 10_000
 SAMPLE = 10_000
@@ -144,9 +144,9 @@ def top_tenants(alias: str) -> list[Tenant]:
 
 def _group_newest_sessions(alias: str, columns: str, tenant_id: str | None = None) -> list[Any]:
     """Aggregates over the newest ``SAMPLE`` sessions by the first column, the most frequent value first."""
-    newest = Session.objects.using(alias).order_by(*NEWEST_FIRST)
+    newest = Session.objects.using(alias).newest_first()
     if tenant_id is not None:
-        newest = newest.filter(tenant_id=tenant_id)
+        newest = newest.of_tenant(tenant_id)
     # Django groups before it limits; the other way round it has only an id IN (...), which reads every row twice.
     inner, parameters = (
         newest.values("tenant_id", "status", "created_at")[:SAMPLE].query.get_compiler(using=alias).as_sql()
@@ -158,8 +158,7 @@ def _group_newest_sessions(alias: str, columns: str, tenant_id: str | None = Non
 
 
 def oldest_idle_sandboxes(alias: str) -> list[Sandbox]:
-    rows = Sandbox.objects.using(alias).filter(state=SandboxState.WAITING)
-    return list(rows.order_by(*LEAST_RECENTLY_USED_FIRST)[:TOP])
+    return list(Sandbox.objects.using(alias).in_state(SandboxState.WAITING).least_recently_used_first()[:TOP])
 
 
 # -- the page

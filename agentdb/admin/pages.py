@@ -24,8 +24,8 @@ from agentdb.admin.guard import guarded
 from agentdb.errors import AgentDbError
 from agentdb.interface import SessionStatus
 from agentdb.models import Sandbox, Session
+from agentdb.querysets import LIVE
 
-LIVE = (SessionStatus.ACTIVE, SessionStatus.STARTING)
 LIVE_SHOWN = 10
 
 
@@ -55,7 +55,7 @@ def _runner(request: HttpRequest, model_admin: ModelAdmin[Any]) -> HttpResponseB
         return _pause_all(request, model_admin, runner_id, may_act)
     alias = router.db_for_read(Session)
     connection = connections[alias]
-    live = Session.objects.using(alias).filter(runner_id=runner_id, status__in=[*map(str, LIVE)])
+    live = Session.objects.using(alias).of_runner(runner_id).live()
     newest = attention.last_sign_of_life(connection, runner_id)
     everything = attention.runner_statuses(connection, runner_id)
     figures = {value: everything.get(value, attention.Figure(0)) for value in [*map(str, SessionStatus), *everything]}
@@ -63,7 +63,7 @@ def _runner(request: HttpRequest, model_admin: ModelAdmin[Any]) -> HttpResponseB
     hours = attention.ask(connection, lambda: attention.activity(connection, 168 if is_week else 24, runner_id))
     shown = list(live.order_by("-created_at")[:LIVE_SHOWN])
     others = attention.ask(connection, lambda: attention.live_runners(connection))
-    active, starting = (figures[str(status)].rows for status in LIVE)
+    active, starting = (figures[status].rows for status in LIVE)
     seen = attention.Runner(runner_id, newest[0], active, starting) if newest else None
     context = {
         **site.each_context(request),
@@ -117,7 +117,7 @@ def _pause_all(request: HttpRequest, model_admin: ModelAdmin[Any], runner_id: st
     alias = router.db_for_write(Session)
 
     def pause(db: Any) -> list[Session]:
-        live = Session.objects.using(alias).filter(runner_id=runner_id, status__in=[*map(str, LIVE)])
+        live = Session.objects.using(alias).of_runner(runner_id).live()
         rows = list(live.only("pk", "status"))
         db.bulk_pause_sessions_by_runner(runner_id)
         return rows

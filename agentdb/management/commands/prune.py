@@ -80,10 +80,9 @@ def _so_far(pruned: int) -> str:
 
 def _count(alias: str, tenant: str | None, ended_before: datetime) -> int:
     from agentdb.models import Session
-    from agentdb.queries import FINISHED
 
-    finished = Session.objects.using(alias).filter(status__in=FINISHED, last_active_at__lt=ended_before)
-    return (finished if tenant is None else finished.filter(tenant_id=tenant)).count()
+    finished = Session.objects.using(alias).finished().idle_since(ended_before)
+    return (finished if tenant is None else finished.of_tenant(tenant)).count()
 
 
 def _limit_waiting(alias: str) -> None:

@@ -1,0 +1,80 @@
+"""What people ask of the tables, in words: behind ``Session.objects`` and the like, and behind Db's own queries."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Self, TypeVar
+
+from django.db.models import F, Model, QuerySet
+
+from agentdb.expressions import CodePointOrder
+from agentdb.interface import SandboxState, SessionStatus
+
+M = TypeVar("M", bound=Model, covariant=True)
+
+# The newest first, and among equals an order that does not depend on the locale.
+NEWEST_FIRST = (F("created_at").desc(), CodePointOrder("id").desc())
+LEAST_RECENTLY_USED_FIRST = (F("last_used_at").asc(), CodePointOrder("id").asc())
+
+LIVE = (SessionStatus.ACTIVE.value, SessionStatus.STARTING.value)
+FINISHED = (SessionStatus.ENDED.value, SessionStatus.STOPPED.value, SessionStatus.ERROR.value)
+
+
+class _OfTenant(QuerySet[M]):
+    def of_tenant(self, tenant_id: str) -> Self:
+        """Those of one tenant."""
+        return self.filter(tenant_id=tenant_id)
+
+    def newest_first(self) -> Self:
+        """In the order in which ``Db`` lists them."""
+        return self.order_by(*NEWEST_FIRST)
+
+
+class AgentQuerySet(_OfTenant[Any]):
+    def by_name(self) -> Self:
+        """In the order in which ``Db.list_agents`` lists them, whatever the database's locale."""
+        return self.order_by(CodePointOrder("name").asc())
+
+
+class SessionQuerySet(_OfTenant[Any]):
+    def active(self) -> Self:
+        """Those of status ``active``."""
+        return self.filter(status=SessionStatus.ACTIVE.value)
+
+    def live(self) -> Self:
+        """Those that are active or starting."""
+        return self.filter(status__in=LIVE)
+
+    def finished(self) -> Self:
+        """Those that ended, were stopped or failed."""
+        return self.filter(status__in=FINISHED)
+
+    def of_agent(self, name: str) -> Self:
+        """Those of the agents of this name; of all tenants unless narrowed further."""
+        return self.filter(agent_name=name)
+
+    def of_runner(self, runner_id: str) -> Self:
+        """Those on one runner."""
+        return self.filter(runner_id=runner_id)
+
+    def idle_since(self, instant: datetime | Any) -> Self:
+        """Those without activity since then, an aware ``datetime``."""
+        return self.filter(last_active_at__lt=instant)
+
+
+class SandboxQuerySet(_OfTenant[Any]):
+    def in_state(self, state: SandboxState | str) -> Self:
+        """Those in this state."""
+        return self.filter(state=str(state))
+
+    def idle_since(self, instant: datetime | Any) -> Self:
+        """Those not used since then, an aware ``datetime``."""
+        return self.filter(last_used_at__lt=instant)
+
+    def least_recently_used_first(self) -> Self:
+        """In the order in which ``Db`` chooses the sandbox to evict."""
+        return self.order_by(*LEAST_RECENTLY_USED_FIRST)
+
+
+class ApiKeyQuerySet(_OfTenant[Any]):
+    pass
