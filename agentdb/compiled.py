@@ -333,7 +333,7 @@ def _converters(
 
 def _converter(connection: BaseDatabaseWrapper, functions: list[Any], column: Any) -> Converter:
     field: Field[Any, Any] = column.output_field
-    if connection.vendor == "sqlite" and type(field) is DateTimeField:
+    if connection.vendor == "sqlite" and isinstance(field, DateTimeField):
         return _instant_from_sqlite
 
     def convert(value: Any) -> Any:

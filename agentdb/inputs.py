@@ -59,9 +59,12 @@ def sandbox_state(value: object) -> str:
 
 
 def aware_instant(what: str, value: object) -> datetime:
-    """Return ``value`` if it names one instant: a ``datetime`` with a time zone."""
-    if not isinstance(value, datetime):
-        raise InvalidInputError(f"{what} must be a datetime, not {type(value).__name__}.")
+    """Return ``value`` in UTC if it names one instant: a ``datetime`` with a time zone."""
+    if type(value) is not datetime:
+        if not isinstance(value, datetime):
+            raise InvalidInputError(f"{what} must be a datetime, not {type(value).__name__}.")
+        # A subclass may write itself as it likes, and SQLite compares what is written.
+        value = datetime.combine(datetime.date(value), datetime.timetz(value))
     if value.utcoffset() is None:
         raise InvalidInputError(f"{what} {value.isoformat()} has no time zone; pass an aware datetime.")
     try:

@@ -542,3 +542,26 @@ def postgres_db(make_postgres_database: Callable[..., str]) -> Iterator[tuple[Dj
     url = make_postgres_database()
     with agentdb.connect(url, migrate=True) as db:
         yield db, url
+
+
+class _Spelt(datetime):
+    """A datetime of another library, which writes itself in its own way."""
+
+    def __str__(self) -> str:
+        return "zzz"
+
+    def isoformat(self, *_: Any, **__: Any) -> str:
+        return "zzz"
+
+    def astimezone(self, tz: Any = None) -> Any:
+        return _Spelt(1, 1, 1, tzinfo=tz)
+
+
+def test_a_datetime_of_another_class_means_the_instant_it_is(db: Db) -> None:
+    db.insert_sandbox("sb", "a", "/w")
+    db.update_sandbox_state("sb", "waiting")
+    before = _Spelt(2020, 1, 1, tzinfo=timezone(timedelta(hours=2)))
+    after = _Spelt(2100, 1, 1, tzinfo=timezone(timedelta(hours=2)))
+
+    assert db.get_idle_sandboxes(before) == []
+    assert [sandbox.id for sandbox in db.get_idle_sandboxes(after)] == ["sb"]
