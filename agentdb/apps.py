@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+from typing import Any
+
 from django.apps import AppConfig
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.backends.signals import connection_created
 
 
 class AgentDbConfig(AppConfig):
@@ -14,6 +18,15 @@ class AgentDbConfig(AppConfig):
 
         from agentdb import checks  # noqa: F401 (importing registers the checks)
 
+        connection_created.connect(_speak_iso, dispatch_uid="agentdb")
+
         if not hasattr(settings, "DISABLE_COCKROACHDB_TELEMETRY"):
             # django-cockroachdb counts its users unless told not to; nobody asked agentdb for that.
             settings.DISABLE_COCKROACHDB_TELEMETRY = True
+
+
+def _speak_iso(connection: BaseDatabaseWrapper, **_: Any) -> None:
+    """Undo the DateStyle that a role or a database was given: psycopg reads no other, and texts are written in it."""
+    raw: Any = connection.connection
+    if connection.vendor == "postgresql" and not raw.info.parameter_status("DateStyle").startswith("ISO"):
+        raw.execute("SET DateStyle = 'ISO'", prepare=False)

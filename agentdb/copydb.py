@@ -463,7 +463,6 @@ def _sink(connection: BaseDatabaseWrapper, model: type[Model]) -> Iterator[Calla
                 connection.connection.executemany(sql, map(_texts, texts))
         else:
             cursor.execute("SET LOCAL TimeZone = 'UTC'")
-            cursor.execute("SET LOCAL DateStyle = 'ISO'")
             send = stack.enter_context(cursor.copy(f"COPY {table} ({columns}) FROM STDIN")).write
 
         @contextmanager

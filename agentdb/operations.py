@@ -101,7 +101,6 @@ class NativeTimestamps(Operation):
                 connection.connection.create_function("agentdb_native_text", 1, native_text, deterministic=True)
             else:
                 cursor.execute("SET LOCAL TimeZone = 'UTC'")
-                cursor.execute("SET LOCAL DateStyle = 'ISO'")
         for model in models_:
             columns = _timestamp_columns(model)
             if connection.vendor == "sqlite":
