@@ -164,12 +164,14 @@ def describe_failure(connection: BaseDatabaseWrapper, error: BaseException) -> s
                 f"The database file {name!r} is locked by another process. Stop the program that uses it, or wait, "
                 "and try again."
             )
-        if "malformed" in reason or "not a database" in reason:
+        if "not a database" in reason:
+            return f"{name!r} is not a SQLite database. Check the database URL."
+        if "malformed" in reason:
             return f"The database file {name!r} is damaged: {reason}. Restore a backup."
         if "readonly" in reason:
             return f"The database file {name!r} is read-only. Allow writing to it and to its folder, and try again."
         if "disk is full" in reason:
-            return f"There is no space left on the disk of {name!r}. Nothing was changed. Make room and try again."
+            return f"There is no space left on the disk of {name!r}. Make room and try again."
         return f"The database file {name!r} cannot be used: {reason}."
     settings = connection.settings_dict
     state = getattr(error.__cause__, "sqlstate", None)

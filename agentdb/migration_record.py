@@ -52,13 +52,15 @@ def pending_migrations(connection: BaseDatabaseWrapper) -> list[str]:
 def migrate(alias: str, *, verbosity: int = 0) -> None:
     """Apply what the database lacks of agentdb's migrations, and nothing of other apps.
 
-    Raises ``SchemaMismatchError`` on tables of another shape than the migrations expect.
+    Raises ``SchemaMismatchError`` on tables of another shape than the migrations expect, and
+    ``DatabaseUnavailableError``.
     """
     try:
         call_command("migrate", "agentdb", database=alias, interactive=False, verbosity=verbosity)
     except CommandError as error:
-        if isinstance(error.__cause__, AgentDbError):
-            raise error.__cause__ from None
+        cause = error.__cause__
+        if isinstance(cause, AgentDbError):
+            raise cause from cause.__cause__
         raise
 
 

@@ -371,7 +371,10 @@ def test_a_role_that_may_create_nothing_is_told_so(other_role: str, empty_url: s
         execute(connection, "REVOKE CREATE ON SCHEMA public FROM PUBLIC")  # as it is from PostgreSQL 15 on
         execute(connection, "SET ROLE agentdb_reader")
 
-        with pytest.raises(CommandError, match="cannot be migrated: .*permission denied for schema public"):
+        with pytest.raises(
+            CommandError,
+            match="may not do this in .*: permission denied for schema public. Use the role that owns the tables.",
+        ):
             manage(connection, "migrate", "agentdb")
 
         execute(connection, "RESET ROLE")
@@ -387,4 +390,7 @@ def test_a_locked_sqlite_file_is_refused_in_a_sentence(load_legacy: Load, engine
     other.rollback()
     other.close()
 
-    assert str(refusal.value) == f"Database {connection.alias!r} cannot be migrated: database is locked."
+    assert str(refusal.value) == (
+        f"The database file '{sqlite_path(url)}' is locked by another process. Stop the program that uses it, or wait, "
+        "and try again. Migrations that were done stay."
+    )

@@ -189,11 +189,12 @@ def test_every_other_old_database_is_refused_without_a_change(
 
         message = str(refusal.value)
         if damaged:
+            path = sqlite_path(url)
             assert message in (
-                f"Database {connection.alias!r} cannot be used: file is not a database.",
-                f"Database {connection.alias!r} cannot be used: database disk image is malformed.",
+                f"'{path}' is not a SQLite database. Check the database URL.",
+                f"The database file '{path}' is damaged: database disk image is malformed. Restore a backup.",
             )
-            assert sqlite_path(url).read_bytes() == contents_before
+            assert path.read_bytes() == contents_before
         else:
             assert read_tables(connection) == before
             assert "already exists" not in message

@@ -464,7 +464,7 @@ def test_a_file_that_is_no_database_is_refused_in_a_sentence(empty_url: str, eng
     with opened(empty_url) as connection, pytest.raises(CommandError) as refusal:
         manage(connection, "migrate", "agentdb")
 
-    assert str(refusal.value) == f"Database {connection.alias!r} cannot be used: file is not a database."
+    assert str(refusal.value) == (f"'{sqlite_path(empty_url)}' is not a SQLite database. Check the database URL.")
 
 
 def test_migrate_zero_refuses_to_drop_rows_and_names_the_way_that_loses_nothing(url: str):

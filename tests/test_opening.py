@@ -15,6 +15,8 @@ from urllib.parse import quote, urlsplit, urlunsplit
 import psycopg
 import pytest
 from django.db import connections, transaction
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.backends.signals import connection_created
 
 import agentdb
 from agentdb import (
@@ -695,6 +697,27 @@ with agentdb.connect("sqlite:///one.sqlite3", migrate=True) as db:
     print(db.list_agents())
 """
     assert run_python(code, tmp_path) == "[]\n"
+
+
+@pytest.mark.parametrize("pages", [1, 12, 20])
+def test_a_disk_that_is_full_before_or_in_a_migration_is_named(tmp_path: Path, pages: int) -> None:
+    def limit(connection: BaseDatabaseWrapper, **_: object) -> None:
+        connection.connection.execute(f"PRAGMA max_page_count = {pages}")
+
+    path = tmp_path / "a.db"
+    connection_created.connect(limit)
+    try:
+        with pytest.raises(DatabaseUnavailableError) as raised:
+            agentdb.connect(f"sqlite:///{path}", migrate=True)
+    finally:
+        connection_created.disconnect(limit)
+
+    assert str(raised.value) == (
+        f"There is no space left on the disk of '{path}'. Make room and try again. Migrations that were done stay."
+    )
+    assert "full" in str(raised.value.__cause__)
+    with agentdb.connect(f"sqlite:///{path}", migrate=True) as db:
+        assert db.list_agents() == []
 
 
 def test_connect_is_safe_from_many_threads_at_once(tmp_path: Path) -> None:

@@ -12,11 +12,11 @@ from django.db.migrations.executor import MigrationExecutor
 
 from agentdb.adoption.contents import count_rows
 from agentdb.adoption.fake_initial import refuse_unadopted
-from agentdb.adoption.unusable import OLD_COLUMNS, first_line
+from agentdb.adoption.unusable import OLD_COLUMNS
 from agentdb.channels import open_channel
 from agentdb.checks import adoption_left_to_command
-from agentdb.errors import AgentDbError
-from agentdb.inspection import check_sqlite_file, describe_failure, sqlite_path
+from agentdb.errors import AgentDbError, DatabaseUnavailableError
+from agentdb.inspection import check_sqlite_file, describe_failure, sqlite_path, translated_errors
 from agentdb.migration_lock import migration_lock
 from agentdb.migration_record import pending_migrations
 
@@ -43,9 +43,10 @@ class Command(migrate.Command):
             super().handle(*args, **options)
             return
         try:
-            pending = pending_migrations(connection)
-        except DatabaseError as error:
-            raise CommandError(f"Database {options['database']!r} cannot be used: {first_line(error)}") from error
+            with translated_errors(connection):
+                pending = pending_migrations(connection)
+        except AgentDbError as error:
+            raise CommandError(str(error)) from error
         if not pending and options["migration_name"] is None and not self._others_are_pending(connection, options):
             # The usual start of a service: it need not wait for a process that does have something to do.
             super().handle(*args, **options)
@@ -72,9 +73,8 @@ class Command(migrate.Command):
             reason = error.__context__ if isinstance(error, MigrationSchemaMissing) and error.__context__ else error
             if not _needs_an_operator(reason):
                 raise
-            if getattr(reason.__cause__, "sqlstate", None) == "55P03":
-                raise CommandError(f"{describe_failure(connection, reason)} Migrations that were done stay.") from error
-            raise CommandError(f"Database {connection.alias!r} cannot be migrated: {first_line(reason)}") from error
+            said = f"{describe_failure(connection, reason)} Migrations that were done stay."
+            raise CommandError(said) from _as_unavailable(said, reason)
 
     def _changes_agentdb(self, connection: BaseDatabaseWrapper, options: dict[str, Any]) -> bool:
         return (
@@ -91,10 +91,8 @@ class Command(migrate.Command):
         return bool(executor.migration_plan(executor.loader.graph.leaf_nodes()))
 
     def _refuse_unadopted(self, connection: BaseDatabaseWrapper, *, fake_initial: bool) -> None:
-        try:
+        with translated_errors(connection):
             refuse_unadopted(connection, fake_initial=fake_initial)
-        except DatabaseError as error:
-            raise CommandError(f"Database {connection.alias!r} cannot be read: {first_line(error)}") from error
 
     def _confirm_loss(self, connection: BaseDatabaseWrapper) -> None:
         """Let nobody drop tables with rows who did not mean to: the way back to the old server is one word away."""
@@ -123,3 +121,12 @@ def _needs_an_operator(error: BaseException) -> bool:
     """Whether the error is about the database's rights, space, state or rows, and not about a migration's code."""
     lacks_rights = getattr(error.__cause__, "sqlstate", None) == "42501"
     return lacks_rights or isinstance(error, (OperationalError, IntegrityError))
+
+
+def _as_unavailable(said: str, error: BaseException) -> BaseException:
+    """What connect(migrate=True) raises: rows that a migration refuses are no matter of the database being away."""
+    if isinstance(error, IntegrityError):
+        return error
+    unavailable = DatabaseUnavailableError(said)
+    unavailable.__cause__ = error
+    return unavailable
