@@ -511,3 +511,35 @@ def test_a_write_to_a_table_of_somebody_else_does_not_undo_an_adoption(
     assert baselinedb(url, "--no-backup").code == 0
     with opened(url) as connection:
         assert_adopted(connection)
+
+
+def test_a_file_that_lacks_its_last_page_is_damaged(tmp_path: Path):
+    path = tmp_path / "file.db"
+    content = (FOLDER / "sqlite" / "era-b.db").read_bytes()
+    path.write_bytes(content[:-4096])
+
+    assert_refused(
+        f"sqlite:///{path}",
+        f"The database file '{path}' is damaged: it has {len(content) - 4096:,} of the {len(content):,} bytes that its "
+        "header names. Restore a backup.",
+    )
+
+
+@pytest.mark.parametrize("engine", ["postgresql"])
+def test_a_unique_constraint_that_is_checked_late_does_not_take_the_place_of_ours(load_legacy: Load, engine: str):
+    url = load_legacy("era-b-small")
+    assert baselinedb(url).code == 0
+    with opened(url) as connection, connection.cursor() as cursor:
+        cursor.execute("DROP TABLE django_migrations")
+        cursor.execute("ALTER TABLE agents DROP CONSTRAINT idx_agents_tenant_name")
+        cursor.execute("ALTER TABLE agents ADD CONSTRAINT late UNIQUE (tenant_id, name) DEFERRABLE INITIALLY DEFERRED")
+
+    run = baselinedb(url)
+
+    assert run.code == 0, run.err
+    with opened(url) as connection, connection.cursor() as cursor:
+        assert_adopted(connection)
+        cursor.execute(
+            "SELECT conname, condeferrable FROM pg_constraint WHERE conrelid = 'agents'::regclass AND contype = 'u'"
+        )
+        assert cursor.fetchall() == [("idx_agents_tenant_name", False)]

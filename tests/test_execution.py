@@ -7,8 +7,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from django.db import transaction
 from django.db.models import F
 
+import agentdb
 from agentdb import (
     AgentDbError,
     DatabaseClosedError,
@@ -158,3 +160,40 @@ def test_a_drivers_words_are_passed_on_without_the_password() -> None:
         assert channel.reason(Exception("bad  option s3cret in\n'password=s3cret'.")) == (
             "bad option *** in 'password=***'"
         )
+
+
+def test_inside_a_transaction_nothing_is_asked_before_a_call(
+    make_postgres_database: Callable[..., str], _migrated_postgres: str
+) -> None:
+    def refuse() -> bool:
+        raise AssertionError("asked whether the connection has something to read")
+
+    url = make_postgres_database(template=_migrated_postgres)
+    with agentdb.connect(url) as db, transaction.atomic(using=db.alias):
+        db.list_agents()
+        channel: Any = db._executor.own_channel()
+        usual, channel._readable = channel._readable, refuse
+        assert db.list_agents() == []
+        channel._readable = usual
+
+
+@pytest.mark.parametrize("how", ["the server", "this side"])
+def test_after_a_connection_is_lost_in_a_transaction_each_call_says_what_was_said_first(
+    make_postgres_database: Callable[..., str], _migrated_postgres: str, how: str
+) -> None:
+    url = make_postgres_database(template=_migrated_postgres)
+    with agentdb.connect(url) as db, transaction.atomic(using=db.alias):
+        db.list_agents()
+        if how == "the server":
+            execute(
+                url,
+                "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
+                " WHERE datname = current_database() AND pid <> pg_backend_pid()",
+            )
+        else:
+            db._executor.own_channel().disconnect()
+        with pytest.raises(AgentDbError) as first:
+            db.list_agents()
+        with pytest.raises(AgentDbError) as second:
+            db.list_agents()
+        assert str(first.value) == str(second.value)

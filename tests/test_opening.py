@@ -720,6 +720,16 @@ def test_a_disk_that_is_full_before_or_in_a_migration_is_named(tmp_path: Path, p
         assert db.list_agents() == []
 
 
+def test_connections_of_other_threads_have_the_time_that_the_url_gives_them(
+    make_postgres_database: Callable[..., str], _migrated_postgres: str
+) -> None:
+    url = make_postgres_database(template=_migrated_postgres)
+    usual = database_from_url(url)["OPTIONS"]["connect_timeout"]
+    assert usual > 3
+    with agentdb.connect(url, timeout_seconds=3) as db:
+        assert connections[db.alias].settings_dict["OPTIONS"]["connect_timeout"] == usual
+
+
 def test_connect_is_safe_from_many_threads_at_once(tmp_path: Path) -> None:
     code = """
 import agentdb

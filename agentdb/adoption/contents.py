@@ -348,8 +348,7 @@ def duplicates(
     have = {column.name for column in table.columns}
     keys = [column for column in key if column in have]
     columns = ", ".join(quote(column) for column in keys)
-    known = " AND ".join(f"{quote(column)} IS NOT NULL" for column in keys)
-    shared = f"SELECT {columns} FROM {quote(table.name)} WHERE {known} GROUP BY {columns} HAVING count(*) > 1"
+    shared = f"SELECT {columns} FROM {quote(table.name)} GROUP BY {columns} HAVING count(*) > 1"
     label = "id" if "id" in have and keys != ["id"] else ("name" if "name" in have else keys[0])
     same = " AND ".join(f"t.{quote(column)} = d.{quote(column)}" for column in keys)
     with connection.cursor() as cursor:
