@@ -15,7 +15,7 @@ unexport DATABASE_URL DJANGO_SETTINGS_MODULE PYTHONHOME PYTHONPATH
 # The Python that was asked for, by place and version. Where none was asked for, any .venv that works is kept.
 WANTED = $(if $(filter file default,$(origin PYTHON)),any,$$($(PYTHON) -c 'import sys; print(sys.base_prefix, sys.version)'))
 
-.PHONY: help demo test test-postgres lint types bench admin clean FORCE
+.PHONY: help demo test test-postgres lint types docs bench admin clean FORCE
 
 help:
 	@echo "make demo    adopt a real old database and run a program on it"
@@ -23,6 +23,7 @@ help:
 	@echo "make test-postgres VERSIONS=\"14 18\"    the tests of PostgreSQL on these versions (unless given, on all)"
 	@echo "make lint    style and formatting"
 	@echo "make types   mypy and pyright, strict"
+	@echo "make docs    the documents as a site, in site/"
 	@echo "make bench   the benchmark report"
 	@echo "make admin   the admin on the demo's database"
 	@echo "make clean   remove all that these made"
@@ -48,6 +49,10 @@ types: $(VENV)/.installed-lint $(VENV)/.installed-test
 	$(BIN)/mypy
 	$(BIN)/pyright
 
+# The switch silences what Material says about itself, which --strict would take for a warning.
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
 bench: $(VENV)/.installed-test $(VENV)/.installed-bench
 	$(BIN)/python -m benchmarks $(ARGS)
 
@@ -58,7 +63,7 @@ demo/agentdb.sqlite3: | $(VENV)/.installed
 	@$(MAKE) --no-print-directory demo
 
 clean:
-	rm -rf $(VENV) demo build dist .coverage .coverage.* htmlcov .mypy_cache .pytest_cache .ruff_cache .bench .postgres
+	rm -rf $(VENV) demo build dist site .coverage .coverage.* htmlcov .mypy_cache .pytest_cache .ruff_cache .bench .postgres
 
 # A .venv of another Python than the one asked for, one that was moved, or one that no longer runs is made anew.
 define VENV_IS_GOOD
