@@ -48,6 +48,9 @@ lint: $(VENV)/.installed-lint
 types: $(VENV)/.installed-lint $(VENV)/.installed-test
 	$(BIN)/mypy
 	$(BIN)/pyright
+	@# In another folder, since here pyright looks at the source and not at the package.
+	@PATH="$$(cd $(BIN) && pwd):$$PATH" sh -c 'cd $(VENV) && pyright --verifytypes agentdb --ignoreexternal --outputjson' \
+		| $(BIN)/python -m tests.public_types
 
 # The switch silences what Material says about itself, which --strict would take for a warning.
 docs: $(VENV)/.installed-docs

@@ -55,7 +55,7 @@ class DjangoDb(Db):
     has open on this alias. An in-memory SQLite database has one connection, on which the threads take turns.
     """
 
-    def __init__(self, alias: str = "default", *, _executor: Executor | TenantExecutor | None = None) -> None:
+    def __init__(self, alias: str = "default", *, _executor: Any = None) -> None:
         global queries
         check_set_up()
         # The models cannot be imported before Django is set up, and callers name this class before that.

@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine
 from functools import wraps
 from queue import SimpleQueue
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, Self, TypeVar, overload
 
 from agentdb.errors import DatabaseClosedError, InvalidInputError
 from agentdb.inputs import check_tenant, identifier
@@ -121,40 +121,40 @@ class AsyncDb:
             self._failure, self._tries = error, self._tries + 1
             raise
 
-    upsert_agent = _in_thread(Db.upsert_agent)
-    get_agent = _in_thread(Db.get_agent)
-    list_agents = _in_thread(Db.list_agents)
-    delete_agent = _in_thread(Db.delete_agent)
-    insert_session = _in_thread(Db.insert_session)
-    update_session_status = _in_thread(Db.update_session_status)
-    update_session_sandbox = _in_thread(Db.update_session_sandbox)
-    update_session_runner = _in_thread(Db.update_session_runner)
-    get_session = _in_thread(Db.get_session)
-    list_sessions = _in_thread(Db.list_sessions)
-    list_sessions_by_runner = _in_thread(Db.list_sessions_by_runner)
-    touch_session = _in_thread(Db.touch_session)
-    insert_sandbox = _in_thread(Db.insert_sandbox)
-    update_sandbox_state = _in_thread(Db.update_sandbox_state)
-    update_sandbox_session = _in_thread(Db.update_sandbox_session)
-    touch_sandbox = _in_thread(Db.touch_sandbox)
-    get_sandbox = _in_thread(Db.get_sandbox)
-    count_sandboxes = _in_thread(Db.count_sandboxes)
-    get_best_eviction_candidate = _in_thread(Db.get_best_eviction_candidate)
-    claim_eviction_candidate = _in_thread(Db.claim_eviction_candidate)
-    get_idle_sandboxes = _in_thread(Db.get_idle_sandboxes)
-    get_cold_sandboxes = _in_thread(Db.get_cold_sandboxes)
-    delete_sandbox = _in_thread(Db.delete_sandbox)
-    mark_all_sandboxes_cold = _in_thread(Db.mark_all_sandboxes_cold)
-    bulk_pause_sessions_by_runner = _in_thread(Db.bulk_pause_sessions_by_runner)
-    bulk_pause_active_sessions = _in_thread(Db.bulk_pause_active_sessions)
-    get_api_key_by_hash = _in_thread(Db.get_api_key_by_hash)
-    insert_api_key = _in_thread(Db.insert_api_key)
-    list_api_keys_by_tenant = _in_thread(Db.list_api_keys_by_tenant)
-    delete_api_key = _in_thread(Db.delete_api_key)
-    issue_api_key = _in_thread(Db.issue_api_key)
-    authenticate = _in_thread(Db.authenticate)
-    prune_sessions = _in_thread(Db.prune_sessions)
-    health = _in_thread(Db.health)
+    upsert_agent: Final = _in_thread(Db.upsert_agent)
+    get_agent: Final = _in_thread(Db.get_agent)
+    list_agents: Final = _in_thread(Db.list_agents)
+    delete_agent: Final = _in_thread(Db.delete_agent)
+    insert_session: Final = _in_thread(Db.insert_session)
+    update_session_status: Final = _in_thread(Db.update_session_status)
+    update_session_sandbox: Final = _in_thread(Db.update_session_sandbox)
+    update_session_runner: Final = _in_thread(Db.update_session_runner)
+    get_session: Final = _in_thread(Db.get_session)
+    list_sessions: Final = _in_thread(Db.list_sessions)
+    list_sessions_by_runner: Final = _in_thread(Db.list_sessions_by_runner)
+    touch_session: Final = _in_thread(Db.touch_session)
+    insert_sandbox: Final = _in_thread(Db.insert_sandbox)
+    update_sandbox_state: Final = _in_thread(Db.update_sandbox_state)
+    update_sandbox_session: Final = _in_thread(Db.update_sandbox_session)
+    touch_sandbox: Final = _in_thread(Db.touch_sandbox)
+    get_sandbox: Final = _in_thread(Db.get_sandbox)
+    count_sandboxes: Final = _in_thread(Db.count_sandboxes)
+    get_best_eviction_candidate: Final = _in_thread(Db.get_best_eviction_candidate)
+    claim_eviction_candidate: Final = _in_thread(Db.claim_eviction_candidate)
+    get_idle_sandboxes: Final = _in_thread(Db.get_idle_sandboxes)
+    get_cold_sandboxes: Final = _in_thread(Db.get_cold_sandboxes)
+    delete_sandbox: Final = _in_thread(Db.delete_sandbox)
+    mark_all_sandboxes_cold: Final = _in_thread(Db.mark_all_sandboxes_cold)
+    bulk_pause_sessions_by_runner: Final = _in_thread(Db.bulk_pause_sessions_by_runner)
+    bulk_pause_active_sessions: Final = _in_thread(Db.bulk_pause_active_sessions)
+    get_api_key_by_hash: Final = _in_thread(Db.get_api_key_by_hash)
+    insert_api_key: Final = _in_thread(Db.insert_api_key)
+    list_api_keys_by_tenant: Final = _in_thread(Db.list_api_keys_by_tenant)
+    delete_api_key: Final = _in_thread(Db.delete_api_key)
+    issue_api_key: Final = _in_thread(Db.issue_api_key)
+    authenticate: Final = _in_thread(Db.authenticate)
+    prune_sessions: Final = _in_thread(Db.prune_sessions)
+    health: Final = _in_thread(Db.health)
 
     def for_tenant(self, tenant_id: str) -> AsyncDb:
         """Return a view of that tenant's rows only, on the same threads; see ``Db.for_tenant()``."""

@@ -99,6 +99,18 @@ def test_the_how_to_guides_show_the_examples_as_they_are() -> None:
         assert (ROOT / "examples" / example).read_text() in text
 
 
+def test_the_page_about_containers_shows_the_example_as_it_is() -> None:
+    for name in ("Dockerfile", "compose.yaml"):
+        assert (ROOT / "examples/compose" / name).read_text() in DOCUMENTS["docs/containers.md"]
+
+
+def test_the_containers_run_commands_that_there_are() -> None:
+    run = re.findall(r"(?:command|test): agentdb (\w+)$", DOCUMENTS["docs/containers.md"], re.MULTILINE)
+
+    assert sorted(set(run)) == ["health", "migrate"]
+    assert set(run) <= {name for name, app in get_commands().items() if app == "agentdb"}
+
+
 def test_the_concepts_name_every_method_of_the_interface() -> None:
     methods = [name for name, _ in inspect.getmembers(Db, inspect.isfunction) if not name.startswith("_")]
 
