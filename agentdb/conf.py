@@ -32,6 +32,8 @@ _SQLITE_BUSY_SECONDS = 30.0
 _LONGEST_BUSY_SECONDS = 2_000_000.0  # SQLite counts milliseconds in 31 bits
 
 _CALL_SECONDS = 60.0  # how long a call may wait for a server that went silent
+_IDLE_SECONDS = 300.0
+_MOST_CONNECTIONS = 100_000
 
 # Arguments of psycopg's connect() and of Django that are no parameters of libpq.
 _OF_PYTHON = {
@@ -229,6 +231,12 @@ def _seconds(name: str, value: Any) -> float:
     return seconds
 
 
+def _number(name: str, value: Any) -> int:
+    if not str(value).isdecimal() or not 0 < int(value) <= _MOST_CONNECTIONS:
+        raise InvalidInputError(f"The URL option {name}={value!r} is no whole number from 1 to {_MOST_CONNECTIONS}.")
+    return int(value)
+
+
 def _slow_call(options: dict[str, Any]) -> dict[str, float]:
     if "slow_call_seconds" not in options:
         return {}
@@ -264,6 +272,10 @@ def _server(scheme: str, config: dict[str, Any], options: dict[str, Any]) -> dic
     call_timeout = _seconds("call_timeout", options.pop("call_timeout", _CALL_SECONDS))
     for name, value in _default_limits(call_timeout).items():
         options.setdefault(name, value)
+    own: dict[str, Any] = {"call_timeout": call_timeout, **slow}
+    own["idle_seconds"] = _seconds("idle_seconds", options.pop("idle_seconds", _IDLE_SECONDS))
+    if "max_connections" in options:
+        own["max_connections"] = _number("max_connections", options.pop("max_connections"))
     prepare = options.pop("prepare", True)
     prepare = prepare.lower() if isinstance(prepare, str) else prepare
     if prepare not in _ON + _OFF:
@@ -279,6 +291,6 @@ def _server(scheme: str, config: dict[str, Any], options: dict[str, Any]) -> dic
         # A pooler that hands out server connections by transaction is the reason to switch prepare off, and it
         # breaks cursors that outlive a transaction just the same.
         "DISABLE_SERVER_SIDE_CURSORS": prepare in _OFF,
-        "AGENTDB": {"call_timeout": call_timeout, **slow},
+        "AGENTDB": own,
         "OPTIONS": options,
     }

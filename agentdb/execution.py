@@ -21,6 +21,7 @@ from django.db import DEFAULT_DB_ALIAS, connections, transaction
 from agentdb.channels import open_channel
 from agentdb.channels.base import Channel, Fault, driver_error
 from agentdb.compiled import Delete, Insert, Query, Row, Select, SelectCount, Statement, Update, together, unless_taken
+from agentdb.connection_limit import ConnectionLimit
 from agentdb.errors import (
     AgentDbError,
     ConflictError,
@@ -77,6 +78,9 @@ class Executor:
         self._owned = owned
         self._statements: dict[Query, Statement] = {}
         self._prepares = True
+        own = connections.settings[alias]
+        most = own.get("AGENTDB", {}).get("max_connections") if owned else None
+        self._limit = ConnectionLimit(most) if most is not None else None
         self._place: str | None = None
         self._forget_threads()
         try:
@@ -88,7 +92,6 @@ class Executor:
         self._shared = open_channel(connection) if shared else None
         if self._shared:
             self._shared.wrapper.inc_thread_sharing()
-        own = connections.settings[alias]
         forking.include(self, file=own["NAME"] if "sqlite" in own["ENGINE"] else None)
 
     # -- statements
@@ -179,6 +182,7 @@ class Executor:
                 raise
             finally:
                 began, channel.began = channel.began, 0.0
+                channel.used = began
                 if channel.slow_call_seconds is not None:
                     _log_if_slow(channel, began, statement.sql)
             return self._recover(channel, statement.sql, params, consume, reads_only, failure)
@@ -469,6 +473,8 @@ class Executor:
                 self._shared.began = 0.0
                 self._shared.settle()
             return
+        if self._limit is not None:
+            self._limit.start_anew()
         for channel in self.channels():
             leave_to_the_parent(channel)
         if own is not None and own.wrapper.in_atomic_block:
@@ -494,6 +500,8 @@ class Executor:
         if not self._prepares:
             channel.prepare_nothing()
         self._channels.add(channel)
+        if self._limit is not None:
+            self._limit.include(channel)
         watchdog.watch(channel)
         return channel
 

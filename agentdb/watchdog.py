@@ -1,4 +1,4 @@
-"""The thread that ends calls which a silent server or network would let wait for ever."""
+"""The thread that ends calls which a silent server or network would let wait for ever, and closes idle connections."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from agentdb.channels.base import Channel
 
 
 class Watchdog:
-    """Watches the channels that have a ``call_timeout``, and tells those whose call takes longer to give up.
+    """Watches the channels that have a ``call_timeout``: a call that takes longer is given up, an idle one is closed.
 
     libpq knows no time limit for an answer, and TCP none while the other side acknowledges what it gets. The thread
     runs for as long as there is a channel to watch.
@@ -60,6 +60,8 @@ class Watchdog:
             if began and not channel.given_up and now - began > limit * 0.9:
                 channel.given_up = True
                 threading.Thread(target=channel.give_up, args=(began,), daemon=True).start()
+            elif not began and channel.is_idle(now):
+                threading.Thread(target=channel.close_if_idle, daemon=True).start()
         return min(1.0, min(limit for _, limit in watched) / 20)
 
 

@@ -75,10 +75,13 @@ def test_postgresql_url_names_user_password_host_port_and_database(scheme: str) 
 def test_call_timeout_is_agentdbs_and_bounds_what_libpq_waits_for() -> None:
     config = database_from_url("postgresql://h/agents?call_timeout=5&keepalives_idle=7")
 
-    assert config["AGENTDB"] == {"call_timeout": 5.0}
+    assert config["AGENTDB"] == {"call_timeout": 5.0, "idle_seconds": 300.0}
     limits = {**_LIMITS, "connect_timeout": 5, "tcp_user_timeout": 5000, "keepalives_idle": 7}
     assert config["OPTIONS"].items() >= limits.items()
-    assert database_from_url("postgresql://h/agents")["AGENTDB"] == {"call_timeout": 60.0}
+    assert database_from_url("postgresql://h/agents")["AGENTDB"] == {
+        "call_timeout": 60.0,
+        "idle_seconds": 300.0,
+    }
 
 
 @pytest.mark.parametrize(

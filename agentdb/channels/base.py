@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import select
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from enum import Enum, auto
 from typing import Any
 
@@ -66,6 +68,11 @@ class Channel(ABC):
         # Seconds that one call may take; None for no limit.
         own = wrapper.settings_dict.get("AGENTDB", {})
         self.call_timeout: float | None = own.get("call_timeout")
+        # Seconds after which an idle connection is closed, and when the last call ended; None for never.
+        self.idle_seconds: float | None = own.get("idle_seconds")
+        self.used = time.monotonic()
+        # What waits until one more connection may be open.
+        self.room: Callable[[Channel], AbstractContextManager[None]] | None = None
         # A statement that takes longer is logged; None for none.
         self.slow_call_seconds: float | None = own.get("slow_call_seconds")
         # Whether the transaction is being committed: an answer that does not come leaves its outcome unknown.
@@ -145,7 +152,11 @@ class Channel(ABC):
     def connect(self) -> None:
         """Open the connection; raise ``DatabaseUnavailableError`` with the driver's reason."""
         try:
-            self.wrapper.ensure_connection()
+            if self.room is None:
+                self.wrapper.ensure_connection()
+            else:
+                with self.room(self):
+                    self.wrapper.ensure_connection()
         except SynchronousOnlyOperation as error:
             raise AgentDbError(
                 "A DjangoDb was first used inside a running event loop, which it would block. "
@@ -203,6 +214,24 @@ class Channel(ABC):
         else:
             self.wrapper.connection = None
         raw.close()
+
+    def is_idle(self, now: float) -> bool:
+        """Whether the connection is agentdb's own and has had no call for ``idle_seconds``."""
+        limit = self.idle_seconds if self.owned and self.wrapper.connection is not None else None
+        return limit is not None and now - self.used > limit
+
+    def close_if_idle(self) -> bool:
+        """From any thread: close the connection, unless a call, a transaction or the host's own query is at it."""
+        if not self.lock.acquire(blocking=False):
+            return False
+        try:
+            raw = self.wrapper.connection
+            if raw is None or self.wrapper.in_atomic_block or not self.at_rest(raw):
+                return False
+            self.disconnect()
+            return True
+        finally:
+            self.lock.release()
 
     def prepare_nothing(self) -> None:
         """Use no prepared statements from now on, where the driver has any."""

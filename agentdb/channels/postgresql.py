@@ -20,6 +20,7 @@ from psycopg.types.datetime import TimestamptzLoader
 
 from agentdb.channels.base import Channel, Fault, readability
 from agentdb.conf import server_name
+from agentdb.errors import AgentDbError
 
 logger = logging.getLogger("agentdb")
 
@@ -38,6 +39,13 @@ _ACTIVE = psycopg.pq.TransactionStatus.ACTIVE
 _IN_TRANSACTION = psycopg.pq.TransactionStatus.INTRANS
 _CANCEL_SECONDS = 1.0
 _ANSWER_SECONDS = 0.2  # at the least, for a server that was asked to cancel to say so
+# PostgreSQL's words, and PgBouncer's.
+_NO_CONNECTION_LEFT = (
+    "too many clients",
+    "too many connections",
+    "connection slots are reserved",
+    "no more connections",
+)
 _STALE_PLAN = "cached plan must not change result type"
 
 
@@ -217,6 +225,15 @@ class PostgresChannel(Channel):
         if primary:
             return " ".join(primary.split()).rstrip(".")
         return re.sub(r" Is the server running [^?]*\?", "", super().reason(error))
+
+    def explain(self, fault: Fault, error: BaseException) -> AgentDbError:
+        explained = super().explain(fault, error)
+        if any(words in str(explained) for words in _NO_CONNECTION_LEFT):
+            return type(explained)(
+                f"{explained} Each thread that calls keeps a connection: let fewer call, cap them with "
+                "?max_connections= in the URL, or raise the server's limit."
+            )
+        return explained
 
     def describe(self) -> str:
         name = "CockroachDB" if self.wrapper.vendor == "cockroachdb" else "PostgreSQL"
