@@ -369,6 +369,33 @@ def widen_primary_key(database: Database, table: Table) -> str:
     return f"The primary key of {table.name} is (tenant_id, id); it should be (id)."
 
 
+def soften_primary_key(database: Database, table: Table) -> str:
+    if database.engine == "sqlite":
+        database.edit_column(
+            table.name, "id", lambda sql: sql.replace(" PRIMARY KEY", " PRIMARY KEY ON CONFLICT REPLACE")
+        )
+        return f"The primary key of {table.name} is (id) on conflict replace; it should be (id)."
+    database.execute(
+        f"ALTER TABLE {table.name} DROP CONSTRAINT {table.name}_pkey, "
+        f"ADD CONSTRAINT {table.name}_pkey PRIMARY KEY (id) DEFERRABLE"
+    )
+    return f"The primary key of {table.name} is (id) deferrable; it should be (id)."
+
+
+def soften_not_null(database: Database, table: Table) -> str | None:
+    if database.engine != "sqlite":
+        return None
+    database.edit_column(table.name, "id", lambda sql: sql.replace(" NOT NULL", " NOT NULL ON CONFLICT IGNORE"))
+    return f"Column {table.name}.id has NOT NULL on conflict ignore; it should refuse NULL."
+
+
+def rule(database: Database, table: Table) -> str | None:
+    if database.engine != "postgresql":
+        return None
+    database.execute(f"CREATE RULE lost AS ON INSERT TO {table.name} DO INSTEAD NOTHING")
+    return f"Rule lost on {table.name} is not in the models and can swallow or change what agentdb writes."
+
+
 def _unique_title(unique: Unique) -> str:
     return f"unique constraint {unique.name}" if unique.name else "unique constraint without a name"
 
@@ -594,6 +621,9 @@ TABLE_CHANGES = (
     drop_primary_key,
     rename_primary_key,
     widen_primary_key,
+    soften_primary_key,
+    soften_not_null,
+    rule,
     drop_table,
     view_for_table,
     table_option,

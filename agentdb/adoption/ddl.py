@@ -348,13 +348,13 @@ def _conform_on_postgresql(
             _run(schema_editor, f"{alter} DROP CONSTRAINT {quote(constraint.name)}")
     old_keys = [constraint for constraint in live.constraints if constraint.kind == "p"]
     for constraint in old_keys:
-        if constraint.columns != (primary_key,):
+        if constraint.columns != (primary_key,) or constraint.deferrable:
             _run(schema_editor, f"{alter} DROP CONSTRAINT {quote(constraint.name)}")
 
     _convert_pg_columns(schema_editor, model, live, sources)
 
     key_name = f"{table}_pkey"
-    if not any(constraint.columns == (primary_key,) for constraint in old_keys):
+    if not any(constraint.columns == (primary_key,) and not constraint.deferrable for constraint in old_keys):
         _run(schema_editor, f"{alter} ADD CONSTRAINT {quote(key_name)} PRIMARY KEY ({quote(primary_key)})")
     elif old_keys[0].name != key_name:
         _run(schema_editor, f"{alter} RENAME CONSTRAINT {quote(old_keys[0].name)} TO {quote(key_name)}")

@@ -147,6 +147,7 @@ class _TableDiff:
             *keys,
             *self._extra_constraints(),
             *self._triggers(),
+            *self._rules(),
         ]
 
     def _drift(self, code: str, thing: str | None, expected: str | None, found: str | None, message: str) -> Difference:
@@ -210,6 +211,10 @@ class _TableDiff:
                 f"has the collation {found.collation}" if found.collation else "has the usual collation",
                 f"be {column.collation}" if column.collation else "have the usual one",
             )
+        if column.conflict != found.conflict:
+            yield tell(
+                "conflict", column.conflict, found.conflict, f"has NOT NULL on conflict {found.conflict}", "refuse NULL"
+            )
         if column.generated != found.generated:
             yield tell(
                 "generated",
@@ -258,6 +263,10 @@ class _TableDiff:
             actual = f"({', '.join(found.columns)})"
             message = f"The primary key of {self.table} is {actual}; it should be {columns}."
             yield self._drift("primary_key.columns", wanted.name, columns, actual, message)
+        elif found.options != wanted.options:
+            actual = f"{columns} {', '.join(found.options)}"
+            message = f"The primary key of {self.table} is {actual}; it should be {columns}."
+            yield self._drift("primary_key.options", wanted.name, columns, actual, message)
         elif self.names and found.name != wanted.name:
             message = f"The primary key of {self.table} {_called(found.name)}; it should {_be_called(wanted.name)}."
             yield self._drift("primary_key.name", wanted.name, wanted.name, found.name, message)
@@ -345,6 +354,11 @@ class _TableDiff:
             # agentdb leaves the additional columns to their defaults, as the old server did.
             harmless = check.kind == "check" and not reads_ours(check.expression, self.live, ours)
             yield self._extra("check", check.name, check.expression, f"{title} on {on}", harmless=harmless)
+
+    def _rules(self) -> Iterator[Difference]:
+        for rule in self.live.rules:
+            message = f"Rule {rule} on {self.table} is not in the models and can swallow or change what agentdb writes."
+            yield self._drift("rule.extra", rule, None, "rule", message)
 
     def _triggers(self) -> Iterator[Difference]:
         for trigger in self.live.triggers:

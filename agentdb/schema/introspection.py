@@ -170,6 +170,7 @@ def _read_sqlite_table(
                 default=_sqlite_default(default),
                 collation=None if own is None or _is_binary(own.collation) else own.collation,
                 generated=own.generated if own else None,
+                conflict=own.conflict if own else None,
             )
         )
     uniques, indexes = [], []
@@ -180,11 +181,15 @@ def _read_sqlite_table(
         elif origin == "u":
             cursor.execute(f"PRAGMA main.index_xinfo({quote(index)})")
             uniques.append(_sqlite_unique([row for row in cursor.fetchall() if row[5]], columns, text))
-    named = {constraint.kind: constraint.name for constraint in text.constraints if constraint.kind == "primary key"}
+    written_key = next((constraint for constraint in text.constraints if constraint.kind == "primary key"), None)
     return Table(
         name=_folded(name),
         columns=tuple(columns),
-        primary_key=PrimaryKey(named.get("primary key"), tuple(keys[position] for position in sorted(keys)))
+        primary_key=PrimaryKey(
+            written_key.name if written_key else None,
+            tuple(keys[position] for position in sorted(keys)),
+            (f"on conflict {written_key.conflict}",) if written_key and written_key.conflict else (),
+        )
         if keys
         else None,
         uniques=tuple(sorted(uniques, key=lambda unique: (unique.columns, unique.name or ""))),
@@ -229,7 +234,7 @@ def _sqlite_unique(keys: list[Any], columns: list[Column], text: TableText) -> U
     options = []
     written = [constraint for constraint in text.constraints if constraint.kind == "unique"]
     constraint = next((one for one in written if tuple(map(_folded, one.columns)) == names), None)
-    if constraint and constraint.conflict not in (None, "abort"):
+    if constraint and constraint.conflict:
         options.append(f"on conflict {constraint.conflict}")
     options += [f"collate {row[4].lower()}" for row in keys if collations[_folded(row[2])].upper() != row[4].upper()]
     return Unique(constraint.name if constraint else None, names, tuple(options))
@@ -287,6 +292,10 @@ _TRIGGERS = """
     SELECT t.tgrelid, t.tgname FROM pg_catalog.pg_trigger t WHERE t.tgrelid = ANY(%s::oid[]) AND NOT t.tgisinternal
     ORDER BY t.tgrelid, t.tgname
 """
+_RULES = """
+    SELECT r.ev_class, r.rulename FROM pg_catalog.pg_rewrite r
+    WHERE r.ev_class = ANY(%s::oid[]) AND r.rulename <> '_RETURN' ORDER BY r.ev_class, r.rulename
+"""
 
 
 def _read_postgresql(connection: BaseDatabaseWrapper, names: set[str] | None, views: set[str]) -> dict[str, Table]:
@@ -307,7 +316,7 @@ def _read_postgresql(connection: BaseDatabaseWrapper, names: set[str] | None, vi
             return rows
 
         columns, constraints = by_table(_COLUMNS), by_table(_CONSTRAINTS)
-        indexes, triggers = by_table(_INDEXES), by_table(_TRIGGERS)
+        indexes, triggers, rules = by_table(_INDEXES), by_table(_TRIGGERS), by_table(_RULES)
     return {
         name: _postgresql_table(
             connection,
@@ -318,6 +327,7 @@ def _read_postgresql(connection: BaseDatabaseWrapper, names: set[str] | None, vi
                 kind=kind,
                 options=(("unlogged",) if persistence == "u" else ()) + (("row security",) if row_security else ()),
                 triggers=tuple(trigger for (trigger,) in triggers[oid]),
+                rules=tuple(rule for (rule,) in rules[oid]),
             ),
             columns[oid],
             constraints[oid],
@@ -344,7 +354,7 @@ def _postgresql_table(
         if kind in "pux":
             owned.add(index)
         if kind == "p":
-            primary_key = PrimaryKey(name, own)
+            primary_key = PrimaryKey(name, own, options)
         elif kind == "u":
             text, valid = index_texts[index]
             options += ("nulls not distinct",) if text.nulls_not_distinct else ()

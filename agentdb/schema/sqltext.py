@@ -310,6 +310,7 @@ class ColumnText:
     end: int
     collation: str | None = None
     generated: str | None = None
+    conflict: str | None = None  # of its NOT NULL
 
 
 @dataclass
@@ -379,6 +380,12 @@ def _read_constraints(tokens: Sequence[Token], position: int, column: ColumnText
             return tokens[after + 1 : end], end + 1
         return (), after
 
+    def conflict_clause(after: int) -> tuple[str | None, int]:
+        """What ``ON CONFLICT`` at ``after`` says, unless it is the usual, and the position behind it."""
+        if after + 2 < len(tokens) and tokens[after + 1].word == "CONFLICT":
+            return {"abort": None}.get(action := tokens[after + 2].text.lower(), action), after + 3
+        return None, after
+
     while position < len(tokens):
         word = tokens[position].word
         following = tokens[position + 1].word if position + 1 < len(tokens) else ""
@@ -390,10 +397,7 @@ def _read_constraints(tokens: Sequence[Token], position: int, column: ColumnText
             listed, position = group(position + (2 if word == "PRIMARY" else 1))
             if position < len(tokens) and tokens[position].word in ("ASC", "DESC"):
                 position += 1
-            conflict = None
-            if position + 2 < len(tokens) and tokens[position + 1].word == "CONFLICT":
-                conflict = tokens[position + 2].text.lower()
-                position += 3
+            conflict, position = conflict_clause(position)
             kind: Literal["primary key", "unique"] = "primary key" if word == "PRIMARY" else "unique"
             table.constraints.append(ConstraintText(kind, name, _names(listed) or own, conflict=conflict))
         elif word == "CHECK":
@@ -430,7 +434,11 @@ def _read_constraints(tokens: Sequence[Token], position: int, column: ColumnText
             inner, position = group(position + (1 if word == "AS" else 3))
             if column:
                 column.generated = canonical(inner)
+        elif word == "NOT" and following == "NULL":
+            conflict, position = conflict_clause(position + 2)
+            if column:
+                column.conflict = conflict
         else:
-            position += 1  # the type, NOT NULL, AUTOINCREMENT, STORED …
+            position += 1  # the type, AUTOINCREMENT, STORED …
             continue
         name = None

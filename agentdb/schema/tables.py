@@ -14,6 +14,7 @@ class Column:
     default: str | None  # canonical SQL; None for no default and for DEFAULT NULL
     collation: str | None = None  # None: the database's own
     generated: str | None = None  # canonical expression of a generated or identity column
+    conflict: str | None = None  # what SQLite does over a NULL instead of refusing it: ignore, replace, …
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class IndexPart:
 class PrimaryKey:
     name: str | None
     columns: tuple[str, ...]
+    options: tuple[str, ...] = ()  # deferrable, on conflict …
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,7 @@ class Table:
     kind: str = "table"  # or view, virtual table, partitioned table …
     options: tuple[str, ...] = ()  # unlogged, without rowid, strict
     triggers: tuple[str, ...] = ()  # names
+    rules: tuple[str, ...] = ()  # names of PostgreSQL's rewrite rules
 
     def column(self, name: str) -> Column | None:
         return next((column for column in self.columns if column.name == name), None)
