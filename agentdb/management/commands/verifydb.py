@@ -9,6 +9,7 @@ from django.db import DEFAULT_DB_ALIAS, connections
 
 from agentdb.errors import DatabaseUnavailableError
 from agentdb.inspection import inspecting
+from agentdb.schema.fingerprint import fingerprint as schema_fingerprint
 from agentdb.schema.verification import JSON_FORMAT, Verification, verify
 
 
@@ -23,27 +24,50 @@ class Command(BaseCommand):
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("--json", action="store_true", help="Print one JSON object, as docs/verifydb.md says.")
         parser.add_argument(
+            "--fingerprint",
+            nargs="?",
+            const="",
+            metavar="EXPECTED",
+            help="Print one hash of the whole schema instead, to pin in a deployment. Exit with 1 if another one is "
+            "EXPECTED. --verbosity 2 also prints what it is of.",
+        )
+        parser.add_argument(
             "--database",
             default=DEFAULT_DB_ALIAS,
             choices=tuple(connections),
             help="The alias of the database to look at (default: %(default)s).",
         )
 
-    def handle(self, *, json: bool, database: str, **options: Any) -> None:
+    def handle(self, *, json: bool, database: str, fingerprint: str | None, verbosity: int, **options: Any) -> None:
         try:
             with inspecting(database) as connection:
-                verification = verify(connection)
+                if fingerprint is not None:
+                    found, lines = schema_fingerprint(connection)
+                else:
+                    verification = verify(connection)
         except DatabaseUnavailableError as error:
             if json:
                 self._print_json({"format": JSON_FORMAT, "error": str(error)})
                 sys.exit(2)
             raise CommandError(str(error), returncode=2) from error
+        if fingerprint is not None:
+            self._print_fingerprint(found, lines if verbosity > 1 else [], json=json)
+            if fingerprint and fingerprint != found:
+                raise CommandError(f"The schema is another than the one pinned, {fingerprint}.", returncode=1)
+            return
         if json:
             self._print_json(verification.as_json())
         else:
             self._print(verification)
         if not verification.matches:
             sys.exit(1)
+
+    def _print_fingerprint(self, found: str, lines: list[str], *, json: bool) -> None:
+        if json:
+            self._print_json({"format": JSON_FORMAT, "fingerprint": found})
+            return
+        for line in (*lines, found):
+            self.stdout.write(line)
 
     def _print_json(self, report: dict[str, Any]) -> None:
         self.stdout.write(json.dumps(report, indent=2, ensure_ascii=False))
