@@ -18,7 +18,7 @@ from django.db.models import DateTimeField, IntegerField, Model
 
 from agentdb import migration_record
 from agentdb.adoption.contents import SHOWN_ROWS
-from agentdb.adoption.unusable import UnusableValue, decode_sqlite_text, shown, unusable_reason
+from agentdb.adoption.unusable import UnusableValue, decode_sqlite_text, shown, too_wide, unusable_reason
 from agentdb.channels import open_channel
 from agentdb.errors import AgentDbError, InvalidInputError, SchemaMismatchError, SchemaOutOfDateError
 from agentdb.inspection import inspecting, translated_errors
@@ -565,8 +565,8 @@ def _reason(field: Any, value: Any, target: str) -> str | None:
         return reason
     if kind == "timestamp" and not _is_native(value):
         return "is not in the spelling of a native timestamp; run 'agentdb baselinedb' on the source"
-    if kind == "integer" and not -(2**31) <= value < 2**31:
-        return "does not fit into 32 bits"
+    if kind == "integer" and (reason := too_wide(value)):
+        return reason
     if isinstance(value, str) and "\0" in value and target != "sqlite":
         return "has a NUL character, which PostgreSQL cannot store"
     return None

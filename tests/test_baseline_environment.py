@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import sqlite3
@@ -17,11 +18,13 @@ from urllib.parse import quote, urlsplit, urlunsplit
 
 import psycopg
 import pytest
+from django.core.management import CommandError, call_command
+from django.db.backends.base.base import BaseDatabaseWrapper
 
 from agentdb.adoption import execution
 from agentdb.adoption.plan import read
 from tests.baseline_runs import assert_adopted, baselinedb, snapshot
-from tests.legacy_databases import FOLDER, opened
+from tests.legacy_databases import FOLDER, manage, opened
 
 Load = Callable[[str], str]
 
@@ -543,3 +546,84 @@ def test_a_unique_constraint_that_is_checked_late_does_not_take_the_place_of_our
             "SELECT conname, condeferrable FROM pg_constraint WHERE conrelid = 'agents'::regclass AND contype = 'u'"
         )
         assert cursor.fetchall() == [("idx_agents_tenant_name", False)]
+
+
+@pytest.mark.parametrize("engine", ["postgresql"])
+def test_tables_behind_an_empty_schema_of_the_search_path_are_named_and_nothing_is_made(load_legacy: Load, engine: str):
+    url = load_legacy("era-b-small")
+    with psycopg.connect(url, autocommit=True) as server:
+        server.execute("CREATE SCHEMA app")
+    here = f"{url}{'&' if '?' in url else '?'}options=-csearch_path%3Dapp,public"
+    before = snapshot(url)
+    with opened(here) as connection, connection.cursor() as cursor:
+        cursor.execute("SELECT current_user")
+        [(role,)] = cursor.fetchall()
+        sentence = (
+            "The tables are in schema 'public', and new ones would be made in 'app', which comes before it in the "
+            f"search_path. Run 'ALTER ROLE {role} SET search_path = public', or add options=-csearch_path%3Dpublic to "
+            "the database URL."
+        )
+        with pytest.raises(CommandError) as refused:
+            manage(connection, "migrate", "agentdb")
+        assert str(refused.value) == sentence
+
+    assert [run.err for run in (baselinedb(here, "--check"), baselinedb(here))] == [sentence] * 2
+    with opened(here) as connection:
+        assert sentence in verification(connection)
+    assert snapshot(url) == before
+    assert baselinedb(f"{url}{'&' if '?' in url else '?'}options=-csearch_path%3Dpublic").code == 0
+
+
+def verification(connection: BaseDatabaseWrapper) -> str:
+    out = io.StringIO()
+    with pytest.raises(SystemExit) as ended:
+        call_command("verifydb", database=connection.alias, stdout=out)
+    assert ended.value.code == 1
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("engine", ["postgresql"])
+@pytest.mark.parametrize("is_native", [False, True])
+@pytest.mark.parametrize("width", ["smallint", "bigint"])
+def test_a_version_of_another_width_is_converted(load_legacy: Load, engine: str, is_native: bool, width: str):
+    url = load_legacy("era-b-small")
+    if is_native:
+        assert baselinedb(url).code == 0
+    with psycopg.connect(url, autocommit=True) as server:
+        before = server.execute("SELECT id, version FROM agents ORDER BY 1").fetchall()
+        server.execute(f"ALTER TABLE agents ALTER version TYPE {width}".encode())
+
+    assert baselinedb(url, "--check").code == 1
+    assert baselinedb(url).code == 0
+
+    with opened(url) as connection:
+        assert_adopted(connection)
+    with psycopg.connect(url) as server:
+        assert server.execute("SELECT id, version FROM agents ORDER BY 1").fetchall() == before
+
+
+@pytest.mark.parametrize("engine", ["postgresql"])
+def test_a_version_that_does_not_fit_is_named(load_legacy: Load, engine: str):
+    url = load_legacy("era-b-small")
+    with psycopg.connect(url, autocommit=True) as server:
+        server.execute("ALTER TABLE agents ALTER version TYPE bigint")
+        [(id,)] = server.execute("UPDATE agents SET version = 5000000000 WHERE id = (SELECT min(id) FROM agents)"
+                                   " RETURNING id").fetchall()  # fmt: skip
+
+    check, run = baselinedb(url, "--check"), baselinedb(url)
+
+    assert (check.code, run.code, check.err) == (2, 2, run.err)
+    assert f"id {id!r}" in run.err
+    assert "5000000000 does not fit into 32 bits" in run.err
+
+
+@pytest.mark.parametrize("engine", ["postgresql"])
+def test_a_check_of_our_columns_and_others_is_dropped_with_a_line_in_the_plan(load_legacy: Load, engine: str):
+    url = load_legacy("era-b-small")
+    with psycopg.connect(url, autocommit=True) as server:
+        server.execute("ALTER TABLE sessions ADD own int, ADD CONSTRAINT mixed CHECK (own > 0 OR status <> 'x')")
+
+    run = baselinedb(url)
+
+    assert run.code == 0
+    assert "Drop the check mixed of sessions: (own > 0) OR (status <> 'x')." in run.out

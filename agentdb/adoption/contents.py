@@ -20,6 +20,7 @@ from agentdb.adoption.unusable import (
     UnusableValue,
     decode_sqlite_text,
     shown,
+    too_wide,
     unusable_reason,
 )
 from agentdb.schema import Table
@@ -202,6 +203,9 @@ def _read(
     to_convert = [(i, column) for i, column in timestamps if i not in are_native]
     # SQLite's are texts too, and another program may have written them in its own way.
     to_respell = [(i, column) for i, column in timestamps if i in are_native and connection.vendor == "sqlite"]
+    wide = [(i, column) for i, column in ours if old[column] == "integer" and table.columns[i].type == "bigint"]
+    if connection.vendor == "sqlite":
+        wide = []  # where each integer may have 64 bits
     hashed = None if checksum_of is None else [columns.index(column) for column in sorted(checksum_of)]
     # Agents that the old server keyed by name get their id in the adoption.
     fillable = name == "agents" and (table.primary_key is None or table.primary_key.columns != ("id",))
@@ -262,6 +266,9 @@ def _read(
             values[i] = instant
             if instant is None:
                 reading.refuse(name, label(row), column, text, unusable_reason("timestamp", text) or "")
+        for i, column in wide:
+            if reason := too_wide(row[i]):
+                reading.refuse(name, label(row), column, row[i], reason)
         for i in texts:
             if (text := row[i]) is not None and "\0" in text:
                 reading.nul_rows += 1

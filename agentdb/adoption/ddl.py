@@ -344,7 +344,7 @@ def _conform_on_postgresql(
     [primary_key] = [column for column, model_field in fields.items() if model_field.primary_key]
 
     for constraint in live.constraints:
-        if constraint.kind in "fc" and set(constraint.columns) <= fields.keys():
+        if constraint.kind in "fc" and set(constraint.columns) & fields.keys():
             _run(schema_editor, f"{alter} DROP CONSTRAINT {quote(constraint.name)}")
     old_keys = [constraint for constraint in live.constraints if constraint.kind == "p"]
     for constraint in old_keys:
@@ -386,6 +386,9 @@ def _convert_pg_columns(
         if column not in fields or column in using:
             continue
         if live_column.type == types[column] and not live_column.has_collation:
+            continue
+        if types[column] == "integer" and live_column.type in ("smallint", "bigint"):
+            using[column] = f"{quote(column)}::integer"
             continue
         if not live_column.type.startswith(("text", "character varying")) or types[column] != "text":
             raise SchemaMismatchError(

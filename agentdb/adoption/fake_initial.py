@@ -26,6 +26,8 @@ def refuse_unadopted(connection: BaseDatabaseWrapper, *, fake_initial: bool) -> 
         return  # what a migration finds then is that migration's to check
     shape = recognise(connection)
     if not shape.tables:
+        if shape.problems:
+            raise SchemaMismatchError(" ".join(shape.problems))
         return
     where = ", ".join(shape.tables)
     obstacles = [*shape.problems, *_obstacles(connection.vendor, shape)]

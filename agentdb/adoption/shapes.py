@@ -17,7 +17,7 @@ from django.db.migrations.state import StateApps
 
 from agentdb.adoption.unusable import OLD_COLUMNS
 from agentdb.migration_record import migration_names, recorded_migrations
-from agentdb.schema import Table, compare, expected_tables, read_tables
+from agentdb.schema import Table, compare, expected_tables, read_tables, tables_elsewhere
 
 APP = "agentdb"
 INITIAL = "0001_initial"
@@ -81,6 +81,8 @@ def recognise(connection: BaseDatabaseWrapper) -> Shape:
     others = tuple(sorted(set(live) - set(stored_as.values()) - {"django_migrations"}))
     problems = [problem for table in tables.values() for problem in _table_problems(connection.vendor, table)]
     problems += _record_problems(recorded, tables)
+    if not tables and (elsewhere := tables_elsewhere(connection, OLD_COLUMNS)) is not None:
+        problems.append(elsewhere)
     level = (
         None
         if problems or not tables or stored_as != dict(zip(tables, tables, strict=True))

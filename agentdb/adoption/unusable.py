@@ -219,6 +219,11 @@ def unusable_reason(kind: str, value: object) -> str | None:
     return None
 
 
+def too_wide(value: int) -> str | None:
+    """Why a number cannot be a server's integer, as ``unusable_reason`` says it; SQLite's hold 64 bits."""
+    return None if -(2**31) <= value < 2**31 else "does not fit into 32 bits"
+
+
 def shown(value: object) -> str:
     """The value as messages show it."""
     if value is None:

@@ -298,6 +298,35 @@ _RULES = """
 """
 
 
+_ELSEWHERE = """
+    SELECT s.name, current_schema(), current_user
+    FROM unnest(current_schemas(false)) WITH ORDINALITY AS s(name, place)
+    JOIN pg_catalog.pg_namespace n ON n.nspname = s.name
+    JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relkind IN ('r', 'p') AND c.relname = ANY(%s)
+    WHERE s.name <> current_schema() AND NOT EXISTS (
+        SELECT FROM pg_catalog.pg_class o
+        WHERE o.relnamespace = current_schema()::regnamespace AND o.relname = ANY(%s))
+    GROUP BY s.name, s.place HAVING count(*) >= 3 ORDER BY s.place LIMIT 1
+"""
+
+
+def tables_elsewhere(connection: BaseDatabaseWrapper, names: Collection[str]) -> str | None:
+    """What to do where the tables are in another schema of the search_path than the one that new ones are made in."""
+    if connection.vendor != "postgresql":
+        return None
+    with connection.cursor() as cursor:
+        cursor.execute(_ELSEWHERE, [list(names)] * 2)
+        row = cursor.fetchone()
+    if row is None:
+        return None
+    found, current, role = row
+    return (
+        f"The tables are in schema {found!r}, and new ones would be made in {current!r}, which comes before it in the "
+        f"search_path. Run 'ALTER ROLE {role} SET search_path = {found}', or add options=-csearch_path%3D{found} to "
+        "the database URL."
+    )
+
+
 def _read_postgresql(connection: BaseDatabaseWrapper, names: set[str] | None, views: set[str]) -> dict[str, Table]:
     with connection.cursor() as cursor:
         cursor.execute(_RELATIONS)

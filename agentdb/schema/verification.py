@@ -14,7 +14,7 @@ from django.db.migrations.loader import MigrationLoader
 from agentdb.conf import server_name
 from agentdb.inspection import sqlite_path
 from agentdb.migration_record import migration_names, recorded_migrations
-from agentdb.schema import APP_LABEL, Difference, Table, compare, expected_tables, read_tables
+from agentdb.schema import APP_LABEL, Difference, Table, compare, expected_tables, read_tables, tables_elsewhere
 from agentdb.schema.spelling import Misspelt, misspelt_timestamps
 from agentdb.sqlite_safety import file_system_concern
 
@@ -50,6 +50,8 @@ class Verification:
         if not self.tables:
             if self.recorded:
                 return f"Migrations {_listed(self.recorded)} are recorded, but no table is there. Restore a backup."
+            if self.differences and self.differences[0].code == "table.elsewhere":
+                return "There are no agentdb tables where they are looked for."
             return "There are no agentdb tables. Run 'agentdb migrate'."
         if not self.recorded:
             return "No migration is recorded: these tables are not adopted yet. Run 'agentdb baselinedb'."
@@ -101,6 +103,8 @@ def verify(connection: BaseDatabaseWrapper) -> Verification:
     ours = {name: table for name, table in live.items() if name in expected}
     differences += map(_spelling, misspelt_timestamps(connection, ours))
     differences += _file_system(connection)
+    if not ours and (elsewhere := tables_elsewhere(connection, expected)) is not None:
+        differences = [Difference("table.elsewhere", "drift", "", None, None, None, elsewhere)]
     return Verification(
         engine=connection.vendor,
         database=_name(connection),
