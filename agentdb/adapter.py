@@ -8,6 +8,7 @@ import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from dataclasses import replace
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -346,3 +347,10 @@ class DjangoDb(Db):
 
 _NOT_A_COROUTINE = "run_transaction() takes a plain function, not a coroutine: its calls run in one thread."
 _NOT_A_GENERATOR = "run_transaction() takes a plain function, not a generator, whose calls would run after the end."
+
+
+# A namespace that other packages can be in without it.
+if find_spec("opentelemetry") is not None and find_spec("opentelemetry.trace") is not None:
+    from agentdb.tracing import trace
+
+    trace(DjangoDb)
