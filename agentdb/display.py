@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from django.utils import timezone
 
@@ -17,13 +17,20 @@ def exact(instant: datetime) -> str:
 
 def relative(instant: datetime, now: datetime | None = None) -> str:
     """How long ago it was, in its largest unit; a clock that is ahead makes instants that are still to come."""
-    seconds = ((now or timezone.now()) - instant).total_seconds()
+    since = (now or timezone.now()) - instant
+    text = lasting(abs(since))
+    if text.endswith("seconds"):
+        return "just now"
+    return f"{text} ago" if since > timedelta() else f"in {text}"
+
+
+def lasting(span: timedelta) -> str:
+    """How long it lasted, in its largest unit."""
+    seconds = span.total_seconds()
     for size, unit in _UNITS:
-        count = int(abs(seconds) // size)
-        if count:
-            text = f"{count} {unit}{'' if count == 1 else 's'}"
-            return f"{text} ago" if seconds > 0 else f"in {text}"
-    return "just now"
+        if count := int(seconds // size):
+            return f"{count} {unit}{'' if count == 1 else 's'}"
+    return f"{seconds:.1f} seconds"
 
 
 def masked(key_hash: str) -> str:

@@ -392,6 +392,61 @@ def test_missing_targets_are_said_to_be_missing_and_are_no_links(site: Site, sup
         assert not [url for url, text in page.links if text.startswith("gone-")]
 
 
+def _ago(site: Site, id: str, **minutes: int) -> None:
+    instants: dict[str, Any] = {column: timezone.now() - timedelta(minutes=age) for column, age in minutes.items()}
+    Session.objects.using(site.alias).filter(pk=id).update(**instants)
+
+
+def test_a_sessions_page_says_what_is_wrong_when_what_happened_and_what_belongs_to_it(site: Site, superuser: User):
+    agent = site.db.upsert_agent("bot", "/srv/bot")
+    site.db.insert_session("s1", "bot", "gone-box")
+    site.db.update_session_runner("s1", "runner-1")
+    _ago(site, "s1", created_at=125, last_active_at=5)
+
+    page = site.get("agentdb/session/s1/change/")
+
+    assert "It is starting, and its sandbox is gone." in page.text
+    assert "It has been starting for 2 hours." in page.text
+    for text in ("Session opened", "2 hours", "Session last active", "5 minutes", "Now still starting"):
+        assert text in page.text
+    assert page.text.index("Session opened") < page.text.index("Session last active")
+    assert page.link("bot").endswith(f"/agent/{agent.id}/change/")
+    assert "runner/?id=runner-1" in page.link("Its sessions, and how it is")
+
+    site.db.update_session_status("s1", "active")
+    _ago(site, "s1", created_at=125, last_active_at=45)
+    assert "It is active, and has given no sign of life for 45 minutes." in site.get("agentdb/session/s1/change/").text
+    site.db.update_session_status("s1", "ended")
+    ended = site.get("agentdb/session/s1/change/").text
+    assert "its sandbox is gone" not in ended and "Now still" not in ended
+
+
+def test_a_sandboxs_page_names_the_sessions_that_name_it(site: Site, superuser: User):
+    site.db.insert_sandbox("b1", "gone-agent", "/w", session_id="s1")
+    site.db.update_sandbox_state("b1", "running")
+    assert "It is running, and its session is gone." in site.get("agentdb/sandbox/b1/change/").text
+    for number in range(6):
+        site.db.insert_session(f"s{number}", "gone-agent", "b1")
+    site.db.update_session_status("s1", "ended")
+
+    page = site.get("agentdb/sandbox/b1/change/")
+
+    assert "It is running, and its session is ended." in page.text
+    assert "sandbox_id=b1" in page.link("All of them")
+    assert page.link("s1").endswith("/session/s1/change/")
+
+
+def test_an_agents_page_has_its_newest_sessions_alone(site: Site, superuser: User):
+    agent = site.db.upsert_agent("bot", "/srv/bot")
+    for number in range(7):
+        site.db.insert_session(f"s{number}", "bot", "b")
+    site.db.insert_session("other", "bot", "b", "other-tenant")
+
+    page = site.get(f"agentdb/agent/{agent.id}/change/")
+
+    assert [text for _, text in page.links if re.fullmatch(r"s\d|other", text)] == ["s6", "s5", "s4", "s3", "s2"]
+
+
 def test_tenant_page_leads_to_everything_of_the_tenant(site: Site, superuser: User):
     fill(site.alias, 20, tenants=5)
 
@@ -572,7 +627,7 @@ def test_action_keeps_the_filter_of_the_list(site: Site):
         ("agentdb/sandbox/", {}, 5),
         ("agentdb/sandbox/", {"tenant_id": "t1", "state": "waiting", "session_id": "s0001"}, 7),
         ("agentdb/apikey/", {}, 3),
-        ("agentdb/session/s0001/change/", {}, 3),
+        ("agentdb/session/s0001/change/", {}, 4),
         ("agentdb/agent/tenant/", {"id": "t1"}, 5),
     ],
 )

@@ -20,6 +20,7 @@ from agentdb.models import Agent, ApiKey, Sandbox, Session
 
 NONE = format_html('<span class="agentdb-quiet">{}</span>', "none")
 LONGEST_WHOLE_ID = 16
+LONGEST_WHOLE_PATH = 28
 
 
 def site_of(request: HttpRequest) -> admin.AdminSite:
@@ -83,6 +84,16 @@ def id_link(url: str, id: str) -> SafeString:
     if not url:
         return format_html('<span class="agentdb-id" title="{}" data-copy="{}">{}</span>', id, id, short_id(id))
     return format_html('<a class="agentdb-id" href="{}" title="{}" data-copy="{}">{}</a>', url, id, id, short_id(id))
+
+
+def short_path(path: str) -> SafeString:
+    """The whole path, of which the eye gets the beginning and the end."""
+    if len(path) <= LONGEST_WHOLE_PATH:
+        return format_html('<span class="agentdb-id" data-copy="{}">{}</span>', path, path)
+    return format_html(
+        '<span class="agentdb-id" title="{}" data-copy="{}">{}<span class="agentdb-mid">{}</span>{}</span>',
+        path, path, path[:10], path[10:-14], path[-14:],
+    )  # fmt: skip
 
 
 def badge(value: str, text: str = "") -> SafeString:

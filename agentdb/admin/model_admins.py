@@ -23,7 +23,7 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.csrf import csrf_protect
 
 from agentdb.adapter import DjangoDb
-from agentdb.admin import overview, pages
+from agentdb.admin import overview, pages, rows
 from agentdb.admin.changelist import AgeFilter, ChoiceFilter, KeysetChangeList, ListedAdmin, TextFilter
 from agentdb.admin.display import (
     NONE,
@@ -34,6 +34,7 @@ from agentdb.admin.display import (
     missing,
     row_url,
     runner_url,
+    short_path,
     tenant_url,
     viewable,
     when,
@@ -115,6 +116,7 @@ class ReadFirstAdmin(ListedAdmin, ModelAdmin):
     show_facets = admin.ShowFacets.NEVER
     actions_selection_counter = True
     list_display_links = None
+    change_form_template = "admin/agentdb/row.html"
 
     class Media:
         css: ClassVar = {"all": ["agentdb/console.css"]}
@@ -142,6 +144,23 @@ class ReadFirstAdmin(ListedAdmin, ModelAdmin):
     def change_view(self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: Any = None) -> Any:
         view = super().change_view
         return guarded(request, self.admin_site, self.model, lambda: view(request, object_id, form_url, extra_context))
+
+    def row_page(self, row: Any) -> rows.RowPage | None:
+        """What the row's page shows beside its columns."""
+        return None
+
+    def render_change_form(
+        self,
+        request: HttpRequest,
+        context: Any,
+        add: bool = False,
+        change: bool = False,
+        form_url: str = "",
+        obj: Any = None,
+    ) -> Any:
+        if obj is not None:
+            context["page"] = self.row_page(obj)
+        return super().render_change_form(request, context, add, change, form_url, obj)
 
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[KeysetChangeList]:
         return KeysetChangeList
@@ -352,6 +371,9 @@ class AgentAdmin(ReadFirstAdmin):
         "id", "name", "tenant", "version", "path", "sessions", "sandboxes", "updated_exactly", "created_exactly"
     )  # fmt: skip
 
+    def row_page(self, row: Agent) -> rows.RowPage:
+        return rows.agent_page(self.admin_site, row, router.db_for_read(Agent))
+
     @admin.display(description="name")
     def name_link(self, row: Agent) -> SafeString:
         return link(row_url(self.admin_site, row), row.name)
@@ -440,6 +462,9 @@ class SessionAdmin(LinkedAdmin):
         for row in rows:
             row.linked_sandbox = sandboxes.get(row.sandbox_id)
 
+    def row_page(self, row: Any) -> rows.RowPage:
+        return rows.session_page(self.admin_site, row, self.alias)
+
     @admin.display(description="status")
     def status_badge(self, row: Session) -> SafeString:
         return badge(row.status)
@@ -450,7 +475,7 @@ class SessionAdmin(LinkedAdmin):
             return NONE
         if row.linked_sandbox is None:
             return missing(row.sandbox_id)
-        return link(row_url(self.admin_site, row.linked_sandbox), row.sandbox_id)
+        return id_link(row_url(self.admin_site, row.linked_sandbox), row.sandbox_id)
 
     @admin.display(description="sandboxes of this session")
     def sandboxes(self, row: Session) -> SafeString:
@@ -460,7 +485,7 @@ class SessionAdmin(LinkedAdmin):
     def runner(self, row: Session) -> SafeString:
         if row.runner_id is None:
             return NONE
-        return link(runner_url(self.admin_site, row.runner_id), row.runner_id)
+        return id_link(runner_url(self.admin_site, row.runner_id), row.runner_id)
 
     @admin.display(description="last active")
     def last_active(self, row: Session) -> SafeString:
@@ -478,7 +503,7 @@ class SessionAdmin(LinkedAdmin):
 @admin.register(Sandbox)
 class SandboxAdmin(LinkedAdmin):
     order_field = "last_used_at"
-    list_display = ("id_link", "state_badge", "agent", "tenant", "session", "workspace_dir", "last_used", "created")
+    list_display = ("id_link", "state_badge", "agent", "tenant", "session", "workspace", "last_used", "created")
     list_filter = (StateFilter, TenantFilter, AgentFilter, SessionFilter, LastUsedFilter)
     search_fields = ("id", "agent_name", "session_id", "workspace_dir", "tenant_id")
     search_help_text = (
@@ -499,6 +524,9 @@ class SandboxAdmin(LinkedAdmin):
         for row in rows:
             row.linked_session = sessions.get(row.session_id)
 
+    def row_page(self, row: Any) -> rows.RowPage:
+        return rows.sandbox_page(self.admin_site, row, self.alias)
+
     @admin.display(description="state")
     def state_badge(self, row: Sandbox) -> SafeString:
         return badge(row.state)
@@ -509,7 +537,11 @@ class SandboxAdmin(LinkedAdmin):
             return NONE
         if row.linked_session is None:
             return missing(row.session_id)
-        return link(row_url(self.admin_site, row.linked_session), row.session_id)
+        return id_link(row_url(self.admin_site, row.linked_session), row.session_id)
+
+    @admin.display(description="workspace dir")
+    def workspace(self, row: Sandbox) -> SafeString:
+        return short_path(row.workspace_dir)
 
     @admin.display(description="sessions that name it")
     def sessions(self, row: Sandbox) -> SafeString:

@@ -1,0 +1,191 @@
+"""What a row's page says beside its columns: what is wrong, when what happened, and what belongs to it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from django.contrib.admin import AdminSite
+from django.db import connections
+from django.utils import timezone
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+
+from agentdb import attention
+from agentdb.admin.display import badge, id_link, link, list_url, row_url, runner_url, when
+from agentdb.display import exact, lasting
+from agentdb.interface import SandboxState, SessionStatus
+from agentdb.models import Agent, Sandbox, Session
+from agentdb.querysets import FINISHED, LIVE
+
+_GAP = timedelta(seconds=60)
+_SHOWN = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """One line of the time line; ``after`` is how long nothing happened before it, where that is worth a line."""
+
+    instant: datetime
+    text: SafeString | str
+    own: bool = False
+    after: str = ""
+
+    @property
+    def exact(self) -> str:
+        return exact(self.instant)
+
+    @property
+    def shown(self) -> str:
+        return exact(self.instant).partition(".")[0].removesuffix(" UTC")
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """Something that belongs to the row; ``lines`` are links and facts."""
+
+    heading: str
+    badge: SafeString | str
+    name: SafeString | str
+    lines: tuple[SafeString | str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RowPage:
+    findings: tuple[str, ...]
+    moments: tuple[Moment, ...]
+    cards: tuple[Card, ...]
+
+
+def session_page(site: AdminSite, row: Any, alias: str) -> RowPage:
+    now, sandbox = timezone.now(), row.linked_sandbox
+    moments = [
+        Moment(row.created_at, _own("Session opened"), own=True),
+        Moment(row.last_active_at, _own("Session last active"), own=True),
+    ]
+    cards = [_agent_card(site, row)]
+    if sandbox is not None:
+        moments.append(Moment(sandbox.created_at, "Sandbox made"))
+        moments.append(Moment(sandbox.last_used_at, "Sandbox last used"))
+    cards.append(_sandbox_card(site, row.sandbox_id, sandbox))
+    if row.runner_id is not None:
+        sign = attention.last_sign_of_life(connections[alias], row.runner_id)
+        others = [link(runner_url(site, row.runner_id), "Its sessions, and how it is")]
+        if sign is not None:
+            others.insert(0, format_html("Last sign of life {}", when(sign[0])))
+        cards.append(Card("Runner", "", link(runner_url(site, row.runner_id), row.runner_id), tuple(others)))
+    return RowPage(
+        tuple(_session_findings(row, sandbox, now)), _line(moments, now, row.status in LIVE, row.status), tuple(cards)
+    )
+
+
+def sandbox_page(site: AdminSite, row: Any, alias: str) -> RowPage:
+    now, session = timezone.now(), row.linked_session
+    moments = [
+        Moment(row.created_at, _own("Sandbox made"), own=True),
+        Moment(row.last_used_at, _own("Sandbox last used"), own=True),
+    ]
+    cards = [_agent_card(site, row)]
+    if session is not None:
+        moments.append(Moment(session.created_at, "Session opened"))
+        moments.append(Moment(session.last_active_at, "Session last active"))
+    if row.session_id:
+        name = id_link(row_url(site, session), row.session_id) if session is not None else row.session_id
+        state = badge(session.status) if session is not None else badge("gone")
+        active = [format_html("Last active {}", when(session.last_active_at))] if session is not None else []
+        cards.append(Card("Session it is reserved for", state, name, tuple(active)))
+    naming = list(Session.objects.using(alias).filter(sandbox_id=row.pk).order_by()[: _SHOWN + 1])
+    lines = tuple(
+        format_html("{} {}", id_link(row_url(site, one), one.pk), badge(one.status)) for one in naming[:_SHOWN]
+    )
+    more = (link(list_url(site, Session, sandbox_id=row.pk), "All of them"),) if len(naming) > _SHOWN else ()
+    cards.append(Card("Sessions that name it", "", "" if naming else "none", (*lines, *more)))
+    alive = row.state != SandboxState.COLD.value
+    return RowPage(tuple(_sandbox_findings(row, session)), _line(moments, now, alive, row.state), tuple(cards))
+
+
+def agent_page(site: AdminSite, row: Agent, alias: str) -> RowPage:
+    now = timezone.now()
+    moments = [
+        Moment(row.created_at, _own("Agent made"), own=True),
+        Moment(row.updated_at, format_html("<strong>Deployed</strong>, version {}", row.version), own=True),
+    ]
+    newest = Session.objects.using(alias).of_tenant(row.tenant_id).of_agent(row.name).newest_first()[:_SHOWN]
+    lines = tuple(format_html("{} {}", id_link(row_url(site, one), one.pk), badge(one.status)) for one in newest)
+    filters = {"tenant_id": row.tenant_id, "agent_name": row.name}
+    cards = (
+        Card(
+            "Its newest sessions",
+            "",
+            "" if lines else "none",
+            (*lines, link(list_url(site, Session, **filters), "All")),
+        ),
+        Card("Its sandboxes", "", link(list_url(site, Sandbox, **filters), "All")),
+    )
+    return RowPage((), _line(moments, now, False, ""), cards)
+
+
+def _own(text: str) -> SafeString:
+    return format_html("<strong>{}</strong>", text)
+
+
+def _session_findings(row: Any, sandbox: Sandbox | None, now: datetime) -> Iterator[str]:
+    if row.status not in LIVE:
+        return
+    if row.sandbox_id and sandbox is None:
+        yield f"It is {row.status}, and its sandbox is gone."
+    if row.linked_agent is None:
+        yield f"It is {row.status}, and no agent of its tenant is called {row.agent_name!r}."
+    starting, silent = timedelta(minutes=attention.STARTING_MINUTES), timedelta(minutes=attention.SILENT_MINUTES)
+    if row.status == SessionStatus.STARTING.value and now - row.created_at > starting:
+        yield f"It has been starting for {lasting(now - row.created_at)}."
+    if row.status == SessionStatus.ACTIVE.value and now - row.last_active_at > silent:
+        yield f"It is active, and has given no sign of life for {lasting(now - row.last_active_at)}."
+
+
+def _sandbox_findings(row: Any, session: Session | None) -> Iterator[str]:
+    if row.state not in (SandboxState.RUNNING.value, SandboxState.WAITING.value) or not row.session_id:
+        return
+    if session is None:
+        yield f"It is {row.state}, and its session is gone."
+    elif session.status in FINISHED:
+        yield f"It is {row.state}, and its session is {session.status}."
+
+
+def _agent_card(site: AdminSite, row: Any) -> Card:
+    agent = row.linked_agent
+    if agent is None:
+        return Card("Agent", badge("gone", "missing"), row.agent_name, ("No agent of this tenant has the name.",))
+    return Card(
+        "Agent",
+        "",
+        format_html(
+            '{} <span class="agentdb-quiet">version {}</span>', link(row_url(site, agent), agent.name), agent.version
+        ),
+        (format_html("Deployed {}", when(agent.updated_at)),),
+    )
+
+
+def _sandbox_card(site: AdminSite, id: str, sandbox: Sandbox | None) -> Card:
+    if sandbox is None:
+        return Card("Sandbox", badge("gone"), id or "none")
+    path = format_html(
+        '<span class="agentdb-mono" data-copy="{}">{}</span>', sandbox.workspace_dir, sandbox.workspace_dir
+    )
+    used = format_html("Last used {}", when(sandbox.last_used_at))
+    return Card("Sandbox", badge(sandbox.state), id_link(row_url(site, sandbox), sandbox.pk), (used, path))
+
+
+def _line(moments: list[Moment], now: datetime, alive: bool, state: str) -> tuple[Moment, ...]:
+    """In their order, with the silence between them; what still goes on goes on until now."""
+    ordered = sorted(moments, key=lambda moment: moment.instant)
+    if alive:
+        ordered.append(Moment(now, format_html('Now <span class="agentdb-quiet">still {}</span>', state)))
+    line, before = [], None
+    for moment in ordered:
+        gap = moment.instant - before if before is not None else timedelta()
+        line.append(Moment(moment.instant, moment.text, moment.own, lasting(gap) if gap >= _GAP else ""))
+        before = moment.instant
+    return tuple(line)
