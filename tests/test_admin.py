@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import itertools
+import json
 import re
 from datetime import datetime, timedelta
 from typing import Any
@@ -19,6 +22,7 @@ from django.utils import timezone
 from agentdb import AgentDbError, display
 from agentdb.admin import changelist
 from agentdb.admin.changelist import Cursor
+from agentdb.attention import Answer
 from agentdb.models import Agent, ApiKey, Sandbox, Session
 from tests.admin_fixtures import Page, Site, fill
 
@@ -436,6 +440,18 @@ def test_a_sandboxs_page_names_the_sessions_that_name_it(site: Site, superuser: 
     assert page.link("s1").endswith("/session/s1/change/")
 
 
+def test_a_sandboxs_page_opens_where_its_sessions_cannot_be_found_in_time(
+    site: Site, superuser: User, monkeypatch: pytest.MonkeyPatch
+):
+    site.db.insert_sandbox("b1", "gone-agent", "/w")
+    monkeypatch.setattr("agentdb.attention.ask", lambda *_: Answer(None))
+
+    page = site.get("agentdb/sandbox/b1/change/")
+
+    assert "not looked up among so many" in page.text
+    assert "sandbox_id=b1" in page.link("Search for them")
+
+
 def test_an_agents_page_has_its_newest_sessions_alone(site: Site, superuser: User):
     agent = site.db.upsert_agent("bot", "/srv/bot")
     for number in range(7):
@@ -445,6 +461,58 @@ def test_an_agents_page_has_its_newest_sessions_alone(site: Site, superuser: Use
     page = site.get(f"agentdb/agent/{agent.id}/change/")
 
     assert [text for _, text in page.links if re.fullmatch(r"s\d|other", text)] == ["s6", "s5", "s4", "s3", "s2"]
+
+
+def exported(site: Site, path: str, **query: str) -> str:
+    response = site.client.get(f"/admin/{path}", query)
+    assert response.status_code == 200
+    return b"".join(response.streaming_content).decode()  # type: ignore[attr-defined]
+
+
+def test_what_is_filtered_is_exported_whole_and_nothing_else(site: Site, superuser: User):
+    fill(site.alias, 120, tenants=2)
+    link = site.get("agentdb/session/", tenant_id="t1").link("Export CSV")
+
+    lines = list(
+        csv.DictReader(io.StringIO(exported(site, urlsplit(link).path.removeprefix("/admin/"), tenant_id="t1")))
+    )
+    found = json.loads(exported(site, "agentdb/session/export/json/", tenant_id="t1"))
+
+    assert "tenant_id=t1" in link
+    assert len(lines) == len(found) == 60
+    assert {line["tenant_id"] for line in lines} == {"t1"}
+    listed = [id for page in walk(site, "agentdb/session/", "Older", tenant_id="t1") for id in page]
+    assert [line["id"] for line in lines] == [row["id"] for row in found] == listed
+    assert list(found[0]) == list(lines[0]) == [field.attname for field in Session._meta.concrete_fields]
+    searched = json.loads(exported(site, "agentdb/session/export/json/", q="s0003"))
+    assert [row["id"] for row in searched] == ["s0003"]
+
+
+def test_an_export_starts_no_formula_in_a_spreadsheet(site: Site, superuser: User):
+    for name in ("=1+1", "+1", "-1", "@x", "\tx", "plain", 'a,b\n"c"'):
+        site.db.upsert_agent(name, "=cmd|' /C calc'!A0")
+
+    lines = list(csv.DictReader(io.StringIO(exported(site, "agentdb/agent/export/csv/"))))
+
+    assert {line["name"] for line in lines} == {"'=1+1", "'+1", "'-1", "'@x", "'\tx", "plain", 'a,b\n"c"'}
+    assert {line["path"] for line in lines} == {"'=cmd|' /C calc'!A0"}
+    assert {row["name"] for row in json.loads(exported(site, "agentdb/agent/export/json/"))} >= {"=1+1", "plain"}
+
+
+def test_an_export_holds_no_hash_of_a_key(site: Site, superuser: User):
+    _, key = site.db.issue_api_key("acme", "ci")
+
+    text = exported(site, "agentdb/apikey/export/csv/") + exported(site, "agentdb/apikey/export/json/")
+
+    assert key.key_hash not in text and key.key_hash[:8] in text
+
+
+def test_an_export_needs_the_permission_to_look(site: Site):
+    site.log_in(site.make_user("partial", "view_agent"))
+
+    assert site.client.get("/admin/agentdb/session/export/csv/").status_code == 403
+    assert site.client.get("/admin/agentdb/agent/export/csv/").status_code == 200
+    assert site.client.get("/admin/agentdb/agent/export/xml/").status_code == 404
 
 
 def test_tenant_page_leads_to_everything_of_the_tenant(site: Site, superuser: User):
@@ -627,7 +695,7 @@ def test_action_keeps_the_filter_of_the_list(site: Site):
         ("agentdb/sandbox/", {}, 5),
         ("agentdb/sandbox/", {"tenant_id": "t1", "state": "waiting", "session_id": "s0001"}, 7),
         ("agentdb/apikey/", {}, 3),
-        ("agentdb/session/s0001/change/", {}, 4),
+        ("agentdb/session/s0001/change/", {}, 6),
         ("agentdb/agent/tenant/", {"id": "t1"}, 5),
     ],
 )

@@ -258,6 +258,7 @@ class KeysetChangeList(ChangeList):
             side = "older" if self.forward else "newer"
             self.note = f"Looked through {WINDOW:,} rows; there are {side} ones."
 
+        self.export_query = self.get_query_string(remove=[AFTER, BEFORE])
         self.model_admin.find_linked(found)
         self.heading = capfirst(self.opts.verbose_name_plural)
         self.result_list = found

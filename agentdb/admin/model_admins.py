@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from django import forms
 from django.contrib import admin, messages
@@ -14,6 +14,7 @@ from django.core.exceptions import PermissionDenied
 from django.db import router
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.http.response import HttpResponseBase
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path
 from django.utils.decorators import method_decorator
@@ -39,6 +40,7 @@ from agentdb.admin.display import (
     viewable,
     when,
 )
+from agentdb.admin.export import export
 from agentdb.admin.guard import guarded
 from agentdb.display import exact, masked, relative
 from agentdb.errors import AgentDbError
@@ -140,6 +142,20 @@ class ReadFirstAdmin(ListedAdmin, ModelAdmin):
     def changelist_view(self, request: HttpRequest, extra_context: Any = None) -> Any:
         view = super().changelist_view
         return guarded(request, self.admin_site, self.model, lambda: view(request, extra_context))
+
+    def get_urls(self) -> list[URLPattern]:
+        def exported(request: HttpRequest, kind: str) -> Any:
+            if not self.has_view_permission(request):
+                raise PermissionDenied
+            return guarded(request, self.admin_site, self.model, lambda: self.export_view(request, kind))
+
+        view = self.admin_site.admin_view(exported)
+        name = f"agentdb_{self.opts.model_name}_export"
+        return [path("export/<slug:kind>/", view, name=name), *super().get_urls()]
+
+    def export_view(self, request: HttpRequest, kind: str) -> HttpResponseBase:
+        """All that the list's filters leave, as CSV or JSON."""
+        return export(request, cast(KeysetChangeList, self.get_changelist_instance(request)), kind)
 
     def change_view(self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: Any = None) -> Any:
         view = super().change_view

@@ -22,6 +22,7 @@ from agentdb.querysets import FINISHED, LIVE
 
 _GAP = timedelta(seconds=60)
 _SHOWN = 5
+_SECONDS = 0.5  # for a question of a row's page
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +72,8 @@ def session_page(site: AdminSite, row: Any, alias: str) -> RowPage:
         moments.append(Moment(sandbox.last_used_at, "Sandbox last used"))
     cards.append(_sandbox_card(site, row.sandbox_id, sandbox))
     if row.runner_id is not None:
-        sign = attention.last_sign_of_life(connections[alias], row.runner_id)
+        connection, runner_id = connections[alias], row.runner_id
+        sign = attention.ask(connection, lambda: attention.last_sign_of_life(connection, runner_id), _SECONDS).value
         others = [link(runner_url(site, row.runner_id), "Its sessions, and how it is")]
         if sign is not None:
             others.insert(0, format_html("Last sign of life {}", when(sign[0])))
@@ -96,12 +98,7 @@ def sandbox_page(site: AdminSite, row: Any, alias: str) -> RowPage:
         state = badge(session.status) if session is not None else badge("gone")
         active = [format_html("Last active {}", when(session.last_active_at))] if session is not None else []
         cards.append(Card("Session it is reserved for", state, name, tuple(active)))
-    naming = list(Session.objects.using(alias).filter(sandbox_id=row.pk).order_by()[: _SHOWN + 1])
-    lines = tuple(
-        format_html("{} {}", id_link(row_url(site, one), one.pk), badge(one.status)) for one in naming[:_SHOWN]
-    )
-    more = (link(list_url(site, Session, sandbox_id=row.pk), "All of them"),) if len(naming) > _SHOWN else ()
-    cards.append(Card("Sessions that name it", "", "" if naming else "none", (*lines, *more)))
+    cards.append(_naming_card(site, row.pk, alias))
     alive = row.state != SandboxState.COLD.value
     return RowPage(tuple(_sandbox_findings(row, session)), _line(moments, now, alive, row.state), tuple(cards))
 
@@ -125,6 +122,20 @@ def agent_page(site: AdminSite, row: Agent, alias: str) -> RowPage:
         Card("Its sandboxes", "", link(list_url(site, Sandbox, **filters), "All")),
     )
     return RowPage((), _line(moments, now, False, ""), cards)
+
+
+def _naming_card(site: AdminSite, id: str, alias: str) -> Card:
+    """No index serves the question, so that among millions it is left to the list, which searches on by itself."""
+    naming = Session.objects.using(alias).filter(sandbox_id=id).order_by()[: _SHOWN + 1]
+    found = attention.ask(connections[alias], lambda: list(naming), _SECONDS).value
+    everything = list_url(site, Session, sandbox_id=id)
+    if found is None:
+        return Card("Sessions that name it", "", "not looked up among so many", (link(everything, "Search for them"),))
+    lines = tuple(
+        format_html("{} {}", id_link(row_url(site, one), one.pk), badge(one.status)) for one in found[:_SHOWN]
+    )
+    more = (link(everything, "All of them"),) if len(found) > _SHOWN else ()
+    return Card("Sessions that name it", "", "" if found else "none", (*lines, *more))
 
 
 def _own(text: str) -> SafeString:
