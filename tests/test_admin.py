@@ -452,6 +452,22 @@ def test_a_sandboxs_page_opens_where_its_sessions_cannot_be_found_in_time(
     assert "sandbox_id=b1" in page.link("Search for them")
 
 
+def test_a_rows_page_says_nothing_of_tables_that_the_user_may_not_see(site: Site):
+    agent = site.db.upsert_agent("bot", "/srv/bot")
+    site.db.insert_session("hidden-session", "bot", "hidden-box")
+    site.db.update_session_status("hidden-session", "ended")
+    site.db.insert_sandbox("hidden-box", "bot", "/hidden/folder", session_id="hidden-session")
+    site.db.update_sandbox_state("hidden-box", "running")
+
+    site.log_in(site.make_user("agents", "view_agent"))
+    assert "hidden" not in site.get(f"agentdb/agent/{agent.id}/change/").text
+    site.log_in(site.make_user("sessions", "view_session"))
+    page = site.get("agentdb/session/hidden-session/change/").text
+    assert "/hidden/folder" not in page and "running" not in page and "version 1" not in page
+    site.log_in(site.make_user("sandboxes", "view_sandbox"))
+    assert "ended" not in site.get("agentdb/sandbox/hidden-box/change/").text
+
+
 def test_an_agents_page_has_its_newest_sessions_alone(site: Site, superuser: User):
     agent = site.db.upsert_agent("bot", "/srv/bot")
     for number in range(7):

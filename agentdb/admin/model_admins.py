@@ -161,7 +161,7 @@ class ReadFirstAdmin(ListedAdmin, ModelAdmin):
         view = super().change_view
         return guarded(request, self.admin_site, self.model, lambda: view(request, object_id, form_url, extra_context))
 
-    def row_page(self, row: Any) -> rows.RowPage | None:
+    def row_page(self, row: Any, allowed: rows.Allowed) -> rows.RowPage | None:
         """What the row's page shows beside its columns."""
         return None
 
@@ -175,7 +175,7 @@ class ReadFirstAdmin(ListedAdmin, ModelAdmin):
         obj: Any = None,
     ) -> Any:
         if obj is not None:
-            context["page"] = self.row_page(obj)
+            context["page"] = self.row_page(obj, viewable(self.admin_site, request))
         return super().render_change_form(request, context, add, change, form_url, obj)
 
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[KeysetChangeList]:
@@ -387,8 +387,8 @@ class AgentAdmin(ReadFirstAdmin):
         "id", "name", "tenant", "version", "path", "sessions", "sandboxes", "updated_exactly", "created_exactly"
     )  # fmt: skip
 
-    def row_page(self, row: Agent) -> rows.RowPage:
-        return rows.agent_page(self.admin_site, row, router.db_for_read(Agent))
+    def row_page(self, row: Agent, allowed: rows.Allowed) -> rows.RowPage:
+        return rows.agent_page(self.admin_site, row, router.db_for_read(Agent), allowed)
 
     @admin.display(description="name")
     def name_link(self, row: Agent) -> SafeString:
@@ -478,8 +478,8 @@ class SessionAdmin(LinkedAdmin):
         for row in rows:
             row.linked_sandbox = sandboxes.get(row.sandbox_id)
 
-    def row_page(self, row: Any) -> rows.RowPage:
-        return rows.session_page(self.admin_site, row, self.alias)
+    def row_page(self, row: Any, allowed: rows.Allowed) -> rows.RowPage:
+        return rows.session_page(self.admin_site, row, self.alias, allowed)
 
     @admin.display(description="status")
     def status_badge(self, row: Session) -> SafeString:
@@ -540,8 +540,8 @@ class SandboxAdmin(LinkedAdmin):
         for row in rows:
             row.linked_session = sessions.get(row.session_id)
 
-    def row_page(self, row: Any) -> rows.RowPage:
-        return rows.sandbox_page(self.admin_site, row, self.alias)
+    def row_page(self, row: Any, allowed: rows.Allowed) -> rows.RowPage:
+        return rows.sandbox_page(self.admin_site, row, self.alias, allowed)
 
     @admin.display(description="state")
     def state_badge(self, row: Sandbox) -> SafeString:

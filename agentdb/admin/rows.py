@@ -1,14 +1,18 @@
-"""What a row's page says beside its columns: what is wrong, when what happened, and what belongs to it."""
+"""What a row's page says beside its columns: what is wrong, when what happened, and what belongs to it.
+
+Of another table it says only what the user may see, which is in ``allowed``.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
 from django.contrib.admin import AdminSite
 from django.db import connections
+from django.db.models import Model
 from django.utils import timezone
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
@@ -19,6 +23,8 @@ from agentdb.display import exact, lasting
 from agentdb.interface import SandboxState, SessionStatus
 from agentdb.models import Agent, Sandbox, Session
 from agentdb.querysets import FINISHED, LIVE
+
+Allowed = Collection[type[Model]]
 
 _GAP = timedelta(seconds=60)
 _SHOWN = 5
@@ -60,17 +66,18 @@ class RowPage:
     cards: tuple[Card, ...]
 
 
-def session_page(site: AdminSite, row: Any, alias: str) -> RowPage:
-    now, sandbox = timezone.now(), row.linked_sandbox
+def session_page(site: AdminSite, row: Any, alias: str, allowed: Allowed) -> RowPage:
+    now, sandbox = timezone.now(), row.linked_sandbox if Sandbox in allowed else None
     moments = [
         Moment(row.created_at, _own("Session opened"), own=True),
         Moment(row.last_active_at, _own("Session last active"), own=True),
     ]
-    cards = [_agent_card(site, row)]
+    cards = _agent_cards(site, row, allowed)
     if sandbox is not None:
         moments.append(Moment(sandbox.created_at, "Sandbox made"))
         moments.append(Moment(sandbox.last_used_at, "Sandbox last used"))
-    cards.append(_sandbox_card(site, row.sandbox_id, sandbox))
+    if Sandbox in allowed:
+        cards.append(_sandbox_card(site, row.sandbox_id, sandbox))
     if row.runner_id is not None:
         connection, runner_id = connections[alias], row.runner_id
         sign = attention.ask(connection, lambda: attention.last_sign_of_life(connection, runner_id), _SECONDS).value
@@ -79,49 +86,46 @@ def session_page(site: AdminSite, row: Any, alias: str) -> RowPage:
             others.insert(0, format_html("Last sign of life {}", when(sign[0])))
         cards.append(Card("Runner", "", link(runner_url(site, row.runner_id), row.runner_id), tuple(others)))
     return RowPage(
-        tuple(_session_findings(row, sandbox, now)), _line(moments, now, row.status in LIVE, row.status), tuple(cards)
+        tuple(_session_findings(row, now, allowed)), _line(moments, now, row.status in LIVE, row.status), tuple(cards)
     )
 
 
-def sandbox_page(site: AdminSite, row: Any, alias: str) -> RowPage:
-    now, session = timezone.now(), row.linked_session
+def sandbox_page(site: AdminSite, row: Any, alias: str, allowed: Allowed) -> RowPage:
+    now, session = timezone.now(), row.linked_session if Session in allowed else None
     moments = [
         Moment(row.created_at, _own("Sandbox made"), own=True),
         Moment(row.last_used_at, _own("Sandbox last used"), own=True),
     ]
-    cards = [_agent_card(site, row)]
+    cards = _agent_cards(site, row, allowed)
     if session is not None:
         moments.append(Moment(session.created_at, "Session opened"))
         moments.append(Moment(session.last_active_at, "Session last active"))
-    if row.session_id:
+    if row.session_id and Session in allowed:
         name = id_link(row_url(site, session), row.session_id) if session is not None else row.session_id
         state = badge(session.status) if session is not None else badge("gone")
         active = [format_html("Last active {}", when(session.last_active_at))] if session is not None else []
         cards.append(Card("Session it is reserved for", state, name, tuple(active)))
-    cards.append(_naming_card(site, row.pk, alias))
+    if Session in allowed:
+        cards.append(_naming_card(site, row.pk, alias))
     alive = row.state != SandboxState.COLD.value
-    return RowPage(tuple(_sandbox_findings(row, session)), _line(moments, now, alive, row.state), tuple(cards))
+    return RowPage(tuple(_sandbox_findings(row, allowed)), _line(moments, now, alive, row.state), tuple(cards))
 
 
-def agent_page(site: AdminSite, row: Agent, alias: str) -> RowPage:
+def agent_page(site: AdminSite, row: Agent, alias: str, allowed: Allowed) -> RowPage:
     now = timezone.now()
     moments = [
         Moment(row.created_at, _own("Agent made"), own=True),
         Moment(row.updated_at, format_html("<strong>Deployed</strong>, version {}", row.version), own=True),
     ]
-    newest = Session.objects.using(alias).of_tenant(row.tenant_id).of_agent(row.name).newest_first()[:_SHOWN]
-    lines = tuple(format_html("{} {}", id_link(row_url(site, one), one.pk), badge(one.status)) for one in newest)
-    filters = {"tenant_id": row.tenant_id, "agent_name": row.name}
-    cards = (
-        Card(
-            "Its newest sessions",
-            "",
-            "" if lines else "none",
-            (*lines, link(list_url(site, Session, **filters), "All")),
-        ),
-        Card("Its sandboxes", "", link(list_url(site, Sandbox, **filters), "All")),
-    )
-    return RowPage((), _line(moments, now, False, ""), cards)
+    filters, cards = {"tenant_id": row.tenant_id, "agent_name": row.name}, []
+    if Session in allowed:
+        newest = Session.objects.using(alias).of_tenant(row.tenant_id).of_agent(row.name).newest_first()[:_SHOWN]
+        lines = [format_html("{} {}", id_link(row_url(site, one), one.pk), badge(one.status)) for one in newest]
+        everything = link(list_url(site, Session, **filters), "All")
+        cards.append(Card("Its newest sessions", "", "" if lines else "none", (*lines, everything)))
+    if Sandbox in allowed:
+        cards.append(Card("Its sandboxes", "", link(list_url(site, Sandbox, **filters), "All")))
+    return RowPage((), _line(moments, now, False, ""), tuple(cards))
 
 
 def _naming_card(site: AdminSite, id: str, alias: str) -> Card:
@@ -142,12 +146,12 @@ def _own(text: str) -> SafeString:
     return format_html("<strong>{}</strong>", text)
 
 
-def _session_findings(row: Any, sandbox: Sandbox | None, now: datetime) -> Iterator[str]:
+def _session_findings(row: Any, now: datetime, allowed: Allowed) -> Iterator[str]:
     if row.status not in LIVE:
         return
-    if row.sandbox_id and sandbox is None:
+    if row.sandbox_id and row.linked_sandbox is None and Sandbox in allowed:
         yield f"It is {row.status}, and its sandbox is gone."
-    if row.linked_agent is None:
+    if row.linked_agent is None and Agent in allowed:
         yield f"It is {row.status}, and no agent of its tenant is called {row.agent_name!r}."
     starting, silent = timedelta(minutes=attention.STARTING_MINUTES), timedelta(minutes=attention.SILENT_MINUTES)
     if row.status == SessionStatus.STARTING.value and now - row.created_at > starting:
@@ -156,13 +160,19 @@ def _session_findings(row: Any, sandbox: Sandbox | None, now: datetime) -> Itera
         yield f"It is active, and has given no sign of life for {lasting(now - row.last_active_at)}."
 
 
-def _sandbox_findings(row: Any, session: Session | None) -> Iterator[str]:
-    if row.state not in (SandboxState.RUNNING.value, SandboxState.WAITING.value) or not row.session_id:
+def _sandbox_findings(row: Any, allowed: Allowed) -> Iterator[str]:
+    session: Session | None = row.linked_session
+    alive = row.state in (SandboxState.RUNNING.value, SandboxState.WAITING.value)
+    if not alive or not row.session_id or Session not in allowed:
         return
     if session is None:
         yield f"It is {row.state}, and its session is gone."
     elif session.status in FINISHED:
         yield f"It is {row.state}, and its session is {session.status}."
+
+
+def _agent_cards(site: AdminSite, row: Any, allowed: Allowed) -> list[Card]:
+    return [_agent_card(site, row)] if Agent in allowed else []
 
 
 def _agent_card(site: AdminSite, row: Any) -> Card:
