@@ -168,7 +168,7 @@ def _free(p: Parameters, state: SandboxState):  # type: ignore[no-untyped-def]
     PostgreSQL looks at the conditions again once it has a row that another had changed: a subquery still reads what
     was there when the statement began, so a sandbox touched meanwhile no longer equals it and the next one is tried.
     """
-    as_it_was = Sandbox.objects.filter(id=OuterRef("id")).values("last_used_at")
+    as_it_was = Sandbox.objects.filter(id=OuterRef("id")).values("last_used_at")[:1]
     first = p.rows(Sandbox).in_state(state).filter(last_used_at=Subquery(as_it_was))
     one = first.least_recently_used_first().values("id")[:1]
     return p.rows(Sandbox).in_state(state).filter(id=SkipLocked(one))
