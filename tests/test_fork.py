@@ -17,8 +17,10 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has
 def run(program: str, url: str, folder: Path) -> str:
     """Run the program in a process of its own, since a fork of the test run would run its cleanup twice."""
     environment = {**os.environ, "PYTHONPATH": str(Path(agentdb.__file__).parents[1]), "DATABASE_URL": ""}
+    # From Python 3.13 on a host's connection that is still open at the end of a process is reported.
+    ignored = [f"-Wignore::{kind}Warning" for kind in ("Deprecation", "Resource")]
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-W", "ignore::DeprecationWarning", "-c", program, url],
+        [sys.executable, "-W", "error", *ignored, "-c", program, url],
         capture_output=True, text=True, timeout=90, cwd=folder, env=environment,
     )  # fmt: skip
     assert done.stderr == ""
