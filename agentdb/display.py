@@ -5,8 +5,17 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 from django.utils import timezone
+from django.utils.translation import gettext
+from django.utils.translation import ngettext_lazy as _n
 
-_UNITS = ((86_400 * 365, "year"), (86_400 * 30, "month"), (86_400, "day"), (3_600, "hour"), (60, "minute"))
+# Seconds in the unit; so much of it as a span, in the past and to come, which some languages write differently.
+_UNITS = (
+    (86_400 * 365, _n("%d year", "%d years"), _n("%d year ago", "%d years ago"), _n("in %d year", "in %d years")),
+    (86_400 * 30, _n("%d month", "%d months"), _n("%d month ago", "%d months ago"), _n("in %d month", "in %d months")),
+    (86_400, _n("%d day", "%d days"), _n("%d day ago", "%d days ago"), _n("in %d day", "in %d days")),
+    (3_600, _n("%d hour", "%d hours"), _n("%d hour ago", "%d hours ago"), _n("in %d hour", "in %d hours")),
+    (60, _n("%d minute", "%d minutes"), _n("%d minute ago", "%d minutes ago"), _n("in %d minute", "in %d minutes")),
+)
 
 
 def exact(instant: datetime) -> str:
@@ -18,19 +27,20 @@ def exact(instant: datetime) -> str:
 def relative(instant: datetime, now: datetime | None = None) -> str:
     """How long ago it was, in its largest unit; a clock that is ahead makes instants that are still to come."""
     since = (now or timezone.now()) - instant
-    text = lasting(abs(since))
-    if text.endswith("seconds"):
-        return "just now"
-    return f"{text} ago" if since > timedelta() else f"in {text}"
+    seconds = abs(since).total_seconds()
+    for size, _, ago, to_come in _UNITS:
+        if count := int(seconds // size):
+            return str((ago if since > timedelta() else to_come) % count)
+    return gettext("just now")
 
 
 def lasting(span: timedelta) -> str:
     """How long it lasted, in its largest unit."""
     seconds = span.total_seconds()
-    for size, unit in _UNITS:
+    for size, text, _, _ in _UNITS:
         if count := int(seconds // size):
-            return f"{count} {unit}{'' if count == 1 else 's'}"
-    return f"{seconds:.1f} seconds"
+            return str(text % count)
+    return gettext("%.1f seconds") % seconds
 
 
 def masked(key_hash: str) -> str:

@@ -10,7 +10,7 @@ import os
 
 from django.utils.functional import lazy
 
-from agentdb.admin_project.settings import ADMIN_APPS, MIDDLEWARE, TEMPLATES
+from agentdb.admin_project.settings import ADMIN_APPS, LANGUAGES, MIDDLEWARE, TEMPLATES
 from agentdb.conf import INSTALLED_APPS as AGENTDB_APPS
 from agentdb.conf import database_from_env
 from settings.environment import flag, secret_key, words
@@ -24,6 +24,7 @@ CSRF_TRUSTED_ORIGINS = words("AGENTDB_CSRF_TRUSTED_ORIGINS")
 INSTALLED_APPS = [*ADMIN_APPS, *AGENTDB_APPS]
 MIDDLEWARE = MIDDLEWARE
 TEMPLATES = TEMPLATES
+LANGUAGES = LANGUAGES
 ROOT_URLCONF = "agentdb.admin_project.urls"
 WSGI_APPLICATION = "settings.wsgi.application"
 ASGI_APPLICATION = "settings.asgi.application"

@@ -83,6 +83,7 @@ class Page:
         parser.feed(self.html)
         self.text = re.sub(r"\s+", " ", " ".join(parser.text)).strip()
         self.links: list[tuple[str, str]] = parser.links
+        self.offered: list[tuple[str, str]] = parser.offered  # by filters, whose links are not among the others
         self.rows: list[list[str]] = parser.rows
 
     def link(self, text: str) -> str:
@@ -101,13 +102,17 @@ class _Parser(HTMLParser):
         super().__init__()
         self.text: list[str] = []
         self.links: list[tuple[str, str]] = []
+        self.offered: list[tuple[str, str]] = []
         self.rows: list[list[str]] = []
+        self._in_filter = False
         self._href: str | None = None
         self._in_results = self._cell = False
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         attributes = dict(attrs)
-        if tag == "a":
+        if tag == "details":
+            self._in_filter = "data-filter" in attributes
+        elif tag == "a":
             self._href = attributes.get("href")
             self.links.append((self._href or "", ""))
         elif tag == "table":
@@ -123,7 +128,11 @@ class _Parser(HTMLParser):
             if self._href is not None:
                 url, text = self.links[-1]
                 self.links[-1] = (url, text.rstrip())
+                if self._in_filter:
+                    self.offered.append(self.links.pop())
             self._href = None
+        elif tag == "details":
+            self._in_filter = False
         elif tag == "table":
             if self._in_results:
                 self.rows = [row for row in self.rows[1:] if row]

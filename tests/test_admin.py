@@ -8,6 +8,8 @@ import itertools
 import json
 import re
 from datetime import datetime, timedelta
+from html import escape
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
@@ -32,6 +34,10 @@ LISTS = ("agent", "session", "sandbox", "apikey")
 def ids(page: Page) -> list[str]:
     """The first cell with an id of each row."""
     return [next(cell for cell in row if re.fullmatch(r"[sbk]\d{4}", cell)) for row in page.rows]
+
+
+def count(site: Site, model: Any, **values: str) -> int:
+    return int(model.objects.using(site.alias).filter(**values).count())
 
 
 def walk(site: Site, path: str, direction: str, **query: str) -> list[list[str]]:
@@ -85,9 +91,9 @@ def test_viewer_cannot_add_change_or_delete(site: Site):
         assert site.post(f"agentdb/{name}/{id}/change/", tenant_id="other").status == 403
         assert site.post(f"agentdb/{name}/{id}/delete/", post="yes").status == 403
         assert "selected" not in site.get(f"agentdb/{name}/").text
-    assert site.act("agentdb/session/", "pause_sessions", ["s0000"], confirmed="yes").status == 200
-    assert site.act("agentdb/sandbox/", "delete_sandboxes", ["b0000"], confirmed="yes").status == 200
-    assert site.act("agentdb/apikey/", "revoke_keys", ["k0000"], confirmed="yes").status == 200
+    assert site.act("agentdb/session/", "pause_sessions", ["s0000"], confirmed="yes").status == 403
+    assert site.act("agentdb/sandbox/", "delete_sandboxes", ["b0000"], confirmed="yes").status == 403
+    assert site.act("agentdb/apikey/", "revoke_keys", ["k0000"], confirmed="yes").status == 403
 
     assert Session.objects.using(site.alias).get().status == "starting"
     assert site.db.get_sandbox("b0000") is not None
@@ -255,14 +261,36 @@ def test_search_by_the_beginning_of_ids_offers_to_search_the_columns_too(site: S
 
 def test_search_that_gave_up_says_how_far_it_looked(site: Site, superuser: User, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(changelist, "WINDOW", 3)
-    fill(site.alias, 7)
+    monkeypatch.setattr(changelist, "SEARCH_SECONDS", -1)
+    fill(site.alias, 10)
 
-    page = site.get("agentdb/session/", q="agent-5")
+    page = site.get("agentdb/session/", q="agent-8")
 
     assert page.rows == []
     assert "Looked through 3 rows; there are older ones." in page.text
-    found = site.get("agentdb/session/", **dict(parse_qsl(urlsplit(page.link("Older ›")).query)))
-    assert ids(found) == ["s0005"]
+    goes_on = page.link("Older ›")
+    assert f'data-goes-on="{escape(goes_on)}"' in page.html
+    further = site.get("agentdb/session/", **dict(parse_qsl(urlsplit(goes_on).query)))
+    assert "Looked through 6 rows; there are older ones." in further.text
+    found = site.get("agentdb/session/", **dict(parse_qsl(urlsplit(further.link("Older ›")).query)))
+    assert ids(found) == ["s0008"]
+    assert "data-goes-on" not in found.html
+
+
+def test_search_goes_on_by_itself_until_the_page_is_full_or_all_rows_were_seen(
+    site: Site, superuser: User, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(changelist, "WINDOW", 3)
+    monkeypatch.setattr(changelist, "SEARCH_SECONDS", 3600)
+    monkeypatch.setattr("agentdb.admin.model_admins.ReadFirstAdmin.list_per_page", 2)
+    fill(site.alias, 20)
+
+    far = site.get("agentdb/session/", q="agent-17")
+    many = site.get("agentdb/session/", q="agent-1")
+
+    assert (ids(far), "Looked through" in far.text) == (["s0017"], False)
+    assert ids(many) == ["s0001", "s0010"]
+    assert ids(Page(site.client.get(f"/admin/agentdb/session/{many.link('Older ›')}"))) == ["s0011", "s0012"]
 
 
 @pytest.mark.parametrize("window", [10_000, 4])
@@ -340,9 +368,78 @@ def test_tenant_filter_suggests_tenants_that_begin_with_the_text(site: Site, sup
 
     page = site.get("agentdb/session/", tenant_id="acme", status="starting")
 
-    assert [text for _, text in page.links if text.startswith("acme")] == [f"acme-{number:02}" for number in range(8)]
+    assert [text for _, text in page.links if text.startswith("acme")] == [f"acme-{number:02}" for number in range(12)]
     assert page.link("acme-03") == "?status=starting&tenant_id=acme-03"
-    assert "acme-03" not in site.get("agentdb/session/", tenant_id="acme-01").text
+    assert "Tenant acme alone leaves no row." in page.text
+    assert "acme-03" not in [text for _, text in site.get("agentdb/session/", tenant_id="acme-01").links]
+
+
+def test_filters_offer_the_values_that_there_are_with_counts_where_an_index_has_them(site: Site, superuser: User):
+    fill(site.alias, 9, tenants=2)
+
+    offered = site.get("agentdb/session/").offered
+
+    statuses = {
+        text: count(site, Session, status=text.rstrip("0123456789"))
+        for _, text in offered
+        if text[:3] in ("act", "end")
+    }
+    assert statuses == {text: int(text.removeprefix("active").removeprefix("ended")) for text in statuses}
+    assert ("?tenant_id=t1", "t1") in offered
+    assert ("?agent_name=agent-1", "agent-1") in offered
+    assert ("?runner_id=runner-1", "runner-1") in offered
+    narrowed = site.get("agentdb/session/", tenant_id="t1").offered
+    assert ("?status=active&tenant_id=t1", "active") in narrowed
+    assert ("?agent_name=agent-6&tenant_id=t1", "agent-6") not in narrowed
+    assert ("?agent_name=agent-7&tenant_id=t1", "agent-7") in narrowed
+
+
+def test_filters_offer_no_agents_to_a_user_who_may_not_see_them(site: Site):
+    fill(site.alias, 3)
+    site.log_in(site.make_user("narrow", "view_session"))
+
+    assert not [text for _, text in site.get("agentdb/session/").offered if text.startswith("agent-")]
+
+
+def test_last_active_filters_without_an_index(site: Site, superuser: User, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(changelist, "WINDOW", 3)
+    fill(site.alias, 10)
+    Session.objects.using(site.alias).update(last_active_at=timezone.now() - timedelta(hours=3))
+    Session.objects.using(site.alias).filter(pk="s0008").update(last_active_at=timezone.now())
+
+    assert ids(site.get("agentdb/session/", active="5m")) == ["s0008"]
+    assert "s0008" not in ids(site.get("agentdb/session/", active="over30m"))
+    assert ids(site.get("agentdb/session/", active="5m", tenant_id="t0")) == ids(
+        site.get("agentdb/session/", active="5m", q="t0")
+    )
+
+
+def test_empty_list_says_which_filter_empties_it(site: Site, superuser: User):
+    fill(site.alias, 20, tenants=2)
+
+    page = site.get("agentdb/session/", tenant_id="t1", runner_id="runner-9", age="24h")
+
+    assert "No session matches all the filters" in page.text
+    assert "Runner runner-9 alone leaves no row." in page.text
+    assert "Tenant t1 10 0 Remove" in page.text
+    assert f"Runner runner-9 0 {count(site, Session, tenant_id='t1')} Remove" in page.text
+    assert "?age=24h&tenant_id=t1" in [url for url, text in page.links if text == "Remove"]
+
+
+def test_empty_table_says_that_there_is_nothing_yet(site: Site, superuser: User):
+    assert "There is no session yet" in site.get("agentdb/session/").text
+
+
+def test_oldest_first_is_the_same_list_from_its_other_end(site: Site, superuser: User, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("agentdb.admin.model_admins.ReadFirstAdmin.list_per_page", 3)
+    fill(site.alias, 10)
+
+    newest = [id for page in walk(site, "agentdb/session/", "Older") for id in page]
+    first = site.get("agentdb/session/").link("newest first")
+    oldest = [id for page in walk(site, "agentdb/session/", "Newer", **dict(parse_qsl(first[1:]))) for id in page]
+
+    assert oldest == newest[::-1]
+    assert len(oldest) == 10
 
 
 def test_status_of_a_newer_server_is_shown_and_can_be_filtered(site: Site, superuser: User):
@@ -351,7 +448,7 @@ def test_status_of_a_newer_server_is_shown_and_can_be_filtered(site: Site, super
     page = site.get("agentdb/session/", status="dreaming")
 
     assert "dreaming" in page.rows[0]
-    assert "?status=dreaming" in [url for url, text in page.links if text == "dreaming"]
+    assert "?status=dreaming" in [url for url, text in page.offered if text.startswith("dreaming")]
 
 
 # -- links
@@ -487,7 +584,7 @@ def exported(site: Site, path: str, **query: str) -> str:
 
 def test_what_is_filtered_is_exported_whole_and_nothing_else(site: Site, superuser: User):
     fill(site.alias, 120, tenants=2)
-    link = site.get("agentdb/session/", tenant_id="t1").link("Export CSV")
+    link = site.get("agentdb/session/", tenant_id="t1").link("CSV")
 
     lines = list(
         csv.DictReader(io.StringIO(exported(site, urlsplit(link).path.removeprefix("/admin/"), tenant_id="t1")))
@@ -618,7 +715,7 @@ def test_pausing_asks_first_then_pauses_and_says_what_it_did(site: Site):
         "Left alone, because it is gone: 1 session (gone).",
     ]
     entry = LogEntry.objects.get()
-    assert (entry.user_id, entry.object_id, entry.change_message) == (user.pk, "s0001", "Paused.")
+    assert (entry.user_id, entry.object_id, entry.change_message) == (user.pk, "s0001", "pause: active → paused")
 
 
 def test_marking_cold_leaves_last_used_alone(site: Site):
@@ -651,13 +748,107 @@ def test_deleting_sandboxes_removes_the_chosen_ones_only(site: Site):
     assert LogEntry.objects.count() == 5
 
 
-def test_selecting_across_pages_acts_on_the_chosen_rows_only(site: Site):
+def test_all_that_is_filtered_is_acted_on_after_a_question_with_the_count(site: Site, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("agentdb.admin.model_admins.BATCH", 7)
+    fill(site.alias, 60, tenants=2)
+    operator(site)
+    listed = "agentdb/sandbox/?tenant_id=t1"
+
+    question = site.act(listed, "delete_sandboxes", ["b0001"], index="0", select_across="1")
+    assert "All 30 sandboxes that are filtered:" in question.text
+    assert "and 20 more" in question.text
+    assert 'name="confirmed" value="30"' in question.html
+    assert site.db.count_sandboxes() == 60
+    answer = site.act(listed, "delete_sandboxes", ["b0001"], confirmed="30", select_across="1")
+
+    assert answer.messages == ["Deleted 30 sandboxes (b0001, b0003, b0005 and 27 more)."]
+    assert set(Sandbox.objects.using(site.alias).values_list("tenant_id", flat=True)) == {"t0"}
+    assert LogEntry.objects.count() == 30
+
+
+def test_more_rows_than_were_confirmed_are_asked_about_again(site: Site):
     fill(site.alias, 4)
     operator(site)
 
-    site.act("agentdb/sandbox/", "delete_sandboxes", ["b0001"], confirmed="yes", select_across="1")
+    again = site.act("agentdb/sandbox/", "delete_sandboxes", ["b0001"], confirmed="3", select_across="1")
 
+    assert "All 4 sandboxes that are filtered:" in again.text
+    assert site.db.count_sandboxes() == 4
+
+
+def test_more_rows_than_can_be_counted_are_not_acted_on_at_once(site: Site, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(changelist, "WINDOW", 3)
+    monkeypatch.setattr("agentdb.admin.model_admins.WINDOW", 3)
+    fill(site.alias, 4)
+    operator(site)
+
+    answer = site.act("agentdb/sandbox/", "delete_sandboxes", ["b0001"], confirmed="9", select_across="1")
+
+    assert answer.messages == ["Nothing was changed. The filters leave more than 3 rows; filter further."]
+    assert site.db.count_sandboxes() == 4
+
+
+def _audited(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
+    return [json.loads(each.message) for each in caplog.records if each.name == "agentdb.audit"]
+
+
+def test_actions_keys_and_refusals_are_written_to_the_audit_log(site: Site, caplog: pytest.LogCaptureFixture):
+    caplog.set_level("INFO", logger="agentdb.audit")
+    fill(site.alias, 3)
+    operator(site)
+
+    site.act("agentdb/session/", "pause_sessions", ["s0001"], confirmed="yes")
+    site.act("agentdb/sandbox/", "delete_sandboxes", ["b0001"], confirmed="yes")
+    site.act("agentdb/apikey/", "revoke_keys", ["k0001"], confirmed="yes")
+    site.log_in_viewer()
+    site.act("agentdb/session/", "pause_sessions", ["s0002"], confirmed="yes")
+    site.post("agentdb/apikey/add/", tenant_id="t0")
+
+    lines = [
+        (line["user"], line["action"], line["outcome"], line["before"], line["after"]) for line in _audited(caplog)
+    ]
+    assert lines == [
+        ("operator", "pause", "done", {"s0001": "active"}, {"s0001": "paused"}),
+        ("operator", "delete", "done", {"b0001": lines[1][3]["b0001"]}, {"b0001": None}),
+        ("operator", "revoke", "done", {"k0001": lines[2][3]["k0001"]}, {"k0001": None}),
+        ("viewer", "pause_sessions of sessions", "refused", {}, {}),
+        ("viewer", "issue", "refused", {}, {}),
+    ]
+
+
+def test_what_cannot_be_written_down_is_not_done(site: Site, settings: Any, tmp_path: Path):
+    settings.AGENTDB_AUDIT_LOG = str(tmp_path / "no such folder" / "audit.jsonl")
+    fill(site.alias, 3)
+    operator(site)
+
+    answer = site.act("agentdb/sandbox/", "delete_sandboxes", ["b0001"], confirmed="yes")
+
+    assert answer.messages[0].startswith("Nothing was changed. [Errno 2] No such file or directory: ")
     assert site.db.count_sandboxes() == 3
+    assert LogEntry.objects.count() == 0
+
+
+def test_action_that_is_undone_says_so_in_the_audit_log(
+    site: Site, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    fill(site.alias, 3)
+    operator(site)
+    real = type(site.db).run_transaction
+
+    def fail_at_the_end(self: Any, fn: Any, **options: Any) -> Any:
+        def then_fail(tx: Any) -> None:
+            fn(tx)
+            raise AgentDbError("The database is away.")
+
+        return real(self, then_fail, **options)
+
+    monkeypatch.setattr(type(site.db), "run_transaction", fail_at_the_end)
+    caplog.set_level("INFO", logger="agentdb.audit")
+    answer = site.act("agentdb/sandbox/", "delete_sandboxes", ["b0001"], confirmed="yes")
+
+    assert answer.messages == ["Nothing was changed. The database is away."]
+    assert [line["outcome"] for line in _audited(caplog)] == ["done", "undone"]
+    assert (site.db.count_sandboxes(), LogEntry.objects.count()) == (3, 0)
 
 
 def test_revoking_a_key_locks_its_user_out(site: Site):
@@ -705,12 +896,16 @@ def test_action_keeps_the_filter_of_the_list(site: Site):
     ("path", "query", "most"),
     [
         ("", {}, 60),
-        ("agentdb/agent/", {}, 3),
-        ("agentdb/session/", {}, 5),
-        ("agentdb/session/", {"tenant_id": "t1", "status": "active", "q": "agent"}, 7),
-        ("agentdb/sandbox/", {}, 5),
-        ("agentdb/sandbox/", {"tenant_id": "t1", "state": "waiting", "session_id": "s0001"}, 7),
-        ("agentdb/apikey/", {}, 3),
+        ("agentdb/agent/", {}, 5),
+        ("agentdb/session/", {}, 9),
+        ("agentdb/session/", {"tenant_id": "t1", "status": "active", "q": "agent"}, 10),
+        ("agentdb/sandbox/", {}, 8),
+        (
+            "agentdb/sandbox/",
+            {"tenant_id": "t1", "state": "waiting", "session_id": "s0001"},
+            23,
+        ),
+        ("agentdb/apikey/", {}, 4),
         ("agentdb/session/s0001/change/", {}, 6),
         ("agentdb/agent/tenant/", {"id": "t1"}, 5),
     ],

@@ -134,7 +134,7 @@ def test_error_after_the_key_was_made_does_not_report_it(
     def fail(*arguments: object) -> None:
         raise RuntimeError("broken on purpose")
 
-    monkeypatch.setattr("agentdb.admin.model_admins.ApiKeyAdmin.log_addition", fail)
+    monkeypatch.setattr("agentdb.admin.model_admins.log_in_project", fail)
     site.client.raise_request_exception = False
 
     page, _ = issue(site)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gettext
 import json
 import os
 import re
@@ -16,13 +17,14 @@ import pytest
 from django.contrib.auth.models import User
 from django.core.management import call_command
 from django.db import connections
-from django.utils import timezone, translation
+from django.utils import timezone
 
+import agentdb
 from agentdb import attention
 from agentdb.admin import overview
 from agentdb.admin.overview import Amount
 from agentdb.models import Agent, Sandbox, Session
-from tests.admin_fixtures import Site, fill
+from tests.admin_fixtures import Page, Site, fill
 
 
 def test_distinct_values_are_listed_from_a_value_on_up_to_a_limit(site: Site):
@@ -409,8 +411,23 @@ def test_overview_in_the_terminal_makes_no_file_at_a_misspelt_path(engine: str, 
 
 
 def test_overview_speaks_german_where_django_does(site: Site, superuser: User):
-    with translation.override("de"):
-        page = site.get("")
+    page = Page(site.client.get("/admin/", headers={"Accept-Language": "de"}))
 
     assert "Nichts zu beachten" in page.text
     assert "Begonnene und fehlgeschlagene Sitzungen je Stunde" in page.text
+    # A language that only Django knows would give pages in two.
+    assert "Nothing needs attention" in Page(site.client.get("/admin/", headers={"Accept-Language": "fr"})).text
+
+
+def test_every_text_of_the_templates_is_in_the_german_catalogue():
+    folder = Path(agentdb.__file__).parent
+    with (folder / "locale/de/LC_MESSAGES/django.mo").open("rb") as file:
+        known = gettext.GNUTranslations(file)._catalog  # type: ignore[attr-defined]
+    templates = [path.read_text() for path in (folder / "templates").rglob("*.html")]
+
+    used = {text for each in templates for text in re.findall(r'{% translate "([^"]+)"', each)}
+
+    assert len(used) > 100
+    # What Django's own catalogue has need not be said again.
+    assert {text for text in used if text not in known} <= {"Close"}
+    assert "fuzzy" not in (folder / "locale/de/LC_MESSAGES/django.po").read_text()

@@ -7,13 +7,15 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 from django.conf import settings
 from django.contrib.admin.models import ADDITION, CHANGE, DELETION, LogEntry
 from django.db import DatabaseError
 from django.db.models import Model
 from django.http import HttpRequest
+
+Outcome = Literal["done", "refused", "undone"]
 
 # 'runadmin' sends it to the terminal; a host project routes it as it likes.
 logger = logging.getLogger("agentdb.audit")
@@ -31,9 +33,9 @@ def record(
     rows: Sequence[Model],
     before: Mapping[str, Any] | Sequence[Any],
     after: Mapping[str, Any] | Sequence[Any],
-    refused: bool = False,
+    outcome: Outcome = "done",
 ) -> None:
-    """Write down that the request's user did ``action`` to ``rows``, or was refused.
+    """Write down that the request's user did ``action`` to ``rows``, was refused, or that it was undone after all.
 
     ``action`` begins with a verb ("pause", "delete", "revoke", "issue"). ``before`` and ``after`` say what the rows
     were and are: by id, or one for each row in their order. Raises ``OSError`` if the file cannot be written, so that
@@ -46,7 +48,7 @@ def record(
         "user": user.get_username() or "anonymous",
         "from": request.META.get("REMOTE_ADDR", ""),
         "action": action,
-        "outcome": "refused" if refused else "done",
+        "outcome": outcome,
         "table": rows[0]._meta.db_table if rows else "",
         "rows": len(rows),
         "ids": [str(row.pk) for row in rows[:_LONGEST_LIST]],
@@ -57,13 +59,26 @@ def record(
     path = getattr(settings, FILE_SETTING, None)
     if path:
         _append(path, text)
-    logger.log(logging.WARNING if refused else logging.INFO, "%s", text)
-    if not refused and rows and user.pk is not None and _has_admin_log():
-        flag = next((flag for verb, flag in _FLAGS.items() if action.startswith(verb)), CHANGE)
-        try:
-            LogEntry.objects.log_actions(user.pk, rows, flag, change_message=text)
-        except DatabaseError:
-            logger.exception("The admin log of the project could not be written: %s", text)
+    logger.log(logging.INFO if outcome == "done" else logging.WARNING, "%s", text)
+
+
+def log_in_project(
+    request: HttpRequest, action: str, rows: Sequence[Model], before: Mapping[str, Any], after: Mapping[str, Any]
+) -> None:
+    """Add what was done to the host project's own log of actions, once it is committed."""
+    # Under 'runadmin' the accounts, and with them the log, are gone when it ends.
+    if request.user.pk is None or not getattr(settings, LOG_SETTING, True):
+        return
+    flag = next((flag for verb, flag in _FLAGS.items() if action.startswith(verb)), CHANGE)
+    alike: dict[str, list[Model]] = {}
+    for row in rows:
+        changed = f"{before[row.pk]} → {after.get(row.pk) or 'gone'}" if row.pk in before else ""
+        alike.setdefault(f"{action}: {changed}" if changed else action, []).append(row)
+    try:
+        for text, those in alike.items():
+            LogEntry.objects.log_actions(request.user.pk, those, flag, change_message=text)
+    except DatabaseError:
+        logger.exception("The admin log of the project could not be written: %s of %d rows", action, len(rows))
 
 
 def _shown(values: Mapping[str, Any] | Sequence[Any]) -> Any:
@@ -81,8 +96,3 @@ def _append(path: str, text: str) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _has_admin_log() -> bool:
-    # Under 'runadmin' the accounts, and with them the log, are gone when it ends.
-    return bool(getattr(settings, LOG_SETTING, True))

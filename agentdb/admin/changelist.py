@@ -2,7 +2,8 @@
 
 A page is found in one of two ways. Where one of the filters, or the search, leaves at most ``WINDOW`` rows by an index,
 these rows are filtered and sorted: the list is complete, and counted. Otherwise the page follows an index in the order
-of the list; filters that this index does not answer are tried on ``WINDOW`` rows, and a link continues after them.
+of the list; filters that this index does not answer are tried on ``WINDOW`` rows at a time for ``SEARCH_SECONDS``, and
+a link continues after them.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -25,17 +27,29 @@ from django.db.models.lookups import Exact, GreaterThan, LessThan
 from django.db.models.sql.compiler import SQLCompiler
 from django.http import HttpRequest
 from django.utils import timezone
+from django.utils.safestring import SafeString
 from django.utils.text import capfirst
+from django.utils.translation import gettext, gettext_lazy, ngettext
 
-from agentdb.admin.overview import distinct_values
+from agentdb.admin.display import badge, viewable
+from agentdb.admin.overview import CAP, Amount, capped_count, distinct_counts, distinct_values
 from agentdb.expressions import CodePointOrder
+from agentdb.models import Agent
 
 WINDOW = 10_000
-SUGGESTIONS = 8
+# Of the five that a page has: a search that finds too little in the newest rows goes on by itself for this long.
+SEARCH_SECONDS = 1.5
+SUGGESTIONS = 12
+NEWEST_AGENTS = 500  # whose names are offered where no tenant is filtered by
 
+# What the query string of a list may say beside its filters. The first two are places to read on from, in the order of
+# the list; the third is how many rows the pages before have looked through.
 AFTER = "after"
 BEFORE = "before"
+LOOKED = "looked"
 COLUMNS = "columns"
+SORT = "sort"
+OLDEST_FIRST = "oldest"
 
 
 class Unindexed(Func):
@@ -60,6 +74,7 @@ class ListedAdmin:
 
     # What the list is ordered by, newest first, and which columns an index finds: alone, and in the list's order.
     order_field: ClassVar[str] = "created_at"
+    order_names: ClassVar[tuple[Any, Any]] = (gettext_lazy("newest first"), gettext_lazy("oldest first"))
     found_by: ClassVar[Sequence[tuple[str, ...]]]
     ordered_by: ClassVar[Sequence[tuple[str, ...]]] = ()
 
@@ -90,10 +105,22 @@ class Cursor:
         return cursor
 
 
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One value that a filter offers: what it is called, its link, and how many rows have it, where that is cheap."""
+
+    display: str | SafeString
+    query_string: str
+    selected: bool = False
+    rows: Amount | None = None
+
+
 class ColumnFilter(ListFilter):
     """A filter by one parameter of the query string."""
 
+    template = "admin/agentdb/filter.html"
     parameter: ClassVar[str]
+    is_typed: ClassVar[bool] = False  # rather than chosen
 
     def __init__(
         self, request: HttpRequest, params: dict[str, list[str]], model: type[Model], model_admin: Any
@@ -101,6 +128,19 @@ class ColumnFilter(ListFilter):
         super().__init__(request, params, model, model_admin)
         self.value = params.pop(self.parameter, [""])[-1].replace("\x00", "")
         self.model = model
+        self.note = ""
+        self.hidden: list[tuple[str, str]] = []
+        self.clear = ""
+
+    @property
+    def parameter_name(self) -> str:
+        """Django's own name for it, which themes ask for."""
+        return self.parameter
+
+    @property
+    def shown(self) -> str:
+        """The value as the bar of filters has it; empty where nothing is filtered."""
+        return self.value
 
     def equals(self) -> dict[str, str]:
         """The columns that must have a value."""
@@ -108,6 +148,10 @@ class ColumnFilter(ListFilter):
 
     def since(self, now: datetime) -> Q:
         """The range of the timestamp that orders the list."""
+        return Q()
+
+    def narrows(self, now: datetime) -> Q:
+        """A condition that no index answers."""
         return Q()
 
     def has_output(self) -> bool:
@@ -119,36 +163,77 @@ class ColumnFilter(ListFilter):
     def expected_parameters(self) -> list[str | None]:
         return [self.parameter]
 
+    def choices(self, changelist: ChangeList) -> Iterator[Any]:
+        self.hidden = [pair for pair in changelist.params.items() if pair[0] != self.parameter]
+        self.clear = changelist.get_query_string(remove=[self.parameter])
+        yield from self.offered(changelist)
+
+    def offered(self, changelist: ChangeList) -> Iterator[Choice]:
+        raise NotImplementedError
+
+    def choice(
+        self, changelist: ChangeList, value: str, display: str | SafeString = "", rows: Amount | None = None
+    ) -> Choice:
+        link = changelist.get_query_string({self.parameter: value})
+        return Choice(display or value, link, value == self.value, rows)
+
 
 class TextFilter(ColumnFilter):
     """One value typed in, for columns of which nobody wants to see ten thousand values in a list."""
 
-    template = "admin/agentdb/filter_text.html"
+    is_typed = True
     column: ClassVar[str]
-    suggests: ClassVar[bool] = False
 
     def equals(self) -> dict[str, str]:
         return {self.column: self.value} if self.value else {}
 
-    def choices(self, changelist: ChangeList) -> Iterator[Any]:
-        yield {
-            "parameter": self.parameter,
-            "value": self.value,
-            "hidden": [pair for pair in changelist.params.items() if pair[0] != self.parameter],
-            "clear": changelist.get_query_string(remove=[self.parameter]),
-            "suggestions": [
-                {"value": value, "query_string": changelist.get_query_string({self.parameter: value})}
-                for value in self.suggestions(changelist)
-            ],
-        }
+    def known_values(self, changelist: ChangeList, beginning: str) -> list[str]:
+        """Some values that the column has, in order, from the first that could have this beginning; none by default."""
+        return []
 
-    def suggestions(self, changelist: ChangeList) -> list[str]:
-        """Values that begin with the one that was typed, if that one has no rows."""
-        if not self.suggests or not self.value or changelist.result_list:
-            return []
+    def offered(self, changelist: ChangeList) -> Iterator[Choice]:
+        values = self.known_values(changelist, "")
+        if len(values) > SUGGESTIONS:
+            self.note = gettext("The first by name; type to filter by another.")
+        for value in values[:SUGGESTIONS]:
+            yield self.choice(changelist, value)
+
+    def alike(self, changelist: ChangeList) -> list[Choice]:
+        """The values that begin with the one that was typed."""
+        known = self.known_values(changelist, self.value) if self.value else []
+        alike = [value for value in known if value.startswith(self.value) and value != self.value]
+        return [self.choice(changelist, value) for value in alike[:SUGGESTIONS]]
+
+
+class IndexedTextFilter(TextFilter):
+    """A text filter of a column whose index gives its values without reading the table."""
+
+    def known_values(self, changelist: ChangeList, beginning: str) -> list[str]:
         connection = connections[changelist.root_queryset.db]
-        values = distinct_values(connection, self.model, self.column, at_least=self.value, limit=SUGGESTIONS + 1)
-        return [value for value in values if value.startswith(self.value) and value != self.value][:SUGGESTIONS]
+        return distinct_values(connection, self.model, self.column, at_least=beginning, limit=SUGGESTIONS + 1)
+
+
+class AgentNameFilter(TextFilter):
+    """Names of agents, from their own table: within the tenant that is filtered by, or the agents made last."""
+
+    def __init__(
+        self, request: HttpRequest, params: dict[str, list[str]], model: type[Model], model_admin: Any
+    ) -> None:
+        super().__init__(request, params, model, model_admin)
+        self.may_see_agents = Agent in viewable(model_admin.admin_site, request)
+
+    def known_values(self, changelist: ChangeList, beginning: str) -> list[str]:
+        if not self.may_see_agents:
+            return []
+        agents = Agent.objects.using(changelist.root_queryset.db)
+        tenant_id = getattr(changelist, "equal", {}).get("tenant_id")
+        if tenant_id is not None:
+            found = agents.filter(tenant_id=tenant_id, name__gte=beginning).order_by("name")
+            return list(found.values_list("name", flat=True)[: SUGGESTIONS + 1])
+        newest = agents.order_by("-created_at", CodePointOrder("id").desc()).values_list("name", flat=True)[
+            :NEWEST_AGENTS
+        ]
+        return sorted({name for name in newest if name >= beginning})
 
 
 class ChoiceFilter(ColumnFilter):
@@ -160,19 +245,19 @@ class ChoiceFilter(ColumnFilter):
     def equals(self) -> dict[str, str]:
         return {self.column: self.value} if self.value else {}
 
-    def choices(self, changelist: ChangeList) -> Iterator[Any]:
-        yield {
-            "selected": not self.value,
-            "query_string": changelist.get_query_string(remove=[self.parameter]),
-            "display": "All",
-        }
+    def offered(self, changelist: ChangeList) -> Iterator[Choice]:
+        counted = self._counts(changelist)
         unknown = [self.value] if self.value and self.value not in self.values else []
         for value in [*self.values, *unknown]:
-            yield {
-                "selected": self.value == value,
-                "query_string": changelist.get_query_string({self.parameter: value}),
-                "display": value,
-            }
+            yield self.choice(changelist, value, badge(value), counted.get(value, Amount(0)) if counted else None)
+
+    def _counts(self, changelist: Any) -> dict[str, Amount]:
+        # An index counts the rows of each value; which of them other filters leave, it does not know.
+        if not set(changelist.equal) <= {self.column} or changelist.since or changelist.narrows or changelist.query:
+            return {}
+        connection = connections[changelist.root_queryset.db]
+        limit = 2 * len(self.values)
+        return dict(distinct_counts(connection, self.model, self.column, limit=limit, cap=CAP))
 
 
 class AgeFilter(ColumnFilter):
@@ -180,13 +265,19 @@ class AgeFilter(ColumnFilter):
 
     parameter = "age"
     column: ClassVar[str]
-    buckets: ClassVar[dict[str, tuple[str, timedelta, bool]]] = {
-        "1h": ("Past hour", timedelta(hours=1), True),
-        "24h": ("Past 24 hours", timedelta(hours=24), True),
-        "7d": ("Past 7 days", timedelta(days=7), True),
-        "over7d": ("More than 7 days ago", timedelta(days=7), False),
-        "over30d": ("More than 30 days ago", timedelta(days=30), False),
+    buckets: ClassVar[dict[str, tuple[Any, timedelta, bool]]] = {
+        "5m": (gettext_lazy("Past 5 minutes"), timedelta(minutes=5), True),
+        "1h": (gettext_lazy("Past hour"), timedelta(hours=1), True),
+        "24h": (gettext_lazy("Past 24 hours"), timedelta(hours=24), True),
+        "7d": (gettext_lazy("Past 7 days"), timedelta(days=7), True),
+        "over30m": (gettext_lazy("More than 30 minutes ago"), timedelta(minutes=30), False),
+        "over7d": (gettext_lazy("More than 7 days ago"), timedelta(days=7), False),
+        "over30d": (gettext_lazy("More than 30 days ago"), timedelta(days=30), False),
     }
+
+    @property
+    def shown(self) -> str:
+        return str(self.buckets[self.value][0]) if self.value in self.buckets else ""
 
     def since(self, now: datetime) -> Q:
         if self.value not in self.buckets:
@@ -194,18 +285,31 @@ class AgeFilter(ColumnFilter):
         _, age, newer = self.buckets[self.value]
         return Q(**{f"{self.column}__{'gte' if newer else 'lt'}": now - age})
 
-    def choices(self, changelist: ChangeList) -> Iterator[Any]:
-        yield {
-            "selected": self.value not in self.buckets,
-            "query_string": changelist.get_query_string(remove=[self.parameter]),
-            "display": "Any time",
-        }
+    def offered(self, changelist: ChangeList) -> Iterator[Choice]:
         for value, (title, _, _) in self.buckets.items():
-            yield {
-                "selected": self.value == value,
-                "query_string": changelist.get_query_string({self.parameter: value}),
-                "display": title,
-            }
+            yield self.choice(changelist, value, title)
+
+
+class UnindexedAgeFilter(AgeFilter):
+    """The same for a timestamp without an index."""
+
+    def since(self, now: datetime) -> Q:
+        return Q()
+
+    def narrows(self, now: datetime) -> Q:
+        return super().since(now)
+
+
+@dataclass(frozen=True, slots=True)
+class Emptied:
+    """A filter of a list without rows: how many rows it leaves alone, how many the others leave without it."""
+
+    name: str
+    value: str
+    alone: Amount | None
+    without: Amount | None
+    remove: str
+    alike: Sequence[Choice] = ()
 
 
 class KeysetChangeList(ChangeList):
@@ -214,12 +318,12 @@ class KeysetChangeList(ChangeList):
     model_admin: Any  # a ListedAdmin that is a ModelAdmin
 
     def get_filters_params(self, params: Any = None) -> dict[str, Any]:
-        own = (AFTER, BEFORE, COLUMNS)
+        own = (AFTER, BEFORE, LOOKED, COLUMNS, SORT)
         return {name: value for name, value in super().get_filters_params(params).items() if name not in own}
 
     def get_queryset(self, request: HttpRequest, exclude_parameters: Any = None) -> QuerySet[Any]:
         # A link that changes a filter begins at the first page again.
-        for name in (AFTER, BEFORE):
+        for name in (AFTER, BEFORE, LOOKED):
             self.params.pop(name, None)
             self.filter_params.pop(name, None)
         specs, self.has_filters, rest, _, self.has_active_filters = self.get_filters(request)
@@ -229,20 +333,28 @@ class KeysetChangeList(ChangeList):
         self.query = self.query.replace("\x00", "").strip()
         self.equal: dict[str, str] = {}
         self.since = Q()
-        now = timezone.now()
-        for spec in specs:
-            if isinstance(spec, ColumnFilter):
-                self.equal |= spec.equals()
-                self.since &= spec.since(now)
-        return self.root_queryset.filter(self.since, **self.equal)
+        self.narrows = Q()
+        self.now = timezone.now()
+        self.active = [spec for spec in specs if isinstance(spec, ColumnFilter) and spec.shown]
+        for spec in self.active:
+            self.equal |= spec.equals()
+            self.since &= spec.since(self.now)
+            self.narrows &= spec.narrows(self.now)
+        return self.root_queryset.filter(self.since, self.narrows, **self.equal)
 
     def get_results(self, request: HttpRequest) -> None:
         self.at = self.model_admin.order_field
         self.forward = BEFORE not in request.GET
+        self.oldest_first = request.GET.get(SORT) == OLDEST_FIRST
         cursor = request.GET.get(AFTER) or request.GET.get(BEFORE)
         self.cursor = Cursor.parse(cursor) if cursor else None
+        looked = request.GET.get(LOOKED, "")
+        self.looked = int(looked) if looked.isdecimal() and len(looked) < 12 else 0
         self.note = self.total = self.window_end = ""
         self.other_search: str | None = None
+        # All rows that the filters and the search leave, where they are few enough to count.
+        self.everything: QuerySet[Any] | None = None
+        self.everything_count = 0
 
         found = self._find()
         more = len(found) > self.list_per_page
@@ -252,15 +364,33 @@ class KeysetChangeList(ChangeList):
         start = str(self._place(found[0])) if found and self.cursor else str(self.cursor or "")
         if not self.forward:
             found.reverse()
-        self.older = self._page_link(AFTER, end if self.forward else start)
-        self.newer = self._page_link(BEFORE, start if self.forward else end)
-        if self.window_end and not more:
-            side = "older" if self.forward else "newer"
-            self.note = f"Looked through {WINDOW:,} rows; there are {side} ones."
+        newest_first = not self.oldest_first
+        looked_further = {LOOKED: str(self.looked)} if self.window_end and not more else {}
+        self.next_url = self._page_link(AFTER, end if self.forward else start, looked_further if self.forward else {})
+        self.previous_url = self._page_link(BEFORE, start if self.forward else end, {})
+        self.next_name, self.previous_name = gettext("Older"), gettext("Newer")
+        if self.oldest_first:
+            self.next_name, self.previous_name = self.previous_name, self.next_name
+        # With nothing to show yet, the script follows the link by itself.
+        self.goes_on = bool(looked_further) and not found and self.forward
+        if looked_further:
+            older_remain = self.forward == newest_first
+            self.note = (
+                gettext("Looked through %s rows; there are older ones.")
+                if older_remain
+                else gettext("Looked through %s rows; there are newer ones.")
+            ) % f"{self.looked:,}"
 
-        self.export_query = self.get_query_string(remove=[AFTER, BEFORE])
+        self.export_query = self.get_query_string(remove=[AFTER, BEFORE, LOOKED])
+        self.order_name, self.other_order_name = self.model_admin.order_names
+        if self.oldest_first:
+            self.order_name, self.other_order_name = self.other_order_name, self.order_name
+        self.other_order = self.get_query_string(
+            {SORT: OLDEST_FIRST} if newest_first else {}, remove=[AFTER, BEFORE, LOOKED, SORT]
+        )
         self.model_admin.find_linked(found)
-        self.heading = capfirst(self.opts.verbose_name_plural)
+        self.names = gettext(str(self.opts.verbose_name_plural))
+        self.heading = capfirst(self.names)
         self.result_list = found
         self.result_count = self.full_result_count = len(found)
         self.show_full_result_count = False
@@ -268,9 +398,57 @@ class KeysetChangeList(ChangeList):
         self.can_show_all = True
         self.multi_page = False
         self.paginator = self.model_admin.paginator(found, self.list_per_page)
+        self.emptied = self._what_empties() if not found and not self.cursor else []
 
-    def _page_link(self, name: str, cursor: str) -> str:
-        return self.get_query_string({name: cursor}) if cursor else ""
+    @property
+    def emptied_title(self) -> str:
+        kind = gettext(str(self.opts.verbose_name))
+        if not self.emptied:
+            return gettext("There is no %s yet") % kind
+        return ngettext("No %s matches the filter", "No %s matches all the filters", len(self.emptied)) % kind
+
+    def _what_empties(self) -> list[Emptied]:
+        """What each filter does to a list without rows, and the search, which is one more of them."""
+        search = self._search() if self.query else Q()
+        lines = []
+        for spec in self.active:
+            others = [other for other in self.active if other is not spec]
+            lines.append(
+                Emptied(
+                    capfirst(str(spec.title)),
+                    spec.shown,
+                    self._amount([spec], Q()),
+                    self._amount(others, search),
+                    spec.clear or self.get_query_string(remove=[spec.parameter]),
+                    spec.alike(self) if isinstance(spec, TextFilter) else (),
+                )
+            )
+        if self.query and lines:
+            remove = self.get_query_string(remove=["q", COLUMNS])
+            lines.append(
+                Emptied(gettext("Search"), self.query, self._amount([], search), self._amount(self.active, Q()), remove)
+            )
+        return lines
+
+    def _amount(self, specs: Sequence[ColumnFilter], search: Q) -> Amount | None:
+        """How many rows some of the filters leave; None if finding out would take reading more than ``WINDOW``."""
+        equal: dict[str, str] = {}
+        rest = search
+        for spec in specs:
+            equal |= spec.equals()
+            rest &= spec.since(self.now) & spec.narrows(self.now)
+        found_by = self._few_rows_by(equal)
+        if found_by is None:
+            by_index = next((names for names in self.model_admin.found_by if set(names) == equal.keys()), None)
+            return capped_count(self.root_queryset.filter(**equal)) if by_index is not None and not rest else None
+        few = self.root_queryset.filter(**{name: equal[name] for name in found_by})
+        for name, value in equal.items():
+            if name not in found_by:
+                few = few.filter(Exact(Unindexed(F(name)), value))
+        return capped_count(few.filter(rest))
+
+    def _page_link(self, name: str, cursor: str, more: dict[str, str]) -> str:
+        return self.get_query_string({name: cursor, **more}) if cursor else ""
 
     def _place(self, row: Any) -> Cursor:
         return Cursor(getattr(row, self.at), row.pk)
@@ -278,7 +456,7 @@ class KeysetChangeList(ChangeList):
     def _find(self) -> list[Any]:
         """The rows of the page and, if there is one, a row more."""
         rows = self.root_queryset
-        residual = Q()
+        residual = self.narrows
         ids: list[str] = []
         if self.query and COLUMNS not in self.filter_params:
             ids = self._ids_that_begin_with_query()
@@ -288,11 +466,10 @@ class KeysetChangeList(ChangeList):
             found_by: tuple[str, ...] | None = ("id",)
             few = rows.filter(pk__in=ids)
         else:
-            found_by = self._few_rows_by()
+            found_by = self._few_rows_by(self.equal)
             few = rows.filter(**{name: self.equal[name] for name in found_by or ()})
             if self.query:
-                for column in self.search_fields:
-                    residual |= Q(**{f"{column}__icontains": self.query})
+                residual &= self._search()
 
         if found_by is not None:
             for name, value in self.equal.items():
@@ -303,10 +480,17 @@ class KeysetChangeList(ChangeList):
             # table in the order of another one, hoping to meet enough of them early.
             sort = found_by == () or found_by in self.model_admin.ordered_by
             few = few.filter(self.since)
-            self.total = f"{few.count():,}"
+            self.everything, self.everything_count = few, few.count()
+            self.total = f"{self.everything_count:,}"
             page = few.filter(self._beyond(self.cursor)).order_by(*self._order(indexed=sort))
             return list(page[: self.list_per_page + 1])
         return self._find_in_order(residual)
+
+    def _search(self) -> Q:
+        matches = Q()
+        for column in self.search_fields:
+            matches |= Q(**{f"{column}__icontains": self.query})
+        return matches
 
     def _find_in_order(self, residual: Q) -> list[Any]:
         rows = self.root_queryset
@@ -315,30 +499,46 @@ class KeysetChangeList(ChangeList):
             if set(names) <= self.equal.keys():
                 driver = names
                 break
-        rows = rows.filter(self.since, self._beyond(self.cursor), **{name: self.equal[name] for name in driver})
+        rows = rows.filter(self.since, **{name: self.equal[name] for name in driver})
         rows = rows.order_by(*self._order(indexed=True))
         others = {name: value for name, value in self.equal.items() if name not in driver}
-        if others or residual:
-            # Whole rows: for two columns SQLite would read and sort an index that has both, in another order.
-            for row in rows[WINDOW - 1 : WINDOW]:
-                end = self._place(row)
-                self.window_end = str(end)
-                rows = rows.filter(self._up_to(end))
-            for name, value in others.items():
-                rows = rows.filter(Exact(Unindexed(F(name)), value))
-            rows = rows.filter(residual)
-        else:
+        if not others and not residual:
             self.total = f"more than {WINDOW:,}" if driver == tuple(self.equal) and not self.since else ""
-        return list(rows[: self.list_per_page + 1])
+            return list(rows.filter(self._beyond(self.cursor))[: self.list_per_page + 1])
+        return self._look_through(rows, others, residual)
 
-    def _few_rows_by(self) -> tuple[str, ...] | None:
+    def _look_through(self, rows: QuerySet[Any], others: dict[str, str], residual: Q) -> list[Any]:
+        """The rows that match, one window of the list after the other, until the page is full or the time is up."""
+        ends_at = time.monotonic() + SEARCH_SECONDS
+        wanted = self.list_per_page + 1
+        found: list[Any] = []
+        start = self.cursor
+        while True:
+            window = rows.filter(self._beyond(start))
+            # Whole rows: for two columns SQLite would read and sort an index that has both, in another order.
+            last = next(iter(window[WINDOW - 1 : WINDOW]), None)
+            end = None if last is None else self._place(last)
+            if end is not None:
+                window = window.filter(self._up_to(end))
+            for name, value in others.items():
+                window = window.filter(Exact(Unindexed(F(name)), value))
+            found += window.filter(residual)[: wanted - len(found)]
+            if end is None:
+                return found
+            self.looked += WINDOW
+            if len(found) == wanted or time.monotonic() > ends_at:
+                self.window_end = str(end)
+                return found
+            start = end
+
+    def _few_rows_by(self, equal: dict[str, str]) -> tuple[str, ...] | None:
         """The columns whose values the fewest rows have, if an index finds them and they are few."""
-        groups = [names for names in self.model_admin.found_by if set(names) <= self.equal.keys()]
+        groups = [names for names in self.model_admin.found_by if set(names) <= equal.keys()]
         groups = [names for names in groups if not any(set(names) < set(other) for other in groups)]
         if not groups:
             groups = [()]
         counts = {
-            names: self.root_queryset.filter(**{name: self.equal[name] for name in names})[: WINDOW + 1].count()
+            names: self.root_queryset.filter(**{name: equal[name] for name in names})[: WINDOW + 1].count()
             for names in groups
         }
         fewest = min(groups, key=lambda names: counts[names])
@@ -353,20 +553,24 @@ class KeysetChangeList(ChangeList):
     def _order(self, *, indexed: bool) -> list[Any]:
         at: Any = F(self.at) if indexed else UnindexedInstant(F(self.at))
         id = CodePointOrder("id")
-        return [at.desc(), id.desc()] if self.forward else [at.asc(), id.asc()]
+        return [at.desc(), id.desc()] if self._descends() else [at.asc(), id.asc()]
+
+    def _descends(self) -> bool:
+        """Whether the rows are read from the newest to the oldest."""
+        return self.forward != self.oldest_first
 
     def _beyond(self, cursor: Cursor | None) -> Q:
         """The rows on the far side of a place, in the direction of reading."""
         if cursor is None:
             return Q()
-        compare, lookup = (LessThan, "lt") if self.forward else (GreaterThan, "gt")
+        compare, lookup = (LessThan, "lt") if self._descends() else (GreaterThan, "gt")
         return Q(**{f"{self.at}__{lookup}e": cursor.at}) & (
             Q(**{f"{self.at}__{lookup}": cursor.at}) | Q(compare(CodePointOrder("id"), cursor.id))
         )
 
     def _up_to(self, cursor: Cursor) -> Q:
         """The rows on the near side of a place, and the one that is there."""
-        compare, lookup = (GreaterThan, "gt") if self.forward else (LessThan, "lt")
+        compare, lookup = (GreaterThan, "gt") if self._descends() else (LessThan, "lt")
         return Q(**{f"{self.at}__{lookup}e": cursor.at}) & (
             Q(**{f"{self.at}__{lookup}": cursor.at}) | Q(compare(CodePointOrder("id"), cursor.id)) | Q(pk=cursor.id)
         )

@@ -12,13 +12,15 @@ from django.http import HttpRequest
 from django.urls import NoReverseMatch, reverse
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
-from django.utils.translation import gettext
+from django.utils.translation import gettext, gettext_noop
 
 from agentdb.display import exact, relative
 from agentdb.interface import SandboxState, SessionStatus
 from agentdb.models import Agent, ApiKey, Sandbox, Session
 
 NONE = format_html('<span class="agentdb-quiet">{}</span>', "none")
+# The models' names, which their migrations hold in English, for the catalogues of translations.
+NAMES = (gettext_noop("agents"), gettext_noop("sandboxes"), gettext_noop("API key"), gettext_noop("API keys"))
 LONGEST_WHOLE_ID = 16
 LONGEST_WHOLE_PATH = 28
 

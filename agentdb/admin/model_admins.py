@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from django import forms
 from django.contrib import admin, messages
@@ -18,14 +18,27 @@ from django.http.response import HttpResponseBase
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path
 from django.utils.decorators import method_decorator
+from django.utils.functional import Promise
 from django.utils.safestring import SafeString
 from django.utils.text import capfirst
+from django.utils.translation import gettext, gettext_lazy
 from django.views.decorators.cache import never_cache
 from django.views.decorators.csrf import csrf_protect
 
 from agentdb.adapter import DjangoDb
 from agentdb.admin import overview, pages, rows
-from agentdb.admin.changelist import AgeFilter, ChoiceFilter, KeysetChangeList, ListedAdmin, TextFilter
+from agentdb.admin.audit import Outcome, log_in_project, record
+from agentdb.admin.changelist import (
+    WINDOW,
+    AgeFilter,
+    AgentNameFilter,
+    ChoiceFilter,
+    IndexedTextFilter,
+    KeysetChangeList,
+    ListedAdmin,
+    TextFilter,
+    UnindexedAgeFilter,
+)
 from agentdb.admin.display import (
     NONE,
     badge,
@@ -52,61 +65,68 @@ if TYPE_CHECKING:
 else:
     ModelAdmin = admin.ModelAdmin  # no generic class at run time
 
+# Rows of an action that one transaction changes: a batch that fails undoes itself alone, and locks are held briefly.
+BATCH = 200
+NAMED = 10  # in a question; of the others the number is said
 UNUSED_FORMS = "agentdb_unused_key_forms"
 
 
-class TenantFilter(TextFilter):
-    title = "tenant"
+class TenantFilter(IndexedTextFilter):
+    title = gettext_lazy("tenant")
     parameter = column = "tenant_id"
-    suggests = True
 
 
-class AgentFilter(TextFilter):
-    title = "agent"
+class AgentFilter(AgentNameFilter):
+    title = gettext_lazy("agent")
     parameter = column = "agent_name"
 
 
-class NameFilter(TextFilter):
-    title = "name"
+class NameFilter(AgentNameFilter):
+    title = gettext_lazy("name")
     parameter = column = "name"
 
 
-class RunnerFilter(TextFilter):
-    title = "runner"
+class RunnerFilter(IndexedTextFilter):
+    title = gettext_lazy("runner")
     parameter = column = "runner_id"
-    suggests = True
 
 
 class SandboxFilter(TextFilter):
-    title = "sandbox"
+    title = gettext_lazy("sandbox")
     parameter = column = "sandbox_id"
 
 
 class SessionFilter(TextFilter):
-    title = "session"
+    title = gettext_lazy("session")
     parameter = column = "session_id"
 
 
 class StatusFilter(ChoiceFilter):
-    title = "status"
+    title = gettext_lazy("status")
     parameter = column = "status"
     values = tuple(map(str, SessionStatus))
 
 
 class StateFilter(ChoiceFilter):
-    title = "state"
+    title = gettext_lazy("state")
     parameter = column = "state"
     values = tuple(map(str, SandboxState))
 
 
 class CreatedFilter(AgeFilter):
-    title = "created"
+    title = gettext_lazy("created")
     column = "created_at"
 
 
 class LastUsedFilter(AgeFilter):
-    title = "last used"
+    title = gettext_lazy("last used")
     column = "last_used_at"
+
+
+class LastActiveFilter(UnindexedAgeFilter):
+    title = gettext_lazy("last active")
+    parameter = "active"
+    column = "last_active_at"
 
 
 class ReadFirstAdmin(ListedAdmin, ModelAdmin):
@@ -120,9 +140,13 @@ class ReadFirstAdmin(ListedAdmin, ModelAdmin):
     list_display_links = None
     change_form_template = "admin/agentdb/row.html"
 
-    class Media:
-        css: ClassVar = {"all": ["agentdb/console.css"]}
-        js: ClassVar = [forms.Script("agentdb/console.js", defer=True)]
+    @property
+    def media(self) -> forms.Media:
+        # Of Django's scripts those that its page of a row starts with. The one for actions looks for parts of a bar
+        # that these lists do not have, and stops with an error.
+        scripts: list[Any] = ["admin/js/vendor/jquery/jquery.min.js", "admin/js/jquery.init.js"]
+        scripts.append(forms.Script("agentdb/console.js", defer=True))
+        return forms.Media(css={"all": ["agentdb/console.css"]}, js=scripts)
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         return False
@@ -140,6 +164,9 @@ class ReadFirstAdmin(ListedAdmin, ModelAdmin):
         return super().has_change_permission(request)
 
     def changelist_view(self, request: HttpRequest, extra_context: Any = None) -> Any:
+        if (asked := request.POST.get("action")) and not self.has_act_permission(request):
+            record(request, f"{asked[:100]} of {self.opts.verbose_name_plural}", [], {}, {}, "refused")
+            raise PermissionDenied
         view = super().changelist_view
         return guarded(request, self.admin_site, self.model, lambda: view(request, extra_context))
 
@@ -196,67 +223,96 @@ class ReadFirstAdmin(ListedAdmin, ModelAdmin):
             self.find_linked([row])
         return row
 
-    @admin.display(description="id", ordering="id")
+    @admin.display(description=gettext_lazy("id"), ordering="id")
     def id_link(self, row: Any) -> SafeString:
         return id_link(row_url(self.admin_site, row), row.pk)
 
-    @admin.display(description="tenant")
+    @admin.display(description=gettext_lazy("tenant"))
     def tenant(self, row: Any) -> SafeString:
         return link(tenant_url(self.admin_site, row.tenant_id), row.tenant_id)
 
-    @admin.display(description="created")
+    @admin.display(description=gettext_lazy("created"))
     def created(self, row: Any) -> SafeString:
         return when(row.created_at)
 
-    @admin.display(description="created")
+    @admin.display(description=gettext_lazy("created"))
     def created_exactly(self, row: Any) -> str:
         return f"{exact(row.created_at)} ({relative(row.created_at)})"
 
     def run_action(self, request: HttpRequest, action: Action) -> HttpResponse | None:
-        """Ask, and once the answer is there act on each selected row through the Db, in one transaction."""
-        ids = [id for id in request.POST.getlist(helpers.ACTION_CHECKBOX_NAME) if id and "\x00" not in id]
-        ids = ids[: self.list_per_page]
-        rows = list(self.get_queryset(request).filter(pk__in=ids))
-        if "confirmed" not in request.POST:
-            return self._ask(request, action, rows)
+        """Ask, and once the answer is there act on the selected rows through the Db, ``BATCH`` to a transaction."""
+        is_all = request.POST.get("select_across") == "1"
+        if is_all:
+            everything = cast(KeysetChangeList, self.get_changelist_instance(request)).everything
+            if everything is None:
+                problem = gettext("Nothing was changed. The filters leave more than %s rows; filter further.")
+                self.message_user(request, problem % f"{WINDOW:,}", messages.ERROR)
+                return None
+            ids = list(everything.order_by("pk").values_list("pk", flat=True))
+        else:
+            ids = [id for id in request.POST.getlist(helpers.ACTION_CHECKBOX_NAME) if id and "\x00" not in id]
+            ids = ids[: self.list_per_page]
+        confirmed = request.POST.get("confirmed", "")
+        # Rows that came in while the question was read were not asked for.
+        if not confirmed or (is_all and len(ids) > (int(confirmed) if confirmed.isdecimal() else 0)):
+            return self._ask(request, action, ids, is_all=is_all)
 
-        alias = router.db_for_write(self.model)
-
-        def act(db: Db) -> list[tuple[str, str]]:
-            return [(id, action.act(db, id)) for id in ids]
-
-        try:
-            outcomes = DjangoDb(alias).run_transaction(act)
-        except AgentDbError as error:
-            self.message_user(request, f"Nothing was changed. {error}", messages.ERROR)
-            return None
-        done = {id for id, problem in outcomes if not problem}
-        self._log(request, action, [row for row in rows if row.pk in done])
+        outcomes: list[tuple[str, str]] = []
+        for start in range(0, len(ids), BATCH):
+            try:
+                outcomes += self._act(request, action, ids[start : start + BATCH])
+            except (AgentDbError, OSError) as error:
+                self._report(request, action, outcomes)
+                begin = gettext("Of the rest nothing was changed.") if outcomes else gettext("Nothing was changed.")
+                self.message_user(request, f"{begin} {error}", messages.ERROR)
+                return None
         self._report(request, action, outcomes)
         return None
 
-    def _ask(self, request: HttpRequest, action: Action, rows: list[Any]) -> HttpResponse:
+    def _act(self, request: HttpRequest, action: Action, ids: list[str]) -> list[tuple[str, str]]:
+        """Do it to each row and write down that it was done, all or nothing: each id with why it was left alone."""
+        alias = router.db_for_write(self.model)
+        written: list[Any] = []
+
+        def act(db: Db) -> list[tuple[str, str]]:
+            rows = {row.pk: row for row in self.get_queryset(request).using(alias).filter(pk__in=ids)}
+            outcomes = [(id, action.act(db, id)) for id in ids]
+            written[:] = [rows[id] for id, problem in outcomes if not problem and id in rows]
+            if written:
+                self._record(request, action, written, "done")
+            return outcomes
+
+        try:
+            outcomes = DjangoDb(alias).run_transaction(act)
+        except AgentDbError:
+            if written:
+                self._record(request, action, written, "undone")
+            raise
+        log_in_project(request, action.verb, written, *action.change(written))
+        return outcomes
+
+    def _record(self, request: HttpRequest, action: Action, rows: list[Any], outcome: Outcome) -> None:
+        record(request, action.verb, rows, *action.change(rows), outcome)
+
+    def _ask(self, request: HttpRequest, action: Action, ids: list[str], *, is_all: bool) -> HttpResponse:
+        rows = list(self.get_queryset(request).filter(pk__in=ids[: self.list_per_page]))
         self.find_linked(rows)
+        count = len(ids) if is_all else len(rows)
         context = {
             **self.admin_site.each_context(request),
             "title": action.question,
             "action": action,
-            "rows": [(row.pk, str(row), row_url(self.admin_site, row)) for row in rows],
+            "rows": [(str(row), row_url(self.admin_site, row)) for row in rows[:NAMED]],
+            "more": count - len(rows[:NAMED]),
+            "ids": [row.pk for row in rows[: 1 if is_all else None]],  # without one of them Django runs no action
+            "is_all": is_all,
+            "count": count,
             "opts": self.opts,
             "media": self.media,
             "back": request.get_full_path(),
             "checkbox_name": helpers.ACTION_CHECKBOX_NAME,
         }
         return TemplateResponse(request, "admin/agentdb/confirm_action.html", context)
-
-    def _log(self, request: HttpRequest, action: Action, rows: list[Any]) -> None:
-        if not rows:
-            return
-        if action.deletes:
-            self.log_deletions(request, rows)  # type: ignore[arg-type]
-            return
-        for row in rows:
-            self.log_change(request, row, f"{action.done}.")
 
     def _report(self, request: HttpRequest, action: Action, outcomes: list[tuple[str, str]]) -> None:
         done = [id for id, problem in outcomes if not problem]
@@ -267,13 +323,17 @@ class ReadFirstAdmin(ListedAdmin, ModelAdmin):
             if problem:
                 problems.setdefault(problem, []).append(id)
         for problem, ids in problems.items():
-            self.message_user(request, f"Left alone, because {problem}: {self._names(ids)}.", messages.WARNING)
+            self.message_user(
+                request,
+                gettext("Left alone, because %(why)s: %(rows)s.") % {"why": problem, "rows": self._names(ids)},
+                messages.WARNING,
+            )
 
     def _names(self, ids: list[str]) -> str:
-        kind = self.opts.verbose_name if len(ids) == 1 else self.opts.verbose_name_plural
+        kind = gettext(str(self.opts.verbose_name if len(ids) == 1 else self.opts.verbose_name_plural))
         shown = ", ".join(ids[:3])
-        more = f" and {len(ids) - 3} more" if len(ids) > 3 else ""
-        return f"{len(ids)} {kind} ({shown}{more})"
+        more = gettext(" and %s more") % f"{len(ids) - 3:,}" if len(ids) > 3 else ""
+        return f"{len(ids):,} {kind} ({shown}{more})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,71 +341,93 @@ class Action:
     """Something that can be done to a row; ``act`` returns why it was not done, or an empty text."""
 
     name: str
-    question: str
-    button: str
-    done: str
+    verb: str  # what the audit log calls it, with the column that it writes down, and what is there afterwards
+    column: str
+    after: str | None
+    question: str | Promise
+    button: str | Promise
+    done: str | Promise
     act: Callable[[Db, str], str]
     deletes: bool = False
-    warning: str = ""
+    warning: str | Promise = ""
+
+    def change(self, rows: list[Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What the rows were, as they were read before it, and what they are, by id."""
+        before = {row.pk: getattr(row, self.column) for row in rows}
+        return before, dict.fromkeys(before, self.after)
 
 
 def _pause(db: Db, id: str) -> str:
     session = db.get_session(id)
     if session is None:
-        return "it is gone"
+        return gettext("it is gone")
     if session.status not in (SessionStatus.ACTIVE, SessionStatus.STARTING):
-        return f"it is {session.status}"
-    return "" if db.update_session_status(id, SessionStatus.PAUSED) else "it is gone"
+        return gettext("it is %s") % session.status
+    return "" if db.update_session_status(id, SessionStatus.PAUSED) else gettext("it is gone")
 
 
 def _cool(db: Db, id: str) -> str:
     sandbox = db.get_sandbox(id)
     if sandbox is not None and sandbox.state == SandboxState.COLD:
-        return "it is cold already"
-    return "" if db.update_sandbox_state(id, SandboxState.COLD) else "it is gone"
+        return gettext("it is cold already")
+    return "" if db.update_sandbox_state(id, SandboxState.COLD) else gettext("it is gone")
 
 
 def _delete_sandbox(db: Db, id: str) -> str:
-    return "" if db.delete_sandbox(id) else "it is gone"
+    return "" if db.delete_sandbox(id) else gettext("it is gone")
 
 
 def _revoke(db: Db, id: str) -> str:
-    return "" if db.delete_api_key(id) else "it is gone"
+    return "" if db.delete_api_key(id) else gettext("it is gone")
 
 
 PAUSE = Action(
     "pause_sessions",
-    "Pause these sessions?",
-    "Pause",
-    "Paused",
+    "pause",
+    "status",
+    str(SessionStatus.PAUSED),
+    gettext_lazy("Pause these sessions?"),
+    gettext_lazy("Pause"),
+    gettext_lazy("Paused"),
     _pause,
-    warning="Only active and starting sessions are paused. This writes the status; it does not reach the runner.",
+    warning=gettext_lazy(
+        "Only active and starting sessions are paused. This writes the status; it does not reach the runner."
+    ),
 )
 COOL = Action(
     "mark_cold",
-    "Mark these sandboxes cold?",
-    "Mark cold",
-    "Marked cold:",
+    "mark cold",
+    "state",
+    str(SandboxState.COLD),
+    gettext_lazy("Mark these sandboxes cold?"),
+    gettext_lazy("Mark cold"),
+    gettext_lazy("Marked cold:"),
     _cool,
-    warning="This says that no process runs in them any more; it does not end one.",
+    warning=gettext_lazy("This says that no process runs in them any more; it does not end one."),
 )
 DELETE_SANDBOX = Action(
     "delete_sandboxes",
-    "Delete these sandboxes?",
-    "Delete",
-    "Deleted",
+    "delete",
+    "state",
+    None,
+    gettext_lazy("Delete these sandboxes?"),
+    gettext_lazy("Delete"),
+    gettext_lazy("Deleted"),
     _delete_sandbox,
     deletes=True,
-    warning="The rows are removed. Workspace folders stay on disk.",
+    warning=gettext_lazy("The rows are removed. Workspace folders stay on disk."),
 )
 REVOKE = Action(
     "revoke_keys",
-    "Revoke these API keys?",
-    "Revoke",
-    "Revoked",
+    "revoke",
+    "label",
+    None,
+    gettext_lazy("Revoke these API keys?"),
+    gettext_lazy("Revoke"),
+    gettext_lazy("Revoked"),
     _revoke,
     deletes=True,
-    warning="Whoever uses one of them is locked out at once. This cannot be undone.",
+    warning=gettext_lazy("Whoever uses one of them is locked out at once. This cannot be undone."),
 )
 
 
@@ -366,7 +448,7 @@ class LinkedAdmin(ReadFirstAdmin):
     def alias(self) -> str:
         return router.db_for_read(self.model)
 
-    @admin.display(description="agent")
+    @admin.display(description=gettext_lazy("agent"))
     def agent(self, row: Any) -> SafeString:
         if row.linked_agent is None:
             return missing(row.agent_name)
@@ -378,7 +460,7 @@ class AgentAdmin(ReadFirstAdmin):
     list_display = ("name_link", "tenant", "version", "path", "sessions", "sandboxes", "updated", "created")
     list_filter = (TenantFilter, NameFilter, CreatedFilter)
     search_fields = ("name", "path", "tenant_id")
-    search_help_text = (
+    search_help_text = gettext_lazy(
         "The beginning of an id, or a part of a name, path or tenant. Lists too long to search at once are searched "
         "10,000 rows at a time, newest first."
     )
@@ -390,25 +472,25 @@ class AgentAdmin(ReadFirstAdmin):
     def row_page(self, row: Agent, allowed: rows.Allowed) -> rows.RowPage:
         return rows.agent_page(self.admin_site, row, router.db_for_read(Agent), allowed)
 
-    @admin.display(description="name")
+    @admin.display(description=gettext_lazy("name"))
     def name_link(self, row: Agent) -> SafeString:
         return link(row_url(self.admin_site, row), row.name)
 
-    @admin.display(description="sessions")
+    @admin.display(description=gettext_lazy("sessions"))
     def sessions(self, row: Agent) -> SafeString:
         url = list_url(self.admin_site, Session, tenant_id=row.tenant_id, agent_name=row.name)
-        return link(url, "sessions")
+        return link(url, gettext("sessions"))
 
-    @admin.display(description="sandboxes")
+    @admin.display(description=gettext_lazy("sandboxes"))
     def sandboxes(self, row: Agent) -> SafeString:
         url = list_url(self.admin_site, Sandbox, tenant_id=row.tenant_id, agent_name=row.name)
-        return link(url, "sandboxes")
+        return link(url, gettext("sandboxes"))
 
-    @admin.display(description="updated")
+    @admin.display(description=gettext_lazy("updated"))
     def updated(self, row: Agent) -> SafeString:
         return when(row.updated_at)
 
-    @admin.display(description="updated")
+    @admin.display(description=gettext_lazy("updated"))
     def updated_exactly(self, row: Agent) -> str:
         return f"{exact(row.updated_at)} ({relative(row.updated_at)})"
 
@@ -431,12 +513,16 @@ class AgentAdmin(ReadFirstAdmin):
         amounts = {Agent: totals.agents, Session: totals.sessions, Sandbox: totals.sandboxes, ApiKey: totals.api_keys}
         context = {
             **site.each_context(request),
-            "title": f"Tenant {tenant_id}",
+            "title": gettext("Tenant %s") % tenant_id,
             "tenant_id": tenant_id,
             "opts": self.opts,
             "media": self.media,
             "parts": [
-                (capfirst(model._meta.verbose_name_plural), amount, list_url(site, model, tenant_id=tenant_id))
+                (
+                    capfirst(gettext(str(model._meta.verbose_name_plural))),
+                    amount,
+                    list_url(site, model, tenant_id=tenant_id),
+                )
                 for model, amount in amounts.items()
                 if model in allowed
             ],
@@ -455,9 +541,11 @@ class AgentAdmin(ReadFirstAdmin):
 @admin.register(Session)
 class SessionAdmin(LinkedAdmin):
     list_display = ("id_link", "status_badge", "agent", "tenant", "sandbox", "runner", "last_active", "created")
-    list_filter = (StatusFilter, TenantFilter, AgentFilter, RunnerFilter, SandboxFilter, CreatedFilter)
+    list_filter = (
+        StatusFilter, TenantFilter, AgentFilter, RunnerFilter, SandboxFilter, LastActiveFilter, CreatedFilter
+    )  # fmt: skip
     search_fields = ("id", "agent_name", "sandbox_id", "runner_id", "tenant_id")
-    search_help_text = (
+    search_help_text = gettext_lazy(
         "The beginning of an id, or a part of an agent's name, sandbox, runner or tenant. Lists too long to search at "
         "once are searched 10,000 rows at a time, newest first."
     )
@@ -481,11 +569,11 @@ class SessionAdmin(LinkedAdmin):
     def row_page(self, row: Any, allowed: rows.Allowed) -> rows.RowPage:
         return rows.session_page(self.admin_site, row, self.alias, allowed)
 
-    @admin.display(description="status")
+    @admin.display(description=gettext_lazy("status"))
     def status_badge(self, row: Session) -> SafeString:
         return badge(row.status)
 
-    @admin.display(description="sandbox")
+    @admin.display(description=gettext_lazy("sandbox"))
     def sandbox(self, row: Any) -> SafeString:
         if not row.sandbox_id:
             return NONE
@@ -493,25 +581,25 @@ class SessionAdmin(LinkedAdmin):
             return missing(row.sandbox_id)
         return id_link(row_url(self.admin_site, row.linked_sandbox), row.sandbox_id)
 
-    @admin.display(description="sandboxes of this session")
+    @admin.display(description=gettext_lazy("sandboxes of this session"))
     def sandboxes(self, row: Session) -> SafeString:
-        return link(list_url(self.admin_site, Sandbox, session_id=row.pk), "sandboxes")
+        return link(list_url(self.admin_site, Sandbox, session_id=row.pk), gettext("sandboxes"))
 
-    @admin.display(description="runner")
+    @admin.display(description=gettext_lazy("runner"))
     def runner(self, row: Session) -> SafeString:
         if row.runner_id is None:
             return NONE
         return id_link(runner_url(self.admin_site, row.runner_id), row.runner_id)
 
-    @admin.display(description="last active")
+    @admin.display(description=gettext_lazy("last active"))
     def last_active(self, row: Session) -> SafeString:
         return when(row.last_active_at)
 
-    @admin.display(description="last active")
+    @admin.display(description=gettext_lazy("last active"))
     def last_active_exactly(self, row: Session) -> str:
         return f"{exact(row.last_active_at)} ({relative(row.last_active_at)})"
 
-    @admin.action(description="Pause selected sessions", permissions=["act"])
+    @admin.action(description=gettext_lazy("Pause selected sessions"), permissions=["act"])
     def pause_sessions(self, request: HttpRequest, queryset: QuerySet[Session]) -> HttpResponse | None:
         return self.run_action(request, PAUSE)
 
@@ -519,10 +607,11 @@ class SessionAdmin(LinkedAdmin):
 @admin.register(Sandbox)
 class SandboxAdmin(LinkedAdmin):
     order_field = "last_used_at"
+    order_names = (gettext_lazy("last used first"), gettext_lazy("longest unused first"))
     list_display = ("id_link", "state_badge", "agent", "tenant", "session", "workspace", "last_used", "created")
     list_filter = (StateFilter, TenantFilter, AgentFilter, SessionFilter, LastUsedFilter)
     search_fields = ("id", "agent_name", "session_id", "workspace_dir", "tenant_id")
-    search_help_text = (
+    search_help_text = gettext_lazy(
         "The beginning of an id, or a part of an agent's name, session, workspace or tenant. Lists too long to search "
         "at once are searched 10,000 rows at a time, last used first."
     )
@@ -543,11 +632,11 @@ class SandboxAdmin(LinkedAdmin):
     def row_page(self, row: Any, allowed: rows.Allowed) -> rows.RowPage:
         return rows.sandbox_page(self.admin_site, row, self.alias, allowed)
 
-    @admin.display(description="state")
+    @admin.display(description=gettext_lazy("state"))
     def state_badge(self, row: Sandbox) -> SafeString:
         return badge(row.state)
 
-    @admin.display(description="session")
+    @admin.display(description=gettext_lazy("session"))
     def session(self, row: Any) -> SafeString:
         if not row.session_id:
             return NONE
@@ -555,27 +644,27 @@ class SandboxAdmin(LinkedAdmin):
             return missing(row.session_id)
         return id_link(row_url(self.admin_site, row.linked_session), row.session_id)
 
-    @admin.display(description="workspace dir")
+    @admin.display(description=gettext_lazy("workspace dir"))
     def workspace(self, row: Sandbox) -> SafeString:
         return short_path(row.workspace_dir)
 
-    @admin.display(description="sessions that name it")
+    @admin.display(description=gettext_lazy("sessions that name it"))
     def sessions(self, row: Sandbox) -> SafeString:
-        return link(list_url(self.admin_site, Session, sandbox_id=row.pk), "sessions")
+        return link(list_url(self.admin_site, Session, sandbox_id=row.pk), gettext("sessions"))
 
-    @admin.display(description="last used")
+    @admin.display(description=gettext_lazy("last used"))
     def last_used(self, row: Sandbox) -> SafeString:
         return when(row.last_used_at)
 
-    @admin.display(description="last used")
+    @admin.display(description=gettext_lazy("last used"))
     def last_used_exactly(self, row: Sandbox) -> str:
         return f"{exact(row.last_used_at)} ({relative(row.last_used_at)})"
 
-    @admin.action(description="Mark selected sandboxes cold", permissions=["act"])
+    @admin.action(description=gettext_lazy("Mark selected sandboxes cold"), permissions=["act"])
     def mark_cold(self, request: HttpRequest, queryset: QuerySet[Sandbox]) -> HttpResponse | None:
         return self.run_action(request, COOL)
 
-    @admin.action(description="Delete selected sandboxes", permissions=["act"])
+    @admin.action(description=gettext_lazy("Delete selected sandboxes"), permissions=["act"])
     def delete_sandboxes(self, request: HttpRequest, queryset: QuerySet[Sandbox]) -> HttpResponse | None:
         return self.run_action(request, DELETE_SANDBOX)
 
@@ -591,8 +680,10 @@ class _Secret:
 
 
 class IssueKeyForm(forms.Form):
-    tenant_id = forms.CharField(label="Tenant", strip=False, widget=forms.TextInput(attrs={"autofocus": True}))
-    label = forms.CharField(required=False, help_text="What the key is for: a person, a program.")
+    tenant_id = forms.CharField(
+        label=gettext_lazy("Tenant"), strip=False, widget=forms.TextInput(attrs={"autofocus": True})
+    )
+    label = forms.CharField(required=False, help_text=gettext_lazy("What the key is for: a person, a program."))
     once = forms.CharField(widget=forms.HiddenInput)
 
 
@@ -601,7 +692,7 @@ class ApiKeyAdmin(ReadFirstAdmin):
     list_display = ("label_link", "tenant", "id_link", "masked_hash", "created")
     list_filter = (TenantFilter, CreatedFilter)
     search_fields = ("label", "tenant_id")
-    search_help_text = (
+    search_help_text = gettext_lazy(
         "The beginning of an id, or a part of a label or tenant. Lists too long to search at once are searched 10,000 "
         "rows at a time, newest first."
     )
@@ -613,15 +704,15 @@ class ApiKeyAdmin(ReadFirstAdmin):
     def has_add_permission(self, request: HttpRequest) -> bool:
         return admin.ModelAdmin.has_add_permission(self, request)
 
-    @admin.display(description="label")
+    @admin.display(description=gettext_lazy("label"))
     def label_link(self, row: ApiKey) -> SafeString:
-        return link(row_url(self.admin_site, row), row.label or "(no label)")
+        return link(row_url(self.admin_site, row), row.label or gettext("(no label)"))
 
-    @admin.display(description="hash")
+    @admin.display(description=gettext_lazy("hash"))
     def masked_hash(self, row: ApiKey) -> str:
         return masked(row.key_hash)
 
-    @admin.action(description="Revoke selected API keys", permissions=["act"])
+    @admin.action(description=gettext_lazy("Revoke selected API keys"), permissions=["act"])
     def revoke_keys(self, request: HttpRequest, queryset: QuerySet[ApiKey]) -> HttpResponse | None:
         return self.run_action(request, REVOKE)
 
@@ -630,6 +721,7 @@ class ApiKeyAdmin(ReadFirstAdmin):
     def add_view(self, request: HttpRequest, form_url: str = "", extra_context: Any = None) -> HttpResponse:
         """Issue a key. The page that answers the form is the only place where it is ever shown."""
         if not self.has_add_permission(request):
+            record(request, "issue", [], {}, {}, "refused")
             raise PermissionDenied
         form = IssueKeyForm(request.POST if request.method == "POST" else None, initial={"once": secrets.token_hex(8)})
         if request.method == "POST" and form.is_valid():
@@ -639,7 +731,7 @@ class ApiKeyAdmin(ReadFirstAdmin):
             if once not in unused:
                 self.message_user(
                     request,
-                    "This form was used already. A key is shown once; issue another one if it was lost.",
+                    gettext("This form was used already. A key is shown once; issue another one if it was lost."),
                     messages.WARNING,
                 )
                 return HttpResponseRedirect(list_url(self.admin_site, ApiKey))
@@ -655,7 +747,7 @@ class ApiKeyAdmin(ReadFirstAdmin):
             request.session[UNUSED_FORMS] = [*unused, form.initial["once"]][-10:]
         context = {
             **self.admin_site.each_context(request),
-            "title": "Issue API key",
+            "title": gettext("Issue API key"),
             "form": form,
             "opts": self.opts,
             "media": self.media,
@@ -663,14 +755,15 @@ class ApiKeyAdmin(ReadFirstAdmin):
         return TemplateResponse(request, "admin/agentdb/issue_key.html", context)
 
     def _issue(self, request: HttpRequest, tenant_id: str, label: str) -> HttpResponse:
-        plain, record = DjangoDb(router.db_for_write(ApiKey)).issue_api_key(tenant_id, label)
+        plain, issued = DjangoDb(router.db_for_write(ApiKey)).issue_api_key(tenant_id, label)
         secret = _Secret(plain)
         del plain
-        row = self.get_queryset(request).get(pk=record.id)
-        self.log_addition(request, row, "Issued.")
+        row = self.get_queryset(request).get(pk=issued.id)
+        record(request, "issue", [row], {}, {row.pk: row.label})
+        log_in_project(request, "issue", [row], {}, {row.pk: row.label})
         context = {
             **self.admin_site.each_context(request),
-            "title": "API key issued",
+            "title": gettext("API key issued"),
             "plain": secret,
             "row": row,
             "opts": self.opts,

@@ -18,7 +18,7 @@ from django.utils.translation import gettext, ngettext
 from agentdb import attention
 from agentdb.adapter import DjangoDb
 from agentdb.admin import overview
-from agentdb.admin.audit import record
+from agentdb.admin.audit import Outcome, log_in_project, record
 from agentdb.admin.display import badge, id_link, link, list_url, row_url, runner_url, tenant_url, viewable, when
 from agentdb.admin.guard import guarded
 from agentdb.errors import AgentDbError
@@ -112,24 +112,35 @@ def _runner(request: HttpRequest, model_admin: ModelAdmin[Any]) -> HttpResponseB
 def _pause_all(request: HttpRequest, model_admin: ModelAdmin[Any], runner_id: str, may_act: bool) -> HttpResponseBase:
     action = f"pause all of runner {runner_id}"
     if not may_act:
-        record(request, action, [], {}, {}, refused=True)
+        record(request, action, [], {}, {}, "refused")
         raise PermissionDenied
     alias = router.db_for_write(Session)
+    written: list[Session] = []
 
     def pause(db: Any) -> list[Session]:
         live = Session.objects.using(alias).of_runner(runner_id).live()
         rows = list(live.only("pk", "status"))
         db.bulk_pause_sessions_by_runner(runner_id)
+        written[:] = rows
+        write("done")
         return rows
+
+    def write(outcome: Outcome) -> None:
+        record(request, action, written, *change(), outcome)
+
+    def change() -> tuple[dict[str, str], dict[str, str]]:
+        before = {row.pk: row.status for row in written}
+        return before, dict.fromkeys(before, str(SessionStatus.PAUSED))
 
     back = HttpResponseRedirect(runner_url(model_admin.admin_site, runner_id))
     try:
         rows = DjangoDb(alias).run_transaction(pause)
-    except AgentDbError as error:
+    except (AgentDbError, OSError) as error:
+        if written and isinstance(error, AgentDbError):
+            write("undone")
         model_admin.message_user(request, gettext("Nothing was changed.") + f" {error}", messages.ERROR)
         return back
-    paused = str(SessionStatus.PAUSED)
-    record(request, action, rows, {row.pk: row.status for row in rows}, {row.pk: paused for row in rows})
+    log_in_project(request, action, rows, *change())
     sentence = ngettext("%d session is paused.", "%d sessions are paused.", len(rows)) % len(rows)
     model_admin.message_user(request, sentence, messages.SUCCESS)
     return back

@@ -16,6 +16,7 @@ from django.db.models import Model
 from django.utils import timezone
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
+from django.utils.translation import gettext
 
 from agentdb import attention
 from agentdb.admin.display import badge, id_link, link, list_url, row_url, runner_url, when
@@ -69,22 +70,22 @@ class RowPage:
 def session_page(site: AdminSite, row: Any, alias: str, allowed: Allowed) -> RowPage:
     now, sandbox = timezone.now(), row.linked_sandbox if Sandbox in allowed else None
     moments = [
-        Moment(row.created_at, _own("Session opened"), own=True),
-        Moment(row.last_active_at, _own("Session last active"), own=True),
+        Moment(row.created_at, _own(gettext("Session opened")), own=True),
+        Moment(row.last_active_at, _own(gettext("Session last active")), own=True),
     ]
     cards = _agent_cards(site, row, allowed)
     if sandbox is not None:
-        moments.append(Moment(sandbox.created_at, "Sandbox made"))
-        moments.append(Moment(sandbox.last_used_at, "Sandbox last used"))
+        moments.append(Moment(sandbox.created_at, gettext("Sandbox made")))
+        moments.append(Moment(sandbox.last_used_at, gettext("Sandbox last used")))
     if Sandbox in allowed:
         cards.append(_sandbox_card(site, row.sandbox_id, sandbox))
     if row.runner_id is not None:
         connection, runner_id = connections[alias], row.runner_id
         sign = attention.ask(connection, lambda: attention.last_sign_of_life(connection, runner_id), _SECONDS).value
-        others = [link(runner_url(site, row.runner_id), "Its sessions, and how it is")]
+        others = [link(runner_url(site, row.runner_id), gettext("Its sessions, and how it is"))]
         if sign is not None:
-            others.insert(0, format_html("Last sign of life {}", when(sign[0])))
-        cards.append(Card("Runner", "", link(runner_url(site, row.runner_id), row.runner_id), tuple(others)))
+            others.insert(0, format_html(gettext("Last sign of life {}"), when(sign[0])))
+        cards.append(Card(gettext("Runner"), "", link(runner_url(site, row.runner_id), row.runner_id), tuple(others)))
     return RowPage(
         tuple(_session_findings(row, now, allowed)), _line(moments, now, row.status in LIVE, row.status), tuple(cards)
     )
@@ -93,18 +94,18 @@ def session_page(site: AdminSite, row: Any, alias: str, allowed: Allowed) -> Row
 def sandbox_page(site: AdminSite, row: Any, alias: str, allowed: Allowed) -> RowPage:
     now, session = timezone.now(), row.linked_session if Session in allowed else None
     moments = [
-        Moment(row.created_at, _own("Sandbox made"), own=True),
-        Moment(row.last_used_at, _own("Sandbox last used"), own=True),
+        Moment(row.created_at, _own(gettext("Sandbox made")), own=True),
+        Moment(row.last_used_at, _own(gettext("Sandbox last used")), own=True),
     ]
     cards = _agent_cards(site, row, allowed)
     if session is not None:
-        moments.append(Moment(session.created_at, "Session opened"))
-        moments.append(Moment(session.last_active_at, "Session last active"))
+        moments.append(Moment(session.created_at, gettext("Session opened")))
+        moments.append(Moment(session.last_active_at, gettext("Session last active")))
     if row.session_id and Session in allowed:
         name = id_link(row_url(site, session), row.session_id) if session is not None else row.session_id
         state = badge(session.status) if session is not None else badge("gone")
-        active = [format_html("Last active {}", when(session.last_active_at))] if session is not None else []
-        cards.append(Card("Session it is reserved for", state, name, tuple(active)))
+        active = [format_html(gettext("Last active {}"), when(session.last_active_at))] if session is not None else []
+        cards.append(Card(gettext("Session it is reserved for"), state, name, tuple(active)))
     if Session in allowed:
         cards.append(_naming_card(site, row.pk, alias))
     alive = row.state != SandboxState.COLD.value
@@ -114,17 +115,21 @@ def sandbox_page(site: AdminSite, row: Any, alias: str, allowed: Allowed) -> Row
 def agent_page(site: AdminSite, row: Agent, alias: str, allowed: Allowed) -> RowPage:
     now = timezone.now()
     moments = [
-        Moment(row.created_at, _own("Agent made"), own=True),
-        Moment(row.updated_at, format_html("<strong>Deployed</strong>, version {}", row.version), own=True),
+        Moment(row.created_at, _own(gettext("Agent made")), own=True),
+        Moment(
+            row.updated_at,
+            _deployed(row.version),
+            own=True,
+        ),
     ]
     filters, cards = {"tenant_id": row.tenant_id, "agent_name": row.name}, []
     if Session in allowed:
         newest = Session.objects.using(alias).of_tenant(row.tenant_id).of_agent(row.name).newest_first()[:_SHOWN]
         lines = [format_html("{} {}", id_link(row_url(site, one), one.pk), badge(one.status)) for one in newest]
-        everything = link(list_url(site, Session, **filters), "All")
-        cards.append(Card("Its newest sessions", "", "" if lines else "none", (*lines, everything)))
+        everything = link(list_url(site, Session, **filters), gettext("All"))
+        cards.append(Card(gettext("Its newest sessions"), "", "" if lines else gettext("none"), (*lines, everything)))
     if Sandbox in allowed:
-        cards.append(Card("Its sandboxes", "", link(list_url(site, Sandbox, **filters), "All")))
+        cards.append(Card(gettext("Its sandboxes"), "", link(list_url(site, Sandbox, **filters), gettext("All"))))
     return RowPage((), _line(moments, now, False, ""), tuple(cards))
 
 
@@ -134,12 +139,21 @@ def _naming_card(site: AdminSite, id: str, alias: str) -> Card:
     found = attention.ask(connections[alias], lambda: list(naming), _SECONDS).value
     everything = list_url(site, Session, sandbox_id=id)
     if found is None:
-        return Card("Sessions that name it", "", "not looked up among so many", (link(everything, "Search for them"),))
+        return Card(
+            gettext("Sessions that name it"),
+            "",
+            gettext("not looked up among so many"),
+            (link(everything, gettext("Search for them")),),
+        )
     lines = tuple(
         format_html("{} {}", id_link(row_url(site, one), one.pk), badge(one.status)) for one in found[:_SHOWN]
     )
-    more = (link(everything, "All of them"),) if len(found) > _SHOWN else ()
-    return Card("Sessions that name it", "", "" if found else "none", (*lines, *more))
+    more = (link(everything, gettext("All of them")),) if len(found) > _SHOWN else ()
+    return Card(gettext("Sessions that name it"), "", "" if found else gettext("none"), (*lines, *more))
+
+
+def _deployed(version: int) -> SafeString:
+    return format_html("<strong>{}</strong> {}", gettext("Deployed"), gettext("version %d") % version)
 
 
 def _own(text: str) -> SafeString:
@@ -150,14 +164,17 @@ def _session_findings(row: Any, now: datetime, allowed: Allowed) -> Iterator[str
     if row.status not in LIVE:
         return
     if row.sandbox_id and row.linked_sandbox is None and Sandbox in allowed:
-        yield f"It is {row.status}, and its sandbox is gone."
+        yield gettext("It is %s, and its sandbox is gone.") % row.status
     if row.linked_agent is None and Agent in allowed:
-        yield f"It is {row.status}, and no agent of its tenant is called {row.agent_name!r}."
+        yield gettext("It is %(status)s, and no agent of its tenant is called %(name)r.") % {
+            "status": row.status,
+            "name": row.agent_name,
+        }
     starting, silent = timedelta(minutes=attention.STARTING_MINUTES), timedelta(minutes=attention.SILENT_MINUTES)
     if row.status == SessionStatus.STARTING.value and now - row.created_at > starting:
-        yield f"It has been starting for {lasting(now - row.created_at)}."
+        yield gettext("It has been starting for %s.") % lasting(now - row.created_at)
     if row.status == SessionStatus.ACTIVE.value and now - row.last_active_at > silent:
-        yield f"It is active, and has given no sign of life for {lasting(now - row.last_active_at)}."
+        yield gettext("It is active, and has given no sign of life for %s.") % lasting(now - row.last_active_at)
 
 
 def _sandbox_findings(row: Any, allowed: Allowed) -> Iterator[str]:
@@ -166,9 +183,12 @@ def _sandbox_findings(row: Any, allowed: Allowed) -> Iterator[str]:
     if not alive or not row.session_id or Session not in allowed:
         return
     if session is None:
-        yield f"It is {row.state}, and its session is gone."
+        yield gettext("It is %s, and its session is gone.") % row.state
     elif session.status in FINISHED:
-        yield f"It is {row.state}, and its session is {session.status}."
+        yield gettext("It is %(state)s, and its session is %(status)s.") % {
+            "state": row.state,
+            "status": session.status,
+        }
 
 
 def _agent_cards(site: AdminSite, row: Any, allowed: Allowed) -> list[Card]:
@@ -178,32 +198,44 @@ def _agent_cards(site: AdminSite, row: Any, allowed: Allowed) -> list[Card]:
 def _agent_card(site: AdminSite, row: Any) -> Card:
     agent = row.linked_agent
     if agent is None:
-        return Card("Agent", badge("gone", "missing"), row.agent_name, ("No agent of this tenant has the name.",))
+        return Card(
+            gettext("Agent"),
+            badge("gone", gettext("missing")),
+            row.agent_name,
+            (gettext("No agent of this tenant has the name."),),
+        )
     return Card(
-        "Agent",
+        gettext("Agent"),
         "",
         format_html(
-            '{} <span class="agentdb-quiet">version {}</span>', link(row_url(site, agent), agent.name), agent.version
+            '{} <span class="agentdb-quiet">{}</span>',
+            link(row_url(site, agent), agent.name),
+            gettext("version %d") % agent.version,
         ),
-        (format_html("Deployed {}", when(agent.updated_at)),),
+        (format_html(gettext("Deployed {}"), when(agent.updated_at)),),
     )
 
 
 def _sandbox_card(site: AdminSite, id: str, sandbox: Sandbox | None) -> Card:
     if sandbox is None:
-        return Card("Sandbox", badge("gone"), id or "none")
+        return Card(gettext("Sandbox"), badge("gone"), id or gettext("none"))
     path = format_html(
         '<span class="agentdb-mono" data-copy="{}">{}</span>', sandbox.workspace_dir, sandbox.workspace_dir
     )
-    used = format_html("Last used {}", when(sandbox.last_used_at))
-    return Card("Sandbox", badge(sandbox.state), id_link(row_url(site, sandbox), sandbox.pk), (used, path))
+    used = format_html(gettext("Last used {}"), when(sandbox.last_used_at))
+    return Card(gettext("Sandbox"), badge(sandbox.state), id_link(row_url(site, sandbox), sandbox.pk), (used, path))
 
 
 def _line(moments: list[Moment], now: datetime, alive: bool, state: str) -> tuple[Moment, ...]:
     """In their order, with the silence between them; what still goes on goes on until now."""
     ordered = sorted(moments, key=lambda moment: moment.instant)
     if alive:
-        ordered.append(Moment(now, format_html('Now <span class="agentdb-quiet">still {}</span>', state)))
+        ordered.append(
+            Moment(
+                now,
+                format_html('{} <span class="agentdb-quiet">{}</span>', gettext("Now"), gettext("still %s") % state),
+            )
+        )
     line, before = [], None
     for moment in ordered:
         gap = moment.instant - before if before is not None else timedelta()

@@ -66,7 +66,7 @@ def _configure(database: dict[str, Any], folder: Path, audit_log: str | None) ->
     import django
     from django.conf import settings
 
-    from agentdb.admin_project.settings import ADMIN_APPS, MIDDLEWARE, TEMPLATES
+    from agentdb.admin_project.settings import ADMIN_APPS, LANGUAGES, MIDDLEWARE, TEMPLATES
     from agentdb.conf import INSTALLED_APPS
 
     settings.configure(
@@ -75,6 +75,7 @@ def _configure(database: dict[str, Any], folder: Path, audit_log: str | None) ->
         INSTALLED_APPS=[*ADMIN_APPS, *INSTALLED_APPS],
         MIDDLEWARE=MIDDLEWARE,
         TEMPLATES=TEMPLATES,
+        LANGUAGES=LANGUAGES,
         ROOT_URLCONF="agentdb.admin_project.urls",
         STATIC_URL="/static/",
         DATABASES={

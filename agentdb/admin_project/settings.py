@@ -18,12 +18,16 @@ MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",
     "agentdb.admin_project.settings.content_security_policy",
     "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.locale.LocaleMiddleware",
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
 ]
+
+# Of Django's languages those that the console speaks too: a page in two languages helps nobody.
+LANGUAGES = [("en", "English"), ("de", "Deutsch")]
 
 TEMPLATES: list[dict[str, Any]] = [
     {
