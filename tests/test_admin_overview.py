@@ -431,3 +431,19 @@ def test_every_text_of_the_templates_is_in_the_german_catalogue():
     # What Django's own catalogue has need not be said again.
     assert {text for text in used if text not in known} <= {"Close"}
     assert "fuzzy" not in (folder / "locale/de/LC_MESSAGES/django.po").read_text()
+
+
+def test_hours_are_utc_whatever_the_time_zone_of_the_project(site: Site, superuser: User, settings: Any):
+    settings.TIME_ZONE = "America/Chicago"
+    Session.objects.using(site.alias).create(id="s1", agent_name="bot", sandbox_id="b1", runner_id="r1")
+    now = timezone.now()
+
+    page, runner = site.get(""), site.get("agentdb/session/runner/", id="r1")
+    listed = site.get("agentdb/session/")
+
+    hours = {f"{now - timedelta(minutes=1):%H}", f"{timezone.now():%H}"}
+    for each in (page, listed):
+        assert set(re.findall(r"as of (\d\d):\d\d:\d\d UTC", each.text)) <= hours
+        assert "as of" in each.text
+    assert set(re.findall(r"(\d\d):\d\d:\d\d UTC", runner.text)) <= hours
+    assert re.search(r"1 at (\d\d):00", page.text)[1] in hours  # type: ignore[index]
