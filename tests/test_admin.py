@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 import pytest
+from django.contrib import admin
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import User
 from django.db import connections
@@ -634,11 +635,11 @@ def test_tenant_page_leads_to_everything_of_the_tenant(site: Site, superuser: Us
     page = Page(site.client.get(site.get("agentdb/session/", q="s0003").link("t3")))
 
     assert "Tenant t3" in page.text
-    assert ids(Page(site.client.get(page.link("4 Sessions")))) == ["s0003", "s0008", "s0013", "s0018"]
-    assert ids(Page(site.client.get(page.link("4 Sandboxes")))) == ["b0003", "b0008", "b0013", "b0018"]
-    assert ids(Page(site.client.get(page.link("4 API keys")))) == ["k0003", "k0008", "k0013", "k0018"]
-    assert len(Page(site.client.get(page.link("4 Agents"))).rows) == 4
-    assert ids(Page(site.client.get(page.link("ended")))) == ["s0003", "s0008", "s0013", "s0018"]
+    assert ids(Page(site.client.get(page.link("Sessions 4")))) == ["s0003", "s0008", "s0013", "s0018"]
+    assert ids(Page(site.client.get(page.link("Sandboxes 4")))) == ["b0003", "b0008", "b0013", "b0018"]
+    assert ids(Page(site.client.get(page.link("API keys 4")))) == ["k0003", "k0008", "k0013", "k0018"]
+    assert len(Page(site.client.get(page.link("Agents 4"))).rows) == 4
+    assert ids(Page(site.client.get(page.link("ended 4")))) == ["s0003", "s0008", "s0013", "s0018"]
 
 
 def test_tenant_page_hides_tables_the_user_may_not_see(site: Site):
@@ -648,7 +649,7 @@ def test_tenant_page_hides_tables_the_user_may_not_see(site: Site):
 
     page = site.get("agentdb/agent/tenant/", id="t0")
 
-    assert "1 API keys" in page.text
+    assert "API keys 1" in page.text
     assert "Sessions" not in page.text
 
 
@@ -887,6 +888,32 @@ def test_action_keeps_the_filter_of_the_list(site: Site):
     question = site.act("agentdb/session/?status=active", "pause_sessions", ["s0001"])
 
     assert 'action="/admin/agentdb/session/?status=active"' in question.html
+
+
+# -- other projects' admins
+
+
+@pytest.mark.urls("tests.custom_admin_urls")
+def test_a_site_of_the_project_with_one_of_the_models_has_its_pages_and_links_only_there(site: Site, superuser: User):
+    fill(site.alias, 3)
+    paths = ("", "agentdb/", "agentdb/session/", "agentdb/session/s0001/change/", "agentdb/session/runner/?id=runner-1")
+
+    pages = [Page(site.client.get(f"/operations/{path}")) for path in paths]
+
+    assert [page.status for page in pages] == [200] * len(paths)
+    links = {url for page in pages for url, _ in page.links if url.startswith("/")}
+    assert {url for url in links if not url.startswith("/operations/")} == {"/"}  # "View site"
+    assert "/operations/agentdb/session/s0001/change/" in links
+    assert not [url for url in links if "/sandbox/" in url or "/agent/" in url or "/apikey/" in url]
+
+
+def test_each_filter_has_the_name_that_themes_ask_for(site: Site, superuser: User, rf: Any):
+    for model in (Agent, Session, Sandbox, ApiKey):
+        model_admin = admin.site._registry[model]
+        request = rf.get("/")
+        request.user = superuser
+        specs: list[Any] = model_admin.get_changelist_instance(request).filter_specs
+        assert [spec.parameter_name for spec in specs] == [spec.parameter for spec in specs]
 
 
 # -- speed

@@ -526,10 +526,10 @@ class AgentAdmin(ReadFirstAdmin):
                 for model, amount in amounts.items()
                 if model in allowed
             ],
-            "statuses": [
-                (bar, badge(bar.value), list_url(site, Session, tenant_id=tenant_id, status=bar.value))
-                for bar in overview.tenant_sessions_by_status(alias, tenant_id)
-            ]
+            "statuses": overview.share_bars(
+                overview.tenant_sessions_by_status(alias, tenant_id),
+                lambda status: list_url(site, Session, tenant_id=tenant_id, status=status),
+            )
             if Session in allowed
             else [],
             "sample": f"{overview.SAMPLE:,}" if totals.sessions.rows > overview.SAMPLE else "",

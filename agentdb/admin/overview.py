@@ -53,15 +53,6 @@ class Amount:
 
 
 @dataclass(frozen=True, slots=True)
-class Bar:
-    """One value of a column: how many rows have it, and that as a share of the largest."""
-
-    value: str
-    amount: Amount
-    percent: float
-
-
-@dataclass(frozen=True, slots=True)
 class Tenant:
     id: str
     sessions: int
@@ -117,16 +108,10 @@ def distinct_counts(
         return [(value, Amount(rows, cap)) for value, rows in cursor.fetchall()]
 
 
-def tenant_sessions_by_status(alias: str, tenant_id: str) -> list[Bar]:
+def tenant_sessions_by_status(alias: str, tenant_id: str) -> dict[str, attention.Figure]:
     """The statuses of the tenant's newest ``SAMPLE`` sessions; no index has all of them by tenant and status."""
-    rows = _group_newest_sessions(alias, "status, COUNT(*)", tenant_id)
-    counted = {status: Amount(n) for status, n in rows}
-    return _as_bars({value: counted.get(value, Amount(0)) for value in [*map(str, SessionStatus), *counted]})
-
-
-def _as_bars(amounts: dict[str, Amount]) -> list[Bar]:
-    largest = max((amount.rows for amount in amounts.values()), default=0) or 1
-    return [Bar(value, amount, round(100 * amount.rows / largest, 1)) for value, amount in amounts.items()]
+    counted = dict(_group_newest_sessions(alias, "status, COUNT(*)", tenant_id))
+    return {value: attention.Figure(counted.get(value, 0)) for value in [*map(str, SessionStatus), *counted]}
 
 
 def top_tenants(alias: str) -> list[Tenant]:

@@ -71,18 +71,6 @@ def agentdb_list_link(context: Context, opts: Options[Any]) -> SafeString:
     return link(list_url(site_of(context["request"]), opts.model), capfirst(gettext(str(opts.verbose_name_plural))))
 
 
-@register.simple_tag
-def bar(percent: float, value: str) -> SafeString:
-    """A bar as wide as the percentage of its cell. Its number stands beside it as text."""
-    return format_html(
-        '<svg class="agentdb-bar" viewBox="0 0 100 10" preserveAspectRatio="none" aria-hidden="true" focusable="false">'
-        '<rect class="agentdb-track" width="100" height="10"></rect>'
-        '<rect class="agentdb-fill-{}" width="{}" height="10"></rect></svg>',
-        slug(value),
-        percent,
-    )
-
-
 @register.filter
 def thousands(number: int) -> str:
     """One notation on all pages, whatever the locale: the terminal and the exports have it too."""
