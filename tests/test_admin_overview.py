@@ -447,3 +447,13 @@ def test_hours_are_utc_whatever_the_time_zone_of_the_project(site: Site, superus
         assert "as of" in each.text
     assert set(re.findall(r"(\d\d):\d\d:\d\d UTC", runner.text)) <= hours
     assert re.search(r"1 at (\d\d):00", page.text)[1] in hours  # type: ignore[index]
+
+
+def test_a_sample_is_called_one_only_where_there_are_more_sessions(
+    site: Site, superuser: User, monkeypatch: pytest.MonkeyPatch
+):
+    fill(site.alias, 5)
+
+    assert "Of the newest" not in site.get("").text
+    monkeypatch.setattr(overview, "SAMPLE", 4)
+    assert "Of the newest 4 sessions." in site.get("").text

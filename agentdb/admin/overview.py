@@ -303,7 +303,6 @@ def _page(request: HttpRequest, site: AdminSite, allowed: set[type[Model]], alia
                 (link(tenant_url(site, each.id), each.id), each, when(each.newest_at)) for each in top_tenants(alias)
             ]
         )
-        shown["sample"] = f"{SAMPLE:,}"
         runners = answer(lambda: attention.live_runners(connection))
         shown["runners"] = _mapped(runners, lambda found: runner_rows(site, found[:TOP]))
         shown["more_runners"] = max(len(runners.value or ()) - TOP, 0)
@@ -319,7 +318,10 @@ def _page(request: HttpRequest, site: AdminSite, allowed: set[type[Model]], alia
             elif model is Sandbox and states and states.value:
                 warm = sum(figure.rows for state, figure in states.value.items() if state != SandboxState.COLD)
                 second = gettext("%s not cold") % f"{warm:,}"
-            shown["totals"].append((capfirst(model._meta.verbose_name_plural), figure, second, list_url(site, model)))
+            if model is Session and figure.value and figure.value.rows > SAMPLE:
+                shown["sample"] = f"{SAMPLE:,}"
+            name = capfirst(gettext(str(model._meta.verbose_name_plural)))
+            shown["totals"].append((name, figure, second, list_url(site, model)))
     return shown
 
 
