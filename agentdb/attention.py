@@ -43,6 +43,7 @@ SECONDS = 2.0  # for one question
 COUNT_SECONDS = 0.5
 SCHEMA_SECONDS = 60.0
 EXACT_UP_TO = 200_000
+SAMPLE = 5_000  # rows from which the shares of a SQLite table's values are estimated
 LOOKUP_OF_RUNNER = 500
 
 Value = TypeVar("Value")
@@ -747,6 +748,9 @@ def by_value(connection: BaseDatabaseWrapper, table: str, column: str, known: Se
                 [table, column],
             )
             shares = dict(cursor.fetchall())
+    if connection.vendor == "sqlite":
+        whole, shares = total(connection, table), _shares_of_a_sample(connection, table, column)
+        whole = Figure(whole.rows, gettext("Estimated from a sample of %s rows") % f"{SAMPLE:,}", whole.at_least)
     figures = {}
     for value in [*known, *(each for each in shares if each not in known)]:
         with connection.cursor() as cursor:
@@ -757,10 +761,30 @@ def by_value(connection: BaseDatabaseWrapper, table: str, column: str, known: Se
         if rows <= WINDOW:
             figures[value] = Figure(rows)
         elif value in shares and whole is not None:
-            figures[value] = Figure(int(shares[value] * whole.rows), whole.how)
+            figures[value] = Figure(max(int(shares[value] * whole.rows), WINDOW), whole.how, whole.at_least)
         else:
             figures[value] = Figure(WINDOW, at_least=True)
     return figures
+
+
+def _shares_of_a_sample(connection: BaseDatabaseWrapper, table: str, column: str) -> dict[str, float]:
+    """How much of a SQLite table each value has, from rows at even distances; nothing where rows have no rowid."""
+    query = (
+        f"WITH RECURSIVE ends(first, last) AS (SELECT MIN(rowid), MAX(rowid) FROM {table}), "
+        f"places(id, step) AS (SELECT first, MAX((last - first) / {SAMPLE}, 1) FROM ends UNION ALL "
+        f"SELECT id + step, step FROM places, ends WHERE id + step <= last LIMIT {SAMPLE}) "
+        f"SELECT {column}, COUNT(*) FROM places JOIN {table} ON {table}.rowid = places.id GROUP BY {column}"
+    )
+    try:
+        with _savepoint(connection), connection.cursor() as cursor:
+            cursor.execute(query)
+            rows = cursor.fetchall()
+    except DatabaseError as error:
+        if "no such column" not in str(error):
+            raise
+        return {}
+    sampled = sum(count for _, count in rows)
+    return {value: count / sampled for value, count in rows}
 
 
 def runner_statuses(connection: BaseDatabaseWrapper, runner_id: str) -> dict[str, Figure]:

@@ -427,6 +427,15 @@ def test_empty_list_says_which_filter_empties_it(site: Site, superuser: User):
     assert "?age=24h&tenant_id=t1" in [url for url, text in page.links if text == "Remove"]
 
 
+def test_search_that_finds_nothing_says_so(site: Site, superuser: User):
+    fill(site.alias, 3)
+
+    page = site.get("agentdb/session/", q="nowhere")
+
+    assert "No session matches the search" in page.text
+    assert "Search nowhere 0 3 Remove" in page.text
+
+
 def test_empty_table_says_that_there_is_nothing_yet(site: Site, superuser: User):
     assert "There is no session yet" in site.get("agentdb/session/").text
 

@@ -405,6 +405,8 @@ class KeysetChangeList(ChangeList):
         kind = gettext(str(self.opts.verbose_name))
         if not self.emptied:
             return gettext("There is no %s yet") % kind
+        if not self.active:
+            return gettext("No %s matches the search") % kind
         return ngettext("No %s matches the filter", "No %s matches all the filters", len(self.emptied)) % kind
 
     def _what_empties(self) -> list[Emptied]:
@@ -423,7 +425,7 @@ class KeysetChangeList(ChangeList):
                     spec.alike(self) if isinstance(spec, TextFilter) else (),
                 )
             )
-        if self.query and lines:
+        if self.query:
             remove = self.get_query_string(remove=["q", COLUMNS])
             lines.append(
                 Emptied(gettext("Search"), self.query, self._amount([], search), self._amount(self.active, Q()), remove)

@@ -280,7 +280,7 @@ def _page(request: HttpRequest, site: AdminSite, allowed: set[type[Model]], alia
     shown["lines"] = [Line(found, _rows_url(site, found)) for found in report.wrong if _may_see(found, allowed)]
     shown["is_bad"] = any(line.finding.urgent for line in shown["lines"])
     shown["findings"] = [found for found in report.findings if _may_see(found, allowed)]
-    shown["unknown"] = [found for found in report.unknown if _may_see(found, allowed)]
+    shown["unknown"] = _unanswered([found for found in report.unknown if _may_see(found, allowed)])
     is_week = request.GET.get("period") == "7d"
     shown["is_week"] = is_week
     hours = answer(lambda: attention.activity(connection, 168 if is_week else 24)) if Session in allowed else None
@@ -329,6 +329,15 @@ def _mapped(answer: attention.Answer[Any] | None, change: Callable[[Any], Any]) 
     if answer is None or answer.problem:
         return answer
     return attention.Answer(change(answer.value))
+
+
+def _unanswered(findings: Sequence[attention.Finding]) -> list[tuple[int, str, attention.Problem]]:
+    """What could not be looked at, together where the reason is the same: how much, what, and why."""
+    alike: dict[str, tuple[list[str], attention.Problem]] = {}
+    for found in findings:
+        if found.problem is not None:
+            alike.setdefault(str(found.problem), ([], found.problem))[0].append(found.title)
+    return [(len(titles), ", ".join(titles), problem) for titles, problem in alike.values()]
 
 
 def _may_see(found: attention.Finding, allowed: set[type[Model]]) -> bool:
