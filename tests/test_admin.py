@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import io
 import itertools
@@ -897,6 +898,51 @@ def test_action_keeps_the_filter_of_the_list(site: Site):
     question = site.act("agentdb/session/?status=active", "pause_sessions", ["s0001"])
 
     assert 'action="/admin/agentdb/session/?status=active"' in question.html
+
+
+def test_cells_link_only_where_the_user_may_look(site: Site):
+    fill(site.alias, 3)
+    site.log_in(site.make_user("narrow", "view_session"))
+
+    for path in ("agentdb/session/", "agentdb/session/s0001/change/", "agentdb/session/runner/?id=runner-1", ""):
+        page = Page(site.client.get(f"/admin/{path}"))
+        opened = {url: site.client.get(url).status_code for url, _ in page.links if url.startswith("/admin/agentdb/")}
+        assert opened
+        assert set(opened.values()) == {200}, opened
+    assert "b0001" in site.get("agentdb/session/").text
+    assert "missing" not in site.get("agentdb/session/").text
+
+
+def test_long_values_are_cut_in_lists_and_said_how_long(site: Site, superuser: User):
+    long = "/" + "x" * 499_999
+    for number in range(30):
+        Agent.objects.using(site.alias).create(id=f"a{number}", name=f"agent-{number}", path=long)
+        Sandbox.objects.using(site.alias).create(id=f"b{number}", agent_name="agent-1", workspace_dir=long)
+    if connections[site.alias].vendor == "sqlite":  # PostgreSQL's indexes take no such name
+        Session.objects.using(site.alias).create(id="s", agent_name="n" * 300_000, sandbox_id="b" * 300_000)
+
+    for path in ("agentdb/agent/", "agentdb/sandbox/", "agentdb/session/", "agentdb/agent/a1/change/"):
+        page = site.get(path)
+        assert page.status == 200
+        assert len(page.html) < 200_000
+    assert "(500,000 characters)" in site.get("agentdb/agent/").html
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        '["2020-01-01T00:00:00+00:00", "a\\u0000"]', '["2020-01-01T00:00:00+00:00", "\\ud800"]', "[" * 20_000,
+        '["9999-12-31T23:59:59.999999-12:00", "x"]', '["0001-01-01T00:00:00+12:00", "x"]',
+        '["2020-01-01T00:00:00", "x"]', '["2020-01-01T00:00:00+00:00", 1]', "{}", "null",
+    ],
+)  # fmt: skip
+def test_place_made_by_hand_leads_back_to_the_list(site: Site, superuser: User, place: str):
+    fill(site.alias, 3)
+    cursor = base64.urlsafe_b64encode(place.encode()).decode().rstrip("=")
+
+    for direction in ("after", "before"):
+        response = site.client.get("/admin/agentdb/session/", {direction: cursor})
+        assert response.status_code in (200, 302), response.content.decode()
 
 
 # -- other projects' admins

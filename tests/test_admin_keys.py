@@ -62,6 +62,24 @@ def test_sending_the_form_again_issues_nothing_and_shows_nothing(site: Site, sup
     assert again.messages == ["This form was used already. A key is shown once; issue another one if it was lost."]
 
 
+@pytest.mark.parametrize("tenant_id", ["   ", "\t", "\u00a0"])
+def test_tenant_of_blanks_is_refused(site: Site, superuser: User, tenant_id: str):
+    page, _ = issue(site, tenant_id=tenant_id)
+
+    assert "A tenant of blanks looks like none. Name the tenant." in page.text
+    assert "Copy this key now" not in page.text
+
+
+def test_key_of_a_tenant_that_has_nothing_comes_with_a_warning(site: Site, superuser: User):
+    warning = "Nothing else is stored for tenant “acme”. If the name is misspelt, revoke the key."
+
+    first, _ = issue(site)
+    second, _ = issue(site)
+
+    assert warning in first.text
+    assert warning not in second.text
+
+
 def test_two_open_forms_can_both_be_sent(site: Site, superuser: User):
     forms = [once(site.get("agentdb/apikey/add/")) for _ in range(2)]
 

@@ -12,9 +12,9 @@ import base64
 import binascii
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar
 
 from django.contrib.admin import ListFilter
@@ -78,8 +78,10 @@ class ListedAdmin:
     found_by: ClassVar[Sequence[tuple[str, ...]]]
     ordered_by: ClassVar[Sequence[tuple[str, ...]]] = ()
 
-    def find_linked(self, rows: Sequence[Any]) -> None:
-        """Look up what the rows refer to, with one query for each kind of it."""
+    def find_linked(self, rows: Sequence[Any], allowed: Collection[type[Model]]) -> None:
+        """Look up what the rows refer to, with one query for each kind of it that the user may see."""
+        for row in rows:
+            row.allowed = allowed
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +100,10 @@ class Cursor:
         try:
             at, id = json.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
             cursor = cls(datetime.fromisoformat(at), id)
-        except (binascii.Error, UnicodeDecodeError, TypeError, ValueError) as error:
+            is_whole = cursor.at.tzinfo is not None and cursor.at.astimezone(UTC) is not None
+        except (binascii.Error, UnicodeDecodeError, TypeError, ValueError, OverflowError, RecursionError) as error:
             raise IncorrectLookupParameters(error) from error
-        if cursor.at.tzinfo is None or not isinstance(id, str):
+        if not is_whole or not isinstance(id, str) or not _is_storable(id):
             raise IncorrectLookupParameters(text)
         return cursor
 
@@ -113,6 +116,11 @@ class Choice:
     query_string: str
     selected: bool = False
     rows: Amount | None = None
+
+
+def _is_storable(text: str) -> bool:
+    """No engine has a text with a NUL or half a surrogate pair in it."""
+    return "\x00" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 class ColumnFilter(ListFilter):
@@ -388,7 +396,7 @@ class KeysetChangeList(ChangeList):
         self.other_order = self.get_query_string(
             {SORT: OLDEST_FIRST} if newest_first else {}, remove=[AFTER, BEFORE, LOOKED, SORT]
         )
-        self.model_admin.find_linked(found)
+        self.model_admin.find_linked(found, viewable(self.model_admin.admin_site, request))
         self.names = gettext(str(self.opts.verbose_name_plural))
         self.heading = capfirst(self.names)
         self.result_list = found

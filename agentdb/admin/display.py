@@ -23,6 +23,9 @@ NONE = format_html('<span class="agentdb-quiet">{}</span>', "none")
 NAMES = (gettext_noop("agents"), gettext_noop("sandboxes"), gettext_noop("API key"), gettext_noop("API keys"))
 LONGEST_WHOLE_ID = 16
 LONGEST_WHOLE_PATH = 28
+# A list of fifty rows must stay a page that a browser opens, whatever is in the rows.
+LONGEST_SHOWN = 500
+LONGEST_URL = 4_000
 
 
 def site_of(request: HttpRequest) -> admin.AdminSite:
@@ -39,28 +42,30 @@ def _reversed(site: admin.AdminSite, name: str, *args: str) -> str:
         return ""
 
 
+def _with_query(url: str, query: dict[str, str]) -> str:
+    """The address with a query; empty where there is none, or where it is longer than servers take."""
+    whole = f"{url}?{urlencode(query)}" if url and query else url
+    return whole if len(whole) <= LONGEST_URL else ""
+
+
 def list_url(site: admin.AdminSite, model: type[Model], **filters: str) -> str:
-    url = _reversed(site, f"agentdb_{model._meta.model_name}_changelist")
-    return f"{url}?{urlencode(filters)}" if url and filters else url
+    return _with_query(_reversed(site, f"agentdb_{model._meta.model_name}_changelist"), filters)
 
 
 def row_url(site: admin.AdminSite, row: Model) -> str:
-    return _reversed(site, f"agentdb_{row._meta.model_name}_change", quote(row.pk))
+    return _with_query(_reversed(site, f"agentdb_{row._meta.model_name}_change", quote(row.pk)), {})
 
 
 def tenant_url(site: admin.AdminSite, tenant_id: str) -> str:
-    url = _reversed(site, "agentdb_tenant")
-    return f"{url}?{urlencode({'id': tenant_id})}" if url else ""
+    return _with_query(_reversed(site, "agentdb_tenant"), {"id": tenant_id})
 
 
 def runner_url(site: admin.AdminSite, runner_id: str, **more: str) -> str:
-    url = _reversed(site, "agentdb_runner")
-    return f"{url}?{urlencode({'id': runner_id, **more})}" if url else ""
+    return _with_query(_reversed(site, "agentdb_runner"), {"id": runner_id, **more})
 
 
 def attention_url(site: admin.AdminSite, check: str) -> str:
-    url = _reversed(site, "agentdb_attention")
-    return f"{url}?{urlencode({'check': check})}" if url else ""
+    return _with_query(_reversed(site, "agentdb_attention"), {"check": check})
 
 
 def overview_url(site: admin.AdminSite) -> str:
@@ -72,7 +77,16 @@ def overview_url(site: admin.AdminSite) -> str:
 
 def link(url: str, text: object) -> SafeString:
     """A link, or the text alone where there is no address."""
-    return format_html('<a href="{}">{}</a>', url, text) if url else format_html("{}", text)
+    shown = cut(text) if isinstance(text, str) and not isinstance(text, SafeString) else text
+    return format_html('<a href="{}">{}</a>', url, shown) if url else format_html("{}", shown)
+
+
+def cut(text: str) -> str:
+    """The text, or the beginning and the end of a long one, with how long it is."""
+    if len(text) <= LONGEST_SHOWN:
+        return text
+    length = gettext("%s characters") % f"{len(text):,}"
+    return f"{text[:200]} … {text[-50:]} ({length})"
 
 
 def short_id(id: str) -> SafeString:
@@ -83,15 +97,18 @@ def short_id(id: str) -> SafeString:
 
 
 def id_link(url: str, id: str) -> SafeString:
+    id = cut(id)
     if not url:
         return format_html('<span class="agentdb-id" title="{}" data-copy="{}">{}</span>', id, id, short_id(id))
     return format_html('<a class="agentdb-id" href="{}" title="{}" data-copy="{}">{}</a>', url, id, id, short_id(id))
 
 
 def short_path(path: str) -> SafeString:
-    """The whole path, of which the eye gets the beginning and the end."""
+    """The path, of which the eye gets the beginning and the end. One that is too long for a page is not copied."""
     if len(path) <= LONGEST_WHOLE_PATH:
         return format_html('<span class="agentdb-id" data-copy="{}">{}</span>', path, path)
+    if len(path) > LONGEST_SHOWN:
+        return format_html('<span class="agentdb-id" title="{}">{}…{}</span>', cut(path), path[:10], path[-14:])
     return format_html(
         '<span class="agentdb-id" title="{}" data-copy="{}">{}<span class="agentdb-mid">{}</span>{}</span>',
         path, path, path[:10], path[10:-14], path[-14:],
@@ -99,7 +116,7 @@ def short_path(path: str) -> SafeString:
 
 
 def badge(value: str, text: str = "") -> SafeString:
-    return format_html('<span class="agentdb-badge agentdb-is-{}">{}</span>', slug(value), text or value)
+    return format_html('<span class="agentdb-badge agentdb-is-{}">{}</span>', slug(value), text or cut(value))
 
 
 def slug(value: str) -> str:
@@ -110,7 +127,7 @@ def missing(text: str) -> SafeString:
     return format_html(
         '<span class="agentdb-quiet" title="{}">{} <em>({})</em></span>',
         gettext("Nothing with this name is stored."),
-        text,
+        cut(text),
         gettext("missing"),
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -12,7 +12,7 @@ from django.contrib import admin, messages
 from django.contrib.admin import helpers
 from django.core.exceptions import PermissionDenied
 from django.db import router
-from django.db.models import QuerySet
+from django.db.models import Model, QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.http.response import HttpResponseBase
 from django.template.response import TemplateResponse
@@ -42,6 +42,7 @@ from agentdb.admin.changelist import (
 from agentdb.admin.display import (
     NONE,
     badge,
+    cut,
     id_link,
     link,
     list_url,
@@ -220,8 +221,17 @@ class ReadFirstAdmin(ListedAdmin, ModelAdmin):
             return None
         row = super().get_object(request, object_id, from_field)
         if row is not None:
-            self.find_linked([row])
+            self.find_linked([row], viewable(self.admin_site, request))
         return row
+
+    def action_checkbox(self, obj: Any) -> SafeString:
+        label = gettext("Select %s") % cut(obj.pk)
+        attributes = {"class": "action-select", "aria-label": label}
+        return forms.CheckboxInput(attributes, lambda value: False).render(helpers.ACTION_CHECKBOX_NAME, obj.pk)
+
+    def _list_link(self, row: Any, model: type[Model], name: str, **filters: str) -> SafeString:
+        url = list_url(self.admin_site, model, **filters) if model in row.allowed else ""
+        return link(url, gettext(name)) if url else NONE
 
     @admin.display(description=gettext_lazy("id"), ordering="id")
     def id_link(self, row: Any) -> SafeString:
@@ -296,7 +306,7 @@ class ReadFirstAdmin(ListedAdmin, ModelAdmin):
 
     def _ask(self, request: HttpRequest, action: Action, ids: list[str], *, is_all: bool) -> HttpResponse:
         rows = list(self.get_queryset(request).filter(pk__in=ids[: self.list_per_page]))
-        self.find_linked(rows)
+        self.find_linked(rows, viewable(self.admin_site, request))
         count = len(ids) if is_all else len(rows)
         context = {
             **self.admin_site.each_context(request),
@@ -434,9 +444,9 @@ REVOKE = Action(
 class LinkedAdmin(ReadFirstAdmin):
     """Rows that name an agent of their tenant."""
 
-    def find_linked(self, rows: Sequence[Any]) -> None:
-        super().find_linked(rows)
-        names = {(row.tenant_id, row.agent_name) for row in rows}
+    def find_linked(self, rows: Sequence[Any], allowed: Collection[type[Model]]) -> None:
+        super().find_linked(rows, allowed)
+        names = {(row.tenant_id, row.agent_name) for row in rows} if Agent in allowed else set()
         agents = Agent.objects.using(self.alias).filter(
             tenant_id__in={tenant_id for tenant_id, _ in names}, name__in={name for _, name in names}
         )
@@ -450,6 +460,8 @@ class LinkedAdmin(ReadFirstAdmin):
 
     @admin.display(description=gettext_lazy("agent"))
     def agent(self, row: Any) -> SafeString:
+        if Agent not in row.allowed:
+            return link("", row.agent_name)
         if row.linked_agent is None:
             return missing(row.agent_name)
         return link(row_url(self.admin_site, row.linked_agent), row.agent_name)
@@ -457,7 +469,7 @@ class LinkedAdmin(ReadFirstAdmin):
 
 @admin.register(Agent)
 class AgentAdmin(ReadFirstAdmin):
-    list_display = ("name_link", "tenant", "version", "path", "sessions", "sandboxes", "updated", "created")
+    list_display = ("name_link", "tenant", "version", "shown_path", "sessions", "sandboxes", "updated", "created")
     list_filter = (TenantFilter, NameFilter, CreatedFilter)
     search_fields = ("name", "path", "tenant_id")
     search_help_text = gettext_lazy(
@@ -466,7 +478,7 @@ class AgentAdmin(ReadFirstAdmin):
     )
     found_by = (("tenant_id", "name"), ("tenant_id",))
     fields = (
-        "id", "name", "tenant", "version", "path", "sessions", "sandboxes", "updated_exactly", "created_exactly"
+        "id", "name", "tenant", "version", "shown_path", "sessions", "sandboxes", "updated_exactly", "created_exactly"
     )  # fmt: skip
 
     def row_page(self, row: Agent, allowed: rows.Allowed) -> rows.RowPage:
@@ -478,13 +490,15 @@ class AgentAdmin(ReadFirstAdmin):
 
     @admin.display(description=gettext_lazy("sessions"))
     def sessions(self, row: Agent) -> SafeString:
-        url = list_url(self.admin_site, Session, tenant_id=row.tenant_id, agent_name=row.name)
-        return link(url, gettext("sessions"))
+        return self._list_link(row, Session, "sessions", tenant_id=row.tenant_id, agent_name=row.name)
 
     @admin.display(description=gettext_lazy("sandboxes"))
     def sandboxes(self, row: Agent) -> SafeString:
-        url = list_url(self.admin_site, Sandbox, tenant_id=row.tenant_id, agent_name=row.name)
-        return link(url, gettext("sandboxes"))
+        return self._list_link(row, Sandbox, "sandboxes", tenant_id=row.tenant_id, agent_name=row.name)
+
+    @admin.display(description=gettext_lazy("path"))
+    def shown_path(self, row: Agent) -> SafeString:
+        return short_path(row.path)
 
     @admin.display(description=gettext_lazy("updated"))
     def updated(self, row: Agent) -> SafeString:
@@ -533,7 +547,7 @@ class AgentAdmin(ReadFirstAdmin):
             if Session in allowed
             else [],
             "sample": f"{overview.SAMPLE:,}" if totals.sessions.rows > overview.SAMPLE else "",
-            "is_empty": not any(amount.rows for amount in amounts.values()),
+            "is_empty": totals.is_empty,
         }
         return TemplateResponse(request, "admin/agentdb/tenant.html", context)
 
@@ -560,9 +574,10 @@ class SessionAdmin(LinkedAdmin):
     def get_urls(self) -> list[URLPattern]:
         return [*pages.urls(self), *super().get_urls()]
 
-    def find_linked(self, rows: Sequence[Any]) -> None:
-        super().find_linked(rows)
-        sandboxes = Sandbox.objects.using(self.alias).in_bulk({row.sandbox_id for row in rows})
+    def find_linked(self, rows: Sequence[Any], allowed: Collection[type[Model]]) -> None:
+        super().find_linked(rows, allowed)
+        ids = {row.sandbox_id for row in rows} if Sandbox in allowed else set()
+        sandboxes = Sandbox.objects.using(self.alias).in_bulk(ids)
         for row in rows:
             row.linked_sandbox = sandboxes.get(row.sandbox_id)
 
@@ -577,13 +592,15 @@ class SessionAdmin(LinkedAdmin):
     def sandbox(self, row: Any) -> SafeString:
         if not row.sandbox_id:
             return NONE
+        if Sandbox not in row.allowed:
+            return id_link("", row.sandbox_id)
         if row.linked_sandbox is None:
             return missing(row.sandbox_id)
         return id_link(row_url(self.admin_site, row.linked_sandbox), row.sandbox_id)
 
     @admin.display(description=gettext_lazy("sandboxes of this session"))
     def sandboxes(self, row: Session) -> SafeString:
-        return link(list_url(self.admin_site, Sandbox, session_id=row.pk), gettext("sandboxes"))
+        return self._list_link(row, Sandbox, "sandboxes", session_id=row.pk)
 
     @admin.display(description=gettext_lazy("runner"))
     def runner(self, row: Session) -> SafeString:
@@ -618,14 +635,15 @@ class SandboxAdmin(LinkedAdmin):
     found_by = (("session_id",), ("tenant_id",), ("state",))
     ordered_by = (("state",),)
     fields = (
-        "id", "tenant", "agent", "state_badge", "session", "sessions", "workspace_dir", "last_used_exactly",
+        "id", "tenant", "agent", "state_badge", "session", "sessions", "workspace", "last_used_exactly",
         "created_exactly",
     )  # fmt: skip
     actions = ("mark_cold", "delete_sandboxes")
 
-    def find_linked(self, rows: Sequence[Any]) -> None:
-        super().find_linked(rows)
-        sessions = Session.objects.using(self.alias).in_bulk({row.session_id for row in rows if row.session_id})
+    def find_linked(self, rows: Sequence[Any], allowed: Collection[type[Model]]) -> None:
+        super().find_linked(rows, allowed)
+        ids = {row.session_id for row in rows if row.session_id} if Session in allowed else set()
+        sessions = Session.objects.using(self.alias).in_bulk(ids)
         for row in rows:
             row.linked_session = sessions.get(row.session_id)
 
@@ -640,6 +658,8 @@ class SandboxAdmin(LinkedAdmin):
     def session(self, row: Any) -> SafeString:
         if not row.session_id:
             return NONE
+        if Session not in row.allowed:
+            return id_link("", row.session_id)
         if row.linked_session is None:
             return missing(row.session_id)
         return id_link(row_url(self.admin_site, row.linked_session), row.session_id)
@@ -650,7 +670,7 @@ class SandboxAdmin(LinkedAdmin):
 
     @admin.display(description=gettext_lazy("sessions that name it"))
     def sessions(self, row: Sandbox) -> SafeString:
-        return link(list_url(self.admin_site, Session, sandbox_id=row.pk), gettext("sessions"))
+        return self._list_link(row, Session, "sessions", sandbox_id=row.pk)
 
     @admin.display(description=gettext_lazy("last used"))
     def last_used(self, row: Sandbox) -> SafeString:
@@ -685,6 +705,12 @@ class IssueKeyForm(forms.Form):
     )
     label = forms.CharField(required=False, help_text=gettext_lazy("What the key is for: a person, a program."))
     once = forms.CharField(widget=forms.HiddenInput)
+
+    def clean_tenant_id(self) -> str:
+        tenant_id: str = self.cleaned_data["tenant_id"]
+        if not tenant_id.strip():
+            raise forms.ValidationError(gettext("A tenant of blanks looks like none. Name the tenant."))
+        return tenant_id
 
 
 @admin.register(ApiKey)
@@ -755,6 +781,7 @@ class ApiKeyAdmin(ReadFirstAdmin):
         return TemplateResponse(request, "admin/agentdb/issue_key.html", context)
 
     def _issue(self, request: HttpRequest, tenant_id: str, label: str) -> HttpResponse:
+        is_new = overview.totals(router.db_for_read(ApiKey), tenant_id).is_empty
         plain, issued = DjangoDb(router.db_for_write(ApiKey)).issue_api_key(tenant_id, label)
         secret = _Secret(plain)
         del plain
@@ -766,6 +793,7 @@ class ApiKeyAdmin(ReadFirstAdmin):
             "title": gettext("API key issued"),
             "plain": secret,
             "row": row,
+            "is_new": is_new,
             "opts": self.opts,
             "media": self.media,
             "list_url": list_url(self.admin_site, ApiKey, tenant_id=tenant_id),

@@ -24,7 +24,6 @@ from agentdb.admin.display import (
     id_link,
     link,
     list_url,
-    missing,
     row_url,
     runner_url,
     site_of,
@@ -68,6 +67,10 @@ class Totals:
     sessions: Amount
     sandboxes: Amount
     api_keys: Amount
+
+    @property
+    def is_empty(self) -> bool:
+        return not (self.agents.rows or self.sessions.rows or self.sandboxes.rows or self.api_keys.rows)
 
 
 def capped_count(rows: QuerySet[Any], cap: int = CAP) -> Amount:
@@ -291,7 +294,7 @@ def _page(request: HttpRequest, site: AdminSite, allowed: set[type[Model]], alia
         shown["states"] = _mapped(
             states, lambda figures: share_bars(figures, lambda state: list_url(site, Sandbox, state=state))
         )
-        shown["idle"] = answer(lambda: _idle(site, alias))
+        shown["idle"] = answer(lambda: _idle(site, alias, allowed))
         shown["waiting_url"] = list_url(site, Sandbox, state=SandboxState.WAITING)
     if Session in allowed:
         statuses = answer(lambda: attention.by_value(connection, "sessions", "status", [*map(str, SessionStatus)]))
@@ -368,15 +371,13 @@ def runner_rows(site: AdminSite, runners: Sequence[attention.Runner]) -> list[tu
     ]
 
 
-def _idle(site: AdminSite, alias: str) -> list[tuple[Any, ...]]:
+def _idle(site: AdminSite, alias: str, allowed: set[type[Model]]) -> list[tuple[Any, ...]]:
     idle = oldest_idle_sandboxes(alias)
-    site._registry[Sandbox].find_linked(idle)  # type: ignore[attr-defined]
+    site._registry[Sandbox].find_linked(idle, allowed)  # type: ignore[attr-defined]
     return [
         (
             id_link(row_url(site, row), row.pk),
-            link(row_url(site, row.linked_agent), row.agent_name)  # type: ignore[attr-defined]
-            if row.linked_agent is not None  # type: ignore[attr-defined]
-            else missing(row.agent_name),
+            site._registry[Sandbox].agent(row),  # type: ignore[attr-defined]
             link(tenant_url(site, row.tenant_id), row.tenant_id),
             when(row.last_used_at),
         )
