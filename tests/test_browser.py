@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Route, expect, sync_playwright
 
 from tests.admin_site_server import PASSWORD
 
@@ -448,3 +448,69 @@ def test_a_list_is_no_wider_than_a_phone(page: Page):
         page.goto(f"/admin/agentdb/{name}/")
         assert page.evaluate("document.querySelector('#result_list').scrollWidth") <= 360
         assert page.locator("#result_list tbody tr").first.evaluate("row => row.offsetHeight") <= 110
+
+
+def test_shift_selects_a_range_and_the_bar_counts_and_clears_it(page: Page):
+    log_in(page)
+    page.goto("/admin/agentdb/sandbox/")
+    boxes = page.locator(".action-select")
+
+    expect(page.locator(".agentdb-bulk")).to_be_hidden()
+    boxes.nth(1).click()
+    boxes.nth(4).click(modifiers=["Shift"])
+
+    expect(page.locator(".action-select:checked")).to_have_count(4)
+    counted = page.evaluate("getComputedStyle(document.querySelector('.agentdb-count'), '::before').content")
+    assert counted.startswith("counter(agentdb-selected)")
+    page.get_by_role("button", name="Select none").click()
+    expect(page.locator(".action-select:checked")).to_have_count(0)
+    expect(page.locator(".agentdb-bulk")).to_be_hidden()
+
+
+def test_a_filter_opens_on_a_phone_and_escape_closes_it(page: Page):
+    log_in(page)
+    page.set_viewport_size({"width": 360, "height": 740})
+    page.goto("/admin/agentdb/session/")
+
+    open_filter(page, "Tenant")
+
+    popover = page.locator("details[data-filter=tenant_id] .agentdb-popover")
+    expect(popover).to_be_in_viewport(ratio=1)
+    page.keyboard.type("glo")
+    expect(popover.get_by_role("link", name="globex")).to_be_visible()
+    expect(popover.get_by_role("link", name="acme")).to_be_hidden()
+    page.keyboard.press("Escape")
+    expect(popover).to_be_hidden()
+
+
+def test_a_search_that_found_nothing_yet_follows_its_link_by_itself(page: Page):
+    log_in(page)
+    page.route("**/session/?q=far", lambda route: _going_on(page, route))
+
+    page.goto("/admin/agentdb/session/?q=far")
+
+    arrive(page, "q=sess-0011")
+    expect(page.get_by_text("1 session", exact=True)).to_be_visible()
+
+
+def _going_on(page: Page, route: Route) -> None:
+    """The answer of a server with so many rows that one page was not enough to look through them."""
+    answer = route.fetch()
+    marked = answer.text().replace(
+        '<div id="agentdb-rows"', '<p data-goes-on="?q=sess-0011"></p><div id="agentdb-rows"'
+    )
+    route.fulfill(response=answer, body=marked)
+
+
+def test_lists_and_their_actions_work_without_a_script(browser: Browser, address: str):
+    with browser.new_context(base_url=address, java_script_enabled=False) as context:
+        page = context.new_page()
+        log_in(page)
+        page.goto("/admin/agentdb/session/?tenant_id=globex")
+        page.locator("details[data-filter=status] summary").click()
+        page.locator(".agentdb-popover").get_by_role("link", name="ended").first.click()
+        arrive(page, "status=ended")
+        page.locator(".action-select").first.check()
+        page.get_by_role("button", name="Pause selected sessions…").click()
+
+        expect(page.get_by_role("heading", name="Pause these sessions?")).to_be_visible()
