@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from typing import Any
@@ -17,6 +17,9 @@ from django.db.backends.base.schema import BaseDatabaseSchemaEditor
 
 from agentdb.adoption.dependents import drop, make_again, read_dependents, table_obstacles
 from agentdb.errors import SchemaMismatchError
+from agentdb.schema import read_tables
+from agentdb.schema.comparison import reads_ours
+from agentdb.schema.expected import key_name, unique_name
 from agentdb.schema.sqltext import (
     matching,
     parse_create_table,
@@ -25,6 +28,7 @@ from agentdb.schema.sqltext import (
     tokenize,
     without_checks,
 )
+from agentdb.schema.tables import Index, IndexPart, Table
 
 # Indexes that old servers made and no model has any more; ours cover what they were for.
 LEFT_OVER_INDEXES = frozenset({"idx_api_keys_hash", "api_keys_key_hash_unique"})
@@ -102,7 +106,7 @@ class _Unique:
 def _wanted_uniques(model: type[models.Model]) -> list[_Unique]:
     table = model._meta.db_table
     return [
-        _Unique(f"{table}_{column}_key", (column,), False)
+        _Unique(unique_name(table, column), (column,), False)
         for column, model_field in _fields(model).items()
         if model_field.unique and not model_field.primary_key
     ] + [
@@ -246,91 +250,22 @@ def _sqlite_rest(schema_editor: BaseDatabaseSchemaEditor, model: type[models.Mod
 # PostgreSQL -----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class _PgColumn:
-    name: str
-    type: str
-    not_null: bool
-    default: str | None
-    number: int
-    has_collation: bool  # another than its type's
-
-
-@dataclass(frozen=True, slots=True)
-class _PgConstraint:
-    name: str
-    kind: str
-    columns: tuple[str, ...]
-    deferrable: bool
-
-
-@dataclass(frozen=True, slots=True)
-class _PgIndex:
-    """``columns`` is empty for an index that is more than a plain ascending one."""
-
-    name: str
-    unique: bool
-    columns: tuple[str, ...]
-
-
-@dataclass(slots=True)
-class _PgTable:
-    oid: int
-    columns: dict[str, _PgColumn] = field(default_factory=dict)
-    constraints: list[_PgConstraint] = field(default_factory=list)
-    indexes: list[_PgIndex] = field(default_factory=list)
-
-
-def _read_pg_table(schema_editor: BaseDatabaseSchemaEditor, table: str) -> _PgTable:
-    [(oid,)] = _rows(schema_editor, "SELECT to_regclass(quote_ident(%s))::oid", [table])
-    if oid is None:
+def _live_table(schema_editor: BaseDatabaseSchemaEditor, table: str) -> Table:
+    live = read_tables(schema_editor.connection, [table]).get(table)
+    if live is None:
         raise SchemaMismatchError(f"The database has no table {table!r}. Run 'agentdb baselinedb'.")
-    live = _PgTable(oid)
-    for row in _rows(
-        schema_editor,
-        "SELECT attname, format_type(atttypid, atttypmod), attnotnull, pg_get_expr(adbin, adrelid), attnum,"
-        " attcollation <> (SELECT typcollation FROM pg_type WHERE oid = atttypid)"
-        " FROM pg_attribute LEFT JOIN pg_attrdef ON adrelid = attrelid AND adnum = attnum"
-        " WHERE attrelid = %s AND attnum > 0 AND NOT attisdropped",
-        [oid],
-    ):
-        live.columns[row[0]] = _PgColumn(*row)
-    live.constraints = [
-        _PgConstraint(name, kind, tuple(columns), deferrable)
-        for name, kind, columns, deferrable in _rows(
-            schema_editor,
-            "SELECT conname, contype::text, ARRAY(SELECT attname::text FROM unnest(conkey) WITH ORDINALITY k(n, i)"
-            " JOIN pg_attribute ON attrelid = conrelid AND attnum = n ORDER BY i), condeferrable"
-            " FROM pg_constraint WHERE conrelid = %s AND contype IN ('p', 'u', 'f', 'c')",
-            [oid],
-        )
-    ]
-    live.indexes = [
-        _PgIndex(name, unique, tuple(columns) if plain else ())
-        for name, unique, columns, plain in _rows(
-            schema_editor,
-            """
-            SELECT c.relname, i.indisunique,
-                ARRAY(SELECT attname::text FROM unnest(i.indkey) WITH ORDINALITY k(n, p)
-                    JOIN pg_attribute ON attrelid = i.indrelid AND attnum = n ORDER BY p),
-                am.amname = 'btree' AND i.indpred IS NULL AND i.indexprs IS NULL AND i.indisvalid
-                    AND i.indnatts = i.indnkeyatts
-                    -- a column that PostgreSQL 14 does not have
-                    AND NOT coalesce((to_jsonb(i) ->> 'indnullsnotdistinct')::boolean, false)
-                    AND NOT EXISTS (SELECT FROM unnest(i.indoption) o WHERE o <> 0)
-                    AND NOT EXISTS (
-                        SELECT FROM unnest(i.indclass::oid[], i.indcollation::oid[], i.indkey::int2[]) k(class, coll, n)
-                        JOIN pg_opclass o ON o.oid = class
-                        JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = n
-                        WHERE NOT o.opcdefault OR coll <> a.attcollation)
-            FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_am am ON am.oid = c.relam
-            WHERE i.indrelid = %s
-                AND NOT EXISTS (SELECT FROM pg_constraint WHERE conindid = i.indexrelid AND contype IN ('p', 'u', 'x'))
-            """,
-            [oid],
-        )
-    ]
     return live
+
+
+def _plain_columns(live: Table, index: Index) -> tuple[str, ...]:
+    """The columns of a valid, plain ascending index; empty for one that is more, or less, than that."""
+    columns = tuple(part.expression for part in index.parts)
+    is_plain = (
+        index == Index(index.name, tuple(IndexPart(column) for column in columns), unique=index.unique)
+        and index.valid
+        and all(live.column(column) for column in columns)
+    )
+    return columns if is_plain else ()
 
 
 def _conform_on_postgresql(
@@ -339,33 +274,35 @@ def _conform_on_postgresql(
     table = model._meta.db_table
     quote = quote_name
     alter = f"ALTER TABLE {quote(table)}"
-    live = _read_pg_table(schema_editor, table)
+    live = _live_table(schema_editor, table)
     fields = _fields(model)
     [primary_key] = [column for column, model_field in fields.items() if model_field.primary_key]
 
-    for constraint in live.constraints:
-        if constraint.kind in "fc" and set(constraint.columns) & fields.keys():
-            _run(schema_editor, f"{alter} DROP CONSTRAINT {quote(constraint.name)}")
-    old_keys = [constraint for constraint in live.constraints if constraint.kind == "p"]
-    for constraint in old_keys:
-        if constraint.columns != (primary_key,) or constraint.deferrable:
-            _run(schema_editor, f"{alter} DROP CONSTRAINT {quote(constraint.name)}")
+    dropped = [key.name for key in live.foreign_keys if set(key.columns) & fields.keys()]
+    dropped += [check.name for check in live.checks if check.kind == "check" and reads_ours(check, live, fields)]
+    key = live.primary_key
+    if key is not None and (key.columns != (primary_key,) or key.options):
+        dropped.append(key.name)
+        key = None
+    for old_name in dropped:
+        _run(schema_editor, f"{alter} DROP CONSTRAINT {quote(str(old_name))}")
 
     _convert_pg_columns(schema_editor, model, live, sources)
 
-    key_name = f"{table}_pkey"
-    if not any(constraint.columns == (primary_key,) and not constraint.deferrable for constraint in old_keys):
-        _run(schema_editor, f"{alter} ADD CONSTRAINT {quote(key_name)} PRIMARY KEY ({quote(primary_key)})")
-    elif old_keys[0].name != key_name:
-        _run(schema_editor, f"{alter} RENAME CONSTRAINT {quote(old_keys[0].name)} TO {quote(key_name)}")
+    name = key_name(table)
+    if key is None:
+        _run(schema_editor, f"{alter} ADD CONSTRAINT {quote(name)} PRIMARY KEY ({quote(primary_key)})")
+    elif key.name != name:
+        _run(schema_editor, f"{alter} RENAME CONSTRAINT {quote(str(key.name))} TO {quote(name)}")
 
+    indexes = list(live.indexes)
     for unique in _wanted_uniques(model):
-        _conform_pg_unique(schema_editor, table, live, unique)
-    _conform_pg_indexes(schema_editor, model, live)
+        indexes = _conform_pg_unique(schema_editor, live, indexes, unique)
+    _conform_pg_indexes(schema_editor, model, live, indexes)
 
 
 def _convert_pg_columns(
-    schema_editor: BaseDatabaseSchemaEditor, model: type[models.Model], live: _PgTable, sources: Mapping[str, str]
+    schema_editor: BaseDatabaseSchemaEditor, model: type[models.Model], live: Table, sources: Mapping[str, str]
 ) -> None:
     table = model._meta.db_table
     quote = quote_name
@@ -373,7 +310,7 @@ def _convert_pg_columns(
     fields = _fields(model)
     types = {column: str(f.db_parameters(schema_editor.connection)["type"]) for column, f in fields.items()}
 
-    added = [column for column in fields if column not in live.columns]
+    added = [column for column in fields if live.column(column) is None]
     for column in added:
         if column not in sources and not (fields[column].null or fields[column].has_db_default()):
             raise SchemaMismatchError(f"Table {table!r} has no column {column!r}. Run 'agentdb baselinedb'.")
@@ -382,10 +319,11 @@ def _convert_pg_columns(
         _run(schema_editor, f"{alter} ADD COLUMN {quote(column)} {types[column]}{default and f' DEFAULT {default}'}")
 
     using = {column: f"({expression})" for column, expression in sources.items()}
-    for column, live_column in live.columns.items():
+    for live_column in live.columns:
+        column = live_column.name
         if column not in fields or column in using:
             continue
-        if live_column.type == types[column] and not live_column.has_collation:
+        if live_column.type == types[column] and live_column.collation is None:
             continue
         if types[column] == "integer" and live_column.type in ("smallint", "bigint"):
             using[column] = f"{quote(column)}::integer"
@@ -397,8 +335,7 @@ def _convert_pg_columns(
             )
         using[column] = f"{quote(column)}::text"
     if using:
-        numbers = [live.columns[column].number for column in using if column in live.columns]
-        with _without_dependents(schema_editor, live.oid, numbers):
+        with _without_dependents(schema_editor, table, using):
             defaults = [f"ALTER COLUMN {quote(column)} DROP DEFAULT" for column in using]
             _run(schema_editor, f"{alter} {', '.join(defaults)}")
             # All in one statement, so that the table is rewritten once. An UPDATE would fire the user's triggers.
@@ -424,30 +361,33 @@ def _pg_default(schema_editor: BaseDatabaseSchemaEditor, model_field: models.Fie
     return str(sql % tuple(schema_editor.quote_value(param) for param in params))
 
 
-def _conform_pg_unique(schema_editor: BaseDatabaseSchemaEditor, table: str, live: _PgTable, wanted: _Unique) -> None:
-    quote = quote_name
+def _conform_pg_unique(
+    schema_editor: BaseDatabaseSchemaEditor, live: Table, indexes: list[Index], wanted: _Unique
+) -> list[Index]:
+    """Leave one unique key of the columns, the wanted one. The answer is the indexes that are none of them."""
+    quote, table = quote_name, live.name
     alter = f"ALTER TABLE {quote(table)}"
     columns = ", ".join(map(quote, wanted.columns))
-    constraints = [c for c in live.constraints if c.kind == "u" and set(c.columns) == set(wanted.columns)]
-    indexes = [i for i in live.indexes if i.unique and i.columns and set(i.columns) == set(wanted.columns)]
-    live.indexes = [index for index in live.indexes if index not in indexes]
+    constraints = [unique for unique in live.uniques if set(unique.columns) == set(wanted.columns)]
+    keys = {index: _plain_columns(live, index) for index in indexes if index.unique}
+    alike = [index for index, own in keys.items() if own and set(own) == set(wanted.columns)]
 
     # One object carries the rule from now on, the constraint if there is one; whatever else says the same goes.
     constraint = None
     if not wanted.is_index:
-        constraint = next((c for c in constraints if c.columns == wanted.columns and not c.deferrable), None)
-    index = next((i for i in indexes if i.columns == wanted.columns), None) if constraint is None else None
+        constraint = next((one for one in constraints if one.columns == wanted.columns and not one.options), None)
+    index = next((one for one in alike if keys[one] == wanted.columns), None) if constraint is None else None
     for other in constraints:
         if other is not constraint:
-            _run(schema_editor, f"{alter} DROP CONSTRAINT {quote(other.name)}")
-    for other_index in indexes:
+            _run(schema_editor, f"{alter} DROP CONSTRAINT {quote(str(other.name))}")
+    for other_index in alike:
         if other_index is not index:
             _run(schema_editor, f"DROP INDEX {quote(other_index.name)}")
 
     name = quote(wanted.name)
     if constraint is not None:
         if constraint.name != wanted.name:
-            _run(schema_editor, f"{alter} RENAME CONSTRAINT {quote(constraint.name)} TO {name}")
+            _run(schema_editor, f"{alter} RENAME CONSTRAINT {quote(str(constraint.name))} TO {name}")
     elif wanted.is_index:
         if index is None:
             _run(schema_editor, f"CREATE UNIQUE INDEX {name} ON {quote(table)} ({columns})")
@@ -457,26 +397,30 @@ def _conform_pg_unique(schema_editor: BaseDatabaseSchemaEditor, table: str, live
         _run(schema_editor, f"{alter} ADD CONSTRAINT {name} UNIQUE USING INDEX {quote(index.name)}")
     else:
         _run(schema_editor, f"{alter} ADD CONSTRAINT {name} UNIQUE ({columns})")
+    return [index for index in indexes if index not in alike]
 
 
-def _conform_pg_indexes(schema_editor: BaseDatabaseSchemaEditor, model: type[models.Model], live: _PgTable) -> None:
+def _conform_pg_indexes(
+    schema_editor: BaseDatabaseSchemaEditor, model: type[models.Model], live: Table, indexes: Sequence[Index]
+) -> None:
     quote = quote_name
     wanted = {index.name: index for index in model._meta.indexes}
+    keys = {index.name: _plain_columns(live, index) for index in indexes}
     right = {
         index.name
-        for index in live.indexes
+        for index in indexes
         if index.name in wanted
         and not index.unique
-        and index.columns
-        and index.columns == _index_columns(model, wanted[index.name])
+        and keys[index.name]
+        and keys[index.name] == _index_columns(model, wanted[index.name])
     }
-    for index in live.indexes:
+    for index in indexes:
         if index.name not in right and (index.name in wanted or index.name in LEFT_OVER_INDEXES):
             _run(schema_editor, f"DROP INDEX {quote(index.name)}")
-    others = [i for i in live.indexes if i.name not in wanted and i.name not in LEFT_OVER_INDEXES and not i.unique]
+    others = [i for i in indexes if i.name not in wanted and i.name not in LEFT_OVER_INDEXES and not i.unique]
     for name, model_index in wanted.items():
         columns = _index_columns(model, model_index)
-        same = [index for index in others if columns and index.columns == columns]
+        same = [index for index in others if columns and keys[index.name] == columns]
         if name not in right:
             if same:
                 _run(schema_editor, f"ALTER INDEX {quote(same.pop().name)} RENAME TO {quote(name)}")
@@ -488,13 +432,16 @@ def _conform_pg_indexes(schema_editor: BaseDatabaseSchemaEditor, model: type[mod
 
 @contextmanager
 def _without_dependents(
-    schema_editor: BaseDatabaseSchemaEditor, table: int, numbers: Collection[int]
+    schema_editor: BaseDatabaseSchemaEditor, table: str, columns: Collection[str]
 ) -> Iterator[None]:
     """What stands on the columns is away, and afterwards it is as it was. ``SchemaMismatchError`` if that cannot be."""
     query, run = partial(_rows, schema_editor), partial(_run, schema_editor)
+    [(oid,)] = query("SELECT to_regclass(quote_ident(%s))::oid", [table])
+    numbered = query("SELECT attname, attnum FROM pg_attribute WHERE attrelid = %s AND NOT attisdropped", [oid])
+    numbers = [number for name, number in numbered if name in columns]
     version = schema_editor.connection.pg_version  # type: ignore[attr-defined]
-    dependents = read_dependents(query, {table: numbers}, server_version=version)
-    for obstacle in (*table_obstacles(query, [table]), *dependents.obstacles):
+    dependents = read_dependents(query, {oid: numbers}, server_version=version)
+    for obstacle in (*table_obstacles(query, [oid]), *dependents.obstacles):
         raise SchemaMismatchError(obstacle)
     drop(run, dependents)
     yield

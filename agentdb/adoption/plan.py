@@ -434,7 +434,7 @@ def _conforming(findings: Findings, level: str) -> list[str]:
                 called = f" {key.name}" if key.name else ""
                 actions.append(f"Drop the foreign key{called} of {name} to {key.target_table}.")
         for check in table.checks:
-            if reads_ours(check.expression, table, OLD_COLUMNS[name]):
+            if reads_ours(check, table, OLD_COLUMNS[name]):
                 called = f" {check.name}" if check.name else ""
                 actions.append(f"Drop the check{called} of {name}: {check.expression}.")
     actions.append(f"Bring columns, defaults, constraints and indexes to what migration {level} makes.")

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from agentdb.schema.sqltext import names_in, tokenize
-from agentdb.schema.tables import Column, Index, IndexPart, Table
+from agentdb.schema.tables import Check, Column, Index, IndexPart, Table
 
 
 @dataclass(frozen=True)
@@ -352,7 +352,7 @@ class _TableDiff:
             title = f"{_capitalized(check.kind)} constraint {check.name or 'without a name'}"
             on = f"{self.table} ({check.expression})"
             # agentdb leaves the additional columns to their defaults, as the old server did.
-            harmless = check.kind == "check" and not reads_ours(check.expression, self.live, ours)
+            harmless = check.kind == "check" and not reads_ours(check, self.live, ours)
             yield self._extra("check", check.name, check.expression, f"{title} on {on}", harmless=harmless)
 
     def _rules(self) -> Iterator[Difference]:
@@ -365,9 +365,11 @@ class _TableDiff:
             yield self._extra("trigger", trigger, "trigger", f"Trigger {trigger} on {self.table}", harmless=True)
 
 
-def reads_ours(expression: str, live: Table, ours: Collection[str]) -> bool:
+def reads_ours(check: Check, live: Table, ours: Collection[str]) -> bool:
     """Whether a check names one of our columns, or a generated one, whose value may come from those."""
-    return not names_in(expression).isdisjoint({*ours, *(column.name for column in live.columns if column.generated)})
+    return not names_in(check.expression).isdisjoint(
+        {*ours, *(column.name for column in live.columns if column.generated)}
+    )
 
 
 def _renamed(missing: list[Column], extra: list[Column]) -> dict[str, str]:

@@ -18,6 +18,16 @@ from agentdb.schema.tables import Column, PrimaryKey, Table, Unique
 APP_LABEL = "agentdb"
 
 
+def key_name(table: str) -> str:
+    """What PostgreSQL calls a primary key by itself, and a model's is called."""
+    return f"{table}_pkey"
+
+
+def unique_name(table: str, column: str) -> str:
+    """The same for a column that is unique."""
+    return f"{table}_{column}_key"
+
+
 def expected_tables(connection: BaseDatabaseWrapper, apps: Apps | StateApps) -> dict[str, Table]:
     """Return the tables of agentdb's models in ``apps`` (the global registry, or a migration state's) by name."""
     editor = connection.schema_editor(collect_sql=True, atomic=False)
@@ -31,7 +41,7 @@ def _expected_table(connection: BaseDatabaseWrapper, editor: BaseDatabaseSchemaE
     sqlite = connection.vendor == "sqlite"
     fields = meta.local_concrete_fields
     uniques = [
-        Unique(None if sqlite else f"{meta.db_table}_{field.column}_key", (_name_of(field),))
+        Unique(None if sqlite else unique_name(meta.db_table, _name_of(field)), (_name_of(field),))
         for field in fields
         if field.unique and not field.primary_key
     ]
@@ -44,7 +54,7 @@ def _expected_table(connection: BaseDatabaseWrapper, editor: BaseDatabaseSchemaE
     return Table(
         name=meta.db_table,
         columns=tuple(_expected_column(connection, editor, field) for field in fields),
-        primary_key=PrimaryKey(None if sqlite else f"{meta.db_table}_pkey", (_name_of(meta.pk),)),
+        primary_key=PrimaryKey(None if sqlite else key_name(meta.db_table), (_name_of(meta.pk),)),
         uniques=tuple(uniques),
         indexes=tuple(
             index_from(connection, parse_create_index(str(index.create_sql(model, editor)))) for index in meta.indexes
