@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from django.db import DatabaseError, OperationalError, ProgrammingError, models
@@ -13,9 +16,10 @@ from django.db.migrations.operations.base import Operation
 from django.db.migrations.state import ProjectState
 from django.db.models.sql.compiler import SQLCompiler
 
+from agentdb.adoption.contents import count_rows
 from agentdb.adoption.ddl import LegacyUnique, conform_table, create_table
 from agentdb.adoption.online import TO_NATIVE, TO_TEXT, conform_models_online, repeatable
-from agentdb.adoption.timestamps import native_text, server_text
+from agentdb.adoption.timestamps import add_native_text, native_sql, server_text
 from agentdb.adoption.unusable import (
     UnusableValue,
     UnusableValues,
@@ -28,6 +32,20 @@ from agentdb.errors import SchemaMismatchError
 from agentdb.migration_lock import LIMIT_LOCK_WAITS
 
 __all__ = ["AddIndex", "CreateLegacyTable", "LegacyNow", "LegacyUnique", "NativeTimestamps"]
+
+
+_say: ContextVar[Callable[[str], None]] = ContextVar("_say", default=lambda text: None)
+_LONG = 100_000  # rows whose conversion takes a while
+
+
+@contextmanager
+def saying(say: Callable[[str], None]) -> Iterator[None]:
+    """Where the migrations of a block say how far they are."""
+    token = _say.set(say)
+    try:
+        yield
+    finally:
+        _say.reset(token)
 
 
 class LegacyNow(models.Func):
@@ -98,18 +116,20 @@ class NativeTimestamps(Operation):
         refuse_unusable_values(connection)
         with connection.cursor() as cursor:
             if connection.vendor == "sqlite":
-                connection.connection.create_function("agentdb_native_text", 1, native_text, deterministic=True)
+                add_native_text(connection)
             else:
                 cursor.execute("SET LOCAL TimeZone = 'UTC'")
         for model in models_:
             columns = _timestamp_columns(model)
+            if (rows := count_rows(connection, model._meta.db_table)) >= _LONG:
+                _say.get()(f"Converting {rows:,} {model._meta.verbose_name_plural}.")
             if connection.vendor == "sqlite":
-                template = 'agentdb_native_text("{}")'
+                template = native_sql('"{}"')
             elif read_instants(connection, model._meta.db_table, columns):
                 template = 'pg_temp.agentdb_instant("{}")'
             else:
                 template = '"{}"::timestamptz'
-            _conform(schema_editor, model, {column: template.format(column) for column in columns})
+            _conform(schema_editor, model, {column: template.replace("{}", column) for column in columns})
             if connection.vendor != "sqlite":
                 # A column that changed its type has no statistics, and the planner guesses until autovacuum comes by.
                 schema_editor.execute(f"ANALYZE {schema_editor.quote_name(model._meta.db_table)}", None)

@@ -287,8 +287,15 @@ def test_single_tenant_plan_names_every_step(load_legacy: Load, engine: str):
         "Apply migration 0003_query_indexes.",
         "Compare every row, timestamps as instants, and the schema with the models; undo everything if they differ.",
     ]
-    if engine == "sqlite":
+    if engine == "sqlite":  # which makes each table anew, once, in its last shape
         steps.insert(0, "Back the file up beside itself, and check the copy.")
+        steps[8:12] = [
+            f"Make {stamps} timestamps native.",
+            "Bring columns, defaults, constraints and indexes to what migration 0003_query_indexes makes.",
+            "Record migration 0001_initial.",
+            "Record migration 0002_native_timestamps.",
+            "Record migration 0003_query_indexes.",
+        ]
     lines = run.out.splitlines()
     start = lines.index("To do:") + 1
     assert lines[start : start + len(steps)] == [f"  {number}. {step}" for number, step in enumerate(steps, 1)]

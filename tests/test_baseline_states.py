@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+from agentdb.adoption import execution
 from tests.baseline_runs import TABLES, assert_adopted, baselinedb, contents, expected_contents, snapshot
 from tests.legacy_databases import expected, opened, rows, sqlite_path
 from tests.old_upgrades import STATEMENTS
@@ -123,10 +124,14 @@ def test_an_id_that_would_change_undoes_the_adoption(load_legacy: Load, engine: 
             connection, "ALTER TABLE agents ADD COLUMN id TEXT", "UPDATE agents SET id = 'mine' WHERE name = 'alpha'"
         )
         before = rows(connection, "SELECT * FROM agents ORDER BY name")
+    real = execution._sources
     monkeypatch.setattr(
-        "agentdb.adoption.execution._sources",
-        lambda connection, name, *rest: {"id": "'x' || name"} if name == "agents" else {},
-    )
+        execution,
+        "_sources",
+        lambda connection, name, *rest: {
+            **real(connection, name, *rest), **({"id": "'x' || name"} if name == "agents" else {})
+        },
+    )  # fmt: skip
 
     run = baselinedb(url, "--no-backup")
 

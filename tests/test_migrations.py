@@ -20,6 +20,7 @@ from django.db import models
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 import agentdb
+from agentdb import operations
 from agentdb.adoption.unusable import UnusableValuesError
 from agentdb.errors import SchemaMismatchError
 from agentdb.migration_record import migrate, migration_names, pending_migrations
@@ -480,3 +481,16 @@ def test_migrate_zero_refuses_to_drop_rows_and_names_the_way_that_loses_nothing(
             "FILE', delete the rows, and run the command again."
         )
         assert rows(connection, "SELECT name FROM agents") == [("a",)]
+
+
+def test_migrate_says_which_long_table_it_converts(url: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(operations, "_LONG", 1)
+    out = io.StringIO()
+    with opened(url) as connection:
+        call_command("migrate", "agentdb", "0001", database=connection.alias, verbosity=0)
+        insert_raw(connection, "x")
+        call_command("migrate", database=connection.alias, stdout=out, no_color=True)
+
+    assert "Applying agentdb.0002_native_timestamps...\n    Converting 1 " in out.getvalue()
+    for name in ("agents", "sessions", "sandboxes", "API keys"):
+        assert f"\n    Converting 1 {name}." in out.getvalue()

@@ -443,3 +443,16 @@ def test_a_text_in_a_timestamp_column_that_is_none_is_named_by_its_row(url: str)
     assert refused.err.splitlines()[1:] == [
         "  table 'sessions', id 's1', column 'last_active_at': 'yesterday' is in no known timestamp format"
     ]
+
+
+def test_tables_of_another_program_are_not_to_be_adopted(empty_url):
+    change(empty_url, "CREATE TABLE sessions (sid text PRIMARY KEY, sess text NOT NULL, expire text NOT NULL)")
+
+    result = verifydb(empty_url)
+
+    assert result.code == 1
+    assert (
+        "There are no agentdb tables. The table is another program's: sessions. Use a database or a schema of its own "
+        "for agentdb."
+    ) in result.lines
+    assert not any("baselinedb" in line for line in result.lines)

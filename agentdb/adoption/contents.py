@@ -19,6 +19,7 @@ from agentdb.adoption.unusable import (
     OLD_COLUMNS,
     UnusableValue,
     decode_sqlite_text,
+    not_castable,
     shown,
     too_wide,
     unusable_reason,
@@ -86,12 +87,57 @@ def read_content(
         if (content := _usual_content(connection, name, table, checksum_of)) is not None:
             progress(name, content.rows, content.rows)
             return content
+    elif checksum_of is None and connection.vendor == "postgresql":
+        progress(name, 0, 1)
+        if (content := _usual_on_postgresql(connection, name, table)) is not None:
+            progress(name, content.rows, content.rows)
+            return content
     try:
         return _read(connection, name, table, checksum_of, progress, strict=True)
     except OperationalError as error:
         if "Could not decode to UTF-8" not in str(error):
             raise
     return _read(connection, name, table, checksum_of, progress, strict=False)
+
+
+def read_checksum(
+    connection: BaseDatabaseWrapper,
+    name: str,
+    table: Table,
+    columns: Iterable[str],
+    *,
+    progress: Progress = lambda table, done, total: None,
+) -> tuple[int, int | None]:
+    """How many rows an adopted table has, and the checksum that ``read_content`` took of them before.
+
+    Instants have one spelling afterwards, so that the checksum is of the values as they are: no other need be looked
+    for.
+    """
+    if connection.vendor == "sqlite":
+        progress(name, 0, 1)
+        values = ", ".join(f"+{quote_name(column)}" for column in sorted(columns))
+        found = _summed(connection, table, f"agentdb_checksum({values})")
+        if found is not None:
+            progress(name, found[0], found[0])
+            return found[0], int(found[1] or 0)
+    content = read_content(connection, name, table, checksum_of=columns, progress=progress)
+    return content.rows, content.checksum
+
+
+def _summed(connection: BaseDatabaseWrapper, table: Table, *sums: str) -> tuple[Any, ...] | None:
+    """The number of rows and more sums of a SQLite table; None where a column that is not ours has no UTF-8."""
+    connection.ensure_connection()
+    raw = connection.connection
+    raw.create_aggregate("agentdb_checksum", -1, _Checksum)
+    with connection.wrap_database_errors:
+        try:
+            query = f"SELECT {', '.join(['count(*)', *sums])} FROM {quote_name(table.name)}"
+            found: tuple[Any, ...] = raw.execute(query).fetchone()
+        except sqlite3.OperationalError as error:
+            if "user-defined" not in str(error):
+                raise
+            return None
+    return found
 
 
 class _Checksum:
@@ -127,9 +173,9 @@ def _usual_content(
         if kind == "timestamp" and column.type not in native:
             to_convert.append(column.name)
             # What comes back letter by letter is in the format; the modifier makes SQLite look at the calendar, too.
-            server = f"strftime('%Y-%m-%dT%H:%M:%fZ', {quoted}) = {quoted} COLLATE BINARY"
-            plain = f"strftime('%Y-%m-%d %H:%M:%S', {quoted}) = {quoted} COLLATE BINARY"
-            usual.append(f"typeof({quoted}) = 'text' AND ({server} OR {plain}) AND {is_in_calendar(quoted)}")
+            server = f"length({quoted}) = 24"
+            text = f"strftime(CASE WHEN {server} THEN '%Y-%m-%dT%H:%M:%fZ' ELSE '%Y-%m-%d %H:%M:%S' END, {quoted})"
+            usual.append(f"typeof({quoted}) = 'text' AND {text} = {quoted} COLLATE BINARY AND {is_in_calendar(quoted)}")
             formats.append(f"count(*) FILTER (WHERE {server})")
             values[column.name] = (
                 f"CASE WHEN length({quoted}) = 19 THEN {quoted} ELSE substr({quoted}, 1, 10) || ' ' || "
@@ -152,21 +198,11 @@ def _usual_content(
     connection.ensure_connection()
     raw = connection.connection
     raw.create_function("agentdb_is_plain", 1, _is_plain, deterministic=True)
-    raw.create_aggregate("agentdb_checksum", -1, _Checksum)
     conditions = " AND ".join(f"({one})" for one in usual)
-    sql = f"FROM {quote(table.name)}"
-    with connection.wrap_database_errors:
-        # First whether: an odd value must not reach the functions that hold for usual ones.
-        if raw.execute(f"SELECT 1 {sql} WHERE ({conditions}) IS NOT TRUE LIMIT 1").fetchone():
-            return None
-        try:
-            rows, summed, *counts = raw.execute(
-                f"SELECT {', '.join(['count(*)', checksum, *formats])} {sql}"
-            ).fetchone()
-        except sqlite3.OperationalError as error:
-            if "user-defined" not in str(error):
-                raise
-            return None  # a column that is not ours holds text that is no UTF-8
+    odd = f"count(*) FILTER (WHERE ({conditions}) IS NOT TRUE)"
+    if (found := _summed(connection, table, odd, checksum, *formats)) is None or found[1]:
+        return None  # the sums hold for usual values only
+    rows, _, summed, *counts = found
     return TableContent(
         rows=rows,
         formats={
@@ -175,6 +211,50 @@ def _usual_content(
         },
         checksum=None if checksum_of is None else int(summed or 0),
     )
+
+
+def _usual_on_postgresql(connection: BaseDatabaseWrapper, name: str, table: Table) -> TableContent | None:
+    """The same on PostgreSQL, without a checksum. Its columns hold nothing but their type, and no NUL."""
+    native = NATIVE_TIMESTAMP_TYPES["postgresql"]
+    unusual, formats, to_convert = ["false"], [], []
+    for column in table.columns:
+        kind, quoted = OLD_COLUMNS[name].get(column.name), quote_name(column.name)
+        if kind is None:
+            continue
+        if kind != "text or null":
+            unusual.append(f"{quoted} IS NULL")
+        if kind == "integer":
+            if column.type not in ("smallint", "integer"):
+                return None
+        elif kind.startswith("text"):
+            if not column.type.startswith(("text", "character varying")):
+                return None
+        elif column.type in native:
+            unusual.append(f"NOT isfinite({quoted}) OR {quoted} < '0001-01-01 00:00:00+00'")
+        elif column.type == "text":
+            to_convert.append(column.name)
+            unusual.append(not_castable(connection, column.name))
+            # As ``readable_format`` tells them apart; DateStyles are not castable.
+            is_server = f"substr({quoted}, 11, 1) = 'T'"
+            has_zone = f"right({quoted}, 1) = 'Z' OR substr({quoted}, 20) ~ '[+-]'"
+            formats.append(f"count(*) FILTER (WHERE {is_server})")
+            formats.append(f"count(*) FILTER (WHERE NOT {is_server} AND ({has_zone}))")
+        else:
+            return None
+    with connection.cursor() as cursor:
+        sums = ", ".join(["count(*)", *formats])
+        is_unusual = " OR ".join(f"({one})" for one in unusual)
+        cursor.execute(
+            f"SELECT count(*) FILTER (WHERE {is_unusual}), {sums} FROM {quote_name(table.name)}".replace("%", "%%"), []
+        )
+        odd, rows, *counts = cursor.fetchone()
+    if odd:
+        return None
+    found = {}
+    for text, server, postgresql in zip(to_convert, counts[::2], counts[1::2], strict=True):
+        numbers = {"server": server, "postgresql": postgresql, "sqlite": rows - server - postgresql}
+        found[text] = {key: number for key, number in numbers.items() if number}
+    return TableContent(rows=rows, formats=found)
 
 
 def _is_plain(value: bytes) -> bool:

@@ -16,7 +16,7 @@ from django.db.migrations.recorder import MigrationRecorder
 from django.db.transaction import TransactionManagementError
 
 from agentdb.adoption.backup import back_up
-from agentdb.adoption.contents import Progress, read_content
+from agentdb.adoption.contents import Progress, read_checksum
 from agentdb.adoption.ddl import conform_table, create_table
 from agentdb.adoption.online import TO_NATIVE, conform_models_online
 from agentdb.adoption.plan import (
@@ -29,9 +29,9 @@ from agentdb.adoption.plan import (
     read,
 )
 from agentdb.adoption.rehearsal import rehearse
-from agentdb.adoption.shapes import APP, INITIAL, NATIVE_TIMESTAMP_TYPES, drift, later_indexes, state_apps
-from agentdb.adoption.timestamps import native_text
-from agentdb.adoption.unusable import OLD_COLUMNS
+from agentdb.adoption.shapes import APP, INITIAL, NATIVE, NATIVE_TIMESTAMP_TYPES, drift, later_indexes, state_apps
+from agentdb.adoption.timestamps import add_native_text, native_sql
+from agentdb.adoption.unusable import OLD_COLUMNS, known_usable
 from agentdb.errors import DatabaseUnavailableError, SchemaMismatchError
 from agentdb.inspection import (
     ChangedMeanwhileError,
@@ -47,6 +47,7 @@ from agentdb.schema import Table, expected_tables, read_tables
 from agentdb.schema.sqltext import quote_name
 
 _LOOKS = 3
+_CACHE_KIB = 32 * 1024
 # agents come last: until the sessions are rebuilt, their foreign key holds the key of the agents.
 _ORDER = ("sessions", "sandboxes", "api_keys", "agents")
 
@@ -212,6 +213,8 @@ def _transaction(connection: BaseDatabaseWrapper) -> Iterator[None]:
             yield
         return
     connection.ensure_connection()
+    # Ids are random, so that each row's place in the new key is another page; the usual 2 MiB hold few of them.
+    connection.connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
     mode = connection.transaction_mode  # type: ignore[attr-defined]
     check_constraints = connection.check_constraints
     # SQLite ignores this inside a transaction, and with foreign keys on a rebuild would delete or refuse rows.
@@ -258,7 +261,8 @@ def _act(connection: BaseDatabaseWrapper, findings: Findings, plan: Plan, listen
         if name not in findings.shape.recorded:
             recorder.record_applied(APP, name)
     if plan.apply:
-        MigrationExecutor(connection, _announcing(listener)).migrate([(APP, plan.apply[-1])])
+        with known_usable(connection):
+            MigrationExecutor(connection, _announcing(listener)).migrate([(APP, plan.apply[-1])])
 
 
 def _announcing(listener: Listener) -> Callable[..., None]:
@@ -288,7 +292,7 @@ def _conform(connection: BaseDatabaseWrapper, findings: Findings, level: str, li
         return
     if connection.vendor == "sqlite":
         connection.connection.create_function("agentdb_new_id", 0, new_id)
-        connection.connection.create_function("agentdb_native_text", 1, native_text, deterministic=True)
+        add_native_text(connection)
     with connection.schema_editor() as editor:
         for index in later_indexes(connection, level, read_tables(connection, OLD_COLUMNS)):
             editor.execute(f"DROP INDEX {quote_name(index)}")
@@ -311,16 +315,16 @@ def _sources(connection: BaseDatabaseWrapper, name: str, table: Table, level: st
         elif makes_ids(name, table):
             sources["id"] = f"coalesce(id, {fresh})"
     for column in table.columns:
-        if (
-            OLD_COLUMNS[name].get(column.name) == "timestamp"
-            and column.type in NATIVE_TIMESTAMP_TYPES[connection.vendor]
-        ):
-            if connection.vendor == "sqlite":
-                sources[column.name] = f"agentdb_native_text({quote_name(column.name)})"
-            elif level == INITIAL:
-                sources[column.name] = (
-                    f"to_char({quote_name(column.name)} AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US') || '+00'"
-                )
+        if OLD_COLUMNS[name].get(column.name) != "timestamp":
+            continue
+        is_native = column.type in NATIVE_TIMESTAMP_TYPES[connection.vendor]
+        if connection.vendor == "sqlite":
+            if is_native or level >= NATIVE:
+                sources[column.name] = native_sql(quote_name(column.name))
+        elif is_native and level == INITIAL:
+            sources[column.name] = (
+                f"to_char({quote_name(column.name)} AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US') || '+00'"
+            )
     return sources
 
 
@@ -362,11 +366,10 @@ def _verify(
     changed = ["agents: other ids"] if changed_ids else []
     for name, table in findings.shape.tables.items():
         before = findings.contents[name]
-        after = read_content(
-            connection, name, live[name], checksum_of=comparable_columns(name, table), progress=listener.progress
-        )
-        if (before.rows, before.checksum) != (after.rows, after.checksum):
-            changed.append(f"{name}: {before.rows:,} rows before, {after.rows:,} after")
+        columns = comparable_columns(name, table)
+        after = read_checksum(connection, name, live[name], columns, progress=listener.progress)
+        if (before.rows, before.checksum) != after:
+            changed.append(f"{name}: {before.rows:,} rows before, {after[0]:,} after")
     if connection.vendor == "sqlite":
         # The rows of other tables are not touched, and on a server others may change them or their tables meanwhile.
         changed += [name for name in findings.shape.others if live.get(name) != findings.live[name]]

@@ -15,6 +15,7 @@ from agentdb.adoption.dependents import column_numbers, read_dependents, table_o
 from agentdb.adoption.shapes import (
     ADDED_COLUMNS,
     INITIAL,
+    NATIVE,
     NATIVE_TIMESTAMP_TYPES,
     REBUILT_AS,
     Kind,
@@ -346,7 +347,8 @@ def decide(findings: Findings, *, backup: bool = True) -> Plan:
     actions: list[str] = []
     if shape.level is None or online:
         all_native = len(shape.tables) == len(OLD_COLUMNS) and not _texts(shape, findings.engine)
-        conform_to = names[-1] if all_native or online else INITIAL
+        # SQLite makes a table anew for each shape, so that it is made once, in its last one.
+        conform_to = names[-1] if all_native or online or findings.engine == "sqlite" else INITIAL
         actions += _conforming(findings, conform_to)
     elif findings.misspelt:
         conform_to = shape.level
@@ -400,12 +402,13 @@ def _texts(shape: Shape, engine: str) -> list[tuple[str, str]]:
 
 
 def _applying(name: str, findings: Findings) -> str:
-    if name == "0002_native_timestamps":
-        number = sum(
-            sum(counts.values()) for content in findings.contents.values() for counts in content.formats.values()
-        )
-        return f"Apply migration {name}: make {_count(number, 'timestamp')} native."
+    if name == NATIVE:
+        return f"Apply migration {name}: make {_count(_text_timestamps(findings), 'timestamp')} native."
     return f"Apply migration {name}."
+
+
+def _text_timestamps(findings: Findings) -> int:
+    return sum(sum(counts.values()) for content in findings.contents.values() for counts in content.formats.values())
 
 
 def _conforming(findings: Findings, level: str) -> list[str]:
@@ -437,6 +440,8 @@ def _conforming(findings: Findings, level: str) -> list[str]:
             if reads_ours(check, table, OLD_COLUMNS[name]):
                 called = f" {check.name}" if check.name else ""
                 actions.append(f"Drop the check{called} of {name}: {check.expression}.")
+    if level >= NATIVE and (number := _text_timestamps(findings)):
+        actions.append(f"Make {_count(number, 'timestamp')} native.")
     actions.append(f"Bring columns, defaults, constraints and indexes to what migration {level} makes.")
     return actions
 

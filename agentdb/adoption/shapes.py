@@ -21,6 +21,7 @@ from agentdb.schema import Table, compare, expected_tables, read_tables, tables_
 
 APP = "agentdb"
 INITIAL = "0001_initial"
+NATIVE = "0002_native_timestamps"
 
 
 class Kind(StrEnum):

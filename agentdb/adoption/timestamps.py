@@ -24,6 +24,8 @@ from __future__ import annotations
 import re
 from datetime import UTC, date, datetime, timedelta, timezone
 
+from django.db.backends.base.base import BaseDatabaseWrapper
+
 _DATE = r"(\d{4}-(?:0[1-9]|1[0-2])-(?:0[1-9]|[12]\d|3[01]))"
 _TIME = r"((?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d(?:\.\d{1,6})?)"
 _OFFSET = r"[+-](?:0\d|1[0-5])(?::?[0-5]\d(?::[0-5]\d)?)?"
@@ -95,6 +97,26 @@ def native_text(value: object) -> str | None:
         return str(parse_timestamp(value).replace(tzinfo=None))
     except UnreadableTimestampError:
         return None
+
+
+def add_native_text(connection: BaseDatabaseWrapper) -> None:
+    """Give a SQLite connection the function that ``native_sql`` calls."""
+    connection.ensure_connection()
+    connection.connection.create_function("agentdb_native_text", 1, native_text, deterministic=True)
+
+
+def native_sql(column: str) -> str:
+    """``native_text`` of a readable timestamp: in SQLite's own words for what servers wrote, else a call of Python.
+
+    A readable text of this length with these letters is in the server's format, and no other.
+    """
+    seconds = f"substr({column}, 1, 10) || ' ' || substr({column}, 12, 8)"
+    return (
+        f"CASE WHEN length({column}) = 24 AND substr({column}, 11, 1) = 'T' AND substr({column}, 24) = 'Z'"
+        f" THEN CASE substr({column}, 21, 3) WHEN '000' THEN {seconds}"
+        f" ELSE {seconds} || '.' || substr({column}, 21, 3) || '000' END"
+        f" ELSE agentdb_native_text({column}) END"
+    )
 
 
 def server_text(value: object) -> str | None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,8 +99,23 @@ def first_line(error: BaseException) -> str:
     return f"{str(error).strip().partition(chr(10))[0].rstrip('.')}."
 
 
+_known_usable: ContextVar[frozenset[str]] = ContextVar("_known_usable", default=frozenset())
+
+
+@contextmanager
+def known_usable(connection: BaseDatabaseWrapper) -> Iterator[None]:
+    """For a block that begins after every value was read, in the same transaction: nothing need be read again."""
+    token = _known_usable.set(_known_usable.get() | {connection.alias})
+    try:
+        yield
+    finally:
+        _known_usable.reset(token)
+
+
 def refuse_unusable_values(connection: BaseDatabaseWrapper) -> None:
     """Raise ``UnusableValuesError`` if a row of the old tables holds a value that cannot be converted. Reads only."""
+    if connection.alias in _known_usable.get():
+        return
     values = find_unusable_values(connection)
     if values.total:
         raise UnusableValuesError(values)
@@ -248,7 +265,7 @@ def _not_castable(
     """Yield the key and the columns of the rows that PostgreSQL's own cast may not be trusted with."""
     connection.ensure_connection()
     selected = ", ".join(f'"{column}"' for column in (key, *columns))
-    doubtful = " OR ".join(_doubt(connection, column) for column in columns)
+    doubtful = " OR ".join(not_castable(connection, column) for column in columns)
     # A cursor on the server, so that memory stays bounded if every row is of this kind.
     with connection.connection.cursor(name="agentdb_not_castable", withhold=not connection.in_atomic_block) as cursor:
         cursor.itersize = 1000
@@ -256,7 +273,7 @@ def _not_castable(
         yield from cursor
 
 
-def _doubt(connection: BaseDatabaseWrapper, column: str) -> str:
+def not_castable(connection: BaseDatabaseWrapper, column: str) -> str:
     """An SQL condition: the column's text is none that PostgreSQL's cast is known to read as agentdb does."""
     no_match = f"\"{column}\" !~ '{POSTGRES_CASTABLE}'"
     if connection.connection.info.server_version < 160000:
@@ -274,6 +291,11 @@ def read_instants(connection: BaseDatabaseWrapper, table: str, columns: list[str
     found = False
     batch: list[tuple[str, str]] = []
     with connection.cursor() as cursor:
+        # A count is spread over processes, which reading rows one by one is not.
+        doubtful = " OR ".join(not_castable(connection, column) for column in columns)
+        cursor.execute(f'SELECT count(*) FROM "{table}" WHERE {doubtful}'.replace("%", "%%"), [])
+        if not cursor.fetchone()[0]:
+            return False
 
         def flush() -> None:
             cursor.executemany(

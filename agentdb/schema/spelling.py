@@ -25,7 +25,9 @@ def is_in_calendar(column: str) -> str:
     """SQL: the text, which begins as ``YYYY-MM-DD HH``, names a day from year 1 on and an hour below 24."""
     return (
         f"{column} >= '0001' AND substr({column}, 12, 2) < '24'"
-        f" AND strftime('%Y-%m-%d', substr({column}, 1, 10), '+0 days') = substr({column}, 1, 10)"
+        # Days that each month has need no calendar, which takes its time.
+        f" AND (substr({column}, 9, 2) BETWEEN '01' AND '28'"
+        f" OR strftime('%Y-%m-%d', substr({column}, 1, 10), '+0 days') = substr({column}, 1, 10))"
     )
 
 

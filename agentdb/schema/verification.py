@@ -34,6 +34,7 @@ class Verification:
     record_is_true: bool | None  # None: unknown migrations were applied
     differences: tuple[Difference, ...]  # drift
     notes: tuple[Difference, ...]
+    strangers: tuple[str, ...] = ()  # tables of another program that have the name of one of the models'
 
     @property
     def matches(self) -> bool:
@@ -53,6 +54,12 @@ class Verification:
             if self.differences and self.differences[0].code == "table.elsewhere":
                 return "There are no agentdb tables where they are looked for."
             return "There are no agentdb tables. Run 'agentdb migrate'."
+        if not self.recorded and self.tables == len(self.strangers):
+            tables = "table is" if self.tables == 1 else "tables are"
+            return (
+                f"There are no agentdb tables. The {tables} another program's: {', '.join(self.strangers)}. "
+                "Use a database or a schema of its own for agentdb."
+            )
         if not self.recorded:
             return "No migration is recorded: these tables are not adopted yet. Run 'agentdb baselinedb'."
         if not self.record_is_true:
@@ -90,6 +97,15 @@ class Verification:
         }
 
 
+def _is_strange(live: Table, expected: Table) -> bool:
+    """Whether a table is none that any release of the old server or of agentdb made: most of the columns are not there.
+
+    The oldest release lacked a single column of most tables, and two of another.
+    """
+    wanted = {column.name for column in expected.columns}
+    return 2 * len(wanted & {column.name for column in live.columns}) < len(wanted)
+
+
 def verify(connection: BaseDatabaseWrapper) -> Verification:
     """Compare the connection's database with the models, and with what its recorded migrations would have made."""
     live = read_tables(connection)
@@ -113,6 +129,7 @@ def verify(connection: BaseDatabaseWrapper) -> Verification:
         pending=tuple(name for name in migration_names() if name not in record),
         unknown=unknown,
         record_is_true=None if unknown else _is_true(connection, recorded, live),
+        strangers=tuple(name for name, table in ours.items() if _is_strange(table, expected[name])),
         differences=tuple(difference for difference in differences if difference.severity == "drift"),
         notes=tuple(difference for difference in differences if difference.severity == "note"),
     )

@@ -19,6 +19,7 @@ from agentdb.errors import AgentDbError, DatabaseUnavailableError
 from agentdb.inspection import check_sqlite_file, describe_failure, sqlite_path, translated_errors
 from agentdb.migration_lock import migration_lock
 from agentdb.migration_record import pending_migrations
+from agentdb.operations import saying
 
 
 class Command(migrate.Command):
@@ -57,7 +58,8 @@ class Command(migrate.Command):
                     self._refuse_unadopted(connection, fake_initial=options["fake_initial"])
                 elif not options["fake"]:
                     self._confirm_loss(connection)
-                super().handle(*args, **options)
+                with saying(lambda text: self._say_step(text, options["verbosity"])):
+                    super().handle(*args, **options)
         except KeyboardInterrupt:
             try:
                 left = pending_migrations(connection)
@@ -111,6 +113,12 @@ class Command(migrate.Command):
             f"{loss} Nothing was changed. To go back to the old server and lose nothing, run 'agentdb migrate agentdb "
             "0001'. To drop them, run 'agentdb backup FILE', delete the rows, and run the command again."
         )
+
+    def _say_step(self, text: str, verbosity: int) -> None:
+        if verbosity:
+            # Django is in the middle of a line that ends with OK.
+            self.stdout.write(f"\n    {text}", ending="")
+            self.stdout.flush()
 
     def _say_waiting(self, verbosity: int) -> None:
         if verbosity:
