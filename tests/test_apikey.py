@@ -20,7 +20,9 @@ ROOT = Path(__file__).parent.parent
 def run(db: DjangoDb, *arguments: str) -> tuple[str, str]:
     stdout, stderr = StringIO(), StringIO()
     call_command("apikey", f"--database={db.alias}", *arguments, stdout=stdout, stderr=stderr, no_color=True)
-    return stdout.getvalue(), stderr.getvalue()
+    named, _, said = stderr.getvalue().partition("\n")
+    assert named == f"{db.describe()}."
+    return stdout.getvalue(), said
 
 
 def test_issue_prints_the_plain_key_alone_to_stdout(db: DjangoDb):
@@ -106,7 +108,9 @@ def test_issued_key_can_be_piped_and_an_unknown_id_exits_with_1(url: str, db: Dj
     assert db.authenticate(issued.stdout.strip()) is not None
     assert issued.stdout.strip() not in issued.stderr
     assert (unknown.returncode, unknown.stdout) == (1, "")
-    assert unknown.stderr == ("CommandError: There is no API key 'nope'. Run 'agentdb apikey list' to see the ids.\n")
+    assert unknown.stderr == (
+        f"{db.describe()}.\nCommandError: There is no API key 'nope'. Run 'agentdb apikey list' to see the ids.\n"
+    )
 
 
 def test_command_line_errors_go_to_stderr_alone(url: str):

@@ -21,6 +21,7 @@ import pytest
 from django.core.management import CommandError, call_command
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+import agentdb
 from agentdb.adoption import execution
 from agentdb.adoption.plan import read
 from tests.baseline_runs import assert_adopted, baselinedb, snapshot
@@ -313,6 +314,41 @@ def test_a_role_that_may_only_read_is_refused(load_legacy: Load, engine: str, ro
     assert snapshot(url) == before
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute(f"DROP OWNED BY {role}".encode())
+
+
+@pytest.mark.parametrize("engine", ["postgresql"])
+def test_what_an_administrator_adopts_is_for_the_role_of_the_server(load_legacy: Load, engine: str, role: str):
+    url = load_legacy("era-a")  # without api_keys
+    owner = f"{role}_owner"
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(f"CREATE ROLE {owner}".encode())
+        connection.execute(f"GRANT CREATE ON SCHEMA public TO {owner}".encode())
+        for table in ("agents", "sessions", "sandboxes"):
+            connection.execute(f"ALTER TABLE {table} OWNER TO {owner}".encode())
+            connection.execute(f"GRANT SELECT, INSERT, UPDATE, DELETE ON {table} TO {role}".encode())
+    try:
+        assert baselinedb(url).code == 0
+
+        with agentdb.connect(postgres_as(url, user=role, password="right")) as db:
+            assert db.health().ok
+            plain, _ = db.issue_api_key("acme", "laptop")
+            assert db.authenticate(plain) is not None
+            assert db.upsert_agent("new", "/new").version == 1
+        with psycopg.connect(url, autocommit=True) as connection:
+            owners = connection.execute(
+                "SELECT relname, pg_get_userbyid(relowner), has_table_privilege(%s, oid, 'INSERT') FROM pg_class"
+                " WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace ORDER BY 1",
+                [role],
+            ).fetchall()
+        assert owners == [
+            *((table, owner, True) for table in ("agents", "api_keys")),
+            ("django_migrations", owner, False),
+            *((table, owner, True) for table in ("sandboxes", "sessions")),
+        ]
+    finally:
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute(f"DROP OWNED BY {role}, {owner}".encode())
+            connection.execute(f"DROP ROLE {owner}".encode())
 
 
 @pytest.mark.parametrize("engine", ["postgresql"])

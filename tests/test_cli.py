@@ -157,7 +157,10 @@ def test_a_refusing_database_gives_one_sentence_and_no_traceback(cli, tmp_path):
     finished = cli("--url", "sqlite:///text.db", "showmigrations")
 
     assert finished.returncode == 2
-    assert finished.stderr == "agentdb showmigrations: the database refused: file is not a database\n"
+    assert finished.stderr.splitlines() == [
+        f"SQLite database '{tmp_path}/text.db'.",
+        "agentdb showmigrations: the database refused: file is not a database",
+    ]
 
 
 def test_traceback_option_shows_where_the_database_refused(cli, tmp_path):
@@ -166,14 +169,14 @@ def test_traceback_option_shows_where_the_database_refused(cli, tmp_path):
     finished = cli("--url", "sqlite:///text.db", "showmigrations", "--traceback")
 
     assert finished.returncode == 1
-    assert finished.stderr.startswith("Traceback (most recent call last):")
+    assert finished.stderr.splitlines()[1] == "Traceback (most recent call last):"
 
 
 def test_a_password_is_in_no_message(cli):
     finished = cli("--url", "postgresql://ann:geheim@127.0.0.1:1/agents", "showmigrations")
 
     assert finished.returncode == 2
-    assert finished.stderr.startswith("agentdb showmigrations: the database refused: ")
+    assert "\nagentdb showmigrations: the database refused: " in finished.stderr
     assert "geheim" not in finished.stdout + finished.stderr
 
 
@@ -281,3 +284,21 @@ def test_commands_of_django_that_empty_a_database_or_are_of_no_use_are_not_offer
 
 def test_the_help_of_a_command_names_the_url(cli):
     assert "--url URL" in cli("migrate", "--help").stdout
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["verifydb", "verifydb --fingerprint", "apikey list", "showmigrations", "inspectdb", "migrate",
+     "prune --older-than 9d", "backup {folder}/b.sqlite3", "health", "overview", "baselinedb"],
+)  # fmt: skip
+def test_each_command_says_first_which_database_it_is(cli, tmp_path: Path, command: str):
+    url = f"sqlite:///{tmp_path}/state.sqlite3"
+    cli("--url", url, "migrate")
+
+    result = cli("--url", url, *command.format(folder=tmp_path).split())
+
+    first = (result.stderr + result.stdout).splitlines()[0]
+    assert f"{tmp_path}/state.sqlite3" in first, first
+    if command not in ("health", "overview", "baselinedb"):  # whose answer that is
+        quiet = cli("--url", url, "-q", *command.format(folder=tmp_path / "..").split())
+        assert f"{tmp_path}/state.sqlite3" not in quiet.stderr

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
+import agentdb
 from agentdb.adoption.shapes import Kind, Shape, recognise
 from agentdb.inspection import inspecting
 from tests.baseline_runs import baselinedb
@@ -122,3 +123,20 @@ def test_another_schema_of_the_search_path_is_adopted_there(make_postgres_databa
     with opened(url) as connection:
         assert rows(connection, "SELECT count(id) FROM app.agents") == [(21,)]
         assert rows(connection, "SELECT count(nothing) FROM public.agents") == [(0,)]
+
+
+def test_a_stopped_session_of_the_newest_old_release_stays_stopped(load_legacy: Load, engine: str):
+    url = load_legacy("era-d")
+    with opened(url) as connection:
+        [(id,)] = rows(connection, "SELECT id FROM sessions WHERE status = 'active' ORDER BY id LIMIT 1")
+        rows(connection, "UPDATE sessions SET status = 'stopped' WHERE id = %s", [id])
+
+    assert baselinedb(url).code == 0
+
+    with agentdb.connect(url) as db:
+        assert db.get_session(id).status == agentdb.SessionStatus.STOPPED
+        db.bulk_pause_active_sessions()
+        assert db.get_session(id).status == "stopped"
+        assert db.update_session_status(id, "active")
+        assert db.update_session_status(id, "stopped")
+        assert db.get_session(id).status == "stopped"

@@ -19,6 +19,7 @@ from agentdb.adoption.backup import back_up
 from agentdb.adoption.contents import Progress, read_checksum
 from agentdb.adoption.ddl import conform_table, create_table
 from agentdb.adoption.online import TO_NATIVE, conform_models_online
+from agentdb.adoption.ownership import RECORD, hand_over
 from agentdb.adoption.plan import (
     Findings,
     Plan,
@@ -254,6 +255,11 @@ def _act(connection: BaseDatabaseWrapper, findings: Findings, plan: Plan, listen
         _conform(connection, findings, plan.conform_to, listener)
     recorder = MigrationRecorder(connection)
     recorder.ensure_schema()
+    if connection.vendor == "postgresql":
+        made = [
+            name for name in (RECORD, *OLD_COLUMNS) if name not in findings.live and name not in findings.shape.tables
+        ]
+        hand_over(connection, made, findings.shape.tables)
     for name in findings.shape.recorded:
         if name not in plan.record:
             recorder.record_unapplied(APP, name)

@@ -1,23 +1,24 @@
 from __future__ import annotations
 
-from argparse import ArgumentParser
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError
-from django.db import DEFAULT_DB_ALIAS
+from django.core.management.base import CommandError, CommandParser
 
 from agentdb.adapter import DjangoDb
 from agentdb.display import exact, masked
 from agentdb.errors import AgentDbError
+from agentdb.management.database_command import DatabaseCommand
 from agentdb.models import ApiKey
 from agentdb.opening import open_alias
 
 
-class Command(BaseCommand):
+class Command(DatabaseCommand):
     help = "Issues, lists and revokes API keys. The plain key is shown once and stored nowhere."
 
-    def add_arguments(self, parser: ArgumentParser) -> None:
-        parser.add_argument("--database", default=DEFAULT_DB_ALIAS, help="Alias of the database. Default: %(default)s.")
+    requires_system_checks = "__all__"
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        super().add_arguments(parser)
         actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
 
         issue = actions.add_parser("issue", help="Make a key; prints the plain key alone to stdout.")
@@ -33,6 +34,7 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         try:
             db = open_alias(options["database"])
+            self.name_database(options["database"], options["verbosity"])
             if options["action"] == "issue":
                 self.issue(db, options["tenant"], options["label"])
             elif options["action"] == "list":

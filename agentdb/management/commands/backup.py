@@ -4,25 +4,25 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError, CommandParser
-from django.db import DEFAULT_DB_ALIAS, connections
+from django.core.management.base import CommandError, CommandParser
+from django.db import connections
 
 from agentdb.backups import back_up_database
 from agentdb.channels import open_channel
 from agentdb.errors import AgentDbError
+from agentdb.management.database_command import DatabaseCommand
 from agentdb.management.progress import ProgressLine
 
 
-class Command(BaseCommand):
+class Command(DatabaseCommand):
     help = (
         "Writes a backup of the database, whatever its engine, to a new SQLite file. The database may be in use: the "
         "backup is of one moment. Exits with 0 if the file is there and checked, 2 if it is not."
     )
-    requires_system_checks = []
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("file", metavar="FILE", help="The file to make. One that is there is not overwritten.")
-        parser.add_argument("--database", default=DEFAULT_DB_ALIAS, help="Alias of the database. Default: %(default)s.")
+        super().add_arguments(parser)
 
     def handle(self, *, file: str, database: str, **options: Any) -> None:
         progress = ProgressLine(self.stderr, verbosity=options["verbosity"])

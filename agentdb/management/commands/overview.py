@@ -1,13 +1,11 @@
 from __future__ import annotations
 
-import json as json_module
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandParser
-from django.db import DEFAULT_DB_ALIAS, connections
+from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from agentdb import attention
@@ -15,34 +13,25 @@ from agentdb.display import relative
 from agentdb.errors import DatabaseUnavailableError
 from agentdb.inspection import inspecting
 from agentdb.interface import SandboxState, SessionStatus
+from agentdb.management.database_command import DatabaseCommand
 
 JSON_FORMAT = 1
 TABLES = ("sessions", "sandboxes", "agents", "api_keys")
 
 
-class Command(BaseCommand):
+class Command(DatabaseCommand):
     help = (
         "Says what needs attention, how much there is of everything and what happened in the last 24 hours. Changes "
         "nothing. Exits with 0 if nothing needs attention, 1 if something does, 2 if the database cannot be looked at."
     )
-    # It has to open when things are broken.
-    requires_system_checks = []
-
-    def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("--json", action="store_true", help="Print one JSON object.")
-        parser.add_argument(
-            "--database",
-            default=DEFAULT_DB_ALIAS,
-            choices=tuple(connections),
-            help="The alias of the database to look at (default: %(default)s).",
-        )
+    json_help = "Print one JSON object."
 
     def handle(self, *, json: bool, database: str, **options: Any) -> None:
         with _reading(database) as connection, attention.looking(connection):
             report = attention.examine(connection)
             summary = {} if report.problem else _summary(connection)
         if json:
-            self.stdout.write(json_module.dumps(_as_json(report, summary), indent=2, ensure_ascii=False, default=str))
+            self.print_json(_as_json(report, summary))
         else:
             self._print(report, summary)
         if report.problem:

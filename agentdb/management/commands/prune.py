@@ -5,10 +5,11 @@ import sys
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError, CommandParser
-from django.db import DEFAULT_DB_ALIAS, connections
+from django.core.management.base import CommandError, CommandParser
+from django.db import connections
 
 from agentdb.errors import AgentDbError
+from agentdb.management.database_command import DatabaseCommand
 from agentdb.management.progress import ProgressLine
 from agentdb.opening import open_alias
 
@@ -27,13 +28,12 @@ def age(text: str) -> timedelta:
     return timedelta(**{_UNITS[match[2]]: int(match[1])})
 
 
-class Command(BaseCommand):
+class Command(DatabaseCommand):
     help = (
         "Deletes sessions that ended, stopped or failed longer ago than an age, with their cold sandboxes. In batches, "
         "each stored at once, so that others can work meanwhile and a run that was stopped can be repeated. Exits with "
         "0 if it is done, 2 if it stopped."
     )
-    requires_system_checks = []
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument(
@@ -44,7 +44,7 @@ class Command(BaseCommand):
         )
         parser.add_argument("--tenant", metavar="TENANT", help="Only this tenant's sessions (default: all tenants').")
         parser.add_argument("--dry-run", action="store_true", help="Say how many there are, and delete nothing.")
-        parser.add_argument("--database", default=DEFAULT_DB_ALIAS, help="Alias of the database. Default: %(default)s.")
+        super().add_arguments(parser)
 
     def handle(self, *, older_than: str, tenant: str | None, dry_run: bool, database: str, **options: Any) -> None:
         ended_before = datetime.now(UTC) - age(older_than)

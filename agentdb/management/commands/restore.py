@@ -5,27 +5,27 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from django.core.management.base import BaseCommand, CommandError, CommandParser
-from django.db import DEFAULT_DB_ALIAS, connections
+from django.core.management.base import CommandError, CommandParser
+from django.db import connections
 
 from agentdb import copydb
 from agentdb.channels import open_channel
 from agentdb.errors import AgentDbError
 from agentdb.inspection import check_sqlite_file
+from agentdb.management.database_command import DatabaseCommand
 from agentdb.management.progress import ProgressLine
 from agentdb.opening import temporary_alias
 
 
-class Command(BaseCommand):
+class Command(DatabaseCommand):
     help = (
         "Fills an empty database, whatever its engine, from a backup. The four tables may have no rows; a restore that "
         "was stopped goes on where it was. Exits with 0 if every row is there, 2 if it was refused."
     )
-    requires_system_checks = []
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("file", metavar="FILE", help="What 'agentdb backup' wrote.")
-        parser.add_argument("--database", default=DEFAULT_DB_ALIAS, help="Alias of the database. Default: %(default)s.")
+        super().add_arguments(parser)
 
     def handle(self, *, file: str, database: str, **options: Any) -> None:
         progress = ProgressLine(self.stderr, verbosity=options["verbosity"])

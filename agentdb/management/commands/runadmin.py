@@ -4,32 +4,34 @@ import json
 import os
 import subprocess
 import sys
-from argparse import ArgumentParser
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from django.core.management.base import BaseCommand, CommandError
-from django.db import DEFAULT_DB_ALIAS, connections
+from django.core.management.base import CommandError, CommandParser
+from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 import agentdb
 from agentdb.adoption.shapes import recognise
 from agentdb.errors import AgentDbError
 from agentdb.inspection import inspecting, sqlite_path, translated_errors
+from agentdb.management.database_command import DatabaseCommand
 from agentdb.migration_record import pending_migrations, recorded_migrations
 
 
-class Command(BaseCommand):
+class Command(DatabaseCommand):
     help = (
         "Serves the admin of one database to this machine. Accounts and logins are kept in a temporary file of their "
         "own: nothing is added to the database, and the superuser it prints is gone when it ends."
     )
 
-    def add_arguments(self, parser: ArgumentParser) -> None:
-        parser.add_argument("--database", default=DEFAULT_DB_ALIAS, help="Alias of the database. Default: %(default)s.")
+    requires_system_checks = "__all__"
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        super().add_arguments(parser)
         parser.add_argument("--port", type=int, default=8000, help="Port on 127.0.0.1; 0 takes a free one.")
         parser.add_argument(
             "--read-only",

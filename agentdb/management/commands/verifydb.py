@@ -1,28 +1,25 @@
 from __future__ import annotations
 
-import json
 import sys
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError, CommandParser
-from django.db import DEFAULT_DB_ALIAS, connections
+from django.core.management.base import CommandError, CommandParser
 
 from agentdb.errors import DatabaseUnavailableError
 from agentdb.inspection import inspecting
+from agentdb.management.database_command import DatabaseCommand
 from agentdb.schema.fingerprint import fingerprint as schema_fingerprint
 from agentdb.schema.verification import JSON_FORMAT, Verification, verify
 
 
-class Command(BaseCommand):
+class Command(DatabaseCommand):
     help = (
         "Compares the tables of a database with the models and with its record of migrations. Changes nothing. "
         "Exits with 0 if they match, 1 if they do not (a line for each difference), 2 if it cannot look."
     )
-    # Some of the checks need the very tables that are in question.
-    requires_system_checks = []
+    json_help = "Print one JSON object, as docs/verifydb.md says."
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("--json", action="store_true", help="Print one JSON object, as docs/verifydb.md says.")
         parser.add_argument(
             "--fingerprint",
             nargs="?",
@@ -31,14 +28,11 @@ class Command(BaseCommand):
             help="Print one hash of the whole schema instead, to pin in a deployment. Exit with 1 if another one is "
             "EXPECTED. --verbosity 2 also prints what it is of.",
         )
-        parser.add_argument(
-            "--database",
-            default=DEFAULT_DB_ALIAS,
-            choices=tuple(connections),
-            help="The alias of the database to look at (default: %(default)s).",
-        )
+        super().add_arguments(parser)
 
     def handle(self, *, json: bool, database: str, fingerprint: str | None, verbosity: int, **options: Any) -> None:
+        if not json:
+            self.name_database(database, verbosity)
         try:
             with inspecting(database) as connection:
                 if fingerprint is not None:
@@ -47,7 +41,7 @@ class Command(BaseCommand):
                     verification = verify(connection)
         except DatabaseUnavailableError as error:
             if json:
-                self._print_json({"format": JSON_FORMAT, "error": str(error)})
+                self.print_json({"format": JSON_FORMAT, "error": str(error)})
                 sys.exit(2)
             raise CommandError(str(error), returncode=2) from error
         if fingerprint is not None:
@@ -56,7 +50,7 @@ class Command(BaseCommand):
                 raise CommandError(f"The schema is another than the one pinned, {fingerprint}.", returncode=1)
             return
         if json:
-            self._print_json(verification.as_json())
+            self.print_json(verification.as_json())
         else:
             self._print(verification)
         if not verification.matches:
@@ -64,13 +58,10 @@ class Command(BaseCommand):
 
     def _print_fingerprint(self, found: str, lines: list[str], *, json: bool) -> None:
         if json:
-            self._print_json({"format": JSON_FORMAT, "fingerprint": found})
+            self.print_json({"format": JSON_FORMAT, "fingerprint": found})
             return
         for line in (*lines, found):
             self.stdout.write(line)
-
-    def _print_json(self, report: dict[str, Any]) -> None:
-        self.stdout.write(json.dumps(report, indent=2, ensure_ascii=False))
 
     def _print(self, verification: Verification) -> None:
         for difference in verification.differences:
