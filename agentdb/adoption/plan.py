@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -190,33 +190,50 @@ def _version(connection: BaseDatabaseWrapper) -> str:
 
 def _obstacles(connection: BaseDatabaseWrapper, shape: Shape, live: Mapping[str, Table]) -> list[str]:
     """What in the schema around the tables, or in the role's rights, would make an adoption fail half-way."""
-    obstacles = []
-    keyed_by_name = _key(shape.tables.get("agents")) == ("name",)
+    obstacles = [*_keys_to_names(shape, live), *_too_unique_keys(shape), *_names_in_the_way(connection, shape)]
+    if connection.vendor == "postgresql":
+        with connection.cursor() as cursor:
+            obstacles += _missing_rights(cursor, set(shape.stored_as.values()))
+            obstacles += _around(connection, cursor, shape)
+    return obstacles
+
+
+def _keys_to_names(shape: Shape, live: Mapping[str, Table]) -> Iterator[str]:
+    """Foreign keys of other tables to the name of an agent, which is no key afterwards."""
+    if _key(shape.tables.get("agents")) != ("name",):
+        return
     for name in shape.others:
         for key in live[name].foreign_keys:
-            if key.target_table == "agents" and key.target_columns in (("name",), ()) and keyed_by_name:
-                obstacles.append(
+            if key.target_table == "agents" and key.target_columns in (("name",), ()):
+                yield (
                     f"Table {name!r} has a foreign key to the name of agents, which several tenants may use once it is "
                     "adopted. Drop the foreign key."
                 )
+
+
+def _too_unique_keys(shape: Shape) -> Iterator[str]:
+    """Unique keys that are not ours and could refuse what agentdb writes."""
     for name, table in shape.tables.items():
         keys = {frozenset(key) for of, key in _KEYS if of == name}
         for unique in table.uniques:
             if frozenset(unique.columns) not in keys and not _left_null(table, unique.columns):
-                obstacles.append(_too_unique(name, "constraint", unique.name))
+                yield _too_unique(name, "constraint", unique.name)
         for index in table.indexes:
             columns = [part.expression for part in index.parts]
             is_key = frozenset(columns) in keys and not index.condition
             if index.unique and not is_key and not _left_null(table, columns):
-                obstacles.append(_too_unique(name, "index", index.name))
-    stored = set(shape.stored_as.values())
+                yield _too_unique(name, "index", index.name)
+
+
+def _names_in_the_way(connection: BaseDatabaseWrapper, shape: Shape) -> Iterator[str]:
+    """Objects that have the name of an index, a constraint or a table that is to be made."""
+    ours = {
+        wanted.name: shape.stored_as.get(table.name)
+        for table in expected_tables(connection, apps).values()
+        for wanted in (*table.indexes, *table.uniques, table.primary_key)
+        if wanted is not None and wanted.name is not None
+    } | dict.fromkeys(set(OLD_COLUMNS) - set(shape.tables))
     with connection.cursor() as cursor:
-        ours = {
-            wanted.name: shape.stored_as.get(table.name)
-            for table in expected_tables(connection, apps).values()
-            for wanted in (*table.indexes, *table.uniques, table.primary_key)
-            if wanted is not None and wanted.name is not None
-        } | dict.fromkeys(set(OLD_COLUMNS) - set(shape.tables))
         if connection.vendor == "sqlite":
             cursor.execute("SELECT type, name, tbl_name FROM sqlite_master")
         else:
@@ -226,15 +243,12 @@ def _obstacles(connection: BaseDatabaseWrapper, shape: Shape, live: Mapping[str,
                 " LEFT JOIN pg_index i ON i.indexrelid = c.oid LEFT JOIN pg_class t ON t.oid = i.indrelid"
                 " WHERE c.relnamespace = current_schema()::regnamespace"
             )
-        for kind, name, on_table in cursor.fetchall():
-            key, owner = (name.lower(), on_table.lower()) if connection.vendor == "sqlite" else (name, on_table)
-            if key in ours and not (kind == "index" and owner == ours[key]):
-                owner = f" of table {on_table!r}" if on_table != name else ""
-                obstacles.append(f"The {kind} {name!r}{owner} has a name that agentdb needs. Rename it.")
-        if connection.vendor == "postgresql":
-            obstacles += _missing_rights(cursor, stored)
-            obstacles += _around(connection, cursor, shape)
-    return obstacles
+        found = cursor.fetchall()
+    for kind, name, on_table in found:
+        key, owner = (name.lower(), on_table.lower()) if connection.vendor == "sqlite" else (name, on_table)
+        if key in ours and not (kind == "index" and owner == ours[key]):
+            of = f" of table {on_table!r}" if on_table != name else ""
+            yield f"The {kind} {name!r}{of} has a name that agentdb needs. Rename it."
 
 
 def changing_columns(shape: Shape, engine: str) -> dict[str, list[str]]:
