@@ -7,10 +7,12 @@ import json
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from importlib.util import find_spec
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+from django.db import connections
 
 from agentdb.errors import AgentDbError, InvalidInputError
 from agentdb.execution import Executor
@@ -43,8 +45,11 @@ from agentdb.keys import generate_api_key, hash_api_key
 from agentdb.tenancy import TenantExecutor
 
 if TYPE_CHECKING:
+    from django.db.models import Model
+
     from agentdb import queries
     from agentdb.compiled import Update
+    from agentdb.models import Sandbox, Session
 
 R = TypeVar("R")
 
@@ -57,13 +62,17 @@ class DjangoDb(Db):
     """
 
     def __init__(self, alias: str = "default", *, _executor: Any = None) -> None:
-        global queries
+        global queries, Sandbox, Session
         check_set_up()
         # The models cannot be imported before Django is set up, and callers name this class before that.
         from agentdb import queries
+        from agentdb.models import Sandbox, Session
 
         self.alias = alias
         self._executor: Executor | TenantExecutor = _executor or Executor(alias)
+        own = connections.settings[alias].get("AGENTDB", {})
+        self._touch_interval: float = own.get("touch_interval", 0)
+        self._relaxed_touches: bool = own.get("touch_durability") == "relaxed"
 
     def __repr__(self) -> str:
         try:
@@ -162,7 +171,7 @@ class DjangoDb(Db):
         )
 
     def touch_session(self, id: str) -> bool:
-        return self._update_session(queries.TOUCH_SESSION, id)
+        return self._touch(Session, "last_active_at", identifier("Session id", id))
 
     def bulk_pause_sessions_by_runner(self, runner_id: str) -> int:
         return self._executor.count(
@@ -217,7 +226,7 @@ class DjangoDb(Db):
         )
 
     def touch_sandbox(self, id: str) -> bool:
-        return self._update_sandbox(queries.TOUCH_SANDBOX, id, now=datetime.now(UTC))
+        return self._touch(Sandbox, "last_used_at", identifier("Sandbox id", id))
 
     def get_sandbox(self, id: str) -> SandboxRecord | None:
         return self._executor.first(SandboxRecord, queries.GET_SANDBOX, id=identifier("Sandbox id", id))
@@ -257,6 +266,17 @@ class DjangoDb(Db):
 
     def _update_sandbox(self, query: Update, id: str, **values: Any) -> bool:
         return self._executor.count(query, id=identifier("Sandbox id", id), **values) > 0
+
+    def _touch(self, model: type[Model], column: str, id: str) -> bool:
+        now, interval = datetime.now(UTC), self._touch_interval
+        touch = queries.touch(model, column, interval)
+        values: dict[str, Any] = {"id": id, "now": now, "touched_before": now - timedelta(seconds=interval)}
+        # A read first, because most touches are too soon after another; the update asks again as it writes.
+        if interval and not (is_due := self._executor.first(bool, touch.is_due, **values)):
+            return is_due is not None
+        # In a transaction it would be the whole of it that waits for no disk.
+        unsynced = self._relaxed_touches and not self._executor.in_transaction
+        return self._executor.count(touch.unsynced if unsynced else touch.update, **values) > 0 or interval > 0
 
     # -- API keys
 

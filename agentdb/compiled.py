@@ -25,7 +25,7 @@ from django.db.models.sql import DeleteQuery, InsertQuery, UpdateQuery
 from django.db.models.sql import Query as SqlQuery
 from django.db.models.sql.compiler import SQLCompiler
 
-from agentdb.expressions import ServerNow
+from agentdb.expressions import ServerNow, ServerPast
 
 Row = tuple[Any, ...]
 Converter = Callable[[Any], Any]
@@ -44,6 +44,7 @@ class Parameters:
         self.texts: dict[str, str] = {}
         self.instants: dict[datetime, str] = {}
         self.limits: dict[int, str] = {}
+        self.clock: set[str] = set()  # the instants that a server knows by its own clock
         self.of_tenant = False
 
     def rows(self, model: type[Model]) -> Any:
@@ -72,7 +73,13 @@ class Parameters:
 
     def now(self) -> ServerNow:
         """Return the present: the server's, or on SQLite the parameter ``now``."""
+        self.clock.add("now")
         return ServerNow(self.instant("now"))
+
+    def past(self, name: str, seconds: float) -> ServerPast:
+        """Return so many seconds before the present: by the server's clock, or on SQLite the parameter."""
+        self.clock.add(name)
+        return ServerPast(self.instant(name), seconds)
 
     def limit(self, name: str) -> int:
         """Return the stand-in for the upper bound of a slice, which Django writes into the SQL itself."""
@@ -313,7 +320,7 @@ def _statement(
             slots.insert(before.count("%s"), (name, None, None))
     asked = {*parameters.texts.values(), *instants, *parameters.limits.values()}
     if connection.vendor != "sqlite":
-        asked.discard("now")  # the server's own
+        asked -= parameters.clock  # the server's own
     missing = asked - {name for name, _, _ in slots}
     if missing:
         raise ValueError(f"The query has no place for its parameters {sorted(missing)}: {sql}")

@@ -33,6 +33,7 @@ _LONGEST_BUSY_SECONDS = 2_000_000.0  # SQLite counts milliseconds in 31 bits
 
 _CALL_SECONDS = 60.0  # how long a call may wait for a server that went silent
 _IDLE_SECONDS = 300.0
+_TOUCH_DURABILITIES = ("full", "relaxed")
 _MOST_CONNECTIONS = 100_000
 
 # Arguments of psycopg's connect() and of Django that are no parameters of libpq.
@@ -168,7 +169,11 @@ def _sqlite(url: str, config: dict[str, Any], options: dict[str, Any]) -> dict[s
     journal = str(options.pop("journal", "")).upper()
     if journal and journal not in _SQLITE_JOURNALS:
         raise InvalidInputError(f"The SQLite option journal={journal!r} is not one of {', '.join(_SQLITE_JOURNALS)}.")
-    slow = _slow_call(options)
+    own = _for_all(options)
+    if "touch_durability" in options:
+        raise InvalidInputError(
+            "The URL option touch_durability is for PostgreSQL. On SQLite synchronous=NORMAL relaxes all writes."
+        )
     timeout = options.pop("timeout", _SQLITE_BUSY_SECONDS)
     try:
         timeout_seconds = float(timeout)
@@ -179,7 +184,7 @@ def _sqlite(url: str, config: dict[str, Any], options: dict[str, Any]) -> dict[s
     if options:
         raise InvalidInputError(
             f"Unknown SQLite URL option {sorted(options)[0]!r}; known are journal, slow_call_seconds, "
-            "synchronous and timeout."
+            "synchronous, timeout and touch_interval."
         )
     # The working directory may change after this; the database may not.
     name = config["NAME"] if config["NAME"] == ":memory:" else os.path.abspath(config["NAME"])
@@ -191,7 +196,7 @@ def _sqlite(url: str, config: dict[str, Any], options: dict[str, Any]) -> dict[s
         "ENGINE": "django.db.backends.sqlite3",
         "NAME": name,
         "CONN_MAX_AGE": None,
-        "AGENTDB": slow,
+        "AGENTDB": own,
         "OPTIONS": {
             "timeout": timeout_seconds,
             # Django's fields convert what they read; parsing every column by its declared type first is done twice.
@@ -237,10 +242,11 @@ def _number(name: str, value: Any) -> int:
     return int(value)
 
 
-def _slow_call(options: dict[str, Any]) -> dict[str, float]:
-    if "slow_call_seconds" not in options:
-        return {}
-    return {"slow_call_seconds": _seconds("slow_call_seconds", options.pop("slow_call_seconds"))}
+def _for_all(options: dict[str, Any]) -> dict[str, Any]:
+    """Take out the options of agentdb's own that every engine has, in seconds."""
+    return {
+        name: _seconds(name, options.pop(name)) for name in ("slow_call_seconds", "touch_interval") if name in options
+    }
 
 
 def _default_limits(call_timeout: float) -> dict[str, int]:
@@ -268,14 +274,20 @@ def _server(scheme: str, config: dict[str, Any], options: dict[str, Any]) -> dic
                 f"The {scheme}:// URL has two values for {option}: one in its place, and another as an "
                 "option. Leave one."
             )
-    slow = _slow_call(options)
+    everywhere = _for_all(options)
     call_timeout = _seconds("call_timeout", options.pop("call_timeout", _CALL_SECONDS))
     for name, value in _default_limits(call_timeout).items():
         options.setdefault(name, value)
-    own: dict[str, Any] = {"call_timeout": call_timeout, **slow}
+    own: dict[str, Any] = {"call_timeout": call_timeout, **everywhere}
     own["idle_seconds"] = _seconds("idle_seconds", options.pop("idle_seconds", _IDLE_SECONDS))
     if "max_connections" in options:
         own["max_connections"] = _number("max_connections", options.pop("max_connections"))
+    if "touch_durability" in options:
+        own["touch_durability"] = durability = str(options.pop("touch_durability")).lower()
+        if durability not in _TOUCH_DURABILITIES:
+            raise InvalidInputError(f"The URL option touch_durability={durability!r} is neither full nor relaxed.")
+        if scheme.startswith("cockroach"):
+            raise InvalidInputError("The URL option touch_durability is for PostgreSQL; CockroachDB commits fully.")
     prepare = options.pop("prepare", True)
     prepare = prepare.lower() if isinstance(prepare, str) else prepare
     if prepare not in _ON + _OFF:

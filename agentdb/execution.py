@@ -390,6 +390,11 @@ class Executor:
         return self._place or self.channel().describe()
 
     @property
+    def in_transaction(self) -> bool:
+        """Whether this thread is in a transaction on the alias, its own or the host's."""
+        return bool(self.channel().wrapper.in_atomic_block)
+
+    @property
     def has_server(self) -> bool:
         """Whether the database is a server, which may be away, and not a file."""
         return self.channel().wrapper.vendor != "sqlite"

@@ -44,6 +44,32 @@ class ServerNow(Now):
     as_cockroachdb = Now.as_postgresql
 
 
+class ServerPast(ServerNow):
+    """So many seconds before the present by the server's clock; SQLite is given ``here``."""
+
+    def __init__(self, here: datetime, seconds: float) -> None:
+        super().__init__(here)
+        self.seconds = seconds
+
+    def as_postgresql(self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **extra: Any) -> Any:
+        sql, params = super().as_postgresql(compiler, connection, **extra)
+        return f"({sql} - interval '{self.seconds:f} seconds')", params
+
+    as_cockroachdb = as_postgresql
+
+
+class UnsyncedCommit(Func):
+    """The text ``off``, and the transaction in which it is asked for commits without waiting for the disk.
+
+    https://www.postgresql.org/docs/current/wal-async-commit.html: after a crash of the server the last of them may be
+    missing; nothing is inconsistent.
+    """
+
+    template = "set_config('synchronous_commit', 'off', true)"
+    arity = 0
+    output_field = TextField()
+
+
 class CodePointOrder(Func):
     """A text column in code-point order, whatever collation the database was made with.
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from django.db.models import F, OuterRef, Q, Subquery
+from dataclasses import dataclass
+from functools import cache
+
+from django.db.models import Case, F, IntegerField, Model, OuterRef, Q, Subquery, Value, When
 from django.db.models.functions import Coalesce, Greatest
+from django.db.models.lookups import Exact
 
 from agentdb.compiled import Delete, Insert, Parameters, Select, SelectCount, Update
-from agentdb.expressions import CodePointOrder, SkipLocked, TextsOfJson
+from agentdb.expressions import CodePointOrder, SkipLocked, TextsOfJson, UnsyncedCommit
 from agentdb.interface import SandboxState, SessionStatus
 from agentdb.models import Agent, ApiKey, Sandbox, Session
 
@@ -14,6 +18,42 @@ from agentdb.models import Agent, ApiKey, Sandbox, Session
 def _not_before(column: str, p: Parameters) -> Greatest:
     """The present, or what is stored where that is later: of two calls the later one counts, in whatever order."""
     return Greatest(F(column), p.now())
+
+
+@dataclass(frozen=True)
+class Touch:
+    """Writing that a row was used: whether it is due at all, the update, and one that waits for no disk."""
+
+    is_due: Select  # one row with 0 or 1; none where there is no such row
+    update: Update
+    unsynced: Update
+
+
+@cache
+def touch(model: type[Model], column: str, interval: float) -> Touch:
+    """The queries for a column that is written again once it is ``interval`` seconds old; 0 is always.
+
+    ``touched_before`` is the present less the interval, for SQLite.
+    """
+
+    def is_due(p: Parameters) -> Q:
+        return Q(**{f"{column}__lt": p.past("touched_before", interval)}) if interval else Q()
+
+    def row(p: Parameters):  # type: ignore[no-untyped-def]
+        return p.rows(model).filter(id=p.text("id"))
+
+    def values(p: Parameters) -> dict[str, object]:
+        return {column: _not_before(column, p)}
+
+    return Touch(
+        Select(
+            lambda p: row(p).values_list(
+                Case(When(is_due(p), then=Value(1)), default=Value(0), output_field=IntegerField())
+            )
+        ),
+        Update(lambda p: row(p).filter(is_due(p)), values),
+        Update(lambda p: row(p).filter(is_due(p)).filter(Exact(UnsyncedCommit(), "off")), values),
+    )
 
 
 # -- agents
@@ -55,10 +95,9 @@ INSERT_SESSION = Insert(
 GET_SESSION = Select(lambda p: p.rows(Session).filter(id=p.text("id")))
 
 
-def _update_session(column: str | None = None) -> Update:
+def _update_session(column: str) -> Update:
     def values(p: Parameters) -> dict[str, object]:
-        change: dict[str, object] = {column: p.text(column)} if column else {}
-        return {**change, "last_active_at": _not_before("last_active_at", p)}
+        return {column: p.text(column), "last_active_at": _not_before("last_active_at", p)}
 
     return Update(lambda p: p.rows(Session).filter(id=p.text("id")), values)
 
@@ -66,7 +105,6 @@ def _update_session(column: str | None = None) -> Update:
 UPDATE_SESSION_STATUS = _update_session("status")
 UPDATE_SESSION_SANDBOX = _update_session("sandbox_id")
 UPDATE_SESSION_RUNNER = _update_session("runner_id")
-TOUCH_SESSION = _update_session()
 
 
 def _list_sessions(*, agent: bool, before: bool, limit: bool) -> Select:
@@ -141,9 +179,6 @@ GET_SANDBOX = Select(lambda p: p.rows(Sandbox).filter(id=p.text("id")))
 UPDATE_SANDBOX_STATE = Update(lambda p: p.rows(Sandbox).filter(id=p.text("id")), lambda p: {"state": p.text("state")})
 UPDATE_SANDBOX_SESSION = Update(
     lambda p: p.rows(Sandbox).filter(id=p.text("id")), lambda p: {"session_id": p.text("session_id")}
-)
-TOUCH_SANDBOX = Update(
-    lambda p: p.rows(Sandbox).filter(id=p.text("id")), lambda p: {"last_used_at": _not_before("last_used_at", p)}
 )
 COUNT_SANDBOXES = SelectCount(lambda p: p.rows(Sandbox))
 

@@ -49,6 +49,10 @@ class TenantExecutor:
     def transaction(self, work: Callable[[], R]) -> R:
         return self.whole.transaction(work)
 
+    @property
+    def in_transaction(self) -> bool:
+        return self.whole.in_transaction
+
     def describe(self) -> str:
         return f"{self.whole.describe()}, tenant {self.tenant_id!r}"
 

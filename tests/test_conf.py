@@ -199,7 +199,8 @@ _NO_FILE = "names no file. For a database in memory, write sqlite://:memory:."
         ("postgres://h/agents#1", f"The postgres:// {_DROPPED}"),
         (
             "sqlite:///a?mode=ro",
-            "Unknown SQLite URL option 'mode'; known are journal, slow_call_seconds, synchronous and timeout.",
+            "Unknown SQLite URL option 'mode'; known are journal, slow_call_seconds, synchronous, timeout and "
+            "touch_interval.",
         ),
         ("sqlite:///a?synchronous=off", "The SQLite option synchronous='OFF' is not one of NORMAL, FULL, EXTRA."),
         ("sqlite:///a?timeout=soon", "The SQLite option timeout='soon' is no number of seconds."),

@@ -1,0 +1,163 @@
+"""``?touch_interval=`` and ``?touch_durability=``: what a touch writes, and when."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+
+import psycopg
+import pytest
+from django.db import connections
+
+import agentdb
+from agentdb import DjangoDb, InvalidInputError
+
+KINDS = {"sessions": ("last_active_at", "touch_session"), "sandboxes": ("last_used_at", "touch_sandbox")}
+
+
+@contextmanager
+def opened(url: str, options: str) -> Iterator[DjangoDb]:
+    with agentdb.connect(f"{url}{'&' if '?' in url else '?'}{options}", migrate=True) as db:
+        db.insert_session("s", "bot", "b")
+        db.insert_sandbox("b", "bot", "/w")
+        yield db
+
+
+def stored(db: DjangoDb, table: str) -> datetime:
+    record = db.get_session("s") if table == "sessions" else db.get_sandbox("b")
+    assert record is not None
+    return record.last_active_at if isinstance(record, agentdb.SessionRecord) else record.last_used_at
+
+
+def set_back(db: DjangoDb, table: str, seconds: float) -> datetime:
+    at = datetime.now(UTC) - timedelta(seconds=seconds)
+    shown = str(at.replace(tzinfo=None)) if connections[db.alias].vendor == "sqlite" else at
+    with connections[db.alias].cursor() as cursor:
+        cursor.execute(f"UPDATE {table} SET {KINDS[table][0]} = %s", [shown])
+    return at
+
+
+def version(db: DjangoDb, table: str) -> object:
+    """What changes when the row is written, whatever is written."""
+    connection = connections[db.alias]
+    if connection.vendor == "sqlite":
+        connection.ensure_connection()
+        return connection.connection.total_changes
+    with connection.cursor() as cursor:
+        cursor.execute(f"SELECT xmin::text, ctid::text FROM {table}")
+        return cursor.fetchone()
+
+
+@pytest.mark.parametrize("table", KINDS)
+def test_a_touch_too_soon_after_another_writes_nothing_and_answers_all_the_same(empty_url: str, table: str):
+    with opened(empty_url, "touch_interval=30") as db:
+        touch = getattr(db, KINDS[table][1])
+        id = "s" if table == "sessions" else "b"
+        set_back(db, table, 20)
+        before, at = version(db, table), stored(db, table)
+
+        assert touch(id) is True
+        assert (version(db, table), stored(db, table)) == (before, at)
+        assert touch("nobody") is False
+        assert touch(id) is True
+
+        set_back(db, table, 40)
+        assert touch(id) is True
+        assert datetime.now(UTC) - stored(db, table) < timedelta(seconds=10)
+
+
+def test_the_update_asks_again_whether_the_touch_is_due(empty_url: str, monkeypatch: pytest.MonkeyPatch):
+    with opened(empty_url, "touch_interval=30") as db:
+        set_back(db, "sessions", 10)
+        at = stored(db, "sessions")
+        # As if another process touched it between the question and the update.
+        monkeypatch.setattr(db._executor, "first", lambda make, query, **values: True)
+
+        assert db.touch_session("s") is True
+        monkeypatch.undo()
+        assert stored(db, "sessions") == at
+
+
+def test_a_tenants_view_and_a_transaction_keep_the_interval(empty_url: str):
+    with opened(empty_url, "touch_interval=30") as db:
+        set_back(db, "sessions", 40)
+        assert db.for_tenant("other").touch_session("s") is False
+        assert db.for_tenant("default").touch_session("s") is True
+        fresh = stored(db, "sessions")
+        assert db.run_transaction(lambda tx: tx.touch_session("s")) is True
+        assert stored(db, "sessions") == fresh
+
+
+def test_without_an_interval_each_touch_is_written(empty_url: str):
+    with opened(empty_url, "slow_call_seconds=9") as db:
+        before = version(db, "sessions")
+        assert db.touch_session("s") is True
+        assert version(db, "sessions") != before
+
+
+@pytest.mark.parametrize("engine", ["postgresql"])
+def test_relaxed_touches_alone_commit_without_waiting_for_the_disk(empty_url: str, engine: str):
+    """PostgreSQL's log of what it was told at the end of each statement."""
+    with opened(empty_url, "touch_durability=relaxed") as db:
+        connection = connections[db.alias]
+        with connection.cursor() as cursor:
+            cursor.execute("CREATE TABLE seen (what text, mode text)")
+            cursor.execute(
+                "CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+                " INSERT INTO seen VALUES (TG_ARGV[0] || ' ' || NEW.status, current_setting('synchronous_commit'));"
+                " RETURN NULL; END $$"
+            )
+            cursor.execute(
+                "CREATE CONSTRAINT TRIGGER at_commit AFTER UPDATE ON sessions DEFERRABLE INITIALLY DEFERRED"
+                " FOR EACH ROW EXECUTE FUNCTION note('commit')"
+            )
+        set_back(db, "sessions", 40)
+        db.touch_session("s")
+        db.update_session_status("s", "active")
+        db.run_transaction(lambda tx: (tx.touch_session("s"), tx.update_session_status("s", "paused")))
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT what, mode FROM seen")
+            seen = cursor.fetchall()
+            cursor.execute("SHOW synchronous_commit")
+            after = cursor.fetchone()
+
+    assert seen[:2] == [("commit starting", "on"), ("commit starting", "off")]
+    assert {mode for _, mode in seen[2:]} == {"on"}
+    assert after == ("on",)
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("sqlite:///x.db?touch_interval=0", "The URL option touch_interval=0 is no number of seconds above 0."),
+        (
+            "postgresql://h/d?touch_interval=soon",
+            "The URL option touch_interval='soon' is no number of seconds above 0.",
+        ),
+        (
+            "postgresql://h/d?touch_durability=none",
+            "The URL option touch_durability='none' is neither full nor relaxed.",
+        ),
+        (
+            "sqlite:///x.db?touch_durability=relaxed",
+            "The URL option touch_durability is for PostgreSQL. On SQLite synchronous=NORMAL relaxes all writes.",
+        ),
+    ],
+)
+def test_options_that_make_no_sense_are_named(url: str, message: str):
+    with pytest.raises(InvalidInputError) as refusal:
+        agentdb.connect(url)
+    assert str(refusal.value) == message
+
+
+def test_relaxed_touches_survive_the_end_of_the_connection(empty_url: str):
+    if not empty_url.startswith("postgresql"):
+        pytest.skip("an option of PostgreSQL")
+    with opened(empty_url, "touch_durability=relaxed") as db:
+        set_back(db, "sessions", 40)
+        assert db.touch_session("s") is True
+        assert db.touch_session("nobody") is False
+    with psycopg.connect(empty_url) as connection:
+        [(age,)] = connection.execute("SELECT now() - last_active_at FROM sessions").fetchall()
+    assert age < timedelta(seconds=20)
