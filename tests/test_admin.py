@@ -8,7 +8,7 @@ import io
 import itertools
 import json
 import re
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -274,6 +274,8 @@ def test_search_that_gave_up_says_how_far_it_looked(site: Site, superuser: User,
     assert f'data-goes-on="{escape(goes_on)}"' in page.html
     further = site.get("agentdb/session/", **dict(parse_qsl(urlsplit(goes_on).query)))
     assert "Looked through 6 rows; there are older ones." in further.text
+    assert "No session found so far" in page.text
+    assert "No session found so far" in further.text
     found = site.get("agentdb/session/", **dict(parse_qsl(urlsplit(further.link("Older ›")).query)))
     assert ids(found) == ["s0008"]
     assert "data-goes-on" not in found.html
@@ -426,6 +428,13 @@ def test_empty_list_says_which_filter_empties_it(site: Site, superuser: User):
     assert "Tenant t1 10 0 Remove" in page.text
     assert f"Runner runner-9 0 {count(site, Session, tenant_id='t1')} Remove" in page.text
     assert "?age=24h&tenant_id=t1" in [url for url, text in page.links if text == "Remove"]
+
+
+def test_page_behind_the_last_row_says_that_there_is_no_further_one(site: Site, superuser: User):
+    fill(site.alias, 3)
+    end = str(Cursor(datetime(2001, 1, 1, tzinfo=UTC), "x"))
+
+    assert "No further session" in site.get("agentdb/session/", after=end).text
 
 
 def test_search_that_finds_nothing_says_so(site: Site, superuser: User):

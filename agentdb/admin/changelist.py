@@ -411,6 +411,10 @@ class KeysetChangeList(ChangeList):
     @property
     def emptied_title(self) -> str:
         kind = gettext(str(self.opts.verbose_name))
+        if self.window_end:
+            return gettext("No %s found so far") % kind
+        if self.cursor:
+            return gettext("No further %s") % kind
         if not self.emptied:
             return gettext("There is no %s yet") % kind
         if not self.active:
