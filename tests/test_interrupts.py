@@ -9,6 +9,7 @@ import os
 import random
 import signal
 import sqlite3
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -114,6 +115,19 @@ def make_migrated(request: pytest.FixtureRequest) -> Callable[[], str]:
     return lambda: make(template=request.getfixturevalue("_migrated_postgres"))
 
 
+@pytest.fixture
+def _interrupts_in_finalizers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a signal handler raises in a finalizer Python can only report; anything else is reported as ever."""
+    report = sys.unraisablehook
+
+    def hook(unraisable: sys.UnraisableHookArgs) -> None:
+        if not isinstance(unraisable.exc_value, Interrupt):
+            report(unraisable)
+
+    monkeypatch.setattr(sys, "unraisablehook", hook)
+
+
+@pytest.mark.usefixtures("_interrupts_in_finalizers")
 def test_random_interrupts_lose_no_acknowledged_write_and_fail_no_quiet_call(url: str) -> None:
     randomness = random.Random(7)
     acknowledged: set[str] = set()
@@ -158,6 +172,7 @@ def test_random_interrupts_lose_no_acknowledged_write_and_fail_no_quiet_call(url
     assert len(acknowledged) > 20
 
 
+@pytest.mark.usefixtures("_interrupts_in_finalizers")
 def test_interrupts_cost_a_database_in_memory_nothing() -> None:
     randomness = random.Random(7)
     with agentdb.connect("sqlite://:memory:", migrate=True) as db:
