@@ -109,12 +109,12 @@ def _run(arguments: Sequence[str]) -> int:
     from django.core.management import execute_from_command_line
     from django.db import Error, connections
 
-    from agentdb.channels import open_channel
-
     _check_offered(arguments)
     if arguments[0] in _LOOKING and not {"-h", "--help"} & set(arguments) and not os.environ.get(SETTINGS_VARIABLE):
         _check_file()
         if arguments[0] in ("inspectdb", "showmigrations") and "--verbosity=0" not in arguments:
+            from agentdb.channels import open_channel
+
             sys.stderr.write(f"{open_channel(connections['default']).describe()}.\n")
 
     try:

@@ -45,11 +45,8 @@ from agentdb.keys import generate_api_key, hash_api_key
 from agentdb.tenancy import TenantExecutor
 
 if TYPE_CHECKING:
-    from django.db.models import Model
-
     from agentdb import queries
     from agentdb.compiled import Update
-    from agentdb.models import Sandbox, Session
 
 R = TypeVar("R")
 
@@ -62,16 +59,17 @@ class DjangoDb(Db):
     """
 
     def __init__(self, alias: str = "default", *, _executor: Any = None) -> None:
-        global queries, Sandbox, Session
+        global queries
         check_set_up()
         # The models cannot be imported before Django is set up, and callers name this class before that.
         from agentdb import queries
-        from agentdb.models import Sandbox, Session
 
         self.alias = alias
         self._executor: Executor | TenantExecutor = _executor or Executor(alias)
         own = connections.settings[alias].get("AGENTDB", {})
         self._touch_interval: float = own.get("touch_interval", 0)
+        self._touches_of_session = queries.touch_session(self._touch_interval)
+        self._touches_of_sandbox = queries.touch_sandbox(self._touch_interval)
         self._relaxed_touches: bool = own.get("touch_durability") == "relaxed"
 
     def __repr__(self) -> str:
@@ -171,7 +169,7 @@ class DjangoDb(Db):
         )
 
     def touch_session(self, id: str) -> bool:
-        return self._touch(Session, "last_active_at", identifier("Session id", id))
+        return self._touch(self._touches_of_session, identifier("Session id", id))
 
     def bulk_pause_sessions_by_runner(self, runner_id: str) -> int:
         return self._executor.count(
@@ -226,7 +224,7 @@ class DjangoDb(Db):
         )
 
     def touch_sandbox(self, id: str) -> bool:
-        return self._touch(Sandbox, "last_used_at", identifier("Sandbox id", id))
+        return self._touch(self._touches_of_sandbox, identifier("Sandbox id", id))
 
     def get_sandbox(self, id: str) -> SandboxRecord | None:
         return self._executor.first(SandboxRecord, queries.GET_SANDBOX, id=identifier("Sandbox id", id))
@@ -267,13 +265,13 @@ class DjangoDb(Db):
     def _update_sandbox(self, query: Update, id: str, **values: Any) -> bool:
         return self._executor.count(query, id=identifier("Sandbox id", id), **values) > 0
 
-    def _touch(self, model: type[Model], column: str, id: str) -> bool:
-        now, interval = datetime.now(UTC), self._touch_interval
-        touch = queries.touch(model, column, interval)
-        values: dict[str, Any] = {"id": id, "now": now, "touched_before": now - timedelta(seconds=interval)}
-        # A read first, because most touches are too soon after another; the update asks again as it writes.
-        if interval and not (is_due := self._executor.first(bool, touch.is_due, **values)):
-            return is_due is not None
+    def _touch(self, touch: queries.Touch, id: str) -> bool:
+        values: dict[str, Any] = {"id": id, "now": datetime.now(UTC)}
+        if interval := self._touch_interval:
+            values["touched_before"] = values["now"] - timedelta(seconds=interval)
+            # A read first, because most touches are too soon after another; the update asks again as it writes.
+            if not (is_due := self._executor.first(bool, touch.is_due, **values)):
+                return is_due is not None
         # In a transaction it would be the whole of it that waits for no disk.
         unsynced = self._relaxed_touches and not self._executor.in_transaction
         return self._executor.count(touch.unsynced if unsynced else touch.update, **values) > 0 or interval > 0

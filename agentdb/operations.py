@@ -34,7 +34,7 @@ from agentdb.migration_lock import LIMIT_LOCK_WAITS
 __all__ = ["AddIndex", "CreateLegacyTable", "LegacyNow", "LegacyUnique", "NativeTimestamps"]
 
 
-_say: ContextVar[Callable[[str], None]] = ContextVar("_say", default=lambda text: None)
+_say: ContextVar[Callable[[str], None] | None] = ContextVar("_say", default=None)
 _LONG = 100_000  # rows whose conversion takes a while
 
 
@@ -121,8 +121,8 @@ class NativeTimestamps(Operation):
                 cursor.execute("SET LOCAL TimeZone = 'UTC'")
         for model in models_:
             columns = _timestamp_columns(model)
-            if (rows := count_rows(connection, model._meta.db_table)) >= _LONG:
-                _say.get()(f"Converting {rows:,} {model._meta.verbose_name_plural}.")
+            if (say := _say.get()) and (rows := count_rows(connection, model._meta.db_table)) >= _LONG:
+                say(f"Converting {rows:,} {model._meta.verbose_name_plural}.")
             if connection.vendor == "sqlite":
                 template = native_sql('"{}"')
             elif read_instants(connection, model._meta.db_table, columns):

@@ -29,13 +29,7 @@ class Touch:
     unsynced: Update
 
 
-@cache
-def touch(model: type[Model], column: str, interval: float) -> Touch:
-    """The queries for a column that is written again once it is ``interval`` seconds old; 0 is always.
-
-    ``touched_before`` is the present less the interval, for SQLite.
-    """
-
+def _touch(model: type[Model], column: str, interval: float) -> Touch:
     def is_due(p: Parameters) -> Q:
         return Q(**{f"{column}__lt": p.past("touched_before", interval)}) if interval else Q()
 
@@ -54,6 +48,21 @@ def touch(model: type[Model], column: str, interval: float) -> Touch:
         Update(lambda p: row(p).filter(is_due(p)), values),
         Update(lambda p: row(p).filter(is_due(p)).filter(Exact(UnsyncedCommit(), "off")), values),
     )
+
+
+@cache
+def touch_session(interval: float) -> Touch:
+    """The queries for a time that is written again once it is ``interval`` seconds old; 0 is always.
+
+    ``touched_before`` is the present less the interval, for SQLite.
+    """
+    return _touch(Session, "last_active_at", interval)
+
+
+@cache
+def touch_sandbox(interval: float) -> Touch:
+    """The same for a sandbox."""
+    return _touch(Sandbox, "last_used_at", interval)
 
 
 # -- agents

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Iterator
@@ -70,6 +71,11 @@ class Site:
         """Choose an action for rows of a list; with ``confirmed="yes"`` the answer to its question too."""
         first: dict[str, Any] = {} if more else {"index": "0"}
         return self.post(path, action=action, _selected_action=ids, **first, **more)
+
+
+def audited(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
+    """The lines of the audit log."""
+    return [json.loads(each.message) for each in caplog.records if each.name == "agentdb.audit"]
 
 
 class Page:

@@ -28,7 +28,7 @@ from agentdb.admin import changelist
 from agentdb.admin.changelist import Cursor
 from agentdb.attention import Answer
 from agentdb.models import Agent, ApiKey, Sandbox, Session
-from tests.admin_fixtures import Page, Site, fill
+from tests.admin_fixtures import Page, Site, audited, fill
 
 LISTS = ("agent", "session", "sandbox", "apikey")
 
@@ -808,10 +808,6 @@ def test_more_rows_than_can_be_counted_are_not_acted_on_at_once(site: Site, monk
     assert site.db.count_sandboxes() == 4
 
 
-def _audited(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
-    return [json.loads(each.message) for each in caplog.records if each.name == "agentdb.audit"]
-
-
 def test_actions_keys_and_refusals_are_written_to_the_audit_log(site: Site, caplog: pytest.LogCaptureFixture):
     caplog.set_level("INFO", logger="agentdb.audit")
     fill(site.alias, 3)
@@ -824,9 +820,7 @@ def test_actions_keys_and_refusals_are_written_to_the_audit_log(site: Site, capl
     site.act("agentdb/session/", "pause_sessions", ["s0002"], confirmed="yes")
     site.post("agentdb/apikey/add/", tenant_id="t0")
 
-    lines = [
-        (line["user"], line["action"], line["outcome"], line["before"], line["after"]) for line in _audited(caplog)
-    ]
+    lines = [(line["user"], line["action"], line["outcome"], line["before"], line["after"]) for line in audited(caplog)]
     assert lines == [
         ("operator", "pause", "done", {"s0001": "active"}, {"s0001": "paused"}),
         ("operator", "delete", "done", {"b0001": lines[1][3]["b0001"]}, {"b0001": None}),
@@ -867,7 +861,7 @@ def test_action_that_is_undone_says_so_in_the_audit_log(
     answer = site.act("agentdb/sandbox/", "delete_sandboxes", ["b0001"], confirmed="yes")
 
     assert answer.messages == ["Nothing was changed. The database is away."]
-    assert [line["outcome"] for line in _audited(caplog)] == ["done", "undone"]
+    assert [line["outcome"] for line in audited(caplog)] == ["done", "undone"]
     assert (site.db.count_sandboxes(), LogEntry.objects.count()) == (3, 0)
 
 

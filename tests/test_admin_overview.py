@@ -24,7 +24,7 @@ from agentdb import attention
 from agentdb.admin import overview
 from agentdb.admin.overview import Amount
 from agentdb.models import Agent, Sandbox, Session
-from tests.admin_fixtures import Page, Site, fill
+from tests.admin_fixtures import Page, Site, audited, fill
 
 
 def test_distinct_values_are_listed_from_a_value_on_up_to_a_limit(site: Site):
@@ -383,10 +383,6 @@ def test_question_is_cut_off_in_the_database_and_its_limits_are_taken_back(site:
         assert cursor.fetchone()[0] in (30_000, "0")
 
 
-def _audited(caplog: pytest.LogCaptureFixture) -> list[Any]:
-    return [json.loads(each.message) for each in caplog.records if each.name == "agentdb.audit"]
-
-
 def test_pausing_all_of_a_runner_asks_says_how_many_and_is_written_down(
     site: Site, superuser: User, caplog: pytest.LogCaptureFixture
 ):
@@ -401,14 +397,14 @@ def test_pausing_all_of_a_runner_asks_says_how_many_and_is_written_down(
     answer = site.post("agentdb/session/runner/?id=runner-1")
     assert f"{live} session{'s are' if live > 1 else ' is'} paused." in answer.messages
     assert not Session.objects.using(site.alias).filter(runner_id="runner-1", status__in=["active", "starting"]).count()
-    line = _audited(caplog)[-1]
+    line = audited(caplog)[-1]
     assert (line["user"], line["action"], line["rows"], line["outcome"]) == (
         "root", "pause all of runner runner-1", live, "done"
     )  # fmt: skip
     assert set(line["before"].values()) <= {"active", "starting"}
     site.log_in_viewer()
     assert site.post("agentdb/session/runner/?id=runner-2").status == 403
-    assert _audited(caplog)[-1]["outcome"] == "refused"
+    assert audited(caplog)[-1]["outcome"] == "refused"
 
 
 def test_overview_in_the_terminal_gives_the_same_answers(site: Site, capsys: pytest.CaptureFixture[str]):

@@ -62,7 +62,7 @@ QUERIES = _named_queries()
 
 
 def test_every_query_of_the_adapter_is_compared_here() -> None:
-    used = set(re.findall(r"queries\.([A-Z_]+)", inspect.getsource(adapter)))
+    used = set(re.findall(r"queries\.([A-Z_]+)\b", inspect.getsource(adapter)))
 
     assert used == {name.partition("[")[0] for name in QUERIES}
     assert len(QUERIES) == len(used) + 7  # list_sessions has eight forms

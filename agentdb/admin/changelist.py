@@ -31,7 +31,7 @@ from django.utils.safestring import SafeString
 from django.utils.text import capfirst
 from django.utils.translation import gettext, gettext_lazy, ngettext
 
-from agentdb.admin.display import badge, viewable
+from agentdb.admin.display import badge, heading_of, name_of, viewable
 from agentdb.admin.overview import CAP, Amount, capped_count, distinct_counts, distinct_values
 from agentdb.expressions import CodePointOrder
 from agentdb.models import Agent
@@ -69,6 +69,11 @@ class UnindexedInstant(Func):
         return self.as_sql(compiler, connection, template="(%(expressions)s || '')", **extra)
 
 
+def _without_index(equal: dict[str, str], found_by: Sequence[str]) -> list[Exact]:
+    """The conditions on the columns that have been found by no index, so that the planner takes none for them."""
+    return [Exact(Unindexed(F(name)), value) for name, value in equal.items() if name not in found_by]
+
+
 class ListedAdmin:
     """What a ``KeysetChangeList`` asks of the admin whose rows it lists."""
 
@@ -100,10 +105,10 @@ class Cursor:
         try:
             at, id = json.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
             cursor = cls(datetime.fromisoformat(at), id)
-            is_whole = cursor.at.tzinfo is not None and cursor.at.astimezone(UTC) is not None
+            cursor.at.astimezone(UTC)  # which the ends of the calendar do not survive
         except (binascii.Error, UnicodeDecodeError, TypeError, ValueError, OverflowError, RecursionError) as error:
             raise IncorrectLookupParameters(error) from error
-        if not is_whole or not isinstance(id, str) or not _is_storable(id):
+        if cursor.at.tzinfo is None or not isinstance(id, str) or not _is_storable(id):
             raise IncorrectLookupParameters(text)
         return cursor
 
@@ -230,17 +235,14 @@ class AgentNameFilter(TextFilter):
         super().__init__(request, params, model, model_admin)
         self.may_see_agents = Agent in viewable(model_admin.admin_site, request)
 
-    def known_values(self, changelist: ChangeList, beginning: str) -> list[str]:
+    def known_values(self, changelist: Any, beginning: str) -> list[str]:
         if not self.may_see_agents:
             return []
-        agents = Agent.objects.using(changelist.root_queryset.db)
-        tenant_id = getattr(changelist, "equal", {}).get("tenant_id")
-        if tenant_id is not None:
-            found = agents.filter(tenant_id=tenant_id, name__gte=beginning).order_by("name")
-            return list(found.values_list("name", flat=True)[: SUGGESTIONS + 1])
-        newest = agents.order_by("-created_at", CodePointOrder("id").desc()).values_list("name", flat=True)[
-            :NEWEST_AGENTS
-        ]
+        names = Agent.objects.using(changelist.root_queryset.db).values_list("name", flat=True)
+        if (tenant_id := changelist.equal.get("tenant_id")) is not None:
+            within = names.filter(tenant_id=tenant_id, name__gte=beginning).order_by("name")
+            return list(within[: SUGGESTIONS + 1])
+        newest = names.order_by("-created_at", CodePointOrder("id").desc())[:NEWEST_AGENTS]
         return sorted({name for name in newest if name >= beginning})
 
 
@@ -397,8 +399,7 @@ class KeysetChangeList(ChangeList):
             {SORT: OLDEST_FIRST} if newest_first else {}, remove=[AFTER, BEFORE, LOOKED, SORT]
         )
         self.model_admin.find_linked(found, viewable(self.model_admin.admin_site, request))
-        self.names = gettext(str(self.opts.verbose_name_plural))
-        self.heading = capfirst(self.names)
+        self.names, self.heading = name_of(self.model, 0), heading_of(self.model)
         self.result_list = found
         self.result_count = self.full_result_count = len(found)
         self.show_full_result_count = False
@@ -410,7 +411,7 @@ class KeysetChangeList(ChangeList):
 
     @property
     def emptied_title(self) -> str:
-        kind = gettext(str(self.opts.verbose_name))
+        kind = name_of(self.model)
         if self.window_end:
             return gettext("No %s found so far") % kind
         if self.cursor:
@@ -423,7 +424,7 @@ class KeysetChangeList(ChangeList):
 
     def _what_empties(self) -> list[Emptied]:
         """What each filter does to a list without rows, and the search, which is one more of them."""
-        search = self._search() if self.query else Q()
+        search = self.matches() if self.query else Q()
         lines = []
         for spec in self.active:
             others = [other for other in self.active if other is not spec]
@@ -456,10 +457,7 @@ class KeysetChangeList(ChangeList):
             by_index = next((names for names in self.model_admin.found_by if set(names) == equal.keys()), None)
             return capped_count(self.root_queryset.filter(**equal)) if by_index is not None and not rest else None
         few = self.root_queryset.filter(**{name: equal[name] for name in found_by})
-        for name, value in equal.items():
-            if name not in found_by:
-                few = few.filter(Exact(Unindexed(F(name)), value))
-        return capped_count(few.filter(rest))
+        return capped_count(few.filter(*_without_index(equal, found_by), rest))
 
     def _page_link(self, name: str, cursor: str, more: dict[str, str]) -> str:
         return self.get_query_string({name: cursor, **more}) if cursor else ""
@@ -483,24 +481,21 @@ class KeysetChangeList(ChangeList):
             found_by = self._few_rows_by(self.equal)
             few = rows.filter(**{name: self.equal[name] for name in found_by or ()})
             if self.query:
-                residual &= self._search()
+                residual &= self.matches()
 
         if found_by is not None:
-            for name, value in self.equal.items():
-                if name not in found_by:
-                    few = few.filter(Exact(Unindexed(F(name)), value))
-            few = few.filter(residual)
+            few = few.filter(*_without_index(self.equal, found_by), residual, self.since)
             # Unless an index has these very rows in this very order, PostgreSQL may prefer to walk the whole
             # table in the order of another one, hoping to meet enough of them early.
             sort = found_by == () or found_by in self.model_admin.ordered_by
-            few = few.filter(self.since)
             self.everything, self.everything_count = few, few.count()
             self.total = f"{self.everything_count:,}"
             page = few.filter(self._beyond(self.cursor)).order_by(*self._order(indexed=sort))
             return list(page[: self.list_per_page + 1])
         return self._find_in_order(residual)
 
-    def _search(self) -> Q:
+    def matches(self) -> Q:
+        """What the search finds in the columns."""
         matches = Q()
         for column in self.search_fields:
             matches |= Q(**{f"{column}__icontains": self.query})
@@ -515,13 +510,13 @@ class KeysetChangeList(ChangeList):
                 break
         rows = rows.filter(self.since, **{name: self.equal[name] for name in driver})
         rows = rows.order_by(*self._order(indexed=True))
-        others = {name: value for name, value in self.equal.items() if name not in driver}
+        others = _without_index(self.equal, driver)
         if not others and not residual:
             self.total = f"more than {WINDOW:,}" if driver == tuple(self.equal) and not self.since else ""
             return list(rows.filter(self._beyond(self.cursor))[: self.list_per_page + 1])
-        return self._look_through(rows, others, residual)
+        return self._look_through(rows, (*others, residual))
 
-    def _look_through(self, rows: QuerySet[Any], others: dict[str, str], residual: Q) -> list[Any]:
+    def _look_through(self, rows: QuerySet[Any], conditions: Sequence[Any]) -> list[Any]:
         """The rows that match, one window of the list after the other, until the page is full or the time is up."""
         ends_at = time.monotonic() + SEARCH_SECONDS
         wanted = self.list_per_page + 1
@@ -534,9 +529,7 @@ class KeysetChangeList(ChangeList):
             end = None if last is None else self._place(last)
             if end is not None:
                 window = window.filter(self._up_to(end))
-            for name, value in others.items():
-                window = window.filter(Exact(Unindexed(F(name)), value))
-            found += window.filter(residual)[: wanted - len(found)]
+            found += window.filter(*conditions)[: wanted - len(found)]
             if end is None:
                 return found
             self.looked += WINDOW

@@ -12,6 +12,7 @@ from django.http import HttpRequest
 from django.urls import NoReverseMatch, reverse
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
+from django.utils.text import capfirst
 from django.utils.translation import gettext, gettext_noop
 
 from agentdb.display import exact, relative
@@ -26,6 +27,16 @@ LONGEST_WHOLE_PATH = 28
 # A list of fifty rows must stay a page that a browser opens, whatever is in the rows.
 LONGEST_SHOWN = 500
 LONGEST_URL = 4_000
+
+
+def name_of(model: type[Model], rows: int = 1) -> str:
+    """What one row of the model, or so many, are called in the language of the page."""
+    return gettext(str(model._meta.verbose_name if rows == 1 else model._meta.verbose_name_plural))
+
+
+def heading_of(model: type[Model]) -> str:
+    """The same for all of them, as a title."""
+    return capfirst(name_of(model, 0))
 
 
 def site_of(request: HttpRequest) -> admin.AdminSite:

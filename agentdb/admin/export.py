@@ -38,10 +38,7 @@ def export(request: HttpRequest, changelist: KeysetChangeList, kind: str) -> Str
 def _rows(changelist: KeysetChangeList) -> Iterator[Model]:
     found: QuerySet[Any] = changelist.queryset
     if changelist.query:
-        matches = Q(pk__startswith=changelist.query)
-        for column in changelist.search_fields:
-            matches |= Q(**{f"{column}__icontains": changelist.query})
-        found = found.filter(matches)
+        found = found.filter(Q(pk__startswith=changelist.query) | changelist.matches())
     return found.order_by(f"-{changelist.model_admin.order_field}", "-pk").iterator(chunk_size=_CHUNK)
 
 

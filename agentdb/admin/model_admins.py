@@ -20,7 +20,6 @@ from django.urls import URLPattern, path
 from django.utils.decorators import method_decorator
 from django.utils.functional import Promise
 from django.utils.safestring import SafeString
-from django.utils.text import capfirst
 from django.utils.translation import gettext, gettext_lazy
 from django.views.decorators.cache import never_cache
 from django.views.decorators.csrf import csrf_protect
@@ -43,10 +42,12 @@ from agentdb.admin.display import (
     NONE,
     badge,
     cut,
+    heading_of,
     id_link,
     link,
     list_url,
     missing,
+    name_of,
     row_url,
     runner_url,
     short_path,
@@ -340,7 +341,7 @@ class ReadFirstAdmin(ListedAdmin, ModelAdmin):
             )
 
     def _names(self, ids: list[str]) -> str:
-        kind = gettext(str(self.opts.verbose_name if len(ids) == 1 else self.opts.verbose_name_plural))
+        kind = name_of(self.model, len(ids))
         shown = ", ".join(ids[:3])
         more = gettext(" and %s more") % f"{len(ids) - 3:,}" if len(ids) > 3 else ""
         return f"{len(ids):,} {kind} ({shown}{more})"
@@ -533,7 +534,7 @@ class AgentAdmin(ReadFirstAdmin):
             "media": self.media,
             "parts": [
                 (
-                    capfirst(gettext(str(model._meta.verbose_name_plural))),
+                    heading_of(model),
                     amount,
                     list_url(site, model, tenant_id=tenant_id),
                 )

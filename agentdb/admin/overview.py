@@ -14,13 +14,13 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import Model, QuerySet
 from django.http import HttpRequest
 from django.utils.safestring import SafeString
-from django.utils.text import capfirst
 from django.utils.translation import gettext
 
 from agentdb import attention
 from agentdb.admin.display import (
     attention_url,
     badge,
+    heading_of,
     id_link,
     link,
     list_url,
@@ -323,8 +323,7 @@ def _page(request: HttpRequest, site: AdminSite, allowed: set[type[Model]], alia
                 second = gettext("%s not cold") % f"{warm:,}"
             if model is Session and figure.value and figure.value.rows > SAMPLE:
                 shown["sample"] = f"{SAMPLE:,}"
-            name = capfirst(gettext(str(model._meta.verbose_name_plural)))
-            shown["totals"].append((name, figure, second, list_url(site, model)))
+            shown["totals"].append((heading_of(model), figure, second, list_url(site, model)))
     return shown
 
 

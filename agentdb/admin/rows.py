@@ -116,11 +116,7 @@ def agent_page(site: AdminSite, row: Agent, alias: str, allowed: Allowed) -> Row
     now = timezone.now()
     moments = [
         Moment(row.created_at, _own(gettext("Agent made")), own=True),
-        Moment(
-            row.updated_at,
-            _deployed(row.version),
-            own=True,
-        ),
+        Moment(row.updated_at, _deployed(row.version), own=True),
     ]
     filters, cards = {"tenant_id": row.tenant_id, "agent_name": row.name}, []
     if Session in allowed:

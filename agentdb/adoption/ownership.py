@@ -32,6 +32,8 @@ def hand_over(connection: BaseDatabaseWrapper, made: Collection[str], old: Colle
     Whoever may do anything with the old tables may read the record of migrations, as ``connect()`` does, and who may
     write to them has the same rights on a new table.
     """
+    if not made:
+        return
     names = [quote_name(name) for name in old]
     with connection.cursor() as cursor:
         right = "SET" if connection.pg_version >= 160000 else "MEMBER"  # type: ignore[attr-defined]

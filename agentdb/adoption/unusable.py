@@ -265,12 +265,15 @@ def _not_castable(
     """Yield the key and the columns of the rows that PostgreSQL's own cast may not be trusted with."""
     connection.ensure_connection()
     selected = ", ".join(f'"{column}"' for column in (key, *columns))
-    doubtful = " OR ".join(not_castable(connection, column) for column in columns)
     # A cursor on the server, so that memory stays bounded if every row is of this kind.
     with connection.connection.cursor(name="agentdb_not_castable", withhold=not connection.in_atomic_block) as cursor:
         cursor.itersize = 1000
-        cursor.execute(f'SELECT {selected} FROM "{table}" WHERE {doubtful}')
+        cursor.execute(f'SELECT {selected} FROM "{table}" WHERE {_any_not_castable(connection, columns)}')
         yield from cursor
+
+
+def _any_not_castable(connection: BaseDatabaseWrapper, columns: list[str]) -> str:
+    return " OR ".join(not_castable(connection, column) for column in columns)
 
 
 def not_castable(connection: BaseDatabaseWrapper, column: str) -> str:
@@ -292,7 +295,7 @@ def read_instants(connection: BaseDatabaseWrapper, table: str, columns: list[str
     batch: list[tuple[str, str]] = []
     with connection.cursor() as cursor:
         # A count is spread over processes, which reading rows one by one is not.
-        doubtful = " OR ".join(not_castable(connection, column) for column in columns)
+        doubtful = _any_not_castable(connection, columns)
         cursor.execute(f'SELECT count(*) FROM "{table}" WHERE {doubtful}'.replace("%", "%%"), [])
         if not cursor.fetchone()[0]:
             return False

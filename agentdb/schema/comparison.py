@@ -367,9 +367,8 @@ class _TableDiff:
 
 def reads_ours(check: Check, live: Table, ours: Collection[str]) -> bool:
     """Whether a check names one of our columns, or a generated one, whose value may come from those."""
-    return not names_in(check.expression).isdisjoint(
-        {*ours, *(column.name for column in live.columns if column.generated)}
-    )
+    generated = {column.name for column in live.columns if column.generated}
+    return not names_in(check.expression).isdisjoint({*ours, *generated})
 
 
 def _renamed(missing: list[Column], extra: list[Column]) -> dict[str, str]:

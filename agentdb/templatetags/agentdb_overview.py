@@ -11,11 +11,11 @@ from django.db.models.options import Options
 from django.template import Context
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
-from django.utils.text import capfirst
 from django.utils.translation import gettext
 
 from agentdb.admin import overview
 from agentdb.admin.display import (
+    heading_of,
     link,
     list_url,
     overview_url,
@@ -42,7 +42,7 @@ def agentdb_nav(context: Context) -> dict[str, Any]:
     pages = [(overview_url(site), gettext("Overview"))]
     for model in (Session, Sandbox, Agent, ApiKey):
         if model in allowed:
-            pages.append((list_url(site, model), str(capfirst(gettext(str(model._meta.verbose_name_plural))))))
+            pages.append((list_url(site, model), heading_of(model)))
     return {"pages": [(url, name, url == request.path) for url, name in pages if url]}
 
 
@@ -68,7 +68,7 @@ def agentdb_overview_url(context: Context) -> str:
 
 @register.simple_tag(takes_context=True)
 def agentdb_list_link(context: Context, opts: Options[Any]) -> SafeString:
-    return link(list_url(site_of(context["request"]), opts.model), capfirst(gettext(str(opts.verbose_name_plural))))
+    return link(list_url(site_of(context["request"]), opts.model), heading_of(opts.model))
 
 
 @register.filter
