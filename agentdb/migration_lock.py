@@ -6,9 +6,10 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from django.db import Error
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 if sys.platform != "win32":
@@ -62,6 +63,9 @@ def _advisory_lock(connection: BaseDatabaseWrapper, waiting: Callable[[], None])
                 cursor.execute("SELECT pg_advisory_xact_lock(%s)", [_ADVISORY_KEY])
         yield
     finally:
+        # The server notices a closed connection only after a while, in which the next one would seem to have to wait.
+        with suppress(Error):
+            other.rollback()
         other.close()
 
 

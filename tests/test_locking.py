@@ -4,9 +4,12 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
+import psycopg
 import pytest
+from django.db.backends.base.base import BaseDatabaseWrapper
 
 from agentdb.migration_lock import migration_lock
 from tests.legacy_databases import manage, opened, rows
@@ -76,6 +79,21 @@ def test_a_nested_lock_of_the_same_thread_does_not_wait_for_itself(empty_url: st
         with migration_lock(connection, lambda: waits.append("waiting")):
             pass
     assert waits == []
+
+
+def test_a_lock_is_free_before_the_server_notices_that_its_connection_is_closed(
+    make_postgres_database: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+):
+    unnoticed: list[BaseDatabaseWrapper] = []
+    with opened(url := make_postgres_database()) as connection, psycopg.connect(url) as other:
+        with monkeypatch.context() as patched:
+            patched.setattr(BaseDatabaseWrapper, "close", lambda self: unnoticed.append(self))
+            with migration_lock(connection):
+                held = other.execute(ADVISORY_LOCKS).fetchone()
+        left = other.execute(ADVISORY_LOCKS).fetchone()
+        for each in unnoticed:
+            each.close()
+    assert (held, left, len(unnoticed)) == ((1,), (0,), 1)
 
 
 def test_another_thread_waits(empty_url: str):
