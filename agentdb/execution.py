@@ -339,9 +339,10 @@ class Executor:
         try:
             yield
             channel.began, channel.committing = time.monotonic(), True
-            channel.commit()
+            with self._translated(channel):  # before Django, as it undoes, replaces a connection that was lost
+                channel.commit()
         except BaseException as error:
-            if not channel.committing or isinstance(error, channel.errors):
+            if not channel.committing or isinstance(error, AgentDbError):
                 channel.began = time.monotonic()
                 block.__exit__(type(error), error, error.__traceback__)
             raise
