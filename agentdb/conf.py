@@ -161,8 +161,8 @@ def _sqlite(url: str, config: dict[str, Any], options: dict[str, Any]) -> dict[s
             f"{display_url(url)!r} names a host. A relative SQLite path has three slashes (sqlite:///file.db), "
             "an absolute one four (sqlite:////dir/file.db)."
         )
-    synchronous = str(options.pop("synchronous", "FULL")).upper()
-    if synchronous not in _SQLITE_SYNCHRONOUS:
+    synchronous = str(options.pop("synchronous", "")).upper()
+    if synchronous and synchronous not in _SQLITE_SYNCHRONOUS:
         raise InvalidInputError(
             f"The SQLite option synchronous={synchronous!r} is not one of {', '.join(_SQLITE_SYNCHRONOUS)}."
         )
@@ -189,6 +189,9 @@ def _sqlite(url: str, config: dict[str, Any], options: dict[str, Any]) -> dict[s
     # The working directory may change after this; the database may not.
     name = config["NAME"] if config["NAME"] == ":memory:" else os.path.abspath(config["NAME"])
     journal = journal or _journal(name)
+    # A rollback journal that is removed may be there again after a power cut, and undoes what was committed, unless
+    # its folder is synced as well, which FULL leaves out: https://sqlite.org/pragma.html#pragma_synchronous
+    synchronous = synchronous or ("FULL" if journal == "WAL" else "EXTRA")
     pragmas = [f"PRAGMA synchronous={synchronous}", "PRAGMA foreign_keys=ON"]
     if journal:
         pragmas.insert(0, f"PRAGMA journal_mode={journal}")

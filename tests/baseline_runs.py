@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import re
 from dataclasses import dataclass
@@ -18,6 +19,12 @@ from agentdb.schema import expected_tables, read_tables
 from tests.legacy_databases import opened, rows, sqlite_path
 
 TABLES = ("agents", "sessions", "sandboxes", "api_keys")
+
+_OLD_COLUMNS = {
+    "agents": "name, version, path, created_at, updated_at",
+    "sessions": "id, agent_name, sandbox_id, status, runner_id, created_at, last_active_at",
+    "sandboxes": "id, session_id, agent_name, state, workspace_dir, created_at, last_used_at",
+}
 
 
 @dataclass(frozen=True)
@@ -83,6 +90,35 @@ def assert_adopted(connection: BaseDatabaseWrapper) -> None:
     """The schema is the models' and the record says so."""
     assert drift(expected_tables(connection, apps), read_tables(connection)) == []
     assert sorted(recorded_migrations(connection)) == list(migration_names())
+
+
+def digest(url: str) -> dict[str, tuple[int, str]]:
+    """The rows of the tables that a single-tenant database has, timestamps as instants; by no code of agentdb's."""
+    result = {}
+    with opened(url) as connection:
+        for table, columns in _OLD_COLUMNS.items():
+            seen = sorted(
+                repr([_read(v) if c.endswith("_at") else v for c, v in zip(columns.split(", "), row, strict=True)])
+                for row in rows(connection, f"SELECT {columns} FROM {table}")
+            )
+            result[table] = (len(seen), hashlib.sha256("\n".join(seen).encode()).hexdigest())
+    return result
+
+
+def _read(value: str | datetime) -> datetime:
+    return instant(value) if isinstance(value, str) else value.astimezone(UTC)
+
+
+def assert_next_run_finishes(url: str, before: dict[str, tuple[int, str]]) -> None:
+    run = baselinedb(url)
+    assert (run.code, run.err if run.code else "") == (0, "")
+    with opened(url) as connection:
+        assert_adopted(connection)
+        assert rows(connection, "SELECT count(*) FROM api_keys") == [(0,)]
+        assert rows(connection, "SELECT count(DISTINCT id) FROM agents") == [(before["agents"][0],)]
+    assert digest(url) == before
+    if url.startswith("sqlite"):
+        assert [path.name for path in sqlite_path(url).parent.iterdir() if ".partial" in path.name] == []
 
 
 def snapshot(url: str) -> object:

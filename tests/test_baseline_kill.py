@@ -6,7 +6,6 @@ by hand, 100 and 50000 are good values.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import random
 import shutil
@@ -15,12 +14,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
-from tests.baseline_runs import TABLES, assert_adopted, baselinedb
+from tests.baseline_runs import TABLES, assert_next_run_finishes, baselinedb, digest
 from tests.forks import Forks
 from tests.legacy_databases import FOLDER, opened, psql, rows, sqlite_path
 
@@ -28,12 +26,6 @@ Load = Callable[[str], str]
 
 RUNS = int(os.environ.get("AGENTDB_KILL_RUNS", "4"))
 ROWS = int(os.environ.get("AGENTDB_KILL_ROWS", "5000"))
-
-COLUMNS = {
-    "agents": "name, version, path, created_at, updated_at",
-    "sessions": "id, agent_name, sandbox_id, status, runner_id, created_at, last_active_at",
-    "sandboxes": "id, session_id, agent_name, state, workspace_dir, created_at, last_used_at",
-}
 
 
 def fill(url: str) -> None:
@@ -60,42 +52,12 @@ def fill(url: str) -> None:
         )
 
 
-def digest(url: str) -> dict[str, tuple[int, str]]:
-    """The rows of the tables that a single-tenant database has, timestamps as instants; by no code of agentdb's."""
-    result = {}
-    with opened(url) as connection:
-        for table, columns in COLUMNS.items():
-            seen = sorted(
-                repr([_instant(v) if c.endswith("_at") else v for c, v in zip(columns.split(", "), row, strict=True)])
-                for row in rows(connection, f"SELECT {columns} FROM {table}")
-            )
-            result[table] = (len(seen), hashlib.sha256("\n".join(seen).encode()).hexdigest())
-    return result
-
-
-def _instant(value: str | datetime) -> datetime:
-    read = datetime.fromisoformat(value) if isinstance(value, str) else value
-    return read.astimezone(UTC) if read.tzinfo else read.replace(tzinfo=UTC)
-
-
 BASELINEDB = """
 from agentdb.opening import configure
 alias = configure()
 from django.core.management import call_command
 call_command("baselinedb", database=alias)
 """
-
-
-def assert_next_run_finishes(url: str, before: dict[str, tuple[int, str]]) -> None:
-    run = baselinedb(url)
-    assert (run.code, run.err if run.code else "") == (0, "")
-    with opened(url) as connection:
-        assert_adopted(connection)
-        assert rows(connection, "SELECT count(*) FROM api_keys") == [(0,)]
-        assert rows(connection, "SELECT count(DISTINCT id) FROM agents") == [(before["agents"][0],)]
-    assert digest(url) == before
-    if url.startswith("sqlite"):
-        assert [path.name for path in sqlite_path(url).parent.iterdir() if ".partial" in path.name] == []
 
 
 @pytest.mark.parametrize("engine", ["sqlite", "postgresql"])

@@ -49,6 +49,19 @@ def test_sqlite_is_durable_patient_and_writes_one_after_the_other() -> None:
     assert options["init_command"] == "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA foreign_keys=ON"
 
 
+@pytest.mark.parametrize(
+    ("options", "pragmas"),
+    [
+        ("journal=delete", "PRAGMA journal_mode=DELETE; PRAGMA synchronous=EXTRA;"),
+        ("journal=delete&synchronous=full", "PRAGMA journal_mode=DELETE; PRAGMA synchronous=FULL;"),
+    ],
+)
+def test_sqlite_without_a_write_ahead_log_syncs_the_folder_too(options: str, pragmas: str) -> None:
+    config = database_from_url(f"sqlite:///x.db?{options}")
+
+    assert config["OPTIONS"]["init_command"].startswith(pragmas)
+
+
 def test_sqlite_options_of_the_url() -> None:
     options = database_from_url("sqlite:///x.db?synchronous=normal&timeout=2.5")["OPTIONS"]
 

@@ -1,4 +1,4 @@
-"""What a power cut leaves of a SQLite file, replayed from a log of a real writer's writes and syncs, and failing disks.
+"""What a power cut leaves of SQLite files, replayed from logs of real programs' writes and syncs, and failing disks.
 
 ``AGENTDB_POWER_CUTS`` says how many moments are tried; by hand, 5000 is a good value.
 """
@@ -6,18 +6,18 @@
 from __future__ import annotations
 
 import os
-import random
 import re
 import shutil
 import sqlite3
-import subprocess
-import sys
-from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+
+import agentdb
+from tests.baseline_runs import assert_next_run_finishes, baselinedb, digest
+from tests.legacy_databases import FOLDER
+from tests.power import FOLLOWED, contents, cuts, need_strace, run_traced
 
 CUTS = int(os.environ.get("AGENTDB_POWER_CUTS", "60"))
 CALLS = 40
@@ -41,147 +41,129 @@ with agentdb.connect(sys.argv[1]) as db:
     os._exit(0)
 """
 
+COMMAND = """
+import sys
+from agentdb.__main__ import main
+sys.exit(main(sys.argv[1:]))
+"""
+
 
 @pytest.fixture(scope="module", autouse=True)
 def _strace() -> None:
-    if shutil.which("strace") is None:
-        pytest.skip("needs strace (Debian: apt-get install strace)")
-    if subprocess.run(["strace", "-o", os.devnull, "true"], capture_output=True).returncode:
-        pytest.skip("strace may not trace here (ptrace is forbidden)")
+    need_strace()
 
 
 @pytest.fixture
-def path(_migrated_sqlite: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copyfile(_migrated_sqlite, tmp_path / "agentdb.sqlite3"))
+def folder(tmp_path: Path) -> Path:
+    (folder := tmp_path / "disk").mkdir()
+    return folder
 
 
-def write(path: Path, *strace: str, options: str = "") -> list[str]:
-    """Run the writer under strace and return what it printed."""
-    environment = {k: v for k, v in os.environ.items() if k != "DJANGO_SETTINGS_MODULE" and not k.startswith("COV")}
-    done = subprocess.run(
-        ["strace", "-f", "-o", str(path.parent / "log"), *strace, sys.executable, "-c", WRITER,
-         f"sqlite:///{path}{options}"],
-        capture_output=True, text=True, env=environment, timeout=120,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()
+@pytest.fixture
+def path(_migrated_sqlite: Path, folder: Path) -> Path:
+    return Path(shutil.copyfile(_migrated_sqlite, folder / "agentdb.sqlite3"))
 
 
-@dataclass
-class File:
-    """A file as it is on the disk, and the writes that the disk may or may not have."""
-
-    synced: bytes = b""
-    pending: list[tuple[int, bytes | None]] = field(default_factory=list)  # None: cut to that length
-
-    def sync(self) -> None:
-        self.synced = self.after(self.pending)
-        self.pending = []
-
-    def after(self, writes: list[tuple[int, bytes | None]]) -> bytes:
-        content = bytearray(self.synced)
-        for offset, data in writes:
-            if data is None:
-                content = content[:offset].ljust(offset, b"\0")
-            else:
-                content = content.ljust(offset, b"\0")
-                content[offset : offset + len(data)] = data
-        return bytes(content)
-
-    def cut(self, random_: random.Random) -> bytes:
-        kept: list[tuple[int, bytes | None]] = []
-        share = random_.choice([0.0, 0.5, 0.9, 1.0])
-        for offset, data in self.pending:
-            if random_.random() < share:
-                torn = data is not None and len(data) > 512 and random_.random() < 0.2
-                kept.append((offset, data[: random_.randrange(512, len(data), 512)] if torn and data else data))
-        return self.after(kept)
-
-
-CALL = re.compile(r"^\d+ +(\w+)\((.*)\) += (-?\d+)")
-
-
-def replay(log: Path, path: Path, before: bytes) -> Iterator[tuple[dict[Path, File], set[str]]]:
-    """The files after each call of the writer's, and the ids it had been told are stored."""
-    files = {path: File(before)}
-    names: dict[str, Path] = {}
-    stored: set[str] = set()
-    for line in log.read_text().splitlines():
-        if not (call := CALL.match(line)) or call[3].startswith("-"):
-            assert "unfinished" not in line, line
-            continue
-        first, *rest = call[2].split(", ")
-        match call[1]:
-            case "openat":
-                name = Path(decode(rest[0]).decode())
-                if name in (path, path.with_name(f"{path.name}-wal")):
-                    files.setdefault(name, File())
-                    names[call[3]] = name
-                else:
-                    names.pop(call[3], None)
-            case "close":
-                names.pop(first, None)
-            case "write" if first == "1":
-                if (said := decode(rest[0]).decode().split())[0] == "done":
-                    stored.add(said[1])
-            case "pwrite64" if first in names:
-                files[names[first]].pending.append((int(rest[2]), decode(rest[0])))
-            case "ftruncate" if first in names:
-                files[names[first]].pending.append((int(rest[0]), None))
-            case "fsync" | "fdatasync" if first in names:
-                files[names[first]].sync()
-            case _:
-                continue
-        yield files, stored
-
-
-def decode(text: str) -> bytes:
-    assert not text.endswith("..."), "strace cut a string off"
-    return bytes.fromhex(text.strip('"').replace("\\x", ""))
-
-
-def check(path: Path) -> tuple[bool, set[str]]:
-    """Whether SQLite finds the file whole, and the ids of its sessions."""
+def is_whole(path: Path) -> bool:
     with closing(sqlite3.connect(path)) as connection:
-        whole = connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-        return whole, {id for (id,) in connection.execute("SELECT id FROM sessions")}
+        return connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
 
 
-def cut_power(path: Path, options: str) -> tuple[int, int]:
-    """Cut the power at CUTS random moments of a writer's; return the damaged files and the lost rows."""
-    before = path.read_bytes()
-    calls = "openat,close,write,pwrite64,ftruncate,fsync,fdatasync"
-    said = write(path, "-xx", "-s", "100000", "-e", f"trace={calls}", options=options)
+def rows(path: Path) -> set[str]:
+    with closing(sqlite3.connect(path)) as connection:
+        return {id for (id,) in connection.execute("SELECT id FROM sessions")}
+
+
+def cut_power_of_writer(path: Path, options: str) -> tuple[int, int]:
+    """Cut the power at random moments of a writer's; return the damaged files and the lost rows."""
+    before, log = contents(path.parent), path.parent.parent / "log"
+    said = run_traced(log, FOLLOWED, WRITER, f"sqlite:///{path}{options}")
     assert said == ["ready", *(f"done s{number}" for number in range(CALLS))]
-    log = path.parent / "log"
-    random_ = random.Random(options)
-    moments = sum(1 for _ in replay(log, path, before))
-    chosen = set(random_.sample(range(moments), min(CUTS, moments)))
     damaged = lost = 0
-    for moment, (files, stored) in enumerate(replay(log, path, before)):
-        if moment not in chosen:
-            continue
-        folder = path.parent / "after"
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-        for name, file in files.items():
-            (folder / name.name).write_bytes(file.cut(random_))
-        whole, found = check(folder / path.name)
-        damaged += not whole
-        lost += len(stored - found)
+    for left, printed in cuts(path.parent, before, log, CUTS, options):
+        damaged += not is_whole(left / path.name)
+        lost += len(set(re.findall(r"done (s\d+)", printed)) - rows(left / path.name))
     return damaged, lost
 
 
-def test_a_power_cut_loses_no_acknowledged_row(path: Path) -> None:
-    assert cut_power(path, "") == (0, 0)
+@pytest.mark.parametrize("options", ["", "?journal=delete"])
+def test_a_power_cut_loses_no_acknowledged_row(path: Path, options: str) -> None:
+    assert cut_power_of_writer(path, options) == (0, 0)
 
 
 def test_a_power_cut_at_synchronous_normal_loses_rows_but_damages_nothing(path: Path) -> None:
     """As documented; and it shows that the test above can tell."""
-    damaged, lost = cut_power(path, "?synchronous=NORMAL")
+    damaged, lost = cut_power_of_writer(path, "?synchronous=NORMAL")
 
     assert damaged == 0
     assert lost > 0
+
+
+@pytest.mark.parametrize("stem", ["era-a", "hot-wal"])
+def test_a_power_cut_leaves_the_old_database_or_the_adopted_one_and_the_next_run_finishes(
+    folder: Path, stem: str
+) -> None:
+    for file in (FOLDER / "sqlite").glob(f"{stem}.db*"):
+        shutil.copyfile(file, folder / file.name)
+    path, log = folder / f"{stem}.db", folder.parent / "log"
+    before = contents(folder)
+    run_traced(log, FOLLOWED, COMMAND, "--url", f"sqlite:///{path}", "baselinedb")
+    was = digest(f"sqlite:///{path}")
+
+    outcomes = set()
+    for left, printed in cuts(folder, before, log, CUTS // 3, stem):
+        url = f"sqlite:///{left / path.name}"
+        backups = [file for file in left.glob("*.backup-*") if ".partial" not in file.name]
+        assert [file.name for file in (left / path.name, *backups) if not is_whole(file)] == []
+        assert [digest(f"sqlite:///{file}") for file in backups] == [was] * len(backups)
+        adopted = baselinedb(url, "--check").code == 0
+        outcomes.add((adopted, "Adopted" in printed))
+        assert_next_run_finishes(url, was)
+
+    assert outcomes == {(False, False), (True, False), (True, True)}
+
+
+def test_a_power_cut_leaves_a_whole_backup_or_none(path: Path) -> None:
+    with agentdb.connect(f"sqlite:///{path}") as db:
+        for number in range(50):
+            db.insert_session(f"s{number}", "agent", "x" * 500)
+    (folder := path.parent.parent / "backups").mkdir()
+    backup, log = folder / "agents.backup", folder.parent / "log"
+    said = run_traced(log, FOLLOWED, COMMAND, "--url", f"sqlite:///{path}", "backup", str(backup))
+
+    outcomes = set()
+    for left, printed in cuts(folder, {}, log, CUTS, "backup"):
+        if there := (left / backup.name).exists():
+            assert is_whole(left / backup.name)
+            assert len(rows(left / backup.name)) == 50
+        outcomes.add((there, said[-1] in printed))
+
+    assert outcomes == {(False, False), (True, False), (True, True)}
+
+
+def test_copy_goes_on_after_a_power_cut_and_what_it_called_copied_is_there(path: Path) -> None:
+    with agentdb.connect(f"sqlite:///{path}") as db:
+        for number in range(200):
+            db.insert_session(f"s{number}", "agent", "x" * 200)
+    (folder := path.parent.parent / "target").mkdir()
+    target, log = folder / "target.sqlite3", folder.parent / "log"
+    said = run_traced(log, FOLLOWED, COMMAND, "copydb", f"sqlite:///{path}", f"sqlite:///{target}")
+
+    outcomes = set()
+    for left, printed in cuts(folder, {}, log, CUTS // 3, "copy"):
+        file = left / target.name
+        finished = said[-1] in printed
+        if finished:
+            assert rows(file) == rows(path)
+        outcomes.add(finished)
+        try:
+            agentdb.copy_database(f"sqlite:///{path}", f"sqlite:///{file}")
+        except agentdb.InvalidInputError as error:  # it had ended, and only could not say so any more
+            assert "has rows already" in str(error)
+        assert is_whole(file)
+        assert rows(file) == rows(path)
+
+    assert outcomes == {False, True}
 
 
 @pytest.mark.parametrize(("error", "words"), [("EIO", "disk I/O error"), ("ENOSPC", "disk is full|disk I/O error")])
@@ -189,14 +171,22 @@ def test_a_power_cut_at_synchronous_normal_loses_rows_but_damages_nothing(path: 
 def test_a_disk_that_fails_for_a_while_is_reported_and_loses_no_acknowledged_row(
     path: Path, error: str, words: str, call: str
 ) -> None:
-    wal = f"{path}-wal"
-    said = write(path, "-P", str(path), "-P", wal, "-e", f"trace={call}",
-                 "-e", f"inject={call}:error={error}:when=9..14")  # fmt: skip
+    fail = [
+        "-P",
+        str(path),
+        "-P",
+        f"{path}-wal",
+        "-e",
+        f"trace={call}",
+        "-e",
+        f"inject={call}:error={error}:when=9..14",
+    ]
+    said = run_traced(path.parent.parent / "log", fail, WRITER, f"sqlite:///{path}")
 
     stored = {line.split()[1] for line in said if line.startswith("done")}
     errors = [line for line in said[1:] if not line.startswith("done")]
     assert errors
     assert stored
     assert [line for line in errors if not re.match(f"DatabaseUnavailableError: .*({words})", line)] == []
-    whole, found = check(path)
-    assert (whole, stored - found) == (True, set())
+    assert is_whole(path)
+    assert stored - rows(path) == set()

@@ -16,6 +16,7 @@ from agentdb.errors import DatabaseUnavailableError
 Progress = Callable[[int, int], None]  # done, total
 
 _PAGES_PER_STEP = 4096
+_LEFTOVERS = (".partial", ".partial-journal", ".partial-wal", ".partial-shm")
 
 
 def back_up(
@@ -121,7 +122,7 @@ def _remove_leftovers(source: Path) -> None:
     """Remove what copies that were killed left behind. Callers hold the migration lock: none is being made now."""
     prefix = f"{source.name}.backup-"
     for path in source.parent.iterdir():
-        if path.name.startswith(prefix) and path.name.removesuffix("-journal").endswith(".partial"):
+        if path.name.startswith(prefix) and path.name.endswith(_LEFTOVERS):
             with suppress(OSError):
                 path.unlink()
 
