@@ -212,8 +212,7 @@ def _begin(writing: BaseDatabaseWrapper, place: str) -> dict[str, tuple[str, int
 def _refuse_rows(connection: BaseDatabaseWrapper, there: set[str]) -> None:
     if filled := _filled(connection, there):
         raise InvalidInputError(
-            f"The target has rows already, in {', '.join(filled)}. Copy into a new database, or compare "
-            "the two with --verify; nothing was changed."
+            f"The target has rows already, in {', '.join(filled)}. Copy into a new database; nothing was changed."
         )
 
 

@@ -112,7 +112,7 @@ def test_copydb_refuses_a_target_with_rows(url: str, make_url: MakeUrl) -> None:
 
     assert refusal(url, target) == (
         "The target has rows already, in agents, sessions, sandboxes, api_keys. "
-        "Copy into a new database, or compare the two with --verify; nothing was changed."
+        "Copy into a new database; nothing was changed."
     )
     assert contents(target) == before
 
