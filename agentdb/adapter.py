@@ -362,6 +362,9 @@ class DjangoDb(Db):
     def close(self) -> None:
         self._executor.close()
 
+    def _rest(self) -> None:
+        self._executor.rest()
+
 
 _NOT_A_COROUTINE = "run_transaction() takes a plain function, not a coroutine: its calls run in one thread."
 _NOT_A_GENERATOR = "run_transaction() takes a plain function, not a generator, whose calls would run after the end."

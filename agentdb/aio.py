@@ -111,7 +111,12 @@ class AsyncDb:
                         raise self._failure  # of another first call, which this one has waited for
                     self._db = self._first_open()
                 db = self._db
-        return call(db)
+        try:
+            return call(db)
+        finally:
+            # What a host's pool handed out to this thread, others may wait for.
+            if (rest := getattr(db, "_rest", None)) is not None:
+                rest()
 
     def _first_open(self) -> Db:
         assert self._open is not None

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from django.core.exceptions import ImproperlyConfigured
 from django.db import DEFAULT_DB_ALIAS, connections, transaction
+from django.db.backends.base.base import BaseDatabaseWrapper
 
 from agentdb.channels import open_channel
 from agentdb.channels.base import Channel, Fault, driver_error
@@ -61,6 +62,35 @@ logger = logging.getLogger("agentdb")
 
 # Django's own word for "I know what I do": it lets a connection be opened there.
 _warn_in_loops = "DJANGO_ALLOW_ASYNC_UNSAFE" not in os.environ
+
+
+class _EndOfThread:
+    """Closes, as its thread ends, the connections of a host's aliases that are open there: nobody else would.
+
+    A host's pool would count them as handed out for ever.
+    """
+
+    def __init__(self) -> None:
+        self.wrappers: list[BaseDatabaseWrapper] = []
+
+    def __del__(self) -> None:
+        for wrapper in self.wrappers:
+            if not wrapper.allow_thread_sharing:
+                # Django refuses it in another thread, as in the child of a fork, which clears up after all threads.
+                with suppress(Exception):
+                    wrapper.close()
+
+
+_thread = threading.local()
+
+
+def _close_at_end_of_thread(wrapper: BaseDatabaseWrapper) -> None:
+    if threading.current_thread() is threading.main_thread():
+        return
+    if not hasattr(_thread, "end"):
+        _thread.end = _EndOfThread()
+    if wrapper not in _thread.end.wrappers:
+        _thread.end.wrappers.append(wrapper)
 
 
 class Executor:
@@ -495,6 +525,13 @@ class Executor:
         with suppress(AttributeError):
             del connections[self.alias]
 
+    def rest(self) -> None:
+        """Give a connection of the host's pool back: this thread makes no other call for now."""
+        channel = self.own_channel()
+        if channel is not None and not self._owned and channel.is_pooled and not channel.wrapper.in_atomic_block:
+            with channel.lock:
+                channel.wrapper.close()
+
     def _open_channel(self) -> Channel:
         if self._shared is not None:
             connections[self.alias] = self._shared.wrapper
@@ -503,6 +540,8 @@ class Executor:
             channel = open_channel(connections[self.alias])
         self._place = channel.describe()
         channel.owned = self._owned
+        if not self._owned:
+            _close_at_end_of_thread(channel.wrapper)
         if not self._prepares:
             channel.prepare_nothing()
         self._channels.add(channel)

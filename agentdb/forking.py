@@ -12,7 +12,7 @@ from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 
-from agentdb.channels.base import Channel
+from agentdb.channels.base import Channel, left_to_the_parent
 from agentdb.channels.sqlite import carried
 from agentdb.watchdog import watchdog
 
@@ -21,7 +21,6 @@ _LONGEST_WAIT_FOR_A_TRANSACTION_SECONDS = 1.0  # it may be waiting for the very 
 _LONGEST_WAIT_FOR_A_STATEMENT_SECONDS = 60.0  # twice as long as SQLite waits for another writer
 
 _wrappers: weakref.WeakSet[BaseDatabaseWrapper] = weakref.WeakSet()  # of SQLite files, the host's among them
-_inherited: list[object] = []  # the parent's connections, in the child
 
 
 class Forks(Protocol):
@@ -131,7 +130,7 @@ def leave_to_the_parent(channel: Channel) -> None:
     if channel.wrapper.vendor == "sqlite" and channel.settled and not channel.began:
         _undo_copy(channel.wrapper)
     else:
-        _inherited.append(raw)  # kept, because deleting it would close it
+        left_to_the_parent.append(raw)
     channel.wrapper.connection = None
 
 
@@ -147,7 +146,7 @@ def _undo_copy(wrapper: BaseDatabaseWrapper) -> None:
     wrapper.connection = None
     if raw is None or not _is_file(wrapper):
         return
-    _inherited.append(raw)
+    left_to_the_parent.append(raw)
 
     def close() -> None:
         if not raw.in_transaction or raw.execute("PRAGMA journal_mode").fetchone() == ("wal",):

@@ -56,6 +56,9 @@ class TenantExecutor:
     def describe(self) -> str:
         return f"{self.whole.describe()}, tenant {self.tenant_id!r}"
 
+    def rest(self) -> None:
+        self._whole.rest()
+
     def close(self) -> None:
         """End this view; the executor goes on."""
         self._closed = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import inspect
 import os
@@ -28,6 +29,7 @@ from django.db.utils import ConnectionHandler
 import agentdb
 from agentdb import (
     AgentDbError,
+    AsyncDb,
     ConflictError,
     DatabaseClosedError,
     DatabaseUnavailableError,
@@ -38,6 +40,8 @@ from agentdb import (
 from agentdb.conf import database_from_url, server_name
 from agentdb.opening import temporary_alias
 from tests.factories import execute, make_agent, make_sandbox, make_session
+
+MakeHosts = Callable[[dict[str, Any] | None], str]
 
 
 @pytest.fixture
@@ -452,24 +456,134 @@ def test_calls_fail_while_a_postgresql_server_is_down_and_work_when_it_is_back(s
         assert db.run_transaction(lambda inside: inside.touch_session("s1")) is True
 
 
-def test_dead_connections_of_a_hosts_pool_go_back_to_it(postgres_url_migrated: str) -> None:
-    config = database_from_url(postgres_url_migrated)
-    config["CONN_MAX_AGE"] = 0
-    config["OPTIONS"]["pool"] = {"min_size": 1, "max_size": 2, "timeout": 5}
-    connections.settings["pooled"] = ConnectionHandler({"default": config}).settings["default"]
-    db = DjangoDb("pooled")
-    try:
-        for _ in range(4):
-            make_agent(db)
-            kill_connections(postgres_url_migrated)
-            with pytest.raises(DatabaseUnavailableError):
-                db.run_transaction(lambda inside: [make_agent(inside), kill_connections(postgres_url_migrated)])
-        assert make_agent(db).version == 5
-    finally:
-        wrapper: Any = connections["pooled"]
+@pytest.fixture
+def hosts(postgres_url_migrated: str) -> Iterator[MakeHosts]:
+    """Makes an alias as a Django project would, with a pool of its own or without one."""
+    aliases: list[str] = []
+
+    def make(pool: dict[str, Any] | None) -> str:
+        config = database_from_url(postgres_url_migrated)
+        config["CONN_MAX_AGE"] = 0
+        if pool is not None:
+            config["OPTIONS"]["pool"] = pool
+        aliases.append(f"hosts{len(aliases)}")
+        connections.settings[aliases[-1]] = ConnectionHandler({"default": config}).settings["default"]
+        return aliases[-1]
+
+    yield make
+    for alias in aliases:
+        wrapper: Any = connections[alias]
         wrapper.close()
         wrapper.close_pool()
-        del connections["pooled"], connections.settings["pooled"]
+        del connections[alias], connections.settings[alias]
+
+
+def test_dead_connections_of_a_hosts_pool_go_back_to_it(hosts: MakeHosts, postgres_url_migrated: str) -> None:
+    db = DjangoDb(hosts({"min_size": 1, "max_size": 2, "timeout": 5}))
+    for _ in range(4):
+        make_agent(db)
+        kill_connections(postgres_url_migrated)
+        with pytest.raises(DatabaseUnavailableError):
+            db.run_transaction(lambda inside: [make_agent(inside), kill_connections(postgres_url_migrated)])
+    assert make_agent(db).version == 5
+
+
+POOLS = pytest.mark.parametrize("pool", [{"min_size": 1, "max_size": 3, "timeout": 5}, None], ids=["pool", "no pool"])
+
+
+def assert_nothing_taken(alias: str, url: str) -> None:
+    gc.collect()
+    wrapper: Any = connections[alias]
+    if wrapper.pool is not None:
+        stats = wrapper.pool.get_stats()
+        assert stats["pool_available"] == stats["pool_size"]
+    else:
+        _wait_until(lambda: count_connections(url) == 0)
+
+
+@POOLS
+def test_threads_that_end_give_a_hosts_connections_back(
+    hosts: MakeHosts, pool: dict[str, Any] | None, postgres_url_migrated: str
+) -> None:
+    db = DjangoDb(alias := hosts(pool))
+    for number in range(8):
+        thread = threading.Thread(target=make_session, args=(db, f"s{number}"))
+        thread.start()
+        thread.join()
+
+    assert_nothing_taken(alias, postgres_url_migrated)
+    assert len(db.list_sessions()) == 8
+
+
+@POOLS
+def test_async_db_gives_a_hosts_connections_back(
+    hosts: MakeHosts, pool: dict[str, Any] | None, postgres_url_migrated: str
+) -> None:
+    """To a pool after each call, which has fewer than there are threads; else as its threads end."""
+    alias = hosts(pool)
+
+    async def main() -> None:
+        for _ in range(3):
+            async with AsyncDb(DjangoDb(alias)) as db:
+                view = db.for_tenant("default")
+                assert await asyncio.gather(*(view.count_sandboxes() for _ in range(12))) == [0] * 12
+                await db.run_transaction(lambda tx: tx.touch_session("s1"))
+                if pool is not None:
+                    assert_nothing_taken(alias, postgres_url_migrated)
+
+    asyncio.run(main())
+    assert_nothing_taken(alias, postgres_url_migrated)
+
+
+def _backend(alias: str) -> int:
+    with connections[alias].cursor() as cursor:
+        cursor.execute("SELECT pg_backend_pid()")
+        [pid] = cursor.fetchone()
+    return int(pid)
+
+
+def test_connection_that_a_host_shares_outlives_the_thread(hosts: MakeHosts) -> None:
+    db = DjangoDb(hosts(None))
+    pid, wrapper = _backend(db.alias), connections[db.alias]
+
+    def work() -> None:
+        connections[db.alias] = wrapper  # as Django's LiveServerTestCase does
+        db.get_session("s1")
+
+    wrapper.inc_thread_sharing()
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+
+    assert _backend(db.alias) == pid
+
+
+@pytest.mark.parametrize("owner", ["agentdb", "host"])
+def test_a_fork_ends_no_connection_of_another_thread(owner: str, hosts: MakeHosts, postgres_url_migrated: str) -> None:
+    """The child clears up after all threads but one; the server would end what the child closes."""
+    db = agentdb.connect(postgres_url_migrated) if owner == "agentdb" else DjangoDb(hosts(None))
+    begun, go_on, pids = threading.Event(), threading.Event(), []
+
+    def work() -> None:
+        for _ in range(2):
+            pids.append(_backend(db.alias))
+            db.get_session("s1")
+            begun.set()
+            go_on.wait(30)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    begun.wait(30)
+    if (child := os.fork()) == 0:
+        os._exit(0)
+    os.waitpid(child, 0)
+    time.sleep(0.2)  # in which the server would notice
+    go_on.set()
+    thread.join()
+    db.close()
+
+    assert len(pids) == 2
+    assert pids[0] == pids[1]
 
 
 # -- prepared statements

@@ -6,6 +6,7 @@ a kept connection has died, and what the driver's errors mean.
 
 from __future__ import annotations
 
+import os
 import select
 import threading
 import time
@@ -45,6 +46,11 @@ class Fault(Enum):
     OTHER = auto()
 
 
+# The connections of the parent, in the child of a fork. They are kept, because deleting one would close it, and the
+# server would end what the parent goes on with.
+left_to_the_parent: list[object] = []
+
+
 class Channel(ABC):
     """A connection of one thread; of all threads, taking turns, for an in-memory database."""
 
@@ -56,6 +62,7 @@ class Channel(ABC):
         self.wrapper = wrapper
         self.lock = threading.RLock()
         self.owned = False
+        self._process = os.getpid()
         # What has doomed the transaction that is open, and whether the same again may succeed.
         self.failure: AgentDbError | None = None
         self.fault_of_failure: Fault | None = None
@@ -73,6 +80,8 @@ class Channel(ABC):
         self.used = time.monotonic()
         # What waits until one more connection may be open.
         self.room: Callable[[Channel], AbstractContextManager[None]] | None = None
+        # Whether a pool of the host's hands the connection out.
+        self.is_pooled = bool(wrapper.settings_dict["OPTIONS"].get("pool"))
         # A statement that takes longer is logged; None for none.
         self.slow_call_seconds: float | None = own.get("slow_call_seconds")
         # Whether the transaction is being committed: an answer that does not come leaves its outcome unknown.
@@ -81,8 +90,13 @@ class Channel(ABC):
 
     def __del__(self) -> None:
         # The thread has ended; nobody else will close its connection.
-        if self.owned and self.wrapper.connection is not None:
-            self.wrapper.connection.close()
+        raw = self.wrapper.connection
+        if not self.owned or raw is None:
+            return
+        if self._process == os.getpid():
+            raw.close()
+        else:  # a fork ends all threads but one in the child
+            left_to_the_parent.append(raw)
 
     @abstractmethod
     def execute(self, sql: str, params: Sequence[Any]) -> Any:
