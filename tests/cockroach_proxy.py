@@ -82,6 +82,8 @@ class Proxy:
     fail: Callable[[str], str | None] = lambda sql: None
     # The same, but the statement runs first: its outcome is what the client does not learn.
     fail_after: Callable[[str], str | None] = lambda sql: None
+    # What a new database is a copy of.
+    template: str = "template1"
     host: str = "127.0.0.1"
     port: int = 0
 
@@ -194,7 +196,7 @@ class _Conversation:
             return _NONSENSE
         if run and (state := self.proxy.fail_after(sql)):
             self.answer_to_hide = _error(state, _MESSAGES[state])
-        return _in_postgresql(sql)
+        return _in_postgresql(sql, self.proxy.template)
 
     def _to_client(self) -> None:
         announced = False
@@ -223,12 +225,16 @@ class _Conversation:
         self.client.sendall(kind + struct.pack("!I", len(body) + 4) + body)
 
 
-def _in_postgresql(sql: str) -> str:
+def _in_postgresql(sql: str, template: str) -> str:
     """Return what PostgreSQL calls the few statements that only CockroachDB has."""
     if found := re.fullmatch(r"DROP INDEX (\S+) CASCADE", sql):
         return _DROP_UNIQUE.format(found[1])
     if found := re.fullmatch(r"(ALTER TABLE \S+) (RENAME COLUMN .*), (RENAME COLUMN .*)", sql):
         return f"{found[1]} {found[2]}; {found[1]} {found[3]}"
+    if sql.startswith("CREATE DATABASE "):
+        return f"{sql} TEMPLATE {template}"
+    if found := re.fullmatch(r"DROP DATABASE (\S+) CASCADE", sql):
+        return f"DROP DATABASE {found[1]} WITH (FORCE)"
     return sql
 
 

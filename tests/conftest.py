@@ -1,6 +1,7 @@
 """Databases for the tests: SQLite files, and PostgreSQL from a wheel unless AGENTDB_TEST_POSTGRES_URL names a server.
 
-A test that takes ``engine`` (or ``empty_url``, ``url``, ``db``, which take it) runs once on each engine.
+CockroachDB is an engine too where AGENTDB_TEST_COCKROACH_URL names a cluster. A test that takes ``engine`` (or
+``empty_url``, ``url``, ``db``, which take it) runs once on each engine.
 """
 
 from __future__ import annotations
@@ -22,12 +23,14 @@ from pytest_django import DjangoDbBlocker
 import agentdb
 from agentdb import sqlite_safety
 from tests.admin_fixtures import _accounts, site, superuser  # noqa: F401 (fixtures)
+from tests.factories import execute
 from tests.forks import forks  # noqa: F401 (a fixture)
 from tests.legacy_databases import _legacy_templates, load_legacy  # noqa: F401 (fixtures)
 from tests.servers import create_database, drop_databases
 
-ENGINES = ("sqlite", "postgresql")
 POSTGRES_URL_VARIABLE = "AGENTDB_TEST_POSTGRES_URL"
+COCKROACH_URL_VARIABLE = "AGENTDB_TEST_COCKROACH_URL"
+ENGINES = ("sqlite", "postgresql", *(["cockroachdb"] if COCKROACH_URL_VARIABLE in os.environ else []))
 
 _numbers = itertools.count(1)
 
@@ -109,11 +112,27 @@ def make_postgres_database(postgres_url: str) -> Iterator[Callable[..., str]]:
 
 
 @pytest.fixture
+def make_cockroach_database() -> Iterator[Callable[[], str]]:
+    """A function that creates an empty database on the cluster and returns its URL."""
+    cluster = os.environ[COCKROACH_URL_VARIABLE]
+    made: list[str] = []
+
+    def make() -> str:
+        made.append(f"agentdb_test_{os.getpid()}_{next(_numbers)}")
+        execute(cluster, f"CREATE DATABASE {made[-1]}")
+        return urlunsplit(urlsplit(cluster)._replace(path=f"/{made[-1]}"))
+
+    yield make
+    for name in made:
+        execute(cluster, f"DROP DATABASE {name} CASCADE")
+
+
+@pytest.fixture
 def empty_url(engine: str, request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """The URL of a database with nothing in it."""
     if engine == "sqlite":
         return f"sqlite:///{tmp_path}/empty.sqlite3"
-    return request.getfixturevalue("make_postgres_database")()
+    return request.getfixturevalue("make_cockroach_database" if engine == "cockroachdb" else "make_postgres_database")()
 
 
 @pytest.fixture(scope="session")
@@ -139,6 +158,10 @@ def url(engine: str, request: pytest.FixtureRequest, tmp_path: Path) -> str:
         path = tmp_path / "agentdb.sqlite3"
         shutil.copyfile(request.getfixturevalue("_migrated_sqlite"), path)
         return f"sqlite:///{path}"
+    if engine == "cockroachdb":
+        url = request.getfixturevalue("make_cockroach_database")()
+        agentdb.connect(url, migrate=True).close()
+        return str(url)
     make = request.getfixturevalue("make_postgres_database")
     return make(template=request.getfixturevalue("_migrated_postgres"))
 

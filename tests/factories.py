@@ -52,7 +52,7 @@ def execute(url: str, sql: str, *params: object) -> list[tuple[Any, ...]]:
         with closing(sqlite3.connect(sqlite_path(url), timeout=30)) as connection, connection:
             texts = [str(p.astimezone(UTC).replace(tzinfo=None)) if isinstance(p, datetime) else p for p in params]
             return connection.execute(sql, texts).fetchall()
-    with psycopg.connect(url, autocommit=True) as server:
+    with psycopg.connect(url.replace("cockroachdb:", "postgresql:"), autocommit=True) as server:
         cursor = server.execute(sql.replace("?", "%s").encode(), params or None)
         return cursor.fetchall() if cursor.description else []
 

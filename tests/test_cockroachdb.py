@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import django
@@ -206,6 +210,39 @@ def test_the_methods_send_only_what_the_rules_allow(cockroachdb: Start) -> None:
         assert db.run_transaction(lambda db: db.delete_agent("a"))
 
     assert proxy.refused == []
+
+
+def test_the_methods_do_what_they_do_on_any_engine(cockroachdb: Start) -> None:
+    """Their tests, as on a cluster that AGENTDB_TEST_COCKROACH_URL names."""
+    proxy, url = cockroachdb()
+    proxy.template = urlsplit(url).path[1:]
+    environment = {**os.environ, "AGENTDB_TEST_COCKROACH_URL": url.replace(urlsplit(url).path, "/postgres")}
+    files = ("agents", "api_keys", "sandboxes", "sessions")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "--engine=cockroachdb", "-p", "no:cacheprovider", "--no-cov",
+         *(f"tests/test_{file}.py" for file in files)],
+        capture_output=True, text=True, env=environment, cwd=Path(__file__).parent.parent,
+    )  # fmt: skip
+
+    assert done.returncode == 0, done.stdout
+    assert len(re.findall(r"(\d\d+) passed", done.stdout, re.MULTILINE)) == 1
+    assert proxy.refused == []
+
+
+@pytest.mark.parametrize("work", ["single", "transaction"])
+def test_an_ambiguous_result_is_an_unknown_outcome(cockroachdb: Start, work: str) -> None:
+    proxy, url = cockroachdb()
+    with agentdb.connect(url, migrate=True) as db:
+        ends = "INSERT INTO" if work == "single" else "COMMIT"
+        proxy.fail_after = lambda sql: "40003" if sql.startswith(ends) else None
+        with pytest.raises(agentdb.OutcomeUnknownError, match="result is ambiguous"):
+            if work == "single":
+                db.insert_session("s", "a", "b")
+            else:
+                db.run_transaction(lambda tx: tx.insert_session("s", "a", "b"))
+        proxy.fail_after = lambda sql: None
+
+        assert db.get_session("s") is not None  # as it may be: the proxy ran what it gave no answer to
 
 
 def test_a_transaction_that_must_restart_is_run_again(cockroachdb: Start) -> None:

@@ -375,14 +375,15 @@ MISMATCHES: dict[str, tuple[dict[str, list[str]], Callable[[DjangoDb], object], 
 @pytest.mark.parametrize("case", MISMATCHES)
 def test_tables_that_do_not_fit_are_a_schema_mismatch(db: DjangoDb, url: str, engine: str, case: str) -> None:
     changes, call, reasons = MISMATCHES[case]
-    for sql in [*changes.get("both", []), *changes.get(engine, [])]:
+    spoken = "sqlite" if engine == "sqlite" else "postgresql"
+    for sql in [*changes.get("both", []), *changes.get(spoken, [])]:
         execute(url, sql)
 
     with pytest.raises(SchemaMismatchError) as raised:
         call(db)
 
     assert str(raised.value) == (
-        f"{db.describe()} does not have the tables agentdb works on: {reasons[engine]}. Run 'agentdb verifydb'."
+        f"{db.describe()} does not have the tables agentdb works on: {reasons[spoken]}. Run 'agentdb verifydb'."
     )
     assert raised.value.__cause__ is not None
     with pytest.raises(SchemaMismatchError):
