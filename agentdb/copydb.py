@@ -17,8 +17,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import DateTimeField, IntegerField, Model
 
 from agentdb import migration_record
-from agentdb.adoption.contents import SHOWN_ROWS
-from agentdb.adoption.unusable import UnusableValue, decode_sqlite_text, shown, too_wide, unusable_reason
+from agentdb.adoption.unusable import SHOWN_ROWS, UnusableValue, decode_sqlite_text, shown, too_wide, unusable_reason
 from agentdb.channels import open_channel
 from agentdb.errors import AgentDbError, InvalidInputError, SchemaMismatchError, SchemaOutOfDateError
 from agentdb.inspection import inspecting, translated_errors

@@ -16,7 +16,7 @@ from django.db.migrations.operations.base import Operation
 from django.db.migrations.state import ProjectState
 from django.db.models.sql.compiler import SQLCompiler
 
-from agentdb.adoption.contents import count_rows
+from agentdb.adoption.contents import count_rows, refuse_unusable_values
 from agentdb.adoption.ddl import LegacyUnique, conform_table, create_table
 from agentdb.adoption.online import TO_NATIVE, TO_TEXT, conform_models_online, repeatable
 from agentdb.adoption.timestamps import add_native_text, native_sql, server_text
@@ -26,7 +26,6 @@ from agentdb.adoption.unusable import (
     UnusableValuesError,
     first_line,
     read_instants,
-    refuse_unusable_values,
 )
 from agentdb.errors import SchemaMismatchError
 from agentdb.migration_lock import LIMIT_LOCK_WAITS

@@ -6,6 +6,7 @@ import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any
@@ -17,18 +18,20 @@ from agentdb.adoption.shapes import NATIVE_TIMESTAMP_TYPES, old_name, unique_key
 from agentdb.adoption.timestamps import native_text
 from agentdb.adoption.unusable import (
     OLD_COLUMNS,
+    SHOWN_ROWS,
     UnusableValue,
+    UnusableValues,
+    UnusableValuesError,
     decode_sqlite_text,
     not_castable,
     shown,
     too_wide,
     unusable_reason,
 )
-from agentdb.schema import Table
+from agentdb.schema import Table, read_tables
 from agentdb.schema.spelling import is_in_calendar, is_spelt_as_agentdb_does
 from agentdb.schema.sqltext import quote_name
 
-SHOWN_ROWS = 20
 _REPORT_EVERY = 20_000
 
 Progress = Callable[[str, int, int], None]  # table, rows done, rows in all
@@ -98,6 +101,30 @@ def read_content(
         if "Could not decode to UTF-8" not in str(error):
             raise
     return _read(connection, name, table, checksum_of, progress, strict=False)
+
+
+_known_usable: ContextVar[frozenset[str]] = ContextVar("_known_usable", default=frozenset())
+
+
+@contextmanager
+def known_usable(connection: BaseDatabaseWrapper) -> Iterator[None]:
+    """For a block that begins after every value was read, in the same transaction: nothing need be read again."""
+    token = _known_usable.set(_known_usable.get() | {connection.alias})
+    try:
+        yield
+    finally:
+        _known_usable.reset(token)
+
+
+def refuse_unusable_values(connection: BaseDatabaseWrapper) -> None:
+    """Raise ``UnusableValuesError`` if a row of the old tables holds a value that cannot be converted. Reads only."""
+    if connection.alias in _known_usable.get():
+        return
+    tables = read_tables(connection, OLD_COLUMNS)
+    contents = [read_content(connection, name, tables[name]) for name in OLD_COLUMNS if name in tables]
+    if total := sum(content.bad_total for content in contents):
+        first = [value for content in contents for value in content.bad]
+        raise UnusableValuesError(UnusableValues(total, tuple(first[:SHOWN_ROWS])))
 
 
 def read_checksum(

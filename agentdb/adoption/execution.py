@@ -16,7 +16,7 @@ from django.db.migrations.recorder import MigrationRecorder
 from django.db.transaction import TransactionManagementError
 
 from agentdb.adoption.backup import back_up
-from agentdb.adoption.contents import Progress, read_checksum
+from agentdb.adoption.contents import Progress, known_usable, read_checksum
 from agentdb.adoption.ddl import conform_table, create_table
 from agentdb.adoption.online import TO_NATIVE, conform_models_online
 from agentdb.adoption.ownership import RECORD, hand_over
@@ -32,7 +32,7 @@ from agentdb.adoption.plan import (
 from agentdb.adoption.rehearsal import rehearse
 from agentdb.adoption.shapes import APP, INITIAL, NATIVE, NATIVE_TIMESTAMP_TYPES, drift, later_indexes, state_apps
 from agentdb.adoption.timestamps import add_native_text, native_sql
-from agentdb.adoption.unusable import OLD_COLUMNS, known_usable
+from agentdb.adoption.unusable import OLD_COLUMNS
 from agentdb.errors import DatabaseUnavailableError, SchemaMismatchError
 from agentdb.inspection import (
     ChangedMeanwhileError,

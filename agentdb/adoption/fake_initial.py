@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from django.db import IntegrityError
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+from agentdb.adoption.contents import refuse_unusable_values
 from agentdb.adoption.shapes import Kind, Shape, recognise, unique_keys
-from agentdb.adoption.unusable import OLD_COLUMNS, refuse_unusable_values
+from agentdb.adoption.unusable import OLD_COLUMNS
 from agentdb.errors import SchemaMismatchError
 from agentdb.migration_record import migration_names, recorded_migrations
 from agentdb.schema import Table
