@@ -22,6 +22,8 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.utils import timezone
 from django.utils.translation import gettext, ngettext
 
+from agentdb.channels import open_channel
+from agentdb.channels.base import Fault, driver_error
 from agentdb.conf import server_name
 from agentdb.display import relative
 from agentdb.errors import AgentDbError, DatabaseUnavailableError
@@ -250,7 +252,7 @@ def explain(connection: BaseDatabaseWrapper, error: BaseException) -> Problem:
             "agentdb health",
             said,
         )
-    if state in ("42703", "42P01", "42883", "42804") or "no such column" in lower or "no such table" in lower:
+    if open_channel(connection).fault(driver_error(error)) is Fault.MISMATCH:
         return Problem(
             gettext("The tables of %(place)s are not as agentdb expects them.") % {"place": name},
             "agentdb verifydb",

@@ -127,10 +127,8 @@ def check_sqlite_file(path: Path) -> None:
     if not header.startswith(_MAGIC) or len(header) < 100:
         raise DatabaseUnavailableError(f"{str(path)!r} is not a SQLite database. Check the database URL.")
     if size < expected:
-        raise DatabaseUnavailableError(
-            f"The database file {str(path)!r} is damaged: it has {size:,} of the {expected:,} bytes that its "
-            "header names. Restore a backup."
-        )
+        reason = f"it has {size:,} of the {expected:,} bytes that its header names"
+        raise DatabaseUnavailableError(describe_damage(path, reason))
 
 
 def _size_named(path: Path) -> tuple[bytes, int, int]:
@@ -158,21 +156,7 @@ def describe_failure(connection: BaseDatabaseWrapper, error: BaseException) -> s
     """What went wrong and what to do, without a password."""
     reason = _reason(error)
     if connection.vendor == "sqlite":
-        name = str(connection.settings_dict["NAME"])
-        if "locked" in reason:
-            return (
-                f"The database file {name!r} is locked by another process. Stop the program that uses it, or wait, "
-                "and try again."
-            )
-        if "not a database" in reason:
-            return f"{name!r} is not a SQLite database. Check the database URL."
-        if "malformed" in reason:
-            return f"The database file {name!r} is damaged: {reason}. Restore a backup."
-        if "readonly" in reason:
-            return f"The database file {name!r} is read-only. Allow writing to it and to its folder, and try again."
-        if "disk is full" in reason:
-            return f"There is no space left on the disk of {name!r}. Make room and try again."
-        return f"The database file {name!r} cannot be used: {reason}."
+        return describe_sqlite_failure(connection.settings_dict["NAME"], reason)
     settings = connection.settings_dict
     state = getattr(error.__cause__, "sqlstate", None)
     if state == "42501":
@@ -188,6 +172,30 @@ def describe_failure(connection: BaseDatabaseWrapper, error: BaseException) -> s
     if connection.connection is None or state is None or state.startswith(("08", "57P", "28", "3D")):
         return f"The database {server_name(settings)} cannot be reached: {reason}."
     return f"The database {server_name(settings)} cannot be used: {reason}."
+
+
+def describe_sqlite_failure(path: object, reason: str) -> str:
+    """The same of a SQLite file, for the reason that SQLite gave."""
+    name = str(path)
+    if "locked" in reason:
+        return (
+            f"The database file {name!r} is locked by another process. Stop the program that uses it, or wait, "
+            "and try again."
+        )
+    if "not a database" in reason:
+        return f"{name!r} is not a SQLite database. Check the database URL."
+    if "malformed" in reason:
+        return describe_damage(path, reason)
+    if "readonly" in reason:
+        return f"The database file {name!r} is read-only. Allow writing to it and to its folder, and try again."
+    if "disk is full" in reason:
+        return f"There is no space left on the disk of {name!r}. Make room and try again."
+    return f"The database file {name!r} cannot be used: {reason}."
+
+
+def describe_damage(path: object, reason: str) -> str:
+    """What to say of a SQLite file that is damaged."""
+    return f"The database file {str(path)!r} is damaged: {reason.rstrip('.')}. Restore a backup."
 
 
 def _reason(error: BaseException) -> str:

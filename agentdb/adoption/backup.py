@@ -12,6 +12,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from agentdb.errors import DatabaseUnavailableError
+from agentdb.inspection import describe_damage, describe_sqlite_failure
 
 Progress = Callable[[int, int], None]  # done, total
 
@@ -46,16 +47,11 @@ def back_up(
             _copy(source, partial, progress, timeout_seconds)
             damage = _damage(partial)
         except sqlite3.Error as error:
-            if "locked" in str(error):
-                raise DatabaseUnavailableError(
-                    f"The database file {str(source)!r} is locked by another process. Stop the program that uses it, "
-                    "or wait, and try again."
-                ) from error
-            if "malformed" in str(error):
-                raise DatabaseUnavailableError(_damaged(source, str(error))) from error
+            if "locked" in str(error) or "malformed" in str(error):
+                raise DatabaseUnavailableError(describe_sqlite_failure(source, str(error))) from error
             raise DatabaseUnavailableError(_cannot_write(target, str(error))) from error
         if damage is not None:
-            raise DatabaseUnavailableError(_damaged(source, damage))
+            raise DatabaseUnavailableError(describe_damage(source, damage))
         _flush(partial)
         _put_in_place(partial, target)
         _flush(target.parent)
@@ -147,10 +143,6 @@ def _flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _damaged(source: Path, reason: str) -> str:
-    return f"The database file {str(source)!r} is damaged: {reason.rstrip('.')}. Restore a backup."
 
 
 def _cannot_write(target: Path, reason: str) -> str:
