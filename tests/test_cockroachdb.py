@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import os
 import re
@@ -23,9 +24,11 @@ from agentdb.schema import compare, expected_tables, read_tables
 from tests.cockroach_proxy import RULES, Proxy, serving
 from tests.legacy_databases import FOLDER, manage, opened, psql, rows
 
+BACKEND = importlib.metadata.version("django-cockroachdb") if importlib.util.find_spec("django_cockroachdb") else "none"
+
 pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("django_cockroachdb") is None or django.VERSION[:2] != (5, 2),
-    reason="django-cockroachdb is released for Django 5.2",
+    not BACKEND.startswith(".".join(map(str, django.VERSION[:2]))),
+    reason=f"needs the django-cockroachdb of Django {django.VERSION[0]}.{django.VERSION[1]}, and has {BACKEND}",
 )
 
 Start = Callable[..., tuple[Proxy, str]]
@@ -70,6 +73,10 @@ def _schema_changes(proxy: Proxy) -> list[str]:
 def test_a_fresh_database_is_made_with_statements_that_every_version_allows(
     cockroachdb: Start, version: tuple[int, int]
 ) -> None:
+    from django_cockroachdb.features import DatabaseFeatures
+
+    if version < (oldest := DatabaseFeatures.minimum_database_version):
+        pytest.skip(f"django-cockroachdb {BACKEND} needs CockroachDB {oldest[0]}.{oldest[1]}")
     proxy, url = cockroachdb(version)
 
     agentdb.connect(url, migrate=True).close()
