@@ -143,17 +143,25 @@ def test_random_interrupts_lose_no_acknowledged_write_and_fail_no_quiet_call(url
     with agentdb.connect(url) as db:
         number = 0
         until = time.monotonic() + _SECONDS
+
+        def write() -> None:
+            """Until it is interrupted, or, as an interrupt in a finalizer goes no further, until the test ends.
+
+            A function of its own: from Python 3.13 on an exception at the end of a loop may pass by the ``try`` around.
+            """
+            nonlocal number
+            while time.monotonic() < until:
+                number += 1
+                if number % 3:
+                    db.insert_session(f"s{number}", "a", "sb")
+                else:
+                    db.run_transaction(both(f"s{number}"))
+                acknowledged.add(f"s{number}")
+
         while time.monotonic() < until:
             try:
                 signal.setitimer(signal.ITIMER_REAL, randomness.uniform(0.00002, 0.004))
-                # An interrupt in a finalizer is reported and goes no further, so the loop has an end of its own.
-                while time.monotonic() < until:
-                    number += 1
-                    if number % 3:
-                        db.insert_session(f"s{number}", "a", "sb")
-                    else:
-                        db.run_transaction(both(f"s{number}"))
-                    acknowledged.add(f"s{number}")
+                write()
             except Interrupt:
                 pass
             except AgentDbError as error:  # the interrupt came out as something else
@@ -177,12 +185,16 @@ def test_interrupts_cost_a_database_in_memory_nothing() -> None:
     randomness = random.Random(7)
     with agentdb.connect("sqlite://:memory:", migrate=True) as db:
         db.insert_session("s1", "a", "sb")
+
+        def touch() -> None:
+            until = time.monotonic() + 1
+            while time.monotonic() < until:
+                db.run_transaction(lambda tx: tx.touch_session("s1"))
+
         for _ in range(200):
             try:
                 signal.setitimer(signal.ITIMER_REAL, randomness.uniform(0.00002, 0.0005))
-                until = time.monotonic() + 1
-                while time.monotonic() < until:
-                    db.run_transaction(lambda tx: tx.touch_session("s1"))
+                touch()
             except Interrupt:
                 pass
             finally:
