@@ -125,9 +125,7 @@ _all: weakref.WeakSet[Workers] = weakref.WeakSet()
 def _start_anew_in_child() -> None:
     """After a fork the threads are the parent's; the child's first call starts others."""
     for workers in list(_all):
-        workers._finalizer.detach()
         workers._start_anew()
-        workers._finalizer = weakref.finalize(workers, _dismiss, workers._jobs, workers._threads)
 
 
 if hasattr(os, "register_at_fork"):

@@ -140,6 +140,10 @@ def test_relaxed_touches_alone_commit_without_waiting_for_the_disk(empty_url: st
             "The URL option touch_durability='none' is neither full nor relaxed.",
         ),
         (
+            "cockroachdb://h/d?touch_durability=relaxed",
+            "The URL option touch_durability is for PostgreSQL; CockroachDB commits fully.",
+        ),
+        (
             "sqlite:///x.db?touch_durability=relaxed",
             "The URL option touch_durability is for PostgreSQL. On SQLite synchronous=NORMAL relaxes all writes.",
         ),
