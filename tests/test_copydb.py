@@ -262,6 +262,24 @@ def test_copydb_names_every_kind_of_value_that_cannot_be_copied_before_it_writes
     assert execute(target, "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'") == [(0,)]
 
 
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ("sessions SET sandbox_id = x'61' WHERE id = 's1'", "id 's1', column 'sandbox_id': b'a' is no text"),
+        ("agents SET id = 'a', version = 'x' WHERE name = 'plain'", "id 'a', column 'version': 'x' is no integer"),
+    ],
+)  # fmt: skip
+def test_copydb_finds_the_one_value_that_cannot_be_copied(
+    change: str, named: str, tmp_path: Path, make_url: MakeUrl
+) -> None:
+    source, target = f"sqlite:///{tmp_path}/bad.sqlite3", make_url("postgresql")
+    agentdb.connect(source, migrate=True).close()
+    fill(source)
+    execute(source, f"UPDATE {change}")
+
+    assert refusal(source, target).splitlines()[1].partition(", ")[2] == named
+
+
 def test_a_dry_run_copies_nothing_and_makes_no_file(url: str, tmp_path: Path) -> None:
     fill(url)
 
