@@ -396,6 +396,8 @@ def test_filters_offer_the_values_that_there_are_with_counts_where_an_index_has_
     assert ("?status=active&tenant_id=t1", "active") in narrowed
     assert ("?agent_name=agent-6&tenant_id=t1", "agent-6") not in narrowed
     assert ("?agent_name=agent-7&tenant_id=t1", "agent-7") in narrowed
+    current = re.findall(r'aria-current="true"><span>(.*?)</span>', site.get("agentdb/session/", tenant_id="t1").html)
+    assert current == ["t1"]
 
 
 def test_filters_offer_no_agents_to_a_user_who_may_not_see_them(site: Site):

@@ -198,6 +198,13 @@ def test_rows_of_attention_are_for_those_who_may_see_the_table(site: Site):
 
     assert site.get("agentdb/session/attention/", check="silent").status == 403
     assert site.get("agentdb/session/attention/", check="sandbox-alone").status == 200
+    _session(site, "silent", 31, status="active", runner_id="r9")
+    Sandbox.objects.using(site.alias).create(
+        id="alone", agent_name="a", session_id="gone", state="running", workspace_dir="/w",
+        last_used_at=timezone.now() - timedelta(minutes=80),
+    )  # fmt: skip
+    checks = {url.partition("check=")[2] for url, _ in site.get("").links if "check=" in url}
+    assert checks == {"sandbox-alone"}
     assert site.get("agentdb/session/runner/", id="r1").status == 403
 
 
