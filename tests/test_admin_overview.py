@@ -197,6 +197,7 @@ def test_rows_of_attention_are_for_those_who_may_see_the_table(site: Site):
     site.log_in(site.make_user("partial", "view_sandbox"))
 
     assert site.get("agentdb/session/attention/", check="silent").status == 403
+    assert site.get("agentdb/session/attention/", check="runner").status == 403
     assert site.get("agentdb/session/attention/", check="sandbox-alone").status == 200
     _session(site, "silent", 31, status="active", runner_id="r9")
     Sandbox.objects.using(site.alias).create(
@@ -492,3 +493,31 @@ def test_a_sample_is_called_one_only_where_there_are_more_sessions(
     assert "Of the newest" not in site.get("").text
     monkeypatch.setattr(overview, "SAMPLE", 4)
     assert "Of the newest 4 sessions." in site.get("").text
+
+
+def test_rows_that_cannot_be_read_are_listed(site: Site, superuser: User):
+    _session(site, "good", 1)
+    _session(site, "bad", 2)
+    odd = "not-a-date" if connections[site.alias].vendor == "sqlite" else "infinity"
+    with connections[site.alias].cursor() as cursor:
+        cursor.execute("UPDATE sessions SET created_at = %s WHERE id = 'bad'", [odd])
+
+    page = site.get("agentdb/session/attention/", check="unreadable")
+
+    [row] = re.findall(r"<td[^>]*>(.*?)</td>", page.html, re.DOTALL)
+    assert "bad" in row
+    assert "created_at" in row
+
+
+def test_agents_page_links_what_belongs_to_it_as_far_as_the_user_may_look(site: Site, superuser: User):
+    agent = Agent.objects.using(site.alias).create(tenant_id="t", name="a", path="/a")
+    rows = site.get("agentdb/agent/").links
+    page = site.get(f"agentdb/agent/{agent.pk}/change/")
+    site.log_in(site.make_user("partial", "view_agent", "view_session"))
+    partial = site.get(f"agentdb/agent/{agent.pk}/change/")
+
+    for listed in (rows, page.links):
+        urls = {url.partition("?")[0] for url, _ in listed if "agent_name=a" in url and "tenant_id=t" in url}
+        assert urls == {"/admin/agentdb/session/", "/admin/agentdb/sandbox/"}
+    assert ("Its sandboxes" in page.text, "Its sandboxes" in partial.text) == (True, False)
+    assert "Its newest sessions" in partial.text

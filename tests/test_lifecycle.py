@@ -336,6 +336,20 @@ def test_a_commit_that_is_not_answered_is_an_unknown_outcome(relay: tuple[Relay,
         assert str(raised.value).endswith(f": {_SILENCE}. The write may be stored or not: read, then decide.")
 
 
+def test_call_that_the_server_ends_when_it_is_told_to_keeps_its_connection(postgres_url_migrated: str) -> None:
+    url = _with(_with(postgres_url_migrated, "call_timeout=1"), "options=-c%20statement_timeout%3D0")
+    with agentdb.connect(url) as db, psycopg.connect(postgres_url_migrated) as other:
+        make_session(db)
+        pid = _backend(db.alias)
+        other.execute("UPDATE sessions SET agent_name = 'b'")
+        with pytest.raises(DatabaseUnavailableError):
+            db.touch_session("s1")
+        other.rollback()
+
+        assert _backend(db.alias) == pid
+        assert db.touch_session("s1") is True
+
+
 def test_close_and_the_connect_of_a_new_thread_wait_no_longer_than_call_timeout(relay: tuple[Relay, str]) -> None:
     middle, url = relay
     db = agentdb.connect(f"{url}?call_timeout=2")
