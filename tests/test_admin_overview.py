@@ -521,3 +521,16 @@ def test_agents_page_links_what_belongs_to_it_as_far_as_the_user_may_look(site: 
         assert urls == {"/admin/agentdb/session/", "/admin/agentdb/sandbox/"}
     assert ("Its sandboxes" in page.text, "Its sandboxes" in partial.text) == (True, False)
     assert "Its newest sessions" in partial.text
+
+
+def test_each_page_leads_to_the_tables_that_the_user_may_see(site: Site):
+    site.log_in(site.make_user("partial", "view_session", "view_agent"))
+
+    html = site.get("agentdb/session/").html
+
+    nav = html.partition('<nav class="agentdb-nav"')[2].partition("</nav>")[0]
+    assert re.findall(r"<a [^>]*?( aria-current=\"page\")?>(.*?)</a>", nav) == [
+        ("", "Overview"), (' aria-current="page"', "Sessions"), ("", "Agents")
+    ]  # fmt: skip
+    site.client.logout()
+    assert "agentdb-nav" not in site.get("").html
