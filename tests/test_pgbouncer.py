@@ -4,34 +4,23 @@ from __future__ import annotations
 
 import itertools
 import os
-import re
-import shutil
-import subprocess
-import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from functools import partial
-from pathlib import Path
 
 import psycopg
 import pytest
 
 import agentdb
 from tests.factories import make_session
-from tests.servers import FAST, Server, create_database, drop_databases, free_port
+from tests.poolers import PgBouncer, version
+from tests.servers import FAST, Server, create_database, drop_databases
 
-SERVER_CONNECTIONS = 4
 CALLERS = int(os.environ.get("AGENTDB_PGBOUNCER_CALLERS", "40"))
+SERVER_CONNECTIONS = max(4, CALLERS // 20)
 CALLS = 10
 _numbers = itertools.count(1)
-
-
-def version() -> tuple[int, int]:
-    program = shutil.which("pgbouncer") or pytest.skip("needs PgBouncer (Debian: apt-get install pgbouncer)")
-    found = re.search(r"PgBouncer (\d+)\.(\d+)", subprocess.run([program, "-V"], capture_output=True, text=True).stdout)
-    assert found
-    return int(found[1]), int(found[2])
 
 
 @pytest.fixture(scope="module")
@@ -45,60 +34,21 @@ def server() -> Iterator[Server]:
 
 
 @pytest.fixture
-def bouncer(server: Server, tmp_path: Path) -> Iterator[Bouncer]:
-    started: list[subprocess.Popen[bytes]] = []
-    folder = Path(tempfile.mkdtemp(prefix="agentdb-bouncer-"))
-    folder.chmod(0o755)
+def bouncer(server: Server) -> Iterator[Callable[..., str]]:
+    """Start one in front of a new database, and return the URL through it."""
     name = f"agents_{next(_numbers)}"
     create_database(server.url, name)
+    with ExitStack() as started:
 
-    def start(mode: str, *, migrate: bool = True, **settings: object) -> str:
-        if migrate:
-            agentdb.connect(server.database(name), migrate=True).close()
-        port = free_port()
-        lines = {
-            "listen_addr": "127.0.0.1",
-            "listen_port": port,
-            "unix_socket_dir": "",
-            "auth_type": "trust",
-            "auth_file": folder / "users",
-            "admin_users": "agent",
-            "pool_mode": mode,
-            "default_pool_size": SERVER_CONNECTIONS,
-            "max_client_conn": 1000,
-            **settings,
-        }
-        (folder / "users").write_text('"agent" ""\n')
-        path = folder / f"{port}.ini"
-        path.write_text(
-            f"[databases]\nagents = host=127.0.0.1 port={server.port} dbname={name} user=postgres\n[pgbouncer]\n"
-            + "".join(f"{setting} = {value}\n" for setting, value in lines.items())
-        )
-        nobody = 65534 if os.geteuid() == 0 else None  # PgBouncer refuses to run as root
-        with (folder / "log").open("wb") as log:
-            command = [shutil.which("pgbouncer") or "", str(path)]
-            started.append(subprocess.Popen(command, user=nobody, group=nobody, stdout=log, stderr=log))
-        through = f"postgresql://agent@127.0.0.1:{port}/agents"
-        for _ in range(200):
-            try:
-                psycopg.connect(through, prepare_threshold=None, connect_timeout=5).close()
-            except psycopg.OperationalError as error:
-                assert started[-1].poll() is None, (folder / "log").read_text()
-                last = error
-                time.sleep(0.05)
-            else:
-                return through
-        raise AssertionError(last)
+        def start(mode: str, *, migrate: bool = True, **settings: object) -> str:
+            if migrate:
+                agentdb.connect(server.database(name), migrate=True).close()
+            bouncer = started.enter_context(PgBouncer(mode, **{"default_pool_size": SERVER_CONNECTIONS, **settings}))
+            bouncer.start(server, name)
+            return bouncer.url
 
-    yield start
-    for process in started:
-        process.terminate()
-        process.wait()
-    shutil.rmtree(folder)
+        yield start
     drop_databases(server.url, [name])
-
-
-Bouncer = Callable[..., str]
 
 
 def _activate(id: str, db: agentdb.Db) -> bool:
@@ -127,23 +77,23 @@ def many_callers(url: str) -> list[str]:
         for thread in threads:
             thread.join()
         if not wrong:
-            active = [session for session in db.list_sessions(limit=1000) if session.status == "active"]
+            active = [session for session in db.list_sessions(limit=2 * CALLERS * CALLS) if session.status == "active"]
             assert len(active) == CALLERS * CALLS
     return wrong
 
 
-def test_transaction_mode_with_prepare_off_serves_many_callers(bouncer: Bouncer) -> None:
+def test_transaction_mode_with_prepare_off_serves_many_callers(bouncer: Callable[..., str]) -> None:
     assert many_callers(bouncer("transaction") + "?prepare=off") == []
 
 
-def test_transaction_mode_that_keeps_prepared_statements_needs_no_option(bouncer: Bouncer) -> None:
+def test_transaction_mode_that_keeps_prepared_statements_needs_no_option(bouncer: Callable[..., str]) -> None:
     if version() < (1, 21):
         pytest.skip("needs PgBouncer 1.21: earlier ones do not keep prepared statements in transaction mode")
     assert many_callers(bouncer("transaction", max_prepared_statements=100)) == []
 
 
 def test_transaction_mode_that_loses_prepared_statements_works_and_says_what_to_add(
-    bouncer: Bouncer, caplog: pytest.LogCaptureFixture
+    bouncer: Callable[..., str], caplog: pytest.LogCaptureFixture
 ) -> None:
     url = bouncer("transaction", **({"max_prepared_statements": 0} if version() >= (1, 21) else {}))
 
@@ -152,19 +102,21 @@ def test_transaction_mode_that_loses_prepared_statements_works_and_says_what_to_
 
 
 @pytest.mark.parametrize("option", ["", "?prepare=off"])
-def test_session_mode_serves_as_many_threads_as_it_has_connections(bouncer: Bouncer, option: str) -> None:
+def test_session_mode_serves_as_many_threads_as_it_has_connections(bouncer: Callable[..., str], option: str) -> None:
     # Each thread keeps its connection, hence a server connection: there have to be as many.
     assert many_callers(bouncer("session", default_pool_size=CALLERS + 1) + option) == []
 
 
-def test_migrations_run_through_transaction_mode(bouncer: Bouncer) -> None:
+def test_migrations_run_through_transaction_mode(bouncer: Callable[..., str]) -> None:
     url = bouncer("transaction", migrate=False) + "?prepare=off"
     with agentdb.connect(url, migrate=True) as db:
         make_session(db)
         assert db.get_session("s1") is not None
 
 
-def test_callers_go_on_after_the_server_behind_it_dropped_every_connection(bouncer: Bouncer, server: Server) -> None:
+def test_callers_go_on_after_the_server_behind_it_dropped_every_connection(
+    bouncer: Callable[..., str], server: Server
+) -> None:
     with agentdb.connect(bouncer("transaction") + "?prepare=off") as db:
         make_session(db)
         with psycopg.connect(server.url, autocommit=True) as connection:
