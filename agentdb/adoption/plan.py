@@ -354,34 +354,18 @@ def decide(findings: Findings, *, backup: bool = True) -> Plan:
         return Plan(notes=notes)
     if refusals := _refusals(findings):
         return Plan(refusals=refusals, notes=notes)
-    names = migration_names()
-    # There no transaction holds schema changes, so the tables go to their last shape step by step.
-    online = findings.engine == "cockroachdb" and not _is_done(shape)
-    conform_to = None
-    actions: list[str] = []
-    if shape.level is None or online:
-        all_native = len(shape.tables) == len(OLD_COLUMNS) and not _texts(shape, findings.engine)
-        # SQLite makes a table anew for each shape, so that it is made once, in its last one.
-        conform_to = names[-1] if all_native or online or findings.engine == "sqlite" else INITIAL
-        actions += _conforming(findings, conform_to)
-    elif findings.misspelt:
-        conform_to = shape.level
-    actions += [
-        f"Rewrite {_count(found.rows, 'timestamp')} in {found.table}.{found.column} that another program wrote, "
-        f"as {found.example!r}."
-        for found in findings.misspelt
-    ]
+    conform_to = _conform_to(findings)
     reached = conform_to or shape.level
     assert reached is not None
+    names = migration_names()
     record = tuple(name for name in names if name <= reached)
     apply = tuple(name for name in names if name > reached)
-    actions += [
-        f"Remove the record of migration {name}: the tables are not as it leaves them."
-        for name in shape.recorded
-        if name not in record
+    actions = [
+        *(_conforming(findings, reached) if _is_to_be_conformed(findings) else ()),
+        *_rewriting(findings.misspelt),
+        *_recording(shape.recorded, record),
+        *(_applying(name, findings) for name in apply),
     ]
-    actions += [f"Record migration {name}." for name in record if name not in shape.recorded]
-    actions += [_applying(name, findings) for name in apply]
     if not actions:
         return Plan(notes=notes)
     if findings.engine == "sqlite" and findings.is_file and backup:
@@ -390,7 +374,7 @@ def decide(findings: Findings, *, backup: bool = True) -> Plan:
         "Compare every row, timestamps as instants, and the schema with the models; "
         + (
             "if the command is stopped, it goes on there when run again."
-            if online
+            if _is_online(findings)
             else "undo everything if they differ."
         )
     )
@@ -402,6 +386,43 @@ def decide(findings: Findings, *, backup: bool = True) -> Plan:
         record=record,
         apply=apply,
     )
+
+
+def _is_online(findings: Findings) -> bool:
+    """Whether the tables go to their last shape step by step: on CockroachDB no transaction holds schema changes."""
+    return findings.engine == "cockroachdb" and not _is_done(findings.shape)
+
+
+def _is_to_be_conformed(findings: Findings) -> bool:
+    return findings.shape.level is None or _is_online(findings)
+
+
+def _conform_to(findings: Findings) -> str | None:
+    """The migration whose shape the tables are brought to before any is applied, or None where they stay."""
+    shape = findings.shape
+    if not _is_to_be_conformed(findings):
+        return shape.level if findings.misspelt else None
+    all_native = len(shape.tables) == len(OLD_COLUMNS) and not _texts(shape, findings.engine)
+    # SQLite makes a table anew for each shape, so that it is made once, in its last one.
+    in_one = all_native or _is_online(findings) or findings.engine == "sqlite"
+    return migration_names()[-1] if in_one else INITIAL
+
+
+def _rewriting(misspelt: Iterable[Misspelt]) -> Iterator[str]:
+    for found in misspelt:
+        yield (
+            f"Rewrite {_count(found.rows, 'timestamp')} in {found.table}.{found.column} that another program wrote, "
+            f"as {found.example!r}."
+        )
+
+
+def _recording(recorded: Sequence[str], record: Sequence[str]) -> Iterator[str]:
+    for name in recorded:
+        if name not in record:
+            yield f"Remove the record of migration {name}: the tables are not as it leaves them."
+    for name in record:
+        if name not in recorded:
+            yield f"Record migration {name}."
 
 
 def _texts(shape: Shape, engine: str) -> list[tuple[str, str]]:
