@@ -15,7 +15,7 @@ MATRIX = [(python, django) for django, pythons in DJANGO.items() for python in p
 def tests(session: nox.Session, django: str) -> None:
     """The tests on SQLite and on the PostgreSQL that they bring along."""
     session.install(*nox.project.dependency_groups(nox.project.load_toml("pyproject.toml"), "test"), "-e", ".")
-    session.install(f"django~={django}.0")
+    session.install(f"django~={django}.0", f"django-cockroachdb~={django}.0")
     session.run("python", "-m", "pytest", "--numprocesses=logical", *session.posargs)
 
 
@@ -23,7 +23,7 @@ def tests(session: nox.Session, django: str) -> None:
 def lowest(session: nox.Session) -> None:
     """The oldest releases that pyproject.toml allows."""
     session.install(*nox.project.dependency_groups(nox.project.load_toml("pyproject.toml"), "test"), "-e", ".")
-    session.install("django==5.2", "psycopg[binary,pool]==3.2.2", "dj-database-url==3.0.0")
+    session.install("django==5.2", "django-cockroachdb==5.2", "psycopg[binary,pool]==3.2.2", "dj-database-url==3.0.0")
     session.run("python", "-m", "pytest", "--numprocesses=logical", *session.posargs)
 
 
