@@ -322,6 +322,46 @@ def test_a_call_waits_no_longer_than_call_timeout_for_a_silent_network(
         assert db.touch_session("s1") is True
 
 
+@pytest.mark.parametrize("implementation", ["python", "binary"])
+def test_a_libpq_that_cancels_without_a_time_limit_keeps_nobody_waiting(
+    relay: tuple[Relay, str], implementation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    middle, url = relay
+    for_ever = threading.Event()
+    asked = []
+
+    def cancel(connection: object, **options: object) -> None:
+        asked.append(connection)
+        for_ever.wait()
+
+    # libpq before 17, on a network that went silent
+    monkeypatch.setattr("psycopg.capabilities.has_cancel_safe", lambda: False)
+    monkeypatch.setattr("psycopg.Connection.cancel", cancel)
+    monkeypatch.setattr("psycopg.Connection.cancel_safe", cancel)
+    monkeypatch.setattr("psycopg.pq.__impl__", implementation)
+    errors: list[BaseException] = []
+
+    def read() -> None:
+        db.insert_session("s1", "a", "sb")
+        middle.silent.set()
+        try:
+            db.get_session("s1")
+        except BaseException as error:
+            errors.append(error)
+
+    with agentdb.connect(f"{url}?call_timeout=1") as db:
+        thread = threading.Thread(target=read, daemon=True)
+        thread.start()
+        thread.join(10)
+        middle.silent.clear()
+        for_ever.set()
+        thread.join()
+
+    assert _SILENCE in str(errors)
+    # psycopg's C code would keep every other thread of the process waiting as well.
+    assert bool(asked) is (implementation == "python")
+
+
 def test_a_commit_that_is_not_answered_is_an_unknown_outcome(relay: tuple[Relay, str]) -> None:
     middle, url = relay
     with agentdb.connect(f"{url}?call_timeout=1") as db:

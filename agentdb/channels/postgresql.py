@@ -152,12 +152,23 @@ class PostgresChannel(Channel):
 
     @staticmethod
     def _cancel(raw: Any) -> None:
-        """Let the server end what it does for this connection; else it goes on, and holds its locks, for nobody."""
-        with suppress(psycopg.Error):
-            if hasattr(raw, "cancel_safe"):
+        """Let the server end what it does for this connection; else it goes on, and holds its locks, for nobody.
+
+        Before version 17 libpq knows no time limit for that either. psycopg's C code keeps Python's other threads out
+        meanwhile: with such a libpq it is left to the server's ``statement_timeout``.
+        """
+        if psycopg.capabilities.has_cancel_safe():
+            with suppress(psycopg.Error):
                 raw.cancel_safe(timeout=_CANCEL_SECONDS)
-            else:
-                raw.cancel()
+        elif psycopg.pq.__impl__ == "python":
+
+            def cancel() -> None:
+                with suppress(psycopg.Error):
+                    raw.cancel()
+
+            thread = threading.Thread(target=cancel, daemon=True)
+            thread.start()
+            thread.join(_CANCEL_SECONDS)
 
     def _use(self, raw: Any) -> None:
         if not self._prepares:
