@@ -11,8 +11,8 @@ from urllib.parse import quote
 from django.db import connections
 
 from agentdb import copydb
-from agentdb.adoption.backup import back_up
-from agentdb.errors import DatabaseUnavailableError, InvalidInputError
+from agentdb.adoption.backup import back_up, refuse_taken
+from agentdb.errors import DatabaseUnavailableError
 from agentdb.inspection import check_sqlite_file, sqlite_path
 from agentdb.opening import temporary_alias
 
@@ -21,11 +21,11 @@ def back_up_database(alias: str, target: Path, progress: copydb.Progress = lambd
     """Write the database of ``alias`` to the new SQLite file ``target``, as of one moment, while others write to it.
 
     A SQLite file is copied whole, of a server the four tables. Raises ``InvalidInputError`` if the file is there
-    already, ``DatabaseUnavailableError`` where something cannot be read or written; then there is no new file.
+    already, or a log that SQLite would read with it, ``DatabaseUnavailableError`` where something cannot be read or
+    written; then there is no new file.
     """
     target = target.absolute()
-    if target.exists():
-        raise InvalidInputError(f"There is a file {str(target)!r} already, which is not overwritten. Name another one.")
+    refuse_taken(target)
     if not target.parent.is_dir():
         raise DatabaseUnavailableError(f"There is no folder {str(target.parent)!r} for the backup. Make it first.")
     source = sqlite_path(connections[alias])

@@ -60,6 +60,22 @@ def test_a_backup_overwrites_nothing(url: str, tmp_path: Path) -> None:
     assert file.read_text() == "precious"
 
 
+@pytest.mark.parametrize("end", ["-wal", "-journal", "-shm"])
+def test_a_backup_is_not_put_beside_the_log_of_a_database_that_was_there(url: str, tmp_path: Path, end: str) -> None:
+    file = tmp_path / "state.sqlite3"
+    log = tmp_path / f"state.sqlite3{end}"
+    log.write_text("frames of another database")
+
+    with pytest.raises(CommandError) as refusal:
+        run("backup", url, file)
+
+    assert str(refusal.value) == (
+        f"There is a file '{log}', which belongs to a database that was here before. SQLite would take it for a part "
+        "of the backup. Move it away, or name another file."
+    )
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith("state")] == [log.name]
+
+
 def test_a_backup_is_of_one_moment_of_a_database_in_use(url: str, tmp_path: Path) -> None:
     """The two sessions of a pair are written in one transaction: a backup has both or neither."""
     stop = threading.Event()

@@ -11,12 +11,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import quote
 
-from agentdb.errors import DatabaseUnavailableError
+from agentdb.errors import DatabaseUnavailableError, InvalidInputError
 from agentdb.inspection import describe_damage, describe_sqlite_failure
 
 Progress = Callable[[int, int], None]  # done, total
 
 _PAGES_PER_STEP = 4096
+# What SQLite takes for a part of the file that it lies beside.
+_COMPANIONS = ("-journal", "-wal", "-shm")
 _LEFTOVERS = (".partial", ".partial-journal", ".partial-wal", ".partial-shm")
 
 
@@ -30,7 +32,8 @@ def back_up(
     """Copy the database to ``target``, else beside itself, readable by its owner only; return the path of the copy.
 
     The copy is one moment's state, what a write-ahead log holds included, and needs no file beside it. Raises
-    ``DatabaseUnavailableError`` if it cannot be written or the database is damaged; then there is no copy.
+    ``DatabaseUnavailableError`` if it cannot be written or the database is damaged, ``InvalidInputError`` if the name
+    is taken; then there is no copy.
     """
     beside = target is None
     target = target or _free_name(source)
@@ -64,16 +67,32 @@ def back_up(
 
 def _put_in_place(partial: Path, target: Path) -> None:
     """Give the copy its name, unless a file of that name came up meanwhile."""
+    refuse_taken(target)
     try:
         os.link(partial, target)
     except FileExistsError:
-        raise DatabaseUnavailableError(
-            f"There is a file {str(target)!r} already, which is not overwritten. Name another one."
-        ) from None
+        raise InvalidInputError(_is_there(target)) from None
     except OSError:  # a file system without hard links
         partial.rename(target)
     else:
         partial.unlink()
+
+
+def refuse_taken(target: Path) -> None:
+    """Raise ``InvalidInputError`` if there is such a file, or one that SQLite would take for a part of it."""
+    if target.exists():
+        raise InvalidInputError(_is_there(target))
+    for end in _COMPANIONS:
+        companion = target.with_name(target.name + end)
+        if companion.exists():
+            raise InvalidInputError(
+                f"There is a file {str(companion)!r}, which belongs to a database that was here before. SQLite would "
+                "take it for a part of the backup. Move it away, or name another file."
+            )
+
+
+def _is_there(target: Path) -> str:
+    return f"There is a file {str(target)!r} already, which is not overwritten. Name another one."
 
 
 def _copy(source: Path, partial: Path, progress: Progress, timeout_seconds: float) -> None:
@@ -108,7 +127,7 @@ def _free_name(source: Path) -> Path:
     stem = f"{source.name}.backup-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
     target = source.with_name(stem)
     number = 1
-    while target.exists():
+    while any(target.with_name(target.name + end).exists() for end in ("", *_COMPANIONS)):
         number += 1
         target = source.with_name(f"{stem}-{number}")
     return target

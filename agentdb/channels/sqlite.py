@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import django.db
+from django.db.backends.base.base import BaseDatabaseWrapper
 
 from agentdb.channels.base import Channel, Fault
-from agentdb.errors import AgentDbError
+from agentdb.errors import AgentDbError, DatabaseUnavailableError
+from agentdb.sqlite_safety import shared_file_system
 
 
 class _Carried:
@@ -52,6 +54,17 @@ def _descriptors() -> list[int]:
 
 carried = _Carried()
 
+
+class _Place(NamedTuple):
+    """The file and the write-ahead log that a path names, each as device and number; None where there is none."""
+
+    file: tuple[int, int] | None
+    log: tuple[int, int] | None
+
+
+# Seconds between two looks at what the path names: a look is a twentieth of a read.
+_LOOK_SECONDS = 0.1
+
 _MISMATCHES = (
     "SQLITE_CONSTRAINT_CHECK",
     "SQLITE_CONSTRAINT_FOREIGNKEY",
@@ -65,7 +78,17 @@ class SqliteChannel(Channel):
     errors = (sqlite3.Error, sqlite3.Warning, django.db.Error)
     aborts_on_error = False
 
+    def __init__(self, wrapper: BaseDatabaseWrapper) -> None:
+        super().__init__(wrapper)
+        self._looked = 0.0  # when, on the monotonic clock
+        self._looked_at: Any = None  # the connection, of which is known:
+        self._open = _Place(None, None)
+        self._has_run = False  # a statement
+
     def execute(self, sql: str, params: Sequence[Any]) -> Any:
+        if self.began - self._looked > _LOOK_SECONDS and not self.wrapper.in_atomic_block:
+            self._refuse_other_file()
+            self._has_run = True
         raw = self.wrapper.connection
         if raw is None:
             self.connect()
@@ -102,14 +125,87 @@ class SqliteChannel(Channel):
         # The connection is all that there is of a database in memory.
         self.wrapper.connection, self.wrapper.autocommit = raw, True
 
+    def ensure_alive(self) -> None:
+        self._refuse_other_file()
+        super().ensure_alive()
+
+    def _refuse_other_file(self) -> None:
+        """Raise where the path no longer names the file that is open: what is written now would not be found there.
+
+        SQLite itself goes on, in a file without a name (https://sqlite.org/howtocorrupt.html, 2.4).
+        """
+        raw, self._looked = self.wrapper.connection, self.began
+        if raw is None:
+            return
+        if raw is not self._looked_at:
+            self._remember(raw)
+            return
+        known, now = self._open, self._place()
+        if known.log is None:
+            if self._has_run:
+                # From the first statement on the log stays the same, until the last process closes the file.
+                self._remember(raw, now.log)
+            known = known._replace(log=now.log)
+        if now == known:
+            return
+        if now.file is None:
+            problem = self._is_missing()
+        elif shared_file_system(self._name):
+            return  # the numbers of a file may change there
+        elif now.file != known.file:
+            problem = self._is_another()
+            self._remember(raw, known.log)  # which the file that is there now must not be opened with
+        else:
+            problem = (
+                f"The write-ahead log '{self._name}-wal' was removed while {self.describe()} was open. Commits that "
+                "only it held may be missing. Stop every program that uses the file, and start them again."
+            )
+        self.disconnect()
+        raise DatabaseUnavailableError(problem)
+
+    def _is_missing(self) -> str:
+        return (
+            f"{self.describe()} was removed or moved while it was open. Stop every program that uses it, put the file "
+            "back, and start them again."
+        )
+
+    def _is_another(self) -> str:
+        return (
+            f"Another file took the place of {self.describe()} while it was open. Stop every program that uses it, "
+            f"move '{self._name}-wal', which belongs to the file that was there before, out of the way, and start "
+            "them again."
+        )
+
+    @property
+    def _name(self) -> str:
+        return str(self.wrapper.settings_dict["NAME"])
+
+    def _place(self) -> _Place:
+        return _Place(_identity(self._name), _identity(f"{self._name}-wal"))
+
+    def _remember(self, raw: Any, log: tuple[int, int] | None = None) -> None:
+        if raw is not self._looked_at:
+            self._looked_at, self._has_run, self._open = raw, False, self._place()
+        self._open = self._open._replace(log=log)
+        # For the connections of other threads, which share the settings of the alias.
+        self.wrapper.settings_dict.setdefault("AGENTDB", {})["place"] = self._open
+
     def connect(self) -> None:
-        if self.wrapper.connection is None and carried.is_open(self.wrapper.settings_dict["NAME"]):
+        known = self.wrapper.settings_dict.get("AGENTDB", {}).get("place")
+        if known is not None and known.file is not None:
+            now = self._place()
+            if now.file is None:
+                raise DatabaseUnavailableError(self._is_missing())  # SQLite would make an empty one
+            if now.file != known.file and known.log is not None and now.log == known.log:
+                raise DatabaseUnavailableError(self._is_another())  # SQLite would write the log's pages into it
+        if self.wrapper.connection is None and carried.is_open(self._name):
             raise AgentDbError(
                 f"{self.describe()} was open on another connection, or in a transaction, when this process was forked. "
                 "SQLite cannot use the file here without losing writes. Close that connection before the fork, or "
                 "start the process with 'spawn'."
             )
         super().connect()
+        self._remember(self.wrapper.connection)
 
     def fault(self, error: BaseException) -> Fault:
         name = getattr(error, "sqlite_errorname", "") or ""
@@ -126,4 +222,4 @@ class SqliteChannel(Channel):
         return Fault.OTHER
 
     def describe(self) -> str:
-        return f"SQLite database {str(self.wrapper.settings_dict['NAME'])!r}"
+        return f"SQLite database {self._name!r}"

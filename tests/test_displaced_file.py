@@ -1,0 +1,217 @@
+"""A SQLite file that is removed, moved or replaced while it is open: SQLite writes on, where nobody will look."""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from threading import Thread
+
+import pytest
+from django.db import connections
+
+import agentdb
+from agentdb import DatabaseUnavailableError, DjangoDb
+from tests.factories import make_sandbox, make_session
+from tests.legacy_databases import opened
+from tests.test_sqlite_safety import mounted
+
+MISSING = (
+    "SQLite database '{path}' was removed or moved while it was open. Stop every program that uses it, put the file "
+    "back, and start them again."
+)
+REPLACED = (
+    "Another file took the place of SQLite database '{path}' while it was open. Stop every program that uses it, move "
+    "'{path}-wal', which belongs to the file that was there before, out of the way, and start them again."
+)
+LOG_REMOVED = (
+    "The write-ahead log '{path}-wal' was removed while SQLite database '{path}' was open. Commits that only it held "
+    "may be missing. Stop every program that uses the file, and start them again."
+)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "agents.db"
+
+
+@pytest.fixture
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have each call look at the file."""
+    monkeypatch.setattr("agentdb.channels.sqlite._LOOK_SECONDS", -1.0)
+
+
+def url(path: Path) -> str:
+    return f"sqlite:///{path}"
+
+
+def another(path: Path) -> Path:
+    """Return a database of one session, beside ``path`` and without a log."""
+    other = path.with_name("other.db")
+    with agentdb.connect(url(other), migrate=True) as db:
+        make_session(db, "other")
+    with closing(sqlite3.connect(other)) as connection:
+        connection.execute("PRAGMA journal_mode=DELETE")
+    return other
+
+
+def remove(path: Path) -> None:
+    path.unlink()
+
+
+def move(path: Path) -> None:
+    path.rename(path.with_name("moved.db"))
+
+
+def replace(path: Path) -> None:
+    another(path).replace(path)
+
+
+def remove_log(path: Path) -> None:
+    path.with_name(f"{path.name}-wal").unlink()
+
+
+def in_thread(call: Callable[[], object]) -> BaseException | None:
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            call()
+        except BaseException as error:
+            errors.append(error)
+
+    thread = Thread(target=run)
+    thread.start()
+    thread.join()
+    return errors[0] if errors else None
+
+
+@pytest.mark.parametrize(
+    ("displace", "message"), [(remove, MISSING), (move, MISSING), (replace, REPLACED)], ids=lambda value: ""
+)
+def test_nothing_is_acknowledged_once_the_path_names_no_file_or_another(
+    displace: Callable[[Path], None], message: str, path: Path
+):
+    expected = re.escape(message.format(path=path)) + "$"
+    with agentdb.connect(url(path), migrate=True) as db:
+        make_session(db, "s1")
+        assert in_thread(lambda: make_session(db, "s2")) is None
+        displace(path)
+        time.sleep(0.15)
+        for call in (
+            lambda: make_session(db, "s3"),
+            lambda: db.get_session("s1"),
+            lambda: db.run_transaction(lambda tx: make_session(tx, "s4")),
+        ):
+            with pytest.raises(DatabaseUnavailableError, match=expected):
+                call()
+        assert re.fullmatch(expected, str(in_thread(lambda: make_session(db, "s5"))))
+        assert re.fullmatch(expected, db.health().reason)
+        assert path.exists() is (displace is replace)  # no empty one was made
+
+
+def test_a_transaction_looks_at_once(path: Path):
+    with agentdb.connect(url(path), migrate=True) as db:
+        make_session(db, "s1")
+        path.unlink()
+        with pytest.raises(DatabaseUnavailableError, match="was removed or moved"):
+            db.run_transaction(lambda tx: make_session(tx, "s2"))
+
+
+def test_a_file_that_is_put_back_is_used_again_and_lacks_nothing(path: Path, often: None):
+    with agentdb.connect(url(path), migrate=True) as db:
+        make_session(db, "s1")
+        move(path)
+        with pytest.raises(DatabaseUnavailableError, match="was removed or moved"):
+            make_session(db, "s2")
+        path.with_name("moved.db").rename(path)
+        make_session(db, "s3")
+        assert sorted(session.id for session in db.list_sessions()) == ["s1", "s3"]
+
+
+def test_pages_of_the_old_file_are_not_written_into_the_one_that_took_its_place(path: Path, often: None):
+    with agentdb.connect(url(path), migrate=True) as db:
+        for number in range(20):
+            make_session(db, f"s{number}")
+        replace(path)
+        for _ in range(3):
+            with pytest.raises(DatabaseUnavailableError, match="Another file took the place"):
+                make_session(db, "lost")
+        log = path.with_name(f"{path.name}-wal")
+        log.rename(path.with_name("log"))
+        assert [session.id for session in db.list_sessions()] == ["other"]
+        make_session(db, "kept")
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("SELECT id FROM sessions ORDER BY id").fetchall() == [("kept",), ("other",)]
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+
+
+def test_a_log_that_is_removed_is_named_once_and_its_commits_are_saved_as_the_file_is_closed(path: Path, often: None):
+    with agentdb.connect(url(path), migrate=True) as db:
+        make_session(db, "s1")
+        make_sandbox(db, "sb1")
+        remove_log(path)
+        with pytest.raises(DatabaseUnavailableError, match=re.escape(LOG_REMOVED.format(path=path)) + "$"):
+            make_session(db, "s2")
+        make_session(db, "s3")
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("SELECT id FROM sessions ORDER BY id").fetchall() == [("s1",), ("s3",)]
+
+
+WRITER = """
+import sqlite3, sys
+connection = sqlite3.connect(sys.argv[1])
+connection.execute("UPDATE sessions SET runner_id = 'r1'")
+connection.commit()
+connection.close()
+"""
+
+
+@pytest.mark.parametrize("journal", ["wal", "delete"])
+def test_other_processes_that_come_and_go_are_no_alarm(journal: str, path: Path, often: None):
+    with agentdb.connect(f"{url(path)}?journal={journal}", migrate=True) as db:
+        for number in range(5):
+            make_session(db, f"s{number}")
+            subprocess.run([sys.executable, "-c", WRITER, path], check=True)
+            assert db.touch_session(f"s{number}")
+            assert in_thread(lambda: db.list_sessions()) is None
+
+
+def test_a_log_that_another_process_makes_and_removes_before_a_host_has_read_anything_is_no_alarm(
+    path: Path, often: None
+):
+    with agentdb.connect(url(path), migrate=True) as db:
+        make_session(db, "s1")
+    with opened(url(path)) as connection:  # Django's own connection reads nothing as it is opened
+        db = DjangoDb(connection.alias)
+        connection.close()
+        connections[connection.alias].ensure_connection()
+        with agentdb.connect(url(path)) as other:
+            make_session(other, "s2")
+            db.health()
+        for _ in range(3):
+            assert db.get_session("s2") is not None
+
+
+def test_a_database_in_memory_has_no_file_to_look_at(often: None):
+    with agentdb.connect("sqlite:///:memory:", migrate=True) as db:
+        make_session(db, "s1")
+        assert db.get_session("s1") is not None
+
+
+def test_the_numbers_of_a_file_count_only_where_it_keeps_them(
+    path: Path, often: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    with agentdb.connect(f"{url(path)}?journal=delete", migrate=True) as db:
+        make_session(db, "s1")
+        replace(path)
+        mounted(tmp_path, monkeypatch, (str(tmp_path), "fuse.sshfs"))
+        assert db.get_session("s1") is not None
+        path.unlink()
+        with pytest.raises(DatabaseUnavailableError, match="was removed or moved"):
+            db.get_session("s1")
