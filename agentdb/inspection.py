@@ -20,7 +20,7 @@ from django.db.utils import load_backend
 
 from agentdb.conf import server_name
 from agentdb.errors import DatabaseUnavailableError
-from agentdb.sqlite_safety import is_in_wal_mode
+from agentdb.sqlite_safety import is_in_wal_mode, read_header
 
 _MAGIC = b"SQLite format 3\0"
 _LOOKS_AT_SIZE = 20
@@ -133,9 +133,7 @@ def check_sqlite_file(path: Path) -> None:
 
 def _size_named(path: Path) -> tuple[bytes, int, int]:
     """Return the header, the size in bytes, and the size that the header names (0 if it names none)."""
-    with path.open("rb") as file:
-        header = file.read(100)
-        size = file.seek(0, os.SEEK_END)
+    header, size = read_header(path)
     # The page count counts only if the version of SQLite that last changed the file keeps it.
     if not header.startswith(_MAGIC) or len(header) < 100 or header[24:28] != header[92:96]:
         return header, size, 0

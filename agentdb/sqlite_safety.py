@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 
 MOUNT_TABLE = Path("/proc/self/mountinfo")  # Linux; elsewhere no file system is known
@@ -42,13 +43,63 @@ def shared_file_system(path: str | Path) -> str:
     return found if found in _SHARED or found.startswith(_SHARED_PREFIXES) else ""
 
 
+def identity(file: str | int | Path) -> tuple[int, int] | None:
+    """Return the device and number of the file that a path or a descriptor names, None where there is none."""
+    try:
+        found = os.stat(file)
+    except (OSError, ValueError):
+        return None
+    return found.st_dev, found.st_ino
+
+
+def descriptors() -> list[int]:
+    """Return what this process has open; nothing where that cannot be known."""
+    try:
+        return [int(name) for name in os.listdir("/dev/fd")]  # Linux, macOS and the BSDs have it
+    except OSError:
+        return []
+
+
+_kept_open: list[int] = []
+
+
+def read_header(path: str | Path) -> tuple[bytes, int]:
+    """Return the first 100 bytes of a database file, and its size in bytes. Raises ``OSError``.
+
+    Whoever closes a file takes all locks from it that his process holds (https://sqlite.org/howtocorrupt.html, 2.2):
+    other processes would then remove the log that SQLite writes to here. What SQLite has open is read through that.
+    """
+    known = identity(path)
+    for number in descriptors():
+        if known and identity(number) == known:
+            with suppress(OSError):
+                found = os.pread(number, 100, 0), os.fstat(number).st_size
+                if identity(number) == known:  # else another thread has closed it meanwhile
+                    return found
+    own = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+    try:
+        return os.read(own, 100), os.fstat(own).st_size
+    finally:
+        if any(number != own and identity(number) == known for number in descriptors()):
+            _kept_open.append(own)  # another thread has opened it meanwhile
+        else:
+            os.close(own)
+
+
+def close_kept_open() -> None:
+    """In the child of a fork, which has no locks yet: close what must stay open in the parent."""
+    while _kept_open:
+        with suppress(OSError):
+            os.close(_kept_open.pop())
+
+
 def is_in_wal_mode(path: str | Path) -> bool:
     """Whether the file's header says that it has a write-ahead log."""
     try:
-        with open(path, "rb") as file:
-            return file.read(20)[18:20] == b"\x02\x02"  # https://sqlite.org/fileformat.html, 1.3
+        header, _ = read_header(path)
     except OSError:
         return False
+    return header[18:20] == b"\x02\x02"  # https://sqlite.org/fileformat.html, 1.3
 
 
 def file_system_concern(path: str | Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sqlite3
 import subprocess
@@ -17,6 +18,11 @@ from django.db import connections
 
 import agentdb
 from agentdb import DatabaseUnavailableError, DjangoDb
+from agentdb.attention import examine
+from agentdb.backups import back_up_database
+from agentdb.inspection import check_sqlite_file
+from agentdb.schema.verification import verify
+from agentdb.sqlite_safety import is_in_wal_mode
 from tests.factories import make_sandbox, make_session
 from tests.legacy_databases import opened
 from tests.test_sqlite_safety import mounted
@@ -196,6 +202,100 @@ def test_a_log_that_another_process_makes_and_removes_before_a_host_has_read_any
             db.health()
         for _ in range(3):
             assert db.get_session("s2") is not None
+
+
+def _examine(path: Path) -> None:
+    with opened(url(path)) as connection:
+        examine(connection)
+
+
+def _copy(path: Path) -> None:
+    agentdb.copy_database(url(path), url(path.with_name("copy.db")))
+
+
+def _back_up(path: Path) -> None:
+    with opened(url(path)) as connection:
+        back_up_database(connection.alias, path.with_name("backup.db"))
+
+
+def _verify(path: Path) -> None:
+    with opened(url(path)) as connection:
+        verify(connection)
+
+
+def _connect(path: Path) -> None:
+    agentdb.connect(url(path)).close()
+
+
+@pytest.mark.parametrize(
+    "look",
+    [
+        check_sqlite_file,
+        is_in_wal_mode,
+        _examine,
+        _copy,
+        _back_up,
+        _verify,
+        lambda path: agentdb.connect(url(path)).close(),
+    ],
+    ids=["check_sqlite_file", "is_in_wal_mode", "examine", "copy_database", "back_up_database", "verify", "connect"],
+)
+def test_a_look_at_the_file_takes_no_locks_from_those_who_have_it_open_in_this_process(
+    look: Callable[[Path], object], path: Path
+):
+    with agentdb.connect(url(path), migrate=True) as db:
+        make_session(db, "s1")
+        look(path)
+        subprocess.run([sys.executable, "-c", WRITER, path], check=True)  # SQLite there believes it is the last
+        assert path.with_name(f"{path.name}-wal").exists()
+        make_session(db, "s2")
+        with closing(sqlite3.connect(path)) as connection:
+            assert connection.execute("SELECT id FROM sessions ORDER BY id").fetchall() == [("s1",), ("s2",)]
+
+
+def test_a_look_while_another_thread_opens_the_file_keeps_its_locks(path: Path, monkeypatch: pytest.MonkeyPatch):
+    agentdb.connect(url(path), migrate=True).close()
+    connections_made: list[DjangoDb] = []
+    really_read = os.read
+
+    def read(number: int, size: int) -> bytes:
+        if not connections_made:
+            connections_made.append(agentdb.connect(url(path)))
+            make_session(connections_made[0], "s1")
+        return really_read(number, size)
+
+    monkeypatch.setattr(os, "read", read)
+    check_sqlite_file(path)
+    monkeypatch.undo()
+    with connections_made[0] as db:
+        subprocess.run([sys.executable, "-c", WRITER, path], check=True)
+        assert path.with_name(f"{path.name}-wal").exists()
+        assert db.get_session("s1") is not None
+
+
+def test_a_child_does_not_take_what_is_kept_open_for_the_locks_for_a_connection_of_its_parent(path: Path):
+    program = f"""
+import os, sys, agentdb
+from pathlib import Path
+from agentdb.inspection import check_sqlite_file
+db = agentdb.connect({url(path)!r}, migrate=True)
+db.close()
+really_read = os.read
+def read(number, size):
+    global db
+    os.read = really_read
+    db = agentdb.connect({url(path)!r})
+    return really_read(number, size)
+os.read = read
+check_sqlite_file(Path({str(path)!r}))
+if os.fork() == 0:
+    db.insert_session("child", "a", "sb")
+    print("acknowledged", flush=True)
+    os._exit(0)
+os.wait()
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert ended.stdout == "acknowledged\n", ended.stderr
 
 
 def test_a_database_in_memory_has_no_file_to_look_at(often: None):

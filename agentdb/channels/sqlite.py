@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -12,7 +11,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 from agentdb.channels.base import Channel, Fault
 from agentdb.errors import AgentDbError, DatabaseUnavailableError
-from agentdb.sqlite_safety import shared_file_system
+from agentdb.sqlite_safety import close_kept_open, descriptors, identity, shared_file_system
 
 
 class _Carried:
@@ -26,30 +25,16 @@ class _Carried:
 
     def look(self, names: Iterable[object]) -> None:
         """In the child of a fork: note which of these files are open still."""
-        files = {file for name in names if (file := _identity(str(name))) is not None}
-        self._left_open = {number: file for number in _descriptors() if (file := _identity(number)) in files}
+        close_kept_open()
+        files = {file for name in names if (file := identity(str(name))) is not None}
+        self._left_open = {number: file for number in descriptors() if (file := identity(number)) in files}
 
     def is_open(self, name: object) -> bool:
         """Whether the file is still open on a descriptor of the parent's."""
         if not self._left_open:
             return False
-        file = _identity(str(name))
-        return any(known == file and _identity(number) == file for number, known in self._left_open.items())
-
-
-def _identity(file: str | int) -> tuple[int, int] | None:
-    try:
-        found = os.stat(file)
-    except (OSError, ValueError):
-        return None
-    return found.st_dev, found.st_ino
-
-
-def _descriptors() -> list[int]:
-    try:
-        return [int(name) for name in os.listdir("/dev/fd")]  # Linux, macOS and the BSDs have it
-    except OSError:
-        return []
+        file = identity(str(name))
+        return any(known == file and identity(number) == file for number, known in self._left_open.items())
 
 
 carried = _Carried()
@@ -181,7 +166,7 @@ class SqliteChannel(Channel):
         return str(self.wrapper.settings_dict["NAME"])
 
     def _place(self) -> _Place:
-        return _Place(_identity(self._name), _identity(f"{self._name}-wal"))
+        return _Place(identity(self._name), identity(f"{self._name}-wal"))
 
     def _remember(self, raw: Any, log: tuple[int, int] | None = None) -> None:
         if raw is not self._looked_at:
