@@ -14,7 +14,6 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
-from django.db import connections
 
 import agentdb
 from agentdb import DatabaseUnavailableError, DjangoDb
@@ -22,7 +21,7 @@ from agentdb.attention import examine
 from agentdb.backups import back_up_database
 from agentdb.inspection import check_sqlite_file
 from agentdb.schema.verification import verify
-from agentdb.sqlite_safety import is_in_wal_mode
+from agentdb.sqlite_safety import descriptors, is_in_wal_mode
 from tests.factories import make_sandbox, make_session
 from tests.legacy_databases import opened
 from tests.test_sqlite_safety import mounted
@@ -196,10 +195,10 @@ def test_a_log_that_another_process_makes_and_removes_before_a_host_has_read_any
     with opened(url(path)) as connection:  # Django's own connection reads nothing as it is opened
         db = DjangoDb(connection.alias)
         connection.close()
-        connections[connection.alias].ensure_connection()
         with agentdb.connect(url(path)) as other:
             make_session(other, "s2")
-            db.health()
+            db._executor.ensure_connected()
+            db._executor.ensure_connected()
         for _ in range(3):
             assert db.get_session("s2") is not None
 
@@ -210,12 +209,12 @@ def _examine(path: Path) -> None:
 
 
 def _copy(path: Path) -> None:
-    agentdb.copy_database(url(path), url(path.with_name("copy.db")))
+    agentdb.copy_database(url(path), url(path.with_name(f"copy-{time.monotonic()}.db")))
 
 
 def _back_up(path: Path) -> None:
     with opened(url(path)) as connection:
-        back_up_database(connection.alias, path.with_name("backup.db"))
+        back_up_database(connection.alias, path.with_name(f"backup-{time.monotonic()}.db"))
 
 
 def _verify(path: Path) -> None:
@@ -246,6 +245,9 @@ def test_a_look_at_the_file_takes_no_locks_from_those_who_have_it_open_in_this_p
     with agentdb.connect(url(path), migrate=True) as db:
         make_session(db, "s1")
         look(path)
+        before = len(descriptors())
+        look(path)
+        assert len(descriptors()) <= before
         subprocess.run([sys.executable, "-c", WRITER, path], check=True)  # SQLite there believes it is the last
         assert path.with_name(f"{path.name}-wal").exists()
         make_session(db, "s2")
