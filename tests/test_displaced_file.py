@@ -192,9 +192,10 @@ def test_a_log_that_another_process_makes_and_removes_before_a_host_has_read_any
 ):
     with agentdb.connect(url(path), migrate=True) as db:
         make_session(db, "s1")
-    with opened(url(path)) as connection:  # Django's own connection reads nothing as it is opened
-        db = DjangoDb(connection.alias)
+    with opened(url(path)) as connection:
         connection.close()
+        del connection.settings_dict["OPTIONS"]["init_command"]  # Django's own connection reads nothing as it is opened
+        db = DjangoDb(connection.alias)
         with agentdb.connect(url(path)) as other:
             make_session(other, "s2")
             db._executor.ensure_connected()
