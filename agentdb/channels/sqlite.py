@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import django.db
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from agentdb.channels.base import Channel, Fault
+from agentdb.channels.base import Channel, Fault, driver_error
 from agentdb.errors import AgentDbError, DatabaseUnavailableError
 from agentdb.sqlite_safety import close_kept_open, descriptors, identity, shared_file_system
 
@@ -49,6 +51,8 @@ class _Place(NamedTuple):
 
 # Seconds between two looks at what the path names: a look is a twentieth of a read.
 _LOOK_SECONDS = 0.1
+
+_FILES_OF_A_CONNECTION = 3  # at the most: the database, its log and the log's index
 
 _MISMATCHES = (
     "SQLITE_CONSTRAINT_CHECK",
@@ -205,6 +209,18 @@ class SqliteChannel(Channel):
         ) or isinstance(error, sqlite3.ProgrammingError):
             return Fault.UNAVAILABLE
         return Fault.OTHER
+
+    def reason(self, error: BaseException) -> str:
+        words = super().reason(error)
+        if getattr(driver_error(error), "sqlite_errorname", "") != "SQLITE_CANTOPEN":
+            return words
+        with ExitStack() as opened:
+            try:
+                for _ in range(_FILES_OF_A_CONNECTION):
+                    opened.enter_context(open(os.devnull))
+            except OSError as cause:  # SQLite has the same words for all causes
+                return f"{words}: {(cause.strerror or str(cause)).lower()}"
+        return words
 
     def describe(self) -> str:
         return f"SQLite database {self._name!r}"
