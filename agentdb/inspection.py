@@ -220,7 +220,7 @@ def _reading_settings(configured: BaseDatabaseWrapper, path: Path | None, stack:
     opened = path
     if mode == "mode=ro" and _has_hot_journal(path):
         # A process died in a transaction. Only a connection that writes can undo that: here, in a copy.
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="agentdb-"))
+        folder = stack.enter_context(temporary_folder())
         opened = Path(folder) / path.name
         shutil.copyfile(path, opened)
         shutil.copyfile(f"{path}-journal", f"{opened}-journal")
@@ -230,6 +230,17 @@ def _reading_settings(configured: BaseDatabaseWrapper, path: Path | None, stack:
         # Keeps the index of the write-ahead log in memory instead of in a -shm file.
         settings["OPTIONS"]["init_command"] = "PRAGMA locking_mode=EXCLUSIVE"
     return settings
+
+
+def temporary_folder() -> tempfile.TemporaryDirectory[str]:
+    """Make a folder that its ``with`` block removes; raise ``DatabaseUnavailableError`` where that cannot be done."""
+    try:
+        return tempfile.TemporaryDirectory(prefix="agentdb-")
+    except OSError as error:
+        raise DatabaseUnavailableError(
+            f"A temporary folder is needed, and cannot be made: {_lower_first(error.strerror or str(error))}. Name a "
+            "folder that can be written to with TMPDIR=FOLDER."
+        ) from error
 
 
 def _has_hot_journal(path: Path) -> bool:

@@ -426,3 +426,22 @@ def test_runadmin_on_tables_of_the_old_server_names_the_command_that_adopts_them
 
     assert server.returncode == 1
     assert "Run 'agentdb baselinedb --check'" in stderr
+
+
+def test_runadmin_says_that_it_needs_a_temporary_folder():
+    program = (
+        "import sys, tempfile; tempfile.tempdir = '/proc/none'; "  # as in a container whose disk is read-only
+        "from agentdb.admin_project.server import main; sys.exit(main())"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as server:
+        assert server.stdin is not None
+        server.stdin.write("{}\n")
+        server.stdin.flush()
+        assert server.stderr is not None
+        assert server.stderr.read() == (
+            "A temporary folder is needed, and cannot be made: no such file or directory. Name a folder that can be "
+            "written to with TMPDIR=FOLDER.\n"
+        )
+    assert server.returncode == 1

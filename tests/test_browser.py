@@ -422,7 +422,7 @@ def test_runadmin_prints_an_account_that_opens_the_admin(browser: Browser, tmp_p
         server.terminate()
         assert server.stdout.read() == ""  # the server behind it has ended too
 
-    assert not list(tmp_path.glob("agentdb-admin-*"))
+    assert not list(tmp_path.glob("agentdb-*"))
 
 
 @pytest.mark.parametrize("name", ["session", "sandbox", "agent", "apikey"])

@@ -7,11 +7,13 @@ import os
 import secrets
 import signal
 import sys
-import tempfile
 import threading
 from pathlib import Path
 from types import FrameType
 from typing import Any
+
+from agentdb.errors import DatabaseUnavailableError
+from agentdb.inspection import temporary_folder
 
 ADMIN_ALIAS = "admin"
 HOST = "127.0.0.1"
@@ -39,7 +41,12 @@ def main() -> int:
     for number in _ENDS:
         signal.signal(number, _end)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    with tempfile.TemporaryDirectory(prefix="agentdb-admin-") as folder:
+    try:
+        made = temporary_folder()
+    except DatabaseUnavailableError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    with made as folder:
         _configure(wanted["database"], Path(folder), wanted["audit_log"])
         try:
             return _serve(wanted["port"], wanted["read_only"])
