@@ -30,7 +30,7 @@ from agentdb.errors import AgentDbError, DatabaseUnavailableError
 from agentdb.inspection import check_sqlite_file, describe_failure, sqlite_path
 from agentdb.migration_record import migration_names, pending_migrations
 from agentdb.schema import compare, expected_tables, read_tables
-from agentdb.sqlite_safety import file_system_concern
+from agentdb.sqlite_safety import file_concern
 
 logger = logging.getLogger("agentdb.console")
 
@@ -624,7 +624,7 @@ def examine(connection: BaseDatabaseWrapper) -> Report:
         )
     )  # fmt: skip
     path = sqlite_path(connection)
-    if path is not None and (concern := file_system_concern(path)):
+    if path is not None and (concern := file_concern(path)):
         title = gettext("File system")
         report.findings.append(
             Finding("file_system", title, 1, urgent=True, sentence=gettext("danger to the file"), detail=concern)

@@ -13,7 +13,7 @@ from django.core.checks import CheckMessage, Error, Tags, Warning, register
 from django.db import DatabaseError, connections, router
 
 from agentdb.inspection import sqlite_path
-from agentdb.sqlite_safety import file_system_concern, version_concern
+from agentdb.sqlite_safety import file_concern, version_concern
 
 _left_to_command: ContextVar[bool] = ContextVar("agentdb_adoption_left_to_command", default=False)
 
@@ -60,9 +60,9 @@ def check_adoption(databases: Sequence[str] | None = None, **_: Any) -> list[Che
 
 @register(Tags.database)
 def check_sqlite_file_system(databases: Sequence[str] | None = None, **_: Any) -> list[CheckMessage]:
-    """agentdb.W001: a write-ahead log on a file system where it can lose commits without an error."""
+    """agentdb.W001: a file that can be damaged where it is: by its file system, or because it has several names."""
     paths = [path for alias in databases or () if (path := sqlite_path(connections[alias])) is not None]
-    return [Warning(concern, id="agentdb.W001") for path in paths if (concern := file_system_concern(path))]
+    return [Warning(concern, id="agentdb.W001") for path in paths if (concern := file_concern(path))]
 
 
 # With the other checks of a deployment: what to do about it is no matter of the project's code.

@@ -12,7 +12,7 @@ from agentdb.execution import Executor
 from agentdb.inspection import sqlite_path
 from agentdb.interface import Health
 from agentdb.migration_record import pending_migrations
-from agentdb.sqlite_safety import file_system_concern, version_concern
+from agentdb.sqlite_safety import file_concern, version_concern
 
 
 def check_health(executor: Executor) -> Health:
@@ -62,7 +62,7 @@ def _ask(executor: Executor, channel: Channel) -> Health:
 
 def _warnings(wrapper: BaseDatabaseWrapper, version: str) -> tuple[str, ...]:
     path = sqlite_path(wrapper)
-    concerns = (file_system_concern(path), version_concern(version)) if path is not None else ()
+    concerns = (file_concern(path), version_concern(version)) if path is not None else ()
     return tuple(concern for concern in concerns if concern)
 
 

@@ -102,16 +102,27 @@ def is_in_wal_mode(path: str | Path) -> bool:
     return header[18:20] == b"\x02\x02"  # https://sqlite.org/fileformat.html, 1.3
 
 
-def file_system_concern(path: str | Path) -> str:
-    """Return the sentence for a file with a write-ahead log on a shared file system, '' for any other."""
+def file_concern(path: str | Path) -> str:
+    """Return the sentence for a file that can be damaged where it is, '' for any other."""
     kind = shared_file_system(path)
-    if not kind or not is_in_wal_mode(path):
+    if kind and is_in_wal_mode(path):
+        return (
+            f"The SQLite file {str(path)!r} has a write-ahead log on a file system of type {kind}, where SQLite "
+            "can lose commits or damage the file without an error. Stop every program that has it open, then run it "
+            "with ?journal=delete, or move it to a local disk."
+        )
+    try:
+        names = os.stat(path).st_nlink
+    except OSError:
         return ""
-    return (
-        f"The SQLite file {str(path)!r} has a write-ahead log on a file system of type {kind}, where SQLite "
-        "can lose commits or damage the file without an error. Stop every program that has it open, then run it with "
-        "?journal=delete, or move it to a local disk."
-    )
+    if names > 1 and not kind:
+        # The log has the name of the file (https://sqlite.org/howtocorrupt.html, 2.5).
+        return (
+            f"The SQLite file {str(path)!r} has {names} names (hard links). A program that opens it by another one "
+            "uses another log, and both damage the file without an error. Remove the others: 'find / -samefile FILE' "
+            "has them."
+        )
+    return ""
 
 
 def version_concern(version: str) -> str:

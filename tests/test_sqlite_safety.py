@@ -14,7 +14,7 @@ from agentdb.attention import examine
 from agentdb.checks import check_sqlite_file_system, check_sqlite_version
 from agentdb.conf import database_from_url
 from agentdb.schema.verification import verify
-from agentdb.sqlite_safety import shared_file_system, version_concern
+from agentdb.sqlite_safety import file_concern, shared_file_system, version_concern
 from tests.legacy_databases import opened
 from tests.test_cli import cli  # noqa: F401 (a fixture)
 
@@ -36,6 +36,17 @@ def journal_mode(path: Path) -> str:
         return str(connection.execute("PRAGMA journal_mode").fetchone()[0])
     finally:
         connection.close()
+
+
+def everything_says(path: Path, concern: str) -> None:
+    with connect(f"sqlite:///{path}") as db:
+        assert db.health().warnings[0] == concern
+        assert db.health().ok
+    with opened(f"sqlite:///{path}") as connection:
+        (found,) = check_sqlite_file_system([connection.alias])
+        assert (found.id, found.msg) == ("agentdb.W001", concern)
+        assert [(note.code, note.message) for note in verify(connection).notes] == [("file.system", concern)]
+        assert [each.detail for each in examine(connection).findings if each.code == "file_system"] == [concern]
 
 
 @pytest.mark.parametrize("kind", ["nfs", "nfs4", "cifs", "9p", "virtiofs", "fuse.sshfs", "fuse", "fuseblk", "smb3"])
@@ -108,15 +119,28 @@ def test_a_file_with_a_write_ahead_log_keeps_it_there_and_everything_says_so(
     assert "journal_mode" not in settings["OPTIONS"]["init_command"]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
-        with connect(f"sqlite:///{path}") as db:
-            assert db.health().warnings[0] == concern
-            assert db.health().ok
-        with opened(f"sqlite:///{path}") as connection:
-            (found,) = check_sqlite_file_system([connection.alias])
-            assert (found.id, found.msg) == ("agentdb.W001", concern)
-            assert [(note.code, note.message) for note in verify(connection).notes] == [("file.system", concern)]
-            assert [each.detail for each in examine(connection).findings if each.code == "file_system"] == [concern]
+        everything_says(path, concern)
     assert journal_mode(path) == "wal"
+
+
+def test_a_file_with_several_names_is_said_to_be_in_danger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "x.db"
+    connect(f"sqlite:///{path}", migrate=True).close()
+    assert file_concern(path) == ""
+    (tmp_path / "snapshot.db").hardlink_to(path)
+
+    everything_says(
+        path,
+        f"The SQLite file '{path}' has 2 names (hard links). A program that opens it by another one uses another log, "
+        "and both damage the file without an error. Remove the others: 'find / -samefile FILE' has them.",
+    )
+    # Which counts other things as names.
+    mounted(tmp_path, monkeypatch, (str(tmp_path), "fuse.something"))
+    with sqlite3.connect(path) as connection:
+        connection.execute("PRAGMA journal_mode=DELETE")
+    connection.close()
+    assert file_concern(path) == ""
+    assert file_concern(tmp_path / "none.db") == ""
 
 
 @pytest.mark.parametrize("journal", ["wal", "delete"])

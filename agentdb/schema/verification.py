@@ -16,7 +16,7 @@ from agentdb.inspection import sqlite_path
 from agentdb.migration_record import migration_names, recorded_migrations
 from agentdb.schema import APP_LABEL, Difference, Table, compare, expected_tables, read_tables, tables_elsewhere
 from agentdb.schema.spelling import Misspelt, misspelt_timestamps
-from agentdb.sqlite_safety import file_system_concern
+from agentdb.sqlite_safety import file_concern
 
 # Goes up when a field of the JSON report is renamed, removed or changes its meaning; new fields may come any time.
 JSON_FORMAT = 1
@@ -146,7 +146,7 @@ def _spelling(found: Misspelt) -> Difference:
 
 def _file_system(connection: BaseDatabaseWrapper) -> list[Difference]:
     path = sqlite_path(connections[connection.alias])
-    concern = file_system_concern(path) if path is not None else ""
+    concern = file_concern(path) if path is not None else ""
     return [Difference("file.system", "note", "", None, None, None, concern)] if concern else []
 
 
