@@ -156,6 +156,14 @@ def test_pages_of_the_old_file_are_not_written_into_the_one_that_took_its_place(
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
 
 
+def test_a_new_thread_does_not_open_the_other_file_with_the_log_of_the_old_one(path: Path):
+    with agentdb.connect(url(path), migrate=True) as db:
+        make_session(db, "s1")
+        assert in_thread(lambda: make_session(db, "s2")) is None
+        replace(path)
+        assert "Another file took the place" in str(in_thread(lambda: make_session(db, "lost")))
+
+
 def test_a_log_that_is_removed_is_named_once_and_its_commits_are_saved_as_the_file_is_closed(path: Path, often: None):
     with agentdb.connect(url(path), migrate=True) as db:
         make_session(db, "s1")

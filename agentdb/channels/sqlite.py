@@ -143,7 +143,7 @@ class SqliteChannel(Channel):
             return  # the numbers of a file may change there
         elif now.file != known.file:
             problem = self._is_another()
-            self._remember(raw, known.log)  # which the file that is there now must not be opened with
+            self._remember(raw)  # and the log, which the file that is there now must not be opened with
         else:
             problem = (
                 f"The write-ahead log '{self._name}-wal' was removed while {self.describe()} was open. Commits that "
@@ -170,14 +170,18 @@ class SqliteChannel(Channel):
         return str(self.wrapper.settings_dict["NAME"])
 
     def _place(self) -> _Place:
-        return _Place(identity(self._name), identity(f"{self._name}-wal"))
+        return _Place(identity(self._name), self._log())
+
+    def _log(self) -> tuple[int, int] | None:
+        return identity(f"{self._name}-wal")
 
     def _remember(self, raw: Any, log: tuple[int, int] | None = None) -> None:
         if raw is not self._looked_at:
             self._looked_at, self._has_run, self._open = raw, False, self._place()
         self._open = self._open._replace(log=log)
         # For the connections of other threads, which share the settings of the alias.
-        self.wrapper.settings_dict.setdefault("AGENTDB", {})["place"] = self._open
+        left = self._open._replace(log=self._log())
+        self.wrapper.settings_dict.setdefault("AGENTDB", {})["place"] = left
 
     def connect(self) -> None:
         known = self.wrapper.settings_dict.get("AGENTDB", {}).get("place")
