@@ -357,7 +357,7 @@ class Executor:
     def _outermost(self, channel: Channel) -> Iterator[None]:
         """Begin and commit on the driver's connection, and let Django know: its own way takes three times as long.
 
-        Undoing is Django's. What an exception from nowhere interrupts here, ``settle`` mends.
+        Once it is undone, the rest is Django's. What an exception from nowhere interrupts here, ``settle`` mends.
         """
         wrapper = channel.wrapper
         block = transaction.atomic(using=self.alias)
@@ -374,6 +374,7 @@ class Executor:
         except BaseException as error:
             if not channel.committing or isinstance(error, AgentDbError):
                 channel.began = time.monotonic()
+                channel.undo()
                 block.__exit__(type(error), error, error.__traceback__)
             raise
         wrapper.atomic_blocks.pop()
@@ -381,15 +382,24 @@ class Executor:
 
     @contextmanager
     def _atomic(self, channel: Channel) -> Iterator[None]:
-        """Django's transaction or savepoint, whose own statements may not take longer than a call either."""
+        """Django's savepoint, whose own statements may not take longer than a call either."""
         channel.began = time.monotonic()
+        raised: BaseException | None = None
         try:
             with transaction.atomic(using=self.alias):
                 channel.began = 0.0
                 try:
                     yield
+                except BaseException as error:
+                    raised = error
+                    raise
                 finally:
                     channel.began = time.monotonic()
+        except BaseException as error:
+            if error is not raised and not isinstance(error, channel.errors):
+                # From nowhere, while the savepoint was set, kept or undone: only all of it can be undone now.
+                channel.wrapper.needs_rollback = channel.wrapper.in_atomic_block
+            raise
         finally:
             channel.began = 0.0
 
@@ -408,8 +418,6 @@ class Executor:
         try:
             yield
         except channel.errors as error:
-            if (foreign := _foreign(error, channel)) is not None:
-                raise foreign from None  # what follows from it, as a transaction that could not end, is settled later
             cause = driver_error(error)
             fault = _outcome(channel.fault(cause), cause, committing=channel.committing)
             raise self._doom(channel, fault, cause) from cause
@@ -589,14 +597,6 @@ def _outcome(fault: Fault, error: BaseException, *, committing: bool) -> Fault:
     if committing:
         return Fault.UNANSWERED if fault is Fault.LOST and not getattr(error, "sqlstate", None) else fault
     return Fault.LOST if fault is Fault.UNANSWERED else fault
-
-
-def _foreign(error: BaseException, channel: Channel) -> BaseException | None:
-    """Return the exception from nowhere, as of a signal handler, that the driver's error followed from."""
-    cause = error.__context__
-    while cause is not None and isinstance(cause, (*channel.errors, AgentDbError)):
-        cause = cause.__context__
-    return cause
 
 
 def _delays() -> Iterator[float | None]:

@@ -105,6 +105,67 @@ def test_a_transaction_is_whole(executor: Executor, url: str) -> None:
     assert execute(url, "SELECT id FROM api_keys") == [("k1",)]
 
 
+class Stop(BaseException):
+    """As a signal handler raises."""
+
+
+@pytest.mark.parametrize("inner", [False, True], ids=["outermost", "inner"])
+def test_an_exception_from_nowhere_reaches_the_caller_also_where_undoing_fails(executor: Executor, inner: bool) -> None:
+    def lose_the_connection() -> None:
+        insert(executor, "lost")
+        executor.channel().wrapper.connection.close()
+        raise Stop
+
+    with pytest.raises(Stop):
+        executor.transaction((lambda: executor.transaction(lose_the_connection)) if inner else lose_the_connection)
+
+    insert(executor, "kept")
+    assert [row[0] for row in executor.all(columns, ALL)] == ["kept"]
+
+
+def test_a_second_exception_from_nowhere_while_the_first_is_undone_reaches_the_caller(
+    executor: Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def rollback() -> None:
+        raise Stop("second")
+
+    def work() -> None:
+        insert(executor, "lost")
+        monkeypatch.setattr(executor.channel().wrapper, "_rollback", rollback)
+        raise Stop("first")
+
+    with pytest.raises(Stop, match="second"):  # and not what follows from it, as that autocommit cannot be changed now
+        executor.transaction(work)
+
+    monkeypatch.undo()
+    insert(executor, "kept")
+    assert [row[0] for row in executor.all(columns, ALL)] == ["kept"]
+
+
+@pytest.mark.parametrize("at", ["_savepoint", "_savepoint_rollback", "_savepoint_commit"])
+def test_an_inner_transaction_that_may_not_be_undone_dooms_the_outer_one(
+    executor: Executor, at: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(sid: str) -> None:
+        raise Stop("second")
+
+    def inner() -> None:
+        insert(executor, "lost")
+        if at == "_savepoint_rollback":
+            raise Stop("first")
+
+    def outer() -> None:
+        monkeypatch.setattr(executor.channel().wrapper, at, stop)
+        with pytest.raises(Stop, match="second"):
+            executor.transaction(inner)
+        monkeypatch.undo()
+
+    with pytest.raises(AgentDbError, match="The transaction failed inside the function"):
+        executor.transaction(outer)
+
+    assert executor.all(columns, ALL) == []
+
+
 def test_a_failure_dooms_the_transaction_and_not_the_next(executor: Executor, url: str) -> None:
     execute(url, "ALTER TABLE api_keys RENAME TO hidden")
 

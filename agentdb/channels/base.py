@@ -12,7 +12,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from enum import Enum, auto
 from typing import Any
 
@@ -145,6 +145,17 @@ class Channel(ABC):
     @abstractmethod
     def commit(self) -> None:
         """Commit what ``begin`` began."""
+
+    def undo(self) -> None:
+        """Undo what ``begin`` began, before Django does.
+
+        Where an exception from nowhere keeps Django from it, Python's sqlite3 would commit when Django switches
+        autocommit on again.
+        """
+        raw = self.wrapper.connection
+        if raw is not None:
+            with suppress(*self.errors):  # Django comes to the same, and says what it means
+                raw.rollback()
 
     def abandon(self, raw: Any) -> None:
         """Undo what a connection is in the middle of; close it, unless it is as good as new."""
