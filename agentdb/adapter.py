@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from importlib.util import find_spec
@@ -25,6 +24,8 @@ from agentdb.inputs import (
     optional_identifier,
     page_limit,
     page_record,
+    plain_function,
+    plain_result,
     sandbox_state,
     session_status,
     text,
@@ -336,20 +337,8 @@ class DjangoDb(Db):
     # -- transactions and life cycle
 
     def run_transaction(self, fn: Callable[[Db], R]) -> R:
-        flags = getattr(getattr(fn, "__code__", None), "co_flags", 0)
-        if flags & inspect.CO_COROUTINE:
-            raise InvalidInputError(_NOT_A_COROUTINE)
-        if flags & (inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR):
-            raise InvalidInputError(_NOT_A_GENERATOR)
-
-        def work() -> R:
-            result = fn(self)
-            if isinstance(result, Awaitable | Generator | AsyncGenerator):  # of a callable that does not say so before
-                getattr(result, "close", bool)()
-                raise InvalidInputError(_NOT_A_COROUTINE if isinstance(result, Awaitable) else _NOT_A_GENERATOR)
-            return result
-
-        return self._executor.transaction(work)
+        plain_function(fn)
+        return self._executor.transaction(lambda: plain_result(fn(self)))
 
     def health(self) -> Health:
         executor = self._executor.whole if isinstance(self._executor, TenantExecutor) else self._executor
@@ -364,10 +353,6 @@ class DjangoDb(Db):
 
     def _rest(self) -> None:
         self._executor.rest()
-
-
-_NOT_A_COROUTINE = "run_transaction() takes a plain function, not a coroutine: its calls run in one thread."
-_NOT_A_GENERATOR = "run_transaction() takes a plain function, not a generator, whose calls would run after the end."
 
 
 # A namespace that other packages can be in without it.

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from datetime import UTC, datetime
+from typing import Any, TypeVar
 
 from agentdb.errors import InvalidInputError
 from agentdb.interface import SandboxState, SessionRecord, SessionStatus
 
 # A PostgreSQL index entry holds about 2,700 bytes, and an index here has up to four identifiers.
 MAX_IDENTIFIER_BYTES = 512
+
+R = TypeVar("R")
 
 _STATUSES = {status.value: status.value for status in SessionStatus}
 _STATES = {state.value: state.value for state in SandboxState}
@@ -94,3 +99,24 @@ def _known(what: str, value: object, known: dict[str, str]) -> str:
         return known[value]
     except KeyError:
         raise InvalidInputError(f"{what} {str.__str__(value)!r} is not one of {', '.join(known)}.") from None
+
+
+def plain_function(fn: Callable[..., Any]) -> None:
+    """Refuse a function for ``run_transaction`` whose calls would not run in the transaction."""
+    flags = getattr(getattr(fn, "__code__", None), "co_flags", 0)
+    if flags & inspect.CO_COROUTINE:
+        raise InvalidInputError(_NOT_A_COROUTINE)
+    if flags & (inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR):
+        raise InvalidInputError(_NOT_A_GENERATOR)
+
+
+def plain_result(result: R) -> R:
+    """Return the result of a function for ``run_transaction``, unless it is a callable that did not say so before."""
+    if isinstance(result, Awaitable | Generator | AsyncGenerator):
+        getattr(result, "close", bool)()
+        raise InvalidInputError(_NOT_A_COROUTINE if isinstance(result, Awaitable) else _NOT_A_GENERATOR)
+    return result
+
+
+_NOT_A_COROUTINE = "run_transaction() takes a plain function, not a coroutine: its calls run in one thread."
+_NOT_A_GENERATOR = "run_transaction() takes a plain function, not a generator, whose calls would run after the end."

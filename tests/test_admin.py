@@ -535,6 +535,7 @@ def test_a_sessions_page_says_what_is_wrong_when_what_happened_and_what_belongs_
     assert page.text.index("Session opened") < page.text.index("Session last active")
     assert page.link("bot").endswith(f"/agent/{agent.id}/change/")
     assert "runner/?id=runner-1" in page.link("Its sessions, and how it is")
+    assert "Last sign of life 5 minutes ago" in page.text
 
     site.db.update_session_status("s1", "active")
     _ago(site, "s1", created_at=125, last_active_at=45)

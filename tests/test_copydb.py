@@ -193,6 +193,28 @@ def test_verify_names_the_table_that_differs_and_copies_nothing(url: str, make_u
     assert contents(target) == before
 
 
+def test_verify_names_rows_that_one_side_lacks_between_rows_of_both(url: str, make_url: MakeUrl) -> None:
+    target = make_url("sqlite")
+    for place, ids in ((url, "acf"), (target, "bcde")):
+        with agentdb.connect(place, migrate=True) as db:
+            for id in ids:
+                db.insert_sandbox(id, "a", "/")
+        execute(place, "UPDATE sandboxes SET created_at = '2026-01-01 00:00:00', last_used_at = '2026-01-01 00:00:00'")
+    out = io.StringIO()
+
+    with pytest.raises(SystemExit):
+        call_command("copydb", url, target, "--verify", stdout=out)
+
+    assert out.getvalue().splitlines() == [
+        "Table 'sandboxes' differs: 3 rows in the source, 4 in the target.",
+        "Table 'sandboxes', id 'a': only in the source.",
+        "Table 'sandboxes', id 'b': only in the target.",
+        "Table 'sandboxes', id 'd': only in the target.",
+        "Table 'sandboxes', id 'e': only in the target.",
+        "Table 'sandboxes', id 'f': only in the source.",
+    ]
+
+
 def test_verify_stops_naming_rows_after_twenty_and_goes_on_with_the_next_table(url: str, make_url: MakeUrl) -> None:
     with agentdb.connect(url) as db:
         db.run_transaction(lambda db: [db.insert_session(f"s{number:02}", "a", "b") for number in range(30)])

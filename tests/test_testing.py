@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,33 @@ def test_memorydb_takes_the_time_from_the_test() -> None:
     now[0] = instant(-5)
     db.touch_session("s1")
     assert db.get_session("s1").last_active_at == instant()
+
+
+async def _coroutine(db: Db) -> None:
+    make_session(db)
+
+
+def _generator(db: Db) -> Iterator[None]:
+    make_session(db)
+    yield
+
+
+def _awaitable(db: Db) -> Coroutine[Any, Any, None]:
+    make_session(db)
+    return _coroutine(db)
+
+
+def _iterator(db: Db) -> Iterator[None]:
+    make_session(db)
+    return _generator(db)
+
+
+@pytest.mark.parametrize("fn", [_coroutine, _generator, _awaitable, _iterator], ids=lambda fn: fn.__name__)
+def test_memorydb_refuses_functions_that_are_not_plain_and_undoes_them(fn: Callable[[Db], Any]) -> None:
+    with MemoryDb() as db:
+        with pytest.raises(InvalidInputError, match=r"^run_transaction\(\) takes a plain function, not a"):
+            db.run_transaction(fn)
+        assert db.list_sessions() == []
 
 
 def test_memorydb_imports_no_django(tmp_path: Path) -> None:

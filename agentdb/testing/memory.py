@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import threading
 import uuid
 from collections.abc import Callable, Iterable
@@ -20,6 +19,8 @@ from agentdb.inputs import (
     optional_identifier,
     page_limit,
     page_record,
+    plain_function,
+    plain_result,
     sandbox_state,
     session_status,
     text,
@@ -359,15 +360,11 @@ class MemoryDb(Db):
         return view
 
     def run_transaction(self, fn: Callable[[Db], R]) -> R:
-        if inspect.iscoroutinefunction(fn):
-            raise InvalidInputError(_NOT_A_COROUTINE)
+        plain_function(fn)
         with self._turn() as tables:
             kept = tables.kept()
             try:
-                result = fn(self)
-                if inspect.isawaitable(result):
-                    getattr(result, "close", bool)()
-                    raise InvalidInputError(_NOT_A_COROUTINE)
+                result = plain_result(fn(self))
                 self._check_open()
                 return result
             except BaseException:
@@ -448,8 +445,6 @@ class _Turn:
     def __exit__(self, *error: object) -> None:
         self._db._lock.release()
 
-
-_NOT_A_COROUTINE = "run_transaction() takes a plain function, not a coroutine: its calls run in one thread."
 
 Dated = TypeVar("Dated", SessionRecord, ApiKeyRecord)
 
