@@ -21,6 +21,7 @@ from tests.baseline_runs import (
     instant,
     snapshot,
 )
+from tests.factories import execute
 from tests.legacy_databases import expected, manage, opened, rows, sqlite_path, stems
 
 Load = Callable[[str], str]
@@ -133,6 +134,17 @@ def assert_all_rows_are_there(connection: BaseDatabaseWrapper, file: dict[str, A
         else:
             by = (lambda row: (row["name"], row.get("tenant_id"))) if name == "agents" else (lambda row: row["id"])
             assert sorted(found, key=by) == sorted(wanted, key=by)
+
+
+@pytest.mark.parametrize("engine", ["sqlite"])
+def test_an_upgrade_that_lacks_steps_in_the_middle_has_them_named(engine: str, load_legacy: Load):
+    url = load_legacy("crash-a-to-b-k13")
+    execute(url, "DROP TABLE sandboxes")
+    run = baselinedb(url, "--check")
+    assert (
+        "Shape: an upgrade to multi-tenant in which these of 10 steps are missing: created sandboxes, added "
+        "sandboxes.tenant_id, keyed agents by id, made (tenant_id, name) unique, dropped the foreign key of sessions"
+    ) in run.out.splitlines()
 
 
 def assert_other_tables_are_there(connection: BaseDatabaseWrapper, file: dict[str, Any]) -> None:

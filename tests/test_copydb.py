@@ -170,6 +170,17 @@ def test_verify_copies_into_an_empty_target_and_compares(url: str, make_url: Mak
     assert printed.endswith(" holds.\n")
 
 
+@pytest.mark.parametrize("value", ["C:\\new\\table", "a\rb", "\b\f\v"])
+def test_a_value_that_only_copy_would_read_otherwise_is_copied_as_it_is(value: str, make_url: MakeUrl) -> None:
+    source, target = make_url("sqlite"), make_url("postgresql")
+    with agentdb.connect(source, migrate=True) as db:
+        db.insert_sandbox("b1", "plain", value)
+    copydb(source, target)
+    with agentdb.connect(target) as db:
+        copied = db.get_sandbox("b1")
+    assert copied is not None and copied.workspace_dir == value
+
+
 def test_verify_names_the_table_that_differs_and_copies_nothing(url: str, make_url: MakeUrl) -> None:
     fill(url)
     target = make_url("sqlite")

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import psycopg
@@ -127,6 +128,21 @@ def test_migrate_says_that_it_waits(empty_url: str):
         printed = manage(connection, "migrate", "agentdb")
 
     assert printed.startswith("Another process is migrating this database; waiting for it.\n")
+
+
+@pytest.mark.parametrize("option", ["--plan", "--check"])
+def test_a_migrate_that_only_looks_does_not_wait(empty_url: str, option: str, engine: str):
+    if engine == "sqlite":
+        Path(empty_url.removeprefix("sqlite:///")).touch()  # it makes none itself
+    with hold(empty_url) as holder, opened(empty_url) as connection:
+        assert holder.stdin is not None
+        late = threading.Timer(20, holder.stdin.close)
+        late.start()
+        with suppress(SystemExit):  # something is to be done
+            manage(connection, "migrate", "agentdb", option)
+        assert late.is_alive()
+        late.cancel()
+        holder.stdin.close()
 
 
 def test_the_lock_leaves_nothing_behind(empty_url: str, tmp_path: Path, engine: str):
