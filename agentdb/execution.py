@@ -402,6 +402,7 @@ class Executor:
             raise
         finally:
             channel.began = 0.0
+            del raised  # its traceback holds this frame
 
     @staticmethod
     def _refuse_spoiled(channel: Channel) -> None:

@@ -23,7 +23,7 @@ from agentdb.inspection import check_sqlite_file
 from agentdb.schema.verification import verify
 from agentdb.sqlite_safety import descriptors, is_in_wal_mode
 from tests.factories import make_sandbox, make_session
-from tests.legacy_databases import opened
+from tests.legacy_databases import manage, opened
 from tests.test_sqlite_safety import mounted
 
 MISSING = (
@@ -307,6 +307,46 @@ os.wait()
 """
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert ended.stdout == "acknowledged\n", ended.stderr
+
+
+def test_a_program_that_changes_its_folder_goes_on_with_a_hosts_relative_name(
+    path: Path, often: None, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(path.parent)
+    with opened(url(path)) as connection:
+        manage(connection, "migrate")
+        connection.close()
+        connection.settings_dict["NAME"] = path.name
+        db = DjangoDb(connection.alias)
+        make_session(db, "s1")
+        monkeypatch.chdir("/")
+        for _ in range(2):
+            assert db.get_session("s1") is not None
+
+
+def test_a_file_that_cannot_be_looked_at_is_not_said_to_be_gone(
+    path: Path, often: None, monkeypatch: pytest.MonkeyPatch
+):
+    with agentdb.connect(url(path), migrate=True) as db:
+        make_session(db, "s1")
+
+        def stat(*arguments: object, **options: object) -> None:
+            raise PermissionError
+
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "stat", stat)
+            assert db.get_session("s1") is not None
+
+
+def test_the_log_of_a_file_behind_a_link_is_known(path: Path, often: None):
+    link = path.with_name("link.db")
+    link.symlink_to(path)
+    with agentdb.connect(url(link), migrate=True) as db:
+        make_session(db, "s1")
+        assert db.get_session("s1") is not None
+        remove_log(path)
+        with pytest.raises(DatabaseUnavailableError, match=r"The write-ahead log .* was removed while"):
+            db.get_session("s1")
 
 
 def test_a_database_in_memory_has_no_file_to_look_at(often: None):

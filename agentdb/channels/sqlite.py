@@ -43,10 +43,28 @@ carried = _Carried()
 
 
 class _Place(NamedTuple):
-    """The file and the write-ahead log that a path names, each as device and number; None where there is none."""
+    """Which file and which write-ahead log are at a path, each as device and number; None where there is none."""
 
     file: tuple[int, int] | None
     log: tuple[int, int] | None
+
+    @classmethod
+    def of(cls, path: str) -> _Place:
+        return cls(identity(path), identity(_log_of(path)))
+
+
+def _log_of(path: str) -> str:
+    return f"{os.path.realpath(path)}-wal"  # SQLite follows links first
+
+
+def _is_gone(path: str) -> bool:
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except (OSError, ValueError):  # it may be there
+        return False
+    return False
 
 
 # Seconds between two looks at what the path names: a look is a twentieth of a read.
@@ -71,6 +89,7 @@ class SqliteChannel(Channel):
         super().__init__(wrapper)
         self._looked = 0.0  # when, on the monotonic clock
         self._looked_at: Any = None  # the connection, of which is known:
+        self._path = ""  # absolute: the program may change its folder
         self._open = _Place(None, None)
         self._has_run = False  # a statement
 
@@ -129,7 +148,7 @@ class SqliteChannel(Channel):
         if raw is not self._looked_at:
             self._remember(raw)
             return
-        known, now = self._open, self._place()
+        known, now = self._open, _Place.of(self._path)
         if known.log is None:
             if self._has_run:
                 # From the first statement on the log stays the same, until the last process closes the file.
@@ -138,16 +157,18 @@ class SqliteChannel(Channel):
         if now == known:
             return
         if now.file is None:
+            if not _is_gone(self._path):
+                return
             problem = self._is_missing()
-        elif shared_file_system(self._name):
+        elif shared_file_system(self._path):
             return  # the numbers of a file may change there
         elif now.file != known.file:
             problem = self._is_another()
             self._remember(raw)  # and the log, which the file that is there now must not be opened with
         else:
             problem = (
-                f"The write-ahead log '{self._name}-wal' was removed while {self.describe()} was open. Commits that "
-                "only it held may be missing. Stop every program that uses the file, and start them again."
+                f"The write-ahead log {_log_of(self._path)!r} was removed while {self.describe()} was open. Commits "
+                "that only it held may be missing. Stop every program that uses the file, and start them again."
             )
         self.disconnect()
         raise DatabaseUnavailableError(problem)
@@ -161,7 +182,7 @@ class SqliteChannel(Channel):
     def _is_another(self) -> str:
         return (
             f"Another file took the place of {self.describe()} while it was open. Stop every program that uses it, "
-            f"move '{self._name}-wal', which belongs to the file that was there before, out of the way, and start "
+            f"move {_log_of(self._name)!r}, which belongs to the file that was there before, out of the way, and start "
             "them again."
         )
 
@@ -169,26 +190,21 @@ class SqliteChannel(Channel):
     def _name(self) -> str:
         return str(self.wrapper.settings_dict["NAME"])
 
-    def _place(self) -> _Place:
-        return _Place(identity(self._name), self._log())
-
-    def _log(self) -> tuple[int, int] | None:
-        return identity(f"{self._name}-wal")
-
     def _remember(self, raw: Any, log: tuple[int, int] | None = None) -> None:
         if raw is not self._looked_at:
-            self._looked_at, self._has_run, self._open = raw, False, self._place()
-        self._open = self._open._replace(log=log)
+            self._looked_at, self._has_run, self._path = raw, False, os.path.abspath(self._name)
+            self._open = _Place.of(self._path)
         # For the connections of other threads, which share the settings of the alias.
-        left = self._open._replace(log=self._log())
+        left = self._open._replace(log=_Place.of(self._path).log)
         self.wrapper.settings_dict.setdefault("AGENTDB", {})["place"] = left
+        self._open = self._open._replace(log=log)
 
     def connect(self) -> None:
         known = self.wrapper.settings_dict.get("AGENTDB", {}).get("place")
         if known is not None and known.file is not None:
-            now = self._place()
-            if now.file is None:
+            if _is_gone(self._name):
                 raise DatabaseUnavailableError(self._is_missing())  # SQLite would make an empty one
+            now = _Place.of(self._name)
             if now.file != known.file and known.log is not None and now.log == known.log:
                 raise DatabaseUnavailableError(self._is_another())  # SQLite would write the log's pages into it
         if self.wrapper.connection is None and carried.is_open(self._name):
