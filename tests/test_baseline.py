@@ -147,6 +147,20 @@ def test_an_upgrade_that_lacks_steps_in_the_middle_has_them_named(engine: str, l
     ) in run.out.splitlines()
 
 
+@pytest.mark.parametrize("engine", ["sqlite"])
+def test_bytes_that_are_no_text_stay_in_an_operators_own_column(engine: str, load_legacy: Load):
+    url = load_legacy("crash-a-to-b-k13")
+    execute(url, "ALTER TABLE sessions ADD COLUMN note TEXT")
+    execute(url, "UPDATE sessions SET note = CAST(x'ff41' AS TEXT)")
+    kept = "SELECT count(*), min(CAST(note AS BLOB)), max(CAST(note AS BLOB)) FROM sessions"
+    before = execute(url, kept)
+
+    assert baselinedb(url).code == 0
+
+    assert execute(url, kept) == before
+    assert before[0][1:] == (b"\xffA", b"\xffA")
+
+
 def assert_other_tables_are_there(connection: BaseDatabaseWrapper, file: dict[str, Any]) -> None:
     for name, extra in file["extra_tables"].items():
         quoted = ".".join(f'"{part}"' for part in name.split("."))
