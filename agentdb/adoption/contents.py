@@ -164,6 +164,8 @@ def _summed(connection: BaseDatabaseWrapper, table: Table, *sums: str) -> tuple[
             if "user-defined" not in str(error):
                 raise
             return None
+        except (SystemError, UnicodeDecodeError):  # how Python says the same, depending on which rows it is in
+            return None
     return found
 
 
