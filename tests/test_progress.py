@@ -1,0 +1,88 @@
+"""What a long command writes about how far it is."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from django.core.management.base import OutputWrapper
+
+from agentdb.management.progress import ProgressLine
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    now = [100.0]
+    monkeypatch.setattr("agentdb.management.progress.time.monotonic", lambda: now[0])
+    monkeypatch.setenv("TERM", "xterm")
+    return now
+
+
+def written(stream: io.StringIO) -> str:
+    text = stream.getvalue()
+    stream.seek(0)
+    stream.truncate()
+    return text
+
+
+def test_a_terminal_has_one_line_with_a_bar_the_rate_and_the_time_left(clock: list[float]) -> None:
+    stream = Terminal()
+    line = ProgressLine(OutputWrapper(stream))
+    line("sessions", 0, 1000)
+    assert written(stream) == ""
+    clock[0] += 0.5
+    line("sessions", 250, 1000)
+    assert written(stream) == "\r\x1b[K[#####...............] sessions: 250 of 1,000"
+    clock[0] += 1.5
+    line("sessions", 500, 1000)
+    assert written(stream) == "\r\x1b[K[##########..........] sessions: 500 of 1,000, 250 a second, 2 s left"
+    clock[0] += 0.1
+    line("sessions", 600, 1000)
+    assert written(stream) == ""  # not more often than five times a second
+    clock[0] += 1.0
+    line("agents", 0, 0)
+    assert written(stream) == "\r\x1b[K[####################] agents: 0 of 0"
+    line.say("Done.")
+    assert written(stream) == "\r\x1b[KDone.\n"
+    line.clear()
+    assert written(stream) == ""
+
+
+def test_the_rate_is_that_of_the_table_and_of_this_run(clock: list[float]) -> None:
+    stream = Terminal()
+    line = ProgressLine(OutputWrapper(stream))
+    line("agents", 10, 10)
+    clock[0] += 50
+    line("sessions", 600, 1000)  # a copy that goes on where it was
+    written(stream)
+    clock[0] += 2
+    line("sessions", 700, 1000)
+    assert "700 of 1,000, 50 a second, 6 s left" in written(stream)
+
+
+@pytest.mark.parametrize("term", ["dumb", None])
+def test_elsewhere_there_is_a_plain_line_now_and_then(
+    clock: list[float], monkeypatch: pytest.MonkeyPatch, term: str | None
+) -> None:
+    stream = io.StringIO() if term is None else Terminal()
+    if term:
+        monkeypatch.setenv("TERM", term)
+    line = ProgressLine(OutputWrapper(stream))
+    for _ in range(4):
+        clock[0] += 6
+        line("sessions", 100, 1000)
+    assert written(stream) == "sessions: 100 of 1,000\nsessions: 100 of 1,000\n"
+
+
+def test_a_quiet_command_writes_nothing(clock: list[float]) -> None:
+    stream = Terminal()
+    line = ProgressLine(OutputWrapper(stream), verbosity=0)
+    clock[0] += 60
+    line("sessions", 100, 1000)
+    line.say("Done.")
+    assert written(stream) == ""
