@@ -22,7 +22,7 @@ from agentdb import AgentDbError, AgentRecord, Db, DjangoDb, SandboxState, Sessi
 from agentdb.testing import MemoryDb
 from tests.factories import instant
 
-STEPS = int(os.environ.get("AGENTDB_MODEL_STEPS", "600"))
+STEPS = int(os.environ.get("AGENTDB_MODEL_STEPS", "3000"))
 STEPS_OF_A_RUN = 40
 
 TENANTS = st.sampled_from(["default", "acme", "'; --"])
