@@ -545,6 +545,16 @@ def test_a_sessions_page_says_what_is_wrong_when_what_happened_and_what_belongs_
     assert "its sandbox is gone" not in ended and "Now still" not in ended
 
 
+def test_a_sessions_page_names_an_agent_that_is_missing(site: Site, superuser: User):
+    site.db.insert_session("s1", "gone-agent", "gone-box")
+
+    page = site.get("agentdb/session/s1/change/")
+
+    assert "It is starting, and no agent of its tenant is called 'gone-agent'." in page.text
+    site.db.upsert_agent("gone-agent", "/srv")
+    assert "no agent of its tenant" not in site.get("agentdb/session/s1/change/").text
+
+
 def test_a_sandboxs_page_names_the_sessions_that_name_it(site: Site, superuser: User):
     site.db.insert_sandbox("b1", "gone-agent", "/w", session_id="s1")
     site.db.update_sandbox_state("b1", "running")

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from threading import Thread
 
@@ -174,6 +175,15 @@ def test_a_log_that_is_removed_is_named_once_and_its_commits_are_saved_as_the_fi
         make_session(db, "s3")
     with closing(sqlite3.connect(path)) as connection:
         assert connection.execute("SELECT id FROM sessions ORDER BY id").fetchall() == [("s1",), ("s3",)]
+
+
+def test_a_log_that_is_removed_is_noticed_where_all_calls_are_transactions(path: Path):
+    with agentdb.connect(url(path), migrate=True) as db:
+        for number in range(3):
+            db.run_transaction(partial(make_session, id=f"s{number}"))
+        remove_log(path)
+        with pytest.raises(DatabaseUnavailableError, match=r"The write-ahead log .* was removed while"):
+            db.run_transaction(lambda tx: make_session(tx, "s3"))
 
 
 WRITER = """

@@ -114,6 +114,7 @@ class SqliteChannel(Channel):
     def begin(self) -> None:
         raw = self.wrapper.connection
         raw.execute(f"BEGIN {self.wrapper.transaction_mode or ''}")  # type: ignore[attr-defined]
+        self._has_run = True
 
     def commit(self) -> None:
         self.wrapper.connection.commit()
