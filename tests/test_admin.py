@@ -926,6 +926,7 @@ def test_cells_link_only_where_the_user_may_look(site: Site):
         assert opened
         assert set(opened.values()) == {200}, opened
     assert "b0001" in site.get("agentdb/session/").text
+    assert "agent-1" in site.get("agentdb/session/").text
     assert "missing" not in site.get("agentdb/session/").text
 
 

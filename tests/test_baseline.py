@@ -6,6 +6,7 @@ import json
 import re
 import uuid
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -391,6 +392,18 @@ def test_json_of_a_refusal_names_the_rows(load_legacy: Load, engine: str):
         "'not-a-date'",
         "is in no known timestamp format",
     )
+
+
+def test_json_of_a_database_that_cannot_be_looked_at_says_why(tmp_path: Path):
+    run = baselinedb(f"sqlite:///{tmp_path}/none.db", "--json")
+
+    assert run.code == 2
+    assert json.loads(run.out) == {
+        "format": 1,
+        "result": "error",
+        "error": f"There is no database file '{tmp_path}/none.db'. Check the database URL, or run 'agentdb migrate' to "
+        "make a new one.",
+    }
 
 
 def test_checksum_is_of_the_values_and_the_same_on_both_engines(load_legacy: Load, engine: str):
