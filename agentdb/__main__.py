@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout, suppress
 
 from agentdb.conf import DEFAULT_URL, URL_VARIABLE, database_url, display_url
 from agentdb.errors import AgentDbError, InvalidInputError
@@ -33,6 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         _take_quiet(arguments)
         if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
             os.environ["DJANGO_COLORS"] = "nocolor"  # Django knows neither of the two
+        if "DJANGO_AUTO_COMPLETE" in os.environ:
+            return _complete()
         _configure(url, arguments)
         if not arguments or arguments in (["help"], ["--help"], ["-h"]):
             sys.stdout.write(_overview(url))
@@ -136,6 +140,27 @@ def _run(arguments: Sequence[str]) -> int:
         reason = str(error).strip().partition("\n")[0]
         sys.stderr.write(f"agentdb {arguments[0]}: the database refused: {reason}\n")
         return 2
+    return 0
+
+
+def _complete() -> int:
+    """Write how the command line in ``COMP_WORDS`` may go on; docs/commands.md has what makes a shell ask."""
+    from django.core.management import ManagementUtility, get_commands
+
+    words = os.environ["COMP_WORDS"].split()
+    number = len(words)
+    with suppress(InvalidInputError):  # --url, and its value is yet to come
+        _take_url(words)
+    _configure(None, words)
+    os.environ["COMP_WORDS"] = " ".join(words)
+    os.environ["COMP_CWORD"] = str(int(os.environ["COMP_CWORD"]) - number + len(words))
+    answer = io.StringIO()
+    with redirect_stdout(answer), suppress(SystemExit):
+        ManagementUtility(["agentdb"]).execute()
+    hidden = {name for name, app in get_commands().items() if app == "django.core" and name not in _DJANGO_COMMANDS}
+    if not os.environ.get(SETTINGS_VARIABLE):
+        hidden |= {"--settings=", "--pythonpath="}
+    sys.stdout.write(" ".join(word for word in answer.getvalue().split() if word not in hidden) + "\n")
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from functools import partial
@@ -302,3 +303,29 @@ def test_each_command_says_first_which_database_it_is(cli, tmp_path: Path, comma
     if command not in ("health", "overview", "baselinedb"):  # whose answer that is
         quiet = cli("--url", url, "-q", *command.format(folder=tmp_path / "..").split())
         assert f"{tmp_path}/state.sqlite3" not in quiet.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["ba"], ["backup", "baselinedb"]),
+        (["f"], []),  # Django's flush is not offered
+        (["--url", "sqlite:///x.db", "re"], ["restore"]),
+        (["--url=sqlite:///x.db", "verifydb", "--j"], ["--json"]),
+        (["backup", "--p"], []),
+        (["--url"], []),
+    ],
+)
+def test_a_shell_completes_commands_and_options(tmp_path: Path, words: list[str], expected: list[str]):
+    [function] = re.findall(r"^_agentdb\(\) .*$", (ROOT / "docs" / "commands.md").read_text(), re.MULTILINE)
+    line = " ".join(f"'{word}'" for word in ["agentdb", *words])
+    script = f'{function}\nCOMP_WORDS=({line})\nCOMP_CWORD={len(words)}\n_agentdb\necho "${{COMPREPLY[@]}}"\n'
+    environment = {name: value for name, value in os.environ.items() if name != "DJANGO_SETTINGS_MODULE"}
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+
+    finished = subprocess.run(
+        ["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+
+    assert finished.stdout.split() == expected
+    assert list(tmp_path.iterdir()) == []
