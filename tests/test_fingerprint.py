@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from django.core.management import CommandError, call_command
 
+from agentdb.schema.fingerprint import _cockroachdb
 from tests.baseline_runs import baselinedb
 from tests.factories import execute
 from tests.legacy_databases import opened
@@ -94,3 +95,19 @@ def test_it_says_what_it_is_of(url: str) -> None:
     assert lines[-1] == found
     assert {line.partition(":")[0] for line in lines[:-1]} == {"agents", "api_keys", "sandboxes", "sessions"}
     assert json.loads(fingerprint(url, json=True)) == {"format": 1, "fingerprint": found}
+
+
+def test_a_cockroachdb_is_asked_for_its_own_words() -> None:
+    answers = {
+        'SHOW CREATE TABLE "agents"': [("agents", "CREATE TABLE public.agents (\n\tid STRING NOT NULL\n)")],
+        'SHOW GRANTS ON TABLE "agents"': [("db", "public", "agents", "root", "ALL", True)],
+    }
+
+    class Cursor:
+        def execute(self, statement: str) -> None:
+            self.fetchall = lambda: answers[statement]
+
+    assert list(_cockroachdb(Cursor(), ["agents"])) == [
+        "agents: ('CREATE TABLE public.agents (\\n\\tid STRING NOT NULL\\n)',)",
+        "agents: ('public', 'agents', 'root', 'ALL', True)",
+    ]
