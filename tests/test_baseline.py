@@ -298,7 +298,9 @@ def test_a_database_on_the_way_is_brought_to_the_end(url: str, level: str):
 def test_single_tenant_plan_names_every_step(load_legacy: Load, engine: str):
     run = baselinedb(url := load_legacy("era-a"), "--check")
 
-    assert url.partition("?")[0].rpartition("/")[2] in run.out.partition("Found: ")[2].splitlines()[0]
+    found = run.out.partition("Found: ")[2].splitlines()[0]
+    assert url.partition("?")[0].rpartition("/")[2] in found
+    assert re.search(r", [\d.]+ [KM]iB$", found)
     agents, sandboxes, sessions, stamps = (17, 28, 64, 218) if engine == "sqlite" else (21, 37, 70, 256)
     steps = [
         f"Add column tenant_id to agents: 'default' in {agents} rows.",
