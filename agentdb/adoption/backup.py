@@ -19,7 +19,7 @@ Progress = Callable[[int, int], None]  # done, total
 _PAGES_PER_STEP = 4096
 # What SQLite takes for a part of the file that it lies beside.
 _COMPANIONS = ("-journal", "-wal", "-shm")
-_LEFTOVERS = (".partial", ".partial-journal", ".partial-wal", ".partial-shm")
+_LEFTOVERS = tuple(f".partial{end}" for end in ("", *_COMPANIONS))
 
 
 def back_up(
@@ -80,15 +80,18 @@ def _put_in_place(partial: Path, target: Path) -> None:
 
 def refuse_taken(target: Path) -> None:
     """Raise ``InvalidInputError`` if there is such a file, or one that SQLite would take for a part of it."""
-    if target.exists():
+    there = _taken(target)
+    if there == target:
         raise InvalidInputError(_is_there(target))
-    for end in _COMPANIONS:
-        companion = target.with_name(target.name + end)
-        if companion.exists():
-            raise InvalidInputError(
-                f"There is a file {str(companion)!r}, which belongs to a database that was here before. SQLite would "
-                "take it for a part of the backup. Move it away, or name another file."
-            )
+    if there is not None:
+        raise InvalidInputError(
+            f"There is a file {str(there)!r}, which belongs to a database that was here before. SQLite would "
+            "take it for a part of the backup. Move it away, or name another file."
+        )
+
+
+def _taken(target: Path) -> Path | None:
+    return next((path for end in ("", *_COMPANIONS) if (path := target.with_name(target.name + end)).exists()), None)
 
 
 def _is_there(target: Path) -> str:
@@ -127,7 +130,7 @@ def _free_name(source: Path) -> Path:
     stem = f"{source.name}.backup-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
     target = source.with_name(stem)
     number = 1
-    while any(target.with_name(target.name + end).exists() for end in ("", *_COMPANIONS)):
+    while _taken(target) is not None:
         number += 1
         target = source.with_name(f"{stem}-{number}")
     return target
