@@ -62,8 +62,8 @@ def _is_gone(path: str) -> bool:
         os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
         return True
-    except (OSError, ValueError):  # it may be there
-        return False
+    except (OSError, ValueError):
+        pass  # it may be there
     return False
 
 
@@ -194,9 +194,9 @@ class SqliteChannel(Channel):
     def _remember(self, raw: Any, log: tuple[int, int] | None = None) -> None:
         if raw is not self._looked_at:
             self._looked_at, self._has_run, self._path = raw, False, os.path.abspath(self._name)
-            self._open = _Place.of(self._path)
+            self._open = _Place(identity(self._path), None)
         # For the connections of other threads, which share the settings of the alias.
-        left = self._open._replace(log=_Place.of(self._path).log)
+        left = self._open._replace(log=identity(_log_of(self._path)))
         self.wrapper.settings_dict.setdefault("AGENTDB", {})["place"] = left
         self._open = self._open._replace(log=log)
 
