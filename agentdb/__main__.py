@@ -145,7 +145,7 @@ def _run(arguments: Sequence[str]) -> int:
 
 def _complete() -> int:
     """Write how the command line in ``COMP_WORDS`` may go on; docs/commands.md has what makes a shell ask."""
-    from django.core.management import ManagementUtility, get_commands
+    from django.core.management import ManagementUtility
 
     words = os.environ["COMP_WORDS"].split()
     number = len(words)
@@ -157,22 +157,26 @@ def _complete() -> int:
     answer = io.StringIO()
     with redirect_stdout(answer), suppress(SystemExit):
         ManagementUtility(["agentdb"]).execute()
-    hidden = {name for name, app in get_commands().items() if app == "django.core" and name not in _DJANGO_COMMANDS}
+    hidden = _not_offered(words)
     if not os.environ.get(SETTINGS_VARIABLE):
         hidden |= {"--settings=", "--pythonpath="}
     sys.stdout.write(" ".join(word for word in answer.getvalue().split() if word not in hidden) + "\n")
     return 0
 
 
-def _check_offered(arguments: Sequence[str]) -> None:
-    """Refuse the commands of Django that are of no use here, some of which empty the database without a question."""
+def _not_offered(arguments: Sequence[str]) -> set[str]:
+    """The commands of Django that are of no use here, some of which empty the database without a question."""
     from django.core.management import get_commands
 
     if os.environ.get(SETTINGS_VARIABLE) or any(argument.partition("=")[0] == "--settings" for argument in arguments):
-        return  # a project's own commands are its own business
+        return set()  # a project's own commands are its own business
+    return {name for name, app in get_commands().items() if app == "django.core" and name not in _DJANGO_COMMANDS}
+
+
+def _check_offered(arguments: Sequence[str]) -> None:
+    refused = _not_offered(arguments)
     for name in arguments[:2] if arguments[0] == "help" else arguments[:1]:
-        app = get_commands().get(name)
-        if app == "django.core" and name not in _DJANGO_COMMANDS:
+        if name in refused:
             raise InvalidInputError(
                 f"agentdb does not offer Django's {name!r}. 'agentdb help' lists what it offers; in a Django project, "
                 "run manage.py."

@@ -317,15 +317,23 @@ def test_each_command_says_first_which_database_it_is(cli, tmp_path: Path, comma
     ],
 )
 def test_a_shell_completes_commands_and_options(tmp_path: Path, words: list[str], expected: list[str]):
+    assert completed(tmp_path, words) == expected
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_in_a_project_a_shell_completes_the_commands_that_run_there(tmp_path: Path):
+    offered = completed(tmp_path, ["flu"], DJANGO_SETTINGS_MODULE="settings.test", PYTHONPATH=str(ROOT))
+
+    assert offered == ["flush"]
+
+
+def completed(folder: Path, words: list[str], **environment: str) -> list[str]:
     [function] = re.findall(r"^_agentdb\(\) .*$", (ROOT / "docs" / "commands.md").read_text(), re.MULTILINE)
     line = " ".join(f"'{word}'" for word in ["agentdb", *words])
     script = f'{function}\nCOMP_WORDS=({line})\nCOMP_CWORD={len(words)}\n_agentdb\necho "${{COMPREPLY[@]}}"\n'
-    environment = {name: value for name, value in os.environ.items() if name != "DJANGO_SETTINGS_MODULE"}
-    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
-
+    inherited = {name: value for name, value in os.environ.items() if name != "DJANGO_SETTINGS_MODULE"}
+    inherited["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{inherited['PATH']}"
     finished = subprocess.run(
-        ["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+        ["bash", "-c", script], cwd=folder, env={**inherited, **environment}, capture_output=True, text=True, check=True
     )
-
-    assert finished.stdout.split() == expected
-    assert list(tmp_path.iterdir()) == []
+    return finished.stdout.split()
