@@ -247,15 +247,7 @@ def _connect(path: Path) -> None:
 
 @pytest.mark.parametrize(
     "look",
-    [
-        check_sqlite_file,
-        is_in_wal_mode,
-        _examine,
-        _copy,
-        _back_up,
-        _verify,
-        lambda path: agentdb.connect(url(path)).close(),
-    ],
+    [check_sqlite_file, is_in_wal_mode, _examine, _copy, _back_up, _verify, _connect],
     ids=["check_sqlite_file", "is_in_wal_mode", "examine", "copy_database", "back_up_database", "verify", "connect"],
 )
 def test_a_look_at_the_file_takes_no_locks_from_those_who_have_it_open_in_this_process(
