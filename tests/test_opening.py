@@ -764,12 +764,12 @@ import agentdb, resource, threading
 db = agentdb.connect("sqlite:///{tmp_path}/x.db", migrate=True)
 db.list_agents()
 resource.setrlimit(resource.RLIMIT_NOFILE, (24, 24))
-done = threading.Event()
+done, said = threading.Event(), []
 def read():
     try:
         db.list_agents()
     except agentdb.DatabaseUnavailableError as error:
-        print(error)
+        said.append(str(error))
         done.set()
     done.wait()
 threads = [threading.Thread(target=read) for _ in range(20)]
@@ -777,6 +777,7 @@ for thread in threads:
     thread.start()
 for thread in threads:
     thread.join()
+print(*said, sep="\\n")  # and not in the threads, which write into each other's lines
 db.list_agents()
 """
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
