@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from functools import partial
@@ -243,7 +244,7 @@ def test_settings_without_agentdb_are_refused(cli, tmp_path):
 
 def test_a_reader_that_has_seen_enough_gets_no_traceback(tmp_path):
     finished = subprocess.run(
-        ["sh", "-c", f"{sys.executable} -u -m agentdb | true"],
+        ["sh", "-c", f"{shlex.quote(sys.executable)} -u -m agentdb | true"],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
