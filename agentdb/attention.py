@@ -42,6 +42,8 @@ GRACE_MINUTES = 1  # a server inserts a session before its sandbox
 WINDOW = 10_000
 MOST_LISTED = 200
 SECONDS = 2.0  # for one question
+PAGE_SECONDS = 5.0  # for all of them
+LOCK_SECONDS = 3.0
 COUNT_SECONDS = 0.5
 SCHEMA_SECONDS = 60.0
 EXACT_UP_TO = 200_000
@@ -60,7 +62,9 @@ class Problem:
     said: str = ""
 
     def __str__(self) -> str:
-        return f"{self.sentence} {gettext('Run')} '{self.command}'." if self.command else self.sentence
+        if not self.command:
+            return self.sentence
+        return f"{self.sentence} " + gettext("Run %s.") % f"'{self.command}'"
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +158,7 @@ class Report:
     round_trip_ms: float | None = None
     problem: Problem | None = None
     schema: Answer[Schema] = field(default_factory=lambda: Answer(None))
+    runners: Answer[list[Runner]] = field(default_factory=lambda: Answer(None))
     findings: list[Finding] = field(default_factory=list)
     check_ms: float = 0.0
 
@@ -171,7 +176,7 @@ class Report:
 
 @contextmanager
 def time_limit(connection: BaseDatabaseWrapper, seconds: float) -> Iterator[None]:
-    """Let the database itself stop what takes longer; a lock is waited for half as long.
+    """Let the database itself stop what takes longer; a lock is waited for half as long, and never ``LOCK_SECONDS``.
 
     Raises what connecting raises. The connection's own limits are back afterwards.
     """
@@ -181,7 +186,7 @@ def time_limit(connection: BaseDatabaseWrapper, seconds: float) -> Iterator[None
         deadline = time.monotonic() + seconds
         raw.set_progress_handler(lambda: int(time.monotonic() > deadline), 2_000)
         before = raw.execute("PRAGMA busy_timeout").fetchone()[0]
-        raw.execute(f"PRAGMA busy_timeout = {min(before, int(500 * seconds))}")
+        raw.execute(f"PRAGMA busy_timeout = {min(before, int(1000 * _lock_seconds(seconds)))}")
         try:
             yield
         finally:
@@ -194,7 +199,7 @@ def time_limit(connection: BaseDatabaseWrapper, seconds: float) -> Iterator[None
         yield  # a statement has that limit already, each anew
         return
     names = ("statement_timeout", "lock_timeout") if connection.vendor == "postgresql" else ("statement_timeout",)
-    before_values = _set_limits(connection, names, [str(int(1000 * seconds)), str(int(500 * seconds))])
+    before_values = _set_limits(connection, names, [str(int(1000 * seconds)), str(int(1000 * _lock_seconds(seconds)))])
     setattr(connection, _LIMIT, seconds)
     try:
         yield
@@ -206,7 +211,12 @@ def time_limit(connection: BaseDatabaseWrapper, seconds: float) -> Iterator[None
                 _set_limits(connection, names, before_values)
 
 
+def _lock_seconds(seconds: float) -> float:
+    return min(seconds / 2, LOCK_SECONDS)
+
+
 _LIMIT = "agentdb_limit_seconds"
+_ENDS_AT = "agentdb_page_ends_at"
 
 
 def _set_limits(connection: BaseDatabaseWrapper, names: Sequence[str], values: Sequence[str]) -> list[str]:
@@ -222,8 +232,12 @@ def _set_limits(connection: BaseDatabaseWrapper, names: Sequence[str], values: S
 
 @contextmanager
 def looking(connection: BaseDatabaseWrapper) -> Iterator[None]:
-    """One limit for the questions of a page, where there is a connection; without it each question says why not."""
+    """One limit for each question of a page, where there is a connection, and one for all of them: what is asked after
+    ``PAGE_SECONDS`` gets no answer, so that a table that is locked is not waited for a dozen times.
+    """
     with ExitStack() as stack:
+        setattr(connection, _ENDS_AT, time.monotonic() + PAGE_SECONDS)
+        stack.callback(setattr, connection, _ENDS_AT, None)
         if connection.vendor != "sqlite":  # there a limit is one of the whole time, so each question has its own
             with suppress(*EXPECTED_ERRORS):
                 stack.enter_context(time_limit(connection, SECONDS))
@@ -234,6 +248,20 @@ DATABASE_ERRORS: tuple[type[Exception], ...] = (DjangoDatabaseError, AgentDbErro
 # What a stored value that Python cannot hold becomes on its way into a page.
 VALUE_ERRORS: tuple[type[Exception], ...] = (ValueError, OverflowError, TypeError, AttributeError)
 EXPECTED_ERRORS = DATABASE_ERRORS + VALUE_ERRORS
+
+
+def is_unreadable(error: BaseException) -> bool:
+    """Whether a stored value was read that Python cannot hold."""
+    if not isinstance(error, DATABASE_ERRORS):
+        return True
+    lower = str(error).lower()
+    state = getattr(error.__cause__, "sqlstate", None) or ""
+    return "timestamp too" in lower or "could not decode to utf-8" in lower or state.startswith("22")
+
+
+def is_mismatch(connection: BaseDatabaseWrapper, error: BaseException) -> bool:
+    """Whether a table or a column is not there, or not as it should be."""
+    return open_channel(connection).fault(driver_error(error)) is Fault.MISMATCH
 
 
 def explain(connection: BaseDatabaseWrapper, error: BaseException) -> Problem:
@@ -252,14 +280,13 @@ def explain(connection: BaseDatabaseWrapper, error: BaseException) -> Problem:
             "agentdb health",
             said,
         )
-    if open_channel(connection).fault(driver_error(error)) is Fault.MISMATCH:
+    if is_mismatch(connection, error):
         return Problem(
             gettext("The tables of %(place)s are not as agentdb expects them.") % {"place": name},
             "agentdb verifydb",
             said,
         )
-    unreadable = "could not decode to utf-8" in lower or (state or "").startswith("22")
-    if not isinstance(error, DjangoDatabaseError | sqlite3.Error) or "timestamp too" in lower or unreadable:
+    if is_unreadable(error):
         row = unreadable_row(connection)
         where = f" {row}" if row else ""
         return Problem(
@@ -283,6 +310,9 @@ def place_of(connection: BaseDatabaseWrapper) -> str:
 
 def ask(connection: BaseDatabaseWrapper, question: Callable[[], Value], seconds: float = SECONDS) -> Answer[Value]:
     """The answer within the time, or why there is none; a transaction that is open stays usable."""
+    ends_at = getattr(connection, _ENDS_AT, None)
+    if ends_at is not None and time.monotonic() > ends_at:
+        return Answer(None, Problem(gettext("The page's time was up before this was asked."), "agentdb health"))
     try:
         with time_limit(connection, seconds):
             if connection.in_atomic_block:
@@ -315,7 +345,7 @@ _TEXTS = {
 def unreadable_row(connection: BaseDatabaseWrapper) -> str:
     """A sentence that names one row with a time or text that Python cannot hold, or an empty text."""
     try:
-        with _savepoint(connection), time_limit(connection, SECONDS):
+        with savepoint(connection), time_limit(connection, SECONDS):
             found = unreadable_rows(connection, limit=1, thorough=True)
     except EXPECTED_ERRORS:
         return ""
@@ -369,10 +399,12 @@ def _shown_rows(
     else:
         cursor.execute(f"SELECT id, CAST({column} AS text) FROM {table} WHERE {where} LIMIT {limit}")
         rows = [[str(each) for each in row] for row in cursor]
+    return [unreadable_sentence(table, id, column, value) for id, value in rows]
+
+
+def unreadable_sentence(table: str, id: str, column: str, value: str) -> str:
     sentence = gettext("Row %(id)s of %(table)s has %(column)s = %(value)s.")
-    return [
-        sentence % {"id": repr(id), "table": table, "column": column, "value": repr(value[:60])} for id, value in rows
-    ]
+    return sentence % {"id": repr(id), "table": table, "column": column, "value": repr(value[:60])}
 
 
 # -- the checks
@@ -587,7 +619,7 @@ def examine(connection: BaseDatabaseWrapper) -> Report:
     """Look at everything that may need attention. Raises nothing that a database or a row can cause."""
     report = Report(str(sqlite_path(connection) or place_of(connection)), connection.display_name, timezone.now())
     began = time.monotonic()
-    report.problem = _unusable_file(connection)
+    report.problem = unusable_file(connection)
     if report.problem is None:
         ready = ask(connection, lambda: _round_trip(connection))
         report.problem = ready.problem
@@ -600,7 +632,7 @@ def examine(connection: BaseDatabaseWrapper) -> Report:
     if report.schema.value is not None and not report.schema.value.applied:
         report.problem = _not_migrated(connection, report.schema.value)
         return report
-    runners = ask(connection, lambda: live_runners(connection))
+    runners = report.runners = ask(connection, lambda: live_runners(connection))
     runner_title = gettext("Runner silent for %d min") % RUNNER_MINUTES
     report.findings.append(
         _runner_finding(runners.value or ())
@@ -641,7 +673,7 @@ def _not_migrated(connection: BaseDatabaseWrapper, schema: Schema) -> Problem:
     return Problem(gettext("%(place)s has none of agentdb's tables.") % place, "agentdb migrate")
 
 
-def _unusable_file(connection: BaseDatabaseWrapper) -> Problem | None:
+def unusable_file(connection: BaseDatabaseWrapper) -> Problem | None:
     # Before connecting, which would make a file at a misspelt path.
     path = sqlite_path(connection)
     if path is None or connection.in_atomic_block:
@@ -778,7 +810,7 @@ def _shares_of_a_sample(connection: BaseDatabaseWrapper, table: str, column: str
         f"SELECT {column}, COUNT(*) FROM places JOIN {table} ON {table}.rowid = places.id GROUP BY {column}"
     )
     try:
-        with _savepoint(connection), connection.cursor() as cursor:
+        with savepoint(connection), connection.cursor() as cursor:
             cursor.execute(query)
             rows = cursor.fetchall()
     except DatabaseError as error:
@@ -804,7 +836,7 @@ def runner_statuses(connection: BaseDatabaseWrapper, runner_id: str) -> dict[str
 
 
 @contextmanager
-def _savepoint(connection: BaseDatabaseWrapper) -> Iterator[None]:
+def savepoint(connection: BaseDatabaseWrapper) -> Iterator[None]:
     if not connection.in_atomic_block:
         yield
         return
@@ -815,7 +847,7 @@ def _savepoint(connection: BaseDatabaseWrapper) -> Iterator[None]:
 def _counted_quickly(connection: BaseDatabaseWrapper, query: str) -> list[Any] | None:
     """What the query counts, or None where that takes too long."""
     try:
-        with _savepoint(connection), time_limit(connection, COUNT_SECONDS), connection.cursor() as cursor:
+        with savepoint(connection), time_limit(connection, COUNT_SECONDS), connection.cursor() as cursor:
             cursor.execute(query)
             return list(cursor.fetchall())
     except DatabaseError as error:
@@ -831,17 +863,24 @@ def _was_cut_off(error: DatabaseError) -> bool:
 # -- what happened lately
 
 
-def activity(connection: BaseDatabaseWrapper, hours: int, runner_id: str | None = None) -> list[Hour]:
-    """Sessions opened, and of these failed, for each hour; the last hour is the running one."""
+def activity(connection: BaseDatabaseWrapper, hours: int, **of: str) -> list[Hour]:
+    """Sessions opened, and of these failed, for each hour; the last hour is the running one.
+
+    ``of`` narrows it to a ``runner_id`` or ``tenant_id``, each of which an index finds in the order of time.
+    """
     now = timezone.now().replace(minute=0, second=0, microsecond=0)
     first = now - timedelta(hours=hours - 1)
     if connection.vendor == "sqlite":
         hour = "substr(created_at, 1, 13)"
     else:
         hour = "CAST(floor(extract(epoch FROM created_at) / 3600) AS bigint)"
-    condition, parameters = "created_at >= %s", [_stored(connection, first)]
-    if runner_id is not None:
-        condition, parameters = f"runner_id = %s AND {condition}", [runner_id, *parameters]
+    # With an end, because the hour of a row at 'infinity' cannot be counted.
+    condition, parameters = (
+        "created_at >= %s AND created_at < %s",
+        [_stored(connection, at) for at in (first, now + timedelta(hours=1))],
+    )
+    for column, value in of.items():
+        condition, parameters = f"{column} = %s AND {condition}", [value, *parameters]
     counted: list[dict[datetime, int]] = []
     with connection.cursor() as cursor:
         for more in ("", " AND status = 'error'"):

@@ -5,16 +5,40 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 from django.utils import timezone
-from django.utils.translation import gettext
-from django.utils.translation import ngettext_lazy as _n
+from django.utils.translation import gettext, ngettext_lazy
 
 # Seconds in the unit; so much of it as a span, in the past and to come, which some languages write differently.
 _UNITS = (
-    (86_400 * 365, _n("%d year", "%d years"), _n("%d year ago", "%d years ago"), _n("in %d year", "in %d years")),
-    (86_400 * 30, _n("%d month", "%d months"), _n("%d month ago", "%d months ago"), _n("in %d month", "in %d months")),
-    (86_400, _n("%d day", "%d days"), _n("%d day ago", "%d days ago"), _n("in %d day", "in %d days")),
-    (3_600, _n("%d hour", "%d hours"), _n("%d hour ago", "%d hours ago"), _n("in %d hour", "in %d hours")),
-    (60, _n("%d minute", "%d minutes"), _n("%d minute ago", "%d minutes ago"), _n("in %d minute", "in %d minutes")),
+    (
+        86_400 * 365,
+        ngettext_lazy("%d year", "%d years"),
+        ngettext_lazy("%d year ago", "%d years ago"),
+        ngettext_lazy("in %d year", "in %d years"),
+    ),
+    (
+        86_400 * 30,
+        ngettext_lazy("%d month", "%d months"),
+        ngettext_lazy("%d month ago", "%d months ago"),
+        ngettext_lazy("in %d month", "in %d months"),
+    ),
+    (
+        86_400,
+        ngettext_lazy("%d day", "%d days"),
+        ngettext_lazy("%d day ago", "%d days ago"),
+        ngettext_lazy("in %d day", "in %d days"),
+    ),
+    (
+        3_600,
+        ngettext_lazy("%d hour", "%d hours"),
+        ngettext_lazy("%d hour ago", "%d hours ago"),
+        ngettext_lazy("in %d hour", "in %d hours"),
+    ),
+    (
+        60,
+        ngettext_lazy("%d minute", "%d minutes"),
+        ngettext_lazy("%d minute ago", "%d minutes ago"),
+        ngettext_lazy("in %d minute", "in %d minutes"),
+    ),
 )
 
 

@@ -19,6 +19,8 @@ LEAST_RECENTLY_USED_FIRST = (F("last_used_at").asc(), CodePointOrder("id").asc()
 LIVE = (SessionStatus.ACTIVE.value, SessionStatus.STARTING.value)
 FINISHED = (SessionStatus.ENDED.value, SessionStatus.STOPPED.value, SessionStatus.ERROR.value)
 
+ALIVE = (SandboxState.RUNNING.value, SandboxState.WAITING.value)  # sandboxes that a session has
+
 
 class _OfTenant(QuerySet[M]):
     def of_tenant(self, tenant_id: str) -> Self:

@@ -227,16 +227,16 @@ def test_links_lead_from_agent_to_sessions_to_sandbox_and_back(page: Page):
     arrive(page, "/session/")
     assert {text.strip() for text in page.locator("td.field-agent").all_inner_texts()} == {"researcher"}
     page.locator("td.field-sandbox a").first.click()
-    expect(page.get_by_text("Workspace dir")).to_be_visible()
+    expect(page.get_by_text("workspace_dir")).to_be_visible()
     keep(page, "sandbox")
-    session = page.locator(".field-session a")
+    session = page.locator(".agentdb-link-card", has_text="Session it is reserved for").locator("a")
     session_id = session.inner_text()
     session.click()
 
-    expect(page.locator(".field-id .readonly")).to_have_text(session_id)
-    page.locator(".field-agent a").click()
-    expect(page.locator(".field-name .readonly")).to_have_text("researcher")
-    page.locator(".field-tenant a").click()
+    expect(page.get_by_role("heading", level=1)).to_contain_text(session_id)
+    page.get_by_role("link", name="researcher", exact=True).click()
+    expect(page.get_by_role("heading", level=1)).to_contain_text("researcher")
+    page.get_by_role("link", name="acme", exact=True).click()
     expect(page.get_by_role("heading", name="Tenant acme")).to_be_visible()
     keep(page, "tenant")
 
@@ -330,7 +330,10 @@ def test_read_only_user_sees_everything_and_can_change_nothing(page: Page):
         arrive(page, "/change/")
         main = page.locator("#content-main")
         assert main.locator("input:not([type=hidden]), textarea, select").count() == 0
-        assert main.locator("button:not(.agentdb-copy)").count() == 0
+        assert main.locator("form").count() == 0
+        assert {"Copy as JSON", "Live, every 10 s"} >= set(
+            main.locator("button:not(.agentdb-copy, #agentdb-help-open)").all_inner_texts()
+        )
     assert page.get_by_role("link", name="Issue API key").count() == 0
 
 

@@ -62,12 +62,16 @@ def record(
     logger.log(logging.INFO if outcome == "done" else logging.WARNING, "%s", text)
 
 
+def keeps_history() -> bool:
+    """Whether what is done goes to Django's log of actions, which is gone with the accounts under 'runadmin'."""
+    return bool(getattr(settings, LOG_SETTING, True))
+
+
 def log_in_project(
     request: HttpRequest, action: str, rows: Sequence[Model], before: Mapping[str, Any], after: Mapping[str, Any]
 ) -> None:
     """Add what was done to the host project's own log of actions, once it is committed."""
-    # Under 'runadmin' the accounts, and with them the log, are gone when it ends.
-    if request.user.pk is None or not getattr(settings, LOG_SETTING, True):
+    if request.user.pk is None or not keeps_history():
         return
     flag = next((flag for verb, flag in _FLAGS.items() if action.startswith(verb)), CHANGE)
     alike: dict[str, list[Model]] = {}

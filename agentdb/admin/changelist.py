@@ -12,7 +12,7 @@ import base64
 import binascii
 import json
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar
@@ -31,8 +31,10 @@ from django.utils.safestring import SafeString
 from django.utils.text import capfirst
 from django.utils.translation import gettext, gettext_lazy, ngettext
 
+from agentdb import attention
 from agentdb.admin.display import badge, heading_of, name_of, viewable
 from agentdb.admin.overview import CAP, Amount, capped_count, distinct_counts, distinct_values
+from agentdb.admin.reading import Unreadable, attempt, read
 from agentdb.expressions import CodePointOrder
 from agentdb.models import Agent
 
@@ -77,14 +79,22 @@ def _without_index(equal: dict[str, str], found_by: Sequence[str]) -> list[Exact
 class ListedAdmin:
     """What a ``KeysetChangeList`` asks of the admin whose rows it lists."""
 
-    # What the list is ordered by, newest first, and which columns an index finds: alone, and in the list's order.
-    order_field: ClassVar[str] = "created_at"
-    order_names: ClassVar[tuple[Any, Any]] = (gettext_lazy("newest first"), gettext_lazy("oldest first"))
+    # The timestamps that rows can be ordered by, and what each order is called from either end. By the first an index
+    # orders all rows; by the others those are ordered that the filters leave, where they are few.
+    orders: ClassVar[Mapping[str, tuple[Any, Any]]] = {
+        "created_at": (gettext_lazy("newest first"), gettext_lazy("oldest first"))
+    }
+    # The columns that an index finds: alone, and in the order of the first timestamp.
     found_by: ClassVar[Sequence[tuple[str, ...]]]
     ordered_by: ClassVar[Sequence[tuple[str, ...]]] = ()
 
-    def find_linked(self, rows: Sequence[Any], allowed: Collection[type[Model]]) -> None:
-        """Look up what the rows refer to, with one query for each kind of it that the user may see."""
+    def find_linked(
+        self, rows: Sequence[Any], allowed: Collection[type[Model]], problems: list[attention.Problem]
+    ) -> None:
+        """Look up what the rows refer to, with one query for each kind of it that the user may see.
+
+        Of a kind that cannot be looked up a row says what it says of one that the user may not see.
+        """
         for row in rows:
             row.allowed = allowed
 
@@ -134,6 +144,7 @@ class ColumnFilter(ListFilter):
     template = "admin/agentdb/filter.html"
     parameter: ClassVar[str]
     is_typed: ClassVar[bool] = False  # rather than chosen
+    is_link_only: ClassVar[bool] = False  # in the bar only where a link has set it
 
     def __init__(
         self, request: HttpRequest, params: dict[str, list[str]], model: type[Model], model_admin: Any
@@ -179,7 +190,9 @@ class ColumnFilter(ListFilter):
     def choices(self, changelist: ChangeList) -> Iterator[Any]:
         self.hidden = [pair for pair in changelist.params.items() if pair[0] != self.parameter]
         self.clear = changelist.get_query_string(remove=[self.parameter])
-        yield from self.offered(changelist)
+        connection = connections[changelist.root_queryset.db]
+        # The values are a help: a table that cannot say them does not take the list down.
+        yield from attempt(connection, lambda: list(self.offered(changelist)), []) or ()
 
     def offered(self, changelist: ChangeList) -> Iterator[Choice]:
         raise NotImplementedError
@@ -353,25 +366,26 @@ class KeysetChangeList(ChangeList):
         return self.root_queryset.filter(self.since, self.narrows, **self.equal)
 
     def get_results(self, request: HttpRequest) -> None:
-        self.at = self.model_admin.order_field
         self.forward = BEFORE not in request.GET
-        self.oldest_first = request.GET.get(SORT) == OLDEST_FIRST
+        self.indexed_order = next(iter(self.model_admin.orders))
+        self.at, self.oldest_first = self._asked_order(request.GET.get(SORT, ""))
         cursor = request.GET.get(AFTER) or request.GET.get(BEFORE)
         self.cursor = Cursor.parse(cursor) if cursor else None
         looked = request.GET.get(LOOKED, "")
         self.looked = int(looked) if looked.isdecimal() and len(looked) < 12 else 0
-        self.note = self.total = self.window_end = ""
+        self.note = self.total = self.window_end = self.order_note = ""
         self.other_search: str | None = None
         # All rows that the filters and the search leave, where they are few enough to count.
         self.everything: QuerySet[Any] | None = None
         self.everything_count = 0
 
+        self.problems: list[attention.Problem] = []
         found = self._find()
         more = len(found) > self.list_per_page
         found = found[: self.list_per_page]
         # Where the page was read, the list goes on behind its last row, or behind the rows that were looked through.
-        end = (str(self._place(found[-1])) if more else "") or self.window_end
-        start = str(self._place(found[0])) if found and self.cursor else str(self.cursor or "")
+        end = (self._first_place(reversed(found)) if more else "") or self.window_end
+        start = self._first_place(found) if found and self.cursor else str(self.cursor or "")
         if not self.forward:
             found.reverse()
         newest_first = not self.oldest_first
@@ -392,13 +406,10 @@ class KeysetChangeList(ChangeList):
             ) % f"{self.looked:,}"
 
         self.export_query = self.get_query_string(remove=[AFTER, BEFORE, LOOKED])
-        self.order_name, self.other_order_name = self.model_admin.order_names
-        if self.oldest_first:
-            self.order_name, self.other_order_name = self.other_order_name, self.order_name
-        self.other_order = self.get_query_string(
-            {SORT: OLDEST_FIRST} if newest_first else {}, remove=[AFTER, BEFORE, LOOKED, SORT]
-        )
-        self.model_admin.find_linked(found, viewable(self.model_admin.admin_site, request))
+        self.order_name = self.model_admin.orders[self.at][self.oldest_first]
+        self.other_order = self.order_link(self.at, oldest_first=newest_first)
+        self.other_order_name = self.model_admin.orders[self.at][newest_first]
+        self.model_admin.find_linked(found, viewable(self.model_admin.admin_site, request), self.problems)
         self.names, self.heading = name_of(self.model, 0), heading_of(self.model)
         self.result_list = found
         self.result_count = self.full_result_count = len(found)
@@ -408,6 +419,24 @@ class KeysetChangeList(ChangeList):
         self.multi_page = False
         self.paginator = self.model_admin.paginator(found, self.list_per_page)
         self.emptied = self._what_empties() if not found and not self.cursor else []
+
+    def _asked_order(self, asked: str) -> tuple[str, bool]:
+        """The timestamp, and whether its beginning comes first."""
+        name = asked.removeprefix("-")
+        if name in self.model_admin.orders:
+            return name, name == asked
+        return self.indexed_order, asked == OLDEST_FIRST
+
+    def order_link(self, at: str, *, oldest_first: bool) -> str:
+        if at == self.indexed_order:
+            order = {SORT: OLDEST_FIRST} if oldest_first else {}
+        else:
+            order = {SORT: at if oldest_first else f"-{at}"}
+        return self.get_query_string(order, remove=[AFTER, BEFORE, LOOKED, SORT])
+
+    def can_order_by(self, at: str) -> bool:
+        """Whether the rows that the filters leave can be ordered so without reading them all."""
+        return at == self.indexed_order or (at in self.model_admin.orders and self.everything is not None)
 
     @property
     def emptied_title(self) -> str:
@@ -462,8 +491,12 @@ class KeysetChangeList(ChangeList):
     def _page_link(self, name: str, cursor: str, more: dict[str, str]) -> str:
         return self.get_query_string({name: cursor, **more}) if cursor else ""
 
-    def _place(self, row: Any) -> Cursor:
-        return Cursor(getattr(row, self.at), row.pk)
+    def _first_place(self, rows: Iterable[Any]) -> str:
+        """The place of the first of the rows that has one that can be read."""
+        for row in rows:
+            if not isinstance(at := getattr(row, self.at), Unreadable) and not isinstance(row.pk, Unreadable):
+                return str(Cursor(at, row.pk))
+        return ""
 
     def _find(self) -> list[Any]:
         """The rows of the page and, if there is one, a row more."""
@@ -487,11 +520,18 @@ class KeysetChangeList(ChangeList):
             few = few.filter(*_without_index(self.equal, found_by), residual, self.since)
             # Unless an index has these very rows in this very order, PostgreSQL may prefer to walk the whole
             # table in the order of another one, hoping to meet enough of them early.
-            sort = found_by == () or found_by in self.model_admin.ordered_by
+            by_index = found_by == () or found_by in self.model_admin.ordered_by
+            sort = by_index and self.at == self.indexed_order
             self.everything, self.everything_count = few, few.count()
             self.total = f"{self.everything_count:,}"
             page = few.filter(self._beyond(self.cursor)).order_by(*self._order(indexed=sort))
-            return list(page[: self.list_per_page + 1])
+            return read(page[: self.list_per_page + 1], self.problems)
+        if self.at != self.indexed_order:
+            self.at, self.oldest_first, self.cursor = self.indexed_order, False, None
+            self.order_note = (
+                gettext("More than %s rows are left, too many for that order; filter further to have it.")
+                % f"{WINDOW:,}"
+            )
         return self._find_in_order(residual)
 
     def matches(self) -> Q:
@@ -513,7 +553,7 @@ class KeysetChangeList(ChangeList):
         others = _without_index(self.equal, driver)
         if not others and not residual:
             self.total = f"more than {WINDOW:,}" if driver == tuple(self.equal) and not self.since else ""
-            return list(rows.filter(self._beyond(self.cursor))[: self.list_per_page + 1])
+            return read(rows.filter(self._beyond(self.cursor))[: self.list_per_page + 1], self.problems)
         return self._look_through(rows, (*others, residual))
 
     def _look_through(self, rows: QuerySet[Any], conditions: Sequence[Any]) -> list[Any]:
@@ -524,12 +564,14 @@ class KeysetChangeList(ChangeList):
         start = self.cursor
         while True:
             window = rows.filter(self._beyond(start))
-            # Whole rows: for two columns SQLite would read and sort an index that has both, in another order.
-            last = next(iter(window[WINDOW - 1 : WINDOW]), None)
-            end = None if last is None else self._place(last)
+            # Whole rows: for two columns SQLite would read and sort an index that has both, in another order. A few of
+            # them, because the last one may be one that cannot be read.
+            last = read(window[max(WINDOW - 5, 0) : WINDOW], self.problems)
+            place = self._first_place(reversed(last)) if len(last) == min(WINDOW, 5) else ""
+            end = Cursor.parse(place) if place else None
             if end is not None:
                 window = window.filter(self._up_to(end))
-            found += window.filter(*conditions)[: wanted - len(found)]
+            found += read(window.filter(*conditions)[: wanted - len(found)], self.problems)
             if end is None:
                 return found
             self.looked += WINDOW
@@ -561,6 +603,10 @@ class KeysetChangeList(ChangeList):
         at: Any = F(self.at) if indexed else UnindexedInstant(F(self.at))
         id = CodePointOrder("id")
         return [at.desc(), id.desc()] if self._descends() else [at.asc(), id.asc()]
+
+    def in_order(self, rows: QuerySet[Any]) -> QuerySet[Any]:
+        """The rows in the order of the list."""
+        return rows.order_by(*self._order(indexed=True))
 
     def _descends(self) -> bool:
         """Whether the rows are read from the newest to the oldest."""

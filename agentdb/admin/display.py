@@ -11,10 +11,11 @@ from django.db.models import Model
 from django.http import HttpRequest
 from django.urls import NoReverseMatch, reverse
 from django.utils.html import format_html
-from django.utils.safestring import SafeString
+from django.utils.safestring import SafeString, mark_safe
 from django.utils.text import capfirst
 from django.utils.translation import gettext, gettext_noop
 
+from agentdb.admin.reading import Unreadable, is_unreadable
 from agentdb.display import exact, relative
 from agentdb.interface import SandboxState, SessionStatus
 from agentdb.models import Agent, ApiKey, Sandbox, Session
@@ -64,6 +65,8 @@ def list_url(site: admin.AdminSite, model: type[Model], **filters: str) -> str:
 
 
 def row_url(site: admin.AdminSite, row: Model) -> str:
+    if is_unreadable(row.pk):
+        return ""
     return _with_query(_reversed(site, f"agentdb_{row._meta.model_name}_change", quote(row.pk)), {})
 
 
@@ -88,6 +91,8 @@ def overview_url(site: admin.AdminSite) -> str:
 
 def link(url: str, text: object) -> SafeString:
     """A link, or the text alone where there is no address."""
+    if is_unreadable(text):
+        return unreadable(text)
     shown = cut(text) if isinstance(text, str) and not isinstance(text, SafeString) else text
     return format_html('<a href="{}">{}</a>', url, shown) if url else format_html("{}", shown)
 
@@ -127,6 +132,8 @@ def short_path(path: str) -> SafeString:
 
 
 def badge(value: str, text: str = "") -> SafeString:
+    if is_unreadable(value):
+        return unreadable(value)
     return format_html('<span class="agentdb-badge agentdb-is-{}">{}</span>', slug(value), text or cut(value))
 
 
@@ -134,17 +141,33 @@ def slug(value: str) -> str:
     return value if value in (*SessionStatus, *SandboxState, "silent", "late", "gone", "ok") else "other"
 
 
-def missing(text: str) -> SafeString:
+def missing(text: str, *, is_id: bool = False, matters: bool = False) -> SafeString:
+    """What is named and not stored; in red where something live would need it."""
     return format_html(
-        '<span class="agentdb-quiet" title="{}">{} <em>({})</em></span>',
+        '<span class="agentdb-quiet" title="{}">{} <em{}>({})</em></span>',
         gettext("Nothing with this name is stored."),
-        cut(text),
+        id_link("", text) if is_id else cut(text),
+        mark_safe(' class="agentdb-wrong"') if matters else "",
         gettext("missing"),
     )
 
 
+def unreadable(value: Unreadable) -> SafeString:
+    why = gettext("The table lacks this column.") if value.is_missing else gettext("This value cannot be read.")
+    return format_html('<span class="agentdb-unreadable" title="{}">{}</span>', why, cut(value) or "?")
+
+
+def exactly(instant: datetime) -> SafeString | str:
+    """The exact time, with the relative one behind it."""
+    if is_unreadable(instant):
+        return unreadable(instant)
+    return f"{exact(instant)} ({relative(instant)})"
+
+
 def when(instant: datetime) -> SafeString:
     """The relative time, with the exact one on hover."""
+    if is_unreadable(instant):
+        return unreadable(instant)
     return format_html(
         '<time datetime="{}" title="{}">{}</time>',
         instant.astimezone(UTC).isoformat(),

@@ -1,18 +1,26 @@
-"""What a list has been filtered to, as CSV or JSON, streamed row by row."""
+"""What a list has been filtered to, as CSV or JSON, streamed row by row.
+
+A value that cannot be read is exported as it is stored. A database that fails in the middle is said in the last line,
+for the browser has the status of the answer already.
+"""
 
 from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
+from itertools import chain, islice
 from typing import Any
 
+from django.db import connections
 from django.db.models import Model, Q, QuerySet
 from django.http import Http404, HttpRequest, StreamingHttpResponse
 from django.utils import timezone
 
+from agentdb import attention
 from agentdb.admin.changelist import KeysetChangeList
+from agentdb.admin.reading import missing_columns, read_stored
 from agentdb.display import exact, masked
 
 _CHUNK = 2_000
@@ -24,9 +32,10 @@ def export(request: HttpRequest, changelist: KeysetChangeList, kind: str) -> Str
     """All rows that the filters and the search leave, not the page alone. A key's hash is cut."""
     if kind not in ("csv", "json"):
         raise Http404
-    rows = _rows(changelist)
+    found = _rows(changelist)
+    rows = chain(list(islice(found, 1)), found)  # what fails at once is a page that says why, and no file
     columns = [field.attname for field in changelist.opts.concrete_fields]
-    lines = _csv(rows, columns) if kind == "csv" else _json(rows, columns)
+    lines = _whole(_csv(rows, columns) if kind == "csv" else _json(rows), lambda error: _ended(changelist, error))
     content_type = "text/csv; charset=utf-8" if kind == "csv" else "application/json"
     response = StreamingHttpResponse(lines, content_type=content_type)
     name = f"{changelist.opts.db_table}-{timezone.now():%Y%m%dT%H%M%SZ}.{kind}"
@@ -39,7 +48,14 @@ def _rows(changelist: KeysetChangeList) -> Iterator[Model]:
     found: QuerySet[Any] = changelist.queryset
     if changelist.query:
         found = found.filter(Q(pk__startswith=changelist.query) | changelist.matches())
-    return found.order_by(f"-{changelist.model_admin.order_field}", "-pk").iterator(chunk_size=_CHUNK)
+    missing = missing_columns(connections[found.db], found.model)
+    return read_stored(changelist.in_order(found), missing, chunk_size=_CHUNK)
+
+
+def _ended(changelist: KeysetChangeList, error: Exception) -> str:
+    problem = attention.explain(connections[changelist.queryset.db], error)
+    attention.logger.error("export of %s: %s %s", changelist.opts.db_table, problem.sentence, problem.said)
+    return f"THE EXPORT ENDED HERE, ROWS ARE MISSING: {problem}"
 
 
 def _value(row: Model, column: str) -> Any:
@@ -47,6 +63,14 @@ def _value(row: Model, column: str) -> Any:
     if column == "key_hash":
         return masked(value)
     return value
+
+
+def _whole(lines: Iterator[str], ended: Callable[[Exception], str]) -> Iterator[str]:
+    """The lines, and one that says so where they end too early; in JSON it makes the file one that no parser takes."""
+    try:
+        yield from lines
+    except attention.EXPECTED_ERRORS as error:
+        yield f"\n{ended(error)}\n"
 
 
 class _Line:
@@ -68,11 +92,16 @@ def _cell(value: Any) -> Any:
     return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
 
 
-def _json(rows: Iterable[Model], columns: list[str]) -> Iterator[str]:
+def as_json(row: Model) -> str:
+    """One row, as the export has it."""
+    values = {field.attname: _value(row, field.attname) for field in row._meta.concrete_fields}
+    return json.dumps(values, ensure_ascii=False, default=datetime.isoformat)
+
+
+def _json(rows: Iterable[Model]) -> Iterator[str]:
     yield "["
     between = "\n"
     for row in rows:
-        values = {column: _value(row, column) for column in columns}
-        yield between + json.dumps(values, ensure_ascii=False, default=datetime.isoformat)
+        yield between + as_json(row)
         between = ",\n"
     yield "\n]\n"

@@ -21,12 +21,20 @@ WRITE_SECONDS = 60.0
 
 
 def guarded(
-    request: HttpRequest, site: AdminSite, model: type[Model], view: Callable[[], HttpResponseBase]
+    request: HttpRequest,
+    site: AdminSite,
+    model: type[Model],
+    view: Callable[[], HttpResponseBase],
+    read_seconds: float = READ_SECONDS,
 ) -> HttpResponseBase:
     """The view's page, drawn to its end here; where the database cannot answer, a page that says so and why."""
     alias = router.db_for_write(model) if request.method == "POST" else router.db_for_read(model)
     connection = connections[alias]
-    seconds = WRITE_SECONDS if request.method == "POST" else READ_SECONDS
+    seconds = WRITE_SECONDS if request.method == "POST" else read_seconds
+    # Before connecting, which would make a file where there is none.
+    if (problem := attention.unusable_file(connection)) is not None:
+        attention.logger.error("%s %s: %s", request.method, request.path, problem.sentence)
+        return _drawn(problem_page(request, site, problem))
     try:
         with attention.time_limit(connection, seconds):
             if connection.in_atomic_block:  # ATOMIC_REQUESTS: what goes wrong must not doom the page that says so

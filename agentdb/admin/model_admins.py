@@ -5,28 +5,34 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from django import forms
 from django.contrib import admin, messages
 from django.contrib.admin import helpers
+from django.contrib.admin.utils import quote
 from django.core.exceptions import PermissionDenied
-from django.db import router
+from django.db import connections, router
 from django.db.models import Model, QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.http.response import HttpResponseBase
 from django.template.response import TemplateResponse
-from django.urls import URLPattern, path
+from django.urls import URLPattern, path, reverse
+from django.utils import timezone
 from django.utils.decorators import method_decorator
 from django.utils.functional import Promise
+from django.utils.http import url_has_allowed_host_and_scheme
 from django.utils.safestring import SafeString
+from django.utils.text import capfirst
 from django.utils.translation import gettext, gettext_lazy
 from django.views.decorators.cache import never_cache
 from django.views.decorators.csrf import csrf_protect
 
+from agentdb import attention
 from agentdb.adapter import DjangoDb
 from agentdb.admin import overview, pages, rows
-from agentdb.admin.audit import Outcome, log_in_project, record
+from agentdb.admin.audit import Outcome, keeps_history, log_in_project, record
 from agentdb.admin.changelist import (
     WINDOW,
     AgeFilter,
@@ -55,12 +61,14 @@ from agentdb.admin.display import (
     viewable,
     when,
 )
-from agentdb.admin.export import export
-from agentdb.admin.guard import guarded
-from agentdb.display import exact, masked, relative
+from agentdb.admin.export import as_json, export
+from agentdb.admin.guard import WRITE_SECONDS, guarded
+from agentdb.admin.reading import attempt, read
+from agentdb.display import masked
 from agentdb.errors import AgentDbError
 from agentdb.interface import Db, SandboxState, SessionStatus
 from agentdb.models import Agent, ApiKey, Sandbox, Session
+from agentdb.querysets import ALIVE, LIVE
 
 if TYPE_CHECKING:
     ModelAdmin = admin.ModelAdmin[Any]
@@ -69,6 +77,7 @@ else:
 
 # Rows of an action that one transaction changes: a batch that fails undoes itself alone, and locks are held briefly.
 BATCH = 200
+LONGEST_JSON = 20_000  # of a row, which its page has for copying
 NAMED = 10  # in a question; of the others the number is said
 UNUSED_FORMS = "agentdb_unused_key_forms"
 
@@ -96,11 +105,13 @@ class RunnerFilter(IndexedTextFilter):
 class SandboxFilter(TextFilter):
     title = gettext_lazy("sandbox")
     parameter = column = "sandbox_id"
+    is_link_only = True  # the search finds ids
 
 
 class SessionFilter(TextFilter):
     title = gettext_lazy("session")
     parameter = column = "session_id"
+    is_link_only = True
 
 
 class StatusFilter(ChoiceFilter):
@@ -176,7 +187,8 @@ class ReadFirstAdmin(ListedAdmin, ModelAdmin):
         def exported(request: HttpRequest, kind: str) -> Any:
             if not self.has_view_permission(request):
                 raise PermissionDenied
-            return guarded(request, self.admin_site, self.model, lambda: self.export_view(request, kind))
+            view = partial(self.export_view, request, kind)
+            return guarded(request, self.admin_site, self.model, view, WRITE_SECONDS)
 
         view = self.admin_site.admin_view(exported)
         name = f"agentdb_{self.opts.model_name}_export"
@@ -190,9 +202,20 @@ class ReadFirstAdmin(ListedAdmin, ModelAdmin):
         view = super().change_view
         return guarded(request, self.admin_site, self.model, lambda: view(request, object_id, form_url, extra_context))
 
-    def row_page(self, row: Any, allowed: rows.Allowed) -> rows.RowPage | None:
+    @property
+    def alias(self) -> str:
+        return router.db_for_read(self.model)
+
+    def row_page(self, row: Any, allowed: rows.Allowed) -> rows.RowPage:
         """What the row's page shows beside its columns."""
-        return None
+        raise NotImplementedError
+
+    def row_actions(self, request: HttpRequest, row: Any) -> list[Action]:
+        """What this user can do to the row, as it is."""
+        if not self.has_act_permission(request):
+            return []
+        mine = [ACTIONS[str(name)] for name in self.actions or ()]
+        return [action for action in mine if not action.only or getattr(row, action.column) in action.only]
 
     def render_change_form(
         self,
@@ -204,14 +227,23 @@ class ReadFirstAdmin(ListedAdmin, ModelAdmin):
         obj: Any = None,
     ) -> Any:
         if obj is not None:
-            context["page"] = self.row_page(obj, viewable(self.admin_site, request))
+            page, json = self.row_page(obj, obj.allowed), as_json(obj)
+            context |= {
+                "title": f"{capfirst(name_of(self.model))} {page.title}",
+                "subtitle": None,
+                "page": page,
+                "problems": obj.problems,
+                "stored": rows.stored(obj),
+                "json": json if len(json) <= LONGEST_JSON else "",
+                "now": timezone.now(),
+                "list_url": list_url(self.admin_site, self.model),
+                "row_actions": self.row_actions(request, obj),
+                "history_url": _history_url(self.admin_site, obj) if keeps_history() else "",
+            }
         return super().render_change_form(request, context, add, change, form_url, obj)
 
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[KeysetChangeList]:
         return KeysetChangeList
-
-    def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
-        return self.fields
 
     def lookup_allowed(self, lookup: str, value: str, request: HttpRequest | None = None) -> bool:
         # Django allows any lookup on a column, which would try key hashes prefix by prefix, or scan a table.
@@ -220,10 +252,12 @@ class ReadFirstAdmin(ListedAdmin, ModelAdmin):
     def get_object(self, request: HttpRequest, object_id: str, from_field: str | None = None) -> Any:
         if "\x00" in object_id:
             return None
-        row = super().get_object(request, object_id, from_field)
-        if row is not None:
-            self.find_linked([row], viewable(self.admin_site, request))
-        return row
+        problems: list[attention.Problem] = []
+        found = read(self.get_queryset(request).filter(pk=object_id), problems)
+        self.find_linked(found, viewable(self.admin_site, request), problems)
+        for row in found:
+            row.problems = problems
+        return found[0] if found else None
 
     def action_checkbox(self, obj: Any) -> SafeString:
         label = gettext("Select %s") % cut(obj.pk)
@@ -242,13 +276,9 @@ class ReadFirstAdmin(ListedAdmin, ModelAdmin):
     def tenant(self, row: Any) -> SafeString:
         return link(tenant_url(self.admin_site, row.tenant_id), row.tenant_id)
 
-    @admin.display(description=gettext_lazy("created"))
+    @admin.display(description=gettext_lazy("created"), ordering="created_at")
     def created(self, row: Any) -> SafeString:
         return when(row.created_at)
-
-    @admin.display(description=gettext_lazy("created"))
-    def created_exactly(self, row: Any) -> str:
-        return f"{exact(row.created_at)} ({relative(row.created_at)})"
 
     def run_action(self, request: HttpRequest, action: Action) -> HttpResponse | None:
         """Ask, and once the answer is there act on the selected rows through the Db, ``BATCH`` to a transaction."""
@@ -262,13 +292,15 @@ class ReadFirstAdmin(ListedAdmin, ModelAdmin):
             ids = list(everything.order_by("pk").values_list("pk", flat=True))
         else:
             ids = [id for id in request.POST.getlist(helpers.ACTION_CHECKBOX_NAME) if id and "\x00" not in id]
-            ids = ids[: self.list_per_page]
+            ids = ids[: attention.MOST_LISTED]  # what a page of the console shows at most
         confirmed = request.POST.get("confirmed", "")
         # Rows that came in while the question was read were not asked for.
         if not confirmed or (is_all and len(ids) > (int(confirmed) if confirmed.isdecimal() else 0)):
             return self._ask(request, action, ids, is_all=is_all)
 
         outcomes: list[tuple[str, str]] = []
+        back = _next(request)
+        done = HttpResponseRedirect(back) if back else None  # without it Django leads to the list
         for start in range(0, len(ids), BATCH):
             try:
                 outcomes += self._act(request, action, ids[start : start + BATCH])
@@ -276,9 +308,9 @@ class ReadFirstAdmin(ListedAdmin, ModelAdmin):
                 self._report(request, action, outcomes)
                 begin = gettext("Of the rest nothing was changed.") if outcomes else gettext("Nothing was changed.")
                 self.message_user(request, f"{begin} {error}", messages.ERROR)
-                return None
+                return done
         self._report(request, action, outcomes)
-        return None
+        return done
 
     def _act(self, request: HttpRequest, action: Action, ids: list[str]) -> list[tuple[str, str]]:
         """Do it to each row and write down that it was done, all or nothing: each id with why it was left alone."""
@@ -306,8 +338,7 @@ class ReadFirstAdmin(ListedAdmin, ModelAdmin):
         record(request, action.verb, rows, *action.change(rows), outcome)
 
     def _ask(self, request: HttpRequest, action: Action, ids: list[str], *, is_all: bool) -> HttpResponse:
-        rows = list(self.get_queryset(request).filter(pk__in=ids[: self.list_per_page]))
-        self.find_linked(rows, viewable(self.admin_site, request))
+        rows = read(self.get_queryset(request).filter(pk__in=ids[: attention.MOST_LISTED]), [])
         count = len(ids) if is_all else len(rows)
         context = {
             **self.admin_site.each_context(request),
@@ -320,7 +351,8 @@ class ReadFirstAdmin(ListedAdmin, ModelAdmin):
             "count": count,
             "opts": self.opts,
             "media": self.media,
-            "back": request.get_full_path(),
+            "list_url": request.get_full_path(),
+            "next": _next(request),
             "checkbox_name": helpers.ACTION_CHECKBOX_NAME,
         }
         return TemplateResponse(request, "admin/agentdb/confirm_action.html", context)
@@ -360,6 +392,7 @@ class Action:
     done: str | Promise
     act: Callable[[Db, str], str]
     deletes: bool = False
+    only: Collection[str] = ()  # the values of the column that it changes; all if empty
     warning: str | Promise = ""
 
     def change(self, rows: list[Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -372,7 +405,7 @@ def _pause(db: Db, id: str) -> str:
     session = db.get_session(id)
     if session is None:
         return gettext("it is gone")
-    if session.status not in (SessionStatus.ACTIVE, SessionStatus.STARTING):
+    if session.status not in LIVE:
         return gettext("it is %s") % session.status
     return "" if db.update_session_status(id, SessionStatus.PAUSED) else gettext("it is gone")
 
@@ -401,6 +434,7 @@ PAUSE = Action(
     gettext_lazy("Pause"),
     gettext_lazy("Paused"),
     _pause,
+    only=LIVE,
     warning=gettext_lazy(
         "Only active and starting sessions are paused. This writes the status; it does not reach the runner."
     ),
@@ -414,6 +448,7 @@ COOL = Action(
     gettext_lazy("Mark cold"),
     gettext_lazy("Marked cold:"),
     _cool,
+    only=[str(state) for state in SandboxState if state != SandboxState.COLD],
     warning=gettext_lazy("This says that no process runs in them any more; it does not end one."),
 )
 DELETE_SANDBOX = Action(
@@ -442,34 +477,62 @@ REVOKE = Action(
 )
 
 
+ACTIONS = {action.name: action for action in (PAUSE, COOL, DELETE_SANDBOX, REVOKE)}
+
+
+def _next(request: HttpRequest) -> str:
+    """The page of this site that the form asks to be led to afterwards, if it asks for one."""
+    url = request.POST.get("next", "")
+    is_ours = url_has_allowed_host_and_scheme(url, {request.get_host()}, require_https=request.is_secure())
+    return url if is_ours else ""
+
+
+def _history_url(site: admin.AdminSite, row: Any) -> str:
+    return reverse(f"{site.name}:agentdb_{row._meta.model_name}_history", args=[quote(row.pk)])
+
+
 class LinkedAdmin(ReadFirstAdmin):
     """Rows that name an agent of their tenant."""
 
-    def find_linked(self, rows: Sequence[Any], allowed: Collection[type[Model]]) -> None:
-        super().find_linked(rows, allowed)
-        names = {(row.tenant_id, row.agent_name) for row in rows} if Agent in allowed else set()
-        agents = Agent.objects.using(self.alias).filter(
-            tenant_id__in={tenant_id for tenant_id, _ in names}, name__in={name for _, name in names}
-        )
-        found = {(agent.tenant_id, agent.name): agent for agent in agents} if names else {}
+    def find_linked(
+        self, rows: Sequence[Any], allowed: Collection[type[Model]], problems: list[attention.Problem]
+    ) -> None:
+        names = {(row.tenant_id, row.agent_name) for row in rows}
+        tenants, agents = {tenant_id for tenant_id, _ in names}, {name for _, name in names}
+        found = self.linked(Agent, allowed, problems, tenant_id__in=tenants, name__in=agents) if rows else []
+        by_name = {(agent.tenant_id, agent.name): agent for agent in found or ()}
         for row in rows:
-            row.linked_agent = found.get((row.tenant_id, row.agent_name))
+            row.linked_agent = by_name.get((row.tenant_id, row.agent_name))
+        super().find_linked(rows, allowed if found is not None else {*allowed} - {Agent}, problems)
 
-    @property
-    def alias(self) -> str:
-        return router.db_for_read(self.model)
+    def linked(
+        self,
+        model: type[Model],
+        allowed: Collection[type[Model]],
+        problems: list[attention.Problem],
+        **conditions: Collection[str | None],
+    ) -> list[Any] | None:
+        """The rows of the model that others name; None where the user may not see them, or they cannot be read."""
+        if model not in allowed:
+            return None
+        rows = model._default_manager.using(self.alias).filter(**conditions)
+        return attempt(connections[self.alias], lambda: read(rows, problems), problems)
 
     @admin.display(description=gettext_lazy("agent"))
     def agent(self, row: Any) -> SafeString:
         if Agent not in row.allowed:
             return link("", row.agent_name)
         if row.linked_agent is None:
-            return missing(row.agent_name)
+            return missing(row.agent_name, matters=isinstance(row, Session) and row.status in LIVE)
         return link(row_url(self.admin_site, row.linked_agent), row.agent_name)
 
 
 @admin.register(Agent)
 class AgentAdmin(ReadFirstAdmin):
+    orders = {
+        **ListedAdmin.orders,
+        "updated_at": (gettext_lazy("deployed last first"), gettext_lazy("deployed longest ago first")),
+    }
     list_display = ("name_link", "tenant", "version", "shown_path", "sessions", "sandboxes", "updated", "created")
     list_filter = (TenantFilter, NameFilter, CreatedFilter)
     search_fields = ("name", "path", "tenant_id")
@@ -478,12 +541,9 @@ class AgentAdmin(ReadFirstAdmin):
         "10,000 rows at a time, newest first."
     )
     found_by = (("tenant_id", "name"), ("tenant_id",))
-    fields = (
-        "id", "name", "tenant", "version", "shown_path", "sessions", "sandboxes", "updated_exactly", "created_exactly"
-    )  # fmt: skip
 
     def row_page(self, row: Agent, allowed: rows.Allowed) -> rows.RowPage:
-        return rows.agent_page(self.admin_site, row, router.db_for_read(Agent), allowed)
+        return rows.agent_page(self.admin_site, row, self.alias, allowed)
 
     @admin.display(description=gettext_lazy("name"))
     def name_link(self, row: Agent) -> SafeString:
@@ -501,17 +561,14 @@ class AgentAdmin(ReadFirstAdmin):
     def shown_path(self, row: Agent) -> SafeString:
         return short_path(row.path)
 
-    @admin.display(description=gettext_lazy("updated"))
+    @admin.display(description=gettext_lazy("updated"), ordering="updated_at")
     def updated(self, row: Agent) -> SafeString:
         return when(row.updated_at)
 
-    @admin.display(description=gettext_lazy("updated"))
-    def updated_exactly(self, row: Agent) -> str:
-        return f"{exact(row.updated_at)} ({relative(row.updated_at)})"
-
     def get_urls(self) -> list[URLPattern]:
         def tenant(request: HttpRequest) -> Any:
-            return guarded(request, self.admin_site, self.model, lambda: self.tenant_view(request))
+            with attention.looking(connections[self.alias]):
+                return guarded(request, self.admin_site, self.model, lambda: self.tenant_view(request))
 
         view = self.admin_site.admin_view(tenant)
         return [path("tenant/", view, name="agentdb_tenant"), *super().get_urls()]
@@ -523,38 +580,53 @@ class AgentAdmin(ReadFirstAdmin):
         allowed = viewable(site, request)
         if not allowed:
             raise PermissionDenied
-        alias = router.db_for_read(Agent)
-        totals = overview.totals(alias, tenant_id)
-        amounts = {Agent: totals.agents, Session: totals.sessions, Sandbox: totals.sandboxes, ApiKey: totals.api_keys}
+        connection = connections[self.alias]
+
+        def answer(question: Callable[[], Any]) -> attention.Answer[Any]:
+            return attention.ask(connection, question)
+
+        totals = {
+            model: answer(partial(overview.amount, self.alias, model, tenant_id))
+            for model in (Session, Sandbox, Agent, ApiKey)
+        }
+        is_week = request.GET.get("period") == "7d"
+        hours = answer(lambda: attention.activity(connection, 168 if is_week else 24, tenant_id=tenant_id))
+        statuses = answer(lambda: overview.tenant_sessions_by_status(self.alias, tenant_id))
+        sessions = totals[Session].value
         context = {
             **site.each_context(request),
             "title": gettext("Tenant %s") % tenant_id,
             "tenant_id": tenant_id,
             "opts": self.opts,
             "media": self.media,
+            "now": timezone.now(),
             "parts": [
-                (
-                    heading_of(model),
-                    amount,
-                    list_url(site, model, tenant_id=tenant_id),
-                )
-                for model, amount in amounts.items()
+                (heading_of(model), total, list_url(site, model, tenant_id=tenant_id))
+                for model, total in totals.items()
                 if model in allowed
             ],
-            "statuses": overview.share_bars(
-                overview.tenant_sessions_by_status(alias, tenant_id),
-                lambda status: list_url(site, Session, tenant_id=tenant_id, status=status),
+            "query": tenant_url(site, tenant_id).partition("?")[2],
+            "activity": overview.mapped(hours, overview.chart) if Session in allowed else None,
+            "statuses": overview.mapped(
+                statuses,
+                lambda figures: overview.share_bars(
+                    figures, lambda status: list_url(site, Session, tenant_id=tenant_id, status=status)
+                ),
             )
             if Session in allowed
-            else [],
-            "sample": f"{overview.SAMPLE:,}" if totals.sessions.rows > overview.SAMPLE else "",
-            "is_empty": totals.is_empty,
+            else None,
+            "sample": f"{overview.SAMPLE:,}" if sessions and sessions.rows > overview.SAMPLE else "",
+            "is_empty": all(total.value is not None and not total.value.rows for total in totals.values()),
         }
         return TemplateResponse(request, "admin/agentdb/tenant.html", context)
 
 
 @admin.register(Session)
 class SessionAdmin(LinkedAdmin):
+    orders = {
+        **ListedAdmin.orders,
+        "last_active_at": (gettext_lazy("last active first"), gettext_lazy("longest silent first")),
+    }
     list_display = ("id_link", "status_badge", "agent", "tenant", "sandbox", "runner", "last_active", "created")
     list_filter = (
         StatusFilter, TenantFilter, AgentFilter, RunnerFilter, SandboxFilter, LastActiveFilter, CreatedFilter
@@ -566,21 +638,19 @@ class SessionAdmin(LinkedAdmin):
     )
     found_by = (("runner_id",), ("tenant_id", "agent_name"), ("tenant_id",), ("status",))
     ordered_by = (("runner_id",), ("tenant_id", "agent_name"), ("tenant_id",), ("status",))
-    fields = (
-        "id", "tenant", "agent", "status_badge", "sandbox", "sandboxes", "runner", "last_active_exactly",
-        "created_exactly",
-    )  # fmt: skip
     actions = ("pause_sessions",)
 
     def get_urls(self) -> list[URLPattern]:
         return [*pages.urls(self), *super().get_urls()]
 
-    def find_linked(self, rows: Sequence[Any], allowed: Collection[type[Model]]) -> None:
-        super().find_linked(rows, allowed)
-        ids = {row.sandbox_id for row in rows} if Sandbox in allowed else set()
-        sandboxes = Sandbox.objects.using(self.alias).in_bulk(ids)
+    def find_linked(
+        self, rows: Sequence[Any], allowed: Collection[type[Model]], problems: list[attention.Problem]
+    ) -> None:
+        found = self.linked(Sandbox, allowed, problems, pk__in={row.sandbox_id for row in rows})
+        sandboxes = {sandbox.pk: sandbox for sandbox in found or ()}
         for row in rows:
             row.linked_sandbox = sandboxes.get(row.sandbox_id)
+        super().find_linked(rows, allowed if found is not None else {*allowed} - {Sandbox}, problems)
 
     def row_page(self, row: Any, allowed: rows.Allowed) -> rows.RowPage:
         return rows.session_page(self.admin_site, row, self.alias, allowed)
@@ -596,12 +666,8 @@ class SessionAdmin(LinkedAdmin):
         if Sandbox not in row.allowed:
             return id_link("", row.sandbox_id)
         if row.linked_sandbox is None:
-            return missing(row.sandbox_id)
+            return missing(row.sandbox_id, is_id=True, matters=row.status in LIVE)
         return id_link(row_url(self.admin_site, row.linked_sandbox), row.sandbox_id)
-
-    @admin.display(description=gettext_lazy("sandboxes of this session"))
-    def sandboxes(self, row: Session) -> SafeString:
-        return self._list_link(row, Sandbox, "sandboxes", session_id=row.pk)
 
     @admin.display(description=gettext_lazy("runner"))
     def runner(self, row: Session) -> SafeString:
@@ -609,13 +675,9 @@ class SessionAdmin(LinkedAdmin):
             return NONE
         return id_link(runner_url(self.admin_site, row.runner_id), row.runner_id)
 
-    @admin.display(description=gettext_lazy("last active"))
+    @admin.display(description=gettext_lazy("last active"), ordering="last_active_at")
     def last_active(self, row: Session) -> SafeString:
         return when(row.last_active_at)
-
-    @admin.display(description=gettext_lazy("last active"))
-    def last_active_exactly(self, row: Session) -> str:
-        return f"{exact(row.last_active_at)} ({relative(row.last_active_at)})"
 
     @admin.action(description=gettext_lazy("Pause selected sessions"), permissions=["act"])
     def pause_sessions(self, request: HttpRequest, queryset: QuerySet[Session]) -> HttpResponse | None:
@@ -624,8 +686,10 @@ class SessionAdmin(LinkedAdmin):
 
 @admin.register(Sandbox)
 class SandboxAdmin(LinkedAdmin):
-    order_field = "last_used_at"
-    order_names = (gettext_lazy("last used first"), gettext_lazy("longest unused first"))
+    orders = {
+        "last_used_at": (gettext_lazy("last used first"), gettext_lazy("longest unused first")),
+        **ListedAdmin.orders,
+    }
     list_display = ("id_link", "state_badge", "agent", "tenant", "session", "workspace", "last_used", "created")
     list_filter = (StateFilter, TenantFilter, AgentFilter, SessionFilter, LastUsedFilter)
     search_fields = ("id", "agent_name", "session_id", "workspace_dir", "tenant_id")
@@ -635,18 +699,16 @@ class SandboxAdmin(LinkedAdmin):
     )
     found_by = (("session_id",), ("tenant_id",), ("state",))
     ordered_by = (("state",),)
-    fields = (
-        "id", "tenant", "agent", "state_badge", "session", "sessions", "workspace", "last_used_exactly",
-        "created_exactly",
-    )  # fmt: skip
     actions = ("mark_cold", "delete_sandboxes")
 
-    def find_linked(self, rows: Sequence[Any], allowed: Collection[type[Model]]) -> None:
-        super().find_linked(rows, allowed)
-        ids = {row.session_id for row in rows if row.session_id} if Session in allowed else set()
-        sessions = Session.objects.using(self.alias).in_bulk(ids)
+    def find_linked(
+        self, rows: Sequence[Any], allowed: Collection[type[Model]], problems: list[attention.Problem]
+    ) -> None:
+        found = self.linked(Session, allowed, problems, pk__in={row.session_id for row in rows if row.session_id})
+        sessions = {session.pk: session for session in found or ()}
         for row in rows:
             row.linked_session = sessions.get(row.session_id)
+        super().find_linked(rows, allowed if found is not None else {*allowed} - {Session}, problems)
 
     def row_page(self, row: Any, allowed: rows.Allowed) -> rows.RowPage:
         return rows.sandbox_page(self.admin_site, row, self.alias, allowed)
@@ -662,24 +724,16 @@ class SandboxAdmin(LinkedAdmin):
         if Session not in row.allowed:
             return id_link("", row.session_id)
         if row.linked_session is None:
-            return missing(row.session_id)
+            return missing(row.session_id, is_id=True, matters=row.state in ALIVE)
         return id_link(row_url(self.admin_site, row.linked_session), row.session_id)
 
     @admin.display(description=gettext_lazy("workspace dir"))
     def workspace(self, row: Sandbox) -> SafeString:
         return short_path(row.workspace_dir)
 
-    @admin.display(description=gettext_lazy("sessions that name it"))
-    def sessions(self, row: Sandbox) -> SafeString:
-        return self._list_link(row, Session, "sessions", sandbox_id=row.pk)
-
-    @admin.display(description=gettext_lazy("last used"))
+    @admin.display(description=gettext_lazy("last used"), ordering="last_used_at")
     def last_used(self, row: Sandbox) -> SafeString:
         return when(row.last_used_at)
-
-    @admin.display(description=gettext_lazy("last used"))
-    def last_used_exactly(self, row: Sandbox) -> str:
-        return f"{exact(row.last_used_at)} ({relative(row.last_used_at)})"
 
     @admin.action(description=gettext_lazy("Mark selected sandboxes cold"), permissions=["act"])
     def mark_cold(self, request: HttpRequest, queryset: QuerySet[Sandbox]) -> HttpResponse | None:
@@ -725,11 +779,13 @@ class ApiKeyAdmin(ReadFirstAdmin):
     )
     found_by = (("tenant_id",),)
     ordered_by = (("tenant_id",),)
-    fields = ("id", "tenant", "label", "masked_hash", "created_exactly")
     actions = ("revoke_keys",)
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         return admin.ModelAdmin.has_add_permission(self, request)
+
+    def row_page(self, row: ApiKey, allowed: rows.Allowed) -> rows.RowPage:
+        return rows.key_page(self.admin_site, row)
 
     @admin.display(description=gettext_lazy("label"))
     def label_link(self, row: ApiKey) -> SafeString:
@@ -745,8 +801,11 @@ class ApiKeyAdmin(ReadFirstAdmin):
 
     @method_decorator(csrf_protect)
     @method_decorator(never_cache)
-    def add_view(self, request: HttpRequest, form_url: str = "", extra_context: Any = None) -> HttpResponse:
+    def add_view(self, request: HttpRequest, form_url: str = "", extra_context: Any = None) -> Any:
         """Issue a key. The page that answers the form is the only place where it is ever shown."""
+        return guarded(request, self.admin_site, self.model, partial(self.issue_view, request))
+
+    def issue_view(self, request: HttpRequest) -> HttpResponse:
         if not self.has_add_permission(request):
             record(request, "issue", [], {}, {}, "refused")
             raise PermissionDenied
@@ -782,7 +841,9 @@ class ApiKeyAdmin(ReadFirstAdmin):
         return TemplateResponse(request, "admin/agentdb/issue_key.html", context)
 
     def _issue(self, request: HttpRequest, tenant_id: str, label: str) -> HttpResponse:
-        is_new = overview.totals(router.db_for_read(ApiKey), tenant_id).is_empty
+        is_new = not any(
+            overview.amount(self.alias, model, tenant_id).rows for model in (Agent, Session, Sandbox, ApiKey)
+        )
         plain, issued = DjangoDb(router.db_for_write(ApiKey)).issue_api_key(tenant_id, label)
         secret = _Secret(plain)
         del plain

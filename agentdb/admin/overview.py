@@ -31,6 +31,7 @@ from agentdb.admin.display import (
     viewable,
     when,
 )
+from agentdb.admin.reading import read
 from agentdb.attention import instant
 from agentdb.interface import SandboxState, SessionStatus
 from agentdb.models import Agent, ApiKey, Sandbox, Session
@@ -61,29 +62,14 @@ class Tenant:
     percent: float
 
 
-@dataclass(frozen=True, slots=True)
-class Totals:
-    agents: Amount
-    sessions: Amount
-    sandboxes: Amount
-    api_keys: Amount
-
-    @property
-    def is_empty(self) -> bool:
-        return not (self.agents.rows or self.sessions.rows or self.sandboxes.rows or self.api_keys.rows)
-
-
 def capped_count(rows: QuerySet[Any], cap: int = CAP) -> Amount:
     """Count at most ``cap`` rows and one more."""
     return Amount(rows.order_by()[: cap + 1].count(), cap)
 
 
-def totals(alias: str, tenant_id: str | None = None) -> Totals:
-    where = {} if tenant_id is None else {"tenant_id": tenant_id}
-    agents, sessions, sandboxes, api_keys = (
-        capped_count(model._default_manager.using(alias).filter(**where)) for model in (Agent, Session, Sandbox, ApiKey)
-    )
-    return Totals(agents, sessions, sandboxes, api_keys)
+def amount(alias: str, model: type[Model], tenant_id: str) -> Amount:
+    """How many rows of the model the tenant has."""
+    return capped_count(model._default_manager.using(alias).filter(tenant_id=tenant_id))
 
 
 def distinct_values(
@@ -146,7 +132,7 @@ def _group_newest_sessions(alias: str, columns: str, tenant_id: str | None = Non
 
 
 def oldest_idle_sandboxes(alias: str) -> list[Sandbox]:
-    return list(Sandbox.objects.using(alias).in_state(SandboxState.WAITING).least_recently_used_first()[:TOP])
+    return read(Sandbox.objects.using(alias).in_state(SandboxState.WAITING).least_recently_used_first()[:TOP], [])
 
 
 # -- the page
@@ -287,18 +273,18 @@ def _page(request: HttpRequest, site: AdminSite, allowed: set[type[Model]], alia
     is_week = request.GET.get("period") == "7d"
     shown["is_week"] = is_week
     hours = answer(lambda: attention.activity(connection, 168 if is_week else 24)) if Session in allowed else None
-    shown["activity"] = _mapped(hours, chart)
+    shown["activity"] = mapped(hours, chart)
     states = statuses = None
     if Sandbox in allowed:
         states = answer(lambda: attention.by_value(connection, "sandboxes", "state", [*map(str, SandboxState)]))
-        shown["states"] = _mapped(
+        shown["states"] = mapped(
             states, lambda figures: share_bars(figures, lambda state: list_url(site, Sandbox, state=state))
         )
         shown["idle"] = answer(lambda: _idle(site, alias, allowed))
         shown["waiting_url"] = list_url(site, Sandbox, state=SandboxState.WAITING)
     if Session in allowed:
         statuses = answer(lambda: attention.by_value(connection, "sessions", "status", [*map(str, SessionStatus)]))
-        shown["statuses"] = _mapped(
+        shown["statuses"] = mapped(
             statuses, lambda figures: share_bars(figures, lambda status: list_url(site, Session, status=status))
         )
         shown["tenants"] = answer(
@@ -306,8 +292,8 @@ def _page(request: HttpRequest, site: AdminSite, allowed: set[type[Model]], alia
                 (link(tenant_url(site, each.id), each.id), each, when(each.newest_at)) for each in top_tenants(alias)
             ]
         )
-        runners = answer(lambda: attention.live_runners(connection))
-        shown["runners"] = _mapped(runners, lambda found: runner_rows(site, found[:TOP]))
+        runners = report.runners
+        shown["runners"] = mapped(runners, lambda found: runner_rows(site, found[:TOP]))
         shown["more_runners"] = max(len(runners.value or ()) - TOP, 0)
     shown["totals"] = []
     for model in (Session, Sandbox, Agent, ApiKey):
@@ -327,7 +313,8 @@ def _page(request: HttpRequest, site: AdminSite, allowed: set[type[Model]], alia
     return shown
 
 
-def _mapped(answer: attention.Answer[Any] | None, change: Callable[[Any], Any]) -> attention.Answer[Any] | None:
+def mapped(answer: attention.Answer[Any] | None, change: Callable[[Any], Any]) -> attention.Answer[Any] | None:
+    """The answer with its value changed; one that is none stays as it is."""
     if answer is None or answer.problem:
         return answer
     return attention.Answer(change(answer.value))
@@ -372,7 +359,7 @@ def runner_rows(site: AdminSite, runners: Sequence[attention.Runner]) -> list[tu
 
 def _idle(site: AdminSite, alias: str, allowed: set[type[Model]]) -> list[tuple[Any, ...]]:
     idle = oldest_idle_sandboxes(alias)
-    site._registry[Sandbox].find_linked(idle, allowed)  # type: ignore[attr-defined]
+    site._registry[Sandbox].find_linked(idle, allowed, [])  # type: ignore[attr-defined]
     return [
         (
             id_link(row_url(site, row), row.pk),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from django.contrib import messages
-from django.contrib.admin import ModelAdmin
+from django.contrib.admin import ModelAdmin, helpers
 from django.core.exceptions import PermissionDenied
 from django.db import connections, router
 from django.http import Http404, HttpRequest, HttpResponseRedirect
@@ -21,6 +21,7 @@ from agentdb.admin import overview
 from agentdb.admin.audit import Outcome, log_in_project, record
 from agentdb.admin.display import badge, id_link, link, list_url, row_url, runner_url, tenant_url, viewable, when
 from agentdb.admin.guard import guarded
+from agentdb.admin.reading import attempt, read
 from agentdb.errors import AgentDbError
 from agentdb.interface import SessionStatus
 from agentdb.models import Sandbox, Session
@@ -56,12 +57,16 @@ def _runner(request: HttpRequest, model_admin: ModelAdmin[Any]) -> HttpResponseB
     alias = router.db_for_read(Session)
     connection = connections[alias]
     live = Session.objects.using(alias).of_runner(runner_id).live()
-    newest = attention.last_sign_of_life(connection, runner_id)
+    problems: list[attention.Problem] = []
+    newest = attempt(connection, lambda: attention.last_sign_of_life(connection, runner_id), problems)
     everything = attention.runner_statuses(connection, runner_id)
     figures = {value: everything.get(value, attention.Figure(0)) for value in [*map(str, SessionStatus), *everything]}
     is_week = request.GET.get("period") == "7d"
-    hours = attention.ask(connection, lambda: attention.activity(connection, 168 if is_week else 24, runner_id))
-    shown = list(live.order_by("-created_at")[:LIVE_SHOWN])
+    hours = attention.ask(
+        connection, lambda: attention.activity(connection, 168 if is_week else 24, runner_id=runner_id)
+    )
+    shown = read(live.newest_first()[:LIVE_SHOWN], problems)
+    model_admin.find_linked(shown, viewable(site, request), problems)  # type: ignore[attr-defined]
     others = attention.ask(connection, lambda: attention.live_runners(connection))
     active, starting = (figures[status].rows for status in LIVE)
     seen = attention.Runner(runner_id, newest[0], active, starting) if newest else None
@@ -95,7 +100,7 @@ def _runner(request: HttpRequest, model_admin: ModelAdmin[Any]) -> HttpResponseB
             (
                 id_link(row_url(site, row), row.pk),
                 badge(row.status),
-                row.agent_name,
+                model_admin.agent(row),  # type: ignore[attr-defined]
                 link(tenant_url(site, row.tenant_id), row.tenant_id),
                 when(row.last_active_at),
                 when(row.created_at),
@@ -104,6 +109,7 @@ def _runner(request: HttpRequest, model_admin: ModelAdmin[Any]) -> HttpResponseB
         ],
         "others": overview.runner_rows(site, [each for each in others.value or () if each.id != runner_id][:12]),
         "may_act": may_act,
+        "problems": problems,
         "counted_at": timezone.now(),
     }
     return TemplateResponse(request, "admin/agentdb/runner.html", context)
@@ -177,14 +183,23 @@ def _rows(request: HttpRequest, model_admin: ModelAdmin[Any]) -> HttpResponseBas
     model = Session if check.model == "session" else Sandbox
     _check(model in viewable(site, request))
     ids = attention.rows_of(connection, check)
-    found = model._default_manager.using(connection.alias).in_bulk(ids)
+    problems: list[attention.Problem] = []
+    rows = {row.pk: row for row in read(model._default_manager.using(connection.alias).filter(pk__in=ids), problems)}
+    shown = [rows[id] for id in ids if id in rows]
+    row_admin = site._registry[model]
+    row_admin.find_linked(shown, viewable(site, request), problems)  # type: ignore[attr-defined]
     context |= {
         "title": check.title,
+        "problems": problems,
         "columns": (
-            gettext("Session") if model is Session else gettext("Sandbox"), gettext("Status"), gettext("Agent"),
+            "", gettext("Session") if model is Session else gettext("Sandbox"), gettext("Status"), gettext("Agent"),
             gettext("Tenant"), gettext("Runner") if model is Session else gettext("Session"), gettext("Last active"),
         ),
-        "rows": [_cells(site, found[id]) for id in ids if id in found],
+        "rows": [_cells(row_admin, row) for row in shown],
+        "ids": [row.pk for row in shown],
+        "actions": row_admin.get_action_choices(request, []) if shown else [],
+        "list_url": list_url(site, model),
+        "checkbox_name": helpers.ACTION_CHECKBOX_NAME,
         "is_cut": len(ids) == attention.MOST_LISTED,
         "most": attention.MOST_LISTED,
     }  # fmt: skip
@@ -196,11 +211,14 @@ def _check(may_see: bool) -> None:
         raise PermissionDenied
 
 
-def _cells(site: Any, row: Any) -> tuple[Any, ...]:
-    tenant = link(tenant_url(site, row.tenant_id), row.tenant_id)
-    own = id_link(row_url(site, row), row.pk)
-    if isinstance(row, Session):
-        runner = link(runner_url(site, row.runner_id), row.runner_id) if row.runner_id else ""
-        return own, badge(row.status), row.agent_name, tenant, runner, when(row.last_active_at)
-    session = id_link(row_url(site, Session(pk=row.session_id)), row.session_id) if row.session_id else ""
-    return own, badge(row.state), row.agent_name, tenant, session, when(row.last_used_at)
+def _cells(row_admin: Any, row: Any) -> tuple[Any, ...]:
+    is_session = isinstance(row, Session)
+    return (
+        row_admin.action_checkbox(row),
+        row_admin.id_link(row),
+        badge(row.status if is_session else row.state),
+        row_admin.agent(row),
+        row_admin.tenant(row),
+        row_admin.runner(row) if is_session else row_admin.session(row),
+        when(row.last_active_at if is_session else row.last_used_at),
+    )

@@ -5,7 +5,7 @@ Of another table it says only what the user may see, which is in ``allowed``.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -16,14 +16,29 @@ from django.db.models import Model
 from django.utils import timezone
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
+from django.utils.text import capfirst
 from django.utils.translation import gettext
 
 from agentdb import attention
-from agentdb.admin.display import badge, id_link, link, list_url, row_url, runner_url, when
-from agentdb.display import exact, lasting
+from agentdb.admin.display import (
+    LONGEST_WHOLE_ID,
+    badge,
+    cut,
+    exactly,
+    id_link,
+    link,
+    list_url,
+    row_url,
+    runner_url,
+    tenant_url,
+    unreadable,
+    when,
+)
+from agentdb.admin.reading import attempt, is_unreadable, read
+from agentdb.display import exact, lasting, masked
 from agentdb.interface import SandboxState, SessionStatus
-from agentdb.models import Agent, Sandbox, Session
-from agentdb.querysets import FINISHED, LIVE
+from agentdb.models import Agent, ApiKey, Sandbox, Session
+from agentdb.querysets import ALIVE, FINISHED, LIVE
 
 Allowed = Collection[type[Model]]
 
@@ -62,6 +77,10 @@ class Card:
 
 @dataclass(frozen=True, slots=True)
 class RowPage:
+    title: str  # behind what the row is called; in the browser's tab too
+    heading: SafeString | str
+    badge: SafeString | str
+    about: tuple[SafeString | str, ...]
     findings: tuple[str, ...]
     moments: tuple[Moment, ...]
     cards: tuple[Card, ...]
@@ -86,9 +105,13 @@ def session_page(site: AdminSite, row: Any, alias: str, allowed: Allowed) -> Row
         if sign is not None:
             others.insert(0, format_html(gettext("Last sign of life {}"), when(sign[0])))
         cards.append(Card(gettext("Runner"), "", link(runner_url(site, row.runner_id), row.runner_id), tuple(others)))
+    if Sandbox in allowed:
+        reserved = list_url(site, Sandbox, session_id=row.pk)
+        cards.append(Card(gettext("Sandboxes reserved for it"), "", link(reserved, gettext("All"))))
     return RowPage(
-        tuple(_session_findings(row, now, allowed)), _line(moments, now, row.status in LIVE, row.status), tuple(cards)
-    )
+        *_by_id(row), badge(row.status), _about(site, row, gettext("session"), row.agent_name),
+        tuple(_session_findings(row, now, allowed)), _line(moments, now, row.status in LIVE, row.status), tuple(cards),
+    )  # fmt: skip
 
 
 def sandbox_page(site: AdminSite, row: Any, alias: str, allowed: Allowed) -> RowPage:
@@ -109,7 +132,10 @@ def sandbox_page(site: AdminSite, row: Any, alias: str, allowed: Allowed) -> Row
     if Session in allowed:
         cards.append(_naming_card(site, row.pk, alias))
     alive = row.state != SandboxState.COLD.value
-    return RowPage(tuple(_sandbox_findings(row, allowed)), _line(moments, now, alive, row.state), tuple(cards))
+    return RowPage(
+        *_by_id(row), badge(row.state), _about(site, row, gettext("sandbox"), row.agent_name),
+        tuple(_sandbox_findings(row, allowed)), _line(moments, now, alive, row.state), tuple(cards),
+    )  # fmt: skip
 
 
 def agent_page(site: AdminSite, row: Agent, alias: str, allowed: Allowed) -> RowPage:
@@ -120,19 +146,73 @@ def agent_page(site: AdminSite, row: Agent, alias: str, allowed: Allowed) -> Row
     ]
     filters, cards = {"tenant_id": row.tenant_id, "agent_name": row.name}, []
     if Session in allowed:
-        newest = Session.objects.using(alias).of_tenant(row.tenant_id).of_agent(row.name).newest_first()[:_SHOWN]
-        lines = [format_html("{} {}", id_link(row_url(site, one), one.pk), badge(one.status)) for one in newest]
         everything = link(list_url(site, Session, **filters), gettext("All"))
-        cards.append(Card(gettext("Its newest sessions"), "", "" if lines else gettext("none"), (*lines, everything)))
+        newest = Session.objects.using(alias).of_tenant(row.tenant_id).of_agent(row.name).newest_first()[:_SHOWN]
+        problems: list[attention.Problem] = []
+        found = attempt(connections[alias], lambda: read(newest, problems), problems)
+        lines = _named(site, found or ())
+        nothing = gettext("none") if found is not None else problems[0].sentence
+        cards.append(Card(gettext("Its newest sessions"), "", "" if lines else nothing, (*lines, everything)))
     if Sandbox in allowed:
         cards.append(Card(gettext("Its sandboxes"), "", link(list_url(site, Sandbox, **filters), gettext("All"))))
-    return RowPage((), _line(moments, now, False, ""), tuple(cards))
+    about = (*_about(site, row, gettext("agent")), _version(row.version))
+    return RowPage(cut(row.name), cut(row.name), "", about, (), _line(moments, now, False, ""), tuple(cards))
+
+
+def key_page(site: AdminSite, row: ApiKey) -> RowPage:
+    moments = [Moment(row.created_at, _own(gettext("Key issued")), own=True)]
+    tenant = Card(gettext("Tenant that it opens"), "", link(tenant_url(site, row.tenant_id), row.tenant_id))
+    label = cut(row.label) or gettext("(no label)")
+    about = _about(site, row, gettext("API key"))
+    return RowPage(label, label, "", about, (), _line(moments, timezone.now(), False, ""), (tenant,))
+
+
+def stored(row: Model) -> list[tuple[str, SafeString | str]]:
+    """Each column, and what is in it; of a key's hash the beginning."""
+    columns: list[tuple[str, SafeString | str]] = []
+    for field in row._meta.concrete_fields:
+        value = getattr(row, field.attname)
+        if is_unreadable(value):
+            shown: SafeString | str = unreadable(value)
+        elif isinstance(value, datetime):
+            shown = exactly(value)
+        elif field.attname == "key_hash":
+            shown = masked(value)
+        elif value is None:
+            shown = format_html('<span class="agentdb-quiet">{}</span>', "NULL")
+        elif isinstance(value, str) and value and value == cut(value):
+            shown = format_html('<span data-copy="{}">{}</span>', value, value)
+        else:
+            shown = cut(str(value))
+        columns.append((field.attname, shown))
+    return columns
+
+
+def _by_id(row: Model) -> tuple[str, SafeString]:
+    id = cut(row.pk)
+    short = id if len(id) <= LONGEST_WHOLE_ID else f"{id[:8]}…{id[-4:]}"
+    return short, format_html('<span class="agentdb-mono agentdb-wrap" data-copy="{}">{}</span>', row.pk, id)
+
+
+def _about(site: AdminSite, row: Any, kind: str, agent_name: str = "") -> tuple[SafeString | str, ...]:
+    """What the row is, and whose."""
+    what = gettext("%(kind)s of %(agent)s") % {"kind": capfirst(kind), "agent": cut(agent_name)} if agent_name else ""
+    tenant = link(tenant_url(site, row.tenant_id), row.tenant_id)
+    return (what or capfirst(kind), format_html("{} {}", gettext("tenant"), tenant))
+
+
+def _version(version: Any) -> SafeString | str:
+    return unreadable(version) if is_unreadable(version) else gettext("version %d") % version
+
+
+def _named(site: AdminSite, sessions: Iterable[Session]) -> tuple[SafeString, ...]:
+    return tuple(format_html("{} {}", id_link(row_url(site, one), one.pk), badge(one.status)) for one in sessions)
 
 
 def _naming_card(site: AdminSite, id: str, alias: str) -> Card:
     """No index serves the question, so that among millions it is left to the list, which searches on by itself."""
     naming = Session.objects.using(alias).filter(sandbox_id=id).order_by()[: _SHOWN + 1]
-    found = attention.ask(connections[alias], lambda: list(naming), _SECONDS).value
+    found = attention.ask(connections[alias], lambda: read(naming, []), _SECONDS).value
     everything = list_url(site, Session, sandbox_id=id)
     if found is None:
         return Card(
@@ -141,15 +221,13 @@ def _naming_card(site: AdminSite, id: str, alias: str) -> Card:
             gettext("not looked up among so many"),
             (link(everything, gettext("Search for them")),),
         )
-    lines = tuple(
-        format_html("{} {}", id_link(row_url(site, one), one.pk), badge(one.status)) for one in found[:_SHOWN]
-    )
+    lines = _named(site, found[:_SHOWN])
     more = (link(everything, gettext("All of them")),) if len(found) > _SHOWN else ()
     return Card(gettext("Sessions that name it"), "", "" if found else gettext("none"), (*lines, *more))
 
 
-def _deployed(version: int) -> SafeString:
-    return format_html("<strong>{}</strong> {}", gettext("Deployed"), gettext("version %d") % version)
+def _deployed(version: Any) -> SafeString:
+    return format_html("<strong>{}</strong> {}", gettext("Deployed"), _version(version))
 
 
 def _own(text: str) -> SafeString:
@@ -167,15 +245,19 @@ def _session_findings(row: Any, now: datetime, allowed: Allowed) -> Iterator[str
             "name": row.agent_name,
         }
     starting, silent = timedelta(minutes=attention.STARTING_MINUTES), timedelta(minutes=attention.SILENT_MINUTES)
-    if row.status == SessionStatus.STARTING.value and now - row.created_at > starting:
-        yield gettext("It has been starting for %s.") % lasting(now - row.created_at)
-    if row.status == SessionStatus.ACTIVE.value and now - row.last_active_at > silent:
-        yield gettext("It is active, and has given no sign of life for %s.") % lasting(now - row.last_active_at)
+    if row.status == SessionStatus.STARTING.value and (age := _age(row.created_at, now)) > starting:
+        yield gettext("It has been starting for %s.") % lasting(age)
+    if row.status == SessionStatus.ACTIVE.value and (age := _age(row.last_active_at, now)) > silent:
+        yield gettext("It is active, and has given no sign of life for %s.") % lasting(age)
+
+
+def _age(at: datetime, now: datetime) -> timedelta:
+    return timedelta() if is_unreadable(at) else now - at
 
 
 def _sandbox_findings(row: Any, allowed: Allowed) -> Iterator[str]:
     session: Session | None = row.linked_session
-    alive = row.state in (SandboxState.RUNNING.value, SandboxState.WAITING.value)
+    alive = row.state in ALIVE
     if not alive or not row.session_id or Session not in allowed:
         return
     if session is None:
@@ -206,7 +288,7 @@ def _agent_card(site: AdminSite, row: Any) -> Card:
         format_html(
             '{} <span class="agentdb-quiet">{}</span>',
             link(row_url(site, agent), agent.name),
-            gettext("version %d") % agent.version,
+            _version(agent.version),
         ),
         (format_html(gettext("Deployed {}"), when(agent.updated_at)),),
     )
@@ -224,7 +306,8 @@ def _sandbox_card(site: AdminSite, id: str, sandbox: Sandbox | None) -> Card:
 
 def _line(moments: list[Moment], now: datetime, alive: bool, state: str) -> tuple[Moment, ...]:
     """In their order, with the silence between them; what still goes on goes on until now."""
-    ordered = sorted(moments, key=lambda moment: moment.instant)
+    known = [moment for moment in moments if not is_unreadable(moment.instant)]
+    ordered = sorted(known, key=lambda moment: moment.instant)
     if alive:
         ordered.append(
             Moment(

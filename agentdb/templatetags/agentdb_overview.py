@@ -11,6 +11,7 @@ from django.db.models.options import Options
 from django.template import Context
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
+from django.utils.text import capfirst
 from django.utils.translation import gettext
 
 from agentdb.admin import overview
@@ -93,6 +94,32 @@ def figure(figure: Figure) -> SafeString:
 @register.simple_tag
 def icon(name: str) -> SafeString:
     return format_html('<svg class="agentdb-icon" aria-hidden="true"><use href="#agentdb-i-{}"></use></svg>', name)
+
+
+def _ordering(cl: Any, number: int) -> str:
+    """The timestamp that a column of the list shows, where the list can be ordered by it."""
+    column = getattr(cl.model_admin, cl.list_display[number], None)
+    at = getattr(column, "admin_order_field", "")
+    return at if cl.can_order_by(at) else ""
+
+
+@register.simple_tag
+def agentdb_head(cl: Any, number: int, text: str) -> SafeString:
+    """The head of a column: a link to the other order, where an index or the filters make one possible."""
+    if not (at := _ordering(cl, number)):
+        return format_html("{}", text if isinstance(text, SafeString) else capfirst(text))  # or the box for all rows
+    is_sorted = cl.at == at
+    url = cl.order_link(at, oldest_first=is_sorted and not cl.oldest_first)
+    name = cl.model_admin.orders[at][is_sorted and not cl.oldest_first]
+    sign = icon(("asc" if cl.oldest_first else "desc") if is_sorted else "sort")
+    return format_html('<a href="{}" title="{}">{} {}</a>', url, name, capfirst(text), sign)
+
+
+@register.simple_tag
+def agentdb_sorted(cl: Any, number: int) -> SafeString:
+    if _ordering(cl, number) != cl.at:
+        return SafeString("")
+    return format_html(' aria-sort="{}"', "ascending" if cl.oldest_first else "descending")
 
 
 @register.inclusion_tag("admin/agentdb/overview.html", takes_context=True)
