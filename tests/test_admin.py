@@ -1022,7 +1022,8 @@ def test_page_makes_the_same_few_queries_however_many_rows_it_shows(
             assert site.get(path, **query).status == 200
         counts.append(len(queries))
 
-    # On a server two more set the page's time limits, and two more those of a page of questions. The overview asks once more for each runner that looks silent.
+    # On a server two more set the page's time limits, and two more those of a page of questions. The overview asks
+    # once more for each runner that looks silent.
     limits = 4 if connections[site.alias].vendor == "postgresql" else 0
     assert counts[0] == counts[1] or path == "", counts
     assert max(counts) <= most + limits, [query["sql"] for query in queries.captured_queries]

@@ -468,7 +468,7 @@ def test_every_text_of_the_console_is_in_the_german_catalogue():
     known = {(key[0] if isinstance(key, tuple) else key).rpartition("\x04")[2] for key in catalogue}
     # Django's own makemessages reads a template in this form, too.
     sources = [templatize(path.read_text()) for path in (folder / "templates").rglob("*.html")]
-    called = re.compile(r"""\bn?p?gettext\((?:u?['"][^'"]*['"], )?u?('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")""")
+    called = re.compile(r"""\b(?:n?gettext\(|n?pgettext\(u?['"][^'"]*['"], )u?('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")""")
     used = {ast.literal_eval(text) for source in sources for text in called.findall(source)}
     for path in folder.rglob("*.py"):
         for call in ast.walk(ast.parse(path.read_text())):

@@ -20,7 +20,6 @@ from agentdb.display import exact, relative
 from agentdb.interface import SandboxState, SessionStatus
 from agentdb.models import Agent, ApiKey, Sandbox, Session
 
-NONE = format_html('<span class="agentdb-quiet">{}</span>', "none")
 # The models' names, which their migrations hold in English, for the catalogues of translations.
 NAMES = (gettext_noop("agents"), gettext_noop("sandboxes"), gettext_noop("API key"), gettext_noop("API keys"))
 LONGEST_WHOLE_ID = 16
@@ -129,6 +128,10 @@ def short_path(path: str) -> SafeString:
         '<span class="agentdb-id" title="{}" data-copy="{}">{}<span class="agentdb-mid">{}</span>{}</span>',
         path, path, path[:10], path[10:-14], path[-14:],
     )  # fmt: skip
+
+
+def none() -> SafeString:
+    return format_html('<span class="agentdb-quiet">{}</span>', gettext("none"))
 
 
 def badge(value: str, text: str = "") -> SafeString:

@@ -45,7 +45,6 @@ from agentdb.admin.changelist import (
     UnindexedAgeFilter,
 )
 from agentdb.admin.display import (
-    NONE,
     badge,
     cut,
     heading_of,
@@ -54,6 +53,7 @@ from agentdb.admin.display import (
     list_url,
     missing,
     name_of,
+    none,
     row_url,
     runner_url,
     short_path,
@@ -266,7 +266,7 @@ class ReadFirstAdmin(ListedAdmin, ModelAdmin):
 
     def _list_link(self, row: Any, model: type[Model], name: str, **filters: str) -> SafeString:
         url = list_url(self.admin_site, model, **filters) if model in row.allowed else ""
-        return link(url, gettext(name)) if url else NONE
+        return link(url, gettext(name)) if url else none()
 
     @admin.display(description=gettext_lazy("id"), ordering="id")
     def id_link(self, row: Any) -> SafeString:
@@ -662,7 +662,7 @@ class SessionAdmin(LinkedAdmin):
     @admin.display(description=gettext_lazy("sandbox"))
     def sandbox(self, row: Any) -> SafeString:
         if not row.sandbox_id:
-            return NONE
+            return none()
         if Sandbox not in row.allowed:
             return id_link("", row.sandbox_id)
         if row.linked_sandbox is None:
@@ -672,7 +672,7 @@ class SessionAdmin(LinkedAdmin):
     @admin.display(description=gettext_lazy("runner"))
     def runner(self, row: Session) -> SafeString:
         if row.runner_id is None:
-            return NONE
+            return none()
         return id_link(runner_url(self.admin_site, row.runner_id), row.runner_id)
 
     @admin.display(description=gettext_lazy("last active"), ordering="last_active_at")
@@ -720,7 +720,7 @@ class SandboxAdmin(LinkedAdmin):
     @admin.display(description=gettext_lazy("session"))
     def session(self, row: Any) -> SafeString:
         if not row.session_id:
-            return NONE
+            return none()
         if Session not in row.allowed:
             return id_link("", row.session_id)
         if row.linked_session is None:

@@ -12,12 +12,13 @@ from django.contrib.admin import AdminSite
 from django.contrib.admin.apps import AdminConfig
 from django.http import HttpRequest
 from django.template.response import TemplateResponse
+from django.utils.translation import gettext_lazy
 
 
 class AgentDbAdminSite(AdminSite):
     site_header = "agentdb"
     site_title = "agentdb"
-    index_title = "Overview"
+    index_title = gettext_lazy("Overview")
     index_template = "admin/agentdb/index.html"
     site_url = None
     enable_nav_sidebar = False  # four tables are one click away; their columns need the width
