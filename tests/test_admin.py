@@ -9,7 +9,7 @@ import itertools
 import json
 import re
 from datetime import UTC, datetime, timedelta
-from html import escape
+from html import escape, unescape
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
@@ -1056,3 +1056,112 @@ def test_logging_in_needs_the_password(site: Site):
     right = client.post("/admin/login/?next=/admin/", {"username": "someone", "password": "a long password"})
 
     assert (wrong.status_code, right.status_code) == (200, 302)
+
+
+# -- orders
+
+
+def test_rows_that_the_filters_leave_are_ordered_by_another_timestamp_where_they_are_few(
+    site: Site, superuser: User, monkeypatch: pytest.MonkeyPatch
+):
+    fill(site.alias, 60, tenants=2)
+    for number in range(60):  # the older a session is, the later it was active
+        at = timezone.now() - timedelta(minutes=100 - number)
+        Session.objects.using(site.alias).filter(pk=f"s{number:04}").update(last_active_at=at)
+
+    page = site.get("agentdb/session/", tenant_id="t1")
+    by_activity = page.link("Last active")
+    newest = walk(site, "agentdb/session/", "Older", **dict(parse_qsl(by_activity[1:])))
+    again = Page(site.client.get(f"/admin/agentdb/session/{by_activity}"))
+    longest_silent = walk(site, "agentdb/session/", "Newer", **dict(parse_qsl(again.link("Last active")[1:])))
+
+    assert [id for each in newest for id in each] == [f"s{number:04}" for number in range(59, 0, -2)]
+    assert [id for each in longest_silent for id in each] == [f"s{number:04}" for number in range(1, 60, 2)]
+    assert 'aria-sort="descending"' in again.html
+    assert "last active first" in again.text
+    # Where they are many, only the order that an index has is offered, and asked for otherwise it is explained.
+    monkeypatch.setattr(changelist, "WINDOW", 10)
+    many = site.get("agentdb/session/", tenant_id="t1", sort="last_active_at")
+    assert "More than 10 rows are left, too many for that order; filter further to have it." in many.text
+    assert ids(many)[:3] == ["s0001", "s0003", "s0005"]
+    assert [text for _, text in many.links if text in ("Last active", "Created")] == ["Created"]
+
+
+def test_a_made_up_order_is_the_lists_own(site: Site, superuser: User):
+    fill(site.alias, 3)
+
+    for order in ("key_hash", "-id", "status", "-", "oldest; DROP"):
+        assert ids(site.get("agentdb/session/", sort=order)) == ["s0000", "s0001", "s0002"]
+
+
+# -- what a row's page and a finding's rows offer
+
+
+def test_a_rows_page_offers_what_can_be_done_to_it_and_is_come_back_to(site: Site):
+    fill(site.alias, 5)
+    operator(site)
+    path = "agentdb/session/s0001/change/"
+
+    page = site.get(path)
+    assert "Pause…" in page.text
+    assert "Pause…" not in site.get("agentdb/session/s0003/change/").text  # it has ended
+    assert "Mark cold…" not in site.get("agentdb/sandbox/b0000/change/").text  # it is cold
+    question = site.act("agentdb/session/", "pause_sessions", ["s0001"], next=f"/admin/{path}", index="0")
+    assert question.link("No, go back") == f"/admin/{path}"
+    answer = site.act("agentdb/session/", "pause_sessions", ["s0001"], next=f"/admin/{path}", confirmed="1")
+
+    assert answer.response.redirect_chain == [(f"/admin/{path}", 302)]
+    assert answer.messages == ["Paused 1 session (s0001)."]
+    assert "Pause…" not in answer.text
+
+
+@pytest.mark.parametrize(
+    "elsewhere", ["https://example.org/", "//example.org/", "javascript:alert(1)", "/\\example.org"]
+)
+def test_an_action_leads_to_no_other_site(site: Site, elsewhere: str):
+    fill(site.alias, 3)
+    operator(site)
+
+    answer = site.act("agentdb/session/", "pause_sessions", ["s0001"], next=elsewhere, confirmed="1")
+
+    assert [url for url, _ in answer.response.redirect_chain] == ["/admin/agentdb/session/"]
+
+
+def test_the_rows_of_a_finding_can_be_acted_on_where_they_are_listed(site: Site):
+    fill(site.alias, 5)
+    operator(site)
+    _ago(site, "s0001", last_active_at=90)
+    path = "/admin/agentdb/session/attention/?check=silent"
+
+    page = Page(site.client.get(path))
+    assert 'name="_selected_action" value="s0001"' in page.html
+    assert "Pause selected sessions" in page.text
+    answer = site.act("agentdb/session/", "pause_sessions", ["s0001"], next=path, confirmed="1")
+
+    assert answer.response.redirect_chain == [(path, 302)]
+    assert "Nothing is left of this; it was settled meanwhile." in answer.text
+    site.log_in_viewer()
+    _ago(site, "s0000", last_active_at=90)
+    viewed = Page(site.client.get("/admin/agentdb/session/attention/?check=starting"))
+    assert "s0000" in viewed.text
+    assert "Pause selected sessions" not in viewed.text
+
+
+def test_a_rows_page_has_the_row_as_json_without_a_keys_hash(site: Site, superuser: User):
+    fill(site.alias, 2)
+    ApiKey.objects.using(site.alias).filter(pk="k0001").update(key_hash="f" * 64)
+
+    session, key = site.get("agentdb/session/s0001/change/"), site.get("agentdb/apikey/k0001/change/")
+
+    [text] = re.findall(r'data-copy-text="([^"]+)"', session.html)
+    assert json.loads(unescape(text)) == json.loads(exported(site, "agentdb/session/export/json/", q="s0001"))[0]
+    assert "f" * 9 not in key.html
+    assert "ffffffff…" in key.text
+
+
+def test_a_rows_page_leads_to_its_history_where_one_is_kept(site: Site, superuser: User, settings: Any):
+    fill(site.alias, 2)
+
+    assert site.get("agentdb/session/s0001/change/").link("History") == "/admin/agentdb/session/s0001/history/"
+    settings.AGENTDB_ADMIN_LOG = False  # as under 'runadmin', whose accounts are gone when it ends
+    assert "History" not in [text for _, text in site.get("agentdb/session/s0001/change/").links]

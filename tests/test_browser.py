@@ -6,6 +6,7 @@ AGENTDB_SCREENSHOTS to a folder to keep pictures.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Route, expect, sync_playwright
 
 from tests.admin_site_server import PASSWORD
@@ -517,3 +519,88 @@ def test_lists_and_their_actions_work_without_a_script(browser: Browser, address
         page.get_by_role("button", name="Pause selected sessions…").click()
 
         expect(page.get_by_role("heading", name="Pause these sessions?")).to_be_visible()
+
+
+AXE_PAGES = {
+    "overview": "",
+    "sessions": "agentdb/session/",
+    "filtered sessions": "agentdb/session/?status=active&tenant_id=acme",
+    "nothing found": "agentdb/session/?status=error&tenant_id=nobody",
+    "session": "agentdb/session/sess-0001/change/",
+    "sandboxes": "agentdb/sandbox/",
+    "sandbox": "agentdb/sandbox/sb-0001/change/",
+    "agents": "agentdb/agent/",
+    "keys": "agentdb/apikey/",
+    "new key": "agentdb/apikey/add/",
+    "tenant": "agentdb/agent/tenant/?id=acme",
+    "runner": "agentdb/session/runner/?id=runner-a",
+    "finding": "agentdb/session/attention/?check=sandbox-gone",
+}
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_axe_finds_nothing_on_any_page(browser: Browser, address: str, theme: Any):
+    """By axe-core's rules: contrast, names, landmarks, heads of tables."""
+    axe = Axe()
+    width = {"light": 1280, "dark": 390}[theme]
+    with browser.new_context(base_url=address, color_scheme=theme, viewport={"width": width, "height": 900}) as context:
+        page = context.new_page()
+        log_in(page)
+        found = {}
+        for name, path in AXE_PAGES.items():
+            page.goto(f"/admin/{path}")
+            violations = axe.run(page).response["violations"]
+            found[name] = [(each["id"], [node["html"] for node in each["nodes"]]) for each in violations]
+
+    assert {name: each for name, each in found.items() if each} == {}
+
+
+def test_the_row_that_one_is_on_is_kept_when_the_page_is_refreshed(page: Page):
+    log_in(page)
+    page.goto("/admin/agentdb/session/")
+    for _ in range(3):
+        page.keyboard.press("j")
+    here = page.locator("tr.agentdb-here a").first
+    href = here.get_attribute("href")
+    before = page.locator("#agentdb-rows").element_handle()
+
+    page.keyboard.press("r")
+    page.wait_for_function("old => !old.isConnected", arg=before)
+
+    expect(page.locator("tr.agentdb-here")).to_have_count(1)
+    assert page.locator("tr.agentdb-here a").first.get_attribute("href") == href
+    page.keyboard.press("o")
+    arrive(page, str(href))
+
+
+def test_live_refresh_is_paused_in_the_language_of_the_page(browser: Browser, address: str):
+    with browser.new_context(base_url=address, locale="de", viewport={"width": 1280, "height": 900}) as context:
+        page = context.new_page()
+        page.context.add_cookies(_cookies.get("root", []))
+        page.goto("/admin/")
+        if "/login/" in page.url:
+            page.locator("[name=username]").fill("root")
+            page.locator("[name=password]").fill(PASSWORD)
+            page.locator("[type=submit]").click()
+        button = page.locator("#agentdb-live")
+        expect(button).to_have_text("Live, alle 10 s")
+
+        button.click()
+
+        expect(button).to_have_text("Angehalten")
+        expect(button).to_have_attribute("aria-pressed", "true")
+
+
+def test_copying_gives_the_whole_id(browser: Browser, address: str):
+    with browser.new_context(
+        base_url=address, permissions=["clipboard-read", "clipboard-write"], viewport={"width": 1280, "height": 900}
+    ) as context:
+        page = context.new_page()
+        log_in(page)
+        page.goto("/admin/agentdb/session/sess-0001/change/")
+
+        page.get_by_role("button", name="Copy as JSON").click()
+
+        page.wait_for_function("navigator.clipboard.readText().then(text => text.includes('sess-0001'))")
+        copied = json.loads(page.evaluate("navigator.clipboard.readText()"))
+        assert (copied["id"], copied["status"]) == ("sess-0001", "ended")

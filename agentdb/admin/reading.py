@@ -6,6 +6,7 @@ Every row that is there is shown. What cannot be read of it is there as an ``Unr
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any, TypeGuard, TypeVar
 
 from django.db import connections
@@ -65,12 +66,10 @@ def read(rows: QuerySet[Any], problems: list[Problem]) -> list[Any]:
     except attention.EXPECTED_ERRORS as error:
         if not (attention.is_unreadable(error) or attention.is_mismatch(connection, error)):
             raise
-        try:
-            with attention.savepoint(connection):
-                missing = missing_columns(connection, rows.model)
-        except attention.DATABASE_ERRORS:
-            raise error from None  # there is no table
-        if not missing and not attention.is_unreadable(error):
+        missing: list[str] | None = None
+        with suppress(*attention.DATABASE_ERRORS), attention.savepoint(connection):
+            missing = missing_columns(connection, rows.model)
+        if missing is None or not (missing or attention.is_unreadable(error)):  # there is no table, or all of it
             raise
         found = list(read_stored(rows, missing))
         problems.append(_problem(connection, rows.model, found, missing, error))
