@@ -62,7 +62,7 @@ def read(rows: QuerySet[Any], problems: list[Problem]) -> list[Any]:
     connection = connections[rows.db]
     try:
         with attention.savepoint(connection):
-            return list(rows)
+            found = list(rows)
     except attention.EXPECTED_ERRORS as error:
         if not (attention.is_unreadable(error) or attention.is_mismatch(connection, error)):
             raise
@@ -72,9 +72,24 @@ def read(rows: QuerySet[Any], problems: list[Problem]) -> list[Any]:
         if missing is None or not (missing or attention.is_unreadable(error)):  # there is no table, or all of it
             raise
         found = list(read_stored(rows, missing))
-        problems.append(_problem(connection, rows.model, found, missing, error))
-        attention.logger.warning("%s %s", problems[-1].sentence, problems[-1].said)
-        return found
+        problems.append(_problem(connection, rows.model, found, missing, str(error)))
+    else:
+        if not _mark_nulls(rows.model, found):
+            return found
+        problems.append(_problem(connection, rows.model, found, [], ""))
+    attention.logger.warning("%s %s", problems[-1].sentence, problems[-1].said)
+    return found
+
+
+def _mark_nulls(model: type[Model], rows: Sequence[Any]) -> bool:
+    """Put an ``Unreadable`` in place of each NULL of a column that has none where the table is as it should be."""
+    found = False
+    for field in model._meta.concrete_fields:
+        for row in rows if not field.null else ():
+            if getattr(row, field.attname) is None:
+                setattr(row, field.attname, Unreadable("NULL"))
+                found = True
+    return found
 
 
 def read_stored(rows: QuerySet[Any], missing: Sequence[str] = (), chunk_size: int | None = None) -> Iterator[Any]:
@@ -124,10 +139,10 @@ def missing_columns(connection: BaseDatabaseWrapper, model: type[Model]) -> list
 
 
 def _problem(
-    connection: BaseDatabaseWrapper, model: type[Model], rows: list[Any], missing: list[str], error: Exception
+    connection: BaseDatabaseWrapper, model: type[Model], rows: list[Any], missing: list[str], said: str
 ) -> Problem:
     table = model._meta.db_table
-    said = " ".join(str(error).split())
+    said = " ".join(said.split())
     if missing:
         columns = ", ".join(f"{table}.{name}" for name in missing)
         return Problem(gettext("The table lacks a column: %s.") % columns, "agentdb verifydb", said)
