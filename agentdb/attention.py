@@ -771,7 +771,7 @@ def by_value(connection: BaseDatabaseWrapper, table: str, column: str, known: Se
             connection, f"SELECT {column}, COUNT(*) FROM {table} GROUP BY {column} ORDER BY {column}"
         )
         if rows is not None:
-            counted = {value: Figure(count) for value, count in rows}
+            counted = {"NULL" if value is None else value: Figure(count) for value, count in rows}
             return {value: counted.get(value, Figure(0)) for value in [*known, *counted]}
     shares: dict[str, float] = {}
     if connection.vendor == "postgresql" and whole is not None:

@@ -349,6 +349,7 @@ class ReadFirstAdmin(ListedAdmin, ModelAdmin):
             "ids": [row.pk for row in rows[: 1 if is_all else None]],  # without one of them Django runs no action
             "is_all": is_all,
             "count": count,
+            "name": name_of(self.model, count),
             "opts": self.opts,
             "media": self.media,
             "list_url": request.get_full_path(),
