@@ -216,7 +216,15 @@ def _lock_seconds(seconds: float) -> float:
 
 
 _LIMIT = "agentdb_limit_seconds"
-_ENDS_AT = "agentdb_page_ends_at"
+_PAGE = "agentdb_page"
+
+
+@dataclass
+class _Page:
+    """What all questions of a page share: when its time is up, and why none of them can be asked."""
+
+    ends_at: float
+    problem: Problem | None = None
 
 
 def _set_limits(connection: BaseDatabaseWrapper, names: Sequence[str], values: Sequence[str]) -> list[str]:
@@ -233,14 +241,18 @@ def _set_limits(connection: BaseDatabaseWrapper, names: Sequence[str], values: S
 @contextmanager
 def looking(connection: BaseDatabaseWrapper) -> Iterator[None]:
     """One limit for each question of a page, where there is a connection, and one for all of them: what is asked after
-    ``PAGE_SECONDS`` gets no answer, so that a table that is locked is not waited for a dozen times.
+    ``PAGE_SECONDS`` gets no answer, so that a table that is locked is not waited for a dozen times, and a server that
+    cannot be reached is tried once.
     """
     with ExitStack() as stack:
-        setattr(connection, _ENDS_AT, time.monotonic() + PAGE_SECONDS)
-        stack.callback(setattr, connection, _ENDS_AT, None)
+        page = _Page(time.monotonic() + PAGE_SECONDS)
         if connection.vendor != "sqlite":  # there a limit is one of the whole time, so each question has its own
-            with suppress(*EXPECTED_ERRORS):
+            try:
                 stack.enter_context(time_limit(connection, SECONDS))
+            except EXPECTED_ERRORS as error:
+                page.problem = explain(connection, error)
+        setattr(connection, _PAGE, page)
+        stack.callback(setattr, connection, _PAGE, None)
         yield
 
 
@@ -310,8 +322,10 @@ def place_of(connection: BaseDatabaseWrapper) -> str:
 
 def ask(connection: BaseDatabaseWrapper, question: Callable[[], Value], seconds: float = SECONDS) -> Answer[Value]:
     """The answer within the time, or why there is none; a transaction that is open stays usable."""
-    ends_at = getattr(connection, _ENDS_AT, None)
-    if ends_at is not None and time.monotonic() > ends_at:
+    page: _Page | None = getattr(connection, _PAGE, None)
+    if page is not None and page.problem is not None:
+        return Answer(None, page.problem)
+    if page is not None and time.monotonic() > page.ends_at:
         return Answer(None, Problem(gettext("The page's time was up before this was asked."), "agentdb health"))
     try:
         with time_limit(connection, seconds):

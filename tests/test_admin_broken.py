@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import socket
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -12,11 +14,14 @@ from typing import Any
 import pytest
 from django.contrib.auth.models import User
 from django.db import DatabaseError, connections
+from django.db.utils import ConnectionHandler
 
 from agentdb import attention
 from agentdb.admin import changelist, export, reading
 from agentdb.admin.model_admins import SessionAdmin
+from agentdb.conf import database_from_url
 from agentdb.inspection import sqlite_path
+from agentdb.management.commands import runadmin
 from agentdb.models import Agent, ApiKey, Sandbox, Session
 from tests.admin_fixtures import Page, Site, fill
 
@@ -245,3 +250,37 @@ def test_a_locked_table_is_not_waited_for_by_each_question_of_the_overview(
     assert "The page's time was up before this was asked." in page.text
     assert took < 4  # a dozen questions that each wait half a second take longer
     assert "The page's time was up" not in site.get("").text
+
+
+def test_a_server_that_says_nothing_is_tried_once_for_all_questions_of_a_page():
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        accepted: list[socket.socket] = []
+
+        def accept() -> None:
+            while True:
+                accepted.append(silent.accept()[0])
+
+        threading.Thread(target=accept, daemon=True).start()
+        url = f"postgresql://postgres@127.0.0.1:{silent.getsockname()[1]}/agents?connect_timeout=2"
+        connections.settings["silent"] = ConnectionHandler({"default": database_from_url(url)}).settings["default"]
+        try:
+            with attention.looking(connections["silent"]):
+                report = attention.examine(connections["silent"])
+                total = attention.ask(connections["silent"], lambda: attention.total(connections["silent"], "sessions"))
+        finally:
+            del connections["silent"]
+            del connections.settings["silent"]
+        for each in accepted:
+            each.close()
+
+    assert report.problem is not None
+    assert total.problem == report.problem
+    assert "cannot be reached: connection timeout expired." in report.problem.sentence
+    assert len(accepted) == 1
+
+
+@pytest.mark.parametrize(("asked", "seconds"), [("", 5), ("?connect_timeout=3", 3), ("?connect_timeout=0", 5)])
+def test_runadmin_gives_up_a_server_within_the_time_of_a_page(asked: str, seconds: int):
+    connection = ConnectionHandler({"default": database_from_url(f"postgresql://h/agents{asked}")})["default"]
+
+    assert runadmin._served(connection, read_only=False)["OPTIONS"]["connect_timeout"] == seconds

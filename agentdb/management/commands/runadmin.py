@@ -148,7 +148,10 @@ def _served(connection: BaseDatabaseWrapper, *, read_only: bool) -> dict[str, An
             # Where no index of the write-ahead log can be made, nobody can be writing to the file either.
             settings["NAME"] = name if os.access(path.parent, os.W_OK) else f"{name}&immutable=1"
     elif connection.vendor != "sqlite":
-        options.setdefault("connect_timeout", _CONNECT_SECONDS)
+        asked = int(options.get("connect_timeout", 0))
+        options["connect_timeout"] = (
+            asked if 0 < asked < _CONNECT_SECONDS else _CONNECT_SECONDS
+        )  # to libpq 0 is for ever
     return settings
 
 
