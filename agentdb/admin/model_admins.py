@@ -568,8 +568,7 @@ class AgentAdmin(ReadFirstAdmin):
 
     def get_urls(self) -> list[URLPattern]:
         def tenant(request: HttpRequest) -> Any:
-            with attention.looking(connections[self.alias]):
-                return guarded(request, self.admin_site, self.model, lambda: self.tenant_view(request))
+            return guarded(request, self.admin_site, self.model, lambda: self.tenant_view(request))
 
         view = self.admin_site.admin_view(tenant)
         return [path("tenant/", view, name="agentdb_tenant"), *super().get_urls()]
@@ -577,11 +576,14 @@ class AgentAdmin(ReadFirstAdmin):
     def tenant_view(self, request: HttpRequest) -> HttpResponse:
         """One tenant: how much of everything it has, and links to it."""
         tenant_id = request.GET.get("id", "").replace("\x00", "")
-        site = self.admin_site
-        allowed = viewable(site, request)
+        allowed = viewable(self.admin_site, request)
         if not allowed:
             raise PermissionDenied
-        connection = connections[self.alias]
+        with attention.looking(connections[self.alias]):
+            return self._tenant_page(request, tenant_id, allowed)
+
+    def _tenant_page(self, request: HttpRequest, tenant_id: str, allowed: set[type[Model]]) -> TemplateResponse:
+        site, connection = self.admin_site, connections[self.alias]
 
         def answer(question: Callable[[], Any]) -> attention.Answer[Any]:
             return attention.ask(connection, question)
