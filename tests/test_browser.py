@@ -604,3 +604,44 @@ def test_copying_gives_the_whole_id(browser: Browser, address: str):
         page.wait_for_function("navigator.clipboard.readText().then(text => text.includes('sess-0001'))")
         copied = json.loads(page.evaluate("navigator.clipboard.readText()"))
         assert (copied["id"], copied["status"]) == ("sess-0001", "ended")
+
+
+def test_a_refresh_renews_all_that_says_how_things_are(page: Page):
+    log_in(page)
+    page.goto("/admin/agentdb/session/")
+    before = page.get_by_role("link", name="Older").get_attribute("href")
+
+    def later(route: Route) -> None:
+        answer = route.fetch()
+        text = answer.text().replace("as of ", "as seen at ").replace(str(before), "?after=later")
+        route.fulfill(response=answer, body=text)
+
+    page.route("**/admin/agentdb/session/", later)
+    page.keyboard.press("r")
+
+    # Rows came in above: the link must go on behind the last one that is shown now, or some would be passed over.
+    expect(page.get_by_role("link", name="Older")).to_have_attribute("href", "?after=later")
+    expect(page.locator("#agentdb-what")).to_contain_text("as seen at")
+    page.unroute_all()
+
+
+def test_a_refresh_loads_the_page_anew_where_its_parts_are_others(page: Page):
+    log_in(page)
+    page.goto("/admin/")
+
+    page.context.clear_cookies()
+    page.keyboard.press("r")
+
+    page.wait_for_url(lambda url: "/login/" in url)
+    log_in(page)
+    page.goto("/admin/")
+    page.route(
+        "**/admin/",
+        lambda route: route.fulfill(
+            status=200, content_type="text/html", body='<p id="agentdb-attention" data-live>The database is away.</p>'
+        ),
+    )
+    page.keyboard.press("r")
+    expect(page.get_by_text("The database is away.")).to_be_visible()
+    expect(page.locator("#agentdb-totals")).to_have_count(0)
+    page.unroute_all()
