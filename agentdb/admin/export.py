@@ -10,7 +10,6 @@ import csv
 import json
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
-from itertools import chain, islice
 from typing import Any
 
 from django.db import connections
@@ -33,7 +32,10 @@ def export(request: HttpRequest, changelist: KeysetChangeList, kind: str) -> Str
     if kind not in ("csv", "json"):
         raise Http404
     found = _rows(changelist)
-    rows = chain(list(islice(found, 1)), found)  # what fails at once is a page that says why, and no file
+    missing = missing_columns(connections[found.db], found.model)
+    list(read_stored(found[:1], missing))  # what fails at once is a page that says why, and no file
+    # Not begun yet: it is read after the transaction that a request may have, in which a cursor would end.
+    rows = read_stored(found, missing, chunk_size=_CHUNK)
     columns = [field.attname for field in changelist.opts.concrete_fields]
     lines = _whole(_csv(rows, columns) if kind == "csv" else _json(rows), lambda error: _ended(changelist, error))
     content_type = "text/csv; charset=utf-8" if kind == "csv" else "application/json"
@@ -44,12 +46,11 @@ def export(request: HttpRequest, changelist: KeysetChangeList, kind: str) -> Str
     return response
 
 
-def _rows(changelist: KeysetChangeList) -> Iterator[Model]:
+def _rows(changelist: KeysetChangeList) -> QuerySet[Any]:
     found: QuerySet[Any] = changelist.queryset
     if changelist.query:
         found = found.filter(Q(pk__startswith=changelist.query) | changelist.matches())
-    missing = missing_columns(connections[found.db], found.model)
-    return read_stored(changelist.in_order(found), missing, chunk_size=_CHUNK)
+    return changelist.in_order(found)
 
 
 def _ended(changelist: KeysetChangeList, error: Exception) -> str:
