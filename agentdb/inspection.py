@@ -20,7 +20,7 @@ from django.db.utils import load_backend
 
 from agentdb.conf import server_name
 from agentdb.errors import DatabaseUnavailableError
-from agentdb.sqlite_safety import is_in_wal_mode, read_header
+from agentdb.sqlite_safety import copy_file, is_in_wal_mode, read_header
 
 _MAGIC = b"SQLite format 3\0"
 _LOOKS_AT_SIZE = 20
@@ -222,7 +222,7 @@ def _reading_settings(configured: BaseDatabaseWrapper, path: Path | None, stack:
         # A process died in a transaction. Only a connection that writes can undo that: here, in a copy.
         folder = stack.enter_context(temporary_folder())
         opened = Path(folder) / path.name
-        shutil.copyfile(path, opened)
+        copy_file(path, opened)
         shutil.copyfile(f"{path}-journal", f"{opened}-journal")
         mode = "mode=rw"
     settings["NAME"] = f"file:{quote(str(opened.absolute()))}?{mode}"

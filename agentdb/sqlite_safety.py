@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
+
+Read = TypeVar("Read")
 
 MOUNT_TABLE = Path("/proc/self/mountinfo")  # Linux; elsewhere no file system is known
 
@@ -64,7 +68,23 @@ _kept_open: list[int] = []
 
 
 def read_header(path: str | Path) -> tuple[bytes, int]:
-    """Return the first 100 bytes of a database file, and its size in bytes. Raises ``OSError``.
+    """Return the first 100 bytes of a database file, and its size in bytes. Raises ``OSError``."""
+    return _read_through(path, lambda number: (_read_at(number, 100, 0), os.fstat(number).st_size))
+
+
+def copy_file(path: str | Path, to: str | Path) -> None:
+    """Copy a database file byte by byte; ``to`` is overwritten. Raises ``OSError``."""
+
+    def copy(number: int) -> None:
+        with open(to, "wb") as target:
+            while chunk := _read_at(number, 1 << 20, target.tell()):
+                target.write(chunk)
+
+    _read_through(path, copy)
+
+
+def _read_through(path: str | Path, read: Callable[[int], Read]) -> Read:
+    """Return what ``read`` makes of a descriptor of the file.
 
     Whoever closes a file takes all locks from it that his process holds (https://sqlite.org/howtocorrupt.html, 2.2):
     other processes would then remove the log that SQLite writes to here. What SQLite has open is read through that.
@@ -73,17 +93,24 @@ def read_header(path: str | Path) -> tuple[bytes, int]:
     for number in descriptors():
         if known and identity(number) == known:
             with suppress(OSError):
-                found = os.pread(number, 100, 0), os.fstat(number).st_size
+                found = read(number)
                 if identity(number) == known:  # else another thread has closed it meanwhile
                     return found
     own = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
     try:
-        return os.read(own, 100), os.fstat(own).st_size
+        return read(own)
     finally:
         if any(number != own and identity(number) == known for number in descriptors()):
             _kept_open.append(own)  # another thread has opened it meanwhile
         else:
             os.close(own)
+
+
+def _read_at(number: int, size: int, offset: int) -> bytes:
+    if hasattr(os, "pread"):
+        return os.pread(number, size, offset)
+    os.lseek(number, offset, os.SEEK_SET)
+    return os.read(number, size)
 
 
 def close_kept_open() -> None:

@@ -269,15 +269,15 @@ def test_a_look_at_the_file_takes_no_locks_from_those_who_have_it_open_in_this_p
 def test_a_look_while_another_thread_opens_the_file_keeps_its_locks(path: Path, monkeypatch: pytest.MonkeyPatch):
     agentdb.connect(url(path), migrate=True).close()
     connections_made: list[DjangoDb] = []
-    really_read = os.read
+    really_read = os.pread
 
-    def read(number: int, size: int) -> bytes:
+    def read(number: int, size: int, offset: int) -> bytes:
         if not connections_made:
             connections_made.append(agentdb.connect(url(path)))
             make_session(connections_made[0], "s1")
-        return really_read(number, size)
+        return really_read(number, size, offset)
 
-    monkeypatch.setattr(os, "read", read)
+    monkeypatch.setattr(os, "pread", read)
     check_sqlite_file(path)
     monkeypatch.undo()
     with connections_made[0] as db:
@@ -293,13 +293,13 @@ from pathlib import Path
 from agentdb.inspection import check_sqlite_file
 db = agentdb.connect({url(path)!r}, migrate=True)
 db.close()
-really_read = os.read
-def read(number, size):
+really_read = os.pread
+def read(number, size, offset):
     global db
-    os.read = really_read
+    os.pread = really_read
     db = agentdb.connect({url(path)!r})
-    return really_read(number, size)
-os.read = read
+    return really_read(number, size, offset)
+os.pread = read
 check_sqlite_file(Path({str(path)!r}))
 if os.fork() == 0:
     db.insert_session("child", "a", "sb")

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import subprocess
+import sys
 import warnings
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -187,3 +190,34 @@ def test_health_and_the_deployment_check_say_which_sqlite_runs(
         monkeypatch.setattr(sqlite3, "sqlite_version", "3.40.1")
         (found,) = check_sqlite_version([connection.alias])
         assert (found.id, found.msg) == ("agentdb.W002", version_concern("3.40.1"))
+
+
+@pytest.mark.parametrize("look", ["read_header", "copy_file"])
+def test_a_look_at_a_file_leaves_this_process_its_locks_on_it(look: str, tmp_path: Path):
+    path = tmp_path / "a.db"
+    write = "import sqlite3, sys; sqlite3.connect(sys.argv[1], timeout=0).execute('INSERT INTO t VALUES (2)')"
+    other = [sys.executable, "-c", write, str(path)]
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("CREATE TABLE t (n INTEGER)")
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute("INSERT INTO t VALUES (1)")
+        assert b"database is locked" in subprocess.run(other, capture_output=True, check=False).stderr
+
+        if look == "read_header":
+            assert sqlite_safety.read_header(path)[0].startswith(b"SQLite format 3")
+        else:
+            sqlite_safety.copy_file(path, tmp_path / "copy.db")
+
+        assert b"database is locked" in subprocess.run(other, capture_output=True, check=False).stderr
+        connection.execute("COMMIT")
+
+
+def test_a_file_that_nobody_has_open_is_copied_and_closed(tmp_path: Path):
+    (tmp_path / "a.db").write_bytes(bytes(range(256)) * 10_000)
+
+    sqlite_safety.copy_file(tmp_path / "a.db", tmp_path / "b.db")
+
+    assert (tmp_path / "b.db").read_bytes() == (tmp_path / "a.db").read_bytes()
+    assert sqlite_safety.identity(tmp_path / "a.db") not in map(sqlite_safety.identity, sqlite_safety.descriptors())
+    with pytest.raises(FileNotFoundError):
+        sqlite_safety.copy_file(tmp_path / "gone.db", tmp_path / "c.db")
