@@ -328,10 +328,7 @@ def ask(connection: BaseDatabaseWrapper, question: Callable[[], Value], seconds:
     if page is not None and time.monotonic() > page.ends_at:
         return Answer(None, Problem(gettext("The page's time was up before this was asked."), "agentdb health"))
     try:
-        with time_limit(connection, seconds):
-            if connection.in_atomic_block:
-                with transaction.atomic(using=connection.alias):
-                    return Answer(question())
+        with time_limit(connection, seconds), savepoint(connection):
             return Answer(question())
     except EXPECTED_ERRORS as error:
         problem = explain(connection, error)
@@ -688,7 +685,7 @@ def _not_migrated(connection: BaseDatabaseWrapper, schema: Schema) -> Problem:
 
 
 def unusable_file(connection: BaseDatabaseWrapper) -> Problem | None:
-    # Before connecting, which would make a file at a misspelt path.
+    """What is wrong with a SQLite file, to be asked before connecting, which would make one at a misspelt path."""
     path = sqlite_path(connection)
     if path is None or connection.in_atomic_block:
         return None
@@ -851,6 +848,7 @@ def runner_statuses(connection: BaseDatabaseWrapper, runner_id: str) -> dict[str
 
 @contextmanager
 def savepoint(connection: BaseDatabaseWrapper) -> Iterator[None]:
+    """In a transaction one that is undone alone, so that what goes wrong does not doom the rest; else nothing."""
     if not connection.in_atomic_block:
         yield
         return

@@ -64,6 +64,12 @@ class Site:
     def get(self, path: str, **query: str) -> Page:
         return Page(self.client.get(f"/admin/{path}", query))
 
+    def exported(self, path: str, **query: str) -> str:
+        """The whole of a file that is streamed."""
+        response: Any = self.client.get(f"/admin/{path}", query)
+        assert response.status_code == 200
+        return b"".join(response.streaming_content).decode()
+
     def post(self, path: str, *, follow: bool = True, **data: Any) -> Page:
         return Page(self.client.post(f"/admin/{path}", data, follow=follow))
 

@@ -608,20 +608,14 @@ def test_an_agents_page_has_its_newest_sessions_alone(site: Site, superuser: Use
     assert [text for _, text in page.links if re.fullmatch(r"s\d|other", text)] == ["s6", "s5", "s4", "s3", "s2"]
 
 
-def exported(site: Site, path: str, **query: str) -> str:
-    response = site.client.get(f"/admin/{path}", query)
-    assert response.status_code == 200
-    return b"".join(response.streaming_content).decode()  # type: ignore[attr-defined]
-
-
 def test_what_is_filtered_is_exported_whole_and_nothing_else(site: Site, superuser: User):
     fill(site.alias, 120, tenants=2)
     link = site.get("agentdb/session/", tenant_id="t1").link("CSV")
 
     lines = list(
-        csv.DictReader(io.StringIO(exported(site, urlsplit(link).path.removeprefix("/admin/"), tenant_id="t1")))
+        csv.DictReader(io.StringIO(site.exported(urlsplit(link).path.removeprefix("/admin/"), tenant_id="t1")))
     )
-    found = json.loads(exported(site, "agentdb/session/export/json/", tenant_id="t1"))
+    found = json.loads(site.exported("agentdb/session/export/json/", tenant_id="t1"))
 
     assert "tenant_id=t1" in link
     assert len(lines) == len(found) == 60
@@ -629,7 +623,7 @@ def test_what_is_filtered_is_exported_whole_and_nothing_else(site: Site, superus
     listed = [id for page in walk(site, "agentdb/session/", "Older", tenant_id="t1") for id in page]
     assert [line["id"] for line in lines] == [row["id"] for row in found] == listed
     assert list(found[0]) == list(lines[0]) == [field.attname for field in Session._meta.concrete_fields]
-    searched = json.loads(exported(site, "agentdb/session/export/json/", q="s0003"))
+    searched = json.loads(site.exported("agentdb/session/export/json/", q="s0003"))
     assert [row["id"] for row in searched] == ["s0003"]
 
 
@@ -637,17 +631,17 @@ def test_an_export_starts_no_formula_in_a_spreadsheet(site: Site, superuser: Use
     for name in ("=1+1", "+1", "-1", "@x", "\tx", "plain", 'a,b\n"c"'):
         site.db.upsert_agent(name, "=cmd|' /C calc'!A0")
 
-    lines = list(csv.DictReader(io.StringIO(exported(site, "agentdb/agent/export/csv/"))))
+    lines = list(csv.DictReader(io.StringIO(site.exported("agentdb/agent/export/csv/"))))
 
     assert {line["name"] for line in lines} == {"'=1+1", "'+1", "'-1", "'@x", "'\tx", "plain", 'a,b\n"c"'}
     assert {line["path"] for line in lines} == {"'=cmd|' /C calc'!A0"}
-    assert {row["name"] for row in json.loads(exported(site, "agentdb/agent/export/json/"))} >= {"=1+1", "plain"}
+    assert {row["name"] for row in json.loads(site.exported("agentdb/agent/export/json/"))} >= {"=1+1", "plain"}
 
 
 def test_an_export_holds_no_hash_of_a_key(site: Site, superuser: User):
     _, key = site.db.issue_api_key("acme", "ci")
 
-    text = exported(site, "agentdb/apikey/export/csv/") + exported(site, "agentdb/apikey/export/json/")
+    text = site.exported("agentdb/apikey/export/csv/") + site.exported("agentdb/apikey/export/json/")
 
     assert key.key_hash not in text and key.key_hash[:8] in text
 
@@ -1154,7 +1148,7 @@ def test_a_rows_page_has_the_row_as_json_without_a_keys_hash(site: Site, superus
     session, key = site.get("agentdb/session/s0001/change/"), site.get("agentdb/apikey/k0001/change/")
 
     [text] = re.findall(r'data-copy-text="([^"]+)"', session.html)
-    assert json.loads(unescape(text)) == json.loads(exported(site, "agentdb/session/export/json/", q="s0001"))[0]
+    assert json.loads(unescape(text)) == json.loads(site.exported("agentdb/session/export/json/", q="s0001"))[0]
     assert "f" * 9 not in key.html
     assert "ffffffff…" in key.text
 

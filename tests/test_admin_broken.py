@@ -47,10 +47,9 @@ def execute(site: Site, *statements: str) -> None:
             cursor.execute(statement)
 
 
-def exported(site: Site, kind: str, **query: str) -> str:
-    response: Any = site.client.get(f"/admin/agentdb/session/export/{kind}/", query)
-    assert response.status_code == 200
-    return b"".join(response.streaming_content).decode()
+@pytest.fixture(params=[False, True], ids=["no transaction", "ATOMIC_REQUESTS"])
+def atomic_or_not(site: Site, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    monkeypatch.setitem(connections.settings[site.alias], "ATOMIC_REQUESTS", request.param)
 
 
 def ids(page: Page) -> list[str]:
@@ -84,8 +83,8 @@ def test_a_value_that_cannot_be_read_is_shown_as_it_is_stored_beside_all_other_r
         ):
             assert site.get(path, **query).status == 200, (path, query, column)
         assert "The figures as a table" in site.get("").text
-        lines = {line["id"]: line for line in csv.DictReader(io.StringIO(exported(site, "csv")))}
-        found = {row["id"]: row for row in json.loads(exported(site, "json"))}
+        lines = {line["id"]: line for line in csv.DictReader(io.StringIO(site.exported("agentdb/session/export/csv/")))}
+        found = {row["id"]: row for row in json.loads(site.exported("agentdb/session/export/json/"))}
         assert len(lines) == len(found) == 7
         assert lines["s0001"][column] == (f"'{shown}" if shown.startswith("-") else shown)
         assert found["s0001"][column] == shown
@@ -138,11 +137,8 @@ def test_a_search_passes_a_window_that_ends_at_a_row_that_cannot_be_read(
     assert sorted(found) == [f"s{number:04}" for number in range(12)]
 
 
-@pytest.mark.parametrize("atomic", [False, True])
-def test_a_list_shows_what_a_table_that_lacks_a_column_has(
-    site: Site, superuser: User, monkeypatch: pytest.MonkeyPatch, atomic: bool
-):
-    monkeypatch.setitem(connections.settings[site.alias], "ATOMIC_REQUESTS", atomic)
+@pytest.mark.usefixtures("atomic_or_not")
+def test_a_list_shows_what_a_table_that_lacks_a_column_has(site: Site, superuser: User):
     fill(site.alias, 4)
     execute(site, "ALTER TABLE sessions RENAME COLUMN last_active_at TO last_seen_at")
     sentence = "The table lacks a column: sessions.last_active_at."
@@ -156,16 +152,15 @@ def test_a_list_shows_what_a_table_that_lacks_a_column_has(
         assert (each.status, sentence in each.text or "not as agentdb expects" in each.text) == (200, True)
     assert "agentdb verifydb" in page.text
     assert sentence in row.text
-    assert [line["last_active_at"] for line in csv.DictReader(io.StringIO(exported(site, "csv")))] == [""] * 4
+    assert [
+        line["last_active_at"] for line in csv.DictReader(io.StringIO(site.exported("agentdb/session/export/csv/")))
+    ] == [""] * 4
     # What depends on the column cannot be asked, and says so.
     assert site.get("agentdb/session/attention/", check="silent").status == 503
 
 
-@pytest.mark.parametrize("atomic", [False, True])
-def test_a_list_that_names_rows_of_a_missing_table_is_shown_and_calls_none_of_them_missing(
-    site: Site, superuser: User, monkeypatch: pytest.MonkeyPatch, atomic: bool
-):
-    monkeypatch.setitem(connections.settings[site.alias], "ATOMIC_REQUESTS", atomic)
+@pytest.mark.usefixtures("atomic_or_not")
+def test_a_list_that_names_rows_of_a_missing_table_is_shown_and_calls_none_of_them_missing(site: Site, superuser: User):
     fill(site.alias, 3)
     execute(site, "DROP TABLE sandboxes")
 
@@ -200,9 +195,9 @@ def test_an_export_that_breaks_off_says_so_in_its_last_line(
 
     monkeypatch.setattr(reading, "_parsed", lost)
 
-    lines = exported(site, "csv").splitlines()
+    lines = site.exported("agentdb/session/export/csv/").splitlines()
     calls.clear()
-    text = exported(site, "json")
+    text = site.exported("agentdb/session/export/json/")
 
     assert len(lines) == 1 + 5 + 2
     assert lines[-1].startswith("THE EXPORT ENDED HERE, ROWS ARE MISSING: ")

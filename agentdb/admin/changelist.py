@@ -34,7 +34,7 @@ from django.utils.translation import gettext, gettext_lazy, ngettext
 from agentdb import attention
 from agentdb.admin.display import badge, heading_of, name_of, viewable
 from agentdb.admin.overview import CAP, Amount, capped_count, distinct_counts, distinct_values
-from agentdb.admin.reading import Unreadable, attempt, read
+from agentdb.admin.reading import attempt, is_unreadable, read
 from agentdb.expressions import CodePointOrder
 from agentdb.models import Agent
 
@@ -384,8 +384,8 @@ class KeysetChangeList(ChangeList):
         more = len(found) > self.list_per_page
         found = found[: self.list_per_page]
         # Where the page was read, the list goes on behind its last row, or behind the rows that were looked through.
-        end = (self._first_place(reversed(found)) if more else "") or self.window_end
-        start = self._first_place(found) if found and self.cursor else str(self.cursor or "")
+        end = str((self._first_place(reversed(found)) if more else None) or self.window_end)
+        start = str((self._first_place(found) if found and self.cursor else self.cursor) or "")
         if not self.forward:
             found.reverse()
         newest_first = not self.oldest_first
@@ -491,12 +491,12 @@ class KeysetChangeList(ChangeList):
     def _page_link(self, name: str, cursor: str, more: dict[str, str]) -> str:
         return self.get_query_string({name: cursor, **more}) if cursor else ""
 
-    def _first_place(self, rows: Iterable[Any]) -> str:
+    def _first_place(self, rows: Iterable[Any]) -> Cursor | None:
         """The place of the first of the rows that has one that can be read."""
         for row in rows:
-            if not isinstance(at := getattr(row, self.at), Unreadable) and not isinstance(row.pk, Unreadable):
-                return str(Cursor(at, row.pk))
-        return ""
+            if not is_unreadable(at := getattr(row, self.at)) and not is_unreadable(row.pk):
+                return Cursor(at, row.pk)
+        return None
 
     def _find(self) -> list[Any]:
         """The rows of the page and, if there is one, a row more."""
@@ -567,8 +567,7 @@ class KeysetChangeList(ChangeList):
             # Whole rows: for two columns SQLite would read and sort an index that has both, in another order. A few of
             # them, because the last one may be one that cannot be read.
             last = read(window[max(WINDOW - 5, 0) : WINDOW], self.problems)
-            place = self._first_place(reversed(last)) if len(last) == min(WINDOW, 5) else ""
-            end = Cursor.parse(place) if place else None
+            end = self._first_place(reversed(last)) if len(last) == min(WINDOW, 5) else None
             if end is not None:
                 window = window.filter(self._up_to(end))
             found += read(window.filter(*conditions)[: wanted - len(found)], self.problems)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import Any
 from urllib.parse import urlencode
 
 from django.contrib import admin
@@ -16,7 +17,7 @@ from django.utils.text import capfirst
 from django.utils.translation import gettext, gettext_noop
 
 from agentdb.admin.reading import Unreadable, is_unreadable
-from agentdb.display import exact, relative
+from agentdb.display import exact, masked, relative
 from agentdb.interface import SandboxState, SessionStatus
 from agentdb.models import Agent, ApiKey, Sandbox, Session
 
@@ -69,6 +70,10 @@ def row_url(site: admin.AdminSite, row: Model) -> str:
     return _with_query(_reversed(site, f"agentdb_{row._meta.model_name}_change", quote(row.pk)), {})
 
 
+def history_url(site: admin.AdminSite, row: Model) -> str:
+    return _reversed(site, f"agentdb_{row._meta.model_name}_history", quote(row.pk))
+
+
 def tenant_url(site: admin.AdminSite, tenant_id: str) -> str:
     return _with_query(_reversed(site, "agentdb_tenant"), {"id": tenant_id})
 
@@ -102,6 +107,17 @@ def cut(text: str) -> str:
         return text
     length = gettext("%s characters") % f"{len(text):,}"
     return f"{text[:200]} … {text[-50:]} ({length})"
+
+
+def column_value(row: Model, column: str) -> Any:
+    """What a column holds, as it may leave the database: of a key's hash the beginning."""
+    value = getattr(row, column)
+    return masked(value) if column == "key_hash" else value
+
+
+def short_text(id: str) -> str:
+    """The beginning and the end of an id, where there is no markup to have the whole in."""
+    return id if len(id) <= LONGEST_WHOLE_ID else f"{id[:8]}…{id[-4:]}"
 
 
 def short_id(id: str) -> SafeString:

@@ -19,8 +19,9 @@ from django.utils import timezone
 
 from agentdb import attention
 from agentdb.admin.changelist import KeysetChangeList
+from agentdb.admin.display import column_value
 from agentdb.admin.reading import missing_columns, read_stored
-from agentdb.display import exact, masked
+from agentdb.display import exact
 
 _CHUNK = 2_000
 # What a spreadsheet would take for the beginning of a formula (https://owasp.org/www-community/attacks/CSV_Injection).
@@ -32,7 +33,7 @@ def export(request: HttpRequest, changelist: KeysetChangeList, kind: str) -> Str
     if kind not in ("csv", "json"):
         raise Http404
     found = _rows(changelist)
-    missing = missing_columns(connections[found.db], found.model)
+    missing = missing_columns(connections[found.db], found.model) or ()
     list(read_stored(found[:1], missing))  # what fails at once is a page that says why, and no file
     # Not begun yet: it is read after the transaction that a request may have, in which a cursor would end.
     rows = read_stored(found, missing, chunk_size=_CHUNK)
@@ -59,13 +60,6 @@ def _ended(changelist: KeysetChangeList, error: Exception) -> str:
     return f"THE EXPORT ENDED HERE, ROWS ARE MISSING: {problem}"
 
 
-def _value(row: Model, column: str) -> Any:
-    value = getattr(row, column)
-    if column == "key_hash":
-        return masked(value)
-    return value
-
-
 def _whole(lines: Iterator[str], ended: Callable[[Exception], str]) -> Iterator[str]:
     """The lines, and one that says so where they end too early; in JSON it makes the file one that no parser takes."""
     try:
@@ -83,7 +77,7 @@ def _csv(rows: Iterable[Model], columns: list[str]) -> Iterator[str]:
     writer = csv.writer(_Line())
     yield writer.writerow(columns)
     for row in rows:
-        yield writer.writerow([_cell(_value(row, column)) for column in columns])
+        yield writer.writerow([_cell(column_value(row, column)) for column in columns])
 
 
 def _cell(value: Any) -> Any:
@@ -95,7 +89,7 @@ def _cell(value: Any) -> Any:
 
 def as_json(row: Model) -> str:
     """One row, as the export has it."""
-    values = {field.attname: _value(row, field.attname) for field in row._meta.concrete_fields}
+    values = {field.attname: column_value(row, field.attname) for field in row._meta.concrete_fields}
     return json.dumps(values, ensure_ascii=False, default=datetime.isoformat)
 
 

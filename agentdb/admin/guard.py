@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from django.contrib.admin import AdminSite
-from django.db import connections, router, transaction
+from django.db import connections, router
 from django.db.models import Model
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
@@ -31,15 +31,12 @@ def guarded(
     alias = router.db_for_write(model) if request.method == "POST" else router.db_for_read(model)
     connection = connections[alias]
     seconds = WRITE_SECONDS if request.method == "POST" else read_seconds
-    # Before connecting, which would make a file where there is none.
     if (problem := attention.unusable_file(connection)) is not None:
         attention.logger.error("%s %s: %s", request.method, request.path, problem.sentence)
         return _drawn(problem_page(request, site, problem))
     try:
-        with attention.time_limit(connection, seconds):
-            if connection.in_atomic_block:  # ATOMIC_REQUESTS: what goes wrong must not doom the page that says so
-                with transaction.atomic(using=alias):
-                    return _drawn(view())
+        # Under ATOMIC_REQUESTS what goes wrong must not doom the page that says so.
+        with attention.time_limit(connection, seconds), attention.savepoint(connection):
             return _drawn(view())
     except attention.DATABASE_ERRORS as error:
         problem = attention.explain(connection, error)

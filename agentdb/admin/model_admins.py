@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any, cast
 from django import forms
 from django.contrib import admin, messages
 from django.contrib.admin import helpers
-from django.contrib.admin.utils import quote
 from django.core.exceptions import PermissionDenied
 from django.db import connections, router
 from django.db.models import Model, QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.http.response import HttpResponseBase
 from django.template.response import TemplateResponse
-from django.urls import URLPattern, path, reverse
+from django.urls import URLPattern, path
 from django.utils import timezone
 from django.utils.decorators import method_decorator
 from django.utils.functional import Promise
@@ -46,8 +45,10 @@ from agentdb.admin.changelist import (
 )
 from agentdb.admin.display import (
     badge,
+    column_value,
     cut,
     heading_of,
+    history_url,
     id_link,
     link,
     list_url,
@@ -64,7 +65,6 @@ from agentdb.admin.display import (
 from agentdb.admin.export import as_json, export
 from agentdb.admin.guard import WRITE_SECONDS, guarded
 from agentdb.admin.reading import attempt, read
-from agentdb.display import masked
 from agentdb.errors import AgentDbError
 from agentdb.interface import Db, SandboxState, SessionStatus
 from agentdb.models import Agent, ApiKey, Sandbox, Session
@@ -238,7 +238,7 @@ class ReadFirstAdmin(ListedAdmin, ModelAdmin):
                 "now": timezone.now(),
                 "list_url": list_url(self.admin_site, self.model),
                 "row_actions": self.row_actions(request, obj),
-                "history_url": _history_url(self.admin_site, obj) if keeps_history() else "",
+                "history_url": history_url(self.admin_site, obj) if keeps_history() else "",
             }
         return super().render_change_form(request, context, add, change, form_url, obj)
 
@@ -488,10 +488,6 @@ def _next(request: HttpRequest) -> str:
     return url if is_ours else ""
 
 
-def _history_url(site: admin.AdminSite, row: Any) -> str:
-    return reverse(f"{site.name}:agentdb_{row._meta.model_name}_history", args=[quote(row.pk)])
-
-
 class LinkedAdmin(ReadFirstAdmin):
     """Rows that name an agent of their tenant."""
 
@@ -592,8 +588,6 @@ class AgentAdmin(ReadFirstAdmin):
             model: answer(partial(overview.amount, self.alias, model, tenant_id))
             for model in (Session, Sandbox, Agent, ApiKey)
         }
-        is_week = request.GET.get("period") == "7d"
-        hours = answer(lambda: attention.activity(connection, 168 if is_week else 24, tenant_id=tenant_id))
         statuses = answer(lambda: overview.tenant_sessions_by_status(self.alias, tenant_id))
         sessions = totals[Session].value
         context = {
@@ -609,7 +603,9 @@ class AgentAdmin(ReadFirstAdmin):
                 if model in allowed
             ],
             "query": tenant_url(site, tenant_id).partition("?")[2],
-            "activity": overview.mapped(hours, overview.chart) if Session in allowed else None,
+            "activity": overview.activity_chart(request, connection, tenant_id=tenant_id)
+            if Session in allowed
+            else None,
             "statuses": overview.mapped(
                 statuses,
                 lambda figures: overview.share_bars(
@@ -796,7 +792,7 @@ class ApiKeyAdmin(ReadFirstAdmin):
 
     @admin.display(description=gettext_lazy("hash"))
     def masked_hash(self, row: ApiKey) -> str:
-        return masked(row.key_hash)
+        return str(column_value(row, "key_hash"))
 
     @admin.action(description=gettext_lazy("Revoke selected API keys"), permissions=["act"])
     def revoke_keys(self, request: HttpRequest, queryset: QuerySet[ApiKey]) -> HttpResponse | None:

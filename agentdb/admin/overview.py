@@ -214,6 +214,12 @@ def chart(hours: list[attention.Hour]) -> Chart:
     return Chart(bars, most_opened, most_failed, all_opened, all_failed, share, hours[-2], peak, is_week)
 
 
+def activity_chart(request: HttpRequest, connection: BaseDatabaseWrapper, **of: str) -> attention.Answer[Chart]:
+    """Sessions opened and failed per hour of the period that the page is asked for, a day or a week."""
+    hours = 168 if request.GET.get("period") == "7d" else 24
+    return attention.ask(connection, lambda: chart(attention.activity(connection, hours, **of)))
+
+
 def _round_up(value: int, least: int) -> int:
     """A round number that is not below the value, for the top of a scale."""
     value = max(value, least)
@@ -270,10 +276,8 @@ def _page(request: HttpRequest, site: AdminSite, allowed: set[type[Model]], alia
     shown["is_bad"] = any(line.finding.urgent for line in shown["lines"])
     shown["findings"] = [found for found in report.findings if _may_see(found, allowed)]
     shown["unknown"] = _unanswered([found for found in report.unknown if _may_see(found, allowed)])
-    is_week = request.GET.get("period") == "7d"
-    shown["is_week"] = is_week
-    hours = answer(lambda: attention.activity(connection, 168 if is_week else 24)) if Session in allowed else None
-    shown["activity"] = mapped(hours, chart)
+    activity = activity_chart(request, connection) if Session in allowed else None
+    shown["activity"] = activity
     states = statuses = None
     if Sandbox in allowed:
         states = answer(lambda: attention.by_value(connection, "sandboxes", "state", [*map(str, SandboxState)]))
@@ -301,9 +305,8 @@ def _page(request: HttpRequest, site: AdminSite, allowed: set[type[Model]], alia
             table = model._meta.db_table
             figure = answer(partial(attention.total, connection, table))
             second = ""
-            if model is Session and hours and hours.value and not is_week:
-                opened = sum(hour.opened for hour in hours.value)
-                second = gettext("%s opened in 24 h") % f"{opened:,}"
+            if model is Session and activity and activity.value and not activity.value.is_week:
+                second = gettext("%s opened in 24 h") % f"{activity.value.opened:,}"
             elif model is Sandbox and states and states.value:
                 warm = sum(figure.rows for state, figure in states.value.items() if state != SandboxState.COLD)
                 second = gettext("%s not cold") % f"{warm:,}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from django.contrib import messages
-from django.contrib.admin import ModelAdmin, helpers
+from django.contrib.admin import ModelAdmin
 from django.core.exceptions import PermissionDenied
 from django.db import connections, router
 from django.http import Http404, HttpRequest, HttpResponseRedirect
@@ -61,10 +61,7 @@ def _runner(request: HttpRequest, model_admin: ModelAdmin[Any]) -> HttpResponseB
     newest = attempt(connection, lambda: attention.last_sign_of_life(connection, runner_id), problems)
     everything = attention.runner_statuses(connection, runner_id)
     figures = {value: everything.get(value, attention.Figure(0)) for value in [*map(str, SessionStatus), *everything]}
-    is_week = request.GET.get("period") == "7d"
-    hours = attention.ask(
-        connection, lambda: attention.activity(connection, 168 if is_week else 24, runner_id=runner_id)
-    )
+    activity = overview.activity_chart(request, connection, runner_id=runner_id)
     shown = read(live.newest_first()[:LIVE_SHOWN], problems)
     model_admin.find_linked(shown, viewable(site, request), problems)  # type: ignore[attr-defined]
     others = attention.ask(connection, lambda: attention.live_runners(connection))
@@ -94,7 +91,7 @@ def _runner(request: HttpRequest, model_admin: ModelAdmin[Any]) -> HttpResponseB
         "statuses": overview.share_bars(
             figures, lambda status: list_url(site, Session, runner_id=runner_id, status=status)
         ),
-        "activity": attention.Answer(overview.chart(hours.value)) if hours.value else hours,
+        "activity": activity,
         "query": runner_url(site, runner_id).partition("?")[2],
         "sessions": [
             (
@@ -196,10 +193,8 @@ def _rows(request: HttpRequest, model_admin: ModelAdmin[Any]) -> HttpResponseBas
             gettext("Tenant"), gettext("Runner") if model is Session else gettext("Session"), gettext("Last active"),
         ),
         "rows": [_cells(row_admin, row) for row in shown],
-        "ids": [row.pk for row in shown],
         "actions": row_admin.get_action_choices(request, []) if shown else [],
         "list_url": list_url(site, model),
-        "checkbox_name": helpers.ACTION_CHECKBOX_NAME,
         "is_cut": len(ids) == attention.MOST_LISTED,
         "most": attention.MOST_LISTED,
     }  # fmt: skip

@@ -6,7 +6,6 @@ Every row that is there is shown. What cannot be read of it is there as an ``Unr
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from typing import Any, TypeGuard, TypeVar
 
 from django.db import connections
@@ -18,6 +17,7 @@ from django.utils.translation import gettext
 
 from agentdb import attention
 from agentdb.attention import Problem, instant, unreadable_sentence
+from agentdb.schema import read_tables
 
 Value = TypeVar("Value")
 
@@ -66,9 +66,7 @@ def read(rows: QuerySet[Any], problems: list[Problem]) -> list[Any]:
     except attention.EXPECTED_ERRORS as error:
         if not (attention.is_unreadable(error) or attention.is_mismatch(connection, error)):
             raise
-        missing: list[str] | None = None
-        with suppress(*attention.DATABASE_ERRORS), attention.savepoint(connection):
-            missing = missing_columns(connection, rows.model)
+        missing = missing_columns(connection, rows.model)
         if missing is None or not (missing or attention.is_unreadable(error)):  # there is no table, or all of it
             raise
         found = list(read_stored(rows, missing))
@@ -131,11 +129,12 @@ def _parsed(connection: BaseDatabaseWrapper, field: Field[Any, Any], text: str |
         return Unreadable(text)
 
 
-def missing_columns(connection: BaseDatabaseWrapper, model: type[Model]) -> list[str]:
-    """The columns of the model that its table lacks."""
-    with connection.cursor() as cursor:
-        live = {column.name for column in connection.introspection.get_table_description(cursor, model._meta.db_table)}
-    return [field.attname for field in model._meta.concrete_fields if field.attname not in live]
+def missing_columns(connection: BaseDatabaseWrapper, model: type[Model]) -> list[str] | None:
+    """The columns of the model that its table lacks; None where there is no table."""
+    table = read_tables(connection, [model._meta.db_table]).get(model._meta.db_table)
+    if table is None:
+        return None
+    return [field.attname for field in model._meta.concrete_fields if table.column(field.attname) is None]
 
 
 def _problem(
@@ -150,7 +149,7 @@ def _problem(
         unreadable_sentence(table, row.pk, field.attname, value)
         for row in rows
         for field in model._meta.concrete_fields
-        if isinstance(value := getattr(row, field.attname), Unreadable)
+        if is_unreadable(value := getattr(row, field.attname))
     ]
     more = [gettext("There are %d more.") % (len(values) - _NAMED)] if len(values) > _NAMED else []
     sentence = gettext("A row of %(place)s holds a value that cannot be read.")

@@ -21,8 +21,8 @@ from django.utils.translation import gettext
 
 from agentdb import attention
 from agentdb.admin.display import (
-    LONGEST_WHOLE_ID,
     badge,
+    column_value,
     cut,
     exactly,
     id_link,
@@ -30,12 +30,13 @@ from agentdb.admin.display import (
     list_url,
     row_url,
     runner_url,
+    short_text,
     tenant_url,
     unreadable,
     when,
 )
 from agentdb.admin.reading import attempt, is_unreadable, read
-from agentdb.display import exact, lasting, masked
+from agentdb.display import exact, lasting
 from agentdb.interface import SandboxState, SessionStatus
 from agentdb.models import Agent, ApiKey, Sandbox, Session
 from agentdb.querysets import ALIVE, FINISHED, LIVE
@@ -171,16 +172,14 @@ def stored(row: Model) -> list[tuple[str, SafeString | str]]:
     """Each column, and what is in it; of a key's hash the beginning."""
     columns: list[tuple[str, SafeString | str]] = []
     for field in row._meta.concrete_fields:
-        value = getattr(row, field.attname)
-        if is_unreadable(value):
-            shown: SafeString | str = unreadable(value)
+        whole, value = getattr(row, field.attname), column_value(row, field.attname)
+        if is_unreadable(whole):
+            shown: SafeString | str = unreadable(whole)
         elif isinstance(value, datetime):
             shown = exactly(value)
-        elif field.attname == "key_hash":
-            shown = masked(value)
         elif value is None:
             shown = format_html('<span class="agentdb-quiet">{}</span>', "NULL")
-        elif isinstance(value, str) and value and value == cut(value):
+        elif isinstance(value, str) and value and value == whole == cut(value):
             shown = format_html('<span data-copy="{}">{}</span>', value, value)
         else:
             shown = cut(str(value))
@@ -190,8 +189,7 @@ def stored(row: Model) -> list[tuple[str, SafeString | str]]:
 
 def _by_id(row: Model) -> tuple[str, SafeString]:
     id = cut(row.pk)
-    short = id if len(id) <= LONGEST_WHOLE_ID else f"{id[:8]}…{id[-4:]}"
-    return short, format_html('<span class="agentdb-mono agentdb-wrap" data-copy="{}">{}</span>', row.pk, id)
+    return short_text(id), format_html('<span class="agentdb-mono agentdb-wrap" data-copy="{}">{}</span>', row.pk, id)
 
 
 def _about(site: AdminSite, row: Any, kind: str, agent_name: str = "") -> tuple[SafeString | str, ...]:

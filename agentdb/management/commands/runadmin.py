@@ -148,10 +148,8 @@ def _served(connection: BaseDatabaseWrapper, *, read_only: bool) -> dict[str, An
             # Where no index of the write-ahead log can be made, nobody can be writing to the file either.
             settings["NAME"] = name if os.access(path.parent, os.W_OK) else f"{name}&immutable=1"
     elif connection.vendor != "sqlite":
-        asked = int(options.get("connect_timeout", 0))
-        options["connect_timeout"] = (
-            asked if 0 < asked < _CONNECT_SECONDS else _CONNECT_SECONDS
-        )  # to libpq 0 is for ever
+        asked = int(options.get("connect_timeout", 0))  # 0 is for ever
+        options["connect_timeout"] = min(asked, _CONNECT_SECONDS) if asked > 0 else _CONNECT_SECONDS
     return settings
 
 
