@@ -39,7 +39,7 @@ test: $(VENV)/.installed-test
 	$(if $(CI)$(COVERAGE),@echo "Branch coverage of agentdb/: $$($(BIN)/coverage report --include='agentdb/*' --format=total)%")
 
 test-postgres: $(VENV)/.installed-test $(VENV)/.installed-postgres
-	$(BIN)/python -m tests.servers $(VERSIONS) $(WORKERS) $(ARGS)
+	$(BIN)/python -m tests.helpers.servers $(VERSIONS) $(WORKERS) $(ARGS)
 
 lint: $(VENV)/.installed-lint
 	$(BIN)/ruff check
@@ -50,7 +50,7 @@ types: $(VENV)/.installed-lint $(VENV)/.installed-test
 	$(BIN)/pyright
 	@# In another folder, since here pyright looks at the source and not at the package.
 	@PATH="$$(cd $(BIN) && pwd):$$PATH" sh -c 'cd $(VENV) && pyright --verifytypes agentdb --ignoreexternal --outputjson' \
-		| $(BIN)/python -m tests.public_types
+		| $(BIN)/python -m tests.helpers.public_types
 
 # The switch silences what Material says about itself, which --strict would take for a warning.
 docs: $(VENV)/.installed-docs

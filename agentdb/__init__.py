@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from agentdb.adapter import DjangoDb
-    from agentdb.aio import AsyncDb
     from agentdb.errors import (
         AgentDbError,
         ConflictError,
@@ -28,7 +26,9 @@ if TYPE_CHECKING:
         SessionRecord,
         SessionStatus,
     )
-    from agentdb.opening import connect, connect_async, copy_database
+    from agentdb.serving.adapter import DjangoDb
+    from agentdb.serving.aio import AsyncDb
+    from agentdb.serving.opening import connect, connect_async, copy_database
 
 __all__ = [
     "AgentDbError",
@@ -58,8 +58,8 @@ __all__ = [
 # Each name is imported when it is first asked for: a program's start does not wait for what it does not use, and the
 # adapter's import of Django waits until a program has had the chance to configure it.
 _MODULES = {
-    "adapter": ("DjangoDb",),
-    "aio": ("AsyncDb",),
+    "serving.adapter": ("DjangoDb",),
+    "serving.aio": ("AsyncDb",),
     "interface": (
         "AgentRecord",
         "ApiKeyRecord",
@@ -70,7 +70,7 @@ _MODULES = {
         "SessionRecord",
         "SessionStatus",
     ),
-    "opening": ("connect", "connect_async", "copy_database"),
+    "serving.opening": ("connect", "connect_async", "copy_database"),
 }
 
 

@@ -10,7 +10,7 @@ from contextlib import redirect_stdout, suppress
 
 from agentdb.conf import DEFAULT_URL, URL_VARIABLE, database_url, display_url
 from agentdb.errors import AgentDbError, InvalidInputError
-from agentdb.host import SETTINGS_VARIABLE, cannot_load, load_settings
+from agentdb.serving.host import SETTINGS_VARIABLE, cannot_load, load_settings
 
 # The commands of Django that are of use to someone who has a database and no project.
 _DJANGO_COMMANDS = ("check", "dbshell", "inspectdb", "shell", "showmigrations", "sqlmigrate")
@@ -83,7 +83,7 @@ def _take_quiet(arguments: list[str]) -> None:
 def _configure(url: str | None, arguments: Sequence[str]) -> None:
     settings = os.environ.get(SETTINGS_VARIABLE)
     if not settings and not any(argument.partition("=")[0] == "--settings" for argument in arguments):
-        from agentdb.opening import configure
+        from agentdb.serving.opening import configure
 
         configure(url)
         return
@@ -117,7 +117,7 @@ def _run(arguments: Sequence[str]) -> int:
     if arguments[0] in _LOOKING and not {"-h", "--help"} & set(arguments) and not os.environ.get(SETTINGS_VARIABLE):
         _check_file()
         if arguments[0] in ("inspectdb", "showmigrations") and "--verbosity=0" not in arguments:
-            from agentdb.channels import open_channel
+            from agentdb.serving.connections import open_channel
 
             sys.stderr.write(f"{open_channel(connections['default']).describe()}.\n")
 
@@ -187,7 +187,7 @@ def _check_file() -> None:
     """Refuse a SQLite file that is not there: a command that only looks would make an empty one of a misspelt name."""
     from django.db import connections
 
-    from agentdb.inspection import check_sqlite_file, sqlite_path
+    from agentdb.schema.inspection import check_sqlite_file, sqlite_path
 
     if (path := sqlite_path(connections["default"])) is not None and not path.is_file():
         check_sqlite_file(path)

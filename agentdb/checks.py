@@ -12,8 +12,8 @@ from django.conf import settings
 from django.core.checks import CheckMessage, Error, Tags, Warning, register
 from django.db import DatabaseError, connections, router
 
-from agentdb.inspection import sqlite_path
-from agentdb.sqlite_safety import file_concern, version_concern
+from agentdb.schema.inspection import sqlite_path
+from agentdb.sqlite_files import file_concern, version_concern
 
 _left_to_command: ContextVar[bool] = ContextVar("agentdb_adoption_left_to_command", default=False)
 
@@ -34,7 +34,7 @@ def check_adoption(databases: Sequence[str] | None = None, **_: Any) -> list[Che
     if _left_to_command.get():
         return []
     from agentdb.adoption.shapes import recognise
-    from agentdb.migration_record import recorded_migrations
+    from agentdb.schema.migration_record import recorded_migrations
 
     errors: list[CheckMessage] = []
     for alias in databases or ():

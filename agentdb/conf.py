@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from agentdb.errors import InvalidInputError
-from agentdb.sqlite_safety import is_in_wal_mode, shared_file_system
+from agentdb.sqlite_files import is_in_wal_mode, shared_file_system
 
 INSTALLED_APPS = ["agentdb"]
 

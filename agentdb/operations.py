@@ -16,19 +16,19 @@ from django.db.migrations.operations.base import Operation
 from django.db.migrations.state import ProjectState
 from django.db.models.sql.compiler import SQLCompiler
 
-from agentdb.adoption.contents import count_rows, refuse_unusable_values
-from agentdb.adoption.ddl import LegacyUnique, conform_table, create_table
-from agentdb.adoption.online import TO_NATIVE, TO_TEXT, conform_models_online, repeatable
-from agentdb.adoption.timestamps import add_native_text, native_sql, server_text
-from agentdb.adoption.unusable import (
+from agentdb.adoption.conforming import LegacyUnique, conform_table, create_table
+from agentdb.adoption.obstacles import (
     UnusableValue,
     UnusableValues,
     UnusableValuesError,
     first_line,
     read_instants,
 )
+from agentdb.adoption.online import TO_NATIVE, TO_TEXT, conform_models_online, repeatable
+from agentdb.adoption.timestamps import add_native_text, native_sql, server_text
+from agentdb.adoption.values import count_rows, refuse_unusable_values
 from agentdb.errors import SchemaMismatchError
-from agentdb.migration_lock import LIMIT_LOCK_WAITS
+from agentdb.schema.migration_lock import LIMIT_LOCK_WAITS
 
 __all__ = ["AddIndex", "CreateLegacyTable", "LegacyNow", "LegacyUnique", "NativeTimestamps"]
 

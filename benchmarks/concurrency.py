@@ -16,7 +16,7 @@ import psycopg_pool
 
 import agentdb
 from agentdb import AsyncDb, Db, SessionRecord
-from agentdb.aio import DEFAULT_MAX_WORKERS
+from agentdb.serving.aio import DEFAULT_MAX_WORKERS
 from benchmarks.databases import Database, hashed
 from benchmarks.measure import quiet_heap
 from benchmarks.peers.raw import GET_SESSION, open_peer

@@ -14,7 +14,7 @@ import psycopg
 from django.db import connections
 
 import agentdb
-from agentdb import queries
+from agentdb.serving import queries
 from benchmarks import databases
 from benchmarks.databases import Database, Server, fill
 from benchmarks.measure import Call, interleaved

@@ -22,12 +22,12 @@ import pytest
 from pytest_django import DjangoDbBlocker
 
 import agentdb
-from agentdb import sqlite_safety
-from tests.admin_fixtures import _accounts, site, superuser  # noqa: F401 (fixtures)
-from tests.factories import execute
-from tests.forks import forks  # noqa: F401 (a fixture)
-from tests.legacy_databases import _legacy_templates, load_legacy  # noqa: F401 (fixtures)
-from tests.servers import create_database, drop_databases
+from agentdb import sqlite_files
+from tests.helpers.admin_fixtures import _accounts, site, superuser  # noqa: F401 (fixtures)
+from tests.helpers.factories import execute
+from tests.helpers.forks import forks  # noqa: F401 (a fixture)
+from tests.helpers.legacy_databases import _legacy_templates, load_legacy  # noqa: F401 (fixtures)
+from tests.helpers.servers import create_database, drop_databases
 
 POSTGRES_URL_VARIABLE = "AGENTDB_TEST_POSTGRES_URL"
 COCKROACH_URL_VARIABLE = "AGENTDB_TEST_COCKROACH_URL"
@@ -36,7 +36,7 @@ ENGINES = ("sqlite", "postgresql", *(["cockroachdb"] if COCKROACH_URL_VARIABLE i
 _numbers = itertools.count(1)
 
 # Wherever the suite runs, its files are on a local file system; who tests another writes a table.
-sqlite_safety.MOUNT_TABLE = Path(os.devnull)
+sqlite_files.MOUNT_TABLE = Path(os.devnull)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -31,10 +31,10 @@ from django.utils.safestring import SafeString
 from django.utils.text import capfirst
 from django.utils.translation import gettext, gettext_lazy, ngettext
 
-from agentdb import attention
 from agentdb.admin.display import badge, heading_of, name_of, viewable
 from agentdb.admin.overview import CAP, Amount, capped_count, distinct_counts, distinct_values
-from agentdb.admin.reading import attempt, is_unreadable, read
+from agentdb.console import report as attention
+from agentdb.console.reading import attempt, is_unreadable, read
 from agentdb.expressions import CodePointOrder
 from agentdb.models import Agent
 

@@ -16,8 +16,8 @@ from django.utils.safestring import SafeString, mark_safe
 from django.utils.text import capfirst
 from django.utils.translation import gettext, gettext_noop
 
-from agentdb.admin.reading import Unreadable, is_unreadable
-from agentdb.display import exact, masked, relative
+from agentdb.console.display import exact, masked, relative
+from agentdb.console.reading import Unreadable, is_unreadable
 from agentdb.interface import SandboxState, SessionStatus
 from agentdb.models import Agent, ApiKey, Sandbox, Session
 

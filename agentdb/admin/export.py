@@ -17,11 +17,11 @@ from django.db.models import Model, Q, QuerySet
 from django.http import Http404, HttpRequest, StreamingHttpResponse
 from django.utils import timezone
 
-from agentdb import attention
 from agentdb.admin.changelist import KeysetChangeList
 from agentdb.admin.display import column_value
-from agentdb.admin.reading import missing_columns, read_stored
-from agentdb.display import exact
+from agentdb.console import report as attention
+from agentdb.console.display import exact
+from agentdb.console.reading import missing_columns, read_stored
 
 _CHUNK = 2_000
 # What a spreadsheet would take for the beginning of a formula (https://owasp.org/www-community/attacks/CSV_Injection).

@@ -13,8 +13,8 @@ from django.http.response import HttpResponseBase
 from django.template.response import TemplateResponse
 from django.utils.translation import gettext
 
-from agentdb import attention
-from agentdb.attention import Problem
+from agentdb.console import report as attention
+from agentdb.console.report import Problem
 
 READ_SECONDS = 5.0
 WRITE_SECONDS = 60.0

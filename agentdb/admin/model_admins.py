@@ -28,8 +28,6 @@ from django.utils.translation import gettext, gettext_lazy
 from django.views.decorators.cache import never_cache
 from django.views.decorators.csrf import csrf_protect
 
-from agentdb import attention
-from agentdb.adapter import DjangoDb
 from agentdb.admin import overview, pages, rows
 from agentdb.admin.audit import Outcome, keeps_history, log_in_project, record
 from agentdb.admin.changelist import (
@@ -64,11 +62,13 @@ from agentdb.admin.display import (
 )
 from agentdb.admin.export import as_json, export
 from agentdb.admin.guard import WRITE_SECONDS, guarded
-from agentdb.admin.reading import attempt, read
+from agentdb.console import report as attention
+from agentdb.console.reading import attempt, read
 from agentdb.errors import AgentDbError
 from agentdb.interface import Db, SandboxState, SessionStatus
 from agentdb.models import Agent, ApiKey, Sandbox, Session
 from agentdb.querysets import ALIVE, LIVE
+from agentdb.serving.adapter import DjangoDb
 
 if TYPE_CHECKING:
     ModelAdmin = admin.ModelAdmin[Any]

@@ -16,7 +16,6 @@ from django.http import HttpRequest
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext
 
-from agentdb import attention
 from agentdb.admin.display import (
     attention_url,
     badge,
@@ -31,8 +30,9 @@ from agentdb.admin.display import (
     viewable,
     when,
 )
-from agentdb.admin.reading import read
-from agentdb.attention import instant
+from agentdb.console import report as attention
+from agentdb.console.reading import read
+from agentdb.console.report import instant
 from agentdb.interface import SandboxState, SessionStatus
 from agentdb.models import Agent, ApiKey, Sandbox, Session
 

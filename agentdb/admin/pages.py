@@ -15,17 +15,17 @@ from django.urls import URLPattern, path
 from django.utils import timezone
 from django.utils.translation import gettext, ngettext
 
-from agentdb import attention
-from agentdb.adapter import DjangoDb
 from agentdb.admin import overview
 from agentdb.admin.audit import Outcome, log_in_project, record
 from agentdb.admin.display import badge, id_link, link, list_url, row_url, runner_url, tenant_url, viewable, when
 from agentdb.admin.guard import guarded
-from agentdb.admin.reading import attempt, read
+from agentdb.console import report as attention
+from agentdb.console.reading import attempt, read
 from agentdb.errors import AgentDbError
 from agentdb.interface import SessionStatus
 from agentdb.models import Sandbox, Session
 from agentdb.querysets import LIVE
+from agentdb.serving.adapter import DjangoDb
 
 LIVE_SHOWN = 10
 

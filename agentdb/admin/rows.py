@@ -19,7 +19,6 @@ from django.utils.safestring import SafeString
 from django.utils.text import capfirst
 from django.utils.translation import gettext
 
-from agentdb import attention
 from agentdb.admin.display import (
     badge,
     column_value,
@@ -35,8 +34,9 @@ from agentdb.admin.display import (
     unreadable,
     when,
 )
-from agentdb.admin.reading import attempt, is_unreadable, read
-from agentdb.display import exact, lasting
+from agentdb.console import report as attention
+from agentdb.console.display import exact, lasting
+from agentdb.console.reading import attempt, is_unreadable, read
 from agentdb.interface import SandboxState, SessionStatus
 from agentdb.models import Agent, ApiKey, Sandbox, Session
 from agentdb.querysets import ALIVE, FINISHED, LIVE

@@ -13,7 +13,7 @@ from types import FrameType
 from typing import Any
 
 from agentdb.errors import DatabaseUnavailableError
-from agentdb.inspection import temporary_folder
+from agentdb.schema.inspection import temporary_folder
 
 ADMIN_ALIAS = "admin"
 HOST = "127.0.0.1"

@@ -13,7 +13,7 @@ from typing import Any
 
 from django.db import DatabaseError, OperationalError
 
-from agentdb.adoption.unusable import first_line
+from agentdb.adoption.obstacles import first_line
 from agentdb.errors import SchemaMismatchError
 
 Query = Callable[[str, Sequence[Any]], list[tuple[Any, ...]]]

@@ -15,9 +15,8 @@ from django.db.migrations.executor import MigrationExecutor
 from django.db.migrations.recorder import MigrationRecorder
 from django.db.transaction import TransactionManagementError
 
-from agentdb.adoption.backup import back_up
-from agentdb.adoption.contents import Progress, known_usable, read_checksum
-from agentdb.adoption.ddl import conform_table, create_table
+from agentdb.adoption.conforming import conform_table, create_table
+from agentdb.adoption.obstacles import OLD_COLUMNS
 from agentdb.adoption.online import TO_NATIVE, conform_models_online
 from agentdb.adoption.ownership import RECORD, hand_over
 from agentdb.adoption.plan import (
@@ -31,10 +30,13 @@ from agentdb.adoption.plan import (
 )
 from agentdb.adoption.rehearsal import rehearse
 from agentdb.adoption.shapes import APP, INITIAL, NATIVE, NATIVE_TIMESTAMP_TYPES, drift, later_indexes, state_apps
+from agentdb.adoption.sqlite_backup import back_up
 from agentdb.adoption.timestamps import add_native_text, native_sql
-from agentdb.adoption.unusable import OLD_COLUMNS
+from agentdb.adoption.values import Progress, known_usable, read_checksum
 from agentdb.errors import DatabaseUnavailableError, SchemaMismatchError
-from agentdb.inspection import (
+from agentdb.models import new_id
+from agentdb.schema import Table, expected_tables, read_tables
+from agentdb.schema.inspection import (
     ChangedMeanwhileError,
     check_sqlite_file,
     describe_failure,
@@ -42,9 +44,7 @@ from agentdb.inspection import (
     sqlite_path,
     translated_errors,
 )
-from agentdb.migration_lock import LIMIT_LOCK_WAITS, migration_lock
-from agentdb.models import new_id
-from agentdb.schema import Table, expected_tables, read_tables
+from agentdb.schema.migration_lock import LIMIT_LOCK_WAITS, migration_lock
 from agentdb.schema.sqltext import quote_name
 
 _LOOKS = 3

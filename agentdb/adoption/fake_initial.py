@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from django.db import IntegrityError
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from agentdb.adoption.contents import refuse_unusable_values
+from agentdb.adoption.obstacles import OLD_COLUMNS
 from agentdb.adoption.shapes import Kind, Shape, recognise, unique_keys
-from agentdb.adoption.unusable import OLD_COLUMNS
+from agentdb.adoption.values import refuse_unusable_values
 from agentdb.errors import SchemaMismatchError
-from agentdb.migration_record import migration_names, recorded_migrations
 from agentdb.schema import Table
+from agentdb.schema.migration_record import migration_names, recorded_migrations
 
 _UNIQUE: Mapping[str, tuple[str, ...]] = {"agents": ("tenant_id", "name"), "api_keys": ("key_hash",)}
 

@@ -10,8 +10,8 @@ from django.apps import apps
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.utils import CursorWrapper
 
-from agentdb.adoption.contents import Progress, TableContent, count_rows, duplicates, read_content
 from agentdb.adoption.dependents import column_numbers, read_dependents, table_obstacles
+from agentdb.adoption.obstacles import OLD_COLUMNS, UnusableValue
 from agentdb.adoption.shapes import (
     ADDED_COLUMNS,
     INITIAL,
@@ -23,12 +23,12 @@ from agentdb.adoption.shapes import (
     old_name,
     recognise,
 )
-from agentdb.adoption.unusable import OLD_COLUMNS, UnusableValue
+from agentdb.adoption.values import Progress, TableContent, count_rows, duplicates, read_content
 from agentdb.conf import server_name
-from agentdb.inspection import sqlite_path
-from agentdb.migration_record import migration_names
 from agentdb.schema import Table, expected_tables, read_tables
 from agentdb.schema.comparison import reads_ours
+from agentdb.schema.inspection import sqlite_path
+from agentdb.schema.migration_record import migration_names
 from agentdb.schema.spelling import Misspelt, misspelt_timestamps
 from agentdb.schema.tables import Column
 

@@ -15,10 +15,10 @@ from django.db.migrations.recorder import MigrationRecorder
 from django.db.utils import load_backend
 
 from agentdb.adoption.dependents import ANEW
+from agentdb.adoption.obstacles import OLD_COLUMNS, first_line
 from agentdb.adoption.plan import Plan, Refusal, changing_columns
 from agentdb.adoption.shapes import Shape
 from agentdb.adoption.temporary import may_copy, temporary_copy
-from agentdb.adoption.unusable import OLD_COLUMNS, first_line
 from agentdb.errors import SchemaMismatchError
 
 _ALIAS = "agentdb_rehearsal"

@@ -8,9 +8,9 @@ from typing import Any
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from agentdb.adoption.execution import AdoptionRefusedError, Outcome
+from agentdb.adoption.obstacles import OLD_COLUMNS, UnusableValue
 from agentdb.adoption.plan import Findings, Plan
 from agentdb.adoption.shapes import Kind
-from agentdb.adoption.unusable import OLD_COLUMNS, UnusableValue
 
 JSON_FORMAT = 1
 

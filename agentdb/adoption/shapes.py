@@ -15,9 +15,9 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.migrations.loader import MigrationLoader
 from django.db.migrations.state import StateApps
 
-from agentdb.adoption.unusable import OLD_COLUMNS
-from agentdb.migration_record import migration_names, recorded_migrations
+from agentdb.adoption.obstacles import OLD_COLUMNS
 from agentdb.schema import Table, compare, expected_tables, read_tables, tables_elsewhere
+from agentdb.schema.migration_record import migration_names, recorded_migrations
 
 APP = "agentdb"
 INITIAL = "0001_initial"

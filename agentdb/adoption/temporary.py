@@ -23,9 +23,9 @@ from agentdb.adoption.dependents import (
     make_again,
     read_dependents,
 )
-from agentdb.adoption.unusable import OLD_COLUMNS
+from agentdb.adoption.obstacles import OLD_COLUMNS
 from agentdb.errors import SchemaMismatchError
-from agentdb.migration_lock import LIMIT_LOCK_WAITS
+from agentdb.schema.migration_lock import LIMIT_LOCK_WAITS
 from agentdb.schema.sqltext import quote_name
 
 _FINAL_TYPES = {"timestamp": "timestamp with time zone", "integer": "integer"}

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from django.core.management.base import BaseCommand, CommandParser
 from django.db import DEFAULT_DB_ALIAS, connections
 
-from agentdb.channels import open_channel
+from agentdb.serving.connections import open_channel
 
 
 class DatabaseCommand(BaseCommand):

@@ -12,11 +12,11 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.migrations.loader import MigrationLoader
 
 from agentdb.conf import server_name
-from agentdb.inspection import sqlite_path
-from agentdb.migration_record import migration_names, recorded_migrations
 from agentdb.schema import APP_LABEL, Difference, Table, compare, expected_tables, read_tables, tables_elsewhere
+from agentdb.schema.inspection import sqlite_path
+from agentdb.schema.migration_record import migration_names, recorded_migrations
 from agentdb.schema.spelling import Misspelt, misspelt_timestamps
-from agentdb.sqlite_safety import file_concern
+from agentdb.sqlite_files import file_concern
 
 # Goes up when a field of the JSON report is renamed, removed or changes its meaning; new fields may come any time.
 JSON_FORMAT = 1

@@ -4,12 +4,12 @@ from typing import Any
 
 from django.core.management.base import CommandError, CommandParser
 
-from agentdb.adapter import DjangoDb
-from agentdb.display import exact, masked
+from agentdb.console.display import exact, masked
 from agentdb.errors import AgentDbError
 from agentdb.management.database_command import DatabaseCommand
 from agentdb.models import ApiKey
-from agentdb.opening import open_alias
+from agentdb.serving.adapter import DjangoDb
+from agentdb.serving.opening import open_alias
 
 
 class Command(DatabaseCommand):

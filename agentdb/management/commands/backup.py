@@ -7,11 +7,11 @@ from typing import Any
 from django.core.management.base import CommandError, CommandParser
 from django.db import connections
 
-from agentdb.backups import back_up_database
-from agentdb.channels import open_channel
 from agentdb.errors import AgentDbError
 from agentdb.management.database_command import DatabaseCommand
 from agentdb.management.progress import ProgressLine
+from agentdb.moving.backups import back_up_database
+from agentdb.serving.connections import open_channel
 
 
 class Command(DatabaseCommand):

@@ -5,11 +5,11 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
-from agentdb import copydb
 from agentdb.conf import display_url
 from agentdb.errors import AgentDbError
 from agentdb.management.progress import ProgressLine
-from agentdb.opening import temporary_alias
+from agentdb.moving import copydb
+from agentdb.serving.opening import temporary_alias
 
 
 class Command(BaseCommand):

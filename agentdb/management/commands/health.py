@@ -6,11 +6,11 @@ from typing import Any
 
 from django.db import connections
 
-from agentdb.adapter import DjangoDb
 from agentdb.errors import DatabaseUnavailableError
-from agentdb.inspection import check_sqlite_file, sqlite_path
 from agentdb.interface import Health
 from agentdb.management.database_command import DatabaseCommand
+from agentdb.schema.inspection import check_sqlite_file, sqlite_path
+from agentdb.serving.adapter import DjangoDb
 
 JSON_FORMAT = 1
 

@@ -10,16 +10,16 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.migrations.exceptions import MigrationSchemaMissing
 from django.db.migrations.executor import MigrationExecutor
 
-from agentdb.adoption.contents import count_rows
 from agentdb.adoption.fake_initial import refuse_unadopted
-from agentdb.adoption.unusable import OLD_COLUMNS
-from agentdb.channels import open_channel
+from agentdb.adoption.obstacles import OLD_COLUMNS
+from agentdb.adoption.values import count_rows
 from agentdb.checks import adoption_left_to_command
 from agentdb.errors import AgentDbError, DatabaseUnavailableError
-from agentdb.inspection import check_sqlite_file, describe_failure, sqlite_path, translated_errors
-from agentdb.migration_lock import migration_lock
-from agentdb.migration_record import pending_migrations
 from agentdb.operations import saying
+from agentdb.schema.inspection import check_sqlite_file, describe_failure, sqlite_path, translated_errors
+from agentdb.schema.migration_lock import migration_lock
+from agentdb.schema.migration_record import pending_migrations
+from agentdb.serving.connections import open_channel
 
 
 class Command(migrate.Command):

@@ -8,12 +8,12 @@ from typing import Any
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from agentdb import attention
-from agentdb.display import relative
+from agentdb.console import report as attention
+from agentdb.console.display import relative
 from agentdb.errors import DatabaseUnavailableError
-from agentdb.inspection import inspecting
 from agentdb.interface import SandboxState, SessionStatus
 from agentdb.management.database_command import DatabaseCommand
+from agentdb.schema.inspection import inspecting
 
 JSON_FORMAT = 1
 TABLES = ("sessions", "sandboxes", "agents", "api_keys")

@@ -11,7 +11,7 @@ from django.db import connections
 from agentdb.errors import AgentDbError
 from agentdb.management.database_command import DatabaseCommand
 from agentdb.management.progress import ProgressLine
-from agentdb.opening import open_alias
+from agentdb.serving.opening import open_alias
 
 _BATCH = 1000
 _LOCK_TIMEOUT_SECONDS = 5

@@ -8,13 +8,13 @@ from urllib.parse import quote
 from django.core.management.base import CommandError, CommandParser
 from django.db import connections
 
-from agentdb import copydb
-from agentdb.channels import open_channel
 from agentdb.errors import AgentDbError
-from agentdb.inspection import check_sqlite_file
 from agentdb.management.database_command import DatabaseCommand
 from agentdb.management.progress import ProgressLine
-from agentdb.opening import temporary_alias
+from agentdb.moving import copydb
+from agentdb.schema.inspection import check_sqlite_file
+from agentdb.serving.connections import open_channel
+from agentdb.serving.opening import temporary_alias
 
 
 class Command(DatabaseCommand):

@@ -17,9 +17,9 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 import agentdb
 from agentdb.adoption.shapes import recognise
 from agentdb.errors import AgentDbError
-from agentdb.inspection import inspecting, sqlite_path, translated_errors
 from agentdb.management.database_command import DatabaseCommand
-from agentdb.migration_record import pending_migrations, recorded_migrations
+from agentdb.schema.inspection import inspecting, sqlite_path, translated_errors
+from agentdb.schema.migration_record import pending_migrations, recorded_migrations
 
 
 class Command(DatabaseCommand):

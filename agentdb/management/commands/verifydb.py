@@ -6,9 +6,9 @@ from typing import Any
 from django.core.management.base import CommandError, CommandParser
 
 from agentdb.errors import DatabaseUnavailableError
-from agentdb.inspection import inspecting
 from agentdb.management.database_command import DatabaseCommand
 from agentdb.schema.fingerprint import fingerprint as schema_fingerprint
+from agentdb.schema.inspection import inspecting
 from agentdb.schema.verification import JSON_FORMAT, Verification, verify
 
 

@@ -1,0 +1,180 @@
+"""A copy of a SQLite database that can be trusted: made while others write, checked, and complete or not there."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from urllib.parse import quote
+
+from agentdb.errors import DatabaseUnavailableError, InvalidInputError
+from agentdb.schema.inspection import describe_damage, describe_sqlite_failure
+
+Progress = Callable[[int, int], None]  # done, total
+
+_PAGES_PER_STEP = 4096
+# What SQLite takes for a part of the file that it lies beside.
+_COMPANIONS = ("-journal", "-wal", "-shm")
+_LEFTOVERS = tuple(f".partial{end}" for end in ("", *_COMPANIONS))
+
+
+def back_up(
+    source: Path,
+    progress: Progress = lambda done, total: None,
+    *,
+    timeout_seconds: float = 30.0,
+    target: Path | None = None,
+) -> Path:
+    """Copy the database to ``target``, else beside itself, readable by its owner only; return the path of the copy.
+
+    The copy is one moment's state, what a write-ahead log holds included, and needs no file beside it. Raises
+    ``DatabaseUnavailableError`` if it cannot be written or the database is damaged, ``InvalidInputError`` if the name
+    is taken; then there is no copy.
+    """
+    beside = target is None
+    target = target or _free_name(source)
+    partial = target.with_name(f"{target.name}.partial" if beside else f".{target.name}.{os.getpid()}.partial")
+    if beside:
+        _remove_leftovers(source)
+    _check_space(source, target.parent, "--no-backup" if beside else None)
+    try:
+        os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    except OSError as error:
+        raise DatabaseUnavailableError(_cannot_write(target, error.strerror or str(error))) from error
+    try:
+        try:
+            _copy(source, partial, progress, timeout_seconds)
+            damage = _damage(partial)
+        except sqlite3.Error as error:
+            if "locked" in str(error) or "malformed" in str(error):
+                raise DatabaseUnavailableError(describe_sqlite_failure(source, str(error))) from error
+            raise DatabaseUnavailableError(_cannot_write(target, str(error))) from error
+        if damage is not None:
+            raise DatabaseUnavailableError(describe_damage(source, damage))
+        _flush(partial)
+        _put_in_place(partial, target)
+        _flush(target.parent)
+    except BaseException:
+        with suppress(OSError):
+            partial.unlink()
+        raise
+    return target
+
+
+def _put_in_place(partial: Path, target: Path) -> None:
+    """Give the copy its name, unless a file of that name came up meanwhile."""
+    refuse_taken(target)
+    try:
+        os.link(partial, target)
+    except FileExistsError:
+        raise InvalidInputError(_is_there(target)) from None
+    except OSError:  # a file system without hard links
+        partial.rename(target)
+    else:
+        partial.unlink()
+
+
+def refuse_taken(target: Path) -> None:
+    """Raise ``InvalidInputError`` if there is such a file, or one that SQLite would take for a part of it."""
+    there = _taken(target)
+    if there == target:
+        raise InvalidInputError(_is_there(target))
+    if there is not None:
+        raise InvalidInputError(
+            f"There is a file {str(there)!r}, which belongs to a database that was here before. SQLite would "
+            "take it for a part of the backup. Move it away, or name another file."
+        )
+
+
+def _taken(target: Path) -> Path | None:
+    return next((path for end in ("", *_COMPANIONS) if (path := target.with_name(target.name + end)).exists()), None)
+
+
+def _is_there(target: Path) -> str:
+    return f"There is a file {str(target)!r} already, which is not overwritten. Name another one."
+
+
+def _copy(source: Path, partial: Path, progress: Progress, timeout_seconds: float) -> None:
+    with (
+        closing(_open(source, "rw", timeout_seconds)) as reading,
+        closing(_open(partial, "rw", timeout_seconds)) as writing,
+    ):
+        # Without this the copy would begin anew whenever another process writes.
+        reading.execute("BEGIN")
+        reading.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        writing.execute("PRAGMA synchronous=OFF")
+        reading.backup(
+            writing, pages=_PAGES_PER_STEP, progress=lambda _, left, total: progress(total - left, total), sleep=0.05
+        )
+        # The mode is part of what was copied; a backup in WAL mode could not be opened from a read-only medium.
+        writing.execute("PRAGMA journal_mode=DELETE").fetchone()
+
+
+def _open(path: Path, mode: str, timeout_seconds: float) -> sqlite3.Connection:
+    uri = f"file:{quote(str(path.absolute()))}?mode={mode}"
+    return sqlite3.connect(uri, uri=True, timeout=timeout_seconds, isolation_level=None)
+
+
+def _damage(path: Path) -> str | None:
+    """The first thing that is wrong with the file, or None."""
+    with closing(_open(path, "ro", 0)) as connection:
+        (result,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
+    return None if result == "ok" else " ".join(str(result).split())
+
+
+def _free_name(source: Path) -> Path:
+    stem = f"{source.name}.backup-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
+    target = source.with_name(stem)
+    number = 1
+    while _taken(target) is not None:
+        number += 1
+        target = source.with_name(f"{stem}-{number}")
+    return target
+
+
+def _remove_leftovers(source: Path) -> None:
+    """Remove what copies that were killed left behind. Callers hold the migration lock: none is being made now."""
+    prefix = f"{source.name}.backup-"
+    for path in source.parent.iterdir():
+        if path.name.startswith(prefix) and path.name.endswith(_LEFTOVERS):
+            with suppress(OSError):
+                path.unlink()
+
+
+def _check_space(source: Path, folder: Path, option: str | None) -> None:
+    needed = sum(path.stat().st_size for path in (source, Path(f"{source}-wal")) if path.exists())
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise DatabaseUnavailableError(
+            f"There is no room for a backup in {str(folder)!r}: it needs {needed:,} bytes, {free:,} are free. "
+            + (
+                f"Make room, or back the file up elsewhere and use {option}."
+                if option
+                else "Make room, or name another folder."
+            )
+        )
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _cannot_write(target: Path, reason: str) -> str:
+    if "full" in reason or "No space" in reason:
+        advice = "Make room for it"
+    elif "I/O" in reason:
+        advice = "Check the disk and its quota"
+    else:
+        advice = "Allow writing to its folder"
+    return (
+        f"The backup {str(target)!r} cannot be written: {reason[:1].lower()}{reason[1:].rstrip('.')}. {advice}, or "
+        "back the file up elsewhere and use --no-backup."
+    )

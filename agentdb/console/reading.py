@@ -1,0 +1,170 @@
+"""Rows for the console, also from a table that has drifted or holds a value that Python cannot hold.
+
+Every row that is there is shown. What cannot be read of it is there as an ``Unreadable``, and a problem says why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeGuard, TypeVar
+
+from django.db import connections
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.models import DateTimeField, F, Field, Func, IntegerField, Model, QuerySet, TextField
+from django.db.models.sql.compiler import SQLCompiler
+from django.utils.dateparse import parse_datetime
+from django.utils.translation import gettext
+
+from agentdb.console import report as attention
+from agentdb.console.report import Problem, instant, unreadable_sentence
+from agentdb.schema import read_tables
+
+Value = TypeVar("Value")
+
+_NAMED = 3  # values that cannot be read, in one sentence
+
+
+def is_unreadable(value: Any) -> TypeGuard[Unreadable]:
+    """Whether the value of a row is an ``Unreadable``, which takes the place of any type."""
+    return isinstance(value, Unreadable)
+
+
+class Unreadable(str):
+    """What is stored in place of a value that cannot be read; empty where the table lacks the column."""
+
+    is_missing: bool
+
+    def __new__(cls, stored: str, *, is_missing: bool = False) -> Unreadable:
+        made = super().__new__(cls, stored)
+        made.is_missing = is_missing
+        return made
+
+
+class _Stored(Func):
+    """A column as the text that the server has, which every connection can read."""
+
+    template = "CAST(%(expressions)s AS text)"
+    output_field = TextField()
+
+    def as_sqlite(self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **extra: Any) -> Any:
+        # As hexadecimal digits, because bytes that are no UTF-8 could not be fetched as text.
+        return self.as_sql(
+            compiler, connection,
+            template="CASE WHEN %(expressions)s IS NULL THEN NULL ELSE hex(CAST(%(expressions)s AS BLOB)) END", **extra,
+        )  # fmt: skip
+
+
+def read(rows: QuerySet[Any], problems: list[Problem]) -> list[Any]:
+    """The rows. Where a value or a column of them cannot be read, a problem is added that names it.
+
+    Raises what the database raises where no row can be read, for instance without the table.
+    """
+    connection = connections[rows.db]
+    try:
+        with attention.savepoint(connection):
+            found = list(rows)
+    except attention.EXPECTED_ERRORS as error:
+        if not (attention.is_unreadable(error) or attention.is_mismatch(connection, error)):
+            raise
+        missing = missing_columns(connection, rows.model)
+        if missing is None or not (missing or attention.is_unreadable(error)):  # there is no table, or all of it
+            raise
+        found = list(read_stored(rows, missing))
+        problems.append(_problem(connection, rows.model, found, missing, str(error)))
+    else:
+        if not _mark_nulls(rows.model, found):
+            return found
+        problems.append(_problem(connection, rows.model, found, [], ""))
+    attention.logger.warning("%s %s", problems[-1].sentence, problems[-1].said)
+    return found
+
+
+def _mark_nulls(model: type[Model], rows: Sequence[Any]) -> bool:
+    """Put an ``Unreadable`` in place of each NULL of a column that has none where the table is as it should be."""
+    found = False
+    for field in model._meta.concrete_fields:
+        for row in rows if not field.null else ():
+            if getattr(row, field.attname) is None:
+                setattr(row, field.attname, Unreadable("NULL"))
+                found = True
+    return found
+
+
+def read_stored(rows: QuerySet[Any], missing: Sequence[str] = (), chunk_size: int | None = None) -> Iterator[Any]:
+    """The rows, each value parsed here, so that one that cannot be read is an ``Unreadable`` and harms no other.
+
+    ``missing`` names the columns that the table lacks. With ``chunk_size`` so many rows are fetched at a time.
+    """
+    connection = connections[rows.db]
+    fields = rows.model._meta.concrete_fields
+    there = [field.attname for field in fields if field.attname not in missing]
+    stored = rows.values_list(*(_Stored(F(name)) for name in there))
+    for values in stored if chunk_size is None else stored.iterator(chunk_size=chunk_size):
+        texts = dict(zip(there, values, strict=True))
+        row = rows.model(**{
+            field.attname: _parsed(connection, field, texts[field.attname])
+            if field.attname in texts
+            else Unreadable("", is_missing=True)
+            for field in fields
+        })  # fmt: skip
+        row._state.adding, row._state.db = False, rows.db
+        yield row
+
+
+def _parsed(connection: BaseDatabaseWrapper, field: Field[Any, Any], text: str | None) -> Any:
+    if text is None:
+        return None if field.null else Unreadable("NULL")
+    if connection.vendor == "sqlite":
+        raw = bytes.fromhex(text)
+        try:
+            text = raw.decode()
+        except UnicodeDecodeError:
+            return Unreadable(raw.decode(errors="backslashreplace"))
+    try:
+        if isinstance(field, DateTimeField):
+            at = parse_datetime(text)
+            return Unreadable(text) if at is None else instant(at)
+        return int(text) if isinstance(field, IntegerField) else text
+    except (ValueError, OverflowError):
+        return Unreadable(text)
+
+
+def missing_columns(connection: BaseDatabaseWrapper, model: type[Model]) -> list[str] | None:
+    """The columns of the model that its table lacks; None where there is no table."""
+    table = read_tables(connection, [model._meta.db_table]).get(model._meta.db_table)
+    if table is None:
+        return None
+    return [field.attname for field in model._meta.concrete_fields if table.column(field.attname) is None]
+
+
+def _problem(
+    connection: BaseDatabaseWrapper, model: type[Model], rows: list[Any], missing: list[str], said: str
+) -> Problem:
+    table = model._meta.db_table
+    said = " ".join(said.split())
+    if missing:
+        columns = ", ".join(f"{table}.{name}" for name in missing)
+        return Problem(gettext("The table lacks a column: %s.") % columns, "agentdb verifydb", said)
+    values = [
+        unreadable_sentence(table, row.pk, field.attname, value)
+        for row in rows
+        for field in model._meta.concrete_fields
+        if is_unreadable(value := getattr(row, field.attname))
+    ]
+    more = [gettext("There are %d more.") % (len(values) - _NAMED)] if len(values) > _NAMED else []
+    sentence = gettext("A row of %(place)s holds a value that cannot be read.")
+    place = sentence % {"place": attention.place_of(connection)}
+    return Problem(" ".join([place, *values[:_NAMED], *more]), "", said)
+
+
+def attempt(connection: BaseDatabaseWrapper, question: Callable[[], Value], problems: list[Problem]) -> Value | None:
+    """The answer, or None and one more problem: what a page can do without does not take the page down."""
+    try:
+        with attention.savepoint(connection):
+            return question()
+    except attention.EXPECTED_ERRORS as error:
+        problem = attention.explain(connection, error)
+        if problem not in problems:
+            problems.append(problem)
+            attention.logger.warning("%s %s", problem.sentence, problem.said)
+        return None

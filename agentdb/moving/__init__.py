@@ -1,0 +1,3 @@
+"""Copies, backups and retention."""
+
+from __future__ import annotations

@@ -1,0 +1,50 @@
+"""A backup of any engine's database: one SQLite file, complete and checked, or not there."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from contextlib import closing
+from pathlib import Path
+from urllib.parse import quote
+
+from django.db import connections
+
+from agentdb.adoption.sqlite_backup import back_up, refuse_taken
+from agentdb.errors import DatabaseUnavailableError
+from agentdb.moving import copydb
+from agentdb.schema.inspection import check_sqlite_file, sqlite_path
+from agentdb.serving.opening import temporary_alias
+
+
+def back_up_database(alias: str, target: Path, progress: copydb.Progress = lambda table, done, total: None) -> None:
+    """Write the database of ``alias`` to the new SQLite file ``target``, as of one moment, while others write to it.
+
+    A SQLite file is copied whole, of a server the four tables. Raises ``InvalidInputError`` if the file is there
+    already, or a log that SQLite would read with it, ``DatabaseUnavailableError`` where something cannot be read or
+    written; then there is no new file.
+    """
+    target = target.absolute()
+    refuse_taken(target)
+    if not target.parent.is_dir():
+        raise DatabaseUnavailableError(f"There is no folder {str(target.parent)!r} for the backup. Make it first.")
+    source = sqlite_path(connections[alias])
+    if source is not None:
+        check_sqlite_file(source)
+        back_up(source, lambda done, total: progress("pages", done, total), target=target)
+        return
+    try:
+        # On the same disk, so that the finished file can be moved into place in one step.
+        folder = tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent)
+    except OSError as error:
+        raise DatabaseUnavailableError(
+            f"The backup {str(target)!r} cannot be written: {error.strerror}. Allow writing to its folder."
+        ) from error
+    with folder as name:
+        copied = Path(name) / "copy.sqlite3"
+        with temporary_alias(f"sqlite:///{quote(str(copied))}") as alias_of_copy:
+            copydb.copy(alias, alias_of_copy, progress)
+            with closing(connections[alias_of_copy].cursor()) as cursor:
+                cursor.execute("PRAGMA journal_mode=DELETE")
+        os.chmod(copied, 0o600)
+        back_up(copied, target=target)

@@ -1,0 +1,288 @@
+"""Looking at a database without changing it, and one sentence for each way that can fail."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, unquote
+
+from django.db import DEFAULT_DB_ALIAS, connections
+from django.db import Error as DjangoDatabaseError
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.utils import load_backend
+
+from agentdb.conf import server_name
+from agentdb.errors import DatabaseUnavailableError
+from agentdb.sqlite_files import copy_file, is_in_wal_mode, read_header
+
+_MAGIC = b"SQLite format 3\0"
+_LOOKS_AT_SIZE = 20
+_SECONDS_BETWEEN_LOOKS = 0.02
+_INSPECTED = "AGENTDB_INSPECTED"  # the file that a connection reads, whatever name it opened
+
+
+@contextmanager
+def inspecting(alias: str = DEFAULT_DB_ALIAS) -> Iterator[BaseDatabaseWrapper]:
+    """A read-only connection in one transaction: no file is made, no journal mode switched, no row seen half-written.
+
+    Raises ``DatabaseUnavailableError`` where the database cannot be looked at, also for errors of the body.
+    """
+    configured = connections[alias]
+    path = sqlite_path(configured)
+    if path is None and configured.vendor == "sqlite":
+        with translated_errors(configured):
+            yield configured  # in memory: there is no second connection to it
+        return
+    if path is not None:
+        if not configured.in_atomic_block:
+            # Closing a file drops every lock this process has on it, those of its open connections included.
+            configured.close()
+        check_sqlite_file(path)
+    with ExitStack() as stack:
+        stack.enter_context(translated_errors(configured))
+        settings = _reading_settings(configured, path, stack)
+        if path is not None and "immutable=" in settings["NAME"]:
+            stack.enter_context(_unchanged(path))
+        connection: BaseDatabaseWrapper = load_backend(settings["ENGINE"]).DatabaseWrapper(settings, alias)
+        stack.callback(connection.close)
+        connection.ensure_connection()
+        with _transaction(connection):
+            yield connection
+
+
+class ChangedMeanwhileError(DatabaseUnavailableError):
+    """Another process began to write to a SQLite file that was read without locks: what was read counts for nothing."""
+
+
+@contextmanager
+def _unchanged(path: Path) -> Iterator[None]:
+    def state() -> tuple[int, int, bool]:
+        found = path.stat()
+        return found.st_mtime_ns, found.st_size, Path(f"{path}-wal").exists()
+
+    before = state()
+    error: BaseException | None = None
+    try:
+        yield
+    except DjangoDatabaseError as raised:
+        error = raised
+    if state() != before:
+        raise ChangedMeanwhileError(
+            f"Another process began to write to {str(path)!r} while it was looked at. Run the command again."
+        ) from error
+    if error is not None:
+        raise error
+
+
+def sqlite_path(connection: BaseDatabaseWrapper) -> Path | None:
+    """The database file, or None where there is none: another engine, or a database in memory."""
+    if connection.vendor != "sqlite":
+        return None
+    if (inspected := connection.settings_dict.get(_INSPECTED)) is not None:
+        return Path(str(inspected))
+    name = str(connection.settings_dict["NAME"])
+    if name == ":memory:" or "mode=memory" in name:
+        return None
+    return Path(unquote(name.removeprefix("file:").partition("?")[0]) if name.startswith("file:") else name)
+
+
+def check_sqlite_file(path: Path) -> None:
+    """Raise ``DatabaseUnavailableError`` unless the path is a readable, whole SQLite database or an empty file."""
+    if path.is_dir():
+        raise DatabaseUnavailableError(f"{str(path)!r} is a directory, not a database file. Check the database URL.")
+    if not path.parent.is_dir():
+        raise DatabaseUnavailableError(
+            f"There is no folder {str(path.parent)!r} to hold the database file {path.name!r}. Check the database URL."
+        )
+    try:
+        if not path.is_file() and path.exists():
+            raise DatabaseUnavailableError(
+                f"{str(path)!r} is a device or a pipe, not a database file. Check the database URL."
+            )
+        header, size, expected = _size_named(path)
+        for _ in range(_LOOKS_AT_SIZE):
+            if size >= expected:
+                break
+            # A program may be writing: header and size are of two moments then. Damage stays, a difference passes.
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+            header, size, expected = _size_named(path)
+    except FileNotFoundError:
+        raise DatabaseUnavailableError(
+            f"There is no database file {str(path)!r}. Check the database URL, or run 'agentdb migrate' to make "
+            "a new one."
+        ) from None
+    except OSError as error:
+        raise DatabaseUnavailableError(
+            f"The database file {str(path)!r} cannot be read: {_lower_first(error.strerror or str(error))}."
+        ) from error
+    if not size:
+        return
+    if not header.startswith(_MAGIC) or len(header) < 100:
+        raise DatabaseUnavailableError(f"{str(path)!r} is not a SQLite database. Check the database URL.")
+    if size < expected:
+        reason = f"it has {size:,} of the {expected:,} bytes that its header names"
+        raise DatabaseUnavailableError(describe_damage(path, reason))
+
+
+def _size_named(path: Path) -> tuple[bytes, int, int]:
+    """Return the header, the size in bytes, and the size that the header names (0 if it names none)."""
+    header, size = read_header(path)
+    # The page count counts only if the version of SQLite that last changed the file keeps it.
+    if not header.startswith(_MAGIC) or len(header) < 100 or header[24:28] != header[92:96]:
+        return header, size, 0
+    page = int.from_bytes(header[16:18], "big")
+    return header, size, (65536 if page == 1 else page) * int.from_bytes(header[28:32], "big")
+
+
+@contextmanager
+def translated_errors(connection: BaseDatabaseWrapper) -> Iterator[None]:
+    """Turn what Django or the driver raises into a ``DatabaseUnavailableError`` of one sentence."""
+    try:
+        yield
+    except DjangoDatabaseError as error:
+        raise DatabaseUnavailableError(describe_failure(connection, error)) from error
+
+
+def describe_failure(connection: BaseDatabaseWrapper, error: BaseException) -> str:
+    """What went wrong and what to do, without a password."""
+    reason = _reason(error)
+    if connection.vendor == "sqlite":
+        return describe_sqlite_failure(connection.settings_dict["NAME"], reason)
+    settings = connection.settings_dict
+    state = getattr(error.__cause__, "sqlstate", None)
+    if state == "42501":
+        return (
+            f"The role {settings['USER'] or 'used'!r} may not do this in {server_name(settings)}: {reason}. "
+            "Use the role that owns the tables."
+        )
+    if state == "55P03":
+        return (
+            f"The tables in {server_name(settings)} are in use by a transaction that does not end. Stop the programs "
+            "that use them, and try again."
+        )
+    if connection.connection is None or state is None or state.startswith(("08", "57P", "28", "3D")):
+        return f"The database {server_name(settings)} cannot be reached: {reason}."
+    return f"The database {server_name(settings)} cannot be used: {reason}."
+
+
+def describe_sqlite_failure(path: object, reason: str) -> str:
+    """The same of a SQLite file, for the reason that SQLite gave."""
+    name = str(path)
+    if "locked" in reason:
+        return (
+            f"The database file {name!r} is locked by another process. Stop the program that uses it, or wait, "
+            "and try again."
+        )
+    if "not a database" in reason:
+        return f"{name!r} is not a SQLite database. Check the database URL."
+    if "malformed" in reason:
+        return describe_damage(path, reason)
+    if "readonly" in reason:
+        return f"The database file {name!r} is read-only. Allow writing to it and to its folder, and try again."
+    if "disk is full" in reason:
+        return f"There is no space left on the disk of {name!r}. Make room and try again."
+    return f"The database file {name!r} cannot be used: {reason}."
+
+
+def describe_damage(path: object, reason: str) -> str:
+    """What to say of a SQLite file that is damaged."""
+    return f"The database file {str(path)!r} is damaged: {reason.rstrip('.')}. Restore a backup."
+
+
+def _reason(error: BaseException) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    # With several addresses libpq has a line for each; the server's own word follows the last "FATAL:".
+    text = next((line.rpartition("FATAL:")[2] for line in lines if "FATAL:" in line), "").strip() or lines[0]
+    text = text.rpartition("failed: ")[2].strip()
+    return _lower_first(text.rstrip("."))
+
+
+def _lower_first(text: str) -> str:
+    return text[:1].lower() + text[1:]
+
+
+def _reading_settings(configured: BaseDatabaseWrapper, path: Path | None, stack: ExitStack) -> dict[str, Any]:
+    settings = {**configured.settings_dict, "OPTIONS": {**configured.settings_dict["OPTIONS"]}}
+    options: dict[str, Any] = settings["OPTIONS"]
+    options.pop("pool", None)
+    if path is None:
+        return settings
+    settings[_INSPECTED] = path
+    settings["OPTIONS"] = {key: options[key] for key in ("timeout",) if key in options}
+    mode = _read_only_mode(path)
+    opened = path
+    if mode == "mode=ro" and _has_hot_journal(path):
+        # A process died in a transaction. Only a connection that writes can undo that: here, in a copy.
+        folder = stack.enter_context(temporary_folder())
+        opened = Path(folder) / path.name
+        copy_file(path, opened)
+        shutil.copyfile(f"{path}-journal", f"{opened}-journal")
+        mode = "mode=rw"
+    settings["NAME"] = f"file:{quote(str(opened.absolute()))}?{mode}"
+    if "vfs=" in mode:
+        # Keeps the index of the write-ahead log in memory instead of in a -shm file.
+        settings["OPTIONS"]["init_command"] = "PRAGMA locking_mode=EXCLUSIVE"
+    return settings
+
+
+def temporary_folder() -> tempfile.TemporaryDirectory[str]:
+    """Make a folder that its ``with`` block removes; raise ``DatabaseUnavailableError`` where that cannot be done."""
+    try:
+        return tempfile.TemporaryDirectory(prefix="agentdb-")
+    except OSError as error:
+        raise DatabaseUnavailableError(
+            f"A temporary folder is needed, and cannot be made: {_lower_first(error.strerror or str(error))}. Name a "
+            "folder that can be written to with TMPDIR=FOLDER."
+        ) from error
+
+
+def _has_hot_journal(path: Path) -> bool:
+    if not Path(f"{path}-journal").exists():
+        return False
+    try:
+        with closing(sqlite3.connect(f"file:{quote(str(path.absolute()))}?mode=ro", uri=True, timeout=0)) as connection:
+            connection.execute("SELECT count(*) FROM sqlite_master")
+    except sqlite3.OperationalError as error:
+        return "readonly" in str(error)
+    return False
+
+
+def _read_only_mode(path: Path) -> str:
+    """The URI parameters that read the file, write-ahead log included, and leave no file behind.
+
+    A read-only connection to a database in WAL mode makes -wal and -shm files and cannot remove them.
+    """
+    uses_wal = is_in_wal_mode(path)
+    log, index = Path(f"{path}-wal"), Path(f"{path}-shm")
+    if not uses_wal or index.exists() or os.name != "posix":
+        return "mode=ro"
+    if log.exists() and log.stat().st_size:
+        return "mode=ro&vfs=unix-none"  # left by a process that is gone: one that is there would have a -shm file
+    return "mode=ro&immutable=1"
+
+
+@contextmanager
+def _transaction(connection: BaseDatabaseWrapper) -> Iterator[None]:
+    # transaction.atomic() finds its connection by alias; this one is in no registry.
+    if connection.vendor == "sqlite":
+        with connection.cursor() as cursor:
+            cursor.execute("BEGIN")
+            try:
+                yield
+            finally:
+                cursor.execute("ROLLBACK")
+        return
+    connection.set_autocommit(False)
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+        yield
+    finally:
+        connection.rollback()

@@ -1,0 +1,70 @@
+"""Which migrations a database lacks, and applying them."""
+
+from __future__ import annotations
+
+import pkgutil
+from functools import cache
+from pathlib import Path
+
+from django.conf import settings
+from django.core.management import CommandError, call_command
+from django.db import DatabaseError, transaction
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from agentdb.errors import AgentDbError
+
+# Found by path: importing the package would tie this module to what the migrations import.
+_FOLDER = str(Path(__file__).parents[1] / "migrations")
+
+
+@cache
+def migration_names() -> tuple[str, ...]:
+    """Return the names of agentdb's migrations, in order. Reads file names and imports none."""
+    return tuple(sorted(m.name for m in pkgutil.iter_modules([_FOLDER]) if m.name[0].isdigit()))
+
+
+def recorded_migrations(connection: BaseDatabaseWrapper) -> set[str]:
+    """Return the names of agentdb's migrations that the database says were applied. One query."""
+    query = "SELECT name FROM django_migrations WHERE app = 'agentdb'"
+    try:
+        # In a transaction of the caller's, PostgreSQL would refuse everything after a failed query.
+        if connection.in_atomic_block:
+            with transaction.atomic(using=connection.alias), connection.cursor() as cursor:
+                cursor.execute(query)
+                return {name for (name,) in cursor.fetchall()}
+        with connection.cursor() as cursor:
+            cursor.execute(query)
+            return {name for (name,) in cursor.fetchall()}
+    except DatabaseError as error:
+        if _is_missing_table(error):
+            return set()
+        raise
+
+
+def pending_migrations(connection: BaseDatabaseWrapper) -> list[str]:
+    """Return the names of the migrations that the database lacks, in order. One query."""
+    if settings.MIGRATION_MODULES.get("agentdb", "") is None:
+        return []  # a test run that makes the tables from the models
+    recorded = recorded_migrations(connection)
+    return [name for name in migration_names() if name not in recorded]
+
+
+def migrate(alias: str, *, verbosity: int = 0) -> None:
+    """Apply what the database lacks of agentdb's migrations, and nothing of other apps.
+
+    Raises ``SchemaMismatchError`` on tables of another shape than the migrations expect, and
+    ``DatabaseUnavailableError``.
+    """
+    try:
+        call_command("migrate", "agentdb", database=alias, interactive=False, verbosity=verbosity)
+    except CommandError as error:
+        cause = error.__cause__
+        if isinstance(cause, AgentDbError):
+            raise cause from cause.__cause__
+        raise
+
+
+def _is_missing_table(error: DatabaseError) -> bool:
+    if getattr(error.__cause__, "sqlstate", None) == "42P01":
+        return True
+    return "no such table: django_migrations" in str(error)

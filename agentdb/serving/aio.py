@@ -1,0 +1,308 @@
+"""AsyncDb: every Db method, awaitable."""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections.abc import Callable, Coroutine
+from functools import wraps
+from queue import SimpleQueue
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, Self, TypeVar, overload
+
+from agentdb.errors import DatabaseClosedError, InvalidInputError
+from agentdb.inputs import check_tenant, identifier
+from agentdb.interface import Db
+
+if TYPE_CHECKING:
+    import asyncio
+    from concurrent.futures import Future
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+DEFAULT_MAX_WORKERS = 8
+_MAX_TRANSACTIONS = 100_000  # no limit: one that waited for a thread could hold up those that it waits for
+
+_CLOSED = "The AsyncDb is closed. Open another one with agentdb.connect_async()."
+
+
+class _Call:
+    """A call to make in a thread. Error reports show the variables of each frame: an API key is in none of them."""
+
+    __slots__ = ("args", "kwargs", "name")
+
+    def __init__(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.name, self.args, self.kwargs = name, args, kwargs
+
+    def __call__(self, db: Db) -> Any:
+        return getattr(db, self.name)(*self.args, **self.kwargs)
+
+
+def _in_thread(method: Callable[Concatenate[Db, P], R]) -> Callable[Concatenate[AsyncDb, P], Coroutine[Any, Any, R]]:
+    name = method.__name__
+
+    @wraps(method)
+    async def call(self: AsyncDb, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        made = _Call(name, args, kwargs)
+        del args, kwargs
+        return await self._run(made)
+
+    return call
+
+
+class AsyncDb:
+    """Any ``Db``, awaitable: each call is run whole in one of ``max_workers`` threads of its own.
+
+    Cancelling a call stops the waiting, not the work: a call that a thread has begun ends there, and its connection
+    stays in order. One that has not begun is never run.
+    """
+
+    def __init__(self, db: Db, *, max_workers: int = DEFAULT_MAX_WORKERS) -> None:
+        if max_workers < 1:
+            raise InvalidInputError(f"max_workers must be 1 or more, not {max_workers}.")
+        self._db: Db | None = db
+        self._open: Callable[[], Db] | None = None
+        self._prepare(max_workers)
+
+    @classmethod
+    def opening(cls, open_db: Callable[[], Db], *, max_workers: int = DEFAULT_MAX_WORKERS) -> Self:
+        """Return an ``AsyncDb`` of the ``Db`` that ``open_db``, called in a thread, returns on first use."""
+        self = cls.__new__(cls)
+        self._db, self._open = None, open_db
+        self._prepare(max_workers)
+        return self
+
+    def _prepare(self, max_workers: int) -> None:
+        from agentdb.serving.workers import Workers
+
+        self._workers = Workers(max_workers)
+        # Each transaction of a coroutine function has a thread to itself: it waits for calls, and what the function
+        # awaits in between may need all of the others.
+        self._transactions = Workers(_MAX_TRANSACTIONS)
+        self._opening = threading.Lock()
+        self._tries = 0  # how often opening failed
+        self._failure: BaseException | None = None
+        self._closed = False
+        self._closing: asyncio.Future[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        await self._run(lambda db: None)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def _run(self, call: Callable[[Db], R], *, apart: bool = False) -> R:
+        if self._closed:
+            raise DatabaseClosedError(_CLOSED)
+        workers = self._transactions if apart else self._workers
+        return await workers.run(lambda: self._call(call))
+
+    def _call(self, call: Callable[[Db], R]) -> R:
+        db = self._db
+        if db is None:
+            tries = self._tries
+            with self._opening:
+                if self._db is None:
+                    if self._tries > tries and self._failure is not None:
+                        raise self._failure  # of another first call, which this one has waited for
+                    self._db = self._first_open()
+                db = self._db
+        try:
+            return call(db)
+        finally:
+            # What a host's pool handed out to this thread, others may wait for.
+            if (rest := getattr(db, "_rest", None)) is not None:
+                rest()
+
+    def _first_open(self) -> Db:
+        assert self._open is not None
+        try:
+            return self._open()
+        except BaseException as error:
+            self._failure, self._tries = error, self._tries + 1
+            raise
+
+    upsert_agent: Final = _in_thread(Db.upsert_agent)
+    get_agent: Final = _in_thread(Db.get_agent)
+    list_agents: Final = _in_thread(Db.list_agents)
+    delete_agent: Final = _in_thread(Db.delete_agent)
+    insert_session: Final = _in_thread(Db.insert_session)
+    update_session_status: Final = _in_thread(Db.update_session_status)
+    update_session_sandbox: Final = _in_thread(Db.update_session_sandbox)
+    update_session_runner: Final = _in_thread(Db.update_session_runner)
+    get_session: Final = _in_thread(Db.get_session)
+    list_sessions: Final = _in_thread(Db.list_sessions)
+    list_sessions_by_runner: Final = _in_thread(Db.list_sessions_by_runner)
+    touch_session: Final = _in_thread(Db.touch_session)
+    insert_sandbox: Final = _in_thread(Db.insert_sandbox)
+    update_sandbox_state: Final = _in_thread(Db.update_sandbox_state)
+    update_sandbox_session: Final = _in_thread(Db.update_sandbox_session)
+    touch_sandbox: Final = _in_thread(Db.touch_sandbox)
+    get_sandbox: Final = _in_thread(Db.get_sandbox)
+    count_sandboxes: Final = _in_thread(Db.count_sandboxes)
+    get_best_eviction_candidate: Final = _in_thread(Db.get_best_eviction_candidate)
+    claim_eviction_candidate: Final = _in_thread(Db.claim_eviction_candidate)
+    get_idle_sandboxes: Final = _in_thread(Db.get_idle_sandboxes)
+    get_cold_sandboxes: Final = _in_thread(Db.get_cold_sandboxes)
+    delete_sandbox: Final = _in_thread(Db.delete_sandbox)
+    mark_all_sandboxes_cold: Final = _in_thread(Db.mark_all_sandboxes_cold)
+    bulk_pause_sessions_by_runner: Final = _in_thread(Db.bulk_pause_sessions_by_runner)
+    bulk_pause_active_sessions: Final = _in_thread(Db.bulk_pause_active_sessions)
+    get_api_key_by_hash: Final = _in_thread(Db.get_api_key_by_hash)
+    insert_api_key: Final = _in_thread(Db.insert_api_key)
+    list_api_keys_by_tenant: Final = _in_thread(Db.list_api_keys_by_tenant)
+    delete_api_key: Final = _in_thread(Db.delete_api_key)
+    issue_api_key: Final = _in_thread(Db.issue_api_key)
+    authenticate: Final = _in_thread(Db.authenticate)
+    prune_sessions: Final = _in_thread(Db.prune_sessions)
+    health: Final = _in_thread(Db.health)
+
+    def for_tenant(self, tenant_id: str) -> AsyncDb:
+        """Return a view of that tenant's rows only, on the same threads; see ``Db.for_tenant()``."""
+        if self._closed:
+            raise DatabaseClosedError(_CLOSED)
+        return _TenantView(self, identifier("Tenant id", tenant_id))
+
+    @overload
+    async def run_transaction(self, fn: Callable[[AsyncDb], Coroutine[Any, Any, R]]) -> R: ...
+
+    @overload
+    async def run_transaction(self, fn: Callable[[Db], R]) -> R: ...
+
+    async def run_transaction(self, fn: Any) -> Any:
+        """Call ``fn`` with all its calls in one transaction, and return its result; see ``Db.run_transaction()``.
+
+        A plain function gets a ``Db`` and runs in one thread. An ``async def`` function gets an ``AsyncDb`` that is the
+        transaction: its calls run in order, and raise ``DatabaseClosedError`` after the end. What the function awaits
+        on the ``AsyncDb`` around it is not part of the transaction. Cancelling the call undoes the transaction.
+        """
+        if not (inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None))):  # noqa: B004
+            return await self._run(lambda db: db.run_transaction(fn))
+        import asyncio
+
+        coroutines = _Coroutines(asyncio.get_running_loop(), fn)
+        try:
+            return await self._run(lambda db: db.run_transaction(coroutines.call), apart=True)
+        except asyncio.CancelledError:
+            coroutines.cancel()
+            raise
+
+    async def close(self) -> None:
+        """Close the ``Db`` once the calls under way have ended; calling it again does nothing."""
+        import asyncio
+
+        from agentdb.serving.workers import Workers
+
+        if self._closing is None or self._closing.get_loop() is not asyncio.get_running_loop():
+            self._closed = True
+            # In a thread apart, since it waits for the others.
+            self._closing = asyncio.ensure_future(Workers(1).run(self._shut_down))
+        if not self._closing.done():
+            await asyncio.shield(self._closing)  # cancelling this must not leave the connections open
+
+    def _shut_down(self) -> None:
+        self._workers.stop()
+        self._transactions.stop()
+        if self._db is not None:
+            self._db.close()
+
+
+class _TenantView(AsyncDb):
+    """An ``AsyncDb`` of one tenant, in the threads of another."""
+
+    def __init__(self, whole: AsyncDb, tenant_id: str) -> None:
+        self._whole, self._tenant_id, self._closed = whole, tenant_id, False
+
+    async def _run(self, call: Callable[[Db], R], *, apart: bool = False) -> R:
+        if self._closed:
+            raise DatabaseClosedError("The view of a tenant is closed. Make another one with for_tenant().")
+        tenant_id = self._tenant_id
+        return await self._whole._run(lambda db: call(db.for_tenant(tenant_id)), apart=apart)
+
+    def for_tenant(self, tenant_id: str) -> AsyncDb:
+        check_tenant(self._tenant_id, identifier("Tenant id", tenant_id))
+        return self
+
+    async def close(self) -> None:
+        """End this view alone."""
+        self._closed = True
+
+
+class _Coroutines:
+    """Calls a coroutine function on its loop, once for each try of a transaction that a thread runs."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, fn: Callable[[AsyncDb], Coroutine[Any, Any, Any]]) -> None:
+        self._loop, self._fn = loop, fn
+        self._running: Future[Any] | None = None
+        self._cancelled = False
+
+    def call(self, db: Db) -> Any:
+        """In the transaction's thread: run the function, and make its calls here, until it has ended."""
+        import asyncio
+
+        tx = _TransactionDb(db)
+        self._running = asyncio.run_coroutine_threadsafe(self._fn(tx), self._loop)
+        self._running.add_done_callback(lambda _: tx.end())
+        if self._cancelled:
+            self._running.cancel()
+        tx.make_calls()
+        return self._running.result()
+
+    def cancel(self) -> None:
+        self._cancelled = True
+        if self._running is not None:
+            self._running.cancel()
+
+
+class _TransactionDb(AsyncDb):
+    """The calls of one transaction, all made in the thread that runs it."""
+
+    def __init__(self, db: Db) -> None:
+        self._transaction = db
+        self._calls: SimpleQueue[tuple[Callable[[Db], Any], Future[Any]] | None] = SimpleQueue()
+        self._closed = False
+
+    async def _run(self, call: Callable[[Db], R], *, apart: bool = False) -> R:
+        import asyncio
+        from concurrent.futures import Future
+
+        if self._closed:
+            raise DatabaseClosedError("The transaction has ended. Call the AsyncDb that ran it.")
+        done: Future[R] = Future()
+        self._calls.put((call, done))
+        return await asyncio.wrap_future(done)
+
+    def make_calls(self) -> None:
+        while (made := self._calls.get()) is not None:
+            call, done = made
+            if not done.set_running_or_notify_cancel():
+                continue
+            try:
+                result = call(self._transaction)
+            except BaseException as error:
+                done.set_exception(error)
+            else:
+                done.set_result(result)
+
+    def end(self) -> None:
+        self._closed = True
+        self._calls.put(None)
+
+    def for_tenant(self, tenant_id: str) -> AsyncDb:
+        return _TenantView(self, identifier("Tenant id", tenant_id))
+
+    async def run_transaction(self, fn: Any) -> Any:
+        if not inspect.iscoroutinefunction(fn):
+            return await self._run(lambda db: db.run_transaction(fn))
+        import asyncio
+
+        loop = asyncio.get_running_loop()
+        # Its calls are made where this one's are: while it runs, this transaction is inside that call.
+        return await self._run(lambda db: db.run_transaction(_Coroutines(loop, fn).call))
+
+    async def close(self) -> None:
+        """Do nothing: the transaction ends with its function."""

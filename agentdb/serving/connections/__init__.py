@@ -1,0 +1,39 @@
+"""One thread's connection, of whichever engine."""
+
+from __future__ import annotations
+
+from django.conf import settings
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from agentdb.errors import AgentDbError, DatabaseUnavailableError
+from agentdb.serving.connections.base import Channel
+from agentdb.serving.connections.sqlite import SqliteChannel
+from agentdb.serving.host import cannot_load
+
+
+def open_channel(wrapper: BaseDatabaseWrapper) -> Channel:
+    """Return the channel for a connection of any of the three engines."""
+    if not settings.USE_TZ or wrapper.settings_dict["TIME_ZONE"] not in (None, "UTC"):
+        # SQLite would hold the project's local times beside UTC, as text that looks the same.
+        raise AgentDbError(
+            f"The database alias {wrapper.alias!r} does not keep its timestamps in UTC. "
+            "Set USE_TZ = True, and no TIME_ZONE in its entry of DATABASES."
+        )
+    if not wrapper.settings_dict["AUTOCOMMIT"]:
+        # A call that is tried again on a new connection would leave out what the old one had not committed.
+        raise AgentDbError(
+            f"The database alias {wrapper.alias!r} has AUTOCOMMIT = False, and agentdb's calls would not be committed. "
+            "Leave it out of its entry of DATABASES, and use transaction.atomic()."
+        )
+    if wrapper.vendor == "sqlite":
+        return SqliteChannel(wrapper)
+    if wrapper.vendor in ("postgresql", "cockroachdb"):
+        try:
+            from agentdb.serving.connections.postgresql import PostgresChannel
+        except ImportError as error:  # Django makes do with psycopg2
+            raise DatabaseUnavailableError(cannot_load("django.db.backends.postgresql", error)) from error
+
+        return PostgresChannel(wrapper)
+    if wrapper.vendor == "unknown":
+        raise AgentDbError(f"There is no database behind the alias {wrapper.alias!r}. Give it one in DATABASES.")
+    raise AgentDbError(f"agentdb does not know the engine {wrapper.vendor!r} of the alias {wrapper.alias!r}.")

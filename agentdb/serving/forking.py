@@ -1,0 +1,166 @@
+"""What happens around a fork, in the parent and in the child."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import weakref
+from typing import Any, Protocol
+
+from django.db import connections
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.backends.signals import connection_created
+
+from agentdb.serving.connections.base import Channel, left_to_the_parent
+from agentdb.serving.connections.sqlite import carried
+from agentdb.serving.watchdog import watchdog
+
+_LONGEST_WAIT_FOR_A_CLOSE_SECONDS = 1.0
+_LONGEST_WAIT_FOR_A_TRANSACTION_SECONDS = 1.0  # it may be waiting for the very thread that forks
+_LONGEST_WAIT_FOR_A_STATEMENT_SECONDS = 60.0  # twice as long as SQLite waits for another writer
+
+_wrappers: weakref.WeakSet[BaseDatabaseWrapper] = weakref.WeakSet()  # of SQLite files, the host's among them
+
+
+class Forks(Protocol):
+    """Something with channels, which a fork has to do with."""
+
+    def channels(self) -> list[Channel]:
+        """Return the channels of all threads."""
+
+    def may_close(self, channel: Channel) -> bool:
+        """Whether the parent may close this idle connection before the fork."""
+
+    def start_anew(self, held: list[Channel]) -> None:
+        """In the child: let go of the parent's connections; ``held`` are the channels that were idle."""
+
+
+class Forking:
+    """What happens around a fork, in the parent and in the child.
+
+    SQLite forbids a connection to be carried across a fork: locks belong to the process, so that the child believes in
+    locks that it does not hold, and what it writes is lost when the parent closes the file
+    (https://www.sqlite.org/howtocorrupt.html, section 2.6). So the parent's idle connections to files are closed before
+    it, and opened again by the next call. A call or transaction of another thread is waited for, but not for ever.
+    """
+
+    def __init__(self) -> None:
+        self.opening = threading.RLock()  # no connection may come to be between looking and forking
+        self._executors: weakref.WeakSet[Forks] = weakref.WeakSet()
+        self._files: set[object] = set()  # the names of SQLite databases that an executor was made for
+        self.under_way = False  # busy threads would else take their channel's lock again before it is had here
+        self._held: list[Channel] = []
+
+    def include(self, executor: Forks, file: object | None) -> None:
+        """From now on, a fork has to do with this executor's channels; ``file`` is the name of a SQLite database."""
+        with self.opening:
+            self._executors.add(executor)
+            if file is not None:
+                self._files.add(file)
+
+    def forget(self, executor: Forks) -> None:
+        """The executor is closed."""
+        with self.opening:
+            self._executors.discard(executor)
+
+    def wait(self) -> None:
+        """Return once no fork is under way."""
+        with self.opening:
+            return
+
+    def before(self) -> None:
+        self.opening.acquire()
+        self.under_way = True
+        for executor in list(self._executors):
+            for channel in executor.channels():
+                if channel.wrapper.vendor == "sqlite" and self._hold(channel) and executor.may_close(channel):
+                    channel.disconnect()
+        for wrapper in connections.all(initialized_only=True):
+            # The host's own, in the thread that forks: others may be in the middle of a statement.
+            if wrapper.settings_dict["NAME"] in self._files and _is_file(wrapper) and not wrapper.in_atomic_block:
+                raw, wrapper.connection = wrapper.connection, None
+                if raw is not None:
+                    raw.close()
+
+    def _hold(self, channel: Channel) -> bool:
+        """Take the channel's lock, once its statement has ended; a transaction is not waited for as long."""
+        idle_until = time.monotonic() + _LONGEST_WAIT_FOR_A_TRANSACTION_SECONDS
+        end = time.monotonic() + _LONGEST_WAIT_FOR_A_STATEMENT_SECONDS
+        while not channel.lock.acquire(timeout=0.02):
+            now = time.monotonic()
+            if now > end or (now > idle_until and channel.settled and not channel.began):
+                return False
+        self._held.append(channel)
+        return True
+
+    def after_in_parent(self) -> None:
+        while self._held:
+            self._held.pop().lock.release()
+        self.under_way = False
+        self.opening.release()
+
+    def after_in_child(self) -> None:
+        watchdog.start_anew()
+        for executor in list(self._executors):
+            executor.start_anew(self._held)
+        for wrapper in {*_wrappers, *connections.all(initialized_only=True)}:
+            if wrapper.settings_dict["NAME"] in self._files and _is_file(wrapper) and wrapper.connection is not None:
+                _undo_copy(wrapper)
+                if wrapper.in_atomic_block:  # of the host's, around the fork: it ends in the parent
+                    wrapper.closed_in_transaction = wrapper.needs_rollback = True
+        carried.look(self._files)
+        self.after_in_parent()
+
+
+def _is_file(wrapper: BaseDatabaseWrapper) -> bool:
+    return wrapper.vendor == "sqlite" and not getattr(wrapper, "is_in_memory_db", bool)()
+
+
+def _remember(connection: BaseDatabaseWrapper, **_: Any) -> None:
+    if _is_file(connection):
+        _wrappers.add(connection)
+
+
+def leave_to_the_parent(channel: Channel) -> None:
+    """Let go of an inherited connection, which is the parent's: two processes on one socket corrupt both."""
+    raw = channel.wrapper.connection
+    if raw is None:
+        return
+    if channel.wrapper.vendor == "sqlite" and channel.settled and not channel.began:
+        _undo_copy(channel.wrapper)
+    else:
+        left_to_the_parent.append(raw)
+    channel.wrapper.connection = None
+
+
+def _undo_copy(wrapper: BaseDatabaseWrapper) -> None:
+    """Close a connection to a SQLite file in the child, which undoes in this process what the parent goes on with.
+
+    SQLite keeps a list of the files that the process has open; without this the child would find its own copy of the
+    parent's locks there, for ever. In WAL mode the file is not touched: the parent's locks are not the child's, and
+    keep it from being the last to close. Otherwise, or if a thread of the parent was in the middle of a statement, the
+    connection stays, and ``carried`` tells.
+    """
+    raw: Any = wrapper.connection
+    wrapper.connection = None
+    if raw is None or not _is_file(wrapper):
+        return
+    left_to_the_parent.append(raw)
+
+    def close() -> None:
+        if not raw.in_transaction or raw.execute("PRAGMA journal_mode").fetchone() == ("wal",):
+            raw.close()
+
+    closing = threading.Thread(target=close, daemon=True)  # waits for ever for a lock that a thread of the parent has
+    closing.start()
+    closing.join(_LONGEST_WAIT_FOR_A_CLOSE_SECONDS)
+
+
+forking = Forking()
+connection_created.connect(_remember)
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=forking.before, after_in_parent=forking.after_in_parent, after_in_child=forking.after_in_child
+    )

@@ -1,0 +1,287 @@
+"""connect() and connect_async(): from a URL to a Db, with or without a Django project around."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from agentdb.conf import INSTALLED_APPS, URL_VARIABLE, database_from_url, database_url
+from agentdb.errors import (
+    DatabaseUnavailableError,
+    InvalidInputError,
+    SchemaMismatchError,
+    SchemaOutOfDateError,
+)
+from agentdb.serving.aio import DEFAULT_MAX_WORKERS, AsyncDb
+
+if TYPE_CHECKING:
+    from django.db.backends.base.base import BaseDatabaseWrapper
+
+    from agentdb.serving.adapter import DjangoDb
+    from agentdb.serving.executor import Executor
+
+_FIRST_DELAY_SECONDS = 0.05
+_LONGEST_DELAY_SECONDS = 2.0
+_LONGEST_ATTEMPT_SECONDS = 120.0
+
+# What a server says when waiting will not help: the words are PostgreSQL's, which CockroachDB repeats.
+_FINAL = (
+    "does not exist",
+    "authentication failed",
+    "no password supplied",
+    "no pg_hba.conf entry",
+    "permission denied",
+    "is not permitted to log in",
+    "invalid ",
+    "bad value for",
+    "definition of service",
+    "does not support SSL",
+    "root certificate",
+)
+
+_setup = threading.Lock()
+_standalone = False  # whether Django's settings are this module's
+_numbers = itertools.count(1)
+
+
+def connect(url: str | None = None, *, migrate: bool = False, timeout_seconds: float = 30.0) -> DjangoDb:
+    """Open a database and return a ``Db`` on it.
+
+    ``url`` defaults to the environment's ``DATABASE_URL``, then, in a Django project, to its ``default`` database,
+    then to the SQLite file ``agentdb.sqlite3`` in the working directory. ``migrate`` brings the schema up to date
+    first. A server that is not up yet is tried again for ``timeout_seconds``.
+
+    Raises ``InvalidInputError`` for a bad URL, ``DatabaseUnavailableError``, ``SchemaOutOfDateError`` where migrations
+    are pending, and ``SchemaMismatchError`` where the old server's tables are not adopted yet.
+    """
+    if not isinstance(timeout_seconds, int | float) or not timeout_seconds >= 0:  # type: ignore[redundant-expr]
+        raise InvalidInputError(f"timeout_seconds must be a number from 0 on, not {timeout_seconds!r}.")
+    alias, owned = _alias(url)
+
+    from django.db import connections
+
+    from agentdb.serving.adapter import DjangoDb
+    from agentdb.serving.executor import Executor
+
+    in_memory = connections.settings[alias]["NAME"] == ":memory:"
+    executor = Executor(alias, owned=owned, shared=owned and in_memory)
+    try:
+        connection = connections[alias]
+        if not migrate:
+            _check_file_exists(connection)
+        with _bounded_attempts(connection, timeout_seconds):
+            _wait(executor, time.monotonic() + timeout_seconds)
+        _bring_up_to_date(executor, connection, migrate)
+    except BaseException:
+        executor.close()
+        raise
+    return DjangoDb(alias, _executor=executor)
+
+
+def connect_async(
+    url: str | None = None,
+    *,
+    migrate: bool = False,
+    timeout_seconds: float = 30.0,
+    max_workers: int = DEFAULT_MAX_WORKERS,
+) -> AsyncDb:
+    """Return an ``AsyncDb`` that opens the database, as ``connect()`` does, when it is entered or first used.
+
+    Its calls run in up to ``max_workers`` threads, each with a connection of its own.
+    """
+    return AsyncDb.opening(
+        lambda: connect(url, migrate=migrate, timeout_seconds=timeout_seconds), max_workers=max_workers
+    )
+
+
+def copy_database(source_url: str, target_url: str) -> dict[str, int]:
+    """Copy the four tables to another database, on any engine; return the number of rows of each table.
+
+    The source is read as of one moment while others write to it, and not changed. The target is migrated first and
+    may have no rows. What was written is read back. A copy that was stopped goes on where it was when it is called
+    again. Raises ``InvalidInputError``, ``SchemaOutOfDateError``, ``SchemaMismatchError`` or
+    ``DatabaseUnavailableError``, with the table, id and column of values that cannot be copied.
+    """
+    for url in (source_url, target_url):
+        database_from_url(url)
+    configure(source_url)
+
+    from agentdb.moving import copydb
+
+    with temporary_alias(source_url) as source, temporary_alias(target_url) as target:
+        return {table: summary.rows for table, summary in copydb.copy(source, target).items()}
+
+
+def open_alias(alias: str) -> DjangoDb:
+    """Return a ``DjangoDb`` on one of the configured databases, as ``connect()`` does for a URL, in one attempt.
+
+    Raises ``SchemaOutOfDateError`` where migrations are missing, and makes no file.
+    """
+    from django.db import connections
+
+    from agentdb.serving.adapter import DjangoDb
+    from agentdb.serving.executor import Executor
+
+    _check_file_exists(connections[alias])
+    executor = Executor(alias)
+    executor.ensure_connected()
+    _bring_up_to_date(executor, connections[alias], migrate=False)
+    return DjangoDb(alias, _executor=executor)
+
+
+def configure(url: str | None = None) -> str:
+    """Configure Django, unless the host has, with the database of ``url`` as ``default``; return the alias of ``url``.
+
+    A host's settings are left as they are, and a ``url`` becomes one more alias among them.
+    """
+    return _alias(url)[0]
+
+
+def _alias(url: str | None) -> tuple[str, bool]:
+    """Return the alias for the URL, and whether it is ours to close."""
+    from django.apps import apps
+    from django.conf import settings
+    from django.db import DEFAULT_DB_ALIAS
+
+    from agentdb.serving import host
+
+    global _standalone
+    with _setup:
+        if not settings.configured and host.SETTINGS_VARIABLE not in os.environ:
+            database = database_from_url(database_url(url))
+            settings.configure(
+                DATABASES={DEFAULT_DB_ALIAS: database},
+                INSTALLED_APPS=INSTALLED_APPS,
+                DEFAULT_AUTO_FIELD="django.db.models.BigAutoField",
+                USE_TZ=True,
+                TIME_ZONE="UTC",
+                LOGGING_CONFIG=None,  # the program's own is not ours to change
+            )
+            _standalone = True
+            _set_up()
+            return DEFAULT_DB_ALIAS, True
+        host.load_settings()
+        if not apps.ready:
+            _set_up()
+        host.check_set_up()
+        if url is None and not os.environ.get(URL_VARIABLE) and not _standalone:
+            return DEFAULT_DB_ALIAS, False
+        return _add_database(database_url(url)), True
+
+
+def _set_up() -> None:
+    import django
+
+    django.setup()
+
+
+def _add_database(url: str) -> str:
+    from django.db import connections
+    from django.db.utils import ConnectionHandler
+
+    alias = f"agentdb_{next(_numbers)}"
+    # A handler of its own fills in the defaults that Django reads without asking.
+    connections.settings[alias] = ConnectionHandler({"default": database_from_url(url)}).settings["default"]
+    return alias
+
+
+@contextmanager
+def temporary_alias(url: str) -> Iterator[str]:
+    """An alias for the database of ``url`` in a process that Django is configured in, gone again at the end."""
+    from django.db import connections
+
+    alias = _add_database(url)
+    try:
+        yield alias
+    finally:
+        connections[alias].close()
+        del connections[alias], connections.settings[alias]
+
+
+def _check_file_exists(connection: BaseDatabaseWrapper) -> None:
+    """Refuse a SQLite file that is not there: SQLite would make an empty one of any misspelt name."""
+    name = str(connection.settings_dict["NAME"])
+    if (
+        connection.vendor == "sqlite"
+        and name != ":memory:"
+        and not name.startswith("file:")
+        and not os.path.exists(name)
+    ):
+        from agentdb.schema.migration_record import migration_names
+
+        raise SchemaOutOfDateError(
+            f"SQLite database {name!r} does not exist. Run 'agentdb migrate' or pass migrate=True to make it.",
+            pending=migration_names(),
+        )
+
+
+@contextmanager
+def _bounded_attempts(connection: BaseDatabaseWrapper, timeout_seconds: float) -> Iterator[None]:
+    """Let no single attempt outlast the time-out: without that, libpq gives a silent host two minutes."""
+    options = connection.settings_dict["OPTIONS"]
+    before = options.get("connect_timeout")
+    if connection.vendor == "sqlite" or not str(before or 0).isdigit():  # the driver says what is wrong with it
+        yield
+        return
+    # libpq knows no shorter one than two seconds; what the URL or agentdb's defaults say stays where it is shorter.
+    limit = max(2, math.ceil(min(timeout_seconds, _LONGEST_ATTEMPT_SECONDS)))
+    options["connect_timeout"] = limit if before is None else min(limit, int(before))
+    try:
+        yield
+    finally:
+        # Connections that other threads open later have the time that they were given.
+        if before is None:
+            del options["connect_timeout"]
+        else:
+            options["connect_timeout"] = before
+
+
+def _wait(executor: Executor, deadline: float) -> None:
+    """Open this thread's connection; where a server is not up yet, try again until the deadline."""
+    delay = _FIRST_DELAY_SECONDS
+    while True:
+        try:
+            return executor.ensure_connected()
+        except DatabaseUnavailableError as error:
+            left = deadline - time.monotonic()
+            if left <= 0 or any(words in str(error) for words in _FINAL) or not executor.has_server:
+                raise
+            time.sleep(min(delay, left))
+            delay = min(delay * 2, _LONGEST_DELAY_SECONDS)
+
+
+def _bring_up_to_date(executor: Executor, connection: BaseDatabaseWrapper, migrate: bool) -> None:
+    from django.core.management import CommandError
+
+    from agentdb.schema import migration_record
+
+    with executor.translated_errors():
+        pending = tuple(migration_record.pending_migrations(connection))
+    if pending and migrate:
+        try:
+            with executor.translated_errors():
+                migration_record.migrate(executor.alias)
+        except CommandError as error:
+            raise SchemaMismatchError(str(error)) from error
+    elif pending:
+        with executor.translated_errors():
+            old = "agents" in connection.introspection.table_names() and len(pending) == len(
+                migration_record.migration_names()
+            )
+        raise SchemaOutOfDateError(_out_of_date(executor.describe(), pending, old), pending=pending)
+
+
+def _out_of_date(place: str, pending: tuple[str, ...], old: bool) -> str:
+    names = ", ".join(pending)
+    if old:
+        return (
+            f"{place} was made by the old server and is not adopted yet (pending: {names}). "
+            "Run 'agentdb baselinedb --check' to see what adopting it does, then 'agentdb baselinedb'."
+        )
+    return f"{place} lacks the migrations {names}. Run 'agentdb migrate', or pass migrate=True."

@@ -1,0 +1,415 @@
+"""``migrate --fake-initial`` on the databases that old servers left behind, and what it and plain migrate refuse."""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import psycopg
+import pytest
+from django.apps import apps
+from django.core.management import CommandError
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+import agentdb
+from agentdb.errors import SchemaMismatchError
+from agentdb.schema import compare, expected_tables, read_tables
+from agentdb.schema.migration_record import migrate, migration_names, pending_migrations
+from tests.helpers.legacy_databases import MULTI_TENANT, expected, manage, opened, rows, sqlite_path, stems
+
+TABLES = ("agents", "sessions", "sandboxes", "api_keys")
+
+Load = Callable[[str], str]
+
+
+def instant(text: str) -> datetime:
+    """What an old timestamp means, read by other code than agentdb's."""
+    read = datetime.fromisoformat(text)
+    return read.astimezone(UTC) if read.tzinfo else read.replace(tzinfo=UTC)
+
+
+def contents(connection: BaseDatabaseWrapper, table: str, columns: list[str]) -> list[dict[str, Any]]:
+    """The table's rows as the driver gives them, in the order of the expected file."""
+    selected = ", ".join(f'"{column}"' for column in columns)
+    order = 'id COLLATE "C"' if connection.vendor == "postgresql" else "id"
+    found = rows(connection, f'SELECT {selected} FROM "{table}" ORDER BY {order}')
+    return [dict(zip(columns, row, strict=True)) for row in found]
+
+
+def native(vendor: str, text: str) -> datetime | str:
+    """What a native column gives for an old timestamp: on SQLite, one text for each instant."""
+    return str(instant(text).replace(tzinfo=None)) if vendor == "sqlite" else instant(text)
+
+
+def raw_schema(connection: BaseDatabaseWrapper) -> dict[str, Any]:
+    """The four tables by the engine's own words, with names, without positions: nothing of agentdb reads it."""
+    if connection.vendor == "sqlite":
+        found: dict[str, Any] = {}
+        for table in TABLES:
+            columns = sorted(row[1:6] for row in rows(connection, f"PRAGMA table_info({table})"))
+            indexes = sorted(row[1:] for row in rows(connection, f"PRAGMA index_list({table})"))
+            parts = []
+            for name, *_ in indexes:
+                names = {row[0]: row[1] for row in rows(connection, f"PRAGMA table_info({table})")}
+                info = rows(connection, f'PRAGMA index_xinfo("{name}")')
+                parts.append([(names.get(row[1]), *row[2:]) for row in info if row[5]])
+            keys = rows(connection, f"PRAGMA foreign_key_list({table})")
+            made = rows(
+                connection, "SELECT name, sql FROM sqlite_master WHERE tbl_name = %s AND type = 'index'", [table]
+            )
+            found[table] = (columns, indexes, parts, keys, sorted(made, key=str))
+        return found
+    return {
+        table: (
+            rows(
+                connection,
+                "SELECT column_name, data_type, is_nullable, column_default, collation_name, is_identity, is_generated"
+                " FROM information_schema.columns WHERE table_name = %s AND table_schema = current_schema ORDER BY 1",
+                [table],
+            ),
+            rows(
+                connection,
+                "SELECT conname, contype, pg_get_constraintdef(oid), condeferrable FROM pg_constraint"
+                " WHERE conrelid = %s::regclass ORDER BY 1",
+                [table],
+            ),
+            rows(connection, "SELECT indexname, indexdef FROM pg_indexes WHERE tablename = %s ORDER BY 1", [table]),
+        )
+        for table in TABLES
+    }
+
+
+def raw_schema_of(url: str) -> dict[str, Any]:
+    with opened(url) as connection:
+        return raw_schema(connection)
+
+
+ALL_MULTI_TENANT = [(engine, stem) for engine, names in MULTI_TENANT.items() for stem in names]
+
+
+@pytest.mark.parametrize(("engine", "stem"), ALL_MULTI_TENANT)
+def test_fake_initial_brings_every_row_of_a_multi_tenant_database_through(load_legacy: Load, engine: str, stem: str):
+    before = expected(engine, stem)
+    with opened(load_legacy(stem)) as connection:
+        manage(connection, "migrate", "agentdb", fake_initial=True)
+
+        for table in TABLES:
+            columns = before["tables"][table]["columns"]
+            wanted = [
+                {column: native(engine, value) if column.endswith("_at") else value for column, value in row.items()}
+                for row in before["tables"][table]["rows"]
+            ]
+            assert contents(connection, table, columns) == wanted
+        for table, extra in before["extra_tables"].items():
+            name = ".".join(f'"{part}"' for part in table.split("."))
+            selected = ", ".join(f'"{column}"' for column in extra["columns"])
+            # JSON holds a bigint as text.
+            live = sorted([str(value) for value in row] for row in rows(connection, f"SELECT {selected} FROM {name}"))
+            assert live == sorted([str(row[column]) for column in extra["columns"]] for row in extra["rows"])
+
+
+@pytest.mark.parametrize(("engine", "stem"), ALL_MULTI_TENANT)
+def test_an_adopted_schema_equals_a_fresh_one_names_included(load_legacy: Load, engine: str, stem: str, url: str):
+    fresh = raw_schema_of(url)
+
+    with opened(load_legacy(stem)) as connection:
+        manage(connection, "migrate", "agentdb", fake_initial=True)
+
+        adopted = raw_schema(connection)
+        if stem == "dirty-extra-nullable-column":
+            adopted["sessions"][0].remove(("notes", "TEXT", 0, None, 0))
+        assert adopted == fresh
+        found = compare(expected_tables(connection, apps), read_tables(connection))
+        assert [difference for difference in found if difference.severity == "drift"] == []
+        assert pending_migrations(connection) == []
+
+
+@pytest.mark.parametrize(("engine", "stem"), ALL_MULTI_TENANT)
+def test_an_adopted_database_goes_back_to_text_that_the_old_server_wrote_with_every_row(
+    load_legacy: Load, engine: str, stem: str
+):
+    before = expected(engine, stem)
+    with opened(load_legacy(stem)) as connection:
+        manage(connection, "migrate", "agentdb", fake_initial=True)
+
+        manage(connection, "migrate", "agentdb", "0001")
+
+        for table in TABLES:
+            columns = before["tables"][table]["columns"]
+            wanted = [
+                {
+                    column: instant(value).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
+                    if column.endswith("_at")
+                    else value
+                    for column, value in row.items()
+                }
+                for row in before["tables"][table]["rows"]
+            ]
+            assert contents(connection, table, columns) == wanted
+
+
+@pytest.mark.parametrize(("engine", "stem"), ALL_MULTI_TENANT)
+def test_migrate_alone_refuses_a_multi_tenant_database_and_names_the_command(load_legacy: Load, engine: str, stem: str):
+    with opened(load_legacy(stem)) as connection:
+        before = read_tables(connection)
+
+        with pytest.raises(CommandError) as refusal:
+            manage(connection, "migrate", "agentdb")
+
+        assert read_tables(connection) == before
+    assert re.fullmatch(
+        r"The database already has the old server's tables \(agents, sessions, sandboxes, api_keys\): "
+        r"(multi-tenant|a later server's: multi-tenant, with .*)\. Run 'agentdb baselinedb', which backs up, adopts "
+        r"and verifies them, or 'agentdb migrate --fake-initial'\.",
+        str(refusal.value),
+    )
+
+
+OTHERS = [
+    (engine, stem) for engine in ("sqlite", "postgresql") for stem in stems(engine) if stem not in MULTI_TENANT[engine]
+]
+
+
+@pytest.mark.parametrize("fake_initial", [False, True], ids=["migrate", "fake-initial"])
+@pytest.mark.parametrize(("engine", "stem"), OTHERS)
+def test_every_other_old_database_is_refused_without_a_change(
+    load_legacy: Load, engine: str, stem: str, fake_initial: bool
+):
+    url = load_legacy(stem)
+    with opened(url) as connection:
+        damaged = stem in ("dirty-truncated", "dirty-not-a-database")
+        before = None if damaged else read_tables(connection)
+        contents_before = sqlite_path(url).read_bytes() if damaged else None
+
+        with pytest.raises(CommandError) as refusal:
+            manage(connection, "migrate", "agentdb", fake_initial=fake_initial)
+
+        message = str(refusal.value)
+        if damaged:
+            path = sqlite_path(url)
+            assert message in (
+                f"'{path}' is not a SQLite database. Check the database URL.",
+                f"The database file '{path}' is damaged: database disk image is malformed. Restore a backup.",
+            )
+            assert path.read_bytes() == contents_before
+        else:
+            assert read_tables(connection) == before
+            assert "already exists" not in message
+            assert "Run 'agentdb baselinedb'" in message or "run 'agentdb baselinedb'" in message or fake_initial
+
+
+def test_the_refusal_of_a_single_tenant_database_says_what_was_found(load_legacy: Load, engine: str):
+    with opened(load_legacy("era-a")) as connection, pytest.raises(CommandError) as refusal:
+        manage(connection, "migrate", "agentdb", fake_initial=True)
+
+    nullable = "Column 'name' of table 'agents' may be NULL. " if engine == "sqlite" else ""
+    assert str(refusal.value) == (
+        "The database already has tables (agents, sessions, sandboxes), and not in the shape that --fake-initial "
+        "adopts: single-tenant. Table 'agents' lacks the column 'id'. Table 'agents' lacks the column 'tenant_id'. "
+        f"{nullable}Table 'agents' has the primary key (name). Table 'agents' lacks the unique key (tenant_id, name). "
+        "Table 'sessions' lacks the column 'tenant_id'. Table 'sessions' has a foreign key (agent_name) to 'agents'. "
+        "Table 'sandboxes' lacks the column 'tenant_id'. Table 'api_keys' is missing. "
+        "Run 'agentdb baselinedb', which adopts every shape of the old server."
+    )
+
+
+def test_the_refusal_of_an_unreadable_timestamp_names_table_row_column_and_value(load_legacy: Load, engine: str):
+    id = {"sqlite": "1e91e077-4e80-420b-9f23-38b3fdda3097", "postgresql": "36ed1107-d63c-416a-b671-d5f70131dda6"}
+    with opened(load_legacy("dirty-timestamp-garbage")) as connection:
+        with pytest.raises(CommandError) as refusal:
+            manage(connection, "migrate", "agentdb", fake_initial=True)
+
+        assert "django_migrations" not in read_tables(connection)
+    assert str(refusal.value) == (
+        "1 value cannot be converted; nothing was changed.\n"
+        f"  table 'sessions', id '{id[engine]}', column 'created_at': 'not-a-date' is in no known timestamp format\n"
+        "Correct them, timestamps as 'YYYY-MM-DD HH:MM:SS+00:00', and run the command again."
+    )
+
+
+@pytest.mark.parametrize("engine", ["postgresql"])
+def test_a_zone_abbreviation_with_several_meanings_is_refused(load_legacy: Load):
+    with opened(load_legacy("dirty-datestyle")) as connection, pytest.raises(CommandError) as refusal:
+        manage(connection, "migrate", "agentdb", fake_initial=True)
+
+    row = "table 'sessions', id 'ds Postgres, DMY Asia/Kolkata', column"
+    reason = "'Mon 23 Nov 00:33:17.182641 2026 IST' names its zone IST, which does not say one offset from UTC"
+    assert str(refusal.value) == (
+        "2 values cannot be converted; nothing was changed.\n"
+        f"  {row} 'created_at': {reason}\n"
+        f"  {row} 'last_active_at': {reason}\n"
+        "Correct them, timestamps as 'YYYY-MM-DD HH:MM:SS+00:00', and run the command again."
+    )
+
+
+@pytest.mark.parametrize("engine", ["postgresql"])
+def test_the_other_date_styles_convert_to_their_instants(load_legacy: Load):
+    with opened(load_legacy("dirty-datestyle")) as connection:
+        rows(connection, "DELETE FROM sessions WHERE created_at LIKE '%IST'")
+
+        manage(connection, "migrate", "agentdb", fake_initial=True)
+
+        assert rows(
+            connection,
+            "SELECT id, created_at, created_at = last_active_at FROM sessions WHERE id LIKE 'ds %' ORDER BY created_at",
+        ) == [
+            ("ds SQL, DMY Europe/Berlin", datetime(2026, 11, 22, 19, 3, 17, 167536, UTC), True),
+            ("ds SQL, MDY America/New_York", datetime(2026, 11, 22, 19, 3, 17, 178513, UTC), True),
+            ("ds German Europe/Berlin", datetime(2026, 11, 22, 19, 3, 17, 180749, UTC), True),
+            ("ds ISO Asia/Kathmandu", datetime(2026, 11, 22, 19, 3, 17, 184832, UTC), True),
+        ]
+
+
+def change(url: str, sql: str) -> None:
+    with opened(url) as connection:
+        if connection.vendor == "sqlite":
+            with sqlite3.connect(sqlite_path(url)) as raw:
+                raw.executescript(sql)
+            raw.close()
+        else:
+            rows(connection, sql)
+
+
+MANGLED_ON_BOTH = {
+    "DROP TABLE sandboxes": "Table 'sandboxes' is missing.",
+    "ALTER TABLE sessions RENAME COLUMN sandbox_id TO box": (
+        "Table 'sessions' was not made by the server: it has no column 'sandbox_id'."
+    ),
+    "ALTER TABLE sessions ADD COLUMN region text NOT NULL DEFAULT 'x'": None,
+    "DROP INDEX idx_sessions_tenant": None,
+    "DROP INDEX idx_api_keys_hash": None,
+    "DROP INDEX idx_sessions_tenant; CREATE INDEX sessions_by_tenant ON sessions (tenant_id)": None,
+    "CREATE UNIQUE INDEX again ON agents (name, tenant_id)": None,
+}
+MANGLED_ON_POSTGRESQL = {
+    "DROP INDEX idx_agents_tenant_name": "Table 'agents' lacks the unique key (tenant_id, name).",
+    "ALTER TABLE api_keys DROP CONSTRAINT api_keys_key_hash_key": "Table 'api_keys' lacks the unique key (key_hash).",
+    "ALTER TABLE agents DROP CONSTRAINT agents_pkey": "Table 'agents' has no primary key.",
+    "ALTER TABLE agents ALTER version TYPE text": "Column 'version' of table 'agents' has the type text",
+    "ALTER TABLE agents ALTER version TYPE bigint": "Column 'version' of table 'agents' is bigint, not integer.",
+    "ALTER TABLE sessions ALTER status DROP NOT NULL": "Column 'status' of table 'sessions' may be NULL.",
+    "ALTER TABLE sessions ALTER created_at DROP DEFAULT, ALTER created_at TYPE timestamptz USING now()": (
+        "Column 'created_at' of table 'sessions' is timestamp with time zone, not text."
+    ),
+    "ALTER TABLE agents ALTER tenant_id DROP DEFAULT": None,
+    "ALTER TABLE agents RENAME CONSTRAINT agents_pkey TO agents_new_pkey": None,
+    'ALTER TABLE agents ALTER name TYPE text COLLATE "C"': None,
+    "ALTER INDEX idx_sessions_tenant RENAME TO sessions_by_tenant": None,
+    "ALTER TABLE sessions ADD FOREIGN KEY (agent_name) REFERENCES sandboxes": (
+        "Table 'sessions' has a foreign key (agent_name) to 'sandboxes'."
+    ),
+    "ALTER TABLE sessions ADD CHECK (length(status) > 2)": None,
+}
+MANGLED = [(engine, sql, found) for engine in MULTI_TENANT for sql, found in MANGLED_ON_BOTH.items()]
+MANGLED += [("postgresql", sql, found) for sql, found in MANGLED_ON_POSTGRESQL.items()]
+
+
+@pytest.mark.parametrize(("engine", "sql", "found"), MANGLED)
+def test_fake_initial_decides_by_what_the_tables_are_and_ends_equal_to_fresh_or_refuses(
+    load_legacy: Load, engine: str, sql: str, found: str | None, url: str
+):
+    mangled = load_legacy("era-b-empty")
+    change(mangled, sql)
+
+    with opened(mangled) as connection:
+        if found is None:
+            manage(connection, "migrate", "agentdb", fake_initial=True)
+
+            adopted = raw_schema(connection)
+            fresh = raw_schema_of(url)
+            if "region" in sql:
+                assert adopted.pop("sessions") != fresh.pop("sessions")
+            assert adopted == fresh
+        else:
+            with pytest.raises(CommandError) as refusal:
+                manage(connection, "migrate", "agentdb", fake_initial=True)
+            assert found in str(refusal.value)
+            assert "un 'agentdb baselinedb'" in str(refusal.value)
+            assert pending_migrations(connection) == list(migration_names())
+
+
+def test_migrate_refuses_final_tables_that_lack_their_record(url: str):
+    change(url, "DROP TABLE django_migrations")
+
+    with opened(url) as connection, pytest.raises(CommandError) as refusal:
+        manage(connection, "migrate", "agentdb", fake_initial=True)
+
+    assert "They are those of migration '0003_query_indexes', which is not recorded." in str(refusal.value)
+    assert "Run 'agentdb baselinedb'" in str(refusal.value)
+
+
+def test_a_view_on_an_adopted_database_still_answers(load_legacy: Load, engine: str):
+    url = load_legacy("dirty-view" if engine == "sqlite" else "era-b-small")
+    if engine == "postgresql":
+        change(
+            url,
+            "CREATE VIEW active_sessions AS SELECT s.id, s.created_at, a.path FROM sessions s"
+            " JOIN agents a ON a.tenant_id = s.tenant_id AND a.name = s.agent_name WHERE s.status = 'active'",
+        )
+    with opened(url) as connection:
+        before = [id for (id, *_) in rows(connection, "SELECT * FROM active_sessions ORDER BY id")]
+
+        manage(connection, "migrate", "agentdb", fake_initial=True)
+
+        assert [id for (id, *_) in rows(connection, "SELECT * FROM active_sessions ORDER BY id")] == before
+        assert before
+
+
+def test_connect_with_migrate_refuses_old_tables_with_the_same_words(load_legacy: Load, engine: str):
+    url = load_legacy("era-b-empty")
+
+    with pytest.raises(SchemaMismatchError) as refusal:
+        agentdb.connect(url, migrate=True)
+
+    assert str(refusal.value) == (
+        "The database already has the old server's tables (agents, sessions, sandboxes, api_keys): multi-tenant. "
+        "Run 'agentdb baselinedb', which backs up, adopts and verifies them, or 'agentdb migrate --fake-initial'."
+    )
+
+
+def test_migrate_of_the_library_raises_what_the_command_prints(load_legacy: Load, engine: str):
+    with opened(load_legacy("era-a")) as connection, pytest.raises(SchemaMismatchError, match="single-tenant"):
+        migrate(connection.alias)
+
+
+def test_the_adopted_database_is_served(load_legacy: Load, engine: str):
+    url = load_legacy("era-b-small")
+    with opened(url) as connection:
+        manage(connection, "migrate", "agentdb", fake_initial=True)
+
+    with agentdb.connect(url) as db:
+        names = [row["name"] for row in expected(engine, "era-b-small")["tables"]["agents"]["rows"]]
+        tenants = {row["tenant_id"] for row in expected(engine, "era-b-small")["tables"]["agents"]["rows"]}
+        assert sorted(agent.name for tenant in tenants for agent in db.list_agents(tenant)) == sorted(names)
+
+
+@pytest.mark.parametrize(
+    ("stem", "arguments"),
+    [("era-b-small", ["--fake-initial"]), (None, ["agentdb", "0001"]), (None, ["agentdb", "0002"])],
+    ids=["fake-initial", "back", "forth"],
+)
+@pytest.mark.parametrize("engine", ["postgresql"], indirect=True)
+def test_an_idle_reader_does_not_keep_a_migration_waiting_for_ever(
+    load_legacy: Load, url: str, engine: str, stem: str | None, arguments: list[str], monkeypatch: pytest.MonkeyPatch
+):
+    url = load_legacy(stem) if stem else url
+    for module in ("agentdb.operations", "agentdb.adoption.execution"):
+        monkeypatch.setattr(f"{module}.LIMIT_LOCK_WAITS", "SET LOCAL lock_timeout = '100ms'")
+    with opened(url) as connection, psycopg.connect(url) as reader:
+        if arguments[-1] == "0002":
+            manage(connection, "migrate", "agentdb", "0001")
+        reader.execute("SELECT count(*) FROM agents")
+
+        with pytest.raises(CommandError) as refusal:
+            manage(connection, "migrate", *arguments)
+
+        assert re.fullmatch(
+            r"The tables in '\w+' at .* are in use by a transaction that does not end\. Stop the programs that use "
+            r"them, and try again\. Migrations that were done stay\.",
+            str(refusal.value),
+        )
+        reader.rollback()
+        manage(connection, "migrate", *arguments)

@@ -1,0 +1,1162 @@
+"""The admin's lists, pages and actions, on both engines."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import itertools
+import json
+import re
+from datetime import UTC, datetime, timedelta
+from html import escape, unescape
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+import pytest
+from django.contrib import admin
+from django.contrib.admin.models import LogEntry
+from django.contrib.auth.models import User
+from django.db import connections
+from django.test import Client
+from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
+
+from agentdb import AgentDbError
+from agentdb.admin import changelist
+from agentdb.admin.changelist import Cursor
+from agentdb.console import display
+from agentdb.console.report import Answer
+from agentdb.models import Agent, ApiKey, Sandbox, Session
+from tests.helpers.admin_fixtures import Page, Site, audited, fill
+
+LISTS = ("agent", "session", "sandbox", "apikey")
+
+
+def ids(page: Page) -> list[str]:
+    """The first cell with an id of each row."""
+    return [next(cell for cell in row if re.fullmatch(r"[sbk]\d{4}", cell)) for row in page.rows]
+
+
+def count(site: Site, model: Any, **values: str) -> int:
+    return int(model.objects.using(site.alias).filter(**values).count())
+
+
+def walk(site: Site, path: str, direction: str, **query: str) -> list[list[str]]:
+    """The ids of this page and of all that the link in one direction leads to."""
+    pages = []
+    for _ in range(100):
+        page = site.get(path, **query)
+        pages.append(ids(page))
+        link = [url for url, text in page.links if text.strip("‹› ") == direction]
+        if not link:
+            return pages
+        query = dict(parse_qsl(urlsplit(link[0]).query))
+    raise AssertionError("The pages do not end.")
+
+
+# -- who may look
+
+
+def test_admin_asks_anonymous_visitors_to_log_in(site: Site):
+    page = site.get("agentdb/session/")
+
+    assert page.status == 302
+    assert page.response["Location"] == "/admin/login/?next=/admin/agentdb/session/"
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_list_is_forbidden_without_permission_on_its_table(site: Site, name: str):
+    others = [f"view_{other}" for other in LISTS if other != name]
+    site.log_in(site.make_user("partial", *others))
+
+    assert site.get(f"agentdb/{name}/").status == 403
+    assert site.get(f"agentdb/{others[0].removeprefix('view_')}/").status == 200
+
+
+def test_view_permission_opens_every_page(site: Site):
+    fill(site.alias, 3)
+    site.log_in_viewer()
+
+    paths = ["", "agentdb/", *(f"agentdb/{name}/" for name in LISTS), "agentdb/agent/tenant/?id=t0"]
+    paths += [f"agentdb/{name}/{name[0] if name != 'sandbox' else 'b'}0001/change/" for name in ("agent", "session")]
+    paths += ["agentdb/sandbox/b0001/change/", "agentdb/apikey/k0001/change/", "agentdb/session/s0001/history/"]
+    assert {path: site.get(path).status for path in paths} == dict.fromkeys(paths, 200)
+
+
+def test_viewer_cannot_add_change_or_delete(site: Site):
+    fill(site.alias, 1)
+    site.log_in_viewer()
+
+    for name, id in (("agent", "a0000"), ("session", "s0000"), ("sandbox", "b0000"), ("apikey", "k0000")):
+        assert site.post(f"agentdb/{name}/add/", tenant_id="t0", label="x").status == 403
+        assert site.post(f"agentdb/{name}/{id}/change/", tenant_id="other").status == 403
+        assert site.post(f"agentdb/{name}/{id}/delete/", post="yes").status == 403
+        assert "selected" not in site.get(f"agentdb/{name}/").text
+    assert site.act("agentdb/session/", "pause_sessions", ["s0000"], confirmed="yes").status == 403
+    assert site.act("agentdb/sandbox/", "delete_sandboxes", ["b0000"], confirmed="yes").status == 403
+    assert site.act("agentdb/apikey/", "revoke_keys", ["k0000"], confirmed="yes").status == 403
+
+    assert Session.objects.using(site.alias).get().status == "starting"
+    assert site.db.get_sandbox("b0000") is not None
+    assert len(site.db.list_api_keys_by_tenant("t0")) == 1
+
+
+def test_nobody_edits_a_row_in_a_form_not_even_a_superuser(site: Site, superuser: User):
+    fill(site.alias, 1)
+
+    for path in ("agent/a0000", "session/s0000", "sandbox/b0000", "apikey/k0000"):
+        page = site.get(f"agentdb/{path}/change/")
+        assert 'name="_save"' not in page.html
+        assert '<input type="text"' not in page.html
+        assert site.post(f"agentdb/{path}/change/", tenant_id="other", id="new").status == 403
+        assert site.post(f"agentdb/{path}/delete/", post="yes").status == 403
+    for name in ("agent", "session", "sandbox"):
+        assert site.post(f"agentdb/{name}/add/", id="new").status == 403
+    assert Agent.objects.using(site.alias).get().tenant_id == "t0"
+
+
+def test_deleting_many_rows_at_once_is_not_offered(site: Site, superuser: User):
+    fill(site.alias, 2)
+
+    for name in LISTS:
+        assert "delete_selected" not in site.get(f"agentdb/{name}/").html
+
+
+# -- lists
+
+
+def test_lists_show_the_newest_first(site: Site, superuser: User):
+    fill(site.alias, 5)
+    site.db.touch_sandbox("b0003")
+
+    assert ids(site.get("agentdb/session/")) == ["s0000", "s0001", "s0002", "s0003", "s0004"]
+    assert ids(site.get("agentdb/sandbox/")) == ["b0003", "b0000", "b0001", "b0002", "b0004"]
+    assert ids(site.get("agentdb/apikey/")) == ["k0000", "k0001", "k0002", "k0003", "k0004"]
+    assert [row[0] for row in site.get("agentdb/agent/").rows] == [f"agent-{n}" for n in range(5)]
+
+
+def test_session_list_shows_what_matters_of_a_session(site: Site, superuser: User):
+    fill(site.alias, 2)
+
+    page = site.get("agentdb/session/", q="s0001")
+
+    assert [cell for cell in page.rows[0] if cell] == [
+        "s0001", "active", "agent-1", "t1", "b0001", "runner-1", "1 minute ago", "1 minute ago"
+    ]  # fmt: skip
+
+
+def test_instants_are_relative_with_the_exact_one_on_hover(site: Site, superuser: User):
+    at = timezone.now().replace(microsecond=123000) - timedelta(days=3, minutes=1)
+    Session.objects.using(site.alias).create(
+        id="s1", agent_name="a", sandbox_id="b", created_at=at, last_active_at=at.replace(microsecond=0)
+    )
+
+    page = site.get("agentdb/session/")
+
+    assert f'title="{at:%Y-%m-%d %H:%M:%S}.123000 UTC">3 days ago</time>' in page.html
+    assert f'title="{at:%Y-%m-%d %H:%M:%S} UTC">3 days ago</time>' in page.html
+    assert f"{at:%Y-%m-%d %H:%M:%S}.123000 UTC (3 days ago)" in site.get("agentdb/session/s1/change/").text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "just now"),
+        (59, "just now"),
+        (60, "1 minute ago"),
+        (7199, "1 hour ago"),
+        (86400 * 45, "1 month ago"),
+        (86400 * 800, "2 years ago"),
+        (-7200, "in 2 hours"),
+    ],
+)
+def test_relative_names_the_largest_unit(seconds: int, text: str):
+    now = timezone.now()
+
+    assert display.relative(now - timedelta(seconds=seconds), now) == text
+
+
+FILTERS: list[tuple[str, dict[str, str], list[str]]] = [
+    ("session", {"tenant_id": "t3"}, ["s0003", "s0013"]),
+    ("session", {"status": "error"}, ["s0004", "s0009", "s0014", "s0019"]),
+    ("session", {"status": "error", "tenant_id": "t4"}, ["s0004", "s0014"]),
+    ("session", {"runner_id": "runner-0"}, ["s0003", "s0009", "s0015"]),
+    ("session", {"tenant_id": "t3", "agent_name": "agent-13"}, ["s0013"]),
+    ("session", {"sandbox_id": "b0007"}, ["s0007"]),
+    ("session", {"tenant_id": "t"}, []),
+    ("sandbox", {"state": "waiting"}, ["b0003", "b0008", "b0013", "b0018"]),
+    ("sandbox", {"session_id": "s0011"}, ["b0011"]),
+    ("sandbox", {"tenant_id": "t3", "state": "waiting"}, ["b0003", "b0013"]),
+    ("apikey", {"tenant_id": "t9"}, ["k0009", "k0019"]),
+    ("session", {"age": "1h", "status": "active"}, ["s0001", "s0006", "s0011", "s0016"]),
+    ("session", {"age": "over7d"}, []),
+    ("session", {"age": "nonsense", "tenant_id": "t0"}, ["s0000", "s0010"]),
+]
+
+
+@pytest.mark.parametrize("window", [10_000, 2])
+def test_filters_narrow_a_list(site: Site, superuser: User, monkeypatch: pytest.MonkeyPatch, window: int):
+    monkeypatch.setattr(changelist, "WINDOW", window)
+    fill(site.alias, 20)
+
+    for path, query, expected in FILTERS:
+        pages = walk(site, f"agentdb/{path}/", "Older", **query)
+        assert list(itertools.chain(*pages)) == expected, (path, query)
+
+
+def test_age_filter_separates_at_its_limit(site: Site, superuser: User):
+    fill(site.alias, 1)
+    old = timezone.now() - timedelta(days=8)
+    Session.objects.using(site.alias).create(id="s0008", agent_name="a", sandbox_id="b", created_at=old)
+
+    assert ids(site.get("agentdb/session/", age="7d")) == ["s0000"]
+    assert ids(site.get("agentdb/session/", age="over7d")) == ["s0008"]
+    assert ids(site.get("agentdb/session/", age="over30d")) == []
+
+
+SEARCHES: list[tuple[str, str, list[str]]] = [
+    ("session", "s0007", ["s0007"]),
+    ("session", "s000", [f"s000{n}" for n in range(10)]),
+    ("session", "gent-1", ["s0001", *(f"s00{n}" for n in range(10, 20))]),
+    ("session", "RUNNER-2", ["s0005", "s0011", "s0017"]),
+    ("session", "b0012", ["s0012"]),
+    ("session", " s0007 ", ["s0007"]),
+    ("session", "100%", []),
+    ("session", "_", []),
+    ("sandbox", "work/7", ["b0007"]),
+    ("apikey", "key 3", ["k0003"]),
+    ("apikey", "0000", []),
+]
+
+
+@pytest.mark.parametrize("window", [10_000, 3])
+def test_search_finds_ids_by_their_beginning_and_names_by_a_part(
+    site: Site, superuser: User, monkeypatch: pytest.MonkeyPatch, window: int
+):
+    monkeypatch.setattr(changelist, "WINDOW", window)
+    fill(site.alias, 20)
+
+    for path, text, expected in SEARCHES:
+        pages = walk(site, f"agentdb/{path}/", "Older", q=text)
+        assert list(itertools.chain(*pages)) == expected, (path, text)
+
+
+def test_agents_are_found_by_id_name_path_and_tenant(site: Site, superuser: User):
+    fill(site.alias, 10)
+
+    for text in ("a0005", "agent-5", "srv/5", "T5"):
+        assert [row[0] for row in site.get("agentdb/agent/", q=text).rows] == ["agent-5"], text
+    assert site.get("agentdb/agent/", name="agent-5", tenant_id="t4").rows == []
+
+
+def test_search_by_the_beginning_of_ids_offers_to_search_the_columns_too(site: Site, superuser: User):
+    fill(site.alias, 2)
+    Session.objects.using(site.alias).create(id="agent", agent_name="x", sandbox_id="b")
+
+    page = site.get("agentdb/session/", q="age")
+
+    assert [row[1] for row in page.rows] == ["agent"]
+    other = dict(parse_qsl(urlsplit(page.link("Search the other columns")).query))
+    assert {row[1] for row in site.get("agentdb/session/", **other).rows} == {"agent", "s0000", "s0001"}
+
+
+def test_search_that_gave_up_says_how_far_it_looked(site: Site, superuser: User, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(changelist, "WINDOW", 3)
+    monkeypatch.setattr(changelist, "SEARCH_SECONDS", -1)
+    fill(site.alias, 10)
+
+    page = site.get("agentdb/session/", q="agent-8")
+
+    assert page.rows == []
+    assert "Looked through 3 rows; there are older ones." in page.text
+    goes_on = page.link("Older ›")
+    assert f'data-goes-on="{escape(goes_on)}"' in page.html
+    further = site.get("agentdb/session/", **dict(parse_qsl(urlsplit(goes_on).query)))
+    assert "Looked through 6 rows; there are older ones." in further.text
+    assert "No session found so far" in page.text
+    assert "No session found so far" in further.text
+    found = site.get("agentdb/session/", **dict(parse_qsl(urlsplit(further.link("Older ›")).query)))
+    assert ids(found) == ["s0008"]
+    assert "data-goes-on" not in found.html
+
+
+def test_search_goes_on_by_itself_until_the_page_is_full_or_all_rows_were_seen(
+    site: Site, superuser: User, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(changelist, "WINDOW", 3)
+    monkeypatch.setattr(changelist, "SEARCH_SECONDS", 3600)
+    monkeypatch.setattr("agentdb.admin.model_admins.ReadFirstAdmin.list_per_page", 2)
+    fill(site.alias, 20)
+
+    far = site.get("agentdb/session/", q="agent-17")
+    many = site.get("agentdb/session/", q="agent-1")
+
+    assert (ids(far), "Looked through" in far.text) == (["s0017"], False)
+    assert ids(many) == ["s0001", "s0010"]
+    assert ids(Page(site.client.get(f"/admin/agentdb/session/{many.link('Older ›')}"))) == ["s0011", "s0012"]
+
+
+@pytest.mark.parametrize("window", [10_000, 4])
+@pytest.mark.parametrize(
+    ("path", "query"),
+    [("session", {}), ("session", {"q": "agent"}), ("sandbox", {"tenant_id": "t1"}), ("session", {"status": "active"})],
+)
+def test_pages_go_through_all_rows_once_in_both_directions(
+    site: Site,
+    superuser: User,
+    monkeypatch: pytest.MonkeyPatch,
+    window: int,
+    path: str,
+    query: dict[str, str],
+):
+    monkeypatch.setattr(changelist, "WINDOW", window)
+    monkeypatch.setattr("agentdb.admin.model_admins.ReadFirstAdmin.list_per_page", 3)
+    fill(site.alias, 20, tenants=2)
+    # Three instants, so that many rows share one and the id decides.
+    for number in range(3):
+        at = timezone.now() - timedelta(hours=number)
+        for model, column in ((Session, "created_at"), (Sandbox, "last_used_at")):
+            rows = [row for row in model.objects.using(site.alias).all() if int(row.pk[1:]) % 3 == number]
+            model.objects.using(site.alias).filter(pk__in=[row.pk for row in rows]).update(**{column: at})
+    model, column = (Session, "created_at") if path == "session" else (Sandbox, "last_used_at")
+    equal = {name: value for name, value in query.items() if name != "q"}
+    stored = model.objects.using(site.alias).filter(**equal)
+    expected = [row.pk for row in sorted(stored, key=lambda row: (getattr(row, column), row.pk), reverse=True)]
+
+    older = walk(site, f"agentdb/{path}/", "Older", **query)
+    last = Cursor(timezone.now() - timedelta(days=1), "")
+    newer = walk(site, f"agentdb/{path}/", "Newer", before=str(last), **query)
+
+    assert list(itertools.chain(*older)) == expected
+    assert list(itertools.chain(*reversed(newer))) == expected
+    assert all(len(page) <= 3 for page in older + newer)
+
+
+def test_short_list_is_counted_and_a_long_one_is_not(site: Site, superuser: User, monkeypatch: pytest.MonkeyPatch):
+    fill(site.alias, 20)
+    assert "20 sessions" in site.get("agentdb/session/").text
+    assert re.search(r"\b1 session\b", site.get("agentdb/session/", q="s0007").text)
+
+    monkeypatch.setattr(changelist, "WINDOW", 3)
+
+    assert "4 sessions" in site.get("agentdb/session/", status="error", age="1h").text
+    assert "more than 3 sessions" in site.get("agentdb/session/", status="error").text
+
+
+@pytest.mark.parametrize("cursor", ["x", "%%%", "WzEsMl0", "WyIyMDI2LTAxLTAxIiwgIjEiXQ", "bnVsbA"])
+def test_cursor_that_means_nothing_leads_to_the_first_page(site: Site, superuser: User, cursor: str):
+    page = site.get("agentdb/session/", after=cursor)
+
+    assert (page.status, page.response["Location"]) == (302, "/admin/agentdb/session/?e=1")
+
+
+@pytest.mark.parametrize("lookup", ["key_hash__startswith", "key_hash", "label__contains", "id__gt"])
+def test_lookups_that_no_filter_offers_are_refused(site: Site, superuser: User, lookup: str):
+    assert site.get("agentdb/apikey/", **{lookup: "a"}).status == 400
+
+
+def test_nul_in_a_parameter_finds_nothing_and_breaks_nothing(site: Site, superuser: User):
+    fill(site.alias, 1)
+
+    assert site.get("agentdb/session/", q="s0000\x00x").status == 200
+    assert site.get("agentdb/session/", tenant_id="t\x000").status == 200
+    assert site.get("agentdb/agent/tenant/", id="t\x000").status == 200
+    assert site.get("agentdb/session/s_000000/change/").status == 302
+
+
+def test_tenant_filter_suggests_tenants_that_begin_with_the_text(site: Site, superuser: User):
+    for number in range(12):
+        site.db.insert_session(f"s{number}", "a", "b", tenant_id=f"acme-{number:02}")
+    site.db.insert_session("other", "a", "b", tenant_id="zenith")
+
+    page = site.get("agentdb/session/", tenant_id="acme", status="starting")
+
+    assert [text for _, text in page.links if text.startswith("acme")] == [f"acme-{number:02}" for number in range(12)]
+    assert page.link("acme-03") == "?status=starting&tenant_id=acme-03"
+    assert "Tenant acme alone leaves no row." in page.text
+    assert "acme-03" not in [text for _, text in site.get("agentdb/session/", tenant_id="acme-01").links]
+
+
+def test_filters_offer_the_values_that_there_are_with_counts_where_an_index_has_them(site: Site, superuser: User):
+    fill(site.alias, 9, tenants=2)
+
+    offered = site.get("agentdb/session/").offered
+
+    statuses = {
+        text: count(site, Session, status=text.rstrip("0123456789"))
+        for _, text in offered
+        if text[:3] in ("act", "end")
+    }
+    assert statuses == {text: int(text.removeprefix("active").removeprefix("ended")) for text in statuses}
+    assert ("?tenant_id=t1", "t1") in offered
+    assert ("?agent_name=agent-1", "agent-1") in offered
+    assert ("?runner_id=runner-1", "runner-1") in offered
+    narrowed = site.get("agentdb/session/", tenant_id="t1").offered
+    assert ("?status=active&tenant_id=t1", "active") in narrowed
+    assert ("?agent_name=agent-6&tenant_id=t1", "agent-6") not in narrowed
+    assert ("?agent_name=agent-7&tenant_id=t1", "agent-7") in narrowed
+    current = re.findall(r'aria-current="true"><span>(.*?)</span>', site.get("agentdb/session/", tenant_id="t1").html)
+    assert current == ["t1"]
+
+
+def test_filters_offer_no_agents_to_a_user_who_may_not_see_them(site: Site):
+    fill(site.alias, 3)
+    site.log_in(site.make_user("narrow", "view_session"))
+
+    assert not [text for _, text in site.get("agentdb/session/").offered if text.startswith("agent-")]
+
+
+def test_last_active_filters_without_an_index(site: Site, superuser: User, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(changelist, "WINDOW", 3)
+    fill(site.alias, 10)
+    Session.objects.using(site.alias).update(last_active_at=timezone.now() - timedelta(hours=3))
+    Session.objects.using(site.alias).filter(pk="s0008").update(last_active_at=timezone.now())
+
+    assert ids(site.get("agentdb/session/", active="5m")) == ["s0008"]
+    assert "s0008" not in ids(site.get("agentdb/session/", active="over30m"))
+    assert ids(site.get("agentdb/session/", active="5m", tenant_id="t0")) == ids(
+        site.get("agentdb/session/", active="5m", q="t0")
+    )
+
+
+def test_empty_list_says_which_filter_empties_it(site: Site, superuser: User):
+    fill(site.alias, 20, tenants=2)
+
+    page = site.get("agentdb/session/", tenant_id="t1", runner_id="runner-9", age="24h")
+
+    assert "No session matches all the filters" in page.text
+    assert "Runner runner-9 alone leaves no row." in page.text
+    assert "Tenant t1 10 0 Remove" in page.text
+    assert f"Runner runner-9 0 {count(site, Session, tenant_id='t1')} Remove" in page.text
+    assert "?age=24h&tenant_id=t1" in [url for url, text in page.links if text == "Remove"]
+
+
+def test_page_behind_the_last_row_says_that_there_is_no_further_one(site: Site, superuser: User):
+    fill(site.alias, 3)
+    end = str(Cursor(datetime(2001, 1, 1, tzinfo=UTC), "x"))
+
+    assert "No further session" in site.get("agentdb/session/", after=end).text
+
+
+def test_search_that_finds_nothing_says_so(site: Site, superuser: User):
+    fill(site.alias, 3)
+
+    page = site.get("agentdb/session/", q="nowhere")
+
+    assert "No session matches the search" in page.text
+    assert "Search nowhere 0 3 Remove" in page.text
+
+
+def test_empty_table_says_that_there_is_nothing_yet(site: Site, superuser: User):
+    assert "There is no session yet" in site.get("agentdb/session/").text
+
+
+def test_oldest_first_is_the_same_list_from_its_other_end(site: Site, superuser: User, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("agentdb.admin.model_admins.ReadFirstAdmin.list_per_page", 3)
+    fill(site.alias, 10)
+
+    newest = [id for page in walk(site, "agentdb/session/", "Older") for id in page]
+    first = site.get("agentdb/session/").link("newest first")
+    oldest = [id for page in walk(site, "agentdb/session/", "Newer", **dict(parse_qsl(first[1:]))) for id in page]
+
+    assert oldest == newest[::-1]
+    assert len(oldest) == 10
+
+
+def test_status_of_a_newer_server_is_shown_and_can_be_filtered(site: Site, superuser: User):
+    Session.objects.using(site.alias).create(id="s1", agent_name="a", sandbox_id="b", status="dreaming")
+
+    page = site.get("agentdb/session/", status="dreaming")
+
+    assert "dreaming" in page.rows[0]
+    assert "?status=dreaming" in [url for url, text in page.offered if text.startswith("dreaming")]
+
+
+# -- links
+
+
+def test_links_lead_from_agent_to_sessions_to_sandbox_and_back(site: Site, superuser: User):
+    fill(site.alias, 20)
+
+    agents = site.get("agentdb/agent/", q="agent-13")
+    sessions = Page(site.client.get(agents.link("sessions")))
+    assert ids(sessions) == ["s0013"]
+    sandbox = Page(site.client.get(sessions.link("b0013")))
+    assert sandbox.link("s0013") == "/admin/agentdb/session/s0013/change/"
+    assert sandbox.link("agent-13") == "/admin/agentdb/agent/a0013/change/"
+    session = Page(site.client.get(sandbox.link("s0013")))
+    assert ids(Page(site.client.get(session.link("All")))) == ["b0013"]
+
+
+def test_link_names_the_agent_of_the_same_tenant(site: Site, superuser: User):
+    site.db.upsert_agent("bot", "/srv/a", tenant_id="acme")
+    site.db.insert_session("s1", "bot", "sb", tenant_id="other")
+
+    row = site.get("agentdb/session/").rows[0]
+
+    assert "bot (missing)" in row
+
+
+def test_missing_targets_are_said_to_be_missing_and_are_no_links(site: Site, superuser: User):
+    site.db.insert_session("s1", "gone-agent", "gone-box")
+    site.db.insert_sandbox("b1", "gone-agent", "/w", session_id="gone-session")
+    site.db.insert_sandbox("b2", "gone-agent", "/w")
+
+    sessions, sandboxes = site.get("agentdb/session/"), site.get("agentdb/sandbox/")
+    one = site.get("agentdb/session/s1/change/")
+
+    assert {"gone-agent (missing)", "gone-box (missing)", "none"} <= set(sessions.rows[0])
+    assert {"gone-agent (missing)", "gone-session (missing)"} <= {cell for row in sandboxes.rows for cell in row}
+    assert {"none"} <= {cell for row in sandboxes.rows for cell in row}
+    assert "Sandbox gone gone-box" in one.text
+    for page in (sessions, sandboxes, one):
+        assert not [url for url, text in page.links if text.startswith("gone-")]
+
+
+def _ago(site: Site, id: str, **minutes: int) -> None:
+    instants: dict[str, Any] = {column: timezone.now() - timedelta(minutes=age) for column, age in minutes.items()}
+    Session.objects.using(site.alias).filter(pk=id).update(**instants)
+
+
+def test_a_sessions_page_says_what_is_wrong_when_what_happened_and_what_belongs_to_it(site: Site, superuser: User):
+    agent = site.db.upsert_agent("bot", "/srv/bot")
+    site.db.insert_session("s1", "bot", "gone-box")
+    site.db.update_session_runner("s1", "runner-1")
+    _ago(site, "s1", created_at=125, last_active_at=5)
+
+    page = site.get("agentdb/session/s1/change/")
+
+    assert "It is starting, and its sandbox is gone." in page.text
+    assert "It has been starting for 2 hours." in page.text
+    for text in ("Session opened", "2 hours", "Session last active", "5 minutes", "Now still starting"):
+        assert text in page.text
+    assert page.text.index("Session opened") < page.text.index("Session last active")
+    assert page.link("bot").endswith(f"/agent/{agent.id}/change/")
+    assert "runner/?id=runner-1" in page.link("Its sessions, and how it is")
+    assert "Last sign of life 5 minutes ago" in page.text
+
+    site.db.update_session_status("s1", "active")
+    _ago(site, "s1", created_at=125, last_active_at=45)
+    assert "It is active, and has given no sign of life for 45 minutes." in site.get("agentdb/session/s1/change/").text
+    site.db.update_session_status("s1", "ended")
+    ended = site.get("agentdb/session/s1/change/").text
+    assert "its sandbox is gone" not in ended and "Now still" not in ended
+
+
+def test_a_sessions_page_names_an_agent_that_is_missing(site: Site, superuser: User):
+    site.db.insert_session("s1", "gone-agent", "gone-box")
+
+    page = site.get("agentdb/session/s1/change/")
+
+    assert "It is starting, and no agent of its tenant is called 'gone-agent'." in page.text
+    site.db.upsert_agent("gone-agent", "/srv")
+    assert "no agent of its tenant" not in site.get("agentdb/session/s1/change/").text
+
+
+def test_a_sandboxs_page_names_the_sessions_that_name_it(site: Site, superuser: User):
+    site.db.insert_sandbox("b1", "gone-agent", "/w", session_id="s1")
+    site.db.update_sandbox_state("b1", "running")
+    assert "It is running, and its session is gone." in site.get("agentdb/sandbox/b1/change/").text
+    for number in range(6):
+        site.db.insert_session(f"s{number}", "gone-agent", "b1")
+    site.db.update_session_status("s1", "ended")
+
+    page = site.get("agentdb/sandbox/b1/change/")
+
+    assert "It is running, and its session is ended." in page.text
+    assert "sandbox_id=b1" in page.link("All of them")
+    assert page.link("s1").endswith("/session/s1/change/")
+
+
+def test_a_sandboxs_page_opens_where_its_sessions_cannot_be_found_in_time(
+    site: Site, superuser: User, monkeypatch: pytest.MonkeyPatch
+):
+    site.db.insert_sandbox("b1", "gone-agent", "/w")
+    monkeypatch.setattr("agentdb.console.report.ask", lambda *_: Answer(None))
+
+    page = site.get("agentdb/sandbox/b1/change/")
+
+    assert "not looked up among so many" in page.text
+    assert "sandbox_id=b1" in page.link("Search for them")
+
+
+def test_a_rows_page_says_nothing_of_tables_that_the_user_may_not_see(site: Site):
+    agent = site.db.upsert_agent("bot", "/srv/bot")
+    site.db.insert_session("hidden-session", "bot", "hidden-box")
+    site.db.update_session_status("hidden-session", "ended")
+    site.db.insert_sandbox("hidden-box", "bot", "/hidden/folder", session_id="hidden-session")
+    site.db.update_sandbox_state("hidden-box", "running")
+
+    site.log_in(site.make_user("agents", "view_agent"))
+    assert "hidden" not in site.get(f"agentdb/agent/{agent.id}/change/").text
+    site.log_in(site.make_user("sessions", "view_session"))
+    page = site.get("agentdb/session/hidden-session/change/").text
+    assert "/hidden/folder" not in page and "running" not in page and "version 1" not in page
+    site.log_in(site.make_user("sandboxes", "view_sandbox"))
+    assert "ended" not in site.get("agentdb/sandbox/hidden-box/change/").text
+
+
+def test_an_agents_page_has_its_newest_sessions_alone(site: Site, superuser: User):
+    agent = site.db.upsert_agent("bot", "/srv/bot")
+    for number in range(7):
+        site.db.insert_session(f"s{number}", "bot", "b")
+    site.db.insert_session("other", "bot", "b", "other-tenant")
+
+    page = site.get(f"agentdb/agent/{agent.id}/change/")
+
+    assert [text for _, text in page.links if re.fullmatch(r"s\d|other", text)] == ["s6", "s5", "s4", "s3", "s2"]
+
+
+def test_what_is_filtered_is_exported_whole_and_nothing_else(site: Site, superuser: User):
+    fill(site.alias, 120, tenants=2)
+    link = site.get("agentdb/session/", tenant_id="t1").link("CSV")
+
+    lines = list(
+        csv.DictReader(io.StringIO(site.exported(urlsplit(link).path.removeprefix("/admin/"), tenant_id="t1")))
+    )
+    found = json.loads(site.exported("agentdb/session/export/json/", tenant_id="t1"))
+
+    assert "tenant_id=t1" in link
+    assert len(lines) == len(found) == 60
+    assert {line["tenant_id"] for line in lines} == {"t1"}
+    listed = [id for page in walk(site, "agentdb/session/", "Older", tenant_id="t1") for id in page]
+    assert [line["id"] for line in lines] == [row["id"] for row in found] == listed
+    assert list(found[0]) == list(lines[0]) == [field.attname for field in Session._meta.concrete_fields]
+    searched = json.loads(site.exported("agentdb/session/export/json/", q="s0003"))
+    assert [row["id"] for row in searched] == ["s0003"]
+
+
+def test_an_export_starts_no_formula_in_a_spreadsheet(site: Site, superuser: User):
+    for name in ("=1+1", "+1", "-1", "@x", "\tx", "plain", 'a,b\n"c"'):
+        site.db.upsert_agent(name, "=cmd|' /C calc'!A0")
+
+    lines = list(csv.DictReader(io.StringIO(site.exported("agentdb/agent/export/csv/"))))
+
+    assert {line["name"] for line in lines} == {"'=1+1", "'+1", "'-1", "'@x", "'\tx", "plain", 'a,b\n"c"'}
+    assert {line["path"] for line in lines} == {"'=cmd|' /C calc'!A0"}
+    assert {row["name"] for row in json.loads(site.exported("agentdb/agent/export/json/"))} >= {"=1+1", "plain"}
+
+
+def test_an_export_holds_no_hash_of_a_key(site: Site, superuser: User):
+    _, key = site.db.issue_api_key("acme", "ci")
+
+    text = site.exported("agentdb/apikey/export/csv/") + site.exported("agentdb/apikey/export/json/")
+
+    assert key.key_hash not in text and key.key_hash[:8] in text
+
+
+def test_an_export_needs_the_permission_to_look(site: Site):
+    site.log_in(site.make_user("partial", "view_agent"))
+
+    assert site.client.get("/admin/agentdb/session/export/csv/").status_code == 403
+    assert site.client.get("/admin/agentdb/agent/export/csv/").status_code == 200
+    assert site.client.get("/admin/agentdb/agent/export/xml/").status_code == 404
+
+
+def test_tenant_page_leads_to_everything_of_the_tenant(site: Site, superuser: User):
+    fill(site.alias, 20, tenants=5)
+
+    page = Page(site.client.get(site.get("agentdb/session/", q="s0003").link("t3")))
+
+    assert "Tenant t3" in page.text
+    assert ids(Page(site.client.get(page.link("Sessions 4")))) == ["s0003", "s0008", "s0013", "s0018"]
+    assert ids(Page(site.client.get(page.link("Sandboxes 4")))) == ["b0003", "b0008", "b0013", "b0018"]
+    assert ids(Page(site.client.get(page.link("API keys 4")))) == ["k0003", "k0008", "k0013", "k0018"]
+    assert len(Page(site.client.get(page.link("Agents 4"))).rows) == 4
+    assert ids(Page(site.client.get(page.link("ended 4")))) == ["s0003", "s0008", "s0013", "s0018"]
+
+
+def test_tenant_page_hides_tables_the_user_may_not_see(site: Site):
+    fill(site.alias, 3)
+    site.log_in(site.make_user("keys-only", "view_apikey"))
+    site.client.raise_request_exception = True
+
+    page = site.get("agentdb/agent/tenant/", id="t0")
+
+    assert "API keys 1" in page.text
+    assert "Sessions" not in page.text
+
+
+def test_tenant_page_of_nobody_says_so(site: Site, superuser: User):
+    assert "Nothing is stored for this tenant." in site.get("agentdb/agent/tenant/", id="nobody").text
+
+
+def test_ids_and_names_with_odd_characters_are_shown_as_text_and_their_links_work(site: Site, superuser: User):
+    odd = "<b>/?&_5F\"'é"
+    site.db.upsert_agent(odd, odd, tenant_id=odd)
+    site.db.insert_session(odd, odd, odd, tenant_id=odd)
+    site.db.insert_sandbox(odd, odd, odd, session_id=odd, tenant_id=odd)
+
+    page = site.get("agentdb/session/")
+
+    assert [cell for cell in page.rows[0] if cell == odd] == [odd] * 4
+    assert "<b>/" not in page.html
+    addresses = {url for url, text in page.links if text == odd}
+    assert len(addresses) == 4
+    assert all(odd in Page(site.client.get(url)).text for url in addresses)
+
+
+# -- keys in lists
+
+
+def test_no_page_shows_a_whole_key_hash(site: Site, superuser: User):
+    _, record = site.db.issue_api_key("t0", "laptop")
+
+    pages = [site.get("agentdb/apikey/"), site.get(f"agentdb/apikey/{record.id}/change/"), site.get("")]
+
+    assert f"{record.key_hash[:8]}…" in pages[0].text
+    assert f"{record.key_hash[:8]}…" in pages[1].text
+    assert not any(record.key_hash[:9] in page.html for page in pages)
+
+
+# -- actions
+
+
+def operator(site: Site) -> User:
+    user = site.make_user("operator", "change_session", "change_sandbox", "change_apikey")
+    site.log_in(user)
+    return user
+
+
+def test_pausing_asks_first_then_pauses_and_says_what_it_did(site: Site):
+    fill(site.alias, 5)
+    user = operator(site)
+    sessions = Session.objects.using(site.alias)
+    before = sessions.get(pk="s0001")
+
+    question = site.act("agentdb/session/", "pause_sessions", ["s0001", "s0003"])
+    assert "Pause these sessions?" in question.text
+    assert "agent-1 session s0001 (active)" in question.text
+    assert sessions.get(pk="s0001").status == "active"
+
+    answer = site.act("agentdb/session/", "pause_sessions", ["s0001", "s0003", "gone"], confirmed="yes")
+
+    paused = sessions.get(pk="s0001")
+    assert (paused.status, paused.last_active_at > before.last_active_at) == ("paused", True)
+    assert sessions.get(pk="s0003").status == "ended"
+    assert answer.messages == [
+        "Paused 1 session (s0001).",
+        "Left alone, because it is ended: 1 session (s0003).",
+        "Left alone, because it is gone: 1 session (gone).",
+    ]
+    entry = LogEntry.objects.get()
+    assert (entry.user_id, entry.object_id, entry.change_message) == (user.pk, "s0001", "pause: active → paused")
+
+
+def test_marking_cold_leaves_last_used_alone(site: Site):
+    fill(site.alias, 5)
+    operator(site)
+    before = Sandbox.objects.using(site.alias).get(pk="b0004")
+
+    answer = site.act("agentdb/sandbox/", "mark_cold", ["b0004", "b0000"], confirmed="yes")
+
+    after = Sandbox.objects.using(site.alias).get(pk="b0004")
+    assert (after.state, after.last_used_at) == ("cold", before.last_used_at)
+    assert answer.messages == [
+        "Marked cold: 1 sandbox (b0004).",
+        "Left alone, because it is cold already: 1 sandbox (b0000).",
+    ]
+
+
+def test_deleting_sandboxes_removes_the_chosen_ones_only(site: Site):
+    fill(site.alias, 8)
+    operator(site)
+    chosen = ["b0001", "b0002", "b0003", "b0004", "b0005"]
+
+    question = site.act("agentdb/sandbox/", "delete_sandboxes", chosen)
+    assert "Delete these sandboxes?" in question.text
+    assert site.db.count_sandboxes() == 8
+    answer = site.act("agentdb/sandbox/", "delete_sandboxes", chosen, confirmed="yes")
+
+    assert ids(answer) == ["b0000", "b0006", "b0007"]
+    assert answer.messages == ["Deleted 5 sandboxes (b0001, b0002, b0003 and 2 more)."]
+    assert LogEntry.objects.count() == 5
+
+
+def test_all_that_is_filtered_is_acted_on_after_a_question_with_the_count(site: Site, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("agentdb.admin.model_admins.BATCH", 7)
+    fill(site.alias, 60, tenants=2)
+    operator(site)
+    listed = "agentdb/sandbox/?tenant_id=t1"
+
+    question = site.act(listed, "delete_sandboxes", ["b0001"], index="0", select_across="1")
+    assert "All 30 sandboxes that are filtered:" in question.text
+    assert "and 20 more" in question.text
+    assert 'name="confirmed" value="30"' in question.html
+    assert site.db.count_sandboxes() == 60
+    answer = site.act(listed, "delete_sandboxes", ["b0001"], confirmed="30", select_across="1")
+
+    assert answer.messages == ["Deleted 30 sandboxes (b0001, b0003, b0005 and 27 more)."]
+    assert set(Sandbox.objects.using(site.alias).values_list("tenant_id", flat=True)) == {"t0"}
+    assert LogEntry.objects.count() == 30
+
+
+def test_more_rows_than_were_confirmed_are_asked_about_again(site: Site):
+    fill(site.alias, 4)
+    operator(site)
+
+    again = site.act("agentdb/sandbox/", "delete_sandboxes", ["b0001"], confirmed="3", select_across="1")
+
+    assert "All 4 sandboxes that are filtered:" in again.text
+    assert site.db.count_sandboxes() == 4
+
+
+def test_more_rows_than_can_be_counted_are_not_acted_on_at_once(site: Site, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(changelist, "WINDOW", 3)
+    monkeypatch.setattr("agentdb.admin.model_admins.WINDOW", 3)
+    fill(site.alias, 4)
+    operator(site)
+
+    answer = site.act("agentdb/sandbox/", "delete_sandboxes", ["b0001"], confirmed="9", select_across="1")
+
+    assert answer.messages == ["Nothing was changed. The filters leave more than 3 rows; filter further."]
+    assert site.db.count_sandboxes() == 4
+
+
+def test_actions_keys_and_refusals_are_written_to_the_audit_log(site: Site, caplog: pytest.LogCaptureFixture):
+    caplog.set_level("INFO", logger="agentdb.audit")
+    fill(site.alias, 3)
+    operator(site)
+
+    site.act("agentdb/session/", "pause_sessions", ["s0001"], confirmed="yes")
+    site.act("agentdb/sandbox/", "delete_sandboxes", ["b0001"], confirmed="yes")
+    site.act("agentdb/apikey/", "revoke_keys", ["k0001"], confirmed="yes")
+    site.log_in_viewer()
+    site.act("agentdb/session/", "pause_sessions", ["s0002"], confirmed="yes")
+    site.post("agentdb/apikey/add/", tenant_id="t0")
+
+    lines = [(line["user"], line["action"], line["outcome"], line["before"], line["after"]) for line in audited(caplog)]
+    assert lines == [
+        ("operator", "pause", "done", {"s0001": "active"}, {"s0001": "paused"}),
+        ("operator", "delete", "done", {"b0001": lines[1][3]["b0001"]}, {"b0001": None}),
+        ("operator", "revoke", "done", {"k0001": lines[2][3]["k0001"]}, {"k0001": None}),
+        ("viewer", "pause_sessions of sessions", "refused", {}, {}),
+        ("viewer", "issue", "refused", {}, {}),
+    ]
+
+
+def test_what_cannot_be_written_down_is_not_done(site: Site, settings: Any, tmp_path: Path):
+    settings.AGENTDB_AUDIT_LOG = str(tmp_path / "no such folder" / "audit.jsonl")
+    fill(site.alias, 3)
+    operator(site)
+
+    answer = site.act("agentdb/sandbox/", "delete_sandboxes", ["b0001"], confirmed="yes")
+
+    assert answer.messages[0].startswith("Nothing was changed. [Errno 2] No such file or directory: ")
+    assert site.db.count_sandboxes() == 3
+    assert LogEntry.objects.count() == 0
+
+
+def test_action_that_is_undone_says_so_in_the_audit_log(
+    site: Site, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    fill(site.alias, 3)
+    operator(site)
+    real = type(site.db).run_transaction
+
+    def fail_at_the_end(self: Any, fn: Any, **options: Any) -> Any:
+        def then_fail(tx: Any) -> None:
+            fn(tx)
+            raise AgentDbError("The database is away.")
+
+        return real(self, then_fail, **options)
+
+    monkeypatch.setattr(type(site.db), "run_transaction", fail_at_the_end)
+    caplog.set_level("INFO", logger="agentdb.audit")
+    answer = site.act("agentdb/sandbox/", "delete_sandboxes", ["b0001"], confirmed="yes")
+
+    assert answer.messages == ["Nothing was changed. The database is away."]
+    assert [line["outcome"] for line in audited(caplog)] == ["done", "undone"]
+    assert (site.db.count_sandboxes(), LogEntry.objects.count()) == (3, 0)
+
+
+def test_revoking_a_key_locks_its_user_out(site: Site):
+    operator(site)
+    plain, record = site.db.issue_api_key("acme", "laptop")
+
+    answer = site.act("agentdb/apikey/", "revoke_keys", [record.id], confirmed="yes")
+
+    assert answer.messages == [f"Revoked 1 API key ({record.id})."]
+    assert site.db.authenticate(plain) is None
+    assert LogEntry.objects.get().object_repr == "laptop of acme"
+
+
+def test_action_that_the_database_refuses_changes_nothing_and_says_so(site: Site, monkeypatch: pytest.MonkeyPatch):
+    fill(site.alias, 5)
+    operator(site)
+    real = type(site.db).delete_sandbox
+
+    def fail_on_second(self: Any, id: str) -> bool:
+        if id == "b0002":
+            raise AgentDbError("The database is away.")
+        return real(self, id)
+
+    monkeypatch.setattr(type(site.db), "delete_sandbox", fail_on_second)
+    answer = site.act("agentdb/sandbox/", "delete_sandboxes", ["b0001", "b0002"], confirmed="yes")
+
+    assert answer.messages == ["Nothing was changed. The database is away."]
+    assert site.db.count_sandboxes() == 5
+    assert LogEntry.objects.count() == 0
+
+
+def test_action_keeps_the_filter_of_the_list(site: Site):
+    fill(site.alias, 10)
+    operator(site)
+
+    question = site.act("agentdb/session/?status=active", "pause_sessions", ["s0001"])
+
+    assert 'action="/admin/agentdb/session/?status=active"' in question.html
+
+
+def test_cells_link_only_where_the_user_may_look(site: Site):
+    fill(site.alias, 3)
+    site.log_in(site.make_user("narrow", "view_session"))
+
+    for path in ("agentdb/session/", "agentdb/session/s0001/change/", "agentdb/session/runner/?id=runner-1", ""):
+        page = Page(site.client.get(f"/admin/{path}"))
+        opened = {url: site.client.get(url).status_code for url, _ in page.links if url.startswith("/admin/agentdb/")}
+        assert opened
+        assert set(opened.values()) == {200}, opened
+    assert "b0001" in site.get("agentdb/session/").text
+    assert "agent-1" in site.get("agentdb/session/").text
+    assert "missing" not in site.get("agentdb/session/").text
+
+
+def test_long_values_are_cut_in_lists_and_said_how_long(site: Site, superuser: User):
+    long = "/" + "x" * 499_999
+    for number in range(30):
+        Agent.objects.using(site.alias).create(id=f"a{number}", name=f"agent-{number}", path=long)
+        Sandbox.objects.using(site.alias).create(id=f"b{number}", agent_name="agent-1", workspace_dir=long)
+    if connections[site.alias].vendor == "sqlite":  # PostgreSQL's indexes take no such name
+        Session.objects.using(site.alias).create(id="s", agent_name="n" * 300_000, sandbox_id="b" * 300_000)
+
+    for path in ("agentdb/agent/", "agentdb/sandbox/", "agentdb/session/", "agentdb/agent/a1/change/"):
+        page = site.get(path)
+        assert page.status == 200
+        assert len(page.html) < 200_000
+    assert "(500,000 characters)" in site.get("agentdb/agent/").html
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        '["2020-01-01T00:00:00+00:00", "a\\u0000"]', '["2020-01-01T00:00:00+00:00", "\\ud800"]', "[" * 20_000,
+        '["9999-12-31T23:59:59.999999-12:00", "x"]', '["0001-01-01T00:00:00+12:00", "x"]',
+        '["2020-01-01T00:00:00", "x"]', '["2020-01-01T00:00:00+00:00", 1]', "{}", "null",
+    ],
+)  # fmt: skip
+def test_place_made_by_hand_leads_back_to_the_list(site: Site, superuser: User, place: str):
+    fill(site.alias, 3)
+    cursor = base64.urlsafe_b64encode(place.encode()).decode().rstrip("=")
+
+    for direction in ("after", "before"):
+        response = site.client.get("/admin/agentdb/session/", {direction: cursor})
+        assert response.status_code in (200, 302), response.content.decode()
+
+
+# -- other projects' admins
+
+
+@pytest.mark.urls("tests.helpers.custom_admin_urls")
+def test_a_site_of_the_project_with_one_of_the_models_has_its_pages_and_links_only_there(site: Site, superuser: User):
+    fill(site.alias, 3)
+    paths = ("", "agentdb/", "agentdb/session/", "agentdb/session/s0001/change/", "agentdb/session/runner/?id=runner-1")
+
+    pages = [Page(site.client.get(f"/operations/{path}")) for path in paths]
+
+    assert [page.status for page in pages] == [200] * len(paths)
+    links = {url for page in pages for url, _ in page.links if url.startswith("/")}
+    assert {url for url in links if not url.startswith("/operations/")} == {"/"}  # "View site"
+    assert "/operations/agentdb/session/s0001/change/" in links
+    assert not [url for url in links if "/sandbox/" in url or "/agent/" in url or "/apikey/" in url]
+
+
+def test_each_filter_has_the_name_that_themes_ask_for(site: Site, superuser: User, rf: Any):
+    for model in (Agent, Session, Sandbox, ApiKey):
+        model_admin = admin.site._registry[model]
+        request = rf.get("/")
+        request.user = superuser
+        specs: list[Any] = model_admin.get_changelist_instance(request).filter_specs
+        assert [spec.parameter_name for spec in specs] == [spec.parameter for spec in specs]
+
+
+# -- speed
+
+
+@pytest.mark.parametrize(
+    ("path", "query", "most"),
+    [
+        ("", {}, 60),
+        ("agentdb/agent/", {}, 5),
+        ("agentdb/session/", {}, 9),
+        ("agentdb/session/", {"tenant_id": "t1", "status": "active", "q": "agent"}, 10),
+        ("agentdb/sandbox/", {}, 8),
+        (
+            "agentdb/sandbox/",
+            {"tenant_id": "t1", "state": "waiting", "session_id": "s0001"},
+            23,
+        ),
+        ("agentdb/apikey/", {}, 4),
+        ("agentdb/session/s0001/change/", {}, 6),
+        ("agentdb/agent/tenant/", {"id": "t1"}, 7),
+    ],
+)
+def test_page_makes_the_same_few_queries_however_many_rows_it_shows(
+    site: Site, superuser: User, path: str, query: dict[str, str], most: int
+):
+    counts = []
+    for rows in (10, 60):
+        Agent.objects.using(site.alias).all().delete()
+        for model in (Session, Sandbox, ApiKey):
+            model.objects.using(site.alias).all().delete()
+        fill(site.alias, rows, tenants=2)
+        site.get("")  # the schema is looked at once a minute
+        with CaptureQueriesContext(connections[site.alias]) as queries:
+            assert site.get(path, **query).status == 200
+        counts.append(len(queries))
+
+    # On a server two more set the page's time limits, and two more those of a page of questions. The overview asks
+    # once more for each runner that looks silent.
+    limits = 4 if connections[site.alias].vendor == "postgresql" else 0
+    assert counts[0] == counts[1] or path == "", counts
+    assert max(counts) <= most + limits, [query["sql"] for query in queries.captured_queries]
+
+
+def test_no_list_counts_its_table(site: Site, superuser: User):
+    fill(site.alias, 20)
+
+    with CaptureQueriesContext(connections[site.alias]) as queries:
+        for name in LISTS:
+            site.get(f"agentdb/{name}/")
+
+    counts = [query["sql"] for query in queries.captured_queries if "COUNT(*)" in query["sql"].upper()]
+    unbounded = [sql for sql in counts if "LIMIT" not in sql.upper()]
+    # The count of a list that was found to be short is the only one without a limit of its own.
+    assert len(unbounded) == len(LISTS)
+
+
+def test_cursor_survives_its_own_text():
+    cursor = Cursor(datetime.fromisoformat("2026-02-19T20:53:16.123456+00:00"), "ü/\"'")
+
+    assert Cursor.parse(str(cursor)) == cursor
+
+
+def test_logging_in_needs_the_password(site: Site):
+    site.make_user("someone", "view_session")
+    client = Client()
+
+    wrong = client.post("/admin/login/", {"username": "someone", "password": "wrong"})
+    right = client.post("/admin/login/?next=/admin/", {"username": "someone", "password": "a long password"})
+
+    assert (wrong.status_code, right.status_code) == (200, 302)
+
+
+# -- orders
+
+
+def test_rows_that_the_filters_leave_are_ordered_by_another_timestamp_where_they_are_few(
+    site: Site, superuser: User, monkeypatch: pytest.MonkeyPatch
+):
+    fill(site.alias, 60, tenants=2)
+    for number in range(60):  # the older a session is, the later it was active
+        at = timezone.now() - timedelta(minutes=100 - number)
+        Session.objects.using(site.alias).filter(pk=f"s{number:04}").update(last_active_at=at)
+
+    page = site.get("agentdb/session/", tenant_id="t1")
+    by_activity = page.link("Last active")
+    newest = walk(site, "agentdb/session/", "Older", **dict(parse_qsl(by_activity[1:])))
+    again = Page(site.client.get(f"/admin/agentdb/session/{by_activity}"))
+    longest_silent = walk(site, "agentdb/session/", "Newer", **dict(parse_qsl(again.link("Last active")[1:])))
+
+    assert [id for each in newest for id in each] == [f"s{number:04}" for number in range(59, 0, -2)]
+    assert [id for each in longest_silent for id in each] == [f"s{number:04}" for number in range(1, 60, 2)]
+    assert 'aria-sort="descending"' in again.html
+    assert "last active first" in again.text
+    # Where they are many, only the order that an index has is offered, and asked for otherwise it is explained.
+    monkeypatch.setattr(changelist, "WINDOW", 10)
+    many = site.get("agentdb/session/", tenant_id="t1", sort="last_active_at")
+    assert "More than 10 rows are left, too many for that order; filter further to have it." in many.text
+    assert ids(many)[:3] == ["s0001", "s0003", "s0005"]
+    assert [text for _, text in many.links if text in ("Last active", "Created")] == ["Created"]
+
+
+def test_a_made_up_order_is_the_lists_own(site: Site, superuser: User):
+    fill(site.alias, 3)
+
+    for order in ("key_hash", "-id", "status", "-", "oldest; DROP"):
+        assert ids(site.get("agentdb/session/", sort=order)) == ["s0000", "s0001", "s0002"]
+
+
+# -- what a row's page and a finding's rows offer
+
+
+def test_a_rows_page_offers_what_can_be_done_to_it_and_is_come_back_to(site: Site):
+    fill(site.alias, 5)
+    operator(site)
+    path = "agentdb/session/s0001/change/"
+
+    page = site.get(path)
+    assert "Pause…" in page.text
+    assert "Pause…" not in site.get("agentdb/session/s0003/change/").text  # it has ended
+    assert "Mark cold…" not in site.get("agentdb/sandbox/b0000/change/").text  # it is cold
+    question = site.act("agentdb/session/", "pause_sessions", ["s0001"], next=f"/admin/{path}", index="0")
+    assert question.link("No, go back") == f"/admin/{path}"
+    answer = site.act("agentdb/session/", "pause_sessions", ["s0001"], next=f"/admin/{path}", confirmed="1")
+
+    assert answer.response.redirect_chain == [(f"/admin/{path}", 302)]
+    assert answer.messages == ["Paused 1 session (s0001)."]
+    assert "Pause…" not in answer.text
+
+
+@pytest.mark.parametrize(
+    "elsewhere", ["https://example.org/", "//example.org/", "javascript:alert(1)", "/\\example.org"]
+)
+def test_an_action_leads_to_no_other_site(site: Site, elsewhere: str):
+    fill(site.alias, 3)
+    operator(site)
+
+    answer = site.act("agentdb/session/", "pause_sessions", ["s0001"], next=elsewhere, confirmed="1")
+
+    assert [url for url, _ in answer.response.redirect_chain] == ["/admin/agentdb/session/"]
+
+
+def test_the_rows_of_a_finding_can_be_acted_on_where_they_are_listed(site: Site):
+    fill(site.alias, 5)
+    operator(site)
+    _ago(site, "s0001", last_active_at=90)
+    path = "/admin/agentdb/session/attention/?check=silent"
+
+    page = Page(site.client.get(path))
+    assert 'name="_selected_action" value="s0001"' in page.html
+    assert "Pause selected sessions" in page.text
+    answer = site.act("agentdb/session/", "pause_sessions", ["s0001"], next=path, confirmed="1")
+
+    assert answer.response.redirect_chain == [(path, 302)]
+    assert "Nothing is left of this; it was settled meanwhile." in answer.text
+    site.log_in_viewer()
+    _ago(site, "s0000", last_active_at=90)
+    viewed = Page(site.client.get("/admin/agentdb/session/attention/?check=starting"))
+    assert "s0000" in viewed.text
+    assert "Pause selected sessions" not in viewed.text
+
+
+def test_a_rows_page_has_the_row_as_json_without_a_keys_hash(site: Site, superuser: User):
+    fill(site.alias, 2)
+    ApiKey.objects.using(site.alias).filter(pk="k0001").update(key_hash="f" * 64)
+
+    session, key = site.get("agentdb/session/s0001/change/"), site.get("agentdb/apikey/k0001/change/")
+
+    [text] = re.findall(r'data-copy-text="([^"]+)"', session.html)
+    assert json.loads(unescape(text)) == json.loads(site.exported("agentdb/session/export/json/", q="s0001"))[0]
+    assert "f" * 9 not in key.html
+    assert "ffffffff…" in key.text
+
+
+def test_a_rows_page_leads_to_its_history_where_one_is_kept(site: Site, superuser: User, settings: Any):
+    fill(site.alias, 2)
+
+    assert site.get("agentdb/session/s0001/change/").link("History") == "/admin/agentdb/session/s0001/history/"
+    settings.AGENTDB_ADMIN_LOG = False  # as under 'runadmin', whose accounts are gone when it ends
+    assert "History" not in [text for _, text in site.get("agentdb/session/s0001/change/").links]

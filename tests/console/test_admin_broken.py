@@ -1,0 +1,290 @@
+"""The console on databases that are broken: what can be read is shown, and what cannot is named."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import socket
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import User
+from django.db import DatabaseError, connections
+from django.db.utils import ConnectionHandler
+
+from agentdb.admin import changelist, export
+from agentdb.admin.model_admins import SessionAdmin
+from agentdb.conf import database_from_url
+from agentdb.console import reading
+from agentdb.console import report as attention
+from agentdb.management.commands import runadmin
+from agentdb.models import Agent, ApiKey, Sandbox, Session
+from agentdb.schema.inspection import sqlite_path
+from tests.helpers.admin_fixtures import Page, Site, fill
+
+# Values that Python cannot hold: the column, what is stored in it, and how the pages name it.
+BAD_VALUES = {
+    "sqlite": [
+        ("created_at", "'garbage'", "garbage"),
+        ("last_active_at", "'20000-01-01 00:00:00'", "20000-01-01 00:00:00"),
+        ("agent_name", "CAST(x'ff41' AS TEXT)", "\\xffA"),
+        ("runner_id", "CAST(x'fe' AS TEXT)", "\\xfe"),
+    ],
+    "postgresql": [
+        ("created_at", "'infinity'", "infinity"),
+        ("created_at", "'-infinity'", "-infinity"),
+        ("last_active_at", "'20000-01-01 00:00:00Z'", "20000-01-01 00:00:00+00"),
+    ],
+}
+
+
+def execute(site: Site, *statements: str) -> None:
+    with connections[site.alias].cursor() as cursor:
+        for statement in statements:
+            cursor.execute(statement)
+
+
+@pytest.fixture(params=[False, True], ids=["no transaction", "ATOMIC_REQUESTS"])
+def atomic_or_not(site: Site, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    monkeypatch.setitem(connections.settings[site.alias], "ATOMIC_REQUESTS", request.param)
+
+
+def ids(page: Page) -> list[str]:
+    return [row[1].split()[0] for row in page.rows]
+
+
+def test_a_value_that_cannot_be_read_is_shown_as_it_is_stored_beside_all_other_rows(site: Site, superuser: User):
+    for column, stored, shown in BAD_VALUES[connections[site.alias].vendor]:
+        for model in (Session, Sandbox, Agent, ApiKey):
+            model._default_manager.using(site.alias).all().delete()
+        fill(site.alias, 7)
+        execute(site, f"UPDATE sessions SET {column} = {stored} WHERE id = 's0001'")
+        sentence = f"Row 's0001' of sessions has {column} = {shown!r}."
+
+        for query in ({}, {"q": "t1"}, {"tenant_id": "t1"}, {"sort": "oldest"}):
+            page = site.get("agentdb/session/", **query)
+            assert page.status == 200
+            assert "s0001" in ids(page)
+            assert sentence in page.text
+            assert shown in page.text
+        assert len(ids(site.get("agentdb/session/"))) == 7
+        row = site.get("agentdb/session/s0001/change/")
+        assert (row.status, sentence in row.text, f"{column} {shown}" in row.text) == (200, True, True)
+        for path, query in (
+            ("agentdb/session/runner/", {"id": "runner-1"}),
+            ("agentdb/agent/a0001/change/", {}),
+            ("agentdb/sandbox/b0001/change/", {}),
+            ("agentdb/sandbox/", {}),
+            ("agentdb/agent/tenant/", {"id": "t1"}),
+            *(("agentdb/session/attention/", {"check": check.code}) for check in attention.checks()),
+        ):
+            assert site.get(path, **query).status == 200, (path, query, column)
+        assert "The figures as a table" in site.get("").text
+        lines = {line["id"]: line for line in csv.DictReader(io.StringIO(site.exported("agentdb/session/export/csv/")))}
+        found = {row["id"]: row for row in json.loads(site.exported("agentdb/session/export/json/"))}
+        assert len(lines) == len(found) == 7
+        assert lines["s0001"][column] == (f"'{shown}" if shown.startswith("-") else shown)
+        assert found["s0001"][column] == shown
+
+
+def test_a_null_where_none_may_be_is_shown_as_one(site: Site, superuser: User):
+    if connections[site.alias].vendor != "postgresql":
+        pytest.skip("SQLite drops no NOT NULL; a table made without it is read in the same way")
+    fill(site.alias, 3)
+    for column in ("created_at", "last_active_at", "agent_name", "tenant_id", "status"):
+        execute(site, f"ALTER TABLE sessions ALTER {column} DROP NOT NULL", f"UPDATE sessions SET {column} = NULL")
+
+    page, row = site.get("agentdb/session/"), site.get("agentdb/session/s0001/change/")
+
+    assert sorted(ids(page)) == ["s0000", "s0001", "s0002"]
+    assert page.text.count("NULL") >= 3 * 5
+    assert "Row 's0002' of sessions has tenant_id = 'NULL'." in page.text
+    assert (row.status, "created_at NULL" in row.text) == (200, True)
+    assert site.get("").status == 200
+
+
+def test_pages_pass_a_row_whose_place_cannot_be_read(site: Site, superuser: User, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(SessionAdmin, "list_per_page", 2)
+    fill(site.alias, 7)
+    stored = BAD_VALUES[connections[site.alias].vendor][0][1]
+    execute(site, f"UPDATE sessions SET created_at = {stored} WHERE id = 's0003'")
+
+    seen, page = [], site.get("agentdb/session/")
+    while True:
+        seen.append(ids(page))
+        links = [url for url, text in page.links if text.startswith("Older")]
+        if not links:
+            break
+        page = Page(site.client.get(f"/admin/agentdb/session/{links[0]}"))
+
+    assert seen == [["s0003", "s0000"], ["s0001", "s0002"], ["s0004", "s0005"], ["s0006"]]
+
+
+def test_a_search_passes_a_window_that_ends_at_a_row_that_cannot_be_read(
+    site: Site, superuser: User, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(changelist, "WINDOW", 3)
+    fill(site.alias, 12)
+    # On SQLite, where times are texts, at the end of the first window; on a server only at the end of all.
+    stored = {"sqlite": "created_at || 'x'", "postgresql": "'-infinity'"}[connections[site.alias].vendor]
+    execute(site, f"UPDATE sessions SET created_at = {stored} WHERE id = 's0002'")
+
+    found = ids(site.get("agentdb/session/", q="agent"))
+
+    assert sorted(found) == [f"s{number:04}" for number in range(12)]
+
+
+@pytest.mark.usefixtures("atomic_or_not")
+def test_a_list_shows_what_a_table_that_lacks_a_column_has(site: Site, superuser: User):
+    fill(site.alias, 4)
+    execute(site, "ALTER TABLE sessions RENAME COLUMN last_active_at TO last_seen_at")
+    sentence = "The table lacks a column: sessions.last_active_at."
+
+    page = site.get("agentdb/session/")
+    row = site.get("agentdb/session/s0001/change/")
+    runner = site.get("agentdb/session/runner/", id="runner-1")
+
+    assert ids(page) == ["s0000", "s0001", "s0002", "s0003"]
+    for each in (page, row, runner):
+        assert (each.status, sentence in each.text or "not as agentdb expects" in each.text) == (200, True)
+    assert "agentdb verifydb" in page.text
+    assert sentence in row.text
+    assert [
+        line["last_active_at"] for line in csv.DictReader(io.StringIO(site.exported("agentdb/session/export/csv/")))
+    ] == [""] * 4
+    # What depends on the column cannot be asked, and says so.
+    assert site.get("agentdb/session/attention/", check="silent").status == 503
+
+
+@pytest.mark.usefixtures("atomic_or_not")
+def test_a_list_that_names_rows_of_a_missing_table_is_shown_and_calls_none_of_them_missing(site: Site, superuser: User):
+    fill(site.alias, 3)
+    execute(site, "DROP TABLE sandboxes")
+
+    page = site.get("agentdb/session/")
+    row = site.get("agentdb/session/s0001/change/")
+
+    assert ids(page) == ["s0000", "s0001", "s0002"]
+    assert "b0001" in page.rows[1][5]
+    assert "missing" not in page.text.replace("is missing", "")
+    assert not [url for url, _ in page.links if "/sandbox/b0" in url]
+    assert "are not as agentdb expects them." in page.text
+    assert row.status == 200
+    assert "sandbox is gone" not in row.text
+    # Of the table itself nothing can be shown.
+    for path in ("agentdb/sandbox/", "agentdb/sandbox/b0001/change/", "agentdb/sandbox/export/csv/"):
+        broken = site.get(path)
+        assert (broken.status, "are not as agentdb expects them." in broken.text) == (503, True), path
+
+
+def test_an_export_that_breaks_off_says_so_in_its_last_line(
+    site: Site, superuser: User, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    fill(site.alias, 9)
+    monkeypatch.setattr(export, "_CHUNK", 2)
+    parsed, calls = reading._parsed, []
+
+    def lost(*arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) > (1 + 5) * len(Session._meta.concrete_fields):  # one row is looked at before
+            raise DatabaseError("server closed the connection unexpectedly")
+        return parsed(*arguments)
+
+    monkeypatch.setattr(reading, "_parsed", lost)
+
+    lines = site.exported("agentdb/session/export/csv/").splitlines()
+    calls.clear()
+    text = site.exported("agentdb/session/export/json/")
+
+    assert len(lines) == 1 + 5 + 2
+    assert lines[-1].startswith("THE EXPORT ENDED HERE, ROWS ARE MISSING: ")
+    assert "server closed the connection unexpectedly" in lines[-1]
+    assert text.rstrip().splitlines()[-1].startswith("THE EXPORT ENDED HERE")
+    with pytest.raises(json.JSONDecodeError):
+        json.loads(text)
+    assert any("export of sessions" in each.message for each in caplog.records)
+
+
+def test_no_page_makes_a_file_where_the_database_file_was_removed(site: Site, superuser: User):
+    path = sqlite_path(connections[site.alias])
+    if path is None:
+        pytest.skip("a server has no file")
+    fill(site.alias, 3)
+    connections[site.alias].close()
+    for each in (path, *(Path(f"{path}{suffix}") for suffix in ("-wal", "-shm"))):
+        each.unlink(missing_ok=True)
+
+    for where in (
+        "", "agentdb/session/", "agentdb/session/s0001/change/", "agentdb/session/export/csv/", "agentdb/apikey/add/",
+        "agentdb/agent/tenant/?id=t1", "agentdb/session/runner/?id=r", "agentdb/session/attention/?check=silent",
+    ):  # fmt: skip
+        page = site.get(where)
+        assert (page.status, f"There is no database file '{path}'." in page.text) == (200 if where == "" else 503, True)
+        assert not path.exists(), where
+    answer = site.act("agentdb/session/", "pause_sessions", ["s0001"], confirmed="1")
+    assert (answer.status, path.exists()) == (503, False)
+
+
+def test_a_locked_table_is_not_waited_for_by_each_question_of_the_overview(
+    site: Site, superuser: User, monkeypatch: pytest.MonkeyPatch
+):
+    if connections[site.alias].vendor != "postgresql":
+        pytest.skip("SQLite locks whole files, which the overview asks about once")
+    fill(site.alias, 3)
+    monkeypatch.setattr(attention, "SECONDS", 1.0)
+    monkeypatch.setattr(attention, "PAGE_SECONDS", 1.2)
+    locking = connections[site.alias].copy()
+    try:
+        locking.set_autocommit(False)
+        with locking.cursor() as cursor:
+            cursor.execute("LOCK TABLE sessions")
+        began = time.monotonic()
+        page = site.get("")
+        took = time.monotonic() - began
+    finally:
+        locking.rollback()
+        locking.close()
+
+    assert page.status == 200
+    assert "in use by a transaction that does not end" in page.text
+    assert "The page's time was up before this was asked." in page.text
+    assert took < 4  # a dozen questions that each wait half a second take longer
+    assert "The page's time was up" not in site.get("").text
+
+
+def test_a_server_that_says_nothing_is_tried_once_for_all_questions_of_a_page():
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        accepted: list[socket.socket] = []
+
+        def accept() -> None:
+            while True:
+                accepted.append(silent.accept()[0])
+
+        threading.Thread(target=accept, daemon=True).start()
+        url = f"postgresql://postgres@127.0.0.1:{silent.getsockname()[1]}/agents?connect_timeout=2"
+        connections.settings["silent"] = ConnectionHandler({"default": database_from_url(url)}).settings["default"]
+        try:
+            with attention.looking(connections["silent"]):
+                report = attention.examine(connections["silent"])
+                total = attention.ask(connections["silent"], lambda: attention.total(connections["silent"], "sessions"))
+        finally:
+            del connections["silent"]
+            del connections.settings["silent"]
+        for each in accepted:
+            each.close()
+
+    assert report.problem is not None
+    assert total.problem == report.problem
+    assert "cannot be reached: connection timeout expired." in report.problem.sentence
+    assert len(accepted) == 1
+
+
+@pytest.mark.parametrize(("asked", "seconds"), [("", 5), ("?connect_timeout=3", 3), ("?connect_timeout=0", 5)])
+def test_runadmin_gives_up_a_server_within_the_time_of_a_page(asked: str, seconds: int):
+    connection = ConnectionHandler({"default": database_from_url(f"postgresql://h/agents{asked}")})["default"]
+
+    assert runadmin._served(connection, read_only=False)["OPTIONS"]["connect_timeout"] == seconds

@@ -1,0 +1,447 @@
+"""The project around the admin: settings, secret key, static files, servers, and 'runadmin'."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import http.cookiejar
+import os
+import re
+import shutil
+import signal
+import sqlite3
+import stat
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.parse
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.test import Client
+
+from agentdb import AgentDbError
+from agentdb.admin_project.server import AdminRouter
+from agentdb.models import Session
+from settings import environment
+
+ROOT = Path(__file__).parents[2]
+
+
+def manage(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("AGENTDB_")}
+    return subprocess.run(
+        [sys.executable, "manage.py", *arguments],
+        cwd=ROOT,
+        env={**inherited, "DJANGO_SETTINGS_MODULE": "settings.base", **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+# -- the secret key
+
+
+def test_secret_key_is_made_once_in_a_private_file(tmp_path: Path):
+    path = tmp_path / "state" / "agentdb" / "secret_key"
+
+    key = environment.secret_key(path)
+
+    assert re.fullmatch(r"[A-Za-z0-9_-]{86}", key)
+    assert environment.secret_key(path) == key
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_secret_key_is_one_however_many_ask_for_it_at_once(tmp_path: Path):
+    start = threading.Barrier(8)
+
+    def ask(_: int) -> str:
+        start.wait()
+        return environment.secret_key(tmp_path / "secret_key")
+
+    with ThreadPoolExecutor(8) as pool:
+        assert len(set(pool.map(ask, range(8)))) == 1
+
+
+def test_secret_key_that_cannot_be_kept_is_an_error_that_names_the_way_out(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+
+    with pytest.raises(AgentDbError) as raised:
+        environment.secret_key(tmp_path / "file" / "secret_key")
+
+    assert str(raised.value) == (
+        f"The secret key cannot be kept in '{tmp_path}/file/secret_key': File exists. "
+        "Set AGENTDB_SECRET_KEY to 50 or more random characters."
+    )
+
+
+def test_secret_key_that_is_cut_off_is_refused(tmp_path: Path):
+    (tmp_path / "secret_key").write_text("short")
+
+    with pytest.raises(AgentDbError, match=r"is too short to be one\. Delete the file, and try again\."):
+        environment.secret_key(tmp_path / "secret_key")
+
+
+def test_commands_that_sign_nothing_make_no_secret_key(tmp_path: Path):
+    result = manage("check", DATABASE_URL=f"sqlite:///{tmp_path}/x.sqlite3", XDG_STATE_HOME=str(tmp_path))
+
+    assert result.returncode == 0, result.stderr
+    assert not (tmp_path / "agentdb").exists()
+
+
+# -- settings
+
+
+def test_deployment_check_has_nothing_to_say_behind_https(tmp_path: Path):
+    result = manage(
+        "check", "--deploy", "--fail-level=WARNING",
+        DATABASE_URL=f"sqlite:///{tmp_path}/x.sqlite3", XDG_STATE_HOME=str(tmp_path), AGENTDB_HTTPS="1",
+    )  # fmt: skip
+
+    assert (result.returncode, result.stdout) == (0, "System check identified no issues (0 silenced).\n")
+
+
+def test_deployment_check_without_https_names_what_https_switches_on(tmp_path: Path):
+    result = manage("check", "--deploy", DATABASE_URL=f"sqlite:///{tmp_path}/x.sqlite3", XDG_STATE_HOME=str(tmp_path))
+
+    assert sorted(re.findall(r"security\.W\d+", result.stderr)) == [
+        "security.W004",
+        "security.W008",
+        "security.W012",
+        "security.W016",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"), [("", False), ("0", False), ("Off", False), (" no ", False), ("1", True), ("true", True)]
+)
+def test_flag_reads_a_switch(monkeypatch: pytest.MonkeyPatch, value: str, expected: bool):
+    monkeypatch.setenv("AGENTDB_HTTPS", value)
+
+    assert environment.flag("AGENTDB_HTTPS") is expected
+
+
+def test_words_split_at_commas(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("AGENTDB_ALLOWED_HOSTS", "a.example, b.example,,")
+
+    assert environment.words("AGENTDB_ALLOWED_HOSTS") == ["a.example", "b.example"]
+
+
+PROBE = """
+import json, os
+from settings.{kind} import application
+from django.conf import settings
+print(json.dumps([settings.DEBUG, settings.ALLOWED_HOSTS, settings.SECRET_KEY[:3], settings.SESSION_COOKIE_SECURE]))
+"""
+
+
+@pytest.mark.parametrize("kind", ["wsgi", "asgi"])
+def test_project_is_importable_by_a_server_and_reads_the_environment(tmp_path: Path, kind: str):
+    environment = {
+        **os.environ,
+        "DATABASE_URL": f"sqlite:///{tmp_path}/x.sqlite3",
+        "AGENTDB_SECRET_KEY": "k3y" * 20,
+        "AGENTDB_ALLOWED_HOSTS": "admin.example",
+        "AGENTDB_HTTPS": "1",
+    }
+    environment.pop("DJANGO_SETTINGS_MODULE", None)
+    result = subprocess.run(
+        [sys.executable, "-c", PROBE.format(kind=kind)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert result.stdout == '[false, ["admin.example"], "k3y", true]\n'
+
+
+# -- static files and headers
+
+
+def test_static_files_are_served_without_a_second_server():
+    response = Client().get("/static/admin/css/base.css")
+
+    assert response.status_code == 200
+    assert response["Content-Type"] == "text/css"
+    assert response["Cache-Control"] == "public, max-age=3600"
+    assert b"DJANGO Admin styles" in response.getvalue()
+    for path, kind in (("static/agentdb/console.css", "text/css"), ("favicon.ico", "image/svg+xml")):
+        found = Client().get(f"/{path}")
+        assert (found.status_code, found["Content-Type"], bool(found.getvalue())) == (200, kind, True)
+
+
+@pytest.mark.parametrize("path", ["nothing.css", "../models.py", "%2e%2e/models.py", "admin", "a%00b", "/etc/passwd"])
+def test_static_files_are_those_of_the_apps_and_no_others(path: str):
+    assert Client().get(f"/static/{path}").status_code in (400, 404)
+
+
+def test_static_files_can_be_read_and_not_written():
+    assert Client().post("/static/admin/css/base.css").status_code == 405
+
+
+def test_pages_forbid_scripts_and_sources_from_elsewhere():
+    response = Client().get("/admin/login/", follow=True)
+
+    assert response["Content-Security-Policy"] == (
+        "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self' data:; connect-src 'self'; "
+        "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+    )
+    assert response["X-Frame-Options"] == "DENY"
+    assert response["X-Content-Type-Options"] == "nosniff"
+    assert response["Referrer-Policy"] == "same-origin"
+
+
+def test_root_leads_to_the_admin():
+    assert Client().get("/")["Location"] == "/admin/"
+
+
+def test_unknown_host_is_refused():
+    assert Client().get("/admin/login/", headers={"host": "evil.example"}).status_code == 400
+
+
+def test_asgi_application_serves_pages_and_static_files():
+    from django.core.asgi import get_asgi_application
+    from django.test import AsyncClient
+
+    async def ask() -> tuple[int, int]:
+        client = AsyncClient()
+        static = await client.get("/static/agentdb/console.css")
+        static.close()
+        return (await client.get("/admin/login/")).status_code, static.status_code
+
+    assert callable(get_asgi_application())
+    assert asyncio.run(ask()) == (200, 200)
+
+
+# -- runadmin
+
+
+def test_router_keeps_accounts_out_of_the_database_that_is_looked_at():
+    from django.contrib.auth.models import User
+
+    router = AdminRouter()
+
+    assert (router.db_for_read(Session), router.db_for_write(Session)) == ("default", "default")
+    assert (router.db_for_read(User), router.db_for_write(User)) == ("admin", "admin")
+    assert [router.allow_migrate(db, app) for db in ("default", "admin") for app in ("agentdb", "auth")] == [
+        True, False, False, True
+    ]  # fmt: skip
+
+
+def runadmin(url: str, *arguments: str) -> subprocess.Popen[str]:
+    environment = {**os.environ, "DATABASE_URL": url}
+    environment.pop("DJANGO_SETTINGS_MODULE", None)
+    command = [sys.executable, "-m", "agentdb", "runadmin", *arguments]
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A suite that is run in the background ignores Ctrl-C, and so would what it starts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+
+
+def table_names(url: str) -> set[str]:
+    import sqlite3
+
+    connection = sqlite3.connect(url.removeprefix("sqlite:///"))
+    try:
+        return {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    finally:
+        connection.close()
+
+
+@pytest.mark.parametrize("engine", ["sqlite"], indirect=True)
+def test_runadmin_leaves_nothing_in_the_database(url: str):
+    before = table_names(url)
+
+    with runadmin(url, "--port", "0") as server:
+        assert server.stdout is not None
+        lines = [server.stdout.readline() for _ in range(4)]
+        server.send_signal(signal.SIGTERM)
+        rest = server.stdout.read()
+
+    assert re.fullmatch(r"The admin is at http://127\.0\.0\.1:\d+/admin/\n", lines[0])
+    assert lines[1] == "  user name  admin\n"
+    assert re.fullmatch(r"  password   [A-Za-z0-9_-]{16}\n", lines[2])
+    assert lines[3] == (
+        "This account is gone when this ends. Only this machine can reach the address. Stop with Ctrl-C.\n"
+    )
+    assert rest == ""
+    assert table_names(url) == before
+
+
+def test_runadmin_works_on_both_engines_and_read_only(url: str):
+
+    with runadmin(url, "--port", "0", "--read-only") as server:
+        try:
+            assert server.stdout is not None
+            address, _, password, note = (server.stdout.readline().split()[-1] for _ in range(4))
+            opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor(http.cookiejar.CookieJar()))
+            with opener.open(address) as answer:
+                token = re.search(r'csrfmiddlewaretoken" value="(\w+)"', answer.read().decode())
+            assert token is not None
+            form = {"username": "admin", "password": password, "csrfmiddlewaretoken": token[1], "next": "/admin/"}
+            with opener.open(f"{address}login/", urllib.parse.urlencode(form).encode()) as answer:
+                overview = answer.read().decode()
+            with pytest.raises(urllib.error.HTTPError) as refused:
+                opener.open(f"{address}agentdb/apikey/add/")
+            refused.value.close()
+        finally:
+            server.send_signal(signal.SIGINT)
+
+    assert "Sandboxes by state" in overview
+    assert "Nothing needs attention" in overview
+    assert refused.value.code == 403
+    assert note == "Ctrl-C."
+
+
+def test_runadmin_refuses_a_database_that_lacks_migrations(empty_url: str):
+    if empty_url.startswith("sqlite"):
+        Path(empty_url.removeprefix("sqlite:///")).touch()
+    with runadmin(empty_url, "--port", "0") as server:
+        stdout, stderr = server.communicate()
+
+    assert (server.returncode, stdout) == (1, "")
+    assert re.search(r"The database lacks 3 migrations: 0001_initial, .*\. Run 'agentdb migrate'\.", stderr)
+
+
+@pytest.mark.parametrize("engine", ["sqlite"], indirect=True)
+def test_runadmin_says_which_port_is_taken(url: str):
+    import socket
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with runadmin(url, "--port", str(port)) as server:
+            _, stderr = server.communicate()
+
+    assert server.returncode == 1
+    assert f"Port {port} of 127.0.0.1 cannot be used: Address already in use. Name another one with --port." in stderr
+
+
+def test_password_of_the_database_is_not_among_the_arguments(monkeypatch: pytest.MonkeyPatch):
+    from agentdb.management.commands import runadmin as command
+
+    seen: list[Any] = []
+
+    class Server:
+        stdin = None
+
+        def __init__(self, arguments: list[str], env: dict[str, str], **options: Any) -> None:
+            seen.extend([arguments, env])
+            raise OSError("enough seen")
+
+    class Connection:
+        vendor = "postgresql"
+        settings_dict = {"ENGINE": "x", "NAME": "n", "PASSWORD": "pass-word"}
+        close = staticmethod(lambda: None)
+
+    monkeypatch.setattr("subprocess.Popen", Server)
+    monkeypatch.setattr(command, "connections", {"default": Connection})
+    monkeypatch.setattr(command, "inspecting", lambda alias: contextlib.nullcontext(Connection))
+    monkeypatch.setattr(command, "pending_migrations", lambda connection: [])
+
+    with pytest.raises(OSError, match="enough seen"):
+        command.Command().handle(database="default", port=0, read_only=False, audit_log=None)
+
+    assert "pass-word" not in str(seen)
+
+
+@pytest.mark.parametrize("engine", ["sqlite"])
+def test_runadmin_runs_no_file_of_the_working_directory_and_leaves_the_database_as_it_is(
+    engine: str, url: str, tmp_path: Path
+):
+    path = Path(url.removeprefix("sqlite:///"))
+    with sqlite3.connect(path) as connection:
+        connection.execute("PRAGMA journal_mode=DELETE")
+    connection.close()
+    before = path.read_bytes()
+    folder = tmp_path / "working directory"
+    folder.mkdir()
+    for name in ("tempfile", "secrets", "json"):
+        (folder / f"{name}.py").write_text("open('ran', 'w').close()")
+    audit_log = tmp_path / "audit.jsonl"
+    script = "import sys; sys.path.remove(''); from agentdb.__main__ import main; sys.exit(main())"
+    inherited = {name: value for name, value in os.environ.items() if name != "DJANGO_SETTINGS_MODULE"}
+    with subprocess.Popen(
+        [sys.executable, "-c", script, "--url", url, "runadmin", "--port", "0", "--read-only",
+         "--audit-log", str(audit_log)],
+        cwd=folder, env={**inherited, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True,
+    ) as server:  # fmt: skip
+        assert server.stdout is not None
+        lines = [server.stdout.readline() for _ in range(3)]
+        with log_in_to(lines) as opener:
+            page = opener.open(lines[0].split()[-1]).read().decode()
+        server.send_signal(signal.SIGINT)
+
+    assert "Nothing needs attention" in page
+    assert not {"Users", "Groups", "Recent actions"} & set(re.findall(r">([^<>]+)<", page))
+    assert not (folder / "ran").exists()
+    assert path.read_bytes() == before
+    assert [each.name for each in path.parent.glob(f"{path.name}*")] == [path.name]
+    assert audit_log.read_text() == ""
+
+
+def log_in_to(lines: list[str]) -> Any:
+    opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor(http.cookiejar.CookieJar()))
+    address, password = lines[0].split()[-1], lines[2].split()[-1]
+    with opener.open(address) as answer:
+        token = re.search(r'csrfmiddlewaretoken" value="(\w+)"', answer.read().decode())
+    assert token is not None
+    form = {"username": "admin", "password": password, "csrfmiddlewaretoken": token[1], "next": "/admin/"}
+    opener.open(f"{address}login/", urllib.parse.urlencode(form).encode()).close()
+    return contextlib.closing(opener)
+
+
+@pytest.mark.parametrize("engine", ["sqlite"])
+def test_runadmin_makes_no_file_at_a_misspelt_path(engine: str, tmp_path: Path):
+    with runadmin(f"sqlite:///{tmp_path}/no.db", "--port", "0") as server:
+        _, stderr = server.communicate()
+
+    assert server.returncode == 2
+    assert "There is no database file" in stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("engine", ["sqlite"])
+def test_runadmin_on_tables_of_the_old_server_names_the_command_that_adopts_them(engine: str, tmp_path: Path):
+    path = tmp_path / "ash.db"
+    shutil.copyfile(ROOT / "tests" / "legacy" / "sqlite" / "era-b-small.db", path)
+    with runadmin(f"sqlite:///{path}", "--port", "0") as server:
+        _, stderr = server.communicate()
+
+    assert server.returncode == 1
+    assert "Run 'agentdb baselinedb --check'" in stderr
+
+
+def test_runadmin_says_that_it_needs_a_temporary_folder():
+    program = (
+        "import sys, tempfile; tempfile.tempdir = '/proc/none'; "  # as in a container whose disk is read-only
+        "from agentdb.admin_project.server import main; sys.exit(main())"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as server:
+        assert server.stdin is not None
+        server.stdin.write("{}\n")
+        server.stdin.flush()
+        assert server.stderr is not None
+        assert server.stderr.read() == (
+            "A temporary folder is needed, and cannot be made: no such file or directory. Name a folder that can be "
+            "written to with TMPDIR=FOLDER.\n"
+        )
+    assert server.returncode == 1

@@ -1,0 +1,25 @@
+"""Whether pyright knows the type of everything that ``agentdb.__all__`` reaches, for a user without Django's stubs.
+
+pyright --verifytypes agentdb --ignoreexternal --outputjson | python -m tests.helpers.public_types
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+
+REACHED = tuple(f"agentdb.{module}" for module in ("adapter", "aio", "errors", "interface", "opening", "testing"))
+
+
+def main() -> int:
+    symbols = json.load(sys.stdin)["typeCompleteness"]["symbols"]
+    reached = [symbol for symbol in symbols if symbol["isExported"] and symbol["name"].startswith(REACHED)]
+    unknown = [symbol for symbol in reached if not symbol["isTypeKnown"] or symbol["isTypeAmbiguous"]]
+    for symbol in unknown:
+        sys.stdout.write(f"{symbol['name']} {[found['message'] for found in symbol['diagnostics']]}\n")
+    sys.stdout.write(f"{len(reached) - len(unknown)} of {len(reached)} public names have a known type.\n")
+    return bool(unknown) or not reached
+
+
+if __name__ == "__main__":
+    sys.exit(main())

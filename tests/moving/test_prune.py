@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from datetime import timedelta
+from typing import NamedTuple
+
+import psycopg
+import pytest
+from django.core.management import CommandError, call_command
+
+from agentdb import Db, DjangoDb, SandboxState, SessionStatus
+from agentdb.management.commands import prune
+from tests.helpers.factories import execute
+from tests.helpers.legacy_databases import opened
+
+
+class Run(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+def run_prune(url: str, *arguments: str) -> Run:
+    out, err = io.StringIO(), io.StringIO()
+    with opened(url) as connection:
+        try:
+            call_command("prune", *arguments, database=connection.alias, stdout=out, stderr=err, no_color=True)
+        except CommandError as error:
+            return Run(error.returncode, out.getvalue(), f"{err.getvalue()}{error}")
+        except SystemExit as error:
+            return Run(int(str(error.code)), out.getvalue(), err.getvalue())
+    return Run(0, out.getvalue(), err.getvalue())
+
+
+def fill(db: Db, url: str, *, per_status: int = 1, days_ago: int = 40, tenant_id: str = "default") -> None:
+    for status in SessionStatus:
+        for number in range(per_status):
+            id = f"{tenant_id}-{status}-{number}"
+            db.insert_session(id, "a", f"sb-{id}", tenant_id)
+            db.update_session_status(id, status)
+            db.insert_sandbox(f"sb-{id}", "a", "/w", id, tenant_id)
+            db.update_sandbox_state(f"sb-{id}", SandboxState.COLD)
+    ago = f"datetime('now', '-{days_ago} days')" if url.startswith("sqlite") else f"now() - interval '{days_ago} days'"
+    execute(url, f"UPDATE sessions SET last_active_at = {ago} WHERE tenant_id = '{tenant_id}'")
+
+
+def left(url: str) -> list[str]:
+    return [row[0] for row in execute(url, "SELECT id FROM sessions ORDER BY id")]
+
+
+def test_old_finished_sessions_go_with_their_cold_sandboxes(db: DjangoDb, url: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(prune, "_BATCH", 2)
+    fill(db, url, per_status=3)
+    fill(db, url, tenant_id="young", days_ago=1)
+
+    dry = run_prune(url, "--older-than", "30d", "--dry-run")
+    assert (dry.code, dry.out) == (0, "9 would be deleted. Nothing was changed.\n")
+    assert len(left(url)) == 24
+
+    run = run_prune(url, "--older-than", "30d")
+
+    assert (run.code, run.out) == (0, "Deleted 9 sessions.\n")
+    assert run.err.startswith(f"{db.describe()}: sessions that ended before ")
+    gone = ("ended", "stopped", "error")
+    assert not [id for id in left(url) if id.startswith("default-") and id.split("-")[1] in gone]
+    assert len(left(url)) == 15 == len(execute(url, "SELECT id FROM sandboxes"))
+    assert run_prune(url, "--older-than", "30d").out == "Deleted 0 sessions.\n"
+
+
+def test_only_one_tenants_sessions_go(db: DjangoDb, url: str):
+    fill(db, url)
+    fill(db, url, tenant_id="acme")
+
+    run = run_prune(url, "--older-than", "4w", "--tenant", "acme")
+
+    assert run.out == "Deleted 3 sessions.\n"
+    assert ", tenant 'acme': sessions that ended" in run.err
+    assert len([id for id in left(url) if id.startswith("default-")]) == len(SessionStatus)
+
+
+@pytest.mark.parametrize("engine", ["sqlite"])
+@pytest.mark.parametrize("text", ["", "30", "d", "-1d", "0d", "1.5h", "30 d", "1y", "9999999d"])
+def test_what_is_no_age_is_refused_by_name(url: str, text: str):
+    run = run_prune(url, f"--older-than={text}")
+
+    assert run.code == 2
+    assert run.err == f"--older-than {text!r} is no age. Write a whole number and a unit: 90m, 12h, 30d or 8w."
+
+
+@pytest.mark.parametrize("engine", ["sqlite"])
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("90m", timedelta(minutes=90)),
+        ("12h", timedelta(hours=12)),
+        ("30d", timedelta(days=30)),
+        ("8w", timedelta(weeks=8)),
+    ],
+)
+def test_an_age_has_a_unit(text: str, expected: timedelta, engine: str):
+    assert prune.age(text) == expected
+
+
+def test_an_unmigrated_database_says_what_to_run(empty_url: str):
+    if empty_url.startswith("sqlite"):
+        execute(empty_url, "CREATE TABLE other (x int)")
+
+    run = run_prune(empty_url, "--older-than", "1d")
+
+    assert run.code == 2
+    assert "Run 'agentdb migrate'" in run.err
+
+
+def test_a_stop_in_between_keeps_what_is_done_and_says_so(db: DjangoDb, url: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(prune, "_BATCH", 2)
+    fill(db, url, per_status=2)
+    real = DjangoDb.prune_sessions
+    calls = iter([real, real])
+
+    def stop_at_the_third(self: DjangoDb, *arguments: object) -> int:
+        try:
+            return next(calls)(self, *arguments)  # type: ignore[arg-type]
+        except StopIteration:
+            raise KeyboardInterrupt from None
+
+    monkeypatch.setattr(DjangoDb, "prune_sessions", stop_at_the_third)
+    run = run_prune(url, "--older-than", "1d")
+
+    assert run.code == 130
+    assert "Interrupted. 4 were deleted before; the same command goes on from there.\n" in run.err
+    monkeypatch.undo()
+    assert run_prune(url, "--older-than", "1d").out == "Deleted 2 sessions.\n"
+
+
+@pytest.mark.parametrize("engine", ["postgresql"])
+def test_a_row_that_another_holds_ends_it_after_a_while(
+    db: DjangoDb, url: str, monkeypatch: pytest.MonkeyPatch, make_postgres_database: Callable[..., str]
+):
+    monkeypatch.setattr(prune, "_LOCK_TIMEOUT_SECONDS", 1)
+    fill(db, url)
+    with psycopg.connect(url) as other:
+        other.execute("SELECT * FROM sessions FOR UPDATE")
+
+        run = run_prune(url, "--older-than", "1d")
+
+    assert run.code == 2
+    assert "locked" in run.err
+    assert "Nothing was deleted." in run.err

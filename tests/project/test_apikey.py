@@ -1,0 +1,120 @@
+"""The apikey command: the plain key alone on stdout, everything else on stderr."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from django.core.management import CommandError, call_command
+
+from agentdb import DjangoDb, keys
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(db: DjangoDb, *arguments: str) -> tuple[str, str]:
+    stdout, stderr = StringIO(), StringIO()
+    call_command("apikey", f"--database={db.alias}", *arguments, stdout=stdout, stderr=stderr, no_color=True)
+    named, _, said = stderr.getvalue().partition("\n")
+    assert named == f"{db.describe()}."
+    return stdout.getvalue(), said
+
+
+def test_issue_prints_the_plain_key_alone_to_stdout(db: DjangoDb):
+    stdout, stderr = run(db, "issue", "--tenant", "acme", "--label", "laptop")
+
+    (record,) = db.list_api_keys_by_tenant("acme")
+    assert re.fullmatch(r"agentdb_[A-Za-z0-9_-]{43}\n", stdout)
+    assert db.authenticate(stdout.rstrip("\n")) == record
+    assert stderr == (
+        f"Issued key {record.id} for tenant 'acme'. Keep the line above: it is not stored and cannot be shown again.\n"
+    )
+
+
+def test_list_prints_a_line_for_each_key_and_no_hash(db: DjangoDb):
+    _, laptop = db.issue_api_key("acme", "laptop")
+    _, server = db.issue_api_key("acme", "server")
+    _, other = db.issue_api_key("zenith", "")
+
+    stdout, stderr = run(db, "list")
+
+    lines = [line.split("\t") for line in stdout.splitlines()]
+    assert [line[:3] for line in lines] == [
+        [server.id, "acme", "server"],
+        [laptop.id, "acme", "laptop"],
+        [other.id, "zenith", ""],
+    ]
+    assert lines[0][3] == f"{server.key_hash[:8]}…"
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(\.\d+)? UTC", lines[0][4])
+    assert server.key_hash[:9] not in stdout
+    assert stderr == "3 keys.\n"
+
+
+def test_list_of_one_tenant_says_whose_it_is(db: DjangoDb):
+    db.issue_api_key("acme", "laptop")
+    db.issue_api_key("zenith", "laptop")
+
+    assert run(db, "list", "--tenant", "acme")[1] == "1 key of tenant 'acme'.\n"
+    assert run(db, "list", "--tenant", "nobody") == ("", "0 keys of tenant 'nobody'.\n")
+
+
+def test_list_writes_a_tab_in_a_label_as_a_space(db: DjangoDb):
+    db.issue_api_key("acme", "a\tb\nc")
+
+    assert run(db, "list")[0].count("\n") == 1
+    assert run(db, "list")[0].split("\t")[2] == "a b c"
+
+
+def test_revoke_deletes_the_key(db: DjangoDb):
+    plain, record = db.issue_api_key("acme", "laptop")
+
+    assert run(db, "revoke", record.id) == ("", f"Revoked key {record.id}.\n")
+    assert db.authenticate(plain) is None
+
+
+def test_revoke_of_an_unknown_id_says_where_ids_are(db: DjangoDb):
+    with pytest.raises(CommandError) as raised:
+        run(db, "revoke", "nope")
+
+    assert str(raised.value) == "There is no API key 'nope'. Run 'agentdb apikey list' to see the ids."
+    assert raised.value.returncode == 1
+
+
+def test_issue_for_no_tenant_is_refused(db: DjangoDb):
+    with pytest.raises(CommandError) as raised:
+        run(db, "issue", "--tenant", "", "--label", "x")
+
+    assert str(raised.value) == "Tenant id must not be empty."
+    assert run(db, "list")[0] == ""
+
+
+def manage(url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "DATABASE_URL": url, "DJANGO_SETTINGS_MODULE": "settings.base"}
+    command = [sys.executable, "manage.py", "apikey", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_issued_key_can_be_piped_and_an_unknown_id_exits_with_1(url: str, db: DjangoDb):
+    issued = manage(url, "issue", "--tenant", "acme", "--label", "ci")
+    unknown = manage(url, "revoke", "nope")
+
+    assert issued.returncode == 0
+    assert issued.stdout.startswith(keys.PREFIX)
+    assert db.authenticate(issued.stdout.strip()) is not None
+    assert issued.stdout.strip() not in issued.stderr
+    assert (unknown.returncode, unknown.stdout) == (1, "")
+    assert unknown.stderr == (
+        f"{db.describe()}.\nCommandError: There is no API key 'nope'. Run 'agentdb apikey list' to see the ids.\n"
+    )
+
+
+def test_command_line_errors_go_to_stderr_alone(url: str):
+    missing = manage(url, "issue", "--tenant", "acme")
+
+    assert (missing.returncode, missing.stdout) == (2, "")
+    assert "the following arguments are required: --label" in missing.stderr

@@ -1,0 +1,190 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import psycopg
+import pytest
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from agentdb.schema.migration_lock import migration_lock
+from tests.helpers.legacy_databases import manage, opened, rows
+
+ROOT = Path(__file__).parents[2]
+
+# Of this database, because tests beside this one use others of the same server.
+ADVISORY_LOCKS = """
+SELECT count(*) FROM pg_locks JOIN pg_database ON pg_database.oid = pg_locks.database
+WHERE locktype = 'advisory' AND datname = current_database()
+"""
+
+# Takes the lock, says so, and holds it until its standard input ends.
+HOLDER = """
+import sys
+from agentdb.serving.opening import configure
+alias = configure(sys.argv[1])
+from django.db import connections
+from agentdb.schema.migration_lock import migration_lock
+with migration_lock(connections[alias]):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def hold(url: str) -> subprocess.Popen[str]:
+    environment = {name: value for name, value in os.environ.items() if name != "DJANGO_SETTINGS_MODULE"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, url],
+        cwd=ROOT,
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+def test_the_lock_keeps_another_process_waiting_until_it_is_given_back(empty_url: str):
+    with hold(empty_url) as holder, opened(empty_url) as connection:
+        waits: list[str] = []
+
+        def waiting() -> None:
+            waits.append("waiting")
+            assert holder.stdin is not None
+            holder.stdin.close()
+
+        with migration_lock(connection, waiting):
+            assert waits == ["waiting"]
+
+
+def test_the_lock_of_a_killed_process_is_free(empty_url: str):
+    with hold(empty_url) as holder, opened(empty_url) as connection:
+        holder.kill()
+        holder.wait()
+        with migration_lock(connection):
+            pass
+
+
+def test_a_nested_lock_of_the_same_thread_does_not_wait_for_itself(empty_url: str):
+    waits: list[str] = []
+    with opened(empty_url) as connection:
+        with migration_lock(connection), migration_lock(connection, lambda: waits.append("waiting")):
+            pass
+        with migration_lock(connection, lambda: waits.append("waiting")):
+            pass
+    assert waits == []
+
+
+def test_a_lock_is_free_before_the_server_notices_that_its_connection_is_closed(
+    make_postgres_database: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+):
+    unnoticed: list[BaseDatabaseWrapper] = []
+    with opened(url := make_postgres_database()) as connection, psycopg.connect(url) as other:
+        with monkeypatch.context() as patched:
+            patched.setattr(BaseDatabaseWrapper, "close", lambda self: unnoticed.append(self))
+            with migration_lock(connection):
+                held = other.execute(ADVISORY_LOCKS).fetchone()
+        left = other.execute(ADVISORY_LOCKS).fetchone()
+        for each in unnoticed:
+            each.close()
+    assert (held, left, len(unnoticed)) == ((1,), (0,), 1)
+
+
+def test_another_thread_waits(empty_url: str):
+    waits: list[str] = []
+    free = threading.Event()
+
+    def other() -> None:
+        with opened(empty_url) as connection:
+
+            def waiting() -> None:
+                waits.append("waiting")
+                free.set()
+
+            with migration_lock(connection, waiting):
+                waits.append("taken")
+
+    with opened(empty_url) as connection:
+        thread = threading.Thread(target=other)
+        with migration_lock(connection):
+            thread.start()
+            assert free.wait(60)
+            assert waits == ["waiting"]
+        thread.join(60)
+    assert waits == ["waiting", "taken"]
+
+
+def test_migrate_says_that_it_waits(empty_url: str):
+    with hold(empty_url) as holder, opened(empty_url) as connection:
+        assert holder.stdin is not None
+        threading.Timer(0.5, holder.stdin.close).start()
+        printed = manage(connection, "migrate", "agentdb")
+
+    assert printed.startswith("Another process is migrating this database; waiting for it.\n")
+
+
+@pytest.mark.parametrize("option", ["--plan", "--check"])
+def test_a_migrate_that_only_looks_does_not_wait(empty_url: str, option: str, engine: str):
+    if engine == "sqlite":
+        Path(empty_url.removeprefix("sqlite:///")).touch()  # it makes none itself
+    with hold(empty_url) as holder, opened(empty_url) as connection:
+        assert holder.stdin is not None
+        late = threading.Timer(20, holder.stdin.close)
+        late.start()
+        with suppress(SystemExit):  # something is to be done
+            manage(connection, "migrate", "agentdb", option)
+        assert late.is_alive()
+        late.cancel()
+        holder.stdin.close()
+
+
+def test_the_lock_leaves_nothing_behind(empty_url: str, tmp_path: Path, engine: str):
+    with opened(empty_url) as connection:
+        with migration_lock(connection):
+            files = {path.name for path in tmp_path.iterdir()}
+        assert {name for name in files if "lock" in name} == set()
+        if engine == "postgresql":
+            assert rows(connection, ADVISORY_LOCKS) == [(0,)]
+
+
+@pytest.mark.parametrize("engine", ["postgresql"])
+def test_the_lock_holds_though_the_server_limits_idle_transactions_and_waits(empty_url: str, engine: str):
+    with opened(empty_url) as connection:
+        rows(
+            connection,
+            "ALTER ROLE CURRENT_USER IN DATABASE "
+            + str(connection.settings_dict["NAME"])
+            + " SET lock_timeout = '100ms'",
+        )
+    with hold(empty_url) as holder, opened(empty_url) as connection:
+        assert holder.stdin is not None
+        threading.Timer(0.5, holder.stdin.close).start()
+        with migration_lock(connection):
+            pass
+
+
+@pytest.mark.parametrize("engine", ["postgresql"])
+def test_the_lock_needs_no_second_connection_of_a_hosts_pool(empty_url: str, engine: str):
+    with opened(empty_url) as connection:
+        connection.close()
+        connection.settings_dict["CONN_MAX_AGE"] = 0
+        connection.settings_dict["OPTIONS"]["pool"] = {"min_size": 1, "max_size": 1, "timeout": 1}
+        try:
+            assert rows(connection, "SELECT 1") == [(1,)]  # the pool's connection is taken
+            with migration_lock(connection):
+                assert rows(connection, ADVISORY_LOCKS) == [(1,)]
+        finally:
+            connection.close()
+            connection.close_pool()  # type: ignore[attr-defined]
+
+
+def test_a_database_in_memory_needs_no_lock():
+    with opened("sqlite://:memory:") as connection, migration_lock(connection):
+        assert rows(connection, "SELECT 1") == [(1,)]

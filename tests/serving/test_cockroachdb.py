@@ -1,0 +1,290 @@
+"""CockroachDB without a server: its Django backend runs against PostgreSQL, through a proxy that has its rules."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+import django
+import psycopg
+import pytest
+from django.core.management import CommandError
+
+import agentdb
+from agentdb.schema import compare, expected_tables, read_tables
+from tests.helpers.cockroach_proxy import RULES, Proxy, serving
+from tests.helpers.legacy_databases import FOLDER, manage, opened, psql, rows
+
+BACKEND = importlib.metadata.version("django-cockroachdb") if importlib.util.find_spec("django_cockroachdb") else "none"
+
+pytestmark = pytest.mark.skipif(
+    not BACKEND.startswith(".".join(map(str, django.VERSION[:2]))),
+    reason=f"needs the django-cockroachdb of Django {django.VERSION[0]}.{django.VERSION[1]}, and has {BACKEND}",
+)
+
+Start = Callable[..., tuple[Proxy, str]]
+
+# What CockroachDB has and PostgreSQL lacks, as far as the backend uses it.
+_FUNCTIONS = """
+    CREATE SEQUENCE rowids;
+    CREATE FUNCTION unique_rowid() RETURNS bigint LANGUAGE sql AS 'SELECT nextval(''rowids'')';
+"""
+
+
+@pytest.fixture
+def cockroachdb(make_postgres_database: Callable[[], str]) -> Iterator[Start]:
+    """A function that starts a proxy in front of an empty database and returns it with the database's URL."""
+    started = []
+
+    def start(version: tuple[int, int] = (25, 4), legacy: str | None = None) -> tuple[Proxy, str]:
+        url = make_postgres_database()
+        if legacy is not None:
+            psql(url, "-f", str(FOLDER / "pg" / f"{legacy}.sql"))
+        parts = urlsplit(url)
+        folder = parse_qs(parts.query).get("host", [None])[0]
+        target = f"{folder}/.s.PGSQL.{parts.port or 5432}" if folder else (parts.hostname or "", parts.port or 5432)
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute(_FUNCTIONS)
+        context = serving(Proxy(target, version))
+        proxy = context.__enter__()
+        started.append(context)
+        credentials = parts.netloc.rpartition("@")[0]
+        return proxy, f"cockroachdb://{credentials}@127.0.0.1:{proxy.port}{parts.path}"
+
+    yield start
+    for context in started:
+        context.__exit__(None, None, None)
+
+
+def _schema_changes(proxy: Proxy) -> list[str]:
+    return [sql for sql in proxy.statements if sql.startswith(("CREATE", "ALTER", "DROP"))]
+
+
+@pytest.mark.parametrize("version", [(24, 1), (25, 4), (26, 1)])
+def test_a_fresh_database_is_made_with_statements_that_every_version_allows(
+    cockroachdb: Start, version: tuple[int, int]
+) -> None:
+    from django_cockroachdb.features import DatabaseFeatures
+
+    if version < (oldest := DatabaseFeatures.minimum_database_version):
+        pytest.skip(f"django-cockroachdb {BACKEND} needs CockroachDB {oldest[0]}.{oldest[1]}")
+    proxy, url = cockroachdb(version)
+
+    agentdb.connect(url, migrate=True).close()
+
+    assert proxy.refused == []
+    tables = [sql for sql in _schema_changes(proxy) if sql.startswith("CREATE TABLE") and "django_" not in sql]
+    assert len(tables) == 4  # in their final shape: no column changes its type
+    assert all("timestamp with time zone" in sql and "now()::text" not in sql for sql in tables)
+    with opened(url) as connection:
+        found = compare(expected_tables(connection, django.apps.apps), read_tables(connection))
+        assert [difference.message for difference in found if difference.severity == "drift"] == []
+
+
+def test_a_migration_goes_on_wherever_it_was_stopped(cockroachdb: Start) -> None:
+    """Each run is allowed one schema change more than the one before it: every place to stop is tried once."""
+    proxy, url = cockroachdb()
+    done: set[str] = set()
+
+    def allow_one(sql: str) -> str | None:
+        if not sql.startswith(("CREATE", "ALTER", "DROP")) or sql in done:
+            return None
+        if not allowed:
+            return "XX000"
+        allowed.clear()
+        done.add(sql)
+        return None
+
+    proxy.fail = allow_one
+    stops = 0
+    while True:
+        allowed = [True]
+        try:
+            agentdb.connect(url, migrate=True).close()
+        except agentdb.AgentDbError:
+            stops += 1
+            assert stops < 40
+        else:
+            break
+
+    assert stops == len(done) - 1 == 20  # four tables, sixteen indexes, and the record of migrations
+    with opened(url) as connection:
+        found = compare(expected_tables(connection, django.apps.apps), read_tables(connection))
+        assert [difference.message for difference in found if difference.severity == "drift"] == []
+
+
+@pytest.mark.parametrize("stem", ["era-a", "era-b", "era-d", "crash-a-to-b-nofk-k21"])
+def test_an_old_server_s_database_is_adopted_step_by_step(cockroachdb: Start, stem: str) -> None:
+    proxy, url = cockroachdb(legacy=stem)
+    with opened(url) as connection:
+        before = rows(connection, "SELECT id FROM sessions ORDER BY id")
+
+        manage(connection, "baselinedb")
+
+        assert proxy.refused == []
+        assert rows(connection, "SELECT id FROM sessions ORDER BY id") == before
+        assert "Nothing to do" in manage(connection, "baselinedb")
+        manage(connection, "verifydb")
+
+
+def test_an_adoption_goes_on_wherever_it_was_stopped(cockroachdb: Start) -> None:
+    """Each run is allowed a few schema changes more; AGENTDB_TEST_STOPS=1 stops at every single one."""
+    proxy, url = cockroachdb(legacy="crash-a-to-b-nofk-k21")
+    step = int(os.environ.get("AGENTDB_TEST_STOPS", "6"))
+    done: set[str] = set()
+
+    def allow_some(sql: str) -> str | None:
+        if not sql.startswith(("CREATE", "ALTER", "DROP", "UPDATE")) or sql in done:
+            return None
+        if not allowed:
+            return "XX000"
+        allowed.pop()
+        done.add(sql)
+        return None
+
+    proxy.fail = allow_some
+    with opened(url) as connection:
+        before = rows(connection, "SELECT id FROM sessions ORDER BY id")
+        stops = 0
+        while True:
+            allowed = [True] * step
+            try:
+                manage(connection, "baselinedb")
+            except CommandError as error:
+                stops += 1
+                assert str(error).endswith("Steps that were done stay; run the command again to go on.")
+                assert stops < 80
+            else:
+                break
+
+        assert stops >= 5
+        assert rows(connection, "SELECT id FROM sessions ORDER BY id") == before
+        manage(connection, "verifydb")
+
+
+def test_every_row_survives_the_way_back_and_forth(cockroachdb: Start) -> None:
+    proxy, url = cockroachdb()
+    with agentdb.connect(url, migrate=True) as db:
+        before = [db.insert_session(f"s{number}", "a", "b") for number in range(3)]
+        agent = db.upsert_agent("a", "/a")
+
+    with opened(url) as connection:
+        manage(connection, "migrate", "agentdb", "0001", verbosity=0)
+        texts = rows(connection, "SELECT created_at FROM sessions ORDER BY id")
+        manage(connection, "migrate", "agentdb", verbosity=0)
+
+    assert all(text.endswith("Z") and text[10] == "T" for (text,) in texts)
+    assert proxy.refused == []
+    with agentdb.connect(url) as db:
+        after = sorted(db.list_sessions(), key=lambda session: session.id)
+        assert [session.id for session in after] == [session.id for session in before]
+        # The old server's text has milliseconds.
+        pairs = zip(before, after, strict=True)
+        assert all(old.created_at - new.created_at < timedelta(milliseconds=1) for old, new in pairs)
+        found = db.get_agent("a")
+        assert found is not None
+        assert replace(found, created_at=agent.created_at, updated_at=agent.updated_at) == agent
+
+
+def test_the_methods_send_only_what_the_rules_allow(cockroachdb: Start) -> None:
+    proxy, url = cockroachdb()
+    with agentdb.connect(url, migrate=True) as db:
+        db.upsert_agent("a", "/1")
+        assert db.upsert_agent("a", "/2").version == 2
+        session = db.insert_session("s", "a", "sb")
+        db.insert_sandbox("sb", "a", "/w", "s")
+        assert db.update_session_status("s", "active")
+        assert db.update_session_runner("s", "r")
+        assert db.list_sessions("default", "a", limit=1, before=None)[0].id == "s"
+        assert db.list_sessions(before=session) == []
+        assert [found.id for found in db.list_sessions_by_runner("r")] == ["s"]
+        assert db.bulk_pause_sessions_by_runner("r") == 1
+        assert db.update_sandbox_state("sb", "waiting")
+        assert db.get_best_eviction_candidate().id == "sb"
+        assert [idle.id for idle in db.get_idle_sandboxes(datetime.now(UTC) + timedelta(hours=1))] == ["sb"]
+        assert db.mark_all_sandboxes_cold() == 1
+        plain, key = db.issue_api_key("t", "label")
+        assert db.authenticate(plain) == key
+        assert db.run_transaction(lambda db: db.delete_agent("a"))
+
+    assert proxy.refused == []
+
+
+def test_the_methods_do_what_they_do_on_any_engine(cockroachdb: Start) -> None:
+    """Their tests, as on a cluster that AGENTDB_TEST_COCKROACH_URL names."""
+    proxy, url = cockroachdb()
+    proxy.template = urlsplit(url).path[1:]
+    environment = {**os.environ, "AGENTDB_TEST_COCKROACH_URL": url.replace(urlsplit(url).path, "/postgres")}
+    files = ("agents", "api_keys", "sandboxes", "sessions")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "--engine=cockroachdb", "-p", "no:cacheprovider", "--no-cov",
+         *(f"tests/serving/test_{file}.py" for file in files)],
+        capture_output=True, text=True, env=environment, cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+
+    assert done.returncode == 0, done.stdout
+    assert len(re.findall(r"(\d\d+) passed", done.stdout, re.MULTILINE)) == 1
+    assert proxy.refused == []
+
+
+@pytest.mark.parametrize("work", ["single", "transaction"])
+def test_an_ambiguous_result_is_an_unknown_outcome(cockroachdb: Start, work: str) -> None:
+    proxy, url = cockroachdb()
+    with agentdb.connect(url, migrate=True) as db:
+        ends = "INSERT INTO" if work == "single" else "COMMIT"
+        proxy.fail_after = lambda sql: "40003" if sql.startswith(ends) else None
+        with pytest.raises(agentdb.OutcomeUnknownError, match="result is ambiguous"):
+            if work == "single":
+                db.insert_session("s", "a", "b")
+            else:
+                db.run_transaction(lambda tx: tx.insert_session("s", "a", "b"))
+        proxy.fail_after = lambda sql: None
+
+        assert db.get_session("s") is not None  # as it may be: the proxy ran what it gave no answer to
+
+
+def test_a_transaction_that_must_restart_is_run_again(cockroachdb: Start) -> None:
+    proxy, url = cockroachdb()
+    with agentdb.connect(url, migrate=True) as db:
+        failures = ["COMMIT", "INSERT INTO"]
+
+        def fail_once(sql: str) -> str | None:
+            if failures and sql.startswith(failures[-1]):
+                failures.pop()
+                return "40001"
+            return None
+
+        proxy.fail = fail_once
+        db.insert_session("single", "a", "b")
+        db.run_transaction(lambda db: db.insert_session("s", "a", "b"))
+
+        assert failures == []
+        assert {session.id for session in db.list_sessions()} == {"single", "s"}
+
+
+def test_the_rules_refuse_what_cockroachdb_refuses(cockroachdb: Start) -> None:
+    """The proxy is a test's instrument: a rule that matches nothing would prove nothing."""
+    proxy, url = cockroachdb((25, 4))
+    bad = (
+        "LOCK TABLE t",
+        "CREATE INDEX i ON t (a text_pattern_ops)",
+        "ALTER TABLE t ALTER COLUMN a TYPE text",
+        "CREATE TEMPORARY TABLE t (a int)",
+        "SET CONSTRAINTS ALL IMMEDIATE",
+    )
+    with opened(url) as connection:
+        for sql in bad:
+            with pytest.raises(django.db.Error, match="unimplemented"):
+                rows(connection, sql)
+
+    assert [sql for _, sql in proxy.refused] == list(bad)
+    assert all(rule.source for rule in RULES)

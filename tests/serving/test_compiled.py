@@ -1,0 +1,357 @@
+"""The cached SQL is what Django would send today, and its conversions are Django's."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import uuid
+from collections.abc import Callable, Iterator
+from datetime import UTC, date, datetime, timedelta, timezone
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from django.apps.registry import Apps
+from django.db import connections, models
+from django.db.models import F, QuerySet
+
+import agentdb
+from agentdb import DjangoDb
+from agentdb.models import Agent, Sandbox, Session
+from agentdb.serving import adapter, queries
+from agentdb.serving.compiled import Delete, Insert, Parameters, Query, Select, SelectCount, Update
+from tests.helpers.factories import make_agent, make_session
+
+NOW = datetime(2026, 3, 1, 12, 0, 0, 123456, tzinfo=UTC)
+
+# What each parameter is while both sides are compared.
+VALUES: dict[str, Any] = {
+    "id": "an id", "tenant_id": "a tenant", "name": "a name", "path": "a path", "agent": "an agent",
+    "agent_name": "an agent", "sandbox_id": "a sandbox", "session_id": "a session", "runner_id": "a runner",
+    "status": "active", "state": "cold", "workspace_dir": "a folder", "key_hash": "a hash", "label": "a label",
+    "now": NOW, "created_at": NOW + timedelta(seconds=1), "older_than": NOW + timedelta(seconds=2), "limit": 7,
+    "ended_before": NOW + timedelta(seconds=3), "session_ids": "[]",
+}  # fmt: skip
+
+
+class Given(Parameters):
+    """Hands out the values themselves, so that a query can be run by the ORM."""
+
+    def text(self, name: str) -> str:
+        return str(VALUES[name])
+
+    def instant(self, name: str) -> datetime:
+        value = VALUES[name]
+        assert isinstance(value, datetime)
+        return value
+
+    def limit(self, name: str) -> int:
+        return int(VALUES[name])
+
+
+def _named_queries() -> dict[str, Query]:
+    found: dict[str, Query] = {}
+    for name, value in vars(queries).items():
+        if isinstance(value, Select | SelectCount | Update | Delete | Insert):
+            found[name] = value
+        elif isinstance(value, dict) and name.isupper():
+            found.update({f"{name}{list(key)}": query for key, query in value.items()})
+    return found
+
+
+QUERIES = _named_queries()
+
+
+def test_every_query_of_the_adapter_is_compared_here() -> None:
+    used = set(re.findall(r"queries\.([A-Z_]+)\b", inspect.getsource(adapter)))
+
+    assert used == {name.partition("[")[0] for name in QUERIES}
+    assert len(QUERIES) == len(used) + 7  # list_sessions has eight forms
+
+
+class _Seen(Exception):
+    pass
+
+
+def _what_the_orm_sends(alias: str, run: Callable[[], object]) -> tuple[str, list[Any]]:
+    """Return the first statement and its parameters, and send it to no database."""
+    seen: list[tuple[str, list[Any]]] = []
+
+    def look(execute: object, sql: str, params: Any, many: bool, context: object) -> None:
+        if sql.startswith("BEGIN"):
+            return
+        seen.append((sql, list(params or [])))
+        raise _Seen
+
+    with connections[alias].execute_wrapper(look), pytest.raises(_Seen):
+        run()
+    return seen[0]
+
+
+def _by_the_orm(alias: str, query: Any) -> Callable[[], object]:
+    given = Given()
+    if isinstance(query, Insert):
+        instance = query.build(given)
+        manager = type(instance)._default_manager.using(alias)
+        if not query.unique:
+            return lambda: instance.save(using=alias, force_insert=True)
+        return lambda: manager.bulk_create(
+            [instance], update_conflicts=True, unique_fields=list(query.unique), update_fields=list(query.replace)
+        )
+    queryset: QuerySet[Any] = query.build(given).using(alias)
+    if isinstance(query, SelectCount):
+        return queryset.count
+    if isinstance(query, Update):
+        return lambda: queryset.update(**query.values(given))
+    if isinstance(query, Delete):
+        return queryset.delete
+    return lambda: list(queryset)
+
+
+@pytest.mark.parametrize("name", QUERIES)
+def test_cached_statement_is_what_the_orm_sends(db: DjangoDb, engine: str, name: str) -> None:
+    query: Any = QUERIES[name]
+    statement = query.compile(connections[db.alias])
+
+    sql, params = _what_the_orm_sends(db.alias, _by_the_orm(db.alias, query))
+
+    if isinstance(query, Insert):
+        # Django returns the columns that the database fills; here it is every column, or none where all are given.
+        sql = sql.partition(" RETURNING ")[0]
+        compiled, returning, columns = statement.sql.partition(" RETURNING ")
+        model = type(query.build(Given()))
+        # Only the server knows its time; one column says it for all.
+        by_server = [f for f in model._meta.concrete_fields if f.name == "created_at"] if engine != "sqlite" else []
+        wanted = model._meta.concrete_fields if query.returning else by_server
+        assert bool(returning) is bool(wanted)
+        assert columns == ", ".join(f'"{model._meta.db_table}"."{f.column}"' for f in wanted)
+        # The increment is what bulk_create() cannot say.
+        if query.change:
+            assert ' DO UPDATE SET "version" = ("agents"."version" + ' in compiled
+            compiled = _without_increment(compiled)
+    else:
+        compiled, returning, _ = statement.sql.partition(" RETURNING ")
+        assert bool(returning) is getattr(query, "returning", False)
+    bound = list(statement.bind(VALUES))
+    if isinstance(query, Insert) and query.change:
+        assert bound.pop() == 1
+    if engine == "sqlite":
+        sql = sql.replace("%s", "?")
+    if "LIMIT" in sql and "limit" in {slot[0] for slot in statement.slots}:
+        sql = sql.replace("LIMIT 7", "LIMIT ?" if engine == "sqlite" else "LIMIT %s")
+        assert bound.pop() == 7
+    assert compiled == sql
+    assert [_comparable(value) for value in bound] == [_comparable(value) for value in params]
+
+
+def _without_increment(sql: str) -> str:
+    for placeholder in ("?", "%s"):
+        sql = sql.replace(f'"version" = ("agents"."version" + {placeholder}), ', "")
+    return sql
+
+
+def _comparable(value: object) -> object:
+    return value.obj if hasattr(value, "obj") else value
+
+
+def test_what_the_orm_sends_is_compared_and_not_only_looked_at(db: DjangoDb) -> None:
+    statement = queries.GET_SESSION.compile(connections[db.alias])
+
+    sql, _ = _what_the_orm_sends(db.alias, lambda: list(Session.objects.using(db.alias).filter(agent_name="x")))
+
+    assert statement.sql != sql.replace("%s", "?")
+
+
+# -- records against the ORM's own instances
+
+
+def test_records_equal_the_instances_of_the_orm(db: DjangoDb) -> None:
+    agent, session = make_agent(db), make_session(db)
+
+    for record, model in ((agent, Agent), (session, Session)):
+        instance = model._default_manager.using(db.alias).get(id=record.id)
+        assert {field: getattr(record, field) for field in record.__slots__} == {
+            field.attname: getattr(instance, field.attname) for field in model._meta.concrete_fields
+        }
+
+
+# -- instants
+
+_ZONES = [UTC, timezone(timedelta(hours=5, minutes=30)), timezone(timedelta(hours=-11, seconds=-7))]
+INSTANTS = [
+    instant.astimezone(zone) if 1 < instant.year < 9999 else instant
+    for instant in [
+        datetime(1, 1, 1, tzinfo=UTC),
+        datetime(1, 1, 1, microsecond=1, tzinfo=UTC),
+        datetime(999, 12, 31, 23, 59, 59, 999999, tzinfo=UTC),
+        datetime(1901, 1, 1, microsecond=1, tzinfo=UTC),
+        datetime(1969, 12, 31, 23, 59, 59, 999999, tzinfo=UTC),
+        datetime(2024, 2, 29, 12, 30, 15, tzinfo=UTC),
+        datetime(2026, 3, 1, 12, 0, 0, 100000, tzinfo=UTC),
+        datetime(2026, 3, 1, 12, 0, 0, 1000, tzinfo=UTC),
+        datetime(2026, 3, 29, 1, 30, tzinfo=UTC),
+        datetime(9999, 12, 31, 23, 59, 59, 999999, tzinfo=UTC),
+    ]
+    for zone in _ZONES
+]
+
+
+@pytest.fixture
+def sqlite_db() -> Iterator[DjangoDb]:
+    with agentdb.connect("sqlite://:memory:", migrate=True) as db:
+        yield db
+
+
+def test_instants_are_written_and_read_as_django_does_on_sqlite(sqlite_db: DjangoDb) -> None:
+    connection = connections[sqlite_db.alias]
+    statement = Select(lambda p: Session.objects.filter(created_at=p.instant("at"))).compile(connection)
+    converters = dict(statement.converters)
+    field = Session._meta.get_field("created_at")
+    column = field.get_col("sessions")
+    djangos = connection.ops.get_db_converters(column) + field.get_db_converters(connection)
+
+    for value in INSTANTS:
+        written = statement.bind({"at": value})
+        assert written == [connection.ops.adapt_datetimefield_value(value)]
+        expected: Any = written[0]
+        for convert in djangos:
+            expected = convert(expected, column, connection)
+        read = converters[6](written[0])
+        assert read == expected == value
+        assert read.tzinfo is UTC
+        assert (read.microsecond, read.utcoffset()) == (expected.microsecond, timedelta(0))
+
+
+def test_null_and_what_the_connection_has_parsed_already_pass_on_sqlite(sqlite_db: DjangoDb) -> None:
+    statement = queries.GET_SESSION.compile(connections[sqlite_db.alias])
+    converters = dict(statement.converters)
+
+    assert converters[6](None) is None
+    assert converters[6](datetime(2026, 1, 1)) == datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def test_instants_go_to_the_database_and_back(db: DjangoDb, url: str) -> None:
+    make_session(db)
+    insert = Update(lambda p: Session.objects.filter(id=p.text("id")), lambda p: {"created_at": p.instant("at")})
+    db_alias = connections[db.alias]
+    update = insert.compile(db_alias)
+
+    for value in INSTANTS:
+        channel = db._executor.channel()
+        assert channel.execute(update.sql, update.bind({"id": "s1", "at": value})).rowcount == 1
+        session = db.get_session("s1")
+        assert session is not None
+        assert session.created_at == value
+        assert session.created_at.utcoffset() == timedelta(0)
+        assert Session.objects.using(db.alias).get().created_at == value
+
+
+# -- the module by itself
+
+
+def test_parameters_are_bound_by_name_and_repeated_ones_alike(sqlite_db: DjangoDb) -> None:
+    statement = Select(
+        lambda p: Session.objects.filter(agent_name=p.text("a"), sandbox_id=p.text("b")).exclude(runner_id=p.text("a"))
+    ).compile(connections[sqlite_db.alias])
+
+    assert statement.bind({"b": "B", "a": "A"}) == ["A", "B", "A"]
+
+
+def test_a_constant_stays_in_its_place(sqlite_db: DjangoDb) -> None:
+    statement = Select(
+        lambda p: Session.objects.filter(status="active", agent_name=p.text("a"), tenant_id="default")
+    ).compile(connections[sqlite_db.alias])
+
+    assert sorted(statement.bind({"a": "A"})) == ["A", "active", "default"]
+
+
+def test_a_value_that_looks_like_a_stand_in_is_only_a_value(sqlite_db: DjangoDb) -> None:
+    statement = queries.GET_SESSION.compile(connections[sqlite_db.alias])
+
+    assert statement.bind({"id": Parameters().text("id")}) == [Parameters().text("id")]
+
+
+def test_a_missing_parameter_is_an_error(sqlite_db: DjangoDb) -> None:
+    statement = queries.GET_AGENT.compile(connections[sqlite_db.alias])
+
+    with pytest.raises(KeyError, match="tenant_id"):
+        statement.bind({"name": "a"})
+
+
+def test_a_parameter_without_a_place_is_an_error(sqlite_db: DjangoDb) -> None:
+    def build(p: Parameters) -> QuerySet[Session]:
+        p.text("nowhere")
+        p.instant("never")
+        p.limit("none")
+        return Session.objects.filter(id=p.text("id"))
+
+    with pytest.raises(ValueError, match=r"no place for its parameters \['never', 'none', 'nowhere'\]: SELECT"):
+        Select(build).compile(connections[sqlite_db.alias])
+
+
+class Everything(models.Model):
+    """Types that the four tables do not have: the module is not made for them alone."""
+
+    flag = models.BooleanField()
+    price = models.DecimalField(max_digits=10, decimal_places=2)
+    day = models.DateField()
+    key = models.UUIDField()
+    data = models.JSONField()
+    at = models.DateTimeField(null=True)
+
+    class Meta:
+        apps = Apps()
+        app_label = "everything"
+
+    def __str__(self) -> str:
+        return str(self.key)
+
+
+def test_other_fields_are_converted_as_django_converts_them(db: DjangoDb) -> None:
+    connection = connections[db.alias]
+    with connection.schema_editor() as editor:
+        editor.create_model(Everything)
+    made = Everything(
+        flag=True, price=Decimal("1.50"), day=date(2026, 3, 1), key=uuid.uuid4(), data={"a": [1, None]}, at=None
+    )
+    made.save(using=db.alias)
+    columns = [field.attname for field in Everything._meta.concrete_fields]
+
+    statement = Select(lambda p: Everything._default_manager.all()).compile(connection)
+    with connection.cursor() as cursor:  # Django's, whose loaders the converters expect
+        cursor.execute(statement.sql.replace("?", "%s"), statement.bind({}))
+        [row] = cursor.fetchall()
+
+    assert dict(zip(columns, statement.convert(row), strict=True)) == {
+        column: getattr(made, column) for column in columns
+    }
+
+
+def test_count_ignores_the_order(sqlite_db: DjangoDb) -> None:
+    statement = SelectCount(lambda p: Sandbox.objects.order_by("id")).compile(connections[sqlite_db.alias])
+
+    assert statement.sql == 'SELECT COUNT(*) AS "__count" FROM "sandboxes"'
+
+
+def test_percent_signs_in_the_sql_reach_sqlite_once(sqlite_db: DjangoDb) -> None:
+    statement = Select(lambda p: Session.objects.extra(where=["sandbox_id LIKE 'a%%'"])).compile(
+        connections[sqlite_db.alias]
+    )
+
+    assert "LIKE 'a%'" in statement.sql
+
+
+def test_upsert_raises_the_old_rows_version(db: DjangoDb) -> None:
+    upsert = Insert(
+        queries.UPSERT_AGENT.build,
+        unique=("tenant_id", "name"),
+        replace=("path",),
+        change={"version": F("version") + 10},
+    )
+    make_agent(db)
+    statement = upsert.compile(connections[db.alias])
+    values = VALUES | {"name": "support-bot", "tenant_id": "default", "id": "other id"}
+
+    [row] = db._executor.channel().execute(statement.sql, statement.bind(values)).fetchall()
+
+    assert statement.convert(row)[3] == 11

@@ -1,0 +1,156 @@
+"""How many connections a Db has open, and for how long: counted by the server."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import psycopg
+import pytest
+
+import agentdb
+from agentdb import DatabaseUnavailableError, Db, InvalidInputError
+from agentdb.conf import database_from_url
+from agentdb.serving.executor import Executor
+from tests.project.test_import import run_python
+
+OTHERS = "FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'agentdb'"
+
+
+@pytest.fixture
+def url(make_postgres_database: Callable[..., str], _migrated_postgres: str) -> str:
+    return make_postgres_database(template=_migrated_postgres)
+
+
+@pytest.fixture
+def watcher(url: str) -> Iterator[psycopg.Connection]:
+    with psycopg.connect(url, autocommit=True) as connection:
+        yield connection
+
+
+def with_options(url: str, **options: object) -> str:
+    return url + ("&" if "?" in url else "?") + "&".join(f"{name}={value}" for name, value in options.items())
+
+
+def count(watcher: psycopg.Connection) -> int:
+    row = watcher.execute(f"SELECT count(*) {OTHERS}").fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def touch(id: str, inside: Db) -> bool:
+    return inside.touch_session(id)
+
+
+def wait_for(what: Callable[[], bool]) -> None:
+    ends = time.monotonic() + 20
+    while not what():
+        assert time.monotonic() < ends
+        time.sleep(0.02)
+
+
+def test_many_threads_share_as_many_connections_as_may_be(url: str, watcher: psycopg.Connection) -> None:
+    most = 0
+
+    def work(number: int) -> None:
+        nonlocal most
+        for turn in range(5):
+            session = db.insert_session(f"{number}-{turn}", "a", "sb")
+            db.run_transaction(partial(touch, session.id))
+            # A server needs a moment to notice that a connection was closed, so this is counted here.
+            most = max(most, executor.open_connections())
+
+    with agentdb.connect(with_options(url, max_connections=3)) as db, ThreadPoolExecutor(12) as pool:
+        executor = db._executor
+        assert isinstance(executor, Executor)
+        list(pool.map(work, range(12)))
+        wait_for(lambda: count(watcher) <= 3)
+        assert len(db.list_sessions()) == 60
+        assert db.health().connections <= 3
+    assert 2 <= most <= 3
+
+
+def test_a_call_that_finds_no_connection_says_so_in_the_end(url: str, caplog: pytest.LogCaptureFixture) -> None:
+    entered, leave = threading.Event(), threading.Event()
+
+    def hold(inside: Db) -> None:
+        inside.list_agents()
+        entered.set()
+        leave.wait(20)
+
+    with agentdb.connect(with_options(url, max_connections=1, call_timeout=1)) as db:
+        with ThreadPoolExecutor(2) as pool:
+            holding = pool.submit(db.run_transaction, hold)
+            entered.wait(20)
+            with pytest.raises(DatabaseUnavailableError) as raised:
+                pool.submit(db.list_agents).result()
+            assert str(raised.value) == (
+                f"{db.describe()}: all of max_connections=1 are in use, and none became free within 1 seconds. Raise "
+                "it, or let fewer threads call at once."
+            )
+            with caplog.at_level(logging.INFO, logger="agentdb"):
+                waiting = pool.submit(db.list_agents)
+                time.sleep(0.3)
+                leave.set()
+                assert waiting.result() == []
+            holding.result()
+        assert any("seconds for one of max_connections=1." in record.getMessage() for record in caplog.records)
+
+
+def test_an_idle_connection_is_closed_and_another_one_opened(url: str, watcher: psycopg.Connection) -> None:
+    with agentdb.connect(with_options(url, idle_seconds=0.3, call_timeout=2)) as db:
+        db.list_agents()
+        assert count(watcher) == 1
+        wait_for(lambda: count(watcher) == 0)
+        assert db.list_agents() == []
+        assert count(watcher) == 1
+
+        def idle(inside: Db) -> int:
+            inside.list_agents()
+            time.sleep(1.2)
+            return count(watcher)
+
+        assert db.run_transaction(idle) == 1
+
+
+def test_a_server_without_a_connection_left_says_what_to_set(url: str) -> None:
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("DROP ROLE IF EXISTS agentdb_one")
+        connection.execute("CREATE ROLE agentdb_one LOGIN CONNECTION LIMIT 1 PASSWORD 'x'")
+    try:
+        limited = url.replace("//postgres:", "//agentdb_one:").replace("//postgres@", "//agentdb_one@")
+        assert limited != url
+        with psycopg.connect(limited), pytest.raises(DatabaseUnavailableError) as raised:
+            agentdb.connect(limited, timeout_seconds=0)
+        assert str(raised.value).endswith(
+            'too many connections for role "agentdb_one". Each thread that calls keeps a connection: let fewer call, '
+            "cap them with ?max_connections= in the URL, or raise the server's limit."
+        )
+    finally:
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute("DROP ROLE agentdb_one")
+
+
+def test_a_child_has_the_limit_to_itself(url: str, tmp_path: object) -> None:
+    code = f"""
+import os
+import agentdb
+db = agentdb.connect({with_options(url, max_connections=1)!r})
+db.list_agents()
+if (child := os.fork()) == 0:
+    os._exit(len(db.list_agents()))
+print(os.waitpid(child, 0)[1], db.list_agents())
+"""
+    assert run_python(code, tmp_path) == "0 []\n"  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "two", "1.5", "100001"])
+def test_max_connections_must_be_a_whole_number(value: str) -> None:
+    with pytest.raises(InvalidInputError) as raised:
+        database_from_url(f"postgresql://h/agents?max_connections={value}")
+    assert str(raised.value).startswith("The URL option max_connections=")
+    assert str(raised.value).endswith(" is no whole number from 1 to 100000.")

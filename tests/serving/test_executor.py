@@ -1,0 +1,260 @@
+"""The executor by itself, over queries that no method of the interface has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from django.db import transaction
+from django.db.models import F
+
+import agentdb
+from agentdb import (
+    AgentDbError,
+    DatabaseClosedError,
+    DjangoDb,
+    DuplicateKeyError,
+    InvalidInputError,
+    SchemaMismatchError,
+)
+from agentdb.models import ApiKey
+from agentdb.serving.compiled import Delete, Insert, Select, SelectCount, Update
+from agentdb.serving.executor import Executor
+from agentdb.serving.opening import temporary_alias
+from tests.helpers.factories import execute, set_column
+
+NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
+
+
+def key(p: Any) -> ApiKey:
+    return ApiKey(id=p.text("id"), tenant_id="acme", key_hash=p.text("id"), label="new", created_at=p.instant("now"))
+
+
+INSERT = Insert(key, returning=False)
+PUT = Insert(key, unique=("id",), replace=("created_at",), change={"label": F("id")})
+ALL = Select(lambda p: ApiKey.objects.order_by("id"))
+ONE = Select(lambda p: ApiKey.objects.filter(id=p.text("id")))
+HOW_MANY = SelectCount(lambda p: ApiKey.objects.all())
+RENAME = Update(lambda p: ApiKey.objects.exclude(label="old"), lambda p: {"label": "old"})
+DELETE = Delete(lambda p: ApiKey.objects.filter(id=p.text("id")))
+
+
+@pytest.fixture
+def executor(db: DjangoDb) -> Executor:
+    assert isinstance(db._executor, Executor)
+    return db._executor
+
+
+def columns(*values: Any) -> tuple[Any, ...]:
+    return values
+
+
+def insert(executor: Executor, id: str) -> tuple[Any, ...]:
+    return executor.insert(columns, INSERT, "The id {id!r} is taken.", id=id, now=NOW)
+
+
+def test_statements_return_what_the_caller_makes_of_their_columns(executor: Executor) -> None:
+    row = ("k1", "acme", "k1", "new", NOW)
+
+    assert insert(executor, "k1") == row
+    assert executor.first(columns, ONE, id="k1") == row
+    assert executor.first(columns, ONE, id="k2") is None
+    assert executor.all(columns, ALL) == [row]
+    assert executor.one(columns, PUT, id="k1", now=NOW) == ("k1", "acme", "k1", "k1", NOW)
+    assert executor.one(int, HOW_MANY) == 1
+    assert (executor.count(RENAME), executor.count(RENAME)) == (1, 0)
+    assert (executor.count(DELETE, id="k1"), executor.count(DELETE, id="k1")) == (1, 0)
+
+
+def test_a_taken_key_is_told_in_the_callers_words(executor: Executor) -> None:
+    insert(executor, "k1")
+
+    with pytest.raises(DuplicateKeyError) as raised:
+        insert(executor, "k1")
+
+    assert str(raised.value) == "The id 'k1' is taken."
+    assert raised.value.__cause__ is not None
+
+
+@pytest.mark.parametrize("engine", ["sqlite"])  # a PostgreSQL column holds nothing but timestamps
+def test_a_value_that_does_not_convert_is_a_mismatch(executor: Executor, url: str) -> None:
+    insert(executor, "k1")
+    set_column(url, "api_keys", "k1", created_at="soon")
+
+    for read in (lambda: executor.first(columns, ONE, id="k1"), lambda: executor.all(columns, ALL)):
+        with pytest.raises(SchemaMismatchError, match="holds a timestamp that cannot be read"):
+            read()
+
+
+def test_a_transaction_is_whole(executor: Executor, url: str) -> None:
+    def work() -> str:
+        insert(executor, "k1")
+        assert execute(url, "SELECT count(*) FROM api_keys") == [(0,)]
+        return "done"
+
+    def fail() -> None:
+        insert(executor, "k2")
+        raise ZeroDivisionError
+
+    assert executor.transaction(work) == "done"
+    with pytest.raises(ZeroDivisionError):
+        executor.transaction(fail)
+
+    assert execute(url, "SELECT id FROM api_keys") == [("k1",)]
+
+
+class Stop(BaseException):
+    """As a signal handler raises."""
+
+
+@pytest.mark.parametrize("inner", [False, True], ids=["outermost", "inner"])
+def test_an_exception_from_nowhere_reaches_the_caller_also_where_undoing_fails(executor: Executor, inner: bool) -> None:
+    def lose_the_connection() -> None:
+        insert(executor, "lost")
+        executor.channel().wrapper.connection.close()
+        raise Stop
+
+    with pytest.raises(Stop):
+        executor.transaction((lambda: executor.transaction(lose_the_connection)) if inner else lose_the_connection)
+
+    insert(executor, "kept")
+    assert [row[0] for row in executor.all(columns, ALL)] == ["kept"]
+
+
+def test_a_second_exception_from_nowhere_while_the_first_is_undone_reaches_the_caller(
+    executor: Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def rollback() -> None:
+        raise Stop("second")
+
+    def work() -> None:
+        insert(executor, "lost")
+        monkeypatch.setattr(executor.channel().wrapper, "_rollback", rollback)
+        raise Stop("first")
+
+    with pytest.raises(Stop, match="second"):  # and not what follows from it, as that autocommit cannot be changed now
+        executor.transaction(work)
+
+    monkeypatch.undo()
+    insert(executor, "kept")
+    assert [row[0] for row in executor.all(columns, ALL)] == ["kept"]
+
+
+@pytest.mark.parametrize("at", ["_savepoint", "_savepoint_rollback", "_savepoint_commit"])
+def test_an_inner_transaction_that_may_not_be_undone_dooms_the_outer_one(
+    executor: Executor, at: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(sid: str) -> None:
+        raise Stop("second")
+
+    def inner() -> None:
+        insert(executor, "lost")
+        if at == "_savepoint_rollback":
+            raise Stop("first")
+
+    def outer() -> None:
+        monkeypatch.setattr(executor.channel().wrapper, at, stop)
+        with pytest.raises(Stop, match="second"):
+            executor.transaction(inner)
+        monkeypatch.undo()
+
+    with pytest.raises(AgentDbError, match="The transaction failed inside the function"):
+        executor.transaction(outer)
+
+    assert executor.all(columns, ALL) == []
+
+
+def test_a_failure_dooms_the_transaction_and_not_the_next(executor: Executor, url: str) -> None:
+    execute(url, "ALTER TABLE api_keys RENAME TO hidden")
+
+    def work() -> None:
+        for _ in range(2):
+            with pytest.raises(SchemaMismatchError):
+                executor.count(RENAME)
+
+    with pytest.raises(SchemaMismatchError):
+        executor.transaction(work)
+
+    execute(url, "ALTER TABLE hidden RENAME TO api_keys")
+    executor.transaction(lambda: insert(executor, "k1"))
+    assert executor.one(int, HOW_MANY) == 1
+
+
+def test_describe_names_the_place_before_and_after_close(executor: Executor, engine: str) -> None:
+    place = executor.describe()
+    executor.close()
+
+    assert place.startswith({"sqlite": "SQLite database ", "postgresql": "PostgreSQL database "}[engine])
+    assert executor.describe() == place
+    calls: list[Callable[[], object]] = [lambda: executor.count(RENAME), lambda: executor.transaction(list)]
+    for call in [*calls, executor.ensure_connected]:
+        with pytest.raises(DatabaseClosedError):
+            call()
+
+
+def test_an_unknown_alias_is_refused_with_the_known_ones(executor: Executor) -> None:
+    with pytest.raises(InvalidInputError, match=r"^There is no database alias 'nowhere'; known are "):
+        Executor("nowhere")
+
+
+def test_nothing_but_agentdbs_errors_leaves_the_executor(executor: Executor, url: str) -> None:
+    execute(url, "DROP TABLE api_keys")
+
+    calls: list[Callable[[], object]] = [
+        lambda: insert(executor, "k1"),
+        lambda: executor.one(int, HOW_MANY),
+        lambda: executor.count(RENAME),
+    ]
+    for call in calls:
+        with pytest.raises(AgentDbError):
+            call()
+        with pytest.raises(AgentDbError):
+            executor.transaction(call)
+
+
+def test_a_drivers_words_are_passed_on_without_the_password() -> None:
+    with temporary_alias("postgresql://me:s3cret@nowhere.invalid/agents") as alias:
+        channel = Executor(alias).channel()
+
+        assert channel.reason(Exception("bad  option s3cret in\n'password=s3cret'.")) == (
+            "bad option *** in 'password=***'"
+        )
+
+
+def test_inside_a_transaction_nothing_is_asked_before_a_call(
+    make_postgres_database: Callable[..., str], _migrated_postgres: str
+) -> None:
+    def refuse() -> bool:
+        raise AssertionError("asked whether the connection has something to read")
+
+    url = make_postgres_database(template=_migrated_postgres)
+    with agentdb.connect(url) as db, transaction.atomic(using=db.alias):
+        db.list_agents()
+        channel: Any = db._executor.own_channel()
+        usual, channel._readable = channel._readable, refuse
+        assert db.list_agents() == []
+        channel._readable = usual
+
+
+@pytest.mark.parametrize("how", ["the server", "this side"])
+def test_after_a_connection_is_lost_in_a_transaction_each_call_says_what_was_said_first(
+    make_postgres_database: Callable[..., str], _migrated_postgres: str, how: str
+) -> None:
+    url = make_postgres_database(template=_migrated_postgres)
+    with agentdb.connect(url) as db, transaction.atomic(using=db.alias):
+        db.list_agents()
+        if how == "the server":
+            execute(
+                url,
+                "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
+                " WHERE datname = current_database() AND pid <> pg_backend_pid()",
+            )
+        else:
+            db._executor.own_channel().disconnect()
+        with pytest.raises(AgentDbError) as first:
+            db.list_agents()
+        with pytest.raises(AgentDbError) as second:
+            db.list_agents()
+        assert str(first.value) == str(second.value)

@@ -1,0 +1,143 @@
+"""A Django project or a driver that is not what agentdb needs: one sentence with the reason."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.project.test_import import run_python
+
+SAYING = """
+import agentdb
+try:
+    {call}
+except agentdb.AgentDbError as error:
+    print(f"{{type(error).__name__}}: {{error}}")
+"""
+
+PROJECT = """
+from django.conf import settings
+settings.configure(
+    INSTALLED_APPS={apps!r}, USE_TZ=True, DATABASES={{"default": {{"ENGINE": {engine!r}, "NAME": "x"}}}}
+)
+{then}
+"""
+SETUP = "import django; django.setup()"
+POSTGRESQL = "django.db.backends.postgresql"
+
+
+def said(call: str, folder: Path, before: str = "", **environment: str) -> str:
+    return run_python(before + SAYING.format(call=call), folder, **environment)
+
+
+def project(apps: tuple[str, ...] = ("agentdb",), engine: str = "django.db.backends.sqlite3", then: str = SETUP) -> str:
+    return PROJECT.format(apps=apps, engine=engine, then=then)
+
+
+def test_without_settings(tmp_path: Path) -> None:
+    assert said("agentdb.DjangoDb()", tmp_path) == (
+        "AgentDbError: Django has no settings. Open a database with agentdb.connect(URL), which needs none, or set "
+        "DJANGO_SETTINGS_MODULE and call django.setup().\n"
+    )
+
+
+def test_before_the_apps_are_loaded(tmp_path: Path) -> None:
+    assert said("agentdb.DjangoDb()", tmp_path, project(then="")) == (
+        "AgentDbError: Django's apps are not loaded yet. Call django.setup() before DjangoDb(), and in a project make "
+        "it in a function, not while modules are imported; or use agentdb.connect().\n"
+    )
+
+
+@pytest.mark.parametrize("call", ["agentdb.DjangoDb()", "agentdb.connect('sqlite://:memory:')"])
+def test_without_the_app(tmp_path: Path, call: str) -> None:
+    assert said(call, tmp_path, project(apps=())) == (
+        'AgentDbError: Django is configured without agentdb. Add "agentdb" to INSTALLED_APPS.\n'
+    )
+
+
+def test_without_a_database(tmp_path: Path) -> None:
+    before = f"from django.conf import settings; settings.configure(INSTALLED_APPS=['agentdb'], USE_TZ=True)\n{SETUP}"
+
+    assert said("agentdb.DjangoDb().list_agents()", tmp_path, before) == (
+        "AgentDbError: There is no database behind the alias 'default'. Give it one in DATABASES.\n"
+    )
+
+
+@pytest.mark.parametrize("call", ["agentdb.DjangoDb()", "agentdb.connect('sqlite://:memory:')"])
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (None, "No module named 'project_settings'"),
+        ("import no_such_package", "No module named 'no_such_package'"),
+        ("raise RuntimeError('no secret.')", "RuntimeError: no secret"),
+    ],
+)
+def test_settings_that_cannot_be_imported(tmp_path: Path, call: str, content: str | None, reason: str) -> None:
+    if content is not None:
+        (tmp_path / "project_settings.py").write_text(content)
+
+    assert said(call, tmp_path, DJANGO_SETTINGS_MODULE="project_settings") == (
+        f"InvalidInputError: DJANGO_SETTINGS_MODULE names 'project_settings', which cannot be imported: {reason}. "
+        "Correct it, or unset DJANGO_SETTINGS_MODULE.\n"
+    )
+
+
+def test_an_engine_that_is_not_installed(tmp_path: Path) -> None:
+    assert said("agentdb.DjangoDb()", tmp_path, project(engine="no_such_engine")) == (
+        "DatabaseUnavailableError: The database engine 'no_such_engine' cannot be loaded: No module named "
+        "'no_such_engine'. Install its package, or correct ENGINE in DATABASES.\n"
+    )
+
+
+BROKEN = "raise ImportError('no pq wrapper available.\\nAttempts made:\\n- no libpq')"
+MISSING = "raise ModuleNotFoundError(\"No module named 'psycopg'\")"
+
+
+def without_psycopg(folder: Path, how: str) -> None:
+    (folder / "psycopg").mkdir()
+    (folder / "psycopg/__init__.py").write_text(how)
+
+
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [(BROKEN, "no pq wrapper available. Attempts made: - no libpq"), (MISSING, "No module named 'psycopg'")],
+)
+@pytest.mark.parametrize("by", ["connect", "DjangoDb", "command"])
+def test_a_driver_that_cannot_be_loaded(tmp_path: Path, how: str, reason: str, by: str) -> None:
+    without_psycopg(tmp_path, how)
+    sentence = (
+        f"PostgreSQL's driver psycopg cannot be loaded: {reason}. Install it again: "
+        "pip install --force-reinstall 'psycopg[binary]'.\n"
+    )
+
+    if by == "connect":
+        call = "agentdb.connect('postgresql://localhost/x')"
+        assert said(call, tmp_path) == f"DatabaseUnavailableError: {sentence}"
+    elif by == "DjangoDb":
+        assert said("agentdb.DjangoDb()", tmp_path, project(engine=POSTGRESQL)) == (
+            f"DatabaseUnavailableError: {sentence}"
+        )
+    else:
+        code = "import sys; from agentdb.__main__ import main; sys.stderr = sys.stdout; print(main(['migrate']))"
+        assert run_python(code, tmp_path, DATABASE_URL="postgresql://localhost/x") == f"{sentence}2\n"
+
+
+def test_psycopg2_in_place_of_psycopg(tmp_path: Path) -> None:
+    # Django has its engine, and agentdb finds no psycopg.
+    load = (
+        f"{SETUP}\nfrom django.db import connections; connections['default']\nimport sys; sys.modules['psycopg'] = None"
+    )
+    before = project(engine=POSTGRESQL, then=load)
+
+    assert said("agentdb.DjangoDb().list_agents()", tmp_path, before).startswith(
+        "DatabaseUnavailableError: PostgreSQL's driver psycopg cannot be loaded: "
+    )
+
+
+def test_an_alias_of_a_driver_that_cannot_be_loaded_does_not_stay(tmp_path: Path) -> None:
+    without_psycopg(tmp_path, MISSING)
+    after = "\nfrom django.db import connections; print(sorted(connections))"
+    code = project(then=SETUP) + SAYING.format(call="agentdb.connect('postgresql://localhost/x')") + after
+
+    assert run_python(code, tmp_path).endswith("\n['default']\n")

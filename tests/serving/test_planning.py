@@ -1,0 +1,70 @@
+"""Which plans PostgreSQL makes for agentdb's statements on connections that are agentdb's own."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import psycopg
+import pytest
+from django.db import connections
+
+import agentdb
+from agentdb.serving import queries
+
+_SETTINGS = ("enable_sort", "enable_incremental_sort", "jit")
+
+
+def _settings(db: agentdb.DjangoDb) -> dict[str, str]:
+    db.count_sandboxes()
+    with connections[db.alias].cursor() as cursor:
+        found = {}
+        for name in _SETTINGS:
+            cursor.execute(f"SHOW {name}")
+            found[name] = cursor.fetchone()[0]
+        return found
+
+
+@pytest.fixture
+def postgres(make_postgres_database, _migrated_postgres) -> str:
+    return make_postgres_database(template=_migrated_postgres)
+
+
+def test_lists_are_read_in_the_order_of_an_index(postgres):
+    with agentdb.connect(postgres) as db:
+        assert _settings(db) == dict.fromkeys(_SETTINGS, "off")
+
+
+def test_a_connection_that_a_pooler_may_hand_on_keeps_its_settings(postgres):
+    with agentdb.connect(f"{postgres}{'&' if '?' in postgres else '?'}prepare=off") as db:
+        assert _settings(db)["enable_sort"] == "on"
+
+
+def test_the_connections_of_a_host_keep_their_settings(postgres):
+    with agentdb.connect(postgres) as owner, agentdb.DjangoDb(owner.alias) as db:
+        connections[owner.alias].close()
+
+        assert _settings(db)["enable_sort"] == "on"
+
+
+def test_idle_sandboxes_are_found_by_index_where_waiting_and_unused_ones_are_many(postgres):
+    """Of 20,000 sandboxes 2,000 wait and 18,000 are old; by these numbers alone 1,800 would be both, and 3 are."""
+    with psycopg.connect(postgres, autocommit=True) as connection:
+        connection.execute(
+            "INSERT INTO sandboxes (id, agent_name, workspace_dir, state, last_used_at) "
+            "SELECT i, 'a', '/w', CASE WHEN i % 10 = 0 OR i < 3 THEN 'waiting' ELSE 'running' END, "
+            "timestamptz '2026-01-01Z' + CASE WHEN i % 10 = 0 AND i > 0 THEN interval '1 year' ELSE interval '0' END "
+            "FROM generate_series(0, 19999) AS i"
+        )
+        connection.execute("VACUUM ANALYZE sandboxes")
+    older_than = datetime(2026, 6, 1, tzinfo=UTC)
+
+    with agentdb.connect(postgres) as db:
+        assert [sandbox.id for sandbox in db.get_idle_sandboxes(older_than)] == ["0", "1", "2"]
+
+        wrapper = connections[db.alias]
+        statement = queries.GET_IDLE_SANDBOXES.compile(wrapper)
+        with wrapper.cursor() as cursor:
+            cursor.execute(f"EXPLAIN (COSTS OFF) {statement.sql}", statement.bind({"older_than": older_than}))
+            plan = [line for (line,) in cursor.fetchall()]
+
+    assert plan[0] == "Index Scan using idx_sandboxes_state_last_used on sandboxes"

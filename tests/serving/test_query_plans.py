@@ -1,0 +1,317 @@
+"""Every method uses an index at 100,000 rows, also where nobody has run ANALYZE."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import psycopg
+import pytest
+from django.db import connections, transaction
+
+import agentdb
+from agentdb import DjangoDb
+from agentdb.interface import SessionRecord
+from tests.helpers.factories import execute, instant
+
+ROWS = 100_000
+
+# The worst that a server sees: one tenant owns nearly all rows, most rows share a status or a state, and the few
+# that a caller asks for are the last ones.
+_NUMBERS = {
+    "sqlite": "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {rows}) {sql} FROM n",
+    "postgresql": "{sql} FROM generate_series(1, {rows}) AS n(i)",
+}
+_AT = {
+    "sqlite": "strftime('%Y-%m-%d %H:%M:%S', '2026-03-01 12:00:00', i || ' seconds')",
+    "postgresql": "timestamptz '2026-03-01 12:00:00+00' + i * interval '1 second'",
+}
+_FILL = [
+    """INSERT INTO agents (id, tenant_id, name, path, created_at, updated_at)
+       SELECT 'a' || i, CASE WHEN i % 10000 = 0 THEN 'small' ELSE 'large' END, 'agent ' || i, '/', {at}, {at}""",
+    """INSERT INTO sessions (id, tenant_id, agent_name, sandbox_id, status, runner_id, created_at, last_active_at)
+       SELECT 's' || i, CASE WHEN i % 10000 = 0 THEN 'small' ELSE 'large' END,
+              CASE WHEN i % 5000 = 0 THEN 'rare' ELSE 'agent ' || (i % 10) END, 'sb' || i,
+              CASE WHEN i % 10000 = 0 THEN 'active' ELSE 'ended' END,
+              CASE WHEN i % 10000 = 0 THEN 'r1' WHEN i % 3 = 0 THEN 'r2' END, {at}, {at}""",
+    """INSERT INTO sandboxes (id, tenant_id, session_id, agent_name, state, workspace_dir, created_at, last_used_at)
+       SELECT 'sb' || i, CASE WHEN i % 10000 = 0 THEN 'small' ELSE 'large' END, 's' || i, 'agent ' || (i % 10),
+              CASE WHEN i % 10000 = 0 THEN 'warm' ELSE CASE i % 2 WHEN 0 THEN 'cold' ELSE 'waiting' END END,
+              '/', {at}, {at}""",
+    """INSERT INTO api_keys (id, tenant_id, key_hash, label, created_at)
+       SELECT 'k' || i, CASE WHEN i % 10000 = 0 THEN 'small' ELSE 'large' END, 'hash ' || i, '', {at}""",
+]
+TABLES = ("agents", "sessions", "sandboxes", "api_keys")
+
+
+def _fill(url: str, engine: str) -> None:
+    for sql in _FILL:
+        execute(url, _NUMBERS[engine].format(sql=sql.format(at=_AT[engine]), rows=ROWS))
+
+
+@pytest.fixture(scope="module")
+def large_sqlite(_migrated_sqlite: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[DjangoDb]:
+    path = tmp_path_factory.mktemp("large") / "large.sqlite3"
+    path.write_bytes(_migrated_sqlite.read_bytes())
+    url = f"sqlite:///{path}"
+    _fill(url, "sqlite")
+    assert execute(url, "SELECT name FROM sqlite_schema WHERE name LIKE 'sqlite_stat%'") == []
+    with agentdb.connect(url) as db:
+        yield db
+
+
+@pytest.fixture(scope="module")
+def large_postgres_url(postgres_url: str, _migrated_postgres: str) -> Iterator[str]:
+    name = f"agentdb_large_{os.getpid()}"
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name} TEMPLATE {_migrated_postgres}".encode())
+    url = urlunsplit(urlsplit(postgres_url)._replace(path=f"/{name}"))
+    for table in TABLES:
+        execute(url, f"ALTER TABLE {table} SET (autovacuum_enabled = off)")
+    _fill(url, "postgresql")
+    yield url
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
+
+
+@pytest.fixture(scope="module", params=["never analysed", "analysed"])
+def large_postgres(large_postgres_url: str, request: pytest.FixtureRequest) -> Iterator[DjangoDb]:
+    if request.param == "analysed":
+        execute(large_postgres_url, "ANALYZE")
+    assert execute(large_postgres_url, "SELECT count(*) > 0 FROM pg_stats WHERE tablename = 'sessions'") == [
+        (request.param == "analysed",)
+    ]
+    with agentdb.connect(large_postgres_url) as db:
+        yield db
+
+
+_LAST = SessionRecord("s50000", "large", "agent 0", "sb50000", "ended", None, instant(50_000), instant(50_000))
+_SOON: datetime = instant(20.5)
+
+POINT, FEW, SORTED = "one row", "a few rows in the order of an index", "a few rows, sorted"
+CALLS: dict[str, tuple[str, Callable[[DjangoDb], object]]] = {
+    "upsert_agent": (POINT, lambda db: db.upsert_agent("agent 7", "/new", "large")),
+    "get_agent": (POINT, lambda db: db.get_agent("agent 7", "large")),
+    "list_agents": (SORTED, lambda db: db.list_agents("small")),
+    "delete_agent": (POINT, lambda db: db.delete_agent("rare", "large")),
+    "insert_session": (POINT, lambda db: db.insert_session("new", "agent 7", "sb", "large")),
+    "update_session_status": (POINT, lambda db: db.update_session_status("s7", "paused")),
+    "update_session_sandbox": (POINT, lambda db: db.update_session_sandbox("s7", "sb")),
+    "update_session_runner": (POINT, lambda db: db.update_session_runner("s7", "r3")),
+    "get_session": (POINT, lambda db: db.get_session("s7")),
+    "list_sessions": (SORTED, lambda db: db.list_sessions("small")),
+    "list_sessions of an agent": (SORTED, lambda db: db.list_sessions("large", "rare")),
+    "list_sessions, first page": (FEW, lambda db: db.list_sessions("large", limit=10)),
+    "list_sessions, later page": (FEW, lambda db: db.list_sessions("large", limit=10, before=_LAST)),
+    "list_sessions of an agent, first page": (FEW, lambda db: db.list_sessions("large", "agent 0", limit=10)),
+    "list_sessions of an agent, later page": (
+        FEW,
+        lambda db: db.list_sessions("large", "agent 0", limit=10, before=_LAST),
+    ),
+    "list_sessions of a rare agent, first page": (FEW, lambda db: db.list_sessions("large", "rare", limit=10)),
+    "list_sessions_by_runner": (SORTED, lambda db: db.list_sessions_by_runner("r1")),
+    "touch_session": (POINT, lambda db: db.touch_session("s7")),
+    "insert_sandbox": (POINT, lambda db: db.insert_sandbox("new", "agent 7", "/")),
+    "update_sandbox_state": (POINT, lambda db: db.update_sandbox_state("sb7", "warm")),
+    "update_sandbox_session": (POINT, lambda db: db.update_sandbox_session("sb7", "s")),
+    "touch_sandbox": (POINT, lambda db: db.touch_sandbox("sb7")),
+    "get_sandbox": (POINT, lambda db: db.get_sandbox("sb7")),
+    "get_best_eviction_candidate": (FEW, lambda db: db.get_best_eviction_candidate()),
+    "claim_eviction_candidate": (FEW, lambda db: db.claim_eviction_candidate()),
+    "get_idle_sandboxes": (FEW, lambda db: db.get_idle_sandboxes(_SOON)),
+    "get_cold_sandboxes": (FEW, lambda db: db.get_cold_sandboxes(_SOON)),
+    "delete_sandbox": (POINT, lambda db: db.delete_sandbox("sb7")),
+    "bulk_pause_sessions_by_runner": (POINT, lambda db: db.bulk_pause_sessions_by_runner("r1")),
+    "bulk_pause_active_sessions": (POINT, lambda db: db.bulk_pause_active_sessions()),
+    "get_api_key_by_hash": (POINT, lambda db: db.get_api_key_by_hash("hash 7")),
+    "insert_api_key": (POINT, lambda db: db.insert_api_key("new", "large", "new hash", "")),
+    "list_api_keys_by_tenant": (SORTED, lambda db: db.list_api_keys_by_tenant("small")),
+    "delete_api_key": (POINT, lambda db: db.delete_api_key("k7")),
+    "issue_api_key": (POINT, lambda db: db.issue_api_key("large", "")),
+    "authenticate": (POINT, lambda db: db.authenticate("agentdb_x")),
+}
+# These work on all rows, or on all but a few: see the tests at the end.
+WHOLE_TABLE = {"count_sandboxes", "mark_all_sandboxes_cold", "prune_sessions"}
+
+
+def test_every_method_has_its_plan_looked_at_here() -> None:
+    methods = {name for name in vars(agentdb.Db) if not name.startswith("_")}
+
+    assert {name.split()[0].rstrip(",") for name in CALLS} | WHOLE_TABLE == methods - {
+        "run_transaction",
+        "close",
+        "for_tenant",
+        "health",
+    }
+
+
+def _statements(db: DjangoDb, call: Callable[[DjangoDb], object]) -> list[tuple[str, list[Any]]]:
+    """Return what the call sends; what it changes is undone."""
+    seen: list[tuple[str, list[Any]]] = []
+
+    def look(run: Callable[..., object], sql: str, params: Any, many: bool, context: object) -> object:
+        if sql.startswith(("SELECT", "INSERT", "UPDATE", "DELETE", "WITH")):
+            seen.append((sql, list(params or [])))
+        return run(sql, params, many, context)
+
+    with transaction.atomic(using=db.alias), connections[db.alias].execute_wrapper(look):
+        call(db)
+        transaction.set_rollback(True, using=db.alias)
+    assert seen
+    return seen
+
+
+# -- SQLite
+
+
+def _sqlite_plan(db: DjangoDb, call: Callable[[DjangoDb], object]) -> list[str]:
+    plan: list[str] = []
+    with connections[db.alias].cursor() as cursor:
+        for sql, params in _statements(db, call):
+            cursor.execute(f"EXPLAIN QUERY PLAN {sql}", params)
+            plan += [detail for *_, detail in cursor.fetchall()]
+    return plan
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_sqlite_uses_an_index_without_analyze(large_sqlite: DjangoDb, name: str) -> None:
+    kind, call = CALLS[name]
+
+    plan = _sqlite_plan(large_sqlite, call)
+
+    assert [step for step in plan if step.startswith("SCAN") and "CONSTANT ROW" not in step] == []
+    sorts = [step for step in plan if "TEMP B-TREE" in step]
+    # Names sort as the index holds them; everything else has an index in its order, too.
+    assert sorts == [], plan
+    if not name.startswith(("insert", "issue", "upsert")):
+        assert [step for step in plan if step.startswith("SEARCH")], (kind, plan)
+
+
+def test_sqlite_finds_the_eviction_candidate_with_three_probes(large_sqlite: DjangoDb) -> None:
+    plan = _sqlite_plan(large_sqlite, lambda db: db.get_best_eviction_candidate())
+
+    searches = [step for step in plan if step.startswith("SEARCH")]
+    probes = [step for step in searches if "idx_sandboxes_state_last_used (state=?)" in step]
+    assert len(probes) == 3
+    assert len(searches) == 4
+
+
+def test_sqlite_reads_the_unused_in_the_order_of_their_index(large_sqlite: DjangoDb) -> None:
+    for call in (CALLS["get_idle_sandboxes"][1], CALLS["get_cold_sandboxes"][1]):
+        [step] = _sqlite_plan(large_sqlite, call)
+        assert step == "SEARCH sandboxes USING INDEX idx_sandboxes_state_last_used (state=? AND last_used_at<?)"
+
+
+def test_sqlite_pages_within_the_range_of_the_index(large_sqlite: DjangoDb) -> None:
+    [step] = _sqlite_plan(large_sqlite, CALLS["list_sessions, later page"][1])
+    assert step == "SEARCH sessions USING INDEX idx_sessions_tenant_created (tenant_id=? AND created_at<?)"
+
+    [step] = _sqlite_plan(large_sqlite, CALLS["list_sessions of an agent, later page"][1])
+    assert "idx_sessions_agent_created (tenant_id=? AND agent_name=? AND created_at<?)" in step
+
+
+def test_sqlite_marks_only_those_cold_that_are_not(large_sqlite: DjangoDb) -> None:
+    plan = _sqlite_plan(large_sqlite, lambda db: db.mark_all_sandboxes_cold())
+
+    assert [step for step in plan if step.startswith("SCAN")] == []
+    assert len([step for step in plan if step.startswith("SEARCH") and "state" in step]) == 2
+
+
+def test_sqlite_finds_the_finished_sessions_on_an_index(large_sqlite: DjangoDb) -> None:
+    plan = _sqlite_plan(large_sqlite, lambda db: db.prune_sessions(_SOON, 10))
+
+    assert [step for step in plan if step.startswith("SCAN") and "json_each" not in step] == []
+    assert [step for step in plan if "idx_sessions_status_created (status=?)" in step]
+    assert [step for step in plan if "sandboxes USING INDEX idx_sandboxes_session" in step], plan
+
+
+def test_sqlite_counts_on_an_index(large_sqlite: DjangoDb) -> None:
+    [step] = _sqlite_plan(large_sqlite, lambda db: db.count_sandboxes())
+
+    assert re.match(r"SCAN sandboxes USING COVERING INDEX ", step)
+
+
+# -- PostgreSQL
+
+
+def _postgres_nodes(
+    db: DjangoDb, call: Callable[[DjangoDb], object], *, times: int = 1, analyze: bool = False
+) -> list[dict[str, Any]]:
+    """Return the nodes of the plans of a call's statements, prepared as the adapter has them prepared."""
+    found: list[dict[str, Any]] = []
+    statements = _statements(db, call)
+    with transaction.atomic(using=db.alias), connections[db.alias].cursor() as cursor:
+        for sql, params in statements:
+            first, *others = sql.split("%s")
+            numbered = first + "".join(f"${number}{part}" for number, part in enumerate(others, 1))
+            cursor.execute("DEALLOCATE ALL")
+            cursor.execute(f"PREPARE looked_at AS {numbered}")
+            options = "ANALYZE, BUFFERS, FORMAT JSON" if analyze else "FORMAT JSON"
+            places = f"({', '.join(['%s'] * len(params))})" if params else ""
+            for _ in range(times):
+                cursor.execute(f"EXPLAIN ({options}) EXECUTE looked_at{places}", params)
+            [(plan,)] = cursor.fetchall()
+            found += _nodes((json.loads(plan) if isinstance(plan, str) else plan)[0]["Plan"])
+        transaction.set_rollback(True, using=db.alias)
+    return found
+
+
+# The first plan fits the values; from the sixth on PostgreSQL takes one for all values, if that is no dearer.
+TIMES = [1, 7]
+
+
+def _nodes(plan: dict[str, Any]) -> list[dict[str, Any]]:
+    return [plan, *(node for child in plan.get("Plans", []) for node in _nodes(child))]
+
+
+@pytest.mark.parametrize("times", TIMES)
+@pytest.mark.parametrize("name", CALLS)
+def test_postgresql_uses_an_index(large_postgres: DjangoDb, name: str, times: int) -> None:
+    kind, call = CALLS[name]
+
+    nodes = _postgres_nodes(large_postgres, call, times=times)
+
+    kinds = [node["Node Type"] for node in nodes]
+    assert "Seq Scan" not in kinds, kinds
+    if kind != SORTED:
+        assert "Sort" not in kinds and "Incremental Sort" not in kinds, kinds
+    if not name.startswith(("insert", "issue", "upsert")):
+        assert {"Index Scan", "Index Only Scan", "Bitmap Index Scan"} & set(kinds), kinds
+
+
+@pytest.mark.parametrize("times", TIMES)
+@pytest.mark.parametrize("name", [name for name, (kind, _) in CALLS.items() if kind == FEW])
+def test_postgresql_reads_few_pages_for_few_rows(large_postgres: DjangoDb, name: str, times: int) -> None:
+    root, *_ = _postgres_nodes(large_postgres, CALLS[name][1], times=times, analyze=True)
+
+    # A page of 8 kB holds about 70 rows, and an index of 100,000 rows is three pages deep.
+    assert root["Shared Hit Blocks"] + root["Shared Read Blocks"] < 100
+    assert root["Actual Rows"] in range(1, 21)
+
+
+@pytest.mark.parametrize("times", TIMES)
+def test_postgresql_finds_the_eviction_candidate_with_three_probes(large_postgres: DjangoDb, times: int) -> None:
+    nodes = _postgres_nodes(large_postgres, lambda db: db.get_best_eviction_candidate(), times=times, analyze=True)
+
+    probes = [node for node in nodes if node.get("Index Name") == "idx_sandboxes_state_last_used"]
+    assert len(probes) == 3
+    assert [node["Node Type"] for node in nodes].count("Limit") == 3
+    # The first state has a sandbox, so that the others are not looked for.
+    assert sorted(node["Actual Loops"] for node in probes) == [0, 0, 1]
+
+
+def test_postgresql_marks_only_those_cold_that_are_not(large_postgres_url: str) -> None:
+    # Before the first ANALYZE PostgreSQL takes a third of the rows to be on either side of any value, and reads all.
+    with agentdb.connect(large_postgres_url) as db:
+        execute(large_postgres_url, "UPDATE sandboxes SET state = 'cold' WHERE state = 'waiting'")
+        execute(large_postgres_url, "VACUUM ANALYZE sandboxes")
+
+        nodes = _postgres_nodes(db, lambda db: db.mark_all_sandboxes_cold())
+
+    assert "Seq Scan" not in [node["Node Type"] for node in nodes]

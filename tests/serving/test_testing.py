@@ -1,0 +1,93 @@
+"""MemoryDb and the pytest fixtures that come with agentdb."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agentdb import DatabaseClosedError, Db, DjangoDb, InvalidInputError
+from agentdb.testing import MemoryDb
+from tests.helpers.factories import instant, make_session
+from tests.project.test_import import run_python
+from tests.serving.test_inputs import ARGUMENTS, REFUSED, VALID
+
+
+def test_memorydb_has_the_signatures_of_db() -> None:
+    for name in (name for name in vars(Db) if not name.startswith("_")):
+        ours, theirs = (inspect.signature(getattr(kind, name)).parameters for kind in (MemoryDb, Db))
+        assert ours == theirs, name
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_memorydb_refuses_what_the_engines_refuse(name: str) -> None:
+    for argument, (kind, what) in ARGUMENTS[name].items():
+        for value, message in REFUSED[kind]:
+            values: dict[str, Any] = {key: VALID[kind] for key, (kind, _) in ARGUMENTS[name].items()}
+            with pytest.raises(InvalidInputError) as raised:
+                getattr(MemoryDb(), name)(**{**values, argument: value})
+            assert str(raised.value) == message.format(what=what)
+
+
+def test_memorydb_says_closed_after_close() -> None:
+    with MemoryDb() as db:
+        view = db.for_tenant("acme")
+        view.close()
+        with pytest.raises(DatabaseClosedError):
+            view.list_agents()
+        assert db.health().ok
+
+    for name, arguments in ARGUMENTS.items():
+        with pytest.raises(DatabaseClosedError):
+            getattr(db, name)(**{key: VALID[kind] for key, (kind, _) in arguments.items()})
+
+
+def test_memorydb_takes_the_time_from_the_test() -> None:
+    now = [instant()]
+    db = MemoryDb(clock=lambda: now[0])
+    assert make_session(db).created_at == instant()
+    now[0] = instant(-5)
+    db.touch_session("s1")
+    assert db.get_session("s1").last_active_at == instant()
+
+
+async def _coroutine(db: Db) -> None:
+    make_session(db)
+
+
+def _generator(db: Db) -> Iterator[None]:
+    make_session(db)
+    yield
+
+
+def _awaitable(db: Db) -> Coroutine[Any, Any, None]:
+    make_session(db)
+    return _coroutine(db)
+
+
+def _iterator(db: Db) -> Iterator[None]:
+    make_session(db)
+    return _generator(db)
+
+
+@pytest.mark.parametrize("fn", [_coroutine, _generator, _awaitable, _iterator], ids=lambda fn: fn.__name__)
+def test_memorydb_refuses_functions_that_are_not_plain_and_undoes_them(fn: Callable[[Db], Any]) -> None:
+    with MemoryDb() as db:
+        with pytest.raises(InvalidInputError, match=r"^run_transaction\(\) takes a plain function, not a"):
+            db.run_transaction(fn)
+        assert db.list_sessions() == []
+
+
+def test_memorydb_imports_no_django(tmp_path: Path) -> None:
+    code = "import sys, agentdb.testing; agentdb.testing.MemoryDb().list_agents(); print('django' in sys.modules)"
+
+    assert run_python(code, tmp_path) == "False\n"
+
+
+def test_the_fixtures_come_with_the_package(agentdb_memory: MemoryDb, agentdb_sqlite: DjangoDb) -> None:
+    for db in (agentdb_memory, agentdb_sqlite):
+        assert db.list_sessions() == []
+        assert make_session(db) == db.get_session("s1")
