@@ -40,10 +40,9 @@ from agentdb.interface import (
     SessionStatusInput,
 )
 from agentdb.keys import generate_api_key, hash_api_key
-from agentdb.serving.executor import Executor
+from agentdb.serving.executor import Executor, Threads
 from agentdb.serving.health import check_health
 from agentdb.serving.host import check_set_up
-from agentdb.serving.tenancy import TenantExecutor
 
 if TYPE_CHECKING:
     from agentdb.serving import queries
@@ -59,14 +58,14 @@ class DjangoDb(Db):
     has open on this alias. An in-memory SQLite database has one connection, on which the threads take turns.
     """
 
-    def __init__(self, alias: str = "default", *, _executor: Any = None) -> None:
+    def __init__(self, alias: str = "default", *, _executor: Executor | None = None) -> None:
         global queries
         check_set_up()
         # The models cannot be imported before Django is set up, and callers name this class before that.
         from agentdb.serving import queries
 
         self.alias = alias
-        self._executor: Executor | TenantExecutor = _executor or Executor(alias)
+        self._executor = _executor or Executor(Threads(alias))
         own = connections.settings[alias].get("AGENTDB", {})
         self._touch_interval: float = own.get("touch_interval", 0)
         self._touches_of_session = queries.touch_session(self._touch_interval)
@@ -274,7 +273,7 @@ class DjangoDb(Db):
             if not (is_due := self._executor.first(bool, touch.is_due, **values)):
                 return is_due is not None
         # In a transaction it would be the whole of it that waits for no disk.
-        unsynced = self._relaxed_touches and not self._executor.in_transaction
+        unsynced = self._relaxed_touches and not self._executor.threads.in_transaction
         return self._executor.count(touch.unsynced if unsynced else touch.update, **values) > 0 or interval > 0
 
     # -- API keys
@@ -320,19 +319,18 @@ class DjangoDb(Db):
     # -- tenants
 
     def for_tenant(self, tenant_id: str) -> DjangoDb:
-        if isinstance(self._executor, TenantExecutor):
-            check_tenant(self._executor.tenant_id, identifier("Tenant id", tenant_id))
-            return self
         tenant_id = identifier("Tenant id", tenant_id)
-        self._executor.channel()  # a closed Db says so here already
-        return DjangoDb(self.alias, _executor=TenantExecutor(self._executor, tenant_id))
+        if (own := self._executor.tenant_id) is not None:
+            check_tenant(own, tenant_id)
+        return DjangoDb(self.alias, _executor=self._executor.of_tenant(tenant_id))
 
     def _tenant(self, tenant_id: str) -> str:
-        if not isinstance(self._executor, TenantExecutor):
+        own = self._executor.tenant_id
+        if own is None:
             return identifier("Tenant id", tenant_id)
         if tenant_id is not DEFAULT_TENANT_ID:
-            check_tenant(self._executor.tenant_id, identifier("Tenant id", tenant_id))
-        return self._executor.tenant_id
+            check_tenant(own, identifier("Tenant id", tenant_id))
+        return own
 
     # -- transactions and life cycle
 
@@ -341,8 +339,7 @@ class DjangoDb(Db):
         return self._executor.transaction(lambda: plain_result(fn(self)))
 
     def health(self) -> Health:
-        executor = self._executor.whole if isinstance(self._executor, TenantExecutor) else self._executor
-        return check_health(executor)
+        return check_health(self._executor.threads)
 
     def describe(self) -> str:
         """Return the name of the database for a message, without the password."""
@@ -352,7 +349,7 @@ class DjangoDb(Db):
         self._executor.close()
 
     def _rest(self) -> None:
-        self._executor.rest()
+        self._executor.threads.rest()
 
 
 # A namespace that other packages can be in without it.

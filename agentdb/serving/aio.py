@@ -25,6 +25,7 @@ DEFAULT_MAX_WORKERS = 8
 _MAX_TRANSACTIONS = 100_000  # no limit: one that waited for a thread could hold up those that it waits for
 
 _CLOSED = "The AsyncDb is closed. Open another one with agentdb.connect_async()."
+_VIEW_CLOSED = "The view of a tenant is closed. Make another one with for_tenant()."
 
 
 class _Call:
@@ -219,13 +220,15 @@ class _TenantView(AsyncDb):
 
     async def _run(self, call: Callable[[Db], R], *, apart: bool = False) -> R:
         if self._closed:
-            raise DatabaseClosedError("The view of a tenant is closed. Make another one with for_tenant().")
+            raise DatabaseClosedError(_VIEW_CLOSED)
         tenant_id = self._tenant_id
         return await self._whole._run(lambda db: call(db.for_tenant(tenant_id)), apart=apart)
 
     def for_tenant(self, tenant_id: str) -> AsyncDb:
+        if self._closed:
+            raise DatabaseClosedError(_VIEW_CLOSED)
         check_tenant(self._tenant_id, identifier("Tenant id", tenant_id))
-        return self
+        return _TenantView(self._whole, self._tenant_id)
 
     async def close(self) -> None:
         """End this view alone."""

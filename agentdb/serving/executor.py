@@ -13,7 +13,7 @@ import weakref
 from asyncio import _get_running_loop
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from django.core.exceptions import ImproperlyConfigured
 from django.db import DEFAULT_DB_ALIAS, connections, transaction
@@ -35,7 +35,9 @@ from agentdb.serving.compiled import (
     Select,
     SelectCount,
     Statement,
+    Together,
     Update,
+    narrowed_to_tenant,
     together,
     unless_taken,
 )
@@ -47,6 +49,7 @@ from agentdb.serving.host import cannot_load
 from agentdb.serving.watchdog import watchdog
 
 R = TypeVar("R")
+Q = TypeVar("Q", bound=Query)
 
 # About five seconds in all: longer than any transaction here takes, shorter than a caller's patience.
 _MAX_RETRIES = 15
@@ -104,11 +107,10 @@ def _close_at_end_of_thread(wrapper: BaseDatabaseWrapper) -> None:
         _thread.end.wrappers.append(wrapper)
 
 
-class Executor:
-    """Runs queries on the connections of one alias; safe to share among threads.
+class Threads:
+    """The connections of one alias, one for each thread that calls, on the connection that Django keeps for it.
 
-    Every thread has its own channel, on the connection that Django keeps for it. With ``shared`` all threads take
-    turns on one. ``owned`` connections are closed with the executor; the others are the host's.
+    With ``shared`` all threads take turns on one. ``owned`` connections are closed with this; others are the host's.
     """
 
     def __init__(self, alias: str, *, owned: bool = False, shared: bool = False) -> None:
@@ -117,7 +119,7 @@ class Executor:
         self.alias = alias
         self.closed = False
         self._owned = owned
-        self._statements: dict[Query, Statement] = {}
+        self.statements: dict[Query, Statement] = {}
         self._prepares = True
         own = connections.settings[alias]
         most = own.get("AGENTDB", {}).get("max_connections") if owned else None
@@ -128,313 +130,12 @@ class Executor:
             connection = connections[alias]
         except ImproperlyConfigured as error:
             reason = cannot_load(connections.settings[alias]["ENGINE"], error)
-            self._forget_alias()
+            self.forget_alias()
             raise DatabaseUnavailableError(reason) from error
         self._shared = open_channel(connection) if shared else None
         if self._shared:
             self._shared.wrapper.inc_thread_sharing()
         forking.include(self, file=own["NAME"] if "sqlite" in own["ENGINE"] else None)
-
-    # -- statements
-
-    def first(self, make: Callable[..., R], query: Select | Update | Delete, **values: Any) -> R | None:
-        """Return what ``make`` makes of the first row's columns, or None."""
-        rows = self.run(query, values, _fetch_all, reads_only=isinstance(query, Select))
-        return self._made(make, query, rows[0]) if rows else None
-
-    def all(self, make: Callable[..., R], query: Select | Update | Delete, **values: Any) -> list[R]:
-        """Return what ``make`` makes of each row's columns."""
-        rows = self.run(query, values, _fetch_all, reads_only=isinstance(query, Select))
-        convert = self._statements[query].convert
-        try:
-            return [make(*convert(row)) for row in rows]
-        except _UNREADABLE as error:
-            raise self._unreadable(error) from error
-
-    def one(self, make: Callable[..., R], query: Insert | SelectCount, **values: Any) -> R:
-        """Return what ``make`` makes of the columns of the one row that the query always has."""
-        [row] = self.run(query, values, _fetch_all, reads_only=isinstance(query, SelectCount))
-        return self._made(make, query, row)
-
-    def count(self, query: Insert | Update | Delete, **values: Any) -> int:
-        """Return how many rows the query changed."""
-        return self.run(query, values, _row_count)
-
-    def count_last(self, *queries: Update | Delete, **values: Any) -> int:
-        """Run the queries, all or none, and return how many rows the last one changed; none may need another's."""
-        if self.has_server:
-            return self.run(together(*queries), values, _row_count)
-        return self.transaction(lambda: [self.run(query, values, _row_count) for query in queries][-1])
-
-    def insert(self, make: Callable[..., R], query: Insert, duplicate: str, **values: Any) -> R:
-        """Insert the row and return what ``make`` makes of it; ``duplicate`` is what to say if its key is taken."""
-        channel = self.channel()
-        try:
-            if channel.aborts_on_error and channel.wrapper.in_atomic_block:
-                # An error would cost a caller that expects the duplicate its whole transaction.
-                quiet = unless_taken(query)
-                inserted, returned = self.run(quiet, values, _fetch_inserted)
-                if inserted:
-                    query = quiet
-                else:
-                    with self._atomic(channel):  # for what the server says about it
-                        _, returned = self.run(query, values, _fetch_inserted)
-            else:
-                _, returned = self.run(query, values, _fetch_inserted)
-        except ConflictError:
-            # Leaving the savepoint has made Django forget that the transaction cannot go on.
-            channel.wrapper.needs_rollback = channel.wrapper.in_atomic_block
-            raise
-        except DuplicateKeyError as error:
-            raise DuplicateKeyError(duplicate.format(**values)) from error.__cause__
-        statement = self._statements[query]
-        if returned:
-            [values["now"]] = statement.convert(returned[0])  # by the server's clock
-        return make(*statement.given(values))
-
-    def run(self, query: Query, values: dict[str, Any], consume: Callable[[Any], R], *, reads_only: bool = False) -> R:
-        """Run the query and return what ``consume`` makes of the cursor."""
-        channel = self.channel()
-        if _warn_in_loops and _get_running_loop() is not None:
-            _warn_of_blocked_loop()
-        if forking.under_way and not channel.wrapper.in_atomic_block:
-            forking.wait()
-        with channel.lock:
-            if self.closed:
-                raise DatabaseClosedError(_CLOSED)
-            if not channel.settled:
-                channel.settle()
-            if channel.wrapper.in_atomic_block and channel.wrapper.needs_rollback:
-                if channel.failure is not None and channel.failed_in == channel.wrapper.atomic_blocks[:1]:
-                    raise channel.failure
-                raise AgentDbError("The transaction has failed already; it can only be undone.")
-            try:
-                statement = self._statements[query]
-            except KeyError:
-                statement = self._statements[query] = query.compile(channel.wrapper)
-            params = statement.bind(values)
-            channel.began, channel.given_up = time.monotonic(), False
-            try:
-                return consume(channel.execute(statement.sql, params))
-            except channel.errors as error:
-                failure = driver_error(error)
-            except BaseException:
-                channel.interrupted()
-                raise
-            finally:
-                began, channel.began = channel.began, 0.0
-                channel.used = began
-                if channel.slow_call_seconds is not None:
-                    _log_if_slow(channel, began, statement.sql)
-            return self._recover(channel, statement.sql, params, consume, reads_only, failure)
-
-    def _recover(
-        self,
-        channel: Channel,
-        sql: str,
-        params: list[Any],
-        consume: Callable[[Any], R],
-        reads_only: bool,
-        failure: BaseException,
-    ) -> R:
-        """Try again where that cannot do anything twice; else raise the failure in agentdb's terms."""
-        may_retry = not channel.wrapper.in_atomic_block
-        writes_at_once = may_retry and not reads_only
-        for delay in _delays():
-            fault = _outcome(channel.fault(failure), failure, committing=writes_at_once)
-            if fault is Fault.STALE_STATEMENT:
-                # psycopg would go on using the prepared statement for as long as it has the connection.
-                self._statement_lost(channel, failure)
-            if (
-                not may_retry
-                or channel.given_up
-                or delay is None
-                or (fault not in _REFUSED and not (fault is Fault.LOST and reads_only))
-            ):
-                break
-            _log_retry(channel, failure)
-            if fault in (Fault.LOST, Fault.STALE_STATEMENT):
-                channel.disconnect()
-                reads_only = False  # a second loss is the server's state, not the connection's
-            else:
-                time.sleep(delay)
-            channel.began = time.monotonic()
-            try:
-                return consume(channel.execute(sql, params))
-            except channel.errors as error:
-                failure = driver_error(error)
-            finally:
-                channel.began = 0.0
-        if fault in (Fault.LOST, Fault.UNANSWERED):
-            channel.disconnect()
-        if channel.wrapper.in_atomic_block and fault is not Fault.DUPLICATE:
-            channel.wrapper.needs_rollback = True
-            raise self._doom(channel, fault, failure) from failure
-        raise channel.explain(fault, failure) from failure
-
-    def _doom(self, channel: Channel, fault: Fault, error: BaseException) -> AgentDbError:
-        channel.failure, channel.fault_of_failure = channel.explain(fault, error), fault
-        channel.failed_in = channel.wrapper.atomic_blocks[:1]
-        return channel.failure
-
-    def _statement_lost(self, channel: Channel, failure: BaseException) -> None:
-        if "does not exist" in str(failure) or "already exists" in str(failure):
-            logger.warning(
-                "%s lost a prepared statement, as a pooler between here and there does; nothing more is prepared. "
-                "Add prepare=off to the database URL.",
-                channel.describe(),
-            )
-            self._prepares = False
-            channel.prepare_nothing()
-
-    def _made(self, make: Callable[..., R], query: Query, row: Row) -> R:
-        try:
-            return make(*self._statements[query].convert(row))
-        except _UNREADABLE as error:
-            raise self._unreadable(error) from error
-
-    def _unreadable(self, error: BaseException) -> AgentDbError:
-        return self.channel().explain(Fault.UNREADABLE, error)
-
-    # -- transactions
-
-    def transaction(self, work: Callable[[], R]) -> R:
-        """Call ``work``, all its statements in one transaction, again after a conflict; return its result."""
-        channel = self.channel()
-        with channel.lock:
-            if channel.wrapper.in_atomic_block:
-                # Part of the transaction around it, which alone can be tried again; undone alone if work fails.
-                try:
-                    with self._translated(channel), self._atomic(channel):
-                        result = work()
-                        self._refuse_spoiled(channel)
-                        return result
-                except BaseException:
-                    self._forgive(channel)
-                    raise
-            for delay in _delays():
-                try:
-                    try:
-                        return self._attempt(channel, work)
-                    finally:
-                        if self.closed:  # by work; Django has needed the alias up to here
-                            self._forget_alias()
-                except ConflictError as error:
-                    if error is not channel.failure or channel.fault_of_failure not in _REFUSED or delay is None:
-                        raise
-                    _log_retry(channel, error.__cause__ or error)
-                    if channel.fault_of_failure is Fault.STALE_STATEMENT:
-                        channel.disconnect()
-                    time.sleep(delay)
-            raise AssertionError("unreachable: the last try returns or raises")
-
-    @staticmethod
-    def _forgive(channel: Channel) -> None:
-        """Once an inner transaction is undone, what failed in it is no failure of the outer one, if that can go on."""
-        if channel.wrapper.needs_rollback or channel.wrapper.closed_in_transaction:
-            return
-        if channel.fault_of_failure in _REFUSED:
-            channel.wrapper.needs_rollback = channel.wrapper.in_atomic_block  # only all of it can be tried again
-        else:
-            channel.failure = None
-
-    def _attempt(self, channel: Channel, work: Callable[[], R]) -> R:
-        channel.failure = None
-        if not channel.settled:
-            channel.settle()
-        channel.given_up = channel.committing = False
-        channel.began = time.monotonic()
-        with self._translated(channel):
-            channel.ensure_alive()  # while it may still be replaced, which it may not in a transaction
-        channel.settled = False
-        try:
-            with self._translated(channel), self._outermost(channel):
-                channel.settled = True
-                try:
-                    result = work()
-                finally:
-                    channel.settled = False
-                if self.closed:
-                    raise DatabaseClosedError(_CLOSED)
-                self._refuse_spoiled(channel)
-        finally:
-            channel.began, channel.committing = 0.0, False
-            channel.settle()
-        if channel.wrapper.run_on_commit:
-            channel.wrapper.run_and_clear_commit_hooks()  # the host's
-        return result
-
-    @contextmanager
-    def _outermost(self, channel: Channel) -> Iterator[None]:
-        """Begin and commit on the driver's connection, and let Django know: its own way takes three times as long.
-
-        Once it is undone, the rest is Django's. What an exception from nowhere interrupts here, ``settle`` mends.
-        """
-        wrapper = channel.wrapper
-        block = transaction.atomic(using=self.alias)
-        channel.begin()
-        wrapper.commit_on_exit, wrapper.needs_rollback = True, False
-        wrapper.autocommit, wrapper.in_atomic_block = False, True
-        wrapper.atomic_blocks.append(block)
-        channel.began = 0.0
-        try:
-            yield
-            channel.began, channel.committing = time.monotonic(), True
-            with self._translated(channel):  # before Django, as it undoes, replaces a connection that was lost
-                channel.commit()
-        except BaseException as error:
-            if not channel.committing or isinstance(error, AgentDbError):
-                channel.began = time.monotonic()
-                channel.undo()
-                block.__exit__(type(error), error, error.__traceback__)
-            raise
-        wrapper.atomic_blocks.pop()
-        wrapper.autocommit, wrapper.in_atomic_block = True, False
-
-    @contextmanager
-    def _atomic(self, channel: Channel) -> Iterator[None]:
-        """Django's savepoint, whose own statements may not take longer than a call either."""
-        channel.began = time.monotonic()
-        raised: BaseException | None = None
-        try:
-            with transaction.atomic(using=self.alias):
-                channel.began = 0.0
-                try:
-                    yield
-                except BaseException as error:
-                    raised = error
-                    raise
-                finally:
-                    channel.began = time.monotonic()
-        except BaseException as error:
-            if error is not raised and not isinstance(error, channel.errors):
-                # From nowhere, while the savepoint was set, kept or undone: only all of it can be undone now.
-                channel.wrapper.needs_rollback = channel.wrapper.in_atomic_block
-            raise
-        finally:
-            channel.began = 0.0
-            del raised  # its traceback holds this frame
-
-    @staticmethod
-    def _refuse_spoiled(channel: Channel) -> None:
-        """Raise where work went on after a failure that has undone it; that must not look like success."""
-        if channel.failure is not None and channel.failed_in == channel.wrapper.atomic_blocks[:1]:
-            raise channel.failure
-        raw = channel.wrapper.connection
-        if channel.wrapper.needs_rollback or raw is None or channel.spoiled(raw):
-            raise AgentDbError(_SPOILED)
-
-    @contextmanager
-    def _translated(self, channel: Channel) -> Iterator[None]:
-        """Translate what beginning, committing and undoing a transaction raise; other calls translate their own."""
-        try:
-            yield
-        except channel.errors as error:
-            cause = driver_error(error)
-            fault = _outcome(channel.fault(cause), cause, committing=channel.committing)
-            raise self._doom(channel, fault, cause) from cause
-
-    # -- connections
 
     def describe(self) -> str:
         """Return the name of the database for a message, without the password."""
@@ -464,12 +165,6 @@ class Executor:
         """Return how many connections of this executor are open in this process."""
         return sum(channel.wrapper.connection is not None for channel in self.channels())
 
-    @contextmanager
-    def translated_errors(self) -> Iterator[None]:
-        """Translate the errors of Django's own use of this thread's connection."""
-        with self._translated(self.channel()):
-            yield
-
     def close(self) -> None:
         """Close the connections, once the calls under way have ended; calling it again does nothing."""
         if self.closed:
@@ -484,9 +179,9 @@ class Executor:
                 channel.disconnect()
             watchdog.forget(channel)
         if not any(channel.wrapper.in_atomic_block for channel in self.channels()):
-            self._forget_alias()
+            self.forget_alias()
 
-    def _forget_alias(self) -> None:
+    def forget_alias(self) -> None:
         if self._owned and self.alias != DEFAULT_DB_ALIAS:
             connections.settings.pop(self.alias, None)
             with suppress(AttributeError):
@@ -552,6 +247,11 @@ class Executor:
             with channel.lock:
                 channel.wrapper.close()
 
+    def prepare_nothing(self) -> None:
+        """Use no prepared statements from now on, on this thread's connection and new ones."""
+        self._prepares = False
+        self.channel().prepare_nothing()
+
     def _open_channel(self) -> Channel:
         if self._shared is not None:
             connections[self.alias] = self._shared.wrapper
@@ -573,6 +273,349 @@ class Executor:
     def _forget_threads(self) -> None:
         self._local = threading.local()
         self._channels: weakref.WeakSet[Channel] = weakref.WeakSet()
+
+
+class Executor:
+    """Runs queries on the connections of one alias; safe to share among threads.
+
+    With a ``tenant_id`` it is a view: every query is narrowed to the rows of that tenant, and inserts are given it.
+    """
+
+    def __init__(self, threads: Threads, tenant_id: str | None = None) -> None:
+        self._threads = threads
+        self.tenant_id = tenant_id
+        self._closed = False
+
+    def of_tenant(self, tenant_id: str) -> Executor:
+        """Return a view of that tenant's rows, which is closed alone."""
+        self.threads.channel()  # a closed Db says so here already
+        return Executor(self._threads, tenant_id)
+
+    @property
+    def threads(self) -> Threads:
+        """The connections; ``DatabaseClosedError`` if this view is closed."""
+        if self._closed:
+            raise DatabaseClosedError("The view of a tenant is closed. Make another one with for_tenant().")
+        return self._threads
+
+    def describe(self) -> str:
+        """Return the name of the database, and of the tenant, for a message, without the password."""
+        place = self.threads.describe()
+        return place if self.tenant_id is None else f"{place}, tenant {self.tenant_id!r}"
+
+    def close(self) -> None:
+        """Close the connections; of a view, this view alone."""
+        if self.tenant_id is None:
+            self._threads.close()
+        else:
+            self._closed = True
+
+    # -- statements
+
+    def first(self, make: Callable[..., R], query: Select | Update | Delete, **values: Any) -> R | None:
+        """Return what ``make`` makes of the first row's columns, or None."""
+        statement, rows = self._run(query, values, _fetch_all)
+        return self._made(make, statement, rows[0]) if rows else None
+
+    def all(self, make: Callable[..., R], query: Select | Update | Delete, **values: Any) -> list[R]:
+        """Return what ``make`` makes of each row's columns."""
+        statement, rows = self._run(query, values, _fetch_all)
+        try:
+            return [make(*statement.convert(row)) for row in rows]
+        except _UNREADABLE as error:
+            raise self._unreadable(error) from error
+
+    def one(self, make: Callable[..., R], query: Insert | SelectCount, **values: Any) -> R:
+        """Return what ``make`` makes of the columns of the one row that the query always has."""
+        statement, [row] = self._run(query, values, _fetch_all)
+        return self._made(make, statement, row)
+
+    def count(self, query: Insert | Update | Delete | Together, **values: Any) -> int:
+        """Return how many rows the query changed."""
+        return self._run(query, values, _row_count)[1]
+
+    def count_last(self, *queries: Update | Delete, **values: Any) -> int:
+        """Run the queries, all or none, and return how many rows the last one changed; none may need another's."""
+        if self.threads.has_server:
+            return self.count(together(*map(self._narrowed, queries)), **values)
+        return self.transaction(lambda: [self.count(query, **values) for query in queries][-1])
+
+    def insert(self, make: Callable[..., R], query: Insert, duplicate: str, **values: Any) -> R:
+        """Insert the row and return what ``make`` makes of it; ``duplicate`` is what to say if its key is taken."""
+        channel = self._threads.channel()
+        try:
+            if channel.aborts_on_error and channel.wrapper.in_atomic_block:
+                # An error would cost a caller that expects the duplicate its whole transaction.
+                quiet = unless_taken(query)
+                statement, (inserted, returned) = self._run(quiet, values, _fetch_inserted)
+                if not inserted:
+                    with self._atomic(channel):  # for what the server says about it
+                        statement, (_, returned) = self._run(query, values, _fetch_inserted)
+            else:
+                statement, (_, returned) = self._run(query, values, _fetch_inserted)
+        except ConflictError:
+            # Leaving the savepoint has made Django forget that the transaction cannot go on.
+            channel.wrapper.needs_rollback = channel.wrapper.in_atomic_block
+            raise
+        except DuplicateKeyError as error:
+            raise DuplicateKeyError(duplicate.format(**values)) from error.__cause__
+        if returned:
+            [values["now"]] = statement.convert(returned[0])  # by the server's clock
+        return make(*statement.given(self._of_tenant(values)))
+
+    def _run(self, query: Query, values: dict[str, Any], consume: Callable[[Any], R]) -> tuple[Statement, R]:
+        """Run the query; return its statement and what ``consume`` makes of the cursor."""
+        channel = self.threads.channel()
+        query = self._narrowed(query)
+        if _warn_in_loops and _get_running_loop() is not None:
+            _warn_of_blocked_loop()
+        if forking.under_way and not channel.wrapper.in_atomic_block:
+            forking.wait()
+        with channel.lock:
+            if self._threads.closed:
+                raise DatabaseClosedError(_CLOSED)
+            if not channel.settled:
+                channel.settle()
+            if channel.wrapper.in_atomic_block and channel.wrapper.needs_rollback:
+                if channel.failure is not None and channel.failed_in == channel.wrapper.atomic_blocks[:1]:
+                    raise channel.failure
+                raise AgentDbError("The transaction has failed already; it can only be undone.")
+            try:
+                statement = self._threads.statements[query]
+            except KeyError:
+                statement = self._threads.statements[query] = query.compile(channel.wrapper)
+            params = statement.bind(self._of_tenant(values))
+            channel.began, channel.given_up = time.monotonic(), False
+            try:
+                return statement, consume(channel.execute(statement.sql, params))
+            except channel.errors as error:
+                failure = driver_error(error)
+            except BaseException:
+                channel.interrupted()
+                raise
+            finally:
+                began, channel.began = channel.began, 0.0
+                channel.used = began
+                if channel.slow_call_seconds is not None:
+                    _log_if_slow(channel, began, statement.sql)
+            reads_only = isinstance(query, Select | SelectCount)
+            return statement, self._recover(channel, statement.sql, params, consume, reads_only, failure)
+
+    def _recover(
+        self,
+        channel: Channel,
+        sql: str,
+        params: list[Any],
+        consume: Callable[[Any], R],
+        reads_only: bool,
+        failure: BaseException,
+    ) -> R:
+        """Try again where that cannot do anything twice; else raise the failure in agentdb's terms."""
+        may_retry = not channel.wrapper.in_atomic_block
+        writes_at_once = may_retry and not reads_only
+        for delay in _delays():
+            fault = _outcome(channel.fault(failure), failure, committing=writes_at_once)
+            if fault is Fault.STALE_STATEMENT:
+                # psycopg would go on using the prepared statement for as long as it has the connection.
+                self._statement_lost(channel, failure)
+            if (
+                not may_retry
+                or channel.given_up
+                or delay is None
+                or (fault not in _REFUSED and not (fault is Fault.LOST and reads_only))
+            ):
+                break
+            _log_retry(channel, failure)
+            if fault in (Fault.LOST, Fault.STALE_STATEMENT):
+                channel.disconnect()
+                reads_only = False  # a second loss is the server's state, not the connection's
+            else:
+                time.sleep(delay)
+            channel.began = time.monotonic()
+            try:
+                return consume(channel.execute(sql, params))
+            except channel.errors as error:
+                failure = driver_error(error)
+            finally:
+                channel.began = 0.0
+        if fault in (Fault.LOST, Fault.UNANSWERED):
+            channel.disconnect()
+        if channel.wrapper.in_atomic_block and fault is not Fault.DUPLICATE:
+            channel.wrapper.needs_rollback = True
+            raise _doom(channel, fault, failure) from failure
+        raise channel.explain(fault, failure) from failure
+
+    def _statement_lost(self, channel: Channel, failure: BaseException) -> None:
+        if "does not exist" in str(failure) or "already exists" in str(failure):
+            logger.warning(
+                "%s lost a prepared statement, as a pooler between here and there does; nothing more is prepared. "
+                "Add prepare=off to the database URL.",
+                channel.describe(),
+            )
+            self._threads.prepare_nothing()
+
+    def _narrowed(self, query: Q) -> Q:
+        """Return the query over the rows of the tenant alone; an insert is given the tenant as a value."""
+        if self.tenant_id is None or isinstance(query, Insert | Together):
+            return query
+        return cast(Q, narrowed_to_tenant(query))  # type: ignore[arg-type]
+
+    def _of_tenant(self, values: dict[str, Any]) -> dict[str, Any]:
+        return values if self.tenant_id is None else {**values, "tenant_id": self.tenant_id}
+
+    def _made(self, make: Callable[..., R], statement: Statement, row: Row) -> R:
+        try:
+            return make(*statement.convert(row))
+        except _UNREADABLE as error:
+            raise self._unreadable(error) from error
+
+    def _unreadable(self, error: BaseException) -> AgentDbError:
+        return self._threads.channel().explain(Fault.UNREADABLE, error)
+
+    # -- transactions
+
+    def transaction(self, work: Callable[[], R]) -> R:
+        """Call ``work``, all its statements in one transaction, again after a conflict; return its result."""
+        channel = self.threads.channel()
+        with channel.lock:
+            if channel.wrapper.in_atomic_block:
+                # Part of the transaction around it, which alone can be tried again; undone alone if work fails.
+                try:
+                    with translated(channel), self._atomic(channel):
+                        result = work()
+                        self._refuse_spoiled(channel)
+                        return result
+                except BaseException:
+                    self._forgive(channel)
+                    raise
+            for delay in _delays():
+                try:
+                    try:
+                        return self._attempt(channel, work)
+                    finally:
+                        if self._threads.closed:  # by work; Django has needed the alias up to here
+                            self._threads.forget_alias()
+                except ConflictError as error:
+                    if error is not channel.failure or channel.fault_of_failure not in _REFUSED or delay is None:
+                        raise
+                    _log_retry(channel, error.__cause__ or error)
+                    if channel.fault_of_failure is Fault.STALE_STATEMENT:
+                        channel.disconnect()
+                    time.sleep(delay)
+            raise AssertionError("unreachable: the last try returns or raises")
+
+    @staticmethod
+    def _forgive(channel: Channel) -> None:
+        """Once an inner transaction is undone, what failed in it is no failure of the outer one, if that can go on."""
+        if channel.wrapper.needs_rollback or channel.wrapper.closed_in_transaction:
+            return
+        if channel.fault_of_failure in _REFUSED:
+            channel.wrapper.needs_rollback = channel.wrapper.in_atomic_block  # only all of it can be tried again
+        else:
+            channel.failure = None
+
+    def _attempt(self, channel: Channel, work: Callable[[], R]) -> R:
+        channel.failure = None
+        if not channel.settled:
+            channel.settle()
+        channel.given_up = channel.committing = False
+        channel.began = time.monotonic()
+        with translated(channel):
+            channel.ensure_alive()  # while it may still be replaced, which it may not in a transaction
+        channel.settled = False
+        try:
+            with translated(channel), self._outermost(channel):
+                channel.settled = True
+                try:
+                    result = work()
+                finally:
+                    channel.settled = False
+                if self._threads.closed:
+                    raise DatabaseClosedError(_CLOSED)
+                self._refuse_spoiled(channel)
+        finally:
+            channel.began, channel.committing = 0.0, False
+            channel.settle()
+        if channel.wrapper.run_on_commit:
+            channel.wrapper.run_and_clear_commit_hooks()  # the host's
+        return result
+
+    @contextmanager
+    def _outermost(self, channel: Channel) -> Iterator[None]:
+        """Begin and commit on the driver's connection, and let Django know: its own way takes three times as long.
+
+        Once it is undone, the rest is Django's. What an exception from nowhere interrupts here, ``settle`` mends.
+        """
+        wrapper = channel.wrapper
+        block = transaction.atomic(using=self._threads.alias)
+        channel.begin()
+        wrapper.commit_on_exit, wrapper.needs_rollback = True, False
+        wrapper.autocommit, wrapper.in_atomic_block = False, True
+        wrapper.atomic_blocks.append(block)
+        channel.began = 0.0
+        try:
+            yield
+            channel.began, channel.committing = time.monotonic(), True
+            with translated(channel):  # before Django, as it undoes, replaces a connection that was lost
+                channel.commit()
+        except BaseException as error:
+            if not channel.committing or isinstance(error, AgentDbError):
+                channel.began = time.monotonic()
+                channel.undo()
+                block.__exit__(type(error), error, error.__traceback__)
+            raise
+        wrapper.atomic_blocks.pop()
+        wrapper.autocommit, wrapper.in_atomic_block = True, False
+
+    @contextmanager
+    def _atomic(self, channel: Channel) -> Iterator[None]:
+        """Django's savepoint, whose own statements may not take longer than a call either."""
+        channel.began = time.monotonic()
+        raised: BaseException | None = None
+        try:
+            with transaction.atomic(using=self._threads.alias):
+                channel.began = 0.0
+                try:
+                    yield
+                except BaseException as error:
+                    raised = error
+                    raise
+                finally:
+                    channel.began = time.monotonic()
+        except BaseException as error:
+            if error is not raised and not isinstance(error, channel.errors):
+                # From nowhere, while the savepoint was set, kept or undone: only all of it can be undone now.
+                channel.wrapper.needs_rollback = channel.wrapper.in_atomic_block
+            raise
+        finally:
+            channel.began = 0.0
+            del raised  # its traceback holds this frame
+
+    @staticmethod
+    def _refuse_spoiled(channel: Channel) -> None:
+        """Raise where work went on after a failure that has undone it; that must not look like success."""
+        if channel.failure is not None and channel.failed_in == channel.wrapper.atomic_blocks[:1]:
+            raise channel.failure
+        raw = channel.wrapper.connection
+        if channel.wrapper.needs_rollback or raw is None or channel.spoiled(raw):
+            raise AgentDbError(_SPOILED)
+
+
+def _doom(channel: Channel, fault: Fault, error: BaseException) -> AgentDbError:
+    channel.failure, channel.fault_of_failure = channel.explain(fault, error), fault
+    channel.failed_in = channel.wrapper.atomic_blocks[:1]
+    return channel.failure
+
+
+@contextmanager
+def translated(channel: Channel) -> Iterator[None]:
+    """Translate what beginning, committing and undoing a transaction raise; other calls translate their own."""
+    try:
+        yield
+    except channel.errors as error:
+        cause = driver_error(error)
+        fault = _outcome(channel.fault(cause), cause, committing=channel.committing)
+        raise _doom(channel, fault, cause) from cause
 
 
 def _log_retry(channel: Channel, failure: BaseException) -> None:

@@ -11,34 +11,34 @@ from agentdb.interface import Health
 from agentdb.schema.inspection import sqlite_path
 from agentdb.schema.migration_record import pending_migrations
 from agentdb.serving.connections.base import Channel
-from agentdb.serving.executor import Executor
+from agentdb.serving.executor import Threads, translated
 from agentdb.sqlite_files import file_concern, version_concern
 
 
-def check_health(executor: Executor) -> Health:
+def check_health(threads: Threads) -> Health:
     """Ask the database, on this thread's connection, and open a new one if that has died."""
-    channel = executor.channel()
+    channel = threads.channel()
     with channel.lock:
         try:
             try:
-                return _ask(executor, channel)
+                return _ask(threads, channel)
             except DatabaseUnavailableError:
                 if channel.wrapper.in_atomic_block:
                     raise
                 channel.disconnect()  # what it was kept for may be over: a server that is back has a new one
-                return _ask(executor, channel)
+                return _ask(threads, channel)
         except DatabaseClosedError:
             raise
         except AgentDbError as error:
             if not channel.wrapper.in_atomic_block:
                 channel.disconnect()
-            return _health(executor, channel, reason=str(error))
+            return _health(threads, channel, reason=str(error))
 
 
-def _ask(executor: Executor, channel: Channel) -> Health:
+def _ask(threads: Threads, channel: Channel) -> Health:
     wrapper = channel.wrapper
     sql = "SELECT sqlite_version()" if wrapper.vendor == "sqlite" else "SHOW server_version"
-    with executor.translated_errors():
+    with translated(channel):
         channel.ensure_alive()
         with wrapper.cursor() as cursor:
             began = time.perf_counter()
@@ -48,9 +48,9 @@ def _ask(executor: Executor, channel: Channel) -> Health:
         pending = tuple(pending_migrations(wrapper))
     reason = ""
     if pending:
-        reason = f"{executor.describe()} lacks the migrations {', '.join(pending)}. Run 'agentdb migrate'."
+        reason = f"{threads.describe()} lacks the migrations {', '.join(pending)}. Run 'agentdb migrate'."
     return _health(
-        executor,
+        threads,
         channel,
         reason=reason,
         version=str(version).partition(" ")[0],
@@ -67,7 +67,7 @@ def _warnings(wrapper: BaseDatabaseWrapper, version: str) -> tuple[str, ...]:
 
 
 def _health(
-    executor: Executor,
+    threads: Threads,
     channel: Channel,
     *,
     reason: str,
@@ -80,10 +80,10 @@ def _health(
         ok=not reason,
         engine=channel.wrapper.vendor,
         server_version=version,
-        place=executor.describe(),
+        place=threads.describe(),
         round_trip_ms=milliseconds,
         pending_migrations=pending,
-        connections=executor.open_connections(),
+        connections=threads.open_connections(),
         reason=reason,
         warnings=warnings,
     )

@@ -67,10 +67,10 @@ def connect(url: str | None = None, *, migrate: bool = False, timeout_seconds: f
     from django.db import connections
 
     from agentdb.serving.adapter import DjangoDb
-    from agentdb.serving.executor import Executor
+    from agentdb.serving.executor import Executor, Threads
 
     in_memory = connections.settings[alias]["NAME"] == ":memory:"
-    executor = Executor(alias, owned=owned, shared=owned and in_memory)
+    executor = Executor(Threads(alias, owned=owned, shared=owned and in_memory))
     try:
         connection = connections[alias]
         if not migrate:
@@ -126,11 +126,11 @@ def open_alias(alias: str) -> DjangoDb:
     from django.db import connections
 
     from agentdb.serving.adapter import DjangoDb
-    from agentdb.serving.executor import Executor
+    from agentdb.serving.executor import Executor, Threads
 
     _check_file_exists(connections[alias])
-    executor = Executor(alias)
-    executor.ensure_connected()
+    executor = Executor(Threads(alias))
+    executor.threads.ensure_connected()
     _bring_up_to_date(executor, connections[alias], migrate=False)
     return DjangoDb(alias, _executor=executor)
 
@@ -247,10 +247,10 @@ def _wait(executor: Executor, deadline: float) -> None:
     delay = _FIRST_DELAY_SECONDS
     while True:
         try:
-            return executor.ensure_connected()
+            return executor.threads.ensure_connected()
         except DatabaseUnavailableError as error:
             left = deadline - time.monotonic()
-            if left <= 0 or any(words in str(error) for words in _FINAL) or not executor.has_server:
+            if left <= 0 or any(words in str(error) for words in _FINAL) or not executor.threads.has_server:
                 raise
             time.sleep(min(delay, left))
             delay = min(delay * 2, _LONGEST_DELAY_SECONDS)
@@ -260,17 +260,20 @@ def _bring_up_to_date(executor: Executor, connection: BaseDatabaseWrapper, migra
     from django.core.management import CommandError
 
     from agentdb.schema import migration_record
+    from agentdb.serving.executor import translated
 
-    with executor.translated_errors():
+    channel = executor.threads.channel()
+
+    with translated(channel):
         pending = tuple(migration_record.pending_migrations(connection))
     if pending and migrate:
         try:
-            with executor.translated_errors():
-                migration_record.migrate(executor.alias)
+            with translated(channel):
+                migration_record.migrate(executor.threads.alias)
         except CommandError as error:
             raise SchemaMismatchError(str(error)) from error
     elif pending:
-        with executor.translated_errors():
+        with translated(channel):
             old = "agents" in connection.introspection.table_names() and len(pending) == len(
                 migration_record.migration_names()
             )

@@ -354,7 +354,6 @@ class MemoryDb(Db):
         self._check_open()
         if self._tenant_id is not None:
             check_tenant(self._tenant_id, tenant_id)
-            return self
         view = copy(self)
         view._tenant_id = tenant_id
         return view

@@ -237,7 +237,7 @@ def test_instants_go_to_the_database_and_back(db: DjangoDb, url: str) -> None:
     update = insert.compile(db_alias)
 
     for value in INSTANTS:
-        channel = db._executor.channel()
+        channel = db._executor.threads.channel()
         assert channel.execute(update.sql, update.bind({"id": "s1", "at": value})).rowcount == 1
         session = db.get_session("s1")
         assert session is not None
@@ -352,6 +352,6 @@ def test_upsert_raises_the_old_rows_version(db: DjangoDb) -> None:
     statement = upsert.compile(connections[db.alias])
     values = VALUES | {"name": "support-bot", "tenant_id": "default", "id": "other id"}
 
-    [row] = db._executor.channel().execute(statement.sql, statement.bind(values)).fetchall()
+    [row] = db._executor.threads.channel().execute(statement.sql, statement.bind(values)).fetchall()
 
     assert statement.convert(row)[3] == 11

@@ -15,7 +15,6 @@ import pytest
 import agentdb
 from agentdb import DatabaseUnavailableError, Db, InvalidInputError
 from agentdb.conf import database_from_url
-from agentdb.serving.executor import Executor
 from tests.project.test_import import run_python
 
 OTHERS = "FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'agentdb'"
@@ -62,11 +61,10 @@ def test_many_threads_share_as_many_connections_as_may_be(url: str, watcher: psy
             session = db.insert_session(f"{number}-{turn}", "a", "sb")
             db.run_transaction(partial(touch, session.id))
             # A server needs a moment to notice that a connection was closed, so this is counted here.
-            most = max(most, executor.open_connections())
+            most = max(most, executor.threads.open_connections())
 
     with agentdb.connect(with_options(url, max_connections=3)) as db, ThreadPoolExecutor(12) as pool:
         executor = db._executor
-        assert isinstance(executor, Executor)
         list(pool.map(work, range(12)))
         wait_for(lambda: count(watcher) <= 3)
         assert len(db.list_sessions()) == 60

@@ -21,7 +21,7 @@ from agentdb import (
 )
 from agentdb.models import ApiKey
 from agentdb.serving.compiled import Delete, Insert, Select, SelectCount, Update
-from agentdb.serving.executor import Executor
+from agentdb.serving.executor import Executor, Threads
 from agentdb.serving.opening import temporary_alias
 from tests.helpers.factories import execute, set_column
 
@@ -43,7 +43,6 @@ DELETE = Delete(lambda p: ApiKey.objects.filter(id=p.text("id")))
 
 @pytest.fixture
 def executor(db: DjangoDb) -> Executor:
-    assert isinstance(db._executor, Executor)
     return db._executor
 
 
@@ -113,7 +112,7 @@ class Stop(BaseException):
 def test_an_exception_from_nowhere_reaches_the_caller_also_where_undoing_fails(executor: Executor, inner: bool) -> None:
     def lose_the_connection() -> None:
         insert(executor, "lost")
-        executor.channel().wrapper.connection.close()
+        executor.threads.channel().wrapper.connection.close()
         raise Stop
 
     with pytest.raises(Stop):
@@ -131,7 +130,7 @@ def test_a_second_exception_from_nowhere_while_the_first_is_undone_reaches_the_c
 
     def work() -> None:
         insert(executor, "lost")
-        monkeypatch.setattr(executor.channel().wrapper, "_rollback", rollback)
+        monkeypatch.setattr(executor.threads.channel().wrapper, "_rollback", rollback)
         raise Stop("first")
 
     with pytest.raises(Stop, match="second"):  # and not what follows from it, as that autocommit cannot be changed now
@@ -155,7 +154,7 @@ def test_an_inner_transaction_that_may_not_be_undone_dooms_the_outer_one(
             raise Stop("first")
 
     def outer() -> None:
-        monkeypatch.setattr(executor.channel().wrapper, at, stop)
+        monkeypatch.setattr(executor.threads.channel().wrapper, at, stop)
         with pytest.raises(Stop, match="second"):
             executor.transaction(inner)
         monkeypatch.undo()
@@ -189,14 +188,14 @@ def test_describe_names_the_place_before_and_after_close(executor: Executor, eng
     assert place.startswith({"sqlite": "SQLite database ", "postgresql": "PostgreSQL database "}[engine])
     assert executor.describe() == place
     calls: list[Callable[[], object]] = [lambda: executor.count(RENAME), lambda: executor.transaction(list)]
-    for call in [*calls, executor.ensure_connected]:
+    for call in [*calls, executor.threads.ensure_connected]:
         with pytest.raises(DatabaseClosedError):
             call()
 
 
 def test_an_unknown_alias_is_refused_with_the_known_ones(executor: Executor) -> None:
     with pytest.raises(InvalidInputError, match=r"^There is no database alias 'nowhere'; known are "):
-        Executor("nowhere")
+        Threads("nowhere")
 
 
 def test_nothing_but_agentdbs_errors_leaves_the_executor(executor: Executor, url: str) -> None:
@@ -216,7 +215,7 @@ def test_nothing_but_agentdbs_errors_leaves_the_executor(executor: Executor, url
 
 def test_a_drivers_words_are_passed_on_without_the_password() -> None:
     with temporary_alias("postgresql://me:s3cret@nowhere.invalid/agents") as alias:
-        channel = Executor(alias).channel()
+        channel = Threads(alias).channel()
 
         assert channel.reason(Exception("bad  option s3cret in\n'password=s3cret'.")) == (
             "bad option *** in 'password=***'"
@@ -232,7 +231,7 @@ def test_inside_a_transaction_nothing_is_asked_before_a_call(
     url = make_postgres_database(template=_migrated_postgres)
     with agentdb.connect(url) as db, transaction.atomic(using=db.alias):
         db.list_agents()
-        channel: Any = db._executor.own_channel()
+        channel: Any = db._executor.threads.own_channel()
         usual, channel._readable = channel._readable, refuse
         assert db.list_agents() == []
         channel._readable = usual
@@ -252,7 +251,7 @@ def test_after_a_connection_is_lost_in_a_transaction_each_call_says_what_was_sai
                 " WHERE datname = current_database() AND pid <> pg_backend_pid()",
             )
         else:
-            db._executor.own_channel().disconnect()
+            db._executor.threads.own_channel().disconnect()
         with pytest.raises(AgentDbError) as first:
             db.list_agents()
         with pytest.raises(AgentDbError) as second:

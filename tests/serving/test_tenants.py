@@ -13,9 +13,10 @@ from urllib.parse import urlsplit
 import pytest
 
 import agentdb
-from agentdb import Db, DjangoDb, DuplicateKeyError, InvalidInputError
+from agentdb import DatabaseClosedError, Db, DjangoDb, DuplicateKeyError, InvalidInputError
 from agentdb.serving import queries
 from agentdb.serving.compiled import Parameters
+from agentdb.testing import MemoryDb
 from tests.helpers.factories import execute, instant, make_agent, make_api_key, make_sandbox, make_session, set_column
 
 FUTURE = instant(10**9)
@@ -216,7 +217,11 @@ def test_an_awaitable_view(url: str) -> None:
             assert (await view.insert_session("ours", "a", "sb")).tenant_id == "acme"
             assert [s.id for s in await view.list_sessions()] == ["ours"]
             assert await view.get_session("theirs") is None
-            assert view.for_tenant("acme") is view
+            inner = view.for_tenant("acme")
+            await inner.close()
+            with pytest.raises(DatabaseClosedError):
+                await inner.list_sessions()
+            assert [s.id for s in await view.list_sessions()] == ["ours"]
             with pytest.raises(InvalidInputError):
                 view.for_tenant("other")
             with pytest.raises(InvalidInputError):
@@ -385,7 +390,7 @@ def test_health_of_a_server_that_is_gone_is_an_answer(make_postgres_database: Ca
 def test_health_of_a_file_that_is_no_database_is_an_answer(tmp_path: Path) -> None:
     path = tmp_path / "agentdb.sqlite3"
     with agentdb.connect(f"sqlite:///{path}", migrate=True) as db:
-        db._executor.channel().disconnect()
+        db._executor.threads.channel().disconnect()
         for file in tmp_path.iterdir():
             file.unlink()
         path.write_bytes(b"no database " * 1000)
@@ -402,3 +407,14 @@ def test_health_of_a_closed_db_raises(url: str) -> None:
 
     with pytest.raises(agentdb.DatabaseClosedError):
         db.health()
+
+
+@pytest.mark.parametrize("make", ["DjangoDb", "MemoryDb"])
+def test_a_view_of_a_view_is_closed_alone(url: str, make: str) -> None:
+    with agentdb.connect(url) if make == "DjangoDb" else MemoryDb() as db:
+        view = db.for_tenant("acme")
+        with view.for_tenant("acme") as inner:
+            inner.insert_session("s", "a", "sb")
+        with pytest.raises(DatabaseClosedError):
+            inner.list_sessions()
+        assert [s.id for s in view.list_sessions()] == ["s"]
