@@ -7,7 +7,6 @@ import uuid
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from importlib.util import find_spec
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -350,10 +349,3 @@ class DjangoDb(Db):
 
     def _rest(self) -> None:
         self._executor.threads.rest()
-
-
-# A namespace that other packages can be in without it.
-if find_spec("opentelemetry") is not None and find_spec("opentelemetry.trace") is not None:
-    from agentdb.serving.tracing import trace
-
-    trace(DjangoDb)

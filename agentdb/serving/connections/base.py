@@ -263,8 +263,13 @@ class Channel(ABC):
         return
 
     def instrumented(self) -> bool:
-        """Whether somebody watches Django's cursor: ``assertNumQueries``, a debug toolbar, ``execute_wrapper``."""
-        return bool(self.wrapper.execute_wrappers) or self.wrapper.force_debug_cursor or self._debug
+        """Whether somebody watches Django's cursor: ``assertNumQueries``, ``execute_wrapper``, OpenTelemetry."""
+        wrapper = self.wrapper
+        return bool(wrapper.execute_wrappers) or wrapper.force_debug_cursor or self._debug or self.traced()
+
+    @abstractmethod
+    def traced(self) -> bool:
+        """Whether the driver's OpenTelemetry instrumentation made the open connection; it sees Django's cursor only."""
 
 
 def driver_error(error: BaseException) -> BaseException:

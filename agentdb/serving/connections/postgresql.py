@@ -123,6 +123,11 @@ class PostgresChannel(Channel):
         super().disconnect()
         self._give_back(raw)
 
+    def traced(self) -> bool:
+        # Without it, Django's settings of the connection name the class of its cursors.
+        raw: Any = self.wrapper.connection
+        return not raw.cursor_factory.__module__.startswith("django.")
+
     def begin(self) -> None:
         raw: Any = self.wrapper.connection
         raw.isolation_level = psycopg.IsolationLevel.SERIALIZABLE

@@ -111,6 +111,10 @@ class SqliteChannel(Channel):
             return cursor
         return raw.execute(sql, params)
 
+    def traced(self) -> bool:
+        # Its proxy passes for the driver's class with isinstance().
+        return not issubclass(type(self.wrapper.connection), sqlite3.Connection)
+
     def begin(self) -> None:
         raw = self.wrapper.connection
         raw.execute(f"BEGIN {self.wrapper.transaction_mode or ''}")  # type: ignore[attr-defined]
