@@ -26,8 +26,8 @@ MIDDLEWARE = [
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
 ]
 
-# Of Django's languages those that the console speaks too: a page in two languages helps nobody.
-LANGUAGES = [("en", "English"), ("de", "Deutsch")]
+# The console speaks English. With more of Django's languages, a page would mix two.
+LANGUAGES = [("en", "English")]
 
 TEMPLATES: list[dict[str, Any]] = [
     {

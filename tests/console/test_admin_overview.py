@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ast
-import gettext
 import json
 import os
 import re
@@ -19,14 +17,13 @@ from django.contrib.auth.models import User
 from django.core.management import call_command
 from django.db import connections
 from django.utils import timezone
-from django.utils.translation.template import templatize
 
 import agentdb
 from agentdb.admin import overview
 from agentdb.admin.overview import Amount
 from agentdb.console import report as attention
 from agentdb.models import Agent, Sandbox, Session
-from tests.helpers.admin_fixtures import Page, Site, audited, fill
+from tests.helpers.admin_fixtures import Site, audited, fill
 
 
 def test_distinct_values_are_listed_from_a_value_on_up_to_a_limit(site: Site):
@@ -450,39 +447,6 @@ def test_overview_in_the_terminal_makes_no_file_at_a_misspelt_path(engine: str, 
     assert result.returncode == 2
     assert "There is no database file" in result.stdout
     assert list(tmp_path.iterdir()) == []
-
-
-def test_overview_speaks_german_where_django_does(site: Site, superuser: User):
-    page = Page(site.client.get("/admin/", headers={"Accept-Language": "de"}))
-
-    assert "Nichts zu beachten" in page.text
-    assert "Begonnene und fehlgeschlagene Sitzungen je Stunde" in page.text
-    # A language that only Django knows would give pages in two.
-    assert "Nothing needs attention" in Page(site.client.get("/admin/", headers={"Accept-Language": "fr"})).text
-
-
-def test_every_text_of_the_console_is_in_the_german_catalogue():
-    folder = Path(agentdb.__file__).parent
-    with (folder / "locale/de/LC_MESSAGES/django.mo").open("rb") as file:
-        catalogue = gettext.GNUTranslations(file)._catalog  # type: ignore[attr-defined]
-    known = {(key[0] if isinstance(key, tuple) else key).rpartition("\x04")[2] for key in catalogue}
-    # Django's own makemessages reads a template in this form, too.
-    sources = [templatize(path.read_text()) for path in (folder / "templates").rglob("*.html")]
-    called = re.compile(r"""\b(?:n?gettext\(|n?pgettext\(u?['"][^'"]*['"], )u?('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")""")
-    used = {ast.literal_eval(text) for source in sources for text in called.findall(source)}
-    for path in folder.rglob("*.py"):
-        for call in ast.walk(ast.parse(path.read_text())):
-            if isinstance(call, ast.Call) and getattr(call.func, "id", "") in TRANSLATES and call.args:
-                [*_, text] = [each.value for each in call.args[:1] if isinstance(each, ast.Constant)] or [""]
-                used.add(text)
-
-    assert len(used) > 250
-    # What Django's own catalogue has need not be said again.
-    assert used - known <= {"", "Close", "id"}
-    assert "fuzzy" not in (folder / "locale/de/LC_MESSAGES/django.po").read_text()
-
-
-TRANSLATES = {"gettext", "gettext_lazy", "gettext_noop", "ngettext", "ngettext_lazy"}
 
 
 def test_hours_are_utc_whatever_the_time_zone_of_the_project(site: Site, superuser: User, settings: Any):

@@ -573,24 +573,6 @@ def test_the_row_that_one_is_on_is_kept_when_the_page_is_refreshed(page: Page):
     arrive(page, str(href))
 
 
-def test_live_refresh_is_paused_in_the_language_of_the_page(browser: Browser, address: str):
-    with browser.new_context(base_url=address, locale="de", viewport={"width": 1280, "height": 900}) as context:
-        page = context.new_page()
-        page.context.add_cookies(_cookies.get("root", []))
-        page.goto("/admin/")
-        if "/login/" in page.url:
-            page.locator("[name=username]").fill("root")
-            page.locator("[name=password]").fill(PASSWORD)
-            page.locator("[type=submit]").click()
-        button = page.locator("#agentdb-live")
-        expect(button).to_have_text("Live, alle 10 s")
-
-        button.click()
-
-        expect(button).to_have_text("Angehalten")
-        expect(button).to_have_attribute("aria-pressed", "true")
-
-
 def test_copying_gives_the_whole_id(browser: Browser, address: str):
     with browser.new_context(
         base_url=address, permissions=["clipboard-read", "clipboard-write"], viewport={"width": 1280, "height": 900}
