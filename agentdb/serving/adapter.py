@@ -302,18 +302,12 @@ class DjangoDb(Db):
 
     def issue_api_key(self, tenant_id: str, label: str) -> tuple[str, ApiKeyRecord]:
         plain, key_hash = generate_api_key()
-        try:
-            return plain, self.insert_api_key(str(uuid.uuid4()), tenant_id, key_hash, label)
-        except BaseException:
-            plain = ""  # error reports show the variables of each frame
-            raise
+        return plain, self.insert_api_key(str(uuid.uuid4()), tenant_id, key_hash, label)
 
     def authenticate(self, plain: str) -> ApiKeyRecord | None:
         if not isinstance(plain, str):
             raise InvalidInputError(f"An API key must be a string, not {type(plain).__name__}.")
-        key_hash = hash_api_key(plain)
-        del plain  # error reports show the variables of each frame
-        return self._executor.first(ApiKeyRecord, queries.GET_API_KEY_BY_HASH, key_hash=key_hash)
+        return self._executor.first(ApiKeyRecord, queries.GET_API_KEY_BY_HASH, key_hash=hash_api_key(plain))
 
     # -- tenants
 

@@ -28,26 +28,12 @@ _CLOSED = "The AsyncDb is closed. Open another one with agentdb.connect_async().
 _VIEW_CLOSED = "The view of a tenant is closed. Make another one with for_tenant()."
 
 
-class _Call:
-    """A call to make in a thread. Error reports show the variables of each frame: an API key is in none of them."""
-
-    __slots__ = ("args", "kwargs", "name")
-
-    def __init__(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.name, self.args, self.kwargs = name, args, kwargs
-
-    def __call__(self, db: Db) -> Any:
-        return getattr(db, self.name)(*self.args, **self.kwargs)
-
-
 def _in_thread(method: Callable[Concatenate[Db, P], R]) -> Callable[Concatenate[AsyncDb, P], Coroutine[Any, Any, R]]:
     name = method.__name__
 
     @wraps(method)
     async def call(self: AsyncDb, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        made = _Call(name, args, kwargs)
-        del args, kwargs
-        return await self._run(made)
+        return await self._run(lambda db: getattr(db, name)(*args, **kwargs))
 
     return call
 
