@@ -23,7 +23,7 @@ def tests(session: nox.Session, django: str) -> None:
 def lowest(session: nox.Session) -> None:
     """The oldest releases that pyproject.toml allows."""
     session.install(*nox.project.dependency_groups(nox.project.load_toml("pyproject.toml"), "test"), "-e", ".")
-    session.install("django==5.2", "django-cockroachdb==5.2", "psycopg[binary,pool]==3.2.4", "dj-database-url==3.0.0")
+    session.install("django==5.2", "django-cockroachdb==5.2", "psycopg[binary]==3.2.4", "dj-database-url==3.0.0")
     session.run("python", "-m", "pytest", "--numprocesses=logical", *session.posargs)
 
 

@@ -98,7 +98,7 @@ def test_wheel_requires_django_psycopg_and_dj_database_url_only(wheel):
     always = {line for line in metadata.get_all("Requires-Dist", []) if "extra ==" not in line}
     assert {line.split("<")[0].split(">")[0] for line in always} == {
         "django",
-        "psycopg[binary,pool]",
+        "psycopg[binary]",
         "dj-database-url",
     }
     assert metadata["Requires-Python"] == ">=3.11"
