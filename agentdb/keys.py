@@ -3,21 +3,58 @@
 from __future__ import annotations
 
 import hashlib
+import hmac
+import os
 import secrets
 
+from agentdb.errors import InvalidInputError
+
 PREFIX = "agentdb_"
+SECRET_VARIABLE = "AGENTDB_KEY_SECRET"
 
 
-def generate_api_key() -> tuple[str, str]:
-    """Return a new plain key and its hash. The plain key is to be shown once and kept nowhere."""
-    plain = PREFIX + secrets.token_urlsafe(32)
-    return plain, hash_api_key(plain)
+class KeyHashes:
+    """How plain keys are stored: in hex, as HMAC-SHA256 of a secret, or as SHA-256 without one.
 
-
-def hash_api_key(plain: str) -> str:
-    """Return the SHA-256 of the plain key in hex, the form the old server stores.
-
-    A fast hash is enough: the key is 256 random bits, not a password to guess.
+    A fast hash is enough: a key is 256 random bits, not a password to guess. The secret is in no ``repr``.
     """
-    # A header may hold bytes that are no UTF-8; they belong to no key, and an error would name the key.
-    return hashlib.sha256(plain.encode(errors="surrogatepass")).hexdigest()
+
+    __slots__ = ("_secret",)
+
+    def __init__(self, secret: str | None = None) -> None:
+        """Take the secret, else the environment's ``AGENTDB_KEY_SECRET``; ``InvalidInputError`` if it is not usable."""
+        if secret is None:
+            secret = os.environ.get(SECRET_VARIABLE) or None
+        elif not isinstance(secret, str):
+            raise InvalidInputError(f"key_secret must be a string, not {type(secret).__name__}.")
+        elif not secret:
+            raise InvalidInputError("key_secret must not be empty. Leave it out to store keys as SHA-256.")
+        # An environment variable may hold bytes that are not UTF-8.
+        self._secret = None if secret is None else secret.encode(errors="surrogateescape")
+
+    def generate(self) -> tuple[str, str]:
+        """Return a new plain key and its hash. The plain key is to be shown once and kept nowhere."""
+        plain = PREFIX + secrets.token_urlsafe(32)
+        return plain, self.hash(plain)
+
+    def hash(self, plain: str) -> str:
+        """Return what a new key is stored as."""
+        if self._secret is None:
+            return bare_hash(plain)
+        return hmac.new(self._secret, _encoded(plain), hashlib.sha256).hexdigest()
+
+    def known(self, plain: str) -> tuple[str, str]:
+        """Return the two hashes that the key may be stored as, first the one of ``hash``; equal without a secret."""
+        if not isinstance(plain, str):
+            raise InvalidInputError(f"An API key must be a string, not {type(plain).__name__}.")
+        return self.hash(plain), bare_hash(plain)
+
+
+def bare_hash(plain: str) -> str:
+    """Return the SHA-256 of the plain key in hex: what servers without a secret store."""
+    return hashlib.sha256(_encoded(plain)).hexdigest()
+
+
+def _encoded(plain: str) -> bytes:
+    # A header may hold bytes that are not UTF-8; they belong to no key, and an error would name the key.
+    return plain.encode(errors="surrogatepass")

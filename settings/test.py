@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 
 os.environ.pop("DATABASE_URL", None)  # the suite makes its own databases
+os.environ.pop("AGENTDB_APPS", None)
+os.environ.pop("AGENTDB_KEY_SECRET", None)
 os.environ["AGENTDB_SECRET_KEY"] = "tests make and share no secrets, so this one may be known to all"
 
 from settings.base import *  # noqa: F403

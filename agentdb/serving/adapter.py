@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Callable
+from copy import copy
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from django.db import connections
 
-from agentdb.errors import AgentDbError, InvalidInputError
+from agentdb.errors import AgentDbError
 from agentdb.inputs import (
     aware_instant,
     check_tenant,
@@ -38,7 +39,7 @@ from agentdb.interface import (
     SessionRecord,
     SessionStatusInput,
 )
-from agentdb.keys import generate_api_key, hash_api_key
+from agentdb.keys import KeyHashes
 from agentdb.serving.executor import Executor, Threads
 from agentdb.serving.health import check_health
 from agentdb.serving.host import check_set_up
@@ -55,15 +56,19 @@ class DjangoDb(Db):
 
     Every thread works on its own connection, which Django keeps for it, so calls join a transaction that the caller
     has open on this alias. An in-memory SQLite database has one connection, on which the threads take turns.
+    ``key_secret`` is the secret that API keys are stored under, else the environment's ``AGENTDB_KEY_SECRET``.
     """
 
-    def __init__(self, alias: str = "default", *, _executor: Executor | None = None) -> None:
+    def __init__(
+        self, alias: str = "default", *, key_secret: str | None = None, _executor: Executor | None = None
+    ) -> None:
         global queries
         check_set_up()
         # The models cannot be imported before Django is set up, and callers name this class before that.
         from agentdb.serving import queries
 
         self.alias = alias
+        self._keys = KeyHashes(key_secret)
         self._executor = _executor or Executor(Threads(alias))
         own = connections.settings[alias].get("AGENTDB", {})
         self._touch_interval: float = own.get("touch_interval", 0)
@@ -301,13 +306,13 @@ class DjangoDb(Db):
         return self._executor.count(queries.DELETE_API_KEY, id=identifier("API key id", id)) > 0
 
     def issue_api_key(self, tenant_id: str, label: str) -> tuple[str, ApiKeyRecord]:
-        plain, key_hash = generate_api_key()
+        plain, key_hash = self._keys.generate()
         return plain, self.insert_api_key(str(uuid.uuid4()), tenant_id, key_hash, label)
 
     def authenticate(self, plain: str) -> ApiKeyRecord | None:
-        if not isinstance(plain, str):
-            raise InvalidInputError(f"An API key must be a string, not {type(plain).__name__}.")
-        return self._executor.first(ApiKeyRecord, queries.GET_API_KEY_BY_HASH, key_hash=hash_api_key(plain))
+        key_hash, bare_hash = self._keys.known(plain)
+        found = self._executor.all(ApiKeyRecord, queries.GET_API_KEYS_BY_HASHES, key_hash=key_hash, bare_hash=bare_hash)
+        return max(found, key=lambda record: record.key_hash == key_hash, default=None)
 
     # -- tenants
 
@@ -315,7 +320,9 @@ class DjangoDb(Db):
         tenant_id = identifier("Tenant id", tenant_id)
         if (own := self._executor.tenant_id) is not None:
             check_tenant(own, tenant_id)
-        return DjangoDb(self.alias, _executor=self._executor.of_tenant(tenant_id))
+        view = copy(self)
+        view._executor = self._executor.of_tenant(tenant_id)
+        return view
 
     def _tenant(self, tenant_id: str) -> str:
         own = self._executor.tenant_id

@@ -18,6 +18,7 @@ from agentdb.errors import (
     SchemaMismatchError,
     SchemaOutOfDateError,
 )
+from agentdb.keys import KeyHashes
 from agentdb.serving.aio import DEFAULT_MAX_WORKERS, AsyncDb
 
 if TYPE_CHECKING:
@@ -50,18 +51,22 @@ _standalone = False  # whether Django's settings are this module's
 _numbers = itertools.count(1)
 
 
-def connect(url: str | None = None, *, migrate: bool = False, timeout_seconds: float = 30.0) -> DjangoDb:
+def connect(
+    url: str | None = None, *, migrate: bool = False, timeout_seconds: float = 30.0, key_secret: str | None = None
+) -> DjangoDb:
     """Open a database and return a ``Db`` on it.
 
     ``url`` defaults to the environment's ``DATABASE_URL``, then, in a Django project, to its ``default`` database,
     then to the SQLite file ``agentdb.sqlite3`` in the working directory. ``migrate`` brings the schema up to date
-    first. A server that is not up yet is tried again for ``timeout_seconds``.
+    first. A server that is not up yet is tried again for ``timeout_seconds``. With ``key_secret``, else the
+    environment's ``AGENTDB_KEY_SECRET``, API keys are stored as HMAC-SHA256 of that secret.
 
     Raises ``InvalidInputError`` for a bad URL, ``DatabaseUnavailableError``, ``SchemaOutOfDateError`` where migrations
     are pending, and ``SchemaMismatchError`` where the old server's tables are not adopted yet.
     """
     if not isinstance(timeout_seconds, int | float) or not timeout_seconds >= 0:  # type: ignore[redundant-expr]
         raise InvalidInputError(f"timeout_seconds must be a number from 0 on, not {timeout_seconds!r}.")
+    KeyHashes(key_secret)  # refuses what is not a secret before anything is opened
     alias, owned = _alias(url)
 
     from django.db import connections
@@ -81,7 +86,7 @@ def connect(url: str | None = None, *, migrate: bool = False, timeout_seconds: f
     except BaseException:
         executor.close()
         raise
-    return DjangoDb(alias, _executor=executor)
+    return DjangoDb(alias, key_secret=key_secret, _executor=executor)
 
 
 def connect_async(
@@ -89,6 +94,7 @@ def connect_async(
     *,
     migrate: bool = False,
     timeout_seconds: float = 30.0,
+    key_secret: str | None = None,
     max_workers: int = DEFAULT_MAX_WORKERS,
 ) -> AsyncDb:
     """Return an ``AsyncDb`` that opens the database, as ``connect()`` does, when it is entered or first used.
@@ -96,7 +102,8 @@ def connect_async(
     Its calls run in up to ``max_workers`` threads, each with a connection of its own.
     """
     return AsyncDb.opening(
-        lambda: connect(url, migrate=migrate, timeout_seconds=timeout_seconds), max_workers=max_workers
+        lambda: connect(url, migrate=migrate, timeout_seconds=timeout_seconds, key_secret=key_secret),
+        max_workers=max_workers,
     )
 
 

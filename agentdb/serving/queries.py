@@ -245,6 +245,7 @@ MARK_ALL_SANDBOXES_COLD = Update(
 # -- API keys
 
 GET_API_KEY_BY_HASH = Select(lambda p: p.rows(ApiKey).filter(key_hash=p.text("key_hash")))
+GET_API_KEYS_BY_HASHES = Select(lambda p: p.rows(ApiKey).filter(key_hash__in=[p.text("key_hash"), p.text("bare_hash")]))
 INSERT_API_KEY = Insert(
     lambda p: ApiKey(
         id=p.text("id"),

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from agentdb.errors import DatabaseClosedError, DuplicateKeyError, InvalidInputError
+from agentdb.errors import DatabaseClosedError, DuplicateKeyError
 from agentdb.inputs import (
     aware_instant,
     check_tenant,
@@ -38,7 +38,7 @@ from agentdb.interface import (
     SessionStatus,
     SessionStatusInput,
 )
-from agentdb.keys import generate_api_key, hash_api_key
+from agentdb.keys import KeyHashes
 
 R = TypeVar("R")
 Record = TypeVar("Record", AgentRecord, SessionRecord, SandboxRecord, ApiKeyRecord)
@@ -72,7 +72,8 @@ class MemoryDb(Db):
     the time, an aware ``datetime``, of each call; a test that sets it decides how old things are.
     """
 
-    def __init__(self, *, clock: Callable[[], datetime] | None = None) -> None:
+    def __init__(self, *, clock: Callable[[], datetime] | None = None, key_secret: str | None = None) -> None:
+        self._hashes = KeyHashes(key_secret)
         self._clock = clock or (lambda: datetime.now(UTC))
         self._tables = _Tables()
         self._lock = threading.RLock()
@@ -337,15 +338,14 @@ class MemoryDb(Db):
             return self._delete(tables.keys, id)
 
     def issue_api_key(self, tenant_id: str, label: str) -> tuple[str, ApiKeyRecord]:
-        plain, key_hash = generate_api_key()
+        plain, key_hash = self._hashes.generate()
         return plain, self.insert_api_key(str(uuid.uuid4()), tenant_id, key_hash, label)
 
     def authenticate(self, plain: str) -> ApiKeyRecord | None:
-        if not isinstance(plain, str):
-            raise InvalidInputError(f"An API key must be a string, not {type(plain).__name__}.")
-        key_hash = hash_api_key(plain)
+        key_hash, bare_hash = self._hashes.known(plain)
         with self._turn() as tables:
-            return self._find(tables.keys.values(), key_hash=key_hash)
+            keys = tables.keys.values()
+            return self._find(keys, key_hash=key_hash) or self._find(keys, key_hash=bare_hash)
 
     # -- tenants, transactions and life cycle
 

@@ -118,3 +118,13 @@ def test_command_line_errors_go_to_stderr_alone(url: str):
 
     assert (missing.returncode, missing.stdout) == (2, "")
     assert "the following arguments are required: --label" in missing.stderr
+
+
+def test_the_command_knows_the_secret_of_the_environment(db: DjangoDb, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("AGENTDB_KEY_SECRET", "the server's own secret")
+
+    stdout, _ = run(db, "issue", "--tenant", "acme", "--label", "laptop")
+
+    (record,) = db.list_api_keys_by_tenant("acme")
+    assert record.key_hash == keys.KeyHashes("the server's own secret").hash(stdout.rstrip("\n"))
+    assert record.key_hash != keys.bare_hash(stdout.rstrip("\n"))

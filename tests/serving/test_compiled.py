@@ -28,8 +28,9 @@ NOW = datetime(2026, 3, 1, 12, 0, 0, 123456, tzinfo=UTC)
 VALUES: dict[str, Any] = {
     "id": "an id", "tenant_id": "a tenant", "name": "a name", "path": "a path", "agent": "an agent",
     "agent_name": "an agent", "sandbox_id": "a sandbox", "session_id": "a session", "runner_id": "a runner",
-    "status": "active", "state": "cold", "workspace_dir": "a folder", "key_hash": "a hash", "label": "a label",
+    "status": "active", "state": "cold", "workspace_dir": "a folder", "key_hash": "a hash", "bare_hash": "another",
     "now": NOW, "created_at": NOW + timedelta(seconds=1), "older_than": NOW + timedelta(seconds=2), "limit": 7,
+    "label": "a label",
     "ended_before": NOW + timedelta(seconds=3), "session_ids": "[]",
 }  # fmt: skip
 

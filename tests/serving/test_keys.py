@@ -3,40 +3,45 @@
 from __future__ import annotations
 
 import asyncio
+import hmac
+import logging
 import re
 import traceback
+from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 from django.db import connections
+from django.test.utils import CaptureQueriesContext
 
 import agentdb
-from agentdb import ApiKeyRecord, DjangoDb, InvalidInputError, keys
-from agentdb.serving import adapter, queries
-from agentdb.serving.executor import Executor
+from agentdb import DjangoDb, InvalidInputError, keys
+from agentdb.keys import KeyHashes
+from agentdb.testing import MemoryDb
 
 PLAIN = "agentdb_" + "s3cret" * 7
 
 
 def test_generated_key_is_a_prefix_and_256_random_bits():
-    plain, key_hash = keys.generate_api_key()
+    hashes = KeyHashes()
+    plain, key_hash = hashes.generate()
 
     assert re.fullmatch(r"agentdb_[A-Za-z0-9_-]{43}", plain)
-    assert key_hash == keys.hash_api_key(plain)
-    assert len({keys.generate_api_key()[0] for _ in range(100)}) == 100
+    assert key_hash == keys.bare_hash(plain)
+    assert len({hashes.generate()[0] for _ in range(100)}) == 100
 
 
 def test_hash_is_the_sha_256_that_existing_databases_hold():
-    assert keys.hash_api_key("abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    assert keys.hash_api_key("ключ") == "1de36a32af798da0c1ac9297603a320ed8fe567cf21c9177112a4ce914ebb8be"
+    assert keys.bare_hash("abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert keys.bare_hash("ключ") == "1de36a32af798da0c1ac9297603a320ed8fe567cf21c9177112a4ce914ebb8be"
 
 
 def test_issued_key_authenticates_as_its_record(db: DjangoDb):
     plain, record = db.issue_api_key("acme", "laptop")
 
     assert (record.tenant_id, record.label) == ("acme", "laptop")
-    assert record.key_hash == keys.hash_api_key(plain)
+    assert record.key_hash == keys.bare_hash(plain)
     assert db.authenticate(plain) == record
     assert db.list_api_keys_by_tenant("acme") == [record]
 
@@ -89,7 +94,7 @@ def test_database_holds_no_plain_key(db: DjangoDb, url: str, engine: str):
     else:
         with psycopg.connect(url) as connection:
             stored = str(connection.execute("SELECT * FROM api_keys").fetchall())
-    assert keys.hash_api_key(plain) in stored
+    assert keys.bare_hash(plain) in stored
     assert secret not in stored
 
 
@@ -101,7 +106,7 @@ def test_record_of_an_issued_key_does_not_show_it(db: DjangoDb):
 
 
 def test_error_of_a_failed_issue_does_not_show_the_key(db: DjangoDb, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(adapter, "generate_api_key", lambda: (PLAIN, "taken"))
+    monkeypatch.setattr(KeyHashes, "generate", lambda _: (PLAIN, "taken"))
     db.issue_api_key("acme", "first")
 
     with pytest.raises(agentdb.DuplicateKeyError) as raised:
@@ -120,16 +125,106 @@ def test_error_of_a_failed_check_does_not_show_the_key(db: DjangoDb):
     assert PLAIN not in "".join(traceback.format_exception(raised.value))
 
 
-def test_authenticate_is_one_lookup_by_hash(db: DjangoDb, monkeypatch: pytest.MonkeyPatch):
+def test_authenticate_is_one_query(db: DjangoDb):
     plain, record = db.issue_api_key("acme", "laptop")
-    calls: list[Any] = []
-    real = Executor.first
 
-    def first(self: Executor, *arguments: Any, **parameters: Any) -> Any:
-        calls.append((arguments, parameters))
-        return real(self, *arguments, **parameters)
+    with CaptureQueriesContext(connections[db.alias]) as sent:
+        assert db.authenticate(plain) == record
+    assert len(sent) == 1
 
-    monkeypatch.setattr(Executor, "first", first)
 
-    assert db.authenticate(plain) == record
-    assert calls == [((ApiKeyRecord, queries.GET_API_KEY_BY_HASH), {"key_hash": record.key_hash})]
+SECRET = "the server's own secret, ключ"
+# What a server in JavaScript stores: createHmac("sha256", SECRET).update("abc").digest("hex")
+HMAC_OF_ABC = hmac.new(SECRET.encode(), b"abc", "sha256").hexdigest()
+
+
+@pytest.mark.parametrize("kind", ["memory", "connect"])
+def test_with_a_secret_keys_are_stored_as_its_hmac_and_bare_ones_are_known_too(kind: str, url: str):
+    with MemoryDb(key_secret=SECRET) if kind == "memory" else agentdb.connect(url, key_secret=SECRET) as db:
+        old = db.insert_api_key("old", "acme", keys.bare_hash("abc"), "from before the secret")
+        keyed = db.insert_api_key("new", "acme", HMAC_OF_ABC, "the same key")
+        plain, issued = db.issue_api_key("zenith", "laptop")
+
+        assert issued.key_hash == hmac.new(SECRET.encode(), plain.encode(), "sha256").hexdigest()
+        assert db.authenticate(plain) == issued
+        assert db.authenticate("abc") == keyed
+        db.delete_api_key("new")
+        assert db.authenticate("abc") == old
+        assert db.authenticate(keys.bare_hash("abc")) is None
+        assert db.for_tenant("zenith").authenticate(plain) == issued
+        assert db.for_tenant("acme").authenticate(plain) is None
+
+
+def test_a_view_of_a_tenant_issues_under_the_secret(url: str):
+    with agentdb.connect(url, key_secret=SECRET) as db:
+        plain, issued = db.for_tenant("acme").issue_api_key("acme", "laptop")
+        assert issued.key_hash == hmac.new(SECRET.encode(), plain.encode(), "sha256").hexdigest()
+
+
+def test_without_the_secret_its_keys_are_unknown(db: DjangoDb):
+    db.insert_api_key("k", "acme", HMAC_OF_ABC, "")
+
+    assert db.authenticate("abc") is None
+    assert DjangoDb(db.alias, key_secret="another").authenticate("abc") is None
+    assert DjangoDb(db.alias, key_secret=SECRET).authenticate("abc") is not None
+
+
+def test_the_environment_has_the_secret_unless_it_is_blank(db: DjangoDb, monkeypatch: pytest.MonkeyPatch):
+    db.insert_api_key("k", "acme", HMAC_OF_ABC, "")
+
+    monkeypatch.setenv("AGENTDB_KEY_SECRET", SECRET)
+    assert DjangoDb(db.alias).authenticate("abc") is not None
+    assert DjangoDb(db.alias, key_secret="another").authenticate("abc") is None
+    monkeypatch.setenv("AGENTDB_KEY_SECRET", "")
+    assert DjangoDb(db.alias).authenticate("abc") is None
+
+
+def test_a_secret_of_the_environment_may_be_any_bytes(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("AGENTDB_KEY_SECRET", b"\xffsecret".decode(errors="surrogateescape"))
+
+    assert KeyHashes().hash("abc") == hmac.new(b"\xffsecret", b"abc", "sha256").hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("secret", "message"),
+    [
+        ("", "key_secret must not be empty. Leave it out to store keys as SHA-256."),
+        (SECRET.encode(), "key_secret must be a string, not bytes."),
+        (7, "key_secret must be a string, not int."),
+    ],
+)
+def test_what_is_not_a_secret_is_refused_before_anything_is_opened(secret: Any, message: str, tmp_path: Path):
+    with pytest.raises(InvalidInputError) as raised:
+        agentdb.connect(f"sqlite:///{tmp_path}/new.db", migrate=True, key_secret=secret)
+
+    assert str(raised.value) == message
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(InvalidInputError, match=message):
+        MemoryDb(key_secret=secret)
+
+
+def test_secret_is_in_no_repr_error_or_log(url: str, caplog: pytest.LogCaptureFixture):
+    caplog.set_level(logging.DEBUG)
+    with agentdb.connect(url, key_secret=SECRET) as db:
+        shown = [repr(db), db.describe(), repr(db.for_tenant("acme")), repr(vars(db))]
+        plain, _ = db.issue_api_key("acme", "laptop")
+        with connections[db.alias].cursor() as cursor:
+            cursor.execute("DROP TABLE api_keys")
+        with pytest.raises(agentdb.AgentDbError) as raised:
+            db.authenticate(plain)
+
+    shown += ["".join(traceback.format_exception(raised.value)), caplog.text]
+    assert not any(SECRET in text or plain in text for text in shown)
+
+
+async def _issued_and_found(url: str) -> tuple[Any, Any]:
+    async with agentdb.connect_async(url, key_secret=SECRET) as db:
+        plain, record = await db.issue_api_key("acme", "laptop")
+        assert record.key_hash == KeyHashes(SECRET).hash(plain) != keys.bare_hash(plain)
+        return record, await db.authenticate(plain)
+
+
+def test_connect_async_takes_the_secret(url: str):
+    record, found = asyncio.run(_issued_and_found(url))
+
+    assert found == record
