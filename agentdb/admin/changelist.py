@@ -33,8 +33,9 @@ from django.utils.translation import gettext, gettext_lazy, ngettext
 
 from agentdb.admin.display import badge, heading_of, name_of, viewable
 from agentdb.admin.overview import CAP, Amount, capped_count, distinct_counts, distinct_values
-from agentdb.console import report as attention
-from agentdb.console.reading import attempt, is_unreadable, read
+from agentdb.console.questions import Problem, ask
+from agentdb.console.reading import read
+from agentdb.console.unreadable import is_unreadable
 from agentdb.expressions import CodePointOrder
 from agentdb.models import Agent
 
@@ -88,9 +89,7 @@ class ListedAdmin:
     found_by: ClassVar[Sequence[tuple[str, ...]]]
     ordered_by: ClassVar[Sequence[tuple[str, ...]]] = ()
 
-    def find_linked(
-        self, rows: Sequence[Any], allowed: Collection[type[Model]], problems: list[attention.Problem]
-    ) -> None:
+    def find_linked(self, rows: Sequence[Any], allowed: Collection[type[Model]], problems: list[Problem]) -> None:
         """Look up what the rows refer to, with one query for each kind of it that the user may see.
 
         Of a kind that cannot be looked up a row says what it says of one that the user may not see.
@@ -192,7 +191,7 @@ class ColumnFilter(ListFilter):
         self.clear = changelist.get_query_string(remove=[self.parameter])
         connection = connections[changelist.root_queryset.db]
         # The values are a help: a table that cannot say them does not take the list down.
-        yield from attempt(connection, lambda: list(self.offered(changelist)), []) or ()
+        yield from ask(connection, lambda: list(self.offered(changelist))).value or ()
 
     def offered(self, changelist: ChangeList) -> Iterator[Choice]:
         raise NotImplementedError
@@ -379,7 +378,7 @@ class KeysetChangeList(ChangeList):
         self.everything: QuerySet[Any] | None = None
         self.everything_count = 0
 
-        self.problems: list[attention.Problem] = []
+        self.problems: list[Problem] = []
         found = self._find()
         more = len(found) > self.list_per_page
         found = found[: self.list_per_page]

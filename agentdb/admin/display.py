@@ -17,7 +17,7 @@ from django.utils.text import capfirst
 from django.utils.translation import gettext, gettext_noop
 
 from agentdb.console.display import exact, masked, relative
-from agentdb.console.reading import Unreadable, is_unreadable
+from agentdb.console.unreadable import Unreadable, is_unreadable
 from agentdb.interface import SandboxState, SessionStatus
 from agentdb.models import Agent, ApiKey, Sandbox, Session
 

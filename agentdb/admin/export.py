@@ -19,8 +19,8 @@ from django.utils import timezone
 
 from agentdb.admin.changelist import KeysetChangeList
 from agentdb.admin.display import column_value
-from agentdb.console import report as attention
 from agentdb.console.display import exact
+from agentdb.console.questions import EXPECTED_ERRORS, explain, logger
 from agentdb.console.reading import missing_columns, read_stored
 
 _CHUNK = 2_000
@@ -55,8 +55,8 @@ def _rows(changelist: KeysetChangeList) -> QuerySet[Any]:
 
 
 def _ended(changelist: KeysetChangeList, error: Exception) -> str:
-    problem = attention.explain(connections[changelist.queryset.db], error)
-    attention.logger.error("export of %s: %s %s", changelist.opts.db_table, problem.sentence, problem.said)
+    problem = explain(connections[changelist.queryset.db], error)
+    logger.error("export of %s: %s %s", changelist.opts.db_table, problem.sentence, problem.said)
     return f"THE EXPORT ENDED HERE, ROWS ARE MISSING: {problem}"
 
 
@@ -64,7 +64,7 @@ def _whole(lines: Iterator[str], ended: Callable[[Exception], str]) -> Iterator[
     """The lines, and one that says so where they end too early; in JSON it makes the file one that no parser takes."""
     try:
         yield from lines
-    except attention.EXPECTED_ERRORS as error:
+    except EXPECTED_ERRORS as error:
         yield f"\n{ended(error)}\n"
 
 

@@ -13,8 +13,7 @@ from django.http.response import HttpResponseBase
 from django.template.response import TemplateResponse
 from django.utils.translation import gettext
 
-from agentdb.console import report as attention
-from agentdb.console.report import Problem
+from agentdb.console.questions import Problem, Unanswered, logger, question, unusable_file
 
 READ_SECONDS = 5.0
 WRITE_SECONDS = 60.0
@@ -31,23 +30,17 @@ def guarded(
     alias = router.db_for_write(model) if request.method == "POST" else router.db_for_read(model)
     connection = connections[alias]
     seconds = WRITE_SECONDS if request.method == "POST" else read_seconds
-    if (problem := attention.unusable_file(connection)) is not None:
-        attention.logger.error("%s %s: %s", request.method, request.path, problem.sentence)
-        return _drawn(problem_page(request, site, problem))
-    try:
-        # Under ATOMIC_REQUESTS what goes wrong must not doom the page that says so.
-        with attention.time_limit(connection, seconds), attention.savepoint(connection):
-            return _drawn(view())
-    except attention.DATABASE_ERRORS as error:
-        problem = attention.explain(connection, error)
-        attention.logger.error("%s %s: %s %s", request.method, request.path, problem.sentence, problem.said)
-    except attention.VALUE_ERRORS as error:
-        # A stored value that Python cannot hold comes up as any of these; a mistake of ours does so, too.
-        attention.logger.exception("%s %s", request.method, request.path)
-        row = attention.unreadable_row(connection)
-        if not row:
-            raise
-        problem = Problem(gettext("A row holds a value that cannot be read.") + f" {row}", "", repr(error))
+    problem = unusable_file(connection)
+    if problem is None:
+        try:
+            with question(connection, seconds):
+                return _drawn(view())
+        except Unanswered as error:
+            # What looks like a value that Python cannot hold may be a mistake of ours: then no stored row explains it.
+            if error.is_unreadable and error.problem.command:
+                raise error.cause from None
+            problem = error.problem
+    logger.error("%s %s: %s %s", request.method, request.path, problem.sentence, problem.said)
     return _drawn(problem_page(request, site, problem))
 
 

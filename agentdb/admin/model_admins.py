@@ -62,8 +62,9 @@ from agentdb.admin.display import (
 )
 from agentdb.admin.export import as_json, export
 from agentdb.admin.guard import WRITE_SECONDS, guarded
-from agentdb.console import report as attention
-from agentdb.console.reading import attempt, read
+from agentdb.console.questions import Budget, Problem, ask
+from agentdb.console.reading import read
+from agentdb.console.report import MOST_LISTED
 from agentdb.errors import AgentDbError
 from agentdb.interface import Db, SandboxState, SessionStatus
 from agentdb.models import Agent, ApiKey, Sandbox, Session
@@ -252,7 +253,7 @@ class ReadFirstAdmin(ListedAdmin, ModelAdmin):
     def get_object(self, request: HttpRequest, object_id: str, from_field: str | None = None) -> Any:
         if "\x00" in object_id:
             return None
-        problems: list[attention.Problem] = []
+        problems: list[Problem] = []
         found = read(self.get_queryset(request).filter(pk=object_id), problems)
         self.find_linked(found, viewable(self.admin_site, request), problems)
         for row in found:
@@ -292,7 +293,7 @@ class ReadFirstAdmin(ListedAdmin, ModelAdmin):
             ids = list(everything.order_by("pk").values_list("pk", flat=True))
         else:
             ids = [id for id in request.POST.getlist(helpers.ACTION_CHECKBOX_NAME) if id and "\x00" not in id]
-            ids = ids[: attention.MOST_LISTED]  # what a page of the console shows at most
+            ids = ids[:MOST_LISTED]  # what a page of the console shows at most
         confirmed = request.POST.get("confirmed", "")
         # Rows that came in while the question was read were not asked for.
         if not confirmed or (is_all and len(ids) > (int(confirmed) if confirmed.isdecimal() else 0)):
@@ -338,7 +339,7 @@ class ReadFirstAdmin(ListedAdmin, ModelAdmin):
         record(request, action.verb, rows, *action.change(rows), outcome)
 
     def _ask(self, request: HttpRequest, action: Action, ids: list[str], *, is_all: bool) -> HttpResponse:
-        rows = read(self.get_queryset(request).filter(pk__in=ids[: attention.MOST_LISTED]), [])
+        rows = read(self.get_queryset(request).filter(pk__in=ids[:MOST_LISTED]), [])
         count = len(ids) if is_all else len(rows)
         context = {
             **self.admin_site.each_context(request),
@@ -491,9 +492,7 @@ def _next(request: HttpRequest) -> str:
 class LinkedAdmin(ReadFirstAdmin):
     """Rows that name an agent of their tenant."""
 
-    def find_linked(
-        self, rows: Sequence[Any], allowed: Collection[type[Model]], problems: list[attention.Problem]
-    ) -> None:
+    def find_linked(self, rows: Sequence[Any], allowed: Collection[type[Model]], problems: list[Problem]) -> None:
         names = {(row.tenant_id, row.agent_name) for row in rows}
         tenants, agents = {tenant_id for tenant_id, _ in names}, {name for _, name in names}
         found = self.linked(Agent, allowed, problems, tenant_id__in=tenants, name__in=agents) if rows else []
@@ -506,14 +505,14 @@ class LinkedAdmin(ReadFirstAdmin):
         self,
         model: type[Model],
         allowed: Collection[type[Model]],
-        problems: list[attention.Problem],
+        problems: list[Problem],
         **conditions: Collection[str | None],
     ) -> list[Any] | None:
         """The rows of the model that others name; None where the user may not see them, or they cannot be read."""
         if model not in allowed:
             return None
         rows = model._default_manager.using(self.alias).filter(**conditions)
-        return attempt(connections[self.alias], lambda: read(rows, problems), problems)
+        return ask(connections[self.alias], lambda: read(rows, problems), problems).value
 
     @admin.display(description=gettext_lazy("agent"))
     def agent(self, row: Any) -> SafeString:
@@ -575,14 +574,13 @@ class AgentAdmin(ReadFirstAdmin):
         allowed = viewable(self.admin_site, request)
         if not allowed:
             raise PermissionDenied
-        with attention.looking(connections[self.alias]):
-            return self._tenant_page(request, tenant_id, allowed)
+        with Budget(connections[self.alias]) as page:
+            return self._tenant_page(request, page, tenant_id, allowed)
 
-    def _tenant_page(self, request: HttpRequest, tenant_id: str, allowed: set[type[Model]]) -> TemplateResponse:
-        site, connection = self.admin_site, connections[self.alias]
-
-        def answer(question: Callable[[], Any]) -> attention.Answer[Any]:
-            return attention.ask(connection, question)
+    def _tenant_page(
+        self, request: HttpRequest, page: Budget, tenant_id: str, allowed: set[type[Model]]
+    ) -> TemplateResponse:
+        site, answer = self.admin_site, page.ask
 
         totals = {
             model: answer(partial(overview.amount, self.alias, model, tenant_id))
@@ -603,9 +601,7 @@ class AgentAdmin(ReadFirstAdmin):
                 if model in allowed
             ],
             "query": tenant_url(site, tenant_id).partition("?")[2],
-            "activity": overview.activity_chart(request, connection, tenant_id=tenant_id)
-            if Session in allowed
-            else None,
+            "activity": overview.activity_chart(request, page, tenant_id=tenant_id) if Session in allowed else None,
             "statuses": overview.mapped(
                 statuses,
                 lambda figures: overview.share_bars(
@@ -642,9 +638,7 @@ class SessionAdmin(LinkedAdmin):
     def get_urls(self) -> list[URLPattern]:
         return [*pages.urls(self), *super().get_urls()]
 
-    def find_linked(
-        self, rows: Sequence[Any], allowed: Collection[type[Model]], problems: list[attention.Problem]
-    ) -> None:
+    def find_linked(self, rows: Sequence[Any], allowed: Collection[type[Model]], problems: list[Problem]) -> None:
         found = self.linked(Sandbox, allowed, problems, pk__in={row.sandbox_id for row in rows})
         sandboxes = {sandbox.pk: sandbox for sandbox in found or ()}
         for row in rows:
@@ -700,9 +694,7 @@ class SandboxAdmin(LinkedAdmin):
     ordered_by = (("state",),)
     actions = ("mark_cold", "delete_sandboxes")
 
-    def find_linked(
-        self, rows: Sequence[Any], allowed: Collection[type[Model]], problems: list[attention.Problem]
-    ) -> None:
+    def find_linked(self, rows: Sequence[Any], allowed: Collection[type[Model]], problems: list[Problem]) -> None:
         found = self.linked(Session, allowed, problems, pk__in={row.session_id for row in rows if row.session_id})
         sessions = {session.pk: session for session in found or ()}
         for row in rows:

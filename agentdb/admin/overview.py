@@ -30,9 +30,12 @@ from agentdb.admin.display import (
     viewable,
     when,
 )
-from agentdb.console import report as attention
+from agentdb.console import figures as counted
+from agentdb.console.display import instant
+from agentdb.console.figures import Figure, Hour
+from agentdb.console.questions import Answer, Budget, Problem
 from agentdb.console.reading import read
-from agentdb.console.report import instant
+from agentdb.console.report import Finding, Runner, examine
 from agentdb.interface import SandboxState, SessionStatus
 from agentdb.models import Agent, ApiKey, Sandbox, Session
 
@@ -97,10 +100,10 @@ def distinct_counts(
         return [(value, Amount(rows, cap)) for value, rows in cursor.fetchall()]
 
 
-def tenant_sessions_by_status(alias: str, tenant_id: str) -> dict[str, attention.Figure]:
+def tenant_sessions_by_status(alias: str, tenant_id: str) -> dict[str, Figure]:
     """The statuses of the tenant's newest ``SAMPLE`` sessions; no index has all of them by tenant and status."""
-    counted = dict(_group_newest_sessions(alias, "status, COUNT(*)", tenant_id))
-    return {value: attention.Figure(counted.get(value, 0)) for value in [*map(str, SessionStatus), *counted]}
+    rows = dict(_group_newest_sessions(alias, "status, COUNT(*)", tenant_id))
+    return {value: Figure(rows.get(value, 0)) for value in [*map(str, SessionStatus), *rows]}
 
 
 def top_tenants(alias: str) -> list[Tenant]:
@@ -142,7 +145,7 @@ def oldest_idle_sandboxes(alias: str) -> list[Sandbox]:
 class Line:
     """One line of attention: a finding, and where its rows are."""
 
-    finding: attention.Finding
+    finding: Finding
     url: str
 
 
@@ -156,8 +159,8 @@ class Chart:
     opened: int
     failed: int
     percent_failed: str
-    last_full: attention.Hour
-    peak: attention.Hour
+    last_full: Hour
+    peak: Hour
     is_week: bool
 
     @property
@@ -167,7 +170,7 @@ class Chart:
 
 @dataclass(frozen=True, slots=True)
 class ChartBar:
-    hour: attention.Hour
+    hour: Hour
     x: str
     width: str
     bar_x: str
@@ -185,7 +188,7 @@ class ChartBar:
 _OPENED_HEIGHT, _OPENED_BASE, _FAILED_HEIGHT, _FAILED_BASE = 96, 104, 32, 156
 
 
-def chart(hours: list[attention.Hour]) -> Chart:
+def chart(hours: list[Hour]) -> Chart:
     """The bars of the hours, opened and failed each with a scale of its own."""
     most_opened = _round_up(max((hour.opened for hour in hours), default=0), 10)
     # Never below 10, so that one failure does not look like a fire.
@@ -214,10 +217,10 @@ def chart(hours: list[attention.Hour]) -> Chart:
     return Chart(bars, most_opened, most_failed, all_opened, all_failed, share, hours[-2], peak, is_week)
 
 
-def activity_chart(request: HttpRequest, connection: BaseDatabaseWrapper, **of: str) -> attention.Answer[Chart]:
+def activity_chart(request: HttpRequest, asked: Budget, **of: str) -> Answer[Chart]:
     """Sessions opened and failed per hour of the period that the page is asked for, a day or a week."""
     hours = 168 if request.GET.get("period") == "7d" else 24
-    return attention.ask(connection, lambda: chart(attention.activity(connection, hours, **of)))
+    return asked.ask(lambda: chart(counted.activity(asked.connection, hours, **of)))
 
 
 def _round_up(value: int, least: int) -> int:
@@ -234,12 +237,12 @@ def _round_up(value: int, least: int) -> int:
 class ShareBar:
     value: str
     label: SafeString
-    figure: attention.Figure
+    figure: Figure
     percent: float
     url: str
 
 
-def share_bars(figures: Mapping[str, attention.Figure], url: Callable[[str], str]) -> list[ShareBar]:
+def share_bars(figures: Mapping[str, Figure], url: Callable[[str], str]) -> list[ShareBar]:
     """The share of the whole that each value has; what there is at all is seen."""
     whole = sum(figure.rows for figure in figures.values()) or 1
     return [
@@ -257,17 +260,13 @@ def page(request: HttpRequest) -> dict[str, Any]:
     if not allowed:
         return {"allowed": False}
     alias = router.db_for_read(Session)
-    with attention.looking(connections[alias]):
-        return _page(request, site, allowed, alias)
+    with Budget(connections[alias]) as asked:
+        return _page(request, site, allowed, asked)
 
 
-def _page(request: HttpRequest, site: AdminSite, allowed: set[type[Model]], alias: str) -> dict[str, Any]:
-    connection = connections[alias]
-
-    def answer(question: Callable[[], Any]) -> attention.Answer[Any]:
-        return attention.ask(connection, question)
-
-    report = attention.examine(connection)
+def _page(request: HttpRequest, site: AdminSite, allowed: set[type[Model]], asked: Budget) -> dict[str, Any]:
+    connection, alias, answer = asked.connection, asked.connection.alias, asked.ask
+    report = examine(asked)
     shown: dict[str, Any] = {"allowed": True, "report": report, "refresh": True}
     if report.problem:
         return shown
@@ -276,18 +275,18 @@ def _page(request: HttpRequest, site: AdminSite, allowed: set[type[Model]], alia
     shown["is_bad"] = any(line.finding.urgent for line in shown["lines"])
     shown["findings"] = [found for found in report.findings if _may_see(found, allowed)]
     shown["unknown"] = _unanswered([found for found in report.unknown if _may_see(found, allowed)])
-    activity = activity_chart(request, connection) if Session in allowed else None
+    activity = activity_chart(request, asked) if Session in allowed else None
     shown["activity"] = activity
     states = statuses = None
     if Sandbox in allowed:
-        states = answer(lambda: attention.by_value(connection, "sandboxes", "state", [*map(str, SandboxState)]))
+        states = answer(lambda: counted.by_value(connection, "sandboxes", "state", [*map(str, SandboxState)]))
         shown["states"] = mapped(
             states, lambda figures: share_bars(figures, lambda state: list_url(site, Sandbox, state=state))
         )
         shown["idle"] = answer(lambda: _idle(site, alias, allowed))
         shown["waiting_url"] = list_url(site, Sandbox, state=SandboxState.WAITING)
     if Session in allowed:
-        statuses = answer(lambda: attention.by_value(connection, "sessions", "status", [*map(str, SessionStatus)]))
+        statuses = answer(lambda: counted.by_value(connection, "sessions", "status", [*map(str, SessionStatus)]))
         shown["statuses"] = mapped(
             statuses, lambda figures: share_bars(figures, lambda status: list_url(site, Session, status=status))
         )
@@ -303,7 +302,7 @@ def _page(request: HttpRequest, site: AdminSite, allowed: set[type[Model]], alia
     for model in (Session, Sandbox, Agent, ApiKey):
         if model in allowed:
             table = model._meta.db_table
-            figure = answer(partial(attention.total, connection, table))
+            figure = answer(partial(counted.total, connection, table))
             second = ""
             if model is Session and activity and activity.value and not activity.value.is_week:
                 second = gettext("%s opened in 24 h") % f"{activity.value.opened:,}"
@@ -316,29 +315,29 @@ def _page(request: HttpRequest, site: AdminSite, allowed: set[type[Model]], alia
     return shown
 
 
-def mapped(answer: attention.Answer[Any] | None, change: Callable[[Any], Any]) -> attention.Answer[Any] | None:
+def mapped(answer: Answer[Any] | None, change: Callable[[Any], Any]) -> Answer[Any] | None:
     """The answer with its value changed; one that is none stays as it is."""
     if answer is None or answer.problem:
         return answer
-    return attention.Answer(change(answer.value))
+    return Answer(change(answer.value))
 
 
-def _unanswered(findings: Sequence[attention.Finding]) -> list[tuple[int, str, attention.Problem]]:
+def _unanswered(findings: Sequence[Finding]) -> list[tuple[int, str, Problem]]:
     """What could not be looked at, together where the reason is the same: how much, what, and why."""
-    alike: dict[str, tuple[list[str], attention.Problem]] = {}
+    alike: dict[str, tuple[list[str], Problem]] = {}
     for found in findings:
         if found.problem is not None:
             alike.setdefault(str(found.problem), ([], found.problem))[0].append(found.title)
     return [(len(titles), ", ".join(titles), problem) for titles, problem in alike.values()]
 
 
-def _may_see(found: attention.Finding, allowed: set[type[Model]]) -> bool:
+def _may_see(found: Finding, allowed: set[type[Model]]) -> bool:
     if found.code in ("pending", "drift", "unreadable"):
         return True
     return (Sandbox if found.code == "sandbox-alone" else Session) in allowed
 
 
-def _rows_url(site: AdminSite, found: attention.Finding) -> str:
+def _rows_url(site: AdminSite, found: Finding) -> str:
     if found.code == "runner" and found.runner:
         return runner_url(site, found.runner)
     if found.code in ("pending", "drift"):
@@ -346,7 +345,7 @@ def _rows_url(site: AdminSite, found: attention.Finding) -> str:
     return attention_url(site, found.code)
 
 
-def runner_rows(site: AdminSite, runners: Sequence[attention.Runner]) -> list[tuple[Any, ...]]:
+def runner_rows(site: AdminSite, runners: Sequence[Runner]) -> list[tuple[Any, ...]]:
     most = max((runner.live for runner in runners), default=1) or 1
     return [
         (

@@ -19,8 +19,11 @@ from agentdb.admin import overview
 from agentdb.admin.audit import Outcome, log_in_project, record
 from agentdb.admin.display import badge, id_link, link, list_url, row_url, runner_url, tenant_url, viewable, when
 from agentdb.admin.guard import guarded
-from agentdb.console import report as attention
-from agentdb.console.reading import attempt, read
+from agentdb.console import report
+from agentdb.console.figures import Figure, runner_statuses
+from agentdb.console.questions import Budget, Problem, ask
+from agentdb.console.reading import read
+from agentdb.console.unreadable import unreadable_rows
 from agentdb.errors import AgentDbError
 from agentdb.interface import SessionStatus
 from agentdb.models import Sandbox, Session
@@ -57,16 +60,16 @@ def _runner(request: HttpRequest, model_admin: ModelAdmin[Any]) -> HttpResponseB
     alias = router.db_for_read(Session)
     connection = connections[alias]
     live = Session.objects.using(alias).of_runner(runner_id).live()
-    problems: list[attention.Problem] = []
-    newest = attempt(connection, lambda: attention.last_sign_of_life(connection, runner_id), problems)
-    everything = attention.runner_statuses(connection, runner_id)
-    figures = {value: everything.get(value, attention.Figure(0)) for value in [*map(str, SessionStatus), *everything]}
-    activity = overview.activity_chart(request, connection, runner_id=runner_id)
+    problems: list[Problem] = []
+    newest = ask(connection, lambda: report.last_sign_of_life(connection, runner_id), problems).value
+    everything = runner_statuses(connection, runner_id)
+    figures = {value: everything.get(value, Figure(0)) for value in [*map(str, SessionStatus), *everything]}
+    activity = overview.activity_chart(request, Budget(connection), runner_id=runner_id)
     shown = read(live.newest_first()[:LIVE_SHOWN], problems)
     model_admin.find_linked(shown, viewable(site, request), problems)  # type: ignore[attr-defined]
-    others = attention.ask(connection, lambda: attention.live_runners(connection))
+    others = ask(connection, lambda: report.live_runners(connection))
     active, starting = (figures[status].rows for status in LIVE)
-    seen = attention.Runner(runner_id, newest[0], active, starting) if newest else None
+    seen = report.Runner(runner_id, newest[0], active, starting) if newest else None
     context = {
         **site.each_context(request),
         "title": gettext("Runner %s") % runner_id,
@@ -156,9 +159,9 @@ def _rows(request: HttpRequest, model_admin: ModelAdmin[Any]) -> HttpResponseBas
     context = {**site.each_context(request), "media": model_admin.media, "columns": (), "rows": []}
     if code == "runner":
         _check(Session in viewable(site, request))
-        runners = [runner for runner in attention.live_runners(connection) if runner.condition == "silent"]
+        runners = [runner for runner in report.live_runners(connection) if runner.condition == "silent"]
         context |= {
-            "title": gettext("Runner silent for %d min") % attention.RUNNER_MINUTES,
+            "title": gettext("Runner silent for %d min") % report.RUNNER_MINUTES,
             "columns": (gettext("Runner"), gettext("Last sign of life"), gettext("Active"), gettext("Starting")),
             "rows": [
                 (name, seen, f"{runner.active:,}", f"{runner.starting:,}")
@@ -171,16 +174,16 @@ def _rows(request: HttpRequest, model_admin: ModelAdmin[Any]) -> HttpResponseBas
         context |= {
             "title": gettext("Rows that cannot be read"),
             "columns": (gettext("Row"),),
-            "rows": [(text,) for text in attention.unreadable_rows(connection, 20)],
+            "rows": [(text,) for text in unreadable_rows(connection, 20)],
         }
         return TemplateResponse(request, "admin/agentdb/attention.html", context)
-    check = next((each for each in attention.checks() if each.code == code), None)
+    check = next((each for each in report.checks() if each.code == code), None)
     if check is None:
         raise Http404
     model = Session if check.model == "session" else Sandbox
     _check(model in viewable(site, request))
-    ids = attention.rows_of(connection, check)
-    problems: list[attention.Problem] = []
+    ids = report.rows_of(connection, check)
+    problems: list[Problem] = []
     rows = {row.pk: row for row in read(model._default_manager.using(connection.alias).filter(pk__in=ids), problems)}
     shown = [rows[id] for id in ids if id in rows]
     row_admin = site._registry[model]
@@ -195,8 +198,8 @@ def _rows(request: HttpRequest, model_admin: ModelAdmin[Any]) -> HttpResponseBas
         "rows": [_cells(row_admin, row) for row in shown],
         "actions": row_admin.get_action_choices(request, []) if shown else [],
         "list_url": list_url(site, model),
-        "is_cut": len(ids) == attention.MOST_LISTED,
-        "most": attention.MOST_LISTED,
+        "is_cut": len(ids) == report.MOST_LISTED,
+        "most": report.MOST_LISTED,
     }  # fmt: skip
     return TemplateResponse(request, "admin/agentdb/attention.html", context)
 

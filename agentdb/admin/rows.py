@@ -34,9 +34,11 @@ from agentdb.admin.display import (
     unreadable,
     when,
 )
-from agentdb.console import report as attention
+from agentdb.console import report
 from agentdb.console.display import exact, lasting
-from agentdb.console.reading import attempt, is_unreadable, read
+from agentdb.console.questions import Problem, ask
+from agentdb.console.reading import read
+from agentdb.console.unreadable import is_unreadable
 from agentdb.interface import SandboxState, SessionStatus
 from agentdb.models import Agent, ApiKey, Sandbox, Session
 from agentdb.querysets import ALIVE, FINISHED, LIVE
@@ -101,7 +103,7 @@ def session_page(site: AdminSite, row: Any, alias: str, allowed: Allowed) -> Row
         cards.append(_sandbox_card(site, row.sandbox_id, sandbox))
     if row.runner_id is not None:
         connection, runner_id = connections[alias], row.runner_id
-        sign = attention.ask(connection, lambda: attention.last_sign_of_life(connection, runner_id), _SECONDS).value
+        sign = ask(connection, lambda: report.last_sign_of_life(connection, runner_id), seconds=_SECONDS).value
         others = [link(runner_url(site, row.runner_id), gettext("Its sessions, and how it is"))]
         if sign is not None:
             others.insert(0, format_html(gettext("Last sign of life {}"), when(sign[0])))
@@ -149,8 +151,8 @@ def agent_page(site: AdminSite, row: Agent, alias: str, allowed: Allowed) -> Row
     if Session in allowed:
         everything = link(list_url(site, Session, **filters), gettext("All"))
         newest = Session.objects.using(alias).of_tenant(row.tenant_id).of_agent(row.name).newest_first()[:_SHOWN]
-        problems: list[attention.Problem] = []
-        found = attempt(connections[alias], lambda: read(newest, problems), problems)
+        problems: list[Problem] = []
+        found = ask(connections[alias], lambda: read(newest, problems), problems).value
         lines = _named(site, found or ())
         nothing = gettext("none") if found is not None else problems[0].sentence
         cards.append(Card(gettext("Its newest sessions"), "", "" if lines else nothing, (*lines, everything)))
@@ -210,7 +212,7 @@ def _named(site: AdminSite, sessions: Iterable[Session]) -> tuple[SafeString, ..
 def _naming_card(site: AdminSite, id: str, alias: str) -> Card:
     """No index serves the question, so that among millions it is left to the list, which searches on by itself."""
     naming = Session.objects.using(alias).filter(sandbox_id=id).order_by()[: _SHOWN + 1]
-    found = attention.ask(connections[alias], lambda: read(naming, []), _SECONDS).value
+    found = ask(connections[alias], lambda: read(naming, []), seconds=_SECONDS).value
     everything = list_url(site, Session, sandbox_id=id)
     if found is None:
         return Card(
@@ -242,7 +244,7 @@ def _session_findings(row: Any, now: datetime, allowed: Allowed) -> Iterator[str
             "status": row.status,
             "name": row.agent_name,
         }
-    starting, silent = timedelta(minutes=attention.STARTING_MINUTES), timedelta(minutes=attention.SILENT_MINUTES)
+    starting, silent = timedelta(minutes=report.STARTING_MINUTES), timedelta(minutes=report.SILENT_MINUTES)
     if row.status == SessionStatus.STARTING.value and (age := _age(row.created_at, now)) > starting:
         yield gettext("It has been starting for %s.") % lasting(age)
     if row.status == SessionStatus.ACTIVE.value and (age := _age(row.last_active_at, now)) > silent:

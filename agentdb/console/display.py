@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from django.utils import timezone
 from django.utils.translation import gettext, ngettext_lazy
@@ -40,6 +41,12 @@ _UNITS = (
         ngettext_lazy("in %d minute", "in %d minutes"),
     ),
 )
+
+
+def instant(value: Any) -> datetime:
+    """SQLite stores text, in UTC; some connections to it parse that text."""
+    at: datetime = datetime.fromisoformat(value) if isinstance(value, str) else value
+    return at if at.tzinfo else at.replace(tzinfo=UTC)
 
 
 def exact(instant: datetime) -> str:

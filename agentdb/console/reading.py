@@ -5,8 +5,8 @@ Every row that is there is shown. What cannot be read of it is there as an ``Unr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeGuard, TypeVar
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -15,29 +15,13 @@ from django.db.models.sql.compiler import SQLCompiler
 from django.utils.dateparse import parse_datetime
 from django.utils.translation import gettext
 
-from agentdb.console import report as attention
-from agentdb.console.report import Problem, instant, unreadable_sentence
+from agentdb.console.display import instant
+from agentdb.console.questions import Problem, Unanswered, logger, place_of, question
+from agentdb.console.unreadable import Unreadable, is_unreadable, unreadable_sentence
 from agentdb.schema import read_tables
 
-Value = TypeVar("Value")
-
+LIST_SECONDS = 5.0
 _NAMED = 3  # values that cannot be read, in one sentence
-
-
-def is_unreadable(value: Any) -> TypeGuard[Unreadable]:
-    """Whether the value of a row is an ``Unreadable``, which takes the place of any type."""
-    return isinstance(value, Unreadable)
-
-
-class Unreadable(str):
-    """What is stored in place of a value that cannot be read; empty where the table lacks the column."""
-
-    is_missing: bool
-
-    def __new__(cls, stored: str, *, is_missing: bool = False) -> Unreadable:
-        made = super().__new__(cls, stored)
-        made.is_missing = is_missing
-        return made
 
 
 class _Stored(Func):
@@ -61,13 +45,13 @@ def read(rows: QuerySet[Any], problems: list[Problem]) -> list[Any]:
     """
     connection = connections[rows.db]
     try:
-        with attention.savepoint(connection):
+        with question(connection, LIST_SECONDS):
             found = list(rows)
-    except attention.EXPECTED_ERRORS as error:
-        if not (attention.is_unreadable(error) or attention.is_mismatch(connection, error)):
+    except Unanswered as error:
+        if not (error.is_unreadable or error.is_mismatch):
             raise
         missing = missing_columns(connection, rows.model)
-        if missing is None or not (missing or attention.is_unreadable(error)):  # there is no table, or all of it
+        if missing is None or not (missing or error.is_unreadable):  # there is no table, or all of it
             raise
         found = list(read_stored(rows, missing))
         problems.append(_problem(connection, rows.model, found, missing, str(error)))
@@ -75,7 +59,7 @@ def read(rows: QuerySet[Any], problems: list[Problem]) -> list[Any]:
         if not _mark_nulls(rows.model, found):
             return found
         problems.append(_problem(connection, rows.model, found, [], ""))
-    attention.logger.warning("%s %s", problems[-1].sentence, problems[-1].said)
+    logger.warning("%s %s", problems[-1].sentence, problems[-1].said)
     return found
 
 
@@ -153,18 +137,5 @@ def _problem(
     ]
     more = [gettext("There are %d more.") % (len(values) - _NAMED)] if len(values) > _NAMED else []
     sentence = gettext("A row of %(place)s holds a value that cannot be read.")
-    place = sentence % {"place": attention.place_of(connection)}
+    place = sentence % {"place": place_of(connection)}
     return Problem(" ".join([place, *values[:_NAMED], *more]), "", said)
-
-
-def attempt(connection: BaseDatabaseWrapper, question: Callable[[], Value], problems: list[Problem]) -> Value | None:
-    """The answer, or None and one more problem: what a page can do without does not take the page down."""
-    try:
-        with attention.savepoint(connection):
-            return question()
-    except attention.EXPECTED_ERRORS as error:
-        problem = attention.explain(connection, error)
-        if problem not in problems:
-            problems.append(problem)
-            attention.logger.warning("%s %s", problem.sentence, problem.said)
-        return None

@@ -6,33 +6,25 @@ thousand rows and at a million. A question that cannot be answered says why, and
 
 from __future__ import annotations
 
-import logging
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
-from typing import Any, Generic, TypeVar
+from datetime import datetime, timedelta
+from typing import Any
 
 from django.apps import apps
-from django.db import DatabaseError, transaction
-from django.db import Error as DjangoDatabaseError
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.utils import timezone
 from django.utils.translation import gettext, ngettext
 
-from agentdb.conf import server_name
-from agentdb.console.display import relative
-from agentdb.errors import AgentDbError, DatabaseUnavailableError
+from agentdb.console.display import instant, relative
+from agentdb.console.questions import SECONDS, Answer, Budget, Problem, logger, place_of, unusable_file
+from agentdb.console.unreadable import unreadable_rows
 from agentdb.schema import compare, expected_tables, read_tables
-from agentdb.schema.inspection import check_sqlite_file, describe_failure, sqlite_path
+from agentdb.schema.inspection import sqlite_path
 from agentdb.schema.migration_record import migration_names, pending_migrations
-from agentdb.serving.connections import open_channel
-from agentdb.serving.connections.base import Fault, driver_error
 from agentdb.sqlite_files import file_concern
-
-logger = logging.getLogger("agentdb.console")
 
 STARTING_MINUTES = 5
 SILENT_MINUTES = 30
@@ -41,38 +33,8 @@ RUNNER_LATE_MINUTES = 5
 GRACE_MINUTES = 1  # a server inserts a session before its sandbox
 WINDOW = 10_000
 MOST_LISTED = 200
-SECONDS = 2.0  # for one question
-PAGE_SECONDS = 5.0  # for all of them
-LOCK_SECONDS = 3.0
-COUNT_SECONDS = 0.5
 SCHEMA_SECONDS = 60.0
-EXACT_UP_TO = 200_000
-SAMPLE = 5_000  # rows from which the shares of a SQLite table's values are estimated
 LOOKUP_OF_RUNNER = 500
-
-Value = TypeVar("Value")
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """Why something is not known: a sentence, the command to run next, and what the database said."""
-
-    sentence: str
-    command: str = ""
-    said: str = ""
-
-    def __str__(self) -> str:
-        if not self.command:
-            return self.sentence
-        return f"{self.sentence} " + gettext("Run %s.") % f"'{self.command}'"
-
-
-@dataclass(frozen=True, slots=True)
-class Answer(Generic[Value]):
-    """A value, or the problem that kept it from being known."""
-
-    value: Value | None
-    problem: Problem | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,22 +57,6 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
-class Figure:
-    """A number of rows, and how it was got: counted, estimated, or counted up to a limit."""
-
-    rows: int
-    how: str = ""  # for an estimate: from what, how old
-    at_least: bool = False
-
-    @property
-    def is_estimate(self) -> bool:
-        return bool(self.how) and not self.at_least
-
-    def __str__(self) -> str:
-        return f"{'≈ ' if self.is_estimate else ''}{self.rows:,}{'+' if self.at_least else ''}"
-
-
-@dataclass(frozen=True, slots=True)
 class Runner:
     id: str
     seen_at: datetime
@@ -127,13 +73,6 @@ class Runner:
         if age > timedelta(minutes=RUNNER_MINUTES):
             return "silent"
         return "late" if age > timedelta(minutes=RUNNER_LATE_MINUTES) else ""
-
-
-@dataclass(frozen=True, slots=True)
-class Hour:
-    at: datetime
-    opened: int
-    failed: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,264 +110,7 @@ class Report:
         return [found for found in self.findings if found.problem]
 
 
-# -- time limits and problems
-
-
-@contextmanager
-def time_limit(connection: BaseDatabaseWrapper, seconds: float) -> Iterator[None]:
-    """Let the database itself stop what takes longer; a lock is waited for half as long, and never ``LOCK_SECONDS``.
-
-    Raises what connecting raises. The connection's own limits are back afterwards.
-    """
-    connection.ensure_connection()
-    if connection.vendor == "sqlite":
-        raw = connection.connection
-        deadline = time.monotonic() + seconds
-        raw.set_progress_handler(lambda: int(time.monotonic() > deadline), 2_000)
-        before = raw.execute("PRAGMA busy_timeout").fetchone()[0]
-        raw.execute(f"PRAGMA busy_timeout = {min(before, int(1000 * _lock_seconds(seconds)))}")
-        try:
-            yield
-        finally:
-            if connection.connection is raw:
-                raw.set_progress_handler(None, 0)
-                raw.execute(f"PRAGMA busy_timeout = {before}")
-        return
-    active = getattr(connection, _LIMIT, None)
-    if active is not None and active <= seconds:
-        yield  # a statement has that limit already, each anew
-        return
-    names = ("statement_timeout", "lock_timeout") if connection.vendor == "postgresql" else ("statement_timeout",)
-    before_values = _set_limits(connection, names, [str(int(1000 * seconds)), str(int(1000 * _lock_seconds(seconds)))])
-    setattr(connection, _LIMIT, seconds)
-    try:
-        yield
-    finally:
-        setattr(connection, _LIMIT, active)
-        if connection.connection is not None:
-            # It fails in a failed transaction, whose end takes the limits back, and on a connection that is lost.
-            with suppress(DjangoDatabaseError):
-                _set_limits(connection, names, before_values)
-
-
-def _lock_seconds(seconds: float) -> float:
-    return min(seconds / 2, LOCK_SECONDS)
-
-
-_LIMIT = "agentdb_limit_seconds"
-_PAGE = "agentdb_page"
-
-
-@dataclass
-class _Page:
-    """What all questions of a page share: when its time is up, and why none of them can be asked."""
-
-    ends_at: float
-    problem: Problem | None = None
-
-
-def _set_limits(connection: BaseDatabaseWrapper, names: Sequence[str], values: Sequence[str]) -> list[str]:
-    """Set the limits, and return what they were, in one round trip."""
-    wanted = list(zip(names, values, strict=False))
-    olds = ", ".join(f"current_setting('{name}')" for name, _ in wanted)
-    news = ", ".join(f"set_config('{name}', %s, false)" for name, _ in wanted)
-    with connection.cursor() as cursor:
-        # The subquery is evaluated before the settings change.
-        cursor.execute(f"SELECT o.*, {news} FROM (SELECT {olds} OFFSET 0) AS o", [value for _, value in wanted])
-        return list(cursor.fetchone()[: len(wanted)])
-
-
-@contextmanager
-def looking(connection: BaseDatabaseWrapper) -> Iterator[None]:
-    """One limit for each question of a page, where there is a connection, and one for all of them: what is asked after
-    ``PAGE_SECONDS`` gets no answer, so that a table that is locked is not waited for a dozen times, and a server that
-    cannot be reached is tried once.
-    """
-    with ExitStack() as stack:
-        page = _Page(time.monotonic() + PAGE_SECONDS)
-        if connection.vendor != "sqlite":  # there a limit is one of the whole time, so each question has its own
-            try:
-                stack.enter_context(time_limit(connection, SECONDS))
-            except EXPECTED_ERRORS as error:
-                page.problem = explain(connection, error)
-        setattr(connection, _PAGE, page)
-        stack.callback(setattr, connection, _PAGE, None)
-        yield
-
-
-DATABASE_ERRORS: tuple[type[Exception], ...] = (DjangoDatabaseError, AgentDbError, sqlite3.Error)
-# What a stored value that Python cannot hold becomes on its way into a page.
-VALUE_ERRORS: tuple[type[Exception], ...] = (ValueError, OverflowError, TypeError, AttributeError)
-EXPECTED_ERRORS = DATABASE_ERRORS + VALUE_ERRORS
-
-
-def is_unreadable(error: BaseException) -> bool:
-    """Whether a stored value was read that Python cannot hold."""
-    if not isinstance(error, DATABASE_ERRORS):
-        return True
-    lower = str(error).lower()
-    state = getattr(error.__cause__, "sqlstate", None) or ""
-    return "timestamp too" in lower or "could not decode to utf-8" in lower or state.startswith("22")
-
-
-def is_mismatch(connection: BaseDatabaseWrapper, error: BaseException) -> bool:
-    """Whether a table or a column is not there, or not as it should be."""
-    return open_channel(connection).fault(driver_error(error)) is Fault.MISMATCH
-
-
-def explain(connection: BaseDatabaseWrapper, error: BaseException) -> Problem:
-    """The sentence and the next command for an error that reading the database raised. It holds no password."""
-    said = " ".join(str(error).split())
-    password = connection.settings_dict.get("PASSWORD")
-    said = said.replace(password, "***") if password else said
-    if isinstance(error, AgentDbError):
-        return Problem(str(error))
-    state = getattr(error.__cause__, "sqlstate", None)
-    lower = said.lower()
-    name = place_of(connection)
-    if state == "57014" or "interrupted" in lower:
-        return Problem(
-            gettext("%(place)s did not answer in time, and the question was cut off.") % {"place": name},
-            "agentdb health",
-            said,
-        )
-    if is_mismatch(connection, error):
-        return Problem(
-            gettext("The tables of %(place)s are not as agentdb expects them.") % {"place": name},
-            "agentdb verifydb",
-            said,
-        )
-    if is_unreadable(error):
-        row = unreadable_row(connection)
-        where = f" {row}" if row else ""
-        return Problem(
-            gettext("A row of %(place)s holds a value that cannot be read.") % {"place": name} + where,
-            "" if row else "agentdb verifydb",
-            said,
-        )
-    if not isinstance(error, DjangoDatabaseError):
-        return Problem(gettext("%(place)s cannot be used.") % {"place": name}, "agentdb health", said)
-    command = "agentdb health"
-    if connection.vendor == "sqlite" and ("malformed" in lower or "not a database" in lower):
-        command = "agentdb verifydb"
-    return Problem(describe_failure(connection, error), command, said)
-
-
-def place_of(connection: BaseDatabaseWrapper) -> str:
-    if connection.vendor == "sqlite":
-        return repr(str(sqlite_path(connection) or "the database in memory"))
-    return server_name(connection.settings_dict)
-
-
-def ask(connection: BaseDatabaseWrapper, question: Callable[[], Value], seconds: float = SECONDS) -> Answer[Value]:
-    """The answer within the time, or why there is none; a transaction that is open stays usable."""
-    page: _Page | None = getattr(connection, _PAGE, None)
-    if page is not None and page.problem is not None:
-        return Answer(None, page.problem)
-    if page is not None and time.monotonic() > page.ends_at:
-        return Answer(None, Problem(gettext("The page's time was up before this was asked."), "agentdb health"))
-    try:
-        with time_limit(connection, seconds), savepoint(connection):
-            return Answer(question())
-    except EXPECTED_ERRORS as error:
-        problem = explain(connection, error)
-        logger.warning("%s %s", problem.sentence, problem.said)
-        return Answer(None, problem)
-
-
-# -- one row that cannot be read
-
-# The instants of each table, one that an index orders first, and the texts.
-_INSTANTS = {
-    "sessions": ("created_at", "last_active_at"),
-    "sandboxes": ("last_used_at", "created_at"),
-    "agents": ("created_at", "updated_at"),
-    "api_keys": ("created_at",),
-}
-_TEXTS = {
-    "sessions": ("tenant_id", "agent_name", "sandbox_id", "status", "runner_id"),
-    "sandboxes": ("tenant_id", "session_id", "agent_name", "state", "workspace_dir"),
-    "agents": ("tenant_id", "name", "path"),
-    "api_keys": ("tenant_id", "label"),
-}
-
-
-def unreadable_row(connection: BaseDatabaseWrapper) -> str:
-    """A sentence that names one row with a time or text that Python cannot hold, or an empty text."""
-    try:
-        with savepoint(connection), time_limit(connection, SECONDS):
-            found = unreadable_rows(connection, limit=1, thorough=True)
-    except EXPECTED_ERRORS:
-        return ""
-    return found[0] if found else ""
-
-
-def unreadable_rows(connection: BaseDatabaseWrapper, limit: int, *, thorough: bool = False) -> list[str]:
-    """A sentence for each. Times are looked for at both ends of an index, where nearly all of them sort; ``thorough``
-    reads each row.
-    """
-    found: list[str] = []
-    with connection.cursor() as cursor:
-        for table, columns in _INSTANTS.items():
-            for column in columns if thorough else columns[:1]:
-                where = _odd_instants(connection, column, thorough=thorough)
-                found += _shown_rows(connection, cursor, table, column, where, limit)
-        if thorough and connection.vendor == "sqlite":
-            connection.connection.create_function("agentdb_is_text", 1, _is_text, deterministic=True)
-            for table, columns in _TEXTS.items():
-                for column in columns:
-                    where = f"{column} IS NOT NULL AND NOT agentdb_is_text(CAST({column} AS BLOB))"
-                    found += _shown_rows(connection, cursor, table, column, where, limit)
-    return found[:limit]
-
-
-def _is_text(value: bytes) -> bool:
-    try:
-        value.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
-def _odd_instants(connection: BaseDatabaseWrapper, column: str, *, thorough: bool) -> str:
-    if connection.vendor != "sqlite":
-        return f"{column} >= '9999-12-31' OR {column} < '0001-01-02'"
-    where = f"{column} >= '9999-12-31 23' OR {column} < '0001'"
-    if thorough:
-        where += f" OR typeof({column}) <> 'text' OR datetime({column}) IS NULL"
-    return where
-
-
-def _shown_rows(
-    connection: BaseDatabaseWrapper, cursor: Any, table: str, column: str, where: str, limit: int
-) -> list[str]:
-    if connection.vendor == "sqlite":
-        # As hexadecimal text, because bytes that are no UTF-8 could not be fetched as text.
-        shown = f"hex(CAST(id AS BLOB)), hex(CAST({column} AS BLOB))"
-        cursor.execute(f"SELECT {shown} FROM {table} WHERE {where} LIMIT {limit}")
-        rows = [[bytes.fromhex(each or "").decode(errors="backslashreplace") for each in row] for row in cursor]
-    else:
-        cursor.execute(f"SELECT id, CAST({column} AS text) FROM {table} WHERE {where} LIMIT {limit}")
-        rows = [[str(each) for each in row] for row in cursor]
-    return [unreadable_sentence(table, id, column, value) for id, value in rows]
-
-
-def unreadable_sentence(table: str, id: str, column: str, value: str) -> str:
-    sentence = gettext("Row %(id)s of %(table)s has %(column)s = %(value)s.")
-    return sentence % {"id": repr(id), "table": table, "column": column, "value": repr(value[:60])}
-
-
 # -- the checks
-
-
-def instant(value: Any) -> datetime:
-    """SQLite stores text, in UTC; some connections to it parse that text."""
-    at: datetime = datetime.fromisoformat(value) if isinstance(value, str) else value
-    return at if at.tzinfo else at.replace(tzinfo=UTC)
-
-
-def _stored(connection: BaseDatabaseWrapper, at: datetime) -> Any:
-    return connection.ops.adapt_datetimefield_value(at)
 
 
 _SESSION = "id, tenant_id, agent_name, sandbox_id, runner_id, status, created_at, last_active_at"
@@ -519,7 +201,7 @@ def rows_of(connection: BaseDatabaseWrapper, check: Check, limit: int = MOST_LIS
 
 
 def _ago(connection: BaseDatabaseWrapper, check: Check) -> Any:
-    return _stored(connection, timezone.now() - timedelta(minutes=check.minutes))
+    return connection.ops.adapt_datetimefield_value(timezone.now() - timedelta(minutes=check.minutes))
 
 
 def _find(connection: BaseDatabaseWrapper, check: Check) -> Finding:
@@ -626,24 +308,25 @@ def read_schema(connection: BaseDatabaseWrapper) -> Schema:
     )
 
 
-def examine(connection: BaseDatabaseWrapper) -> Report:
+def examine(page: Budget) -> Report:
     """Look at everything that may need attention. Raises nothing that a database or a row can cause."""
+    connection = page.connection
     report = Report(str(sqlite_path(connection) or place_of(connection)), connection.display_name, timezone.now())
     began = time.monotonic()
     report.problem = unusable_file(connection)
     if report.problem is None:
-        ready = ask(connection, lambda: _round_trip(connection))
+        ready = page.ask(lambda: _round_trip(connection))
         report.problem = ready.problem
     if report.problem is not None:
         logger.warning("%s %s", report.problem.sentence, report.problem.said)
         return report
     assert ready.value is not None
     report.round_trip_ms, report.engine = ready.value
-    report.schema = ask(connection, lambda: current_schema(connection), 2 * SECONDS)
+    report.schema = page.ask(lambda: current_schema(connection), 2 * SECONDS)
     if report.schema.value is not None and not report.schema.value.applied:
         report.problem = _not_migrated(connection, report.schema.value)
         return report
-    runners = report.runners = ask(connection, lambda: live_runners(connection))
+    runners = report.runners = page.ask(lambda: live_runners(connection))
     runner_title = gettext("Runner silent for %d min") % RUNNER_MINUTES
     report.findings.append(
         _runner_finding(runners.value or ())
@@ -651,13 +334,13 @@ def examine(connection: BaseDatabaseWrapper) -> Report:
         else Finding("runner", runner_title, problem=runners.problem)
     )
     for check in checks():
-        answer = ask(connection, lambda check=check: _find(connection, check))  # type: ignore[misc]
+        answer = page.ask(lambda check=check: _find(connection, check))  # type: ignore[misc]
         report.findings.append(answer.value or Finding(check.code, check.title, problem=answer.problem))
     if report.unknown and not (report.schema.problem or report.schema.value and report.schema.value.differences):
         _schemas.pop(connection.alias, None)  # something has changed since it was looked at
-        report.schema = ask(connection, lambda: current_schema(connection), 2 * SECONDS)
+        report.schema = page.ask(lambda: current_schema(connection), 2 * SECONDS)
     report.findings += _schema_findings(report.schema)
-    unreadable = ask(connection, lambda: unreadable_rows(connection, 20), COUNT_SECONDS * 2)
+    unreadable = page.ask(lambda: unreadable_rows(connection, 20), 1.0)
     rows = unreadable.value or []
     report.findings.append(
         Finding(
@@ -682,18 +365,6 @@ def _not_migrated(connection: BaseDatabaseWrapper, schema: Schema) -> Problem:
         sentence = gettext("%(place)s was made by an old server and is not adopted yet.") % place
         return Problem(sentence, "agentdb baselinedb --check")
     return Problem(gettext("%(place)s has none of agentdb's tables.") % place, "agentdb migrate")
-
-
-def unusable_file(connection: BaseDatabaseWrapper) -> Problem | None:
-    """What is wrong with a SQLite file, to be asked before connecting, which would make one at a misspelt path."""
-    path = sqlite_path(connection)
-    if path is None or connection.in_atomic_block:
-        return None
-    try:
-        check_sqlite_file(path)
-    except DatabaseUnavailableError as error:
-        return Problem(str(error), said=str(error))
-    return None
 
 
 def _schema_findings(schema: Answer[Schema]) -> list[Finding]:
@@ -727,186 +398,3 @@ def _round_trip(connection: BaseDatabaseWrapper) -> tuple[float, str]:
             return took, f"SQLite {sqlite3.sqlite_version}"
         cursor.execute("SHOW server_version")
         return took, f"{connection.display_name} {cursor.fetchone()[0].split()[0]}"
-
-
-# -- how much there is
-
-
-def total(connection: BaseDatabaseWrapper, table: str) -> Figure:
-    """The rows of a table: counted where that is quick, else estimated."""
-    estimate = estimated_rows(connection, table) if connection.vendor == "postgresql" else None
-    if estimate is not None and estimate.rows > EXACT_UP_TO:
-        return estimate
-    counted = _counted_quickly(connection, f"SELECT COUNT(*) FROM {table}")
-    if counted is not None:
-        return Figure(counted[0][0])
-    return estimate or estimated_rows(connection, table) or _counted_up_to(connection, table)
-
-
-def estimated_rows(connection: BaseDatabaseWrapper, table: str) -> Figure | None:
-    """From the statistics of the engine, if it has any."""
-    with connection.cursor() as cursor:
-        if connection.vendor == "sqlite":
-            cursor.execute("SELECT COUNT(*) FROM sqlite_master WHERE name = 'sqlite_stat1'")
-            if not cursor.fetchone()[0]:
-                return None
-            cursor.execute("SELECT MAX(CAST(stat AS INTEGER)) FROM sqlite_stat1 WHERE tbl = %s", [table])
-            (rows,) = cursor.fetchone()
-            return None if rows is None else Figure(rows, gettext("Estimated from the statistics of ANALYZE"))
-        if connection.vendor != "postgresql":
-            return None
-        cursor.execute(
-            "SELECT c.reltuples::bigint, GREATEST(s.last_analyze, s.last_autoanalyze) FROM pg_class c "
-            "LEFT JOIN pg_stat_all_tables s ON s.relid = c.oid WHERE c.oid = to_regclass(%s)",
-            [table],
-        )
-        row = cursor.fetchone()
-    if row is None or row[0] < 0:
-        return None
-    how = gettext("Estimated from the statistics of %s") % (relative(row[1]) if row[1] else gettext("an unknown time"))
-    return Figure(row[0], how)
-
-
-def _counted_up_to(connection: BaseDatabaseWrapper, table: str) -> Figure:
-    with connection.cursor() as cursor:
-        cursor.execute(f"SELECT COUNT(*) FROM (SELECT 1 FROM {table} LIMIT {WINDOW + 1}) AS c")
-        rows = cursor.fetchone()[0]
-    return Figure(min(rows, WINDOW), at_least=rows > WINDOW)
-
-
-def by_value(connection: BaseDatabaseWrapper, table: str, column: str, known: Sequence[str]) -> dict[str, Figure]:
-    """How many rows have each value of an indexed column; values that only newer servers know come last."""
-    whole = estimated_rows(connection, table) if connection.vendor == "postgresql" else None
-    if whole is None or whole.rows <= EXACT_UP_TO:
-        rows = _counted_quickly(
-            connection, f"SELECT {column}, COUNT(*) FROM {table} GROUP BY {column} ORDER BY {column}"
-        )
-        if rows is not None:
-            counted = {"NULL" if value is None else value: Figure(count) for value, count in rows}
-            return {value: counted.get(value, Figure(0)) for value in [*known, *counted]}
-    shares: dict[str, float] = {}
-    if connection.vendor == "postgresql" and whole is not None:
-        with connection.cursor() as cursor:
-            cursor.execute(
-                "SELECT unnest(most_common_vals::text::text[]), unnest(most_common_freqs) FROM pg_stats "
-                "WHERE schemaname = current_schema() AND tablename = %s AND attname = %s",
-                [table, column],
-            )
-            shares = dict(cursor.fetchall())
-    if connection.vendor == "sqlite":
-        whole, shares = total(connection, table), _shares_of_a_sample(connection, table, column)
-        whole = Figure(whole.rows, gettext("Estimated from a sample of %s rows") % f"{SAMPLE:,}", whole.at_least)
-    figures = {}
-    for value in [*known, *(each for each in shares if each not in known)]:
-        with connection.cursor() as cursor:
-            cursor.execute(
-                f"SELECT COUNT(*) FROM (SELECT 1 FROM {table} WHERE {column} = %s LIMIT {WINDOW + 1}) AS c", [value]
-            )
-            rows = cursor.fetchone()[0]
-        if rows <= WINDOW:
-            figures[value] = Figure(rows)
-        elif value in shares and whole is not None:
-            figures[value] = Figure(max(int(shares[value] * whole.rows), WINDOW), whole.how, whole.at_least)
-        else:
-            figures[value] = Figure(WINDOW, at_least=True)
-    return figures
-
-
-def _shares_of_a_sample(connection: BaseDatabaseWrapper, table: str, column: str) -> dict[str, float]:
-    """How much of a SQLite table each value has, from rows at even distances; nothing where rows have no rowid."""
-    query = (
-        f"WITH RECURSIVE ends(first, last) AS (SELECT MIN(rowid), MAX(rowid) FROM {table}), "
-        f"places(id, step) AS (SELECT first, MAX((last - first) / {SAMPLE}, 1) FROM ends UNION ALL "
-        f"SELECT id + step, step FROM places, ends WHERE id + step <= last LIMIT {SAMPLE}) "
-        f"SELECT {column}, COUNT(*) FROM places JOIN {table} ON {table}.rowid = places.id GROUP BY {column}"
-    )
-    try:
-        with savepoint(connection), connection.cursor() as cursor:
-            cursor.execute(query)
-            rows = cursor.fetchall()
-    except DatabaseError as error:
-        if "no such column" not in str(error):
-            raise
-        return {}
-    sampled = sum(count for _, count in rows)
-    return {value: count / sampled for value, count in rows}
-
-
-def runner_statuses(connection: BaseDatabaseWrapper, runner_id: str) -> dict[str, Figure]:
-    """How many of the runner's newest sessions have each status."""
-    most = 5 * WINDOW
-    with connection.cursor() as cursor:
-        cursor.execute(
-            "SELECT status, COUNT(*) FROM (SELECT status FROM sessions WHERE runner_id = %s ORDER BY created_at DESC "
-            f"LIMIT {most}) AS newest GROUP BY status ORDER BY status",
-            [runner_id],
-        )
-        rows = cursor.fetchall()
-    is_cut = sum(count for _, count in rows) >= most
-    return {status: Figure(count, at_least=is_cut) for status, count in rows}
-
-
-@contextmanager
-def savepoint(connection: BaseDatabaseWrapper) -> Iterator[None]:
-    """In a transaction one that is undone alone, so that what goes wrong does not doom the rest; else nothing."""
-    if not connection.in_atomic_block:
-        yield
-        return
-    with transaction.atomic(using=connection.alias):
-        yield
-
-
-def _counted_quickly(connection: BaseDatabaseWrapper, query: str) -> list[Any] | None:
-    """What the query counts, or None where that takes too long."""
-    try:
-        with savepoint(connection), time_limit(connection, COUNT_SECONDS), connection.cursor() as cursor:
-            cursor.execute(query)
-            return list(cursor.fetchall())
-    except DatabaseError as error:
-        if not _was_cut_off(error):
-            raise
-        return None
-
-
-def _was_cut_off(error: DatabaseError) -> bool:
-    return getattr(error.__cause__, "sqlstate", None) == "57014" or "interrupted" in str(error)
-
-
-# -- what happened lately
-
-
-def activity(connection: BaseDatabaseWrapper, hours: int, **of: str) -> list[Hour]:
-    """Sessions opened, and of these failed, for each hour; the last hour is the running one.
-
-    ``of`` narrows it to a ``runner_id`` or ``tenant_id``, each of which an index finds in the order of time.
-    """
-    now = timezone.now().replace(minute=0, second=0, microsecond=0)
-    first = now - timedelta(hours=hours - 1)
-    if connection.vendor == "sqlite":
-        hour = "substr(created_at, 1, 13)"
-    else:
-        hour = "CAST(floor(extract(epoch FROM created_at) / 3600) AS bigint)"
-    # With an end, because the hour of a row at 'infinity' cannot be counted.
-    condition, parameters = (
-        "created_at >= %s AND created_at < %s",
-        [_stored(connection, at) for at in (first, now + timedelta(hours=1))],
-    )
-    for column, value in of.items():
-        condition, parameters = f"{column} = %s AND {condition}", [value, *parameters]
-    counted: list[dict[datetime, int]] = []
-    with connection.cursor() as cursor:
-        for more in ("", " AND status = 'error'"):
-            cursor.execute(f"SELECT {hour}, COUNT(*) FROM sessions WHERE {condition}{more} GROUP BY 1", parameters)
-            counted.append({_hour(value): rows for value, rows in cursor.fetchall()})
-    opened, failed = counted
-    each = [first + timedelta(hours=number) for number in range(hours)]
-    return [Hour(at, opened.get(at, 0), failed.get(at, 0)) for at in each]
-
-
-def _hour(value: Any) -> datetime:
-    if isinstance(value, str):
-        try:
-            return datetime.fromisoformat(f"{value}:00").replace(tzinfo=UTC)
-        except ValueError:
-            return datetime.max.replace(tzinfo=UTC)  # no hour of the chart
-    return datetime.fromtimestamp(0, UTC) + timedelta(hours=int(value)) if value < 70_000_000 else datetime.max

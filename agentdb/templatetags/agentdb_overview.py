@@ -24,7 +24,7 @@ from agentdb.admin.display import (
     slug,
     viewable,
 )
-from agentdb.console.report import Figure
+from agentdb.console.figures import Figure
 from agentdb.models import Agent, ApiKey, Sandbox, Session
 
 register = template.Library()

@@ -27,7 +27,7 @@ from agentdb import AgentDbError
 from agentdb.admin import changelist
 from agentdb.admin.changelist import Cursor
 from agentdb.console import display
-from agentdb.console.report import Answer
+from agentdb.console.questions import Answer
 from agentdb.models import Agent, ApiKey, Sandbox, Session
 from tests.helpers.admin_fixtures import Page, Site, audited, fill
 
@@ -574,7 +574,7 @@ def test_a_sandboxs_page_opens_where_its_sessions_cannot_be_found_in_time(
     site: Site, superuser: User, monkeypatch: pytest.MonkeyPatch
 ):
     site.db.insert_sandbox("b1", "gone-agent", "/w")
-    monkeypatch.setattr("agentdb.console.report.ask", lambda *_: Answer(None))
+    monkeypatch.setattr("agentdb.admin.rows.ask", lambda *_, **__: Answer(None))
 
     page = site.get("agentdb/sandbox/b1/change/")
 

@@ -19,8 +19,10 @@ from django.db.utils import ConnectionHandler
 from agentdb.admin import changelist, export
 from agentdb.admin.model_admins import SessionAdmin
 from agentdb.conf import database_from_url
-from agentdb.console import reading
-from agentdb.console import report as attention
+from agentdb.console import questions, reading
+from agentdb.console.figures import total
+from agentdb.console.questions import Budget
+from agentdb.console.report import checks, examine
 from agentdb.management.commands import runadmin
 from agentdb.models import Agent, ApiKey, Sandbox, Session
 from agentdb.schema.inspection import sqlite_path
@@ -80,7 +82,7 @@ def test_a_value_that_cannot_be_read_is_shown_as_it_is_stored_beside_all_other_r
             ("agentdb/sandbox/b0001/change/", {}),
             ("agentdb/sandbox/", {}),
             ("agentdb/agent/tenant/", {"id": "t1"}),
-            *(("agentdb/session/attention/", {"check": check.code}) for check in attention.checks()),
+            *(("agentdb/session/attention/", {"check": check.code}) for check in checks()),
         ):
             assert site.get(path, **query).status == 200, (path, query, column)
         assert "The figures as a table" in site.get("").text
@@ -235,8 +237,8 @@ def test_a_locked_table_is_not_waited_for_by_each_question_of_the_overview(
     if connections[site.alias].vendor != "postgresql":
         pytest.skip("SQLite locks whole files, which the overview asks about once")
     fill(site.alias, 3)
-    monkeypatch.setattr(attention, "SECONDS", 1.0)
-    monkeypatch.setattr(attention, "PAGE_SECONDS", 1.2)
+    monkeypatch.setattr(questions, "SECONDS", 1.0)
+    monkeypatch.setattr(questions, "PAGE_SECONDS", 1.2)
     locking = connections[site.alias].copy()
     try:
         locking.set_autocommit(False)
@@ -268,9 +270,9 @@ def test_a_server_that_says_nothing_is_tried_once_for_all_questions_of_a_page():
         url = f"postgresql://postgres@127.0.0.1:{silent.getsockname()[1]}/agents?connect_timeout=2"
         connections.settings["silent"] = ConnectionHandler({"default": database_from_url(url)}).settings["default"]
         try:
-            with attention.looking(connections["silent"]):
-                report = attention.examine(connections["silent"])
-                total = attention.ask(connections["silent"], lambda: attention.total(connections["silent"], "sessions"))
+            with Budget(connections["silent"]) as budget:
+                report = examine(budget)
+                rows = budget.ask(lambda: total(connections["silent"], "sessions"))
         finally:
             del connections["silent"]
             del connections.settings["silent"]
@@ -278,7 +280,7 @@ def test_a_server_that_says_nothing_is_tried_once_for_all_questions_of_a_page():
             each.close()
 
     assert report.problem is not None
-    assert total.problem == report.problem
+    assert rows.problem == report.problem
     assert "cannot be reached: connection timeout expired." in report.problem.sentence
     assert len(accepted) == 1
 

@@ -21,6 +21,7 @@ from django.utils import timezone
 import agentdb
 from agentdb.admin import overview
 from agentdb.admin.overview import Amount
+from agentdb.console import figures, questions
 from agentdb.console import report as attention
 from agentdb.models import Agent, Sandbox, Session
 from tests.helpers.admin_fixtures import Site, audited, fill
@@ -158,7 +159,7 @@ def test_each_line_of_attention_leads_to_its_rows(site: Site, superuser: User):
             id=id, agent_name="a", session_id=session_id, state=state, workspace_dir="/w", last_used_at=old
         )
 
-    found = {each.code: each for each in attention.examine(connections[site.alias]).findings}
+    found = {each.code: each for each in attention.examine(questions.Budget(connections[site.alias])).findings}
 
     assert {code: each.count for code, each in found.items()} == {
         "runner": 1, "silent": 1, "starting": 1, "sandbox-alone": 2, "sandbox-gone": 1, "agent-missing": 1,
@@ -214,14 +215,14 @@ def test_hours_count_what_was_opened_and_what_failed(site: Site):
         at = hour - timedelta(hours=age)
         _session(site, f"s{number}", 0, status=status, created_at=at, runner_id="r1" if number == 1 else None)
 
-    hours = attention.activity(connections[site.alias], 24)
+    hours = figures.activity(connections[site.alias], 24)
 
     assert {(each.at, each.opened, each.failed) for each in hours if each.opened} == {
         (hour, 1, 0), (hour - timedelta(hours=2), 2, 1), (hour - timedelta(hours=23), 1, 1)
     }  # fmt: skip
     assert [each.at for each in hours] == [hour - timedelta(hours=age) for age in range(23, -1, -1)]
-    assert sum(each.opened for each in attention.activity(connections[site.alias], 168)) == 5
-    assert sum(each.opened for each in attention.activity(connections[site.alias], 24, runner_id="r1")) == 1
+    assert sum(each.opened for each in figures.activity(connections[site.alias], 168)) == 5
+    assert sum(each.opened for each in figures.activity(connections[site.alias], 24, runner_id="r1")) == 1
     drawn = overview.chart(hours)
     assert (drawn.opened, drawn.failed, drawn.most_failed, drawn.percent_failed) == (4, 2, 10, "50.0 %")
 
@@ -230,12 +231,12 @@ def test_values_of_a_newer_server_come_last_and_bars_are_shares_of_the_whole(sit
     fill(site.alias, 12)
     Session.objects.using(site.alias).create(id="new", agent_name="a", sandbox_id="b", status="dreaming")
 
-    figures = attention.by_value(connections[site.alias], "sessions", "status", ["active", "paused", "none"])
+    shares = figures.by_value(connections[site.alias], "sessions", "status", ["active", "paused", "none"])
 
-    assert {value: str(figure) for value, figure in figures.items()} == {
+    assert {value: str(figure) for value, figure in shares.items()} == {
         "active": "3", "paused": "2", "none": "0", "dreaming": "1", "ended": "2", "error": "2", "starting": "3"
     }  # fmt: skip
-    bars = {bar.value: bar.percent for bar in overview.share_bars(figures, lambda value: "")}
+    bars = {bar.value: bar.percent for bar in overview.share_bars(shares, lambda value: "")}
     assert (bars["active"], bars["none"]) == (23.1, 0)
 
 
@@ -244,16 +245,16 @@ def test_large_tables_are_estimated_and_say_so(site: Site, monkeypatch: pytest.M
     connection = connections[site.alias]
     with connection.cursor() as cursor:
         cursor.execute("ANALYZE")
-    monkeypatch.setattr(attention, "EXACT_UP_TO", 10)
-    monkeypatch.setattr(attention, "WINDOW", 5)
+    monkeypatch.setattr(figures, "EXACT_UP_TO", 10)
+    monkeypatch.setattr(figures, "WINDOW", 5)
     if connection.vendor == "sqlite":
-        monkeypatch.setattr(attention, "_counted_quickly", lambda *_: None)
+        monkeypatch.setattr(figures, "_counted_quickly", lambda *_: None)
 
-    figure = attention.total(connection, "sessions")
+    figure = figures.total(connection, "sessions")
 
     assert str(figure) == "≈ 40"
     assert figure.how.startswith("Estimated from the statistics of ")
-    shares = attention.by_value(connection, "sessions", "status", ["active", "none"])
+    shares = figures.by_value(connection, "sessions", "status", ["active", "none"])
     assert str(shares["active"]) == "≈ 8"
     assert shares["active"].how.startswith("Estimated from ")
     assert str(shares["none"]) == "0"
@@ -268,13 +269,13 @@ def test_a_sample_is_taken_from_the_whole_of_a_table(site: Site, monkeypatch: py
     old = [f"s{number:04}" for number in range(300, 400)]  # in one stretch of the table
     Session.objects.using(site.alias).filter(pk__in=old).update(status="active")
     Session.objects.using(site.alias).filter(pk__startswith="s01").delete()
-    monkeypatch.setattr(attention, "EXACT_UP_TO", 10)
-    monkeypatch.setattr(attention, "WINDOW", 20)
-    monkeypatch.setattr(attention, "SAMPLE", 30)
-    counted = attention._counted_quickly
-    monkeypatch.setattr(attention, "_counted_quickly", lambda it, sql: None if "GROUP BY" in sql else counted(it, sql))
+    monkeypatch.setattr(figures, "EXACT_UP_TO", 10)
+    monkeypatch.setattr(figures, "WINDOW", 20)
+    monkeypatch.setattr(figures, "SAMPLE", 30)
+    counted = figures._counted_quickly
+    monkeypatch.setattr(figures, "_counted_quickly", lambda it, sql: None if "GROUP BY" in sql else counted(it, sql))
 
-    shares = attention.by_value(connection, "sessions", "status", ["active", "ended", "paused"])
+    shares = figures.by_value(connection, "sessions", "status", ["active", "ended", "paused"])
 
     assert 80 <= shares["active"].rows <= 120
     assert 180 <= shares["ended"].rows <= 220
@@ -287,7 +288,7 @@ def test_no_sample_is_taken_where_rows_have_no_rowid(tmp_path: Path):
         connection = connections[db.alias]
         with connection.cursor() as cursor:
             cursor.execute("CREATE TABLE bare (status TEXT PRIMARY KEY) WITHOUT ROWID")
-        assert attention._shares_of_a_sample(connection, "bare", "status") == {}
+        assert figures._shares_of_a_sample(connection, "bare", "status") == {}
 
 
 BREAKS = {
@@ -384,7 +385,7 @@ def test_question_is_cut_off_in_the_database_and_its_limits_are_taken_back(site:
             cursor.execute(slow)
 
     began = time.monotonic()
-    answer = attention.ask(connection, question, 0.2)
+    answer = questions.ask(connection, question, seconds=0.2)
 
     assert time.monotonic() - began < 5
     assert answer.problem is not None

@@ -18,6 +18,7 @@ import pytest
 
 import agentdb
 from agentdb import DatabaseUnavailableError, DjangoDb
+from agentdb.console.questions import Budget
 from agentdb.console.report import examine
 from agentdb.moving.backups import back_up_database
 from agentdb.schema.inspection import check_sqlite_file
@@ -224,7 +225,7 @@ def test_a_log_that_another_process_makes_and_removes_before_a_host_has_read_any
 
 def _examine(path: Path) -> None:
     with opened(url(path)) as connection:
-        examine(connection)
+        examine(Budget(connection))
 
 
 def _copy(path: Path) -> None:

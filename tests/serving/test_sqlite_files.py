@@ -15,6 +15,7 @@ import pytest
 from agentdb import connect, sqlite_files
 from agentdb.checks import check_sqlite_file_system, check_sqlite_version
 from agentdb.conf import database_from_url
+from agentdb.console.questions import Budget
 from agentdb.console.report import examine
 from agentdb.schema.verification import verify
 from agentdb.sqlite_files import file_concern, shared_file_system, version_concern
@@ -49,7 +50,7 @@ def everything_says(path: Path, concern: str) -> None:
         (found,) = check_sqlite_file_system([connection.alias])
         assert (found.id, found.msg) == ("agentdb.W001", concern)
         assert [(note.code, note.message) for note in verify(connection).notes] == [("file.system", concern)]
-        assert [each.detail for each in examine(connection).findings if each.code == "file_system"] == [concern]
+        assert [each.detail for each in examine(Budget(connection)).findings if each.code == "file_system"] == [concern]
 
 
 @pytest.mark.parametrize("kind", ["nfs", "nfs4", "cifs", "9p", "virtiofs", "fuse.sshfs", "fuse", "fuseblk", "smb3"])

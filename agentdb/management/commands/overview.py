@@ -8,8 +8,10 @@ from typing import Any
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from agentdb.console import report as attention
 from agentdb.console.display import relative
+from agentdb.console.figures import Figure, activity, by_value, total
+from agentdb.console.questions import Answer, Budget
+from agentdb.console.report import Report, examine, live_runners
 from agentdb.errors import DatabaseUnavailableError
 from agentdb.interface import SandboxState, SessionStatus
 from agentdb.management.database_command import DatabaseCommand
@@ -27,9 +29,9 @@ class Command(DatabaseCommand):
     json_help = "Print one JSON object."
 
     def handle(self, *, json: bool, database: str, **options: Any) -> None:
-        with _reading(database) as connection, attention.looking(connection):
-            report = attention.examine(connection)
-            summary = {} if report.problem else _summary(connection)
+        with _reading(database) as connection, Budget(connection) as page:
+            report = examine(page)
+            summary = {} if report.problem else _summary(page)
         if json:
             self.print_json(_as_json(report, summary))
         else:
@@ -39,7 +41,7 @@ class Command(DatabaseCommand):
         if report.wrong or report.unknown:
             sys.exit(1)
 
-    def _print(self, report: attention.Report, summary: dict[str, Any]) -> None:
+    def _print(self, report: Report, summary: dict[str, Any]) -> None:
         write = self.stdout.write
         write(f"{report.engine}, {report.place}, as of {report.at:%Y-%m-%d %H:%M:%S} UTC")
         if report.problem:
@@ -68,7 +70,7 @@ class Command(DatabaseCommand):
 class _Shown:
     """An answer as a text, and for JSON as a value."""
 
-    def __init__(self, answer: attention.Answer[Any], text: str, value: Any) -> None:
+    def __init__(self, answer: Answer[Any], text: str, value: Any) -> None:
         self.answer, self.text, self.value = answer, text, value
 
     def __str__(self) -> str:
@@ -91,39 +93,39 @@ def _reading(alias: str) -> Iterator[BaseDatabaseWrapper]:
         yield connection
 
 
-def _summary(connection: BaseDatabaseWrapper) -> dict[str, Any]:
-    ask = attention.ask
+def _summary(page: Budget) -> dict[str, Any]:
+    connection = page.connection
     totals = {}
     for table in TABLES:
-        answer = ask(connection, lambda table=table: attention.total(connection, table))  # type: ignore[misc]
+        answer = page.ask(lambda table=table: total(connection, table))  # type: ignore[misc]
         totals[table] = _Shown(answer, str(answer.value), _figure(answer.value))
     summary: dict[str, Any] = {"totals": totals}
     for name, table, column, known in (
         ("statuses", "sessions", "status", [*map(str, SessionStatus)]),
         ("states", "sandboxes", "state", [*map(str, SandboxState)]),
     ):
-        counted = ask(connection, lambda t=table, c=column, k=known: attention.by_value(connection, t, c, k))  # type: ignore[misc]
+        counted = page.ask(lambda t=table, c=column, k=known: by_value(connection, t, c, k))  # type: ignore[misc]
         figures = counted.value or {}
         text = ", ".join(f"{value} {figure}" for value, figure in figures.items())
         summary[name] = _Shown(counted, text, {value: _figure(figure) for value, figure in figures.items()})
-    hours = ask(connection, lambda: attention.activity(connection, 24))
+    hours = page.ask(lambda: activity(connection, 24))
     opened, failed = (sum(getattr(hour, which) for hour in hours.value or ()) for which in ("opened", "failed"))
     summary["activity"] = _Shown(
         hours,
         f"{opened:,} sessions opened, {failed:,} failed",
         [{"hour": hour.at.isoformat(), "opened": hour.opened, "failed": hour.failed} for hour in hours.value or ()],
     )
-    summary["runners"] = ask(connection, lambda: attention.live_runners(connection))
+    summary["runners"] = page.ask(lambda: live_runners(connection))
     return summary
 
 
-def _figure(figure: attention.Figure | None) -> dict[str, Any] | None:
+def _figure(figure: Figure | None) -> dict[str, Any] | None:
     if figure is None:
         return None
     return {"rows": figure.rows, "estimated": figure.is_estimate, "at_least": figure.at_least}
 
 
-def _as_json(report: attention.Report, summary: dict[str, Any]) -> dict[str, Any]:
+def _as_json(report: Report, summary: dict[str, Any]) -> dict[str, Any]:
     head = {"format": JSON_FORMAT, "engine": report.engine, "place": report.place, "at": report.at.isoformat()}
     if report.problem:
         return {**head, "error": str(report.problem)}

@@ -1,0 +1,298 @@
+"""Questions to a database: each has a limit in time there, harms no other, and without an answer says why."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import cached_property
+from types import MappingProxyType
+from typing import Any, Generic, Self, TypeVar
+
+from django.db import Error as DjangoDatabaseError
+from django.db import transaction
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.utils.translation import gettext
+
+from agentdb.conf import server_name
+from agentdb.console.unreadable import unreadable_rows
+from agentdb.errors import AgentDbError, DatabaseUnavailableError
+from agentdb.schema.inspection import check_sqlite_file, describe_failure, sqlite_path
+from agentdb.serving.connections import open_channel
+from agentdb.serving.connections.base import Fault, driver_error
+
+logger = logging.getLogger("agentdb.console")
+
+SECONDS = 2.0  # for one question
+PAGE_SECONDS = 5.0  # for all questions of a page
+LOCK_SECONDS = 3.0
+
+DATABASE_ERRORS: tuple[type[Exception], ...] = (DjangoDatabaseError, AgentDbError, sqlite3.Error)
+# What a stored value that Python cannot hold becomes on its way into a page.
+VALUE_ERRORS: tuple[type[Exception], ...] = (ValueError, OverflowError, TypeError, AttributeError)
+EXPECTED_ERRORS = DATABASE_ERRORS + VALUE_ERRORS
+
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Why something is not known: a sentence, the command to run next, and what the database said."""
+
+    sentence: str
+    command: str = ""
+    said: str = ""
+
+    def __str__(self) -> str:
+        if not self.command:
+            return self.sentence
+        return f"{self.sentence} " + gettext("Run %s.") % f"'{self.command}'"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer(Generic[Value]):
+    """A value, or the problem that kept it from being known."""
+
+    value: Value | None
+    problem: Problem | None = None
+
+
+class Unanswered(Exception):
+    """The database, or a value in it, raised ``cause``. The explanation is looked for once somebody reads it."""
+
+    def __init__(self, connection: BaseDatabaseWrapper, cause: Exception) -> None:
+        super().__init__(str(cause))
+        self.connection = connection
+        self.cause = cause
+
+    @cached_property
+    def problem(self) -> Problem:
+        return explain(self.connection, self.cause)
+
+    @property
+    def is_unreadable(self) -> bool:
+        """Whether a stored value was read that Python cannot hold."""
+        return _is_unreadable(self.cause)
+
+    @property
+    def is_mismatch(self) -> bool:
+        """Whether a table or a column is not there, or not as it should be."""
+        return _is_mismatch(self.connection, self.cause)
+
+    @property
+    def is_cut_off(self) -> bool:
+        """Whether its time was up."""
+        return _is_cut_off(self.cause)
+
+
+@contextmanager
+def question(connection: BaseDatabaseWrapper, seconds: float = SECONDS) -> Iterator[None]:
+    """Ask within the time, counted by the database itself, and undo alone what fails in an open transaction.
+
+    A lock is waited for half as long, and at most ``LOCK_SECONDS``. Questions nest: the shorter limit holds. Raises
+    ``Unanswered`` for what a database or a stored value can cause.
+    """
+    try:
+        with _limit(connection, seconds), _savepoint(connection):
+            yield
+    except EXPECTED_ERRORS as error:
+        raise Unanswered(connection, error) from error
+
+
+def ask(
+    connection: BaseDatabaseWrapper,
+    asked: Callable[[], Value],
+    problems: list[Problem] | None = None,
+    seconds: float = SECONDS,
+) -> Answer[Value]:
+    """The answer within the time, or why there is none, which is added to the ``problems`` too."""
+    try:
+        with question(connection, seconds):
+            return Answer(asked())
+    except Unanswered as error:
+        problem = error.problem
+        if problems is None or problem not in problems:
+            logger.warning("%s %s", problem.sentence, problem.said)
+        if problems is not None and problem not in problems:
+            problems.append(problem)
+        return Answer(None, problem)
+
+
+class Budget:
+    """The time that all questions of a page share, so that a locked table is not waited for a dozen times.
+
+    A server that cannot be reached is tried once.
+    """
+
+    def __init__(self, connection: BaseDatabaseWrapper) -> None:
+        self.connection = connection
+        self.ends_at = time.monotonic() + PAGE_SECONDS
+        self._problem: Problem | None = None
+        self._limit = ExitStack()
+
+    def __enter__(self) -> Self:
+        if self.connection.vendor != "sqlite":  # a server's limit is one of each statement: set it once
+            try:
+                self._limit.enter_context(_limit(self.connection, SECONDS))
+            except EXPECTED_ERRORS as error:
+                self._problem = explain(self.connection, error)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._limit.close()
+
+    def ask(self, asked: Callable[[], Value], seconds: float = SECONDS) -> Answer[Value]:
+        if self._problem is not None:
+            return Answer(None, self._problem)
+        if time.monotonic() > self.ends_at:
+            return Answer(None, Problem(gettext("The page's time was up before this was asked."), "agentdb health"))
+        return ask(self.connection, asked, seconds=seconds)
+
+
+# -- limits
+
+# By alias, the limit that holds: on SQLite when the time is up, on a server the seconds of each statement.
+_limits: ContextVar[Mapping[str, float]] = ContextVar("agentdb_limits", default=MappingProxyType({}))
+
+
+@contextmanager
+def _limit(connection: BaseDatabaseWrapper, seconds: float) -> Iterator[None]:
+    connection.ensure_connection()
+    is_file = connection.vendor == "sqlite"
+    limit = time.monotonic() + seconds if is_file else seconds
+    outer = _limits.get().get(connection.alias)
+    if outer is not None and outer <= limit:
+        yield
+        return
+    token = _limits.set({**_limits.get(), connection.alias: limit})
+    try:
+        with (_file_limit if is_file else _server_limit)(connection, seconds, outer):
+            yield
+    finally:
+        _limits.reset(token)
+
+
+@contextmanager
+def _file_limit(connection: BaseDatabaseWrapper, seconds: float, outer: float | None) -> Iterator[None]:
+    raw = connection.connection
+    before = raw.execute("PRAGMA busy_timeout").fetchone()[0]
+    raw.execute(f"PRAGMA busy_timeout = {min(before, int(1000 * _lock_seconds(seconds)))}")
+    _stop_at(raw, time.monotonic() + seconds)
+    try:
+        yield
+    finally:
+        if connection.connection is raw:
+            _stop_at(raw, outer)
+            raw.execute(f"PRAGMA busy_timeout = {before}")
+
+
+def _stop_at(raw: sqlite3.Connection, deadline: float | None) -> None:
+    if deadline is None:
+        raw.set_progress_handler(None, 0)
+    else:
+        raw.set_progress_handler(lambda: int(time.monotonic() > deadline), 2_000)
+
+
+@contextmanager
+def _server_limit(connection: BaseDatabaseWrapper, seconds: float, outer: float | None) -> Iterator[None]:
+    names = ("statement_timeout", "lock_timeout") if connection.vendor == "postgresql" else ("statement_timeout",)
+    before = _set(connection, names, [str(int(1000 * seconds)), str(int(1000 * _lock_seconds(seconds)))])
+    try:
+        yield
+    finally:
+        if connection.connection is not None:
+            # It fails in a failed transaction, whose end takes the limits back, and on a connection that is lost.
+            with suppress(DjangoDatabaseError):
+                _set(connection, names, before)
+
+
+def _lock_seconds(seconds: float) -> float:
+    return min(seconds / 2, LOCK_SECONDS)
+
+
+def _set(connection: BaseDatabaseWrapper, names: Sequence[str], values: Sequence[str]) -> list[str]:
+    """Set the settings, and return what they were, in one round trip."""
+    wanted = list(zip(names, values, strict=False))
+    olds = ", ".join(f"current_setting('{name}')" for name, _ in wanted)
+    news = ", ".join(f"set_config('{name}', %s, false)" for name, _ in wanted)
+    with connection.cursor() as cursor:
+        # The subquery is evaluated before the settings change.
+        cursor.execute(f"SELECT o.*, {news} FROM (SELECT {olds} OFFSET 0) AS o", [value for _, value in wanted])
+        return list(cursor.fetchone()[: len(wanted)])
+
+
+def _savepoint(connection: BaseDatabaseWrapper) -> Any:
+    return transaction.atomic(using=connection.alias) if connection.in_atomic_block else nullcontext()
+
+
+# -- explanations
+
+
+def explain(connection: BaseDatabaseWrapper, error: Exception) -> Problem:
+    """The sentence and the next command for an error that reading the database raised. It holds no password."""
+    if isinstance(error, AgentDbError):
+        return Problem(str(error))
+    said = " ".join(str(error).split())
+    password = connection.settings_dict.get("PASSWORD")
+    said = said.replace(password, "***") if password else said
+    place = {"place": place_of(connection)}
+    if _is_cut_off(error):
+        sentence = gettext("%(place)s did not answer in time, and the question was cut off.")
+        return Problem(sentence % place, "agentdb health", said)
+    if _is_mismatch(connection, error):
+        sentence = gettext("The tables of %(place)s are not as agentdb expects them.")
+        return Problem(sentence % place, "agentdb verifydb", said)
+    if _is_unreadable(error):
+        row = unreadable_row(connection)
+        sentence = gettext("A row of %(place)s holds a value that cannot be read.") % place
+        return Problem(f"{sentence} {row}".rstrip(), "" if row else "agentdb verifydb", said)
+    if not isinstance(error, DjangoDatabaseError):
+        return Problem(gettext("%(place)s cannot be used.") % place, "agentdb health", said)
+    is_damaged = "malformed" in said.lower() or "not a database" in said.lower()
+    command = "agentdb verifydb" if connection.vendor == "sqlite" and is_damaged else "agentdb health"
+    return Problem(describe_failure(connection, error), command, said)
+
+
+def unreadable_row(connection: BaseDatabaseWrapper) -> str:
+    """A sentence that names one row with a time or text that Python cannot hold, or an empty text."""
+    with suppress(Unanswered), question(connection):
+        return next(iter(unreadable_rows(connection, limit=1, thorough=True)), "")
+    return ""
+
+
+def unusable_file(connection: BaseDatabaseWrapper) -> Problem | None:
+    """What is wrong with a SQLite file, to be asked before connecting, which would make one at a misspelt path."""
+    path = sqlite_path(connection)
+    if path is None or connection.in_atomic_block:
+        return None
+    try:
+        check_sqlite_file(path)
+    except DatabaseUnavailableError as error:
+        return Problem(str(error), said=str(error))
+    return None
+
+
+def place_of(connection: BaseDatabaseWrapper) -> str:
+    if connection.vendor == "sqlite":
+        return repr(str(sqlite_path(connection) or "the database in memory"))
+    return server_name(connection.settings_dict)
+
+
+def _is_unreadable(error: Exception) -> bool:
+    if not isinstance(error, DATABASE_ERRORS):
+        return True
+    lower = str(error).lower()
+    state = getattr(error.__cause__, "sqlstate", None) or ""
+    return "timestamp too" in lower or "could not decode to utf-8" in lower or state.startswith("22")
+
+
+def _is_mismatch(connection: BaseDatabaseWrapper, error: Exception) -> bool:
+    return open_channel(connection).fault(driver_error(error)) is Fault.MISMATCH
+
+
+def _is_cut_off(error: Exception) -> bool:
+    return getattr(error.__cause__, "sqlstate", None) == "57014" or "interrupted" in str(error).lower()
