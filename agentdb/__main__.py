@@ -10,6 +10,7 @@ from contextlib import redirect_stdout, suppress
 
 from agentdb.conf import DEFAULT_URL, URL_VARIABLE, database_url, display_url
 from agentdb.errors import AgentDbError, InvalidInputError
+from agentdb.management.output import occupy_closed_descriptors, write_any_character
 from agentdb.serving.host import SETTINGS_VARIABLE, cannot_load, load_settings
 
 # The commands of Django that are of use to someone who has a database and no project.
@@ -27,6 +28,8 @@ _LOOKING = ("apikey", "check", "inspectdb", "runadmin", "showmigrations")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code. A ``CommandError`` and argument errors exit by themselves."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    occupy_closed_descriptors()
+    write_any_character()
     try:
         url = _take_url(arguments)
         if arguments[:1] in (["--version"], ["version"]):
@@ -68,6 +71,8 @@ def _take_url(arguments: list[str]) -> str | None:
             if position == len(arguments):
                 raise InvalidInputError("The option --url has no value: agentdb --url URL COMMAND.")
             value = arguments.pop(position)
+        if not value:
+            raise InvalidInputError("The option --url is empty: agentdb --url URL COMMAND. Is a variable not set?")
         url = value
     return url
 
@@ -77,7 +82,7 @@ def _take_quiet(arguments: list[str]) -> None:
     for option in ("-q", "--quiet"):
         while option in arguments and "--" not in arguments[: arguments.index(option)]:
             arguments.remove(option)
-            arguments.append("--verbosity=0")
+            arguments.insert(1, "--verbosity=0")  # before an action, which has options of its own
 
 
 def _configure(url: str | None, arguments: Sequence[str]) -> None:
@@ -124,9 +129,8 @@ def _run(arguments: Sequence[str]) -> int:
     try:
         execute_from_command_line(["agentdb", *arguments])
     except SystemExit as end:
-        if not end.code and ({"-h", "--help"} & set(arguments) or arguments[0] == "help"):
-            sys.stdout.write(_OPTIONS)
-        raise
+        if end.code:
+            raise
     except ImproperlyConfigured as error:
         if "--traceback" in arguments or os.environ.get(SETTINGS_VARIABLE):
             raise
@@ -140,6 +144,8 @@ def _run(arguments: Sequence[str]) -> int:
         reason = str(error).strip().partition("\n")[0]
         sys.stderr.write(f"agentdb {arguments[0]}: the database refused: {reason}\n")
         return 2
+    if {"-h", "--help"} & set(arguments) or arguments[0] == "help":
+        sys.stdout.write(_OPTIONS)
     return 0
 
 

@@ -1,18 +1,90 @@
-"""What the commands about one database have in common."""
+"""What agentdb's commands have in common: errors become exit codes, Ctrl-C ends with a line, output may break."""
 
 from __future__ import annotations
 
+import argparse
 import json
+import sys
 from typing import Any, ClassVar
 
-from django.core.management.base import BaseCommand, CommandParser
+from django.conf import settings
+from django.core.management.base import BaseCommand, CommandError, CommandParser, OutputWrapper
 from django.db import DEFAULT_DB_ALIAS, connections
 
+from agentdb.errors import AgentDbError
+from agentdb.management.output import Output, write_any_character
+from agentdb.management.progress import ProgressLine
 from agentdb.serving.connections import open_channel
 
+INTERRUPTED = 130  # as a shell counts it: 128 and the number of SIGINT
 
-class DatabaseCommand(BaseCommand):
-    """Takes ``--database`` and, where ``json_help`` says what it prints, ``--json``."""
+
+class AgentDbCommand(BaseCommand):
+    """A command whose ``handle()`` raises ``AgentDbError`` for what it refuses, and may be stopped by Ctrl-C."""
+
+    refused: ClassVar[int] = 2  # the exit code for an AgentDbError
+    output_is_the_result: ClassVar[bool] = False  # output that cannot be written is then a failure
+    progress: ProgressLine
+
+    def __init__(self, stdout: Any = None, stderr: Any = None, no_color: bool = False, force_color: bool = False):
+        self._output = Output(sys.stdout if stdout is None else stdout)
+        super().__init__(self._output, Output(sys.stderr if stderr is None else stderr), no_color, force_color)  # type: ignore[arg-type]
+
+    def interrupted(self) -> str:
+        """What a person who pressed Ctrl-C is told about the state of things."""
+        return "Nothing was changed."
+
+    def explained(self, error: AgentDbError) -> str:
+        """What is said of an error that ends the command."""
+        return str(error)
+
+    def error_report(self, error: AgentDbError) -> object | None:
+        """What ``--json`` prints for the error; None if the command has no such report."""
+        return None
+
+    def run_from_argv(self, argv: list[str]) -> None:
+        write_any_character()
+        code: Any = 0
+        try:
+            super().run_from_argv(argv)
+        except SystemExit as end:
+            code = end.code
+        if code := self._code_after_output(code):
+            sys.exit(code)
+
+    def execute(self, *args: Any, **options: Any) -> str | None:
+        given = options.get("stderr")
+        stderr = self.stderr if given is None else OutputWrapper(given)
+        self.progress = ProgressLine(stderr, verbosity=options.get("verbosity", 1))
+        try:
+            return super().execute(*args, **options)
+        except AgentDbError as error:
+            self.progress.clear()
+            report = self.error_report(error) if options.get("json") else None
+            if report is None:
+                raise CommandError(self.explained(error), returncode=self.refused) from error
+            self.print_json(report)
+            sys.exit(self.refused)
+        except KeyboardInterrupt:
+            self.progress.say(f"Interrupted. {self.interrupted()}")
+            sys.exit(INTERRUPTED)
+        finally:
+            self.progress.clear()
+
+    def print_json(self, report: object) -> None:
+        self.stdout.write(json.dumps(report, indent=2, ensure_ascii=False, default=str))
+
+    def _code_after_output(self, code: Any) -> Any:
+        """The exit code, which says what is stored; a result that nobody could read is a failure all the same."""
+        self._output.flush()
+        if self._output.failure is None:
+            return code
+        self.stderr.write(f"The output could not be written: {self._output.failure}.", style_func=str)
+        return code or (2 if self.output_is_the_result else 0)
+
+
+class DatabaseCommand(AgentDbCommand):
+    """Takes ``--database`` and, if ``json_help`` says what it prints, ``--json``."""
 
     # Some of the checks need the very tables that are in question, and an answer is wanted when the database is away.
     requires_system_checks: Any = []
@@ -21,17 +93,33 @@ class DatabaseCommand(BaseCommand):
     def add_arguments(self, parser: CommandParser) -> None:
         if self.json_help:
             parser.add_argument("--json", action="store_true", help=self.json_help)
-        parser.add_argument(
-            "--database",
-            default=DEFAULT_DB_ALIAS,
-            choices=tuple(connections),
-            help="The alias of the database (default: %(default)s).",
-        )
+        self._add_database(parser, default_alias())
+
+    def add_action(self, actions: Any, name: str, help: str) -> argparse.ArgumentParser:
+        """Add an action, which takes the options of its command too: people write them at the end."""
+        parser: argparse.ArgumentParser = actions.add_parser(name, help=help)
+        absent = argparse.SUPPRESS  # what stands before the action counts
+        self._add_database(parser, absent)
+        parser.add_argument("-v", "--verbosity", type=int, choices=range(4), default=absent, help=absent)
+        for flag in ("--traceback", "--no-color", "--force-color"):
+            parser.add_argument(flag, action="store_true", default=absent, help=absent)
+        return parser
 
     def name_database(self, alias: str, verbosity: int) -> None:
         """Say which database it is, beside the results."""
         if verbosity:
             self.stderr.write(f"{open_channel(connections[alias]).describe()}.", style_func=str)
 
-    def print_json(self, report: object) -> None:
-        self.stdout.write(json.dumps(report, indent=2, ensure_ascii=False, default=str))
+    @staticmethod
+    def _add_database(parser: argparse.ArgumentParser, default: str) -> None:
+        parser.add_argument(
+            "--database",
+            default=default,
+            choices=tuple(connections),
+            help=f"The alias of the database (default: {default_alias()}).",
+        )
+
+
+def default_alias() -> str:
+    """The alias that a project gave agentdb's tables with ``AGENTDB_ALIAS``, else Django's default one."""
+    return getattr(settings, "AGENTDB_ALIAS", None) or DEFAULT_DB_ALIAS

@@ -16,37 +16,39 @@ class Command(DatabaseCommand):
     help = "Issues, lists and revokes API keys. The plain key is shown once and stored nowhere."
 
     requires_system_checks = "__all__"
+    output_is_the_result = True
 
     def add_arguments(self, parser: CommandParser) -> None:
         super().add_arguments(parser)
         actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
 
-        issue = actions.add_parser("issue", help="Make a key; prints the plain key alone to stdout.")
+        issue = self.add_action(actions, "issue", "Make a key; prints the plain key alone to stdout.")
         issue.add_argument("--tenant", required=True, help="The tenant the key belongs to.")
         issue.add_argument("--label", required=True, help="What the key is for: a person, a program.")
 
-        shown = actions.add_parser("list", help="Print keys, newest first: id, tenant, label, hash, when made.")
+        shown = self.add_action(actions, "list", "Print keys, newest first: id, tenant, label, hash, when made.")
         shown.add_argument("--tenant", help="Only this tenant's keys.")
 
-        revoke = actions.add_parser("revoke", help="Delete a key; whoever uses it is locked out at once.")
+        revoke = self.add_action(actions, "revoke", "Delete a key; whoever uses it is locked out at once.")
         revoke.add_argument("id", help="The id that 'list' prints.")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        try:
-            db = open_alias(options["database"])
-            self.name_database(options["database"], options["verbosity"])
-            if options["action"] == "issue":
-                self.issue(db, options["tenant"], options["label"])
-            elif options["action"] == "list":
-                self.list(options["database"], options["tenant"])
-            else:
-                self.revoke(db, options["id"])
-        except AgentDbError as error:
-            raise CommandError(str(error)) from error
+        db = open_alias(options["database"])
+        self.name_database(options["database"], options["verbosity"])
+        if options["action"] == "issue":
+            self.issue(db, options["tenant"], options["label"])
+        elif options["action"] == "list":
+            self.list(options["database"], options["tenant"])
+        else:
+            self.revoke(db, options["id"])
 
     def issue(self, db: DjangoDb, tenant_id: str, label: str) -> None:
         plain, record = db.issue_api_key(tenant_id, label)
         self.stdout.write(plain)
+        self.stdout.flush()
+        if self._output.failure is not None:
+            db.delete_api_key(record.id)
+            raise AgentDbError("The key could not be printed, so it was revoked. Nobody has seen it.")
         self.stderr.write(
             f"Issued key {record.id} for tenant {tenant_id!r}. Keep the line above: it is not stored and cannot be "
             "shown again.",

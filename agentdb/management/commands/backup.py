@@ -1,15 +1,12 @@
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
-from django.core.management.base import CommandError, CommandParser
+from django.core.management.base import CommandParser
 from django.db import connections
 
-from agentdb.errors import AgentDbError
 from agentdb.management.database_command import DatabaseCommand
-from agentdb.management.progress import ProgressLine
 from agentdb.moving.backups import back_up_database
 from agentdb.serving.connections import open_channel
 
@@ -25,15 +22,10 @@ class Command(DatabaseCommand):
         super().add_arguments(parser)
 
     def handle(self, *, file: str, database: str, **options: Any) -> None:
-        progress = ProgressLine(self.stderr, verbosity=options["verbosity"])
-        progress.say(f"Backing up {open_channel(connections[database]).describe()}.")
-        try:
-            back_up_database(database, Path(file), progress)
-        except AgentDbError as error:
-            progress.clear()
-            raise CommandError(str(error), returncode=2) from error
-        except KeyboardInterrupt:
-            progress.say("Interrupted. There is no backup, and nothing was changed.")
-            sys.exit(130)
-        progress.clear()
+        self.progress.say(f"Backing up {open_channel(connections[database]).describe()}.")
+        back_up_database(database, Path(file), self.progress)
+        self.progress.clear()
         self.stdout.write(f"Backup: {file}")
+
+    def interrupted(self) -> str:
+        return "There is no backup, and nothing was changed."

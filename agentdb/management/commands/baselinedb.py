@@ -3,14 +3,13 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from django.core.management.base import CommandError, CommandParser
+from django.core.management.base import CommandParser
 from django.db import connections
 
 from agentdb.adoption.execution import AdoptionRefusedError, Listener, Outcome, adopt, look
 from agentdb.adoption.report import as_json, describe_findings, describe_outcome, describe_plan, error_as_json
 from agentdb.errors import AgentDbError
 from agentdb.management.database_command import DatabaseCommand
-from agentdb.management.progress import ProgressLine
 
 
 class Command(DatabaseCommand):
@@ -26,29 +25,18 @@ class Command(DatabaseCommand):
         super().add_arguments(parser)
 
     def handle(self, *, check: bool, json: bool, no_backup: bool, database: str, **options: Any) -> None:
-        progress = ProgressLine(self.stderr, verbosity=options["verbosity"])
-        listener = Listener(progress.say, progress)
-        try:
-            findings, plan = look(database, listener, backup=not no_backup)
-            outcome = Outcome(findings, plan)
-            progress.clear()
-            if not json:
-                self._print(describe_findings(findings))
-                self._print(describe_plan(connections[database], findings, plan))
-            if plan.refusals and not json:
-                raise AdoptionRefusedError(plan.refusals)
-            if plan.has_work and not check:
-                outcome = adopt(database, listener, backup=not no_backup)
-        except AgentDbError as error:
-            progress.clear()
-            if json:
-                self.print_json(error_as_json(error))
-                sys.exit(2)
-            raise CommandError(str(error), returncode=2) from error
-        except KeyboardInterrupt:
-            progress.say("Interrupted. Nothing was changed.")
-            sys.exit(130)
-        progress.clear()
+        listener = Listener(self.progress.say, self.progress)
+        findings, plan = look(database, listener, backup=not no_backup)
+        outcome = Outcome(findings, plan)
+        self.progress.clear()
+        if not json:
+            self._print(describe_findings(findings))
+            self._print(describe_plan(connections[database], findings, plan))
+        if plan.refusals and not json:
+            raise AdoptionRefusedError(plan.refusals)
+        if plan.has_work and not check:
+            outcome = adopt(database, listener, backup=not no_backup)
+        self.progress.clear()
         if json:
             self.print_json(as_json(outcome, checked=check))
         elif plan.has_work and not check:
@@ -57,6 +45,9 @@ class Command(DatabaseCommand):
             sys.exit(2)
         if plan.has_work and check:
             sys.exit(1)
+
+    def error_report(self, error: AgentDbError) -> object:
+        return error_as_json(error)
 
     def _print(self, lines: list[str]) -> None:
         for line in lines:

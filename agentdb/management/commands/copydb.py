@@ -3,16 +3,16 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import CommandParser
 
 from agentdb.conf import display_url
 from agentdb.errors import AgentDbError
-from agentdb.management.progress import ProgressLine
+from agentdb.management.database_command import AgentDbCommand
 from agentdb.moving import copydb
 from agentdb.serving.opening import temporary_alias
 
 
-class Command(BaseCommand):
+class Command(AgentDbCommand):
     help = (
         "Copies the four tables to another database, on any engine, and reads back what it wrote. The target may have "
         "no rows; a copy that was stopped goes on where it was. The source is not changed. Exits with 0 if the copy is "
@@ -35,32 +35,26 @@ class Command(BaseCommand):
         )
 
     def handle(self, *, source_url: str, target_url: str, verify: bool, dry_run: bool, **options: Any) -> None:
-        progress = ProgressLine(self.stderr, verbosity=options["verbosity"])
-        progress.say(f"From {display_url(source_url)} to {display_url(target_url)}.")
-        try:
-            with temporary_alias(source_url) as source, temporary_alias(target_url) as target:
-                if dry_run:
-                    for table, rows in copydb.check(source, target).items():
-                        self.stdout.write(f"{table}: {rows:,} rows to copy.")
-                    self.stdout.write("Nothing was copied.")
-                    return
-                if not (verify and self._exists_with_rows(target)):
-                    copied = copydb.copy(source, target, progress, progress.say)
-                    progress.clear()
-                    for table, summary in copied.items():
-                        self.stdout.write(f"{table}: {summary.rows:,} rows copied.")
-                if verify:
-                    self._verify(source, target, progress)
-        except AgentDbError as error:
-            progress.clear()
-            raise CommandError(str(error), returncode=2) from error
-        except KeyboardInterrupt:
-            progress.say(
-                "Interrupted. The source was not changed; what was copied stays in the target, and the same command "
-                "goes on from there."
-            )
-            sys.exit(130)
+        self.progress.say(f"From {display_url(source_url)} to {display_url(target_url)}.")
+        with temporary_alias(source_url) as source, temporary_alias(target_url) as target:
+            if dry_run:
+                for table, rows in copydb.check(source, target).items():
+                    self.stdout.write(f"{table}: {rows:,} rows to copy.")
+                self.stdout.write("Nothing was copied.")
+                return
+            if not (verify and self._exists_with_rows(target)):
+                copied = copydb.copy(source, target, self.progress, self.progress.say)
+                self.progress.clear()
+                for table, summary in copied.items():
+                    self.stdout.write(f"{table}: {summary.rows:,} rows copied.")
+            if verify:
+                self._verify(source, target)
         self.stdout.write(self.style.SUCCESS(f"{display_url(target_url)} holds what {display_url(source_url)} holds."))
+
+    def interrupted(self) -> str:
+        return (
+            "The source was not changed; what was copied stays in the target, and the same command goes on from there."
+        )
 
     def _exists_with_rows(self, target: str) -> bool:
         try:
@@ -68,9 +62,9 @@ class Command(BaseCommand):
         except AgentDbError:
             return False  # not there yet; copying makes it, or says why not
 
-    def _verify(self, source: str, target: str, progress: ProgressLine) -> None:
-        one, other = [copydb.summarise(alias, progress) for alias in (source, target)]
-        progress.clear()
+    def _verify(self, source: str, target: str) -> None:
+        one, other = [copydb.summarise(alias, self.progress) for alias in (source, target)]
+        self.progress.clear()
         if found := copydb.differences(one, other):
             for line in found + copydb.differing_rows(source, target):
                 self.stdout.write(self.style.ERROR(line))

@@ -20,6 +20,7 @@ class Command(DatabaseCommand):
         "Says whether the database works, for probes: that it answers, and that no migration is pending. Changes "
         "nothing. Exits with 0 if it works, 1 if it does not."
     )
+    output_is_the_result = True
     json_help = "Print one JSON object."
 
     def handle(self, *, json: bool, database: str, **options: Any) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from typing import Any
 
 from django.core.management import CommandError
@@ -14,7 +15,8 @@ from agentdb.adoption.fake_initial import refuse_unadopted
 from agentdb.adoption.obstacles import OLD_COLUMNS
 from agentdb.adoption.values import count_rows
 from agentdb.checks import adoption_left_to_command
-from agentdb.errors import AgentDbError, DatabaseUnavailableError
+from agentdb.errors import DatabaseUnavailableError
+from agentdb.management.database_command import AgentDbCommand
 from agentdb.operations import saying
 from agentdb.schema.inspection import check_sqlite_file, describe_failure, sqlite_path, translated_errors
 from agentdb.schema.migration_lock import migration_lock
@@ -22,8 +24,11 @@ from agentdb.schema.migration_record import pending_migrations
 from agentdb.serving.connections import open_channel
 
 
-class Command(migrate.Command):
+class Command(AgentDbCommand, migrate.Command):
     """Django's migrate, which records no migration over tables of another shape, one process at a time."""
+
+    refused = 1  # as Django's own
+    changed = False
 
     def check(self, *args: Any, **options: Any) -> Any:
         # handle() says the same of agentdb.E001, and knows about --fake-initial.
@@ -33,21 +38,14 @@ class Command(migrate.Command):
     def handle(self, *args: Any, **options: Any) -> None:
         connection = connections[options["database"]]
         if (options["plan"] or options["check_unapplied"]) and (path := sqlite_path(connection)) is not None:
-            # Looking would make an empty file of a misspelt name.
-            try:
-                check_sqlite_file(path)
-            except AgentDbError as error:
-                raise CommandError(str(error)) from error
+            check_sqlite_file(path)  # looking would make an empty file of a misspelt name
         if options["verbosity"]:
             self.stderr.write(f"{open_channel(connection).describe()}.", style_func=str)
         if not self._changes_agentdb(connection, options):
             super().handle(*args, **options)
             return
-        try:
-            with translated_errors(connection):
-                pending = pending_migrations(connection)
-        except AgentDbError as error:
-            raise CommandError(str(error)) from error
+        with translated_errors(connection):
+            pending = pending_migrations(connection)
         if not pending and options["migration_name"] is None and not self._others_are_pending(connection, options):
             # The usual start of a service: it need not wait for a process that does have something to do.
             super().handle(*args, **options)
@@ -61,15 +59,9 @@ class Command(migrate.Command):
                 with saying(lambda text: self._say_step(text, options["verbosity"])):
                     super().handle(*args, **options)
         except KeyboardInterrupt:
-            try:
-                left = pending_migrations(connection)
-            except DatabaseError:
-                left = pending
-            changed = "Nothing was changed" if left == pending else "The migrations before this one are applied"
-            self.stderr.write(f"Interrupted. {changed}; 'agentdb migrate' goes on from there.", style_func=str)
-            sys.exit(130)
-        except AgentDbError as error:
-            raise CommandError(str(error)) from error
+            with suppress(DatabaseError):
+                self.changed = pending_migrations(connection) != pending
+            raise
         except DatabaseError as error:
             # The reason why Django could not create its own table is what counts.
             reason = error.__context__ if isinstance(error, MigrationSchemaMissing) and error.__context__ else error
@@ -77,6 +69,10 @@ class Command(migrate.Command):
                 raise
             said = f"{describe_failure(connection, reason)} Migrations that were done stay."
             raise CommandError(said) from _as_unavailable(said, reason)
+
+    def interrupted(self) -> str:
+        changed = "The migrations before this one are applied" if self.changed else "Nothing was changed"
+        return f"{changed}; 'agentdb migrate' goes on from there."
 
     def _changes_agentdb(self, connection: BaseDatabaseWrapper, options: dict[str, Any]) -> bool:
         return (

@@ -26,6 +26,7 @@ class Command(DatabaseCommand):
         "Says what needs attention, how much there is of everything and what happened in the last 24 hours. Changes "
         "nothing. Exits with 0 if nothing needs attention, 1 if something does, 2 if the database cannot be looked at."
     )
+    output_is_the_result = True
     json_help = "Print one JSON object."
 
     def handle(self, *, json: bool, database: str, **options: Any) -> None:

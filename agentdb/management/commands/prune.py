@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -10,7 +9,6 @@ from django.db import connections
 
 from agentdb.errors import AgentDbError
 from agentdb.management.database_command import DatabaseCommand
-from agentdb.management.progress import ProgressLine
 from agentdb.serving.opening import open_alias
 
 _BATCH = 1000
@@ -48,34 +46,27 @@ class Command(DatabaseCommand):
 
     def handle(self, *, older_than: str, tenant: str | None, dry_run: bool, database: str, **options: Any) -> None:
         ended_before = datetime.now(UTC) - age(older_than)
-        progress = ProgressLine(self.stderr, verbosity=options["verbosity"])
-        pruned = 0
-        try:
-            db = open_alias(database) if tenant is None else open_alias(database).for_tenant(tenant)
-            what = f"sessions that ended before {ended_before:%Y-%m-%d %H:%M} UTC"
-            progress.say(f"{db.describe()}: {what}.")
-            total = _count(database, tenant, ended_before)
-            if dry_run:
-                self.stdout.write(f"{total:,} would be deleted. Nothing was changed.")
-                return
-            _limit_waiting(database)
-            while batch := db.prune_sessions(ended_before, _BATCH):
-                pruned += batch
-                progress("sessions", pruned, max(total, pruned))
-        except AgentDbError as error:
-            progress.clear()
-            raise CommandError(f"{error} {_so_far(pruned)}", returncode=2) from error
-        except KeyboardInterrupt:
-            progress.say(f"Interrupted. {_so_far(pruned)}")
-            sys.exit(130)
-        progress.clear()
-        self.stdout.write(f"Deleted {pruned:,} session{'' if pruned == 1 else 's'}.")
+        self.pruned = 0
+        db = open_alias(database) if tenant is None else open_alias(database).for_tenant(tenant)
+        self.progress.say(f"{db.describe()}: sessions that ended before {ended_before:%Y-%m-%d %H:%M} UTC.")
+        total = _count(database, tenant, ended_before)
+        if dry_run:
+            self.stdout.write(f"{total:,} would be deleted. Nothing was changed.")
+            return
+        _limit_waiting(database)
+        while batch := db.prune_sessions(ended_before, _BATCH):
+            self.pruned += batch
+            self.progress("sessions", self.pruned, max(total, self.pruned))
+        self.progress.clear()
+        self.stdout.write(f"Deleted {self.pruned:,} session{'' if self.pruned == 1 else 's'}.")
 
+    def interrupted(self) -> str:
+        if not self.pruned:
+            return "Nothing was deleted."
+        return f"{self.pruned:,} were deleted before; the same command goes on from there."
 
-def _so_far(pruned: int) -> str:
-    if not pruned:
-        return "Nothing was deleted."
-    return f"{pruned:,} were deleted before; the same command goes on from there."
+    def explained(self, error: AgentDbError) -> str:
+        return f"{error} {self.interrupted()}"
 
 
 def _count(alias: str, tenant: str | None, ended_before: datetime) -> int:

@@ -1,16 +1,14 @@
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from django.core.management.base import CommandError, CommandParser
+from django.core.management.base import CommandParser
 from django.db import connections
 
 from agentdb.errors import AgentDbError
 from agentdb.management.database_command import DatabaseCommand
-from agentdb.management.progress import ProgressLine
 from agentdb.moving import copydb
 from agentdb.schema.inspection import check_sqlite_file
 from agentdb.serving.connections import open_channel
@@ -28,21 +26,16 @@ class Command(DatabaseCommand):
         super().add_arguments(parser)
 
     def handle(self, *, file: str, database: str, **options: Any) -> None:
-        progress = ProgressLine(self.stderr, verbosity=options["verbosity"])
-        progress.say(f"Restoring into {open_channel(connections[database]).describe()}.")
+        self.progress.say(f"Restoring into {open_channel(connections[database]).describe()}.")
         path = Path(file).absolute()
-        try:
-            if not path.exists():
-                raise AgentDbError(f"There is no backup {file!r}.")
-            check_sqlite_file(path)
-            with temporary_alias(f"sqlite:///{quote(str(path))}") as source:
-                restored = copydb.copy(source, database, progress, progress.say)
-        except AgentDbError as error:
-            progress.clear()
-            raise CommandError(str(error), returncode=2) from error
-        except KeyboardInterrupt:
-            progress.say("Interrupted. What was restored stays, and the same command goes on from there.")
-            sys.exit(130)
-        progress.clear()
+        if not path.exists():
+            raise AgentDbError(f"There is no backup {file!r}.")
+        check_sqlite_file(path)
+        with temporary_alias(f"sqlite:///{quote(str(path))}") as source:
+            restored = copydb.copy(source, database, self.progress, self.progress.say)
+        self.progress.clear()
         for table, summary in restored.items():
             self.stdout.write(f"{table}: {summary.rows:,} rows restored.")
+
+    def interrupted(self) -> str:
+        return "What was restored stays, and the same command goes on from there."

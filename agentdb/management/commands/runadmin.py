@@ -16,7 +16,6 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 import agentdb
 from agentdb.adoption.shapes import recognise
-from agentdb.errors import AgentDbError
 from agentdb.management.database_command import DatabaseCommand
 from agentdb.schema.inspection import inspecting, sqlite_path, translated_errors
 from agentdb.schema.migration_record import pending_migrations, recorded_migrations
@@ -29,6 +28,7 @@ class Command(DatabaseCommand):
     )
 
     requires_system_checks = "__all__"
+    refused = 1
 
     def add_arguments(self, parser: CommandParser) -> None:
         super().add_arguments(parser)
@@ -49,8 +49,6 @@ class Command(DatabaseCommand):
             with _looked_at(database) as connection:
                 pending = pending_migrations(connection)
                 shape = recognise(connection) if pending and not recorded_migrations(connection) else None
-        except AgentDbError as error:
-            raise CommandError(str(error)) from error
         finally:
             connections[database].close()
         if shape is not None and shape.tables:

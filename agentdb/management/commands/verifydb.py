@@ -5,7 +5,7 @@ from typing import Any
 
 from django.core.management.base import CommandError, CommandParser
 
-from agentdb.errors import DatabaseUnavailableError
+from agentdb.errors import AgentDbError
 from agentdb.management.database_command import DatabaseCommand
 from agentdb.schema.fingerprint import fingerprint as schema_fingerprint
 from agentdb.schema.inspection import inspecting
@@ -17,6 +17,7 @@ class Command(DatabaseCommand):
         "Compares the tables of a database with the models and with its record of migrations. Changes nothing. "
         "Exits with 0 if they match, 1 if they do not (a line for each difference), 2 if it cannot look."
     )
+    output_is_the_result = True
     json_help = "Print one JSON object, as docs/verifydb.md says."
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -33,17 +34,11 @@ class Command(DatabaseCommand):
     def handle(self, *, json: bool, database: str, fingerprint: str | None, verbosity: int, **options: Any) -> None:
         if not json:
             self.name_database(database, verbosity)
-        try:
-            with inspecting(database) as connection:
-                if fingerprint is not None:
-                    found, lines = schema_fingerprint(connection)
-                else:
-                    verification = verify(connection)
-        except DatabaseUnavailableError as error:
-            if json:
-                self.print_json({"format": JSON_FORMAT, "error": str(error)})
-                sys.exit(2)
-            raise CommandError(str(error), returncode=2) from error
+        with inspecting(database) as connection:
+            if fingerprint is not None:
+                found, lines = schema_fingerprint(connection)
+            else:
+                verification = verify(connection)
         if fingerprint is not None:
             self._print_fingerprint(found, lines if verbosity > 1 else [], json=json)
             if fingerprint and fingerprint != found:
@@ -55,6 +50,9 @@ class Command(DatabaseCommand):
             self._print(verification)
         if not verification.matches:
             sys.exit(1)
+
+    def error_report(self, error: AgentDbError) -> object:
+        return {"format": JSON_FORMAT, "error": str(error)}
 
     def _print_fingerprint(self, found: str, lines: list[str], *, json: bool) -> None:
         if json:

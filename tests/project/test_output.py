@@ -1,0 +1,123 @@
+"""Output that cannot be written, and options that every command takes. Each test runs real processes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import agentdb
+from tests.helpers.legacy_databases import FOLDER
+
+ROOT = Path(__file__).resolve().parents[2]
+COMMANDS = {
+    "apikey list": ["apikey", "list"],
+    "apikey issue": ["apikey", "issue", "--tenant", "t", "--label", "l"],
+    "backup": ["backup", "backup.sqlite3"],
+    "baselinedb": ["baselinedb"],
+    "health": ["health"],
+    "migrate": ["migrate"],
+    "overview": ["overview"],
+    "prune": ["prune", "--older-than", "30d"],
+    "verifydb": ["verifydb"],
+    "copydb": ["copydb", "sqlite:///agentdb.sqlite3", "sqlite:///copy.sqlite3"],
+    "inspectdb": ["inspectdb"],
+    "showmigrations": ["showmigrations"],
+    "check": ["check"],
+}
+
+
+def shell(folder: Path, script: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a line of bash in which ``$agentdb`` is the command."""
+    inherited = {k: v for k, v in os.environ.items() if k not in ("DATABASE_URL", "DJANGO_SETTINGS_MODULE")}
+    return subprocess.run(
+        ["bash", "-o", "pipefail", "-c", f'agentdb="{sys.executable} -m agentdb"; {script}'],
+        cwd=folder,
+        env={**inherited, "PYTHONPATH": str(ROOT), **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture
+def migrated(tmp_path: Path) -> Path:
+    """A folder with a migrated ``agentdb.sqlite3``."""
+    agentdb.connect(f"sqlite:///{tmp_path}/agentdb.sqlite3", migrate=True).close()
+    return tmp_path
+
+
+@pytest.fixture
+def old(tmp_path: Path) -> Path:
+    """A folder whose ``agentdb.sqlite3`` is an old server's."""
+    shutil.copy(FOLDER / "sqlite" / "era-b-small.db", tmp_path / "agentdb.sqlite3")
+    return tmp_path
+
+
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_takes_every_option_of_agentdb(migrated: Path, command: str, before: bool):
+    words = COMMANDS[command]
+    line = ["-q", *words] if before else [*words, "--quiet", "--no-color", "--traceback"]
+
+    finished = shell(migrated, "$agentdb " + " ".join(line))
+
+    assert finished.returncode == 0, finished.stderr
+
+
+def keys(folder: Path) -> int:
+    with agentdb.connect(f"sqlite:///{folder}/agentdb.sqlite3") as db:
+        return len(db.list_api_keys_by_tenant("t"))
+
+
+@pytest.mark.parametrize("lost", ["> /dev/full", ">&-", "| true"])
+def test_a_key_that_could_not_be_printed_is_revoked(migrated: Path, lost: str):
+    finished = shell(migrated, f"$agentdb apikey issue --tenant t --label l {lost}")
+
+    assert finished.returncode == 2
+    assert "The key could not be printed, so it was revoked. Nobody has seen it." in finished.stderr
+    assert keys(migrated) == 0
+
+
+@pytest.mark.parametrize("lost", ["> /dev/full", ">&-", "| true"])
+def test_an_adoption_whose_output_is_lost_is_done_and_says_so(old: Path, lost: str):
+    finished = shell(old, f"$agentdb baselinedb --no-backup {lost}")
+
+    assert finished.returncode == 0, finished.stderr
+    assert "The output could not be written: " in finished.stderr
+    assert "Traceback" not in finished.stderr
+    assert shell(old, "$agentdb verifydb").returncode == 0
+
+
+def test_a_result_that_could_not_be_written_is_a_failure(migrated: Path):
+    finished = shell(migrated, "$agentdb health --json > /dev/full")
+
+    assert finished.returncode == 2
+    assert finished.stderr == "The output could not be written: No space left on device.\n"
+
+
+def test_standard_error_that_is_closed_stops_nothing(old: Path):
+    finished = shell(old, "$agentdb baselinedb --no-backup 2>&-")
+
+    assert finished.returncode == 0
+    assert "Adopted: " in finished.stdout
+
+
+def test_descriptors_that_are_closed_are_not_given_to_the_database(migrated: Path):
+    """SQLite takes the lowest free descriptor, and what is printed to standard output would go into the file."""
+    assert shell(migrated, "$agentdb migrate <&- >&- 2>&-").returncode == 0
+
+    assert shell(migrated, "$agentdb verifydb").returncode == 0
+
+
+@pytest.mark.parametrize("words", ["--help", "migrate --help", "baselinedb --check", "copydb --help"])
+def test_a_terminal_that_is_not_utf_8_shows_escapes(old: Path, words: str):
+    finished = shell(old, f"$agentdb {words}", PYTHONIOENCODING="ascii")
+
+    assert "Traceback" not in finished.stderr
+    assert finished.returncode in (0, 1)
+    assert finished.stdout.isascii()
