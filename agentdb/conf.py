@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import os
 import re
@@ -51,12 +52,20 @@ _OF_PYTHON = {
 # Options of libpq that have a place in a URL, and the setting that is there.
 _TWICE = {"dbname": "NAME", "host": "HOST", "port": "PORT", "user": "USER", "password": "PASSWORD"}
 
+_ENCODE = "Percent-encode '@', ':', '/', '?' and '#' in user name and password."
+_SUFFIXES = (".db", ".sqlite", ".sqlite3")
+
 _ON = (True, 1, "on", "true", "yes")
 _OFF = (False, 0, "off", "false", "no")
 
 
 def database_url(url: str | None = None) -> str:
-    """Return ``url``, else the ``DATABASE_URL`` of the environment, else the default SQLite file."""
+    """Return ``url``, else the ``DATABASE_URL`` of the environment, else the default SQLite file.
+
+    An empty ``url`` is somebody's variable that is not set, and no wish for the default.
+    """
+    if url is not None and not url:
+        raise InvalidInputError("The database URL is empty. Is a variable not set?")
     return url or os.environ.get(URL_VARIABLE) or DEFAULT_URL
 
 
@@ -70,46 +79,92 @@ def database_from_url(url: str) -> dict[str, Any]:
 
     Raises ``InvalidInputError`` for a URL that names no database of a known engine. The message holds no password.
     """
-    import dj_database_url
-
     if not isinstance(url, str):
         raise InvalidInputError(f"The database URL must be a string, not {type(url).__name__}.")
-    scheme, separator, rest = url.partition("://")
-    if separator and scheme not in _SCHEMES and (plain := scheme.partition("+")[0]) in _SCHEMES:
-        raise InvalidInputError(f"The database URL begins with {scheme!r}. Write it without the driver: {plain}://.")
-    if not separator or scheme not in _SCHEMES:
-        raise InvalidInputError(
-            f"The database URL begins with {scheme!r}; supported are {', '.join(f'{s}://' for s in _SCHEMES)}."
-            if separator
-            else f"The database URL has no scheme; it must begin with one of {', '.join(f'{s}://' for s in _SCHEMES)}."
-        )
-    one, hosts, ports = rest, "", ""
-    if _SCHEMES[scheme] != "sqlite":
-        one, hosts, ports = _several_hosts(rest)
-    try:
-        config: dict[str, Any] = {**dj_database_url.parse(f"{_SCHEMES[scheme]}://{one}")}
-    except ValueError:
-        raise InvalidInputError(
-            f"The {scheme}:// URL cannot be read. Percent-encode '@', ':', '/', '?' and '#' in user name and password."
-        ) from None
-    if hosts:
-        config.update(HOST=hosts, PORT=ports)
-    location, _, query = rest.partition("?")
-    if "#" in rest or any("=" not in option for option in query.split("&") if option):
-        # Both would be dropped without a word, and with '#' in a path another file opened.
-        raise InvalidInputError(
-            f"The {scheme}:// URL has a '#', or a '?' that begins no option=value. Percent-encode them: %23 and %3F."
-        )
+    scheme, rest = _scheme_and_rest(url)
+    is_file = _SCHEMES[scheme] == "sqlite"
+    config = _parsed(scheme, rest, is_file=is_file)
+    _refuse_what_would_be_dropped(scheme, rest, is_file=is_file)
     options = dict(config.get("OPTIONS", {}))
     if any("\0" in str(value) for value in (*config.values(), *options.values())):
         raise InvalidInputError(f"The {scheme}:// URL has a NUL character (%00), which no name can hold.")
-    if _SCHEMES[scheme] == "sqlite":
-        if not location.strip("/"):
-            raise InvalidInputError(
-                f"{display_url(url)!r} names no file. For a database in memory, write sqlite://:memory:."
-            )
-        return _sqlite(url, config, options)
-    return _server(scheme, config, options)
+    return _sqlite(url, config, options) if is_file else _server(scheme, config, options)
+
+
+def _scheme_and_rest(url: str) -> tuple[str, str]:
+    scheme, separator, rest = url.partition("://")
+    if scheme in _SCHEMES and separator:
+        return scheme, rest
+    known = ", ".join(f"{each}://" for each in _SCHEMES)
+    if not separator:
+        raise InvalidInputError(
+            f"The database URL has no scheme; it must begin with one of {known}.{_perhaps(_probably_meant(url))}"
+        )
+    if (plain := scheme.partition("+")[0]) in _SCHEMES:
+        raise InvalidInputError(f"The database URL begins with {scheme!r}. Write it without the driver: {plain}://.")
+    near = difflib.get_close_matches(scheme.lower(), _SCHEMES, n=1)
+    raise InvalidInputError(
+        f"The database URL begins with {scheme!r}; supported are {known}.{_perhaps(f'{near[0]}://' if near else '')}"
+    )
+
+
+def _perhaps(meant: str) -> str:
+    return f" Did you mean {meant}?" if meant else ""
+
+
+def _probably_meant(text: str) -> str:
+    """The URL that somebody who wrote ``text`` without ``://`` had in mind; "" if there is no telling.
+
+    Text with an '@' may hold a password, which must not be printed.
+    """
+    if not text or "@" in text:
+        return ""
+    scheme, colon, rest = text.partition(":")
+    if colon and scheme in _SCHEMES:
+        return f"sqlite:///{rest}" if scheme == "sqlite" else f"{scheme}://{rest.lstrip('/')}"
+    if re.search(r"\bdbname *=|\bhost *=", text):
+        return "postgresql://HOST/DATABASE"
+    if text.endswith(_SUFFIXES) or text[0] in "/.~":
+        return f"sqlite:///{os.path.expanduser(text)}"
+    if re.fullmatch(r"[\w.-]+:\d+", text):
+        return f"postgresql://{text}/DATABASE"
+    if re.fullmatch(r"[\w.-]+(:\d+)?/[\w-]+", text):
+        return f"postgresql://{text}"
+    return ""
+
+
+def _parsed(scheme: str, rest: str, *, is_file: bool) -> dict[str, Any]:
+    import dj_database_url
+
+    one, hosts, ports = (rest, "", "") if is_file else _several_hosts(rest)
+    location, _, path = rest.partition("?")[0].partition("/")
+    if not is_file and "@" in path:
+        # Part of a password would be taken for the host or the database, and printed as such.
+        raise InvalidInputError(f"The {scheme}:// URL has an '@' after its first '/'. {_ENCODE}")
+    try:
+        config: dict[str, Any] = {**dj_database_url.parse(f"{_SCHEMES[scheme]}://{one}")}
+    except ValueError:
+        if "@" in rest or not re.search(r":[^/]*$", location):
+            raise InvalidInputError(f"The {scheme}:// URL cannot be read. {_ENCODE}") from None
+        raise InvalidInputError(
+            f"The {scheme}:// URL cannot be read: after the host and ':' comes a port, a number up to 65535."
+        ) from None
+    if hosts:
+        config.update(HOST=hosts, PORT=ports)
+    return config
+
+
+def _refuse_what_would_be_dropped(scheme: str, rest: str, *, is_file: bool) -> None:
+    location, _, query = rest.partition("?")
+    if "#" in rest or any("=" not in option for option in query.split("&") if option):
+        # With '#' in a path another file would be opened.
+        raise InvalidInputError(
+            f"The {scheme}:// URL has a '#', or a '?' that begins no option=value. Percent-encode them: %23 and %3F."
+        )
+    if is_file and not location.strip("/"):
+        raise InvalidInputError(
+            f"'{scheme}://{location}' names no file. For a database in memory, write sqlite://:memory:."
+        )
 
 
 def _several_hosts(rest: str) -> tuple[str, str, str]:
@@ -125,12 +180,15 @@ def _several_hosts(rest: str) -> tuple[str, str, str]:
 
 
 def display_url(url: str) -> str:
-    """Return the URL as it may be printed: without the password, also where that makes the URL unreadable."""
+    """Return the URL as it may be printed: without the password, also if that makes the URL unreadable."""
     scheme, separator, rest = url.partition("://")
     if not separator:
         scheme, rest = "", url
     credentials, _, host = rest.rpartition("@")
     user, colon, _ = credentials.partition(":")
+    place = re.sub(r"\[[^]]*]", "", host if colon else rest)  # an address in brackets has colons of its own
+    if scheme not in ("", "sqlite") and re.match(r"[^/?@]*:[^/?@,]*[^/?@,\d]", place):
+        return f"{scheme}://***"  # the end of a password may stand in the place of the port
     shown = f"{user}:***@{host}" if colon else rest
     return scheme + separator + re.sub(r"([?&](?:ssl)?password=)[^&]*", r"\1***", shown, flags=re.IGNORECASE)
 
@@ -149,38 +207,15 @@ def server_name(settings: Mapping[str, Any]) -> str:
 
 
 def _sqlite(url: str, config: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
-    if (expanded := os.path.expanduser(config["NAME"])) != config["NAME"]:
-        raise InvalidInputError(
-            f"{display_url(url)!r} has a '~', which means the home folder only in a shell. Write the path in full: "
-            f"sqlite:///{expanded}."
-        )
-    if os.name != "nt" and re.match(r"[A-Za-z]:[\\/]", config["NAME"]):
-        raise InvalidInputError(f"{display_url(url)!r} names a file as Windows does, and this is not Windows.")
-    if config.get("HOST"):
-        raise InvalidInputError(
-            f"{display_url(url)!r} names a host. A relative SQLite path has three slashes (sqlite:///file.db), "
-            "an absolute one four (sqlite:////dir/file.db)."
-        )
-    synchronous = str(options.pop("synchronous", "")).upper()
-    if synchronous and synchronous not in _SQLITE_SYNCHRONOUS:
-        raise InvalidInputError(
-            f"The SQLite option synchronous={synchronous!r} is not one of {', '.join(_SQLITE_SYNCHRONOUS)}."
-        )
-    journal = str(options.pop("journal", "")).upper()
-    if journal and journal not in _SQLITE_JOURNALS:
-        raise InvalidInputError(f"The SQLite option journal={journal!r} is not one of {', '.join(_SQLITE_JOURNALS)}.")
+    _check_file_name(url, config)
+    synchronous = _one_of("synchronous", options, _SQLITE_SYNCHRONOUS)
+    journal = _one_of("journal", options, _SQLITE_JOURNALS)
     own = _for_all(options)
     if "touch_durability" in options:
         raise InvalidInputError(
             "The URL option touch_durability is for PostgreSQL. On SQLite synchronous=NORMAL relaxes all writes."
         )
-    timeout = options.pop("timeout", _SQLITE_BUSY_SECONDS)
-    try:
-        timeout_seconds = float(timeout)
-        if not 0 <= timeout_seconds <= _LONGEST_BUSY_SECONDS:
-            raise ValueError
-    except (TypeError, ValueError):
-        raise InvalidInputError(f"The SQLite option timeout={timeout!r} is no number of seconds.") from None
+    timeout_seconds = _busy_seconds(options.pop("timeout", _SQLITE_BUSY_SECONDS))
     if options:
         raise InvalidInputError(
             f"Unknown SQLite URL option {sorted(options)[0]!r}; known are journal, slow_call_seconds, "
@@ -189,7 +224,7 @@ def _sqlite(url: str, config: dict[str, Any], options: dict[str, Any]) -> dict[s
     # The working directory may change after this; the database may not.
     name = config["NAME"] if config["NAME"] == ":memory:" else os.path.abspath(config["NAME"])
     journal = journal or _journal(name)
-    # A rollback journal that is removed may be there again after a power cut, and undoes what was committed, unless
+    # A rollback journal that was removed may be there again after a power cut, and undoes what was committed, unless
     # its folder is synced as well, which FULL leaves out: https://sqlite.org/pragma.html#pragma_synchronous
     synchronous = synchronous or ("FULL" if journal == "WAL" else "EXTRA")
     pragmas = [f"PRAGMA synchronous={synchronous}", "PRAGMA foreign_keys=ON"]
@@ -204,12 +239,46 @@ def _sqlite(url: str, config: dict[str, Any], options: dict[str, Any]) -> dict[s
             "timeout": timeout_seconds,
             # Django's fields convert what they read; parsing every column by its declared type first is done twice.
             "detect_types": 0,
-            # A read-then-write transaction that begins DEFERRED fails at once where another writer was first;
+            # A read-then-write transaction that begins DEFERRED fails at once if another writer was first;
             # one that begins IMMEDIATE waits.
             "transaction_mode": "IMMEDIATE",
             "init_command": "; ".join(pragmas),
         },
     }
+
+
+def _check_file_name(url: str, config: dict[str, Any]) -> None:
+    shown = display_url(url)
+    if (expanded := os.path.expanduser(config["NAME"])) != config["NAME"]:
+        raise InvalidInputError(
+            f"{shown!r} has a '~', which means the home folder only in a shell. Write the path in full: "
+            f"sqlite:///{expanded}."
+        )
+    if os.name != "nt" and re.match(r"[A-Za-z]:[\\/]", config["NAME"]):
+        raise InvalidInputError(f"{shown!r} names a file as Windows does, and this is not Windows.")
+    if config.get("HOST"):
+        raise InvalidInputError(
+            f"{shown!r} names a host. A relative SQLite path has three slashes (sqlite:///file.db), "
+            "an absolute one four (sqlite:////dir/file.db)."
+        )
+
+
+def _one_of(name: str, options: dict[str, Any], known: tuple[str, ...]) -> str:
+    """Take the option out; "" if it is not there."""
+    value = str(options.pop(name, "")).upper()
+    if value and value not in known:
+        raise InvalidInputError(f"The SQLite option {name}={value!r} is not one of {', '.join(known)}.")
+    return value
+
+
+def _busy_seconds(value: Any) -> float:
+    try:
+        seconds = float(value)
+    except (TypeError, ValueError):
+        seconds = math.nan
+    if not 0 <= seconds <= _LONGEST_BUSY_SECONDS:
+        raise InvalidInputError(f"The SQLite option timeout={value!r} is not a number of seconds.")
+    return seconds
 
 
 def _journal(path: str) -> str:
@@ -235,13 +304,13 @@ def _seconds(name: str, value: Any) -> float:
         if not 0 < seconds <= _LONGEST_BUSY_SECONDS:
             raise ValueError
     except (TypeError, ValueError):
-        raise InvalidInputError(f"The URL option {name}={value!r} is no number of seconds above 0.") from None
+        raise InvalidInputError(f"The URL option {name}={value!r} is not a number of seconds above 0.") from None
     return seconds
 
 
 def _number(name: str, value: Any) -> int:
     if not str(value).isdecimal() or not 0 < int(value) <= _MOST_CONNECTIONS:
-        raise InvalidInputError(f"The URL option {name}={value!r} is no whole number from 1 to {_MOST_CONNECTIONS}.")
+        raise InvalidInputError(f"The URL option {name}={value!r} is not a whole number from 1 to {_MOST_CONNECTIONS}.")
     return int(value)
 
 
@@ -264,6 +333,35 @@ def _default_limits(call_timeout: float) -> dict[str, int]:
 
 
 def _server(scheme: str, config: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+    _check_server_options(scheme, config, options)
+    everywhere = _for_all(options)
+    call_timeout = _seconds("call_timeout", options.pop("call_timeout", _CALL_SECONDS))
+    for name, value in _default_limits(call_timeout).items():
+        options.setdefault(name, value)
+    own: dict[str, Any] = {"call_timeout": call_timeout, **everywhere}
+    own["idle_seconds"] = _seconds("idle_seconds", options.pop("idle_seconds", _IDLE_SECONDS))
+    if "max_connections" in options:
+        own["max_connections"] = _number("max_connections", options.pop("max_connections"))
+    if "touch_durability" in options:
+        own["touch_durability"] = _touch_durability(scheme, options.pop("touch_durability"))
+    prepares = _on_or_off("prepare", options.pop("prepare", True))
+    options.setdefault("application_name", "agentdb")
+    if prepares:
+        # Django's own queries bind on the client and are never prepared; this is for agentdb's.
+        options["prepare_threshold"] = 0
+    return {
+        **config,
+        "CONN_MAX_AGE": None,
+        "CONN_HEALTH_CHECKS": True,
+        # A pooler that hands out server connections by transaction is the reason to switch prepare off, and it
+        # breaks cursors that outlive a transaction just the same.
+        "DISABLE_SERVER_SIDE_CURSORS": not prepares,
+        "AGENTDB": own,
+        "OPTIONS": options,
+    }
+
+
+def _check_server_options(scheme: str, config: dict[str, Any], options: dict[str, Any]) -> None:
     if not config["NAME"] and "service" not in options:
         raise InvalidInputError(f"The {scheme}:// URL names no database: {scheme}://host/DATABASE.")
     if taken := _OF_PYTHON & options.keys():
@@ -277,35 +375,19 @@ def _server(scheme: str, config: dict[str, Any], options: dict[str, Any]) -> dic
                 f"The {scheme}:// URL has two values for {option}: one in its place, and another as an "
                 "option. Leave one."
             )
-    everywhere = _for_all(options)
-    call_timeout = _seconds("call_timeout", options.pop("call_timeout", _CALL_SECONDS))
-    for name, value in _default_limits(call_timeout).items():
-        options.setdefault(name, value)
-    own: dict[str, Any] = {"call_timeout": call_timeout, **everywhere}
-    own["idle_seconds"] = _seconds("idle_seconds", options.pop("idle_seconds", _IDLE_SECONDS))
-    if "max_connections" in options:
-        own["max_connections"] = _number("max_connections", options.pop("max_connections"))
-    if "touch_durability" in options:
-        own["touch_durability"] = durability = str(options.pop("touch_durability")).lower()
-        if durability not in _TOUCH_DURABILITIES:
-            raise InvalidInputError(f"The URL option touch_durability={durability!r} is neither full nor relaxed.")
-        if scheme.startswith("cockroach"):
-            raise InvalidInputError("The URL option touch_durability is for PostgreSQL; CockroachDB commits fully.")
-    prepare = options.pop("prepare", True)
-    prepare = prepare.lower() if isinstance(prepare, str) else prepare
-    if prepare not in _ON + _OFF:
-        raise InvalidInputError(f"The URL option prepare={prepare!r} is neither on nor off.")
-    options.setdefault("application_name", "agentdb")
-    if prepare in _ON:
-        # Django's own queries bind on the client and are never prepared; this is for agentdb's.
-        options["prepare_threshold"] = 0
-    return {
-        **config,
-        "CONN_MAX_AGE": None,
-        "CONN_HEALTH_CHECKS": True,
-        # A pooler that hands out server connections by transaction is the reason to switch prepare off, and it
-        # breaks cursors that outlive a transaction just the same.
-        "DISABLE_SERVER_SIDE_CURSORS": prepare in _OFF,
-        "AGENTDB": own,
-        "OPTIONS": options,
-    }
+
+
+def _touch_durability(scheme: str, value: Any) -> str:
+    durability = str(value).lower()
+    if durability not in _TOUCH_DURABILITIES:
+        raise InvalidInputError(f"The URL option touch_durability={durability!r} is neither full nor relaxed.")
+    if scheme.startswith("cockroach"):
+        raise InvalidInputError("The URL option touch_durability is for PostgreSQL; CockroachDB commits fully.")
+    return durability
+
+
+def _on_or_off(name: str, value: Any) -> bool:
+    value = value.lower() if isinstance(value, str) else value
+    if value not in _ON + _OFF:
+        raise InvalidInputError(f"The URL option {name}={value!r} is neither on nor off.")
+    return value in _ON

@@ -138,7 +138,7 @@ def test_call_timeout_must_be_a_number_above_zero(value: str) -> None:
         database_from_url(f"postgresql://h/agents?call_timeout={value}")
 
     assert str(raised.value).startswith("The URL option call_timeout=")
-    assert str(raised.value).endswith(" is no number of seconds above 0.")
+    assert str(raised.value).endswith(" is not a number of seconds above 0.")
 
 
 @pytest.mark.parametrize("value", ["off", "OFF", "false", "False", "0", "no"])
@@ -163,7 +163,9 @@ def test_cockroachdb_url_has_its_own_engine(scheme: str) -> None:
 
 
 _KNOWN = "sqlite://, postgres://, postgresql://, cockroach://, cockroachdb://"
-_ENCODE = "URL cannot be read. Percent-encode '@', ':', '/', '?' and '#' in user name and password."
+_NO_SCHEME = f"The database URL has no scheme; it must begin with one of {_KNOWN}."
+_PORT = "after the host and ':' comes a port, a number up to 65535."
+_ENCODE = "Percent-encode '@', ':', '/', '?' and '#' in user name and password."
 _DROPPED = "URL has a '#', or a '?' that begins no option=value. Percent-encode them: %23 and %3F."
 _SLASHES = (
     "names a host. A relative SQLite path has three slashes (sqlite:///file.db), an absolute one four "
@@ -181,9 +183,29 @@ _NO_FILE = "names no file. For a database in memory, write sqlite://:memory:."
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("agents.db", f"The database URL has no scheme; it must begin with one of {_KNOWN}."),
-        ("sqlite:agents.db", f"The database URL has no scheme; it must begin with one of {_KNOWN}."),
-        ("", f"The database URL has no scheme; it must begin with one of {_KNOWN}."),
+        ("", f"{_NO_SCHEME}"),
+        ("agents", f"{_NO_SCHEME}"),
+        ("me:geheim@host/agents", f"{_NO_SCHEME}"),
+        ("agents.db", f"{_NO_SCHEME} Did you mean sqlite:///agents.db?"),
+        ("./agents", f"{_NO_SCHEME} Did you mean sqlite:///./agents?"),
+        ("/var/lib/agents.db", f"{_NO_SCHEME} Did you mean sqlite:////var/lib/agents.db?"),
+        ("sqlite:agents.db", f"{_NO_SCHEME} Did you mean sqlite:///agents.db?"),
+        ("sqlite:/x", f"{_NO_SCHEME} Did you mean sqlite:////x?"),
+        ("postgres:/host/agents", f"{_NO_SCHEME} Did you mean postgres://host/agents?"),
+        ("localhost:5432", f"{_NO_SCHEME} Did you mean postgresql://localhost:5432/DATABASE?"),
+        ("db.example:5432/agents", f"{_NO_SCHEME} Did you mean postgresql://db.example:5432/agents?"),
+        ("db.example/agents", f"{_NO_SCHEME} Did you mean postgresql://db.example/agents?"),
+        ("host=db.example dbname=agents", f"{_NO_SCHEME} Did you mean postgresql://HOST/DATABASE?"),
+        (
+            "postgress://h/a",
+            f"The database URL begins with 'postgress'; supported are {_KNOWN}. Did you mean postgres://?",
+        ),
+        (
+            "SQLite3:///a",
+            f"The database URL begins with 'SQLite3'; supported are {_KNOWN}. Did you mean sqlite://?",
+        ),
+        ("postgresql://ash:p@ss/w:rd@host/db", f"The postgresql:// URL has an '@' after its first '/'. {_ENCODE}"),
+        ("postgresql://ash:1/w@host/db", f"The postgresql:// URL has an '@' after its first '/'. {_ENCODE}"),
         ("mysql://me:geheim@h/agents", f"The database URL begins with 'mysql'; supported are {_KNOWN}."),
         ("postgresql+psycopg://h/a", f"The database URL begins with 'postgresql+psycopg'. {_DRIVER} postgresql://."),
         ("sqlite+aiosqlite:///a", f"The database URL begins with 'sqlite+aiosqlite'. {_DRIVER} sqlite://."),
@@ -193,7 +215,7 @@ _NO_FILE = "names no file. For a database in memory, write sqlite://:memory:."
         ("postgresql://h/a?sslmode=%00", f"The postgresql:// {_NUL}"),
         ("sqlite:///C:/a/x.db", "'sqlite:///C:/a/x.db' names a file as Windows does, and this is not Windows."),
         ("sqlite:///c:%5Cx.db", "'sqlite:///c:%5Cx.db' names a file as Windows does, and this is not Windows."),
-        ("sqlite:///a?slow_call_seconds=x", "The URL option slow_call_seconds='x' is no number of seconds above 0."),
+        ("sqlite:///a?slow_call_seconds=x", "The URL option slow_call_seconds='x' is not a number of seconds above 0."),
         ("postgresql://h/a?pool=true", f"The URL option 'pool' {_PYTHON}"),
         ("postgresql://h/a?row_factory=x&pool=1", f"The URL option 'pool' {_PYTHON}"),
         ("postgresql://h/a?row_factory=x", f"The URL option 'row_factory' {_PYTHON}"),
@@ -216,16 +238,17 @@ _NO_FILE = "names no file. For a database in memory, write sqlite://:memory:."
             "touch_interval.",
         ),
         ("sqlite:///a?synchronous=off", "The SQLite option synchronous='OFF' is not one of NORMAL, FULL, EXTRA."),
-        ("sqlite:///a?timeout=soon", "The SQLite option timeout='soon' is no number of seconds."),
-        ("sqlite:///a?timeout=nan", "The SQLite option timeout='nan' is no number of seconds."),
-        ("sqlite:///a?timeout=inf", "The SQLite option timeout='inf' is no number of seconds."),
-        ("sqlite:///a?timeout=-1", "The SQLite option timeout='-1' is no number of seconds."),
+        ("sqlite:///a?timeout=soon", "The SQLite option timeout='soon' is not a number of seconds."),
+        ("sqlite:///a?timeout=nan", "The SQLite option timeout='nan' is not a number of seconds."),
+        ("sqlite:///a?timeout=inf", "The SQLite option timeout='inf' is not a number of seconds."),
+        ("sqlite:///a?timeout=-1", "The SQLite option timeout='-1' is not a number of seconds."),
         ("postgresql://me:geheim@h", "The postgresql:// URL names no database: postgresql://host/DATABASE."),
         ("postgres://", "The postgres:// URL names no database: postgres://host/DATABASE."),
-        ("postgres://me:ge/heim@h/agents", f"The postgres:// {_ENCODE}"),
-        ("postgres://me:ge#heim@h/agents", f"The postgres:// {_ENCODE}"),
-        ("postgres://me:ge?heim@h/agents", f"The postgres:// {_ENCODE}"),
-        ("postgres://h:port/agents", f"The postgres:// {_ENCODE}"),
+        ("postgres://me:ge/heim@h/agents", f"The postgres:// URL has an '@' after its first '/'. {_ENCODE}"),
+        ("postgres://me:ge#heim@h/agents", f"The postgres:// URL cannot be read. {_ENCODE}"),
+        ("postgres://me:ge?heim@h/agents", f"The postgres:// URL cannot be read. {_ENCODE}"),
+        ("postgres://h:port/agents", f"The postgres:// URL cannot be read: {_PORT}"),
+        ("postgres://h:70000/agents", f"The postgres:// URL cannot be read: {_PORT}"),
         ("postgres://h/agents?prepare=maybe", "The URL option prepare='maybe' is neither on nor off."),
     ],
 )
@@ -264,6 +287,12 @@ def test_an_option_that_repeats_the_url_is_no_contradiction() -> None:
         ("sqlite:///a.db", "sqlite:///a.db"),
         ("postgres://h:5432/a", "postgres://h:5432/a"),
         ("postgres://me@h/a", "postgres://me@h/a"),
+        ("postgres://ash:p@ss/w:rd@h/a", "postgres://ash:***@h/a"),
+        ("postgres://ash:geheim/a", "postgres://***"),
+        ("postgres://ash:ge/heim", "postgres://***"),
+        ("postgres://me:ge@he:im/a", "postgres://***"),
+        ("postgres://a:1,b:2/db", "postgres://a:1,b:2/db"),
+        ("postgres://[::1]:5432/db", "postgres://[::1]:5432/db"),
         ("postgres://me:geheim@h:5432/a?sslmode=require", "postgres://me:***@h:5432/a?sslmode=require"),
         ("postgres://me:ge@heim@h/a", "postgres://me:***@h/a"),
         ("postgres://me:ge:heim@h/a", "postgres://me:***@h/a"),
@@ -291,6 +320,13 @@ def test_urls_are_shown_without_the_password(url: str, shown: str) -> None:
 )
 def test_a_server_is_named_as_the_url_names_it(url: str, shown: str) -> None:
     assert server_name(database_from_url(url)) == shown
+
+
+def test_an_empty_url_is_a_variable_that_is_not_set() -> None:
+    with pytest.raises(InvalidInputError) as raised:
+        database_url("")
+
+    assert str(raised.value) == "The database URL is empty. Is a variable not set?"
 
 
 def test_database_url_is_the_argument_else_the_environments_else_a_file_here(monkeypatch: pytest.MonkeyPatch) -> None:

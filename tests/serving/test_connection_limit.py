@@ -151,4 +151,4 @@ def test_max_connections_must_be_a_whole_number(value: str) -> None:
     with pytest.raises(InvalidInputError) as raised:
         database_from_url(f"postgresql://h/agents?max_connections={value}")
     assert str(raised.value).startswith("The URL option max_connections=")
-    assert str(raised.value).endswith(" is no whole number from 1 to 100000.")
+    assert str(raised.value).endswith(" is not a whole number from 1 to 100000.")

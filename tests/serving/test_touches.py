@@ -130,10 +130,10 @@ def test_relaxed_touches_alone_commit_without_waiting_for_the_disk(empty_url: st
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("sqlite:///x.db?touch_interval=0", "The URL option touch_interval=0 is no number of seconds above 0."),
+        ("sqlite:///x.db?touch_interval=0", "The URL option touch_interval=0 is not a number of seconds above 0."),
         (
             "postgresql://h/d?touch_interval=soon",
-            "The URL option touch_interval='soon' is no number of seconds above 0.",
+            "The URL option touch_interval='soon' is not a number of seconds above 0.",
         ),
         (
             "postgresql://h/d?touch_durability=none",
