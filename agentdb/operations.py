@@ -28,6 +28,7 @@ from agentdb.adoption.online import TO_NATIVE, TO_TEXT, conform_models_online, r
 from agentdb.adoption.timestamps import add_native_text, native_sql, server_text
 from agentdb.adoption.values import count_rows, refuse_unusable_values
 from agentdb.errors import SchemaMismatchError
+from agentdb.faults import Fault, classify
 from agentdb.schema.migration_lock import LIMIT_LOCK_WAITS
 
 __all__ = ["AddIndex", "CreateLegacyTable", "LegacyNow", "LegacyUnique", "NativeTimestamps"]
@@ -200,7 +201,7 @@ def _conform(schema_editor: BaseDatabaseSchemaEditor, model: type[models.Model],
         conform_table(schema_editor, model, sources)
     except DatabaseError as error:
         # Not what will pass: a lock, a full disk, a lost connection.
-        if isinstance(error, OperationalError) and getattr(error.__cause__, "sqlite_errorname", "") != "SQLITE_ERROR":
+        if isinstance(error, OperationalError) and classify(error) not in (Fault.OTHER, Fault.MISMATCH):
             raise
         raise SchemaMismatchError(
             f"Table {model._meta.db_table!r} cannot be converted; nothing was changed. {first_line(error)}"

@@ -34,12 +34,12 @@ from agentdb.adoption.sqlite_backup import back_up
 from agentdb.adoption.timestamps import add_native_text, native_sql
 from agentdb.adoption.values import Progress, known_usable, read_checksum
 from agentdb.errors import DatabaseUnavailableError, SchemaMismatchError
+from agentdb.faults import describe_failure
 from agentdb.models import new_id
 from agentdb.schema import Table, expected_tables, read_tables
 from agentdb.schema.inspection import (
     ChangedMeanwhileError,
     check_sqlite_file,
-    describe_failure,
     inspecting,
     sqlite_path,
     translated_errors,

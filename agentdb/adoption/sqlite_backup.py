@@ -12,7 +12,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from agentdb.errors import DatabaseUnavailableError, InvalidInputError
-from agentdb.schema.inspection import describe_damage, describe_sqlite_failure
+from agentdb.faults import Fault, classify, describe_damage, describe_sqlite_failure
 
 Progress = Callable[[int, int], None]  # done, total
 
@@ -50,8 +50,8 @@ def back_up(
             _copy(source, partial, progress, timeout_seconds)
             damage = _damage(partial)
         except sqlite3.Error as error:
-            if "locked" in str(error) or "malformed" in str(error):
-                raise DatabaseUnavailableError(describe_sqlite_failure(source, str(error))) from error
+            if classify(error) in (Fault.LOCKED, Fault.DAMAGED):
+                raise DatabaseUnavailableError(describe_sqlite_failure(source, error)) from error
             raise DatabaseUnavailableError(_cannot_write(target, str(error))) from error
         if damage is not None:
             raise DatabaseUnavailableError(describe_damage(source, damage))

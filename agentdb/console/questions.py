@@ -21,9 +21,8 @@ from django.utils.translation import gettext
 from agentdb.conf import server_name
 from agentdb.console.unreadable import unreadable_rows
 from agentdb.errors import AgentDbError, DatabaseUnavailableError
-from agentdb.schema.inspection import check_sqlite_file, describe_failure, sqlite_path
-from agentdb.serving.connections import open_channel
-from agentdb.serving.connections.base import Fault, driver_error
+from agentdb.faults import Fault, classify, describe_failure
+from agentdb.schema.inspection import check_sqlite_file, sqlite_path
 
 logger = logging.getLogger("agentdb.console")
 
@@ -81,12 +80,12 @@ class Unanswered(Exception):
     @property
     def is_mismatch(self) -> bool:
         """Whether a table or a column is not there, or not as it should be."""
-        return _is_mismatch(self.connection, self.cause)
+        return classify(self.cause) is Fault.MISMATCH
 
     @property
     def is_cut_off(self) -> bool:
         """Whether its time was up."""
-        return _is_cut_off(self.cause)
+        return classify(self.cause) is Fault.CUT_OFF
 
 
 @contextmanager
@@ -240,10 +239,11 @@ def explain(connection: BaseDatabaseWrapper, error: Exception) -> Problem:
     password = connection.settings_dict.get("PASSWORD")
     said = said.replace(password, "***") if password else said
     place = {"place": place_of(connection)}
-    if _is_cut_off(error):
+    fault = classify(error)
+    if fault is Fault.CUT_OFF:
         sentence = gettext("%(place)s did not answer in time, and the question was cut off.")
         return Problem(sentence % place, "agentdb health", said)
-    if _is_mismatch(connection, error):
+    if fault is Fault.MISMATCH:
         sentence = gettext("The tables of %(place)s are not as agentdb expects them.")
         return Problem(sentence % place, "agentdb verifydb", said)
     if _is_unreadable(error):
@@ -252,8 +252,8 @@ def explain(connection: BaseDatabaseWrapper, error: Exception) -> Problem:
         return Problem(f"{sentence} {row}".rstrip(), "" if row else "agentdb verifydb", said)
     if not isinstance(error, DjangoDatabaseError):
         return Problem(gettext("%(place)s cannot be used.") % place, "agentdb health", said)
-    is_damaged = "malformed" in said.lower() or "not a database" in said.lower()
-    command = "agentdb verifydb" if connection.vendor == "sqlite" and is_damaged else "agentdb health"
+    is_damaged = fault in (Fault.DAMAGED, Fault.NOT_A_DATABASE)
+    command = "agentdb verifydb" if is_damaged else "agentdb health"
     return Problem(describe_failure(connection, error), command, said)
 
 
@@ -283,16 +283,4 @@ def place_of(connection: BaseDatabaseWrapper) -> str:
 
 
 def _is_unreadable(error: Exception) -> bool:
-    if not isinstance(error, DATABASE_ERRORS):
-        return True
-    lower = str(error).lower()
-    state = getattr(error.__cause__, "sqlstate", None) or ""
-    return "timestamp too" in lower or "could not decode to utf-8" in lower or state.startswith("22")
-
-
-def _is_mismatch(connection: BaseDatabaseWrapper, error: Exception) -> bool:
-    return open_channel(connection).fault(driver_error(error)) is Fault.MISMATCH
-
-
-def _is_cut_off(error: Exception) -> bool:
-    return getattr(error.__cause__, "sqlstate", None) == "57014" or "interrupted" in str(error).lower()
+    return not isinstance(error, DATABASE_ERRORS) or classify(error) in (Fault.UNREADABLE, Fault.BAD_VALUE)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Any, TypeGuard
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.utils.translation import gettext
+
+from agentdb.schema.unreadable import unreadable_values
 
 
 class Unreadable(str):
@@ -24,69 +27,10 @@ def is_unreadable(value: Any) -> TypeGuard[Unreadable]:
     return isinstance(value, Unreadable)
 
 
-# The instants of each table, one that an index orders first, and the texts.
-_INSTANTS = {
-    "sessions": ("created_at", "last_active_at"),
-    "sandboxes": ("last_used_at", "created_at"),
-    "agents": ("created_at", "updated_at"),
-    "api_keys": ("created_at",),
-}
-_TEXTS = {
-    "sessions": ("tenant_id", "agent_name", "sandbox_id", "status", "runner_id"),
-    "sandboxes": ("tenant_id", "session_id", "agent_name", "state", "workspace_dir"),
-    "agents": ("tenant_id", "name", "path"),
-    "api_keys": ("tenant_id", "label"),
-}
-
-
 def unreadable_rows(connection: BaseDatabaseWrapper, limit: int, *, thorough: bool = False) -> list[str]:
-    """A sentence for each. Times are looked for at both ends of an index, where nearly all of them sort; ``thorough``
-    reads each row.
-    """
-    found: list[str] = []
-    with connection.cursor() as cursor:
-        for table, columns in _INSTANTS.items():
-            for column in columns if thorough else columns[:1]:
-                where = _odd_instants(connection, column, thorough=thorough)
-                found += _shown_rows(connection, cursor, table, column, where, limit)
-        if thorough and connection.vendor == "sqlite":
-            connection.connection.create_function("agentdb_is_text", 1, _is_text, deterministic=True)
-            for table, columns in _TEXTS.items():
-                for column in columns:
-                    where = f"{column} IS NOT NULL AND NOT agentdb_is_text(CAST({column} AS BLOB))"
-                    found += _shown_rows(connection, cursor, table, column, where, limit)
-    return found[:limit]
-
-
-def _is_text(value: bytes) -> bool:
-    try:
-        value.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
-def _odd_instants(connection: BaseDatabaseWrapper, column: str, *, thorough: bool) -> str:
-    if connection.vendor != "sqlite":
-        return f"{column} >= '9999-12-31' OR {column} < '0001-01-02'"
-    where = f"{column} >= '9999-12-31 23' OR {column} < '0001'"
-    if thorough:
-        where += f" OR typeof({column}) <> 'text' OR datetime({column}) IS NULL"
-    return where
-
-
-def _shown_rows(
-    connection: BaseDatabaseWrapper, cursor: Any, table: str, column: str, where: str, limit: int
-) -> list[str]:
-    if connection.vendor == "sqlite":
-        # As hexadecimal text, because bytes that are no UTF-8 could not be fetched as text.
-        shown = f"hex(CAST(id AS BLOB)), hex(CAST({column} AS BLOB))"
-        cursor.execute(f"SELECT {shown} FROM {table} WHERE {where} LIMIT {limit}")
-        rows = [[bytes.fromhex(each or "").decode(errors="backslashreplace") for each in row] for row in cursor]
-    else:
-        cursor.execute(f"SELECT id, CAST({column} AS text) FROM {table} WHERE {where} LIMIT {limit}")
-        rows = [[str(each) for each in row] for row in cursor]
-    return [unreadable_sentence(table, id, column, value) for id, value in rows]
+    """A sentence for each; see ``unreadable_values``."""
+    found = islice(unreadable_values(connection, limit, thorough=thorough), limit)
+    return [unreadable_sentence(each.table, each.id, each.column, each.value) for each in found]
 
 
 def unreadable_sentence(table: str, id: str, column: str, value: str) -> str:

@@ -19,7 +19,7 @@ from django.db.models import DateTimeField, IntegerField, Model
 from agentdb.adoption.obstacles import SHOWN_ROWS, UnusableValue, decode_sqlite_text, shown, too_wide, unusable_reason
 from agentdb.errors import AgentDbError, InvalidInputError, SchemaMismatchError, SchemaOutOfDateError
 from agentdb.schema import APP_LABEL, compare, expected_tables, migration_record, read_tables
-from agentdb.schema.inspection import inspecting, translated_errors
+from agentdb.schema.inspection import MissingFileError, inspecting, translated_errors
 from agentdb.schema.spelling import is_spelt_as_agentdb_does
 from agentdb.serving.connections import open_channel
 
@@ -115,9 +115,8 @@ def check(source: str, target: str) -> dict[str, int]:
             tables = set(there.introspection.table_names())
             if CHECKPOINT not in tables:
                 _refuse_rows(there, tables)
-    except AgentDbError as error:
-        if "There is no database file" not in str(error):
-            raise
+    except MissingFileError:
+        pass
     return rows
 
 

@@ -1,4 +1,4 @@
-"""Looking at a database without changing it, and one sentence for each way that can fail."""
+"""Looking at a database without changing it."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from django.db import Error as DjangoDatabaseError
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.utils import load_backend
 
-from agentdb.conf import server_name
 from agentdb.errors import DatabaseUnavailableError
+from agentdb.faults import Fault, classify, describe_damage, describe_failure
 from agentdb.sqlite_files import copy_file, is_in_wal_mode, read_header
 
 _MAGIC = b"SQLite format 3\0"
@@ -55,6 +55,10 @@ def inspecting(alias: str = DEFAULT_DB_ALIAS) -> Iterator[BaseDatabaseWrapper]:
         connection.ensure_connection()
         with _transaction(connection):
             yield connection
+
+
+class MissingFileError(DatabaseUnavailableError):
+    """There is no SQLite file at the path."""
 
 
 class ChangedMeanwhileError(DatabaseUnavailableError):
@@ -114,7 +118,7 @@ def check_sqlite_file(path: Path) -> None:
             time.sleep(_SECONDS_BETWEEN_LOOKS)
             header, size, expected = _size_named(path)
     except FileNotFoundError:
-        raise DatabaseUnavailableError(
+        raise MissingFileError(
             f"There is no database file {str(path)!r}. Check the database URL, or run 'agentdb migrate' to make "
             "a new one."
         ) from None
@@ -148,60 +152,6 @@ def translated_errors(connection: BaseDatabaseWrapper) -> Iterator[None]:
         yield
     except DjangoDatabaseError as error:
         raise DatabaseUnavailableError(describe_failure(connection, error)) from error
-
-
-def describe_failure(connection: BaseDatabaseWrapper, error: BaseException) -> str:
-    """What went wrong and what to do, without a password."""
-    reason = _reason(error)
-    if connection.vendor == "sqlite":
-        return describe_sqlite_failure(connection.settings_dict["NAME"], reason)
-    settings = connection.settings_dict
-    state = getattr(error.__cause__, "sqlstate", None)
-    if state == "42501":
-        return (
-            f"The role {settings['USER'] or 'used'!r} may not do this in {server_name(settings)}: {reason}. "
-            "Use the role that owns the tables."
-        )
-    if state == "55P03":
-        return (
-            f"The tables in {server_name(settings)} are in use by a transaction that does not end. Stop the programs "
-            "that use them, and try again."
-        )
-    if connection.connection is None or state is None or state.startswith(("08", "57P", "28", "3D")):
-        return f"The database {server_name(settings)} cannot be reached: {reason}."
-    return f"The database {server_name(settings)} cannot be used: {reason}."
-
-
-def describe_sqlite_failure(path: object, reason: str) -> str:
-    """The same of a SQLite file, for the reason that SQLite gave."""
-    name = str(path)
-    if "locked" in reason:
-        return (
-            f"The database file {name!r} is locked by another process. Stop the program that uses it, or wait, "
-            "and try again."
-        )
-    if "not a database" in reason:
-        return f"{name!r} is not a SQLite database. Check the database URL."
-    if "malformed" in reason:
-        return describe_damage(path, reason)
-    if "readonly" in reason:
-        return f"The database file {name!r} is read-only. Allow writing to it and to its folder, and try again."
-    if "disk is full" in reason:
-        return f"There is no space left on the disk of {name!r}. Make room and try again."
-    return f"The database file {name!r} cannot be used: {reason}."
-
-
-def describe_damage(path: object, reason: str) -> str:
-    """What to say of a SQLite file that is damaged."""
-    return f"The database file {str(path)!r} is damaged: {reason.rstrip('.')}. Restore a backup."
-
-
-def _reason(error: BaseException) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    # With several addresses libpq has a line for each; the server's own word follows the last "FATAL:".
-    text = next((line.rpartition("FATAL:")[2] for line in lines if "FATAL:" in line), "").strip() or lines[0]
-    text = text.rpartition("failed: ")[2].strip()
-    return _lower_first(text.rstrip("."))
 
 
 def _lower_first(text: str) -> str:
@@ -250,7 +200,7 @@ def _has_hot_journal(path: Path) -> bool:
         with closing(sqlite3.connect(f"file:{quote(str(path.absolute()))}?mode=ro", uri=True, timeout=0)) as connection:
             connection.execute("SELECT count(*) FROM sqlite_master")
     except sqlite3.OperationalError as error:
-        return "readonly" in str(error)
+        return classify(error) is Fault.READ_ONLY
     return False
 
 

@@ -12,6 +12,7 @@ from django.db import DatabaseError, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from agentdb.errors import AgentDbError
+from agentdb.faults import is_missing_table
 
 # Found by path: importing the package would tie this module to what the migrations import.
 _FOLDER = str(Path(__file__).parents[1] / "migrations")
@@ -36,7 +37,7 @@ def recorded_migrations(connection: BaseDatabaseWrapper) -> set[str]:
             cursor.execute(query)
             return {name for (name,) in cursor.fetchall()}
     except DatabaseError as error:
-        if _is_missing_table(error):
+        if is_missing_table(error, "django_migrations"):
             return set()
         raise
 
@@ -62,9 +63,3 @@ def migrate(alias: str, *, verbosity: int = 0) -> None:
         if isinstance(cause, AgentDbError):
             raise cause from cause.__cause__
         raise
-
-
-def _is_missing_table(error: DatabaseError) -> bool:
-    if getattr(error.__cause__, "sqlstate", None) == "42P01":
-        return True
-    return "no such table: django_migrations" in str(error)

@@ -95,6 +95,7 @@ class Statement:
     sql: str
     slots: tuple[tuple[str | None, Any, Converter | None], ...]
     converters: tuple[tuple[int, Converter], ...]
+    table: str
     row: tuple[tuple[str | None, Any], ...] = ()  # an inserted row: the names of its values, or what is always the same
 
     def bind(self, values: Mapping[str, Any]) -> list[Any]:
@@ -326,7 +327,9 @@ def _statement(
         raise ValueError(f"The query has no place for its parameters {sorted(missing)}: {sql}")
     if connection.vendor == "sqlite":
         sql = sql.replace("%s", "?").replace("%%", "%")
-    return Statement(sql, tuple(slots), _converters(connection, compiler, columns))
+    assert compiler.query.model is not None
+    table = compiler.query.model._meta.db_table
+    return Statement(sql, tuple(slots), _converters(connection, compiler, columns), table)
 
 
 def _converters(

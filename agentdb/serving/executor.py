@@ -27,6 +27,8 @@ from agentdb.errors import (
     DuplicateKeyError,
     InvalidInputError,
 )
+from agentdb.faults import REFUSED, Fault, driver_error, explain, said_by_server
+from agentdb.schema.unreadable import unreadable_values
 from agentdb.serving.compiled import (
     Delete,
     Insert,
@@ -43,7 +45,7 @@ from agentdb.serving.compiled import (
 )
 from agentdb.serving.connection_limit import ConnectionLimit
 from agentdb.serving.connections import open_channel
-from agentdb.serving.connections.base import Channel, Fault, driver_error
+from agentdb.serving.connections.base import Channel
 from agentdb.serving.forking import forking, leave_to_the_parent
 from agentdb.serving.host import cannot_load
 from agentdb.serving.watchdog import watchdog
@@ -55,9 +57,6 @@ Q = TypeVar("Q", bound=Query)
 _MAX_RETRIES = 15
 _FIRST_DELAY_SECONDS = 0.005
 _LONGEST_DELAY_SECONDS = 0.5
-
-# Refused as a whole, so that doing it again does it once. A connection lost on the way may have done it.
-_REFUSED = (Fault.CONFLICT, Fault.STALE_STATEMENT)
 
 # What a conversion raises over text that is no timestamp, over a number or bytes, and over year 0 in UTC.
 _UNREADABLE = (ValueError, AttributeError, OverflowError)
@@ -323,7 +322,7 @@ class Executor:
         try:
             return [make(*statement.convert(row)) for row in rows]
         except _UNREADABLE as error:
-            raise self._unreadable(error) from error
+            raise _unreadable(self._threads.channel(), statement, error) from error
 
     def one(self, make: Callable[..., R], query: Insert | SelectCount, **values: Any) -> R:
         """Return what ``make`` makes of the columns of the one row that the query always has."""
@@ -399,12 +398,12 @@ class Executor:
                 if channel.slow_call_seconds is not None:
                     _log_if_slow(channel, began, statement.sql)
             reads_only = isinstance(query, Select | SelectCount)
-            return statement, self._recover(channel, statement.sql, params, consume, reads_only, failure)
+            return statement, self._recover(channel, statement, params, consume, reads_only, failure)
 
     def _recover(
         self,
         channel: Channel,
-        sql: str,
+        statement: Statement,
         params: list[Any],
         consume: Callable[[Any], R],
         reads_only: bool,
@@ -415,44 +414,44 @@ class Executor:
         writes_at_once = may_retry and not reads_only
         for delay in _delays():
             fault = _outcome(channel.fault(failure), failure, committing=writes_at_once)
-            if fault is Fault.STALE_STATEMENT:
-                # psycopg would go on using the prepared statement for as long as it has the connection.
-                self._statement_lost(channel, failure)
+            if fault is Fault.STATEMENT_GONE:
+                self._statement_gone(channel)
             if (
                 not may_retry
                 or channel.given_up
                 or delay is None
-                or (fault not in _REFUSED and not (fault is Fault.LOST and reads_only))
+                or (fault not in REFUSED and not (fault is Fault.LOST and reads_only))
             ):
                 break
             _log_retry(channel, failure)
-            if fault in (Fault.LOST, Fault.STALE_STATEMENT):
+            if fault in (Fault.LOST, Fault.STALE_STATEMENT, Fault.STATEMENT_GONE):
                 channel.disconnect()
                 reads_only = False  # a second loss is the server's state, not the connection's
             else:
                 time.sleep(delay)
             channel.began = time.monotonic()
             try:
-                return consume(channel.execute(sql, params))
+                return consume(channel.execute(statement.sql, params))
             except channel.errors as error:
                 failure = driver_error(error)
             finally:
                 channel.began = 0.0
         if fault in (Fault.LOST, Fault.UNANSWERED):
             channel.disconnect()
+        if fault is Fault.UNREADABLE:
+            raise _unreadable(channel, statement, failure) from failure
         if channel.wrapper.in_atomic_block and fault is not Fault.DUPLICATE:
             channel.wrapper.needs_rollback = True
             raise _doom(channel, fault, failure) from failure
         raise channel.explain(fault, failure) from failure
 
-    def _statement_lost(self, channel: Channel, failure: BaseException) -> None:
-        if "does not exist" in str(failure) or "already exists" in str(failure):
-            logger.warning(
-                "%s lost a prepared statement, as a pooler between here and there does; nothing more is prepared. "
-                "Add prepare=off to the database URL.",
-                channel.describe(),
-            )
-            self._threads.prepare_nothing()
+    def _statement_gone(self, channel: Channel) -> None:
+        logger.warning(
+            "%s lost a prepared statement, as a pooler between here and there does; nothing more is prepared. "
+            "Add prepare=off to the database URL.",
+            channel.describe(),
+        )
+        self._threads.prepare_nothing()
 
     def _narrowed(self, query: Q) -> Q:
         """Return the query over the rows of the tenant alone; an insert is given the tenant as a value."""
@@ -467,10 +466,7 @@ class Executor:
         try:
             return make(*statement.convert(row))
         except _UNREADABLE as error:
-            raise self._unreadable(error) from error
-
-    def _unreadable(self, error: BaseException) -> AgentDbError:
-        return self._threads.channel().explain(Fault.UNREADABLE, error)
+            raise _unreadable(self._threads.channel(), statement, error) from error
 
     # -- transactions
 
@@ -496,10 +492,10 @@ class Executor:
                         if self._threads.closed:  # by work; Django has needed the alias up to here
                             self._threads.forget_alias()
                 except ConflictError as error:
-                    if error is not channel.failure or channel.fault_of_failure not in _REFUSED or delay is None:
+                    if error is not channel.failure or channel.fault_of_failure not in REFUSED or delay is None:
                         raise
                     _log_retry(channel, error.__cause__ or error)
-                    if channel.fault_of_failure is Fault.STALE_STATEMENT:
+                    if channel.fault_of_failure in (Fault.STALE_STATEMENT, Fault.STATEMENT_GONE):
                         channel.disconnect()
                     time.sleep(delay)
             raise AssertionError("unreachable: the last try returns or raises")
@@ -509,7 +505,7 @@ class Executor:
         """Once an inner transaction is undone, what failed in it is no failure of the outer one, if that can go on."""
         if channel.wrapper.needs_rollback or channel.wrapper.closed_in_transaction:
             return
-        if channel.fault_of_failure in _REFUSED:
+        if channel.fault_of_failure in REFUSED:
             channel.wrapper.needs_rollback = channel.wrapper.in_atomic_block  # only all of it can be tried again
         else:
             channel.failure = None
@@ -644,13 +640,22 @@ def _log_if_slow(channel: Channel, began: float, sql: str) -> None:
         logger.warning("%s took %.3f seconds: %s", channel.describe(), took, sql)
 
 
+def _unreadable(channel: Channel, statement: Statement, error: BaseException) -> AgentDbError:
+    """Name the row: one that cannot be read takes every list down that has it."""
+    found: object = None
+    with suppress(*channel.errors):
+        found = next(unreadable_values(channel.wrapper, 1, tables=(statement.table,), thorough=True), None)
+    explained = explain(Fault.UNREADABLE, channel.describe(), str(found or channel.reason(error)))
+    return type(explained)(f"{explained} Correct it; 'agentdb verifydb' finds others.")
+
+
 def _outcome(fault: Fault, error: BaseException, *, committing: bool) -> Fault:
     """Tell a write or COMMIT whose answer never came from a connection that was lost before anything could be stored.
 
     Where the server itself says good-bye, with a code, it has undone what it was at.
     """
     if committing:
-        return Fault.UNANSWERED if fault is Fault.LOST and not getattr(error, "sqlstate", None) else fault
+        return Fault.UNANSWERED if fault is Fault.LOST and not said_by_server(error) else fault
     return Fault.LOST if fault is Fault.UNANSWERED else fault
 
 

@@ -18,6 +18,7 @@ from agentdb.errors import (
     SchemaMismatchError,
     SchemaOutOfDateError,
 )
+from agentdb.faults import is_final
 from agentdb.keys import KeyHashes
 from agentdb.serving.aio import DEFAULT_MAX_WORKERS, AsyncDb
 
@@ -30,21 +31,6 @@ if TYPE_CHECKING:
 _FIRST_DELAY_SECONDS = 0.05
 _LONGEST_DELAY_SECONDS = 2.0
 _LONGEST_ATTEMPT_SECONDS = 120.0
-
-# What a server says when waiting will not help: the words are PostgreSQL's, which CockroachDB repeats.
-_FINAL = (
-    "does not exist",
-    "authentication failed",
-    "no password supplied",
-    "no pg_hba.conf entry",
-    "permission denied",
-    "is not permitted to log in",
-    "invalid ",
-    "bad value for",
-    "definition of service",
-    "does not support SSL",
-    "root certificate",
-)
 
 _setup = threading.Lock()
 _standalone = False  # whether Django's settings are this module's
@@ -257,7 +243,7 @@ def _wait(executor: Executor, deadline: float) -> None:
             return executor.threads.ensure_connected()
         except DatabaseUnavailableError as error:
             left = deadline - time.monotonic()
-            if left <= 0 or any(words in str(error) for words in _FINAL) or not executor.threads.has_server:
+            if left <= 0 or is_final(error) or not executor.threads.has_server:
                 raise
             time.sleep(min(delay, left))
             delay = min(delay * 2, _LONGEST_DELAY_SECONDS)

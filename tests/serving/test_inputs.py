@@ -392,47 +392,47 @@ def test_tables_that_do_not_fit_are_a_schema_mismatch(db: DjangoDb, url: str, en
 
 
 @pytest.mark.parametrize(
-    ("stored", "reason"),
+    ("stored", "shown"),
     [
-        ("1700000000", "'int' object has no attribute 'tzinfo'"),
-        ("'yesterday'", "Invalid isoformat string: 'yesterday'"),
-        ("x'00ff'", "'bytes' object has no attribute 'tzinfo'"),
-        ("'0001-01-01 00:00:00+05:00'", "date value out of range"),
+        ("1700000000", "1700000000"),
+        ("'yesterday'", "yesterday"),
+        ("x'ff'", r"\xff"),
     ],
 )
 def test_a_stored_value_that_is_no_instant_is_named_on_sqlite(
-    sqlite_db: tuple[DjangoDb, str], stored: str, reason: str
+    sqlite_db: tuple[DjangoDb, str], stored: str, shown: str
 ) -> None:
     db, url = sqlite_db
     make_session(db)
     execute(url, f"UPDATE sessions SET created_at = {stored}")
 
-    _reads_fail(db, reason)
+    _reads_fail(db, shown)
 
 
 @pytest.mark.parametrize(
-    ("stored", "reason"),
+    ("stored", "shown"),
     [
-        ("infinity", "timestamp too large (after year 10K): 'infinity'"),
-        ("0044-03-15 BC", "timestamp too small (before year 1): '0044-03-15 00:00:00+00 BC'"),
+        ("infinity", "infinity"),
+        ("0044-03-15 BC", "0044-03-15 00:00:00+00 BC"),
     ],
 )
 def test_a_stored_value_that_python_cannot_hold_is_named_on_postgresql(
-    postgres_db: tuple[DjangoDb, str], stored: str, reason: str
+    postgres_db: tuple[DjangoDb, str], stored: str, shown: str
 ) -> None:
     db, url = postgres_db
     make_session(db)
     execute(url, f"UPDATE sessions SET created_at = '{stored}'")
 
-    _reads_fail(db, reason)
+    _reads_fail(db, shown)
 
 
-def _reads_fail(db: DjangoDb, reason: str) -> None:
+def _reads_fail(db: DjangoDb, value: str) -> None:
     for read in (lambda: db.get_session("s1"), lambda: db.list_sessions()):
         with pytest.raises(SchemaMismatchError) as raised:
             read()
         assert str(raised.value) == (
-            f"{db.describe()} holds a timestamp that cannot be read: {reason}. Run 'agentdb baselinedb --check'."
+            f"{db.describe()} holds a value that cannot be read: row 's1' of sessions has created_at = {value!r}. "
+            "Correct it; 'agentdb verifydb' finds others."
         )
     assert db.touch_session("s1") is True
 

@@ -16,9 +16,10 @@ from agentdb.adoption.obstacles import OLD_COLUMNS
 from agentdb.adoption.values import count_rows
 from agentdb.checks import adoption_left_to_command
 from agentdb.errors import DatabaseUnavailableError
+from agentdb.faults import Fault, classify, describe_failure
 from agentdb.management.database_command import AgentDbCommand
 from agentdb.operations import saying
-from agentdb.schema.inspection import check_sqlite_file, describe_failure, sqlite_path, translated_errors
+from agentdb.schema.inspection import check_sqlite_file, sqlite_path, translated_errors
 from agentdb.schema.migration_lock import migration_lock
 from agentdb.schema.migration_record import pending_migrations
 from agentdb.serving.connections import open_channel
@@ -123,8 +124,7 @@ class Command(AgentDbCommand, migrate.Command):
 
 def _needs_an_operator(error: BaseException) -> bool:
     """Whether the error is about the database's rights, space, state or rows, and not about a migration's code."""
-    lacks_rights = getattr(error.__cause__, "sqlstate", None) == "42501"
-    return lacks_rights or isinstance(error, (OperationalError, IntegrityError))
+    return classify(error) is Fault.FORBIDDEN or isinstance(error, (OperationalError, IntegrityError))
 
 
 def _as_unavailable(said: str, error: BaseException) -> BaseException:

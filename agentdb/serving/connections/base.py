@@ -13,38 +13,14 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
-from enum import Enum, auto
 from typing import Any
 
-import django.db
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured, SynchronousOnlyOperation
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from agentdb.errors import (
-    AgentDbError,
-    ConflictError,
-    DatabaseUnavailableError,
-    DuplicateKeyError,
-    OutcomeUnknownError,
-    SchemaMismatchError,
-)
-
-
-class Fault(Enum):
-    """What a driver's error means to a caller."""
-
-    DUPLICATE = auto()
-    CONFLICT = auto()  # another writer was in the way; worth another try
-    LOCKED = auto()  # the same, after the engine has waited as long as it may
-    STALE_STATEMENT = auto()  # the prepared statement no longer fits the table, or the server lost it
-    LOST = auto()  # the connection is gone
-    UNANSWERED = auto()  # gone, or given up, before the answer to a write came
-    MISMATCH = auto()  # a table, column or constraint is missing, of another type, or not ours
-    UNREADABLE = auto()  # a stored value that the column's type cannot hold in Python
-    UNAVAILABLE = auto()
-    OTHER = auto()
-
+from agentdb.errors import AgentDbError
+from agentdb.faults import Fault, classify, driver_error, explain, one_line
 
 # The connections of the parent, in the child of a fork. They are kept, because deleting one would close it, and the
 # server would end what the parent goes on with.
@@ -102,9 +78,9 @@ class Channel(ABC):
     def execute(self, sql: str, params: Sequence[Any]) -> Any:
         """Run the statement on an open, live connection and return a cursor."""
 
-    @abstractmethod
     def fault(self, error: BaseException) -> Fault:
         """Return what the driver's error means."""
+        return classify(error)
 
     @abstractmethod
     def describe(self) -> str:
@@ -194,38 +170,11 @@ class Channel(ABC):
 
     def explain(self, fault: Fault, error: BaseException) -> AgentDbError:
         """Return the driver's error in agentdb's terms: the place, what it means, and the driver's reason."""
-        reason, place = self.reason(error), self.describe()
-        match fault:
-            case Fault.DUPLICATE:
-                return DuplicateKeyError(f"The key is taken in {place}: {reason}.")
-            case Fault.CONFLICT | Fault.STALE_STATEMENT:
-                return ConflictError(f"Other writers of {place} were in the way: {reason}.")
-            case Fault.LOCKED:
-                return ConflictError(f"Another process holds {place} locked: {reason}.")
-            case Fault.MISMATCH:
-                return SchemaMismatchError(
-                    f"{place} does not have the tables agentdb works on: {reason}. Run 'agentdb verifydb'."
-                )
-            case Fault.UNREADABLE:
-                return SchemaMismatchError(
-                    f"{place} holds a timestamp that cannot be read: {error}. Run 'agentdb baselinedb --check'."
-                )
-            case Fault.LOST:
-                return DatabaseUnavailableError(f"{place} dropped the connection: {reason}.")
-            case Fault.UNANSWERED:
-                return OutcomeUnknownError(
-                    f"{place} did not answer before the connection was lost: {reason}. "
-                    "The write may be stored or not: read, then decide."
-                )
-            case Fault.UNAVAILABLE:
-                return DatabaseUnavailableError(f"{place} is unavailable: {reason}.")
-        return AgentDbError(f"{place} refused the statement: {reason}.")
+        return explain(fault, self.describe(), self.reason(error))
 
     def reason(self, error: BaseException) -> str:
         """Return the driver's words on one line, without the password."""
-        words = " ".join(str(error).split()).rstrip(".")
-        password = self.wrapper.settings_dict.get("PASSWORD")
-        return words.replace(password, "***") if password else words
+        return one_line(error, self.wrapper.settings_dict.get("PASSWORD"))
 
     def disconnect(self) -> None:
         """Drop the connection, in whatever state it is."""
@@ -270,13 +219,6 @@ class Channel(ABC):
     @abstractmethod
     def traced(self) -> bool:
         """Whether the driver's OpenTelemetry instrumentation made the open connection; it sees Django's cursor only."""
-
-
-def driver_error(error: BaseException) -> BaseException:
-    """Return the driver's error behind one of Django's."""
-    if isinstance(error, django.db.Error) and error.__cause__ is not None:
-        return error.__cause__
-    return error
 
 
 def readability(file_descriptor: int) -> Callable[[], bool]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import socket
 import threading
 import time
@@ -15,19 +14,14 @@ from typing import Any
 import django.db
 import psycopg
 from django.db.backends.base.base import BaseDatabaseWrapper
-from psycopg import errors
 from psycopg.types.datetime import TimestamptzLoader
 
 from agentdb.conf import server_name
-from agentdb.errors import AgentDbError
-from agentdb.serving.connections.base import Channel, Fault, readability
+from agentdb.faults import Fault, classify
+from agentdb.serving.connections.base import Channel, readability
 
 logger = logging.getLogger("agentdb")
 
-# With these the server ends the connection; that it has ended may not be known here yet.
-_GOOD_BYES = ("25P03", "25P04", "57P01", "57P02", "57P03", "57P05")
-# transaction_resolution_unknown, and CockroachDB's statement_completion_unknown
-_UNANSWERED = ("08007", "40003")
 # The planner takes states and ages for unrelated; it cannot know that the waiting sandboxes are the ones used lately,
 # and reads all of them to find the few idle ones. Every list here has an index in its order: without a sort to fall
 # back on, that one is taken. Compiling such statements would only take longer.
@@ -39,14 +33,6 @@ _ACTIVE = psycopg.pq.TransactionStatus.ACTIVE
 _IN_TRANSACTION = psycopg.pq.TransactionStatus.INTRANS
 _CANCEL_SECONDS = 1.0
 _ANSWER_SECONDS = 0.2  # at the least, for a server that was asked to cancel to say so
-# PostgreSQL's words, and PgBouncer's.
-_NO_CONNECTION_LEFT = (
-    "too many clients",
-    "too many connections",
-    "connection slots are reserved",
-    "no more connections",
-)
-_STALE_PLAN = "cached plan must not change result type"
 
 
 class PostgresChannel(Channel):
@@ -199,34 +185,8 @@ class PostgresChannel(Channel):
         return True
 
     def fault(self, error: BaseException) -> Fault:
-        if isinstance(error, errors.UniqueViolation):
-            return Fault.DUPLICATE
-        if isinstance(error, errors.SerializationFailure | errors.DeadlockDetected):
-            return Fault.CONFLICT
-        if isinstance(error, errors.LockNotAvailable):
-            return Fault.LOCKED
-        if isinstance(error, errors.InvalidSqlStatementName | errors.DuplicatePreparedStatement) or (
-            isinstance(error, errors.FeatureNotSupported) and _STALE_PLAN in str(error)
-        ):
-            return Fault.STALE_STATEMENT
-        if isinstance(error, errors.InsufficientPrivilege):
-            return Fault.UNAVAILABLE
-        # Class 42 is SQL that does not fit the tables. The rest refuses a value that fits the tables of the migrations.
-        state = getattr(error, "sqlstate", None) or ""
-        if state.startswith("42") or isinstance(
-            error, psycopg.IntegrityError | errors.InvalidTextRepresentation | errors.StringDataRightTruncation
-        ):
-            return Fault.MISMATCH
-        if isinstance(error, psycopg.DataError) and not state:
-            return Fault.UNREADABLE
-        if state in _UNANSWERED:
-            return Fault.UNANSWERED
         raw = self.wrapper.connection
-        if raw is None or raw.closed or state.startswith("08") or state in _GOOD_BYES:
-            return Fault.LOST
-        if isinstance(error, psycopg.OperationalError | errors.ReadOnlySqlTransaction):
-            return Fault.UNAVAILABLE
-        return Fault.OTHER
+        return classify(error, connected=raw is not None and not raw.closed)
 
     def prepare_nothing(self) -> None:
         self._prepares = False
@@ -234,22 +194,9 @@ class PostgresChannel(Channel):
             self._raw.prepare_threshold = None
 
     def reason(self, error: BaseException) -> str:
-        # The server's details quote whole rows; its first line says enough.
         if self.given_up and self.call_timeout is not None:
             return f"no answer within call_timeout={self.call_timeout:g} seconds"
-        primary = error.diag.message_primary if isinstance(error, psycopg.Error) else None
-        if primary:
-            return " ".join(primary.split()).rstrip(".")
-        return re.sub(r" Is the server running [^?]*\?", "", super().reason(error))
-
-    def explain(self, fault: Fault, error: BaseException) -> AgentDbError:
-        explained = super().explain(fault, error)
-        if any(words in str(explained) for words in _NO_CONNECTION_LEFT):
-            return type(explained)(
-                f"{explained} Each thread that calls keeps a connection: let fewer call, cap them with "
-                "?max_connections= in the URL, or raise the server's limit."
-            )
-        return explained
+        return super().reason(error)
 
     def describe(self) -> str:
         name = "CockroachDB" if self.wrapper.vendor == "cockroachdb" else "PostgreSQL"

@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import django.db
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from agentdb.errors import AgentDbError, DatabaseUnavailableError
-from agentdb.serving.connections.base import Channel, Fault, driver_error
+from agentdb.serving.connections.base import Channel
 from agentdb.sqlite_files import close_kept_open, descriptors, identity, shared_file_system
 
 
@@ -69,16 +68,6 @@ def _is_gone(path: str) -> bool:
 
 # Seconds between two looks at what the path names: a look is a twentieth of a read.
 _LOOK_SECONDS = 0.1
-
-_FILES_OF_A_CONNECTION = 3  # at the most: the database, its log and the log's index
-
-_MISMATCHES = (
-    "SQLITE_CONSTRAINT_CHECK",
-    "SQLITE_CONSTRAINT_FOREIGNKEY",
-    "SQLITE_CONSTRAINT_NOTNULL",
-    "SQLITE_MISMATCH",
-)
-_MISSING = ("no such table", "no such column", "has no column named", "ON CONFLICT clause does not match")
 
 
 class SqliteChannel(Channel):
@@ -220,32 +209,6 @@ class SqliteChannel(Channel):
             )
         super().connect()
         self._remember(self.wrapper.connection)
-
-    def fault(self, error: BaseException) -> Fault:
-        name = getattr(error, "sqlite_errorname", "") or ""
-        if name in ("SQLITE_CONSTRAINT_PRIMARYKEY", "SQLITE_CONSTRAINT_UNIQUE"):
-            return Fault.DUPLICATE
-        if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
-            return Fault.LOCKED
-        if name in _MISMATCHES or (name == "SQLITE_ERROR" and any(w in str(error) for w in _MISSING)):
-            return Fault.MISMATCH
-        if name.startswith(
-            ("SQLITE_CANTOPEN", "SQLITE_CORRUPT", "SQLITE_FULL", "SQLITE_IOERR", "SQLITE_NOTADB", "SQLITE_READONLY")
-        ) or isinstance(error, sqlite3.ProgrammingError):
-            return Fault.UNAVAILABLE
-        return Fault.OTHER
-
-    def reason(self, error: BaseException) -> str:
-        words = super().reason(error)
-        if getattr(driver_error(error), "sqlite_errorname", "") != "SQLITE_CANTOPEN":
-            return words
-        with ExitStack() as opened:
-            try:
-                for _ in range(_FILES_OF_A_CONNECTION):
-                    opened.enter_context(open(os.devnull))
-            except OSError as cause:  # SQLite has the same words for all causes
-                return f"{words}: {(cause.strerror or str(cause)).lower()}"
-        return words
 
     def describe(self) -> str:
         return f"SQLite database {self._name!r}"

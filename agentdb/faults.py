@@ -1,0 +1,339 @@
+"""What a driver's error means, and the sentence that says it: for calls, commands and the console alike.
+
+The one place that reads PostgreSQL's SQLSTATE and SQLite's error names. Drivers are known by what their errors carry,
+because importing psycopg takes SQLite users' time.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sqlite3
+from contextlib import ExitStack
+from enum import Enum, auto
+from typing import TYPE_CHECKING
+
+from agentdb.conf import server_name
+from agentdb.errors import (
+    AgentDbError,
+    ConflictError,
+    DatabaseUnavailableError,
+    DuplicateKeyError,
+    OutcomeUnknownError,
+    SchemaMismatchError,
+)
+
+if TYPE_CHECKING:
+    from django.db.backends.base.base import BaseDatabaseWrapper
+
+
+class Fault(Enum):
+    """What a driver's error means to a caller."""
+
+    DUPLICATE = auto()
+    CONFLICT = auto()  # another writer was in the way; worth another try
+    LOCKED = auto()  # the same, after the engine has waited as long as it may
+    STALE_STATEMENT = auto()  # the prepared statement no longer fits the table
+    STATEMENT_GONE = auto()  # the server does not know the prepared statement, or another of that name
+    LOST = auto()  # the connection is gone
+    UNANSWERED = auto()  # gone, or given up, before the answer to a write came
+    MISMATCH = auto()  # a table, column or constraint is missing, of another type, or not ours
+    UNREADABLE = auto()  # a stored value that the column's type cannot hold in Python
+    BAD_VALUE = auto()  # a value that the server cannot store, convert or compare
+    FORBIDDEN = auto()  # the role may not do this
+    CUT_OFF = auto()  # the statement took longer than it may
+    NOT_A_DATABASE = auto()
+    DAMAGED = auto()
+    READ_ONLY = auto()
+    FULL = auto()
+    UNAVAILABLE = auto()
+    OTHER = auto()
+
+
+# The server rejected these as a whole, so a retry is safe. After a lost connection it is not: the statement may have
+# run.
+REFUSED = (Fault.CONFLICT, Fault.STALE_STATEMENT, Fault.STATEMENT_GONE)
+
+_BY_STATE = {
+    "08007": Fault.UNANSWERED,  # transaction_resolution_unknown
+    "40003": Fault.UNANSWERED,  # CockroachDB's statement_completion_unknown
+    "23505": Fault.DUPLICATE,
+    "40001": Fault.CONFLICT,
+    "40P01": Fault.CONFLICT,  # a deadlock
+    "55P03": Fault.LOCKED,
+    "26000": Fault.STATEMENT_GONE,
+    "42P05": Fault.STATEMENT_GONE,
+    "42501": Fault.FORBIDDEN,
+    "57014": Fault.CUT_OFF,
+    "25006": Fault.READ_ONLY,
+    "53100": Fault.FULL,
+    # A value that the column's type refuses, though the tables of the migrations take it.
+    "22P02": Fault.MISMATCH,
+    "22001": Fault.MISMATCH,
+    # With these the server ends the connection; that it has ended may not be known here yet.
+    **dict.fromkeys(("25P03", "25P04", "57P01", "57P02", "57P03", "57P05"), Fault.LOST),
+}
+_BY_CLASS = {"08": Fault.LOST, "22": Fault.BAD_VALUE, "23": Fault.MISMATCH, "42": Fault.MISMATCH}
+_STALE_PLAN = "cached plan must not change result type"
+
+_BY_NAME = {
+    "SQLITE_CONSTRAINT_PRIMARYKEY": Fault.DUPLICATE,
+    "SQLITE_CONSTRAINT_UNIQUE": Fault.DUPLICATE,
+    "SQLITE_CONSTRAINT_CHECK": Fault.MISMATCH,
+    "SQLITE_CONSTRAINT_FOREIGNKEY": Fault.MISMATCH,
+    "SQLITE_CONSTRAINT_NOTNULL": Fault.MISMATCH,
+    "SQLITE_MISMATCH": Fault.MISMATCH,
+    "SQLITE_INTERRUPT": Fault.CUT_OFF,
+    "SQLITE_BUSY": Fault.LOCKED,
+    "SQLITE_LOCKED": Fault.LOCKED,
+    "SQLITE_NOTADB": Fault.NOT_A_DATABASE,
+    "SQLITE_CORRUPT": Fault.DAMAGED,
+    "SQLITE_READONLY": Fault.READ_ONLY,
+    "SQLITE_FULL": Fault.FULL,
+    "SQLITE_CANTOPEN": Fault.UNAVAILABLE,
+    "SQLITE_IOERR": Fault.UNAVAILABLE,
+}
+# SQLite's words, which are the same in every language: other builds of ``sqlite3``, in the standard one's place, have
+# errors without a name, or with the name of the family alone.
+_NAMES_BY_WORDS = {
+    "UNIQUE constraint failed": "SQLITE_CONSTRAINT_UNIQUE",
+    "CHECK constraint failed": "SQLITE_CONSTRAINT_CHECK",
+    "FOREIGN KEY constraint failed": "SQLITE_CONSTRAINT_FOREIGNKEY",
+    "NOT NULL constraint failed": "SQLITE_CONSTRAINT_NOTNULL",
+    "datatype mismatch": "SQLITE_MISMATCH",
+    "interrupted": "SQLITE_INTERRUPT",
+    "database table is locked": "SQLITE_LOCKED",
+    "database schema is locked": "SQLITE_LOCKED",
+    "database is locked": "SQLITE_BUSY",
+    "file is not a database": "SQLITE_NOTADB",
+    "database disk image is malformed": "SQLITE_CORRUPT",
+    "malformed database schema": "SQLITE_CORRUPT",
+    "attempt to write a readonly database": "SQLITE_READONLY",
+    "database or disk is full": "SQLITE_FULL",
+    "unable to open database file": "SQLITE_CANTOPEN",
+    "disk I/O error": "SQLITE_IOERR",
+}
+# What SQLite has no names for.
+_MISSING = ("no such table", "no such column", "has no column named", "ON CONFLICT clause does not match")
+_NOT_UTF8 = "could not decode to utf-8"
+
+_FILES_OF_A_CONNECTION = 3  # at most: the database, its log and the log's index
+
+# What a server says when waiting will not help. An error of connecting has no SQLSTATE; CockroachDB has the same words.
+_FINAL = (
+    "does not exist",
+    "authentication failed",
+    "no password supplied",
+    "no pg_hba.conf entry",
+    "permission denied",
+    "is not permitted to log in",
+    "invalid ",
+    "bad value for",
+    "definition of service",
+    "does not support SSL",
+    "root certificate",
+)
+# PostgreSQL's words, and PgBouncer's.
+_NO_CONNECTION_LEFT = (
+    "too many clients",
+    "too many connections",
+    "connection slots are reserved",
+    "no more connections",
+)
+
+
+def driver_error(error: BaseException) -> BaseException:
+    """Return the driver's error behind one of Django's."""
+    is_djangos = type(error).__module__ == "django.db.utils"
+    return error.__cause__ if is_djangos and error.__cause__ is not None else error
+
+
+def classify(error: BaseException, *, connected: bool = True) -> Fault:
+    """Return what the error means; ``connected``: whether the driver's connection is still open."""
+    error = driver_error(error)
+    if isinstance(error, sqlite3.Error | sqlite3.Warning):
+        return _classify_sqlite(error)
+    state = _sqlstate(error)
+    if state == "0A000" and _STALE_PLAN in str(error):
+        return Fault.STALE_STATEMENT
+    if not state and _is_a(error, "DataError"):
+        return Fault.UNREADABLE  # psycopg's own, on reading
+    if fault := _BY_STATE.get(state) or _BY_CLASS.get(state[:2]):
+        return fault
+    if not connected:
+        return Fault.LOST
+    return Fault.UNAVAILABLE if _is_a(error, "OperationalError") else Fault.OTHER
+
+
+def _classify_sqlite(error: BaseException) -> Fault:
+    name, words = _sqlite_name(error), str(error)
+    for known, fault in _BY_NAME.items():
+        if name.startswith(known):
+            return fault
+    if _NOT_UTF8 in words.lower():
+        return Fault.UNREADABLE
+    if any(each in words for each in _MISSING):
+        return Fault.MISMATCH
+    return Fault.UNAVAILABLE if isinstance(error, sqlite3.ProgrammingError) else Fault.OTHER
+
+
+def _sqlstate(error: BaseException) -> str:
+    return getattr(error, "sqlstate", None) or ""
+
+
+def _sqlite_name(error: BaseException) -> str:
+    name: str = getattr(error, "sqlite_errorname", None) or ""
+    if name not in ("", "SQLITE_CONSTRAINT"):
+        return name
+    words = str(error)
+    return next((known for beginning, known in _NAMES_BY_WORDS.items() if words.startswith(beginning)), name)
+
+
+def _is_a(error: BaseException, name: str) -> bool:
+    return any(kind.__name__ == name for kind in type(error).__mro__)
+
+
+def said_by_server(error: BaseException) -> bool:
+    """Whether the server itself sent the error, and so has rolled back what it was doing."""
+    return bool(_sqlstate(driver_error(error)))
+
+
+def is_final(error: BaseException) -> bool:
+    """Whether connecting failed for a reason that waiting does not change."""
+    return any(words in str(error) for words in _FINAL)
+
+
+def is_missing_table(error: BaseException, table: str) -> bool:
+    """Whether the error says that the table does not exist."""
+    error = driver_error(error)
+    return _sqlstate(error) == "42P01" or f"no such table: {table}" in str(error)
+
+
+# -- the reason
+
+
+def one_line(error: BaseException, password: object = None) -> str:
+    """Return the driver's words on one line, without the password."""
+    error = driver_error(error)
+    # The server's details quote whole rows; its first line says enough.
+    primary = getattr(getattr(error, "diag", None), "message_primary", None)
+    words = " ".join(str(primary or error).split()).rstrip(".")
+    words = re.sub(r" Is the server running [^?]*\?", "", words)
+    words = words.replace(str(password), "***") if password else words
+    if _sqlite_name(error) == "SQLITE_CANTOPEN" and (cause := _no_descriptor_left()):
+        return f"{words}: {cause}"
+    return words
+
+
+def _no_descriptor_left() -> str:
+    """Return why no file can be opened, if that is so: SQLite has the same words for all causes."""
+    with ExitStack() as opened:
+        try:
+            for _ in range(_FILES_OF_A_CONNECTION):
+                opened.enter_context(open(os.devnull))
+        except OSError as cause:
+            return (cause.strerror or str(cause)).lower()
+    return ""
+
+
+def _brief(error: BaseException) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    # With several addresses libpq has a line for each; the server's own word follows the last "FATAL:".
+    text = next((line.rpartition("FATAL:")[2] for line in lines if "FATAL:" in line), "").strip() or lines[0]
+    text = text.rpartition("failed: ")[2].strip().rstrip(".")
+    return text[:1].lower() + text[1:]
+
+
+# -- the sentence of a call
+
+
+def explain(fault: Fault, place: str, reason: str) -> AgentDbError:
+    """Return the error that a call raises: the place, what it means, the driver's reason, and the next command."""
+    if any(words in reason for words in _NO_CONNECTION_LEFT):
+        reason = (
+            f"{reason}. Each thread that calls keeps a connection: let fewer call, cap them with ?max_connections= in "
+            "the URL, or raise the server's limit"
+        )
+    kind, sentence = _SENTENCES.get(fault, (AgentDbError, "{place} refused the statement: {reason}."))
+    return kind(sentence.format(place=place, reason=reason))
+
+
+_UNAVAILABLE = (DatabaseUnavailableError, "{place} is unavailable: {reason}.")
+_SENTENCES: dict[Fault, tuple[type[AgentDbError], str]] = {
+    Fault.DUPLICATE: (DuplicateKeyError, "The key is taken in {place}: {reason}."),
+    **dict.fromkeys(REFUSED, (ConflictError, "Other writers of {place} were in the way: {reason}.")),
+    Fault.LOCKED: (ConflictError, "Another process holds {place} locked: {reason}."),
+    Fault.MISMATCH: (
+        SchemaMismatchError,
+        "{place} does not have the tables agentdb works on: {reason}. Run 'agentdb verifydb'.",
+    ),
+    Fault.UNREADABLE: (SchemaMismatchError, "{place} holds a value that cannot be read: {reason}."),
+    Fault.LOST: (DatabaseUnavailableError, "{place} dropped the connection: {reason}."),
+    Fault.UNANSWERED: (
+        OutcomeUnknownError,
+        "{place} did not answer before the connection was lost: {reason}. "
+        "The write may be stored or not: read, then decide.",
+    ),
+    **dict.fromkeys(
+        (
+            Fault.FORBIDDEN,
+            Fault.CUT_OFF,
+            Fault.NOT_A_DATABASE,
+            Fault.DAMAGED,
+            Fault.READ_ONLY,
+            Fault.FULL,
+            Fault.UNAVAILABLE,
+        ),
+        _UNAVAILABLE,
+    ),
+}
+
+
+# -- the sentence of a command
+
+
+def describe_failure(connection: BaseDatabaseWrapper, error: BaseException) -> str:
+    """What went wrong and what to do, without a password."""
+    settings = connection.settings_dict
+    if connection.vendor == "sqlite":
+        return describe_sqlite_failure(settings["NAME"], error)
+    reason, fault = _brief(error), classify(error)
+    if fault is Fault.FORBIDDEN:
+        return (
+            f"The role {settings['USER'] or 'used'!r} may not do this in {server_name(settings)}: {reason}. "
+            "Use the role that owns the tables."
+        )
+    if fault is Fault.LOCKED:
+        return (
+            f"The tables in {server_name(settings)} are in use by a transaction that does not end. Stop the programs "
+            "that use them, and try again."
+        )
+    reached = connection.connection is not None and said_by_server(error)
+    if not reached or fault is Fault.LOST or _sqlstate(driver_error(error)).startswith(("28", "3D")):
+        return f"The database {server_name(settings)} cannot be reached: {reason}."
+    return f"The database {server_name(settings)} cannot be used: {reason}."
+
+
+def describe_sqlite_failure(path: object, error: BaseException) -> str:
+    """The same of a SQLite file."""
+    name, reason = str(path), _brief(error)
+    match classify(error):
+        case Fault.LOCKED:
+            return (
+                f"The database file {name!r} is locked by another process. Stop the program that uses it, or wait, "
+                "and try again."
+            )
+        case Fault.NOT_A_DATABASE:
+            return f"{name!r} is not a SQLite database. Check the database URL."
+        case Fault.DAMAGED:
+            return describe_damage(path, reason)
+        case Fault.READ_ONLY:
+            return f"The database file {name!r} is read-only. Allow writing to it and to its folder, and try again."
+        case Fault.FULL:
+            return f"There is no space left on the disk of {name!r}. Make room and try again."
+    return f"The database file {name!r} cannot be used: {reason}."
+
+
+def describe_damage(path: object, reason: str) -> str:
+    """What to say of a SQLite file that is damaged."""
+    return f"The database file {str(path)!r} is damaged: {reason.rstrip('.')}. Restore a backup."
