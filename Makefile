@@ -44,6 +44,7 @@ test-postgres: $(VENV)/.installed-test $(VENV)/.installed-postgres
 lint: $(VENV)/.installed-lint
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/zizmor --quiet --offline --no-progress .github/workflows
 
 types: $(VENV)/.installed-lint $(VENV)/.installed-test
 	$(BIN)/mypy
@@ -54,7 +55,8 @@ types: $(VENV)/.installed-lint $(VENV)/.installed-test
 
 # The switch silences what Material says about itself, which --strict would take for a warning.
 docs: $(VENV)/.installed-docs
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "The site is site/index.html, which a browser opens as a file; site/llms-full.txt is all of it as one text."
 
 bench: $(VENV)/.installed-test $(VENV)/.installed-bench
 	$(BIN)/python -m benchmarks $(ARGS)

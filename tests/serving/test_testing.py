@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,8 @@ from agentdb.testing import MemoryDb
 from tests.helpers.factories import instant, make_session
 from tests.project.test_import import run_python
 from tests.serving.test_inputs import ARGUMENTS, REFUSED, VALID
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_memorydb_has_the_signatures_of_db() -> None:
@@ -91,3 +96,25 @@ def test_the_fixtures_come_with_the_package(agentdb_memory: MemoryDb, agentdb_sq
     for db in (agentdb_memory, agentdb_sqlite):
         assert db.list_sessions() == []
         assert make_session(db) == db.get_session("s1")
+
+
+def test_the_fixtures_work_beside_pytest_django(tmp_path: Path) -> None:
+    """Which refuses every database but its own: a project's tests need not ask for those."""
+    (tmp_path / "test_project.py").write_text(
+        "def test_one(agentdb_sqlite):\n    assert agentdb_sqlite.upsert_agent('a', '/a').version == 1\n"
+    )
+    (tmp_path / "project_settings.py").write_text(
+        "INSTALLED_APPS = ['agentdb']\nUSE_TZ = True\n"
+        "DATABASES = {'default': {'ENGINE': 'django.db.backends.sqlite3', 'NAME': ':memory:'}}\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--ds=project_settings", "test_project.py"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stdout
+    assert "1 passed" in done.stdout
