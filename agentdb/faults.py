@@ -11,6 +11,7 @@ import re
 import sqlite3
 from contextlib import ExitStack
 from enum import Enum, auto
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agentdb.conf import server_name
@@ -212,21 +213,38 @@ def is_missing_table(error: BaseException, table: str) -> bool:
 # -- the reason
 
 
-def one_line(error: BaseException, password: object = None) -> str:
-    """Return the driver's words on one line, without the password."""
+def one_line(error: BaseException, password: object = None, path: object = None) -> str:
+    """Return the driver's words on one line, without the password; ``path`` is a SQLite file's."""
     error = driver_error(error)
     # The server's details quote whole rows; its first line says enough.
     primary = getattr(getattr(error, "diag", None), "message_primary", None)
     words = " ".join(str(primary or error).split()).rstrip(".")
     words = re.sub(r" Is the server running [^?]*\?", "", words)
     words = words.replace(str(password), "***") if password else words
-    if _sqlite_name(error) == "SQLITE_CANTOPEN" and (cause := _no_descriptor_left()):
-        return f"{words}: {cause}"
-    return words
+    return words + _why_not_opened(error, path)
+
+
+def _why_not_opened(error: BaseException, path: object) -> str:
+    """Return ": " and the cause, if SQLite could not open a file: it has the same words for all causes."""
+    if _sqlite_name(error) != "SQLITE_CANTOPEN":
+        return ""
+    cause = _no_descriptor_left() or (_no_place_for(Path(str(path))) if path else "")
+    return f": {cause}" if cause else ""
+
+
+def _no_place_for(path: Path) -> str:
+    folder = path.absolute().parent
+    if path.is_dir():
+        return "it is a folder"
+    if not folder.is_dir():
+        return f"there is no folder {str(folder)!r}"
+    if not os.access(folder, os.W_OK | os.X_OK):
+        return f"the folder {str(folder)!r} cannot be written to"
+    return ""
 
 
 def _no_descriptor_left() -> str:
-    """Return why no file can be opened, if that is so: SQLite has the same words for all causes."""
+    """Return why no file at all can be opened, if that is so."""
     with ExitStack() as opened:
         try:
             for _ in range(_FILES_OF_A_CONNECTION):
@@ -316,7 +334,7 @@ def describe_failure(connection: BaseDatabaseWrapper, error: BaseException) -> s
 
 def describe_sqlite_failure(path: object, error: BaseException) -> str:
     """The same of a SQLite file."""
-    name, reason = str(path), _brief(error)
+    name, reason = str(path), _brief(error) + _why_not_opened(driver_error(error), path)
     match classify(error):
         case Fault.LOCKED:
             return (

@@ -650,7 +650,9 @@ def test_a_folder_is_unavailable(tmp_path: Path) -> None:
     with pytest.raises(DatabaseUnavailableError) as raised:
         agentdb.connect(f"sqlite:///{tmp_path}")
 
-    assert str(raised.value) == f"SQLite database {str(tmp_path)!r} is unavailable: unable to open database file."
+    assert str(raised.value) == (
+        f"SQLite database {str(tmp_path)!r} is unavailable: unable to open database file: it is a folder."
+    )
 
 
 def test_a_folder_that_is_not_there_is_unavailable_with_migrate(tmp_path: Path) -> None:
@@ -659,8 +661,22 @@ def test_a_folder_that_is_not_there_is_unavailable_with_migrate(tmp_path: Path) 
     with pytest.raises(DatabaseUnavailableError) as raised:
         agentdb.connect(f"sqlite:///{path}", migrate=True)
 
-    assert str(raised.value) == f"SQLite database {str(path)!r} is unavailable: unable to open database file."
+    assert str(raised.value) == (
+        f"SQLite database {str(path)!r} is unavailable: unable to open database file: "
+        f"there is no folder {str(path.parent)!r}."
+    )
     assert not path.parent.exists()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write to every folder")
+def test_a_folder_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir(mode=0o500)
+
+    with pytest.raises(DatabaseUnavailableError) as raised:
+        agentdb.connect(f"sqlite:///{folder}/one.sqlite3", migrate=True)
+
+    assert str(raised.value).endswith(f": the folder {str(folder)!r} cannot be written to.")
 
 
 # -- arguments

@@ -174,7 +174,8 @@ class Channel(ABC):
 
     def reason(self, error: BaseException) -> str:
         """Return the driver's words on one line, without the password."""
-        return one_line(error, self.wrapper.settings_dict.get("PASSWORD"))
+        settings = self.wrapper.settings_dict
+        return one_line(error, settings.get("PASSWORD"), settings["NAME"])
 
     def disconnect(self) -> None:
         """Drop the connection, in whatever state it is."""
