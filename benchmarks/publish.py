@@ -1,4 +1,4 @@
-"""A run as the documentation shows it: figures, pictures, and the tables of docs/benchmarks.md."""
+"""A run as it is published: all tables beside the benchmarks, and in the documentation what a reader wants of them."""
 
 from __future__ import annotations
 
@@ -12,17 +12,52 @@ from benchmarks.bars import bars
 from benchmarks.report import PEERS
 
 _BEGIN = "<!-- The rest is written by 'make bench ARGS=--publish'. -->"
+RESULTS = Path(__file__).parent / "results"
 
 
 def publish(results: dict[str, Any], docs: Path) -> None:
-    """Write the run into the documentation folder."""
+    """Write the run into ``benchmarks/results`` and its summary into the documentation folder."""
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "bench.json").write_text(json.dumps(results, separators=(",", ":")) + "\n")
+    title = "# A run in full\n\nWritten by `make bench ARGS=--publish`; docs/benchmarks.md says what is measured.\n\n"
+    (RESULTS / "README.md").write_text(title + _text(_tables(results)))
     (docs / "images").mkdir(parents=True, exist_ok=True)
-    (docs / "bench.json").write_text(json.dumps(results, separators=(",", ":")) + "\n")
     (docs / "images" / "bench-calls.svg").write_text(plots.calls(results))
     (docs / "images" / "bench-scaling.svg").write_text(plots.scaling(results))
     page = docs / "benchmarks.md"
-    prose = page.read_text().partition(_BEGIN)[0] if page.exists() else ""
-    page.write_text(f"{prose}{_BEGIN}\n\n" + "\n".join(_tables(results)).rstrip() + "\n")
+    prose = page.read_text().partition(_BEGIN)[0]
+    page.write_text(f"{prose}{_BEGIN}\n\n" + _text(_summary(results)))
+
+
+def _text(lines: Iterator[str]) -> str:
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _summary(results: dict[str, Any]) -> Iterator[str]:
+    """Each call on both engines: how long it takes, and how often the raw driver and Django fit into that."""
+    machine = results["machine"]
+    yield f"Run of {machine['date']}: {machine['cores']} cores, Python {machine['Python']}, SQLite {machine['SQLite']},"
+    yield f"{machine['server']}, psycopg {machine['psycopg']}, Django {machine['Django']}."
+    yield "*raw ×*: how many times as long as the raw driver takes; *Django ÷*: how many such calls fit into one of Django's."
+    yield ""
+    head = ["call", "SQLite, µs", "raw ×", "Django ÷", "PostgreSQL, µs", "raw ×", "Django ÷"]
+    yield from _table(head, [_row(name, *found) for name, *found in _calls_of_both(results)])
+
+
+def _calls_of_both(results: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
+    for section, engine in (("point-reads", "sqlite"), ("lists", "sqlite"), ("writes", "sqlite FULL")):
+        for name, timings in results[section][engine].items():
+            yield name, timings, results[section]["postgresql"].get(name, {})
+
+
+def _row(name: str, *engines: dict[str, Any]) -> list[str]:
+    cells = [f"`{name}`"]
+    for timings in engines:
+        raw, django = timings.get("raw"), timings.get("django")
+        cells.append(f"{timings['agentdb']['p50']:.0f}" if timings else "–")
+        cells.append(f"{raw['agentdb_ratio']:.2f}" if raw else "–")
+        cells.append(f"{1 / django['agentdb_ratio']:.1f}" if django else "–")
+    return cells
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
