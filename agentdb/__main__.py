@@ -12,9 +12,10 @@ from agentdb.conf import DEFAULT_URL, URL_VARIABLE, database_url, display_url
 from agentdb.errors import AgentDbError, InvalidInputError
 from agentdb.management.output import occupy_closed_descriptors, write_any_character
 from agentdb.serving.host import SETTINGS_VARIABLE, cannot_load, load_settings
+from agentdb.serving.own_apps import APPS_VARIABLE
 
 # The commands of Django that are of use to someone who has a database and no project.
-_DJANGO_COMMANDS = ("check", "dbshell", "inspectdb", "shell", "showmigrations", "sqlmigrate")
+_DJANGO_COMMANDS = ("check", "dbshell", "inspectdb", "makemigrations", "shell", "showmigrations", "sqlmigrate")
 
 _OPTIONS = """
 options of agentdb itself:
@@ -85,12 +86,20 @@ def _take_quiet(arguments: list[str]) -> None:
             arguments.insert(1, "--verbosity=0")  # before an action, which has options of its own
 
 
+def _in_project(arguments: Sequence[str]) -> bool:
+    """Whether the settings are a Django project's."""
+    named = any(argument.partition("=")[0] == "--settings" for argument in arguments)
+    return named or bool(os.environ.get(SETTINGS_VARIABLE))
+
+
 def _configure(url: str | None, arguments: Sequence[str]) -> None:
     settings = os.environ.get(SETTINGS_VARIABLE)
-    if not settings and not any(argument.partition("=")[0] == "--settings" for argument in arguments):
+    if not _in_project(arguments):
         from agentdb.serving.opening import configure
 
-        configure(url)
+        if os.environ.get(APPS_VARIABLE):
+            sys.path.insert(0, os.getcwd())
+        configure("sqlite://:memory:" if arguments[:1] == ["makemigrations"] else url)  # it needs no database
         return
     if url:
         raise InvalidInputError(
@@ -119,6 +128,11 @@ def _run(arguments: Sequence[str]) -> int:
     from django.db import Error, connections
 
     _check_offered(arguments)
+    if arguments[0] == "makemigrations" and not _in_project(arguments):
+        from agentdb.management.own_migrations import Command
+
+        Command().run_from_argv(["agentdb", *arguments])
+        return 0
     if arguments[0] in _LOOKING and not {"-h", "--help"} & set(arguments) and not os.environ.get(SETTINGS_VARIABLE):
         _check_file()
         if arguments[0] in ("inspectdb", "showmigrations") and "--verbosity=0" not in arguments:
@@ -174,7 +188,7 @@ def _not_offered(arguments: Sequence[str]) -> set[str]:
     """The commands of Django that are of no use here, some of which empty the database without a question."""
     from django.core.management import get_commands
 
-    if os.environ.get(SETTINGS_VARIABLE) or any(argument.partition("=")[0] == "--settings" for argument in arguments):
+    if _in_project(arguments):
         return set()  # a project's own commands are its own business
     return {name for name, app in get_commands().items() if app == "django.core" and name not in _DJANGO_COMMANDS}
 

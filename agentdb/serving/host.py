@@ -26,7 +26,7 @@ def load_settings() -> None:
         _ = settings.INSTALLED_APPS
     except Exception as error:
         raise InvalidInputError(
-            f"{SETTINGS_VARIABLE} names {module!r}, which cannot be imported: {_in_one_line(error)}. "
+            f"{SETTINGS_VARIABLE} names {module!r}, which cannot be imported: {in_one_line(error)}. "
             f"Correct it, or unset {SETTINGS_VARIABLE}."
         ) from error
 
@@ -49,7 +49,7 @@ def cannot_load(engine: str, error: BaseException) -> str:
         return "CockroachDB needs one more package. Install agentdb with its extra: 'django-agentdb[cockroachdb]'."
     while error.__context__ is not None:  # Django's own error says only that there was one
         error = error.__context__
-    reason = _in_one_line(error)
+    reason = in_one_line(error)
     if engine == "django.db.backends.postgresql":
         return (
             f"PostgreSQL's driver psycopg cannot be loaded: {reason}. Install it again: "
@@ -61,6 +61,7 @@ def cannot_load(engine: str, error: BaseException) -> str:
     )
 
 
-def _in_one_line(error: BaseException) -> str:
+def in_one_line(error: BaseException) -> str:
+    """Return the error's words on one line, with its class unless that is ``ImportError``."""
     text = " ".join(str(error).split()).removesuffix(".")
     return text if isinstance(error, ImportError) else f"{type(error).__name__}: {text}"

@@ -7,7 +7,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,7 @@ from agentdb.errors import (
 )
 from agentdb.faults import is_final
 from agentdb.keys import KeyHashes
+from agentdb.serving import own_apps
 from agentdb.serving.aio import DEFAULT_MAX_WORKERS, AsyncDb
 
 if TYPE_CHECKING:
@@ -38,14 +39,20 @@ _numbers = itertools.count(1)
 
 
 def connect(
-    url: str | None = None, *, migrate: bool = False, timeout_seconds: float = 30.0, key_secret: str | None = None
+    url: str | None = None,
+    *,
+    migrate: bool = False,
+    timeout_seconds: float = 30.0,
+    key_secret: str | None = None,
+    apps: Sequence[str] | None = None,
 ) -> DjangoDb:
     """Open a database and return a ``Db`` on it.
 
     ``url`` defaults to the environment's ``DATABASE_URL``, then, in a Django project, to its ``default`` database,
     then to the SQLite file ``agentdb.sqlite3`` in the working directory. ``migrate`` brings the schema up to date
     first. A server that is not up yet is tried again for ``timeout_seconds``. With ``key_secret``, else the
-    environment's ``AGENTDB_KEY_SECRET``, API keys are stored as HMAC-SHA256 of that secret.
+    environment's ``AGENTDB_KEY_SECRET``, API keys are stored as HMAC-SHA256 of that secret. ``apps``, else those named
+    in ``AGENTDB_APPS``, are Django apps of your own, whose tables are kept in this database and migrated with it.
 
     Raises ``InvalidInputError`` for a bad URL, ``DatabaseUnavailableError``, ``SchemaOutOfDateError`` where migrations
     are pending, and ``SchemaMismatchError`` where the old server's tables are not adopted yet.
@@ -53,7 +60,11 @@ def connect(
     if not isinstance(timeout_seconds, int | float) or not timeout_seconds >= 0:  # type: ignore[redundant-expr]
         raise InvalidInputError(f"timeout_seconds must be a number from 0 on, not {timeout_seconds!r}.")
     KeyHashes(key_secret)  # refuses what is not a secret before anything is opened
-    alias, owned = _alias(url)
+    names = own_apps.app_names(apps)
+    own_apps.check_migrations(names or ())
+    alias, owned = _alias(url, names)
+    if names is None:
+        names = own_apps.installed_names() if _standalone else []
 
     from django.db import connections
 
@@ -69,6 +80,7 @@ def connect(
         with _bounded_attempts(connection, timeout_seconds):
             _wait(executor, time.monotonic() + timeout_seconds)
         _bring_up_to_date(executor, connection, migrate)
+        _bring_apps_up_to_date(executor, connection, names, migrate)
     except BaseException:
         executor.close()
         raise
@@ -81,6 +93,7 @@ def connect_async(
     migrate: bool = False,
     timeout_seconds: float = 30.0,
     key_secret: str | None = None,
+    apps: Sequence[str] | None = None,
     max_workers: int = DEFAULT_MAX_WORKERS,
 ) -> AsyncDb:
     """Return an ``AsyncDb`` that opens the database, as ``connect()`` does, when it is entered or first used.
@@ -88,7 +101,7 @@ def connect_async(
     Its calls run in up to ``max_workers`` threads, each with a connection of its own.
     """
     return AsyncDb.opening(
-        lambda: connect(url, migrate=migrate, timeout_seconds=timeout_seconds, key_secret=key_secret),
+        lambda: connect(url, migrate=migrate, timeout_seconds=timeout_seconds, key_secret=key_secret, apps=apps),
         max_workers=max_workers,
     )
 
@@ -133,11 +146,11 @@ def configure(url: str | None = None) -> str:
 
     A host's settings are left as they are, and a ``url`` becomes one more alias among them.
     """
-    return _alias(url)[0]
+    return _alias(url, own_apps.app_names(None))[0]
 
 
-def _alias(url: str | None) -> tuple[str, bool]:
-    """Return the alias for the URL, and whether it is ours to close."""
+def _alias(url: str | None, names: Sequence[str] | None) -> tuple[str, bool]:
+    """Return the alias for the URL, and whether it is ours to close; have the apps of these names installed."""
     from django.apps import apps
     from django.conf import settings
     from django.db import DEFAULT_DB_ALIAS
@@ -148,9 +161,10 @@ def _alias(url: str | None) -> tuple[str, bool]:
     with _setup:
         if not settings.configured and host.SETTINGS_VARIABLE not in os.environ:
             database = database_from_url(database_url(url))
+            own_apps.check_apps(names or ())
             settings.configure(
                 DATABASES={DEFAULT_DB_ALIAS: database},
-                INSTALLED_APPS=INSTALLED_APPS,
+                INSTALLED_APPS=[*INSTALLED_APPS, *(names or ())],
                 DEFAULT_AUTO_FIELD="django.db.models.BigAutoField",
                 USE_TZ=True,
                 TIME_ZONE="UTC",
@@ -163,6 +177,7 @@ def _alias(url: str | None) -> tuple[str, bool]:
         if not apps.ready:
             _set_up()
         host.check_set_up()
+        own_apps.check_installed(names or (), in_project=not _standalone)
         if url is None and not os.environ.get(URL_VARIABLE) and not _standalone:
             return DEFAULT_DB_ALIAS, False
         return _add_database(database_url(url)), True
@@ -171,7 +186,14 @@ def _alias(url: str | None) -> tuple[str, bool]:
 def _set_up() -> None:
     import django
 
-    django.setup()
+    from agentdb.serving.host import in_one_line
+
+    try:
+        django.setup()
+    except Exception as error:
+        raise InvalidInputError(
+            f"Django's apps cannot be loaded: {in_one_line(error)}. Correct that, and start the process again."
+        ) from error
 
 
 def _add_database(url: str) -> str:
@@ -271,6 +293,25 @@ def _bring_up_to_date(executor: Executor, connection: BaseDatabaseWrapper, migra
                 migration_record.migration_names()
             )
         raise SchemaOutOfDateError(_out_of_date(executor.describe(), pending, old), pending=pending)
+
+
+def _bring_apps_up_to_date(
+    executor: Executor, connection: BaseDatabaseWrapper, names: Sequence[str], migrate: bool
+) -> None:
+    if not names:
+        return
+    from agentdb.serving.executor import translated
+
+    with translated(executor.threads.channel()):
+        pending = tuple(own_apps.pending_migrations(connection, names))
+        if pending and migrate:
+            own_apps.migrate(connection, names)
+    if pending and not migrate:
+        raise SchemaOutOfDateError(
+            f"{executor.describe()} lacks the migrations {', '.join(pending)}. Run 'agentdb migrate' with "
+            f"{own_apps.APPS_VARIABLE}={','.join(names)}, or pass migrate=True.",
+            pending=pending,
+        )
 
 
 def _out_of_date(place: str, pending: tuple[str, ...], old: bool) -> str:

@@ -99,6 +99,14 @@ def test_the_how_to_guides_show_the_examples_as_they_are() -> None:
         assert (ROOT / "examples" / example).read_text() in text
 
 
+def test_the_page_about_own_tables_shows_the_examples_as_they_are() -> None:
+    for name in (
+        "conversations/models.py", "conversations/store.py", "own_tables.py", "own_tables_async.py",
+        "own_tables_project.py", "project_settings.py",
+    ):  # fmt: skip
+        assert (ROOT / "examples" / name).read_text() in DOCUMENTS["docs/own-tables.md"], name
+
+
 def test_the_page_about_containers_shows_the_example_as_it_is() -> None:
     for name in ("Dockerfile", "compose.yaml"):
         assert (ROOT / "examples/compose" / name).read_text() in DOCUMENTS["docs/containers.md"]

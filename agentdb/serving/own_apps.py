@@ -1,0 +1,134 @@
+"""A program's own Django apps beside agentdb: which they are, what is wrong with them, and their migrations."""
+
+from __future__ import annotations
+
+import os
+import pkgutil
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from agentdb.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from django.apps import AppConfig
+    from django.db.backends.base.base import BaseDatabaseWrapper
+
+APPS_VARIABLE = "AGENTDB_APPS"
+
+
+def app_names(apps: Sequence[str] | None) -> list[str] | None:
+    """Return the names in ``apps``, else those in ``AGENTDB_APPS``; None if neither says anything."""
+    if apps is None:
+        words = os.environ.get(APPS_VARIABLE, "")
+        return [name for word in words.split(",") if (name := word.strip())] or None
+    if not isinstance(apps, list | tuple):
+        raise InvalidInputError(f"apps must be a list of the names of Django apps, not {type(apps).__name__}.")
+    for name in apps:
+        if not isinstance(name, str) or not name.strip():
+            raise InvalidInputError(f"apps must be a list of the names of Django apps; {name!r} is not a name.")
+    return list(apps)
+
+
+def check_apps(names: Sequence[str]) -> None:
+    """Raise ``InvalidInputError`` for a name that is not a Django app's, and for two apps of one label.
+
+    Before Django is configured, because a process can configure it only once.
+    """
+    known = {"agentdb": "agentdb"}
+    for name in names:
+        label = _config(name).label
+        if label in known:
+            raise InvalidInputError(
+                f"The apps {known[label]!r} and {name!r} have the same label, {label!r}. Name each app once, or give "
+                "one of them another label in its AppConfig."
+            )
+        known[label] = name
+
+
+def check_migrations(names: Sequence[str]) -> None:
+    """Raise ``InvalidInputError`` for an app that has models and no migrations: nothing would make its tables."""
+    for name in names:
+        package = _config(name).name
+        if find_spec(f"{package}.models") is not None and not _has_migrations(package):
+            label = _config(name).label
+            raise InvalidInputError(
+                f"The app {name!r} has models and no migrations, so its tables would never be created. Run "
+                f"'{APPS_VARIABLE}={name} agentdb makemigrations {label}' once, and keep the files that it writes."
+            )
+
+
+def check_installed(names: Sequence[str], *, in_project: bool) -> None:
+    """Raise ``InvalidInputError`` for an app that the Django of this process does not have."""
+    from django.apps import apps
+
+    installed = {config.name for config in apps.get_app_configs()}
+    missing = [name for name in names if _config(name).name not in installed]
+    if not missing:
+        return
+    listed = ", ".join(map(repr, missing))
+    if in_project:
+        raise InvalidInputError(
+            f"The INSTALLED_APPS of this Django project lack {listed}. Add what is missing there; apps= and "
+            f"{APPS_VARIABLE} are for programs without a project."
+        )
+    raise InvalidInputError(
+        f"This process has opened a database without {listed} before, and Django loads apps only once. Name all apps "
+        f"in the first connect(), or in {APPS_VARIABLE}."
+    )
+
+
+def installed_names() -> list[str]:
+    """Return the names of all installed apps but agentdb."""
+    from django.apps import apps
+
+    return [config.name for config in apps.get_app_configs() if config.name != "agentdb"]
+
+
+def labels_of(names: Sequence[str]) -> list[str]:
+    """Return what Django's commands call the apps."""
+    return [_config(name).label for name in names]
+
+
+def pending_migrations(connection: BaseDatabaseWrapper, names: Sequence[str]) -> list[str]:
+    """Return what the database lacks of the apps' migrations, in order, as ``label.name``."""
+    from django.db.migrations.executor import MigrationExecutor
+
+    executor = MigrationExecutor(connection)
+    labels = labels_of(names)
+    targets = [leaf for leaf in executor.loader.graph.leaf_nodes() if leaf[0] in labels]
+    plan = executor.migration_plan(targets) if targets else []
+    return [f"{migration.app_label}.{migration.name}" for migration, _ in plan if migration.app_label != "agentdb"]
+
+
+def migrate(connection: BaseDatabaseWrapper, names: Sequence[str]) -> None:
+    """Apply what the database lacks of the apps' migrations; of several processes one does, and the others wait."""
+    from django.core.management import call_command
+
+    from agentdb.schema.migration_lock import migration_lock
+
+    with migration_lock(connection):
+        for label in sorted({migration.partition(".")[0] for migration in pending_migrations(connection, names)}):
+            call_command("migrate", label, database=connection.alias, interactive=False, verbosity=0)
+
+
+def _config(name: str) -> AppConfig:
+    """Return the app's configuration; ``InvalidInputError`` says why there is none."""
+    from django.apps import AppConfig
+
+    from agentdb.serving.host import in_one_line
+
+    try:
+        return AppConfig.create(name)
+    except Exception as error:
+        raise InvalidInputError(
+            f"The app {name!r} cannot be loaded: {in_one_line(error)}. Name a package that is a Django app and that "
+            "Python can import from here."
+        ) from error
+
+
+def _has_migrations(package: str) -> bool:
+    found: Any = find_spec(f"{package}.migrations")
+    return found is not None and any(
+        module.name[0] not in "_~" for module in pkgutil.iter_modules(found.submodule_search_locations)
+    )
