@@ -38,7 +38,7 @@ def _summary(results: dict[str, Any]) -> Iterator[str]:
     machine = results["machine"]
     yield f"Run of {machine['date']}: {machine['cores']} cores, Python {machine['Python']}, SQLite {machine['SQLite']},"
     yield f"{machine['server']}, psycopg {machine['psycopg']}, Django {machine['Django']}."
-    yield "*raw ×*: how many times as long as the raw driver takes; *Django ÷*: how many such calls fit into Django's time."
+    yield "*raw ×*: how many times as long as the raw driver; *Django ÷*: how many such calls fit into Django's time."
     yield ""
     head = ["call", "SQLite, µs", "raw ×", "Django ÷", "PostgreSQL, µs", "raw ×", "Django ÷"]
     yield from _table(head, [_row(name, *found) for name, *found in _calls_of_both(results)])
