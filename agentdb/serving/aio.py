@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from functools import wraps
 from queue import SimpleQueue
 from types import TracebackType
@@ -30,12 +30,25 @@ _VIEW_CLOSED = "The view of a tenant is closed. Make another one with for_tenant
 
 def _in_thread(method: Callable[Concatenate[Db, P], R]) -> Callable[Concatenate[AsyncDb, P], Coroutine[Any, Any, R]]:
     name = method.__name__
+    reads = name.startswith(("get_", "list_", "count_"))
+    first = method.__code__.co_varnames[1] if method.__code__.co_argcount > 1 else ""
+    is_about_ids = first in ("id", "ids", "name", "key_hash")
 
     @wraps(method)
     async def call(self: AsyncDb, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        return await self._run(lambda db: getattr(db, name)(*args, **kwargs))
+        keys = _keys(args[0] if args else kwargs.get(first)) if is_about_ids else ()
+        return await self._run(lambda db: getattr(db, name)(*args, **kwargs), keys=keys, reads=reads)
 
     return call
+
+
+def _keys(ids: object) -> tuple[str, ...]:
+    """Return the ids that a call concerns; none if they are not texts, which the call itself refuses."""
+    if isinstance(ids, str):
+        return (ids,)
+    if isinstance(ids, Sequence):
+        return tuple({id for id in ids if isinstance(id, str)})
+    return ()
 
 
 class AsyncDb:
@@ -66,7 +79,7 @@ class AsyncDb:
         self._workers = Workers(max_workers)
         # Each transaction of a coroutine function has a thread to itself: it waits for calls, and what the function
         # awaits in between may need all of the others.
-        self._transactions = Workers(_MAX_TRANSACTIONS)
+        self._transactions = Workers(_MAX_TRANSACTIONS, worth_a_thread=-1)
         self._opening = threading.Lock()
         self._tries = 0  # how often opening failed
         self._failure: BaseException | None = None
@@ -82,11 +95,14 @@ class AsyncDb:
     ) -> None:
         await self.close()
 
-    async def _run(self, call: Callable[[Db], R], *, apart: bool = False) -> R:
+    async def _run(
+        self, call: Callable[[Db], R], *, apart: bool = False, keys: tuple[str, ...] = (), reads: bool = False
+    ) -> R:
         if self._closed:
             raise DatabaseClosedError(_CLOSED)
         workers = self._transactions if apart else self._workers
-        return await workers.run(lambda: self._call(call))
+        result: R = await workers.start(lambda: self._call(call), keys=keys, reads=reads).future
+        return result
 
     def _call(self, call: Callable[[Db], R]) -> R:
         db = self._db
@@ -187,7 +203,7 @@ class AsyncDb:
         if self._closing is None or self._closing.get_loop() is not asyncio.get_running_loop():
             self._closed = True
             # In a thread apart, since it waits for the others.
-            self._closing = asyncio.ensure_future(Workers(1).run(self._shut_down))
+            self._closing = asyncio.ensure_future(Workers(1).start(self._shut_down).future)
         if not self._closing.done():
             await asyncio.shield(self._closing)  # cancelling this must not leave the connections open
 
@@ -204,11 +220,13 @@ class _TenantView(AsyncDb):
     def __init__(self, whole: AsyncDb, tenant_id: str) -> None:
         self._whole, self._tenant_id, self._closed = whole, tenant_id, False
 
-    async def _run(self, call: Callable[[Db], R], *, apart: bool = False) -> R:
+    async def _run(
+        self, call: Callable[[Db], R], *, apart: bool = False, keys: tuple[str, ...] = (), reads: bool = False
+    ) -> R:
         if self._closed:
             raise DatabaseClosedError(_VIEW_CLOSED)
         tenant_id = self._tenant_id
-        return await self._whole._run(lambda db: call(db.for_tenant(tenant_id)), apart=apart)
+        return await self._whole._run(lambda db: call(db.for_tenant(tenant_id)), apart=apart, keys=keys, reads=reads)
 
     def for_tenant(self, tenant_id: str) -> AsyncDb:
         if self._closed:
@@ -255,7 +273,9 @@ class _TransactionDb(AsyncDb):
         self._calls: SimpleQueue[tuple[Callable[[Db], Any], Future[Any]] | None] = SimpleQueue()
         self._closed = False
 
-    async def _run(self, call: Callable[[Db], R], *, apart: bool = False) -> R:
+    async def _run(
+        self, call: Callable[[Db], R], *, apart: bool = False, keys: tuple[str, ...] = (), reads: bool = False
+    ) -> R:
         import asyncio
         from concurrent.futures import Future
 

@@ -1,106 +1,286 @@
-"""Threads that an event loop hands calls to."""
+"""Threads that an event loop hands calls to: in batches, and in order for each id."""
 
 from __future__ import annotations
 
-import itertools
+import asyncio
+import contextvars
 import os
 import threading
+import time
 import weakref
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from agentdb.errors import AgentDbError
 
-if TYPE_CHECKING:
-    import asyncio
-    import contextvars
-
 R = TypeVar("R")
+Answer = tuple[Any, BaseException | None]
+Wake: TypeAlias = "SimpleQueue[bool]"  # one for each thread: True for work, False for the end
+
+# While calls wait, the answers of the calls before them reach the loop together: after so many, or after this time.
+_MOST_HELD_ANSWERS = 32
+_LOOK_SECONDS = 0.001
+# Threads of one process take turns on the interpreter: for calls that take less than this, which is what waking a
+# thread costs, one thread does more than eight.
+_WORTH_A_THREAD_SECONDS = 0.00025
+_SLOWER_BY_SECONDS = 0.00002
+# Above this share of a processor the interpreter is busy, and one more thread would only be in the way of the others.
+_BUSY = 0.75
 
 
-class _Job(NamedTuple):
-    loop: asyncio.AbstractEventLoop
-    future: asyncio.Future[Any]
-    context: contextvars.Context
-    call: Callable[[], Any]
+class Job:
+    """One call: what to run, where its answer goes, and the ids it concerns."""
+
+    __slots__ = ("call", "context", "future", "held_up", "keys", "outbox", "reads")
+
+    def __init__(
+        self, call: Callable[[], Any], context: contextvars.Context, keys: tuple[str, ...], reads: bool
+    ) -> None:
+        self.call, self.context, self.keys, self.reads = call, context, keys, reads
+        self.held_up = 0  # by earlier calls on so many of its keys
+        self.outbox: Outbox
+        self.future: asyncio.Future[Any]
+
+    def do(self) -> Answer:
+        if self.future.cancelled():
+            return None, None
+        try:
+            return self.context.run(self.call), None
+        except BaseException as raised:
+            return None, raised
+
+
+class _Line:
+    """The calls on one id, in the order in which they were made; reads between two writes go side by side."""
+
+    __slots__ = ("_readers", "_waiting", "_writing")
+
+    def __init__(self) -> None:
+        self._readers, self._writing = 0, False
+        self._waiting: deque[Job] = deque()
+
+    def join(self, job: Job) -> None:
+        if self._waiting or not self._let_in(job):
+            job.held_up += 1
+            self._waiting.append(job)
+
+    def leave(self, job: Job) -> Iterable[Job]:
+        """Yield the calls that no longer wait for an earlier one on this id."""
+        if job.reads:
+            self._readers -= 1
+        else:
+            self._writing = False
+        while self._waiting and self._let_in(self._waiting[0]):
+            released = self._waiting.popleft()
+            released.held_up -= 1
+            yield released
+
+    def is_empty(self) -> bool:
+        return not (self._readers or self._writing)
+
+    def _let_in(self, job: Job) -> bool:
+        if self._writing or (self._readers and not job.reads):
+            return False
+        if job.reads:
+            self._readers += 1
+        else:
+            self._writing = True
+        return True
+
+
+class Outbox:
+    """Answers on their way to one event loop."""
+
+    __slots__ = ("held", "lock", "posted", "timer")
+
+    def __init__(self, lock: threading.Lock) -> None:
+        self.lock = lock
+        self.held: list[tuple[asyncio.Future[Any], Answer]] = []  # the loop has not been told of these
+        self.posted: list[tuple[asyncio.Future[Any], Answer]] = []  # it has been told, and will look
+        self.timer: asyncio.TimerHandle | None = None
+
+    def deliver(self) -> None:
+        """On the loop: give every answer to its future."""
+        with self.lock:
+            answers = self.posted + self.held
+            self.posted, self.held = [], []
+        for future, (result, error) in answers:
+            _settle(future, result, error)
+
+    def must_tell(self) -> bool:
+        """Holding the lock: hold answers back no longer; return whether the loop must be woken for that."""
+        told = bool(self.posted)
+        self.posted += self.held
+        self.held = []
+        return not told
+
+    def tell(self, loop: asyncio.AbstractEventLoop) -> None:
+        with suppress(RuntimeError):  # the loop is closed, and nobody waits any more
+            loop.call_soon_threadsafe(self.deliver)
+
+
+class _Pool:
+    """What the threads share. They hold no ``Workers``, so that one that is dropped lets them go."""
+
+    def __init__(self, max_workers: int, worth_a_thread: float) -> None:
+        self.max_workers, self.worth_a_thread = max_workers, worth_a_thread
+        self.lock = threading.Lock()
+        self.ready: deque[Job] = deque()
+        self.lines: dict[str, _Line] = {}
+        self.threads: dict[threading.Thread, Wake] = {}
+        self.idle: list[Wake] = []  # the one that idles shortest last, since it is woken fastest
+        self.taken = 0  # since the last look, which was at these times: on the clock, and of the processor
+        self.looked = (0.0, 0.0)
+        # The time of the fastest of the latest reads, and of other calls: what the engine takes, without other threads.
+        self.fastest = {True: 0.0, False: 0.0}
+
+    def submit(self, job: Job) -> None:
+        with self.lock:
+            for key in job.keys:
+                line = self.lines.get(key)
+                if line is None:
+                    line = self.lines[key] = _Line()
+                line.join(job)
+            if job.held_up:
+                return
+            self.ready.append(job)
+            alone = len(self.idle) == len(self.threads) or self.fastest[job.reads] > self.worth_a_thread
+            if not (alone and self._add_worker()) and job.outbox.timer is None:
+                self._arm(job.outbox, job.future.get_loop())
+                self.taken, self.looked = 1, (0.0, 0.0)
+
+    def finish(self, job: Job, answer: Answer, seconds: float, wake: Wake) -> Job | None:
+        """Note the answer of a call, and return the next one to run; None if none is ready."""
+        outbox = job.outbox
+        with self.lock:
+            self.fastest[job.reads] = min(seconds, self.fastest[job.reads] + _SLOWER_BY_SECONDS)
+            for key in job.keys:
+                line = self.lines[key]
+                self.ready.extend(released for released in line.leave(job) if not released.held_up)
+                if line.is_empty():
+                    del self.lines[key]
+            outbox.held.append((job.future, answer))
+            following = self._take(wake)
+            may_hold = self.ready and outbox.timer is not None and len(outbox.held) < _MOST_HELD_ANSWERS
+            must_tell = not may_hold and outbox.must_tell()
+        if must_tell:
+            outbox.tell(job.future.get_loop())
+        return following
+
+    def begin(self, wake: Wake) -> Job | None:
+        with self.lock:
+            return self._take(wake)
+
+    def answer(self, outbox: Outbox, future: asyncio.Future[Any], answer: Answer) -> None:
+        """Deliver an answer of a job that goes on."""
+        with self.lock:
+            outbox.held.append((future, answer))
+            must_tell = outbox.must_tell()
+        if must_tell:
+            outbox.tell(future.get_loop())
+
+    def dismiss(self) -> None:
+        for wake in self.threads.values():
+            wake.put(False)
+
+    def _take(self, wake: Wake) -> Job | None:
+        if not self.ready:
+            self.idle.append(wake)
+            return None
+        self.taken += 1
+        return self.ready.popleft()
+
+    def _add_worker(self) -> bool:
+        if self.idle:
+            self.idle.pop().put(True)
+            return True
+        if len(self.threads) < self.max_workers:
+            name = f"agentdb-{len(self.threads)}"
+            wake: Wake = SimpleQueue()
+            wake.put(True)
+            thread = threading.Thread(target=_work, args=(self, wake), name=name, daemon=True)
+            self.threads[thread] = wake
+            thread.start()
+            return True
+        return False
+
+    def _arm(self, outbox: Outbox, loop: asyncio.AbstractEventLoop) -> None:
+        outbox.timer = loop.call_later(_LOOK_SECONDS, self._look, outbox, loop)
+
+    def _look(self, outbox: Outbox, loop: asyncio.AbstractEventLoop) -> None:
+        """On the loop, while calls wait: deliver what is held back, and add a thread if that makes them faster."""
+        now, used = time.perf_counter(), time.process_time()
+        with self.lock:
+            outbox.timer = None
+            if self.ready:
+                before, used_before = self.looked
+                is_stuck = not self.taken
+                if is_stuck or (before and used - used_before < _BUSY * (now - before)):
+                    self._add_worker()
+                self.taken, self.looked = 0, (now, used)
+                self._arm(outbox, loop)
+        outbox.deliver()
 
 
 class Workers:
     """Up to ``max_workers`` threads, started as calls come in.
 
-    ``ThreadPoolExecutor`` does the same by way of a second future and two locks, at twice the time: about 50 µs more
-    for each call.
+    A wake-up costs more than a read: of a thread by the loop, and of the loop by a thread. So a thread goes on with
+    what waits, and the answers reach the loop together. Calls get a thread each if the engine takes longer than
+    ``worth_a_thread`` seconds to answer, as over a network.
     """
 
-    def __init__(self, max_workers: int) -> None:
-        self._max_workers = max_workers
-        self._start_anew()
+    def __init__(self, max_workers: int, *, worth_a_thread: float = _WORTH_A_THREAD_SECONDS) -> None:
+        self._arguments = max_workers, worth_a_thread
+        self.start_anew()
         _all.add(self)
 
-    def _start_anew(self) -> None:
-        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
-        self._threads: list[threading.Thread] = []
-        self._begun = itertools.count(1)
-        self._done = [0]
-        self._counting = threading.Lock()
+    def start_anew(self) -> None:
+        """Know no thread; after a fork the threads are the parent's."""
+        self.pool = _Pool(*self._arguments)
+        self._outboxes: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Outbox] = weakref.WeakKeyDictionary()
         # Whoever drops this without stop() must not keep the threads waiting for ever.
-        self._finalizer = weakref.finalize(self, _dismiss, self._jobs, self._threads)
+        self._finalizer = weakref.finalize(self, self.pool.dismiss)
 
-    async def run(self, call: Callable[[], R]) -> R:
-        """Run the call in one of the threads, in a copy of the caller's context, and return its result.
+    def start(self, call: Callable[[], Any], *, keys: tuple[str, ...] = (), reads: bool = False) -> Job:
+        """Let one of the threads run the call, in a copy of the caller's context; the job's ``future`` gets its result.
 
+        Calls with a key in common run in the order in which they were started; those that only read, side by side.
         Cancelled before a thread has begun, the call is never run; after that it runs to its end, and nobody is told.
         """
-        import asyncio
-        import contextvars
-
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError as error:
             raise AgentDbError(
                 "AsyncDb needs a running asyncio event loop; trio is not supported. Use a DjangoDb in a thread there."
             ) from error
-        future: asyncio.Future[R] = loop.create_future()
-        # A call that was cancelled keeps its thread busy until it ends, so threads count what has ended.
-        under_way = next(self._begun) - self._done[0]
-        if len(self._threads) < min(under_way, self._max_workers):
-            self._start_thread()
-        self._jobs.put(_Job(loop, future, contextvars.copy_context(), call))
-        return await future
+        job = Job(call, contextvars.copy_context(), keys, reads)
+        job.future = loop.create_future()
+        outbox = self._outboxes.get(loop)
+        if outbox is None:
+            outbox = self._outboxes[loop] = Outbox(self.pool.lock)
+        job.outbox = outbox
+        self.pool.submit(job)
+        return job
 
     def stop(self) -> None:
         """Let the calls under way end, then the threads."""
         self._finalizer()
-        for thread in self._threads:
+        for thread in self.pool.threads:
             thread.join()
 
-    def _start_thread(self) -> None:
-        name = f"agentdb-{len(self._threads)}"
-        thread = threading.Thread(target=_work, args=(self._jobs, self._done, self._counting), name=name, daemon=True)
-        self._threads.append(thread)
-        thread.start()
 
-
-def _work(jobs: SimpleQueue[_Job | None], done: list[int], counting: threading.Lock) -> None:
-    while (job := jobs.get()) is not None:
-        result, error = None, None
-        if not job.future.cancelled():
-            result, error = _do(job)
-        with counting:
-            done[0] += 1
-        with suppress(RuntimeError):  # the loop has ended, and nobody waits any more
-            job.loop.call_soon_threadsafe(_settle, job.future, result, error)
-        del result, error
-        del job  # else the thread would keep the caller's objects until its next job
-
-
-def _do(job: _Job) -> tuple[Any, BaseException | None]:
-    try:
-        return job.context.run(job.call), None
-    except BaseException as raised:
-        return None, raised
+def _work(pool: _Pool, wake: Wake) -> None:
+    while wake.get():
+        job = pool.begin(wake)
+        while job is not None:
+            began = time.perf_counter()
+            answer = job.do()
+            job = pool.finish(job, answer, time.perf_counter() - began, wake)
+            del answer  # else an idle thread would keep the caller's objects
 
 
 def _settle(future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
@@ -114,18 +294,12 @@ def _settle(future: asyncio.Future[Any], result: Any, error: BaseException | Non
         future.set_exception(error)
 
 
-def _dismiss(jobs: SimpleQueue[_Job | None], threads: list[threading.Thread]) -> None:
-    for _ in threads:
-        jobs.put(None)
-
-
 _all: weakref.WeakSet[Workers] = weakref.WeakSet()
 
 
 def _start_anew_in_child() -> None:
-    """After a fork the threads are the parent's; the child's first call starts others."""
     for workers in list(_all):
-        workers._start_anew()
+        workers.start_anew()
 
 
 if hasattr(os, "register_at_fork"):
