@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 _TOKEN = re.compile(
     r"""
@@ -164,32 +164,43 @@ def _render(tokens: Sequence[Token]) -> list[str]:
     pieces: list[str] = []
     position = 0
     while position < len(tokens):
-        token = tokens[position]
-        if token.text == "(":
-            closing = matching(tokens, position)
-            inner = tokens[position + 1 : closing]
-            called = bool(position) and tokens[position - 1].kind in ("word", "name")
-            called = called and tokens[position - 1].word not in _KEYWORDS - {"EXISTS"}
-            is_list = called or (bool(position) and tokens[position - 1].word == "IN")
-            rendered = [_joined(_render(item)) for item in split(inner)]
-            if called:
-                pieces[-1] += f"({', '.join(rendered)})"
-            elif is_list or len(rendered) != 1:
-                pieces.append(f"({', '.join(rendered)})")
-            elif len(tokens) == closing - position + 1 or len(_render(inner)) == 1:
-                pieces.append(rendered[0])  # the whole expression, or a single thing
-            else:
-                pieces.append(f"({rendered[0]})")
-            position = closing + 1
+        if tokens[position].text != "(":
+            pieces.append(_spelt(tokens[position]))
+            position += 1
             continue
-        if token.kind == "word":
-            pieces.append(token.word if token.word in _KEYWORDS else token.text.lower())
-        elif token.kind == "name":
-            pieces.append(quoted(token.identifier))
+        closing = matching(tokens, position)
+        inner = tokens[position + 1 : closing]
+        before = tokens[position - 1] if position else None
+        if before is not None and _is_called(before):
+            pieces[-1] += f"({', '.join(_items(inner))})"
         else:
-            pieces.append(token.text)
-        position += 1
+            is_whole = len(tokens) == closing - position + 1
+            pieces.append(_parenthesis(inner, is_whole, is_list=before is not None and before.word == "IN"))
+        position = closing + 1
     return pieces
+
+
+def _is_called(token: Token) -> bool:
+    return token.kind in ("word", "name") and token.word not in _KEYWORDS - {"EXISTS"}
+
+
+def _items(inner: Sequence[Token]) -> list[str]:
+    return [_joined(_render(item)) for item in split(inner)]
+
+
+def _parenthesis(inner: Sequence[Token], is_whole: bool, *, is_list: bool) -> str:
+    rendered = _items(inner)
+    if is_list or len(rendered) != 1:
+        return f"({', '.join(rendered)})"
+    if is_whole or len(_render(inner)) == 1:
+        return rendered[0]  # the whole expression, or a single thing
+    return f"({rendered[0]})"
+
+
+def _spelt(token: Token) -> str:
+    if token.kind == "word":
+        return token.word if token.word in _KEYWORDS else token.text.lower()
+    return quoted(token.identifier) if token.kind == "name" else token.text
 
 
 @dataclass(frozen=True)
@@ -255,30 +266,31 @@ def parse_create_index(sql: str, *, fold_names: bool = False) -> IndexText:
 
 
 def _key(tokens: list[Token], fold_names: bool) -> KeyText:
-    nulls = operator_class = collation = None
-    descending = False
+    nulls = None
     if len(tokens) > 2 and tokens[-2].word == "NULLS":
         nulls = tokens[-1].text.lower()
         tokens = tokens[:-2]
-    if len(tokens) > 1 and tokens[-1].word in ("ASC", "DESC"):
-        descending = tokens[-1].word == "DESC"
+    direction = tokens[-1].word if len(tokens) > 1 else ""
+    if direction in ("ASC", "DESC"):
         tokens = tokens[:-1]
     tokens, collation = _without_collation(tokens)
-    # Whatever follows a column or a closing parenthesis without an operator between is PostgreSQL's operator class.
-    if (
-        collation is None
-        and len(tokens) > 1
-        and tokens[-1].kind in ("word", "name")
-        and (tokens[-2].text == ")" or tokens[-2].kind in ("word", "name"))
-        and tokens[-1].word not in _KEYWORDS
-        and tokens[-2].word not in _KEYWORDS
-    ):
+    operator_class = None
+    if collation is None and _ends_with_operator_class(tokens):
         operator_class = tokens[-1].identifier
         tokens, collation = _without_collation(tokens[:-1])
     while tokens and tokens[0].text == "(" and matching(tokens, 0) == len(tokens) - 1:
         tokens, inner = _without_collation(tokens[1:-1])
         collation = collation or inner
-    return KeyText(canonical(tokens, fold_names=fold_names), collation, operator_class, descending, nulls)
+    return KeyText(canonical(tokens, fold_names=fold_names), collation, operator_class, direction == "DESC", nulls)
+
+
+def _ends_with_operator_class(tokens: Sequence[Token]) -> bool:
+    """Whether a name follows a column or a closing parenthesis without an operator between: PostgreSQL's class."""
+    if len(tokens) < 2 or tokens[-1].kind not in ("word", "name"):
+        return False
+    before, last = tokens[-2], tokens[-1]
+    is_operand = before.text == ")" or before.kind in ("word", "name")
+    return is_operand and not {before.word, last.word} & _KEYWORDS
 
 
 def _without_collation(tokens: list[Token]) -> tuple[list[Token], str | None]:
@@ -353,11 +365,11 @@ def parse_create_table(sql: str) -> TableText:
         if not item:
             continue
         if item[0].word in _TABLE_CONSTRAINTS:
-            _read_constraints(item, 0, None, table)
+            _Constraints(item, 0, None, table).read()
         else:
             column = ColumnText(item[0].identifier, item[0].start, item[-1].end)
             table.columns.append(column)
-            _read_constraints(item, 1, column, table)
+            _Constraints(item, 1, column, table).read()
     table.options = tuple(
         sorted(" ".join(token.text.lower() for token in item) for item in split(tokens[closing + 1 :]) if item)
     )
@@ -368,77 +380,153 @@ def _names(tokens: Sequence[Token]) -> tuple[str, ...]:
     return tuple(item[0].identifier for item in split(tokens) if item)
 
 
-def _read_constraints(tokens: Sequence[Token], position: int, column: ColumnText | None, table: TableText) -> None:
-    """Read the constraints of one column, or of the table where ``column`` is None (there may follow several)."""
-    name: str | None = None
-    own: tuple[str, ...] = (column.name,) if column else ()
+@dataclass
+class _Constraints:
+    """Reads the constraints of one column, or of the table if ``column`` is None (several may follow each other)."""
 
-    def group(after: int) -> tuple[Sequence[Token], int]:
-        """The tokens of the parenthesis that opens at ``after``, and the position behind it."""
-        if after < len(tokens) and tokens[after].text == "(":
-            end = matching(tokens, after)
-            return tokens[after + 1 : end], end + 1
-        return (), after
+    tokens: Sequence[Token]
+    position: int
+    column: ColumnText | None
+    table: TableText
+    name: str | None = None  # what CONSTRAINT called the next one
 
-    def conflict_clause(after: int) -> tuple[str | None, int]:
-        """What ``ON CONFLICT`` at ``after`` says, unless it is the usual, and the position behind it."""
-        if after + 2 < len(tokens) and tokens[after + 1].word == "CONFLICT":
-            return {"abort": None}.get(action := tokens[after + 2].text.lower(), action), after + 3
-        return None, after
+    def read(self) -> None:
+        while self.position < len(self.tokens):
+            reader = self._readers.get(self._word())
+            if reader is None:
+                self.position += 1  # the type, AUTOINCREMENT, STORED …
+            else:
+                reader(self)
+            if reader is not _Constraints._constraint:
+                self.name = None
 
-    while position < len(tokens):
-        word = tokens[position].word
-        following = tokens[position + 1].word if position + 1 < len(tokens) else ""
-        if word == "CONSTRAINT" and position + 1 < len(tokens):
-            name = tokens[position + 1].identifier
-            position += 2
-            continue
-        if word in ("PRIMARY", "UNIQUE"):
-            listed, position = group(position + (2 if word == "PRIMARY" else 1))
-            if position < len(tokens) and tokens[position].word in ("ASC", "DESC"):
-                position += 1
-            conflict, position = conflict_clause(position)
-            kind: Literal["primary key", "unique"] = "primary key" if word == "PRIMARY" else "unique"
-            table.constraints.append(ConstraintText(kind, name, _names(listed) or own, conflict=conflict))
-        elif word == "CHECK":
-            inner, position = group(position + 1)
-            table.constraints.append(ConstraintText("check", name, own, expression=canonical(inner, fold_names=True)))
-        elif word == "FOREIGN" or word == "REFERENCES":
-            columns = own
-            if word == "FOREIGN":
-                listed, position = group(position + 2)
-                columns = _names(listed)
-            target = tokens[position + 1].identifier if position + 1 < len(tokens) else ""
-            listed, position = group(position + 2)
-            table.constraints.append(
-                ConstraintText("foreign key", name, columns, target_table=target, target_columns=_names(listed))
+    def _word(self, ahead: int = 0) -> str:
+        token = self._token(ahead)
+        return token.word if token else ""
+
+    def _token(self, ahead: int = 0) -> Token | None:
+        place = self.position + ahead
+        return self.tokens[place] if place < len(self.tokens) else None
+
+    def _identifier(self, ahead: int) -> str:
+        token = self._token(ahead)
+        return token.identifier if token else ""
+
+    def _group(self) -> Sequence[Token]:
+        """Take the parenthesis that opens here, and return what is in it; nothing if none opens."""
+        start = self.position
+        token = self._token()
+        if token is None or token.text != "(":
+            return ()
+        end = matching(self.tokens, start)
+        self.position = end + 1
+        return self.tokens[start + 1 : end]
+
+    def _own(self) -> tuple[str, ...]:
+        return (self.column.name,) if self.column else ()
+
+    def _conflict(self) -> str | None:
+        """Take an ``ON CONFLICT`` clause, and return its action unless that is the usual one."""
+        if self._word() != "ON" or self._word(1) != "CONFLICT" or self._token(2) is None:
+            return None
+        action = self._identifier(2).lower()
+        self.position += 3
+        return None if action == "abort" else action
+
+    def _constraint(self) -> None:
+        self.name = self._identifier(1)
+        self.position += 2
+
+    def _key(self) -> None:
+        kind: Literal["primary key", "unique"] = "unique"
+        self.position += 1
+        if self._word() == "KEY":
+            kind = "primary key"
+            self.position += 1
+        columns = _names(self._group()) or self._own()
+        if self._word() in ("ASC", "DESC"):
+            self.position += 1
+        self.table.constraints.append(ConstraintText(kind, self.name, columns, conflict=self._conflict()))
+
+    def _check(self) -> None:
+        self.position += 1
+        expression = canonical(self._group(), fold_names=True)
+        self.table.constraints.append(ConstraintText("check", self.name, self._own(), expression=expression))
+
+    def _foreign_key(self) -> None:
+        self.position += 2
+        self._references(_names(self._group()))
+
+    def _references(self, columns: tuple[str, ...] | None = None) -> None:
+        target = self._identifier(1)
+        self.position += 2
+        target_columns = _names(self._group())
+        self.table.constraints.append(
+            ConstraintText(
+                "foreign key",
+                self.name,
+                self._own() if columns is None else columns,
+                target_table=target,
+                target_columns=target_columns,
             )
-            while position < len(tokens) and tokens[position].word in ("ON", "MATCH", "NOT", "DEFERRABLE", "INITIALLY"):
-                step = tokens[position].word
-                if step == "NOT" and tokens[position + 1 : position + 2] and tokens[position + 1].word == "NULL":
-                    break
-                if step == "ON":  # ON DELETE SET NULL, ON UPDATE NO ACTION, ON DELETE CASCADE
-                    action = tokens[position + 2].word if position + 2 < len(tokens) else ""
-                    position += 4 if action in ("SET", "NO") else 3
-                else:
-                    position += 1 if step in ("NOT", "DEFERRABLE") else 2
-        elif word == "DEFAULT":
-            _, after = group(position + 1)
-            signed = position + 1 < len(tokens) and tokens[position + 1].text in ("+", "-")
-            position = after if after > position + 1 else position + (3 if signed else 2)
-        elif word == "COLLATE" and position + 1 < len(tokens):
-            if column:
-                column.collation = tokens[position + 1].identifier
-            position += 2
-        elif word == "AS" or (word == "GENERATED" and following == "ALWAYS"):
-            inner, position = group(position + (1 if word == "AS" else 3))
-            if column:
-                column.generated = canonical(inner)
-        elif word == "NOT" and following == "NULL":
-            conflict, position = conflict_clause(position + 2)
-            if column:
-                column.conflict = conflict
-        else:
-            position += 1  # the type, AUTOINCREMENT, STORED …
-            continue
-        name = None
+        )
+        while (length := self._length_of_action()) > 0:
+            self.position += length
+
+    def _length_of_action(self) -> int:
+        """How many tokens the next clause of a foreign key has; 0 if it has no more."""
+        match self._word(), self._word(1), self._word(2):
+            case "NOT", "NULL", _:
+                return 0  # the column's
+            case "ON", _, "SET" | "NO":
+                return 4  # ON DELETE SET NULL, ON UPDATE NO ACTION
+            case "ON", _, _:
+                return 3
+            case "NOT" | "DEFERRABLE", _, _:
+                return 1
+            case "MATCH" | "INITIALLY", _, _:
+                return 2
+        return 0
+
+    def _default(self) -> None:
+        self.position += 1
+        if self._group():
+            return
+        token = self._token()
+        self.position += 2 if token is not None and token.text in ("+", "-") else 1
+
+    def _collation(self) -> None:
+        if self.column:
+            self.column.collation = self._identifier(1)
+        self.position += 2
+
+    def _generated(self) -> None:
+        if self._word() == "GENERATED":
+            self.position += 2  # to the AS behind ALWAYS
+        self.position += 1
+        expression = canonical(self._group())
+        if self.column:
+            self.column.generated = expression
+
+    def _not_null(self) -> None:
+        if self._word(1) != "NULL":
+            self.position += 1
+            return
+        self.position += 2
+        conflict = self._conflict()
+        if self.column:
+            self.column.conflict = conflict
+
+    _readers: ClassVar[Mapping[str, Callable[[_Constraints], None]]] = {
+        "CONSTRAINT": _constraint,
+        "PRIMARY": _key,
+        "UNIQUE": _key,
+        "CHECK": _check,
+        "FOREIGN": _foreign_key,
+        "REFERENCES": _references,
+        "DEFAULT": _default,
+        "COLLATE": _collation,
+        "GENERATED": _generated,
+        "AS": _generated,
+        "NOT": _not_null,
+    }
