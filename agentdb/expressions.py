@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.models import DateTimeField, Func, Subquery, TextField, Value
+from django.db.models import BooleanField, DateTimeField, F, Func, QuerySet, Subquery, TextField, Value
 from django.db.models.functions import Now
 from django.db.models.sql.compiler import SQLCompiler
 
@@ -42,6 +42,20 @@ class ServerNow(Now):
         return compiler.compile(Value(self.here, output_field=DateTimeField()))
 
     as_cockroachdb = Now.as_postgresql
+
+
+class ServerAgo(ServerNow):
+    """A length of time before the present by the server's clock; SQLite is given ``here``."""
+
+    def __init__(self, here: datetime, length: timedelta) -> None:
+        super().__init__(here)
+        self.length = length
+
+    def as_postgresql(self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **extra: Any) -> Any:
+        sql, params = super().as_postgresql(compiler, connection, **extra)
+        return f"({sql} - %s::interval)", (*params, self.length)
+
+    as_cockroachdb = as_postgresql
 
 
 class ServerPast(ServerNow):
@@ -100,15 +114,41 @@ class SkipLocked(Subquery):
         return super().as_sql(compiler, connection, template=template, **extra)
 
 
-class TextsOfJson(Func):
-    """The texts of a JSON array, as the rows of a subquery: a list of any length in one parameter."""
+class OneOfRows(Func):
+    """Whether a column is one of a subquery's values, looked up in the column's index.
 
-    template = "(SELECT jsonb_array_elements_text(%(expressions)s::jsonb))"
-    arity = 1
-    output_field = TextField()
+    PostgreSQL makes an array of the values first. It looks them up in the index's order, so that statements that lock
+    the same rows do not wait for each other in a circle; and it never reads the whole table instead, as it may for
+    ``IN (SELECT …)`` before the first ANALYZE.
+    """
 
-    def __init__(self, array: str) -> None:
-        super().__init__(Value(array, output_field=TextField()))
+    template = "%(expressions)s)"
+    arg_joiner = " = ANY(ARRAY"
+    output_field = BooleanField()
+
+    def __init__(self, column: str, values: QuerySet[Any]) -> None:
+        super().__init__(F(column), Subquery(values))
 
     def as_sqlite(self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **extra: Any) -> Any:
-        return self.as_sql(compiler, connection, template="(SELECT value FROM json_each(%(expressions)s))", **extra)
+        return self.as_sql(compiler, connection, template="%(expressions)s", arg_joiner=" IN ", **extra)
+
+    as_cockroachdb = as_sqlite
+
+
+class OneOfTexts(Func):
+    """The same for the texts of a JSON array: a list of any length in one parameter."""
+
+    template = "%(expressions)s::jsonb)))"
+    arg_joiner = " = ANY(ARRAY(SELECT jsonb_array_elements_text("
+    output_field = BooleanField()
+
+    def __init__(self, column: str, array: str) -> None:
+        super().__init__(F(column), Value(array, output_field=TextField()))
+
+    def as_sqlite(self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **extra: Any) -> Any:
+        joiner = " IN (SELECT value FROM json_each("
+        return self.as_sql(compiler, connection, template="%(expressions)s))", arg_joiner=joiner, **extra)
+
+    def as_cockroachdb(self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **extra: Any) -> Any:
+        joiner = " IN (SELECT jsonb_array_elements_text("
+        return self.as_sql(compiler, connection, template="%(expressions)s::jsonb))", arg_joiner=joiner, **extra)

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
-from datetime import UTC, datetime
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Generator, Mapping
+from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 from agentdb.errors import InvalidInputError
-from agentdb.interface import SandboxState, SessionRecord, SessionStatus
+from agentdb.interface import SandboxRecord, SandboxState, SessionRecord, SessionStatus
 
 # A PostgreSQL index entry holds about 2,700 bytes, and an index here has up to four identifiers.
 MAX_IDENTIFIER_BYTES = 512
+
+# One statement of so many heartbeats takes a server about a second, and keeps these rows locked for as long.
+MAX_IDS = 10_000
+
+# So long before today is a time that every engine and Python itself can hold.
+MAX_SILENCE = timedelta(days=36_500)
 
 R = TypeVar("R")
 
@@ -55,12 +61,43 @@ def check_tenant(tenant_id: str, value: str) -> None:
         raise InvalidInputError(f"This view is of the tenant {tenant_id!r}; {value!r} is another.")
 
 
+def identifiers(what: str, value: object) -> list[str]:
+    """Return the different ids of a collection, in the order given."""
+    return list(dict.fromkeys(identifier(what, each) for each in _collection("ids", value, MAX_IDS)))
+
+
 def session_status(value: object) -> str:
     return _known("Session status", value, _STATUSES)
 
 
+def session_statuses(what: str, value: object) -> list[str]:
+    """Return the different statuses of one or of a collection."""
+    return _one_or_several(what, value, session_status)
+
+
 def sandbox_state(value: object) -> str:
     return _known("Sandbox state", value, _STATES)
+
+
+def sandbox_states(what: str, value: object) -> list[str]:
+    """Return the different states of one or of a collection."""
+    return _one_or_several(what, value, sandbox_state)
+
+
+def _one_or_several(what: str, value: object, check: Callable[[object], str]) -> list[str]:
+    if isinstance(value, str):
+        return [check(value)]
+    return list(dict.fromkeys(check(each) for each in _collection(what, value, 100)))
+
+
+def _collection(what: str, value: object, most: int) -> Collection[object]:
+    if isinstance(value, str | bytes | Mapping) or not isinstance(value, Collection):
+        raise InvalidInputError(f"{what} must be a collection of strings, not {type(value).__name__}.")
+    if not value:
+        raise InvalidInputError(f"{what} must not be empty.")
+    if len(value) > most:
+        raise InvalidInputError(f"{what} has {len(value)} items; the limit is {most}.")
+    return value
 
 
 def aware_instant(what: str, value: object) -> datetime:
@@ -84,12 +121,29 @@ def page_limit(value: object) -> int:
     return value
 
 
-def page_record(value: object) -> SessionRecord:
-    if not isinstance(value, SessionRecord):
-        raise InvalidInputError(f"before must be a SessionRecord of the page before, not {type(value).__name__}.")
-    aware_instant("created_at of before", value.created_at)
-    identifier("Session id of before", value.id)
+def silence(value: object) -> timedelta:
+    """Return ``silent_for`` if it is a length of time that every engine can subtract from the present."""
+    if not isinstance(value, timedelta):
+        raise InvalidInputError(f"silent_for must be a timedelta, not {type(value).__name__}.")
+    if not timedelta(0) <= value <= MAX_SILENCE:
+        raise InvalidInputError(f"silent_for must be from 0 to {MAX_SILENCE.days} days, not {value}.")
     return value
+
+
+def page_position(value: object, record: type[SessionRecord | SandboxRecord]) -> tuple[datetime, str]:
+    """Return instant and id of ``before``: of a record, or of what its ``cursor`` said."""
+    if isinstance(value, record):
+        return aware_instant("The instant of before", value.created_at), identifier("The id of before", value.id)
+    if not isinstance(value, str):
+        raise InvalidInputError(
+            f"before must be a {record.__name__} of the page before, or its cursor, not {type(value).__name__}."
+        )
+    instant, _, id = value.partition(",")
+    try:
+        created_at = datetime.fromisoformat(instant)
+    except ValueError:
+        raise InvalidInputError(f"before {value!r} is not the cursor of a {record.__name__}.") from None
+    return aware_instant("The instant of before", created_at), identifier("The id of before", id)
 
 
 def _known(what: str, value: object, known: dict[str, str]) -> str:

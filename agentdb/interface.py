@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from types import EllipsisType
 from typing import Literal, Protocol, TypeAlias, TypeVar
 
 R = TypeVar("R")
@@ -36,6 +37,11 @@ SessionStatusInput: TypeAlias = SessionStatus | Literal["starting", "active", "p
 SandboxStateInput: TypeAlias = SandboxState | Literal["cold", "warming", "warm", "waiting", "running"]
 
 
+def _cursor(created_at: datetime, id: str) -> str:
+    instant = created_at.astimezone(UTC).replace(tzinfo=None)
+    return f"{instant.isoformat(timespec='microseconds')}Z,{id}"  # "+00:00" would be a blank in a careless query string
+
+
 @dataclass(frozen=True, slots=True)
 class AgentRecord:
     id: str
@@ -60,6 +66,11 @@ class SessionRecord:
     created_at: datetime
     last_active_at: datetime
 
+    @property
+    def cursor(self) -> str:
+        """What a client can carry instead of the record, for ``before=``: the instant and the id, as text."""
+        return _cursor(self.created_at, self.id)
+
 
 @dataclass(frozen=True, slots=True)
 class SandboxRecord:
@@ -73,6 +84,11 @@ class SandboxRecord:
     workspace_dir: str
     created_at: datetime
     last_used_at: datetime
+
+    @property
+    def cursor(self) -> str:
+        """What a client can carry instead of the record, for ``before=``: the instant and the id, as text."""
+        return _cursor(self.created_at, self.id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,16 +152,30 @@ class Db(Protocol):
         """Insert a session with status ``starting``; ``DuplicateKeyError`` if the id is taken."""
         ...
 
-    def update_session_status(self, id: str, status: SessionStatusInput) -> bool:
-        """Set the status, a ``SessionStatus``, and ``last_active_at``; True if the session exists."""
+    def update_session_status(
+        self,
+        id: str,
+        status: SessionStatusInput,
+        *,
+        only_if: SessionStatusInput | Collection[SessionStatusInput] | None = None,
+    ) -> bool:
+        """Set the status, a ``SessionStatus``, and ``last_active_at``; True if the session exists.
+
+        With ``only_if``, a status or several: True if the session exists and had one of these.
+        """
         ...
 
     def update_session_sandbox(self, id: str, sandbox_id: str) -> bool:
         """Set the sandbox and ``last_active_at``; True if the session exists."""
         ...
 
-    def update_session_runner(self, id: str, runner_id: str | None) -> bool:
-        """Set the runner, or clear it with None, and ``last_active_at``; True if the session exists."""
+    def update_session_runner(
+        self, id: str, runner_id: str | None, *, only_if: str | EllipsisType | None = ...
+    ) -> bool:
+        """Set the runner, or clear it with None, and ``last_active_at``; True if the session exists.
+
+        With ``only_if``, a runner's id or None for no runner: True if the session exists and was on that one.
+        """
         ...
 
     def get_session(self, id: str) -> SessionRecord | None:
@@ -157,22 +187,63 @@ class Db(Protocol):
         tenant_id: str = DEFAULT_TENANT_ID,
         agent: str | None = None,
         *,
+        status: SessionStatusInput | Collection[SessionStatusInput] | None = None,
+        runner_id: str | None = None,
         limit: int | None = None,
-        before: SessionRecord | None = None,
+        before: SessionRecord | str | None = None,
     ) -> list[SessionRecord]:
-        """Return the tenant's sessions, of one agent if named, newest first, ties by id descending.
+        """Return the tenant's sessions, newest first, ties by id descending.
 
-        The first argument is the tenant; name an agent as ``agent="support-bot"``. ``limit`` (1 or more) cuts the
-        list; ``before``, the last record of a page, continues after it.
+        The first argument is the tenant; name an agent as ``agent="support-bot"``. ``status`` (one or several) and
+        ``runner_id`` narrow the list; ``limit`` (1 or more) cuts it; ``before``, the last record of a page or its
+        ``cursor``, continues after it.
         """
+        ...
+
+    def count_sessions(
+        self,
+        tenant_id: str = DEFAULT_TENANT_ID,
+        *,
+        agent: str | None = None,
+        status: SessionStatusInput | Collection[SessionStatusInput] | None = None,
+    ) -> int:
+        """Return how many sessions the tenant has, of one agent and in one or several statuses if given."""
         ...
 
     def list_sessions_by_runner(self, runner_id: str) -> list[SessionRecord]:
         """Return the runner's sessions of all tenants, newest first, ties by id descending."""
         ...
 
-    def touch_session(self, id: str) -> bool:
-        """Set ``last_active_at``; True if the session exists."""
+    def claim_session(self, id: str, runner_id: str, *, silent_for: timedelta | None = None) -> SessionRecord | None:
+        """Give the session to the runner if it may have it, and return the record as it is now, or None.
+
+        A runner may have a session that nobody has, that it has already, that is ``paused``, or whose
+        ``last_active_at`` is more than ``silent_for`` (zero or more, by the database's clock) ago. Sets the runner and
+        ``last_active_at``, not the status: a ``paused`` session stays claimable until its status changes, so set that
+        in the same ``run_transaction``. None: no such session, a finished one, or another runner's.
+        """
+        ...
+
+    def get_silent_sessions(self, older_than: datetime, *, limit: int | None = None) -> list[SessionRecord]:
+        """Return ``active`` and ``starting`` sessions last active before the aware ``older_than``, of all tenants.
+
+        The longest silent come first, ties by id ascending; ``limit`` (1 or more) cuts the list.
+        """
+        ...
+
+    def touch_session(self, id: str, *, runner_id: str | None = None) -> bool:
+        """Set ``last_active_at``; True if the session exists and, with ``runner_id``, is that runner's."""
+        ...
+
+    def touch_sessions(self, ids: Collection[str], *, runner_id: str | None = None) -> list[str]:
+        """Set ``last_active_at`` of up to 10,000 sessions in one statement.
+
+        Returns the ids that exist and, with ``runner_id``, are that runner's, in the order given, each once.
+        """
+        ...
+
+    def delete_session(self, id: str) -> bool:
+        """Delete the session; True if it existed. Its sandbox stays."""
         ...
 
     def insert_sandbox(
@@ -186,8 +257,17 @@ class Db(Protocol):
         """Insert a sandbox with state ``warming``; ``DuplicateKeyError`` if the id is taken."""
         ...
 
-    def update_sandbox_state(self, id: str, state: SandboxStateInput) -> bool:
-        """Set the state, a ``SandboxState``, and leave ``last_used_at`` alone; True if the sandbox exists."""
+    def update_sandbox_state(
+        self,
+        id: str,
+        state: SandboxStateInput,
+        *,
+        only_if: SandboxStateInput | Collection[SandboxStateInput] | None = None,
+    ) -> bool:
+        """Set the state, a ``SandboxState``, and leave ``last_used_at`` alone; True if the sandbox exists.
+
+        With ``only_if``, a state or several: True if the sandbox exists and was in one of these.
+        """
         ...
 
     def update_sandbox_session(self, id: str, session_id: str | None) -> bool:
@@ -198,22 +278,62 @@ class Db(Protocol):
         """Set ``last_used_at``; True if the sandbox exists."""
         ...
 
+    def touch_sandboxes(self, ids: Collection[str]) -> list[str]:
+        """Set ``last_used_at`` of up to 10,000 sandboxes in one statement.
+
+        Returns the ids that exist, in the order given, each once.
+        """
+        ...
+
     def get_sandbox(self, id: str) -> SandboxRecord | None:
         """Return the sandbox, or None."""
         ...
 
-    def count_sandboxes(self) -> int:
-        """Return how many sandboxes all tenants have."""
-        ...
+    def list_sandboxes(
+        self,
+        tenant_id: str = DEFAULT_TENANT_ID,
+        *,
+        state: SandboxStateInput | Collection[SandboxStateInput] | None = None,
+        agent: str | None = None,
+        session_id: str | None = None,
+        limit: int | None = None,
+        before: SandboxRecord | str | None = None,
+    ) -> list[SandboxRecord]:
+        """Return the tenant's sandboxes, newest first, ties by id descending.
 
-    def get_best_eviction_candidate(self) -> SandboxRecord | None:
-        """Return the sandbox to evict first, or None.
-
-        Among ``cold``, then ``warm``, then ``waiting``: the one with the oldest ``last_used_at``, ties by id ascending.
+        ``state`` (one or several), ``agent`` and ``session_id`` narrow the list; ``limit`` (1 or more) cuts it;
+        ``before``, the last record of a page or its ``cursor``, continues after it.
         """
         ...
 
-    def claim_eviction_candidate(self) -> SandboxRecord | None:
+    def list_sandboxes_by_runner(self, runner_id: str) -> list[SandboxRecord]:
+        """Return the sandboxes of all tenants whose ``session_id`` names a session on the runner, newest first."""
+        ...
+
+    def count_sandboxes(self, *, state: SandboxStateInput | Collection[SandboxStateInput] | None = None) -> int:
+        """Return how many sandboxes all tenants have, in one or several states if given."""
+        ...
+
+    def claim_warm_sandbox(
+        self, agent_name: str, session_id: str, tenant_id: str = DEFAULT_TENANT_ID
+    ) -> SandboxRecord | None:
+        """Take a ``warm`` sandbox of the agent and tenant that has no session, and return it as it is now, or None.
+
+        It is the one with the oldest ``last_used_at``, ties by id ascending, that no other caller is taking at this
+        moment; of any number of callers one gets it. It becomes ``waiting``, gets the session and a new
+        ``last_used_at``. Not safe to repeat: each call takes another one.
+        """
+        ...
+
+    def get_best_eviction_candidate(self, *, unused_since: datetime | None = None) -> SandboxRecord | None:
+        """Return the sandbox to evict first, or None.
+
+        Among ``cold``, then ``warm``, then ``waiting``: the one with the oldest ``last_used_at``, ties by id ascending;
+        only one last used before the aware ``unused_since``, if given.
+        """
+        ...
+
+    def claim_eviction_candidate(self, *, unused_since: datetime | None = None) -> SandboxRecord | None:
         """Take the sandbox that ``get_best_eviction_candidate()`` names, and return it as it was before, or None.
 
         A ``cold`` one is deleted, any other becomes ``cold``, each in one statement that looks at state and
@@ -237,6 +357,10 @@ class Db(Protocol):
 
     def mark_all_sandboxes_cold(self) -> int:
         """Set every sandbox to ``cold``; return how many were not."""
+        ...
+
+    def mark_sandboxes_cold_by_runner(self, runner_id: str) -> int:
+        """Set the sandboxes of ``list_sandboxes_by_runner()`` to ``cold``; return how many were not."""
         ...
 
     def bulk_pause_sessions_by_runner(self, runner_id: str) -> int:

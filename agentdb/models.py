@@ -89,6 +89,7 @@ class Session(models.Model):
                 name="idx_sessions_runner_created",
                 condition=Q(runner_id__isnull=False),
             ),
+            Index(F("tenant_id"), F("status"), *NEWEST_FIRST, name="idx_sessions_tenant_status"),
         ]
 
     def __str__(self) -> str:
@@ -122,6 +123,18 @@ class Sandbox(models.Model):
             Index(fields=["last_used_at"], name="idx_sandboxes_last_used"),
             Index(fields=["tenant_id"], name="idx_sandboxes_tenant"),
             Index(F("state"), *LEAST_RECENTLY_USED_FIRST, name="idx_sandboxes_state_last_used"),
+            Index(F("tenant_id"), *NEWEST_FIRST, name="idx_sandboxes_tenant_created"),
+            Index(F("tenant_id"), F("state"), *NEWEST_FIRST, name="idx_sandboxes_tenant_state"),
+            # What a warm pool holds has no session. The state is a column and not part of the condition, because
+            # neither SQLite nor a prepared statement of PostgreSQL knows that a parameter is 'warm'.
+            Index(
+                F("tenant_id"),
+                F("agent_name"),
+                F("state"),
+                *LEAST_RECENTLY_USED_FIRST,
+                name="idx_sandboxes_pool",
+                condition=Q(session_id__isnull=True),
+            ),
         ]
 
     def __str__(self) -> str:

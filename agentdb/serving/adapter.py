@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from copy import copy
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from types import TracebackType
+from types import EllipsisType, TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from django.db import connections
@@ -18,13 +18,17 @@ from agentdb.inputs import (
     aware_instant,
     check_tenant,
     identifier,
+    identifiers,
     optional_identifier,
     page_limit,
-    page_record,
+    page_position,
     plain_function,
     plain_result,
     sandbox_state,
+    sandbox_states,
     session_status,
+    session_statuses,
+    silence,
     text,
 )
 from agentdb.interface import (
@@ -34,7 +38,6 @@ from agentdb.interface import (
     Db,
     Health,
     SandboxRecord,
-    SandboxState,
     SandboxStateInput,
     SessionRecord,
     SessionStatusInput,
@@ -49,6 +52,7 @@ if TYPE_CHECKING:
     from agentdb.serving.compiled import Update
 
 R = TypeVar("R")
+Listed = TypeVar("Listed", SessionRecord, SandboxRecord)
 
 
 class DjangoDb(Db):
@@ -72,8 +76,6 @@ class DjangoDb(Db):
         self._executor = _executor or Executor(Threads(alias))
         own = connections.settings[alias].get("AGENTDB", {})
         self._touch_interval: float = own.get("touch_interval", 0)
-        self._touches_of_session = queries.touch_session(self._touch_interval)
-        self._touches_of_sandbox = queries.touch_sandbox(self._touch_interval)
         self._relaxed_touches: bool = own.get("touch_durability") == "relaxed"
 
     def __repr__(self) -> str:
@@ -134,16 +136,30 @@ class DjangoDb(Db):
             now=datetime.now(UTC),
         )
 
-    def update_session_status(self, id: str, status: SessionStatusInput) -> bool:
-        return self._update_session(queries.UPDATE_SESSION_STATUS, id, status=session_status(status))
+    def update_session_status(
+        self,
+        id: str,
+        status: SessionStatusInput,
+        *,
+        only_if: SessionStatusInput | Collection[SessionStatusInput] | None = None,
+    ) -> bool:
+        if only_if is None:
+            return self._update_session(queries.UPDATE_SESSION_STATUS, id, status=session_status(status))
+        wanted = json.dumps(session_statuses("only_if", only_if))
+        return self._update_session(queries.UPDATE_SESSION_STATUS_IF, id, status=session_status(status), only_if=wanted)
 
     def update_session_sandbox(self, id: str, sandbox_id: str) -> bool:
         return self._update_session(queries.UPDATE_SESSION_SANDBOX, id, sandbox_id=identifier("Sandbox id", sandbox_id))
 
-    def update_session_runner(self, id: str, runner_id: str | None) -> bool:
-        return self._update_session(
-            queries.UPDATE_SESSION_RUNNER, id, runner_id=optional_identifier("Runner id", runner_id)
-        )
+    def update_session_runner(
+        self, id: str, runner_id: str | None, *, only_if: str | EllipsisType | None = ...
+    ) -> bool:
+        query, values = queries.UPDATE_SESSION_RUNNER, {}
+        if only_if is None:
+            query = queries.UPDATE_SESSION_RUNNER_IF_NONE
+        elif only_if is not ...:
+            query, values = queries.UPDATE_SESSION_RUNNER_IF, {"only_if": identifier("only_if", only_if)}
+        return self._update_session(query, id, runner_id=optional_identifier("Runner id", runner_id), **values)
 
     def get_session(self, id: str) -> SessionRecord | None:
         return self._executor.first(SessionRecord, queries.GET_SESSION, id=identifier("Session id", id))
@@ -153,27 +169,68 @@ class DjangoDb(Db):
         tenant_id: str = DEFAULT_TENANT_ID,
         agent: str | None = None,
         *,
+        status: SessionStatusInput | Collection[SessionStatusInput] | None = None,
+        runner_id: str | None = None,
         limit: int | None = None,
-        before: SessionRecord | None = None,
+        before: SessionRecord | str | None = None,
     ) -> list[SessionRecord]:
-        values: dict[str, Any] = {"tenant_id": self._tenant(tenant_id)}
+        values = {"tenant_id": self._tenant(tenant_id)}
         if agent is not None:
-            values["agent"] = identifier("Agent name", agent)
-        if before is not None:
-            before = page_record(before)
-            values.update(created_at=before.created_at, id=before.id)
-        if limit is not None:
-            values["limit"] = page_limit(limit)
-        query = queries.LIST_SESSIONS[agent is not None, before is not None, limit is not None]
-        return self._executor.all(SessionRecord, query, **values)
+            values["agent_name"] = identifier("Agent name", agent)
+        statuses = [] if status is None else session_statuses("status", status)
+        if runner_id is not None:
+            values["runner_id"] = identifier("Runner id", runner_id)
+        return self._list(SessionRecord, values, statuses, limit, before)
+
+    def count_sessions(
+        self,
+        tenant_id: str = DEFAULT_TENANT_ID,
+        *,
+        agent: str | None = None,
+        status: SessionStatusInput | Collection[SessionStatusInput] | None = None,
+    ) -> int:
+        values = {"tenant_id": self._tenant(tenant_id)}
+        if agent is not None:
+            values["agent_name"] = identifier("Agent name", agent)
+        filters = frozenset(values) - {"tenant_id"}
+        statuses = [] if status is None else session_statuses("status", status)
+        return self._executor.one(int, queries.count_sessions(filters, len(statuses)), **values, **_numbered(statuses))
 
     def list_sessions_by_runner(self, runner_id: str) -> list[SessionRecord]:
         return self._executor.all(
             SessionRecord, queries.LIST_SESSIONS_BY_RUNNER, runner_id=identifier("Runner id", runner_id)
         )
 
-    def touch_session(self, id: str) -> bool:
-        return self._touch(self._touches_of_session, identifier("Session id", id))
+    def claim_session(self, id: str, runner_id: str, *, silent_for: timedelta | None = None) -> SessionRecord | None:
+        now = datetime.now(UTC)
+        values: dict[str, Any] = {"id": identifier("Session id", id), "runner_id": identifier("Runner id", runner_id)}
+        if silent_for is None:
+            return self._executor.first(SessionRecord, queries.CLAIM_SESSION, now=now, **values)
+        values |= {"silent_for": silence(silent_for), "silent_before": now - silent_for}
+        return self._executor.first(SessionRecord, queries.CLAIM_SILENT_SESSION, now=now, **values)
+
+    def get_silent_sessions(self, older_than: datetime, *, limit: int | None = None) -> list[SessionRecord]:
+        values: dict[str, Any] = {"older_than": aware_instant("older_than", older_than)}
+        if limit is not None:
+            values["limit"] = page_limit(limit)
+        return self._executor.all(SessionRecord, queries.GET_SILENT_SESSIONS[limit is not None], **values)
+
+    def touch_session(self, id: str, *, runner_id: str | None = None) -> bool:
+        return bool(self._touch_sessions(False, runner_id, id=identifier("Session id", id)))
+
+    def touch_sessions(self, ids: Collection[str], *, runner_id: str | None = None) -> list[str]:
+        ids = identifiers("Session id", ids)
+        touched = self._touch_sessions(True, runner_id, ids=json.dumps(ids))
+        return [id for id in ids if id in touched]
+
+    def _touch_sessions(self, many: bool, runner_id: str | None, **values: str) -> set[str]:
+        if runner_id is not None:
+            values["runner_id"] = identifier("Runner id", runner_id)
+        sessions, of_runner = queries.TABLES[SessionRecord], runner_id is not None
+        return self._touch(queries.touch(sessions, self._touch_interval, many=many, of_runner=of_runner), values)
+
+    def delete_session(self, id: str) -> bool:
+        return self._executor.count(queries.DELETE_SESSION, id=identifier("Session id", id)) > 0
 
     def bulk_pause_sessions_by_runner(self, runner_id: str) -> int:
         return self._executor.count(
@@ -219,8 +276,17 @@ class DjangoDb(Db):
             now=datetime.now(UTC),
         )
 
-    def update_sandbox_state(self, id: str, state: SandboxStateInput) -> bool:
-        return self._update_sandbox(queries.UPDATE_SANDBOX_STATE, id, state=sandbox_state(state))
+    def update_sandbox_state(
+        self,
+        id: str,
+        state: SandboxStateInput,
+        *,
+        only_if: SandboxStateInput | Collection[SandboxStateInput] | None = None,
+    ) -> bool:
+        if only_if is None:
+            return self._update_sandbox(queries.UPDATE_SANDBOX_STATE, id, state=sandbox_state(state))
+        wanted = json.dumps(sandbox_states("only_if", only_if))
+        return self._update_sandbox(queries.UPDATE_SANDBOX_STATE_IF, id, state=sandbox_state(state), only_if=wanted)
 
     def update_sandbox_session(self, id: str, session_id: str | None) -> bool:
         return self._update_sandbox(
@@ -228,24 +294,65 @@ class DjangoDb(Db):
         )
 
     def touch_sandbox(self, id: str) -> bool:
-        return self._touch(self._touches_of_sandbox, identifier("Sandbox id", id))
+        id = identifier("Sandbox id", id)
+        return bool(self._touch(queries.touch(queries.TABLES[SandboxRecord], self._touch_interval), {"id": id}))
+
+    def touch_sandboxes(self, ids: Collection[str]) -> list[str]:
+        ids = identifiers("Sandbox id", ids)
+        many = queries.touch(queries.TABLES[SandboxRecord], self._touch_interval, many=True)
+        touched = self._touch(many, {"ids": json.dumps(ids)})
+        return [id for id in ids if id in touched]
 
     def get_sandbox(self, id: str) -> SandboxRecord | None:
         return self._executor.first(SandboxRecord, queries.GET_SANDBOX, id=identifier("Sandbox id", id))
 
-    def count_sandboxes(self) -> int:
-        return self._executor.one(int, queries.COUNT_SANDBOXES)
+    def list_sandboxes(
+        self,
+        tenant_id: str = DEFAULT_TENANT_ID,
+        *,
+        state: SandboxStateInput | Collection[SandboxStateInput] | None = None,
+        agent: str | None = None,
+        session_id: str | None = None,
+        limit: int | None = None,
+        before: SandboxRecord | str | None = None,
+    ) -> list[SandboxRecord]:
+        values = {"tenant_id": self._tenant(tenant_id)}
+        states = [] if state is None else sandbox_states("state", state)
+        if agent is not None:
+            values["agent_name"] = identifier("Agent name", agent)
+        if session_id is not None:
+            values["session_id"] = identifier("Session id", session_id)
+        return self._list(SandboxRecord, values, states, limit, before)
 
-    def get_best_eviction_candidate(self) -> SandboxRecord | None:
-        return self._executor.first(SandboxRecord, queries.GET_BEST_EVICTION_CANDIDATE)
+    def list_sandboxes_by_runner(self, runner_id: str) -> list[SandboxRecord]:
+        return self._executor.all(
+            SandboxRecord, queries.LIST_SANDBOXES_BY_RUNNER, runner_id=identifier("Runner id", runner_id)
+        )
 
-    def claim_eviction_candidate(self) -> SandboxRecord | None:
-        for state, query in (
-            (SandboxState.COLD, queries.CLAIM_COLD_SANDBOX),
-            (SandboxState.WARM, queries.CLAIM_WARM_SANDBOX),
-            (SandboxState.WAITING, queries.CLAIM_WAITING_SANDBOX),
-        ):
-            claimed = self._executor.first(SandboxRecord, query)
+    def count_sandboxes(self, *, state: SandboxStateInput | Collection[SandboxStateInput] | None = None) -> int:
+        states = [] if state is None else sandbox_states("state", state)
+        return self._executor.one(int, queries.count_sandboxes(len(states)), **_numbered(states))
+
+    def claim_warm_sandbox(
+        self, agent_name: str, session_id: str, tenant_id: str = DEFAULT_TENANT_ID
+    ) -> SandboxRecord | None:
+        return self._executor.first(
+            SandboxRecord,
+            queries.CLAIM_WARM_SANDBOX,
+            agent_name=identifier("Agent name", agent_name),
+            session_id=identifier("Session id", session_id),
+            tenant_id=self._tenant(tenant_id),
+            now=datetime.now(UTC),
+        )
+
+    def get_best_eviction_candidate(self, *, unused_since: datetime | None = None) -> SandboxRecord | None:
+        values = _unused_since(unused_since)
+        return self._executor.first(SandboxRecord, queries.GET_BEST_EVICTION_CANDIDATE[bool(values)], **values)
+
+    def claim_eviction_candidate(self, *, unused_since: datetime | None = None) -> SandboxRecord | None:
+        values = _unused_since(unused_since)
+        for state, query in queries.CLAIM_EVICTION_CANDIDATE[bool(values)].items():
+            claimed = self._executor.first(SandboxRecord, query, **values)
             if claimed is not None:
                 return replace(claimed, state=state.value)
         return None
@@ -269,16 +376,40 @@ class DjangoDb(Db):
     def _update_sandbox(self, query: Update, id: str, **values: Any) -> bool:
         return self._executor.count(query, id=identifier("Sandbox id", id), **values) > 0
 
-    def _touch(self, touch: queries.Touch, id: str) -> bool:
-        values: dict[str, Any] = {"id": id, "now": datetime.now(UTC)}
+    def mark_sandboxes_cold_by_runner(self, runner_id: str) -> int:
+        return self._executor.count(queries.MARK_SANDBOXES_COLD_BY_RUNNER, runner_id=identifier("Runner id", runner_id))
+
+    def _list(
+        self, record: type[Listed], values: dict[str, Any], wanted: list[str], limit: object, before: object
+    ) -> list[Listed]:
+        """Return a page of a tenant's rows that equal the values and are in one of the wanted states, if any."""
+        filters = frozenset(values) - {"tenant_id"}
+        values |= _numbered(wanted)
+        if limit is not None:
+            values["limit"] = page_limit(limit)
+        if before is not None:
+            values["created_at"], values["id"] = page_position(before, record)
+        model = queries.TABLES[record]
+        query = queries.list_rows(model, filters, len(wanted), before=before is not None, limit=limit is not None)
+        rows = self._executor.all(record, query, **values)
+        if len(wanted) > 1:
+            rows.sort(key=lambda row: (row.created_at, row.id), reverse=True)
+        return rows[: values.get("limit")]
+
+    def _touch(self, touch: queries.Touch, values: dict[str, Any]) -> set[str]:
+        """Write that the rows were used, and return the ids of those that there are."""
+        values["now"] = datetime.now(UTC)
+        there: set[str] = set()
         if interval := self._touch_interval:
             values["touched_before"] = values["now"] - timedelta(seconds=interval)
             # A read first, because most touches are too soon after another; the update asks again as it writes.
-            if not (is_due := self._executor.first(bool, touch.is_due, **values)):
-                return is_due is not None
+            is_due = dict(self._executor.all(_pair, touch.is_due, **values))
+            there = set(is_due)
+            if not any(is_due.values()):
+                return there
         # In a transaction it would be the whole of it that waits for no disk.
         unsynced = self._relaxed_touches and not self._executor.threads.in_transaction
-        return self._executor.count(touch.unsynced if unsynced else touch.update, **values) > 0 or interval > 0
+        return there | set(self._executor.all(str, touch.unsynced if unsynced else touch.update, **values))
 
     # -- API keys
 
@@ -350,3 +481,15 @@ class DjangoDb(Db):
 
     def _rest(self) -> None:
         self._executor.threads.rest()
+
+
+def _unused_since(instant: datetime | None) -> dict[str, datetime]:
+    return {} if instant is None else {"unused_since": aware_instant("unused_since", instant)}
+
+
+def _numbered(values: list[str]) -> dict[str, str]:
+    return {f"value{number}": value for number, value in enumerate(values)}
+
+
+def _pair(id: str, value: int) -> tuple[str, int]:
+    return id, value

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import cache
 from typing import Any, Protocol, TypeVar
 
@@ -25,7 +25,7 @@ from django.db.models.sql import DeleteQuery, InsertQuery, UpdateQuery
 from django.db.models.sql import Query as SqlQuery
 from django.db.models.sql.compiler import SQLCompiler
 
-from agentdb.expressions import ServerNow, ServerPast
+from agentdb.expressions import ServerAgo, ServerNow, ServerPast
 
 Row = tuple[Any, ...]
 Converter = Callable[[Any], Any]
@@ -43,6 +43,7 @@ class Parameters:
     def __init__(self) -> None:
         self.texts: dict[str, str] = {}
         self.instants: dict[datetime, str] = {}
+        self.lengths: dict[timedelta, str] = {}
         self.limits: dict[int, str] = {}
         self.clock: set[str] = set()  # the instants that a server knows by its own clock
         self.of_tenant = False
@@ -80,6 +81,13 @@ class Parameters:
         """Return so many seconds before the present: by the server's clock, or on SQLite the parameter."""
         self.clock.add(name)
         return ServerPast(self.instant(name), seconds)
+
+    def ago(self, name: str, length: str) -> ServerAgo:
+        """Return the present less the parameter ``length``, a ``timedelta``; on SQLite the parameter ``name``."""
+        self.clock.add(name)
+        stand_in = timedelta(days=_INTEGER_BASE, microseconds=len(self.lengths))
+        self.lengths[stand_in] = length
+        return ServerAgo(self.instant(name), stand_in)
 
     def limit(self, name: str) -> int:
         """Return the stand-in for the upper bound of a slice, which Django writes into the SQL itself."""
@@ -127,13 +135,22 @@ class Query(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Select:
-    """The rows of a queryset, its columns in the model's order."""
+    """The rows of a queryset, its columns in the model's order; or of several, one after the other."""
 
-    build: Callable[[Parameters], QuerySet[Any]]
+    build: Callable[[Parameters], QuerySet[Any] | list[QuerySet[Any]]]
 
     def compile(self, connection: BaseDatabaseWrapper) -> Statement:
         parameters = Parameters()
-        return _compile(connection, parameters, self.build(parameters).query)
+        built = self.build(parameters)
+        if not isinstance(built, list):
+            return _compile(connection, parameters, built.query)
+        # Django's union() refuses parts with a limit of their own on SQLite.
+        compilers = [queryset.query.get_compiler(connection=connection) for queryset in built]
+        parts = [compiler.as_sql() for compiler in compilers]
+        sql = " UNION ALL ".join(f"SELECT * FROM ({sql}) part_{number}" for number, (sql, _) in enumerate(parts))
+        params = [value for _, values in parts for value in values]
+        columns = [column for column, _, _ in compilers[0].select]
+        return _statement(connection, parameters, compilers[0], sql, params, columns)
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,11 +170,11 @@ class SelectCount:
 
 @dataclass(frozen=True, eq=False)
 class Update:
-    """``queryset.update(**values)``, with the changed rows as they are then if they are to be returned."""
+    """``queryset.update(**values)``, with the changed rows, or some of their columns, as they are then if asked for."""
 
     build: Callable[[Parameters], QuerySet[Any]]
     values: Callable[[Parameters], dict[str, Any]]
-    returning: bool = False
+    returning: bool | tuple[str, ...] = False
 
     def compile(self, connection: BaseDatabaseWrapper) -> Statement:
         parameters = Parameters()
@@ -276,7 +293,7 @@ Q = TypeVar("Q", Select, SelectCount, Update, Delete)
 def narrowed_to_tenant(query: Q) -> Q:
     """Return the query over the rows of the parameter ``tenant_id`` alone, wherever it asks for rows."""
 
-    def build(parameters: Parameters) -> QuerySet[Any]:
+    def build(parameters: Parameters) -> Any:
         parameters.of_tenant = True
         return query.build(parameters)
 
@@ -284,7 +301,11 @@ def narrowed_to_tenant(query: Q) -> Q:
 
 
 def _compile(
-    connection: BaseDatabaseWrapper, parameters: Parameters, query: SqlQuery, *, returning: bool = False
+    connection: BaseDatabaseWrapper,
+    parameters: Parameters,
+    query: SqlQuery,
+    *,
+    returning: bool | tuple[str, ...] = False,
 ) -> Statement:
     compiler = query.get_compiler(connection=connection)
     sql, params = compiler.as_sql()
@@ -292,7 +313,8 @@ def _compile(
     if returning:
         assert query.model is not None
         meta = query.model._meta
-        columns = [field.get_col(meta.db_table) for field in meta.concrete_fields]
+        fields = [field for field in meta.concrete_fields if isinstance(returning, bool) or field.attname in returning]
+        columns = [field.get_col(meta.db_table) for field in fields]
         sql += f" RETURNING {', '.join(compiler.compile(column)[0] for column in columns)}"
     return _statement(connection, parameters, compiler, sql, params, columns)
 
@@ -306,22 +328,22 @@ def _statement(
     columns: list[Any],
 ) -> Statement:
     adapt = connection.ops.adapt_datetimefield_value
-    names: dict[Any, str] = {**parameters.texts}
+    names: dict[Any, str] = {**parameters.texts, **parameters.lengths}
     names.update((adapt(value), name) for value, name in parameters.instants.items())
     convert_instant = _instant_to_sqlite if connection.vendor == "sqlite" else None
     instants = set(parameters.instants.values())
     slots: list[tuple[str | None, Any, Converter | None]] = []
     for value in params:
-        name = names.get(value) if isinstance(value, str | datetime) else None
+        name = names.get(value) if isinstance(value, str | datetime | timedelta) else None
         slots.append((name, None if name else value, convert_instant if name in instants else None))
     for value, name in parameters.limits.items():
-        before, found, after = sql.partition(f"LIMIT {value}")
-        if found:
-            sql = f"{before}LIMIT %s{after}"
-            slots.insert(before.count("%s"), (name, None, None))
+        while (place := sql.find(f"LIMIT {value}")) >= 0:  # a union has one in each part
+            slots.insert(sql.count("%s", 0, place), (name, None, None))
+            sql = sql.replace(f"LIMIT {value}", "LIMIT %s", 1)
     asked = {*parameters.texts.values(), *instants, *parameters.limits.values()}
     if connection.vendor != "sqlite":
         asked -= parameters.clock  # the server's own
+        asked |= {*parameters.lengths.values()}
     missing = asked - {name for name, _, _ in slots}
     if missing:
         raise ValueError(f"The query has no place for its parameters {sorted(missing)}: {sql}")

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
-from django.db.models import Case, F, IntegerField, Model, OuterRef, Q, Subquery, Value, When
+from django.db.models import Case, F, IntegerField, OuterRef, Q, Subquery, Value, When
 from django.db.models.functions import Coalesce, Greatest
 from django.db.models.lookups import Exact
 
-from agentdb.expressions import CodePointOrder, SkipLocked, TextsOfJson, UnsyncedCommit
-from agentdb.interface import SandboxState, SessionStatus
+from agentdb.expressions import CodePointOrder, OneOfRows, OneOfTexts, SkipLocked, UnsyncedCommit
+from agentdb.interface import SandboxRecord, SandboxState, SessionRecord, SessionStatus
 from agentdb.models import Agent, ApiKey, Sandbox, Session
+from agentdb.querysets import FINISHED
 from agentdb.serving.compiled import Delete, Insert, Parameters, Select, SelectCount, Update
+
+Table = type[Session] | type[Sandbox]
+TABLES: dict[type[SessionRecord] | type[SandboxRecord], Table] = {SessionRecord: Session, SandboxRecord: Sandbox}
 
 
 def _not_before(column: str, p: Parameters) -> Greatest:
@@ -22,47 +28,44 @@ def _not_before(column: str, p: Parameters) -> Greatest:
 
 @dataclass(frozen=True)
 class Touch:
-    """Writing that a row was used: whether it is due at all, the update, and one that waits for no disk."""
+    """Writing that rows were used: which are due, the update, and one that waits for no disk."""
 
-    is_due: Select  # one row with 0 or 1; none where there is no such row
-    update: Update
+    is_due: Select  # for each row that exists, its id and 0 or 1
+    update: Update  # returns the ids of the rows that it writes
     unsynced: Update
 
 
-def _touch(model: type[Model], column: str, interval: float) -> Touch:
+@cache
+def touch(model: Table, interval: float, *, many: bool = False, of_runner: bool = False) -> Touch:
+    """The queries for a time that is written again once it is ``interval`` seconds old; 0 is always.
+
+    Of the row ``id``, or of ``many``, the JSON array ``ids``; of those on ``runner_id`` only, with ``of_runner``.
+    ``touched_before`` is the present less the interval, for SQLite.
+    """
+    column = "last_active_at" if model is Session else "last_used_at"
+
+    def rows(p: Parameters) -> Any:
+        found = p.rows(model).filter(OneOfTexts("id", p.text("ids")) if many else Q(id=p.text("id")))
+        return found.filter(runner_id=p.text("runner_id")) if of_runner else found
+
     def is_due(p: Parameters) -> Q:
         return Q(**{f"{column}__lt": p.past("touched_before", interval)}) if interval else Q()
 
-    def row(p: Parameters):  # type: ignore[no-untyped-def]
-        return p.rows(model).filter(id=p.text("id"))
+    def due(p: Parameters) -> Any:
+        return rows(p).filter(is_due(p))
 
     def values(p: Parameters) -> dict[str, object]:
         return {column: _not_before(column, p)}
 
     return Touch(
         Select(
-            lambda p: row(p).values_list(
-                Case(When(is_due(p), then=Value(1)), default=Value(0), output_field=IntegerField())
+            lambda p: rows(p).values_list(
+                "id", Case(When(is_due(p), then=Value(1)), default=Value(0), output_field=IntegerField())
             )
         ),
-        Update(lambda p: row(p).filter(is_due(p)), values),
-        Update(lambda p: row(p).filter(is_due(p)).filter(Exact(UnsyncedCommit(), "off")), values),
+        Update(due, values, returning=("id",)),
+        Update(lambda p: due(p).filter(Exact(UnsyncedCommit(), "off")), values, returning=("id",)),
     )
-
-
-@cache
-def touch_session(interval: float) -> Touch:
-    """The queries for a time that is written again once it is ``interval`` seconds old; 0 is always.
-
-    ``touched_before`` is the present less the interval, for SQLite.
-    """
-    return _touch(Session, "last_active_at", interval)
-
-
-@cache
-def touch_sandbox(interval: float) -> Touch:
-    """The same for a sandbox."""
-    return _touch(Sandbox, "last_used_at", interval)
 
 
 # -- agents
@@ -104,42 +107,118 @@ INSERT_SESSION = Insert(
 GET_SESSION = Select(lambda p: p.rows(Session).filter(id=p.text("id")))
 
 
-def _update_session(column: str) -> Update:
+Condition = Callable[[Parameters], Any]
+
+
+def _always(p: Parameters) -> Q:
+    return Q()
+
+
+def _update_session(column: str, only_if: Condition = _always) -> Update:
     def values(p: Parameters) -> dict[str, object]:
         return {column: p.text(column), "last_active_at": _not_before("last_active_at", p)}
 
-    return Update(lambda p: p.rows(Session).filter(id=p.text("id")), values)
+    return Update(lambda p: p.rows(Session).filter(only_if(p), id=p.text("id")), values)
 
 
 UPDATE_SESSION_STATUS = _update_session("status")
+UPDATE_SESSION_STATUS_IF = _update_session("status", lambda p: OneOfTexts("status", p.text("only_if")))
 UPDATE_SESSION_SANDBOX = _update_session("sandbox_id")
 UPDATE_SESSION_RUNNER = _update_session("runner_id")
+UPDATE_SESSION_RUNNER_IF = _update_session("runner_id", lambda p: Q(runner_id=p.text("only_if")))
+UPDATE_SESSION_RUNNER_IF_NONE = _update_session("runner_id", lambda p: Q(runner_id__isnull=True))
+DELETE_SESSION = Delete(lambda p: p.rows(Session).filter(id=p.text("id")))
 
 
-def _list_sessions(*, agent: bool, before: bool, limit: bool) -> Select:
-    def build(p: Parameters):  # type: ignore[no-untyped-def]
-        sessions = p.tenant(Session)
-        if agent:
-            sessions = sessions.of_agent(p.text("agent"))
-        if before:
-            # The first condition bounds the range of the index, the second orders within one instant.
-            created_at = p.instant("created_at")
-            sessions = sessions.alias(ordered_id=CodePointOrder("id")).filter(
-                Q(created_at__lt=created_at) | Q(ordered_id__lt=p.text("id")), created_at__lte=created_at
-            )
-        sessions = sessions.newest_first()
-        return sessions[: p.limit("limit")] if limit else sessions
+def _claim_session(*, silent: bool) -> Update:
+    def claimable(p: Parameters) -> Any:
+        free = Q(runner_id__isnull=True) | Q(runner_id=p.text("runner_id")) | Q(status=SessionStatus.PAUSED.value)
+        if silent:
+            free |= Q(last_active_at__lt=p.ago("silent_before", "silent_for"))
+        # Conditions on the row itself, without a subquery: an update that has waited for the lock of another claim
+        # evaluates them again on the row as that claim left it, and finds its runner there. A subquery would still see
+        # the row as it was before, and both claims would succeed.
+        return p.rows(Session).filter(free, id=p.text("id")).exclude(status__in=FINISHED)
+
+    def values(p: Parameters) -> dict[str, object]:
+        return {"runner_id": p.text("runner_id"), "last_active_at": _not_before("last_active_at", p)}
+
+    return Update(claimable, values, returning=True)
+
+
+CLAIM_SESSION = _claim_session(silent=False)
+CLAIM_SILENT_SESSION = _claim_session(silent=True)
+
+
+def _of_tenant(p: Parameters, model: Table, filters: frozenset[str], column: str = "", value: str = "") -> Any:
+    """The tenant's rows with what is wanted in each column of ``filters``, and with one value of one more column."""
+    rows = p.tenant(model).filter(**{name: p.text(name) for name in sorted(filters)})
+    return rows.filter(**{column: p.text(value)}) if column else rows
+
+
+def _page(p: Parameters, rows: Any, *, before: bool, limit: bool) -> Any:
+    if before:
+        # The first condition bounds the range of the index, the second orders within one instant.
+        created_at = p.instant("created_at")
+        rows = rows.alias(ordered_id=CodePointOrder("id")).filter(
+            Q(created_at__lt=created_at) | Q(ordered_id__lt=p.text("id")), created_at__lte=created_at
+        )
+    rows = rows.newest_first()
+    return rows[: p.limit("limit")] if limit else rows
+
+
+@cache
+def list_rows(model: Table, filters: frozenset[str], values: int = 0, *, before: bool, limit: bool) -> Select:
+    """A page of the tenant's rows, equal to the parameters named in ``filters``.
+
+    With ``values`` also of one of so many statuses or states, ``value0``, ``value1`` and so on: a page of each, since
+    only within one does an index have the order. The pages are the caller's to merge.
+    """
+    column = "status" if model is Session else "state"
+
+    def build(p: Parameters) -> Any:
+        if values == 0:
+            return _page(p, _of_tenant(p, model, filters), before=before, limit=limit)
+        pages = [
+            _page(p, _of_tenant(p, model, filters, column, f"value{number}"), before=before, limit=limit)
+            for number in range(values)
+        ]
+        return pages if len(pages) > 1 else pages[0]
 
     return Select(build)
 
 
-LIST_SESSIONS = {
-    (agent, before, limit): _list_sessions(agent=agent, before=before, limit=limit)
-    for agent in (False, True)
-    for before in (False, True)
-    for limit in (False, True)
-}
+def _one_of(p: Parameters, column: str, values: int) -> Q:
+    # One parameter each: for the elements of an array PostgreSQL assumes that they are most of a table's statuses.
+    return Q(**{f"{column}__in": [p.text(f"value{number}") for number in range(values)]}) if values else Q()
+
+
+@cache
+def count_sessions(filters: frozenset[str], statuses: int) -> SelectCount:
+    """How many sessions the tenant has; with ``statuses`` in one of so many, ``value0``, ``value1`` and so on."""
+    return SelectCount(lambda p: _of_tenant(p, Session, filters).filter(_one_of(p, "status", statuses)))
+
+
+@cache
+def count_sandboxes(states: int) -> SelectCount:
+    """The same for the sandboxes of all tenants."""
+    return SelectCount(lambda p: p.rows(Sandbox).filter(_one_of(p, "state", states)))
+
+
 LIST_SESSIONS_BY_RUNNER = Select(lambda p: p.rows(Session).of_runner(p.text("runner_id")).newest_first())
+
+
+def _silent(*, limit: bool) -> Select:
+    def build(p: Parameters) -> Any:
+        silent = p.rows(Session).live().idle_since(p.instant("older_than"))
+        silent = silent.order_by("last_active_at", CodePointOrder("id").asc())
+        return silent[: p.limit("limit")] if limit else silent
+
+    return Select(build)
+
+
+# Reads the live sessions, and no others: see PRUNE_SESSIONS for why no index has last_active_at.
+GET_SILENT_SESSIONS = {limit: _silent(limit=limit) for limit in (False, True)}
 
 
 def _pause(p: Parameters) -> dict[str, object]:
@@ -163,7 +242,7 @@ PRUNE_SESSIONS = Delete(_finished, returning=True)
 # A range of one state, so that SQLite begins with the few sessions and not with the many cold sandboxes.
 PRUNE_SANDBOXES = Delete(
     lambda p: p.rows(Sandbox).filter(
-        session_id__in=TextsOfJson(p.text("session_ids")),
+        OneOfTexts("session_id", p.text("session_ids")),
         state__gte=SandboxState.COLD.value,
         state__lte=SandboxState.COLD.value,
     )
@@ -186,44 +265,87 @@ INSERT_SANDBOX = Insert(
 )
 GET_SANDBOX = Select(lambda p: p.rows(Sandbox).filter(id=p.text("id")))
 UPDATE_SANDBOX_STATE = Update(lambda p: p.rows(Sandbox).filter(id=p.text("id")), lambda p: {"state": p.text("state")})
+UPDATE_SANDBOX_STATE_IF = Update(
+    lambda p: p.rows(Sandbox).filter(OneOfTexts("state", p.text("only_if")), id=p.text("id")),
+    lambda p: {"state": p.text("state")},
+)
 UPDATE_SANDBOX_SESSION = Update(
     lambda p: p.rows(Sandbox).filter(id=p.text("id")), lambda p: {"session_id": p.text("session_id")}
 )
-COUNT_SANDBOXES = SelectCount(lambda p: p.rows(Sandbox))
 
 
-def _first_of(p: Parameters, state: SandboxState):  # type: ignore[no-untyped-def]
-    return p.rows(Sandbox).in_state(state).least_recently_used_first().values("id")[:1]
+def _on_runner(p: Parameters) -> Any:
+    return p.rows(Sandbox).filter(OneOfRows("session_id", p.rows(Session).of_runner(p.text("runner_id")).values("id")))
 
 
-# COALESCE stops at the first state that has a sandbox: at most three probes of one index, and no sort.
-GET_BEST_EVICTION_CANDIDATE = Select(
-    lambda p: p.rows(Sandbox).filter(
-        id=Coalesce(
-            _first_of(p, SandboxState.COLD), _first_of(p, SandboxState.WARM), _first_of(p, SandboxState.WAITING)
-        )
-    )
+LIST_SANDBOXES_BY_RUNNER = Select(lambda p: _on_runner(p).newest_first())
+MARK_SANDBOXES_COLD_BY_RUNNER = Update(
+    lambda p: _on_runner(p).exclude(state=SandboxState.COLD.value), lambda p: {"state": SandboxState.COLD.value}
 )
 
 
-def _free(p: Parameters, state: SandboxState):  # type: ignore[no-untyped-def]
-    """The rows of the one sandbox that is first of its state, that nobody is writing, and that nobody has touched.
+def _evictable(p: Parameters, state: SandboxState, unused_since: bool) -> Any:
+    sandboxes = p.rows(Sandbox).in_state(state)
+    return sandboxes.idle_since(p.instant("unused_since")) if unused_since else sandboxes
+
+
+def _best_eviction_candidate(*, unused_since: bool) -> Select:
+    def first_of(p: Parameters, state: SandboxState) -> Any:
+        return _evictable(p, state, unused_since).least_recently_used_first().values("id")[:1]
+
+    # COALESCE stops at the first state that has a sandbox: at most three probes of one index, and no sort.
+    def build(p: Parameters) -> Any:
+        states = (SandboxState.COLD, SandboxState.WARM, SandboxState.WAITING)
+        return p.rows(Sandbox).filter(id=Coalesce(*[first_of(p, state) for state in states]))
+
+    return Select(build)
+
+
+GET_BEST_EVICTION_CANDIDATE = {each: _best_eviction_candidate(unused_since=each) for each in (False, True)}
+
+
+def _free(rows: Callable[[], Any]) -> Any:
+    """Of these rows the one least recently used that nobody is writing, and that nobody has touched.
 
     PostgreSQL looks at the conditions again once it has a row that another had changed: a subquery still reads what
     was there when the statement began, so a sandbox touched meanwhile no longer equals it and the next one is tried.
     """
     as_it_was = Sandbox.objects.filter(id=OuterRef("id")).values("last_used_at")[:1]
-    first = p.rows(Sandbox).in_state(state).filter(last_used_at=Subquery(as_it_was))
+    first = rows().filter(last_used_at=Subquery(as_it_was))
     one = first.least_recently_used_first().values("id")[:1]
-    return p.rows(Sandbox).in_state(state).filter(id=SkipLocked(one))
+    return rows().filter(id=SkipLocked(one))
 
 
-CLAIM_COLD_SANDBOX = Delete(lambda p: _free(p, SandboxState.COLD), returning=True)
+def _claim_eviction(state: SandboxState, unused_since: bool) -> Update | Delete:
+    def build(p: Parameters) -> Any:
+        return _free(lambda: _evictable(p, state, unused_since))
+
+    if state == SandboxState.COLD:
+        return Delete(build, returning=True)
+    return Update(build, lambda p: {"state": SandboxState.COLD.value}, returning=True)
+
+
+CLAIM_EVICTION_CANDIDATE = {
+    unused_since: {
+        state: _claim_eviction(state, unused_since)
+        for state in (SandboxState.COLD, SandboxState.WARM, SandboxState.WAITING)
+    }
+    for unused_since in (False, True)
+}
+
+
+def _in_pool(p: Parameters) -> Any:
+    return p.tenant(Sandbox).in_state(SandboxState.WARM).filter(agent_name=p.text("agent_name"), session_id=None)
+
+
 CLAIM_WARM_SANDBOX = Update(
-    lambda p: _free(p, SandboxState.WARM), lambda p: {"state": SandboxState.COLD.value}, returning=True
-)
-CLAIM_WAITING_SANDBOX = Update(
-    lambda p: _free(p, SandboxState.WAITING), lambda p: {"state": SandboxState.COLD.value}, returning=True
+    lambda p: _free(lambda: _in_pool(p)),
+    lambda p: {
+        "state": SandboxState.WAITING.value,
+        "session_id": p.text("session_id"),
+        "last_used_at": _not_before("last_used_at", p),
+    },
+    returning=True,
 )
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import threading
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from copy import copy
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
-from types import TracebackType
+from datetime import UTC, datetime, timedelta
+from types import EllipsisType, TracebackType
 from typing import Any, Self, TypeVar
 
 from agentdb.errors import DatabaseClosedError, DuplicateKeyError
@@ -16,13 +16,17 @@ from agentdb.inputs import (
     aware_instant,
     check_tenant,
     identifier,
+    identifiers,
     optional_identifier,
     page_limit,
-    page_record,
+    page_position,
     plain_function,
     plain_result,
     sandbox_state,
+    sandbox_states,
     session_status,
+    session_statuses,
+    silence,
     text,
 )
 from agentdb.interface import (
@@ -135,14 +139,24 @@ class MemoryDb(Db):
             tables.sessions[id] = session
             return session
 
-    def update_session_status(self, id: str, status: SessionStatusInput) -> bool:
-        return self._update_session(id, status=session_status(status))
+    def update_session_status(
+        self,
+        id: str,
+        status: SessionStatusInput,
+        *,
+        only_if: SessionStatusInput | Collection[SessionStatusInput] | None = None,
+    ) -> bool:
+        wanted = {} if only_if is None else {"status": session_statuses("only_if", only_if)}
+        return self._update_session(id, wanted, status=session_status(status))
 
     def update_session_sandbox(self, id: str, sandbox_id: str) -> bool:
         return self._update_session(id, sandbox_id=identifier("Sandbox id", sandbox_id))
 
-    def update_session_runner(self, id: str, runner_id: str | None) -> bool:
-        return self._update_session(id, runner_id=optional_identifier("Runner id", runner_id))
+    def update_session_runner(
+        self, id: str, runner_id: str | None, *, only_if: str | EllipsisType | None = ...
+    ) -> bool:
+        wanted = {} if only_if is ... else {"runner_id": [optional_identifier("only_if", only_if)]}
+        return self._update_session(id, wanted, runner_id=optional_identifier("Runner id", runner_id))
 
     def get_session(self, id: str) -> SessionRecord | None:
         id = identifier("Session id", id)
@@ -154,27 +168,71 @@ class MemoryDb(Db):
         tenant_id: str = DEFAULT_TENANT_ID,
         agent: str | None = None,
         *,
+        status: SessionStatusInput | Collection[SessionStatusInput] | None = None,
+        runner_id: str | None = None,
         limit: int | None = None,
-        before: SessionRecord | None = None,
+        before: SessionRecord | str | None = None,
     ) -> list[SessionRecord]:
-        wanted = {"tenant_id": self._tenant(tenant_id)}
-        if agent is not None:
-            wanted["agent_name"] = identifier("Agent name", agent)
-        before = None if before is None else page_record(before)
+        wanted = self._sessions_wanted(tenant_id, agent, status)
+        if runner_id is not None:
+            wanted["runner_id"] = identifier("Runner id", runner_id)
         limit = None if limit is None else page_limit(limit)
+        position = None if before is None else page_position(before, SessionRecord)
         with self._turn() as tables:
-            found = _newest_first(self._all(tables.sessions.values(), **wanted))
-        if before is not None:
-            found = [s for s in found if (s.created_at, s.id) < (before.created_at, before.id)]
-        return found[:limit]
+            return _page(self._all(tables.sessions.values(), **wanted), limit, position)
+
+    def count_sessions(
+        self,
+        tenant_id: str = DEFAULT_TENANT_ID,
+        *,
+        agent: str | None = None,
+        status: SessionStatusInput | Collection[SessionStatusInput] | None = None,
+    ) -> int:
+        wanted = self._sessions_wanted(tenant_id, agent, status)
+        with self._turn() as tables:
+            return len(self._all(tables.sessions.values(), **wanted))
 
     def list_sessions_by_runner(self, runner_id: str) -> list[SessionRecord]:
         runner_id = identifier("Runner id", runner_id)
         with self._turn() as tables:
             return _newest_first(self._all(tables.sessions.values(), runner_id=runner_id))
 
-    def touch_session(self, id: str) -> bool:
-        return self._update_session(id)
+    def claim_session(self, id: str, runner_id: str, *, silent_for: timedelta | None = None) -> SessionRecord | None:
+        id, runner_id = identifier("Session id", id), identifier("Runner id", runner_id)
+        silent_for = None if silent_for is None else silence(silent_for)
+        with self._turn() as tables:
+            session, now = self._get(tables.sessions, id), self._now()
+            if session is None or session.status in _FINISHED:
+                return None
+            may_have = session.runner_id in (None, runner_id) or session.status == SessionStatus.PAUSED
+            if not may_have and (silent_for is None or session.last_active_at >= now - silent_for):
+                return None
+            claimed = replace(session, runner_id=runner_id, last_active_at=max(session.last_active_at, now))
+            tables.sessions[id] = claimed
+            return claimed
+
+    def get_silent_sessions(self, older_than: datetime, *, limit: int | None = None) -> list[SessionRecord]:
+        older_than = aware_instant("older_than", older_than)
+        limit = None if limit is None else page_limit(limit)
+        with self._turn() as tables:
+            live = self._all(tables.sessions.values(), status=_RUNNING)
+        silent = [session for session in live if session.last_active_at < older_than]
+        return sorted(silent, key=lambda session: (session.last_active_at, session.id))[:limit]
+
+    def touch_session(self, id: str, *, runner_id: str | None = None) -> bool:
+        return self._update_session(id, {} if runner_id is None else {"runner_id": identifier("Runner id", runner_id)})
+
+    def touch_sessions(self, ids: Collection[str], *, runner_id: str | None = None) -> list[str]:
+        ids = identifiers("Session id", ids)
+        if runner_id is not None:
+            runner_id = identifier("Runner id", runner_id)
+        with self._turn():
+            return [id for id in ids if self.touch_session(id, runner_id=runner_id)]
+
+    def delete_session(self, id: str) -> bool:
+        id = identifier("Session id", id)
+        with self._turn() as tables:
+            return self._delete(tables.sessions, id)
 
     def bulk_pause_sessions_by_runner(self, runner_id: str) -> int:
         return self._pause(runner_id=identifier("Runner id", runner_id))
@@ -199,11 +257,19 @@ class MemoryDb(Db):
                 del tables.sessions[id]
             return len(pruned)
 
-    def _update_session(self, id: str, **values: Any) -> bool:
+    def _sessions_wanted(self, tenant_id: str, agent: str | None, status: object) -> dict[str, Any]:
+        wanted: dict[str, Any] = {"tenant_id": self._tenant(tenant_id)}
+        if agent is not None:
+            wanted["agent_name"] = identifier("Agent name", agent)
+        if status is not None:
+            wanted["status"] = session_statuses("status", status)
+        return wanted
+
+    def _update_session(self, id: str, wanted: dict[str, Any] | None = None, **values: Any) -> bool:
         id = identifier("Session id", id)
         with self._turn() as tables:
             session = self._get(tables.sessions, id)
-            if session is None:
+            if session is None or not _fits(session, wanted or {}):
                 return False
             tables.sessions[id] = replace(session, last_active_at=max(session.last_active_at, self._now()), **values)
             return True
@@ -240,8 +306,15 @@ class MemoryDb(Db):
             tables.sandboxes[id] = sandbox
             return sandbox
 
-    def update_sandbox_state(self, id: str, state: SandboxStateInput) -> bool:
-        return self._update_sandbox(id, state=sandbox_state(state))
+    def update_sandbox_state(
+        self,
+        id: str,
+        state: SandboxStateInput,
+        *,
+        only_if: SandboxStateInput | Collection[SandboxStateInput] | None = None,
+    ) -> bool:
+        wanted = {} if only_if is None else {"state": sandbox_states("only_if", only_if)}
+        return self._update_sandbox(id, wanted, state=sandbox_state(state))
 
     def update_sandbox_session(self, id: str, session_id: str | None) -> bool:
         return self._update_sandbox(id, session_id=optional_identifier("Session id", session_id))
@@ -254,20 +327,71 @@ class MemoryDb(Db):
         with self._turn() as tables:
             return self._get(tables.sandboxes, id)
 
-    def count_sandboxes(self) -> int:
-        with self._turn() as tables:
-            return len(self._all(tables.sandboxes.values()))
+    def touch_sandboxes(self, ids: Collection[str]) -> list[str]:
+        ids = identifiers("Sandbox id", ids)
+        with self._turn():
+            return [id for id in ids if self.touch_sandbox(id)]
 
-    def get_best_eviction_candidate(self) -> SandboxRecord | None:
+    def list_sandboxes(
+        self,
+        tenant_id: str = DEFAULT_TENANT_ID,
+        *,
+        state: SandboxStateInput | Collection[SandboxStateInput] | None = None,
+        agent: str | None = None,
+        session_id: str | None = None,
+        limit: int | None = None,
+        before: SandboxRecord | str | None = None,
+    ) -> list[SandboxRecord]:
+        wanted: dict[str, Any] = {"tenant_id": self._tenant(tenant_id)}
+        if state is not None:
+            wanted["state"] = sandbox_states("state", state)
+        if agent is not None:
+            wanted["agent_name"] = identifier("Agent name", agent)
+        if session_id is not None:
+            wanted["session_id"] = identifier("Session id", session_id)
+        limit = None if limit is None else page_limit(limit)
+        position = None if before is None else page_position(before, SandboxRecord)
+        with self._turn() as tables:
+            return _page(self._all(tables.sandboxes.values(), **wanted), limit, position)
+
+    def list_sandboxes_by_runner(self, runner_id: str) -> list[SandboxRecord]:
+        runner_id = identifier("Runner id", runner_id)
+        with self._turn() as tables:
+            sessions = {session.id for session in self._all(tables.sessions.values(), runner_id=runner_id)}
+            return _newest_first(self._all(tables.sandboxes.values(), session_id=sessions))
+
+    def count_sandboxes(self, *, state: SandboxStateInput | Collection[SandboxStateInput] | None = None) -> int:
+        wanted = {} if state is None else {"state": sandbox_states("state", state)}
+        with self._turn() as tables:
+            return len(self._all(tables.sandboxes.values(), **wanted))
+
+    def claim_warm_sandbox(
+        self, agent_name: str, session_id: str, tenant_id: str = DEFAULT_TENANT_ID
+    ) -> SandboxRecord | None:
+        agent_name, session_id = identifier("Agent name", agent_name), identifier("Session id", session_id)
+        wanted = {"agent_name": agent_name, "tenant_id": self._tenant(tenant_id), "state": "warm", "session_id": [None]}
+        with self._turn() as tables:
+            free = _least_recently_used(self._all(tables.sandboxes.values(), **wanted))
+            if not free:
+                return None
+            used = max(free[0].last_used_at, self._now())
+            claimed = replace(free[0], state="waiting", session_id=session_id, last_used_at=used)
+            tables.sandboxes[claimed.id] = claimed
+            return claimed
+
+    def get_best_eviction_candidate(self, *, unused_since: datetime | None = None) -> SandboxRecord | None:
+        if unused_since is not None:
+            unused_since = aware_instant("unused_since", unused_since)
         with self._turn() as tables:
             for state in _EVICTED_FIRST:
-                if found := _least_recently_used(self._all(tables.sandboxes.values(), state=state.value)):
+                found = _least_recently_used(self._all(tables.sandboxes.values(), state=state.value))
+                if found and (unused_since is None or found[0].last_used_at < unused_since):
                     return found[0]
         return None
 
-    def claim_eviction_candidate(self) -> SandboxRecord | None:
+    def claim_eviction_candidate(self, *, unused_since: datetime | None = None) -> SandboxRecord | None:
         with self._turn() as tables:
-            sandbox = self.get_best_eviction_candidate()
+            sandbox = self.get_best_eviction_candidate(unused_since=unused_since)
             if sandbox is None:
                 return None
             if sandbox.state == SandboxState.COLD:
@@ -289,16 +413,25 @@ class MemoryDb(Db):
 
     def mark_all_sandboxes_cold(self) -> int:
         with self._turn() as tables:
-            others = [s for s in self._all(tables.sandboxes.values()) if s.state != SandboxState.COLD]
-            for sandbox in others:
-                tables.sandboxes[sandbox.id] = replace(sandbox, state=SandboxState.COLD.value)
-            return len(others)
+            return self._mark_cold(self._all(tables.sandboxes.values()))
 
-    def _update_sandbox(self, id: str, *, touch: bool = False, **values: Any) -> bool:
+    def mark_sandboxes_cold_by_runner(self, runner_id: str) -> int:
+        with self._turn():
+            return self._mark_cold(self.list_sandboxes_by_runner(runner_id))
+
+    def _mark_cold(self, sandboxes: list[SandboxRecord]) -> int:
+        others = [sandbox for sandbox in sandboxes if sandbox.state != SandboxState.COLD]
+        for sandbox in others:
+            self._tables.sandboxes[sandbox.id] = replace(sandbox, state=SandboxState.COLD.value)
+        return len(others)
+
+    def _update_sandbox(
+        self, id: str, wanted: dict[str, Any] | None = None, *, touch: bool = False, **values: Any
+    ) -> bool:
         id = identifier("Sandbox id", id)
         with self._turn() as tables:
             sandbox = self._get(tables.sandboxes, id)
-            if sandbox is None:
+            if sandbox is None or not _fits(sandbox, wanted or {}):
                 return False
             used = max(sandbox.last_used_at, self._now()) if touch else sandbox.last_used_at
             tables.sandboxes[id] = replace(sandbox, last_used_at=used, **values)
@@ -409,12 +542,8 @@ class MemoryDb(Db):
         row = rows.get(id)
         return row if row is not None and self._sees(row) else None
 
-    def _all(self, rows: Iterable[Record], **wanted: str) -> list[Record]:
-        return [
-            row
-            for row in rows
-            if self._sees(row) and all(getattr(row, column) == value for column, value in wanted.items())
-        ]
+    def _all(self, rows: Iterable[Record], **wanted: Any) -> list[Record]:
+        return [row for row in rows if self._sees(row) and _fits(row, wanted)]
 
     def _find(self, rows: Iterable[Record], **wanted: str) -> Record | None:
         return next(iter(self._all(rows, **wanted)), None)
@@ -445,11 +574,25 @@ class _Turn:
         self._db._lock.release()
 
 
-Dated = TypeVar("Dated", SessionRecord, ApiKeyRecord)
+Dated = TypeVar("Dated", SessionRecord, SandboxRecord, ApiKeyRecord)
+
+
+def _fits(row: Any, wanted: dict[str, Any]) -> bool:
+    """Whether each wanted column has the value wanted, or one of several."""
+    return all(
+        getattr(row, column) == value if isinstance(value, str) else getattr(row, column) in value
+        for column, value in wanted.items()
+    )
 
 
 def _newest_first(rows: list[Dated]) -> list[Dated]:
     return sorted(rows, key=lambda row: (row.created_at, row.id), reverse=True)
+
+
+def _page(rows: list[Dated], limit: int | None, position: tuple[datetime, str] | None) -> list[Dated]:
+    if position is not None:
+        rows = [row for row in rows if (row.created_at, row.id) < position]
+    return _newest_first(rows)[:limit]
 
 
 def _least_recently_used(sandboxes: list[SandboxRecord]) -> list[SandboxRecord]:

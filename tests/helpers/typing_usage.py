@@ -71,7 +71,7 @@ def misuse(db: Db, session: SessionRecord) -> None:
     # mypy and pyright report an ignore that nothing needs, so that each of these is an error.
     db.get_agent()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     db.get_session(5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
-    db.list_sessions("acme", "a", 10)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    db.list_sessions("acme", "a", 10)  # type: ignore[call-arg, arg-type]  # pyright: ignore[reportCallIssue]
     db.list_agents(tenant=None)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     db.update_session_status("s1", "actve")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     db.update_sandbox_state("sb1", "frozen")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
@@ -115,7 +115,7 @@ async def awaiting(db: Db, now: datetime) -> None:
 async def misuse_async(adb: AsyncDb) -> None:
     await adb.get_agent()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     await adb.get_session(5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
-    await adb.list_sessions("acme", "a", 10)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    await adb.list_sessions("acme", "a", 10)  # type: ignore[call-arg, arg-type]  # pyright: ignore[reportCallIssue]
     await adb.list_agents(tenant="acme")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     adb.no_such_method  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]  # noqa: B018
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-import re
 import uuid
 from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime, timedelta, timezone
@@ -17,10 +15,22 @@ from django.db.models import F, QuerySet
 
 import agentdb
 from agentdb import DjangoDb
+from agentdb.expressions import ServerAgo
 from agentdb.models import Agent, Sandbox, Session
-from agentdb.serving import adapter, queries
-from agentdb.serving.compiled import Delete, Insert, Parameters, Query, Select, SelectCount, Update
-from tests.helpers.factories import make_agent, make_session
+from agentdb.serving import queries
+from agentdb.serving.compiled import (
+    Delete,
+    Insert,
+    Parameters,
+    Query,
+    Select,
+    SelectCount,
+    Statement,
+    Together,
+    Update,
+)
+from tests.helpers.factories import instant, make_agent, make_session
+from tests.serving.test_query_plans import CALLS
 
 NOW = datetime(2026, 3, 1, 12, 0, 0, 123456, tzinfo=UTC)
 
@@ -31,7 +41,9 @@ VALUES: dict[str, Any] = {
     "status": "active", "state": "cold", "workspace_dir": "a folder", "key_hash": "a hash", "bare_hash": "another",
     "now": NOW, "created_at": NOW + timedelta(seconds=1), "older_than": NOW + timedelta(seconds=2), "limit": 7,
     "label": "a label",
-    "ended_before": NOW + timedelta(seconds=3), "session_ids": "[]",
+    "ended_before": NOW + timedelta(seconds=3), "session_ids": "[]", "ids": "[]", "only_if": "a condition",
+    "value0": "a status", "value1": "another status", "silent_for": timedelta(minutes=1),
+    "silent_before": NOW - timedelta(minutes=1), "unused_since": NOW + timedelta(seconds=4),
 }  # fmt: skip
 
 
@@ -46,28 +58,33 @@ class Given(Parameters):
         assert isinstance(value, datetime)
         return value
 
+    def ago(self, name: str, length: str) -> ServerAgo:
+        return ServerAgo(VALUES[name], VALUES[length])
+
     def limit(self, name: str) -> int:
         return int(VALUES[name])
 
 
-def _named_queries() -> dict[str, Query]:
-    found: dict[str, Query] = {}
+def _compiled(db: DjangoDb) -> dict[Query, Statement]:
+    """What every method of Db sends, in every form."""
+    for _, call in CALLS.values():
+        call(db)
+    db.count_sandboxes()
+    db.mark_all_sandboxes_cold()
+    db.prune_sessions(instant(), 1)
+    return db._executor.threads.statements
+
+
+def test_every_query_of_the_adapter_is_compared_here(sqlite_db: DjangoDb) -> None:
+    make_session(sqlite_db)
+    sqlite_db.update_session_status("s1", "ended")
+    sqlite_db.prune_sessions(instant(10**9), 1)  # goes on to the sandboxes of what it has found
+    compiled = _compiled(sqlite_db)
+
     for name, value in vars(queries).items():
-        if isinstance(value, Select | SelectCount | Update | Delete | Insert):
-            found[name] = value
-        elif isinstance(value, dict) and name.isupper():
-            found.update({f"{name}{list(key)}": query for key, query in value.items()})
-    return found
-
-
-QUERIES = _named_queries()
-
-
-def test_every_query_of_the_adapter_is_compared_here() -> None:
-    used = set(re.findall(r"queries\.([A-Z_]+)\b", inspect.getsource(adapter)))
-
-    assert used == {name.partition("[")[0] for name in QUERIES}
-    assert len(QUERIES) == len(used) + 7  # list_sessions has eight forms
+        for query in value.values() if isinstance(value, dict) else [value]:
+            if isinstance(query, Select | SelectCount | Update | Delete | Insert):
+                assert query in compiled, name
 
 
 class _Seen(Exception):
@@ -89,38 +106,44 @@ def _what_the_orm_sends(alias: str, run: Callable[[], object]) -> tuple[str, lis
     return seen[0]
 
 
-def _by_the_orm(alias: str, query: Any) -> Callable[[], object]:
-    given = Given()
+def _by_the_orm(alias: str, query: Any, built: Any) -> Callable[[], object]:
     if isinstance(query, Insert):
-        instance = query.build(given)
+        instance = built
         manager = type(instance)._default_manager.using(alias)
         if not query.unique:
             return lambda: instance.save(using=alias, force_insert=True)
         return lambda: manager.bulk_create(
             [instance], update_conflicts=True, unique_fields=list(query.unique), update_fields=list(query.replace)
         )
-    queryset: QuerySet[Any] = query.build(given).using(alias)
+    queryset: QuerySet[Any] = built.using(alias)
     if isinstance(query, SelectCount):
         return queryset.count
     if isinstance(query, Update):
-        return lambda: queryset.update(**query.values(given))
+        return lambda: queryset.update(**query.values(Given()))
     if isinstance(query, Delete):
         return queryset.delete
     return lambda: list(queryset)
 
 
-@pytest.mark.parametrize("name", QUERIES)
-def test_cached_statement_is_what_the_orm_sends(db: DjangoDb, engine: str, name: str) -> None:
-    query: Any = QUERIES[name]
-    statement = query.compile(connections[db.alias])
+def test_cached_statements_are_what_the_orm_sends(db: DjangoDb, engine: str) -> None:
+    make_session(db)
+    for query, statement in list(_compiled(db).items()):
+        if not isinstance(query, Together):
+            _compare(db.alias, engine, query, statement)
 
-    sql, params = _what_the_orm_sends(db.alias, _by_the_orm(db.alias, query))
 
+def _compare(alias: str, engine: str, query: Any, statement: Statement) -> None:
+    built = query.build(Given())
+    parts = [_what_the_orm_sends(alias, _by_the_orm(alias, query, part)) for part in _as_list(built)]
+    sql, params = parts[0]
+    if len(parts) > 1:
+        sql = " UNION ALL ".join(f"SELECT * FROM ({part}) part_{number}" for number, (part, _) in enumerate(parts))
+        params = [value for _, values in parts for value in values]
+    compiled, returning, columns = statement.sql.partition(" RETURNING ")
     if isinstance(query, Insert):
         # Django returns the columns that the database fills; here it is every column, or none where all are given.
         sql = sql.partition(" RETURNING ")[0]
-        compiled, returning, columns = statement.sql.partition(" RETURNING ")
-        model = type(query.build(Given()))
+        model = type(built)
         # Only the server knows its time; one column says it for all.
         by_server = [f for f in model._meta.concrete_fields if f.name == "created_at"] if engine != "sqlite" else []
         wanted = model._meta.concrete_fields if query.returning else by_server
@@ -131,18 +154,18 @@ def test_cached_statement_is_what_the_orm_sends(db: DjangoDb, engine: str, name:
             assert ' DO UPDATE SET "version" = ("agents"."version" + ' in compiled
             compiled = _without_increment(compiled)
     else:
-        compiled, returning, _ = statement.sql.partition(" RETURNING ")
-        assert bool(returning) is getattr(query, "returning", False)
-    bound = list(statement.bind(VALUES))
+        assert bool(returning) is bool(getattr(query, "returning", False))
+    limits = [slot[0] == "limit" for slot in statement.slots]
+    bound = [value for value, limit in zip(statement.bind(VALUES), limits, strict=True) if not limit]
     if isinstance(query, Insert) and query.change:
         assert bound.pop() == 1
-    if engine == "sqlite":
-        sql = sql.replace("%s", "?")
-    if "LIMIT" in sql and "limit" in {slot[0] for slot in statement.slots}:
-        sql = sql.replace("LIMIT 7", "LIMIT ?" if engine == "sqlite" else "LIMIT %s")
-        assert bound.pop() == 7
-    assert compiled == sql
+    sql = sql.replace("LIMIT 7", "LIMIT %s")
+    assert compiled == (sql.replace("%s", "?") if engine == "sqlite" else sql)
     assert [_comparable(value) for value in bound] == [_comparable(value) for value in params]
+
+
+def _as_list(built: Any) -> list[Any]:
+    return built if isinstance(built, list) else [built]
 
 
 def _without_increment(sql: str) -> str:

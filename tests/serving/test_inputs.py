@@ -14,10 +14,12 @@ import pytest
 from django.db import connections
 
 import agentdb
-from agentdb import Db, DjangoDb, InvalidInputError, SchemaMismatchError, SessionRecord
+from agentdb import Db, DjangoDb, InvalidInputError, SandboxRecord, SchemaMismatchError, SessionRecord
 from tests.helpers.factories import execute, instant, make_agent, make_api_key, make_sandbox, make_session, set_column
 
 RECORD = SessionRecord("s1", "default", "a", "sb1", "active", None, instant(), instant())
+
+SANDBOX = SandboxRecord("sb1", "default", None, "a", "cold", "/", instant(), instant())
 
 # One valid value for each argument of each method; the kind says what is refused in its place.
 IDENTIFIER, OPTIONAL, TEXT = "identifier", "optional identifier", "text"
@@ -36,18 +38,41 @@ ARGUMENTS: dict[str, dict[str, tuple[str, str]]] = {
         "sandbox_id": (IDENTIFIER, "Sandbox id"),
         "tenant_id": (IDENTIFIER, "Tenant id"),
     },
-    "update_session_status": {"id": (IDENTIFIER, "Session id"), "status": ("status", "Session status")},
+    "update_session_status": {
+        "id": (IDENTIFIER, "Session id"),
+        "status": ("status", "Session status"),
+        "only_if": ("statuses", "only_if"),
+    },
     "update_session_sandbox": {"id": (IDENTIFIER, "Session id"), "sandbox_id": (IDENTIFIER, "Sandbox id")},
-    "update_session_runner": {"id": (IDENTIFIER, "Session id"), "runner_id": (OPTIONAL, "Runner id")},
+    "update_session_runner": {
+        "id": (IDENTIFIER, "Session id"),
+        "runner_id": (OPTIONAL, "Runner id"),
+        "only_if": (OPTIONAL, "only_if"),
+    },
     "get_session": {"id": (IDENTIFIER, "Session id")},
     "list_sessions": {
         "tenant_id": (IDENTIFIER, "Tenant id"),
         "agent": (OPTIONAL, "Agent name"),
+        "status": ("statuses", "status"),
+        "runner_id": (OPTIONAL, "Runner id"),
         "limit": ("limit", "limit"),
-        "before": ("record", "before"),
+        "before": ("record", "SessionRecord"),
     },
+    "count_sessions": {
+        "tenant_id": (IDENTIFIER, "Tenant id"),
+        "agent": (OPTIONAL, "Agent name"),
+        "status": ("statuses", "status"),
+    },
+    "claim_session": {
+        "id": (IDENTIFIER, "Session id"),
+        "runner_id": (IDENTIFIER, "Runner id"),
+        "silent_for": ("length", "silent_for"),
+    },
+    "get_silent_sessions": {"older_than": ("instant", "older_than"), "limit": ("limit", "limit")},
     "list_sessions_by_runner": {"runner_id": (IDENTIFIER, "Runner id")},
-    "touch_session": {"id": (IDENTIFIER, "Session id")},
+    "touch_session": {"id": (IDENTIFIER, "Session id"), "runner_id": (OPTIONAL, "Runner id")},
+    "touch_sessions": {"ids": ("ids", "Session id"), "runner_id": (OPTIONAL, "Runner id")},
+    "delete_session": {"id": (IDENTIFIER, "Session id")},
     "insert_sandbox": {
         "id": (IDENTIFIER, "Sandbox id"),
         "agent_name": (IDENTIFIER, "Agent name"),
@@ -55,17 +80,37 @@ ARGUMENTS: dict[str, dict[str, tuple[str, str]]] = {
         "session_id": (OPTIONAL, "Session id"),
         "tenant_id": (IDENTIFIER, "Tenant id"),
     },
-    "update_sandbox_state": {"id": (IDENTIFIER, "Sandbox id"), "state": ("state", "Sandbox state")},
+    "update_sandbox_state": {
+        "id": (IDENTIFIER, "Sandbox id"),
+        "state": ("state", "Sandbox state"),
+        "only_if": ("states", "only_if"),
+    },
     "update_sandbox_session": {"id": (IDENTIFIER, "Sandbox id"), "session_id": (OPTIONAL, "Session id")},
     "touch_sandbox": {"id": (IDENTIFIER, "Sandbox id")},
     "get_sandbox": {"id": (IDENTIFIER, "Sandbox id")},
-    "count_sandboxes": {},
-    "get_best_eviction_candidate": {},
-    "claim_eviction_candidate": {},
+    "touch_sandboxes": {"ids": ("ids", "Sandbox id")},
+    "list_sandboxes": {
+        "tenant_id": (IDENTIFIER, "Tenant id"),
+        "state": ("states", "state"),
+        "agent": (OPTIONAL, "Agent name"),
+        "session_id": (OPTIONAL, "Session id"),
+        "limit": ("limit", "limit"),
+        "before": ("sandbox record", "SandboxRecord"),
+    },
+    "list_sandboxes_by_runner": {"runner_id": (IDENTIFIER, "Runner id")},
+    "count_sandboxes": {"state": ("states", "state")},
+    "claim_warm_sandbox": {
+        "agent_name": (IDENTIFIER, "Agent name"),
+        "session_id": (IDENTIFIER, "Session id"),
+        "tenant_id": (IDENTIFIER, "Tenant id"),
+    },
+    "get_best_eviction_candidate": {"unused_since": ("optional instant", "unused_since")},
+    "claim_eviction_candidate": {"unused_since": ("optional instant", "unused_since")},
     "get_idle_sandboxes": {"older_than": ("instant", "older_than")},
     "get_cold_sandboxes": {"older_than": ("instant", "older_than")},
     "delete_sandbox": {"id": (IDENTIFIER, "Sandbox id")},
     "mark_all_sandboxes_cold": {},
+    "mark_sandboxes_cold_by_runner": {"runner_id": (IDENTIFIER, "Runner id")},
     "bulk_pause_sessions_by_runner": {"runner_id": (IDENTIFIER, "Runner id")},
     "bulk_pause_active_sessions": {},
     "get_api_key_by_hash": {"key_hash": (IDENTIFIER, "Key hash")},
@@ -89,7 +134,13 @@ VALID: dict[str, Any] = {
     "status": "active",
     "state": "cold",
     "limit": 1,
+    "statuses": ("active", "paused"),
+    "states": ("cold", "warm"),
+    "length": timedelta(minutes=1),
+    "ids": ["x", "y"],
     "record": RECORD,
+    "sandbox record": SANDBOX,
+    "optional instant": instant(),
     "instant": instant(),
     "key": "agentdb_x",
 }
@@ -112,6 +163,51 @@ _NONE: tuple[object, str] = (None, "{what} must be a string, not NoneType.")
 _MAXIMUM = datetime.max.replace(tzinfo=timezone(timedelta(hours=-5)))
 _STATUSES = "starting, active, paused, ended, error, stopped"
 _STATES = "cold, warming, warm, waiting, running"
+_NOT_SEVERAL: list[tuple[object, str]] = [
+    (5, "{name} must be a collection of strings, not int."),
+    (b"x", "{name} must be a collection of strings, not bytes."),
+    ({"x": 1}, "{name} must be a collection of strings, not dict."),
+    ((each for each in "x"), "{name} must be a collection of strings, not generator."),
+    ([], "{name} must not be empty."),
+    (set(), "{name} must not be empty."),
+]
+
+
+def _several(unknown: str, of: str) -> list[tuple[object, str]]:
+    return [
+        *((value, message.format(name="{what}")) for value, message in _NOT_SEVERAL),
+        ("frozen", unknown),
+        (["frozen"], unknown),
+        ([None], f"{of} must be a string, not NoneType."),
+        (["frozen"] * 101, "{what} has 101 items; the limit is 100."),
+    ]
+
+
+def _before(record: SessionRecord | SandboxRecord) -> list[tuple[object, str]]:
+    return [
+        ("s1", "before 's1' is not the cursor of a {what}."),
+        ("", "before '' is not the cursor of a {what}."),
+        (5, "before must be a {what} of the page before, or its cursor, not int."),
+        (("s1", instant()), "before must be a {what} of the page before, or its cursor, not tuple."),
+        (
+            "2026-03-01T12:00:00,s1",
+            "The instant of before 2026-03-01T12:00:00 has no time zone; pass an aware datetime.",
+        ),
+        ("2026-03-01T12:00:00Z", "The id of before must not be empty."),
+        ("2026-03-01T12:00:00Z,", "The id of before must not be empty."),
+        ("2026-03-01T12:00:00Z,a\0b", "The id of before 'a\\x00b' has a NUL character, which PostgreSQL cannot store."),
+        (
+            dataclasses.replace(record, created_at=datetime(2026, 1, 1)),
+            "The instant of before 2026-01-01T00:00:00 has no time zone; pass an aware datetime.",
+        ),
+        (
+            dataclasses.replace(record, created_at=_MAXIMUM),
+            "The instant of before 9999-12-31T23:59:59.999999-05:00 is outside the years 1 to 9999 in UTC.",
+        ),
+        (dataclasses.replace(record, id=""), "The id of before must not be empty."),
+    ]
+
+
 REFUSED: dict[str, list[tuple[object, str]]] = {
     IDENTIFIER: [_NONE, *_NO_IDENTIFIER],
     OPTIONAL: _NO_IDENTIFIER,
@@ -139,19 +235,22 @@ REFUSED: dict[str, list[tuple[object, str]]] = {
         (1.0, "limit must be a whole number from 1 to 9223372036854775807, not 1.0."),
         ("1", "limit must be a whole number from 1 to 9223372036854775807, not '1'."),
     ],
-    "record": [
-        ("s1", "before must be a SessionRecord of the page before, not str."),
-        (("s1", instant()), "before must be a SessionRecord of the page before, not tuple."),
-        (
-            dataclasses.replace(RECORD, created_at=datetime(2026, 1, 1)),
-            "created_at of before 2026-01-01T00:00:00 has no time zone; pass an aware datetime.",
-        ),
-        (
-            dataclasses.replace(RECORD, created_at=_MAXIMUM),
-            "created_at of before 9999-12-31T23:59:59.999999-05:00 is outside the years 1 to 9999 in UTC.",
-        ),
-        (dataclasses.replace(RECORD, id=""), "Session id of before must not be empty."),
+    "statuses": _several(f"Session status 'frozen' is not one of {_STATUSES}.", "Session status"),
+    "states": _several(f"Sandbox state 'frozen' is not one of {_STATES}.", "Sandbox state"),
+    "ids": [
+        *((value, message.format(name="ids")) for value, message in _NOT_SEVERAL),
+        ("x", "ids must be a collection of strings, not str."),
+        ([f"s{number}" for number in range(10_001)], "ids has 10001 items; the limit is 10000."),
+        *(([value], message) for value, message in [_NONE, *_NO_IDENTIFIER]),
     ],
+    "length": [
+        (60, "{what} must be a timedelta, not int."),
+        (instant(), "{what} must be a timedelta, not datetime."),
+        (timedelta(microseconds=-1), "{what} must be from 0 to 36500 days, not -1 day, 23:59:59.999999."),
+        (timedelta.max, "{what} must be from 0 to 36500 days, not 999999999 days, 23:59:59.999999."),
+    ],
+    "record": _before(RECORD),
+    "sandbox record": _before(SANDBOX),
     "instant": [
         (None, "{what} must be a datetime, not NoneType."),
         ("2026-01-01", "{what} must be a datetime, not str."),
@@ -165,6 +264,7 @@ REFUSED: dict[str, list[tuple[object, str]]] = {
     ],
     "key": [(None, "{what} must be a string, not NoneType."), (b"x", "{what} must be a string, not bytes.")],
 }
+REFUSED["optional instant"] = REFUSED["instant"][1:]
 
 
 def _public_methods(kind: type) -> set[str]:

@@ -13,12 +13,9 @@ from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
 import pytest
-from django.db import connections
 
 import agentdb
 from agentdb import DjangoDb
-from agentdb.serving import queries
-from agentdb.serving.compiled import Select
 from tests.helpers.factories import (
     execute,
     instant,
@@ -30,23 +27,6 @@ from tests.helpers.factories import (
 )
 
 IDS = ["10", "9", "B", "Z", "_", "a", "a b", "ab", "é", "\uffee", "😀"]
-
-
-def test_every_query_that_sorts_by_text_says_by_code_point_on_postgresql(
-    _migrated_postgres: str, postgres_url: str
-) -> None:
-    url = urlunsplit(urlsplit(postgres_url)._replace(path=f"/{_migrated_postgres}"))
-    named = {name: query for name, query in vars(queries).items() if isinstance(query, Select)}
-    named |= {f"LIST_SESSIONS{key}": query for key, query in queries.LIST_SESSIONS.items()}
-    with agentdb.connect(url) as db:
-        orders = {
-            name: part.split(")")[0].split(" LIMIT ")[0]
-            for name, query in named.items()
-            for part in query.compile(connections[db.alias]).sql.split(" ORDER BY ")[1:]
-        }
-
-    assert len(orders) > 10
-    assert {name: order for name, order in orders.items() if 'COLLATE "C"' not in order} == {}
 
 
 _DATABASE = "agentdb_test_language_order"

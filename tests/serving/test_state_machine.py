@@ -33,6 +33,8 @@ BAD_IDS = st.sampled_from(["", "a\0b", "\ud800", "x" * 513])
 ANY_ID = st.one_of(IDS, IDS, IDS, IDS, IDS, BAD_IDS)
 STATUSES = st.sampled_from([*map(str, SessionStatus), "actve"])
 STATES = st.sampled_from([*map(str, SandboxState), "frozen"])
+SEVERAL_STATUSES = st.one_of(st.none(), STATUSES, st.lists(STATUSES, max_size=3))
+SEVERAL_STATES = st.one_of(st.none(), STATES, st.lists(STATES, max_size=3))
 Call = tuple[str, tuple[Any, ...], dict[str, Any]]
 
 
@@ -48,20 +50,43 @@ CALLS = st.one_of(
     _calls("delete_agent", ANY_ID, tenant_id=TENANTS),
     _calls("insert_session", ANY_ID, IDS, IDS, tenant_id=TENANTS),
     _calls("insert_session", IDS, IDS, IDS, tenant_id=TENANTS),
-    _calls("update_session_status", ANY_ID, STATUSES),
+    _calls("update_session_status", ANY_ID, STATUSES, only_if=SEVERAL_STATUSES),
     _calls("update_session_sandbox", IDS, ANY_ID),
-    _calls("update_session_runner", IDS, OPTIONAL_ID),
+    _calls("update_session_runner", IDS, OPTIONAL_ID, only_if=OPTIONAL_ID),
+    _calls("claim_session", ANY_ID, ANY_ID, silent_for=st.sampled_from([timedelta(0), timedelta(days=1)])),
+    _calls("delete_session", IDS),
     _calls("get_session", ANY_ID),
-    _calls("list_sessions", tenant_id=TENANTS, agent=OPTIONAL_ID, limit=st.integers(0, 4)),
+    _calls(
+        "list_sessions",
+        tenant_id=TENANTS,
+        agent=OPTIONAL_ID,
+        status=SEVERAL_STATUSES,
+        runner_id=OPTIONAL_ID,
+        limit=st.integers(0, 4),
+    ),
+    _calls("count_sessions", tenant_id=TENANTS, agent=OPTIONAL_ID, status=SEVERAL_STATUSES),
     _calls("list_sessions_by_runner", IDS),
-    _calls("touch_session", ANY_ID),
+    _calls("touch_session", ANY_ID, runner_id=OPTIONAL_ID),
+    _calls("touch_sessions", st.lists(IDS, max_size=20), runner_id=OPTIONAL_ID),
     _calls("insert_sandbox", ANY_ID, IDS, IDS, session_id=OPTIONAL_ID, tenant_id=TENANTS),
     _calls("insert_sandbox", IDS, IDS, IDS, session_id=OPTIONAL_ID, tenant_id=TENANTS),
-    _calls("update_sandbox_state", IDS, STATES),
+    _calls("update_sandbox_state", IDS, STATES, only_if=SEVERAL_STATES),
     _calls("update_sandbox_session", IDS, OPTIONAL_ID),
     _calls("touch_sandbox", IDS),
+    _calls("touch_sandboxes", st.lists(IDS, max_size=20)),
+    _calls(
+        "list_sandboxes",
+        tenant_id=TENANTS,
+        state=SEVERAL_STATES,
+        agent=OPTIONAL_ID,
+        session_id=OPTIONAL_ID,
+        limit=st.integers(0, 4),
+    ),
+    _calls("list_sandboxes_by_runner", IDS),
+    _calls("mark_sandboxes_cold_by_runner", IDS),
+    _calls("claim_warm_sandbox", IDS, IDS, tenant_id=TENANTS),
     _calls("get_sandbox", IDS),
-    _calls("count_sandboxes"),
+    _calls("count_sandboxes", state=SEVERAL_STATES),
     _calls("get_best_eviction_candidate"),
     _calls("claim_eviction_candidate"),
     _calls("delete_sandbox", IDS),
@@ -148,6 +173,22 @@ class Machine(RuleBasedStateMachine):
 
         self._same(view, call)
 
+    @rule(view=VIEWS, id=IDS, method=st.sampled_from(["get_best_eviction_candidate", "claim_eviction_candidate"]))
+    def eviction_of_what_is_older_than_one(self, view: str | None, id: str, method: str) -> None:
+        def call(db: Db) -> Any:
+            sandbox = db.get_sandbox(id)
+            return sandbox and getattr(db, method)(unused_since=sandbox.last_used_at)
+
+        self._same(view, call)
+
+    @rule(view=VIEWS, id=IDS, limit=st.integers(0, 3))
+    def silent_sessions_older_than_one(self, view: str | None, id: str, limit: int) -> None:
+        def call(db: Db) -> Any:
+            session = db.get_session(id)
+            return session and db.get_silent_sessions(session.last_active_at, limit=limit)
+
+        self._same(view, call)
+
     @rule(view=VIEWS, id=IDS, limit=st.integers(0, 3))
     def pruning_what_is_older_than_one(self, view: str | None, id: str, limit: int) -> None:
         def call(db: Db) -> Any:
@@ -156,11 +197,19 @@ class Machine(RuleBasedStateMachine):
 
         self._same(view, call)
 
-    @rule(view=VIEWS, id=IDS, limit=st.integers(1, 3))
-    def a_page_after_one(self, view: str | None, id: str, limit: int) -> None:
+    @rule(view=VIEWS, id=IDS, limit=st.integers(1, 3), statuses=SEVERAL_STATUSES)
+    def a_page_after_one(self, view: str | None, id: str, limit: int, statuses: Any) -> None:
         def call(db: Db) -> Any:
             session = db.get_session(id)
-            return session and db.list_sessions(session.tenant_id, limit=limit, before=session)
+            return session and db.list_sessions(session.tenant_id, status=statuses, limit=limit, before=session.cursor)
+
+        self._same(view, call)
+
+    @rule(view=VIEWS, id=IDS, limit=st.integers(1, 3), states=SEVERAL_STATES)
+    def a_page_of_sandboxes_after_one(self, view: str | None, id: str, limit: int, states: Any) -> None:
+        def call(db: Db) -> Any:
+            sandbox = db.get_sandbox(id)
+            return sandbox and db.list_sandboxes(sandbox.tenant_id, state=states, limit=limit, before=sandbox)
 
         self._same(view, call)
 

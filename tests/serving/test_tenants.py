@@ -31,11 +31,20 @@ ANSWERS: dict[str, tuple[Callable[[Any], object], object]] = {
     "update_session_runner": (lambda db: db.update_session_runner("theirs", None), False),
     "get_session": (lambda db: db.get_session("theirs"), None),
     "list_sessions": (lambda db: db.list_sessions(), []),
+    "count_sessions": (lambda db: db.count_sessions(), 0),
+    "claim_session": (lambda db: db.claim_session("theirs", "r"), None),
+    "get_silent_sessions": (lambda db: db.get_silent_sessions(FUTURE), []),
     "list_sessions_by_runner": (lambda db: db.list_sessions_by_runner("r"), []),
     "touch_session": (lambda db: db.touch_session("theirs"), False),
+    "touch_sessions": (lambda db: db.touch_sessions(["theirs"]), []),
+    "delete_session": (lambda db: db.delete_session("theirs"), False),
     "update_sandbox_state": (lambda db: db.update_sandbox_state("theirs", "warm"), False),
     "update_sandbox_session": (lambda db: db.update_sandbox_session("theirs", None), False),
     "touch_sandbox": (lambda db: db.touch_sandbox("theirs"), False),
+    "touch_sandboxes": (lambda db: db.touch_sandboxes(["theirs"]), []),
+    "list_sandboxes": (lambda db: db.list_sandboxes(), []),
+    "list_sandboxes_by_runner": (lambda db: db.list_sandboxes_by_runner("r"), []),
+    "claim_warm_sandbox": (lambda db: db.claim_warm_sandbox("support-bot", "s"), None),
     "get_sandbox": (lambda db: db.get_sandbox("theirs"), None),
     "count_sandboxes": (lambda db: db.count_sandboxes(), 0),
     "get_best_eviction_candidate": (lambda db: db.get_best_eviction_candidate(), None),
@@ -44,6 +53,7 @@ ANSWERS: dict[str, tuple[Callable[[Any], object], object]] = {
     "get_cold_sandboxes": (lambda db: db.get_cold_sandboxes(FUTURE), []),
     "delete_sandbox": (lambda db: db.delete_sandbox("theirs"), False),
     "mark_all_sandboxes_cold": (lambda db: db.mark_all_sandboxes_cold(), 0),
+    "mark_sandboxes_cold_by_runner": (lambda db: db.mark_sandboxes_cold_by_runner("r"), 0),
     "bulk_pause_sessions_by_runner": (lambda db: db.bulk_pause_sessions_by_runner("r"), 0),
     "bulk_pause_active_sessions": (lambda db: db.bulk_pause_active_sessions(), 0),
     "get_api_key_by_hash": (lambda db: db.get_api_key_by_hash("theirs"), None),
@@ -88,6 +98,14 @@ def test_no_call_sees_or_changes_a_row_of_another_tenant(db: DjangoDb, url: str,
         assert _all_rows(url) == before, name
 
 
+STATES_OF_CALLS = {
+    "get_idle_sandboxes": "waiting",
+    "mark_all_sandboxes_cold": "waiting",
+    "mark_sandboxes_cold_by_runner": "waiting",
+    "claim_warm_sandbox": "warm",
+}
+
+
 def test_the_tenant_of_the_rows_gets_other_answers(db: DjangoDb, url: str) -> None:
     """The test above would pass on a view that never finds anything."""
     for name, (call, answer) in ANSWERS.items():
@@ -100,8 +118,10 @@ def test_the_tenant_of_the_rows_gets_other_answers(db: DjangoDb, url: str) -> No
             db,
             url,
             status="ended" if name == "prune_sessions" else "active",
-            state="waiting" if name in ("get_idle_sandboxes", "mark_all_sandboxes_cold") else "cold",
+            state=STATES_OF_CALLS.get(name, "cold"),
         )
+        if name == "claim_warm_sandbox":
+            set_column(url, "sandboxes", "theirs", session_id=None)
         assert call(db.for_tenant("other")) != answer, name
 
 
@@ -132,10 +152,10 @@ def test_new_rows_are_the_tenants_without_naming_it(db: DjangoDb) -> None:
 def test_a_call_that_names_another_tenant_is_refused(db: DjangoDb) -> None:
     view = db.for_tenant("acme")
     values: dict[str, Any] = dict.fromkeys(("id", "name", "path", "agent_name", "sandbox_id", "workspace_dir"), "x")
-    values |= {"key_hash": "x", "label": "x"}
+    values |= {"key_hash": "x", "label": "x", "session_id": "x"}
     methods = [name for name in vars(Db) if not name.startswith("_")]
     named = [name for name in methods if "tenant_id" in inspect.signature(getattr(Db, name)).parameters]
-    assert len(named) == 11
+    assert len(named) == 14
 
     for name in sorted(set(named) - {"for_tenant"}):
         signature = inspect.signature(getattr(view, name))
