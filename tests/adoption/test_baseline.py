@@ -275,11 +275,11 @@ def test_a_migrated_database_has_nothing_to_do(url: str):
     run = baselinedb(url)
 
     assert run.code == 0
-    assert "Shape: adopted, at migration 0003_query_indexes" in run.out.splitlines()
+    assert "Shape: adopted, at migration 0004_fleet_indexes" in run.out.splitlines()
     assert run.out.splitlines()[-1] == "Nothing to do."
 
 
-@pytest.mark.parametrize("level", ["0001", "0002"])
+@pytest.mark.parametrize("level", ["0001", "0002", "0003"])
 def test_a_database_on_the_way_is_brought_to_the_end(url: str, level: str):
     with agentdb.connect(url) as db:
         db.upsert_agent("a", "/a")
@@ -316,16 +316,18 @@ def test_single_tenant_plan_names_every_step(load_legacy: Load, engine: str):
         "Record migration 0001_initial.",
         f"Apply migration 0002_native_timestamps: make {stamps} timestamps native.",
         "Apply migration 0003_query_indexes.",
+        "Apply migration 0004_fleet_indexes.",
         "Compare every row, timestamps as instants, and the schema with the models; undo everything if they differ.",
     ]
     if engine == "sqlite":  # which makes each table anew, once, in its last shape
         steps.insert(0, "Back the file up beside itself, and check the copy.")
-        steps[8:12] = [
+        steps[8:13] = [
             f"Make {stamps} timestamps native.",
-            "Bring columns, defaults, constraints and indexes to what migration 0003_query_indexes makes.",
+            "Bring columns, defaults, constraints and indexes to what migration 0004_fleet_indexes makes.",
             "Record migration 0001_initial.",
             "Record migration 0002_native_timestamps.",
             "Record migration 0003_query_indexes.",
+            "Record migration 0004_fleet_indexes.",
         ]
     lines = run.out.splitlines()
     start = lines.index("To do:") + 1

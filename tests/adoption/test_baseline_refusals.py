@@ -260,7 +260,7 @@ def test_tables_that_were_all_dropped_are_not_made_anew_in_silence(url: str, eng
     message = refused(url, *(f"DROP TABLE {name}" for name in ("agents", "sessions", "sandboxes", "api_keys")))
 
     assert message == (
-        "Migration '0003_query_indexes' is recorded, but none of the four tables is there. Restore a backup, or run "
+        "Migration '0004_fleet_indexes' is recorded, but none of the four tables is there. Restore a backup, or run "
         "'agentdb migrate --fake agentdb zero' and 'agentdb migrate' to begin with empty tables."
     )
 

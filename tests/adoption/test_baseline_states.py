@@ -302,7 +302,7 @@ def test_an_adopted_database_that_was_altered_is_repaired_without_touching_a_row
     check = baselinedb(url, "--check")
     run = baselinedb(url, "--no-backup")
 
-    assert "Shape: changed since migration 0003_query_indexes was applied" in check.out.splitlines()
+    assert "Shape: changed since migration 0004_fleet_indexes was applied" in check.out.splitlines()
     assert (check.code, run.code) == (1, 0)
     with opened(url) as connection:
         assert_adopted(connection)
@@ -353,7 +353,7 @@ def test_a_record_that_is_not_true_is_taken_back(load_legacy: Load, engine: str)
             + " NOT NULL)",
             *(
                 f"INSERT INTO django_migrations (app, name, applied) VALUES ('agentdb', '{name}', '2026-01-01')"
-                for name in ("0001_initial", "0002_native_timestamps", "0003_query_indexes")
+                for name in ("0001_initial", "0002_native_timestamps", "0003_query_indexes", "0004_fleet_indexes")
             ),
         )
 
@@ -373,7 +373,7 @@ def test_a_database_without_its_record_gets_it_back(url: str, engine: str):
     run = baselinedb(url, "--no-backup")
 
     assert run.code == 0
-    assert "Shape: the tables of migration 0003_query_indexes, but no migration is recorded" in run.out.splitlines()
+    assert "Shape: the tables of migration 0004_fleet_indexes, but no migration is recorded" in run.out.splitlines()
     with opened(url) as connection:
         assert_adopted(connection)
 

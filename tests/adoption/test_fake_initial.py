@@ -337,7 +337,7 @@ def test_migrate_refuses_final_tables_that_lack_their_record(url: str):
     with opened(url) as connection, pytest.raises(CommandError) as refusal:
         manage(connection, "migrate", "agentdb", fake_initial=True)
 
-    assert "They are those of migration '0003_query_indexes', which is not recorded." in str(refusal.value)
+    assert "They are those of migration '0004_fleet_indexes', which is not recorded." in str(refusal.value)
     assert "Run 'agentdb baselinedb'" in str(refusal.value)
 
 

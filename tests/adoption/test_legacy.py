@@ -75,7 +75,14 @@ def test_names_of_constraints_and_indexes_and_the_order_of_columns_do_not_matter
 
 
 @pytest.mark.parametrize(
-    ("level", "kind"), [("zero", Kind.EMPTY), ("0001", Kind.ADOPTED), ("0002", Kind.ADOPTED), ("0003", Kind.ADOPTED)]
+    ("level", "kind"),
+    [
+        ("zero", Kind.EMPTY),
+        ("0001", Kind.ADOPTED),
+        ("0002", Kind.ADOPTED),
+        ("0003", Kind.ADOPTED),
+        ("0004", Kind.ADOPTED),
+    ],
 )
 def test_every_migrations_tables_are_recognised_with_their_level(url: str, level: str, kind: Kind):
     with opened(url) as connection:

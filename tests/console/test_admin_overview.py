@@ -334,13 +334,13 @@ def test_overview_of_a_drifted_database_says_what_has_drifted(site: Site, superu
 def test_overview_names_missing_migrations(site: Site, superuser: User):
     with connections[site.alias].cursor() as cursor:
         cursor.execute("DROP TABLE sessions")
-        cursor.execute("DELETE FROM django_migrations WHERE app = 'agentdb' AND name LIKE '0003%%'", [])
+        cursor.execute("DELETE FROM django_migrations WHERE app = 'agentdb' AND name LIKE '0004%%'", [])
 
     page = site.get("")
 
     assert page.status == 200
     assert "The database lacks migrations: 1" in page.text
-    assert "0003_" in page.text
+    assert "0004_" in page.text
     assert "agentdb migrate" in page.text
 
 

@@ -122,8 +122,8 @@ def test_copydb_refuses_a_source_that_is_not_adopted(tmp_path: Path, make_url: M
     shutil.copyfile(FOLDER / "sqlite" / "era-a.db", old)
 
     assert refusal(f"sqlite:///{old}", make_url("sqlite")) == (
-        f"SQLite database '{old}' lacks the migrations 0001_initial, 0002_native_timestamps, 0003_query_indexes. "
-        "Run 'agentdb baselinedb' on a database of the old server, 'agentdb migrate' on any other."
+        f"SQLite database '{old}' lacks the migrations 0001_initial, 0002_native_timestamps, 0003_query_indexes, "
+        "0004_fleet_indexes. Run 'agentdb baselinedb' on a database of the old server, 'agentdb migrate' on any other."
     )
 
 

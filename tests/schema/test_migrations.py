@@ -66,8 +66,8 @@ def insert_session(connection: BaseDatabaseWrapper, id: str, created_at: object,
     )
 
 
-def test_there_are_three_migrations_named_for_what_they_do():
-    assert migration_names() == ("0001_initial", "0002_native_timestamps", "0003_query_indexes")
+def test_there_are_four_migrations_named_for_what_they_do():
+    assert migration_names() == ("0001_initial", "0002_native_timestamps", "0003_query_indexes", "0004_fleet_indexes")
 
 
 def test_a_fresh_0001_is_the_database_that_the_old_server_makes(load_legacy: Load, empty_url: str, engine: str):
@@ -230,7 +230,11 @@ def test_unreadable_timestamps_stop_the_migration_before_it_changes_anything(emp
         )
         assert raw_schema(connection) == before
         assert rows(connection, "SELECT * FROM sessions ORDER BY id") == held
-        assert pending_migrations(connection) == ["0002_native_timestamps", "0003_query_indexes"]
+        assert pending_migrations(connection) == [
+            "0002_native_timestamps",
+            "0003_query_indexes",
+            "0004_fleet_indexes",
+        ]
 
 
 def test_of_many_unreadable_timestamps_the_first_20_are_shown_and_all_are_counted(empty_url: str):
@@ -360,7 +364,7 @@ def test_sqlmigrate_prints_every_migration(url: str, name: str, backwards: bool)
     if name == "0002_native_timestamps":
         assert "-- THIS OPERATION CANNOT BE WRITTEN AS SQL" in printed
     else:
-        assert 'TABLE "sessions"' in printed or "idx_sessions_tenant_created" in printed
+        assert 'TABLE "sessions"' in printed or '"idx_sessions_tenant_' in printed
 
 
 def test_plan_names_the_conversion_and_changes_nothing(empty_url: str):
@@ -450,7 +454,7 @@ def test_two_processes_migrate_one_database_at_once_and_both_succeed(empty_url: 
     assert sum(out.count("Applying agentdb.0002_native_timestamps... OK") for out, _ in printed) == 1
     with opened(empty_url) as connection:
         assert pending_migrations(connection) == []
-        assert len(rows(connection, "SELECT 1 FROM django_migrations WHERE app = 'agentdb'")) == 3
+        assert len(rows(connection, "SELECT 1 FROM django_migrations WHERE app = 'agentdb'")) == len(migration_names())
 
 
 def test_connect_with_migrate_brings_an_empty_database_up_to_date(empty_url: str):

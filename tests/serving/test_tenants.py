@@ -386,12 +386,12 @@ def test_health_of_a_database_that_works(db: DjangoDb, url: str, engine: str) ->
 
 
 def test_health_of_a_database_with_pending_migrations_is_not_ok(db: DjangoDb, url: str) -> None:
-    execute(url, "DELETE FROM django_migrations WHERE app = 'agentdb' AND name LIKE '0003%'")
+    execute(url, "DELETE FROM django_migrations WHERE app = 'agentdb' AND name LIKE '0004%'")
 
     health = db.health()
 
-    assert (health.ok, health.pending_migrations) == (False, ("0003_query_indexes",))
-    assert health.reason == f"{db.describe()} lacks the migrations 0003_query_indexes. Run 'agentdb migrate'."
+    assert (health.ok, health.pending_migrations) == (False, ("0004_fleet_indexes",))
+    assert health.reason == f"{db.describe()} lacks the migrations 0004_fleet_indexes. Run 'agentdb migrate'."
 
 
 def test_health_of_a_server_that_is_gone_is_an_answer(make_postgres_database: Callable[[], str]) -> None:
