@@ -123,22 +123,30 @@ def _check_host_settings(module: str) -> None:
 
 
 def _run(arguments: Sequence[str]) -> int:
-    from django.core.exceptions import ImproperlyConfigured
-    from django.core.management import execute_from_command_line
-    from django.db import Error, connections
-
     _check_offered(arguments)
+    wants_help = bool({"-h", "--help"} & set(arguments)) or arguments[0] == "help"
     if arguments[0] == "makemigrations" and not _in_project(arguments):
         from agentdb.management.own_migrations import Command
 
         Command().run_from_argv(["agentdb", *arguments])
         return 0
-    if arguments[0] in _LOOKING and not {"-h", "--help"} & set(arguments) and not os.environ.get(SETTINGS_VARIABLE):
+    if arguments[0] in _LOOKING and not wants_help and not os.environ.get(SETTINGS_VARIABLE):
         _check_file()
         if arguments[0] in ("inspectdb", "showmigrations") and "--verbosity=0" not in arguments:
-            from agentdb.serving.connections import open_channel
+            _name_database()
+    if said := _execute(arguments):
+        sys.stderr.write(f"{said}\n")
+        return 2
+    if wants_help:
+        sys.stdout.write(_OPTIONS)
+    return 0
 
-            sys.stderr.write(f"{open_channel(connections['default']).describe()}.\n")
+
+def _execute(arguments: Sequence[str]) -> str:
+    """Run the command; return what to say of an error that Django's own commands let through, "" if there is none."""
+    from django.core.exceptions import ImproperlyConfigured
+    from django.core.management import execute_from_command_line
+    from django.db import Error, connections
 
     try:
         execute_from_command_line(["agentdb", *arguments])
@@ -149,18 +157,22 @@ def _run(arguments: Sequence[str]) -> int:
         if "--traceback" in arguments or os.environ.get(SETTINGS_VARIABLE):
             raise
         # All of the settings are agentdb's own but for the engine's driver.
-        sys.stderr.write(f"{cannot_load(connections.settings['default']['ENGINE'], error)}\n")
-        return 2
+        return cannot_load(connections.settings["default"]["ENGINE"], error)
     except Error as error:
         if "--traceback" in arguments:
             raise
         # The driver's first line says what happened; further ones repeat it, or quote SQL.
         reason = str(error).strip().partition("\n")[0]
-        sys.stderr.write(f"agentdb {arguments[0]}: the database refused: {reason}\n")
-        return 2
-    if {"-h", "--help"} & set(arguments) or arguments[0] == "help":
-        sys.stdout.write(_OPTIONS)
-    return 0
+        return f"agentdb {arguments[0]}: the database refused: {reason}"
+    return ""
+
+
+def _name_database() -> None:
+    from django.db import connections
+
+    from agentdb.serving.connections import open_channel
+
+    sys.stderr.write(f"{open_channel(connections['default']).describe()}.\n")
 
 
 def _complete() -> int:
