@@ -12,6 +12,7 @@ from agentdb.interface import SandboxRecord, SandboxState, SessionRecord, Sessio
 
 # A PostgreSQL index entry holds about 2,700 bytes, and an index here has up to four identifiers.
 MAX_IDENTIFIER_BYTES = 512
+OWN_TABLES = ("agents", "api_keys", "sandboxes", "sessions")
 
 # One statement of so many heartbeats takes a server about a second, and keeps these rows locked for as long.
 MAX_IDS = 10_000
@@ -144,6 +145,17 @@ def page_position(value: object, record: type[SessionRecord | SandboxRecord]) ->
     except ValueError:
         raise InvalidInputError(f"before {value!r} is not the cursor of a {record.__name__}.") from None
     return aware_instant("The instant of before", created_at), identifier("The id of before", id)
+
+
+def other_tables(what: str, value: object) -> tuple[str, ...]:
+    """Return the names of tables that are not agentdb's."""
+    if not isinstance(value, list | tuple):
+        raise InvalidInputError(f"{what} must be a list of names of tables, not {type(value).__name__}.")
+    names = tuple(identifier(f"Table name in {what}", name) for name in value)
+    for name in names:
+        if name in OWN_TABLES:
+            raise InvalidInputError(f"{what} names {name!r}, which is one of agentdb's own tables.")
+    return names
 
 
 def _known(what: str, value: object, known: dict[str, str]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -405,12 +405,13 @@ class Db(Protocol):
         """
         ...
 
-    def prune_sessions(self, ended_before: datetime, limit: int) -> int:
+    def prune_sessions(self, ended_before: datetime, limit: int, *, also: Sequence[str] = ()) -> int:
         """Delete up to ``limit`` finished sessions last active before the aware ``ended_before``; return how many.
 
         Finished are ``ended``, ``stopped`` and ``error``. The longest inactive go first, ties by id ascending, with the
-        ``cold`` sandboxes whose ``session_id`` they are, in one transaction. Every call reads all finished sessions, so
-        prefer thousands at a time; safe to repeat until it returns 0.
+        ``cold`` sandboxes whose ``session_id`` they are, in one transaction. ``also`` names tables that are not
+        agentdb's: their rows whose text column ``session_id`` names one of the sessions go too. Every call reads all
+        finished sessions, so prefer thousands at a time; safe to repeat until it returns 0.
         """
         ...
 

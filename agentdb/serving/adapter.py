@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from copy import copy
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -20,6 +20,7 @@ from agentdb.inputs import (
     identifier,
     identifiers,
     optional_identifier,
+    other_tables,
     page_limit,
     page_position,
     plain_function,
@@ -43,6 +44,7 @@ from agentdb.interface import (
     SessionStatusInput,
 )
 from agentdb.keys import KeyHashes
+from agentdb.schema.other_tables import check_session_tables
 from agentdb.serving.executor import Executor, Threads
 from agentdb.serving.health import check_health
 from agentdb.serving.host import check_set_up
@@ -240,13 +242,18 @@ class DjangoDb(Db):
     def bulk_pause_active_sessions(self) -> int:
         return self._executor.count(queries.PAUSE_SESSIONS, now=datetime.now(UTC))
 
-    def prune_sessions(self, ended_before: datetime, limit: int) -> int:
+    def prune_sessions(self, ended_before: datetime, limit: int, *, also: Sequence[str] = ()) -> int:
         values = {"ended_before": aware_instant("ended_before", ended_before), "limit": page_limit(limit)}
+        tables = other_tables("also", also)
 
         def prune() -> int:
+            check_session_tables(connections[self.alias], tables)
             pruned = self._executor.all(SessionRecord, queries.PRUNE_SESSIONS, **values)
+            ids = json.dumps([session.id for session in pruned])
             if pruned:
-                self._executor.count(queries.PRUNE_SANDBOXES, session_ids=json.dumps([s.id for s in pruned]))
+                self._executor.count(queries.PRUNE_SANDBOXES, session_ids=ids)
+                for table in tables:
+                    self._executor.count(queries.delete_rows_of_sessions(table), session_ids=ids)
             return len(pruned)
 
         return self._executor.transaction(prune)

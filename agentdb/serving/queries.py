@@ -15,6 +15,7 @@ from agentdb.expressions import CodePointOrder, OneOfRows, OneOfTexts, SkipLocke
 from agentdb.interface import SandboxRecord, SandboxState, SessionRecord, SessionStatus
 from agentdb.models import Agent, ApiKey, Sandbox, Session
 from agentdb.querysets import FINISHED
+from agentdb.schema.other_tables import rows_with_session
 from agentdb.serving.compiled import Delete, Insert, Parameters, Select, SelectCount, Update
 
 Table = type[Session] | type[Sandbox]
@@ -247,6 +248,13 @@ PRUNE_SANDBOXES = Delete(
         state__lte=SandboxState.COLD.value,
     )
 )
+
+
+@cache
+def delete_rows_of_sessions(table: str) -> Delete:
+    """Delete the rows of a table that is not agentdb's which name one of the sessions."""
+    return Delete(lambda p: rows_with_session(table).filter(OneOfTexts("session_id", p.text("session_ids"))))
+
 
 # -- sandboxes
 

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import threading
 import uuid
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from types import EllipsisType, TracebackType
 from typing import Any, Self, TypeVar
 
-from agentdb.errors import DatabaseClosedError, DuplicateKeyError
+from agentdb.errors import DatabaseClosedError, DuplicateKeyError, InvalidInputError
 from agentdb.inputs import (
     aware_instant,
     check_tenant,
     identifier,
     identifiers,
     optional_identifier,
+    other_tables,
     page_limit,
     page_position,
     plain_function,
@@ -240,8 +241,10 @@ class MemoryDb(Db):
     def bulk_pause_active_sessions(self) -> int:
         return self._pause()
 
-    def prune_sessions(self, ended_before: datetime, limit: int) -> int:
+    def prune_sessions(self, ended_before: datetime, limit: int, *, also: Sequence[str] = ()) -> int:
         ended_before, limit = aware_instant("ended_before", ended_before), page_limit(limit)
+        for table in other_tables("also", also):
+            raise InvalidInputError(f"There is no table {table!r} with a column 'session_id'.")
         with self._turn() as tables:
             finished = [
                 session

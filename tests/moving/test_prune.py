@@ -1,16 +1,19 @@
 from __future__ import annotations
 
+import asyncio
 import io
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
 import psycopg
 import pytest
 from django.core.management import CommandError, call_command
 
-from agentdb import Db, DjangoDb, SandboxState, SessionStatus
-from agentdb.management.commands import prune
+import agentdb
+from agentdb import AsyncDb, Db, DjangoDb, InvalidInputError, SandboxState, SessionStatus
+from agentdb.moving import prune
+from agentdb.testing import MemoryDb
 from tests.helpers.factories import execute
 from tests.helpers.legacy_databases import opened
 
@@ -85,7 +88,8 @@ def test_what_is_no_age_is_refused_by_name(url: str, text: str):
     run = run_prune(url, f"--older-than={text}")
 
     assert run.code == 2
-    assert run.err == f"--older-than {text!r} is no age. Write a whole number and a unit: 90m, 12h, 30d or 8w."
+    said = f"--older-than {text!r} is no age. Write a whole number and a unit: 90m, 12h, 30d or 8w."
+    assert run.err == f"{said} Nothing was deleted."
 
 
 @pytest.mark.parametrize("engine", ["sqlite"])
@@ -118,9 +122,9 @@ def test_a_stop_in_between_keeps_what_is_done_and_says_so(db: DjangoDb, url: str
     real = DjangoDb.prune_sessions
     calls = iter([real, real])
 
-    def stop_at_the_third(self: DjangoDb, *arguments: object) -> int:
+    def stop_at_the_third(self: DjangoDb, *arguments: object, **named: object) -> int:
         try:
-            return next(calls)(self, *arguments)  # type: ignore[arg-type]
+            return next(calls)(self, *arguments, **named)  # type: ignore[arg-type]
         except StopIteration:
             raise KeyboardInterrupt from None
 
@@ -147,3 +151,127 @@ def test_a_row_that_another_holds_ends_it_after_a_while(
     assert run.code == 2
     assert "locked" in run.err
     assert "Nothing was deleted." in run.err
+
+
+# -- rows of other tables that name the sessions
+
+MESSAGES = "CREATE TABLE messages (id integer PRIMARY KEY, session_id text NOT NULL, content text)"
+
+
+def fill_messages(url: str, table: str = "messages") -> None:
+    """Three messages of each session, and one that names none."""
+    for number, (id,) in enumerate(execute(url, "SELECT id FROM sessions ORDER BY id")):
+        for one in range(3):
+            execute(url, f"INSERT INTO {table} VALUES (?, ?, 'hello')", number * 3 + one, id)
+    execute(url, f"INSERT INTO {table} VALUES (9999, 'nobody', 'hello')")
+
+
+def sessions_of(url: str, table: str) -> list[str]:
+    return [row[0] for row in execute(url, f"SELECT DISTINCT session_id FROM {table} ORDER BY 1")]
+
+
+def test_rows_of_other_tables_that_stay_are_said(db: DjangoDb, url: str):
+    fill(db, url)
+    execute(url, MESSAGES)
+    execute(url, "CREATE TABLE usage (session_id text PRIMARY KEY, tokens integer)")
+    execute(url, "CREATE TABLE empty_one (session_id text)")
+    execute(url, "CREATE TABLE unrelated (session text)")
+    fill_messages(url)
+    execute(url, "INSERT INTO usage VALUES ('default-ended-0', 7)")
+
+    dry = run_prune(url, "--older-than", "30d", "--dry-run")
+    run = run_prune(url, "--older-than", "30d")
+
+    assert dry.out == (
+        "3 would be deleted. Nothing was changed.\n"
+        "Rows of 'messages' that name these sessions and would stay: 9. --also messages deletes them.\n"
+        "Rows of 'usage' that name these sessions and would stay: 1. --also usage deletes them.\n"
+    )
+    assert run.out == (
+        "Deleted 3 sessions.\n"
+        "Rows of 'messages' that name these sessions and stay: 9. --also messages deletes them.\n"
+        "Rows of 'usage' that name these sessions and stay: 1. --also usage deletes them.\n"
+    )
+    assert len(execute(url, "SELECT id FROM messages")) == 19
+
+
+def test_rows_of_the_tables_that_are_named_go_with_the_sessions(
+    db: DjangoDb, url: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(prune, "_BATCH", 2)
+    fill(db, url)
+    fill(db, url, tenant_id="acme")
+    for table in ("messages", '"odd ""name"'):
+        execute(url, MESSAGES.replace("messages", table))
+        fill_messages(url, table)
+
+    arguments = ("--older-than", "30d", "--tenant", "acme", "--also", "messages", "--also", 'odd "name')
+    dry = run_prune(url, *arguments, "--dry-run")
+    run = run_prune(url, *arguments)
+
+    assert dry.out == (
+        "3 would be deleted. Nothing was changed.\n"
+        "Rows of 'messages' that name these sessions and would be deleted with them: 9.\n"
+        "Rows of 'odd \"name' that name these sessions and would be deleted with them: 9.\n"
+    )
+    assert run.out == (
+        "Deleted 3 sessions.\n"
+        "Rows of 'messages' that name these sessions and were deleted with them: 9.\n"
+        "Rows of 'odd \"name' that name these sessions and were deleted with them: 9.\n"
+    )
+    assert sessions_of(url, "messages") == sorted([*left(url), "nobody"]) == sessions_of(url, '"odd ""name"')
+
+
+def test_the_call_deletes_the_rows_of_other_tables_or_nothing(db: DjangoDb, url: str):
+    fill(db, url)
+    execute(url, MESSAGES)
+    fill_messages(url)
+    later = datetime.now(UTC)
+
+    def undone(tx: Db) -> None:
+        assert tx.prune_sessions(later, 10, also=["messages"]) == 3
+        raise KeyError
+
+    with pytest.raises(KeyError):
+        db.run_transaction(undone)
+    assert (len(left(url)), len(execute(url, "SELECT id FROM messages"))) == (6, 19)
+
+    assert db.for_tenant("other").prune_sessions(later, 10, also=("messages",)) == 0
+    assert db.for_tenant("default").prune_sessions(later, 2, also=("messages",)) == 2
+    assert asyncio.run(AsyncDb(db).prune_sessions(later, 10, also=["messages"])) == 1
+    assert sessions_of(url, "messages") == sorted([*left(url), "nobody"])
+
+
+@pytest.mark.parametrize(
+    ("also", "message"),
+    [
+        (["nowhere"], "There is no table 'nowhere' with a column 'session_id'."),
+        (["unrelated"], "There is no table 'unrelated' with a column 'session_id'."),
+    ],
+)
+def test_what_is_no_table_with_sessions_is_refused(db: DjangoDb, url: str, also: list[str], message: str):
+    execute(url, "CREATE TABLE unrelated (session text)")
+    fill(db, url)
+
+    for each in (db, db.for_tenant("default"), MemoryDb()):
+        with pytest.raises(InvalidInputError) as raised:
+            each.prune_sessions(datetime.now(UTC), 10, also=also)
+        assert str(raised.value) == message
+    assert len(left(url)) == 6
+    run = run_prune(url, "--older-than", "30d", "--also", also[0])
+    assert (run.code, run.out) == (2, "")
+    assert run.err.endswith(f"{message} Nothing was deleted.")
+
+
+def test_a_session_id_that_is_not_text_is_refused(make_postgres_database: Callable[..., str]):
+    url = make_postgres_database()
+    with agentdb.connect(url, migrate=True) as db:
+        execute(url, "CREATE TABLE messages (session_id uuid)")
+
+        with pytest.raises(InvalidInputError) as raised:
+            db.prune_sessions(datetime.now(UTC), 10, also=["messages"])
+
+    assert str(raised.value) == (
+        "The column 'session_id' of 'messages' is of the type uuid, but the ids of sessions are text."
+    )
+    assert run_prune(url, "--older-than", "30d").out == "Deleted 0 sessions.\n"

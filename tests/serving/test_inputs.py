@@ -124,7 +124,11 @@ ARGUMENTS: dict[str, dict[str, tuple[str, str]]] = {
     "delete_api_key": {"id": (IDENTIFIER, "API key id")},
     "issue_api_key": {"tenant_id": (IDENTIFIER, "Tenant id"), "label": (TEXT, "Label")},
     "for_tenant": {"tenant_id": (IDENTIFIER, "Tenant id")},
-    "prune_sessions": {"ended_before": ("instant", "ended_before"), "limit": ("limit", "limit")},
+    "prune_sessions": {
+        "ended_before": ("instant", "ended_before"),
+        "limit": ("limit", "limit"),
+        "also": ("tables", "also"),
+    },
     "authenticate": {"plain": ("key", "An API key")},
 }
 VALID: dict[str, Any] = {
@@ -143,6 +147,7 @@ VALID: dict[str, Any] = {
     "optional instant": instant(),
     "instant": instant(),
     "key": "agentdb_x",
+    "tables": [],
 }
 
 _NOT_TEXT: list[tuple[object, str]] = [
@@ -261,6 +266,13 @@ REFUSED: dict[str, list[tuple[object, str]]] = {
             datetime.min.replace(tzinfo=timezone(timedelta(hours=5))),
             "{what} 0001-01-01T00:00:00+05:00 is outside the years 1 to 9999 in UTC.",
         ),
+    ],
+    "tables": [
+        ("messages", "also must be a list of names of tables, not str."),
+        ({"messages"}, "also must be a list of names of tables, not set."),
+        ([""], "Table name in also must not be empty."),
+        ([5], "Table name in also must be a string, not int."),
+        (["messages", "sessions"], "also names 'sessions', which is one of agentdb's own tables."),
     ],
     "key": [(None, "{what} must be a string, not NoneType."), (b"x", "{what} must be a string, not bytes.")],
 }

@@ -1,0 +1,60 @@
+"""Retention: finished sessions that are older than an age, and the rows of other tables that name them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+
+from django.db import connections
+
+from agentdb.errors import InvalidInputError
+from agentdb.interface import Db
+from agentdb.models import Session
+from agentdb.querysets import SessionQuerySet
+from agentdb.schema.other_tables import check_session_tables, rows_with_session, session_tables
+
+_BATCH = 1000
+_LOCK_TIMEOUT_SECONDS = 5
+_UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+
+
+def age(text: str) -> timedelta:
+    """Read ``30d``: a whole number and m, h, d or w."""
+    match = re.fullmatch(r"([1-9]\d{0,5})([mhdw])", text)
+    if match is None:
+        raise InvalidInputError(
+            f"--older-than {text!r} is no age. Write a whole number and a unit: 90m, 12h, 30d or 8w."
+        )
+    return timedelta(**{_UNITS[match[2]]: int(match[1])})
+
+
+def finished_sessions(alias: str, tenant: str | None, ended_before: datetime) -> SessionQuerySet:
+    """Return the sessions that are to go."""
+    finished = Session.objects.using(alias).finished().idle_since(ended_before)
+    return finished if tenant is None else finished.of_tenant(tenant)
+
+
+def rows_naming(sessions: SessionQuerySet, also: tuple[str, ...]) -> dict[str, int]:
+    """Return how many rows of other tables name the sessions, for each table that has such rows or is in ``also``.
+
+    Raises ``InvalidInputError`` for a name in ``also`` that is no table with a ``session_id``.
+    """
+    connection = connections[sessions.db]
+    check_session_tables(connection, also)
+    counts = {
+        table: rows_with_session(table).using(sessions.db).filter(session_id__in=sessions.values("id")).count()
+        for table in session_tables(connection)
+    }
+    return {table: count for table, count in counts.items() if count or table in also}
+
+
+def prune(db: Db, alias: str, ended_before: datetime, also: tuple[str, ...]) -> Iterator[int]:
+    """Delete the sessions batch by batch, each stored at once; yield how many each batch had."""
+    # A batch that others hold up fails after a while, instead of holding up everybody behind it. SQLite waits for 30
+    # seconds at most by itself.
+    if connections[alias].vendor != "sqlite":
+        with connections[alias].cursor() as cursor:
+            cursor.execute(f"SET lock_timeout = '{_LOCK_TIMEOUT_SECONDS}s'")
+    while batch := db.prune_sessions(ended_before, _BATCH, also=also):
+        yield batch

@@ -1,0 +1,88 @@
+"""The tables of a database that are not agentdb's: how many rows they have, and which of them name sessions."""
+
+from __future__ import annotations
+
+from functools import cache
+
+from django.apps.registry import Apps
+from django.db import models
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from agentdb.errors import InvalidInputError
+from agentdb.inputs import OWN_TABLES
+from agentdb.schema.sqltext import quote_name
+
+# Each partition has its rows in the table above it. What this role may not read, it cannot count.
+_ON_A_SERVER = """
+    SELECT c.relname FROM pg_catalog.pg_class c
+    WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND c.relpersistence <> 't'
+      AND pg_catalog.pg_table_is_visible(c.oid) AND has_table_privilege(c.oid, 'SELECT')
+      AND c.relnamespace <> (SELECT oid FROM pg_catalog.pg_namespace WHERE nspname = 'pg_catalog')
+    ORDER BY 1
+"""
+_COLUMN_ON_A_SERVER = """
+    SELECT c.relname, pg_catalog.format_type(a.atttypid, NULL)
+    FROM pg_catalog.pg_class c JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid
+    WHERE a.attname = 'session_id' AND NOT a.attisdropped AND c.relkind IN ('r', 'p')
+      AND pg_catalog.pg_table_is_visible(c.oid)
+"""
+# A virtual table keeps its rows in others, and may need an extension that is not loaded here.
+_ON_SQLITE = "SELECT name FROM sqlite_master WHERE type = 'table' AND sql NOT LIKE 'CREATE VIRTUAL%' ORDER BY name"
+_COLUMN_ON_SQLITE = f"""
+    SELECT t.name, 'text' FROM ({_ON_SQLITE}) t, pragma_table_info(t.name) c WHERE c.name = 'session_id'
+"""
+_TEXTS = ("text", "character varying", "character")
+_RECORDS = ("django_migrations", "sqlite_sequence", "sqlite_stat1", "sqlite_stat4")
+
+
+def other_tables(connection: BaseDatabaseWrapper) -> dict[str, int]:
+    """Return the tables that are neither agentdb's nor a record of migrations, with their rows, by name."""
+    rows: dict[str, int] = {}
+    with connection.cursor() as cursor:
+        cursor.execute(_ON_SQLITE if connection.vendor == "sqlite" else _ON_A_SERVER)
+        for name in [name for (name,) in cursor.fetchall() if name not in (*OWN_TABLES, *_RECORDS)]:
+            cursor.execute(f"SELECT count(*) FROM {quote_name(name)}")
+            rows[name] = cursor.fetchone()[0]
+    return rows
+
+
+def session_tables(connection: BaseDatabaseWrapper) -> list[str]:
+    """Return the tables that are not agentdb's and have a column ``session_id`` of text, by name."""
+    return sorted(name for name, type_ in _session_columns(connection).items() if type_ in _TEXTS)
+
+
+def check_session_tables(connection: BaseDatabaseWrapper, names: tuple[str, ...]) -> None:
+    """Raise ``InvalidInputError`` for a name that is not one of those tables."""
+    columns = _session_columns(connection) if names else {}
+    for name in names:
+        if name not in columns:
+            raise InvalidInputError(f"There is no table {name!r} with a column 'session_id'.")
+        if columns[name] not in _TEXTS:
+            raise InvalidInputError(
+                f"The column 'session_id' of {name!r} is of the type {columns[name]}, but the ids of sessions are text."
+            )
+
+
+@cache
+def rows_with_session(table: str) -> models.QuerySet[models.Model]:
+    """Return the rows of a table of which nothing is known but its column ``session_id``."""
+
+    class Meta:
+        apps = Apps()  # of its own: nobody else is to find the model
+        app_label = "other_tables"
+        db_table = quote_name(table)
+        managed = False
+
+    attributes = {
+        "__module__": __name__,
+        "Meta": Meta,
+        "session_id": models.TextField(primary_key=True),  # for Django's sake; rows are only counted and deleted
+    }
+    model: type[models.Model] = type("OtherRow", (models.Model,), attributes)
+    return model._default_manager.all()
+
+
+def _session_columns(connection: BaseDatabaseWrapper) -> dict[str, str]:
+    with connection.cursor() as cursor:
+        cursor.execute(_COLUMN_ON_SQLITE if connection.vendor == "sqlite" else _COLUMN_ON_A_SERVER)
+        return {name: type_ for name, type_ in cursor.fetchall() if name not in OWN_TABLES}
