@@ -114,6 +114,18 @@ def _keys(table: Table) -> list[_Key]:
     return uniques + [_Key(index.name, replace(index, name=""), constraint=False) for index in table.indexes]
 
 
+def _paired(wanted: list[_Key], live: list[_Key], same: Callable[[_Key, _Key], bool]) -> list[tuple[_Key, _Key]]:
+    """Take the keys that are the same out of both lists, and return them in pairs."""
+    pairs = []
+    for key in list(wanted):
+        other = next((other for other in live if same(key, other)), None)
+        if other is not None:
+            wanted.remove(key)
+            live.remove(other)
+            pairs.append((key, other))
+    return pairs
+
+
 class _TableDiff:
     def __init__(self, expected: Table, live: Table, *, names: bool) -> None:
         self.table = expected.name
@@ -274,42 +286,40 @@ class _TableDiff:
     def _keys(self) -> tuple[list[Difference], dict[str, list[str]]]:
         """Compare indexes and UNIQUE constraints; tell also what each missing column took with it."""
         wanted, live = list(self.wanted_keys), list(self.live_keys)
+        same = _paired(wanted, live, lambda key, other: key.name == other.name and key.is_like(other, names=self.names))
+        changed = _paired(wanted, live, lambda key, other: key.name == other.name) if self.names else []
+        renamed = _paired(wanted, live, lambda key, other: key.is_like(other, names=self.names))
+        lost = self._lost_primary_key()
+        found = [
+            *self._changed_keys(changed),
+            *(self._renamed_keys(renamed) if self.names else ()),
+            *self._invalid_keys(same + renamed),
+            *self._missing_keys(wanted, lost),
+            *map(self._extra_key, live),
+        ]
+        return found, lost
 
-        def take(same: Callable[[_Key, _Key], bool]) -> list[tuple[_Key, _Key]]:
-            pairs = []
-            for key in list(wanted):
-                other = next((other for other in live if same(key, other)), None)
-                if other is not None:
-                    wanted.remove(key)
-                    live.remove(other)
-                    pairs.append((key, other))
-            return pairs
-
-        same = take(lambda key, other: key.name == other.name and key.is_like(other, names=self.names))
-        changed = take(lambda key, other: key.name == other.name) if self.names else []
-        renamed = take(lambda key, other: key.is_like(other, names=self.names))
-        found = [*self._changed_keys(changed)]
-        if self.names:
-            found += self._renamed_keys(renamed)
-        found += self._invalid_keys(same + renamed)
-        gone = [column.name for column in self.missing]
+    def _lost_primary_key(self) -> dict[str, list[str]]:
         lost: dict[str, list[str]] = defaultdict(list)
         primary = self.expected.primary_key
         if primary and self.live.primary_key is None:
-            for column in [name for name in gone if name in primary.columns][:1]:
+            for column in [column.name for column in self.missing if column.name in primary.columns][:1]:
                 lost[column].append("the primary key")
-        for key in wanted:
-            takers = [column for column in gone if column in key.columns]
+        return lost
+
+    def _missing_keys(self, keys: list[_Key], lost: dict[str, list[str]]) -> Iterator[Difference]:
+        for key in keys:
+            takers = [column.name for column in self.missing if column.name in key.columns]
             if takers:
                 lost[takers[0]].append(key.title)
-            else:
-                message = f"{_capitalized(key.title)} on {self.table} {key.on} is missing."
-                found.append(self._drift(f"{key.noun}.missing", key.name, f"{key.kind} on {key.on}", None, message))
-        for key in live:
-            harmless = not key.index.unique or self._left_null(part.expression for part in key.index.parts)
-            title = f"{_capitalized(key.title)} on {self.table} {key.on}"
-            found.append(self._extra(key.noun, key.name, f"{key.kind} on {key.on}", title, harmless=harmless))
-        return found, lost
+                continue
+            message = f"{_capitalized(key.title)} on {self.table} {key.on} is missing."
+            yield self._drift(f"{key.noun}.missing", key.name, f"{key.kind} on {key.on}", None, message)
+
+    def _extra_key(self, key: _Key) -> Difference:
+        harmless = not key.index.unique or self._left_null(part.expression for part in key.index.parts)
+        title = f"{_capitalized(key.title)} on {self.table} {key.on}"
+        return self._extra(key.noun, key.name, f"{key.kind} on {key.on}", title, harmless=harmless)
 
     def _changed_keys(self, pairs: list[tuple[_Key, _Key]]) -> Iterator[Difference]:
         for key, other in pairs:

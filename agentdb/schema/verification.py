@@ -49,35 +49,42 @@ class Verification:
                 "Upgrade agentdb."
             )
         if not self.tables:
-            if self.recorded:
-                return f"Migrations {_listed(self.recorded)} are recorded, but no table is there. Restore a backup."
-            if self.differences and self.differences[0].code == "table.elsewhere":
-                return "There are no agentdb tables where they are looked for."
-            return "There are no agentdb tables. Run 'agentdb migrate'."
-        if not self.recorded and self.tables == len(self.strangers):
-            tables = "table is" if self.tables == 1 else "tables are"
-            return (
-                f"There are no agentdb tables. The {tables} another program's: {', '.join(self.strangers)}. "
-                "Use a database or a schema of its own for agentdb."
-            )
+            return self._verdict_without_tables()
         if not self.recorded:
-            return "No migration is recorded: these tables are not adopted yet. Run 'agentdb baselinedb'."
+            return self._verdict_without_record()
         if not self.record_is_true:
             done = f"Recorded {_is(self.recorded)} {_listed(self.recorded)}, but the tables are not as "
             return f"{done}{self.recorded[-1]} leaves them. Run 'agentdb baselinedb --check' to see what can be done."
         if self.pending:
             pending = _listed(self.pending)
             return f"The tables are as {self.recorded[-1]} leaves them. Run 'agentdb migrate' to apply {pending}."
-        if self.differences and all(difference.code == SPELLING for difference in self.differences):
+        return self._verdict_of_differences()
+
+    def _verdict_without_tables(self) -> str:
+        if self.recorded:
+            return f"Migrations {_listed(self.recorded)} are recorded, but no table is there. Restore a backup."
+        if self.differences and self.differences[0].code == "table.elsewhere":
+            return "No agentdb tables in the current schema (see search_path)."
+        return "There are no agentdb tables. Run 'agentdb migrate'."
+
+    def _verdict_without_record(self) -> str:
+        if self.tables != len(self.strangers):
+            return "No migration is recorded: these tables are not adopted yet. Run 'agentdb baselinedb'."
+        tables = "table is" if self.tables == 1 else "tables are"
+        return (
+            f"There are no agentdb tables. The {tables} another program's: {', '.join(self.strangers)}. "
+            "Use a database or a schema of its own for agentdb."
+        )
+
+    def _verdict_of_differences(self) -> str:
+        if not self.differences:
+            return f"The schema matches the models, and the recorded migrations are true: {_listed(self.recorded)}."
+        if all(difference.code == SPELLING for difference in self.differences):
             return (
                 "The schema matches the models, but an old server, or another program, has written timestamps of its "
                 "own spelling. Run 'agentdb baselinedb'."
             )
-        if self.differences:
-            return (
-                f"These are the tables that {self.recorded[-1]} makes, but not those of the models. Reinstall agentdb."
-            )
-        return f"The schema matches the models, and the recorded migrations are true: {_listed(self.recorded)}."
+        return f"These are the tables that {self.recorded[-1]} makes, but not those of the models. Reinstall agentdb."
 
     def as_json(self) -> dict[str, Any]:
         return {

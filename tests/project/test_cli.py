@@ -273,7 +273,7 @@ def test_a_command_that_only_looks_makes_no_file(tmp_path, command):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["flush", "testserver", "makemigrations", "loaddata"])
+@pytest.mark.parametrize("name", ["flush", "testserver", "loaddata"])
 def test_commands_of_django_that_empty_a_database_or_are_of_no_use_are_not_offered(cli, name):
     finished = cli(name, "--help")
 
