@@ -31,11 +31,12 @@ from agentdb.admin.display import (
     when,
 )
 from agentdb.console import figures as counted
+from agentdb.console.checks import Finding, Runner
 from agentdb.console.display import instant
 from agentdb.console.figures import Figure, Hour
 from agentdb.console.questions import Answer, Budget, Problem
 from agentdb.console.reading import read
-from agentdb.console.report import Finding, Runner, examine
+from agentdb.console.report import examine
 from agentdb.interface import SandboxState, SessionStatus
 from agentdb.models import Agent, ApiKey, Sandbox, Session
 
@@ -351,7 +352,7 @@ def runner_rows(site: AdminSite, runners: Sequence[Runner]) -> list[tuple[Any, .
         (
             link(runner_url(site, runner.id), runner.id),
             runner,
-            when(runner.seen_at),
+            when(runner.seen_at) if runner.seen_at else gettext("none"),
             badge(runner.condition, gettext(runner.condition)) if runner.condition else "",
             round(100 * runner.live / most, 1),
         )

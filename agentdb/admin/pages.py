@@ -20,13 +20,14 @@ from agentdb.admin.audit import Outcome, log_in_project, record
 from agentdb.admin.display import badge, id_link, link, list_url, row_url, runner_url, tenant_url, viewable, when
 from agentdb.admin.guard import guarded
 from agentdb.console import report
+from agentdb.console.checks import Fleet, check_of
 from agentdb.console.figures import Figure, runner_statuses
 from agentdb.console.questions import Budget, Problem, ask
 from agentdb.console.reading import read
 from agentdb.console.unreadable import unreadable_rows
 from agentdb.errors import AgentDbError
 from agentdb.interface import SessionStatus
-from agentdb.models import Sandbox, Session
+from agentdb.models import Session
 from agentdb.querysets import LIVE
 from agentdb.serving.adapter import DjangoDb
 
@@ -61,15 +62,14 @@ def _runner(request: HttpRequest, model_admin: ModelAdmin[Any]) -> HttpResponseB
     connection = connections[alias]
     live = Session.objects.using(alias).of_runner(runner_id).live()
     problems: list[Problem] = []
-    newest = ask(connection, lambda: report.last_sign_of_life(connection, runner_id), problems).value
+    fleet = Fleet(alias)
+    seen = ask(connection, lambda: fleet.runner(runner_id), problems).value
     everything = runner_statuses(connection, runner_id)
     figures = {value: everything.get(value, Figure(0)) for value in [*map(str, SessionStatus), *everything]}
     activity = overview.activity_chart(request, Budget(connection), runner_id=runner_id)
     shown = read(live.newest_first()[:LIVE_SHOWN], problems)
     model_admin.find_linked(shown, viewable(site, request), problems)  # type: ignore[attr-defined]
-    others = ask(connection, lambda: report.live_runners(connection))
     active, starting = (figures[status].rows for status in LIVE)
-    seen = report.Runner(runner_id, newest[0], active, starting) if newest else None
     context = {
         **site.each_context(request),
         "title": gettext("Runner %s") % runner_id,
@@ -78,8 +78,7 @@ def _runner(request: HttpRequest, model_admin: ModelAdmin[Any]) -> HttpResponseB
         "runner_id": runner_id,
         "runner": seen,
         "condition": badge(seen.condition, gettext(seen.condition)) if seen and seen.live and seen.condition else "",
-        "seen": when(newest[0]) if newest else "",
-        "seen_from": id_link(row_url(site, Session(pk=newest[1])), newest[1]) if newest else "",
+        "seen": when(seen.seen_at) if seen and seen.seen_at else "",
         "active": active,
         "starting": starting,
         "live": active + starting,
@@ -107,7 +106,6 @@ def _runner(request: HttpRequest, model_admin: ModelAdmin[Any]) -> HttpResponseB
             )
             for row in shown
         ],
-        "others": overview.runner_rows(site, [each for each in others.value or () if each.id != runner_id][:12]),
         "may_act": may_act,
         "problems": problems,
         "counted_at": timezone.now(),
@@ -157,18 +155,6 @@ def _rows(request: HttpRequest, model_admin: ModelAdmin[Any]) -> HttpResponseBas
     code = request.GET.get("check", "")
     connection = connections[router.db_for_read(Session)]
     context = {**site.each_context(request), "media": model_admin.media, "columns": (), "rows": []}
-    if code == "runner":
-        _check(Session in viewable(site, request))
-        runners = [runner for runner in report.live_runners(connection) if runner.condition == "silent"]
-        context |= {
-            "title": gettext("Runner silent for %d min") % report.RUNNER_MINUTES,
-            "columns": (gettext("Runner"), gettext("Last sign of life"), gettext("Active"), gettext("Starting")),
-            "rows": [
-                (name, seen, f"{runner.active:,}", f"{runner.starting:,}")
-                for name, runner, seen, _, _ in overview.runner_rows(site, runners)
-            ],
-        }
-        return TemplateResponse(request, "admin/agentdb/attention.html", context)
     if code == "unreadable":
         _check(bool(viewable(site, request)))
         context |= {
@@ -177,15 +163,13 @@ def _rows(request: HttpRequest, model_admin: ModelAdmin[Any]) -> HttpResponseBas
             "rows": [(text,) for text in unreadable_rows(connection, 20)],
         }
         return TemplateResponse(request, "admin/agentdb/attention.html", context)
-    check = next((each for each in report.checks() if each.code == code), None)
+    check = check_of(code)
     if check is None:
         raise Http404
-    model = Session if check.model == "session" else Sandbox
+    model = check.model
     _check(model in viewable(site, request))
-    ids = report.rows_of(connection, check)
     problems: list[Problem] = []
-    rows = {row.pk: row for row in read(model._default_manager.using(connection.alias).filter(pk__in=ids), problems)}
-    shown = [rows[id] for id in ids if id in rows]
+    shown = read(check.counted(Fleet(connection.alias)).order_by(check.at)[: report.MOST_LISTED], problems)
     row_admin = site._registry[model]
     row_admin.find_linked(shown, viewable(site, request), problems)  # type: ignore[attr-defined]
     context |= {
@@ -198,7 +182,7 @@ def _rows(request: HttpRequest, model_admin: ModelAdmin[Any]) -> HttpResponseBas
         "rows": [_cells(row_admin, row) for row in shown],
         "actions": row_admin.get_action_choices(request, []) if shown else [],
         "list_url": list_url(site, model),
-        "is_cut": len(ids) == report.MOST_LISTED,
+        "is_cut": len(shown) == report.MOST_LISTED,
         "most": report.MOST_LISTED,
     }  # fmt: skip
     return TemplateResponse(request, "admin/agentdb/attention.html", context)

@@ -143,7 +143,7 @@ def test_session_list_shows_what_matters_of_a_session(site: Site, superuser: Use
     page = site.get("agentdb/session/", q="s0001")
 
     assert [cell for cell in page.rows[0] if cell] == [
-        "s0001", "active", "agent-1", "t1", "b0001", "runner-1", "1 minute ago", "1 minute ago"
+        "s0001", "active", "agent-1", "t1", "b0001", "runner-1", "60 s ago", "60 s ago"
     ]  # fmt: skip
 
 
@@ -155,9 +155,9 @@ def test_instants_are_relative_with_the_exact_one_on_hover(site: Site, superuser
 
     page = site.get("agentdb/session/")
 
-    assert f'title="{at:%Y-%m-%d %H:%M:%S}.123000 UTC">3 days ago</time>' in page.html
-    assert f'title="{at:%Y-%m-%d %H:%M:%S} UTC">3 days ago</time>' in page.html
-    assert f"{at:%Y-%m-%d %H:%M:%S}.123000 UTC (3 days ago)" in site.get("agentdb/session/s1/change/").text
+    assert f'title="{at:%Y-%m-%d %H:%M:%S}.123000 UTC">3 d ago</time>' in page.html
+    assert f'title="{at:%Y-%m-%d %H:%M:%S} UTC">3 d ago</time>' in page.html
+    assert f"{at:%Y-%m-%d %H:%M:%S}.123000 UTC (3 d ago)" in site.get("agentdb/session/s1/change/").text
 
 
 @pytest.mark.parametrize(
@@ -524,29 +524,27 @@ def test_a_sessions_page_says_what_is_wrong_when_what_happened_and_what_belongs_
     agent = site.db.upsert_agent("bot", "/srv/bot")
     site.db.insert_session("s1", "bot", "gone-box")
     site.db.update_session_runner("s1", "runner-1")
-    _ago(site, "s1", created_at=125, last_active_at=5)
+    _ago(site, "s1", created_at=125, last_active_at=6)
 
     page = site.get("agentdb/session/s1/change/")
 
     assert "It is starting, and its sandbox is gone." in page.text
-    assert "It has been starting for 2 hours." in page.text
-    for text in ("Session opened", "2 hours", "Session last active", "5 minutes", "Now still starting"):
-        assert text in page.text
-    assert page.text.index("Session opened") < page.text.index("Session last active")
+    assert "It has been starting for 6 min." in page.text
     assert page.link("bot").endswith(f"/agent/{agent.id}/change/")
-    assert "runner/?id=runner-1" in page.link("Its sessions, and how it is")
-    assert "Last sign of life 5 minutes ago" in page.text
+    assert "runner/?id=runner-1" in page.link("Open runner")
+    assert "Last sign of life 6 min ago" in page.text
 
     site.db.update_session_status("s1", "active")
     _ago(site, "s1", created_at=125, last_active_at=45)
-    assert "It is active, and has given no sign of life for 45 minutes." in site.get("agentdb/session/s1/change/").text
+    assert "It is active, and has given no sign of life for 45 min." in site.get("agentdb/session/s1/change/").text
     site.db.update_session_status("s1", "ended")
     ended = site.get("agentdb/session/s1/change/").text
-    assert "its sandbox is gone" not in ended and "Now still" not in ended
+    assert "its sandbox is gone" not in ended
 
 
 def test_a_sessions_page_names_an_agent_that_is_missing(site: Site, superuser: User):
     site.db.insert_session("s1", "gone-agent", "gone-box")
+    _ago(site, "s1", last_active_at=2)
 
     page = site.get("agentdb/session/s1/change/")
 
@@ -558,15 +556,18 @@ def test_a_sessions_page_names_an_agent_that_is_missing(site: Site, superuser: U
 def test_a_sandboxs_page_names_the_sessions_that_name_it(site: Site, superuser: User):
     site.db.insert_sandbox("b1", "gone-agent", "/w", session_id="s1")
     site.db.update_sandbox_state("b1", "running")
-    assert "It is running, and its session is gone." in site.get("agentdb/sandbox/b1/change/").text
+    old = timezone.now() - timedelta(minutes=2)
+    Sandbox.objects.using(site.alias).update(last_used_at=old)
+    assert "It is running; its session: missing." in site.get("agentdb/sandbox/b1/change/").text
     for number in range(6):
         site.db.insert_session(f"s{number}", "gone-agent", "b1")
     site.db.update_session_status("s1", "ended")
+    _ago(site, "s1", last_active_at=2)
 
     page = site.get("agentdb/sandbox/b1/change/")
 
-    assert "It is running, and its session is ended." in page.text
-    assert "sandbox_id=b1" in page.link("All of them")
+    assert "It is running; its session: ended." in page.text
+    assert "sandbox_id=b1" in page.link("View all")
     assert page.link("s1").endswith("/session/s1/change/")
 
 
@@ -1126,6 +1127,7 @@ def test_the_rows_of_a_finding_can_be_acted_on_where_they_are_listed(site: Site)
     fill(site.alias, 5)
     operator(site)
     _ago(site, "s0001", last_active_at=90)
+    Session.objects.using(site.alias).filter(pk="s0001").update(runner_id=None)
     path = "/admin/agentdb/session/attention/?check=silent"
 
     page = Page(site.client.get(path))

@@ -21,7 +21,7 @@ from django.utils import timezone
 
 import agentdb
 from agentdb.admin_project.server import make_account_tables
-from agentdb.console import report as attention
+from agentdb.console import report
 from agentdb.models import Agent, ApiKey, Sandbox, Session
 
 
@@ -189,7 +189,7 @@ class _alias:
 def site(db: agentdb.DjangoDb, _accounts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     """The admin on an empty database, nobody logged in."""
     assert settings.DEBUG is False
-    attention._schemas.clear()
+    report._schemas.clear()
     copy = tmp_path / "accounts.sqlite3"
     shutil.copyfile(_accounts, copy)
     with _alias("accounts", copy) as accounts:

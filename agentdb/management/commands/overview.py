@@ -11,7 +11,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from agentdb.console.display import relative
 from agentdb.console.figures import Figure, activity, by_value, total
 from agentdb.console.questions import Answer, Budget
-from agentdb.console.report import Report, examine, live_runners
+from agentdb.console.report import Report, examine
 from agentdb.errors import DatabaseUnavailableError
 from agentdb.interface import SandboxState, SessionStatus
 from agentdb.management.database_command import DatabaseCommand
@@ -49,7 +49,7 @@ class Command(DatabaseCommand):
             write(self.style.ERROR(str(report.problem)))
             return
         if not report.wrong and not report.unknown:
-            write(self.style.SUCCESS(f"Nothing needs attention: {len(report.findings)} checks."))
+            write(self.style.SUCCESS("Nothing needs attention."))
         for found in report.wrong:
             style = self.style.ERROR if found.urgent else self.style.WARNING
             detail = f" ({found.detail})" if found.detail else ""
@@ -61,9 +61,10 @@ class Command(DatabaseCommand):
         for name in ("statuses", "states"):
             write(f"{name:<10} {summary[name]}")
         write(f"last 24 h  {summary['activity']}")
-        for runner in summary["runners"].value or ():
+        for runner in report.runners.value or ():
+            seen = relative(runner.seen_at) if runner.seen_at else "none"
             write(
-                f"runner {runner.id}: {runner.condition or 'ok'}, last sign of life {relative(runner.seen_at)}, "
+                f"runner {runner.id}: {runner.condition or 'ok'}, last sign of life {seen}, "
                 f"{runner.active:,} active, {runner.starting:,} starting"
             )
 
@@ -90,6 +91,8 @@ def _reading(alias: str) -> Iterator[BaseDatabaseWrapper]:
         if configured.vendor == "sqlite":
             with suppress(DatabaseUnavailableError):  # it is said by whoever looks at the configured one
                 connection = stack.enter_context(inspecting(alias))
+                connections[alias] = connection  # for the ORM, which finds a connection by its alias
+                stack.callback(connections.__setitem__, alias, configured)
         stack.callback(configured.close)
         yield connection
 
@@ -116,7 +119,6 @@ def _summary(page: Budget) -> dict[str, Any]:
         f"{opened:,} sessions opened, {failed:,} failed",
         [{"hour": hour.at.isoformat(), "opened": hour.opened, "failed": hour.failed} for hour in hours.value or ()],
     )
-    summary["runners"] = page.ask(lambda: live_runners(connection))
     return summary
 
 
@@ -130,7 +132,6 @@ def _as_json(report: Report, summary: dict[str, Any]) -> dict[str, Any]:
     head = {"format": JSON_FORMAT, "engine": report.engine, "place": report.place, "at": report.at.isoformat()}
     if report.problem:
         return {**head, "error": str(report.problem)}
-    runners = summary["runners"]
     return {
         **head,
         "attention": [
@@ -153,10 +154,10 @@ def _as_json(report: Report, summary: dict[str, Any]) -> dict[str, Any]:
             {
                 "id": runner.id,
                 "condition": runner.condition or "ok",
-                "last_sign_of_life": runner.seen_at.isoformat(),
+                "last_sign_of_life": runner.seen_at.isoformat() if runner.seen_at else None,
                 "active": runner.active,
                 "starting": runner.starting,
             }
-            for runner in runners.value or ()
+            for runner in report.runners.value or ()
         ],
     }

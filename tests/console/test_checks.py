@@ -1,0 +1,309 @@
+"""Each check: a problem that is there and one that is not, beside what is said of it."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import User
+from django.core.management import call_command
+from django.db import connections
+from django.utils import timezone
+
+from agentdb.console.checks import Finding, Fleet, checks
+from agentdb.console.failures import Group, Rate, is_far_above
+from agentdb.console.questions import Budget
+from agentdb.console.report import examine
+from agentdb.models import Agent, Sandbox, Session
+from tests.helpers.admin_fixtures import Site
+
+MINUTE = 60
+
+
+@pytest.fixture
+def fleet(site: Site) -> Site:
+    """A database whose agent "bot" exists."""
+    Agent.objects.using(site.alias).create(name="bot", path="/bot")
+    return site
+
+
+def sessions(site: Site, number: int = 1, *, age: float = 0, opened: float | None = None, **values: Any) -> list[str]:
+    """Sessions that were active ``age`` seconds ago; their sandboxes exist, if they name any."""
+    begin = Session.objects.using(site.alias).count()
+    now = timezone.now()
+    defaults = {"agent_name": "bot", "sandbox_id": "", "status": "active"}
+    rows = [
+        Session(**{
+            "id": f"s{begin + each}", **defaults, **values, "last_active_at": now - timedelta(seconds=age),
+            "created_at": now - timedelta(seconds=age if opened is None else opened),
+        })
+        for each in range(number)
+    ]  # fmt: skip
+    Session.objects.using(site.alias).bulk_create(rows)
+    return [row.id for row in rows]
+
+
+def sandbox(site: Site, state: str, session_id: str | None, age: float = 5 * MINUTE) -> str:
+    at = timezone.now() - timedelta(seconds=age)
+    number = Sandbox.objects.using(site.alias).count()
+    Sandbox.objects.using(site.alias).create(
+        id=f"b{number}", agent_name="bot", session_id=session_id, state=state, workspace_dir="/w", last_used_at=at
+    )
+    return f"b{number}"
+
+
+def found(site: Site) -> dict[str, Finding]:
+    return {each.code: each for each in examine(Budget(connections[site.alias])).findings}
+
+
+def said(site: Site) -> dict[str, int]:
+    return {code: each.count for code, each in found(site).items() if each.count}
+
+
+# -- failures
+
+USUAL: dict[str, Any] = {"age": 3 * 3600, "status": "ended"}
+
+
+def test_an_hour_in_which_everything_failed_is_the_first_thing_to_say(fleet: Site):
+    sessions(fleet, 300, **USUAL)
+    sessions(fleet, 6, age=3 * 3600, status="error")
+    sessions(fleet, 108, age=10 * MINUTE, status="error")
+
+    report = examine(Budget(connections[fleet.alias]))
+
+    assert [(each.code, each.count) for each in report.wrong] == [("failing", 108)]
+    assert report.wrong[0].detail == "all sessions: 108 of 108, usually 2.0 %"
+
+
+@pytest.mark.parametrize(
+    ("lately", "usually", "far"),
+    [
+        ((108, 108), (306, 6), True),
+        ((100, 2), (1000, 20), False),
+        ((100, 30), (1000, 300), False),  # it is always like that, which the chart says
+        ((40, 20), (1000, 600), True),  # half of all is never usual
+        ((4, 4), (1000, 0), False),
+        ((5, 5), (1000, 0), True),
+        ((5, 5), (0, 0), True),
+        ((1000, 25), (1000, 10), False),
+        ((1000, 60), (1000, 10), True),
+        ((0, 0), (0, 0), False),
+    ],
+)
+def test_failures_are_far_above_the_usual_if_chance_does_not_explain_them(
+    lately: tuple[int, int], usually: tuple[int, int], far: bool
+):
+    assert is_far_above(Group(None, None, Rate(*lately), Rate(*usually)), Rate(*usually)) is far
+
+
+def test_failures_of_one_agent_or_tenant_are_seen_among_many_that_work(fleet: Site):
+    sessions(fleet, 900, **USUAL)
+    sessions(fleet, 400, age=10 * MINUTE, status="ended")
+    sessions(fleet, 12, age=10 * MINUTE, status="error", agent_name="broken")
+    assert found(fleet)["failing"].detail == "agent broken: 12 of 12"
+
+    sessions(fleet, 9, age=10 * MINUTE, status="error", tenant_id="acme")
+
+    finding = found(fleet)["failing"]
+    assert (finding.count, finding.detail) == (21, "agent broken: 12 of 12; tenant acme: 9 of 9")
+    check = next(check for check in checks() if check.code == "failing")
+    assert check.counted(Fleet(fleet.alias)).count() == 21
+
+
+def test_sessions_of_the_morning_that_fail_now_are_failures_of_now(fleet: Site):
+    sessions(fleet, 300, **USUAL)
+    sessions(fleet, 40, age=10 * MINUTE, opened=5 * 3600, status="error")
+
+    assert said(fleet) == {"failing": 40}
+
+
+def test_failures_of_yesterday_are_not_said(fleet: Site):
+    sessions(fleet, 100, age=20 * 3600, status="error")
+    sessions(fleet, 100, age=10 * MINUTE, status="ended")
+
+    assert said(fleet) == {}
+
+
+# -- runners
+
+
+def test_a_dead_runner_and_its_sessions_are_one_line(fleet: Site):
+    sessions(fleet, 60, age=31 * MINUTE, runner_id="dead")
+    sessions(fleet, 2, age=31 * MINUTE, runner_id="dead", status="starting")
+    sessions(fleet, 5, runner_id="well")
+
+    finding = found(fleet)["runner"]
+
+    assert said(fleet) == {"runner": 1}
+    assert (finding.detail, finding.runner) == ("dead, 31 min ago; 62 live sessions", "dead")
+
+
+def test_pausing_some_or_all_of_a_dead_runners_sessions_is_no_sign_of_its_life(fleet: Site, superuser: User):
+    ids = sessions(fleet, 62, age=31 * MINUTE, runner_id="dead")
+    for id in ids:
+        sandbox(fleet, "running", id)
+
+    fleet.act("agentdb/session/", "pause_sessions", ids[:1], confirmed="1")
+
+    assert said(fleet) == {"runner": 1, "sandbox-alone": 1}
+    assert "31 min ago" in found(fleet)["runner"].detail
+    page = fleet.get("agentdb/session/runner/", id="dead")
+    assert "silent" in page.text
+    assert "31 min ago" in page.text
+    fleet.post("agentdb/session/runner/?id=dead")
+    sandboxes_whose = found(fleet)["sandbox-alone"]
+    assert Session.objects.using(fleet.alias).live().count() == 0
+    assert (sandboxes_whose.count, sandboxes_whose.detail.partition(", ")[2]) == (62, "all with session paused")
+
+
+@pytest.mark.parametrize(
+    ("status", "is_sign"),
+    [("active", True), ("starting", True), ("ended", True), ("paused", False), ("error", False), ("stopped", False)],
+)
+def test_what_the_runner_itself_writes_is_its_sign_of_life(fleet: Site, status: str, is_sign: bool):
+    sessions(fleet, 3, age=40 * MINUTE, runner_id="r")
+    sessions(fleet, 1, age=20, runner_id="r", status=status)
+
+    (runner,) = Fleet(fleet.alias).runners
+
+    assert runner.condition == ("" if is_sign else "silent")
+    assert Fleet(fleet.alias).runner("r") == runner
+
+
+# -- sessions
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"age": 31 * MINUTE}, {"silent": 1}),
+        ({"age": 29 * MINUTE}, {}),
+        ({"age": 31 * MINUTE, "status": "paused"}, {}),
+        ({"age": 6 * MINUTE, "status": "starting"}, {"starting": 1}),
+        ({"age": 23, "opened": 10 * 86_400, "status": "starting"}, {}),
+        ({"age": 2 * MINUTE, "sandbox_id": "gone"}, {"sandbox-gone": 1}),
+        ({"age": 20, "sandbox_id": "not-yet"}, {}),
+        ({"age": 2 * MINUTE, "sandbox_id": "gone", "status": "ended"}, {}),
+        ({"age": 2 * MINUTE, "agent_name": "retired"}, {"agent-missing": 1}),
+        ({"age": 2 * MINUTE, "tenant_id": "other"}, {"agent-missing": 1}),
+        ({"age": 2 * MINUTE, "agent_name": "retired", "status": "paused"}, {}),
+    ],
+)
+def test_sessions_and_what_is_said_of_them(
+    fleet: Site, superuser: User, values: dict[str, Any], expected: dict[str, int]
+):
+    (id,) = sessions(fleet, **values)
+
+    assert said(fleet) == expected
+    # The page of the row has the rule of the check.
+    assert ("agentdb-finding" in fleet.get(f"agentdb/session/{id}/change/").html) is bool(expected)
+
+
+# -- sandboxes
+
+
+@pytest.mark.parametrize(
+    ("state", "status", "age", "session_age", "is_said"),
+    [
+        ("running", "none", 5, 5, True),
+        ("running", "missing", 5, 5, True),
+        ("running", "paused", 5, 5, True),
+        ("running", "ended", 5, 5, True),
+        ("running", "error", 5, 5, True),
+        ("running", "stopped", 5, 5, True),
+        ("running", "active", 5, 5, False),
+        ("running", "starting", 5, 4, False),
+        ("running", "ended", 5, 0.2, False),  # the server has not come to it yet
+        ("running", "none", 0.2, 5, False),
+        ("warming", "paused", 5, 5, True),
+        ("warming", "missing", 5, 5, True),
+        ("warming", "none", 5, 5, False),  # kept ready
+        ("waiting", "ended", 5, 5, True),
+        ("waiting", "missing", 5, 5, True),
+        ("waiting", "none", 5, 5, False),
+        ("waiting", "paused", 5, 5, False),  # it may go on at once
+        ("waiting", "paused", 31, 31, True),
+        ("warm", "none", 50, 50, False),
+        ("cold", "ended", 50, 50, False),
+        ("cold", "missing", 50, 50, False),
+    ],
+)
+def test_sandboxes_and_what_is_said_of_them(
+    fleet: Site, superuser: User, state: str, status: str, age: float, session_age: float, is_said: bool
+):
+    session_id: str | None = {"none": None, "missing": "gone"}.get(status)
+    if status not in ("none", "missing"):
+        (session_id,) = sessions(fleet, age=session_age * MINUTE, status=status)
+    id = sandbox(fleet, state, session_id, age * MINUTE)
+
+    assert said(fleet) == ({"sandbox-alone": 1} if is_said else {})
+    assert ("agentdb-finding" in fleet.get(f"agentdb/sandbox/{id}/change/").html) is is_said
+    if is_said:
+        assert found(fleet)["sandbox-alone"].detail.endswith(f"all with session {status}")
+
+
+# -- a fleet
+
+
+def test_a_fleet_of_40_000_is_well_and_then_not(fleet: Site):
+    connection = connections[fleet.alias]
+    numbers = {
+        "sqlite": "(WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 40000) SELECT i FROM n)",
+        "postgresql": "generate_series(1, 40000) AS n(i)",
+    }[connection.vendor]
+    ago = {
+        "sqlite": "strftime('%%Y-%%m-%%d %%H:%%M:%%S', 'now', '-' || ({0}) || ' seconds')",
+        "postgresql": "now() - make_interval(secs => {0})",
+    }[connection.vendor]
+    status = (
+        "CASE WHEN i <= 5000 THEN 'active' WHEN i <= 5050 THEN 'starting' WHEN i <= 12000 THEN 'paused' "
+        "WHEN i %% 50 = 0 THEN 'error' ELSE 'ended' END"
+    )
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "INSERT INTO sessions (id, agent_name, sandbox_id, status, runner_id, created_at, last_active_at) "
+            f"SELECT 's-' || i, 'bot', 'b-' || i, {status}, 'runner-' || (i %% 40), {ago.format('i * 10')}, "
+            f"{ago.format('CASE WHEN i <= 5050 THEN i %% 60 ELSE i * 5 END')} FROM {numbers}",
+            [],
+        )
+        cursor.execute(
+            "INSERT INTO sandboxes (id, agent_name, session_id, state, workspace_dir, created_at, last_used_at) "
+            "SELECT 'b-' || i, 'bot', 's-' || i, CASE WHEN i <= 5050 THEN 'running' ELSE 'cold' END, '/w', "
+            f"{ago.format('i * 10')}, {ago.format('CASE WHEN i <= 5050 THEN 90 ELSE i * 5 END')} FROM {numbers}",
+            [],
+        )
+    assert said(fleet) == {}
+    call_command("overview", database=fleet.alias)  # ends with 0
+
+    hour_ago, live = ago.format("3600"), "status IN ('active', 'starting')"
+    with connection.cursor() as cursor:
+        for statement in (
+            # The youngest paused ones, which a window of the oldest would not hold.
+            "UPDATE sandboxes SET state = 'running' "
+            f"WHERE id IN (SELECT 'b-' || (i + 5050) FROM {numbers} WHERE i <= 700)",
+            "UPDATE sandboxes SET state = 'running', session_id = NULL WHERE id LIKE 'b-399%%'",
+            f"UPDATE sessions SET last_active_at = {hour_ago} WHERE id = 's-7'",
+            f"UPDATE sessions SET last_active_at = {hour_ago} WHERE runner_id = 'runner-3' AND {live}",
+        ):
+            cursor.execute(statement, [])
+
+    assert said(fleet) == {"runner": 1, "silent": 1, "sandbox-alone": 811}
+    assert found(fleet)["sandbox-alone"].detail.endswith("700 with session paused, 111 with session none")
+    with pytest.raises(SystemExit) as ended:
+        call_command("overview", database=fleet.alias)
+    assert ended.value.code == 1
+
+
+def test_a_check_that_cannot_be_made_is_no_all_clear(fleet: Site, capsys: pytest.CaptureFixture[str]):
+    with connections[fleet.alias].cursor() as cursor:
+        cursor.execute("DROP TABLE sandboxes")
+
+    findings = found(fleet)
+
+    assert {code for code, each in findings.items() if each.problem} == {"sandbox-alone", "sandbox-gone", "unreadable"}
+    with pytest.raises(SystemExit) as ended:
+        call_command("overview", database=fleet.alias)
+    assert ended.value.code == 1
+    assert "Nothing needs attention" not in capsys.readouterr().out
