@@ -487,7 +487,7 @@ def test_links_lead_from_agent_to_sessions_to_sandbox_and_back(site: Site, super
     assert sandbox.link("s0013") == "/admin/agentdb/session/s0013/change/"
     assert sandbox.link("agent-13") == "/admin/agentdb/agent/a0013/change/"
     session = Page(site.client.get(sandbox.link("s0013")))
-    assert ids(Page(site.client.get(session.link("All")))) == ["b0013"]
+    assert ids(Page(site.client.get(session.link("View all")))) == ["b0013"]
 
 
 def test_link_names_the_agent_of_the_same_tenant(site: Site, superuser: User):

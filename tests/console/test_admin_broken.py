@@ -83,9 +83,10 @@ def test_a_value_that_cannot_be_read_is_shown_as_it_is_stored_beside_all_other_r
             ("agentdb/sandbox/b0001/change/", {}),
             ("agentdb/sandbox/", {}),
             ("agentdb/agent/tenant/", {"id": "t1"}),
-            *(("agentdb/session/attention/", {"check": check.code}) for check in checks() if check.code != "failing"),
+            *(("agentdb/session/attention/", {"check": check.code}) for check in checks()),
         ):
-            assert site.get(path, **query).status == 200, (path, query, column)
+            page = site.get(path, **query)
+            assert page.status == 200 or sentence in page.text, (path, query, column)
         assert "The figures as a table" in site.get("").text
         lines = {line["id"]: line for line in csv.DictReader(io.StringIO(site.exported("agentdb/session/export/csv/")))}
         found = {row["id"]: row for row in json.loads(site.exported("agentdb/session/export/json/"))}
