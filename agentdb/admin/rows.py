@@ -179,7 +179,7 @@ def _sandbox_card(site: AdminSite, id: str, sandbox: Sandbox | None) -> Card:
 
 def _runner_card(site: AdminSite, runner_id: str, alias: str) -> Card:
     url = runner_url(site, runner_id)
-    runner = ask(connections[alias], lambda: Fleet(alias).runner(runner_id), seconds=_SECONDS).value
+    runner = ask(connections[alias], lambda: Fleet(alias).runner(runner_id)).value
     lines: list[Text] = []
     if runner and runner.seen_at:
         lines.append(format_html(gettext("Last sign of life {}"), when(runner.seen_at)))

@@ -89,11 +89,12 @@ class Unanswered(Exception):
 
 
 @contextmanager
-def question(connection: BaseDatabaseWrapper, seconds: float = SECONDS) -> Iterator[None]:
+def question(connection: BaseDatabaseWrapper, seconds: float | None = None) -> Iterator[None]:
     """Ask within the time, counted by the database itself, and undo alone what fails in an open transaction.
 
-    A lock is waited for half as long, and at most ``LOCK_SECONDS``. Questions nest: the shorter limit holds. Raises
-    ``Unanswered`` for what a database or a stored value can cause.
+    A lock is waited for half as long, and at most ``LOCK_SECONDS``. Questions nest: the shorter limit holds. Without
+    ``seconds`` the limit of the question around it holds, or ``SECONDS``. Raises ``Unanswered`` for what a database
+    or a stored value can cause.
     """
     try:
         with _limit(connection, seconds), _savepoint(connection):
@@ -106,7 +107,7 @@ def ask(
     connection: BaseDatabaseWrapper,
     asked: Callable[[], Value],
     problems: list[Problem] | None = None,
-    seconds: float = SECONDS,
+    seconds: float | None = None,
 ) -> Answer[Value]:
     """The answer within the time, or why there is none, which is added to the ``problems`` too."""
     try:
@@ -159,11 +160,12 @@ _limits: ContextVar[Mapping[str, float]] = ContextVar("agentdb_limits", default=
 
 
 @contextmanager
-def _limit(connection: BaseDatabaseWrapper, seconds: float) -> Iterator[None]:
+def _limit(connection: BaseDatabaseWrapper, seconds: float | None) -> Iterator[None]:
     connection.ensure_connection()
-    is_file = connection.vendor == "sqlite"
+    is_file, outer = connection.vendor == "sqlite", _limits.get().get(connection.alias)
+    if seconds is None:
+        seconds = SECONDS if outer is None else float("inf")
     limit = time.monotonic() + seconds if is_file else seconds
-    outer = _limits.get().get(connection.alias)
     if outer is not None and outer <= limit:
         yield
         return

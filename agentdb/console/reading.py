@@ -20,7 +20,6 @@ from agentdb.console.questions import Problem, Unanswered, logger, place_of, que
 from agentdb.console.unreadable import Unreadable, is_unreadable, unreadable_sentence
 from agentdb.schema import read_tables
 
-LIST_SECONDS = 5.0
 _NAMED = 3  # values that cannot be read, in one sentence
 
 
@@ -45,7 +44,7 @@ def read(rows: QuerySet[Any], problems: list[Problem]) -> list[Any]:
     """
     connection = connections[rows.db]
     try:
-        with question(connection, LIST_SECONDS):
+        with question(connection):
             found = list(rows)
     except Unanswered as error:
         if not (error.is_unreadable or error.is_mismatch):
