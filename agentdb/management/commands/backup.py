@@ -8,6 +8,7 @@ from django.db import connections
 
 from agentdb.management.database_command import DatabaseCommand
 from agentdb.moving.backups import back_up_database
+from agentdb.moving.left_behind import left_behind
 from agentdb.serving.connections import open_channel
 
 
@@ -26,6 +27,9 @@ class Command(DatabaseCommand):
         back_up_database(database, Path(file), self.progress)
         self.progress.clear()
         self.stdout.write(f"Backup: {file}")
+        if connections[database].vendor != "sqlite":  # of which the backup is the whole file
+            for sentence in left_behind(database):
+                self.stdout.write(sentence)
 
     def interrupted(self) -> str:
         return "There is no backup, and nothing was changed."

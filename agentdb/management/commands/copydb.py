@@ -9,6 +9,7 @@ from agentdb.conf import display_url
 from agentdb.errors import AgentDbError
 from agentdb.management.database_command import AgentDbCommand
 from agentdb.moving import copydb
+from agentdb.moving.left_behind import left_behind
 from agentdb.serving.opening import temporary_alias
 
 
@@ -40,6 +41,7 @@ class Command(AgentDbCommand):
             if dry_run:
                 for table, rows in copydb.check(source, target).items():
                     self.stdout.write(f"{table}: {rows:,} rows to copy.")
+                self._say_left(source)
                 self.stdout.write("Nothing was copied.")
                 return
             if not (verify and self._exists_with_rows(target)):
@@ -47,6 +49,7 @@ class Command(AgentDbCommand):
                 self.progress.clear()
                 for table, summary in copied.items():
                     self.stdout.write(f"{table}: {summary.rows:,} rows copied.")
+                self._say_left(source)
             if verify:
                 self._verify(source, target)
         self.stdout.write(self.style.SUCCESS(f"{display_url(target_url)} holds what {display_url(source_url)} holds."))
@@ -55,6 +58,10 @@ class Command(AgentDbCommand):
         return (
             "The source was not changed; what was copied stays in the target, and the same command goes on from there."
         )
+
+    def _say_left(self, source: str) -> None:
+        for sentence in left_behind(source):
+            self.stdout.write(sentence)
 
     def _exists_with_rows(self, target: str) -> bool:
         try:

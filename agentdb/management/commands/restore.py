@@ -10,6 +10,7 @@ from django.db import connections
 from agentdb.errors import AgentDbError
 from agentdb.management.database_command import DatabaseCommand
 from agentdb.moving import copydb
+from agentdb.moving.left_behind import left_behind
 from agentdb.schema.inspection import check_sqlite_file
 from agentdb.serving.connections import open_channel
 from agentdb.serving.opening import temporary_alias
@@ -33,9 +34,12 @@ class Command(DatabaseCommand):
         check_sqlite_file(path)
         with temporary_alias(f"sqlite:///{quote(str(path))}") as source:
             restored = copydb.copy(source, database, self.progress, self.progress.say)
+            left = left_behind(source)
         self.progress.clear()
         for table, summary in restored.items():
             self.stdout.write(f"{table}: {summary.rows:,} rows restored.")
+        for sentence in left:
+            self.stdout.write(sentence)
 
     def interrupted(self) -> str:
         return "What was restored stays, and the same command goes on from there."

@@ -1,0 +1,32 @@
+"""What a copy of the four tables leaves behind."""
+
+from __future__ import annotations
+
+from django.apps import apps
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from agentdb.moving.copydb import CHECKPOINT
+from agentdb.schema import expected_tables, read_tables
+from agentdb.schema.inspection import inspecting
+from agentdb.schema.other_tables import other_tables
+
+
+def left_behind(alias: str) -> list[str]:
+    """Return a sentence about each table, with its rows, and each column that ``copydb`` does not carry over."""
+    with inspecting(alias) as connection:
+        tables = [
+            f"Not carried over: table {name!r}, {rows:,} row{'' if rows == 1 else 's'}."
+            for name, rows in other_tables(connection).items()
+            if name != CHECKPOINT
+        ]
+        return tables + [f"Not carried over: column {column!r} of {table!r}." for table, column in _columns(connection)]
+
+
+def _columns(connection: BaseDatabaseWrapper) -> list[tuple[str, str]]:
+    live = read_tables(connection)
+    return [
+        (table, column.name)
+        for table, expected in expected_tables(connection, apps).items()
+        for column in live[table].columns
+        if column.name not in {known.name for known in expected.columns}
+    ]

@@ -1,0 +1,73 @@
+"""copydb, backup and restore say which tables and columns of a database they do not carry."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import agentdb
+from tests.helpers.factories import execute
+from tests.moving.test_backup import run
+from tests.moving.test_copydb import MakeUrl, copydb, fill, make_url  # noqa: F401 (a fixture)
+
+LEFT = (
+    "Not carried over: table 'empty', 0 rows.\n"
+    "Not carried over: table 'messages', 1,200 rows.\n"
+    "Not carried over: table 'odd \"name', 1 row.\n"
+    "Not carried over: column 'model' of 'sessions'.\n"
+)
+
+
+def add_others(url: str) -> None:
+    fill(url)
+    execute(url, "CREATE TABLE messages (id integer)")
+    numbers = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1200)"
+    execute(url, f"{numbers} INSERT INTO messages SELECT i FROM n")
+    execute(url, "CREATE TABLE empty (id integer)")
+    execute(url, 'CREATE TABLE "odd ""name" (id integer)')
+    execute(url, 'INSERT INTO "odd ""name" VALUES (1)')
+    execute(url, "CREATE VIEW seen AS SELECT * FROM messages")
+    execute(url, "ALTER TABLE sessions ADD COLUMN model text")
+
+
+def test_copydb_says_what_it_leaves_behind(url: str, make_url: MakeUrl) -> None:  # noqa: F811
+    add_others(url)
+    target = make_url("sqlite")
+
+    dry = copydb(url, target, "--dry-run")
+    copied = copydb(url, target)
+    compared = copydb(url, target, "--verify")
+
+    assert dry.endswith(f"{LEFT}Nothing was copied.\n")
+    assert f"{LEFT}" in copied
+    assert "Not carried" not in compared
+    assert execute(target, "SELECT name FROM sqlite_master WHERE name IN ('messages', 'empty')") == []
+
+
+def test_a_backup_of_a_server_says_it_and_one_of_a_file_has_them(url: str, engine: str, tmp_path: Path) -> None:
+    add_others(url)
+    file = tmp_path / "backup.sqlite3"
+
+    said = run("backup", url, file)
+
+    if engine == "sqlite":
+        assert said == f"Backup: {file}\n"
+        assert execute(f"sqlite:///{file}", "SELECT count(*) FROM messages") == [(1200,)]
+    else:
+        assert said == f"Backup: {file}\n{LEFT}"
+
+
+def test_a_restore_says_what_of_the_file_it_leaves_behind(tmp_path: Path, make_url: MakeUrl) -> None:  # noqa: F811
+    url = make_url("sqlite")
+    agentdb.connect(url, migrate=True).close()
+    add_others(url)
+    run("backup", url, tmp_path / "backup.sqlite3")
+
+    restored = run("restore", make_url("postgresql"), tmp_path / "backup.sqlite3")
+
+    assert restored.endswith(f" rows restored.\n{LEFT}")
+
+
+def test_nothing_is_said_where_nothing_is_left(url: str, make_url: MakeUrl) -> None:  # noqa: F811
+    fill(url)
+
+    assert "Not carried" not in copydb(url, make_url("sqlite"))
