@@ -13,11 +13,11 @@ from datetime import datetime
 from typing import Any
 
 from django.db import connections
-from django.db.models import Model, Q, QuerySet
+from django.db.models import Model
 from django.http import Http404, HttpRequest, StreamingHttpResponse
 from django.utils import timezone
 
-from agentdb.admin.changelist import KeysetChangeList
+from agentdb.admin.changelist import RowList
 from agentdb.admin.display import column_value
 from agentdb.console.display import exact
 from agentdb.console.questions import EXPECTED_ERRORS, explain, logger
@@ -28,11 +28,11 @@ _CHUNK = 2_000
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
-def export(request: HttpRequest, changelist: KeysetChangeList, kind: str) -> StreamingHttpResponse:
+def export(request: HttpRequest, changelist: RowList, kind: str) -> StreamingHttpResponse:
     """All rows that the filters and the search leave, not the page alone. A key's hash is cut."""
     if kind not in ("csv", "json"):
         raise Http404
-    found = _rows(changelist)
+    found = changelist.queryset.order_by(*changelist.page.order.expressions())
     missing = missing_columns(connections[found.db], found.model) or ()
     list(read_stored(found[:1], missing))  # what fails at once is a page that says why, and no file
     # Not begun yet: it is read after the transaction that a request may have, in which a cursor would end.
@@ -47,14 +47,7 @@ def export(request: HttpRequest, changelist: KeysetChangeList, kind: str) -> Str
     return response
 
 
-def _rows(changelist: KeysetChangeList) -> QuerySet[Any]:
-    found: QuerySet[Any] = changelist.queryset
-    if changelist.query:
-        found = found.filter(Q(pk__startswith=changelist.query) | changelist.matches())
-    return changelist.in_order(found)
-
-
-def _ended(changelist: KeysetChangeList, error: Exception) -> str:
+def _ended(changelist: RowList, error: Exception) -> str:
     problem = explain(connections[changelist.queryset.db], error)
     logger.error("export of %s: %s %s", changelist.opts.db_table, problem.sentence, problem.said)
     return f"THE EXPORT ENDED HERE, ROWS ARE MISSING: {problem}"

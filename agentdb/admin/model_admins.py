@@ -2,45 +2,31 @@
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from django import forms
-from django.contrib import admin, messages
+from django.contrib import admin
 from django.contrib.admin import helpers
 from django.core.exceptions import PermissionDenied
 from django.db import connections, router
-from django.db.models import Model, QuerySet
-from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.db.models import Model, Q, QuerySet
+from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path
 from django.utils import timezone
 from django.utils.decorators import method_decorator
-from django.utils.functional import Promise
-from django.utils.http import url_has_allowed_host_and_scheme
 from django.utils.safestring import SafeString
 from django.utils.text import capfirst
 from django.utils.translation import gettext, gettext_lazy
 from django.views.decorators.cache import never_cache
 from django.views.decorators.csrf import csrf_protect
 
-from agentdb.admin import overview, pages, rows
-from agentdb.admin.audit import Outcome, keeps_history, log_in_project, record
-from agentdb.admin.changelist import (
-    WINDOW,
-    AgeFilter,
-    AgentNameFilter,
-    ChoiceFilter,
-    IndexedTextFilter,
-    KeysetChangeList,
-    ListedAdmin,
-    TextFilter,
-    UnindexedAgeFilter,
-)
+from agentdb.admin import actions, keys, overview, pages, rows
+from agentdb.admin.audit import keeps_history, record
+from agentdb.admin.changelist import RowList, Uncounted
 from agentdb.admin.display import (
     badge,
     column_value,
@@ -61,92 +47,48 @@ from agentdb.admin.display import (
     when,
 )
 from agentdb.admin.export import as_json, export
+from agentdb.admin.filters import (
+    AgentFilter,
+    CheckFilter,
+    CreatedFilter,
+    LastActiveFilter,
+    LastUsedFilter,
+    NameFilter,
+    RunnerFilter,
+    SandboxFilter,
+    SessionFilter,
+    StateFilter,
+    StatusFilter,
+    TenantFilter,
+)
 from agentdb.admin.guard import WRITE_SECONDS, guarded
 from agentdb.console.questions import Budget, Problem, ask
 from agentdb.console.reading import read
-from agentdb.console.report import MOST_LISTED
-from agentdb.errors import AgentDbError
-from agentdb.interface import Db, SandboxState, SessionStatus
 from agentdb.models import Agent, ApiKey, Sandbox, Session
 from agentdb.querysets import ALIVE, LIVE
-from agentdb.serving.adapter import DjangoDb
 
 if TYPE_CHECKING:
     ModelAdmin = admin.ModelAdmin[Any]
 else:
     ModelAdmin = admin.ModelAdmin  # no generic class at run time
 
-# Rows of an action that one transaction changes: a batch that fails undoes itself alone, and locks are held briefly.
-BATCH = 200
 LONGEST_JSON = 20_000  # of a row, which its page has for copying
-NAMED = 10  # in a question; of the others the number is said
-UNUSED_FORMS = "agentdb_unused_key_forms"
 
 
-class TenantFilter(IndexedTextFilter):
-    title = gettext_lazy("tenant")
-    parameter = column = "tenant_id"
-
-
-class AgentFilter(AgentNameFilter):
-    title = gettext_lazy("agent")
-    parameter = column = "agent_name"
-
-
-class NameFilter(AgentNameFilter):
-    title = gettext_lazy("name")
-    parameter = column = "name"
-
-
-class RunnerFilter(IndexedTextFilter):
-    title = gettext_lazy("runner")
-    parameter = column = "runner_id"
-
-
-class SandboxFilter(TextFilter):
-    title = gettext_lazy("sandbox")
-    parameter = column = "sandbox_id"
-    is_link_only = True  # the search finds ids
-
-
-class SessionFilter(TextFilter):
-    title = gettext_lazy("session")
-    parameter = column = "session_id"
-    is_link_only = True
-
-
-class StatusFilter(ChoiceFilter):
-    title = gettext_lazy("status")
-    parameter = column = "status"
-    values = tuple(map(str, SessionStatus))
-
-
-class StateFilter(ChoiceFilter):
-    title = gettext_lazy("state")
-    parameter = column = "state"
-    values = tuple(map(str, SandboxState))
-
-
-class CreatedFilter(AgeFilter):
-    title = gettext_lazy("created")
-    column = "created_at"
-
-
-class LastUsedFilter(AgeFilter):
-    title = gettext_lazy("last used")
-    column = "last_used_at"
-
-
-class LastActiveFilter(UnindexedAgeFilter):
-    title = gettext_lazy("last active")
-    parameter = "active"
-    column = "last_active_at"
-
-
-class ReadFirstAdmin(ListedAdmin, ModelAdmin):
+class ReadFirstAdmin(ModelAdmin):
     """Looking needs the view permission. Actions need the change permission; no form edits a row, whoever looks."""
 
+    # The timestamps that rows can be ordered by, and what each order is called from either end. By the first an index
+    # orders all rows; by the others those are ordered that the filters leave, if they are few.
+    orders: ClassVar[Mapping[str, tuple[Any, Any]]] = {
+        "created_at": (gettext_lazy("newest first"), gettext_lazy("oldest first"))
+    }
+    # The columns that an index finds: alone, and in the order of the first timestamp.
+    found_by: ClassVar[Sequence[tuple[str, ...]]]
+    ordered_by: ClassVar[Sequence[tuple[str, ...]]] = ()
+
     list_per_page = 50
+    paginator = Uncounted
     sortable_by = ()
     show_full_result_count = False
     show_facets = admin.ShowFacets.NEVER
@@ -197,7 +139,7 @@ class ReadFirstAdmin(ListedAdmin, ModelAdmin):
 
     def export_view(self, request: HttpRequest, kind: str) -> HttpResponseBase:
         """All that the list's filters leave, as CSV or JSON."""
-        return export(request, cast(KeysetChangeList, self.get_changelist_instance(request)), kind)
+        return export(request, cast(RowList, self.get_changelist_instance(request)), kind)
 
     def change_view(self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: Any = None) -> Any:
         view = super().change_view
@@ -211,12 +153,12 @@ class ReadFirstAdmin(ListedAdmin, ModelAdmin):
         """What the row's page shows beside its columns."""
         raise NotImplementedError
 
-    def row_actions(self, request: HttpRequest, row: Any) -> list[Action]:
+    def row_actions(self, request: HttpRequest, row: Any) -> list[actions.Action]:
         """What this user can do to the row, as it is."""
         if not self.has_act_permission(request):
             return []
-        mine = [ACTIONS[str(name)] for name in self.actions or ()]
-        return [action for action in mine if not action.only or getattr(row, action.column) in action.only]
+        mine = [actions.ACTIONS[str(name)] for name in self.actions or ()]
+        return [action for action in mine if not action.only or getattr(row, action.columns[0]) in action.only]
 
     def render_change_form(
         self,
@@ -243,8 +185,18 @@ class ReadFirstAdmin(ListedAdmin, ModelAdmin):
             }
         return super().render_change_form(request, context, add, change, form_url, obj)
 
-    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[KeysetChangeList]:
-        return KeysetChangeList
+    def get_search_results(self, request: HttpRequest, queryset: Any, search_term: str) -> tuple[Any, bool]:
+        return queryset, False  # the list searches, by ``containing``
+
+    def containing(self, text: str) -> Q:
+        """The rows with the text in one of the columns that are searched."""
+        found = Q()
+        for column in self.search_fields:
+            found |= Q(**{f"{column}__icontains": text})
+        return found
+
+    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[RowList]:
+        return RowList
 
     def lookup_allowed(self, lookup: str, value: str, request: HttpRequest | None = None) -> bool:
         # Django allows any lookup on a column, which would try key hashes prefix by prefix, or scan a table.
@@ -281,212 +233,13 @@ class ReadFirstAdmin(ListedAdmin, ModelAdmin):
     def created(self, row: Any) -> SafeString:
         return when(row.created_at)
 
-    def run_action(self, request: HttpRequest, action: Action) -> HttpResponse | None:
-        """Ask, and once the answer is there act on the selected rows through the Db, ``BATCH`` to a transaction."""
-        is_all = request.POST.get("select_across") == "1"
-        if is_all:
-            everything = cast(KeysetChangeList, self.get_changelist_instance(request)).everything
-            if everything is None:
-                problem = gettext("Nothing was changed. The filters leave more than %s rows; filter further.")
-                self.message_user(request, problem % f"{WINDOW:,}", messages.ERROR)
-                return None
-            ids = list(everything.order_by("pk").values_list("pk", flat=True))
-        else:
-            ids = [id for id in request.POST.getlist(helpers.ACTION_CHECKBOX_NAME) if id and "\x00" not in id]
-            ids = ids[:MOST_LISTED]  # what a page of the console shows at most
-        confirmed = request.POST.get("confirmed", "")
-        # Rows that came in while the question was read were not asked for.
-        if not confirmed or (is_all and len(ids) > (int(confirmed) if confirmed.isdecimal() else 0)):
-            return self._ask(request, action, ids, is_all=is_all)
+    def find_linked(self, rows: Sequence[Any], allowed: Collection[type[Model]], problems: list[Problem]) -> None:
+        """Look up what the rows refer to, with one query for each kind of it that the user may see.
 
-        outcomes: list[tuple[str, str]] = []
-        back = _next(request)
-        done = HttpResponseRedirect(back) if back else None  # without it Django leads to the list
-        for start in range(0, len(ids), BATCH):
-            try:
-                outcomes += self._act(request, action, ids[start : start + BATCH])
-            except (AgentDbError, OSError) as error:
-                self._report(request, action, outcomes)
-                begin = gettext("Of the rest nothing was changed.") if outcomes else gettext("Nothing was changed.")
-                self.message_user(request, f"{begin} {error}", messages.ERROR)
-                return done
-        self._report(request, action, outcomes)
-        return done
-
-    def _act(self, request: HttpRequest, action: Action, ids: list[str]) -> list[tuple[str, str]]:
-        """Do it to each row and write down that it was done, all or nothing: each id with why it was left alone."""
-        alias = router.db_for_write(self.model)
-        written: list[Any] = []
-
-        def act(db: Db) -> list[tuple[str, str]]:
-            rows = {row.pk: row for row in self.get_queryset(request).using(alias).filter(pk__in=ids)}
-            outcomes = [(id, action.act(db, id)) for id in ids]
-            written[:] = [rows[id] for id, problem in outcomes if not problem and id in rows]
-            if written:
-                self._record(request, action, written, "done")
-            return outcomes
-
-        try:
-            outcomes = DjangoDb(alias).run_transaction(act)
-        except AgentDbError:
-            if written:
-                self._record(request, action, written, "undone")
-            raise
-        log_in_project(request, action.verb, written, *action.change(written))
-        return outcomes
-
-    def _record(self, request: HttpRequest, action: Action, rows: list[Any], outcome: Outcome) -> None:
-        record(request, action.verb, rows, *action.change(rows), outcome)
-
-    def _ask(self, request: HttpRequest, action: Action, ids: list[str], *, is_all: bool) -> HttpResponse:
-        rows = read(self.get_queryset(request).filter(pk__in=ids[:MOST_LISTED]), [])
-        count = len(ids) if is_all else len(rows)
-        context = {
-            **self.admin_site.each_context(request),
-            "title": action.question,
-            "action": action,
-            "rows": [(str(row), row_url(self.admin_site, row)) for row in rows[:NAMED]],
-            "more": count - len(rows[:NAMED]),
-            "ids": [row.pk for row in rows[: 1 if is_all else None]],  # without one of them Django runs no action
-            "is_all": is_all,
-            "count": count,
-            "name": name_of(self.model, count),
-            "opts": self.opts,
-            "media": self.media,
-            "list_url": request.get_full_path(),
-            "next": _next(request),
-            "checkbox_name": helpers.ACTION_CHECKBOX_NAME,
-        }
-        return TemplateResponse(request, "admin/agentdb/confirm_action.html", context)
-
-    def _report(self, request: HttpRequest, action: Action, outcomes: list[tuple[str, str]]) -> None:
-        done = [id for id, problem in outcomes if not problem]
-        if done:
-            self.message_user(request, f"{action.done} {self._names(done)}.", messages.SUCCESS)
-        problems: dict[str, list[str]] = {}
-        for id, problem in outcomes:
-            if problem:
-                problems.setdefault(problem, []).append(id)
-        for problem, ids in problems.items():
-            self.message_user(
-                request,
-                gettext("Left alone, because %(why)s: %(rows)s.") % {"why": problem, "rows": self._names(ids)},
-                messages.WARNING,
-            )
-
-    def _names(self, ids: list[str]) -> str:
-        kind = name_of(self.model, len(ids))
-        shown = ", ".join(ids[:3])
-        more = gettext(" and %s more") % f"{len(ids) - 3:,}" if len(ids) > 3 else ""
-        return f"{len(ids):,} {kind} ({shown}{more})"
-
-
-@dataclass(frozen=True, slots=True)
-class Action:
-    """Something that can be done to a row; ``act`` returns why it was not done, or an empty text."""
-
-    name: str
-    verb: str  # what the audit log calls it, with the column that it writes down, and what is there afterwards
-    column: str
-    after: str | None
-    question: str | Promise
-    button: str | Promise
-    done: str | Promise
-    act: Callable[[Db, str], str]
-    deletes: bool = False
-    only: Collection[str] = ()  # the values of the column that it changes; all if empty
-    warning: str | Promise = ""
-
-    def change(self, rows: list[Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """What the rows were, as they were read before it, and what they are, by id."""
-        before = {row.pk: getattr(row, self.column) for row in rows}
-        return before, dict.fromkeys(before, self.after)
-
-
-def _pause(db: Db, id: str) -> str:
-    session = db.get_session(id)
-    if session is None:
-        return gettext("it is gone")
-    if session.status not in LIVE:
-        return gettext("it is %s") % session.status
-    return "" if db.update_session_status(id, SessionStatus.PAUSED) else gettext("it is gone")
-
-
-def _cool(db: Db, id: str) -> str:
-    sandbox = db.get_sandbox(id)
-    if sandbox is not None and sandbox.state == SandboxState.COLD:
-        return gettext("it is cold already")
-    return "" if db.update_sandbox_state(id, SandboxState.COLD) else gettext("it is gone")
-
-
-def _delete_sandbox(db: Db, id: str) -> str:
-    return "" if db.delete_sandbox(id) else gettext("it is gone")
-
-
-def _revoke(db: Db, id: str) -> str:
-    return "" if db.delete_api_key(id) else gettext("it is gone")
-
-
-PAUSE = Action(
-    "pause_sessions",
-    "pause",
-    "status",
-    str(SessionStatus.PAUSED),
-    gettext_lazy("Pause these sessions?"),
-    gettext_lazy("Pause"),
-    gettext_lazy("Paused"),
-    _pause,
-    only=LIVE,
-    warning=gettext_lazy(
-        "Only active and starting sessions are paused. This writes the status; it does not reach the runner."
-    ),
-)
-COOL = Action(
-    "mark_cold",
-    "mark cold",
-    "state",
-    str(SandboxState.COLD),
-    gettext_lazy("Mark these sandboxes cold?"),
-    gettext_lazy("Mark cold"),
-    gettext_lazy("Marked cold:"),
-    _cool,
-    only=[str(state) for state in SandboxState if state != SandboxState.COLD],
-    warning=gettext_lazy("This says that no process runs in them any more; it does not end one."),
-)
-DELETE_SANDBOX = Action(
-    "delete_sandboxes",
-    "delete",
-    "state",
-    None,
-    gettext_lazy("Delete these sandboxes?"),
-    gettext_lazy("Delete"),
-    gettext_lazy("Deleted"),
-    _delete_sandbox,
-    deletes=True,
-    warning=gettext_lazy("The rows are removed. Workspace folders stay on disk."),
-)
-REVOKE = Action(
-    "revoke_keys",
-    "revoke",
-    "label",
-    None,
-    gettext_lazy("Revoke these API keys?"),
-    gettext_lazy("Revoke"),
-    gettext_lazy("Revoked"),
-    _revoke,
-    deletes=True,
-    warning=gettext_lazy("Whoever uses one of them is locked out at once. This cannot be undone."),
-)
-
-
-ACTIONS = {action.name: action for action in (PAUSE, COOL, DELETE_SANDBOX, REVOKE)}
-
-
-def _next(request: HttpRequest) -> str:
-    """The page of this site that the form asks to be led to afterwards, if it asks for one."""
-    url = request.POST.get("next", "")
-    is_ours = url_has_allowed_host_and_scheme(url, {request.get_host()}, require_https=request.is_secure())
-    return url if is_ours else ""
+        Of a kind that cannot be looked up a row says what it says of one that the user may not see.
+        """
+        for row in rows:
+            row.allowed = allowed
 
 
 class LinkedAdmin(ReadFirstAdmin):
@@ -526,16 +279,12 @@ class LinkedAdmin(ReadFirstAdmin):
 @admin.register(Agent)
 class AgentAdmin(ReadFirstAdmin):
     orders = {
-        **ListedAdmin.orders,
+        **ReadFirstAdmin.orders,
         "updated_at": (gettext_lazy("deployed last first"), gettext_lazy("deployed longest ago first")),
     }
     list_display = ("name_link", "tenant", "version", "shown_path", "sessions", "sandboxes", "updated", "created")
     list_filter = (TenantFilter, NameFilter, CreatedFilter)
-    search_fields = ("name", "path", "tenant_id")
-    search_help_text = gettext_lazy(
-        "The beginning of an id, or a part of a name, path or tenant. Lists too long to search at once are searched "
-        "10,000 rows at a time, newest first."
-    )
+    search_fields = ("id", "name", "path", "tenant_id")
     found_by = (("tenant_id", "name"), ("tenant_id",))
 
     def row_page(self, row: Agent, allowed: rows.Allowed) -> rows.RowPage:
@@ -581,7 +330,6 @@ class AgentAdmin(ReadFirstAdmin):
         self, request: HttpRequest, page: Budget, tenant_id: str, allowed: set[type[Model]]
     ) -> TemplateResponse:
         site, answer = self.admin_site, page.ask
-
         totals = {
             model: answer(partial(overview.amount, self.alias, model, tenant_id))
             for model in (Session, Sandbox, Agent, ApiKey)
@@ -619,24 +367,46 @@ class AgentAdmin(ReadFirstAdmin):
 @admin.register(Session)
 class SessionAdmin(LinkedAdmin):
     orders = {
-        **ListedAdmin.orders,
+        **ReadFirstAdmin.orders,
         "last_active_at": (gettext_lazy("last active first"), gettext_lazy("longest silent first")),
     }
     list_display = ("id_link", "status_badge", "agent", "tenant", "sandbox", "runner", "last_active", "created")
     list_filter = (
-        StatusFilter, TenantFilter, AgentFilter, RunnerFilter, SandboxFilter, LastActiveFilter, CreatedFilter
+        StatusFilter, TenantFilter, AgentFilter, RunnerFilter, SandboxFilter, LastActiveFilter, CreatedFilter,
+        CheckFilter,
     )  # fmt: skip
     search_fields = ("id", "agent_name", "sandbox_id", "runner_id", "tenant_id")
-    search_help_text = gettext_lazy(
-        "The beginning of an id, or a part of an agent's name, sandbox, runner or tenant. Lists too long to search at "
-        "once are searched 10,000 rows at a time, newest first."
-    )
     found_by = (("runner_id",), ("tenant_id", "agent_name"), ("tenant_id",), ("status",))
     ordered_by = (("runner_id",), ("tenant_id", "agent_name"), ("tenant_id",), ("status",))
     actions = ("pause_sessions",)
 
     def get_urls(self) -> list[URLPattern]:
-        return [*pages.urls(self), *super().get_urls()]
+        def undo(request: HttpRequest) -> Any:
+            return guarded(request, self.admin_site, self.model, lambda: self.undo_view(request))
+
+        view = self.admin_site.admin_view(undo)
+        return [path("undo/", view, name="agentdb_undo"), *pages.urls(self), *super().get_urls()]
+
+    def undo_view(self, request: HttpRequest) -> HttpResponse:
+        """Resume what was paused, as it was: lines of the audit log, from the page that paused or pasted."""
+        if not self.has_act_permission(request):
+            record(request, "resume", [], {}, {}, "refused")
+            raise PermissionDenied
+        problem, lines = "", request.POST.get("lines", "")
+        if request.method == "POST":
+            try:
+                return actions.resume(self, request, actions.paused_by(lines))
+            except ValueError as error:
+                problem = str(error)
+        context = {
+            **self.admin_site.each_context(request),
+            "title": gettext("Resume what was paused"),
+            "lines": lines,
+            "problem": problem,
+            "opts": self.opts,
+            "media": self.media,
+        }
+        return TemplateResponse(request, "admin/agentdb/undo.html", context)
 
     def find_linked(self, rows: Sequence[Any], allowed: Collection[type[Model]], problems: list[Problem]) -> None:
         found = self.linked(Sandbox, allowed, problems, pk__in={row.sandbox_id for row in rows})
@@ -674,22 +444,18 @@ class SessionAdmin(LinkedAdmin):
 
     @admin.action(description=gettext_lazy("Pause selected sessions"), permissions=["act"])
     def pause_sessions(self, request: HttpRequest, queryset: QuerySet[Session]) -> HttpResponse | None:
-        return self.run_action(request, PAUSE)
+        return actions.run(self, request, actions.PAUSE)
 
 
 @admin.register(Sandbox)
 class SandboxAdmin(LinkedAdmin):
     orders = {
         "last_used_at": (gettext_lazy("last used first"), gettext_lazy("longest unused first")),
-        **ListedAdmin.orders,
+        **ReadFirstAdmin.orders,
     }
     list_display = ("id_link", "state_badge", "agent", "tenant", "session", "workspace", "last_used", "created")
-    list_filter = (StateFilter, TenantFilter, AgentFilter, SessionFilter, LastUsedFilter)
+    list_filter = (StateFilter, TenantFilter, AgentFilter, SessionFilter, LastUsedFilter, CheckFilter)
     search_fields = ("id", "agent_name", "session_id", "workspace_dir", "tenant_id")
-    search_help_text = gettext_lazy(
-        "The beginning of an id, or a part of an agent's name, session, workspace or tenant. Lists too long to search "
-        "at once are searched 10,000 rows at a time, last used first."
-    )
     found_by = (("session_id",), ("tenant_id",), ("state",))
     ordered_by = (("state",),)
     actions = ("mark_cold", "delete_sandboxes")
@@ -728,46 +494,18 @@ class SandboxAdmin(LinkedAdmin):
 
     @admin.action(description=gettext_lazy("Mark selected sandboxes cold"), permissions=["act"])
     def mark_cold(self, request: HttpRequest, queryset: QuerySet[Sandbox]) -> HttpResponse | None:
-        return self.run_action(request, COOL)
+        return actions.run(self, request, actions.COOL)
 
     @admin.action(description=gettext_lazy("Delete selected sandboxes"), permissions=["act"])
     def delete_sandboxes(self, request: HttpRequest, queryset: QuerySet[Sandbox]) -> HttpResponse | None:
-        return self.run_action(request, DELETE_SANDBOX)
-
-
-class _Secret:
-    """A text for a template; error reports, which show the variables of each frame, show this object's address."""
-
-    def __init__(self, text: str) -> None:
-        self._text = text
-
-    def __str__(self) -> str:
-        return self._text
-
-
-class IssueKeyForm(forms.Form):
-    tenant_id = forms.CharField(
-        label=gettext_lazy("Tenant"), strip=False, widget=forms.TextInput(attrs={"autofocus": True})
-    )
-    label = forms.CharField(required=False, help_text=gettext_lazy("What the key is for: a person, a program."))
-    once = forms.CharField(widget=forms.HiddenInput)
-
-    def clean_tenant_id(self) -> str:
-        tenant_id: str = self.cleaned_data["tenant_id"]
-        if not tenant_id.strip():
-            raise forms.ValidationError(gettext("A tenant of blanks looks like none. Name the tenant."))
-        return tenant_id
+        return actions.run(self, request, actions.DELETE_SANDBOX)
 
 
 @admin.register(ApiKey)
 class ApiKeyAdmin(ReadFirstAdmin):
     list_display = ("label_link", "tenant", "id_link", "masked_hash", "created")
     list_filter = (TenantFilter, CreatedFilter)
-    search_fields = ("label", "tenant_id")
-    search_help_text = gettext_lazy(
-        "The beginning of an id, or a part of a label or tenant. Lists too long to search at once are searched 10,000 "
-        "rows at a time, newest first."
-    )
+    search_fields = ("id", "label", "tenant_id")
     found_by = (("tenant_id",),)
     ordered_by = (("tenant_id",),)
     actions = ("revoke_keys",)
@@ -788,69 +526,10 @@ class ApiKeyAdmin(ReadFirstAdmin):
 
     @admin.action(description=gettext_lazy("Revoke selected API keys"), permissions=["act"])
     def revoke_keys(self, request: HttpRequest, queryset: QuerySet[ApiKey]) -> HttpResponse | None:
-        return self.run_action(request, REVOKE)
+        return actions.run(self, request, actions.REVOKE)
 
     @method_decorator(csrf_protect)
     @method_decorator(never_cache)
     def add_view(self, request: HttpRequest, form_url: str = "", extra_context: Any = None) -> Any:
         """Issue a key. The page that answers the form is the only place where it is ever shown."""
-        return guarded(request, self.admin_site, self.model, partial(self.issue_view, request))
-
-    def issue_view(self, request: HttpRequest) -> HttpResponse:
-        if not self.has_add_permission(request):
-            record(request, "issue", [], {}, {}, "refused")
-            raise PermissionDenied
-        form = IssueKeyForm(request.POST if request.method == "POST" else None, initial={"once": secrets.token_hex(8)})
-        if request.method == "POST" and form.is_valid():
-            # Loading the answer again sends the form again, which must not issue a second key unasked.
-            unused: list[str] = request.session.get(UNUSED_FORMS, [])
-            once = form.cleaned_data["once"]
-            if once not in unused:
-                self.message_user(
-                    request,
-                    gettext("This form was used already. A key is shown once; issue another one if it was lost."),
-                    messages.WARNING,
-                )
-                return HttpResponseRedirect(list_url(self.admin_site, ApiKey))
-            try:
-                response = self._issue(request, form.cleaned_data["tenant_id"], form.cleaned_data["label"])
-            except AgentDbError as error:
-                form.add_error(None, str(error))
-            else:
-                request.session[UNUSED_FORMS] = [each for each in unused if each != once]
-                return response
-        elif request.method != "POST":
-            unused = request.session.get(UNUSED_FORMS, [])
-            request.session[UNUSED_FORMS] = [*unused, form.initial["once"]][-10:]
-        context = {
-            **self.admin_site.each_context(request),
-            "title": gettext("Issue API key"),
-            "form": form,
-            "opts": self.opts,
-            "media": self.media,
-        }
-        return TemplateResponse(request, "admin/agentdb/issue_key.html", context)
-
-    def _issue(self, request: HttpRequest, tenant_id: str, label: str) -> HttpResponse:
-        is_new = not any(
-            overview.amount(self.alias, model, tenant_id).rows for model in (Agent, Session, Sandbox, ApiKey)
-        )
-        plain, issued = DjangoDb(router.db_for_write(ApiKey)).issue_api_key(tenant_id, label)
-        secret = _Secret(plain)
-        del plain
-        row = self.get_queryset(request).get(pk=issued.id)
-        record(request, "issue", [row], {}, {row.pk: row.label})
-        log_in_project(request, "issue", [row], {}, {row.pk: row.label})
-        context = {
-            **self.admin_site.each_context(request),
-            "title": gettext("API key issued"),
-            "plain": secret,
-            "row": row,
-            "is_new": is_new,
-            "opts": self.opts,
-            "media": self.media,
-            "list_url": list_url(self.admin_site, ApiKey, tenant_id=tenant_id),
-        }
-        # Rendered here, so that no response object carries the key through middleware that may log it.
-        response = TemplateResponse(request, "admin/agentdb/key_issued.html", context).render()
-        return HttpResponse(response.content, headers={"Cache-Control": "no-store"})
+        return guarded(request, self.admin_site, self.model, lambda: keys.issue(self, request))

@@ -19,7 +19,6 @@ from agentdb.admin import overview
 from agentdb.admin.audit import Outcome, log_in_project, record
 from agentdb.admin.display import badge, id_link, link, list_url, row_url, runner_url, tenant_url, viewable, when
 from agentdb.admin.guard import guarded
-from agentdb.console import report
 from agentdb.console.checks import Fleet, check_of
 from agentdb.console.figures import Figure, runner_statuses
 from agentdb.console.questions import Budget, Problem, ask
@@ -151,56 +150,19 @@ def _pause_all(request: HttpRequest, model_admin: ModelAdmin[Any], runner_id: st
 
 
 def _rows(request: HttpRequest, model_admin: ModelAdmin[Any]) -> HttpResponseBase:
-    site = model_admin.admin_site
-    code = request.GET.get("check", "")
-    connection = connections[router.db_for_read(Session)]
-    context = {**site.each_context(request), "media": model_admin.media, "columns": (), "rows": []}
-    if code == "unreadable":
-        _check(bool(viewable(site, request)))
-        context |= {
-            "title": gettext("Rows that cannot be read"),
-            "columns": (gettext("Row"),),
-            "rows": [(text,) for text in unreadable_rows(connection, 20)],
-        }
-        return TemplateResponse(request, "admin/agentdb/attention.html", context)
-    check = check_of(code)
-    if check is None:
-        raise Http404
-    model = check.model
-    _check(model in viewable(site, request))
-    problems: list[Problem] = []
-    shown = read(check.counted(Fleet(connection.alias)).order_by(check.at)[: report.MOST_LISTED], problems)
-    row_admin = site._registry[model]
-    row_admin.find_linked(shown, viewable(site, request), problems)  # type: ignore[attr-defined]
-    context |= {
-        "title": check.title,
-        "problems": problems,
-        "columns": (
-            "", gettext("Session") if model is Session else gettext("Sandbox"), gettext("Status"), gettext("Agent"),
-            gettext("Tenant"), gettext("Runner") if model is Session else gettext("Session"), gettext("Last active"),
-        ),
-        "rows": [_cells(row_admin, row) for row in shown],
-        "actions": row_admin.get_action_choices(request, []) if shown else [],
-        "list_url": list_url(site, model),
-        "is_cut": len(shown) == report.MOST_LISTED,
-        "most": report.MOST_LISTED,
-    }  # fmt: skip
-    return TemplateResponse(request, "admin/agentdb/attention.html", context)
-
-
-def _check(may_see: bool) -> None:
-    if not may_see:
+    """The rows of one line of attention: those of a check are a filter of their list."""
+    site, code = model_admin.admin_site, request.GET.get("check", "")
+    allowed = viewable(site, request)
+    if (check := check_of(code)) is not None and check.model in allowed:
+        return HttpResponseRedirect(list_url(site, check.model, check=code))
+    if not allowed or check is not None:
         raise PermissionDenied
-
-
-def _cells(row_admin: Any, row: Any) -> tuple[Any, ...]:
-    is_session = isinstance(row, Session)
-    return (
-        row_admin.action_checkbox(row),
-        row_admin.id_link(row),
-        badge(row.status if is_session else row.state),
-        row_admin.agent(row),
-        row_admin.tenant(row),
-        row_admin.runner(row) if is_session else row_admin.session(row),
-        when(row.last_active_at if is_session else row.last_used_at),
-    )
+    if code != "unreadable":
+        raise Http404
+    context = {
+        **site.each_context(request),
+        "media": model_admin.media,
+        "title": gettext("Rows that cannot be read"),
+        "rows": unreadable_rows(connections[router.db_for_read(Session)], 20),
+    }
+    return TemplateResponse(request, "admin/agentdb/attention.html", context)

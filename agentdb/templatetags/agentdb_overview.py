@@ -15,6 +15,7 @@ from django.utils.text import capfirst
 from django.utils.translation import gettext
 
 from agentdb.admin import overview
+from agentdb.admin.changelist import Order
 from agentdb.admin.display import (
     heading_of,
     link,
@@ -108,18 +109,19 @@ def agentdb_head(cl: Any, number: int, text: str) -> SafeString:
     """The head of a column: a link to the other order, where an index or the filters make one possible."""
     if not (at := _ordering(cl, number)):
         return format_html("{}", text if isinstance(text, SafeString) else capfirst(text))  # or the box for all rows
-    is_sorted = cl.at == at
-    url = cl.order_link(at, oldest_first=is_sorted and not cl.oldest_first)
-    name = cl.model_admin.orders[at][is_sorted and not cl.oldest_first]
-    sign = icon(("asc" if cl.oldest_first else "desc") if is_sorted else "sort")
-    return format_html('<a href="{}" title="{}">{} {}</a>', url, name, capfirst(text), sign)
+    order = cl.page.order
+    other = cl.other_order if order.at == at else Order(at)
+    name = cl.model_admin.orders[at][other.oldest_first]
+    sign = icon(("asc" if order.oldest_first else "desc") if order.at == at else "sort")
+    return format_html('<a href="{}" title="{}">{} {}</a>', cl.order_url(other), name, capfirst(text), sign)
 
 
 @register.simple_tag
 def agentdb_sorted(cl: Any, number: int) -> SafeString:
-    if _ordering(cl, number) != cl.at:
+    order = cl.page.order
+    if _ordering(cl, number) != order.at:
         return SafeString("")
-    return format_html(' aria-sort="{}"', "ascending" if cl.oldest_first else "descending")
+    return format_html(' aria-sort="{}"', "ascending" if order.oldest_first else "descending")
 
 
 @register.inclusion_tag("admin/agentdb/overview.html", takes_context=True)

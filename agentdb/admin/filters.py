@@ -1,0 +1,299 @@
+"""The filters of the lists: by a value that is typed or chosen, by age, and by a check of the overview."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, ClassVar
+
+from django.contrib.admin import ListFilter
+from django.contrib.admin.views.main import ChangeList
+from django.db import connections
+from django.db.models import Model, Q, QuerySet
+from django.http import HttpRequest
+from django.utils import timezone
+from django.utils.safestring import SafeString
+from django.utils.translation import gettext, gettext_lazy
+
+from agentdb.admin.display import badge, viewable
+from agentdb.admin.overview import distinct_values
+from agentdb.console.checks import CAP, Check, Fleet, check_of
+from agentdb.console.questions import ask
+from agentdb.expressions import CodePointOrder
+from agentdb.interface import SandboxState, SessionStatus
+from agentdb.models import Agent
+
+SUGGESTIONS = 12
+NEWEST_AGENTS = 500  # whose names are offered if no tenant is filtered by
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One value that a filter offers: what it is called, and its link."""
+
+    display: str | SafeString
+    query_string: str
+    selected: bool = False
+
+
+class ColumnFilter(ListFilter):
+    """A filter by one parameter of the query string."""
+
+    template = "admin/agentdb/filter.html"
+    parameter: ClassVar[str]
+    column: ClassVar[str]
+    is_typed: ClassVar[bool] = False  # rather than chosen
+    is_link_only: ClassVar[bool] = False  # in the bar only if a link has set it
+
+    def __init__(
+        self, request: HttpRequest, params: dict[str, list[str]], model: type[Model], model_admin: Any
+    ) -> None:
+        super().__init__(request, params, model, model_admin)
+        self.value = params.pop(self.parameter, [""])[-1].replace("\x00", "")
+        self.request = request
+        self.model_admin = model_admin
+        self.connection = connections[model_admin.alias]
+        self.hidden: list[tuple[str, str]] = []  # what its form sends along
+        self.clear = ""
+
+    @property
+    def parameter_name(self) -> str:
+        """Django's own name for it, which themes ask for."""
+        return self.parameter
+
+    @property
+    def shown(self) -> str:
+        """The value as the bar of filters has it; empty if nothing is filtered."""
+        return self.value
+
+    @property
+    def problem(self) -> str:
+        """Why the value means nothing; empty if it means something."""
+        return ""
+
+    @property
+    def equal(self) -> dict[str, str]:
+        """The columns that must have a value."""
+        return {}
+
+    @property
+    def rest(self) -> Q:
+        """A condition that no index answers."""
+        return Q()
+
+    def has_output(self) -> bool:
+        return True
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any] | None:
+        """The rows that an index leaves, besides those that ``equal`` finds; none if the value means nothing."""
+        return queryset.none() if self.problem else None
+
+    def expected_parameters(self) -> list[str | None]:
+        return [self.parameter]
+
+    def choices(self, changelist: ChangeList) -> Iterator[Any]:
+        self.hidden = [pair for pair in changelist.params.items() if pair[0] != self.parameter]
+        self.clear = changelist.get_query_string(remove=[self.parameter])
+        for value, display in self.offered():
+            link = changelist.get_query_string({self.parameter: value})
+            yield Choice(display, link, value == self.value)
+
+    def offered(self) -> Sequence[tuple[str, Any]]:
+        """Values, and what they are called."""
+        return ()
+
+
+class TextFilter(ColumnFilter):
+    """One value typed in, for columns of which nobody wants to see ten thousand values in a list."""
+
+    is_typed = True
+
+    @property
+    def equal(self) -> dict[str, str]:
+        return {self.column: self.value} if self.value else {}
+
+    def known_values(self) -> Sequence[str]:
+        """Some values that the column has, in order; none by default."""
+        return ()
+
+    def offered(self) -> Sequence[tuple[str, Any]]:
+        # The values are a help: a table that cannot say them does not take the list down.
+        values = ask(self.connection, self.known_values).value or ()
+        return [(value, value) for value in values[:SUGGESTIONS]]
+
+
+class IndexedTextFilter(TextFilter):
+    """A text filter of a column whose index gives its values without reading the table."""
+
+    def known_values(self) -> Sequence[str]:
+        return distinct_values(self.connection, self.model_admin.model, self.column, limit=SUGGESTIONS)
+
+
+class AgentNameFilter(TextFilter):
+    """Names of agents, from their own table: within the tenant that is filtered by, or the agents made last."""
+
+    def known_values(self) -> Sequence[str]:
+        if Agent not in viewable(self.model_admin.admin_site, self.request):
+            return ()
+        names = Agent.objects.using(self.connection.alias).values_list("name", flat=True)
+        if tenant_id := self.request.GET.get(TenantFilter.parameter, "").replace("\x00", ""):
+            return list(names.filter(tenant_id=tenant_id).order_by("name")[:SUGGESTIONS])
+        return sorted(set(names.order_by("-created_at", CodePointOrder("id").desc())[:NEWEST_AGENTS]))
+
+
+class ChoiceFilter(ColumnFilter):
+    """One of the values the servers write; a value of the query string that is none of them is offered too."""
+
+    values: ClassVar[Sequence[str]]
+
+    @property
+    def equal(self) -> dict[str, str]:
+        return {self.column: self.value} if self.value else {}
+
+    def offered(self) -> Sequence[tuple[str, Any]]:
+        unknown = [self.value] if self.value and self.value not in self.values else []
+        return [(value, badge(value)) for value in (*self.values, *unknown)]
+
+
+class AgeFilter(ColumnFilter):
+    """Ranges of the timestamp that orders the list, so that its index answers them."""
+
+    parameter = "age"
+    buckets: ClassVar[dict[str, tuple[Any, timedelta, str]]] = {
+        "5m": (gettext_lazy("Past 5 minutes"), timedelta(minutes=5), "gte"),
+        "1h": (gettext_lazy("Past hour"), timedelta(hours=1), "gte"),
+        "24h": (gettext_lazy("Past 24 hours"), timedelta(hours=24), "gte"),
+        "7d": (gettext_lazy("Past 7 days"), timedelta(days=7), "gte"),
+        "over30m": (gettext_lazy("More than 30 minutes ago"), timedelta(minutes=30), "lt"),
+        "over7d": (gettext_lazy("More than 7 days ago"), timedelta(days=7), "lt"),
+        "over30d": (gettext_lazy("More than 30 days ago"), timedelta(days=30), "lt"),
+    }
+
+    @property
+    def shown(self) -> str:
+        return str(self.buckets[self.value][0]) if self.value in self.buckets else self.value
+
+    @property
+    def problem(self) -> str:
+        if not self.value or self.value in self.buckets:
+            return ""
+        return gettext("%(parameter)s=%(value)s is not an age. Use one of %(known)s.") % {
+            "parameter": self.parameter,
+            "value": self.value[:60],
+            "known": ", ".join(self.buckets),
+        }
+
+    @property
+    def range(self) -> Q:
+        if self.value not in self.buckets:
+            return Q()
+        _, age, lookup = self.buckets[self.value]
+        return Q(**{f"{self.column}__{lookup}": timezone.now() - age})
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any] | None:
+        return super().queryset(request, queryset) if self.problem else queryset.filter(self.range)
+
+    def offered(self) -> Sequence[tuple[str, Any]]:
+        return [(value, title) for value, (title, _, _) in self.buckets.items()]
+
+
+class UnindexedAgeFilter(AgeFilter):
+    """The same for a timestamp without an index."""
+
+    @property
+    def rest(self) -> Q:
+        return self.range
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any] | None:
+        return ColumnFilter.queryset(self, request, queryset)
+
+
+class CheckFilter(ColumnFilter):
+    """The rows that a check of the overview finds."""
+
+    title = gettext_lazy("check")
+    parameter = "check"
+    is_link_only = True
+
+    @property
+    def check(self) -> Check | None:
+        check = check_of(self.value)
+        return check if check and check.model is self.model_admin.model else None
+
+    @property
+    def shown(self) -> str:
+        return str(self.check.title) if self.check else self.value
+
+    @property
+    def problem(self) -> str:
+        if not self.value or self.check:
+            return ""
+        return gettext("%s is not a check of this table.") % self.value[:60]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any] | None:
+        if self.check is None:
+            return super().queryset(request, queryset)
+        found = self.check.counted(Fleet(self.connection.alias)).order_by().values_list("pk", flat=True)
+        ids = list(found[: CAP + 1])
+        return queryset.filter(pk__in=ids if len(ids) <= CAP else found)
+
+
+class TenantFilter(IndexedTextFilter):
+    title = gettext_lazy("tenant")
+    parameter = column = "tenant_id"
+
+
+class AgentFilter(AgentNameFilter):
+    title = gettext_lazy("agent")
+    parameter = column = "agent_name"
+
+
+class NameFilter(AgentNameFilter):
+    title = gettext_lazy("name")
+    parameter = column = "name"
+
+
+class RunnerFilter(IndexedTextFilter):
+    title = gettext_lazy("runner")
+    parameter = column = "runner_id"
+
+
+class SandboxFilter(TextFilter):
+    title = gettext_lazy("sandbox")
+    parameter = column = "sandbox_id"
+    is_link_only = True  # the search finds ids
+
+
+class SessionFilter(TextFilter):
+    title = gettext_lazy("session")
+    parameter = column = "session_id"
+    is_link_only = True
+
+
+class StatusFilter(ChoiceFilter):
+    title = gettext_lazy("status")
+    parameter = column = "status"
+    values = tuple(map(str, SessionStatus))
+
+
+class StateFilter(ChoiceFilter):
+    title = gettext_lazy("state")
+    parameter = column = "state"
+    values = tuple(map(str, SandboxState))
+
+
+class CreatedFilter(AgeFilter):
+    title = gettext_lazy("created")
+    column = "created_at"
+
+
+class LastUsedFilter(AgeFilter):
+    title = gettext_lazy("last used")
+    column = "last_used_at"
+
+
+class LastActiveFilter(UnindexedAgeFilter):
+    title = gettext_lazy("last active")
+    parameter = "active"
+    column = "last_active_at"

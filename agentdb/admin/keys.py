@@ -1,0 +1,94 @@
+"""Issuing an API key: a form, and the one page that ever shows the key."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Any
+
+from django import forms
+from django.contrib import messages
+from django.core.exceptions import PermissionDenied
+from django.db import router
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.template.response import TemplateResponse
+from django.utils.translation import gettext, gettext_lazy
+from django.views.decorators.debug import sensitive_variables
+
+from agentdb.admin import overview
+from agentdb.admin.audit import log_in_project, record
+from agentdb.admin.display import list_url
+from agentdb.errors import AgentDbError
+from agentdb.models import Agent, ApiKey, Sandbox, Session
+from agentdb.serving.adapter import DjangoDb
+
+UNUSED_FORMS = "agentdb_unused_key_forms"
+
+
+class IssueKeyForm(forms.Form):
+    tenant_id = forms.CharField(
+        label=gettext_lazy("Tenant"), strip=False, widget=forms.TextInput(attrs={"autofocus": True})
+    )
+    label = forms.CharField(required=False, help_text=gettext_lazy("What the key is for: a person, a program."))
+    once = forms.CharField(widget=forms.HiddenInput)
+
+    def clean_tenant_id(self) -> str:
+        tenant_id: str = self.cleaned_data["tenant_id"]
+        if not tenant_id.strip():
+            raise forms.ValidationError(gettext("The tenant cannot be blank."))
+        return tenant_id
+
+
+def issue(model_admin: Any, request: HttpRequest) -> HttpResponse:
+    if not model_admin.has_add_permission(request):
+        record(request, "issue", [], {}, {}, "refused")
+        raise PermissionDenied
+    site = model_admin.admin_site
+    unused: list[str] = request.session.get(UNUSED_FORMS, [])
+    form = IssueKeyForm(request.POST if request.method == "POST" else None, initial={"once": secrets.token_hex(8)})
+    if request.method != "POST":
+        request.session[UNUSED_FORMS] = [*unused, form.initial["once"]][-10:]
+    elif form.is_valid():
+        # Loading the answer again sends the form again, which must not issue a second key unasked.
+        once = form.cleaned_data["once"]
+        if once not in unused:
+            again = gettext("This form was used already. A key is shown once; issue another one if it was lost.")
+            model_admin.message_user(request, again, messages.WARNING)
+            return HttpResponseRedirect(list_url(site, ApiKey))
+        try:
+            response = _issue(model_admin, request, form.cleaned_data["tenant_id"], form.cleaned_data["label"])
+        except AgentDbError as error:
+            form.add_error(None, str(error))
+        else:
+            request.session[UNUSED_FORMS] = [each for each in unused if each != once]
+            return response
+    context = {
+        **site.each_context(request),
+        "title": gettext("Issue API key"),
+        "form": form,
+        "opts": model_admin.opts,
+        "media": model_admin.media,
+    }
+    return TemplateResponse(request, "admin/agentdb/issue_key.html", context)
+
+
+@sensitive_variables("plain", "context")  # in the reports of errors that Django mails
+def _issue(model_admin: Any, request: HttpRequest, tenant_id: str, label: str) -> HttpResponse:
+    models = (Agent, Session, Sandbox, ApiKey)
+    is_new = not any(overview.amount(model_admin.alias, model, tenant_id).rows for model in models)
+    plain, issued = DjangoDb(router.db_for_write(ApiKey)).issue_api_key(tenant_id, label)
+    row = model_admin.get_queryset(request).get(pk=issued.id)
+    record(request, "issue", [row], {}, {row.pk: row.label})
+    log_in_project(request, "issue", [row], {}, {row.pk: row.label})
+    context = {
+        **model_admin.admin_site.each_context(request),
+        "title": gettext("API key issued"),
+        "plain": plain,
+        "row": row,
+        "is_new": is_new,
+        "opts": model_admin.opts,
+        "media": model_admin.media,
+        "list_url": list_url(model_admin.admin_site, ApiKey, tenant_id=tenant_id),
+    }
+    # Rendered here, so that no response object carries the key through middleware that may log it.
+    response = TemplateResponse(request, "admin/agentdb/key_issued.html", context).render()
+    return HttpResponse(response.content, headers={"Cache-Control": "no-store"})
