@@ -95,7 +95,7 @@ def test_blocks_say_what_they_are() -> None:
 
 def test_the_how_to_guides_show_the_examples_as_they_are() -> None:
     text = DOCUMENTS["docs/how-to.md"]
-    for example in ("fastapi_app.py", "reaper.py", "test_own_code.py"):
+    for example in ("fastapi_app.py", "test_fastapi_app.py", "reaper.py", "test_own_code.py"):
         assert (ROOT / "examples" / example).read_text() in text
 
 
