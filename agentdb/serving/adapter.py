@@ -416,7 +416,10 @@ class DjangoDb(Db):
                 return there
         # In a transaction it would be the whole of it that waits for no disk.
         unsynced = self._relaxed_touches and not self._executor.threads.in_transaction
-        return there | set(self._executor.all(str, touch.unsynced if unsynced else touch.update, **values))
+        update = touch.unsynced if unsynced else touch.update
+        if not update.returning:
+            return there | ({values["id"]} if self._executor.count(update, **values) else set())
+        return there | set(self._executor.all(str, update, **values))
 
     # -- API keys
 

@@ -32,7 +32,7 @@ class Touch:
     """Writing that rows were used: which are due, the update, and one that waits for no disk."""
 
     is_due: Select  # for each row that exists, its id and 0 or 1
-    update: Update  # returns the ids of the rows that it writes
+    update: Update  # of many rows, returns the ids of those that it writes
     unsynced: Update
 
 
@@ -58,14 +58,15 @@ def touch(model: Table, interval: float, *, many: bool = False, of_runner: bool 
     def values(p: Parameters) -> dict[str, object]:
         return {column: _not_before(column, p)}
 
+    returning = ("id",) if many else False
     return Touch(
         Select(
             lambda p: rows(p).values_list(
                 "id", Case(When(is_due(p), then=Value(1)), default=Value(0), output_field=IntegerField())
             )
         ),
-        Update(due, values, returning=("id",)),
-        Update(lambda p: due(p).filter(Exact(UnsyncedCommit(), "off")), values, returning=("id",)),
+        Update(due, values, returning=returning),
+        Update(lambda p: due(p).filter(Exact(UnsyncedCommit(), "off")), values, returning=returning),
     )
 
 

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from agentdb import DjangoDb
     from agentdb.testing import MemoryDb
 
+pytest.register_assert_rewrite("agentdb.testing.conformance")
+
 URL_VARIABLE = "AGENTDB_POSTGRESQL_URL"
 
 

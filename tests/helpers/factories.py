@@ -4,42 +4,15 @@ from __future__ import annotations
 
 import sqlite3
 from contextlib import closing
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 import psycopg
 
 from agentdb.conf import database_from_url
-from agentdb.interface import AgentRecord, ApiKeyRecord, Db, SandboxRecord, SessionRecord
+from agentdb.testing.conformance.subject import instant, make_agent, make_api_key, make_sandbox, make_session
 
-START = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
-
-
-def instant(seconds: float = 0) -> datetime:
-    """Return an instant so many seconds after a fixed one."""
-    return START + timedelta(seconds=seconds)
-
-
-def make_agent(db: Db, name: str = "support-bot", path: str = "/srv/agents/support", **values: Any) -> AgentRecord:
-    return db.upsert_agent(name, path, **values)
-
-
-def make_session(
-    db: Db, id: str = "s1", agent_name: str = "support-bot", sandbox_id: str = "sb1", **values: Any
-) -> SessionRecord:
-    return db.insert_session(id, agent_name, sandbox_id, **values)
-
-
-def make_sandbox(
-    db: Db, id: str = "sb1", agent_name: str = "support-bot", workspace_dir: str = "/tmp/sb1", **values: Any
-) -> SandboxRecord:
-    return db.insert_sandbox(id, agent_name, workspace_dir, **values)
-
-
-def make_api_key(
-    db: Db, id: str = "k1", tenant_id: str = "acme", key_hash: str = "hash-1", label: str = "ci"
-) -> ApiKeyRecord:
-    return db.insert_api_key(id, tenant_id, key_hash, label)
+__all__ = ["execute", "instant", "make_agent", "make_api_key", "make_sandbox", "make_session", "set_column"]
 
 
 def sqlite_path(url: str) -> str:

@@ -1,100 +1,13 @@
 from __future__ import annotations
 
 import multiprocessing
-import uuid
-from datetime import UTC, timedelta
+from datetime import timedelta
 
 import pytest
 
 import agentdb
-from agentdb import AgentRecord, DjangoDb
-from tests.helpers.factories import execute, instant, make_agent, make_session, set_column
-
-
-def test_upsert_agent_inserts_with_version_1_and_a_random_uuid(db: DjangoDb) -> None:
-    agent = db.upsert_agent("support-bot", "/srv/agents/support")
-
-    assert uuid.UUID(agent.id).version == 4
-    assert agent == AgentRecord(
-        agent.id, "default", "support-bot", 1, "/srv/agents/support", agent.created_at, agent.created_at
-    )
-    assert agent.created_at.tzinfo is UTC
-
-
-def test_upsert_agent_of_a_known_name_raises_the_version_and_keeps_id_and_creation(db: DjangoDb, url: str) -> None:
-    first = make_agent(db, path="/old")
-    set_column(url, "agents", first.id, created_at=instant(), updated_at=instant())
-
-    second = db.upsert_agent("support-bot", "/new")
-
-    assert (second.id, second.created_at, second.version, second.path) == (first.id, instant(), 2, "/new")
-    assert second.updated_at >= first.updated_at
-    assert db.upsert_agent("support-bot", "/new").version == 3
-
-
-def test_upsert_agent_returns_what_a_get_returns(db: DjangoDb) -> None:
-    assert make_agent(db) == db.get_agent("support-bot")
-    assert make_agent(db, path="/new") == db.get_agent("support-bot")
-
-
-def test_upsert_agent_allows_an_empty_path(db: DjangoDb) -> None:
-    assert db.upsert_agent("a", "").path == ""
-
-
-def test_get_agent_returns_none_for_an_unknown_name(db: DjangoDb) -> None:
-    make_agent(db)
-
-    assert db.get_agent("Support-Bot") is None
-
-
-def test_same_name_of_two_tenants_is_two_agents(db: DjangoDb) -> None:
-    acme = make_agent(db, tenant_id="acme", path="/acme")
-    other = make_agent(db, tenant_id="other", path="/other")
-
-    assert acme.id != other.id
-    assert (acme.version, other.version) == (1, 1)
-    assert db.get_agent("support-bot", "acme") == acme
-    assert db.get_agent("support-bot", tenant_id="other") == other
-    assert db.get_agent("support-bot") is None
-
-
-def test_list_agents_is_by_name_in_code_point_order(db: DjangoDb) -> None:
-    names = ["a", "Z", "é", "B", "😀", "\uffee", "a b", "ab", "_", "10", "9"]
-    for name in names:
-        make_agent(db, name)
-
-    assert [agent.name for agent in db.list_agents()] == sorted(names)
-
-
-def test_list_agents_returns_the_tenants_own_whole_records(db: DjangoDb) -> None:
-    mine = [make_agent(db, "a", tenant_id="acme"), make_agent(db, "b", tenant_id="acme")]
-    make_agent(db, "c", tenant_id="other")
-
-    assert db.list_agents("acme") == mine
-    assert db.list_agents() == []
-
-
-def test_delete_agent_deletes_the_agent_and_its_sessions_of_that_tenant_only(db: DjangoDb) -> None:
-    for tenant in ("acme", "other"):
-        make_agent(db, tenant_id=tenant)
-        make_session(db, f"{tenant}-1", tenant_id=tenant)
-    make_agent(db, "another-bot", tenant_id="acme")
-    make_session(db, "acme-2", "another-bot", tenant_id="acme")
-
-    assert db.delete_agent("support-bot", "acme") is True
-
-    assert db.get_agent("support-bot", "acme") is None
-    assert [session.id for session in db.list_sessions("acme")] == ["acme-2"]
-    assert db.get_agent("another-bot", "acme") is not None
-    assert db.get_agent("support-bot", "other") is not None
-    assert [session.id for session in db.list_sessions("other")] == ["other-1"]
-
-
-def test_delete_agent_deletes_sessions_of_an_agent_that_is_not_there(db: DjangoDb) -> None:
-    make_session(db)
-
-    assert db.delete_agent("support-bot") is False
-    assert db.get_session("s1") is None
+from agentdb import DjangoDb
+from tests.helpers.factories import execute, make_agent, make_session
 
 
 def test_delete_agent_that_fails_half_way_leaves_the_sessions(db: DjangoDb, url: str, engine: str) -> None:

@@ -29,8 +29,8 @@ from agentdb import (
     InvalidInputError,
     SessionRecord,
 )
+from agentdb.testing.conformance.refusals import ARGUMENTS, VALID
 from tests.helpers.factories import execute, instant, make_session
-from tests.serving.test_inputs import ARGUMENTS, VALID
 
 R = TypeVar("R")
 

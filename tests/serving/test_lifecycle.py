@@ -827,7 +827,7 @@ def test_close_waits_for_a_call_in_another_thread(url: str) -> None:
 
 
 def test_close_twice_does_nothing_and_every_call_after_it_says_closed(url: str) -> None:
-    from tests.serving.test_inputs import ARGUMENTS, VALID
+    from agentdb.testing.conformance.refusals import ARGUMENTS, VALID
 
     db = agentdb.connect(url)
     db.close()

@@ -138,17 +138,6 @@ def test_an_id_that_another_tenant_has_is_taken_and_no_more_is_said(db: DjangoDb
     assert _all_rows(url) == before
 
 
-def test_new_rows_are_the_tenants_without_naming_it(db: DjangoDb) -> None:
-    view = db.for_tenant("acme")
-
-    rows: list[Any] = [make_agent(view), make_session(view), make_sandbox(view), view.issue_api_key("acme", "")[1]]
-
-    assert [row.tenant_id for row in rows] == ["acme"] * 4
-    assert (view.get_agent("support-bot"), view.get_session("s1"), view.get_sandbox("sb1")) == tuple(rows[:3])
-    assert db.for_tenant("other").upsert_agent("support-bot", "/").version == 1
-    assert view.upsert_agent("support-bot", "/2").version == 2
-
-
 def test_a_call_that_names_another_tenant_is_refused(db: DjangoDb) -> None:
     view = db.for_tenant("acme")
     values: dict[str, Any] = dict.fromkeys(("id", "name", "path", "agent_name", "sandbox_id", "workspace_dir"), "x")
@@ -165,47 +154,6 @@ def test_a_call_that_names_another_tenant_is_refused(db: DjangoDb) -> None:
                 getattr(view, name)(**given, tenant_id=other)
             assert str(raised.value) == f"This view is of the tenant 'acme'; {other!r} is another."
         getattr(view, name)(**given, tenant_id="acme")
-
-
-def test_a_view_of_a_view_is_of_the_same_tenant(db: DjangoDb) -> None:
-    make_session(db, tenant_id="acme")
-
-    assert db.for_tenant("acme").for_tenant("acme").get_session("s1") is not None
-
-
-def test_the_view_of_the_default_tenant_is_one_too(db: DjangoDb) -> None:
-    make_session(db, tenant_id="acme")
-    view = db.for_tenant("default")
-
-    assert view.list_sessions("default") == view.list_sessions() == []
-    assert view.get_session("s1") is None
-
-
-def test_what_all_tenants_share_is_counted_paused_and_evicted_for_one(db: DjangoDb, url: str) -> None:
-    for tenant in ("acme", "other"):
-        make_session(db, f"s of {tenant}", tenant_id=tenant)
-        make_sandbox(db, f"sb of {tenant}", tenant_id=tenant)
-        set_column(url, "sessions", f"s of {tenant}", last_active_at=instant())
-    view = db.for_tenant("acme")
-
-    assert view.count_sandboxes() == view.mark_all_sandboxes_cold() == view.bulk_pause_active_sessions() == 1
-    assert view.claim_eviction_candidate().id == "sb of acme"
-    assert view.claim_eviction_candidate() is None
-    assert [s.status for s in db.list_sessions("acme") + db.list_sessions("other")] == ["paused", "starting"]
-
-
-def test_the_transaction_of_a_view_is_undone_and_sees_one_tenant(db: DjangoDb) -> None:
-    make_session(db, "theirs", tenant_id="other")
-
-    def work(inside: Db) -> None:
-        assert inside.get_session("theirs") is None
-        make_session(inside, "ours")
-        raise KeyError
-
-    with pytest.raises(KeyError):
-        db.for_tenant("acme").run_transaction(work)
-
-    assert db.get_session("ours") is None
 
 
 def test_closing_a_view_ends_it_alone(db: DjangoDb) -> None:
@@ -267,28 +215,6 @@ def test_every_query_asks_for_rows_through_its_parameters() -> None:
 # -- claims
 
 
-def test_a_claimed_sandbox_becomes_cold_and_a_cold_one_is_deleted(db: DjangoDb, url: str) -> None:
-    for number, state in enumerate(("waiting", "warm", "cold", "running", "warming")):
-        make_sandbox(db, state)
-        set_column(url, "sandboxes", state, state=state, last_used_at=instant(number))
-
-    seen = []
-    while True:
-        best = db.get_best_eviction_candidate()
-        claimed = db.claim_eviction_candidate()
-        assert claimed == best
-        if claimed is None:
-            break
-        left = db.get_sandbox(claimed.id)
-        assert (left is None) == (claimed.state == "cold")
-        if left is not None:
-            assert left.state == "cold"
-            assert left.last_used_at == claimed.last_used_at
-        seen.append((claimed.id, claimed.state))
-
-    assert seen == [("cold", "cold"), ("warm", "warm"), ("warm", "cold"), ("waiting", "waiting"), ("waiting", "cold")]
-
-
 def test_each_sandbox_is_claimed_once_while_others_touch_them(db: DjangoDb, url: str) -> None:
     """16 claimers on warm sandboxes: each is handed out once warm, and once more cold."""
     count = 1000
@@ -325,51 +251,6 @@ def test_each_sandbox_is_claimed_once_while_others_touch_them(db: DjangoDb, url:
 
 
 # -- pruning
-
-
-def _finished(db: DjangoDb, url: str, id: str, seconds: float, status: str = "ended", **values: Any) -> None:
-    make_session(db, id, **values)
-    set_column(url, "sessions", id, status=status, last_active_at=instant(seconds))
-
-
-def test_prune_deletes_the_longest_inactive_finished_sessions(db: DjangoDb, url: str) -> None:
-    for number, status in enumerate(("ended", "stopped", "error")):
-        _finished(db, url, status, -3 - number, status)
-    for status in ("active", "starting", "paused", "a newer one"):
-        _finished(db, url, status, -100, status)
-    _finished(db, url, "at that moment", 0)
-
-    assert db.prune_sessions(instant(), 2) == 2
-    assert db.get_session("ended") is not None
-    assert db.prune_sessions(instant(), 2) == 1
-    assert db.prune_sessions(instant(), 2) == 0
-
-    left = {s.id for s in db.list_sessions()}
-    assert left == {"active", "starting", "paused", "a newer one", "at that moment"}
-
-
-def test_prune_takes_their_cold_sandboxes_along_and_no_others(db: DjangoDb, url: str) -> None:
-    id = "s'\"\\ é😀\n\x1f"
-    _finished(db, url, id, -1)
-    make_session(db, "s2")
-    for name, session, state in (
-        ("gone", id, "cold"), ("warm", id, "warm"), ("another's", "s2", "cold"), ("nobody's", None, "cold")
-    ):  # fmt: skip
-        make_sandbox(db, name, session_id=session)
-        set_column(url, "sandboxes", name, state=state)
-
-    assert db.prune_sessions(instant(), 10) == 1
-
-    assert execute(url, "SELECT id FROM sandboxes ORDER BY id") == [("another's",), ("nobody's",), ("warm",)]
-
-
-def test_prune_of_equal_age_goes_by_id(db: DjangoDb, url: str) -> None:
-    for id in ("b", "B", "a", "é"):
-        _finished(db, url, id, -1)
-
-    assert db.prune_sessions(instant(), 2) == 2
-
-    assert sorted(s.id for s in db.list_sessions()) == ["b", "é"]
 
 
 # -- health

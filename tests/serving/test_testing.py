@@ -12,11 +12,10 @@ from typing import Any
 
 import pytest
 
-from agentdb import DatabaseClosedError, Db, DjangoDb, InvalidInputError
+from agentdb import Db, DjangoDb, InvalidInputError
 from agentdb.testing import MemoryDb
 from tests.helpers.factories import instant, make_session
 from tests.project.test_import import run_python
-from tests.serving.test_inputs import ARGUMENTS, REFUSED, VALID
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -25,29 +24,6 @@ def test_memorydb_has_the_signatures_of_db() -> None:
     for name in (name for name in vars(Db) if not name.startswith("_")):
         ours, theirs = (inspect.signature(getattr(kind, name)).parameters for kind in (MemoryDb, Db))
         assert ours == theirs, name
-
-
-@pytest.mark.parametrize("name", ARGUMENTS)
-def test_memorydb_refuses_what_the_engines_refuse(name: str) -> None:
-    for argument, (kind, what) in ARGUMENTS[name].items():
-        for value, message in REFUSED[kind]:
-            values: dict[str, Any] = {key: VALID[kind] for key, (kind, _) in ARGUMENTS[name].items()}
-            with pytest.raises(InvalidInputError) as raised:
-                getattr(MemoryDb(), name)(**{**values, argument: value})
-            assert str(raised.value) == message.format(what=what)
-
-
-def test_memorydb_says_closed_after_close() -> None:
-    with MemoryDb() as db:
-        view = db.for_tenant("acme")
-        view.close()
-        with pytest.raises(DatabaseClosedError):
-            view.list_agents()
-        assert db.health().ok
-
-    for name, arguments in ARGUMENTS.items():
-        with pytest.raises(DatabaseClosedError):
-            getattr(db, name)(**{key: VALID[kind] for key, (kind, _) in arguments.items()})
 
 
 def test_memorydb_takes_the_time_from_the_test() -> None:

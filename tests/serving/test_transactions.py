@@ -48,34 +48,6 @@ def test_transaction_keeps_all_and_returns_what_fn_returns(db: DjangoDb, url: st
     assert db.get_agent("support-bot") is not None
 
 
-@pytest.mark.parametrize("error", [Stop, KeyboardInterrupt, AgentDbError])
-def test_transaction_keeps_nothing_if_fn_raises_and_lets_the_error_through(
-    db: DjangoDb, error: type[BaseException]
-) -> None:
-    raised = error("stop")
-
-    def work(inside: Db) -> None:
-        make_agent(inside)
-        make_session(inside)
-        raise raised
-
-    with pytest.raises(error) as caught:
-        db.run_transaction(work)
-
-    assert caught.value is raised
-    assert db.get_session("s1") is None
-    assert db.list_agents() == []
-
-
-def test_transaction_reads_what_it_wrote(db: DjangoDb) -> None:
-    def work(inside: Db) -> agentdb.SessionRecord | None:
-        make_session(inside)
-        inside.update_session_status("s1", "ended")
-        return inside.get_session("s1")
-
-    assert db.run_transaction(work) == db.get_session("s1")
-
-
 def test_every_method_works_inside_a_transaction(db: DjangoDb) -> None:
     def work(inside: Db) -> list[object]:
         agent, session, sandbox = make_agent(inside), make_session(inside), make_sandbox(inside)
@@ -92,71 +64,6 @@ def test_every_method_works_inside_a_transaction(db: DjangoDb) -> None:
 
     assert db.run_transaction(work) == [True, True, True, 1, 1, 1, True, True]
     assert db.get_session("s1") is None
-
-
-def test_nested_transaction_that_fails_is_undone_alone(db: DjangoDb) -> None:
-    def inner(inside: Db) -> None:
-        make_session(inside, "inner")
-        raise Stop
-
-    def outer(inside: Db) -> None:
-        make_session(inside, "before")
-        with pytest.raises(Stop):
-            inside.run_transaction(inner)
-        make_session(inside, "after")
-
-    db.run_transaction(outer)
-
-    assert {session.id for session in db.list_sessions()} == {"before", "after"}
-
-
-def test_nested_transaction_is_undone_with_the_one_around_it(db: DjangoDb) -> None:
-    def outer(inside: Db) -> None:
-        assert inside.run_transaction(make_session).id == "s1"
-        raise Stop
-
-    with pytest.raises(Stop):
-        db.run_transaction(outer)
-
-    assert db.get_session("s1") is None
-
-
-def test_a_duplicate_inside_a_transaction_can_be_caught_and_the_rest_is_kept(db: DjangoDb) -> None:
-    make_session(db)
-
-    def work(inside: Db) -> None:
-        make_session(inside, "before")
-        with pytest.raises(DuplicateKeyError, match=r"^A session with the id 's1' exists already\.$"):
-            make_session(inside)
-        make_session(inside, "after")
-
-    db.run_transaction(work)
-
-    assert {session.id for session in db.list_sessions()} == {"before", "s1", "after"}
-
-
-def test_a_duplicate_that_leaves_the_transaction_undoes_it(db: DjangoDb) -> None:
-    make_session(db)
-
-    def work(inside: Db) -> None:
-        make_session(inside, "before")
-        make_session(inside)
-
-    with pytest.raises(DuplicateKeyError):
-        db.run_transaction(work)
-
-    assert db.get_session("before") is None
-
-
-def test_invalid_input_inside_a_transaction_can_be_caught_and_the_rest_is_kept(db: DjangoDb) -> None:
-    def work(inside: Db) -> None:
-        with pytest.raises(InvalidInputError):
-            inside.get_session("")
-        make_session(inside)
-
-    db.run_transaction(work)
-
-    assert db.get_session("s1") is not None
 
 
 def test_a_failure_that_fn_swallows_does_not_look_like_success(db: DjangoDb, url: str) -> None:

@@ -1,0 +1,178 @@
+"""Transactions, tenants' views, and the end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from agentdb.errors import AgentDbError, DatabaseClosedError, DuplicateKeyError, InvalidInputError
+from agentdb.interface import Db, SessionRecord
+from agentdb.testing.conformance.subject import (
+    Rewrite,
+    Subject,
+    instant,
+    make_agent,
+    make_sandbox,
+    make_session,
+)
+
+
+class Stop(Exception):
+    """What a caller's own function raises."""
+
+
+class WholeContract(Subject):
+    @pytest.mark.parametrize("error", [Stop, KeyboardInterrupt, AgentDbError])
+    def test_transaction_keeps_nothing_if_fn_raises_and_lets_the_error_through(
+        self, db: Db, error: type[BaseException]
+    ) -> None:
+        raised = error("stop")
+
+        def work(inside: Db) -> None:
+            make_agent(inside)
+            make_session(inside)
+            raise raised
+
+        with pytest.raises(error) as caught:
+            db.run_transaction(work)
+
+        assert caught.value is raised
+        assert db.get_session("s1") is None
+        assert db.list_agents() == []
+
+    def test_transaction_reads_what_it_wrote(self, db: Db) -> None:
+        def work(inside: Db) -> SessionRecord | None:
+            make_session(inside)
+            inside.update_session_status("s1", "ended")
+            return inside.get_session("s1")
+
+        assert db.run_transaction(work) == db.get_session("s1")
+
+    def test_nested_transaction_that_fails_is_undone_alone(self, db: Db) -> None:
+        def inner(inside: Db) -> None:
+            make_session(inside, "inner")
+            raise Stop
+
+        def outer(inside: Db) -> None:
+            make_session(inside, "before")
+            with pytest.raises(Stop):
+                inside.run_transaction(inner)
+            make_session(inside, "after")
+
+        db.run_transaction(outer)
+
+        assert {session.id for session in db.list_sessions()} == {"before", "after"}
+
+    def test_nested_transaction_is_undone_with_the_one_around_it(self, db: Db) -> None:
+        def outer(inside: Db) -> None:
+            assert inside.run_transaction(make_session).id == "s1"
+            raise Stop
+
+        with pytest.raises(Stop):
+            db.run_transaction(outer)
+
+        assert db.get_session("s1") is None
+
+    def test_a_duplicate_inside_a_transaction_can_be_caught_and_the_rest_is_kept(self, db: Db) -> None:
+        make_session(db)
+
+        def work(inside: Db) -> None:
+            make_session(inside, "before")
+            with pytest.raises(DuplicateKeyError, match=r"^A session with the id 's1' exists already\.$"):
+                make_session(inside)
+            make_session(inside, "after")
+
+        db.run_transaction(work)
+
+        assert {session.id for session in db.list_sessions()} == {"before", "s1", "after"}
+
+    def test_a_duplicate_that_leaves_the_transaction_undoes_it(self, db: Db) -> None:
+        make_session(db)
+
+        def work(inside: Db) -> None:
+            make_session(inside, "before")
+            make_session(inside)
+
+        with pytest.raises(DuplicateKeyError):
+            db.run_transaction(work)
+
+        assert db.get_session("before") is None
+
+    def test_invalid_input_inside_a_transaction_can_be_caught_and_the_rest_is_kept(self, db: Db) -> None:
+        def work(inside: Db) -> None:
+            with pytest.raises(InvalidInputError):
+                inside.get_session("")
+            make_session(inside)
+
+        db.run_transaction(work)
+
+        assert db.get_session("s1") is not None
+
+    def test_new_rows_are_the_tenants_without_naming_it(self, db: Db) -> None:
+        view = db.for_tenant("acme")
+
+        rows: list[Any] = [make_agent(view), make_session(view), make_sandbox(view), view.issue_api_key("acme", "")[1]]
+
+        assert [row.tenant_id for row in rows] == ["acme"] * 4
+        assert (view.get_agent("support-bot"), view.get_session("s1"), view.get_sandbox("sb1")) == tuple(rows[:3])
+        assert db.for_tenant("other").upsert_agent("support-bot", "/").version == 1
+        assert view.upsert_agent("support-bot", "/2").version == 2
+
+    def test_a_view_of_a_view_is_of_the_same_tenant(self, db: Db) -> None:
+        make_session(db, tenant_id="acme")
+
+        assert db.for_tenant("acme").for_tenant("acme").get_session("s1") is not None
+
+    def test_the_view_of_the_default_tenant_is_one_too(self, db: Db) -> None:
+        make_session(db, tenant_id="acme")
+        view = db.for_tenant("default")
+
+        assert view.list_sessions("default") == view.list_sessions() == []
+        assert view.get_session("s1") is None
+
+    def test_what_all_tenants_share_is_counted_paused_and_evicted_for_one(self, db: Db, rewrite: Rewrite) -> None:
+        for tenant in ("acme", "other"):
+            make_session(db, f"s of {tenant}", tenant_id=tenant)
+            make_sandbox(db, f"sb of {tenant}", tenant_id=tenant)
+            rewrite("sessions", f"s of {tenant}", last_active_at=instant())
+        view = db.for_tenant("acme")
+
+        assert view.count_sandboxes() == view.mark_all_sandboxes_cold() == view.bulk_pause_active_sessions() == 1
+        claimed = view.claim_eviction_candidate()
+        assert claimed is not None
+        assert claimed.id == "sb of acme"
+        assert view.claim_eviction_candidate() is None
+        assert [s.status for s in db.list_sessions("acme") + db.list_sessions("other")] == ["paused", "starting"]
+
+    def test_the_transaction_of_a_view_is_undone_and_sees_one_tenant(self, db: Db) -> None:
+        make_session(db, "theirs", tenant_id="other")
+
+        def work(inside: Db) -> None:
+            assert inside.get_session("theirs") is None
+            make_session(inside, "ours")
+            raise KeyError
+
+        with pytest.raises(KeyError):
+            db.for_tenant("acme").run_transaction(work)
+
+        assert db.get_session("ours") is None
+
+    def test_a_view_is_closed_alone_and_the_db_with_its_views(self, db: Db) -> None:
+        view, other = db.for_tenant("acme"), db.for_tenant("acme")
+        view.close()
+        view.close()
+
+        with pytest.raises(DatabaseClosedError):
+            view.list_agents()
+        assert other.list_agents() == db.list_agents() == []
+        db.close()
+        db.close()
+        for closed in (db, other):
+            with pytest.raises(DatabaseClosedError):
+                closed.list_agents()
+
+    def test_health_is_ok_without_a_reason(self, db: Db) -> None:
+        health = db.health()
+
+        assert (health.ok, health.reason, health.pending_migrations) == (True, "", ())
