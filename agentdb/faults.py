@@ -342,7 +342,7 @@ def describe_sqlite_failure(path: object, error: BaseException) -> str:
                 "and try again."
             )
         case Fault.NOT_A_DATABASE:
-            return f"{name!r} is not a SQLite database. Check the database URL."
+            return not_a_database(path)
         case Fault.DAMAGED:
             return describe_damage(path, reason)
         case Fault.READ_ONLY:
@@ -350,6 +350,11 @@ def describe_sqlite_failure(path: object, error: BaseException) -> str:
         case Fault.FULL:
             return f"There is no space left on the disk of {name!r}. Make room and try again."
     return f"The database file {name!r} cannot be used: {reason}."
+
+
+def not_a_database(path: object) -> str:
+    """What to say of a file that SQLite does not know."""
+    return f"{str(path)!r} is not a SQLite database, or it is encrypted. Check the database URL."
 
 
 def describe_damage(path: object, reason: str) -> str:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-from django.db import DatabaseError, OperationalError, ProgrammingError, models
+from django.db import ProgrammingError, models
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.base.schema import BaseDatabaseSchemaEditor
 from django.db.migrations import operations
@@ -22,14 +22,13 @@ from agentdb.adoption.obstacles import (
     UnusableValues,
     UnusableValuesError,
     first_line,
-    read_instants,
 )
 from agentdb.adoption.online import TO_NATIVE, TO_TEXT, conform_models_online, repeatable
 from agentdb.adoption.timestamps import add_native_text, native_sql, server_text
-from agentdb.adoption.values import count_rows, refuse_unusable_values
+from agentdb.adoption.values import count_rows, instants, refuse_unusable_values
 from agentdb.errors import SchemaMismatchError
-from agentdb.faults import Fault, classify
 from agentdb.schema.migration_lock import LIMIT_LOCK_WAITS
+from agentdb.schema.sqltext import quote_name
 
 __all__ = ["AddIndex", "CreateLegacyTable", "LegacyNow", "LegacyUnique", "NativeTimestamps"]
 
@@ -124,12 +123,11 @@ class NativeTimestamps(Operation):
             if (say := _say.get()) and (rows := count_rows(connection, model._meta.db_table)) >= _LONG:
                 say(f"Converting {rows:,} {model._meta.verbose_name_plural}.")
             if connection.vendor == "sqlite":
-                template = native_sql('"{}"')
-            elif read_instants(connection, model._meta.db_table, columns):
-                template = 'pg_temp.agentdb_instant("{}")'
+                sources = {column: native_sql(quote_name(column)) for column in columns}
             else:
-                template = '"{}"::timestamptz'
-            _conform(schema_editor, model, {column: template.replace("{}", column) for column in columns})
+                template = instants(connection, model._meta.db_table, columns)
+                sources = {column: template.format(quote_name(column)) for column in columns}
+            conform_table(schema_editor, model, sources)
             if connection.vendor != "sqlite":
                 # A column that changed its type has no statistics, and the planner guesses until autovacuum comes by.
                 schema_editor.execute(f"ANALYZE {schema_editor.quote_name(model._meta.db_table)}", None)
@@ -151,7 +149,7 @@ class NativeTimestamps(Operation):
         columns = {model: _timestamp_columns(from_state.apps.get_model(app_label, model.__name__)) for model in models_}
         _refuse_unwritable(connection, {model._meta.db_table: names for model, names in columns.items()})
         for model, names in columns.items():
-            _conform(schema_editor, model, {column: template.format(column) for column in names})
+            conform_table(schema_editor, model, {column: template.format(column) for column in names})
 
     def _models(self, app_label: str, connection: BaseDatabaseWrapper, state: ProjectState) -> list[type[models.Model]]:
         return [
@@ -194,18 +192,6 @@ def _lock(schema_editor: BaseDatabaseSchemaEditor, models_: list[type[models.Mod
             raise SchemaMismatchError(
                 f"The tables cannot be converted; nothing was changed. {first_line(error)} Run 'agentdb baselinedb'."
             ) from error
-
-
-def _conform(schema_editor: BaseDatabaseSchemaEditor, model: type[models.Model], sources: dict[str, str]) -> None:
-    try:
-        conform_table(schema_editor, model, sources)
-    except DatabaseError as error:
-        # Not what will pass: a lock, a full disk, a lost connection.
-        if isinstance(error, OperationalError) and classify(error) not in (Fault.OTHER, Fault.MISMATCH):
-            raise
-        raise SchemaMismatchError(
-            f"Table {model._meta.db_table!r} cannot be converted; nothing was changed. {first_line(error)}"
-        ) from error
 
 
 def _timestamp_columns(model: type[models.Model]) -> list[str]:

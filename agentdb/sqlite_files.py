@@ -113,6 +113,11 @@ def _read_at(number: int, size: int, offset: int) -> bytes:
     return os.read(number, size)
 
 
+def is_kept_open(number: int) -> bool:
+    """Whether the descriptor is open only because closing it would drop locks."""
+    return number in _kept_open
+
+
 def close_kept_open() -> None:
     """In the child of a fork, which has no locks yet: close what must stay open in the parent."""
     while _kept_open:
@@ -127,6 +132,24 @@ def is_in_wal_mode(path: str | Path) -> bool:
     except OSError:
         return False
     return header[18:20] == b"\x02\x02"  # https://sqlite.org/fileformat.html, 1.3
+
+
+def encoding_concern(path: str | Path) -> str:
+    """Return the sentence for a file whose texts are UTF-16, '' for any other.
+
+    There texts sort by UTF-16 unit and not by code point, and their bytes are not the UTF-8 of every other database.
+    """
+    try:
+        header, _ = read_header(path)
+    except OSError:
+        return ""
+    encoding = {2: "UTF-16le", 3: "UTF-16be"}.get(int.from_bytes(header[56:60], "big"))
+    if encoding is None:
+        return ""
+    return (
+        f"The SQLite file {str(path)!r} stores its texts as {encoding}, and agentdb works with UTF-8 only. Convert it: "
+        "stop every program that uses it, run 'sqlite3 FILE .dump | sqlite3 NEWFILE', and use the new file."
+    )
 
 
 def file_concern(path: str | Path) -> str:

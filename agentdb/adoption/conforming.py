@@ -12,11 +12,13 @@ from functools import partial
 from itertools import count
 from typing import Any
 
-from django.db import models
+from django.db import DatabaseError, OperationalError, models
 from django.db.backends.base.schema import BaseDatabaseSchemaEditor
 
 from agentdb.adoption.dependents import drop, make_again, read_dependents, table_obstacles
+from agentdb.adoption.obstacles import first_line
 from agentdb.errors import SchemaMismatchError
+from agentdb.faults import Fault, classify
 from agentdb.schema import read_tables
 from agentdb.schema.comparison import reads_ours
 from agentdb.schema.expected import key_name, unique_name
@@ -68,12 +70,19 @@ def conform_table(
     """Change the live table into the model's; additional columns, indexes, triggers and views stay.
 
     ``sources`` gives, for columns that are new or converted, an SQL expression over the old row. The caller holds the
-    transaction. ``SchemaMismatchError`` if a column is missing that no source or default fills.
+    transaction. ``SchemaMismatchError`` if a column is missing that no source or default fills, or if what was built
+    around the table does not let it change.
     """
-    if schema_editor.connection.vendor == "sqlite":
-        _conform_on_sqlite(schema_editor, model, sources or {})
-    else:
-        _conform_on_postgresql(schema_editor, model, sources or {})
+    conform = _conform_on_sqlite if schema_editor.connection.vendor == "sqlite" else _conform_on_postgresql
+    try:
+        conform(schema_editor, model, sources or {})
+    except DatabaseError as error:
+        # Not what will pass: a lock, a full disk, a lost connection.
+        if isinstance(error, OperationalError) and classify(error) not in (Fault.OTHER, Fault.MISMATCH):
+            raise
+        raise SchemaMismatchError(
+            f"Table {model._meta.db_table!r} cannot be converted; nothing was changed. {first_line(error)}"
+        ) from error
 
 
 def _fields(model: type[models.Model]) -> dict[str, models.Field[Any, Any]]:

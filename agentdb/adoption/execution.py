@@ -7,15 +7,16 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 from django.apps import apps
 from django.db import DatabaseError, connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.migrations.executor import MigrationExecutor
 from django.db.migrations.recorder import MigrationRecorder
 from django.db.transaction import TransactionManagementError
 
 from agentdb.adoption.conforming import conform_table, create_table
+from agentdb.adoption.culprits import naming_culprits
 from agentdb.adoption.obstacles import OLD_COLUMNS
 from agentdb.adoption.online import TO_NATIVE, conform_models_online
 from agentdb.adoption.ownership import RECORD, hand_over
@@ -23,18 +24,20 @@ from agentdb.adoption.plan import (
     Findings,
     Plan,
     Refusal,
+    changing_columns,
     comparable_columns,
     decide,
     makes_ids,
     read,
 )
 from agentdb.adoption.rehearsal import rehearse
-from agentdb.adoption.shapes import APP, INITIAL, NATIVE, NATIVE_TIMESTAMP_TYPES, drift, later_indexes, state_apps
+from agentdb.adoption.shapes import APP, NATIVE_TIMESTAMP_TYPES, drift, state_apps
 from agentdb.adoption.sqlite_backup import back_up
 from agentdb.adoption.timestamps import add_native_text, native_sql
-from agentdb.adoption.values import Progress, known_usable, read_checksum
+from agentdb.adoption.values import CAST, Progress, checksum, instants
+from agentdb.conf import server_name
 from agentdb.errors import DatabaseUnavailableError, SchemaMismatchError
-from agentdb.faults import describe_failure
+from agentdb.faults import Fault, classify, describe_failure
 from agentdb.models import new_id
 from agentdb.schema import Table, expected_tables, read_tables
 from agentdb.schema.inspection import (
@@ -44,7 +47,8 @@ from agentdb.schema.inspection import (
     sqlite_path,
     translated_errors,
 )
-from agentdb.schema.migration_lock import LIMIT_LOCK_WAITS, migration_lock
+from agentdb.schema.migration_lock import LIMIT_LOCK_WAITS, event_triggers, lock_holders, migration_lock
+from agentdb.schema.migration_record import migration_names
 from agentdb.schema.sqltext import quote_name
 
 _LOOKS = 3
@@ -73,21 +77,30 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Listener:
-    """Where an adoption says how far it is; every part may be left out."""
+    """Where an adoption says what it found and how far it is; every part may be left out."""
 
     say: Callable[[str], None] = lambda text: None
     progress: Progress = lambda table, done, total: None
+    found: Callable[[Findings, Plan], None] = lambda findings, plan: None
 
 
-def look(alias: str, listener: Listener = Listener(), *, backup: bool = True) -> tuple[Findings, Plan]:
-    """Read the database of ``alias`` through a read-only connection, and decide."""
+def look(alias: str, listener: Listener = Listener(), *, backup: bool = True) -> Outcome:
+    """Say what adopting the database would do, and change nothing.
+
+    On PostgreSQL that is the adoption itself, rolled back. A SQLite file is read through a read-only connection, and
+    the schema changes are tried on a copy in memory. CockroachDB can do neither: there the schema is only read.
+    """
     connection = connections[alias]
+    if connection.vendor == "postgresql":
+        return adopt(alias, listener, keep=False)
     for attempt in range(_LOOKS):
         try:
             # Under the lock, because a look in the middle of another process's adoption would see half of each.
             with translated_errors(connection), _lock(connection, listener), inspecting(alias) as reading:
                 findings = read(reading, listener.progress)
-                return findings, _decide(reading, findings, backup=backup)
+                plan = _decide(reading, findings, backup=backup)
+            listener.found(findings, plan)
+            return Outcome(findings, plan)
         except ChangedMeanwhileError:
             if attempt == _LOOKS - 1:
                 raise
@@ -95,29 +108,24 @@ def look(alias: str, listener: Listener = Listener(), *, backup: bool = True) ->
 
 
 def _decide(connection: BaseDatabaseWrapper, findings: Findings, *, backup: bool) -> Plan:
-    """Decide, and try on a copy of the schema what was decided, so that it does not fail half-way."""
+    """Decide; on SQLite, also try the schema changes on a copy in memory, before a backup is made in vain."""
     plan = decide(findings, backup=backup)
-    if plan.has_work and (refusals := rehearse(connection, findings.shape, plan, _act_on_schema(findings, plan))):
-        return Plan(refusals=refusals, notes=plan.notes)
+    if plan.has_work and connection.vendor == "sqlite":
+        refusals = rehearse(connection, plan, lambda copy: _act(copy, findings, plan, Listener()))
+        if refusals:
+            return Plan(refusals=refusals, notes=plan.notes)
     return plan
-
-
-def _act_on_schema(findings: Findings, plan: Plan) -> Callable[[BaseDatabaseWrapper], None]:
-    def act(connection: BaseDatabaseWrapper) -> None:
-        _act(connection, findings, plan, Listener())
-        _verify_schema(connection, read_tables(connection))
-
-    return act
 
 
 def _lock(connection: BaseDatabaseWrapper, listener: Listener) -> AbstractContextManager[None]:
     return migration_lock(connection, lambda: listener.say("Another process is changing the schema; waiting for it."))
 
 
-def adopt(alias: str, listener: Listener = Listener(), *, backup: bool = True) -> Outcome:
+def adopt(alias: str, listener: Listener = Listener(), *, backup: bool = True, keep: bool = True) -> Outcome:
     """Adopt the database of ``alias``, all of it or nothing; on CockroachDB step by step, and another run goes on.
 
-    Raises ``AdoptionRefusedError`` or ``DatabaseUnavailableError``; then the database is as it was, but for the steps.
+    Without ``keep`` everything is done and then rolled back. Raises ``AdoptionRefusedError`` or
+    ``DatabaseUnavailableError``; then the database is as it was, but for the steps.
     """
     connection = connections[alias]
     if (path := sqlite_path(connection)) is not None:
@@ -125,37 +133,77 @@ def adopt(alias: str, listener: Listener = Listener(), *, backup: bool = True) -
         _check_writable(path)
     with (
         _one_connection(connection),
-        _refusing(connection),
+        translated_errors(connection),
         _lock(connection, listener),
         # Each schema change on CockroachDB is a transaction of its own.
         nullcontext() if connection.vendor == "cockroachdb" else _transaction(connection),
     ):
-        _lock_tables(connection)
-        # Again, because the tables may have changed since they were looked at.
-        findings = read(connection, listener.progress, checksums=True)
+        with _refusing(connection):
+            not_locked = _lock_tables(connection)
+        findings = read(connection, listener.progress)
         plan = _decide(connection, findings, backup=backup)
-        if plan.refusals:
-            raise AdoptionRefusedError(plan.refusals)
+        listener.found(findings, plan)
         if not plan.has_work:
+            if connection.in_atomic_block:
+                transaction.set_rollback(True, using=alias)  # a COMMIT would write to an empty file
             return Outcome(findings, plan)
-        copy = None
-        if path is not None and backup:
-            listener.say("Backing up.")
-            timeout = float(connection.settings_dict["OPTIONS"].get("timeout", 5.0))
-            copy = back_up(path, lambda done, total: listener.progress("backup", done, total), timeout_seconds=timeout)
+        if not_locked is not None:
+            raise not_locked
+        copy = _back_up(connection, path, listener) if path is not None and backup else None
         try:
-            if connection.vendor != "cockroachdb":  # whose temporary tables are experimental
-                _remember_ids(connection, findings)
-            _act(connection, findings, plan, listener)
-            listener.say("Comparing.")
-            _verify(connection, findings, listener)
+            with _refusing(connection):
+                checksums = _change(connection, findings, plan, listener)
         except BaseException:
             # The database is as it was, so the copy of it is of no use to anybody.
             if copy is not None:
                 copy.unlink(missing_ok=True)
             raise
-        checksums = {name: content.checksum or 0 for name, content in findings.contents.items()}
-        return Outcome(findings, plan, copy, checksums)
+        if not keep:
+            transaction.set_rollback(True, using=alias)
+        return Outcome(findings, plan, copy, checksums if keep else {})
+
+
+def _back_up(connection: BaseDatabaseWrapper, path: Path, listener: Listener) -> Path:
+    listener.say("Backing up.")
+    timeout = float(connection.settings_dict["OPTIONS"].get("timeout", 5.0))
+    return back_up(path, lambda done, total: listener.progress("backup", done, total), timeout_seconds=timeout)
+
+
+def _change(connection: BaseDatabaseWrapper, findings: Findings, plan: Plan, listener: Listener) -> dict[str, int]:
+    """Act, and verify what came of it; return the checksum of each table."""
+    to_instant = _instants(connection, findings)
+    before = {
+        name: checksum(connection, name, table, comparable_columns(name, table), to_instant.get(name, CAST))
+        for name, table in findings.shape.tables.items()
+    }
+    if connection.vendor != "cockroachdb":  # whose temporary tables are experimental
+        _remember_ids(connection, findings)
+    if connection.vendor == "postgresql":
+        with naming_culprits(connection, changing_columns(findings.shape, connection.vendor)):
+            _act(connection, findings, plan, listener, to_instant)
+    else:
+        _act(connection, findings, plan, listener)
+    listener.say("Verifying.")
+    _verify(connection, findings, before)
+    return {name: total for name, (_, total) in before.items()}
+
+
+def _instants(connection: BaseDatabaseWrapper, findings: Findings) -> dict[str, str]:
+    """By table, the SQL that makes an instant of a timestamp's text, if it is not a cast."""
+    return {
+        name: instants(connection, table.name, _text_timestamps(connection, name, table))
+        for name, table in findings.shape.tables.items()
+        if connection.vendor == "postgresql" and findings.contents[name].odd_rows
+    }
+
+
+def _text_timestamps(connection: BaseDatabaseWrapper, name: str, table: Table) -> list[str]:
+    native = NATIVE_TIMESTAMP_TYPES[connection.vendor]
+    return [
+        column.name
+        for column in table.columns
+        if OLD_COLUMNS[name].get(column.name) == "timestamp" and column.type not in native
+    ]
 
 
 def _check_writable(path: Path) -> None:
@@ -168,11 +216,19 @@ def _check_writable(path: Path) -> None:
 
 @contextmanager
 def _one_connection(connection: BaseDatabaseWrapper) -> Iterator[None]:
-    """Begin with a fresh connection, so that nothing set before has an influence, and leave none behind."""
+    """Begin with a fresh connection, so that nothing set before has an influence, and leave none behind.
+
+    It keeps a SQLite file's journal mode: to switch it would change a file that the adoption then refuses.
+    """
     connection.close()
+    before = connection.settings_dict["OPTIONS"]
+    commands = [one for one in before.get("init_command", "").split(";") if "journal_mode" not in one]
+    if connection.vendor == "sqlite":
+        connection.settings_dict["OPTIONS"] = {**before, "init_command": ";".join(commands)}
     try:
         yield
     finally:
+        connection.settings_dict["OPTIONS"] = before
         connection.close()
 
 
@@ -196,7 +252,7 @@ def _left(connection: BaseDatabaseWrapper) -> str:
 
 
 def _undone(connection: BaseDatabaseWrapper) -> str:
-    return "" if connection.vendor == "cockroachdb" else ", so everything was undone and nothing is changed"
+    return "" if connection.vendor == "cockroachdb" else ". The transaction was rolled back"
 
 
 def _original(error: DatabaseError) -> DatabaseError:
@@ -232,51 +288,61 @@ def _transaction(connection: BaseDatabaseWrapper) -> Iterator[None]:
         connection.check_constraints = check_constraints  # type: ignore[method-assign]
 
 
-def _lock_tables(connection: BaseDatabaseWrapper) -> None:
+def _lock_tables(connection: BaseDatabaseWrapper) -> DatabaseError | None:
+    """Keep others out of the tables; return why this role may not, which what is read next explains."""
     if connection.vendor != "postgresql":
-        return  # SQLite's write lock is on the whole file
-    tables = [name for name in read_tables(connection, OLD_COLUMNS) if name in OLD_COLUMNS]
+        return None  # SQLite's write lock is on the whole file
     with connection.cursor() as cursor:
         cursor.execute("SET LOCAL statement_timeout = 0")
         cursor.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
+        cursor.execute("SET LOCAL TimeZone = 'UTC'")  # which timestamps without a zone are in
         # A policy that hides rows from this role must fail, not have them left out of the comparison.
         cursor.execute("SET LOCAL row_security = off")
         cursor.execute(LIMIT_LOCK_WAITS)
-        if tables:
-            quoted = ", ".join(map(quote_name, tables))
-            cursor.execute(f"LOCK TABLE {quoted} IN ACCESS EXCLUSIVE MODE")
+        tables = [name for name, table in read_tables(connection, OLD_COLUMNS).items() if table.kind == "table"]
+        if not tables:
+            return None
+        try:
+            with transaction.atomic(using=connection.alias):
+                cursor.execute(f"LOCK TABLE {', '.join(map(quote_name, tables))} IN ACCESS EXCLUSIVE MODE")
+        except DatabaseError as error:
+            fault = classify(error)
+            if fault in (Fault.FORBIDDEN, Fault.READ_ONLY):
+                return error
+            if fault is Fault.LOCKED and (holders := lock_holders(connection, tables)):
+                raise DatabaseUnavailableError(
+                    f"The tables in {server_name(connection.settings_dict)} are in use: {'; '.join(holders)}. Stop "
+                    f"that, and try again. {_left(connection)}"
+                ) from error
+            raise
+    return None
 
 
-def _act(connection: BaseDatabaseWrapper, findings: Findings, plan: Plan, listener: Listener) -> None:
+def _act(
+    connection: BaseDatabaseWrapper,
+    findings: Findings,
+    plan: Plan,
+    listener: Listener,
+    to_instant: Mapping[str, str] = MappingProxyType({}),
+) -> None:
     for stored, name in plan.renames.items():
         _rename(connection, stored, name)
-    if plan.conform_to is not None:
-        listener.say(f"Bringing the tables to what migration {plan.conform_to} makes.")
-        _conform(connection, findings, plan.conform_to, listener)
+    if plan.conform:
+        listener.say("Bringing the tables to their new shape.")
+        _conform(connection, findings, listener, to_instant)
     recorder = MigrationRecorder(connection)
     recorder.ensure_schema()
     if connection.vendor == "postgresql":
-        made = [
-            name for name in (RECORD, *OLD_COLUMNS) if name not in findings.live and name not in findings.shape.tables
-        ]
-        hand_over(connection, made, findings.shape.tables)
-    for name in findings.shape.recorded:
-        if name not in plan.record:
-            recorder.record_unapplied(APP, name)
-    for name in plan.record:
+        hand_over(connection, _made(findings), findings.shape.tables)
+    for name in migration_names():
         if name not in findings.shape.recorded:
             recorder.record_applied(APP, name)
-    if plan.apply:
-        with known_usable(connection):
-            MigrationExecutor(connection, _announcing(listener)).migrate([(APP, plan.apply[-1])])
+    _verify_schema(connection, read_tables(connection))
 
 
-def _announcing(listener: Listener) -> Callable[..., None]:
-    def announce(action: str, migration: object = None, fake: bool = False) -> None:
-        if action == "apply_start":
-            listener.say(f"Applying {migration}.")
-
-    return announce
+def _made(findings: Findings) -> list[str]:
+    """The tables that the adoption creates."""
+    return [name for name in (RECORD, *OLD_COLUMNS) if name not in findings.live and name not in findings.shape.tables]
 
 
 def _rename(connection: BaseDatabaseWrapper, stored: str, name: str) -> None:
@@ -288,30 +354,35 @@ def _rename(connection: BaseDatabaseWrapper, stored: str, name: str) -> None:
         cursor.execute("PRAGMA legacy_alter_table = OFF")
 
 
-def _conform(connection: BaseDatabaseWrapper, findings: Findings, level: str, listener: Listener) -> None:
-    state = state_apps(level)
+def _conform(
+    connection: BaseDatabaseWrapper, findings: Findings, listener: Listener, to_instant: Mapping[str, str]
+) -> None:
+    state = state_apps(migration_names()[-1])
     models = {model._meta.db_table: model for model in state.get_models() if model._meta.app_label == APP}
+    sources = {
+        name: _sources(connection, name, table, to_instant.get(name, CAST))
+        for name, table in findings.shape.tables.items()
+    }
     if connection.vendor == "cockroachdb":
-        sources = {name: _sources(connection, name, table, level) for name, table in findings.shape.tables.items()}
-        ordered = [models[name] for name in _ORDER]
-        conform_models_online(connection, state, ordered, TO_NATIVE, sources, listener.say)
+        conform_models_online(connection, state, [models[name] for name in _ORDER], TO_NATIVE, sources, listener.say)
         return
     if connection.vendor == "sqlite":
         connection.connection.create_function("agentdb_new_id", 0, new_id)
         add_native_text(connection)
     with connection.schema_editor() as editor:
-        for index in later_indexes(connection, level, read_tables(connection, OLD_COLUMNS)):
-            editor.execute(f"DROP INDEX {quote_name(index)}")
         for name in _ORDER:
-            table = findings.shape.tables.get(name)
-            if table is None:
-                create_table(editor, models[name])
+            if name in sources:
+                conform_table(editor, models[name], sources[name])
             else:
-                conform_table(editor, models[name], _sources(connection, name, table, level))
+                create_table(editor, models[name])
+    if connection.vendor == "postgresql":
+        with connection.cursor() as cursor:
+            # A column that changed its type has no statistics, and the planner would guess until autovacuum runs.
+            cursor.execute(f"ANALYZE {', '.join(map(quote_name, _ORDER))}")
 
 
-def _sources(connection: BaseDatabaseWrapper, name: str, table: Table, level: str) -> dict[str, str]:
-    """SQL for the columns that have no value yet, or one in the form of a later migration."""
+def _sources(connection: BaseDatabaseWrapper, name: str, table: Table, to_instant: str) -> dict[str, str]:
+    """SQL for the columns that have no value yet, or one of another type or spelling."""
     sources = {}
     if name == "agents":
         fresh = "agentdb_new_id()" if connection.vendor == "sqlite" else "gen_random_uuid()::text"
@@ -320,17 +391,13 @@ def _sources(connection: BaseDatabaseWrapper, name: str, table: Table, level: st
             sources["id"] = fresh
         elif makes_ids(name, table):
             sources["id"] = f"coalesce(id, {fresh})"
-    for column in table.columns:
-        if OLD_COLUMNS[name].get(column.name) != "timestamp":
-            continue
-        is_native = column.type in NATIVE_TIMESTAMP_TYPES[connection.vendor]
-        if connection.vendor == "sqlite":
-            if is_native or level >= NATIVE:
-                sources[column.name] = native_sql(quote_name(column.name))
-        elif is_native and level == INITIAL:
-            sources[column.name] = (
-                f"to_char({quote_name(column.name)} AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US') || '+00'"
-            )
+    if connection.vendor == "sqlite":
+        # Native ones too, because another program may have written them in its own way.
+        stamps = [column.name for column in table.columns if OLD_COLUMNS[name].get(column.name) == "timestamp"]
+        return sources | {column: native_sql(quote_name(column)) for column in stamps}
+    if connection.vendor == "postgresql":
+        texts = _text_timestamps(connection, name, table)
+        return sources | {column: to_instant.format(quote_name(column)) for column in texts}
     return sources
 
 
@@ -360,22 +427,15 @@ def _changed_ids(connection: BaseDatabaseWrapper, findings: Findings) -> int:
     return changed
 
 
-def _verify(
-    connection: BaseDatabaseWrapper,
-    findings: Findings,
-    listener: Listener,
-) -> None:
-    """Raise ``AdoptionRefusedError`` unless the schema is the models' and every row is there, unchanged."""
+def _verify(connection: BaseDatabaseWrapper, findings: Findings, before: Mapping[str, tuple[int, int]]) -> None:
+    """Raise ``AdoptionRefusedError`` unless every row is there, unchanged, and agentdb can use what was created."""
     changed_ids = 0 if connection.vendor == "cockroachdb" else _changed_ids(connection, findings)
     live = read_tables(connection)
-    _verify_schema(connection, live)
     changed = ["agents: other ids"] if changed_ids else []
     for name, table in findings.shape.tables.items():
-        before = findings.contents[name]
-        columns = comparable_columns(name, table)
-        after = read_checksum(connection, name, live[name], columns, progress=listener.progress)
-        if (before.rows, before.checksum) != after:
-            changed.append(f"{name}: {before.rows:,} rows before, {after[0]:,} after")
+        after = checksum(connection, name, live[name], comparable_columns(name, table))
+        if before[name] != after:
+            changed.append(f"{name}: {before[name][0]:,} rows before, {after[0]:,} after")
     if connection.vendor == "sqlite":
         # The rows of other tables are not touched, and on a server others may change them or their tables meanwhile.
         changed += [name for name in findings.shape.others if live.get(name) != findings.live[name]]
@@ -383,7 +443,7 @@ def _verify(
         raise AdoptionRefusedError(
             (
                 Refusal(
-                    f"The rows were not the same afterwards{_undone(connection)}. Please report this as a bug of "
+                    f"The rows differ after the conversion{_undone(connection)}. Please report this as a bug of "
                     f"agentdb. Tables: {'; '.join(changed)}."
                 ),
             )
@@ -391,14 +451,14 @@ def _verify(
 
 
 def _verify_schema(connection: BaseDatabaseWrapper, live: Mapping[str, Table]) -> None:
-    if differences := drift(expected_tables(connection, apps), live):
-        lines = "".join(f"\n  {difference}" for difference in differences)
-        raise AdoptionRefusedError(
-            (
-                Refusal(
-                    f"The tables still differ from the models, and steps that were done stay:{lines}"
-                    if connection.vendor == "cockroachdb"
-                    else f"The tables would still differ from the models, so nothing was changed:{lines}"
-                ),
-            )
-        )
+    differences = drift(expected_tables(connection, apps), live)
+    if RECORD in live and "row security" in live[RECORD].options:
+        differences.append(f"Table {RECORD} has row security: agentdb could not read the record of migrations.")
+    if not differences:
+        return
+    lines = "".join(f"\n  {difference}" for difference in differences)
+    if connection.vendor == "cockroachdb":
+        message = f"The tables still differ from the models, and steps that were done stay:{lines}"
+    else:
+        message = f"The tables would still differ from the models, so nothing was changed:{lines}"
+    raise AdoptionRefusedError((Refusal(message), *map(Refusal, event_triggers(connection))))

@@ -1,4 +1,4 @@
-"""Rows that cannot be taken over as they are, found before anything is changed."""
+"""Rows that cannot be converted as they are, found before anything is changed."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class UnusableValuesError(SchemaMismatchError):
         super().__init__(
             f"{total}{shown}; nothing was changed.\n"
             + "".join(f"  {value}\n" for value in values.first)
-            + "Correct them, timestamps as 'YYYY-MM-DD HH:MM:SS+00:00', and run the command again."
+            + "Fix them, timestamps as 'YYYY-MM-DD HH:MM:SS+00:00', and run the command again."
         )
 
 
@@ -108,7 +108,7 @@ def decode_sqlite_text(value: bytes) -> str | _NotUtf8:
 
 
 def unusable_reason(kind: str, value: object) -> str | None:
-    """Why a value cannot be taken over, as the end of a sentence that begins with it; None if it can."""
+    """Why a value cannot be converted, as the end of a sentence that begins with it; None if it can."""
     if isinstance(value, _NotUtf8):
         return "is no UTF-8 text"
     if value is None:

@@ -14,8 +14,6 @@ from agentdb.adoption.dependents import column_numbers, read_dependents, table_o
 from agentdb.adoption.obstacles import OLD_COLUMNS, UnusableValue
 from agentdb.adoption.shapes import (
     ADDED_COLUMNS,
-    INITIAL,
-    NATIVE,
     NATIVE_TIMESTAMP_TYPES,
     REBUILT_AS,
     Kind,
@@ -81,21 +79,14 @@ class Plan:
     refusals: tuple[Refusal, ...] = ()
     notes: tuple[str, ...] = ()
     renames: Mapping[str, str] = field(default_factory=dict)  # name now -> name to have
-    conform_to: str | None = None  # the migration whose shape the tables are brought to first
-    record: tuple[str, ...] = ()  # what is recorded afterwards, before the rest is applied
-    apply: tuple[str, ...] = ()
+    conform: bool = False  # whether the tables change, or their timestamps' spelling
 
     @property
     def has_work(self) -> bool:
         return bool(self.actions) and not self.refusals
 
 
-def read(
-    connection: BaseDatabaseWrapper,
-    progress: Progress = lambda table, done, total: None,
-    *,
-    checksums: bool = False,
-) -> Findings:
+def read(connection: BaseDatabaseWrapper, progress: Progress = lambda table, done, total: None) -> Findings:
     """Look at the schema, the record of migrations and every row of the four tables."""
     shape = recognise(connection)
     live = read_tables(connection)
@@ -104,12 +95,9 @@ def read(
     contents: dict[str, TableContent] = {}
     shared: list[tuple[int, tuple[UnusableValue, ...]]] = []
     if not shape.problems:
-        for name, table in shape.tables.items():
-            if done:
-                contents[name] = TableContent(count_rows(connection, table.name), {})
-            else:
-                columns = comparable_columns(name, table) if checksums else None
-                contents[name] = read_content(connection, name, table, checksum_of=columns, progress=progress)
+        contents = {
+            name: read_content(connection, name, table, progress=progress) for name, table in shape.tables.items()
+        }
         if not done:
             found = [
                 duplicates(connection, name, shape.tables[name], key) for name, key in _KEYS if _has(shape, name, key)
@@ -252,16 +240,15 @@ def _names_in_the_way(connection: BaseDatabaseWrapper, shape: Shape) -> Iterator
 
 
 def changing_columns(shape: Shape, engine: str) -> dict[str, list[str]]:
-    """The columns whose type an adoption changes, or changes and changes back, by the table's name in the database."""
+    """The columns whose type an adoption changes, by the table's name in the database."""
     native = NATIVE_TIMESTAMP_TYPES[engine]
-    by_way_of_text = shape.level is None and (len(shape.tables) < len(OLD_COLUMNS) or bool(_texts(shape, engine)))
 
     def changes(table: Table, column: Column) -> bool:
         kind = OLD_COLUMNS[old_name(table.name)].get(column.name)
-        if kind == "timestamp":
-            return column.type not in native or by_way_of_text
         if kind is None:
             return False
+        if kind == "timestamp":
+            return column.type not in native
         is_final = column.type == ("integer" if kind == "integer" else "text") and column.collation is None
         return not is_final or (column.name == "id" and makes_ids(table.name, table))
 
@@ -354,58 +341,28 @@ def decide(findings: Findings, *, backup: bool = True) -> Plan:
         return Plan(notes=notes)
     if refusals := _refusals(findings):
         return Plan(refusals=refusals, notes=notes)
-    conform_to = _conform_to(findings)
-    reached = conform_to or shape.level
-    assert reached is not None
     names = migration_names()
-    record = tuple(name for name in names if name <= reached)
-    apply = tuple(name for name in names if name > reached)
+    is_online = findings.engine == "cockroachdb"
+    conform = shape.level != names[-1] or bool(findings.misspelt)
     actions = [
-        *(_conforming(findings, reached) if _is_to_be_conformed(findings) else ()),
+        *(_conforming(findings) if shape.level != names[-1] else ()),
         *_rewriting(findings.misspelt),
-        *_recording(shape.recorded, record),
-        *(_applying(name, findings) for name in apply),
+        *_recording(shape.recorded, names),
     ]
     if not actions:
         return Plan(notes=notes)
     if findings.engine == "sqlite" and findings.is_file and backup:
         actions.insert(0, "Back the file up beside itself, and check the copy.")
     actions.append(
-        "Compare every row, timestamps as instants, and the schema with the models; "
-        + (
-            "if the command is stopped, it goes on there when run again."
-            if _is_online(findings)
-            else "undo everything if they differ."
-        )
+        "Verify every row and the schema; "
+        + ("if the command is stopped, run it again to continue." if is_online else "roll back if anything differs.")
     )
     return Plan(
         actions=tuple(actions),
         notes=notes,
         renames={stored: name for name, stored in shape.stored_as.items() if stored != name},
-        conform_to=conform_to,
-        record=record,
-        apply=apply,
+        conform=conform,
     )
-
-
-def _is_online(findings: Findings) -> bool:
-    """Whether the tables go to their last shape step by step: on CockroachDB no transaction holds schema changes."""
-    return findings.engine == "cockroachdb" and not _is_done(findings.shape)
-
-
-def _is_to_be_conformed(findings: Findings) -> bool:
-    return findings.shape.level is None or _is_online(findings)
-
-
-def _conform_to(findings: Findings) -> str | None:
-    """The migration whose shape the tables are brought to before any is applied, or None where they stay."""
-    shape = findings.shape
-    if not _is_to_be_conformed(findings):
-        return shape.level if findings.misspelt else None
-    all_native = len(shape.tables) == len(OLD_COLUMNS) and not _texts(shape, findings.engine)
-    # SQLite makes a table anew for each shape, so that it is made once, in its last one.
-    in_one = all_native or _is_online(findings) or findings.engine == "sqlite"
-    return migration_names()[-1] if in_one else INITIAL
 
 
 def _rewriting(misspelt: Iterable[Misspelt]) -> Iterator[str]:
@@ -416,37 +373,17 @@ def _rewriting(misspelt: Iterable[Misspelt]) -> Iterator[str]:
         )
 
 
-def _recording(recorded: Sequence[str], record: Sequence[str]) -> Iterator[str]:
-    for name in recorded:
-        if name not in record:
-            yield f"Remove the record of migration {name}: the tables are not as it leaves them."
-    for name in record:
+def _recording(recorded: Sequence[str], names: Sequence[str]) -> Iterator[str]:
+    for name in names:
         if name not in recorded:
             yield f"Record migration {name}."
-
-
-def _texts(shape: Shape, engine: str) -> list[tuple[str, str]]:
-    """The timestamps that are still texts, as table and column."""
-    native = NATIVE_TIMESTAMP_TYPES[engine]
-    return [
-        (name, column.name)
-        for name, table in shape.tables.items()
-        for column in table.columns
-        if OLD_COLUMNS[name].get(column.name) == "timestamp" and column.type not in native
-    ]
-
-
-def _applying(name: str, findings: Findings) -> str:
-    if name == NATIVE:
-        return f"Apply migration {name}: make {_count(_text_timestamps(findings), 'timestamp')} native."
-    return f"Apply migration {name}."
 
 
 def _text_timestamps(findings: Findings) -> int:
     return sum(sum(counts.values()) for content in findings.contents.values() for counts in content.formats.values())
 
 
-def _conforming(findings: Findings, level: str) -> list[str]:
+def _conforming(findings: Findings) -> list[str]:
     shape = findings.shape
     actions = [
         f"Rename table {stored} to {name}, as the old server was about to do."
@@ -465,8 +402,8 @@ def _conforming(findings: Findings, level: str) -> list[str]:
             number = content.rows if "id" in added else content.null_ids
             actions.append(f"Give {_count(number, 'agent')} an id, a random UUID.")
         if _key(table) != ("id",):
-            instead = f" instead of {', '.join(_key(table))}" if _key(table) else ""
-            actions.append(f"Key {name} by id{instead}.")
+            before = f" from {', '.join(_key(table))}" if _key(table) else ""
+            actions.append(f"Change the primary key of {name}{before} to id.")
         for key in table.foreign_keys:
             if set(key.columns) <= OLD_COLUMNS[name].keys():
                 called = f" {key.name}" if key.name else ""
@@ -475,9 +412,9 @@ def _conforming(findings: Findings, level: str) -> list[str]:
             if reads_ours(check, table, OLD_COLUMNS[name]):
                 called = f" {check.name}" if check.name else ""
                 actions.append(f"Drop the check{called} of {name}: {check.expression}.")
-    if level >= NATIVE and (number := _text_timestamps(findings)):
+    if number := _text_timestamps(findings):
         actions.append(f"Make {_count(number, 'timestamp')} native.")
-    actions.append(f"Bring columns, defaults, constraints and indexes to what migration {level} makes.")
+    actions.append(f"Bring columns, defaults, constraints and indexes to what migration {migration_names()[-1]} makes.")
     return actions
 
 
@@ -496,7 +433,7 @@ def _refusals(findings: Findings) -> tuple[Refusal, ...]:
         total = sum(content.bad_total for content in findings.contents.values())
         refusals.append(
             Refusal(
-                f"{_count(total, 'value')} cannot be taken over{_shown(total, len(bad[:20]))}. Correct "
+                f"{_count(total, 'value')} cannot be converted{_shown(total, len(bad[:20]))}. Fix "
                 f"{'it' if total == 1 else 'them'}, timestamps as 'YYYY-MM-DD HH:MM:SS+00:00', and run the command "
                 "again.",
                 tuple(bad[:20]),

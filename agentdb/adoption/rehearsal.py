@@ -1,7 +1,7 @@
-"""Trying an adoption on a copy of the schema without its rows, so that ``--check`` knows what would fail.
+"""Trying an adoption on a copy of a SQLite schema in memory, without rows, so that ``--check`` knows what would fail.
 
-What stands in the way of changing a table is known to the engine, and to no list: functions and collations that only
-the operator's program brings, names that are taken, constraints that contradict each other.
+What stands in the way of changing a table is known to SQLite, and to no list: functions and collations that only the
+operator's program brings, names that are taken, constraints that contradict each other.
 """
 
 from __future__ import annotations
@@ -9,59 +9,36 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-from django.db import DatabaseError, OperationalError, connections
+from django.db import DatabaseError, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.migrations.recorder import MigrationRecorder
 from django.db.utils import load_backend
 
+from agentdb.adoption.culprits import explain
 from agentdb.adoption.dependents import ANEW
 from agentdb.adoption.obstacles import OLD_COLUMNS, first_line
-from agentdb.adoption.plan import Plan, Refusal, changing_columns
-from agentdb.adoption.shapes import Shape
-from agentdb.adoption.temporary import may_copy, temporary_copy
+from agentdb.adoption.plan import Plan, Refusal
 from agentdb.errors import SchemaMismatchError
 
 _ALIAS = "agentdb_rehearsal"
 
 
 def rehearse(
-    connection: BaseDatabaseWrapper, shape: Shape, plan: Plan, act: Callable[[BaseDatabaseWrapper], None]
+    connection: BaseDatabaseWrapper, plan: Plan, act: Callable[[BaseDatabaseWrapper], None]
 ) -> tuple[Refusal, ...]:
-    """Call ``act`` on a copy of the schema; return what it fails of. CockroachDB's schema cannot be copied."""
+    """Call ``act`` on a copy of the schema; return what it fails of."""
     try:
-        if connection.vendor == "sqlite":
-            with _copy_in_memory(connection) as copy:
-                if refusals := _copy_schema(connection, copy, {*OLD_COLUMNS, *plan.renames}):
-                    return refusals
-                act(copy)
-        elif connection.vendor == "postgresql":
-            # The connection that only reads can make no copy.
-            writing = connections[connection.alias]
-            if may_copy(writing):
-                with temporary_copy(writing, changing_columns(shape, connection.vendor)):
-                    act(writing)
-    except OperationalError as error:
-        if connection.vendor != "sqlite":
-            raise
-        return (Refusal(_explain(first_line(error))),)
+        with _copy_in_memory(connection) as copy:
+            if refusals := _copy_schema(connection, copy, {*OLD_COLUMNS, *plan.renames}):
+                return refusals
+            act(copy)
     except DatabaseError as error:
-        return (Refusal(_explain(first_line(error))),)
+        return (Refusal(explain(first_line(error))),)
     except SchemaMismatchError as error:
-        return getattr(error, "refusals", None) or (Refusal(_named(str(error))),)
+        # A sentence that names a thing of the operator's and what to do with it needs no other around it.
+        reason = str(error) if str(error).endswith(ANEW) else explain(str(error))
+        return getattr(error, "refusals", None) or (Refusal(reason),)
     return ()
-
-
-def _named(reason: str) -> str:
-    """A sentence that names a thing of the operator's and what to do with it needs no other around it."""
-    return reason if reason.endswith(ANEW) else _explain(reason)
-
-
-def _explain(reason: str) -> str:
-    reason = reason.removesuffix(".").replace("; nothing was changed", "")
-    return (
-        f"The adoption would fail on what was built around the tables: {reason}. Rename or drop that, run the command "
-        "again, and make it anew."
-    )
 
 
 @contextmanager
@@ -93,7 +70,7 @@ def _copy_schema(source: BaseDatabaseWrapper, copy: BaseDatabaseWrapper, ours: s
                 cursor.execute(sql, None)
         except DatabaseError as error:
             if table in ours and kind != "view":
-                return (Refusal(_explain(f"{kind} {name!r}: {first_line(error).removesuffix('.')}")),)
+                return (Refusal(explain(f"{kind} {name!r}: {first_line(error).removesuffix('.')}")),)
             # What is not ours, and cannot be read here, is left alone.
     with suppress(DatabaseError), source.cursor() as cursor:  # there may be no such table
         cursor.execute("SELECT app, name FROM django_migrations")

@@ -82,7 +82,7 @@ def recognise(connection: BaseDatabaseWrapper) -> Shape:
     others = tuple(sorted(set(live) - set(stored_as.values()) - {"django_migrations"}))
     problems = [problem for table in tables.values() for problem in _table_problems(connection.vendor, table)]
     problems += _record_problems(recorded, tables)
-    if not tables and (elsewhere := tables_elsewhere(connection, OLD_COLUMNS)) is not None:
+    if (elsewhere := tables_elsewhere(connection, OLD_COLUMNS)) is not None:
         problems.append(elsewhere)
     level = (
         None

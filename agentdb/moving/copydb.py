@@ -19,7 +19,13 @@ from django.db.models import DateTimeField, IntegerField, Model
 from agentdb.adoption.obstacles import SHOWN_ROWS, UnusableValue, decode_sqlite_text, shown, too_wide, unusable_reason
 from agentdb.errors import AgentDbError, InvalidInputError, SchemaMismatchError, SchemaOutOfDateError
 from agentdb.schema import APP_LABEL, compare, expected_tables, migration_record, read_tables
-from agentdb.schema.inspection import MissingFileError, inspecting, translated_errors
+from agentdb.schema.inspection import (
+    MissingFileError,
+    check_sqlite_file,
+    inspecting,
+    sqlite_path,
+    translated_errors,
+)
 from agentdb.schema.spelling import is_spelt_as_agentdb_does
 from agentdb.serving.connections import open_channel
 
@@ -69,6 +75,8 @@ def copy(
     with inspecting(source) as reading, translated_errors(reading):
         _check_schema(reading, connections[source])
         writing = connections[target]
+        if (path := sqlite_path(writing)) is not None and path.exists():
+            check_sqlite_file(path)
         _refuse_unusable(reading, writing)
         place = open_channel(connections[source]).describe()
         with translated_errors(writing):
@@ -505,7 +513,7 @@ def _refuse_unusable(reading: BaseDatabaseWrapper, writing: BaseDatabaseWrapper)
         raise InvalidInputError(
             f"{total:,} value{' cannot' if total == 1 else 's cannot'} be copied{more}; nothing was copied.\n"
             + "\n".join(f"  {value}" for value in first)
-            + "\nCorrect them in the source, and run the command again."
+            + "\nFix them in the source, and run the command again."
         )
 
 

@@ -19,8 +19,8 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.utils import load_backend
 
 from agentdb.errors import DatabaseUnavailableError
-from agentdb.faults import Fault, classify, describe_damage, describe_failure
-from agentdb.sqlite_files import copy_file, is_in_wal_mode, read_header
+from agentdb.faults import Fault, classify, describe_damage, describe_failure, not_a_database
+from agentdb.sqlite_files import copy_file, encoding_concern, is_in_wal_mode, read_header
 
 _MAGIC = b"SQLite format 3\0"
 _LOOKS_AT_SIZE = 20
@@ -129,10 +129,12 @@ def check_sqlite_file(path: Path) -> None:
     if not size:
         return
     if not header.startswith(_MAGIC) or len(header) < 100:
-        raise DatabaseUnavailableError(f"{str(path)!r} is not a SQLite database. Check the database URL.")
+        raise DatabaseUnavailableError(not_a_database(path))
     if size < expected:
         reason = f"it has {size:,} of the {expected:,} bytes that its header names"
         raise DatabaseUnavailableError(describe_damage(path, reason))
+    if concern := encoding_concern(path):
+        raise DatabaseUnavailableError(concern)
 
 
 def _size_named(path: Path) -> tuple[bytes, int, int]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
+from urllib.parse import quote as percent_encoded
 
 from django.apps import apps
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -18,6 +19,7 @@ from agentdb.schema.sqltext import (
     parse_create_index,
     parse_create_table,
     quote_name,
+    quoted,
     tokenize,
 )
 from agentdb.schema.tables import Check, Column, ForeignKey, Index, IndexPart, PrimaryKey, Table, Unique
@@ -151,12 +153,11 @@ def _read_sqlite_table(
     index_texts: Mapping[str, str],
     triggers: tuple[str, ...],
 ) -> Table:
-    quote = quote_name
     text = parse_create_table(sql)
     written = {_folded(column.name): column for column in text.columns}
     columns = []
     keys: dict[int, str] = {}
-    cursor.execute(f"PRAGMA main.table_xinfo({quote(name)})")
+    cursor.execute(f"PRAGMA main.table_xinfo({quote_name(name)})")
     for _, column, declared, not_null, default, key, _ in cursor.fetchall():
         column = _folded(column)
         own = written.get(column)
@@ -174,12 +175,12 @@ def _read_sqlite_table(
             )
         )
     uniques, indexes = [], []
-    cursor.execute(f"PRAGMA main.index_list({quote(name)})")
+    cursor.execute(f"PRAGMA main.index_list({quote_name(name)})")
     for _, index, _, origin, _ in cursor.fetchall():
         if origin == "c":
             indexes.append(index_from(connection, parse_create_index(index_texts[index], fold_names=True)))
         elif origin == "u":
-            cursor.execute(f"PRAGMA main.index_xinfo({quote(index)})")
+            cursor.execute(f"PRAGMA main.index_xinfo({quote_name(index)})")
             uniques.append(_sqlite_unique([row for row in cursor.fetchall() if row[5]], columns, text))
     written_key = next((constraint for constraint in text.constraints if constraint.kind == "primary key"), None)
     return Table(
@@ -298,32 +299,47 @@ _RULES = """
 """
 
 
-_ELSEWHERE = """
-    SELECT s.name, current_schema(), current_user
-    FROM unnest(current_schemas(false)) WITH ORDINALITY AS s(name, place)
-    JOIN pg_catalog.pg_namespace n ON n.nspname = s.name
-    JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relkind IN ('r', 'p') AND c.relname = ANY(%s)
-    WHERE s.name <> current_schema() AND NOT EXISTS (
-        SELECT FROM pg_catalog.pg_class o
-        WHERE o.relnamespace = current_schema()::regnamespace AND o.relname = ANY(%s))
-    GROUP BY s.name, s.place HAVING count(*) >= 3 ORDER BY s.place LIMIT 1
+# The first relation of each name on the search path, for the names that agentdb uses without a schema.
+_VISIBLE = """
+    SELECT c.relname, n.nspname
+    FROM pg_catalog.pg_class c
+    JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+    WHERE c.relname = ANY(%s) AND c.relkind IN ('r', 'p') AND pg_catalog.pg_table_is_visible(c.oid)
+        AND n.nspname = ANY(current_schemas(false))
+    ORDER BY c.relname
 """
+_RECORD = "django_migrations"
 
 
 def tables_elsewhere(connection: BaseDatabaseWrapper, names: Collection[str]) -> str | None:
-    """What to do where the tables are in another schema of the search_path than the one that new ones are made in."""
+    """What to do if the search_path finds the tables, or the record of migrations, outside the current schema.
+
+    PostgreSQL looks a table up in every schema of the path, and creates one in the current schema only. Without this
+    check, agentdb would read the record of one schema and the tables of another.
+    """
     if connection.vendor != "postgresql":
         return None
     with connection.cursor() as cursor:
-        cursor.execute(_ELSEWHERE, [list(names)] * 2)
-        row = cursor.fetchone()
-    if row is None:
+        cursor.execute("SELECT current_schema(), quote_ident(current_user)")
+        current, role = cursor.fetchone()
+        cursor.execute(_VISIBLE, [[*names, _RECORD]])
+        schemas = dict(cursor.fetchall())
+    record = schemas.pop(_RECORD, current)
+    number = Counter(schemas.values())
+    # Another program may well have a table of its own called sessions; three of the four are agentdb's.
+    home = current if number[current] else next((name for name in number if number[name] >= 3), current)
+    if home == record == current:
         return None
-    found, current, role = row
+    if home != current:
+        what = (
+            f"The tables are in schema {home!r}, and new ones would be created in {current!r}, which comes before it in"
+        )
+    else:
+        tables = "The tables are" if number[current] else "New tables would be created"
+        what = f"{tables} in schema {home!r}, but the record of migrations ({_RECORD}) is in {record!r}, further down"
     return (
-        f"The tables are in schema {found!r}, and new ones would be made in {current!r}, which comes before it in the "
-        f"search_path. Run 'ALTER ROLE {role} SET search_path = {found}', or add options=-csearch_path%3D{found} to "
-        "the database URL."
+        f"{what} the search_path. Run 'ALTER ROLE {role} SET search_path = {quoted(home)}', or add "
+        f"options=-csearch_path%3D{percent_encoded(quoted(home), safe='')} to the database URL."
     )
 
 

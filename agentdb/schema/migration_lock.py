@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from django.db import Error
 from django.db.backends.base.base import BaseDatabaseWrapper
+
+from agentdb.schema.sqltext import quote_name
 
 if sys.platform != "win32":
     import fcntl
@@ -98,3 +100,39 @@ def _directory_lock(connection: BaseDatabaseWrapper, waiting: Callable[[], None]
         yield
     finally:
         os.close(folder)
+
+
+_HOLDERS = """
+    SELECT DISTINCT coalesce(
+        'prepared transaction ' || quote_literal(p.gid)
+            || ', which ''COMMIT PREPARED'' or ''ROLLBACK PREPARED'' ends',
+        'process ' || l.pid || ' (' || coalesce(nullif(a.application_name, ''), 'unnamed') || ', role '
+            || coalesce(a.usename, '?') || ', ' || coalesce(a.state, '?') || ')',
+        'a lock of the server')
+    FROM pg_locks l
+    LEFT JOIN pg_stat_activity a ON a.pid = l.pid
+    LEFT JOIN pg_prepared_xacts p ON l.pid IS NULL AND '-1/' || p.transaction::text = l.virtualtransaction
+    WHERE l.relation = ANY(%s::regclass[]) AND l.granted AND l.pid IS DISTINCT FROM pg_backend_pid() ORDER BY 1
+"""
+
+
+def lock_holders(connection: BaseDatabaseWrapper, tables: Collection[str]) -> list[str]:
+    """What holds locks on PostgreSQL's tables of these names, for an operator to end."""
+    with connection.cursor() as cursor:
+        cursor.execute(_HOLDERS, [[quote_name(table) for table in tables]])
+        return [holder for (holder,) in cursor.fetchall()]
+
+
+def event_triggers(connection: BaseDatabaseWrapper) -> list[str]:
+    """A sentence for each event trigger of PostgreSQL, which may change what a schema change makes."""
+    if connection.vendor != "postgresql":
+        return []
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT evtname, evtfoid::regproc::text FROM pg_event_trigger WHERE evtenabled <> 'D' ORDER BY 1"
+        )
+        return [
+            f"The event trigger {name!r} calls {function} on each schema change. If it does that, run 'ALTER EVENT "
+            f"TRIGGER {name} DISABLE' for as long as the command runs."
+            for name, function in cursor.fetchall()
+        ]

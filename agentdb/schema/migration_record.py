@@ -27,6 +27,9 @@ def migration_names() -> tuple[str, ...]:
 def recorded_migrations(connection: BaseDatabaseWrapper) -> set[str]:
     """Return the names of agentdb's migrations that the database says were applied. One query."""
     query = "SELECT name FROM django_migrations WHERE app = 'agentdb'"
+    if connection.vendor == "postgresql":
+        # The record of another schema on the search_path says nothing about the tables of this one.
+        query += " AND tableoid = to_regclass(quote_ident(current_schema()) || '.django_migrations')"
     try:
         # In a transaction of the caller's, PostgreSQL would refuse everything after a failed query.
         if connection.in_atomic_block:

@@ -50,6 +50,8 @@ class Verification:
             )
         if not self.tables:
             return self._verdict_without_tables()
+        if self.differences and self.differences[0].code == "table.elsewhere":
+            return "The search_path leads to more than one schema. Name one, and run the command again."
         if not self.recorded:
             return self._verdict_without_record()
         if not self.record_is_true:
@@ -126,7 +128,7 @@ def verify(connection: BaseDatabaseWrapper) -> Verification:
     ours = {name: table for name, table in live.items() if name in expected}
     differences += map(_spelling, misspelt_timestamps(connection, ours))
     differences += _file_system(connection)
-    if not ours and (elsewhere := tables_elsewhere(connection, expected)) is not None:
+    if (elsewhere := tables_elsewhere(connection, expected)) is not None:
         differences = [Difference("table.elsewhere", "drift", "", None, None, None, elsewhere)]
     return Verification(
         engine=connection.vendor,

@@ -22,6 +22,7 @@ from agentdb.faults import is_final
 from agentdb.keys import KeyHashes
 from agentdb.serving import own_apps
 from agentdb.serving.aio import DEFAULT_MAX_WORKERS, AsyncDb
+from agentdb.sqlite_files import encoding_concern
 
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
@@ -75,8 +76,7 @@ def connect(
     executor = Executor(Threads(alias, owned=owned, shared=owned and in_memory))
     try:
         connection = connections[alias]
-        if not migrate:
-            _check_file_exists(connection)
+        _check_file(connection, may_be_missing=migrate)
         with _bounded_attempts(connection, timeout_seconds):
             _wait(executor, time.monotonic() + timeout_seconds)
         _bring_up_to_date(executor, connection, migrate)
@@ -134,7 +134,7 @@ def open_alias(alias: str) -> DjangoDb:
     from agentdb.serving.adapter import DjangoDb
     from agentdb.serving.executor import Executor, Threads
 
-    _check_file_exists(connections[alias])
+    _check_file(connections[alias], may_be_missing=False)
     executor = Executor(Threads(alias))
     executor.threads.ensure_connected()
     _bring_up_to_date(executor, connections[alias], migrate=False)
@@ -219,15 +219,15 @@ def temporary_alias(url: str) -> Iterator[str]:
         del connections[alias], connections.settings[alias]
 
 
-def _check_file_exists(connection: BaseDatabaseWrapper) -> None:
-    """Refuse a SQLite file that is not there: SQLite would make an empty one of any misspelt name."""
+def _check_file(connection: BaseDatabaseWrapper, *, may_be_missing: bool) -> None:
+    """Refuse a SQLite file with UTF-16 texts, or a missing one: SQLite would create an empty file of any name."""
     name = str(connection.settings_dict["NAME"])
-    if (
-        connection.vendor == "sqlite"
-        and name != ":memory:"
-        and not name.startswith("file:")
-        and not os.path.exists(name)
-    ):
+    if connection.vendor != "sqlite" or name == ":memory:" or name.startswith("file:"):
+        return
+    if os.path.exists(name):
+        if concern := encoding_concern(name):
+            raise DatabaseUnavailableError(concern)
+    elif not may_be_missing:
         from agentdb.schema.migration_record import migration_names
 
         raise SchemaOutOfDateError(

@@ -64,7 +64,9 @@ def test_a_file_that_is_no_sqlite_database_is_left_alone(tmp_path: Path, content
     path = tmp_path / "file.db"
     path.write_bytes(content)
 
-    assert_refused(f"sqlite:///{path}", f"'{path}' is not a SQLite database. Check the database URL.")
+    assert_refused(
+        f"sqlite:///{path}", f"'{path}' is not a SQLite database, or it is encrypted. Check the database URL."
+    )
 
     assert path.read_bytes() == content
 
@@ -404,16 +406,39 @@ def test_a_wrong_password_is_refused_without_showing_it(engine: str, role: str, 
 def test_tables_in_use_are_waited_for_and_then_refused(load_legacy: Load, engine: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("agentdb.adoption.execution.LIMIT_LOCK_WAITS", "SET LOCAL lock_timeout = '1s'")
     url = load_legacy("era-a")
-    with psycopg.connect(url) as connection:
-        connection.execute("SELECT count(*) FROM sessions")
+    with psycopg.connect(url, application_name="reports") as connection:
+        [(pid, role)] = connection.execute("SELECT pg_backend_pid(), current_user FROM sessions LIMIT 1").fetchall()
 
         run = baselinedb(url)
 
     assert run.code == 2
     assert run.err.endswith(
-        " are in use by a transaction that does not end. Stop the programs that use them, and try again. Nothing was "
-        "changed."
+        f" are in use: process {pid} (reports, role {role}, idle in transaction). Stop that, and try again. Nothing "
+        "was changed."
     )
+
+
+@pytest.mark.parametrize("engine", ["postgresql"])
+def test_a_prepared_transaction_that_holds_the_tables_is_named(
+    load_legacy: Load, engine: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("agentdb.adoption.execution.LIMIT_LOCK_WAITS", "SET LOCAL lock_timeout = '1s'")
+    url = load_legacy("era-a")
+    with psycopg.connect(url, autocommit=True) as connection:
+        if connection.execute("SHOW max_prepared_transactions").fetchone() == ("0",):
+            pytest.skip("the server was started without max_prepared_transactions")
+        connection.execute("BEGIN")
+        connection.execute("UPDATE sessions SET status = 'x'")
+        connection.execute("PREPARE TRANSACTION 'half done'")
+        try:
+            errors = {baselinedb(url, *words).err.partition(" are in use: ")[2] for words in ((), ("--check",))}
+        finally:
+            connection.execute("ROLLBACK PREPARED 'half done'")
+
+    assert errors == {
+        "prepared transaction 'half done', which 'COMMIT PREPARED' or 'ROLLBACK PREPARED' ends. Stop that, and try "
+        "again. Nothing was changed."
+    }
 
 
 def test_a_look_that_a_writer_came_into_is_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -595,7 +620,7 @@ def test_tables_behind_an_empty_schema_of_the_search_path_are_named_and_nothing_
         cursor.execute("SELECT current_user")
         [(role,)] = cursor.fetchall()
         sentence = (
-            "The tables are in schema 'public', and new ones would be made in 'app', which comes before it in the "
+            "The tables are in schema 'public', and new ones would be created in 'app', which comes before it in the "
             f"search_path. Run 'ALTER ROLE {role} SET search_path = public', or add options=-csearch_path%3Dpublic to "
             "the database URL."
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -15,7 +16,7 @@ from tests.helpers.old_upgrades import STATEMENTS
 
 Load = Callable[[str], str]
 
-ONE = "1 value cannot be taken over. Correct it, timestamps as 'YYYY-MM-DD HH:MM:SS+00:00', and run the command again."
+ONE = "1 value cannot be converted. Fix it, timestamps as 'YYYY-MM-DD HH:MM:SS+00:00', and run the command again."
 NEW = "INSERT INTO sessions (id, agent_name, sandbox_id{}) VALUES ('bad', 'a', 'b'{})"
 AGENT = "INSERT INTO agents (id, name, path{}) VALUES ('bad', 'a', '/'{})"
 
@@ -65,7 +66,7 @@ def test_only_the_first_twenty_are_shown_with_the_total(load_legacy: Load, engin
 
     lines = message.splitlines()
     assert lines[0] == (
-        "25 values cannot be taken over (the first 20 are shown). Correct them, timestamps as "
+        "25 values cannot be converted (the first 20 are shown). Fix them, timestamps as "
         "'YYYY-MM-DD HH:MM:SS+00:00', and run the command again."
     )
     assert len(lines) == 21
@@ -302,14 +303,15 @@ _SCHEMA = {
 def test_deciding_is_a_function_of_what_was_found(load_legacy: Load, engine: str):
     """No database is there any more when it is asked."""
     with opened(load_legacy("era-b-small")) as connection:
-        findings, plan = look(connection.alias)
+        outcome = look(connection.alias)
+    findings, plan = outcome.findings, outcome.plan
 
     assert decide(findings) == plan
     assert len(decide(findings, backup=False).actions) == len(plan.actions) - (engine == "sqlite")
     in_steps = decide(replace(findings, engine="cockroachdb"))
     assert not in_steps.refusals
-    assert plan.actions[-1].endswith("undo everything if they differ.")
-    assert in_steps.actions[-1].endswith("if the command is stopped, it goes on there when run again.")
+    assert plan.actions[-1].endswith("roll back if anything differs.")
+    assert in_steps.actions[-1].endswith("if the command is stopped, run it again to continue.")
 
 
 def test_no_statement_of_the_upgrade_is_left_when_an_adoption_fails_half_way(
@@ -321,11 +323,12 @@ def test_no_statement_of_the_upgrade_is_left_when_an_adoption_fails_half_way(
         for statement in STATEMENTS[engine][:5]:
             rows(connection, statement)
         before = rows(connection, _SCHEMA[engine])
-    monkeypatch.setattr("agentdb.adoption.execution.comparable_columns", lambda name, table: ("created_at",))
+    sums = itertools.count()
+    monkeypatch.setattr("agentdb.adoption.execution.checksum", lambda *arguments: (3, next(sums)))
 
     run = baselinedb(url, "--no-backup")
 
     assert run.code == 2
-    assert run.err.splitlines()[0].startswith("The rows were not the same afterwards, so everything was undone and")
+    assert run.err.splitlines()[0].startswith("The rows differ after the conversion. The transaction was rolled back.")
     with opened(url) as connection:
         assert rows(connection, _SCHEMA[engine]) == before

@@ -191,8 +191,9 @@ def test_every_other_old_database_is_refused_without_a_change(
         if damaged:
             path = sqlite_path(url)
             assert message in (
-                f"'{path}' is not a SQLite database. Check the database URL.",
-                f"The database file '{path}' is damaged: database disk image is malformed. Restore a backup.",
+                f"'{path}' is not a SQLite database, or it is encrypted. Check the database URL.",
+                f"The database file '{path}' is damaged: it has 95,846 of the 159,744 bytes that its header names. "
+                "Restore a backup.",
             )
             assert path.read_bytes() == contents_before
         else:
@@ -226,7 +227,7 @@ def test_the_refusal_of_an_unreadable_timestamp_names_table_row_column_and_value
     assert str(refusal.value) == (
         "1 value cannot be converted; nothing was changed.\n"
         f"  table 'sessions', id '{id[engine]}', column 'created_at': 'not-a-date' is in no known timestamp format\n"
-        "Correct them, timestamps as 'YYYY-MM-DD HH:MM:SS+00:00', and run the command again."
+        "Fix them, timestamps as 'YYYY-MM-DD HH:MM:SS+00:00', and run the command again."
     )
 
 
@@ -241,7 +242,7 @@ def test_a_zone_abbreviation_with_several_meanings_is_refused(load_legacy: Load)
         "2 values cannot be converted; nothing was changed.\n"
         f"  {row} 'created_at': {reason}\n"
         f"  {row} 'last_active_at': {reason}\n"
-        "Correct them, timestamps as 'YYYY-MM-DD HH:MM:SS+00:00', and run the command again."
+        "Fix them, timestamps as 'YYYY-MM-DD HH:MM:SS+00:00', and run the command again."
     )
 
 
@@ -400,11 +401,11 @@ def test_an_idle_reader_does_not_keep_a_migration_waiting_for_ever(
         monkeypatch.setattr(f"{module}.LIMIT_LOCK_WAITS", "SET LOCAL lock_timeout = '100ms'")
     with opened(url) as connection, psycopg.connect(url) as reader:
         if arguments[-1] == "0002":
-            manage(connection, "migrate", "agentdb", "0001")
+            manage(connection, "migrate", "agentdb", "0001", force=True)
         reader.execute("SELECT count(*) FROM agents")
 
         with pytest.raises(CommandError) as refusal:
-            manage(connection, "migrate", *arguments)
+            manage(connection, "migrate", *arguments, force=True)
 
         assert re.fullmatch(
             r"The tables in '\w+' at .* are in use by a transaction that does not end\. Stop the programs that use "
@@ -412,4 +413,4 @@ def test_an_idle_reader_does_not_keep_a_migration_waiting_for_ever(
             str(refusal.value),
         )
         reader.rollback()
-        manage(connection, "migrate", *arguments)
+        manage(connection, "migrate", *arguments, force=True)

@@ -1,51 +1,71 @@
-"""What SQLite says of a table itself is what reading it row by row says."""
+"""The database itself finds the rows that are out of the ordinary; Python reads no other."""
 
 from __future__ import annotations
 
-import sqlite3
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 
-from agentdb.adoption import values
+from agentdb.adoption.values import checksum, read_content
 from agentdb.schema import read_tables
-from tests.helpers.legacy_databases import FOLDER, opened
+from tests.helpers.legacy_databases import opened, rows
+
+Load = Callable[[str], str]
 
 
-@pytest.mark.parametrize("stem", ["era-a", "era-b", "era-b-empty", "dirty-extra-nullable-column"])
-def test_sqlite_itself_says_what_reading_row_by_row_says(tmp_path: Path, stem: str) -> None:
-    path = tmp_path / "old.db"
-    path.write_bytes((FOLDER / "sqlite" / f"{stem}.db").read_bytes())
-    with opened(f"sqlite:///{path}") as connection:
-        table = read_tables(connection)["sessions"]
-        columns = [column.name for column in table.columns]
+@pytest.mark.parametrize("stem", ["era-a", "era-b", "era-b-empty"])
+def test_what_the_server_wrote_is_usual(load_legacy: Load, engine: str, stem: str):
+    with opened(load_legacy(stem)) as connection:
+        content = read_content(connection, "sessions", read_tables(connection)["sessions"])
+        [(total,)] = rows(connection, "SELECT count(*) FROM sessions")
 
-        usual = values._usual_content(connection, "sessions", table, columns)
-        read = values._read(connection, "sessions", table, columns, lambda *_: None, strict=True)
+    assert (content.rows, content.odd_rows, content.bad) == (total, 0, ())
+    assert all(sum(formats.values()) == total for formats in content.formats.values())
 
-    assert usual is not None
-    assert usual == read
+
+ODD = {
+    "sqlite": (
+        "created_at = '2026-02-30T10:00:00.000Z'",
+        "created_at = '2026-02-19 24:00:00'",
+        "created_at = '0000-02-19 10:00:00'",
+        "created_at = '2026-02-19 10:00:00+01'",
+        "agent_name = 'a' || char(0) || 'b'",
+        "agent_name = CAST(x'ff41' AS TEXT)",
+        "agent_name = x'41'",
+    ),
+    "postgresql": (
+        "created_at = '2026-02-30T10:00:00.000Z'",
+        "created_at = 'infinity'",
+        "created_at = '19.02.2026 21:53:16 CET'",
+    ),
+}
 
 
 @pytest.mark.parametrize(
-    "statement",
-    [
-        "UPDATE sessions SET created_at = '2026-02-30T10:00:00.000Z'",
-        "UPDATE sessions SET created_at = '2026-02-19 24:00:00'",
-        "UPDATE sessions SET created_at = '0000-02-19 10:00:00'",
-        "UPDATE sessions SET agent_name = 'a' || char(0) || 'b'",
-        "UPDATE sessions SET agent_name = CAST(x'ff41' AS TEXT)",
-        "UPDATE sessions SET agent_name = x'41'",
-    ],
+    ("engine", "change"), [(engine, change) for engine, changes in ODD.items() for change in changes]
 )
-def test_an_odd_value_is_left_to_the_reading_row_by_row(tmp_path: Path, statement: str) -> None:
-    path = tmp_path / "old.db"
-    path.write_bytes((FOLDER / "sqlite" / "era-b.db").read_bytes())
-    connection_of_operator = sqlite3.connect(path)
-    connection_of_operator.execute(f"{statement} WHERE id = (SELECT id FROM sessions LIMIT 1)")
-    connection_of_operator.commit()
-    connection_of_operator.close()
-    with opened(f"sqlite:///{path}") as connection:
-        table = read_tables(connection)["sessions"]
+def test_an_odd_value_is_looked_at(load_legacy: Load, engine: str, change: str):
+    with opened(load_legacy("era-b")) as connection:
+        rows(connection, f"UPDATE sessions SET {change} WHERE id = (SELECT min(id) FROM sessions)")
+        content = read_content(connection, "sessions", read_tables(connection)["sessions"])
 
-        assert values._usual_content(connection, "sessions", table, None) is None
+    assert content.odd_rows == 1
+    assert sum(content.formats["created_at"].values()) == content.rows - content.bad_total
+
+
+def test_a_checksum_tells_where_one_value_ends(load_legacy: Load, engine: str):
+    sums = []
+    with opened(load_legacy("era-b-empty")) as connection:
+        table = read_tables(connection)["agents"]
+        columns = [column.name for column in table.columns]
+        for name, path in (("ab", "c"), ("a", "bc"), ("ab", "c")):
+            rows(connection, "DELETE FROM agents")
+            rows(
+                connection,
+                "INSERT INTO agents (id, name, path, created_at, updated_at)"
+                f" VALUES ('i', '{name}', '{path}', '2026-02-19 20:53:16', '2026-02-19 20:53:16')",
+            )
+            sums.append(checksum(connection, "agents", table, columns))
+
+    assert sums[0] == sums[2] != sums[1]
+    assert sums[0][0] == 1

@@ -123,4 +123,7 @@ def test_a_restore_says_why_it_does_not(url: str, tmp_path: Path) -> None:
         "changed."
     )
     assert refusal(tmp_path / "none") == f"There is no backup '{tmp_path}/none'."
-    assert refusal(tmp_path / "text") == f"'{tmp_path}/text' is not a SQLite database. Check the database URL."
+    assert (
+        refusal(tmp_path / "text")
+        == f"'{tmp_path}/text' is not a SQLite database, or it is encrypted. Check the database URL."
+    )

@@ -146,7 +146,7 @@ def test_copydb_refuses_what_postgresql_cannot_hold_and_copies_nothing(tmp_path:
     assert refusal(source, target) == (
         "1 value cannot be copied; nothing was copied.\n"
         "  table 'sandboxes', id 'b2', column 'workspace_dir': 'a\\x00b' has a NUL character, which PostgreSQL cannot "
-        "store\nCorrect them in the source, and run the command again."
+        "store\nFix them in the source, and run the command again."
     )
     assert "agents" not in tables(target)
 
@@ -290,7 +290,7 @@ def test_copydb_names_every_kind_of_value_that_cannot_be_copied_before_it_writes
             "  table 'sessions', id 's2', column 'last_active_at': '2026-02-19T20:53:16.123Z' is not in the spelling "
             "of a native timestamp; run 'agentdb baselinedb' on the source",
             "  table 'sandboxes', id 'b1', column 'workspace_dir': b'\\xffA' is no UTF-8 text",
-            "Correct them in the source, and run the command again.",
+            "Fix them in the source, and run the command again.",
         ]
     assert execute(target, "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'") == [(0,)]
 

@@ -226,7 +226,7 @@ def test_unreadable_timestamps_stop_the_migration_before_it_changes_anything(emp
             "  table 'sessions', id \"s'1\", column 'created_at': 'not-a-date' is in no known timestamp format\n"
             "  table 'api_keys', id 'good', column 'created_at': '05/06/2026 10:00:00 EST' may be day/month or "
             "month/day\n"
-            "Correct them, timestamps as 'YYYY-MM-DD HH:MM:SS+00:00', and run the command again."
+            "Fix them, timestamps as 'YYYY-MM-DD HH:MM:SS+00:00', and run the command again."
         )
         assert raw_schema(connection) == before
         assert rows(connection, "SELECT * FROM sessions ORDER BY id") == held
@@ -252,7 +252,7 @@ def test_of_many_unreadable_timestamps_the_first_20_are_shown_and_all_are_counte
     assert first == "30 values cannot be converted (the first 20 are shown); nothing was changed."
     assert len(lines) == 20
     assert lines[0] == "  table 'sessions', id 's00', column 'created_at': '?' is in no known timestamp format"
-    assert last == "Correct them, timestamps as 'YYYY-MM-DD HH:MM:SS+00:00', and run the command again."
+    assert last == "Fix them, timestamps as 'YYYY-MM-DD HH:MM:SS+00:00', and run the command again."
 
 
 def test_a_corrected_value_converts_on_the_next_run(empty_url: str):
@@ -289,7 +289,7 @@ def test_what_only_sqlite_can_hold_is_refused_with_table_and_row(empty_url: str,
             "  table 'sessions', id 'blob', column 'agent_name': b'\\x00\\xff' is no text\n"
             "  table 'sandboxes', id 'good', column 'workspace_dir': b'/\\xff' is no UTF-8 text\n"
             "  table 'api_keys', id 'good', column 'created_at': b'1' is no text\n"
-            "Correct them, timestamps as 'YYYY-MM-DD HH:MM:SS+00:00', and run the command again."
+            "Fix them, timestamps as 'YYYY-MM-DD HH:MM:SS+00:00', and run the command again."
         )
         assert rows(connection, "SELECT count(*) FROM sessions") == [(3,)]
 
@@ -320,7 +320,7 @@ def test_an_instant_that_the_old_server_cannot_read_stops_the_way_back(empty_url
         assert str(refusal.value) == (
             "1 value cannot be converted; nothing was changed.\n"
             f"  table 'sandboxes', id '1', column 'last_used_at': '{value}' is no timestamp\n"
-            "Correct them, timestamps as 'YYYY-MM-DD HH:MM:SS+00:00', and run the command again."
+            "Fix them, timestamps as 'YYYY-MM-DD HH:MM:SS+00:00', and run the command again."
         )
         assert rows(connection, f"SELECT count(*) FROM sandboxes WHERE last_used_at = '{value}'") == [(1,)]
 
@@ -469,7 +469,9 @@ def test_a_file_that_is_no_database_is_refused_in_a_sentence(empty_url: str, eng
     with opened(empty_url) as connection, pytest.raises(CommandError) as refusal:
         manage(connection, "migrate", "agentdb")
 
-    assert str(refusal.value) == (f"'{sqlite_path(empty_url)}' is not a SQLite database. Check the database URL.")
+    assert str(refusal.value) == (
+        f"'{sqlite_path(empty_url)}' is not a SQLite database, or it is encrypted. Check the database URL."
+    )
 
 
 def test_migrate_zero_refuses_to_drop_rows_and_names_the_way_that_loses_nothing(url: str):

@@ -6,7 +6,8 @@ from typing import Any
 from django.core.management.base import CommandParser
 from django.db import connections
 
-from agentdb.adoption.execution import AdoptionRefusedError, Listener, Outcome, adopt, look
+from agentdb.adoption.execution import AdoptionRefusedError, Listener, adopt, look
+from agentdb.adoption.plan import Findings, Plan
 from agentdb.adoption.report import as_json, describe_findings, describe_outcome, describe_plan, error_as_json
 from agentdb.errors import AgentDbError
 from agentdb.management.database_command import DatabaseCommand
@@ -25,25 +26,24 @@ class Command(DatabaseCommand):
         super().add_arguments(parser)
 
     def handle(self, *, check: bool, json: bool, no_backup: bool, database: str, **options: Any) -> None:
-        listener = Listener(self.progress.say, self.progress)
-        findings, plan = look(database, listener, backup=not no_backup)
-        outcome = Outcome(findings, plan)
-        self.progress.clear()
-        if not json:
-            self._print(describe_findings(findings))
-            self._print(describe_plan(connections[database], findings, plan))
-        if plan.refusals and not json:
-            raise AdoptionRefusedError(plan.refusals)
-        if plan.has_work and not check:
-            outcome = adopt(database, listener, backup=not no_backup)
+        def found(findings: Findings, plan: Plan) -> None:
+            self.progress.clear()
+            if not json:
+                self._print(describe_findings(findings))
+                self._print(describe_plan(connections[database], findings, plan))
+            if plan.refusals and not json:
+                raise AdoptionRefusedError(plan.refusals)
+
+        run = look if check else adopt
+        outcome = run(database, Listener(self.progress.say, self.progress, found), backup=not no_backup)
         self.progress.clear()
         if json:
             self.print_json(as_json(outcome, checked=check))
-        elif plan.has_work and not check:
+        elif outcome.plan.has_work and not check:
             self._print(describe_outcome(outcome))
-        if plan.refusals:
+        if outcome.plan.refusals:
             sys.exit(2)
-        if plan.has_work and check:
+        if outcome.plan.has_work and check:
             sys.exit(1)
 
     def error_report(self, error: AgentDbError) -> object:

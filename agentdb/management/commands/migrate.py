@@ -5,6 +5,7 @@ from contextlib import suppress
 from typing import Any
 
 from django.core.management import CommandError
+from django.core.management.base import CommandParser
 from django.core.management.commands import migrate
 from django.db import DatabaseError, IntegrityError, OperationalError, connections, router
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -14,6 +15,7 @@ from django.db.migrations.executor import MigrationExecutor
 from agentdb.adoption.fake_initial import refuse_unadopted
 from agentdb.adoption.obstacles import OLD_COLUMNS
 from agentdb.adoption.values import count_rows
+from agentdb.adoption.way_back import back_up_first, leads_back, refuse_others
 from agentdb.checks import adoption_left_to_command
 from agentdb.errors import DatabaseUnavailableError
 from agentdb.faults import Fault, classify, describe_failure
@@ -31,6 +33,17 @@ class Command(AgentDbCommand, migrate.Command):
     refused = 1  # as Django's own
     changed = False
 
+    def add_arguments(self, parser: CommandParser) -> None:
+        super().add_arguments(parser)
+        parser.add_argument(
+            "--force",
+            action="store_true",
+            help="Go back to the old server's tables although other connections are open.",
+        )
+        parser.add_argument(
+            "--no-backup", action="store_true", help="Do not copy a SQLite file before going back to the old server's."
+        )
+
     def check(self, *args: Any, **options: Any) -> Any:
         # handle() says the same of agentdb.E001, and knows about --fake-initial.
         with adoption_left_to_command():
@@ -38,8 +51,10 @@ class Command(AgentDbCommand, migrate.Command):
 
     def handle(self, *args: Any, **options: Any) -> None:
         connection = connections[options["database"]]
-        if (options["plan"] or options["check_unapplied"]) and (path := sqlite_path(connection)) is not None:
-            check_sqlite_file(path)  # looking would make an empty file of a misspelt name
+        only_looks = options["plan"] or options["check_unapplied"]
+        # Looking would make an empty file of a misspelt name.
+        if (path := sqlite_path(connection)) is not None and (only_looks or path.exists()):
+            check_sqlite_file(path)
         if options["verbosity"]:
             self.stderr.write(f"{open_channel(connection).describe()}.", style_func=str)
         if not self._changes_agentdb(connection, options):
@@ -52,11 +67,16 @@ class Command(AgentDbCommand, migrate.Command):
             super().handle(*args, **options)
             return
         try:
+            goes_back = not options["fake"] and leads_back(connection, options["migration_name"])
+            if goes_back and not options["force"]:
+                refuse_others(connection)
             with migration_lock(connection, lambda: self._say_waiting(options["verbosity"])):
                 if not options["fake"] and options["migration_name"] != "zero":
                     self._refuse_unadopted(connection, fake_initial=options["fake_initial"])
                 elif not options["fake"]:
                     self._confirm_loss(connection)
+                if goes_back and not options["no_backup"]:
+                    back_up_first(connection, self.progress)
                 with saying(lambda text: self._say_step(text, options["verbosity"])):
                     super().handle(*args, **options)
         except KeyboardInterrupt:

@@ -1,0 +1,160 @@
+"""Which index, constraint or statistics of the operator's keeps PostgreSQL from changing a column's type.
+
+The server rebuilds them by itself and does not say which one failed. They are tried one by one on temporary tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from django.db import DatabaseError, OperationalError, transaction
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from agentdb.adoption.dependents import ANEW, Query, Run, cannot_be_made_again, column_numbers
+from agentdb.adoption.obstacles import OLD_COLUMNS, first_line
+from agentdb.errors import SchemaMismatchError
+from agentdb.schema.sqltext import quote_name
+
+_FINAL_TYPES = {"timestamp": "timestamp with time zone", "integer": "integer"}
+
+
+@dataclass(frozen=True, slots=True)
+class _Definition:
+    """An index or a constraint; ``table`` as SQL spells it on the search path."""
+
+    title: str
+    table: str
+    sql: str
+
+
+@contextmanager
+def naming_culprits(connection: BaseDatabaseWrapper, changing: Mapping[str, Collection[str]]) -> Iterator[None]:
+    """Name what made the block fail: ``SchemaMismatchError``. ``changing`` has every table, with its changing columns.
+
+    The block is undone before anything is tried.
+    """
+    try:
+        with transaction.atomic(using=connection.alias):
+            yield
+    except OperationalError:
+        raise  # a lock, a limit or a full disk
+    except DatabaseError as error:
+        raise SchemaMismatchError(_culprit(connection, changing) or explain(first_line(error))) from error
+    except SchemaMismatchError as error:
+        if type(error) is not SchemaMismatchError or str(error).endswith(ANEW):
+            raise
+        raise SchemaMismatchError(_culprit(connection, changing) or explain(str(error))) from error
+
+
+def explain(reason: str) -> str:
+    reason = reason.removesuffix(".").replace("; nothing was changed", "")
+    return (
+        f"The adoption would fail on what was built around the tables: {reason}. Rename or drop that, run the command "
+        "again, and create it anew."
+    )
+
+
+def _culprit(connection: BaseDatabaseWrapper, changing: Mapping[str, Collection[str]]) -> str | None:
+    def query(sql: str, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
+        with connection.cursor() as cursor:
+            cursor.execute(sql, parameters)
+            return list(cursor.fetchall())
+
+    def run(sql: str) -> None:
+        with connection.cursor() as cursor:
+            cursor.execute(sql, None)
+
+    [(may_create, schemas)] = query(
+        "SELECT has_database_privilege(current_database(), 'TEMPORARY'), current_schemas(false)", []
+    )
+    if not may_create:
+        return None
+    try:
+        with transaction.atomic(using=connection.alias):
+            definitions = _definitions(query, column_numbers(query, changing))
+            # There every name hides the real one.
+            run(f"SET LOCAL search_path = {', '.join(map(quote_name, ['pg_temp', *schemas]))}")
+            for table, columns in changing.items():
+                doubtful = [definition for definition in definitions if definition.table == table]
+                _try_with_final_types(query, run, schemas[0], table, columns, doubtful)
+            transaction.set_rollback(True, using=connection.alias)
+    except SchemaMismatchError as error:
+        return str(error)
+    except DatabaseError:
+        pass  # the reason that is known has to do
+    return None
+
+
+_CONSTRAINTS = """
+    SELECT k.conname, k.contype::text, k.conrelid, k.conrelid::regclass::text, pg_get_constraintdef(k.oid, true),
+        k.conkey
+    FROM pg_constraint k
+    WHERE k.conrelid = ANY(%s::oid[]) AND k.contype IN ('x', 'c')
+    ORDER BY k.conrelid, k.conname
+"""
+
+_INDEXES = """
+    SELECT c.relname, i.indrelid, i.indrelid::regclass::text, pg_get_indexdef(i.indexrelid, 0, true),
+        ARRAY(SELECT refobjsubid FROM pg_depend WHERE classid = 'pg_class'::regclass AND objid = i.indexrelid
+            AND refclassid = 'pg_class'::regclass AND refobjid = i.indrelid)
+    FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
+    WHERE i.indrelid = ANY(%s::oid[])
+        AND NOT EXISTS (SELECT FROM pg_constraint WHERE conindid = i.indexrelid AND contype IN ('p', 'u', 'x'))
+    ORDER BY c.relname
+"""
+
+
+# Those of plain columns read no value.
+_STATISTICS = """
+    SELECT stxname, stxrelid::regclass::text, pg_get_statisticsobjdef(oid) FROM pg_statistic_ext
+    WHERE stxrelid = ANY(%s::oid[]) AND stxexprs IS NOT NULL ORDER BY stxname
+"""
+
+
+def _definitions(query: Query, columns: Mapping[int, Collection[int]]) -> list[_Definition]:
+    """The indexes, constraints and statistics that read a column whose type changes."""
+    oids = list(columns)
+    found = [
+        _Definition(f"Index {name!r} of table {table!r}", table, sql)
+        for name, oid, table, sql, numbers in query(_INDEXES, [oids])
+        if set(numbers) & set(columns[oid])
+    ]
+    found += [
+        _Definition(f"Statistics {name!r} of table {table!r}", table, sql)
+        for name, table, sql in query(_STATISTICS, [oids])
+    ]
+    for name, kind, oid, table, definition, numbers in query(_CONSTRAINTS, [oids]):
+        if set(numbers or ()) & set(columns[oid]):
+            word = "Exclusion constraint" if kind == "x" else "Check"
+            sql = f"ALTER TABLE {table} ADD CONSTRAINT {quote_name(name)} {definition}"
+            found.append(_Definition(f"{word} {name!r} of table {table!r}", table, sql))
+    return found
+
+
+def _try_with_final_types(
+    query: Query, run: Run, schema: str, table: str, changing: Collection[str], definitions: Collection[_Definition]
+) -> None:
+    """Raise ``SchemaMismatchError`` that names the first definition that fails."""
+    if not definitions:
+        return
+    [(names,)] = query(
+        "SELECT array_agg(attname::text ORDER BY attnum) FROM pg_attribute WHERE attrelid = %s::regclass AND attnum > 0"
+        " AND NOT attisdropped",
+        [f"{quote_name(schema)}.{quote_name(table)}"],
+    )
+    types = {column: _FINAL_TYPES.get(OLD_COLUMNS[table][column], "text") for column in changing}
+    parts = [f"NULL::{types[name]} AS {quote_name(name)}" if name in types else quote_name(name) for name in names]
+    run(
+        f"CREATE TABLE {quote_name(table)} AS SELECT {', '.join(parts)} FROM {quote_name(schema)}.{quote_name(table)}"
+        " WITH NO DATA"
+    )
+    for definition in definitions:
+        try:
+            run(definition.sql)
+        except OperationalError:
+            raise
+        except DatabaseError as error:
+            raise SchemaMismatchError(cannot_be_made_again(definition.title, error)) from error

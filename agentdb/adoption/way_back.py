@@ -1,0 +1,106 @@
+"""Before the tables become the old server's again: who else has the database open, and a backup of a SQLite file."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from agentdb.adoption.shapes import NATIVE
+from agentdb.adoption.sqlite_backup import back_up
+from agentdb.errors import InvalidInputError
+from agentdb.schema.inspection import sqlite_path
+from agentdb.schema.migration_record import migration_names, recorded_migrations
+from agentdb.sqlite_files import descriptors, identity, is_kept_open
+
+_SHOWN = 10
+# A server notices only after a moment that a program has gone.
+_LOOKS = 20
+_SECONDS_BETWEEN_LOOKS = 0.05
+_PROCESSES = Path("/proc")  # Linux; elsewhere the processes of a file are not known
+
+
+class Progress(Protocol):
+    def __call__(self, table: str, done: int, total: int) -> None: ...
+
+    def say(self, text: str) -> None: ...
+
+
+_SESSIONS = """
+    SELECT pid, coalesce(nullif(application_name, ''), 'unnamed'), usename, coalesce(host(client_addr), 'local')
+    FROM pg_stat_activity
+    WHERE datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid()
+    ORDER BY pid
+"""
+
+
+def leads_back(connection: BaseDatabaseWrapper, target: str | None) -> bool:
+    """Whether ``migrate agentdb TARGET`` undoes the conversion of the timestamps."""
+    names = [name for name in migration_names() if target and name.startswith(target)]
+    is_before = target == "zero" or (len(names) == 1 and names[0] < NATIVE)
+    return is_before and NATIVE in recorded_migrations(connection)
+
+
+def refuse_others(connection: BaseDatabaseWrapper) -> None:
+    """Raise ``InvalidInputError`` that counts and names the other connections to the database.
+
+    A program that keeps running would write timestamps in the form that its tables no longer have.
+    """
+    if connection.vendor == "sqlite":
+        path = sqlite_path(connection)
+        if path is None:
+            return  # in memory
+        connection.close()
+        find = partial(_processes, path)
+    else:
+        find = partial(_sessions, connection)
+    for _ in range(_LOOKS):
+        if not (others := list(find())):
+            return
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
+    one = len(others) == 1
+    listed = "".join(f"\n  {other}" for other in others[:_SHOWN])
+    more = f"\n  and {len(others) - _SHOWN} more" if len(others) > _SHOWN else ""
+    raise InvalidInputError(
+        f"{len(others)} other connection{' is' if one else 's are'} open:{listed}{more}\n"
+        f"A running agentdb would lose or corrupt what it writes after the way back. Nothing was changed. Stop "
+        f"{'it' if one else 'them'} and run the command again, or go back all the same with --force."
+    )
+
+
+def _sessions(connection: BaseDatabaseWrapper) -> Iterator[str]:
+    with connection.cursor() as cursor:
+        cursor.execute(_SESSIONS)
+        for pid, name, role, client in cursor.fetchall():
+            yield f"process {pid} of the server: {name}, role {role}, from {client}"
+
+
+def _processes(path: Path) -> Iterator[str]:
+    """Each process that has the file open, once for each of its descriptors."""
+    file = identity(path)
+    own = [number for number in descriptors() if identity(number) == file and not is_kept_open(number)]
+    yield from (f"process {os.getpid()}: this program" for _ in own)
+    for folder in _PROCESSES.glob("[0-9]*"):
+        if folder.name == str(os.getpid()):
+            continue
+        try:
+            links = list((folder / "fd").iterdir())
+            command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+        except OSError:  # gone meanwhile, or another user's
+            continue
+        yield from (f"process {folder.name}: {command[:100]}" for link in links if identity(link) == file)
+
+
+def back_up_first(connection: BaseDatabaseWrapper, progress: Progress) -> None:
+    """Copy a SQLite file beside itself, as an adoption does."""
+    if (path := sqlite_path(connection)) is None:
+        return
+    progress.say("Backing up.")
+    timeout = float(connection.settings_dict["OPTIONS"].get("timeout", 5.0))
+    copy = back_up(path, lambda done, total: progress("backup", done, total), timeout_seconds=timeout)
+    progress.say(f"Backup: {copy}")
