@@ -170,9 +170,9 @@ def _execute(arguments: Sequence[str]) -> str:
 def _name_database() -> None:
     from django.db import connections
 
-    from agentdb.serving.connections import open_channel
+    from agentdb.serving.connections import describe
 
-    sys.stderr.write(f"{open_channel(connections['default']).describe()}.\n")
+    sys.stderr.write(f"{describe(connections['default'])}.\n")
 
 
 def _complete() -> int:

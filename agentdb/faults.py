@@ -37,7 +37,9 @@ class Fault(Enum):
     STALE_STATEMENT = auto()  # the prepared statement no longer fits the table
     STATEMENT_GONE = auto()  # the server does not know the prepared statement, or another of that name
     LOST = auto()  # the connection is gone
+    SILENT = auto()  # gone too, given up because no answer came in time
     UNANSWERED = auto()  # gone, or given up, before the answer to a write came
+    UNSURE = auto()  # the write failed so late that it may be stored
     MISMATCH = auto()  # a table, column or constraint is missing, of another type, or not ours
     UNREADABLE = auto()  # a stored value that the column's type cannot hold in Python
     BAD_VALUE = auto()  # a value that the server cannot store, convert or compare
@@ -54,6 +56,9 @@ class Fault(Enum):
 # The server rejected these as a whole, so a retry is safe. After a lost connection it is not: the statement may have
 # run.
 REFUSED = (Fault.CONFLICT, Fault.STALE_STATEMENT, Fault.STATEMENT_GONE)
+
+# After these the connection is not used again: it is gone, or has what must be prepared anew.
+NOT_KEPT = (Fault.LOST, Fault.SILENT, Fault.UNANSWERED, Fault.UNSURE, Fault.STALE_STATEMENT, Fault.STATEMENT_GONE)
 
 _BY_STATE = {
     "08007": Fault.UNANSWERED,  # transaction_resolution_unknown
@@ -74,6 +79,7 @@ _BY_STATE = {
     # With these the server ends the connection; that it has ended may not be known here yet.
     **dict.fromkeys(("25P03", "25P04", "57P01", "57P02", "57P03", "57P05"), Fault.LOST),
 }
+_BY_TYPE = {"CallTimeout": Fault.SILENT, "NotReplicated": Fault.UNSURE}  # agentdb's own; see connections/
 _BY_CLASS = {"08": Fault.LOST, "22": Fault.BAD_VALUE, "23": Fault.MISMATCH, "42": Fault.MISMATCH}
 _STALE_PLAN = "cached plan must not change result type"
 
@@ -92,7 +98,7 @@ _BY_NAME = {
     "SQLITE_READONLY": Fault.READ_ONLY,
     "SQLITE_FULL": Fault.FULL,
     "SQLITE_CANTOPEN": Fault.UNAVAILABLE,
-    "SQLITE_IOERR": Fault.UNAVAILABLE,
+    "SQLITE_IOERR": Fault.UNSURE,  # what was written before a sync failed may be found after a crash
 }
 # SQLite's words, which are the same in every language: other builds of ``sqlite3``, in the standard one's place, have
 # errors without a name, or with the name of the family alone.
@@ -154,6 +160,8 @@ def classify(error: BaseException, *, connected: bool = True) -> Fault:
     error = driver_error(error)
     if isinstance(error, sqlite3.Error | sqlite3.Warning):
         return _classify_sqlite(error)
+    if known := _BY_TYPE.get(type(error).__name__):
+        return known
     state = _sqlstate(error)
     if state == "0A000" and _STALE_PLAN in str(error):
         return Fault.STALE_STATEMENT
@@ -286,11 +294,17 @@ _SENTENCES: dict[Fault, tuple[type[AgentDbError], str]] = {
         "{place} does not have the tables agentdb works on: {reason}. Run 'agentdb verifydb'.",
     ),
     Fault.UNREADABLE: (SchemaMismatchError, "{place} holds a value that cannot be read: {reason}."),
-    Fault.LOST: (DatabaseUnavailableError, "{place} dropped the connection: {reason}."),
+    **dict.fromkeys(
+        (Fault.LOST, Fault.SILENT), (DatabaseUnavailableError, "{place} dropped the connection: {reason}.")
+    ),
     Fault.UNANSWERED: (
         OutcomeUnknownError,
         "{place} did not answer before the connection was lost: {reason}. "
         "The write may be stored or not: read, then decide.",
+    ),
+    Fault.UNSURE: (
+        OutcomeUnknownError,
+        "{place} failed while it stored the write: {reason}. The write may be stored or not: read, then decide.",
     ),
     **dict.fromkeys(
         (

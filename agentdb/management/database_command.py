@@ -14,7 +14,7 @@ from django.db import DEFAULT_DB_ALIAS, connections
 from agentdb.errors import AgentDbError
 from agentdb.management.output import Output, write_any_character
 from agentdb.management.progress import ProgressLine
-from agentdb.serving.connections import open_channel
+from agentdb.serving.connections import describe
 
 INTERRUPTED = 130  # as a shell counts it: 128 and the number of SIGINT
 
@@ -108,7 +108,7 @@ class DatabaseCommand(AgentDbCommand):
     def name_database(self, alias: str, verbosity: int) -> None:
         """Say which database it is, beside the results."""
         if verbosity:
-            self.stderr.write(f"{open_channel(connections[alias]).describe()}.", style_func=str)
+            self.stderr.write(f"{describe(connections[alias])}.", style_func=str)
 
     @staticmethod
     def _add_database(parser: argparse.ArgumentParser, default: str) -> None:

@@ -27,7 +27,7 @@ from agentdb.schema.inspection import (
     translated_errors,
 )
 from agentdb.schema.spelling import is_spelt_as_agentdb_does
-from agentdb.serving.connections import open_channel
+from agentdb.serving.connections import describe
 
 # Rows are hashed by the block, in the order of their keys: a resumed copy has the same blocks.
 _ROWS_A_BLOCK = 10_000
@@ -78,7 +78,7 @@ def copy(
         if (path := sqlite_path(writing)) is not None and path.exists():
             check_sqlite_file(path)
         _refuse_unusable(reading, writing)
-        place = open_channel(connections[source]).describe()
+        place = describe(connections[source])
         with translated_errors(writing):
             _migrate_if_unfinished(writing, target)
             done = _begin(writing, place)
@@ -312,7 +312,7 @@ def _check_schema(connection: BaseDatabaseWrapper, named: BaseDatabaseWrapper) -
 
 def _check_migrations(connection: BaseDatabaseWrapper, named: BaseDatabaseWrapper) -> str:
     """Refuse a database that lacks migrations; return its name."""
-    place = open_channel(named).describe()
+    place = describe(named)
     if pending := migration_record.pending_migrations(connection):
         raise SchemaOutOfDateError(
             f"{place} lacks the migrations {', '.join(pending)}. Run 'agentdb baselinedb' on a database of the old "

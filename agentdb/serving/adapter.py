@@ -45,9 +45,11 @@ from agentdb.interface import (
 )
 from agentdb.keys import KeyHashes
 from agentdb.schema.other_tables import check_session_tables
-from agentdb.serving.executor import Executor, Threads
+from agentdb.serving.connections.threads import Threads
+from agentdb.serving.executor import Executor
 from agentdb.serving.health import check_health
 from agentdb.serving.host import check_set_up
+from agentdb.serving.transactions import Part
 
 if TYPE_CHECKING:
     from agentdb.serving import queries
@@ -246,14 +248,14 @@ class DjangoDb(Db):
         values = {"ended_before": aware_instant("ended_before", ended_before), "limit": page_limit(limit)}
         tables = other_tables("also", also)
 
-        def prune() -> int:
+        def prune(inside: Executor) -> int:
             check_session_tables(connections[self.alias], tables)
-            pruned = self._executor.all(SessionRecord, queries.PRUNE_SESSIONS, **values)
+            pruned = inside.all(SessionRecord, queries.PRUNE_SESSIONS, **values)
             ids = json.dumps([session.id for session in pruned])
             if pruned:
-                self._executor.count(queries.PRUNE_SANDBOXES, session_ids=ids)
+                inside.count(queries.PRUNE_SANDBOXES, session_ids=ids)
                 for table in tables:
-                    self._executor.count(queries.delete_rows_of_sessions(table), session_ids=ids)
+                    inside.count(queries.delete_rows_of_sessions(table), session_ids=ids)
             return len(pruned)
 
         return self._executor.transaction(prune)
@@ -461,8 +463,11 @@ class DjangoDb(Db):
         tenant_id = identifier("Tenant id", tenant_id)
         if (own := self._executor.tenant_id) is not None:
             check_tenant(own, tenant_id)
+        return self._on(self._executor.of_tenant(tenant_id))
+
+    def _on(self, executor: Executor) -> DjangoDb:
         view = copy(self)
-        view._executor = self._executor.of_tenant(tenant_id)
+        view._executor = executor
         return view
 
     def _tenant(self, tenant_id: str) -> str:
@@ -477,7 +482,16 @@ class DjangoDb(Db):
 
     def run_transaction(self, fn: Callable[[Db], R]) -> R:
         plain_function(fn)
-        return self._executor.transaction(lambda: plain_result(fn(self)))
+        return self._executor.transaction(lambda inside: plain_result(fn(self._on(inside))))
+
+    def _begin(self) -> tuple[DjangoDb, Part]:
+        """Begin a transaction for calls that come one by one from this thread; see ``Executor.begin``."""
+        inside, part = self._executor.begin()
+        return self._on(inside), part
+
+    def _end(self, part: Part) -> None:
+        """Undo what was neither committed nor undone; see ``Executor.end``."""
+        self._executor.end(part)
 
     def health(self) -> Health:
         return check_health(self._executor.threads)

@@ -1,4 +1,4 @@
-"""Executor: statements and transactions on one of Django's database aliases, tried again where that is safe."""
+"""Executor: statements and transactions on one of Django's database aliases, retried if that is safe."""
 
 from __future__ import annotations
 
@@ -6,28 +6,15 @@ import logging
 import os
 import random
 import sys
-import threading
 import time
 import warnings
-import weakref
 from asyncio import _get_running_loop
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import Any, TypeVar, cast
 
-from django.core.exceptions import ImproperlyConfigured
-from django.db import DEFAULT_DB_ALIAS, connections, transaction
-from django.db.backends.base.base import BaseDatabaseWrapper
-
-from agentdb.errors import (
-    AgentDbError,
-    ConflictError,
-    DatabaseClosedError,
-    DatabaseUnavailableError,
-    DuplicateKeyError,
-    InvalidInputError,
-)
-from agentdb.faults import REFUSED, Fault, driver_error, explain, said_by_server
+from agentdb.errors import AgentDbError, DatabaseClosedError, DuplicateKeyError
+from agentdb.faults import NOT_KEPT, REFUSED, Fault, driver_error, explain
 from agentdb.schema.unreadable import unreadable_values
 from agentdb.serving.compiled import (
     Delete,
@@ -43,12 +30,10 @@ from agentdb.serving.compiled import (
     together,
     unless_taken,
 )
-from agentdb.serving.connection_limit import ConnectionLimit
-from agentdb.serving.connections import open_channel
-from agentdb.serving.connections.base import Channel
-from agentdb.serving.forking import forking, leave_to_the_parent
-from agentdb.serving.host import cannot_load
-from agentdb.serving.watchdog import watchdog
+from agentdb.serving.connections.base import Connection, Slot
+from agentdb.serving.connections.threads import Threads
+from agentdb.serving.forking import forking
+from agentdb.serving.transactions import Block, Part, Savepoint, Transaction, block_of
 
 R = TypeVar("R")
 Q = TypeVar("Q", bound=Query)
@@ -61,234 +46,43 @@ _LONGEST_DELAY_SECONDS = 0.5
 # What a conversion raises over text that is no timestamp, over a number or bytes, and over year 0 in UTC.
 _UNREADABLE = (ValueError, AttributeError, OverflowError)
 
-_SPOILED = (
-    "The transaction failed inside the function, which went on after the error; nothing of it is stored. "
-    "Let the error leave the function, or undo the part that may fail with an inner run_transaction()."
-)
-_FORKED = (
-    "This process was forked inside a transaction, which is the parent's; nothing of it is stored from here. "
-    "Leave the transaction before you call the Db in the child."
-)
-_CLOSED = "The Db is closed. Open another one with agentdb.connect()."
-
 logger = logging.getLogger("agentdb")
 
 # Django's own word for "I know what I do": it lets a connection be opened there.
 _warn_in_loops = "DJANGO_ALLOW_ASYNC_UNSAFE" not in os.environ
 
 
-class _EndOfThread:
-    """Closes, as its thread ends, the connections of a host's aliases that are open there: nobody else would.
-
-    A host's pool would count them as handed out for ever.
-    """
-
-    def __init__(self) -> None:
-        self.wrappers: list[BaseDatabaseWrapper] = []
-
-    def __del__(self) -> None:
-        for wrapper in self.wrappers:
-            if not wrapper.allow_thread_sharing:
-                # Django refuses it in another thread, as in the child of a fork, which clears up after all threads.
-                with suppress(Exception):
-                    wrapper.close()
-
-
-_thread = threading.local()
-
-
-def _close_at_end_of_thread(wrapper: BaseDatabaseWrapper) -> None:
-    if threading.current_thread() is threading.main_thread():
-        return
-    if not hasattr(_thread, "end"):
-        _thread.end = _EndOfThread()
-    if wrapper not in _thread.end.wrappers:
-        _thread.end.wrappers.append(wrapper)
-
-
-class Threads:
-    """The connections of one alias, one for each thread that calls, on the connection that Django keeps for it.
-
-    With ``shared`` all threads take turns on one. ``owned`` connections are closed with this; others are the host's.
-    """
-
-    def __init__(self, alias: str, *, owned: bool = False, shared: bool = False) -> None:
-        if alias not in connections.settings:
-            raise InvalidInputError(f"There is no database alias {alias!r}; known are {', '.join(connections)}.")
-        self.alias = alias
-        self.closed = False
-        self._owned = owned
-        self.statements: dict[Query, Statement] = {}
-        self._prepares = True
-        own = connections.settings[alias]
-        most = own.get("AGENTDB", {}).get("max_connections") if owned else None
-        self._limit = ConnectionLimit(most) if most is not None else None
-        self._place: str | None = None
-        self._forget_threads()
-        try:
-            connection = connections[alias]
-        except ImproperlyConfigured as error:
-            reason = cannot_load(connections.settings[alias]["ENGINE"], error)
-            self.forget_alias()
-            raise DatabaseUnavailableError(reason) from error
-        self._shared = open_channel(connection) if shared else None
-        if self._shared:
-            self._shared.wrapper.inc_thread_sharing()
-        forking.include(self, file=own["NAME"] if "sqlite" in own["ENGINE"] else None)
-
-    def describe(self) -> str:
-        """Return the name of the database for a message, without the password."""
-        return self._place or self.channel().describe()
-
-    @property
-    def in_transaction(self) -> bool:
-        """Whether this thread is in a transaction on the alias, its own or the host's."""
-        return bool(self.channel().wrapper.in_atomic_block)
-
-    @property
-    def has_server(self) -> bool:
-        """Whether the database is a server, which may be away, and not a file."""
-        return self.channel().wrapper.vendor != "sqlite"
-
-    def ensure_connected(self) -> None:
-        """Open this thread's connection now; raise ``DatabaseUnavailableError`` if that fails."""
-        channel = self.channel()
-        with channel.lock:
-            channel.began, channel.given_up = time.monotonic(), False
-            try:
-                channel.ensure_alive()
-            finally:
-                channel.began = 0.0
-
-    def open_connections(self) -> int:
-        """Return how many connections of this executor are open in this process."""
-        return sum(channel.wrapper.connection is not None for channel in self.channels())
-
-    def close(self) -> None:
-        """Close the connections, once the calls under way have ended; calling it again does nothing."""
-        if self.closed:
-            return
-        self.closed = True
-        forking.forget(self)
-        if not self._owned:
-            return  # the connections are Django's to close
-        for channel in self.channels():
-            # A call that is under way in another thread ends first.
-            with channel.lock:
-                channel.disconnect()
-            watchdog.forget(channel)
-        if not any(channel.wrapper.in_atomic_block for channel in self.channels()):
-            self.forget_alias()
-
-    def forget_alias(self) -> None:
-        if self._owned and self.alias != DEFAULT_DB_ALIAS:
-            connections.settings.pop(self.alias, None)
-            with suppress(AttributeError):
-                del connections[self.alias]
-
-    def channel(self) -> Channel:
-        """Return this thread's channel; it may not be connected yet."""
-        if self.closed:
-            raise DatabaseClosedError(_CLOSED)
-        try:
-            channel: Channel = self._local.channel
-        except AttributeError:
-            with forking.opening:
-                channel = self._local.channel = self._open_channel()
-        return channel
-
-    def channels(self) -> list[Channel]:
-        """Return the channels of all threads."""
-        with forking.opening:
-            return list(self._channels)
-
-    def may_close(self, channel: Channel) -> bool:
-        """Whether a fork may close this connection: a host's other threads may be using theirs at this moment."""
-        idle = channel is not self._shared and not channel.wrapper.in_atomic_block
-        return idle and (self._owned or channel is self.own_channel())
-
-    def own_channel(self) -> Channel | None:
-        """Return this thread's channel, if it has one."""
-        return getattr(self._local, "channel", None)
-
-    def start_anew(self, held: list[Channel]) -> None:
-        """In the child of a fork: let go of the parent's connections, and know no thread but this one."""
-        own = self.own_channel()
-        if self._shared is not None:
-            # A copy of the database, which is the child's. What a thread of the parent was at is not.
-            if self._shared is not own or self._shared not in held:
-                self._local = threading.local()
-            if self._shared not in held:
-                self._shared.lock = threading.RLock()
-                self._shared.began = 0.0
-                self._shared.settle()
-            return
-        if self._limit is not None:
-            self._limit.start_anew()
-        for channel in self.channels():
-            leave_to_the_parent(channel)
-        if own is not None and own.wrapper.in_atomic_block:
-            # The block goes on in the child, where it must not look as if it were the transaction.
-            own.wrapper.closed_in_transaction = own.wrapper.needs_rollback = True
-            own.failure, own.fault_of_failure = AgentDbError(_FORKED), None
-            own.failed_in = own.wrapper.atomic_blocks[:1]
-            self._channels.clear()
-            self._channels.add(own)
-            return
-        self._forget_threads()
-        with suppress(AttributeError):
-            del connections[self.alias]
-
-    def rest(self) -> None:
-        """Give a connection of the host's pool back: this thread makes no other call for now."""
-        channel = self.own_channel()
-        if channel is not None and not self._owned and channel.is_pooled and not channel.wrapper.in_atomic_block:
-            with channel.lock:
-                channel.wrapper.close()
-
-    def prepare_nothing(self) -> None:
-        """Use no prepared statements from now on, on this thread's connection and new ones."""
-        self._prepares = False
-        self.channel().prepare_nothing()
-
-    def _open_channel(self) -> Channel:
-        if self._shared is not None:
-            connections[self.alias] = self._shared.wrapper
-            channel = self._shared
-        else:
-            channel = open_channel(connections[self.alias])
-        self._place = channel.describe()
-        channel.owned = self._owned
-        if not self._owned:
-            _close_at_end_of_thread(channel.wrapper)
-        if not self._prepares:
-            channel.prepare_nothing()
-        self._channels.add(channel)
-        if self._limit is not None:
-            self._limit.include(channel)
-        watchdog.watch(channel)
-        return channel
-
-    def _forget_threads(self) -> None:
-        self._local = threading.local()
-        self._channels: weakref.WeakSet[Channel] = weakref.WeakSet()
-
-
 class Executor:
     """Runs queries on the connections of one alias; safe to share among threads.
 
-    With a ``tenant_id`` it is a view: every query is narrowed to the rows of that tenant, and inserts are given it.
+    A light view: with a ``tenant_id`` every query is narrowed to the rows of that tenant, and inserts are given it;
+    with a part of a transaction every call is one of that.
     """
 
-    def __init__(self, threads: Threads, tenant_id: str | None = None) -> None:
+    def __init__(self, threads: Threads) -> None:
         self._threads = threads
-        self.tenant_id = tenant_id
+        self._statements: dict[Query, Statement] = {}
+        self.tenant_id: str | None = None
+        self._part: Part | None = None
         self._closed = False
 
     def of_tenant(self, tenant_id: str) -> Executor:
         """Return a view of that tenant's rows, which is closed alone."""
-        self.threads.channel()  # a closed Db says so here already
-        return Executor(self._threads, tenant_id)
+        self.threads.slot()  # a closed Db says so here already
+        view = self._view()
+        view.tenant_id = tenant_id
+        return view
+
+    def inside(self, part: Part) -> Executor:
+        """Return a view whose calls are part of the transaction, and errors once that has ended."""
+        view = self._view()
+        view._part = part
+        return view
+
+    def _view(self) -> Executor:
+        view = Executor(self._threads)
+        view._statements, view.tenant_id, view._part = self._statements, self.tenant_id, self._part
+        return view
 
     @property
     def threads(self) -> Threads:
@@ -299,11 +93,11 @@ class Executor:
 
     def describe(self) -> str:
         """Return the name of the database, and of the tenant, for a message, without the password."""
-        place = self.threads.describe()
+        place = self.threads.engine.describe()
         return place if self.tenant_id is None else f"{place}, tenant {self.tenant_id!r}"
 
     def close(self) -> None:
-        """Close the connections; of a view, this view alone."""
+        """Close the connections; of a tenant's view, this view alone."""
         if self.tenant_id is None:
             self._threads.close()
         else:
@@ -314,20 +108,17 @@ class Executor:
     def first(self, make: Callable[..., R], query: Select | Update | Delete, **values: Any) -> R | None:
         """Return what ``make`` makes of the first row's columns, or None."""
         statement, rows = self._run(query, values, _fetch_all)
-        return self._made(make, statement, rows[0]) if rows else None
+        return self._made(make, statement, rows)[0] if rows else None
 
     def all(self, make: Callable[..., R], query: Select | Update | Delete, **values: Any) -> list[R]:
         """Return what ``make`` makes of each row's columns."""
         statement, rows = self._run(query, values, _fetch_all)
-        try:
-            return [make(*statement.convert(row)) for row in rows]
-        except _UNREADABLE as error:
-            raise _unreadable(self._threads.channel(), statement, error) from error
+        return self._made(make, statement, rows)
 
     def one(self, make: Callable[..., R], query: Insert | SelectCount, **values: Any) -> R:
         """Return what ``make`` makes of the columns of the one row that the query always has."""
-        statement, [row] = self._run(query, values, _fetch_all)
-        return self._made(make, statement, row)
+        statement, rows = self._run(query, values, _fetch_all)
+        return self._made(make, statement, rows)[0]
 
     def count(self, query: Insert | Update | Delete | Together, **values: Any) -> int:
         """Return how many rows the query changed."""
@@ -335,121 +126,117 @@ class Executor:
 
     def count_last(self, *queries: Update | Delete, **values: Any) -> int:
         """Run the queries, all or none, and return how many rows the last one changed; none may need another's."""
-        if self.threads.has_server:
+        if self.threads.engine.has_server:
             return self.count(together(*map(self._narrowed, queries)), **values)
-        return self.transaction(lambda: [self.count(query, **values) for query in queries][-1])
+        return self.transaction(lambda inside: [inside.count(query, **values) for query in queries][-1])
 
     def insert(self, make: Callable[..., R], query: Insert, duplicate: str, **values: Any) -> R:
         """Insert the row and return what ``make`` makes of it; ``duplicate`` is what to say if its key is taken."""
-        channel = self._threads.channel()
+        slot = self.threads.slot()
         try:
-            if channel.aborts_on_error and channel.wrapper.in_atomic_block:
-                # An error would cost a caller that expects the duplicate its whole transaction.
-                quiet = unless_taken(query)
-                statement, (inserted, returned) = self._run(quiet, values, _fetch_inserted)
-                if not inserted:
-                    with self._atomic(channel):  # for what the server says about it
-                        statement, (_, returned) = self._run(query, values, _fetch_inserted)
+            if slot.engine.aborts_on_error and slot.wrapper.in_atomic_block:
+                statement, (_, returned) = self._insert_in_block(query, values)
             else:
                 statement, (_, returned) = self._run(query, values, _fetch_inserted)
-        except ConflictError:
-            # Leaving the savepoint has made Django forget that the transaction cannot go on.
-            channel.wrapper.needs_rollback = channel.wrapper.in_atomic_block
-            raise
         except DuplicateKeyError as error:
             raise DuplicateKeyError(duplicate.format(**values)) from error.__cause__
         if returned:
             [values["now"]] = statement.convert(returned[0])  # by the server's clock
         return make(*statement.given(self._of_tenant(values)))
 
+    def _insert_in_block(self, query: Insert, values: dict[str, Any]) -> tuple[Statement, tuple[int, list[Row]]]:
+        """Insert, and let a taken key not cost the caller, who expects it, the whole transaction."""
+        statement, inserted = self._run(unless_taken(query), values, _fetch_inserted)
+        if inserted[0]:
+            return statement, inserted
+        return self.transaction(lambda inside: inside._run(query, values, _fetch_inserted))
+
     def _run(self, query: Query, values: dict[str, Any], consume: Callable[[Any], R]) -> tuple[Statement, R]:
         """Run the query; return its statement and what ``consume`` makes of the cursor."""
-        channel = self.threads.channel()
+        if self._part is not None:
+            self._part.check()  # before the lock, which another thread's transaction may have
+        slot = self.threads.slot()
         query = self._narrowed(query)
         if _warn_in_loops and _get_running_loop() is not None:
             _warn_of_blocked_loop()
-        if forking.under_way and not channel.wrapper.in_atomic_block:
+        if forking.under_way and not slot.wrapper.in_atomic_block:
             forking.wait()
-        with channel.lock:
-            if self._threads.closed:
-                raise DatabaseClosedError(_CLOSED)
-            if not channel.settled:
-                channel.settle()
-            if channel.wrapper.in_atomic_block and channel.wrapper.needs_rollback:
-                if channel.failure is not None and channel.failed_in == channel.wrapper.atomic_blocks[:1]:
-                    raise channel.failure
-                raise AgentDbError("The transaction has failed already; it can only be undone.")
-            try:
-                statement = self._threads.statements[query]
-            except KeyError:
-                statement = self._threads.statements[query] = query.compile(channel.wrapper)
+        with slot.lock:
+            self._threads.slot()  # closed meanwhile?
+            block = block_of(slot)
+            if block is not None:
+                block.check()
+            statement = self._statements.get(query) or self._compile(query, slot)
             params = statement.bind(self._of_tenant(values))
-            channel.began, channel.given_up = time.monotonic(), False
+            writes = not isinstance(query, Select | SelectCount)
+            if block is not None:
+                return statement, self._run_in_block(slot, block, statement, params, consume)
+            return statement, self._run_alone(slot, statement, params, consume, writes)
+
+    def _compile(self, query: Query, slot: Slot) -> Statement:
+        statement = self._statements[query] = query.compile(slot.wrapper)
+        return statement
+
+    def _run_alone(
+        self, slot: Slot, statement: Statement, params: list[Any], consume: Callable[[Any], R], writes: bool
+    ) -> R:
+        """Run the statement as a transaction of its own; retry if that cannot do anything twice."""
+        delays = None
+        lost_before = False
+        while True:
             try:
-                return statement, consume(channel.execute(statement.sql, params))
-            except channel.errors as error:
+                connection = slot.ready()
+                result = _consumed(slot, connection, statement, params, consume)
+                if writes:
+                    connection.confirm()
+                return result
+            except slot.engine.errors as error:
                 failure = driver_error(error)
             except BaseException:
-                channel.interrupted()
+                slot.interrupted()
                 raise
-            finally:
-                began, channel.began = channel.began, 0.0
-                channel.used = began
-                if channel.slow_call_seconds is not None:
-                    _log_if_slow(channel, began, statement.sql)
-            reads_only = isinstance(query, Select | SelectCount)
-            return statement, self._recover(channel, statement, params, consume, reads_only, failure)
-
-    def _recover(
-        self,
-        channel: Channel,
-        statement: Statement,
-        params: list[Any],
-        consume: Callable[[Any], R],
-        reads_only: bool,
-        failure: BaseException,
-    ) -> R:
-        """Try again where that cannot do anything twice; else raise the failure in agentdb's terms."""
-        may_retry = not channel.wrapper.in_atomic_block
-        writes_at_once = may_retry and not reads_only
-        for delay in _delays():
-            fault = _outcome(channel.fault(failure), failure, committing=writes_at_once)
+            fault = slot.fault(failure, writing=writes)
             if fault is Fault.STATEMENT_GONE:
-                self._statement_gone(channel)
-            if (
-                not may_retry
-                or channel.given_up
-                or delay is None
-                or (fault not in REFUSED and not (fault is Fault.LOST and reads_only))
-            ):
-                break
-            _log_retry(channel, failure)
-            if fault in (Fault.LOST, Fault.STALE_STATEMENT, Fault.STATEMENT_GONE):
-                channel.disconnect()
-                reads_only = False  # a second loss is the server's state, not the connection's
-            else:
+                self._prepare_nothing()
+            if fault in NOT_KEPT:
+                slot.discard()
+            # A second loss is the server's state, and not the connection's.
+            is_safe = fault in REFUSED or (fault is Fault.LOST and not writes and not lost_before)
+            delays = delays or retry_delays()
+            delay = next(delays) if is_safe else None
+            if delay is None:
+                raise _explained(slot, statement, fault, failure) from failure
+            _log_retry(slot, failure)
+            lost_before = fault is Fault.LOST
+            if fault is Fault.CONFLICT:
                 time.sleep(delay)
-            channel.began = time.monotonic()
-            try:
-                return consume(channel.execute(statement.sql, params))
-            except channel.errors as error:
-                failure = driver_error(error)
-            finally:
-                channel.began = 0.0
-        if fault in (Fault.LOST, Fault.UNANSWERED):
-            channel.disconnect()
-        if fault is Fault.UNREADABLE:
-            raise _unreadable(channel, statement, failure) from failure
-        if channel.wrapper.in_atomic_block and fault is not Fault.DUPLICATE:
-            channel.wrapper.needs_rollback = True
-            raise _doom(channel, fault, failure) from failure
-        raise channel.explain(fault, failure) from failure
 
-    def _statement_gone(self, channel: Channel) -> None:
+    def _run_in_block(
+        self, slot: Slot, block: Block, statement: Statement, params: list[Any], consume: Callable[[Any], R]
+    ) -> R:
+        """Run the statement in the open transaction; only that can be retried, as a whole."""
+        try:
+            return _consumed(slot, slot.open_in_block(), statement, params, consume)
+        except slot.engine.errors as error:
+            failure = driver_error(error)
+        except BaseException:
+            slot.interrupted()
+            raise
+        fault = slot.fault(failure, writing=False)
+        if fault is Fault.STATEMENT_GONE:
+            self._prepare_nothing()
+        explained = _explained(slot, statement, fault, failure)
+        if fault not in (Fault.DUPLICATE, Fault.UNREADABLE):
+            block.fail(explained, fault)
+        if fault in (Fault.LOST, Fault.SILENT):
+            slot.discard()
+        raise explained from failure
+
+    def _prepare_nothing(self) -> None:
         logger.warning(
             "%s lost a prepared statement, as a pooler between here and there does; nothing more is prepared. "
             "Add prepare=off to the database URL.",
-            channel.describe(),
+            self._threads.engine.describe(),
         )
         self._threads.prepare_nothing()
 
@@ -462,160 +249,106 @@ class Executor:
     def _of_tenant(self, values: dict[str, Any]) -> dict[str, Any]:
         return values if self.tenant_id is None else {**values, "tenant_id": self.tenant_id}
 
-    def _made(self, make: Callable[..., R], statement: Statement, row: Row) -> R:
+    def _made(self, make: Callable[..., R], statement: Statement, rows: list[Row]) -> list[R]:
         try:
-            return make(*statement.convert(row))
+            return [make(*statement.convert(row)) for row in rows]
         except _UNREADABLE as error:
-            raise _unreadable(self._threads.channel(), statement, error) from error
+            raise _unreadable(self._threads.slot(), statement, error) from error
 
     # -- transactions
 
-    def transaction(self, work: Callable[[], R]) -> R:
-        """Call ``work``, all its statements in one transaction, again after a conflict; return its result."""
-        channel = self.threads.channel()
-        with channel.lock:
-            if channel.wrapper.in_atomic_block:
-                # Part of the transaction around it, which alone can be tried again; undone alone if work fails.
-                try:
-                    with translated(channel), self._atomic(channel):
-                        result = work()
-                        self._refuse_spoiled(channel)
-                        return result
-                except BaseException:
-                    self._forgive(channel)
-                    raise
-            for delay in _delays():
-                try:
-                    try:
-                        return self._attempt(channel, work)
-                    finally:
-                        if self._threads.closed:  # by work; Django has needed the alias up to here
-                            self._threads.forget_alias()
-                except ConflictError as error:
-                    if error is not channel.failure or channel.fault_of_failure not in REFUSED or delay is None:
-                        raise
-                    _log_retry(channel, error.__cause__ or error)
-                    if channel.fault_of_failure in (Fault.STALE_STATEMENT, Fault.STATEMENT_GONE):
-                        channel.disconnect()
-                    time.sleep(delay)
-            raise AssertionError("unreachable: the last try returns or raises")
+    def transaction(self, work: Callable[[Executor], R]) -> R:
+        """Call ``work`` with a view whose calls are one transaction, again after a conflict; return its result.
 
-    @staticmethod
-    def _forgive(channel: Channel) -> None:
-        """Once an inner transaction is undone, what failed in it is no failure of the outer one, if that can go on."""
-        if channel.wrapper.needs_rollback or channel.wrapper.closed_in_transaction:
-            return
-        if channel.fault_of_failure in REFUSED:
-            channel.wrapper.needs_rollback = channel.wrapper.in_atomic_block  # only all of it can be tried again
-        else:
-            channel.failure = None
-
-    def _attempt(self, channel: Channel, work: Callable[[], R]) -> R:
-        channel.failure = None
-        if not channel.settled:
-            channel.settle()
-        channel.given_up = channel.committing = False
-        channel.began = time.monotonic()
-        with translated(channel):
-            channel.ensure_alive()  # while it may still be replaced, which it may not in a transaction
-        channel.settled = False
-        try:
-            with translated(channel), self._outermost(channel):
-                channel.settled = True
-                try:
-                    result = work()
-                finally:
-                    channel.settled = False
-                if self._threads.closed:
-                    raise DatabaseClosedError(_CLOSED)
-                self._refuse_spoiled(channel)
-        finally:
-            channel.began, channel.committing = 0.0, False
-            channel.settle()
-        if channel.wrapper.run_on_commit:
-            channel.wrapper.run_and_clear_commit_hooks()  # the host's
-        return result
-
-    @contextmanager
-    def _outermost(self, channel: Channel) -> Iterator[None]:
-        """Begin and commit on the driver's connection, and let Django know: its own way takes three times as long.
-
-        Once it is undone, the rest is Django's. What an exception from nowhere interrupts here, ``settle`` mends.
+        Inside a transaction it is a part of that, which is undone alone if ``work`` fails.
         """
-        wrapper = channel.wrapper
-        block = transaction.atomic(using=self._threads.alias)
-        channel.begin()
-        wrapper.commit_on_exit, wrapper.needs_rollback = True, False
-        wrapper.autocommit, wrapper.in_atomic_block = False, True
-        wrapper.atomic_blocks.append(block)
-        channel.began = 0.0
-        try:
-            yield
-            channel.began, channel.committing = time.monotonic(), True
-            with translated(channel):  # before Django, as it undoes, replaces a connection that was lost
-                channel.commit()
-        except BaseException as error:
-            if not channel.committing or isinstance(error, AgentDbError):
-                channel.began = time.monotonic()
-                channel.undo()
-                block.__exit__(type(error), error, error.__traceback__)
-            raise
-        wrapper.atomic_blocks.pop()
-        wrapper.autocommit, wrapper.in_atomic_block = True, False
-
-    @contextmanager
-    def _atomic(self, channel: Channel) -> Iterator[None]:
-        """Django's savepoint, whose own statements may not take longer than a call either."""
-        channel.began = time.monotonic()
-        raised: BaseException | None = None
-        try:
-            with transaction.atomic(using=self._threads.alias):
-                channel.began = 0.0
+        if self._part is not None:
+            self._part.check()
+        slot = self.threads.slot()
+        with slot.lock:
+            for delay in retry_delays():
+                part = self._part_of(slot)
                 try:
-                    yield
+                    part.begin()
+                    result = work(self.inside(part))
+                    self._threads.slot()  # closed by work?
+                    part.commit()
+                    return result
                 except BaseException as error:
-                    raised = error
-                    raise
+                    part.undo(error)
+                    if delay is None or not part.may_be_retried or not isinstance(error, Exception):
+                        raise
+                    _log_retry(slot, error.__cause__ or error)
                 finally:
-                    channel.began = time.monotonic()
-        except BaseException as error:
-            if error is not raised and not isinstance(error, channel.errors):
-                # From nowhere, while the savepoint was set, kept or undone: only all of it can be undone now.
-                channel.wrapper.needs_rollback = channel.wrapper.in_atomic_block
+                    part.is_over = True  # a plain store: nothing can come between
+                    if self._threads.closed:
+                        self._threads.forget_alias()  # Django has needed it up to here
+                time.sleep(delay)
+        raise AssertionError("unreachable: the last try returns or raises")
+
+    def begin(self) -> tuple[Executor, Part]:
+        """Begin a transaction, or a part of the one that is open, for calls that come one by one from this thread.
+
+        Return a view whose calls are part of it, and the part: the caller ends it with ``commit()`` or ``undo()``, and
+        then calls ``end()``, all from the same thread. If ``part.may_be_retried``, do the same again after the next of
+        ``retry_delays()``.
+        """
+        slot = self.threads.slot()
+        part = self._part_of(slot)
+        slot.lock.acquire()
+        try:
+            part.begin()
+        except BaseException:
+            self.end(part)
             raise
+        return self.inside(part), part
+
+    def end(self, part: Part) -> None:
+        """Undo what was neither committed nor undone, and let others have the connection again."""
+        try:
+            part.undo()
         finally:
-            channel.began = 0.0
-            del raised  # its traceback holds this frame
+            part.is_over = True
+            self._threads.own_slot().lock.release()  # type: ignore[union-attr]
 
-    @staticmethod
-    def _refuse_spoiled(channel: Channel) -> None:
-        """Raise where work went on after a failure that has undone it; that must not look like success."""
-        if channel.failure is not None and channel.failed_in == channel.wrapper.atomic_blocks[:1]:
-            raise channel.failure
-        raw = channel.wrapper.connection
-        if channel.wrapper.needs_rollback or raw is None or channel.spoiled(raw):
-            raise AgentDbError(_SPOILED)
+    def _part_of(self, slot: Slot) -> Part:
+        block = block_of(slot)
+        return Transaction(slot) if block is None else Savepoint(slot, block)
 
 
-def _doom(channel: Channel, fault: Fault, error: BaseException) -> AgentDbError:
-    channel.failure, channel.fault_of_failure = channel.explain(fault, error), fault
-    channel.failed_in = channel.wrapper.atomic_blocks[:1]
-    return channel.failure
-
-
-@contextmanager
-def translated(channel: Channel) -> Iterator[None]:
-    """Translate what beginning, committing and undoing a transaction raise; other calls translate their own."""
+def _consumed(
+    slot: Slot, connection: Connection, statement: Statement, params: list[Any], consume: Callable[[Any], R]
+) -> R:
+    began = time.monotonic()
     try:
-        yield
-    except channel.errors as error:
-        cause = driver_error(error)
-        fault = _outcome(channel.fault(cause), cause, committing=channel.committing)
-        raise _doom(channel, fault, cause) from cause
+        return consume(connection.execute(statement.sql, params))
+    finally:
+        slot.used = time.monotonic()
+        if slot.engine.slow_call_seconds is not None:
+            _log_if_slow(slot, slot.used - began, statement.sql)
 
 
-def _log_retry(channel: Channel, failure: BaseException) -> None:
-    logger.info("%s: trying again, because %s.", channel.describe(), channel.reason(failure))
+def _explained(slot: Slot, statement: Statement, fault: Fault, failure: BaseException) -> AgentDbError:
+    return _unreadable(slot, statement, failure) if fault is Fault.UNREADABLE else slot.engine.explain(fault, failure)
+
+
+def _unreadable(slot: Slot, statement: Statement, error: BaseException) -> AgentDbError:
+    """Name the row: one that cannot be read takes every list down that has it."""
+    found: object = None
+    with suppress(*slot.engine.errors):
+        found = next(unreadable_values(slot.wrapper, 1, tables=(statement.table,), thorough=True), None)
+    explained = explain(Fault.UNREADABLE, slot.engine.describe(), str(found or slot.engine.reason(error)))
+    return type(explained)(f"{explained} Correct it; 'agentdb verifydb' finds others.")
+
+
+def _log_retry(slot: Slot, failure: BaseException) -> None:
+    logger.info("%s: trying again, because %s.", slot.engine.describe(), slot.engine.reason(failure))
+
+
+def _log_if_slow(slot: Slot, took: float, sql: str) -> None:
+    if took > (slot.engine.slow_call_seconds or 0):
+        # The statement holds placeholders, and no values.
+        logger.warning("%s took %.3f seconds: %s", slot.engine.describe(), took, sql)
 
 
 def _warn_of_blocked_loop() -> None:
@@ -633,34 +366,8 @@ def _warn_of_blocked_loop() -> None:
     )
 
 
-def _log_if_slow(channel: Channel, began: float, sql: str) -> None:
-    took = time.monotonic() - began
-    if took > (channel.slow_call_seconds or 0):
-        # The statement holds placeholders, and no values.
-        logger.warning("%s took %.3f seconds: %s", channel.describe(), took, sql)
-
-
-def _unreadable(channel: Channel, statement: Statement, error: BaseException) -> AgentDbError:
-    """Name the row: one that cannot be read takes every list down that has it."""
-    found: object = None
-    with suppress(*channel.errors):
-        found = next(unreadable_values(channel.wrapper, 1, tables=(statement.table,), thorough=True), None)
-    explained = explain(Fault.UNREADABLE, channel.describe(), str(found or channel.reason(error)))
-    return type(explained)(f"{explained} Correct it; 'agentdb verifydb' finds others.")
-
-
-def _outcome(fault: Fault, error: BaseException, *, committing: bool) -> Fault:
-    """Tell a write or COMMIT whose answer never came from a connection that was lost before anything could be stored.
-
-    Where the server itself says good-bye, with a code, it has undone what it was at.
-    """
-    if committing:
-        return Fault.UNANSWERED if fault is Fault.LOST and not said_by_server(error) else fault
-    return Fault.LOST if fault is Fault.UNANSWERED else fault
-
-
-def _delays() -> Iterator[float | None]:
-    """Yield how long to wait before each retry, and None for the last try."""
+def retry_delays() -> Iterator[float | None]:
+    """Yield how many seconds to wait before each retry, and None for the last try."""
     for retry in range(_MAX_RETRIES):
         longest: float = min(_FIRST_DELAY_SECONDS * 2**retry, _LONGEST_DELAY_SECONDS)
         yield random.uniform(0, longest)  # full jitter: callers that were in each other's way do not meet again

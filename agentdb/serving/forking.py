@@ -12,28 +12,28 @@ from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 
-from agentdb.serving.connections.base import Channel, left_to_the_parent
+from agentdb.serving.connections.base import Slot, left_to_the_parent
 from agentdb.serving.connections.sqlite import carried
-from agentdb.serving.watchdog import watchdog
 
 _LONGEST_WAIT_FOR_A_CLOSE_SECONDS = 1.0
-_LONGEST_WAIT_FOR_A_TRANSACTION_SECONDS = 1.0  # it may be waiting for the very thread that forks
+_LONGEST_WAIT_FOR_TRANSACTIONS_SECONDS = 1.0
+_PAUSE_SECONDS = 0.02
 _LONGEST_WAIT_FOR_A_STATEMENT_SECONDS = 60.0  # twice as long as SQLite waits for another writer
 
 _wrappers: weakref.WeakSet[BaseDatabaseWrapper] = weakref.WeakSet()  # of SQLite files, the host's among them
 
 
 class Forks(Protocol):
-    """Something with channels, which a fork has to do with."""
+    """Something with slots, which a fork has to do with."""
 
-    def channels(self) -> list[Channel]:
-        """Return the channels of all threads."""
+    def slots(self) -> list[Slot]:
+        """Return the slots of all threads."""
 
-    def may_close(self, channel: Channel) -> bool:
+    def may_close(self, slot: Slot) -> bool:
         """Whether the parent may close this idle connection before the fork."""
 
-    def start_anew(self, held: list[Channel]) -> None:
-        """In the child: let go of the parent's connections; ``held`` are the channels that were idle."""
+    def start_anew(self, held: list[Slot]) -> None:
+        """In the child: let go of the parent's connections; ``held`` are the slots that were idle."""
 
 
 class Forking:
@@ -49,11 +49,11 @@ class Forking:
         self.opening = threading.RLock()  # no connection may come to be between looking and forking
         self._executors: weakref.WeakSet[Forks] = weakref.WeakSet()
         self._files: set[object] = set()  # the names of SQLite databases that an executor was made for
-        self.under_way = False  # busy threads would else take their channel's lock again before it is had here
-        self._held: list[Channel] = []
+        self.under_way = False  # busy threads would else take their slot's lock again before it is had here
+        self._held: list[Slot] = []
 
     def include(self, executor: Forks, file: object | None) -> None:
-        """From now on, a fork has to do with this executor's channels; ``file`` is the name of a SQLite database."""
+        """From now on, a fork has to do with this executor's slots; ``file`` is the name of a SQLite database."""
         with self.opening:
             self._executors.add(executor)
             if file is not None:
@@ -72,10 +72,12 @@ class Forking:
     def before(self) -> None:
         self.opening.acquire()
         self.under_way = True
+        # One wait for all: a transaction may be waiting for the very thread that forks.
+        transactions_until = time.monotonic() + _LONGEST_WAIT_FOR_TRANSACTIONS_SECONDS
         for executor in list(self._executors):
-            for channel in executor.channels():
-                if channel.wrapper.vendor == "sqlite" and self._hold(channel) and executor.may_close(channel):
-                    channel.disconnect()
+            for slot in executor.slots():
+                if not slot.engine.has_server and self._hold(slot, transactions_until) and executor.may_close(slot):
+                    slot.discard()
         for wrapper in connections.all(initialized_only=True):
             # The host's own, in the thread that forks: others may be in the middle of a statement.
             if wrapper.settings_dict["NAME"] in self._files and _is_file(wrapper) and not wrapper.in_atomic_block:
@@ -83,15 +85,14 @@ class Forking:
                 if raw is not None:
                     raw.close()
 
-    def _hold(self, channel: Channel) -> bool:
-        """Take the channel's lock, once its statement has ended; a transaction is not waited for as long."""
-        idle_until = time.monotonic() + _LONGEST_WAIT_FOR_A_TRANSACTION_SECONDS
+    def _hold(self, slot: Slot, transactions_until: float) -> bool:
+        """Take the slot's lock, once its statement has ended; a transaction is not waited for as long."""
         end = time.monotonic() + _LONGEST_WAIT_FOR_A_STATEMENT_SECONDS
-        while not channel.lock.acquire(timeout=0.02):
+        while not slot.lock.acquire(timeout=_PAUSE_SECONDS):
             now = time.monotonic()
-            if now > end or (now > idle_until and channel.settled and not channel.began):
+            if now > end or (now > transactions_until and slot.wrapper.in_atomic_block):
                 return False
-        self._held.append(channel)
+        self._held.append(slot)
         return True
 
     def after_in_parent(self) -> None:
@@ -101,7 +102,6 @@ class Forking:
         self.opening.release()
 
     def after_in_child(self) -> None:
-        watchdog.start_anew()
         for executor in list(self._executors):
             executor.start_anew(self._held)
         for wrapper in {*_wrappers, *connections.all(initialized_only=True)}:
@@ -122,16 +122,16 @@ def _remember(connection: BaseDatabaseWrapper, **_: Any) -> None:
         _wrappers.add(connection)
 
 
-def leave_to_the_parent(channel: Channel) -> None:
+def leave_to_the_parent(slot: Slot) -> None:
     """Let go of an inherited connection, which is the parent's: two processes on one socket corrupt both."""
-    raw = channel.wrapper.connection
+    raw = slot.wrapper.connection
     if raw is None:
         return
-    if channel.wrapper.vendor == "sqlite" and channel.settled and not channel.began:
-        _undo_copy(channel.wrapper)
-    else:
+    if slot.engine.has_server:
         left_to_the_parent.append(raw)
-    channel.wrapper.connection = None
+    else:
+        _undo_copy(slot.wrapper)
+    slot.wrapper.connection = None
 
 
 def _undo_copy(wrapper: BaseDatabaseWrapper) -> None:

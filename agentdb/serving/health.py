@@ -1,4 +1,4 @@
-"""Whether the database of an executor works."""
+"""Whether the database of a ``Db`` works."""
 
 from __future__ import annotations
 
@@ -6,56 +6,56 @@ import time
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from agentdb.errors import AgentDbError, DatabaseClosedError, DatabaseUnavailableError
+from agentdb.errors import AgentDbError, DatabaseClosedError, SchemaOutOfDateError
+from agentdb.faults import Fault, classify
 from agentdb.interface import Health
 from agentdb.schema.inspection import sqlite_path
-from agentdb.schema.migration_record import pending_migrations
-from agentdb.serving.connections.base import Channel
-from agentdb.serving.executor import Threads, translated
+from agentdb.schema.presence import schema_problem
+from agentdb.serving.connections.base import Slot
+from agentdb.serving.connections.threads import Threads
+from agentdb.serving.transactions import block_of
 from agentdb.sqlite_files import file_concern, version_concern
 
 
 def check_health(threads: Threads) -> Health:
     """Ask the database, on this thread's connection, and open a new one if that has died."""
-    channel = threads.channel()
-    with channel.lock:
+    slot = threads.slot()
+    with slot.lock:
+        in_transaction = block_of(slot) is not None
         try:
             try:
-                return _ask(threads, channel)
-            except DatabaseUnavailableError:
-                if channel.wrapper.in_atomic_block:
+                return _ask(threads, slot, in_transaction)
+            except AgentDbError as error:
+                if in_transaction or error.__cause__ is None or classify(error.__cause__) is Fault.SILENT:
                     raise
-                channel.disconnect()  # what it was kept for may be over: a server that is back has a new one
-                return _ask(threads, channel)
+                slot.discard()  # what it was kept for may be over: a server that is back has a new one
+                return _ask(threads, slot, in_transaction)
         except DatabaseClosedError:
             raise
         except AgentDbError as error:
-            if not channel.wrapper.in_atomic_block:
-                channel.disconnect()
-            return _health(threads, channel, reason=str(error))
+            if not in_transaction:
+                slot.discard()
+            return _health(threads, reason=str(error))
 
 
-def _ask(threads: Threads, channel: Channel) -> Health:
-    wrapper = channel.wrapper
-    sql = "SELECT sqlite_version()" if wrapper.vendor == "sqlite" else "SHOW server_version"
-    with translated(channel):
-        channel.ensure_alive()
+def _ask(threads: Threads, slot: Slot, in_transaction: bool) -> Health:
+    wrapper = slot.wrapper
+    sql = "SHOW server_version" if slot.engine.has_server else "SELECT sqlite_version()"
+    if not in_transaction:
+        slot.ready()
+    with slot.operation():
         with wrapper.cursor() as cursor:
             began = time.perf_counter()
             cursor.execute(sql)
             [(version,)] = cursor.fetchall()
             milliseconds = (time.perf_counter() - began) * 1000
-        pending = tuple(pending_migrations(wrapper))
-    reason = ""
-    if pending:
-        reason = f"{threads.describe()} lacks the migrations {', '.join(pending)}. Run 'agentdb migrate'."
+        problem = schema_problem(wrapper, slot.engine.describe())
     return _health(
         threads,
-        channel,
-        reason=reason,
+        reason="" if problem is None else str(problem),
         version=str(version).partition(" ")[0],
         milliseconds=milliseconds,
-        pending=pending,
+        pending=problem.pending if isinstance(problem, SchemaOutOfDateError) else (),
         warnings=_warnings(wrapper, version),
     )
 
@@ -68,7 +68,6 @@ def _warnings(wrapper: BaseDatabaseWrapper, version: str) -> tuple[str, ...]:
 
 def _health(
     threads: Threads,
-    channel: Channel,
     *,
     reason: str,
     version: str = "",
@@ -78,9 +77,9 @@ def _health(
 ) -> Health:
     return Health(
         ok=not reason,
-        engine=channel.wrapper.vendor,
+        engine=threads.slot().wrapper.vendor,
         server_version=version,
-        place=threads.describe(),
+        place=threads.engine.describe(),
         round_trip_ms=milliseconds,
         pending_migrations=pending,
         connections=threads.open_connections(),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import os
 import threading
 import time
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
 
 _FIRST_DELAY_SECONDS = 0.05
 _LONGEST_DELAY_SECONDS = 2.0
-_LONGEST_ATTEMPT_SECONDS = 120.0
+_SHORTEST_ATTEMPT_SECONDS = 0.5  # a server that is up gets a chance, whatever the time-out
 
 _setup = threading.Lock()
 _standalone = False  # whether Django's settings are this module's
@@ -70,15 +69,15 @@ def connect(
     from django.db import connections
 
     from agentdb.serving.adapter import DjangoDb
-    from agentdb.serving.executor import Executor, Threads
+    from agentdb.serving.connections.threads import Threads
+    from agentdb.serving.executor import Executor
 
     in_memory = connections.settings[alias]["NAME"] == ":memory:"
-    executor = Executor(Threads(alias, owned=owned, shared=owned and in_memory))
+    executor = Executor(Threads(alias, owned=owned, shared=owned and in_memory, creates=migrate))
     try:
         connection = connections[alias]
         _check_file(connection, may_be_missing=migrate)
-        with _bounded_attempts(connection, timeout_seconds):
-            _wait(executor, time.monotonic() + timeout_seconds)
+        _wait(executor, timeout_seconds)
         _bring_up_to_date(executor, connection, migrate)
         _bring_apps_up_to_date(executor, connection, names, migrate)
     except BaseException:
@@ -132,7 +131,8 @@ def open_alias(alias: str) -> DjangoDb:
     from django.db import connections
 
     from agentdb.serving.adapter import DjangoDb
-    from agentdb.serving.executor import Executor, Threads
+    from agentdb.serving.connections.threads import Threads
+    from agentdb.serving.executor import Executor
 
     _check_file(connections[alias], may_be_missing=False)
     executor = Executor(Threads(alias))
@@ -236,36 +236,15 @@ def _check_file(connection: BaseDatabaseWrapper, *, may_be_missing: bool) -> Non
         )
 
 
-@contextmanager
-def _bounded_attempts(connection: BaseDatabaseWrapper, timeout_seconds: float) -> Iterator[None]:
-    """Let no single attempt outlast the time-out: without that, libpq gives a silent host two minutes."""
-    options = connection.settings_dict["OPTIONS"]
-    before = options.get("connect_timeout")
-    if connection.vendor == "sqlite" or not str(before or 0).isdigit():  # the driver says what is wrong with it
-        yield
-        return
-    # libpq knows no shorter one than two seconds; what the URL or agentdb's defaults say stays where it is shorter.
-    limit = max(2, math.ceil(min(timeout_seconds, _LONGEST_ATTEMPT_SECONDS)))
-    options["connect_timeout"] = limit if before is None else min(limit, int(before))
-    try:
-        yield
-    finally:
-        # Connections that other threads open later have the time that they were given.
-        if before is None:
-            del options["connect_timeout"]
-        else:
-            options["connect_timeout"] = before
-
-
-def _wait(executor: Executor, deadline: float) -> None:
-    """Open this thread's connection; where a server is not up yet, try again until the deadline."""
-    delay = _FIRST_DELAY_SECONDS
+def _wait(executor: Executor, timeout_seconds: float) -> None:
+    """Open this thread's connection; if a server is not up yet, try again for so many seconds."""
+    deadline, delay = time.monotonic() + timeout_seconds, _FIRST_DELAY_SECONDS
     while True:
         try:
-            return executor.threads.ensure_connected()
+            return executor.threads.ensure_connected(max(_SHORTEST_ATTEMPT_SECONDS, deadline - time.monotonic()))
         except DatabaseUnavailableError as error:
             left = deadline - time.monotonic()
-            if left <= 0 or is_final(error) or not executor.threads.has_server:
+            if left <= 0 or is_final(error) or not executor.threads.engine.has_server:
                 raise
             time.sleep(min(delay, left))
             delay = min(delay * 2, _LONGEST_DELAY_SECONDS)
@@ -275,24 +254,20 @@ def _bring_up_to_date(executor: Executor, connection: BaseDatabaseWrapper, migra
     from django.core.management import CommandError
 
     from agentdb.schema import migration_record
-    from agentdb.serving.executor import translated
+    from agentdb.schema.presence import schema_problem
 
-    channel = executor.threads.channel()
-
-    with translated(channel):
-        pending = tuple(migration_record.pending_migrations(connection))
-    if pending and migrate:
+    slot = executor.threads.slot()
+    with slot.operation():
+        problem = schema_problem(connection, executor.describe())
+    if isinstance(problem, SchemaOutOfDateError) and migrate:
         try:
-            with translated(channel):
+            with slot.operation():
                 migration_record.migrate(executor.threads.alias)
+                problem = schema_problem(connection, executor.describe())
         except CommandError as error:
             raise SchemaMismatchError(str(error)) from error
-    elif pending:
-        with translated(channel):
-            old = "agents" in connection.introspection.table_names() and len(pending) == len(
-                migration_record.migration_names()
-            )
-        raise SchemaOutOfDateError(_out_of_date(executor.describe(), pending, old), pending=pending)
+    if problem is not None:
+        raise problem
 
 
 def _bring_apps_up_to_date(
@@ -300,9 +275,7 @@ def _bring_apps_up_to_date(
 ) -> None:
     if not names:
         return
-    from agentdb.serving.executor import translated
-
-    with translated(executor.threads.channel()):
+    with executor.threads.slot().operation():
         pending = tuple(own_apps.pending_migrations(connection, names))
         if pending and migrate:
             own_apps.migrate(connection, names)
@@ -312,13 +285,3 @@ def _bring_apps_up_to_date(
             f"{own_apps.APPS_VARIABLE}={','.join(names)}, or pass migrate=True.",
             pending=pending,
         )
-
-
-def _out_of_date(place: str, pending: tuple[str, ...], old: bool) -> str:
-    names = ", ".join(pending)
-    if old:
-        return (
-            f"{place} was made by the old server and is not adopted yet (pending: {names}). "
-            "Run 'agentdb baselinedb --check' to see what adopting it does, then 'agentdb baselinedb'."
-        )
-    return f"{place} lacks the migrations {names}. Run 'agentdb migrate', or pass migrate=True."

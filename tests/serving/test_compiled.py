@@ -72,7 +72,7 @@ def _compiled(db: DjangoDb) -> dict[Query, Statement]:
     db.count_sandboxes()
     db.mark_all_sandboxes_cold()
     db.prune_sessions(instant(), 1)
-    return db._executor.threads.statements
+    return db._executor._statements
 
 
 def test_every_query_of_the_adapter_is_compared_here(sqlite_db: DjangoDb) -> None:
@@ -261,8 +261,8 @@ def test_instants_go_to_the_database_and_back(db: DjangoDb, url: str) -> None:
     update = insert.compile(db_alias)
 
     for value in INSTANTS:
-        channel = db._executor.threads.channel()
-        assert channel.execute(update.sql, update.bind({"id": "s1", "at": value})).rowcount == 1
+        connection = db._executor.threads.slot().ready()
+        assert connection.execute(update.sql, update.bind({"id": "s1", "at": value})).rowcount == 1
         session = db.get_session("s1")
         assert session is not None
         assert session.created_at == value
@@ -376,6 +376,6 @@ def test_upsert_raises_the_old_rows_version(db: DjangoDb) -> None:
     statement = upsert.compile(connections[db.alias])
     values = VALUES | {"name": "support-bot", "tenant_id": "default", "id": "other id"}
 
-    [row] = db._executor.threads.channel().execute(statement.sql, statement.bind(values)).fetchall()
+    [row] = db._executor.threads.slot().ready().execute(statement.sql, statement.bind(values)).fetchall()
 
     assert statement.convert(row)[3] == 11

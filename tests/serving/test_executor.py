@@ -21,7 +21,8 @@ from agentdb import (
 )
 from agentdb.models import ApiKey
 from agentdb.serving.compiled import Delete, Insert, Select, SelectCount, Update
-from agentdb.serving.executor import Executor, Threads
+from agentdb.serving.connections.threads import Threads
+from agentdb.serving.executor import Executor
 from agentdb.serving.opening import temporary_alias
 from tests.helpers.factories import execute, set_column
 
@@ -88,12 +89,12 @@ def test_a_value_that_does_not_convert_is_a_mismatch(executor: Executor, url: st
 
 
 def test_a_transaction_is_whole(executor: Executor, url: str) -> None:
-    def work() -> str:
+    def work(_: Executor) -> str:
         insert(executor, "k1")
         assert execute(url, "SELECT count(*) FROM api_keys") == [(0,)]
         return "done"
 
-    def fail() -> None:
+    def fail(_: Executor) -> None:
         insert(executor, "k2")
         raise ZeroDivisionError
 
@@ -110,13 +111,13 @@ class Stop(BaseException):
 
 @pytest.mark.parametrize("inner", [False, True], ids=["outermost", "inner"])
 def test_an_exception_from_nowhere_reaches_the_caller_also_where_undoing_fails(executor: Executor, inner: bool) -> None:
-    def lose_the_connection() -> None:
+    def lose_the_connection(_: Executor) -> None:
         insert(executor, "lost")
-        executor.threads.channel().wrapper.connection.close()
+        executor.threads.slot().wrapper.connection.close()
         raise Stop
 
     with pytest.raises(Stop):
-        executor.transaction((lambda: executor.transaction(lose_the_connection)) if inner else lose_the_connection)
+        executor.transaction((lambda _: executor.transaction(lose_the_connection)) if inner else lose_the_connection)
 
     insert(executor, "kept")
     assert [row[0] for row in executor.all(columns, ALL)] == ["kept"]
@@ -128,9 +129,9 @@ def test_a_second_exception_from_nowhere_while_the_first_is_undone_reaches_the_c
     def rollback() -> None:
         raise Stop("second")
 
-    def work() -> None:
+    def work(_: Executor) -> None:
         insert(executor, "lost")
-        monkeypatch.setattr(executor.threads.channel().wrapper, "_rollback", rollback)
+        monkeypatch.setattr(executor.threads.slot().open_in_block(), "roll_back", rollback)
         raise Stop("first")
 
     with pytest.raises(Stop, match="second"):  # and not what follows from it, as that autocommit cannot be changed now
@@ -148,13 +149,13 @@ def test_an_inner_transaction_that_may_not_be_undone_dooms_the_outer_one(
     def stop(sid: str) -> None:
         raise Stop("second")
 
-    def inner() -> None:
+    def inner(_: Executor) -> None:
         insert(executor, "lost")
         if at == "_savepoint_rollback":
             raise Stop("first")
 
-    def outer() -> None:
-        monkeypatch.setattr(executor.threads.channel().wrapper, at, stop)
+    def outer(_: Executor) -> None:
+        monkeypatch.setattr(executor.threads.slot().wrapper, at, stop)
         with pytest.raises(Stop, match="second"):
             executor.transaction(inner)
         monkeypatch.undo()
@@ -168,8 +169,8 @@ def test_an_inner_transaction_that_may_not_be_undone_dooms_the_outer_one(
 def test_a_failure_dooms_the_transaction_and_not_the_next(executor: Executor, url: str) -> None:
     execute(url, "ALTER TABLE api_keys RENAME TO hidden")
 
-    def work() -> None:
-        for _ in range(2):
+    def work(_: Executor) -> None:
+        for _attempt in range(2):
             with pytest.raises(SchemaMismatchError):
                 executor.count(RENAME)
 
@@ -177,7 +178,7 @@ def test_a_failure_dooms_the_transaction_and_not_the_next(executor: Executor, ur
         executor.transaction(work)
 
     execute(url, "ALTER TABLE hidden RENAME TO api_keys")
-    executor.transaction(lambda: insert(executor, "k1"))
+    executor.transaction(lambda _: insert(executor, "k1"))
     assert executor.one(int, HOW_MANY) == 1
 
 
@@ -187,7 +188,7 @@ def test_describe_names_the_place_before_and_after_close(executor: Executor, eng
 
     assert place.startswith({"sqlite": "SQLite database ", "postgresql": "PostgreSQL database "}[engine])
     assert executor.describe() == place
-    calls: list[Callable[[], object]] = [lambda: executor.count(RENAME), lambda: executor.transaction(list)]
+    calls: list[Callable[[], object]] = [lambda: executor.count(RENAME), lambda: executor.transaction(lambda _: None)]
     for call in [*calls, executor.threads.ensure_connected]:
         with pytest.raises(DatabaseClosedError):
             call()
@@ -210,14 +211,14 @@ def test_nothing_but_agentdbs_errors_leaves_the_executor(executor: Executor, url
         with pytest.raises(AgentDbError):
             call()
         with pytest.raises(AgentDbError):
-            executor.transaction(call)
+            executor.transaction(lambda _, call=call: call())  # type: ignore[misc]
 
 
 def test_a_drivers_words_are_passed_on_without_the_password() -> None:
     with temporary_alias("postgresql://me:s3cret@nowhere.invalid/agents") as alias:
-        channel = Threads(alias).channel()
+        engine = Threads(alias).engine
 
-        assert channel.reason(Exception("bad  option s3cret in\n'password=s3cret'.")) == (
+        assert engine.reason(Exception("bad  option s3cret in\n'password=s3cret'.")) == (
             "bad option *** in 'password=***'"
         )
 
@@ -231,10 +232,10 @@ def test_inside_a_transaction_nothing_is_asked_before_a_call(
     url = make_postgres_database(template=_migrated_postgres)
     with agentdb.connect(url) as db, transaction.atomic(using=db.alias):
         db.list_agents()
-        channel: Any = db._executor.threads.own_channel()
-        usual, channel._readable = channel._readable, refuse
+        connection: Any = db._executor.threads.slot().open_in_block()
+        usual, connection._readable = connection._readable, refuse
         assert db.list_agents() == []
-        channel._readable = usual
+        connection._readable = usual
 
 
 @pytest.mark.parametrize("how", ["the server", "this side"])
@@ -251,7 +252,7 @@ def test_after_a_connection_is_lost_in_a_transaction_each_call_says_what_was_sai
                 " WHERE datname = current_database() AND pid <> pg_backend_pid()",
             )
         else:
-            db._executor.threads.own_channel().disconnect()
+            db._executor.threads.slot().discard()
         with pytest.raises(AgentDbError) as first:
             db.list_agents()
         with pytest.raises(AgentDbError) as second:

@@ -272,7 +272,9 @@ def test_health_of_a_database_with_pending_migrations_is_not_ok(db: DjangoDb, ur
     health = db.health()
 
     assert (health.ok, health.pending_migrations) == (False, ("0004_fleet_indexes",))
-    assert health.reason == f"{db.describe()} lacks the migrations 0004_fleet_indexes. Run 'agentdb migrate'."
+    assert health.reason == (
+        f"{db.describe()} lacks the migrations 0004_fleet_indexes. Run 'agentdb migrate', or pass migrate=True."
+    )
 
 
 def test_health_of_a_server_that_is_gone_is_an_answer(make_postgres_database: Callable[[], str]) -> None:
@@ -291,7 +293,7 @@ def test_health_of_a_server_that_is_gone_is_an_answer(make_postgres_database: Ca
 def test_health_of_a_file_that_is_no_database_is_an_answer(tmp_path: Path) -> None:
     path = tmp_path / "agentdb.sqlite3"
     with agentdb.connect(f"sqlite:///{path}", migrate=True) as db:
-        db._executor.threads.channel().disconnect()
+        db._executor.threads.slot().discard()
         for file in tmp_path.iterdir():
             file.unlink()
         path.write_bytes(b"no database " * 1000)

@@ -344,11 +344,12 @@ def test_postgresql_conflict_that_fn_swallows_is_tried_again_all_the_same(postgr
     assert (len(db.list_agents()), len(db.list_sessions())) == (1, 1)
 
 
-def test_postgresql_conflict_that_fn_turns_into_its_own_error_is_not_tried_again(
-    postgres_db: tuple[DjangoDb, str],
+@pytest.mark.parametrize("wrapped", [Stop, lambda: ExceptionGroup("of tasks", [Stop()])], ids=["its own", "a group"])
+def test_postgresql_conflict_that_fn_turns_into_another_error_is_tried_again(
+    postgres_db: tuple[DjangoDb, str], wrapped: Callable[[], Exception]
 ) -> None:
     db, url = postgres_db
-    _conflicts(url, 10**6)
+    _conflicts(url, 2)
     calls = []
 
     def work(inside: Db) -> None:
@@ -356,11 +357,10 @@ def test_postgresql_conflict_that_fn_turns_into_its_own_error_is_not_tried_again
         try:
             make_session(inside)
         except ConflictError as error:
-            raise Stop from error
+            raise wrapped() from error
 
-    with pytest.raises(Stop):
-        db.run_transaction(work)
-    assert len(calls) == 1
+    db.run_transaction(work)
+    assert (len(calls), len(db.list_sessions())) == (3, 1)
 
 
 def test_postgresql_conflict_in_a_nested_transaction_tries_the_outermost_again(

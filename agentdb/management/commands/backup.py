@@ -9,7 +9,7 @@ from django.db import connections
 from agentdb.management.database_command import DatabaseCommand
 from agentdb.moving.backups import back_up_database
 from agentdb.moving.left_behind import left_behind
-from agentdb.serving.connections import open_channel
+from agentdb.serving.connections import describe
 
 
 class Command(DatabaseCommand):
@@ -23,7 +23,7 @@ class Command(DatabaseCommand):
         super().add_arguments(parser)
 
     def handle(self, *, file: str, database: str, **options: Any) -> None:
-        self.progress.say(f"Backing up {open_channel(connections[database]).describe()}.")
+        self.progress.say(f"Backing up {describe(connections[database])}.")
         back_up_database(database, Path(file), self.progress)
         self.progress.clear()
         self.stdout.write(f"Backup: {file}")

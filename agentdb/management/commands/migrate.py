@@ -24,7 +24,7 @@ from agentdb.operations import saying
 from agentdb.schema.inspection import check_sqlite_file, sqlite_path, translated_errors
 from agentdb.schema.migration_lock import migration_lock
 from agentdb.schema.migration_record import pending_migrations
-from agentdb.serving.connections import open_channel
+from agentdb.serving.connections import describe
 
 
 class Command(AgentDbCommand, migrate.Command):
@@ -56,7 +56,7 @@ class Command(AgentDbCommand, migrate.Command):
         if (path := sqlite_path(connection)) is not None and (only_looks or path.exists()):
             check_sqlite_file(path)
         if options["verbosity"]:
-            self.stderr.write(f"{open_channel(connection).describe()}.", style_func=str)
+            self.stderr.write(f"{describe(connection)}.", style_func=str)
         if not self._changes_agentdb(connection, options):
             super().handle(*args, **options)
             return

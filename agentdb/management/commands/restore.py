@@ -12,7 +12,7 @@ from agentdb.management.database_command import DatabaseCommand
 from agentdb.moving import copydb
 from agentdb.moving.left_behind import left_behind
 from agentdb.schema.inspection import check_sqlite_file
-from agentdb.serving.connections import open_channel
+from agentdb.serving.connections import describe
 from agentdb.serving.opening import temporary_alias
 
 
@@ -27,7 +27,7 @@ class Command(DatabaseCommand):
         super().add_arguments(parser)
 
     def handle(self, *, file: str, database: str, **options: Any) -> None:
-        self.progress.say(f"Restoring into {open_channel(connections[database]).describe()}.")
+        self.progress.say(f"Restoring into {describe(connections[database])}.")
         path = Path(file).absolute()
         if not path.exists():
             raise AgentDbError(f"There is no backup {file!r}.")

@@ -6,13 +6,13 @@ from django.conf import settings
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from agentdb.errors import AgentDbError, DatabaseUnavailableError
-from agentdb.serving.connections.base import Channel
-from agentdb.serving.connections.sqlite import SqliteChannel
+from agentdb.serving.connections.base import Engine
+from agentdb.serving.connections.sqlite import SqliteEngine
 from agentdb.serving.host import cannot_load
 
 
-def open_channel(wrapper: BaseDatabaseWrapper) -> Channel:
-    """Return the channel for a connection of any of the three engines."""
+def engine_of(wrapper: BaseDatabaseWrapper, *, owned: bool = False, creates: bool = False) -> Engine:
+    """Return the engine of a connection, any of the three; ``creates``: it may make a SQLite file."""
     if not settings.USE_TZ or wrapper.settings_dict["TIME_ZONE"] not in (None, "UTC"):
         # SQLite would hold the project's local times beside UTC, as text that looks the same.
         raise AgentDbError(
@@ -26,14 +26,19 @@ def open_channel(wrapper: BaseDatabaseWrapper) -> Channel:
             "Leave it out of its entry of DATABASES, and use transaction.atomic()."
         )
     if wrapper.vendor == "sqlite":
-        return SqliteChannel(wrapper)
+        return SqliteEngine(wrapper.settings_dict, owned=owned, creates=creates)
     if wrapper.vendor in ("postgresql", "cockroachdb"):
         try:
-            from agentdb.serving.connections.postgresql import PostgresChannel
+            from agentdb.serving.connections.postgresql import PostgresEngine
         except ImportError as error:  # Django makes do with psycopg2
             raise DatabaseUnavailableError(cannot_load("django.db.backends.postgresql", error)) from error
 
-        return PostgresChannel(wrapper)
+        return PostgresEngine(wrapper.settings_dict, owned=owned, vendor=wrapper.vendor)
     if wrapper.vendor == "unknown":
         raise AgentDbError(f"There is no database behind the alias {wrapper.alias!r}. Give it one in DATABASES.")
     raise AgentDbError(f"agentdb does not know the engine {wrapper.vendor!r} of the alias {wrapper.alias!r}.")
+
+
+def describe(wrapper: BaseDatabaseWrapper) -> str:
+    """Return the database's name for a message, without the password."""
+    return engine_of(wrapper).describe()

@@ -1,7 +1,7 @@
-"""One thread's connection, driven through its driver without Django's cursor in between.
+"""A thread's place on a database, and the driver's connection that it has there.
 
-Opening, closing, settings and transactions stay Django's. What is left to say per engine is how a statement runs, when
-a kept connection has died, and what the driver's errors mean.
+Opening and closing stay Django's; statements and transactions go to the driver directly. What is true of a connection,
+such as whether a transaction is open, is asked of the driver.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import select
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any
 
 from django.conf import settings
@@ -20,206 +20,331 @@ from django.core.exceptions import ImproperlyConfigured, SynchronousOnlyOperatio
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from agentdb.errors import AgentDbError
-from agentdb.faults import Fault, classify, driver_error, explain, one_line
+from agentdb.faults import Fault, classify, driver_error, explain, one_line, said_by_server
 
 # The connections of the parent, in the child of a fork. They are kept, because deleting one would close it, and the
 # server would end what the parent goes on with.
 left_to_the_parent: list[object] = []
 
 
-class Channel(ABC):
-    """A connection of one thread; of all threads, taking turns, for an in-memory database."""
+class Engine(ABC):
+    """What all connections of one alias have in common."""
 
     errors: tuple[type[Exception], ...]  # what the driver raises, and Django around it
-    # After an error PostgreSQL ignores everything up to the end of the transaction.
-    aborts_on_error: bool
+    aborts_on_error: bool  # after an error PostgreSQL ignores everything up to the end of the transaction
+    has_server: bool
 
-    def __init__(self, wrapper: BaseDatabaseWrapper) -> None:
-        self.wrapper = wrapper
-        self.lock = threading.RLock()
-        self.owned = False
-        self._process = os.getpid()
-        # What has doomed the transaction that is open, and whether the same again may succeed.
-        self.failure: AgentDbError | None = None
-        self.fault_of_failure: Fault | None = None
-        self.failed_in: list[Any] = []
-        # False while a transaction begins or ends: an exception from a signal handler may leave it there.
-        self.settled = True
-        # When the driver began the call that it is at, on the monotonic clock, else 0; whether it was told to give up.
-        self.began = 0.0
-        self.given_up = False
-        # Seconds that one call may take; None for no limit.
-        own = wrapper.settings_dict.get("AGENTDB", {})
-        self.call_timeout: float | None = own.get("call_timeout")
-        # Seconds after which an idle connection is closed, and when the last call ended; None for never.
-        self.idle_seconds: float | None = own.get("idle_seconds")
-        self.used = time.monotonic()
-        # What waits until one more connection may be open.
-        self.room: Callable[[Channel], AbstractContextManager[None]] | None = None
-        # Whether a pool of the host's hands the connection out.
-        self.is_pooled = bool(wrapper.settings_dict["OPTIONS"].get("pool"))
-        # A statement that takes longer is logged; None for none.
-        self.slow_call_seconds: float | None = own.get("slow_call_seconds")
-        # Whether the transaction is being committed: an answer that does not come leaves its outcome unknown.
-        self.committing = False
-        self._debug = settings.DEBUG
-
-    def __del__(self) -> None:
-        # The thread has ended; nobody else will close its connection.
-        raw = self.wrapper.connection
-        if not self.owned or raw is None:
-            return
-        if self._process == os.getpid():
-            raw.close()
-        else:  # a fork ends all threads but one in the child
-            left_to_the_parent.append(raw)
-
-    @abstractmethod
-    def execute(self, sql: str, params: Sequence[Any]) -> Any:
-        """Run the statement on an open, live connection and return a cursor."""
-
-    def fault(self, error: BaseException) -> Fault:
-        """Return what the driver's error means."""
-        return classify(error)
+    def __init__(self, settings_dict: dict[str, Any], *, owned: bool = False) -> None:
+        self.settings = settings_dict
+        self.owned = owned  # by agentdb, and not by a host project
+        own = settings_dict.get("AGENTDB", {})
+        self.call_timeout: float | None = own.get("call_timeout")  # seconds
+        self.idle_seconds: float | None = own.get("idle_seconds")  # after which an unused connection is closed
+        self.slow_call_seconds: float | None = own.get("slow_call_seconds")  # a statement that takes longer is logged
 
     @abstractmethod
     def describe(self) -> str:
         """Return the database's name for a message, without the password."""
 
     @abstractmethod
-    def at_rest(self, raw: Any) -> bool:
-        """Whether the driver's connection is in no transaction and runs no statement; asks no server."""
+    def connection(self, wrapper: BaseDatabaseWrapper) -> Connection:
+        """Return what stands for the driver's connection that Django's wrapper has."""
+
+    def opening(self, wrapper: BaseDatabaseWrapper, limit: float | None) -> AbstractContextManager[None]:
+        """Let the body open the connection, within so many seconds."""
+        return nullcontext()
 
     @abstractmethod
-    def spoiled(self, raw: Any) -> bool:
-        """Whether the transaction that should be open has failed or ended without Django's knowing."""
+    def is_set_up(self, wrapper: BaseDatabaseWrapper) -> bool:
+        """Whether the driver's connection is as Django's ``connect()`` leaves it; asks no server."""
 
-    def settle(self) -> None:
-        """Where an exception from nowhere, as of a signal handler, left a transaction half begun or ended: undo it.
+    def renew(self, raw: Any) -> bool:
+        """Make a connection as good as new without closing it, and say whether that could be done."""
+        return False
 
-        Call it outside a transaction. The connection's real state counts, not what Django remembers.
-        """
-        wrapper = self.wrapper
-        raw = wrapper.connection
-        if not wrapper.autocommit or wrapper.in_atomic_block or (raw is not None and not self.at_rest(raw)):
-            wrapper.connection = None
-            self.forget_transaction()
-            if raw is not None:
-                self.abandon(raw)
-        self.settled = True
-
-    def forget_transaction(self) -> None:
-        """Let Django believe that no transaction is open."""
-        wrapper = self.wrapper
-        wrapper.in_atomic_block = wrapper.needs_rollback = wrapper.closed_in_transaction = False
-        wrapper.savepoint_ids, wrapper.atomic_blocks, wrapper.run_on_commit = [], [], []
-
-    @abstractmethod
-    def begin(self) -> None:
-        """Begin a serializable transaction on the driver's open connection."""
-
-    @abstractmethod
-    def commit(self) -> None:
-        """Commit what ``begin`` began."""
-
-    def undo(self) -> None:
-        """Undo what ``begin`` began, before Django does.
-
-        Where an exception from nowhere keeps Django from it, Python's sqlite3 would commit when Django switches
-        autocommit on again.
-        """
-        raw = self.wrapper.connection
-        if raw is not None:
-            with suppress(*self.errors):  # Django comes to the same, and says what it means
-                raw.rollback()
-
-    def abandon(self, raw: Any) -> None:
-        """Undo what a connection is in the middle of; close it, unless it is as good as new."""
-        raw.close()
-
-    def give_up(self, began: float) -> None:
-        """From another thread: end the call that began then, whatever the server does."""
-        return
-
-    def interrupted(self) -> None:
-        """After an exception that is not the driver's: leave no statement under way for the next caller."""
-        return
-
-    def ensure_alive(self) -> None:
-        """Open the connection if it is not open; open it anew if it has died while it was idle."""
-        if self.wrapper.connection is None:
-            self.connect()
-
-    def connect(self) -> None:
-        """Open the connection; raise ``DatabaseUnavailableError`` with the driver's reason."""
-        try:
-            if self.room is None:
-                self.wrapper.ensure_connection()
-            else:
-                with self.room(self):
-                    self.wrapper.ensure_connection()
-        except SynchronousOnlyOperation as error:
-            raise AgentDbError(
-                "A DjangoDb was first used inside a running event loop, which it would block. "
-                "Use agentdb.connect_async(), or call it in a thread."
-            ) from error
-        except ImproperlyConfigured as error:
-            raise self.explain(Fault.UNAVAILABLE, error) from error
-        except self.errors as error:
-            raise self.explain(Fault.UNAVAILABLE, error) from driver_error(error)
+    def reason(self, error: BaseException) -> str:
+        """Return the driver's words on one line, without the password."""
+        return one_line(error, self.settings.get("PASSWORD"), self.settings["NAME"])
 
     def explain(self, fault: Fault, error: BaseException) -> AgentDbError:
         """Return the driver's error in agentdb's terms: the place, what it means, and the driver's reason."""
         return explain(fault, self.describe(), self.reason(error))
 
-    def reason(self, error: BaseException) -> str:
-        """Return the driver's words on one line, without the password."""
-        settings = self.wrapper.settings_dict
-        return one_line(error, settings.get("PASSWORD"), settings["NAME"])
 
-    def disconnect(self) -> None:
-        """Drop the connection, in whatever state it is."""
-        raw = self.wrapper.connection
-        if raw is None:
-            return
-        if self.wrapper.in_atomic_block:
-            # Django opens a new connection once the transaction has ended, and not in the middle of it.
-            self.wrapper.closed_in_transaction = True
-            self.wrapper.needs_rollback = True
-        else:
-            self.wrapper.connection = None
-        raw.close()
+class Connection(ABC):
+    """A connection of the driver's, made when it is opened and dropped when it is closed."""
 
-    def is_idle(self, now: float) -> bool:
-        """Whether the connection is agentdb's own and has had no call for ``idle_seconds``."""
-        limit = self.idle_seconds if self.owned and self.wrapper.connection is not None else None
-        return limit is not None and now - self.used > limit
-
-    def close_if_idle(self) -> bool:
-        """From any thread: close the connection, unless a call, a transaction or the host's own query is at it."""
-        if not self.lock.acquire(blocking=False):
-            return False
-        try:
-            raw = self.wrapper.connection
-            if raw is None or self.wrapper.in_atomic_block or not self.at_rest(raw):
-                return False
-            self.disconnect()
-            return True
-        finally:
-            self.lock.release()
-
-    def prepare_nothing(self) -> None:
-        """Use no prepared statements from now on, where the driver has any."""
-        return
-
-    def instrumented(self) -> bool:
-        """Whether somebody watches Django's cursor: ``assertNumQueries``, ``execute_wrapper``, OpenTelemetry."""
-        wrapper = self.wrapper
-        return bool(wrapper.execute_wrappers) or wrapper.force_debug_cursor or self._debug or self.traced()
+    def __init__(self, engine: Engine, wrapper: BaseDatabaseWrapper) -> None:
+        self.engine = engine
+        self.wrapper = wrapper
+        self.raw: Any = wrapper.connection
+        self._debug = settings.DEBUG
 
     @abstractmethod
-    def traced(self) -> bool:
-        """Whether the driver's OpenTelemetry instrumentation made the open connection; it sees Django's cursor only."""
+    def execute(self, sql: str, params: Sequence[Any]) -> Any:
+        """Run the statement and return a cursor."""
+
+    @abstractmethod
+    def is_clean(self) -> bool:
+        """Whether it is open, in no transaction and runs no statement; asks no server."""
+
+    @abstractmethod
+    def in_transaction(self) -> bool:
+        """Whether a transaction is open that can be committed; asks no server."""
+
+    @abstractmethod
+    def begin(self) -> None:
+        """Begin a serializable transaction."""
+
+    def commit(self) -> None:
+        """Commit what ``begin`` began."""
+        self.raw.commit()
+
+    def roll_back(self) -> None:
+        """Roll back what ``begin`` began."""
+        self.raw.rollback()
+
+    def is_alive(self) -> bool:
+        """Whether the server still has the connection, after it was idle."""
+        return True
+
+    def is_broken_off(self) -> bool:
+        """Whether it is in the middle of a statement that an asynchronous exception has left."""
+        return False
+
+    def look(self, *, closely: bool = False) -> None:
+        """Raise ``DatabaseUnavailableError`` if the open file is not the one at the path; look rarely, or closely."""
+        return
+
+    def confirm(self) -> None:
+        """Raise ``OutcomeUnknownError`` if what was just stored is in a file that is not at the path any more."""
+        return
+
+    def close(self) -> None:
+        """Close it, in whatever state it is, without waiting."""
+        self.raw.close()
+
+    def prepare_nothing(self) -> None:
+        """Use no prepared statements from now on, if the driver has any."""
+        return
+
+    def limited(self) -> AbstractContextManager[None]:
+        """Let nothing that the body does on the driver's connection wait longer than a call may."""
+        return nullcontext()
+
+    def instrumented(self) -> bool:
+        """Whether somebody watches Django's cursor: ``assertNumQueries``, a debug toolbar, ``execute_wrapper``."""
+        return bool(self.wrapper.execute_wrappers) or self.wrapper.force_debug_cursor or self._debug
+
+
+class Slot:
+    """One thread's place on an alias: Django's wrapper, and the connection that is open there, if any.
+
+    For an in-memory database all threads share one and take turns.
+    """
+
+    def __init__(self, engine: Engine, wrapper: BaseDatabaseWrapper) -> None:
+        self.engine = engine
+        self.wrapper = wrapper
+        self.lock = threading.RLock()
+        self.used = time.monotonic()  # when it was last used
+        self.room: Callable[[Slot], AbstractContextManager[None]] | None = None  # waits until one more may be open
+        self.prepares = True
+        self.host_block: object = None  # what is known of the host's transaction that is open; see transactions.py
+        self._connection: Connection | None = None
+        self._process = os.getpid()
+
+    def __del__(self) -> None:
+        # The thread has ended; nobody else will close its connection.
+        raw = self.wrapper.connection
+        if not self.engine.owned or raw is None:
+            return
+        if self._process == os.getpid():
+            raw.close()
+        else:  # a fork ends all threads but one in the child
+            left_to_the_parent.append(raw)
+
+    # An operation is whole, or the connection is not used again before it is clean: an exception from a signal handler
+    # can strike between any two calls. Hence the driver is asked before each operation what it is in the middle of.
+
+    def ready(self, limit: float | None = None) -> Connection:
+        """Return a connection for a call outside of a transaction: open, alive, and in the middle of nothing."""
+        connection = self._connection
+        if connection is None or connection.raw is not self.wrapper.connection:
+            connection = self._adopted()
+        elif self.wrapper.autocommit and not connection.is_clean():  # else the host has switched it off
+            self.reset()
+            connection = self._connection
+        elif self._idled() or not self._is_alive(connection):
+            self.discard()
+            connection = None
+        if connection is None:
+            connection = self._open(limit)
+        else:
+            self._look(connection)
+        return connection
+
+    def open_in_block(self) -> Connection:
+        """Return the connection of the transaction that is open."""
+        connection = self._connection
+        if connection is None or connection.raw is not self.wrapper.connection:
+            if self.wrapper.connection is None:
+                raise AgentDbError("The transaction's connection is closed; it can only be undone.")
+            connection = self._connection = self._made()  # Django has opened it
+        return connection
+
+    def _look(self, connection: Connection) -> None:
+        try:
+            connection.look()
+        except AgentDbError:
+            self.discard()
+            raise
+
+    def _is_alive(self, connection: Connection) -> bool:
+        try:
+            return connection.is_alive()
+        except self.engine.errors as error:
+            self.discard()
+            raise self.engine.explain(Fault.LOST, driver_error(error)) from driver_error(error)
+
+    def _idled(self) -> bool:
+        limit = self.engine.idle_seconds
+        return limit is not None and self.engine.owned and time.monotonic() - self.used > limit
+
+    def _adopted(self) -> Connection | None:
+        """Return the connection that Django has opened, if it was opened to the end."""
+        if self.wrapper.connection is None:
+            return None
+        is_by_hand = not self.engine.owned and not self.wrapper.autocommit  # the host has switched autocommit off
+        if is_by_hand or (self.wrapper.autocommit and self.engine.is_set_up(self.wrapper)):
+            self._connection = self._made()
+        else:
+            self.reset()
+        return self._connection
+
+    def _made(self) -> Connection:
+        connection = self.engine.connection(self.wrapper)
+        if not self.prepares:
+            connection.prepare_nothing()
+        return connection
+
+    def _open(self, limit: float | None) -> Connection:
+        try:
+            with self.room(self) if self.room is not None else nullcontext(), self.engine.opening(self.wrapper, limit):
+                self.wrapper.ensure_connection()
+                connection = self._connection = self._made()
+                return connection
+        except BaseException as error:
+            # Also one that struck between two steps of Django's connect(), which would leave autocommit off.
+            self.discard()
+            if (explained := self._why_not_opened(error)) is None:
+                raise
+            raise explained from driver_error(error)
+
+    def _why_not_opened(self, error: BaseException) -> AgentDbError | None:
+        if isinstance(error, SynchronousOnlyOperation):
+            return AgentDbError(
+                "A DjangoDb was first used inside a running event loop, which it would block. "
+                "Use agentdb.connect_async(), or call it in a thread."
+            )
+        if isinstance(error, (ImproperlyConfigured, *self.engine.errors)):
+            return self.engine.explain(Fault.UNAVAILABLE, error)
+        return None
+
+    @property
+    def is_open(self) -> bool:
+        return self.wrapper.connection is not None
+
+    def reset(self) -> None:
+        """Leave nothing of what a broken-off operation began: close the connection, or what comes to the same."""
+        self.leave_block()
+        raw = self.wrapper.connection
+        if raw is not None and self.engine.renew(raw):
+            self._connection = self._made()
+        else:
+            self.discard()
+
+    def leave_block(self) -> None:
+        """Let Django know that no transaction is open. Plain stores, which no asynchronous exception can part."""
+        wrapper = self.wrapper
+        wrapper.in_atomic_block = False
+        wrapper.autocommit = True
+        wrapper.needs_rollback = False
+        wrapper.closed_in_transaction = False
+        wrapper.savepoint_ids = []
+        wrapper.atomic_blocks = []
+
+    def discard(self) -> None:
+        """Drop the connection, in whatever state it is; ``ready`` opens another."""
+        wrapper = self.wrapper
+        raw, connection = wrapper.connection, self._connection
+        if raw is None:
+            return
+        if connection is None or connection.raw is not raw:
+            connection = None
+        if wrapper.in_atomic_block:
+            # Django opens a new connection once the transaction has ended, and not in the middle of it.
+            wrapper.closed_in_transaction = True
+            wrapper.needs_rollback = True
+        else:
+            self._connection = None
+            wrapper.connection = None
+        close = raw.close if connection is None else connection.close
+        with suppress(*self.engine.errors):
+            close()
+        give_back(wrapper, raw)
+
+    def interrupted(self) -> None:
+        """After an exception that is not the driver's: leave no statement under way for the next caller."""
+        connection = self._connection
+        if connection is not None and connection.raw is self.wrapper.connection and connection.is_broken_off():
+            self.discard()
+
+    def fault(self, error: BaseException, *, writing: bool) -> Fault:
+        """Return what the driver's error means, for a write or COMMIT whose answer has not come, or for anything else.
+
+        If the server itself says good-bye, it has rolled back what it was doing.
+        """
+        raw = self.wrapper.connection
+        fault = classify(error, connected=raw is not None and not getattr(raw, "closed", False))
+        if not writing:
+            return {Fault.UNANSWERED: Fault.LOST, Fault.UNSURE: Fault.UNAVAILABLE}.get(fault, fault)
+        if fault is Fault.SILENT or (fault is Fault.LOST and not said_by_server(error)):
+            return Fault.UNANSWERED
+        return fault
+
+    @contextmanager
+    def operation(self, *, writing: bool = False) -> Iterator[None]:
+        """Limit and translate what the body does through Django's wrapper."""
+        connection = self._connection
+        try:
+            with connection.limited() if connection is not None else nullcontext():
+                yield
+        except self.engine.errors as error:
+            cause = driver_error(error)
+            raise self.engine.explain(self.fault(cause, writing=writing), cause) from cause
+        except BaseException:
+            self.interrupted()
+            raise
+
+    def close_if_idle(self) -> bool:
+        """From any thread: close the connection, unless a call, a transaction or the host's own query uses it."""
+        try:
+            connection = self._connection if self.lock.acquire(blocking=False) else None
+            if connection is None or self.wrapper.in_atomic_block or not connection.is_clean():
+                return False
+            self.discard()
+            return True
+        finally:
+            with suppress(RuntimeError):  # another thread has it
+                self.lock.release()
+
+
+def give_back(wrapper: BaseDatabaseWrapper, raw: Any) -> None:
+    """Tell a host's pool, which counts the connections that it has handed out, dead or alive."""
+    pool = getattr(wrapper, "pool", None)
+    if pool is not None:
+        pool.putconn(raw)
 
 
 def readability(file_descriptor: int) -> Callable[[], bool]:

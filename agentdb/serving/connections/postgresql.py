@@ -1,14 +1,12 @@
-"""The channel of PostgreSQL and CockroachDB; apart, because importing psycopg takes SQLite users' time."""
+"""Connections to PostgreSQL and CockroachDB; apart, because importing psycopg takes SQLite users' time."""
 
 from __future__ import annotations
 
 import logging
-import os
-import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any
 
 import django.db
@@ -17,187 +15,270 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from psycopg.types.datetime import TimestamptzLoader
 
 from agentdb.conf import server_name
-from agentdb.faults import Fault, classify
-from agentdb.serving.connections.base import Channel, readability
+from agentdb.serving.connections.base import Connection, Engine, readability
 
 logger = logging.getLogger("agentdb")
 
 # The planner takes states and ages for unrelated; it cannot know that the waiting sandboxes are the ones used lately,
 # and reads all of them to find the few idle ones. Every list here has an index in its order: without a sort to fall
 # back on, that one is taken. Compiling such statements would only take longer.
-_FOLLOW_THE_INDEX = (
-    "SELECT set_config(name, 'off', false) FROM unnest(ARRAY['enable_sort', 'enable_incremental_sort', 'jit']) AS name"
-)
+_FOLLOW_THE_INDEX = dict.fromkeys(("enable_sort", "enable_incremental_sort", "jit"), "off")
+_IDLE_TIMEOUT_SINCE = 140000  # idle_session_timeout
 _IDLE = psycopg.pq.TransactionStatus.IDLE
 _ACTIVE = psycopg.pq.TransactionStatus.ACTIVE
 _IN_TRANSACTION = psycopg.pq.TransactionStatus.INTRANS
-_CANCEL_SECONDS = 1.0
-_ANSWER_SECONDS = 0.2  # at the least, for a server that was asked to cancel to say so
+# What a server that is well needs at most to be asked to cancel, and to say that it has.
+_CANCEL_SECONDS = 0.2
+_ANSWER_SECONDS = 0.1
+# The server's function that gives up waiting for a synchronous standby: what was committed is on the primary alone.
+_NOT_REPLICATED = "SyncRepWaitForLSN"
 
 
-class PostgresChannel(Channel):
+class CallTimeout(psycopg.OperationalError):
+    """The server did not answer in time, and its connection was closed."""
+
+
+class CallCancelled(psycopg.errors.QueryCanceled):
+    """The server did not finish in time, and has cancelled the statement."""
+
+
+class NotReplicated(psycopg.OperationalError):
+    """A commit is stored on the primary, which has not heard from the standby that it has to wait for."""
+
+
+class PostgresEngine(Engine):
     errors = (psycopg.Error, django.db.Error)
     aborts_on_error = True
+    has_server = True
 
-    def __init__(self, wrapper: BaseDatabaseWrapper) -> None:
-        super().__init__(wrapper)
-        self._raw: Any = None
-        self._cursor: psycopg.Cursor[Any]
-        self._readable: Callable[[], bool]
-        self._prepares = True
-        self._usual_level: psycopg.IsolationLevel | None = None
+    def __init__(self, settings_dict: dict[str, Any], *, owned: bool, vendor: str) -> None:
+        super().__init__(settings_dict, owned=owned)
+        self.vendor = vendor
 
-    def execute(self, sql: str, params: Sequence[Any]) -> Any:
-        self.ensure_alive()
-        if self.instrumented():
-            cursor = self.wrapper.cursor()
-            cursor.execute(sql, params)
-            return cursor
-        # Django's cursor binds on the client, which cannot prepare; this one binds on the server.
-        return self._cursor.execute(sql, params)
+    def describe(self) -> str:
+        name = "CockroachDB" if self.vendor == "cockroachdb" else "PostgreSQL"
+        return f"{name} database {server_name(self.settings)}"
 
-    def ensure_alive(self) -> None:
-        raw: Any = self.wrapper.connection
-        if raw is not None and raw is self._raw:
-            # An idle connection has nothing to read unless the server said good-bye, or sent a notice.
-            if self.wrapper.in_atomic_block:
-                return
-            # In anything else than this state an exception from nowhere has left it: nobody waits for its answer.
-            if raw.pgconn.transaction_status != _IDLE and self.wrapper.autocommit:
-                self.disconnect()
-            elif not self._readable() or self._still_open(raw):
-                return
-            else:
-                logger.info("%s had dropped an idle connection; opening another.", self.describe())
-                self.disconnect()
-        if self.wrapper.connection is None:
-            self.connect()
-        self._use(self.wrapper.connection)
+    def connection(self, wrapper: BaseDatabaseWrapper) -> PostgresConnection:
+        return PostgresConnection(self, wrapper)
 
-    def at_rest(self, raw: Any) -> bool:
-        return bool(raw.closed or raw.pgconn.transaction_status == _IDLE)
+    def is_set_up(self, wrapper: BaseDatabaseWrapper) -> bool:
+        raw: Any = wrapper.connection
+        zone = raw.info.parameter_status("TimeZone")
+        return bool(raw.autocommit and zone == wrapper.timezone_name and raw.pgconn.transaction_status == _IDLE)
 
-    def spoiled(self, raw: Any) -> bool:
-        return bool(raw.closed or raw.pgconn.transaction_status not in (_IDLE, _IN_TRANSACTION))
-
-    def give_up(self, began: float) -> None:
-        raw: Any = self.wrapper.connection
-        if raw is None or raw.closed:
-            return
+    def silence(self) -> str:
         logger.warning("%s did not answer within call_timeout=%g seconds.", self.describe(), self.call_timeout)
-        # A server that is well ends the statement and keeps the connection; one that is silent is left.
-        self._cancel(raw)
-        ends = max(began + (self.call_timeout or 0), time.monotonic() + _ANSWER_SECONDS)
-        answered = threading.Event()  # programs under test replace time.sleep
-        while self.began == began and time.monotonic() < ends:
-            answered.wait(0.005)
-        if self.began == began and raw is self.wrapper.connection and not raw.closed:
-            with suppress(OSError), socket.socket(fileno=os.dup(raw.pgconn.socket)) as connection:
-                connection.shutdown(socket.SHUT_RDWR)
+        return f"no answer within call_timeout={self.call_timeout:g} seconds"
 
-    def interrupted(self) -> None:
-        raw = self.wrapper.connection
-        if raw is not None and raw.pgconn.transaction_status == _ACTIVE:
-            self.disconnect()
-
-    def disconnect(self) -> None:
-        raw = self.wrapper.connection
-        if raw is None:
+    @contextmanager
+    def opening(self, wrapper: BaseDatabaseWrapper, limit: float | None) -> Iterator[None]:
+        limits = [each for each in (limit, self.call_timeout) if each is not None]
+        if not limits:
+            yield
             return
-        if not raw.closed and raw.pgconn.transaction_status == _ACTIVE:
-            self._cancel(raw)
-        super().disconnect()
-        self._give_back(raw)
+        wrapper.Database = _Driver(self, min(limits))  # type: ignore[attr-defined]
+        try:
+            yield
+        finally:
+            del wrapper.Database  # type: ignore[attr-defined]
+            if wrapper.connection is not None and not self.owned:
+                wrapper.connection.__dict__.pop("wait", None)  # the host's own queries take as long as they like
 
-    def traced(self) -> bool:
-        # Without it, Django's settings of the connection name the class of its cursors.
-        raw: Any = self.wrapper.connection
-        return not raw.cursor_factory.__module__.startswith("django.")
 
-    def begin(self) -> None:
-        raw: Any = self.wrapper.connection
-        raw.isolation_level = psycopg.IsolationLevel.SERIALIZABLE
-        raw.autocommit = False  # the driver sends BEGIN with the first statement
+class _Driver:
+    """psycopg for Django, with one time limit for all hosts, and one for what Django does on the connection."""
 
-    def commit(self) -> None:
-        raw: Any = self.wrapper.connection
-        raw.commit()
-        raw.autocommit = True
+    def __init__(self, engine: PostgresEngine, limit: float) -> None:
+        self._engine, self._limit = engine, limit
 
-    def settle(self) -> None:
-        super().settle()
-        raw: Any = self.wrapper.connection
-        if raw is not None and not raw.closed and raw.pgconn.transaction_status == _IDLE:
-            raw.isolation_level = self._usual_level
+    def __getattr__(self, name: str) -> Any:
+        return getattr(psycopg, name)
 
-    def abandon(self, raw: Any) -> None:
-        if not raw.closed and raw.pgconn.transaction_status == _ACTIVE:
-            self._cancel(raw)
-        raw.close()
-        self._give_back(raw)
+    def connect(self, **params: Any) -> psycopg.Connection[Any]:
+        hosts = max(1, str(params.get("host", "")).count(",") + 1)
+        ends = time.monotonic() + self._limit
 
-    def _give_back(self, raw: Any) -> None:
-        pool = getattr(self.wrapper, "pool", None)
-        if pool is not None:
-            pool.putconn(raw)  # a host's pool counts those it has handed out, dead or alive
+        class Bounded(psycopg.Connection[Any]):
+            @classmethod
+            def _connect_gen(cls, *args: Any, **options: Any) -> Any:
+                nonlocal hosts
+                now = time.monotonic()
+                share = max(0.0, ends - now) / max(1, hosts)  # so that the last host is tried as well
+                hosts -= 1
+                return _until(psycopg.Connection._connect_gen(*args, **options), now + share)
 
-    @staticmethod
-    def _cancel(raw: Any) -> None:
-        """Let the server end what it does for this connection; else it goes on, and holds its locks, for nobody.
+        raw = Bounded.connect(**params)
+        raw.wait = _Limit(self._engine, raw, self._limit).wait  # type: ignore[method-assign, assignment]
+        return raw
 
-        Before version 17 libpq knows no time limit for that either. psycopg's C code keeps Python's other threads out
-        meanwhile: with such a libpq it is left to the server's ``statement_timeout``.
-        """
-        if psycopg.capabilities.has_cancel_safe():
+
+def _until(waits: Generator[Any, Any, Any], ends: float) -> Generator[Any, Any, Any]:
+    """Pass on what connecting waits for; psycopg comes back at least ten times a second."""
+    ready = None
+    while True:
+        try:
+            wanted = waits.send(ready)
+        except StopIteration as end:
+            return end.value
+        ready = yield wanted
+        if time.monotonic() > ends:
+            raise psycopg.errors.ConnectionTimeout("connection timeout expired")
+
+
+class _Limit:
+    """psycopg's ``wait()`` with a time limit: then the statement is cancelled, and a silent connection closed.
+
+    All that waits for the server goes through it, whoever asked: statements, COMMIT, savepoints, Django's own queries.
+    """
+
+    def __init__(self, engine: PostgresEngine, raw: psycopg.Connection[Any], seconds: float) -> None:
+        self._engine, self._raw, self._seconds = engine, raw, seconds
+
+    def wait(self, waits: Generator[Any, Any, Any], *args: Any, **options: Any) -> Any:
+        return psycopg.Connection.wait(self._raw, self._limited(waits), *args, **options)
+
+    def _limited(self, waits: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
+        ends = time.monotonic() + self._seconds
+        ready, cancelled = None, ""
+        while True:
+            try:
+                wanted = waits.send(ready)
+            except StopIteration as end:
+                return end.value
+            except psycopg.errors.QueryCanceled as error:
+                if not cancelled:
+                    raise
+                raise CallCancelled(cancelled) from error
+            ready = yield wanted
+            if time.monotonic() < ends:
+                continue
+            if cancelled:
+                self._raw.close()
+                raise CallTimeout(cancelled)
+            cancelled = self._engine.silence()
+            cancel(self._raw)
+            ends = time.monotonic() + _ANSWER_SECONDS
+
+
+def cancel(raw: psycopg.Connection[Any]) -> None:
+    """Let the server end what it does for this connection; else it goes on, and holds its locks, for nobody.
+
+    Before version 17 libpq knows no time limit for that either. psycopg's C code keeps Python's other threads out
+    meanwhile: with such a libpq it is left to the server's ``statement_timeout``.
+    """
+    if psycopg.capabilities.has_cancel_safe():
+        with suppress(psycopg.Error):
+            raw.cancel_safe(timeout=_CANCEL_SECONDS)
+    elif psycopg.pq.__impl__ == "python":
+
+        def ask() -> None:
             with suppress(psycopg.Error):
-                raw.cancel_safe(timeout=_CANCEL_SECONDS)
-        elif psycopg.pq.__impl__ == "python":
+                raw.cancel()
 
-            def cancel() -> None:
-                with suppress(psycopg.Error):
-                    raw.cancel()
+        thread = threading.Thread(target=ask, daemon=True)
+        thread.start()
+        thread.join(_CANCEL_SECONDS)
 
-            thread = threading.Thread(target=cancel, daemon=True)
-            thread.start()
-            thread.join(_CANCEL_SECONDS)
 
-    def _use(self, raw: Any) -> None:
-        if not self._prepares:
-            raw.prepare_threshold = None
-        self._raw = raw
-        self._usual_level = raw.isolation_level
+class PostgresConnection(Connection):
+    engine: PostgresEngine
+
+    def __init__(self, engine: PostgresEngine, wrapper: BaseDatabaseWrapper) -> None:
+        super().__init__(engine, wrapper)
+        raw = self.raw
         self._readable = readability(raw.pgconn.socket)
+        self._not_replicated = False
+        raw.add_notice_handler(self._notice)
         self._cursor = psycopg.Cursor(raw)
         # Django puts a loader written in Python in the way of psycopg's own; the session is in UTC for both.
         self._cursor.adapters.register_loader("timestamptz", TimestamptzLoader)
-        # The plans of a host's own queries are the host's; and what a pooler hands on must be as it was.
-        if self.owned and raw.prepare_threshold is not None and self.wrapper.vendor == "postgresql":
-            with suppress(psycopg.Error):  # the statement that follows says what is wrong
-                raw.execute(_FOLLOW_THE_INDEX, prepare=False)
+        if engine.owned and raw.prepare_threshold is not None and engine.vendor == "postgresql":
+            self._set_up()
 
-    @staticmethod
-    def _still_open(raw: Any) -> bool:
-        # The good-bye can arrive before the end of the connection does, so only an answer counts.
+    def _set_up(self) -> None:
+        """Set what is agentdb's own: a host's plans are the host's, and what a pooler hands on must be as it was."""
+        wanted = dict(_FOLLOW_THE_INDEX)
+        if self.engine.idle_seconds is not None and self.raw.info.server_version >= _IDLE_TIMEOUT_SINCE:
+            wanted["idle_session_timeout"] = str(max(1, int(self.engine.idle_seconds * 1000)))
+        settings = ", ".join(f"set_config('{name}', '{value}', false)" for name, value in wanted.items())
+        with suppress(psycopg.errors.UndefinedObject):  # of an older server
+            self.raw.execute(f"SELECT {settings}", prepare=False)
+
+    def _notice(self, diagnostic: Any) -> None:
+        if diagnostic.source_function == _NOT_REPLICATED:
+            self._not_replicated = True
+
+    def execute(self, sql: str, params: Sequence[Any]) -> Any:
+        with self.limited():
+            if self.instrumented():
+                cursor: Any = self.wrapper.cursor()
+                cursor.execute(sql, params)
+            else:
+                # Django's cursor binds on the client, which cannot prepare; this one binds on the server.
+                cursor = self._cursor.execute(sql, params)
+        if self._not_replicated:
+            self._refuse_replicated()
+        return cursor
+
+    def begin(self) -> None:
+        with self.limited():
+            self.raw.execute("BEGIN ISOLATION LEVEL SERIALIZABLE", prepare=False)
+
+    def commit(self) -> None:
+        with self.limited():
+            super().commit()
+        if self._not_replicated:
+            self._refuse_replicated()
+
+    def roll_back(self) -> None:
+        with self.limited():
+            super().roll_back()
+
+    def _refuse_replicated(self) -> None:
+        self._not_replicated = False
+        raise NotReplicated("the primary has stored it, and its synchronous standby did not say that it has")
+
+    def is_clean(self) -> bool:
+        return bool(self.raw.pgconn.transaction_status == _IDLE)
+
+    def in_transaction(self) -> bool:
+        return bool(self.raw.pgconn.transaction_status == _IN_TRANSACTION)
+
+    def is_broken_off(self) -> bool:
+        return bool(self.raw.pgconn.transaction_status == _ACTIVE)
+
+    def is_alive(self) -> bool:
+        # An idle connection has nothing to read unless the server said good-bye, or sent a notice. The good-bye can
+        # arrive before the end of the connection does, so only an answer counts.
+        if not self._readable():
+            return True
         try:
-            raw.execute("SELECT 1", prepare=False)
+            with self.limited():
+                self.raw.execute("SELECT 1", prepare=False)
+        except CallTimeout:
+            raise
         except psycopg.Error:
+            logger.info("%s had dropped an idle connection; opening another.", self.engine.describe())
             return False
         return True
 
-    def fault(self, error: BaseException) -> Fault:
-        raw = self.wrapper.connection
-        return classify(error, connected=raw is not None and not raw.closed)
+    def close(self) -> None:
+        if not self.raw.closed and self.raw.pgconn.transaction_status == _ACTIVE:
+            cancel(self.raw)
+        super().close()
 
     def prepare_nothing(self) -> None:
-        self._prepares = False
-        if self._raw is not None:
-            self._raw.prepare_threshold = None
+        self.raw.prepare_threshold = None
 
-    def reason(self, error: BaseException) -> str:
-        if self.given_up and self.call_timeout is not None:
-            return f"no answer within call_timeout={self.call_timeout:g} seconds"
-        return super().reason(error)
+    def limited(self) -> AbstractContextManager[None]:
+        limit = self.engine.call_timeout
+        return nullcontext() if limit is None or "wait" in self.raw.__dict__ else self._limit(limit)
 
-    def describe(self) -> str:
-        name = "CockroachDB" if self.wrapper.vendor == "cockroachdb" else "PostgreSQL"
-        return f"{name} database {server_name(self.wrapper.settings_dict)}"
+    @contextmanager
+    def _limit(self, limit: float) -> Iterator[None]:
+        self.raw.wait = _Limit(self.engine, self.raw, limit).wait
+        try:
+            yield
+        finally:
+            self.raw.__dict__.pop("wait", None)

@@ -1,17 +1,21 @@
-"""The channel of SQLite."""
+"""Connections to SQLite."""
 
 from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import django.db
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from agentdb.errors import AgentDbError, DatabaseUnavailableError
-from agentdb.serving.connections.base import Channel
+from agentdb.errors import AgentDbError, DatabaseUnavailableError, OutcomeUnknownError, SchemaOutOfDateError
+from agentdb.schema.migration_record import pending_migrations
+from agentdb.serving.connections.base import Connection, Engine
 from agentdb.sqlite_files import close_kept_open, descriptors, identity, shared_file_system
 
 
@@ -41,19 +45,18 @@ class _Carried:
 carried = _Carried()
 
 
-class _Place(NamedTuple):
-    """Which file and which write-ahead log are at a path, each as device and number; None where there is none."""
+class Place(NamedTuple):
+    """Which files are at a path, each as device and number; None for one that is not there."""
 
     file: tuple[int, int] | None
     log: tuple[int, int] | None
+    shm: tuple[int, int] | None  # the index of the log
 
     @classmethod
-    def of(cls, path: str) -> _Place:
-        return cls(identity(path), identity(_log_of(path)))
-
-
-def _log_of(path: str) -> str:
-    return f"{os.path.realpath(path)}-wal"  # SQLite follows links first
+    def of(cls, path: str, real: str = "") -> Place:
+        """Look; ``real`` is the path without links, which SQLite follows before it names its other files."""
+        real = real or os.path.realpath(path)
+        return cls(identity(path), identity(f"{real}-wal"), identity(f"{real}-shm"))
 
 
 def _is_gone(path: str) -> bool:
@@ -70,145 +73,177 @@ def _is_gone(path: str) -> bool:
 _LOOK_SECONDS = 0.1
 
 
-class SqliteChannel(Channel):
+class SqliteEngine(Engine):
     errors = (sqlite3.Error, sqlite3.Warning, django.db.Error)
     aborts_on_error = False
+    has_server = False
 
-    def __init__(self, wrapper: BaseDatabaseWrapper) -> None:
-        super().__init__(wrapper)
-        self._looked = 0.0  # when, on the monotonic clock
-        self._looked_at: Any = None  # the connection, of which is known:
-        self._path = ""  # absolute: the program may change its folder
-        self._open = _Place(None, None)
-        self._has_run = False  # a statement
-
-    def execute(self, sql: str, params: Sequence[Any]) -> Any:
-        if self.began - self._looked > _LOOK_SECONDS and not self.wrapper.in_atomic_block:
-            self._refuse_other_file()
-            self._has_run = True
-        raw = self.wrapper.connection
-        if raw is None:
-            self.connect()
-            raw = self.wrapper.connection
-        elif raw.in_transaction and not self.wrapper.in_atomic_block and self.wrapper.autocommit:
-            # Begun by a call that an exception from nowhere cut off: what follows would never be committed.
-            raw.rollback()
-        if self.instrumented():
-            cursor = self.wrapper.cursor()
-            # Django's own cursor takes its own placeholders, and so does what logs the SQL.
-            cursor.execute(sql.replace("%", "%%").replace("?", "%s"), params)
-            return cursor
-        return raw.execute(sql, params)
-
-    def traced(self) -> bool:
-        # Its proxy passes for the driver's class with isinstance().
-        return not issubclass(type(self.wrapper.connection), sqlite3.Connection)
-
-    def begin(self) -> None:
-        raw = self.wrapper.connection
-        raw.execute(f"BEGIN {self.wrapper.transaction_mode or ''}")  # type: ignore[attr-defined]
-        self._has_run = True
-
-    def commit(self) -> None:
-        self.wrapper.connection.commit()
-
-    def at_rest(self, raw: Any) -> bool:
-        return not raw.in_transaction
-
-    def spoiled(self, raw: Any) -> bool:
-        return not raw.in_transaction
-
-    def abandon(self, raw: Any) -> None:
-        try:
-            raw.rollback()
-        except sqlite3.Error:
-            raw.close()
-            return
-        # The connection is all that there is of a database in memory.
-        self.wrapper.connection, self.wrapper.autocommit = raw, True
-
-    def ensure_alive(self) -> None:
-        self._refuse_other_file()
-        super().ensure_alive()
-
-    def _refuse_other_file(self) -> None:
-        """Raise where the path no longer names the file that is open: what is written now would not be found there.
-
-        SQLite itself goes on, in a file without a name (https://sqlite.org/howtocorrupt.html, 2.4).
-        """
-        raw, self._looked = self.wrapper.connection, self.began
-        if raw is None:
-            return
-        if raw is not self._looked_at:
-            self._remember(raw)
-            return
-        known, now = self._open, _Place.of(self._path)
-        if known.log is None:
-            if self._has_run:
-                # From the first statement on the log stays the same, until the last process closes the file.
-                self._remember(raw, now.log)
-            known = known._replace(log=now.log)
-        if now == known:
-            return
-        if now.file is None:
-            if not _is_gone(self._path):
-                return
-            problem = self._is_missing()
-        elif shared_file_system(self._path):
-            return  # the numbers of a file may change there
-        elif now.file != known.file:
-            problem = self._is_another()
-            self._remember(raw)  # and the log, which the file that is there now must not be opened with
-        else:
-            problem = (
-                f"The write-ahead log {_log_of(self._path)!r} was removed while {self.describe()} was open. Commits "
-                "that only it held may be missing. Stop every program that uses the file, and start them again."
-            )
-        self.disconnect()
-        raise DatabaseUnavailableError(problem)
-
-    def _is_missing(self) -> str:
-        return (
-            f"{self.describe()} was removed or moved while it was open. Stop every program that uses it, put the file "
-            "back, and start them again."
-        )
-
-    def _is_another(self) -> str:
-        return (
-            f"Another file took the place of {self.describe()} while it was open. Stop every program that uses it, "
-            f"move {_log_of(self._name)!r}, which belongs to the file that was there before, out of the way, and start "
-            "them again."
-        )
+    def __init__(self, settings_dict: dict[str, Any], *, owned: bool = False, creates: bool = False) -> None:
+        super().__init__(settings_dict, owned=owned)
+        self.place: Place | None = None  # when a connection last opened it
+        self._creates = creates
 
     @property
-    def _name(self) -> str:
-        return str(self.wrapper.settings_dict["NAME"])
+    def name(self) -> str:
+        return str(self.settings["NAME"])
 
-    def _remember(self, raw: Any, log: tuple[int, int] | None = None) -> None:
-        if raw is not self._looked_at:
-            self._looked_at, self._has_run, self._path = raw, False, os.path.abspath(self._name)
-            self._open = _Place(identity(self._path), None)
-        # For the connections of other threads, which share the settings of the alias.
-        left = self._open._replace(log=identity(_log_of(self._path)))
-        self.wrapper.settings_dict.setdefault("AGENTDB", {})["place"] = left
-        self._open = self._open._replace(log=log)
+    def describe(self) -> str:
+        return f"SQLite database {self.name!r}"
 
-    def connect(self) -> None:
-        known = self.wrapper.settings_dict.get("AGENTDB", {}).get("place")
-        if known is not None and known.file is not None:
-            if _is_gone(self._name):
-                raise DatabaseUnavailableError(self._is_missing())  # SQLite would make an empty one
-            now = _Place.of(self._name)
-            if now.file != known.file and known.log is not None and now.log == known.log:
-                raise DatabaseUnavailableError(self._is_another())  # SQLite would write the log's pages into it
-        if self.wrapper.connection is None and carried.is_open(self._name):
+    def connection(self, wrapper: BaseDatabaseWrapper) -> SqliteConnection:
+        return SqliteConnection(self, wrapper)
+
+    @contextmanager
+    def opening(self, wrapper: BaseDatabaseWrapper, limit: float | None) -> Iterator[None]:
+        if wrapper.is_in_memory_db() or self.name.startswith("file:"):  # type: ignore[attr-defined]
+            yield
+            return
+        self._refuse_displaced()
+        if carried.is_open(self.name):
             raise AgentDbError(
                 f"{self.describe()} was open on another connection, or in a transaction, when this process was forked. "
                 "SQLite cannot use the file here without losing writes. Close that connection before the fork, or "
                 "start the process with 'spawn'."
             )
-        super().connect()
-        self._remember(self.wrapper.connection)
+        if self._creates and self.place is None:
+            yield
+            return
+        params = wrapper.get_connection_params()
+        # SQLite would make an empty file of a misspelt or removed one.
+        params["database"] = f"file:{quote(os.path.abspath(self.name))}?mode=rw"
+        wrapper.get_connection_params = lambda: params  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            del wrapper.get_connection_params
 
-    def describe(self) -> str:
-        return f"SQLite database {self._name!r}"
+    def is_set_up(self, wrapper: BaseDatabaseWrapper) -> bool:
+        return wrapper.connection.isolation_level is None and not wrapper.connection.in_transaction
+
+    def renew(self, raw: Any) -> bool:
+        if self.name != ":memory:" and "mode=memory" not in self.name:
+            return False
+        # The connection is all that there is of a database in memory.
+        try:
+            raw.rollback()
+            raw.isolation_level = None
+        except sqlite3.Error:
+            return False
+        return True
+
+    def _refuse_displaced(self) -> None:
+        known = self.place
+        if known is None or known.file is None:
+            return
+        if _is_gone(self.name):
+            raise DatabaseUnavailableError(self.is_missing())
+        now = Place.of(self.name)
+        if now.file != known.file and known.log is not None and now.log == known.log:
+            raise DatabaseUnavailableError(self.is_another())  # SQLite would write the log's pages into it
+
+    def is_missing(self) -> str:
+        return (
+            f"{self.describe()} was removed or moved while it was open. Stop every program that uses it, put the file "
+            "back, and start them again."
+        )
+
+    def is_another(self) -> str:
+        return (
+            f"Another file took the place of {self.describe()} while it was open. Stop every program that uses it, "
+            f"move {os.path.realpath(self.name) + '-wal'!r}, which belongs to the file that was there before, out of "
+            "the way, and start them again."
+        )
+
+
+class SqliteConnection(Connection):
+    engine: SqliteEngine
+
+    def __init__(self, engine: SqliteEngine, wrapper: BaseDatabaseWrapper) -> None:
+        super().__init__(engine, wrapper)
+        self._is_file = not wrapper.is_in_memory_db()  # type: ignore[attr-defined]
+        self._path = os.path.abspath(engine.name)  # the program may change its folder
+        self._real = os.path.realpath(self._path)
+        self._known = Place(identity(self._path), None, None)
+        self._looked = 0.0  # when, on the monotonic clock
+        self._schema: int | None = None  # SQLite's number of the schema, counted up by each change
+        if self._is_file:
+            engine.place = Place.of(self._path, self._real)
+
+    def execute(self, sql: str, params: Sequence[Any]) -> Any:
+        if self.instrumented():
+            cursor = self.wrapper.cursor()
+            # Django's own cursor takes its own placeholders, and so does what logs the SQL.
+            cursor.execute(sql.replace("%", "%%").replace("?", "%s"), params)
+            return cursor
+        return self.raw.execute(sql, params)
+
+    def is_clean(self) -> bool:
+        return not self.raw.in_transaction
+
+    def in_transaction(self) -> bool:
+        return bool(self.raw.in_transaction)
+
+    def begin(self) -> None:
+        self.raw.execute(f"BEGIN {self.wrapper.transaction_mode or ''}")  # type: ignore[attr-defined]
+        self._refuse_old_schema()
+
+    def commit(self) -> None:
+        self.look(closely=True)
+        super().commit()
+
+    def look(self, *, closely: bool = False) -> None:
+        """Raise if the path no longer names the file that is open: what is written now would not be found there.
+
+        SQLite itself goes on, in a file without a name (https://sqlite.org/howtocorrupt.html, 2.4).
+        """
+        now = time.monotonic()
+        if not self._is_file or not (closely or now - self._looked > _LOOK_SECONDS):
+            return
+        self._looked = now
+        # This opens the log and its index, which then stay the same until the last process closes the file.
+        self._refuse_old_schema()
+        if problem := self._displaced():
+            raise DatabaseUnavailableError(problem)
+
+    def _refuse_old_schema(self) -> None:
+        """Raise if migrations were reversed meanwhile: SQLite prepares again, and columns of text take any value."""
+        if not self._is_file:
+            return
+        [(schema,)] = self.raw.execute("PRAGMA schema_version").fetchall()
+        if schema == self._schema:
+            return
+        if self._schema is not None and (pending := pending_migrations(self.wrapper)):
+            names = ", ".join(pending)
+            raise SchemaOutOfDateError(
+                f"{self.engine.describe()} lacks the migrations {names}. Run 'agentdb migrate'.", pending=tuple(pending)
+            )
+        self._schema = schema
+
+    def confirm(self) -> None:
+        if self._is_file and (problem := self._displaced()):
+            self._looked = 0.0
+            raise OutcomeUnknownError(f"{problem} The last write went into the file that was open.")
+
+    def _displaced(self) -> str:
+        """Return what is wrong with the files at the path, or nothing."""
+        known, now = self._known, Place.of(self._path, self._real)
+        if known.log is None:
+            known = known._replace(log=now.log)
+        if known.shm is None:
+            known = known._replace(shm=now.shm)
+        if now == known:
+            self._known = self.engine.place = known
+            return ""
+        if now.file is None:
+            return self.engine.is_missing() if _is_gone(self._path) else ""
+        if shared_file_system(self._path):
+            return ""  # the numbers of a file may change there
+        if now.file != known.file:
+            self.engine.place = now  # and the log, which the file that is there now must not be opened with
+            return self.engine.is_another()
+        lost = "-wal" if now.log != known.log else "-shm"
+        what = "write-ahead log" if lost == "-wal" else "index of the write-ahead log"
+        return (
+            f"The {what} {self._real + lost!r} was removed while {self.engine.describe()} was open. "
+            "Commits that only it held may be missing. Stop every program that uses the file, and start them again."
+        )

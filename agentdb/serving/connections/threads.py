@@ -1,0 +1,215 @@
+"""The connections of one alias: one for each thread that calls."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from contextlib import suppress
+from typing import Any
+
+from django.core.exceptions import ImproperlyConfigured
+from django.db import DEFAULT_DB_ALIAS, connections
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from agentdb.errors import AgentDbError, DatabaseClosedError, DatabaseUnavailableError, InvalidInputError
+from agentdb.serving.connection_limit import ConnectionLimit
+from agentdb.serving.connections import engine_of
+from agentdb.serving.connections.base import Slot
+from agentdb.serving.forking import forking, leave_to_the_parent
+from agentdb.serving.host import cannot_load
+from agentdb.serving.transactions import block_of
+
+_FORKED = (
+    "This process was forked inside a transaction, which is the parent's; nothing of it is stored from here. "
+    "Leave the transaction before you call the Db in the child."
+)
+_CLOSED = "The Db is closed. Open another one with agentdb.connect()."
+
+
+class _EndOfThread:
+    """Closes, as its thread ends, the connections of a host's aliases that are open there: nobody else would.
+
+    A host's pool would count them as handed out for ever.
+    """
+
+    def __init__(self) -> None:
+        self.wrappers: list[BaseDatabaseWrapper] = []
+
+    def __del__(self) -> None:
+        for wrapper in self.wrappers:
+            if not wrapper.allow_thread_sharing:
+                # Django refuses it in another thread, as in the child of a fork, which clears up after all threads.
+                with suppress(Exception):
+                    wrapper.close()
+
+
+_thread = threading.local()
+
+
+def _close_at_end_of_thread(wrapper: BaseDatabaseWrapper) -> None:
+    if threading.current_thread() is threading.main_thread():
+        return
+    if not hasattr(_thread, "end"):
+        _thread.end = _EndOfThread()
+    if wrapper not in _thread.end.wrappers:
+        _thread.end.wrappers.append(wrapper)
+
+
+class Threads:
+    """The connections of one alias, one for each thread that calls, in the wrapper that Django keeps for it.
+
+    With ``shared`` all threads take turns on one. ``owned`` connections are closed with this; others are the host's.
+    ``creates``: a SQLite file may be made.
+    """
+
+    def __init__(self, alias: str, *, owned: bool = False, shared: bool = False, creates: bool = False) -> None:
+        if alias not in connections.settings:
+            raise InvalidInputError(f"There is no database alias {alias!r}; known are {', '.join(connections)}.")
+        self.alias = alias
+        self.closed = False
+        self._prepares = True
+        own = connections.settings[alias]
+        most = own.get("AGENTDB", {}).get("max_connections") if owned else None
+        self._limit = ConnectionLimit(most) if most is not None else None
+        self._forget()
+        try:
+            wrapper = connections[alias]
+        except ImproperlyConfigured as error:
+            reason = cannot_load(own["ENGINE"], error)
+            if owned:
+                self._forget_alias()
+            raise DatabaseUnavailableError(reason) from error
+        self.engine = engine_of(wrapper, owned=owned, creates=creates)
+        self._shared = Slot(self.engine, wrapper) if shared else None
+        if self._shared:
+            wrapper.inc_thread_sharing()
+        forking.include(self, file=None if self.engine.has_server else own["NAME"])
+
+    # -- of the calling thread
+
+    def slot(self) -> Slot:
+        """Return this thread's slot; no connection may be open in it yet."""
+        if self.closed:
+            raise DatabaseClosedError(_CLOSED)
+        try:
+            slot: Slot = self._local.slot
+        except AttributeError:
+            with forking.opening:
+                slot = self._local.slot = self._new_slot()
+        return slot
+
+    @property
+    def in_transaction(self) -> bool:
+        """Whether this thread is in a transaction on the alias, its own or the host's."""
+        return bool(self.slot().wrapper.in_atomic_block)
+
+    def ensure_connected(self, limit: float | None = None) -> None:
+        """Open this thread's connection within so many seconds; raise ``DatabaseUnavailableError`` if that fails."""
+        slot = self.slot()
+        with slot.lock, slot.operation():
+            if block_of(slot) is None:
+                slot.ready(limit)
+
+    def rest(self) -> None:
+        """Give a connection of the host's pool back: this thread makes no other call for now."""
+        slot = self.own_slot()
+        is_pooled = bool(self.engine.settings["OPTIONS"].get("pool"))
+        if slot is not None and is_pooled and not self.engine.owned and not slot.wrapper.in_atomic_block:
+            with slot.lock:
+                slot.wrapper.close()
+
+    def prepare_nothing(self) -> None:
+        """Use no prepared statements from now on, on this thread's connection and new ones."""
+        self._prepares = self.slot().prepares = False
+
+    # -- of all threads
+
+    def slots(self) -> list[Slot]:
+        """Return the slots of all threads."""
+        with forking.opening:
+            return list(self._slots)
+
+    def open_connections(self) -> int:
+        """Return how many connections are open in this process."""
+        return sum(slot.is_open for slot in self.slots())
+
+    def close(self) -> None:
+        """Close the connections, once the calls under way have ended; calling it again does nothing."""
+        if self.closed:
+            return
+        self.closed = True
+        forking.forget(self)
+        if not self.engine.owned:
+            return  # the connections are Django's to close
+        for slot in self.slots():
+            # A call that is under way in another thread ends first.
+            with slot.lock:
+                slot.discard()
+        self.forget_alias()
+
+    def forget_alias(self) -> None:
+        """Let Django know the alias no more, once no transaction needs it."""
+        if self.engine.owned and not any(slot.wrapper.in_atomic_block for slot in self.slots()):
+            self._forget_alias()
+
+    def _forget_alias(self) -> None:
+        if self.alias != DEFAULT_DB_ALIAS:
+            connections.settings.pop(self.alias, None)
+            with suppress(AttributeError):
+                del connections[self.alias]
+
+    def _new_slot(self) -> Slot:
+        if self._shared is not None:
+            connections[self.alias] = self._shared.wrapper
+            slot = self._shared
+        else:
+            slot = Slot(self.engine, connections[self.alias])
+        if not self.engine.owned:
+            _close_at_end_of_thread(slot.wrapper)
+        slot.prepares = self._prepares
+        self._slots.add(slot)
+        if self._limit is not None:
+            self._limit.include(slot)
+        return slot
+
+    def _forget(self) -> None:
+        self._local = threading.local()
+        self._slots: weakref.WeakSet[Slot] = weakref.WeakSet()
+
+    # -- around a fork
+
+    def may_close(self, slot: Slot) -> bool:
+        """Whether a fork may close this idle connection: a host's other threads may be using theirs at this moment."""
+        idle = slot is not self._shared and not slot.wrapper.in_atomic_block
+        return idle and (self.engine.owned or slot is self.own_slot())
+
+    def own_slot(self) -> Slot | None:
+        """Return this thread's slot, if it has one."""
+        return getattr(self._local, "slot", None)
+
+    def start_anew(self, held: list[Slot]) -> None:
+        """In the child of a fork: let go of the parent's connections, and know no thread but this one."""
+        own = self.own_slot()
+        if self._shared is not None:
+            # A copy of the database, which is the child's. What a thread of the parent was doing is not.
+            if self._shared is not own or self._shared not in held:
+                self._local = threading.local()
+            if self._shared not in held:
+                self._shared.lock = threading.RLock()
+                self._shared.reset()
+            return
+        if self._limit is not None:
+            self._limit.start_anew()
+        for slot in self.slots():
+            leave_to_the_parent(slot)
+        block: Any = None if own is None else block_of(own)
+        if own is not None and block is not None:
+            # The block goes on in the child, where it must not look as if it were the transaction.
+            own.wrapper.closed_in_transaction = True
+            block.fail(AgentDbError(_FORKED), None)
+            self._slots.clear()
+            self._slots.add(own)
+            return
+        self._forget()
+        with suppress(AttributeError):
+            del connections[self.alias]

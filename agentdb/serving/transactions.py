@@ -1,0 +1,274 @@
+"""Transactions: each an object that is made for one BEGIN and is over with its COMMIT or ROLLBACK."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol, cast
+
+from django.db import transaction
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from agentdb.errors import AgentDbError, DatabaseClosedError
+from agentdb.faults import NOT_KEPT, REFUSED, Fault, driver_error
+from agentdb.serving.connections.base import Connection, Slot
+
+_SPOILED = (
+    "The transaction failed inside the function, which went on after the error; nothing of it is stored. "
+    "Let the error leave the function, or undo the part that may fail with an inner run_transaction()."
+)
+_OTHER_THREAD = (
+    "A transaction belongs to the thread that runs it, and this call comes from another. Make the calls in the "
+    "function's own thread, or use the Db around it: what that does in another thread is not part of the transaction."
+)
+_OVER = "The transaction has ended. Call the Db that ran it."
+
+
+class Block:
+    """A transaction that is open on a connection, and what has failed in it."""
+
+    def __init__(self, wrapper: BaseDatabaseWrapper) -> None:
+        self._wrapper = wrapper
+        self.failure: AgentDbError | None = None
+        self.fault: Fault | None = None
+
+    def fail(self, failure: AgentDbError, fault: Fault | None) -> AgentDbError:
+        """Let nothing more be done in it, and return the failure."""
+        self.failure, self.fault = failure, fault
+        self._wrapper.needs_rollback = True
+        return failure
+
+    def check(self) -> None:
+        """Raise what has failed, if anything has."""
+        if self._wrapper.needs_rollback:
+            raise self.failure or AgentDbError("The transaction has failed already; it can only be undone.")
+
+    def spoiled_or_open(self, slot: Slot) -> Connection:
+        """Return the connection to commit on; raise if the work went on after a failure: that is not success."""
+        wrapper = self._wrapper
+        if not wrapper.needs_rollback and not wrapper.closed_in_transaction and wrapper.connection is not None:
+            connection = slot.open_in_block()
+            if connection.in_transaction():
+                return connection
+        raise self.failure or AgentDbError(_SPOILED)
+
+    def forgive(self) -> None:
+        """After rolling back to a savepoint, clear the failure unless the whole transaction must be retried."""
+        if self._wrapper.needs_rollback or self._wrapper.closed_in_transaction:
+            return
+        if self.fault in REFUSED:
+            self._wrapper.needs_rollback = self._wrapper.in_atomic_block
+        else:
+            self.failure = self.fault = None
+
+
+class HostBlock(Block):
+    """A transaction that the host has opened, with Django's ``atomic()``."""
+
+    def __init__(self, wrapper: BaseDatabaseWrapper) -> None:
+        super().__init__(wrapper)
+        self.outermost = wrapper.atomic_blocks[:1]
+
+
+def block_of(slot: Slot) -> Block | None:
+    """Return the transaction that is open in the slot, ours or the host's. Django's wrapper knows."""
+    wrapper = slot.wrapper
+    if not wrapper.in_atomic_block:
+        return None
+    blocks = cast("list[object]", wrapper.atomic_blocks)
+    if blocks and isinstance(blocks[0], Transaction):
+        if not blocks[0].is_over:
+            return blocks[0]
+        slot.reset()  # an asynchronous exception has kept it from being left
+        return None
+    known = slot.host_block
+    if not isinstance(known, HostBlock) or known.outermost != blocks[:1]:
+        known = slot.host_block = HostBlock(wrapper)
+    return known
+
+
+class Part(Protocol):
+    """A transaction, or a part of one that can be undone alone. Each of these calls is one of its thread's."""
+
+    is_over: bool
+
+    def begin(self) -> None:
+        """Begin; if this raises, nothing is open."""
+
+    def check(self) -> None:
+        """Raise if the part has failed, is over, or belongs to another thread."""
+
+    def commit(self) -> None:
+        """Keep the work, or raise and undo it: then nothing is stored, unless it is an ``OutcomeUnknownError``."""
+
+    def undo(self, error: BaseException | None = None) -> None:
+        """Undo the work, for an error that left it; nothing happens if the part is over."""
+
+    @property
+    def may_be_retried(self) -> bool:
+        """Whether a conflict has undone it, so that the same again may succeed."""
+
+
+class Transaction(Block):
+    """A transaction of one slot. ``begin``, ``commit`` and ``undo`` are calls of their own, all from the thread that
+    made it. Whatever leaves ``commit`` or ``undo``, the transaction is over then.
+
+    While it is open, it stands in Django's wrapper as the outermost block: Django's own queries are part of it.
+    """
+
+    _from_testcase = False  # for Django, which asks its outermost block
+
+    def __init__(self, slot: Slot) -> None:
+        super().__init__(slot.wrapper)
+        self._slot = slot
+        self._thread = threading.get_ident()
+        self.is_over = False
+
+    @property
+    def may_be_retried(self) -> bool:
+        return self.fault in REFUSED
+
+    def begin(self) -> None:
+        try:
+            try:
+                self._begin()
+            except self._slot.engine.errors as error:
+                if self._slot.fault(driver_error(error), writing=False) is not Fault.LOST:
+                    raise
+                self._slot.discard()  # it had died unnoticed; nothing was done on it
+                self._begin()
+        except BaseException as error:
+            self._end_badly(error, committing=False)
+            raise
+
+    def _begin(self) -> None:
+        wrapper = self._wrapper
+        self._slot.ready().begin()
+        wrapper.commit_on_exit, wrapper.needs_rollback = True, False
+        wrapper.autocommit = False
+        wrapper.atomic_blocks = [self]  # type: ignore[list-item]
+        wrapper.in_atomic_block = True
+
+    def check(self) -> None:
+        _check_use(self._thread, is_over=self.is_over)
+        super().check()
+
+    def commit(self) -> None:
+        committing = False
+        try:
+            _check_use(self._thread, is_over=self.is_over)
+            connection = self.spoiled_or_open(self._slot)
+            connection.look(closely=True)
+            committing = True
+            connection.commit()
+            connection.confirm()
+        except BaseException as error:
+            self._end_badly(error, committing=committing)
+            raise
+        finally:
+            self.is_over = True
+        self._slot.leave_block()
+        if self._wrapper.run_on_commit:
+            self._wrapper.run_and_clear_commit_hooks()  # the host's
+
+    def undo(self, error: BaseException | None = None) -> None:
+        try:
+            if not self.is_over:
+                self._roll_back()
+        finally:
+            self.is_over = True
+
+    def _end_badly(self, error: BaseException, *, committing: bool) -> None:
+        """Roll back, and raise an error of the driver's in agentdb's terms."""
+        slot = self._slot
+        if not isinstance(error, slot.engine.errors):
+            self._roll_back()
+            return
+        cause = driver_error(error)
+        fault = slot.fault(cause, writing=committing)
+        failure = self.fail(slot.engine.explain(fault, cause), fault)
+        self._roll_back()
+        raise failure from cause
+
+    def _roll_back(self) -> None:
+        """Leave nothing open, whatever strikes meanwhile: what is not rolled back here, ``ready`` finds and resets."""
+        slot, wrapper = self._slot, self._wrapper
+        is_closed = wrapper.closed_in_transaction or wrapper.connection is None
+        try:
+            if not is_closed and not slot.open_in_block().is_clean():
+                slot.open_in_block().roll_back()
+        except slot.engine.errors:
+            is_closed = True
+        finally:
+            wrapper.run_on_commit = []
+            slot.leave_block()
+        if is_closed or self.fault in NOT_KEPT:
+            slot.discard()
+
+
+class Savepoint:
+    """A part of the transaction that is open, with Django's ``atomic()``: undone alone if it fails."""
+
+    may_be_retried = False  # only the whole transaction may
+
+    def __init__(self, slot: Slot, block: Block) -> None:
+        self._slot = slot
+        self._block = block
+        self._thread = threading.get_ident()
+        self._atomic = transaction.atomic(using=slot.wrapper.alias)
+        self.is_over = False
+
+    def begin(self) -> None:
+        with self._whole():
+            self._atomic.__enter__()
+
+    def check(self) -> None:
+        _check_use(self._thread, is_over=self.is_over)
+        self._block.check()
+
+    def commit(self) -> None:
+        try:
+            _check_use(self._thread, is_over=self.is_over)
+            self._block.spoiled_or_open(self._slot)
+        except BaseException as error:
+            self.undo(error)
+            raise
+        try:
+            with self._whole():
+                self._atomic.__exit__(None, None, None)
+        finally:
+            self.is_over = True
+
+    def undo(self, error: BaseException | None = None) -> None:
+        if self.is_over:
+            return
+        try:
+            with self._whole():
+                error = error or AgentDbError(_SPOILED)
+                self._atomic.__exit__(type(error), error, error.__traceback__)
+        finally:
+            self.is_over = True
+        self._block.forgive()
+
+    @contextmanager
+    def _whole(self) -> Iterator[None]:
+        """Set, keep or undo the savepoint; if that is cut off, only the whole transaction can be undone."""
+        slot = self._slot
+        try:
+            with slot.open_in_block().limited():
+                yield
+        except slot.engine.errors as error:
+            cause = driver_error(error)
+            fault = slot.fault(cause, writing=False)
+            raise self._block.fail(slot.engine.explain(fault, cause), fault) from cause
+        except BaseException:
+            slot.wrapper.needs_rollback = slot.wrapper.in_atomic_block
+            raise
+
+
+def _check_use(thread: int, *, is_over: bool) -> None:
+    if is_over:
+        raise DatabaseClosedError(_OVER)
+    if threading.get_ident() != thread:
+        raise AgentDbError(_OTHER_THREAD)
