@@ -5,9 +5,11 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import Any
 
+from django.core.exceptions import FullResultSet
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import BooleanField, DateTimeField, F, Func, QuerySet, Subquery, TextField, Value
 from django.db.models.functions import Now
+from django.db.models.lookups import Exact
 from django.db.models.sql.compiler import SQLCompiler
 
 
@@ -100,17 +102,53 @@ class CodePointOrder(Func):
     as_cockroachdb = as_sqlite
 
 
-class SkipLocked(Subquery):
-    """A subquery that locks its rows and passes over those that others have locked; SQLite has one writer at a time.
+class IsRow(Exact):
+    """``id = (subquery)`` where the subquery finds one row or none.
+
+    For that CockroachDB reads the whole table; with IN it reads one row by its key. PostgreSQL keeps the equals sign:
+    it may run a subquery behind IN once for each row, and lock another row each time.
+    """
+
+    def as_cockroachdb(self, compiler: SQLCompiler, connection: BaseDatabaseWrapper) -> Any:
+        column, column_params = self.process_lhs(compiler, connection)
+        key, key_params = self.process_rhs(compiler, connection)
+        # Any other expression would be put in place of the subquery that holds it, but for this.
+        rows = (
+            key if isinstance(self.rhs, Subquery) else f"(WITH x AS MATERIALIZED (SELECT {key} AS id) SELECT id FROM x)"
+        )
+        return f"{column} IN {rows}", (*column_params, *key_params)
+
+
+class IsUnchanged(Exact):
+    """Whether a column is what it was when the statement began, which ``right`` reads.
+
+    It may differ on PostgreSQL alone, which goes on with a row that it had to wait for. CockroachDB's statements are
+    serializable, and SQLite has one writer at a time.
+    """
+
+    def as_cockroachdb(self, compiler: SQLCompiler, connection: BaseDatabaseWrapper) -> Any:
+        raise FullResultSet  # a condition that is always true
+
+
+class Locked(Subquery):
+    """A subquery that locks its rows. On PostgreSQL it passes over those that others have locked.
+
+    On CockroachDB it waits for them. There SKIP LOCKED also passes over rows of a transaction that has committed, the
+    caller's own last one for instance, until the server has cleaned up behind it; a claim would find nothing, or the
+    wrong row. SQLite has one writer at a time.
 
     ``select_for_update()`` cannot be compiled outside a transaction, which one statement does not need.
     """
 
+    _TEMPLATES = {
+        "postgresql": "(%(subquery)s FOR UPDATE SKIP LOCKED)",
+        "cockroachdb": "(%(subquery)s FOR UPDATE)",
+    }
+
     def as_sql(
         self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, template: str | None = None, **extra: Any
     ) -> Any:
-        if connection.vendor != "sqlite":
-            template = "(%(subquery)s FOR UPDATE SKIP LOCKED)"
+        template = self._TEMPLATES.get(connection.vendor)
         return super().as_sql(compiler, connection, template=template, **extra)
 
 

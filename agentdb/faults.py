@@ -139,6 +139,7 @@ _FINAL = (
     "definition of service",
     "does not support SSL",
     "root certificate",
+    "or later is required",  # Django's words over a server that is too old
 )
 # PostgreSQL's words, and PgBouncer's.
 _NO_CONNECTION_LEFT = (

@@ -23,10 +23,11 @@ from agentdb.adoption.obstacles import (
     UnusableValuesError,
     first_line,
 )
-from agentdb.adoption.online import TO_NATIVE, TO_TEXT, conform_models_online, repeatable
+from agentdb.adoption.online import TO_NATIVE, TO_TEXT, add_index_sql, conform_models_online
 from agentdb.adoption.timestamps import add_native_text, native_sql, server_text
 from agentdb.adoption.values import count_rows, instants, refuse_unusable_values
 from agentdb.errors import SchemaMismatchError
+from agentdb.schema import expected_tables
 from agentdb.schema.migration_lock import LIMIT_LOCK_WAITS
 from agentdb.schema.sqltext import quote_name
 
@@ -171,7 +172,10 @@ class AddIndex(operations.AddIndex):
         if schema_editor.connection.vendor != "cockroachdb":
             super().database_forwards(app_label, schema_editor, from_state, to_state)
         elif self.allow_migrate_model(schema_editor.connection.alias, model):
-            schema_editor.execute(repeatable(self.index, model, schema_editor), None)
+            table = expected_tables(schema_editor.connection, to_state.apps)[model._meta.db_table]
+            index = table.index(self.index.name)
+            assert index is not None  # state_forwards has put it there
+            schema_editor.execute(add_index_sql(table.name, index), None)
 
     def database_backwards(
         self, app_label: str, schema_editor: BaseDatabaseSchemaEditor, from_state: ProjectState, to_state: ProjectState

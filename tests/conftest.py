@@ -15,6 +15,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
@@ -23,6 +24,7 @@ from pytest_django import DjangoDbBlocker
 
 import agentdb
 from agentdb import sqlite_files
+from tests import COCKROACH_URL_VARIABLE
 from tests.helpers.admin_fixtures import _accounts, site, superuser  # noqa: F401 (fixtures)
 from tests.helpers.factories import execute
 from tests.helpers.forks import forks  # noqa: F401 (a fixture)
@@ -30,8 +32,9 @@ from tests.helpers.legacy_databases import _legacy_templates, load_legacy  # noq
 from tests.helpers.servers import create_database, drop_databases
 
 POSTGRES_URL_VARIABLE = "AGENTDB_TEST_POSTGRES_URL"
-COCKROACH_URL_VARIABLE = "AGENTDB_TEST_COCKROACH_URL"
 ENGINES = ("sqlite", "postgresql", *(["cockroachdb"] if COCKROACH_URL_VARIABLE in os.environ else []))
+
+TABLES = ("agents", "sessions", "sandboxes", "api_keys")
 
 _numbers = itertools.count(1)
 
@@ -130,6 +133,42 @@ def make_cockroach_database() -> Iterator[Callable[[], str]]:
         execute(cluster, f"DROP DATABASE {name} CASCADE")
 
 
+@pytest.fixture(scope="session")
+def _migrated_cockroach() -> Iterator[list[str]]:
+    """Migrated databases without rows that tests have used before: to make one and drop it takes seconds."""
+    free: list[str] = []
+    yield free
+    for url in free:
+        execute(os.environ[COCKROACH_URL_VARIABLE], f"DROP DATABASE {urlsplit(url).path[1:]} CASCADE")
+
+
+@pytest.fixture
+def _migrated_cockroach_url(_migrated_cockroach: list[str]) -> Iterator[str]:
+    if _migrated_cockroach:
+        url = _migrated_cockroach.pop()
+    else:
+        cluster = os.environ[COCKROACH_URL_VARIABLE]
+        name = f"agentdb_test_{os.getpid()}_{next(_numbers)}"
+        execute(cluster, f"CREATE DATABASE {name}")
+        url = urlunsplit(urlsplit(cluster)._replace(path=f"/{name}"))
+        agentdb.connect(url, migrate=True).close()
+    before = _schema_of(url)
+    yield url
+    if _schema_of(url) == before:
+        for table in TABLES:
+            execute(url, f"DELETE FROM {table}")
+        _migrated_cockroach.append(url)
+    else:
+        execute(os.environ[COCKROACH_URL_VARIABLE], f"DROP DATABASE {urlsplit(url).path[1:]} CASCADE")
+
+
+def _schema_of(url: str) -> list[tuple[Any, ...]]:
+    relations = execute(url, "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace ORDER BY 1")
+    recorded = execute(url, "SELECT app, name FROM django_migrations ORDER BY app, name")
+    tables = [execute(url, f"SHOW CREATE TABLE {table}") for table in TABLES if (table,) in relations]
+    return [*relations, *recorded, *(row for table in tables for row in table)]
+
+
 @pytest.fixture
 def empty_url(engine: str, request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """The URL of a database with nothing in it."""
@@ -162,9 +201,7 @@ def url(engine: str, request: pytest.FixtureRequest, tmp_path: Path) -> str:
         shutil.copyfile(request.getfixturevalue("_migrated_sqlite"), path)
         return f"sqlite:///{path}"
     if engine == "cockroachdb":
-        url = request.getfixturevalue("make_cockroach_database")()
-        agentdb.connect(url, migrate=True).close()
-        return str(url)
+        return request.getfixturevalue("_migrated_cockroach_url")
     make = request.getfixturevalue("make_postgres_database")
     return make(template=request.getfixturevalue("_migrated_postgres"))
 

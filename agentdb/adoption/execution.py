@@ -96,7 +96,9 @@ def look(alias: str, listener: Listener = Listener(), *, backup: bool = True) ->
     for attempt in range(_LOOKS):
         try:
             # Under the lock, because a look in the middle of another process's adoption would see half of each.
-            with translated_errors(connection), _lock(connection, listener), inspecting(alias) as reading:
+            # But for CockroachDB, where one table at a time is read, and taking the lock could make a table.
+            lock = nullcontext() if connection.vendor == "cockroachdb" else _lock(connection, listener)
+            with translated_errors(connection), lock, inspecting(alias) as reading:
                 findings = read(reading, listener.progress)
                 plan = _decide(reading, findings, backup=backup)
             listener.found(findings, plan)
@@ -180,11 +182,9 @@ def _change(connection: BaseDatabaseWrapper, findings: Findings, plan: Plan, lis
         _remember_ids(connection, findings)
     if connection.vendor == "postgresql":
         with naming_culprits(connection, changing_columns(findings.shape, connection.vendor)):
-            _act(connection, findings, plan, listener, to_instant)
+            _act(connection, findings, plan, listener, to_instant, before)
     else:
-        _act(connection, findings, plan, listener)
-    listener.say("Verifying.")
-    _verify(connection, findings, before)
+        _act(connection, findings, plan, listener, before=before)
     return {name: total for name, (_, total) in before.items()}
 
 
@@ -324,12 +324,17 @@ def _act(
     plan: Plan,
     listener: Listener,
     to_instant: Mapping[str, str] = MappingProxyType({}),
+    before: Mapping[str, tuple[int, int]] | None = None,
 ) -> None:
     for stored, name in plan.renames.items():
         _rename(connection, stored, name)
     if plan.conform:
         listener.say("Bringing the tables to their new shape.")
         _conform(connection, findings, listener, to_instant)
+    if before is not None:
+        # Before anything is recorded, because on CockroachDB a run that is stopped here is continued by the next one.
+        listener.say("Verifying.")
+        _verify(connection, findings, before)
     recorder = MigrationRecorder(connection)
     recorder.ensure_schema()
     if connection.vendor == "postgresql":

@@ -6,21 +6,20 @@ killed at any point is continued by the next one.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 
+from django.apps import apps as current_apps
 from django.apps.registry import Apps
 from django.db import models
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.backends.base.schema import BaseDatabaseSchemaEditor
 
+from agentdb.adoption.shapes import FRESH, STALE
 from agentdb.errors import SchemaMismatchError
 from agentdb.schema import Column, Index, Table, expected_tables, read_tables
+from agentdb.schema.sqltext import quote_name
 
 ROWS_AT_ONCE = 1_000
-# Where a converted column is filled before it takes the place of the old one, and where the old one goes.
-_FRESH = "agentdb_new_"
-_STALE = "agentdb_old_"
 
 Progress = Callable[[str], None]  # each statement, before it is run
 
@@ -43,58 +42,82 @@ def conform_models_online(
     ``sources`` has further columns' expressions, by table and column.
     """
     wanted = expected_tables(connection, apps)
-    editor = connection.schema_editor()
+    latest = expected_tables(connection, current_apps)
     for model in models_:
         table = wanted[model._meta.db_table]
-        index_sql = {index.name: repeatable(index, model, editor) for index in model._meta.indexes}
         # What is not a timestamp has the same type in all releases.
         timestamps = {c.name: template.format(c.name) for c in table.columns if c.name.endswith("_at")}
-        conform_online(connection, table, index_sql, {**timestamps, **(sources or {}).get(table.name, {})}, progress)
+        new = _with_indexes_of(latest.get(table.name), table)
+        conform_online(connection, table, {**timestamps, **(sources or {}).get(table.name, {})}, progress, new=new)
 
 
-def repeatable(index: models.Index, model: type[models.Model], schema_editor: BaseDatabaseSchemaEditor) -> str:
-    """The index's statement, for a run that may have made it before it was killed."""
-    sql = str(index.create_sql(model, schema_editor)).replace("CREATE INDEX ", "CREATE INDEX IF NOT EXISTS ", 1)
-    # Django puts CodePointOrder in parentheses, and CockroachDB would compute a hidden column for them.
-    return re.sub(r'\(("\w+")\)(?= ASC| DESC)', r"\1", sql)
+def _with_indexes_of(latest: Table | None, table: Table) -> Table:
+    """The table with the indexes that later migrations add to it.
+
+    Made with the table, they take no time. Added to it, each is a job over all nodes that takes a second, and a range
+    of its own, which a write to the table then waits for.
+    """
+    columns = {column.name for column in table.columns}
+    indexes = {index.name: index for index in (latest.indexes if latest else ())}
+    later = [index for index in indexes.values() if {part.expression for part in index.parts} <= columns]
+    return replace(table, indexes=tuple({index.name: index for index in (*later, *table.indexes)}.values()))
+
+
+def add_index_sql(table: str, index: Index) -> str:
+    """The statement that adds the index, for a run that may have added it before it was killed."""
+    return f"CREATE INDEX IF NOT EXISTS {quote_name(index.name)} ON {quote_name(table)} {_parts(index)}"
+
+
+def _parts(index: Index) -> str:
+    parts = [quote_name(part.expression) + (" DESC" if part.descending else "") for part in index.parts]
+    condition = f" WHERE {index.condition}" if index.condition else ""
+    return f"({', '.join(parts)}){condition}"
 
 
 def conform_online(
     connection: BaseDatabaseWrapper,
     wanted: Table,
-    index_sql: Mapping[str, str],
     sources: Mapping[str, str] | None = None,
     progress: Progress = lambda sql: None,
+    *,
+    new: Table | None = None,
 ) -> None:
     """Bring the live table to ``wanted``; columns that are not ours stay.
 
-    ``index_sql`` has the statement that creates each wanted index, by name. ``sources`` gives, for a column that is
-    new or of another type, an SQL expression over the old row. Raises ``SchemaMismatchError`` for a column that has
-    neither a source nor a default.
+    ``sources`` gives, for a column that is new or of another type, an SQL expression over the old row. A table that
+    is not there is created as ``new``. Raises ``SchemaMismatchError`` for a column that has neither a source nor a
+    default, and for a step that changes nothing.
     """
+    without_effect: set[str] = set()
     while True:
         live = read_tables(connection, [wanted.name]).get(wanted.name)
-        step = next(_steps(connection, wanted, live, index_sql, sources or {}), None)
+        step = next(_steps(connection, wanted if live else new or wanted, live, sources or {}), None)
         if step is None:
             return
-        _repeat(connection, step, progress)
+        if step in without_effect:
+            raise SchemaMismatchError(
+                f"The server ran this statement, and the table {wanted.name!r} is still not what it asks for: {step}."
+            )
+        progress(step)
+        if not _changes_rows(connection, step):
+            without_effect.add(step)  # a schema change; should it be the next step again, it never ends
 
 
-def _repeat(connection: BaseDatabaseWrapper, step: str, progress: Progress) -> None:
-    """Run the statement; an UPDATE, which takes a batch, until it finds nothing more."""
-    progress(step)
+def _changes_rows(connection: BaseDatabaseWrapper, step: str) -> bool:
+    """Run the statement, an UPDATE, which takes a batch, until it finds no row; return whether it changed rows."""
+    changed = False
     with connection.cursor() as cursor:
         while True:
             cursor.execute(step)
             if not step.startswith("UPDATE ") or cursor.rowcount == 0:
-                return
+                return changed
+            changed = True
 
 
 def _steps(
     connection: BaseDatabaseWrapper,
     wanted: Table,
     live: Table | None,
-    index_sql: Mapping[str, str],
     sources: Mapping[str, str],
 ) -> Iterator[str]:
     """Yield what is left to do, in order; each step is a statement of its own."""
@@ -102,7 +125,8 @@ def _steps(
     table = quote(wanted.name)
     if live is None:
         columns = [f"{quote(column.name)} {_declaration(column)}" for column in wanted.columns]
-        yield f"CREATE TABLE {table} ({', '.join([*columns, *_keys(connection, wanted)])})"
+        indexes = [f"INDEX {quote(index.name)} {_parts(index)}" for index in wanted.indexes]
+        yield f"CREATE TABLE IF NOT EXISTS {table} ({', '.join([*columns, *_keys(connection, wanted), *indexes])})"
         return
     for foreign_key in live.foreign_keys:
         if {column.name for column in wanted.columns} & set(foreign_key.columns):
@@ -126,7 +150,7 @@ def _steps(
     for index in wanted.indexes:
         found = live.index(index.name)
         if found is None:
-            yield index_sql[index.name]
+            yield add_index_sql(wanted.name, index)
         elif _differs(found, index):
             yield f"DROP INDEX {quote(index.name)}"
 
@@ -135,8 +159,8 @@ def _column_steps(
     connection: BaseDatabaseWrapper, wanted: Table, live: Table, column: Column, sources: Mapping[str, str]
 ) -> Iterator[str]:
     quote = connection.ops.quote_name
-    table, name, fresh = quote(wanted.name), quote(column.name), quote(_FRESH + column.name)
-    here, filling = live.column(column.name), live.column(_FRESH + column.name)
+    table, name, fresh = quote(wanted.name), quote(column.name), quote(FRESH + column.name)
+    here, filling = live.column(column.name), live.column(FRESH + column.name)
     source = sources.get(column.name)
     if here is None and filling is not None:
         yield f"ALTER TABLE {table} RENAME COLUMN {fresh} TO {name}"
@@ -162,14 +186,14 @@ def _column_steps(
             yield f"ALTER TABLE {table} ALTER COLUMN {fresh} SET NOT NULL"
         if here is not None:
             # One statement, so that the column is never missing; CockroachDB has that, PostgreSQL does not.
-            stale = quote(_STALE + column.name)
+            stale = quote(STALE + column.name)
             yield f"ALTER TABLE {table} RENAME COLUMN {name} TO {stale}, RENAME COLUMN {fresh} TO {name}"
         return
-    if live.column(_STALE + column.name) is not None:
+    if live.column(STALE + column.name) is not None:
         for index in live.indexes:
-            if any(_STALE + column.name in part.expression for part in index.parts):
+            if any(STALE + column.name in part.expression for part in index.parts):
                 yield f"DROP INDEX {quote(index.name)}"
-        yield f"ALTER TABLE {table} DROP COLUMN {quote(_STALE + column.name)}"
+        yield f"ALTER TABLE {table} DROP COLUMN {quote(STALE + column.name)}"
     if here.default != column.default:
         change = "DROP DEFAULT" if column.default is None else f"SET DEFAULT {column.default}"
         yield f"ALTER TABLE {table} ALTER COLUMN {name} {change}"

@@ -25,7 +25,7 @@ from agentdb.adoption.values import Progress, TableContent, count_rows, duplicat
 from agentdb.conf import server_name
 from agentdb.schema import Table, expected_tables, read_tables
 from agentdb.schema.comparison import reads_ours
-from agentdb.schema.inspection import sqlite_path
+from agentdb.schema.inspection import server_version, sqlite_path
 from agentdb.schema.migration_record import migration_names
 from agentdb.schema.spelling import Misspelt, misspelt_timestamps
 from agentdb.schema.tables import Column
@@ -108,7 +108,7 @@ def read(connection: BaseDatabaseWrapper, progress: Progress = lambda table, don
         engine=connection.vendor,
         place=str(path) if path else _place(connection),
         size=_size(connection),
-        version=_version(connection),
+        version=server_version(connection),
         shape=shape,
         live=live,
         contents=contents,
@@ -168,12 +168,6 @@ def _size(connection: BaseDatabaseWrapper) -> int | None:
         else:
             return None
         return int(cursor.fetchone()[0])
-
-
-def _version(connection: BaseDatabaseWrapper) -> str:
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT sqlite_version()" if connection.vendor == "sqlite" else "SHOW server_version")
-        return str(cursor.fetchone()[0])
 
 
 def _obstacles(connection: BaseDatabaseWrapper, shape: Shape, live: Mapping[str, Table]) -> list[str]:

@@ -7,7 +7,7 @@ led to a database. What counts is which columns there are, what they hold, and w
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cache
 
@@ -47,6 +47,11 @@ ADDED_COLUMNS: Mapping[str, frozenset[str]] = {
 # What old servers' rebuild of a table on SQLite calls the new one until the old one is dropped.
 REBUILT_AS = {"agents": "agents_new", "sessions": "sessions_new"}
 
+# Where a converted column is filled before it takes the place of the old one, and where the old one goes.
+FRESH = "agentdb_new_"
+STALE = "agentdb_old_"
+WORK = (FRESH, STALE)
+
 # Tables that only servers after the multi-tenant release make.
 LATER_TABLES = frozenset({"messages", "session_events", "__drizzle_migrations"})
 
@@ -76,7 +81,8 @@ class Shape:
 
 def recognise(connection: BaseDatabaseWrapper) -> Shape:
     """Say which shape the database has. Reads its schema and its record of migrations, and none of its rows."""
-    live = read_tables(connection)
+    found = read_tables(connection)
+    live = {name: without_work(table) for name, table in found.items()}
     recorded = _recorded(connection, live)
     tables, stored_as = _ours(connection.vendor, live)
     others = tuple(sorted(set(live) - set(stored_as.values()) - {"django_migrations"}))
@@ -86,13 +92,18 @@ def recognise(connection: BaseDatabaseWrapper) -> Shape:
         problems.append(elsewhere)
     level = (
         None
-        if problems or not tables or stored_as != dict(zip(tables, tables, strict=True))
+        if problems or not tables or stored_as != dict(zip(tables, tables, strict=True)) or live != found
         else _level(connection, live)
     )
     kind, description = _kind(connection.vendor, tables, others, level, recorded, "django_migrations" in live)
     if any(_misses(table) for table in tables.values()):
         kind, description = Kind.FOREIGN, "tables that the server did not make"
     return Shape(kind, description, tables, stored_as, others, recorded, level, tuple(problems))
+
+
+def without_work(table: Table) -> Table:
+    """The table without the columns in which a conversion step by step is under way."""
+    return replace(table, columns=tuple(column for column in table.columns if not column.name.startswith(WORK)))
 
 
 def _ours(vendor: str, live: Mapping[str, Table]) -> tuple[dict[str, Table], dict[str, str]]:

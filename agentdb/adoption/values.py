@@ -184,7 +184,7 @@ def _usual_on_a_server(connection: BaseDatabaseWrapper, column: _Column) -> str:
     if column.is_to_convert:
         return f"{sql} IS NOT NULL AND NOT ({not_castable(connection, column.name)})"
     if column.kind == "timestamp":
-        return f"isfinite({sql}) AND {sql} >= {_FIRST_INSTANT} AND {sql} < {_FIRST_TOO_LATE}"
+        return f"{sql} >= {_FIRST_INSTANT} AND {sql} < {_FIRST_TOO_LATE}"
     if column.kind == "integer":
         return f"{sql} BETWEEN {-(2**31)} AND {2**31 - 1}"
     usual = "true" if column.kind == "text or null" else f"{sql} IS NOT NULL"
@@ -282,7 +282,8 @@ def _as_read(connection: BaseDatabaseWrapper, column: _Column) -> str:
     if connection.vendor == "sqlite":
         return f"+{column.sql}"
     if column.is_native:
-        in_range = f"isfinite({column.sql}) AND {column.sql} >= {_FIRST_INSTANT}"
+        # CockroachDB lacks isfinite(), and has the last of its instants for infinity.
+        in_range = f"{column.sql} >= {_FIRST_INSTANT} AND {column.sql} < 'infinity'"
         return f"CASE WHEN {in_range} THEN {_SERVER_TEXT.format(column.sql)} ELSE {column.sql}::text END"
     if column.kind != "integer" and _has_any_bytes(connection):
         return f"convert_to({column.sql}, 'SQL_ASCII')"
@@ -341,17 +342,16 @@ def checksum(
         connection.connection.create_aggregate("agentdb_checksum", 1, _Checksum)
         [(rows, total)] = _query(connection, f"SELECT count(*), agentdb_checksum(CAST({row} AS BLOB)) FROM {source}")
         return rows, int(total or 0)
-    if connection.vendor == "postgresql":
-        halves = ", ".join(f"sum(('x' || encode(substr(h, {at}, 8), 'hex'))::bit(64)::bigint)" for at in (1, 9))
-        # OFFSET keeps the planner from computing the hash once for each half.
-        hashed = f"SELECT sha256(convert_to({row}, 'UTF8')) AS h FROM {source} OFFSET 0"
-        [(rows, high, low)] = _query(connection, f"SELECT count(*), {halves} FROM ({hashed}) AS hashes")
-        return rows, (int(high or 0) * 2**64 + int(low or 0)) % 2**128
-    summed, rows = _Checksum(), 0
-    for (text,) in _rows(connection, f"SELECT {row} FROM {source}"):
-        summed.step(text.encode())
-        rows += 1
-    return rows, int(summed.finalize())
+    halves = ", ".join(f"sum(('x' || substr(h, {at}, 16))::bit(64)::bigint)" for at in (1, 17))
+    # CockroachDB's sha256() takes and returns a text.
+    digest = (
+        f"sha256({row})" if connection.vendor == "cockroachdb" else f"encode(sha256(convert_to({row}, 'UTF8')), 'hex')"
+    )
+    # OFFSET keeps the planner from computing the hash once for each half.
+    [(rows, high, low)] = _query(
+        connection, f"SELECT count(*), {halves} FROM (SELECT {digest} AS h FROM {source} OFFSET 0) AS hashes"
+    )
+    return rows, (int(high or 0) * 2**64 + int(low or 0)) % 2**128
 
 
 def instants(connection: BaseDatabaseWrapper, table: str, columns: list[str]) -> str:

@@ -6,7 +6,6 @@ thousand rows and at a million. A question that cannot be answered says why, and
 
 from __future__ import annotations
 
-import sqlite3
 import time
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -20,7 +19,7 @@ from agentdb.console.checks import Finding, Fleet, Runner, checks
 from agentdb.console.questions import SECONDS, Answer, Budget, Problem, logger, place_of, unusable_file
 from agentdb.console.unreadable import unreadable_rows
 from agentdb.schema import compare, expected_tables, read_tables
-from agentdb.schema.inspection import sqlite_path
+from agentdb.schema.inspection import server_version, sqlite_path
 from agentdb.schema.migration_record import migration_names, pending_migrations
 from agentdb.sqlite_files import file_concern
 
@@ -161,9 +160,6 @@ def _schema_findings(schema: Answer[Schema]) -> list[Finding]:
 
 def _engine(connection: BaseDatabaseWrapper) -> str:
     with connection.cursor() as cursor:
-        if connection.vendor == "sqlite":
-            # The first page of a file is read, which a damaged one does not survive.
-            cursor.execute("SELECT COUNT(*) FROM sqlite_master")
-            return f"SQLite {sqlite3.sqlite_version}"
-        cursor.execute("SHOW server_version")
-        return f"{connection.display_name} {cursor.fetchone()[0].split()[0]}"
+        # The first page of a file is read, which a damaged one does not survive.
+        cursor.execute("SELECT COUNT(*) FROM sqlite_master" if connection.vendor == "sqlite" else "SELECT 1")
+    return f"{connection.display_name} {server_version(connection).split()[0]}"

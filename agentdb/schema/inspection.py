@@ -61,6 +61,17 @@ class MissingFileError(DatabaseUnavailableError):
     """There is no SQLite file at the path."""
 
 
+def server_version(connection: BaseDatabaseWrapper) -> str:
+    """The version of SQLite, or of the server that the open connection is to."""
+    if connection.vendor == "sqlite":
+        return sqlite3.sqlite_version
+    report = connection.connection.info.parameter_status
+    # CockroachDB calls itself PostgreSQL 13 to clients that know no other: "CockroachDB CCL v25.4.0 (x86_64 ...)".
+    if name := report("crdb_version"):
+        return str(name).split()[2].removeprefix("v")
+    return str(report("server_version"))
+
+
 class ChangedMeanwhileError(DatabaseUnavailableError):
     """Another process began to write to a SQLite file that was read without locks: what was read counts for nothing."""
 

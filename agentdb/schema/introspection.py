@@ -26,6 +26,8 @@ from agentdb.schema.tables import Check, Column, ForeignKey, Index, IndexPart, P
 
 # Where the engine puts NULLs when an index does not say, by whether the key is descending.
 _USUAL_NULLS = {"sqlite": {False: "first", True: "last"}, "postgresql": {False: "last", True: "first"}}
+# Empty, and only on CockroachDB: what processes that migrate exclude each other with.
+LOCK_TABLE = "agentdb_migrating"
 _USUAL_COLLATIONS = {"sqlite": "BINARY", "postgresql": "default"}
 
 
@@ -283,12 +285,14 @@ _CONSTRAINTS = """
     ORDER BY k.conrelid, k.conname
 """
 _INDEXES = """
-    SELECT i.indrelid, i.indexrelid, c.relname, pg_catalog.pg_get_indexdef(i.indexrelid), i.indisvalid AND i.indisready
+    SELECT i.indrelid, i.indexrelid, c.relname, pg_catalog.pg_get_indexdef(i.indexrelid), {usable}
     FROM pg_catalog.pg_index i
     JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid
     WHERE i.indrelid = ANY(%s::oid[])
     ORDER BY i.indrelid, c.relname
 """
+# CockroachDB calls an index ready only while it is being built.
+_USABLE = {"postgresql": "i.indisvalid AND i.indisready", "cockroachdb": "i.indisvalid"}
 _TRIGGERS = """
     SELECT t.tgrelid, t.tgname FROM pg_catalog.pg_trigger t WHERE t.tgrelid = ANY(%s::oid[]) AND NOT t.tgisinternal
     ORDER BY t.tgrelid, t.tgname
@@ -349,7 +353,7 @@ def _read_postgresql(connection: BaseDatabaseWrapper, names: set[str] | None, vi
         relations = {
             oid: (name, _KINDS[_text(kind)], _text(persistence), row_security)
             for oid, name, kind, persistence, row_security in cursor.fetchall()
-            if (name in views if _text(kind) in "vm" else names is None or name in names)
+            if (name in views if _text(kind) in "vm" else name in names if names is not None else name != LOCK_TABLE)
         }
         oids = list(relations)
 
@@ -361,7 +365,8 @@ def _read_postgresql(connection: BaseDatabaseWrapper, names: set[str] | None, vi
             return rows
 
         columns, constraints = by_table(_COLUMNS), by_table(_CONSTRAINTS)
-        indexes, triggers, rules = by_table(_INDEXES), by_table(_TRIGGERS), by_table(_RULES)
+        indexes = by_table(_INDEXES.format(usable=_USABLE[connection.vendor]))
+        triggers, rules = by_table(_TRIGGERS), by_table(_RULES)
     return {
         name: _postgresql_table(
             connection,

@@ -12,6 +12,7 @@ from pathlib import Path
 from django.db import Error
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+from agentdb.schema.introspection import LOCK_TABLE
 from agentdb.schema.sqltext import quote_name
 
 if sys.platform != "win32":
@@ -38,7 +39,8 @@ def migration_lock(connection: BaseDatabaseWrapper, waiting: Callable[[], None] 
     if key in held:
         yield
         return
-    take = {"sqlite": _directory_lock, "postgresql": _advisory_lock}.get(connection.vendor, _no_lock)
+    locks = {"sqlite": _directory_lock, "postgresql": _advisory_lock, "cockroachdb": _row_lock}
+    take = locks.get(connection.vendor, _no_lock)
     with take(connection, waiting or (lambda: None)):
         held.add(key)
         try:
@@ -69,6 +71,47 @@ def _advisory_lock(connection: BaseDatabaseWrapper, waiting: Callable[[], None])
         with suppress(Error):
             other.rollback()
         other.close()
+
+
+@contextmanager
+def _row_lock(connection: BaseDatabaseWrapper, waiting: Callable[[], None]) -> Iterator[None]:
+    """A row that is inserted and never committed: others who insert it wait until the transaction ends.
+
+    CockroachDB has no advisory locks. Its locks by FOR UPDATE are kept in memory, and get lost when a range moves to
+    another node; what is inserted is not. The schema changes run outside this transaction.
+    """
+    other = connection.copy()
+    other.settings_dict["OPTIONS"].pop("pool", None)
+    try:
+        with other.cursor() as cursor:
+            cursor.execute(f"CREATE TABLE IF NOT EXISTS {LOCK_TABLE} (id INT PRIMARY KEY)")
+        other.set_autocommit(False)
+        limit = "'100ms'"
+        while not _inserted(other, limit):
+            if limit != "0":
+                waiting()
+            limit = "0"
+        yield
+    finally:
+        with suppress(Error):
+            other.rollback()
+        other.close()
+
+
+def _inserted(connection: BaseDatabaseWrapper, lock_timeout: str) -> bool:
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
+            cursor.execute("SET LOCAL statement_timeout = 0")
+            cursor.execute(f"SET LOCAL lock_timeout = {lock_timeout}")
+            cursor.execute(f"INSERT INTO {LOCK_TABLE} VALUES (1)")
+            return True
+    except Error as error:
+        connection.rollback()
+        # Another process has it, or the server wants the transaction to be started again.
+        if getattr(error.__cause__, "sqlstate", None) not in ("55P03", "40001"):
+            raise
+        return False
 
 
 @contextmanager

@@ -30,6 +30,7 @@ _TYPE_TAILS = {
     "timestamp": ("with", "without", "time", "zone"),
     "bit": ("varying",),
 }
+_COCKROACH_TYPES = {"STRING": "text", "INT8": "bigint", "TIMESTAMPTZ": "timestamptz"}  # its own words, and PostgreSQL's
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,8 @@ def _without_literal_casts(tokens: Sequence[Token]) -> list[Token]:
         if token.text == ":::" or (token.text == "::" and literal):
             position = _after_type(tokens, position + 1)
             continue
+        if token.word in _COCKROACH_TYPES and kept and kept[-1].text == "::":
+            token = replace(token, text=_COCKROACH_TYPES[token.word])
         kept.append(token)
         position += 1
     return kept

@@ -253,7 +253,8 @@ class Together:
 
     def compile(self, connection: BaseDatabaseWrapper) -> Statement:
         *others, last = [query.compile(connection) for query in self.queries]
-        before = ", ".join(f"before_{number} AS ({other.sql})" for number, other in enumerate(others))
+        # CockroachDB refuses a part of WITH that returns no columns.
+        before = ", ".join(f"before_{number} AS ({other.sql} RETURNING 1)" for number, other in enumerate(others))
         slots = tuple(slot for statement in (*others, last) for slot in statement.slots)
         return replace(last, sql=f"WITH {before} {last.sql}", slots=slots)
 

@@ -9,7 +9,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from agentdb.errors import AgentDbError, DatabaseClosedError, SchemaOutOfDateError
 from agentdb.faults import Fault, classify
 from agentdb.interface import Health
-from agentdb.schema.inspection import sqlite_path
+from agentdb.schema.inspection import server_version, sqlite_path
 from agentdb.schema.presence import schema_problem
 from agentdb.serving.connections.base import Slot
 from agentdb.serving.connections.threads import Threads
@@ -40,20 +40,20 @@ def check_health(threads: Threads) -> Health:
 
 def _ask(threads: Threads, slot: Slot, in_transaction: bool) -> Health:
     wrapper = slot.wrapper
-    sql = "SHOW server_version" if slot.engine.has_server else "SELECT sqlite_version()"
     if not in_transaction:
         slot.ready()
     with slot.operation():
         with wrapper.cursor() as cursor:
             began = time.perf_counter()
-            cursor.execute(sql)
-            [(version,)] = cursor.fetchall()
+            cursor.execute("SELECT 1")
+            cursor.fetchall()
             milliseconds = (time.perf_counter() - began) * 1000
+        version = server_version(wrapper).split()[0]
         problem = schema_problem(wrapper, slot.engine.describe())
     return _health(
         threads,
         reason="" if problem is None else str(problem),
-        version=str(version).partition(" ")[0],
+        version=version,
         milliseconds=milliseconds,
         pending=problem.pending if isinstance(problem, SchemaOutOfDateError) else (),
         warnings=_warnings(wrapper, version),

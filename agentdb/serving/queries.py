@@ -11,7 +11,7 @@ from django.db.models import Case, F, IntegerField, OuterRef, Q, Subquery, Value
 from django.db.models.functions import Coalesce, Greatest
 from django.db.models.lookups import Exact
 
-from agentdb.expressions import CodePointOrder, OneOfRows, OneOfTexts, SkipLocked, UnsyncedCommit
+from agentdb.expressions import CodePointOrder, IsRow, IsUnchanged, Locked, OneOfRows, OneOfTexts, UnsyncedCommit
 from agentdb.interface import SandboxRecord, SandboxState, SessionRecord, SessionStatus
 from agentdb.models import Agent, ApiKey, Sandbox, Session
 from agentdb.querysets import FINISHED
@@ -305,7 +305,7 @@ def _best_eviction_candidate(*, unused_since: bool) -> Select:
     # COALESCE stops at the first state that has a sandbox: at most three probes of one index, and no sort.
     def build(p: Parameters) -> Any:
         states = (SandboxState.COLD, SandboxState.WARM, SandboxState.WAITING)
-        return p.rows(Sandbox).filter(id=Coalesce(*[first_of(p, state) for state in states]))
+        return p.rows(Sandbox).filter(IsRow(F("id"), Coalesce(*[first_of(p, state) for state in states])))
 
     return Select(build)
 
@@ -320,9 +320,9 @@ def _free(rows: Callable[[], Any]) -> Any:
     was there when the statement began, so a sandbox touched meanwhile no longer equals it and the next one is tried.
     """
     as_it_was = Sandbox.objects.filter(id=OuterRef("id")).values("last_used_at")[:1]
-    first = rows().filter(last_used_at=Subquery(as_it_was))
+    first = rows().filter(IsUnchanged(F("last_used_at"), Subquery(as_it_was)))
     one = first.least_recently_used_first().values("id")[:1]
-    return rows().filter(id=SkipLocked(one))
+    return rows().filter(IsRow(F("id"), Locked(one)))
 
 
 def _claim_eviction(state: SandboxState, unused_since: bool) -> Update | Delete:

@@ -231,12 +231,18 @@ def _in_postgresql(sql: str, template: str) -> str:
         return _DROP_UNIQUE.format(found[1])
     if found := re.fullmatch(r"(ALTER TABLE \S+) (RENAME COLUMN .*), (RENAME COLUMN .*)", sql):
         return f"{found[1]} {found[2]}; {found[1]} {found[3]}"
+    if sql.startswith("CREATE TABLE ") and _INLINE_INDEX.search(sql):
+        table = sql.partition(" (")[0].removeprefix("CREATE TABLE IF NOT EXISTS ")
+        indexes = [f"CREATE INDEX {name} ON {table} {keys}" for name, keys in _INLINE_INDEX.findall(sql)]
+        return "; ".join([_INLINE_INDEX.sub("", sql), *indexes])
     if sql.startswith("CREATE DATABASE "):
         return f"{sql} TEMPLATE {template}"
     if found := re.fullmatch(r"DROP DATABASE (\S+) CASCADE", sql):
         return f"DROP DATABASE {found[1]} WITH (FORCE)"
     return sql
 
+
+_INLINE_INDEX = re.compile(r', INDEX ("\w+") (\([^()]*\)(?: WHERE [^,]*(?=, |\)$))?)')
 
 # CockroachDB drops a unique constraint so, PostgreSQL does not.
 _DROP_UNIQUE = """DO $$ DECLARE holder text; BEGIN

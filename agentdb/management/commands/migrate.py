@@ -98,7 +98,7 @@ class Command(AgentDbCommand, migrate.Command):
     def _changes_agentdb(self, connection: BaseDatabaseWrapper, options: dict[str, Any]) -> bool:
         return (
             options["app_label"] in (None, "agentdb")
-            and connection.vendor in ("sqlite", "postgresql")
+            and connection.vendor in ("sqlite", "postgresql", "cockroachdb")
             and router.allow_migrate(connection.alias, "agentdb")
             and not (options["plan"] or options["check_unapplied"] or options["prune"])
         )
