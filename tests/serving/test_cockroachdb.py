@@ -37,6 +37,8 @@ Start = Callable[..., tuple[Proxy, str]]
 _FUNCTIONS = """
     CREATE SEQUENCE rowids;
     CREATE FUNCTION unique_rowid() RETURNS bigint LANGUAGE sql AS 'SELECT nextval(''rowids'')';
+    CREATE FUNCTION public.sha256(text) RETURNS text LANGUAGE sql IMMUTABLE
+        AS 'SELECT encode(pg_catalog.sha256(convert_to($1, ''UTF8'')), ''hex'')';
 """
 
 
