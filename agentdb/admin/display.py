@@ -82,8 +82,12 @@ def runner_url(site: admin.AdminSite, runner_id: str, **more: str) -> str:
     return _with_query(_reversed(site, "agentdb_runner"), {"id": runner_id, **more})
 
 
+def page_url(site: admin.AdminSite, page: str, **query: str) -> str:
+    return _with_query(_reversed(site, f"agentdb_{page}"), query)
+
+
 def attention_url(site: admin.AdminSite, check: str) -> str:
-    return _with_query(_reversed(site, "agentdb_attention"), {"check": check})
+    return page_url(site, "attention", check=check)
 
 
 def overview_url(site: admin.AdminSite) -> str:

@@ -17,8 +17,9 @@ from django.utils.safestring import SafeString
 from django.utils.translation import gettext, gettext_lazy
 
 from agentdb.admin.display import badge, viewable
-from agentdb.admin.overview import distinct_values
 from agentdb.console.checks import CAP, Check, Fleet, check_of
+from agentdb.console.figures import distinct_values
+from agentdb.console.groups import moment
 from agentdb.console.questions import ask
 from agentdb.expressions import CodePointOrder
 from agentdb.interface import SandboxState, SessionStatus
@@ -207,6 +208,39 @@ class UnindexedAgeFilter(AgeFilter):
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any] | None:
         return ColumnFilter.queryset(self, request, queryset)
+
+
+class PeriodFilter(ColumnFilter):
+    """One end of a period of the timestamp that orders the list, as somebody writes it: 14:00, 2d, 2026-03-14."""
+
+    is_link_only = is_typed = True
+    lookup: ClassVar[str]
+
+    @property
+    def problem(self) -> str:
+        try:
+            moment(self.value or "today", timezone.now())
+        except ValueError as error:
+            return str(error)
+        return ""
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any] | None:
+        if self.problem or not self.value:
+            return super().queryset(request, queryset)
+        at = next(iter(self.model_admin.orders))  # the one that an index orders
+        return queryset.filter(**{f"{at}__{self.lookup}": moment(self.value, timezone.now())})
+
+
+class FromFilter(PeriodFilter):
+    title = gettext_lazy("from")
+    parameter = "from"
+    lookup = "gte"
+
+
+class ToFilter(PeriodFilter):
+    title = gettext_lazy("to")
+    parameter = "to"
+    lookup = "lt"
 
 
 class CheckFilter(ColumnFilter):

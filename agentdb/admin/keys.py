@@ -14,9 +14,9 @@ from django.template.response import TemplateResponse
 from django.utils.translation import gettext, gettext_lazy
 from django.views.decorators.debug import sensitive_variables
 
-from agentdb.admin import overview
 from agentdb.admin.audit import log_in_project, record
 from agentdb.admin.display import list_url
+from agentdb.console.figures import amount
 from agentdb.errors import AgentDbError
 from agentdb.models import Agent, ApiKey, Sandbox, Session
 from agentdb.serving.adapter import DjangoDb
@@ -74,7 +74,7 @@ def issue(model_admin: Any, request: HttpRequest) -> HttpResponse:
 @sensitive_variables("plain", "context")  # in the reports of errors that Django mails
 def _issue(model_admin: Any, request: HttpRequest, tenant_id: str, label: str) -> HttpResponse:
     models = (Agent, Session, Sandbox, ApiKey)
-    is_new = not any(overview.amount(model_admin.alias, model, tenant_id).rows for model in models)
+    is_new = not any(amount(model_admin.alias, model, tenant_id).rows for model in models)
     plain, issued = DjangoDb(router.db_for_write(ApiKey)).issue_api_key(tenant_id, label)
     row = model_admin.get_queryset(request).get(pk=issued.id)
     record(request, "issue", [row], {}, {row.pk: row.label})

@@ -24,14 +24,13 @@ from django.utils.translation import gettext, gettext_lazy
 from django.views.decorators.cache import never_cache
 from django.views.decorators.csrf import csrf_protect
 
-from agentdb.admin import actions, keys, overview, pages, rows
+from agentdb.admin import actions, keys, pages, rows
 from agentdb.admin.audit import keeps_history, record
 from agentdb.admin.changelist import RowList, Uncounted
 from agentdb.admin.display import (
     badge,
     column_value,
     cut,
-    heading_of,
     history_url,
     id_link,
     link,
@@ -51,6 +50,7 @@ from agentdb.admin.filters import (
     AgentFilter,
     CheckFilter,
     CreatedFilter,
+    FromFilter,
     LastActiveFilter,
     LastUsedFilter,
     NameFilter,
@@ -60,9 +60,10 @@ from agentdb.admin.filters import (
     StateFilter,
     StatusFilter,
     TenantFilter,
+    ToFilter,
 )
 from agentdb.admin.guard import WRITE_SECONDS, guarded
-from agentdb.console.questions import Budget, Problem, ask
+from agentdb.console.questions import Problem, ask
 from agentdb.console.reading import read
 from agentdb.models import Agent, ApiKey, Sandbox, Session
 from agentdb.querysets import ALIVE, LIVE
@@ -311,57 +312,7 @@ class AgentAdmin(ReadFirstAdmin):
         return when(row.updated_at)
 
     def get_urls(self) -> list[URLPattern]:
-        def tenant(request: HttpRequest) -> Any:
-            return guarded(request, self.admin_site, self.model, lambda: self.tenant_view(request))
-
-        view = self.admin_site.admin_view(tenant)
-        return [path("tenant/", view, name="agentdb_tenant"), *super().get_urls()]
-
-    def tenant_view(self, request: HttpRequest) -> HttpResponse:
-        """One tenant: how much of everything it has, and links to it."""
-        tenant_id = request.GET.get("id", "").replace("\x00", "")
-        allowed = viewable(self.admin_site, request)
-        if not allowed:
-            raise PermissionDenied
-        with Budget(connections[self.alias]) as page:
-            return self._tenant_page(request, page, tenant_id, allowed)
-
-    def _tenant_page(
-        self, request: HttpRequest, page: Budget, tenant_id: str, allowed: set[type[Model]]
-    ) -> TemplateResponse:
-        site, answer = self.admin_site, page.ask
-        totals = {
-            model: answer(partial(overview.amount, self.alias, model, tenant_id))
-            for model in (Session, Sandbox, Agent, ApiKey)
-        }
-        statuses = answer(lambda: overview.tenant_sessions_by_status(self.alias, tenant_id))
-        sessions = totals[Session].value
-        context = {
-            **site.each_context(request),
-            "title": gettext("Tenant %s") % tenant_id,
-            "tenant_id": tenant_id,
-            "opts": self.opts,
-            "media": self.media,
-            "now": timezone.now(),
-            "parts": [
-                (heading_of(model), total, list_url(site, model, tenant_id=tenant_id))
-                for model, total in totals.items()
-                if model in allowed
-            ],
-            "query": tenant_url(site, tenant_id).partition("?")[2],
-            "activity": overview.activity_chart(request, page, tenant_id=tenant_id) if Session in allowed else None,
-            "statuses": overview.mapped(
-                statuses,
-                lambda figures: overview.share_bars(
-                    figures, lambda status: list_url(site, Session, tenant_id=tenant_id, status=status)
-                ),
-            )
-            if Session in allowed
-            else None,
-            "sample": f"{overview.SAMPLE:,}" if sessions and sessions.rows > overview.SAMPLE else "",
-            "is_empty": all(total.value is not None and not total.value.rows for total in totals.values()),
-        }
-        return TemplateResponse(request, "admin/agentdb/tenant.html", context)
+        return [*pages.urls(self), *super().get_urls()]
 
 
 @admin.register(Session)
@@ -373,7 +324,7 @@ class SessionAdmin(LinkedAdmin):
     list_display = ("id_link", "status_badge", "agent", "tenant", "sandbox", "runner", "last_active", "created")
     list_filter = (
         StatusFilter, TenantFilter, AgentFilter, RunnerFilter, SandboxFilter, LastActiveFilter, CreatedFilter,
-        CheckFilter,
+        FromFilter, ToFilter, CheckFilter,
     )  # fmt: skip
     search_fields = ("id", "agent_name", "sandbox_id", "runner_id", "tenant_id")
     found_by = (("runner_id",), ("tenant_id", "agent_name"), ("tenant_id",), ("status",))
@@ -454,7 +405,16 @@ class SandboxAdmin(LinkedAdmin):
         **ReadFirstAdmin.orders,
     }
     list_display = ("id_link", "state_badge", "agent", "tenant", "session", "workspace", "last_used", "created")
-    list_filter = (StateFilter, TenantFilter, AgentFilter, SessionFilter, LastUsedFilter, CheckFilter)
+    list_filter = (
+        StateFilter,
+        TenantFilter,
+        AgentFilter,
+        SessionFilter,
+        LastUsedFilter,
+        FromFilter,
+        ToFilter,
+        CheckFilter,
+    )
     search_fields = ("id", "agent_name", "session_id", "workspace_dir", "tenant_id")
     found_by = (("session_id",), ("tenant_id",), ("state",))
     ordered_by = (("state",),)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 
 from django.contrib.admin import AdminSite
 from django.db import connections, router
-from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.models import Model, QuerySet
+from django.db.models import Model
 from django.http import HttpRequest
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext
@@ -23,6 +22,8 @@ from agentdb.admin.display import (
     id_link,
     link,
     list_url,
+    none,
+    page_url,
     row_url,
     runner_url,
     site_of,
@@ -30,116 +31,22 @@ from agentdb.admin.display import (
     viewable,
     when,
 )
-from agentdb.console import figures as counted
-from agentdb.console.checks import Finding, Runner
-from agentdb.console.display import instant
-from agentdb.console.figures import Figure, Hour
+from agentdb.console.checks import Finding, Runner, check_of
+from agentdb.console.figures import (
+    NEWEST,
+    TOP,
+    Figure,
+    Hour,
+    activity,
+    by_value,
+    oldest_idle_sandboxes,
+    top_tenants,
+    total,
+)
 from agentdb.console.questions import Answer, Budget, Problem
-from agentdb.console.reading import read
 from agentdb.console.report import examine
 from agentdb.interface import SandboxState, SessionStatus
 from agentdb.models import Agent, ApiKey, Sandbox, Session
-
-CAP = 10_000
-SAMPLE = 10_000
-TOP = 8
-
-
-@dataclass(frozen=True, slots=True)
-class Amount:
-    """A number of rows, counted up to a cap."""
-
-    rows: int
-    cap: int = CAP
-
-    def __str__(self) -> str:
-        return f"{self.cap:,}+" if self.rows > self.cap else f"{self.rows:,}"
-
-
-@dataclass(frozen=True, slots=True)
-class Tenant:
-    id: str
-    sessions: int
-    live: int
-    failed: int
-    newest_at: datetime
-    percent: float
-
-
-def capped_count(rows: QuerySet[Any], cap: int = CAP) -> Amount:
-    """Count at most ``cap`` rows and one more."""
-    return Amount(rows.order_by()[: cap + 1].count(), cap)
-
-
-def amount(alias: str, model: type[Model], tenant_id: str) -> Amount:
-    """How many rows of the model the tenant has."""
-    return capped_count(model._default_manager.using(alias).filter(tenant_id=tenant_id))
-
-
-def distinct_values(
-    connection: BaseDatabaseWrapper, model: type[Model], column: str, *, at_least: str = "", limit: int
-) -> list[str]:
-    """The first distinct values of an indexed text column, by one index probe each."""
-    return [value for value, _ in distinct_counts(connection, model, column, at_least=at_least, limit=limit, cap=0)]
-
-
-def distinct_counts(
-    connection: BaseDatabaseWrapper, model: type[Model], column: str, *, at_least: str = "", limit: int, cap: int
-) -> list[tuple[str, Amount]]:
-    """The same, each with the number of its rows up to the cap."""
-    table, name = model._meta.db_table, connection.ops.quote_name(column)
-    with connection.cursor() as cursor:
-        cursor.execute(
-            f"WITH RECURSIVE v(value, n) AS ("
-            f" SELECT (SELECT {name} FROM {table} WHERE {name} >= %s ORDER BY {name} LIMIT 1), 1 UNION ALL"
-            f" SELECT (SELECT {name} FROM {table} WHERE {name} > v.value ORDER BY {name} LIMIT 1), v.n + 1"
-            f" FROM v WHERE v.value IS NOT NULL AND v.n < %s"
-            f") SELECT value, (SELECT COUNT(*) FROM (SELECT 1 FROM {table} WHERE {name} = v.value LIMIT %s) AS c)"
-            f" FROM v WHERE value IS NOT NULL",
-            [at_least, limit, cap + 1],
-        )
-        return [(value, Amount(rows, cap)) for value, rows in cursor.fetchall()]
-
-
-def tenant_sessions_by_status(alias: str, tenant_id: str) -> dict[str, Figure]:
-    """The statuses of the tenant's newest ``SAMPLE`` sessions; no index has all of them by tenant and status."""
-    rows = dict(_group_newest_sessions(alias, "status, COUNT(*)", tenant_id))
-    return {value: Figure(rows.get(value, 0)) for value in [*map(str, SessionStatus), *rows]}
-
-
-def top_tenants(alias: str) -> list[Tenant]:
-    """The tenants with the most sessions among the newest ``SAMPLE``."""
-    live = ", ".join(f"'{status.value}'" for status in (SessionStatus.ACTIVE, SessionStatus.STARTING))
-    columns = f"tenant_id, COUNT(*), SUM(CASE WHEN status IN ({live}) THEN 1 ELSE 0 END), "
-    columns += f"SUM(CASE WHEN status = '{SessionStatus.ERROR}' THEN 1 ELSE 0 END), MAX(created_at)"
-    rows = _group_newest_sessions(alias, columns)
-    largest = max((row[1] for row in rows), default=1)
-    return [
-        Tenant(id, n, live, failed, instant(newest), round(100 * n / largest, 1))
-        for id, n, live, failed, newest in rows[:TOP]
-    ]
-
-
-def _group_newest_sessions(alias: str, columns: str, tenant_id: str | None = None) -> list[Any]:
-    """Aggregates over the newest ``SAMPLE`` sessions by the first column, the most frequent value first."""
-    newest = Session.objects.using(alias).newest_first()
-    if tenant_id is not None:
-        newest = newest.of_tenant(tenant_id)
-    # Django groups before it limits; the other way round it has only an id IN (...), which reads every row twice.
-    inner, parameters = (
-        newest.values("tenant_id", "status", "created_at")[:SAMPLE].query.get_compiler(using=alias).as_sql()
-    )
-    with connections[alias].cursor() as cursor:
-        cursor.execute(f"SELECT {columns} FROM ({inner}) AS newest GROUP BY 1 ORDER BY 2 DESC, 1", parameters)
-        rows: list[Any] = cursor.fetchall()
-    return rows
-
-
-def oldest_idle_sandboxes(alias: str) -> list[Sandbox]:
-    return read(Sandbox.objects.using(alias).in_state(SandboxState.WAITING).least_recently_used_first()[:TOP], [])
-
-
-# -- the page
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +55,9 @@ class Line:
 
     finding: Finding
     url: str
+
+
+# -- pictures
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,12 +94,13 @@ class ChartBar:
     is_running: bool
     label: str
     is_minor: bool
+    url: str
 
 
 _OPENED_HEIGHT, _OPENED_BASE, _FAILED_HEIGHT, _FAILED_BASE = 96, 104, 32, 156
 
 
-def chart(hours: list[Hour]) -> Chart:
+def chart(hours: list[Hour], url: Callable[[datetime], str]) -> Chart:
     """The bars of the hours, opened and failed each with a scale of its own."""
     most_opened = _round_up(max((hour.opened for hour in hours), default=0), 10)
     # Never below 10, so that one failure does not look like a fire.
@@ -210,6 +121,7 @@ def chart(hours: list[Hour]) -> Chart:
                 f"{step * (number + 0.5):.2f}%", round(_OPENED_BASE - opened, 1), round(opened, 1),
                 round(_FAILED_BASE - failed, 1), round(failed, 1), number == len(hours) - 1, label,
                 not is_week and hour.at.hour % 6 != 0,
+                url(hour.at),
             )
         )  # fmt: skip
     all_opened, all_failed = sum(hour.opened for hour in hours), sum(hour.failed for hour in hours)
@@ -218,10 +130,20 @@ def chart(hours: list[Hour]) -> Chart:
     return Chart(bars, most_opened, most_failed, all_opened, all_failed, share, hours[-2], peak, is_week)
 
 
-def activity_chart(request: HttpRequest, asked: Budget, **of: str) -> Answer[Chart]:
+def activity_chart(request: HttpRequest, budget: Budget, **of: str) -> Answer[Chart]:
     """Sessions opened and failed per hour of the period that the page is asked for, a day or a week."""
     hours = 168 if request.GET.get("period") == "7d" else 24
-    return asked.ask(lambda: chart(counted.activity(asked.connection, hours, **of)))
+    site = site_of(request)
+
+    def url(hour: datetime) -> str:
+        return list_url(site, Session, **of, **period_query(hour, timedelta(hours=1)))
+
+    return budget.ask(lambda: chart(activity(budget.connection, hours, **of), url))
+
+
+def period_query(begin: datetime, span: timedelta) -> dict[str, str]:
+    """The filter of a list for what began in the period."""
+    return {"from": f"{begin:%Y-%m-%dT%H:%M}", "to": f"{begin + span:%Y-%m-%dT%H:%M}"}
 
 
 def _round_up(value: int, least: int) -> int:
@@ -254,77 +176,105 @@ def share_bars(figures: Mapping[str, Figure], url: Callable[[str], str]) -> list
     ]
 
 
+# -- the page
+
+
 def page(request: HttpRequest) -> dict[str, Any]:
     """What the first page shows to this user. Nothing that a database or a row can cause makes it fail."""
     site = site_of(request)
     allowed = viewable(site, request)
     if not allowed:
         return {"allowed": False}
-    alias = router.db_for_read(Session)
-    with Budget(connections[alias]) as asked:
-        return _page(request, site, allowed, asked)
+    with Budget(connections[router.db_for_read(Session)]) as budget:
+        return _Overview(request, site, allowed, budget).shown()
 
 
-def _page(request: HttpRequest, site: AdminSite, allowed: set[type[Model]], asked: Budget) -> dict[str, Any]:
-    connection, alias, answer = asked.connection, asked.connection.alias, asked.ask
-    report = examine(asked)
-    shown: dict[str, Any] = {"allowed": True, "report": report, "refresh": True}
-    if report.problem:
+class _Overview:
+    def __init__(self, request: HttpRequest, site: AdminSite, allowed: set[type[Model]], budget: Budget) -> None:
+        self.request, self.site, self.allowed, self.budget = request, site, allowed, budget
+        self.connection = budget.connection
+
+    def shown(self) -> dict[str, Any]:
+        report, site = examine(self.budget), self.site
+        shown: dict[str, Any] = {"allowed": True, "report": report, "refresh": True}
+        if report.problem:
+            return shown
+        findings = [found for found in report.findings if _may_see(found, self.allowed)]
+        lines = [Line(found, _rows_url(site, found)) for found in report.wrong if found in findings]
+        figures = {model: self._total(model) for model in (Session, Sandbox, Agent, ApiKey) if model in self.allowed}
+        shown |= {
+            "schema": report.schema.value,
+            "lines": lines,
+            "is_bad": any(line.finding.urgent for line in lines),
+            "findings": findings,
+            "unknown": _unanswered([found for found in report.unknown if found in findings]),
+            "is_empty": all(figure.value is not None and not figure.value.rows for figure in figures.values()),
+        }
+        if shown["is_empty"]:
+            return shown
+        if Sandbox in self.allowed:
+            shown |= self._sandboxes()
+        if Session in self.allowed:
+            shown |= self._sessions(report.runners, figures[Session])
+        shown["totals"] = [
+            (heading_of(model), figure, _second(model, shown), list_url(site, model))
+            for model, figure in figures.items()
+        ]
         return shown
-    shown["schema"] = report.schema.value
-    shown["lines"] = [Line(found, _rows_url(site, found)) for found in report.wrong if _may_see(found, allowed)]
-    shown["is_bad"] = any(line.finding.urgent for line in shown["lines"])
-    shown["findings"] = [found for found in report.findings if _may_see(found, allowed)]
-    shown["unknown"] = _unanswered([found for found in report.unknown if _may_see(found, allowed)])
-    activity = activity_chart(request, asked) if Session in allowed else None
-    shown["activity"] = activity
-    states = statuses = None
-    if Sandbox in allowed:
-        states = answer(lambda: counted.by_value(connection, "sandboxes", "state", [*map(str, SandboxState)]))
-        shown["states"] = mapped(
-            states, lambda figures: share_bars(figures, lambda state: list_url(site, Sandbox, state=state))
-        )
-        shown["idle"] = answer(lambda: _idle(site, alias, allowed))
-        shown["waiting_url"] = list_url(site, Sandbox, state=SandboxState.WAITING)
-    if Session in allowed:
-        statuses = answer(lambda: counted.by_value(connection, "sessions", "status", [*map(str, SessionStatus)]))
-        shown["statuses"] = mapped(
-            statuses, lambda figures: share_bars(figures, lambda status: list_url(site, Session, status=status))
-        )
-        shown["tenants"] = answer(
-            lambda: [
-                (link(tenant_url(site, each.id), each.id), each, when(each.newest_at)) for each in top_tenants(alias)
-            ]
-        )
-        runners = report.runners
-        shown["runners"] = mapped(runners, lambda found: runner_rows(site, found[:TOP]))
-        shown["more_runners"] = max(len(runners.value or ()) - TOP, 0)
-    shown["totals"] = []
-    for model in (Session, Sandbox, Agent, ApiKey):
-        if model in allowed:
-            table = model._meta.db_table
-            figure = answer(partial(counted.total, connection, table))
-            second = ""
-            if model is Session and activity and activity.value and not activity.value.is_week:
-                second = gettext("%s opened in 24 h") % f"{activity.value.opened:,}"
-            elif model is Sandbox and states and states.value:
-                warm = sum(figure.rows for state, figure in states.value.items() if state != SandboxState.COLD)
-                second = gettext("%s not cold") % f"{warm:,}"
-            if model is Session and figure.value and figure.value.rows > SAMPLE:
-                shown["sample"] = f"{SAMPLE:,}"
-            shown["totals"].append((heading_of(model), figure, second, list_url(site, model)))
-    return shown
+
+    def _total(self, model: type[Model]) -> Answer[Figure]:
+        return self.budget.ask(partial(total, self.connection, model._meta.db_table))
+
+    def _sandboxes(self) -> dict[str, Any]:
+        site, ask = self.site, self.budget.ask
+        return {
+            "states": ask(
+                lambda: share_bars(
+                    by_value(self.connection, "sandboxes", "state", [*map(str, SandboxState)]),
+                    lambda state: list_url(site, Sandbox, state=state),
+                )
+            ),
+            "idle": ask(lambda: _idle(site, self.connection.alias, self.allowed)),
+            "waiting_url": list_url(site, Sandbox, state=SandboxState.WAITING),
+        }
+
+    def _sessions(self, runners: Answer[list[Runner]], sessions: Answer[Figure]) -> dict[str, Any]:
+        site, ask, found = self.site, self.budget.ask, runners.value or []
+        is_sample = sessions.value is not None and sessions.value.rows > NEWEST
+        return {
+            "activity": activity_chart(self.request, self.budget),
+            "statuses": ask(
+                lambda: share_bars(
+                    by_value(self.connection, "sessions", "status", [*map(str, SessionStatus)]),
+                    lambda status: list_url(site, Session, status=status),
+                )
+            ),
+            "tenants": ask(
+                lambda: [
+                    (link(tenant_url(site, each.id), each.id), each, when(each.newest_at))
+                    for each in top_tenants(self.connection.alias)
+                ]
+            ),
+            "sample": f"{NEWEST:,}" if is_sample else "",
+            "runners": Answer(runner_rows(site, found[:TOP]), runners.problem),
+            "more_runners": max(len(found) - TOP, 0),
+            "groups_url": page_url(site, "groups"),
+            "changes_url": page_url(site, "changes"),
+        }
 
 
-def mapped(answer: Answer[Any] | None, change: Callable[[Any], Any]) -> Answer[Any] | None:
-    """The answer with its value changed; one that is none stays as it is."""
-    if answer is None or answer.problem:
-        return answer
-    return Answer(change(answer.value))
+def _second(model: type[Model], shown: Mapping[str, Any]) -> str:
+    """What stands below a total."""
+    if model is Session and (drawn := shown["activity"].value) and not drawn.is_week:
+        return gettext("%s opened in 24 h") % f"{drawn.opened:,}"
+    if model is Sandbox and (bars := shown["states"].value):
+        warm = sum(bar.figure.rows for bar in bars if bar.value != SandboxState.COLD)
+        return gettext("%s not cold") % f"{warm:,}"
+    return ""
 
 
 def _unanswered(findings: Sequence[Finding]) -> list[tuple[int, str, Problem]]:
-    """What could not be looked at, together where the reason is the same: how much, what, and why."""
+    """What could not be looked at, together if the reason is the same: how much, what, and why."""
     alike: dict[str, tuple[list[str], Problem]] = {}
     for found in findings:
         if found.problem is not None:
@@ -333,9 +283,8 @@ def _unanswered(findings: Sequence[Finding]) -> list[tuple[int, str, Problem]]:
 
 
 def _may_see(found: Finding, allowed: set[type[Model]]) -> bool:
-    if found.code in ("pending", "drift", "unreadable"):
-        return True
-    return (Sandbox if found.code == "sandbox-alone" else Session) in allowed
+    check = check_of(found.code)
+    return check is None or check.model in allowed
 
 
 def _rows_url(site: AdminSite, found: Finding) -> str:
@@ -352,7 +301,7 @@ def runner_rows(site: AdminSite, runners: Sequence[Runner]) -> list[tuple[Any, .
         (
             link(runner_url(site, runner.id), runner.id),
             runner,
-            when(runner.seen_at) if runner.seen_at else gettext("none"),
+            when(runner.seen_at) if runner.seen_at else none(),
             badge(runner.condition, gettext(runner.condition)) if runner.condition else "",
             round(100 * runner.live / most, 1),
         )

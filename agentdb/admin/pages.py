@@ -1,13 +1,17 @@
-"""The console's pages that are no list and no row: a runner, and the rows of one line of attention."""
+"""The console's pages that are neither a list nor a row: a runner, sums by what rows share, and what changed lately."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 
 from django.contrib import messages
-from django.contrib.admin import ModelAdmin
+from django.contrib.admin import AdminSite, ModelAdmin
 from django.core.exceptions import PermissionDenied
 from django.db import connections, router
+from django.db.models import Model
 from django.http import Http404, HttpRequest, HttpResponseRedirect
 from django.http.response import HttpResponseBase
 from django.template.response import TemplateResponse
@@ -17,99 +21,155 @@ from django.utils.translation import gettext, ngettext
 
 from agentdb.admin import overview
 from agentdb.admin.audit import Outcome, log_in_project, record
-from agentdb.admin.display import badge, id_link, link, list_url, row_url, runner_url, tenant_url, viewable, when
+from agentdb.admin.display import (
+    badge,
+    heading_of,
+    id_link,
+    link,
+    list_url,
+    name_of,
+    none,
+    page_url,
+    row_url,
+    runner_url,
+    tenant_url,
+    viewable,
+    when,
+)
 from agentdb.admin.guard import guarded
 from agentdb.console.checks import Fleet, check_of
-from agentdb.console.figures import Figure, runner_statuses
-from agentdb.console.questions import Budget, Problem, ask
+from agentdb.console.figures import NEWEST, Figure, amount, runner_statuses, tenant_sessions_by_status
+from agentdb.console.groups import BY, FILTERS, MOST_GROUPS, Change, Grouped, Grouping, changes, moment
+from agentdb.console.questions import Answer, Budget, Problem, ask
 from agentdb.console.reading import read
 from agentdb.console.unreadable import unreadable_rows
 from agentdb.errors import AgentDbError
-from agentdb.interface import SessionStatus
-from agentdb.models import Session
+from agentdb.interface import SandboxState, SessionStatus
+from agentdb.models import Agent, ApiKey, Sandbox, Session
 from agentdb.querysets import LIVE
 from agentdb.serving.adapter import DjangoDb
 
 LIVE_SHOWN = 10
+SUM_SECONDS = 4.0  # of the five that a page has
 
 
 def urls(model_admin: ModelAdmin[Any]) -> list[URLPattern]:
-    """The addresses of these pages, for the admin of sessions, whose permissions they follow."""
+    """The addresses of the pages that hang below the table of the admin."""
     site = model_admin.admin_site
 
-    def runner(request: HttpRequest) -> HttpResponseBase:
-        return guarded(request, site, Session, lambda: _runner(request, model_admin))
+    def url(name: str, view: Callable[[HttpRequest, Any], HttpResponseBase]) -> URLPattern:
+        def answer(request: HttpRequest) -> HttpResponseBase:
+            return guarded(request, site, model_admin.model, lambda: view(request, model_admin))
 
-    def rows(request: HttpRequest) -> HttpResponseBase:
-        return guarded(request, site, Session, lambda: _rows(request, model_admin))
+        return path(f"{name}/", site.admin_view(answer), name=f"agentdb_{name}")
 
+    if model_admin.model is Agent:
+        return [url("tenant", _tenant)]
+    return [url("runner", _runner), url("attention", _rows), url("groups", _groups), url("changes", _changes)]
+
+
+def _page(request: HttpRequest, model_admin: Any, template: str, **context: Any) -> TemplateResponse:
+    whole = {
+        **model_admin.admin_site.each_context(request),
+        "media": model_admin.media,
+        "now": timezone.now(),
+        **context,
+    }
+    return TemplateResponse(request, f"admin/agentdb/{template}.html", whole)
+
+
+# -- a runner
+
+
+def _runner(request: HttpRequest, model_admin: Any) -> HttpResponseBase:
+    if not model_admin.has_view_permission(request):
+        raise PermissionDenied
+    site, runner_id = model_admin.admin_site, request.GET.get("id", "").replace("\x00", "")
+    may_act = model_admin.has_act_permission(request)
+    if request.method == "POST":
+        return _pause_all(request, model_admin, runner_id, may_act)
+    allowed, problems, alias = viewable(site, request), list[Problem](), router.db_for_read(Session)
+    connection, fleet = connections[alias], Fleet(alias)
+    seen = ask(connection, lambda: fleet.runner(runner_id), problems).value
+    counted = runner_statuses(connection, runner_id)
+    figures = {value: counted.get(value, Figure(0)) for value in [*map(str, SessionStatus), *counted]}
+    whole = sum(figure.rows for figure in figures.values())
+    active, starting = (figures[status].rows for status in LIVE)
+
+    def listed(status: str) -> str:
+        return list_url(site, Session, runner_id=runner_id, status=status)
+
+    totals = [
+        (gettext("Active"), figures["active"], listed("active")),
+        (gettext("Starting"), figures["starting"], listed("starting")),
+        (gettext("Failed"), figures["error"], listed("error")),
+        (
+            gettext("All its sessions"),
+            Figure(whole, at_least=any(figure.at_least for figure in figures.values())),
+            list_url(site, Session, runner_id=runner_id),
+        ),
+    ]
+    return _page(
+        request, model_admin, "runner",
+        title=gettext("Runner %s") % runner_id,
+        opts=model_admin.opts,
+        runner_id=runner_id,
+        condition=_condition(seen),
+        seen=when(seen.seen_at) if seen and seen.seen_at else none(),
+        live=active + starting,
+        active=active,
+        starting=starting,
+        rest=whole - active - starting,
+        whole=whole,
+        totals=totals,
+        statuses=Answer(overview.share_bars(figures, listed)),
+        activity=overview.activity_chart(request, Budget(connection), runner_id=runner_id),
+        query=runner_url(site, runner_id).partition("?")[2],
+        sessions=_live_sessions(model_admin, request, alias, runner_id, problems),
+        sandboxes=ask(connection, lambda: _sandboxes(site, alias, runner_id), problems) if Sandbox in allowed else None,
+        sandboxes_url=_groups_url(site, "sandbox", by="state", runner_id=runner_id),
+        all_url=list_url(site, Session, runner_id=runner_id),
+        may_act=may_act,
+        problems=problems,
+    )  # fmt: skip
+
+
+def _condition(runner: Any) -> Any:
+    if runner is None or not runner.live or not runner.condition:
+        return ""
+    return badge(runner.condition, gettext(runner.condition))
+
+
+def _live_sessions(
+    model_admin: Any, request: HttpRequest, alias: str, runner_id: str, problems: list[Problem]
+) -> list[tuple[Any, ...]]:
+    site = model_admin.admin_site
+    live = Session.objects.using(alias).of_runner(runner_id).live().newest_first()
+    rows = read(live[:LIVE_SHOWN], problems)
+    model_admin.find_linked(rows, viewable(site, request), problems)
     return [
-        path("runner/", site.admin_view(runner), name="agentdb_runner"),
-        path("attention/", site.admin_view(rows), name="agentdb_attention"),
+        (
+            id_link(row_url(site, row), row.pk),
+            badge(row.status),
+            model_admin.agent(row),
+            link(tenant_url(site, row.tenant_id), row.tenant_id),
+            when(row.last_active_at),
+            when(row.created_at),
+        )
+        for row in rows
     ]
 
 
-def _runner(request: HttpRequest, model_admin: ModelAdmin[Any]) -> HttpResponseBase:
-    site = model_admin.admin_site
-    if not model_admin.has_view_permission(request):
-        raise PermissionDenied
-    runner_id = request.GET.get("id", "").replace("\x00", "")
-    may_act = model_admin.has_act_permission(request)  # type: ignore[attr-defined]
-    if request.method == "POST":
-        return _pause_all(request, model_admin, runner_id, may_act)
-    alias = router.db_for_read(Session)
-    connection = connections[alias]
-    live = Session.objects.using(alias).of_runner(runner_id).live()
-    problems: list[Problem] = []
-    fleet = Fleet(alias)
-    seen = ask(connection, lambda: fleet.runner(runner_id), problems).value
-    everything = runner_statuses(connection, runner_id)
-    figures = {value: everything.get(value, Figure(0)) for value in [*map(str, SessionStatus), *everything]}
-    activity = overview.activity_chart(request, Budget(connection), runner_id=runner_id)
-    shown = read(live.newest_first()[:LIVE_SHOWN], problems)
-    model_admin.find_linked(shown, viewable(site, request), problems)  # type: ignore[attr-defined]
-    active, starting = (figures[status].rows for status in LIVE)
-    context = {
-        **site.each_context(request),
-        "title": gettext("Runner %s") % runner_id,
-        "opts": model_admin.opts,
-        "media": model_admin.media,
-        "runner_id": runner_id,
-        "runner": seen,
-        "condition": badge(seen.condition, gettext(seen.condition)) if seen and seen.live and seen.condition else "",
-        "seen": when(seen.seen_at) if seen and seen.seen_at else "",
-        "active": active,
-        "starting": starting,
-        "live": active + starting,
-        "rest": sum(figure.rows for figure in figures.values()) - active - starting,
-        "whole": sum(figure.rows for figure in figures.values()),
-        "at_least": any(figure.at_least for figure in figures.values()),
-        "failed": figures[str(SessionStatus.ERROR)],
-        "urls": {
-            "all": list_url(site, Session, runner_id=runner_id),
-            **{str(status): list_url(site, Session, runner_id=runner_id, status=status) for status in SessionStatus},
-        },
-        "statuses": overview.share_bars(
-            figures, lambda status: list_url(site, Session, runner_id=runner_id, status=status)
-        ),
-        "activity": activity,
-        "query": runner_url(site, runner_id).partition("?")[2],
-        "sessions": [
-            (
-                id_link(row_url(site, row), row.pk),
-                badge(row.status),
-                model_admin.agent(row),  # type: ignore[attr-defined]
-                link(tenant_url(site, row.tenant_id), row.tenant_id),
-                when(row.last_active_at),
-                when(row.created_at),
-            )
-            for row in shown
-        ],
-        "may_act": may_act,
-        "problems": problems,
-        "counted_at": timezone.now(),
-    }
-    return TemplateResponse(request, "admin/agentdb/runner.html", context)
+def _sandboxes(site: AdminSite, alias: str, runner_id: str) -> list[overview.ShareBar]:
+    """The sandboxes of the runner's sessions by state."""
+    grouping = Grouping(Sandbox, "state", filters={"runner_id": runner_id})
+    grouped = {each.value or "NULL": Figure(each.rows) for each in grouping.ask(alias)}
+    figures = {state: grouped.get(state, Figure(0)) for state in [*map(str, SandboxState), *grouped]}
+
+    def listed(state: str) -> str:
+        return _groups_url(site, "sandbox", by="session_status", runner_id=runner_id, state=state)
+
+    return overview.share_bars(figures, listed)
 
 
 def _pause_all(request: HttpRequest, model_admin: ModelAdmin[Any], runner_id: str, may_act: bool) -> HttpResponseBase:
@@ -149,7 +209,7 @@ def _pause_all(request: HttpRequest, model_admin: ModelAdmin[Any], runner_id: st
     return back
 
 
-def _rows(request: HttpRequest, model_admin: ModelAdmin[Any]) -> HttpResponseBase:
+def _rows(request: HttpRequest, model_admin: Any) -> HttpResponseBase:
     """The rows of one line of attention: those of a check are a filter of their list."""
     site, code = model_admin.admin_site, request.GET.get("check", "")
     allowed = viewable(site, request)
@@ -159,10 +219,168 @@ def _rows(request: HttpRequest, model_admin: ModelAdmin[Any]) -> HttpResponseBas
         raise PermissionDenied
     if code != "unreadable":
         raise Http404
-    context = {
-        **site.each_context(request),
-        "media": model_admin.media,
-        "title": gettext("Rows that cannot be read"),
-        "rows": unreadable_rows(connections[router.db_for_read(Session)], 20),
-    }
-    return TemplateResponse(request, "admin/agentdb/attention.html", context)
+    rows = unreadable_rows(connections[router.db_for_read(Session)], 20)
+    return _page(request, model_admin, "attention", title=gettext("Rows that cannot be read"), rows=rows)
+
+
+def _tenant(request: HttpRequest, model_admin: Any) -> HttpResponseBase:
+    """One tenant: how much of everything it has, and links to it."""
+    site, tenant_id = model_admin.admin_site, request.GET.get("id", "").replace("\x00", "")
+    allowed = viewable(site, request)
+    _check(bool(allowed))
+    alias = router.db_for_read(Session)
+
+    def listed(status: str) -> str:
+        return list_url(site, Session, tenant_id=tenant_id, status=status)
+
+    with Budget(connections[alias]) as budget:
+        totals = {
+            model: budget.ask(partial(amount, alias, model, tenant_id)) for model in (Session, Sandbox, Agent, ApiKey)
+        }
+        activity = statuses = None
+        if Session in allowed:
+            statuses = budget.ask(lambda: overview.share_bars(tenant_sessions_by_status(alias, tenant_id), listed))
+            activity = overview.activity_chart(request, budget, tenant_id=tenant_id)
+    sessions = totals[Session].value
+    return _page(
+        request, model_admin, "tenant",
+        title=gettext("Tenant %s") % tenant_id,
+        opts=model_admin.opts,
+        parts=[
+            (heading_of(model), found, list_url(site, model, tenant_id=tenant_id))
+            for model, found in totals.items()
+            if model in allowed
+        ],
+        query=tenant_url(site, tenant_id).partition("?")[2],
+        activity=activity,
+        statuses=statuses,
+        sample=f"{NEWEST:,}" if sessions and sessions.rows > NEWEST else "",
+        is_empty=all(found.value is not None and not found.value.rows for found in totals.values()),
+    )  # fmt: skip
+
+
+def _check(may_see: bool) -> None:
+    if not may_see:
+        raise PermissionDenied
+
+
+# -- sums
+
+
+def _groups_url(site: AdminSite, table: str, **query: str) -> str:
+    return page_url(site, "groups", table=table, **query)
+
+
+def _groups(request: HttpRequest, model_admin: Any) -> HttpResponseBase:
+    site, asked = model_admin.admin_site, request.GET
+    model: type[Model] = Sandbox if asked.get("table") == "sandbox" else Session
+    _check(model in viewable(site, request))
+    by, problem, now = asked.get("by") or BY[model][0], "", timezone.now()
+    filters = {name: asked[name] for name in FILTERS[model] if asked.get(name)}
+    period = {}
+    # Without a period, sessions are those of a day; sandboxes are all.
+    texts = {"from": asked.get("from", "" if model is Sandbox else "24h"), "to": asked.get("to", "")}
+    for name, text in texts.items():
+        try:
+            period[name] = moment(text, now) if text else None
+        except ValueError as error:
+            problem = str(error)
+    if by not in BY[model]:
+        problem = gettext("%r is nothing to group by.") % by
+    answer = None
+    if not problem:
+        grouping = Grouping(model, by, period["from"], period["to"], filters)
+        alias = router.db_for_read(model)
+        answer = ask(connections[alias], lambda: grouping.ask(alias), seconds=SUM_SECONDS)
+    groups = (answer.value if answer else None) or []
+    most = max((group.rows for group in groups), default=1)
+    return _page(
+        request, model_admin, "groups",
+        title=gettext("%s, summed up") % heading_of(model),
+        table=str(model._meta.model_name),
+        tables=[(str(each._meta.model_name), heading_of(each)) for each in BY if each in viewable(site, request)],
+        is_sessions=model is Session,
+        by=by,
+        choices=[(name, _column(name)) for name in BY[model]],
+        column=_column(by),
+        fields=[(name, _column(name), asked.get(name, "")) for name in FILTERS[model]],
+        period=texts,
+        problem=answer.problem if answer else None,
+        mistake=problem,
+        groups=[
+            (_group_name(site, grouping, group), group, round(100 * group.rows / most, 1))
+            for group in groups[:MOST_GROUPS]
+        ],
+        is_cut=len(groups) > MOST_GROUPS,
+        whole=Grouped("", *(sum(getattr(group, name) for group in groups) for name in ("rows", "live", "failed"))),
+    )  # fmt: skip
+
+
+def _column(name: str) -> str:
+    names = {
+        "agent_name": gettext("Agent"), "tenant_id": gettext("Tenant"), "runner_id": gettext("Runner"),
+        "status": gettext("Status"), "state": gettext("State"), "session_status": gettext("Status of its session"),
+        "hour": gettext("Hour"), "day": gettext("Day"),
+    }  # fmt: skip
+    return names.get(name, name)
+
+
+def _group_name(site: AdminSite, grouping: Grouping, group: Grouped) -> Any:
+    """What the group is called, as a link to its rows if a list has them."""
+    if group.value is None:
+        return none()
+    if grouping.by in ("status", "state", "session_status"):
+        shown: Any = badge(group.value)
+    else:
+        shown = f"{group.value}:00" if grouping.by == "hour" else group.value
+    period = {"from": grouping.since, "to": grouping.until}
+    query = {name: at.isoformat(timespec="seconds") for name, at in period.items() if at is not None}
+    query |= grouping.filters
+    if grouping.by in ("hour", "day"):
+        span = timedelta(hours=1) if grouping.by == "hour" else timedelta(days=1)
+        span = timedelta(hours=1) if grouping.by == "hour" else timedelta(days=1)
+        query |= overview.period_query(datetime.fromisoformat(group.value), span)
+    elif grouping.by == "session_status" or grouping.model is Sandbox and grouping.by == "runner_id":
+        return link("" if grouping.by == "session_status" else runner_url(site, group.value), shown)
+    else:
+        query[grouping.by] = group.value
+    if grouping.model is Sandbox and "runner_id" in query:
+        return shown
+    return link(list_url(site, grouping.model, **query), shown)
+
+
+# -- what changed
+
+
+def _changes(request: HttpRequest, model_admin: Any) -> HttpResponseBase:
+    site, text, mistake = model_admin.admin_site, request.GET.get("from") or "10m", ""
+    allowed = viewable(site, request)
+    _check(bool(allowed))
+    alias, found, problems = router.db_for_read(Session), list[Change](), list[Problem]()
+    try:
+        since = moment(text, timezone.now())
+    except ValueError as error:
+        mistake = str(error)
+    else:
+        found = ask(connections[alias], lambda: changes(alias, since), problems, seconds=SUM_SECONDS).value or []
+    return _page(
+        request, model_admin, "changes",
+        title=gettext("What changed"),
+        period=text,
+        mistake=mistake,
+        problems=problems,
+        changes=[(when(each.at), *_changed(site, each)) for each in found if type(each.row) in allowed],
+    )  # fmt: skip
+
+
+def _changed(site: AdminSite, change: Change) -> tuple[Any, ...]:
+    row = change.row
+    name = next((getattr(row, column) for column in ("agent_name", "name", "label") if hasattr(row, column)), "")
+    state = getattr(row, "status", "") or getattr(row, "state", "")
+    return (
+        f"{name_of(type(row))} {change.what}",
+        badge(state) if state else "",
+        id_link(row_url(site, row), row.pk),
+        name,
+        link(tenant_url(site, row.tenant_id), row.tenant_id),
+    )

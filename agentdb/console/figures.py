@@ -7,16 +7,23 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.models import Model, QuerySet
 from django.utils import timezone
 from django.utils.translation import gettext
 
-from agentdb.console.display import relative
+from agentdb.console.display import instant, relative
 from agentdb.console.questions import Unanswered, question
+from agentdb.console.reading import read
+from agentdb.interface import SandboxState, SessionStatus
+from agentdb.models import Sandbox, Session
 
 WINDOW = 10_000  # rows that are counted one by one
 COUNT_SECONDS = 0.5
 EXACT_UP_TO = 200_000
+NEWEST = 10_000  # sessions from which tenants are counted
+TOP = 8
 SAMPLE = 5_000  # rows from which the shares of a SQLite table's values are estimated
 
 
@@ -204,3 +211,93 @@ def _hour(value: Any) -> datetime:
         except ValueError:
             return datetime.max.replace(tzinfo=UTC)  # no hour of the chart
     return datetime.fromtimestamp(0, UTC) + timedelta(hours=int(value)) if value < 70_000_000 else datetime.max
+
+
+# -- by tenant, and by other values of an index
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    id: str
+    sessions: int
+    live: int
+    failed: int
+    newest_at: datetime
+    percent: float
+
+
+def capped(rows: int, cap: int = WINDOW) -> Figure:
+    """The figure for rows of which at most ``cap`` and one more were counted."""
+    return Figure(min(rows, cap), at_least=rows > cap)
+
+
+def capped_count(rows: QuerySet[Any], cap: int = WINDOW) -> Figure:
+    return capped(rows.order_by()[: cap + 1].count(), cap)
+
+
+def amount(alias: str, model: type[Model], tenant_id: str) -> Figure:
+    """How many rows of the model the tenant has."""
+    return capped_count(model._default_manager.using(alias).filter(tenant_id=tenant_id))
+
+
+def distinct_values(
+    connection: BaseDatabaseWrapper, model: type[Model], column: str, *, at_least: str = "", limit: int
+) -> list[str]:
+    """The first distinct values of an indexed text column, by one index probe each."""
+    return [value for value, _ in distinct_counts(connection, model, column, at_least=at_least, limit=limit, cap=0)]
+
+
+def distinct_counts(
+    connection: BaseDatabaseWrapper, model: type[Model], column: str, *, at_least: str = "", limit: int, cap: int
+) -> list[tuple[str, Figure]]:
+    """The same, each with the number of its rows up to the cap."""
+    table, name = model._meta.db_table, connection.ops.quote_name(column)
+    with connection.cursor() as cursor:
+        cursor.execute(
+            f"WITH RECURSIVE v(value, n) AS ("
+            f" SELECT (SELECT {name} FROM {table} WHERE {name} >= %s ORDER BY {name} LIMIT 1), 1 UNION ALL"
+            f" SELECT (SELECT {name} FROM {table} WHERE {name} > v.value ORDER BY {name} LIMIT 1), v.n + 1"
+            f" FROM v WHERE v.value IS NOT NULL AND v.n < %s"
+            f") SELECT value, (SELECT COUNT(*) FROM (SELECT 1 FROM {table} WHERE {name} = v.value LIMIT %s) AS c)"
+            f" FROM v WHERE value IS NOT NULL",
+            [at_least, limit, cap + 1],
+        )
+        return [(value, capped(rows, cap)) for value, rows in cursor.fetchall()]
+
+
+def tenant_sessions_by_status(alias: str, tenant_id: str) -> dict[str, Figure]:
+    """The statuses of the tenant's newest ``NEWEST`` sessions; no index has all of them by tenant and status."""
+    rows = dict(_group_newest_sessions(alias, "status, COUNT(*)", tenant_id))
+    return {value: Figure(rows.get(value, 0)) for value in [*map(str, SessionStatus), *rows]}
+
+
+def top_tenants(alias: str) -> list[Tenant]:
+    """The tenants with the most sessions among the newest ``NEWEST``."""
+    live = ", ".join(f"'{status.value}'" for status in (SessionStatus.ACTIVE, SessionStatus.STARTING))
+    columns = f"tenant_id, COUNT(*), SUM(CASE WHEN status IN ({live}) THEN 1 ELSE 0 END), "
+    columns += f"SUM(CASE WHEN status = '{SessionStatus.ERROR}' THEN 1 ELSE 0 END), MAX(created_at)"
+    rows = _group_newest_sessions(alias, columns)
+    largest = max((row[1] for row in rows), default=1)
+    return [
+        Tenant(id, n, live, failed, instant(newest), round(100 * n / largest, 1))
+        for id, n, live, failed, newest in rows[:TOP]
+    ]
+
+
+def _group_newest_sessions(alias: str, columns: str, tenant_id: str | None = None) -> list[Any]:
+    """Aggregates over the newest ``NEWEST`` sessions by the first column, the most frequent value first."""
+    newest = Session.objects.using(alias).newest_first()
+    if tenant_id is not None:
+        newest = newest.of_tenant(tenant_id)
+    # Django groups before it limits; the other way round it has only an id IN (...), which reads every row twice.
+    inner, parameters = (
+        newest.values("tenant_id", "status", "created_at")[:NEWEST].query.get_compiler(using=alias).as_sql()
+    )
+    with connections[alias].cursor() as cursor:
+        cursor.execute(f"SELECT {columns} FROM ({inner}) AS newest GROUP BY 1 ORDER BY 2 DESC, 1", parameters)
+        rows: list[Any] = cursor.fetchall()
+    return rows
+
+
+def oldest_idle_sandboxes(alias: str) -> list[Sandbox]:
+    return read(Sandbox.objects.using(alias).in_state(SandboxState.WAITING).least_recently_used_first()[:TOP], [])

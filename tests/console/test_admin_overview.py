@@ -20,7 +20,6 @@ from django.utils import timezone
 
 import agentdb
 from agentdb.admin import overview
-from agentdb.admin.overview import Amount
 from agentdb.console import figures, questions
 from agentdb.console import report as attention
 from agentdb.console.checks import Fleet
@@ -32,13 +31,13 @@ def test_distinct_values_are_listed_from_a_value_on_up_to_a_limit(site: Site):
     fill(site.alias, 20)
     connection = connections[site.alias]
 
-    assert overview.distinct_values(connection, Session, "tenant_id", limit=3) == ["t0", "t1", "t2"]
-    assert overview.distinct_values(connection, Session, "tenant_id", at_least="t8", limit=5) == ["t8", "t9"]
-    assert overview.distinct_values(connection, Session, "runner_id", limit=9) == ["runner-0", "runner-1", "runner-2"]
+    assert figures.distinct_values(connection, Session, "tenant_id", limit=3) == ["t0", "t1", "t2"]
+    assert figures.distinct_values(connection, Session, "tenant_id", at_least="t8", limit=5) == ["t8", "t9"]
+    assert figures.distinct_values(connection, Session, "runner_id", limit=9) == ["runner-0", "runner-1", "runner-2"]
 
 
 def test_top_tenants_are_those_with_most_of_the_newest_sessions(site: Site, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(overview, "SAMPLE", 6)
+    monkeypatch.setattr(figures, "NEWEST", 6)
     for number, tenant in enumerate(["new", "new", "mid", "new", "mid", "low", "old", "old", "old", "old"]):
         Session.objects.using(site.alias).create(
             id=f"s{number}",
@@ -49,7 +48,7 @@ def test_top_tenants_are_those_with_most_of_the_newest_sessions(site: Site, monk
             created_at=timezone.now() - timedelta(hours=number),
         )
 
-    tenants = overview.top_tenants(site.alias)
+    tenants = figures.top_tenants(site.alias)
 
     assert [(tenant.id, tenant.sessions, tenant.live) for tenant in tenants] == [
         ("new", 3, 2), ("mid", 2, 0), ("low", 1, 1)
@@ -61,7 +60,7 @@ def test_top_tenants_are_those_with_most_of_the_newest_sessions(site: Site, monk
 def test_oldest_idle_sandboxes_are_the_waiting_ones_in_order(site: Site):
     fill(site.alias, 60)
 
-    idle = overview.oldest_idle_sandboxes(site.alias)
+    idle = figures.oldest_idle_sandboxes(site.alias)
 
     assert [sandbox.pk for sandbox in idle] == [f"b00{n:02}" for n in range(58, 18, -5)]
     assert {sandbox.state for sandbox in idle} == {"waiting"}
@@ -88,9 +87,9 @@ def test_overview_leaves_out_what_the_user_may_not_see(site: Site):
 def test_counts_stop_at_their_cap(site: Site):
     fill(site.alias, 20)
 
-    assert str(overview.capped_count(Session.objects.using(site.alias), 20)) == "20"
-    assert str(overview.capped_count(Session.objects.using(site.alias), 19)) == "19+"
-    assert str(Amount(12_345, 100_000)) == "12,345"
+    assert str(figures.capped_count(Session.objects.using(site.alias), 20)) == "20"
+    assert str(figures.capped_count(Session.objects.using(site.alias), 19)) == "19+"
+    assert str(figures.capped(12_345, 100_000)) == "12,345"
 
 
 def test_overview_shows_figures_pictures_tenants_idle_sandboxes_and_runners(site: Site, superuser: User):
@@ -123,6 +122,11 @@ def test_nothing_to_attend_to_is_one_line(site: Site, superuser: User):
     page = site.get("")
 
     assert "Nothing needs attention" in page.text
+    assert "Nothing is stored yet" in page.text
+    assert "agentdb apikey issue" in page.text
+    assert "Top tenants" not in page.text
+    site.db.upsert_agent("a", "/a")
+    page = site.get("")
     assert "No sandbox is waiting." in page.text
     assert "No live session has a runner." in page.text
     assert "There are no sessions yet." in page.text
@@ -226,7 +230,7 @@ def test_hours_count_what_was_opened_and_what_failed(site: Site):
     assert [each.at for each in hours] == [hour - timedelta(hours=age) for age in range(23, -1, -1)]
     assert sum(each.opened for each in figures.activity(connections[site.alias], 168)) == 5
     assert sum(each.opened for each in figures.activity(connections[site.alias], 24, runner_id="r1")) == 1
-    drawn = overview.chart(hours)
+    drawn = overview.chart(hours, lambda hour: "")
     assert (drawn.opened, drawn.failed, drawn.most_failed, drawn.percent_failed) == (4, 2, 10, "50.0 %")
 
 
@@ -475,7 +479,7 @@ def test_a_sample_is_called_one_only_where_there_are_more_sessions(
     fill(site.alias, 5)
 
     assert "Of the newest" not in site.get("").text
-    monkeypatch.setattr(overview, "SAMPLE", 4)
+    monkeypatch.setattr(overview, "NEWEST", 4)
     assert "Of the newest 4 sessions." in site.get("").text
 
 

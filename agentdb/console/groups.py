@@ -1,0 +1,171 @@
+"""From, to, group by: sessions and sandboxes counted by what they have in common, and what changed lately."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, time, timedelta
+from typing import Any
+
+from django.db.models import CharField, Count, F, Func, Model, OuterRef, Q, QuerySet, Subquery, TextField, Value
+from django.db.models.functions import Coalesce
+from django.utils.translation import gettext
+
+from agentdb.interface import SessionStatus
+from agentdb.models import Agent, ApiKey, Sandbox, Session
+from agentdb.querysets import LIVE
+
+MOST_GROUPS = 100
+MOST_CHANGES = 100
+SAMPLE = 20_000  # sessions, the newest, among which those that changed are looked for
+
+_UNITS = {"s": 1, "m": 60, "min": 60, "h": 3_600, "d": 86_400}
+_AGE = re.compile(r"(\d{1,6})\s*(s|m|min|h|d)")
+
+
+def moment(text: str, now: datetime) -> datetime:
+    """The instant in UTC that somebody means by '10m' or '2d' (ago), '14:00', '2026-03-14 14:00' or 'yesterday'.
+
+    Raises ``ValueError`` with a sentence for what means nothing.
+    """
+    text = text.strip().lower()
+    midnight = datetime.combine(now.astimezone(UTC), time(), UTC)
+    if text in ("today", "yesterday"):
+        return midnight - timedelta(days=text == "yesterday")
+    try:
+        if age := _AGE.fullmatch(text):
+            return now - timedelta(seconds=int(age[1]) * _UNITS[age[2]])
+        if ":" in text and "-" not in text:
+            at = datetime.combine(midnight, time.fromisoformat(text), UTC)
+            return at if at <= now else at - timedelta(days=1)  # 23:00 at one o'clock is that of yesterday
+        at = datetime.fromisoformat(text)
+    except (ValueError, OverflowError):
+        known = gettext("Write 14:00, 2026-03-14, 2026-03-14 14:00, yesterday, or 10m, 2h, 3d for that long ago.")
+        raise ValueError(gettext("%r is not a time.") % text[:60] + f" {known}") from None
+    return at if at.tzinfo else at.replace(tzinfo=UTC)
+
+
+class _Begin(Func):
+    """The first characters of an instant in UTC: 13 are its hour, 10 its day."""
+
+    template = "substr(CAST(%(expressions)s AT TIME ZONE 'UTC' AS text), 1, %(length)s)"
+    output_field = TextField()
+
+    def as_sqlite(self, compiler: Any, connection: Any, **extra: Any) -> Any:
+        return self.as_sql(compiler, connection, template="substr(%(expressions)s, 1, %(length)s)", **extra)
+
+
+@dataclass(frozen=True, slots=True)
+class Grouped:
+    """One group: its value (None for NULL), its rows, and of sessions how many are live and how many failed."""
+
+    value: str | None
+    rows: int
+    live: int = 0
+    failed: int = 0
+
+    @property
+    def percent_failed(self) -> str:
+        return f"{100 * self.failed / self.rows:.1f} %" if self.rows else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Grouping:
+    """A question: which rows of a table, and by what."""
+
+    model: type[Model]
+    by: str
+    since: datetime | None = None
+    until: datetime | None = None
+    filters: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def at(self) -> str:
+        """The column that 'from' and 'to' mean, which an index orders."""
+        return "created_at" if self.model is Session else "last_used_at"
+
+    def rows(self, alias: str) -> QuerySet[Any]:
+        conditions: dict[str, Any] = dict(self.filters)
+        runner_id = conditions.pop("runner_id", None) if self.model is Sandbox else None
+        if self.since is not None:
+            conditions[f"{self.at}__gte"] = self.since
+        if self.until is not None:
+            conditions[f"{self.at}__lt"] = self.until
+        rows = self.model._default_manager.using(alias).filter(**conditions).order_by()
+        return rows if runner_id is None else on_runner(rows, alias, runner_id)
+
+    def ask(self, alias: str) -> list[Grouped]:
+        """The largest groups first; hours and days from the latest on."""
+        grouped = self.rows(alias).annotate(value=_value(self.by, self.at, alias)).values("value")
+        if self.model is Session:
+            error = SessionStatus.ERROR.value
+            grouped = grouped.annotate(
+                n=Count("pk"), live=Count("pk", filter=Q(status__in=LIVE)), failed=Count("pk", filter=Q(status=error))
+            )
+        else:
+            grouped = grouped.annotate(n=Count("pk"))
+        order = [F("value").desc()] if self.by in ("hour", "day") else [F("n").desc(), F("value").asc(nulls_first=True)]
+        return [
+            Grouped(row["value"], row["n"], row.get("live", 0), row.get("failed", 0))
+            for row in grouped.order_by(*order)[: MOST_GROUPS + 1]
+        ]
+
+
+BY: dict[type[Model], tuple[str, ...]] = {
+    Session: ("agent_name", "tenant_id", "runner_id", "status", "hour", "day"),
+    Sandbox: ("tenant_id", "agent_name", "state", "session_status", "runner_id"),
+}
+FILTERS: dict[type[Model], tuple[str, ...]] = {
+    Session: ("agent_name", "tenant_id", "runner_id", "status"),
+    Sandbox: ("agent_name", "tenant_id", "runner_id", "state"),
+}
+
+
+def on_runner(sandboxes: Any, alias: str, runner_id: str) -> QuerySet[Any]:
+    """The sandboxes whose session is on the runner."""
+    rows: QuerySet[Any] = sandboxes.filter(
+        session_id__in=Session.objects.using(alias).of_runner(runner_id).values("pk")
+    )
+    return rows
+
+
+def _value(by: str, at: str, alias: str) -> Any:
+    if by in ("hour", "day"):
+        return _Begin(at, length=13 if by == "hour" else 10)
+    its = Session.objects.using(alias).filter(pk=OuterRef("session_id"))
+    if by == "session_status":
+        return Coalesce(Subquery(its.values("status")[:1]), Value("none"), output_field=CharField())
+    if by == "runner_id" and at == "last_used_at":
+        return Subquery(its.values("runner_id")[:1])
+    return F(by)
+
+
+# -- what changed
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A row that was written lately, when, and what is known to have happened."""
+
+    at: datetime
+    what: str
+    row: Any
+
+
+def changes(alias: str, since: datetime) -> list[Change]:
+    """What was written since, the latest first, across the tables. Sessions are looked for among the newest."""
+    sessions = Session.objects.using(alias)
+    newest = sessions.newest_first().values("pk")[:SAMPLE]
+    written = sessions.filter(pk__in=Subquery(newest), last_active_at__gte=since).order_by("-last_active_at")
+    found = [
+        Change(row.last_active_at, gettext("opened") if row.created_at >= since else gettext("active"), row)
+        for row in written[:MOST_CHANGES]
+    ]
+    sandboxes = Sandbox.objects.using(alias).filter(last_used_at__gte=since).order_by("-last_used_at")
+    found += [Change(row.last_used_at, gettext("used"), row) for row in sandboxes[:MOST_CHANGES]]
+    agents = Agent.objects.using(alias).filter(updated_at__gte=since).order_by("-updated_at")
+    found += [Change(row.updated_at, gettext("deployed"), row) for row in agents[:MOST_CHANGES]]
+    keys = ApiKey.objects.using(alias).filter(created_at__gte=since).order_by("-created_at")
+    found += [Change(row.created_at, gettext("issued"), row) for row in keys[:MOST_CHANGES]]
+    return sorted(found, key=lambda change: change.at, reverse=True)[:MOST_CHANGES]
