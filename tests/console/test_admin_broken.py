@@ -83,7 +83,7 @@ def test_a_value_that_cannot_be_read_is_shown_as_it_is_stored_beside_all_other_r
             ("agentdb/sandbox/b0001/change/", {}),
             ("agentdb/sandbox/", {}),
             ("agentdb/agent/tenant/", {"id": "t1"}),
-            *(("agentdb/session/attention/", {"check": check.code}) for check in checks()),
+            *((f"agentdb/{check.model._meta.model_name}/", {"check": check.code}) for check in checks()),
         ):
             page = site.get(path, **query)
             assert page.status == 200 or sentence in page.text, (path, query, column)
@@ -161,7 +161,7 @@ def test_a_list_shows_what_a_table_that_lacks_a_column_has(site: Site, superuser
         line["last_active_at"] for line in csv.DictReader(io.StringIO(site.exported("agentdb/session/export/csv/")))
     ] == [""] * 4
     # What depends on the column cannot be asked, and says so.
-    assert site.get("agentdb/session/attention/", check="silent").status == 503
+    assert site.get("agentdb/session/", check="silent").status == 503
 
 
 @pytest.mark.usefixtures("atomic_or_not")

@@ -302,7 +302,7 @@ def test_runadmin_works_on_both_engines_and_read_only(url: str):
         finally:
             server.send_signal(signal.SIGINT)
 
-    assert "Sandboxes by state" in overview
+    assert "Nothing is stored yet" in overview
     assert "Nothing needs attention" in overview
     assert refused.value.code == 403
     assert note == "Ctrl-C."
@@ -315,7 +315,7 @@ def test_runadmin_refuses_a_database_that_lacks_migrations(empty_url: str):
         stdout, stderr = server.communicate()
 
     assert (server.returncode, stdout) == (1, "")
-    assert re.search(r"The database lacks 3 migrations: 0001_initial, .*\. Run 'agentdb migrate'\.", stderr)
+    assert re.search(r"The database lacks 4 migrations: 0001_initial, .*\. Run 'agentdb migrate'\.", stderr)
 
 
 @pytest.mark.parametrize("engine", ["sqlite"], indirect=True)
