@@ -452,7 +452,7 @@ def _notes(findings: Findings) -> tuple[str, ...]:
     for name, table in shape.tables.items():
         extra = [column.name for column in table.columns if column.name not in OLD_COLUMNS[name]]
         if extra:
-            notes.append(f"{name} has additional columns, which stay: {', '.join(extra)}.")
+            notes.append(f"{name} has additional columns, which stay, and which Db does not show: {', '.join(extra)}.")
     for name, rebuilt in REBUILT_AS.items():
         if rebuilt in shape.others and shape.stored_as.get(name) != rebuilt:
             notes.append(
@@ -464,6 +464,12 @@ def _notes(findings: Findings) -> tuple[str, ...]:
         notes.append(
             f"{_count(nul, 'row')} {'holds' if nul == 1 else 'hold'} U+0000 in a text. SQLite keeps it; PostgreSQL "
             "could not store it."
+        )
+    keys = findings.contents.get("api_keys")
+    if shape.kind is Kind.LATER and keys is not None and keys.rows:
+        notes.append(
+            "A later server with a secret (its ASH_CREDENTIAL_KEY) stores API keys as HMAC-SHA256 of it. If it had one, "
+            "set AGENTDB_KEY_SECRET to the same value; authenticate() would reject its keys otherwise."
         )
     return tuple(notes)
 
