@@ -468,8 +468,8 @@ def _notes(findings: Findings) -> tuple[str, ...]:
     keys = findings.contents.get("api_keys")
     if shape.kind is Kind.LATER and keys is not None and keys.rows:
         notes.append(
-            "A later server with a secret (its ASH_CREDENTIAL_KEY) stores API keys as HMAC-SHA256 of it. If it had one, "
-            "set AGENTDB_KEY_SECRET to the same value; authenticate() would reject its keys otherwise."
+            "A later server with a secret (its ASH_CREDENTIAL_KEY) stores API keys as HMAC-SHA256 of it. If it had "
+            "one, set AGENTDB_KEY_SECRET to the same value; authenticate() would reject its keys otherwise."
         )
     return tuple(notes)
 
