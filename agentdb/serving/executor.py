@@ -270,7 +270,8 @@ class Executor:
                 part = self._part_of(slot)
                 try:
                     part.begin()
-                    result = work(self.inside(part))
+                    with part.work():
+                        result = work(self.inside(part))
                     self._threads.slot()  # closed by work?
                     part.commit()
                     return result

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol, cast
 
 from django.db import transaction
@@ -99,6 +99,9 @@ class Part(Protocol):
     def check(self) -> None:
         """Raise if the part has failed, is over, or belongs to another thread."""
 
+    def work(self) -> AbstractContextManager[None]:
+        """Turn an error of Django's own queries, which leaves the work, into agentdb's; it fails the part."""
+
     def commit(self) -> None:
         """Keep the work, or raise and undo it: then nothing is stored, unless it is an ``OutcomeUnknownError``."""
 
@@ -153,6 +156,9 @@ class Transaction(Block):
     def check(self) -> None:
         _check_use(self._thread, is_over=self.is_over)
         super().check()
+
+    def work(self) -> AbstractContextManager[None]:
+        return _failing(self, self._slot)
 
     def commit(self) -> None:
         committing = False
@@ -227,6 +233,9 @@ class Savepoint:
         _check_use(self._thread, is_over=self.is_over)
         self._block.check()
 
+    def work(self) -> AbstractContextManager[None]:
+        return _failing(self._block, self._slot)
+
     def commit(self) -> None:
         try:
             _check_use(self._thread, is_over=self.is_over)
@@ -256,15 +265,22 @@ class Savepoint:
         """Set, keep or undo the savepoint; if that is cut off, only the whole transaction can be undone."""
         slot = self._slot
         try:
-            with slot.open_in_block().limited():
+            with _failing(self._block, slot), slot.open_in_block().limited():
                 yield
-        except slot.engine.errors as error:
-            cause = driver_error(error)
-            fault = slot.fault(cause, writing=False)
-            raise self._block.fail(slot.engine.explain(fault, cause), fault) from cause
         except BaseException:
             slot.wrapper.needs_rollback = slot.wrapper.in_atomic_block
             raise
+
+
+@contextmanager
+def _failing(block: Block, slot: Slot) -> Iterator[None]:
+    """Let an error of the driver's fail the block, in agentdb's terms."""
+    try:
+        yield
+    except slot.engine.errors as error:
+        cause = driver_error(error)
+        fault = slot.fault(cause, writing=False)
+        raise block.fail(slot.engine.explain(fault, cause), fault) from cause
 
 
 def _check_use(thread: int, *, is_over: bool) -> None:
