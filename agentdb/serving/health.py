@@ -11,6 +11,7 @@ from agentdb.faults import Fault, classify
 from agentdb.interface import Health
 from agentdb.schema.inspection import server_version, sqlite_path
 from agentdb.schema.presence import schema_problem
+from agentdb.serving import own_apps
 from agentdb.serving.connections.base import Slot
 from agentdb.serving.connections.threads import Threads
 from agentdb.serving.transactions import block_of
@@ -49,7 +50,8 @@ def _ask(threads: Threads, slot: Slot, in_transaction: bool) -> Health:
             cursor.fetchall()
             milliseconds = (time.perf_counter() - began) * 1000
         version = server_version(wrapper).split()[0]
-        problem = schema_problem(wrapper, slot.engine.describe())
+        place = slot.engine.describe()
+        problem = schema_problem(wrapper, place) or own_apps.schema_problem(wrapper, place)
     return _health(
         threads,
         reason="" if problem is None else str(problem),

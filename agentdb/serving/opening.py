@@ -63,8 +63,6 @@ def connect(
     names = own_apps.app_names(apps)
     own_apps.check_migrations(names or ())
     alias, owned = _alias(url, names)
-    if names is None:
-        names = own_apps.installed_names() if _standalone else []
 
     from django.db import connections
 
@@ -79,7 +77,7 @@ def connect(
         _check_file(connection, may_be_missing=migrate)
         _wait(executor, timeout_seconds)
         _bring_up_to_date(executor, connection, migrate)
-        _bring_apps_up_to_date(executor, connection, names, migrate)
+        _bring_apps_up_to_date(executor, connection, migrate)
     except BaseException:
         executor.close()
         raise
@@ -160,8 +158,8 @@ def _alias(url: str | None, names: Sequence[str] | None) -> tuple[str, bool]:
     global _standalone
     with _setup:
         if not settings.configured and host.SETTINGS_VARIABLE not in os.environ:
-            database = database_from_url(database_url(url))
             own_apps.check_apps(names or ())
+            database = own_apps.with_apps(database_from_url(database_url(url)), names or ())
             settings.configure(
                 DATABASES={DEFAULT_DB_ALIAS: database},
                 INSTALLED_APPS=[*INSTALLED_APPS, *(names or ())],
@@ -180,7 +178,9 @@ def _alias(url: str | None, names: Sequence[str] | None) -> tuple[str, bool]:
         own_apps.check_installed(names or (), in_project=not _standalone)
         if url is None and not os.environ.get(URL_VARIABLE) and not _standalone:
             return DEFAULT_DB_ALIAS, False
-        return _add_database(database_url(url)), True
+        if names is None:
+            names = own_apps.installed_names() if _standalone else ()
+        return _add_database(database_url(url), names), True
 
 
 def _set_up() -> None:
@@ -196,13 +196,14 @@ def _set_up() -> None:
         ) from error
 
 
-def _add_database(url: str) -> str:
+def _add_database(url: str, names: Sequence[str] = ()) -> str:
     from django.db import connections
     from django.db.utils import ConnectionHandler
 
     alias = f"agentdb_{next(_numbers)}"
     # A handler of its own fills in the defaults that Django reads without asking.
-    connections.settings[alias] = ConnectionHandler({"default": database_from_url(url)}).settings["default"]
+    database = own_apps.with_apps(database_from_url(url), names)
+    connections.settings[alias] = ConnectionHandler({"default": database}).settings["default"]
     return alias
 
 
@@ -270,18 +271,11 @@ def _bring_up_to_date(executor: Executor, connection: BaseDatabaseWrapper, migra
         raise problem
 
 
-def _bring_apps_up_to_date(
-    executor: Executor, connection: BaseDatabaseWrapper, names: Sequence[str], migrate: bool
-) -> None:
-    if not names:
-        return
+def _bring_apps_up_to_date(executor: Executor, connection: BaseDatabaseWrapper, migrate: bool) -> None:
     with executor.threads.slot().operation():
-        pending = tuple(own_apps.pending_migrations(connection, names))
-        if pending and migrate:
-            own_apps.migrate(connection, names)
-    if pending and not migrate:
-        raise SchemaOutOfDateError(
-            f"{executor.describe()} lacks the migrations {', '.join(pending)}. Run 'agentdb migrate' with "
-            f"{own_apps.APPS_VARIABLE}={','.join(names)}, or pass migrate=True.",
-            pending=pending,
-        )
+        problem = own_apps.schema_problem(connection, executor.describe())
+        if problem is not None and migrate:
+            own_apps.migrate(connection)
+            return
+    if problem is not None:
+        raise problem

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from agentdb.errors import InvalidInputError
+from agentdb.errors import InvalidInputError, SchemaOutOfDateError
 
 if TYPE_CHECKING:
     from django.apps import AppConfig
@@ -90,26 +90,51 @@ def labels_of(names: Sequence[str]) -> list[str]:
     return [_config(name).label for name in names]
 
 
-def pending_migrations(connection: BaseDatabaseWrapper, names: Sequence[str]) -> list[str]:
-    """Return what the database lacks of the apps' migrations, in order, as ``label.name``."""
-    from django.db.migrations.executor import MigrationExecutor
-
-    executor = MigrationExecutor(connection)
-    labels = labels_of(names)
-    targets = [leaf for leaf in executor.loader.graph.leaf_nodes() if leaf[0] in labels]
-    plan = executor.migration_plan(targets) if targets else []
-    return [f"{migration.app_label}.{migration.name}" for migration, _ in plan if migration.app_label != "agentdb"]
+def with_apps(database: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """Return the ``DATABASES`` entry of a database that has the tables of these apps."""
+    return {**database, "AGENTDB": {**database.get("AGENTDB", {}), "apps": tuple(names)}}
 
 
-def migrate(connection: BaseDatabaseWrapper, names: Sequence[str]) -> None:
-    """Apply what the database lacks of the apps' migrations; of several processes one does, and the others wait."""
+def schema_problem(connection: BaseDatabaseWrapper, place: str) -> SchemaOutOfDateError | None:
+    """Return what the database lacks of the migrations of its apps, with the command to run."""
+    names = _apps_of(connection)
+    pending = tuple(_pending_migrations(connection))
+    if not pending:
+        return None
+    return SchemaOutOfDateError(
+        f"{place} lacks the migrations {', '.join(pending)}. Run 'agentdb migrate' with "
+        f"{APPS_VARIABLE}={','.join(names)}, or pass migrate=True.",
+        pending=pending,
+    )
+
+
+def migrate(connection: BaseDatabaseWrapper) -> None:
+    """Apply what the database lacks of its apps' migrations; of several processes one does, and the others wait."""
     from django.core.management import call_command
 
     from agentdb.schema.migration_lock import migration_lock
 
     with migration_lock(connection):
-        for label in sorted({migration.partition(".")[0] for migration in pending_migrations(connection, names)}):
+        for label in sorted({migration.partition(".")[0] for migration in _pending_migrations(connection)}):
             call_command("migrate", label, database=connection.alias, interactive=False, verbosity=0)
+
+
+def _apps_of(connection: BaseDatabaseWrapper) -> tuple[str, ...]:
+    apps: tuple[str, ...] = connection.settings_dict.get("AGENTDB", {}).get("apps", ())
+    return apps
+
+
+def _pending_migrations(connection: BaseDatabaseWrapper) -> list[str]:
+    """Return what the database lacks of its apps' migrations, in order, as ``label.name``."""
+    labels = labels_of(_apps_of(connection))
+    if not labels:
+        return []
+    from django.db.migrations.executor import MigrationExecutor
+
+    executor = MigrationExecutor(connection)
+    targets = [leaf for leaf in executor.loader.graph.leaf_nodes() if leaf[0] in labels]
+    plan = executor.migration_plan(targets)
+    return [f"{migration.app_label}.{migration.name}" for migration, _ in plan if migration.app_label != "agentdb"]
 
 
 def _config(name: str) -> AppConfig:

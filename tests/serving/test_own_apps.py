@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -203,6 +204,16 @@ print([config.name for config in apps.get_app_configs()])
     named = {"AGENTDB_APPS": " notes , others,"}
     assert run_python(f"EXPLICIT = False\n{code}", folder, **named) == "['agentdb', 'notes', 'others']\n"
     assert run_python(f"EXPLICIT = True\n{code}", folder, **named) == "['agentdb', 'others']\n"
+
+
+def test_a_probe_says_what_the_apps_lack(folder: Path, url: str) -> None:
+    named = {"AGENTDB_APPS": "notes", "DATABASE_URL": url}
+
+    lacking = run(folder, "health", "--json", **named)
+    assert json.loads(lacking.stdout)["pending_migrations"] == ["notes.0001_initial"]
+    assert (lacking.returncode, run(folder, "health", DATABASE_URL=url).returncode) == (1, 0)
+    assert run(folder, "migrate", **named).returncode == 0
+    assert run(folder, "health", **named).returncode == 0
 
 
 # -- what is refused
