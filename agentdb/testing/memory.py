@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from types import EllipsisType, TracebackType
 from typing import Any, Self, TypeVar
 
-from agentdb.errors import DatabaseClosedError, DuplicateKeyError, InvalidInputError
+from agentdb.errors import AgentDbError, DatabaseClosedError, DuplicateKeyError, InvalidInputError
 from agentdb.inputs import (
     aware_instant,
     check_tenant,
@@ -84,6 +84,7 @@ class MemoryDb(Db):
         self._lock = threading.RLock()
         self._tenant_id: str | None = None
         self._whole = self
+        self._thread: int | None = None  # the only one that may call, of what a transaction's function gets
         self._closed = False
 
     def __enter__(self) -> Self:
@@ -498,8 +499,10 @@ class MemoryDb(Db):
         plain_function(fn)
         with self._turn() as tables:
             kept = tables.kept()
+            inside = copy(self)
+            inside._thread = threading.get_ident()
             try:
-                result = plain_result(fn(self))
+                result = plain_result(fn(inside))
                 self._check_open()
                 return result
             except BaseException:
@@ -523,6 +526,12 @@ class MemoryDb(Db):
         return _Turn(self)
 
     def _check_open(self) -> None:
+        if self._thread not in (None, threading.get_ident()):
+            raise AgentDbError(
+                "A transaction belongs to the thread that runs it, and this call comes from another. Make the calls in "
+                "the function's own thread, or use the Db around it: what that does in another thread is not part of "
+                "the transaction."
+            )
         if self._whole._closed:
             raise DatabaseClosedError("The Db is closed. Open another one with agentdb.connect().")
         if self._closed:
@@ -565,6 +574,7 @@ class _Turn:
         self._db = db
 
     def __enter__(self) -> _Tables:
+        self._db._check_open()  # before waiting for a lock that the caller's own transaction may hold
         self._db._lock.acquire()
         try:
             self._db._check_open()

@@ -6,13 +6,14 @@ import inspect
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from agentdb import Db, DjangoDb, InvalidInputError
+from agentdb import AgentDbError, Db, DjangoDb, InvalidInputError
 from agentdb.testing import MemoryDb
 from tests.helpers.factories import instant, make_session
 from tests.project.test_import import run_python
@@ -94,3 +95,24 @@ def test_the_fixtures_work_beside_pytest_django(tmp_path: Path) -> None:
 
     assert done.returncode == 0, done.stdout
     assert "1 passed" in done.stdout
+
+
+def test_a_thread_that_a_function_starts_may_not_use_its_transaction() -> None:
+    """As on the engines; it would wait for the transaction that waits for it."""
+    refused: list[str] = []
+
+    def fn(tx: Db) -> None:
+        def call() -> None:
+            with pytest.raises(AgentDbError) as raised:
+                make_session(tx)
+            refused.append(str(raised.value))
+
+        thread = threading.Thread(target=call)
+        thread.start()
+        thread.join()
+
+    with MemoryDb() as db:
+        db.run_transaction(fn)
+        assert db.list_sessions() == []
+
+    assert refused[0].startswith("A transaction belongs to the thread that runs it, and this call comes from another.")
