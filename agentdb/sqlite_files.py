@@ -182,6 +182,7 @@ def version_concern(version: str) -> str:
     if patched or not _WAL_RESET_BEGINS <= numbers < _WAL_RESET_ENDS:
         return ""
     return (
-        f"SQLite {version} can lose a commit when two connections write and checkpoint at the same moment. 3.51.3, "
-        "3.50.7 and 3.44.6 are mended; Python uses the SQLite of its installation."
+        f"SQLite {version} can, very rarely, lose a commit when two connections write and checkpoint at once; "
+        "3.51.3, 3.50.7 and 3.44.6 are fixed. A newer system image, or the Python of uv or conda, brings a newer one; "
+        "?journal=delete avoids it at the price of slower writes. See docs/deployment.md."
     )

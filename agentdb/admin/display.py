@@ -24,6 +24,7 @@ from agentdb.models import Agent, ApiKey, Sandbox, Session
 # The models' names, which their migrations hold in English, for the catalogues of translations.
 NAMES = (gettext_noop("agents"), gettext_noop("sandboxes"), gettext_noop("API key"), gettext_noop("API keys"))
 LONGEST_WHOLE_ID = 16
+LONGEST_WHOLE_NAME = 24
 LONGEST_WHOLE_PATH = 28
 # A list of fifty rows must stay a page that a browser opens, whatever is in the rows.
 LONGEST_SHOWN = 500
@@ -136,6 +137,24 @@ def id_link(url: str, id: str) -> SafeString:
     if not url:
         return format_html('<span class="agentdb-id" title="{}" data-copy="{}">{}</span>', id, id, short_id(id))
     return format_html('<a class="agentdb-id" href="{}" title="{}" data-copy="{}">{}</a>', url, id, id, short_id(id))
+
+
+def runner_link(url: str, name: str) -> SafeString:
+    """The whole name, of which the eye gets the host without its domain, and of a long host both ends."""
+    name = cut(name)
+    host, dot, domain = name.partition(".")
+    shown = format_html("{}", name)
+    if len(name) > LONGEST_WHOLE_NAME:
+        hidden = host[12:-8] if len(host) > LONGEST_WHOLE_NAME else ""
+        shown = format_html("{}{}{}{}", host[:12], _hidden(hidden), host[12:][len(hidden) :], _hidden(dot + domain))
+    tag = "a" if url else "span"
+    href = format_html(' href="{}"', url) if url else ""
+    return format_html('<{}{} class="agentdb-id" title="{}" data-copy="{}">{}</{}>', tag, href, name, name, shown, tag)
+
+
+def _hidden(text: str) -> SafeString | str:
+    """A part that is there to be copied and found, and of which the eye gets an ellipsis."""
+    return format_html('<span class="agentdb-mid">{}</span>', text) if text else ""
 
 
 def short_path(path: str) -> SafeString:

@@ -39,6 +39,7 @@ from agentdb.admin.display import (
     name_of,
     none,
     row_url,
+    runner_link,
     runner_url,
     short_path,
     tenant_url,
@@ -387,7 +388,7 @@ class SessionAdmin(LinkedAdmin):
     def runner(self, row: Session) -> SafeString:
         if row.runner_id is None:
             return none()
-        return id_link(runner_url(self.admin_site, row.runner_id), row.runner_id)
+        return runner_link(runner_url(self.admin_site, row.runner_id), row.runner_id)
 
     @admin.display(description=gettext_lazy("last active"), ordering="last_active_at")
     def last_active(self, row: Session) -> SafeString:

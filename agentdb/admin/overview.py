@@ -25,6 +25,7 @@ from agentdb.admin.display import (
     none,
     page_url,
     row_url,
+    runner_link,
     runner_url,
     site_of,
     tenant_url,
@@ -43,8 +44,8 @@ from agentdb.console.figures import (
     top_tenants,
     total,
 )
-from agentdb.console.questions import Answer, Budget, Problem
-from agentdb.console.report import examine
+from agentdb.console.questions import Answer, Budget
+from agentdb.console.report import examine, unanswered
 from agentdb.interface import SandboxState, SessionStatus
 from agentdb.models import Agent, ApiKey, Sandbox, Session
 
@@ -207,7 +208,7 @@ class _Overview:
             "lines": lines,
             "is_bad": any(line.finding.urgent for line in lines),
             "findings": findings,
-            "unknown": _unanswered([found for found in report.unknown if found in findings]),
+            "unknown": unanswered([found for found in report.unknown if found in findings]),
             "is_empty": all(figure.value is not None and not figure.value.rows for figure in figures.values()),
         }
         if shown["is_empty"]:
@@ -273,15 +274,6 @@ def _second(model: type[Model], shown: Mapping[str, Any]) -> str:
     return ""
 
 
-def _unanswered(findings: Sequence[Finding]) -> list[tuple[int, str, Problem]]:
-    """What could not be looked at, together if the reason is the same: how much, what, and why."""
-    alike: dict[str, tuple[list[str], Problem]] = {}
-    for found in findings:
-        if found.problem is not None:
-            alike.setdefault(str(found.problem), ([], found.problem))[0].append(found.title)
-    return [(len(titles), ", ".join(titles), problem) for titles, problem in alike.values()]
-
-
 def _may_see(found: Finding, allowed: set[type[Model]]) -> bool:
     check = check_of(found.code)
     return check is None or check.model in allowed
@@ -299,7 +291,7 @@ def runner_rows(site: AdminSite, runners: Sequence[Runner]) -> list[tuple[Any, .
     most = max((runner.live for runner in runners), default=1) or 1
     return [
         (
-            link(runner_url(site, runner.id), runner.id),
+            runner_link(runner_url(site, runner.id), runner.id),
             runner,
             when(runner.seen_at) if runner.seen_at else none(),
             badge(runner.condition, gettext(runner.condition)) if runner.condition else "",

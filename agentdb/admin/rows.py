@@ -28,6 +28,7 @@ from agentdb.admin.display import (
     list_url,
     none,
     row_url,
+    runner_link,
     runner_url,
     short_text,
     tenant_url,
@@ -187,7 +188,7 @@ def _runner_card(site: AdminSite, runner_id: str, alias: str) -> Card:
         badge(runner.condition, gettext(runner.condition)) if runner and runner.live and runner.condition else ""
     )
     lines.append(link(url, gettext("Open runner")))
-    return Card(gettext("Runner"), condition, link(url, runner_id), tuple(lines))
+    return Card(gettext("Runner"), condition, runner_link(url, runner_id), tuple(lines))
 
 
 def _session_card(site: AdminSite, row: Any) -> Card:

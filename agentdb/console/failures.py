@@ -154,7 +154,7 @@ def _told(cells: Sequence[Group]) -> list[Group]:
     parts = [group for group in _groups(cells) if (group.lately, group.before) != (whole.lately, whole.before)]
     flagged = [group for group in parts if is_far_above(group, whole.before)]
     told: list[Group] = []
-    for group in sorted(flagged, key=lambda each: -each.lately.failed):
+    for group in sorted(flagged, key=lambda each: -each.lately.failed * each.lately.share):
         mine = [cell for cell in cells if group.includes(cell)]
         if 2 * failed_of(mine, told) < group.lately.failed:
             told.append(group)

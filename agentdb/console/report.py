@@ -7,6 +7,7 @@ thousand rows and at a million. A question that cannot be answered says why, and
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -98,7 +99,7 @@ def examine(budget: Budget) -> Report:
         logger.warning("%s %s", report.problem.sentence, report.problem.said)
         return report
     report.schema = budget.ask(lambda: current_schema(connection), 2 * SECONDS)
-    if report.schema.value is not None and not report.schema.value.applied:
+    if report.schema.value is not None and not (report.schema.value.applied and report.schema.value.tables):
         report.problem = _not_migrated(connection, report.schema.value)
         return report
     fleet = Fleet(connection.alias)
@@ -111,6 +112,15 @@ def examine(budget: Budget) -> Report:
         report.schema = budget.ask(lambda: current_schema(connection), 2 * SECONDS)
     report.findings += [*_schema_findings(report.schema), _unreadable_finding(budget), *_file_findings(connection)]
     return report
+
+
+def unanswered(findings: Sequence[Finding]) -> list[tuple[list[str], Problem]]:
+    """What could not be looked at, and why; together what has one reason."""
+    alike: dict[str, tuple[list[str], Problem]] = {}
+    for found in findings:
+        if found.problem is not None:
+            alike.setdefault(str(found.problem), ([], found.problem))[0].append(found.title)
+    return list(alike.values())
 
 
 def _unreadable_finding(budget: Budget) -> Finding:
@@ -135,7 +145,8 @@ def _not_migrated(connection: BaseDatabaseWrapper, schema: Schema) -> Problem:
     if schema.tables:
         sentence = gettext("%(place)s was made by an old server and is not adopted yet.") % place
         return Problem(sentence, "agentdb baselinedb --check")
-    return Problem(gettext("%(place)s has none of agentdb's tables.") % place, "agentdb migrate")
+    command = "agentdb verifydb" if schema.applied else "agentdb migrate"
+    return Problem(gettext("%(place)s has none of agentdb's tables.") % place, command)
 
 
 def _schema_findings(schema: Answer[Schema]) -> list[Finding]:

@@ -307,3 +307,24 @@ def test_a_check_that_cannot_be_made_is_no_all_clear(fleet: Site, capsys: pytest
         call_command("overview", database=fleet.alias)
     assert ended.value.code == 1
     assert "Nothing needs attention" not in capsys.readouterr().out
+
+
+def test_what_cannot_be_looked_at_for_one_reason_is_one_line_in_the_terminal(
+    fleet: Site, capsys: pytest.CaptureFixture[str]
+):
+    with connections[fleet.alias].cursor() as cursor:
+        for table in ("sessions", "sandboxes", "api_keys"):
+            cursor.execute(f"DROP TABLE {table}")
+
+    with pytest.raises(SystemExit):
+        call_command("overview", database=fleet.alias)
+
+    out = capsys.readouterr().out
+    assert out.count("are not as agentdb expects them. Run 'agentdb verifydb'.") == 1
+    with connections[fleet.alias].cursor() as cursor:
+        cursor.execute("DROP TABLE agents")
+    with pytest.raises(SystemExit) as ended:
+        call_command("overview", database=fleet.alias)
+    lines = capsys.readouterr().out.splitlines()
+    assert (ended.value.code, len(lines)) == (2, 2)
+    assert lines[1].endswith("has none of agentdb's tables. Run 'agentdb verifydb'.")

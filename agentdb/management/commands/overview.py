@@ -11,7 +11,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from agentdb.console.display import relative
 from agentdb.console.figures import Figure, activity, by_value, total
 from agentdb.console.questions import Answer, Budget
-from agentdb.console.report import Report, examine
+from agentdb.console.report import Report, examine, unanswered
 from agentdb.errors import DatabaseUnavailableError
 from agentdb.interface import SandboxState, SessionStatus
 from agentdb.management.database_command import DatabaseCommand
@@ -54,8 +54,8 @@ class Command(DatabaseCommand):
             style = self.style.ERROR if found.urgent else self.style.WARNING
             detail = f" ({found.detail})" if found.detail else ""
             write(style(f"{found.shown:>8}  {found.sentence}{detail}"))
-        for found in report.unknown:
-            write(self.style.WARNING(f"       ?  {found.title}: not known. {found.problem}"))
+        for titles, problem in unanswered(report.unknown):
+            write(self.style.WARNING(f"       ?  not looked at: {', '.join(titles)}. {problem}"))
         for table in TABLES:
             write(f"{table:<10} {summary['totals'][table]}")
         for name in ("statuses", "states"):
@@ -76,7 +76,7 @@ class _Shown:
         self.answer, self.text, self.value = answer, text, value
 
     def __str__(self) -> str:
-        return f"not known. {self.answer.problem}" if self.answer.problem else self.text
+        return "not known" if self.answer.problem else self.text
 
     def as_json(self) -> Any:
         return {"problem": str(self.answer.problem)} if self.answer.problem else self.value
