@@ -95,8 +95,12 @@ def test_blocks_say_what_they_are() -> None:
 
 def test_the_how_to_guides_show_the_examples_as_they_are() -> None:
     text = DOCUMENTS["docs/how-to.md"]
-    for example in ("fastapi_app.py", "test_fastapi_app.py", "reaper.py", "test_own_code.py"):
+    for example in ("fastapi_app.py", "test_fastapi_app.py", "reaper.py", "test_own_code.py", "test_own_db.py"):
         assert (ROOT / "examples" / example).read_text() in text
+
+
+def test_the_page_about_a_fleet_shows_the_example_as_it_is() -> None:
+    assert (ROOT / "examples/fleet.py").read_text() in DOCUMENTS["docs/fleet.md"]
 
 
 def test_the_page_about_own_tables_shows_the_examples_as_they_are() -> None:

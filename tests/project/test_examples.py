@@ -43,7 +43,7 @@ def test_the_api_serves_each_tenant_its_own(url: str, monkeypatch: pytest.Monkey
         assert client.get("/sessions", params={"limit": -1}).status_code == 422
 
 
-@pytest.mark.parametrize("name", ["test_own_code.py", "test_fastapi_app.py"])
+@pytest.mark.parametrize("name", ["test_own_code.py", "test_own_db.py", "test_fastapi_app.py"])
 def test_the_example_tests_pass(name: str, tmp_path: Path) -> None:
     for file in (name, "fastapi_app.py"):
         shutil.copyfile(EXAMPLES / file, tmp_path / file)
