@@ -159,6 +159,18 @@ def _small_transaction(rows: Rows, count: int) -> list[Arguments]:
     return [arguments() for _ in range(count)]
 
 
+def _sessions_that_nobody_has(rows: Rows, count: int) -> list[Arguments]:
+    ids = [(rows.session_id(),) for _ in range(count)]
+    rows.write("UPDATE sessions SET runner_id = NULL, status = 'active' WHERE id = ?", ids)
+    return [(id, rows.runner()) for (id,) in ids]
+
+
+def _pool(rows: Rows, count: int) -> list[Arguments]:
+    ids = [(rows.new_id("sandbox"),) for _ in range(count)]
+    rows.write("INSERT INTO sandboxes (id, agent_name, workspace_dir, state) VALUES (?, 'pool', '/w', 'warm')", ids)
+    return [("pool", rows.session_id()) for _ in ids]
+
+
 POINT_READS = (
     Operation("get_session", each(lambda rows: (rows.session_id(),))),
     Operation("get_agent", each(lambda rows: rows.agent())),
@@ -212,6 +224,13 @@ WRITES = (
 )
 
 OTHER_WRITES = (
+    Operation("claim_session", _sessions_that_nobody_has),
+    Operation("claim_warm_sandbox", _pool),
+    Operation(
+        "touch_sessions, 1,000 at once",
+        each(lambda rows: ([rows.session_id() for _ in range(1000)],)),
+        "touch_sessions",
+    ),
     Operation("delete_sandbox", _doomed_sandboxes),
     Operation("delete_api_key", _doomed_keys),
     Operation("delete_agent", _doomed_agents),

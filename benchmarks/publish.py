@@ -153,7 +153,7 @@ def _tables(results: dict[str, Any]) -> Iterator[str]:
             ],
         )
     if "index-cost" in results:
-        yield "### What the indexes of migration 0003 cost a write: µs, p50"
+        yield "### What the indexes of migrations 0003 and 0004 cost a write: µs, p50"
         yield ""
         yield from _table(
             ["call", "engine", "without", "with", "ratio"],

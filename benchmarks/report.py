@@ -81,7 +81,7 @@ def lines(results: dict[str, Any]) -> Iterator[str]:
         rows = [
             [method, f"{t['without']:.1f}", f"{t['with']:.1f}", f"{t['ratio']:.2f}"] for method, t in methods.items()
         ]
-        yield from table(f"index-cost, {engine}", ["µs, p50", "without 0003", "with", "ratio"], rows)
+        yield from table(f"index-cost, {engine}", ["µs, p50", "without 0003 and 0004", "with", "ratio"], rows)
     for engine, plans in results.get("explain", {}).items():
         yield ""
         yield f"explain, {engine}"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from datetime import timedelta
 from functools import partial
 from importlib import import_module
 from typing import Any
@@ -14,6 +16,7 @@ import psycopg
 from django.db import connections
 
 import agentdb
+from agentdb.models import Session
 from agentdb.serving import queries
 from benchmarks import databases
 from benchmarks.databases import Database, Server, fill
@@ -93,16 +96,19 @@ def _call(method: Method, db: Any, rows: Rows) -> Call:
     return Call(partial(method, db), lambda count: [(rows,)] * count)
 
 
-# -- the indexes of migration 0003
+# -- the indexes of migrations 0003 and 0004
 
 
 def _added_indexes() -> list[str]:
-    migration = import_module("agentdb.migrations.0003_query_indexes").Migration
-    return [operation.index.name for operation in migration.operations]
+    return [
+        operation.index.name
+        for name in ("0003_query_indexes", "0004_fleet_indexes")
+        for operation in import_module(f"agentdb.migrations.{name}").Migration.operations
+    ]
 
 
 def index_cost(run: Run) -> dict[str, Any]:
-    """Microseconds, p50, of agentdb's writes without and with the indexes that migration 0003 adds."""
+    """Microseconds, p50, of agentdb's writes without and with the indexes that migrations 0003 and 0004 add."""
     results: dict[str, Any] = {}
     for engine in run.engines:
         for synchronous in ("FULL", "NORMAL") if engine == "sqlite" else ("",):
@@ -163,6 +169,15 @@ _ARGUMENTS: dict[str, Any] = {
     "now": databases.EPOCH + 900 * databases.SECOND,
     "created_at": databases.EPOCH + 900 * databases.SECOND,
     "older_than": databases.EPOCH + 117 * databases.SECOND,
+    "ended_before": databases.EPOCH + 117 * databases.SECOND,
+    "unused_since": databases.EPOCH + 117 * databases.SECOND,
+    "silent_before": databases.EPOCH + 117 * databases.SECOND,
+    "silent_for": timedelta(minutes=1),
+    "session_ids": "[]",
+    "only_if": '["active"]',
+    "ids": json.dumps([databases.hashed("session", number) for number in range(10)]),
+    "value0": "active",
+    "value1": "paused",
 }
 
 
@@ -196,14 +211,21 @@ def _explained(server: Server, engine: str, rows: int) -> Database:
 
 
 def _queries() -> list[tuple[str, Any]]:
-    found: list[tuple[str, Any]] = []
-    for name, value in vars(queries).items():
-        if not name.isupper() or name.startswith("_"):
-            continue
-        if isinstance(value, dict):
-            for key, query in value.items():
-                options = [option for option, given in zip(("agent", "before", "limit"), key, strict=True) if given]
-                found.append((f"{name.lower()}({', '.join(options)})", query))
-        elif hasattr(value, "compile"):
-            found.append((name.lower(), value))
+    named = {name.lower(): value for name, value in vars(queries).items() if name.isupper() and name[0] != "_"}
+    found = [each for name, value in named.items() for each in _within(name, value)]
+    for before in (False, True):
+        for filters in ((), ("agent_name",), ("runner_id",)):
+            for statuses in (0, 1, 2):
+                query = queries.list_rows(Session, frozenset(filters), statuses, before=before, limit=True)
+                options = [*filters, *["status"] * statuses, *["before"] * before, "limit"]
+                found.append((f"list_sessions({', '.join(options)})", query))
+    found.append(("touch_sessions", queries.touch(Session, 0, many=True).update))
+    found.append(("count_sessions(status)", queries.count_sessions(frozenset(), 1)))
     return found
+
+
+def _within(name: str, value: Any) -> list[tuple[str, Any]]:
+    """The queries of a dictionary by what tells them apart, or the one query."""
+    if isinstance(value, dict):
+        return [each for key, inner in value.items() for each in _within(f"{name}({key})", inner)]
+    return [(name, value)] if hasattr(value, "compile") else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import uuid
 from collections.abc import Callable
@@ -85,6 +86,13 @@ class Raw:
         self.PAUSE_ALL = sql(
             "UPDATE sessions SET status = 'paused', last_active_at = ? WHERE status IN ('active', 'starting')"
         )
+        self.CLAIM_SESSION = sql(
+            "UPDATE sessions SET runner_id = ?, last_active_at = ? WHERE id = ? "
+            "AND (runner_id IS NULL OR runner_id = ? OR status = 'paused') "
+            f"AND status NOT IN ('ended', 'stopped', 'error') RETURNING {SESSION}"
+        )
+        ids = "IN (SELECT value FROM json_each(?))" if mark == "?" else "= ANY(?)"
+        self.TOUCH_SESSIONS = sql(f"UPDATE sessions SET last_active_at = ? WHERE id {ids} RETURNING id")
         self.GET_SANDBOX = sql(f"SELECT {SANDBOX} FROM sandboxes WHERE id = ?")
         self.INSERT_SANDBOX = sql(f"INSERT INTO sandboxes ({SANDBOX}) VALUES (?, ?, ?, ?, 'warming', ?, ?, ?)")
         self.UPDATE_STATE = sql("UPDATE sandboxes SET state = ? WHERE id = ?")
@@ -96,6 +104,11 @@ class Raw:
                 for state in ("cold", "warm", "waiting")
             )
             + " LIMIT 1"
+        )
+        self.CLAIM_WARM = sql(
+            "UPDATE sandboxes SET state = 'waiting', session_id = ?, last_used_at = ? WHERE id = ("
+            "SELECT id FROM sandboxes WHERE tenant_id = ? AND agent_name = ? AND state = 'warm' AND session_id IS NULL "
+            f"{oldest} LIMIT 1{'' if mark == '?' else ' FOR UPDATE SKIP LOCKED'}) RETURNING {SANDBOX}"
         )
         self.UNUSED = sql(f"SELECT {SANDBOX} FROM sandboxes WHERE state = ? AND last_used_at < ? {oldest}")
         self.DELETE_SANDBOX = sql("DELETE FROM sandboxes WHERE id = ?")
@@ -170,6 +183,17 @@ class Raw:
     def list_sessions_by_runner(self, runner_id: str) -> list[SessionRecord]:
         return list(starmap(self.session, self.execute(self.LIST_SESSIONS_BY_RUNNER, (runner_id,)).fetchall()))
 
+    def claim_session(self, id: str, runner_id: str) -> SessionRecord | None:
+        values = (runner_id, self.stored(datetime.now(UTC)), id, runner_id)
+        rows = self.execute(self.CLAIM_SESSION, values).fetchall()
+        return self.session(*rows[0]) if rows else None
+
+    def touch_sessions(self, ids: list[str]) -> list[str]:
+        given = json.dumps(ids) if self.begin == RawSqlite.begin else ids
+        rows = self.execute(self.TOUCH_SESSIONS, (self.stored(datetime.now(UTC)), given)).fetchall()
+        touched = {id for (id,) in rows}
+        return [id for id in ids if id in touched]
+
     def bulk_pause_sessions_by_runner(self, runner_id: str) -> int:
         return self.execute(self.PAUSE_BY_RUNNER, (self.stored(datetime.now(UTC)), runner_id)).rowcount
 
@@ -209,6 +233,11 @@ class Raw:
     def get_best_eviction_candidate(self) -> SandboxRecord | None:
         row = self.execute(self.EVICTION).fetchone()
         return self.sandbox(*row) if row else None
+
+    def claim_warm_sandbox(self, agent_name: str, session_id: str, tenant_id: str = "default") -> SandboxRecord | None:
+        values = (session_id, self.stored(datetime.now(UTC)), tenant_id, agent_name)
+        rows = self.execute(self.CLAIM_WARM, values).fetchall()
+        return self.sandbox(*rows[0]) if rows else None
 
     def get_idle_sandboxes(self, older_than: datetime) -> list[SandboxRecord]:
         return list(starmap(self.sandbox, self.execute(self.UNUSED, ("waiting", self.stored(older_than))).fetchall()))
