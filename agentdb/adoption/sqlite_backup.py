@@ -116,7 +116,8 @@ def _copy(source: Path, partial: Path, progress: Progress, timeout_seconds: floa
 
 def _open(path: Path, mode: str, timeout_seconds: float) -> sqlite3.Connection:
     uri = f"file:{quote(str(path.absolute()))}?mode={mode}"
-    return sqlite3.connect(uri, uri=True, timeout=timeout_seconds, isolation_level=None)
+    # The class itself: where OpenTelemetry traces the driver, connect() returns a proxy, which backup() does not take.
+    return sqlite3.Connection(uri, uri=True, timeout=timeout_seconds, isolation_level=None)
 
 
 def _damage(path: Path) -> str | None:

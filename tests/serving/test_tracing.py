@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 
 from tests.project.test_import import run_python
+
+LEGACY = Path(__file__).parents[1] / "legacy/sqlite"
 
 PROGRAM = """
 import asyncio, json
@@ -57,6 +61,21 @@ def test_each_statement_is_a_span_with_placeholders_below_the_callers(url: str, 
     ]
     assert [statement.split()[2] for name, statement, *_ in found if name == "INSERT"] == ['"sessions"', '"sessions"']
     assert "secret" not in json.dumps(found)
+
+
+@pytest.mark.parametrize("command", ["baselinedb", "backup new.sqlite3"])
+def test_commands_work_on_a_traced_driver(command: str, tmp_path: Path) -> None:
+    shutil.copyfile(LEGACY / "era-b-small.db", tmp_path / "old.db")
+    code = f"""
+import contextlib, io
+from opentelemetry.instrumentation.sqlite3 import SQLite3Instrumentor
+SQLite3Instrumentor().instrument()
+from agentdb.__main__ import main
+with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+    code = main(["--url", "sqlite:///old.db", *{command.split()!r}])
+print(code)
+"""
+    assert run_python(code, tmp_path) == "0\n"
 
 
 @pytest.mark.parametrize("module", ["opentelemetry", "wrapt"])

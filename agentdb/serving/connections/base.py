@@ -74,6 +74,8 @@ class Engine(ABC):
 class Connection(ABC):
     """A connection of the driver's, made when it is opened and dropped when it is closed."""
 
+    is_traced = False  # by the driver's OpenTelemetry instrumentation, which sees only what Django's cursor runs
+
     def __init__(self, engine: Engine, wrapper: BaseDatabaseWrapper) -> None:
         self.engine = engine
         self.wrapper = wrapper
@@ -133,8 +135,9 @@ class Connection(ABC):
         return nullcontext()
 
     def instrumented(self) -> bool:
-        """Whether somebody watches Django's cursor: ``assertNumQueries``, a debug toolbar, ``execute_wrapper``."""
-        return bool(self.wrapper.execute_wrappers) or self.wrapper.force_debug_cursor or self._debug
+        """Whether somebody watches Django's cursor: ``assertNumQueries``, ``execute_wrapper``, OpenTelemetry."""
+        wrapper = self.wrapper
+        return bool(wrapper.execute_wrappers) or wrapper.force_debug_cursor or self._debug or self.is_traced
 
 
 class Slot:

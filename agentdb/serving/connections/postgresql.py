@@ -187,6 +187,7 @@ class PostgresConnection(Connection):
     def __init__(self, engine: PostgresEngine, wrapper: BaseDatabaseWrapper) -> None:
         super().__init__(engine, wrapper)
         raw = self.raw
+        self.is_traced = not raw.cursor_factory.__module__.startswith("django.")
         self._readable = readability(raw.pgconn.socket)
         self._not_replicated = False
         raw.add_notice_handler(self._notice)

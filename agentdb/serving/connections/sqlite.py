@@ -160,6 +160,8 @@ class SqliteConnection(Connection):
 
     def __init__(self, engine: SqliteEngine, wrapper: BaseDatabaseWrapper) -> None:
         super().__init__(engine, wrapper)
+        # A proxy passes for the driver's class with isinstance().
+        self.is_traced = not issubclass(type(self.raw), sqlite3.Connection)
         self._is_file = not wrapper.is_in_memory_db()  # type: ignore[attr-defined]
         self._path = os.path.abspath(engine.name)  # the program may change its folder
         self._real = os.path.realpath(self._path)
