@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Generator, Sequence
+from contextvars import ContextVar
 from functools import wraps
-from queue import SimpleQueue
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, Self, TypeVar, overload
 
@@ -16,7 +16,9 @@ from agentdb.interface import Db
 
 if TYPE_CHECKING:
     import asyncio
-    from concurrent.futures import Future
+
+    from agentdb.serving.coroutines import CoroutineTransaction
+    from agentdb.serving.workers import Job
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -25,6 +27,10 @@ DEFAULT_MAX_WORKERS = 8
 _MAX_TRANSACTIONS = 100_000  # no limit: one that waited for a thread could hold up those that it waits for
 
 _CLOSED = "The AsyncDb is closed. Open another one with agentdb.connect_async()."
+_INSIDE = (
+    "A transaction of this AsyncDb is open here, and this call would not be part of it. Inside the function given to "
+    "run_transaction(), call its argument."
+)
 _VIEW_CLOSED = "The view of a tenant is closed. Make another one with for_tenant()."
 
 
@@ -53,6 +59,9 @@ def _keys(ids: object) -> tuple[str, ...]:
 
 class AsyncDb:
     """Any ``Db``, awaitable: each call is run whole in one of ``max_workers`` threads of its own.
+
+    Calls on one id take effect in the order in which they were made, awaited or not; await a call before one that
+    depends on it in another way, as a list or a transaction does.
 
     Cancelling a call stops the waiting, not the work: a call that a thread has begun ends there, and its connection
     stays in order. One that has not begun is never run.
@@ -86,6 +95,10 @@ class AsyncDb:
         self._closed = False
         self._closing: asyncio.Future[None] | None = None
 
+    def __await__(self) -> Generator[Any, None, Self]:
+        """Open the database now: ``db = await agentdb.connect_async(url)``."""
+        return self.__aenter__().__await__()
+
     async def __aenter__(self) -> Self:
         await self._run(lambda db: None)
         return self
@@ -95,14 +108,29 @@ class AsyncDb:
     ) -> None:
         await self.close()
 
-    async def _run(
-        self, call: Callable[[Db], R], *, apart: bool = False, keys: tuple[str, ...] = (), reads: bool = False
-    ) -> R:
+    def _job(
+        self, call: Callable[[Db], Any], *, keys: tuple[str, ...] = (), reads: bool = False, apart: bool = False
+    ) -> Job:
+        """Return a job that calls with the ``Db``, for each of which a thread is free if it is to run ``apart``."""
         if self._closed:
             raise DatabaseClosedError(_CLOSED)
+        self._refuse_inside()
         workers = self._transactions if apart else self._workers
-        result: R = await workers.start(lambda: self._call(call), keys=keys, reads=reads).future
+        return workers.job(lambda: self._call(call), keys=keys, reads=reads)
+
+    async def _run(self, call: Callable[[Db], R], *, keys: tuple[str, ...] = (), reads: bool = False) -> R:
+        result: R = await self._job(call, keys=keys, reads=reads).start()
         return result
+
+    @property
+    def _source(self) -> AsyncDb:
+        """The ``AsyncDb`` that this is, or is a view of."""
+        return self
+
+    def _refuse_inside(self) -> None:
+        """Refuse a call inside one of this one's transactions: it would not be part of it, or wait for its end."""
+        if any(transaction.is_open and transaction.around is self._source for transaction in _inside.get()):
+            raise InvalidInputError(_INSIDE)
 
     def _call(self, call: Callable[[Db], R]) -> R:
         db = self._db
@@ -190,19 +218,23 @@ class AsyncDb:
         """Call ``fn`` with all its calls in one transaction, and return its result; see ``Db.run_transaction()``.
 
         A plain function gets a ``Db`` and runs in one thread. An ``async def`` function gets an ``AsyncDb`` that is the
-        transaction: its calls run in order, and raise ``DatabaseClosedError`` after the end. What the function awaits
-        on the ``AsyncDb`` around it is not part of the transaction. Cancelling the call undoes the transaction.
+        transaction: its calls run in order, and raise ``DatabaseClosedError`` after the end. Inside the function, a
+        call on the ``AsyncDb`` around it raises ``InvalidInputError``. Cancelling rolls back, at once unless COMMIT has
+        begun: then the call returns its result, or raises, once the answer is there, and the task is cancelled where
+        it waits next.
         """
-        if not (inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None))):  # noqa: B004
-            return await self._run(lambda db: db.run_transaction(fn))
-        import asyncio
+        from agentdb.serving.coroutines import CoroutineTransaction, PlainTransaction
 
-        coroutines = _Coroutines(asyncio.get_running_loop(), fn)
-        try:
-            return await self._run(lambda db: db.run_transaction(coroutines.call), apart=True)
-        except asyncio.CancelledError:
-            coroutines.cancel()
-            raise
+        if not (inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None))):  # noqa: B004
+            plain = PlainTransaction(lambda db: _Inside(self._source).call(fn, db))
+            return await plain.run(self._job(lambda db: db.run_transaction(plain)))
+
+        async def call(db: Db) -> Any:
+            inside = _Inside(self._source)
+            return await inside.await_(fn, _TransactionDb(inside, transaction, db))
+
+        transaction = CoroutineTransaction(call, lambda work: self._job(work, apart=True))
+        return await transaction.run()
 
     async def close(self) -> None:
         """Close the ``Db`` once the calls under way have ended; calling it again does nothing."""
@@ -210,10 +242,11 @@ class AsyncDb:
 
         from agentdb.serving.workers import Workers
 
+        self._refuse_inside()
         if self._closing is None or self._closing.get_loop() is not asyncio.get_running_loop():
             self._closed = True
-            # In a thread apart, since it waits for the others.
-            self._closing = asyncio.ensure_future(Workers(1).start(self._shut_down).future)
+            apart = Workers(1)  # since it waits for the others
+            self._closing = asyncio.ensure_future(apart.job(self._shut_down).start())
         if not self._closing.done():
             await asyncio.shield(self._closing)  # cancelling this must not leave the connections open
 
@@ -230,13 +263,17 @@ class _TenantView(AsyncDb):
     def __init__(self, whole: AsyncDb, tenant_id: str) -> None:
         self._whole, self._tenant_id, self._closed = whole, tenant_id, False
 
-    async def _run(
-        self, call: Callable[[Db], R], *, apart: bool = False, keys: tuple[str, ...] = (), reads: bool = False
-    ) -> R:
+    def _job(
+        self, call: Callable[[Db], Any], *, keys: tuple[str, ...] = (), reads: bool = False, apart: bool = False
+    ) -> Job:
         if self._closed:
             raise DatabaseClosedError(_VIEW_CLOSED)
         tenant_id = self._tenant_id
-        return await self._whole._run(lambda db: call(db.for_tenant(tenant_id)), apart=apart, keys=keys, reads=reads)
+        return self._whole._job(lambda db: call(db.for_tenant(tenant_id)), keys=keys, reads=reads, apart=apart)
+
+    @property
+    def _source(self) -> AsyncDb:
+        return self._whole._source
 
     def for_tenant(self, tenant_id: str) -> AsyncDb:
         if self._closed:
@@ -249,79 +286,52 @@ class _TenantView(AsyncDb):
         self._closed = True
 
 
-class _Coroutines:
-    """Calls a coroutine function on its loop, once for each try of a transaction that a thread runs."""
+class _Inside:
+    """The time in which the function of a transaction runs, and the ``AsyncDb`` around it."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, fn: Callable[[AsyncDb], Coroutine[Any, Any, Any]]) -> None:
-        self._loop, self._fn = loop, fn
-        self._running: Future[Any] | None = None
-        self._cancelled = False
+    def __init__(self, around: AsyncDb) -> None:
+        self.around = around
+        self.is_open = True
 
-    def call(self, db: Db) -> Any:
-        """In the transaction's thread: run the function, and make its calls here, until it has ended."""
-        import asyncio
+    def call(self, fn: Callable[[Db], R], db: Db) -> R:
+        """In a thread, in a context of its own: call a plain function."""
+        _inside.set((*_inside.get(), self))
+        try:
+            return fn(db)
+        finally:
+            self.is_open = False
 
-        tx = _TransactionDb(db)
-        self._running = asyncio.run_coroutine_threadsafe(self._fn(tx), self._loop)
-        self._running.add_done_callback(lambda _: tx.end())
-        if self._cancelled:
-            self._running.cancel()
-        tx.make_calls()
-        return self._running.result()
+    async def await_(self, fn: Callable[[AsyncDb], Coroutine[Any, Any, R]], tx: AsyncDb) -> R:
+        before = _inside.get()
+        _inside.set((*before, self))
+        try:
+            return await fn(tx)
+        finally:
+            self.is_open = False  # for the tasks, too, that the function has started
+            _inside.set(before)
 
-    def cancel(self) -> None:
-        self._cancelled = True
-        if self._running is not None:
-            self._running.cancel()
+
+_inside: ContextVar[tuple[_Inside, ...]] = ContextVar("agentdb_inside", default=())
 
 
 class _TransactionDb(AsyncDb):
     """The calls of one transaction, all made in the thread that runs it."""
 
-    def __init__(self, db: Db) -> None:
-        self._transaction = db
-        self._calls: SimpleQueue[tuple[Callable[[Db], Any], Future[Any]] | None] = SimpleQueue()
-        self._closed = False
+    def __init__(self, inside: _Inside, transaction: CoroutineTransaction, db: Db) -> None:
+        self._inside, self._transaction, self._db = inside, transaction, db
 
-    async def _run(
-        self, call: Callable[[Db], R], *, apart: bool = False, keys: tuple[str, ...] = (), reads: bool = False
-    ) -> R:
-        import asyncio
-        from concurrent.futures import Future
-
-        if self._closed:
+    def _job(
+        self, call: Callable[[Db], Any], *, keys: tuple[str, ...] = (), reads: bool = False, apart: bool = False
+    ) -> Job:
+        db = self._db
+        assert db is not None
+        if not self._inside.is_open:
             raise DatabaseClosedError("The transaction has ended. Call the AsyncDb that ran it.")
-        done: Future[R] = Future()
-        self._calls.put((call, done))
-        return await asyncio.wrap_future(done)
-
-    def make_calls(self) -> None:
-        while (made := self._calls.get()) is not None:
-            call, done = made
-            if not done.set_running_or_notify_cancel():
-                continue
-            try:
-                result = call(self._transaction)
-            except BaseException as error:
-                done.set_exception(error)
-            else:
-                done.set_result(result)
-
-    def end(self) -> None:
-        self._closed = True
-        self._calls.put(None)
+        self._refuse_inside()
+        return self._transaction.inner_job(lambda: call(db))
 
     def for_tenant(self, tenant_id: str) -> AsyncDb:
         return _TenantView(self, identifier("Tenant id", tenant_id))
-
-    async def run_transaction(self, fn: Any) -> Any:
-        if not inspect.iscoroutinefunction(fn):
-            return await self._run(lambda db: db.run_transaction(fn))
-        import asyncio
-
-        loop = asyncio.get_running_loop()
-        # Its calls are made where this one's are: while it runs, this transaction is inside that call.
-        return await self._run(lambda db: db.run_transaction(_Coroutines(loop, fn).call))
 
     async def close(self) -> None:
         """Do nothing: the transaction ends with its function."""

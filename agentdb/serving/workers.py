@@ -34,17 +34,37 @@ _BUSY = 0.75
 class Job:
     """One call: what to run, where its answer goes, and the ids it concerns."""
 
-    __slots__ = ("call", "context", "future", "held_up", "keys", "outbox", "reads")
+    __slots__ = ("call", "context", "future", "held_up", "keys", "outbox", "put", "reads")
 
     def __init__(
-        self, call: Callable[[], Any], context: contextvars.Context, keys: tuple[str, ...], reads: bool
+        self,
+        call: Callable[[], Any],
+        outbox: Outbox,
+        put: Callable[[Job], None],
+        *,
+        keys: tuple[str, ...] = (),
+        reads: bool = False,
     ) -> None:
-        self.call, self.context, self.keys, self.reads = call, context, keys, reads
+        self.call, self.outbox, self.put, self.keys, self.reads = call, outbox, put, keys, reads
+        self.context = contextvars.copy_context()
+        self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self.held_up = 0  # by earlier calls on so many of its keys
-        self.outbox: Outbox
-        self.future: asyncio.Future[Any]
+
+    def start(self) -> asyncio.Future[Any]:
+        """Hand the call over, and return the future that gets its answer."""
+        self.put(self)
+        return self.future
+
+    def answer(self, answer: Answer) -> None:
+        """Deliver an answer now; the job may go on."""
+        with self.outbox.lock:
+            self.outbox.held.append((self.future, answer))
+            must_tell = self.outbox.must_tell()
+        if must_tell:
+            self.outbox.tell(self.future.get_loop())
 
     def do(self) -> Answer:
+        """Run the call, unless it was cancelled, and return its answer."""
         if self.future.cancelled():
             return None, None
         try:
@@ -174,16 +194,9 @@ class _Pool:
         with self.lock:
             return self._take(wake)
 
-    def answer(self, outbox: Outbox, future: asyncio.Future[Any], answer: Answer) -> None:
-        """Deliver an answer of a job that goes on."""
-        with self.lock:
-            outbox.held.append((future, answer))
-            must_tell = outbox.must_tell()
-        if must_tell:
-            outbox.tell(future.get_loop())
-
     def dismiss(self) -> None:
-        for wake in self.threads.values():
+        self.max_workers = 0
+        for wake in list(self.threads.values()):
             wake.put(False)
 
     def _take(self, wake: Wake) -> Job | None:
@@ -245,11 +258,11 @@ class Workers:
         # Whoever drops this without stop() must not keep the threads waiting for ever.
         self._finalizer = weakref.finalize(self, self.pool.dismiss)
 
-    def start(self, call: Callable[[], Any], *, keys: tuple[str, ...] = (), reads: bool = False) -> Job:
-        """Let one of the threads run the call, in a copy of the caller's context; the job's ``future`` gets its result.
+    def job(self, call: Callable[[], Any], *, keys: tuple[str, ...] = (), reads: bool = False) -> Job:
+        """Return a job that runs the call in a copy of the caller's context; its ``future`` gets the result.
 
-        Calls with a key in common run in the order in which they were started; those that only read, side by side.
-        Cancelled before a thread has begun, the call is never run; after that it runs to its end, and nobody is told.
+        Jobs with a key in common run in the order in which they were started; those that only read, side by side.
+        Cancelled before a thread has begun, a job is never run; after that it runs to its end, and nobody is told.
         """
         try:
             loop = asyncio.get_running_loop()
@@ -257,18 +270,15 @@ class Workers:
             raise AgentDbError(
                 "AsyncDb needs a running asyncio event loop; trio is not supported. Use a DjangoDb in a thread there."
             ) from error
-        job = Job(call, contextvars.copy_context(), keys, reads)
-        job.future = loop.create_future()
         outbox = self._outboxes.get(loop)
         if outbox is None:
             outbox = self._outboxes[loop] = Outbox(self.pool.lock)
-        job.outbox = outbox
-        self.pool.submit(job)
-        return job
+        return Job(call, outbox, self.pool.submit, keys=keys, reads=reads)
 
     def stop(self) -> None:
         """Let the calls under way end, then the threads."""
-        self._finalizer()
+        with self.pool.lock:  # the loop may be adding a thread for a call that waits
+            self._finalizer()
         for thread in self.pool.threads:
             thread.join()
 
@@ -284,7 +294,7 @@ def _work(pool: _Pool, wake: Wake) -> None:
 
 
 def _settle(future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
-    if future.cancelled():
+    if future.done():  # cancelled; or the call goes on for nobody, as a transaction that is rolled back
         return
     if error is None:
         future.set_result(result)

@@ -1,0 +1,161 @@
+"""Transactions that an event loop waits for: of plain functions, and of coroutine functions, which run on the loop.
+
+A cancelled one raises ``CancelledError`` only if nothing of it is stored. Until COMMIT that is decided here; from then
+on only the answer to the COMMIT can tell.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable
+from queue import Empty, SimpleQueue
+from typing import Any, NamedTuple
+
+from agentdb.errors import OutcomeUnknownError
+from agentdb.interface import Db
+from agentdb.serving.workers import Job
+
+_LOOK_SECONDS = 1.0
+
+
+class _Cancelled(Exception):
+    """Rolls back a transaction that nobody waits for any more."""
+
+
+class _Begun(NamedTuple):
+    """What the thread of a transaction answers first: the ``Db`` to make its calls on."""
+
+    db: Db
+
+
+class _End(NamedTuple):
+    """How the function of a transaction ended."""
+
+    result: Any
+    error: Exception | None
+
+
+class CoroutineTransaction:
+    """One transaction of a coroutine function: a thread has it open, and the loop runs the function.
+
+    The thread is inside ``Db.run_transaction`` from BEGIN to COMMIT, and makes each call as it arrives. So the
+    transaction lasts as long as that frame, is retried as any other is, and works with every ``Db``.
+    """
+
+    def __init__(self, call: Callable[[Db], Awaitable[Any]], make_job: Callable[[Callable[[Db], Any]], Job]) -> None:
+        self._call = call
+        self._calls: SimpleQueue[Job | _End] = SimpleQueue()
+        self._cancelled = False
+        self.job = make_job(lambda db: db.run_transaction(self._serve))
+
+    async def run(self) -> Any:
+        """Call the function once for each try of the transaction; return its result once that is stored."""
+        job = self.job
+        try:
+            answer = await job.start()
+            while isinstance(answer, _Begun):
+                end = await self._end(answer.db)
+                job.future = job.future.get_loop().create_future()
+                self._calls.put(end)
+                answer = await (outcome(job.future) if end.error is None else job.future)
+        except Exception:
+            raise
+        except BaseException:  # cancelled; or the loop drops this coroutine, and then nothing may be awaited
+            self._cancelled = True
+            self._calls.put(_End(None, _Cancelled()))
+            raise
+        return answer
+
+    def inner_job(self, call: Callable[[], Any]) -> Job:
+        """Return a job for a call inside the transaction."""
+        return Job(call, self.job.outbox, self._calls.put)
+
+    async def _end(self, db: Db) -> _End:
+        try:
+            return _End(await self._call(db), None)
+        except Exception as error:
+            return _End(None, error)
+
+    def _serve(self, db: Db) -> Any:
+        """In the thread, inside the transaction: make the calls until the function has ended."""
+        if self._cancelled:
+            raise _Cancelled
+        self.job.answer((_Begun(db), None))
+        while not isinstance(made := self._next(), _End):
+            made.answer(made.do())
+        if made.error is not None:
+            raise made.error
+        return made.result
+
+    def _next(self) -> Job | _End:
+        while True:
+            try:
+                return self._calls.get(timeout=_LOOK_SECONDS)
+            except Empty:
+                if self.job.future.get_loop().is_closed():  # the function will never go on
+                    raise _Cancelled from None
+
+
+class PlainTransaction:
+    """One transaction of a plain function, which runs in a thread: cancelled until COMMIT begins, or not at all."""
+
+    def __init__(self, fn: Callable[[Db], Any]) -> None:
+        self._fn = fn
+        self._lock = threading.Lock()
+        self._is_cancelled = self._is_committing = False
+
+    def __call__(self, db: Db) -> Any:
+        """In the thread: call the function, and let ``Db.run_transaction`` commit unless that is cancelled."""
+        self._go_on(committing=False)
+        result = self._fn(db)
+        self._go_on(committing=True)
+        return result
+
+    async def run(self, job: Job) -> Any:
+        """Start the job, which calls this in a transaction, and return its result."""
+        try:
+            await asyncio.wait([job.start()])
+        except asyncio.CancelledError:
+            with self._lock:
+                self._is_cancelled = True
+                is_committing = self._is_committing
+            if is_committing:
+                return await outcome(job.future, cancelled=True)
+            job.future.cancel()
+            raise
+        return job.future.result()
+
+    def _go_on(self, *, committing: bool) -> None:
+        with self._lock:
+            if self._is_cancelled:
+                raise _Cancelled
+            self._is_committing = committing
+
+
+async def outcome(future: asyncio.Future[Any], *, cancelled: bool = False) -> Any:
+    """Return the answer to a COMMIT that is under way, whoever cancels meanwhile.
+
+    Nobody can take a COMMIT back. If it succeeds, the caller gets to know, and the cancellation, if it is still wanted
+    then, reaches the task where it next waits.
+    """
+    while not future.done():
+        try:
+            await asyncio.wait([future])
+        except asyncio.CancelledError:
+            cancelled = True
+    if cancelled:
+        error = future.exception()
+        if isinstance(error, OutcomeUnknownError):
+            raise error
+        if error is not None or isinstance(future.result(), _Begun):
+            raise asyncio.CancelledError
+        future.get_loop().call_soon(_cancel_again, asyncio.current_task())
+    return future.result()
+
+
+def _cancel_again(task: asyncio.Task[Any] | None) -> None:
+    # Who is served by the result, as asyncio.timeout() around the call is, has taken his request back by now.
+    if task is not None and not task.done() and task.cancelling():
+        task.uncancel()  # the number of requests stays what it was
+        task.cancel()
