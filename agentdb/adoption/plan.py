@@ -465,13 +465,17 @@ def _notes(findings: Findings) -> tuple[str, ...]:
             f"{_count(nul, 'row')} {'holds' if nul == 1 else 'hold'} U+0000 in a text. SQLite keeps it; PostgreSQL "
             "could not store it."
         )
-    keys = findings.contents.get("api_keys")
-    if shape.kind is Kind.LATER and keys is not None and keys.rows:
+    if _may_have_keyed_hashes(findings):
         notes.append(
             "A later server with a secret (its ASH_CREDENTIAL_KEY) stores API keys as HMAC-SHA256 of it. If it had "
             "one, set AGENTDB_KEY_SECRET to the same value; authenticate() would reject its keys otherwise."
         )
     return tuple(notes)
+
+
+def _may_have_keyed_hashes(findings: Findings) -> bool:
+    keys = findings.contents.get("api_keys")
+    return findings.shape.kind is Kind.LATER and keys is not None and keys.rows > 0
 
 
 def _shown(total: int, shown: int) -> str:

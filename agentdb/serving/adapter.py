@@ -480,7 +480,7 @@ class DjangoDb(Db):
 
     # -- transactions and life cycle
 
-    def run_transaction(self, fn: Callable[[Db], R]) -> R:
+    def run_transaction(self, fn: Callable[[DjangoDb], R]) -> R:
         plain_function(fn)
         return self._executor.transaction(lambda inside: plain_result(fn(self._on(inside))))
 

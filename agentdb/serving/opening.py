@@ -149,38 +149,53 @@ def configure(url: str | None = None) -> str:
 
 def _alias(url: str | None, names: Sequence[str] | None) -> tuple[str, bool]:
     """Return the alias for the URL, and whether it is ours to close; have the apps of these names installed."""
-    from django.apps import apps
     from django.conf import settings
     from django.db import DEFAULT_DB_ALIAS
 
     from agentdb.serving import host
 
-    global _standalone
     with _setup:
         if not settings.configured and host.SETTINGS_VARIABLE not in os.environ:
-            own_apps.check_apps(names or ())
-            database = own_apps.with_apps(database_from_url(database_url(url)), names or ())
-            settings.configure(
-                DATABASES={DEFAULT_DB_ALIAS: database},
-                INSTALLED_APPS=[*INSTALLED_APPS, *(names or ())],
-                DEFAULT_AUTO_FIELD="django.db.models.BigAutoField",
-                USE_TZ=True,
-                TIME_ZONE="UTC",
-                LOGGING_CONFIG=None,  # the program's own is not ours to change
-            )
-            _standalone = True
-            _set_up()
+            _configure_alone(url, names or ())
             return DEFAULT_DB_ALIAS, True
-        host.load_settings()
-        if not apps.ready:
-            _set_up()
-        host.check_set_up()
-        own_apps.check_installed(names or (), in_project=not _standalone)
+        _check_configured(names or ())
         if url is None and not os.environ.get(URL_VARIABLE) and not _standalone:
             return DEFAULT_DB_ALIAS, False
-        if names is None:
-            names = own_apps.installed_names() if _standalone else ()
-        return _add_database(database_url(url), names), True
+        if names is None and _standalone:
+            names = own_apps.installed_names()
+        return _add_database(database_url(url), names or ()), True
+
+
+def _configure_alone(url: str | None, names: Sequence[str]) -> None:
+    """Configure Django for a program that is not a Django project."""
+    from django.conf import settings
+    from django.db import DEFAULT_DB_ALIAS
+
+    global _standalone
+    own_apps.check_apps(names)
+    settings.configure(
+        DATABASES={DEFAULT_DB_ALIAS: own_apps.with_apps(database_from_url(database_url(url)), names)},
+        INSTALLED_APPS=[*INSTALLED_APPS, *names],
+        DEFAULT_AUTO_FIELD="django.db.models.BigAutoField",
+        USE_TZ=True,
+        TIME_ZONE="UTC",
+        LOGGING_CONFIG=None,  # the program's own is not ours to change
+    )
+    _standalone = True
+    _set_up()
+
+
+def _check_configured(names: Sequence[str]) -> None:
+    """Load the apps of a Django that is configured already, and check that it has what is needed."""
+    from django.apps import apps
+
+    from agentdb.serving import host
+
+    host.load_settings()
+    if not apps.ready:
+        _set_up()
+    host.check_set_up()
+    own_apps.check_installed(names, in_project=not _standalone)
 
 
 def _set_up() -> None:

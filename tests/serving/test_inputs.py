@@ -222,7 +222,7 @@ def test_tables_that_do_not_fit_are_a_schema_mismatch(db: DjangoDb, url: str, en
     )
     assert raised.value.__cause__ is not None
     with pytest.raises(SchemaMismatchError):
-        db.run_transaction(lambda db: call(db))  # type: ignore[arg-type]
+        db.run_transaction(lambda db: call(db))
     assert db.list_sessions("t") == [] if "sessions" not in str(changes) else True
 
 
