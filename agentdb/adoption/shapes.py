@@ -18,6 +18,7 @@ from django.db.migrations.state import StateApps
 from agentdb.adoption.obstacles import OLD_COLUMNS
 from agentdb.schema import Table, compare, expected_tables, read_tables, tables_elsewhere
 from agentdb.schema.migration_record import migration_names, recorded_migrations
+from agentdb.schema.tables import Column
 
 APP = "agentdb"
 INITIAL = "0001_initial"
@@ -140,28 +141,39 @@ def _table_problems(vendor: str, table: Table) -> list[str]:
             f"Table {table.name!r} was not made by the server: it has no column {', '.join(map(repr, missing))}. "
             "Rename it, or check the database URL."
         ]
-    problems = []
-    for column in table.columns:
-        kind = OLD_COLUMNS[old_name(table.name)].get(column.name)
-        if column.generated is not None and kind is not None:
-            problems.append(f"Column {column.name!r} of table {table.name!r} is generated. Make it a plain column.")
-        elif kind is None:
-            if not column.nullable and column.default is None and column.generated is None:
-                problems.append(
-                    f"Table {table.name!r} has an additional column {column.name!r} that is NOT NULL without a "
-                    "default, so that no row could be inserted. Give it a default, or allow NULL."
-                )
-            elif "strict" in table.options and column.type == "any":
-                problems.append(
-                    f"Column {column.name!r} of the STRICT table {table.name!r} has the type ANY, which keeps a number "
-                    "in a text as it is there, and not in the table that agentdb makes. Give it another type."
-                )
-        elif not _holds(vendor, column.type, kind):
-            problems.append(
-                f"Column {column.name!r} of table {table.name!r} has the type {column.type or '(none)'}, "
-                f"which cannot be read as {_KINDS[kind]}."
-            )
-    return problems
+    kinds = OLD_COLUMNS[old_name(table.name)]
+    problems = [
+        _foreign_column_problem(table, column)
+        if column.name not in kinds
+        else _column_problem(vendor, table, column, kinds[column.name])
+        for column in table.columns
+    ]
+    return [problem for problem in problems if problem]
+
+
+def _column_problem(vendor: str, table: Table, column: Column, kind: str) -> str:
+    if column.generated is not None:
+        return f"Column {column.name!r} of table {table.name!r} is generated. Make it a plain column."
+    if _holds(vendor, column.type, kind):
+        return ""
+    return (
+        f"Column {column.name!r} of table {table.name!r} has the type {column.type or '(none)'}, "
+        f"which cannot be read as {_KINDS[kind]}."
+    )
+
+
+def _foreign_column_problem(table: Table, column: Column) -> str:
+    if not column.nullable and column.default is None and column.generated is None:
+        return (
+            f"Table {table.name!r} has an additional column {column.name!r} that is NOT NULL without a "
+            "default, so that no row could be inserted. Give it a default, or allow NULL."
+        )
+    if "strict" in table.options and column.type == "any":
+        return (
+            f"Column {column.name!r} of the STRICT table {table.name!r} has the type ANY, which keeps a number "
+            "in a text as it is there, and not in the table that agentdb makes. Give it another type."
+        )
+    return ""
 
 
 def _holds(vendor: str, column_type: str, kind: str) -> bool:
@@ -236,11 +248,8 @@ def _kind(
         if others and not is_django:
             return Kind.FOREIGN, f"none of the four tables, and {_count(len(others), 'other table')}"
         return Kind.EMPTY, "none of the four tables"
-    if level is not None and recorded and recorded[-1] == level:
-        return Kind.ADOPTED, f"adopted, at migration {level}"
-    if level is not None and level != INITIAL:
-        record = f"{recorded[-1]} is recorded" if recorded else "no migration is recorded"
-        return Kind.ADOPTED, f"the tables of migration {level}, but {record}"
+    if level is not None and (found := _adopted(level, recorded)):
+        return found
     if any(_is_native(vendor, name, table) for name, table in tables.items()):
         return Kind.ALTERED, (
             f"changed since migration {recorded[-1]} was applied" if recorded else "in part with native timestamps"
@@ -249,6 +258,15 @@ def _kind(
     if len(done) == len(_steps(vendor)):
         return _multi_tenant(tables, others)
     return _old_kind(vendor, tables, done)
+
+
+def _adopted(level: str, recorded: tuple[str, ...]) -> tuple[Kind, str] | None:
+    if recorded and recorded[-1] == level:
+        return Kind.ADOPTED, f"adopted, at migration {level}"
+    if level == INITIAL:
+        return None  # the old server leaves the tables of the first migration too
+    record = f"{recorded[-1]} is recorded" if recorded else "no migration is recorded"
+    return Kind.ADOPTED, f"the tables of migration {level}, but {record}"
 
 
 def _multi_tenant(tables: Mapping[str, Table], others: tuple[str, ...]) -> tuple[Kind, str]:
@@ -275,13 +293,17 @@ def _old_kind(vendor: str, tables: Mapping[str, Table], done: list[Step]) -> tup
             "stuck: the old server's upgrade to multi-tenant cannot finish on PostgreSQL, "
             "and agents are still keyed by name"
         )
+    return Kind.INTERRUPTED, f"an upgrade to multi-tenant {_how_far(steps, done)}"
+
+
+def _how_far(steps: list[Step], done: list[Step]) -> str:
     ordered = [step for step in steps if step not in done or not step.by_hand]
     taken = [step for step in ordered if step in done]
     if taken == ordered[: len(taken)]:
         after = f"after step {len(taken)} of {len(steps)} ({taken[-1].what})" if taken else "before its first step"
-        return Kind.INTERRUPTED, f"an upgrade to multi-tenant that stopped {after}"
+        return f"that stopped {after}"
     missing = ", ".join(step.what for step in steps if step not in done)
-    return Kind.INTERRUPTED, f"an upgrade to multi-tenant in which these of {len(steps)} steps are missing: {missing}"
+    return f"in which these of {len(steps)} steps are missing: {missing}"
 
 
 def _is_stuck(tables: Mapping[str, Table], done: list[Step]) -> bool:

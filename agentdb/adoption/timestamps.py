@@ -145,31 +145,48 @@ def _is_day(text: str) -> bool:
 
 def _parse(text: str) -> datetime:
     if match := _ISO.fullmatch(text):
-        if match[4] is None:
-            if match[2] == "T":
-                raise UnreadableTimestampError("names no time zone")
-            return _calendar(match[1], match[3]).replace(tzinfo=UTC)
-        return _calendar(match[1], match[3]).replace(tzinfo=UTC if match[4] == "Z" else _offset(match[4]))
+        return _iso(match[1], match[2], match[3], match[4])
     if match := _GERMAN.fullmatch(text):
         day, month, year, time, zone = match.groups()
     elif match := _SQL.fullmatch(text):
         day, month, year, time, zone = match.groups()
-        if int(month) > 12:
-            day, month = month, day
-        elif int(day) <= 12 and day != month:
-            raise UnreadableTimestampError("may be day/month or month/day")
+        day, month = _day_and_month(day, month)
     elif match := _DAY_FIRST.fullmatch(text) or _MONTH_FIRST.fullmatch(text):
         weekday, day, month, time, year, zone = match.groups()
-        if month.isdigit():
-            day, month = month, day
-        if month not in _MONTHS:
-            raise UnreadableTimestampError("is in no known timestamp format")
-        month = f"{_MONTHS.index(month) + 1:02}"
+        day, month = _named_month(day, month)
         if _WEEKDAYS[_calendar(f"{year}-{month}-{day}", time).weekday()] != weekday:
             raise UnreadableTimestampError("names a day of the week that the date is not")
     else:
         raise UnreadableTimestampError("is in no known timestamp format")
-    local = _calendar(f"{year}-{month}-{day}", time)
+    return _in_zone(_calendar(f"{year}-{month}-{day}", time), zone)
+
+
+def _iso(day: str, between: str, time: str, zone: str | None) -> datetime:
+    if zone is None and between == "T":
+        raise UnreadableTimestampError("names no time zone")
+    # Without a zone it is what SQLite's CURRENT_TIMESTAMP writes, in UTC.
+    return _calendar(day, time).replace(tzinfo=UTC if zone in (None, "Z") else _offset(zone or ""))
+
+
+def _day_and_month(first: str, second: str) -> tuple[str, str]:
+    """Part ``13/02`` and ``02/13``; the setting that decided the order is not in the text."""
+    if int(second) > 12:
+        return second, first
+    if int(first) <= 12 and first != second:
+        raise UnreadableTimestampError("may be day/month or month/day")
+    return first, second
+
+
+def _named_month(day: str, month: str) -> tuple[str, str]:
+    """Return the day and the month's number; PostgreSQL writes ``19 Feb`` or ``Feb 19``."""
+    if month.isdigit():
+        day, month = month, day
+    if month not in _MONTHS:
+        raise UnreadableTimestampError("is in no known timestamp format")
+    return day, f"{_MONTHS.index(month) + 1:02}"
+
+
+def _in_zone(local: datetime, zone: str) -> datetime:
     if zone[0] in "+-":
         return local.replace(tzinfo=_offset(zone))
     if zone not in ZONES or local.year < _ZONES_HOLD_SINCE:
