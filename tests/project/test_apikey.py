@@ -128,3 +128,25 @@ def test_the_command_knows_the_secret_of_the_environment(db: DjangoDb, monkeypat
     (record,) = db.list_api_keys_by_tenant("acme")
     assert record.key_hash == keys.KeyHashes("the server's own secret").hash(stdout.rstrip("\n"))
     assert record.key_hash != keys.bare_hash(stdout.rstrip("\n"))
+
+
+def test_find_says_whose_a_key_is_and_reads_it_from_standard_input(db: DjangoDb, monkeypatch: pytest.MonkeyPatch):
+    plain, record = db.issue_api_key("acme", "laptop")
+    db.issue_api_key("zenith", "server")
+
+    monkeypatch.setattr("sys.stdin", StringIO(f"{plain}\n"))
+    stdout, _ = run(db, "find")
+
+    assert stdout.split("\t")[:3] == [record.id, "acme", "laptop"]
+    assert plain not in stdout
+    assert record.key_hash[:9] not in stdout
+
+
+@pytest.mark.parametrize("text", ["", "\n", "agentdb_nobody\n"])
+def test_find_of_no_key_says_so_without_repeating_it(db: DjangoDb, monkeypatch: pytest.MonkeyPatch, text: str):
+    monkeypatch.setattr("sys.stdin", StringIO(text))
+
+    with pytest.raises(CommandError, match=r"^No API key is stored that this one opens\.$") as refused:
+        run(db, "find")
+
+    assert refused.value.returncode == 1

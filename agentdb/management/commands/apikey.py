@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import getpass
+import sys
 from typing import Any
 
 from django.core.management.base import CommandError, CommandParser
 
 from agentdb.console.display import exact, masked
 from agentdb.errors import AgentDbError
+from agentdb.interface import ApiKeyRecord
 from agentdb.management.database_command import DatabaseCommand
 from agentdb.models import ApiKey
 from agentdb.serving.adapter import DjangoDb
@@ -13,7 +16,7 @@ from agentdb.serving.opening import open_alias
 
 
 class Command(DatabaseCommand):
-    help = "Issues, lists and revokes API keys. The plain key is shown once and stored nowhere."
+    help = "Issues, lists, finds and revokes API keys. The plain key is shown once and stored nowhere."
 
     requires_system_checks = "__all__"
     output_is_the_result = True
@@ -29,6 +32,12 @@ class Command(DatabaseCommand):
         shown = self.add_action(actions, "list", "Print keys, newest first: id, tenant, label, hash, when made.")
         shown.add_argument("--tenant", help="Only this tenant's keys.")
 
+        self.add_action(
+            actions,
+            "find",
+            "Print whose a plain key is, as 'list' does. The key is read from a prompt, or from standard input.",
+        )
+
         revoke = self.add_action(actions, "revoke", "Delete a key; whoever uses it is locked out at once.")
         revoke.add_argument("id", help="The id that 'list' prints.")
 
@@ -39,6 +48,8 @@ class Command(DatabaseCommand):
             self.issue(db, options["tenant"], options["label"])
         elif options["action"] == "list":
             self.list(options["database"], options["tenant"])
+        elif options["action"] == "find":
+            self.find(db)
         else:
             self.revoke(db, options["id"])
 
@@ -61,11 +72,22 @@ class Command(DatabaseCommand):
             keys = keys.filter(tenant_id=tenant_id)
         count = 0
         for key in keys.iterator():
-            columns = [key.id, key.tenant_id, key.label, masked(key.key_hash), exact(key.created_at)]
-            self.stdout.write("\t".join(" ".join(column.split()) for column in columns))
+            self.show(key)
             count += 1
         of_tenant = f" of tenant {tenant_id!r}" if tenant_id is not None else ""
         self.stderr.write(f"{count} key{'' if count == 1 else 's'}{of_tenant}.", self.style.SUCCESS)
+
+    def find(self, db: DjangoDb) -> None:
+        # Never an argument: others see those, and shells remember them.
+        plain = getpass.getpass("API key: ") if sys.stdin.isatty() else sys.stdin.readline()
+        record = db.authenticate(plain.strip()) if plain.strip() else None
+        if record is None:
+            raise CommandError("No API key is stored that this one opens.", returncode=1)
+        self.show(record)
+
+    def show(self, key: ApiKey | ApiKeyRecord) -> None:
+        columns = [key.id, key.tenant_id, key.label, masked(key.key_hash), exact(key.created_at)]
+        self.stdout.write("\t".join(" ".join(column.split()) for column in columns))
 
     def revoke(self, db: DjangoDb, id: str) -> None:
         if not db.delete_api_key(id):
