@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable, Iterable, Iterator
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from django.db import connections
@@ -19,11 +19,11 @@ from django.utils import timezone
 
 from agentdb.admin.changelist import RowList
 from agentdb.admin.display import column_value
-from agentdb.console.display import exact
 from agentdb.console.questions import EXPECTED_ERRORS, explain, logger
 from agentdb.console.reading import missing_columns, read_stored
 
 _CHUNK = 2_000
+_BYTE_ORDER_MARK = "\ufeff"  # by which a spreadsheet knows that the text is UTF-8
 # What a spreadsheet would take for the beginning of a formula (https://owasp.org/www-community/attacks/CSV_Injection).
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
@@ -68,14 +68,15 @@ class _Line:
 
 def _csv(rows: Iterable[Model], columns: list[str]) -> Iterator[str]:
     writer = csv.writer(_Line())
-    yield writer.writerow(columns)
+    yield _BYTE_ORDER_MARK + writer.writerow(columns)
     for row in rows:
         yield writer.writerow([_cell(column_value(row, column)) for column in columns])
 
 
 def _cell(value: Any) -> Any:
     if isinstance(value, datetime):
-        return exact(value)
+        # What a spreadsheet takes for a time: without a zone, and no finer than a millisecond. JSON has it whole.
+        return value.astimezone(UTC).replace(tzinfo=None).isoformat(" ", "milliseconds")
     # The quote is what spreadsheets themselves use for "this is text", and do not show.
     return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
 
