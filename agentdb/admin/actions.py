@@ -22,7 +22,7 @@ from django.utils.http import url_has_allowed_host_and_scheme
 from django.utils.translation import gettext, gettext_lazy, ngettext
 
 from agentdb.admin.audit import Outcome, log_in_project, record
-from agentdb.admin.display import list_url, name_of, row_url
+from agentdb.admin.display import list_url, name_of, row_url, undo_url
 from agentdb.console.questions import ask
 from agentdb.console.reading import read
 from agentdb.errors import AgentDbError
@@ -336,11 +336,6 @@ def _said(model_admin: Any, done: Done) -> dict[str, Any]:
             (number, why, ", ".join(done.examples[why][:3]), number - 3) for why, number in done.skipped.most_common()
         ],
     }
-
-
-def undo_url(site: Any) -> str:
-    url = list_url(site, Session)
-    return f"{url}undo/" if url else ""
 
 
 def _undo(action: Action, asked: Asked, done: Done) -> str:

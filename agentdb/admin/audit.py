@@ -15,6 +15,8 @@ from django.db import DatabaseError
 from django.db.models import Model
 from django.http import HttpRequest
 
+from agentdb.admin.sharing import forget
+
 Outcome = Literal["done", "refused", "undone"]
 
 # 'runadmin' sends it to the terminal; a host project routes it as it likes.
@@ -22,38 +24,51 @@ logger = logging.getLogger("agentdb.audit")
 
 FILE_SETTING = "AGENTDB_AUDIT_LOG"  # a path; lines are appended to the file and flushed to the disk
 LOG_SETTING = "AGENTDB_ADMIN_LOG"  # False: nothing goes to Django's log of actions
-_LONGEST_LIST = 1_000  # ids in one line; the count is always whole
+_LONGEST_LIST = 1_000  # rows in one line
 _FLAGS = {"delete": DELETION, "revoke": DELETION, "issue": ADDITION}
-_SECRETS = ("key_hash", "plain", "password")
 
 
 def record(
     request: HttpRequest,
     action: str,
     rows: Sequence[Model],
-    before: Mapping[str, Any] | Sequence[Any],
-    after: Mapping[str, Any] | Sequence[Any],
+    before: Mapping[str, Any],
+    after: Mapping[str, Any],
     outcome: Outcome = "done",
 ) -> None:
     """Write down that the request's user did ``action`` to ``rows``, was refused, or that it was undone after all.
 
     ``action`` begins with a verb ("pause", "delete", "revoke", "issue"). ``before`` and ``after`` say what the rows
-    were and are: by id, or one for each row in their order. Raises ``OSError`` if the file cannot be written, so that
-    nothing goes on unrecorded where a record was asked for: call it inside the transaction that changes the rows, or
-    before it.
+    were and are, by id. Of many rows each line has a thousand, so that what they were can be read back whole. Raises
+    ``OSError`` if the file cannot be written, so that nothing goes on unrecorded where a record was asked for: call it
+    inside the transaction that changes the rows, or before it.
     """
-    user = request.user
+    forget()  # what viewers share is no longer so
+    for start in range(0, max(len(rows), 1), _LONGEST_LIST):
+        ids = [str(row.pk) for row in rows[start : start + _LONGEST_LIST]]
+        line = {
+            "table": rows[0]._meta.db_table if rows else "",
+            "rows": len(ids),
+            "ids": ids,
+            "before": _shown(before, ids),
+            "after": _shown(after, ids),
+        }
+        _write(request, request.user.get_username() or "anonymous", action, outcome, line)
+
+
+def record_failed_login(sender: object, credentials: Mapping[str, Any], request: HttpRequest | None, **_: Any) -> None:
+    """Write down who could not log in; a receiver of Django's signal."""
+    _write(request, str(credentials.get("username", ""))[:150], "log in", "refused", {})
+
+
+def _write(request: HttpRequest | None, user: str, action: str, outcome: Outcome, more: Mapping[str, Any]) -> None:
     line = {
         "at": datetime.now(UTC).isoformat(timespec="milliseconds"),
-        "user": user.get_username() or "anonymous",
-        "from": request.META.get("REMOTE_ADDR", ""),
+        "user": user,
+        "from": request.META.get("REMOTE_ADDR", "") if request is not None else "",
         "action": action,
         "outcome": outcome,
-        "table": rows[0]._meta.db_table if rows else "",
-        "rows": len(rows),
-        "ids": [str(row.pk) for row in rows[:_LONGEST_LIST]],
-        "before": _shown(before),
-        "after": _shown(after),
+        **more,
     }
     text = json.dumps(line, ensure_ascii=True, default=str)  # ASCII: an id cannot begin a line or move the cursor
     path = getattr(settings, FILE_SETTING, None)
@@ -85,11 +100,8 @@ def log_in_project(
         logger.exception("The admin log of the project could not be written: %s of %d rows", action, len(rows))
 
 
-def _shown(values: Mapping[str, Any] | Sequence[Any]) -> Any:
-    if isinstance(values, Mapping):
-        shown = {key: value for key, value in list(values.items())[:_LONGEST_LIST] if key not in _SECRETS}
-        return {str(key): _shown(value) if isinstance(value, Mapping) else value for key, value in shown.items()}
-    return list(values)[:_LONGEST_LIST] if not isinstance(values, str) else values
+def _shown(values: Mapping[str, Any], ids: Sequence[str]) -> dict[str, Any]:
+    return {id: values[id] for id in ids if id in values}
 
 
 def _append(path: str, text: str) -> None:

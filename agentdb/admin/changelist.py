@@ -253,7 +253,8 @@ class RowList(ChangeList):
         return {name: value for name, value in super().get_filters_params(params).items() if name not in (AFTER, SORT)}
 
     def get_queryset(self, request: HttpRequest, exclude_parameters: Any = None) -> QuerySet[Any]:
-        self.params.pop(AFTER, None)  # a link that changes a filter begins at the first page again
+        for given in (self.params, self.filter_params):
+            given.pop(AFTER, None)  # a link that changes a filter begins at the first page again
         self.query = self.query.replace("\x00", "").strip()
         rows = super().get_queryset(request, exclude_parameters)
         equal: dict[str, str] = {}

@@ -87,6 +87,14 @@ def page_url(site: admin.AdminSite, page: str, **query: str) -> str:
     return _with_query(_reversed(site, f"agentdb_{page}"), query)
 
 
+def find_url(site: admin.AdminSite) -> str:
+    return _reversed(site, "agentdb_find")
+
+
+def undo_url(site: admin.AdminSite) -> str:
+    return _reversed(site, "agentdb_undo")
+
+
 def attention_url(site: admin.AdminSite, check: str) -> str:
     return page_url(site, "attention", check=check)
 

@@ -24,7 +24,7 @@ from django.utils.translation import gettext, gettext_lazy
 from django.views.decorators.cache import never_cache
 from django.views.decorators.csrf import csrf_protect
 
-from agentdb.admin import actions, keys, pages, rows
+from agentdb.admin import actions, find, keys, pages, rows
 from agentdb.admin.audit import keeps_history, record
 from agentdb.admin.changelist import RowList, Uncounted
 from agentdb.admin.display import (
@@ -120,6 +120,10 @@ class ReadFirstAdmin(ModelAdmin):
 
     def has_act_permission(self, request: HttpRequest) -> bool:
         return super().has_change_permission(request)
+
+    def may_change(self, request: HttpRequest) -> bool:
+        """Whether the user can do anything here but look."""
+        return self.has_act_permission(request) or self.has_add_permission(request)
 
     def changelist_view(self, request: HttpRequest, extra_context: Any = None) -> Any:
         if (asked := request.POST.get("action")) and not self.has_act_permission(request):
@@ -336,8 +340,14 @@ class SessionAdmin(LinkedAdmin):
         def undo(request: HttpRequest) -> Any:
             return guarded(request, self.admin_site, self.model, lambda: self.undo_view(request))
 
-        view = self.admin_site.admin_view(undo)
-        return [path("undo/", view, name="agentdb_undo"), *pages.urls(self), *super().get_urls()]
+        def search(request: HttpRequest) -> Any:
+            return guarded(request, self.admin_site, self.model, lambda: find.find(self, request))
+
+        own = [
+            path("undo/", self.admin_site.admin_view(undo), name="agentdb_undo"),
+            path("find/", self.admin_site.admin_view(search), name="agentdb_find"),
+        ]
+        return [*own, *pages.urls(self), *super().get_urls()]
 
     def undo_view(self, request: HttpRequest) -> HttpResponse:
         """Resume what was paused, as it was: lines of the audit log, from the page that paused or pasted."""

@@ -8,6 +8,7 @@ import secrets
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -47,9 +48,9 @@ def main() -> int:
         sys.stderr.write(f"{error}\n")
         return 1
     with made as folder:
-        _configure(wanted["database"], Path(folder), wanted["audit_log"])
+        _configure(wanted["name"], wanted["database"], Path(folder), wanted["audit_log"])
         try:
-            return _serve(wanted["port"], wanted["read_only"])
+            return _serve(wanted["name"], wanted["port"], wanted["user"], read_only=wanted["read_only"])
         except KeyboardInterrupt:
             return 0
         finally:
@@ -69,7 +70,7 @@ def _end(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _configure(database: dict[str, Any], folder: Path, audit_log: str | None) -> None:
+def _configure(name: str, database: dict[str, Any], folder: Path, audit_log: str | None) -> None:
     import django
     from django.conf import settings
 
@@ -78,9 +79,9 @@ def _configure(database: dict[str, Any], folder: Path, audit_log: str | None) ->
 
     settings.configure(
         SECRET_KEY=secrets.token_urlsafe(64),
-        ALLOWED_HOSTS=[HOST, "localhost"],
+        ALLOWED_HOSTS=[f"{name}.localhost", HOST, "localhost"],
         INSTALLED_APPS=[*ADMIN_APPS, *INSTALLED_APPS],
-        MIDDLEWARE=MIDDLEWARE,
+        MIDDLEWARE=["agentdb.admin_project.server.one_name", *MIDDLEWARE],
         TEMPLATES=TEMPLATES,
         LANGUAGES=LANGUAGES,
         ROOT_URLCONF="agentdb.admin_project.urls",
@@ -95,10 +96,15 @@ def _configure(database: dict[str, Any], folder: Path, audit_log: str | None) ->
         },
         DATABASE_ROUTERS=["agentdb.admin_project.server.AdminRouter"],
         DEFAULT_AUTO_FIELD="django.db.models.BigAutoField",
+        # Cookies know hosts and no ports. The name of the host is this server's alone, so no other one gets them.
+        SESSION_COOKIE_NAME=f"{name}_session",
+        SESSION_COOKIE_SAMESITE="Strict",
+        SESSION_EXPIRE_AT_BROWSER_CLOSE=True,
+        CSRF_COOKIE_NAME=f"{name}_csrf",
+        CSRF_COOKIE_SAMESITE="Strict",
+        CSRF_COOKIE_AGE=None,  # until the browser is closed
         CSRF_COOKIE_HTTPONLY=True,
-        # Cookies know no ports: those of another admin on this machine are not to be mixed up with these.
-        SESSION_COOKIE_NAME="agentdb_runadmin_session",
-        CSRF_COOKIE_NAME="agentdb_runadmin_csrf",
+        CSRF_FAILURE_VIEW="agentdb.admin_project.site.csrf_failure",
         X_FRAME_OPTIONS="DENY",
         USE_TZ=True,
         TIME_ZONE="UTC",
@@ -127,7 +133,25 @@ _LOGGING = {
 }
 
 
-def _serve(port: int, read_only: bool) -> int:
+def one_name(get_response: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Middleware: lead from the addresses that all local servers share to the name that only this one has."""
+    from django.conf import settings
+    from django.http import HttpResponse, HttpResponseRedirect
+
+    name = settings.ALLOWED_HOSTS[0]
+
+    def respond(request: Any) -> Any:
+        host, _, port = request.get_host().partition(":")
+        if host == name:
+            return get_response(request)
+        if request.method not in ("GET", "HEAD"):
+            return HttpResponse(status=421)
+        return HttpResponseRedirect(f"http://{name}:{port or 80}{request.get_full_path()}")
+
+    return respond
+
+
+def _serve(name: str, port: int, user: str, *, read_only: bool) -> int:
     from django.core.servers.basehttp import ThreadedWSGIServer, WSGIRequestHandler
     from django.core.wsgi import get_wsgi_application
 
@@ -137,12 +161,12 @@ def _serve(port: int, read_only: bool) -> int:
         sys.stderr.write(f"Port {port} of {HOST} cannot be used: {error.strerror}. Name another one with --port.\n")
         return 1
     with server:
-        name, password = _make_account(read_only)
+        password = _make_account(user, read_only=read_only)
         server.set_app(get_wsgi_application())
         kind = "can look and cannot change" if read_only else "is gone when this ends"
         sys.stdout.write(
-            f"The admin is at http://{HOST}:{server.server_port}/admin/\n"
-            f"  user name  {name}\n  password   {password}\n"
+            f"The admin is at http://{name}.localhost:{server.server_port}/admin/\n"
+            f"  user name  {user}\n  password   {password}\n"
             f"This account {kind}. Only this machine can reach the address. Stop with Ctrl-C.\n"
         )
         sys.stdout.flush()
@@ -174,11 +198,11 @@ def make_account_tables(alias: str) -> None:
     create_permissions(apps.get_app_config("agentdb"), using=alias, verbosity=0)
 
 
-def _make_account(read_only: bool) -> tuple[str, str]:
+def _make_account(name: str, *, read_only: bool) -> str:
     from django.contrib.auth.models import Permission, User
 
     make_account_tables(ADMIN_ALIAS)
-    name, password = "admin", secrets.token_urlsafe(12)
+    password = secrets.token_urlsafe(12)
     if read_only:
         user = User.objects.create_user(name, password=password, is_staff=True)
         user.user_permissions.set(
@@ -186,7 +210,7 @@ def _make_account(read_only: bool) -> tuple[str, str]:
         )
     else:
         User.objects.create_superuser(name, password=password)
-    return name, password
+    return password
 
 
 if __name__ == "__main__":

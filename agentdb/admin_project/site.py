@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from django.contrib import admin
 from django.contrib.admin import AdminSite
 from django.contrib.admin.apps import AdminConfig
+from django.contrib.auth.signals import user_login_failed
 from django.http import HttpRequest
 from django.template.response import TemplateResponse
-from django.utils.translation import gettext_lazy
+from django.utils.translation import gettext, gettext_lazy
 
 
 class AgentDbAdminSite(AdminSite):
@@ -31,3 +33,15 @@ class AgentDbAdminSite(AdminSite):
 
 class AgentDbAdminConfig(AdminConfig):
     default_site = "agentdb.admin_project.site.AgentDbAdminSite"
+
+    def ready(self) -> None:
+        super().ready()
+        from agentdb.admin.audit import record_failed_login
+
+        user_login_failed.connect(record_failed_login, dispatch_uid="agentdb.audit")
+
+
+def csrf_failure(request: HttpRequest, reason: str = "") -> TemplateResponse:
+    """What a browser gets that sends a form and no longer the cookie that came with it."""
+    context = {**admin.site.each_context(request), "title": gettext("Log in again"), "again": request.path}
+    return TemplateResponse(request, "admin/agentdb/cookies_gone.html", context, status=403)

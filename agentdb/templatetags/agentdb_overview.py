@@ -7,6 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from django import template
+from django.db import connections, router
 from django.db.models.options import Options
 from django.template import Context
 from django.utils.html import format_html
@@ -15,8 +16,10 @@ from django.utils.text import capfirst
 from django.utils.translation import gettext
 
 from agentdb.admin import overview
+from agentdb.admin.audit import keeps_history
 from agentdb.admin.changelist import Order
 from agentdb.admin.display import (
+    find_url,
     heading_of,
     link,
     list_url,
@@ -25,6 +28,7 @@ from agentdb.admin.display import (
     slug,
     viewable,
 )
+from agentdb.admin.sharing import shared
 from agentdb.console.figures import Figure
 from agentdb.models import Agent, ApiKey, Sandbox, Session
 
@@ -45,7 +49,20 @@ def agentdb_nav(context: Context) -> dict[str, Any]:
     for model in (Session, Sandbox, Agent, ApiKey):
         if model in allowed:
             pages.append((list_url(site, model), heading_of(model)))
-    return {"pages": [(url, name, url == request.path) for url, name in pages if url]}
+    may_act = any(site._registry[model].may_change(request) for model in allowed)  # type: ignore[attr-defined]
+    return {
+        "pages": [(url, name, url == request.path) for url, name in pages if url],
+        "find_url": find_url(site),
+        "origin": request.get_full_path() if "cl" in context else "",
+        "is_read_only": not may_act,
+        "csrf_token": context.get("csrf_token"),
+    }
+
+
+@register.simple_tag
+def agentdb_keeps_accounts() -> bool:
+    """Whether an account is there tomorrow, so that its password can be changed; not under 'runadmin'."""
+    return keeps_history()
 
 
 @cache
@@ -126,4 +143,9 @@ def agentdb_sorted(cl: Any, number: int) -> SafeString:
 
 @register.inclusion_tag("admin/agentdb/overview.html", takes_context=True)
 def agentdb_overview(context: Context) -> dict[str, Any]:
-    return overview.page(context["request"])
+    request = context["request"]
+    site = site_of(request)
+    database = connections[router.db_for_read(Session)]
+    seen_by = (site.name, database.alias, str(database.settings_dict["NAME"]), frozenset(viewable(site, request)))
+    # A copy, because the template puts the token of this viewer's forms into it.
+    return dict(shared((*seen_by, request.GET.get("period", "")), lambda: overview.page(request)))

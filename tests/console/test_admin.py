@@ -457,6 +457,8 @@ def test_oldest_first_is_the_same_list_from_its_other_end(site: Site, superuser:
     fill(site.alias, 10)
 
     newest = [id for page in walk(site, "agentdb/session/", "Older") for id in page]
+    further = site.get("agentdb/session/", **dict(parse_qsl(site.get("agentdb/session/").link("Older ›")[1:])))
+    assert further.link("‹ First page") == "?"
     first = site.get("agentdb/session/").link("newest first")
     oldest = [id for page in walk(site, "agentdb/session/", "Newer", **dict(parse_qsl(first[1:]))) for id in page]
 
@@ -613,9 +615,10 @@ def test_what_is_filtered_is_exported_whole_and_nothing_else(site: Site, superus
     fill(site.alias, 120, tenants=2)
     link = site.get("agentdb/session/", tenant_id="t1").link("CSV")
 
-    lines = list(
-        csv.DictReader(io.StringIO(site.exported(urlsplit(link).path.removeprefix("/admin/"), tenant_id="t1")))
-    )
+    text = site.exported(urlsplit(link).path.removeprefix("/admin/"), tenant_id="t1")
+    assert text.startswith("\ufeff")  # by which a spreadsheet knows that it is UTF-8
+    lines = list(csv.DictReader(io.StringIO(text.removeprefix("\ufeff"))))
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3}", lines[0]["created_at"])
     found = json.loads(site.exported("agentdb/session/export/json/", tenant_id="t1"))
 
     assert "tenant_id=t1" in link
@@ -632,7 +635,7 @@ def test_an_export_starts_no_formula_in_a_spreadsheet(site: Site, superuser: Use
     for name in ("=1+1", "+1", "-1", "@x", "\tx", "plain", 'a,b\n"c"'):
         site.db.upsert_agent(name, "=cmd|' /C calc'!A0")
 
-    lines = list(csv.DictReader(io.StringIO(site.exported("agentdb/agent/export/csv/"))))
+    lines = list(csv.DictReader(io.StringIO(site.exported("agentdb/agent/export/csv/").removeprefix("\ufeff"))))
 
     assert {line["name"] for line in lines} == {"'=1+1", "'+1", "'-1", "'@x", "'\tx", "plain", 'a,b\n"c"'}
     assert {line["path"] for line in lines} == {"'=cmd|' /C calc'!A0"}

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import getpass
+import http.client
 import http.cookiejar
+import json
 import os
 import re
 import shutil
@@ -19,13 +22,15 @@ import urllib.parse
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
+from django.core.management.base import CommandError
 from django.test import Client
 
 from agentdb import AgentDbError
 from agentdb.admin_project.server import AdminRouter
+from agentdb.management.commands import runadmin as runadmin_command
 from agentdb.models import Session
 from settings import environment
 
@@ -273,8 +278,8 @@ def test_runadmin_leaves_nothing_in_the_database(url: str):
         server.send_signal(signal.SIGTERM)
         rest = server.stdout.read()
 
-    assert re.fullmatch(r"The admin is at http://127\.0\.0\.1:\d+/admin/\n", lines[0])
-    assert lines[1] == "  user name  admin\n"
+    assert re.fullmatch(r"The admin is at http://[a-z0-9-]+-[0-9a-f]{6}\.localhost:\d+/admin/\n", lines[0])
+    assert lines[1] == f"  user name  {getpass.getuser()}\n"
     assert re.fullmatch(r"  password   [A-Za-z0-9_-]{16}\n", lines[2])
     assert lines[3] == (
         "This account is gone when this ends. Only this machine can reach the address. Stop with Ctrl-C.\n"
@@ -283,29 +288,116 @@ def test_runadmin_leaves_nothing_in_the_database(url: str):
     assert table_names(url) == before
 
 
-def test_runadmin_works_on_both_engines_and_read_only(url: str):
+class Answer(NamedTuple):
+    status: int
+    location: str
+    text: str
 
+
+class Console:
+    """A 'runadmin', asked as a browser asks it, which knows that names below localhost are this machine."""
+
+    def __init__(self, server: subprocess.Popen[str]) -> None:
+        assert server.stdout is not None
+        address, self.user, self.password, self.note = (server.stdout.readline().split()[-1] for _ in range(4))
+        self.host, self.port = urllib.parse.urlsplit(address).netloc, urllib.parse.urlsplit(address).port
+        self.cookies: dict[str, str] = {}
+        self.set_cookies: list[str] = []
+
+    def ask(self, path: str, form: dict[str, str] | None = None, **headers: str) -> Answer:
+        sent = {"Host": self.host, "Cookie": "; ".join(f"{name}={text}" for name, text in self.cookies.items())}
+        if form is not None:
+            sent["Content-Type"] = "application/x-www-form-urlencoded"
+        body = urllib.parse.urlencode(form) if form is not None else None
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self.port or 0)) as connection:
+            connection.request("POST" if form is not None else "GET", path, body, {**sent, **headers})
+            with connection.getresponse() as response:
+                answer = Answer(response.status, response.headers.get("Location", ""), response.read().decode())
+        for cookie in response.headers.get_all("Set-Cookie", []):
+            self.set_cookies.append(cookie)
+            name, _, text = cookie.partition(";")[0].partition("=")
+            self.cookies[name] = text
+        return answer
+
+    def log_in(self, password: str = "") -> int:
+        token = re.search(r'csrfmiddlewaretoken" value="(\w+)"', self.ask("/admin/login/").text)
+        assert token is not None
+        form = {"username": self.user, "password": password or self.password, "csrfmiddlewaretoken": token[1]}
+        return self.ask("/admin/login/?next=/admin/", form).status
+
+
+def test_runadmin_works_on_both_engines_and_read_only(url: str):
     with runadmin(url, "--port", "0", "--read-only") as server:
         try:
-            assert server.stdout is not None
-            address, _, password, note = (server.stdout.readline().split()[-1] for _ in range(4))
-            opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor(http.cookiejar.CookieJar()))
-            with opener.open(address) as answer:
-                token = re.search(r'csrfmiddlewaretoken" value="(\w+)"', answer.read().decode())
-            assert token is not None
-            form = {"username": "admin", "password": password, "csrfmiddlewaretoken": token[1], "next": "/admin/"}
-            with opener.open(f"{address}login/", urllib.parse.urlencode(form).encode()) as answer:
-                overview = answer.read().decode()
-            with pytest.raises(urllib.error.HTTPError) as refused:
-                opener.open(f"{address}agentdb/apikey/add/")
-            refused.value.close()
+            console = Console(server)
+            assert console.log_in() == 302
+            overview = console.ask("/admin/").text
+            refused = console.ask("/admin/agentdb/apikey/add/").status
         finally:
             server.send_signal(signal.SIGINT)
 
     assert "Nothing is stored yet" in overview
     assert "Nothing needs attention" in overview
-    assert refused.value.code == 403
-    assert note == "Ctrl-C."
+    assert "Read-only" in overview
+    assert "Change password" not in overview  # of an account that ends with the process
+    assert refused == 403
+    assert console.note == "Ctrl-C."
+
+
+@pytest.mark.parametrize("engine", ["sqlite"], indirect=True)
+def test_runadmin_has_a_name_and_cookies_that_are_its_own_and_end_with_the_browser(url: str):
+    with runadmin(url, "--port", "0", "--user", "Ann Smith") as server, runadmin(url, "--port", "0") as other:
+        try:
+            console, second = Console(server), Console(other)
+            console.user = "Ann Smith"
+            assert console.log_in() == 302
+            elsewhere = console.ask("/admin/?period=7d", Host=f"127.0.0.1:{console.port}")
+            sent = console.ask("/admin/login/", {"a": "b"}, Host=f"localhost:{console.port}")
+            foreign = console.ask("/admin/", Host="evil.example")
+        finally:
+            server.send_signal(signal.SIGINT)
+            other.send_signal(signal.SIGINT)
+
+    assert console.host != second.host
+    assert console.cookies.keys().isdisjoint(second.cookies)
+    assert len(console.cookies) == 2
+    for cookie in console.set_cookies:
+        assert "HttpOnly" in cookie and "SameSite=Strict" in cookie
+        assert "expires" not in cookie.lower() and "max-age" not in cookie.lower() and "domain" not in cookie.lower()
+    assert (elsewhere.status, elsewhere.location) == (302, f"http://{console.host}/admin/?period=7d")
+    assert (sent.status, foreign.status) == (421, 400)
+
+
+@pytest.mark.parametrize("engine", ["sqlite"], indirect=True)
+def test_runadmin_audits_failed_logins_and_helps_after_cookies_were_cleared(url: str, tmp_path: Path):
+    with runadmin(url, "--port", "0", "--audit-log", str(tmp_path / "audit.jsonl")) as server:
+        try:
+            console = Console(server)
+            assert console.log_in("wrong") == 200
+            console.cookies.clear()
+            page = console.ask("/admin/agentdb/session/?status=active", {"action": "pause_sessions"})
+        finally:
+            server.send_signal(signal.SIGINT)
+
+    [line] = map(json.loads, (tmp_path / "audit.jsonl").read_text().splitlines())
+    assert (line["user"], line["from"], line["action"], line["outcome"]) == (
+        console.user, "127.0.0.1", "log in", "refused"
+    )  # fmt: skip
+    assert page.status == 403
+    assert "Nothing was changed" in page.text
+    assert 'href="/admin/agentdb/session/"' in page.text
+
+
+@pytest.mark.parametrize("name", ["", " ", "a\nb", "x" * 151])
+def test_runadmin_refuses_a_user_that_no_line_can_name(name: str):
+    with pytest.raises(CommandError, match="--user must be a name of at most 150 printable characters"):
+        runadmin_command._user(name)
+
+
+def test_pages_are_compressed_for_a_browser_that_asks_for_it():
+    answer = Client().get("/admin/login/", headers={"accept-encoding": "gzip"})
+
+    assert answer["Content-Encoding"] == "gzip"
 
 
 def test_runadmin_refuses_a_database_that_lacks_migrations(empty_url: str):
@@ -356,7 +448,7 @@ def test_password_of_the_database_is_not_among_the_arguments(monkeypatch: pytest
     monkeypatch.setattr(command, "pending_migrations", lambda connection: [])
 
     with pytest.raises(OSError, match="enough seen"):
-        command.Command().handle(database="default", port=0, read_only=False, audit_log=None)
+        command.Command().handle(database="default", port=0, read_only=False, user=None, audit_log=None)
 
     assert "pass-word" not in str(seen)
 

@@ -20,6 +20,7 @@ from django.test import Client
 from django.utils import timezone
 
 import agentdb
+from agentdb.admin import sharing
 from agentdb.admin_project.server import make_account_tables
 from agentdb.console import report
 from agentdb.models import Agent, ApiKey, Sandbox, Session
@@ -190,6 +191,7 @@ def site(db: agentdb.DjangoDb, _accounts: Path, tmp_path: Path, monkeypatch: pyt
     """The admin on an empty database, nobody logged in."""
     assert settings.DEBUG is False
     report._schemas.clear()
+    monkeypatch.setattr(sharing, "SECONDS", -1.0)
     copy = tmp_path / "accounts.sqlite3"
     shutil.copyfile(_accounts, copy)
     with _alias("accounts", copy) as accounts:

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import getpass
 import json
 import os
+import re
+import secrets
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -39,12 +42,23 @@ class Command(DatabaseCommand):
             help="The account can look and cannot change, and a SQLite file is opened read-only.",
         )
         parser.add_argument(
+            "--user", metavar="NAME", help="Who the audit log names; the account that runs the command unless given."
+        )
+        parser.add_argument(
             "--audit-log", metavar="FILE", help="Append who did what, one line of JSON each, to this file."
         )
 
     def handle(
-        self, *args: Any, database: str, port: int, read_only: bool, audit_log: str | None, **options: Any
+        self,
+        *args: Any,
+        database: str,
+        port: int,
+        read_only: bool,
+        user: str | None,
+        audit_log: str | None,
+        **options: Any,
     ) -> None:
+        user = _user(user)
         try:
             with _looked_at(database) as connection:
                 pending = pending_migrations(connection)
@@ -70,7 +84,9 @@ class Command(DatabaseCommand):
         # because arguments and environment of a process can be seen by others and a password may be among them.
         settings = {
             "database": _served(configured, read_only=read_only),
+            "name": _name(configured),
             "port": port,
+            "user": user,
             "read_only": read_only,
             "audit_log": audit_log and os.path.abspath(audit_log),
         }
@@ -151,6 +167,25 @@ def _served(connection: BaseDatabaseWrapper, *, read_only: bool) -> dict[str, An
     return settings
 
 
+def _name(connection: BaseDatabaseWrapper) -> str:
+    """A host name that no other server of this machine has, because cookies know hosts and no ports."""
+    path = sqlite_path(connection)
+    called = path.stem if path is not None else str(connection.settings_dict["NAME"])
+    readable = re.sub(r"[^a-z0-9]+", "-", called.lower()).strip("-")[:30].strip("-") or "agentdb"
+    return f"{readable}-{secrets.token_hex(3)}"
+
+
+def _user(asked: str | None) -> str:
+    if asked is None:
+        try:
+            return getpass.getuser()
+        except (OSError, KeyError):  # a container may run as an account without a name
+            return "admin"
+    if not asked.strip() or len(asked) > _LONGEST_USER or not asked.isprintable():
+        raise CommandError(f"--user must be a name of at most {_LONGEST_USER} printable characters, not {asked!r}.")
+    return asked
+
+
 def _check_audit_log(path: str) -> None:
     try:
         with open(path, "a"):
@@ -160,4 +195,5 @@ def _check_audit_log(path: str) -> None:
 
 
 _LOCK_SECONDS = 3.0
+_LONGEST_USER = 150  # what Django's table of accounts takes
 _CONNECT_SECONDS = 5
