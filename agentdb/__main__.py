@@ -12,7 +12,7 @@ from agentdb.conf import DEFAULT_URL, URL_VARIABLE, database_url, display_url
 from agentdb.errors import AgentDbError, InvalidInputError
 from agentdb.management.output import occupy_closed_descriptors, write_any_character
 from agentdb.serving.host import SETTINGS_VARIABLE, cannot_load, load_settings
-from agentdb.serving.own_apps import APPS_VARIABLE
+from agentdb.serving.own_apps import APPS_VARIABLE, app_names
 
 # The commands of Django that are of use to someone who has a database and no project.
 _DJANGO_COMMANDS = ("check", "dbshell", "inspectdb", "makemigrations", "shell", "showmigrations", "sqlmigrate")
@@ -120,6 +120,12 @@ def _check_host_settings(module: str) -> None:
         raise InvalidInputError(
             f"The INSTALLED_APPS of {module!r} lack 'agentdb'. Add it, or unset {SETTINGS_VARIABLE}."
         )
+    for name in app_names(None) or ():
+        if not any(f"{app}.".startswith(f"{name}.") for app in settings.INSTALLED_APPS):
+            raise InvalidInputError(
+                f"The INSTALLED_APPS of {module!r} lack {name!r}, which {APPS_VARIABLE} names. Add it, or unset "
+                f"{SETTINGS_VARIABLE} or {APPS_VARIABLE}."
+            )
 
 
 def _run(arguments: Sequence[str]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -216,6 +217,22 @@ def test_a_probe_says_what_the_apps_lack(folder: Path, url: str) -> None:
     assert run(folder, "health", **named).returncode == 0
 
 
+def test_the_pytest_fixtures_have_the_tables_of_the_environments_apps(folder: Path) -> None:
+    (folder / "test_notes.py").write_text("""
+def test_notes(agentdb_sqlite):
+    from notes.models import Note
+
+    Note.objects.using(agentdb_sqlite.alias).create(session_id="s1", text="kept")
+    assert Note.objects.using(agentdb_sqlite.alias).count() == 1
+""")
+    inherited = {name: value for name, value in os.environ.items() if name != "DJANGO_SETTINGS_MODULE"}
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:django", "-p", "no:cacheprovider", "test_notes.py"],
+        cwd=folder, env={**inherited, "AGENTDB_APPS": "notes"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert "1 passed" in done.stdout, done.stdout
+
+
 # -- what is refused
 
 
@@ -323,6 +340,14 @@ agentdb.connect("sqlite:///b.db", migrate=True).close()
 """
     assert run_python(code, folder, **settings) == "0\n"
     assert execute(f"sqlite:///{folder}/b.db", "SELECT name FROM sqlite_master WHERE name LIKE 'notes%'") == []
+
+    command = run(folder, "check", **settings, AGENTDB_APPS="notes,others")
+    assert (command.returncode, command.stderr) == (
+        2,
+        "The INSTALLED_APPS of 'site_settings' lack 'others', which AGENTDB_APPS names. Add it, or unset "
+        "DJANGO_SETTINGS_MODULE or AGENTDB_APPS.\n",
+    )
+    assert run(folder, "check", **settings, AGENTDB_APPS="notes").returncode == 0
 
 
 # -- the commands
