@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import assert_type
 
 import agentdb
@@ -67,6 +67,39 @@ def reading_and_writing(db: Db, now: datetime) -> None:
     assert_type(db.close(), None)
 
 
+def a_fleet(db: Db, now: datetime) -> None:
+    claimed = db.claim_session("s1", "r1", silent_for=timedelta(seconds=30))
+    assert_type(claimed, SessionRecord | None)
+    assert_type(db.get_silent_sessions(now, limit=10), list[SessionRecord])
+    assert_type(db.touch_session("s1", runner_id="r1"), bool)
+    assert_type(db.touch_sessions(["s1", "s2"], runner_id="r1"), list[str])
+    assert_type(db.touch_sessions({"s1": 1}.keys()), list[str])
+    assert_type(db.touch_sandboxes(("sb1",)), list[str])
+    assert_type(db.claim_warm_sandbox("a", "s1"), SandboxRecord | None)
+    assert_type(db.list_sessions(status=("active", SessionStatus.PAUSED), runner_id="r1"), list[SessionRecord])
+    assert_type(db.count_sessions("acme", agent="a", status="active"), int)
+    sandboxes = db.list_sandboxes("acme", state={"warm"}, session_id="s1", limit=10)
+    assert_type(sandboxes, list[SandboxRecord])
+    assert_type(sandboxes[-1].cursor, str)
+    assert_type(db.list_sandboxes(before=sandboxes[-1]), list[SandboxRecord])
+    assert_type(db.list_sandboxes(before=sandboxes[-1].cursor), list[SandboxRecord])
+    assert_type(db.list_sandboxes_by_runner("r1"), list[SandboxRecord])
+    assert_type(db.mark_sandboxes_cold_by_runner("r1"), int)
+    assert_type(db.count_sandboxes(state="warm"), int)
+    assert_type(db.update_session_status("s1", "paused", only_if=["active", "starting"]), bool)
+    assert_type(db.update_session_runner("s1", "r2", only_if=None), bool)
+    assert_type(db.update_sandbox_state("sb1", "cold", only_if=SandboxState.WARM), bool)
+    assert_type(db.claim_eviction_candidate(unused_since=now), SandboxRecord | None)
+    assert_type(db.delete_session("s1"), bool)
+
+
+def misuse_of_a_fleet(db: Db) -> None:
+    db.claim_session("s1", "r1", silent_for=30)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    db.update_session_status("s1", "paused", only_if="actve")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    db.update_session_runner("s1", "r1", only_if=5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    db.touch_sessions([5])  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]
+
+
 def misuse(db: Db, session: SessionRecord) -> None:
     # mypy and pyright report an ignore that nothing needs, so that each of these is an error.
     db.get_agent()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
@@ -107,6 +140,9 @@ async def awaiting(db: Db, now: datetime) -> None:
         assert_type(await adb.authenticate("agentdb_x"), ApiKeyRecord | None)
         assert_type(await adb.run_transaction(_in_transaction), SessionRecord)
         assert_type(await adb.run_transaction(_in_async_transaction), SessionRecord)
+        assert_type(await adb.claim_session("s1", "r1", silent_for=timedelta(minutes=1)), SessionRecord | None)
+        assert_type(await adb.touch_sessions(["s1"], runner_id="r1"), list[str])
+        assert_type(await adb.list_sandboxes(state="warm", limit=10), list[SandboxRecord])
         assert_type(await adb.close(), None)
     async with agentdb.connect_async() as opened:
         assert_type(opened, AsyncDb)
