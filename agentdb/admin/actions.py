@@ -242,34 +242,64 @@ def _next_ids(asked: Asked, rows: QuerySet[Any], done: Done) -> list[str]:
 
 
 def _batch(model_admin: Any, request: HttpRequest, work: Work, ids: Sequence[str], done: Done) -> None:
-    """Do it to each row and write down that it was done, all or nothing."""
-    alias = router.db_for_write(model_admin.model)
+    """Do it to each row of a batch, all or nothing."""
+
+    def act(db: Db) -> tuple[list[Any], list[tuple[str, str]]]:
+        alias = router.db_for_write(model_admin.model)
+        rows = {row.pk: row for row in model_admin.get_queryset(request).using(alias).filter(pk__in=ids)}
+        outcomes = [(id, work.act(db, id)) for id in ids]
+        return [rows[id] for id, problem in outcomes if not problem and id in rows], outcomes
+
+    for id, problem in _written_down(model_admin, request, work, act, done):
+        done.reached = max(done.reached, id)
+        if problem:
+            done.skip(id, problem)
+
+
+def _written_down(
+    model_admin: Any,
+    request: HttpRequest,
+    work: Work,
+    act: Callable[[Db], tuple[list[Any], list[tuple[str, str]]]],
+    done: Done,
+) -> list[tuple[str, str]]:
+    """Act in one transaction that holds the audit log's line too, and return what came of each row."""
     written: list[Any] = []
 
     def write(outcome: Outcome) -> None:
-        record(request, work.verb, written, *work.change(written), outcome)
-
-    def act(db: Db) -> list[tuple[str, str]]:
-        rows = {row.pk: row for row in model_admin.get_queryset(request).using(alias).filter(pk__in=ids)}
-        outcomes = [(id, work.act(db, id)) for id in ids]
-        written[:] = [rows[id] for id, problem in outcomes if not problem and id in rows]
         if written:
-            write("done")
+            record(request, work.verb, written, *work.change(written), outcome)
+
+    def act_and_write(db: Db) -> list[tuple[str, str]]:
+        written[:], outcomes = act(db)
+        write("done")
         return outcomes
 
     try:
-        outcomes = DjangoDb(alias).run_transaction(act)
+        outcomes = DjangoDb(router.db_for_write(model_admin.model)).run_transaction(act_and_write)
     except (AgentDbError, OSError) as error:
-        if written and isinstance(error, AgentDbError):
+        if isinstance(error, AgentDbError):
             write("undone")
         done.error = str(error)
-        return
+        return []
     log_in_project(request, work.verb, written, *work.change(written))
     done.rows += written
-    done.reached = ids[-1]
-    for id, problem in outcomes:
-        if problem:
-            done.skip(id, problem)
+    return outcomes
+
+
+def pause_runner(model_admin: Any, request: HttpRequest, runner_id: str) -> HttpResponse:
+    """Pause all live sessions of a runner, in one transaction."""
+
+    def act(db: Db) -> tuple[list[Any], list[tuple[str, str]]]:
+        live = Session.objects.using(router.db_for_write(Session)).of_runner(runner_id).live()
+        rows = list(live.only("pk", "status"))
+        db.bulk_pause_sessions_by_runner(runner_id)
+        return rows, []
+
+    done = Done()
+    work = Work(f"pause all of runner {runner_id}", lambda db, id: "", PAUSE.change)
+    _written_down(model_admin, request, work, act, done)
+    return _result(model_admin, request, PAUSE, Asked.of(request), done)
 
 
 def _question(

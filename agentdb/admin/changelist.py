@@ -28,13 +28,15 @@ from django.utils import timezone
 from django.utils.text import capfirst
 from django.utils.translation import gettext
 
-from agentdb.admin.display import heading_of, name_of, viewable
+from agentdb.admin.display import heading_of, name_of, undo_url, viewable
 from agentdb.admin.filters import ColumnFilter
 from agentdb.console.display import exact
 from agentdb.console.questions import Problem
 from agentdb.console.reading import read
 from agentdb.console.unreadable import is_unreadable
 from agentdb.expressions import CodePointOrder
+from agentdb.interface import SessionStatus
+from agentdb.models import Session
 
 WINDOW = 10_000
 # Of the five that a page has: a search that finds too little in the newest rows goes on for this long.
@@ -333,6 +335,12 @@ class RowList(ChangeList):
     @property
     def first_url(self) -> str:
         return "" if self.is_first else self.get_query_string()
+
+    @property
+    def resume_url(self) -> str:
+        """Where paused sessions are resumed as they were."""
+        is_paused = self.model is Session and self.question.equal.get("status") == SessionStatus.PAUSED
+        return undo_url(self.model_admin.admin_site) if is_paused else ""
 
     @property
     def goes_on(self) -> bool:

@@ -100,11 +100,9 @@ class ReadFirstAdmin(ModelAdmin):
 
     @property
     def media(self) -> forms.Media:
-        # Of Django's scripts those that its page of a row starts with. The one for actions looks for parts of a bar
-        # that these lists do not have, and stops with an error.
-        scripts: list[Any] = ["admin/js/vendor/jquery/jquery.min.js", "admin/js/jquery.init.js"]
-        scripts.append(forms.Script("agentdb/console.js", defer=True))
-        return forms.Media(css={"all": ["agentdb/console.css"]}, js=scripts)
+        # None of Django's scripts: the one for actions looks for parts of a bar that these lists do not have.
+        script: Any = forms.Script("agentdb/console.js", defer=True)
+        return forms.Media(css={"all": ["agentdb/console.css"]}, js=[script])
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         return False

@@ -7,7 +7,6 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 
-from django.contrib import messages
 from django.contrib.admin import AdminSite, ModelAdmin
 from django.core.exceptions import PermissionDenied
 from django.db import connections, router
@@ -17,10 +16,10 @@ from django.http.response import HttpResponseBase
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path
 from django.utils import timezone
-from django.utils.translation import gettext, ngettext
+from django.utils.translation import gettext
 
-from agentdb.admin import overview
-from agentdb.admin.audit import Outcome, log_in_project, record
+from agentdb.admin import actions, overview
+from agentdb.admin.audit import record
 from agentdb.admin.display import (
     badge,
     heading_of,
@@ -43,11 +42,9 @@ from agentdb.console.groups import BY, FILTERS, MOST_GROUPS, Change, Grouped, Gr
 from agentdb.console.questions import Answer, Budget, Problem, ask
 from agentdb.console.reading import read
 from agentdb.console.unreadable import unreadable_rows
-from agentdb.errors import AgentDbError
 from agentdb.interface import SandboxState, SessionStatus
 from agentdb.models import Agent, ApiKey, Sandbox, Session
 from agentdb.querysets import LIVE
-from agentdb.serving.adapter import DjangoDb
 
 LIVE_SHOWN = 10
 SUM_SECONDS = 4.0  # of the five that a page has
@@ -87,7 +84,10 @@ def _runner(request: HttpRequest, model_admin: Any) -> HttpResponseBase:
     site, runner_id = model_admin.admin_site, request.GET.get("id", "").replace("\x00", "")
     may_act = model_admin.has_act_permission(request)
     if request.method == "POST":
-        return _pause_all(request, model_admin, runner_id, may_act)
+        if not may_act:
+            record(request, f"pause all of runner {runner_id}", [], {}, {}, "refused")
+            raise PermissionDenied
+        return actions.pause_runner(model_admin, request, runner_id)
     allowed, problems, alias = viewable(site, request), list[Problem](), router.db_for_read(Session)
     connection, fleet = connections[alias], Fleet(alias)
     seen = ask(connection, lambda: fleet.runner(runner_id), problems).value
@@ -170,43 +170,6 @@ def _sandboxes(site: AdminSite, alias: str, runner_id: str) -> list[overview.Sha
         return _groups_url(site, "sandbox", by="session_status", runner_id=runner_id, state=state)
 
     return overview.share_bars(figures, listed)
-
-
-def _pause_all(request: HttpRequest, model_admin: ModelAdmin[Any], runner_id: str, may_act: bool) -> HttpResponseBase:
-    action = f"pause all of runner {runner_id}"
-    if not may_act:
-        record(request, action, [], {}, {}, "refused")
-        raise PermissionDenied
-    alias = router.db_for_write(Session)
-    written: list[Session] = []
-
-    def pause(db: Any) -> list[Session]:
-        live = Session.objects.using(alias).of_runner(runner_id).live()
-        rows = list(live.only("pk", "status"))
-        db.bulk_pause_sessions_by_runner(runner_id)
-        written[:] = rows
-        write("done")
-        return rows
-
-    def write(outcome: Outcome) -> None:
-        record(request, action, written, *change(), outcome)
-
-    def change() -> tuple[dict[str, str], dict[str, str]]:
-        before = {row.pk: row.status for row in written}
-        return before, dict.fromkeys(before, str(SessionStatus.PAUSED))
-
-    back = HttpResponseRedirect(runner_url(model_admin.admin_site, runner_id))
-    try:
-        rows = DjangoDb(alias).run_transaction(pause)
-    except (AgentDbError, OSError) as error:
-        if written and isinstance(error, AgentDbError):
-            write("undone")
-        model_admin.message_user(request, gettext("Nothing was changed.") + f" {error}", messages.ERROR)
-        return back
-    log_in_project(request, action, rows, *change())
-    sentence = ngettext("%d session is paused.", "%d sessions are paused.", len(rows)) % len(rows)
-    model_admin.message_user(request, sentence, messages.SUCCESS)
-    return back
 
 
 def _rows(request: HttpRequest, model_admin: Any) -> HttpResponseBase:

@@ -889,7 +889,12 @@ def test_what_is_not_a_line_of_a_pause_is_not_undone(site: Site, lines: str, sen
 
 
 def test_undoing_needs_the_permission_to_act(site: Site):
+    fill(site.alias, 5)
+    operator(site)
+    url = site.get("agentdb/session/", status="paused").link("Resume from the audit log")
+    assert site.client.get(url).status_code == 200
     site.log_in_viewer()
+    assert "Resume from the audit log" not in site.get("agentdb/session/", status="paused").text
 
     assert site.get("agentdb/session/undo/").status == 403
     assert site.post("agentdb/session/undo/", lines="{}").status == 403

@@ -414,7 +414,8 @@ def test_pausing_all_of_a_runner_asks_says_how_many_and_is_written_down(
     assert live
     assert f"Pause {live} session" in page.text
     answer = site.post("agentdb/session/runner/?id=runner-1")
-    assert f"{live} session{'s are' if live > 1 else ' is'} paused." in answer.messages
+    assert f"Paused {live} session" in answer.text
+    assert "Undo" in answer.text
     assert not Session.objects.using(site.alias).filter(runner_id="runner-1", status__in=["active", "starting"]).count()
     line = audited(caplog)[-1]
     assert (line["user"], line["action"], line["rows"], line["outcome"]) == (
