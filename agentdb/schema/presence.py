@@ -2,33 +2,22 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from agentdb.errors import AgentDbError, SchemaMismatchError, SchemaOutOfDateError
 from agentdb.schema.migration_record import migration_names, pending_migrations
 
 _TABLES = ("agents", "sessions", "sandboxes", "api_keys")
-_RECORD = "django_migrations"
+_TEXTS = ("text", "character varying")
 _ON_SERVER = (
-    "SELECT w.name, n.nspname, format_type(a.atttypid, NULL) FROM unnest(%s::text[]) AS w(name) "
-    "JOIN pg_class c ON c.oid = to_regclass(w.name) JOIN pg_namespace n ON n.oid = c.relnamespace "
+    "SELECT w.name, format_type(a.atttypid, NULL) FROM unnest(%s::text[]) AS w(name) "
+    "JOIN pg_class c ON c.oid = to_regclass(w.name) "
     "LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = 'created_at'"
 )
 _ON_SQLITE = (
-    "SELECT m.name, '', p.type FROM sqlite_master AS m "
+    "SELECT m.name, p.type FROM sqlite_master AS m "
     "LEFT JOIN pragma_table_info(m.name) AS p ON p.name = 'created_at' WHERE m.type IN ('table', 'view')"
 )
-
-
-class _Found(NamedTuple):
-    schema: str
-    instant_type: str  # of created_at
-
-    @property
-    def is_native(self) -> bool:
-        return self.instant_type.lower() not in ("text", "character varying", "")
 
 
 def schema_problem(connection: BaseDatabaseWrapper, place: str) -> AgentDbError | None:
@@ -44,26 +33,21 @@ def schema_problem(connection: BaseDatabaseWrapper, place: str) -> AgentDbError 
             f"{place} lacks the tables {', '.join(missing)}, though their migrations are recorded. "
             "Run 'agentdb verifydb'."
         )
-    if all(table.is_native for table in tables.values()):
+    if not any(kind.lower() in _TEXTS for kind in tables.values()):
         return None
-    record, schema = found.get(_RECORD), tables["sessions"].schema
-    if record is not None and record.schema != schema:
-        return SchemaMismatchError(
-            f"{place} has tables of the old server in schema {schema!r}, and the record of migrations in schema "
-            f"{record.schema!r}, which search_path names as well. Name one schema, then run 'agentdb baselinedb'."
-        )
     return SchemaMismatchError(
         f"{place} holds its timestamps as text, though the migrations are recorded. Run 'agentdb verifydb'."
     )
 
 
-def _find(connection: BaseDatabaseWrapper) -> dict[str, _Found]:
+def _find(connection: BaseDatabaseWrapper) -> dict[str, str]:
+    """Return the tables that are there, each with the type of its created_at."""
     with connection.cursor() as cursor:
         if connection.vendor == "sqlite":
             cursor.execute(_ON_SQLITE)
         else:
-            cursor.execute(_ON_SERVER, [[*_TABLES, _RECORD]])
-        return {name: _Found(schema, kind or "") for name, schema, kind in cursor.fetchall()}
+            cursor.execute(_ON_SERVER, [list(_TABLES)])
+        return {name: kind or "" for name, kind in cursor.fetchall()}
 
 
 def _out_of_date(place: str, pending: tuple[str, ...], is_old: bool) -> str:

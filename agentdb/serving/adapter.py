@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Callable, Collection, Sequence
-from copy import copy
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from types import EllipsisType, TracebackType
@@ -466,7 +465,8 @@ class DjangoDb(Db):
         return self._on(self._executor.of_tenant(tenant_id))
 
     def _on(self, executor: Executor) -> DjangoDb:
-        view = copy(self)
+        view = object.__new__(type(self))
+        view.__dict__.update(self.__dict__)  # as copy() does, in a tenth of the time
         view._executor = executor
         return view
 

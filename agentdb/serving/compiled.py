@@ -104,6 +104,7 @@ class Statement:
     slots: tuple[tuple[str | None, Any, Converter | None], ...]
     converters: tuple[tuple[int, Converter], ...]
     table: str
+    instants: tuple[int, ...] = ()  # the columns that a server returns as datetimes
     row: tuple[tuple[str | None, Any], ...] = ()  # an inserted row: the names of its values, or what is always the same
 
     def bind(self, values: Mapping[str, Any]) -> list[Any]:
@@ -352,7 +353,9 @@ def _statement(
         sql = sql.replace("%s", "?").replace("%%", "%")
     assert compiler.query.model is not None
     table = compiler.query.model._meta.db_table
-    return Statement(sql, tuple(slots), _converters(connection, compiler, columns), table)
+    read = enumerate(columns) if connection.vendor != "sqlite" else ()
+    returned = tuple(index for index, column in read if isinstance(column.output_field, DateTimeField))
+    return Statement(sql, tuple(slots), _converters(connection, compiler, columns), table, returned)
 
 
 def _converters(

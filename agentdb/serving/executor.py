@@ -155,19 +155,22 @@ class Executor:
         """Run the query; return its statement and what ``consume`` makes of the cursor."""
         if self._part is not None:
             self._part.check()  # before the lock, which another thread's transaction may have
-        slot = self.threads.slot()
-        query = self._narrowed(query)
+        threads = self.threads
+        slot = threads.slot()
+        if self.tenant_id is not None:
+            query, values = self._narrowed(query), self._of_tenant(values)
         if _warn_in_loops and _get_running_loop() is not None:
             _warn_of_blocked_loop()
         if forking.under_way and not slot.wrapper.in_atomic_block:
             forking.wait()
         with slot.lock:
-            self._threads.slot()  # closed meanwhile?
+            if threads.closed:
+                threads.slot()  # says so
             block = block_of(slot)
             if block is not None:
                 block.check()
             statement = self._statements.get(query) or self._compile(query, slot)
-            params = statement.bind(self._of_tenant(values))
+            params = statement.bind(values)
             writes = not isinstance(query, Select | SelectCount)
             if block is not None:
                 return statement, self._run_in_block(slot, block, statement, params, consume)
@@ -181,8 +184,7 @@ class Executor:
         self, slot: Slot, statement: Statement, params: list[Any], consume: Callable[[Any], R], writes: bool
     ) -> R:
         """Run the statement as a transaction of its own; retry if that cannot do anything twice."""
-        delays = None
-        lost_before = False
+        delays, lost_before = None, False
         while True:
             try:
                 connection = slot.ready()
@@ -250,6 +252,10 @@ class Executor:
         return values if self.tenant_id is None else {**values, "tenant_id": self.tenant_id}
 
     def _made(self, make: Callable[..., R], statement: Statement, rows: list[Row]) -> list[R]:
+        if rows and statement.instants and isinstance(rows[0][statement.instants[0]], str):
+            # The statement was prepared again for a schema whose migrations were reversed under the open Db.
+            error = TypeError(f"table {statement.table!r} has text in the place of timestamps")
+            raise self._threads.engine.explain(Fault.MISMATCH, error)
         try:
             return [make(*statement.convert(row)) for row in rows]
         except _UNREADABLE as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Protocol, cast
+from typing import Any, Protocol
 
 from django.db import transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -76,7 +76,7 @@ def block_of(slot: Slot) -> Block | None:
     wrapper = slot.wrapper
     if not wrapper.in_atomic_block:
         return None
-    blocks = cast("list[object]", wrapper.atomic_blocks)
+    blocks: list[Any] = wrapper.atomic_blocks
     if blocks and isinstance(blocks[0], Transaction):
         if not blocks[0].is_over:
             return blocks[0]
@@ -165,7 +165,7 @@ class Transaction(Block):
         try:
             _check_use(self._thread, is_over=self.is_over)
             connection = self.spoiled_or_open(self._slot)
-            connection.look(closely=True)
+            connection.look()
             committing = True
             connection.commit()
             connection.confirm()
@@ -223,11 +223,20 @@ class Savepoint:
         self._block = block
         self._thread = threading.get_ident()
         self._atomic = transaction.atomic(using=slot.wrapper.alias)
-        self.is_over = False
+        self.is_over = True  # until it has begun
 
     def begin(self) -> None:
-        with self._whole():
-            self._atomic.__enter__()
+        wrapper = self._slot.wrapper
+        ids, blocks = [*wrapper.savepoint_ids], [*wrapper.atomic_blocks]
+        try:
+            with self._whole():
+                self._atomic.__enter__()
+                self.is_over = False
+        except BaseException:
+            # Entered by half, Django's atomic() would take its end for that of the block around it.
+            self.is_over = True
+            wrapper.savepoint_ids, wrapper.atomic_blocks = ids, blocks
+            raise
 
     def check(self) -> None:
         _check_use(self._thread, is_over=self.is_over)

@@ -207,6 +207,7 @@ class Relay:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._sockets: list[socket.socket] = []
         self.silent = threading.Event()  # accepts and acknowledges, and passes nothing on
+        self.answers: int | None = None  # so many more pieces of what the server says are passed on, then silence
         self.port = self._listener.getsockname()[1]
         self._threads = [threading.Thread(target=self._accept)]
         self._threads[0].start()
@@ -225,6 +226,10 @@ class Relay:
     def _pump(self, source: socket.socket, sink: socket.socket) -> None:
         with suppress(OSError):
             while data := source.recv(65536):
+                if self.answers is not None and source.family == socket.AF_UNIX:
+                    self.answers -= 1
+                    if self.answers < 0:
+                        self.silent.set()
                 if not self.silent.is_set():
                     sink.sendall(data)
         for end in (source, sink):
@@ -401,6 +406,45 @@ def test_close_and_the_connect_of_a_new_thread_wait_no_longer_than_call_timeout(
     begun.start()
     begun.join(timeout=30)
     assert not begun.is_alive()
+
+
+@pytest.mark.parametrize("what", ["health", "commit", "savepoint", "undo", "close"])
+def test_nothing_waits_for_ever_for_a_server_that_has_gone_silent(relay: tuple[Relay, str], what: str) -> None:
+    middle, url = relay
+
+    def go_silent_and(then: str) -> Callable[[Db], object]:
+        def work(tx: Db) -> object:
+            tx.list_agents()
+            middle.silent.set()
+            if then == "undo":
+                raise ZeroDivisionError
+            return tx.run_transaction(lambda inner: None) if then == "savepoint" else None
+
+        return work
+
+    with agentdb.connect(f"{url}?call_timeout=1") as db:
+        if what in ("health", "close"):
+            middle.silent.set()
+        if what == "health":
+            health = db.health()
+            assert (health.ok, _SILENCE in health.reason) == (False, True)
+        elif what == "undo":
+            with pytest.raises(ZeroDivisionError):
+                db.run_transaction(go_silent_and(what))
+        elif what != "close":
+            expected = agentdb.OutcomeUnknownError if what == "commit" else DatabaseUnavailableError
+            with pytest.raises(expected, match=_SILENCE):
+                db.run_transaction(go_silent_and(what))
+
+
+@pytest.mark.parametrize("answers", range(8))
+def test_connect_ends_wherever_the_server_goes_silent(relay: tuple[Relay, str], answers: int) -> None:
+    middle, url = relay
+    middle.answers = answers
+    with pytest.raises(DatabaseUnavailableError), agentdb.connect(f"{url}?call_timeout=1", timeout_seconds=1) as db:
+        db.list_agents()
+        middle.silent.set()
+        db.list_agents()
 
 
 def test_close_waits_no_longer_for_another_threads_call_than_that_may_take(relay: tuple[Relay, str]) -> None:

@@ -87,6 +87,10 @@ class Connection(ABC):
         """Run the statement and return a cursor."""
 
     @abstractmethod
+    def is_at_hand(self) -> bool:
+        """Whether it can be used as it is, by what can be known at no price; if not, ``Slot.ready`` asks further."""
+
+    @abstractmethod
     def is_clean(self) -> bool:
         """Whether it is open, in no transaction and runs no statement; asks no server."""
 
@@ -114,8 +118,8 @@ class Connection(ABC):
         """Whether it is in the middle of a statement that an asynchronous exception has left."""
         return False
 
-    def look(self, *, closely: bool = False) -> None:
-        """Raise ``DatabaseUnavailableError`` if the open file is not the one at the path; look rarely, or closely."""
+    def look(self) -> None:
+        """Raise ``DatabaseUnavailableError`` if the open file is not the one at the path any more."""
         return
 
     def confirm(self) -> None:
@@ -173,6 +177,8 @@ class Slot:
     def ready(self, limit: float | None = None) -> Connection:
         """Return a connection for a call outside of a transaction: open, alive, and in the middle of nothing."""
         connection = self._connection
+        if connection is not None and connection.raw is self.wrapper.connection and connection.is_at_hand():
+            return connection
         if connection is None or connection.raw is not self.wrapper.connection:
             connection = self._adopted()
         elif self.wrapper.autocommit and not connection.is_clean():  # else the host has switched it off

@@ -240,6 +240,9 @@ class PostgresConnection(Connection):
         self._not_replicated = False
         raise NotReplicated("the primary has stored it, and its synchronous standby did not say that it has")
 
+    def is_at_hand(self) -> bool:
+        return self.raw.pgconn.transaction_status == _IDLE and not self._readable()
+
     def is_clean(self) -> bool:
         return bool(self.raw.pgconn.transaction_status == _IDLE)
 

@@ -69,8 +69,18 @@ def _is_gone(path: str) -> bool:
     return False
 
 
-# Seconds between two looks at what the path names: a look is a twentieth of a read.
+# Seconds between two looks at what the path names, for reads; a write looks each time, at the folder first.
 _LOOK_SECONDS = 0.1
+_TICK_NANOSECONDS = 100_000_000
+
+
+def _folder_of(path: str) -> tuple[int, int] | None:
+    """Return the number of the folder that the file is in, and when a name in it was last changed, in ns."""
+    try:
+        found = os.stat(os.path.dirname(path))
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
 
 
 class SqliteEngine(Engine):
@@ -167,6 +177,7 @@ class SqliteConnection(Connection):
         self._real = os.path.realpath(self._path)
         self._known = Place(identity(self._path), None, None)
         self._looked = 0.0  # when, on the monotonic clock
+        self._folder: tuple[int, int] | None = None
         self._schema: int | None = None  # SQLite's number of the schema, counted up by each change
         if self._is_file:
             engine.place = Place.of(self._path, self._real)
@@ -179,6 +190,10 @@ class SqliteConnection(Connection):
             return cursor
         return self.raw.execute(sql, params)
 
+    def is_at_hand(self) -> bool:
+        is_fresh = not self._is_file or time.monotonic() - self._looked < _LOOK_SECONDS
+        return is_fresh and not self.raw.in_transaction
+
     def is_clean(self) -> bool:
         return not self.raw.in_transaction
 
@@ -189,23 +204,24 @@ class SqliteConnection(Connection):
         self.raw.execute(f"BEGIN {self.wrapper.transaction_mode or ''}")  # type: ignore[attr-defined]
         self._refuse_old_schema()
 
-    def commit(self) -> None:
-        self.look(closely=True)
-        super().commit()
-
-    def look(self, *, closely: bool = False) -> None:
+    def look(self) -> None:
         """Raise if the path no longer names the file that is open: what is written now would not be found there.
 
         SQLite itself goes on, in a file without a name (https://sqlite.org/howtocorrupt.html, 2.4).
         """
-        now = time.monotonic()
-        if not self._is_file or not (closely or now - self._looked > _LOOK_SECONDS):
+        if not self._is_file or self._is_unchanged():
             return
-        self._looked = now
-        # This opens the log and its index, which then stay the same until the last process closes the file.
-        self._refuse_old_schema()
+        if not self.raw.in_transaction:
+            # This opens the log and its index, which then stay the same until the last process closes the file.
+            self._refuse_old_schema()
         if problem := self._displaced():
             raise DatabaseUnavailableError(problem)
+
+    def _is_unchanged(self) -> bool:
+        """Whether nothing was made, moved or removed in the folder since the last look, which was not long ago."""
+        if time.monotonic() - self._looked > _LOOK_SECONDS:
+            return False
+        return self._folder is not None and _folder_of(self._path) == self._folder
 
     def _refuse_old_schema(self) -> None:
         """Raise if migrations were reversed meanwhile: SQLite prepares again, and columns of text take any value."""
@@ -222,12 +238,13 @@ class SqliteConnection(Connection):
         self._schema = schema
 
     def confirm(self) -> None:
-        if self._is_file and (problem := self._displaced()):
-            self._looked = 0.0
+        if self._is_file and not self._is_unchanged() and (problem := self._displaced()):
             raise OutcomeUnknownError(f"{problem} The last write went into the file that was open.")
 
     def _displaced(self) -> str:
         """Return what is wrong with the files at the path, or nothing."""
+        self._looked, self._folder = 0.0, None
+        folder, wall_clock = _folder_of(self._path), time.time_ns()
         known, now = self._known, Place.of(self._path, self._real)
         if known.log is None:
             known = known._replace(log=now.log)
@@ -235,6 +252,10 @@ class SqliteConnection(Connection):
             known = known._replace(shm=now.shm)
         if now == known:
             self._known = self.engine.place = known
+            self._looked = time.monotonic()
+            # A change in the same tick of the file system's clock as the last would not show.
+            is_past = folder is not None and wall_clock - folder[1] > _TICK_NANOSECONDS
+            self._folder = folder if is_past else None
             return ""
         if now.file is None:
             return self.engine.is_missing() if _is_gone(self._path) else ""
