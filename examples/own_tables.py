@@ -6,6 +6,7 @@ python own_tables.py [DATABASE_URL]
 from __future__ import annotations
 
 import sys
+import time
 import uuid
 
 import agentdb
@@ -27,8 +28,9 @@ def main(url: str | None) -> None:
             return number
 
         print("asked as message", db.run_transaction(ask))
-        job = db.run_transaction(lambda tx: store.take_job(tx, "worker-1"))
-        assert job is not None and job.session_id == session_id
+        while (job := db.run_transaction(lambda tx: store.take_job(tx, "worker-1"))) is None:
+            time.sleep(0.05)  # as workers do; CockroachDB passes over a job for a moment after it was stored
+        assert job.session_id == session_id
         db.run_transaction(lambda tx: store.finish_job(tx, job, {"text": "On its way."}))
 
         session = db.get_session(session_id)
