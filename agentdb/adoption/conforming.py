@@ -30,7 +30,7 @@ from agentdb.schema.sqltext import (
     tokenize,
     without_checks,
 )
-from agentdb.schema.tables import Index, IndexPart, Table
+from agentdb.schema.tables import Column, Index, IndexPart, Table
 
 # Indexes that old servers made and no model has any more; ours cover what they were for.
 LEFT_OVER_INDEXES = frozenset({"idx_api_keys_hash", "api_keys_key_hash_unique"})
@@ -139,71 +139,105 @@ def _index_columns(model: type[models.Model], index: models.Index) -> tuple[str,
 # SQLite ---------------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """A table of a SQLite file as it is written, and its columns, each with whether it is hidden (generated)."""
+
+    name: str
+    sql: str
+    columns: list[tuple[str, int]]
+
+    @property
+    def names(self) -> set[str]:
+        return {name.lower() for name, _ in self.columns}
+
+    def extra(self, ours: Collection[str]) -> list[tuple[str, int]]:
+        return [(name, hidden) for name, hidden in self.columns if name.lower() not in ours]
+
+
 def _conform_on_sqlite(
     schema_editor: BaseDatabaseSchemaEditor, model: type[models.Model], sources: Mapping[str, str]
 ) -> None:
-    """The rebuild that SQLite documents: make the new table, copy, drop the old one, rename, make the rest again."""
+    """The rebuild that SQLite documents: create the new table, copy, drop the old one, rename, recreate the rest."""
     table = model._meta.db_table
-    quote = quote_name
-    objects = dict(_rows(schema_editor, "SELECT lower(name), name FROM sqlite_master"))
+    old = _written_table(schema_editor, table)
+    definitions = _definitions(schema_editor, model, old)
+    copied = _copied(model, old, sources)
+    rest = _sqlite_rest(schema_editor, model, old.name)
+    new_name = _unused_name(schema_editor, table)
+    _run(schema_editor, f"CREATE TABLE {quote_name(new_name)} ({', '.join(definitions)})")
+    _run(
+        schema_editor,
+        f"INSERT INTO {quote_name(new_name)} ({', '.join(map(quote_name, copied))})"
+        f" SELECT {', '.join(copied.values())} FROM {quote_name(old.name)}",
+    )
+    _run(schema_editor, f"DROP TABLE {quote_name(old.name)}")
+    _rename_on_sqlite(schema_editor, new_name, table)
+    for index in model._meta.indexes:
+        schema_editor.add_index(model, index)
+    for sql in rest:
+        _run(schema_editor, sql)
+
+
+def _written_table(schema_editor: BaseDatabaseSchemaEditor, table: str) -> _Written:
     found = _rows(
         schema_editor, "SELECT name, sql FROM sqlite_master WHERE type = 'table' AND lower(name) = lower(%s)", [table]
     )
     if not found:
         raise SchemaMismatchError(f"The database has no table {table!r}. Run 'agentdb baselinedb'.")
-    old_name, old_sql = found[0]
-    old_columns, old_constraints = written_definitions(old_sql)
-    columns = [(name, hidden) for _, name, *_, hidden in _rows(schema_editor, f"PRAGMA table_xinfo({quote(old_name)})")]
-    live = {name.lower() for name, _ in columns}
+    [(name, sql)] = found
+    rows = _rows(schema_editor, f"PRAGMA table_xinfo({quote_name(name)})")
+    return _Written(name, sql, [(column, hidden) for _, column, *_, hidden in rows])
+
+
+def _definitions(schema_editor: BaseDatabaseSchemaEditor, model: type[models.Model], old: _Written) -> list[str]:
+    """What stands in the new CREATE TABLE: our columns and constraints, and the operator's with what is about them."""
     ours = _fields(model)
-    extra = [(name, hidden) for name, hidden in columns if name.lower() not in ours]
+    extra = old.extra(ours)
     guarded = {*ours, *(name.lower() for name, hidden in extra if hidden)}
-
-    definitions = [
-        f"{quote(column)} {schema_editor.column_sql(model, model_field)[0]}" for column, model_field in ours.items()
-    ]
-    definitions += [without_checks(old_columns[name.lower()], guarded) for name, _ in extra]
+    columns, constraints = written_definitions(old.sql)
+    definitions = [f"{quote_name(column)} {schema_editor.column_sql(model, ours[column])[0]}" for column in ours]
+    definitions += [without_checks(columns[name.lower()], guarded) for name, _ in extra]
     definitions += [str(constraint.constraint_sql(model, schema_editor)) for constraint in model._meta.constraints]
-    for text, words in old_constraints:
-        kept = without_checks(text, guarded)
-        if kept and words & {name.lower() for name, _ in extra}:
-            definitions.append(kept)
+    about = {name.lower() for name, _ in extra}
+    kept = [without_checks(text, guarded) for text, words in constraints if words & about]
+    return definitions + [text for text in kept if text]
 
+
+def _copied(model: type[models.Model], old: _Written, sources: Mapping[str, str]) -> dict[str, str]:
+    """The columns that get a value from the old row, and the expression for it."""
     copied: dict[str, str] = {}
+    ours, live = _fields(model), old.names
     for column, model_field in ours.items():
         if column in sources:
             copied[column] = sources[column]
         elif column in live:
-            copied[column] = quote(column)
+            copied[column] = quote_name(column)
         elif not (model_field.null or model_field.has_db_default()):
-            raise SchemaMismatchError(f"Table {table!r} has no column {column!r}. Run 'agentdb baselinedb'.")
-    copied |= {name: quote(name) for name, hidden in extra if not hidden}
-    if (rowid := rowid_name(old_sql, live)) is not None:
-        # An operator's full-text index, or his notes, may refer to rows by it.
-        copied = {rowid: rowid, **copied}
+            raise _no_column(model, column)
+    copied |= {name: quote_name(name) for name, hidden in old.extra(ours) if not hidden}
+    rowid = rowid_name(old.sql, live)
+    # An operator's full-text index, or his notes, may refer to rows by it.
+    return copied if rowid is None else {rowid: rowid, **copied}
 
-    rest = _sqlite_rest(schema_editor, model, old_name)
-    new_name = next(
-        name for name in (f"agentdb_new_{table}{'_' * length}" for length in count()) if name not in objects
-    )
-    _run(schema_editor, f"CREATE TABLE {quote(new_name)} ({', '.join(definitions)})")
-    _run(
-        schema_editor,
-        f"INSERT INTO {quote(new_name)} ({', '.join(map(quote, copied))})"
-        f" SELECT {', '.join(copied.values())} FROM {quote(old_name)}",
-    )
-    _run(schema_editor, f"DROP TABLE {quote(old_name)}")
-    # Otherwise the rename fails on any view or trigger that names the table, which is away at this moment.
+
+def _no_column(model: type[models.Model], column: str) -> SchemaMismatchError:
+    return SchemaMismatchError(f"Table {model._meta.db_table!r} has no column {column!r}. Run 'agentdb baselinedb'.")
+
+
+def _unused_name(schema_editor: BaseDatabaseSchemaEditor, table: str) -> str:
+    taken = {name for (name,) in _rows(schema_editor, "SELECT lower(name) FROM sqlite_master")}
+    return next(name for length in count() if (name := f"agentdb_new_{table}{'_' * length}") not in taken)
+
+
+def _rename_on_sqlite(schema_editor: BaseDatabaseSchemaEditor, name: str, table: str) -> None:
+    # Without the legacy mode the rename fails on any view or trigger that names the table, which is away right now.
     [(legacy_alter_table,)] = _rows(schema_editor, "PRAGMA legacy_alter_table")
     _run(schema_editor, "PRAGMA legacy_alter_table = ON")
     try:
-        _run(schema_editor, f"ALTER TABLE {quote(new_name)} RENAME TO {quote(table)}")
+        _run(schema_editor, f"ALTER TABLE {quote_name(name)} RENAME TO {quote_name(table)}")
     finally:
         _run(schema_editor, f"PRAGMA legacy_alter_table = {legacy_alter_table}")
-    for index in model._meta.indexes:
-        schema_editor.add_index(model, index)
-    for sql in rest:
-        _run(schema_editor, sql)
 
 
 def rowid_name(sql: str, columns: Collection[str]) -> str | None:
@@ -228,32 +262,34 @@ def written_definitions(sql: str) -> tuple[dict[str, str], list[tuple[str, froze
 
 
 def _sqlite_rest(schema_editor: BaseDatabaseSchemaEditor, model: type[models.Model], table: str) -> list[str]:
-    """The statements that make the table's additional indexes and its triggers again."""
-    quote = quote_name
-    uniques = {frozenset(unique.columns) for unique in _wanted_uniques(model)}
-    indexes = {_index_columns(model, index) for index in model._meta.indexes}
+    """The statements that recreate the table's additional indexes and its triggers."""
     names = LEFT_OVER_INDEXES | {unique.name for unique in _wanted_uniques(model)}
     names |= {index.name for index in model._meta.indexes}
-    kept = []
-    for kind, name, sql in _rows(
+    found = _rows(
         schema_editor,
         "SELECT type, name, sql FROM sqlite_master WHERE lower(tbl_name) = lower(%s) AND sql IS NOT NULL"
         " AND type IN ('index', 'trigger') ORDER BY type, name",
         [table],
-    ):
-        if kind == "index":
-            if name.lower() in names:
-                continue
-            [(unique, partial)] = [
-                row[2:5:2] for row in _rows(schema_editor, f"PRAGMA index_list({quote(table)})") if row[1] == name
-            ]
-            parts = [row for row in _rows(schema_editor, f"PRAGMA index_xinfo({quote(name)})") if row[5]]
-            if not partial and all(row[2] is not None and not row[3] and row[4] == "BINARY" for row in parts):
-                columns = tuple(row[2].lower() for row in parts)
-                if frozenset(columns) in uniques if unique else columns in indexes:
-                    continue  # one of ours under another name
-        kept.append(sql)
-    return kept
+    )
+    return [
+        sql
+        for kind, name, sql in found
+        if kind == "trigger" or not (name.lower() in names or _is_ours_renamed(schema_editor, model, table, name))
+    ]
+
+
+def _is_ours_renamed(schema_editor: BaseDatabaseSchemaEditor, model: type[models.Model], table: str, name: str) -> bool:
+    """Whether an index of a SQLite file is one of the model's under another name."""
+    listed = _rows(schema_editor, f"PRAGMA index_list({quote_name(table)})")
+    [(unique, is_partial)] = [row[2:5:2] for row in listed if row[1] == name]
+    parts = [row for row in _rows(schema_editor, f"PRAGMA index_xinfo({quote_name(name)})") if row[5]]
+    is_plain = all(row[2] is not None and not row[3] and row[4] == "BINARY" for row in parts)
+    if is_partial or not is_plain:
+        return False
+    columns = tuple(row[2].lower() for row in parts)
+    if unique:
+        return frozenset(columns) in {frozenset(wanted.columns) for wanted in _wanted_uniques(model)}
+    return columns in {_index_columns(model, index) for index in model._meta.indexes}
 
 
 # PostgreSQL -----------------------------------------------------------------------------------------------------------
@@ -314,53 +350,68 @@ def _convert_pg_columns(
     schema_editor: BaseDatabaseSchemaEditor, model: type[models.Model], live: Table, sources: Mapping[str, str]
 ) -> None:
     table = model._meta.db_table
-    quote = quote_name
-    alter = f"ALTER TABLE {quote(table)}"
+    alter = f"ALTER TABLE {quote_name(table)}"
     fields = _fields(model)
     types = {column: str(f.db_parameters(schema_editor.connection)["type"]) for column, f in fields.items()}
-
-    added = [column for column in fields if live.column(column) is None]
-    for column in added:
-        if column not in sources and not (fields[column].null or fields[column].has_db_default()):
-            raise SchemaMismatchError(f"Table {table!r} has no column {column!r}. Run 'agentdb baselinedb'.")
-        # With its default at once, so that the rows which are there get it too.
-        default = "" if column in sources else _pg_default(schema_editor, fields[column])
-        _run(schema_editor, f"{alter} ADD COLUMN {quote(column)} {types[column]}{default and f' DEFAULT {default}'}")
-
+    for column, field in fields.items():
+        if live.column(column) is None:
+            _add_pg_column(schema_editor, model, field, types[column], has_source=column in sources)
     using = {column: f"({expression})" for column, expression in sources.items()}
     for live_column in live.columns:
-        column = live_column.name
-        if column not in fields or column in using:
-            continue
-        if live_column.type == types[column] and live_column.collation is None:
-            continue
-        if types[column] == "integer" and live_column.type in ("smallint", "bigint"):
-            using[column] = f"{quote(column)}::integer"
-            continue
-        if not live_column.type.startswith(("text", "character varying")) or types[column] != "text":
-            raise SchemaMismatchError(
-                f"Column {column!r} of table {table!r} is {live_column.type}, not {types[column]}. "
-                "Run 'agentdb baselinedb'."
-            )
-        using[column] = f"{quote(column)}::text"
+        if live_column.name in types and live_column.name not in using:
+            using |= _pg_conversion(table, live_column, types[live_column.name])
     if using:
         with _without_dependents(schema_editor, table, using):
-            defaults = [f"ALTER COLUMN {quote(column)} DROP DEFAULT" for column in using]
+            defaults = [f"ALTER COLUMN {quote_name(column)} DROP DEFAULT" for column in using]
             _run(schema_editor, f"{alter} {', '.join(defaults)}")
             # All in one statement, so that the table is rewritten once. An UPDATE would fire the user's triggers.
             conversions = [
-                f"ALTER COLUMN {quote(column)} TYPE {types[column]} USING {expression}"
+                f"ALTER COLUMN {quote_name(column)} TYPE {types[column]} USING {expression}"
                 for column, expression in using.items()
             ]
             _run(schema_editor, f"{alter} {', '.join(conversions)}")
-
-    actions = []
-    for column, model_field in fields.items():
-        default = _pg_default(schema_editor, model_field)
-        actions.append(f"ALTER COLUMN {quote(column)} " + (f"SET DEFAULT {default}" if default else "DROP DEFAULT"))
-        if not model_field.primary_key:
-            actions.append(f"ALTER COLUMN {quote(column)} {'DROP' if model_field.null else 'SET'} NOT NULL")
+    actions = [action for field in fields.values() for action in _pg_actions(schema_editor, field)]
     _run(schema_editor, f"{alter} {', '.join(actions)}")
+
+
+def _add_pg_column(
+    schema_editor: BaseDatabaseSchemaEditor,
+    model: type[models.Model],
+    field: models.Field[Any, Any],
+    column_type: str,
+    *,
+    has_source: bool,
+) -> None:
+    column = str(field.column)
+    if not (has_source or field.null or field.has_db_default()):
+        raise _no_column(model, column)
+    # With its default at once, so that the rows which are there get it too.
+    default = "" if has_source else _pg_default(schema_editor, field)
+    clause = f" DEFAULT {default}" if default else ""
+    table = quote_name(model._meta.db_table)
+    _run(schema_editor, f"ALTER TABLE {table} ADD COLUMN {quote_name(column)} {column_type}{clause}")
+
+
+def _pg_conversion(table: str, live: Column, wanted: str) -> dict[str, str]:
+    """The column with the expression that makes the wanted type of it; nothing if it has that type already."""
+    name = quote_name(live.name)
+    if live.type == wanted and live.collation is None:
+        return {}
+    if wanted == "integer" and live.type in ("smallint", "bigint"):
+        return {live.name: f"{name}::integer"}
+    if wanted == "text" and live.type.startswith(("text", "character varying")):
+        return {live.name: f"{name}::text"}
+    raise SchemaMismatchError(
+        f"Column {live.name!r} of table {table!r} is {live.type}, not {wanted}. Run 'agentdb baselinedb'."
+    )
+
+
+def _pg_actions(schema_editor: BaseDatabaseSchemaEditor, field: models.Field[Any, Any]) -> Iterator[str]:
+    """What ALTER TABLE has to do so that default and NULL are the field's."""
+    column, default = quote_name(str(field.column)), _pg_default(schema_editor, field)
+    yield f"ALTER COLUMN {column} " + (f"SET DEFAULT {default}" if default else "DROP DEFAULT")
+    if not field.primary_key:
+        yield f"ALTER COLUMN {column} {'DROP' if field.null else 'SET'} NOT NULL"
 
 
 def _pg_default(schema_editor: BaseDatabaseSchemaEditor, model_field: models.Field[Any, Any]) -> str:
@@ -374,69 +425,67 @@ def _conform_pg_unique(
     schema_editor: BaseDatabaseSchemaEditor, live: Table, indexes: list[Index], wanted: _Unique
 ) -> list[Index]:
     """Leave one unique key of the columns, the wanted one. The answer is the indexes that are none of them."""
-    quote, table = quote_name, live.name
-    alter = f"ALTER TABLE {quote(table)}"
-    columns = ", ".join(map(quote, wanted.columns))
-    constraints = [unique for unique in live.uniques if set(unique.columns) == set(wanted.columns)]
-    keys = {index: _plain_columns(live, index) for index in indexes if index.unique}
-    alike = [index for index, own in keys.items() if own and set(own) == set(wanted.columns)]
+    alter = f"ALTER TABLE {quote_name(live.name)}"
+    columns = {index.name: _plain_columns(live, index) for index in indexes if index.unique}
+    alike = [name for name, own in columns.items() if sorted(own) == sorted(wanted.columns)]
 
     # One object carries the rule from now on, the constraint if there is one; whatever else says the same goes.
-    constraint = None
-    if not wanted.is_index:
-        constraint = next((one for one in constraints if one.columns == wanted.columns and not one.options), None)
-    index = next((one for one in alike if keys[one] == wanted.columns), None) if constraint is None else None
-    for other in constraints:
-        if other is not constraint:
-            _run(schema_editor, f"{alter} DROP CONSTRAINT {quote(str(other.name))}")
-    for other_index in alike:
-        if other_index is not index:
-            _run(schema_editor, f"DROP INDEX {quote(other_index.name)}")
+    kept = "" if wanted.is_index else _same_constraint(live, wanted)
+    index = "" if kept else next((name for name in alike if columns[name] == wanted.columns), "")
+    for other in live.uniques:
+        if set(other.columns) == set(wanted.columns) and other.name != kept:
+            _run(schema_editor, f"{alter} DROP CONSTRAINT {quote_name(str(other.name))}")
+    _drop_indexes(schema_editor, [name for name in alike if name != index])
+    if not kept:
+        _make_pg_unique(schema_editor, live.name, wanted, index)
+    elif kept != wanted.name:
+        _run(schema_editor, f"{alter} RENAME CONSTRAINT {quote_name(kept)} TO {quote_name(wanted.name)}")
+    return [index for index in indexes if index.name not in alike]
 
-    name = quote(wanted.name)
-    if constraint is not None:
-        if constraint.name != wanted.name:
-            _run(schema_editor, f"{alter} RENAME CONSTRAINT {quote(str(constraint.name))} TO {name}")
-    elif wanted.is_index:
-        if index is None:
-            _run(schema_editor, f"CREATE UNIQUE INDEX {name} ON {quote(table)} ({columns})")
-        elif index.name != wanted.name:
-            _run(schema_editor, f"ALTER INDEX {quote(index.name)} RENAME TO {name}")
-    elif index is not None:
-        _run(schema_editor, f"{alter} ADD CONSTRAINT {name} UNIQUE USING INDEX {quote(index.name)}")
-    else:
-        _run(schema_editor, f"{alter} ADD CONSTRAINT {name} UNIQUE ({columns})")
-    return [index for index in indexes if index not in alike]
+
+def _same_constraint(live: Table, wanted: _Unique) -> str:
+    """The name of a constraint that is already the wanted one but for its name; "" if there is none."""
+    same = [str(unique.name) for unique in live.uniques if unique.columns == wanted.columns and not unique.options]
+    return same[0] if same else ""
+
+
+def _make_pg_unique(schema_editor: BaseDatabaseSchemaEditor, table: str, wanted: _Unique, index: str) -> None:
+    """Make the wanted unique key, of the ``index`` that has its columns if there is one."""
+    name, columns = quote_name(wanted.name), ", ".join(map(quote_name, wanted.columns))
+    if not wanted.is_index:
+        key = f"USING INDEX {quote_name(index)}" if index else f"({columns})"
+        _run(schema_editor, f"ALTER TABLE {quote_name(table)} ADD CONSTRAINT {name} UNIQUE {key}")
+    elif not index:
+        _run(schema_editor, f"CREATE UNIQUE INDEX {name} ON {quote_name(table)} ({columns})")
+    elif index != wanted.name:
+        _run(schema_editor, f"ALTER INDEX {quote_name(index)} RENAME TO {name}")
 
 
 def _conform_pg_indexes(
     schema_editor: BaseDatabaseSchemaEditor, model: type[models.Model], live: Table, indexes: Sequence[Index]
 ) -> None:
-    quote = quote_name
+    """Leave each of the model's indexes once, under its name; one of the same columns is renamed, not rebuilt."""
     wanted = {index.name: index for index in model._meta.indexes}
-    keys = {index.name: _plain_columns(live, index) for index in indexes}
-    right = {
-        index.name
-        for index in indexes
-        if index.name in wanted
-        and not index.unique
-        and keys[index.name]
-        and keys[index.name] == _index_columns(model, wanted[index.name])
-    }
-    for index in indexes:
-        if index.name not in right and (index.name in wanted or index.name in LEFT_OVER_INDEXES):
-            _run(schema_editor, f"DROP INDEX {quote(index.name)}")
-    others = [i for i in indexes if i.name not in wanted and i.name not in LEFT_OVER_INDEXES and not i.unique]
+    plain = {index.name: () if index.unique else _plain_columns(live, index) for index in indexes}
+    columns = {name: _index_columns(model, index) for name, index in wanted.items()}
+    right = {name for name in wanted if columns[name] and plain.get(name) == columns[name]}
+    ours = wanted.keys() | LEFT_OVER_INDEXES
+    _drop_indexes(schema_editor, sorted((plain.keys() & ours) - right))
+    others = {name: own for name, own in plain.items() if name not in ours}
     for name, model_index in wanted.items():
-        columns = _index_columns(model, model_index)
-        same = [index for index in others if columns and keys[index.name] == columns]
-        if name not in right:
-            if same:
-                _run(schema_editor, f"ALTER INDEX {quote(same.pop().name)} RENAME TO {quote(name)}")
-            else:
-                schema_editor.add_index(model, model_index)
-        for index in same:
-            _run(schema_editor, f"DROP INDEX {quote(index.name)}")
+        same = [other for other, own in others.items() if own and own == columns[name]]
+        if name in right:
+            _drop_indexes(schema_editor, same)
+        elif same:
+            _run(schema_editor, f"ALTER INDEX {quote_name(same[-1])} RENAME TO {quote_name(name)}")
+            _drop_indexes(schema_editor, same[:-1])
+        else:
+            schema_editor.add_index(model, model_index)
+
+
+def _drop_indexes(schema_editor: BaseDatabaseSchemaEditor, names: Collection[str]) -> None:
+    for name in names:
+        _run(schema_editor, f"DROP INDEX {quote_name(name)}")
 
 
 @contextmanager
