@@ -1,4 +1,4 @@
-"""Time and peak memory of adopting a single-tenant database with many sessions, on SQLite and PostgreSQL.
+"""Time and peak memory of adopting a single-tenant database with many sessions and random UUIDs, on SQLite and PostgreSQL.
 
     python benchmarks/adoption.py [ROWS ...]      100,000 and 1,000,000 unless said otherwise
 
@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from contextlib import closing
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
@@ -46,8 +47,9 @@ finally:
 def fill_sqlite(path: Path, rows: int) -> None:
     with closing(sqlite3.connect(path)) as connection:
         connection.executescript(TABLES.format(now="(datetime('now'))"))
+        connection.create_function("new_id", 0, lambda: str(uuid.uuid4()))
         connection.execute(
-            "INSERT INTO sessions SELECT lower(hex(randomblob(16))), 'agent', lower(hex(randomblob(16))), 'ended',"
+            "INSERT INTO sessions SELECT new_id(), 'agent', new_id(), 'ended',"
             " NULL, strftime('%Y-%m-%dT%H:%M:%fZ', 1771534396 + i, 'unixepoch'),"
             " CASE i % 10 WHEN 0 THEN datetime(1771534396 + i, 'unixepoch')"
             " ELSE strftime('%Y-%m-%dT%H:%M:%fZ', 1771534396 + i, 'unixepoch') END"

@@ -106,15 +106,18 @@ def add_native_text(connection: BaseDatabaseWrapper) -> None:
 
 
 def native_sql(column: str) -> str:
-    """``native_text`` of a readable timestamp: in SQLite's own words for what servers wrote, else a call of Python.
+    """``native_text`` of a readable timestamp: in SQLite's own words for what servers write, else a call of Python.
 
-    A readable text of this length with these letters is in the server's format, and no other.
+    A readable text with these letters at these places is in the server's format, or already as Django stores it.
     """
     seconds = f"substr({column}, 1, 10) || ' ' || substr({column}, 12, 8)"
+    fraction = f"substr({column}, 20) GLOB '.{'[0-9]' * 6}' AND substr({column}, 21) <> '000000'"
     return (
         f"CASE WHEN length({column}) = 24 AND substr({column}, 11, 1) = 'T' AND substr({column}, 24) = 'Z'"
         f" THEN CASE substr({column}, 21, 3) WHEN '000' THEN {seconds}"
         f" ELSE {seconds} || '.' || substr({column}, 21, 3) || '000' END"
+        f" WHEN substr({column}, 5, 1) = '-' AND substr({column}, 11, 1) = ' '"
+        f" AND (length({column}) = 19 OR length({column}) = 26 AND {fraction}) THEN {column}"
         f" ELSE agentdb_native_text({column}) END"
     )
 

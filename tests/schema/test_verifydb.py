@@ -115,8 +115,8 @@ def test_pending_migrations_are_named_with_the_command(empty_url):
 
     assert code == 1
     assert lines[-1] == (
-        f"The tables are as {MIGRATIONS[0]} leaves them. Run 'agentdb migrate' to apply {MIGRATIONS[1]} and "
-        f"{MIGRATIONS[2]}."
+        f"The tables are as {MIGRATIONS[0]} leaves them. Run 'agentdb migrate' to apply "
+        f"{', '.join(MIGRATIONS[1:-1])} and {MIGRATIONS[-1]}."
     )
     assert any(line.startswith("Column agents.created_at has the type text; it should be ") for line in lines)
 
@@ -137,8 +137,8 @@ def test_a_record_that_is_not_true_is_named(url):
     assert (code, lines) == (
         1,
         [
-            f"Recorded are {MIGRATIONS[0]} and {MIGRATIONS[1]}, but the tables are not as {MIGRATIONS[1]} leaves "
-            "them. Run 'agentdb baselinedb --check' to see what can be done."
+            f"Recorded are {', '.join(MIGRATIONS[:-2])} and {MIGRATIONS[-2]}, but the tables are not as "
+            f"{MIGRATIONS[-2]} leaves them. Run 'agentdb baselinedb --check' to see what can be done."
         ],
     )
 
