@@ -290,7 +290,7 @@ def test_the_help_of_a_command_names_the_url(cli):
 
 @pytest.mark.parametrize(
     "command",
-    ["verifydb", "verifydb --fingerprint", "apikey list", "showmigrations", "inspectdb", "migrate",
+    ["verifydb", "apikey list", "showmigrations", "inspectdb", "migrate",
      "prune --older-than 9d", "backup {folder}/b.sqlite3", "health", "overview", "baselinedb"],
 )  # fmt: skip
 def test_each_command_says_first_which_database_it_is(cli, tmp_path: Path, command: str):

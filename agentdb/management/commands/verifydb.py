@@ -3,11 +3,8 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from django.core.management.base import CommandError, CommandParser
-
 from agentdb.errors import AgentDbError
 from agentdb.management.database_command import DatabaseCommand
-from agentdb.schema.fingerprint import fingerprint as schema_fingerprint
 from agentdb.schema.inspection import inspecting
 from agentdb.schema.verification import JSON_FORMAT, Verification, verify
 
@@ -20,30 +17,11 @@ class Command(DatabaseCommand):
     output_is_the_result = True
     json_help = "Print one JSON object, as docs/verifydb.md says."
 
-    def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument(
-            "--fingerprint",
-            nargs="?",
-            const="",
-            metavar="EXPECTED",
-            help="Print one hash of the whole schema instead, to pin in a deployment. Exit with 1 if another one is "
-            "EXPECTED. --verbosity 2 also prints what it is of.",
-        )
-        super().add_arguments(parser)
-
-    def handle(self, *, json: bool, database: str, fingerprint: str | None, verbosity: int, **options: Any) -> None:
+    def handle(self, *, json: bool, database: str, verbosity: int, **options: Any) -> None:
         if not json:
             self.name_database(database, verbosity)
         with inspecting(database) as connection:
-            if fingerprint is not None:
-                found, lines = schema_fingerprint(connection)
-            else:
-                verification = verify(connection)
-        if fingerprint is not None:
-            self._print_fingerprint(found, lines if verbosity > 1 else [], json=json)
-            if fingerprint and fingerprint != found:
-                raise CommandError(f"The schema is another than the one pinned, {fingerprint}.", returncode=1)
-            return
+            verification = verify(connection)
         if json:
             self.print_json(verification.as_json())
         else:
@@ -53,13 +31,6 @@ class Command(DatabaseCommand):
 
     def error_report(self, error: AgentDbError) -> object:
         return {"format": JSON_FORMAT, "error": str(error)}
-
-    def _print_fingerprint(self, found: str, lines: list[str], *, json: bool) -> None:
-        if json:
-            self.print_json({"format": JSON_FORMAT, "fingerprint": found})
-            return
-        for line in (*lines, found):
-            self.stdout.write(line)
 
     def _print(self, verification: Verification) -> None:
         for difference in verification.differences:
