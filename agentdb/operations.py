@@ -218,6 +218,6 @@ def _refuse_unwritable(connection: BaseDatabaseWrapper, tables: dict[str, list[s
                 for id, value in cursor:
                     total += 1
                     if len(first) < 20:
-                        first.append(UnusableValue(table, f"id {id!r}", column, repr(value), "is no timestamp"))
+                        first.append(UnusableValue(table, f"id {id!r}", column, repr(value), "is not a timestamp"))
     if total:
         raise UnusableValuesError(UnusableValues(total, tuple(first)))

@@ -1,4 +1,4 @@
-"""Time and peak memory of adopting a single-tenant database with many sessions and random UUIDs, on SQLite and PostgreSQL.
+"""Time and peak memory of adopting a single-tenant database with many sessions, random ids, on SQLite and PostgreSQL.
 
     python benchmarks/adoption.py [ROWS ...]      100,000 and 1,000,000 unless said otherwise
 

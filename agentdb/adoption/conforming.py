@@ -129,6 +129,10 @@ def _wanted_uniques(model: type[models.Model]) -> list[_Unique]:
     ]
 
 
+def _our_names(model: type[models.Model]) -> set[str]:
+    return {unique.name for unique in _wanted_uniques(model)} | {index.name for index in model._meta.indexes}
+
+
 def _index_columns(model: type[models.Model], index: models.Index) -> tuple[str, ...]:
     """The columns of a plain ascending index; empty for one with expressions, an order or a condition."""
     if index.expressions or index.condition or any(order for _, order in index.fields_orders):
@@ -323,6 +327,10 @@ def _conform_on_postgresql(
     fields = _fields(model)
     [primary_key] = [column for column, model_field in fields.items() if model_field.primary_key]
 
+    # A half-built index of ours is in the way of its name, and of a change of its columns' types.
+    half_built = [index for index in live.indexes if not index.valid and index.name in _our_names(model)]
+    for index in half_built:
+        _run(schema_editor, f"DROP INDEX {quote(index.name)}")
     dropped = [key.name for key in live.foreign_keys if set(key.columns) & fields.keys()]
     dropped += [check.name for check in live.checks if check.kind == "check" and reads_ours(check, live, fields)]
     key = live.primary_key
@@ -340,10 +348,18 @@ def _conform_on_postgresql(
     elif key.name != name:
         _run(schema_editor, f"{alter} RENAME CONSTRAINT {quote(str(key.name))} TO {quote(name)}")
 
-    indexes = list(live.indexes)
+    indexes = [index for index in live.indexes if index not in half_built]
     for unique in _wanted_uniques(model):
         indexes = _conform_pg_unique(schema_editor, live, indexes, unique)
     _conform_pg_indexes(schema_editor, model, live, indexes)
+    [(lost_its_index,)] = _rows(
+        schema_editor,
+        "SELECT relreplident = 'i' AND NOT EXISTS (SELECT FROM pg_index WHERE indrelid = c.oid AND indisreplident)"
+        " FROM pg_class c WHERE oid = to_regclass(quote_ident(%s))",
+        [table],
+    )
+    if lost_its_index:  # the key's, which was another one
+        _run(schema_editor, f"{alter} REPLICA IDENTITY USING INDEX {quote(name)}")
 
 
 def _convert_pg_columns(

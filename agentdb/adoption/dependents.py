@@ -203,7 +203,7 @@ _KINDS = """
     FROM pg_rewrite JOIN pg_class c ON c.oid = ev_class WHERE c.oid = ANY(%s::oid[]) AND rulename <> '_RETURN'
     UNION ALL
     SELECT 'Table ' || quote_literal(c.relname) || ' inherits from table ' || quote_literal(p.relname) ||
-        ', so that its rows are also those of the other. End that with ALTER TABLE … NO INHERIT or DETACH PARTITION.'
+        ', so that its rows are also those of the other. End that with ALTER TABLE, NO INHERIT or DETACH PARTITION.'
     FROM pg_inherits JOIN pg_class c ON c.oid = inhrelid JOIN pg_class p ON p.oid = inhparent
     WHERE c.oid = ANY(%s::oid[]) OR p.oid = ANY(%s::oid[])
     UNION ALL
@@ -219,7 +219,7 @@ def column_numbers(query: Query, columns: Mapping[str, Collection[str]]) -> dict
     numbers: dict[int, list[int]] = {}
     for oid, table, number, column in query(
         "SELECT c.oid, c.relname, a.attnum, a.attname FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid"
-        " WHERE c.relnamespace = current_schema()::regnamespace AND c.relname = ANY(%s) AND a.attnum > 0",
+        " WHERE c.relnamespace = quote_ident(current_schema())::regnamespace AND c.relname = ANY(%s) AND a.attnum > 0",
         [list(columns)],
     ):
         numbers.setdefault(oid, [])

@@ -17,7 +17,7 @@ from django.db.transaction import TransactionManagementError
 
 from agentdb.adoption.conforming import conform_table, create_table
 from agentdb.adoption.culprits import naming_culprits
-from agentdb.adoption.obstacles import OLD_COLUMNS
+from agentdb.adoption.obstacles import OLD_COLUMNS, first_line
 from agentdb.adoption.online import TO_NATIVE, conform_models_online
 from agentdb.adoption.ownership import RECORD, hand_over
 from agentdb.adoption.plan import (
@@ -47,12 +47,20 @@ from agentdb.schema.inspection import (
     sqlite_path,
     translated_errors,
 )
-from agentdb.schema.migration_lock import LIMIT_LOCK_WAITS, event_triggers, lock_holders, migration_lock
+from agentdb.schema.limits import lifted_limits
+from agentdb.schema.migration_lock import (
+    LIMIT_LOCK_WAITS,
+    event_triggers,
+    lock_holders,
+    lock_in_transaction,
+    migration_lock,
+)
 from agentdb.schema.migration_record import migration_names
 from agentdb.schema.sqltext import quote_name
 
 _LOOKS = 3
 _CACHE_KIB = 32 * 1024
+_WAITING = "Another process is changing the schema; waiting for it."
 # agents come last: until the sessions are rebuilt, their foreign key holds the key of the agents.
 _ORDER = ("sessions", "sandboxes", "api_keys", "agents")
 
@@ -120,7 +128,7 @@ def _decide(connection: BaseDatabaseWrapper, findings: Findings, *, backup: bool
 
 
 def _lock(connection: BaseDatabaseWrapper, listener: Listener) -> AbstractContextManager[None]:
-    return migration_lock(connection, lambda: listener.say("Another process is changing the schema; waiting for it."))
+    return migration_lock(connection, lambda: listener.say(_WAITING))
 
 
 def adopt(alias: str, listener: Listener = Listener(), *, backup: bool = True, keep: bool = True) -> Outcome:
@@ -136,12 +144,14 @@ def adopt(alias: str, listener: Listener = Listener(), *, backup: bool = True, k
     with (
         _one_connection(connection),
         translated_errors(connection),
-        _lock(connection, listener),
+        lifted_limits(connection, listener.say),
+        # On PostgreSQL the transaction holds the lock, so that one connection is enough.
+        nullcontext() if connection.vendor == "postgresql" else _lock(connection, listener),
         # Each schema change on CockroachDB is a transaction of its own.
         nullcontext() if connection.vendor == "cockroachdb" else _transaction(connection),
     ):
         with _refusing(connection):
-            not_locked = _lock_tables(connection)
+            not_locked = _lock_tables(connection, listener)
         findings = read(connection, listener.progress)
         plan = _decide(connection, findings, backup=backup)
         listener.found(findings, plan)
@@ -288,13 +298,13 @@ def _transaction(connection: BaseDatabaseWrapper) -> Iterator[None]:
         connection.check_constraints = check_constraints  # type: ignore[method-assign]
 
 
-def _lock_tables(connection: BaseDatabaseWrapper) -> DatabaseError | None:
+def _lock_tables(connection: BaseDatabaseWrapper, listener: Listener) -> DatabaseError | None:
     """Keep others out of the tables; return why this role may not, which what is read next explains."""
     if connection.vendor != "postgresql":
         return None  # SQLite's write lock is on the whole file
     with connection.cursor() as cursor:
-        cursor.execute("SET LOCAL statement_timeout = 0")
-        cursor.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
+        cursor.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
+        lock_in_transaction(connection, lambda: listener.say(_WAITING))
         cursor.execute("SET LOCAL TimeZone = 'UTC'")  # which timestamps without a zone are in
         # A policy that hides rows from this role must fail, not have them left out of the comparison.
         cursor.execute("SET LOCAL row_security = off")
@@ -455,8 +465,24 @@ def _verify(connection: BaseDatabaseWrapper, findings: Findings, before: Mapping
         )
 
 
+def _not_updatable(connection: BaseDatabaseWrapper) -> list[str]:
+    """What keeps agentdb from updating the tables as they are now: a publication that lacks columns of the new key."""
+    reasons = []
+    for table in OLD_COLUMNS if connection.vendor == "postgresql" else ():
+        try:
+            with transaction.atomic(using=connection.alias), connection.cursor() as cursor:
+                # The server checks publications before it looks for rows.
+                cursor.execute(f"UPDATE {quote_name(table)} SET id = id WHERE false")
+                transaction.set_rollback(True, using=connection.alias)
+        except DatabaseError as error:
+            detail = getattr(getattr(error.__cause__, "diag", None), "message_detail", None) or ""
+            reasons.append(f"Table {table} could not be updated: {first_line(error)} {detail}".rstrip())
+    return reasons
+
+
 def _verify_schema(connection: BaseDatabaseWrapper, live: Mapping[str, Table]) -> None:
     differences = drift(expected_tables(connection, apps), live)
+    differences += _not_updatable(connection)
     if RECORD in live and "row security" in live[RECORD].options:
         differences.append(f"Table {RECORD} has row security: agentdb could not read the record of migrations.")
     if not differences:

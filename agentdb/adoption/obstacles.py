@@ -110,13 +110,13 @@ def decode_sqlite_text(value: bytes) -> str | _NotUtf8:
 def unusable_reason(kind: str, value: object) -> str | None:
     """Why a value cannot be converted, as the end of a sentence that begins with it; None if it can."""
     if isinstance(value, _NotUtf8):
-        return "is no UTF-8 text"
+        return "is not valid UTF-8"
     if value is None:
         return None if kind == "text or null" else "is not allowed"
     if kind == "integer":
-        return None if isinstance(value, int) else "is no integer"
+        return None if isinstance(value, int) else "is not an integer"
     if not isinstance(value, str):
-        return "is no text"
+        return "is not text"
     if kind != "timestamp":
         return None
     try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ from django.db.backends.utils import CursorWrapper
 
 from agentdb.adoption.dependents import column_numbers, read_dependents, table_obstacles
 from agentdb.adoption.obstacles import OLD_COLUMNS, UnusableValue
+from agentdb.adoption.ownership import RECORD
 from agentdb.adoption.shapes import (
     ADDED_COLUMNS,
     NATIVE_TIMESTAMP_TYPES,
@@ -172,11 +173,17 @@ def _size(connection: BaseDatabaseWrapper) -> int | None:
 
 def _obstacles(connection: BaseDatabaseWrapper, shape: Shape, live: Mapping[str, Table]) -> list[str]:
     """What in the schema around the tables, or in the role's rights, would make an adoption fail half-way."""
-    obstacles = [*_keys_to_names(shape, live), *_too_unique_keys(shape), *_names_in_the_way(connection, shape)]
+    obstacles = [
+        *_keys_to_names(shape, live),
+        *_too_unique_keys(connection, shape),
+        *_names_in_the_way(connection, shape),
+    ]
     if connection.vendor == "postgresql":
         with connection.cursor() as cursor:
             obstacles += _missing_rights(cursor, set(shape.stored_as.values()))
             obstacles += _around(connection, cursor, shape)
+            if RECORD in live:
+                obstacles += _behind(cursor)
     return obstacles
 
 
@@ -193,17 +200,22 @@ def _keys_to_names(shape: Shape, live: Mapping[str, Table]) -> Iterator[str]:
                 )
 
 
-def _too_unique_keys(shape: Shape) -> Iterator[str]:
+def _too_unique_keys(connection: BaseDatabaseWrapper, shape: Shape) -> Iterator[str]:
     """Unique keys that are not ours and could refuse what agentdb writes."""
+    expected = expected_tables(connection, apps).values()
+    replaced = {index.name for table in expected for index in table.indexes}
+    replaced |= {unique.name or "" for table in expected for unique in table.uniques}
     for name, table in shape.tables.items():
         keys = {frozenset(key) for of, key in _KEYS if of == name}
         for unique in table.uniques:
-            if frozenset(unique.columns) not in keys and not _left_null(table, unique.columns):
+            if frozenset(unique.columns) not in keys and not _left_null(table, unique.columns, unique.options):
                 yield _too_unique(name, "constraint", unique.name)
         for index in table.indexes:
             columns = [part.expression for part in index.parts]
             is_key = frozenset(columns) in keys and not index.condition
-            if index.unique and not is_key and not _left_null(table, columns):
+            if not index.valid and index.name in replaced:
+                continue  # half built, and rebuilt as the models want it
+            if index.unique and not is_key and not _left_null(table, columns, index.options):
                 yield _too_unique(name, "index", index.name)
 
 
@@ -223,7 +235,9 @@ def _names_in_the_way(connection: BaseDatabaseWrapper, shape: Shape) -> Iterator
                 "SELECT CASE c.relkind WHEN 'r' THEN 'table' WHEN 'i' THEN 'index' WHEN 'v' THEN 'view'"
                 " ELSE 'object' END, c.relname, coalesce(t.relname, c.relname) FROM pg_class c"
                 " LEFT JOIN pg_index i ON i.indexrelid = c.oid LEFT JOIN pg_class t ON t.oid = i.indrelid"
-                " WHERE c.relnamespace = current_schema()::regnamespace"
+                " WHERE c.relnamespace = quote_ident(current_schema())::regnamespace UNION ALL"
+                " SELECT 'type', typname, typname FROM pg_type WHERE typrelid = 0 AND typelem = 0"
+                " AND typnamespace = quote_ident(current_schema())::regnamespace"
             )
         found = cursor.fetchall()
     for kind, name, on_table in found:
@@ -269,6 +283,20 @@ def _around(connection: BaseDatabaseWrapper, cursor: CursorWrapper, shape: Shape
     return obstacles
 
 
+def _behind(cursor: CursorWrapper) -> Iterator[str]:
+    """Whether the record's sequence would give an id that a row has: somebody inserted rows with ids of their own."""
+    cursor.execute("SELECT pg_get_serial_sequence(%s, 'id')", [RECORD])
+    [(sequence,)] = cursor.fetchall()
+    if sequence is None:
+        return
+    cursor.execute(f"SELECT (SELECT max(id) FROM {RECORD}) >= last_value + is_called::int FROM {sequence}")
+    if cursor.fetchall() == [(True,)]:
+        yield (
+            f"The sequence of {RECORD}.id is behind its rows. Run \"SELECT setval('{sequence}', max(id)) FROM "
+            f'{RECORD}", and run the command again.'
+        )
+
+
 _OPTIONS = {
     "unlogged": "Table {table!r} is unlogged: PostgreSQL empties it after a crash. Run 'ALTER TABLE {table} SET "
     "LOGGED'.",
@@ -277,9 +305,9 @@ _OPTIONS = {
 }
 
 
-def _left_null(table: Table, columns: Iterable[str]) -> bool:
+def _left_null(table: Table, columns: Iterable[str], options: Collection[str]) -> bool:
     """Whether one of the columns is NULL in every row that agentdb inserts, so that nothing there can collide."""
-    return any(
+    return "nulls not distinct" not in options and any(
         column is not None and name not in OLD_COLUMNS[old_name(table.name)] and column.nullable and not column.default
         for name in columns
         for column in (table.column(name),)
@@ -293,15 +321,28 @@ def _too_unique(table: str, kind: str, name: str | None) -> str:
     )
 
 
+_SEVERAL_OWNERS = (
+    "The tables have several owners: use a role that is a member of all of them, or give the tables to one with 'ALTER "
+    "TABLE … OWNER TO'."
+)
+
+
 def _missing_rights(cursor: CursorWrapper, tables: set[str]) -> list[str]:
     cursor.execute(
-        "SELECT relname, pg_get_userbyid(relowner), current_user FROM pg_class WHERE relname = ANY(%s)"
-        " AND relnamespace = current_schema()::regnamespace AND NOT pg_has_role(relowner, 'USAGE') ORDER BY 1",
+        "SELECT relname, pg_get_userbyid(relowner), current_user, pg_has_role(relowner, 'USAGE') FROM pg_class"
+        " WHERE relname = ANY(%s) AND relnamespace = quote_ident(current_schema())::regnamespace ORDER BY 1",
         [list(tables)],
     )
+    found = cursor.fetchall()
+    owners = {owner for _, owner, *_ in found}
+    # With several owners, the owner of one table is of no help with the others.
+    advice = f"Use the role {min(owners)!r}." if len(owners) == 1 else _SEVERAL_OWNERS
     missing = [
-        f"The role {role!r} does not own table {table!r} and may not change it. Use the role {owner!r}."
-        for table, owner, role in cursor.fetchall()
+        f"The role {role!r} does not own table {table!r}, which {owner!r} owns, and may not change it. {advice}"
+        if len(owners) > 1
+        else f"The role {role!r} does not own table {table!r} and may not change it. {advice}"
+        for table, owner, role, may_change in found
+        if not may_change
     ]
     cursor.execute(
         "SELECT current_schema(), has_schema_privilege(current_schema(), 'CREATE'), current_user, pg_is_in_recovery(),"

@@ -40,11 +40,12 @@ def back_up(
     partial = target.with_name(f"{target.name}.partial" if beside else f".{target.name}.{os.getpid()}.partial")
     if beside:
         _remove_leftovers(source)
-    _check_space(source, target.parent, "--no-backup" if beside else None)
+    option = "--no-backup" if beside else None
+    _check_space(source, target.parent, option)
     try:
         os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     except OSError as error:
-        raise DatabaseUnavailableError(_cannot_write(target, error.strerror or str(error))) from error
+        raise DatabaseUnavailableError(_cannot_write(target, error.strerror or str(error), option)) from error
     try:
         try:
             _copy(source, partial, progress, timeout_seconds)
@@ -52,7 +53,7 @@ def back_up(
         except sqlite3.Error as error:
             if classify(error) in (Fault.LOCKED, Fault.DAMAGED):
                 raise DatabaseUnavailableError(describe_sqlite_failure(source, error)) from error
-            raise DatabaseUnavailableError(_cannot_write(target, str(error))) from error
+            raise DatabaseUnavailableError(_cannot_write(target, str(error), option)) from error
         if damage is not None:
             raise DatabaseUnavailableError(describe_damage(source, damage))
         _flush(partial)
@@ -80,7 +81,10 @@ def _put_in_place(partial: Path, target: Path) -> None:
 
 def refuse_taken(target: Path) -> None:
     """Raise ``InvalidInputError`` if there is such a file, or one that SQLite would take for a part of it."""
-    there = _taken(target)
+    try:
+        there = _taken(target)
+    except OSError as error:
+        raise DatabaseUnavailableError(_cannot_write(target, error.strerror or str(error), None)) from error
     if there == target:
         raise InvalidInputError(_is_there(target))
     if there is not None:
@@ -168,14 +172,17 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def _cannot_write(target: Path, reason: str) -> str:
+def _cannot_write(target: Path, reason: str, option: str | None) -> str:
     if "full" in reason or "No space" in reason:
         advice = "Make room for it"
     elif "I/O" in reason:
         advice = "Check the disk and its quota"
+    elif "too long" in reason:
+        advice = "Choose a shorter name"
     else:
         advice = "Allow writing to its folder"
+    elsewhere = f"back the file up elsewhere and use {option}" if option else "name another file"
     return (
         f"The backup {str(target)!r} cannot be written: {reason[:1].lower()}{reason[1:].rstrip('.')}. {advice}, or "
-        "back the file up elsewhere and use --no-backup."
+        f"{elsewhere}."
     )

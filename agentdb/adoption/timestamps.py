@@ -201,7 +201,7 @@ def _calendar(day: str, time: str) -> datetime:
     try:
         return datetime.fromisoformat(f"{day}T{time}")
     except ValueError:
-        raise UnreadableTimestampError("is no date of the calendar") from None
+        raise UnreadableTimestampError("is not a valid date") from None
 
 
 def _offset(text: str) -> timezone:

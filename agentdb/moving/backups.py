@@ -13,7 +13,7 @@ from django.db import connections
 from agentdb.adoption.sqlite_backup import back_up, refuse_taken
 from agentdb.errors import DatabaseUnavailableError
 from agentdb.moving import copydb
-from agentdb.schema.inspection import check_sqlite_file, sqlite_path
+from agentdb.schema.inspection import sqlite_path
 from agentdb.serving.opening import temporary_alias
 
 
@@ -30,7 +30,7 @@ def back_up_database(alias: str, target: Path, progress: copydb.Progress = lambd
         raise DatabaseUnavailableError(f"There is no folder {str(target.parent)!r} for the backup. Make it first.")
     source = sqlite_path(connections[alias])
     if source is not None:
-        check_sqlite_file(source)
+        copydb.check_source(alias)
         back_up(source, lambda done, total: progress("pages", done, total), target=target)
         return
     try:

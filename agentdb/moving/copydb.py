@@ -26,8 +26,10 @@ from agentdb.schema.inspection import (
     sqlite_path,
     translated_errors,
 )
+from agentdb.schema.limits import lifted_limits
 from agentdb.schema.spelling import is_spelt_as_agentdb_does
 from agentdb.serving.connections import describe
+from agentdb.sqlite_files import identity
 
 # Rows are hashed by the block, in the order of their keys: a resumed copy has the same blocks.
 _ROWS_A_BLOCK = 10_000
@@ -72,6 +74,7 @@ def copy(
     ``InvalidInputError`` for a target with rows of its own and for values that cannot be copied (before the first
     write), ``SchemaOutOfDateError`` and ``SchemaMismatchError`` where either side is not what the models say.
     """
+    refuse_same(source, target)
     with inspecting(source) as reading, translated_errors(reading):
         _check_schema(reading, connections[source])
         writing = connections[target]
@@ -79,7 +82,7 @@ def copy(
             check_sqlite_file(path)
         _refuse_unusable(reading, writing)
         place = describe(connections[source])
-        with translated_errors(writing):
+        with translated_errors(writing), lifted_limits(writing, say):
             _migrate_if_unfinished(writing, target)
             done = _begin(writing, place)
             totals = {model: _count(reading, model) for model in _models()}
@@ -101,6 +104,29 @@ def copy(
             return copied
 
 
+def refuse_same(source: str, target: str) -> None:
+    """Raise ``InvalidInputError`` if both aliases lead to one database."""
+    one, other = connections[source], connections[target]
+    paths = sqlite_path(one), sqlite_path(other)
+    if None in paths:
+        same = one.vendor == other.vendor != "sqlite" and describe(one) == describe(other)
+    else:
+        same = identity(paths[0]) == identity(paths[1]) is not None  # type: ignore[arg-type]
+    if same:
+        raise InvalidInputError(f"The source and the target are one database, {describe(one)}. Name two.")
+
+
+def already_copied(source: str, target: str) -> bool:
+    """Whether the target has rows, and exactly those of the source."""
+    refuse_same(source, target)
+    try:
+        if not has_rows(target):
+            return False
+        return not differences(summarise(source), summarise(target))
+    except AgentDbError:
+        return False  # copying says what is wrong
+
+
 def _named(what: str, progress: Progress) -> Progress:
     return lambda table, done, total: progress(f"{what} {table}", done, total)
 
@@ -114,6 +140,7 @@ def summarise(alias: str, progress: Progress = lambda table, done, total: None) 
 
 def check(source: str, target: str) -> dict[str, int]:
     """Raise what ``copy`` would raise before its first write; return the rows of each table. Changes nothing."""
+    refuse_same(source, target)
     with inspecting(source) as reading, translated_errors(reading):
         _check_schema(reading, connections[source])
         _refuse_unusable(reading, connections[target])
@@ -126,6 +153,12 @@ def check(source: str, target: str) -> dict[str, int]:
     except MissingFileError:
         pass
     return rows
+
+
+def check_source(alias: str) -> None:
+    """Raise what a copy from the alias would raise because of its schema."""
+    with inspecting(alias) as connection:
+        _check_schema(connection, connections[alias])
 
 
 def differing_rows(source: str, target: str) -> list[str]:

@@ -317,7 +317,10 @@ class _TableDiff:
             yield self._drift(f"{key.noun}.missing", key.name, f"{key.kind} on {key.on}", None, message)
 
     def _extra_key(self, key: _Key) -> Difference:
-        harmless = not key.index.unique or self._left_null(part.expression for part in key.index.parts)
+        collides = "nulls not distinct" in key.index.options
+        harmless = not key.index.unique or (
+            not collides and self._left_null(part.expression for part in key.index.parts)
+        )
         title = f"{_capitalized(key.title)} on {self.table} {key.on}"
         return self._extra(key.noun, key.name, f"{key.kind} on {key.on}", title, harmless=harmless)
 

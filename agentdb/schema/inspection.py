@@ -20,6 +20,7 @@ from django.db.utils import load_backend
 
 from agentdb.errors import DatabaseUnavailableError
 from agentdb.faults import Fault, classify, describe_damage, describe_failure, not_a_database
+from agentdb.schema.limits import lifted_limits
 from agentdb.sqlite_files import copy_file, encoding_concern, is_in_wal_mode, read_header
 
 _MAGIC = b"SQLite format 3\0"
@@ -53,7 +54,7 @@ def inspecting(alias: str = DEFAULT_DB_ALIAS) -> Iterator[BaseDatabaseWrapper]:
         connection: BaseDatabaseWrapper = load_backend(settings["ENGINE"]).DatabaseWrapper(settings, alias)
         stack.callback(connection.close)
         connection.ensure_connection()
-        with _transaction(connection):
+        with lifted_limits(connection), _transaction(connection):
             yield connection
 
 

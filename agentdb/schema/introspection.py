@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 from urllib.parse import quote as percent_encoded
@@ -254,7 +255,8 @@ _KINDS = {
 }
 
 _RELATIONS = """
-    SELECT c.oid, c.relname, c.relkind, c.relpersistence, c.relrowsecurity
+    SELECT c.oid, c.relname, c.relkind, c.relpersistence, c.relrowsecurity,
+        current_setting('quote_all_identifiers', true) = 'on'
     FROM pg_catalog.pg_class c
     JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
     WHERE n.nspname = current_schema() AND c.relkind IN ('r', 'p', 'f', 'v', 'm')
@@ -347,12 +349,26 @@ def tables_elsewhere(connection: BaseDatabaseWrapper, names: Collection[str]) ->
     )
 
 
+@contextmanager
+def _plain_names(cursor: Any, is_quoting: bool) -> Iterator[None]:
+    """Have the server spell names and types without quotes where none are needed, whatever the role's settings say."""
+    if not is_quoting:
+        yield
+        return
+    cursor.execute("SET quote_all_identifiers = off")
+    try:
+        yield
+    finally:
+        cursor.execute("SET quote_all_identifiers = on")
+
+
 def _read_postgresql(connection: BaseDatabaseWrapper, names: set[str] | None, views: set[str]) -> dict[str, Table]:
     with connection.cursor() as cursor:
         cursor.execute(_RELATIONS)
+        found = cursor.fetchall()
         relations = {
             oid: (name, _KINDS[_text(kind)], _text(persistence), row_security)
-            for oid, name, kind, persistence, row_security in cursor.fetchall()
+            for oid, name, kind, persistence, row_security, _ in found
             if (name in views if _text(kind) in "vm" else name in names if names is not None else name != LOCK_TABLE)
         }
         oids = list(relations)
@@ -364,8 +380,9 @@ def _read_postgresql(connection: BaseDatabaseWrapper, names: set[str] | None, vi
                 rows[owner].append(row)
             return rows
 
-        columns, constraints = by_table(_COLUMNS), by_table(_CONSTRAINTS)
-        indexes = by_table(_INDEXES.format(usable=_USABLE[connection.vendor]))
+        with _plain_names(cursor, bool(found and found[0][-1])):
+            columns, constraints = by_table(_COLUMNS), by_table(_CONSTRAINTS)
+            indexes = by_table(_INDEXES.format(usable=_USABLE[connection.vendor]))
         triggers, rules = by_table(_TRIGGERS), by_table(_RULES)
     return {
         name: _postgresql_table(
@@ -404,13 +421,9 @@ def _postgresql_table(
         if kind in "pux":
             owned.add(index)
         if kind == "p":
-            primary_key = PrimaryKey(name, own, options)
+            primary_key = PrimaryKey(name, own, options + _index_options(*index_texts[index]))
         elif kind == "u":
-            text, valid = index_texts[index]
-            options += ("nulls not distinct",) if text.nulls_not_distinct else ()
-            options += () if valid else ("invalid",)
-            options += (f"include ({', '.join(text.include)})",) if text.include else ()
-            uniques.append(Unique(name, own, options))
+            uniques.append(Unique(name, own, options + _index_options(*index_texts[index])))
         elif kind == "f":
             foreign_keys.append(ForeignKey(name, own, target, tuple(target_columns)))
         elif kind == "n":  # PostgreSQL 18 lists NOT NULL here; below it is only a flag of the column
@@ -441,6 +454,15 @@ def _postgresql_table(
         ),
         foreign_keys=tuple(foreign_keys),
         checks=tuple(checks),
+    )
+
+
+def _index_options(text: IndexText, valid: bool) -> tuple[str, ...]:
+    """What a key's index is, beyond an ordinary one."""
+    return (
+        *(("nulls not distinct",) if text.nulls_not_distinct else ()),
+        *(() if valid else ("invalid",)),
+        *((f"include ({', '.join(text.include)})",) if text.include else ()),
     )
 
 

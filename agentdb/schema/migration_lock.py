@@ -9,10 +9,11 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from django.db import Error
+from django.db import Error, OperationalError
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from agentdb.schema.introspection import LOCK_TABLE
+from agentdb.schema.limits import lift_for_transaction
 from agentdb.schema.sqltext import quote_name
 
 if sys.platform != "win32":
@@ -53,24 +54,49 @@ def migration_lock(connection: BaseDatabaseWrapper, waiting: Callable[[], None] 
 def _advisory_lock(connection: BaseDatabaseWrapper, waiting: Callable[[], None]) -> Iterator[None]:
     # A connection of its own, and a lock that ends with its transaction: a lock of the session would stay behind in a
     # pooler that hands out server connections by transaction.
+    connection.ensure_connection()
     other = connection.copy()
     other.settings_dict["OPTIONS"].pop("pool", None)  # which may have no second one to give
     try:
+        other.ensure_connection()
+    except OperationalError:
+        with _session_lock(connection, waiting):  # the server allows this role, or has, a single connection
+            yield
+        return
+    try:
         other.set_autocommit(False)
-        with other.cursor() as cursor:
-            cursor.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
-            cursor.execute("SELECT pg_try_advisory_xact_lock(%s)", [_ADVISORY_KEY])
-            if not cursor.fetchone()[0]:
-                waiting()
-                cursor.execute("SET LOCAL lock_timeout = 0")
-                cursor.execute("SET LOCAL statement_timeout = 0")
-                cursor.execute("SELECT pg_advisory_xact_lock(%s)", [_ADVISORY_KEY])
+        lift_for_transaction(other)
+        lock_in_transaction(other, waiting)
         yield
     finally:
         # The server notices a closed connection only after a while, in which the next one would seem to have to wait.
         with suppress(Error):
             other.rollback()
         other.close()
+
+
+def lock_in_transaction(connection: BaseDatabaseWrapper, waiting: Callable[[], None]) -> None:
+    """Take PostgreSQL's migration lock for as long as the transaction lasts that is open."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_try_advisory_xact_lock(%s)", [_ADVISORY_KEY])
+        if not cursor.fetchone()[0]:
+            waiting()
+            cursor.execute("SET LOCAL lock_timeout = 0")
+            cursor.execute("SELECT pg_advisory_xact_lock(%s)", [_ADVISORY_KEY])
+
+
+@contextmanager
+def _session_lock(connection: BaseDatabaseWrapper, waiting: Callable[[], None]) -> Iterator[None]:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_try_advisory_lock(%s)", [_ADVISORY_KEY])
+        if not cursor.fetchone()[0]:
+            waiting()
+            cursor.execute("SELECT pg_advisory_lock(%s)", [_ADVISORY_KEY])
+    try:
+        yield
+    finally:
+        with suppress(Error), connection.cursor() as cursor:
+            cursor.execute("SELECT pg_advisory_unlock(%s)", [_ADVISORY_KEY])
 
 
 @contextmanager

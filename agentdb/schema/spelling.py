@@ -21,6 +21,39 @@ class Misspelt:
     example: str
 
 
+@dataclass(frozen=True)
+class Unreadable:
+    """A native timestamp of a server that Python cannot hold: infinity, BC, or after the year 9999."""
+
+    table: str
+    id: str
+    column: str
+    value: str
+
+
+_SHOWN = 20
+
+
+def unreadable_timestamps(connection: BaseDatabaseWrapper, tables: Mapping[str, Table]) -> list[Unreadable]:
+    """Read the native timestamps of these tables on a server, and return the first on which a list of rows fails."""
+    if connection.vendor == "sqlite":
+        return []
+    found: list[Unreadable] = []
+    for name, table in tables.items():
+        columns = [column.name for column in table.columns if column.type == "timestamp with time zone"]
+        if table.kind != "table" or table.column("id") is None:
+            continue
+        for column in columns:
+            sql = quote_name(column)
+            with connection.cursor() as cursor:
+                cursor.execute(
+                    f"SELECT id::text, {sql}::text FROM {quote_name(table.name)} WHERE NOT ({sql} >= '0001-01-01Z'"
+                    f" AND {sql} < '10000-01-01Z') ORDER BY 1 LIMIT {_SHOWN - len(found)}"
+                )
+                found += [Unreadable(name, id_, column, value) for id_, value in cursor.fetchall()]
+    return found
+
+
 def is_in_calendar(column: str) -> str:
     """SQL: the text, which begins as ``YYYY-MM-DD HH``, names a day from year 1 on and an hour below 24."""
     return (

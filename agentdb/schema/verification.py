@@ -15,12 +15,13 @@ from agentdb.conf import server_name
 from agentdb.schema import APP_LABEL, Difference, Table, compare, expected_tables, read_tables, tables_elsewhere
 from agentdb.schema.inspection import sqlite_path
 from agentdb.schema.migration_record import migration_names, recorded_migrations
-from agentdb.schema.spelling import Misspelt, misspelt_timestamps
+from agentdb.schema.spelling import Misspelt, Unreadable, misspelt_timestamps, unreadable_timestamps
 from agentdb.sqlite_files import file_concern
 
 # Goes up when a field of the JSON report is renamed, removed or changes its meaning; new fields may come any time.
 JSON_FORMAT = 1
 SPELLING = "value.spelling"
+UNREADABLE = "value.unreadable"
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,8 @@ class Verification:
     def _verdict_of_differences(self) -> str:
         if not self.differences:
             return f"The schema matches the models, and the recorded migrations are true: {_listed(self.recorded)}."
+        if all(difference.code == UNREADABLE for difference in self.differences):
+            return "The schema matches the models, but there are timestamps that cannot be read. Correct them."
         if all(difference.code == SPELLING for difference in self.differences):
             return (
                 "The schema matches the models, but an old server, or another program, has written timestamps of its "
@@ -127,6 +130,7 @@ def verify(connection: BaseDatabaseWrapper) -> Verification:
     differences = compare(expected, {name: table for name, table in live.items() if name not in known})
     ours = {name: table for name, table in live.items() if name in expected}
     differences += map(_spelling, misspelt_timestamps(connection, ours))
+    differences += map(_unreadable, unreadable_timestamps(connection, ours))
     differences += _file_system(connection)
     if (elsewhere := tables_elsewhere(connection, expected)) is not None:
         differences = [Difference("table.elsewhere", "drift", "", None, None, None, elsewhere)]
@@ -151,6 +155,14 @@ def _spelling(found: Misspelt) -> Difference:
         "which SQLite sorts and compares wrongly. Stop the program that writes them, and run 'agentdb baselinedb'."
     )
     return Difference(SPELLING, "drift", found.table, found.column, None, found.example, message)
+
+
+def _unreadable(found: Unreadable) -> Difference:
+    message = (
+        f"Column {found.table}.{found.column} of the row with id {found.id!r} holds {found.value!r}, which is outside "
+        "the years 1 to 9999: lists with that row fail. Correct it."
+    )
+    return Difference(UNREADABLE, "drift", found.table, found.column, None, found.value, message)
 
 
 def _file_system(connection: BaseDatabaseWrapper) -> list[Difference]:

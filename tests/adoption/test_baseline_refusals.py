@@ -39,7 +39,7 @@ def refused(url: str, *statements: str | bytes) -> str:
 TIMESTAMPS = [
     ("", "is in no known timestamp format"),
     ("1771534396", "is in no known timestamp format"),
-    ("2026-02-30T10:00:00.000Z", "is no date of the calendar"),
+    ("2026-02-30T10:00:00.000Z", "is not a valid date"),
     ("2026-02-19T20:53:16.123", "names no time zone"),
     ("2026-02-19 24:00:00", "is in no known timestamp format"),
     ("05/06/2026 10:00:00 CET", "may be day/month or month/day"),
@@ -94,23 +94,23 @@ SQLITE_ONLY = [
     ),
     (
         "INSERT INTO sessions (id, agent_name, sandbox_id) VALUES ('bad', x'00ff', 'b')",
-        "table 'sessions', id 'bad', column 'agent_name': b'\\x00\\xff' is no text",
+        "table 'sessions', id 'bad', column 'agent_name': b'\\x00\\xff' is not text",
     ),
     (
         "INSERT INTO sessions (id, agent_name, sandbox_id) VALUES ('bad', CAST(x'41ff42' AS TEXT), 'b')",
-        "table 'sessions', id 'bad', column 'agent_name': b'A\\xffB' is no UTF-8 text",
+        "table 'sessions', id 'bad', column 'agent_name': b'A\\xffB' is not valid UTF-8",
     ),
     (
         "INSERT INTO agents (id, name, path, version) VALUES ('bad', 'a', '/', 'two')",
-        "table 'agents', id 'bad', column 'version': 'two' is no integer",
+        "table 'agents', id 'bad', column 'version': 'two' is not an integer",
     ),
     (
         "INSERT INTO agents (id, name, path, version) VALUES ('bad', 'a', '/', 1.5)",
-        "table 'agents', id 'bad', column 'version': 1.5 is no integer",
+        "table 'agents', id 'bad', column 'version': 1.5 is not an integer",
     ),
     (
         "INSERT INTO api_keys (id, tenant_id, key_hash, created_at) VALUES ('bad', 't', 'h', x'3230')",
-        "table 'api_keys', id 'bad', column 'created_at': b'20' is no text",
+        "table 'api_keys', id 'bad', column 'created_at': b'20' is not text",
     ),
 ]
 

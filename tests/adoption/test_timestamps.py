@@ -48,7 +48,7 @@ READ = {
 }
 
 UNKNOWN = "is in no known timestamp format"
-NO_DATE = "is no date of the calendar"
+NO_DATE = "is not a valid date"
 REFUSED = {
     "": UNKNOWN,
     "not-a-date": UNKNOWN,

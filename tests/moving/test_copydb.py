@@ -289,7 +289,7 @@ def test_copydb_names_every_kind_of_value_that_cannot_be_copied_before_it_writes
             "  table 'sessions', id 's1', column 'created_at': 'not-a-date' is in no known timestamp format",
             "  table 'sessions', id 's2', column 'last_active_at': '2026-02-19T20:53:16.123Z' is not in the spelling "
             "of a native timestamp; run 'agentdb baselinedb' on the source",
-            "  table 'sandboxes', id 'b1', column 'workspace_dir': b'\\xffA' is no UTF-8 text",
+            "  table 'sandboxes', id 'b1', column 'workspace_dir': b'\\xffA' is not valid UTF-8",
             "Fix them in the source, and run the command again.",
         ]
     assert execute(target, "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'") == [(0,)]
@@ -298,8 +298,8 @@ def test_copydb_names_every_kind_of_value_that_cannot_be_copied_before_it_writes
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ("sessions SET sandbox_id = x'61' WHERE id = 's1'", "id 's1', column 'sandbox_id': b'a' is no text"),
-        ("agents SET id = 'a', version = 'x' WHERE name = 'plain'", "id 'a', column 'version': 'x' is no integer"),
+        ("sessions SET sandbox_id = x'61' WHERE id = 's1'", "id 's1', column 'sandbox_id': b'a' is not text"),
+        ("agents SET id = 'a', version = 'x' WHERE name = 'plain'", "id 'a', column 'version': 'x' is not an integer"),
     ],
 )  # fmt: skip
 def test_copydb_finds_the_one_value_that_cannot_be_copied(

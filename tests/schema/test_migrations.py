@@ -284,11 +284,11 @@ def test_what_only_sqlite_can_hold_is_refused_with_table_and_row(empty_url: str,
 
         assert str(refusal.value) == (
             "5 values cannot be converted; nothing was changed.\n"
-            "  table 'agents', id 'good', column 'version': 'two' is no integer\n"
+            "  table 'agents', id 'good', column 'version': 'two' is not an integer\n"
             "  table 'sessions', rowid 2, column 'id': NULL is not allowed\n"
-            "  table 'sessions', id 'blob', column 'agent_name': b'\\x00\\xff' is no text\n"
-            "  table 'sandboxes', id 'good', column 'workspace_dir': b'/\\xff' is no UTF-8 text\n"
-            "  table 'api_keys', id 'good', column 'created_at': b'1' is no text\n"
+            "  table 'sessions', id 'blob', column 'agent_name': b'\\x00\\xff' is not text\n"
+            "  table 'sandboxes', id 'good', column 'workspace_dir': b'/\\xff' is not valid UTF-8\n"
+            "  table 'api_keys', id 'good', column 'created_at': b'1' is not text\n"
             "Fix them, timestamps as 'YYYY-MM-DD HH:MM:SS+00:00', and run the command again."
         )
         assert rows(connection, "SELECT count(*) FROM sessions") == [(3,)]
@@ -319,7 +319,7 @@ def test_an_instant_that_the_old_server_cannot_read_stops_the_way_back(empty_url
 
         assert str(refusal.value) == (
             "1 value cannot be converted; nothing was changed.\n"
-            f"  table 'sandboxes', id '1', column 'last_used_at': '{value}' is no timestamp\n"
+            f"  table 'sandboxes', id '1', column 'last_used_at': '{value}' is not a timestamp\n"
             "Fix them, timestamps as 'YYYY-MM-DD HH:MM:SS+00:00', and run the command again."
         )
         assert rows(connection, f"SELECT count(*) FROM sandboxes WHERE last_used_at = '{value}'") == [(1,)]

@@ -38,6 +38,10 @@ class Command(AgentDbCommand):
     def handle(self, *, source_url: str, target_url: str, verify: bool, dry_run: bool, **options: Any) -> None:
         self.progress.say(f"From {display_url(source_url)} to {display_url(target_url)}.")
         with temporary_alias(source_url) as source, temporary_alias(target_url) as target:
+            if copydb.already_copied(source, target):
+                self.progress.clear()
+                self.stdout.write("Nothing to do: every row of the source is in the target, verified.")
+                return
             if dry_run:
                 for table, rows in copydb.check(source, target).items():
                     self.stdout.write(f"{table}: {rows:,} rows to copy.")
