@@ -28,7 +28,7 @@ from agentdb.schema import Table, expected_tables, read_tables
 from agentdb.schema.comparison import reads_ours
 from agentdb.schema.inspection import server_version, sqlite_path
 from agentdb.schema.migration_record import migration_names
-from agentdb.schema.spelling import Misspelt, misspelt_timestamps
+from agentdb.schema.spelling import Misspelt, may_read, misspelt_timestamps
 from agentdb.schema.tables import Column
 
 # What is to be unique in an adopted database.
@@ -145,15 +145,6 @@ def _is_done(shape: Shape) -> bool:
 
 def _count_or_zero(connection: BaseDatabaseWrapper, table: Table) -> int:
     return count_rows(connection, table.name) if table.kind == "table" and may_read(connection, table.name) else 0
-
-
-def may_read(connection: BaseDatabaseWrapper, name: str) -> bool:
-    """Whether the role may read the table."""
-    if connection.vendor == "sqlite":
-        return True
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT has_table_privilege(quote_ident(%s), 'SELECT')", [name])
-        return bool(cursor.fetchone()[0])
 
 
 def _place(connection: BaseDatabaseWrapper) -> str:

@@ -34,6 +34,15 @@ class Unreadable:
 _SHOWN = 20
 
 
+def may_read(connection: BaseDatabaseWrapper, name: str) -> bool:
+    """Whether the role may read the table."""
+    if connection.vendor == "sqlite":
+        return True
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT has_table_privilege(quote_ident(%s), 'SELECT')", [name])
+        return bool(cursor.fetchone()[0])
+
+
 def unreadable_timestamps(connection: BaseDatabaseWrapper, tables: Mapping[str, Table]) -> list[Unreadable]:
     """Read the native timestamps of these tables on a server, and return the first on which a list of rows fails."""
     if connection.vendor == "sqlite":
@@ -41,7 +50,7 @@ def unreadable_timestamps(connection: BaseDatabaseWrapper, tables: Mapping[str, 
     found: list[Unreadable] = []
     for name, table in tables.items():
         columns = [column.name for column in table.columns if column.type == "timestamp with time zone"]
-        if table.kind != "table" or table.column("id") is None:
+        if table.kind != "table" or table.column("id") is None or not may_read(connection, table.name):
             continue
         for column in columns:
             sql = quote_name(column)
