@@ -12,12 +12,15 @@ from agentdb.errors import InvalidInputError
 from agentdb.inputs import OWN_TABLES
 from agentdb.schema.sqltext import quote_name
 
-# Each partition has its rows in the table above it. What this role may not read, it cannot count.
+# The rows of a partition count with the table above it; on CockroachDB relispartition is NULL. What this role may not
+# read, it cannot count.
 _ON_A_SERVER = """
     SELECT c.relname FROM pg_catalog.pg_class c
-    WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND c.relpersistence <> 't'
+    WHERE c.relkind IN ('r', 'p') AND c.relispartition IS NOT TRUE AND c.relpersistence <> 't'
       AND pg_catalog.pg_table_is_visible(c.oid) AND has_table_privilege(c.oid, 'SELECT')
-      AND c.relnamespace <> (SELECT oid FROM pg_catalog.pg_namespace WHERE nspname = 'pg_catalog')
+      AND c.relnamespace NOT IN (
+        SELECT oid FROM pg_catalog.pg_namespace WHERE nspname IN ('pg_catalog', 'pg_extension')
+      )
     ORDER BY 1
 """
 _COLUMN_ON_A_SERVER = """

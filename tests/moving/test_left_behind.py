@@ -71,3 +71,20 @@ def test_nothing_is_said_where_nothing_is_left(url: str, make_url: MakeUrl) -> N
     fill(url)
 
     assert "Not carried" not in copydb(url, make_url("sqlite"))
+
+
+def test_a_partitioned_table_counts_once_and_one_of_another_schema_not(make_url: MakeUrl) -> None:  # noqa: F811
+    url = make_url("postgresql")
+    agentdb.connect(url, migrate=True).close()
+    execute(url, "CREATE TABLE events (id integer) PARTITION BY RANGE (id)")
+    execute(url, "CREATE TABLE events_first PARTITION OF events FOR VALUES FROM (0) TO (10)")
+    execute(url, "INSERT INTO events VALUES (1), (2)")
+    execute(url, "CREATE SCHEMA elsewhere")
+    execute(url, "CREATE TABLE elsewhere.hidden (id integer)")
+
+    copied = copydb(url, make_url("sqlite"), "--dry-run")
+
+    assert [line for line in copied.splitlines() if line.startswith("Not")] == [
+        "Not carried over: table 'events', 2 rows.",
+        "Nothing was copied.",
+    ]
