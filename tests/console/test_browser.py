@@ -546,6 +546,9 @@ AXE_PAGES = {
     "finding": "agentdb/session/?check=sandbox-gone",
     "search": "agentdb/session/find/",
     "undo": "agentdb/session/undo/",
+    "sums": "agentdb/session/groups/?by=hour",
+    "sums of sandboxes": "agentdb/session/groups/?table=sandbox&by=session_status&from=soon",
+    "changes": "agentdb/session/changes/?from=3d",
 }
 
 
