@@ -88,7 +88,10 @@ def test_a_value_that_cannot_be_read_is_shown_as_it_is_stored_beside_all_other_r
             page = site.get(path, **query)
             assert page.status == 200 or sentence in page.text, (path, query, column)
         assert "The figures as a table" in site.get("").text
-        lines = {line["id"]: line for line in csv.DictReader(io.StringIO(site.exported("agentdb/session/export/csv/")))}
+        lines = {
+            line["id"]: line
+            for line in csv.DictReader(io.StringIO(site.exported("agentdb/session/export/csv/").removeprefix("\ufeff")))
+        }
         found = {row["id"]: row for row in json.loads(site.exported("agentdb/session/export/json/"))}
         assert len(lines) == len(found) == 7
         assert lines["s0001"][column] == (f"'{shown}" if shown.startswith("-") else shown)
@@ -158,7 +161,8 @@ def test_a_list_shows_what_a_table_that_lacks_a_column_has(site: Site, superuser
     assert "agentdb verifydb" in page.text
     assert sentence in row.text
     assert [
-        line["last_active_at"] for line in csv.DictReader(io.StringIO(site.exported("agentdb/session/export/csv/")))
+        line["last_active_at"]
+        for line in csv.DictReader(io.StringIO(site.exported("agentdb/session/export/csv/").removeprefix("\ufeff")))
     ] == [""] * 4
     # What depends on the column cannot be asked, and says so.
     assert site.get("agentdb/session/", check="silent").status == 503
