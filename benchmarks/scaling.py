@@ -165,6 +165,7 @@ _ARGUMENTS: dict[str, Any] = {
     "workspace_dir": "/srv/w",
     "label": "a key",
     "key_hash": databases.key_hash(5),
+    "bare_hash": databases.key_hash(6),
     "limit": 10,
     "now": databases.EPOCH + 900 * databases.SECOND,
     "created_at": databases.EPOCH + 900 * databases.SECOND,

@@ -119,6 +119,19 @@ def test_a_claim_that_waited_for_another_finds_the_other_runner(make_postgres_da
         assert late[0].result() is None
 
 
+def test_a_claim_passes_over_a_warm_sandbox_that_another_is_taking(make_postgres_database, _migrated_postgres) -> None:
+    with agentdb.connect(make_postgres_database(template=_migrated_postgres)) as db, ThreadPoolExecutor(1) as pool:
+        for id in ("sb1", "sb2"):
+            make_sandbox(db, id)
+            db.update_sandbox_state(id, "warm")
+
+        def claim(inside: Db) -> list[Any]:
+            first = inside.claim_warm_sandbox("support-bot", "s1")
+            return [first, pool.submit(db.claim_warm_sandbox, "support-bot", "s2").result(30)]
+
+        assert [sandbox.id for sandbox in db.run_transaction(claim)] == ["sb1", "sb2"]
+
+
 def test_heartbeats_of_the_same_sessions_in_any_order_do_not_fail_each_other(db: DjangoDb) -> None:
     for id in SESSIONS:
         make_session(db, id)
