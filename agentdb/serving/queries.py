@@ -313,21 +313,23 @@ def _best_eviction_candidate(*, unused_since: bool) -> Select:
 GET_BEST_EVICTION_CANDIDATE = {each: _best_eviction_candidate(unused_since=each) for each in (False, True)}
 
 
-def _free(rows: Callable[[], Any]) -> Any:
-    """Of these rows the one least recently used that nobody is writing, and that nobody has touched.
+def _free(p: Parameters, state: SandboxState, rows: Any) -> Any:
+    """Of these rows, in that state, the one least recently used that nobody is writing, and that nobody has touched.
 
     PostgreSQL looks at the conditions again once it has a row that another had changed: a subquery still reads what
     was there when the statement began, so a sandbox touched meanwhile no longer equals it and the next one is tried.
     """
     as_it_was = Sandbox.objects.filter(id=OuterRef("id")).values("last_used_at")[:1]
-    first = rows().filter(IsUnchanged(F("last_used_at"), Subquery(as_it_was)))
+    first = rows.filter(IsUnchanged(F("last_used_at"), Subquery(as_it_was)))
     one = first.least_recently_used_first().values("id")[:1]
-    return rows().filter(IsRow(F("id"), Locked(one)))
+    # The state once more, and no other condition: with them PostgreSQL reads all rows in the range of an index instead
+    # of the one by its key.
+    return p.rows(Sandbox).in_state(state).filter(IsRow(F("id"), Locked(one)))
 
 
 def _claim_eviction(state: SandboxState, unused_since: bool) -> Update | Delete:
     def build(p: Parameters) -> Any:
-        return _free(lambda: _evictable(p, state, unused_since))
+        return _free(p, state, _evictable(p, state, unused_since))
 
     if state == SandboxState.COLD:
         return Delete(build, returning=True)
@@ -348,7 +350,7 @@ def _in_pool(p: Parameters) -> Any:
 
 
 CLAIM_WARM_SANDBOX = Update(
-    lambda p: _free(lambda: _in_pool(p)),
+    lambda p: _free(p, SandboxState.WARM, _in_pool(p)),
     lambda p: {
         "state": SandboxState.WAITING.value,
         "session_id": p.text("session_id"),

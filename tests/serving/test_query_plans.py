@@ -356,6 +356,22 @@ def test_postgresql_reads_few_pages_for_few_rows(large_postgres: DjangoDb, name:
 
 
 @pytest.mark.parametrize("times", TIMES)
+@pytest.mark.parametrize("name", [name for name in CALLS if name.startswith("claim_")])
+@pytest.mark.parametrize("tenant", [None, "large"])
+def test_postgresql_writes_what_is_claimed_by_its_key(
+    large_postgres: DjangoDb, name: str, times: int, tenant: str | None
+) -> None:
+    db = large_postgres.for_tenant(tenant) if tenant else large_postgres
+
+    nodes = _postgres_nodes(large_postgres, lambda _: CALLS[name][1](db), times=times)
+
+    # Those of subqueries are called otherwise.
+    scans = [node for node in nodes if node.get("Alias") in ("sandboxes", "sessions") and "Scan" in node["Node Type"]]
+    written = {node["Index Name"] for node in scans}
+    assert written in ({"sandboxes_pkey"}, {"sessions_pkey"})
+
+
+@pytest.mark.parametrize("times", TIMES)
 def test_postgresql_finds_the_eviction_candidate_with_three_probes(large_postgres: DjangoDb, times: int) -> None:
     nodes = _postgres_nodes(large_postgres, lambda db: db.get_best_eviction_candidate(), times=times, analyze=True)
 
