@@ -211,6 +211,8 @@ def _sqlite(url: str, config: dict[str, Any], options: dict[str, Any]) -> dict[s
     synchronous = _one_of("synchronous", options, _SQLITE_SYNCHRONOUS)
     journal = _one_of("journal", options, _SQLITE_JOURNALS)
     own = _for_all(options)
+    if "isolation" in options:
+        raise InvalidInputError("The URL option isolation is for PostgreSQL. SQLite is serializable in any case.")
     if "touch_durability" in options:
         raise InvalidInputError(
             "The URL option touch_durability is for PostgreSQL. On SQLite synchronous=NORMAL relaxes all writes."
@@ -344,6 +346,8 @@ def _server(scheme: str, config: dict[str, Any], options: dict[str, Any]) -> dic
         own["max_connections"] = _number("max_connections", options.pop("max_connections"))
     if "touch_durability" in options:
         own["touch_durability"] = _touch_durability(scheme, options.pop("touch_durability"))
+    if "isolation" in options:
+        own["isolation"] = _isolation(options.pop("isolation"))
     prepares = _on_or_off("prepare", options.pop("prepare", True))
     options.setdefault("application_name", "agentdb")
     if prepares:
@@ -384,6 +388,13 @@ def _touch_durability(scheme: str, value: Any) -> str:
     if scheme.startswith("cockroach"):
         raise InvalidInputError("The URL option touch_durability is for PostgreSQL; CockroachDB commits fully.")
     return durability
+
+
+def _isolation(value: Any) -> str:
+    level = str(value).lower()
+    if level != "serializable":
+        raise InvalidInputError(f"The URL option isolation={level!r} is not known; isolation=serializable is.")
+    return level
 
 
 def _on_or_off(name: str, value: Any) -> bool:

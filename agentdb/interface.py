@@ -426,8 +426,8 @@ class Db(Protocol):
         """Call ``fn(db)`` with all its calls in one serializable transaction and return its result.
 
         Inside a transaction of a host project it is part of that, with its isolation. All or nothing: an exception
-        from ``fn`` undoes its calls. On a serialization conflict ``fn`` is called again;
-        ``ConflictError`` when the retries are used up.
+        from ``fn`` undoes its calls. On a serialization conflict ``fn`` is called again, whatever it raised then;
+        ``ConflictError`` when the retries are used up. What ``fn`` is given belongs to its thread, and ends with it.
         """
         ...
 

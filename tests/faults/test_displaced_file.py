@@ -274,13 +274,13 @@ def test_a_look_while_another_thread_opens_the_file_keeps_its_locks(path: Path, 
 
     def read(number: int, size: int, offset: int) -> bytes:
         if not connections_made:
+            monkeypatch.undo()
             connections_made.append(agentdb.connect(url(path)))
             make_session(connections_made[0], "s1")
         return really_read(number, size, offset)
 
     monkeypatch.setattr(os, "pread", read)
     check_sqlite_file(path)
-    monkeypatch.undo()
     with connections_made[0] as db:
         subprocess.run([sys.executable, "-c", WRITER, path], check=True)
         assert path.with_name(f"{path.name}-wal").exists()

@@ -338,3 +338,12 @@ def test_database_url_is_the_argument_else_the_environments_else_a_file_here(mon
     assert database_url() == "sqlite:////env.db"
     assert database_url("sqlite:////argument.db") == "sqlite:////argument.db"
     assert database_from_env("sqlite:////x.db")["NAME"] == "/env.db"
+
+
+def test_the_isolation_of_single_calls_is_an_option_of_postgresql() -> None:
+    own = database_from_url("postgresql://h/agents?isolation=Serializable")["AGENTDB"]
+    assert own["isolation"] == "serializable"
+    with pytest.raises(InvalidInputError, match="isolation='snapshot' is not known; isolation=serializable is"):
+        database_from_url("postgresql://h/agents?isolation=snapshot")
+    with pytest.raises(InvalidInputError, match="SQLite is serializable in any case"):
+        database_from_url("sqlite:///a.db?isolation=serializable")

@@ -194,14 +194,22 @@ class PostgresConnection(Connection):
         self._cursor = psycopg.Cursor(raw)
         # Django puts a loader written in Python in the way of psycopg's own; the session is in UTC for both.
         self._cursor.adapters.register_loader("timestamptz", TimestamptzLoader)
-        if engine.owned and raw.prepare_threshold is not None and engine.vendor == "postgresql":
+        if engine.owned and engine.vendor == "postgresql":
             self._set_up()
 
     def _set_up(self) -> None:
-        """Set what is agentdb's own: a host's plans are the host's, and what a pooler hands on must be as it was."""
-        wanted = dict(_FOLLOW_THE_INDEX)
-        if self.engine.idle_seconds is not None and self.raw.info.server_version >= _IDLE_TIMEOUT_SINCE:
-            wanted["idle_session_timeout"] = str(max(1, int(self.engine.idle_seconds * 1000)))
+        """Set what is agentdb's own: a host's plans are the host's. What a pooler hands on must be as it was: with
+        ``prepare=off`` only what the URL asks for is set.
+        """
+        wanted: dict[str, str] = {}
+        if self.raw.prepare_threshold is not None:
+            wanted.update(_FOLLOW_THE_INDEX)
+            if self.engine.idle_seconds is not None and self.raw.info.server_version >= _IDLE_TIMEOUT_SINCE:
+                wanted["idle_session_timeout"] = str(max(1, int(self.engine.idle_seconds * 1000)))
+        if isolation := self.engine.settings.get("AGENTDB", {}).get("isolation"):
+            wanted["default_transaction_isolation"] = isolation
+        if not wanted:
+            return
         settings = ", ".join(f"set_config('{name}', '{value}', false)" for name, value in wanted.items())
         with suppress(psycopg.errors.UndefinedObject):  # of an older server
             self.raw.execute(f"SELECT {settings}", prepare=False)

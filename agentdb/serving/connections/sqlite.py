@@ -262,7 +262,8 @@ class SqliteConnection(Connection):
         if shared_file_system(self._path):
             return ""  # the numbers of a file may change there
         if now.file != known.file:
-            self.engine.place = now  # and the log, which the file that is there now must not be opened with
+            # Its log is what the file that is there now must not be opened with.
+            self.engine.place = known._replace(log=now.log)
             return self.engine.is_another()
         lost = "-wal" if now.log != known.log else "-shm"
         what = "write-ahead log" if lost == "-wal" else "index of the write-ahead log"
