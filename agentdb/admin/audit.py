@@ -40,7 +40,7 @@ def record(
 
     ``action`` begins with a verb ("pause", "delete", "revoke", "issue"). ``before`` and ``after`` say what the rows
     were and are, by id. Of many rows each line has a thousand, so that what they were can be read back whole. Raises
-    ``OSError`` if the file cannot be written, so that nothing goes on unrecorded where a record was asked for: call it
+    ``OSError`` if the file cannot be written, so that nothing goes on unrecorded if a record was asked for: call it
     inside the transaction that changes the rows, or before it.
     """
     forget()  # what viewers share is no longer so

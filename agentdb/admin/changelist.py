@@ -67,7 +67,7 @@ class UnindexedInstant(Func):
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """A row's place in the list: its timestamp, and its id where timestamps are equal."""
+    """A row's place in the list: its timestamp, and its id if timestamps are equal."""
 
     at: datetime
     id: str

@@ -48,7 +48,7 @@ def site_of(request: HttpRequest) -> admin.AdminSite:
 
 
 def _reversed(site: admin.AdminSite, name: str, *args: str) -> str:
-    """The address, or an empty text where the site has no such page, for instance of a model it does not register."""
+    """The address, or an empty text if the site has no such page, for instance of a model it does not register."""
     try:
         return reverse(f"{site.name}:{name}", args=args)
     except NoReverseMatch:
@@ -56,7 +56,7 @@ def _reversed(site: admin.AdminSite, name: str, *args: str) -> str:
 
 
 def _with_query(url: str, query: dict[str, str]) -> str:
-    """The address with a query; empty where there is none, or where it is longer than servers take."""
+    """The address with a query; empty if there is none, or if it is longer than servers take."""
     whole = f"{url}?{urlencode(query)}" if url and query else url
     return whole if len(whole) <= LONGEST_URL else ""
 
@@ -107,7 +107,7 @@ def overview_url(site: admin.AdminSite) -> str:
 
 
 def link(url: str, text: object) -> SafeString:
-    """A link, or the text alone where there is no address."""
+    """A link, or the text alone if there is no address."""
     if is_unreadable(text):
         return unreadable(text)
     shown = cut(text) if isinstance(text, str) and not isinstance(text, SafeString) else text
@@ -129,7 +129,7 @@ def column_value(row: Model, column: str) -> Any:
 
 
 def short_text(id: str) -> str:
-    """The beginning and the end of an id, where there is no markup to have the whole in."""
+    """The beginning and the end of an id, if there is no markup to have the whole in."""
     return id if len(id) <= LONGEST_WHOLE_ID else f"{id[:8]}…{id[-4:]}"
 
 
@@ -192,7 +192,7 @@ def slug(value: str) -> str:
 
 
 def missing(text: str, *, is_id: bool = False, matters: bool = False) -> SafeString:
-    """What is named and not stored; in red where something live would need it."""
+    """What is named and not stored; in red if something live needs it."""
     return format_html(
         '<span class="agentdb-quiet" title="{}">{} <em{}>({})</em></span>',
         gettext("Nothing with this name is stored."),

@@ -54,7 +54,7 @@ def _ended(changelist: RowList, error: Exception) -> str:
 
 
 def _whole(lines: Iterator[str], ended: Callable[[Exception], str]) -> Iterator[str]:
-    """The lines, and one that says so where they end too early; in JSON it makes the file one that no parser takes."""
+    """The lines, and one that says so if they end too early; in JSON it makes the file one that no parser takes."""
     try:
         yield from lines
     except EXPECTED_ERRORS as error:

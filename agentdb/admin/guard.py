@@ -1,4 +1,4 @@
-"""Pages that are cut off in the database after a few seconds, and that say what is wrong where they cannot be shown."""
+"""Pages that are cut off in the database after a few seconds, and that say what is wrong if they cannot be shown."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def guarded(
     view: Callable[[], HttpResponseBase],
     read_seconds: float = READ_SECONDS,
 ) -> HttpResponseBase:
-    """The view's page, drawn to its end here; where the database cannot answer, a page that says so and why."""
+    """The view's page, drawn to its end here; if the database cannot answer, a page that says so and why."""
     alias = router.db_for_write(model) if request.method == "POST" else router.db_for_read(model)
     connection = connections[alias]
     seconds = WRITE_SECONDS if request.method == "POST" else read_seconds

@@ -265,7 +265,7 @@ class LinkedAdmin(ReadFirstAdmin):
         problems: list[Problem],
         **conditions: Collection[str | None],
     ) -> list[Any] | None:
-        """The rows of the model that others name; None where the user may not see them, or they cannot be read."""
+        """The rows of the model that others name; None if the user may not see them, or they cannot be read."""
         if model not in allowed:
             return None
         rows = model._default_manager.using(self.alias).filter(**conditions)

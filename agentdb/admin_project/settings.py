@@ -16,7 +16,7 @@ ADMIN_APPS = [
 
 MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",
-    # A live list is 90 kB every ten seconds. Each page masks its CSRF token anew, so that sizes tell nothing of it.
+    # A live list is 90 kB every ten seconds. Each page masks its CSRF token differently, so sizes do not tell it.
     "django.middleware.gzip.GZipMiddleware",
     "agentdb.admin_project.settings.content_security_policy",
     "django.contrib.sessions.middleware.SessionMiddleware",

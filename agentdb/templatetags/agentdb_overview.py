@@ -103,7 +103,7 @@ def known_value(value: str) -> str:
 
 @register.simple_tag
 def figure(figure: Figure) -> SafeString:
-    """A number, marked where it is an estimate, which says on hover from what."""
+    """A number, marked if it is an estimate, which says on hover from what."""
     if figure.is_estimate:
         return format_html('<span class="agentdb-about" title="{}">≈</span>&nbsp;{}', figure.how, f"{figure.rows:,}")
     return format_html("{}", figure)
@@ -115,7 +115,7 @@ def icon(name: str) -> SafeString:
 
 
 def _ordering(cl: Any, number: int) -> str:
-    """The timestamp that a column of the list shows, where the list can be ordered by it."""
+    """The timestamp that a column of the list shows, if the list can be ordered by it."""
     column = getattr(cl.model_admin, cl.list_display[number], None)
     at = getattr(column, "admin_order_field", "")
     return at if cl.can_order_by(at) else ""
@@ -123,7 +123,7 @@ def _ordering(cl: Any, number: int) -> str:
 
 @register.simple_tag
 def agentdb_head(cl: Any, number: int, text: str) -> SafeString:
-    """The head of a column: a link to the other order, where an index or the filters make one possible."""
+    """The head of a column: a link to the other order, if an index or the filters make one possible."""
     if not (at := _ordering(cl, number)):
         return format_html("{}", text if isinstance(text, SafeString) else capfirst(text))  # or the box for all rows
     order = cl.page.order

@@ -59,22 +59,7 @@ class Command(DatabaseCommand):
         **options: Any,
     ) -> None:
         user = _user(user)
-        try:
-            with _looked_at(database) as connection:
-                pending = pending_migrations(connection)
-                shape = recognise(connection) if pending and not recorded_migrations(connection) else None
-        finally:
-            connections[database].close()
-        if shape is not None and shape.tables:
-            raise CommandError(
-                f"The database has tables of the old server that are not adopted yet: {shape.description}. Run "
-                "'agentdb baselinedb --check' to see what adopting them does, then 'agentdb baselinedb'."
-            )
-        if pending:
-            raise CommandError(
-                f"The database lacks {len(pending)} migration{'' if len(pending) == 1 else 's'}: "
-                f"{', '.join(pending)}. Run 'agentdb migrate'."
-            )
+        _check_migrated(database)
         if audit_log is not None:
             _check_audit_log(audit_log)
         configured = connections[database]
@@ -90,28 +75,53 @@ class Command(DatabaseCommand):
             "read_only": read_only,
             "audit_log": audit_log and os.path.abspath(audit_log),
         }
-        environment = {
-            name: value for name, value in os.environ.items() if name not in ("DJANGO_SETTINGS_MODULE", "PYTHONPATH")
-        }
-        server = subprocess.Popen(
-            # -P and paths at the end: no file of the working directory is taken for a module of the library.
-            [sys.executable, "-P", "-c", _START, *_module_paths()],
-            stdin=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
-        # Open for as long as this process lives: its end tells the server to end.
-        assert server.stdin is not None
-        with server.stdin:
-            server.stdin.write(f"{json.dumps(settings, default=str)}\n")
-            server.stdin.flush()
-            try:
-                code = server.wait()
-            except KeyboardInterrupt:
-                server.stdin.close()
-                code = server.wait()
-        if code:
+        if code := _run(settings):
             sys.exit(code)
+
+
+def _run(settings: dict[str, Any]) -> int:
+    """Serve in another process until it ends or is interrupted, and return its exit code."""
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("DJANGO_SETTINGS_MODULE", "PYTHONPATH")
+    }
+    server = subprocess.Popen(
+        # -P and paths at the end: no file of the working directory is taken for a module of the library.
+        [sys.executable, "-P", "-c", _START, *_module_paths()],
+        stdin=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+    # Open for as long as this process lives: its end tells the server to end.
+    assert server.stdin is not None
+    with server.stdin:
+        server.stdin.write(f"{json.dumps(settings, default=str)}\n")
+        server.stdin.flush()
+        try:
+            code = server.wait()
+        except KeyboardInterrupt:
+            server.stdin.close()
+            code = server.wait()
+    return code
+
+
+def _check_migrated(database: str) -> None:
+    """Raise ``CommandError`` with the next command unless the tables are those of this version."""
+    try:
+        with _looked_at(database) as connection:
+            pending = pending_migrations(connection)
+            shape = recognise(connection) if pending and not recorded_migrations(connection) else None
+    finally:
+        connections[database].close()
+    if shape is not None and shape.tables:
+        raise CommandError(
+            f"The database has tables of the old server that are not adopted yet: {shape.description}. Run "
+            "'agentdb baselinedb --check' to see what adopting them does, then 'agentdb baselinedb'."
+        )
+    if pending:
+        raise CommandError(
+            f"The database lacks {len(pending)} migration{'' if len(pending) == 1 else 's'}: "
+            f"{', '.join(pending)}. Run 'agentdb migrate'."
+        )
 
 
 _KEPT = (
@@ -162,7 +172,7 @@ def _served(connection: BaseDatabaseWrapper, *, read_only: bool) -> dict[str, An
             # Where no index of the write-ahead log can be made, nobody can be writing to the file either.
             settings["NAME"] = name if os.access(path.parent, os.W_OK) else f"{name}&immutable=1"
     elif connection.vendor != "sqlite":
-        asked = int(options.get("connect_timeout", 0))  # 0 is for ever
+        asked = int(options.get("connect_timeout", 0))  # 0 waits without an end
         options["connect_timeout"] = min(asked, _CONNECT_SECONDS) if asked > 0 else _CONNECT_SECONDS
     return settings
 
