@@ -159,7 +159,7 @@ class Question:
     ordered_by: Sequence[tuple[str, ...]]
 
     def everything(self) -> QuerySet[Any]:
-        return self.rows.filter(self.rest, **self.equal)
+        return self.rows.filter(self.rest, **self.equal).order_by("pk")
 
     def few(self) -> QuerySet[Any] | None:
         """All rows that are asked for, if an index leaves few enough of them to be sorted."""
@@ -258,7 +258,7 @@ class RowList(ChangeList):
         for given in (self.params, self.filter_params):
             given.pop(AFTER, None)  # a link that changes a filter begins at the first page again
         self.query = self.query.replace("\x00", "").strip()
-        rows = super().get_queryset(request, exclude_parameters)
+        rows = super().get_queryset(request, exclude_parameters).order_by()  # or each count would sort
         equal: dict[str, str] = {}
         rest = self.model_admin.containing(self.query) if self.query else Q()
         for spec in self.active:
