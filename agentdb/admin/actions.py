@@ -265,6 +265,7 @@ def _written_down(
 ) -> list[tuple[str, str]]:
     """Act in one transaction that holds the audit log's line too, and return what came of each row."""
     written: list[Any] = []
+    alias = router.db_for_write(model_admin.model)
 
     def write(outcome: Outcome) -> None:
         if written:
@@ -272,11 +273,14 @@ def _written_down(
 
     def act_and_write(db: Db) -> list[tuple[str, str]]:
         written[:], outcomes = act(db)
+        # An operator's write is not a sign of life of a session or its runner: the time of the server's last one stays.
+        sessions = [row for row in written if isinstance(row, Session)]
+        Session.objects.using(alias).bulk_update(sessions, ["last_active_at"], batch_size=BATCH)
         write("done")
         return outcomes
 
     try:
-        outcomes = DjangoDb(router.db_for_write(model_admin.model)).run_transaction(act_and_write)
+        outcomes = DjangoDb(alias).run_transaction(act_and_write)
     except (AgentDbError, OSError) as error:
         if isinstance(error, AgentDbError):
             write("undone")
@@ -292,7 +296,7 @@ def pause_runner(model_admin: Any, request: HttpRequest, runner_id: str) -> Http
 
     def act(db: Db) -> tuple[list[Any], list[tuple[str, str]]]:
         live = Session.objects.using(router.db_for_write(Session)).of_runner(runner_id).live()
-        rows = list(live.only("pk", "status"))
+        rows = list(live.only("pk", "status", "last_active_at"))
         db.bulk_pause_sessions_by_runner(runner_id)
         return rows, []
 

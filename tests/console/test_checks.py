@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import timedelta
 from typing import Any
 
@@ -148,6 +149,10 @@ def test_pausing_some_or_all_of_a_dead_runners_sessions_is_no_sign_of_its_life(f
     fleet.act("agentdb/session/", "pause_sessions", ids[:1], confirmed="1")
 
     assert said(fleet) == {"runner": 1, "sandbox-alone": 1}
+    undone = fleet.post("agentdb/session/undo/", lines=json.dumps({"action": "pause", "before": {ids[0]: "active"}}))
+    assert "Resumed 1 session" in undone.text
+    assert said(fleet) == {"runner": 1}
+    fleet.act("agentdb/session/", "pause_sessions", ids[:1], confirmed="1")
     assert "31 min ago" in found(fleet)["runner"].detail
     page = fleet.get("agentdb/session/runner/", id="dead")
     assert "silent" in page.text
