@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Callable, Coroutine, Generator, Sequence
+from collections.abc import Callable, Collection, Coroutine, Generator
 from contextvars import ContextVar
 from functools import wraps
 from types import TracebackType
@@ -52,7 +52,7 @@ def _keys(ids: object) -> tuple[str, ...]:
     """Return the ids that a call concerns; none if they are not texts, which the call itself refuses."""
     if isinstance(ids, str):
         return (ids,)
-    if isinstance(ids, Sequence):
+    if isinstance(ids, Collection):
         return tuple({id for id in ids if isinstance(id, str)})
     return ()
 

@@ -11,7 +11,7 @@ the SQL, the places of the parameters by name, and the fields' conversions. Djan
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import cache
@@ -29,6 +29,7 @@ from agentdb.expressions import ServerAgo, ServerNow, ServerPast
 
 Row = tuple[Any, ...]
 Converter = Callable[[Any], Any]
+Slot = tuple[str | None, Any, Converter | None]  # a value's name or the constant, and its conversion
 
 # No text or instant of a caller can be mistaken for a stand-in: the first is a Unicode noncharacter, the second is
 # only ever compared while a query is compiled.
@@ -101,7 +102,7 @@ class Statement:
     """SQL in the driver's placeholder style, with what turns named values into parameters and rows into values."""
 
     sql: str
-    slots: tuple[tuple[str | None, Any, Converter | None], ...]
+    slots: tuple[Slot, ...]
     converters: tuple[tuple[int, Converter], ...]
     table: str
     instants: tuple[int, ...] = ()  # the columns that a server returns as datetimes
@@ -143,15 +144,9 @@ class Select:
     def compile(self, connection: BaseDatabaseWrapper) -> Statement:
         parameters = Parameters()
         built = self.build(parameters)
-        if not isinstance(built, list):
-            return _compile(connection, parameters, built.query)
-        # Django's union() refuses parts with a limit of their own on SQLite.
-        compilers = [queryset.query.get_compiler(connection=connection) for queryset in built]
-        parts = [compiler.as_sql() for compiler in compilers]
-        sql = " UNION ALL ".join(f"SELECT * FROM ({sql}) part_{number}" for number, (sql, _) in enumerate(parts))
-        params = [value for _, values in parts for value in values]
-        columns = [column for column, _, _ in compilers[0].select]
-        return _statement(connection, parameters, compilers[0], sql, params, columns)
+        if isinstance(built, list):
+            return _compile_all(connection, parameters, [queryset.query for queryset in built])
+        return _compile(connection, parameters, built.query)
 
 
 @dataclass(frozen=True, eq=False)
@@ -321,6 +316,16 @@ def _compile(
     return _statement(connection, parameters, compiler, sql, params, columns)
 
 
+def _compile_all(connection: BaseDatabaseWrapper, parameters: Parameters, queries: list[SqlQuery]) -> Statement:
+    """Compile the queries as one, which Django's union() refuses on SQLite if a part has a limit of its own."""
+    compilers = [query.get_compiler(connection=connection) for query in queries]
+    parts = [compiler.as_sql() for compiler in compilers]
+    sql = " UNION ALL ".join(f"SELECT * FROM ({sql}) part_{number}" for number, (sql, _) in enumerate(parts))
+    params = [value for _, values in parts for value in values]
+    columns = [column for column, _, _ in compilers[0].select]
+    return _statement(connection, parameters, compilers[0], sql, params, columns)
+
+
 def _statement(
     connection: BaseDatabaseWrapper,
     parameters: Parameters,
@@ -329,24 +334,12 @@ def _statement(
     params: tuple[Any, ...] | list[Any],
     columns: list[Any],
 ) -> Statement:
-    adapt = connection.ops.adapt_datetimefield_value
-    names: dict[Any, str] = {**parameters.texts, **parameters.lengths}
-    names.update((adapt(value), name) for value, name in parameters.instants.items())
-    convert_instant = _instant_to_sqlite if connection.vendor == "sqlite" else None
-    instants = set(parameters.instants.values())
-    slots: list[tuple[str | None, Any, Converter | None]] = []
-    for value in params:
-        name = names.get(value) if isinstance(value, str | datetime | timedelta) else None
-        slots.append((name, None if name else value, convert_instant if name in instants else None))
+    slots = _slots(connection, parameters, params)
     for value, name in parameters.limits.items():
         while (place := sql.find(f"LIMIT {value}")) >= 0:  # a union has one in each part
             slots.insert(sql.count("%s", 0, place), (name, None, None))
             sql = sql.replace(f"LIMIT {value}", "LIMIT %s", 1)
-    asked = {*parameters.texts.values(), *instants, *parameters.limits.values()}
-    if connection.vendor != "sqlite":
-        asked -= parameters.clock  # the server's own
-        asked |= {*parameters.lengths.values()}
-    missing = asked - {name for name, _, _ in slots}
+    missing = _asked(connection, parameters) - {name for name, _, _ in slots}
     if missing:
         raise ValueError(f"The query has no place for its parameters {sorted(missing)}: {sql}")
     if connection.vendor == "sqlite":
@@ -356,6 +349,27 @@ def _statement(
     read = enumerate(columns) if connection.vendor != "sqlite" else ()
     returned = tuple(index for index, column in read if isinstance(column.output_field, DateTimeField))
     return Statement(sql, tuple(slots), _converters(connection, compiler, columns), table, returned)
+
+
+def _slots(connection: BaseDatabaseWrapper, parameters: Parameters, params: Iterable[Any]) -> list[Slot]:
+    """Return for each parameter the name behind its stand-in, or the constant that it is."""
+    adapt = connection.ops.adapt_datetimefield_value
+    names: dict[Any, str] = {**parameters.texts, **parameters.lengths}
+    names.update((adapt(value), name) for value, name in parameters.instants.items())
+    instants = set(parameters.instants.values()) if connection.vendor == "sqlite" else set()
+    slots: list[Slot] = []
+    for value in params:
+        name = names.get(value) if isinstance(value, str | datetime | timedelta) else None
+        slots.append((name, None if name else value, _instant_to_sqlite if name in instants else None))
+    return slots
+
+
+def _asked(connection: BaseDatabaseWrapper, parameters: Parameters) -> set[str]:
+    """Return the names that must have a place in the statement."""
+    asked = {*parameters.texts.values(), *parameters.instants.values(), *parameters.limits.values()}
+    if connection.vendor == "sqlite":
+        return asked
+    return (asked - parameters.clock) | {*parameters.lengths.values()}  # the clock is the server's own
 
 
 def _converters(

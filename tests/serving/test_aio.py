@@ -29,6 +29,7 @@ from agentdb import (
     InvalidInputError,
     SessionRecord,
 )
+from agentdb.serving import aio
 from agentdb.testing.conformance.refusals import ARGUMENTS, VALID
 from tests.helpers.factories import execute, instant, make_session
 
@@ -775,3 +776,8 @@ def test_stop_iteration_of_a_transaction_is_an_error_and_no_hang(url: str) -> No
                 await db.run_transaction(lambda inside: next(iter([])))
 
     run(work)
+
+
+@pytest.mark.parametrize("ids", [["a", "b"], {"a", "b"}, {"a": 1, "b": 2}.keys()], ids=["list", "set", "keys"])
+def test_the_ids_of_any_collection_keep_calls_in_order(ids: Any) -> None:
+    assert sorted(aio._keys(ids)) == ["a", "b"]

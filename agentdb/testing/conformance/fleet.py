@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
+from itertools import product
 from typing import Any
 
 import pytest
 
-from agentdb.interface import Db, SandboxRecord, SandboxState, SessionRecord, SessionStatus
+from agentdb.interface import Db, SandboxState, SessionStatus
 from agentdb.testing.conformance.subject import IDS, Rewrite, Subject, instant, make_sandbox, make_session
 
 FINISHED = ("ended", "error", "stopped")
@@ -18,6 +20,17 @@ AN_HOUR = timedelta(hours=1)
 def _on_runner(db: Db, rewrite: Rewrite, id: str, runner_id: str | None, seconds: float = 0, **values: str) -> None:
     make_session(db, id)
     rewrite("sessions", id, runner_id=runner_id, last_active_at=instant(seconds), **values)
+
+
+def _is(value: str | None, wanted: Any) -> bool:
+    return wanted is None or value in ([wanted] if isinstance(wanted, str) else wanted)
+
+
+def _paged(list_page: Callable[..., list[Any]], *, by_cursor: bool) -> list[Any]:
+    paged: list[Any] = []
+    while page := list_page(limit=2, before=(paged[-1].cursor if by_cursor else paged[-1]) if paged else None):
+        paged += page
+    return paged
 
 
 class FleetContract(Subject):
@@ -274,21 +287,10 @@ class FleetContract(Subject):
         everything = db.list_sessions()
 
         statuses: list[Any] = ["active", ("active",), ("paused", "active"), {"ended", "paused", "active"}]
-        for status in statuses:
-            for runner_id in (None, "r1"):
-                wanted = [
-                    session
-                    for session in everything
-                    if session.status in (status if not isinstance(status, str) else [status])
-                    and runner_id in (None, session.runner_id)
-                ]
-                paged: list[SessionRecord] = []
-                while page := db.list_sessions(
-                    status=status, runner_id=runner_id, limit=2, before=paged[-1].cursor if paged else None
-                ):
-                    paged += page
-                assert paged == wanted
-                assert db.list_sessions(status=status, runner_id=runner_id) == wanted
+        for status, runner_id in product(statuses, (None, "r1")):
+            wanted = [s for s in everything if _is(s.status, status) and _is(s.runner_id, runner_id)]
+            list_page = partial(db.list_sessions, status=status, runner_id=runner_id)
+            assert _paged(list_page, by_cursor=True) == list_page() == wanted
         assert db.list_sessions(status="starting") == db.list_sessions(runner_id="r3") == []
 
     def test_sandboxes_are_listed_by_state_agent_and_session_in_pages(self, db: Db, rewrite: Rewrite) -> None:
@@ -303,22 +305,11 @@ class FleetContract(Subject):
         ]
 
         states: list[Any] = [None, "cold", ("cold", "running")]
-        for state in states:
-            for agent in (None, "agent-1"):
-                for session_id in (None, "s1"):
-                    wanted = [
-                        sandbox
-                        for sandbox in everything
-                        if (state is None or sandbox.state in state)
-                        and agent in (None, sandbox.agent_name)
-                        and session_id in (None, sandbox.session_id)
-                    ]
-                    paged: list[SandboxRecord] = []
-                    while page := db.list_sandboxes(
-                        state=state, agent=agent, session_id=session_id, limit=2, before=paged[-1] if paged else None
-                    ):
-                        paged += page
-                    assert paged == wanted
+        for state, agent, session_id in product(states, (None, "agent-1"), (None, "s1")):
+            wanted = [s for s in everything if _is(s.state, state) and _is(s.agent_name, agent)]
+            wanted = [s for s in wanted if _is(s.session_id, session_id)]
+            list_page = partial(db.list_sandboxes, state=state, agent=agent, session_id=session_id)
+            assert _paged(list_page, by_cursor=False) == list_page() == wanted
         assert [sandbox.id for sandbox in db.list_sandboxes("other")] == ["of another tenant"]
 
     def test_a_page_begins_after_a_cursor_as_after_its_record(self, db: Db, rewrite: Rewrite) -> None:
