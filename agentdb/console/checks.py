@@ -154,6 +154,15 @@ class Check:
         """The column that tells how old it is."""
         return "last_active_at" if self.model is Session else "last_used_at"
 
+    def may_say(self, allowed: Collection[type[Model]]) -> bool:
+        """Whether it says something of one row, and of no table that the reader may not see."""
+        return bool(self.of_row) and self.reads.issubset(allowed)
+
+    def say(self, row: Any, shared: str, now: datetime) -> str:
+        at = getattr(row, self.at)
+        state = row.status if self.model is Session else row.state
+        return self.of_row.format(age="?" if is_unreadable(at) else lasting(now - at), state=state, shared=shared)
+
     def counted(self, fleet: Fleet) -> QuerySet[Any]:
         """The rows that the overview counts and the list shows: what one line says is not said in another."""
         rows = self.rows(fleet)
@@ -237,23 +246,14 @@ def check_of(code: str) -> Check | None:
 
 def said_of(row: Any, alias: str, allowed: Collection[type[Model]]) -> list[str]:
     """What is wrong with one row: the rules of the checks, asked of it alone, in one query."""
-    fleet, model, asked = Fleet(alias), type(row), {}
-    for check in checks():
-        if check.of_row and check.model is model and check.reads.issubset(allowed):
-            asked[check.code] = check
+    fleet, model = Fleet(alias), type(row)
+    asked = {check.code: check for check in checks() if check.model is model and check.may_say(allowed)}
     queries = [
         check.rows(fleet).filter(pk=row.pk).order_by().values_list(Value(code, TextField()), check.by)
         for code, check in asked.items()
     ]
-    if not queries:
-        return []
-    at = getattr(row, "last_active_at" if model is Session else "last_used_at")
-    age = "?" if is_unreadable(at) else lasting(fleet.now - at)
-    state = row.status if model is Session else row.state
-    return [
-        asked[code].of_row.format(age=age, state=state, shared=shared)
-        for code, shared in queries[0].union(*queries[1:], all=True)
-    ]
+    found = queries[0].union(*queries[1:], all=True) if queries else []
+    return [asked[code].say(row, shared, fleet.now) for code, shared in found]
 
 
 def _find_runners(check: Check, fleet: Fleet) -> Finding:

@@ -155,13 +155,11 @@ def _told(cells: Sequence[Group]) -> list[Group]:
     flagged = [group for group in parts if is_far_above(group, whole.before)]
     told: list[Group] = []
     for group in sorted(flagged, key=lambda each: -each.lately.failed * each.lately.share):
-        mine = [cell for cell in cells if group.includes(cell)]
-        if 2 * failed_of(mine, told) < group.lately.failed:
+        mine = list(filter(group.includes, cells))
+        if len(told) <= MOST_TOLD and 2 * failed_of(mine, told) < group.lately.failed:
             told.append(group)
-        if len(told) > MOST_TOLD:
-            break
-    is_whole = len(told) > MOST_TOLD or failed_of(cells, told) < 0.8 * whole.lately.failed
-    return [whole] if is_whole and is_far_above(whole, whole.before) else told
+    is_part = len(told) <= MOST_TOLD and failed_of(cells, told) >= 0.8 * whole.lately.failed
+    return told if is_part or not is_far_above(whole, whole.before) else [whole]
 
 
 def failed_of(cells: Sequence[Group], groups: Sequence[Group]) -> int:

@@ -88,46 +88,55 @@ def estimated_rows(connection: BaseDatabaseWrapper, table: str) -> Figure | None
 def _counted_up_to(connection: BaseDatabaseWrapper, table: str) -> Figure:
     with connection.cursor() as cursor:
         cursor.execute(f"SELECT COUNT(*) FROM (SELECT 1 FROM {table} LIMIT {WINDOW + 1}) AS c")
-        rows = cursor.fetchone()[0]
-    return Figure(min(rows, WINDOW), at_least=rows > WINDOW)
+        return capped(cursor.fetchone()[0])
 
 
 def by_value(connection: BaseDatabaseWrapper, table: str, column: str, known: Sequence[str]) -> dict[str, Figure]:
     """How many rows have each value of an indexed column; values that only newer servers know come last."""
     whole = estimated_rows(connection, table) if connection.vendor == "postgresql" else None
+    rows = None
     if whole is None or whole.rows <= EXACT_UP_TO:
-        rows = _counted_quickly(
-            connection, f"SELECT {column}, COUNT(*) FROM {table} GROUP BY {column} ORDER BY {column}"
-        )
-        if rows is not None:
-            counted = {"NULL" if value is None else value: Figure(count) for value, count in rows}
-            return {value: counted.get(value, Figure(0)) for value in [*known, *counted]}
-    shares: dict[str, float] = {}
-    if connection.vendor == "postgresql" and whole is not None:
-        with connection.cursor() as cursor:
-            cursor.execute(
-                "SELECT unnest(most_common_vals::text::text[]), unnest(most_common_freqs) FROM pg_stats "
-                "WHERE schemaname = current_schema() AND tablename = %s AND attname = %s",
-                [table, column],
-            )
-            shares = dict(cursor.fetchall())
-    if connection.vendor == "sqlite":
-        whole, shares = total(connection, table), _shares_of_a_sample(connection, table, column)
-        whole = Figure(whole.rows, gettext("Estimated from a sample of %s rows") % f"{SAMPLE:,}", whole.at_least)
+        query = f"SELECT {column}, COUNT(*) FROM {table} GROUP BY {column} ORDER BY {column}"
+        rows = _counted_quickly(connection, query)
+    if rows is None:
+        return _estimated_by_value(connection, table, column, known)
+    counted = {"NULL" if value is None else value: Figure(count) for value, count in rows}
+    return {value: counted.get(value, Figure(0)) for value in [*known, *counted]}
+
+
+def _estimated_by_value(
+    connection: BaseDatabaseWrapper, table: str, column: str, known: Sequence[str]
+) -> dict[str, Figure]:
+    """Rare values counted by the index, and the others as shares of the whole."""
+    whole, shares = _shares(connection, table, column)
     figures = {}
     for value in [*known, *(each for each in shares if each not in known)]:
         with connection.cursor() as cursor:
             cursor.execute(
                 f"SELECT COUNT(*) FROM (SELECT 1 FROM {table} WHERE {column} = %s LIMIT {WINDOW + 1}) AS c", [value]
             )
-            rows = cursor.fetchone()[0]
-        if rows <= WINDOW:
-            figures[value] = Figure(rows)
-        elif value in shares and whole is not None:
-            figures[value] = Figure(max(int(shares[value] * whole.rows), WINDOW), whole.how, whole.at_least)
-        else:
-            figures[value] = Figure(WINDOW, at_least=True)
+            figure = capped(cursor.fetchone()[0])
+        if figure.at_least and value in shares and whole is not None:
+            figure = Figure(max(int(shares[value] * whole.rows), WINDOW), whole.how, whole.at_least)
+        figures[value] = figure
     return figures
+
+
+def _shares(connection: BaseDatabaseWrapper, table: str, column: str) -> tuple[Figure | None, dict[str, float]]:
+    """How many rows there are, and how much of them each frequent value has."""
+    if connection.vendor == "sqlite":
+        whole = total(connection, table)
+        how = gettext("Estimated from a sample of %s rows") % f"{SAMPLE:,}"
+        return Figure(whole.rows, how, whole.at_least), _shares_of_a_sample(connection, table, column)
+    if connection.vendor != "postgresql":
+        return None, {}
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT unnest(most_common_vals::text::text[]), unnest(most_common_freqs) FROM pg_stats "
+            "WHERE schemaname = current_schema() AND tablename = %s AND attname = %s",
+            [table, column],
+        )
+        return estimated_rows(connection, table), dict(cursor.fetchall())
 
 
 def _shares_of_a_sample(connection: BaseDatabaseWrapper, table: str, column: str) -> dict[str, float]:
@@ -226,9 +235,10 @@ class Tenant:
     percent: float
 
 
-def capped(rows: int, cap: int = WINDOW) -> Figure:
+def capped(rows: int, cap: int | None = None) -> Figure:
     """The figure for rows of which at most ``cap`` and one more were counted."""
-    return Figure(min(rows, cap), at_least=rows > cap)
+    most = WINDOW if cap is None else cap
+    return Figure(min(rows, most), at_least=rows > most)
 
 
 def capped_count(rows: QuerySet[Any], cap: int = WINDOW) -> Figure:

@@ -91,27 +91,35 @@ def examine(budget: Budget) -> Report:
     """Look at everything that may need attention. Raises nothing that a database or a row can cause."""
     connection = budget.connection
     report = Report(str(sqlite_path(connection) or place_of(connection)), connection.display_name, timezone.now())
-    report.problem = unusable_file(connection)
-    if report.problem is None:
-        engine = budget.ask(lambda: _engine(connection))
-        report.engine, report.problem = engine.value or report.engine, engine.problem
+    report.problem = _unusable(budget, report)
     if report.problem is not None:
         logger.warning("%s %s", report.problem.sentence, report.problem.said)
-        return report
-    report.schema = budget.ask(lambda: current_schema(connection), 2 * SECONDS)
-    if report.schema.value is not None and not (report.schema.value.applied and report.schema.value.tables):
-        report.problem = _not_migrated(connection, report.schema.value)
         return report
     fleet = Fleet(connection.alias)
     report.runners = budget.ask(lambda: fleet.runners)
     for check in checks():
         found = budget.ask(lambda check=check: check.find(fleet))  # type: ignore[misc]
         report.findings.append(found.value or Finding(check.code, check.title, problem=found.problem))
-    if report.unknown and not (report.schema.problem or report.schema.value and report.schema.value.differences):
+    schema = report.schema.value
+    if report.unknown and schema and not schema.differences:
         _schemas.pop(connection.alias, None)  # something has changed since it was looked at
         report.schema = budget.ask(lambda: current_schema(connection), 2 * SECONDS)
     report.findings += [*_schema_findings(report.schema), _unreadable_finding(budget), *_file_findings(connection)]
     return report
+
+
+def _unusable(budget: Budget, report: Report) -> Problem | None:
+    """Why the database cannot be looked at at all; notes its engine and its schema."""
+    connection = budget.connection
+    if problem := unusable_file(connection):
+        return problem
+    engine = budget.ask(lambda: _engine(connection))
+    if engine.problem:
+        return engine.problem
+    report.engine = engine.value or report.engine
+    report.schema = budget.ask(lambda: current_schema(connection), 2 * SECONDS)
+    schema = report.schema.value
+    return _not_migrated(connection, schema) if schema and not (schema.applied and schema.tables) else None
 
 
 def unanswered(findings: Sequence[Finding]) -> list[tuple[list[str], Problem]]:
