@@ -37,6 +37,8 @@ def connecting() -> None:
     assert_type(agentdb.connect(), DjangoDb)
     assert_type(agentdb.connect_async("sqlite://:memory:"), AsyncDb)
     assert_type(DjangoDb(alias="default").alias, str)
+    assert_type(agentdb.connect(apps=["mine"], key_secret="secret").run_transaction(lambda tx: tx.alias), str)
+    assert_type(agentdb.connect_async(apps=("mine",), key_secret="secret"), AsyncDb)
 
 
 def reading_and_writing(db: Db, now: datetime) -> None:
@@ -58,6 +60,7 @@ def reading_and_writing(db: Db, now: datetime) -> None:
     assert_type(db.get_idle_sandboxes(now), list[SandboxRecord])
     assert_type(db.claim_eviction_candidate(), SandboxRecord | None)
     assert_type(db.prune_sessions(now, 100), int)
+    assert_type(db.prune_sessions(now, 100, also=["messages"]), int)
     assert_type(db.health(), Health)
     assert_type(db.for_tenant("acme"), Db)
     assert_type(db.count_sandboxes(), int)
