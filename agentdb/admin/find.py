@@ -16,6 +16,7 @@ from django.template.response import TemplateResponse
 from django.utils.http import url_has_allowed_host_and_scheme
 from django.utils.text import capfirst
 from django.utils.translation import gettext
+from django.views.decorators.debug import sensitive_variables
 
 from agentdb.admin.display import heading_of, list_url, name_of, row_url, runner_url, tenant_url, viewable
 from agentdb.console.figures import distinct_values
@@ -115,6 +116,7 @@ class Search:
                 yield Hit(name_of(ApiKey), str(key), row_url(self.site, key), key.label == self.text)
 
 
+@sensitive_variables()  # in the reports of errors that Django mails: the text may be a key
 def find(model_admin: Any, request: HttpRequest) -> HttpResponse:
     """The one thing that is meant, or what may be meant. The text is in no address, for it may be a key."""
     site, allowed = model_admin.admin_site, viewable(model_admin.admin_site, request)

@@ -23,6 +23,7 @@ from django.utils.text import capfirst
 from django.utils.translation import gettext, gettext_lazy
 from django.views.decorators.cache import never_cache
 from django.views.decorators.csrf import csrf_protect
+from django.views.decorators.debug import sensitive_post_parameters
 
 from agentdb.admin import actions, find, keys, pages, rows
 from agentdb.admin.audit import keeps_history, record
@@ -338,6 +339,7 @@ class SessionAdmin(LinkedAdmin):
         def undo(request: HttpRequest) -> Any:
             return guarded(request, self.admin_site, self.model, lambda: self.undo_view(request))
 
+        @sensitive_post_parameters("q")
         def search(request: HttpRequest) -> Any:
             return guarded(request, self.admin_site, self.model, lambda: find.find(self, request))
 

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import sys
+from typing import Any
+
 import pytest
 from django.contrib.auth.models import User
+from django.core.signals import got_request_exception
 from django.db import connections
 from django.test.utils import CaptureQueriesContext
+from django.views.debug import ExceptionReporter
 
+from agentdb.admin.find import Search
 from agentdb.models import Session
 from tests.helpers.admin_fixtures import Page, Site, fill
 
@@ -125,3 +131,23 @@ def test_no_question_to_the_database_holds_a_pasted_key(site: Site, superuser: U
 
     assert len(queries) > 0
     assert not [query for query in queries if plain in query["sql"]]
+
+
+def test_the_report_of_an_error_holds_no_pasted_key(site: Site, superuser: User, monkeypatch: pytest.MonkeyPatch):
+    plain, _ = site.db.issue_api_key("acme", "laptop")
+    reports: list[str] = []
+
+    def fail(self: Search) -> None:
+        raise RuntimeError("broken on purpose")
+
+    def keep(sender: object, request: Any, **more: object) -> None:
+        reports.append(ExceptionReporter(request, *sys.exc_info()).get_traceback_html())  # what Django mails
+
+    monkeypatch.setattr(Search, "hits", fail)
+    site.client.raise_request_exception = False
+    got_request_exception.connect(keep)
+
+    assert looked_for(site, plain).status == 500
+    [report] = reports
+    assert "broken on purpose" in report
+    assert plain not in report
