@@ -75,17 +75,17 @@ class Action:
 def _pause(db: Db, id: str, sure: bool) -> str:
     session = db.get_session(id)
     if session is None:
-        return gettext("it no longer exists")
+        return gettext("no longer there")
     if session.status not in LIVE:
-        return gettext("it is %s") % session.status
-    return "" if db.update_session_status(id, SessionStatus.PAUSED) else gettext("it no longer exists")
+        return session.status
+    return "" if db.update_session_status(id, SessionStatus.PAUSED) else gettext("no longer there")
 
 
 def _cool(db: Db, id: str, sure: bool) -> str:
     sandbox = db.get_sandbox(id)
     if sandbox is not None and sandbox.state == SandboxState.COLD:
-        return gettext("it is already cold")
-    return "" if db.update_sandbox_state(id, SandboxState.COLD) else gettext("it no longer exists")
+        return gettext("already cold")
+    return "" if db.update_sandbox_state(id, SandboxState.COLD) else gettext("no longer there")
 
 
 def _delete_sandbox(db: Db, id: str, sure: bool) -> str:
@@ -94,11 +94,11 @@ def _delete_sandbox(db: Db, id: str, sure: bool) -> str:
         session = db.get_session(sandbox.session_id)
         if session is not None and session.status in LIVE:
             return gettext("a live session runs in it")
-    return "" if db.delete_sandbox(id) else gettext("it no longer exists")
+    return "" if db.delete_sandbox(id) else gettext("no longer there")
 
 
 def _revoke(db: Db, id: str, sure: bool) -> str:
-    return "" if db.delete_api_key(id) else gettext("it no longer exists")
+    return "" if db.delete_api_key(id) else gettext("no longer there")
 
 
 PAUSE = Action(
@@ -418,9 +418,9 @@ def resume(model_admin: Any, request: HttpRequest, before: dict[str, str]) -> Ht
     def act(db: Db, id: str) -> str:
         session = db.get_session(id)
         if session is None:
-            return gettext("it no longer exists")
+            return gettext("no longer there")
         if session.status != SessionStatus.PAUSED:
-            return gettext("it is %s") % session.status
+            return session.status
         db.update_session_status(id, SessionStatus(before[id]))
         return ""
 

@@ -741,8 +741,8 @@ def test_pausing_asks_first_then_pauses_and_says_what_it_did(site: Site):
     assert (paused.status, paused.last_active_at) == ("paused", before.last_active_at)
     assert sessions.get(pk="s0003").status == "ended"
     assert "Paused 1 session" in answer.text
-    assert "Skipped 1, because it is ended: s0003" in answer.text
-    assert "Skipped 1, because it no longer exists: gone" in answer.text
+    assert "Skipped 1 (ended): s0003" in answer.text
+    assert "Skipped 1 (no longer there): gone" in answer.text
     entry = LogEntry.objects.get()
     assert (entry.user_id, entry.object_id, entry.change_message) == (user.pk, "s0001", "pause: active → paused")
 
@@ -757,7 +757,7 @@ def test_marking_cold_leaves_last_used_alone(site: Site):
     after = Sandbox.objects.using(site.alias).get(pk="b0004")
     assert (after.state, after.last_used_at) == ("cold", before.last_used_at)
     assert "Marked cold 1 sandbox" in answer.text
-    assert "Skipped 1, because it is already cold: b0000" in answer.text
+    assert "Skipped 1 (already cold): b0000" in answer.text
 
 
 def test_deleting_sandboxes_removes_the_chosen_ones_only(site: Site):
@@ -847,7 +847,7 @@ def test_deleting_a_sandbox_in_which_a_live_session_runs_asks_more(site: Site):
     assert "live session" not in site.act("agentdb/sandbox/", "delete_sandboxes", ["b0000", "b0001"]).text
     unsure = site.act("agentdb/sandbox/", "delete_sandboxes", chosen, confirmed="2")
 
-    assert "Skipped 1, because a live session runs in it: b0004" in unsure.text
+    assert "Skipped 1 (a live session runs in it): b0004" in unsure.text
     assert site.db.get_sandbox("b0004") is not None
     sure = site.act("agentdb/sandbox/", "delete_sandboxes", ["b0004"], confirmed="1", sure="1")
     assert "Deleted 1 sandbox" in sure.text
@@ -865,7 +865,7 @@ def test_what_was_paused_is_resumed_as_it_was_from_the_audit_line(site: Site, ca
     page = site.post("agentdb/session/undo/", lines=f"2026-02-19 20:53:16,123 INFO {line}\n")
 
     assert "Resumed 2 sessions" in page.text
-    assert "Skipped 1, because it is ended: s0005" in page.text
+    assert "Skipped 1 (ended): s0005" in page.text
     statuses = {id: site.db.get_session(id).status for id in ("s0000", "s0001", "s0005")}
     assert statuses == {"s0000": "starting", "s0001": "active", "s0005": "ended"}
     undone = audited(caplog)[-1]

@@ -278,7 +278,7 @@ def test_action_asks_and_says_what_it_did(page: Page):
     page.get_by_role("button", name="Pause 2").click()
 
     expect(page.get_by_role("heading", name="Paused 1 session")).to_be_visible()
-    expect(page.get_by_text("Skipped 1, because it is ended: sess-0001")).to_be_visible()
+    expect(page.get_by_text("Skipped 1 (ended): sess-0001")).to_be_visible()
     keep(page, "action-done")
     page.get_by_role("button", name="Undo").click()
 
