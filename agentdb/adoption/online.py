@@ -14,6 +14,7 @@ from django.apps.registry import Apps
 from django.db import models
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+from agentdb.adoption.conforming import LEFT_OVER_INDEXES
 from agentdb.adoption.shapes import FRESH, STALE
 from agentdb.errors import SchemaMismatchError
 from agentdb.schema import Column, Index, Table, expected_tables, read_tables
@@ -147,6 +148,9 @@ def _steps(
         if unique.columns in keys and unique.name != keys[unique.columns]:
             # The same under the name of another release. A unique constraint is dropped as its index there.
             yield f"DROP INDEX {quote(unique.name or '')} CASCADE"
+    for index in live.indexes:
+        if index.name in LEFT_OVER_INDEXES and wanted.index(index.name) is None:
+            yield f"DROP INDEX {quote(index.name)}"
     for index in wanted.indexes:
         found = live.index(index.name)
         if found is None:

@@ -1,0 +1,131 @@
+"""Old servers' databases on a real CockroachDB: adopted under kill -9, and brought back to the old server's form."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from datetime import timedelta
+
+import pytest
+
+import agentdb
+from tests import COCKROACH_URL_VARIABLE
+from tests.helpers.factories import execute
+from tests.helpers.legacy_databases import FOLDER, manage, opened, psql, rows
+from tests.helpers.servers import ROOT
+
+pytestmark = pytest.mark.skipif(
+    COCKROACH_URL_VARIABLE not in os.environ, reason=f"needs a CockroachDB, which {COCKROACH_URL_VARIABLE} names"
+)
+
+SHAPES = ("era-a", "era-b", "era-b-stuck")
+KILLS = 10
+# Of pg_dump's statements these are not for CockroachDB; an empty search_path would hide the tables from this session.
+_NOT_THERE = re.compile(
+    r"^(SET (default_table_access_method|xmloption|row_security|check_function_bodies).*|"
+    r"SELECT pg_catalog.set_config\('search_path'.*|\\(un)?restrict .*)$\n",
+    re.MULTILINE,
+)
+_COMMAND = "import tests, sys; from agentdb.__main__ import main; sys.exit(main())"
+
+Make = Callable[[], str]
+
+
+@pytest.fixture
+def make(make_cockroach_database: Make, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    """A function that makes a database of an old server's and returns its URL."""
+
+    def make(shape: str) -> str:
+        url = make_cockroach_database()
+        dump = tmp_path_factory.mktemp("dump") / "dump.sql"
+        dump.write_text(_NOT_THERE.sub("", (FOLDER / "pg" / f"{shape}.sql").read_text()))
+        psql(url.replace("cockroachdb:", "postgresql:"), "-f", str(dump))
+        return url
+
+    return make
+
+
+def _ids(url: str) -> list[list[tuple[object, ...]]]:
+    keys = {"agents": "name, path", "sessions": "id, agent_name", "sandboxes": "id, workspace_dir"}
+    return [execute(url, f"SELECT {columns} FROM {table} ORDER BY 1") for table, columns in keys.items()]
+
+
+def _killed_after(url: str, steps: int) -> int | None:
+    """Run baselinedb, and kill it once it has said so many steps; return its exit code if it ended before."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", _COMMAND, "--url", url, "baselinedb"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    assert process.stdout is not None
+    said = 0
+    for line in process.stdout:
+        said += line.lstrip().startswith(("ALTER ", "CREATE ", "DROP ", "UPDATE "))
+        if said > steps:
+            process.kill()
+            process.wait()
+            return None
+    return process.wait()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_an_adoption_ends_with_every_row_whenever_it_was_killed(make: Callable[[str], str], shape: str) -> None:
+    url = make(shape)
+    before = _ids(url)
+
+    kills = 0
+    while kills < KILLS and _killed_after(url, steps=1 + kills % 4) is None:
+        kills += 1
+    assert _killed_after(url, steps=1000) == 0
+
+    assert kills == KILLS
+    assert _ids(url) == before
+    with opened(url) as connection:
+        assert "Nothing to do" in manage(connection, "baselinedb")
+        manage(connection, "verifydb")
+        columns = rows(
+            connection, "SELECT column_name FROM information_schema.columns WHERE column_name LIKE 'agentdb%'"
+        )
+        assert columns == []
+
+
+def test_two_adoptions_at_once_do_it_once(make: Callable[[str], str]) -> None:
+    url = make("era-b-stuck")
+    codes: list[int | None] = []
+    threads = [threading.Thread(target=lambda: codes.append(_killed_after(url, steps=1000))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert codes == [0, 0]
+    recorded = execute(url, "SELECT name, count(*) FROM django_migrations WHERE app = 'agentdb' GROUP BY name")
+    assert {count for _, count in recorded} == {1}
+
+
+def test_every_row_survives_the_way_back_and_forth(make_cockroach_database: Make) -> None:
+    """Back to the old server's tables, whose defaults the server spells in its own way, and forth again."""
+    url = make_cockroach_database()
+    with agentdb.connect(url, migrate=True) as db:
+        before = [db.insert_session(f"s{number}", "a", "b") for number in range(3)]
+
+    with opened(url) as connection:
+        manage(connection, "migrate", "agentdb", "0001", verbosity=0)
+        texts = rows(connection, "SELECT created_at FROM sessions")
+        rows(connection, "INSERT INTO sessions (id, agent_name, sandbox_id) VALUES ('old', 'a', 'b') RETURNING id")
+        manage(connection, "migrate", "agentdb", verbosity=0)
+        manage(connection, "verifydb")
+
+    assert all(text.endswith("Z") and text[10] == "T" for (text,) in texts)
+    with agentdb.connect(url) as db:
+        after = {session.id: session for session in db.list_sessions()}
+        assert after.keys() == {*(session.id for session in before), "old"}
+        # The old server's text has milliseconds.
+        assert all(session.created_at - after[session.id].created_at < timedelta(milliseconds=1) for session in before)
