@@ -219,7 +219,7 @@ def pytest_itemcollected(item: pytest.Item) -> None:
     engine = callspec.params.get("engine") if callspec else None
     clues = " ".join([item.nodeid, *getattr(item, "fixturenames", ())])
     named = "postgresql" if "postgres" in clues else "sqlite" if "sqlite" in clues else "no engine"
-    if "make_cockroach_database" in clues:
+    if "make_cockroach_database" in clues or "large_cockroach" in clues:
         named = "cockroachdb"
     item.user_properties.append(("engine", engine if engine in ENGINES else named))
 

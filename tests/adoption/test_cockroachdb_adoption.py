@@ -54,25 +54,25 @@ def _ids(url: str) -> list[list[tuple[object, ...]]]:
     return [execute(url, f"SELECT {columns} FROM {table} ORDER BY 1") for table, columns in keys.items()]
 
 
-def _killed_after(url: str, steps: int) -> int | None:
-    """Run baselinedb, and kill it once it has said so many steps; return its exit code if it ended before."""
-    process = subprocess.Popen(
+def _killed_after(url: str, steps: int) -> str | None:
+    """Run baselinedb, and kill it after so many steps; return what it said, and its code, if it ended before."""
+    environment = {name: value for name, value in os.environ.items() if name != "DJANGO_SETTINGS_MODULE"}
+    said: list[str] = []
+    with subprocess.Popen(
         [sys.executable, "-c", _COMMAND, "--url", url, "baselinedb"],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
-    )
-    assert process.stdout is not None
-    said = 0
-    for line in process.stdout:
-        said += line.lstrip().startswith(("ALTER ", "CREATE ", "DROP ", "UPDATE "))
-        if said > steps:
-            process.kill()
-            process.wait()
-            return None
-    return process.wait()
+        env={**environment, "PYTHONUNBUFFERED": "1"},
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            said.append(line)
+            if sum(line.startswith(("ALTER ", "CREATE ", "DROP ", "UPDATE ")) for line in said) > steps:
+                process.kill()
+                return None
+    return f"{''.join(said)}Ended with {process.returncode}."
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -80,12 +80,11 @@ def test_an_adoption_ends_with_every_row_whenever_it_was_killed(make: Callable[[
     url = make(shape)
     before = _ids(url)
 
-    kills = 0
-    while kills < KILLS and _killed_after(url, steps=1 + kills % 4) is None:
-        kills += 1
-    assert _killed_after(url, steps=1000) == 0
+    for kill in range(KILLS):
+        assert _killed_after(url, steps=1 + kill % 4) is None
+    said = _killed_after(url, steps=1000)
 
-    assert kills == KILLS
+    assert said is not None and said.endswith("Ended with 0."), said
     assert _ids(url) == before
     with opened(url) as connection:
         assert "Nothing to do" in manage(connection, "baselinedb")
@@ -98,14 +97,14 @@ def test_an_adoption_ends_with_every_row_whenever_it_was_killed(make: Callable[[
 
 def test_two_adoptions_at_once_do_it_once(make: Callable[[str], str]) -> None:
     url = make("era-b-stuck")
-    codes: list[int | None] = []
-    threads = [threading.Thread(target=lambda: codes.append(_killed_after(url, steps=1000))) for _ in range(2)]
+    said: list[str | None] = []
+    threads = [threading.Thread(target=lambda: said.append(_killed_after(url, steps=1000))) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
 
-    assert codes == [0, 0]
+    assert all(each is not None and each.endswith("Ended with 0.") for each in said), said
     recorded = execute(url, "SELECT name, count(*) FROM django_migrations WHERE app = 'agentdb' GROUP BY name")
     assert {count for _, count in recorded} == {1}
 

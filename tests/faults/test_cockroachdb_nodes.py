@@ -13,6 +13,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,7 +45,7 @@ def load(url: str, worker: str, log: Path) -> None:
     """What one process does until it is killed: each answer is a line of its log, written before the next call."""
     import tests.helpers.cockroach_floor  # noqa: F401 (lowers it)
 
-    with agentdb.connect(url, timeout_seconds=60) as db, log.open("a") as answers:
+    with _connected(url) as db, log.open("a") as answers:
         for number in itertools.count(1):
             calls = _calls(db, worker, number)
             for name, call in calls.items():
@@ -55,6 +56,12 @@ def load(url: str, worker: str, log: Path) -> None:
                     time.sleep(0.02)
                 answers.write(json.dumps([name, answer, time.monotonic()]) + "\n")
                 answers.flush()
+
+
+def _connected(url: str) -> agentdb.DjangoDb:
+    while True:
+        with suppress(agentdb.DatabaseUnavailableError):  # nodes that have just started are slow
+            return agentdb.connect(url)
 
 
 def _calls(db: agentdb.Db, worker: str, number: int) -> dict[str, Callable[[], object]]:
@@ -177,7 +184,7 @@ def test_no_acknowledged_write_is_lost_and_nothing_is_handed_out_twice(
     node = cluster.nodes[number]
     first = node if "all are connected" in what else cluster.nodes[0]
     prefix = f"w{list(WHAT_HAPPENS).index(what)}-"
-    with agentdb.connect(cluster.url(first=first)) as db:
+    with _connected(cluster.url(first=first)) as db:
         db.run_transaction(lambda tx: [tx.delete_agent(agent.name) for agent in tx.list_agents()])
     _fill(cluster, prefix)
 
@@ -190,7 +197,7 @@ def test_no_acknowledged_write_is_lost_and_nothing_is_handed_out_twice(
     answers = callers.answers()
     told = {name: [a.value for a in answers if a.name == name and a.value is not None] for name in _NAMES}
     errors = Counter(str(a.value) for a in answers if a.name == "error")
-    with agentdb.connect(cluster.url(first=cluster.nodes[0])) as db:
+    with _connected(cluster.url(first=cluster.nodes[0])) as db:
         lost = [id for id in told["insert"] if db.get_session(str(id)) is None]
         [agent] = db.list_agents()
         held = [db.get_session(str(id)) for id in told["claim_session"]]

@@ -71,18 +71,18 @@ class Node:
 
     def start(self) -> None:
         within = ["ip", "netns", "exec", self.namespace] if self.namespace else []
-        log = (self.cluster.folder / f"node{self.number}.log").open("ab")
-        self.process = subprocess.Popen(
-            [
-                *within, str(self.cluster.binary), "start", "--insecure",
-                f"--store=path={self.cluster.folder}/node{self.number},ballast-size=0",
-                f"--listen-addr={self.address}", f"--advertise-addr={self.address}",
-                f"--http-addr={self.host}:{self.http_port}",
-                f"--join={','.join(node.address for node in self.cluster.nodes)}",
-                f"--locality=region=region{self.number}", "--cache=128MiB", "--max-sql-memory=128MiB",
-            ],
-            env={**os.environ, **_QUIET}, stdout=log, stderr=log, start_new_session=True,
-        )  # fmt: skip
+        command = [
+            *within, str(self.cluster.binary), "start", "--insecure",
+            f"--store=path={self.cluster.folder}/node{self.number},ballast-size=0",
+            f"--listen-addr={self.address}", f"--advertise-addr={self.address}",
+            f"--http-addr={self.host}:{self.http_port}",
+            f"--join={','.join(node.address for node in self.cluster.nodes)}",
+            f"--locality=region=region{self.number}", "--cache=128MiB", "--max-sql-memory=128MiB",
+        ]  # fmt: skip
+        with (self.cluster.folder / f"node{self.number}.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                command, env={**os.environ, **_QUIET}, stdout=log, stderr=log, start_new_session=True
+            )
 
     def kill(self) -> None:
         """End it as a crash of its machine would."""

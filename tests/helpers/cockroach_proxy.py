@@ -1,7 +1,7 @@
 """A proxy in front of PostgreSQL that plays CockroachDB: its version, its refusals, its 40001 and its 40003.
 
-What it cannot play is CockroachDB's planner and its catalog: a statement that passes here is allowed by the rules
-below, and PostgreSQL ran it.
+The rules are from its documentation, and what a real one was seen to do. What no proxy can play is CockroachDB's
+planner: a statement that passes here is allowed by the rules below, and PostgreSQL ran it.
 """
 
 from __future__ import annotations
@@ -60,6 +60,17 @@ RULES = (
     Rule(r"\bON\s+COMMIT\s+DROP\b", "ON COMMIT DROP", f"{_ISSUES}/46556"),
     Rule(r"\bCOLLATE\s+\"C\"", "a collation where STRING compares bytes already", f"{_DOCS}/v25.4/collate"),
     Rule(r"\bcrdb_internal\.increment_feature_counter", "telemetry that nobody asked for", "agentdb's own promise"),
+    Rule(
+        r"\bAS \((DELETE|UPDATE|INSERT)\b(?:(?!\bRETURNING\b)[^()]|\((?:[^()]|\([^()]*\))*\))*\)",
+        "a part of WITH that changes rows and returns no columns",
+        "seen on 23.1",
+    ),
+    Rule(r"\bisfinite\(", "unknown function: isfinite()", "seen on 23.1"),
+    Rule(
+        r"\bid\W{1,3}=\s*\((SELECT|COALESCE)\b",
+        "a key that equals a subquery, for which the whole table is read",
+        "seen on 23.1",
+    ),
     # One schema change a transaction, and none after a write: with autocommit_before_ddl (25.1) the rest is committed.
     Rule(
         r"^\s*(CREATE|ALTER|DROP|TRUNCATE)\b",
@@ -82,6 +93,8 @@ class Proxy:
     fail: Callable[[str], str | None] = lambda sql: None
     # The same, but the statement runs first: its outcome is what the client does not learn.
     fail_after: Callable[[str], str | None] = lambda sql: None
+    # Called with each statement; returns another one to run in its place, or None.
+    instead: Callable[[str], str | None] = lambda sql: None
     # What a new database is a copy of.
     template: str = "template1"
     host: str = "127.0.0.1"
@@ -196,7 +209,7 @@ class _Conversation:
             return _NONSENSE
         if run and (state := self.proxy.fail_after(sql)):
             self.answer_to_hide = _error(state, _MESSAGES[state])
-        return _in_postgresql(sql, self.proxy.template)
+        return self.proxy.instead(sql) or _in_postgresql(sql, self.proxy.template)
 
     def _to_client(self) -> None:
         announced = False
@@ -229,6 +242,12 @@ def _in_postgresql(sql: str, template: str) -> str:
     """Return what PostgreSQL calls the few statements that only CockroachDB has."""
     if found := re.fullmatch(r"DROP INDEX (\S+) CASCADE", sql):
         return _DROP_UNIQUE.format(found[1])
+    # What follows is no other statement, but another answer. Rows whose transaction has just committed count as locked:
+    sql = sql.replace("FOR UPDATE SKIP LOCKED", "OFFSET 1000000 FOR UPDATE SKIP LOCKED")
+    # an index is ready only while it is being built,
+    sql = sql.replace("i.indisready", "false")
+    # and a default is shown in the server's own words.
+    sql = sql.replace("pg_catalog.pg_get_expr(d.adbin, d.adrelid)", _DEFAULT)
     if found := re.fullmatch(r"(ALTER TABLE \S+) (RENAME COLUMN .*), (RENAME COLUMN .*)", sql):
         return f"{found[1]} {found[2]}; {found[1]} {found[3]}"
     if sql.startswith("CREATE TABLE ") and _INLINE_INDEX.search(sql):
@@ -242,6 +261,7 @@ def _in_postgresql(sql: str, template: str) -> str:
     return sql
 
 
+_DEFAULT = "replace(pg_catalog.pg_get_expr(d.adbin, d.adrelid), 'now())::text', 'now():::TIMESTAMPTZ)::STRING')"
 _INLINE_INDEX = re.compile(r', INDEX ("\w+") (\([^()]*\)(?: WHERE [^,]*(?=, |\)$))?)')
 
 # CockroachDB drops a unique constraint so, PostgreSQL does not.

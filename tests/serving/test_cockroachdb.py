@@ -20,6 +20,7 @@ import pytest
 from django.core.management import CommandError
 
 import agentdb
+from agentdb.adoption.online import conform_online
 from agentdb.schema import compare, expected_tables, read_tables
 from tests.helpers.cockroach_proxy import RULES, Proxy, serving
 from tests.helpers.legacy_databases import FOLDER, manage, opened, psql, rows
@@ -222,6 +223,65 @@ def test_the_methods_send_only_what_the_rules_allow(cockroachdb: Start) -> None:
     assert proxy.refused == []
 
 
+def test_a_claim_right_after_an_own_write_finds_the_sandbox(cockroachdb: Start) -> None:
+    """There SKIP LOCKED passes over rows whose transaction has just committed."""
+    _, url = cockroachdb()
+    with agentdb.connect(url, migrate=True) as db:
+        db.insert_sandbox("sb", "a", "/w")
+        assert db.update_sandbox_state("sb", "cold")
+        claimed = db.claim_eviction_candidate()
+        assert claimed is not None and claimed.id == "sb"
+        db.insert_sandbox("warm", "a", "/w")
+        assert db.update_sandbox_state("warm", "warm")
+        claimed = db.claim_warm_sandbox("a", "s")
+        assert claimed is not None and claimed.id == "warm"
+
+
+def test_processes_that_migrate_at_once_record_each_migration_once(cockroachdb: Start) -> None:
+    _, url = cockroachdb()
+    processes = [
+        subprocess.Popen([sys.executable, "-m", "agentdb", "--url", url, "migrate", "-v0"], env=_without_settings())
+        for _ in range(4)
+    ]
+
+    assert [process.wait() for process in processes] == [0, 0, 0, 0]
+    with opened(url) as connection:
+        recorded = rows(connection, "SELECT name, count(*) FROM django_migrations WHERE app = 'agentdb' GROUP BY name")
+    assert {count for _, count in recorded} == {1}
+
+
+def _without_settings() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name != "DJANGO_SETTINGS_MODULE"}
+
+
+def test_health_and_plans_name_the_server_s_own_version(cockroachdb: Start) -> None:
+    _, url = cockroachdb((25, 4))
+    with agentdb.connect(url, migrate=True) as db:
+        assert db.health().server_version == "25.4.0"
+    with opened(url) as connection:
+        assert "CockroachDB 25.4.0," in manage(connection, "baselinedb")
+
+
+def test_a_server_that_is_too_old_is_refused_with_one_sentence(cockroachdb: Start) -> None:
+    _, url = cockroachdb((22, 2))
+
+    with pytest.raises(agentdb.DatabaseUnavailableError, match=r"or later is required \(found 22\.2\.0\)\.$"):
+        agentdb.connect(url)
+
+
+def test_a_schema_change_without_effect_is_not_repeated(cockroachdb: Start) -> None:
+    proxy, url = cockroachdb()
+    agentdb.connect(url, migrate=True).close()
+    with opened(url) as connection:
+        wanted = expected_tables(connection, django.apps.apps)["agents"]
+        column = replace(wanted.columns[0], default="now():::unheard")
+        wanted = replace(wanted, columns=(column, *wanted.columns[1:]))
+        proxy.instead = lambda sql: "SELECT 1" if "SET DEFAULT" in sql else None
+
+        with pytest.raises(agentdb.SchemaMismatchError, match="is still not what it asks for: ALTER TABLE"):
+            conform_online(connection, wanted)
+
+
 def test_the_methods_do_what_they_do_on_any_engine(cockroachdb: Start) -> None:
     """Their tests, as on a cluster that AGENTDB_TEST_COCKROACH_URL names."""
     proxy, url = cockroachdb()
@@ -283,6 +343,9 @@ def test_the_rules_refuse_what_cockroachdb_refuses(cockroachdb: Start) -> None:
         "ALTER TABLE t ALTER COLUMN a TYPE text",
         "CREATE TEMPORARY TABLE t (a int)",
         "SET CONSTRAINTS ALL IMMEDIATE",
+        "WITH gone AS (DELETE FROM t WHERE (a = 1)) SELECT 1",
+        "SELECT isfinite(now())",
+        "SELECT 1 FROM t WHERE t.id = (SELECT id FROM t LIMIT 1)",
     )
     with opened(url) as connection:
         for sql in bad:

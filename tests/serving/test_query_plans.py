@@ -18,6 +18,7 @@ from django.db import connections, transaction
 import agentdb
 from agentdb import DjangoDb
 from agentdb.interface import SandboxRecord, SessionRecord
+from tests import COCKROACH_URL_VARIABLE
 from tests.helpers.factories import execute, instant
 
 ROWS = 100_000
@@ -27,10 +28,12 @@ ROWS = 100_000
 _NUMBERS = {
     "sqlite": "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {rows}) {sql} FROM n",
     "postgresql": "{sql} FROM generate_series(1, {rows}) AS n(i)",
+    "cockroachdb": "{sql} FROM generate_series(1, {rows}) AS n(i)",
 }
 _AT = {
     "sqlite": "strftime('%Y-%m-%d %H:%M:%S', '2026-03-01 12:00:00', i || ' seconds')",
     "postgresql": "timestamptz '2026-03-01 12:00:00+00' + i * interval '1 second'",
+    "cockroachdb": "timestamptz '2026-03-01 12:00:00+00' + i * interval '1 second'",
 }
 _FILL = [
     """INSERT INTO agents (id, tenant_id, name, path, created_at, updated_at)
@@ -54,9 +57,9 @@ _FILL = [
 TABLES = ("agents", "sessions", "sandboxes", "api_keys")
 
 
-def _fill(url: str, engine: str) -> None:
+def _fill(url: str, engine: str, rows: int = ROWS) -> None:
     for sql in _FILL:
-        execute(url, _NUMBERS[engine].format(sql=sql.format(at=_AT[engine]), rows=ROWS))
+        execute(url, _NUMBERS[engine].format(sql=sql.format(at=_AT[engine]), rows=rows))
 
 
 @pytest.fixture(scope="module")
@@ -391,3 +394,42 @@ def test_postgresql_marks_only_those_cold_that_are_not(large_postgres_url: str) 
         nodes = _postgres_nodes(db, lambda db: db.mark_all_sandboxes_cold())
 
     assert "Seq Scan" not in [node["Node Type"] for node in nodes]
+
+
+# -- CockroachDB
+
+
+@pytest.fixture(scope="module")
+def large_cockroach() -> Iterator[DjangoDb]:
+    if COCKROACH_URL_VARIABLE not in os.environ:
+        pytest.skip(f"needs a CockroachDB, which {COCKROACH_URL_VARIABLE} names")
+    cluster, name = os.environ[COCKROACH_URL_VARIABLE], f"agentdb_large_{os.getpid()}"
+    execute(cluster, f"CREATE DATABASE {name}")
+    url = urlunsplit(urlsplit(cluster)._replace(path=f"/{name}"))
+    agentdb.connect(url, migrate=True).close()
+    _fill(url, "cockroachdb", rows=ROWS // 5)  # each row is an entry in up to seven indexes, three times on a cluster
+    for table in TABLES:
+        execute(url, f"ANALYZE {table}")
+    with agentdb.connect(url) as db:
+        yield db
+    execute(cluster, f"DROP DATABASE {name} CASCADE")
+
+
+def _cockroach_plan(db: DjangoDb, call: Callable[[DjangoDb], object]) -> str:
+    steps = []
+    with connections[db.alias].cursor() as cursor:
+        for sql, params in _statements(db, call):
+            cursor.execute(f"EXPLAIN {sql}", params)
+            steps += [step for (step,) in cursor.fetchall()]
+    return "\n".join(steps).partition("index recommendations")[0]
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_cockroachdb_uses_an_index(large_cockroach: DjangoDb, name: str) -> None:
+    kind, call = CALLS[name]
+
+    plan = _cockroach_plan(large_cockroach, call)
+
+    assert "FULL SCAN" not in plan, plan
+    if kind == FEW and "zigzag join" not in plan:  # which finds the few rows that two indexes agree on
+        assert "top-k" not in plan and "• sort" not in plan, plan
