@@ -53,7 +53,8 @@ def _keys(ids: object) -> tuple[str, ...]:
     if isinstance(ids, str):
         return (ids,)
     if isinstance(ids, Collection):
-        return tuple({id for id in ids if isinstance(id, str)})
+        given: Collection[object] = ids
+        return tuple({id for id in given if isinstance(id, str)})
     return ()
 
 
