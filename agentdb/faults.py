@@ -358,6 +358,11 @@ def describe_sqlite_failure(path: object, error: BaseException) -> str:
             )
         case Fault.NOT_A_DATABASE:
             return not_a_database(path)
+        case Fault.DAMAGED if reason.startswith("malformed database schema"):
+            return (
+                f"The database file {name!r} has a schema that SQLite {sqlite3.sqlite_version} cannot read: {reason}. "
+                "Another program, such as libSQL, may have made it: open it with that, and drop what is named."
+            )
         case Fault.DAMAGED:
             return describe_damage(path, reason)
         case Fault.READ_ONLY:

@@ -60,6 +60,7 @@ from agentdb.schema.sqltext import quote_name
 
 _LOOKS = 3
 _CACHE_KIB = 32 * 1024
+_OWN_COLLATIONS = ("BINARY", "NOCASE", "RTRIM")  # SQLite's
 _WAITING = "Another process is changing the schema; waiting for it."
 # agents come last: until the sessions are rebuilt, their foreign key holds the key of the agents.
 _ORDER = ("sessions", "sandboxes", "api_keys", "agents")
@@ -190,12 +191,27 @@ def _change(connection: BaseDatabaseWrapper, findings: Findings, plan: Plan, lis
     }
     if connection.vendor != "cockroachdb":  # whose temporary tables are experimental
         _remember_ids(connection, findings)
+    if connection.vendor == "sqlite":
+        _stand_in_for_collations(connection, findings)
     if connection.vendor == "postgresql":
         with naming_culprits(connection, changing_columns(findings.shape, connection.vendor)):
             _act(connection, findings, plan, listener, to_instant, before)
     else:
         _act(connection, findings, plan, listener, before=before)
     return {name: total for name, (_, total) in before.items()}
+
+
+def _stand_in_for_collations(connection: BaseDatabaseWrapper, findings: Findings) -> None:
+    """Let SQLite parse indexes of other tables whose collations only the operator's program brings.
+
+    Renaming a table parses every index. Nothing is compared, because the other tables are not written to.
+    """
+    raw = connection.connection
+    ours = {name.lower() for name in findings.shape.stored_as.values()}
+    for index, table in raw.execute("SELECT name, lower(tbl_name) FROM sqlite_master WHERE type = 'index'").fetchall():
+        for *_, collation, _ in [] if table in ours else raw.execute(f"PRAGMA index_xinfo({quote_name(index)})"):
+            if collation is not None and collation.upper() not in _OWN_COLLATIONS:
+                raw.create_collation(collation, lambda one, other: 0)
 
 
 def _instants(connection: BaseDatabaseWrapper, findings: Findings) -> dict[str, str]:

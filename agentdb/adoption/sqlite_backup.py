@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 from agentdb.errors import DatabaseUnavailableError, InvalidInputError
 from agentdb.faults import Fault, classify, describe_damage, describe_sqlite_failure
+from agentdb.schema.sqltext import quote_name
 
 Progress = Callable[[int, int], None]  # done, total
 
@@ -127,8 +128,32 @@ def _open(path: Path, mode: str, timeout_seconds: float) -> sqlite3.Connection:
 def _damage(path: Path) -> str | None:
     """The first thing that is wrong with the file, or None."""
     with closing(_open(path, "ro", 0)) as connection:
-        (result,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
-    return None if result == "ok" else " ".join(str(result).split())
+        try:
+            results = [connection.execute("PRAGMA integrity_check(1)").fetchone()[0]]
+        except sqlite3.OperationalError as error:
+            if not _needs_a_program(error):
+                raise
+            results = list(_checked_one_by_one(connection))
+    damage = next((result for result in results if result != "ok"), None)
+    return None if damage is None else " ".join(str(damage).split())
+
+
+def _checked_one_by_one(connection: sqlite3.Connection) -> Iterator[str]:
+    """The check of each table, but of those whose indexes only the operator's program can read."""
+    tables = connection.execute(
+        "SELECT name FROM sqlite_master WHERE type = 'table' AND sql NOT LIKE 'CREATE VIRTUAL%'"
+    )
+    for (name,) in tables.fetchall():
+        try:
+            yield connection.execute(f"PRAGMA integrity_check({quote_name(name)})").fetchone()[0]
+        except sqlite3.OperationalError as error:
+            if not _needs_a_program(error):
+                raise
+
+
+def _needs_a_program(error: sqlite3.Error) -> bool:
+    """Whether SQLite lacks a function or a collation that the operator's program brings."""
+    return str(error).startswith(("unknown function", "no such function", "no such collation"))
 
 
 def _free_name(source: Path) -> Path:

@@ -142,11 +142,22 @@ def check_sqlite_file(path: Path) -> None:
         return
     if not header.startswith(_MAGIC) or len(header) < 100:
         raise DatabaseUnavailableError(not_a_database(path))
+    if _is_newer(header):
+        raise DatabaseUnavailableError(
+            f"{str(path)!r} has a file format that SQLite {sqlite3.sqlite_version}, which Python uses here, does not "
+            "know. Upgrade SQLite."
+        )
     if size < expected:
         reason = f"it has {size:,} of the {expected:,} bytes that its header names"
         raise DatabaseUnavailableError(describe_damage(path, reason))
     if concern := encoding_concern(path):
         raise DatabaseUnavailableError(concern)
+
+
+def _is_newer(header: bytes) -> bool:
+    """Whether the file is of a later format than the library's (https://sqlite.org/fileformat.html, 1.3)."""
+    write_version, read_version, schema_format = header[18], header[19], int.from_bytes(header[44:48], "big")
+    return max(write_version, read_version) > 2 or schema_format > 4
 
 
 def _size_named(path: Path) -> tuple[bytes, int, int]:
