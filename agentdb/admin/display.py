@@ -24,7 +24,7 @@ from agentdb.models import Agent, ApiKey, Sandbox, Session
 # The models' names, which their migrations hold in English, for the catalogues of translations.
 NAMES = (gettext_noop("agents"), gettext_noop("sandboxes"), gettext_noop("API key"), gettext_noop("API keys"))
 LONGEST_WHOLE_ID = 16
-LONGEST_WHOLE_NAME = 24
+LONGEST_WHOLE_NAME = 18
 LONGEST_WHOLE_PATH = 28
 # A list of fifty rows must stay a page that a browser opens, whatever is in the rows.
 LONGEST_SHOWN = 500
@@ -153,8 +153,8 @@ def runner_link(url: str, name: str) -> SafeString:
     host, dot, domain = name.partition(".")
     shown = format_html("{}", name)
     if len(name) > LONGEST_WHOLE_NAME:
-        hidden = host[12:-8] if len(host) > LONGEST_WHOLE_NAME else ""
-        shown = format_html("{}{}{}{}", host[:12], _hidden(hidden), host[12:][len(hidden) :], _hidden(dot + domain))
+        hidden = host[8:-6] if len(host) > LONGEST_WHOLE_NAME else ""
+        shown = format_html("{}{}{}{}", host[:8], _hidden(hidden), host[8:][len(hidden) :], _hidden(dot + domain))
     tag = "a" if url else "span"
     href = format_html(' href="{}"', url) if url else ""
     return format_html('<{}{} class="agentdb-id" title="{}" data-copy="{}">{}</{}>', tag, href, name, name, shown, tag)

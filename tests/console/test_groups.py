@@ -9,6 +9,7 @@ import pytest
 from django.contrib.auth.models import User
 from django.utils import timezone
 
+from agentdb.admin.display import runner_link
 from agentdb.console.groups import Grouped, Grouping, changes, moment
 from agentdb.models import Sandbox, Session
 from tests.helpers.admin_fixtures import Page, Site
@@ -172,3 +173,20 @@ def test_what_changed_is_told_across_the_tables_the_latest_first(site: Site, sup
     page = site.get("agentdb/session/changes/")
     assert page.text.index("b1") < page.text.index("old")
     assert "older" not in page.text
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("runner-1", "runner-1"),
+        ("runner-eu-west-1-7f9c4d8b6-x2x4q.internal.example", "runner-e…-x2x4q…"),
+        ("runner-eu-west-1-7f9c4d8b6-x2x5q.internal.example", "runner-e…-x2x5q…"),
+        ("db-1.eu-central.internal.example", "db-1…"),
+    ],
+)
+def test_runner_names_are_cut_where_they_tell_least(name: str, shown: str):
+    html = runner_link("/r", name)
+
+    assert re.sub(r"<[^>]*>", "", re.sub(r'<span class="agentdb-mid">.*?</span>', "…", html)) == shown
+    assert re.sub(r"<[^>]*>", "", html) == name
+    assert f'data-copy="{name}"' in html
