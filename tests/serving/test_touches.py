@@ -89,6 +89,30 @@ def test_a_tenants_view_and_a_transaction_keep_the_interval(empty_url: str):
         assert stored(db, "sessions") == fresh
 
 
+def test_touches_of_many_at_once_keep_the_interval_and_answer_all_the_same(empty_url: str):
+    with opened(empty_url, "touch_interval=30") as db:
+        db.insert_session("t", "bot", "b")
+        db.update_session_runner("s", "r1")
+        set_back(db, "sessions", 20)
+        before = stored(db, "sessions")
+
+        assert db.touch_sessions(["t", "nobody", "s"]) == ["t", "s"]
+        assert db.touch_sessions(["t", "s"], runner_id="r1") == ["s"]
+        assert db.touch_session("t", runner_id="r1") is False
+        assert db.touch_session("s", runner_id="r1") is True
+        assert stored(db, "sessions") == before
+
+        set_back(db, "sessions", 40)
+        db.touch_session("t")
+        fresh = db.get_session("t")
+        assert db.touch_sessions(["s", "t"]) == ["s", "t"]
+        assert datetime.now(UTC) - stored(db, "sessions") < timedelta(seconds=10)
+        assert db.get_session("t") == fresh
+        set_back(db, "sandboxes", 40)
+        assert db.touch_sandboxes(["b", "nobody"]) == ["b"]
+        assert datetime.now(UTC) - stored(db, "sandboxes") < timedelta(seconds=10)
+
+
 def test_without_an_interval_each_touch_is_written(empty_url: str):
     with opened(empty_url, "slow_call_seconds=9") as db:
         before = version(db, "sessions")
@@ -116,6 +140,7 @@ def test_relaxed_touches_alone_commit_without_waiting_for_the_disk(empty_url: st
         db.touch_session("s")
         db.update_session_status("s", "active")
         db.run_transaction(lambda tx: (tx.touch_session("s"), tx.update_session_status("s", "paused")))
+        db.touch_sessions(["s"])
         with connection.cursor() as cursor:
             cursor.execute("SELECT what, mode FROM seen")
             seen = cursor.fetchall()
@@ -123,7 +148,8 @@ def test_relaxed_touches_alone_commit_without_waiting_for_the_disk(empty_url: st
             after = cursor.fetchone()
 
     assert seen[:2] == [("commit starting", "on"), ("commit starting", "off")]
-    assert {mode for _, mode in seen[2:]} == {"on"}
+    assert {mode for _, mode in seen[2:-1]} == {"on"}
+    assert seen[-1] == ("commit paused", "off")
     assert after == ("on",)
 
 
