@@ -256,7 +256,7 @@ _KINDS = {
 
 _RELATIONS = """
     SELECT c.oid, c.relname, c.relkind, c.relpersistence, c.relrowsecurity,
-        current_setting('quote_all_identifiers', true) = 'on'
+        (SELECT setting FROM pg_catalog.pg_settings WHERE name = 'quote_all_identifiers') = 'on'
     FROM pg_catalog.pg_class c
     JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
     WHERE n.nspname = current_schema() AND c.relkind IN ('r', 'p', 'f', 'v', 'm')
