@@ -37,8 +37,8 @@ BATCH = 200
 STEP_SECONDS = 2.0
 NAMED = 10  # in a question; of the others the number is said
 MOST_LISTED = 1_000  # rows that a result names one by one
-# Of a form field, below Django's own limit for a whole request: what "Undo" sends back.
-LONGEST_UNDO = 1_500_000
+# Of a form field, below Django's own limit for a whole request: what later steps and "Undo" send back.
+LONGEST_LINES = 1_500_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,23 +162,29 @@ class Asked:
     sure: bool
     after: str  # the last id that was tried
     done: int
-    undo: str
+    skipped: int
+    lines: str  # what the audit log has of the steps before, for the page that ends them
 
     @classmethod
     def of(cls, request: HttpRequest) -> Asked:
         post = request.POST
-        confirmed, done = post.get("confirmed", ""), post.get("done", "")
+        confirmed = post.get("confirmed", "")
         at = parse_datetime(post.get("asked_at", "")) if confirmed else None
         return cls(
             [id for id in post.getlist(helpers.ACTION_CHECKBOX_NAME) if id and "\x00" not in id],
             post.get("select_across") == "1",
-            (int(confirmed) if confirmed.isdecimal() else 0) if confirmed else None,
+            _number(confirmed) if confirmed else None,
             at if at is not None and at.tzinfo is not None else timezone.now(),
             post.get("sure") == "1",
             post.get("reached", "").replace("\x00", ""),
-            int(done) if done.isdecimal() else 0,
-            post.get("undo", ""),
+            _number(post.get("done", "")),
+            _number(post.get("skipped", "")),
+            post.get("lines", ""),
         )
+
+
+def _number(text: str) -> int:
+    return int(text) if text.isdecimal() and len(text) < 12 else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -343,7 +349,8 @@ def _context(model_admin: Any, request: HttpRequest, action: Action) -> dict[str
 
 
 def _result(model_admin: Any, request: HttpRequest, action: Action, asked: Asked, done: Done) -> HttpResponse:
-    count = asked.done + len(done.rows)
+    count, lines = asked.done + len(done.rows), _lines(action, asked, done)
+    skipped = asked.skipped + sum(done.skipped.values())
     context = {
         **_context(model_admin, request, action),
         **_said(model_admin, done),
@@ -351,9 +358,12 @@ def _result(model_admin: Any, request: HttpRequest, action: Action, asked: Asked
         "asked": asked,
         "asked_at": asked.at.isoformat(),
         "count": count,
+        "skipped_count": skipped,
+        "tried": count + skipped,
         "ids": asked.ids[:1] if asked.is_all else asked.ids,
-        "undo": _undo(action, asked, done),
-        "undo_url": undo_url(model_admin.admin_site),
+        "lines": lines,
+        "folders": _folders(lines) if action is DELETE_SANDBOX else [],
+        "undo_url": undo_url(model_admin.admin_site) if action is PAUSE and lines else "",
     }
     return TemplateResponse(request, "admin/agentdb/action_done.html", context)
 
@@ -362,23 +372,29 @@ def _said(model_admin: Any, done: Done) -> dict[str, Any]:
     """What a result says of the rows that were changed, and of those that were not."""
     return {
         "done": done,
-        "rows": [
-            (row_url(model_admin.admin_site, row), row.pk, getattr(row, "workspace_dir", ""))
-            for row in done.rows[:MOST_LISTED]
-        ],
+        "rows": [(row_url(model_admin.admin_site, row), row.pk) for row in done.rows[:MOST_LISTED]],
         "skipped": [
             (number, why, ", ".join(done.examples[why][:3]), number - 3) for why, number in done.skipped.most_common()
         ],
     }
 
 
-def _undo(action: Action, asked: Asked, done: Done) -> str:
-    """What the rows were, for the form that takes it back; a part of what the audit log holds."""
-    if action is not PAUSE:
+def _lines(action: Action, asked: Asked, done: Done) -> str:
+    """What the rows of all steps were, as the audit log has it: a pause is taken back by it, and it names folders."""
+    if action not in (PAUSE, DELETE_SANDBOX):
         return ""
     line = json.dumps({"action": action.verb, "before": action.change(done.rows)[0]}) if done.rows else ""
-    text = f"{asked.undo}\n{line}".strip()
-    return text if len(text) <= LONGEST_UNDO else ""
+    text = f"{asked.lines}\n{line}".strip()
+    return text if len(text) <= LONGEST_LINES else ""
+
+
+def _folders(lines: str) -> list[tuple[str, str]]:
+    """The ids of deleted sandboxes with their workspace folders."""
+    try:
+        before = [json.loads(line)["before"].items() for line in lines.splitlines() if line]
+        return [(id, row["workspace_dir"]) for rows in before for id, row in rows][:MOST_LISTED]
+    except (ValueError, KeyError, TypeError, AttributeError):  # the form was changed on its way
+        return []
 
 
 def _next(request: HttpRequest) -> str:

@@ -779,7 +779,7 @@ def test_deleting_sandboxes_removes_the_chosen_ones_only(site: Site):
 def fields(page: Page) -> dict[str, Any]:
     """What the form of a page's question, or of one that goes on, sends."""
     found = re.findall(r'<input type="hidden" name="(\w+)" value="([^"]*)"', page.html)
-    return {name: unescape(value) for name, value in found if name not in ("csrfmiddlewaretoken", "lines", "q")}
+    return {name: unescape(value) for name, value in found if name not in ("csrfmiddlewaretoken", "q")}
 
 
 def test_all_that_match_are_acted_on_after_a_question_with_the_count(site: Site, monkeypatch: pytest.MonkeyPatch):
@@ -817,12 +817,28 @@ def test_many_rows_are_acted_on_in_steps_that_say_how_far_they_are(site: Site, m
 
     assert steps > 3
     assert "Paused 12 sessions" in page.text
+    assert re.search(r"Skipped \d+ in the steps before\.", page.text)
     assert count(site, Session, status="paused") == 12 + 6
     undone = site.post(
         "agentdb/session/undo/", lines=unescape(re.findall(r'name="lines" value="([^"]*)"', page.html)[0])
     )
     assert "Resumed 12 sessions" in undone.text
     assert (count(site, Session, status="active"), count(site, Session, status="starting")) == (6, 6)
+
+
+def test_the_folders_of_all_steps_are_named_at_the_end(site: Site, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("agentdb.admin.actions.BATCH", 7)
+    monkeypatch.setattr("agentdb.admin.actions.STEP_SECONDS", -1)
+    fill(site.alias, 20)
+    operator(site)
+    page = site.act("agentdb/sandbox/", "delete_sandboxes", ["b0000"], index="0", select_across="1", sure="1")
+
+    page = site.post("agentdb/sandbox/", **fields(page), sure="1")
+    while "data-send-on" in page.html:
+        page = site.post("agentdb/sandbox/", **fields(page))
+
+    assert "Deleted 20 sandboxes" in page.text
+    assert [f"b{n:04} /work/{n}" in page.text for n in range(20)] == [True] * 20
 
 
 def test_rows_that_came_after_the_question_are_not_acted_on(site: Site):
