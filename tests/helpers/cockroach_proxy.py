@@ -65,6 +65,7 @@ RULES = (
         "a part of WITH that changes rows and returns no columns",
         "seen on 23.1",
     ),
+    Rule(r"current_setting\('quote_all", "a setting that is not supported is no NULL", "seen on 23.1"),
     Rule(r"\bisfinite\(", "unknown function: isfinite()", "seen on 23.1"),
     Rule(
         r"\bid\W{1,3}=\s*\((SELECT|COALESCE)\b",
