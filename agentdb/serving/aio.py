@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Coroutine, Generator
 from contextvars import ContextVar
 from functools import wraps
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, Self, TypeVar, cast, overload
 
 from agentdb.errors import DatabaseClosedError, InvalidInputError
 from agentdb.inputs import check_tenant, identifier
@@ -53,7 +53,7 @@ def _keys(ids: object) -> tuple[str, ...]:
     if isinstance(ids, str):
         return (ids,)
     if isinstance(ids, Collection):
-        given: Collection[object] = ids
+        given = cast("Collection[object]", ids)
         return tuple({id for id in given if isinstance(id, str)})
     return ()
 
