@@ -29,7 +29,7 @@ from agentdb.schema.comparison import reads_ours
 from agentdb.schema.inspection import server_version, sqlite_path
 from agentdb.schema.migration_record import migration_names
 from agentdb.schema.spelling import Misspelt, may_read, misspelt_timestamps
-from agentdb.schema.tables import Column
+from agentdb.schema.tables import Column, Index
 
 # What is to be unique in an adopted database.
 _KEYS = (
@@ -193,21 +193,24 @@ def _keys_to_names(shape: Shape, live: Mapping[str, Table]) -> Iterator[str]:
 
 def _too_unique_keys(connection: BaseDatabaseWrapper, shape: Shape) -> Iterator[str]:
     """Unique keys that are not ours and could refuse what agentdb writes."""
-    expected = expected_tables(connection, apps).values()
-    replaced = {index.name for table in expected for index in table.indexes}
-    replaced |= {unique.name or "" for table in expected for unique in table.uniques}
+    # An index of ours that is half built is rebuilt as the models want it.
+    replaced = {index.name for table in expected_tables(connection, apps).values() for index in table.indexes}
     for name, table in shape.tables.items():
         keys = {frozenset(key) for of, key in _KEYS if of == name}
-        for unique in table.uniques:
-            if frozenset(unique.columns) not in keys and not _left_null(table, unique.columns, unique.options):
-                yield _too_unique(name, "constraint", unique.name)
-        for index in table.indexes:
-            columns = [part.expression for part in index.parts]
-            is_key = frozenset(columns) in keys and not index.condition
-            if not index.valid and index.name in replaced:
-                continue  # half built, and rebuilt as the models want it
-            if index.unique and not is_key and not _left_null(table, columns, index.options):
-                yield _too_unique(name, "index", index.name)
+        found = [("constraint", unique.name, unique.columns, unique.options) for unique in table.uniques]
+        found += [
+            ("index", index.name, _index_key(index), index.options)
+            for index in table.indexes
+            if index.unique and (index.valid or index.name not in replaced)
+        ]
+        for kind, called, columns, options in found:
+            if frozenset(columns) not in keys and not _left_null(table, columns, options):
+                yield _too_unique(name, kind, called)
+
+
+def _index_key(index: Index) -> tuple[str, ...]:
+    """What the index keeps unique; a condition makes it another key than the columns alone."""
+    return (*(part.expression for part in index.parts), *((index.condition,) if index.condition else ()))
 
 
 def _names_in_the_way(connection: BaseDatabaseWrapper, shape: Shape) -> Iterator[str]:
@@ -417,31 +420,37 @@ def _conforming(findings: Findings) -> list[str]:
         if stored != name
     ]
     for name in OLD_COLUMNS:
-        if name not in shape.tables:
+        if name in shape.tables:
+            actions += _conforming_columns(name, shape.tables[name], findings.contents[name])
+            actions += _conforming_constraints(name, shape.tables[name])
+        else:
             actions.append(f"Create table {name}, empty.")
-            continue
-        table, content = shape.tables[name], findings.contents[name]
-        added = [column for column in sorted(ADDED_COLUMNS[name]) if table.column(column) is None]
-        if "tenant_id" in added:
-            actions.append(f"Add column tenant_id to {name}: 'default' in {_count(content.rows, 'row')}.")
-        if name == "agents" and ("id" in added or content.null_ids):
-            number = content.rows if "id" in added else content.null_ids
-            actions.append(f"Give {_count(number, 'agent')} an id, a random UUID.")
-        if _key(table) != ("id",):
-            before = f" from {', '.join(_key(table))}" if _key(table) else ""
-            actions.append(f"Change the primary key of {name}{before} to id.")
-        for key in table.foreign_keys:
-            if set(key.columns) <= OLD_COLUMNS[name].keys():
-                called = f" {key.name}" if key.name else ""
-                actions.append(f"Drop the foreign key{called} of {name} to {key.target_table}.")
-        for check in table.checks:
-            if reads_ours(check, table, OLD_COLUMNS[name]):
-                called = f" {check.name}" if check.name else ""
-                actions.append(f"Drop the check{called} of {name}: {check.expression}.")
     if number := _text_timestamps(findings):
         actions.append(f"Make {_count(number, 'timestamp')} native.")
     actions.append(f"Bring columns, defaults, constraints and indexes to what migration {migration_names()[-1]} makes.")
     return actions
+
+
+def _conforming_columns(name: str, table: Table, content: TableContent) -> Iterator[str]:
+    added = [column for column in ADDED_COLUMNS[name] if table.column(column) is None]
+    if "tenant_id" in added:
+        yield f"Add column tenant_id to {name}: 'default' in {_count(content.rows, 'row')}."
+    if name == "agents" and ("id" in added or content.null_ids):
+        yield f"Give {_count(content.rows if 'id' in added else content.null_ids, 'agent')} an id, a random UUID."
+    if _key(table) != ("id",):
+        before = f" from {', '.join(_key(table))}" if _key(table) else ""
+        yield f"Change the primary key of {name}{before} to id."
+
+
+def _conforming_constraints(name: str, table: Table) -> Iterator[str]:
+    for key in table.foreign_keys:
+        if set(key.columns) <= OLD_COLUMNS[name].keys():
+            called = f" {key.name}" if key.name else ""
+            yield f"Drop the foreign key{called} of {name} to {key.target_table}."
+    for check in table.checks:
+        if reads_ours(check, table, OLD_COLUMNS[name]):
+            called = f" {check.name}" if check.name else ""
+            yield f"Drop the check{called} of {name}: {check.expression}."
 
 
 def _refusals(findings: Findings) -> tuple[Refusal, ...]:

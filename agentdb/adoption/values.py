@@ -240,32 +240,39 @@ def _read_odd_rows(
     names = [column.name for column in columns]
     label = "name" if reading.table == "agents" and (fillable or "id" not in names) else "id"
     has_rowid = connection.vendor == "sqlite" and "without rowid" not in table.options
-    parts = [_as_read(connection, column) for column in columns] + (["rowid"] if has_rowid else [])
+    parts = [_as_read(connection, column) for column in columns] + ["rowid"] * has_rowid
     sql = f"SELECT {', '.join(parts)} FROM {quote_name(table.name)} WHERE ({usual}) IS NOT TRUE"
     for row in _rows(connection, sql):
         values = dict(zip(names, row, strict=False))
-        if values[label] is not None:
-            title = f"{label} {shown(values[label])}"
-        else:
-            title = f"rowid {row[-1]}" if has_rowid else "without an id"
-        if fillable and "id" in values and values["id"] is None:
+        title = _title(label, values[label], row[-1] if has_rowid else None)
+        if fillable and values.get("id", "") is None:
             reading.null_ids += 1
             del values["id"]
-        _read_row(columns, values, title, reading)
+        _read_row([column for column in columns if column.name in values], values, title, reading)
+
+
+def _title(label: str, value: object, rowid: int | None) -> str:
+    if value is not None:
+        return f"{label} {shown(value)}"
+    return "without an id" if rowid is None else f"rowid {rowid}"
 
 
 def _read_row(columns: list[_Column], values: Mapping[str, Any], title: str, reading: _Reading) -> None:
-    found = [(column, values[column.name]) for column in columns if column.name in values]
-    reasons = [(column, value, _type_reason(column, value)) for column, value in found]
-    if all(reason is None for *_, reason in reasons):
-        for column, value in found:
-            if column.is_to_convert and native_text(value) is not None:
-                reading.formats[column.name][readable_format(value)] += 1
-        reasons = [(column, value, _value_reason(column, value)) for column, value in found]
-        reading.nul_rows += any(isinstance(value, str) and "\0" in value for _, value in found)
-    for column, value, reason in reasons:
+    reasons = {column.name: _type_reason(column, values[column.name]) for column in columns}
+    if not any(reasons.values()):
+        reasons = {column.name: _value_reason(column, values[column.name]) for column in columns}
+        _count_formats(columns, values, reading)
+    for name, reason in reasons.items():
         if reason is not None:
-            reading.refuse(title, column.name, value, reason)
+            reading.refuse(title, name, values[name], reason)
+
+
+def _count_formats(columns: list[_Column], values: Mapping[str, Any], reading: _Reading) -> None:
+    for column in columns:
+        value = values[column.name]
+        if column.is_to_convert and native_text(value) is not None:
+            reading.formats[column.name][readable_format(value)] += 1
+    reading.nul_rows += any(isinstance(values[column.name], str) and "\0" in values[column.name] for column in columns)
 
 
 def _type_reason(column: _Column, value: object) -> str | None:

@@ -22,6 +22,7 @@ from agentdb.faults import Fault, classify, describe_failure
 from agentdb.management.database_command import AgentDbCommand
 from agentdb.operations import saying
 from agentdb.schema.inspection import check_sqlite_file, sqlite_path, translated_errors
+from agentdb.schema.limits import lifted_limits
 from agentdb.schema.migration_lock import migration_lock
 from agentdb.schema.migration_record import pending_migrations
 from agentdb.serving.connections import describe
@@ -67,18 +68,7 @@ class Command(AgentDbCommand, migrate.Command):
             super().handle(*args, **options)
             return
         try:
-            goes_back = not options["fake"] and leads_back(connection, options["migration_name"])
-            if goes_back and not options["force"]:
-                refuse_others(connection)
-            with migration_lock(connection, lambda: self._say_waiting(options["verbosity"])):
-                if not options["fake"] and options["migration_name"] != "zero":
-                    self._refuse_unadopted(connection, fake_initial=options["fake_initial"])
-                elif not options["fake"]:
-                    self._confirm_loss(connection)
-                if goes_back and not options["no_backup"]:
-                    back_up_first(connection, self.progress)
-                with saying(lambda text: self._say_step(text, options["verbosity"])):
-                    super().handle(*args, **options)
+            self._prepare_and_migrate(connection, args, options)
         except KeyboardInterrupt:
             with suppress(DatabaseError):
                 self.changed = pending_migrations(connection) != pending
@@ -90,6 +80,28 @@ class Command(AgentDbCommand, migrate.Command):
                 raise
             said = f"{describe_failure(connection, reason)} Migrations that were done stay."
             raise CommandError(said) from _as_unavailable(said, reason)
+
+    def _prepare_and_migrate(self, connection: BaseDatabaseWrapper, args: Any, options: dict[str, Any]) -> None:
+        goes_back = not options["fake"] and leads_back(connection, options["migration_name"])
+        if goes_back and not options["force"]:
+            refuse_others(connection)
+        with (
+            migration_lock(connection, lambda: self._say_waiting(options["verbosity"])),
+            lifted_limits(connection, self.progress.say),
+        ):
+            if not options["fake"]:
+                self._refuse_loss(connection, options)
+            if goes_back and not options["no_backup"]:
+                back_up_first(connection, self.progress)
+            with saying(lambda text: self._say_step(text, options["verbosity"])):
+                super().handle(*args, **options)
+
+    def _refuse_loss(self, connection: BaseDatabaseWrapper, options: dict[str, Any]) -> None:
+        if options["migration_name"] == "zero":
+            self._confirm_loss(connection)
+            return
+        with translated_errors(connection):
+            refuse_unadopted(connection, fake_initial=options["fake_initial"])
 
     def interrupted(self) -> str:
         changed = "The migrations before this one are applied" if self.changed else "Nothing was changed"
@@ -108,10 +120,6 @@ class Command(AgentDbCommand, migrate.Command):
             return False
         executor = MigrationExecutor(connection)
         return bool(executor.migration_plan(executor.loader.graph.leaf_nodes()))
-
-    def _refuse_unadopted(self, connection: BaseDatabaseWrapper, *, fake_initial: bool) -> None:
-        with translated_errors(connection):
-            refuse_unadopted(connection, fake_initial=fake_initial)
 
     def _confirm_loss(self, connection: BaseDatabaseWrapper) -> None:
         """Let nobody drop tables with rows who did not mean to: the way back to the old server is one word away."""
