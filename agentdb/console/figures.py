@@ -254,25 +254,17 @@ def distinct_values(
     connection: BaseDatabaseWrapper, model: type[Model], column: str, *, at_least: str = "", limit: int
 ) -> list[str]:
     """The first distinct values of an indexed text column, by one index probe each."""
-    return [value for value, _ in distinct_counts(connection, model, column, at_least=at_least, limit=limit, cap=0)]
-
-
-def distinct_counts(
-    connection: BaseDatabaseWrapper, model: type[Model], column: str, *, at_least: str = "", limit: int, cap: int
-) -> list[tuple[str, Figure]]:
-    """The same, each with the number of its rows up to the cap."""
     table, name = model._meta.db_table, connection.ops.quote_name(column)
     with connection.cursor() as cursor:
         cursor.execute(
             f"WITH RECURSIVE v(value, n) AS ("
-            f" SELECT (SELECT {name} FROM {table} WHERE {name} >= %s ORDER BY {name} LIMIT 1), 1 UNION ALL"
-            f" SELECT (SELECT {name} FROM {table} WHERE {name} > v.value ORDER BY {name} LIMIT 1), v.n + 1"
+            f" SELECT (SELECT MIN({name}) FROM {table} WHERE {name} >= %s), 1 UNION ALL"
+            f" SELECT (SELECT MIN({name}) FROM {table} WHERE {name} > v.value), v.n + 1"
             f" FROM v WHERE v.value IS NOT NULL AND v.n < %s"
-            f") SELECT value, (SELECT COUNT(*) FROM (SELECT 1 FROM {table} WHERE {name} = v.value LIMIT %s) AS c)"
-            f" FROM v WHERE value IS NOT NULL",
-            [at_least, limit, cap + 1],
+            f") SELECT value FROM v WHERE value IS NOT NULL",
+            [at_least, limit],
         )
-        return [(value, capped(rows, cap)) for value, rows in cursor.fetchall()]
+        return [value for (value,) in cursor.fetchall()]
 
 
 def tenant_sessions_by_status(alias: str, tenant_id: str) -> dict[str, Figure]:
