@@ -167,13 +167,12 @@ class Executor:
             if threads.closed:
                 threads.slot()  # says so
             block = block_of(slot)
-            if block is not None:
-                block.check()
             statement = self._statements.get(query) or self._compile(query, slot)
             params = statement.bind(values)
-            writes = not isinstance(query, Select | SelectCount)
             if block is not None:
+                block.check()
                 return statement, self._run_in_block(slot, block, statement, params, consume)
+            writes = not isinstance(query, Select | SelectCount)
             return statement, self._run_alone(slot, statement, params, consume, writes)
 
     def _compile(self, query: Query, slot: Slot) -> Statement:
@@ -184,34 +183,33 @@ class Executor:
         self, slot: Slot, statement: Statement, params: list[Any], consume: Callable[[Any], R], writes: bool
     ) -> R:
         """Run the statement as a transaction of its own; retry if that cannot do anything twice."""
-        delays, lost_before = None, False
-        while True:
-            try:
-                connection = slot.ready()
-                result = _consumed(slot, connection, statement, params, consume)
-                if writes:
-                    connection.confirm()
-                return result
-            except slot.engine.errors as error:
-                failure = driver_error(error)
-            except BaseException:
-                slot.interrupted()
-                raise
+        try:
+            return _run_once(slot, statement, params, consume, writes)
+        except slot.engine.errors as error:
+            failure = driver_error(error)
+        lost_before = False
+        for delay in retry_delays():
             fault = slot.fault(failure, writing=writes)
-            if fault is Fault.STATEMENT_GONE:
-                self._prepare_nothing()
-            if fault in NOT_KEPT:
-                slot.discard()
+            self._clear_up(slot, fault)
             # A second loss is the server's state, and not the connection's.
             is_safe = fault in REFUSED or (fault is Fault.LOST and not writes and not lost_before)
-            delays = delays or retry_delays()
-            delay = next(delays) if is_safe else None
-            if delay is None:
+            if delay is None or not is_safe:
                 raise _explained(slot, statement, fault, failure) from failure
             _log_retry(slot, failure)
             lost_before = fault is Fault.LOST
             if fault is Fault.CONFLICT:
                 time.sleep(delay)
+            try:
+                return _run_once(slot, statement, params, consume, writes)
+            except slot.engine.errors as error:
+                failure = driver_error(error)
+        raise AssertionError("unreachable: the last try returns or raises")
+
+    def _clear_up(self, slot: Slot, fault: Fault) -> None:
+        if fault is Fault.STATEMENT_GONE:
+            self._prepare_nothing()
+        if fault in NOT_KEPT:
+            slot.discard()
 
     def _run_in_block(
         self, slot: Slot, block: Block, statement: Statement, params: list[Any], consume: Callable[[Any], R]
@@ -321,6 +319,18 @@ class Executor:
     def _part_of(self, slot: Slot) -> Part:
         block = block_of(slot)
         return Transaction(slot) if block is None else Savepoint(slot, block)
+
+
+def _run_once(slot: Slot, statement: Statement, params: list[Any], consume: Callable[[Any], R], writes: bool) -> R:
+    try:
+        connection = slot.ready()
+        result = _consumed(slot, connection, statement, params, consume)
+        if writes:
+            connection.confirm()
+        return result
+    except BaseException:
+        slot.interrupted()
+        raise
 
 
 def _consumed(

@@ -6,6 +6,7 @@ import os
 import threading
 import time
 import weakref
+from contextlib import suppress
 from typing import Any, Protocol
 
 from django.db import connections
@@ -78,8 +79,11 @@ class Forking:
             for slot in executor.slots():
                 if not slot.engine.has_server and self._hold(slot, transactions_until) and executor.may_close(slot):
                     slot.discard()
+        self._close_own()
+
+    def _close_own(self) -> None:
+        """Close the host's own connections of the thread that forks: others may be in the middle of a statement."""
         for wrapper in connections.all(initialized_only=True):
-            # The host's own, in the thread that forks: others may be in the middle of a statement.
             if wrapper.settings_dict["NAME"] in self._files and _is_file(wrapper) and not wrapper.in_atomic_block:
                 raw, wrapper.connection = wrapper.connection, None
                 if raw is not None:
@@ -88,18 +92,22 @@ class Forking:
     def _hold(self, slot: Slot, transactions_until: float) -> bool:
         """Take the slot's lock, once its statement has ended; a transaction is not waited for as long."""
         end = time.monotonic() + _LONGEST_WAIT_FOR_A_STATEMENT_SECONDS
+        self._held.append(slot)
         while not slot.lock.acquire(timeout=_PAUSE_SECONDS):
             now = time.monotonic()
             if now > end or (now > transactions_until and slot.wrapper.in_atomic_block):
+                self._held.pop()
                 return False
-        self._held.append(slot)
         return True
 
     def after_in_parent(self) -> None:
         while self._held:
-            self._held.pop().lock.release()
+            # An exception from a signal handler may have struck before it was taken; Python ignores what hooks raise.
+            with suppress(RuntimeError):
+                self._held.pop().lock.release()
         self.under_way = False
-        self.opening.release()
+        with suppress(RuntimeError):
+            self.opening.release()
 
     def after_in_child(self) -> None:
         for executor in list(self._executors):

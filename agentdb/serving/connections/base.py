@@ -179,18 +179,23 @@ class Slot:
         connection = self._connection
         if connection is not None and connection.raw is self.wrapper.connection and connection.is_at_hand():
             return connection
-        if connection is None or connection.raw is not self.wrapper.connection:
-            connection = self._adopted()
-        elif self.wrapper.autocommit and not connection.is_clean():  # else the host has switched it off
-            self.reset()
-            connection = self._connection
-        elif self._idled() or not self._is_alive(connection):
-            self.discard()
-            connection = None
+        connection = self._kept()
         if connection is None:
-            connection = self._open(limit)
-        else:
-            self._look(connection)
+            return self._open(limit)
+        self._look(connection)
+        return connection
+
+    def _kept(self) -> Connection | None:
+        """Return the connection that is open, if it can be used; after a reset, if it must be."""
+        connection = self._connection
+        if connection is None or connection.raw is not self.wrapper.connection:
+            return self._adopted()
+        if self.wrapper.autocommit and not connection.is_clean():  # else the host has switched it off
+            self.reset()
+            return self._connection
+        if self._idled() or not self._is_alive(connection):
+            self.discard()
+            return None
         return connection
 
     def open_in_block(self) -> Connection:

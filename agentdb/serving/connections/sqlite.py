@@ -257,6 +257,9 @@ class SqliteConnection(Connection):
             is_past = folder is not None and wall_clock - folder[1] > _TICK_NANOSECONDS
             self._folder = folder if is_past else None
             return ""
+        return self._difference(known, now)
+
+    def _difference(self, known: Place, now: Place) -> str:
         if now.file is None:
             return self.engine.is_missing() if _is_gone(self._path) else ""
         if shared_file_system(self._path):
