@@ -324,7 +324,7 @@ class Executor:
 def _run_once(slot: Slot, statement: Statement, params: list[Any], consume: Callable[[Any], R], writes: bool) -> R:
     try:
         connection = slot.ready()
-        result = _consumed(slot, connection, statement, params, consume)
+        result = _consumed(slot, connection, statement, params, consume, writes=writes)
         if writes:
             connection.confirm()
         return result
@@ -334,11 +334,21 @@ def _run_once(slot: Slot, statement: Statement, params: list[Any], consume: Call
 
 
 def _consumed(
-    slot: Slot, connection: Connection, statement: Statement, params: list[Any], consume: Callable[[Any], R]
+    slot: Slot,
+    connection: Connection,
+    statement: Statement,
+    params: list[Any],
+    consume: Callable[[Any], R],
+    *,
+    writes: bool = False,
 ) -> R:
+    """Run the statement; ``writes`` if it is a transaction of its own that writes."""
     began = time.monotonic()
     try:
-        return consume(connection.execute(statement.sql, params))
+        if not writes:
+            return consume(connection.execute(statement.sql, params))
+        result: R = connection.write(lambda writing: consume(writing.execute(statement.sql, params)))
+        return result
     finally:
         slot.used = time.monotonic()
         if slot.engine.slow_call_seconds is not None:

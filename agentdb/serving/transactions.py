@@ -12,7 +12,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 from agentdb.errors import AgentDbError, DatabaseClosedError
 from agentdb.faults import NOT_KEPT, REFUSED, Fault, driver_error
-from agentdb.serving.connections.base import Connection, Slot
+from agentdb.serving.connections.base import Connection, Slot, Turn
 
 _SPOILED = (
     "The transaction failed inside the function, which went on after the error; nothing of it is stored. "
@@ -126,6 +126,7 @@ class Transaction(Block):
         super().__init__(slot.wrapper)
         self._slot = slot
         self._thread = threading.get_ident()
+        self._turn: Turn | None = None  # while it is open, other writers of a SQLite file wait
         self.is_over = False
 
     @property
@@ -134,6 +135,7 @@ class Transaction(Block):
 
     def begin(self) -> None:
         try:
+            self._turn = self._slot.engine.take_turn()
             try:
                 self._begin()
             except self._slot.engine.errors as error:
@@ -142,7 +144,10 @@ class Transaction(Block):
                 self._slot.discard()  # it had died unnoticed; nothing was done on it
                 self._begin()
         except BaseException as error:
-            self._end_badly(error, committing=False)
+            try:
+                self._end_badly(error, committing=False)
+            finally:
+                self._let_others_write()
             raise
 
     def _begin(self) -> None:
@@ -173,6 +178,7 @@ class Transaction(Block):
             self._end_badly(error, committing=committing)
             raise
         finally:
+            self._let_others_write()
             self.is_over = True
         self._slot.leave_block()
         if self._wrapper.run_on_commit:
@@ -183,7 +189,12 @@ class Transaction(Block):
             if not self.is_over:
                 self._roll_back()
         finally:
+            self._let_others_write()
             self.is_over = True
+
+    def _let_others_write(self) -> None:
+        if self._turn is not None:
+            self._turn.end()
 
     def _end_badly(self, error: BaseException, *, committing: bool) -> None:
         """Roll back, and raise an error of the driver's in agentdb's terms."""

@@ -25,8 +25,8 @@ _MOST_HELD_ANSWERS = 32
 _LOOK_SECONDS = 0.001
 # Threads of one process take turns on the interpreter: for calls that take less than this, which is what waking a
 # thread costs, one thread does more than eight.
-_WORTH_A_THREAD_SECONDS = 0.00025
-_SLOWER_BY_SECONDS = 0.00002
+_WORTH_A_THREAD_SECONDS = 0.0005
+_SLOWER_BY_SECONDS = 0.00001
 # Above this share of a processor the interpreter is busy, and one more thread would only be in the way of the others.
 _BUSY = 0.75
 
@@ -154,7 +154,8 @@ class _Pool:
         self.idle: list[Wake] = []  # the one that idles shortest last, since it is woken fastest
         self.taken = 0  # since the last look, which was at these times: on the clock, and of the processor
         self.looked = (0.0, 0.0)
-        # The time of the fastest of the latest reads, and of other calls: what the engine takes, without other threads.
+        # The time of the fastest of the latest reads, and of other calls, that ran while no other thread did: what the
+        # engine takes for one.
         self.fastest = {True: 0.0, False: 0.0}
 
     def submit(self, job: Job) -> None:
@@ -176,7 +177,8 @@ class _Pool:
         """Note the answer of a call, and return the next one to run; None if none is ready."""
         outbox = job.outbox
         with self.lock:
-            self.fastest[job.reads] = min(seconds, self.fastest[job.reads] + _SLOWER_BY_SECONDS)
+            if len(self.threads) - len(self.idle) == 1:
+                self.fastest[job.reads] = min(seconds, self.fastest[job.reads] + _SLOWER_BY_SECONDS)
             for key in job.keys:
                 line = self.lines[key]
                 self.ready.extend(released for released in line.leave(job) if not released.held_up)
@@ -200,11 +202,17 @@ class _Pool:
             wake.put(False)
 
     def _take(self, wake: Wake) -> Job | None:
-        if not self.ready:
+        if not self.ready or self._is_too_many():
             self.idle.append(wake)
             return None
         self.taken += 1
         return self.ready.popleft()
+
+    def _is_too_many(self) -> bool:
+        """Whether a thread that was added because another one was stuck may rest again."""
+        head = self.ready[0]
+        others = len(self.threads) - len(self.idle) - 1
+        return others > 0 and not head.reads and self.fastest[False] <= self.worth_a_thread
 
     def _add_worker(self) -> bool:
         if self.idle:
@@ -230,8 +238,10 @@ class _Pool:
             outbox.timer = None
             if self.ready:
                 before, used_before = self.looked
-                is_stuck = not self.taken
-                if is_stuck or (before and used - used_before < _BUSY * (now - before)):
+                # Writes wait for each other in the database: more threads make them faster only if the disk is slow,
+                # and then they get a thread each.
+                is_idle = self.ready[0].reads and before and used - used_before < _BUSY * (now - before)
+                if not self.taken or is_idle:
                     self._add_worker()
                 self.taken, self.looked = 0, (now, used)
                 self._arm(outbox, loop)

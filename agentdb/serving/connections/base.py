@@ -13,7 +13,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from typing import Any
+from typing import Any, Protocol
 
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured, SynchronousOnlyOperation
@@ -25,6 +25,13 @@ from agentdb.faults import Fault, classify, driver_error, explain, one_line, sai
 # The connections of the parent, in the child of a fork. They are kept, because deleting one would close it, and the
 # server would end what the parent goes on with.
 left_to_the_parent: list[object] = []
+
+
+class Turn(Protocol):
+    """The right to write, which other writers wait for."""
+
+    def end(self) -> None:
+        """Let the next one write."""
 
 
 class Engine(ABC):
@@ -53,6 +60,10 @@ class Engine(ABC):
     def opening(self, wrapper: BaseDatabaseWrapper, limit: float | None) -> AbstractContextManager[None]:
         """Let the body open the connection, within so many seconds."""
         return nullcontext()
+
+    def take_turn(self) -> Turn | None:
+        """Wait until a transaction may begin; others then wait until the turn, if there is one, has ended."""
+        return None
 
     @abstractmethod
     def is_set_up(self, wrapper: BaseDatabaseWrapper) -> bool:
@@ -85,6 +96,10 @@ class Connection(ABC):
     @abstractmethod
     def execute(self, sql: str, params: Sequence[Any]) -> Any:
         """Run the statement and return a cursor."""
+
+    def write(self, run: Callable[[Connection], Any]) -> Any:
+        """Return what ``run``, called with a connection to write on, returns once that is stored."""
+        return run(self)
 
     @abstractmethod
     def is_at_hand(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -15,7 +15,8 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 from agentdb.errors import AgentDbError, DatabaseUnavailableError, OutcomeUnknownError, SchemaOutOfDateError
 from agentdb.schema.migration_record import pending_migrations
-from agentdb.serving.connections.base import Connection, Engine
+from agentdb.serving.connections.base import Connection, Engine, Turn
+from agentdb.serving.turns import turns_of
 from agentdb.sqlite_files import close_kept_open, descriptors, identity, shared_file_system
 
 
@@ -92,13 +93,21 @@ class SqliteEngine(Engine):
         super().__init__(settings_dict, owned=owned)
         self.place: Place | None = None  # when a connection last opened it
         self._creates = creates
+        self.turns = None if self._is_in_memory() else turns_of(self.name)
+        self.busy_seconds: float = self.settings["OPTIONS"].get("timeout", 5.0)
 
     @property
     def name(self) -> str:
         return str(self.settings["NAME"])
 
+    def _is_in_memory(self) -> bool:
+        return self.name == ":memory:" or "mode=memory" in self.name
+
     def describe(self) -> str:
         return f"SQLite database {self.name!r}"
+
+    def take_turn(self) -> Turn | None:
+        return self.turns.take(self.busy_seconds) if self.turns is not None else None
 
     def connection(self, wrapper: BaseDatabaseWrapper) -> SqliteConnection:
         return SqliteConnection(self, wrapper)
@@ -131,7 +140,7 @@ class SqliteEngine(Engine):
         return wrapper.connection.isolation_level is None and not wrapper.connection.in_transaction
 
     def renew(self, raw: Any) -> bool:
-        if self.name != ":memory:" and "mode=memory" not in self.name:
+        if not self._is_in_memory():
             return False
         # The connection is all that there is of a database in memory.
         try:
@@ -193,6 +202,13 @@ class SqliteConnection(Connection):
     def is_at_hand(self) -> bool:
         is_fresh = not self._is_file or time.monotonic() - self._looked < _LOOK_SECONDS
         return is_fresh and not self.raw.in_transaction
+
+    def write(self, run: Callable[[Connection], Any]) -> Any:
+        engine = self.engine
+        if engine.turns is None:
+            return run(self)
+        # What watches this connection is to see the statement on it.
+        return engine.turns.write(self, run, engine.busy_seconds, apart=self.instrumented())
 
     def is_clean(self) -> bool:
         return not self.raw.in_transaction

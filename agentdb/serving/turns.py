@@ -1,0 +1,284 @@
+"""Writers of one SQLite file in this process: they take turns in the order they came, and share a COMMIT.
+
+SQLite lets one connection write at a time, and lets the others wait by trying again and again, whoever came first. And
+each COMMIT waits for the disk. So writers queue here, and the first of those that wait runs the statements of all of
+them on its connection, in their order, in one transaction: a COMMIT later each has its answer.
+
+Who has the turn, and who waits for it, is not noted but lives in the frame of its thread: whatever exception ends that
+frame, its turn is over, and its place in the queue is empty.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from copy import copy
+from typing import Any, TypeVar
+
+from agentdb.errors import OutcomeUnknownError
+from agentdb.serving.connections.base import Connection
+
+R = TypeVar("R")
+Run = Callable[[Connection], Any]
+
+_MOST_STATEMENTS = 100  # of one COMMIT
+_LOOK_SECONDS = 0.25  # for a wake-up that an asynchronous exception has kept from coming
+
+
+class Turn:
+    """The right to write, until ``end()``, or until nothing refers to it: its thread may have had an exception."""
+
+    __slots__ = ("__weakref__", "_turns")
+
+    def __init__(self, turns: Turns) -> None:
+        self._turns = turns
+
+    def end(self) -> None:
+        """Let the next one write."""
+        self._turns.end(self)
+
+
+class _Writer:
+    """A thread in the queue: with a statement to run, or for a turn of its own."""
+
+    __slots__ = ("__weakref__", "answer", "group", "run", "taken_by", "wake")
+
+    def __init__(self, run: Run | None, group: object) -> None:
+        self.run, self.group = run, group
+        self.wake = threading.Lock()
+        self.wake.acquire()
+        self.answer: tuple[Any, BaseException | None] | None = None
+        self.taken_by: weakref.ref[Turn] | None = None  # who runs the statement, and answers
+
+    def tell(self) -> None:
+        with suppress(RuntimeError):  # it has been told, and has not looked yet
+            self.wake.release()
+
+
+def _nobody() -> None:
+    return None
+
+
+class Turns:
+    """The queue of the writers of one file."""
+
+    def __init__(self) -> None:
+        self.start_anew()
+        _all.add(self)
+
+    def start_anew(self) -> None:
+        """Know nobody; in the child of a fork all threads but one are the parent's."""
+        self._lock = threading.Lock()
+        self._queue: deque[weakref.ref[_Writer]] = deque()
+        self._turn: Callable[[], Turn | None] = _nobody
+
+    def take(self, seconds: float) -> Turn:
+        """Wait for a turn, for a transaction; raise SQLite's error for a locked database after so many seconds."""
+        turn = self._free_turn()
+        if turn is None:
+            turn = self._wait(_Writer(None, None), seconds)
+            assert turn is not None
+        return turn
+
+    def write(self, connection: Connection, run: Run, seconds: float, *, apart: bool = False) -> Any:
+        """Run one statement, and return what ``run`` returns once that is on the disk.
+
+        Unless it is to run ``apart``, this may be on another connection of the same engine, in a transaction with
+        others.
+        """
+        turn = self.take(seconds) if apart else self._free_turn()
+        try:
+            if turn is not None:
+                return run(connection)
+            writer = _Writer(run, connection.engine)
+            turn = self._wait(writer, seconds)
+            if turn is not None:
+                _Batch(connection, writer).commit(self._followers_of(writer, turn), self._put_back)
+        finally:
+            if turn is not None:
+                turn.end()  # the traceback of an exception may hold this frame for long
+        assert writer.answer is not None
+        result, error = writer.answer
+        if error is not None:
+            raise error
+        return result
+
+    def _free_turn(self) -> Turn | None:
+        with self._lock:
+            if self._turn() is None and self._first() is None:
+                return self._new_turn()
+        return None
+
+    def _new_turn(self) -> Turn:
+        turn = Turn(self)
+        self._turn = weakref.ref(turn, self._tell_first)
+        return turn
+
+    def end(self, turn: Turn) -> None:
+        """End a turn; of one that has ended, nothing happens."""
+        with self._lock:
+            if self._turn() is turn:
+                self._turn = _nobody
+        self._tell_first()
+
+    def _tell_first(self, _: object = None) -> None:
+        # Called wherever a turn ends, perhaps inside of the lock: hence without it.
+        with suppress(RuntimeError):
+            for reference in list(self._queue):
+                if (writer := reference()) is not None:
+                    writer.tell()
+                    return
+
+    def _first(self) -> _Writer | None:
+        while self._queue:
+            if (writer := self._queue[0]()) is not None:
+                return writer
+            self._queue.popleft()  # its thread has gone on with an exception
+        return None
+
+    def _wait(self, writer: _Writer, seconds: float) -> Turn | None:
+        """Wait until the writer is the first and nobody writes, and return its turn; None once it has an answer."""
+        until = time.monotonic() + seconds
+        reference = weakref.ref(writer)
+        try:
+            with self._lock:
+                self._queue.append(reference)
+            while (turn := self._turn_of(writer)) is None and writer.answer is None:
+                if writer.taken_by is None and time.monotonic() > until:
+                    raise _locked()
+                writer.wake.acquire(timeout=_LOOK_SECONDS)
+            return turn
+        except BaseException:
+            with self._lock, suppress(ValueError):
+                self._queue.remove(reference)
+            raise
+
+    def _turn_of(self, writer: _Writer) -> Turn | None:
+        with self._lock:
+            if writer.answer is not None:
+                return None
+            if writer.taken_by is not None and writer.taken_by() is not self._turn():
+                raise OutcomeUnknownError(
+                    "The thread that committed this write together with its own was interrupted. The write may be "
+                    "stored or not: read, then decide."
+                )
+            if writer.taken_by is None and self._turn() is None and self._first() is writer:
+                self._queue.popleft()
+                return self._new_turn()
+        return None
+
+    def _followers_of(self, leader: _Writer, turn: Turn) -> Callable[[], list[_Writer]]:
+        """Return what takes those out of the queue whose statements the leader may run with its own."""
+
+        def take() -> list[_Writer]:
+            taken: list[_Writer] = []
+            with self._lock:
+                while len(taken) < _MOST_STATEMENTS and (first := self._first()) is not None:
+                    if first.group is not leader.group:
+                        break
+                    first.taken_by = weakref.ref(turn)
+                    taken.append(first)
+                    self._queue.popleft()
+            return taken
+
+        return take
+
+    def _put_back(self, writers: list[_Writer]) -> None:
+        """Let writers wait again whose statements are undone, before all others."""
+        with self._lock:
+            for writer in reversed(writers):
+                writer.taken_by = None
+                self._queue.appendleft(weakref.ref(writer))
+
+
+class _Batch:
+    """One transaction with the statements of several writers, the first of which runs it."""
+
+    def __init__(self, connection: Connection, leader: _Writer) -> None:
+        self._connection, self._leader = connection, leader
+        self._followers: list[_Writer] = []
+        self._results: list[tuple[Any, BaseException | None]] = []
+        self._committed: list[Any] = []
+
+    def commit(self, followers: Callable[[], list[_Writer]], put_back: Callable[[list[_Writer]], None]) -> None:
+        """Run all statements and commit; then the leader has its answer, or this raises what has undone them."""
+        connection, raw = self._connection, self._connection.raw
+        failure: sqlite3.Error | None = None
+        try:
+            raw.execute("BEGIN IMMEDIATE")
+            self._results.append(self._result(self._leader))
+            self._followers = followers()
+            self._results += map(self._result, self._followers)
+            connection.look()
+            # In one step for Python, so that whatever exception strikes, the list says whether it was committed.
+            self._committed.extend(map(raw.execute, ("COMMIT",)))
+        except sqlite3.Error as error:
+            failure = error
+            raise
+        finally:
+            self._settle(failure, put_back)
+            del failure  # it has this frame in its traceback
+
+    def _result(self, writer: _Writer) -> tuple[Any, BaseException | None]:
+        assert writer.run is not None
+        try:
+            return writer.run(self._connection), None
+        except sqlite3.Error as error:
+            if not self._connection.in_transaction():
+                raise  # SQLite has rolled everything back, as for a full disk
+            return None, error
+
+    def _settle(self, failure: sqlite3.Error | None, put_back: Callable[[list[_Writer]], None]) -> None:
+        writers = [self._leader, *self._followers]
+        if self._committed:
+            for writer, result in zip(writers, self._results, strict=True):
+                writer.answer = result
+        elif self._connection.in_transaction():
+            self._connection.roll_back()
+            put_back(self._followers)
+        elif failure is not None and len(self._results) == len(writers):
+            # The COMMIT has failed, and only the error says whether it may be stored all the same.
+            for writer in self._followers:
+                writer.answer = None, copy(failure)
+        else:
+            put_back(self._followers)
+        for writer in self._followers:
+            writer.tell()
+
+
+def _locked() -> sqlite3.OperationalError:
+    error = sqlite3.OperationalError("database is locked")
+    error.sqlite_errorcode, error.sqlite_errorname = sqlite3.SQLITE_BUSY, "SQLITE_BUSY"
+    return error
+
+
+_all: weakref.WeakSet[Turns] = weakref.WeakSet()
+_of_files: weakref.WeakValueDictionary[str, Turns] = weakref.WeakValueDictionary()
+_finding = threading.Lock()
+
+
+def turns_of(path: str) -> Turns:
+    """Return the queue for the file at the path, one for the whole process."""
+    path = os.path.realpath(path)
+    with _finding:
+        turns = _of_files.get(path)
+        if turns is None:
+            turns = _of_files[path] = Turns()
+        return turns
+
+
+def _start_anew_in_child() -> None:
+    global _finding
+    _finding = threading.Lock()
+    for turns in list(_all):
+        turns.start_anew()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_start_anew_in_child)
