@@ -26,6 +26,7 @@ _LOOK_SECONDS = 0.001
 # Threads of one process take turns on the interpreter: for calls that take less than this, which is what waking a
 # thread costs, one thread does more than eight.
 _WORTH_A_THREAD_SECONDS = 0.0005
+_WORTH_ANOTHER_SECONDS = 0.00004
 _SLOWER_BY_SECONDS = 0.00001
 # Above this share of a processor the interpreter is busy, and one more thread would only be in the way of the others.
 _BUSY = 0.75
@@ -210,9 +211,18 @@ class _Pool:
 
     def _is_too_many(self) -> bool:
         """Whether a thread that was added because another one was stuck may rest again."""
-        head = self.ready[0]
-        others = len(self.threads) - len(self.idle) - 1
-        return others > 0 and not head.reads and self.fastest[False] <= self.worth_a_thread
+        return len(self.threads) - len(self.idle) > 1 and not self._gains_by_another()
+
+    def _gains_by_another(self) -> bool:
+        """Whether two threads answer the next call's kind faster than one does.
+
+        Writes wait for each other in the database: they gain if the disk or the network is slow. So do reads of a
+        server, even of one that is near, but not those of a file, which take less time than a switch of threads.
+        """
+        reads = self.ready[0].reads
+        return self.fastest[reads] > (
+            min(_WORTH_ANOTHER_SECONDS, self.worth_a_thread) if reads else self.worth_a_thread
+        )
 
     def _add_worker(self) -> bool:
         if self.idle:
@@ -238,10 +248,8 @@ class _Pool:
             outbox.timer = None
             if self.ready:
                 before, used_before = self.looked
-                # Writes wait for each other in the database: more threads make them faster only if the disk is slow,
-                # and then they get a thread each.
-                is_idle = self.ready[0].reads and before and used - used_before < _BUSY * (now - before)
-                if not self.taken or is_idle:
+                is_idle = before and used - used_before < _BUSY * (now - before)
+                if not self.taken or (is_idle and self._gains_by_another()):
                     self._add_worker()
                 self.taken, self.looked = 0, (now, used)
                 self._arm(outbox, loop)
