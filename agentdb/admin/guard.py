@@ -53,7 +53,7 @@ def _drawn(response: HttpResponseBase) -> HttpResponseBase:
 def problem_page(request: HttpRequest, site: AdminSite, problem: Problem) -> TemplateResponse:
     context: dict[str, Any] = {
         **site.each_context(request),
-        "title": gettext("This page cannot be shown"),
+        "title": gettext("Can't read the database"),
         "problem": problem,
     }
     return TemplateResponse(request, "admin/agentdb/problem_page.html", context, status=503)

@@ -455,6 +455,20 @@ def test_each_row_of_a_list_is_one_line(page: Page, name: str):
     assert heights and max(heights) <= 34
 
 
+def test_the_cells_of_a_row_lie_beside_each_other_on_a_phone(page: Page):
+    page.set_viewport_size({"width": 390, "height": 844})
+    log_in(page)
+    for name in ("session", "sandbox", "agent", "apikey"):
+        page.goto(f"/admin/agentdb/{name}/")
+        cells = page.locator("#result_list tbody tr").first.locator("td, th").all()
+        boxes = [box for box in (cell.bounding_box() for cell in cells) if box is not None]
+        for number, one in enumerate(boxes):
+            for other in boxes[number + 1 :]:
+                is_beside = one["x"] + one["width"] <= other["x"] or other["x"] + other["width"] <= one["x"]
+                is_below = one["y"] + one["height"] <= other["y"] or other["y"] + other["height"] <= one["y"]
+                assert is_beside or is_below, (name, one, other)
+
+
 def test_a_list_is_no_wider_than_a_phone(page: Page):
     log_in(page)
     page.set_viewport_size({"width": 360, "height": 740})
