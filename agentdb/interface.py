@@ -236,7 +236,7 @@ class Db(Protocol):
         ...
 
     def touch_sessions(self, ids: Collection[str], *, runner_id: str | None = None) -> list[str]:
-        """Set ``last_active_at`` of up to 10,000 sessions in one statement.
+        """Set ``last_active_at`` of 1 to 10,000 sessions in one statement.
 
         Returns the ids that exist and, with ``runner_id``, are that runner's, in the order given, each once.
         """
@@ -279,7 +279,7 @@ class Db(Protocol):
         ...
 
     def touch_sandboxes(self, ids: Collection[str]) -> list[str]:
-        """Set ``last_used_at`` of up to 10,000 sandboxes in one statement.
+        """Set ``last_used_at`` of 1 to 10,000 sandboxes in one statement.
 
         Returns the ids that exist, in the order given, each once.
         """

@@ -228,8 +228,13 @@ class MemoryDb(Db):
         ids = identifiers("Session id", ids)
         if runner_id is not None:
             runner_id = identifier("Runner id", runner_id)
-        with self._turn():
-            return [id for id in ids if self.touch_session(id, runner_id=runner_id)]
+        wanted = {} if runner_id is None else {"runner_id": runner_id}
+        with self._turn() as tables:
+            now = self._now()
+            there = [session for id in ids if (session := self._get(tables.sessions, id)) and _fits(session, wanted)]
+            for session in there:
+                tables.sessions[session.id] = replace(session, last_active_at=max(session.last_active_at, now))
+            return [session.id for session in there]
 
     def delete_session(self, id: str) -> bool:
         id = identifier("Session id", id)
@@ -280,12 +285,13 @@ class MemoryDb(Db):
 
     def _pause(self, **wanted: str) -> int:
         with self._turn() as tables:
+            now = self._now()
             paused = [s for s in self._all(tables.sessions.values(), **wanted) if s.status in _RUNNING]
             for session in paused:
                 tables.sessions[session.id] = replace(
                     session,
                     status=SessionStatus.PAUSED.value,
-                    last_active_at=max(session.last_active_at, self._now()),
+                    last_active_at=max(session.last_active_at, now),
                 )
             return len(paused)
 
@@ -333,8 +339,12 @@ class MemoryDb(Db):
 
     def touch_sandboxes(self, ids: Collection[str]) -> list[str]:
         ids = identifiers("Sandbox id", ids)
-        with self._turn():
-            return [id for id in ids if self.touch_sandbox(id)]
+        with self._turn() as tables:
+            now = self._now()
+            there = [sandbox for id in ids if (sandbox := self._get(tables.sandboxes, id))]
+            for sandbox in there:
+                tables.sandboxes[sandbox.id] = replace(sandbox, last_used_at=max(sandbox.last_used_at, now))
+            return [sandbox.id for sandbox in there]
 
     def list_sandboxes(
         self,

@@ -176,6 +176,19 @@ class FleetContract(Subject):
         touched = {sandbox.id for sandbox in db.list_sandboxes() if sandbox.last_used_at > instant()}
         assert touched == {"sb1", "sb3"}
 
+    def test_all_that_one_call_touches_have_one_time(self, db: Db) -> None:
+        for number in range(3):
+            make_session(db, f"s{number}")
+            make_sandbox(db, f"sb{number}")
+
+        db.touch_sessions(["s2", "s0", "s1"])
+        db.touch_sandboxes(["sb2", "sb0", "sb1"])
+
+        assert len({session.last_active_at for session in db.list_sessions()}) == 1
+        assert len({sandbox.last_used_at for sandbox in db.list_sandboxes()}) == 1
+        assert db.bulk_pause_active_sessions() == 3
+        assert len({session.last_active_at for session in db.list_sessions()}) == 1
+
     def test_ten_thousand_are_touched_at_once(self, db: Db) -> None:
         make_session(db, "s9999")
         make_sandbox(db, "sb9999")
