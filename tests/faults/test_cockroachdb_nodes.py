@@ -38,6 +38,7 @@ def cluster() -> Iterator[Cluster]:
 
     with Cluster(Path(os.environ[BINARY_VARIABLE])) as cluster:
         agentdb.connect(cluster.url(), migrate=True).close()
+        cluster.wait_for_copies()
         yield cluster
 
 
@@ -193,6 +194,7 @@ def test_no_acknowledged_write_is_lost_and_nothing_is_handed_out_twice(
         back = happen(cluster, node)
         callers.wait(since=time.monotonic())
     back()
+    cluster.wait_for_copies()
 
     answers = callers.answers()
     told = {name: [a.value for a in answers if a.name == name and a.value is not None] for name in _NAMES}

@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psycopg
+
 from tests.helpers.servers import free_port
 
 BINARY_VARIABLE = "AGENTDB_TEST_COCKROACH_BINARY"
@@ -149,6 +151,13 @@ class Cluster:
         until(lambda: self.run("init", check=False), "the cluster was made")
         until(lambda: all(node.is_serving() for node in self.nodes), "all nodes serve")
         self.sql("SET CLUSTER SETTING diagnostics.reporting.enabled = false")
+        self.wait_for_copies()
+
+    def wait_for_copies(self) -> None:
+        """Wait until each range has three copies: before that a cluster does not survive the loss of any node."""
+        missing = "SELECT count(*) FROM crdb_internal.ranges_no_leases WHERE array_length(replicas, 1) < 3"
+        with psycopg.connect(f"postgresql://root@{self.nodes[0].address}/defaultdb", autocommit=True) as connection:
+            until(lambda: connection.execute(missing).fetchall() == [(0,)], "each range has three copies", seconds=300)
 
     def __exit__(self, *error: object) -> None:
         for node in self.nodes:
