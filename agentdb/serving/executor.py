@@ -122,7 +122,12 @@ class Executor:
 
     def count(self, query: Insert | Update | Delete | Together, **values: Any) -> int:
         """Return how many rows the query changed."""
-        return self._run(query, values, _row_count)[1]
+        statement, changed = self._run(query, values, _row_count)
+        total = changed
+        while changed == statement.batch:
+            _, changed = self._run(query, values, _row_count)
+            total += changed
+        return total
 
     def count_last(self, *queries: Update | Delete, **values: Any) -> int:
         """Run the queries, all or none, and return how many rows the last one changed; none may need another's."""

@@ -227,8 +227,8 @@ def _pause(p: Parameters) -> dict[str, object]:
     return {"status": SessionStatus.PAUSED.value, "last_active_at": _not_before("last_active_at", p)}
 
 
-PAUSE_SESSIONS = Update(lambda p: p.rows(Session).live(), _pause)
-PAUSE_SESSIONS_BY_RUNNER = Update(lambda p: p.rows(Session).of_runner(p.text("runner_id")).live(), _pause)
+PAUSE_SESSIONS = Update(lambda p: p.rows(Session).live(), _pause, bulk=True)
+PAUSE_SESSIONS_BY_RUNNER = Update(lambda p: p.rows(Session).of_runner(p.text("runner_id")).live(), _pause, bulk=True)
 
 
 def _finished(p: Parameters):  # type: ignore[no-untyped-def]
@@ -289,7 +289,9 @@ def _on_runner(p: Parameters) -> Any:
 
 LIST_SANDBOXES_BY_RUNNER = Select(lambda p: _on_runner(p).newest_first())
 MARK_SANDBOXES_COLD_BY_RUNNER = Update(
-    lambda p: _on_runner(p).exclude(state=SandboxState.COLD.value), lambda p: {"state": SandboxState.COLD.value}
+    lambda p: _on_runner(p).exclude(state=SandboxState.COLD.value),
+    lambda p: {"state": SandboxState.COLD.value},
+    bulk=True,
 )
 
 
@@ -373,6 +375,7 @@ DELETE_SANDBOX = Delete(lambda p: p.rows(Sandbox).filter(id=p.text("id")))
 MARK_ALL_SANDBOXES_COLD = Update(
     lambda p: p.rows(Sandbox).filter(Q(state__lt=SandboxState.COLD.value) | Q(state__gt=SandboxState.COLD.value)),
     lambda p: {"state": SandboxState.COLD.value},
+    bulk=True,
 )
 
 # -- API keys

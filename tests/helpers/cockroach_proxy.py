@@ -249,6 +249,9 @@ def _in_postgresql(sql: str, template: str) -> str:
     sql = sql.replace("i.indisready", "false")
     # and a default is shown in the server's own words.
     sql = sql.replace("pg_catalog.pg_get_expr(d.adbin, d.adrelid)", _DEFAULT)
+    if found := re.fullmatch(r'UPDATE ("\w+") (SET .*?) WHERE (.*) LIMIT (\d+)', sql, re.DOTALL):
+        table, change, condition, limit = found.groups()
+        return f"UPDATE {table} {change} WHERE id IN (SELECT id FROM {table} WHERE {condition} LIMIT {limit})"
     if found := re.fullmatch(r"(ALTER TABLE \S+) (RENAME COLUMN .*), (RENAME COLUMN .*)", sql):
         return f"{found[1]} {found[2]}; {found[1]} {found[3]}"
     if sql.startswith("CREATE TABLE ") and _INLINE_INDEX.search(sql):

@@ -237,6 +237,21 @@ def test_a_claim_right_after_an_own_write_finds_the_sandbox(cockroachdb: Start) 
         assert claimed is not None and claimed.id == "warm"
 
 
+def test_a_bulk_call_changes_many_rows_batch_by_batch(cockroachdb: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agentdb.serving.compiled.ROWS_A_BATCH", 2)
+    proxy, url = cockroachdb()
+    with agentdb.connect(url, migrate=True) as db:
+        for number in range(5):
+            db.insert_sandbox(f"sb{number}", "a", "/w")
+            db.insert_session(f"s{number}", "a", "b")
+            db.update_session_runner(f"s{number}", "r")
+        assert db.mark_all_sandboxes_cold() == 5
+        assert db.bulk_pause_sessions_by_runner("r") == 5
+        assert db.bulk_pause_active_sessions() == 0
+
+    assert proxy.refused == []
+
+
 def test_processes_that_migrate_at_once_record_each_migration_once(cockroachdb: Start) -> None:
     _, url = cockroachdb()
     processes = [
