@@ -21,7 +21,6 @@ from contextlib import suppress
 from copy import copy
 from typing import Any, TypeVar
 
-from agentdb.errors import OutcomeUnknownError
 from agentdb.serving.connections.base import Connection
 
 R = TypeVar("R")
@@ -47,14 +46,14 @@ class Turn:
 class _Writer:
     """A thread in the queue: with a statement to run, or for a turn of its own."""
 
-    __slots__ = ("__weakref__", "answer", "group", "run", "taken_by", "wake")
+    __slots__ = ("__weakref__", "answer", "batch", "group", "run", "wake")
 
     def __init__(self, run: Run | None, group: object) -> None:
         self.run, self.group = run, group
         self.wake = threading.Lock()
         self.wake.acquire()
         self.answer: tuple[Any, BaseException | None] | None = None
-        self.taken_by: weakref.ref[Turn] | None = None  # who runs the statement, and answers
+        self.batch: _Batch | None = None  # which runs the statement
 
     def tell(self) -> None:
         with suppress(RuntimeError):  # it has been told, and has not looked yet
@@ -99,7 +98,7 @@ class Turns:
             writer = _Writer(run, connection.engine)
             turn = self._wait(writer, seconds)
             if turn is not None:
-                _Batch(connection, writer).commit(self._followers_of(writer, turn), self._put_back)
+                _Batch(self, turn, connection, writer).commit()
         finally:
             if turn is not None:
                 turn.end()  # the traceback of an exception may hold this frame for long
@@ -150,9 +149,13 @@ class Turns:
             with self._lock:
                 self._queue.append(reference)
             while (turn := self._turn_of(writer)) is None and writer.answer is None:
-                if writer.taken_by is None and time.monotonic() > until:
+                batch = writer.batch
+                if batch is not None and batch.is_left():
+                    batch.settle()
+                elif batch is None and time.monotonic() > until:
                     raise _locked()
-                writer.wake.acquire(timeout=_LOOK_SECONDS)
+                else:
+                    writer.wake.acquire(timeout=_LOOK_SECONDS)
             return turn
         except BaseException:
             with self._lock, suppress(ValueError):
@@ -161,69 +164,93 @@ class Turns:
 
     def _turn_of(self, writer: _Writer) -> Turn | None:
         with self._lock:
-            if writer.answer is not None:
+            if writer.answer is not None or writer.batch is not None:
                 return None
-            if writer.taken_by is not None and writer.taken_by() is not self._turn():
-                raise OutcomeUnknownError(
-                    "The thread that committed this write together with its own was interrupted. The write may be "
-                    "stored or not: read, then decide."
-                )
-            if writer.taken_by is None and self._turn() is None and self._first() is writer:
+            if self._turn() is None and self._first() is writer:
                 self._queue.popleft()
                 return self._new_turn()
         return None
 
-    def _followers_of(self, leader: _Writer, turn: Turn) -> Callable[[], list[_Writer]]:
-        """Return what takes those out of the queue whose statements the leader may run with its own."""
+    def has_ended(self, turn: Turn | None) -> bool:
+        """Whether the turn is not the present one."""
+        return turn is None or self._turn() is not turn
 
-        def take() -> list[_Writer]:
-            taken: list[_Writer] = []
-            with self._lock:
-                while len(taken) < _MOST_STATEMENTS and (first := self._first()) is not None:
-                    if first.group is not leader.group:
-                        break
-                    first.taken_by = weakref.ref(turn)
-                    taken.append(first)
-                    self._queue.popleft()
-            return taken
+    def join(self, batch: _Batch) -> None:
+        """Let those at the head of the queue join whose statements may be run with the leader's."""
+        writers = batch.writers
+        with self._lock:
+            while len(writers) < _MOST_STATEMENTS and (first := self._first()) is not None:
+                if first.group is not writers[0].group:
+                    return
+                writers.append(first)
+                first.batch = batch
+                self._queue.popleft()
 
-        return take
-
-    def _put_back(self, writers: list[_Writer]) -> None:
-        """Let writers wait again whose statements are undone, before all others."""
+    def put_back(self, writers: list[_Writer], batch: _Batch) -> None:
+        """Let those wait again whose statements are undone, before all others."""
         with self._lock:
             for writer in reversed(writers):
-                writer.taken_by = None
-                self._queue.appendleft(weakref.ref(writer))
+                if writer.batch is batch:
+                    writer.batch = None
+                    self._queue.appendleft(weakref.ref(writer))
 
 
 class _Batch:
     """One transaction with the statements of several writers, the first of which runs it."""
 
-    def __init__(self, connection: Connection, leader: _Writer) -> None:
-        self._connection, self._leader = connection, leader
-        self._followers: list[_Writer] = []
+    def __init__(self, turns: Turns, turn: Turn, connection: Connection, leader: _Writer) -> None:
+        self._turns, self._turn = turns, weakref.ref(turn)
+        self._connection = connection
+        self.writers = [leader]
         self._results: list[tuple[Any, BaseException | None]] = []
         self._committed: list[Any] = []
+        self._failure: sqlite3.Error | None = None
+        self._settling = threading.Lock()
 
-    def commit(self, followers: Callable[[], list[_Writer]], put_back: Callable[[list[_Writer]], None]) -> None:
+    def commit(self) -> None:
         """Run all statements and commit; then the leader has its answer, or this raises what has undone them."""
         connection, raw = self._connection, self._connection.raw
-        failure: sqlite3.Error | None = None
         try:
             raw.execute("BEGIN IMMEDIATE")
-            self._results.append(self._result(self._leader))
-            self._followers = followers()
-            self._results += map(self._result, self._followers)
+            self._turns.join(self)
+            self._results += map(self._result, self.writers)
             connection.look()
             # In one step for Python, so that whatever exception strikes, the list says whether it was committed.
             self._committed.extend(map(raw.execute, ("COMMIT",)))
         except sqlite3.Error as error:
-            failure = error
+            self._failure = error if not connection.in_transaction() else None
             raise
         finally:
-            self._settle(failure, put_back)
-            del failure  # it has this frame in its traceback
+            if not self._committed and connection.in_transaction():
+                connection.roll_back()
+            self.settle()
+
+    def is_left(self) -> bool:
+        """Whether the leader's thread has gone on with an exception before everybody had an answer."""
+        return self._turns.has_ended(self._turn())
+
+    def settle(self) -> None:
+        """Give everybody an answer, or his place in the queue; any of them may do it again if it was cut off.
+
+        Not on the connection, which is the leader's: what is not committed there is rolled back before its next use.
+        """
+        with self._settling:
+            followers = self.writers[1:]
+            is_complete = len(self._results) == len(self.writers)
+            if self._committed:
+                self._answer(self.writers, self._results)
+            elif self._failure is not None and is_complete:
+                # The COMMIT has failed, and only the error says whether it may be stored all the same.
+                self._answer(followers, [(None, copy(self._failure)) for _ in followers])
+            else:
+                self._turns.put_back(followers, self)
+            for writer in followers:
+                writer.tell()
+
+    @staticmethod
+    def _answer(writers: list[_Writer], answers: list[tuple[Any, BaseException | None]]) -> None:
+        for writer, answer in zip(writers, answers, strict=True):
+            writer.answer, writer.batch = answer, None
 
     def _result(self, writer: _Writer) -> tuple[Any, BaseException | None]:
         assert writer.run is not None
@@ -233,23 +260,6 @@ class _Batch:
             if not self._connection.in_transaction():
                 raise  # SQLite has rolled everything back, as for a full disk
             return None, error
-
-    def _settle(self, failure: sqlite3.Error | None, put_back: Callable[[list[_Writer]], None]) -> None:
-        writers = [self._leader, *self._followers]
-        if self._committed:
-            for writer, result in zip(writers, self._results, strict=True):
-                writer.answer = result
-        elif self._connection.in_transaction():
-            self._connection.roll_back()
-            put_back(self._followers)
-        elif failure is not None and len(self._results) == len(writers):
-            # The COMMIT has failed, and only the error says whether it may be stored all the same.
-            for writer in self._followers:
-                writer.answer = None, copy(failure)
-        else:
-            put_back(self._followers)
-        for writer in self._followers:
-            writer.tell()
 
 
 def _locked() -> sqlite3.OperationalError:
