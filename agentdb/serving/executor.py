@@ -305,8 +305,8 @@ class Executor:
         """
         slot = self.threads.slot()
         part = self._part_of(slot)
-        slot.lock.acquire()
         try:
+            slot.lock.acquire()
             part.begin()
         except BaseException:
             self.end(part)
@@ -319,7 +319,9 @@ class Executor:
             part.undo()
         finally:
             part.is_over = True
-            self._threads.own_slot().lock.release()  # type: ignore[union-attr]
+            if (slot := self._threads.own_slot()) is not None:
+                with suppress(RuntimeError):  # an asynchronous exception struck before it was taken
+                    slot.lock.release()
 
     def _part_of(self, slot: Slot) -> Part:
         block = block_of(slot)

@@ -84,6 +84,14 @@ def test_an_exception_between_two_steps_of_connecting_costs_no_acknowledged_writ
         assert stored(url) == {"s0", "s1", "s2", "s3"}
 
 
+def test_a_server_that_is_too_old_is_refused_by_connect(migrated: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with agentdb.connect(migrated) as db:
+        features = type(connections[db.alias].features)
+    monkeypatch.setattr(features, "minimum_database_version", (99,))
+    with pytest.raises(DatabaseUnavailableError, match=r"is unavailable: PostgreSQL 99 or later is required \(found"):
+        agentdb.connect(migrated)
+
+
 # -- files
 
 

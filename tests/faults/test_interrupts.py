@@ -22,6 +22,7 @@ from django.db import connections, transaction
 
 import agentdb
 from agentdb import AgentDbError, Db, DjangoDb
+from agentdb.serving.forking import forking
 
 _SECONDS = float(os.environ.get("AGENTDB_INTERRUPT_SECONDS", "2"))
 
@@ -182,6 +183,42 @@ def test_random_interrupts_lose_no_acknowledged_write_and_fail_no_quiet_call(url
     with agentdb.connect(url) as fresh:
         stored = {session.id for session in fresh.list_sessions()}
     assert (failures, acknowledged - stored) == ([], set())
+
+
+def cut_off(call: Callable[[], object], after_seconds: float) -> None:
+    """Call, and interrupt that if it takes longer."""
+    with suppress(Interrupt):
+        try:
+            signal.setitimer(signal.ITIMER_REAL, after_seconds)
+            call()
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+@pytest.mark.usefixtures("_interrupts_in_finalizers")
+def test_a_close_that_is_interrupted_is_finished_by_the_next(url: str) -> None:
+    randomness = random.Random(7)
+    for _ in range(30):
+        db = agentdb.connect(url)
+        cut_off(db.close, randomness.uniform(0.00001, 0.0004))
+        db.close()
+        assert db._executor.threads.open_connections() == 0
+        with pytest.raises(agentdb.DatabaseClosedError):
+            db.list_agents()
+
+
+@pytest.mark.usefixtures("_interrupts_in_finalizers")
+def test_interrupts_in_the_hooks_of_a_fork_leave_no_lock(url: str) -> None:
+    """Called as Python does, which ignores what they raise. A real fork has the hooks of ``logging`` as well."""
+    randomness = random.Random(7)
+    with agentdb.connect(url) as db:
+        for number in range(30):
+            cut_off(forking.before, randomness.uniform(0.00001, 0.0004))
+            forking.after_in_parent()
+            thread = threading.Thread(target=db.insert_session, args=(f"s{number}", "a", "sb"))
+            thread.start()
+            thread.join()
+        assert len(db.list_sessions()) == 30
 
 
 @pytest.mark.usefixtures("_interrupts_in_finalizers")

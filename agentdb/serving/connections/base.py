@@ -315,13 +315,14 @@ class Slot:
             # Django opens a new connection once the transaction has ended, and not in the middle of it.
             wrapper.closed_in_transaction = True
             wrapper.needs_rollback = True
-        else:
-            self._connection = None
-            wrapper.connection = None
         close = raw.close if connection is None else connection.close
         with suppress(*self.engine.errors):
             close()
         give_back(wrapper, raw)
+        if not wrapper.in_atomic_block:
+            # Only now: what is cut off before is found here again, and closed.
+            self._connection = None
+            wrapper.connection = None
 
     def interrupted(self) -> None:
         """After an exception that is not the driver's: leave no statement under way for the next caller."""

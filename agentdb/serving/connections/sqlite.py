@@ -201,7 +201,7 @@ class SqliteConnection(Connection):
 
     def is_at_hand(self) -> bool:
         is_fresh = not self._is_file or time.monotonic() - self._looked < _LOOK_SECONDS
-        return is_fresh and not self.raw.in_transaction
+        return is_fresh and self.is_clean()
 
     def write(self, run: Callable[[Connection], Any]) -> Any:
         engine = self.engine
@@ -211,7 +211,10 @@ class SqliteConnection(Connection):
         return engine.turns.write(self, run, engine.busy_seconds, apart=self.instrumented())
 
     def is_clean(self) -> bool:
-        return not self.raw.in_transaction
+        try:
+            return not self.raw.in_transaction
+        except sqlite3.ProgrammingError:  # it is closed
+            return False
 
     def in_transaction(self) -> bool:
         return bool(self.raw.in_transaction)

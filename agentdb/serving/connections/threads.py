@@ -135,9 +135,7 @@ class Threads:
 
     def close(self) -> None:
         """Close the connections, once the calls under way have ended; calling it again does nothing."""
-        if self.closed:
-            return
-        self.closed = True
+        self.closed = True  # what follows may be cut off, and is done by the next call then
         forking.forget(self)
         if not self.engine.owned:
             return  # the connections are Django's to close
