@@ -142,23 +142,14 @@ def adopt(alias: str, listener: Listener = Listener(), *, backup: bool = True, k
     if (path := sqlite_path(connection)) is not None:
         check_sqlite_file(path)
         _check_writable(path)
-    with (
-        _one_connection(connection),
-        translated_errors(connection),
-        lifted_limits(connection, listener.say),
-        # On PostgreSQL the transaction holds the lock, so that one connection is enough.
-        nullcontext() if connection.vendor == "postgresql" else _lock(connection, listener),
-        # Each schema change on CockroachDB is a transaction of its own.
-        nullcontext() if connection.vendor == "cockroachdb" else _transaction(connection),
-    ):
+    with _alone(connection, listener):
         with _refusing(connection):
             not_locked = _lock_tables(connection, listener)
         findings = read(connection, listener.progress)
         plan = _decide(connection, findings, backup=backup)
         listener.found(findings, plan)
         if not plan.has_work:
-            if connection.in_atomic_block:
-                transaction.set_rollback(True, using=alias)  # a COMMIT would write to an empty file
+            _roll_back(connection)  # a COMMIT would write to an empty file
             return Outcome(findings, plan)
         if not_locked is not None:
             raise not_locked
@@ -171,9 +162,30 @@ def adopt(alias: str, listener: Listener = Listener(), *, backup: bool = True, k
             if copy is not None:
                 copy.unlink(missing_ok=True)
             raise
-        if not keep:
-            transaction.set_rollback(True, using=alias)
-        return Outcome(findings, plan, copy, checksums if keep else {})
+        if keep:
+            return Outcome(findings, plan, copy, checksums)
+        _roll_back(connection)
+        return Outcome(findings, plan)
+
+
+@contextmanager
+def _alone(connection: BaseDatabaseWrapper, listener: Listener) -> Iterator[None]:
+    """A fresh connection, the migration lock, and one transaction where the engine has it for schema changes."""
+    vendor = connection.vendor
+    with (
+        _one_connection(connection),
+        translated_errors(connection),
+        lifted_limits(connection, listener.say),
+        # On PostgreSQL the transaction takes the lock, so that one connection is enough.
+        nullcontext() if vendor == "postgresql" else _lock(connection, listener),
+        nullcontext() if vendor == "cockroachdb" else _transaction(connection),
+    ):
+        yield
+
+
+def _roll_back(connection: BaseDatabaseWrapper) -> None:
+    if connection.in_atomic_block:
+        transaction.set_rollback(True, using=connection.alias)
 
 
 def _back_up(connection: BaseDatabaseWrapper, path: Path, listener: Listener) -> Path:

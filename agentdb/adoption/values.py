@@ -407,17 +407,17 @@ def duplicates(
     """How many rows share the values of ``key``, which is to be unique, with another one; and the first of them."""
     if any(unique <= set(key) for unique in unique_keys(table)):
         return 0, ()
-    quote = quote_name
-    have = {column.name for column in table.columns}
-    keys = [column for column in key if column in have]
-    columns = ", ".join(quote(column) for column in keys)
-    shared = f"SELECT {columns} FROM {quote(table.name)} GROUP BY {columns} HAVING count(*) > 1"
-    label = "id" if "id" in have and keys != ["id"] else ("name" if "name" in have else keys[0])
-    same = " AND ".join(f"t.{quote(column)} = d.{quote(column)}" for column in keys)
+    keys = [column for column in key if table.column(column)]
+    quoted = list(map(quote_name, keys))
+    columns, source = ", ".join(quoted), quote_name(table.name)
+    shared = f"SELECT {columns} FROM {source} GROUP BY {columns} HAVING count(*) > 1"
+    labels = ("name", "id") if keys == ["id"] else ("id", "name", *keys)
+    label = next(name for name in labels if table.column(name))
+    same = " AND ".join(f"t.{column} = d.{column}" for column in quoted)
     with connection.cursor() as cursor:
         cursor.execute(
-            f"SELECT t.{quote(label)}, {', '.join(f't.{quote(column)}' for column in keys)} "
-            f"FROM {quote(table.name)} t JOIN ({shared}) d ON {same} ORDER BY 2, 1"
+            f"SELECT t.{quote_name(label)}, {', '.join(f't.{column}' for column in quoted)} "
+            f"FROM {source} t JOIN ({shared}) d ON {same} ORDER BY 2, 1"
         )
         first = cursor.fetchmany(SHOWN_ROWS)
         total = len(first)

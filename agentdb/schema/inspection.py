@@ -117,27 +117,7 @@ def check_sqlite_file(path: Path) -> None:
         raise DatabaseUnavailableError(
             f"There is no folder {str(path.parent)!r} to hold the database file {path.name!r}. Check the database URL."
         )
-    try:
-        if not path.is_file() and path.exists():
-            raise DatabaseUnavailableError(
-                f"{str(path)!r} is a device or a pipe, not a database file. Check the database URL."
-            )
-        header, size, expected = _size_named(path)
-        for _ in range(_LOOKS_AT_SIZE):
-            if size >= expected:
-                break
-            # A program may be writing: header and size are of two moments then. Damage stays, a difference passes.
-            time.sleep(_SECONDS_BETWEEN_LOOKS)
-            header, size, expected = _size_named(path)
-    except FileNotFoundError:
-        raise MissingFileError(
-            f"There is no database file {str(path)!r}. Check the database URL, or run 'agentdb migrate' to make "
-            "a new one."
-        ) from None
-    except OSError as error:
-        raise DatabaseUnavailableError(
-            f"The database file {str(path)!r} cannot be read: {_lower_first(error.strerror or str(error))}."
-        ) from error
+    header, size, expected = _settled_header(path)
     if not size:
         return
     if not header.startswith(_MAGIC) or len(header) < 100:
@@ -152,6 +132,32 @@ def check_sqlite_file(path: Path) -> None:
         raise DatabaseUnavailableError(describe_damage(path, reason))
     if concern := encoding_concern(path):
         raise DatabaseUnavailableError(concern)
+
+
+def _settled_header(path: Path) -> tuple[bytes, int, int]:
+    """Return the header, the size and the size that the header names, of one moment if a program is writing."""
+    if not path.is_file() and path.exists():
+        raise DatabaseUnavailableError(
+            f"{str(path)!r} is a device or a pipe, not a database file. Check the database URL."
+        )
+    try:
+        header, size, expected = _size_named(path)
+        for _ in range(_LOOKS_AT_SIZE):
+            if size >= expected:
+                break
+            # Header and size may be of two moments. Damage stays, a difference passes.
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+            header, size, expected = _size_named(path)
+        return header, size, expected
+    except FileNotFoundError:
+        raise MissingFileError(
+            f"There is no database file {str(path)!r}. Check the database URL, or run 'agentdb migrate' to make "
+            "a new one."
+        ) from None
+    except OSError as error:
+        raise DatabaseUnavailableError(
+            f"The database file {str(path)!r} cannot be read: {_lower_first(error.strerror or str(error))}."
+        ) from error
 
 
 def _is_newer(header: bytes) -> bool:
