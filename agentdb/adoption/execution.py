@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -203,6 +203,7 @@ def _change(connection: BaseDatabaseWrapper, findings: Findings, plan: Plan, lis
     }
     if connection.vendor != "cockroachdb":  # whose temporary tables are experimental
         _remember_ids(connection, findings)
+    not_updatable = _not_updatable(connection, findings.shape.tables)
     if connection.vendor == "sqlite":
         _stand_in_for_collations(connection, findings)
     if connection.vendor == "postgresql":
@@ -210,6 +211,9 @@ def _change(connection: BaseDatabaseWrapper, findings: Findings, plan: Plan, lis
             _act(connection, findings, plan, listener, to_instant, before)
     else:
         _act(connection, findings, plan, listener, before=before)
+    now = _not_updatable(connection, OLD_COLUMNS)
+    if broken := [Refusal(now[table]) for table in now.keys() - not_updatable.keys()]:
+        raise AdoptionRefusedError(tuple(broken))
     return {name: total for name, (_, total) in before.items()}
 
 
@@ -493,24 +497,24 @@ def _verify(connection: BaseDatabaseWrapper, findings: Findings, before: Mapping
         )
 
 
-def _not_updatable(connection: BaseDatabaseWrapper) -> list[str]:
-    """What keeps agentdb from updating the tables as they are now: a publication that lacks columns of the new key."""
-    reasons = []
-    for table in OLD_COLUMNS if connection.vendor == "postgresql" else ():
+def _not_updatable(connection: BaseDatabaseWrapper, tables: Iterable[str]) -> dict[str, str]:
+    """By table, why PostgreSQL updates none of its rows: a publication that lacks the key, say."""
+    reasons = {}
+    for table in tables if connection.vendor == "postgresql" else ():
+        column = "id" if table != "agents" else "name"  # which every old shape has
         try:
             with transaction.atomic(using=connection.alias), connection.cursor() as cursor:
-                # The server checks publications before it looks for rows.
-                cursor.execute(f"UPDATE {quote_name(table)} SET id = id WHERE false")
+                # The server looks at publications before it looks for rows.
+                cursor.execute(f"UPDATE {quote_name(table)} SET {column} = {column} WHERE false")
                 transaction.set_rollback(True, using=connection.alias)
         except DatabaseError as error:
             detail = getattr(getattr(error.__cause__, "diag", None), "message_detail", None) or ""
-            reasons.append(f"Table {table} could not be updated: {first_line(error)} {detail}".rstrip())
+            reasons[table] = f"Table {table} could not be updated: {first_line(error)} {detail}".rstrip()
     return reasons
 
 
 def _verify_schema(connection: BaseDatabaseWrapper, live: Mapping[str, Table]) -> None:
     differences = drift(expected_tables(connection, apps), live)
-    differences += _not_updatable(connection)
     if RECORD in live and "row security" in live[RECORD].options:
         differences.append(f"Table {RECORD} has row security: agentdb could not read the record of migrations.")
     if not differences:
