@@ -431,7 +431,7 @@ def test_runadmin_prints_an_account_that_opens_the_admin(browser: Browser, tmp_p
             page.get_by_label("Username").fill(lines[1].split()[-1])
             page.get_by_label("Password").fill(lines[2].split()[-1])
             page.get_by_role("button", name="Log in").click()
-            expect(page.get_by_text("There are no sessions yet.")).to_be_visible()
+            expect(page.get_by_text("Nothing is stored yet")).to_be_visible()
             expect(page.get_by_text("Nothing needs attention")).to_be_visible()
         server.terminate()
         assert server.stdout.read() == ""  # the server behind it has ended too
