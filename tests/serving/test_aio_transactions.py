@@ -8,6 +8,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from contextlib import suppress
 from typing import Any
 
+import anyio
 import pytest
 
 import agentdb
@@ -335,6 +336,59 @@ def test_cancelled_during_a_commit_that_fails(kind: str, error: BaseException, r
         await asyncio.wait_for(db.close(), 10)
 
     asyncio.run(work())
+
+
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_a_conflict_inside_a_task_group_or_another_exception_is_retried(
+    make_postgres_database: Callable[..., str], _migrated_postgres: str, wrapped: bool
+) -> None:
+    url = make_postgres_database(template=_migrated_postgres)
+
+    async def add(tx: AsyncDb) -> None:
+        agent = await tx.get_agent("counter")
+        assert agent is not None
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(tx.upsert_agent("counter", str(int(agent.path) + 1)))
+        except ExceptionGroup as error:
+            if wrapped:
+                raise LookupError from error
+            raise
+
+    async def work() -> str:
+        async with agentdb.connect_async(url) as db:
+            await db.upsert_agent("counter", "0")
+            await asyncio.gather(*(db.run_transaction(add) for _ in range(12)))
+            agent = await db.get_agent("counter")
+            assert agent is not None
+            return agent.path
+
+    assert asyncio.run(work()) == "12"
+
+
+def test_an_anyio_scope_cancels_a_transaction_and_waits_for_its_commit(url: str) -> None:
+    committing = _Committing(iter([None]))
+
+    async def work() -> tuple[bool, bool, object]:
+        async with agentdb.connect_async(url) as db:
+
+            async def wait(tx: AsyncDb) -> None:
+                await tx.insert_session("never", "a", "sb")
+                await anyio.sleep(60)
+
+            with anyio.move_on_after(0.1) as early:
+                await db.run_transaction(wait)
+            found = await db.get_session("never")
+        fake = AsyncDb(committing)
+        result = None
+        threading.Timer(0.1, committing.go_on.set).start()
+        with anyio.move_on_after(0.02) as late:
+            result = await fake.run_transaction(_coroutine(1))
+        await anyio.sleep(0)
+        await fake.close()
+        return early.cancelled_caught, found is None, (late.cancelled_caught, result)
+
+    assert anyio.run(work) == (True, True, (False, "stored"))
 
 
 # -- loops that end
