@@ -258,6 +258,10 @@ def _in_postgresql(sql: str, template: str) -> str:
         table = sql.partition(" (")[0].removeprefix("CREATE TABLE IF NOT EXISTS ")
         indexes = [f"CREATE INDEX {name} ON {table} {keys}" for name, keys in _INLINE_INDEX.findall(sql)]
         return "; ".join([_INLINE_INDEX.sub("", sql), *indexes])
+    if found := re.fullmatch(r"SHOW CREATE TABLE (\w+)", sql):
+        return (
+            f"SELECT string_agg(attname, ',' ORDER BY attnum) FROM pg_attribute WHERE attrelid = '{found[1]}'::regclass"
+        )
     if sql.startswith("CREATE DATABASE "):
         return f"{sql} TEMPLATE {template}"
     if found := re.fullmatch(r"DROP DATABASE (\S+) CASCADE", sql):
