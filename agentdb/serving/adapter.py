@@ -48,7 +48,6 @@ from agentdb.serving.connections.threads import Threads
 from agentdb.serving.executor import Executor
 from agentdb.serving.health import check_health
 from agentdb.serving.host import check_set_up
-from agentdb.serving.transactions import Part
 
 if TYPE_CHECKING:
     from agentdb.serving import queries
@@ -483,15 +482,6 @@ class DjangoDb(Db):
     def run_transaction(self, fn: Callable[[DjangoDb], R]) -> R:
         plain_function(fn)
         return self._executor.transaction(lambda inside: plain_result(fn(self._on(inside))))
-
-    def _begin(self) -> tuple[DjangoDb, Part]:
-        """Begin a transaction for calls that come one by one from this thread; see ``Executor.begin``."""
-        inside, part = self._executor.begin()
-        return self._on(inside), part
-
-    def _end(self, part: Part) -> None:
-        """Undo what was neither committed nor undone; see ``Executor.end``."""
-        self._executor.end(part)
 
     def health(self) -> Health:
         return check_health(self._executor.threads)

@@ -296,33 +296,6 @@ class Executor:
                 time.sleep(delay)
         raise AssertionError("unreachable: the last try returns or raises")
 
-    def begin(self) -> tuple[Executor, Part]:
-        """Begin a transaction, or a part of the one that is open, for calls that come one by one from this thread.
-
-        Return a view whose calls are part of it, and the part: the caller ends it with ``commit()`` or ``undo()``, and
-        then calls ``end()``, all from the same thread. If ``part.may_be_retried``, do the same again after the next of
-        ``retry_delays()``.
-        """
-        slot = self.threads.slot()
-        part = self._part_of(slot)
-        try:
-            slot.lock.acquire()
-            part.begin()
-        except BaseException:
-            self.end(part)
-            raise
-        return self.inside(part), part
-
-    def end(self, part: Part) -> None:
-        """Undo what was neither committed nor undone, and let others have the connection again."""
-        try:
-            part.undo()
-        finally:
-            part.is_over = True
-            if (slot := self._threads.own_slot()) is not None:
-                with suppress(RuntimeError):  # an asynchronous exception struck before it was taken
-                    slot.lock.release()
-
     def _part_of(self, slot: Slot) -> Part:
         block = block_of(slot)
         return Transaction(slot) if block is None else Savepoint(slot, block)

@@ -239,23 +239,6 @@ def test_a_transaction_cannot_be_used_after_its_end_and_the_db_around_it_joins(u
             kept[0].list_sessions()
 
 
-def test_begin_commit_and_undo_are_calls_of_their_own(url: str) -> None:
-    with agentdb.connect(url) as db:
-        tx, part = db._begin()
-        tx.insert_session("kept", "a", "sb")
-        inner, savepoint = tx._begin()
-        inner.insert_session("undone", "a", "sb")
-        savepoint.undo()
-        tx._end(savepoint)
-        part.commit()
-        db._end(part)
-
-        tx, part = db._begin()
-        tx.insert_session("lost", "a", "sb")
-        db._end(part)
-        assert {session.id for session in db.list_sessions()} == {"kept"}
-
-
 # -- a server that goes silent
 
 
