@@ -10,6 +10,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 from agentdb.errors import InvalidInputError
 from agentdb.inputs import OWN_TABLES
+from agentdb.schema.introspection import LOCK_TABLE
 from agentdb.schema.sqltext import quote_name
 
 # The rows of a partition count with the table above it; on CockroachDB relispartition is NULL. What this role may not
@@ -35,11 +36,11 @@ _COLUMN_ON_SQLITE = f"""
     SELECT t.name, 'text' FROM ({_ON_SQLITE}) t, pragma_table_info(t.name) c WHERE c.name = 'session_id'
 """
 _TEXTS = ("text", "character varying", "character")
-_RECORDS = ("django_migrations", "sqlite_sequence", "sqlite_stat1", "sqlite_stat4")
+_RECORDS = ("django_migrations", LOCK_TABLE, "sqlite_sequence", "sqlite_stat1", "sqlite_stat4")
 
 
 def other_tables(connection: BaseDatabaseWrapper) -> dict[str, int]:
-    """Return the tables that are neither agentdb's nor a record of migrations, with their rows, by name."""
+    """Return the tables that are neither agentdb's nor about migrations, with their rows, by name."""
     rows: dict[str, int] = {}
     with connection.cursor() as cursor:
         cursor.execute(_ON_SQLITE if connection.vendor == "sqlite" else _ON_A_SERVER)
