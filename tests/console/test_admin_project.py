@@ -474,11 +474,12 @@ def test_runadmin_runs_no_file_of_the_working_directory_and_leaves_the_database_
          "--audit-log", str(audit_log)],
         cwd=folder, env={**inherited, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True,
     ) as server:  # fmt: skip
-        assert server.stdout is not None
-        lines = [server.stdout.readline() for _ in range(3)]
-        with log_in_to(lines) as opener:
-            page = opener.open(lines[0].split()[-1]).read().decode()
-        server.send_signal(signal.SIGINT)
+        try:
+            console = Console(server)
+            assert console.log_in() == 302
+            page = console.ask("/admin/").text
+        finally:
+            server.send_signal(signal.SIGINT)
 
     assert "Nothing needs attention" in page
     assert not {"Users", "Groups", "Recent actions"} & set(re.findall(r">([^<>]+)<", page))
@@ -486,17 +487,6 @@ def test_runadmin_runs_no_file_of_the_working_directory_and_leaves_the_database_
     assert path.read_bytes() == before
     assert [each.name for each in path.parent.glob(f"{path.name}*")] == [path.name]
     assert audit_log.read_text() == ""
-
-
-def log_in_to(lines: list[str]) -> Any:
-    opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor(http.cookiejar.CookieJar()))
-    address, password = lines[0].split()[-1], lines[2].split()[-1]
-    with opener.open(address) as answer:
-        token = re.search(r'csrfmiddlewaretoken" value="(\w+)"', answer.read().decode())
-    assert token is not None
-    form = {"username": "admin", "password": password, "csrfmiddlewaretoken": token[1], "next": "/admin/"}
-    opener.open(f"{address}login/", urllib.parse.urlencode(form).encode()).close()
-    return contextlib.closing(opener)
 
 
 @pytest.mark.parametrize("engine", ["sqlite"])
