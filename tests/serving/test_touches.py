@@ -45,7 +45,8 @@ def version(db: DjangoDb, table: str) -> object:
         connection.ensure_connection()
         return connection.connection.total_changes
     with connection.cursor() as cursor:
-        cursor.execute(f"SELECT xmin::text, ctid::text FROM {table}")
+        written = "crdb_internal_mvcc_timestamp" if connection.vendor == "cockroachdb" else "xmin::text, ctid::text"
+        cursor.execute(f"SELECT {written} FROM {table}")
         return cursor.fetchone()
 
 
