@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import sqlite3
 from contextlib import ExitStack
 from enum import Enum, auto
 from pathlib import Path
@@ -158,6 +157,8 @@ def driver_error(error: BaseException) -> BaseException:
 
 def classify(error: BaseException, *, connected: bool = True) -> Fault:
     """Return what the error means; ``connected``: whether the driver's connection is still open."""
+    import sqlite3  # here, so that importing agentdb loads no driver
+
     error = driver_error(error)
     if isinstance(error, sqlite3.Error | sqlite3.Warning):
         return _classify_sqlite(error)
@@ -184,7 +185,7 @@ def _classify_sqlite(error: BaseException) -> Fault:
         return Fault.UNREADABLE
     if any(each in words for each in _MISSING):
         return Fault.MISMATCH
-    return Fault.UNAVAILABLE if isinstance(error, sqlite3.ProgrammingError) else Fault.OTHER
+    return Fault.UNAVAILABLE if _is_a(error, "ProgrammingError") else Fault.OTHER
 
 
 def _sqlstate(error: BaseException) -> str:
@@ -349,6 +350,8 @@ def describe_failure(connection: BaseDatabaseWrapper, error: BaseException) -> s
 
 def describe_sqlite_failure(path: object, error: BaseException) -> str:
     """The same of a SQLite file."""
+    from sqlite3 import sqlite_version
+
     name, reason = str(path), _brief(error) + _why_not_opened(driver_error(error), path)
     match classify(error):
         case Fault.LOCKED:
@@ -360,7 +363,7 @@ def describe_sqlite_failure(path: object, error: BaseException) -> str:
             return not_a_database(path)
         case Fault.DAMAGED if reason.startswith("malformed database schema"):
             return (
-                f"The database file {name!r} has a schema that SQLite {sqlite3.sqlite_version} cannot read: {reason}. "
+                f"The database file {name!r} has a schema that SQLite {sqlite_version} cannot read: {reason}. "
                 "Another program, such as libSQL, may have made it: open it with that, and drop what is named."
             )
         case Fault.DAMAGED:

@@ -12,6 +12,7 @@ from pathlib import Path
 from django.db import Error, OperationalError
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+from agentdb.faults import Fault, classify
 from agentdb.schema.introspection import LOCK_TABLE
 from agentdb.schema.limits import lift_for_transaction
 from agentdb.schema.sqltext import quote_name
@@ -135,7 +136,7 @@ def _inserted(connection: BaseDatabaseWrapper, lock_timeout: str) -> bool:
     except Error as error:
         connection.rollback()
         # Another process has it, or the server wants the transaction to be started again.
-        if getattr(error.__cause__, "sqlstate", None) not in ("55P03", "40001"):
+        if classify(error) not in (Fault.LOCKED, Fault.CONFLICT):
             raise
         return False
 

@@ -153,7 +153,7 @@ class Turns:
                 if batch is not None and batch.is_left():
                     batch.settle()
                 elif batch is None and time.monotonic() > until:
-                    raise _locked()
+                    raise sqlite3.OperationalError("database is locked")
                 else:
                     writer.wake.acquire(timeout=_LOOK_SECONDS)
             return turn
@@ -260,12 +260,6 @@ class _Batch:
             if not self._connection.in_transaction():
                 raise  # SQLite has rolled everything back, as for a full disk
             return None, error
-
-
-def _locked() -> sqlite3.OperationalError:
-    error = sqlite3.OperationalError("database is locked")
-    error.sqlite_errorcode, error.sqlite_errorname = sqlite3.SQLITE_BUSY, "SQLITE_BUSY"
-    return error
 
 
 _all: weakref.WeakSet[Turns] = weakref.WeakSet()

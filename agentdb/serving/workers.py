@@ -186,7 +186,9 @@ class _Pool:
                 if line.is_empty():
                     del self.lines[key]
             outbox.held.append((job.future, answer))
-            following = self._take(wake)
+            following = self._take() if self.ready and not self._is_too_many() else None
+            if following is None:
+                self.idle.append(wake)
             may_hold = self.ready and outbox.timer is not None and len(outbox.held) < _MOST_HELD_ANSWERS
             must_tell = not may_hold and outbox.must_tell()
         if must_tell:
@@ -194,18 +196,22 @@ class _Pool:
         return following
 
     def begin(self, wake: Wake) -> Job | None:
+        """Return the first call of a thread that was woken; None if none is ready any more.
+
+        Others may be stuck in theirs, which is why it was woken: so this one asks only afterwards if it is too many.
+        """
         with self.lock:
-            return self._take(wake)
+            if self.ready:
+                return self._take()
+            self.idle.append(wake)
+            return None
 
     def dismiss(self) -> None:
         self.max_workers = 0
         for wake in list(self.threads.values()):
             wake.put(False)
 
-    def _take(self, wake: Wake) -> Job | None:
-        if not self.ready or self._is_too_many():
-            self.idle.append(wake)
-            return None
+    def _take(self) -> Job:
         self.taken += 1
         return self.ready.popleft()
 
