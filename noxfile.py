@@ -6,7 +6,11 @@ import nox
 
 nox.options.default_venv_backend = "uv|virtualenv"
 
-DJANGO = {"5.2": ("3.11", "3.12", "3.13"), "6.0": ("3.12", "3.13"), "6.1": ("3.12", "3.13", "3.14")}
+DJANGO = {
+    "5.2": ("3.11", "3.12", "3.13"),
+    "6.0": ("3.12", "3.13"),
+    "6.1": ("3.12", "3.13", "3.14"),
+}
 MATRIX = [(python, django) for django, pythons in DJANGO.items() for python in pythons]
 
 
@@ -14,7 +18,11 @@ MATRIX = [(python, django) for django, pythons in DJANGO.items() for python in p
 @nox.parametrize(["python", "django"], MATRIX)
 def tests(session: nox.Session, django: str) -> None:
     """The tests on SQLite and on the PostgreSQL that they bring along."""
-    session.install(*nox.project.dependency_groups(nox.project.load_toml("pyproject.toml"), "test"), "-e", ".")
+    session.install(
+        *nox.project.dependency_groups(nox.project.load_toml("pyproject.toml"), "test"),
+        "-e",
+        ".",
+    )
     session.install(f"django~={django}.0", f"django-cockroachdb~={django}.0")
     session.run("python", "-m", "pytest", "--numprocesses=logical", *session.posargs)
 
@@ -22,8 +30,17 @@ def tests(session: nox.Session, django: str) -> None:
 @nox.session(python="3.11")
 def lowest(session: nox.Session) -> None:
     """The oldest releases that pyproject.toml allows."""
-    session.install(*nox.project.dependency_groups(nox.project.load_toml("pyproject.toml"), "test"), "-e", ".")
-    session.install("django==5.2", "django-cockroachdb==5.2", "psycopg[binary]==3.2.4", "dj-database-url==3.0.0")
+    session.install(
+        *nox.project.dependency_groups(nox.project.load_toml("pyproject.toml"), "test"),
+        "-e",
+        ".",
+    )
+    session.install(
+        "django==5.2",
+        "django-cockroachdb==5.2",
+        "psycopg[binary]==3.2.4",
+        "dj-database-url==3.0.0",
+    )
     session.run("python", "-m", "pytest", "--numprocesses=logical", *session.posargs)
 
 
@@ -39,4 +56,9 @@ def odd_places(session: nox.Session) -> None:
     place = f"{session.create_tmp()}/a checkout"
     session.run("git", "clone", "--quiet", ".", place, external=True)
     with session.chdir(place):
-        session.run("make", "test", external=True, env={"DJANGO_SETTINGS_MODULE": "somebody.elses"})
+        session.run(
+            "make",
+            "test",
+            external=True,
+            env={"DJANGO_SETTINGS_MODULE": "somebody.elses"},
+        )

@@ -79,7 +79,9 @@ def __getattr__(name: str) -> object:
 
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = next((module for module, names in _MODULES.items() if name in names), "errors")
+    module = next(
+        (module for module, names in _MODULES.items() if name in names), "errors"
+    )
     value: object = getattr(import_module(f"agentdb.{module}"), name)
     globals()[name] = value
     return value

@@ -15,7 +15,15 @@ from agentdb.serving.host import SETTINGS_VARIABLE, cannot_load, load_settings
 from agentdb.serving.own_apps import APPS_VARIABLE, app_names
 
 # The commands of Django that are of use to someone who has a database and no project.
-_DJANGO_COMMANDS = ("check", "dbshell", "inspectdb", "makemigrations", "shell", "showmigrations", "sqlmigrate")
+_DJANGO_COMMANDS = (
+    "check",
+    "dbshell",
+    "inspectdb",
+    "makemigrations",
+    "shell",
+    "showmigrations",
+    "sqlmigrate",
+)
 
 _OPTIONS = """
 options of agentdb itself:
@@ -70,10 +78,14 @@ def _take_url(arguments: list[str]) -> str | None:
         del arguments[position]
         if not equals:
             if position == len(arguments):
-                raise InvalidInputError("The option --url has no value: agentdb --url URL COMMAND.")
+                raise InvalidInputError(
+                    "The option --url has no value: agentdb --url URL COMMAND."
+                )
             value = arguments.pop(position)
         if not value:
-            raise InvalidInputError("The option --url is empty: agentdb --url URL COMMAND. Is a variable not set?")
+            raise InvalidInputError(
+                "The option --url is empty: agentdb --url URL COMMAND. Is a variable not set?"
+            )
         url = value
     return url
 
@@ -83,7 +95,9 @@ def _take_quiet(arguments: list[str]) -> None:
     for option in ("-q", "--quiet"):
         while option in arguments and "--" not in arguments[: arguments.index(option)]:
             arguments.remove(option)
-            arguments.insert(1, "--verbosity=0")  # before an action, which has options of its own
+            arguments.insert(
+                1, "--verbosity=0"
+            )  # before an action, which has options of its own
 
 
 def _in_project(arguments: Sequence[str]) -> bool:
@@ -99,7 +113,9 @@ def _configure(url: str | None, arguments: Sequence[str]) -> None:
 
         if os.environ.get(APPS_VARIABLE):
             sys.path.insert(0, os.getcwd())
-        configure("sqlite://:memory:" if arguments[:1] == ["makemigrations"] else url)  # it needs no database
+        configure(
+            "sqlite://:memory:" if arguments[:1] == ["makemigrations"] else url
+        )  # it needs no database
         return
     if url:
         raise InvalidInputError(
@@ -136,9 +152,16 @@ def _run(arguments: Sequence[str]) -> int:
 
         Command().run_from_argv(["agentdb", *arguments])
         return 0
-    if arguments[0] in _LOOKING and not wants_help and not os.environ.get(SETTINGS_VARIABLE):
+    if (
+        arguments[0] in _LOOKING
+        and not wants_help
+        and not os.environ.get(SETTINGS_VARIABLE)
+    ):
         _check_file()
-        if arguments[0] in ("inspectdb", "showmigrations") and "--verbosity=0" not in arguments:
+        if (
+            arguments[0] in ("inspectdb", "showmigrations")
+            and "--verbosity=0" not in arguments
+        ):
             _name_database()
     if said := _execute(arguments):
         sys.stderr.write(f"{said}\n")
@@ -198,7 +221,10 @@ def _complete() -> int:
     hidden = _not_offered(words)
     if not os.environ.get(SETTINGS_VARIABLE):
         hidden |= {"--settings=", "--pythonpath="}
-    sys.stdout.write(" ".join(word for word in answer.getvalue().split() if word not in hidden) + "\n")
+    sys.stdout.write(
+        " ".join(word for word in answer.getvalue().split() if word not in hidden)
+        + "\n"
+    )
     return 0
 
 
@@ -208,7 +234,11 @@ def _not_offered(arguments: Sequence[str]) -> set[str]:
 
     if _in_project(arguments):
         return set()  # a project's own commands are its own business
-    return {name for name, app in get_commands().items() if app == "django.core" and name not in _DJANGO_COMMANDS}
+    return {
+        name
+        for name, app in get_commands().items()
+        if app == "django.core" and name not in _DJANGO_COMMANDS
+    }
 
 
 def _check_offered(arguments: Sequence[str]) -> None:
@@ -252,14 +282,19 @@ def _overview(url: str | None) -> str:
     lines = [
         "agentdb [--url URL] COMMAND …",
         "",
-        *(f"  {name:<{width}}  {sentence}" for name, sentence in first_sentences.items()),
+        *(
+            f"  {name:<{width}}  {sentence}"
+            for name, sentence in first_sentences.items()
+        ),
         "",
         f"Django's commands work too, among them {', '.join(_DJANGO_COMMANDS)}.",
         "'agentdb COMMAND --help' says more about one.",
         "",
     ]
     if os.environ.get(SETTINGS_VARIABLE):
-        lines += [f"Database: what the Django settings {os.environ[SETTINGS_VARIABLE]!r} say."]
+        lines += [
+            f"Database: what the Django settings {os.environ[SETTINGS_VARIABLE]!r} say."
+        ]
     else:
         lines += [
             f"Database: {display_url(database_url(url))}",

@@ -28,5 +28,7 @@ class AgentDbConfig(AppConfig):
 def _speak_iso(connection: BaseDatabaseWrapper, **_: Any) -> None:
     """Undo the DateStyle that a role or a database was given: psycopg reads no other, and texts are written in it."""
     raw: Any = connection.connection
-    if connection.vendor == "postgresql" and not raw.info.parameter_status("DateStyle").startswith("ISO"):
+    if connection.vendor == "postgresql" and not raw.info.parameter_status(
+        "DateStyle"
+    ).startswith("ISO"):
         raw.execute("SET DateStyle = 'ISO'", prepare=False)

@@ -15,7 +15,9 @@ from django.db import DatabaseError, connections, router
 from agentdb.schema.inspection import sqlite_path
 from agentdb.sqlite_files import file_concern, version_concern
 
-_left_to_command: ContextVar[bool] = ContextVar("agentdb_adoption_left_to_command", default=False)
+_left_to_command: ContextVar[bool] = ContextVar(
+    "agentdb_adoption_left_to_command", default=False
+)
 
 
 @contextmanager
@@ -29,7 +31,9 @@ def adoption_left_to_command() -> Iterator[None]:
 
 
 @register(Tags.database)
-def check_adoption(databases: Sequence[str] | None = None, **_: Any) -> list[CheckMessage]:
+def check_adoption(
+    databases: Sequence[str] | None = None, **_: Any
+) -> list[CheckMessage]:
     """agentdb.E001: the old server's tables are there, and no migration is recorded."""
     if _left_to_command.get():
         return []
@@ -39,7 +43,10 @@ def check_adoption(databases: Sequence[str] | None = None, **_: Any) -> list[Che
     errors: list[CheckMessage] = []
     for alias in databases or ():
         connection = connections[alias]
-        if connection.vendor not in ("sqlite", "postgresql") or not router.allow_migrate(alias, "agentdb"):
+        if connection.vendor not in (
+            "sqlite",
+            "postgresql",
+        ) or not router.allow_migrate(alias, "agentdb"):
             continue
         try:
             if recorded_migrations(connection):
@@ -59,20 +66,40 @@ def check_adoption(databases: Sequence[str] | None = None, **_: Any) -> list[Che
 
 
 @register(Tags.database)
-def check_sqlite_file_system(databases: Sequence[str] | None = None, **_: Any) -> list[CheckMessage]:
+def check_sqlite_file_system(
+    databases: Sequence[str] | None = None, **_: Any
+) -> list[CheckMessage]:
     """agentdb.W001: a file that can be damaged where it is: by its file system, or because it has several names."""
-    paths = [path for alias in databases or () if (path := sqlite_path(connections[alias])) is not None]
-    return [Warning(concern, id="agentdb.W001") for path in paths if (concern := file_concern(path))]
+    paths = [
+        path
+        for alias in databases or ()
+        if (path := sqlite_path(connections[alias])) is not None
+    ]
+    return [
+        Warning(concern, id="agentdb.W001")
+        for path in paths
+        if (concern := file_concern(path))
+    ]
 
 
 # With the other checks of a deployment: what to do about it is no matter of the project's code.
 @register(Tags.database, deploy=True)
-def check_sqlite_version(databases: Sequence[str] | None = None, **_: Any) -> list[CheckMessage]:
+def check_sqlite_version(
+    databases: Sequence[str] | None = None, **_: Any
+) -> list[CheckMessage]:
     """agentdb.W002: a SQLite that can lose commits without an error."""
     concern = version_concern(sqlite3.sqlite_version)
-    if not concern or not any(sqlite_path(connections[alias]) for alias in databases or ()):
+    if not concern or not any(
+        sqlite_path(connections[alias]) for alias in databases or ()
+    ):
         return []
-    return [Warning(concern, hint="docs/deployment.md says how to get a mended one.", id="agentdb.W002")]
+    return [
+        Warning(
+            concern,
+            hint="docs/deployment.md says how to get a mended one.",
+            id="agentdb.W002",
+        )
+    ]
 
 
 @register()

@@ -50,7 +50,13 @@ _OF_PYTHON = {
     "server_side_binding",
 }
 # Options of libpq that have a place in a URL, and the setting that is there.
-_TWICE = {"dbname": "NAME", "host": "HOST", "port": "PORT", "user": "USER", "password": "PASSWORD"}
+_TWICE = {
+    "dbname": "NAME",
+    "host": "HOST",
+    "port": "PORT",
+    "user": "USER",
+    "password": "PASSWORD",
+}
 
 _ENCODE = "Percent-encode '@', ':', '/', '?' and '#' in user name and password."
 _SUFFIXES = (".db", ".sqlite", ".sqlite3")
@@ -80,15 +86,21 @@ def database_from_url(url: str) -> dict[str, Any]:
     Raises ``InvalidInputError`` for a URL that names no database of a known engine. The message holds no password.
     """
     if not isinstance(url, str):
-        raise InvalidInputError(f"The database URL must be a string, not {type(url).__name__}.")
+        raise InvalidInputError(
+            f"The database URL must be a string, not {type(url).__name__}."
+        )
     scheme, rest = _scheme_and_rest(url)
     is_file = _SCHEMES[scheme] == "sqlite"
     config = _parsed(scheme, rest, is_file=is_file)
     _refuse_what_would_be_dropped(scheme, rest, is_file=is_file)
     options = dict(config.get("OPTIONS", {}))
     if any("\0" in str(value) for value in (*config.values(), *options.values())):
-        raise InvalidInputError(f"The {scheme}:// URL has a NUL character (%00), which no name can hold.")
-    return _sqlite(url, config, options) if is_file else _server(scheme, config, options)
+        raise InvalidInputError(
+            f"The {scheme}:// URL has a NUL character (%00), which no name can hold."
+        )
+    return (
+        _sqlite(url, config, options) if is_file else _server(scheme, config, options)
+    )
 
 
 def _scheme_and_rest(url: str) -> tuple[str, str]:
@@ -101,7 +113,9 @@ def _scheme_and_rest(url: str) -> tuple[str, str]:
             f"The database URL has no scheme; it must begin with one of {known}.{_perhaps(_probably_meant(url))}"
         )
     if (plain := scheme.partition("+")[0]) in _SCHEMES:
-        raise InvalidInputError(f"The database URL begins with {scheme!r}. Write it without the driver: {plain}://.")
+        raise InvalidInputError(
+            f"The database URL begins with {scheme!r}. Write it without the driver: {plain}://."
+        )
     near = difflib.get_close_matches(scheme.lower(), _SCHEMES, n=1)
     raise InvalidInputError(
         f"The database URL begins with {scheme!r}; supported are {known}.{_perhaps(f'{near[0]}://' if near else '')}"
@@ -121,7 +135,11 @@ def _probably_meant(text: str) -> str:
         return ""
     scheme, colon, rest = text.partition(":")
     if colon and scheme in _SCHEMES:
-        return f"sqlite:///{rest}" if scheme == "sqlite" else f"{scheme}://{rest.lstrip('/')}"
+        return (
+            f"sqlite:///{rest}"
+            if scheme == "sqlite"
+            else f"{scheme}://{rest.lstrip('/')}"
+        )
     if re.search(r"\bdbname *=|\bhost *=", text):
         return "postgresql://HOST/DATABASE"
     if text.endswith(_SUFFIXES) or text[0] in "/.~":
@@ -140,12 +158,18 @@ def _parsed(scheme: str, rest: str, *, is_file: bool) -> dict[str, Any]:
     location, _, path = rest.partition("?")[0].partition("/")
     if not is_file and "@" in path:
         # Part of a password would be taken for the host or the database, and printed as such.
-        raise InvalidInputError(f"The {scheme}:// URL has an '@' after its first '/'. {_ENCODE}")
+        raise InvalidInputError(
+            f"The {scheme}:// URL has an '@' after its first '/'. {_ENCODE}"
+        )
     try:
-        config: dict[str, Any] = {**dj_database_url.parse(f"{_SCHEMES[scheme]}://{one}")}
+        config: dict[str, Any] = {
+            **dj_database_url.parse(f"{_SCHEMES[scheme]}://{one}")
+        }
     except ValueError:
         if "@" in rest or not re.search(r":[^/]*$", location):
-            raise InvalidInputError(f"The {scheme}:// URL cannot be read. {_ENCODE}") from None
+            raise InvalidInputError(
+                f"The {scheme}:// URL cannot be read. {_ENCODE}"
+            ) from None
         raise InvalidInputError(
             f"The {scheme}:// URL cannot be read: after the host and ':' comes a port, a number up to 65535."
         ) from None
@@ -173,10 +197,17 @@ def _several_hosts(rest: str) -> tuple[str, str, str]:
     credentials, at, places = location.rpartition("@")
     if "," not in places:
         return rest, "", ""
-    pairs = [place.rpartition(":") if re.search(r":\d*$", place) else (place, "", "") for place in places.split(",")]
+    pairs = [
+        place.rpartition(":") if re.search(r":\d*$", place) else (place, "", "")
+        for place in places.split(",")
+    ]
     hosts = ",".join(host.strip("[]") for host, _, _ in pairs)
     ports = ",".join(port for _, _, port in pairs)
-    return f"{credentials}{at}host{slash}{tail}", hosts, ports if ports.strip(",") else ""
+    return (
+        f"{credentials}{at}host{slash}{tail}",
+        hosts,
+        ports if ports.strip(",") else "",
+    )
 
 
 def display_url(url: str) -> str:
@@ -186,11 +217,17 @@ def display_url(url: str) -> str:
         scheme, rest = "", url
     credentials, _, host = rest.rpartition("@")
     user, colon, _ = credentials.partition(":")
-    place = re.sub(r"\[[^]]*]", "", host if colon else rest)  # an address in brackets has colons of its own
+    place = re.sub(
+        r"\[[^]]*]", "", host if colon else rest
+    )  # an address in brackets has colons of its own
     if scheme not in ("", "sqlite") and re.match(r"[^/?@]*:[^/?@,]*[^/?@,\d]", place):
         return f"{scheme}://***"  # the end of a password may stand in the place of the port
     shown = f"{user}:***@{host}" if colon else rest
-    return scheme + separator + re.sub(r"([?&](?:ssl)?password=)[^&]*", r"\1***", shown, flags=re.IGNORECASE)
+    return (
+        scheme
+        + separator
+        + re.sub(r"([?&](?:ssl)?password=)[^&]*", r"\1***", shown, flags=re.IGNORECASE)
+    )
 
 
 def server_name(settings: Mapping[str, Any]) -> str:
@@ -206,13 +243,17 @@ def server_name(settings: Mapping[str, Any]) -> str:
     return f"{settings['NAME']!r} at {host}{f':{port}' if port else ''}"
 
 
-def _sqlite(url: str, config: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+def _sqlite(
+    url: str, config: dict[str, Any], options: dict[str, Any]
+) -> dict[str, Any]:
     _check_file_name(url, config)
     synchronous = _one_of("synchronous", options, _SQLITE_SYNCHRONOUS)
     journal = _one_of("journal", options, _SQLITE_JOURNALS)
     own = _for_all(options)
     if "isolation" in options:
-        raise InvalidInputError("The URL option isolation is for PostgreSQL. SQLite is serializable in any case.")
+        raise InvalidInputError(
+            "The URL option isolation is for PostgreSQL. SQLite is serializable in any case."
+        )
     if "touch_durability" in options:
         raise InvalidInputError(
             "The URL option touch_durability is for PostgreSQL. On SQLite synchronous=NORMAL relaxes all writes."
@@ -224,7 +265,11 @@ def _sqlite(url: str, config: dict[str, Any], options: dict[str, Any]) -> dict[s
             "synchronous, timeout and touch_interval."
         )
     # The working directory may change after this; the database may not.
-    name = config["NAME"] if config["NAME"] == ":memory:" else os.path.abspath(config["NAME"])
+    name = (
+        config["NAME"]
+        if config["NAME"] == ":memory:"
+        else os.path.abspath(config["NAME"])
+    )
     journal = journal or _journal(name)
     # A rollback journal that was removed may be there again after a power cut, and undoes what was committed, unless
     # its folder is synced as well, which FULL leaves out: https://sqlite.org/pragma.html#pragma_synchronous
@@ -257,7 +302,9 @@ def _check_file_name(url: str, config: dict[str, Any]) -> None:
             f"sqlite:///{expanded}."
         )
     if os.name != "nt" and re.match(r"[A-Za-z]:[\\/]", config["NAME"]):
-        raise InvalidInputError(f"{shown!r} names a file as Windows does, and this is not Windows.")
+        raise InvalidInputError(
+            f"{shown!r} names a file as Windows does, and this is not Windows."
+        )
     if config.get("HOST"):
         raise InvalidInputError(
             f"{shown!r} names a host. A relative SQLite path has three slashes (sqlite:///file.db), "
@@ -269,7 +316,9 @@ def _one_of(name: str, options: dict[str, Any], known: tuple[str, ...]) -> str:
     """Take the option out; "" if it is not there."""
     value = str(options.pop(name, "")).upper()
     if value and value not in known:
-        raise InvalidInputError(f"The SQLite option {name}={value!r} is not one of {', '.join(known)}.")
+        raise InvalidInputError(
+            f"The SQLite option {name}={value!r} is not one of {', '.join(known)}."
+        )
     return value
 
 
@@ -279,7 +328,9 @@ def _busy_seconds(value: Any) -> float:
     except (TypeError, ValueError):
         seconds = math.nan
     if not 0 <= seconds <= _LONGEST_BUSY_SECONDS:
-        raise InvalidInputError(f"The SQLite option timeout={value!r} is not a number of seconds.")
+        raise InvalidInputError(
+            f"The SQLite option timeout={value!r} is not a number of seconds."
+        )
     return seconds
 
 
@@ -292,7 +343,11 @@ def _journal(path: str) -> str:
     kept = is_in_wal_mode(path)
     warnings.warn(
         f"The SQLite file {path!r} is on a file system of type {kind}, where a write-ahead log can lose commits. "
-        + ("It has one, and keeps it until it is opened with ?journal=delete. " if kept else "It is used without one. ")
+        + (
+            "It has one, and keeps it until it is opened with ?journal=delete. "
+            if kept
+            else "It is used without one. "
+        )
         + "Put the file on a local disk, or write ?journal=wal or ?journal=delete to decide.",
         RuntimeWarning,
         stacklevel=4,
@@ -306,27 +361,35 @@ def _seconds(name: str, value: Any) -> float:
         if not 0 < seconds <= _LONGEST_BUSY_SECONDS:
             raise ValueError
     except (TypeError, ValueError):
-        raise InvalidInputError(f"The URL option {name}={value!r} is not a number of seconds above 0.") from None
+        raise InvalidInputError(
+            f"The URL option {name}={value!r} is not a number of seconds above 0."
+        ) from None
     return seconds
 
 
 def _number(name: str, value: Any) -> int:
     if not str(value).isdecimal() or not 0 < int(value) <= _MOST_CONNECTIONS:
-        raise InvalidInputError(f"The URL option {name}={value!r} is not a whole number from 1 to {_MOST_CONNECTIONS}.")
+        raise InvalidInputError(
+            f"The URL option {name}={value!r} is not a whole number from 1 to {_MOST_CONNECTIONS}."
+        )
     return int(value)
 
 
 def _for_all(options: dict[str, Any]) -> dict[str, Any]:
     """Take out the options of agentdb's own that every engine has, in seconds."""
     return {
-        name: _seconds(name, options.pop(name)) for name in ("slow_call_seconds", "touch_interval") if name in options
+        name: _seconds(name, options.pop(name))
+        for name in ("slow_call_seconds", "touch_interval")
+        if name in options
     }
 
 
 def _default_limits(call_timeout: float) -> dict[str, int]:
     """What libpq should do about a server or network that is gone, where the URL does not say."""
     return {
-        "connect_timeout": max(2, min(10, math.ceil(call_timeout))),  # for each host; libpq knows no shorter one
+        "connect_timeout": max(
+            2, min(10, math.ceil(call_timeout))
+        ),  # for each host; libpq knows no shorter one
         "keepalives_idle": 30,
         "keepalives_interval": 10,
         "keepalives_count": 3,
@@ -334,18 +397,26 @@ def _default_limits(call_timeout: float) -> dict[str, int]:
     }
 
 
-def _server(scheme: str, config: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+def _server(
+    scheme: str, config: dict[str, Any], options: dict[str, Any]
+) -> dict[str, Any]:
     _check_server_options(scheme, config, options)
     everywhere = _for_all(options)
     call_timeout = _seconds("call_timeout", options.pop("call_timeout", _CALL_SECONDS))
     for name, value in _default_limits(call_timeout).items():
         options.setdefault(name, value)
     own: dict[str, Any] = {"call_timeout": call_timeout, **everywhere}
-    own["idle_seconds"] = _seconds("idle_seconds", options.pop("idle_seconds", _IDLE_SECONDS))
+    own["idle_seconds"] = _seconds(
+        "idle_seconds", options.pop("idle_seconds", _IDLE_SECONDS)
+    )
     if "max_connections" in options:
-        own["max_connections"] = _number("max_connections", options.pop("max_connections"))
+        own["max_connections"] = _number(
+            "max_connections", options.pop("max_connections")
+        )
     if "touch_durability" in options:
-        own["touch_durability"] = _touch_durability(scheme, options.pop("touch_durability"))
+        own["touch_durability"] = _touch_durability(
+            scheme, options.pop("touch_durability")
+        )
     if "isolation" in options:
         own["isolation"] = _isolation(options.pop("isolation"))
     prepares = _on_or_off("prepare", options.pop("prepare", True))
@@ -365,16 +436,22 @@ def _server(scheme: str, config: dict[str, Any], options: dict[str, Any]) -> dic
     }
 
 
-def _check_server_options(scheme: str, config: dict[str, Any], options: dict[str, Any]) -> None:
+def _check_server_options(
+    scheme: str, config: dict[str, Any], options: dict[str, Any]
+) -> None:
     if not config["NAME"] and "service" not in options:
-        raise InvalidInputError(f"The {scheme}:// URL names no database: {scheme}://host/DATABASE.")
+        raise InvalidInputError(
+            f"The {scheme}:// URL names no database: {scheme}://host/DATABASE."
+        )
     if taken := _OF_PYTHON & options.keys():
         raise InvalidInputError(
             f"The URL option {min(taken)!r} cannot be set by a URL: it is an argument of Django's or the "
             "driver's. In a Django project, set it in DATABASES."
         )
     for option, setting in _TWICE.items():
-        if config[setting] and str(options.get(option, config[setting])) != str(config[setting]):
+        if config[setting] and str(options.get(option, config[setting])) != str(
+            config[setting]
+        ):
             raise InvalidInputError(
                 f"The {scheme}:// URL has two values for {option}: one in its place, and another as an "
                 "option. Leave one."
@@ -384,21 +461,29 @@ def _check_server_options(scheme: str, config: dict[str, Any], options: dict[str
 def _touch_durability(scheme: str, value: Any) -> str:
     durability = str(value).lower()
     if durability not in _TOUCH_DURABILITIES:
-        raise InvalidInputError(f"The URL option touch_durability={durability!r} is neither full nor relaxed.")
+        raise InvalidInputError(
+            f"The URL option touch_durability={durability!r} is neither full nor relaxed."
+        )
     if scheme.startswith("cockroach"):
-        raise InvalidInputError("The URL option touch_durability is for PostgreSQL; CockroachDB commits fully.")
+        raise InvalidInputError(
+            "The URL option touch_durability is for PostgreSQL; CockroachDB commits fully."
+        )
     return durability
 
 
 def _isolation(value: Any) -> str:
     level = str(value).lower()
     if level != "serializable":
-        raise InvalidInputError(f"The URL option isolation={level!r} is not known; isolation=serializable is.")
+        raise InvalidInputError(
+            f"The URL option isolation={level!r} is not known; isolation=serializable is."
+        )
     return level
 
 
 def _on_or_off(name: str, value: Any) -> bool:
     value = value.lower() if isinstance(value, str) else value
     if value not in _ON + _OFF:
-        raise InvalidInputError(f"The URL option {name}={value!r} is neither on nor off.")
+        raise InvalidInputError(
+            f"The URL option {name}={value!r} is neither on nor off."
+        )
     return value in _ON

@@ -7,7 +7,16 @@ from typing import Any
 
 from django.core.exceptions import FullResultSet
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.models import BooleanField, DateTimeField, F, Func, QuerySet, Subquery, TextField, Value
+from django.db.models import (
+    BooleanField,
+    DateTimeField,
+    F,
+    Func,
+    QuerySet,
+    Subquery,
+    TextField,
+    Value,
+)
 from django.db.models.functions import Now
 from django.db.models.lookups import Exact
 from django.db.models.sql.compiler import SQLCompiler
@@ -21,7 +30,9 @@ class UtcNow(Now):
     writes.
     """
 
-    def as_sqlite(self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **extra: Any) -> Any:
+    def as_sqlite(
+        self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **extra: Any
+    ) -> Any:
         return self.as_sql(
             compiler,
             connection,
@@ -40,7 +51,9 @@ class ServerNow(Now):
         super().__init__()
         self.here = here
 
-    def as_sqlite(self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **extra: Any) -> Any:
+    def as_sqlite(
+        self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **extra: Any
+    ) -> Any:
         return compiler.compile(Value(self.here, output_field=DateTimeField()))
 
     as_cockroachdb = Now.as_postgresql
@@ -53,7 +66,9 @@ class ServerAgo(ServerNow):
         super().__init__(here)
         self.length = length
 
-    def as_postgresql(self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **extra: Any) -> Any:
+    def as_postgresql(
+        self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **extra: Any
+    ) -> Any:
         sql, params = super().as_postgresql(compiler, connection, **extra)
         return f"({sql} - %s::interval)", (*params, self.length)
 
@@ -67,7 +82,9 @@ class ServerPast(ServerNow):
         super().__init__(here)
         self.seconds = seconds
 
-    def as_postgresql(self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **extra: Any) -> Any:
+    def as_postgresql(
+        self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **extra: Any
+    ) -> Any:
         sql, params = super().as_postgresql(compiler, connection, **extra)
         return f"({sql} - interval '{self.seconds:f} seconds')", params
 
@@ -96,7 +113,9 @@ class CodePointOrder(Func):
     arity = 1
     output_field = TextField()
 
-    def as_sqlite(self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **extra: Any) -> Any:
+    def as_sqlite(
+        self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **extra: Any
+    ) -> Any:
         return self.as_sql(compiler, connection, template="%(expressions)s", **extra)
 
     as_cockroachdb = as_sqlite
@@ -109,12 +128,16 @@ class IsRow(Exact):
     it may run a subquery behind IN once for each row, and lock another row each time.
     """
 
-    def as_cockroachdb(self, compiler: SQLCompiler, connection: BaseDatabaseWrapper) -> Any:
+    def as_cockroachdb(
+        self, compiler: SQLCompiler, connection: BaseDatabaseWrapper
+    ) -> Any:
         column, column_params = self.process_lhs(compiler, connection)
         key, key_params = self.process_rhs(compiler, connection)
         # Any other expression would be put in place of the subquery that holds it, but for this.
         rows = (
-            key if isinstance(self.rhs, Subquery) else f"(WITH x AS MATERIALIZED (SELECT {key} AS id) SELECT id FROM x)"
+            key
+            if isinstance(self.rhs, Subquery)
+            else f"(WITH x AS MATERIALIZED (SELECT {key} AS id) SELECT id FROM x)"
         )
         return f"{column} IN {rows}", (*column_params, *key_params)
 
@@ -126,7 +149,9 @@ class IsUnchanged(Exact):
     serializable, and SQLite has one writer at a time.
     """
 
-    def as_cockroachdb(self, compiler: SQLCompiler, connection: BaseDatabaseWrapper) -> Any:
+    def as_cockroachdb(
+        self, compiler: SQLCompiler, connection: BaseDatabaseWrapper
+    ) -> Any:
         raise FullResultSet  # a condition that is always true
 
 
@@ -146,7 +171,11 @@ class Locked(Subquery):
     }
 
     def as_sql(
-        self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, template: str | None = None, **extra: Any
+        self,
+        compiler: SQLCompiler,
+        connection: BaseDatabaseWrapper,
+        template: str | None = None,
+        **extra: Any,
     ) -> Any:
         template = self._TEMPLATES.get(connection.vendor)
         return super().as_sql(compiler, connection, template=template, **extra)
@@ -167,8 +196,12 @@ class OneOfRows(Func):
     def __init__(self, column: str, values: QuerySet[Any]) -> None:
         super().__init__(F(column), Subquery(values))
 
-    def as_sqlite(self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **extra: Any) -> Any:
-        return self.as_sql(compiler, connection, template="%(expressions)s", arg_joiner=" IN ", **extra)
+    def as_sqlite(
+        self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **extra: Any
+    ) -> Any:
+        return self.as_sql(
+            compiler, connection, template="%(expressions)s", arg_joiner=" IN ", **extra
+        )
 
     as_cockroachdb = as_sqlite
 
@@ -183,10 +216,26 @@ class OneOfTexts(Func):
     def __init__(self, column: str, array: str) -> None:
         super().__init__(F(column), Value(array, output_field=TextField()))
 
-    def as_sqlite(self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **extra: Any) -> Any:
+    def as_sqlite(
+        self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **extra: Any
+    ) -> Any:
         joiner = " IN (SELECT value FROM json_each("
-        return self.as_sql(compiler, connection, template="%(expressions)s))", arg_joiner=joiner, **extra)
+        return self.as_sql(
+            compiler,
+            connection,
+            template="%(expressions)s))",
+            arg_joiner=joiner,
+            **extra,
+        )
 
-    def as_cockroachdb(self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **extra: Any) -> Any:
+    def as_cockroachdb(
+        self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **extra: Any
+    ) -> Any:
         joiner = " IN (SELECT jsonb_array_elements_text("
-        return self.as_sql(compiler, connection, template="%(expressions)s::jsonb))", arg_joiner=joiner, **extra)
+        return self.as_sql(
+            compiler,
+            connection,
+            template="%(expressions)s::jsonb))",
+            arg_joiner=joiner,
+            **extra,
+        )

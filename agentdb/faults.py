@@ -34,12 +34,16 @@ class Fault(Enum):
     CONFLICT = auto()  # another writer was in the way; worth another try
     LOCKED = auto()  # the same, after the engine has waited as long as it may
     STALE_STATEMENT = auto()  # the prepared statement no longer fits the table
-    STATEMENT_GONE = auto()  # the server does not know the prepared statement, or another of that name
+    STATEMENT_GONE = (
+        auto()
+    )  # the server does not know the prepared statement, or another of that name
     LOST = auto()  # the connection is gone
     SILENT = auto()  # gone too, given up because no answer came in time
     UNANSWERED = auto()  # gone, or given up, before the answer to a write came
     UNSURE = auto()  # the write failed so late that it may be stored
-    MISMATCH = auto()  # a table, column or constraint is missing, of another type, or not ours
+    MISMATCH = (
+        auto()
+    )  # a table, column or constraint is missing, of another type, or not ours
     UNREADABLE = auto()  # a stored value that the column's type cannot hold in Python
     BAD_VALUE = auto()  # a value that the server cannot store, convert or compare
     FORBIDDEN = auto()  # the role may not do this
@@ -57,7 +61,14 @@ class Fault(Enum):
 REFUSED = (Fault.CONFLICT, Fault.STALE_STATEMENT, Fault.STATEMENT_GONE)
 
 # After these the connection is not used again: it is gone, or has what must be prepared anew.
-NOT_KEPT = (Fault.LOST, Fault.SILENT, Fault.UNANSWERED, Fault.UNSURE, Fault.STALE_STATEMENT, Fault.STATEMENT_GONE)
+NOT_KEPT = (
+    Fault.LOST,
+    Fault.SILENT,
+    Fault.UNANSWERED,
+    Fault.UNSURE,
+    Fault.STALE_STATEMENT,
+    Fault.STATEMENT_GONE,
+)
 
 _BY_STATE = {
     "08007": Fault.UNANSWERED,  # transaction_resolution_unknown
@@ -78,8 +89,16 @@ _BY_STATE = {
     # With these the server ends the connection; that it has ended may not be known here yet.
     **dict.fromkeys(("25P03", "25P04", "57P01", "57P02", "57P03", "57P05"), Fault.LOST),
 }
-_BY_TYPE = {"CallTimeout": Fault.SILENT, "NotReplicated": Fault.UNSURE}  # agentdb's own; see connections/
-_BY_CLASS = {"08": Fault.LOST, "22": Fault.BAD_VALUE, "23": Fault.MISMATCH, "42": Fault.MISMATCH}
+_BY_TYPE = {
+    "CallTimeout": Fault.SILENT,
+    "NotReplicated": Fault.UNSURE,
+}  # agentdb's own; see connections/
+_BY_CLASS = {
+    "08": Fault.LOST,
+    "22": Fault.BAD_VALUE,
+    "23": Fault.MISMATCH,
+    "42": Fault.MISMATCH,
+}
 _STALE_PLAN = "cached plan must not change result type"
 
 _BY_NAME = {
@@ -120,7 +139,12 @@ _NAMES_BY_WORDS = {
     "disk I/O error": "SQLITE_IOERR",
 }
 # What SQLite has no names for.
-_MISSING = ("no such table", "no such column", "has no column named", "ON CONFLICT clause does not match")
+_MISSING = (
+    "no such table",
+    "no such column",
+    "has no column named",
+    "ON CONFLICT clause does not match",
+)
 _NOT_UTF8 = "could not decode to utf-8"
 
 _FILES_OF_A_CONNECTION = 3  # at most: the database, its log and the log's index
@@ -197,7 +221,14 @@ def _sqlite_name(error: BaseException) -> str:
     if name not in ("", "SQLITE_CONSTRAINT"):
         return name
     words = str(error)
-    return next((known for beginning, known in _NAMES_BY_WORDS.items() if words.startswith(beginning)), name)
+    return next(
+        (
+            known
+            for beginning, known in _NAMES_BY_WORDS.items()
+            if words.startswith(beginning)
+        ),
+        name,
+    )
 
 
 def _is_a(error: BaseException, name: str) -> bool:
@@ -267,7 +298,12 @@ def _no_descriptor_left() -> str:
 def _brief(error: BaseException) -> str:
     lines = str(error).strip().splitlines() or [type(error).__name__]
     # With several addresses libpq has a line for each; the server's own word follows the last "FATAL:".
-    text = next((line.rpartition("FATAL:")[2] for line in lines if "FATAL:" in line), "").strip() or lines[0]
+    text = (
+        next(
+            (line.rpartition("FATAL:")[2] for line in lines if "FATAL:" in line), ""
+        ).strip()
+        or lines[0]
+    )
     text = text.rpartition("failed: ")[2].strip().rstrip(".")
     return text[:1].lower() + text[1:]
 
@@ -282,22 +318,30 @@ def explain(fault: Fault, place: str, reason: str) -> AgentDbError:
             f"{reason}. Each thread that calls keeps a connection: let fewer call, cap them with ?max_connections= in "
             "the URL, or raise the server's limit"
         )
-    kind, sentence = _SENTENCES.get(fault, (AgentDbError, "{place} refused the statement: {reason}."))
+    kind, sentence = _SENTENCES.get(
+        fault, (AgentDbError, "{place} refused the statement: {reason}.")
+    )
     return kind(sentence.format(place=place, reason=reason))
 
 
 _UNAVAILABLE = (DatabaseUnavailableError, "{place} is unavailable: {reason}.")
 _SENTENCES: dict[Fault, tuple[type[AgentDbError], str]] = {
     Fault.DUPLICATE: (DuplicateKeyError, "The key is taken in {place}: {reason}."),
-    **dict.fromkeys(REFUSED, (ConflictError, "Other writers of {place} were in the way: {reason}.")),
+    **dict.fromkeys(
+        REFUSED, (ConflictError, "Other writers of {place} were in the way: {reason}.")
+    ),
     Fault.LOCKED: (ConflictError, "Another process holds {place} locked: {reason}."),
     Fault.MISMATCH: (
         SchemaMismatchError,
         "{place} does not have the tables agentdb works on: {reason}. Run 'agentdb verifydb'.",
     ),
-    Fault.UNREADABLE: (SchemaMismatchError, "{place} holds a value that cannot be read: {reason}."),
+    Fault.UNREADABLE: (
+        SchemaMismatchError,
+        "{place} holds a value that cannot be read: {reason}.",
+    ),
     **dict.fromkeys(
-        (Fault.LOST, Fault.SILENT), (DatabaseUnavailableError, "{place} dropped the connection: {reason}.")
+        (Fault.LOST, Fault.SILENT),
+        (DatabaseUnavailableError, "{place} dropped the connection: {reason}."),
     ),
     Fault.UNANSWERED: (
         OutcomeUnknownError,
@@ -343,7 +387,11 @@ def describe_failure(connection: BaseDatabaseWrapper, error: BaseException) -> s
             "that use them, and try again."
         )
     reached = connection.connection is not None and said_by_server(error)
-    if not reached or fault is Fault.LOST or _sqlstate(driver_error(error)).startswith(("28", "3D")):
+    if (
+        not reached
+        or fault is Fault.LOST
+        or _sqlstate(driver_error(error)).startswith(("28", "3D"))
+    ):
         return f"The database {server_name(settings)} cannot be reached: {reason}."
     return f"The database {server_name(settings)} cannot be used: {reason}."
 

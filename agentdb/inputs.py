@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Generator, Mapping
+from collections.abc import (
+    AsyncGenerator,
+    Awaitable,
+    Callable,
+    Collection,
+    Generator,
+    Mapping,
+)
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
@@ -30,15 +37,21 @@ def text(what: str, value: object) -> str:
     """Return ``value`` if every engine can store it as text."""
     if type(value) is not str:
         if not isinstance(value, str):
-            raise InvalidInputError(f"{what} must be a string, not {type(value).__name__}.")
+            raise InvalidInputError(
+                f"{what} must be a string, not {type(value).__name__}."
+            )
         value = str.__str__(value)  # a StrEnum's value: psycopg would send its name
     if "\0" in value:
-        raise InvalidInputError(f"{what} {value!r} has a NUL character, which PostgreSQL cannot store.")
+        raise InvalidInputError(
+            f"{what} {value!r} has a NUL character, which PostgreSQL cannot store."
+        )
     if not value.isascii():
         try:
             value.encode()
         except UnicodeEncodeError:
-            raise InvalidInputError(f"{what} {value!r} has a lone surrogate, which is no character.") from None
+            raise InvalidInputError(
+                f"{what} {value!r} has a lone surrogate, which is no character."
+            ) from None
     return value
 
 
@@ -48,7 +61,9 @@ def identifier(what: str, value: object) -> str:
     if not value:
         raise InvalidInputError(f"{what} must not be empty.")
     if len(value) > 128 and (size := len(value.encode())) > MAX_IDENTIFIER_BYTES:
-        raise InvalidInputError(f"{what} has {size} bytes in UTF-8; the limit is {MAX_IDENTIFIER_BYTES}.")
+        raise InvalidInputError(
+            f"{what} has {size} bytes in UTF-8; the limit is {MAX_IDENTIFIER_BYTES}."
+        )
     return value
 
 
@@ -59,12 +74,18 @@ def optional_identifier(what: str, value: object) -> str | None:
 def check_tenant(tenant_id: str, value: str) -> None:
     """Raise ``InvalidInputError`` if a call on one tenant's view names another tenant."""
     if value != tenant_id:
-        raise InvalidInputError(f"This view is of the tenant {tenant_id!r}; {value!r} is another.")
+        raise InvalidInputError(
+            f"This view is of the tenant {tenant_id!r}; {value!r} is another."
+        )
 
 
 def identifiers(what: str, value: object) -> list[str]:
     """Return the different ids of a collection, in the order given."""
-    return list(dict.fromkeys(identifier(what, each) for each in _collection("ids", value, MAX_IDS)))
+    return list(
+        dict.fromkeys(
+            identifier(what, each) for each in _collection("ids", value, MAX_IDS)
+        )
+    )
 
 
 def session_status(value: object) -> str:
@@ -85,7 +106,9 @@ def sandbox_states(what: str, value: object) -> list[str]:
     return _one_or_several(what, value, sandbox_state)
 
 
-def _one_or_several(what: str, value: object, check: Callable[[object], str]) -> list[str]:
+def _one_or_several(
+    what: str, value: object, check: Callable[[object], str]
+) -> list[str]:
     if isinstance(value, str):
         return [check(value)]
     return list(dict.fromkeys(check(each) for each in _collection(what, value, 100)))
@@ -93,7 +116,9 @@ def _one_or_several(what: str, value: object, check: Callable[[object], str]) ->
 
 def _collection(what: str, value: object, most: int) -> Collection[object]:
     if isinstance(value, str | bytes | Mapping) or not isinstance(value, Collection):
-        raise InvalidInputError(f"{what} must be a collection of strings, not {type(value).__name__}.")
+        raise InvalidInputError(
+            f"{what} must be a collection of strings, not {type(value).__name__}."
+        )
     if not value:
         raise InvalidInputError(f"{what} must not be empty.")
     if len(value) > most:
@@ -105,36 +130,52 @@ def aware_instant(what: str, value: object) -> datetime:
     """Return ``value`` in UTC if it names one instant: a ``datetime`` with a time zone."""
     if type(value) is not datetime:
         if not isinstance(value, datetime):
-            raise InvalidInputError(f"{what} must be a datetime, not {type(value).__name__}.")
+            raise InvalidInputError(
+                f"{what} must be a datetime, not {type(value).__name__}."
+            )
         # A subclass may write itself as it likes, and SQLite compares what is written.
         value = datetime.combine(datetime.date(value), datetime.timetz(value))
     if value.utcoffset() is None:
-        raise InvalidInputError(f"{what} {value.isoformat()} has no time zone; pass an aware datetime.")
+        raise InvalidInputError(
+            f"{what} {value.isoformat()} has no time zone; pass an aware datetime."
+        )
     try:
         return value.astimezone(UTC)
     except OverflowError:
-        raise InvalidInputError(f"{what} {value.isoformat()} is outside the years 1 to 9999 in UTC.") from None
+        raise InvalidInputError(
+            f"{what} {value.isoformat()} is outside the years 1 to 9999 in UTC."
+        ) from None
 
 
 def page_limit(value: object) -> int:
     if type(value) is not int or value < 1 or value >= 2**63:
-        raise InvalidInputError(f"limit must be a whole number from 1 to 9223372036854775807, not {value!r}.")
+        raise InvalidInputError(
+            f"limit must be a whole number from 1 to 9223372036854775807, not {value!r}."
+        )
     return value
 
 
 def silence(value: object) -> timedelta:
     """Return ``silent_for`` if it is a length of time that every engine can subtract from the present."""
     if not isinstance(value, timedelta):
-        raise InvalidInputError(f"silent_for must be a timedelta, not {type(value).__name__}.")
+        raise InvalidInputError(
+            f"silent_for must be a timedelta, not {type(value).__name__}."
+        )
     if not timedelta(0) <= value <= MAX_SILENCE:
-        raise InvalidInputError(f"silent_for must be from 0 to {MAX_SILENCE.days} days, not {value}.")
+        raise InvalidInputError(
+            f"silent_for must be from 0 to {MAX_SILENCE.days} days, not {value}."
+        )
     return value
 
 
-def page_position(value: object, record: type[SessionRecord | SandboxRecord]) -> tuple[datetime, str]:
+def page_position(
+    value: object, record: type[SessionRecord | SandboxRecord]
+) -> tuple[datetime, str]:
     """Return instant and id of ``before``: of a record, or of what its ``cursor`` said."""
     if isinstance(value, record):
-        return aware_instant("The instant of before", value.created_at), identifier("The id of before", value.id)
+        return aware_instant("The instant of before", value.created_at), identifier(
+            "The id of before", value.id
+        )
     if not isinstance(value, str):
         raise InvalidInputError(
             f"before must be a {record.__name__} of the page before, or its cursor, not {type(value).__name__}."
@@ -143,18 +184,26 @@ def page_position(value: object, record: type[SessionRecord | SandboxRecord]) ->
     try:
         created_at = datetime.fromisoformat(instant)
     except ValueError:
-        raise InvalidInputError(f"before {value!r} is not the cursor of a {record.__name__}.") from None
-    return aware_instant("The instant of before", created_at), identifier("The id of before", id)
+        raise InvalidInputError(
+            f"before {value!r} is not the cursor of a {record.__name__}."
+        ) from None
+    return aware_instant("The instant of before", created_at), identifier(
+        "The id of before", id
+    )
 
 
 def other_tables(what: str, value: object) -> tuple[str, ...]:
     """Return the names of tables that are not agentdb's."""
     if not isinstance(value, list | tuple):
-        raise InvalidInputError(f"{what} must be a list of names of tables, not {type(value).__name__}.")
+        raise InvalidInputError(
+            f"{what} must be a list of names of tables, not {type(value).__name__}."
+        )
     names = tuple(identifier(f"Table name in {what}", name) for name in value)
     for name in names:
         if name in OWN_TABLES:
-            raise InvalidInputError(f"{what} names {name!r}, which is one of agentdb's own tables.")
+            raise InvalidInputError(
+                f"{what} names {name!r}, which is one of agentdb's own tables."
+            )
     return names
 
 
@@ -164,7 +213,9 @@ def _known(what: str, value: object, known: dict[str, str]) -> str:
     try:
         return known[value]
     except KeyError:
-        raise InvalidInputError(f"{what} {str.__str__(value)!r} is not one of {', '.join(known)}.") from None
+        raise InvalidInputError(
+            f"{what} {str.__str__(value)!r} is not one of {', '.join(known)}."
+        ) from None
 
 
 def plain_function(fn: Callable[..., Any]) -> None:
@@ -180,7 +231,9 @@ def plain_result(result: R) -> R:
     """Return the result of a function for ``run_transaction``, unless it is a callable that did not say so before."""
     if isinstance(result, Awaitable | Generator | AsyncGenerator):
         getattr(result, "close", bool)()
-        raise InvalidInputError(_NOT_A_COROUTINE if isinstance(result, Awaitable) else _NOT_A_GENERATOR)
+        raise InvalidInputError(
+            _NOT_A_COROUTINE if isinstance(result, Awaitable) else _NOT_A_GENERATOR
+        )
     return result
 
 

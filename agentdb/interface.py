@@ -33,8 +33,12 @@ class SandboxState(StrEnum):
 
 
 # What a type checker lets through: a misspelt "actve" is found before it runs.
-SessionStatusInput: TypeAlias = SessionStatus | Literal["starting", "active", "paused", "ended", "error", "stopped"]
-SandboxStateInput: TypeAlias = SandboxState | Literal["cold", "warming", "warm", "waiting", "running"]
+SessionStatusInput: TypeAlias = (
+    SessionStatus | Literal["starting", "active", "paused", "ended", "error", "stopped"]
+)
+SandboxStateInput: TypeAlias = (
+    SandboxState | Literal["cold", "warming", "warm", "waiting", "running"]
+)
 
 
 def _cursor(created_at: datetime, id: str) -> str:
@@ -130,11 +134,15 @@ class Db(Protocol):
     database is out of reach, and ``DatabaseClosedError`` after ``close()``.
     """
 
-    def upsert_agent(self, name: str, path: str, tenant_id: str = DEFAULT_TENANT_ID) -> AgentRecord:
+    def upsert_agent(
+        self, name: str, path: str, tenant_id: str = DEFAULT_TENANT_ID
+    ) -> AgentRecord:
         """Insert the agent at version 1, or move it to ``path`` and the next version; atomic among callers."""
         ...
 
-    def get_agent(self, name: str, tenant_id: str = DEFAULT_TENANT_ID) -> AgentRecord | None:
+    def get_agent(
+        self, name: str, tenant_id: str = DEFAULT_TENANT_ID
+    ) -> AgentRecord | None:
         """Return the tenant's agent of that name, or None."""
         ...
 
@@ -147,7 +155,11 @@ class Db(Protocol):
         ...
 
     def insert_session(
-        self, id: str, agent_name: str, sandbox_id: str, tenant_id: str = DEFAULT_TENANT_ID
+        self,
+        id: str,
+        agent_name: str,
+        sandbox_id: str,
+        tenant_id: str = DEFAULT_TENANT_ID,
     ) -> SessionRecord:
         """Insert a session with status ``starting``; ``DuplicateKeyError`` if the id is taken."""
         ...
@@ -170,7 +182,11 @@ class Db(Protocol):
         ...
 
     def update_session_runner(
-        self, id: str, runner_id: str | None, *, only_if: str | EllipsisType | None = ...
+        self,
+        id: str,
+        runner_id: str | None,
+        *,
+        only_if: str | EllipsisType | None = ...,
     ) -> bool:
         """Set the runner, or clear it with None, and ``last_active_at``; True if the session exists.
 
@@ -214,7 +230,9 @@ class Db(Protocol):
         """Return the runner's sessions of all tenants, newest first, ties by id descending."""
         ...
 
-    def claim_session(self, id: str, runner_id: str, *, silent_for: timedelta | None = None) -> SessionRecord | None:
+    def claim_session(
+        self, id: str, runner_id: str, *, silent_for: timedelta | None = None
+    ) -> SessionRecord | None:
         """Give the session to the runner if it may have it, and return the record as it is now, or None.
 
         A runner may have a session that nobody has, that it has already, that is ``paused``, or whose
@@ -224,7 +242,9 @@ class Db(Protocol):
         """
         ...
 
-    def get_silent_sessions(self, older_than: datetime, *, limit: int | None = None) -> list[SessionRecord]:
+    def get_silent_sessions(
+        self, older_than: datetime, *, limit: int | None = None
+    ) -> list[SessionRecord]:
         """Return ``active`` and ``starting`` sessions last active before the aware ``older_than``, of all tenants.
 
         The longest silent come first, ties by id ascending; ``limit`` (1 or more) cuts the list.
@@ -235,7 +255,9 @@ class Db(Protocol):
         """Set ``last_active_at``; True if the session exists and, with ``runner_id``, is that runner's."""
         ...
 
-    def touch_sessions(self, ids: Collection[str], *, runner_id: str | None = None) -> list[str]:
+    def touch_sessions(
+        self, ids: Collection[str], *, runner_id: str | None = None
+    ) -> list[str]:
         """Set ``last_active_at`` of 1 to 10,000 sessions in one statement.
 
         Returns the ids that exist and, with ``runner_id``, are that runner's, in the order given, each once.
@@ -310,7 +332,9 @@ class Db(Protocol):
         """Return the sandboxes of all tenants whose ``session_id`` names a session on the runner, newest first."""
         ...
 
-    def count_sandboxes(self, *, state: SandboxStateInput | Collection[SandboxStateInput] | None = None) -> int:
+    def count_sandboxes(
+        self, *, state: SandboxStateInput | Collection[SandboxStateInput] | None = None
+    ) -> int:
         """Return how many sandboxes all tenants have, in one or several states if given."""
         ...
 
@@ -325,7 +349,9 @@ class Db(Protocol):
         """
         ...
 
-    def get_best_eviction_candidate(self, *, unused_since: datetime | None = None) -> SandboxRecord | None:
+    def get_best_eviction_candidate(
+        self, *, unused_since: datetime | None = None
+    ) -> SandboxRecord | None:
         """Return the sandbox to evict first, or None.
 
         Among ``cold``, then ``warm``, then ``waiting``: the one with the oldest ``last_used_at``, ties by id ascending;
@@ -333,7 +359,9 @@ class Db(Protocol):
         """
         ...
 
-    def claim_eviction_candidate(self, *, unused_since: datetime | None = None) -> SandboxRecord | None:
+    def claim_eviction_candidate(
+        self, *, unused_since: datetime | None = None
+    ) -> SandboxRecord | None:
         """Take the sandbox that ``get_best_eviction_candidate()`` names, and return it as it was before, or None.
 
         A ``cold`` one is deleted, any other becomes ``cold``, each in one statement that looks at state and
@@ -375,7 +403,9 @@ class Db(Protocol):
         """Return the key with that hash, or None."""
         ...
 
-    def insert_api_key(self, id: str, tenant_id: str, key_hash: str, label: str) -> ApiKeyRecord:
+    def insert_api_key(
+        self, id: str, tenant_id: str, key_hash: str, label: str
+    ) -> ApiKeyRecord:
         """Insert a key by its hash; ``DuplicateKeyError`` if the id or the hash is taken."""
         ...
 
@@ -405,7 +435,9 @@ class Db(Protocol):
         """
         ...
 
-    def prune_sessions(self, ended_before: datetime, limit: int, *, also: Sequence[str] = ()) -> int:
+    def prune_sessions(
+        self, ended_before: datetime, limit: int, *, also: Sequence[str] = ()
+    ) -> int:
         """Delete up to ``limit`` finished sessions last active before the aware ``ended_before``; return how many.
 
         Finished are ``ended``, ``stopped`` and ``error``. The longest inactive go first, ties by id ascending, with the

@@ -26,11 +26,17 @@ class KeyHashes:
         if secret is None:
             secret = os.environ.get(SECRET_VARIABLE) or None
         elif not isinstance(secret, str):
-            raise InvalidInputError(f"key_secret must be a string, not {type(secret).__name__}.")
+            raise InvalidInputError(
+                f"key_secret must be a string, not {type(secret).__name__}."
+            )
         elif not secret:
-            raise InvalidInputError("key_secret must not be empty. Leave it out to store keys as SHA-256.")
+            raise InvalidInputError(
+                "key_secret must not be empty. Leave it out to store keys as SHA-256."
+            )
         # An environment variable may hold bytes that are not UTF-8.
-        self._secret = None if secret is None else secret.encode(errors="surrogateescape")
+        self._secret = (
+            None if secret is None else secret.encode(errors="surrogateescape")
+        )
 
     def generate(self) -> tuple[str, str]:
         """Return a new plain key and its hash. The plain key is to be shown once and kept nowhere."""
@@ -46,7 +52,9 @@ class KeyHashes:
     def known(self, plain: str) -> tuple[str, str]:
         """Return the two hashes that the key may be stored as, first the one of ``hash``; equal without a secret."""
         if not isinstance(plain, str):
-            raise InvalidInputError(f"An API key must be a string, not {type(plain).__name__}.")
+            raise InvalidInputError(
+                f"An API key must be a string, not {type(plain).__name__}."
+            )
         return self.hash(plain), bare_hash(plain)
 
 

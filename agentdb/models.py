@@ -29,7 +29,9 @@ def new_id() -> str:
     return str(uuid.uuid4())
 
 
-def _values(of: type[SessionStatusValue] | type[SandboxStateValue]) -> list[tuple[str, str]]:
+def _values(
+    of: type[SessionStatusValue] | type[SandboxStateValue],
+) -> list[tuple[str, str]]:
     """The choices of a field, each called what it is; a newer server's other values can be read all the same."""
     return [(member.value, member.value) for member in of]
 
@@ -42,14 +44,20 @@ class Agent(models.Model):
     path = Text(help_text="Where the agent's files lie.")
     created_at = Instant(db_default=UtcNow(), help_text=_CREATED)
     updated_at = Instant(
-        db_default=UtcNow(), moves_on_save=True, help_text="When the agent was last deployed; each save() moves it."
+        db_default=UtcNow(),
+        moves_on_save=True,
+        help_text="When the agent was last deployed; each save() moves it.",
     )
 
     objects = AgentQuerySet.as_manager()
 
     class Meta:
         db_table = "agents"
-        constraints = [models.UniqueConstraint(fields=["tenant_id", "name"], name="idx_agents_tenant_name")]
+        constraints = [
+            models.UniqueConstraint(
+                fields=["tenant_id", "name"], name="idx_agents_tenant_name"
+            )
+        ]
         indexes = [
             Index(fields=["tenant_id"], name="idx_agents_tenant"),
             Index(*NEWEST_FIRST, name="idx_agents_created"),
@@ -62,16 +70,25 @@ class Agent(models.Model):
 class Session(models.Model):
     id = Text(primary_key=True, help_text="What the agent server calls the session.")
     tenant_id = Text(db_default="default", help_text=_TENANT)
-    agent_name = Text(help_text="The agent it talks to, which may have been deleted since.")
+    agent_name = Text(
+        help_text="The agent it talks to, which may have been deleted since."
+    )
     sandbox_id = Text(help_text="The sandbox it runs in, which may be gone.")
     status = Text(
         db_default=SessionStatusValue.STARTING.value,
         choices=_values(SessionStatusValue),
         help_text="What the session is doing.",
     )
-    runner_id = Text(null=True, blank=True, help_text="The machine or process that runs it; empty where none does.")
+    runner_id = Text(
+        null=True,
+        blank=True,
+        help_text="The machine or process that runs it; empty where none does.",
+    )
     created_at = Instant(db_default=UtcNow(), help_text=_CREATED)
-    last_active_at = Instant(db_default=UtcNow(), help_text="The last sign of life; agentdb never moves it backwards.")
+    last_active_at = Instant(
+        db_default=UtcNow(),
+        help_text="The last sign of life; agentdb never moves it backwards.",
+    )
 
     objects = SessionQuerySet.as_manager()
 
@@ -81,7 +98,12 @@ class Session(models.Model):
             Index(fields=["tenant_id"], name="idx_sessions_tenant"),
             Index(*NEWEST_FIRST, name="idx_sessions_created"),
             Index(F("tenant_id"), *NEWEST_FIRST, name="idx_sessions_tenant_created"),
-            Index(F("tenant_id"), F("agent_name"), *NEWEST_FIRST, name="idx_sessions_agent_created"),
+            Index(
+                F("tenant_id"),
+                F("agent_name"),
+                *NEWEST_FIRST,
+                name="idx_sessions_agent_created",
+            ),
             Index(F("status"), *NEWEST_FIRST, name="idx_sessions_status_created"),
             Index(
                 F("runner_id"),
@@ -89,7 +111,12 @@ class Session(models.Model):
                 name="idx_sessions_runner_created",
                 condition=Q(runner_id__isnull=False),
             ),
-            Index(F("tenant_id"), F("status"), *NEWEST_FIRST, name="idx_sessions_tenant_status"),
+            Index(
+                F("tenant_id"),
+                F("status"),
+                *NEWEST_FIRST,
+                name="idx_sessions_tenant_status",
+            ),
         ]
 
     def __str__(self) -> str:
@@ -99,7 +126,11 @@ class Session(models.Model):
 class Sandbox(models.Model):
     id = Text(primary_key=True, help_text="What the agent server calls the sandbox.")
     tenant_id = Text(db_default="default", help_text=_TENANT)
-    session_id = Text(null=True, blank=True, help_text="The session it is reserved for; empty where there is none.")
+    session_id = Text(
+        null=True,
+        blank=True,
+        help_text="The session it is reserved for; empty where there is none.",
+    )
     agent_name = Text(help_text="The agent whose files it holds.")
     state = Text(
         db_default=SandboxStateValue.WARMING.value,
@@ -109,7 +140,8 @@ class Sandbox(models.Model):
     workspace_dir = Text(help_text="The folder it works in.")
     created_at = Instant(db_default=UtcNow(), help_text=_CREATED)
     last_used_at = Instant(
-        db_default=UtcNow(), help_text="The last use, by which eviction chooses; agentdb never moves it backwards."
+        db_default=UtcNow(),
+        help_text="The last use, by which eviction chooses; agentdb never moves it backwards.",
     )
 
     objects = SandboxQuerySet.as_manager()
@@ -122,9 +154,18 @@ class Sandbox(models.Model):
             Index(fields=["session_id"], name="idx_sandboxes_session"),
             Index(fields=["last_used_at"], name="idx_sandboxes_last_used"),
             Index(fields=["tenant_id"], name="idx_sandboxes_tenant"),
-            Index(F("state"), *LEAST_RECENTLY_USED_FIRST, name="idx_sandboxes_state_last_used"),
+            Index(
+                F("state"),
+                *LEAST_RECENTLY_USED_FIRST,
+                name="idx_sandboxes_state_last_used",
+            ),
             Index(F("tenant_id"), *NEWEST_FIRST, name="idx_sandboxes_tenant_created"),
-            Index(F("tenant_id"), F("state"), *NEWEST_FIRST, name="idx_sandboxes_tenant_state"),
+            Index(
+                F("tenant_id"),
+                F("state"),
+                *NEWEST_FIRST,
+                name="idx_sandboxes_tenant_state",
+            ),
             # What a warm pool holds has no session. The state is a column and not part of the condition, because
             # neither SQLite nor a prepared statement of PostgreSQL knows that a parameter is 'warm'.
             Index(
@@ -144,8 +185,13 @@ class Sandbox(models.Model):
 class ApiKey(models.Model):
     id = Text(primary_key=True, help_text="What the agent server calls the key.")
     tenant_id = Text(help_text="The tenant that the key opens.")
-    key_hash = Text(unique=True, help_text="The SHA-256 of the key; the key itself is stored nowhere.")
-    label = Text(db_default="", blank=True, help_text="For people: what the key is for.")
+    key_hash = Text(
+        unique=True,
+        help_text="The SHA-256 of the key; the key itself is stored nowhere.",
+    )
+    label = Text(
+        db_default="", blank=True, help_text="For people: what the key is for."
+    )
     created_at = Instant(db_default=UtcNow(), help_text=_CREATED)
 
     objects = ApiKeyQuerySet.as_manager()

@@ -23,7 +23,12 @@ from agentdb.adoption.obstacles import (
     UnusableValuesError,
     first_line,
 )
-from agentdb.adoption.online import TO_NATIVE, TO_TEXT, add_index_sql, conform_models_online
+from agentdb.adoption.online import (
+    TO_NATIVE,
+    TO_TEXT,
+    add_index_sql,
+    conform_models_online,
+)
 from agentdb.adoption.timestamps import add_native_text, native_sql, server_text
 from agentdb.adoption.values import count_rows, instants, refuse_unusable_values
 from agentdb.errors import SchemaMismatchError
@@ -31,7 +36,13 @@ from agentdb.schema import expected_tables
 from agentdb.schema.migration_lock import LIMIT_LOCK_WAITS
 from agentdb.schema.sqltext import quote_name
 
-__all__ = ["AddIndex", "CreateLegacyTable", "LegacyNow", "LegacyUnique", "NativeTimestamps"]
+__all__ = [
+    "AddIndex",
+    "CreateLegacyTable",
+    "LegacyNow",
+    "LegacyUnique",
+    "NativeTimestamps",
+]
 
 
 _say: ContextVar[Callable[[str], None] | None] = ContextVar("_say", default=None)
@@ -54,7 +65,9 @@ class LegacyNow(models.Func):
     template = "now()::text"
     output_field = models.TextField()
 
-    def as_sqlite(self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **extra: Any) -> Any:
+    def as_sqlite(
+        self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **extra: Any
+    ) -> Any:
         return self.as_sql(compiler, connection, template="datetime('now')", **extra)
 
 
@@ -62,7 +75,11 @@ class CreateLegacyTable(CreateModel):
     """Create one of the four tables as the old server made it. A table that is there already is refused by name."""
 
     def database_forwards(
-        self, app_label: str, schema_editor: BaseDatabaseSchemaEditor, from_state: ProjectState, to_state: ProjectState
+        self,
+        app_label: str,
+        schema_editor: BaseDatabaseSchemaEditor,
+        from_state: ProjectState,
+        to_state: ProjectState,
     ) -> None:
         model = to_state.apps.get_model(app_label, self.name)
         connection = schema_editor.connection
@@ -71,11 +88,15 @@ class CreateLegacyTable(CreateModel):
         table = model._meta.db_table
         if not schema_editor.collect_sql:
             with connection.cursor() as cursor:
-                if table in connection.introspection.table_names(cursor, include_views=True):
+                if table in connection.introspection.table_names(
+                    cursor, include_views=True
+                ):
                     raise SchemaMismatchError(
                         f"The database already has a table {table!r}. Run 'agentdb baselinedb' to adopt it."
                     )
-        if connection.vendor != "cockroachdb":  # there NativeTimestamps makes the tables as they are to be
+        if (
+            connection.vendor != "cockroachdb"
+        ):  # there NativeTimestamps makes the tables as they are to be
             create_table(schema_editor, model)
 
 
@@ -103,7 +124,11 @@ class NativeTimestamps(Operation):
             operation.state_forwards(app_label, state)
 
     def database_forwards(
-        self, app_label: str, schema_editor: BaseDatabaseSchemaEditor, from_state: ProjectState, to_state: ProjectState
+        self,
+        app_label: str,
+        schema_editor: BaseDatabaseSchemaEditor,
+        from_state: ProjectState,
+        to_state: ProjectState,
     ) -> None:
         connection = schema_editor.connection
         models_ = self._models(app_label, connection, to_state)
@@ -121,20 +146,30 @@ class NativeTimestamps(Operation):
                 cursor.execute("SET LOCAL TimeZone = 'UTC'")
         for model in models_:
             columns = _timestamp_columns(model)
-            if (say := _say.get()) and (rows := count_rows(connection, model._meta.db_table)) >= _LONG:
+            if (say := _say.get()) and (
+                rows := count_rows(connection, model._meta.db_table)
+            ) >= _LONG:
                 say(f"Converting {rows:,} {model._meta.verbose_name_plural}.")
             if connection.vendor == "sqlite":
                 sources = {column: native_sql(quote_name(column)) for column in columns}
             else:
                 template = instants(connection, model._meta.db_table, columns)
-                sources = {column: template.format(quote_name(column)) for column in columns}
+                sources = {
+                    column: template.format(quote_name(column)) for column in columns
+                }
             conform_table(schema_editor, model, sources)
             if connection.vendor != "sqlite":
                 # A column that changed its type has no statistics, and the planner guesses until autovacuum comes by.
-                schema_editor.execute(f"ANALYZE {schema_editor.quote_name(model._meta.db_table)}", None)
+                schema_editor.execute(
+                    f"ANALYZE {schema_editor.quote_name(model._meta.db_table)}", None
+                )
 
     def database_backwards(
-        self, app_label: str, schema_editor: BaseDatabaseSchemaEditor, from_state: ProjectState, to_state: ProjectState
+        self,
+        app_label: str,
+        schema_editor: BaseDatabaseSchemaEditor,
+        from_state: ProjectState,
+        to_state: ProjectState,
     ) -> None:
         connection = schema_editor.connection
         models_ = self._models(app_label, connection, to_state)
@@ -144,19 +179,36 @@ class NativeTimestamps(Operation):
             return
         if connection.vendor == "sqlite":
             connection.ensure_connection()
-            connection.connection.create_function("agentdb_server_text", 1, server_text, deterministic=True)
+            connection.connection.create_function(
+                "agentdb_server_text", 1, server_text, deterministic=True
+            )
             template = 'agentdb_server_text("{}")'
         _lock(schema_editor, models_)
-        columns = {model: _timestamp_columns(from_state.apps.get_model(app_label, model.__name__)) for model in models_}
-        _refuse_unwritable(connection, {model._meta.db_table: names for model, names in columns.items()})
+        columns = {
+            model: _timestamp_columns(
+                from_state.apps.get_model(app_label, model.__name__)
+            )
+            for model in models_
+        }
+        _refuse_unwritable(
+            connection,
+            {model._meta.db_table: names for model, names in columns.items()},
+        )
         for model, names in columns.items():
-            conform_table(schema_editor, model, {column: template.format(column) for column in names})
+            conform_table(
+                schema_editor,
+                model,
+                {column: template.format(column) for column in names},
+            )
 
-    def _models(self, app_label: str, connection: BaseDatabaseWrapper, state: ProjectState) -> list[type[models.Model]]:
+    def _models(
+        self, app_label: str, connection: BaseDatabaseWrapper, state: ProjectState
+    ) -> list[type[models.Model]]:
         return [
             model
             for model in state.apps.get_models()
-            if model._meta.app_label == app_label and self.allow_migrate_model(connection.alias, model)
+            if model._meta.app_label == app_label
+            and self.allow_migrate_model(connection.alias, model)
         ]
 
 
@@ -164,7 +216,11 @@ class AddIndex(operations.AddIndex):
     """Add an index; on CockroachDB, where a migration is not one transaction, one that is there already will do."""
 
     def database_forwards(
-        self, app_label: str, schema_editor: BaseDatabaseSchemaEditor, from_state: ProjectState, to_state: ProjectState
+        self,
+        app_label: str,
+        schema_editor: BaseDatabaseSchemaEditor,
+        from_state: ProjectState,
+        to_state: ProjectState,
     ) -> None:
         model = to_state.apps.get_model(app_label, self.model_name)
         if schema_editor.connection.vendor == "postgresql":
@@ -172,23 +228,33 @@ class AddIndex(operations.AddIndex):
         if schema_editor.connection.vendor != "cockroachdb":
             super().database_forwards(app_label, schema_editor, from_state, to_state)
         elif self.allow_migrate_model(schema_editor.connection.alias, model):
-            table = expected_tables(schema_editor.connection, to_state.apps)[model._meta.db_table]
+            table = expected_tables(schema_editor.connection, to_state.apps)[
+                model._meta.db_table
+            ]
             index = table.index(self.index.name)
             assert index is not None  # state_forwards has put it there
             schema_editor.execute(add_index_sql(table.name, index), None)
 
     def database_backwards(
-        self, app_label: str, schema_editor: BaseDatabaseSchemaEditor, from_state: ProjectState, to_state: ProjectState
+        self,
+        app_label: str,
+        schema_editor: BaseDatabaseSchemaEditor,
+        from_state: ProjectState,
+        to_state: ProjectState,
     ) -> None:
         if schema_editor.connection.vendor == "postgresql":
             schema_editor.execute(LIMIT_LOCK_WAITS, None)
         super().database_backwards(app_label, schema_editor, from_state, to_state)
 
 
-def _lock(schema_editor: BaseDatabaseSchemaEditor, models_: list[type[models.Model]]) -> None:
+def _lock(
+    schema_editor: BaseDatabaseSchemaEditor, models_: list[type[models.Model]]
+) -> None:
     """Keep everybody else out from before the rows are looked at: a row that came later would not have been."""
     if models_ and schema_editor.connection.vendor != "sqlite":
-        tables = ", ".join(schema_editor.quote_name(model._meta.db_table) for model in models_)
+        tables = ", ".join(
+            schema_editor.quote_name(model._meta.db_table) for model in models_
+        )
         try:
             schema_editor.execute(LIMIT_LOCK_WAITS, None)
             schema_editor.execute(f"LOCK TABLE {tables} IN ACCESS EXCLUSIVE MODE", None)
@@ -199,10 +265,16 @@ def _lock(schema_editor: BaseDatabaseSchemaEditor, models_: list[type[models.Mod
 
 
 def _timestamp_columns(model: type[models.Model]) -> list[str]:
-    return [str(field.column) for field in model._meta.local_fields if isinstance(field, models.DateTimeField)]
+    return [
+        str(field.column)
+        for field in model._meta.local_fields
+        if isinstance(field, models.DateTimeField)
+    ]
 
 
-def _refuse_unwritable(connection: BaseDatabaseWrapper, tables: dict[str, list[str]]) -> None:
+def _refuse_unwritable(
+    connection: BaseDatabaseWrapper, tables: dict[str, list[str]]
+) -> None:
     """Raise ``UnusableValuesError`` for instants that the old server's text cannot express."""
     total = 0
     first: list[UnusableValue] = []
@@ -210,7 +282,10 @@ def _refuse_unwritable(connection: BaseDatabaseWrapper, tables: dict[str, list[s
         for table, columns in tables.items():
             for column in columns:
                 if connection.vendor == "sqlite":
-                    text, wrong = f'+"{column}"', f'agentdb_server_text("{column}") IS NULL'
+                    text, wrong = (
+                        f'+"{column}"',
+                        f'agentdb_server_text("{column}") IS NULL',
+                    )
                 else:
                     text = f'"{column}"::text'
                     wrong = f"""NOT ("{column}" >= '0001-01-01Z' AND "{column}" < '10000-01-01Z')"""
@@ -218,6 +293,14 @@ def _refuse_unwritable(connection: BaseDatabaseWrapper, tables: dict[str, list[s
                 for id, value in cursor:
                     total += 1
                     if len(first) < 20:
-                        first.append(UnusableValue(table, f"id {id!r}", column, repr(value), "is not a timestamp"))
+                        first.append(
+                            UnusableValue(
+                                table,
+                                f"id {id!r}",
+                                column,
+                                repr(value),
+                                "is not a timestamp",
+                            )
+                        )
     if total:
         raise UnusableValuesError(UnusableValues(total, tuple(first)))

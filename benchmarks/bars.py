@@ -20,7 +20,9 @@ class Bar:
 
     @property
     def met(self) -> bool:
-        return self.value <= self.limit if self.sign == "≤" else self.value >= self.limit
+        return (
+            self.value <= self.limit if self.sign == "≤" else self.value >= self.limit
+        )
 
     def line(self) -> str:
         digits = 2 if self.unit == "×" else 0
@@ -30,7 +32,12 @@ class Bar:
         )
 
 
-_SIZELESS = ("get_best_eviction_candidate", "get_idle_sandboxes", "list_sessions, limit=10", "one tenant: ")
+_SIZELESS = (
+    "get_best_eviction_candidate",
+    "get_idle_sandboxes",
+    "list_sessions, limit=10",
+    "one tenant: ",
+)
 
 
 def _ratio(timings: dict[str, Any], peer: str) -> float:
@@ -43,10 +50,22 @@ def bars(results: dict[str, Any]) -> Iterator[Bar]:
         sqlite = engine.startswith("sqlite")
         for method, timings in methods.items():
             if "raw" in timings:
-                yield Bar(f"{method} vs raw", engine, _ratio(timings, "raw"), "≤", 2.5 if sqlite else 1.15)
+                yield Bar(
+                    f"{method} vs raw",
+                    engine,
+                    _ratio(timings, "raw"),
+                    "≤",
+                    2.5 if sqlite else 1.15,
+                )
             if "django" in timings:
                 faster = 1 / _ratio(timings, "django")
-                yield Bar(f"{method} faster than Django's .get()", engine, faster, "≥", 8.0 if sqlite else 2.5)
+                yield Bar(
+                    f"{method} faster than Django's .get()",
+                    engine,
+                    faster,
+                    "≥",
+                    8.0 if sqlite else 2.5,
+                )
     for engine, methods in results.get("writes", {}).items():
         sqlite = engine.startswith("sqlite")
         for method, timings in methods.items():
@@ -68,17 +87,45 @@ def bars(results: dict[str, Any]) -> Iterator[Bar]:
         for method, sizes in methods.items():
             # The others are shown, not held to anything.
             if "1000000" in sizes and any(name in method for name in _SIZELESS):
-                yield Bar(f"{method}, 1M rows vs 1k", engine, sizes["1000000"]["growth"], "≤", 2.0)
+                yield Bar(
+                    f"{method}, 1M rows vs 1k",
+                    engine,
+                    sizes["1000000"]["growth"],
+                    "≤",
+                    2.0,
+                )
     for engine, works in results.get("tasks", {}).items():
         for work, counts in works.items():
             most = counts[max(counts, key=int)]
             if "raw" in most:
-                yield Bar(f"AsyncDb, 32 tasks, {work}, vs raw pool", engine, most["agentdb"] / most["raw"], "≥", 1.0)
+                yield Bar(
+                    f"AsyncDb, 32 tasks, {work}, vs raw pool",
+                    engine,
+                    most["agentdb"] / most["raw"],
+                    "≥",
+                    1.0,
+                )
     for engine, times in results.get("await", {}).items():
-        yield Bar("awaiting get_session over calling it", engine, times["overhead"], "≤", 100.0, "µs")
+        yield Bar(
+            "awaiting get_session over calling it",
+            engine,
+            times["overhead"],
+            "≤",
+            100.0,
+            "µs",
+        )
     startup = results.get("startup", {})
     if "import" in startup:
-        yield Bar("import agentdb over bare Python", "", startup["import"]["over_python_ms"], "≤", 40.0, "ms")
+        yield Bar(
+            "import agentdb over bare Python",
+            "",
+            startup["import"]["over_python_ms"],
+            "≤",
+            40.0,
+            "ms",
+        )
     # PostgreSQL has no bar: its driver's import alone takes a good part of the setup, which does without it.
     if times := startup.get("connect", {}).get("sqlite"):
-        yield Bar("connect() vs bare django.setup()", "sqlite", times["ratio"], "≤", 1.5)
+        yield Bar(
+            "connect() vs bare django.setup()", "sqlite", times["ratio"], "≤", 1.5
+        )

@@ -43,7 +43,9 @@ _SELECT = (
 _UPDATE = "UPDATE sessions SET last_active_at = ? WHERE id = ?"
 _ROUNDS, _SECONDS = 3, 0.4
 
-Measured = tuple[float, float]  # calls a second, and the 99th percentile in milliseconds
+Measured = tuple[
+    float, float
+]  # calls a second, and the 99th percentile in milliseconds
 
 
 def _now() -> str:
@@ -59,7 +61,9 @@ class Lock:
     """One connection of ``sqlite3`` behind a lock."""
 
     def __init__(self, path: Path) -> None:
-        self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        self._connection = sqlite3.connect(
+            path, isolation_level=None, check_same_thread=False
+        )
         self._connection.execute("PRAGMA journal_mode=WAL")
         self._connection.execute("PRAGMA synchronous=FULL")
         self._lock = threading.Lock()
@@ -104,8 +108,14 @@ class PsycopgPool:
     async def open(self, database: Database) -> None:
         import psycopg_pool
 
-        options = {"autocommit": True, "prepare_threshold": 0, "options": "-c TimeZone=UTC"}
-        self._pool = psycopg_pool.AsyncConnectionPool(database.url, min_size=8, max_size=8, open=False, kwargs=options)
+        options = {
+            "autocommit": True,
+            "prepare_threshold": 0,
+            "options": "-c TimeZone=UTC",
+        }
+        self._pool = psycopg_pool.AsyncConnectionPool(
+            database.url, min_size=8, max_size=8, open=False, kwargs=options
+        )
         await self._pool.open(wait=True)
 
     async def get_session(self, id: str) -> SessionRecord:
@@ -135,7 +145,9 @@ def _threads(call: Callable[[str], Any], callers: int) -> Measured:
             call(draw.choice(_IDS))
             latencies.append(perf_counter() - began)
 
-    threads = [threading.Thread(target=run, args=(number,)) for number in range(callers)]
+    threads = [
+        threading.Thread(target=run, args=(number,)) for number in range(callers)
+    ]
     began = perf_counter()
     for thread in threads:
         thread.start()
@@ -166,17 +178,24 @@ def _medians(samples: list[Measured]) -> Measured:
     return median(rate for rate, _ in samples), median(p99 for _, p99 in samples)
 
 
-def _write_in_threads(database: Database, db: agentdb.DjangoDb) -> Iterator[tuple[str, dict[str, Measured]]]:
+def _write_in_threads(
+    database: Database, db: agentdb.DjangoDb
+) -> Iterator[tuple[str, dict[str, Measured]]]:
     peers = {"agentdb": db.touch_session, "lock": Lock(database.path).touch_session}
     for callers in (32, 8, 1):
         samples: dict[str, list[Measured]] = {name: [] for name in peers}
         for _ in range(_ROUNDS):
             for name, call in peers.items():
                 samples[name].append(_threads(call, callers))
-        yield f"SQLite write, {callers} threads", {name: _medians(found) for name, found in samples.items()}
+        yield (
+            f"SQLite write, {callers} threads",
+            {name: _medians(found) for name, found in samples.items()},
+        )
 
 
-async def _call_in_tasks(title: str, database: Database, method: str, peers: dict[str, Any]) -> dict[str, Any]:
+async def _call_in_tasks(
+    title: str, database: Database, method: str, peers: dict[str, Any]
+) -> dict[str, Any]:
     found: dict[str, Any] = {}
     opened: dict[str, Any] = {}
     for name, peer in peers.items():
@@ -187,13 +206,18 @@ async def _call_in_tasks(title: str, database: Database, method: str, peers: dic
         else:
             opened[name] = peer
     async with agentdb.connect_async(database.url) as db:
-        calls = {"agentdb": getattr(db, method), **{name: getattr(peer, method) for name, peer in opened.items()}}
+        calls = {
+            "agentdb": getattr(db, method),
+            **{name: getattr(peer, method) for name, peer in opened.items()},
+        }
         for callers in (64, 8, 1):
             samples: dict[str, list[Measured]] = {name: [] for name in calls}
             for _ in range(_ROUNDS):
                 for name, call in calls.items():
                     samples[name].append(await _tasks(call, callers))
-            found[f"{title}, {callers} tasks"] = {name: _medians(values) for name, values in samples.items()}
+            found[f"{title}, {callers} tasks"] = {
+                name: _medians(values) for name, values in samples.items()
+            }
     for peer in opened.values():
         await peer.close()
     return found
@@ -204,18 +228,28 @@ def _measure(writes_only: bool) -> dict[str, Any]:
     with running_server(not writes_only) as server:
         database = server.create("sqlite", "callers")
         with agentdb.connect(database.url) as db:
-            db.run_transaction(lambda tx: [tx.insert_session(id, "a", "sb") for id in _IDS])
+            db.run_transaction(
+                lambda tx: [tx.insert_session(id, "a", "sb") for id in _IDS]
+            )
             found |= dict(_write_in_threads(database, db))
         sqlite: dict[str, Any] = {"aiosqlite": Aiosqlite()}
-        found |= asyncio.run(_call_in_tasks("SQLite write", database, "touch_session", sqlite))
+        found |= asyncio.run(
+            _call_in_tasks("SQLite write", database, "touch_session", sqlite)
+        )
         if writes_only:
             return found
-        found |= asyncio.run(_call_in_tasks("SQLite read", database, "get_session", sqlite))
+        found |= asyncio.run(
+            _call_in_tasks("SQLite read", database, "get_session", sqlite)
+        )
         database = server.create("postgresql", "callers")
         with agentdb.connect(database.url) as db:
-            db.run_transaction(lambda tx: [tx.insert_session(id, "a", "sb") for id in _IDS])
+            db.run_transaction(
+                lambda tx: [tx.insert_session(id, "a", "sb") for id in _IDS]
+            )
         servers = {"asyncpg": Asyncpg(), "psycopg's pool": PsycopgPool()}
-        found |= asyncio.run(_call_in_tasks("PostgreSQL read", database, "get_session", servers))
+        found |= asyncio.run(
+            _call_in_tasks("PostgreSQL read", database, "get_session", servers)
+        )
     return found
 
 
@@ -229,7 +263,9 @@ def _slow_sync() -> Iterator[dict[str, str] | None]:
     with tempfile.TemporaryDirectory() as folder:
         source, library = Path(folder, "sync.c"), Path(folder, "sync.so")
         source.write_text(_SLOW_SYNC)
-        subprocess.run([compiler, "-shared", "-fPIC", "-o", library, source], check=True)
+        subprocess.run(
+            [compiler, "-shared", "-fPIC", "-o", library, source], check=True
+        )
         yield {**os.environ, "LD_PRELOAD": str(library)}
 
 
@@ -237,7 +273,8 @@ def _slow_sync() -> Iterator[dict[str, str] | None]:
 def _busy(wanted: bool) -> Iterator[None]:
     """Keep each core busy meanwhile, if that is wanted."""
     burning = [
-        subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range((os.cpu_count() or 1) * wanted)
+        subprocess.Popen([sys.executable, "-c", "while True: pass"])
+        for _ in range((os.cpu_count() or 1) * wanted)
     ]
     try:
         yield
@@ -251,14 +288,20 @@ def _show(title: str, found: dict[str, dict[str, Measured]]) -> None:
     print(f"\n{title}\n")
     print("| | calls a second (99th percentile, ms) |\n|---|---|")
     for name, measured in found.items():
-        values = ", ".join(f"{peer} {rate:,.0f} ({p99:.1f})" for peer, (rate, p99) in measured.items())
+        values = ", ".join(
+            f"{peer} {rate:,.0f} ({p99:.1f})" for peer, (rate, p99) in measured.items()
+        )
         print(f"| {name} | {values} |")
 
 
 def main() -> None:
     """Measure each setting in a process of its own, and print a table for each."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.callers", description=__doc__)
-    parser.add_argument("--busy", action="store_true", help="keep each core busy meanwhile")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.callers", description=__doc__
+    )
+    parser.add_argument(
+        "--busy", action="store_true", help="keep each core busy meanwhile"
+    )
     parser.add_argument("--measure", choices=("all", "writes"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
@@ -266,12 +309,16 @@ def main() -> None:
         return
     command = [sys.executable, "-m", "benchmarks.callers", "--measure"]
     with _busy(options.busy), _slow_sync() as environment:
-        said = subprocess.run([*command, "all"], check=True, stdout=subprocess.PIPE).stdout
+        said = subprocess.run(
+            [*command, "all"], check=True, stdout=subprocess.PIPE
+        ).stdout
         _show("The machine's own syncs", json.loads(said))
         if environment is None:
             print("\nNo syncs of 1 ms: that needs gcc and Linux.")
             return
-        said = subprocess.run([*command, "writes"], check=True, stdout=subprocess.PIPE, env=environment).stdout
+        said = subprocess.run(
+            [*command, "writes"], check=True, stdout=subprocess.PIPE, env=environment
+        ).stdout
         _show("Syncs of 1 ms", json.loads(said))
 
 

@@ -32,13 +32,19 @@ WORK = ("get_session", "touch_session", "mixed")
 
 
 def _pick(work: str, number: int) -> str:
-    return ("touch_session" if number % 5 == 0 else "get_session") if work == "mixed" else work
+    return (
+        ("touch_session" if number % 5 == 0 else "get_session")
+        if work == "mixed"
+        else work
+    )
 
 
 # -- threads
 
 
-def _threads(open_caller: Callable[[], Any], work: str, callers: int, seconds: float) -> float:
+def _threads(
+    open_caller: Callable[[], Any], work: str, callers: int, seconds: float
+) -> float:
     """Return the calls per second of that many threads."""
     stop = threading.Event()
     barrier = threading.Barrier(callers + 1)
@@ -59,7 +65,9 @@ def _threads(open_caller: Callable[[], Any], work: str, callers: int, seconds: f
             peer.close()
 
     shared = open_caller() if getattr(open_caller, "shared", False) else None
-    threads = [threading.Thread(target=call, args=(number,)) for number in range(callers)]
+    threads = [
+        threading.Thread(target=call, args=(number,)) for number in range(callers)
+    ]
     for thread in threads:
         thread.start()
     barrier.wait()
@@ -83,12 +91,18 @@ def threads(run: Run) -> dict[str, Any]:
                 return db
 
             share.shared = True  # type: ignore[attr-defined]
-            peers: dict[str, Callable[[], Any]] = {"agentdb": share, "raw": lambda d=database: open_peer(d)}  # type: ignore[misc]
+            peers: dict[str, Callable[[], Any]] = {
+                "agentdb": share,
+                "raw": lambda d=database: open_peer(d),
+            }  # type: ignore[misc]
             results[engine] = {
                 work: {
                     callers: _medians(
                         rounds,
-                        {n: lambda p=p, w=work, c=callers: _threads(p, w, c, seconds) for n, p in peers.items()},  # type: ignore[misc]
+                        {
+                            n: lambda p=p, w=work, c=callers: _threads(p, w, c, seconds)
+                            for n, p in peers.items()
+                        },  # type: ignore[misc]
                     )
                     for callers in CALLERS
                 }
@@ -117,7 +131,11 @@ class RawAsync:
             min_size=connections,
             max_size=connections,
             open=False,
-            kwargs={"autocommit": True, "prepare_threshold": 0, "options": "-c TimeZone=UTC"},
+            kwargs={
+                "autocommit": True,
+                "prepare_threshold": 0,
+                "options": "-c TimeZone=UTC",
+            },
         )
 
     async def open(self) -> None:
@@ -133,7 +151,9 @@ class RawAsync:
 
     async def touch_session(self, id: str) -> bool:
         async with self.pool.connection() as connection:
-            return (await connection.execute(_TOUCH, (datetime.now(UTC), id))).rowcount > 0
+            return (
+                await connection.execute(_TOUCH, (datetime.now(UTC), id))
+            ).rowcount > 0
 
 
 _GET = GET_SESSION.replace("?", "%s").encode()
@@ -142,7 +162,9 @@ _TOUCH = b"UPDATE sessions SET last_active_at = %s WHERE id = %s"
 
 async def _tasks(peer: Any, work: str, callers: int, seconds: float) -> float:
     """Return the calls per second of that many tasks."""
-    methods: list[Callable[[str], Awaitable[Any]]] = [getattr(peer, _pick(work, i)) for i in range(5)]
+    methods: list[Callable[[str], Awaitable[Any]]] = [
+        getattr(peer, _pick(work, i)) for i in range(5)
+    ]
     stop = False
 
     async def call(number: int) -> int:
@@ -182,8 +204,12 @@ def tasks(run: Run) -> dict[str, Any]:
                     await _tasks(peer, work, callers, 0.1)
                 for number in range(rounds):
                     for name in sorted(peers, reverse=bool(number % 2)):
-                        samples[name].append(await _tasks(peers[name], work, callers, seconds))
-                found[work][callers] = {name: round(median(values)) for name, values in samples.items()}
+                        samples[name].append(
+                            await _tasks(peers[name], work, callers, seconds)
+                        )
+                found[work][callers] = {
+                    name: round(median(values)) for name, values in samples.items()
+                }
         for peer in peers.values():
             await peer.close()
         return found
@@ -206,12 +232,22 @@ def await_overhead(run: Run) -> dict[str, Any]:
             quiet_heap(),
         ):
             awaitable = AsyncDb(db)
-            samples: dict[str, list[int]] = {"called": [], "awaited": [], "run_in_executor": []}
+            samples: dict[str, list[int]] = {
+                "called": [],
+                "awaited": [],
+                "run_in_executor": [],
+            }
 
-            def in_executor(id: str, db: Db = db, executor: ThreadPoolExecutor = executor) -> Awaitable[Any]:
-                return asyncio.get_running_loop().run_in_executor(executor, db.get_session, id)
+            def in_executor(
+                id: str, db: Db = db, executor: ThreadPoolExecutor = executor
+            ) -> Awaitable[Any]:
+                return asyncio.get_running_loop().run_in_executor(
+                    executor, db.get_session, id
+                )
 
-            async def block(wait: Callable[[str], Awaitable[Any]], into: list[int]) -> None:
+            async def block(
+                wait: Callable[[str], Awaitable[Any]], into: list[int]
+            ) -> None:
                 for id in random.sample(_IDS, 20):
                     start = perf_counter_ns()
                     await wait(id)

@@ -16,7 +16,14 @@ from urllib.parse import urlsplit
 import psycopg
 
 from benchmarks.bars import Bar
-from benchmarks.databases import AGENTS, API_KEYS, Database, Server, fill, running_server
+from benchmarks.databases import (
+    AGENTS,
+    API_KEYS,
+    Database,
+    Server,
+    fill,
+    running_server,
+)
 
 ROWS = 1_000_000
 FEWER_ROWS = 100_000
@@ -36,7 +43,9 @@ class Run:
 def _run(*command: str) -> Run:
     """Run the program to its end; one that fails ends the benchmark with what it said."""
     began = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
     most = 0.0
     # What wait4() reports counts this process in, from before the child became another program.
     while process.poll() is None:
@@ -86,19 +95,28 @@ def _copydb(server: Server, source: Database, *, migrated: bool = False) -> Run:
 
 def _drop(server: Server, target: Database) -> None:
     with psycopg.connect(server.uri, autocommit=True) as connection:
-        connection.execute(f"DROP DATABASE {urlsplit(target.url).path[1:]} WITH (FORCE)".encode())
+        connection.execute(
+            f"DROP DATABASE {urlsplit(target.url).path[1:]} WITH (FORCE)".encode()
+        )
 
 
 def _psql_copy(server: Server, source: Database, psql: str) -> Run:
     """The sessions alone, from a file that is there already, in the order of the source's keys, into their table."""
     target = server.create("postgresql", f"psql_{next(server.numbers)}")
     file = server.folder / "sessions.csv"
-    with closing(sqlite3.connect(source.path)) as connection, file.open("w", newline="") as out:
+    with (
+        closing(sqlite3.connect(source.path)) as connection,
+        file.open("w", newline="") as out,
+    ):
         rows = connection.execute("SELECT * FROM sessions ORDER BY id")
         columns = [column for column, *_ in rows.description]
         csv.writer(out).writerows(rows)
     run = _run(
-        psql, "--no-psqlrc", target.url, "-c", f"\\copy sessions ({','.join(columns)}) FROM '{file}' (FORMAT csv)"
+        psql,
+        "--no-psqlrc",
+        target.url,
+        "-c",
+        f"\\copy sessions ({','.join(columns)}) FROM '{file}' (FORMAT csv)",
     )
     file.unlink()
     _drop(server, target)
@@ -109,7 +127,9 @@ def _fixture(server: Server, source: Database) -> Run:
     """``dumpdata`` of all rows into a file, and ``loaddata`` of the file into an empty, migrated database."""
     target = server.create("postgresql", f"loaded_{next(server.numbers)}")
     file = server.folder / "rows.json"
-    dumped = _agentdb("--url", _plain_url(source), "dumpdata", "agentdb", "--output", str(file))
+    dumped = _agentdb(
+        "--url", _plain_url(source), "dumpdata", "agentdb", "--output", str(file)
+    )
     loaded = _agentdb("--url", target.url, "loaddata", str(file))
     file.unlink()
     _drop(server, target)
@@ -125,7 +145,9 @@ def _psql() -> str:
 
 def compare(server: Server, rows: int) -> list[Bar]:
     """Copy so many sessions and a tenth of them, print what each way took, and return the bars."""
-    large, small, fixture = (_source(server, each) for each in (rows, rows // 10, FIXTURE_ROWS))
+    large, small, fixture = (
+        _source(server, each) for each in (rows, rows // 10, FIXTURE_ROWS)
+    )
     results = [
         ("psql \\copy, sessions alone", rows, _psql_copy(server, large, _psql())),
         ("copydb", rows + OTHER_ROWS, _copydb(server, large)),
@@ -135,15 +157,41 @@ def compare(server: Server, rows: int) -> list[Bar]:
     ]
     for name, number, run in results:
         rate = f"{number / run.seconds:9,.0f} rows/s"
-        print(f"{name:<28} {number:>9,} rows {run.seconds:7.1f} s {rate} {run.megabytes:5.0f} MB")
-    (_, psql_rows, psql), (_, all_rows, all_), (_, _, tenth), (_, _, few), (_, _, loaded) = results
+        print(
+            f"{name:<28} {number:>9,} rows {run.seconds:7.1f} s {rate} {run.megabytes:5.0f} MB"
+        )
+    (
+        (_, psql_rows, psql),
+        (_, all_rows, all_),
+        (_, _, tenth),
+        (_, _, few),
+        (_, _, loaded),
+    ) = results
     rate = all_rows / all_.seconds
     bars = [
-        Bar("of psql \\copy's rows a second", "to PostgreSQL", rate / (psql_rows / psql.seconds), "≥", 0.6),
-        Bar("times as fast as dumpdata | loaddata", "to PostgreSQL", loaded.seconds / few.seconds, "≥", 20),
-        Bar(f"MB at {rows:,} sessions", "to PostgreSQL", all_.megabytes, "≤", 150, "MB"),
         Bar(
-            f"memory at {rows:,} sessions against a tenth", "to PostgreSQL", all_.megabytes / tenth.megabytes, "≤", 1.1
+            "of psql \\copy's rows a second",
+            "to PostgreSQL",
+            rate / (psql_rows / psql.seconds),
+            "≥",
+            0.6,
+        ),
+        Bar(
+            "times as fast as dumpdata | loaddata",
+            "to PostgreSQL",
+            loaded.seconds / few.seconds,
+            "≥",
+            20,
+        ),
+        Bar(
+            f"MB at {rows:,} sessions", "to PostgreSQL", all_.megabytes, "≤", 150, "MB"
+        ),
+        Bar(
+            f"memory at {rows:,} sessions against a tenth",
+            "to PostgreSQL",
+            all_.megabytes / tenth.megabytes,
+            "≤",
+            1.1,
         ),
     ]
     if rate >= 100_000:  # either bar will do
@@ -152,8 +200,12 @@ def compare(server: Server, rows: int) -> list[Bar]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.copying", description="Measure copydb.")
-    parser.add_argument("--rows", type=int, default=ROWS, help="sessions; %(default)s unless given")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.copying", description="Measure copydb."
+    )
+    parser.add_argument(
+        "--rows", type=int, default=ROWS, help="sessions; %(default)s unless given"
+    )
     options = parser.parse_args()
     with running_server(True) as server:
         bars = compare(server, options.rows)

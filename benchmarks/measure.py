@@ -34,7 +34,9 @@ class Timing:
 
     def ratio(self, other: Timing) -> float:
         """Return how many times as long as ``other`` this took: round by round, as a load comes and goes."""
-        return median(own / theirs for own, theirs in zip(self.rounds, other.rounds, strict=True))
+        return median(
+            own / theirs for own, theirs in zip(self.rounds, other.rounds, strict=True)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,9 @@ def quiet_heap() -> Iterator[None]:
         gc.unfreeze()
 
 
-def interleaved(calls: dict[str, Call], *, rounds: int, block: int, longest_seconds: float) -> dict[str, Timing]:
+def interleaved(
+    calls: dict[str, Call], *, rounds: int, block: int, longest_seconds: float
+) -> dict[str, Timing]:
     """Time ``rounds`` blocks of ``block`` calls of each peer, the peers in a new random order each round.
 
     Stops after ``longest_seconds`` if at least three rounds are done: slow operations get fewer samples.
@@ -66,7 +70,9 @@ def interleaved(calls: dict[str, Call], *, rounds: int, block: int, longest_seco
     samples: dict[str, list[int]] = {name: [] for name in calls}
     medians: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values():  # statements get compiled, prepared and cached
-        for _ in range(2 if block < 8 else 1):  # PostgreSQL settles on a plan after five calls
+        for _ in range(
+            2 if block < 8 else 1
+        ):  # PostgreSQL settles on a plan after five calls
             for arguments in call.prepare(max(block, 4)):
                 call.function(*arguments)
     with quiet_heap():

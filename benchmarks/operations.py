@@ -49,7 +49,9 @@ class Rows:
         """Return a session as the mark of a page: all that matters of it are its instant and id."""
         i = self.number()
         instant = databases.EPOCH + i * databases.SECOND + databases.FRACTION
-        return SessionRecord(databases.hashed("session", i), "", "", "", "", None, instant, instant)
+        return SessionRecord(
+            databases.hashed("session", i), "", "", "", "", None, instant, instant
+        )
 
     def busy_agent(self) -> tuple[str, str]:
         """Return a tenant and an agent that have sessions in common."""
@@ -68,7 +70,9 @@ class Rows:
     def write(self, sql: str, rows: Sequence[Arguments]) -> None:
         """Write outside the measurement, on a connection of its own."""
         if self.database.engine == "sqlite":
-            connection = self._connection or sqlite3.connect(self.database.path, timeout=30)
+            connection = self._connection or sqlite3.connect(
+                self.database.path, timeout=30
+            )
             with connection:
                 connection.executemany(sql, rows)
         else:
@@ -106,21 +110,28 @@ def each(draw: Callable[[Rows], Arguments]) -> Maker:
 
 def _doomed_sandboxes(rows: Rows, count: int) -> list[Arguments]:
     ids = [(rows.new_id("sandbox"),) for _ in range(count)]
-    rows.write("INSERT INTO sandboxes (id, agent_name, workspace_dir) VALUES (?, 'a', '/w')", ids)
+    rows.write(
+        "INSERT INTO sandboxes (id, agent_name, workspace_dir) VALUES (?, 'a', '/w')",
+        ids,
+    )
     return ids
 
 
 def _doomed_keys(rows: Rows, count: int) -> list[Arguments]:
     ids = [(rows.new_id("key"),) for _ in range(count)]
     rows.write(
-        "INSERT INTO api_keys (id, tenant_id, key_hash, label) VALUES (?, 'doomed', ?, '')", [(i, i) for (i,) in ids]
+        "INSERT INTO api_keys (id, tenant_id, key_hash, label) VALUES (?, 'doomed', ?, '')",
+        [(i, i) for (i,) in ids],
     )
     return ids
 
 
 def _doomed_agents(rows: Rows, count: int) -> list[Arguments]:
     ids = [(rows.new_id("agent"),) for _ in range(count)]
-    rows.write("INSERT INTO agents (id, name, tenant_id, path) VALUES (?, ?, 'doomed', '/w')", [(i, i) for (i,) in ids])
+    rows.write(
+        "INSERT INTO agents (id, name, tenant_id, path) VALUES (?, ?, 'doomed', '/w')",
+        [(i, i) for (i,) in ids],
+    )
     rows.write(
         "INSERT INTO sessions (id, agent_name, sandbox_id, tenant_id) VALUES (?, ?, 's', 'doomed')",
         [(i, i) for (i,) in ids],
@@ -136,12 +147,18 @@ def _resumed_runners(rows: Rows, count: int) -> list[Arguments]:
 
 def _resumed_sessions(rows: Rows, count: int) -> list[Arguments]:
     # Each call but the first finds nothing to do, so a block is one call.
-    rows.write("UPDATE sessions SET status = 'active' WHERE id = ?", [(rows.session_id(),) for _ in range(100)])
+    rows.write(
+        "UPDATE sessions SET status = 'active' WHERE id = ?",
+        [(rows.session_id(),) for _ in range(100)],
+    )
     return [()]
 
 
 def _warmed_sandboxes(rows: Rows, count: int) -> list[Arguments]:
-    rows.write("UPDATE sandboxes SET state = 'warm' WHERE id = ?", [(rows.sandbox_id(),) for _ in range(100)])
+    rows.write(
+        "UPDATE sandboxes SET state = 'warm' WHERE id = ?",
+        [(rows.sandbox_id(),) for _ in range(100)],
+    )
     return [()]
 
 
@@ -161,13 +178,18 @@ def _small_transaction(rows: Rows, count: int) -> list[Arguments]:
 
 def _sessions_that_nobody_has(rows: Rows, count: int) -> list[Arguments]:
     ids = [(rows.session_id(),) for _ in range(count)]
-    rows.write("UPDATE sessions SET runner_id = NULL, status = 'active' WHERE id = ?", ids)
+    rows.write(
+        "UPDATE sessions SET runner_id = NULL, status = 'active' WHERE id = ?", ids
+    )
     return [(id, rows.runner()) for (id,) in ids]
 
 
 def _pool(rows: Rows, count: int) -> list[Arguments]:
     ids = [(rows.new_id("sandbox"),) for _ in range(count)]
-    rows.write("INSERT INTO sandboxes (id, agent_name, workspace_dir, state) VALUES (?, 'pool', '/w', 'warm')", ids)
+    rows.write(
+        "INSERT INTO sandboxes (id, agent_name, workspace_dir, state) VALUES (?, 'pool', '/w', 'warm')",
+        ids,
+    )
     return [("pool", rows.session_id()) for _ in ids]
 
 
@@ -183,16 +205,32 @@ LISTED = each(lambda rows: (databases.LISTED,))
 LISTS = (
     Operation("list_sessions, 1,000 records", LISTED, "list_sessions"),
     Operation("list_sessions, limit=10", LISTED, "list_sessions", {"limit": 10}),
-    Operation("list_sessions of one agent, 100 records", each(lambda rows: rows.busy_agent()), "list_sessions"),
-    Operation("list_sessions_by_runner, 20 records", each(lambda rows: (rows.runner(),)), "list_sessions_by_runner"),
-    Operation("list_agents, 20 records", each(lambda rows: (f"tenant-{rows.number() % 50}",)), "list_agents"),
+    Operation(
+        "list_sessions of one agent, 100 records",
+        each(lambda rows: rows.busy_agent()),
+        "list_sessions",
+    ),
+    Operation(
+        "list_sessions_by_runner, 20 records",
+        each(lambda rows: (rows.runner(),)),
+        "list_sessions_by_runner",
+    ),
+    Operation(
+        "list_agents, 20 records",
+        each(lambda rows: (f"tenant-{rows.number() % 50}",)),
+        "list_agents",
+    ),
     Operation(
         "list_api_keys_by_tenant, 20 records",
         each(lambda rows: (f"tenant-{rows.number() % 50}",)),
         "list_api_keys_by_tenant",
     ),
     Operation("get_best_eviction_candidate", each(lambda rows: ())),
-    Operation("get_idle_sandboxes, 20 records", each(lambda rows: (databases.OLDER_THAN,)), "get_idle_sandboxes"),
+    Operation(
+        "get_idle_sandboxes, 20 records",
+        each(lambda rows: (databases.OLDER_THAN,)),
+        "get_idle_sandboxes",
+    ),
     Operation(
         "get_cold_sandboxes, 20 records",
         each(lambda rows: (databases.EPOCH + 117 * databases.SECOND,)),
@@ -205,22 +243,66 @@ WRITES = (
     Operation("touch_session", each(lambda rows: (rows.session_id(),))),
     Operation(
         "update_session_status",
-        each(lambda rows: (rows.session_id(), rows.random.choice(("active", "paused", "ended")))),
+        each(
+            lambda rows: (
+                rows.session_id(),
+                rows.random.choice(("active", "paused", "ended")),
+            )
+        ),
     ),
-    Operation("update_session_sandbox", each(lambda rows: (rows.session_id(), rows.sandbox_id()))),
-    Operation("update_session_runner", each(lambda rows: (rows.session_id(), rows.runner()))),
-    Operation("insert_session", each(lambda rows: (rows.new_id("session"), "agent-1", rows.sandbox_id(), "tenant-1"))),
+    Operation(
+        "update_session_sandbox",
+        each(lambda rows: (rows.session_id(), rows.sandbox_id())),
+    ),
+    Operation(
+        "update_session_runner", each(lambda rows: (rows.session_id(), rows.runner()))
+    ),
+    Operation(
+        "insert_session",
+        each(
+            lambda rows: (
+                rows.new_id("session"),
+                "agent-1",
+                rows.sandbox_id(),
+                "tenant-1",
+            )
+        ),
+    ),
     Operation("touch_sandbox", each(lambda rows: (rows.sandbox_id(),))),
     Operation(
-        "update_sandbox_state", each(lambda rows: (rows.sandbox_id(), rows.random.choice(("cold", "warm", "running"))))
+        "update_sandbox_state",
+        each(
+            lambda rows: (
+                rows.sandbox_id(),
+                rows.random.choice(("cold", "warm", "running")),
+            )
+        ),
     ),
-    Operation("update_sandbox_session", each(lambda rows: (rows.sandbox_id(), rows.session_id()))),
+    Operation(
+        "update_sandbox_session",
+        each(lambda rows: (rows.sandbox_id(), rows.session_id())),
+    ),
     Operation(
         "insert_sandbox",
-        each(lambda rows: (rows.new_id("sandbox"), "agent-1", "/srv/w", rows.session_id(), "tenant-1")),
+        each(
+            lambda rows: (
+                rows.new_id("sandbox"),
+                "agent-1",
+                "/srv/w",
+                rows.session_id(),
+                "tenant-1",
+            )
+        ),
     ),
-    Operation("insert_api_key", each(lambda rows: (rows.new_id("key"), "tenant-1", rows.new_id("hash"), "a key"))),
-    Operation("upsert_agent", each(lambda rows: (rows.agent()[0], "/srv/new", "tenant-new"))),
+    Operation(
+        "insert_api_key",
+        each(
+            lambda rows: (rows.new_id("key"), "tenant-1", rows.new_id("hash"), "a key")
+        ),
+    ),
+    Operation(
+        "upsert_agent", each(lambda rows: (rows.agent()[0], "/srv/new", "tenant-new"))
+    ),
 )
 
 OTHER_WRITES = (

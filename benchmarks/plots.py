@@ -32,7 +32,11 @@ _COLOURS = {
     "sqlalchemy orm": "#bc4c00",
     "djanorm": "#8250df",
 }
-_ENGINES = {"sqlite": "SQLite", "sqlite NORMAL": "SQLite, synchronous=NORMAL", "postgresql": "PostgreSQL, socket"}
+_ENGINES = {
+    "sqlite": "SQLite",
+    "sqlite NORMAL": "SQLite, synchronous=NORMAL",
+    "postgresql": "PostgreSQL, socket",
+}
 
 
 def _document(width: int, height: int, title: str, body: Iterator[str]) -> str:
@@ -70,14 +74,23 @@ def calls(results: dict[str, Any]) -> str:
                 for peer in PEERS
                 if peer in timings and peer != "raw"
             }
-            groups.append((f"{method}: {_ENGINES[engine]}", times, timings["raw"]["p50"]))
+            groups.append(
+                (f"{method}: {_ENGINES[engine]}", times, timings["raw"]["p50"])
+            )
     left, right, bar = 130, 700, 15
-    most = max((value for _, times, _ in groups for value in times.values()), default=10)
+    most = max(
+        (value for _, times, _ in groups for value in times.values()), default=10
+    )
     scale = (right - left) / log10(max(10.0, most * 1.1))
     height = 70 + sum(30 + bar * len(times) for _, times, _ in groups)
 
     def body() -> Iterator[str]:
-        yield _text(20, 26, "How long a call takes, the raw driver being 1 (log scale, shorter is better)", "title")
+        yield _text(
+            20,
+            26,
+            "How long a call takes, the raw driver being 1 (log scale, shorter is better)",
+            "title",
+        )
         for tick in (1, 2, 5, 10, 20, 50, 100):
             if tick <= most * 1.1:
                 x = left + log10(tick) * scale
@@ -93,7 +106,12 @@ def calls(results: dict[str, Any]) -> str:
                 length = max(2.0, log10(max(1.0, value)) * scale)
                 yield _text(left - 8, y + 11, peer, "note", "end")
                 yield f'<rect x="{left}" y="{y:.1f}" width="{length:.1f}" height="{bar - 3}" fill="{_COLOURS[peer]}"/>'
-                yield _text(left + length + 5, y + 11, f"{value:.2f}" if value < 10 else f"{value:.0f}", "note")
+                yield _text(
+                    left + length + 5,
+                    y + 11,
+                    f"{value:.2f}" if value < 10 else f"{value:.0f}",
+                    "note",
+                )
                 y += bar
             y += 10
 
@@ -103,18 +121,43 @@ def calls(results: dict[str, Any]) -> str:
 def scaling(results: dict[str, Any]) -> str:
     """Return lines: how long calls take from a thousand rows to a million."""
     panels = results.get("scaling", {})
-    palette = ("#0969da", "#1a7f37", "#bf8700", "#cf222e", "#8250df", "#bc4c00", "#0a7d91", "#bf3989", "#59636e")
+    palette = (
+        "#0969da",
+        "#1a7f37",
+        "#bf8700",
+        "#cf222e",
+        "#8250df",
+        "#bc4c00",
+        "#0a7d91",
+        "#bf3989",
+        "#59636e",
+    )
     left, top, wide, tall = 60, 60, 300, 240
     names = list(dict.fromkeys(name for methods in panels.values() for name in methods))
-    values = [size["p50"] for methods in panels.values() for sizes in methods.values() for size in sizes.values()]
-    low, high = log10(min(values, default=10) / 1.5), log10(max(values, default=1000) * 1.5)
+    values = [
+        size["p50"]
+        for methods in panels.values()
+        for sizes in methods.values()
+        for size in sizes.values()
+    ]
+    low, high = (
+        log10(min(values, default=10) / 1.5),
+        log10(max(values, default=1000) * 1.5),
+    )
     height = top + tall + 60 + 18 * len(names)
 
     def body() -> Iterator[str]:
-        yield _text(20, 26, "Microseconds per call, from a thousand rows to a million (log scales)", "title")
+        yield _text(
+            20,
+            26,
+            "Microseconds per call, from a thousand rows to a million (log scales)",
+            "title",
+        )
         for number, (engine, methods) in enumerate(panels.items()):
             x0 = left + number * (wide + 70)
-            sizes = sorted({int(size) for figures in methods.values() for size in figures})
+            sizes = sorted(
+                {int(size) for figures in methods.values() for size in figures}
+            )
             steps = max(1, len(sizes) - 1)
             yield _text(x0, top - 12, _ENGINES[engine])
             for tick in (10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000):
@@ -123,7 +166,13 @@ def scaling(results: dict[str, Any]) -> str:
                     yield f'<line class="grid" x1="{x0}" x2="{x0 + wide}" y1="{y:.1f}" y2="{y:.1f}"/>'
                     yield _text(x0 - 6, y + 4, f"{tick:,}", "tick", "end")
             for place, size in enumerate(sizes):
-                yield _text(x0 + place * wide / steps, top + tall + 18, f"{size:,}", "tick", "middle")
+                yield _text(
+                    x0 + place * wide / steps,
+                    top + tall + 18,
+                    f"{size:,}",
+                    "tick",
+                    "middle",
+                )
             for name, figures in methods.items():
                 points = " ".join(
                     f"{x0 + place * wide / steps:.1f},"
@@ -137,29 +186,48 @@ def scaling(results: dict[str, Any]) -> str:
             yield f'<rect x="{left}" y="{y - 9}" width="22" height="4" fill="{palette[place % len(palette)]}"/>'
             yield _text(left + 30, y, name)
 
-    return _document(800, height, "Microseconds per call, from a thousand rows to a million", body())
+    return _document(
+        800, height, "Microseconds per call, from a thousand rows to a million", body()
+    )
 
 
 def soak(runs: dict[str, Any]) -> str:
     """Return lines over time of each run: calls a second, p99, and the size of tables and indexes."""
     palette = ("#0969da", "#1a7f37", "#bf8700", "#cf222e", "#8250df")
-    panels = (("calls a second", "calls a second"), ("p99", "p99, ms"), ("megabytes", "tables and indexes, MB"))
+    panels = (
+        ("calls a second", "calls a second"),
+        ("p99", "p99, ms"),
+        ("megabytes", "tables and indexes, MB"),
+    )
     left, top, wide, tall, gap = 60, 60, 190, 200, 65
     longest = max(run["windows"][-1]["seconds"] for run in runs.values())
 
     def body() -> Iterator[str]:
-        yield _text(20, 26, f"{longest / 60:.0f} minutes of load, each axis from 0", "title")
+        yield _text(
+            20, 26, f"{longest / 60:.0f} minutes of load, each axis from 0", "title"
+        )
         for number, (key, title) in enumerate(panels):
             x0 = left + number * (wide + gap)
-            most = max(window[key] for run in runs.values() for window in run["windows"]) * 1.1
+            most = (
+                max(window[key] for run in runs.values() for window in run["windows"])
+                * 1.1
+            )
             yield _text(x0, top - 12, title)
             for part in range(5):
                 y = top + tall - part / 4 * tall
-                label = f"{most * part / 4:,.0f}" if most >= 8 else f"{most * part / 4:.1f}"
+                label = (
+                    f"{most * part / 4:,.0f}" if most >= 8 else f"{most * part / 4:.1f}"
+                )
                 yield f'<line class="grid" x1="{x0}" x2="{x0 + wide}" y1="{y:.1f}" y2="{y:.1f}"/>'
                 yield _text(x0 - 6, y + 4, label, "tick", "end")
             for minutes in range(int(longest / 60) + 1):
-                yield _text(x0 + minutes * 60 / longest * wide, top + tall + 18, f"{minutes}", "tick", "middle")
+                yield _text(
+                    x0 + minutes * 60 / longest * wide,
+                    top + tall + 18,
+                    f"{minutes}",
+                    "tick",
+                    "middle",
+                )
             for place, run in enumerate(runs.values()):
                 points = " ".join(
                     f"{x0 + window['seconds'] / longest * wide:.1f},{top + tall - window[key] / most * tall:.1f}"
@@ -171,4 +239,6 @@ def soak(runs: dict[str, Any]) -> str:
             yield f'<rect x="{left}" y="{y - 9}" width="22" height="4" fill="{palette[place % 5]}"/>'
             yield _text(left + 30, y, name)
 
-    return _document(800, top + tall + 60 + 18 * len(runs), "Calls, p99 and size under load", body())
+    return _document(
+        800, top + tall + 60 + 18 * len(runs), "Calls, p99 and size under load", body()
+    )

@@ -18,7 +18,9 @@ RESULTS = Path(__file__).parent / "results"
 def publish(results: dict[str, Any], docs: Path) -> None:
     """Write the run into ``benchmarks/results`` and its summary into the documentation folder."""
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "bench.json").write_text(json.dumps(results, separators=(",", ":")) + "\n")
+    (RESULTS / "bench.json").write_text(
+        json.dumps(results, separators=(",", ":")) + "\n"
+    )
     title = "# A run in full\n\nWritten by `make bench ARGS=--publish`; docs/benchmarks.md says what is measured.\n\n"
     (RESULTS / "README.md").write_text(title + _text(_tables(results)))
     (docs / "images").mkdir(parents=True, exist_ok=True)
@@ -40,12 +42,28 @@ def _summary(results: dict[str, Any]) -> Iterator[str]:
     yield f"{machine['server']}, psycopg {machine['psycopg']}, Django {machine['Django']}."
     yield "*raw ×*: how many times as long as the raw driver; *Django ÷*: how many such calls fit into Django's time."
     yield ""
-    head = ["call", "SQLite, µs", "raw ×", "Django ÷", "PostgreSQL, µs", "raw ×", "Django ÷"]
-    yield from _table(head, [_row(name, *found) for name, *found in _calls_of_both(results)])
+    head = [
+        "call",
+        "SQLite, µs",
+        "raw ×",
+        "Django ÷",
+        "PostgreSQL, µs",
+        "raw ×",
+        "Django ÷",
+    ]
+    yield from _table(
+        head, [_row(name, *found) for name, *found in _calls_of_both(results)]
+    )
 
 
-def _calls_of_both(results: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
-    for section, engine in (("point-reads", "sqlite"), ("lists", "sqlite"), ("writes", "sqlite FULL")):
+def _calls_of_both(
+    results: dict[str, Any],
+) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
+    for section, engine in (
+        ("point-reads", "sqlite"),
+        ("lists", "sqlite"),
+        ("writes", "sqlite FULL"),
+    ):
         for name, timings in results[section][engine].items():
             yield name, timings, results[section]["postgresql"].get(name, {})
 
@@ -94,15 +112,23 @@ def _tables(results: dict[str, Any]) -> Iterator[str]:
     )
     for section in ("point-reads", "lists", "writes", "other-writes"):
         for engine, methods in results.get(section, {}).items():
-            yield from _calls(f"{section.replace('-', ' ').capitalize()}, {engine}", methods)
+            yield from _calls(
+                f"{section.replace('-', ' ').capitalize()}, {engine}", methods
+            )
     for engine, methods in results.get("scaling", {}).items():
-        sizes = sorted({size for figures in methods.values() for size in figures}, key=int)
+        sizes = sorted(
+            {size for figures in methods.values() for size in figures}, key=int
+        )
         yield f"### Growth, {engine}: µs, p50"
         yield ""
         yield from _table(
             ["call", *(f"{int(size):,} rows" for size in sizes), "largest ÷ smallest"],
             [
-                [name, *(f"{figures[size]['p50']:.0f}" for size in sizes), f"{figures[sizes[-1]]['growth']:.2f}"]
+                [
+                    name,
+                    *(f"{figures[size]['p50']:.0f}" for size in sizes),
+                    f"{figures[sizes[-1]]['growth']:.2f}",
+                ]
                 for name, figures in methods.items()
             ],
         )
@@ -118,7 +144,9 @@ def _tables(results: dict[str, Any]) -> Iterator[str]:
                         callers,
                         f"{peers['agentdb']:,}",
                         f"{peers['raw']:,}" if "raw" in peers else "–",
-                        f"{peers['agentdb'] / peers['raw']:.2f}" if "raw" in peers else "–",
+                        f"{peers['agentdb'] / peers['raw']:.2f}"
+                        if "raw" in peers
+                        else "–",
                     ]
                     for work, counts in works.items()
                     for callers, peers in counts.items()
@@ -130,7 +158,12 @@ def _tables(results: dict[str, Any]) -> Iterator[str]:
         yield from _table(
             ["", "agentdb", "beside", "ratio"],
             [
-                ["`import agentdb`, over bare Python", f"{startup['import']['over_python_ms']}", "–", "–"],
+                [
+                    "`import agentdb`, over bare Python",
+                    f"{startup['import']['over_python_ms']}",
+                    "–",
+                    "–",
+                ],
                 *(
                     [
                         f"`connect()` beside `django.setup()`, {engine}",
@@ -148,7 +181,13 @@ def _tables(results: dict[str, Any]) -> Iterator[str]:
         yield from _table(
             ["engine", "called", "awaited", "overhead", "in asyncio's run_in_executor"],
             [
-                [engine, *(f"{times[name]}" for name in ("called", "awaited", "overhead", "run_in_executor"))]
+                [
+                    engine,
+                    *(
+                        f"{times[name]}"
+                        for name in ("called", "awaited", "overhead", "run_in_executor")
+                    ),
+                ]
                 for engine, times in awaited.items()
             ],
         )
@@ -158,7 +197,13 @@ def _tables(results: dict[str, Any]) -> Iterator[str]:
         yield from _table(
             ["call", "engine", "without", "with", "ratio"],
             [
-                [name, engine, f"{t['without']:.0f}", f"{t['with']:.0f}", f"{t['ratio']:.2f}"]
+                [
+                    name,
+                    engine,
+                    f"{t['without']:.0f}",
+                    f"{t['with']:.0f}",
+                    f"{t['ratio']:.2f}",
+                ]
                 for engine, methods in results["index-cost"].items()
                 for name, t in methods.items()
             ],
@@ -169,13 +214,17 @@ def _tables(results: dict[str, Any]) -> Iterator[str]:
         yield "```"
         for name, plan in plans.items():
             yield name
-            yield from (f"    {line}" for line in plan or ["(no plan: it reads nothing)"])
+            yield from (
+                f"    {line}" for line in plan or ["(no plan: it reads nothing)"]
+            )
         yield "```"
         yield ""
 
 
 def _calls(title: str, methods: dict[str, Any]) -> Iterator[str]:
-    peers = [peer for peer in PEERS if any(peer in timings for timings in methods.values())]
+    peers = [
+        peer for peer in PEERS if any(peer in timings for timings in methods.values())
+    ]
     yield f"### {title}: µs, p50 / p99 (× what agentdb takes)"
     yield ""
     rows = []

@@ -10,7 +10,9 @@ from benchmarks.bars import bars
 PEERS = ("raw", "agentdb", "django", "sqlalchemy core", "sqlalchemy orm", "djanorm")
 
 
-def table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+def table(
+    title: str, head: Sequence[str], rows: Sequence[Sequence[str]]
+) -> Iterator[str]:
     widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
     yield ""
     yield title
@@ -23,13 +25,23 @@ def table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> Ite
 
 
 def _per_call(title: str, methods: dict[str, Any]) -> Iterator[str]:
-    peers = [peer for peer in PEERS if any(peer in timings for timings in methods.values())]
+    peers = [
+        peer for peer in PEERS if any(peer in timings for timings in methods.values())
+    ]
     others = [peer for peer in peers if peer != "agentdb"]
     head = ["µs: p50 / p99", *peers, *(f"÷ {peer}" for peer in others)]
     rows = []
     for method, timings in methods.items():
-        cells = [f"{timings[p]['p50']:.1f} / {timings[p]['p99']:.0f}" if p in timings else "–" for p in peers]
-        ratios = [f"{timings[p]['agentdb_ratio']:.2f}" if p in timings else "–" for p in others]
+        cells = [
+            f"{timings[p]['p50']:.1f} / {timings[p]['p99']:.0f}"
+            if p in timings
+            else "–"
+            for p in peers
+        ]
+        ratios = [
+            f"{timings[p]['agentdb_ratio']:.2f}" if p in timings else "–"
+            for p in others
+        ]
         rows.append([method, *cells, *ratios])
     return table(title, head, rows)
 
@@ -39,17 +51,33 @@ def _counts(title: str, works: dict[str, Any]) -> Iterator[str]:
     for work, counts in works.items():
         for callers, peers in counts.items():
             ratio = f"{peers['agentdb'] / peers['raw']:.2f}" if "raw" in peers else "–"
-            rows.append([work, str(callers), f"{peers['agentdb']:,}", f"{peers.get('raw', 0):,}", ratio])
-    return table(title, ["calls per second", "callers", "agentdb", "raw", "ratio"], rows)
+            rows.append(
+                [
+                    work,
+                    str(callers),
+                    f"{peers['agentdb']:,}",
+                    f"{peers.get('raw', 0):,}",
+                    ratio,
+                ]
+            )
+    return table(
+        title, ["calls per second", "callers", "agentdb", "raw", "ratio"], rows
+    )
 
 
 def _scaling(title: str, methods: dict[str, Any]) -> Iterator[str]:
     sizes = sorted({size for figures in methods.values() for size in figures}, key=int)
     rows = [
-        [method, *(f"{figures[size]['p50']:.1f}" for size in sizes), f"{figures[sizes[-1]]['growth']:.2f}"]
+        [
+            method,
+            *(f"{figures[size]['p50']:.1f}" for size in sizes),
+            f"{figures[sizes[-1]]['growth']:.2f}",
+        ]
         for method, figures in methods.items()
     ]
-    return table(title, ["µs, p50", *(f"{int(size):,} rows" for size in sizes), "growth"], rows)
+    return table(
+        title, ["µs, p50", *(f"{int(size):,} rows" for size in sizes), "growth"], rows
+    )
 
 
 def lines(results: dict[str, Any]) -> Iterator[str]:
@@ -79,9 +107,14 @@ def lines(results: dict[str, Any]) -> Iterator[str]:
             yield f"startup, {engine}: {times}"
     for engine, methods in results.get("index-cost", {}).items():
         rows = [
-            [method, f"{t['without']:.1f}", f"{t['with']:.1f}", f"{t['ratio']:.2f}"] for method, t in methods.items()
+            [method, f"{t['without']:.1f}", f"{t['with']:.1f}", f"{t['ratio']:.2f}"]
+            for method, t in methods.items()
         ]
-        yield from table(f"index-cost, {engine}", ["µs, p50", "without 0003 and 0004", "with", "ratio"], rows)
+        yield from table(
+            f"index-cost, {engine}",
+            ["µs, p50", "without 0003 and 0004", "with", "ratio"],
+            rows,
+        )
     for engine, plans in results.get("explain", {}).items():
         yield ""
         yield f"explain, {engine}"

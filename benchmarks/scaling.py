@@ -32,28 +32,42 @@ Method = Callable[[Any, Rows], Any]
 MIXED: dict[str, Method] = {
     "get_session": lambda db, rows: db.get_session(rows.session_id()),
     "get_best_eviction_candidate": lambda db, rows: db.get_best_eviction_candidate(),
-    "get_idle_sandboxes, 20 rows": lambda db, rows: db.get_idle_sandboxes(databases.OLDER_THAN),
-    "list_sessions, limit=10": lambda db, rows: db.list_sessions(rows.tenant(), limit=10),
-    "list_sessions_by_runner, 20 rows": lambda db, rows: db.list_sessions_by_runner(rows.runner()),
+    "get_idle_sandboxes, 20 rows": lambda db, rows: db.get_idle_sandboxes(
+        databases.OLDER_THAN
+    ),
+    "list_sessions, limit=10": lambda db, rows: db.list_sessions(
+        rows.tenant(), limit=10
+    ),
+    "list_sessions_by_runner, 20 rows": lambda db, rows: db.list_sessions_by_runner(
+        rows.runner()
+    ),
 }
 # Where one tenant owns all rows.
 ONE_TENANT: dict[str, Method] = {
-    "one tenant: list_sessions, limit=10": lambda db, rows: db.list_sessions("tenant-0", limit=10),
+    "one tenant: list_sessions, limit=10": lambda db, rows: db.list_sessions(
+        "tenant-0", limit=10
+    ),
     "one tenant: list_sessions, limit=10, before": lambda db, rows: db.list_sessions(
         "tenant-0", limit=10, before=rows.session()
     ),
-    "one tenant: list_sessions of an agent, 10 rows": lambda db, rows: db.list_sessions("tenant-0", "agent-rare"),
-    "one tenant: list_sessions of an agent, limit=10": lambda db, rows: db.list_sessions(
-        "tenant-0", rows.busy_agent()[1], limit=10
+    "one tenant: list_sessions of an agent, 10 rows": lambda db, rows: db.list_sessions(
+        "tenant-0", "agent-rare"
+    ),
+    "one tenant: list_sessions of an agent, limit=10": lambda db, rows: (
+        db.list_sessions("tenant-0", rows.busy_agent()[1], limit=10)
     ),
 }
 
 
-def _fill_all(run: Run, sizes: tuple[int, ...]) -> dict[str, dict[tuple[int, bool], Database]]:
+def _fill_all(
+    run: Run, sizes: tuple[int, ...]
+) -> dict[str, dict[tuple[int, bool], Database]]:
     """Return the filled databases per engine; the engines are filled at the same time, in threads."""
     made = {
         engine: {
-            (size, one_tenant): run.server.create(engine, f"size_{size}_{'one' if one_tenant else 'mixed'}")
+            (size, one_tenant): run.server.create(
+                engine, f"size_{size}_{'one' if one_tenant else 'mixed'}"
+            )
             for size in sizes
             for one_tenant in (False, True)
         }
@@ -76,17 +90,29 @@ def scaling(run: Run) -> dict[str, Any]:
     for engine, made in _fill_all(run, sizes).items():
         results[engine] = {}
         with ExitStack() as stack:
-            opened = {key: stack.enter_context(agentdb.connect(database.url)) for key, database in made.items()}
+            opened = {
+                key: stack.enter_context(agentdb.connect(database.url))
+                for key, database in made.items()
+            }
             for one_tenant, methods in ((False, MIXED), (True, ONE_TENANT)):
                 for name, method in methods.items():
                     calls = {
-                        str(size): _call(method, opened[size, one_tenant], Rows(made[size, one_tenant], size))
+                        str(size): _call(
+                            method,
+                            opened[size, one_tenant],
+                            Rows(made[size, one_tenant], size),
+                        )
                         for size in sizes
                     }
-                    timings = interleaved(calls, rounds=60, block=5, longest_seconds=3.0)
+                    timings = interleaved(
+                        calls, rounds=60, block=5, longest_seconds=3.0
+                    )
                     smallest = timings[str(sizes[0])]
                     results[engine][name] = {
-                        size: {"p50": round(timing.p50, 1), "growth": round(timing.ratio(smallest), 2)}
+                        size: {
+                            "p50": round(timing.p50, 1),
+                            "growth": round(timing.ratio(smallest), 2),
+                        }
                         for size, timing in timings.items()
                     }
     return results
@@ -103,7 +129,9 @@ def _added_indexes() -> list[str]:
     return [
         operation.index.name
         for name in ("0003_query_indexes", "0004_fleet_indexes")
-        for operation in import_module(f"agentdb.migrations.{name}").Migration.operations
+        for operation in import_module(
+            f"agentdb.migrations.{name}"
+        ).Migration.operations
     ]
 
 
@@ -125,13 +153,19 @@ def index_cost(run: Run) -> dict[str, Any]:
                 found = results[f"{engine} {synchronous}".strip()] = {}
                 for operation in WRITES:
                     timings = interleaved(
-                        {name: operation.on(db, rows) for name, (db, rows) in calls.items()},
+                        {
+                            name: operation.on(db, rows)
+                            for name, (db, rows) in calls.items()
+                        },
                         rounds=20 if run.quick else 60,
                         block=5,
                         longest_seconds=2.0,
                     )
                     found[operation.name] = {
-                        **{name: round(timing.p50, 1) for name, timing in timings.items()},
+                        **{
+                            name: round(timing.p50, 1)
+                            for name, timing in timings.items()
+                        },
                         "ratio": round(timings["with"].ratio(timings["without"]), 2),
                     }
     return results
@@ -195,11 +229,15 @@ def explain(run: Run) -> dict[str, Any]:
                 statement = query.compile(wrapper)
                 params = statement.bind(_ARGUMENTS)
                 if engine == "sqlite":
-                    plan = wrapper.connection.execute(f"EXPLAIN QUERY PLAN {statement.sql}", params).fetchall()
+                    plan = wrapper.connection.execute(
+                        f"EXPLAIN QUERY PLAN {statement.sql}", params
+                    ).fetchall()
                     lines = [row[3] for row in plan]
                 else:
                     cursor = psycopg.ClientCursor(wrapper.connection)
-                    cursor.execute(f"EXPLAIN (COSTS OFF) {statement.sql}".encode(), params)
+                    cursor.execute(
+                        f"EXPLAIN (COSTS OFF) {statement.sql}".encode(), params
+                    )
                     lines = [row[0] for row in cursor]
                 results[engine][name] = lines
     return results
@@ -212,13 +250,24 @@ def _explained(server: Server, engine: str, rows: int) -> Database:
 
 
 def _queries() -> list[tuple[str, Any]]:
-    named = {name.lower(): value for name, value in vars(queries).items() if name.isupper() and name[0] != "_"}
+    named = {
+        name.lower(): value
+        for name, value in vars(queries).items()
+        if name.isupper() and name[0] != "_"
+    }
     found = [each for name, value in named.items() for each in _within(name, value)]
     for before in (False, True):
         for filters in ((), ("agent_name",), ("runner_id",)):
             for statuses in (0, 1, 2):
-                query = queries.list_rows(Session, frozenset(filters), statuses, before=before, limit=True)
-                options = [*filters, *["status"] * statuses, *["before"] * before, "limit"]
+                query = queries.list_rows(
+                    Session, frozenset(filters), statuses, before=before, limit=True
+                )
+                options = [
+                    *filters,
+                    *["status"] * statuses,
+                    *["before"] * before,
+                    "limit",
+                ]
                 found.append((f"list_sessions({', '.join(options)})", query))
     found.append(("touch_sessions", queries.touch(Session, 0, many=True).update))
     found.append(("count_sessions(status)", queries.count_sessions(frozenset(), 1)))
@@ -228,5 +277,9 @@ def _queries() -> list[tuple[str, Any]]:
 def _within(name: str, value: Any) -> list[tuple[str, Any]]:
     """The queries of a dictionary by what tells them apart, or the one query."""
     if isinstance(value, dict):
-        return [each for key, inner in value.items() for each in _within(f"{name}({key})", inner)]
+        return [
+            each
+            for key, inner in value.items()
+            for each in _within(f"{name}({key})", inner)
+        ]
     return [(name, value)] if hasattr(value, "compile") else []

@@ -7,7 +7,14 @@ from typing import Any
 
 from benchmarks.databases import Database, Server, fill
 from benchmarks.measure import interleaved
-from benchmarks.operations import LISTS, OTHER_WRITES, POINT_READS, WRITES, Operation, Rows
+from benchmarks.operations import (
+    LISTS,
+    OTHER_WRITES,
+    POINT_READS,
+    WRITES,
+    Operation,
+    Rows,
+)
 from benchmarks.peers import MODULES, open_peer
 
 ROWS = 20_000
@@ -21,7 +28,9 @@ class Run:
     engines: tuple[str, ...]
     quick: bool
     peers: tuple[str, ...] = tuple(MODULES)
-    missing: dict[str, str] = field(default_factory=dict)  # peer -> why it is not measured
+    missing: dict[str, str] = field(
+        default_factory=dict
+    )  # peer -> why it is not measured
     _filled: dict[str, Database] = field(default_factory=dict)
 
     def filled(self, engine: str) -> Database:
@@ -36,7 +45,13 @@ class Run:
         return self.server.copy(self.filled(engine), name, synchronous)
 
 
-def _per_call(run: Run, operations: tuple[Operation, ...], engine: str, synchronous: str, block: int) -> dict[str, Any]:
+def _per_call(
+    run: Run,
+    operations: tuple[Operation, ...],
+    engine: str,
+    synchronous: str,
+    block: int,
+) -> dict[str, Any]:
     """Time each operation of each peer. SQLite peers have a copy of the file each: one's write empties the others'
     page caches. PostgreSQL's share a database, whose cache is the server's."""
     opened: dict[str, tuple[Any, Rows]] = {}
@@ -88,7 +103,10 @@ def _settings(engine: str) -> tuple[str, ...]:
 
 
 def point_reads(run: Run) -> dict[str, Any]:
-    return {engine: _per_call(run, POINT_READS, engine, "FULL", 10) for engine in run.engines}
+    return {
+        engine: _per_call(run, POINT_READS, engine, "FULL", 10)
+        for engine in run.engines
+    }
 
 
 def lists(run: Run) -> dict[str, Any]:
@@ -97,7 +115,9 @@ def lists(run: Run) -> dict[str, Any]:
 
 def writes(run: Run) -> dict[str, Any]:
     return {
-        f"{engine} {synchronous}".strip(): _per_call(run, WRITES, engine, synchronous, 5)
+        f"{engine} {synchronous}".strip(): _per_call(
+            run, WRITES, engine, synchronous, 5
+        )
         for engine in run.engines
         for synchronous in _settings(engine)
     }
@@ -105,7 +125,9 @@ def writes(run: Run) -> dict[str, Any]:
 
 def other_writes(run: Run) -> dict[str, Any]:
     return {
-        f"{engine} {synchronous}".strip(): _per_call(run, OTHER_WRITES, engine, synchronous, 5)
+        f"{engine} {synchronous}".strip(): _per_call(
+            run, OTHER_WRITES, engine, synchronous, 5
+        )
         for engine in run.engines
         for synchronous in _settings(engine)
     }

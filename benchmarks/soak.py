@@ -65,7 +65,9 @@ def _calls(db: Db, worker: int, draw: random.Random) -> dict[str, Callable[[], o
     return {
         "touch_session": lambda: db.touch_session(any_of("s")),
         "touch_sandbox": lambda: db.touch_sandbox(any_of("sb")),
-        "update_session_status": lambda: db.update_session_status(any_of("s"), draw.choice(["active", "paused"])),
+        "update_session_status": lambda: db.update_session_status(
+            any_of("s"), draw.choice(["active", "paused"])
+        ),
         "get_session": lambda: db.get_session(any_of("s")),
         "get_sandbox": lambda: db.get_sandbox(any_of("sb")),
         "insert_sandbox": insert,
@@ -73,7 +75,9 @@ def _calls(db: Db, worker: int, draw: random.Random) -> dict[str, Callable[[], o
     }
 
 
-def _work(url: str, worker: int, start: Any, seconds: float, windows: int, results: Any) -> None:
+def _work(
+    url: str, worker: int, start: Any, seconds: float, windows: int, results: Any
+) -> None:
     draw = random.Random(worker)
     seen = [Window() for _ in range(windows)]
     names, weights = list(MIX), list(MIX.values())
@@ -104,16 +108,27 @@ def _sizes(url: str) -> dict[str, float]:
                 "SELECT page_size, page_count, freelist_count FROM pragma_page_size, pragma_page_count,"
                 " pragma_freelist_count"
             )
-        return {"database": page * (pages - free) / 1e6, "wal": wal.stat().st_size / 1e6 if wal.exists() else 0.0}
+        return {
+            "database": page * (pages - free) / 1e6,
+            "wal": wal.stat().st_size / 1e6 if wal.exists() else 0.0,
+        }
     found: dict[str, float] = {}
-    with psycopg.connect(url.partition("touch_interval")[0].rstrip("?&"), autocommit=True) as connection:
+    with psycopg.connect(
+        url.partition("touch_interval")[0].rstrip("?&"), autocommit=True
+    ) as connection:
         for name, *figures in connection.execute(
             "SELECT relname, pg_table_size(relid) / 1e6, pg_indexes_size(relid) / 1e6, n_tup_upd, n_tup_hot_upd"
             " FROM pg_stat_user_tables WHERE relname = ANY(%s) ORDER BY relname",
             [list(TABLES)],
         ):
-            found |= zip((f"{name} {what}" for what in ("table", "indexes", "updates", "HOT")), figures, strict=True)
-        row = connection.execute("SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), '0/0') / 1e6").fetchone()
+            found |= zip(
+                (f"{name} {what}" for what in ("table", "indexes", "updates", "HOT")),
+                figures,
+                strict=True,
+            )
+        row = connection.execute(
+            "SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), '0/0') / 1e6"
+        ).fetchone()
     assert row is not None
     return {name: float(figure) for name, figure in {**found, "wal": row[0]}.items()}
 
@@ -121,7 +136,9 @@ def _sizes(url: str) -> dict[str, float]:
 def _fill(db: Db) -> None:
     for number in range(SESSIONS):
         db.insert_session(f"s-{number}", "agent", f"sb-{number}")
-        db.insert_sandbox(f"sb-{number}", "agent", "/workspace", session_id=f"s-{number}")
+        db.insert_sandbox(
+            f"sb-{number}", "agent", "/workspace", session_id=f"s-{number}"
+        )
 
 
 def soak(url: str, processes: int, seconds: float, windows: int) -> dict[str, Any]:
@@ -131,7 +148,9 @@ def soak(url: str, processes: int, seconds: float, windows: int) -> dict[str, An
     context = multiprocessing.get_context("spawn")
     start, results = context.Barrier(processes + 1), context.Queue()
     workers = [
-        context.Process(target=_work, args=(url, worker, start, seconds, windows, results))
+        context.Process(
+            target=_work, args=(url, worker, start, seconds, windows, results)
+        )
         for worker in range(processes)
     ]
     for worker in workers:
@@ -146,7 +165,9 @@ def soak(url: str, processes: int, seconds: float, windows: int) -> dict[str, An
     for worker in workers:
         worker.join()
 
-    print(f"{processes} processes, {seconds:g} s on {os.cpu_count()} processors; at the start: {_shown(before)}")
+    print(
+        f"{processes} processes, {seconds:g} s on {os.cpu_count()} processors; at the start: {_shown(before)}"
+    )
     lines: list[dict[str, Any]] = []
     for number, sizes in enumerate(growth):
         parts = [windows_[number] for windows_ in seen]
@@ -157,7 +178,11 @@ def soak(url: str, processes: int, seconds: float, windows: int) -> dict[str, An
             "calls a second": len(times) / (seconds / windows),
             "p50": _quantile(times, 0.5),
             "p99": _quantile(times, 0.99),
-            "megabytes": sum(size for name, size in sizes.items() if name.endswith((" table", " indexes", "database"))),
+            "megabytes": sum(
+                size
+                for name, size in sizes.items()
+                if name.endswith((" table", " indexes", "database"))
+            ),
             "errors": dict(errors),
         }
         lines.append(line)
@@ -174,36 +199,77 @@ def soak(url: str, processes: int, seconds: float, windows: int) -> dict[str, An
         found["WAL bytes a call"] = round((last["wal"] - before["wal"]) * 1e6 / total)
         print(f"WAL: {found['WAL bytes a call']:,} bytes a call, reads included.")
         for table in TABLES:
-            updates, hot = (last[f"{table} {what}"] - before[f"{table} {what}"] for what in ("updates", "HOT"))
+            updates, hot = (
+                last[f"{table} {what}"] - before[f"{table} {what}"]
+                for what in ("updates", "HOT")
+            )
             found[f"{table} HOT"] = round(hot / max(updates, 1), 3)
-            print(f"HOT: {found[f'{table} HOT']:.1%} of {updates:,.0f} updates of {table}.")
+            print(
+                f"HOT: {found[f'{table} HOT']:.1%} of {updates:,.0f} updates of {table}."
+            )
     return found
 
 
 def _quantile(times: list[float], share: float) -> float:
-    return times[min(int(len(times) * share), len(times) - 1)] if times else float("nan")
+    return (
+        times[min(int(len(times) * share), len(times) - 1)] if times else float("nan")
+    )
 
 
 def _shown(sizes: dict[str, float]) -> str:
-    return ", ".join(f"{name} {size:.1f} MB" for name, size in sizes.items() if not name.endswith(("updates", "HOT")))
+    return ", ".join(
+        f"{name} {size:.1f} MB"
+        for name, size in sizes.items()
+        if not name.endswith(("updates", "HOT"))
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.soak", description="Keep one database busy for a while."
+        prog="python -m benchmarks.soak",
+        description="Keep one database busy for a while.",
     )
     parser.add_argument("--engine", choices=sorted(PROCESSES), default="postgresql")
-    parser.add_argument("--processes", type=int, help="32 on PostgreSQL, 8 on SQLite, unless given")
-    parser.add_argument("--seconds", type=float, default=600.0, help="3600 for an hour; ten minutes unless given")
-    parser.add_argument("--windows", type=int, default=10, help="lines to print; %(default)s unless given")
-    parser.add_argument("--options", default="", help="for the URL, such as touch_interval=30")
     parser.add_argument(
-        "--first", default="", metavar="SQL", help="run on PostgreSQL before the load, such as ALTER TABLE"
+        "--processes", type=int, help="32 on PostgreSQL, 8 on SQLite, unless given"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="add the figures to this file, under --name")
-    parser.add_argument("--name", default="", help="what this run is called in the file and in its picture")
     parser.add_argument(
-        "--plot", type=Path, metavar="FILE", help="draw the runs of the JSON file as SVG; measure nothing"
+        "--seconds",
+        type=float,
+        default=600.0,
+        help="3600 for an hour; ten minutes unless given",
+    )
+    parser.add_argument(
+        "--windows",
+        type=int,
+        default=10,
+        help="lines to print; %(default)s unless given",
+    )
+    parser.add_argument(
+        "--options", default="", help="for the URL, such as touch_interval=30"
+    )
+    parser.add_argument(
+        "--first",
+        default="",
+        metavar="SQL",
+        help="run on PostgreSQL before the load, such as ALTER TABLE",
+    )
+    parser.add_argument(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="add the figures to this file, under --name",
+    )
+    parser.add_argument(
+        "--name",
+        default="",
+        help="what this run is called in the file and in its picture",
+    )
+    parser.add_argument(
+        "--plot",
+        type=Path,
+        metavar="FILE",
+        help="draw the runs of the JSON file as SVG; measure nothing",
     )
     options = parser.parse_args()
     if options.plot:
@@ -216,7 +282,12 @@ def main() -> None:
                 connection.execute(options.first.encode())
         if options.options:
             url += ("&" if "?" in url else "?") + options.options
-        found = soak(url, options.processes or PROCESSES[options.engine], options.seconds, options.windows)
+        found = soak(
+            url,
+            options.processes or PROCESSES[options.engine],
+            options.seconds,
+            options.windows,
+        )
     if options.json:
         runs = json.loads(options.json.read_text()) if options.json.exists() else {}
         runs[options.name or options.engine] = found

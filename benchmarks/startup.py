@@ -44,14 +44,22 @@ def startup(run: Run) -> dict[str, Any]:
     results: dict[str, Any] = {
         "import": {
             "python_ms": _ms(walls["python"]),
-            "over_python_ms": _ms([own - bare for own, bare in zip(walls["agentdb"], walls["python"], strict=True)]),
+            "over_python_ms": _ms(
+                [
+                    own - bare
+                    for own, bare in zip(walls["agentdb"], walls["python"], strict=True)
+                ]
+            ),
             "django_imported": imported_django,
         },
         "connect": {},
     }
     for engine in run.engines:
         database = run.filled(engine)
-        scripts = {"setup": _SETUP.format(database=_settings(database)), "connect": _CONNECT.format(url=database.url)}
+        scripts = {
+            "setup": _SETUP.format(database=_settings(database)),
+            "connect": _CONNECT.format(url=database.url),
+        }
         times: dict[str, list[float]] = {name: [] for name in scripts}
         process: dict[str, list[float]] = {name: [] for name in scripts}
         for _ in range(repeats):
@@ -61,7 +69,13 @@ def startup(run: Run) -> dict[str, Any]:
                 process[name].append(wall)
         results["connect"][engine] = {
             **{f"{name}_ms": _ms(values) for name, values in times.items()},
-            "ratio": round(median(own / bare for own, bare in zip(times["connect"], times["setup"], strict=True)), 2),
+            "ratio": round(
+                median(
+                    own / bare
+                    for own, bare in zip(times["connect"], times["setup"], strict=True)
+                ),
+                2,
+            ),
             **{f"{name}_process_ms": _ms(values) for name, values in process.items()},
         }
     return results
@@ -76,7 +90,9 @@ def _settings(database: Database) -> dict[str, Any]:
 def _run(script: str) -> tuple[float, float]:
     """Return what the script prints, and how long its process took."""
     began = perf_counter()
-    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], check=True, capture_output=True, text=True
+    )
     return float(done.stdout), perf_counter() - began
 
 

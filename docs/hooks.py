@@ -8,7 +8,10 @@ from typing import Any
 from agentdb.interface import DEFAULT_TENANT_ID
 from agentdb.serving.aio import DEFAULT_MAX_WORKERS
 
-_VALUES = {"DEFAULT_TENANT_ID": f'"{DEFAULT_TENANT_ID}"', "DEFAULT_MAX_WORKERS": str(DEFAULT_MAX_WORKERS)}
+_VALUES = {
+    "DEFAULT_TENANT_ID": f'"{DEFAULT_TENANT_ID}"',
+    "DEFAULT_MAX_WORKERS": str(DEFAULT_MAX_WORKERS),
+}
 
 
 def on_page_markdown(markdown: str, config: Any, **_: Any) -> str:

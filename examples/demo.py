@@ -28,7 +28,9 @@ def main() -> None:
     for left_over in folder.glob(f"{database.name}*"):
         left_over.unlink()
     shutil.copyfile(LEGACY, database)
-    print(f"{database} is a copy of {relative(LEGACY)}, a database that the old server wrote.")
+    print(
+        f"{database} is a copy of {relative(LEGACY)}, a database that the old server wrote."
+    )
 
     title("Adopt it")
     run("agentdb", "--url", url, "baselinedb")

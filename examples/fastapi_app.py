@@ -16,7 +16,15 @@ from contextlib import asynccontextmanager
 from dataclasses import asdict
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Request, Response
+from fastapi import (
+    APIRouter,
+    Depends,
+    FastAPI,
+    Header,
+    HTTPException,
+    Request,
+    Response,
+)
 from fastapi.responses import JSONResponse
 
 import agentdb
@@ -25,7 +33,9 @@ from agentdb import AsyncDb, SessionRecord
 router = APIRouter()
 
 
-async def tenant_db(request: Request, x_api_key: Annotated[str, Header()] = "") -> AsyncDb:
+async def tenant_db(
+    request: Request, x_api_key: Annotated[str, Header()] = ""
+) -> AsyncDb:
     db: AsyncDb = request.app.state.db
     key = await db.authenticate(x_api_key) if x_api_key else None
     if key is None:
@@ -42,12 +52,16 @@ async def deploy(name: str, path: str, db: TenantDb) -> dict[str, Any]:
 
 
 @router.put("/agents/{name}/sessions/{id}", status_code=201)
-async def open_session(name: str, id: str, db: TenantDb, response: Response) -> dict[str, Any]:
+async def open_session(
+    name: str, id: str, db: TenantDb, response: Response
+) -> dict[str, Any]:
     """Open the session under the id that the client chose, a random UUID; 200 if an earlier try has stored it."""
     if await db.get_agent(name) is None:
         raise HTTPException(404, f"There is no agent {name!r}.")
     try:
-        session: SessionRecord | None = await db.insert_session(id, name, str(uuid.uuid4()))
+        session: SessionRecord | None = await db.insert_session(
+            id, name, str(uuid.uuid4())
+        )
     except agentdb.DuplicateKeyError:
         session = await db.get_session(id)
         response.status_code = 200
@@ -57,10 +71,15 @@ async def open_session(name: str, id: str, db: TenantDb, response: Response) -> 
 
 
 @router.get("/sessions")
-async def sessions(db: TenantDb, limit: int = 50, before: str | None = None) -> dict[str, Any]:
+async def sessions(
+    db: TenantDb, limit: int = 50, before: str | None = None
+) -> dict[str, Any]:
     found = await db.list_sessions(limit=limit, before=before)
     more = len(found) == limit
-    return {"sessions": [asdict(session) for session in found], "before": found[-1].cursor if more else None}
+    return {
+        "sessions": [asdict(session) for session in found],
+        "before": found[-1].cursor if more else None,
+    }
 
 
 @router.get("/health")
@@ -79,11 +98,15 @@ async def bad_input(request: Request, error: Exception) -> JSONResponse:
 
 
 async def nothing_stored(request: Request, error: Exception) -> JSONResponse:
-    return answer(503, "Nothing was stored; send the request again.", **{"Retry-After": "5"})
+    return answer(
+        503, "Nothing was stored; send the request again.", **{"Retry-After": "5"}
+    )
 
 
 async def outcome_unknown(request: Request, error: Exception) -> JSONResponse:
-    return answer(504, "It may be stored or not; send the same request again, with the same id.")
+    return answer(
+        504, "It may be stored or not; send the same request again, with the same id."
+    )
 
 
 def create_app(open_db: Callable[[], AsyncDb]) -> FastAPI:
@@ -98,7 +121,9 @@ def create_app(open_db: Callable[[], AsyncDb]) -> FastAPI:
     app.add_exception_handler(agentdb.InvalidInputError, bad_input)
     app.add_exception_handler(agentdb.ConflictError, nothing_stored)
     app.add_exception_handler(agentdb.DatabaseUnavailableError, nothing_stored)
-    app.add_exception_handler(agentdb.OutcomeUnknownError, outcome_unknown)  # of the two the one that fits best counts
+    app.add_exception_handler(
+        agentdb.OutcomeUnknownError, outcome_unknown
+    )  # of the two the one that fits best counts
     return app
 
 

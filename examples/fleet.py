@@ -31,10 +31,16 @@ POOL, MOST = 4, 40  # sandboxes that are warm and wait, and sandboxes in all
 
 
 class Runner:
-    def __init__(self, db: Db, name: str, workspaces: Path, turns: int, silent_after: timedelta) -> None:
+    def __init__(
+        self, db: Db, name: str, workspaces: Path, turns: int, silent_after: timedelta
+    ) -> None:
         self.db, self.name, self.workspaces, self.turns = db, name, workspaces, turns
-        self.beat_seconds = silent_after.total_seconds() / 5  # a late heartbeat is not yet a dead runner
-        self.lost: dict[str, threading.Event] = {}  # for each session that runs here: whether another runner has it
+        self.beat_seconds = (
+            silent_after.total_seconds() / 5
+        )  # a late heartbeat is not yet a dead runner
+        self.lost: dict[
+            str, threading.Event
+        ] = {}  # for each session that runs here: whether another runner has it
 
     def run(self, stop: threading.Event) -> None:
         self.put_down()  # what a runner of this name had when it was killed
@@ -44,7 +50,9 @@ class Runner:
                 while len(self.lost) < AT_ONCE and (session := self.take()) is not None:
                     self.lost[session.id] = threading.Event()
                     # An error in a thread is raised again, and logged, in the callback.
-                    threads.submit(self.work, session, stop).add_done_callback(Future.result)
+                    threads.submit(self.work, session, stop).add_done_callback(
+                        Future.result
+                    )
         self.put_down()
 
     def put_down(self) -> None:
@@ -60,10 +68,16 @@ class Runner:
 
     def take(self) -> SessionRecord | None:
         waiting = [
-            s.id for s in self.db.list_sessions(status=("starting", "paused"), limit=50) if s.id not in self.lost
+            s.id
+            for s in self.db.list_sessions(status=("starting", "paused"), limit=50)
+            if s.id not in self.lost
         ]
         for id in random.sample(waiting, len(waiting)):
-            if (session := self.db.run_transaction(partial(claim, id=id, runner_id=self.name))) is not None:
+            if (
+                session := self.db.run_transaction(
+                    partial(claim, id=id, runner_id=self.name)
+                )
+            ) is not None:
                 return session
         return None
 
@@ -71,7 +85,9 @@ class Runner:
         lost = self.lost[session.id]
         sandbox = self.db.claim_warm_sandbox(AGENT, session.id)
         if sandbox is None:
-            sandbox = self.db.insert_sandbox(str(uuid.uuid4()), AGENT, "/srv/sandboxes", session.id)
+            sandbox = self.db.insert_sandbox(
+                str(uuid.uuid4()), AGENT, "/srv/sandboxes", session.id
+            )
         try:
             self.db.update_session_sandbox(session.id, sandbox.id)
             self.db.update_sandbox_state(sandbox.id, "running")
@@ -81,9 +97,15 @@ class Runner:
                 began = time.monotonic()
                 time.sleep(random.uniform(0.05, 0.3))  # the agent works
                 # True: the session is ours for --silent-after seconds from now. False: what was done is not stored.
-                if stop.is_set() or lost.is_set() or not self.db.touch_session(session.id, runner_id=self.name):
+                if (
+                    stop.is_set()
+                    or lost.is_set()
+                    or not self.db.touch_session(session.id, runner_id=self.name)
+                ):
                     return
-                with (workspace / f"turn-{turn}").open("x") as file:  # an error if it is there
+                with (workspace / f"turn-{turn}").open(
+                    "x"
+                ) as file:  # an error if it is there
                     file.write(f"{self.name} {began} {time.monotonic()}")
             cool(self.db, session)
             self.db.update_session_status(session.id, "ended", only_if="active")
@@ -95,7 +117,11 @@ class Runner:
 def claim(tx: Db, *, id: str, runner_id: str) -> SessionRecord | None:
     """Claim the session and make it active in one transaction: a paused one can be claimed by anybody."""
     session = tx.claim_session(id, runner_id)
-    return session if session is not None and tx.update_session_status(id, "active") else None
+    return (
+        session
+        if session is not None and tx.update_session_status(id, "active")
+        else None
+    )
 
 
 def cool(db: Db, session: SessionRecord) -> None:
@@ -106,9 +132,15 @@ def cool(db: Db, session: SessionRecord) -> None:
 
 def coordinate(db: Db, silent_after: timedelta, stop: threading.Event) -> None:
     while not stop.wait(silent_after.total_seconds() / 5):
-        for session in db.get_silent_sessions(datetime.now(UTC) - silent_after, limit=100):
+        for session in db.get_silent_sessions(
+            datetime.now(UTC) - silent_after, limit=100
+        ):
             db.run_transaction(partial(free, id=session.id, silent_after=silent_after))
-        waiting = [s for s in db.list_sandboxes(state=("warming", "warm"), agent=AGENT) if s.session_id is None]
+        waiting = [
+            s
+            for s in db.list_sandboxes(state=("warming", "warm"), agent=AGENT)
+            if s.session_id is None
+        ]
         for _ in range(POOL - len(waiting)):
             sandbox = db.insert_sandbox(str(uuid.uuid4()), AGENT, "/srv/sandboxes")
             db.update_sandbox_state(sandbox.id, "warm")  # its process has started
@@ -129,9 +161,21 @@ def free(tx: Db, *, id: str, silent_after: timedelta) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("role", choices=["submit", "runner", "coordinator"])
-    parser.add_argument("name", nargs="?", default="r1", help="of the runner; for submit: how many sessions")
-    parser.add_argument("--silent-after", type=float, default=30, help="seconds until a runner counts as dead")
-    parser.add_argument("--turns", type=int, default=3, help="of a session, until it ends")
+    parser.add_argument(
+        "name",
+        nargs="?",
+        default="r1",
+        help="of the runner; for submit: how many sessions",
+    )
+    parser.add_argument(
+        "--silent-after",
+        type=float,
+        default=30,
+        help="seconds until a runner counts as dead",
+    )
+    parser.add_argument(
+        "--turns", type=int, default=3, help="of a session, until it ends"
+    )
     parser.add_argument("--workspaces", type=Path, default=Path("workspaces"))
     options = parser.parse_args()
     silent_after = timedelta(seconds=options.silent_after)
@@ -142,7 +186,9 @@ def main() -> None:
             for _ in range(int(options.name)):
                 db.insert_session(str(uuid.uuid4()), AGENT, "none yet")
         elif options.role == "runner":
-            Runner(db, options.name, options.workspaces, options.turns, silent_after).run(stop)
+            Runner(
+                db, options.name, options.workspaces, options.turns, silent_after
+            ).run(stop)
         else:
             coordinate(db, silent_after, stop)
 

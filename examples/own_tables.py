@@ -19,19 +19,29 @@ def main(url: str | None) -> None:
 
         session_id = str(uuid.uuid4())
         db.run_transaction(
-            lambda tx: store.open_session(tx, session_id, "support-bot", {"title": "Refund", "tags": [7]})
+            lambda tx: store.open_session(
+                tx, session_id, "support-bot", {"title": "Refund", "tags": [7]}
+            )
         )
 
         def ask(tx: agentdb.Db) -> int:
             store.enqueue(tx, session_id, {"question": "Where is my money?"})
-            number: int = store.append_message(tx, session_id, "user", "Where is my money?")
+            number: int = store.append_message(
+                tx, session_id, "user", "Where is my money?"
+            )
             return number
 
         print("asked as message", db.run_transaction(ask))
-        while (job := db.run_transaction(lambda tx: store.take_job(tx, "worker-1"))) is None:
-            time.sleep(0.05)  # as workers do; CockroachDB passes over a job for a moment after it was stored
+        while (
+            job := db.run_transaction(lambda tx: store.take_job(tx, "worker-1"))
+        ) is None:
+            time.sleep(
+                0.05
+            )  # as workers do; CockroachDB passes over a job for a moment after it was stored
         assert job.session_id == session_id
-        db.run_transaction(lambda tx: store.finish_job(tx, job, {"text": "On its way."}))
+        db.run_transaction(
+            lambda tx: store.finish_job(tx, job, {"text": "On its way."})
+        )
 
         session = db.get_session(session_id)
         assert session is not None

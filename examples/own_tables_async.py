@@ -22,18 +22,29 @@ async def main(url: str | None) -> None:
         async def start(tx: AsyncDb) -> None:
             # A plain function runs in the thread of the transaction, and what the models ask there is part of it.
             await tx.run_transaction(
-                lambda inside: store.open_session(inside, session_id, "support-bot", {"title": "Refund"})
+                lambda inside: store.open_session(
+                    inside, session_id, "support-bot", {"title": "Refund"}
+                )
             )
             await tx.update_session_status(session_id, "active")
 
         await db.run_transaction(start)
 
         async def say(number: int) -> int:
-            return await db.run_transaction(lambda tx: store.append_message(tx, session_id, "user", number))
+            return await db.run_transaction(
+                lambda tx: store.append_message(tx, session_id, "user", number)
+            )
 
         # Ten at once: their numbers are 1 to 10.
         numbers = await asyncio.gather(*map(say, range(10)))
-        print(sorted(numbers), len(await db.run_transaction(lambda tx: store.messages_after(tx, session_id, 5))))
+        print(
+            sorted(numbers),
+            len(
+                await db.run_transaction(
+                    lambda tx: store.messages_after(tx, session_id, 5)
+                )
+            ),
+        )
 
 
 if __name__ == "__main__":

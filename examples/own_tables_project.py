@@ -20,7 +20,9 @@ from agentdb import DjangoDb  # noqa: E402
 
 def main() -> None:
     db, session_id = DjangoDb(), str(uuid.uuid4())
-    with transaction.atomic():  # the project's own transaction has the calls of db in it, too
+    with (
+        transaction.atomic()
+    ):  # the project's own transaction has the calls of db in it, too
         store.open_session(db, session_id, "support-bot", {"title": "Refund"})
         store.append_message(db, session_id, "user", "Where is my money?")
     print(store.messages_after(db, session_id))

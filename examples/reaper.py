@@ -50,7 +50,9 @@ def main(url: str | None) -> None:
         done.set()
         reaper.join()
         made = WORKERS * TURNS
-        print(f"{before} sandboxes before, {made} made, {freed[0]} freed, {db.count_sandboxes()} left.")
+        print(
+            f"{before} sandboxes before, {made} made, {freed[0]} freed, {db.count_sandboxes()} left."
+        )
 
 
 if __name__ == "__main__":

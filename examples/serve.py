@@ -39,13 +39,20 @@ def show_what_is_there(db: Db) -> None:
     sessions = db.list_sessions()
     of_agent = Counter(session.agent_name for session in sessions)
     latest = sorted(agents, key=lambda agent: agent.updated_at, reverse=True)[:6]
-    heading(f"The 'default' tenant has {len(agents)} agents; the {len(latest)} deployed last")
+    heading(
+        f"The 'default' tenant has {len(agents)} agents; the {len(latest)} deployed last"
+    )
     table(
         ("agent", "version", "sessions", "deployed", "path"),
-        [(a.name, a.version, of_agent[a.name], ago(a.updated_at), a.path) for a in latest],
+        [
+            (a.name, a.version, of_agent[a.name], ago(a.updated_at), a.path)
+            for a in latest
+        ],
     )
     statuses = Counter(session.status for session in sessions)
-    say(f"Sessions: {', '.join(f'{count} {status}' for status, count in sorted(statuses.items())) or 'none'}.")
+    say(
+        f"Sessions: {', '.join(f'{count} {status}' for status, count in sorted(statuses.items())) or 'none'}."
+    )
     say(f"Sandboxes of all tenants: {db.count_sandboxes()}.")
 
 
@@ -61,7 +68,9 @@ def open_session(db: Db) -> SessionRecord:
     session_id, sandbox_id = str(uuid.uuid4()), str(uuid.uuid4())
 
     def open_both(db: Db) -> SessionRecord:
-        db.insert_sandbox(sandbox_id, AGENT, f"/var/lib/sandboxes/{sandbox_id[:8]}", session_id)
+        db.insert_sandbox(
+            sandbox_id, AGENT, f"/var/lib/sandboxes/{sandbox_id[:8]}", session_id
+        )
         return db.insert_session(session_id, AGENT, sandbox_id)
 
     session = db.run_transaction(open_both)
@@ -95,8 +104,9 @@ def evict_one(db: Db) -> None:
         if sandbox.session_id is not None:
             db.update_session_status(sandbox.session_id, SessionStatus.PAUSED)
         db.delete_sandbox(sandbox.id)
-        return f"Evicted {sandbox.id[:8]} of agent {shown(repr(sandbox.agent_name))}: {sandbox.state}, " + (
-            f"last used {ago(sandbox.last_used_at)}."
+        return (
+            f"Evicted {sandbox.id[:8]} of agent {shown(repr(sandbox.agent_name))}: {sandbox.state}, "
+            + (f"last used {ago(sandbox.last_used_at)}.")
         )
 
     say(db.run_transaction(evict))
@@ -148,18 +158,34 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     cells = [[shown(cell) for cell in row] for row in (headings, *rows)]
     widths = [max(map(width, column)) for column in zip(*cells, strict=True)]
     for row in cells:
-        print("  " + "  ".join(cell + " " * (w - width(cell)) for cell, w in zip(row, widths, strict=True)).rstrip())
+        print(
+            "  "
+            + "  ".join(
+                cell + " " * (w - width(cell))
+                for cell, w in zip(row, widths, strict=True)
+            ).rstrip()
+        )
 
 
 def shown(value: object, limit: int = 36) -> str:
     """The value as it can stand in a table: names may hold line breaks, tabs and worse."""
-    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(value))
+    text = "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode()
+        for c in str(value)
+    )
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def width(text: str) -> int:
     """How many columns a terminal needs for the text."""
-    return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
+    return sum(
+        0
+        if unicodedata.combining(c)
+        else 2
+        if unicodedata.east_asian_width(c) in "WF"
+        else 1
+        for c in text
+    )
 
 
 if __name__ == "__main__":

@@ -29,9 +29,13 @@ async def main() -> None:
 
         opened = await asyncio.gather(*(open_session(db) for _ in range(20)))
         listed = await db.list_sessions(agent=AGENT)
-        print(f"Opened {len(opened)} sessions at once; the database lists {len(listed)}.")
+        print(
+            f"Opened {len(opened)} sessions at once; the database lists {len(listed)}."
+        )
 
-        ended = await asyncio.gather(*(db.update_session_status(s.id, SessionStatus.ENDED) for s in opened))
+        ended = await asyncio.gather(
+            *(db.update_session_status(s.id, SessionStatus.ENDED) for s in opened)
+        )
         print(f"Ended {sum(ended)} of them.")
 
 

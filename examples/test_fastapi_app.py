@@ -9,7 +9,12 @@ import pytest
 from fastapi.testclient import TestClient
 from fastapi_app import create_app
 
-from agentdb import AsyncDb, ConflictError, DatabaseUnavailableError, OutcomeUnknownError
+from agentdb import (
+    AsyncDb,
+    ConflictError,
+    DatabaseUnavailableError,
+    OutcomeUnknownError,
+)
 from agentdb.testing import MemoryDb
 
 SESSION = "/agents/bot/sessions/11111111-1111-4111-8111-111111111111"
@@ -22,7 +27,9 @@ def db() -> MemoryDb:
 
 @pytest.fixture
 def client(db: MemoryDb) -> Iterator[TestClient]:
-    with TestClient(create_app(lambda: AsyncDb(db)), headers=key_of(db, "acme")) as client:
+    with TestClient(
+        create_app(lambda: AsyncDb(db)), headers=key_of(db, "acme")
+    ) as client:
         client.put("/agents/bot", params={"path": "/srv/bot"})
         yield client
 
@@ -33,10 +40,15 @@ def key_of(db: MemoryDb, tenant_id: str) -> dict[str, str]:
 
 
 def ids(client: TestClient, **parameters: Any) -> list[str]:
-    return [session["id"] for session in client.get("/sessions", params=parameters).json()["sessions"]]
+    return [
+        session["id"]
+        for session in client.get("/sessions", params=parameters).json()["sessions"]
+    ]
 
 
-def test_a_session_is_opened_once_however_often_it_is_asked_for(client: TestClient) -> None:
+def test_a_session_is_opened_once_however_often_it_is_asked_for(
+    client: TestClient,
+) -> None:
     first, second = client.put(SESSION), client.put(SESSION)
 
     assert (first.status_code, second.status_code) == (201, 200)
@@ -62,7 +74,10 @@ def test_a_retry_after_a_lost_answer_opens_no_second_session(
     assert (again.status_code, len(ids(client))) == (200, 1)
 
 
-@pytest.mark.parametrize("error", [DatabaseUnavailableError("It is away."), ConflictError("Others were in the way.")])
+@pytest.mark.parametrize(
+    "error",
+    [DatabaseUnavailableError("It is away."), ConflictError("Others were in the way.")],
+)
 def test_503_is_only_said_when_nothing_was_stored(
     client: TestClient, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
@@ -77,7 +92,9 @@ def test_503_is_only_said_when_nothing_was_stored(
     assert ids(client) == []
 
 
-def test_a_tenant_sees_and_takes_nothing_of_another(client: TestClient, db: MemoryDb) -> None:
+def test_a_tenant_sees_and_takes_nothing_of_another(
+    client: TestClient, db: MemoryDb
+) -> None:
     client.put(SESSION)
     other = key_of(db, "other")
     client.put("/agents/bot", params={"path": "/srv/other"}, headers=other)
@@ -106,9 +123,17 @@ def test_pages_follow_each_other(client: TestClient) -> None:
         client.put(f"/agents/bot/sessions/s{number}")
 
     first = client.get("/sessions", params={"limit": 3}).json()
-    rest = client.get("/sessions", params={"limit": 3, "before": first["before"]}).json()
+    rest = client.get(
+        "/sessions", params={"limit": 3, "before": first["before"]}
+    ).json()
 
-    assert [session["id"] for session in first["sessions"] + rest["sessions"]] == ["s4", "s3", "s2", "s1", "s0"]
+    assert [session["id"] for session in first["sessions"] + rest["sessions"]] == [
+        "s4",
+        "s3",
+        "s2",
+        "s1",
+        "s0",
+    ]
     assert rest["before"] is None
 
 

@@ -13,7 +13,9 @@ _OFF = ("", "0", "off", "false", "no")
 
 def words(variable: str) -> list[str]:
     """The comma-separated values of an environment variable."""
-    return [word.strip() for word in os.environ.get(variable, "").split(",") if word.strip()]
+    return [
+        word.strip() for word in os.environ.get(variable, "").split(",") if word.strip()
+    ]
 
 
 def flag(variable: str) -> bool:
@@ -33,7 +35,9 @@ def secret_key(path: Path | None = None) -> str:
             "random characters."
         ) from error
     if len(key) < 50:
-        raise AgentDbError(f"The secret key in {str(path)!r} is too short to be one. Delete the file, and try again.")
+        raise AgentDbError(
+            f"The secret key in {str(path)!r} is too short to be one. Delete the file, and try again."
+        )
     return key
 
 
@@ -54,5 +58,11 @@ def _write_secret(path: Path) -> None:
 
 def _state_folder() -> Path:
     if os.name == "nt":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "agentdb"
-    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "agentdb"
+        return (
+            Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+            / "agentdb"
+        )
+    return (
+        Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
+        / "agentdb"
+    )

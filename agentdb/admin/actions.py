@@ -53,7 +53,9 @@ class Action:
     done: str | Promise
     act: Callable[[Db, str, bool], str]
     deletes: bool = False
-    only: Collection[str] = ()  # the values of the first column that it changes; all if empty
+    only: Collection[
+        str
+    ] = ()  # the values of the first column that it changes; all if empty
     warning: str | Promise = ""
 
     def change(self, rows: Sequence[Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -78,14 +80,22 @@ def _pause(db: Db, id: str, sure: bool) -> str:
         return gettext("no longer there")
     if session.status not in LIVE:
         return session.status
-    return "" if db.update_session_status(id, SessionStatus.PAUSED) else gettext("no longer there")
+    return (
+        ""
+        if db.update_session_status(id, SessionStatus.PAUSED)
+        else gettext("no longer there")
+    )
 
 
 def _cool(db: Db, id: str, sure: bool) -> str:
     sandbox = db.get_sandbox(id)
     if sandbox is not None and sandbox.state == SandboxState.COLD:
         return gettext("already cold")
-    return "" if db.update_sandbox_state(id, SandboxState.COLD) else gettext("no longer there")
+    return (
+        ""
+        if db.update_sandbox_state(id, SandboxState.COLD)
+        else gettext("no longer there")
+    )
 
 
 def _delete_sandbox(db: Db, id: str, sure: bool) -> str:
@@ -123,7 +133,9 @@ COOL = Action(
     gettext_lazy("Marked cold"),
     _cool,
     only=[str(state) for state in SandboxState if state != SandboxState.COLD],
-    warning=gettext_lazy("This records that no process runs in them; it does not stop one."),
+    warning=gettext_lazy(
+        "This records that no process runs in them; it does not stop one."
+    ),
 )
 DELETE_SANDBOX = Action(
     "delete_sandboxes",
@@ -134,7 +146,9 @@ DELETE_SANDBOX = Action(
     gettext_lazy("Deleted"),
     _delete_sandbox,
     deletes=True,
-    warning=gettext_lazy("The rows are removed. Workspace folders stay on disk; the next page lists them."),
+    warning=gettext_lazy(
+        "The rows are removed. Workspace folders stay on disk; the next page lists them."
+    ),
 )
 REVOKE = Action(
     "revoke_keys",
@@ -145,7 +159,9 @@ REVOKE = Action(
     gettext_lazy("Revoked"),
     _revoke,
     deletes=True,
-    warning=gettext_lazy("Whoever uses one of them is locked out at once. This cannot be undone."),
+    warning=gettext_lazy(
+        "Whoever uses one of them is locked out at once. This cannot be undone."
+    ),
 )
 
 ACTIONS = {action.name: action for action in (PAUSE, COOL, DELETE_SANDBOX, REVOKE)}
@@ -163,7 +179,9 @@ class Asked:
     after: str  # the last id that was tried
     done: int
     skipped: int
-    lines: str  # what the audit log has of the steps before, for the page that ends them
+    lines: (
+        str  # what the audit log has of the steps before, for the page that ends them
+    )
 
     @classmethod
     def of(cls, request: HttpRequest) -> Asked:
@@ -171,7 +189,11 @@ class Asked:
         confirmed = post.get("confirmed", "")
         at = parse_datetime(post.get("asked_at", "")) if confirmed else None
         return cls(
-            [id for id in post.getlist(helpers.ACTION_CHECKBOX_NAME) if id and "\x00" not in id],
+            [
+                id
+                for id in post.getlist(helpers.ACTION_CHECKBOX_NAME)
+                if id and "\x00" not in id
+            ],
             post.get("select_across") == "1",
             _number(confirmed) if confirmed else None,
             at if at is not None and at.tzinfo is not None else timezone.now(),
@@ -219,7 +241,9 @@ def run(model_admin: Any, request: HttpRequest, action: Action) -> HttpResponse:
     if asked.confirmed is None:
         return _question(model_admin, request, action, asked, rows)
     done = Done(reached=asked.after)
-    work = Work(action.verb, lambda db, id: action.act(db, id, asked.sure), action.change)
+    work = Work(
+        action.verb, lambda db, id: action.act(db, id, asked.sure), action.change
+    )
     ends_at = time.monotonic() + STEP_SECONDS
     while not done.error and (ids := _next_ids(asked, rows, done)):
         _batch(model_admin, request, work, ids, done)
@@ -242,19 +266,30 @@ def _next_ids(asked: Asked, rows: QuerySet[Any], done: Done) -> list[str]:
     if asked.is_all:
         rest = (asked.confirmed or 0) - asked.done - len(done.rows)
         following = rows.filter(pk__gt=done.reached) if done.reached else rows
-        return list(following.order_by("pk").values_list("pk", flat=True)[: max(min(BATCH, rest), 0)])
+        return list(
+            following.order_by("pk").values_list("pk", flat=True)[
+                : max(min(BATCH, rest), 0)
+            ]
+        )
     chosen = sorted(set(asked.ids))
     return [id for id in chosen if id > done.reached][:BATCH]
 
 
-def _batch(model_admin: Any, request: HttpRequest, work: Work, ids: Sequence[str], done: Done) -> None:
+def _batch(
+    model_admin: Any, request: HttpRequest, work: Work, ids: Sequence[str], done: Done
+) -> None:
     """Do it to each row of a batch, all or nothing."""
 
     def act(db: Db) -> tuple[list[Any], list[tuple[str, str]]]:
         alias = router.db_for_write(model_admin.model)
-        rows = {row.pk: row for row in model_admin.get_queryset(request).using(alias).filter(pk__in=ids)}
+        rows = {
+            row.pk: row
+            for row in model_admin.get_queryset(request).using(alias).filter(pk__in=ids)
+        }
         outcomes = [(id, work.act(db, id)) for id in ids]
-        return [rows[id] for id, problem in outcomes if not problem and id in rows], outcomes
+        return [
+            rows[id] for id, problem in outcomes if not problem and id in rows
+        ], outcomes
 
     for id, problem in _written_down(model_admin, request, work, act, done):
         done.reached = max(done.reached, id)
@@ -281,7 +316,9 @@ def _written_down(
         written[:], outcomes = act(db)
         # An operator's write is not a sign of life of a session or its runner: the time of the server's last one stays.
         sessions = [row for row in written if isinstance(row, Session)]
-        Session.objects.using(alias).bulk_update(sessions, ["last_active_at"], batch_size=BATCH)
+        Session.objects.using(alias).bulk_update(
+            sessions, ["last_active_at"], batch_size=BATCH
+        )
         write("done")
         return outcomes
 
@@ -297,11 +334,17 @@ def _written_down(
     return outcomes
 
 
-def pause_runner(model_admin: Any, request: HttpRequest, runner_id: str) -> HttpResponse:
+def pause_runner(
+    model_admin: Any, request: HttpRequest, runner_id: str
+) -> HttpResponse:
     """Pause all live sessions of a runner, in one transaction."""
 
     def act(db: Db) -> tuple[list[Any], list[tuple[str, str]]]:
-        live = Session.objects.using(router.db_for_write(Session)).of_runner(runner_id).live()
+        live = (
+            Session.objects.using(router.db_for_write(Session))
+            .of_runner(runner_id)
+            .live()
+        )
         rows = list(live.only("pk", "status", "last_active_at"))
         db.bulk_pause_sessions_by_runner(runner_id)
         return rows, []
@@ -313,7 +356,11 @@ def pause_runner(model_admin: Any, request: HttpRequest, runner_id: str) -> Http
 
 
 def _question(
-    model_admin: Any, request: HttpRequest, action: Action, asked: Asked, rows: QuerySet[Any]
+    model_admin: Any,
+    request: HttpRequest,
+    action: Action,
+    asked: Asked,
+    rows: QuerySet[Any],
 ) -> HttpResponse:
     connection = connections[rows.db]
     named = read(rows.order_by("pk")[: NAMED if asked.is_all else MOST_LISTED], [])
@@ -322,10 +369,15 @@ def _question(
     name = name_of(model_admin.model, count)
     context = {
         **_context(model_admin, request, action),
-        "title": gettext("%(do)s %(n)s %(rows)s?") % {"do": action.button, "n": f"{count:,}", "rows": name},
-        "rows": [(str(row), row_url(model_admin.admin_site, row)) for row in named[:NAMED]],
+        "title": gettext("%(do)s %(n)s %(rows)s?")
+        % {"do": action.button, "n": f"{count:,}", "rows": name},
+        "rows": [
+            (str(row), row_url(model_admin.admin_site, row)) for row in named[:NAMED]
+        ],
         "more": count - len(named[:NAMED]),
-        "ids": [row.pk for row in named[: 1 if asked.is_all else None]],  # without one Django runs no action
+        "ids": [
+            row.pk for row in named[: 1 if asked.is_all else None]
+        ],  # without one Django runs no action
         "is_all": asked.is_all,
         "asked_at": asked.at.isoformat(),
         "count": count,
@@ -348,7 +400,9 @@ def _context(model_admin: Any, request: HttpRequest, action: Action) -> dict[str
     }
 
 
-def _result(model_admin: Any, request: HttpRequest, action: Action, asked: Asked, done: Done) -> HttpResponse:
+def _result(
+    model_admin: Any, request: HttpRequest, action: Action, asked: Asked, done: Done
+) -> HttpResponse:
     count, lines = asked.done + len(done.rows), _lines(action, asked, done)
     skipped = asked.skipped + sum(done.skipped.values())
     context = {
@@ -363,7 +417,9 @@ def _result(model_admin: Any, request: HttpRequest, action: Action, asked: Asked
         "ids": asked.ids[:1] if asked.is_all else asked.ids,
         "lines": lines,
         "folders": _folders(lines) if action is DELETE_SANDBOX else [],
-        "undo_url": undo_url(model_admin.admin_site) if action is PAUSE and lines else "",
+        "undo_url": undo_url(model_admin.admin_site)
+        if action is PAUSE and lines
+        else "",
     }
     return TemplateResponse(request, "admin/agentdb/action_done.html", context)
 
@@ -372,9 +428,13 @@ def _said(model_admin: Any, done: Done) -> dict[str, Any]:
     """What a result says of the rows that were changed, and of those that were not."""
     return {
         "done": done,
-        "rows": [(row_url(model_admin.admin_site, row), row.pk) for row in done.rows[:MOST_LISTED]],
+        "rows": [
+            (row_url(model_admin.admin_site, row), row.pk)
+            for row in done.rows[:MOST_LISTED]
+        ],
         "skipped": [
-            (number, why, ", ".join(done.examples[why][:3]), number - 3) for why, number in done.skipped.most_common()
+            (number, why, ", ".join(done.examples[why][:3]), number - 3)
+            for why, number in done.skipped.most_common()
         ],
     }
 
@@ -383,7 +443,11 @@ def _lines(action: Action, asked: Asked, done: Done) -> str:
     """What the rows of all steps were, as the audit log has it: a pause is taken back by it, and it names folders."""
     if action not in (PAUSE, DELETE_SANDBOX):
         return ""
-    line = json.dumps({"action": action.verb, "before": action.change(done.rows)[0]}) if done.rows else ""
+    line = (
+        json.dumps({"action": action.verb, "before": action.change(done.rows)[0]})
+        if done.rows
+        else ""
+    )
     text = f"{asked.lines}\n{line}".strip()
     return text if len(text) <= LONGEST_LINES else ""
 
@@ -391,16 +455,27 @@ def _lines(action: Action, asked: Asked, done: Done) -> str:
 def _folders(lines: str) -> list[tuple[str, str]]:
     """The ids of deleted sandboxes with their workspace folders."""
     try:
-        before = [json.loads(line)["before"].items() for line in lines.splitlines() if line]
-        return [(id, row["workspace_dir"]) for rows in before for id, row in rows][:MOST_LISTED]
-    except (ValueError, KeyError, TypeError, AttributeError):  # the form was changed on its way
+        before = [
+            json.loads(line)["before"].items() for line in lines.splitlines() if line
+        ]
+        return [(id, row["workspace_dir"]) for rows in before for id, row in rows][
+            :MOST_LISTED
+        ]
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+    ):  # the form was changed on its way
         return []
 
 
 def _next(request: HttpRequest) -> str:
     """The page of this site that the form asks to be led to afterwards, if it asks for one."""
     url = request.POST.get("next", "")
-    is_ours = url_has_allowed_host_and_scheme(url, {request.get_host()}, require_https=request.is_secure())
+    is_ours = url_has_allowed_host_and_scheme(
+        url, {request.get_host()}, require_https=request.is_secure()
+    )
     return url if is_ours else ""
 
 
@@ -417,18 +492,28 @@ def paused_by(text: str) -> dict[str, str]:
     for line in filter(None, map(str.strip, text.splitlines())):
         try:
             found = json.loads(line[line.index("{") :])
-            is_pause = found["action"].startswith("pause") and found.get("outcome", "done") == "done"
+            is_pause = (
+                found["action"].startswith("pause")
+                and found.get("outcome", "done") == "done"
+            )
             values = found["before"].items() if is_pause else ()
             known = {str(id): status for id, status in values if status in LIVE}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(gettext("This is not a line of the audit log: %s") % line[:80]) from error
+            raise ValueError(
+                gettext("This is not a line of the audit log: %s") % line[:80]
+            ) from error
         if not known:
-            raise ValueError(gettext("This line does not say that sessions were paused: %s") % line[:80])
+            raise ValueError(
+                gettext("This line does not say that sessions were paused: %s")
+                % line[:80]
+            )
         before |= known
     return before
 
 
-def resume(model_admin: Any, request: HttpRequest, before: dict[str, str]) -> HttpResponse:
+def resume(
+    model_admin: Any, request: HttpRequest, before: dict[str, str]
+) -> HttpResponse:
     """Give sessions that are still paused the status they had, and say so."""
 
     def act(db: Db, id: str) -> str:
@@ -441,12 +526,20 @@ def resume(model_admin: Any, request: HttpRequest, before: dict[str, str]) -> Ht
         return ""
 
     def change(rows: Sequence[Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        return {row.pk: row.status for row in rows}, {row.pk: before[row.pk] for row in rows}
+        return {row.pk: row.status for row in rows}, {
+            row.pk: before[row.pk] for row in rows
+        }
 
     done, ids = Done(), sorted(before)
     for start in range(0, len(ids), BATCH):
         if not done.error:
-            _batch(model_admin, request, Work("resume", act, change), ids[start : start + BATCH], done)
+            _batch(
+                model_admin,
+                request,
+                Work("resume", act, change),
+                ids[start : start + BATCH],
+                done,
+            )
     count = len(done.rows)
     context = {
         **model_admin.admin_site.each_context(request),

@@ -53,15 +53,28 @@ def record(
             "before": _shown(before, ids),
             "after": _shown(after, ids),
         }
-        _write(request, request.user.get_username() or "anonymous", action, outcome, line)
+        _write(
+            request, request.user.get_username() or "anonymous", action, outcome, line
+        )
 
 
-def record_failed_login(sender: object, credentials: Mapping[str, Any], request: HttpRequest | None, **_: Any) -> None:
+def record_failed_login(
+    sender: object,
+    credentials: Mapping[str, Any],
+    request: HttpRequest | None,
+    **_: Any,
+) -> None:
     """Write down who could not log in; a receiver of Django's signal."""
     _write(request, str(credentials.get("username", ""))[:150], "log in", "refused", {})
 
 
-def _write(request: HttpRequest | None, user: str, action: str, outcome: Outcome, more: Mapping[str, Any]) -> None:
+def _write(
+    request: HttpRequest | None,
+    user: str,
+    action: str,
+    outcome: Outcome,
+    more: Mapping[str, Any],
+) -> None:
     line = {
         "at": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "user": user,
@@ -70,7 +83,9 @@ def _write(request: HttpRequest | None, user: str, action: str, outcome: Outcome
         "outcome": outcome,
         **more,
     }
-    text = json.dumps(line, ensure_ascii=True, default=str)  # ASCII: an id cannot begin a line or move the cursor
+    text = json.dumps(
+        line, ensure_ascii=True, default=str
+    )  # ASCII: an id cannot begin a line or move the cursor
     path = getattr(settings, FILE_SETTING, None)
     if path:
         _append(path, text)
@@ -83,21 +98,37 @@ def keeps_history() -> bool:
 
 
 def log_in_project(
-    request: HttpRequest, action: str, rows: Sequence[Model], before: Mapping[str, Any], after: Mapping[str, Any]
+    request: HttpRequest,
+    action: str,
+    rows: Sequence[Model],
+    before: Mapping[str, Any],
+    after: Mapping[str, Any],
 ) -> None:
     """Add what was done to the host project's own log of actions, once it is committed."""
     if request.user.pk is None or not keeps_history():
         return
-    flag = next((flag for verb, flag in _FLAGS.items() if action.startswith(verb)), CHANGE)
+    flag = next(
+        (flag for verb, flag in _FLAGS.items() if action.startswith(verb)), CHANGE
+    )
     alike: dict[str, list[Model]] = {}
     for row in rows:
-        changed = f"{before[row.pk]} → {after.get(row.pk) or 'gone'}" if row.pk in before else ""
+        changed = (
+            f"{before[row.pk]} → {after.get(row.pk) or 'gone'}"
+            if row.pk in before
+            else ""
+        )
         alike.setdefault(f"{action}: {changed}" if changed else action, []).append(row)
     try:
         for text, those in alike.items():
-            LogEntry.objects.log_actions(request.user.pk, those, flag, change_message=text)
+            LogEntry.objects.log_actions(
+                request.user.pk, those, flag, change_message=text
+            )
     except DatabaseError:
-        logger.exception("The admin log of the project could not be written: %s of %d rows", action, len(rows))
+        logger.exception(
+            "The admin log of the project could not be written: %s of %d rows",
+            action,
+            len(rows),
+        )
 
 
 def _shown(values: Mapping[str, Any], ids: Sequence[str]) -> dict[str, Any]:

@@ -61,8 +61,12 @@ class UnindexedInstant(Func):
     template = "(%(expressions)s + interval '0')"
     output_field = DateTimeField()
 
-    def as_sqlite(self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **extra: Any) -> Any:
-        return self.as_sql(compiler, connection, template="(%(expressions)s || '')", **extra)
+    def as_sqlite(
+        self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **extra: Any
+    ) -> Any:
+        return self.as_sql(
+            compiler, connection, template="(%(expressions)s || '')", **extra
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +86,14 @@ class Cursor:
             at, id = json.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
             cursor = cls(datetime.fromisoformat(at), id)
             cursor.at.astimezone(UTC)  # which the ends of the calendar do not survive
-        except (binascii.Error, UnicodeDecodeError, TypeError, ValueError, OverflowError, RecursionError) as error:
+        except (
+            binascii.Error,
+            UnicodeDecodeError,
+            TypeError,
+            ValueError,
+            OverflowError,
+            RecursionError,
+        ) as error:
             raise IncorrectLookupParameters(error) from error
         if cursor.at.tzinfo is None or not isinstance(id, str) or not _is_storable(id):
             raise IncorrectLookupParameters(text)
@@ -91,7 +102,9 @@ class Cursor:
 
 def _is_storable(text: str) -> bool:
     """No engine has a text with a NUL or half a surrogate pair in it."""
-    return "\x00" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
+    return "\x00" not in text and not any(
+        "\ud800" <= character <= "\udfff" for character in text
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,13 +130,16 @@ class Order:
         compare, lookup = (GreaterThan, "gt") if self.oldest_first else (LessThan, "lt")
         # The first condition alone finds the place by an index.
         return Q(**{f"{self.at}__{lookup}e": cursor.at}) & (
-            Q(**{f"{self.at}__{lookup}": cursor.at}) | Q(compare(CodePointOrder("id"), cursor.id))
+            Q(**{f"{self.at}__{lookup}": cursor.at})
+            | Q(compare(CodePointOrder("id"), cursor.id))
         )
 
     def first_place(self, rows: Iterable[Any]) -> Cursor | None:
         """The place of the first of the rows that has one that can be read."""
         for row in rows:
-            if not is_unreadable(at := getattr(row, self.at)) and not is_unreadable(row.pk):
+            if not is_unreadable(at := getattr(row, self.at)) and not is_unreadable(
+                row.pk
+            ):
                 return Cursor(at, row.pk)
         return None
 
@@ -163,20 +179,26 @@ class Question:
 
     def few(self) -> QuerySet[Any] | None:
         """All rows that are asked for, if an index leaves few enough of them to be sorted."""
-        groups = [names for names in self.found_by if set(names) <= self.equal.keys()] or [()]
+        groups = [
+            names for names in self.found_by if set(names) <= self.equal.keys()
+        ] or [()]
         counts = {names: self._having(names)[: WINDOW + 1].count() for names in groups}
         fewest = min(groups, key=lambda names: counts[names])
         if counts[fewest] > WINDOW:
             return None
         return self._having(fewest).filter(*self._others(fewest))
 
-    def page(self, orders: Sequence[str], order: Order, cursor: Cursor | None, size: int) -> PageOfRows:
+    def page(
+        self, orders: Sequence[str], order: Order, cursor: Cursor | None, size: int
+    ) -> PageOfRows:
         few = self.few()
         if few is not None:
             return self._sorted(few, order, cursor, size)
         note = ""
         if order.at != orders[0]:
-            note = gettext("More than %s rows are left, too many for that order; filter further to have it.")
+            note = gettext(
+                "More than %s rows are left, too many for that order; filter further to have it."
+            )
             note %= f"{WINDOW:,}"
             order, cursor = Order(orders[0]), None
         return self._walked(order, cursor, size, note)
@@ -186,28 +208,49 @@ class Question:
 
     def _others(self, names: Sequence[str]) -> list[Any]:
         """What the named columns leave to be demanded, so that the planner takes no index for it."""
-        equal = [Exact(Unindexed(F(name)), value) for name, value in self.equal.items() if name not in names]
+        equal = [
+            Exact(Unindexed(F(name)), value)
+            for name, value in self.equal.items()
+            if name not in names
+        ]
         return [*equal, self.rest] if self.rest else list(equal)
 
-    def _sorted(self, few: QuerySet[Any], order: Order, cursor: Cursor | None, size: int) -> PageOfRows:
+    def _sorted(
+        self, few: QuerySet[Any], order: Order, cursor: Cursor | None, size: int
+    ) -> PageOfRows:
         problems: list[Problem] = []
         # PostgreSQL may walk the table in the order of an index, hoping to meet enough of these rows early.
-        rows = few.filter(order.beyond(cursor)).order_by(*order.expressions(indexed=False))
+        rows = few.filter(order.beyond(cursor)).order_by(
+            *order.expressions(indexed=False)
+        )
         found = read(rows[: size + 1], problems)
         end = order.first_place(reversed(found[:size])) if len(found) > size else None
         return PageOfRows(found[:size], order, few.count(), end, problems=problems)
 
-    def _walked(self, order: Order, cursor: Cursor | None, size: int, note: str) -> PageOfRows:
+    def _walked(
+        self, order: Order, cursor: Cursor | None, size: int, note: str
+    ) -> PageOfRows:
         problems: list[Problem] = []
-        driver = next((names for names in self.ordered_by if set(names) <= self.equal.keys()), ())
+        driver = next(
+            (names for names in self.ordered_by if set(names) <= self.equal.keys()), ()
+        )
         rows = self._having(driver).order_by(*order.expressions())
         conditions = self._others(driver)
         searched_to = total = None
         if conditions:
-            found, searched_to = _search(rows, order, cursor, conditions, size + 1, problems)
+            found, searched_to = _search(
+                rows, order, cursor, conditions, size + 1, problems
+            )
         else:
-            found, total = read(rows.filter(order.beyond(cursor))[: size + 1], problems), WINDOW + 1
-        end = order.first_place(reversed(found[:size])) if len(found) > size else searched_to
+            found, total = (
+                read(rows.filter(order.beyond(cursor))[: size + 1], problems),
+                WINDOW + 1,
+            )
+        end = (
+            order.first_place(reversed(found[:size]))
+            if len(found) > size
+            else searched_to
+        )
         searched_to = None if len(found) > size else searched_to
         return PageOfRows(found[:size], order, total, end, searched_to, problems, note)
 
@@ -252,19 +295,31 @@ class RowList(ChangeList):
     page: PageOfRows
 
     def get_filters_params(self, params: Any = None) -> dict[str, Any]:
-        return {name: value for name, value in super().get_filters_params(params).items() if name not in (AFTER, SORT)}
+        return {
+            name: value
+            for name, value in super().get_filters_params(params).items()
+            if name not in (AFTER, SORT)
+        }
 
-    def get_queryset(self, request: HttpRequest, exclude_parameters: Any = None) -> QuerySet[Any]:
+    def get_queryset(
+        self, request: HttpRequest, exclude_parameters: Any = None
+    ) -> QuerySet[Any]:
         for given in (self.params, self.filter_params):
-            given.pop(AFTER, None)  # a link that changes a filter begins at the first page again
+            given.pop(
+                AFTER, None
+            )  # a link that changes a filter begins at the first page again
         self.query = self.query.replace("\x00", "").strip()
-        rows = super().get_queryset(request, exclude_parameters).order_by()  # or each count would sort
+        rows = (
+            super().get_queryset(request, exclude_parameters).order_by()
+        )  # or each count would sort
         equal: dict[str, str] = {}
         rest = self.model_admin.containing(self.query) if self.query else Q()
         for spec in self.active:
             equal |= spec.equal
             rest &= spec.rest
-        self.question = Question(rows, equal, rest, self.model_admin.found_by, self.model_admin.ordered_by)
+        self.question = Question(
+            rows, equal, rest, self.model_admin.found_by, self.model_admin.ordered_by
+        )
         return self.question.everything()
 
     def get_results(self, request: HttpRequest) -> None:
@@ -272,9 +327,13 @@ class RowList(ChangeList):
         after = request.GET.get(AFTER, "")
         cursor = Cursor.parse(after) if after else None
         order = self._asked_order(request.GET.get(SORT, ""))
-        self.page = self.question.page(list(self.model_admin.orders), order, cursor, self.list_per_page)
+        self.page = self.question.page(
+            list(self.model_admin.orders), order, cursor, self.list_per_page
+        )
         rows, problems = self.page.rows, self.page.problems
-        self.model_admin.find_linked(rows, viewable(self.model_admin.admin_site, request), problems)
+        self.model_admin.find_linked(
+            rows, viewable(self.model_admin.admin_site, request), problems
+        )
         self.result_list = rows
         self.result_count = len(rows)
         self.is_first = cursor is None
@@ -282,13 +341,24 @@ class RowList(ChangeList):
 
     @property
     def active(self) -> list[ColumnFilter]:
-        return [spec for spec in self.filter_specs if isinstance(spec, ColumnFilter) and spec.shown]
+        return [
+            spec
+            for spec in self.filter_specs
+            if isinstance(spec, ColumnFilter) and spec.shown
+        ]
 
     @property
     def set_filters(self) -> list[tuple[str, str, str]]:
         """Of each filter and the search its name, its value, and the link without it."""
-        found = [(capfirst(str(each.title)), each.shown, self.without(each.parameter)) for each in self.active]
-        return [*found, (gettext("Contains"), self.query, self.without("q"))] if self.query else found
+        found = [
+            (capfirst(str(each.title)), each.shown, self.without(each.parameter))
+            for each in self.active
+        ]
+        return (
+            [*found, (gettext("Contains"), self.query, self.without("q"))]
+            if self.query
+            else found
+        )
 
     def without(self, parameter: str) -> str:
         return self.get_query_string(remove=[parameter])
@@ -301,15 +371,29 @@ class RowList(ChangeList):
         """What the reader has to know about this page."""
         found = [spec.problem for spec in self.active if spec.problem]
         asked = request.GET.get(SORT, "")
-        if asked and asked != OLDEST_FIRST and asked.removeprefix("-") not in self.model_admin.orders:
-            found.append(gettext("%s is not an order of this list.") % f"{SORT}={asked[:60]}")
+        if (
+            asked
+            and asked != OLDEST_FIRST
+            and asked.removeprefix("-") not in self.model_admin.orders
+        ):
+            found.append(
+                gettext("%s is not an order of this list.") % f"{SORT}={asked[:60]}"
+            )
         if ERROR_FLAG in request.GET:
-            found.append(gettext("The link named a place that this list does not have; this is the first page."))
+            found.append(
+                gettext(
+                    "The link named a place that this list does not have; this is the first page."
+                )
+            )
         if self.page.note:
             found.append(self.page.note)
         if self.page.searched_to is not None:
-            so_far = gettext("Searched %(way)s to %(time)s. Rows beyond that were not searched yet.")
-            way = gettext("forward") if self.page.order.oldest_first else gettext("back")
+            so_far = gettext(
+                "Searched %(way)s to %(time)s. Rows beyond that were not searched yet."
+            )
+            way = (
+                gettext("forward") if self.page.order.oldest_first else gettext("back")
+            )
             found.append(so_far % {"way": way, "time": exact(self.page.searched_to.at)})
         return found
 
@@ -326,7 +410,9 @@ class RowList(ChangeList):
 
     @property
     def further_url(self) -> str:
-        return self.get_query_string({AFTER: str(self.page.end)}) if self.page.end else ""
+        return (
+            self.get_query_string({AFTER: str(self.page.end)}) if self.page.end else ""
+        )
 
     @property
     def further_name(self) -> str:
@@ -339,7 +425,10 @@ class RowList(ChangeList):
     @property
     def resume_url(self) -> str:
         """Where paused sessions are resumed as they were."""
-        is_paused = self.model is Session and self.question.equal.get("status") == SessionStatus.PAUSED
+        is_paused = (
+            self.model is Session
+            and self.question.equal.get("status") == SessionStatus.PAUSED
+        )
         return undo_url(self.model_admin.admin_site) if is_paused else ""
 
     @property
@@ -349,7 +438,9 @@ class RowList(ChangeList):
 
     @property
     def names(self) -> str:
-        return name_of(self.model, self.page.total if self.page.total is not None else 0)
+        return name_of(
+            self.model, self.page.total if self.page.total is not None else 0
+        )
 
     @property
     def heading(self) -> str:
@@ -370,16 +461,22 @@ class RowList(ChangeList):
         if order == self._asked_order(""):
             return self.get_query_string(remove=[SORT])
         first = next(iter(self.model_admin.orders))
-        return self.get_query_string({SORT: OLDEST_FIRST if order.at == first else order.parameter})
+        return self.get_query_string(
+            {SORT: OLDEST_FIRST if order.at == first else order.parameter}
+        )
 
     def can_order_by(self, at: str) -> bool:
         """Whether the rows can be ordered so without reading them all."""
         is_few = self.page.total is not None and self.page.total <= WINDOW
-        return at in self.model_admin.orders and (is_few or at == self._asked_order("").at)
+        return at in self.model_admin.orders and (
+            is_few or at == self._asked_order("").at
+        )
 
     @property
     def order_name(self) -> str:
-        return str(self.model_admin.orders[self.page.order.at][self.page.order.oldest_first])
+        return str(
+            self.model_admin.orders[self.page.order.at][self.page.order.oldest_first]
+        )
 
     @property
     def other_order(self) -> Order:
@@ -391,4 +488,6 @@ class RowList(ChangeList):
 
     @property
     def other_order_name(self) -> str:
-        return str(self.model_admin.orders[self.other_order.at][self.other_order.oldest_first])
+        return str(
+            self.model_admin.orders[self.other_order.at][self.other_order.oldest_first]
+        )

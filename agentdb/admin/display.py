@@ -22,7 +22,12 @@ from agentdb.interface import SandboxState, SessionStatus
 from agentdb.models import Agent, ApiKey, Sandbox, Session
 
 # The models' names, which their migrations hold in English, for the catalogues of translations.
-NAMES = (gettext_noop("agents"), gettext_noop("sandboxes"), gettext_noop("API key"), gettext_noop("API keys"))
+NAMES = (
+    gettext_noop("agents"),
+    gettext_noop("sandboxes"),
+    gettext_noop("API key"),
+    gettext_noop("API keys"),
+)
 LONGEST_WHOLE_ID = 16
 LONGEST_WHOLE_NAME = 18
 LONGEST_WHOLE_PATH = 28
@@ -33,7 +38,9 @@ LONGEST_URL = 4_000
 
 def name_of(model: type[Model], rows: int = 1) -> str:
     """What one row of the model, or so many, are called in the language of the page."""
-    return gettext(str(model._meta.verbose_name if rows == 1 else model._meta.verbose_name_plural))
+    return gettext(
+        str(model._meta.verbose_name if rows == 1 else model._meta.verbose_name_plural)
+    )
 
 
 def heading_of(model: type[Model]) -> str:
@@ -44,7 +51,9 @@ def heading_of(model: type[Model]) -> str:
 def site_of(request: HttpRequest) -> admin.AdminSite:
     """The admin site that answers the request, which may be one of a host project's own."""
     namespace = request.resolver_match.namespace if request.resolver_match else ""
-    return next((site for site in admin.sites.all_sites if site.name == namespace), admin.site)
+    return next(
+        (site for site in admin.sites.all_sites if site.name == namespace), admin.site
+    )
 
 
 def _reversed(site: admin.AdminSite, name: str, *args: str) -> str:
@@ -62,13 +71,17 @@ def _with_query(url: str, query: dict[str, str]) -> str:
 
 
 def list_url(site: admin.AdminSite, model: type[Model], **filters: str) -> str:
-    return _with_query(_reversed(site, f"agentdb_{model._meta.model_name}_changelist"), filters)
+    return _with_query(
+        _reversed(site, f"agentdb_{model._meta.model_name}_changelist"), filters
+    )
 
 
 def row_url(site: admin.AdminSite, row: Model) -> str:
     if is_unreadable(row.pk):
         return ""
-    return _with_query(_reversed(site, f"agentdb_{row._meta.model_name}_change", quote(row.pk)), {})
+    return _with_query(
+        _reversed(site, f"agentdb_{row._meta.model_name}_change", quote(row.pk)), {}
+    )
 
 
 def history_url(site: admin.AdminSite, row: Model) -> str:
@@ -110,8 +123,16 @@ def link(url: str, text: object) -> SafeString:
     """A link, or the text alone if there is no address."""
     if is_unreadable(text):
         return unreadable(text)
-    shown = cut(text) if isinstance(text, str) and not isinstance(text, SafeString) else text
-    return format_html('<a href="{}">{}</a>', url, shown) if url else format_html("{}", shown)
+    shown = (
+        cut(text)
+        if isinstance(text, str) and not isinstance(text, SafeString)
+        else text
+    )
+    return (
+        format_html('<a href="{}">{}</a>', url, shown)
+        if url
+        else format_html("{}", shown)
+    )
 
 
 def cut(text: str) -> str:
@@ -137,14 +158,27 @@ def short_id(id: str) -> SafeString:
     """The whole id, of which the eye gets the beginning and the end."""
     if len(id) <= LONGEST_WHOLE_ID:
         return format_html("{}", id)
-    return format_html('{}<span class="agentdb-mid">{}</span>{}', id[:8], id[8:-4], id[-4:])
+    return format_html(
+        '{}<span class="agentdb-mid">{}</span>{}', id[:8], id[8:-4], id[-4:]
+    )
 
 
 def id_link(url: str, id: str) -> SafeString:
     id = cut(id)
     if not url:
-        return format_html('<span class="agentdb-id" title="{}" data-copy="{}">{}</span>', id, id, short_id(id))
-    return format_html('<a class="agentdb-id" href="{}" title="{}" data-copy="{}">{}</a>', url, id, id, short_id(id))
+        return format_html(
+            '<span class="agentdb-id" title="{}" data-copy="{}">{}</span>',
+            id,
+            id,
+            short_id(id),
+        )
+    return format_html(
+        '<a class="agentdb-id" href="{}" title="{}" data-copy="{}">{}</a>',
+        url,
+        id,
+        id,
+        short_id(id),
+    )
 
 
 def runner_link(url: str, name: str) -> SafeString:
@@ -154,10 +188,24 @@ def runner_link(url: str, name: str) -> SafeString:
     shown = format_html("{}", name)
     if len(name) > LONGEST_WHOLE_NAME:
         hidden = host[8:-6] if len(host) > LONGEST_WHOLE_NAME else ""
-        shown = format_html("{}{}{}{}", host[:8], _hidden(hidden), host[8:][len(hidden) :], _hidden(dot + domain))
+        shown = format_html(
+            "{}{}{}{}",
+            host[:8],
+            _hidden(hidden),
+            host[8:][len(hidden) :],
+            _hidden(dot + domain),
+        )
     tag = "a" if url else "span"
     href = format_html(' href="{}"', url) if url else ""
-    return format_html('<{}{} class="agentdb-id" title="{}" data-copy="{}">{}</{}>', tag, href, name, name, shown, tag)
+    return format_html(
+        '<{}{} class="agentdb-id" title="{}" data-copy="{}">{}</{}>',
+        tag,
+        href,
+        name,
+        name,
+        shown,
+        tag,
+    )
 
 
 def _hidden(text: str) -> SafeString | str:
@@ -168,9 +216,16 @@ def _hidden(text: str) -> SafeString | str:
 def short_path(path: str) -> SafeString:
     """The path, of which the eye gets the beginning and the end. One that is too long for a page is not copied."""
     if len(path) <= LONGEST_WHOLE_PATH:
-        return format_html('<span class="agentdb-id" data-copy="{}">{}</span>', path, path)
+        return format_html(
+            '<span class="agentdb-id" data-copy="{}">{}</span>', path, path
+        )
     if len(path) > LONGEST_SHOWN:
-        return format_html('<span class="agentdb-id" title="{}">{}…{}</span>', cut(path), path[:10], path[-14:])
+        return format_html(
+            '<span class="agentdb-id" title="{}">{}…{}</span>',
+            cut(path),
+            path[:10],
+            path[-14:],
+        )
     return format_html(
         '<span class="agentdb-id" title="{}" data-copy="{}">{}<span class="agentdb-mid">{}</span>{}</span>',
         path, path, path[:10], path[10:-14], path[-14:],
@@ -184,11 +239,19 @@ def none() -> SafeString:
 def badge(value: str, text: str = "") -> SafeString:
     if is_unreadable(value):
         return unreadable(value)
-    return format_html('<span class="agentdb-badge agentdb-is-{}">{}</span>', slug(value), text or cut(value))
+    return format_html(
+        '<span class="agentdb-badge agentdb-is-{}">{}</span>',
+        slug(value),
+        text or cut(value),
+    )
 
 
 def slug(value: str) -> str:
-    return value if value in (*SessionStatus, *SandboxState, "silent", "late", "gone", "ok") else "other"
+    return (
+        value
+        if value in (*SessionStatus, *SandboxState, "silent", "late", "gone", "ok")
+        else "other"
+    )
 
 
 def missing(text: str, *, is_id: bool = False, matters: bool = False) -> SafeString:
@@ -203,8 +266,14 @@ def missing(text: str, *, is_id: bool = False, matters: bool = False) -> SafeStr
 
 
 def unreadable(value: Unreadable) -> SafeString:
-    why = gettext("The table lacks this column.") if value.is_missing else gettext("This value cannot be read.")
-    return format_html('<span class="agentdb-unreadable" title="{}">{}</span>', why, cut(value) or "?")
+    why = (
+        gettext("The table lacks this column.")
+        if value.is_missing
+        else gettext("This value cannot be read.")
+    )
+    return format_html(
+        '<span class="agentdb-unreadable" title="{}">{}</span>', why, cut(value) or "?"
+    )
 
 
 def exactly(instant: datetime) -> SafeString | str:
@@ -228,5 +297,13 @@ def when(instant: datetime) -> SafeString:
 
 def viewable(site: admin.AdminSite, request: HttpRequest) -> set[type[Model]]:
     """The models of which the user may see the rows."""
-    shown = {model: site._registry[model] for model in (Agent, Session, Sandbox, ApiKey) if model in site._registry}
-    return {model for model, model_admin in shown.items() if model_admin.has_view_permission(request)}
+    shown = {
+        model: site._registry[model]
+        for model in (Agent, Session, Sandbox, ApiKey)
+        if model in site._registry
+    }
+    return {
+        model
+        for model, model_admin in shown.items()
+        if model_admin.has_view_permission(request)
+    }

@@ -28,17 +28,24 @@ _BYTE_ORDER_MARK = "\ufeff"  # by which a spreadsheet knows that the text is UTF
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
-def export(request: HttpRequest, changelist: RowList, kind: str) -> StreamingHttpResponse:
+def export(
+    request: HttpRequest, changelist: RowList, kind: str
+) -> StreamingHttpResponse:
     """All rows that the filters and the search leave, not the page alone. A key's hash is cut."""
     if kind not in ("csv", "json"):
         raise Http404
     found = changelist.queryset.order_by(*changelist.page.order.expressions())
     missing = missing_columns(connections[found.db], found.model) or ()
-    list(read_stored(found[:1], missing))  # what fails at once is a page that says why, and no file
+    list(
+        read_stored(found[:1], missing)
+    )  # what fails at once is a page that says why, and no file
     # Not begun yet: it is read after the transaction that a request may have, in which a cursor would end.
     rows = read_stored(found, missing, chunk_size=_CHUNK)
     columns = [field.attname for field in changelist.opts.concrete_fields]
-    lines = _whole(_csv(rows, columns) if kind == "csv" else _json(rows), lambda error: _ended(changelist, error))
+    lines = _whole(
+        _csv(rows, columns) if kind == "csv" else _json(rows),
+        lambda error: _ended(changelist, error),
+    )
     content_type = "text/csv; charset=utf-8" if kind == "csv" else "application/json"
     response = StreamingHttpResponse(lines, content_type=content_type)
     name = f"{changelist.opts.db_table}-{timezone.now():%Y%m%dT%H%M%SZ}.{kind}"
@@ -49,7 +56,9 @@ def export(request: HttpRequest, changelist: RowList, kind: str) -> StreamingHtt
 
 def _ended(changelist: RowList, error: Exception) -> str:
     problem = explain(connections[changelist.queryset.db], error)
-    logger.error("export of %s: %s %s", changelist.opts.db_table, problem.sentence, problem.said)
+    logger.error(
+        "export of %s: %s %s", changelist.opts.db_table, problem.sentence, problem.said
+    )
     return f"THE EXPORT ENDED HERE, ROWS ARE MISSING: {problem}"
 
 
@@ -78,12 +87,17 @@ def _cell(value: Any) -> Any:
         # What a spreadsheet takes for a time: without a zone, and no finer than a millisecond. JSON has it whole.
         return value.astimezone(UTC).replace(tzinfo=None).isoformat(" ", "milliseconds")
     # The quote is what spreadsheets themselves use for "this is text", and do not show.
-    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
+    return (
+        f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
+    )
 
 
 def as_json(row: Model) -> str:
     """One row, as the export has it."""
-    values = {field.attname: column_value(row, field.attname) for field in row._meta.concrete_fields}
+    values = {
+        field.attname: column_value(row, field.attname)
+        for field in row._meta.concrete_fields
+    }
     return json.dumps(values, ensure_ascii=False, default=datetime.isoformat)
 
 

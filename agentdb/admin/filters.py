@@ -48,7 +48,11 @@ class ColumnFilter(ListFilter):
     is_link_only: ClassVar[bool] = False  # in the bar only if a link has set it
 
     def __init__(
-        self, request: HttpRequest, params: dict[str, list[str]], model: type[Model], model_admin: Any
+        self,
+        request: HttpRequest,
+        params: dict[str, list[str]],
+        model: type[Model],
+        model_admin: Any,
     ) -> None:
         super().__init__(request, params, model, model_admin)
         self.value = params.pop(self.parameter, [""])[-1].replace("\x00", "")
@@ -86,7 +90,9 @@ class ColumnFilter(ListFilter):
     def has_output(self) -> bool:
         return True
 
-    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any] | None:
+    def queryset(
+        self, request: HttpRequest, queryset: QuerySet[Any]
+    ) -> QuerySet[Any] | None:
         """The rows that an index leaves, besides those that ``equal`` finds; none if the value means nothing."""
         return queryset.none() if self.problem else None
 
@@ -94,7 +100,9 @@ class ColumnFilter(ListFilter):
         return [self.parameter]
 
     def choices(self, changelist: ChangeList) -> Iterator[Any]:
-        self.hidden = [pair for pair in changelist.params.items() if pair[0] != self.parameter]
+        self.hidden = [
+            pair for pair in changelist.params.items() if pair[0] != self.parameter
+        ]
         self.clear = changelist.get_query_string(remove=[self.parameter])
         for value, display in self.offered():
             link = changelist.get_query_string({self.parameter: value})
@@ -128,7 +136,9 @@ class IndexedTextFilter(TextFilter):
     """A text filter of a column whose index gives its values without reading the table."""
 
     def known_values(self) -> Sequence[str]:
-        return distinct_values(self.connection, self.model_admin.model, self.column, limit=SUGGESTIONS)
+        return distinct_values(
+            self.connection, self.model_admin.model, self.column, limit=SUGGESTIONS
+        )
 
 
 class AgentNameFilter(TextFilter):
@@ -137,10 +147,22 @@ class AgentNameFilter(TextFilter):
     def known_values(self) -> Sequence[str]:
         if Agent not in viewable(self.model_admin.admin_site, self.request):
             return ()
-        names = Agent.objects.using(self.connection.alias).values_list("name", flat=True)
-        if tenant_id := self.request.GET.get(TenantFilter.parameter, "").replace("\x00", ""):
-            return list(names.filter(tenant_id=tenant_id).order_by("name")[:SUGGESTIONS])
-        return sorted(set(names.order_by("-created_at", CodePointOrder("id").desc())[:NEWEST_AGENTS]))
+        names = Agent.objects.using(self.connection.alias).values_list(
+            "name", flat=True
+        )
+        if tenant_id := self.request.GET.get(TenantFilter.parameter, "").replace(
+            "\x00", ""
+        ):
+            return list(
+                names.filter(tenant_id=tenant_id).order_by("name")[:SUGGESTIONS]
+            )
+        return sorted(
+            set(
+                names.order_by("-created_at", CodePointOrder("id").desc())[
+                    :NEWEST_AGENTS
+                ]
+            )
+        )
 
 
 class ChoiceFilter(ColumnFilter):
@@ -166,20 +188,30 @@ class AgeFilter(ColumnFilter):
         "1h": (gettext_lazy("Past hour"), timedelta(hours=1), "gte"),
         "24h": (gettext_lazy("Past 24 hours"), timedelta(hours=24), "gte"),
         "7d": (gettext_lazy("Past 7 days"), timedelta(days=7), "gte"),
-        "over30m": (gettext_lazy("More than 30 minutes ago"), timedelta(minutes=30), "lt"),
+        "over30m": (
+            gettext_lazy("More than 30 minutes ago"),
+            timedelta(minutes=30),
+            "lt",
+        ),
         "over7d": (gettext_lazy("More than 7 days ago"), timedelta(days=7), "lt"),
         "over30d": (gettext_lazy("More than 30 days ago"), timedelta(days=30), "lt"),
     }
 
     @property
     def shown(self) -> str:
-        return str(self.buckets[self.value][0]) if self.value in self.buckets else self.value
+        return (
+            str(self.buckets[self.value][0])
+            if self.value in self.buckets
+            else self.value
+        )
 
     @property
     def problem(self) -> str:
         if not self.value or self.value in self.buckets:
             return ""
-        return gettext("%(parameter)s=%(value)s is not an age. Use one of %(known)s.") % {
+        return gettext(
+            "%(parameter)s=%(value)s is not an age. Use one of %(known)s."
+        ) % {
             "parameter": self.parameter,
             "value": self.value[:60],
             "known": ", ".join(self.buckets),
@@ -192,8 +224,14 @@ class AgeFilter(ColumnFilter):
         _, age, lookup = self.buckets[self.value]
         return Q(**{f"{self.column}__{lookup}": timezone.now() - age})
 
-    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any] | None:
-        return super().queryset(request, queryset) if self.problem else queryset.filter(self.range)
+    def queryset(
+        self, request: HttpRequest, queryset: QuerySet[Any]
+    ) -> QuerySet[Any] | None:
+        return (
+            super().queryset(request, queryset)
+            if self.problem
+            else queryset.filter(self.range)
+        )
 
     def offered(self) -> Sequence[tuple[str, Any]]:
         return [(value, title) for value, (title, _, _) in self.buckets.items()]
@@ -206,7 +244,9 @@ class UnindexedAgeFilter(AgeFilter):
     def rest(self) -> Q:
         return self.range
 
-    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any] | None:
+    def queryset(
+        self, request: HttpRequest, queryset: QuerySet[Any]
+    ) -> QuerySet[Any] | None:
         return ColumnFilter.queryset(self, request, queryset)
 
 
@@ -224,11 +264,15 @@ class PeriodFilter(ColumnFilter):
             return str(error)
         return ""
 
-    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any] | None:
+    def queryset(
+        self, request: HttpRequest, queryset: QuerySet[Any]
+    ) -> QuerySet[Any] | None:
         if self.problem or not self.value:
             return super().queryset(request, queryset)
         at = next(iter(self.model_admin.orders))  # the one that an index orders
-        return queryset.filter(**{f"{at}__{self.lookup}": moment(self.value, timezone.now())})
+        return queryset.filter(
+            **{f"{at}__{self.lookup}": moment(self.value, timezone.now())}
+        )
 
 
 class FromFilter(PeriodFilter):
@@ -265,10 +309,16 @@ class CheckFilter(ColumnFilter):
             return ""
         return gettext("%s is not a check of this table.") % self.value[:60]
 
-    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any] | None:
+    def queryset(
+        self, request: HttpRequest, queryset: QuerySet[Any]
+    ) -> QuerySet[Any] | None:
         if self.check is None:
             return super().queryset(request, queryset)
-        found = self.check.counted(Fleet(self.connection.alias)).order_by().values_list("pk", flat=True)
+        found = (
+            self.check.counted(Fleet(self.connection.alias))
+            .order_by()
+            .values_list("pk", flat=True)
+        )
         ids = list(found[: CAP + 1])
         return queryset.filter(pk__in=ids if len(ids) <= CAP else found)
 

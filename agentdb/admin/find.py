@@ -18,7 +18,15 @@ from django.utils.text import capfirst
 from django.utils.translation import gettext
 from django.views.decorators.debug import sensitive_variables
 
-from agentdb.admin.display import heading_of, list_url, name_of, row_url, runner_url, tenant_url, viewable
+from agentdb.admin.display import (
+    heading_of,
+    list_url,
+    name_of,
+    row_url,
+    runner_url,
+    tenant_url,
+    viewable,
+)
 from agentdb.console.figures import distinct_values
 from agentdb.console.questions import Budget
 from agentdb.keys import PREFIX
@@ -47,7 +55,14 @@ class Hit:
 class Search:
     """What is looked for, by whom, and in which time."""
 
-    def __init__(self, site: Any, alias: str, allowed: set[type[Model]], text: str, budget: Budget) -> None:
+    def __init__(
+        self,
+        site: Any,
+        alias: str,
+        allowed: set[type[Model]],
+        text: str,
+        budget: Budget,
+    ) -> None:
         self.site, self.alias, self.allowed, self.budget = site, alias, allowed, budget
         self.text = text
         shortened = _SHORTENED.fullmatch(text)
@@ -59,7 +74,13 @@ class Search:
         # A server may log what it is asked: a key is asked for by its hash alone.
         if found or self.text.startswith(PREFIX):
             return found
-        for question in (self._ids, self._tenants, self._runners, self._agents, self._labels):
+        for question in (
+            self._ids,
+            self._tenants,
+            self._runners,
+            self._agents,
+            self._labels,
+        ):
             found += self._answer(question)
         return sorted(dict.fromkeys(found), key=lambda hit: not hit.is_exact)
 
@@ -70,15 +91,29 @@ class Search:
         return model._default_manager.using(self.alias)
 
     def _keys(self) -> Iterator[Hit]:
-        record = DjangoDb(self.alias).authenticate(self.text) if ApiKey in self.allowed else None
+        record = (
+            DjangoDb(self.alias).authenticate(self.text)
+            if ApiKey in self.allowed
+            else None
+        )
         if record is not None:
-            yield Hit(name_of(ApiKey), record.label or record.id, row_url(self.site, ApiKey(pk=record.id)), True)
+            yield Hit(
+                name_of(ApiKey),
+                record.label or record.id,
+                row_url(self.site, ApiKey(pk=record.id)),
+                True,
+            )
 
     def _ids(self) -> Iterator[Hit]:
         for model in (Session, Sandbox, Agent, ApiKey):
             if model in self.allowed:
                 for id in self._ids_of(model):
-                    yield Hit(name_of(model), id, row_url(self.site, model(pk=id)), id == self.text)
+                    yield Hit(
+                        name_of(model),
+                        id,
+                        row_url(self.site, model(pk=id)),
+                        id == self.text,
+                    )
 
     def _ids_of(self, model: type[Model]) -> list[str]:
         ids = self._rows(model).values_list("pk", flat=True)
@@ -86,34 +121,67 @@ class Search:
         if exact:
             return exact
         # In most collations the ids that begin with a text are the first ones at or after it.
-        following = ids.filter(pk__gte=self.beginning).order_by("pk")[: LOOKED_THROUGH if self.end else SHOWN]
-        return [id for id in following if id.startswith(self.beginning) and id.endswith(self.end)][:SHOWN]
+        following = ids.filter(pk__gte=self.beginning).order_by("pk")[
+            : LOOKED_THROUGH if self.end else SHOWN
+        ]
+        return [
+            id
+            for id in following
+            if id.startswith(self.beginning) and id.endswith(self.end)
+        ][:SHOWN]
 
     def _tenants(self) -> Iterator[Hit]:
         for model in (Session, Agent, ApiKey, Sandbox):
             if model in self.allowed:
-                yield from self._values(model, "tenant_id", gettext("tenant"), tenant_url)
+                yield from self._values(
+                    model, "tenant_id", gettext("tenant"), tenant_url
+                )
 
     def _runners(self) -> Iterator[Hit]:
         if Session in self.allowed:
             yield from self._values(Session, "runner_id", gettext("runner"), runner_url)
 
-    def _values(self, model: type[Model], column: str, kind: str, url: Callable[..., str]) -> Iterator[Hit]:
+    def _values(
+        self, model: type[Model], column: str, kind: str, url: Callable[..., str]
+    ) -> Iterator[Hit]:
         connection = connections[self.alias]
-        for value in distinct_values(connection, model, column, at_least=self.beginning, limit=SHOWN):
+        for value in distinct_values(
+            connection, model, column, at_least=self.beginning, limit=SHOWN
+        ):
             if value.startswith(self.beginning) and value.endswith(self.end):
                 yield Hit(kind, value, url(self.site, value), value == self.text)
 
     def _agents(self) -> Iterator[Hit]:
         if Agent in self.allowed:
-            for agent in self._rows(Agent).filter(name__startswith=self.beginning).order_by("name")[:SHOWN]:
-                whose = gettext("%(name)s of %(tenant)s") % {"name": agent.name, "tenant": agent.tenant_id}
-                yield Hit(name_of(Agent), whose, row_url(self.site, agent), agent.name == self.text)
+            for agent in (
+                self._rows(Agent)
+                .filter(name__startswith=self.beginning)
+                .order_by("name")[:SHOWN]
+            ):
+                whose = gettext("%(name)s of %(tenant)s") % {
+                    "name": agent.name,
+                    "tenant": agent.tenant_id,
+                }
+                yield Hit(
+                    name_of(Agent),
+                    whose,
+                    row_url(self.site, agent),
+                    agent.name == self.text,
+                )
 
     def _labels(self) -> Iterator[Hit]:
         if ApiKey in self.allowed:
-            for key in self._rows(ApiKey).filter(label__icontains=self.text).order_by("label")[:SHOWN]:
-                yield Hit(name_of(ApiKey), str(key), row_url(self.site, key), key.label == self.text)
+            for key in (
+                self._rows(ApiKey)
+                .filter(label__icontains=self.text)
+                .order_by("label")[:SHOWN]
+            ):
+                yield Hit(
+                    name_of(ApiKey),
+                    str(key),
+                    row_url(self.site, key),
+                    key.label == self.text,
+                )
 
 
 @sensitive_variables()  # in the reports of errors that Django mails: the text may be a key
@@ -140,16 +208,25 @@ def find(model_admin: Any, request: HttpRequest) -> HttpResponse:
         "text": "" if may_be_key else text,
         "may_be_key": may_be_key,
         "hits": [(capfirst(hit.kind), hit.text, hit.url) for hit in hits],
-        "containing": [] if may_be_key or not text else list(_containing(site, request, allowed, text)),
+        "containing": []
+        if may_be_key or not text
+        else list(_containing(site, request, allowed, text)),
     }
     return TemplateResponse(request, "admin/agentdb/find.html", context)
 
 
-def _containing(site: Any, request: HttpRequest, allowed: set[type[Model]], text: str) -> Iterator[tuple[str, str]]:
+def _containing(
+    site: Any, request: HttpRequest, allowed: set[type[Model]], text: str
+) -> Iterator[tuple[str, str]]:
     """Lists of the rows with the text in any column: first the one that the box was on, with its filters."""
     origin = request.POST.get("from", "")
-    if origin and url_has_allowed_host_and_scheme(origin, {request.get_host()}, require_https=request.is_secure()):
-        yield gettext("The list you came from"), f"{origin}{'&' if '?' in origin else '?'}{urlencode({'q': text})}"
+    if origin and url_has_allowed_host_and_scheme(
+        origin, {request.get_host()}, require_https=request.is_secure()
+    ):
+        yield (
+            gettext("The list you came from"),
+            f"{origin}{'&' if '?' in origin else '?'}{urlencode({'q': text})}",
+        )
     for model in (Session, Sandbox, Agent, ApiKey):
         if model in allowed:
             yield heading_of(model), list_url(site, model, q=text)

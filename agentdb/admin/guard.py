@@ -13,7 +13,13 @@ from django.http.response import HttpResponseBase
 from django.template.response import TemplateResponse
 from django.utils.translation import gettext
 
-from agentdb.console.questions import Problem, Unanswered, logger, question, unusable_file
+from agentdb.console.questions import (
+    Problem,
+    Unanswered,
+    logger,
+    question,
+    unusable_file,
+)
 
 READ_SECONDS = 5.0
 WRITE_SECONDS = 60.0
@@ -27,7 +33,11 @@ def guarded(
     read_seconds: float = READ_SECONDS,
 ) -> HttpResponseBase:
     """The view's page, drawn to its end here; if the database cannot answer, a page that says so and why."""
-    alias = router.db_for_write(model) if request.method == "POST" else router.db_for_read(model)
+    alias = (
+        router.db_for_write(model)
+        if request.method == "POST"
+        else router.db_for_read(model)
+    )
     connection = connections[alias]
     seconds = WRITE_SECONDS if request.method == "POST" else read_seconds
     problem = unusable_file(connection)
@@ -40,7 +50,9 @@ def guarded(
             if error.is_unreadable and error.problem.command:
                 raise error.cause from None
             problem = error.problem
-    logger.error("%s %s: %s %s", request.method, request.path, problem.sentence, problem.said)
+    logger.error(
+        "%s %s: %s %s", request.method, request.path, problem.sentence, problem.said
+    )
     return _drawn(problem_page(request, site, problem))
 
 
@@ -50,10 +62,14 @@ def _drawn(response: HttpResponseBase) -> HttpResponseBase:
     return response
 
 
-def problem_page(request: HttpRequest, site: AdminSite, problem: Problem) -> TemplateResponse:
+def problem_page(
+    request: HttpRequest, site: AdminSite, problem: Problem
+) -> TemplateResponse:
     context: dict[str, Any] = {
         **site.each_context(request),
         "title": gettext("Can't read the database"),
         "problem": problem,
     }
-    return TemplateResponse(request, "admin/agentdb/problem_page.html", context, status=503)
+    return TemplateResponse(
+        request, "admin/agentdb/problem_page.html", context, status=503
+    )

@@ -26,9 +26,14 @@ UNUSED_FORMS = "agentdb_unused_key_forms"
 
 class IssueKeyForm(forms.Form):
     tenant_id = forms.CharField(
-        label=gettext_lazy("Tenant"), strip=False, widget=forms.TextInput(attrs={"autofocus": True})
+        label=gettext_lazy("Tenant"),
+        strip=False,
+        widget=forms.TextInput(attrs={"autofocus": True}),
     )
-    label = forms.CharField(required=False, help_text=gettext_lazy("What the key is for: a person, a program."))
+    label = forms.CharField(
+        required=False,
+        help_text=gettext_lazy("What the key is for: a person, a program."),
+    )
     once = forms.CharField(widget=forms.HiddenInput)
 
     def clean_tenant_id(self) -> str:
@@ -44,18 +49,28 @@ def issue(model_admin: Any, request: HttpRequest) -> HttpResponse:
         raise PermissionDenied
     site = model_admin.admin_site
     unused: list[str] = request.session.get(UNUSED_FORMS, [])
-    form = IssueKeyForm(request.POST if request.method == "POST" else None, initial={"once": secrets.token_hex(8)})
+    form = IssueKeyForm(
+        request.POST if request.method == "POST" else None,
+        initial={"once": secrets.token_hex(8)},
+    )
     if request.method != "POST":
         request.session[UNUSED_FORMS] = [*unused, form.initial["once"]][-10:]
     elif form.is_valid():
         # Loading the answer again sends the form again, which must not issue a second key unasked.
         once = form.cleaned_data["once"]
         if once not in unused:
-            again = gettext("This form was used already. A key is shown once; issue another one if it was lost.")
+            again = gettext(
+                "This form was used already. A key is shown once; issue another one if it was lost."
+            )
             model_admin.message_user(request, again, messages.WARNING)
             return HttpResponseRedirect(list_url(site, ApiKey))
         try:
-            response = _issue(model_admin, request, form.cleaned_data["tenant_id"], form.cleaned_data["label"])
+            response = _issue(
+                model_admin,
+                request,
+                form.cleaned_data["tenant_id"],
+                form.cleaned_data["label"],
+            )
         except AgentDbError as error:
             form.add_error(None, str(error))
         else:
@@ -72,10 +87,16 @@ def issue(model_admin: Any, request: HttpRequest) -> HttpResponse:
 
 
 @sensitive_variables("plain", "context")  # in the reports of errors that Django mails
-def _issue(model_admin: Any, request: HttpRequest, tenant_id: str, label: str) -> HttpResponse:
+def _issue(
+    model_admin: Any, request: HttpRequest, tenant_id: str, label: str
+) -> HttpResponse:
     models = (Agent, Session, Sandbox, ApiKey)
-    is_new = not any(amount(model_admin.alias, model, tenant_id).rows for model in models)
-    plain, issued = DjangoDb(router.db_for_write(ApiKey)).issue_api_key(tenant_id, label)
+    is_new = not any(
+        amount(model_admin.alias, model, tenant_id).rows for model in models
+    )
+    plain, issued = DjangoDb(router.db_for_write(ApiKey)).issue_api_key(
+        tenant_id, label
+    )
     row = model_admin.get_queryset(request).get(pk=issued.id)
     record(request, "issue", [row], {}, {row.pk: row.label})
     log_in_project(request, "issue", [row], {}, {row.pk: row.label})
@@ -90,5 +111,7 @@ def _issue(model_admin: Any, request: HttpRequest, tenant_id: str, label: str) -
         "list_url": list_url(model_admin.admin_site, ApiKey, tenant_id=tenant_id),
     }
     # Rendered here, so that no response object carries the key through middleware that may log it.
-    response = TemplateResponse(request, "admin/agentdb/key_issued.html", context).render()
+    response = TemplateResponse(
+        request, "admin/agentdb/key_issued.html", context
+    ).render()
     return HttpResponse(response.content, headers={"Cache-Control": "no-store"})

@@ -115,7 +115,9 @@ class ReadFirstAdmin(ModelAdmin):
         return False
 
     def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return super().has_view_permission(request, obj) or self.has_act_permission(request)
+        return super().has_view_permission(request, obj) or self.has_act_permission(
+            request
+        )
 
     def has_act_permission(self, request: HttpRequest) -> bool:
         return super().has_change_permission(request)
@@ -125,11 +127,22 @@ class ReadFirstAdmin(ModelAdmin):
         return self.has_act_permission(request) or self.has_add_permission(request)
 
     def changelist_view(self, request: HttpRequest, extra_context: Any = None) -> Any:
-        if (asked := request.POST.get("action")) and not self.has_act_permission(request):
-            record(request, f"{asked[:100]} of {self.opts.verbose_name_plural}", [], {}, {}, "refused")
+        if (asked := request.POST.get("action")) and not self.has_act_permission(
+            request
+        ):
+            record(
+                request,
+                f"{asked[:100]} of {self.opts.verbose_name_plural}",
+                [],
+                {},
+                {},
+                "refused",
+            )
             raise PermissionDenied
         view = super().changelist_view
-        return guarded(request, self.admin_site, self.model, lambda: view(request, extra_context))
+        return guarded(
+            request, self.admin_site, self.model, lambda: view(request, extra_context)
+        )
 
     def get_urls(self) -> list[URLPattern]:
         def exported(request: HttpRequest, kind: str) -> Any:
@@ -144,11 +157,24 @@ class ReadFirstAdmin(ModelAdmin):
 
     def export_view(self, request: HttpRequest, kind: str) -> HttpResponseBase:
         """All that the list's filters leave, as CSV or JSON."""
-        return export(request, cast(RowList, self.get_changelist_instance(request)), kind)
+        return export(
+            request, cast(RowList, self.get_changelist_instance(request)), kind
+        )
 
-    def change_view(self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: Any = None) -> Any:
+    def change_view(
+        self,
+        request: HttpRequest,
+        object_id: str,
+        form_url: str = "",
+        extra_context: Any = None,
+    ) -> Any:
         view = super().change_view
-        return guarded(request, self.admin_site, self.model, lambda: view(request, object_id, form_url, extra_context))
+        return guarded(
+            request,
+            self.admin_site,
+            self.model,
+            lambda: view(request, object_id, form_url, extra_context),
+        )
 
     @property
     def alias(self) -> str:
@@ -163,7 +189,11 @@ class ReadFirstAdmin(ModelAdmin):
         if not self.has_act_permission(request):
             return []
         mine = [actions.ACTIONS[str(name)] for name in self.actions or ()]
-        return [action for action in mine if not action.only or getattr(row, action.columns[0]) in action.only]
+        return [
+            action
+            for action in mine
+            if not action.only or getattr(row, action.columns[0]) in action.only
+        ]
 
     def render_change_form(
         self,
@@ -186,11 +216,15 @@ class ReadFirstAdmin(ModelAdmin):
                 "now": timezone.now(),
                 "list_url": list_url(self.admin_site, self.model),
                 "row_actions": self.row_actions(request, obj),
-                "history_url": history_url(self.admin_site, obj) if keeps_history() else "",
+                "history_url": history_url(self.admin_site, obj)
+                if keeps_history()
+                else "",
             }
         return super().render_change_form(request, context, add, change, form_url, obj)
 
-    def get_search_results(self, request: HttpRequest, queryset: Any, search_term: str) -> tuple[Any, bool]:
+    def get_search_results(
+        self, request: HttpRequest, queryset: Any, search_term: str
+    ) -> tuple[Any, bool]:
         return queryset, False  # the list searches, by ``containing``
 
     def containing(self, text: str) -> Q:
@@ -203,11 +237,15 @@ class ReadFirstAdmin(ModelAdmin):
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[RowList]:
         return RowList
 
-    def lookup_allowed(self, lookup: str, value: str, request: HttpRequest | None = None) -> bool:
+    def lookup_allowed(
+        self, lookup: str, value: str, request: HttpRequest | None = None
+    ) -> bool:
         # Django allows any lookup on a column, which would try key hashes prefix by prefix, or scan a table.
         return lookup in {spec.parameter for spec in self.list_filter}  # type: ignore[union-attr]
 
-    def get_object(self, request: HttpRequest, object_id: str, from_field: str | None = None) -> Any:
+    def get_object(
+        self, request: HttpRequest, object_id: str, from_field: str | None = None
+    ) -> Any:
         if "\x00" in object_id:
             return None
         problems: list[Problem] = []
@@ -220,10 +258,16 @@ class ReadFirstAdmin(ModelAdmin):
     def action_checkbox(self, obj: Any) -> SafeString:
         label = gettext("Select %s") % cut(obj.pk)
         attributes = {"class": "action-select", "aria-label": label}
-        return forms.CheckboxInput(attributes, lambda value: False).render(helpers.ACTION_CHECKBOX_NAME, obj.pk)
+        return forms.CheckboxInput(attributes, lambda value: False).render(
+            helpers.ACTION_CHECKBOX_NAME, obj.pk
+        )
 
-    def _list_link(self, row: Any, model: type[Model], name: str, **filters: str) -> SafeString:
-        url = list_url(self.admin_site, model, **filters) if model in row.allowed else ""
+    def _list_link(
+        self, row: Any, model: type[Model], name: str, **filters: str
+    ) -> SafeString:
+        url = (
+            list_url(self.admin_site, model, **filters) if model in row.allowed else ""
+        )
         return link(url, gettext(name)) if url else none()
 
     @admin.display(description=gettext_lazy("id"), ordering="id")
@@ -238,7 +282,12 @@ class ReadFirstAdmin(ModelAdmin):
     def created(self, row: Any) -> SafeString:
         return when(row.created_at)
 
-    def find_linked(self, rows: Sequence[Any], allowed: Collection[type[Model]], problems: list[Problem]) -> None:
+    def find_linked(
+        self,
+        rows: Sequence[Any],
+        allowed: Collection[type[Model]],
+        problems: list[Problem],
+    ) -> None:
         """Look up what the rows refer to, with one query for each kind of it that the user may see.
 
         Of a kind that cannot be looked up a row says what it says of one that the user may not see.
@@ -250,14 +299,30 @@ class ReadFirstAdmin(ModelAdmin):
 class LinkedAdmin(ReadFirstAdmin):
     """Rows that name an agent of their tenant."""
 
-    def find_linked(self, rows: Sequence[Any], allowed: Collection[type[Model]], problems: list[Problem]) -> None:
+    def find_linked(
+        self,
+        rows: Sequence[Any],
+        allowed: Collection[type[Model]],
+        problems: list[Problem],
+    ) -> None:
         names = {(row.tenant_id, row.agent_name) for row in rows}
-        tenants, agents = {tenant_id for tenant_id, _ in names}, {name for _, name in names}
-        found = self.linked(Agent, allowed, problems, tenant_id__in=tenants, name__in=agents) if rows else []
+        tenants, agents = (
+            {tenant_id for tenant_id, _ in names},
+            {name for _, name in names},
+        )
+        found = (
+            self.linked(
+                Agent, allowed, problems, tenant_id__in=tenants, name__in=agents
+            )
+            if rows
+            else []
+        )
         by_name = {(agent.tenant_id, agent.name): agent for agent in found or ()}
         for row in rows:
             row.linked_agent = by_name.get((row.tenant_id, row.agent_name))
-        super().find_linked(rows, allowed if found is not None else {*allowed} - {Agent}, problems)
+        super().find_linked(
+            rows, allowed if found is not None else {*allowed} - {Agent}, problems
+        )
 
     def linked(
         self,
@@ -270,14 +335,18 @@ class LinkedAdmin(ReadFirstAdmin):
         if model not in allowed:
             return None
         rows = model._default_manager.using(self.alias).filter(**conditions)
-        return ask(connections[self.alias], lambda: read(rows, problems), problems).value
+        return ask(
+            connections[self.alias], lambda: read(rows, problems), problems
+        ).value
 
     @admin.display(description=gettext_lazy("agent"))
     def agent(self, row: Any) -> SafeString:
         if Agent not in row.allowed:
             return link("", row.agent_name)
         if row.linked_agent is None:
-            return missing(row.agent_name, matters=isinstance(row, Session) and row.status in LIVE)
+            return missing(
+                row.agent_name, matters=isinstance(row, Session) and row.status in LIVE
+            )
         return link(row_url(self.admin_site, row.linked_agent), row.agent_name)
 
 
@@ -285,9 +354,21 @@ class LinkedAdmin(ReadFirstAdmin):
 class AgentAdmin(ReadFirstAdmin):
     orders = {
         **ReadFirstAdmin.orders,
-        "updated_at": (gettext_lazy("deployed last first"), gettext_lazy("deployed longest ago first")),
+        "updated_at": (
+            gettext_lazy("deployed last first"),
+            gettext_lazy("deployed longest ago first"),
+        ),
     }
-    list_display = ("name_link", "tenant", "version", "shown_path", "sessions", "sandboxes", "updated", "created")
+    list_display = (
+        "name_link",
+        "tenant",
+        "version",
+        "shown_path",
+        "sessions",
+        "sandboxes",
+        "updated",
+        "created",
+    )
     list_filter = (TenantFilter, NameFilter, CreatedFilter)
     search_fields = ("id", "name", "path", "tenant_id")
     found_by = (("tenant_id", "name"), ("tenant_id",))
@@ -301,11 +382,15 @@ class AgentAdmin(ReadFirstAdmin):
 
     @admin.display(description=gettext_lazy("sessions"))
     def sessions(self, row: Agent) -> SafeString:
-        return self._list_link(row, Session, "sessions", tenant_id=row.tenant_id, agent_name=row.name)
+        return self._list_link(
+            row, Session, "sessions", tenant_id=row.tenant_id, agent_name=row.name
+        )
 
     @admin.display(description=gettext_lazy("sandboxes"))
     def sandboxes(self, row: Agent) -> SafeString:
-        return self._list_link(row, Sandbox, "sandboxes", tenant_id=row.tenant_id, agent_name=row.name)
+        return self._list_link(
+            row, Sandbox, "sandboxes", tenant_id=row.tenant_id, agent_name=row.name
+        )
 
     @admin.display(description=gettext_lazy("path"))
     def shown_path(self, row: Agent) -> SafeString:
@@ -323,25 +408,51 @@ class AgentAdmin(ReadFirstAdmin):
 class SessionAdmin(LinkedAdmin):
     orders = {
         **ReadFirstAdmin.orders,
-        "last_active_at": (gettext_lazy("last active first"), gettext_lazy("longest silent first")),
+        "last_active_at": (
+            gettext_lazy("last active first"),
+            gettext_lazy("longest silent first"),
+        ),
     }
-    list_display = ("id_link", "status_badge", "agent", "tenant", "sandbox", "runner", "last_active", "created")
+    list_display = (
+        "id_link",
+        "status_badge",
+        "agent",
+        "tenant",
+        "sandbox",
+        "runner",
+        "last_active",
+        "created",
+    )
     list_filter = (
         StatusFilter, TenantFilter, AgentFilter, RunnerFilter, SandboxFilter, LastActiveFilter, CreatedFilter,
         FromFilter, ToFilter, CheckFilter,
     )  # fmt: skip
     search_fields = ("id", "agent_name", "sandbox_id", "runner_id", "tenant_id")
-    found_by = (("runner_id",), ("tenant_id", "agent_name"), ("tenant_id",), ("status",))
-    ordered_by = (("runner_id",), ("tenant_id", "agent_name"), ("tenant_id",), ("status",))
+    found_by = (
+        ("runner_id",),
+        ("tenant_id", "agent_name"),
+        ("tenant_id",),
+        ("status",),
+    )
+    ordered_by = (
+        ("runner_id",),
+        ("tenant_id", "agent_name"),
+        ("tenant_id",),
+        ("status",),
+    )
     actions = ("pause_sessions",)
 
     def get_urls(self) -> list[URLPattern]:
         def undo(request: HttpRequest) -> Any:
-            return guarded(request, self.admin_site, self.model, lambda: self.undo_view(request))
+            return guarded(
+                request, self.admin_site, self.model, lambda: self.undo_view(request)
+            )
 
         @sensitive_post_parameters("q")
         def search(request: HttpRequest) -> Any:
-            return guarded(request, self.admin_site, self.model, lambda: find.find(self, request))
+            return guarded(
+                request, self.admin_site, self.model, lambda: find.find(self, request)
+            )
 
         own = [
             path("undo/", self.admin_site.admin_view(undo), name="agentdb_undo"),
@@ -370,12 +481,21 @@ class SessionAdmin(LinkedAdmin):
         }
         return TemplateResponse(request, "admin/agentdb/undo.html", context)
 
-    def find_linked(self, rows: Sequence[Any], allowed: Collection[type[Model]], problems: list[Problem]) -> None:
-        found = self.linked(Sandbox, allowed, problems, pk__in={row.sandbox_id for row in rows})
+    def find_linked(
+        self,
+        rows: Sequence[Any],
+        allowed: Collection[type[Model]],
+        problems: list[Problem],
+    ) -> None:
+        found = self.linked(
+            Sandbox, allowed, problems, pk__in={row.sandbox_id for row in rows}
+        )
         sandboxes = {sandbox.pk: sandbox for sandbox in found or ()}
         for row in rows:
             row.linked_sandbox = sandboxes.get(row.sandbox_id)
-        super().find_linked(rows, allowed if found is not None else {*allowed} - {Sandbox}, problems)
+        super().find_linked(
+            rows, allowed if found is not None else {*allowed} - {Sandbox}, problems
+        )
 
     def row_page(self, row: Any, allowed: rows.Allowed) -> rows.RowPage:
         return rows.session_page(self.admin_site, row, self.alias, allowed)
@@ -404,18 +524,34 @@ class SessionAdmin(LinkedAdmin):
     def last_active(self, row: Session) -> SafeString:
         return when(row.last_active_at)
 
-    @admin.action(description=gettext_lazy("Pause selected sessions"), permissions=["act"])
-    def pause_sessions(self, request: HttpRequest, queryset: QuerySet[Session]) -> HttpResponse | None:
+    @admin.action(
+        description=gettext_lazy("Pause selected sessions"), permissions=["act"]
+    )
+    def pause_sessions(
+        self, request: HttpRequest, queryset: QuerySet[Session]
+    ) -> HttpResponse | None:
         return actions.run(self, request, actions.PAUSE)
 
 
 @admin.register(Sandbox)
 class SandboxAdmin(LinkedAdmin):
     orders = {
-        "last_used_at": (gettext_lazy("last used first"), gettext_lazy("longest unused first")),
+        "last_used_at": (
+            gettext_lazy("last used first"),
+            gettext_lazy("longest unused first"),
+        ),
         **ReadFirstAdmin.orders,
     }
-    list_display = ("id_link", "state_badge", "agent", "tenant", "session", "workspace", "last_used", "created")
+    list_display = (
+        "id_link",
+        "state_badge",
+        "agent",
+        "tenant",
+        "session",
+        "workspace",
+        "last_used",
+        "created",
+    )
     list_filter = (
         StateFilter,
         TenantFilter,
@@ -431,12 +567,24 @@ class SandboxAdmin(LinkedAdmin):
     ordered_by = (("state",),)
     actions = ("mark_cold", "delete_sandboxes")
 
-    def find_linked(self, rows: Sequence[Any], allowed: Collection[type[Model]], problems: list[Problem]) -> None:
-        found = self.linked(Session, allowed, problems, pk__in={row.session_id for row in rows if row.session_id})
+    def find_linked(
+        self,
+        rows: Sequence[Any],
+        allowed: Collection[type[Model]],
+        problems: list[Problem],
+    ) -> None:
+        found = self.linked(
+            Session,
+            allowed,
+            problems,
+            pk__in={row.session_id for row in rows if row.session_id},
+        )
         sessions = {session.pk: session for session in found or ()}
         for row in rows:
             row.linked_session = sessions.get(row.session_id)
-        super().find_linked(rows, allowed if found is not None else {*allowed} - {Session}, problems)
+        super().find_linked(
+            rows, allowed if found is not None else {*allowed} - {Session}, problems
+        )
 
     def row_page(self, row: Any, allowed: rows.Allowed) -> rows.RowPage:
         return rows.sandbox_page(self.admin_site, row, self.alias, allowed)
@@ -463,12 +611,20 @@ class SandboxAdmin(LinkedAdmin):
     def last_used(self, row: Sandbox) -> SafeString:
         return when(row.last_used_at)
 
-    @admin.action(description=gettext_lazy("Mark selected sandboxes cold"), permissions=["act"])
-    def mark_cold(self, request: HttpRequest, queryset: QuerySet[Sandbox]) -> HttpResponse | None:
+    @admin.action(
+        description=gettext_lazy("Mark selected sandboxes cold"), permissions=["act"]
+    )
+    def mark_cold(
+        self, request: HttpRequest, queryset: QuerySet[Sandbox]
+    ) -> HttpResponse | None:
         return actions.run(self, request, actions.COOL)
 
-    @admin.action(description=gettext_lazy("Delete selected sandboxes"), permissions=["act"])
-    def delete_sandboxes(self, request: HttpRequest, queryset: QuerySet[Sandbox]) -> HttpResponse | None:
+    @admin.action(
+        description=gettext_lazy("Delete selected sandboxes"), permissions=["act"]
+    )
+    def delete_sandboxes(
+        self, request: HttpRequest, queryset: QuerySet[Sandbox]
+    ) -> HttpResponse | None:
         return actions.run(self, request, actions.DELETE_SANDBOX)
 
 
@@ -495,12 +651,20 @@ class ApiKeyAdmin(ReadFirstAdmin):
     def masked_hash(self, row: ApiKey) -> str:
         return str(column_value(row, "key_hash"))
 
-    @admin.action(description=gettext_lazy("Revoke selected API keys"), permissions=["act"])
-    def revoke_keys(self, request: HttpRequest, queryset: QuerySet[ApiKey]) -> HttpResponse | None:
+    @admin.action(
+        description=gettext_lazy("Revoke selected API keys"), permissions=["act"]
+    )
+    def revoke_keys(
+        self, request: HttpRequest, queryset: QuerySet[ApiKey]
+    ) -> HttpResponse | None:
         return actions.run(self, request, actions.REVOKE)
 
     @method_decorator(csrf_protect)
     @method_decorator(never_cache)
-    def add_view(self, request: HttpRequest, form_url: str = "", extra_context: Any = None) -> Any:
+    def add_view(
+        self, request: HttpRequest, form_url: str = "", extra_context: Any = None
+    ) -> Any:
         """Issue a key. The page that answers the form is the only place where it is ever shown."""
-        return guarded(request, self.admin_site, self.model, lambda: keys.issue(self, request))
+        return guarded(
+            request, self.admin_site, self.model, lambda: keys.issue(self, request)
+        )

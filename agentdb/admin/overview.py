@@ -111,7 +111,9 @@ def chart(hours: list[Hour], url: Callable[[datetime], str]) -> Chart:
     bars = []
     for number, hour in enumerate(hours):
         opened = _OPENED_HEIGHT * hour.opened / most_opened
-        failed = max(_FAILED_HEIGHT * hour.failed / most_failed, 1.0) if hour.failed else 0.0
+        failed = (
+            max(_FAILED_HEIGHT * hour.failed / most_failed, 1.0) if hour.failed else 0.0
+        )
         if is_week:
             label = f"{hour.at:%m-%d}" if hour.at.hour == 12 else ""
         else:
@@ -125,10 +127,23 @@ def chart(hours: list[Hour], url: Callable[[datetime], str]) -> Chart:
                 url(hour.at),
             )
         )  # fmt: skip
-    all_opened, all_failed = sum(hour.opened for hour in hours), sum(hour.failed for hour in hours)
+    all_opened, all_failed = (
+        sum(hour.opened for hour in hours),
+        sum(hour.failed for hour in hours),
+    )
     share = f"{100 * all_failed / all_opened:.1f} %" if all_opened else ""
     peak = max(hours, key=lambda hour: hour.opened)
-    return Chart(bars, most_opened, most_failed, all_opened, all_failed, share, hours[-2], peak, is_week)
+    return Chart(
+        bars,
+        most_opened,
+        most_failed,
+        all_opened,
+        all_failed,
+        share,
+        hours[-2],
+        peak,
+        is_week,
+    )
 
 
 def activity_chart(request: HttpRequest, budget: Budget, **of: str) -> Answer[Chart]:
@@ -166,12 +181,18 @@ class ShareBar:
     url: str
 
 
-def share_bars(figures: Mapping[str, Figure], url: Callable[[str], str]) -> list[ShareBar]:
+def share_bars(
+    figures: Mapping[str, Figure], url: Callable[[str], str]
+) -> list[ShareBar]:
     """The share of the whole that each value has; what there is at all is seen."""
     whole = sum(figure.rows for figure in figures.values()) or 1
     return [
         ShareBar(
-            value, badge(value), figure, max(round(100 * figure.rows / whole, 1), 0.8) if figure.rows else 0, url(value)
+            value,
+            badge(value),
+            figure,
+            max(round(100 * figure.rows / whole, 1), 0.8) if figure.rows else 0,
+            url(value),
         )
         for value, figure in figures.items()
     ]
@@ -191,8 +212,19 @@ def page(request: HttpRequest) -> dict[str, Any]:
 
 
 class _Overview:
-    def __init__(self, request: HttpRequest, site: AdminSite, allowed: set[type[Model]], budget: Budget) -> None:
-        self.request, self.site, self.allowed, self.budget = request, site, allowed, budget
+    def __init__(
+        self,
+        request: HttpRequest,
+        site: AdminSite,
+        allowed: set[type[Model]],
+        budget: Budget,
+    ) -> None:
+        self.request, self.site, self.allowed, self.budget = (
+            request,
+            site,
+            allowed,
+            budget,
+        )
         self.connection = budget.connection
 
     def shown(self) -> dict[str, Any]:
@@ -201,15 +233,28 @@ class _Overview:
         if report.problem:
             return shown
         findings = [found for found in report.findings if _may_see(found, self.allowed)]
-        lines = [Line(found, _rows_url(site, found)) for found in report.wrong if found in findings]
-        figures = {model: self._total(model) for model in (Session, Sandbox, Agent, ApiKey) if model in self.allowed}
+        lines = [
+            Line(found, _rows_url(site, found))
+            for found in report.wrong
+            if found in findings
+        ]
+        figures = {
+            model: self._total(model)
+            for model in (Session, Sandbox, Agent, ApiKey)
+            if model in self.allowed
+        }
         shown |= {
             "schema": report.schema.value,
             "lines": lines,
             "is_bad": any(line.finding.urgent for line in lines),
             "findings": findings,
-            "unknown": unanswered([found for found in report.unknown if found in findings]),
-            "is_empty": all(figure.value is not None and not figure.value.rows for figure in figures.values()),
+            "unknown": unanswered(
+                [found for found in report.unknown if found in findings]
+            ),
+            "is_empty": all(
+                figure.value is not None and not figure.value.rows
+                for figure in figures.values()
+            ),
         }
         if shown["is_empty"]:
             return shown
@@ -231,7 +276,9 @@ class _Overview:
         return {
             "states": ask(
                 lambda: share_bars(
-                    by_value(self.connection, "sandboxes", "state", [*map(str, SandboxState)]),
+                    by_value(
+                        self.connection, "sandboxes", "state", [*map(str, SandboxState)]
+                    ),
                     lambda state: list_url(site, Sandbox, state=state),
                 )
             ),
@@ -239,20 +286,31 @@ class _Overview:
             "waiting_url": list_url(site, Sandbox, state=SandboxState.WAITING),
         }
 
-    def _sessions(self, runners: Answer[list[Runner]], sessions: Answer[Figure]) -> dict[str, Any]:
+    def _sessions(
+        self, runners: Answer[list[Runner]], sessions: Answer[Figure]
+    ) -> dict[str, Any]:
         site, ask, found = self.site, self.budget.ask, runners.value or []
         is_sample = sessions.value is not None and sessions.value.rows > NEWEST
         return {
             "activity": activity_chart(self.request, self.budget),
             "statuses": ask(
                 lambda: share_bars(
-                    by_value(self.connection, "sessions", "status", [*map(str, SessionStatus)]),
+                    by_value(
+                        self.connection,
+                        "sessions",
+                        "status",
+                        [*map(str, SessionStatus)],
+                    ),
                     lambda status: list_url(site, Session, status=status),
                 )
             ),
             "tenants": ask(
                 lambda: [
-                    (link(tenant_url(site, each.id), each.id), each, when(each.newest_at))
+                    (
+                        link(tenant_url(site, each.id), each.id),
+                        each,
+                        when(each.newest_at),
+                    )
                     for each in top_tenants(self.connection.alias)
                 ]
             ),
@@ -294,14 +352,18 @@ def runner_rows(site: AdminSite, runners: Sequence[Runner]) -> list[tuple[Any, .
             runner_link(runner_url(site, runner.id), runner.id),
             runner,
             when(runner.seen_at) if runner.seen_at else none(),
-            badge(runner.condition, gettext(runner.condition)) if runner.condition else "",
+            badge(runner.condition, gettext(runner.condition))
+            if runner.condition
+            else "",
             round(100 * runner.live / most, 1),
         )
         for runner in runners
     ]
 
 
-def _idle(site: AdminSite, alias: str, allowed: set[type[Model]]) -> list[tuple[Any, ...]]:
+def _idle(
+    site: AdminSite, alias: str, allowed: set[type[Model]]
+) -> list[tuple[Any, ...]]:
     idle = oldest_idle_sandboxes(alias)
     site._registry[Sandbox].find_linked(idle, allowed, [])  # type: ignore[attr-defined]
     return [

@@ -37,8 +37,23 @@ from agentdb.admin.display import (
 )
 from agentdb.admin.guard import guarded
 from agentdb.console.checks import Fleet, check_of
-from agentdb.console.figures import NEWEST, Figure, amount, runner_statuses, tenant_sessions_by_status
-from agentdb.console.groups import BY, FILTERS, MOST_GROUPS, Change, Grouped, Grouping, changes, moment
+from agentdb.console.figures import (
+    NEWEST,
+    Figure,
+    amount,
+    runner_statuses,
+    tenant_sessions_by_status,
+)
+from agentdb.console.groups import (
+    BY,
+    FILTERS,
+    MOST_GROUPS,
+    Change,
+    Grouped,
+    Grouping,
+    changes,
+    moment,
+)
 from agentdb.console.questions import Answer, Budget, Problem, ask
 from agentdb.console.reading import read
 from agentdb.console.unreadable import unreadable_rows
@@ -54,18 +69,29 @@ def urls(model_admin: ModelAdmin[Any]) -> list[URLPattern]:
     """The addresses of the pages that hang below the table of the admin."""
     site = model_admin.admin_site
 
-    def url(name: str, view: Callable[[HttpRequest, Any], HttpResponseBase]) -> URLPattern:
+    def url(
+        name: str, view: Callable[[HttpRequest, Any], HttpResponseBase]
+    ) -> URLPattern:
         def answer(request: HttpRequest) -> HttpResponseBase:
-            return guarded(request, site, model_admin.model, lambda: view(request, model_admin))
+            return guarded(
+                request, site, model_admin.model, lambda: view(request, model_admin)
+            )
 
         return path(f"{name}/", site.admin_view(answer), name=f"agentdb_{name}")
 
     if model_admin.model is Agent:
         return [url("tenant", _tenant)]
-    return [url("runner", _runner), url("attention", _rows), url("groups", _groups), url("changes", _changes)]
+    return [
+        url("runner", _runner),
+        url("attention", _rows),
+        url("groups", _groups),
+        url("changes", _changes),
+    ]
 
 
-def _page(request: HttpRequest, model_admin: Any, template: str, **context: Any) -> TemplateResponse:
+def _page(
+    request: HttpRequest, model_admin: Any, template: str, **context: Any
+) -> TemplateResponse:
     whole = {
         **model_admin.admin_site.each_context(request),
         "media": model_admin.media,
@@ -81,18 +107,28 @@ def _page(request: HttpRequest, model_admin: Any, template: str, **context: Any)
 def _runner(request: HttpRequest, model_admin: Any) -> HttpResponseBase:
     if not model_admin.has_view_permission(request):
         raise PermissionDenied
-    site, runner_id = model_admin.admin_site, request.GET.get("id", "").replace("\x00", "")
+    site, runner_id = (
+        model_admin.admin_site,
+        request.GET.get("id", "").replace("\x00", ""),
+    )
     may_act = model_admin.has_act_permission(request)
     if request.method == "POST":
         if not may_act:
             record(request, f"pause all of runner {runner_id}", [], {}, {}, "refused")
             raise PermissionDenied
         return actions.pause_runner(model_admin, request, runner_id)
-    allowed, problems, alias = viewable(site, request), list[Problem](), router.db_for_read(Session)
+    allowed, problems, alias = (
+        viewable(site, request),
+        list[Problem](),
+        router.db_for_read(Session),
+    )
     connection, fleet = connections[alias], Fleet(alias)
     seen = ask(connection, lambda: fleet.runner(runner_id), problems).value
     counted = runner_statuses(connection, runner_id)
-    figures = {value: counted.get(value, Figure(0)) for value in [*map(str, SessionStatus), *counted]}
+    figures = {
+        value: counted.get(value, Figure(0))
+        for value in [*map(str, SessionStatus), *counted]
+    }
     whole = sum(figure.rows for figure in figures.values())
     active, starting = (figures[status].rows for status in LIVE)
 
@@ -141,7 +177,11 @@ def _condition(runner: Any) -> Any:
 
 
 def _live_sessions(
-    model_admin: Any, request: HttpRequest, alias: str, runner_id: str, problems: list[Problem]
+    model_admin: Any,
+    request: HttpRequest,
+    alias: str,
+    runner_id: str,
+    problems: list[Problem],
 ) -> list[tuple[Any, ...]]:
     site = model_admin.admin_site
     live = Session.objects.using(alias).of_runner(runner_id).live().newest_first()
@@ -164,10 +204,15 @@ def _sandboxes(site: AdminSite, alias: str, runner_id: str) -> list[overview.Sha
     """The sandboxes of the runner's sessions by state."""
     grouping = Grouping(Sandbox, "state", filters={"runner_id": runner_id})
     grouped = {each.value or "NULL": Figure(each.rows) for each in grouping.ask(alias)}
-    figures = {state: grouped.get(state, Figure(0)) for state in [*map(str, SandboxState), *grouped]}
+    figures = {
+        state: grouped.get(state, Figure(0))
+        for state in [*map(str, SandboxState), *grouped]
+    }
 
     def listed(state: str) -> str:
-        return _groups_url(site, "sandbox", by="session_status", runner_id=runner_id, state=state)
+        return _groups_url(
+            site, "sandbox", by="session_status", runner_id=runner_id, state=state
+        )
 
     return overview.share_bars(figures, listed)
 
@@ -183,12 +228,21 @@ def _rows(request: HttpRequest, model_admin: Any) -> HttpResponseBase:
     if code != "unreadable":
         raise Http404
     rows = unreadable_rows(connections[router.db_for_read(Session)], 20)
-    return _page(request, model_admin, "attention", title=gettext("Rows that cannot be read"), rows=rows)
+    return _page(
+        request,
+        model_admin,
+        "attention",
+        title=gettext("Rows that cannot be read"),
+        rows=rows,
+    )
 
 
 def _tenant(request: HttpRequest, model_admin: Any) -> HttpResponseBase:
     """One tenant: how much of everything it has, and links to it."""
-    site, tenant_id = model_admin.admin_site, request.GET.get("id", "").replace("\x00", "")
+    site, tenant_id = (
+        model_admin.admin_site,
+        request.GET.get("id", "").replace("\x00", ""),
+    )
     allowed = viewable(site, request)
     _check(bool(allowed))
     alias = router.db_for_read(Session)
@@ -198,11 +252,16 @@ def _tenant(request: HttpRequest, model_admin: Any) -> HttpResponseBase:
 
     with Budget(connections[alias]) as budget:
         totals = {
-            model: budget.ask(partial(amount, alias, model, tenant_id)) for model in (Session, Sandbox, Agent, ApiKey)
+            model: budget.ask(partial(amount, alias, model, tenant_id))
+            for model in (Session, Sandbox, Agent, ApiKey)
         }
         activity = statuses = None
         if Session in allowed:
-            statuses = budget.ask(lambda: overview.share_bars(tenant_sessions_by_status(alias, tenant_id), listed))
+            statuses = budget.ask(
+                lambda: overview.share_bars(
+                    tenant_sessions_by_status(alias, tenant_id), listed
+                )
+            )
             activity = overview.activity_chart(request, budget, tenant_id=tenant_id)
     sessions = totals[Session].value
     return _page(
@@ -242,7 +301,10 @@ def _groups(request: HttpRequest, model_admin: Any) -> HttpResponseBase:
     filters = {name: asked[name] for name in FILTERS[model] if asked.get(name)}
     period = {}
     # Without a period, sessions are those of a day; sandboxes are all.
-    texts = {"from": asked.get("from", "" if model is Sandbox else "24h"), "to": asked.get("to", "")}
+    texts = {
+        "from": asked.get("from", "" if model is Sandbox else "24h"),
+        "to": asked.get("to", ""),
+    }
     for name, text in texts.items():
         try:
             period[name] = moment(text, now) if text else None
@@ -254,7 +316,9 @@ def _groups(request: HttpRequest, model_admin: Any) -> HttpResponseBase:
     if not problem:
         grouping = Grouping(model, by, period["from"], period["to"], filters)
         alias = router.db_for_read(model)
-        answer = ask(connections[alias], lambda: grouping.ask(alias), seconds=SUM_SECONDS)
+        answer = ask(
+            connections[alias], lambda: grouping.ask(alias), seconds=SUM_SECONDS
+        )
     groups = (answer.value if answer else None) or []
     most = max((group.rows for group in groups), default=1)
     return _page(
@@ -297,14 +361,25 @@ def _group_name(site: AdminSite, grouping: Grouping, group: Grouped) -> Any:
     else:
         shown = f"{group.value}:00" if grouping.by == "hour" else group.value
     period = {"from": grouping.since, "to": grouping.until}
-    query = {name: at.isoformat(timespec="seconds") for name, at in period.items() if at is not None}
+    query = {
+        name: at.isoformat(timespec="seconds")
+        for name, at in period.items()
+        if at is not None
+    }
     query |= grouping.filters
     if grouping.by in ("hour", "day"):
         span = timedelta(hours=1) if grouping.by == "hour" else timedelta(days=1)
         span = timedelta(hours=1) if grouping.by == "hour" else timedelta(days=1)
         query |= overview.period_query(datetime.fromisoformat(group.value), span)
-    elif grouping.by == "session_status" or grouping.model is Sandbox and grouping.by == "runner_id":
-        return link("" if grouping.by == "session_status" else runner_url(site, group.value), shown)
+    elif (
+        grouping.by == "session_status"
+        or grouping.model is Sandbox
+        and grouping.by == "runner_id"
+    ):
+        return link(
+            "" if grouping.by == "session_status" else runner_url(site, group.value),
+            shown,
+        )
     else:
         query[grouping.by] = group.value
     if grouping.model is Sandbox and "runner_id" in query:
@@ -319,13 +394,25 @@ def _changes(request: HttpRequest, model_admin: Any) -> HttpResponseBase:
     site, text, mistake = model_admin.admin_site, request.GET.get("from") or "10m", ""
     allowed = viewable(site, request)
     _check(bool(allowed))
-    alias, found, problems = router.db_for_read(Session), list[Change](), list[Problem]()
+    alias, found, problems = (
+        router.db_for_read(Session),
+        list[Change](),
+        list[Problem](),
+    )
     try:
         since = moment(text, timezone.now())
     except ValueError as error:
         mistake = str(error)
     else:
-        found = ask(connections[alias], lambda: changes(alias, since), problems, seconds=SUM_SECONDS).value or []
+        found = (
+            ask(
+                connections[alias],
+                lambda: changes(alias, since),
+                problems,
+                seconds=SUM_SECONDS,
+            ).value
+            or []
+        )
     return _page(
         request, model_admin, "changes",
         title=gettext("What changed"),
@@ -338,7 +425,14 @@ def _changes(request: HttpRequest, model_admin: Any) -> HttpResponseBase:
 
 def _changed(site: AdminSite, change: Change) -> tuple[Any, ...]:
     row = change.row
-    name = next((getattr(row, column) for column in ("agent_name", "name", "label") if hasattr(row, column)), "")
+    name = next(
+        (
+            getattr(row, column)
+            for column in ("agent_name", "name", "label")
+            if hasattr(row, column)
+        ),
+        "",
+    )
     state = getattr(row, "status", "") or getattr(row, "state", "")
     return (
         f"{name_of(type(row))} {change.what}",

@@ -48,9 +48,16 @@ def main() -> int:
         sys.stderr.write(f"{error}\n")
         return 1
     with made as folder:
-        _configure(wanted["name"], wanted["database"], Path(folder), wanted["audit_log"])
+        _configure(
+            wanted["name"], wanted["database"], Path(folder), wanted["audit_log"]
+        )
         try:
-            return _serve(wanted["name"], wanted["port"], wanted["user"], read_only=wanted["read_only"])
+            return _serve(
+                wanted["name"],
+                wanted["port"],
+                wanted["user"],
+                read_only=wanted["read_only"],
+            )
         except KeyboardInterrupt:
             return 0
         finally:
@@ -60,7 +67,9 @@ def main() -> int:
 
 
 def _end_with_parent() -> None:
-    os.read(sys.stdin.fileno(), 1)  # nothing more is written, so this returns when the other side is gone
+    os.read(
+        sys.stdin.fileno(), 1
+    )  # nothing more is written, so this returns when the other side is gone
     signal.raise_signal(signal.SIGTERM)
 
 
@@ -70,11 +79,18 @@ def _end(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _configure(name: str, database: dict[str, Any], folder: Path, audit_log: str | None) -> None:
+def _configure(
+    name: str, database: dict[str, Any], folder: Path, audit_log: str | None
+) -> None:
     import django
     from django.conf import settings
 
-    from agentdb.admin_project.settings import ADMIN_APPS, LANGUAGES, MIDDLEWARE, TEMPLATES
+    from agentdb.admin_project.settings import (
+        ADMIN_APPS,
+        LANGUAGES,
+        MIDDLEWARE,
+        TEMPLATES,
+    )
     from agentdb.conf import INSTALLED_APPS
 
     settings.configure(
@@ -126,9 +142,21 @@ _LOGGING = {
     "formatters": {"line": {"format": "{asctime} {levelname} {message}", "style": "{"}},
     "handlers": {"terminal": {"class": "logging.StreamHandler", "formatter": "line"}},
     "loggers": {
-        "agentdb.audit": {"handlers": ["terminal"], "level": "INFO", "propagate": False},
-        "agentdb.console": {"handlers": ["terminal"], "level": "WARNING", "propagate": False},
-        "django.request": {"handlers": ["terminal"], "level": "ERROR", "propagate": False},
+        "agentdb.audit": {
+            "handlers": ["terminal"],
+            "level": "INFO",
+            "propagate": False,
+        },
+        "agentdb.console": {
+            "handlers": ["terminal"],
+            "level": "WARNING",
+            "propagate": False,
+        },
+        "django.request": {
+            "handlers": ["terminal"],
+            "level": "ERROR",
+            "propagate": False,
+        },
     },
 }
 
@@ -146,7 +174,9 @@ def one_name(get_response: Callable[[Any], Any]) -> Callable[[Any], Any]:
             return get_response(request)
         if request.method not in ("GET", "HEAD"):
             return HttpResponse(status=421)
-        return HttpResponseRedirect(f"http://{name}:{port or 80}{request.get_full_path()}")
+        return HttpResponseRedirect(
+            f"http://{name}:{port or 80}{request.get_full_path()}"
+        )
 
     return respond
 
@@ -158,7 +188,9 @@ def _serve(name: str, port: int, user: str, *, read_only: bool) -> int:
     try:
         server = ThreadedWSGIServer((HOST, port), _quiet(WSGIRequestHandler))
     except OSError as error:
-        sys.stderr.write(f"Port {port} of {HOST} cannot be used: {error.strerror}. Name another one with --port.\n")
+        sys.stderr.write(
+            f"Port {port} of {HOST} cannot be used: {error.strerror}. Name another one with --port.\n"
+        )
         return 1
     with server:
         password = _make_account(user, read_only=read_only)
@@ -206,7 +238,9 @@ def _make_account(name: str, *, read_only: bool) -> str:
     if read_only:
         user = User.objects.create_user(name, password=password, is_staff=True)
         user.user_permissions.set(
-            Permission.objects.filter(content_type__app_label="agentdb", codename__startswith="view_")
+            Permission.objects.filter(
+                content_type__app_label="agentdb", codename__startswith="view_"
+            )
         )
     else:
         User.objects.create_superuser(name, password=password)

@@ -23,11 +23,17 @@ class AgentDbAdminSite(AdminSite):
     index_title = gettext_lazy("Overview")
     index_template = "admin/agentdb/index.html"
     site_url = None
-    enable_nav_sidebar = False  # four tables are one click away; their columns need the width
+    enable_nav_sidebar = (
+        False  # four tables are one click away; their columns need the width
+    )
 
-    def index(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> TemplateResponse:
+    def index(
+        self, request: HttpRequest, extra_context: dict[str, Any] | None = None
+    ) -> TemplateResponse:
         """The overview, and below it the apps of a project that has more than agentdb."""
-        others = [app for app in self.get_app_list(request) if app["app_label"] != "agentdb"]
+        others = [
+            app for app in self.get_app_list(request) if app["app_label"] != "agentdb"
+        ]
         return super().index(request, {"other_apps": others, **(extra_context or {})})
 
 
@@ -43,5 +49,11 @@ class AgentDbAdminConfig(AdminConfig):
 
 def csrf_failure(request: HttpRequest, reason: str = "") -> TemplateResponse:
     """What a browser gets that sends a form and no longer the cookie that came with it."""
-    context = {**admin.site.each_context(request), "title": gettext("Log in again"), "again": request.path}
-    return TemplateResponse(request, "admin/agentdb/cookies_gone.html", context, status=403)
+    context = {
+        **admin.site.each_context(request),
+        "title": gettext("Log in again"),
+        "again": request.path,
+    }
+    return TemplateResponse(
+        request, "admin/agentdb/cookies_gone.html", context, status=403
+    )

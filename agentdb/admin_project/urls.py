@@ -15,7 +15,9 @@ static_file = require_safe(cache_control(public=True, max_age=3600)(serve))
 
 urlpatterns = [
     path("", RedirectView.as_view(pattern_name="admin:index")),
-    path(f"{settings.STATIC_URL.strip('/')}/<path:path>", static_file, {"insecure": True}),
+    path(
+        f"{settings.STATIC_URL.strip('/')}/<path:path>", static_file, {"insecure": True}
+    ),
     path("favicon.ico", static_file, {"path": "agentdb/icon.svg", "insecure": True}),
     path("admin/", admin.site.urls),
 ]

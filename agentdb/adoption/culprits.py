@@ -13,7 +13,13 @@ from typing import Any
 from django.db import DatabaseError, OperationalError, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from agentdb.adoption.dependents import ANEW, Query, Run, cannot_be_made_again, column_numbers
+from agentdb.adoption.dependents import (
+    ANEW,
+    Query,
+    Run,
+    cannot_be_made_again,
+    column_numbers,
+)
 from agentdb.adoption.obstacles import OLD_COLUMNS, first_line
 from agentdb.errors import SchemaMismatchError
 from agentdb.schema.sqltext import quote_name
@@ -31,7 +37,9 @@ class _Definition:
 
 
 @contextmanager
-def naming_culprits(connection: BaseDatabaseWrapper, changing: Mapping[str, Collection[str]]) -> Iterator[None]:
+def naming_culprits(
+    connection: BaseDatabaseWrapper, changing: Mapping[str, Collection[str]]
+) -> Iterator[None]:
     """Name what made the block fail: ``SchemaMismatchError``. ``changing`` has every table, with its changing columns.
 
     The block is undone before anything is tried.
@@ -42,11 +50,15 @@ def naming_culprits(connection: BaseDatabaseWrapper, changing: Mapping[str, Coll
     except OperationalError:
         raise  # a lock, a limit or a full disk
     except DatabaseError as error:
-        raise SchemaMismatchError(_culprit(connection, changing) or explain(first_line(error))) from error
+        raise SchemaMismatchError(
+            _culprit(connection, changing) or explain(first_line(error))
+        ) from error
     except SchemaMismatchError as error:
         if type(error) is not SchemaMismatchError or str(error).endswith(ANEW):
             raise
-        raise SchemaMismatchError(_culprit(connection, changing) or explain(str(error))) from error
+        raise SchemaMismatchError(
+            _culprit(connection, changing) or explain(str(error))
+        ) from error
 
 
 def explain(reason: str) -> str:
@@ -57,7 +69,9 @@ def explain(reason: str) -> str:
     )
 
 
-def _culprit(connection: BaseDatabaseWrapper, changing: Mapping[str, Collection[str]]) -> str | None:
+def _culprit(
+    connection: BaseDatabaseWrapper, changing: Mapping[str, Collection[str]]
+) -> str | None:
     def query(sql: str, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
         with connection.cursor() as cursor:
             cursor.execute(sql, parameters)
@@ -68,7 +82,8 @@ def _culprit(connection: BaseDatabaseWrapper, changing: Mapping[str, Collection[
             cursor.execute(sql, None)
 
     [(may_create, schemas)] = query(
-        "SELECT has_database_privilege(current_database(), 'TEMPORARY'), current_schemas(false)", []
+        "SELECT has_database_privilege(current_database(), 'TEMPORARY'), current_schemas(false)",
+        [],
     )
     if not may_create:
         return None
@@ -76,9 +91,15 @@ def _culprit(connection: BaseDatabaseWrapper, changing: Mapping[str, Collection[
         with transaction.atomic(using=connection.alias):
             definitions = _definitions(query, column_numbers(query, changing))
             # There every name hides the real one.
-            run(f"SET LOCAL search_path = {', '.join(map(quote_name, ['pg_temp', *schemas]))}")
+            run(
+                f"SET LOCAL search_path = {', '.join(map(quote_name, ['pg_temp', *schemas]))}"
+            )
             for table, columns in changing.items():
-                doubtful = [definition for definition in definitions if definition.table == table]
+                doubtful = [
+                    definition
+                    for definition in definitions
+                    if definition.table == table
+                ]
                 _try_with_final_types(query, run, schemas[0], table, columns, doubtful)
             transaction.set_rollback(True, using=connection.alias)
     except SchemaMismatchError as error:
@@ -114,7 +135,9 @@ _STATISTICS = """
 """
 
 
-def _definitions(query: Query, columns: Mapping[int, Collection[int]]) -> list[_Definition]:
+def _definitions(
+    query: Query, columns: Mapping[int, Collection[int]]
+) -> list[_Definition]:
     """The indexes, constraints and statistics that read a column whose type changes."""
     oids = list(columns)
     found = [
@@ -135,7 +158,12 @@ def _definitions(query: Query, columns: Mapping[int, Collection[int]]) -> list[_
 
 
 def _try_with_final_types(
-    query: Query, run: Run, schema: str, table: str, changing: Collection[str], definitions: Collection[_Definition]
+    query: Query,
+    run: Run,
+    schema: str,
+    table: str,
+    changing: Collection[str],
+    definitions: Collection[_Definition],
 ) -> None:
     """Raise ``SchemaMismatchError`` that names the first definition that fails."""
     if not definitions:
@@ -145,8 +173,16 @@ def _try_with_final_types(
         " AND NOT attisdropped",
         [f"{quote_name(schema)}.{quote_name(table)}"],
     )
-    types = {column: _FINAL_TYPES.get(OLD_COLUMNS[table][column], "text") for column in changing}
-    parts = [f"NULL::{types[name]} AS {quote_name(name)}" if name in types else quote_name(name) for name in names]
+    types = {
+        column: _FINAL_TYPES.get(OLD_COLUMNS[table][column], "text")
+        for column in changing
+    }
+    parts = [
+        f"NULL::{types[name]} AS {quote_name(name)}"
+        if name in types
+        else quote_name(name)
+        for name in names
+    ]
     run(
         f"CREATE TABLE {quote_name(table)} AS SELECT {', '.join(parts)} FROM {quote_name(schema)}.{quote_name(table)}"
         " WITH NO DATA"
@@ -157,4 +193,6 @@ def _try_with_final_types(
         except OperationalError:
             raise
         except DatabaseError as error:
-            raise SchemaMismatchError(cannot_be_made_again(definition.title, error)) from error
+            raise SchemaMismatchError(
+                cannot_be_made_again(definition.title, error)
+            ) from error

@@ -214,7 +214,9 @@ _KINDS = """
 """
 
 
-def column_numbers(query: Query, columns: Mapping[str, Collection[str]]) -> dict[int, list[int]]:
+def column_numbers(
+    query: Query, columns: Mapping[str, Collection[str]]
+) -> dict[int, list[int]]:
     """Those columns as the catalog numbers them, by the oid of their table in the current schema."""
     numbers: dict[int, list[int]] = {}
     for oid, table, number, column in query(
@@ -234,7 +236,9 @@ def table_obstacles(query: Query, tables: Collection[int]) -> list[str]:
     return [message for (message,) in query(_KINDS, [oids] * 4)]
 
 
-def read_dependents(query: Query, columns: Mapping[int, Collection[int]], *, server_version: int) -> Dependents:
+def read_dependents(
+    query: Query, columns: Mapping[int, Collection[int]], *, server_version: int
+) -> Dependents:
     """What stands on the columns, which are given by the oid of their table and their numbers."""
     pairs = [(oid, number) for oid, numbers in columns.items() for number in numbers]
     if not pairs:
@@ -273,7 +277,9 @@ def drop(run: Run, dependents: Dependents) -> None:
         run(dependent.drop)
 
 
-def make_again(query: Query, run: Run, dependents: Dependents, *, with_owners: bool = True) -> None:
+def make_again(
+    query: Query, run: Run, dependents: Dependents, *, with_owners: bool = True
+) -> None:
     """Raise ``SchemaMismatchError`` with the name of what cannot be made again as it was."""
     for dependent in dependents.found:
         with _naming(dependent):
@@ -297,14 +303,18 @@ def _naming(dependent: Dependent) -> Iterator[None]:
     except OperationalError:
         raise
     except DatabaseError as error:
-        raise SchemaMismatchError(cannot_be_made_again(dependent.title, error)) from error
+        raise SchemaMismatchError(
+            cannot_be_made_again(dependent.title, error)
+        ) from error
 
 
 def cannot_be_made_again(title: str, error: DatabaseError) -> str:
     return f"{title} cannot be made again with the new types of the columns it reads: {first_line(error)} {ANEW}"
 
 
-def _obstacle(what: str, table: str | None, column: str | None, row_of: str | None) -> str:
+def _obstacle(
+    what: str, table: str | None, column: str | None, row_of: str | None
+) -> str:
     if column is not None:
         return f"{_capitalized(what)} reads column {column!r} of table {table!r}, whose type changes. {ANEW}"
     return f"{_capitalized(what)} depends on view {row_of or table!r}, which has to be made again. {ANEW}"
@@ -346,7 +356,11 @@ def _view(
     ]
     grants = frozenset(_grants(query, name))
     return Dependent(
-        f"View {name!r}", f"DROP VIEW {name}", tuple(statements), (schema, relation, "v"), _View(name, owner, grants)
+        f"View {name!r}",
+        f"DROP VIEW {name}",
+        tuple(statements),
+        (schema, relation, "v"),
+        _View(name, owner, grants),
     )
 
 
@@ -368,11 +382,18 @@ def _attached(
     """A rule or a trigger."""
     statements = [sql]
     if enabled in _STATES:
-        statements.append(f"ALTER TABLE {on} {_STATES[enabled]} {word.upper()} {quoted}")
+        statements.append(
+            f"ALTER TABLE {on} {_STATES[enabled]} {word.upper()} {quoted}"
+        )
     if comment:
         statements.append(f"COMMENT ON {word.upper()} {quoted} ON {on} IS {comment}")
     title = f"{word} {name!r} on {'view' if kind == 'v' else 'table'} {on!r}"
-    return Dependent(title, f"DROP {word.upper()} {quoted} ON {on}", tuple(statements), (schema, relation, kind))
+    return Dependent(
+        title,
+        f"DROP {word.upper()} {quoted} ON {on}",
+        tuple(statements),
+        (schema, relation, kind),
+    )
 
 
 _COMMANDS = {"r": "SELECT", "a": "INSERT", "w": "UPDATE", "d": "DELETE", "*": "ALL"}
@@ -396,9 +417,15 @@ def _policy(
     sql += f" FOR {_COMMANDS[command]} TO {', '.join(roles)}"
     sql += f" USING ({using})" if using else ""
     sql += f" WITH CHECK ({check})" if check else ""
-    statements = (sql, *([f"COMMENT ON POLICY {quoted} ON {on} IS {comment}"] if comment else ()))
+    statements = (
+        sql,
+        *([f"COMMENT ON POLICY {quoted} ON {on} IS {comment}"] if comment else ()),
+    )
     return Dependent(
-        f"Policy {name!r} on table {on!r}", f"DROP POLICY {quoted} ON {on}", statements, (schema, relation, kind)
+        f"Policy {name!r} on table {on!r}",
+        f"DROP POLICY {quoted} ON {on}",
+        statements,
+        (schema, relation, kind),
     )
 
 
@@ -431,22 +458,38 @@ def _restore_grants(query: Query, run: Run, view: _View) -> None:
         [view.name],
     )
     left = set(view.grants)
-    may_grant: set[tuple[str, str, str | None]] = {(owner, grant.privilege, None) for grant in left}
+    may_grant: set[tuple[str, str, str | None]] = {
+        (owner, grant.privilege, None) for grant in left
+    }
     while ready := {
         grant
         for grant in left
-        if {(grant.grantor, grant.privilege, grant.column), (grant.grantor, grant.privilege, None)} & may_grant
+        if {
+            (grant.grantor, grant.privilege, grant.column),
+            (grant.grantor, grant.privilege, None),
+        }
+        & may_grant
     }:
         for grant in sorted(ready, key=repr):
             if grant.grantor != owner:
                 run(f"SET LOCAL ROLE {grant.grantor}")
             columns = f" ({grant.column})" if grant.column else ""
-            option = " WITH GRANT OPTION" if grant.may_grant and grant.grantee != owner else ""
-            run(f"GRANT {grant.privilege}{columns} ON {view.name} TO {grant.grantee}{option}")
+            option = (
+                " WITH GRANT OPTION"
+                if grant.may_grant and grant.grantee != owner
+                else ""
+            )
+            run(
+                f"GRANT {grant.privilege}{columns} ON {view.name} TO {grant.grantee}{option}"
+            )
             if grant.grantor != owner:
                 run(f"SET LOCAL ROLE {role}")
         left -= ready
-        may_grant |= {(grant.grantee, grant.privilege, grant.column) for grant in ready if grant.may_grant}
+        may_grant |= {
+            (grant.grantee, grant.privilege, grant.column)
+            for grant in ready
+            if grant.may_grant
+        }
     if _grants(query, view.name) != view.grants:
         raise SchemaMismatchError(
             f"View {view.name!r} cannot be made again with exactly the rights that were granted on it. {ANEW}"

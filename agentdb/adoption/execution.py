@@ -93,7 +93,9 @@ class Listener:
     found: Callable[[Findings, Plan], None] = lambda findings, plan: None
 
 
-def look(alias: str, listener: Listener = Listener(), *, backup: bool = True) -> Outcome:
+def look(
+    alias: str, listener: Listener = Listener(), *, backup: bool = True
+) -> Outcome:
     """Say what adopting the database would do, and change nothing.
 
     On PostgreSQL that is the adoption itself, rolled back. A SQLite file is read through a read-only connection, and
@@ -106,7 +108,11 @@ def look(alias: str, listener: Listener = Listener(), *, backup: bool = True) ->
         try:
             # Under the lock, because a look in the middle of another process's adoption would see half of each.
             # But for CockroachDB, where one table at a time is read, and taking the lock could make a table.
-            lock = nullcontext() if connection.vendor == "cockroachdb" else _lock(connection, listener)
+            lock = (
+                nullcontext()
+                if connection.vendor == "cockroachdb"
+                else _lock(connection, listener)
+            )
             with translated_errors(connection), lock, inspecting(alias) as reading:
                 findings = read(reading, listener.progress)
                 plan = _decide(reading, findings, backup=backup)
@@ -118,21 +124,33 @@ def look(alias: str, listener: Listener = Listener(), *, backup: bool = True) ->
     raise AssertionError("unreachable: the last look returns or raises")
 
 
-def _decide(connection: BaseDatabaseWrapper, findings: Findings, *, backup: bool) -> Plan:
+def _decide(
+    connection: BaseDatabaseWrapper, findings: Findings, *, backup: bool
+) -> Plan:
     """Decide; on SQLite, also try the schema changes on a copy in memory, before a backup is made in vain."""
     plan = decide(findings, backup=backup)
     if plan.has_work and connection.vendor == "sqlite":
-        refusals = rehearse(connection, plan, lambda copy: _act(copy, findings, plan, Listener()))
+        refusals = rehearse(
+            connection, plan, lambda copy: _act(copy, findings, plan, Listener())
+        )
         if refusals:
             return Plan(refusals=refusals, notes=plan.notes)
     return plan
 
 
-def _lock(connection: BaseDatabaseWrapper, listener: Listener) -> AbstractContextManager[None]:
+def _lock(
+    connection: BaseDatabaseWrapper, listener: Listener
+) -> AbstractContextManager[None]:
     return migration_lock(connection, lambda: listener.say(_WAITING))
 
 
-def adopt(alias: str, listener: Listener = Listener(), *, backup: bool = True, keep: bool = True) -> Outcome:
+def adopt(
+    alias: str,
+    listener: Listener = Listener(),
+    *,
+    backup: bool = True,
+    keep: bool = True,
+) -> Outcome:
     """Adopt the database of ``alias``, all of it or nothing; on CockroachDB step by step, and another run goes on.
 
     Without ``keep`` everything is done and then rolled back. Raises ``AdoptionRefusedError`` or
@@ -153,7 +171,11 @@ def adopt(alias: str, listener: Listener = Listener(), *, backup: bool = True, k
             return Outcome(findings, plan)
         if not_locked is not None:
             raise not_locked
-        copy = _back_up(connection, path, listener) if path is not None and backup else None
+        copy = (
+            _back_up(connection, path, listener)
+            if path is not None and backup
+            else None
+        )
         try:
             with _refusing(connection):
                 checksums = _change(connection, findings, plan, listener)
@@ -191,14 +213,26 @@ def _roll_back(connection: BaseDatabaseWrapper) -> None:
 def _back_up(connection: BaseDatabaseWrapper, path: Path, listener: Listener) -> Path:
     listener.say("Backing up.")
     timeout = float(connection.settings_dict["OPTIONS"].get("timeout", 5.0))
-    return back_up(path, lambda done, total: listener.progress("backup", done, total), timeout_seconds=timeout)
+    return back_up(
+        path,
+        lambda done, total: listener.progress("backup", done, total),
+        timeout_seconds=timeout,
+    )
 
 
-def _change(connection: BaseDatabaseWrapper, findings: Findings, plan: Plan, listener: Listener) -> dict[str, int]:
+def _change(
+    connection: BaseDatabaseWrapper, findings: Findings, plan: Plan, listener: Listener
+) -> dict[str, int]:
     """Act, and verify what came of it; return the checksum of each table."""
     to_instant = _instants(connection, findings)
     before = {
-        name: checksum(connection, name, table, comparable_columns(name, table), to_instant.get(name, CAST))
+        name: checksum(
+            connection,
+            name,
+            table,
+            comparable_columns(name, table),
+            to_instant.get(name, CAST),
+        )
         for name, table in findings.shape.tables.items()
     }
     if connection.vendor != "cockroachdb":  # whose temporary tables are experimental
@@ -207,7 +241,9 @@ def _change(connection: BaseDatabaseWrapper, findings: Findings, plan: Plan, lis
     if connection.vendor == "sqlite":
         _stand_in_for_collations(connection, findings)
     if connection.vendor == "postgresql":
-        with naming_culprits(connection, changing_columns(findings.shape, connection.vendor)):
+        with naming_culprits(
+            connection, changing_columns(findings.shape, connection.vendor)
+        ):
             _act(connection, findings, plan, listener, to_instant, before)
     else:
         _act(connection, findings, plan, listener, before=before)
@@ -217,15 +253,23 @@ def _change(connection: BaseDatabaseWrapper, findings: Findings, plan: Plan, lis
     return {name: total for name, (_, total) in before.items()}
 
 
-def _stand_in_for_collations(connection: BaseDatabaseWrapper, findings: Findings) -> None:
+def _stand_in_for_collations(
+    connection: BaseDatabaseWrapper, findings: Findings
+) -> None:
     """Let SQLite parse indexes of other tables whose collations only the operator's program brings.
 
     Renaming a table parses every index. Nothing is compared, because the other tables are not written to.
     """
     raw = connection.connection
     ours = {name.lower() for name in findings.shape.stored_as.values()}
-    for index, table in raw.execute("SELECT name, lower(tbl_name) FROM sqlite_master WHERE type = 'index'").fetchall():
-        for *_, collation, _ in [] if table in ours else raw.execute(f"PRAGMA index_xinfo({quote_name(index)})"):
+    for index, table in raw.execute(
+        "SELECT name, lower(tbl_name) FROM sqlite_master WHERE type = 'index'"
+    ).fetchall():
+        for *_, collation, _ in (
+            []
+            if table in ours
+            else raw.execute(f"PRAGMA index_xinfo({quote_name(index)})")
+        ):
             if collation is not None and collation.upper() not in _OWN_COLLATIONS:
                 raw.create_collation(collation, lambda one, other: 0)
 
@@ -233,23 +277,31 @@ def _stand_in_for_collations(connection: BaseDatabaseWrapper, findings: Findings
 def _instants(connection: BaseDatabaseWrapper, findings: Findings) -> dict[str, str]:
     """By table, the SQL that makes an instant of a timestamp's text, if it is not a cast."""
     return {
-        name: instants(connection, table.name, _text_timestamps(connection, name, table))
+        name: instants(
+            connection, table.name, _text_timestamps(connection, name, table)
+        )
         for name, table in findings.shape.tables.items()
         if connection.vendor == "postgresql" and findings.contents[name].odd_rows
     }
 
 
-def _text_timestamps(connection: BaseDatabaseWrapper, name: str, table: Table) -> list[str]:
+def _text_timestamps(
+    connection: BaseDatabaseWrapper, name: str, table: Table
+) -> list[str]:
     native = NATIVE_TIMESTAMP_TYPES[connection.vendor]
     return [
         column.name
         for column in table.columns
-        if OLD_COLUMNS[name].get(column.name) == "timestamp" and column.type not in native
+        if OLD_COLUMNS[name].get(column.name) == "timestamp"
+        and column.type not in native
     ]
 
 
 def _check_writable(path: Path) -> None:
-    for place, what in ((path, f"The database file {str(path)!r}"), (path.parent, f"The folder of {str(path)!r}")):
+    for place, what in (
+        (path, f"The database file {str(path)!r}"),
+        (path.parent, f"The folder of {str(path)!r}"),
+    ):
         if not os.access(place, os.W_OK):
             raise DatabaseUnavailableError(
                 f"{what} may not be written to by this user; an adoption needs that. Nothing was changed."
@@ -264,9 +316,16 @@ def _one_connection(connection: BaseDatabaseWrapper) -> Iterator[None]:
     """
     connection.close()
     before = connection.settings_dict["OPTIONS"]
-    commands = [one for one in before.get("init_command", "").split(";") if "journal_mode" not in one]
+    commands = [
+        one
+        for one in before.get("init_command", "").split(";")
+        if "journal_mode" not in one
+    ]
     if connection.vendor == "sqlite":
-        connection.settings_dict["OPTIONS"] = {**before, "init_command": ";".join(commands)}
+        connection.settings_dict["OPTIONS"] = {
+            **before,
+            "init_command": ";".join(commands),
+        }
     try:
         yield
     finally:
@@ -281,10 +340,14 @@ def _refusing(connection: BaseDatabaseWrapper) -> Iterator[None]:
     except AdoptionRefusedError:
         raise
     except SchemaMismatchError as error:
-        raise AdoptionRefusedError((Refusal(f"{error} {_left(connection)}"),)) from error
+        raise AdoptionRefusedError(
+            (Refusal(f"{error} {_left(connection)}"),)
+        ) from error
     except DatabaseError as error:
         reason = describe_failure(connection, _original(error))
-        raise AdoptionRefusedError((Refusal(f"{reason} {_left(connection)}"),)) from error
+        raise AdoptionRefusedError(
+            (Refusal(f"{reason} {_left(connection)}"),)
+        ) from error
 
 
 def _left(connection: BaseDatabaseWrapper) -> str:
@@ -294,7 +357,11 @@ def _left(connection: BaseDatabaseWrapper) -> str:
 
 
 def _undone(connection: BaseDatabaseWrapper) -> str:
-    return "" if connection.vendor == "cockroachdb" else ". The transaction was rolled back"
+    return (
+        ""
+        if connection.vendor == "cockroachdb"
+        else ". The transaction was rolled back"
+    )
 
 
 def _original(error: DatabaseError) -> DatabaseError:
@@ -330,23 +397,33 @@ def _transaction(connection: BaseDatabaseWrapper) -> Iterator[None]:
         connection.check_constraints = check_constraints  # type: ignore[method-assign]
 
 
-def _lock_tables(connection: BaseDatabaseWrapper, listener: Listener) -> DatabaseError | None:
+def _lock_tables(
+    connection: BaseDatabaseWrapper, listener: Listener
+) -> DatabaseError | None:
     """Keep others out of the tables; return why this role may not, which what is read next explains."""
     if connection.vendor != "postgresql":
         return None  # SQLite's write lock is on the whole file
     with connection.cursor() as cursor:
         cursor.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
         lock_in_transaction(connection, lambda: listener.say(_WAITING))
-        cursor.execute("SET LOCAL TimeZone = 'UTC'")  # which timestamps without a zone are in
+        cursor.execute(
+            "SET LOCAL TimeZone = 'UTC'"
+        )  # which timestamps without a zone are in
         # A policy that hides rows from this role must fail, not have them left out of the comparison.
         cursor.execute("SET LOCAL row_security = off")
         cursor.execute(LIMIT_LOCK_WAITS)
-        tables = [name for name, table in read_tables(connection, OLD_COLUMNS).items() if table.kind == "table"]
+        tables = [
+            name
+            for name, table in read_tables(connection, OLD_COLUMNS).items()
+            if table.kind == "table"
+        ]
         if not tables:
             return None
         try:
             with transaction.atomic(using=connection.alias):
-                cursor.execute(f"LOCK TABLE {', '.join(map(quote_name, tables))} IN ACCESS EXCLUSIVE MODE")
+                cursor.execute(
+                    f"LOCK TABLE {', '.join(map(quote_name, tables))} IN ACCESS EXCLUSIVE MODE"
+                )
         except DatabaseError as error:
             fault = classify(error)
             if fault in (Fault.FORBIDDEN, Fault.READ_ONLY):
@@ -389,7 +466,11 @@ def _act(
 
 def _made(findings: Findings) -> list[str]:
     """The tables that the adoption creates."""
-    return [name for name in (RECORD, *OLD_COLUMNS) if name not in findings.live and name not in findings.shape.tables]
+    return [
+        name
+        for name in (RECORD, *OLD_COLUMNS)
+        if name not in findings.live and name not in findings.shape.tables
+    ]
 
 
 def _rename(connection: BaseDatabaseWrapper, stored: str, name: str) -> None:
@@ -402,16 +483,30 @@ def _rename(connection: BaseDatabaseWrapper, stored: str, name: str) -> None:
 
 
 def _conform(
-    connection: BaseDatabaseWrapper, findings: Findings, listener: Listener, to_instant: Mapping[str, str]
+    connection: BaseDatabaseWrapper,
+    findings: Findings,
+    listener: Listener,
+    to_instant: Mapping[str, str],
 ) -> None:
     state = state_apps(migration_names()[-1])
-    models = {model._meta.db_table: model for model in state.get_models() if model._meta.app_label == APP}
+    models = {
+        model._meta.db_table: model
+        for model in state.get_models()
+        if model._meta.app_label == APP
+    }
     sources = {
         name: _sources(connection, name, table, to_instant.get(name, CAST))
         for name, table in findings.shape.tables.items()
     }
     if connection.vendor == "cockroachdb":
-        conform_models_online(connection, state, [models[name] for name in _ORDER], TO_NATIVE, sources, listener.say)
+        conform_models_online(
+            connection,
+            state,
+            [models[name] for name in _ORDER],
+            TO_NATIVE,
+            sources,
+            listener.say,
+        )
         return
     if connection.vendor == "sqlite":
         connection.connection.create_function("agentdb_new_id", 0, new_id)
@@ -428,11 +523,17 @@ def _conform(
             cursor.execute(f"ANALYZE {', '.join(map(quote_name, _ORDER))}")
 
 
-def _sources(connection: BaseDatabaseWrapper, name: str, table: Table, to_instant: str) -> dict[str, str]:
+def _sources(
+    connection: BaseDatabaseWrapper, name: str, table: Table, to_instant: str
+) -> dict[str, str]:
     """SQL for the columns that have no value yet, or one of another type or spelling."""
     sources = {}
     if name == "agents":
-        fresh = "agentdb_new_id()" if connection.vendor == "sqlite" else "gen_random_uuid()::text"
+        fresh = (
+            "agentdb_new_id()"
+            if connection.vendor == "sqlite"
+            else "gen_random_uuid()::text"
+        )
         column = table.column("id")
         if column is None:
             sources["id"] = fresh
@@ -440,11 +541,17 @@ def _sources(connection: BaseDatabaseWrapper, name: str, table: Table, to_instan
             sources["id"] = f"coalesce(id, {fresh})"
     if connection.vendor == "sqlite":
         # Native ones too, because another program may have written them in its own way.
-        stamps = [column.name for column in table.columns if OLD_COLUMNS[name].get(column.name) == "timestamp"]
+        stamps = [
+            column.name
+            for column in table.columns
+            if OLD_COLUMNS[name].get(column.name) == "timestamp"
+        ]
         return sources | {column: native_sql(quote_name(column)) for column in stamps}
     if connection.vendor == "postgresql":
         texts = _text_timestamps(connection, name, table)
-        return sources | {column: to_instant.format(quote_name(column)) for column in texts}
+        return sources | {
+            column: to_instant.format(quote_name(column)) for column in texts
+        }
     return sources
 
 
@@ -474,18 +581,30 @@ def _changed_ids(connection: BaseDatabaseWrapper, findings: Findings) -> int:
     return changed
 
 
-def _verify(connection: BaseDatabaseWrapper, findings: Findings, before: Mapping[str, tuple[int, int]]) -> None:
+def _verify(
+    connection: BaseDatabaseWrapper,
+    findings: Findings,
+    before: Mapping[str, tuple[int, int]],
+) -> None:
     """Raise ``AdoptionRefusedError`` unless every row is there, unchanged, and agentdb can use what was created."""
-    changed_ids = 0 if connection.vendor == "cockroachdb" else _changed_ids(connection, findings)
+    changed_ids = (
+        0 if connection.vendor == "cockroachdb" else _changed_ids(connection, findings)
+    )
     live = read_tables(connection)
     changed = ["agents: other ids"] if changed_ids else []
     for name, table in findings.shape.tables.items():
         after = checksum(connection, name, live[name], comparable_columns(name, table))
         if before[name] != after:
-            changed.append(f"{name}: {before[name][0]:,} rows before, {after[0]:,} after")
+            changed.append(
+                f"{name}: {before[name][0]:,} rows before, {after[0]:,} after"
+            )
     if connection.vendor == "sqlite":
         # The rows of other tables are not touched, and on a server others may change them or their tables meanwhile.
-        changed += [name for name in findings.shape.others if live.get(name) != findings.live[name]]
+        changed += [
+            name
+            for name in findings.shape.others
+            if live.get(name) != findings.live[name]
+        ]
     if changed:
         raise AdoptionRefusedError(
             (
@@ -497,26 +616,40 @@ def _verify(connection: BaseDatabaseWrapper, findings: Findings, before: Mapping
         )
 
 
-def _not_updatable(connection: BaseDatabaseWrapper, tables: Iterable[str]) -> dict[str, str]:
+def _not_updatable(
+    connection: BaseDatabaseWrapper, tables: Iterable[str]
+) -> dict[str, str]:
     """By table, why PostgreSQL updates none of its rows: a publication that lacks the key, say."""
     reasons = {}
     for table in tables if connection.vendor == "postgresql" else ():
         column = "id" if table != "agents" else "name"  # which every old shape has
         try:
-            with transaction.atomic(using=connection.alias), connection.cursor() as cursor:
+            with (
+                transaction.atomic(using=connection.alias),
+                connection.cursor() as cursor,
+            ):
                 # The server looks at publications before it looks for rows.
-                cursor.execute(f"UPDATE {quote_name(table)} SET {column} = {column} WHERE false")
+                cursor.execute(
+                    f"UPDATE {quote_name(table)} SET {column} = {column} WHERE false"
+                )
                 transaction.set_rollback(True, using=connection.alias)
         except DatabaseError as error:
-            detail = getattr(getattr(error.__cause__, "diag", None), "message_detail", None) or ""
-            reasons[table] = f"Table {table} could not be updated: {first_line(error)} {detail}".rstrip()
+            detail = (
+                getattr(getattr(error.__cause__, "diag", None), "message_detail", None)
+                or ""
+            )
+            reasons[table] = (
+                f"Table {table} could not be updated: {first_line(error)} {detail}".rstrip()
+            )
     return reasons
 
 
 def _verify_schema(connection: BaseDatabaseWrapper, live: Mapping[str, Table]) -> None:
     differences = drift(expected_tables(connection, apps), live)
     if RECORD in live and "row security" in live[RECORD].options:
-        differences.append(f"Table {RECORD} has row security: agentdb could not read the record of migrations.")
+        differences.append(
+            f"Table {RECORD} has row security: agentdb could not read the record of migrations."
+        )
     if not differences:
         return
     lines = "".join(f"\n  {difference}" for difference in differences)
@@ -524,4 +657,6 @@ def _verify_schema(connection: BaseDatabaseWrapper, live: Mapping[str, Table]) -
         message = f"The tables still differ from the models, and steps that were done stay:{lines}"
     else:
         message = f"The tables would still differ from the models, so nothing was changed:{lines}"
-    raise AdoptionRefusedError((Refusal(message), *map(Refusal, event_triggers(connection))))
+    raise AdoptionRefusedError(
+        (Refusal(message), *map(Refusal, event_triggers(connection)))
+    )

@@ -14,7 +14,10 @@ from agentdb.errors import SchemaMismatchError
 from agentdb.schema import Table
 from agentdb.schema.migration_record import migration_names, recorded_migrations
 
-_UNIQUE: Mapping[str, tuple[str, ...]] = {"agents": ("tenant_id", "name"), "api_keys": ("key_hash",)}
+_UNIQUE: Mapping[str, tuple[str, ...]] = {
+    "agents": ("tenant_id", "name"),
+    "api_keys": ("key_hash",),
+}
 
 
 def refuse_unadopted(connection: BaseDatabaseWrapper, *, fake_initial: bool) -> None:
@@ -60,7 +63,10 @@ def refuse_unadopted(connection: BaseDatabaseWrapper, *, fake_initial: bool) -> 
 
 def _obstacles(vendor: str, shape: Shape) -> list[str]:
     """What keeps the tables from being the multi-tenant ones, a sentence each."""
-    if shape.kind not in (Kind.MULTI_TENANT, Kind.LATER) and shape.level in migration_names()[1:]:
+    if (
+        shape.kind not in (Kind.MULTI_TENANT, Kind.LATER)
+        and shape.level in migration_names()[1:]
+    ):
         return [f"They are those of migration {shape.level!r}, which is not recorded."]
     obstacles = []
     for name, columns in OLD_COLUMNS.items():
@@ -69,14 +75,20 @@ def _obstacles(vendor: str, shape: Shape) -> list[str]:
             obstacles.append(f"Table {name!r} is missing.")
             continue
         if shape.stored_as[name] != name:
-            obstacles.append(f"Table {name!r} is still called {shape.stored_as[name]!r}.")
+            obstacles.append(
+                f"Table {name!r} is still called {shape.stored_as[name]!r}."
+            )
         for column, kind in columns.items():
             obstacles += _column_obstacles(vendor, table, name, column, kind)
         key = table.primary_key.columns if table.primary_key else ()
         if key != ("id",):
-            obstacles.append(f"Table {name!r} has {'the primary key ' + _list(key) if key else 'no primary key'}.")
+            obstacles.append(
+                f"Table {name!r} has {'the primary key ' + _list(key) if key else 'no primary key'}."
+            )
         if name in _UNIQUE and frozenset(_UNIQUE[name]) not in unique_keys(table):
-            obstacles.append(f"Table {name!r} lacks the unique key {_list(_UNIQUE[name])}.")
+            obstacles.append(
+                f"Table {name!r} lacks the unique key {_list(_UNIQUE[name])}."
+            )
         for foreign_key in table.foreign_keys:
             if set(foreign_key.columns) <= columns.keys():
                 obstacles.append(
@@ -85,14 +97,22 @@ def _obstacles(vendor: str, shape: Shape) -> list[str]:
     return obstacles
 
 
-def _column_obstacles(vendor: str, table: Table, name: str, column: str, kind: str) -> list[str]:
+def _column_obstacles(
+    vendor: str, table: Table, name: str, column: str, kind: str
+) -> list[str]:
     live = table.column(column)
     if live is None:
         return [f"Table {name!r} lacks the column {column!r}."]
     type_wanted = "integer" if kind == "integer" else "text"
     if live.type != type_wanted:
-        return [f"Column {column!r} of table {name!r} is {live.type or 'untyped'}, not {type_wanted}."]
-    if live.nullable and kind != "text or null" and not (column == "id" and vendor == "sqlite"):
+        return [
+            f"Column {column!r} of table {name!r} is {live.type or 'untyped'}, not {type_wanted}."
+        ]
+    if (
+        live.nullable
+        and kind != "text or null"
+        and not (column == "id" and vendor == "sqlite")
+    ):
         return [f"Column {column!r} of table {name!r} may be NULL."]
     return []
 

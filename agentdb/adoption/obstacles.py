@@ -7,7 +7,11 @@ from dataclasses import dataclass
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from agentdb.adoption.timestamps import POSTGRES_CASTABLE, UnreadableTimestampError, parse_timestamp
+from agentdb.adoption.timestamps import (
+    POSTGRES_CASTABLE,
+    UnreadableTimestampError,
+    parse_timestamp,
+)
 from agentdb.errors import SchemaMismatchError
 
 # The columns of the old tables and what they hold. Frozen: it describes what migration 0002 finds.
@@ -82,7 +86,9 @@ class UnusableValuesError(SchemaMismatchError):
     def __init__(self, values: UnusableValues) -> None:
         self.values = values
         total = f"{values.total} value{'' if values.total == 1 else 's'} cannot be converted"
-        shown = "" if values.total <= SHOWN_ROWS else f" (the first {SHOWN_ROWS} are shown)"
+        shown = (
+            "" if values.total <= SHOWN_ROWS else f" (the first {SHOWN_ROWS} are shown)"
+        )
         super().__init__(
             f"{total}{shown}; nothing was changed.\n"
             + "".join(f"  {value}\n" for value in values.first)
@@ -151,12 +157,16 @@ def not_castable(connection: BaseDatabaseWrapper, column: str) -> str:
     )
 
 
-def read_instants(connection: BaseDatabaseWrapper, table: str, columns: list[str]) -> bool:
+def read_instants(
+    connection: BaseDatabaseWrapper, table: str, columns: list[str]
+) -> bool:
     """Fill ``pg_temp.agentdb_instants`` with the instants of PostgreSQL's rare formats; False if there are none."""
     doubtful = " OR ".join(not_castable(connection, column) for column in columns)
     with connection.cursor() as cursor:
         # A count is spread over processes, which reading rows one by one is not.
-        cursor.execute(f'SELECT count(*) FROM "{table}" WHERE {doubtful}'.replace("%", "%%"), [])
+        cursor.execute(
+            f'SELECT count(*) FROM "{table}" WHERE {doubtful}'.replace("%", "%%"), []
+        )
         if not cursor.fetchone()[0]:
             return False
         cursor.execute(
@@ -177,6 +187,10 @@ def read_instants(connection: BaseDatabaseWrapper, table: str, columns: list[str
             while batch := rows.fetchmany(1000):
                 cursor.executemany(
                     "INSERT INTO pg_temp.agentdb_instants VALUES (%s, %s::timestamptz) ON CONFLICT DO NOTHING",
-                    [(text, str(parse_timestamp(text))) for row in batch for text in row],
+                    [
+                        (text, str(parse_timestamp(text)))
+                        for row in batch
+                        for text in row
+                    ],
                 )
     return True

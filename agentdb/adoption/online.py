@@ -47,9 +47,19 @@ def conform_models_online(
     for model in models_:
         table = wanted[model._meta.db_table]
         # What is not a timestamp has the same type in all releases.
-        timestamps = {c.name: template.format(c.name) for c in table.columns if c.name.endswith("_at")}
+        timestamps = {
+            c.name: template.format(c.name)
+            for c in table.columns
+            if c.name.endswith("_at")
+        }
         new = _with_indexes_of(latest.get(table.name), table)
-        conform_online(connection, table, {**timestamps, **(sources or {}).get(table.name, {})}, progress, new=new)
+        conform_online(
+            connection,
+            table,
+            {**timestamps, **(sources or {}).get(table.name, {})},
+            progress,
+            new=new,
+        )
 
 
 def _with_indexes_of(latest: Table | None, table: Table) -> Table:
@@ -60,8 +70,17 @@ def _with_indexes_of(latest: Table | None, table: Table) -> Table:
     """
     columns = {column.name for column in table.columns}
     indexes = {index.name: index for index in (latest.indexes if latest else ())}
-    later = [index for index in indexes.values() if {part.expression for part in index.parts} <= columns]
-    return replace(table, indexes=tuple({index.name: index for index in (*later, *table.indexes)}.values()))
+    later = [
+        index
+        for index in indexes.values()
+        if {part.expression for part in index.parts} <= columns
+    ]
+    return replace(
+        table,
+        indexes=tuple(
+            {index.name: index for index in (*later, *table.indexes)}.values()
+        ),
+    )
 
 
 def add_index_sql(table: str, index: Index) -> str:
@@ -70,7 +89,10 @@ def add_index_sql(table: str, index: Index) -> str:
 
 
 def _parts(index: Index) -> str:
-    parts = [quote_name(part.expression) + (" DESC" if part.descending else "") for part in index.parts]
+    parts = [
+        quote_name(part.expression) + (" DESC" if part.descending else "")
+        for part in index.parts
+    ]
     condition = f" WHERE {index.condition}" if index.condition else ""
     return f"({', '.join(parts)}){condition}"
 
@@ -92,7 +114,10 @@ def conform_online(
     without_effect: set[str] = set()
     while True:
         live = read_tables(connection, [wanted.name]).get(wanted.name)
-        step = next(_steps(connection, wanted if live else new or wanted, live, sources or {}), None)
+        step = next(
+            _steps(connection, wanted if live else new or wanted, live, sources or {}),
+            None,
+        )
         if step is None:
             return
         if step in without_effect:
@@ -101,7 +126,9 @@ def conform_online(
             )
         progress(step)
         if not _changes_rows(connection, step):
-            without_effect.add(step)  # a schema change; should it be the next step again, it never ends
+            without_effect.add(
+                step
+            )  # a schema change; should it be the next step again, it never ends
 
 
 def _changes_rows(connection: BaseDatabaseWrapper, step: str) -> bool:
@@ -125,8 +152,12 @@ def _steps(
     quote = connection.ops.quote_name
     table = quote(wanted.name)
     if live is None:
-        columns = [f"{quote(column.name)} {_declaration(column)}" for column in wanted.columns]
-        indexes = [f"INDEX {quote(index.name)} {_parts(index)}" for index in wanted.indexes]
+        columns = [
+            f"{quote(column.name)} {_declaration(column)}" for column in wanted.columns
+        ]
+        indexes = [
+            f"INDEX {quote(index.name)} {_parts(index)}" for index in wanted.indexes
+        ]
         yield f"CREATE TABLE IF NOT EXISTS {table} ({', '.join([*columns, *_keys(connection, wanted), *indexes])})"
         return
     for foreign_key in live.foreign_keys:
@@ -135,8 +166,14 @@ def _steps(
     for column in wanted.columns:
         yield from _column_steps(connection, wanted, live, column, sources)
     primary_key = wanted.primary_key
-    if primary_key and (live.primary_key is None or live.primary_key.columns != primary_key.columns):
-        drop = f"DROP CONSTRAINT {quote(live.primary_key.name or '')}, " if live.primary_key else ""
+    if primary_key and (
+        live.primary_key is None or live.primary_key.columns != primary_key.columns
+    ):
+        drop = (
+            f"DROP CONSTRAINT {quote(live.primary_key.name or '')}, "
+            if live.primary_key
+            else ""
+        )
         # One statement for both: dropped alone, the table would have no key, which CockroachDB refuses.
         yield f"ALTER TABLE {table} {drop}ADD {_keys(connection, wanted)[0]}"
     uniques = {(unique.name, unique.columns) for unique in live.uniques}
@@ -160,20 +197,34 @@ def _steps(
 
 
 def _column_steps(
-    connection: BaseDatabaseWrapper, wanted: Table, live: Table, column: Column, sources: Mapping[str, str]
+    connection: BaseDatabaseWrapper,
+    wanted: Table,
+    live: Table,
+    column: Column,
+    sources: Mapping[str, str],
 ) -> Iterator[str]:
     quote = connection.ops.quote_name
-    table, name, fresh = quote(wanted.name), quote(column.name), quote(FRESH + column.name)
+    table, name, fresh = (
+        quote(wanted.name),
+        quote(column.name),
+        quote(FRESH + column.name),
+    )
     here, filling = live.column(column.name), live.column(FRESH + column.name)
     source = sources.get(column.name)
     if here is None and filling is not None:
         yield f"ALTER TABLE {table} RENAME COLUMN {fresh} TO {name}"
         return
     if here is None or here.type != column.type:
-        if source is None and (here is not None or (column.default is None and not column.nullable)):
+        if source is None and (
+            here is not None or (column.default is None and not column.nullable)
+        ):
             raise SchemaMismatchError(
                 f"Column {wanted.name}.{column.name} "
-                + ("is missing." if here is None else f"has the type {here.type} and must have {column.type}.")
+                + (
+                    "is missing."
+                    if here is None
+                    else f"has the type {here.type} and must have {column.type}."
+                )
                 + " Run 'agentdb baselinedb'."
             )
         if source is None:
@@ -183,7 +234,14 @@ def _column_steps(
             yield f"ALTER TABLE {table} ADD COLUMN {fresh} {column.type}"
             return
         # Also rows that the old server has written to since they were filled.
-        yield from _fill(connection, wanted, live, fresh, source, f"{fresh} IS DISTINCT FROM {source}" if here else "")
+        yield from _fill(
+            connection,
+            wanted,
+            live,
+            fresh,
+            source,
+            f"{fresh} IS DISTINCT FROM {source}" if here else "",
+        )
         if filling.default != column.default:
             yield f"ALTER TABLE {table} ALTER COLUMN {fresh} SET DEFAULT {column.default}"
         if filling.nullable and not column.nullable:
@@ -199,7 +257,11 @@ def _column_steps(
                 yield f"DROP INDEX {quote(index.name)}"
         yield f"ALTER TABLE {table} DROP COLUMN {quote(STALE + column.name)}"
     if here.default != column.default:
-        change = "DROP DEFAULT" if column.default is None else f"SET DEFAULT {column.default}"
+        change = (
+            "DROP DEFAULT"
+            if column.default is None
+            else f"SET DEFAULT {column.default}"
+        )
         yield f"ALTER TABLE {table} ALTER COLUMN {name} {change}"
     if here.nullable and not column.nullable:
         if source is not None:
@@ -210,13 +272,20 @@ def _column_steps(
 
 
 def _fill(
-    connection: BaseDatabaseWrapper, wanted: Table, live: Table, column: str, source: str, unless: str = ""
+    connection: BaseDatabaseWrapper,
+    wanted: Table,
+    live: Table,
+    column: str,
+    source: str,
+    unless: str = "",
 ) -> Iterator[str]:
     """Yield the UPDATE of a batch, if a row is left that has no value, or for which ``unless`` is true."""
     quote = connection.ops.quote_name
     table = quote(wanted.name)
     missing = unless or f"{column} IS NULL"
-    key = ", ".join(quote(name) for name in (live.primary_key.columns if live.primary_key else ()))
+    key = ", ".join(
+        quote(name) for name in (live.primary_key.columns if live.primary_key else ())
+    )
     with connection.cursor() as cursor:
         cursor.execute(f"SELECT 1 FROM {table} WHERE {missing} LIMIT 1")
         if cursor.fetchone() is None:
@@ -239,18 +308,27 @@ def _keys(connection: BaseDatabaseWrapper, wanted: Table) -> list[str]:
     quote = connection.ops.quote_name
 
     def constraint(name: str | None, kind: str, columns: tuple[str, ...]) -> str:
-        return f"CONSTRAINT {quote(name or '')} {kind} ({', '.join(map(quote, columns))})"
+        return (
+            f"CONSTRAINT {quote(name or '')} {kind} ({', '.join(map(quote, columns))})"
+        )
 
     assert wanted.primary_key is not None  # every table of ours has one
     return [
         constraint(wanted.primary_key.name, "PRIMARY KEY", wanted.primary_key.columns),
-        *(constraint(unique.name, "UNIQUE", unique.columns) for unique in wanted.uniques),
+        *(
+            constraint(unique.name, "UNIQUE", unique.columns)
+            for unique in wanted.uniques
+        ),
     ]
 
 
 def _differs(live: Index, wanted: Index) -> bool:
     # CockroachDB writes out what PostgreSQL leaves unsaid (methods, operator classes, where NULLs go).
     def shape(index: Index) -> object:
-        return [(part.expression, part.descending) for part in index.parts], index.unique, index.condition
+        return (
+            [(part.expression, part.descending) for part in index.parts],
+            index.unique,
+            index.condition,
+        )
 
     return shape(live) != shape(wanted)

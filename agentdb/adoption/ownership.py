@@ -26,7 +26,9 @@ _RIGHTS = """
 """
 
 
-def hand_over(connection: BaseDatabaseWrapper, made: Collection[str], old: Collection[str]) -> None:
+def hand_over(
+    connection: BaseDatabaseWrapper, made: Collection[str], old: Collection[str]
+) -> None:
     """Give the tables ``made`` to the owner of the ``old`` ones, if that is one role that this one may act as.
 
     Whoever may do anything with the old tables may read the record of migrations, as ``connect()`` does, and who may
@@ -43,8 +45,16 @@ def hand_over(connection: BaseDatabaseWrapper, made: Collection[str], old: Colle
         rights = cursor.fetchall()
         for name in map(quote_name, made):
             for role, granted in rights:
-                wanted = ["SELECT"] if name == quote_name(RECORD) else granted if "INSERT" in granted else []
+                wanted = (
+                    ["SELECT"]
+                    if name == quote_name(RECORD)
+                    else granted
+                    if "INSERT" in granted
+                    else []
+                )
                 if wanted:
                     cursor.execute(f"GRANT {', '.join(wanted)} ON {name} TO {role}")
             if len(owners) == 1 and owners[0][1]:
-                cursor.execute(f"ALTER TABLE {name} OWNER TO {quote_name(owners[0][0])}")
+                cursor.execute(
+                    f"ALTER TABLE {name} OWNER TO {quote_name(owners[0][0])}"
+                )

@@ -22,7 +22,13 @@ from agentdb.adoption.shapes import (
     old_name,
     recognise,
 )
-from agentdb.adoption.values import Progress, TableContent, count_rows, duplicates, read_content
+from agentdb.adoption.values import (
+    Progress,
+    TableContent,
+    count_rows,
+    duplicates,
+    read_content,
+)
 from agentdb.conf import server_name
 from agentdb.schema import Table, expected_tables, read_tables
 from agentdb.schema.comparison import reads_ours
@@ -87,21 +93,29 @@ class Plan:
         return bool(self.actions) and not self.refusals
 
 
-def read(connection: BaseDatabaseWrapper, progress: Progress = lambda table, done, total: None) -> Findings:
+def read(
+    connection: BaseDatabaseWrapper,
+    progress: Progress = lambda table, done, total: None,
+) -> Findings:
     """Look at the schema, the record of migrations and every row of the four tables."""
     shape = recognise(connection)
     live = read_tables(connection)
-    misspelt = () if shape.problems else tuple(misspelt_timestamps(connection, shape.tables))
+    misspelt = (
+        () if shape.problems else tuple(misspelt_timestamps(connection, shape.tables))
+    )
     done = _is_done(shape) and not misspelt
     contents: dict[str, TableContent] = {}
     shared: list[tuple[int, tuple[UnusableValue, ...]]] = []
     if not shape.problems:
         contents = {
-            name: read_content(connection, name, table, progress=progress) for name, table in shape.tables.items()
+            name: read_content(connection, name, table, progress=progress)
+            for name, table in shape.tables.items()
         }
         if not done:
             found = [
-                duplicates(connection, name, shape.tables[name], key) for name, key in _KEYS if _has(shape, name, key)
+                duplicates(connection, name, shape.tables[name], key)
+                for name, key in _KEYS
+                if _has(shape, name, key)
             ]
             shared = [rows for rows in found if rows[0]]
     path = sqlite_path(connection)
@@ -113,9 +127,13 @@ def read(connection: BaseDatabaseWrapper, progress: Progress = lambda table, don
         shape=shape,
         live=live,
         contents=contents,
-        other_rows={name: _count_or_zero(connection, live[name]) for name in shape.others},
+        other_rows={
+            name: _count_or_zero(connection, live[name]) for name in shape.others
+        },
         duplicates=tuple(shared),
-        obstacles=() if done or not shape.tables else tuple(_obstacles(connection, shape, live)),
+        obstacles=()
+        if done or not shape.tables
+        else tuple(_obstacles(connection, shape, live)),
         misspelt=misspelt,
         is_file=path is not None,
     )
@@ -124,12 +142,18 @@ def read(connection: BaseDatabaseWrapper, progress: Progress = lambda table, don
 def makes_ids(name: str, table: Table) -> bool:
     """Whether some of the table's rows may get their id in the adoption."""
     column = table.column("id")
-    return name == "agents" and (column is None or (column.nullable and _key(table) != ("id",)))
+    return name == "agents" and (
+        column is None or (column.nullable and _key(table) != ("id",))
+    )
 
 
 def comparable_columns(name: str, table: Table) -> tuple[str, ...]:
     """The columns whose every value must be the same before and after."""
-    return tuple(column.name for column in table.columns if not (column.name == "id" and makes_ids(name, table)))
+    return tuple(
+        column.name
+        for column in table.columns
+        if not (column.name == "id" and makes_ids(name, table))
+    )
 
 
 def _has(shape: Shape, name: str, key: tuple[str, ...]) -> bool:
@@ -140,21 +164,35 @@ def _has(shape: Shape, name: str, key: tuple[str, ...]) -> bool:
 
 def _is_done(shape: Shape) -> bool:
     names = migration_names()
-    return shape.kind is Kind.ADOPTED and shape.level == names[-1] and shape.recorded == tuple(names)
+    return (
+        shape.kind is Kind.ADOPTED
+        and shape.level == names[-1]
+        and shape.recorded == tuple(names)
+    )
 
 
 def _count_or_zero(connection: BaseDatabaseWrapper, table: Table) -> int:
-    return count_rows(connection, table.name) if table.kind == "table" and may_read(connection, table.name) else 0
+    return (
+        count_rows(connection, table.name)
+        if table.kind == "table" and may_read(connection, table.name)
+        else 0
+    )
 
 
 def _place(connection: BaseDatabaseWrapper) -> str:
-    return "in memory" if connection.vendor == "sqlite" else server_name(connection.settings_dict)
+    return (
+        "in memory"
+        if connection.vendor == "sqlite"
+        else server_name(connection.settings_dict)
+    )
 
 
 def _size(connection: BaseDatabaseWrapper) -> int | None:
     with connection.cursor() as cursor:
         if connection.vendor == "sqlite":
-            cursor.execute("SELECT page_count * page_size FROM pragma_page_count(), pragma_page_size()")
+            cursor.execute(
+                "SELECT page_count * page_size FROM pragma_page_count(), pragma_page_size()"
+            )
         elif connection.vendor == "postgresql":
             cursor.execute("SELECT pg_database_size(current_database())")
         else:
@@ -162,7 +200,9 @@ def _size(connection: BaseDatabaseWrapper) -> int | None:
         return int(cursor.fetchone()[0])
 
 
-def _obstacles(connection: BaseDatabaseWrapper, shape: Shape, live: Mapping[str, Table]) -> list[str]:
+def _obstacles(
+    connection: BaseDatabaseWrapper, shape: Shape, live: Mapping[str, Table]
+) -> list[str]:
     """What in the schema around the tables, or in the role's rights, would make an adoption fail half-way."""
     obstacles = [
         *_keys_to_names(shape, live),
@@ -194,23 +234,35 @@ def _keys_to_names(shape: Shape, live: Mapping[str, Table]) -> Iterator[str]:
 def _too_unique_keys(connection: BaseDatabaseWrapper, shape: Shape) -> Iterator[str]:
     """Unique keys that are not ours and could refuse what agentdb writes."""
     # An index of ours that is half built is rebuilt as the models want it.
-    replaced = {index.name for table in expected_tables(connection, apps).values() for index in table.indexes}
+    replaced = {
+        index.name
+        for table in expected_tables(connection, apps).values()
+        for index in table.indexes
+    }
     for name, table in shape.tables.items():
         keys = {frozenset(key) for of, key in _KEYS if of == name}
-        found = [("constraint", unique.name, unique.columns, unique.options) for unique in table.uniques]
+        found = [
+            ("constraint", unique.name, unique.columns, unique.options)
+            for unique in table.uniques
+        ]
         found += [
             ("index", index.name, _index_key(index), index.options)
             for index in table.indexes
             if index.unique and (index.valid or index.name not in replaced)
         ]
         for kind, called, columns, options in found:
-            if frozenset(columns) not in keys and not _left_null(table, columns, options):
+            if frozenset(columns) not in keys and not _left_null(
+                table, columns, options
+            ):
                 yield _too_unique(name, kind, called)
 
 
 def _index_key(index: Index) -> tuple[str, ...]:
     """What the index keeps unique; a condition makes it another key than the columns alone."""
-    return (*(part.expression for part in index.parts), *((index.condition,) if index.condition else ()))
+    return (
+        *(part.expression for part in index.parts),
+        *((index.condition,) if index.condition else ()),
+    )
 
 
 def _names_in_the_way(connection: BaseDatabaseWrapper, shape: Shape) -> Iterator[str]:
@@ -235,7 +287,11 @@ def _names_in_the_way(connection: BaseDatabaseWrapper, shape: Shape) -> Iterator
             )
         found = cursor.fetchall()
     for kind, name, on_table in found:
-        key, owner = (name.lower(), on_table.lower()) if connection.vendor == "sqlite" else (name, on_table)
+        key, owner = (
+            (name.lower(), on_table.lower())
+            if connection.vendor == "sqlite"
+            else (name, on_table)
+        )
         if key in ours and not (kind == "index" and owner == ours[key]):
             of = f" of table {on_table!r}" if on_table != name else ""
             yield f"The {kind} {name!r}{of} has a name that agentdb needs. Rename it."
@@ -251,7 +307,10 @@ def changing_columns(shape: Shape, engine: str) -> dict[str, list[str]]:
             return False
         if kind == "timestamp":
             return column.type not in native
-        is_final = column.type == ("integer" if kind == "integer" else "text") and column.collation is None
+        is_final = (
+            column.type == ("integer" if kind == "integer" else "text")
+            and column.collation is None
+        )
         return not is_final or (column.name == "id" and makes_ids(table.name, table))
 
     return {
@@ -260,11 +319,17 @@ def changing_columns(shape: Shape, engine: str) -> dict[str, list[str]]:
     }
 
 
-def _around(connection: BaseDatabaseWrapper, cursor: CursorWrapper, shape: Shape) -> list[str]:
+def _around(
+    connection: BaseDatabaseWrapper, cursor: CursorWrapper, shape: Shape
+) -> list[str]:
     """What of the operator's can neither stand nor be made again."""
     obstacles = []
     for table in shape.tables.values():
-        obstacles += [_OPTIONS[option].format(table=table.name) for option in table.options if option in _OPTIONS]
+        obstacles += [
+            _OPTIONS[option].format(table=table.name)
+            for option in table.options
+            if option in _OPTIONS
+        ]
 
     def query(sql: str, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
         cursor.execute(sql, parameters)
@@ -283,7 +348,9 @@ def _behind(cursor: CursorWrapper) -> Iterator[str]:
     [(sequence,)] = cursor.fetchall()
     if sequence is None:
         return
-    cursor.execute(f"SELECT (SELECT max(id) FROM {RECORD}) >= last_value + is_called::int FROM {sequence}")
+    cursor.execute(
+        f"SELECT (SELECT max(id) FROM {RECORD}) >= last_value + is_called::int FROM {sequence}"
+    )
     if cursor.fetchall() == [(True,)]:
         yield (
             f"The sequence of {RECORD}.id is behind its rows. Run \"SELECT setval('{sequence}', max(id)) FROM "
@@ -302,7 +369,10 @@ _OPTIONS = {
 def _left_null(table: Table, columns: Iterable[str], options: Collection[str]) -> bool:
     """Whether one of the columns is NULL in every row that agentdb inserts, so that nothing there can collide."""
     return "nulls not distinct" not in options and any(
-        column is not None and name not in OLD_COLUMNS[old_name(table.name)] and column.nullable and not column.default
+        column is not None
+        and name not in OLD_COLUMNS[old_name(table.name)]
+        and column.nullable
+        and not column.default
         for name in columns
         for column in (table.column(name),)
     )
@@ -349,7 +419,9 @@ def _missing_rights(cursor: CursorWrapper, tables: set[str]) -> list[str]:
             f"{role}' as its owner, or use another role."
         )
     if is_standby:
-        missing.append("The server is a standby, which cannot be written to. Use the primary server.")
+        missing.append(
+            "The server is a standby, which cannot be written to. Use the primary server."
+        )
     elif is_read_only:
         missing.append(
             f"Nothing can be written: default_transaction_read_only is on for this database, the role {role!r} or this "
@@ -359,7 +431,11 @@ def _missing_rights(cursor: CursorWrapper, tables: set[str]) -> list[str]:
 
 
 def _key(table: Table | None) -> tuple[str, ...]:
-    return table.primary_key.columns if table is not None and table.primary_key is not None else ()
+    return (
+        table.primary_key.columns
+        if table is not None and table.primary_key is not None
+        else ()
+    )
 
 
 def decide(findings: Findings, *, backup: bool = True) -> Plan:
@@ -384,12 +460,18 @@ def decide(findings: Findings, *, backup: bool = True) -> Plan:
         actions.insert(0, "Back the file up beside itself, and check the copy.")
     actions.append(
         "Verify every row and the schema; "
-        + ("if the command is stopped, run it again to continue." if is_online else "roll back if anything differs.")
+        + (
+            "if the command is stopped, run it again to continue."
+            if is_online
+            else "roll back if anything differs."
+        )
     )
     return Plan(
         actions=tuple(actions),
         notes=notes,
-        renames={stored: name for name, stored in shape.stored_as.items() if stored != name},
+        renames={
+            stored: name for name, stored in shape.stored_as.items() if stored != name
+        },
         conform=conform,
     )
 
@@ -409,7 +491,11 @@ def _recording(recorded: Sequence[str], names: Sequence[str]) -> Iterator[str]:
 
 
 def _text_timestamps(findings: Findings) -> int:
-    return sum(sum(counts.values()) for content in findings.contents.values() for counts in content.formats.values())
+    return sum(
+        sum(counts.values())
+        for content in findings.contents.values()
+        for counts in content.formats.values()
+    )
 
 
 def _conforming(findings: Findings) -> list[str]:
@@ -421,17 +507,23 @@ def _conforming(findings: Findings) -> list[str]:
     ]
     for name in OLD_COLUMNS:
         if name in shape.tables:
-            actions += _conforming_columns(name, shape.tables[name], findings.contents[name])
+            actions += _conforming_columns(
+                name, shape.tables[name], findings.contents[name]
+            )
             actions += _conforming_constraints(name, shape.tables[name])
         else:
             actions.append(f"Create table {name}, empty.")
     if number := _text_timestamps(findings):
         actions.append(f"Make {_count(number, 'timestamp')} native.")
-    actions.append(f"Bring columns, defaults, constraints and indexes to what migration {migration_names()[-1]} makes.")
+    actions.append(
+        f"Bring columns, defaults, constraints and indexes to what migration {migration_names()[-1]} makes."
+    )
     return actions
 
 
-def _conforming_columns(name: str, table: Table, content: TableContent) -> Iterator[str]:
+def _conforming_columns(
+    name: str, table: Table, content: TableContent
+) -> Iterator[str]:
     added = [column for column in ADDED_COLUMNS[name] if table.column(column) is None]
     if "tenant_id" in added:
         yield f"Add column tenant_id to {name}: 'default' in {_count(content.rows, 'row')}."
@@ -491,9 +583,15 @@ def _notes(findings: Findings) -> tuple[str, ...]:
     shape = findings.shape
     notes = []
     for name, table in shape.tables.items():
-        extra = [column.name for column in table.columns if column.name not in OLD_COLUMNS[name]]
+        extra = [
+            column.name
+            for column in table.columns
+            if column.name not in OLD_COLUMNS[name]
+        ]
         if extra:
-            notes.append(f"{name} has additional columns, which stay, and which Db does not show: {', '.join(extra)}.")
+            notes.append(
+                f"{name} has additional columns, which stay, and which Db does not show: {', '.join(extra)}."
+            )
     for name, rebuilt in REBUILT_AS.items():
         if rebuilt in shape.others and shape.stored_as.get(name) != rebuilt:
             notes.append(

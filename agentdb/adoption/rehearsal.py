@@ -24,12 +24,16 @@ _ALIAS = "agentdb_rehearsal"
 
 
 def rehearse(
-    connection: BaseDatabaseWrapper, plan: Plan, act: Callable[[BaseDatabaseWrapper], None]
+    connection: BaseDatabaseWrapper,
+    plan: Plan,
+    act: Callable[[BaseDatabaseWrapper], None],
 ) -> tuple[Refusal, ...]:
     """Call ``act`` on a copy of the schema; return what it fails of."""
     try:
         with _copy_in_memory(connection) as copy:
-            if refusals := _copy_schema(connection, copy, {*OLD_COLUMNS, *plan.renames}):
+            if refusals := _copy_schema(
+                connection, copy, {*OLD_COLUMNS, *plan.renames}
+            ):
                 return refusals
             act(copy)
     except DatabaseError as error:
@@ -44,7 +48,9 @@ def rehearse(
 @contextmanager
 def _copy_in_memory(connection: BaseDatabaseWrapper) -> Iterator[BaseDatabaseWrapper]:
     settings = {**connection.settings_dict, "NAME": ":memory:", "OPTIONS": {}}
-    copy: BaseDatabaseWrapper = load_backend(settings["ENGINE"]).DatabaseWrapper(settings, _ALIAS)
+    copy: BaseDatabaseWrapper = load_backend(settings["ENGINE"]).DatabaseWrapper(
+        settings, _ALIAS
+    )
     connections.settings[_ALIAS], connections[_ALIAS] = settings, copy
     try:
         yield copy
@@ -53,7 +59,9 @@ def _copy_in_memory(connection: BaseDatabaseWrapper) -> Iterator[BaseDatabaseWra
         copy.connection and copy.connection.close()
 
 
-def _copy_schema(source: BaseDatabaseWrapper, copy: BaseDatabaseWrapper, ours: set[str]) -> tuple[Refusal, ...]:
+def _copy_schema(
+    source: BaseDatabaseWrapper, copy: BaseDatabaseWrapper, ours: set[str]
+) -> tuple[Refusal, ...]:
     with source.cursor() as cursor:
         cursor.execute("PRAGMA main.table_list")
         shadows = {row[1] for row in cursor.fetchall() if row[2] == "shadow"}
@@ -61,7 +69,11 @@ def _copy_schema(source: BaseDatabaseWrapper, copy: BaseDatabaseWrapper, ours: s
             "SELECT type, name, lower(tbl_name), sql FROM main.sqlite_master WHERE sql IS NOT NULL"
             " ORDER BY CASE type WHEN 'table' THEN 1 WHEN 'index' THEN 2 WHEN 'view' THEN 3 ELSE 4 END, rowid"
         )
-        objects = [row for row in cursor.fetchall() if row[1] not in shadows and not row[1].startswith("sqlite_")]
+        objects = [
+            row
+            for row in cursor.fetchall()
+            if row[1] not in shadows and not row[1].startswith("sqlite_")
+        ]
     copy.ensure_connection()
     copy.disable_constraint_checking()
     for kind, name, table, sql in objects:
@@ -70,9 +82,18 @@ def _copy_schema(source: BaseDatabaseWrapper, copy: BaseDatabaseWrapper, ours: s
                 cursor.execute(sql, None)
         except DatabaseError as error:
             if table in ours and kind != "view":
-                return (Refusal(explain(f"{kind} {name!r}: {first_line(error).removesuffix('.')}")),)
+                return (
+                    Refusal(
+                        explain(
+                            f"{kind} {name!r}: {first_line(error).removesuffix('.')}"
+                        )
+                    ),
+                )
             # What is not ours, and cannot be read here, is left alone.
-    with suppress(DatabaseError), source.cursor() as cursor:  # there may be no such table
+    with (
+        suppress(DatabaseError),
+        source.cursor() as cursor,
+    ):  # there may be no such table
         cursor.execute("SELECT app, name FROM django_migrations")
         for app, name in cursor.fetchall():
             MigrationRecorder(copy).record_applied(app, name)

@@ -14,7 +14,11 @@ from agentdb.adoption.shapes import Kind
 
 JSON_FORMAT = 1
 
-_ENGINES = {"sqlite": "SQLite", "postgresql": "PostgreSQL", "cockroachdb": "CockroachDB"}
+_ENGINES = {
+    "sqlite": "SQLite",
+    "postgresql": "PostgreSQL",
+    "cockroachdb": "CockroachDB",
+}
 _FORMATS = {
     "server": "2026-02-19T20:53:16.123Z",
     "sqlite": "2026-02-19 20:53:16",
@@ -41,23 +45,34 @@ def describe_findings(findings: Findings) -> list[str]:
             continue
         lines.append(f"  {name:<{width}}  {_count(content.rows, 'row')}")
         for column, counts in content.formats.items():
-            formats = ", ".join(f"{number:,} as {_FORMATS[key]}" for key, number in sorted(counts.items()))
+            formats = ", ".join(
+                f"{number:,} as {_FORMATS[key]}"
+                for key, number in sorted(counts.items())
+            )
             if formats:
                 lines.append(f"  {'':<{width}}  {column}: {formats}")
     if findings.other_rows:
-        tables = ", ".join(f"{name} ({_count(rows, 'row')})" for name, rows in findings.other_rows.items())
+        tables = ", ".join(
+            f"{name} ({_count(rows, 'row')})"
+            for name, rows in findings.other_rows.items()
+        )
         lines.append(f"  other tables, which stay as they are: {tables}")
     return lines
 
 
-def describe_plan(connection: BaseDatabaseWrapper, findings: Findings, plan: Plan) -> list[str]:
+def describe_plan(
+    connection: BaseDatabaseWrapper, findings: Findings, plan: Plan
+) -> list[str]:
     """What will be done, as a numbered list; or that there is nothing to do."""
     lines = [f"Note: {note}" for note in plan.notes]
     if plan.refusals:
         return lines
     if not plan.actions:
         if findings.shape.kind is Kind.EMPTY:
-            return [*lines, "Nothing to adopt. Run 'agentdb migrate' to make the tables."]
+            return [
+                *lines,
+                "Nothing to adopt. Run 'agentdb migrate' to make the tables.",
+            ]
         return [*lines, "Nothing to do."]
     lines.append("To do:")
     lines += [f"  {number}. {action}" for number, action in enumerate(plan.actions, 1)]
@@ -86,12 +101,16 @@ def dump_command(connection: BaseDatabaseWrapper) -> str:
 def describe_outcome(outcome: Outcome) -> list[str]:
     """What was done."""
     if not outcome.plan.has_work:
-        return ["Nothing to do: another process has adopted the database in the meantime."]
+        return [
+            "Nothing to do: another process has adopted the database in the meantime."
+        ]
     rows = sum(content.rows for content in outcome.findings.contents.values())
     lines = []
     if outcome.backup is not None:
         lines.append(f"Backup: {outcome.backup}")
-    lines.append(f"Adopted: all {_count(rows, 'row')} are there and equal, and the schema is what the models say.")
+    lines.append(
+        f"Adopted: all {_count(rows, 'row')} are there and equal, and the schema is what the models say."
+    )
     return lines
 
 
@@ -117,8 +136,13 @@ def as_json(outcome: Outcome, *, checked: bool = False) -> dict[str, Any]:
         "tables": {
             name: {
                 "rows": content.rows,
-                "timestamps": {column: dict(sorted(counts.items())) for column, counts in content.formats.items()},
-                "checksum": None if name not in outcome.checksums else f"{outcome.checksums[name]:032x}",
+                "timestamps": {
+                    column: dict(sorted(counts.items()))
+                    for column, counts in content.formats.items()
+                },
+                "checksum": None
+                if name not in outcome.checksums
+                else f"{outcome.checksums[name]:032x}",
             }
             for name, content in findings.contents.items()
         },
@@ -126,7 +150,11 @@ def as_json(outcome: Outcome, *, checked: bool = False) -> dict[str, Any]:
         "notes": list(plan.notes),
         "actions": list(plan.actions),
         "refusals": [
-            {"message": refusal.message, "total": refusal.total, "rows": [_row(row) for row in refusal.rows]}
+            {
+                "message": refusal.message,
+                "total": refusal.total,
+                "rows": [_row(row) for row in refusal.rows],
+            }
             for refusal in plan.refusals
         ],
         "backup": None if outcome.backup is None else str(outcome.backup),
@@ -140,7 +168,13 @@ def error_as_json(error: Exception) -> dict[str, Any]:
 
 
 def _row(row: UnusableValue) -> dict[str, str]:
-    return {"table": row.table, "row": row.row, "column": row.column, "value": row.value, "reason": row.reason}
+    return {
+        "table": row.table,
+        "row": row.row,
+        "column": row.column,
+        "value": row.value,
+        "reason": row.reason,
+    }
 
 
 def _bytes(number: int) -> str:

@@ -16,7 +16,13 @@ from django.db.migrations.loader import MigrationLoader
 from django.db.migrations.state import StateApps
 
 from agentdb.adoption.obstacles import OLD_COLUMNS
-from agentdb.schema import Table, compare, expected_tables, read_tables, tables_elsewhere
+from agentdb.schema import (
+    Table,
+    compare,
+    expected_tables,
+    read_tables,
+    tables_elsewhere,
+)
 from agentdb.schema.migration_record import migration_names, recorded_migrations
 from agentdb.schema.tables import Column
 
@@ -33,7 +39,9 @@ class Kind(StrEnum):
     MULTI_TENANT = "multi-tenant"
     LATER = "later"  # multi-tenant, and tables of a later server
     ADOPTED = "adopted"  # as one of the migrations leaves it
-    ALTERED = "altered"  # has native timestamps already, and is as no migration leaves it
+    ALTERED = (
+        "altered"  # has native timestamps already, and is as no migration leaves it
+    )
     FOREIGN = "foreign"  # not made by the server
 
 
@@ -56,7 +64,12 @@ WORK = (FRESH, STALE)
 # Tables that only servers after the multi-tenant release make.
 LATER_TABLES = frozenset({"messages", "session_events", "__drizzle_migrations"})
 
-_KINDS = {"text": "text", "text or null": "text", "integer": "an integer", "timestamp": "a timestamp"}
+_KINDS = {
+    "text": "text",
+    "text or null": "text",
+    "integer": "an integer",
+    "timestamp": "a timestamp",
+}
 _TEXT_TYPES = ("text", "varchar", "character varying", "clob")
 _INTEGER_TYPES = ("integer", "int", "smallint", "bigint", "int2", "int4", "int8")
 NATIVE_TIMESTAMP_TYPES = {
@@ -72,7 +85,9 @@ class Shape:
 
     kind: Kind
     description: str  # a phrase for the operator
-    tables: Mapping[str, Table]  # those of the four that are there, by the name they are to have
+    tables: Mapping[
+        str, Table
+    ]  # those of the four that are there, by the name they are to have
     stored_as: Mapping[str, str]  # name to have -> name in the database
     others: tuple[str, ...]  # tables that are not ours
     recorded: tuple[str, ...]  # agentdb's migrations in django_migrations
@@ -87,27 +102,45 @@ def recognise(connection: BaseDatabaseWrapper) -> Shape:
     recorded = _recorded(connection, live)
     tables, stored_as = _ours(connection.vendor, live)
     others = tuple(sorted(set(live) - set(stored_as.values()) - {"django_migrations"}))
-    problems = [problem for table in tables.values() for problem in _table_problems(connection.vendor, table)]
+    problems = [
+        problem
+        for table in tables.values()
+        for problem in _table_problems(connection.vendor, table)
+    ]
     problems += _record_problems(recorded, tables)
     if (elsewhere := tables_elsewhere(connection, OLD_COLUMNS)) is not None:
         problems.append(elsewhere)
     level = (
         None
-        if problems or not tables or stored_as != dict(zip(tables, tables, strict=True)) or live != found
+        if problems
+        or not tables
+        or stored_as != dict(zip(tables, tables, strict=True))
+        or live != found
         else _level(connection, live)
     )
-    kind, description = _kind(connection.vendor, tables, others, level, recorded, "django_migrations" in live)
+    kind, description = _kind(
+        connection.vendor, tables, others, level, recorded, "django_migrations" in live
+    )
     if any(_misses(table) for table in tables.values()):
         kind, description = Kind.FOREIGN, "tables that the server did not make"
-    return Shape(kind, description, tables, stored_as, others, recorded, level, tuple(problems))
+    return Shape(
+        kind, description, tables, stored_as, others, recorded, level, tuple(problems)
+    )
 
 
 def without_work(table: Table) -> Table:
     """The table without the columns in which a conversion step by step is under way."""
-    return replace(table, columns=tuple(column for column in table.columns if not column.name.startswith(WORK)))
+    return replace(
+        table,
+        columns=tuple(
+            column for column in table.columns if not column.name.startswith(WORK)
+        ),
+    )
 
 
-def _ours(vendor: str, live: Mapping[str, Table]) -> tuple[dict[str, Table], dict[str, str]]:
+def _ours(
+    vendor: str, live: Mapping[str, Table]
+) -> tuple[dict[str, Table], dict[str, str]]:
     tables: dict[str, Table] = {}
     stored_as: dict[str, str] = {}
     for name in OLD_COLUMNS:
@@ -126,11 +159,17 @@ def _ours(vendor: str, live: Mapping[str, Table]) -> tuple[dict[str, Table], dic
 def _misses(table: Table, name: str | None = None) -> list[str]:
     have = {column.name for column in table.columns}
     name = old_name(table.name) if name is None else name
-    return [column for column in OLD_COLUMNS[name] if column not in have | ADDED_COLUMNS[name]]
+    return [
+        column
+        for column in OLD_COLUMNS[name]
+        if column not in have | ADDED_COLUMNS[name]
+    ]
 
 
 def old_name(stored: str) -> str:
-    return next((name for name, rebuilt in REBUILT_AS.items() if rebuilt == stored), stored)
+    return next(
+        (name for name, rebuilt in REBUILT_AS.items() if rebuilt == stored), stored
+    )
 
 
 def _table_problems(vendor: str, table: Table) -> list[str]:
@@ -180,20 +219,28 @@ def _holds(vendor: str, column_type: str, kind: str) -> bool:
     base = column_type.partition("(")[0].strip()
     if kind == "integer":
         return base in _INTEGER_TYPES
-    return base in _TEXT_TYPES or (kind == "timestamp" and base in NATIVE_TIMESTAMP_TYPES[vendor])
+    return base in _TEXT_TYPES or (
+        kind == "timestamp" and base in NATIVE_TIMESTAMP_TYPES[vendor]
+    )
 
 
-def _recorded(connection: BaseDatabaseWrapper, live: Mapping[str, Table]) -> tuple[str, ...]:
+def _recorded(
+    connection: BaseDatabaseWrapper, live: Mapping[str, Table]
+) -> tuple[str, ...]:
     if "django_migrations" not in live:
         return ()
     return tuple(sorted(recorded_migrations(connection)))
 
 
-def _record_problems(recorded: tuple[str, ...], tables: Mapping[str, Table]) -> list[str]:
+def _record_problems(
+    recorded: tuple[str, ...], tables: Mapping[str, Table]
+) -> list[str]:
     if not recorded:
         return []
     if unknown := [name for name in recorded if name not in migration_names()]:
-        return [f"The database was migrated by a newer agentdb: {unknown[-1]!r} is unknown here. Upgrade agentdb."]
+        return [
+            f"The database was migrated by a newer agentdb: {unknown[-1]!r} is unknown here. Upgrade agentdb."
+        ]
     if not tables:
         return [
             f"Migration {recorded[-1]!r} is recorded, but none of the four tables is there. Restore a backup, or run "
@@ -217,7 +264,9 @@ def _level(connection: BaseDatabaseWrapper, live: Mapping[str, Table]) -> str | 
     return None
 
 
-def later_indexes(connection: BaseDatabaseWrapper, name: str, live: Mapping[str, Table]) -> list[str]:
+def later_indexes(
+    connection: BaseDatabaseWrapper, name: str, live: Mapping[str, Table]
+) -> list[str]:
     """The indexes on the four tables that only migrations after that of ``name`` make."""
     latest = expected_tables(connection, state_apps(migration_names()[-1]))
     expected = expected_tables(connection, state_apps(name))
@@ -231,9 +280,15 @@ def later_indexes(connection: BaseDatabaseWrapper, name: str, live: Mapping[str,
     ]
 
 
-def drift(expected: Mapping[str, Table], live: Mapping[str, Table], *, names: bool = True) -> list[str]:
+def drift(
+    expected: Mapping[str, Table], live: Mapping[str, Table], *, names: bool = True
+) -> list[str]:
     """How ``live`` differs from ``expected``, a sentence each; what does no harm is left out."""
-    return [found.message for found in compare(expected, live, names=names) if found.severity == "drift"]
+    return [
+        found.message
+        for found in compare(expected, live, names=names)
+        if found.severity == "drift"
+    ]
 
 
 def _kind(
@@ -246,13 +301,18 @@ def _kind(
 ) -> tuple[Kind, str]:
     if not tables:
         if others and not is_django:
-            return Kind.FOREIGN, f"none of the four tables, and {_count(len(others), 'other table')}"
+            return (
+                Kind.FOREIGN,
+                f"none of the four tables, and {_count(len(others), 'other table')}",
+            )
         return Kind.EMPTY, "none of the four tables"
     if level is not None and (found := _adopted(level, recorded)):
         return found
     if any(_is_native(vendor, name, table) for name, table in tables.items()):
         return Kind.ALTERED, (
-            f"changed since migration {recorded[-1]} was applied" if recorded else "in part with native timestamps"
+            f"changed since migration {recorded[-1]} was applied"
+            if recorded
+            else "in part with native timestamps"
         )
     done = [step for step in _steps(vendor) if step.is_done(tables)]
     if len(done) == len(_steps(vendor)):
@@ -269,7 +329,9 @@ def _adopted(level: str, recorded: tuple[str, ...]) -> tuple[Kind, str] | None:
     return Kind.ADOPTED, f"the tables of migration {level}, but {record}"
 
 
-def _multi_tenant(tables: Mapping[str, Table], others: tuple[str, ...]) -> tuple[Kind, str]:
+def _multi_tenant(
+    tables: Mapping[str, Table], others: tuple[str, ...]
+) -> tuple[Kind, str]:
     no_defaults = all(
         column.default is None
         for name, table in tables.items()
@@ -283,7 +345,9 @@ def _multi_tenant(tables: Mapping[str, Table], others: tuple[str, ...]) -> tuple
     return Kind.MULTI_TENANT, "multi-tenant"
 
 
-def _old_kind(vendor: str, tables: Mapping[str, Table], done: list[Step]) -> tuple[Kind, str]:
+def _old_kind(
+    vendor: str, tables: Mapping[str, Table], done: list[Step]
+) -> tuple[Kind, str]:
     steps = _steps(vendor)
     beyond = [step for step in done if not step.creates and not step.by_hand]
     if not beyond and all(step in done for step in steps if step.creates):
@@ -300,7 +364,11 @@ def _how_far(steps: list[Step], done: list[Step]) -> str:
     ordered = [step for step in steps if step not in done or not step.by_hand]
     taken = [step for step in ordered if step in done]
     if taken == ordered[: len(taken)]:
-        after = f"after step {len(taken)} of {len(steps)} ({taken[-1].what})" if taken else "before its first step"
+        after = (
+            f"after step {len(taken)} of {len(steps)} ({taken[-1].what})"
+            if taken
+            else "before its first step"
+        )
         return f"that stopped {after}"
     missing = ", ".join(step.what for step in steps if step not in done)
     return f"in which these of {len(steps)} steps are missing: {missing}"
@@ -382,7 +450,9 @@ def unique_keys(table: Table) -> list[frozenset[str]]:
 
 
 def _is_unique_in(table: str, *columns: str) -> Callable[[Mapping[str, Table]], bool]:
-    return lambda tables: table in tables and frozenset(columns) in unique_keys(tables[table])
+    return lambda tables: (
+        table in tables and frozenset(columns) in unique_keys(tables[table])
+    )
 
 
 def _has_no_foreign_key(tables: Mapping[str, Table]) -> bool:
@@ -405,7 +475,10 @@ _STEPS: Mapping[str, list[Step]] = {
         *_CREATED,
         *_COLUMNS_ADDED,
         Step("keyed agents by id", _keyed_by_id("agents")),
-        Step("made (tenant_id, name) unique", _is_unique_in("agents", "tenant_id", "name")),
+        Step(
+            "made (tenant_id, name) unique",
+            _is_unique_in("agents", "tenant_id", "name"),
+        ),
         Step("dropped the foreign key of sessions", _has_no_foreign_key, by_hand=True),
     ],
     "postgresql": [
@@ -415,8 +488,17 @@ _STEPS: Mapping[str, list[Step]] = {
         Step("made agents.id NOT NULL", _id_is_not_null),
         Step("dropped the key of agents by name", _name_is_no_key, after_stuck=True),
         Step("keyed agents by id", _keyed_by_id("agents"), after_stuck=True),
-        Step("made (tenant_id, name) unique", _is_unique_in("agents", "tenant_id", "name"), after_stuck=True),
-        Step("dropped the foreign key of sessions", _has_no_foreign_key, after_stuck=True, by_hand=True),
+        Step(
+            "made (tenant_id, name) unique",
+            _is_unique_in("agents", "tenant_id", "name"),
+            after_stuck=True,
+        ),
+        Step(
+            "dropped the foreign key of sessions",
+            _has_no_foreign_key,
+            after_stuck=True,
+            by_hand=True,
+        ),
     ],
 }
 

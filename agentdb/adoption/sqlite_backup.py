@@ -38,7 +38,9 @@ def back_up(
     """
     beside = target is None
     target = target or _free_name(source)
-    partial = target.with_name(f"{target.name}.partial" if beside else f".{target.name}.{os.getpid()}.partial")
+    partial = target.with_name(
+        f"{target.name}.partial" if beside else f".{target.name}.{os.getpid()}.partial"
+    )
     if beside:
         _remove_leftovers(source)
     option = "--no-backup" if beside else None
@@ -46,15 +48,21 @@ def back_up(
     try:
         os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     except OSError as error:
-        raise DatabaseUnavailableError(_cannot_write(target, error.strerror or str(error), option)) from error
+        raise DatabaseUnavailableError(
+            _cannot_write(target, error.strerror or str(error), option)
+        ) from error
     try:
         try:
             _copy(source, partial, progress, timeout_seconds)
             damage = _damage(partial)
         except sqlite3.Error as error:
             if classify(error) in (Fault.LOCKED, Fault.DAMAGED):
-                raise DatabaseUnavailableError(describe_sqlite_failure(source, error)) from error
-            raise DatabaseUnavailableError(_cannot_write(target, str(error), option)) from error
+                raise DatabaseUnavailableError(
+                    describe_sqlite_failure(source, error)
+                ) from error
+            raise DatabaseUnavailableError(
+                _cannot_write(target, str(error), option)
+            ) from error
         if damage is not None:
             raise DatabaseUnavailableError(describe_damage(source, damage))
         _flush(partial)
@@ -85,7 +93,9 @@ def refuse_taken(target: Path) -> None:
     try:
         there = _taken(target)
     except OSError as error:
-        raise DatabaseUnavailableError(_cannot_write(target, error.strerror or str(error), None)) from error
+        raise DatabaseUnavailableError(
+            _cannot_write(target, error.strerror or str(error), None)
+        ) from error
     if there == target:
         raise InvalidInputError(_is_there(target))
     if there is not None:
@@ -96,14 +106,23 @@ def refuse_taken(target: Path) -> None:
 
 
 def _taken(target: Path) -> Path | None:
-    return next((path for end in ("", *_COMPANIONS) if (path := target.with_name(target.name + end)).exists()), None)
+    return next(
+        (
+            path
+            for end in ("", *_COMPANIONS)
+            if (path := target.with_name(target.name + end)).exists()
+        ),
+        None,
+    )
 
 
 def _is_there(target: Path) -> str:
     return f"There is a file {str(target)!r} already, which is not overwritten. Name another one."
 
 
-def _copy(source: Path, partial: Path, progress: Progress, timeout_seconds: float) -> None:
+def _copy(
+    source: Path, partial: Path, progress: Progress, timeout_seconds: float
+) -> None:
     with (
         closing(_open(source, "rw", timeout_seconds)) as reading,
         closing(_open(partial, "rw", timeout_seconds)) as writing,
@@ -113,7 +132,10 @@ def _copy(source: Path, partial: Path, progress: Progress, timeout_seconds: floa
         reading.execute("SELECT count(*) FROM sqlite_master").fetchone()
         writing.execute("PRAGMA synchronous=OFF")
         reading.backup(
-            writing, pages=_PAGES_PER_STEP, progress=lambda _, left, total: progress(total - left, total), sleep=0.05
+            writing,
+            pages=_PAGES_PER_STEP,
+            progress=lambda _, left, total: progress(total - left, total),
+            sleep=0.05,
         )
         # The mode is part of what was copied; a backup in WAL mode could not be opened from a read-only medium.
         writing.execute("PRAGMA journal_mode=DELETE").fetchone()
@@ -122,7 +144,9 @@ def _copy(source: Path, partial: Path, progress: Progress, timeout_seconds: floa
 def _open(path: Path, mode: str, timeout_seconds: float) -> sqlite3.Connection:
     uri = f"file:{quote(str(path.absolute()))}?mode={mode}"
     # The class itself: where OpenTelemetry traces the driver, connect() returns a proxy, which backup() does not take.
-    return sqlite3.Connection(uri, uri=True, timeout=timeout_seconds, isolation_level=None)
+    return sqlite3.Connection(
+        uri, uri=True, timeout=timeout_seconds, isolation_level=None
+    )
 
 
 def _damage(path: Path) -> str | None:
@@ -145,7 +169,9 @@ def _checked_one_by_one(connection: sqlite3.Connection) -> Iterator[str]:
     )
     for (name,) in tables.fetchall():
         try:
-            yield connection.execute(f"PRAGMA integrity_check({quote_name(name)})").fetchone()[0]
+            yield connection.execute(
+                f"PRAGMA integrity_check({quote_name(name)})"
+            ).fetchone()[0]
         except sqlite3.OperationalError as error:
             if not _needs_a_program(error):
                 raise
@@ -153,7 +179,9 @@ def _checked_one_by_one(connection: sqlite3.Connection) -> Iterator[str]:
 
 def _needs_a_program(error: sqlite3.Error) -> bool:
     """Whether SQLite lacks a function or a collation that the operator's program brings."""
-    return str(error).startswith(("unknown function", "no such function", "no such collation"))
+    return str(error).startswith(
+        ("unknown function", "no such function", "no such collation")
+    )
 
 
 def _free_name(source: Path) -> Path:
@@ -176,7 +204,9 @@ def _remove_leftovers(source: Path) -> None:
 
 
 def _check_space(source: Path, folder: Path, option: str | None) -> None:
-    needed = sum(path.stat().st_size for path in (source, Path(f"{source}-wal")) if path.exists())
+    needed = sum(
+        path.stat().st_size for path in (source, Path(f"{source}-wal")) if path.exists()
+    )
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise DatabaseUnavailableError(
@@ -206,7 +236,11 @@ def _cannot_write(target: Path, reason: str, option: str | None) -> str:
         advice = "Choose a shorter name"
     else:
         advice = "Allow writing to its folder"
-    elsewhere = f"back the file up elsewhere and use {option}" if option else "name another file"
+    elsewhere = (
+        f"back the file up elsewhere and use {option}"
+        if option
+        else "name another file"
+    )
     return (
         f"The backup {str(target)!r} cannot be written: {reason[:1].lower()}{reason[1:].rstrip('.')}. {advice}, or "
         f"{elsewhere}."

@@ -41,10 +41,29 @@ _COMMON = re.compile(
 )
 _GERMAN = re.compile(rf"(\d\d)\.(\d\d)\.(\d{{4}})\ {_TIME}{_ZONE}", re.ASCII)
 _SQL = re.compile(rf"(\d\d)/(\d\d)/(\d{{4}})\ {_TIME}{_ZONE}", re.ASCII)
-_DAY_FIRST = re.compile(rf"([A-Z][a-z]{{2}})\ (\d\d)\ ([A-Z][a-z]{{2}})\ {_TIME}\ (\d{{4}}){_ZONE}", re.ASCII)
-_MONTH_FIRST = re.compile(rf"([A-Z][a-z]{{2}})\ ([A-Z][a-z]{{2}})\ (\d\d)\ {_TIME}\ (\d{{4}}){_ZONE}", re.ASCII)
+_DAY_FIRST = re.compile(
+    rf"([A-Z][a-z]{{2}})\ (\d\d)\ ([A-Z][a-z]{{2}})\ {_TIME}\ (\d{{4}}){_ZONE}",
+    re.ASCII,
+)
+_MONTH_FIRST = re.compile(
+    rf"([A-Z][a-z]{{2}})\ ([A-Z][a-z]{{2}})\ (\d\d)\ {_TIME}\ (\d{{4}}){_ZONE}",
+    re.ASCII,
+)
 
-_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+_MONTHS = (
+    "Jan",
+    "Feb",
+    "Mar",
+    "Apr",
+    "May",
+    "Jun",
+    "Jul",
+    "Aug",
+    "Sep",
+    "Oct",
+    "Nov",
+    "Dec",
+)
 _WEEKDAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 
 # Every abbreviation that has exactly one offset in all zones of the tz database since 2020, in minutes.
@@ -92,7 +111,11 @@ def native_text(value: object) -> str | None:
         return None
     if _COMMON.fullmatch(value) and _is_day(value):
         fraction = value[20:].rstrip("Z").ljust(6, "0")
-        return f"{value[:10]} {value[11:19]}" if fraction == "000000" else f"{value[:10]} {value[11:19]}.{fraction}"
+        return (
+            f"{value[:10]} {value[11:19]}"
+            if fraction == "000000"
+            else f"{value[:10]} {value[11:19]}.{fraction}"
+        )
     try:
         return str(parse_timestamp(value).replace(tzinfo=None))
     except UnreadableTimestampError:
@@ -102,7 +125,9 @@ def native_text(value: object) -> str | None:
 def add_native_text(connection: BaseDatabaseWrapper) -> None:
     """Give a SQLite connection the function that ``native_sql`` calls."""
     connection.ensure_connection()
-    connection.connection.create_function("agentdb_native_text", 1, native_text, deterministic=True)
+    connection.connection.create_function(
+        "agentdb_native_text", 1, native_text, deterministic=True
+    )
 
 
 def native_sql(column: str) -> str:
@@ -158,7 +183,9 @@ def _parse(text: str) -> datetime:
         weekday, day, month, time, year, zone = match.groups()
         day, month = _named_month(day, month)
         if _WEEKDAYS[_calendar(f"{year}-{month}-{day}", time).weekday()] != weekday:
-            raise UnreadableTimestampError("names a day of the week that the date is not")
+            raise UnreadableTimestampError(
+                "names a day of the week that the date is not"
+            )
     else:
         raise UnreadableTimestampError("is in no known timestamp format")
     return _in_zone(_calendar(f"{year}-{month}-{day}", time), zone)
@@ -168,7 +195,9 @@ def _iso(day: str, between: str, time: str, zone: str | None) -> datetime:
     if zone is None and between == "T":
         raise UnreadableTimestampError("names no time zone")
     # Without a zone it is what SQLite's CURRENT_TIMESTAMP writes, in UTC.
-    return _calendar(day, time).replace(tzinfo=UTC if zone in (None, "Z") else _offset(zone or ""))
+    return _calendar(day, time).replace(
+        tzinfo=UTC if zone in (None, "Z") else _offset(zone or "")
+    )
 
 
 def _day_and_month(first: str, second: str) -> tuple[str, str]:
@@ -193,7 +222,9 @@ def _in_zone(local: datetime, zone: str) -> datetime:
     if zone[0] in "+-":
         return local.replace(tzinfo=_offset(zone))
     if zone not in ZONES or local.year < _ZONES_HOLD_SINCE:
-        raise UnreadableTimestampError(f"names its zone {zone}, which does not say one offset from UTC")
+        raise UnreadableTimestampError(
+            f"names its zone {zone}, which does not say one offset from UTC"
+        )
     return local.replace(tzinfo=timezone(timedelta(minutes=ZONES[zone])))
 
 
@@ -206,7 +237,9 @@ def _calendar(day: str, time: str) -> datetime:
 
 def _offset(text: str) -> timezone:
     digits = text[1:].replace(":", "").ljust(6, "0")
-    offset = timedelta(hours=int(digits[:2]), minutes=int(digits[2:4]), seconds=int(digits[4:]))
+    offset = timedelta(
+        hours=int(digits[:2]), minutes=int(digits[2:4]), seconds=int(digits[4:])
+    )
     return timezone(-offset if text[0] == "-" else offset)
 
 

@@ -37,9 +37,14 @@ from agentdb.schema.sqltext import quote_name
 Progress = Callable[[str, int, int], None]  # table, rows done, rows in all
 
 # How a native timestamp reads as a text on a server: the spelling that SQLite has.
-_SERVER_TEXT = "replace(to_char({} AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US'), '.000000', '')"
+_SERVER_TEXT = (
+    "replace(to_char({} AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US'), '.000000', '')"
+)
 CAST = "{}::timestamptz"
-_FIRST_INSTANT, _FIRST_TOO_LATE = "'0001-01-01 00:00:00+00'", "'10000-01-01 00:00:00+00'"
+_FIRST_INSTANT, _FIRST_TOO_LATE = (
+    "'0001-01-01 00:00:00+00'",
+    "'10000-01-01 00:00:00+00'",
+)
 
 
 @dataclass(frozen=True)
@@ -87,7 +92,9 @@ class _Reading:
     def refuse(self, label: str, column: str, value: object, reason: str) -> None:
         self.bad_total += 1
         if len(self.bad) < SHOWN_ROWS:
-            self.bad.append(UnusableValue(self.table, label, column, shown(value), reason))
+            self.bad.append(
+                UnusableValue(self.table, label, column, shown(value), reason)
+            )
 
 
 def count_rows(connection: BaseDatabaseWrapper, table: str) -> int:
@@ -112,14 +119,24 @@ def read_content(
         if column.is_to_convert
         for key, condition in _formats(connection, column.sql)
     ]
-    counts = ", ".join(["count(*)", *(f"count(*) FILTER (WHERE {condition})" for *_, condition in formats)])
+    counts = ", ".join(
+        [
+            "count(*)",
+            *(f"count(*) FILTER (WHERE {condition})" for *_, condition in formats),
+        ]
+    )
     progress(name, 0, 1)
     [(odd, rows, *found)] = _query(
-        connection, f"SELECT count(*) FILTER (WHERE ({usual}) IS NOT TRUE), {counts} FROM {quote_name(table.name)}"
+        connection,
+        f"SELECT count(*) FILTER (WHERE ({usual}) IS NOT TRUE), {counts} FROM {quote_name(table.name)}",
     )
-    reading = _Reading(name, {column.name: Counter() for column in columns if column.is_to_convert})
+    reading = _Reading(
+        name, {column.name: Counter() for column in columns if column.is_to_convert}
+    )
     if odd:
-        [(_, *found)] = _query(connection, f"SELECT {counts} FROM {quote_name(table.name)} WHERE {usual}")
+        [(_, *found)] = _query(
+            connection, f"SELECT {counts} FROM {quote_name(table.name)} WHERE {usual}"
+        )
         _read_odd_rows(connection, table, columns, usual, reading)
     for (column_name, key, _), number in zip(formats, found, strict=True):
         reading.formats[column_name][key] += number
@@ -135,7 +152,9 @@ def read_content(
     )
 
 
-def _old_columns(connection: BaseDatabaseWrapper, name: str, table: Table) -> list[_Column]:
+def _old_columns(
+    connection: BaseDatabaseWrapper, name: str, table: Table
+) -> list[_Column]:
     native = NATIVE_TIMESTAMP_TYPES[connection.vendor]
     old = OLD_COLUMNS[name]
     return [
@@ -158,10 +177,19 @@ def _query(connection: BaseDatabaseWrapper, sql: str) -> list[tuple[Any, ...]]:
 def _usual(connection: BaseDatabaseWrapper, columns: list[_Column]) -> str:
     """An SQL condition: nothing in the row needs a second look. It may be unknown instead of false."""
     if connection.vendor != "sqlite":
-        return " AND ".join(f"({_usual_on_a_server(connection, column)})" for column in columns)
+        return " AND ".join(
+            f"({_usual_on_a_server(connection, column)})" for column in columns
+        )
     connection.ensure_connection()
-    connection.connection.create_function("agentdb_is_plain", 1, _is_plain, deterministic=True)
-    texts = " || '|' || ".join(f"coalesce({c.sql}, '')" for c in columns if c.kind.startswith("text")) or "''"
+    connection.connection.create_function(
+        "agentdb_is_plain", 1, _is_plain, deterministic=True
+    )
+    texts = (
+        " || '|' || ".join(
+            f"coalesce({c.sql}, '')" for c in columns if c.kind.startswith("text")
+        )
+        or "''"
+    )
     plain = f"agentdb_is_plain(CAST({texts} AS BLOB))"
     return " AND ".join(f"({one})" for one in [*map(_usual_on_sqlite, columns), plain])
 
@@ -176,7 +204,9 @@ def _usual_on_sqlite(column: _Column) -> str:
     if column.kind == "timestamp":
         return is_spelt_as_agentdb_does(sql)
     null = f"{sql} IS NULL OR " if column.kind == "text or null" else ""
-    return f"{null}typeof({sql}) = '{'integer' if column.kind == 'integer' else 'text'}'"
+    return (
+        f"{null}typeof({sql}) = '{'integer' if column.kind == 'integer' else 'text'}'"
+    )
 
 
 def _usual_on_a_server(connection: BaseDatabaseWrapper, column: _Column) -> str:
@@ -199,7 +229,9 @@ def _has_any_bytes(connection: BaseDatabaseWrapper) -> bool:
     if connection.vendor != "postgresql":
         return False
     connection.ensure_connection()
-    return bool(connection.connection.info.parameter_status("server_encoding") == "SQL_ASCII")
+    return bool(
+        connection.connection.info.parameter_status("server_encoding") == "SQL_ASCII"
+    )
 
 
 def _is_plain(value: bytes) -> bool:
@@ -229,16 +261,30 @@ def readable_format(text: str) -> str:
         return "datestyle"
     if text[10] == "T":
         return "server"
-    return "postgresql" if text[-1] == "Z" or "+" in text[19:] or "-" in text[19:] else "sqlite"
+    return (
+        "postgresql"
+        if text[-1] == "Z" or "+" in text[19:] or "-" in text[19:]
+        else "sqlite"
+    )
 
 
 def _read_odd_rows(
-    connection: BaseDatabaseWrapper, table: Table, columns: list[_Column], usual: str, reading: _Reading
+    connection: BaseDatabaseWrapper,
+    table: Table,
+    columns: list[_Column],
+    usual: str,
+    reading: _Reading,
 ) -> None:
     # Agents that the old server keyed by name get their id in the adoption.
-    fillable = reading.table == "agents" and (table.primary_key is None or table.primary_key.columns != ("id",))
+    fillable = reading.table == "agents" and (
+        table.primary_key is None or table.primary_key.columns != ("id",)
+    )
     names = [column.name for column in columns]
-    label = "name" if reading.table == "agents" and (fillable or "id" not in names) else "id"
+    label = (
+        "name"
+        if reading.table == "agents" and (fillable or "id" not in names)
+        else "id"
+    )
     has_rowid = connection.vendor == "sqlite" and "without rowid" not in table.options
     parts = [_as_read(connection, column) for column in columns] + ["rowid"] * has_rowid
     sql = f"SELECT {', '.join(parts)} FROM {quote_name(table.name)} WHERE ({usual}) IS NOT TRUE"
@@ -248,7 +294,12 @@ def _read_odd_rows(
         if fillable and values.get("id", "") is None:
             reading.null_ids += 1
             del values["id"]
-        _read_row([column for column in columns if column.name in values], values, title, reading)
+        _read_row(
+            [column for column in columns if column.name in values],
+            values,
+            title,
+            reading,
+        )
 
 
 def _title(label: str, value: object, rowid: int | None) -> str:
@@ -257,22 +308,34 @@ def _title(label: str, value: object, rowid: int | None) -> str:
     return "without an id" if rowid is None else f"rowid {rowid}"
 
 
-def _read_row(columns: list[_Column], values: Mapping[str, Any], title: str, reading: _Reading) -> None:
-    reasons = {column.name: _type_reason(column, values[column.name]) for column in columns}
+def _read_row(
+    columns: list[_Column], values: Mapping[str, Any], title: str, reading: _Reading
+) -> None:
+    reasons = {
+        column.name: _type_reason(column, values[column.name]) for column in columns
+    }
     if not any(reasons.values()):
-        reasons = {column.name: _value_reason(column, values[column.name]) for column in columns}
+        reasons = {
+            column.name: _value_reason(column, values[column.name])
+            for column in columns
+        }
         _count_formats(columns, values, reading)
     for name, reason in reasons.items():
         if reason is not None:
             reading.refuse(title, name, values[name], reason)
 
 
-def _count_formats(columns: list[_Column], values: Mapping[str, Any], reading: _Reading) -> None:
+def _count_formats(
+    columns: list[_Column], values: Mapping[str, Any], reading: _Reading
+) -> None:
     for column in columns:
         value = values[column.name]
         if column.is_to_convert and native_text(value) is not None:
             reading.formats[column.name][readable_format(value)] += 1
-    reading.nul_rows += any(isinstance(values[column.name], str) and "\0" in values[column.name] for column in columns)
+    reading.nul_rows += any(
+        isinstance(values[column.name], str) and "\0" in values[column.name]
+        for column in columns
+    )
 
 
 def _type_reason(column: _Column, value: object) -> str | None:
@@ -307,7 +370,10 @@ def _rows(connection: BaseDatabaseWrapper, sql: str) -> Iterator[tuple[Any, ...]
         cursor.execute(sql, None)
         for row in cursor:
             yield tuple(
-                decode_sqlite_text(bytes(value)) if isinstance(value, bytes | memoryview) else value for value in row
+                decode_sqlite_text(bytes(value))
+                if isinstance(value, bytes | memoryview)
+                else value
+                for value in row
             )
 
 
@@ -323,7 +389,11 @@ def _text_factory(connection: sqlite3.Connection) -> Iterator[None]:
 def refuse_unusable_values(connection: BaseDatabaseWrapper) -> None:
     """Raise ``UnusableValuesError`` if a row of the old tables holds a value that cannot be converted. Reads only."""
     tables = read_tables(connection, OLD_COLUMNS)
-    contents = [read_content(connection, name, tables[name]) for name in OLD_COLUMNS if name in tables]
+    contents = [
+        read_content(connection, name, tables[name])
+        for name in OLD_COLUMNS
+        if name in tables
+    ]
     if total := sum(content.bad_total for content in contents):
         first = [value for content in contents for value in content.bad]
         raise UnusableValuesError(UnusableValues(total, tuple(first[:SHOWN_ROWS])))
@@ -333,7 +403,11 @@ def refuse_unusable_values(connection: BaseDatabaseWrapper) -> None:
 
 
 def checksum(
-    connection: BaseDatabaseWrapper, name: str, table: Table, columns: Collection[str], to_instant: str = CAST
+    connection: BaseDatabaseWrapper,
+    name: str,
+    table: Table,
+    columns: Collection[str],
+    to_instant: str = CAST,
 ) -> tuple[int, int]:
     """How many rows a table has, and a sum over the values of ``columns``: timestamps as instants, rows in any order.
 
@@ -341,33 +415,56 @@ def checksum(
     a server with the SQL of ``to_instant``.
     """
     old = {column.name: column for column in _old_columns(connection, name, table)}
-    used = [column for column in sorted(table.columns, key=lambda column: column.name) if column.name in columns]
-    row = " || ".join(_value(connection, column, old.get(column.name), to_instant) for column in used)
+    used = [
+        column
+        for column in sorted(table.columns, key=lambda column: column.name)
+        if column.name in columns
+    ]
+    row = " || ".join(
+        _value(connection, column, old.get(column.name), to_instant) for column in used
+    )
     source = quote_name(table.name)
     if connection.vendor == "sqlite":
         add_native_text(connection)
         connection.connection.create_aggregate("agentdb_checksum", 1, _Checksum)
-        [(rows, total)] = _query(connection, f"SELECT count(*), agentdb_checksum(CAST({row} AS BLOB)) FROM {source}")
+        [(rows, total)] = _query(
+            connection,
+            f"SELECT count(*), agentdb_checksum(CAST({row} AS BLOB)) FROM {source}",
+        )
         return rows, int(total or 0)
-    halves = ", ".join(f"sum(('x' || substr(h, {at}, 16))::bit(64)::bigint)" for at in (1, 17))
+    halves = ", ".join(
+        f"sum(('x' || substr(h, {at}, 16))::bit(64)::bigint)" for at in (1, 17)
+    )
     # CockroachDB's sha256() takes and returns a text.
     digest = (
-        f"sha256({row})" if connection.vendor == "cockroachdb" else f"encode(sha256(convert_to({row}, 'UTF8')), 'hex')"
+        f"sha256({row})"
+        if connection.vendor == "cockroachdb"
+        else f"encode(sha256(convert_to({row}, 'UTF8')), 'hex')"
     )
     # OFFSET keeps the planner from computing the hash once for each half.
     [(rows, high, low)] = _query(
-        connection, f"SELECT count(*), {halves} FROM (SELECT {digest} AS h FROM {source} OFFSET 0) AS hashes"
+        connection,
+        f"SELECT count(*), {halves} FROM (SELECT {digest} AS h FROM {source} OFFSET 0) AS hashes",
     )
     return rows, (int(high or 0) * 2**64 + int(low or 0)) % 2**128
 
 
 def instants(connection: BaseDatabaseWrapper, table: str, columns: list[str]) -> str:
     """SQL that makes an instant of a timestamp's text on a server; the placeholder is the column, in quotes."""
-    is_rare = columns and connection.vendor == "postgresql" and read_instants(connection, table, columns)
+    is_rare = (
+        columns
+        and connection.vendor == "postgresql"
+        and read_instants(connection, table, columns)
+    )
     return "pg_temp.agentdb_instant({})" if is_rare else CAST
 
 
-def _value(connection: BaseDatabaseWrapper, column: Column, old: _Column | None, to_instant: str) -> str:
+def _value(
+    connection: BaseDatabaseWrapper,
+    column: Column,
+    old: _Column | None,
+    to_instant: str,
+) -> str:
     """SQL for a value with its length before it, so that no two rows are written alike."""
     sql = quote_name(column.name)
     is_timestamp = old is not None and old.kind == "timestamp"
@@ -392,7 +489,9 @@ class _Checksum:
 
     def step(self, row: bytes) -> None:
         digest = sha256(row).digest()
-        self._sum += int.from_bytes(digest[:8], "big") * 2**64 + int.from_bytes(digest[8:16], "big", signed=True)
+        self._sum += int.from_bytes(digest[:8], "big") * 2**64 + int.from_bytes(
+            digest[8:16], "big", signed=True
+        )
 
     def finalize(self) -> str:
         return str(self._sum % 2**128)

@@ -83,17 +83,31 @@ def _sessions(connection: BaseDatabaseWrapper) -> Iterator[str]:
 def _processes(path: Path) -> Iterator[str]:
     """Each process that has the file open, once for each of its descriptors."""
     file = identity(path)
-    own = [number for number in descriptors() if identity(number) == file and not is_kept_open(number)]
+    own = [
+        number
+        for number in descriptors()
+        if identity(number) == file and not is_kept_open(number)
+    ]
     yield from (f"process {os.getpid()}: this program" for _ in own)
     for folder in _PROCESSES.glob("[0-9]*"):
         if folder.name == str(os.getpid()):
             continue
         try:
             links = list((folder / "fd").iterdir())
-            command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+            command = (
+                (folder / "cmdline")
+                .read_bytes()
+                .replace(b"\0", b" ")
+                .decode(errors="replace")
+                .strip()
+            )
         except OSError:  # gone meanwhile, or another user's
             continue
-        yield from (f"process {folder.name}: {command[:100]}" for link in links if identity(link) == file)
+        yield from (
+            f"process {folder.name}: {command[:100]}"
+            for link in links
+            if identity(link) == file
+        )
 
 
 def back_up_first(connection: BaseDatabaseWrapper, progress: Progress) -> None:
@@ -102,5 +116,9 @@ def back_up_first(connection: BaseDatabaseWrapper, progress: Progress) -> None:
         return
     progress.say("Backing up.")
     timeout = float(connection.settings_dict["OPTIONS"].get("timeout", 5.0))
-    copy = back_up(path, lambda done, total: progress("backup", done, total), timeout_seconds=timeout)
+    copy = back_up(
+        path,
+        lambda done, total: progress("backup", done, total),
+        timeout_seconds=timeout,
+    )
     progress.say(f"Backup: {copy}")

@@ -13,7 +13,20 @@ from datetime import datetime, timedelta
 from functools import cached_property
 from typing import Any
 
-from django.db.models import Case, Count, Exists, Max, Model, OuterRef, Q, QuerySet, Subquery, TextField, Value, When
+from django.db.models import (
+    Case,
+    Count,
+    Exists,
+    Max,
+    Model,
+    OuterRef,
+    Q,
+    QuerySet,
+    Subquery,
+    TextField,
+    Value,
+    When,
+)
 from django.db.models.functions import Cast, Coalesce
 from django.utils import timezone
 from django.utils.translation import gettext, ngettext
@@ -35,7 +48,11 @@ CAP = 10_000  # rows that are counted one by one
 RUNNERS_ASKED_AGAIN = 200
 LOOKUP_OF_RUNNER = 500  # of a runner's sessions, the newest
 
-_UP = (SandboxState.RUNNING.value, SandboxState.WARMING.value, SandboxState.WAITING.value)
+_UP = (
+    SandboxState.RUNNING.value,
+    SandboxState.WARMING.value,
+    SandboxState.WAITING.value,
+)
 _PAUSED = SessionStatus.PAUSED.value
 
 
@@ -74,9 +91,15 @@ class Runner:
     @property
     def condition(self) -> str:
         now = timezone.now()
-        if self.seen_at is None or self.seen_at < now - timedelta(minutes=RUNNER_MINUTES):
+        if self.seen_at is None or self.seen_at < now - timedelta(
+            minutes=RUNNER_MINUTES
+        ):
             return "silent"
-        return "late" if self.seen_at < now - timedelta(minutes=RUNNER_LATE_MINUTES) else ""
+        return (
+            "late"
+            if self.seen_at < now - timedelta(minutes=RUNNER_LATE_MINUTES)
+            else ""
+        )
 
 
 class Fleet:
@@ -94,13 +117,19 @@ class Fleet:
     @cached_property
     def runners(self) -> list[Runner]:
         """The runners with live sessions, the silent ones first, then by the number of live sessions."""
-        runners = sorted(self._count_live(self.sessions), key=lambda runner: (runner.seen_at or self.now, runner.id))
+        runners = sorted(
+            self._count_live(self.sessions),
+            key=lambda runner: (runner.seen_at or self.now, runner.id),
+        )
         # Only a runner that looks silent is looked at more closely: what it ended is a sign of life too.
         for number, runner in enumerate(runners[:RUNNERS_ASKED_AGAIN]):
             if runner.condition:
                 runners[number] = self._with_ended(runner)
         order = {"silent": 0, "late": 1, "": 2}
-        return sorted(runners, key=lambda runner: (order[runner.condition], -runner.live, runner.id))
+        return sorted(
+            runners,
+            key=lambda runner: (order[runner.condition], -runner.live, runner.id),
+        )
 
     @cached_property
     def silent_runners(self) -> list[Runner]:
@@ -113,21 +142,46 @@ class Fleet:
     def runner(self, runner_id: str) -> Runner:
         """One runner, by the same rule."""
         counted = self._count_live(self.sessions.of_runner(runner_id))
-        return self._with_ended(counted[0] if counted else Runner(runner_id, None, 0, 0))
+        return self._with_ended(
+            counted[0] if counted else Runner(runner_id, None, 0, 0)
+        )
 
     def _count_live(self, sessions: Any) -> list[Runner]:
         of_status = {status: Count("pk", filter=Q(status=status)) for status in LIVE}
         # As text, because one time that Python cannot hold would keep all runners from being looked at.
-        seen_at = Cast(Max("last_active_at", filter=Q(last_active_at__lte=self.ago(-24 * 60))), TextField())
-        live = sessions.live().filter(runner_id__isnull=False).order_by().values("runner_id")
+        seen_at = Cast(
+            Max("last_active_at", filter=Q(last_active_at__lte=self.ago(-24 * 60))),
+            TextField(),
+        )
+        live = (
+            sessions.live()
+            .filter(runner_id__isnull=False)
+            .order_by()
+            .values("runner_id")
+        )
         counted = live.annotate(seen=seen_at, **of_status)
-        return [Runner(row["runner_id"], readable(row["seen"]), row["active"], row["starting"]) for row in counted]
+        return [
+            Runner(
+                row["runner_id"], readable(row["seen"]), row["active"], row["starting"]
+            )
+            for row in counted
+        ]
 
     def _with_ended(self, runner: Runner) -> Runner:
         at = Cast("last_active_at", TextField())
-        newest = self.sessions.of_runner(runner.id).newest_first().values_list("status", at)[:LOOKUP_OF_RUNNER]
-        ended = [readable(text) for status, text in newest if status == SessionStatus.ENDED.value]
-        seen = max((at for at in [*ended, runner.seen_at] if at is not None), default=None)
+        newest = (
+            self.sessions.of_runner(runner.id)
+            .newest_first()
+            .values_list("status", at)[:LOOKUP_OF_RUNNER]
+        )
+        ended = [
+            readable(text)
+            for status, text in newest
+            if status == SessionStatus.ENDED.value
+        ]
+        seen = max(
+            (at for at in [*ended, runner.seen_at] if at is not None), default=None
+        )
         return Runner(runner.id, seen, runner.active, runner.starting)
 
 
@@ -147,7 +201,9 @@ class Check:
     shared: str = ""
     of_row: str = ""  # what the row's page says of one
     reads: frozenset[type[Model]] = frozenset()  # the other tables that it tells of
-    beside_runners: bool = False  # rows of a silent runner are counted in its line, once
+    beside_runners: bool = (
+        False  # rows of a silent runner are counted in its line, once
+    )
 
     @property
     def at(self) -> str:
@@ -161,41 +217,68 @@ class Check:
     def say(self, row: Any, shared: str, now: datetime) -> str:
         at = getattr(row, self.at)
         state = row.status if self.model is Session else row.state
-        return self.of_row.format(age="?" if is_unreadable(at) else lasting(now - at), state=state, shared=shared)
+        return self.of_row.format(
+            age="?" if is_unreadable(at) else lasting(now - at),
+            state=state,
+            shared=shared,
+        )
 
     def counted(self, fleet: Fleet) -> QuerySet[Any]:
         """The rows that the overview counts and the list shows: what one line says is not said in another."""
         rows = self.rows(fleet)
         if not self.beside_runners:
             return rows
-        return rows.exclude(runner_id__in=[runner.id for runner in fleet.silent_runners])
+        return rows.exclude(
+            runner_id__in=[runner.id for runner in fleet.silent_runners]
+        )
 
     def find(self, fleet: Fleet) -> Finding:
         if self.code == "runner":
             return _find_runners(self, fleet)
         if self.code == "failing":
             return _find_failures(self, fleet)
-        found = list(self.counted(fleet).order_by().values_list(self.by, self.at)[: CAP + 1])
+        found = list(
+            self.counted(fleet).order_by().values_list(self.by, self.at)[: CAP + 1]
+        )
         if not found:
             return Finding(self.code, self.title)
         is_cut, count = len(found) > CAP, min(len(found), CAP)
-        oldest = self.oldest % relative(min(at for _, at in found)) if self.oldest and not is_cut else ""
+        oldest = (
+            self.oldest % relative(min(at for _, at in found))
+            if self.oldest and not is_cut
+            else ""
+        )
         parts = [oldest, self._shared(Counter(value for value, _ in found))]
-        sentence, detail = self.one if count == 1 else self.many, ", ".join(part for part in parts if part)
-        return Finding(self.code, self.title, count, is_cut, self.urgent, sentence, detail)
+        sentence, detail = (
+            self.one if count == 1 else self.many,
+            ", ".join(part for part in parts if part),
+        )
+        return Finding(
+            self.code, self.title, count, is_cut, self.urgent, sentence, detail
+        )
 
     def _shared(self, counts: Counter[str | None]) -> str:
         """What all have in common, or the two largest parts."""
         largest = [(value, count) for value, count in counts.most_common() if value]
         if len(counts) == 1:
-            return self.shared % {"count": gettext("all"), "name": largest[0][0]} if largest else ""
-        shown = [self.shared % {"count": f"{count:,}", "name": value} for value, count in largest[:2]]
+            return (
+                self.shared % {"count": gettext("all"), "name": largest[0][0]}
+                if largest
+                else ""
+            )
+        shown = [
+            self.shared % {"count": f"{count:,}", "name": value}
+            for value, count in largest[:2]
+        ]
         return ", ".join([*shown, *(["…"] if len(largest) > len(shown) else [])])
 
 
 def checks() -> list[Check]:
     """In the order in which they are shown."""
-    on_runner, of_agent = gettext("%(count)s on %(name)s"), gettext("%(count)s of agent %(name)s")
+    on_runner, of_agent = (
+        gettext("%(count)s on %(name)s"),
+        gettext("%(count)s of agent %(name)s"),
+    )
     return [
         Check("failing", gettext("Failing far more often than usual"), Session, _failing, urgent=True),
         Check(
@@ -247,9 +330,16 @@ def check_of(code: str) -> Check | None:
 def said_of(row: Any, alias: str, allowed: Collection[type[Model]]) -> list[str]:
     """What is wrong with one row: the rules of the checks, asked of it alone, in one query."""
     fleet, model = Fleet(alias), type(row)
-    asked = {check.code: check for check in checks() if check.model is model and check.may_say(allowed)}
+    asked = {
+        check.code: check
+        for check in checks()
+        if check.model is model and check.may_say(allowed)
+    }
     queries = [
-        check.rows(fleet).filter(pk=row.pk).order_by().values_list(Value(code, TextField()), check.by)
+        check.rows(fleet)
+        .filter(pk=row.pk)
+        .order_by()
+        .values_list(Value(code, TextField()), check.by)
         for code, check in asked.items()
     ]
     found = queries[0].union(*queries[1:], all=True) if queries else []
@@ -262,13 +352,26 @@ def _find_runners(check: Check, fleet: Fleet) -> Finding:
     if not silent:
         return Finding(check.code, check.title)
     live = sum(runner.live for runner in silent)
-    sessions = ngettext("%(count)s live session", "%(count)s live sessions", live) % {"count": f"{live:,}"}
-    named = ", ".join(f"{runner.id}, {relative(runner.seen_at)}" for runner in silent[:1] if runner.seen_at)
+    sessions = ngettext("%(count)s live session", "%(count)s live sessions", live) % {
+        "count": f"{live:,}"
+    }
+    named = ", ".join(
+        f"{runner.id}, {relative(runner.seen_at)}"
+        for runner in silent[:1]
+        if runner.seen_at
+    )
     more = ", …" if len(silent) > 1 else ""
     sentence = ngettext("runner is silent", "runners are silent", len(silent))
     only = silent[0].id if len(silent) == 1 else ""
     return Finding(
-        check.code, check.title, len(silent), False, True, sentence, f"{named}{more}; {sessions}", runner=only
+        check.code,
+        check.title,
+        len(silent),
+        False,
+        True,
+        sentence,
+        f"{named}{more}; {sessions}",
+        runner=only,
     )
 
 
@@ -277,8 +380,20 @@ def _find_failures(check: Check, fleet: Fleet) -> Finding:
     found = fleet.failures
     if not found.failed:
         return Finding(check.code, check.title)
-    sentence = ngettext("session failed in the last hour", "sessions failed in the last hour", found.failed)
-    return Finding(check.code, check.title, found.failed, found.is_cut, True, sentence, found.detail)
+    sentence = ngettext(
+        "session failed in the last hour",
+        "sessions failed in the last hour",
+        found.failed,
+    )
+    return Finding(
+        check.code,
+        check.title,
+        found.failed,
+        found.is_cut,
+        True,
+        sentence,
+        found.detail,
+    )
 
 
 # -- of which rows it is true
@@ -289,7 +404,9 @@ def _failing(fleet: Fleet) -> QuerySet[Any]:
 
 
 def _on_silent_runners(fleet: Fleet) -> QuerySet[Any]:
-    return fleet.sessions.live().filter(runner_id__in=[runner.id for runner in fleet.silent_runners])
+    return fleet.sessions.live().filter(
+        runner_id__in=[runner.id for runner in fleet.silent_runners]
+    )
 
 
 def _silent(fleet: Fleet) -> QuerySet[Any]:
@@ -298,16 +415,26 @@ def _silent(fleet: Fleet) -> QuerySet[Any]:
 
 def _starting(fleet: Fleet) -> QuerySet[Any]:
     # Not since it was opened: one that was opened long ago may have been told to start a moment ago.
-    return fleet.sessions.filter(status=SessionStatus.STARTING.value).idle_since(fleet.ago(STARTING_MINUTES))
+    return fleet.sessions.filter(status=SessionStatus.STARTING.value).idle_since(
+        fleet.ago(STARTING_MINUTES)
+    )
 
 
 def _alone(fleet: Fleet) -> QuerySet[Any]:
     """Sandboxes that are up, without a session that is live, ended a moment ago, or is paused while they wait."""
     its = fleet.sessions.filter(pk=OuterRef("session_id"))
-    over = Q(status=_PAUSED) | Q(status__in=FINISHED, last_active_at__lt=fleet.ago(GRACE_MINUTES))
-    rests = Q(state=SandboxState.WAITING.value, last_used_at__gte=fleet.ago(SILENT_MINUTES))
+    over = Q(status=_PAUSED) | Q(
+        status__in=FINISHED, last_active_at__lt=fleet.ago(GRACE_MINUTES)
+    )
+    rests = Q(
+        state=SandboxState.WAITING.value, last_used_at__gte=fleet.ago(SILENT_MINUTES)
+    )
     unreserved = Q(session_id__isnull=True) | Q(session_id="")
-    without = Case(When(unreserved, then=Value("none")), default=Value("missing"), output_field=TextField())
+    without = Case(
+        When(unreserved, then=Value("none")),
+        default=Value("missing"),
+        output_field=TextField(),
+    )
     up = fleet.sandboxes.filter(state__in=_UP).idle_since(fleet.ago(GRACE_MINUTES))
     rows: QuerySet[Any] = (
         up.filter(~Exists(its.exclude(over)))
@@ -326,5 +453,11 @@ def _without_sandbox(fleet: Fleet) -> QuerySet[Any]:
 
 
 def _without_agent(fleet: Fleet) -> QuerySet[Any]:
-    named = Agent.objects.using(fleet.alias).filter(tenant_id=OuterRef("tenant_id"), name=OuterRef("agent_name"))
-    return fleet.sessions.live().idle_since(fleet.ago(GRACE_MINUTES)).filter(~Exists(named))
+    named = Agent.objects.using(fleet.alias).filter(
+        tenant_id=OuterRef("tenant_id"), name=OuterRef("agent_name")
+    )
+    return (
+        fleet.sessions.live()
+        .idle_since(fleet.ago(GRACE_MINUTES))
+        .filter(~Exists(named))
+    )

@@ -36,13 +36,20 @@ def relative(instant: datetime, now: datetime | None = None) -> str:
     since = (now or timezone.now()) - instant
     if abs(since) < timedelta(seconds=1):
         return gettext("just now")
-    return (gettext("%s ago") if since > timedelta() else gettext("in %s")) % lasting(abs(since))
+    return (gettext("%s ago") if since > timedelta() else gettext("in %s")) % lasting(
+        abs(since)
+    )
 
 
 def lasting(span: timedelta) -> str:
     """How long it lasted, in the unit that still tells: 90 s, 90 min and 47 h, not 1 day."""
     seconds = int(span.total_seconds())
-    for unit, size, most in (("s", 1, 120), ("min", 60, 120), ("h", 3_600, 48), ("d", 86_400, 1_000)):
+    for unit, size, most in (
+        ("s", 1, 120),
+        ("min", 60, 120),
+        ("h", 3_600, 48),
+        ("d", 86_400, 1_000),
+    ):
         if seconds < most * size:
             return f"{seconds // size} {unit}"
     return f"{seconds // (365 * 86_400)} y"

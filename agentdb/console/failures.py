@@ -50,12 +50,17 @@ class Group:
     before: Rate
 
     def includes(self, other: Group) -> bool:
-        return self.agent_name in (None, other.agent_name) and self.tenant_id in (None, other.tenant_id)
+        return self.agent_name in (None, other.agent_name) and self.tenant_id in (
+            None,
+            other.tenant_id,
+        )
 
     @property
     def matching(self) -> Q:
         named = {"agent_name": self.agent_name, "tenant_id": self.tenant_id}
-        return Q(**{column: value for column, value in named.items() if value is not None})
+        return Q(
+            **{column: value for column, value in named.items() if value is not None}
+        )
 
     def __str__(self) -> str:
         name = {
@@ -68,7 +73,11 @@ class Group:
             "failed": f"{self.lately.failed:,}",
             "sessions": f"{self.lately.sessions:,}",
         }
-        usual = gettext("usually %s") % f"{100 * self.before.share:.1f} %" if self.before.sessions else ""
+        usual = (
+            gettext("usually %s") % f"{100 * self.before.share:.1f} %"
+            if self.before.sessions
+            else ""
+        )
         shown = name % {"agent": self.agent_name, "tenant": self.tenant_id}
         return f"{shown}: {rate}{', ' if usual else ''}{usual}"
 
@@ -90,7 +99,9 @@ class Failures:
         matching = Q(pk__in=[])
         for group in self.groups:
             matching |= group.matching
-        failed = sessions.filter(status=SessionStatus.ERROR.value, last_active_at__gte=self.since)
+        failed = sessions.filter(
+            status=SessionStatus.ERROR.value, last_active_at__gte=self.since
+        )
         rows: QuerySet[Any] = failed.filter(matching)
         return rows
 
@@ -113,11 +124,17 @@ def _cells(alias: str, since: datetime) -> list[Group]:
     sessions = newest.values("tenant_id", "agent_name", "status", "last_active_at")
     connection = connections[alias]
     inner, parameters = [], []
-    for opened in (sessions.filter(created_at__gte=since), sessions.filter(created_at__lt=since)):
+    for opened in (
+        sessions.filter(created_at__gte=since),
+        sessions.filter(created_at__lt=since),
+    ):
         sql, values = opened[:SAMPLE].query.get_compiler(using=alias).as_sql()
         inner.append(f"SELECT * FROM ({sql}) AS newest")
         parameters += values
-    lately, failed = "CASE WHEN last_active_at >= %s THEN 1 ELSE 0 END", "CASE WHEN status = %s THEN 1 ELSE 0 END"
+    lately, failed = (
+        "CASE WHEN last_active_at >= %s THEN 1 ELSE 0 END",
+        "CASE WHEN status = %s THEN 1 ELSE 0 END",
+    )
     at = connection.ops.adapt_datetimefield_value(since)
     with connection.cursor() as cursor:
         cursor.execute(
@@ -129,7 +146,11 @@ def _cells(alias: str, since: datetime) -> list[Group]:
     cells = []
     for tenant, agent, is_lately, number, bad in rows:
         rate = Rate(number, int(bad))
-        cells.append(Group(agent, tenant, rate, Rate()) if is_lately else Group(agent, tenant, Rate(), rate))
+        cells.append(
+            Group(agent, tenant, rate, Rate())
+            if is_lately
+            else Group(agent, tenant, Rate(), rate)
+        )
     return cells
 
 
@@ -150,21 +171,38 @@ def _groups(cells: Sequence[Group]) -> Iterator[Group]:
 
 def _told(cells: Sequence[Group]) -> list[Group]:
     """One group for one incident: the whole, unless nearly all failures are those of a few parts of it."""
-    whole = Group(None, None, sum((c.lately for c in cells), Rate()), sum((c.before for c in cells), Rate()))
-    parts = [group for group in _groups(cells) if (group.lately, group.before) != (whole.lately, whole.before)]
+    whole = Group(
+        None,
+        None,
+        sum((c.lately for c in cells), Rate()),
+        sum((c.before for c in cells), Rate()),
+    )
+    parts = [
+        group
+        for group in _groups(cells)
+        if (group.lately, group.before) != (whole.lately, whole.before)
+    ]
     flagged = [group for group in parts if is_far_above(group, whole.before)]
     told: list[Group] = []
-    for group in sorted(flagged, key=lambda each: -each.lately.failed * each.lately.share):
+    for group in sorted(
+        flagged, key=lambda each: -each.lately.failed * each.lately.share
+    ):
         mine = list(filter(group.includes, cells))
         if len(told) <= MOST_TOLD and 2 * failed_of(mine, told) < group.lately.failed:
             told.append(group)
-    is_part = len(told) <= MOST_TOLD and failed_of(cells, told) >= 0.8 * whole.lately.failed
+    is_part = (
+        len(told) <= MOST_TOLD and failed_of(cells, told) >= 0.8 * whole.lately.failed
+    )
     return told if is_part or not is_far_above(whole, whole.before) else [whole]
 
 
 def failed_of(cells: Sequence[Group], groups: Sequence[Group]) -> int:
     """How many failures of the cells belong to one of the groups."""
-    return sum(cell.lately.failed for cell in cells if any(group.includes(cell) for group in groups))
+    return sum(
+        cell.lately.failed
+        for cell in cells
+        if any(group.includes(cell) for group in groups)
+    )
 
 
 def is_far_above(group: Group, usual_of_all: Rate) -> bool:

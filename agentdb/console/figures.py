@@ -52,25 +52,40 @@ class Hour:
 
 def total(connection: BaseDatabaseWrapper, table: str) -> Figure:
     """The rows of a table: counted where that is quick, else estimated."""
-    estimate = estimated_rows(connection, table) if connection.vendor == "postgresql" else None
+    estimate = (
+        estimated_rows(connection, table) if connection.vendor == "postgresql" else None
+    )
     if estimate is not None and estimate.rows > EXACT_UP_TO:
         return estimate
     counted = _counted_quickly(connection, f"SELECT COUNT(*) FROM {table}")
     if counted is not None:
         return Figure(counted[0][0])
-    return estimate or estimated_rows(connection, table) or _counted_up_to(connection, table)
+    return (
+        estimate
+        or estimated_rows(connection, table)
+        or _counted_up_to(connection, table)
+    )
 
 
 def estimated_rows(connection: BaseDatabaseWrapper, table: str) -> Figure | None:
     """From the statistics of the engine, if it has any."""
     with connection.cursor() as cursor:
         if connection.vendor == "sqlite":
-            cursor.execute("SELECT COUNT(*) FROM sqlite_master WHERE name = 'sqlite_stat1'")
+            cursor.execute(
+                "SELECT COUNT(*) FROM sqlite_master WHERE name = 'sqlite_stat1'"
+            )
             if not cursor.fetchone()[0]:
                 return None
-            cursor.execute("SELECT MAX(CAST(stat AS INTEGER)) FROM sqlite_stat1 WHERE tbl = %s", [table])
+            cursor.execute(
+                "SELECT MAX(CAST(stat AS INTEGER)) FROM sqlite_stat1 WHERE tbl = %s",
+                [table],
+            )
             (rows,) = cursor.fetchone()
-            return None if rows is None else Figure(rows, gettext("Estimated from the statistics of ANALYZE"))
+            return (
+                None
+                if rows is None
+                else Figure(rows, gettext("Estimated from the statistics of ANALYZE"))
+            )
         if connection.vendor != "postgresql":
             return None
         cursor.execute(
@@ -81,26 +96,36 @@ def estimated_rows(connection: BaseDatabaseWrapper, table: str) -> Figure | None
         row = cursor.fetchone()
     if row is None or row[0] < 0:
         return None
-    how = gettext("Estimated from the statistics of %s") % (relative(row[1]) if row[1] else gettext("an unknown time"))
+    how = gettext("Estimated from the statistics of %s") % (
+        relative(row[1]) if row[1] else gettext("an unknown time")
+    )
     return Figure(row[0], how)
 
 
 def _counted_up_to(connection: BaseDatabaseWrapper, table: str) -> Figure:
     with connection.cursor() as cursor:
-        cursor.execute(f"SELECT COUNT(*) FROM (SELECT 1 FROM {table} LIMIT {WINDOW + 1}) AS c")
+        cursor.execute(
+            f"SELECT COUNT(*) FROM (SELECT 1 FROM {table} LIMIT {WINDOW + 1}) AS c"
+        )
         return capped(cursor.fetchone()[0])
 
 
-def by_value(connection: BaseDatabaseWrapper, table: str, column: str, known: Sequence[str]) -> dict[str, Figure]:
+def by_value(
+    connection: BaseDatabaseWrapper, table: str, column: str, known: Sequence[str]
+) -> dict[str, Figure]:
     """How many rows have each value of an indexed column; values that only newer servers know come last."""
-    whole = estimated_rows(connection, table) if connection.vendor == "postgresql" else None
+    whole = (
+        estimated_rows(connection, table) if connection.vendor == "postgresql" else None
+    )
     rows = None
     if whole is None or whole.rows <= EXACT_UP_TO:
         query = f"SELECT {column}, COUNT(*) FROM {table} GROUP BY {column} ORDER BY {column}"
         rows = _counted_quickly(connection, query)
     if rows is None:
         return _estimated_by_value(connection, table, column, known)
-    counted = {"NULL" if value is None else value: Figure(count) for value, count in rows}
+    counted = {
+        "NULL" if value is None else value: Figure(count) for value, count in rows
+    }
     return {value: counted.get(value, Figure(0)) for value in [*known, *counted]}
 
 
@@ -113,21 +138,28 @@ def _estimated_by_value(
     for value in [*known, *(each for each in shares if each not in known)]:
         with connection.cursor() as cursor:
             cursor.execute(
-                f"SELECT COUNT(*) FROM (SELECT 1 FROM {table} WHERE {column} = %s LIMIT {WINDOW + 1}) AS c", [value]
+                f"SELECT COUNT(*) FROM (SELECT 1 FROM {table} WHERE {column} = %s LIMIT {WINDOW + 1}) AS c",
+                [value],
             )
             figure = capped(cursor.fetchone()[0])
         if figure.at_least and value in shares and whole is not None:
-            figure = Figure(max(int(shares[value] * whole.rows), WINDOW), whole.how, whole.at_least)
+            figure = Figure(
+                max(int(shares[value] * whole.rows), WINDOW), whole.how, whole.at_least
+            )
         figures[value] = figure
     return figures
 
 
-def _shares(connection: BaseDatabaseWrapper, table: str, column: str) -> tuple[Figure | None, dict[str, float]]:
+def _shares(
+    connection: BaseDatabaseWrapper, table: str, column: str
+) -> tuple[Figure | None, dict[str, float]]:
     """How many rows there are, and how much of them each frequent value has."""
     if connection.vendor == "sqlite":
         whole = total(connection, table)
         how = gettext("Estimated from a sample of %s rows") % f"{SAMPLE:,}"
-        return Figure(whole.rows, how, whole.at_least), _shares_of_a_sample(connection, table, column)
+        return Figure(whole.rows, how, whole.at_least), _shares_of_a_sample(
+            connection, table, column
+        )
     if connection.vendor != "postgresql":
         return None, {}
     with connection.cursor() as cursor:
@@ -139,7 +171,9 @@ def _shares(connection: BaseDatabaseWrapper, table: str, column: str) -> tuple[F
         return estimated_rows(connection, table), dict(cursor.fetchall())
 
 
-def _shares_of_a_sample(connection: BaseDatabaseWrapper, table: str, column: str) -> dict[str, float]:
+def _shares_of_a_sample(
+    connection: BaseDatabaseWrapper, table: str, column: str
+) -> dict[str, float]:
     """How much of a SQLite table each value has, from rows at even distances; nothing where rows have no rowid."""
     query = (
         f"WITH RECURSIVE ends(first, last) AS (SELECT MIN(rowid), MAX(rowid) FROM {table}), "
@@ -159,7 +193,9 @@ def _shares_of_a_sample(connection: BaseDatabaseWrapper, table: str, column: str
     return {value: count / sampled for value, count in rows}
 
 
-def runner_statuses(connection: BaseDatabaseWrapper, runner_id: str) -> dict[str, Figure]:
+def runner_statuses(
+    connection: BaseDatabaseWrapper, runner_id: str
+) -> dict[str, Figure]:
     """How many of the runner's newest sessions have each status."""
     most = 5 * WINDOW
     with connection.cursor() as cursor:
@@ -199,14 +235,20 @@ def activity(connection: BaseDatabaseWrapper, hours: int, **of: str) -> list[Hou
     # With an end, because the hour of a row at 'infinity' cannot be counted.
     condition, parameters = (
         "created_at >= %s AND created_at < %s",
-        [connection.ops.adapt_datetimefield_value(at) for at in (first, now + timedelta(hours=1))],
+        [
+            connection.ops.adapt_datetimefield_value(at)
+            for at in (first, now + timedelta(hours=1))
+        ],
     )
     for column, value in of.items():
         condition, parameters = f"{column} = %s AND {condition}", [value, *parameters]
     counted: list[dict[datetime, int]] = []
     with connection.cursor() as cursor:
         for more in ("", " AND status = 'error'"):
-            cursor.execute(f"SELECT {hour}, COUNT(*) FROM sessions WHERE {condition}{more} GROUP BY 1", parameters)
+            cursor.execute(
+                f"SELECT {hour}, COUNT(*) FROM sessions WHERE {condition}{more} GROUP BY 1",
+                parameters,
+            )
             counted.append({_hour(value): rows for value, rows in cursor.fetchall()})
     opened, failed = counted
     each = [first + timedelta(hours=number) for number in range(hours)]
@@ -219,7 +261,11 @@ def _hour(value: Any) -> datetime:
             return datetime.fromisoformat(f"{value}:00").replace(tzinfo=UTC)
         except ValueError:
             return datetime.max.replace(tzinfo=UTC)  # no hour of the chart
-    return datetime.fromtimestamp(0, UTC) + timedelta(hours=int(value)) if value < 70_000_000 else datetime.max
+    return (
+        datetime.fromtimestamp(0, UTC) + timedelta(hours=int(value))
+        if value < 70_000_000
+        else datetime.max
+    )
 
 
 # -- by tenant, and by other values of an index
@@ -251,7 +297,12 @@ def amount(alias: str, model: type[Model], tenant_id: str) -> Figure:
 
 
 def distinct_values(
-    connection: BaseDatabaseWrapper, model: type[Model], column: str, *, at_least: str = "", limit: int
+    connection: BaseDatabaseWrapper,
+    model: type[Model],
+    column: str,
+    *,
+    at_least: str = "",
+    limit: int,
 ) -> list[str]:
     """The first distinct values of an indexed text column, by one index probe each."""
     table, name = model._meta.db_table, connection.ops.quote_name(column)
@@ -270,13 +321,19 @@ def distinct_values(
 def tenant_sessions_by_status(alias: str, tenant_id: str) -> dict[str, Figure]:
     """The statuses of the tenant's newest ``NEWEST`` sessions; no index has all of them by tenant and status."""
     rows = dict(_group_newest_sessions(alias, "status, COUNT(*)", tenant_id))
-    return {value: Figure(rows.get(value, 0)) for value in [*map(str, SessionStatus), *rows]}
+    return {
+        value: Figure(rows.get(value, 0)) for value in [*map(str, SessionStatus), *rows]
+    }
 
 
 def top_tenants(alias: str) -> list[Tenant]:
     """The tenants with the most sessions among the newest ``NEWEST``."""
-    live = ", ".join(f"'{status.value}'" for status in (SessionStatus.ACTIVE, SessionStatus.STARTING))
-    columns = f"tenant_id, COUNT(*), SUM(CASE WHEN status IN ({live}) THEN 1 ELSE 0 END), "
+    live = ", ".join(
+        f"'{status.value}'" for status in (SessionStatus.ACTIVE, SessionStatus.STARTING)
+    )
+    columns = (
+        f"tenant_id, COUNT(*), SUM(CASE WHEN status IN ({live}) THEN 1 ELSE 0 END), "
+    )
     columns += f"SUM(CASE WHEN status = '{SessionStatus.ERROR}' THEN 1 ELSE 0 END), MAX(created_at)"
     rows = _group_newest_sessions(alias, columns)
     largest = max((row[1] for row in rows), default=1)
@@ -286,20 +343,32 @@ def top_tenants(alias: str) -> list[Tenant]:
     ]
 
 
-def _group_newest_sessions(alias: str, columns: str, tenant_id: str | None = None) -> list[Any]:
+def _group_newest_sessions(
+    alias: str, columns: str, tenant_id: str | None = None
+) -> list[Any]:
     """Aggregates over the newest ``NEWEST`` sessions by the first column, the most frequent value first."""
     newest = Session.objects.using(alias).newest_first()
     if tenant_id is not None:
         newest = newest.of_tenant(tenant_id)
     # Django groups before it limits; the other way round it has only an id IN (...), which reads every row twice.
     inner, parameters = (
-        newest.values("tenant_id", "status", "created_at")[:NEWEST].query.get_compiler(using=alias).as_sql()
+        newest.values("tenant_id", "status", "created_at")[:NEWEST]
+        .query.get_compiler(using=alias)
+        .as_sql()
     )
     with connections[alias].cursor() as cursor:
-        cursor.execute(f"SELECT {columns} FROM ({inner}) AS newest GROUP BY 1 ORDER BY 2 DESC, 1", parameters)
+        cursor.execute(
+            f"SELECT {columns} FROM ({inner}) AS newest GROUP BY 1 ORDER BY 2 DESC, 1",
+            parameters,
+        )
         rows: list[Any] = cursor.fetchall()
     return rows
 
 
 def oldest_idle_sandboxes(alias: str) -> list[Sandbox]:
-    return read(Sandbox.objects.using(alias).in_state(SandboxState.WAITING).least_recently_used_first()[:TOP], [])
+    return read(
+        Sandbox.objects.using(alias)
+        .in_state(SandboxState.WAITING)
+        .least_recently_used_first()[:TOP],
+        [],
+    )

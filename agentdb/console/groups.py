@@ -8,7 +8,19 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, time, timedelta
 from typing import Any
 
-from django.db.models import CharField, Count, F, Func, Model, OuterRef, Q, QuerySet, Subquery, TextField, Value
+from django.db.models import (
+    CharField,
+    Count,
+    F,
+    Func,
+    Model,
+    OuterRef,
+    Q,
+    QuerySet,
+    Subquery,
+    TextField,
+    Value,
+)
 from django.db.models.functions import Coalesce
 from django.utils.translation import gettext
 
@@ -38,11 +50,17 @@ def moment(text: str, now: datetime) -> datetime:
             return now - timedelta(seconds=int(age[1]) * _UNITS[age[2]])
         if ":" in text and "-" not in text:
             at = datetime.combine(midnight, time.fromisoformat(text), UTC)
-            return at if at <= now else at - timedelta(days=1)  # 23:00 at one o'clock is that of yesterday
+            return (
+                at if at <= now else at - timedelta(days=1)
+            )  # 23:00 at one o'clock is that of yesterday
         at = datetime.fromisoformat(text)
     except (ValueError, OverflowError):
-        known = gettext("Write 14:00, 2026-03-14, 2026-03-14 14:00, yesterday, or 10m, 2h, 3d for that long ago.")
-        raise ValueError(gettext("%r is not a time.") % text[:60] + f" {known}") from None
+        known = gettext(
+            "Write 14:00, 2026-03-14, 2026-03-14 14:00, yesterday, or 10m, 2h, 3d for that long ago."
+        )
+        raise ValueError(
+            gettext("%r is not a time.") % text[:60] + f" {known}"
+        ) from None
     return at if at.tzinfo else at.replace(tzinfo=UTC)
 
 
@@ -53,7 +71,12 @@ class _Begin(Func):
     output_field = TextField()
 
     def as_sqlite(self, compiler: Any, connection: Any, **extra: Any) -> Any:
-        return self.as_sql(compiler, connection, template="substr(%(expressions)s, 1, %(length)s)", **extra)
+        return self.as_sql(
+            compiler,
+            connection,
+            template="substr(%(expressions)s, 1, %(length)s)",
+            **extra,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,15 +120,25 @@ class Grouping:
 
     def ask(self, alias: str) -> list[Grouped]:
         """The largest groups first; hours and days from the latest on."""
-        grouped = self.rows(alias).annotate(value=_value(self.by, self.at, alias)).values("value")
+        grouped = (
+            self.rows(alias)
+            .annotate(value=_value(self.by, self.at, alias))
+            .values("value")
+        )
         if self.model is Session:
             error = SessionStatus.ERROR.value
             grouped = grouped.annotate(
-                n=Count("pk"), live=Count("pk", filter=Q(status__in=LIVE)), failed=Count("pk", filter=Q(status=error))
+                n=Count("pk"),
+                live=Count("pk", filter=Q(status__in=LIVE)),
+                failed=Count("pk", filter=Q(status=error)),
             )
         else:
             grouped = grouped.annotate(n=Count("pk"))
-        order = [F("value").desc()] if self.by in ("hour", "day") else [F("n").desc(), F("value").asc(nulls_first=True)]
+        order = (
+            [F("value").desc()]
+            if self.by in ("hour", "day")
+            else [F("n").desc(), F("value").asc(nulls_first=True)]
+        )
         return [
             Grouped(row["value"], row["n"], row.get("live", 0), row.get("failed", 0))
             for row in grouped.order_by(*order)[: MOST_GROUPS + 1]
@@ -135,7 +168,9 @@ def _value(by: str, at: str, alias: str) -> Any:
         return _Begin(at, length=13 if by == "hour" else 10)
     its = Session.objects.using(alias).filter(pk=OuterRef("session_id"))
     if by == "session_status":
-        return Coalesce(Subquery(its.values("status")[:1]), Value("none"), output_field=CharField())
+        return Coalesce(
+            Subquery(its.values("status")[:1]), Value("none"), output_field=CharField()
+        )
     if by == "runner_id" and at == "last_used_at":
         return Subquery(its.values("runner_id")[:1])
     return F(by)
@@ -157,15 +192,39 @@ def changes(alias: str, since: datetime) -> list[Change]:
     """What was written since, the latest first, across the tables. Sessions are looked for among the newest."""
     sessions = Session.objects.using(alias)
     newest = sessions.newest_first().values("pk")[:SAMPLE]
-    written = sessions.filter(pk__in=Subquery(newest), last_active_at__gte=since).order_by("-last_active_at")
+    written = sessions.filter(
+        pk__in=Subquery(newest), last_active_at__gte=since
+    ).order_by("-last_active_at")
     found = [
-        Change(row.last_active_at, gettext("opened") if row.created_at >= since else gettext("active"), row)
+        Change(
+            row.last_active_at,
+            gettext("opened") if row.created_at >= since else gettext("active"),
+            row,
+        )
         for row in written[:MOST_CHANGES]
     ]
-    sandboxes = Sandbox.objects.using(alias).filter(last_used_at__gte=since).order_by("-last_used_at")
-    found += [Change(row.last_used_at, gettext("used"), row) for row in sandboxes[:MOST_CHANGES]]
-    agents = Agent.objects.using(alias).filter(updated_at__gte=since).order_by("-updated_at")
-    found += [Change(row.updated_at, gettext("deployed"), row) for row in agents[:MOST_CHANGES]]
-    keys = ApiKey.objects.using(alias).filter(created_at__gte=since).order_by("-created_at")
-    found += [Change(row.created_at, gettext("issued"), row) for row in keys[:MOST_CHANGES]]
+    sandboxes = (
+        Sandbox.objects.using(alias)
+        .filter(last_used_at__gte=since)
+        .order_by("-last_used_at")
+    )
+    found += [
+        Change(row.last_used_at, gettext("used"), row)
+        for row in sandboxes[:MOST_CHANGES]
+    ]
+    agents = (
+        Agent.objects.using(alias).filter(updated_at__gte=since).order_by("-updated_at")
+    )
+    found += [
+        Change(row.updated_at, gettext("deployed"), row)
+        for row in agents[:MOST_CHANGES]
+    ]
+    keys = (
+        ApiKey.objects.using(alias)
+        .filter(created_at__gte=since)
+        .order_by("-created_at")
+    )
+    found += [
+        Change(row.created_at, gettext("issued"), row) for row in keys[:MOST_CHANGES]
+    ]
     return sorted(found, key=lambda change: change.at, reverse=True)[:MOST_CHANGES]

@@ -30,9 +30,18 @@ SECONDS = 2.0  # for one question
 PAGE_SECONDS = 5.0  # for all questions of a page
 LOCK_SECONDS = 3.0
 
-DATABASE_ERRORS: tuple[type[Exception], ...] = (DjangoDatabaseError, AgentDbError, sqlite3.Error)
+DATABASE_ERRORS: tuple[type[Exception], ...] = (
+    DjangoDatabaseError,
+    AgentDbError,
+    sqlite3.Error,
+)
 # What a stored value that Python cannot hold becomes on its way into a page.
-VALUE_ERRORS: tuple[type[Exception], ...] = (ValueError, OverflowError, TypeError, AttributeError)
+VALUE_ERRORS: tuple[type[Exception], ...] = (
+    ValueError,
+    OverflowError,
+    TypeError,
+    AttributeError,
+)
 EXPECTED_ERRORS = DATABASE_ERRORS + VALUE_ERRORS
 
 Value = TypeVar("Value")
@@ -89,7 +98,9 @@ class Unanswered(Exception):
 
 
 @contextmanager
-def question(connection: BaseDatabaseWrapper, seconds: float | None = None) -> Iterator[None]:
+def question(
+    connection: BaseDatabaseWrapper, seconds: float | None = None
+) -> Iterator[None]:
     """Ask within the time, counted by the database itself, and undo alone what fails in an open transaction.
 
     A lock is waited for half as long, and at most ``LOCK_SECONDS``. Questions nest: the shorter limit holds. Without
@@ -135,7 +146,9 @@ class Budget:
         self._limit = ExitStack()
 
     def __enter__(self) -> Self:
-        if self.connection.vendor != "sqlite":  # a server's limit is one of each statement: set it once
+        if (
+            self.connection.vendor != "sqlite"
+        ):  # a server's limit is one of each statement: set it once
             try:
                 self._limit.enter_context(_limit(self.connection, SECONDS))
             except EXPECTED_ERRORS as error:
@@ -145,18 +158,28 @@ class Budget:
     def __exit__(self, *error: object) -> None:
         self._limit.close()
 
-    def ask(self, asked: Callable[[], Value], seconds: float = SECONDS) -> Answer[Value]:
+    def ask(
+        self, asked: Callable[[], Value], seconds: float = SECONDS
+    ) -> Answer[Value]:
         if self._problem is not None:
             return Answer(None, self._problem)
         if time.monotonic() > self.ends_at:
-            return Answer(None, Problem(gettext("The page's time was up before this was asked."), "agentdb health"))
+            return Answer(
+                None,
+                Problem(
+                    gettext("The page's time was up before this was asked."),
+                    "agentdb health",
+                ),
+            )
         return ask(self.connection, asked, seconds=seconds)
 
 
 # -- limits
 
 # By alias, the limit that holds: on SQLite when the time is up, on a server the seconds of each statement.
-_limits: ContextVar[Mapping[str, float]] = ContextVar("agentdb_limits", default=MappingProxyType({}))
+_limits: ContextVar[Mapping[str, float]] = ContextVar(
+    "agentdb_limits", default=MappingProxyType({})
+)
 
 
 @contextmanager
@@ -178,10 +201,14 @@ def _limit(connection: BaseDatabaseWrapper, seconds: float | None) -> Iterator[N
 
 
 @contextmanager
-def _file_limit(connection: BaseDatabaseWrapper, seconds: float, outer: float | None) -> Iterator[None]:
+def _file_limit(
+    connection: BaseDatabaseWrapper, seconds: float, outer: float | None
+) -> Iterator[None]:
     raw = connection.connection
     before = raw.execute("PRAGMA busy_timeout").fetchone()[0]
-    raw.execute(f"PRAGMA busy_timeout = {min(before, int(1000 * _lock_seconds(seconds)))}")
+    raw.execute(
+        f"PRAGMA busy_timeout = {min(before, int(1000 * _lock_seconds(seconds)))}"
+    )
     _stop_at(raw, time.monotonic() + seconds)
     try:
         yield
@@ -199,9 +226,19 @@ def _stop_at(raw: sqlite3.Connection, deadline: float | None) -> None:
 
 
 @contextmanager
-def _server_limit(connection: BaseDatabaseWrapper, seconds: float, outer: float | None) -> Iterator[None]:
-    names = ("statement_timeout", "lock_timeout") if connection.vendor == "postgresql" else ("statement_timeout",)
-    before = _set(connection, names, [str(int(1000 * seconds)), str(int(1000 * _lock_seconds(seconds)))])
+def _server_limit(
+    connection: BaseDatabaseWrapper, seconds: float, outer: float | None
+) -> Iterator[None]:
+    names = (
+        ("statement_timeout", "lock_timeout")
+        if connection.vendor == "postgresql"
+        else ("statement_timeout",)
+    )
+    before = _set(
+        connection,
+        names,
+        [str(int(1000 * seconds)), str(int(1000 * _lock_seconds(seconds)))],
+    )
     try:
         yield
     finally:
@@ -215,19 +252,28 @@ def _lock_seconds(seconds: float) -> float:
     return min(seconds / 2, LOCK_SECONDS)
 
 
-def _set(connection: BaseDatabaseWrapper, names: Sequence[str], values: Sequence[str]) -> list[str]:
+def _set(
+    connection: BaseDatabaseWrapper, names: Sequence[str], values: Sequence[str]
+) -> list[str]:
     """Set the settings, and return what they were, in one round trip."""
     wanted = list(zip(names, values, strict=False))
     olds = ", ".join(f"current_setting('{name}')" for name, _ in wanted)
     news = ", ".join(f"set_config('{name}', %s, false)" for name, _ in wanted)
     with connection.cursor() as cursor:
         # The subquery is evaluated before the settings change.
-        cursor.execute(f"SELECT o.*, {news} FROM (SELECT {olds} OFFSET 0) AS o", [value for _, value in wanted])
+        cursor.execute(
+            f"SELECT o.*, {news} FROM (SELECT {olds} OFFSET 0) AS o",
+            [value for _, value in wanted],
+        )
         return list(cursor.fetchone()[: len(wanted)])
 
 
 def _savepoint(connection: BaseDatabaseWrapper) -> Any:
-    return transaction.atomic(using=connection.alias) if connection.in_atomic_block else nullcontext()
+    return (
+        transaction.atomic(using=connection.alias)
+        if connection.in_atomic_block
+        else nullcontext()
+    )
 
 
 # -- explanations
@@ -243,17 +289,25 @@ def explain(connection: BaseDatabaseWrapper, error: Exception) -> Problem:
     place = {"place": place_of(connection)}
     fault = classify(error)
     if fault is Fault.CUT_OFF:
-        sentence = gettext("%(place)s did not answer in time, and the question was cut off.")
+        sentence = gettext(
+            "%(place)s did not answer in time, and the question was cut off."
+        )
         return Problem(sentence % place, "agentdb health", said)
     if fault is Fault.MISMATCH:
         sentence = gettext("The tables of %(place)s are not as agentdb expects them.")
         return Problem(sentence % place, "agentdb verifydb", said)
     if _is_unreadable(error):
         row = unreadable_row(connection)
-        sentence = gettext("A row of %(place)s holds a value that cannot be read.") % place
-        return Problem(f"{sentence} {row}".rstrip(), "" if row else "agentdb verifydb", said)
+        sentence = (
+            gettext("A row of %(place)s holds a value that cannot be read.") % place
+        )
+        return Problem(
+            f"{sentence} {row}".rstrip(), "" if row else "agentdb verifydb", said
+        )
     if not isinstance(error, DjangoDatabaseError):
-        return Problem(gettext("%(place)s cannot be used.") % place, "agentdb health", said)
+        return Problem(
+            gettext("%(place)s cannot be used.") % place, "agentdb health", said
+        )
     is_damaged = fault in (Fault.DAMAGED, Fault.NOT_A_DATABASE)
     command = "agentdb verifydb" if is_damaged else "agentdb health"
     return Problem(describe_failure(connection, error), command, said)
@@ -285,4 +339,7 @@ def place_of(connection: BaseDatabaseWrapper) -> str:
 
 
 def _is_unreadable(error: Exception) -> bool:
-    return not isinstance(error, DATABASE_ERRORS) or classify(error) in (Fault.UNREADABLE, Fault.BAD_VALUE)
+    return not isinstance(error, DATABASE_ERRORS) or classify(error) in (
+        Fault.UNREADABLE,
+        Fault.BAD_VALUE,
+    )

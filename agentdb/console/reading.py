@@ -10,7 +10,16 @@ from typing import Any
 
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.models import DateTimeField, F, Field, Func, IntegerField, Model, QuerySet, TextField
+from django.db.models import (
+    DateTimeField,
+    F,
+    Field,
+    Func,
+    IntegerField,
+    Model,
+    QuerySet,
+    TextField,
+)
 from django.db.models.sql.compiler import SQLCompiler
 from django.utils.dateparse import parse_datetime
 from django.utils.translation import gettext
@@ -29,7 +38,9 @@ class _Stored(Func):
     template = "CAST(%(expressions)s AS text)"
     output_field = TextField()
 
-    def as_sqlite(self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **extra: Any) -> Any:
+    def as_sqlite(
+        self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **extra: Any
+    ) -> Any:
         # As hexadecimal digits, because bytes that are no UTF-8 could not be fetched as text.
         return self.as_sql(
             compiler, connection,
@@ -50,7 +61,9 @@ def read(rows: QuerySet[Any], problems: list[Problem]) -> list[Any]:
         if not (error.is_unreadable or error.is_mismatch):
             raise
         missing = missing_columns(connection, rows.model)
-        if missing is None or not (missing or error.is_unreadable):  # there is no table, or all of it
+        if missing is None or not (
+            missing or error.is_unreadable
+        ):  # there is no table, or all of it
             raise
         found = list(read_stored(rows, missing))
         problems.append(_problem(connection, rows.model, found, missing, str(error)))
@@ -73,7 +86,9 @@ def _mark_nulls(model: type[Model], rows: Sequence[Any]) -> bool:
     return found
 
 
-def read_stored(rows: QuerySet[Any], missing: Sequence[str] = (), chunk_size: int | None = None) -> Iterator[Any]:
+def read_stored(
+    rows: QuerySet[Any], missing: Sequence[str] = (), chunk_size: int | None = None
+) -> Iterator[Any]:
     """The rows, each value parsed here, so that one that cannot be read is an ``Unreadable`` and harms no other.
 
     ``missing`` names the columns that the table lacks. With ``chunk_size`` so many rows are fetched at a time.
@@ -82,7 +97,9 @@ def read_stored(rows: QuerySet[Any], missing: Sequence[str] = (), chunk_size: in
     fields = rows.model._meta.concrete_fields
     there = [field.attname for field in fields if field.attname not in missing]
     stored = rows.values_list(*(_Stored(F(name)) for name in there))
-    for values in stored if chunk_size is None else stored.iterator(chunk_size=chunk_size):
+    for values in (
+        stored if chunk_size is None else stored.iterator(chunk_size=chunk_size)
+    ):
         texts = dict(zip(there, values, strict=True))
         row = rows.model(**{
             field.attname: _parsed(connection, field, texts[field.attname])
@@ -94,7 +111,9 @@ def read_stored(rows: QuerySet[Any], missing: Sequence[str] = (), chunk_size: in
         yield row
 
 
-def _parsed(connection: BaseDatabaseWrapper, field: Field[Any, Any], text: str | None) -> Any:
+def _parsed(
+    connection: BaseDatabaseWrapper, field: Field[Any, Any], text: str | None
+) -> Any:
     if text is None:
         return None if field.null else Unreadable("NULL")
     if connection.vendor == "sqlite":
@@ -112,29 +131,45 @@ def _parsed(connection: BaseDatabaseWrapper, field: Field[Any, Any], text: str |
         return Unreadable(text)
 
 
-def missing_columns(connection: BaseDatabaseWrapper, model: type[Model]) -> list[str] | None:
+def missing_columns(
+    connection: BaseDatabaseWrapper, model: type[Model]
+) -> list[str] | None:
     """The columns of the model that its table lacks; None where there is no table."""
     table = read_tables(connection, [model._meta.db_table]).get(model._meta.db_table)
     if table is None:
         return None
-    return [field.attname for field in model._meta.concrete_fields if table.column(field.attname) is None]
+    return [
+        field.attname
+        for field in model._meta.concrete_fields
+        if table.column(field.attname) is None
+    ]
 
 
 def _problem(
-    connection: BaseDatabaseWrapper, model: type[Model], rows: list[Any], missing: list[str], said: str
+    connection: BaseDatabaseWrapper,
+    model: type[Model],
+    rows: list[Any],
+    missing: list[str],
+    said: str,
 ) -> Problem:
     table = model._meta.db_table
     said = " ".join(said.split())
     if missing:
         columns = ", ".join(f"{table}.{name}" for name in missing)
-        return Problem(gettext("The table lacks a column: %s.") % columns, "agentdb verifydb", said)
+        return Problem(
+            gettext("The table lacks a column: %s.") % columns, "agentdb verifydb", said
+        )
     values = [
         unreadable_sentence(table, row.pk, field.attname, value)
         for row in rows
         for field in model._meta.concrete_fields
         if is_unreadable(value := getattr(row, field.attname))
     ]
-    more = [gettext("There are %d more.") % (len(values) - _NAMED)] if len(values) > _NAMED else []
+    more = (
+        [gettext("There are %d more.") % (len(values) - _NAMED)]
+        if len(values) > _NAMED
+        else []
+    )
     sentence = gettext("A row of %(place)s holds a value that cannot be read.")
     place = sentence % {"place": place_of(connection)}
     return Problem(" ".join([place, *values[:_NAMED], *more]), "", said)

@@ -17,7 +17,15 @@ from django.utils import timezone
 from django.utils.translation import gettext, ngettext
 
 from agentdb.console.checks import Finding, Fleet, Runner, checks
-from agentdb.console.questions import SECONDS, Answer, Budget, Problem, logger, place_of, unusable_file
+from agentdb.console.questions import (
+    SECONDS,
+    Answer,
+    Budget,
+    Problem,
+    logger,
+    place_of,
+    unusable_file,
+)
 from agentdb.console.unreadable import unreadable_rows
 from agentdb.schema import compare, expected_tables, read_tables
 from agentdb.schema.inspection import server_version, sqlite_path
@@ -55,7 +63,10 @@ class Report:
 
     @property
     def wrong(self) -> list[Finding]:
-        return sorted((found for found in self.findings if found.count), key=lambda found: not found.urgent)
+        return sorted(
+            (found for found in self.findings if found.count),
+            key=lambda found: not found.urgent,
+        )
 
     @property
     def unknown(self) -> list[Finding]:
@@ -68,7 +79,11 @@ _schemas: dict[str, tuple[float, Schema]] = {}
 def current_schema(connection: BaseDatabaseWrapper) -> Schema:
     """What verifydb and the record of migrations say; read once a minute while it is good, for it reads the catalog."""
     looked_at, schema = _schemas.get(connection.alias, (0.0, None))
-    if schema is None or not schema.is_good or time.monotonic() - looked_at > SCHEMA_SECONDS:
+    if (
+        schema is None
+        or not schema.is_good
+        or time.monotonic() - looked_at > SCHEMA_SECONDS
+    ):
         schema = read_schema(connection)
         _schemas[connection.alias] = (time.monotonic(), schema)
     return schema
@@ -90,7 +105,11 @@ def read_schema(connection: BaseDatabaseWrapper) -> Schema:
 def examine(budget: Budget) -> Report:
     """Look at everything that may need attention. Raises nothing that a database or a row can cause."""
     connection = budget.connection
-    report = Report(str(sqlite_path(connection) or place_of(connection)), connection.display_name, timezone.now())
+    report = Report(
+        str(sqlite_path(connection) or place_of(connection)),
+        connection.display_name,
+        timezone.now(),
+    )
     report.problem = _unusable(budget, report)
     if report.problem is not None:
         logger.warning("%s %s", report.problem.sentence, report.problem.said)
@@ -99,12 +118,20 @@ def examine(budget: Budget) -> Report:
     report.runners = budget.ask(lambda: fleet.runners)
     for check in checks():
         found = budget.ask(lambda check=check: check.find(fleet))  # type: ignore[misc]
-        report.findings.append(found.value or Finding(check.code, check.title, problem=found.problem))
+        report.findings.append(
+            found.value or Finding(check.code, check.title, problem=found.problem)
+        )
     schema = report.schema.value
     if report.unknown and schema and not schema.differences:
-        _schemas.pop(connection.alias, None)  # something has changed since it was looked at
+        _schemas.pop(
+            connection.alias, None
+        )  # something has changed since it was looked at
         report.schema = budget.ask(lambda: current_schema(connection), 2 * SECONDS)
-    report.findings += [*_schema_findings(report.schema), _unreadable_finding(budget), *_file_findings(connection)]
+    report.findings += [
+        *_schema_findings(report.schema),
+        _unreadable_finding(budget),
+        *_file_findings(connection),
+    ]
     return report
 
 
@@ -119,7 +146,11 @@ def _unusable(budget: Budget, report: Report) -> Problem | None:
     report.engine = engine.value or report.engine
     report.schema = budget.ask(lambda: current_schema(connection), 2 * SECONDS)
     schema = report.schema.value
-    return _not_migrated(connection, schema) if schema and not (schema.applied and schema.tables) else None
+    return (
+        _not_migrated(connection, schema)
+        if schema and not (schema.applied and schema.tables)
+        else None
+    )
 
 
 def unanswered(findings: Sequence[Finding]) -> list[tuple[list[str], Problem]]:
@@ -127,12 +158,16 @@ def unanswered(findings: Sequence[Finding]) -> list[tuple[list[str], Problem]]:
     alike: dict[str, tuple[list[str], Problem]] = {}
     for found in findings:
         if found.problem is not None:
-            alike.setdefault(str(found.problem), ([], found.problem))[0].append(found.title)
+            alike.setdefault(str(found.problem), ([], found.problem))[0].append(
+                found.title
+            )
     return list(alike.values())
 
 
 def _unreadable_finding(budget: Budget) -> Finding:
-    answer = budget.ask(lambda: unreadable_rows(budget.connection, MOST_UNREADABLE), 1.0)
+    answer = budget.ask(
+        lambda: unreadable_rows(budget.connection, MOST_UNREADABLE), 1.0
+    )
     rows = answer.value or []
     return Finding(
         "unreadable", gettext("Rows that cannot be read"), len(rows), len(rows) == MOST_UNREADABLE, True,
@@ -145,13 +180,24 @@ def _file_findings(connection: BaseDatabaseWrapper) -> list[Finding]:
     path = sqlite_path(connection)
     concern = file_concern(path) if path is not None else ""
     title, sentence = gettext("File system"), gettext("danger to the file")
-    return [Finding("file_system", title, 1, urgent=True, sentence=sentence, detail=concern)] if concern else []
+    return (
+        [
+            Finding(
+                "file_system", title, 1, urgent=True, sentence=sentence, detail=concern
+            )
+        ]
+        if concern
+        else []
+    )
 
 
 def _not_migrated(connection: BaseDatabaseWrapper, schema: Schema) -> Problem:
     place = {"place": place_of(connection)}
     if schema.tables:
-        sentence = gettext("%(place)s was made by an old server and is not adopted yet.") % place
+        sentence = (
+            gettext("%(place)s was made by an old server and is not adopted yet.")
+            % place
+        )
         return Problem(sentence, "agentdb baselinedb --check")
     command = "agentdb verifydb" if schema.applied else "agentdb migrate"
     return Problem(gettext("%(place)s has none of agentdb's tables.") % place, command)
@@ -180,5 +226,9 @@ def _schema_findings(schema: Answer[Schema]) -> list[Finding]:
 def _engine(connection: BaseDatabaseWrapper) -> str:
     with connection.cursor() as cursor:
         # The first page of a file is read, which a damaged one does not survive.
-        cursor.execute("SELECT COUNT(*) FROM sqlite_master" if connection.vendor == "sqlite" else "SELECT 1")
+        cursor.execute(
+            "SELECT COUNT(*) FROM sqlite_master"
+            if connection.vendor == "sqlite"
+            else "SELECT 1"
+        )
     return f"{connection.display_name} {server_version(connection).split()[0]}"

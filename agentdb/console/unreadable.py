@@ -27,12 +27,22 @@ def is_unreadable(value: Any) -> TypeGuard[Unreadable]:
     return isinstance(value, Unreadable)
 
 
-def unreadable_rows(connection: BaseDatabaseWrapper, limit: int, *, thorough: bool = False) -> list[str]:
+def unreadable_rows(
+    connection: BaseDatabaseWrapper, limit: int, *, thorough: bool = False
+) -> list[str]:
     """A sentence for each; see ``unreadable_values``."""
     found = islice(unreadable_values(connection, limit, thorough=thorough), limit)
-    return [unreadable_sentence(each.table, each.id, each.column, each.value) for each in found]
+    return [
+        unreadable_sentence(each.table, each.id, each.column, each.value)
+        for each in found
+    ]
 
 
 def unreadable_sentence(table: str, id: str, column: str, value: str) -> str:
     sentence = gettext("Row %(id)s of %(table)s has %(column)s = %(value)s.")
-    return sentence % {"id": repr(id), "table": table, "column": column, "value": repr(value[:60])}
+    return sentence % {
+        "id": repr(id),
+        "table": table,
+        "column": column,
+        "value": repr(value[:60]),
+    }

@@ -8,7 +8,12 @@ import sys
 from typing import Any, ClassVar
 
 from django.conf import settings
-from django.core.management.base import BaseCommand, CommandError, CommandParser, OutputWrapper
+from django.core.management.base import (
+    BaseCommand,
+    CommandError,
+    CommandParser,
+    OutputWrapper,
+)
 from django.db import DEFAULT_DB_ALIAS, connections
 
 from agentdb.errors import AgentDbError
@@ -23,12 +28,22 @@ class AgentDbCommand(BaseCommand):
     """A command whose ``handle()`` raises ``AgentDbError`` for what it refuses, and may be stopped by Ctrl-C."""
 
     refused: ClassVar[int] = 2  # the exit code for an AgentDbError
-    output_is_the_result: ClassVar[bool] = False  # output that cannot be written is then a failure
+    output_is_the_result: ClassVar[bool] = (
+        False  # output that cannot be written is then a failure
+    )
     progress: ProgressLine
 
-    def __init__(self, stdout: Any = None, stderr: Any = None, no_color: bool = False, force_color: bool = False):
+    def __init__(
+        self,
+        stdout: Any = None,
+        stderr: Any = None,
+        no_color: bool = False,
+        force_color: bool = False,
+    ):
         self._output = Output(sys.stdout if stdout is None else stdout)
-        super().__init__(self._output, Output(sys.stderr if stderr is None else stderr), no_color, force_color)  # type: ignore[arg-type]
+        output: Any = self._output
+        errors: Any = Output(sys.stderr if stderr is None else stderr)
+        super().__init__(output, errors, no_color, force_color)
 
     def interrupted(self) -> str:
         """What a person who pressed Ctrl-C is told about the state of things."""
@@ -62,7 +77,9 @@ class AgentDbCommand(BaseCommand):
             self.progress.clear()
             report = self.error_report(error) if options.get("json") else None
             if report is None:
-                raise CommandError(self.explained(error), returncode=self.refused) from error
+                raise CommandError(
+                    self.explained(error), returncode=self.refused
+                ) from error
             self.print_json(report)
             sys.exit(self.refused)
         except KeyboardInterrupt:
@@ -79,7 +96,9 @@ class AgentDbCommand(BaseCommand):
         self._output.flush()
         if self._output.failure is None:
             return code
-        self.stderr.write(f"The output could not be written: {self._output.failure}.", style_func=str)
+        self.stderr.write(
+            f"The output could not be written: {self._output.failure}.", style_func=str
+        )
         return code or (2 if self.output_is_the_result else 0)
 
 
@@ -100,7 +119,9 @@ class DatabaseCommand(AgentDbCommand):
         parser: argparse.ArgumentParser = actions.add_parser(name, help=help)
         absent = argparse.SUPPRESS  # what stands before the action counts
         self._add_database(parser, absent)
-        parser.add_argument("-v", "--verbosity", type=int, choices=range(4), default=absent, help=absent)
+        parser.add_argument(
+            "-v", "--verbosity", type=int, choices=range(4), default=absent, help=absent
+        )
         for flag in ("--traceback", "--no-color", "--force-color"):
             parser.add_argument(flag, action="store_true", default=absent, help=absent)
         return parser

@@ -40,7 +40,10 @@ class Output:
             self.failure = error.strerror or str(error)
         except ValueError as error:  # closed by somebody else in this process
             self.failure = str(error)
-        if self.failure is not None and self._stream in (sys.__stdout__, sys.__stderr__):
+        if self.failure is not None and self._stream in (
+            sys.__stdout__,
+            sys.__stderr__,
+        ):
             # What the stream still buffers would fail once more as the interpreter ends, with an exit code of its own.
             os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
 

@@ -22,6 +22,7 @@ class Command(makemigrations.Command):
             )
         if others := [label for label in app_labels if label not in labels]:
             raise CommandError(
-                f"{others[0]!r} is not one of your own apps, which are {', '.join(labels)}.", returncode=2
+                f"{others[0]!r} is not one of your own apps, which are {', '.join(labels)}.",
+                returncode=2,
             )
         super().handle(*(app_labels or labels), **options)

@@ -40,7 +40,11 @@ class ProgressLine:
             return
         width = 20
         filled = width * done // total if total else width
-        self._stream.write(f"\r\x1b[K[{'#' * filled}{'.' * (width - filled)}] {text}", style_func=str, ending="")
+        self._stream.write(
+            f"\r\x1b[K[{'#' * filled}{'.' * (width - filled)}] {text}",
+            style_func=str,
+            ending="",
+        )
         self._stream.flush()
         self._is_open = True
 

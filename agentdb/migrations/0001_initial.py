@@ -18,7 +18,15 @@ class Migration(migrations.Migration):
         CreateLegacyTable(
             name="Agent",
             fields=[
-                ("id", models.TextField(primary_key=True, null=True, default=agentdb.models.new_id, serialize=False)),
+                (
+                    "id",
+                    models.TextField(
+                        primary_key=True,
+                        null=True,
+                        default=agentdb.models.new_id,
+                        serialize=False,
+                    ),
+                ),
                 ("tenant_id", models.TextField(db_default="default")),
                 ("name", models.TextField()),
                 ("version", models.IntegerField(db_default=1)),
@@ -28,8 +36,14 @@ class Migration(migrations.Migration):
             ],
             options={
                 "db_table": "agents",
-                "indexes": [models.Index(fields=["tenant_id"], name="idx_agents_tenant")],
-                "constraints": [LegacyUnique(fields=["tenant_id", "name"], name="idx_agents_tenant_name")],
+                "indexes": [
+                    models.Index(fields=["tenant_id"], name="idx_agents_tenant")
+                ],
+                "constraints": [
+                    LegacyUnique(
+                        fields=["tenant_id", "name"], name="idx_agents_tenant_name"
+                    )
+                ],
             },
         ),
         CreateLegacyTable(
@@ -46,7 +60,9 @@ class Migration(migrations.Migration):
             ],
             options={
                 "db_table": "sessions",
-                "indexes": [models.Index(fields=["tenant_id"], name="idx_sessions_tenant")],
+                "indexes": [
+                    models.Index(fields=["tenant_id"], name="idx_sessions_tenant")
+                ],
             },
         ),
         CreateLegacyTable(
@@ -67,7 +83,9 @@ class Migration(migrations.Migration):
                 "indexes": [
                     models.Index(fields=["state"], name="idx_sandboxes_state"),
                     models.Index(fields=["session_id"], name="idx_sandboxes_session"),
-                    models.Index(fields=["last_used_at"], name="idx_sandboxes_last_used"),
+                    models.Index(
+                        fields=["last_used_at"], name="idx_sandboxes_last_used"
+                    ),
                     models.Index(fields=["tenant_id"], name="idx_sandboxes_tenant"),
                 ],
             },

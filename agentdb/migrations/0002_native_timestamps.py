@@ -16,14 +16,22 @@ class Migration(migrations.Migration):
         NativeTimestamps(
             state_operations=[
                 migrations.AlterField(
-                    "Agent", "id", models.TextField(primary_key=True, default=agentdb.models.new_id, serialize=False)
+                    "Agent",
+                    "id",
+                    models.TextField(
+                        primary_key=True, default=agentdb.models.new_id, serialize=False
+                    ),
                 ),
                 *(
-                    migrations.AlterField(model, "id", models.TextField(primary_key=True, serialize=False))
+                    migrations.AlterField(
+                        model, "id", models.TextField(primary_key=True, serialize=False)
+                    )
                     for model in ("Session", "Sandbox", "ApiKey")
                 ),
                 *(
-                    migrations.AlterField(model, column, models.DateTimeField(db_default=UtcNow()))
+                    migrations.AlterField(
+                        model, column, models.DateTimeField(db_default=UtcNow())
+                    )
                     for model, column in (
                         ("Agent", "created_at"),
                         ("Agent", "updated_at"),
@@ -36,7 +44,10 @@ class Migration(migrations.Migration):
                 ),
                 migrations.RemoveConstraint("Agent", "idx_agents_tenant_name"),
                 migrations.AddConstraint(
-                    "Agent", models.UniqueConstraint(fields=["tenant_id", "name"], name="idx_agents_tenant_name")
+                    "Agent",
+                    models.UniqueConstraint(
+                        fields=["tenant_id", "name"], name="idx_agents_tenant_name"
+                    ),
                 ),
                 # The unique constraint on key_hash has an index of its own.
                 migrations.RemoveIndex("ApiKey", "idx_api_keys_hash"),

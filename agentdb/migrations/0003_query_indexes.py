@@ -22,9 +22,23 @@ class Migration(migrations.Migration):
     operations = [
         AddIndex("Agent", Index(*newest_first, name="idx_agents_created")),
         AddIndex("Session", Index(*newest_first, name="idx_sessions_created")),
-        AddIndex("Session", Index(F("tenant_id"), *newest_first, name="idx_sessions_tenant_created")),
-        AddIndex("Session", Index(F("tenant_id"), F("agent_name"), *newest_first, name="idx_sessions_agent_created")),
-        AddIndex("Session", Index(F("status"), *newest_first, name="idx_sessions_status_created")),
+        AddIndex(
+            "Session",
+            Index(F("tenant_id"), *newest_first, name="idx_sessions_tenant_created"),
+        ),
+        AddIndex(
+            "Session",
+            Index(
+                F("tenant_id"),
+                F("agent_name"),
+                *newest_first,
+                name="idx_sessions_agent_created",
+            ),
+        ),
+        AddIndex(
+            "Session",
+            Index(F("status"), *newest_first, name="idx_sessions_status_created"),
+        ),
         AddIndex(
             "Session",
             Index(
@@ -34,7 +48,17 @@ class Migration(migrations.Migration):
                 condition=Q(runner_id__isnull=False),
             ),
         ),
-        AddIndex("Sandbox", Index(F("state"), *least_recently_used_first, name="idx_sandboxes_state_last_used")),
+        AddIndex(
+            "Sandbox",
+            Index(
+                F("state"),
+                *least_recently_used_first,
+                name="idx_sandboxes_state_last_used",
+            ),
+        ),
         AddIndex("ApiKey", Index(*newest_first, name="idx_api_keys_created")),
-        AddIndex("ApiKey", Index(F("tenant_id"), *newest_first, name="idx_api_keys_tenant_created")),
+        AddIndex(
+            "ApiKey",
+            Index(F("tenant_id"), *newest_first, name="idx_api_keys_tenant_created"),
+        ),
     ]

@@ -21,9 +21,28 @@ class Migration(migrations.Migration):
     dependencies = [("agentdb", "0003_query_indexes")]
 
     operations = [
-        AddIndex("Session", Index(F("tenant_id"), F("status"), *newest_first, name="idx_sessions_tenant_status")),
-        AddIndex("Sandbox", Index(F("tenant_id"), *newest_first, name="idx_sandboxes_tenant_created")),
-        AddIndex("Sandbox", Index(F("tenant_id"), F("state"), *newest_first, name="idx_sandboxes_tenant_state")),
+        AddIndex(
+            "Session",
+            Index(
+                F("tenant_id"),
+                F("status"),
+                *newest_first,
+                name="idx_sessions_tenant_status",
+            ),
+        ),
+        AddIndex(
+            "Sandbox",
+            Index(F("tenant_id"), *newest_first, name="idx_sandboxes_tenant_created"),
+        ),
+        AddIndex(
+            "Sandbox",
+            Index(
+                F("tenant_id"),
+                F("state"),
+                *newest_first,
+                name="idx_sandboxes_tenant_state",
+            ),
+        ),
         AddIndex(
             "Sandbox",
             Index(

@@ -17,7 +17,11 @@ from agentdb.schema.inspection import sqlite_path
 from agentdb.serving.opening import temporary_alias
 
 
-def back_up_database(alias: str, target: Path, progress: copydb.Progress = lambda table, done, total: None) -> None:
+def back_up_database(
+    alias: str,
+    target: Path,
+    progress: copydb.Progress = lambda table, done, total: None,
+) -> None:
     """Write the database of ``alias`` to the new SQLite file ``target``, as of one moment, while others write to it.
 
     A SQLite file is copied whole, of a server the four tables. Raises ``InvalidInputError`` if the file is there
@@ -27,15 +31,21 @@ def back_up_database(alias: str, target: Path, progress: copydb.Progress = lambd
     target = target.absolute()
     refuse_taken(target)
     if not target.parent.is_dir():
-        raise DatabaseUnavailableError(f"There is no folder {str(target.parent)!r} for the backup. Make it first.")
+        raise DatabaseUnavailableError(
+            f"There is no folder {str(target.parent)!r} for the backup. Make it first."
+        )
     source = sqlite_path(connections[alias])
     if source is not None:
         copydb.check_source(alias)
-        back_up(source, lambda done, total: progress("pages", done, total), target=target)
+        back_up(
+            source, lambda done, total: progress("pages", done, total), target=target
+        )
         return
     try:
         # On the same disk, so that the finished file can be moved into place in one step.
-        folder = tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent)
+        folder = tempfile.TemporaryDirectory(
+            prefix=f".{target.name}-", dir=target.parent
+        )
     except OSError as error:
         raise DatabaseUnavailableError(
             f"The backup {str(target)!r} cannot be written: {error.strerror}. Allow writing to its folder."

@@ -16,9 +16,27 @@ from django.db import DatabaseError, connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import DateTimeField, IntegerField, Model
 
-from agentdb.adoption.obstacles import SHOWN_ROWS, UnusableValue, decode_sqlite_text, shown, too_wide, unusable_reason
-from agentdb.errors import AgentDbError, InvalidInputError, SchemaMismatchError, SchemaOutOfDateError
-from agentdb.schema import APP_LABEL, compare, expected_tables, migration_record, read_tables
+from agentdb.adoption.obstacles import (
+    SHOWN_ROWS,
+    UnusableValue,
+    decode_sqlite_text,
+    shown,
+    too_wide,
+    unusable_reason,
+)
+from agentdb.errors import (
+    AgentDbError,
+    InvalidInputError,
+    SchemaMismatchError,
+    SchemaOutOfDateError,
+)
+from agentdb.schema import (
+    APP_LABEL,
+    compare,
+    expected_tables,
+    migration_record,
+    read_tables,
+)
 from agentdb.schema.inspection import (
     MissingFileError,
     check_sqlite_file,
@@ -39,7 +57,15 @@ _ROWS_A_CHUNK = 1_000
 _NULL = b"\xff"
 # What COPY's text format has a backslash for. A tab or a line feed in a value shows in the count of them.
 _ESCAPED = b"\\\b\v\f\r"
-_ESCAPES = {b"\\": b"\\\\", b"\b": b"\\b", b"\t": b"\\t", b"\n": b"\\n", b"\v": b"\\v", b"\f": b"\\f", b"\r": b"\\r"}
+_ESCAPES = {
+    b"\\": b"\\\\",
+    b"\b": b"\\b",
+    b"\t": b"\\t",
+    b"\n": b"\\n",
+    b"\v": b"\\v",
+    b"\f": b"\\f",
+    b"\r": b"\\r",
+}
 _UNESCAPES = {escape[1:]: plain for plain, escape in _ESCAPES.items()}
 # Where an unfinished copy is; in the target for as long as there is one, and written with the rows it counts.
 CHECKPOINT = "agentdb_copy"
@@ -89,12 +115,23 @@ def copy(
             copied: Summary = {}
             for model in _models():
                 table = model._meta.db_table
-                copied[table] = _copy_table(reading, writing, model, done.get(table), totals[model], progress, say)
+                copied[table] = _copy_table(
+                    reading,
+                    writing,
+                    model,
+                    done.get(table),
+                    totals[model],
+                    progress,
+                    say,
+                )
             _build_indexes(writing, progress)
             for model in _models():
                 # What was written is read back: a copy that differs is worse than none.
                 table = model._meta.db_table
-                if _summary(writing, model, _named("checking", progress)) != copied[table]:
+                if (
+                    _summary(writing, model, _named("checking", progress))
+                    != copied[table]
+                ):
                     raise AgentDbError(
                         f"The target does not hold what was written to {table!r}. Copy into a new database."
                     )
@@ -109,11 +146,15 @@ def refuse_same(source: str, target: str) -> None:
     one, other = connections[source], connections[target]
     paths = sqlite_path(one), sqlite_path(other)
     if None in paths:
-        same = one.vendor == other.vendor != "sqlite" and describe(one) == describe(other)
+        same = one.vendor == other.vendor != "sqlite" and describe(one) == describe(
+            other
+        )
     else:
         same = identity(paths[0]) == identity(paths[1]) is not None  # type: ignore[arg-type]
     if same:
-        raise InvalidInputError(f"The source and the target are one database, {describe(one)}. Name two.")
+        raise InvalidInputError(
+            f"The source and the target are one database, {describe(one)}. Name two."
+        )
 
 
 def already_copied(source: str, target: str) -> bool:
@@ -131,11 +172,16 @@ def _named(what: str, progress: Progress) -> Progress:
     return lambda table, done, total: progress(f"{what} {table}", done, total)
 
 
-def summarise(alias: str, progress: Progress = lambda table, done, total: None) -> Summary:
+def summarise(
+    alias: str, progress: Progress = lambda table, done, total: None
+) -> Summary:
     """Return what the tables of the alias hold."""
     with inspecting(alias) as connection:
         _check_schema(connection, connections[alias])
-        return {model._meta.db_table: _summary(connection, model, progress) for model in _models()}
+        return {
+            model._meta.db_table: _summary(connection, model, progress)
+            for model in _models()
+        }
 
 
 def check(source: str, target: str) -> dict[str, int]:
@@ -178,14 +224,18 @@ def differing_rows(source: str, target: str) -> list[str]:
                     row = first or second
                     assert row is not None
                     side = "source" if second is None else "target"
-                    found.append(f"Table {table!r}, id {_shown(row[0])}: only in the {side}.")
+                    found.append(
+                        f"Table {table!r}, id {_shown(row[0])}: only in the {side}."
+                    )
                     continue
                 different = [
                     f"{column} is {_shown(a)} in the source, {_shown(b)} in the target"
                     for column, a, b in zip(columns, first, second, strict=True)
                     if a != b
                 ]
-                found.append(f"Table {table!r}, id {_shown(first[0])}: {'; '.join(different)}.")
+                found.append(
+                    f"Table {table!r}, id {_shown(first[0])}: {'; '.join(different)}."
+                )
     return found
 
 
@@ -210,7 +260,9 @@ def _migrate_if_unfinished(writing: BaseDatabaseWrapper, target: str) -> None:
     there = set(writing.introspection.table_names())
     ours = set(expected_tables(writing, apps)) & there
     # A migration that was stopped half-way leaves some of them applied, and no rows.
-    begun = bool(migration_record.recorded_migrations(writing)) and not _filled(writing, there)
+    begun = bool(migration_record.recorded_migrations(writing)) and not _filled(
+        writing, there
+    )
     if (not ours or begun) and migration_record.pending_migrations(writing):
         migration_record.migrate(target)
 
@@ -228,16 +280,23 @@ def _begin(writing: BaseDatabaseWrapper, place: str) -> dict[str, tuple[str, int
             )
             # The source is kept in the same table, under a name that no table has.
             cursor.execute(f"INSERT INTO {CHECKPOINT} VALUES ('', %s, 0, '0')", [place])
-            if writing.vendor != "cockroachdb":  # there each schema change is a job of its own, over all nodes
+            if (
+                writing.vendor != "cockroachdb"
+            ):  # there each schema change is a job of its own, over all nodes
                 # Sorting all rows once takes half the time of finding a place for each row, index by index.
                 for model in _models():
                     for index in model._meta.indexes:
-                        cursor.execute(f"DROP INDEX {writing.ops.quote_name(index.name)}")
+                        cursor.execute(
+                            f"DROP INDEX {writing.ops.quote_name(index.name)}"
+                        )
         return {}
     _check_migrations(writing, writing)
     with writing.cursor() as cursor:
         cursor.execute(f"SELECT name, last_id, copied, checksum FROM {CHECKPOINT}")
-        found = {name: (last, int(rows), int(checksum)) for name, last, rows, checksum in cursor.fetchall()}
+        found = {
+            name: (last, int(rows), int(checksum))
+            for name, last, rows, checksum in cursor.fetchall()
+        }
     begun = found.pop("", ("", 0, 0))[0]
     if begun != place:
         raise InvalidInputError(
@@ -306,7 +365,9 @@ def _blocks(chunks: Iterator[Chunk]) -> Iterator[Iterator[Chunk]]:
         yield chain([first], islice(chunks, size - 1))
 
 
-def _consume(block: Iterable[Chunk], write: Callable[[Chunk], object]) -> tuple[str, int, int]:
+def _consume(
+    block: Iterable[Chunk], write: Callable[[Chunk], object]
+) -> tuple[str, int, int]:
     """Write the chunks; return the last id, the number of rows and their hash."""
     digest, rows, last = blake2b(digest_size=16), 0, b""
     for chunk in block:
@@ -318,7 +379,9 @@ def _consume(block: Iterable[Chunk], write: Callable[[Chunk], object]) -> tuple[
     return _id(_fields(line)).decode(), rows, int.from_bytes(digest.digest(), "big")
 
 
-def _keep(writing: BaseDatabaseWrapper, table: str, last: str, count: int, checksum: int) -> None:
+def _keep(
+    writing: BaseDatabaseWrapper, table: str, last: str, count: int, checksum: int
+) -> None:
     with writing.cursor() as cursor:
         cursor.execute(
             f"INSERT INTO {CHECKPOINT} (name, last_id, copied, checksum) VALUES (%s, %s, %s, %s) ON CONFLICT (name)"
@@ -336,14 +399,20 @@ def _check_schema(connection: BaseDatabaseWrapper, named: BaseDatabaseWrapper) -
     place = _check_migrations(connection, named)
     drift = [
         difference.message
-        for difference in compare(expected_tables(connection, apps), read_tables(connection))
+        for difference in compare(
+            expected_tables(connection, apps), read_tables(connection)
+        )
         if difference.severity == "drift"
     ]
     if drift:
-        raise SchemaMismatchError(f"{place} is not what the models say: {drift[0]} Run 'agentdb verifydb'.")
+        raise SchemaMismatchError(
+            f"{place} is not what the models say: {drift[0]} Run 'agentdb verifydb'."
+        )
 
 
-def _check_migrations(connection: BaseDatabaseWrapper, named: BaseDatabaseWrapper) -> str:
+def _check_migrations(
+    connection: BaseDatabaseWrapper, named: BaseDatabaseWrapper
+) -> str:
     """Refuse a database that lacks migrations; return its name."""
     place = describe(named)
     if pending := migration_record.pending_migrations(connection):
@@ -373,7 +442,9 @@ def _build_indexes(writing: BaseDatabaseWrapper, progress: Progress) -> None:
             cursor.execute(str(index.create_sql(model, editor)))
         if writing.vendor == "postgresql":
             for model in _models():
-                cursor.execute(f"ANALYZE {writing.ops.quote_name(model._meta.db_table)}")
+                cursor.execute(
+                    f"ANALYZE {writing.ops.quote_name(model._meta.db_table)}"
+                )
 
 
 def _has_rows(connection: BaseDatabaseWrapper, table: str) -> bool:
@@ -384,15 +455,23 @@ def _has_rows(connection: BaseDatabaseWrapper, table: str) -> bool:
 
 def _count(connection: BaseDatabaseWrapper, model: type[Model]) -> int:
     with connection.cursor() as cursor:
-        cursor.execute(f"SELECT count(*) FROM {connection.ops.quote_name(model._meta.db_table)}")
+        cursor.execute(
+            f"SELECT count(*) FROM {connection.ops.quote_name(model._meta.db_table)}"
+        )
         return int(cursor.fetchone()[0])
 
 
 def _chunks(
-    connection: BaseDatabaseWrapper, model: type[Model], *, after: str | None = None, limit: int | None = None
+    connection: BaseDatabaseWrapper,
+    model: type[Model],
+    *,
+    after: str | None = None,
+    limit: int | None = None,
 ) -> Iterator[Chunk]:
     """Yield all rows by id in code-point order, or those after an id, without holding them all."""
-    columns = ", ".join(_column(connection, field) for field in model._meta.concrete_fields)
+    columns = ", ".join(
+        _column(connection, field) for field in model._meta.concrete_fields
+    )
     id_ = 'id COLLATE "C"' if connection.vendor == "postgresql" else "id"
     sql = f"SELECT {columns} FROM {connection.ops.quote_name(model._meta.db_table)}"
     if after is not None:
@@ -414,7 +493,11 @@ def _chunks(
         return
     # One message is one row. Left early, COPY is cancelled, which the savepoint undoes: the snapshot stays.
     copy_out = f"COPY ({sql}) TO STDOUT"
-    with connection.wrap_database_errors, raw.transaction(), raw.cursor().copy(copy_out, parameters) as copying:
+    with (
+        connection.wrap_database_errors,
+        raw.transaction(),
+        raw.cursor().copy(copy_out, parameters) as copying,
+    ):
         rows = iter(copying)
         while chunk := b"".join(islice(rows, rows_a_chunk)):
             yield chunk
@@ -450,7 +533,10 @@ def _fields(line: bytes) -> Row:
     if b"\\" not in line:
         return tuple(values)
     return tuple(
-        None if value == b"\\N" else re.sub(rb"\\(.)", lambda found: _UNESCAPES[found[1]], value) for value in values
+        None
+        if value == b"\\N"
+        else re.sub(rb"\\(.)", lambda found: _UNESCAPES[found[1]], value)
+        for value in values
     )
 
 
@@ -473,7 +559,9 @@ def _shown(value: bytes | None) -> str:
 
 
 def _summary(
-    connection: BaseDatabaseWrapper, model: type[Model], progress: Progress = lambda table, done, total: None
+    connection: BaseDatabaseWrapper,
+    model: type[Model],
+    progress: Progress = lambda table, done, total: None,
 ) -> TableSummary:
     count = checksum = 0
     total = _count(connection, model)
@@ -485,11 +573,16 @@ def _summary(
 
 
 @contextmanager
-def _sink(connection: BaseDatabaseWrapper, model: type[Model]) -> Iterator[Callable[[Chunk], None]]:
+def _sink(
+    connection: BaseDatabaseWrapper, model: type[Model]
+) -> Iterator[Callable[[Chunk], None]]:
     """A function that inserts the rows of a chunk. What the target refuses becomes an ``AgentDbError``."""
     fields = model._meta.concrete_fields
     quote = connection.ops.quote_name
-    table, columns = quote(model._meta.db_table), ", ".join(quote(str(field.column)) for field in fields)
+    table, columns = (
+        quote(model._meta.db_table),
+        ", ".join(quote(str(field.column)) for field in fields),
+    )
     first = b""
     with ExitStack() as stack:
         cursor = stack.enter_context(connection.cursor())
@@ -501,7 +594,9 @@ def _sink(connection: BaseDatabaseWrapper, model: type[Model]) -> Iterator[Calla
                 connection.connection.executemany(sql, map(_texts, texts))
         else:
             cursor.execute("SET LOCAL TimeZone = 'UTC'")
-            send = stack.enter_context(cursor.copy(f"COPY {table} ({columns}) FROM STDIN")).write
+            send = stack.enter_context(
+                cursor.copy(f"COPY {table} ({columns}) FROM STDIN")
+            ).write
 
         @contextmanager
         def refusal() -> Iterator[None]:
@@ -528,15 +623,21 @@ def _sink(connection: BaseDatabaseWrapper, model: type[Model]) -> Iterator[Calla
 def _texts(line: str) -> tuple[str | None, ...]:
     if "\\" not in line:
         return tuple(line.split("\t"))
-    return tuple(None if value is None else value.decode() for value in _fields(line.encode()))
+    return tuple(
+        None if value is None else value.decode() for value in _fields(line.encode())
+    )
 
 
-def _refuse_unusable(reading: BaseDatabaseWrapper, writing: BaseDatabaseWrapper) -> None:
+def _refuse_unusable(
+    reading: BaseDatabaseWrapper, writing: BaseDatabaseWrapper
+) -> None:
     """Raise ``InvalidInputError`` with the first values that the target cannot hold."""
     total = 0
     first: list[UnusableValue] = []
     for model in _models():
-        find = _unusable_on_sqlite if reading.vendor == "sqlite" else _unusable_on_a_server
+        find = (
+            _unusable_on_sqlite if reading.vendor == "sqlite" else _unusable_on_a_server
+        )
         for value in find(reading, model, writing.vendor):
             total += 1
             if len(first) < SHOWN_ROWS:
@@ -550,7 +651,9 @@ def _refuse_unusable(reading: BaseDatabaseWrapper, writing: BaseDatabaseWrapper)
         )
 
 
-def _unusable_on_sqlite(connection: BaseDatabaseWrapper, model: type[Model], target: str) -> Iterator[UnusableValue]:
+def _unusable_on_sqlite(
+    connection: BaseDatabaseWrapper, model: type[Model], target: str
+) -> Iterator[UnusableValue]:
     def is_clean(value: bytes) -> bool:
         if b"\0" in value and target != "sqlite":
             return False
@@ -568,7 +671,9 @@ def _unusable_on_sqlite(connection: BaseDatabaseWrapper, model: type[Model], tar
         if isinstance(field, DateTimeField):
             good.append(is_spelt_as_agentdb_does(column))
         elif isinstance(field, IntegerField):
-            good.append(f"typeof({column}) = 'integer' AND {column} BETWEEN {-(2**31)} AND {2**31 - 1}")
+            good.append(
+                f"typeof({column}) = 'integer' AND {column} BETWEEN {-(2**31)} AND {2**31 - 1}"
+            )
         else:
             null = f"{column} IS NULL OR " if field.null else ""
             good.append(f"{null}typeof({column}) = 'text'")
@@ -582,11 +687,17 @@ def _unusable_on_sqlite(connection: BaseDatabaseWrapper, model: type[Model], tar
     before, raw.text_factory = raw.text_factory, decode_sqlite_text
     try:
         conditions = " AND ".join(f"({one})" for one in good)
-        for row in raw.execute(f"SELECT {columns} FROM {quote(model._meta.db_table)} WHERE ({conditions}) IS NOT TRUE"):
+        for row in raw.execute(
+            f"SELECT {columns} FROM {quote(model._meta.db_table)} WHERE ({conditions}) IS NOT TRUE"
+        ):
             for field, value in zip(fields, row, strict=True):
                 if reason := _reason(field, value, target):
                     yield UnusableValue(
-                        model._meta.db_table, f"id {shown(row[0])}", str(field.column), shown(value), reason
+                        model._meta.db_table,
+                        f"id {shown(row[0])}",
+                        str(field.column),
+                        shown(value),
+                        reason,
                     )
     finally:
         raw.text_factory = before
@@ -611,10 +722,16 @@ def _reason(field: Any, value: Any, target: str) -> str | None:
 
 
 def _is_native(text: str) -> bool:
-    return len(text) in (19, 26) and text[10] == " " and (len(text) == 19 or text[19] == ".")
+    return (
+        len(text) in (19, 26)
+        and text[10] == " "
+        and (len(text) == 19 or text[19] == ".")
+    )
 
 
-def _unusable_on_a_server(connection: BaseDatabaseWrapper, model: type[Model], target: str) -> Iterator[UnusableValue]:
+def _unusable_on_a_server(
+    connection: BaseDatabaseWrapper, model: type[Model], target: str
+) -> Iterator[UnusableValue]:
     table = model._meta.db_table
     quote = connection.ops.quote_name
     with connection.cursor() as cursor:
@@ -623,13 +740,19 @@ def _unusable_on_a_server(connection: BaseDatabaseWrapper, model: type[Model], t
             if not isinstance(field, DateTimeField):
                 continue
             wrong = f"NOT ({column} >= '0001-01-01Z' AND {column} < '10000-01-01Z')"
-            cursor.execute(f"SELECT id, {column}::text FROM {quote(table)} WHERE {wrong}")
+            cursor.execute(
+                f"SELECT id, {column}::text FROM {quote(table)} WHERE {wrong}"
+            )
             for id, value in cursor.fetchall():
                 reason = "is outside the years 1 to 9999"
-                yield UnusableValue(table, f"id {id!r}", str(field.column), repr(value), reason)
+                yield UnusableValue(
+                    table, f"id {id!r}", str(field.column), repr(value), reason
+                )
 
 
-def _merged(first: Iterator[Row], second: Iterator[Row]) -> Iterator[tuple[Row | None, Row | None]]:
+def _merged(
+    first: Iterator[Row], second: Iterator[Row]
+) -> Iterator[tuple[Row | None, Row | None]]:
     """Yield the rows of two tables that differ; both are in code-point order of the id."""
     one, other = next(first, None), next(second, None)
     while one is not None or other is not None:

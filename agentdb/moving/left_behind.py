@@ -19,7 +19,10 @@ def left_behind(alias: str) -> list[str]:
             for name, rows in other_tables(connection).items()
             if name != CHECKPOINT
         ]
-        return tables + [f"Not carried over: column {column!r} of {table!r}." for table, column in _columns(connection)]
+        return tables + [
+            f"Not carried over: column {column!r} of {table!r}."
+            for table, column in _columns(connection)
+        ]
 
 
 def _columns(connection: BaseDatabaseWrapper) -> list[tuple[str, str]]:

@@ -12,7 +12,11 @@ from agentdb.errors import InvalidInputError
 from agentdb.interface import Db
 from agentdb.models import Session
 from agentdb.querysets import SessionQuerySet
-from agentdb.schema.other_tables import check_session_tables, rows_with_session, session_tables
+from agentdb.schema.other_tables import (
+    check_session_tables,
+    rows_with_session,
+    session_tables,
+)
 
 _BATCH = 1000
 _LOCK_TIMEOUT_SECONDS = 5
@@ -29,7 +33,9 @@ def age(text: str) -> timedelta:
     return timedelta(**{_UNITS[match[2]]: int(match[1])})
 
 
-def finished_sessions(alias: str, tenant: str | None, ended_before: datetime) -> SessionQuerySet:
+def finished_sessions(
+    alias: str, tenant: str | None, ended_before: datetime
+) -> SessionQuerySet:
     """Return the sessions that are to go."""
     finished = Session.objects.using(alias).finished().idle_since(ended_before)
     return finished if tenant is None else finished.of_tenant(tenant)
@@ -43,13 +49,18 @@ def rows_naming(sessions: SessionQuerySet, also: tuple[str, ...]) -> dict[str, i
     connection = connections[sessions.db]
     check_session_tables(connection, also)
     counts = {
-        table: rows_with_session(table).using(sessions.db).filter(session_id__in=sessions.values("id")).count()
+        table: rows_with_session(table)
+        .using(sessions.db)
+        .filter(session_id__in=sessions.values("id"))
+        .count()
         for table in session_tables(connection)
     }
     return {table: count for table, count in counts.items() if count or table in also}
 
 
-def prune(db: Db, alias: str, ended_before: datetime, also: tuple[str, ...]) -> Iterator[int]:
+def prune(
+    db: Db, alias: str, ended_before: datetime, also: tuple[str, ...]
+) -> Iterator[int]:
     """Delete the sessions batch by batch, each stored at once; yield how many each batch had."""
     # A batch that others hold up fails after a while, instead of holding up everybody behind it. SQLite waits for 30
     # seconds at most by itself.

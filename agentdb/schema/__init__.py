@@ -5,7 +5,16 @@ from __future__ import annotations
 from agentdb.schema.comparison import Difference, compare
 from agentdb.schema.expected import APP_LABEL, expected_tables
 from agentdb.schema.introspection import read_tables, tables_elsewhere
-from agentdb.schema.tables import Check, Column, ForeignKey, Index, IndexPart, PrimaryKey, Table, Unique
+from agentdb.schema.tables import (
+    Check,
+    Column,
+    ForeignKey,
+    Index,
+    IndexPart,
+    PrimaryKey,
+    Table,
+    Unique,
+)
 
 __all__ = [
     "APP_LABEL",

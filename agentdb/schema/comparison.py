@@ -19,13 +19,17 @@ class Difference:
     code: str  # stable: table.missing, column.type, index.extra …; docs/verifydb.md lists them
     severity: Literal["drift", "note"]
     table: str
-    object: str | None  # the column, index or constraint; None for the table itself and for what has no name
+    object: (
+        str | None
+    )  # the column, index or constraint; None for the table itself and for what has no name
     expected: str | None
     found: str | None
     message: str  # one sentence, one line
 
 
-def compare(expected: Mapping[str, Table], live: Mapping[str, Table], *, names: bool = True) -> list[Difference]:
+def compare(
+    expected: Mapping[str, Table], live: Mapping[str, Table], *, names: bool = True
+) -> list[Difference]:
     """Return how ``live`` differs from ``expected``; an empty list, or notes alone, is a match.
 
     With ``names=False`` constraints and indexes are matched by what they do, whatever they are called, and a unique
@@ -38,11 +42,27 @@ def compare(expected: Mapping[str, Table], live: Mapping[str, Table], *, names: 
         if name in live:
             found += _TableDiff(table, live[name], names=names).differences()
         else:
-            found.append(Difference("table.missing", "drift", name, None, "table", None, f"Table {name} is missing."))
+            found.append(
+                Difference(
+                    "table.missing",
+                    "drift",
+                    name,
+                    None,
+                    "table",
+                    None,
+                    f"Table {name} is missing.",
+                )
+            )
     for name, table in live.items():
         if name not in expected:
-            message = f"{_capitalized(table.kind)} {name} is not agentdb's and is left alone."
-            found.append(Difference("table.foreign", "note", name, None, None, table.kind, message))
+            message = (
+                f"{_capitalized(table.kind)} {name} is not agentdb's and is left alone."
+            )
+            found.append(
+                Difference(
+                    "table.foreign", "note", name, None, None, table.kind, message
+                )
+            )
     return found
 
 
@@ -79,16 +99,28 @@ class _Key:
 
     @property
     def title(self) -> str:
-        return f"{self.kind} {self.name}" if self.name else f"{self.kind} without a name"
+        return (
+            f"{self.kind} {self.name}" if self.name else f"{self.kind} without a name"
+        )
 
     @property
     def columns(self) -> set[str]:
-        texts = [part.expression for part in self.index.parts] + [self.index.condition or "", *self.index.include]
-        return {token.identifier for text in texts for token in tokenize(text) if token.kind in ("word", "name")}
+        texts = [part.expression for part in self.index.parts] + [
+            self.index.condition or "",
+            *self.index.include,
+        ]
+        return {
+            token.identifier
+            for text in texts
+            for token in tokenize(text)
+            if token.kind in ("word", "name")
+        }
 
     def is_like(self, other: _Key, *, names: bool) -> bool:
         kinds = self.constraint == other.constraint or not names
-        return kinds and replace(self.index, valid=True) == replace(other.index, valid=True)
+        return kinds and replace(self.index, valid=True) == replace(
+            other.index, valid=True
+        )
 
 
 def _part_text(part: IndexPart) -> str:
@@ -106,15 +138,25 @@ def _keys(table: Table) -> list[_Key]:
     uniques = [
         _Key(
             unique.name,
-            Index("", tuple(IndexPart(column) for column in unique.columns), unique=True, options=unique.options),
+            Index(
+                "",
+                tuple(IndexPart(column) for column in unique.columns),
+                unique=True,
+                options=unique.options,
+            ),
             constraint=True,
         )
         for unique in table.uniques
     ]
-    return uniques + [_Key(index.name, replace(index, name=""), constraint=False) for index in table.indexes]
+    return uniques + [
+        _Key(index.name, replace(index, name=""), constraint=False)
+        for index in table.indexes
+    ]
 
 
-def _paired(wanted: list[_Key], live: list[_Key], same: Callable[[_Key, _Key], bool]) -> list[tuple[_Key, _Key]]:
+def _paired(
+    wanted: list[_Key], live: list[_Key], same: Callable[[_Key, _Key], bool]
+) -> list[tuple[_Key, _Key]]:
     """Take the keys that are the same out of both lists, and return them in pairs."""
     pairs = []
     for key in list(wanted):
@@ -132,8 +174,12 @@ class _TableDiff:
         self.expected = expected
         self.live = live
         self.names = names
-        self.missing = [column for column in expected.columns if live.column(column.name) is None]
-        self.extra = [column for column in live.columns if expected.column(column.name) is None]
+        self.missing = [
+            column for column in expected.columns if live.column(column.name) is None
+        ]
+        self.extra = [
+            column for column in live.columns if expected.column(column.name) is None
+        ]
         self.renamed = _renamed(self.missing, self.extra)
         self._old_names = {new: old for old, new in self.renamed.items()}
         recollated = {
@@ -143,13 +189,22 @@ class _TableDiff:
             if found is not None and found.collation != column.collation
         }
         # A change of a column shows in its indexes too; it is told once, so they are compared as if it were undone.
-        self.wanted_keys = [_without_collations(key, recollated) for key in _keys(expected)]
-        self.live_keys = [_without_collations(self._with_old_names(key), recollated) for key in _keys(live)]
+        self.wanted_keys = [
+            _without_collations(key, recollated) for key in _keys(expected)
+        ]
+        self.live_keys = [
+            _without_collations(self._with_old_names(key), recollated)
+            for key in _keys(live)
+        ]
 
     def differences(self) -> list[Difference]:
         if self.live.kind != self.expected.kind:
             message = f"{self.table} is a {self.live.kind}, not a {self.expected.kind}."
-            return [self._drift("table.kind", None, self.expected.kind, self.live.kind, message)]
+            return [
+                self._drift(
+                    "table.kind", None, self.expected.kind, self.live.kind, message
+                )
+            ]
         keys, lost = self._keys()
         return [
             *self._options(),
@@ -162,13 +217,30 @@ class _TableDiff:
             *self._rules(),
         ]
 
-    def _drift(self, code: str, thing: str | None, expected: str | None, found: str | None, message: str) -> Difference:
+    def _drift(
+        self,
+        code: str,
+        thing: str | None,
+        expected: str | None,
+        found: str | None,
+        message: str,
+    ) -> Difference:
         return Difference(code, "drift", self.table, thing, expected, found, message)
 
-    def _extra(self, what: str, thing: str | None, found: str, title: str, *, harmless: bool) -> Difference:
+    def _extra(
+        self, what: str, thing: str | None, found: str, title: str, *, harmless: bool
+    ) -> Difference:
         fate = "and is left alone" if harmless else "and can refuse what agentdb writes"
         message = f"{title} is not in the models {fate}."
-        return Difference(f"{what}.extra", "note" if harmless else "drift", self.table, thing, None, found, message)
+        return Difference(
+            f"{what}.extra",
+            "note" if harmless else "drift",
+            self.table,
+            thing,
+            None,
+            found,
+            message,
+        )
 
     def _options(self) -> Iterator[Difference]:
         words = {
@@ -194,17 +266,34 @@ class _TableDiff:
             other = self.renamed.get(column.name)
             if other is not None:
                 message += f" (column {other} is defined like it: was it renamed?)"
-            yield self._drift("column.missing", column.name, _column_text(column), other, f"{message}.")
+            yield self._drift(
+                "column.missing",
+                column.name,
+                _column_text(column),
+                other,
+                f"{message}.",
+            )
 
     def _column(self, column: Column, found: Column) -> Iterator[Difference]:
-        def tell(what: str, expected: str | None, live: str | None, has: str, should: str) -> Difference:
+        def tell(
+            what: str, expected: str | None, live: str | None, has: str, should: str
+        ) -> Difference:
             message = f"Column {self.table}.{column.name} {has}; it should {should}."
             return self._drift(f"column.{what}", column.name, expected, live, message)
 
         if column.type != found.type:
-            yield tell("type", column.type, found.type, f"has the type {found.type}", f"be {column.type}")
+            yield tell(
+                "type",
+                column.type,
+                found.type,
+                f"has the type {found.type}",
+                f"be {column.type}",
+            )
         if column.nullable != found.nullable:
-            words = {True: ("NULL", "allows NULL", "allow NULL"), False: ("NOT NULL", "is NOT NULL", "be NOT NULL")}
+            words = {
+                True: ("NULL", "allows NULL", "allow NULL"),
+                False: ("NOT NULL", "is NOT NULL", "be NOT NULL"),
+            }
             wanted, has = words[column.nullable], words[found.nullable]
             yield tell("nullable", wanted[0], has[0], has[1], wanted[2])
         if column.default != found.default:
@@ -212,7 +301,9 @@ class _TableDiff:
                 "default",
                 column.default,
                 found.default,
-                "has no default" if found.default is None else f"has the default {found.default}",
+                "has no default"
+                if found.default is None
+                else f"has the default {found.default}",
                 "have none" if column.default is None else f"be {column.default}",
             )
         if column.collation != found.collation:
@@ -220,20 +311,30 @@ class _TableDiff:
                 "collation",
                 column.collation,
                 found.collation,
-                f"has the collation {found.collation}" if found.collation else "has the usual collation",
+                f"has the collation {found.collation}"
+                if found.collation
+                else "has the usual collation",
                 f"be {column.collation}" if column.collation else "have the usual one",
             )
         if column.conflict != found.conflict:
             yield tell(
-                "conflict", column.conflict, found.conflict, f"has NOT NULL on conflict {found.conflict}", "refuse NULL"
+                "conflict",
+                column.conflict,
+                found.conflict,
+                f"has NOT NULL on conflict {found.conflict}",
+                "refuse NULL",
             )
         if column.generated != found.generated:
             yield tell(
                 "generated",
                 column.generated,
                 found.generated,
-                f"is generated as {found.generated}" if found.generated else "is not generated",
-                f"be generated as {column.generated}" if column.generated else "be an ordinary column",
+                f"is generated as {found.generated}"
+                if found.generated
+                else "is not generated",
+                f"be generated as {column.generated}"
+                if column.generated
+                else "be an ordinary column",
             )
 
     def _extra_columns(self) -> Iterator[Difference]:
@@ -252,11 +353,18 @@ class _TableDiff:
 
     def _with_old_names(self, key: _Key) -> _Key:
         def old(sql: str) -> str:
-            return re.sub(r"\w+", lambda match: self._old_names.get(match.group(), match.group()), sql)
+            return re.sub(
+                r"\w+",
+                lambda match: self._old_names.get(match.group(), match.group()),
+                sql,
+            )
 
         index = replace(
             key.index,
-            parts=tuple(replace(part, expression=old(part.expression)) for part in key.index.parts),
+            parts=tuple(
+                replace(part, expression=old(part.expression))
+                for part in key.index.parts
+            ),
             condition=None if key.index.condition is None else old(key.index.condition),
             include=tuple(map(old, key.index.include)),
         )
@@ -269,26 +377,55 @@ class _TableDiff:
         columns = f"({', '.join(wanted.columns)})"
         if found is None:
             if not {column.name for column in self.missing} & set(wanted.columns):
-                message = f"Table {self.table} has no primary key; it should be {columns}."
-                yield self._drift("primary_key.missing", wanted.name, columns, None, message)
-        elif tuple(self._old_names.get(name, name) for name in found.columns) != wanted.columns:
+                message = (
+                    f"Table {self.table} has no primary key; it should be {columns}."
+                )
+                yield self._drift(
+                    "primary_key.missing", wanted.name, columns, None, message
+                )
+        elif (
+            tuple(self._old_names.get(name, name) for name in found.columns)
+            != wanted.columns
+        ):
             actual = f"({', '.join(found.columns)})"
-            message = f"The primary key of {self.table} is {actual}; it should be {columns}."
-            yield self._drift("primary_key.columns", wanted.name, columns, actual, message)
+            message = (
+                f"The primary key of {self.table} is {actual}; it should be {columns}."
+            )
+            yield self._drift(
+                "primary_key.columns", wanted.name, columns, actual, message
+            )
         elif found.options != wanted.options:
             actual = f"{columns} {', '.join(found.options)}"
-            message = f"The primary key of {self.table} is {actual}; it should be {columns}."
-            yield self._drift("primary_key.options", wanted.name, columns, actual, message)
+            message = (
+                f"The primary key of {self.table} is {actual}; it should be {columns}."
+            )
+            yield self._drift(
+                "primary_key.options", wanted.name, columns, actual, message
+            )
         elif self.names and found.name != wanted.name:
             message = f"The primary key of {self.table} {_called(found.name)}; it should {_be_called(wanted.name)}."
-            yield self._drift("primary_key.name", wanted.name, wanted.name, found.name, message)
+            yield self._drift(
+                "primary_key.name", wanted.name, wanted.name, found.name, message
+            )
 
     def _keys(self) -> tuple[list[Difference], dict[str, list[str]]]:
         """Compare indexes and UNIQUE constraints; tell also what each missing column took with it."""
         wanted, live = list(self.wanted_keys), list(self.live_keys)
-        same = _paired(wanted, live, lambda key, other: key.name == other.name and key.is_like(other, names=self.names))
-        changed = _paired(wanted, live, lambda key, other: key.name == other.name) if self.names else []
-        renamed = _paired(wanted, live, lambda key, other: key.is_like(other, names=self.names))
+        same = _paired(
+            wanted,
+            live,
+            lambda key, other: (
+                key.name == other.name and key.is_like(other, names=self.names)
+            ),
+        )
+        changed = (
+            _paired(wanted, live, lambda key, other: key.name == other.name)
+            if self.names
+            else []
+        )
+        renamed = _paired(
+            wanted, live, lambda key, other: key.is_like(other, names=self.names)
+        )
         lost = self._lost_primary_key()
         found = [
             *self._changed_keys(changed),
@@ -303,26 +440,41 @@ class _TableDiff:
         lost: dict[str, list[str]] = defaultdict(list)
         primary = self.expected.primary_key
         if primary and self.live.primary_key is None:
-            for column in [column.name for column in self.missing if column.name in primary.columns][:1]:
+            for column in [
+                column.name for column in self.missing if column.name in primary.columns
+            ][:1]:
                 lost[column].append("the primary key")
         return lost
 
-    def _missing_keys(self, keys: list[_Key], lost: dict[str, list[str]]) -> Iterator[Difference]:
+    def _missing_keys(
+        self, keys: list[_Key], lost: dict[str, list[str]]
+    ) -> Iterator[Difference]:
         for key in keys:
-            takers = [column.name for column in self.missing if column.name in key.columns]
+            takers = [
+                column.name for column in self.missing if column.name in key.columns
+            ]
             if takers:
                 lost[takers[0]].append(key.title)
                 continue
             message = f"{_capitalized(key.title)} on {self.table} {key.on} is missing."
-            yield self._drift(f"{key.noun}.missing", key.name, f"{key.kind} on {key.on}", None, message)
+            yield self._drift(
+                f"{key.noun}.missing",
+                key.name,
+                f"{key.kind} on {key.on}",
+                None,
+                message,
+            )
 
     def _extra_key(self, key: _Key) -> Difference:
         collides = "nulls not distinct" in key.index.options
         harmless = not key.index.unique or (
-            not collides and self._left_null(part.expression for part in key.index.parts)
+            not collides
+            and self._left_null(part.expression for part in key.index.parts)
         )
         title = f"{_capitalized(key.title)} on {self.table} {key.on}"
-        return self._extra(key.noun, key.name, f"{key.kind} on {key.on}", title, harmless=harmless)
+        return self._extra(
+            key.noun, key.name, f"{key.kind} on {key.on}", title, harmless=harmless
+        )
 
     def _changed_keys(self, pairs: list[tuple[_Key, _Key]]) -> Iterator[Difference]:
         for key, other in pairs:
@@ -339,7 +491,9 @@ class _TableDiff:
                 f"{_capitalized(key.kind)} on {self.table} {key.on} {_called(other.name)}; it should "
                 f"{_be_called(key.name)}."
             )
-            yield self._drift(f"{key.noun}.name", key.name, key.name, other.name, message)
+            yield self._drift(
+                f"{key.noun}.name", key.name, key.name, other.name, message
+            )
 
     def _invalid_keys(self, pairs: list[tuple[_Key, _Key]]) -> Iterator[Difference]:
         for key, other in pairs:
@@ -348,25 +502,43 @@ class _TableDiff:
                     f"{_capitalized(other.title)} on {self.table} is invalid and serves no query: "
                     f"run 'REINDEX INDEX CONCURRENTLY {other.name}'."
                 )
-                yield self._drift("index.invalid", key.name, "valid", "invalid", message)
+                yield self._drift(
+                    "index.invalid", key.name, "valid", "invalid", message
+                )
 
     def _left_null(self, columns: Iterable[str]) -> bool:
         """Whether one of the columns is NULL in every row that agentdb inserts, so that nothing there can collide."""
-        nulls = {column.name for column in self.extra if column.nullable and column.default is None}
+        nulls = {
+            column.name
+            for column in self.extra
+            if column.nullable and column.default is None
+        }
         return any(column in nulls for column in columns)
 
     def _extra_constraints(self) -> Iterator[Difference]:
         for key in self.live.foreign_keys:
             on = f"({', '.join(key.columns)}) to {key.target_table} ({', '.join(key.target_columns)})"
             title = f"Foreign key {key.name or 'without a name'} on {self.table} {on}"
-            yield self._extra("foreign_key", key.name, on, title, harmless=self._left_null(key.columns))
+            yield self._extra(
+                "foreign_key",
+                key.name,
+                on,
+                title,
+                harmless=self._left_null(key.columns),
+            )
         ours = {column.name for column in self.expected.columns}
         for check in self.live.checks:
             title = f"{_capitalized(check.kind)} constraint {check.name or 'without a name'}"
             on = f"{self.table} ({check.expression})"
             # agentdb leaves the additional columns to their defaults, as the old server did.
             harmless = check.kind == "check" and not reads_ours(check, self.live, ours)
-            yield self._extra("check", check.name, check.expression, f"{title} on {on}", harmless=harmless)
+            yield self._extra(
+                "check",
+                check.name,
+                check.expression,
+                f"{title} on {on}",
+                harmless=harmless,
+            )
 
     def _rules(self) -> Iterator[Difference]:
         for rule in self.live.rules:
@@ -375,7 +547,13 @@ class _TableDiff:
 
     def _triggers(self) -> Iterator[Difference]:
         for trigger in self.live.triggers:
-            yield self._extra("trigger", trigger, "trigger", f"Trigger {trigger} on {self.table}", harmless=True)
+            yield self._extra(
+                "trigger",
+                trigger,
+                "trigger",
+                f"Trigger {trigger} on {self.table}",
+                harmless=True,
+            )
 
 
 def reads_ours(check: Check, live: Table, ours: Collection[str]) -> bool:
@@ -388,15 +566,22 @@ def _renamed(missing: list[Column], extra: list[Column]) -> dict[str, str]:
     """The missing columns that alone have a definition which one additional column, and no other, has too."""
     renamed = {}
     for column in missing:
-        alike = [other.name for other in extra if replace(other, name=column.name) == column]
-        rivals = [other for other in missing if replace(other, name=column.name) == column]
+        alike = [
+            other.name for other in extra if replace(other, name=column.name) == column
+        ]
+        rivals = [
+            other for other in missing if replace(other, name=column.name) == column
+        ]
         if len(alike) == len(rivals) == 1:
             renamed[column.name] = alike[0]
     return renamed
 
 
 def _without_collations(key: _Key, columns: set[str]) -> _Key:
-    parts = tuple(replace(part, collation=None) if part.expression in columns else part for part in key.index.parts)
+    parts = tuple(
+        replace(part, collation=None) if part.expression in columns else part
+        for part in key.index.parts
+    )
     return replace(key, index=replace(key.index, parts=parts))
 
 
@@ -417,7 +602,9 @@ def _capitalized(text: str) -> str:
 
 
 def _listed(things: list[str]) -> str:
-    return things[0] if len(things) == 1 else f"{', '.join(things[:-1])} and {things[-1]}"
+    return (
+        things[0] if len(things) == 1 else f"{', '.join(things[:-1])} and {things[-1]}"
+    )
 
 
 def _column_text(column: Column) -> str:

@@ -11,7 +11,12 @@ from django.db.migrations.state import StateApps
 from django.db.models import Field, Model, UniqueConstraint, Value
 from django.db.models.sql import Query
 
-from agentdb.schema.introspection import column_default, column_type, index_from, literal
+from agentdb.schema.introspection import (
+    column_default,
+    column_type,
+    index_from,
+    literal,
+)
 from agentdb.schema.sqltext import parse_create_index
 from agentdb.schema.tables import Column, PrimaryKey, Table, Unique
 
@@ -28,36 +33,58 @@ def unique_name(table: str, column: str) -> str:
     return f"{table}_{column}_key"
 
 
-def expected_tables(connection: BaseDatabaseWrapper, apps: Apps | StateApps) -> dict[str, Table]:
+def expected_tables(
+    connection: BaseDatabaseWrapper, apps: Apps | StateApps
+) -> dict[str, Table]:
     """Return the tables of agentdb's models in ``apps`` (the global registry, or a migration state's) by name."""
     editor = connection.schema_editor(collect_sql=True, atomic=False)
-    models = [model for model in apps.get_models() if model._meta.app_label == APP_LABEL and model._meta.managed]
+    models = [
+        model
+        for model in apps.get_models()
+        if model._meta.app_label == APP_LABEL and model._meta.managed
+    ]
     tables = [_expected_table(connection, editor, model) for model in models]
     return {table.name: table for table in sorted(tables, key=lambda table: table.name)}
 
 
-def _expected_table(connection: BaseDatabaseWrapper, editor: BaseDatabaseSchemaEditor, model: type[Model]) -> Table:
+def _expected_table(
+    connection: BaseDatabaseWrapper,
+    editor: BaseDatabaseSchemaEditor,
+    model: type[Model],
+) -> Table:
     meta = model._meta
     sqlite = connection.vendor == "sqlite"
     fields = meta.local_concrete_fields
     uniques = [
-        Unique(None if sqlite else unique_name(meta.db_table, _name_of(field)), (_name_of(field),))
+        Unique(
+            None if sqlite else unique_name(meta.db_table, _name_of(field)),
+            (_name_of(field),),
+        )
         for field in fields
         if field.unique and not field.primary_key
     ]
     for constraint in meta.constraints:
-        if not isinstance(constraint, UniqueConstraint) or set(constraint.deconstruct()[2]) != {"fields", "name"}:
+        if not isinstance(constraint, UniqueConstraint) or set(
+            constraint.deconstruct()[2]
+        ) != {"fields", "name"}:
             # A constraint that nobody compares would look as if it were there.
-            raise NotImplementedError(f"{constraint!r} of {model.__name__}: agentdb.schema.expected cannot compare it.")
+            raise NotImplementedError(
+                f"{constraint!r} of {model.__name__}: agentdb.schema.expected cannot compare it."
+            )
         columns = tuple(_name_of(meta.get_field(name)) for name in constraint.fields)
         uniques.append(Unique(constraint.name, columns))
     return Table(
         name=meta.db_table,
         columns=tuple(_expected_column(connection, editor, field) for field in fields),
-        primary_key=PrimaryKey(None if sqlite else key_name(meta.db_table), (_name_of(meta.pk),)),
+        primary_key=PrimaryKey(
+            None if sqlite else key_name(meta.db_table), (_name_of(meta.pk),)
+        ),
         uniques=tuple(uniques),
         indexes=tuple(
-            index_from(connection, parse_create_index(str(index.create_sql(model, editor)))) for index in meta.indexes
+            index_from(
+                connection, parse_create_index(str(index.create_sql(model, editor)))
+            )
+            for index in meta.indexes
         ),
     )
 
@@ -67,22 +94,33 @@ def _name_of(field: Any) -> str:
 
 
 def _expected_column(
-    connection: BaseDatabaseWrapper, editor: BaseDatabaseSchemaEditor, field: Field[Any, Any]
+    connection: BaseDatabaseWrapper,
+    editor: BaseDatabaseSchemaEditor,
+    field: Field[Any, Any],
 ) -> Column:
     parameters = field.db_parameters(connection)
     return Column(
         name=_name_of(field),
         type=column_type(connection, str(parameters["type"])),
         # Only SQLite lets a primary key be NULL.
-        nullable=field.null and not (field.primary_key and connection.vendor != "sqlite"),
+        nullable=field.null
+        and not (field.primary_key and connection.vendor != "sqlite"),
         default=_expected_default(connection, field),
         collation=parameters.get("collation"),
     )
 
 
-def _expected_default(connection: BaseDatabaseWrapper, field: Field[Any, Any]) -> str | None:
+def _expected_default(
+    connection: BaseDatabaseWrapper, field: Field[Any, Any]
+) -> str | None:
     if not field.has_db_default():
         return None
-    expression = field.db_default if hasattr(field.db_default, "resolve_expression") else Value(field.db_default, field)
-    sql, parameters = Query(model=field.model).get_compiler(connection=connection).compile(expression)
+    expression = (
+        field.db_default
+        if hasattr(field.db_default, "resolve_expression")
+        else Value(field.db_default, field)
+    )
+    sql, parameters = (
+        Query(model=field.model).get_compiler(connection=connection).compile(expression)
+    )
     return column_default(sql % tuple(literal(parameter) for parameter in parameters))

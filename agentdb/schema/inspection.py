@@ -19,14 +19,27 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.utils import load_backend
 
 from agentdb.errors import DatabaseUnavailableError
-from agentdb.faults import Fault, classify, describe_damage, describe_failure, not_a_database
+from agentdb.faults import (
+    Fault,
+    classify,
+    describe_damage,
+    describe_failure,
+    not_a_database,
+)
 from agentdb.schema.limits import lifted_limits
-from agentdb.sqlite_files import copy_file, encoding_concern, is_in_wal_mode, read_header
+from agentdb.sqlite_files import (
+    copy_file,
+    encoding_concern,
+    is_in_wal_mode,
+    read_header,
+)
 
 _MAGIC = b"SQLite format 3\0"
 _LOOKS_AT_SIZE = 20
 _SECONDS_BETWEEN_LOOKS = 0.02
-_INSPECTED = "AGENTDB_INSPECTED"  # the file that a connection reads, whatever name it opened
+_INSPECTED = (
+    "AGENTDB_INSPECTED"  # the file that a connection reads, whatever name it opened
+)
 
 
 @contextmanager
@@ -51,7 +64,9 @@ def inspecting(alias: str = DEFAULT_DB_ALIAS) -> Iterator[BaseDatabaseWrapper]:
         settings = _reading_settings(configured, path, stack)
         if path is not None and "immutable=" in settings["NAME"]:
             stack.enter_context(_unchanged(path))
-        connection: BaseDatabaseWrapper = load_backend(settings["ENGINE"]).DatabaseWrapper(settings, alias)
+        connection: BaseDatabaseWrapper = load_backend(
+            settings["ENGINE"]
+        ).DatabaseWrapper(settings, alias)
         stack.callback(connection.close)
         connection.ensure_connection()
         with lifted_limits(connection), _transaction(connection):
@@ -106,13 +121,19 @@ def sqlite_path(connection: BaseDatabaseWrapper) -> Path | None:
     name = str(connection.settings_dict["NAME"])
     if name == ":memory:" or "mode=memory" in name:
         return None
-    return Path(unquote(name.removeprefix("file:").partition("?")[0]) if name.startswith("file:") else name)
+    return Path(
+        unquote(name.removeprefix("file:").partition("?")[0])
+        if name.startswith("file:")
+        else name
+    )
 
 
 def check_sqlite_file(path: Path) -> None:
     """Raise ``DatabaseUnavailableError`` unless the path is a readable, whole SQLite database or an empty file."""
     if path.is_dir():
-        raise DatabaseUnavailableError(f"{str(path)!r} is a directory, not a database file. Check the database URL.")
+        raise DatabaseUnavailableError(
+            f"{str(path)!r} is a directory, not a database file. Check the database URL."
+        )
     if not path.parent.is_dir():
         raise DatabaseUnavailableError(
             f"There is no folder {str(path.parent)!r} to hold the database file {path.name!r}. Check the database URL."
@@ -162,7 +183,11 @@ def _settled_header(path: Path) -> tuple[bytes, int, int]:
 
 def _is_newer(header: bytes) -> bool:
     """Whether the file is of a later format than the library's (https://sqlite.org/fileformat.html, 1.3)."""
-    write_version, read_version, schema_format = header[18], header[19], int.from_bytes(header[44:48], "big")
+    write_version, read_version, schema_format = (
+        header[18],
+        header[19],
+        int.from_bytes(header[44:48], "big"),
+    )
     return max(write_version, read_version) > 2 or schema_format > 4
 
 
@@ -170,10 +195,18 @@ def _size_named(path: Path) -> tuple[bytes, int, int]:
     """Return the header, the size in bytes, and the size that the header names (0 if it names none)."""
     header, size = read_header(path)
     # The page count counts only if the version of SQLite that last changed the file keeps it.
-    if not header.startswith(_MAGIC) or len(header) < 100 or header[24:28] != header[92:96]:
+    if (
+        not header.startswith(_MAGIC)
+        or len(header) < 100
+        or header[24:28] != header[92:96]
+    ):
         return header, size, 0
     page = int.from_bytes(header[16:18], "big")
-    return header, size, (65536 if page == 1 else page) * int.from_bytes(header[28:32], "big")
+    return (
+        header,
+        size,
+        (65536 if page == 1 else page) * int.from_bytes(header[28:32], "big"),
+    )
 
 
 @contextmanager
@@ -189,8 +222,13 @@ def _lower_first(text: str) -> str:
     return text[:1].lower() + text[1:]
 
 
-def _reading_settings(configured: BaseDatabaseWrapper, path: Path | None, stack: ExitStack) -> dict[str, Any]:
-    settings = {**configured.settings_dict, "OPTIONS": {**configured.settings_dict["OPTIONS"]}}
+def _reading_settings(
+    configured: BaseDatabaseWrapper, path: Path | None, stack: ExitStack
+) -> dict[str, Any]:
+    settings = {
+        **configured.settings_dict,
+        "OPTIONS": {**configured.settings_dict["OPTIONS"]},
+    }
     options: dict[str, Any] = settings["OPTIONS"]
     options.pop("pool", None)
     if path is None:
@@ -228,7 +266,11 @@ def _has_hot_journal(path: Path) -> bool:
     if not Path(f"{path}-journal").exists():
         return False
     try:
-        with closing(sqlite3.connect(f"file:{quote(str(path.absolute()))}?mode=ro", uri=True, timeout=0)) as connection:
+        with closing(
+            sqlite3.connect(
+                f"file:{quote(str(path.absolute()))}?mode=ro", uri=True, timeout=0
+            )
+        ) as connection:
             connection.execute("SELECT count(*) FROM sqlite_master")
     except sqlite3.OperationalError as error:
         return classify(error) is Fault.READ_ONLY

@@ -23,26 +23,49 @@ from agentdb.schema.sqltext import (
     quoted,
     tokenize,
 )
-from agentdb.schema.tables import Check, Column, ForeignKey, Index, IndexPart, PrimaryKey, Table, Unique
+from agentdb.schema.tables import (
+    Check,
+    Column,
+    ForeignKey,
+    Index,
+    IndexPart,
+    PrimaryKey,
+    Table,
+    Unique,
+)
 
 # Where the engine puts NULLs when an index does not say, by whether the key is descending.
-_USUAL_NULLS = {"sqlite": {False: "first", True: "last"}, "postgresql": {False: "last", True: "first"}}
+_USUAL_NULLS = {
+    "sqlite": {False: "first", True: "last"},
+    "postgresql": {False: "last", True: "first"},
+}
 # Empty, and only on CockroachDB: what processes that migrate exclude each other with.
 LOCK_TABLE = "agentdb_migrating"
 _USUAL_COLLATIONS = {"sqlite": "BINARY", "postgresql": "default"}
 
 
-def read_tables(connection: BaseDatabaseWrapper, names: Collection[str] | None = None) -> dict[str, Table]:
+def read_tables(
+    connection: BaseDatabaseWrapper, names: Collection[str] | None = None
+) -> dict[str, Table]:
     """Return the tables of the current schema by name; only those in ``names``, if given. Reads no row of them.
 
     Names of SQLite, which knows no difference, are in lower case. A view is listed only where it has the name of one
     of agentdb's tables, or is asked for.
     """
     read = _read_sqlite if connection.vendor == "sqlite" else _read_postgresql
-    views = {model._meta.db_table for model in apps.get_app_config("agentdb").get_models()}
-    tables = read(connection, None if names is None else set(names), views if names is None else set(names))
+    views = {
+        model._meta.db_table for model in apps.get_app_config("agentdb").get_models()
+    }
+    tables = read(
+        connection,
+        None if names is None else set(names),
+        views if names is None else set(names),
+    )
     if connection.vendor == "cockroachdb":
-        return {name: _with_unique_indexes_as_constraints(table) for name, table in tables.items()}
+        return {
+            name: _with_unique_indexes_as_constraints(table)
+            for name, table in tables.items()
+        }
     return tables
 
 
@@ -52,7 +75,11 @@ def _with_unique_indexes_as_constraints(table: Table) -> Table:
     indexes = []
     for index in table.indexes:
         columns = tuple(part.expression for part in index.parts)
-        if index.unique and index.condition is None and all(table.column(column) for column in columns):
+        if (
+            index.unique
+            and index.condition is None
+            and all(table.column(column) for column in columns)
+        ):
             uniques.setdefault(index.name, Unique(index.name, columns))
         else:
             indexes.append(index)
@@ -66,9 +93,12 @@ def _dialect(connection: BaseDatabaseWrapper) -> str:
 def column_type(connection: BaseDatabaseWrapper, declared: str) -> str:
     name = re.sub(r"\s+", " ", declared).strip().lower()
     if connection.vendor == "cockroachdb":
-        return {"integer": "bigint", "int8": "bigint", "string": "text", "timestamptz": "timestamp with time zone"}.get(
-            name, name
-        )
+        return {
+            "integer": "bigint",
+            "int8": "bigint",
+            "string": "text",
+            "timestamptz": "timestamp with time zone",
+        }.get(name, name)
     return name
 
 
@@ -83,14 +113,22 @@ def literal(value: object) -> str:
     return str(value)
 
 
-def index_from(connection: BaseDatabaseWrapper, text: IndexText, *, valid: bool = True) -> Index:
+def index_from(
+    connection: BaseDatabaseWrapper, text: IndexText, *, valid: bool = True
+) -> Index:
     dialect = _dialect(connection)
     parts = []
     for key in text.keys:
         usual = _USUAL_NULLS[dialect][key.descending]
-        collation = None if key.collation == _USUAL_COLLATIONS[dialect] else key.collation
+        collation = (
+            None if key.collation == _USUAL_COLLATIONS[dialect] else key.collation
+        )
         nulls: Any = None if key.nulls == usual else key.nulls
-        parts.append(IndexPart(key.expression, key.descending, collation, nulls, key.operator_class))
+        parts.append(
+            IndexPart(
+                key.expression, key.descending, collation, nulls, key.operator_class
+            )
+        )
     return Index(
         name=_folded(text.name) if dialect == "sqlite" else text.name,
         parts=tuple(parts),
@@ -110,13 +148,20 @@ def _folded(name: str) -> str:
     return name.translate(_LOWER)
 
 
-_LOWER = str.maketrans({chr(code): chr(code).lower() for code in range(ord("A"), ord("Z") + 1)})
+_LOWER = str.maketrans(
+    {chr(code): chr(code).lower() for code in range(ord("A"), ord("Z") + 1)}
+)
 
 
-def _read_sqlite(connection: BaseDatabaseWrapper, names: set[str] | None, views: set[str]) -> dict[str, Table]:
+def _read_sqlite(
+    connection: BaseDatabaseWrapper, names: set[str] | None, views: set[str]
+) -> dict[str, Table]:
     with connection.cursor() as cursor:
         cursor.execute("SELECT type, name, tbl_name, sql FROM main.sqlite_master")
-        objects = [(kind, name, _folded(owner), sql or "") for kind, name, owner, sql in cursor.fetchall()]
+        objects = [
+            (kind, name, _folded(owner), sql or "")
+            for kind, name, owner, sql in cursor.fetchall()
+        ]
         triggers = defaultdict(list)
         index_texts = {name: sql for kind, name, _, sql in objects if kind == "index"}
         for kind, name, owner, _ in objects:
@@ -126,7 +171,11 @@ def _read_sqlite(connection: BaseDatabaseWrapper, names: set[str] | None, views:
         shadows = _shadow_tables(cursor)
         for kind, name, _, sql in objects:
             key = _folded(name)
-            wanted = key in views if kind == "view" else kind == "table" and (names is None or key in names)
+            wanted = (
+                key in views
+                if kind == "view"
+                else kind == "table" and (names is None or key in names)
+            )
             if not wanted or key.startswith("sqlite_") or key in shadows:
                 continue
             if kind == "view":
@@ -134,7 +183,9 @@ def _read_sqlite(connection: BaseDatabaseWrapper, names: set[str] | None, views:
             elif _is_virtual(sql):
                 tables[key] = Table(key, (), None, kind="virtual table")
             else:
-                tables[key] = _read_sqlite_table(connection, cursor, name, sql, index_texts, tuple(triggers[key]))
+                tables[key] = _read_sqlite_table(
+                    connection, cursor, name, sql, index_texts, tuple(triggers[key])
+                )
     return tables
 
 
@@ -144,7 +195,9 @@ def _is_virtual(sql: str) -> bool:
 
 def _shadow_tables(cursor: Any) -> set[str]:
     """The tables in which a virtual table keeps its own data: ``notes_fts_content`` of ``notes_fts``."""
-    cursor.execute("PRAGMA main.table_list")  # nothing before SQLite 3.37, where they pass for ordinary tables
+    cursor.execute(
+        "PRAGMA main.table_list"
+    )  # nothing before SQLite 3.37, where they pass for ordinary tables
     return {_folded(row[1]) for row in cursor.fetchall() if row[2] == "shadow"}
 
 
@@ -172,7 +225,9 @@ def _read_sqlite_table(
                 type=column_type(connection, declared),
                 nullable=not not_null,
                 default=_sqlite_default(default),
-                collation=None if own is None or _is_binary(own.collation) else own.collation,
+                collation=None
+                if own is None or _is_binary(own.collation)
+                else own.collation,
                 generated=own.generated if own else None,
                 conflict=own.conflict if own else None,
             )
@@ -181,22 +236,41 @@ def _read_sqlite_table(
     cursor.execute(f"PRAGMA main.index_list({quote_name(name)})")
     for _, index, _, origin, _ in cursor.fetchall():
         if origin == "c":
-            indexes.append(index_from(connection, parse_create_index(index_texts[index], fold_names=True)))
+            indexes.append(
+                index_from(
+                    connection, parse_create_index(index_texts[index], fold_names=True)
+                )
+            )
         elif origin == "u":
             cursor.execute(f"PRAGMA main.index_xinfo({quote_name(index)})")
-            uniques.append(_sqlite_unique([row for row in cursor.fetchall() if row[5]], columns, text))
-    written_key = next((constraint for constraint in text.constraints if constraint.kind == "primary key"), None)
+            uniques.append(
+                _sqlite_unique(
+                    [row for row in cursor.fetchall() if row[5]], columns, text
+                )
+            )
+    written_key = next(
+        (
+            constraint
+            for constraint in text.constraints
+            if constraint.kind == "primary key"
+        ),
+        None,
+    )
     return Table(
         name=_folded(name),
         columns=tuple(columns),
         primary_key=PrimaryKey(
             written_key.name if written_key else None,
             tuple(keys[position] for position in sorted(keys)),
-            (f"on conflict {written_key.conflict}",) if written_key and written_key.conflict else (),
+            (f"on conflict {written_key.conflict}",)
+            if written_key and written_key.conflict
+            else (),
         )
         if keys
         else None,
-        uniques=tuple(sorted(uniques, key=lambda unique: (unique.columns, unique.name or ""))),
+        uniques=tuple(
+            sorted(uniques, key=lambda unique: (unique.columns, unique.name or ""))
+        ),
         indexes=tuple(sorted(indexes, key=lambda index: index.name)),
         foreign_keys=tuple(
             ForeignKey(
@@ -236,11 +310,19 @@ def _sqlite_unique(keys: list[Any], columns: list[Column], text: TableText) -> U
     names = tuple(_folded(row[2]) for row in keys)
     collations = {column.name: column.collation or "BINARY" for column in columns}
     options = []
-    written = [constraint for constraint in text.constraints if constraint.kind == "unique"]
-    constraint = next((one for one in written if tuple(map(_folded, one.columns)) == names), None)
+    written = [
+        constraint for constraint in text.constraints if constraint.kind == "unique"
+    ]
+    constraint = next(
+        (one for one in written if tuple(map(_folded, one.columns)) == names), None
+    )
     if constraint and constraint.conflict:
         options.append(f"on conflict {constraint.conflict}")
-    options += [f"collate {row[4].lower()}" for row in keys if collations[_folded(row[2])].upper() != row[4].upper()]
+    options += [
+        f"collate {row[4].lower()}"
+        for row in keys
+        if collations[_folded(row[2])].upper() != row[4].upper()
+    ]
     return Unique(constraint.name if constraint else None, names, tuple(options))
 
 
@@ -317,7 +399,9 @@ _VISIBLE = """
 _RECORD = "django_migrations"
 
 
-def tables_elsewhere(connection: BaseDatabaseWrapper, names: Collection[str]) -> str | None:
+def tables_elsewhere(
+    connection: BaseDatabaseWrapper, names: Collection[str]
+) -> str | None:
     """What to do if the search_path finds the tables, or the record of migrations, outside the current schema.
 
     PostgreSQL looks a table up in every schema of the path, and creates one in the current schema only. Without this
@@ -333,12 +417,17 @@ def tables_elsewhere(connection: BaseDatabaseWrapper, names: Collection[str]) ->
     record = schemas.pop(_RECORD, current)
     number = Counter(schemas.values())
     # Another program may well have a table of its own called sessions; three of the four are agentdb's.
-    home = current if number[current] else next((name for name in number if number[name] >= 3), current)
+    home = (
+        current
+        if number[current]
+        else next((name for name in number if number[name] >= 3), current)
+    )
     if home == record == current:
         return None
     if home != current:
         what = (
-            f"The tables are in schema {home!r}, and new ones would be created in {current!r}, which comes before it in"
+            f"The tables are in schema {home!r}, and new ones would be created in "
+            f"{current!r}, which comes before it in"
         )
     else:
         tables = "The tables are" if number[current] else "New tables would be created"
@@ -362,14 +451,22 @@ def _plain_names(cursor: Any, is_quoting: bool) -> Iterator[None]:
         cursor.execute("SET quote_all_identifiers = on")
 
 
-def _read_postgresql(connection: BaseDatabaseWrapper, names: set[str] | None, views: set[str]) -> dict[str, Table]:
+def _read_postgresql(
+    connection: BaseDatabaseWrapper, names: set[str] | None, views: set[str]
+) -> dict[str, Table]:
     with connection.cursor() as cursor:
         cursor.execute(_RELATIONS)
         found = cursor.fetchall()
         relations = {
             oid: (name, _KINDS[_text(kind)], _text(persistence), row_security)
             for oid, name, kind, persistence, row_security, _ in found
-            if (name in views if _text(kind) in "vm" else name in names if names is not None else name != LOCK_TABLE)
+            if (
+                name in views
+                if _text(kind) in "vm"
+                else name in names
+                if names is not None
+                else name != LOCK_TABLE
+            )
         }
         oids = list(relations)
 
@@ -392,7 +489,8 @@ def _read_postgresql(connection: BaseDatabaseWrapper, names: set[str] | None, vi
                 (),
                 None,
                 kind=kind,
-                options=(("unlogged",) if persistence == "u" else ()) + (("row security",) if row_security else ()),
+                options=(("unlogged",) if persistence == "u" else ())
+                + (("row security",) if row_security else ()),
                 triggers=tuple(trigger for (trigger,) in triggers[oid]),
                 rules=tuple(rule for (rule,) in rules[oid]),
             ),
@@ -405,32 +503,63 @@ def _read_postgresql(connection: BaseDatabaseWrapper, names: set[str] | None, vi
 
 
 def _text(value: str | bytes) -> str:
-    return value.decode() if isinstance(value, bytes) else value  # the catalog's "char" type
+    return (
+        value.decode() if isinstance(value, bytes) else value
+    )  # the catalog's "char" type
 
 
 def _postgresql_table(
-    connection: BaseDatabaseWrapper, table: Table, columns: list[Any], constraints: list[Any], indexes: list[Any]
+    connection: BaseDatabaseWrapper,
+    table: Table,
+    columns: list[Any],
+    constraints: list[Any],
+    indexes: list[Any],
 ) -> Table:
-    index_texts = {oid: (parse_create_index(definition), valid) for oid, _, definition, valid in indexes}
+    index_texts = {
+        oid: (parse_create_index(definition), valid)
+        for oid, _, definition, valid in indexes
+    }
     primary_key = None
     uniques, foreign_keys, checks = [], [], []
     owned, unproven = set(), set()
-    for name, kind, deferrable, validated, index, own, target, target_columns, definition in constraints:
+    for (
+        name,
+        kind,
+        deferrable,
+        validated,
+        index,
+        own,
+        target,
+        target_columns,
+        definition,
+    ) in constraints:
         kind, own = _text(kind), tuple(own)
-        options = (("deferrable",) if deferrable else ()) + (() if validated else ("not valid",))
+        options = (("deferrable",) if deferrable else ()) + (
+            () if validated else ("not valid",)
+        )
         if kind in "pux":
             owned.add(index)
         if kind == "p":
-            primary_key = PrimaryKey(name, own, options + _index_options(*index_texts[index]))
+            primary_key = PrimaryKey(
+                name, own, options + _index_options(*index_texts[index])
+            )
         elif kind == "u":
-            uniques.append(Unique(name, own, options + _index_options(*index_texts[index])))
+            uniques.append(
+                Unique(name, own, options + _index_options(*index_texts[index]))
+            )
         elif kind == "f":
             foreign_keys.append(ForeignKey(name, own, target, tuple(target_columns)))
-        elif kind == "n":  # PostgreSQL 18 lists NOT NULL here; below it is only a flag of the column
+        elif (
+            kind == "n"
+        ):  # PostgreSQL 18 lists NOT NULL here; below it is only a flag of the column
             unproven |= set() if validated else set(own)
         elif kind in "cx":
-            expression = canonical(re.sub(r"^CHECK |( NO INHERIT)?( NOT VALID)?$", "", definition))
-            checks.append(Check(name, expression, "exclusion" if kind == "x" else "check"))
+            expression = canonical(
+                re.sub(r"^CHECK |( NO INHERIT)?( NOT VALID)?$", "", definition)
+            )
+            checks.append(
+                Check(name, expression, "exclusion" if kind == "x" else "check")
+            )
     return replace(
         table,
         columns=tuple(

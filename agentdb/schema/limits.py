@@ -8,25 +8,35 @@ from contextlib import contextmanager, suppress
 from django.db import Error
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-_LIMITS = ["statement_timeout", "transaction_timeout", "idle_in_transaction_session_timeout", "idle_session_timeout"]
+_LIMITS = [
+    "statement_timeout",
+    "transaction_timeout",
+    "idle_in_transaction_session_timeout",
+    "idle_session_timeout",
+]
 # Asked of pg_settings, because older servers do not know all of them.
 _LIFT = "SELECT set_config(name, '0', {}) FROM pg_settings WHERE name = ANY(%s)"
 
 
 @contextmanager
-def lifted_limits(connection: BaseDatabaseWrapper, say: Callable[[str], None] = lambda text: None) -> Iterator[None]:
+def lifted_limits(
+    connection: BaseDatabaseWrapper, say: Callable[[str], None] = lambda text: None
+) -> Iterator[None]:
     """Let no statement of this session be ended for taking long; ``say`` is told which limits there were."""
     if connection.vendor != "postgresql":
         yield
         return
     with connection.cursor() as cursor:
         cursor.execute(
-            "SELECT name, current_setting(name) FROM pg_settings WHERE name = ANY(%s) AND setting <> '0'", [_LIMITS]
+            "SELECT name, current_setting(name) FROM pg_settings WHERE name = ANY(%s) AND setting <> '0'",
+            [_LIMITS],
         )
         limits = cursor.fetchall()
         cursor.execute(_LIFT.format("false"), [_LIMITS])
     for name, value in limits:
-        say(f"{name} is {value} for this role. This command sets it to 0 in its own session.")
+        say(
+            f"{name} is {value} for this role. This command sets it to 0 in its own session."
+        )
     try:
         yield
     finally:

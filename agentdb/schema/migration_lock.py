@@ -30,18 +30,28 @@ _held = threading.local()
 
 
 @contextmanager
-def migration_lock(connection: BaseDatabaseWrapper, waiting: Callable[[], None] | None = None) -> Iterator[None]:
+def migration_lock(
+    connection: BaseDatabaseWrapper, waiting: Callable[[], None] | None = None
+) -> Iterator[None]:
     """Hold the right to change the schema of the connection's database; a nested call in the same thread is free.
 
     ``waiting`` is called once if another process has it. The operating system or the server takes the lock from a
     process that dies.
     """
-    key = (connection.vendor, str(connection.settings_dict["NAME"]), connection.settings_dict.get("HOST"))
+    key = (
+        connection.vendor,
+        str(connection.settings_dict["NAME"]),
+        connection.settings_dict.get("HOST"),
+    )
     held: set[object] = _held.__dict__.setdefault("keys", set())
     if key in held:
         yield
         return
-    locks = {"sqlite": _directory_lock, "postgresql": _advisory_lock, "cockroachdb": _row_lock}
+    locks = {
+        "sqlite": _directory_lock,
+        "postgresql": _advisory_lock,
+        "cockroachdb": _row_lock,
+    }
     take = locks.get(connection.vendor, _no_lock)
     with take(connection, waiting or (lambda: None)):
         held.add(key)
@@ -52,16 +62,22 @@ def migration_lock(connection: BaseDatabaseWrapper, waiting: Callable[[], None] 
 
 
 @contextmanager
-def _advisory_lock(connection: BaseDatabaseWrapper, waiting: Callable[[], None]) -> Iterator[None]:
+def _advisory_lock(
+    connection: BaseDatabaseWrapper, waiting: Callable[[], None]
+) -> Iterator[None]:
     # A connection of its own, and a lock that ends with its transaction: a lock of the session would stay behind in a
     # pooler that hands out server connections by transaction.
     connection.ensure_connection()
     other = connection.copy()
-    other.settings_dict["OPTIONS"].pop("pool", None)  # which may have no second one to give
+    other.settings_dict["OPTIONS"].pop(
+        "pool", None
+    )  # which may have no second one to give
     try:
         other.ensure_connection()
     except OperationalError:
-        with _session_lock(connection, waiting):  # the server allows this role, or has, a single connection
+        with _session_lock(
+            connection, waiting
+        ):  # the server allows this role, or has, a single connection
             yield
         return
     try:
@@ -76,7 +92,9 @@ def _advisory_lock(connection: BaseDatabaseWrapper, waiting: Callable[[], None])
         other.close()
 
 
-def lock_in_transaction(connection: BaseDatabaseWrapper, waiting: Callable[[], None]) -> None:
+def lock_in_transaction(
+    connection: BaseDatabaseWrapper, waiting: Callable[[], None]
+) -> None:
     """Take PostgreSQL's migration lock for as long as the transaction lasts that is open."""
     with connection.cursor() as cursor:
         cursor.execute("SELECT pg_try_advisory_xact_lock(%s)", [_ADVISORY_KEY])
@@ -87,7 +105,9 @@ def lock_in_transaction(connection: BaseDatabaseWrapper, waiting: Callable[[], N
 
 
 @contextmanager
-def _session_lock(connection: BaseDatabaseWrapper, waiting: Callable[[], None]) -> Iterator[None]:
+def _session_lock(
+    connection: BaseDatabaseWrapper, waiting: Callable[[], None]
+) -> Iterator[None]:
     with connection.cursor() as cursor:
         cursor.execute("SELECT pg_try_advisory_lock(%s)", [_ADVISORY_KEY])
         if not cursor.fetchone()[0]:
@@ -101,7 +121,9 @@ def _session_lock(connection: BaseDatabaseWrapper, waiting: Callable[[], None]) 
 
 
 @contextmanager
-def _row_lock(connection: BaseDatabaseWrapper, waiting: Callable[[], None]) -> Iterator[None]:
+def _row_lock(
+    connection: BaseDatabaseWrapper, waiting: Callable[[], None]
+) -> Iterator[None]:
     """A row that is inserted and never committed: others who insert it wait until the transaction ends.
 
     CockroachDB has no advisory locks. Its locks by FOR UPDATE are kept in memory, and get lost when a range moves to
@@ -111,7 +133,9 @@ def _row_lock(connection: BaseDatabaseWrapper, waiting: Callable[[], None]) -> I
     other.settings_dict["OPTIONS"].pop("pool", None)
     try:
         with other.cursor() as cursor:
-            cursor.execute(f"CREATE TABLE IF NOT EXISTS {LOCK_TABLE} (id INT PRIMARY KEY)")
+            cursor.execute(
+                f"CREATE TABLE IF NOT EXISTS {LOCK_TABLE} (id INT PRIMARY KEY)"
+            )
         other.set_autocommit(False)
         limit = "'100ms'"
         while not _inserted(other, limit):
@@ -142,12 +166,16 @@ def _inserted(connection: BaseDatabaseWrapper, lock_timeout: str) -> bool:
 
 
 @contextmanager
-def _no_lock(connection: BaseDatabaseWrapper, waiting: Callable[[], None]) -> Iterator[None]:
+def _no_lock(
+    connection: BaseDatabaseWrapper, waiting: Callable[[], None]
+) -> Iterator[None]:
     yield
 
 
 @contextmanager
-def _directory_lock(connection: BaseDatabaseWrapper, waiting: Callable[[], None]) -> Iterator[None]:
+def _directory_lock(
+    connection: BaseDatabaseWrapper, waiting: Callable[[], None]
+) -> Iterator[None]:
     # The directory, because locking the file itself would disturb SQLite's own locks, and a lock file beside it would
     # have to be cleaned up.
     name = str(connection.settings_dict["NAME"])
@@ -155,7 +183,10 @@ def _directory_lock(connection: BaseDatabaseWrapper, waiting: Callable[[], None]
         yield  # on Windows, SQLite's own write lock still makes each migration atomic
         return
     try:
-        folder = os.open(Path(name.removeprefix("file:").partition("?")[0]).absolute().parent, os.O_RDONLY)
+        folder = os.open(
+            Path(name.removeprefix("file:").partition("?")[0]).absolute().parent,
+            os.O_RDONLY,
+        )
     except OSError:
         yield  # opening the database will say what is wrong
         return

@@ -21,7 +21,9 @@ _FOLDER = str(Path(__file__).parents[1] / "migrations")
 @cache
 def migration_names() -> tuple[str, ...]:
     """Return the names of agentdb's migrations, in order. Reads file names and imports none."""
-    return tuple(sorted(m.name for m in pkgutil.iter_modules([_FOLDER]) if m.name[0].isdigit()))
+    return tuple(
+        sorted(m.name for m in pkgutil.iter_modules([_FOLDER]) if m.name[0].isdigit())
+    )
 
 
 def recorded_migrations(connection: BaseDatabaseWrapper) -> set[str]:
@@ -33,7 +35,10 @@ def recorded_migrations(connection: BaseDatabaseWrapper) -> set[str]:
     try:
         # In a transaction of the caller's, PostgreSQL would refuse everything after a failed query.
         if connection.in_atomic_block:
-            with transaction.atomic(using=connection.alias), connection.cursor() as cursor:
+            with (
+                transaction.atomic(using=connection.alias),
+                connection.cursor() as cursor,
+            ):
                 cursor.execute(query)
                 return {name for (name,) in cursor.fetchall()}
         with connection.cursor() as cursor:
@@ -60,7 +65,9 @@ def migrate(alias: str, *, verbosity: int = 0) -> None:
     ``DatabaseUnavailableError``.
     """
     try:
-        call_command("migrate", "agentdb", database=alias, interactive=False, verbosity=verbosity)
+        call_command(
+            "migrate", "agentdb", database=alias, interactive=False, verbosity=verbosity
+        )
     except CommandError as error:
         cause = error.__cause__
         if isinstance(cause, AgentDbError):

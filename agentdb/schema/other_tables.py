@@ -36,7 +36,13 @@ _COLUMN_ON_SQLITE = f"""
     SELECT t.name, 'text' FROM ({_ON_SQLITE}) t, pragma_table_info(t.name) c WHERE c.name = 'session_id'
 """
 _TEXTS = ("text", "character varying", "character")
-_RECORDS = ("django_migrations", LOCK_TABLE, "sqlite_sequence", "sqlite_stat1", "sqlite_stat4")
+_RECORDS = (
+    "django_migrations",
+    LOCK_TABLE,
+    "sqlite_sequence",
+    "sqlite_stat1",
+    "sqlite_stat4",
+)
 
 
 def other_tables(connection: BaseDatabaseWrapper) -> dict[str, int]:
@@ -44,7 +50,11 @@ def other_tables(connection: BaseDatabaseWrapper) -> dict[str, int]:
     rows: dict[str, int] = {}
     with connection.cursor() as cursor:
         cursor.execute(_ON_SQLITE if connection.vendor == "sqlite" else _ON_A_SERVER)
-        for name in [name for (name,) in cursor.fetchall() if name not in (*OWN_TABLES, *_RECORDS)]:
+        for name in [
+            name
+            for (name,) in cursor.fetchall()
+            if name not in (*OWN_TABLES, *_RECORDS)
+        ]:
             cursor.execute(f"SELECT count(*) FROM {quote_name(name)}")
             rows[name] = cursor.fetchone()[0]
     return rows
@@ -52,15 +62,21 @@ def other_tables(connection: BaseDatabaseWrapper) -> dict[str, int]:
 
 def session_tables(connection: BaseDatabaseWrapper) -> list[str]:
     """Return the tables that are not agentdb's and have a column ``session_id`` of text, by name."""
-    return sorted(name for name, type_ in _session_columns(connection).items() if type_ in _TEXTS)
+    return sorted(
+        name for name, type_ in _session_columns(connection).items() if type_ in _TEXTS
+    )
 
 
-def check_session_tables(connection: BaseDatabaseWrapper, names: tuple[str, ...]) -> None:
+def check_session_tables(
+    connection: BaseDatabaseWrapper, names: tuple[str, ...]
+) -> None:
     """Raise ``InvalidInputError`` for a name that is not one of those tables."""
     columns = _session_columns(connection) if names else {}
     for name in names:
         if name not in columns:
-            raise InvalidInputError(f"There is no table {name!r} with a column 'session_id'.")
+            raise InvalidInputError(
+                f"There is no table {name!r} with a column 'session_id'."
+            )
         if columns[name] not in _TEXTS:
             raise InvalidInputError(
                 f"The column 'session_id' of {name!r} is of the type {columns[name]}, but the ids of sessions are text."
@@ -80,7 +96,9 @@ def rows_with_session(table: str) -> models.QuerySet[models.Model]:
     attributes = {
         "__module__": __name__,
         "Meta": Meta,
-        "session_id": models.TextField(primary_key=True),  # for Django's sake; rows are only counted and deleted
+        "session_id": models.TextField(
+            primary_key=True
+        ),  # for Django's sake; rows are only counted and deleted
     }
     model: type[models.Model] = type("OtherRow", (models.Model,), attributes)
     return model._default_manager.all()
@@ -88,5 +106,9 @@ def rows_with_session(table: str) -> models.QuerySet[models.Model]:
 
 def _session_columns(connection: BaseDatabaseWrapper) -> dict[str, str]:
     with connection.cursor() as cursor:
-        cursor.execute(_COLUMN_ON_SQLITE if connection.vendor == "sqlite" else _COLUMN_ON_A_SERVER)
-        return {name: type_ for name, type_ in cursor.fetchall() if name not in OWN_TABLES}
+        cursor.execute(
+            _COLUMN_ON_SQLITE if connection.vendor == "sqlite" else _COLUMN_ON_A_SERVER
+        )
+        return {
+            name: type_ for name, type_ in cursor.fetchall() if name not in OWN_TABLES
+        }

@@ -27,7 +27,9 @@ def schema_problem(connection: BaseDatabaseWrapper, place: str) -> AgentDbError 
     tables = {name: found[name] for name in _TABLES if name in found}
     if pending:
         is_old = "agents" in tables and len(pending) == len(migration_names())
-        return SchemaOutOfDateError(_out_of_date(place, pending, is_old), pending=pending)
+        return SchemaOutOfDateError(
+            _out_of_date(place, pending, is_old), pending=pending
+        )
     if missing := [name for name in _TABLES if name not in tables]:
         return SchemaMismatchError(
             f"{place} lacks the tables {', '.join(missing)}, though their migrations are recorded. "

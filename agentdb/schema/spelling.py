@@ -43,14 +43,24 @@ def may_read(connection: BaseDatabaseWrapper, name: str) -> bool:
         return bool(cursor.fetchone()[0])
 
 
-def unreadable_timestamps(connection: BaseDatabaseWrapper, tables: Mapping[str, Table]) -> list[Unreadable]:
+def unreadable_timestamps(
+    connection: BaseDatabaseWrapper, tables: Mapping[str, Table]
+) -> list[Unreadable]:
     """Read the native timestamps of these tables on a server, and return the first on which a list of rows fails."""
     if connection.vendor == "sqlite":
         return []
     found: list[Unreadable] = []
     for name, table in tables.items():
-        columns = [column.name for column in table.columns if column.type == "timestamp with time zone"]
-        if table.kind != "table" or table.column("id") is None or not may_read(connection, table.name):
+        columns = [
+            column.name
+            for column in table.columns
+            if column.type == "timestamp with time zone"
+        ]
+        if (
+            table.kind != "table"
+            or table.column("id") is None
+            or not may_read(connection, table.name)
+        ):
             continue
         for column in columns:
             sql = quote_name(column)
@@ -59,7 +69,10 @@ def unreadable_timestamps(connection: BaseDatabaseWrapper, tables: Mapping[str, 
                     f"SELECT id::text, {sql}::text FROM {quote_name(table.name)} WHERE NOT ({sql} >= '0001-01-01Z'"
                     f" AND {sql} < '10000-01-01Z') ORDER BY 1 LIMIT {_SHOWN - len(found)}"
                 )
-                found += [Unreadable(name, id_, column, value) for id_, value in cursor.fetchall()]
+                found += [
+                    Unreadable(name, id_, column, value)
+                    for id_, value in cursor.fetchall()
+                ]
     return found
 
 
@@ -83,7 +96,9 @@ def is_spelt_as_agentdb_does(column: str) -> str:
     )
 
 
-def misspelt_timestamps(connection: BaseDatabaseWrapper, tables: Mapping[str, Table]) -> list[Misspelt]:
+def misspelt_timestamps(
+    connection: BaseDatabaseWrapper, tables: Mapping[str, Table]
+) -> list[Misspelt]:
     """Read the native timestamps of these tables, and return the columns with values that sort and compare wrongly."""
     if connection.vendor != "sqlite":
         return []

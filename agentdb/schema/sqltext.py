@@ -20,7 +20,22 @@ _TOKEN = re.compile(
 )
 _PLAIN_NAME = re.compile(r"[a-z_][a-z0-9_]*\Z")
 _KEYWORDS = frozenset(
-    ["AND", "AS", "BETWEEN", "CASE", "COLLATE", "ELSE", "END", "ESCAPE", "EXISTS", "GLOB", "IN", "IS", "ISNULL", "LIKE"]
+    [
+        "AND",
+        "AS",
+        "BETWEEN",
+        "CASE",
+        "COLLATE",
+        "ELSE",
+        "END",
+        "ESCAPE",
+        "EXISTS",
+        "GLOB",
+        "IN",
+        "IS",
+        "ISNULL",
+        "LIKE",
+    ]
     + ["NOT", "NOTNULL", "NULL", "OR", "THEN", "WHEN"]
 )
 _TYPE_TAILS = {
@@ -30,7 +45,11 @@ _TYPE_TAILS = {
     "timestamp": ("with", "without", "time", "zone"),
     "bit": ("varying",),
 }
-_COCKROACH_TYPES = {"STRING": "text", "INT8": "bigint", "TIMESTAMPTZ": "timestamptz"}  # its own words, and PostgreSQL's
+_COCKROACH_TYPES = {
+    "STRING": "text",
+    "INT8": "bigint",
+    "TIMESTAMPTZ": "timestamptz",
+}  # its own words, and PostgreSQL's
 
 
 @dataclass(frozen=True)
@@ -50,7 +69,11 @@ class Token:
         """The name this stands for, without its quotes."""
         if self.kind == "name":
             quote = self.text[-1]
-            return self.text[1:-1] if quote == "]" else self.text[1:-1].replace(quote * 2, quote)
+            return (
+                self.text[1:-1]
+                if quote == "]"
+                else self.text[1:-1].replace(quote * 2, quote)
+            )
         if self.kind == "string":
             return self.text[1:-1].replace("''", "'")
         return self.text
@@ -68,7 +91,11 @@ def tokenize(sql: str) -> list[Token]:
 
 def names_in(sql: str) -> frozenset[str]:
     """Return every word and quoted name of an expression, in lower case: what it may refer to."""
-    return frozenset(token.identifier.lower() for token in tokenize(sql) if token.kind in ("word", "name"))
+    return frozenset(
+        token.identifier.lower()
+        for token in tokenize(sql)
+        if token.kind in ("word", "name")
+    )
 
 
 def matching(tokens: Sequence[Token], opening: int) -> int:
@@ -114,7 +141,10 @@ def canonical(sql: str | Sequence[Token], *, fold_names: bool = False) -> str:
     """
     tokens = tokenize(sql) if isinstance(sql, str) else list(sql)
     if fold_names:
-        tokens = [replace(token, text=token.text.lower()) if token.kind == "name" else token for token in tokens]
+        tokens = [
+            replace(token, text=token.text.lower()) if token.kind == "name" else token
+            for token in tokens
+        ]
     return _joined(_render(_without_literal_casts(tokens)))
 
 
@@ -131,7 +161,9 @@ def _without_literal_casts(tokens: Sequence[Token]) -> list[Token]:
     position = 0
     while position < len(tokens):
         token = tokens[position]
-        literal = bool(kept) and (kept[-1].kind in ("string", "number") or kept[-1].word == "NULL")
+        literal = bool(kept) and (
+            kept[-1].kind in ("string", "number") or kept[-1].word == "NULL"
+        )
         # CockroachDB annotates every constant with ':::' and its type.
         if token.text == ":::" or (token.text == "::" and literal):
             position = _after_type(tokens, position + 1)
@@ -178,7 +210,11 @@ def _render(tokens: Sequence[Token]) -> list[str]:
             pieces[-1] += f"({', '.join(_items(inner))})"
         else:
             is_whole = len(tokens) == closing - position + 1
-            pieces.append(_parenthesis(inner, is_whole, is_list=before is not None and before.word == "IN"))
+            pieces.append(
+                _parenthesis(
+                    inner, is_whole, is_list=before is not None and before.word == "IN"
+                )
+            )
         position = closing + 1
     return pieces
 
@@ -235,7 +271,9 @@ def parse_create_index(sql: str, *, fold_names: bool = False) -> IndexText:
     tokens = tokenize(sql)
     words = [token.word for token in tokens]
     on = words.index("ON")
-    opening = next(position for position in range(on, len(tokens)) if tokens[position].text == "(")
+    opening = next(
+        position for position in range(on, len(tokens)) if tokens[position].text == "("
+    )
     closing = matching(tokens, opening)
     method = None
     if "USING" in words[on:opening]:
@@ -247,7 +285,9 @@ def parse_create_index(sql: str, *, fold_names: bool = False) -> IndexText:
     while position < len(tokens):
         if words[position] == "INCLUDE":
             end = matching(tokens, position + 1)
-            include = tuple(canonical(item) for item in split(tokens[position + 2 : end]))
+            include = tuple(
+                canonical(item) for item in split(tokens[position + 2 : end])
+            )
             position = end
         elif words[position : position + 3] == ["NULLS", "NOT", "DISTINCT"]:
             nulls_not_distinct = True
@@ -261,7 +301,10 @@ def parse_create_index(sql: str, *, fold_names: bool = False) -> IndexText:
         name=tokens[on - 1].identifier,
         unique="UNIQUE" in words[:on],
         method=method,
-        keys=tuple(_key(list(item), fold_names) for item in split(tokens[opening + 1 : closing])),
+        keys=tuple(
+            _key(list(item), fold_names)
+            for item in split(tokens[opening + 1 : closing])
+        ),
         include=include,
         nulls_not_distinct=nulls_not_distinct,
         condition=condition,
@@ -284,7 +327,13 @@ def _key(tokens: list[Token], fold_names: bool) -> KeyText:
     while tokens and tokens[0].text == "(" and matching(tokens, 0) == len(tokens) - 1:
         tokens, inner = _without_collation(tokens[1:-1])
         collation = collation or inner
-    return KeyText(canonical(tokens, fold_names=fold_names), collation, operator_class, direction == "DESC", nulls)
+    return KeyText(
+        canonical(tokens, fold_names=fold_names),
+        collation,
+        operator_class,
+        direction == "DESC",
+        nulls,
+    )
 
 
 def _ends_with_operator_class(tokens: Sequence[Token]) -> bool:
@@ -298,7 +347,11 @@ def _ends_with_operator_class(tokens: Sequence[Token]) -> bool:
 
 def _without_collation(tokens: list[Token]) -> tuple[list[Token], str | None]:
     for back in (2, 4):  # COLLATE "C", COLLATE pg_catalog."C"
-        if len(tokens) > back and tokens[-back].word == "COLLATE" and (back == 2 or tokens[-2].text == "."):
+        if (
+            len(tokens) > back
+            and tokens[-back].word == "COLLATE"
+            and (back == 2 or tokens[-2].text == ".")
+        ):
             return tokens[:-back], tokens[-1].identifier
     return tokens, None
 
@@ -342,13 +395,19 @@ def without_checks(definition: str, names: Collection[str]) -> str:
     tokens = tokenize(definition)
     kept, position = [], 0
     for number, token in enumerate(tokens):
-        if token.word != "CHECK" or token.start < position or tokens[number + 1 : number + 2] == []:
+        if (
+            token.word != "CHECK"
+            or token.start < position
+            or tokens[number + 1 : number + 2] == []
+        ):
             continue
         end = tokens[matching(tokens, number + 1)].end
         if names_in(definition[token.start : end]).isdisjoint(names):
             continue
         named = number >= 2 and tokens[number - 2].word == "CONSTRAINT"
-        kept.append(definition[position : tokens[number - 2].start if named else token.start])
+        kept.append(
+            definition[position : tokens[number - 2].start if named else token.start]
+        )
         position = end
     return "".join([*kept, definition[position:]]).rstrip()
 
@@ -360,7 +419,9 @@ def parse_create_table(sql: str) -> TableText:
     """Read the CREATE TABLE statement that SQLite keeps in ``sqlite_master``."""
     tokens = tokenize(sql)
     table = TableText()
-    opening = next((position for position, token in enumerate(tokens) if token.text == "("), None)
+    opening = next(
+        (position for position, token in enumerate(tokens) if token.text == "("), None
+    )
     if opening is None:
         return table
     closing = matching(tokens, opening)
@@ -374,7 +435,11 @@ def parse_create_table(sql: str) -> TableText:
             table.columns.append(column)
             _Constraints(item, 1, column, table).read()
     table.options = tuple(
-        sorted(" ".join(token.text.lower() for token in item) for item in split(tokens[closing + 1 :]) if item)
+        sorted(
+            " ".join(token.text.lower() for token in item)
+            for item in split(tokens[closing + 1 :])
+            if item
+        )
     )
     return table
 
@@ -430,7 +495,11 @@ class _Constraints:
 
     def _conflict(self) -> str | None:
         """Take an ``ON CONFLICT`` clause, and return its action unless that is the usual one."""
-        if self._word() != "ON" or self._word(1) != "CONFLICT" or self._token(2) is None:
+        if (
+            self._word() != "ON"
+            or self._word(1) != "CONFLICT"
+            or self._token(2) is None
+        ):
             return None
         action = self._identifier(2).lower()
         self.position += 3
@@ -449,12 +518,16 @@ class _Constraints:
         columns = _names(self._group()) or self._own()
         if self._word() in ("ASC", "DESC"):
             self.position += 1
-        self.table.constraints.append(ConstraintText(kind, self.name, columns, conflict=self._conflict()))
+        self.table.constraints.append(
+            ConstraintText(kind, self.name, columns, conflict=self._conflict())
+        )
 
     def _check(self) -> None:
         self.position += 1
         expression = canonical(self._group(), fold_names=True)
-        self.table.constraints.append(ConstraintText("check", self.name, self._own(), expression=expression))
+        self.table.constraints.append(
+            ConstraintText("check", self.name, self._own(), expression=expression)
+        )
 
     def _foreign_key(self) -> None:
         self.position += 2

@@ -9,12 +9,18 @@ from typing import Literal
 @dataclass(frozen=True)
 class Column:
     name: str
-    type: str  # canonical, lower case: text, integer, datetime, timestamp with time zone
+    type: (
+        str  # canonical, lower case: text, integer, datetime, timestamp with time zone
+    )
     nullable: bool
     default: str | None  # canonical SQL; None for no default and for DEFAULT NULL
     collation: str | None = None  # None: the database's own
-    generated: str | None = None  # canonical expression of a generated or identity column
-    conflict: str | None = None  # what SQLite does over a NULL instead of refusing it: ignore, replace, …
+    generated: str | None = (
+        None  # canonical expression of a generated or identity column
+    )
+    conflict: str | None = (
+        None  # what SQLite does over a NULL instead of refusing it: ignore, replace, …
+    )
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,11 @@ class UnreadableValue(NamedTuple):
 
 
 def unreadable_values(
-    connection: BaseDatabaseWrapper, limit: int, *, tables: tuple[str, ...] = tuple(_INSTANTS), thorough: bool = False
+    connection: BaseDatabaseWrapper,
+    limit: int,
+    *,
+    tables: tuple[str, ...] = tuple(_INSTANTS),
+    thorough: bool = False,
 ) -> Iterator[UnreadableValue]:
     """Yield up to ``limit`` of each column. Times are looked for at both ends of an index, where nearly all of them
     sort; ``thorough`` reads each row.
@@ -48,7 +52,9 @@ def unreadable_values(
                 yield from _values(connection, cursor, table, column, where, limit)
         if not thorough or connection.vendor != "sqlite":
             return
-        connection.connection.create_function("agentdb_is_text", 1, _is_text, deterministic=True)
+        connection.connection.create_function(
+            "agentdb_is_text", 1, _is_text, deterministic=True
+        )
         for table in tables:
             for column in _TEXTS[table]:
                 where = f"{column} IS NOT NULL AND NOT agentdb_is_text(CAST({column} AS BLOB))"
@@ -63,7 +69,9 @@ def _is_text(value: bytes) -> bool:
     return True
 
 
-def _odd_instants(connection: BaseDatabaseWrapper, column: str, *, thorough: bool) -> str:
+def _odd_instants(
+    connection: BaseDatabaseWrapper, column: str, *, thorough: bool
+) -> str:
     if connection.vendor != "sqlite":
         return f"{column} >= '9999-12-31' OR {column} < '0001-01-02'"
     where = f"{column} >= '9999-12-31 23' OR {column} < '0001'"
@@ -73,14 +81,30 @@ def _odd_instants(connection: BaseDatabaseWrapper, column: str, *, thorough: boo
 
 
 def _values(
-    connection: BaseDatabaseWrapper, cursor: Any, table: str, column: str, where: str, limit: int
+    connection: BaseDatabaseWrapper,
+    cursor: Any,
+    table: str,
+    column: str,
+    where: str,
+    limit: int,
 ) -> list[UnreadableValue]:
     if connection.vendor == "sqlite":
         # As hexadecimal text, because bytes that are not UTF-8 could not be fetched as text.
         shown = f"hex(CAST(id AS BLOB)), hex(CAST({column} AS BLOB))"
         cursor.execute(f"SELECT {shown} FROM {table} WHERE {where} LIMIT {limit}")
-        rows = [[bytes.fromhex(each or "").decode(errors="backslashreplace") for each in row] for row in cursor]
+        rows = [
+            [
+                bytes.fromhex(each or "").decode(errors="backslashreplace")
+                for each in row
+            ]
+            for row in cursor
+        ]
     else:
-        cursor.execute(f"SELECT id, CAST({column} AS text) FROM {table} WHERE {where} LIMIT {limit}")
+        cursor.execute(
+            f"SELECT id, CAST({column} AS text) FROM {table} WHERE {where} LIMIT {limit}"
+        )
         rows = [[str(each) for each in row] for row in cursor]
-    return [UnreadableValue(table, id, column, value[:_SHOWN_CHARACTERS]) for id, value in rows]
+    return [
+        UnreadableValue(table, id, column, value[:_SHOWN_CHARACTERS])
+        for id, value in rows
+    ]

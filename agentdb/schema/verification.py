@@ -12,10 +12,23 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.migrations.loader import MigrationLoader
 
 from agentdb.conf import server_name
-from agentdb.schema import APP_LABEL, Difference, Table, compare, expected_tables, read_tables, tables_elsewhere
+from agentdb.schema import (
+    APP_LABEL,
+    Difference,
+    Table,
+    compare,
+    expected_tables,
+    read_tables,
+    tables_elsewhere,
+)
 from agentdb.schema.inspection import sqlite_path
 from agentdb.schema.migration_record import migration_names, recorded_migrations
-from agentdb.schema.spelling import Misspelt, Unreadable, misspelt_timestamps, unreadable_timestamps
+from agentdb.schema.spelling import (
+    Misspelt,
+    Unreadable,
+    misspelt_timestamps,
+    unreadable_timestamps,
+)
 from agentdb.sqlite_files import file_concern
 
 # Goes up when a field of the JSON report is renamed, removed or changes its meaning; new fields may come any time.
@@ -35,7 +48,9 @@ class Verification:
     record_is_true: bool | None  # None: unknown migrations were applied
     differences: tuple[Difference, ...]  # drift
     notes: tuple[Difference, ...]
-    strangers: tuple[str, ...] = ()  # tables of another program that have the name of one of the models'
+    strangers: tuple[
+        str, ...
+    ] = ()  # tables of another program that have the name of one of the models'
 
     @property
     def matches(self) -> bool:
@@ -126,14 +141,20 @@ def verify(connection: BaseDatabaseWrapper) -> Verification:
     recorded = tuple(name for name in migration_names() if name in record)
     unknown = tuple(sorted(record - set(recorded)))
     # The tables of the project's other apps are no news to its operator.
-    known = {"django_migrations", *connection.introspection.django_table_names()} - set(expected)
-    differences = compare(expected, {name: table for name, table in live.items() if name not in known})
+    known = {"django_migrations", *connection.introspection.django_table_names()} - set(
+        expected
+    )
+    differences = compare(
+        expected, {name: table for name, table in live.items() if name not in known}
+    )
     ours = {name: table for name, table in live.items() if name in expected}
     differences += map(_spelling, misspelt_timestamps(connection, ours))
     differences += map(_unreadable, unreadable_timestamps(connection, ours))
     differences += _file_system(connection)
     if (elsewhere := tables_elsewhere(connection, expected)) is not None:
-        differences = [Difference("table.elsewhere", "drift", "", None, None, None, elsewhere)]
+        differences = [
+            Difference("table.elsewhere", "drift", "", None, None, None, elsewhere)
+        ]
     return Verification(
         engine=connection.vendor,
         database=_name(connection),
@@ -142,9 +163,15 @@ def verify(connection: BaseDatabaseWrapper) -> Verification:
         pending=tuple(name for name in migration_names() if name not in record),
         unknown=unknown,
         record_is_true=None if unknown else _is_true(connection, recorded, live),
-        strangers=tuple(name for name, table in ours.items() if _is_strange(table, expected[name])),
-        differences=tuple(difference for difference in differences if difference.severity == "drift"),
-        notes=tuple(difference for difference in differences if difference.severity == "note"),
+        strangers=tuple(
+            name for name, table in ours.items() if _is_strange(table, expected[name])
+        ),
+        differences=tuple(
+            difference for difference in differences if difference.severity == "drift"
+        ),
+        notes=tuple(
+            difference for difference in differences if difference.severity == "note"
+        ),
     )
 
 
@@ -154,7 +181,9 @@ def _spelling(found: Misspelt) -> Difference:
         f"Column {found.table}.{found.column} holds {there} in another spelling than agentdb's, as {found.example!r}, "
         "which SQLite sorts and compares wrongly. Stop the program that writes them, and run 'agentdb baselinedb'."
     )
-    return Difference(SPELLING, "drift", found.table, found.column, None, found.example, message)
+    return Difference(
+        SPELLING, "drift", found.table, found.column, None, found.example, message
+    )
 
 
 def _unreadable(found: Unreadable) -> Difference:
@@ -162,22 +191,34 @@ def _unreadable(found: Unreadable) -> Difference:
         f"Column {found.table}.{found.column} of the row with id {found.id!r} holds {found.value!r}, which is outside "
         "the years 1 to 9999: lists with that row fail. Correct it."
     )
-    return Difference(UNREADABLE, "drift", found.table, found.column, None, found.value, message)
+    return Difference(
+        UNREADABLE, "drift", found.table, found.column, None, found.value, message
+    )
 
 
 def _file_system(connection: BaseDatabaseWrapper) -> list[Difference]:
     path = sqlite_path(connections[connection.alias])
     concern = file_concern(path) if path is not None else ""
-    return [Difference("file.system", "note", "", None, None, None, concern)] if concern else []
+    return (
+        [Difference("file.system", "note", "", None, None, None, concern)]
+        if concern
+        else []
+    )
 
 
 def _name(connection: BaseDatabaseWrapper) -> str:
     # An inspecting connection to a SQLite file has a URI for a name; the configured one has the path.
     settings = connections[connection.alias].settings_dict
-    return str(settings["NAME"]) if connection.vendor == "sqlite" else server_name(settings)
+    return (
+        str(settings["NAME"])
+        if connection.vendor == "sqlite"
+        else server_name(settings)
+    )
 
 
-def _is_true(connection: BaseDatabaseWrapper, recorded: tuple[str, ...], live: dict[str, Table]) -> bool:
+def _is_true(
+    connection: BaseDatabaseWrapper, recorded: tuple[str, ...], live: dict[str, Table]
+) -> bool:
     """Whether the recorded migrations have no gap and the tables are as the last of them leaves them."""
     if recorded != migration_names()[: len(recorded)]:
         return False
@@ -187,9 +228,14 @@ def _is_true(connection: BaseDatabaseWrapper, recorded: tuple[str, ...], live: d
     # The old server's databases, which 0001 records as they are, differ in the names of constraints.
     names = recorded[-1] != migration_names()[0]
     differences = compare(expected_tables(connection, state.apps), live, names=names)
-    later = {index.name for table in expected_tables(connection, apps).values() for index in table.indexes}
+    later = {
+        index.name
+        for table in expected_tables(connection, apps).values()
+        for index in table.indexes
+    }
     return not any(
-        difference.severity == "drift" or (difference.code == "index.extra" and difference.object in later)
+        difference.severity == "drift"
+        or (difference.code == "index.extra" and difference.object in later)
         for difference in differences
     )
 

@@ -66,7 +66,11 @@ class DjangoDb(Db):
     """
 
     def __init__(
-        self, alias: str = "default", *, key_secret: str | None = None, _executor: Executor | None = None
+        self,
+        alias: str = "default",
+        *,
+        key_secret: str | None = None,
+        _executor: Executor | None = None,
     ) -> None:
         global queries
         check_set_up()
@@ -91,13 +95,18 @@ class DjangoDb(Db):
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
         self.close()
 
     # -- agents
 
-    def upsert_agent(self, name: str, path: str, tenant_id: str = DEFAULT_TENANT_ID) -> AgentRecord:
+    def upsert_agent(
+        self, name: str, path: str, tenant_id: str = DEFAULT_TENANT_ID
+    ) -> AgentRecord:
         values = {
             "id": str(uuid.uuid4()),
             "name": identifier("Agent name", name),
@@ -107,7 +116,9 @@ class DjangoDb(Db):
         }
         return self._executor.one(AgentRecord, queries.UPSERT_AGENT, **values)
 
-    def get_agent(self, name: str, tenant_id: str = DEFAULT_TENANT_ID) -> AgentRecord | None:
+    def get_agent(
+        self, name: str, tenant_id: str = DEFAULT_TENANT_ID
+    ) -> AgentRecord | None:
         return self._executor.first(
             AgentRecord,
             queries.GET_AGENT,
@@ -116,16 +127,30 @@ class DjangoDb(Db):
         )
 
     def list_agents(self, tenant_id: str = DEFAULT_TENANT_ID) -> list[AgentRecord]:
-        return self._executor.all(AgentRecord, queries.LIST_AGENTS, tenant_id=self._tenant(tenant_id))
+        return self._executor.all(
+            AgentRecord, queries.LIST_AGENTS, tenant_id=self._tenant(tenant_id)
+        )
 
     def delete_agent(self, name: str, tenant_id: str = DEFAULT_TENANT_ID) -> bool:
-        values = {"name": identifier("Agent name", name), "tenant_id": self._tenant(tenant_id)}
-        return self._executor.count_last(queries.DELETE_SESSIONS_OF_AGENT, queries.DELETE_AGENT, **values) > 0
+        values = {
+            "name": identifier("Agent name", name),
+            "tenant_id": self._tenant(tenant_id),
+        }
+        return (
+            self._executor.count_last(
+                queries.DELETE_SESSIONS_OF_AGENT, queries.DELETE_AGENT, **values
+            )
+            > 0
+        )
 
     # -- sessions
 
     def insert_session(
-        self, id: str, agent_name: str, sandbox_id: str, tenant_id: str = DEFAULT_TENANT_ID
+        self,
+        id: str,
+        agent_name: str,
+        sandbox_id: str,
+        tenant_id: str = DEFAULT_TENANT_ID,
     ) -> SessionRecord:
         return self._executor.insert(
             SessionRecord,
@@ -146,25 +171,47 @@ class DjangoDb(Db):
         only_if: SessionStatusInput | Collection[SessionStatusInput] | None = None,
     ) -> bool:
         if only_if is None:
-            return self._update_session(queries.UPDATE_SESSION_STATUS, id, status=session_status(status))
+            return self._update_session(
+                queries.UPDATE_SESSION_STATUS, id, status=session_status(status)
+            )
         wanted = json.dumps(session_statuses("only_if", only_if))
-        return self._update_session(queries.UPDATE_SESSION_STATUS_IF, id, status=session_status(status), only_if=wanted)
+        return self._update_session(
+            queries.UPDATE_SESSION_STATUS_IF,
+            id,
+            status=session_status(status),
+            only_if=wanted,
+        )
 
     def update_session_sandbox(self, id: str, sandbox_id: str) -> bool:
-        return self._update_session(queries.UPDATE_SESSION_SANDBOX, id, sandbox_id=identifier("Sandbox id", sandbox_id))
+        return self._update_session(
+            queries.UPDATE_SESSION_SANDBOX,
+            id,
+            sandbox_id=identifier("Sandbox id", sandbox_id),
+        )
 
     def update_session_runner(
-        self, id: str, runner_id: str | None, *, only_if: str | EllipsisType | None = ...
+        self,
+        id: str,
+        runner_id: str | None,
+        *,
+        only_if: str | EllipsisType | None = ...,
     ) -> bool:
         query, values = queries.UPDATE_SESSION_RUNNER, {}
         if only_if is None:
             query = queries.UPDATE_SESSION_RUNNER_IF_NONE
         elif only_if is not ...:
-            query, values = queries.UPDATE_SESSION_RUNNER_IF, {"only_if": identifier("only_if", only_if)}
-        return self._update_session(query, id, runner_id=optional_identifier("Runner id", runner_id), **values)
+            query, values = (
+                queries.UPDATE_SESSION_RUNNER_IF,
+                {"only_if": identifier("only_if", only_if)},
+            )
+        return self._update_session(
+            query, id, runner_id=optional_identifier("Runner id", runner_id), **values
+        )
 
     def get_session(self, id: str) -> SessionRecord | None:
-        return self._executor.first(SessionRecord, queries.GET_SESSION, id=identifier("Session id", id))
+        return self._executor.first(
+            SessionRecord, queries.GET_SESSION, id=identifier("Session id", id)
+        )
 
     def list_sessions(
         self,
@@ -196,54 +243,97 @@ class DjangoDb(Db):
             values["agent_name"] = identifier("Agent name", agent)
         filters = frozenset(values) - {"tenant_id"}
         statuses = [] if status is None else session_statuses("status", status)
-        return self._executor.one(int, queries.count_sessions(filters, len(statuses)), **values, **_numbered(statuses))
+        return self._executor.one(
+            int,
+            queries.count_sessions(filters, len(statuses)),
+            **values,
+            **_numbered(statuses),
+        )
 
     def list_sessions_by_runner(self, runner_id: str) -> list[SessionRecord]:
         return self._executor.all(
-            SessionRecord, queries.LIST_SESSIONS_BY_RUNNER, runner_id=identifier("Runner id", runner_id)
+            SessionRecord,
+            queries.LIST_SESSIONS_BY_RUNNER,
+            runner_id=identifier("Runner id", runner_id),
         )
 
-    def claim_session(self, id: str, runner_id: str, *, silent_for: timedelta | None = None) -> SessionRecord | None:
+    def claim_session(
+        self, id: str, runner_id: str, *, silent_for: timedelta | None = None
+    ) -> SessionRecord | None:
         now = datetime.now(UTC)
-        values: dict[str, Any] = {"id": identifier("Session id", id), "runner_id": identifier("Runner id", runner_id)}
+        values: dict[str, Any] = {
+            "id": identifier("Session id", id),
+            "runner_id": identifier("Runner id", runner_id),
+        }
         if silent_for is None:
-            return self._executor.first(SessionRecord, queries.CLAIM_SESSION, now=now, **values)
+            return self._executor.first(
+                SessionRecord, queries.CLAIM_SESSION, now=now, **values
+            )
         values |= {"silent_for": silence(silent_for), "silent_before": now - silent_for}
-        return self._executor.first(SessionRecord, queries.CLAIM_SILENT_SESSION, now=now, **values)
+        return self._executor.first(
+            SessionRecord, queries.CLAIM_SILENT_SESSION, now=now, **values
+        )
 
-    def get_silent_sessions(self, older_than: datetime, *, limit: int | None = None) -> list[SessionRecord]:
+    def get_silent_sessions(
+        self, older_than: datetime, *, limit: int | None = None
+    ) -> list[SessionRecord]:
         values: dict[str, Any] = {"older_than": aware_instant("older_than", older_than)}
         if limit is not None:
             values["limit"] = page_limit(limit)
-        return self._executor.all(SessionRecord, queries.GET_SILENT_SESSIONS[limit is not None], **values)
+        return self._executor.all(
+            SessionRecord, queries.GET_SILENT_SESSIONS[limit is not None], **values
+        )
 
     def touch_session(self, id: str, *, runner_id: str | None = None) -> bool:
-        return bool(self._touch_sessions(False, runner_id, id=identifier("Session id", id)))
+        return bool(
+            self._touch_sessions(False, runner_id, id=identifier("Session id", id))
+        )
 
-    def touch_sessions(self, ids: Collection[str], *, runner_id: str | None = None) -> list[str]:
+    def touch_sessions(
+        self, ids: Collection[str], *, runner_id: str | None = None
+    ) -> list[str]:
         ids = identifiers("Session id", ids)
         touched = self._touch_sessions(True, runner_id, ids=json.dumps(ids))
         return [id for id in ids if id in touched]
 
-    def _touch_sessions(self, many: bool, runner_id: str | None, **values: str) -> set[str]:
+    def _touch_sessions(
+        self, many: bool, runner_id: str | None, **values: str
+    ) -> set[str]:
         if runner_id is not None:
             values["runner_id"] = identifier("Runner id", runner_id)
         sessions, of_runner = queries.TABLES[SessionRecord], runner_id is not None
-        return self._touch(queries.touch(sessions, self._touch_interval, many=many, of_runner=of_runner), values)
+        return self._touch(
+            queries.touch(
+                sessions, self._touch_interval, many=many, of_runner=of_runner
+            ),
+            values,
+        )
 
     def delete_session(self, id: str) -> bool:
-        return self._executor.count(queries.DELETE_SESSION, id=identifier("Session id", id)) > 0
+        return (
+            self._executor.count(
+                queries.DELETE_SESSION, id=identifier("Session id", id)
+            )
+            > 0
+        )
 
     def bulk_pause_sessions_by_runner(self, runner_id: str) -> int:
         return self._executor.count(
-            queries.PAUSE_SESSIONS_BY_RUNNER, runner_id=identifier("Runner id", runner_id), now=datetime.now(UTC)
+            queries.PAUSE_SESSIONS_BY_RUNNER,
+            runner_id=identifier("Runner id", runner_id),
+            now=datetime.now(UTC),
         )
 
     def bulk_pause_active_sessions(self) -> int:
         return self._executor.count(queries.PAUSE_SESSIONS, now=datetime.now(UTC))
 
-    def prune_sessions(self, ended_before: datetime, limit: int, *, also: Sequence[str] = ()) -> int:
-        values = {"ended_before": aware_instant("ended_before", ended_before), "limit": page_limit(limit)}
+    def prune_sessions(
+        self, ended_before: datetime, limit: int, *, also: Sequence[str] = ()
+    ) -> int:
+        values = {
+            "ended_before": aware_instant("ended_before", ended_before),
+            "limit": page_limit(limit),
+        }
         tables = other_tables("also", also)
 
         def prune(inside: Executor) -> int:
@@ -253,13 +343,20 @@ class DjangoDb(Db):
             if pruned:
                 inside.count(queries.PRUNE_SANDBOXES, session_ids=ids)
                 for table in tables:
-                    inside.count(queries.delete_rows_of_sessions(table), session_ids=ids)
+                    inside.count(
+                        queries.delete_rows_of_sessions(table), session_ids=ids
+                    )
             return len(pruned)
 
         return self._executor.transaction(prune)
 
     def _update_session(self, query: Update, id: str, **values: str | None) -> bool:
-        return self._executor.count(query, id=identifier("Session id", id), now=datetime.now(UTC), **values) > 0
+        return (
+            self._executor.count(
+                query, id=identifier("Session id", id), now=datetime.now(UTC), **values
+            )
+            > 0
+        )
 
     # -- sandboxes
 
@@ -291,27 +388,45 @@ class DjangoDb(Db):
         only_if: SandboxStateInput | Collection[SandboxStateInput] | None = None,
     ) -> bool:
         if only_if is None:
-            return self._update_sandbox(queries.UPDATE_SANDBOX_STATE, id, state=sandbox_state(state))
+            return self._update_sandbox(
+                queries.UPDATE_SANDBOX_STATE, id, state=sandbox_state(state)
+            )
         wanted = json.dumps(sandbox_states("only_if", only_if))
-        return self._update_sandbox(queries.UPDATE_SANDBOX_STATE_IF, id, state=sandbox_state(state), only_if=wanted)
+        return self._update_sandbox(
+            queries.UPDATE_SANDBOX_STATE_IF,
+            id,
+            state=sandbox_state(state),
+            only_if=wanted,
+        )
 
     def update_sandbox_session(self, id: str, session_id: str | None) -> bool:
         return self._update_sandbox(
-            queries.UPDATE_SANDBOX_SESSION, id, session_id=optional_identifier("Session id", session_id)
+            queries.UPDATE_SANDBOX_SESSION,
+            id,
+            session_id=optional_identifier("Session id", session_id),
         )
 
     def touch_sandbox(self, id: str) -> bool:
         id = identifier("Sandbox id", id)
-        return bool(self._touch(queries.touch(queries.TABLES[SandboxRecord], self._touch_interval), {"id": id}))
+        return bool(
+            self._touch(
+                queries.touch(queries.TABLES[SandboxRecord], self._touch_interval),
+                {"id": id},
+            )
+        )
 
     def touch_sandboxes(self, ids: Collection[str]) -> list[str]:
         ids = identifiers("Sandbox id", ids)
-        many = queries.touch(queries.TABLES[SandboxRecord], self._touch_interval, many=True)
+        many = queries.touch(
+            queries.TABLES[SandboxRecord], self._touch_interval, many=True
+        )
         touched = self._touch(many, {"ids": json.dumps(ids)})
         return [id for id in ids if id in touched]
 
     def get_sandbox(self, id: str) -> SandboxRecord | None:
-        return self._executor.first(SandboxRecord, queries.GET_SANDBOX, id=identifier("Sandbox id", id))
+        return self._executor.first(
+            SandboxRecord, queries.GET_SANDBOX, id=identifier("Sandbox id", id)
+        )
 
     def list_sandboxes(
         self,
@@ -333,12 +448,18 @@ class DjangoDb(Db):
 
     def list_sandboxes_by_runner(self, runner_id: str) -> list[SandboxRecord]:
         return self._executor.all(
-            SandboxRecord, queries.LIST_SANDBOXES_BY_RUNNER, runner_id=identifier("Runner id", runner_id)
+            SandboxRecord,
+            queries.LIST_SANDBOXES_BY_RUNNER,
+            runner_id=identifier("Runner id", runner_id),
         )
 
-    def count_sandboxes(self, *, state: SandboxStateInput | Collection[SandboxStateInput] | None = None) -> int:
+    def count_sandboxes(
+        self, *, state: SandboxStateInput | Collection[SandboxStateInput] | None = None
+    ) -> int:
         states = [] if state is None else sandbox_states("state", state)
-        return self._executor.one(int, queries.count_sandboxes(len(states)), **_numbered(states))
+        return self._executor.one(
+            int, queries.count_sandboxes(len(states)), **_numbered(states)
+        )
 
     def claim_warm_sandbox(
         self, agent_name: str, session_id: str, tenant_id: str = DEFAULT_TENANT_ID
@@ -352,11 +473,17 @@ class DjangoDb(Db):
             now=datetime.now(UTC),
         )
 
-    def get_best_eviction_candidate(self, *, unused_since: datetime | None = None) -> SandboxRecord | None:
+    def get_best_eviction_candidate(
+        self, *, unused_since: datetime | None = None
+    ) -> SandboxRecord | None:
         values = _unused_since(unused_since)
-        return self._executor.first(SandboxRecord, queries.GET_BEST_EVICTION_CANDIDATE[bool(values)], **values)
+        return self._executor.first(
+            SandboxRecord, queries.GET_BEST_EVICTION_CANDIDATE[bool(values)], **values
+        )
 
-    def claim_eviction_candidate(self, *, unused_since: datetime | None = None) -> SandboxRecord | None:
+    def claim_eviction_candidate(
+        self, *, unused_since: datetime | None = None
+    ) -> SandboxRecord | None:
         values = _unused_since(unused_since)
         for state, query in queries.CLAIM_EVICTION_CANDIDATE[bool(values)].items():
             claimed = self._executor.first(SandboxRecord, query, **values)
@@ -366,28 +493,47 @@ class DjangoDb(Db):
 
     def get_idle_sandboxes(self, older_than: datetime) -> list[SandboxRecord]:
         return self._executor.all(
-            SandboxRecord, queries.GET_IDLE_SANDBOXES, older_than=aware_instant("older_than", older_than)
+            SandboxRecord,
+            queries.GET_IDLE_SANDBOXES,
+            older_than=aware_instant("older_than", older_than),
         )
 
     def get_cold_sandboxes(self, older_than: datetime) -> list[SandboxRecord]:
         return self._executor.all(
-            SandboxRecord, queries.GET_COLD_SANDBOXES, older_than=aware_instant("older_than", older_than)
+            SandboxRecord,
+            queries.GET_COLD_SANDBOXES,
+            older_than=aware_instant("older_than", older_than),
         )
 
     def delete_sandbox(self, id: str) -> bool:
-        return self._executor.count(queries.DELETE_SANDBOX, id=identifier("Sandbox id", id)) > 0
+        return (
+            self._executor.count(
+                queries.DELETE_SANDBOX, id=identifier("Sandbox id", id)
+            )
+            > 0
+        )
 
     def mark_all_sandboxes_cold(self) -> int:
         return self._executor.count(queries.MARK_ALL_SANDBOXES_COLD)
 
     def _update_sandbox(self, query: Update, id: str, **values: Any) -> bool:
-        return self._executor.count(query, id=identifier("Sandbox id", id), **values) > 0
+        return (
+            self._executor.count(query, id=identifier("Sandbox id", id), **values) > 0
+        )
 
     def mark_sandboxes_cold_by_runner(self, runner_id: str) -> int:
-        return self._executor.count(queries.MARK_SANDBOXES_COLD_BY_RUNNER, runner_id=identifier("Runner id", runner_id))
+        return self._executor.count(
+            queries.MARK_SANDBOXES_COLD_BY_RUNNER,
+            runner_id=identifier("Runner id", runner_id),
+        )
 
     def _list(
-        self, record: type[Listed], values: dict[str, Any], wanted: list[str], limit: object, before: object
+        self,
+        record: type[Listed],
+        values: dict[str, Any],
+        wanted: list[str],
+        limit: object,
+        before: object,
     ) -> list[Listed]:
         """Return a page of a tenant's rows that equal the values and are in one of the wanted states, if any."""
         filters = frozenset(values) - {"tenant_id"}
@@ -397,7 +543,13 @@ class DjangoDb(Db):
         if before is not None:
             values["created_at"], values["id"] = page_position(before, record)
         model = queries.TABLES[record]
-        query = queries.list_rows(model, filters, len(wanted), before=before is not None, limit=limit is not None)
+        query = queries.list_rows(
+            model,
+            filters,
+            len(wanted),
+            before=before is not None,
+            limit=limit is not None,
+        )
         rows = self._executor.all(record, query, **values)
         if len(wanted) > 1:
             rows.sort(key=lambda row: (row.created_at, row.id), reverse=True)
@@ -418,17 +570,23 @@ class DjangoDb(Db):
         unsynced = self._relaxed_touches and not self._executor.threads.in_transaction
         update = touch.unsynced if unsynced else touch.update
         if not update.returning:
-            return there | ({values["id"]} if self._executor.count(update, **values) else set())
+            return there | (
+                {values["id"]} if self._executor.count(update, **values) else set()
+            )
         return there | set(self._executor.all(str, update, **values))
 
     # -- API keys
 
     def get_api_key_by_hash(self, key_hash: str) -> ApiKeyRecord | None:
         return self._executor.first(
-            ApiKeyRecord, queries.GET_API_KEY_BY_HASH, key_hash=identifier("Key hash", key_hash)
+            ApiKeyRecord,
+            queries.GET_API_KEY_BY_HASH,
+            key_hash=identifier("Key hash", key_hash),
         )
 
-    def insert_api_key(self, id: str, tenant_id: str, key_hash: str, label: str) -> ApiKeyRecord:
+    def insert_api_key(
+        self, id: str, tenant_id: str, key_hash: str, label: str
+    ) -> ApiKeyRecord:
         return self._executor.insert(
             ApiKeyRecord,
             queries.INSERT_API_KEY,
@@ -441,10 +599,17 @@ class DjangoDb(Db):
         )
 
     def list_api_keys_by_tenant(self, tenant_id: str) -> list[ApiKeyRecord]:
-        return self._executor.all(ApiKeyRecord, queries.LIST_API_KEYS, tenant_id=self._tenant(tenant_id))
+        return self._executor.all(
+            ApiKeyRecord, queries.LIST_API_KEYS, tenant_id=self._tenant(tenant_id)
+        )
 
     def delete_api_key(self, id: str) -> bool:
-        return self._executor.count(queries.DELETE_API_KEY, id=identifier("API key id", id)) > 0
+        return (
+            self._executor.count(
+                queries.DELETE_API_KEY, id=identifier("API key id", id)
+            )
+            > 0
+        )
 
     def issue_api_key(self, tenant_id: str, label: str) -> tuple[str, ApiKeyRecord]:
         plain, key_hash = self._keys.generate()
@@ -452,7 +617,12 @@ class DjangoDb(Db):
 
     def authenticate(self, plain: str) -> ApiKeyRecord | None:
         key_hash, bare_hash = self._keys.known(plain)
-        found = self._executor.all(ApiKeyRecord, queries.GET_API_KEYS_BY_HASHES, key_hash=key_hash, bare_hash=bare_hash)
+        found = self._executor.all(
+            ApiKeyRecord,
+            queries.GET_API_KEYS_BY_HASHES,
+            key_hash=key_hash,
+            bare_hash=bare_hash,
+        )
         return max(found, key=lambda record: record.key_hash == key_hash, default=None)
 
     # -- tenants
@@ -481,7 +651,9 @@ class DjangoDb(Db):
 
     def run_transaction(self, fn: Callable[[DjangoDb], R]) -> R:
         plain_function(fn)
-        return self._executor.transaction(lambda inside: plain_result(fn(self._on(inside))))
+        return self._executor.transaction(
+            lambda inside: plain_result(fn(self._on(inside)))
+        )
 
     def health(self) -> Health:
         return check_health(self._executor.threads)
@@ -498,7 +670,11 @@ class DjangoDb(Db):
 
 
 def _unused_since(instant: datetime | None) -> dict[str, datetime]:
-    return {} if instant is None else {"unused_since": aware_instant("unused_since", instant)}
+    return (
+        {}
+        if instant is None
+        else {"unused_since": aware_instant("unused_since", instant)}
+    )
 
 
 def _numbered(values: list[str]) -> dict[str, str]:

@@ -8,7 +8,17 @@ from collections.abc import Callable, Collection, Coroutine, Generator
 from contextvars import ContextVar
 from functools import wraps
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, Self, TypeVar, cast, overload
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Concatenate,
+    Final,
+    ParamSpec,
+    Self,
+    TypeVar,
+    cast,
+    overload,
+)
 
 from agentdb.errors import DatabaseClosedError, InvalidInputError
 from agentdb.inputs import check_tenant, identifier
@@ -34,7 +44,9 @@ _INSIDE = (
 _VIEW_CLOSED = "The view of a tenant is closed. Make another one with for_tenant()."
 
 
-def _in_thread(method: Callable[Concatenate[Db, P], R]) -> Callable[Concatenate[AsyncDb, P], Coroutine[Any, Any, R]]:
+def _in_thread(
+    method: Callable[Concatenate[Db, P], R],
+) -> Callable[Concatenate[AsyncDb, P], Coroutine[Any, Any, R]]:
     name = method.__name__
     reads = name.startswith(("get_", "list_", "count_"))
     first = method.__code__.co_varnames[1] if method.__code__.co_argcount > 1 else ""
@@ -43,7 +55,9 @@ def _in_thread(method: Callable[Concatenate[Db, P], R]) -> Callable[Concatenate[
     @wraps(method)
     async def call(self: AsyncDb, /, *args: P.args, **kwargs: P.kwargs) -> R:
         keys = _keys(args[0] if args else kwargs.get(first)) if is_about_ids else ()
-        return await self._run(lambda db: getattr(db, name)(*args, **kwargs), keys=keys, reads=reads)
+        return await self._run(
+            lambda db: getattr(db, name)(*args, **kwargs), keys=keys, reads=reads
+        )
 
     return call
 
@@ -70,13 +84,17 @@ class AsyncDb:
 
     def __init__(self, db: Db, *, max_workers: int = DEFAULT_MAX_WORKERS) -> None:
         if max_workers < 1:
-            raise InvalidInputError(f"max_workers must be 1 or more, not {max_workers}.")
+            raise InvalidInputError(
+                f"max_workers must be 1 or more, not {max_workers}."
+            )
         self._db: Db | None = db
         self._open: Callable[[], Db] | None = None
         self._prepare(max_workers)
 
     @classmethod
-    def opening(cls, open_db: Callable[[], Db], *, max_workers: int = DEFAULT_MAX_WORKERS) -> Self:
+    def opening(
+        cls, open_db: Callable[[], Db], *, max_workers: int = DEFAULT_MAX_WORKERS
+    ) -> Self:
         """Return an ``AsyncDb`` of the ``Db`` that ``open_db``, called in a thread, returns on first use."""
         self = cls.__new__(cls)
         self._db, self._open = None, open_db
@@ -105,12 +123,20 @@ class AsyncDb:
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
         await self.close()
 
     def _job(
-        self, call: Callable[[Db], Any], *, keys: tuple[str, ...] = (), reads: bool = False, apart: bool = False
+        self,
+        call: Callable[[Db], Any],
+        *,
+        keys: tuple[str, ...] = (),
+        reads: bool = False,
+        apart: bool = False,
     ) -> Job:
         """Return a job that calls with the ``Db``, for each of which a thread is free if it is to run ``apart``."""
         if self._closed:
@@ -119,7 +145,13 @@ class AsyncDb:
         workers = self._transactions if apart else self._workers
         return workers.job(lambda: self._call(call), keys=keys, reads=reads)
 
-    async def _run(self, call: Callable[[Db], R], *, keys: tuple[str, ...] = (), reads: bool = False) -> R:
+    async def _run(
+        self,
+        call: Callable[[Db], R],
+        *,
+        keys: tuple[str, ...] = (),
+        reads: bool = False,
+    ) -> R:
         result: R = await self._job(call, keys=keys, reads=reads).start()
         return result
 
@@ -130,7 +162,10 @@ class AsyncDb:
 
     def _refuse_inside(self) -> None:
         """Refuse a call inside one of this one's transactions: it would not be part of it, or wait for its end."""
-        if any(transaction.is_open and transaction.around is self._source for transaction in _inside.get()):
+        if any(
+            transaction.is_open and transaction.around is self._source
+            for transaction in _inside.get()
+        ):
             raise InvalidInputError(_INSIDE)
 
     def _call(self, call: Callable[[Db], R]) -> R:
@@ -210,7 +245,9 @@ class AsyncDb:
         return _TenantView(self, identifier("Tenant id", tenant_id))
 
     @overload
-    async def run_transaction(self, fn: Callable[[AsyncDb], Coroutine[Any, Any, R]]) -> R: ...
+    async def run_transaction(
+        self, fn: Callable[[AsyncDb], Coroutine[Any, Any, R]]
+    ) -> R: ...
 
     @overload
     async def run_transaction(self, fn: Callable[[Db], R]) -> R: ...
@@ -226,7 +263,10 @@ class AsyncDb:
         """
         from agentdb.serving.coroutines import CoroutineTransaction, PlainTransaction
 
-        if not (inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None))):  # noqa: B004
+        own_call = getattr(fn, "__call__", None)  # noqa: B004
+        if not (
+            inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(own_call)
+        ):
             plain = PlainTransaction(lambda db: _Inside(self._source).call(fn, db))
             return await plain.run(self._job(lambda db: db.run_transaction(plain)))
 
@@ -234,7 +274,9 @@ class AsyncDb:
             inside = _Inside(self._source)
             return await inside.await_(fn, _TransactionDb(inside, transaction, db))
 
-        transaction = CoroutineTransaction(call, lambda work: self._job(work, apart=True))
+        transaction = CoroutineTransaction(
+            call, lambda work: self._job(work, apart=True)
+        )
         return await transaction.run()
 
     async def close(self) -> None:
@@ -244,12 +286,17 @@ class AsyncDb:
         from agentdb.serving.workers import Workers
 
         self._refuse_inside()
-        if self._closing is None or self._closing.get_loop() is not asyncio.get_running_loop():
+        if (
+            self._closing is None
+            or self._closing.get_loop() is not asyncio.get_running_loop()
+        ):
             self._closed = True
             apart = Workers(1)  # since it waits for the others
             self._closing = asyncio.ensure_future(apart.job(self._shut_down).start())
         if not self._closing.done():
-            await asyncio.shield(self._closing)  # cancelling this must not leave the connections open
+            await asyncio.shield(
+                self._closing
+            )  # cancelling this must not leave the connections open
 
     def _shut_down(self) -> None:
         self._workers.stop()
@@ -265,12 +312,22 @@ class _TenantView(AsyncDb):
         self._whole, self._tenant_id, self._closed = whole, tenant_id, False
 
     def _job(
-        self, call: Callable[[Db], Any], *, keys: tuple[str, ...] = (), reads: bool = False, apart: bool = False
+        self,
+        call: Callable[[Db], Any],
+        *,
+        keys: tuple[str, ...] = (),
+        reads: bool = False,
+        apart: bool = False,
     ) -> Job:
         if self._closed:
             raise DatabaseClosedError(_VIEW_CLOSED)
         tenant_id = self._tenant_id
-        return self._whole._job(lambda db: call(db.for_tenant(tenant_id)), keys=keys, reads=reads, apart=apart)
+        return self._whole._job(
+            lambda db: call(db.for_tenant(tenant_id)),
+            keys=keys,
+            reads=reads,
+            apart=apart,
+        )
 
     @property
     def _source(self) -> AsyncDb:
@@ -302,7 +359,9 @@ class _Inside:
         finally:
             self.is_open = False
 
-    async def await_(self, fn: Callable[[AsyncDb], Coroutine[Any, Any, R]], tx: AsyncDb) -> R:
+    async def await_(
+        self, fn: Callable[[AsyncDb], Coroutine[Any, Any, R]], tx: AsyncDb
+    ) -> R:
         before = _inside.get()
         _inside.set((*before, self))
         try:
@@ -318,16 +377,25 @@ _inside: ContextVar[tuple[_Inside, ...]] = ContextVar("agentdb_inside", default=
 class _TransactionDb(AsyncDb):
     """The calls of one transaction, all made in the thread that runs it."""
 
-    def __init__(self, inside: _Inside, transaction: CoroutineTransaction, db: Db) -> None:
+    def __init__(
+        self, inside: _Inside, transaction: CoroutineTransaction, db: Db
+    ) -> None:
         self._inside, self._transaction, self._db = inside, transaction, db
 
     def _job(
-        self, call: Callable[[Db], Any], *, keys: tuple[str, ...] = (), reads: bool = False, apart: bool = False
+        self,
+        call: Callable[[Db], Any],
+        *,
+        keys: tuple[str, ...] = (),
+        reads: bool = False,
+        apart: bool = False,
     ) -> Job:
         db = self._db
         assert db is not None
         if not self._inside.is_open:
-            raise DatabaseClosedError("The transaction has ended. Call the AsyncDb that ran it.")
+            raise DatabaseClosedError(
+                "The transaction has ended. Call the AsyncDb that ran it."
+            )
         self._refuse_inside()
         return self._transaction.inner_job(lambda: call(db))
 

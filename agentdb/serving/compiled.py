@@ -29,7 +29,9 @@ from agentdb.expressions import ServerAgo, ServerNow, ServerPast
 
 Row = tuple[Any, ...]
 Converter = Callable[[Any], Any]
-Slot = tuple[str | None, Any, Converter | None]  # a value's name or the constant, and its conversion
+Slot = tuple[
+    str | None, Any, Converter | None
+]  # a value's name or the constant, and its conversion
 
 # No text or instant of a caller can be mistaken for a stand-in: the first is a Unicode noncharacter, the second is
 # only ever compared while a query is compiled.
@@ -47,7 +49,9 @@ class Parameters:
         self.instants: dict[datetime, str] = {}
         self.lengths: dict[timedelta, str] = {}
         self.limits: dict[int, str] = {}
-        self.clock: set[str] = set()  # the instants that a server knows by its own clock
+        self.clock: set[str] = (
+            set()
+        )  # the instants that a server knows by its own clock
         self.of_tenant = False
 
     def rows(self, model: type[Model]) -> Any:
@@ -70,7 +74,9 @@ class Parameters:
         for value, known in self.instants.items():
             if known == name:
                 return value
-        value = datetime(_INSTANT_YEAR, 1, 1, microsecond=len(self.instants) + 1, tzinfo=UTC)
+        value = datetime(
+            _INSTANT_YEAR, 1, 1, microsecond=len(self.instants) + 1, tzinfo=UTC
+        )
         self.instants[value] = name
         return value
 
@@ -107,19 +113,29 @@ class Statement:
     converters: tuple[tuple[int, Converter], ...]
     table: str
     instants: tuple[int, ...] = ()  # the columns that a server returns as datetimes
-    batch: int | None = None  # at most so many rows are changed, and the statement is to be run until it changes fewer
-    row: tuple[tuple[str | None, Any], ...] = ()  # an inserted row: the names of its values, or what is always the same
+    batch: int | None = (
+        None  # at most so many rows are changed, and the statement is to be run until it changes fewer
+    )
+    row: tuple[
+        tuple[str | None, Any], ...
+    ] = ()  # an inserted row: the names of its values, or what is always the same
 
     def bind(self, values: Mapping[str, Any]) -> list[Any]:
         """Return the driver's parameters for the named values."""
         return [
-            constant if name is None else values[name] if convert is None else convert(values[name])
+            constant
+            if name is None
+            else values[name]
+            if convert is None
+            else convert(values[name])
             for name, constant, convert in self.slots
         ]
 
     def given(self, values: Mapping[str, Any]) -> list[Any]:
         """Return the row that was inserted, as the caller knows it."""
-        return [constant if name is None else values[name] for name, constant in self.row]
+        return [
+            constant if name is None else values[name] for name, constant in self.row
+        ]
 
     def convert(self, row: Row) -> Row | list[Any]:
         """Return the row with the fields' conversions applied."""
@@ -147,7 +163,9 @@ class Select:
         parameters = Parameters()
         built = self.build(parameters)
         if isinstance(built, list):
-            return _compile_all(connection, parameters, [queryset.query for queryset in built])
+            return _compile_all(
+                connection, parameters, [queryset.query for queryset in built]
+            )
         return _compile(connection, parameters, built.query)
 
 
@@ -185,7 +203,11 @@ class Update:
         query.add_update_values(self.values(parameters))
         statement = _compile(connection, parameters, query, returning=self.returning)
         if self.bulk and connection.vendor == "cockroachdb":
-            return replace(statement, sql=f"{statement.sql} LIMIT {ROWS_A_BATCH}", batch=ROWS_A_BATCH)
+            return replace(
+                statement,
+                sql=f"{statement.sql} LIMIT {ROWS_A_BATCH}",
+                batch=ROWS_A_BATCH,
+            )
         return statement
 
 
@@ -216,7 +238,9 @@ class Insert:
     replace: tuple[str, ...] = ()
     change: Mapping[str, Combinable] | None = None
     returning: bool = True
-    unless_taken: bool = False  # a row whose key is taken is left out, instead of an error
+    unless_taken: bool = (
+        False  # a row whose key is taken is left out, instead of an error
+    )
 
     def compile(self, connection: BaseDatabaseWrapper) -> Statement:
         parameters = Parameters()
@@ -225,7 +249,11 @@ class Insert:
         fields = list(meta.concrete_fields)
         query = InsertQuery(
             type(instance),
-            on_conflict=OnConflict.UPDATE if self.unique else OnConflict.IGNORE if self.unless_taken else None,
+            on_conflict=OnConflict.UPDATE
+            if self.unique
+            else OnConflict.IGNORE
+            if self.unless_taken
+            else None,
             update_fields=[meta.get_field(name) for name in self.replace],
             unique_fields=[meta.get_field(name) for name in self.unique],
         )
@@ -235,7 +263,8 @@ class Insert:
         by_server = [
             field
             for field in fields
-            if isinstance(getattr(instance, field.attname), ServerNow) and connection.vendor != "sqlite"
+            if isinstance(getattr(instance, field.attname), ServerNow)
+            and connection.vendor != "sqlite"
         ]
         # A server's clock is the only value that is not known here, and one column says it for all.
         returned = fields if self.returning else by_server[:1]
@@ -248,7 +277,10 @@ class Insert:
             params = (*params, *values)
         columns = [field.get_col(meta.db_table) for field in returned]
         statement = _statement(connection, parameters, compiler, sql, params, columns)
-        return replace(statement, row=tuple(_given(parameters, getattr(instance, f.attname)) for f in fields))
+        return replace(
+            statement,
+            row=tuple(_given(parameters, getattr(instance, f.attname)) for f in fields),
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -260,7 +292,10 @@ class Together:
     def compile(self, connection: BaseDatabaseWrapper) -> Statement:
         *others, last = [query.compile(connection) for query in self.queries]
         # CockroachDB refuses a part of WITH that returns no columns.
-        before = ", ".join(f"before_{number} AS ({other.sql} RETURNING 1)" for number, other in enumerate(others))
+        before = ", ".join(
+            f"before_{number} AS ({other.sql} RETURNING 1)"
+            for number, other in enumerate(others)
+        )
         slots = tuple(slot for statement in (*others, last) for slot in statement.slots)
         return replace(last, sql=f"WITH {before} {last.sql}", slots=slots)
 
@@ -285,7 +320,9 @@ def _given(parameters: Parameters, value: Any) -> tuple[str | None, Any]:
 
 
 def _assignments(
-    connection: BaseDatabaseWrapper, model: type[Model], change: Mapping[str, Combinable]
+    connection: BaseDatabaseWrapper,
+    model: type[Model],
+    change: Mapping[str, Combinable],
 ) -> tuple[str, tuple[Any, ...]]:
     query = UpdateQuery(model)
     query.add_update_values(dict(change))
@@ -316,21 +353,33 @@ def _compile(
 ) -> Statement:
     compiler = query.get_compiler(connection=connection)
     sql, params = compiler.as_sql()
-    columns = [column for column, _, _ in compiler.select or ()]  # only what selects has any
+    columns = [
+        column for column, _, _ in compiler.select or ()
+    ]  # only what selects has any
     if returning:
         assert query.model is not None
         meta = query.model._meta
-        fields = [field for field in meta.concrete_fields if isinstance(returning, bool) or field.attname in returning]
+        fields = [
+            field
+            for field in meta.concrete_fields
+            if isinstance(returning, bool) or field.attname in returning
+        ]
         columns = [field.get_col(meta.db_table) for field in fields]
-        sql += f" RETURNING {', '.join(compiler.compile(column)[0] for column in columns)}"
+        sql += (
+            f" RETURNING {', '.join(compiler.compile(column)[0] for column in columns)}"
+        )
     return _statement(connection, parameters, compiler, sql, params, columns)
 
 
-def _compile_all(connection: BaseDatabaseWrapper, parameters: Parameters, queries: list[SqlQuery]) -> Statement:
+def _compile_all(
+    connection: BaseDatabaseWrapper, parameters: Parameters, queries: list[SqlQuery]
+) -> Statement:
     """Compile the queries as one, which Django's union() refuses on SQLite if a part has a limit of its own."""
     compilers = [query.get_compiler(connection=connection) for query in queries]
     parts = [compiler.as_sql() for compiler in compilers]
-    sql = " UNION ALL ".join(f"SELECT * FROM ({sql}) part_{number}" for number, (sql, _) in enumerate(parts))
+    sql = " UNION ALL ".join(
+        f"SELECT * FROM ({sql}) part_{number}" for number, (sql, _) in enumerate(parts)
+    )
     params = [value for _, values in parts for value in values]
     columns = [column for column, _, _ in compilers[0].select]
     return _statement(connection, parameters, compilers[0], sql, params, columns)
@@ -346,40 +395,68 @@ def _statement(
 ) -> Statement:
     slots = _slots(connection, parameters, params)
     for value, name in parameters.limits.items():
-        while (place := sql.find(f"LIMIT {value}")) >= 0:  # a union has one in each part
+        while (
+            place := sql.find(f"LIMIT {value}")
+        ) >= 0:  # a union has one in each part
             slots.insert(sql.count("%s", 0, place), (name, None, None))
             sql = sql.replace(f"LIMIT {value}", "LIMIT %s", 1)
     missing = _asked(connection, parameters) - {name for name, _, _ in slots}
     if missing:
-        raise ValueError(f"The query has no place for its parameters {sorted(missing)}: {sql}")
+        raise ValueError(
+            f"The query has no place for its parameters {sorted(missing)}: {sql}"
+        )
     if connection.vendor == "sqlite":
         sql = sql.replace("%s", "?").replace("%%", "%")
     assert compiler.query.model is not None
     table = compiler.query.model._meta.db_table
     read = enumerate(columns) if connection.vendor != "sqlite" else ()
-    returned = tuple(index for index, column in read if isinstance(column.output_field, DateTimeField))
-    return Statement(sql, tuple(slots), _converters(connection, compiler, columns), table, returned)
+    returned = tuple(
+        index
+        for index, column in read
+        if isinstance(column.output_field, DateTimeField)
+    )
+    return Statement(
+        sql, tuple(slots), _converters(connection, compiler, columns), table, returned
+    )
 
 
-def _slots(connection: BaseDatabaseWrapper, parameters: Parameters, params: Iterable[Any]) -> list[Slot]:
+def _slots(
+    connection: BaseDatabaseWrapper, parameters: Parameters, params: Iterable[Any]
+) -> list[Slot]:
     """Return for each parameter the name behind its stand-in, or the constant that it is."""
     adapt = connection.ops.adapt_datetimefield_value
     names: dict[Any, str] = {**parameters.texts, **parameters.lengths}
     names.update((adapt(value), name) for value, name in parameters.instants.items())
-    instants = set(parameters.instants.values()) if connection.vendor == "sqlite" else set()
+    instants = (
+        set(parameters.instants.values()) if connection.vendor == "sqlite" else set()
+    )
     slots: list[Slot] = []
     for value in params:
-        name = names.get(value) if isinstance(value, str | datetime | timedelta) else None
-        slots.append((name, None if name else value, _instant_to_sqlite if name in instants else None))
+        name = (
+            names.get(value) if isinstance(value, str | datetime | timedelta) else None
+        )
+        slots.append(
+            (
+                name,
+                None if name else value,
+                _instant_to_sqlite if name in instants else None,
+            )
+        )
     return slots
 
 
 def _asked(connection: BaseDatabaseWrapper, parameters: Parameters) -> set[str]:
     """Return the names that must have a place in the statement."""
-    asked = {*parameters.texts.values(), *parameters.instants.values(), *parameters.limits.values()}
+    asked = {
+        *parameters.texts.values(),
+        *parameters.instants.values(),
+        *parameters.limits.values(),
+    }
     if connection.vendor == "sqlite":
         return asked
-    return (asked - parameters.clock) | {*parameters.lengths.values()}  # the clock is the server's own
+    return (asked - parameters.clock) | {
+        *parameters.lengths.values()
+    }  # the clock is the server's own
 
 
 def _converters(
@@ -391,7 +468,9 @@ def _converters(
     )
 
 
-def _converter(connection: BaseDatabaseWrapper, functions: list[Any], column: Any) -> Converter:
+def _converter(
+    connection: BaseDatabaseWrapper, functions: list[Any], column: Any
+) -> Converter:
     field: Field[Any, Any] = column.output_field
     if connection.vendor == "sqlite" and isinstance(field, DateTimeField):
         return _instant_from_sqlite
@@ -423,4 +502,8 @@ def _instant_from_sqlite(value: Any) -> Any:
     instant = datetime.fromisoformat(value) if isinstance(value, str) else value
     if instant is None:
         return None
-    return instant.replace(tzinfo=UTC) if instant.tzinfo is None else instant.astimezone(UTC)
+    return (
+        instant.replace(tzinfo=UTC)
+        if instant.tzinfo is None
+        else instant.astimezone(UTC)
+    )

@@ -40,7 +40,10 @@ class ConnectionLimit:
     @contextmanager
     def _room(self, slot: Slot) -> Iterator[None]:
         """Let the body open the slot's connection; ``DatabaseUnavailableError`` if none becomes free in time."""
-        began, pause = time.monotonic(), threading.Event()  # programs under test replace time.sleep
+        began, pause = (
+            time.monotonic(),
+            threading.Event(),
+        )  # programs under test replace time.sleep
         limit, place = slot.engine.call_timeout, slot.engine.describe()
         try:
             while not self._take(slot):
@@ -52,7 +55,12 @@ class ConnectionLimit:
                     )
                 pause.wait(_PAUSE_SECONDS)
             if (waited := time.monotonic() - began) > _LOGGED_SECONDS:
-                logger.info("%s: waited %.3f seconds for one of max_connections=%d.", place, waited, self._most)
+                logger.info(
+                    "%s: waited %.3f seconds for one of max_connections=%d.",
+                    place,
+                    waited,
+                    self._most,
+                )
             yield
         finally:
             with self._lock:
@@ -64,9 +72,14 @@ class ConnectionLimit:
             with self._lock:
                 others = [other for other in self._slots if other is not slot]
                 is_open = [other for other in others if other.is_open]
-                opening = sum(other in self._opening and not other.is_open for other in others)
+                opening = sum(
+                    other in self._opening and not other.is_open for other in others
+                )
                 if len(is_open) + opening < self._most:
                     self._opening.add(slot)
                     return True
-            if not any(other.close_if_idle() for other in sorted(is_open, key=lambda other: other.used)):
+            if not any(
+                other.close_if_idle()
+                for other in sorted(is_open, key=lambda other: other.used)
+            ):
                 return False

@@ -43,7 +43,11 @@ class CoroutineTransaction:
     transaction lasts as long as that frame, is retried as any other is, and works with every ``Db``.
     """
 
-    def __init__(self, call: Callable[[Db], Awaitable[Any]], make_job: Callable[[Callable[[Db], Any]], Job]) -> None:
+    def __init__(
+        self,
+        call: Callable[[Db], Awaitable[Any]],
+        make_job: Callable[[Callable[[Db], Any]], Job],
+    ) -> None:
         self._call = call
         self._calls: SimpleQueue[Job | _End] = SimpleQueue()
         self._cancelled = False
@@ -58,7 +62,9 @@ class CoroutineTransaction:
                 end = await self._end(answer.db)
                 job.future = job.future.get_loop().create_future()
                 self._calls.put(end)
-                answer = await (outcome(job.future) if end.error is None else job.future)
+                answer = await (
+                    outcome(job.future) if end.error is None else job.future
+                )
         except Exception:
             raise
         except BaseException:  # cancelled; or the loop drops this coroutine, and then nothing may be awaited
@@ -93,7 +99,9 @@ class CoroutineTransaction:
             try:
                 return self._calls.get(timeout=_LOOK_SECONDS)
             except Empty:
-                if self.job.future.get_loop().is_closed():  # the function will never go on
+                if (
+                    self.job.future.get_loop().is_closed()
+                ):  # the function will never go on
                     raise _Cancelled from None
 
 

@@ -81,20 +81,28 @@ class Executor:
 
     def _view(self) -> Executor:
         view = Executor(self._threads)
-        view._statements, view.tenant_id, view._part = self._statements, self.tenant_id, self._part
+        view._statements, view.tenant_id, view._part = (
+            self._statements,
+            self.tenant_id,
+            self._part,
+        )
         return view
 
     @property
     def threads(self) -> Threads:
         """The connections; ``DatabaseClosedError`` if this view is closed."""
         if self._closed:
-            raise DatabaseClosedError("The view of a tenant is closed. Make another one with for_tenant().")
+            raise DatabaseClosedError(
+                "The view of a tenant is closed. Make another one with for_tenant()."
+            )
         return self._threads
 
     def describe(self) -> str:
         """Return the name of the database, and of the tenant, for a message, without the password."""
         place = self.threads.engine.describe()
-        return place if self.tenant_id is None else f"{place}, tenant {self.tenant_id!r}"
+        return (
+            place if self.tenant_id is None else f"{place}, tenant {self.tenant_id!r}"
+        )
 
     def close(self) -> None:
         """Close the connections; of a tenant's view, this view alone."""
@@ -105,17 +113,23 @@ class Executor:
 
     # -- statements
 
-    def first(self, make: Callable[..., R], query: Select | Update | Delete, **values: Any) -> R | None:
+    def first(
+        self, make: Callable[..., R], query: Select | Update | Delete, **values: Any
+    ) -> R | None:
         """Return what ``make`` makes of the first row's columns, or None."""
         statement, rows = self._run(query, values, _fetch_all)
         return self._made(make, statement, rows)[0] if rows else None
 
-    def all(self, make: Callable[..., R], query: Select | Update | Delete, **values: Any) -> list[R]:
+    def all(
+        self, make: Callable[..., R], query: Select | Update | Delete, **values: Any
+    ) -> list[R]:
         """Return what ``make`` makes of each row's columns."""
         statement, rows = self._run(query, values, _fetch_all)
         return self._made(make, statement, rows)
 
-    def one(self, make: Callable[..., R], query: Insert | SelectCount, **values: Any) -> R:
+    def one(
+        self, make: Callable[..., R], query: Insert | SelectCount, **values: Any
+    ) -> R:
         """Return what ``make`` makes of the columns of the one row that the query always has."""
         statement, rows = self._run(query, values, _fetch_all)
         return self._made(make, statement, rows)[0]
@@ -133,9 +147,13 @@ class Executor:
         """Run the queries, all or none, and return how many rows the last one changed; none may need another's."""
         if self.threads.engine.has_server:
             return self.count(together(*map(self._narrowed, queries)), **values)
-        return self.transaction(lambda inside: [inside.count(query, **values) for query in queries][-1])
+        return self.transaction(
+            lambda inside: [inside.count(query, **values) for query in queries][-1]
+        )
 
-    def insert(self, make: Callable[..., R], query: Insert, duplicate: str, **values: Any) -> R:
+    def insert(
+        self, make: Callable[..., R], query: Insert, duplicate: str, **values: Any
+    ) -> R:
         """Insert the row and return what ``make`` makes of it; ``duplicate`` is what to say if its key is taken."""
         slot = self.threads.slot()
         try:
@@ -149,14 +167,20 @@ class Executor:
             [values["now"]] = statement.convert(returned[0])  # by the server's clock
         return make(*statement.given(self._of_tenant(values)))
 
-    def _insert_in_block(self, query: Insert, values: dict[str, Any]) -> tuple[Statement, tuple[int, list[Row]]]:
+    def _insert_in_block(
+        self, query: Insert, values: dict[str, Any]
+    ) -> tuple[Statement, tuple[int, list[Row]]]:
         """Insert, and let a taken key not cost the caller, who expects it, the whole transaction."""
         statement, inserted = self._run(unless_taken(query), values, _fetch_inserted)
         if inserted[0]:
             return statement, inserted
-        return self.transaction(lambda inside: inside._run(query, values, _fetch_inserted))
+        return self.transaction(
+            lambda inside: inside._run(query, values, _fetch_inserted)
+        )
 
-    def _run(self, query: Query, values: dict[str, Any], consume: Callable[[Any], R]) -> tuple[Statement, R]:
+    def _run(
+        self, query: Query, values: dict[str, Any], consume: Callable[[Any], R]
+    ) -> tuple[Statement, R]:
         """Run the query; return its statement and what ``consume`` makes of the cursor."""
         if self._part is not None:
             self._part.check()  # before the lock, which another thread's transaction may have
@@ -176,7 +200,9 @@ class Executor:
             params = statement.bind(values)
             if block is not None:
                 block.check()
-                return statement, self._run_in_block(slot, block, statement, params, consume)
+                return statement, self._run_in_block(
+                    slot, block, statement, params, consume
+                )
             writes = not isinstance(query, Select | SelectCount)
             return statement, self._run_alone(slot, statement, params, consume, writes)
 
@@ -185,7 +211,12 @@ class Executor:
         return statement
 
     def _run_alone(
-        self, slot: Slot, statement: Statement, params: list[Any], consume: Callable[[Any], R], writes: bool
+        self,
+        slot: Slot,
+        statement: Statement,
+        params: list[Any],
+        consume: Callable[[Any], R],
+        writes: bool,
     ) -> R:
         """Run the statement as a transaction of its own; retry if that cannot do anything twice."""
         try:
@@ -197,7 +228,9 @@ class Executor:
             fault = slot.fault(failure, writing=writes)
             self._clear_up(slot, fault)
             # A second loss is the server's state, and not the connection's.
-            is_safe = fault in REFUSED or (fault is Fault.LOST and not writes and not lost_before)
+            is_safe = fault in REFUSED or (
+                fault is Fault.LOST and not writes and not lost_before
+            )
             if delay is None or not is_safe:
                 raise _explained(slot, statement, fault, failure) from failure
             _log_retry(slot, failure)
@@ -217,7 +250,12 @@ class Executor:
             slot.discard()
 
     def _run_in_block(
-        self, slot: Slot, block: Block, statement: Statement, params: list[Any], consume: Callable[[Any], R]
+        self,
+        slot: Slot,
+        block: Block,
+        statement: Statement,
+        params: list[Any],
+        consume: Callable[[Any], R],
     ) -> R:
         """Run the statement in the open transaction; only that can be retried, as a whole."""
         try:
@@ -252,12 +290,24 @@ class Executor:
         return cast(Q, narrowed_to_tenant(query))  # type: ignore[arg-type]
 
     def _of_tenant(self, values: dict[str, Any]) -> dict[str, Any]:
-        return values if self.tenant_id is None else {**values, "tenant_id": self.tenant_id}
+        return (
+            values
+            if self.tenant_id is None
+            else {**values, "tenant_id": self.tenant_id}
+        )
 
-    def _made(self, make: Callable[..., R], statement: Statement, rows: list[Row]) -> list[R]:
-        if rows and statement.instants and isinstance(rows[0][statement.instants[0]], str):
+    def _made(
+        self, make: Callable[..., R], statement: Statement, rows: list[Row]
+    ) -> list[R]:
+        if (
+            rows
+            and statement.instants
+            and isinstance(rows[0][statement.instants[0]], str)
+        ):
             # The statement was prepared again for a schema whose migrations were reversed under the open Db.
-            error = TypeError(f"table {statement.table!r} has text in the place of timestamps")
+            error = TypeError(
+                f"table {statement.table!r} has text in the place of timestamps"
+            )
             raise self._threads.engine.explain(Fault.MISMATCH, error)
         try:
             return [make(*statement.convert(row)) for row in rows]
@@ -286,7 +336,11 @@ class Executor:
                     return result
                 except BaseException as error:
                     part.undo(error)
-                    if delay is None or not part.may_be_retried or not isinstance(error, Exception):
+                    if (
+                        delay is None
+                        or not part.may_be_retried
+                        or not isinstance(error, Exception)
+                    ):
                         raise
                     _log_retry(slot, error.__cause__ or error)
                 finally:
@@ -301,7 +355,13 @@ class Executor:
         return Transaction(slot) if block is None else Savepoint(slot, block)
 
 
-def _run_once(slot: Slot, statement: Statement, params: list[Any], consume: Callable[[Any], R], writes: bool) -> R:
+def _run_once(
+    slot: Slot,
+    statement: Statement,
+    params: list[Any],
+    consume: Callable[[Any], R],
+    writes: bool,
+) -> R:
     try:
         connection = slot.ready()
         result = _consumed(slot, connection, statement, params, consume, writes=writes)
@@ -327,7 +387,9 @@ def _consumed(
     try:
         if not writes:
             return consume(connection.execute(statement.sql, params))
-        result: R = connection.write(lambda writing: consume(writing.execute(statement.sql, params)))
+        result: R = connection.write(
+            lambda writing: consume(writing.execute(statement.sql, params))
+        )
         return result
     finally:
         slot.used = time.monotonic()
@@ -335,21 +397,40 @@ def _consumed(
             _log_if_slow(slot, slot.used - began, statement.sql)
 
 
-def _explained(slot: Slot, statement: Statement, fault: Fault, failure: BaseException) -> AgentDbError:
-    return _unreadable(slot, statement, failure) if fault is Fault.UNREADABLE else slot.engine.explain(fault, failure)
+def _explained(
+    slot: Slot, statement: Statement, fault: Fault, failure: BaseException
+) -> AgentDbError:
+    return (
+        _unreadable(slot, statement, failure)
+        if fault is Fault.UNREADABLE
+        else slot.engine.explain(fault, failure)
+    )
 
 
 def _unreadable(slot: Slot, statement: Statement, error: BaseException) -> AgentDbError:
     """Name the row: one that cannot be read takes every list down that has it."""
     found: object = None
     with suppress(*slot.engine.errors):
-        found = next(unreadable_values(slot.wrapper, 1, tables=(statement.table,), thorough=True), None)
-    explained = explain(Fault.UNREADABLE, slot.engine.describe(), str(found or slot.engine.reason(error)))
+        found = next(
+            unreadable_values(
+                slot.wrapper, 1, tables=(statement.table,), thorough=True
+            ),
+            None,
+        )
+    explained = explain(
+        Fault.UNREADABLE,
+        slot.engine.describe(),
+        str(found or slot.engine.reason(error)),
+    )
     return type(explained)(f"{explained} Correct it; 'agentdb verifydb' finds others.")
 
 
 def _log_retry(slot: Slot, failure: BaseException) -> None:
-    logger.info("%s: trying again, because %s.", slot.engine.describe(), slot.engine.reason(failure))
+    logger.info(
+        "%s: trying again, because %s.",
+        slot.engine.describe(),
+        slot.engine.reason(failure),
+    )
 
 
 def _log_if_slow(slot: Slot, took: float, sql: str) -> None:
@@ -363,7 +444,10 @@ def _warn_of_blocked_loop() -> None:
     global _warn_in_loops
     _warn_in_loops = False
     level, frame = 1, sys._getframe()
-    while frame.f_back is not None and frame.f_globals["__name__"].partition(".")[0] == "agentdb":
+    while (
+        frame.f_back is not None
+        and frame.f_globals["__name__"].partition(".")[0] == "agentdb"
+    ):
         level, frame = level + 1, frame.f_back
     warnings.warn(
         "A DjangoDb was called inside a running event loop, which stands still until the database has answered. "
@@ -377,7 +461,9 @@ def retry_delays() -> Iterator[float | None]:
     """Yield how many seconds to wait before each retry, and None for the last try."""
     for retry in range(_MAX_RETRIES):
         longest: float = min(_FIRST_DELAY_SECONDS * 2**retry, _LONGEST_DELAY_SECONDS)
-        yield random.uniform(0, longest)  # full jitter: callers that were in each other's way do not meet again
+        yield random.uniform(
+            0, longest
+        )  # full jitter: callers that were in each other's way do not meet again
     yield None
 
 

@@ -19,9 +19,13 @@ from agentdb.serving.connections.sqlite import carried
 _LONGEST_WAIT_FOR_A_CLOSE_SECONDS = 1.0
 _LONGEST_WAIT_FOR_TRANSACTIONS_SECONDS = 1.0
 _PAUSE_SECONDS = 0.02
-_LONGEST_WAIT_FOR_A_STATEMENT_SECONDS = 60.0  # twice as long as SQLite waits for another writer
+_LONGEST_WAIT_FOR_A_STATEMENT_SECONDS = (
+    60.0  # twice as long as SQLite waits for another writer
+)
 
-_wrappers: weakref.WeakSet[BaseDatabaseWrapper] = weakref.WeakSet()  # of SQLite files, the host's among them
+_wrappers: weakref.WeakSet[BaseDatabaseWrapper] = (
+    weakref.WeakSet()
+)  # of SQLite files, the host's among them
 
 
 class Forks(Protocol):
@@ -47,9 +51,13 @@ class Forking:
     """
 
     def __init__(self) -> None:
-        self.opening = threading.RLock()  # no connection may come to be between looking and forking
+        self.opening = (
+            threading.RLock()
+        )  # no connection may come to be between looking and forking
         self._executors: weakref.WeakSet[Forks] = weakref.WeakSet()
-        self._files: set[object] = set()  # the names of SQLite databases that an executor was made for
+        self._files: set[object] = (
+            set()
+        )  # the names of SQLite databases that an executor was made for
         self.under_way = False  # busy threads would else take their slot's lock again before it is had here
         self._held: list[Slot] = []
 
@@ -77,14 +85,22 @@ class Forking:
         transactions_until = time.monotonic() + _LONGEST_WAIT_FOR_TRANSACTIONS_SECONDS
         for executor in list(self._executors):
             for slot in executor.slots():
-                if not slot.engine.has_server and self._hold(slot, transactions_until) and executor.may_close(slot):
+                if (
+                    not slot.engine.has_server
+                    and self._hold(slot, transactions_until)
+                    and executor.may_close(slot)
+                ):
                     slot.discard()
         self._close_own()
 
     def _close_own(self) -> None:
         """Close the host's own connections of the thread that forks: others may be in the middle of a statement."""
         for wrapper in connections.all(initialized_only=True):
-            if wrapper.settings_dict["NAME"] in self._files and _is_file(wrapper) and not wrapper.in_atomic_block:
+            if (
+                wrapper.settings_dict["NAME"] in self._files
+                and _is_file(wrapper)
+                and not wrapper.in_atomic_block
+            ):
                 raw, wrapper.connection = wrapper.connection, None
                 if raw is not None:
                     raw.close()
@@ -113,16 +129,24 @@ class Forking:
         for executor in list(self._executors):
             executor.start_anew(self._held)
         for wrapper in {*_wrappers, *connections.all(initialized_only=True)}:
-            if wrapper.settings_dict["NAME"] in self._files and _is_file(wrapper) and wrapper.connection is not None:
+            if (
+                wrapper.settings_dict["NAME"] in self._files
+                and _is_file(wrapper)
+                and wrapper.connection is not None
+            ):
                 _undo_copy(wrapper)
-                if wrapper.in_atomic_block:  # of the host's, around the fork: it ends in the parent
+                if (
+                    wrapper.in_atomic_block
+                ):  # of the host's, around the fork: it ends in the parent
                     wrapper.closed_in_transaction = wrapper.needs_rollback = True
         carried.look(self._files)
         self.after_in_parent()
 
 
 def _is_file(wrapper: BaseDatabaseWrapper) -> bool:
-    return wrapper.vendor == "sqlite" and not getattr(wrapper, "is_in_memory_db", bool)()
+    return (
+        wrapper.vendor == "sqlite" and not getattr(wrapper, "is_in_memory_db", bool)()
+    )
 
 
 def _remember(connection: BaseDatabaseWrapper, **_: Any) -> None:
@@ -157,10 +181,14 @@ def _undo_copy(wrapper: BaseDatabaseWrapper) -> None:
     left_to_the_parent.append(raw)
 
     def close() -> None:
-        if not raw.in_transaction or raw.execute("PRAGMA journal_mode").fetchone() == ("wal",):
+        if not raw.in_transaction or raw.execute("PRAGMA journal_mode").fetchone() == (
+            "wal",
+        ):
             raw.close()
 
-    closing = threading.Thread(target=close, daemon=True)  # waits for ever for a lock that a thread of the parent has
+    closing = threading.Thread(
+        target=close, daemon=True
+    )  # waits for ever for a lock that a thread of the parent has
     closing.start()
     closing.join(_LONGEST_WAIT_FOR_A_CLOSE_SECONDS)
 
@@ -170,5 +198,7 @@ connection_created.connect(_remember)
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(
-        before=forking.before, after_in_parent=forking.after_in_parent, after_in_child=forking.after_in_child
+        before=forking.before,
+        after_in_parent=forking.after_in_parent,
+        after_in_child=forking.after_in_child,
     )

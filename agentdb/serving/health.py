@@ -27,7 +27,11 @@ def check_health(threads: Threads) -> Health:
             try:
                 return _ask(threads, slot, in_transaction)
             except AgentDbError as error:
-                if in_transaction or error.__cause__ is None or classify(error.__cause__) is Fault.SILENT:
+                if (
+                    in_transaction
+                    or error.__cause__ is None
+                    or classify(error.__cause__) is Fault.SILENT
+                ):
                     raise
                 slot.discard()  # what it was kept for may be over: a server that is back has a new one
                 return _ask(threads, slot, in_transaction)
@@ -51,7 +55,9 @@ def _ask(threads: Threads, slot: Slot, in_transaction: bool) -> Health:
             milliseconds = (time.perf_counter() - began) * 1000
         version = server_version(wrapper).split()[0]
         place = slot.engine.describe()
-        problem = schema_problem(wrapper, place) or own_apps.schema_problem(wrapper, place)
+        problem = schema_problem(wrapper, place) or own_apps.schema_problem(
+            wrapper, place
+        )
     return _health(
         threads,
         reason="" if problem is None else str(problem),
@@ -64,7 +70,9 @@ def _ask(threads: Threads, slot: Slot, in_transaction: bool) -> Health:
 
 def _warnings(wrapper: BaseDatabaseWrapper, version: str) -> tuple[str, ...]:
     path = sqlite_path(wrapper)
-    concerns = (file_concern(path), version_concern(version)) if path is not None else ()
+    concerns = (
+        (file_concern(path), version_concern(version)) if path is not None else ()
+    )
     return tuple(concern for concern in concerns if concern)
 
 

@@ -40,14 +40,18 @@ def check_set_up() -> None:
             "function, not while modules are imported; or use agentdb.connect()."
         )
     if not apps.is_installed("agentdb"):
-        raise AgentDbError('Django is configured without agentdb. Add "agentdb" to INSTALLED_APPS.')
+        raise AgentDbError(
+            'Django is configured without agentdb. Add "agentdb" to INSTALLED_APPS.'
+        )
 
 
 def cannot_load(engine: str, error: BaseException) -> str:
     """Say what to do where Django cannot load a database engine or its driver."""
     if engine == "django_cockroachdb":
         return "CockroachDB needs one more package. Install agentdb with its extra: 'django-agentdb[cockroachdb]'."
-    while error.__context__ is not None:  # Django's own error says only that there was one
+    while (
+        error.__context__ is not None
+    ):  # Django's own error says only that there was one
         error = error.__context__
     reason = in_one_line(error)
     if engine == "django.db.backends.postgresql":

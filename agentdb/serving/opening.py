@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 
 _FIRST_DELAY_SECONDS = 0.05
 _LONGEST_DELAY_SECONDS = 2.0
-_SHORTEST_ATTEMPT_SECONDS = 0.5  # a server that is up gets a chance, whatever the time-out
+_SHORTEST_ATTEMPT_SECONDS = (
+    0.5  # a server that is up gets a chance, whatever the time-out
+)
 
 _setup = threading.Lock()
 _standalone = False  # whether Django's settings are this module's
@@ -58,7 +60,9 @@ def connect(
     are pending, and ``SchemaMismatchError`` where the old server's tables are not adopted yet.
     """
     if not isinstance(timeout_seconds, int | float) or not timeout_seconds >= 0:  # type: ignore[redundant-expr]
-        raise InvalidInputError(f"timeout_seconds must be a number from 0 on, not {timeout_seconds!r}.")
+        raise InvalidInputError(
+            f"timeout_seconds must be a number from 0 on, not {timeout_seconds!r}."
+        )
     KeyHashes(key_secret)  # refuses what is not a secret before anything is opened
     names = own_apps.app_names(apps)
     own_apps.check_migrations(names or ())
@@ -71,7 +75,9 @@ def connect(
     from agentdb.serving.executor import Executor
 
     in_memory = connections.settings[alias]["NAME"] == ":memory:"
-    executor = Executor(Threads(alias, owned=owned, shared=owned and in_memory, creates=migrate))
+    executor = Executor(
+        Threads(alias, owned=owned, shared=owned and in_memory, creates=migrate)
+    )
     try:
         connection = connections[alias]
         _check_file(connection, may_be_missing=migrate)
@@ -98,7 +104,13 @@ def connect_async(
     Its calls run in up to ``max_workers`` threads, each with a connection of its own.
     """
     return AsyncDb.opening(
-        lambda: connect(url, migrate=migrate, timeout_seconds=timeout_seconds, key_secret=key_secret, apps=apps),
+        lambda: connect(
+            url,
+            migrate=migrate,
+            timeout_seconds=timeout_seconds,
+            key_secret=key_secret,
+            apps=apps,
+        ),
         max_workers=max_workers,
     )
 
@@ -118,7 +130,10 @@ def copy_database(source_url: str, target_url: str) -> dict[str, int]:
     from agentdb.moving import copydb
 
     with temporary_alias(source_url) as source, temporary_alias(target_url) as target:
-        return {table: summary.rows for table, summary in copydb.copy(source, target).items()}
+        return {
+            table: summary.rows
+            for table, summary in copydb.copy(source, target).items()
+        }
 
 
 def open_alias(alias: str) -> DjangoDb:
@@ -174,7 +189,11 @@ def _configure_alone(url: str | None, names: Sequence[str]) -> None:
     global _standalone
     own_apps.check_apps(names)
     settings.configure(
-        DATABASES={DEFAULT_DB_ALIAS: own_apps.with_apps(database_from_url(database_url(url)), names)},
+        DATABASES={
+            DEFAULT_DB_ALIAS: own_apps.with_apps(
+                database_from_url(database_url(url)), names
+            )
+        },
         INSTALLED_APPS=[*INSTALLED_APPS, *names],
         DEFAULT_AUTO_FIELD="django.db.models.BigAutoField",
         USE_TZ=True,
@@ -218,7 +237,9 @@ def _add_database(url: str, names: Sequence[str] = ()) -> str:
     alias = f"agentdb_{next(_numbers)}"
     # A handler of its own fills in the defaults that Django reads without asking.
     database = own_apps.with_apps(database_from_url(url), names)
-    connections.settings[alias] = ConnectionHandler({"default": database}).settings["default"]
+    connections.settings[alias] = ConnectionHandler({"default": database}).settings[
+        "default"
+    ]
     return alias
 
 
@@ -257,7 +278,9 @@ def _wait(executor: Executor, timeout_seconds: float) -> None:
     deadline, delay = time.monotonic() + timeout_seconds, _FIRST_DELAY_SECONDS
     while True:
         try:
-            return executor.threads.ensure_connected(max(_SHORTEST_ATTEMPT_SECONDS, deadline - time.monotonic()))
+            return executor.threads.ensure_connected(
+                max(_SHORTEST_ATTEMPT_SECONDS, deadline - time.monotonic())
+            )
         except DatabaseUnavailableError as error:
             left = deadline - time.monotonic()
             if left <= 0 or is_final(error) or not executor.threads.engine.has_server:
@@ -266,7 +289,9 @@ def _wait(executor: Executor, timeout_seconds: float) -> None:
             delay = min(delay * 2, _LONGEST_DELAY_SECONDS)
 
 
-def _bring_up_to_date(executor: Executor, connection: BaseDatabaseWrapper, migrate: bool) -> None:
+def _bring_up_to_date(
+    executor: Executor, connection: BaseDatabaseWrapper, migrate: bool
+) -> None:
     from django.core.management import CommandError
 
     from agentdb.schema import migration_record
@@ -286,7 +311,9 @@ def _bring_up_to_date(executor: Executor, connection: BaseDatabaseWrapper, migra
         raise problem
 
 
-def _bring_apps_up_to_date(executor: Executor, connection: BaseDatabaseWrapper, migrate: bool) -> None:
+def _bring_apps_up_to_date(
+    executor: Executor, connection: BaseDatabaseWrapper, migrate: bool
+) -> None:
     with executor.threads.slot().operation():
         problem = own_apps.schema_problem(connection, executor.describe())
         if problem is not None and migrate:

@@ -23,10 +23,14 @@ def app_names(apps: Sequence[str] | None) -> list[str] | None:
         words = os.environ.get(APPS_VARIABLE, "")
         return [name for word in words.split(",") if (name := word.strip())] or None
     if not isinstance(apps, list | tuple):
-        raise InvalidInputError(f"apps must be a list of the names of Django apps, not {type(apps).__name__}.")
+        raise InvalidInputError(
+            f"apps must be a list of the names of Django apps, not {type(apps).__name__}."
+        )
     for name in apps:
         if not isinstance(name, str) or not name.strip():
-            raise InvalidInputError(f"apps must be a list of the names of Django apps; {name!r} is not a name.")
+            raise InvalidInputError(
+                f"apps must be a list of the names of Django apps; {name!r} is not a name."
+            )
     return list(apps)
 
 
@@ -82,7 +86,9 @@ def installed_names() -> list[str]:
     """Return the names of all installed apps but agentdb."""
     from django.apps import apps
 
-    return [config.name for config in apps.get_app_configs() if config.name != "agentdb"]
+    return [
+        config.name for config in apps.get_app_configs() if config.name != "agentdb"
+    ]
 
 
 def labels_of(names: Sequence[str]) -> list[str]:
@@ -92,10 +98,15 @@ def labels_of(names: Sequence[str]) -> list[str]:
 
 def with_apps(database: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
     """Return the ``DATABASES`` entry of a database that has the tables of these apps."""
-    return {**database, "AGENTDB": {**database.get("AGENTDB", {}), "apps": tuple(names)}}
+    return {
+        **database,
+        "AGENTDB": {**database.get("AGENTDB", {}), "apps": tuple(names)},
+    }
 
 
-def schema_problem(connection: BaseDatabaseWrapper, place: str) -> SchemaOutOfDateError | None:
+def schema_problem(
+    connection: BaseDatabaseWrapper, place: str
+) -> SchemaOutOfDateError | None:
     """Return what the database lacks of the migrations of its apps, with the command to run."""
     names = _apps_of(connection)
     pending = tuple(_pending_migrations(connection))
@@ -115,8 +126,19 @@ def migrate(connection: BaseDatabaseWrapper) -> None:
     from agentdb.schema.migration_lock import migration_lock
 
     with migration_lock(connection):
-        for label in sorted({migration.partition(".")[0] for migration in _pending_migrations(connection)}):
-            call_command("migrate", label, database=connection.alias, interactive=False, verbosity=0)
+        for label in sorted(
+            {
+                migration.partition(".")[0]
+                for migration in _pending_migrations(connection)
+            }
+        ):
+            call_command(
+                "migrate",
+                label,
+                database=connection.alias,
+                interactive=False,
+                verbosity=0,
+            )
 
 
 def _apps_of(connection: BaseDatabaseWrapper) -> tuple[str, ...]:
@@ -134,7 +156,11 @@ def _pending_migrations(connection: BaseDatabaseWrapper) -> list[str]:
     executor = MigrationExecutor(connection)
     targets = [leaf for leaf in executor.loader.graph.leaf_nodes() if leaf[0] in labels]
     plan = executor.migration_plan(targets)
-    return [f"{migration.app_label}.{migration.name}" for migration, _ in plan if migration.app_label != "agentdb"]
+    return [
+        f"{migration.app_label}.{migration.name}"
+        for migration, _ in plan
+        if migration.app_label != "agentdb"
+    ]
 
 
 def _config(name: str) -> AppConfig:
@@ -155,5 +181,6 @@ def _config(name: str) -> AppConfig:
 def _has_migrations(package: str) -> bool:
     found: Any = find_spec(f"{package}.migrations")
     return found is not None and any(
-        module.name[0] not in "_~" for module in pkgutil.iter_modules(found.submodule_search_locations)
+        module.name[0] not in "_~"
+        for module in pkgutil.iter_modules(found.submodule_search_locations)
     )

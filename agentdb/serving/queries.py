@@ -11,15 +11,33 @@ from django.db.models import Case, F, IntegerField, OuterRef, Q, Subquery, Value
 from django.db.models.functions import Coalesce, Greatest
 from django.db.models.lookups import Exact
 
-from agentdb.expressions import CodePointOrder, IsRow, IsUnchanged, Locked, OneOfRows, OneOfTexts, UnsyncedCommit
+from agentdb.expressions import (
+    CodePointOrder,
+    IsRow,
+    IsUnchanged,
+    Locked,
+    OneOfRows,
+    OneOfTexts,
+    UnsyncedCommit,
+)
 from agentdb.interface import SandboxRecord, SandboxState, SessionRecord, SessionStatus
 from agentdb.models import Agent, ApiKey, Sandbox, Session
 from agentdb.querysets import FINISHED
 from agentdb.schema.other_tables import rows_with_session
-from agentdb.serving.compiled import Delete, Insert, Parameters, Select, SelectCount, Update
+from agentdb.serving.compiled import (
+    Delete,
+    Insert,
+    Parameters,
+    Select,
+    SelectCount,
+    Update,
+)
 
 Table = type[Session] | type[Sandbox]
-TABLES: dict[type[SessionRecord] | type[SandboxRecord], Table] = {SessionRecord: Session, SandboxRecord: Sandbox}
+TABLES: dict[type[SessionRecord] | type[SandboxRecord], Table] = {
+    SessionRecord: Session,
+    SandboxRecord: Sandbox,
+}
 
 
 def _not_before(column: str, p: Parameters) -> Greatest:
@@ -37,7 +55,9 @@ class Touch:
 
 
 @cache
-def touch(model: Table, interval: float, *, many: bool = False, of_runner: bool = False) -> Touch:
+def touch(
+    model: Table, interval: float, *, many: bool = False, of_runner: bool = False
+) -> Touch:
     """The queries for a time that is written again once it is ``interval`` seconds old; 0 is always.
 
     Of the row ``id``, or of ``many``, the JSON array ``ids``; of those on ``runner_id`` only, with ``of_runner``.
@@ -46,11 +66,17 @@ def touch(model: Table, interval: float, *, many: bool = False, of_runner: bool 
     column = "last_active_at" if model is Session else "last_used_at"
 
     def rows(p: Parameters) -> Any:
-        found = p.rows(model).filter(OneOfTexts("id", p.text("ids")) if many else Q(id=p.text("id")))
+        found = p.rows(model).filter(
+            OneOfTexts("id", p.text("ids")) if many else Q(id=p.text("id"))
+        )
         return found.filter(runner_id=p.text("runner_id")) if of_runner else found
 
     def is_due(p: Parameters) -> Q:
-        return Q(**{f"{column}__lt": p.past("touched_before", interval)}) if interval else Q()
+        return (
+            Q(**{f"{column}__lt": p.past("touched_before", interval)})
+            if interval
+            else Q()
+        )
 
     def due(p: Parameters) -> Any:
         return rows(p).filter(is_due(p))
@@ -62,11 +88,20 @@ def touch(model: Table, interval: float, *, many: bool = False, of_runner: bool 
     return Touch(
         Select(
             lambda p: rows(p).values_list(
-                "id", Case(When(is_due(p), then=Value(1)), default=Value(0), output_field=IntegerField())
+                "id",
+                Case(
+                    When(is_due(p), then=Value(1)),
+                    default=Value(0),
+                    output_field=IntegerField(),
+                ),
             )
         ),
         Update(due, values, returning=returning),
-        Update(lambda p: due(p).filter(Exact(UnsyncedCommit(), "off")), values, returning=returning),
+        Update(
+            lambda p: due(p).filter(Exact(UnsyncedCommit(), "off")),
+            values,
+            returning=returning,
+        ),
     )
 
 
@@ -89,7 +124,9 @@ UPSERT_AGENT = Insert(
 GET_AGENT = Select(lambda p: p.tenant(Agent).filter(name=p.text("name")))
 LIST_AGENTS = Select(lambda p: p.tenant(Agent).by_name())
 DELETE_AGENT = Delete(lambda p: p.tenant(Agent).filter(name=p.text("name")))
-DELETE_SESSIONS_OF_AGENT = Delete(lambda p: p.tenant(Session).filter(agent_name=p.text("name")))
+DELETE_SESSIONS_OF_AGENT = Delete(
+    lambda p: p.tenant(Session).filter(agent_name=p.text("name"))
+)
 
 # -- sessions
 
@@ -118,32 +155,50 @@ def _always(p: Parameters) -> Q:
 
 def _update_session(column: str, only_if: Condition = _always) -> Update:
     def values(p: Parameters) -> dict[str, object]:
-        return {column: p.text(column), "last_active_at": _not_before("last_active_at", p)}
+        return {
+            column: p.text(column),
+            "last_active_at": _not_before("last_active_at", p),
+        }
 
     return Update(lambda p: p.rows(Session).filter(only_if(p), id=p.text("id")), values)
 
 
 UPDATE_SESSION_STATUS = _update_session("status")
-UPDATE_SESSION_STATUS_IF = _update_session("status", lambda p: OneOfTexts("status", p.text("only_if")))
+UPDATE_SESSION_STATUS_IF = _update_session(
+    "status", lambda p: OneOfTexts("status", p.text("only_if"))
+)
 UPDATE_SESSION_SANDBOX = _update_session("sandbox_id")
 UPDATE_SESSION_RUNNER = _update_session("runner_id")
-UPDATE_SESSION_RUNNER_IF = _update_session("runner_id", lambda p: Q(runner_id=p.text("only_if")))
-UPDATE_SESSION_RUNNER_IF_NONE = _update_session("runner_id", lambda p: Q(runner_id__isnull=True))
+UPDATE_SESSION_RUNNER_IF = _update_session(
+    "runner_id", lambda p: Q(runner_id=p.text("only_if"))
+)
+UPDATE_SESSION_RUNNER_IF_NONE = _update_session(
+    "runner_id", lambda p: Q(runner_id__isnull=True)
+)
 DELETE_SESSION = Delete(lambda p: p.rows(Session).filter(id=p.text("id")))
 
 
 def _claim_session(*, silent: bool) -> Update:
     def claimable(p: Parameters) -> Any:
-        free = Q(runner_id__isnull=True) | Q(runner_id=p.text("runner_id")) | Q(status=SessionStatus.PAUSED.value)
+        free = (
+            Q(runner_id__isnull=True)
+            | Q(runner_id=p.text("runner_id"))
+            | Q(status=SessionStatus.PAUSED.value)
+        )
         if silent:
             free |= Q(last_active_at__lt=p.ago("silent_before", "silent_for"))
         # Conditions on the row itself, without a subquery: an update that has waited for the lock of another claim
         # evaluates them again on the row as that claim left it, and finds its runner there. A subquery would still see
         # the row as it was before, and both claims would succeed.
-        return p.rows(Session).filter(free, id=p.text("id")).exclude(status__in=FINISHED)
+        return (
+            p.rows(Session).filter(free, id=p.text("id")).exclude(status__in=FINISHED)
+        )
 
     def values(p: Parameters) -> dict[str, object]:
-        return {"runner_id": p.text("runner_id"), "last_active_at": _not_before("last_active_at", p)}
+        return {
+            "runner_id": p.text("runner_id"),
+            "last_active_at": _not_before("last_active_at", p),
+        }
 
     return Update(claimable, values, returning=True)
 
@@ -152,7 +207,13 @@ CLAIM_SESSION = _claim_session(silent=False)
 CLAIM_SILENT_SESSION = _claim_session(silent=True)
 
 
-def _of_tenant(p: Parameters, model: Table, filters: frozenset[str], column: str = "", value: str = "") -> Any:
+def _of_tenant(
+    p: Parameters,
+    model: Table,
+    filters: frozenset[str],
+    column: str = "",
+    value: str = "",
+) -> Any:
     """The tenant's rows with what is wanted in each column of ``filters``, and with one value of one more column."""
     rows = p.tenant(model).filter(**{name: p.text(name) for name in sorted(filters)})
     return rows.filter(**{column: p.text(value)}) if column else rows
@@ -163,14 +224,17 @@ def _page(p: Parameters, rows: Any, *, before: bool, limit: bool) -> Any:
         # The first condition bounds the range of the index, the second orders within one instant.
         created_at = p.instant("created_at")
         rows = rows.alias(ordered_id=CodePointOrder("id")).filter(
-            Q(created_at__lt=created_at) | Q(ordered_id__lt=p.text("id")), created_at__lte=created_at
+            Q(created_at__lt=created_at) | Q(ordered_id__lt=p.text("id")),
+            created_at__lte=created_at,
         )
     rows = rows.newest_first()
     return rows[: p.limit("limit")] if limit else rows
 
 
 @cache
-def list_rows(model: Table, filters: frozenset[str], values: int = 0, *, before: bool, limit: bool) -> Select:
+def list_rows(
+    model: Table, filters: frozenset[str], values: int = 0, *, before: bool, limit: bool
+) -> Select:
     """A page of the tenant's rows, equal to the parameters named in ``filters``.
 
     With ``values`` also of one of so many statuses or states, ``value0``, ``value1`` and so on: a page of each, since
@@ -182,7 +246,12 @@ def list_rows(model: Table, filters: frozenset[str], values: int = 0, *, before:
         if values == 0:
             return _page(p, _of_tenant(p, model, filters), before=before, limit=limit)
         pages = [
-            _page(p, _of_tenant(p, model, filters, column, f"value{number}"), before=before, limit=limit)
+            _page(
+                p,
+                _of_tenant(p, model, filters, column, f"value{number}"),
+                before=before,
+                limit=limit,
+            )
             for number in range(values)
         ]
         return pages if len(pages) > 1 else pages[0]
@@ -192,13 +261,19 @@ def list_rows(model: Table, filters: frozenset[str], values: int = 0, *, before:
 
 def _one_of(p: Parameters, column: str, values: int) -> Q:
     # One parameter each: for the elements of an array PostgreSQL assumes that they are most of a table's statuses.
-    return Q(**{f"{column}__in": [p.text(f"value{number}") for number in range(values)]}) if values else Q()
+    return (
+        Q(**{f"{column}__in": [p.text(f"value{number}") for number in range(values)]})
+        if values
+        else Q()
+    )
 
 
 @cache
 def count_sessions(filters: frozenset[str], statuses: int) -> SelectCount:
     """How many sessions the tenant has; with ``statuses`` in one of so many, ``value0``, ``value1`` and so on."""
-    return SelectCount(lambda p: _of_tenant(p, Session, filters).filter(_one_of(p, "status", statuses)))
+    return SelectCount(
+        lambda p: _of_tenant(p, Session, filters).filter(_one_of(p, "status", statuses))
+    )
 
 
 @cache
@@ -207,7 +282,9 @@ def count_sandboxes(states: int) -> SelectCount:
     return SelectCount(lambda p: p.rows(Sandbox).filter(_one_of(p, "state", states)))
 
 
-LIST_SESSIONS_BY_RUNNER = Select(lambda p: p.rows(Session).of_runner(p.text("runner_id")).newest_first())
+LIST_SESSIONS_BY_RUNNER = Select(
+    lambda p: p.rows(Session).of_runner(p.text("runner_id")).newest_first()
+)
 
 
 def _silent(*, limit: bool) -> Select:
@@ -224,16 +301,23 @@ GET_SILENT_SESSIONS = {limit: _silent(limit=limit) for limit in (False, True)}
 
 
 def _pause(p: Parameters) -> dict[str, object]:
-    return {"status": SessionStatus.PAUSED.value, "last_active_at": _not_before("last_active_at", p)}
+    return {
+        "status": SessionStatus.PAUSED.value,
+        "last_active_at": _not_before("last_active_at", p),
+    }
 
 
 PAUSE_SESSIONS = Update(lambda p: p.rows(Session).live(), _pause, bulk=True)
-PAUSE_SESSIONS_BY_RUNNER = Update(lambda p: p.rows(Session).of_runner(p.text("runner_id")).live(), _pause, bulk=True)
+PAUSE_SESSIONS_BY_RUNNER = Update(
+    lambda p: p.rows(Session).of_runner(p.text("runner_id")).live(), _pause, bulk=True
+)
 
 
 def _finished(p: Parameters):  # type: ignore[no-untyped-def]
     finished = p.rows(Session).finished().idle_since(p.instant("ended_before"))
-    longest_inactive = finished.order_by("last_active_at", CodePointOrder("id").asc()).values("id")
+    longest_inactive = finished.order_by(
+        "last_active_at", CodePointOrder("id").asc()
+    ).values("id")
     # The conditions once more: PostgreSQL looks at them again for a row that was changed meanwhile.
     return finished.filter(id__in=longest_inactive[: p.limit("limit")])
 
@@ -254,7 +338,11 @@ PRUNE_SANDBOXES = Delete(
 @cache
 def delete_rows_of_sessions(table: str) -> Delete:
     """Delete the rows of a table that is not agentdb's which name one of the sessions."""
-    return Delete(lambda p: rows_with_session(table).filter(OneOfTexts("session_id", p.text("session_ids"))))
+    return Delete(
+        lambda p: rows_with_session(table).filter(
+            OneOfTexts("session_id", p.text("session_ids"))
+        )
+    )
 
 
 # -- sandboxes
@@ -273,18 +361,28 @@ INSERT_SANDBOX = Insert(
     returning=False,
 )
 GET_SANDBOX = Select(lambda p: p.rows(Sandbox).filter(id=p.text("id")))
-UPDATE_SANDBOX_STATE = Update(lambda p: p.rows(Sandbox).filter(id=p.text("id")), lambda p: {"state": p.text("state")})
+UPDATE_SANDBOX_STATE = Update(
+    lambda p: p.rows(Sandbox).filter(id=p.text("id")),
+    lambda p: {"state": p.text("state")},
+)
 UPDATE_SANDBOX_STATE_IF = Update(
-    lambda p: p.rows(Sandbox).filter(OneOfTexts("state", p.text("only_if")), id=p.text("id")),
+    lambda p: p.rows(Sandbox).filter(
+        OneOfTexts("state", p.text("only_if")), id=p.text("id")
+    ),
     lambda p: {"state": p.text("state")},
 )
 UPDATE_SANDBOX_SESSION = Update(
-    lambda p: p.rows(Sandbox).filter(id=p.text("id")), lambda p: {"session_id": p.text("session_id")}
+    lambda p: p.rows(Sandbox).filter(id=p.text("id")),
+    lambda p: {"session_id": p.text("session_id")},
 )
 
 
 def _on_runner(p: Parameters) -> Any:
-    return p.rows(Sandbox).filter(OneOfRows("session_id", p.rows(Session).of_runner(p.text("runner_id")).values("id")))
+    return p.rows(Sandbox).filter(
+        OneOfRows(
+            "session_id", p.rows(Session).of_runner(p.text("runner_id")).values("id")
+        )
+    )
 
 
 LIST_SANDBOXES_BY_RUNNER = Select(lambda p: _on_runner(p).newest_first())
@@ -297,22 +395,32 @@ MARK_SANDBOXES_COLD_BY_RUNNER = Update(
 
 def _evictable(p: Parameters, state: SandboxState, unused_since: bool) -> Any:
     sandboxes = p.rows(Sandbox).in_state(state)
-    return sandboxes.idle_since(p.instant("unused_since")) if unused_since else sandboxes
+    return (
+        sandboxes.idle_since(p.instant("unused_since")) if unused_since else sandboxes
+    )
 
 
 def _best_eviction_candidate(*, unused_since: bool) -> Select:
     def first_of(p: Parameters, state: SandboxState) -> Any:
-        return _evictable(p, state, unused_since).least_recently_used_first().values("id")[:1]
+        return (
+            _evictable(p, state, unused_since)
+            .least_recently_used_first()
+            .values("id")[:1]
+        )
 
     # COALESCE stops at the first state that has a sandbox: at most three probes of one index, and no sort.
     def build(p: Parameters) -> Any:
         states = (SandboxState.COLD, SandboxState.WARM, SandboxState.WAITING)
-        return p.rows(Sandbox).filter(IsRow(F("id"), Coalesce(*[first_of(p, state) for state in states])))
+        return p.rows(Sandbox).filter(
+            IsRow(F("id"), Coalesce(*[first_of(p, state) for state in states]))
+        )
 
     return Select(build)
 
 
-GET_BEST_EVICTION_CANDIDATE = {each: _best_eviction_candidate(unused_since=each) for each in (False, True)}
+GET_BEST_EVICTION_CANDIDATE = {
+    each: _best_eviction_candidate(unused_since=each) for each in (False, True)
+}
 
 
 def _free(p: Parameters, state: SandboxState, rows: Any) -> Any:
@@ -348,7 +456,11 @@ CLAIM_EVICTION_CANDIDATE = {
 
 
 def _in_pool(p: Parameters) -> Any:
-    return p.tenant(Sandbox).in_state(SandboxState.WARM).filter(agent_name=p.text("agent_name"), session_id=None)
+    return (
+        p.tenant(Sandbox)
+        .in_state(SandboxState.WARM)
+        .filter(agent_name=p.text("agent_name"), session_id=None)
+    )
 
 
 CLAIM_WARM_SANDBOX = Update(
@@ -364,7 +476,12 @@ CLAIM_WARM_SANDBOX = Update(
 
 def _unused(state: SandboxState) -> Select:
     return Select(
-        lambda p: p.rows(Sandbox).in_state(state).idle_since(p.instant("older_than")).least_recently_used_first()
+        lambda p: (
+            p.rows(Sandbox)
+            .in_state(state)
+            .idle_since(p.instant("older_than"))
+            .least_recently_used_first()
+        )
     )
 
 
@@ -373,15 +490,23 @@ GET_COLD_SANDBOXES = _unused(SandboxState.COLD)
 DELETE_SANDBOX = Delete(lambda p: p.rows(Sandbox).filter(id=p.text("id")))
 # "Not equal" reads the whole table; "less or greater" reads the two ranges of the index on either side.
 MARK_ALL_SANDBOXES_COLD = Update(
-    lambda p: p.rows(Sandbox).filter(Q(state__lt=SandboxState.COLD.value) | Q(state__gt=SandboxState.COLD.value)),
+    lambda p: p.rows(Sandbox).filter(
+        Q(state__lt=SandboxState.COLD.value) | Q(state__gt=SandboxState.COLD.value)
+    ),
     lambda p: {"state": SandboxState.COLD.value},
     bulk=True,
 )
 
 # -- API keys
 
-GET_API_KEY_BY_HASH = Select(lambda p: p.rows(ApiKey).filter(key_hash=p.text("key_hash")))
-GET_API_KEYS_BY_HASHES = Select(lambda p: p.rows(ApiKey).filter(key_hash__in=[p.text("key_hash"), p.text("bare_hash")]))
+GET_API_KEY_BY_HASH = Select(
+    lambda p: p.rows(ApiKey).filter(key_hash=p.text("key_hash"))
+)
+GET_API_KEYS_BY_HASHES = Select(
+    lambda p: p.rows(ApiKey).filter(
+        key_hash__in=[p.text("key_hash"), p.text("bare_hash")]
+    )
+)
 INSERT_API_KEY = Insert(
     lambda p: ApiKey(
         id=p.text("id"),

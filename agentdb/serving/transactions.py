@@ -42,12 +42,18 @@ class Block:
     def check(self) -> None:
         """Raise what has failed, if anything has."""
         if self._wrapper.needs_rollback:
-            raise self.failure or AgentDbError("The transaction has failed already; it can only be undone.")
+            raise self.failure or AgentDbError(
+                "The transaction has failed already; it can only be undone."
+            )
 
     def spoiled_or_open(self, slot: Slot) -> Connection:
         """Return the connection to commit on; raise if the work went on after a failure: that is not success."""
         wrapper = self._wrapper
-        if not wrapper.needs_rollback and not wrapper.closed_in_transaction and wrapper.connection is not None:
+        if (
+            not wrapper.needs_rollback
+            and not wrapper.closed_in_transaction
+            and wrapper.connection is not None
+        ):
             connection = slot.open_in_block()
             if connection.in_transaction():
                 return connection
@@ -126,7 +132,9 @@ class Transaction(Block):
         super().__init__(slot.wrapper)
         self._slot = slot
         self._thread = threading.get_ident()
-        self._turn: Turn | None = None  # while it is open, other writers of a SQLite file wait
+        self._turn: Turn | None = (
+            None  # while it is open, other writers of a SQLite file wait
+        )
         self.is_over = False
 
     @property
@@ -139,7 +147,10 @@ class Transaction(Block):
             try:
                 self._begin()
             except self._slot.engine.errors as error:
-                if self._slot.fault(driver_error(error), writing=False) is not Fault.LOST:
+                if (
+                    self._slot.fault(driver_error(error), writing=False)
+                    is not Fault.LOST
+                ):
                     raise
                 self._slot.discard()  # it had died unnoticed; nothing was done on it
                 self._begin()

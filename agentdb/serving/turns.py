@@ -27,7 +27,9 @@ R = TypeVar("R")
 Run = Callable[[Connection], Any]
 
 _MOST_STATEMENTS = 100  # of one COMMIT
-_LOOK_SECONDS = 0.25  # for a wake-up that an asynchronous exception has kept from coming
+_LOOK_SECONDS = (
+    0.25  # for a wake-up that an asynchronous exception has kept from coming
+)
 
 
 class Turn:
@@ -85,7 +87,9 @@ class Turns:
             assert turn is not None
         return turn
 
-    def write(self, connection: Connection, run: Run, seconds: float, *, apart: bool = False) -> Any:
+    def write(
+        self, connection: Connection, run: Run, seconds: float, *, apart: bool = False
+    ) -> Any:
         """Run one statement, and return what ``run`` returns once that is on the disk.
 
         Unless it is to run ``apart``, this may be on another connection of the same engine, in a transaction with
@@ -179,7 +183,9 @@ class Turns:
         """Let those at the head of the queue join whose statements may be run with the leader's."""
         writers = batch.writers
         with self._lock:
-            while len(writers) < _MOST_STATEMENTS and (first := self._first()) is not None:
+            while (
+                len(writers) < _MOST_STATEMENTS and (first := self._first()) is not None
+            ):
                 if first.group is not writers[0].group:
                     return
                 writers.append(first)
@@ -198,7 +204,9 @@ class Turns:
 class _Batch:
     """One transaction with the statements of several writers, the first of which runs it."""
 
-    def __init__(self, turns: Turns, turn: Turn, connection: Connection, leader: _Writer) -> None:
+    def __init__(
+        self, turns: Turns, turn: Turn, connection: Connection, leader: _Writer
+    ) -> None:
         self._turns, self._turn = turns, weakref.ref(turn)
         self._connection = connection
         self.writers = [leader]
@@ -241,14 +249,18 @@ class _Batch:
                 self._answer(self.writers, self._results)
             elif self._failure is not None and is_complete:
                 # The COMMIT has failed, and only the error says whether it may be stored all the same.
-                self._answer(followers, [(None, copy(self._failure)) for _ in followers])
+                self._answer(
+                    followers, [(None, copy(self._failure)) for _ in followers]
+                )
             else:
                 self._turns.put_back(followers, self)
             for writer in followers:
                 writer.tell()
 
     @staticmethod
-    def _answer(writers: list[_Writer], answers: list[tuple[Any, BaseException | None]]) -> None:
+    def _answer(
+        writers: list[_Writer], answers: list[tuple[Any, BaseException | None]]
+    ) -> None:
         for writer, answer in zip(writers, answers, strict=True):
             writer.answer, writer.batch = answer, None
 

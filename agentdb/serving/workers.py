@@ -18,7 +18,9 @@ from agentdb.errors import AgentDbError
 
 R = TypeVar("R")
 Answer = tuple[Any, BaseException | None]
-Wake: TypeAlias = "SimpleQueue[bool]"  # one for each thread: True for work, False for the end
+Wake: TypeAlias = (
+    "SimpleQueue[bool]"  # one for each thread: True for work, False for the end
+)
 
 # While calls wait, the answers of the calls before them reach the loop together: after so many, or after this time.
 _MOST_HELD_ANSWERS = 32
@@ -35,7 +37,16 @@ _BUSY = 0.75
 class Job:
     """One call: what to run, where its answer goes, and the ids it concerns."""
 
-    __slots__ = ("call", "context", "future", "held_up", "keys", "outbox", "put", "reads")
+    __slots__ = (
+        "call",
+        "context",
+        "future",
+        "held_up",
+        "keys",
+        "outbox",
+        "put",
+        "reads",
+    )
 
     def __init__(
         self,
@@ -46,7 +57,13 @@ class Job:
         keys: tuple[str, ...] = (),
         reads: bool = False,
     ) -> None:
-        self.call, self.outbox, self.put, self.keys, self.reads = call, outbox, put, keys, reads
+        self.call, self.outbox, self.put, self.keys, self.reads = (
+            call,
+            outbox,
+            put,
+            keys,
+            reads,
+        )
         self.context = contextvars.copy_context()
         self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self.held_up = 0  # by earlier calls on so many of its keys
@@ -119,8 +136,12 @@ class Outbox:
 
     def __init__(self, lock: threading.Lock) -> None:
         self.lock = lock
-        self.held: list[tuple[asyncio.Future[Any], Answer]] = []  # the loop has not been told of these
-        self.posted: list[tuple[asyncio.Future[Any], Answer]] = []  # it has been told, and will look
+        self.held: list[
+            tuple[asyncio.Future[Any], Answer]
+        ] = []  # the loop has not been told of these
+        self.posted: list[
+            tuple[asyncio.Future[Any], Answer]
+        ] = []  # it has been told, and will look
         self.timer: asyncio.TimerHandle | None = None
 
     def deliver(self) -> None:
@@ -152,7 +173,9 @@ class _Pool:
         self.ready: deque[Job] = deque()
         self.lines: dict[str, _Line] = {}
         self.threads: dict[threading.Thread, Wake] = {}
-        self.idle: list[Wake] = []  # the one that idles shortest last, since it is woken fastest
+        self.idle: list[
+            Wake
+        ] = []  # the one that idles shortest last, since it is woken fastest
         self.taken = 0  # since the last look, which was at these times: on the clock, and of the processor
         self.looked = (0.0, 0.0)
         # The time of the fastest of the latest reads, and of other calls, that ran while no other thread did: what the
@@ -169,27 +192,40 @@ class _Pool:
             if job.held_up:
                 return
             self.ready.append(job)
-            alone = len(self.idle) == len(self.threads) or self.fastest[job.reads] > self.worth_a_thread
+            alone = (
+                len(self.idle) == len(self.threads)
+                or self.fastest[job.reads] > self.worth_a_thread
+            )
             if not (alone and self._add_worker()) and job.outbox.timer is None:
                 self._arm(job.outbox, job.future.get_loop())
                 self.taken, self.looked = 1, (0.0, 0.0)
 
-    def finish(self, job: Job, answer: Answer, seconds: float, wake: Wake) -> Job | None:
+    def finish(
+        self, job: Job, answer: Answer, seconds: float, wake: Wake
+    ) -> Job | None:
         """Note the answer of a call, and return the next one to run; None if none is ready."""
         outbox = job.outbox
         with self.lock:
             if len(self.threads) - len(self.idle) == 1:
-                self.fastest[job.reads] = min(seconds, self.fastest[job.reads] + _SLOWER_BY_SECONDS)
+                self.fastest[job.reads] = min(
+                    seconds, self.fastest[job.reads] + _SLOWER_BY_SECONDS
+                )
             for key in job.keys:
                 line = self.lines[key]
-                self.ready.extend(released for released in line.leave(job) if not released.held_up)
+                self.ready.extend(
+                    released for released in line.leave(job) if not released.held_up
+                )
                 if line.is_empty():
                     del self.lines[key]
             outbox.held.append((job.future, answer))
             following = self._take() if self.ready and not self._is_too_many() else None
             if following is None:
                 self.idle.append(wake)
-            may_hold = self.ready and outbox.timer is not None and len(outbox.held) < _MOST_HELD_ANSWERS
+            may_hold = (
+                self.ready
+                and outbox.timer is not None
+                and len(outbox.held) < _MOST_HELD_ANSWERS
+            )
             must_tell = not may_hold and outbox.must_tell()
         if must_tell:
             outbox.tell(job.future.get_loop())
@@ -227,7 +263,9 @@ class _Pool:
         """
         reads = self.ready[0].reads
         return self.fastest[reads] > (
-            min(_WORTH_ANOTHER_SECONDS, self.worth_a_thread) if reads else self.worth_a_thread
+            min(_WORTH_ANOTHER_SECONDS, self.worth_a_thread)
+            if reads
+            else self.worth_a_thread
         )
 
     def _add_worker(self) -> bool:
@@ -238,7 +276,9 @@ class _Pool:
             name = f"agentdb-{len(self.threads)}"
             wake: Wake = SimpleQueue()
             wake.put(True)
-            thread = threading.Thread(target=_work, args=(self, wake), name=name, daemon=True)
+            thread = threading.Thread(
+                target=_work, args=(self, wake), name=name, daemon=True
+            )
             self.threads[thread] = wake
             thread.start()
             return True
@@ -270,7 +310,9 @@ class Workers:
     ``worth_a_thread`` seconds to answer, as over a network.
     """
 
-    def __init__(self, max_workers: int, *, worth_a_thread: float = _WORTH_A_THREAD_SECONDS) -> None:
+    def __init__(
+        self, max_workers: int, *, worth_a_thread: float = _WORTH_A_THREAD_SECONDS
+    ) -> None:
         self._arguments = max_workers, worth_a_thread
         self.start_anew()
         _all.add(self)
@@ -278,11 +320,19 @@ class Workers:
     def start_anew(self) -> None:
         """Know no thread; after a fork the threads are the parent's."""
         self.pool = _Pool(*self._arguments)
-        self._outboxes: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Outbox] = weakref.WeakKeyDictionary()
+        self._outboxes: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Outbox] = (
+            weakref.WeakKeyDictionary()
+        )
         # Whoever drops this without stop() must not keep the threads waiting for ever.
         self._finalizer = weakref.finalize(self, self.pool.dismiss)
 
-    def job(self, call: Callable[[], Any], *, keys: tuple[str, ...] = (), reads: bool = False) -> Job:
+    def job(
+        self,
+        call: Callable[[], Any],
+        *,
+        keys: tuple[str, ...] = (),
+        reads: bool = False,
+    ) -> Job:
         """Return a job that runs the call in a copy of the caller's context; its ``future`` gets the result.
 
         Jobs with a key in common run in the order in which they were started; those that only read, side by side.
@@ -317,13 +367,17 @@ def _work(pool: _Pool, wake: Wake) -> None:
             del answer  # else an idle thread would keep the caller's objects
 
 
-def _settle(future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
+def _settle(
+    future: asyncio.Future[Any], result: Any, error: BaseException | None
+) -> None:
     if future.done():  # cancelled; or the call goes on for nobody, as a transaction that is rolled back
         return
     if error is None:
         future.set_result(result)
     elif isinstance(error, StopIteration):
-        future.set_exception(RuntimeError(f"The call raised {error!r}, which a coroutine cannot raise."))
+        future.set_exception(
+            RuntimeError(f"The call raised {error!r}, which a coroutine cannot raise.")
+        )
     else:
         future.set_exception(error)
 

@@ -87,7 +87,9 @@ def agentdb_overview_url(context: Context) -> str:
 
 @register.simple_tag(takes_context=True)
 def agentdb_list_link(context: Context, opts: Options[Any]) -> SafeString:
-    return link(list_url(site_of(context["request"]), opts.model), heading_of(opts.model))
+    return link(
+        list_url(site_of(context["request"]), opts.model), heading_of(opts.model)
+    )
 
 
 @register.filter
@@ -105,13 +107,20 @@ def known_value(value: str) -> str:
 def figure(figure: Figure) -> SafeString:
     """A number, marked if it is an estimate, which says on hover from what."""
     if figure.is_estimate:
-        return format_html('<span class="agentdb-about" title="{}">≈</span>&nbsp;{}', figure.how, f"{figure.rows:,}")
+        return format_html(
+            '<span class="agentdb-about" title="{}">≈</span>&nbsp;{}',
+            figure.how,
+            f"{figure.rows:,}",
+        )
     return format_html("{}", figure)
 
 
 @register.simple_tag
 def icon(name: str) -> SafeString:
-    return format_html('<svg class="agentdb-icon" aria-hidden="true"><use href="#agentdb-i-{}"></use></svg>', name)
+    return format_html(
+        '<svg class="agentdb-icon" aria-hidden="true"><use href="#agentdb-i-{}"></use></svg>',
+        name,
+    )
 
 
 def _ordering(cl: Any, number: int) -> str:
@@ -125,12 +134,20 @@ def _ordering(cl: Any, number: int) -> str:
 def agentdb_head(cl: Any, number: int, text: str) -> SafeString:
     """The head of a column: a link to the other order, if an index or the filters make one possible."""
     if not (at := _ordering(cl, number)):
-        return format_html("{}", text if isinstance(text, SafeString) else capfirst(text))  # or the box for all rows
+        return format_html(
+            "{}", text if isinstance(text, SafeString) else capfirst(text)
+        )  # or the box for all rows
     order = cl.page.order
     other = cl.other_order if order.at == at else Order(at)
     name = cl.model_admin.orders[at][other.oldest_first]
     sign = icon(("asc" if order.oldest_first else "desc") if order.at == at else "sort")
-    return format_html('<a href="{}" title="{}">{} {}</a>', cl.order_url(other), name, capfirst(text), sign)
+    return format_html(
+        '<a href="{}" title="{}">{} {}</a>',
+        cl.order_url(other),
+        name,
+        capfirst(text),
+        sign,
+    )
 
 
 @register.simple_tag
@@ -138,7 +155,9 @@ def agentdb_sorted(cl: Any, number: int) -> SafeString:
     order = cl.page.order
     if _ordering(cl, number) != order.at:
         return SafeString("")
-    return format_html(' aria-sort="{}"', "ascending" if order.oldest_first else "descending")
+    return format_html(
+        ' aria-sort="{}"', "ascending" if order.oldest_first else "descending"
+    )
 
 
 @register.inclusion_tag("admin/agentdb/overview.html", takes_context=True)
@@ -146,6 +165,15 @@ def agentdb_overview(context: Context) -> dict[str, Any]:
     request = context["request"]
     site = site_of(request)
     database = connections[router.db_for_read(Session)]
-    seen_by = (site.name, database.alias, str(database.settings_dict["NAME"]), frozenset(viewable(site, request)))
+    seen_by = (
+        site.name,
+        database.alias,
+        str(database.settings_dict["NAME"]),
+        frozenset(viewable(site, request)),
+    )
     # A copy, because the template puts the token of this viewer's forms into it.
-    return dict(shared((*seen_by, request.GET.get("period", "")), lambda: overview.page(request)))
+    return dict(
+        shared(
+            (*seen_by, request.GET.get("period", "")), lambda: overview.page(request)
+        )
+    )

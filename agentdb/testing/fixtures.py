@@ -49,7 +49,9 @@ def _allowed(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def _agentdb_migrated_file(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def _agentdb_migrated_file(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     import agentdb
 
     path = tmp_path_factory.mktemp("agentdb") / "migrated.sqlite3"
@@ -59,13 +61,18 @@ def _agentdb_migrated_file(request: pytest.FixtureRequest, tmp_path_factory: pyt
 
 
 @pytest.fixture
-def agentdb_sqlite(request: pytest.FixtureRequest, _agentdb_migrated_file: Path, tmp_path: Path) -> Iterator[DjangoDb]:
+def agentdb_sqlite(
+    request: pytest.FixtureRequest, _agentdb_migrated_file: Path, tmp_path: Path
+) -> Iterator[DjangoDb]:
     """A ``Db`` on a SQLite file of its own without rows."""
     import agentdb
 
     path = tmp_path / "agentdb.sqlite3"
     shutil.copyfile(_agentdb_migrated_file, path)
-    with _allowed(request), agentdb.connect(f"sqlite:///{path}?synchronous=NORMAL") as db:
+    with (
+        _allowed(request),
+        agentdb.connect(f"sqlite:///{path}?synchronous=NORMAL") as db,
+    ):
         yield db
 
 
@@ -77,16 +84,22 @@ def agentdb_postgresql(request: pytest.FixtureRequest) -> Iterator[DjangoDb]:
     """
     import agentdb
 
-    url = request.config.getoption("--agentdb-postgresql") or os.environ.get(URL_VARIABLE)
+    url = request.config.getoption("--agentdb-postgresql") or os.environ.get(
+        URL_VARIABLE
+    )
     if not url:
-        pytest.skip(f"no PostgreSQL database: pass --agentdb-postgresql URL, or set {URL_VARIABLE}")
+        pytest.skip(
+            f"no PostgreSQL database: pass --agentdb-postgresql URL, or set {URL_VARIABLE}"
+        )
     with _allowed(request), agentdb.connect(url, migrate=True) as db:
         from django.db import connections
 
         connection = connections[db.alias]
         name = str(connection.settings_dict["NAME"])
         if "test" not in name:
-            pytest.fail(f"The database {name!r} does not have 'test' in its name, and would lose its rows.")
+            pytest.fail(
+                f"The database {name!r} does not have 'test' in its name, and would lose its rows."
+            )
         with connection.cursor() as cursor:
             cursor.execute("TRUNCATE agents, sessions, sandboxes, api_keys")
         yield db

@@ -11,7 +11,12 @@ from datetime import UTC, datetime, timedelta
 from types import EllipsisType, TracebackType
 from typing import Any, Self, TypeVar
 
-from agentdb.errors import AgentDbError, DatabaseClosedError, DuplicateKeyError, InvalidInputError
+from agentdb.errors import (
+    AgentDbError,
+    DatabaseClosedError,
+    DuplicateKeyError,
+    InvalidInputError,
+)
 from agentdb.inputs import (
     aware_instant,
     check_tenant,
@@ -63,7 +68,12 @@ class _Tables:
     keys: dict[str, ApiKeyRecord] = field(default_factory=dict)
 
     def kept(self) -> _Tables:
-        return _Tables(copy(self.agents), copy(self.sessions), copy(self.sandboxes), copy(self.keys))
+        return _Tables(
+            copy(self.agents),
+            copy(self.sessions),
+            copy(self.sandboxes),
+            copy(self.keys),
+        )
 
     def put_back(self, kept: _Tables) -> None:
         self.agents, self.sessions = kept.agents, kept.sessions
@@ -77,38 +87,61 @@ class MemoryDb(Db):
     the time, an aware ``datetime``, of each call; a test that sets it decides how old things are.
     """
 
-    def __init__(self, *, clock: Callable[[], datetime] | None = None, key_secret: str | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        clock: Callable[[], datetime] | None = None,
+        key_secret: str | None = None,
+    ) -> None:
         self._hashes = KeyHashes(key_secret)
         self._clock = clock or (lambda: datetime.now(UTC))
         self._tables = _Tables()
         self._lock = threading.RLock()
         self._tenant_id: str | None = None
         self._whole = self
-        self._thread: int | None = None  # the only one that may call, of what a transaction's function gets
+        self._thread: int | None = (
+            None  # the only one that may call, of what a transaction's function gets
+        )
         self._closed = False
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
         self.close()
 
     # -- agents
 
-    def upsert_agent(self, name: str, path: str, tenant_id: str = DEFAULT_TENANT_ID) -> AgentRecord:
-        name, path, tenant_id = identifier("Agent name", name), text("Agent path", path), self._tenant(tenant_id)
+    def upsert_agent(
+        self, name: str, path: str, tenant_id: str = DEFAULT_TENANT_ID
+    ) -> AgentRecord:
+        name, path, tenant_id = (
+            identifier("Agent name", name),
+            text("Agent path", path),
+            self._tenant(tenant_id),
+        )
         with self._turn() as tables:
-            now, old = self._now(), self._find(tables.agents.values(), name=name, tenant_id=tenant_id)
+            now, old = (
+                self._now(),
+                self._find(tables.agents.values(), name=name, tenant_id=tenant_id),
+            )
             if old is None:
-                agent = AgentRecord(str(uuid.uuid4()), tenant_id, name, 1, path, now, now)
+                agent = AgentRecord(
+                    str(uuid.uuid4()), tenant_id, name, 1, path, now, now
+                )
             else:
                 agent = replace(old, version=old.version + 1, path=path, updated_at=now)
             tables.agents[agent.id] = agent
             return agent
 
-    def get_agent(self, name: str, tenant_id: str = DEFAULT_TENANT_ID) -> AgentRecord | None:
+    def get_agent(
+        self, name: str, tenant_id: str = DEFAULT_TENANT_ID
+    ) -> AgentRecord | None:
         name, tenant_id = identifier("Agent name", name), self._tenant(tenant_id)
         with self._turn() as tables:
             return self._find(tables.agents.values(), name=name, tenant_id=tenant_id)
@@ -116,12 +149,17 @@ class MemoryDb(Db):
     def list_agents(self, tenant_id: str = DEFAULT_TENANT_ID) -> list[AgentRecord]:
         tenant_id = self._tenant(tenant_id)
         with self._turn() as tables:
-            return sorted(self._all(tables.agents.values(), tenant_id=tenant_id), key=lambda agent: agent.name)
+            return sorted(
+                self._all(tables.agents.values(), tenant_id=tenant_id),
+                key=lambda agent: agent.name,
+            )
 
     def delete_agent(self, name: str, tenant_id: str = DEFAULT_TENANT_ID) -> bool:
         name, tenant_id = identifier("Agent name", name), self._tenant(tenant_id)
         with self._turn() as tables:
-            for session in self._all(tables.sessions.values(), agent_name=name, tenant_id=tenant_id):
+            for session in self._all(
+                tables.sessions.values(), agent_name=name, tenant_id=tenant_id
+            ):
                 del tables.sessions[session.id]
             agent = self._find(tables.agents.values(), name=name, tenant_id=tenant_id)
             return agent is not None and self._delete(tables.agents, agent.id)
@@ -129,15 +167,27 @@ class MemoryDb(Db):
     # -- sessions
 
     def insert_session(
-        self, id: str, agent_name: str, sandbox_id: str, tenant_id: str = DEFAULT_TENANT_ID
+        self,
+        id: str,
+        agent_name: str,
+        sandbox_id: str,
+        tenant_id: str = DEFAULT_TENANT_ID,
     ) -> SessionRecord:
-        id, agent_name = identifier("Session id", id), identifier("Agent name", agent_name)
-        sandbox_id, tenant_id = identifier("Sandbox id", sandbox_id), self._tenant(tenant_id)
+        id, agent_name = (
+            identifier("Session id", id),
+            identifier("Agent name", agent_name),
+        )
+        sandbox_id, tenant_id = (
+            identifier("Sandbox id", sandbox_id),
+            self._tenant(tenant_id),
+        )
         with self._turn() as tables:
             if id in tables.sessions:
                 raise DuplicateKeyError(f"A session with the id {id!r} exists already.")
             now = self._now()
-            session = SessionRecord(id, tenant_id, agent_name, sandbox_id, "starting", None, now, now)
+            session = SessionRecord(
+                id, tenant_id, agent_name, sandbox_id, "starting", None, now, now
+            )
             tables.sessions[id] = session
             return session
 
@@ -148,17 +198,29 @@ class MemoryDb(Db):
         *,
         only_if: SessionStatusInput | Collection[SessionStatusInput] | None = None,
     ) -> bool:
-        wanted = {} if only_if is None else {"status": session_statuses("only_if", only_if)}
+        wanted = (
+            {} if only_if is None else {"status": session_statuses("only_if", only_if)}
+        )
         return self._update_session(id, wanted, status=session_status(status))
 
     def update_session_sandbox(self, id: str, sandbox_id: str) -> bool:
         return self._update_session(id, sandbox_id=identifier("Sandbox id", sandbox_id))
 
     def update_session_runner(
-        self, id: str, runner_id: str | None, *, only_if: str | EllipsisType | None = ...
+        self,
+        id: str,
+        runner_id: str | None,
+        *,
+        only_if: str | EllipsisType | None = ...,
     ) -> bool:
-        wanted = {} if only_if is ... else {"runner_id": [optional_identifier("only_if", only_if)]}
-        return self._update_session(id, wanted, runner_id=optional_identifier("Runner id", runner_id))
+        wanted = (
+            {}
+            if only_if is ...
+            else {"runner_id": [optional_identifier("only_if", only_if)]}
+        )
+        return self._update_session(
+            id, wanted, runner_id=optional_identifier("Runner id", runner_id)
+        )
 
     def get_session(self, id: str) -> SessionRecord | None:
         id = identifier("Session id", id)
@@ -197,43 +259,74 @@ class MemoryDb(Db):
     def list_sessions_by_runner(self, runner_id: str) -> list[SessionRecord]:
         runner_id = identifier("Runner id", runner_id)
         with self._turn() as tables:
-            return _newest_first(self._all(tables.sessions.values(), runner_id=runner_id))
+            return _newest_first(
+                self._all(tables.sessions.values(), runner_id=runner_id)
+            )
 
-    def claim_session(self, id: str, runner_id: str, *, silent_for: timedelta | None = None) -> SessionRecord | None:
+    def claim_session(
+        self, id: str, runner_id: str, *, silent_for: timedelta | None = None
+    ) -> SessionRecord | None:
         id, runner_id = identifier("Session id", id), identifier("Runner id", runner_id)
         silent_for = None if silent_for is None else silence(silent_for)
         with self._turn() as tables:
             session, now = self._get(tables.sessions, id), self._now()
             if session is None or session.status in _FINISHED:
                 return None
-            may_have = session.runner_id in (None, runner_id) or session.status == SessionStatus.PAUSED
-            if not may_have and (silent_for is None or session.last_active_at >= now - silent_for):
+            may_have = (
+                session.runner_id in (None, runner_id)
+                or session.status == SessionStatus.PAUSED
+            )
+            if not may_have and (
+                silent_for is None or session.last_active_at >= now - silent_for
+            ):
                 return None
-            claimed = replace(session, runner_id=runner_id, last_active_at=max(session.last_active_at, now))
+            claimed = replace(
+                session,
+                runner_id=runner_id,
+                last_active_at=max(session.last_active_at, now),
+            )
             tables.sessions[id] = claimed
             return claimed
 
-    def get_silent_sessions(self, older_than: datetime, *, limit: int | None = None) -> list[SessionRecord]:
+    def get_silent_sessions(
+        self, older_than: datetime, *, limit: int | None = None
+    ) -> list[SessionRecord]:
         older_than = aware_instant("older_than", older_than)
         limit = None if limit is None else page_limit(limit)
         with self._turn() as tables:
             live = self._all(tables.sessions.values(), status=_RUNNING)
         silent = [session for session in live if session.last_active_at < older_than]
-        return sorted(silent, key=lambda session: (session.last_active_at, session.id))[:limit]
+        return sorted(silent, key=lambda session: (session.last_active_at, session.id))[
+            :limit
+        ]
 
     def touch_session(self, id: str, *, runner_id: str | None = None) -> bool:
-        return self._update_session(id, {} if runner_id is None else {"runner_id": identifier("Runner id", runner_id)})
+        return self._update_session(
+            id,
+            {}
+            if runner_id is None
+            else {"runner_id": identifier("Runner id", runner_id)},
+        )
 
-    def touch_sessions(self, ids: Collection[str], *, runner_id: str | None = None) -> list[str]:
+    def touch_sessions(
+        self, ids: Collection[str], *, runner_id: str | None = None
+    ) -> list[str]:
         ids = identifiers("Session id", ids)
         if runner_id is not None:
             runner_id = identifier("Runner id", runner_id)
         wanted = {} if runner_id is None else {"runner_id": runner_id}
         with self._turn() as tables:
             now = self._now()
-            there = [session for id in ids if (session := self._get(tables.sessions, id)) and _fits(session, wanted)]
+            there = [
+                session
+                for id in ids
+                if (session := self._get(tables.sessions, id))
+                and _fits(session, wanted)
+            ]
             for session in there:
-                tables.sessions[session.id] = replace(session, last_active_at=max(session.last_active_at, now))
+                tables.sessions[session.id] = replace(
+                    session, last_active_at=max(session.last_active_at, now)
+                )
             return [session.id for session in there]
 
     def delete_session(self, id: str) -> bool:
@@ -247,10 +340,17 @@ class MemoryDb(Db):
     def bulk_pause_active_sessions(self) -> int:
         return self._pause()
 
-    def prune_sessions(self, ended_before: datetime, limit: int, *, also: Sequence[str] = ()) -> int:
-        ended_before, limit = aware_instant("ended_before", ended_before), page_limit(limit)
+    def prune_sessions(
+        self, ended_before: datetime, limit: int, *, also: Sequence[str] = ()
+    ) -> int:
+        ended_before, limit = (
+            aware_instant("ended_before", ended_before),
+            page_limit(limit),
+        )
         for table in other_tables("also", also):
-            raise InvalidInputError(f"There is no table {table!r} with a column 'session_id'.")
+            raise InvalidInputError(
+                f"There is no table {table!r} with a column 'session_id'."
+            )
         with self._turn() as tables:
             finished = [
                 session
@@ -259,14 +359,18 @@ class MemoryDb(Db):
             ]
             finished.sort(key=lambda session: (session.last_active_at, session.id))
             pruned = {session.id for session in finished[:limit]}
-            for sandbox in self._all(tables.sandboxes.values(), state=SandboxState.COLD.value):
+            for sandbox in self._all(
+                tables.sandboxes.values(), state=SandboxState.COLD.value
+            ):
                 if sandbox.session_id in pruned:
                     del tables.sandboxes[sandbox.id]
             for id in pruned:
                 del tables.sessions[id]
             return len(pruned)
 
-    def _sessions_wanted(self, tenant_id: str, agent: str | None, status: object) -> dict[str, Any]:
+    def _sessions_wanted(
+        self, tenant_id: str, agent: str | None, status: object
+    ) -> dict[str, Any]:
         wanted: dict[str, Any] = {"tenant_id": self._tenant(tenant_id)}
         if agent is not None:
             wanted["agent_name"] = identifier("Agent name", agent)
@@ -274,19 +378,29 @@ class MemoryDb(Db):
             wanted["status"] = session_statuses("status", status)
         return wanted
 
-    def _update_session(self, id: str, wanted: dict[str, Any] | None = None, **values: Any) -> bool:
+    def _update_session(
+        self, id: str, wanted: dict[str, Any] | None = None, **values: Any
+    ) -> bool:
         id = identifier("Session id", id)
         with self._turn() as tables:
             session = self._get(tables.sessions, id)
             if session is None or not _fits(session, wanted or {}):
                 return False
-            tables.sessions[id] = replace(session, last_active_at=max(session.last_active_at, self._now()), **values)
+            tables.sessions[id] = replace(
+                session,
+                last_active_at=max(session.last_active_at, self._now()),
+                **values,
+            )
             return True
 
     def _pause(self, **wanted: str) -> int:
         with self._turn() as tables:
             now = self._now()
-            paused = [s for s in self._all(tables.sessions.values(), **wanted) if s.status in _RUNNING]
+            paused = [
+                s
+                for s in self._all(tables.sessions.values(), **wanted)
+                if s.status in _RUNNING
+            ]
             for session in paused:
                 tables.sessions[session.id] = replace(
                     session,
@@ -305,14 +419,29 @@ class MemoryDb(Db):
         session_id: str | None = None,
         tenant_id: str = DEFAULT_TENANT_ID,
     ) -> SandboxRecord:
-        id, agent_name = identifier("Sandbox id", id), identifier("Agent name", agent_name)
+        id, agent_name = (
+            identifier("Sandbox id", id),
+            identifier("Agent name", agent_name),
+        )
         workspace_dir = text("Workspace directory", workspace_dir)
-        session_id, tenant_id = optional_identifier("Session id", session_id), self._tenant(tenant_id)
+        session_id, tenant_id = (
+            optional_identifier("Session id", session_id),
+            self._tenant(tenant_id),
+        )
         with self._turn() as tables:
             if id in tables.sandboxes:
                 raise DuplicateKeyError(f"A sandbox with the id {id!r} exists already.")
             now = self._now()
-            sandbox = SandboxRecord(id, tenant_id, session_id, agent_name, "warming", workspace_dir, now, now)
+            sandbox = SandboxRecord(
+                id,
+                tenant_id,
+                session_id,
+                agent_name,
+                "warming",
+                workspace_dir,
+                now,
+                now,
+            )
             tables.sandboxes[id] = sandbox
             return sandbox
 
@@ -323,11 +452,15 @@ class MemoryDb(Db):
         *,
         only_if: SandboxStateInput | Collection[SandboxStateInput] | None = None,
     ) -> bool:
-        wanted = {} if only_if is None else {"state": sandbox_states("only_if", only_if)}
+        wanted = (
+            {} if only_if is None else {"state": sandbox_states("only_if", only_if)}
+        )
         return self._update_sandbox(id, wanted, state=sandbox_state(state))
 
     def update_sandbox_session(self, id: str, session_id: str | None) -> bool:
-        return self._update_sandbox(id, session_id=optional_identifier("Session id", session_id))
+        return self._update_sandbox(
+            id, session_id=optional_identifier("Session id", session_id)
+        )
 
     def touch_sandbox(self, id: str) -> bool:
         return self._update_sandbox(id, touch=True)
@@ -341,9 +474,13 @@ class MemoryDb(Db):
         ids = identifiers("Sandbox id", ids)
         with self._turn() as tables:
             now = self._now()
-            there = [sandbox for id in ids if (sandbox := self._get(tables.sandboxes, id))]
+            there = [
+                sandbox for id in ids if (sandbox := self._get(tables.sandboxes, id))
+            ]
             for sandbox in there:
-                tables.sandboxes[sandbox.id] = replace(sandbox, last_used_at=max(sandbox.last_used_at, now))
+                tables.sandboxes[sandbox.id] = replace(
+                    sandbox, last_used_at=max(sandbox.last_used_at, now)
+                )
             return [sandbox.id for sandbox in there]
 
     def list_sandboxes(
@@ -366,15 +503,24 @@ class MemoryDb(Db):
         limit = None if limit is None else page_limit(limit)
         position = None if before is None else page_position(before, SandboxRecord)
         with self._turn() as tables:
-            return _page(self._all(tables.sandboxes.values(), **wanted), limit, position)
+            return _page(
+                self._all(tables.sandboxes.values(), **wanted), limit, position
+            )
 
     def list_sandboxes_by_runner(self, runner_id: str) -> list[SandboxRecord]:
         runner_id = identifier("Runner id", runner_id)
         with self._turn() as tables:
-            sessions = {session.id for session in self._all(tables.sessions.values(), runner_id=runner_id)}
-            return _newest_first(self._all(tables.sandboxes.values(), session_id=sessions))
+            sessions = {
+                session.id
+                for session in self._all(tables.sessions.values(), runner_id=runner_id)
+            }
+            return _newest_first(
+                self._all(tables.sandboxes.values(), session_id=sessions)
+            )
 
-    def count_sandboxes(self, *, state: SandboxStateInput | Collection[SandboxStateInput] | None = None) -> int:
+    def count_sandboxes(
+        self, *, state: SandboxStateInput | Collection[SandboxStateInput] | None = None
+    ) -> int:
         wanted = {} if state is None else {"state": sandbox_states("state", state)}
         with self._turn() as tables:
             return len(self._all(tables.sandboxes.values(), **wanted))
@@ -382,28 +528,46 @@ class MemoryDb(Db):
     def claim_warm_sandbox(
         self, agent_name: str, session_id: str, tenant_id: str = DEFAULT_TENANT_ID
     ) -> SandboxRecord | None:
-        agent_name, session_id = identifier("Agent name", agent_name), identifier("Session id", session_id)
-        wanted = {"agent_name": agent_name, "tenant_id": self._tenant(tenant_id), "state": "warm", "session_id": [None]}
+        agent_name, session_id = (
+            identifier("Agent name", agent_name),
+            identifier("Session id", session_id),
+        )
+        wanted = {
+            "agent_name": agent_name,
+            "tenant_id": self._tenant(tenant_id),
+            "state": "warm",
+            "session_id": [None],
+        }
         with self._turn() as tables:
             free = _least_recently_used(self._all(tables.sandboxes.values(), **wanted))
             if not free:
                 return None
             used = max(free[0].last_used_at, self._now())
-            claimed = replace(free[0], state="waiting", session_id=session_id, last_used_at=used)
+            claimed = replace(
+                free[0], state="waiting", session_id=session_id, last_used_at=used
+            )
             tables.sandboxes[claimed.id] = claimed
             return claimed
 
-    def get_best_eviction_candidate(self, *, unused_since: datetime | None = None) -> SandboxRecord | None:
+    def get_best_eviction_candidate(
+        self, *, unused_since: datetime | None = None
+    ) -> SandboxRecord | None:
         if unused_since is not None:
             unused_since = aware_instant("unused_since", unused_since)
         with self._turn() as tables:
             for state in _EVICTED_FIRST:
-                found = _least_recently_used(self._all(tables.sandboxes.values(), state=state.value))
-                if found and (unused_since is None or found[0].last_used_at < unused_since):
+                found = _least_recently_used(
+                    self._all(tables.sandboxes.values(), state=state.value)
+                )
+                if found and (
+                    unused_since is None or found[0].last_used_at < unused_since
+                ):
                     return found[0]
         return None
 
-    def claim_eviction_candidate(self, *, unused_since: datetime | None = None) -> SandboxRecord | None:
+    def claim_eviction_candidate(
+        self, *, unused_since: datetime | None = None
+    ) -> SandboxRecord | None:
         with self._turn() as tables:
             sandbox = self.get_best_eviction_candidate(unused_since=unused_since)
             if sandbox is None:
@@ -411,7 +575,9 @@ class MemoryDb(Db):
             if sandbox.state == SandboxState.COLD:
                 del tables.sandboxes[sandbox.id]
             else:
-                tables.sandboxes[sandbox.id] = replace(sandbox, state=SandboxState.COLD.value)
+                tables.sandboxes[sandbox.id] = replace(
+                    sandbox, state=SandboxState.COLD.value
+                )
             return sandbox
 
     def get_idle_sandboxes(self, older_than: datetime) -> list[SandboxRecord]:
@@ -434,27 +600,42 @@ class MemoryDb(Db):
             return self._mark_cold(self.list_sandboxes_by_runner(runner_id))
 
     def _mark_cold(self, sandboxes: list[SandboxRecord]) -> int:
-        others = [sandbox for sandbox in sandboxes if sandbox.state != SandboxState.COLD]
+        others = [
+            sandbox for sandbox in sandboxes if sandbox.state != SandboxState.COLD
+        ]
         for sandbox in others:
-            self._tables.sandboxes[sandbox.id] = replace(sandbox, state=SandboxState.COLD.value)
+            self._tables.sandboxes[sandbox.id] = replace(
+                sandbox, state=SandboxState.COLD.value
+            )
         return len(others)
 
     def _update_sandbox(
-        self, id: str, wanted: dict[str, Any] | None = None, *, touch: bool = False, **values: Any
+        self,
+        id: str,
+        wanted: dict[str, Any] | None = None,
+        *,
+        touch: bool = False,
+        **values: Any,
     ) -> bool:
         id = identifier("Sandbox id", id)
         with self._turn() as tables:
             sandbox = self._get(tables.sandboxes, id)
             if sandbox is None or not _fits(sandbox, wanted or {}):
                 return False
-            used = max(sandbox.last_used_at, self._now()) if touch else sandbox.last_used_at
+            used = (
+                max(sandbox.last_used_at, self._now())
+                if touch
+                else sandbox.last_used_at
+            )
             tables.sandboxes[id] = replace(sandbox, last_used_at=used, **values)
             return True
 
     def _unused(self, state: SandboxState, older_than: datetime) -> list[SandboxRecord]:
         older_than = aware_instant("older_than", older_than)
         with self._turn() as tables:
-            found = _least_recently_used(self._all(tables.sandboxes.values(), state=state.value))
+            found = _least_recently_used(
+                self._all(tables.sandboxes.values(), state=state.value)
+            )
         return [sandbox for sandbox in found if sandbox.last_used_at < older_than]
 
     # -- API keys
@@ -464,12 +645,18 @@ class MemoryDb(Db):
         with self._turn() as tables:
             return self._find(tables.keys.values(), key_hash=key_hash)
 
-    def insert_api_key(self, id: str, tenant_id: str, key_hash: str, label: str) -> ApiKeyRecord:
+    def insert_api_key(
+        self, id: str, tenant_id: str, key_hash: str, label: str
+    ) -> ApiKeyRecord:
         id, tenant_id = identifier("API key id", id), self._tenant(tenant_id)
         key_hash, label = identifier("Key hash", key_hash), text("Label", label)
         with self._turn() as tables:
-            if id in tables.keys or any(key.key_hash == key_hash for key in tables.keys.values()):
-                raise DuplicateKeyError(f"An API key with the id {id!r}, or with the same hash, exists already.")
+            if id in tables.keys or any(
+                key.key_hash == key_hash for key in tables.keys.values()
+            ):
+                raise DuplicateKeyError(
+                    f"An API key with the id {id!r}, or with the same hash, exists already."
+                )
             key = ApiKeyRecord(id, tenant_id, key_hash, label, self._now())
             tables.keys[id] = key
             return key
@@ -492,7 +679,9 @@ class MemoryDb(Db):
         key_hash, bare_hash = self._hashes.known(plain)
         with self._turn() as tables:
             keys = tables.keys.values()
-            return self._find(keys, key_hash=key_hash) or self._find(keys, key_hash=bare_hash)
+            return self._find(keys, key_hash=key_hash) or self._find(
+                keys, key_hash=bare_hash
+            )
 
     # -- tenants, transactions and life cycle
 
@@ -543,9 +732,13 @@ class MemoryDb(Db):
                 "the transaction."
             )
         if self._whole._closed:
-            raise DatabaseClosedError("The Db is closed. Open another one with agentdb.connect().")
+            raise DatabaseClosedError(
+                "The Db is closed. Open another one with agentdb.connect()."
+            )
         if self._closed:
-            raise DatabaseClosedError("The view of a tenant is closed. Make another one with for_tenant().")
+            raise DatabaseClosedError(
+                "The view of a tenant is closed. Make another one with for_tenant()."
+            )
 
     def _now(self) -> datetime:
         return self._clock().astimezone(UTC)
@@ -603,7 +796,9 @@ Dated = TypeVar("Dated", SessionRecord, SandboxRecord, ApiKeyRecord)
 def _fits(row: Any, wanted: dict[str, Any]) -> bool:
     """Whether each wanted column has the value wanted, or one of several."""
     return all(
-        getattr(row, column) == value if isinstance(value, str) else getattr(row, column) in value
+        getattr(row, column) == value
+        if isinstance(value, str)
+        else getattr(row, column) in value
         for column, value in wanted.items()
     )
 
@@ -612,7 +807,9 @@ def _newest_first(rows: list[Dated]) -> list[Dated]:
     return sorted(rows, key=lambda row: (row.created_at, row.id), reverse=True)
 
 
-def _page(rows: list[Dated], limit: int | None, position: tuple[datetime, str] | None) -> list[Dated]:
+def _page(
+    rows: list[Dated], limit: int | None, position: tuple[datetime, str] | None
+) -> list[Dated]:
     if position is not None:
         rows = [row for row in rows if (row.created_at, row.id) < position]
     return _newest_first(rows)[:limit]

@@ -87,9 +87,13 @@ def open_peer(database: Database) -> Djanorm:
             "HOST": dict(pair.split("=") for pair in parts.query.split("&"))["host"],
             "PREPARE_THRESHOLD": 0,
         }
-    dorm.configure(DATABASES={"default": settings}, INSTALLED_APPS=[], USE_TZ=True, TIME_ZONE="UTC")  # type: ignore[no-untyped-call]
+    dorm.configure(
+        DATABASES={"default": settings}, INSTALLED_APPS=[], USE_TZ=True, TIME_ZONE="UTC"
+    )  # type: ignore[no-untyped-call]
     if database.engine == "sqlite":
-        get_connection("default").execute_script(f"PRAGMA synchronous={database.synchronous}")
+        get_connection("default").execute_script(
+            f"PRAGMA synchronous={database.synchronous}"
+        )
     return Djanorm()
 
 
@@ -106,7 +110,9 @@ class Djanorm:
     def get_session(self, id: str) -> Any:
         return Session.objects.get(id=id)
 
-    def insert_session(self, id: str, agent_name: str, sandbox_id: str, tenant_id: str = "default") -> Any:
+    def insert_session(
+        self, id: str, agent_name: str, sandbox_id: str, tenant_id: str = "default"
+    ) -> Any:
         now = datetime.now(UTC)
         return Session.objects.create(
             id=id,
@@ -118,16 +124,30 @@ class Djanorm:
         )
 
     def update_session_status(self, id: str, status: str) -> bool:
-        return bool(Session.objects.filter(id=id).update(status=status, last_active_at=datetime.now(UTC)))
+        return bool(
+            Session.objects.filter(id=id).update(
+                status=status, last_active_at=datetime.now(UTC)
+            )
+        )
 
     def update_session_sandbox(self, id: str, sandbox_id: str) -> bool:
-        return bool(Session.objects.filter(id=id).update(sandbox_id=sandbox_id, last_active_at=datetime.now(UTC)))
+        return bool(
+            Session.objects.filter(id=id).update(
+                sandbox_id=sandbox_id, last_active_at=datetime.now(UTC)
+            )
+        )
 
     def update_session_runner(self, id: str, runner_id: str | None) -> bool:
-        return bool(Session.objects.filter(id=id).update(runner_id=runner_id, last_active_at=datetime.now(UTC)))
+        return bool(
+            Session.objects.filter(id=id).update(
+                runner_id=runner_id, last_active_at=datetime.now(UTC)
+            )
+        )
 
     def touch_session(self, id: str) -> bool:
-        return bool(Session.objects.filter(id=id).update(last_active_at=datetime.now(UTC)))
+        return bool(
+            Session.objects.filter(id=id).update(last_active_at=datetime.now(UTC))
+        )
 
     def list_sessions(
         self,
@@ -137,13 +157,17 @@ class Djanorm:
         limit: int | None = None,
         before: SessionRecord | None = None,
     ) -> list[Any]:
-        sessions = Session.objects.filter(tenant_id=tenant_id).order_by("-created_at", "-id")
+        sessions = Session.objects.filter(tenant_id=tenant_id).order_by(
+            "-created_at", "-id"
+        )
         if agent is not None:
             sessions = sessions.filter(agent_name=agent)
         return list(sessions[:limit] if limit is not None else sessions)
 
     def list_sessions_by_runner(self, runner_id: str) -> list[Any]:
-        return list(Session.objects.filter(runner_id=runner_id).order_by("-created_at", "-id"))
+        return list(
+            Session.objects.filter(runner_id=runner_id).order_by("-created_at", "-id")
+        )
 
     def get_sandbox(self, id: str) -> Any:
         return Sandbox.objects.get(id=id)
@@ -174,7 +198,9 @@ class Djanorm:
         return bool(Sandbox.objects.filter(id=id).update(session_id=session_id))
 
     def touch_sandbox(self, id: str) -> bool:
-        return bool(Sandbox.objects.filter(id=id).update(last_used_at=datetime.now(UTC)))
+        return bool(
+            Sandbox.objects.filter(id=id).update(last_used_at=datetime.now(UTC))
+        )
 
     def count_sandboxes(self) -> int:
         return int(Sandbox.objects.count())
@@ -184,11 +210,17 @@ class Djanorm:
 
     def insert_api_key(self, id: str, tenant_id: str, key_hash: str, label: str) -> Any:
         return ApiKey.objects.create(
-            id=id, tenant_id=tenant_id, key_hash=key_hash, label=label, created_at=datetime.now(UTC)
+            id=id,
+            tenant_id=tenant_id,
+            key_hash=key_hash,
+            label=label,
+            created_at=datetime.now(UTC),
         )
 
     def list_api_keys_by_tenant(self, tenant_id: str) -> list[Any]:
-        return list(ApiKey.objects.filter(tenant_id=tenant_id).order_by("-created_at", "-id"))
+        return list(
+            ApiKey.objects.filter(tenant_id=tenant_id).order_by("-created_at", "-id")
+        )
 
     def upsert_agent(self, name: str, path: str, tenant_id: str = "default") -> Any:
         now = datetime.now(UTC)
@@ -196,7 +228,12 @@ class Djanorm:
             tenant_id=tenant_id,
             name=name,
             defaults={"path": path, "version": F("version") + 1, "updated_at": now},
-            create_defaults={"id": name, "path": path, "created_at": now, "updated_at": now},
+            create_defaults={
+                "id": name,
+                "path": path,
+                "created_at": now,
+                "updated_at": now,
+            },
         )
         if not created:
             agent.refresh_from_db()

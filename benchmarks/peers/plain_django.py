@@ -39,7 +39,9 @@ def open_peer(database: Database) -> PlainDjango:
             "USER": parts.username,
             "HOST": dict(pair.split("=") for pair in parts.query.split("&"))["host"],
         }
-    connections.settings[alias] = ConnectionHandler({"default": settings}).settings["default"]
+    connections.settings[alias] = ConnectionHandler({"default": settings}).settings[
+        "default"
+    ]
     return PlainDjango(alias)
 
 
@@ -65,7 +67,11 @@ class PlainDjango:
             agent, created = self.agents.update_or_create(
                 tenant_id=tenant_id,
                 name=name,
-                defaults={"path": path, "version": F("version") + 1, "updated_at": datetime.now(UTC)},
+                defaults={
+                    "path": path,
+                    "version": F("version") + 1,
+                    "updated_at": datetime.now(UTC),
+                },
                 create_defaults={"path": path},
             )
             if not created:
@@ -80,17 +86,36 @@ class PlainDjango:
     def get_session(self, id: str) -> Any:
         return self.sessions.get(id=id)
 
-    def insert_session(self, id: str, agent_name: str, sandbox_id: str, tenant_id: str = "default") -> Any:
-        return self.sessions.create(id=id, agent_name=agent_name, sandbox_id=sandbox_id, tenant_id=tenant_id)
+    def insert_session(
+        self, id: str, agent_name: str, sandbox_id: str, tenant_id: str = "default"
+    ) -> Any:
+        return self.sessions.create(
+            id=id, agent_name=agent_name, sandbox_id=sandbox_id, tenant_id=tenant_id
+        )
 
     def update_session_status(self, id: str, status: str) -> bool:
-        return self.sessions.filter(id=id).update(status=status, last_active_at=datetime.now(UTC)) > 0
+        return (
+            self.sessions.filter(id=id).update(
+                status=status, last_active_at=datetime.now(UTC)
+            )
+            > 0
+        )
 
     def update_session_sandbox(self, id: str, sandbox_id: str) -> bool:
-        return self.sessions.filter(id=id).update(sandbox_id=sandbox_id, last_active_at=datetime.now(UTC)) > 0
+        return (
+            self.sessions.filter(id=id).update(
+                sandbox_id=sandbox_id, last_active_at=datetime.now(UTC)
+            )
+            > 0
+        )
 
     def update_session_runner(self, id: str, runner_id: str | None) -> bool:
-        return self.sessions.filter(id=id).update(runner_id=runner_id, last_active_at=datetime.now(UTC)) > 0
+        return (
+            self.sessions.filter(id=id).update(
+                runner_id=runner_id, last_active_at=datetime.now(UTC)
+            )
+            > 0
+        )
 
     def touch_session(self, id: str) -> bool:
         return self.sessions.filter(id=id).update(last_active_at=datetime.now(UTC)) > 0
@@ -103,22 +128,27 @@ class PlainDjango:
         limit: int | None = None,
         before: SessionRecord | None = None,
     ) -> list[Any]:
-        sessions = self.sessions.filter(tenant_id=tenant_id).order_by("-created_at", "-id")
+        sessions = self.sessions.filter(tenant_id=tenant_id).order_by(
+            "-created_at", "-id"
+        )
         if agent is not None:
             sessions = sessions.filter(agent_name=agent)
         if before is not None:
             sessions = sessions.filter(
-                Q(created_at__lt=before.created_at) | Q(created_at=before.created_at, id__lt=before.id)
+                Q(created_at__lt=before.created_at)
+                | Q(created_at=before.created_at, id__lt=before.id)
             )
         return list(sessions[:limit])
 
     def list_sessions_by_runner(self, runner_id: str) -> list[Any]:
-        return list(self.sessions.filter(runner_id=runner_id).order_by("-created_at", "-id"))
+        return list(
+            self.sessions.filter(runner_id=runner_id).order_by("-created_at", "-id")
+        )
 
     def bulk_pause_sessions_by_runner(self, runner_id: str) -> int:
-        return self.sessions.filter(runner_id=runner_id, status__in=["active", "starting"]).update(
-            status="paused", last_active_at=datetime.now(UTC)
-        )
+        return self.sessions.filter(
+            runner_id=runner_id, status__in=["active", "starting"]
+        ).update(status="paused", last_active_at=datetime.now(UTC))
 
     def bulk_pause_active_sessions(self) -> int:
         return self.sessions.filter(status__in=["active", "starting"]).update(
@@ -137,7 +167,11 @@ class PlainDjango:
         tenant_id: str = "default",
     ) -> Any:
         return self.sandboxes.create(
-            id=id, agent_name=agent_name, workspace_dir=workspace_dir, session_id=session_id, tenant_id=tenant_id
+            id=id,
+            agent_name=agent_name,
+            workspace_dir=workspace_dir,
+            session_id=session_id,
+            tenant_id=tenant_id,
         )
 
     def update_sandbox_state(self, id: str, state: str) -> bool:
@@ -154,16 +188,31 @@ class PlainDjango:
 
     def get_best_eviction_candidate(self) -> Any:
         rank = Case(
-            *(When(state=state, then=Value(i)) for i, state in enumerate(("cold", "warm", "waiting"))),
+            *(
+                When(state=state, then=Value(i))
+                for i, state in enumerate(("cold", "warm", "waiting"))
+            ),
             output_field=IntegerField(),
         )
-        return self.sandboxes.filter(state__in=["cold", "warm", "waiting"]).order_by(rank, "last_used_at", "id").first()
+        return (
+            self.sandboxes.filter(state__in=["cold", "warm", "waiting"])
+            .order_by(rank, "last_used_at", "id")
+            .first()
+        )
 
     def get_idle_sandboxes(self, older_than: datetime) -> list[Any]:
-        return list(self.sandboxes.filter(state="waiting", last_used_at__lt=older_than).order_by("last_used_at", "id"))
+        return list(
+            self.sandboxes.filter(
+                state="waiting", last_used_at__lt=older_than
+            ).order_by("last_used_at", "id")
+        )
 
     def get_cold_sandboxes(self, older_than: datetime) -> list[Any]:
-        return list(self.sandboxes.filter(state="cold", last_used_at__lt=older_than).order_by("last_used_at", "id"))
+        return list(
+            self.sandboxes.filter(state="cold", last_used_at__lt=older_than).order_by(
+                "last_used_at", "id"
+            )
+        )
 
     def delete_sandbox(self, id: str) -> bool:
         return self.sandboxes.filter(id=id).delete()[0] > 0
@@ -175,10 +224,14 @@ class PlainDjango:
         return self.api_keys.get(key_hash=key_hash)
 
     def insert_api_key(self, id: str, tenant_id: str, key_hash: str, label: str) -> Any:
-        return self.api_keys.create(id=id, tenant_id=tenant_id, key_hash=key_hash, label=label)
+        return self.api_keys.create(
+            id=id, tenant_id=tenant_id, key_hash=key_hash, label=label
+        )
 
     def list_api_keys_by_tenant(self, tenant_id: str) -> list[Any]:
-        return list(self.api_keys.filter(tenant_id=tenant_id).order_by("-created_at", "-id"))
+        return list(
+            self.api_keys.filter(tenant_id=tenant_id).order_by("-created_at", "-id")
+        )
 
     def delete_api_key(self, id: str) -> bool:
         return self.api_keys.filter(id=id).delete()[0] > 0

@@ -12,9 +12,17 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from agentdb.interface import SessionRecord
 from benchmarks.databases import Database
-from benchmarks.peers.sqlalchemy_tables import Agent, ApiKey, Sandbox, Session, engine_for
+from benchmarks.peers.sqlalchemy_tables import (
+    Agent,
+    ApiKey,
+    Sandbox,
+    Session,
+    engine_for,
+)
 
-AGENTS, SESSIONS, SANDBOXES, API_KEYS = (cast(Table, model.__table__) for model in (Agent, Session, Sandbox, ApiKey))
+AGENTS, SESSIONS, SANDBOXES, API_KEYS = (
+    cast(Table, model.__table__) for model in (Agent, Session, Sandbox, ApiKey)
+)
 
 
 def open_peer(database: Database) -> Core:
@@ -26,7 +34,9 @@ class Core:
         self.engine = engine_for(database)
         self.connection = self.engine.connect()
         self.execute = self.connection.execute
-        self.insert_or_update: Any = sqlite.insert if database.engine == "sqlite" else postgresql.insert
+        self.insert_or_update: Any = (
+            sqlite.insert if database.engine == "sqlite" else postgresql.insert
+        )
         self.database = database
 
     def close(self) -> None:
@@ -34,10 +44,16 @@ class Core:
         self.engine.dispose()
 
     def get_agent(self, name: str, tenant_id: str = "default") -> Any:
-        return self.execute(select(AGENTS).where(AGENTS.c.tenant_id == tenant_id, AGENTS.c.name == name)).first()
+        return self.execute(
+            select(AGENTS).where(AGENTS.c.tenant_id == tenant_id, AGENTS.c.name == name)
+        ).first()
 
     def list_agents(self, tenant_id: str = "default") -> Any:
-        return self.execute(select(AGENTS).where(AGENTS.c.tenant_id == tenant_id).order_by(AGENTS.c.name)).all()
+        return self.execute(
+            select(AGENTS)
+            .where(AGENTS.c.tenant_id == tenant_id)
+            .order_by(AGENTS.c.name)
+        ).all()
 
     def upsert_agent(self, name: str, path: str, tenant_id: str = "default") -> Any:
         now = datetime.now(UTC)
@@ -59,7 +75,9 @@ class Core:
     def get_session(self, id: str) -> Any:
         return self.execute(select(SESSIONS).where(SESSIONS.c.id == id)).first()
 
-    def insert_session(self, id: str, agent_name: str, sandbox_id: str, tenant_id: str = "default") -> Any:
+    def insert_session(
+        self, id: str, agent_name: str, sandbox_id: str, tenant_id: str = "default"
+    ) -> Any:
         now = datetime.now(UTC)
         values = {
             "id": id,
@@ -74,7 +92,11 @@ class Core:
         return values
 
     def _update_session(self, id: str, **values: Any) -> bool:
-        statement = update(SESSIONS).where(SESSIONS.c.id == id).values(**values, last_active_at=datetime.now(UTC))
+        statement = (
+            update(SESSIONS)
+            .where(SESSIONS.c.id == id)
+            .values(**values, last_active_at=datetime.now(UTC))
+        )
         return self.execute(statement).rowcount > 0
 
     def update_session_status(self, id: str, status: str) -> bool:
@@ -105,7 +127,10 @@ class Core:
         if agent is not None:
             statement = statement.where(SESSIONS.c.agent_name == agent)
         if before is not None:
-            statement = statement.where(tuple_(SESSIONS.c.created_at, SESSIONS.c.id) < (before.created_at, before.id))
+            statement = statement.where(
+                tuple_(SESSIONS.c.created_at, SESSIONS.c.id)
+                < (before.created_at, before.id)
+            )
         if limit is not None:
             statement = statement.limit(limit)
         return self.execute(statement).all()
@@ -143,7 +168,12 @@ class Core:
         return values
 
     def _update_sandbox(self, id: str, **values: Any) -> bool:
-        return self.execute(update(SANDBOXES).where(SANDBOXES.c.id == id).values(**values)).rowcount > 0
+        return (
+            self.execute(
+                update(SANDBOXES).where(SANDBOXES.c.id == id).values(**values)
+            ).rowcount
+            > 0
+        )
 
     def update_sandbox_state(self, id: str, state: str) -> bool:
         return self._update_sandbox(id, state=state)
@@ -183,7 +213,9 @@ class Core:
         return self.execute(delete(SANDBOXES).where(SANDBOXES.c.id == id)).rowcount > 0
 
     def get_api_key_by_hash(self, key_hash: str) -> Any:
-        return self.execute(select(API_KEYS).where(API_KEYS.c.key_hash == key_hash)).first()
+        return self.execute(
+            select(API_KEYS).where(API_KEYS.c.key_hash == key_hash)
+        ).first()
 
     def insert_api_key(self, id: str, tenant_id: str, key_hash: str, label: str) -> Any:
         values = {
@@ -209,7 +241,10 @@ class Core:
     def bulk_pause_sessions_by_runner(self, runner_id: str) -> int:
         return self.execute(
             update(SESSIONS)
-            .where(SESSIONS.c.runner_id == runner_id, SESSIONS.c.status.in_(("active", "starting")))
+            .where(
+                SESSIONS.c.runner_id == runner_id,
+                SESSIONS.c.status.in_(("active", "starting")),
+            )
             .values(status="paused", last_active_at=datetime.now(UTC))
         ).rowcount
 
@@ -221,10 +256,14 @@ class Core:
         ).rowcount
 
     def mark_all_sandboxes_cold(self) -> int:
-        return self.execute(update(SANDBOXES).where(SANDBOXES.c.state != "cold").values(state="cold")).rowcount
+        return self.execute(
+            update(SANDBOXES).where(SANDBOXES.c.state != "cold").values(state="cold")
+        ).rowcount
 
     def run_transaction(self, fn: Callable[[Any], Any]) -> Any:
-        self.connection.exec_driver_sql("BEGIN IMMEDIATE" if self.database.engine == "sqlite" else "BEGIN")
+        self.connection.exec_driver_sql(
+            "BEGIN IMMEDIATE" if self.database.engine == "sqlite" else "BEGIN"
+        )
         result = fn(self)
         self.connection.exec_driver_sql("COMMIT")
         return result

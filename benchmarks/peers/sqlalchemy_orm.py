@@ -41,7 +41,9 @@ class Orm:
 
     def _count(self, statement: Any) -> int:
         with self.session() as session:
-            count: int = session.execute(statement, execution_options={"synchronize_session": False}).rowcount  # type: ignore[attr-defined]
+            count: int = session.execute(
+                statement, execution_options={"synchronize_session": False}
+            ).rowcount  # type: ignore[attr-defined]
             session.commit()
         return count
 
@@ -52,16 +54,22 @@ class Orm:
         return entity
 
     def get_agent(self, name: str, tenant_id: str = "default") -> Any:
-        return self._one(select(Agent).where(Agent.tenant_id == tenant_id, Agent.name == name))
+        return self._one(
+            select(Agent).where(Agent.tenant_id == tenant_id, Agent.name == name)
+        )
 
     def list_agents(self, tenant_id: str = "default") -> Any:
-        return self._all(select(Agent).where(Agent.tenant_id == tenant_id).order_by(Agent.name))
+        return self._all(
+            select(Agent).where(Agent.tenant_id == tenant_id).order_by(Agent.name)
+        )
 
     def get_session(self, id: str) -> Any:
         with self.session() as session:
             return session.get(Session, id)
 
-    def insert_session(self, id: str, agent_name: str, sandbox_id: str, tenant_id: str = "default") -> Any:
+    def insert_session(
+        self, id: str, agent_name: str, sandbox_id: str, tenant_id: str = "default"
+    ) -> Any:
         now = datetime.now(UTC)
         return self._add(
             Session(
@@ -77,7 +85,12 @@ class Orm:
 
     def _update_session(self, id: str, **values: Any) -> bool:
         return (
-            self._count(update(Session).where(Session.id == id).values(**values, last_active_at=datetime.now(UTC))) > 0
+            self._count(
+                update(Session)
+                .where(Session.id == id)
+                .values(**values, last_active_at=datetime.now(UTC))
+            )
+            > 0
         )
 
     def update_session_status(self, id: str, status: str) -> bool:
@@ -101,19 +114,25 @@ class Orm:
         before: SessionRecord | None = None,
     ) -> Any:
         statement = (
-            select(Session).where(Session.tenant_id == tenant_id).order_by(Session.created_at.desc(), Session.id.desc())
+            select(Session)
+            .where(Session.tenant_id == tenant_id)
+            .order_by(Session.created_at.desc(), Session.id.desc())
         )
         if agent is not None:
             statement = statement.where(Session.agent_name == agent)
         if before is not None:
-            statement = statement.where(tuple_(Session.created_at, Session.id) < (before.created_at, before.id))
+            statement = statement.where(
+                tuple_(Session.created_at, Session.id) < (before.created_at, before.id)
+            )
         if limit is not None:
             statement = statement.limit(limit)
         return self._all(statement)
 
     def list_sessions_by_runner(self, runner_id: str) -> Any:
         return self._all(
-            select(Session).where(Session.runner_id == runner_id).order_by(Session.created_at.desc(), Session.id.desc())
+            select(Session)
+            .where(Session.runner_id == runner_id)
+            .order_by(Session.created_at.desc(), Session.id.desc())
         )
 
     def get_sandbox(self, id: str) -> Any:
@@ -187,12 +206,20 @@ class Orm:
 
     def insert_api_key(self, id: str, tenant_id: str, key_hash: str, label: str) -> Any:
         return self._add(
-            ApiKey(id=id, tenant_id=tenant_id, key_hash=key_hash, label=label, created_at=datetime.now(UTC))
+            ApiKey(
+                id=id,
+                tenant_id=tenant_id,
+                key_hash=key_hash,
+                label=label,
+                created_at=datetime.now(UTC),
+            )
         )
 
     def list_api_keys_by_tenant(self, tenant_id: str) -> Any:
         return self._all(
-            select(ApiKey).where(ApiKey.tenant_id == tenant_id).order_by(ApiKey.created_at.desc(), ApiKey.id.desc())
+            select(ApiKey)
+            .where(ApiKey.tenant_id == tenant_id)
+            .order_by(ApiKey.created_at.desc(), ApiKey.id.desc())
         )
 
     def delete_api_key(self, id: str) -> bool:

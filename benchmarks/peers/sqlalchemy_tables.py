@@ -6,7 +6,15 @@ from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlsplit
 
-from sqlalchemy import DateTime, Engine, Integer, Text, TypeDecorator, create_engine, event
+from sqlalchemy import (
+    DateTime,
+    Engine,
+    Integer,
+    Text,
+    TypeDecorator,
+    create_engine,
+    event,
+)
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from benchmarks.databases import Database
@@ -18,11 +26,23 @@ class Instant(TypeDecorator[datetime]):
     impl = DateTime(timezone=True)
     cache_ok = True
 
-    def process_bind_param(self, value: datetime | None, dialect: Any) -> datetime | None:
-        return value.replace(tzinfo=None) if value is not None and dialect.name == "sqlite" else value
+    def process_bind_param(
+        self, value: datetime | None, dialect: Any
+    ) -> datetime | None:
+        return (
+            value.replace(tzinfo=None)
+            if value is not None and dialect.name == "sqlite"
+            else value
+        )
 
-    def process_result_value(self, value: datetime | None, dialect: Any) -> datetime | None:
-        return value.replace(tzinfo=UTC) if value is not None and dialect.name == "sqlite" else value
+    def process_result_value(
+        self, value: datetime | None, dialect: Any
+    ) -> datetime | None:
+        return (
+            value.replace(tzinfo=UTC)
+            if value is not None and dialect.name == "sqlite"
+            else value
+        )
 
 
 class Base(DeclarativeBase):
@@ -86,7 +106,11 @@ def engine_for(database: Database) -> Engine:
             isolation_level="AUTOCOMMIT",
             connect_args={"prepare_threshold": 0, "options": "-c TimeZone=UTC"},
         )
-    engine = create_engine(f"sqlite:///{database.path}", isolation_level="AUTOCOMMIT", connect_args={"timeout": 30})
+    engine = create_engine(
+        f"sqlite:///{database.path}",
+        isolation_level="AUTOCOMMIT",
+        connect_args={"timeout": 30},
+    )
 
     @event.listens_for(engine, "connect")
     def _durable(connection: Any, _: Any) -> None:

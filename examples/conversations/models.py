@@ -23,7 +23,11 @@ class Message(models.Model):
     created_at = models.DateTimeField(db_default=Now())
 
     class Meta:
-        constraints = [models.UniqueConstraint(fields=["session_id", "sequence"], name="message_of_session")]
+        constraints = [
+            models.UniqueConstraint(
+                fields=["session_id", "sequence"], name="message_of_session"
+            )
+        ]
 
 
 class Job(models.Model):
@@ -35,4 +39,8 @@ class Job(models.Model):
     taken_by = models.TextField(null=True)
 
     class Meta:
-        indexes = [models.Index(fields=["id"], name="job_free", condition=models.Q(taken_by=None))]
+        indexes = [
+            models.Index(
+                fields=["id"], name="job_free", condition=models.Q(taken_by=None)
+            )
+        ]

@@ -22,23 +22,33 @@ def alias_of(tx: Db) -> str:
 
 def open_session(tx: Db, session_id: str, agent: str, metadata: dict[str, Any]) -> None:
     tx.insert_session(session_id, agent, f"sandbox of {session_id}")
-    Conversation.objects.using(alias_of(tx)).create(session_id=session_id, metadata=metadata)
+    Conversation.objects.using(alias_of(tx)).create(
+        session_id=session_id, metadata=metadata
+    )
 
 
 def append_message(tx: Db, session_id: str, role: str, content: Any) -> int:
     """Store the message under the session's next number, and return that; ``LookupError`` without such a session."""
-    conversation = Conversation.objects.using(alias_of(tx)).filter(session_id=session_id)
+    conversation = Conversation.objects.using(alias_of(tx)).filter(
+        session_id=session_id
+    )
     # The update locks the row: of two writers the second counts on from the first.
     if not conversation.update(last_sequence=F("last_sequence") + 1):
         raise LookupError(f"There is no session {session_id!r}.")
     sequence = conversation.values_list("last_sequence", flat=True).get()
-    Message.objects.using(alias_of(tx)).create(session_id=session_id, sequence=sequence, role=role, content=content)
+    Message.objects.using(alias_of(tx)).create(
+        session_id=session_id, sequence=sequence, role=role, content=content
+    )
     tx.touch_session(session_id)
     return sequence
 
 
-def messages_after(tx: Db, session_id: str, sequence: int = 0) -> list[tuple[int, str, Any]]:
-    found = Message.objects.using(alias_of(tx)).filter(session_id=session_id, sequence__gt=sequence)
+def messages_after(
+    tx: Db, session_id: str, sequence: int = 0
+) -> list[tuple[int, str, Any]]:
+    found = Message.objects.using(alias_of(tx)).filter(
+        session_id=session_id, sequence__gt=sequence
+    )
     return list(found.order_by("sequence").values_list("sequence", "role", "content"))
 
 

@@ -23,11 +23,20 @@ from tests.helpers.baseline_runs import (
     snapshot,
 )
 from tests.helpers.factories import execute
-from tests.helpers.legacy_databases import expected, manage, opened, rows, sqlite_path, stems
+from tests.helpers.legacy_databases import (
+    expected,
+    manage,
+    opened,
+    rows,
+    sqlite_path,
+    stems,
+)
 
 Load = Callable[[str], str]
 
-CORRECT = "Fix {}, timestamps as 'YYYY-MM-DD HH:MM:SS+00:00', and run the command again."
+CORRECT = (
+    "Fix {}, timestamps as 'YYYY-MM-DD HH:MM:SS+00:00', and run the command again."
+)
 DUPLICATE = "column 'tenant_id, name': 'default', 'hello-world' is there more than once"
 DUPLICATES = (
     "2 rows of agents share tenant_id, name with another row. Rename or delete all but one, and run the command "
@@ -56,26 +65,40 @@ REFUSED = {
         "The database file '{path}' is damaged: it has 95,846 of the 159,744 bytes that its header names. "
         "Restore a backup."
     ),
-    ("sqlite", "dirty-duplicate-agents"): DUPLICATES.format("c27b1df4-13f7-47fe-b599-8199f9c005f2"),
-    ("postgresql", "dirty-duplicate-agents"): DUPLICATES.format("6e2ff33d-1c92-43dd-83ed-a731e189f8c0"),
+    ("sqlite", "dirty-duplicate-agents"): DUPLICATES.format(
+        "c27b1df4-13f7-47fe-b599-8199f9c005f2"
+    ),
+    ("postgresql", "dirty-duplicate-agents"): DUPLICATES.format(
+        "6e2ff33d-1c92-43dd-83ed-a731e189f8c0"
+    ),
     ("sqlite", "dirty-extra-notnull-column"): EXTRA,
     ("postgresql", "dirty-extra-notnull-column"): EXTRA,
-    ("sqlite", "dirty-timestamp-garbage"): GARBAGE.format("1e91e077-4e80-420b-9f23-38b3fdda3097"),
-    ("postgresql", "dirty-timestamp-garbage"): GARBAGE.format("36ed1107-d63c-416a-b671-d5f70131dda6"),
+    ("sqlite", "dirty-timestamp-garbage"): GARBAGE.format(
+        "1e91e077-4e80-420b-9f23-38b3fdda3097"
+    ),
+    ("postgresql", "dirty-timestamp-garbage"): GARBAGE.format(
+        "36ed1107-d63c-416a-b671-d5f70131dda6"
+    ),
     ("postgresql", "dirty-datestyle"): (
         f"2 values cannot be converted. {CORRECT.format('them')}\n"
         + "\n".join(INDIA.format(column) for column in ("created_at", "last_active_at"))
     ),
 }
 STUCK = (
-    "stuck: the old server's upgrade to multi-tenant cannot finish on PostgreSQL, and agents are still keyed by name"
+    "stuck: the old server's upgrade to multi-tenant cannot finish on PostgreSQL, "
+    "and agents are still keyed by name"
 )
-FILES = [(engine, stem) for engine in ("sqlite", "postgresql") for stem in stems(engine)]
+FILES = [
+    (engine, stem) for engine in ("sqlite", "postgresql") for stem in stems(engine)
+]
 ADOPTED = [file for file in FILES if file not in REFUSED]
 
 SHAPES = {
     ("sqlite", "era-a"): "single-tenant",
-    ("sqlite", "crash-fresh-b-k02"): "an upgrade to multi-tenant that stopped after step 2 of 10 (created sessions)",
+    (
+        "sqlite",
+        "crash-fresh-b-k02",
+    ): "an upgrade to multi-tenant that stopped after step 2 of 10 (created sessions)",
     ("sqlite", "crash-fresh-b-k04"): "single-tenant",
     ("sqlite", "crash-a-to-b-k07"): (
         "an upgrade to multi-tenant that stopped after step 4 of 10 (added agents.tenant_id)"
@@ -83,10 +106,22 @@ SHAPES = {
     ("sqlite", "crash-a-to-b-k10"): (
         "an upgrade to multi-tenant that stopped after step 6 of 10 (added sandboxes.tenant_id)"
     ),
-    ("sqlite", "crash-a-to-b-k13"): "an upgrade to multi-tenant that stopped after step 7 of 10 (created api_keys)",
-    ("sqlite", "hot-wal"): "an upgrade to multi-tenant that stopped after step 7 of 10 (created api_keys)",
-    ("sqlite", "era-c"): "a later server's: multi-tenant, with messages, session_events",
-    ("sqlite", "era-d"): "a later server's: multi-tenant, with __drizzle_migrations, messages, session_events",
+    (
+        "sqlite",
+        "crash-a-to-b-k13",
+    ): "an upgrade to multi-tenant that stopped after step 7 of 10 (created api_keys)",
+    (
+        "sqlite",
+        "hot-wal",
+    ): "an upgrade to multi-tenant that stopped after step 7 of 10 (created api_keys)",
+    (
+        "sqlite",
+        "era-c",
+    ): "a later server's: multi-tenant, with messages, session_events",
+    (
+        "sqlite",
+        "era-d",
+    ): "a later server's: multi-tenant, with __drizzle_migrations, messages, session_events",
     ("postgresql", "era-a"): "single-tenant",
     (
         "postgresql",
@@ -95,7 +130,10 @@ SHAPES = {
     ("postgresql", "crash-a-to-b-k09"): (
         "an upgrade to multi-tenant that stopped after step 5 of 13 (added sessions.tenant_id)"
     ),
-    ("postgresql", "crash-a-to-b-k18"): "an upgrade to multi-tenant that stopped after step 8 of 13 (added agents.id)",
+    (
+        "postgresql",
+        "crash-a-to-b-k18",
+    ): "an upgrade to multi-tenant that stopped after step 8 of 13 (added agents.id)",
     ("postgresql", "crash-a-to-b-nofk-k19"): (
         "an upgrade to multi-tenant that stopped after step 8 of 13 (added agents.id)"
     ),
@@ -107,12 +145,20 @@ SHAPES = {
     ),
     ("postgresql", "era-a-opened-by-b"): STUCK,
     ("postgresql", "era-b-stuck"): STUCK,
-    ("postgresql", "era-c"): "a later server's: multi-tenant, with messages, session_events",
-    ("postgresql", "era-d"): "a later server's: multi-tenant, with messages, session_events",
+    (
+        "postgresql",
+        "era-c",
+    ): "a later server's: multi-tenant, with messages, session_events",
+    (
+        "postgresql",
+        "era-d",
+    ): "a later server's: multi-tenant, with messages, session_events",
 }
 
 
-def without_nulls(found: list[dict[str, Any]], columns: list[str], wanted: list[dict[str, Any]]) -> None:
+def without_nulls(
+    found: list[dict[str, Any]], columns: list[str], wanted: list[dict[str, Any]]
+) -> None:
     """Agents whose id was NULL have one now; everything else is equal."""
     for row, before in zip(found, wanted, strict=True):
         for column in columns:
@@ -122,7 +168,9 @@ def without_nulls(found: list[dict[str, Any]], columns: list[str], wanted: list[
                 assert row[column] == before[column]
 
 
-def assert_all_rows_are_there(connection: BaseDatabaseWrapper, file: dict[str, Any]) -> None:
+def assert_all_rows_are_there(
+    connection: BaseDatabaseWrapper, file: dict[str, Any]
+) -> None:
     for name in TABLES:
         table = file["tables"][name]
         if table is None:
@@ -131,17 +179,28 @@ def assert_all_rows_are_there(connection: BaseDatabaseWrapper, file: dict[str, A
         columns = table["columns"]
         if name == "agents":  # by name and tenant, for the ids may be new
             columns = ["name", *(column for column in columns if column != "name")]
-        wanted = expected_contents({"columns": columns, "rows": [[r[c] for c in columns] for r in table["rows"]]})
+        wanted = expected_contents(
+            {
+                "columns": columns,
+                "rows": [[r[c] for c in columns] for r in table["rows"]],
+            }
+        )
         found = contents(connection, name, columns)
         if name == "agents" and any(row.get("id", "") is None for row in wanted):
             without_nulls(found, columns, wanted)
         else:
-            by = (lambda row: (row["name"], row.get("tenant_id"))) if name == "agents" else (lambda row: row["id"])
+            by = (
+                (lambda row: (row["name"], row.get("tenant_id")))
+                if name == "agents"
+                else (lambda row: row["id"])
+            )
             assert sorted(found, key=by) == sorted(wanted, key=by)
 
 
 @pytest.mark.parametrize("engine", ["sqlite"])
-def test_an_upgrade_that_lacks_steps_in_the_middle_has_them_named(engine: str, load_legacy: Load):
+def test_an_upgrade_that_lacks_steps_in_the_middle_has_them_named(
+    engine: str, load_legacy: Load
+):
     url = load_legacy("crash-a-to-b-k13")
     execute(url, "DROP TABLE sandboxes")
     run = baselinedb(url, "--check")
@@ -152,11 +211,18 @@ def test_an_upgrade_that_lacks_steps_in_the_middle_has_them_named(engine: str, l
 
 
 @pytest.mark.parametrize("engine", ["sqlite"])
-@pytest.mark.parametrize("row", ["rowid", "(SELECT min(rowid) FROM sessions)", "(SELECT max(rowid) FROM sessions)"])
-def test_bytes_that_are_no_text_stay_in_an_operators_own_column(engine: str, row: str, load_legacy: Load):
+@pytest.mark.parametrize(
+    "row",
+    ["rowid", "(SELECT min(rowid) FROM sessions)", "(SELECT max(rowid) FROM sessions)"],
+)
+def test_bytes_that_are_no_text_stay_in_an_operators_own_column(
+    engine: str, row: str, load_legacy: Load
+):
     url = load_legacy("crash-a-to-b-k13")
     execute(url, "ALTER TABLE sessions ADD COLUMN note TEXT")
-    execute(url, f"UPDATE sessions SET note = CAST(x'ff41' AS TEXT) WHERE rowid = {row}")
+    execute(
+        url, f"UPDATE sessions SET note = CAST(x'ff41' AS TEXT) WHERE rowid = {row}"
+    )
     kept = "SELECT id, CAST(note AS BLOB) FROM sessions ORDER BY id"
     before = execute(url, kept)
     assert b"\xffA" in dict(before).values()
@@ -166,12 +232,19 @@ def test_bytes_that_are_no_text_stay_in_an_operators_own_column(engine: str, row
     assert execute(url, kept) == before
 
 
-def assert_other_tables_are_there(connection: BaseDatabaseWrapper, file: dict[str, Any]) -> None:
+def assert_other_tables_are_there(
+    connection: BaseDatabaseWrapper, file: dict[str, Any]
+) -> None:
     for name, extra in file["extra_tables"].items():
         quoted = ".".join(f'"{part}"' for part in name.split("."))
         selected = ", ".join(f'"{column}"' for column in extra["columns"])
-        found = sorted([str(value) for value in row] for row in rows(connection, f"SELECT {selected} FROM {quoted}"))
-        assert found == sorted([str(row[column]) for column in extra["columns"]] for row in extra["rows"])
+        found = sorted(
+            [str(value) for value in row]
+            for row in rows(connection, f"SELECT {selected} FROM {quoted}")
+        )
+        assert found == sorted(
+            [str(row[column]) for column in extra["columns"]] for row in extra["rows"]
+        )
 
 
 @pytest.mark.parametrize(("engine", "stem"), ADOPTED)
@@ -190,11 +263,15 @@ def test_an_old_database_is_adopted_with_every_row_and_a_second_run_has_nothing_
 
     assert run.code == 0
     file = expected(engine, stem)
-    number = sum(len(table["rows"]) for table in file["tables"].values() if table is not None)
+    number = sum(
+        len(table["rows"]) for table in file["tables"].values() if table is not None
+    )
     assert run.out.splitlines()[-1] == (
         f"Adopted: all {number} rows are there and equal, and the schema is what the models say."
     )
-    assert f"Shape: {SHAPES.get((engine, stem), 'multi-tenant')}" in run.out.splitlines()
+    assert (
+        f"Shape: {SHAPES.get((engine, stem), 'multi-tenant')}" in run.out.splitlines()
+    )
     with opened(url) as connection:
         assert_adopted(connection)
         assert_all_rows_are_there(connection, file)
@@ -219,14 +296,24 @@ def test_the_way_back_gives_every_row_with_the_timestamps_as_the_old_server_wrot
 
         file = expected(engine, stem)
         for name in TABLES:
-            columns = [] if file["tables"][name] is None else file["tables"][name]["columns"]
+            columns = (
+                [] if file["tables"][name] is None else file["tables"][name]["columns"]
+            )
             for column in (column for column in columns if column.endswith("_at")):
                 key = "name" if name == "agents" else "id"
                 tenant = ", tenant_id" if "tenant_id" in columns else ""
-                found = {row[1:]: row[0] for row in rows(connection, f"SELECT {column}, {key}{tenant} FROM {name}")}
+                found = {
+                    row[1:]: row[0]
+                    for row in rows(
+                        connection, f"SELECT {column}, {key}{tenant} FROM {name}"
+                    )
+                }
                 for row in file["tables"][name]["rows"]:
                     at = (row[key], row["tenant_id"]) if tenant else (row[key],)
-                    assert found[at] == f"{instant(row[column]).strftime('%Y-%m-%dT%H:%M:%S.%f')[:-3]}Z"
+                    assert (
+                        found[at]
+                        == f"{instant(row[column]).strftime('%Y-%m-%dT%H:%M:%S.%f')[:-3]}Z"
+                    )
 
 
 @pytest.mark.parametrize("check", [(), ("--check",)], ids=["run", "check"])
@@ -292,7 +379,10 @@ def test_a_database_on_the_way_is_brought_to_the_end(url: str, level: str):
     run = baselinedb(url)
 
     assert run.code == 0
-    assert any(line.startswith(f"Shape: adopted, at migration {level}") for line in run.out.splitlines())
+    assert any(
+        line.startswith(f"Shape: adopted, at migration {level}")
+        for line in run.out.splitlines()
+    )
     with opened(url) as connection:
         assert_adopted(connection)
         assert rows(connection, "SELECT name FROM agents") == [("a",)]
@@ -304,7 +394,9 @@ def test_single_tenant_plan_names_every_step(load_legacy: Load, engine: str):
     found = run.out.partition("Found: ")[2].splitlines()[0]
     assert url.partition("?")[0].rpartition("/")[2] in found
     assert re.search(r", [\d.]+ [KM]iB$", found)
-    agents, sandboxes, sessions, stamps = (17, 28, 64, 218) if engine == "sqlite" else (21, 37, 70, 256)
+    agents, sandboxes, sessions, stamps = (
+        (17, 28, 64, 218) if engine == "sqlite" else (21, 37, 70, 256)
+    )
     steps = [
         f"Add column tenant_id to agents: 'default' in {agents} rows.",
         f"Give {agents} agents an id, a random UUID.",
@@ -327,7 +419,9 @@ def test_single_tenant_plan_names_every_step(load_legacy: Load, engine: str):
         steps.insert(0, "Back the file up beside itself, and check the copy.")
     lines = run.out.splitlines()
     start = lines.index("To do:") + 1
-    assert lines[start : start + len(steps)] == [f"  {number}. {step}" for number, step in enumerate(steps, 1)]
+    assert lines[start : start + len(steps)] == [
+        f"  {number}. {step}" for number, step in enumerate(steps, 1)
+    ]
 
 
 def test_postgresql_is_told_the_dump_command_without_a_password(
@@ -339,7 +433,11 @@ def test_postgresql_is_told_the_dump_command_without_a_password(
         return
 
     with_password = re.sub(r"postgres:(?:[^@/]*)@", "postgres:se%20cret@", url)
-    (line,) = [line for line in baselinedb(with_password, "--check").out.splitlines() if "pg_dump" in line]
+    (line,) = [
+        line
+        for line in baselinedb(with_password, "--check").out.splitlines()
+        if "pg_dump" in line
+    ]
 
     assert re.fullmatch(
         r"  pg_dump --format=custom --file=(agentdb_test_\w+)\.dump (--host=\S+ )?(--port=\d+ )?(--username=\w+ )?"
@@ -372,7 +470,10 @@ def test_json_says_the_same(load_legacy: Load, engine: str):
             assert sum(counts.values()) == table["rows"]
     assert done["result"] == "adopted"
     assert done["actions"] == found["actions"]
-    assert all(re.fullmatch(r"[0-9a-f]{32}", table["checksum"]) for table in done["tables"].values())
+    assert all(
+        re.fullmatch(r"[0-9a-f]{32}", table["checksum"])
+        for table in done["tables"].values()
+    )
     assert (done["backup"] is not None) == (engine == "sqlite")
     assert json.loads(again.out)["result"] == "nothing to do"
 
@@ -406,7 +507,9 @@ def test_json_of_a_database_that_cannot_be_looked_at_says_why(tmp_path: Path):
     }
 
 
-def test_checksum_is_of_the_values_and_the_same_on_both_engines(load_legacy: Load, engine: str):
+def test_checksum_is_of_the_values_and_the_same_on_both_engines(
+    load_legacy: Load, engine: str
+):
     url = load_legacy("era-b-empty")
     with opened(url) as connection:
         rows(

@@ -41,7 +41,9 @@ def connected(path: Path) -> closing[sqlite3.Connection]:
     """The operator's own program, with a function and a collation that agentdb does not know."""
     connection = sqlite3.connect(path, isolation_level=None)
     connection.create_function("is_large", 1, is_large, deterministic=True)
-    connection.create_collation("backwards", lambda one, other: (one < other) - (one > other))
+    connection.create_collation(
+        "backwards", lambda one, other: (one < other) - (one > other)
+    )
     connection.execute("PRAGMA foreign_keys = OFF")
     return closing(connection)
 
@@ -74,17 +76,29 @@ def around(url: str) -> Around:
         rowids, others = {}, {}
         for name in TABLES:
             try:
-                rowids[name] = connection.execute(f"SELECT rowid, * FROM {name}").fetchall()
+                rowids[name] = connection.execute(
+                    f"SELECT rowid, * FROM {name}"
+                ).fetchall()
                 key = "name" if name == "agents" else "id"
-                rowids[name] = connection.execute(f"SELECT rowid, {key} FROM {name} ORDER BY 1").fetchall()
+                rowids[name] = connection.execute(
+                    f"SELECT rowid, {key} FROM {name} ORDER BY 1"
+                ).fetchall()
             except sqlite3.OperationalError:
                 rowids[name] = []
         for kind, name, _, sql in objects:
             if kind == "table" and "VIRTUAL" not in str(sql):
-                others[name] = connection.execute('SELECT * FROM "' + str(name).replace('"', '""') + '"').fetchall()
+                others[name] = connection.execute(
+                    'SELECT * FROM "' + str(name).replace('"', '""') + '"'
+                ).fetchall()
         settings = [
             connection.execute(f"PRAGMA {pragma}").fetchone()
-            for pragma in ("application_id", "user_version", "encoding", "page_size", "auto_vacuum")
+            for pragma in (
+                "application_id",
+                "user_version",
+                "encoding",
+                "page_size",
+                "auto_vacuum",
+            )
         ]
         return Around(objects, settings, rowids, others)
 
@@ -93,25 +107,34 @@ def without(after: Around, before: Around) -> Around:
     """Without the rowids of a table that had none before."""
     return replace(
         after,
-        rowids={name: rows for name, rows in after.rowids.items() if before.rowids[name]}
+        rowids={
+            name: rows for name, rows in after.rowids.items() if before.rowids[name]
+        }
         | {name: [] for name, rows in before.rowids.items() if not rows},
     )
 
 
 def with_gaps(url: str) -> None:
-    run(url, "DELETE FROM sessions WHERE rowid % 3 = 0", "UPDATE sessions SET rowid = rowid + 1000 WHERE rowid > 20")
+    run(
+        url,
+        "DELETE FROM sessions WHERE rowid % 3 = 0",
+        "UPDATE sessions SET rowid = rowid + 1000 WHERE rowid > 20",
+    )
 
 
 def matches(url: str) -> int:
     [[number]] = run(
-        url, "SELECT count(*) FROM words JOIN sessions s ON s.rowid = words.rowid WHERE words MATCH s.status"
+        url,
+        "SELECT count(*) FROM words JOIN sessions s ON s.rowid = words.rowid WHERE words MATCH s.status",
     )
     assert isinstance(number, int)
     return number
 
 
 @pytest.mark.parametrize("engine", ["sqlite"])
-def test_a_full_text_index_by_rowid_works_after_the_adoption_and_after_the_way_back(load_legacy: Load, engine: str):
+def test_a_full_text_index_by_rowid_works_after_the_adoption_and_after_the_way_back(
+    load_legacy: Load, engine: str
+):
     url = load_legacy("era-b-small")
     with_gaps(url)
     run(url, *FULL_TEXT)
@@ -131,11 +154,21 @@ def test_a_full_text_index_by_rowid_works_after_the_adoption_and_after_the_way_b
 
 
 @pytest.mark.parametrize("engine", ["sqlite"])
-@pytest.mark.parametrize(("taken", "name"), [(["rowid"], "oid"), (["rowid", "oid"], "_rowid_")])
-def test_rowids_stay_where_own_columns_have_their_names(load_legacy: Load, engine: str, taken: list[str], name: str):
+@pytest.mark.parametrize(
+    ("taken", "name"), [(["rowid"], "oid"), (["rowid", "oid"], "_rowid_")]
+)
+def test_rowids_stay_where_own_columns_have_their_names(
+    load_legacy: Load, engine: str, taken: list[str], name: str
+):
     url = load_legacy("era-b-small")
     run(url, "DELETE FROM sessions WHERE rowid % 3 = 0")
-    run(url, *(f"ALTER TABLE sessions ADD COLUMN {column} TEXT DEFAULT 'own'" for column in taken))
+    run(
+        url,
+        *(
+            f"ALTER TABLE sessions ADD COLUMN {column} TEXT DEFAULT 'own'"
+            for column in taken
+        ),
+    )
     before = run(url, f"SELECT {name}, id, rowid FROM sessions ORDER BY id")
 
     assert baselinedb(url, "--no-backup").code == 0
@@ -147,23 +180,45 @@ def test_rowids_stay_where_own_columns_have_their_names(load_legacy: Load, engin
 SHAPES: dict[str, tuple[str, ...]] = {
     "full text": FULL_TEXT,
     "own index": ("CREATE INDEX own ON sessions (status, agent_name DESC)",),
-    "own partial index": ("CREATE INDEX own ON sessions (status) WHERE runner_id IS NOT NULL",),
-    "own expression index": ("CREATE INDEX own ON sessions (lower(agent_name), substr(id, 1, 4))",),
-    "expression index on a timestamp": ("CREATE INDEX own ON sessions (date(created_at))",),
-    "partial index on a timestamp": ("CREATE INDEX own ON sessions (id) WHERE created_at > '2026-02-19T'",),
-    "index with an unknown function": ("CREATE INDEX own ON sessions (is_large(agent_name))",),
-    "partial index with an unknown function": ("CREATE INDEX own ON sessions (id) WHERE is_large(agent_name)",),
-    "index with an unknown collation": ("CREATE INDEX own ON sessions (agent_name COLLATE backwards)",),
-    "index with a known collation": ("CREATE INDEX own ON sessions (agent_name COLLATE nocase)",),
+    "own partial index": (
+        "CREATE INDEX own ON sessions (status) WHERE runner_id IS NOT NULL",
+    ),
+    "own expression index": (
+        "CREATE INDEX own ON sessions (lower(agent_name), substr(id, 1, 4))",
+    ),
+    "expression index on a timestamp": (
+        "CREATE INDEX own ON sessions (date(created_at))",
+    ),
+    "partial index on a timestamp": (
+        "CREATE INDEX own ON sessions (id) WHERE created_at > '2026-02-19T'",
+    ),
+    "index with an unknown function": (
+        "CREATE INDEX own ON sessions (is_large(agent_name))",
+    ),
+    "partial index with an unknown function": (
+        "CREATE INDEX own ON sessions (id) WHERE is_large(agent_name)",
+    ),
+    "index with an unknown collation": (
+        "CREATE INDEX own ON sessions (agent_name COLLATE backwards)",
+    ),
+    "index with a known collation": (
+        "CREATE INDEX own ON sessions (agent_name COLLATE nocase)",
+    ),
     "unique expression index": ("CREATE UNIQUE INDEX own ON sessions (lower(id))",),
-    "unique partial index": ("CREATE UNIQUE INDEX own ON sessions (id) WHERE status = 'active'",),
+    "unique partial index": (
+        "CREATE UNIQUE INDEX own ON sessions (id) WHERE status = 'active'",
+    ),
     "unique index on an own column": (
         "ALTER TABLE sessions ADD COLUMN own TEXT",
         "CREATE UNIQUE INDEX own ON sessions (own)",
     ),
-    "view with an unknown function": ("CREATE VIEW own AS SELECT is_large(id) FROM sessions",),
+    "view with an unknown function": (
+        "CREATE VIEW own AS SELECT is_large(id) FROM sessions",
+    ),
     "view over a missing table": ("CREATE VIEW own AS SELECT * FROM nowhere",),
-    "view over all columns": ("CREATE VIEW own AS SELECT * FROM sessions JOIN agents ON agent_name = name",),
+    "view over all columns": (
+        "CREATE VIEW own AS SELECT * FROM sessions JOIN agents ON agent_name = name",
+    ),
     "view with a trigger": (
         "CREATE VIEW own AS SELECT id, status FROM sessions",
         "CREATE TRIGGER own_t INSTEAD OF UPDATE ON own BEGIN"
@@ -172,7 +227,9 @@ SHAPES: dict[str, tuple[str, ...]] = {
     "trigger with an unknown function": (
         "CREATE TRIGGER own AFTER UPDATE ON sessions BEGIN SELECT is_large(new.id); END",
     ),
-    "trigger to a missing table": ("CREATE TRIGGER own AFTER UPDATE ON sessions BEGIN DELETE FROM nowhere; END",),
+    "trigger to a missing table": (
+        "CREATE TRIGGER own AFTER UPDATE ON sessions BEGIN DELETE FROM nowhere; END",
+    ),
     "trigger on another table that writes ours": (
         "CREATE TABLE notes (session_id TEXT)",
         "CREATE TRIGGER own AFTER INSERT ON notes BEGIN"
@@ -207,12 +264,24 @@ SHAPES: dict[str, tuple[str, ...]] = {
         "CREATE TABLE teams (id TEXT PRIMARY KEY)",
         "ALTER TABLE sessions ADD COLUMN team TEXT REFERENCES teams(id)",
     ),
-    "check of an own column": ("ALTER TABLE sessions ADD COLUMN own INTEGER CHECK (own > 0)",),
-    "check of an own column against ours": ("ALTER TABLE sessions ADD COLUMN own TEXT CHECK (own <> status)",),
-    "own column with a collation": ("ALTER TABLE sessions ADD COLUMN own TEXT COLLATE NOCASE DEFAULT 'x'",),
-    "own column with an unknown collation": ("ALTER TABLE sessions ADD COLUMN own TEXT COLLATE backwards",),
-    "own column with a comment": ("ALTER TABLE sessions ADD COLUMN own TEXT /* why, (not) */ DEFAULT 'x'",),
-    "own column with quotes": ('ALTER TABLE sessions ADD COLUMN "own ""column""" TEXT DEFAULT \'it\'\'s\'',),
+    "check of an own column": (
+        "ALTER TABLE sessions ADD COLUMN own INTEGER CHECK (own > 0)",
+    ),
+    "check of an own column against ours": (
+        "ALTER TABLE sessions ADD COLUMN own TEXT CHECK (own <> status)",
+    ),
+    "own column with a collation": (
+        "ALTER TABLE sessions ADD COLUMN own TEXT COLLATE NOCASE DEFAULT 'x'",
+    ),
+    "own column with an unknown collation": (
+        "ALTER TABLE sessions ADD COLUMN own TEXT COLLATE backwards",
+    ),
+    "own column with a comment": (
+        "ALTER TABLE sessions ADD COLUMN own TEXT /* why, (not) */ DEFAULT 'x'",
+    ),
+    "own column with quotes": (
+        'ALTER TABLE sessions ADD COLUMN "own ""column""" TEXT DEFAULT \'it\'\'s\'',
+    ),
     "own column called rowid": ("ALTER TABLE sessions ADD COLUMN rowid TEXT",),
     "own column called oid": ("ALTER TABLE sessions ADD COLUMN oid TEXT",),
     "all names of the rowid": (
@@ -220,8 +289,12 @@ SHAPES: dict[str, tuple[str, ...]] = {
         "ALTER TABLE sessions ADD COLUMN oid TEXT",
         "ALTER TABLE sessions ADD COLUMN _rowid_ TEXT",
     ),
-    "virtual generated column": ("ALTER TABLE sessions ADD COLUMN own TEXT AS (upper(status)) VIRTUAL",),
-    "generated column with a unknown function": ("ALTER TABLE sessions ADD COLUMN own TEXT AS (is_large(status))",),
+    "virtual generated column": (
+        "ALTER TABLE sessions ADD COLUMN own TEXT AS (upper(status)) VIRTUAL",
+    ),
+    "generated column with a unknown function": (
+        "ALTER TABLE sessions ADD COLUMN own TEXT AS (is_large(status))",
+    ),
     "index of a generated column": (
         "ALTER TABLE sessions ADD COLUMN own TEXT AS (upper(status))",
         "CREATE INDEX own_i ON sessions (own)",
@@ -236,7 +309,9 @@ SHAPES: dict[str, tuple[str, ...]] = {
         " last_active_at FROM was",
         "DROP TABLE was",
     ),
-    "generated column over a timestamp": ("ALTER TABLE sessions ADD COLUMN day TEXT AS (substr(created_at, 1, 10))",),
+    "generated column over a timestamp": (
+        "ALTER TABLE sessions ADD COLUMN day TEXT AS (substr(created_at, 1, 10))",
+    ),
     "strict": (
         "CREATE TABLE s (id TEXT PRIMARY KEY, tenant_id TEXT NOT NULL DEFAULT 'default', agent_name TEXT NOT NULL,"
         " sandbox_id TEXT NOT NULL, status TEXT NOT NULL DEFAULT 'starting', runner_id TEXT,"
@@ -311,30 +386,62 @@ SHAPES: dict[str, tuple[str, ...]] = {
         "DROP TABLE sessions",
         "ALTER TABLE s RENAME TO sessions",
     ),
-    "sessions_new in the way": ("CREATE TABLE sessions_new (x)", "INSERT INTO sessions_new VALUES (1)"),
+    "sessions_new in the way": (
+        "CREATE TABLE sessions_new (x)",
+        "INSERT INTO sessions_new VALUES (1)",
+    ),
     "agents_new in the way": ("CREATE TABLE agents_new (x)",),
     "new__agents in the way": ("CREATE TABLE new__agents (x)",),
     "agentdb_new_sessions in the way": ("CREATE TABLE agentdb_new_sessions (x)",),
     "agentdb_new_sessions is a view": ("CREATE VIEW agentdb_new_sessions AS SELECT 1",),
-    "agentdb_new_agents is an index": ("CREATE INDEX agentdb_new_agents ON sandboxes (workspace_dir)",),
+    "agentdb_new_agents is an index": (
+        "CREATE INDEX agentdb_new_agents ON sandboxes (workspace_dir)",
+    ),
     "agentdb_old_ids in the way": ("CREATE TABLE agentdb_old_ids (x)",),
-    "an index has the name of ours": ("CREATE TABLE notes (x)", "CREATE INDEX idx_sessions_created ON notes (x)"),
+    "an index has the name of ours": (
+        "CREATE TABLE notes (x)",
+        "CREATE INDEX idx_sessions_created ON notes (x)",
+    ),
     "a table has the name of our index": ("CREATE TABLE idx_sessions_created (x)",),
-    "a table has the name of our index in capitals": ("CREATE TABLE IDX_SESSIONS_CREATED (x)",),
-    "a view has the name of our index": ("CREATE VIEW idx_sessions_created AS SELECT 1",),
-    "our index is unique": ("CREATE UNIQUE INDEX idx_sessions_created ON sessions (id)",),
-    "our index on another table of ours": ("CREATE INDEX idx_sessions_created ON sandboxes (created_at)",),
+    "a table has the name of our index in capitals": (
+        "CREATE TABLE IDX_SESSIONS_CREATED (x)",
+    ),
+    "a view has the name of our index": (
+        "CREATE VIEW idx_sessions_created AS SELECT 1",
+    ),
+    "our index is unique": (
+        "CREATE UNIQUE INDEX idx_sessions_created ON sessions (id)",
+    ),
+    "our index on another table of ours": (
+        "CREATE INDEX idx_sessions_created ON sandboxes (created_at)",
+    ),
     "a trigger has the name of our index": (
         "CREATE TRIGGER idx_sessions_created AFTER INSERT ON sessions BEGIN SELECT 1; END",
     ),
-    "django_migrations is a view": ("CREATE VIEW django_migrations AS SELECT 1 AS id, 'x' AS app, 'y' AS name",),
+    "django_migrations is a view": (
+        "CREATE VIEW django_migrations AS SELECT 1 AS id, 'x' AS app, 'y' AS name",
+    ),
     "django_migrations is another table": ("CREATE TABLE django_migrations (x)",),
     "statistics": ("ANALYZE",),
     "application id": ("PRAGMA application_id = 77", "PRAGMA user_version = 12"),
-    "automatic vacuum": ("PRAGMA auto_vacuum = FULL", "PRAGMA journal_mode = DELETE", "VACUUM"),
-    "another page size": ("PRAGMA journal_mode = DELETE", "PRAGMA page_size = 8192", "VACUUM"),
-    "rtree": ("CREATE VIRTUAL TABLE boxes USING rtree(id, a, b)", "INSERT INTO boxes VALUES (1, 2, 3)"),
-    "table of capitals": ("ALTER TABLE sessions RENAME TO s", 'ALTER TABLE s RENAME TO "Sessions"'),
+    "automatic vacuum": (
+        "PRAGMA auto_vacuum = FULL",
+        "PRAGMA journal_mode = DELETE",
+        "VACUUM",
+    ),
+    "another page size": (
+        "PRAGMA journal_mode = DELETE",
+        "PRAGMA page_size = 8192",
+        "VACUUM",
+    ),
+    "rtree": (
+        "CREATE VIRTUAL TABLE boxes USING rtree(id, a, b)",
+        "INSERT INTO boxes VALUES (1, 2, 3)",
+    ),
+    "table of capitals": (
+        "ALTER TABLE sessions RENAME TO s",
+        'ALTER TABLE s RENAME TO "Sessions"',
+    ),
     "column of capitals": (
         "ALTER TABLE sessions RENAME COLUMN status TO s",
         'ALTER TABLE sessions RENAME COLUMN s TO "Status"',
@@ -350,34 +457,50 @@ SHAPES: dict[str, tuple[str, ...]] = {
 
 WOULD_FAIL = "The adoption would fail on what was built around the tables: "
 TAKEN = "has a name that agentdb needs. Rename it."
-TOO_UNIQUE = "Table 'sessions' has a unique index 'own', which could refuse what agentdb writes."
+TOO_UNIQUE = (
+    "Table 'sessions' has a unique index 'own', which could refuse what agentdb writes."
+)
 
 REFUSED = {
-    "index with an unknown function": WOULD_FAIL + "index 'own': no such function: is_large. Rename or drop that",
-    "partial index with an unknown function": WOULD_FAIL + "index 'own': no such function: is_large.",
-    "index with an unknown collation": WOULD_FAIL + "index 'own': no such collation sequence: backwards.",
+    "index with an unknown function": WOULD_FAIL
+    + "index 'own': no such function: is_large. Rename or drop that",
+    "partial index with an unknown function": WOULD_FAIL
+    + "index 'own': no such function: is_large.",
+    "index with an unknown collation": WOULD_FAIL
+    + "index 'own': no such collation sequence: backwards.",
     "unique expression index": TOO_UNIQUE,
     "unique partial index": TOO_UNIQUE,
-    "own column with an unknown collation": WOULD_FAIL + "table 'sessions': no such collation sequence: backwards.",
-    "generated column with a unknown function": WOULD_FAIL + "table 'sessions': no such function: is_large.",
+    "own column with an unknown collation": WOULD_FAIL
+    + "table 'sessions': no such collation sequence: backwards.",
+    "generated column with a unknown function": WOULD_FAIL
+    + "table 'sessions': no such function: is_large.",
     "strict with an own column of type any": "Column 'own' of the STRICT table 'sessions' has the type ANY",
     "keyed by a number": "has more than one primary key",
-    "an unknown collation on the key": WOULD_FAIL + "table 'sessions': no such collation sequence: backwards.",
-    "a check on ours with an unknown function": WOULD_FAIL + "table 'sessions': no such function: is_large.",
-    "an index has the name of ours": "The index 'idx_sessions_created' of table 'notes' " + TAKEN,
+    "an unknown collation on the key": WOULD_FAIL
+    + "table 'sessions': no such collation sequence: backwards.",
+    "a check on ours with an unknown function": WOULD_FAIL
+    + "table 'sessions': no such function: is_large.",
+    "an index has the name of ours": "The index 'idx_sessions_created' of table 'notes' "
+    + TAKEN,
     "a table has the name of our index": "The table 'idx_sessions_created' " + TAKEN,
-    "a table has the name of our index in capitals": "The table 'IDX_SESSIONS_CREATED' " + TAKEN,
+    "a table has the name of our index in capitals": "The table 'IDX_SESSIONS_CREATED' "
+    + TAKEN,
     "a view has the name of our index": "The view 'idx_sessions_created' " + TAKEN,
-    "our index on another table of ours": "The index 'idx_sessions_created' of table 'sandboxes' " + TAKEN,
-    "a trigger has the name of our index": "The trigger 'idx_sessions_created' of table 'sessions' " + TAKEN,
-    "django_migrations is a view": WOULD_FAIL + "Unable to create the django_migrations table",
+    "our index on another table of ours": "The index 'idx_sessions_created' of table 'sandboxes' "
+    + TAKEN,
+    "a trigger has the name of our index": "The trigger 'idx_sessions_created' of table 'sessions' "
+    + TAKEN,
+    "django_migrations is a view": WOULD_FAIL
+    + "Unable to create the django_migrations table",
     "django_migrations is another table": "cannot be used: no such column: name",
 }
 
 
 @pytest.mark.parametrize("engine", ["sqlite"])  # which alone rebuilds tables
 @pytest.mark.parametrize("shape", SHAPES)
-def test_check_and_adoption_agree_on_what_is_around_the_tables(load_legacy: Load, engine: str, shape: str):
+def test_check_and_adoption_agree_on_what_is_around_the_tables(
+    load_legacy: Load, engine: str, shape: str
+):
     url = load_legacy("era-b-small")
     with_gaps(url)
     run(url, *SHAPES[shape])

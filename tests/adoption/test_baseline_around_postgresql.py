@@ -7,7 +7,15 @@ from collections.abc import Callable
 import psycopg
 import pytest
 
-from tests.helpers.around_postgresql import CARRIED, REFUSED, SINCE_15, described, execute, make_roles, operators_own
+from tests.helpers.around_postgresql import (
+    CARRIED,
+    REFUSED,
+    SINCE_15,
+    described,
+    execute,
+    make_roles,
+    operators_own,
+)
 from tests.helpers.baseline_runs import baselinedb, snapshot
 
 pytestmark = pytest.mark.parametrize("engine", ["postgresql"])
@@ -58,12 +66,17 @@ def without_temporary_tables(load_legacy: Load) -> tuple[str, str]:
         url,
         "DO $$ BEGIN EXECUTE format('REVOKE TEMPORARY ON DATABASE %I FROM PUBLIC', current_database()); END $$",
         "GRANT CREATE, USAGE ON SCHEMA public TO own_writer",
-        *(f"ALTER TABLE {table} OWNER TO own_writer" for table in ("agents", "sessions", "sandboxes", "api_keys")),
+        *(
+            f"ALTER TABLE {table} OWNER TO own_writer"
+            for table in ("agents", "sessions", "sandboxes", "api_keys")
+        ),
     )
     return url, f"{url}{'&' if '?' in url else '?'}options=-c%20role%3Down_writer"
 
 
-def test_a_role_that_may_make_no_temporary_table_adopts_all_the_same(without_temporary_tables: tuple[str, str]):
+def test_a_role_that_may_make_no_temporary_table_adopts_all_the_same(
+    without_temporary_tables: tuple[str, str],
+):
     url, as_writer = without_temporary_tables
     execute(url, *CARRIED["view"], "ALTER VIEW own OWNER TO own_writer")
 
@@ -71,7 +84,9 @@ def test_a_role_that_may_make_no_temporary_table_adopts_all_the_same(without_tem
     assert baselinedb(as_writer).code == 0
 
 
-def test_what_only_shows_on_the_way_is_refused_and_undone(without_temporary_tables: tuple[str, str]):
+def test_what_only_shows_on_the_way_is_refused_and_undone(
+    without_temporary_tables: tuple[str, str],
+):
     url, as_writer = without_temporary_tables
     sentence, statements = REFUSED["view that takes a text"]
     execute(url, *statements, "ALTER VIEW own OWNER TO own_writer")

@@ -25,7 +25,9 @@ from tests.helpers.legacy_databases import FOLDER
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
     for ending in (".db", ".db-wal"):
-        shutil.copyfile(FOLDER / "sqlite" / f"hot-wal{ending}", tmp_path / f"hot-wal{ending}")
+        shutil.copyfile(
+            FOLDER / "sqlite" / f"hot-wal{ending}", tmp_path / f"hot-wal{ending}"
+        )
     return tmp_path / "hot-wal.db"
 
 
@@ -34,14 +36,22 @@ def dump(path: Path) -> list[str]:
         return list(connection.iterdump())
 
 
-def test_a_copy_holds_what_the_write_ahead_log_holds_and_needs_no_file_beside_it(source: Path):
+def test_a_copy_holds_what_the_write_ahead_log_holds_and_needs_no_file_beside_it(
+    source: Path,
+):
     copy = back_up(source)
 
-    with closing(sqlite3.connect(f"file:{copy}?mode=ro&immutable=1", uri=True)) as connection:
+    with closing(
+        sqlite3.connect(f"file:{copy}?mode=ro&immutable=1", uri=True)
+    ) as connection:
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("delete",)
-        assert connection.execute("SELECT count(*) FROM sqlite_master WHERE name = 'api_keys'").fetchone() == (1,)
+        assert connection.execute(
+            "SELECT count(*) FROM sqlite_master WHERE name = 'api_keys'"
+        ).fetchone() == (1,)
     assert dump(copy) == dump(source)
-    assert sorted(path.name for path in source.parent.iterdir() if "backup" in path.name) == [copy.name]
+    assert sorted(
+        path.name for path in source.parent.iterdir() if "backup" in path.name
+    ) == [copy.name]
 
 
 def test_only_the_owner_may_read_a_copy(source: Path):
@@ -68,9 +78,13 @@ def test_what_a_killed_copy_left_is_removed_and_finished_ones_are_kept(source: P
     assert [path.exists() for path in (left, kept, other)] == [False, True, True]
 
 
-def test_the_copy_is_flushed_before_it_gets_its_name(source: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_copy_is_flushed_before_it_gets_its_name(
+    source: Path, monkeypatch: pytest.MonkeyPatch
+):
     flushed = []
-    monkeypatch.setattr(sqlite_backup, "_flush", lambda path: flushed.append((path.name, path.exists())))
+    monkeypatch.setattr(
+        sqlite_backup, "_flush", lambda path: flushed.append((path.name, path.exists()))
+    )
 
     copy = back_up(source)
 
@@ -93,7 +107,9 @@ while True:
     number += 1
     if number in (50, 100): print(number, flush=True)
 """
-    with subprocess.Popen([sys.executable, "-c", script, str(source)], stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(source)], stdout=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdout is not None
         process.stdout.readline()
         yield process
@@ -120,7 +136,12 @@ def test_a_copy_is_one_moment_of_a_database_that_another_process_writes_to(
     assert writer.poll() is None
     with closing(sqlite3.connect(copy)) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-        assert connection.execute("SELECT a FROM pairs GROUP BY a HAVING count(*) <> 2").fetchall() == []
+        assert (
+            connection.execute(
+                "SELECT a FROM pairs GROUP BY a HAVING count(*) <> 2"
+            ).fetchall()
+            == []
+        )
         assert connection.execute("SELECT count(*) > 0 FROM pairs").fetchone() == (1,)
 
 
@@ -130,7 +151,9 @@ class Usage(NamedTuple):
     free: int
 
 
-def test_a_full_disk_is_noticed_before_the_copy(source: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_full_disk_is_noticed_before_the_copy(
+    source: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10, 10, 1000))
 
     with pytest.raises(DatabaseUnavailableError) as refusal:
@@ -161,17 +184,26 @@ def test_a_copy_that_cannot_be_written_to_its_end_is_removed(tmp_path: Path):
     source = tmp_path / "era-b.db"
     shutil.copyfile(FOLDER / "sqlite" / "era-b.db", source)
 
-    run = subprocess.run([sys.executable, "-c", LIMITED, str(source)], capture_output=True, text=True, check=True)
+    run = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(source)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
 
     name, _, message = run.stdout.strip().partition(" ")
     assert name == "DatabaseUnavailableError", run
     assert message.startswith(f"The backup '{source}.backup-")
-    assert message.endswith(" Check the disk and its quota, or back the file up elsewhere and use --no-backup.")
+    assert message.endswith(
+        " Check the disk and its quota, or back the file up elsewhere and use --no-backup."
+    )
     assert [path.name for path in tmp_path.iterdir() if "backup" in path.name] == []
     assert source.read_bytes() == (FOLDER / "sqlite" / "era-b.db").read_bytes()
 
 
-def test_a_database_that_cannot_be_backed_up_is_not_adopted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_database_that_cannot_be_backed_up_is_not_adopted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     path = tmp_path / "era-a.db"
     shutil.copyfile(FOLDER / "sqlite" / "era-a.db", path)
     before = dump(path)
@@ -179,7 +211,10 @@ def test_a_database_that_cannot_be_backed_up_is_not_adopted(tmp_path: Path, monk
 
     refused = baselinedb(f"sqlite:///{path}")
 
-    assert (refused.code, refused.err.partition(" in ")[0]) == (2, "There is no room for a backup")
+    assert (refused.code, refused.err.partition(" in ")[0]) == (
+        2,
+        "There is no room for a backup",
+    )
     assert dump(path) == before
     assert baselinedb(f"sqlite:///{path}", "--no-backup").code == 0
     assert [p.name for p in tmp_path.iterdir() if "backup" in p.name] == []
@@ -247,6 +282,9 @@ def test_an_interrupted_adoption_is_undone_removes_its_backup_and_says_so(
 
     run = baselinedb(f"sqlite:///{path}")
 
-    assert (run.code, run.err.splitlines()[-1]) == (130, "Interrupted. Nothing was changed.")
+    assert (run.code, run.err.splitlines()[-1]) == (
+        130,
+        "Interrupted. Nothing was changed.",
+    )
     assert [each.name for each in tmp_path.iterdir()] == ["era-b.db"]
     assert baselinedb(f"sqlite:///{path}", "--check").code == 1

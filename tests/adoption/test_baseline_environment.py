@@ -55,17 +55,25 @@ def test_a_missing_folder_is_named(tmp_path: Path):
 
 def test_a_directory_is_no_database(tmp_path: Path):
     assert_refused(
-        f"sqlite:///{tmp_path}", f"'{tmp_path}' is a directory, not a database file. Check the database URL."
+        f"sqlite:///{tmp_path}",
+        f"'{tmp_path}' is a directory, not a database file. Check the database URL.",
     )
 
 
-@pytest.mark.parametrize("content", [b"x", b"SQLite format 3\0", b"# a text file\n" * 200], ids=["x", "magic", "text"])
-def test_a_file_that_is_no_sqlite_database_is_left_alone(tmp_path: Path, content: bytes):
+@pytest.mark.parametrize(
+    "content",
+    [b"x", b"SQLite format 3\0", b"# a text file\n" * 200],
+    ids=["x", "magic", "text"],
+)
+def test_a_file_that_is_no_sqlite_database_is_left_alone(
+    tmp_path: Path, content: bytes
+):
     path = tmp_path / "file.db"
     path.write_bytes(content)
 
     assert_refused(
-        f"sqlite:///{path}", f"'{path}' is not a SQLite database, or it is encrypted. Check the database URL."
+        f"sqlite:///{path}",
+        f"'{path}' is not a SQLite database, or it is encrypted. Check the database URL.",
     )
 
     assert path.read_bytes() == content
@@ -81,7 +89,10 @@ def test_a_file_with_damaged_pages_is_not_touched(tmp_path: Path):
     run = baselinedb(f"sqlite:///{path}")
 
     assert run.code == 2
-    assert run.err == f"The database file '{path}' is damaged: database disk image is malformed. Restore a backup."
+    assert (
+        run.err
+        == f"The database file '{path}' is damaged: database disk image is malformed. Restore a backup."
+    )
     assert snapshot(f"sqlite:///{path}") == before
 
 
@@ -132,14 +143,27 @@ except CommandError as error:
 """
 
 
-def unprivileged(folder: Path, path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def unprivileged(
+    folder: Path, path: Path, *arguments: str
+) -> subprocess.CompletedProcess[str]:
     other = folder / "other"
     other.mkdir()
     shutil.copyfile(FOLDER / "sqlite" / "era-a.db", other / "other.db")
     # Coverage would write its data as the user who has no right to.
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("COVERAGE_")
+    }
     return subprocess.run(
-        [sys.executable, "-c", UNPRIVILEGED, f"sqlite:///{other}/other.db", f"sqlite:///{path}", *arguments],
+        [
+            sys.executable,
+            "-c",
+            UNPRIVILEGED,
+            f"sqlite:///{other}/other.db",
+            f"sqlite:///{path}",
+            *arguments,
+        ],
         capture_output=True,
         text=True,
         env={**environment, "DJANGO_SETTINGS_MODULE": "settings.test"},
@@ -218,7 +242,9 @@ def holder(tmp_path: Path) -> Iterator[Callable[..., None]]:
             "[c.execute(s).fetchall() for s in sys.argv[2:]]; print('held', flush=True); sys.stdin.read()"
         )
         process = subprocess.Popen(
-            [sys.executable, "-c", script, str(path), *statements], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            [sys.executable, "-c", script, str(path), *statements],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
         )
         processes.append(process)
         assert process.stdout is not None
@@ -233,7 +259,9 @@ LOCKED = "The database file '{}' is locked by another process. Stop the program 
 
 
 @pytest.mark.parametrize("mode", ["WAL", "DELETE"])
-def test_a_database_with_a_writer_that_does_not_end_is_refused(tmp_path: Path, holder: Callable[..., None], mode: str):
+def test_a_database_with_a_writer_that_does_not_end_is_refused(
+    tmp_path: Path, holder: Callable[..., None], mode: str
+):
     path = tmp_path / "era-a.db"
     shutil.copyfile(FOLDER / "sqlite" / "era-a.db", path)
     with closing(sqlite3.connect(path)) as connection:
@@ -245,12 +273,15 @@ def test_a_database_with_a_writer_that_does_not_end_is_refused(tmp_path: Path, h
 
     assert (run.code, run.err) == (
         2,
-        LOCKED.format(path) + (" Nothing was changed." if run.err.endswith("changed.") else ""),
+        LOCKED.format(path)
+        + (" Nothing was changed." if run.err.endswith("changed.") else ""),
     )
     assert path.read_bytes() == before
 
 
-def test_a_database_that_another_process_has_for_itself_is_refused(tmp_path: Path, holder: Callable[..., None]):
+def test_a_database_that_another_process_has_for_itself_is_refused(
+    tmp_path: Path, holder: Callable[..., None]
+):
     path = tmp_path / "era-a.db"
     shutil.copyfile(FOLDER / "sqlite" / "era-a.db", path)
     with closing(sqlite3.connect(path)) as connection:
@@ -272,7 +303,11 @@ def test_a_reader_is_in_nobodys_way(tmp_path: Path, holder: Callable[..., None])
 def postgres_as(url: str, **changes: str) -> str:
     """The URL with another user, password, database or socket folder."""
     parts = urlsplit(url)
-    user = f"{changes['user']}:{quote(changes.get('password', ''))}@" if "user" in changes else f"{parts.username}:@"
+    user = (
+        f"{changes['user']}:{quote(changes.get('password', ''))}@"
+        if "user" in changes
+        else f"{parts.username}:@"
+    )
     return urlunsplit(
         parts._replace(
             netloc=user + (f"{parts.hostname}:{parts.port}" if parts.hostname else ""),
@@ -293,11 +328,17 @@ def role(postgres_url: str) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("engine", ["postgresql"])
-def test_a_role_that_may_only_read_is_refused(load_legacy: Load, engine: str, role: str):
+def test_a_role_that_may_only_read_is_refused(
+    load_legacy: Load, engine: str, role: str
+):
     url = load_legacy("era-a")
     with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute(f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role}".encode())
-        connection.execute("REVOKE CREATE ON SCHEMA public FROM PUBLIC")  # as it is from PostgreSQL 15 on
+        connection.execute(
+            f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role}".encode()
+        )
+        connection.execute(
+            "REVOKE CREATE ON SCHEMA public FROM PUBLIC"
+        )  # as it is from PostgreSQL 15 on
         owner = connection.execute("SELECT current_user").fetchone()
     assert owner is not None
     before = snapshot(url)
@@ -319,7 +360,9 @@ def test_a_role_that_may_only_read_is_refused(load_legacy: Load, engine: str, ro
 
 
 @pytest.mark.parametrize("engine", ["postgresql"])
-def test_what_an_administrator_adopts_is_for_the_role_of_the_server(load_legacy: Load, engine: str, role: str):
+def test_what_an_administrator_adopts_is_for_the_role_of_the_server(
+    load_legacy: Load, engine: str, role: str
+):
     url = load_legacy("era-a")  # without api_keys
     owner = f"{role}_owner"
     with psycopg.connect(url, autocommit=True) as connection:
@@ -327,7 +370,9 @@ def test_what_an_administrator_adopts_is_for_the_role_of_the_server(load_legacy:
         connection.execute(f"GRANT CREATE ON SCHEMA public TO {owner}".encode())
         for table in ("agents", "sessions", "sandboxes"):
             connection.execute(f"ALTER TABLE {table} OWNER TO {owner}".encode())
-            connection.execute(f"GRANT SELECT, INSERT, UPDATE, DELETE ON {table} TO {role}".encode())
+            connection.execute(
+                f"GRANT SELECT, INSERT, UPDATE, DELETE ON {table} TO {role}".encode()
+            )
     try:
         assert baselinedb(url).code == 0
 
@@ -361,18 +406,24 @@ def test_a_role_that_may_not_read_is_refused(load_legacy: Load, engine: str, rol
 
     assert run.code == 2
     assert run.err.startswith(f"The role '{role}' may not do this in 'agentdb_test_")
-    assert run.err.endswith(": permission denied for table agents. Use the role that owns the tables.")
+    assert run.err.endswith(
+        ": permission denied for table agents. Use the role that owns the tables."
+    )
 
 
 @pytest.mark.parametrize("engine", ["postgresql"])
-def test_a_missing_database_is_named(make_postgres_database: Callable[[], str], engine: str):
+def test_a_missing_database_is_named(
+    make_postgres_database: Callable[[], str], engine: str
+):
     url = postgres_as(make_postgres_database(), database="/no_such_database")
 
     run = baselinedb(url)
 
     assert run.code == 2
     assert run.err.startswith("The database 'no_such_database' at ")
-    assert run.err.endswith(' cannot be reached: database "no_such_database" does not exist.')
+    assert run.err.endswith(
+        ' cannot be reached: database "no_such_database" does not exist.'
+    )
 
 
 def test_a_server_that_is_away_is_named_without_the_password():
@@ -383,7 +434,9 @@ def test_a_server_that_is_away_is_named_without_the_password():
 
 
 @pytest.mark.parametrize("engine", ["postgresql"])
-def test_a_wrong_password_is_refused_without_showing_it(engine: str, role: str, postgres_url: str):
+def test_a_wrong_password_is_refused_without_showing_it(
+    engine: str, role: str, postgres_url: str
+):
     if os.environ.get("AGENTDB_TEST_POSTGRES_URL"):
         pytest.skip("needs a server whose pg_hba.conf may be changed")
     with psycopg.connect(postgres_url, autocommit=True) as connection:
@@ -398,16 +451,24 @@ def test_a_wrong_password_is_refused_without_showing_it(engine: str, role: str, 
             connection.execute("SELECT pg_reload_conf()")
 
     assert run.code == 2
-    assert run.err.endswith(f' cannot be reached: password authentication failed for user "{role}".')
+    assert run.err.endswith(
+        f' cannot be reached: password authentication failed for user "{role}".'
+    )
     assert "wr0ng" not in run.err + run.out
 
 
 @pytest.mark.parametrize("engine", ["postgresql"])
-def test_tables_in_use_are_waited_for_and_then_refused(load_legacy: Load, engine: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("agentdb.adoption.execution.LIMIT_LOCK_WAITS", "SET LOCAL lock_timeout = '1s'")
+def test_tables_in_use_are_waited_for_and_then_refused(
+    load_legacy: Load, engine: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(
+        "agentdb.adoption.execution.LIMIT_LOCK_WAITS", "SET LOCAL lock_timeout = '1s'"
+    )
     url = load_legacy("era-a")
     with psycopg.connect(url, application_name="reports") as connection:
-        [(pid, role)] = connection.execute("SELECT pg_backend_pid(), current_user FROM sessions LIMIT 1").fetchall()
+        [(pid, role)] = connection.execute(
+            "SELECT pg_backend_pid(), current_user FROM sessions LIMIT 1"
+        ).fetchall()
 
         run = baselinedb(url)
 
@@ -422,7 +483,9 @@ def test_tables_in_use_are_waited_for_and_then_refused(load_legacy: Load, engine
 def test_a_prepared_transaction_that_holds_the_tables_is_named(
     load_legacy: Load, engine: str, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("agentdb.adoption.execution.LIMIT_LOCK_WAITS", "SET LOCAL lock_timeout = '1s'")
+    monkeypatch.setattr(
+        "agentdb.adoption.execution.LIMIT_LOCK_WAITS", "SET LOCAL lock_timeout = '1s'"
+    )
     url = load_legacy("era-a")
     with psycopg.connect(url, autocommit=True) as connection:
         if connection.execute("SHOW max_prepared_transactions").fetchone() == ("0",):
@@ -431,7 +494,10 @@ def test_a_prepared_transaction_that_holds_the_tables_is_named(
         connection.execute("UPDATE sessions SET status = 'x'")
         connection.execute("PREPARE TRANSACTION 'half done'")
         try:
-            errors = {baselinedb(url, *words).err.partition(" are in use: ")[2] for words in ((), ("--check",))}
+            errors = {
+                baselinedb(url, *words).err.partition(" are in use: ")[2]
+                for words in ((), ("--check",))
+            }
         finally:
             connection.execute("ROLLBACK PREPARED 'half done'")
 
@@ -441,7 +507,9 @@ def test_a_prepared_transaction_that_holds_the_tables_is_named(
     }
 
 
-def test_a_look_that_a_writer_came_into_is_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_look_that_a_writer_came_into_is_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     """A file that nobody has open is read without locks, for they would leave files behind."""
     path = tmp_path / "era-a.db"
     shutil.copyfile(FOLDER / "sqlite" / "era-a.db", path)
@@ -462,7 +530,9 @@ def test_a_look_that_a_writer_came_into_is_repeated(tmp_path: Path, monkeypatch:
     assert "  agents     18 rows" in run.out.splitlines()
 
 
-def test_two_processes_at_once_adopt_once_and_the_other_finds_nothing_to_do(load_legacy: Load, engine: str):
+def test_two_processes_at_once_adopt_once_and_the_other_finds_nothing_to_do(
+    load_legacy: Load, engine: str
+):
     url = load_legacy("era-b")
     processes = [
         subprocess.Popen(
@@ -470,7 +540,12 @@ def test_two_processes_at_once_adopt_once_and_the_other_finds_nothing_to_do(load
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env={**{k: v for k, v in os.environ.items() if k != "DJANGO_SETTINGS_MODULE"}, "DATABASE_URL": url},
+            env={
+                **{
+                    k: v for k, v in os.environ.items() if k != "DJANGO_SETTINGS_MODULE"
+                },
+                "DATABASE_URL": url,
+            },
         )
         for _ in range(3)
     ]
@@ -493,11 +568,16 @@ def test_a_sqlite_server_that_writes_meanwhile_loses_nothing(tmp_path: Path):
     stop = threading.Event()
 
     def write() -> None:
-        with closing(sqlite3.connect(path, timeout=30, isolation_level=None)) as connection:
+        with closing(
+            sqlite3.connect(path, timeout=30, isolation_level=None)
+        ) as connection:
             while not stop.is_set():
                 name = f"written-{len(written)}"
                 try:
-                    connection.execute("INSERT INTO sessions (id, agent_name, sandbox_id) VALUES (?, 'a', 'b')", [name])
+                    connection.execute(
+                        "INSERT INTO sessions (id, agent_name, sandbox_id) VALUES (?, 'a', 'b')",
+                        [name],
+                    )
                 except sqlite3.OperationalError as error:
                     assert "locked" in str(error)
                 else:
@@ -519,12 +599,19 @@ def test_a_sqlite_server_that_writes_meanwhile_loses_nothing(tmp_path: Path):
 
     assert run.returncode == 0, run.stderr
     with closing(sqlite3.connect(path)) as connection:
-        found = {row[0] for row in connection.execute("SELECT id FROM sessions WHERE id LIKE 'written-%'")}
+        found = {
+            row[0]
+            for row in connection.execute(
+                "SELECT id FROM sessions WHERE id LIKE 'written-%'"
+            )
+        }
     assert len(written) > 0
     assert found == set(written)
 
 
-def test_a_file_whose_header_is_ahead_of_its_size_is_looked_at_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_file_whose_header_is_ahead_of_its_size_is_looked_at_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     """A server that writes changes header and size one after the other; that is no damage."""
     path = tmp_path / "grows.db"
     whole = (FOLDER / "sqlite" / "era-a.db").read_bytes()
@@ -549,7 +636,8 @@ def test_what_is_no_file_is_named_and_not_waited_for(tmp_path: Path, kind: str):
     place = path if kind == "pipe" else Path("/dev/null")
 
     assert_refused(
-        f"sqlite:///{place}", f"'{place}' is a device or a pipe, not a database file. Check the database URL."
+        f"sqlite:///{place}",
+        f"'{place}' is a device or a pipe, not a database file. Check the database URL.",
     )
 
 
@@ -590,13 +678,17 @@ def test_a_file_that_lacks_its_last_page_is_damaged(tmp_path: Path):
 
 
 @pytest.mark.parametrize("engine", ["postgresql"])
-def test_a_unique_constraint_that_is_checked_late_does_not_take_the_place_of_ours(load_legacy: Load, engine: str):
+def test_a_unique_constraint_that_is_checked_late_does_not_take_the_place_of_ours(
+    load_legacy: Load, engine: str
+):
     url = load_legacy("era-b-small")
     assert baselinedb(url).code == 0
     with opened(url) as connection, connection.cursor() as cursor:
         cursor.execute("DROP TABLE django_migrations")
         cursor.execute("ALTER TABLE agents DROP CONSTRAINT idx_agents_tenant_name")
-        cursor.execute("ALTER TABLE agents ADD CONSTRAINT late UNIQUE (tenant_id, name) DEFERRABLE INITIALLY DEFERRED")
+        cursor.execute(
+            "ALTER TABLE agents ADD CONSTRAINT late UNIQUE (tenant_id, name) DEFERRABLE INITIALLY DEFERRED"
+        )
 
     run = baselinedb(url)
 
@@ -610,7 +702,9 @@ def test_a_unique_constraint_that_is_checked_late_does_not_take_the_place_of_our
 
 
 @pytest.mark.parametrize("engine", ["postgresql"])
-def test_tables_behind_an_empty_schema_of_the_search_path_are_named_and_nothing_is_made(load_legacy: Load, engine: str):
+def test_tables_behind_an_empty_schema_of_the_search_path_are_named_and_nothing_is_made(
+    load_legacy: Load, engine: str
+):
     url = load_legacy("era-b-small")
     with psycopg.connect(url, autocommit=True) as server:
         server.execute("CREATE SCHEMA app")
@@ -628,11 +722,18 @@ def test_tables_behind_an_empty_schema_of_the_search_path_are_named_and_nothing_
             manage(connection, "migrate", "agentdb")
         assert str(refused.value) == sentence
 
-    assert [run.err for run in (baselinedb(here, "--check"), baselinedb(here))] == [sentence] * 2
+    assert [run.err for run in (baselinedb(here, "--check"), baselinedb(here))] == [
+        sentence
+    ] * 2
     with opened(here) as connection:
         assert sentence in verification(connection)
     assert snapshot(url) == before
-    assert baselinedb(f"{url}{'&' if '?' in url else '?'}options=-csearch_path%3Dpublic").code == 0
+    assert (
+        baselinedb(
+            f"{url}{'&' if '?' in url else '?'}options=-csearch_path%3Dpublic"
+        ).code
+        == 0
+    )
 
 
 def verification(connection: BaseDatabaseWrapper) -> str:
@@ -646,7 +747,9 @@ def verification(connection: BaseDatabaseWrapper) -> str:
 @pytest.mark.parametrize("engine", ["postgresql"])
 @pytest.mark.parametrize("is_native", [False, True])
 @pytest.mark.parametrize("width", ["smallint", "bigint"])
-def test_a_version_of_another_width_is_converted(load_legacy: Load, engine: str, is_native: bool, width: str):
+def test_a_version_of_another_width_is_converted(
+    load_legacy: Load, engine: str, is_native: bool, width: str
+):
     url = load_legacy("era-b-small")
     if is_native:
         assert baselinedb(url).code == 0
@@ -660,7 +763,10 @@ def test_a_version_of_another_width_is_converted(load_legacy: Load, engine: str,
     with opened(url) as connection:
         assert_adopted(connection)
     with psycopg.connect(url) as server:
-        assert server.execute("SELECT id, version FROM agents ORDER BY 1").fetchall() == before
+        assert (
+            server.execute("SELECT id, version FROM agents ORDER BY 1").fetchall()
+            == before
+        )
 
 
 @pytest.mark.parametrize("engine", ["postgresql"])
@@ -679,10 +785,14 @@ def test_a_version_that_does_not_fit_is_named(load_legacy: Load, engine: str):
 
 
 @pytest.mark.parametrize("engine", ["postgresql"])
-def test_a_check_of_our_columns_and_others_is_dropped_with_a_line_in_the_plan(load_legacy: Load, engine: str):
+def test_a_check_of_our_columns_and_others_is_dropped_with_a_line_in_the_plan(
+    load_legacy: Load, engine: str
+):
     url = load_legacy("era-b-small")
     with psycopg.connect(url, autocommit=True) as server:
-        server.execute("ALTER TABLE sessions ADD own int, ADD CONSTRAINT mixed CHECK (own > 0 OR status <> 'x')")
+        server.execute(
+            "ALTER TABLE sessions ADD own int, ADD CONSTRAINT mixed CHECK (own > 0 OR status <> 'x')"
+        )
 
     run = baselinedb(url)
 

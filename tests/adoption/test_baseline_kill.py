@@ -18,7 +18,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.baseline_runs import TABLES, assert_next_run_finishes, baselinedb, digest
+from tests.helpers.baseline_runs import (
+    TABLES,
+    assert_next_run_finishes,
+    baselinedb,
+    digest,
+)
 from tests.helpers.forks import Forks
 from tests.helpers.legacy_databases import FOLDER, opened, psql, rows, sqlite_path
 
@@ -61,7 +66,9 @@ call_command("baselinedb", database=alias)
 
 
 @pytest.mark.parametrize("engine", ["sqlite", "postgresql"])
-def test_killed_at_random_moments(engine: str, forks: Forks, tmp_path: Path, request: pytest.FixtureRequest):
+def test_killed_at_random_moments(
+    engine: str, forks: Forks, tmp_path: Path, request: pytest.FixtureRequest
+):
     random_ = random.Random(engine)
     if engine == "sqlite":
         original = tmp_path / "original.db"
@@ -100,7 +107,9 @@ def test_killed_at_random_moments(engine: str, forks: Forks, tmp_path: Path, req
         url = fresh(number)
         process = forks.start(url, BASELINEDB)
         time.sleep(random_.uniform(0, whole))
-        os.kill(process, signal.SIGKILL)  # does nothing to one that has ended and waits for its end to be read
+        os.kill(
+            process, signal.SIGKILL
+        )  # does nothing to one that has ended and waits for its end to be read
         killed += forks.end() == -signal.SIGKILL
         assert_next_run_finishes(url, before)
         if engine == "sqlite":
@@ -145,7 +154,9 @@ POINTS = [
 
 
 @pytest.mark.parametrize(("point", "call"), POINTS)
-def test_killed_at_a_chosen_point(forks: Forks, load_legacy: Load, engine: str, point: str, call: int):
+def test_killed_at_a_chosen_point(
+    forks: Forks, load_legacy: Load, engine: str, point: str, call: int
+):
     if engine == "postgresql" and ".sqlite_backup." in point:
         pytest.skip("only SQLite files are backed up")
     url = load_legacy("era-a")
@@ -178,7 +189,9 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def test_what_a_killed_transaction_left_half_written_is_looked_at_as_it_was_before(tmp_path: Path):
+def test_what_a_killed_transaction_left_half_written_is_looked_at_as_it_was_before(
+    tmp_path: Path,
+):
     """With a rollback journal, as a Django project may have it, the file itself holds the half of a transaction."""
     folder = tmp_path / "hot"
     folder.mkdir()

@@ -43,15 +43,25 @@ TIMESTAMPS = [
     ("2026-02-19T20:53:16.123", "names no time zone"),
     ("2026-02-19 24:00:00", "is in no known timestamp format"),
     ("05/06/2026 10:00:00 CET", "may be day/month or month/day"),
-    ("Thu 19 Feb 10:00:00 2026 IST", "names its zone IST, which does not say one offset from UTC"),
+    (
+        "Thu 19 Feb 10:00:00 2026 IST",
+        "names its zone IST, which does not say one offset from UTC",
+    ),
 ]
 
 
 @pytest.mark.parametrize(("text", "reason"), TIMESTAMPS)
-def test_a_timestamp_that_proves_no_instant_is_refused(load_legacy: Load, engine: str, text: str, reason: str):
-    message = refused(load_legacy("era-b-empty"), NEW.format(", created_at", f", '{text}'"))
+def test_a_timestamp_that_proves_no_instant_is_refused(
+    load_legacy: Load, engine: str, text: str, reason: str
+):
+    message = refused(
+        load_legacy("era-b-empty"), NEW.format(", created_at", f", '{text}'")
+    )
 
-    assert message == f"{ONE}\n  table 'sessions', id 'bad', column 'created_at': {text!r} {reason}"
+    assert (
+        message
+        == f"{ONE}\n  table 'sessions', id 'bad', column 'created_at': {text!r} {reason}"
+    )
 
 
 def test_only_the_first_twenty_are_shown_with_the_total(load_legacy: Load, engine: str):
@@ -70,12 +80,16 @@ def test_only_the_first_twenty_are_shown_with_the_total(load_legacy: Load, engin
         "'YYYY-MM-DD HH:MM:SS+00:00', and run the command again."
     )
     assert len(lines) == 21
-    assert lines[1] == "  table 'sandboxes', id 's00', column 'last_used_at': 'never' is in no known timestamp format"
+    assert (
+        lines[1]
+        == "  table 'sandboxes', id 's00', column 'last_used_at': 'never' is in no known timestamp format"
+    )
 
 
 def test_a_single_tenant_agent_is_named_by_its_name(load_legacy: Load, engine: str):
     message = refused(
-        load_legacy("era-a"), "INSERT INTO agents (name, path, created_at) VALUES ('the-one', '/', 'yesterday')"
+        load_legacy("era-a"),
+        "INSERT INTO agents (name, path, created_at) VALUES ('the-one', '/', 'yesterday')",
     )
 
     assert message == (
@@ -117,18 +131,30 @@ SQLITE_ONLY = [
 
 @pytest.mark.parametrize(("statement", "row"), SQLITE_ONLY)
 @pytest.mark.parametrize("engine", ["sqlite"])  # PostgreSQL stores no such value
-def test_a_value_that_only_sqlite_stores_is_refused(load_legacy: Load, engine: str, statement: str, row: str):
+def test_a_value_that_only_sqlite_stores_is_refused(
+    load_legacy: Load, engine: str, statement: str, row: str
+):
     assert refused(load_legacy("era-b-empty"), statement) == f"{ONE}\n  {row}"
 
 
 @pytest.mark.parametrize("engine", ["sqlite"])  # PostgreSQL's primary keys are NOT NULL
-def test_a_single_tenant_agent_without_a_name_is_refused(load_legacy: Load, engine: str):
-    message = refused(load_legacy("era-a"), "INSERT INTO agents (rowid, name, path) VALUES (999, NULL, '/')")
+def test_a_single_tenant_agent_without_a_name_is_refused(
+    load_legacy: Load, engine: str
+):
+    message = refused(
+        load_legacy("era-a"),
+        "INSERT INTO agents (rowid, name, path) VALUES (999, NULL, '/')",
+    )
 
-    assert message == f"{ONE}\n  table 'agents', rowid 999, column 'name': NULL is not allowed"
+    assert (
+        message
+        == f"{ONE}\n  table 'agents', rowid 999, column 'name': NULL is not allowed"
+    )
 
 
-@pytest.mark.parametrize("engine", ["postgresql"])  # SQLite cannot drop NOT NULL from a column
+@pytest.mark.parametrize(
+    "engine", ["postgresql"]
+)  # SQLite cannot drop NOT NULL from a column
 def test_a_null_where_the_models_allow_none_is_refused(load_legacy: Load, engine: str):
     message = refused(
         load_legacy("era-b-empty"),
@@ -136,10 +162,15 @@ def test_a_null_where_the_models_allow_none_is_refused(load_legacy: Load, engine
         NEW.format(", tenant_id", ", NULL"),
     )
 
-    assert message == f"{ONE}\n  table 'sessions', id 'bad', column 'tenant_id': NULL is not allowed"
+    assert (
+        message
+        == f"{ONE}\n  table 'sessions', id 'bad', column 'tenant_id': NULL is not allowed"
+    )
 
 
-@pytest.mark.parametrize("engine", ["postgresql"])  # PostgreSQL's stuck state alone has ids that are not unique
+@pytest.mark.parametrize(
+    "engine", ["postgresql"]
+)  # PostgreSQL's stuck state alone has ids that are not unique
 def test_agents_that_share_an_id_are_refused(load_legacy: Load, engine: str):
     message = refused(
         load_legacy("era-b-stuck"),
@@ -153,7 +184,9 @@ def test_agents_that_share_an_id_are_refused(load_legacy: Load, engine: str):
     )
 
 
-@pytest.mark.parametrize("engine", ["postgresql"])  # the constraint cannot be dropped on SQLite without a rebuild
+@pytest.mark.parametrize(
+    "engine", ["postgresql"]
+)  # the constraint cannot be dropped on SQLite without a rebuild
 def test_api_keys_that_share_a_hash_are_refused(load_legacy: Load, engine: str):
     message = refused(
         load_legacy("era-b-empty"),
@@ -161,7 +194,10 @@ def test_api_keys_that_share_a_hash_are_refused(load_legacy: Load, engine: str):
         "INSERT INTO api_keys (id, tenant_id, key_hash) VALUES ('1', 't', 'same'), ('2', 't', 'same')",
     )
 
-    assert message.splitlines()[1] == "  table 'api_keys', id '1', column 'key_hash': 'same' is there more than once"
+    assert (
+        message.splitlines()[1]
+        == "  table 'api_keys', id '1', column 'key_hash': 'same' is there more than once"
+    )
 
 
 def test_reasons_of_several_kinds_are_all_named(load_legacy: Load, engine: str):
@@ -191,7 +227,10 @@ def test_a_view_in_place_of_a_table_is_refused(load_legacy: Load, engine: str):
 
 
 def test_a_foreign_table_with_one_of_our_names_is_refused(empty_url: str, engine: str):
-    message = refused(empty_url, "CREATE TABLE sessions (session_key TEXT PRIMARY KEY, data TEXT, expires TEXT)")
+    message = refused(
+        empty_url,
+        "CREATE TABLE sessions (session_key TEXT PRIMARY KEY, data TEXT, expires TEXT)",
+    )
 
     assert message == (
         "Table 'sessions' was not made by the server: it has no column 'id', 'agent_name', 'sandbox_id', 'status', "
@@ -200,7 +239,11 @@ def test_a_foreign_table_with_one_of_our_names_is_refused(empty_url: str, engine
 
 
 def test_a_database_of_something_else_is_refused(empty_url: str, engine: str):
-    message = refused(empty_url, "CREATE TABLE invoices (id INTEGER)", "CREATE TABLE customers (id INTEGER)")
+    message = refused(
+        empty_url,
+        "CREATE TABLE invoices (id INTEGER)",
+        "CREATE TABLE customers (id INTEGER)",
+    )
 
     assert message == (
         "There is none of the four tables in this database, but 2 other tables. Check the database URL, or run "
@@ -221,7 +264,9 @@ def test_a_foreign_key_to_an_agents_name_is_refused(load_legacy: Load, engine: s
 
 
 @pytest.mark.parametrize("engine", ["postgresql"])  # SQLite has none
-def test_a_materialized_view_that_shows_a_timestamp_is_refused(load_legacy: Load, engine: str):
+def test_a_materialized_view_that_shows_a_timestamp_is_refused(
+    load_legacy: Load, engine: str
+):
     message = refused(
         load_legacy("era-b-small"),
         "CREATE MATERIALIZED VIEW own_copy AS SELECT id, created_at FROM sessions",
@@ -234,7 +279,9 @@ def test_a_materialized_view_that_shows_a_timestamp_is_refused(load_legacy: Load
     )
 
 
-@pytest.mark.parametrize("engine", ["postgresql"])  # SQLite cannot change a column's type
+@pytest.mark.parametrize(
+    "engine", ["postgresql"]
+)  # SQLite cannot change a column's type
 def test_a_column_of_another_type_is_refused(load_legacy: Load, engine: str):
     message = refused(
         load_legacy("era-b-empty"),
@@ -254,11 +301,21 @@ def test_a_newer_agentdb_is_not_touched(url: str, engine: str):
         "INSERT INTO django_migrations (app, name, applied) VALUES ('agentdb', '0999_future', '2030-01-01 00:00:00')",
     )
 
-    assert message == ("The database was migrated by a newer agentdb: '0999_future' is unknown here. Upgrade agentdb.")
+    assert message == (
+        "The database was migrated by a newer agentdb: '0999_future' is unknown here. Upgrade agentdb."
+    )
 
 
-def test_tables_that_were_all_dropped_are_not_made_anew_in_silence(url: str, engine: str):
-    message = refused(url, *(f"DROP TABLE {name}" for name in ("agents", "sessions", "sandboxes", "api_keys")))
+def test_tables_that_were_all_dropped_are_not_made_anew_in_silence(
+    url: str, engine: str
+):
+    message = refused(
+        url,
+        *(
+            f"DROP TABLE {name}"
+            for name in ("agents", "sessions", "sandboxes", "api_keys")
+        ),
+    )
 
     assert message == (
         "Migration '0004_fleet_indexes' is recorded, but none of the four tables is there. Restore a backup, or run "
@@ -266,8 +323,13 @@ def test_tables_that_were_all_dropped_are_not_made_anew_in_silence(url: str, eng
     )
 
 
-def test_a_unique_index_that_could_refuse_what_agentdb_writes_is_refused(load_legacy: Load, engine: str):
-    message = refused(load_legacy("era-b-empty"), "CREATE UNIQUE INDEX own_unique ON sandboxes (workspace_dir)")
+def test_a_unique_index_that_could_refuse_what_agentdb_writes_is_refused(
+    load_legacy: Load, engine: str
+):
+    message = refused(
+        load_legacy("era-b-empty"),
+        "CREATE UNIQUE INDEX own_unique ON sandboxes (workspace_dir)",
+    )
 
     assert message == (
         "Table 'sandboxes' has a unique index 'own_unique', which could refuse what agentdb writes. Drop it, or make "
@@ -281,7 +343,10 @@ def test_what_the_models_would_still_differ_from_is_undone(
     url = load_legacy("era-a")
     with opened(url) as connection:
         before = rows(connection, _SCHEMA[engine])
-    monkeypatch.setattr("agentdb.adoption.execution.drift", lambda expected, live: ["This differs.", "That too."])
+    monkeypatch.setattr(
+        "agentdb.adoption.execution.drift",
+        lambda expected, live: ["This differs.", "That too."],
+    )
 
     run = baselinedb(url, "--no-backup")
 
@@ -307,11 +372,15 @@ def test_deciding_is_a_function_of_what_was_found(load_legacy: Load, engine: str
     findings, plan = outcome.findings, outcome.plan
 
     assert decide(findings) == plan
-    assert len(decide(findings, backup=False).actions) == len(plan.actions) - (engine == "sqlite")
+    assert len(decide(findings, backup=False).actions) == len(plan.actions) - (
+        engine == "sqlite"
+    )
     in_steps = decide(replace(findings, engine="cockroachdb"))
     assert not in_steps.refusals
     assert plan.actions[-1].endswith("roll back if anything differs.")
-    assert in_steps.actions[-1].endswith("if the command is stopped, run it again to continue.")
+    assert in_steps.actions[-1].endswith(
+        "if the command is stopped, run it again to continue."
+    )
 
 
 def test_no_statement_of_the_upgrade_is_left_when_an_adoption_fails_half_way(
@@ -324,11 +393,15 @@ def test_no_statement_of_the_upgrade_is_left_when_an_adoption_fails_half_way(
             rows(connection, statement)
         before = rows(connection, _SCHEMA[engine])
     sums = itertools.count()
-    monkeypatch.setattr("agentdb.adoption.execution.checksum", lambda *arguments: (3, next(sums)))
+    monkeypatch.setattr(
+        "agentdb.adoption.execution.checksum", lambda *arguments: (3, next(sums))
+    )
 
     run = baselinedb(url, "--no-backup")
 
     assert run.code == 2
-    assert run.err.splitlines()[0].startswith("The rows differ after the conversion. The transaction was rolled back.")
+    assert run.err.splitlines()[0].startswith(
+        "The rows differ after the conversion. The transaction was rolled back."
+    )
     with opened(url) as connection:
         assert rows(connection, _SCHEMA[engine]) == before

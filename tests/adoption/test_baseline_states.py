@@ -9,7 +9,14 @@ import pytest
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from agentdb.adoption import execution
-from tests.helpers.baseline_runs import TABLES, assert_adopted, baselinedb, contents, expected_contents, snapshot
+from tests.helpers.baseline_runs import (
+    TABLES,
+    assert_adopted,
+    baselinedb,
+    contents,
+    expected_contents,
+    snapshot,
+)
 from tests.helpers.legacy_databases import expected, opened, rows, sqlite_path
 from tests.helpers.old_upgrades import STATEMENTS
 
@@ -23,8 +30,13 @@ def run_sql(connection: BaseDatabaseWrapper, *statements: str) -> None:
         rows(connection, statement)
 
 
-def values(connection: BaseDatabaseWrapper, name: str, columns: list[str]) -> list[tuple[object, ...]]:
-    return sorted(tuple(str(row[column]) for column in columns) for row in contents(connection, name, columns))
+def values(
+    connection: BaseDatabaseWrapper, name: str, columns: list[str]
+) -> list[tuple[object, ...]]:
+    return sorted(
+        tuple(str(row[column]) for column in columns)
+        for row in contents(connection, name, columns)
+    )
 
 
 def assert_rows_of(connection: BaseDatabaseWrapper, stem: str) -> None:
@@ -35,17 +47,34 @@ def assert_rows_of(connection: BaseDatabaseWrapper, stem: str) -> None:
         if table is None:
             assert contents(connection, name, ["id"]) == []
             continue
-        columns = [column for column in table["columns"] if column != "id" or name != "agents"]
-        wanted = expected_contents({"columns": columns, "rows": [[r[c] for c in columns] for r in table["rows"]]})
-        assert values(connection, name, columns) == sorted(tuple(str(row[c]) for c in columns) for row in wanted)
-    assert rows(connection, "SELECT count(*) - count(DISTINCT id) FROM agents") == [(0,)]
+        columns = [
+            column for column in table["columns"] if column != "id" or name != "agents"
+        ]
+        wanted = expected_contents(
+            {
+                "columns": columns,
+                "rows": [[r[c] for c in columns] for r in table["rows"]],
+            }
+        )
+        assert values(connection, name, columns) == sorted(
+            tuple(str(row[c]) for c in columns) for row in wanted
+        )
+    assert rows(connection, "SELECT count(*) - count(DISTINCT id) FROM agents") == [
+        (0,)
+    ]
 
 
-STOPPED = [(engine, k) for engine, statements in STATEMENTS.items() for k in range(len(statements) + 1)]
+STOPPED = [
+    (engine, k)
+    for engine, statements in STATEMENTS.items()
+    for k in range(len(statements) + 1)
+]
 
 
 @pytest.mark.parametrize(("engine", "k"), STOPPED)
-def test_an_upgrade_that_stopped_after_any_statement_is_adopted(load_legacy: Load, engine: str, k: int):
+def test_an_upgrade_that_stopped_after_any_statement_is_adopted(
+    load_legacy: Load, engine: str, k: int
+):
     url = load_legacy("era-a")
     with opened(url) as connection:
         run_sql(connection, *STATEMENTS[engine][:k])
@@ -60,19 +89,28 @@ def test_an_upgrade_that_stopped_after_any_statement_is_adopted(load_legacy: Loa
             return
         # What a stopped rebuild left behind beside the table is not ours to drop.
         left = {
-            name for (name,) in rows(connection, "SELECT name FROM sqlite_master WHERE name LIKE '%\\_new' ESCAPE '\\'")
+            name
+            for (name,) in rows(
+                connection,
+                "SELECT name FROM sqlite_master WHERE name LIKE '%\\_new' ESCAPE '\\'",
+            )
         }
         created = "".join(STATEMENTS[engine][:k])
         half = {
             name
             for name in ("agents", "sessions")
-            if f"CREATE TABLE {name}_new" in created and f"DROP TABLE {name}" not in STATEMENTS[engine][:k]
+            if f"CREATE TABLE {name}_new" in created
+            and f"DROP TABLE {name}" not in STATEMENTS[engine][:k]
         }
         assert left == {f"{name}_new" for name in half}
 
 
-@pytest.mark.parametrize("engine", ["sqlite"])  # the old server rebuilds tables on SQLite only
-def test_a_left_over_table_of_the_old_servers_rebuild_is_mentioned_and_stays(load_legacy: Load, engine: str):
+@pytest.mark.parametrize(
+    "engine", ["sqlite"]
+)  # the old server rebuilds tables on SQLite only
+def test_a_left_over_table_of_the_old_servers_rebuild_is_mentioned_and_stays(
+    load_legacy: Load, engine: str
+):
     url = load_legacy("era-a")
     with opened(url) as connection:
         run_sql(connection, *STATEMENTS[engine][:10])
@@ -85,43 +123,74 @@ def test_a_left_over_table_of_the_old_servers_rebuild_is_mentioned_and_stays(loa
     ) in run.out.splitlines()
 
 
-@pytest.mark.parametrize("engine", ["sqlite"])  # the old server rebuilds tables on SQLite only
-def test_a_rebuild_that_stopped_before_the_rename_is_finished(load_legacy: Load, engine: str):
+@pytest.mark.parametrize(
+    "engine", ["sqlite"]
+)  # the old server rebuilds tables on SQLite only
+def test_a_rebuild_that_stopped_before_the_rename_is_finished(
+    load_legacy: Load, engine: str
+):
     url = load_legacy("era-a")
     with opened(url) as connection:
         run_sql(connection, *STATEMENTS[engine][:12])
 
     run = baselinedb(url, "--check")
 
-    assert "  2. Rename table agents_new to agents, as the old server was about to do." in run.out.splitlines()
+    assert (
+        "  2. Rename table agents_new to agents, as the old server was about to do."
+        in run.out.splitlines()
+    )
 
 
 @pytest.mark.parametrize("k", range(10, 13))
-def test_agents_of_which_some_have_an_id_keep_it_and_the_others_get_one(load_legacy: Load, engine: str, k: int):
+def test_agents_of_which_some_have_an_id_keep_it_and_the_others_get_one(
+    load_legacy: Load, engine: str, k: int
+):
     url = load_legacy("era-a")
-    add = "ALTER TABLE agents ADD COLUMN id TEXT" if engine == "sqlite" else STATEMENTS[engine][9]
+    add = (
+        "ALTER TABLE agents ADD COLUMN id TEXT"
+        if engine == "sqlite"
+        else STATEMENTS[engine][9]
+    )
     with opened(url) as connection:
         run_sql(connection, *STATEMENTS[engine][:9], add)
-        run_sql(connection, "UPDATE agents SET id = 'kept-' || version WHERE name IN ('alpha', 'Zeta')")
-        kept = rows(connection, "SELECT name, id FROM agents WHERE id IS NOT NULL ORDER BY 1")
+        run_sql(
+            connection,
+            "UPDATE agents SET id = 'kept-' || version WHERE name IN ('alpha', 'Zeta')",
+        )
+        kept = rows(
+            connection, "SELECT name, id FROM agents WHERE id IS NOT NULL ORDER BY 1"
+        )
         total = rows(connection, "SELECT count(*) FROM agents")[0][0]
     assert len(kept) == 2
 
     run = baselinedb(url, "--no-backup")
 
     assert run.code == 0
-    assert any(line.endswith(f"Give {total - 2} agents an id, a random UUID.") for line in run.out.splitlines())
+    assert any(
+        line.endswith(f"Give {total - 2} agents an id, a random UUID.")
+        for line in run.out.splitlines()
+    )
     with opened(url) as connection:
         assert_adopted(connection)
         assert_rows_of(connection, "era-a")
-        assert rows(connection, "SELECT name, id FROM agents WHERE id LIKE 'kept-%%' ORDER BY 1") == kept
+        assert (
+            rows(
+                connection,
+                "SELECT name, id FROM agents WHERE id LIKE 'kept-%%' ORDER BY 1",
+            )
+            == kept
+        )
 
 
-def test_an_id_that_would_change_undoes_the_adoption(load_legacy: Load, engine: str, monkeypatch: pytest.MonkeyPatch):
+def test_an_id_that_would_change_undoes_the_adoption(
+    load_legacy: Load, engine: str, monkeypatch: pytest.MonkeyPatch
+):
     url = load_legacy("era-a")
     with opened(url) as connection:
         run_sql(
-            connection, "ALTER TABLE agents ADD COLUMN id TEXT", "UPDATE agents SET id = 'mine' WHERE name = 'alpha'"
+            connection,
+            "ALTER TABLE agents ADD COLUMN id TEXT",
+            "UPDATE agents SET id = 'mine' WHERE name = 'alpha'",
         )
         before = rows(connection, "SELECT * FROM agents ORDER BY name")
     real = execution._sources
@@ -140,11 +209,19 @@ def test_an_id_that_would_change_undoes_the_adoption(load_legacy: Load, engine: 
         assert rows(connection, "SELECT * FROM agents ORDER BY name") == before
 
 
-@pytest.mark.parametrize("engine", ["sqlite"])  # the old server rebuilds tables on SQLite only
-def test_a_view_that_names_the_missing_table_stands_until_the_rename(load_legacy: Load, engine: str):
+@pytest.mark.parametrize(
+    "engine", ["sqlite"]
+)  # the old server rebuilds tables on SQLite only
+def test_a_view_that_names_the_missing_table_stands_until_the_rename(
+    load_legacy: Load, engine: str
+):
     url = load_legacy("era-a")
     with opened(url) as connection:
-        run_sql(connection, "CREATE VIEW own_view AS SELECT name FROM agents", *STATEMENTS[engine][:12])
+        run_sql(
+            connection,
+            "CREATE VIEW own_view AS SELECT name FROM agents",
+            *STATEMENTS[engine][:12],
+        )
 
     run = baselinedb(url, "--no-backup")
 
@@ -233,7 +310,9 @@ def applies(connection: BaseDatabaseWrapper, stem: str, change: str) -> bool:
 
 
 @pytest.mark.parametrize("change", HARMLESS)
-def test_a_harmless_change_is_adopted_with_it(load_legacy: Load, engine: str, change: str):
+def test_a_harmless_change_is_adopted_with_it(
+    load_legacy: Load, engine: str, change: str
+):
     stem = "era-b-small"
     url = load_legacy(stem)
     with opened(url) as connection:
@@ -249,11 +328,15 @@ def test_a_harmless_change_is_adopted_with_it(load_legacy: Load, engine: str, ch
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("stem", ["era-a", "era-a-opened-by-b", "era-d"])
-def test_several_changes_at_once_are_adopted(load_legacy: Load, engine: str, stem: str, seed: int):
+def test_several_changes_at_once_are_adopted(
+    load_legacy: Load, engine: str, stem: str, seed: int
+):
     random_ = random.Random(f"{engine} {stem} {seed}")
     url = load_legacy(stem)
     chosen = random_.sample(sorted(HARMLESS), 8)
-    chosen.sort(key=lambda change: "view" in change)  # a column that a view shows cannot be altered
+    chosen.sort(
+        key=lambda change: "view" in change
+    )  # a column that a view shows cannot be altered
     if {"a trigger", "a trigger function"} <= set(chosen):
         chosen.remove("a trigger")
     with opened(url) as connection:
@@ -269,11 +352,19 @@ def test_several_changes_at_once_are_adopted(load_legacy: Load, engine: str, ste
         assert_rows_of(connection, stem)
 
 
-def test_views_triggers_and_own_indexes_work_after_an_adoption(load_legacy: Load, engine: str):
+def test_views_triggers_and_own_indexes_work_after_an_adoption(
+    load_legacy: Load, engine: str
+):
     url = load_legacy("era-b-small")
     trigger = "a trigger" if engine == "sqlite" else "a trigger function"
     with opened(url) as connection:
-        for change in ("a view", "a view over a view", trigger, "an own index", "an own table"):
+        for change in (
+            "a view",
+            "a view over a view",
+            trigger,
+            "an own index",
+            "an own table",
+        ):
             HARMLESS[change](connection)
         active = rows(connection, "SELECT count(*) FROM own_view")
 
@@ -282,18 +373,26 @@ def test_views_triggers_and_own_indexes_work_after_an_adoption(load_legacy: Load
     with opened(url) as connection:
         assert rows(connection, "SELECT count(*) FROM own_view") == active
         assert len(rows(connection, "SELECT * FROM own_second")) > 0
-        assert rows(connection, "SELECT what FROM log") == []  # the adoption fired no trigger
+        assert (
+            rows(connection, "SELECT what FROM log") == []
+        )  # the adoption fired no trigger
         rows(connection, "UPDATE agents SET version = version + 1 WHERE name = 'alpha'")
         assert rows(connection, "SELECT what FROM log") == [("alpha",)]
         assert rows(connection, "SELECT text FROM notes") == [("me",)]
         table = (
-            "sqlite_master WHERE name = 'own_index'" if engine == "sqlite" else "pg_class WHERE relname = 'own_index'"
+            "sqlite_master WHERE name = 'own_index'"
+            if engine == "sqlite"
+            else "pg_class WHERE relname = 'own_index'"
         )
         assert rows(connection, f"SELECT count(*) FROM {table}") == [(1,)]
 
 
-@pytest.mark.parametrize("drop", ["idx_sessions_tenant", "idx_agents_created", "idx_sessions_runner_created"])
-def test_an_adopted_database_that_was_altered_is_repaired_without_touching_a_row(url: str, engine: str, drop: str):
+@pytest.mark.parametrize(
+    "drop", ["idx_sessions_tenant", "idx_agents_created", "idx_sessions_runner_created"]
+)
+def test_an_adopted_database_that_was_altered_is_repaired_without_touching_a_row(
+    url: str, engine: str, drop: str
+):
     with opened(url) as connection:
         rows(connection, "INSERT INTO agents (id, name, path) VALUES ('1', 'a', '/a')")
         before = rows(connection, "SELECT * FROM agents")
@@ -302,7 +401,10 @@ def test_an_adopted_database_that_was_altered_is_repaired_without_touching_a_row
     check = baselinedb(url, "--check")
     run = baselinedb(url, "--no-backup")
 
-    assert "Shape: changed since migration 0004_fleet_indexes was applied" in check.out.splitlines()
+    assert (
+        "Shape: changed since migration 0004_fleet_indexes was applied"
+        in check.out.splitlines()
+    )
     assert (check.code, run.code) == (1, 0)
     with opened(url) as connection:
         assert_adopted(connection)
@@ -336,8 +438,13 @@ def test_tables_that_are_partly_native_keep_every_microsecond(url: str, engine: 
     assert (run.code, run.err if run.code else "") == (0, "")
     with opened(url) as connection:
         assert_adopted(connection)
-        assert contents(connection, "agents", ["id", "created_at", "updated_at"]) == before
-        assert len(contents(connection, "sandboxes", ["id", "created_at", "last_used_at"])) == 1
+        assert (
+            contents(connection, "agents", ["id", "created_at", "updated_at"]) == before
+        )
+        assert (
+            len(contents(connection, "sandboxes", ["id", "created_at", "last_used_at"]))
+            == 1
+        )
 
 
 def test_a_record_that_is_not_true_is_taken_back(load_legacy: Load, engine: str):
@@ -347,13 +454,22 @@ def test_a_record_that_is_not_true_is_taken_back(load_legacy: Load, engine: str)
         run_sql(
             connection,
             "CREATE TABLE django_migrations (id INTEGER PRIMARY KEY "
-            + ("AUTOINCREMENT" if engine == "sqlite" else "GENERATED BY DEFAULT AS IDENTITY")
+            + (
+                "AUTOINCREMENT"
+                if engine == "sqlite"
+                else "GENERATED BY DEFAULT AS IDENTITY"
+            )
             + ", app VARCHAR(255) NOT NULL, name VARCHAR(255) NOT NULL, applied "
             + ("DATETIME" if engine == "sqlite" else "TIMESTAMPTZ")
             + " NOT NULL)",
             *(
                 f"INSERT INTO django_migrations (app, name, applied) VALUES ('agentdb', '{name}', '2026-01-01')"
-                for name in ("0001_initial", "0002_native_timestamps", "0003_query_indexes", "0004_fleet_indexes")
+                for name in (
+                    "0001_initial",
+                    "0002_native_timestamps",
+                    "0003_query_indexes",
+                    "0004_fleet_indexes",
+                )
             ),
         )
 
@@ -372,12 +488,17 @@ def test_a_database_without_its_record_gets_it_back(url: str, engine: str):
     run = baselinedb(url, "--no-backup")
 
     assert run.code == 0
-    assert "Shape: the tables of migration 0004_fleet_indexes, but no migration is recorded" in run.out.splitlines()
+    assert (
+        "Shape: the tables of migration 0004_fleet_indexes, but no migration is recorded"
+        in run.out.splitlines()
+    )
     with opened(url) as connection:
         assert_adopted(connection)
 
 
-def test_names_of_which_only_the_case_differs_are_two_agents(load_legacy: Load, engine: str):
+def test_names_of_which_only_the_case_differs_are_two_agents(
+    load_legacy: Load, engine: str
+):
     url = load_legacy("era-a")
 
     baselinedb(url, "--no-backup")
@@ -388,7 +509,9 @@ def test_names_of_which_only_the_case_differs_are_two_agents(load_legacy: Load, 
 
 
 @pytest.mark.parametrize("engine", ["sqlite"])  # journal modes are SQLite's
-def test_a_sqlite_database_in_another_journal_mode_is_looked_at_without_a_switch(load_legacy: Load, engine: str):
+def test_a_sqlite_database_in_another_journal_mode_is_looked_at_without_a_switch(
+    load_legacy: Load, engine: str
+):
     url = load_legacy("era-a")
     with opened(url) as connection:
         rows(connection, "PRAGMA journal_mode = DELETE")

@@ -19,7 +19,8 @@ from tests.helpers.legacy_databases import FOLDER, manage, opened, psql, rows
 from tests.helpers.servers import ROOT
 
 pytestmark = pytest.mark.skipif(
-    COCKROACH_URL_VARIABLE not in os.environ, reason=f"needs a CockroachDB, which {COCKROACH_URL_VARIABLE} names"
+    COCKROACH_URL_VARIABLE not in os.environ,
+    reason=f"needs a CockroachDB, which {COCKROACH_URL_VARIABLE} names",
 )
 
 SHAPES = ("era-a", "era-b", "era-b-stuck")
@@ -36,13 +37,17 @@ Make = Callable[[], str]
 
 
 @pytest.fixture
-def make(make_cockroach_database: Make, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+def make(
+    make_cockroach_database: Make, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], str]:
     """A function that makes a database of an old server's and returns its URL."""
 
     def make(shape: str) -> str:
         url = make_cockroach_database()
         dump = tmp_path_factory.mktemp("dump") / "dump.sql"
-        dump.write_text(_NOT_THERE.sub("", (FOLDER / "pg" / f"{shape}.sql").read_text()))
+        dump.write_text(
+            _NOT_THERE.sub("", (FOLDER / "pg" / f"{shape}.sql").read_text())
+        )
         psql(url.replace("cockroachdb:", "postgresql:"), "-f", str(dump))
         return url
 
@@ -50,13 +55,24 @@ def make(make_cockroach_database: Make, tmp_path_factory: pytest.TempPathFactory
 
 
 def _ids(url: str) -> list[list[tuple[object, ...]]]:
-    keys = {"agents": "name, path", "sessions": "id, agent_name", "sandboxes": "id, workspace_dir"}
-    return [execute(url, f"SELECT {columns} FROM {table} ORDER BY 1") for table, columns in keys.items()]
+    keys = {
+        "agents": "name, path",
+        "sessions": "id, agent_name",
+        "sandboxes": "id, workspace_dir",
+    }
+    return [
+        execute(url, f"SELECT {columns} FROM {table} ORDER BY 1")
+        for table, columns in keys.items()
+    ]
 
 
 def _killed_after(url: str, steps: int) -> str | None:
     """Run baselinedb, and kill it after so many steps; return what it said, and its code, if it ended before."""
-    environment = {name: value for name, value in os.environ.items() if name != "DJANGO_SETTINGS_MODULE"}
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name != "DJANGO_SETTINGS_MODULE"
+    }
     said: list[str] = []
     with subprocess.Popen(
         [sys.executable, "-c", _COMMAND, "--url", url, "baselinedb"],
@@ -69,14 +85,22 @@ def _killed_after(url: str, steps: int) -> str | None:
         assert process.stdout is not None
         for line in process.stdout:
             said.append(line)
-            if sum(line.startswith(("ALTER ", "CREATE ", "DROP ", "UPDATE ")) for line in said) > steps:
+            if (
+                sum(
+                    line.startswith(("ALTER ", "CREATE ", "DROP ", "UPDATE "))
+                    for line in said
+                )
+                > steps
+            ):
                 process.kill()
                 return None
     return f"{''.join(said)}Ended with {process.returncode}."
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_an_adoption_ends_with_every_row_whenever_it_was_killed(make: Callable[[str], str], shape: str) -> None:
+def test_an_adoption_ends_with_every_row_whenever_it_was_killed(
+    make: Callable[[str], str], shape: str
+) -> None:
     url = make(shape)
     before = _ids(url)
 
@@ -90,7 +114,8 @@ def test_an_adoption_ends_with_every_row_whenever_it_was_killed(make: Callable[[
         assert "Nothing to do" in manage(connection, "baselinedb")
         manage(connection, "verifydb")
         columns = rows(
-            connection, "SELECT column_name FROM information_schema.columns WHERE column_name LIKE 'agentdb%'"
+            connection,
+            "SELECT column_name FROM information_schema.columns WHERE column_name LIKE 'agentdb%'",
         )
         assert columns == []
 
@@ -98,18 +123,28 @@ def test_an_adoption_ends_with_every_row_whenever_it_was_killed(make: Callable[[
 def test_two_adoptions_at_once_do_it_once(make: Callable[[str], str]) -> None:
     url = make("era-b-stuck")
     said: list[str | None] = []
-    threads = [threading.Thread(target=lambda: said.append(_killed_after(url, steps=1000))) for _ in range(2)]
+    threads = [
+        threading.Thread(target=lambda: said.append(_killed_after(url, steps=1000)))
+        for _ in range(2)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
 
-    assert all(each is not None and each.endswith("Ended with 0.") for each in said), said
-    recorded = execute(url, "SELECT name, count(*) FROM django_migrations WHERE app = 'agentdb' GROUP BY name")
+    assert all(each is not None and each.endswith("Ended with 0.") for each in said), (
+        said
+    )
+    recorded = execute(
+        url,
+        "SELECT name, count(*) FROM django_migrations WHERE app = 'agentdb' GROUP BY name",
+    )
     assert {count for _, count in recorded} == {1}
 
 
-def test_every_row_survives_the_way_back_and_forth(make_cockroach_database: Make) -> None:
+def test_every_row_survives_the_way_back_and_forth(
+    make_cockroach_database: Make,
+) -> None:
     """Back to the old server's tables, whose defaults the server spells in its own way, and forth again."""
     url = make_cockroach_database()
     with agentdb.connect(url, migrate=True) as db:
@@ -118,7 +153,10 @@ def test_every_row_survives_the_way_back_and_forth(make_cockroach_database: Make
     with opened(url) as connection:
         manage(connection, "migrate", "agentdb", "0001", verbosity=0)
         texts = rows(connection, "SELECT created_at FROM sessions")
-        rows(connection, "INSERT INTO sessions (id, agent_name, sandbox_id) VALUES ('old', 'a', 'b') RETURNING id")
+        rows(
+            connection,
+            "INSERT INTO sessions (id, agent_name, sandbox_id) VALUES ('old', 'a', 'b') RETURNING id",
+        )
         manage(connection, "migrate", "agentdb", verbosity=0)
         manage(connection, "verifydb")
 
@@ -127,4 +165,8 @@ def test_every_row_survives_the_way_back_and_forth(make_cockroach_database: Make
         after = {session.id: session for session in db.list_sessions()}
         assert after.keys() == {*(session.id for session in before), "old"}
         # The old server's text has milliseconds.
-        assert all(session.created_at - after[session.id].created_at < timedelta(milliseconds=1) for session in before)
+        assert all(
+            session.created_at - after[session.id].created_at
+            < timedelta(milliseconds=1)
+            for session in before
+        )

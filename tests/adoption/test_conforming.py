@@ -54,11 +54,17 @@ def test_the_definition_of_a_column_that_was_added_later_is_found():
         "CREATE TABLE t (\n  a TEXT\n, b TEXT NOT NULL DEFAULT 'default', c REFERENCES t(a))"
     )
 
-    assert columns == {"a": "a TEXT", "b": "b TEXT NOT NULL DEFAULT 'default'", "c": "c REFERENCES t(a)"}
+    assert columns == {
+        "a": "a TEXT",
+        "b": "b TEXT NOT NULL DEFAULT 'default'",
+        "c": "c REFERENCES t(a)",
+    }
 
 
 @pytest.mark.parametrize("engine", ["sqlite"])
-def test_on_sqlite_additional_columns_indexes_triggers_and_views_come_through(load_legacy: Load, engine: str):
+def test_on_sqlite_additional_columns_indexes_triggers_and_views_come_through(
+    load_legacy: Load, engine: str
+):
     with opened(load_legacy("era-b-small")) as connection:
         execute(
             connection,
@@ -77,7 +83,10 @@ def test_on_sqlite_additional_columns_indexes_triggers_and_views_come_through(lo
             "CREATE VIEW broken AS SELECT * FROM nowhere",
             "INSERT INTO notes SELECT NULL, id FROM agents LIMIT 1",
         )
-        held = rows(connection, 'SELECT id, "Cost, in $", parent, loud FROM sessions ORDER BY id')
+        held = rows(
+            connection,
+            'SELECT id, "Cost, in $", parent, loud FROM sessions ORDER BY id',
+        )
         kinds = "SELECT type, name, sql FROM sqlite_master WHERE name IN ('logged', 'busy', 'busy_count', 'broken',"
         kinds += " 'by_cost', 'by_loud', 'by_lower_name', 'notes') ORDER BY name"
         objects = rows(connection, kinds)
@@ -85,22 +94,40 @@ def test_on_sqlite_additional_columns_indexes_triggers_and_views_come_through(lo
         rows(connection, "DELETE FROM log")
 
         manage(connection, "migrate", "agentdb", fake_initial=True)
-        assert rows(connection, 'SELECT id, "Cost, in $", parent, loud FROM sessions ORDER BY id') == held
+        assert (
+            rows(
+                connection,
+                'SELECT id, "Cost, in $", parent, loud FROM sessions ORDER BY id',
+            )
+            == held
+        )
         assert rows(connection, kinds) == objects
         assert rows(connection, "SELECT * FROM busy_count") == before
         assert rows(connection, "SELECT * FROM log") == []
-        assert rows(connection, "PRAGMA foreign_key_list(sessions)")[0][2:5] == ("notes", "parent", "id")
+        assert rows(connection, "PRAGMA foreign_key_list(sessions)")[0][2:5] == (
+            "notes",
+            "parent",
+            "id",
+        )
         assert rows(connection, "PRAGMA integrity_check") == [("ok",)]
 
         manage(connection, "migrate", "agentdb", "0001")
-        assert rows(connection, 'SELECT id, "Cost, in $", parent, loud FROM sessions ORDER BY id') == held
+        assert (
+            rows(
+                connection,
+                'SELECT id, "Cost, in $", parent, loud FROM sessions ORDER BY id',
+            )
+            == held
+        )
         assert rows(connection, kinds) == objects
         rows(connection, "UPDATE sessions SET status = 'ended'")
         assert rows(connection, "SELECT DISTINCT what FROM log") == [("100%s",)]
 
 
 @pytest.mark.parametrize("engine", ["sqlite"])
-def test_on_sqlite_a_dangling_reference_is_refused_before_anything_is_recorded(load_legacy: Load, engine: str):
+def test_on_sqlite_a_dangling_reference_is_refused_before_anything_is_recorded(
+    load_legacy: Load, engine: str
+):
     with opened(load_legacy("era-b-small")) as connection:
         execute(
             connection,
@@ -166,17 +193,24 @@ def test_on_postgresql_views_triggers_and_additional_things_come_through(
             "INSERT INTO notes SELECT 1, min(id) FROM agents",
         )
         triggers = "SELECT tgname, pg_get_triggerdef(oid), tgenabled FROM pg_trigger WHERE NOT tgisinternal ORDER BY 1"
-        views_before, triggers_before = rows(connection, VIEWS), rows(connection, triggers)
+        views_before, triggers_before = (
+            rows(connection, VIEWS),
+            rows(connection, triggers),
+        )
         count_before = rows(connection, "SELECT n FROM busiest")
         constraints = (
-            "SELECT conname, pg_get_constraintdef(oid) FROM pg_constraint WHERE conname ~ 'cost|note' ORDER BY 1"
+            "SELECT conname, pg_get_constraintdef(oid) FROM pg_constraint "
+            "WHERE conname ~ 'cost|note' ORDER BY 1"
         )
         constraints_before = rows(connection, constraints)
 
         manage(connection, "migrate", "agentdb", fake_initial=True)
 
         def same(views: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
-            return [(name, text, owner, options, comment) for name, text, owner, _, options, comment in views]
+            return [
+                (name, text, owner, options, comment)
+                for name, text, owner, _, options, comment in views
+            ]
 
         assert same(rows(connection, VIEWS)) == same(views_before)
         assert grants(connection, "busy") == {
@@ -187,7 +221,9 @@ def test_on_postgresql_views_triggers_and_additional_things_come_through(
         assert rows(connection, triggers) == triggers_before
         assert rows(connection, constraints) == constraints_before
         assert rows(connection, "SELECT n FROM busiest") == count_before
-        assert {"by_cost", "by_time"} <= {index.name for index in read_tables(connection)["sessions"].indexes}
+        assert {"by_cost", "by_time"} <= {
+            index.name for index in read_tables(connection)["sessions"].indexes
+        }
 
         manage(connection, "migrate", "agentdb", "0001")
         assert same(rows(connection, VIEWS)) == same(views_before)
@@ -217,7 +253,15 @@ def test_a_view_made_again_gets_no_right_from_default_privileges_and_its_owner_n
         execute(connection, "DROP OWNED BY agentdb_reader CASCADE")
 
 
-ALL_PRIVILEGES = ("SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE", "REFERENCES", "TRIGGER")
+ALL_PRIVILEGES = (
+    "SELECT",
+    "INSERT",
+    "UPDATE",
+    "DELETE",
+    "TRUNCATE",
+    "REFERENCES",
+    "TRIGGER",
+)
 
 
 def owner(connection: BaseDatabaseWrapper) -> str:
@@ -226,7 +270,10 @@ def owner(connection: BaseDatabaseWrapper) -> str:
 
 def grants(connection: BaseDatabaseWrapper, view: str) -> set[tuple[str, str, str]]:
     sql = "SELECT grantee, privilege_type, is_grantable FROM information_schema.table_privileges WHERE table_name = %s"
-    return {(grantee, privilege, may) for grantee, privilege, may in rows(connection, sql, [view])}
+    return {
+        (grantee, privilege, may)
+        for grantee, privilege, may in rows(connection, sql, [view])
+    }
 
 
 IN_THE_WAY = {
@@ -255,7 +302,9 @@ IN_THE_WAY = {
 
 @pytest.mark.parametrize("engine", ["postgresql"])
 @pytest.mark.parametrize("sql", IN_THE_WAY)
-def test_on_postgresql_what_cannot_be_made_again_is_named_and_nothing_changes(load_legacy: Load, engine: str, sql: str):
+def test_on_postgresql_what_cannot_be_made_again_is_named_and_nothing_changes(
+    load_legacy: Load, engine: str, sql: str
+):
     with opened(load_legacy("era-b-small")) as connection:
         execute(connection, sql)
         before = raw_schema(connection)
@@ -268,7 +317,9 @@ def test_on_postgresql_what_cannot_be_made_again_is_named_and_nothing_changes(lo
 
 
 @pytest.mark.parametrize("engine", ["postgresql"])
-def test_on_postgresql_a_table_in_another_schema_of_the_search_path_is_left_alone(load_legacy: Load, engine: str):
+def test_on_postgresql_a_table_in_another_schema_of_the_search_path_is_left_alone(
+    load_legacy: Load, engine: str
+):
     with opened(load_legacy("era-b-small")) as connection:
         execute(
             connection,
@@ -290,25 +341,45 @@ def test_on_sqlite_a_table_with_other_options_becomes_a_plain_one(
     with opened(url) as connection:
         fresh = raw_schema(connection)
     with opened(load_legacy("era-b-small")) as connection:
-        [(sql,)] = rows(connection, "SELECT sql FROM sqlite_master WHERE name = 'api_keys'")
+        [(sql,)] = rows(
+            connection, "SELECT sql FROM sqlite_master WHERE name = 'api_keys'"
+        )
         execute(connection, "ALTER TABLE api_keys RENAME TO copied", f"{sql} {option}")
-        execute(connection, "INSERT INTO api_keys SELECT * FROM copied", "DROP TABLE copied")
-        held = rows(connection, "SELECT id, tenant_id, key_hash, label FROM api_keys ORDER BY id")
+        execute(
+            connection, "INSERT INTO api_keys SELECT * FROM copied", "DROP TABLE copied"
+        )
+        held = rows(
+            connection,
+            "SELECT id, tenant_id, key_hash, label FROM api_keys ORDER BY id",
+        )
 
         manage(connection, "migrate", "agentdb", fake_initial=True)
 
-        assert rows(connection, "SELECT id, tenant_id, key_hash, label FROM api_keys ORDER BY id") == held
+        assert (
+            rows(
+                connection,
+                "SELECT id, tenant_id, key_hash, label FROM api_keys ORDER BY id",
+            )
+            == held
+        )
         assert raw_schema(connection) == fresh
 
 
 @pytest.mark.parametrize("engine", ["sqlite"])
-def test_on_sqlite_a_value_in_a_table_without_rowids_is_refused_by_id(load_legacy: Load, engine: str):
+def test_on_sqlite_a_value_in_a_table_without_rowids_is_refused_by_id(
+    load_legacy: Load, engine: str
+):
     with opened(load_legacy("era-b-empty")) as connection:
-        [(sql,)] = rows(connection, "SELECT sql FROM sqlite_master WHERE name = 'api_keys'")
+        [(sql,)] = rows(
+            connection, "SELECT sql FROM sqlite_master WHERE name = 'api_keys'"
+        )
         execute(connection, "DROP TABLE api_keys", f"{sql} WITHOUT ROWID")
         execute(connection, "INSERT INTO api_keys VALUES ('k', 't', 'h', '', '?')")
 
-        with pytest.raises(CommandError, match="table 'api_keys', id 'k', column 'created_at': '\\?' is in no known"):
+        with pytest.raises(
+            CommandError,
+            match="table 'api_keys', id 'k', column 'created_at': '\\?' is in no known",
+        ):
             manage(connection, "migrate", "agentdb", fake_initial=True)
 
 
@@ -320,7 +391,11 @@ def test_on_postgresql_tables_in_a_schema_of_the_search_path_are_adopted_there(
         fresh = raw_schema(connection)
     legacy_url = load_legacy("era-b-small")
     with opened(legacy_url) as connection:
-        execute(connection, "CREATE SCHEMA app", *(f"ALTER TABLE {table} SET SCHEMA app" for table in fresh))
+        execute(
+            connection,
+            "CREATE SCHEMA app",
+            *(f"ALTER TABLE {table} SET SCHEMA app" for table in fresh),
+        )
         held = rows(connection, "SELECT id FROM app.sessions ORDER BY id")
 
     separator = "&" if "?" in legacy_url else "?"
@@ -329,23 +404,32 @@ def test_on_postgresql_tables_in_a_schema_of_the_search_path_are_adopted_there(
 
         assert without_schema(raw_schema(connection)) == without_schema(fresh)
         assert rows(connection, "SELECT id FROM app.sessions ORDER BY id") == held
-        assert rows(connection, "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'") == [(0,)]
+        assert rows(
+            connection, "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'"
+        ) == [(0,)]
 
 
 def without_schema(schema: dict[str, Any]) -> dict[str, Any]:
     return {
-        table: (columns, constraints, [(name, sql.replace(" app.", " public.")) for name, sql in indexes])
+        table: (
+            columns,
+            constraints,
+            [(name, sql.replace(" app.", " public.")) for name, sql in indexes],
+        )
         for table, (columns, constraints, indexes) in schema.items()
     }
 
 
 @pytest.mark.parametrize("engine", ["postgresql"])
-def test_on_postgresql_the_planner_has_statistics_of_converted_columns_at_once(load_legacy: Load, engine: str):
+def test_on_postgresql_the_planner_has_statistics_of_converted_columns_at_once(
+    load_legacy: Load, engine: str
+):
     with opened(load_legacy("era-b-small")) as connection:
         manage(connection, "migrate", "agentdb", fake_initial=True)
 
         assert rows(
-            connection, "SELECT count(*) FROM pg_stats WHERE attname = 'created_at' AND tablename = 'sessions'"
+            connection,
+            "SELECT count(*) FROM pg_stats WHERE attname = 'created_at' AND tablename = 'sessions'",
         ) == [(1,)]
 
 
@@ -355,20 +439,30 @@ def test_a_role_without_rights_to_the_tables_is_told_so_and_changes_nothing(
 ):
     with opened(load_legacy("era-b-small")) as connection:
         execute(connection, "GRANT ALL ON SCHEMA public TO agentdb_reader")
-        execute(connection, "GRANT SELECT ON ALL TABLES IN SCHEMA public TO agentdb_reader", "SET ROLE agentdb_reader")
+        execute(
+            connection,
+            "GRANT SELECT ON ALL TABLES IN SCHEMA public TO agentdb_reader",
+            "SET ROLE agentdb_reader",
+        )
 
         with pytest.raises(CommandError) as refusal:
             manage(connection, "migrate", "agentdb", fake_initial=True)
 
-        assert "permission denied for table" in str(refusal.value) or "must be owner of" in str(refusal.value)
+        assert "permission denied for table" in str(
+            refusal.value
+        ) or "must be owner of" in str(refusal.value)
         execute(connection, "RESET ROLE", "DROP OWNED BY agentdb_reader CASCADE")
         assert read_tables(connection)["sessions"].column("created_at").type == "text"
 
 
 @pytest.mark.parametrize("engine", ["postgresql"])
-def test_a_role_that_may_create_nothing_is_told_so(other_role: str, empty_url: str, engine: str):
+def test_a_role_that_may_create_nothing_is_told_so(
+    other_role: str, empty_url: str, engine: str
+):
     with opened(empty_url) as connection:
-        execute(connection, "REVOKE CREATE ON SCHEMA public FROM PUBLIC")  # as it is from PostgreSQL 15 on
+        execute(
+            connection, "REVOKE CREATE ON SCHEMA public FROM PUBLIC"
+        )  # as it is from PostgreSQL 15 on
         execute(connection, "SET ROLE agentdb_reader")
 
         with pytest.raises(
@@ -385,7 +479,10 @@ def test_a_locked_sqlite_file_is_refused_in_a_sentence(load_legacy: Load, engine
     url = load_legacy("era-b-small")
     other = sqlite3.connect(sqlite_path(url))
     other.execute("BEGIN IMMEDIATE")
-    with opened(f"{url}?timeout=0.1") as connection, pytest.raises(CommandError) as refusal:
+    with (
+        opened(f"{url}?timeout=0.1") as connection,
+        pytest.raises(CommandError) as refusal,
+    ):
         manage(connection, "migrate", "agentdb", fake_initial=True)
     other.rollback()
     other.close()

@@ -18,7 +18,15 @@ import agentdb
 from agentdb.errors import SchemaMismatchError
 from agentdb.schema import compare, expected_tables, read_tables
 from agentdb.schema.migration_record import migrate, migration_names, pending_migrations
-from tests.helpers.legacy_databases import MULTI_TENANT, expected, manage, opened, rows, sqlite_path, stems
+from tests.helpers.legacy_databases import (
+    MULTI_TENANT,
+    expected,
+    manage,
+    opened,
+    rows,
+    sqlite_path,
+    stems,
+)
 
 TABLES = ("agents", "sessions", "sandboxes", "api_keys")
 
@@ -31,7 +39,9 @@ def instant(text: str) -> datetime:
     return read.astimezone(UTC) if read.tzinfo else read.replace(tzinfo=UTC)
 
 
-def contents(connection: BaseDatabaseWrapper, table: str, columns: list[str]) -> list[dict[str, Any]]:
+def contents(
+    connection: BaseDatabaseWrapper, table: str, columns: list[str]
+) -> list[dict[str, Any]]:
     """The table's rows as the driver gives them, in the order of the expected file."""
     selected = ", ".join(f'"{column}"' for column in columns)
     order = 'id COLLATE "C"' if connection.vendor == "postgresql" else "id"
@@ -41,7 +51,9 @@ def contents(connection: BaseDatabaseWrapper, table: str, columns: list[str]) ->
 
 def native(vendor: str, text: str) -> datetime | str:
     """What a native column gives for an old timestamp: on SQLite, one text for each instant."""
-    return str(instant(text).replace(tzinfo=None)) if vendor == "sqlite" else instant(text)
+    return (
+        str(instant(text).replace(tzinfo=None)) if vendor == "sqlite" else instant(text)
+    )
 
 
 def raw_schema(connection: BaseDatabaseWrapper) -> dict[str, Any]:
@@ -49,16 +61,25 @@ def raw_schema(connection: BaseDatabaseWrapper) -> dict[str, Any]:
     if connection.vendor == "sqlite":
         found: dict[str, Any] = {}
         for table in TABLES:
-            columns = sorted(row[1:6] for row in rows(connection, f"PRAGMA table_info({table})"))
-            indexes = sorted(row[1:] for row in rows(connection, f"PRAGMA index_list({table})"))
+            columns = sorted(
+                row[1:6] for row in rows(connection, f"PRAGMA table_info({table})")
+            )
+            indexes = sorted(
+                row[1:] for row in rows(connection, f"PRAGMA index_list({table})")
+            )
             parts = []
             for name, *_ in indexes:
-                names = {row[0]: row[1] for row in rows(connection, f"PRAGMA table_info({table})")}
+                names = {
+                    row[0]: row[1]
+                    for row in rows(connection, f"PRAGMA table_info({table})")
+                }
                 info = rows(connection, f'PRAGMA index_xinfo("{name}")')
                 parts.append([(names.get(row[1]), *row[2:]) for row in info if row[5]])
             keys = rows(connection, f"PRAGMA foreign_key_list({table})")
             made = rows(
-                connection, "SELECT name, sql FROM sqlite_master WHERE tbl_name = %s AND type = 'index'", [table]
+                connection,
+                "SELECT name, sql FROM sqlite_master WHERE tbl_name = %s AND type = 'index'",
+                [table],
             )
             found[table] = (columns, indexes, parts, keys, sorted(made, key=str))
         return found
@@ -76,7 +97,11 @@ def raw_schema(connection: BaseDatabaseWrapper) -> dict[str, Any]:
                 " WHERE conrelid = %s::regclass ORDER BY 1",
                 [table],
             ),
-            rows(connection, "SELECT indexname, indexdef FROM pg_indexes WHERE tablename = %s ORDER BY 1", [table]),
+            rows(
+                connection,
+                "SELECT indexname, indexdef FROM pg_indexes WHERE tablename = %s ORDER BY 1",
+                [table],
+            ),
         )
         for table in TABLES
     }
@@ -87,11 +112,15 @@ def raw_schema_of(url: str) -> dict[str, Any]:
         return raw_schema(connection)
 
 
-ALL_MULTI_TENANT = [(engine, stem) for engine, names in MULTI_TENANT.items() for stem in names]
+ALL_MULTI_TENANT = [
+    (engine, stem) for engine, names in MULTI_TENANT.items() for stem in names
+]
 
 
 @pytest.mark.parametrize(("engine", "stem"), ALL_MULTI_TENANT)
-def test_fake_initial_brings_every_row_of_a_multi_tenant_database_through(load_legacy: Load, engine: str, stem: str):
+def test_fake_initial_brings_every_row_of_a_multi_tenant_database_through(
+    load_legacy: Load, engine: str, stem: str
+):
     before = expected(engine, stem)
     with opened(load_legacy(stem)) as connection:
         manage(connection, "migrate", "agentdb", fake_initial=True)
@@ -99,7 +128,10 @@ def test_fake_initial_brings_every_row_of_a_multi_tenant_database_through(load_l
         for table in TABLES:
             columns = before["tables"][table]["columns"]
             wanted = [
-                {column: native(engine, value) if column.endswith("_at") else value for column, value in row.items()}
+                {
+                    column: native(engine, value) if column.endswith("_at") else value
+                    for column, value in row.items()
+                }
                 for row in before["tables"][table]["rows"]
             ]
             assert contents(connection, table, columns) == wanted
@@ -107,12 +139,20 @@ def test_fake_initial_brings_every_row_of_a_multi_tenant_database_through(load_l
             name = ".".join(f'"{part}"' for part in table.split("."))
             selected = ", ".join(f'"{column}"' for column in extra["columns"])
             # JSON holds a bigint as text.
-            live = sorted([str(value) for value in row] for row in rows(connection, f"SELECT {selected} FROM {name}"))
-            assert live == sorted([str(row[column]) for column in extra["columns"]] for row in extra["rows"])
+            live = sorted(
+                [str(value) for value in row]
+                for row in rows(connection, f"SELECT {selected} FROM {name}")
+            )
+            assert live == sorted(
+                [str(row[column]) for column in extra["columns"]]
+                for row in extra["rows"]
+            )
 
 
 @pytest.mark.parametrize(("engine", "stem"), ALL_MULTI_TENANT)
-def test_an_adopted_schema_equals_a_fresh_one_names_included(load_legacy: Load, engine: str, stem: str, url: str):
+def test_an_adopted_schema_equals_a_fresh_one_names_included(
+    load_legacy: Load, engine: str, stem: str, url: str
+):
     fresh = raw_schema_of(url)
 
     with opened(load_legacy(stem)) as connection:
@@ -123,7 +163,9 @@ def test_an_adopted_schema_equals_a_fresh_one_names_included(load_legacy: Load, 
             adopted["sessions"][0].remove(("notes", "TEXT", 0, None, 0))
         assert adopted == fresh
         found = compare(expected_tables(connection, apps), read_tables(connection))
-        assert [difference for difference in found if difference.severity == "drift"] == []
+        assert [
+            difference for difference in found if difference.severity == "drift"
+        ] == []
         assert pending_migrations(connection) == []
 
 
@@ -152,7 +194,9 @@ def test_an_adopted_database_goes_back_to_text_that_the_old_server_wrote_with_ev
 
 
 @pytest.mark.parametrize(("engine", "stem"), ALL_MULTI_TENANT)
-def test_migrate_alone_refuses_a_multi_tenant_database_and_names_the_command(load_legacy: Load, engine: str, stem: str):
+def test_migrate_alone_refuses_a_multi_tenant_database_and_names_the_command(
+    load_legacy: Load, engine: str, stem: str
+):
     with opened(load_legacy(stem)) as connection:
         before = read_tables(connection)
 
@@ -169,7 +213,10 @@ def test_migrate_alone_refuses_a_multi_tenant_database_and_names_the_command(loa
 
 
 OTHERS = [
-    (engine, stem) for engine in ("sqlite", "postgresql") for stem in stems(engine) if stem not in MULTI_TENANT[engine]
+    (engine, stem)
+    for engine in ("sqlite", "postgresql")
+    for stem in stems(engine)
+    if stem not in MULTI_TENANT[engine]
 ]
 
 
@@ -199,14 +246,25 @@ def test_every_other_old_database_is_refused_without_a_change(
         else:
             assert read_tables(connection) == before
             assert "already exists" not in message
-            assert "Run 'agentdb baselinedb'" in message or "run 'agentdb baselinedb'" in message or fake_initial
+            assert (
+                "Run 'agentdb baselinedb'" in message
+                or "run 'agentdb baselinedb'" in message
+                or fake_initial
+            )
 
 
-def test_the_refusal_of_a_single_tenant_database_says_what_was_found(load_legacy: Load, engine: str):
-    with opened(load_legacy("era-a")) as connection, pytest.raises(CommandError) as refusal:
+def test_the_refusal_of_a_single_tenant_database_says_what_was_found(
+    load_legacy: Load, engine: str
+):
+    with (
+        opened(load_legacy("era-a")) as connection,
+        pytest.raises(CommandError) as refusal,
+    ):
         manage(connection, "migrate", "agentdb", fake_initial=True)
 
-    nullable = "Column 'name' of table 'agents' may be NULL. " if engine == "sqlite" else ""
+    nullable = (
+        "Column 'name' of table 'agents' may be NULL. " if engine == "sqlite" else ""
+    )
     assert str(refusal.value) == (
         "The database already has tables (agents, sessions, sandboxes), and not in the shape that --fake-initial "
         "adopts: single-tenant. Table 'agents' lacks the column 'id'. Table 'agents' lacks the column 'tenant_id'. "
@@ -217,8 +275,13 @@ def test_the_refusal_of_a_single_tenant_database_says_what_was_found(load_legacy
     )
 
 
-def test_the_refusal_of_an_unreadable_timestamp_names_table_row_column_and_value(load_legacy: Load, engine: str):
-    id = {"sqlite": "1e91e077-4e80-420b-9f23-38b3fdda3097", "postgresql": "36ed1107-d63c-416a-b671-d5f70131dda6"}
+def test_the_refusal_of_an_unreadable_timestamp_names_table_row_column_and_value(
+    load_legacy: Load, engine: str
+):
+    id = {
+        "sqlite": "1e91e077-4e80-420b-9f23-38b3fdda3097",
+        "postgresql": "36ed1107-d63c-416a-b671-d5f70131dda6",
+    }
     with opened(load_legacy("dirty-timestamp-garbage")) as connection:
         with pytest.raises(CommandError) as refusal:
             manage(connection, "migrate", "agentdb", fake_initial=True)
@@ -233,7 +296,10 @@ def test_the_refusal_of_an_unreadable_timestamp_names_table_row_column_and_value
 
 @pytest.mark.parametrize("engine", ["postgresql"])
 def test_a_zone_abbreviation_with_several_meanings_is_refused(load_legacy: Load):
-    with opened(load_legacy("dirty-datestyle")) as connection, pytest.raises(CommandError) as refusal:
+    with (
+        opened(load_legacy("dirty-datestyle")) as connection,
+        pytest.raises(CommandError) as refusal,
+    ):
         manage(connection, "migrate", "agentdb", fake_initial=True)
 
     row = "table 'sessions', id 'ds Postgres, DMY Asia/Kolkata', column"
@@ -257,10 +323,26 @@ def test_the_other_date_styles_convert_to_their_instants(load_legacy: Load):
             connection,
             "SELECT id, created_at, created_at = last_active_at FROM sessions WHERE id LIKE 'ds %' ORDER BY created_at",
         ) == [
-            ("ds SQL, DMY Europe/Berlin", datetime(2026, 11, 22, 19, 3, 17, 167536, UTC), True),
-            ("ds SQL, MDY America/New_York", datetime(2026, 11, 22, 19, 3, 17, 178513, UTC), True),
-            ("ds German Europe/Berlin", datetime(2026, 11, 22, 19, 3, 17, 180749, UTC), True),
-            ("ds ISO Asia/Kathmandu", datetime(2026, 11, 22, 19, 3, 17, 184832, UTC), True),
+            (
+                "ds SQL, DMY Europe/Berlin",
+                datetime(2026, 11, 22, 19, 3, 17, 167536, UTC),
+                True,
+            ),
+            (
+                "ds SQL, MDY America/New_York",
+                datetime(2026, 11, 22, 19, 3, 17, 178513, UTC),
+                True,
+            ),
+            (
+                "ds German Europe/Berlin",
+                datetime(2026, 11, 22, 19, 3, 17, 180749, UTC),
+                True,
+            ),
+            (
+                "ds ISO Asia/Kathmandu",
+                datetime(2026, 11, 22, 19, 3, 17, 184832, UTC),
+                True,
+            ),
         ]
 
 
@@ -304,7 +386,11 @@ MANGLED_ON_POSTGRESQL = {
     ),
     "ALTER TABLE sessions ADD CHECK (length(status) > 2)": None,
 }
-MANGLED = [(engine, sql, found) for engine in MULTI_TENANT for sql, found in MANGLED_ON_BOTH.items()]
+MANGLED = [
+    (engine, sql, found)
+    for engine in MULTI_TENANT
+    for sql, found in MANGLED_ON_BOTH.items()
+]
 MANGLED += [("postgresql", sql, found) for sql, found in MANGLED_ON_POSTGRESQL.items()]
 
 
@@ -338,7 +424,10 @@ def test_migrate_refuses_final_tables_that_lack_their_record(url: str):
     with opened(url) as connection, pytest.raises(CommandError) as refusal:
         manage(connection, "migrate", "agentdb", fake_initial=True)
 
-    assert "They are those of migration '0004_fleet_indexes', which is not recorded." in str(refusal.value)
+    assert (
+        "They are those of migration '0004_fleet_indexes', which is not recorded."
+        in str(refusal.value)
+    )
     assert "Run 'agentdb baselinedb'" in str(refusal.value)
 
 
@@ -351,15 +440,27 @@ def test_a_view_on_an_adopted_database_still_answers(load_legacy: Load, engine: 
             " JOIN agents a ON a.tenant_id = s.tenant_id AND a.name = s.agent_name WHERE s.status = 'active'",
         )
     with opened(url) as connection:
-        before = [id for (id, *_) in rows(connection, "SELECT * FROM active_sessions ORDER BY id")]
+        before = [
+            id
+            for (id, *_) in rows(
+                connection, "SELECT * FROM active_sessions ORDER BY id"
+            )
+        ]
 
         manage(connection, "migrate", "agentdb", fake_initial=True)
 
-        assert [id for (id, *_) in rows(connection, "SELECT * FROM active_sessions ORDER BY id")] == before
+        assert [
+            id
+            for (id, *_) in rows(
+                connection, "SELECT * FROM active_sessions ORDER BY id"
+            )
+        ] == before
         assert before
 
 
-def test_connect_with_migrate_refuses_old_tables_with_the_same_words(load_legacy: Load, engine: str):
+def test_connect_with_migrate_refuses_old_tables_with_the_same_words(
+    load_legacy: Load, engine: str
+):
     url = load_legacy("era-b-empty")
 
     with pytest.raises(SchemaMismatchError) as refusal:
@@ -371,8 +472,13 @@ def test_connect_with_migrate_refuses_old_tables_with_the_same_words(load_legacy
     )
 
 
-def test_migrate_of_the_library_raises_what_the_command_prints(load_legacy: Load, engine: str):
-    with opened(load_legacy("era-a")) as connection, pytest.raises(SchemaMismatchError, match="single-tenant"):
+def test_migrate_of_the_library_raises_what_the_command_prints(
+    load_legacy: Load, engine: str
+):
+    with (
+        opened(load_legacy("era-a")) as connection,
+        pytest.raises(SchemaMismatchError, match="single-tenant"),
+    ):
         migrate(connection.alias)
 
 
@@ -382,23 +488,42 @@ def test_the_adopted_database_is_served(load_legacy: Load, engine: str):
         manage(connection, "migrate", "agentdb", fake_initial=True)
 
     with agentdb.connect(url) as db:
-        names = [row["name"] for row in expected(engine, "era-b-small")["tables"]["agents"]["rows"]]
-        tenants = {row["tenant_id"] for row in expected(engine, "era-b-small")["tables"]["agents"]["rows"]}
-        assert sorted(agent.name for tenant in tenants for agent in db.list_agents(tenant)) == sorted(names)
+        names = [
+            row["name"]
+            for row in expected(engine, "era-b-small")["tables"]["agents"]["rows"]
+        ]
+        tenants = {
+            row["tenant_id"]
+            for row in expected(engine, "era-b-small")["tables"]["agents"]["rows"]
+        }
+        assert sorted(
+            agent.name for tenant in tenants for agent in db.list_agents(tenant)
+        ) == sorted(names)
 
 
 @pytest.mark.parametrize(
     ("stem", "arguments"),
-    [("era-b-small", ["--fake-initial"]), (None, ["agentdb", "0001"]), (None, ["agentdb", "0002"])],
+    [
+        ("era-b-small", ["--fake-initial"]),
+        (None, ["agentdb", "0001"]),
+        (None, ["agentdb", "0002"]),
+    ],
     ids=["fake-initial", "back", "forth"],
 )
 @pytest.mark.parametrize("engine", ["postgresql"], indirect=True)
 def test_an_idle_reader_does_not_keep_a_migration_waiting_for_ever(
-    load_legacy: Load, url: str, engine: str, stem: str | None, arguments: list[str], monkeypatch: pytest.MonkeyPatch
+    load_legacy: Load,
+    url: str,
+    engine: str,
+    stem: str | None,
+    arguments: list[str],
+    monkeypatch: pytest.MonkeyPatch,
 ):
     url = load_legacy(stem) if stem else url
     for module in ("agentdb.operations", "agentdb.adoption.execution"):
-        monkeypatch.setattr(f"{module}.LIMIT_LOCK_WAITS", "SET LOCAL lock_timeout = '100ms'")
+        monkeypatch.setattr(
+            f"{module}.LIMIT_LOCK_WAITS", "SET LOCAL lock_timeout = '100ms'"
+        )
     with opened(url) as connection, psycopg.connect(url) as reader:
         if arguments[-1] == "0002":
             manage(connection, "migrate", "agentdb", "0001", force=True)

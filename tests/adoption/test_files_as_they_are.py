@@ -20,7 +20,9 @@ Load = Callable[[str], str]
 def change(path: Path, *statements: str) -> None:
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.create_function("own", 1, lambda value: value, deterministic=True)
-        connection.create_collation("own", lambda one, other: (one > other) - (one < other))
+        connection.create_collation(
+            "own", lambda one, other: (one > other) - (one < other)
+        )
         for statement in statements:
             connection.execute(statement)
 
@@ -42,9 +44,16 @@ FOREIGN_INDEXES = {
 
 
 @pytest.mark.parametrize("index", FOREIGN_INDEXES)
-def test_an_index_of_another_table_that_only_its_program_reads(load_legacy: Load, engine: str, index: str):
+def test_an_index_of_another_table_that_only_its_program_reads(
+    load_legacy: Load, engine: str, index: str
+):
     url = load_legacy("era-b")
-    change(sqlite_path(url), "CREATE TABLE notes (x)", "INSERT INTO notes VALUES ('b'), ('a')", FOREIGN_INDEXES[index])
+    change(
+        sqlite_path(url),
+        "CREATE TABLE notes (x)",
+        "INSERT INTO notes VALUES ('b'), ('a')",
+        FOREIGN_INDEXES[index],
+    )
 
     check, run = both(url)
 
@@ -66,7 +75,9 @@ def test_a_vector_index_of_libsql_on_another_table(load_legacy: Load, engine: st
     assert [run.code for run in both(url)] == [1, 0]
 
 
-def test_a_table_that_only_libsql_can_read_is_not_damage(load_legacy: Load, engine: str):
+def test_a_table_that_only_libsql_can_read_is_not_damage(
+    load_legacy: Load, engine: str
+):
     url = load_legacy("era-b")
     change(
         sqlite_path(url),
@@ -79,12 +90,17 @@ def test_a_table_that_only_libsql_can_read_is_not_damage(load_legacy: Load, engi
 
     assert (check.code, run.code, check.err) == (2, 2, run.err)
     assert (
-        f"has a schema that SQLite {sqlite3.sqlite_version} cannot read: malformed database schema (notes)" in run.err
+        f"has a schema that SQLite {sqlite3.sqlite_version} cannot read: malformed database schema (notes)"
+        in run.err
     )
 
 
-@pytest.mark.parametrize(("offset", "content"), [(18, b"\3\3"), (18, b"\3"), (44, b"\0\0\0\5")])
-def test_a_later_file_format_is_named(load_legacy: Load, engine: str, offset: int, content: bytes):
+@pytest.mark.parametrize(
+    ("offset", "content"), [(18, b"\3\3"), (18, b"\3"), (44, b"\0\0\0\5")]
+)
+def test_a_later_file_format_is_named(
+    load_legacy: Load, engine: str, offset: int, content: bytes
+):
     url = load_legacy("era-b")
     write(sqlite_path(url), offset, content)
 
@@ -99,13 +115,20 @@ def test_a_later_file_format_is_named(load_legacy: Load, engine: str, offset: in
 
 def test_rowids_stay_if_a_foreign_key_is_violated(load_legacy: Load, engine: str):
     url = load_legacy("era-a")
-    change(sqlite_path(url), "DELETE FROM sessions WHERE rowid IN (3, 5, 9)", "DELETE FROM agents WHERE rowid = 2")
+    change(
+        sqlite_path(url),
+        "DELETE FROM sessions WHERE rowid IN (3, 5, 9)",
+        "DELETE FROM agents WHERE rowid = 2",
+    )
 
     def rowids() -> list[list[tuple[int, str]]]:
         keys = (("agents", "name"), ("sessions", "id"), ("sandboxes", "id"))
         with closing(sqlite3.connect(sqlite_path(url))) as connection:
             return [
-                connection.execute(f"SELECT rowid, {key} FROM {table} ORDER BY 1").fetchall() for table, key in keys
+                connection.execute(
+                    f"SELECT rowid, {key} FROM {table} ORDER BY 1"
+                ).fetchall()
+                for table, key in keys
             ]
 
     before = rowids()

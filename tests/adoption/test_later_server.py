@@ -16,7 +16,9 @@ from tests.helpers.factories import execute
 from tests.helpers.later_server import NEWER_COLUMNS, LaterServer
 from tests.helpers.legacy_databases import manage, opened
 
-pytestmark = pytest.mark.parametrize("engine", ["postgresql"])  # on SQLite its texts and agentdb's would not sort
+pytestmark = pytest.mark.parametrize(
+    "engine", ["postgresql"]
+)  # on SQLite its texts and agentdb's would not sort
 
 KEY, SECRET = "ash_plain-key", "the old server's secret"
 
@@ -28,13 +30,19 @@ def url(load_legacy: Callable[[str], str]) -> str:
     for statement in NEWER_COLUMNS:
         execute(url, statement)
     with LaterServer(url) as old:
-        old.insert_api_key("hmac", "acme", hmac.new(SECRET.encode(), KEY.encode(), "sha256").hexdigest())
+        old.insert_api_key(
+            "hmac",
+            "acme",
+            hmac.new(SECRET.encode(), KEY.encode(), "sha256").hexdigest(),
+        )
     with opened(url) as connection:
         manage(connection, "baselinedb")
     return url
 
 
-def test_the_adoption_says_what_db_does_not_show_and_what_the_keys_may_need(load_legacy: Callable[[str], str]) -> None:
+def test_the_adoption_says_what_db_does_not_show_and_what_the_keys_may_need(
+    load_legacy: Callable[[str], str],
+) -> None:
     url = load_legacy("era-d")
     for statement in NEWER_COLUMNS:
         execute(url, statement)
@@ -48,7 +56,10 @@ def test_the_adoption_says_what_db_does_not_show_and_what_the_keys_may_need(load
         "Note: A later server with a secret (its ASH_CREDENTIAL_KEY) stores API keys as HMAC-SHA256 of it. If it had "
         "one, set AGENTDB_KEY_SECRET to the same value; authenticate() would reject its keys otherwise.\n"
     ) in said
-    assert "other tables, which stay as they are: messages (90 rows), session_events (68 rows)" in said
+    assert (
+        "other tables, which stay as they are: messages (90 rows), session_events (68 rows)"
+        in said
+    )
 
 
 @pytest.fixture
@@ -68,13 +79,19 @@ def matches(url: str) -> bool:
         return "The schema matches the models" in manage(connection, "verifydb")
 
 
-def test_each_reads_what_the_other_writes(old: LaterServer, db: DjangoDb, url: str) -> None:
+def test_each_reads_what_the_other_writes(
+    old: LaterServer, db: DjangoDb, url: str
+) -> None:
     old.upsert_agent("a1", "new-bot", "/srv/1", "acme")
     deployed = db.upsert_agent("new-bot", "/srv/2", "acme")
     old.upsert_agent("ignored", "new-bot", "/srv/3", "acme")
 
     agent = db.get_agent("new-bot", "acme")
-    assert (agent.id, agent.version, agent.path) == (deployed.id, 3, "/srv/3") == ("a1", 3, "/srv/3")
+    assert (
+        (agent.id, agent.version, agent.path)
+        == (deployed.id, 3, "/srv/3")
+        == ("a1", 3, "/srv/3")
+    )
     assert old.get_agent("new-bot", "acme")["env"] == '{"A": "1"}'
 
     old.insert_session("old-1", "new-bot", "sb1", "acme")
@@ -83,7 +100,10 @@ def test_each_reads_what_the_other_writes(old: LaterServer, db: DjangoDb, url: s
     assert theirs.created_at == old.get_session("old-1")["created_at"]
     assert old.get_session("ours-1")["created_at"] == ours.created_at
     assert old.get_session("ours-1")["model"] is None
-    assert [session.id for session in db.list_sessions("acme", agent="new-bot")] == ["ours-1", "old-1"]
+    assert [session.id for session in db.list_sessions("acme", agent="new-bot")] == [
+        "ours-1",
+        "old-1",
+    ]
     assert old.list_sessions("acme")[:2] == ["ours-1", "old-1"]
 
     old.update_session("ours-1", "status", "active")
@@ -110,21 +130,31 @@ def test_sandboxes_age_alike_for_both(old: LaterServer, db: DjangoDb, url: str) 
     db.touch_sandbox("theirs")
     later = datetime.now(UTC) + timedelta(minutes=1)
 
-    assert [sandbox.id for sandbox in db.get_idle_sandboxes(later)] == ["ours", "theirs"]
+    assert [sandbox.id for sandbox in db.get_idle_sandboxes(later)] == [
+        "ours",
+        "theirs",
+    ]
     assert old.unused_sandboxes("waiting", later) == ["ours", "theirs"]
-    assert old.best_eviction_candidate() == db.get_best_eviction_candidate().id == "ours"
+    assert (
+        old.best_eviction_candidate() == db.get_best_eviction_candidate().id == "ours"
+    )
     assert db.claim_eviction_candidate().id == "ours"
     assert old.unused_sandboxes("cold", later) == ["ours"]
     old.touch_sandbox("ours")
     assert [sandbox.id for sandbox in db.get_cold_sandboxes(later)] == ["ours"]
 
 
-def test_its_keys_work_with_its_secret_and_a_new_one_with_it(old: LaterServer, db: DjangoDb, url: str) -> None:
+def test_its_keys_work_with_its_secret_and_a_new_one_with_it(
+    old: LaterServer, db: DjangoDb, url: str
+) -> None:
     assert db.authenticate(KEY).id == "hmac"
     with agentdb.connect(url) as without:
         assert without.authenticate(KEY) is None
     plain, issued = db.issue_api_key("acme", "new")
-    assert issued.key_hash == hmac.new(SECRET.encode(), plain.encode(), "sha256").hexdigest()  # which it looks up
+    assert (
+        issued.key_hash
+        == hmac.new(SECRET.encode(), plain.encode(), "sha256").hexdigest()
+    )  # which it looks up
 
 
 def test_both_work_at_once_and_nothing_is_lost(db: DjangoDb, url: str) -> None:
@@ -149,7 +179,12 @@ def test_both_work_at_once_and_nothing_is_lost(db: DjangoDb, url: str) -> None:
             db.upsert_agent("busy-bot", f"/srv/{id}", "acme")
 
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda work: work[0](work[1]), [(theirs, 1), (ours, 1), (theirs, 2), (ours, 2)]))
+        list(
+            pool.map(
+                lambda work: work[0](work[1]),
+                [(theirs, 1), (ours, 1), (theirs, 2), (ours, 2)],
+            )
+        )
 
     sessions = db.list_sessions("acme", agent="busy-bot")
     assert (len(sessions), {session.status for session in sessions}) == (80, {"active"})
@@ -157,14 +192,21 @@ def test_both_work_at_once_and_nothing_is_lost(db: DjangoDb, url: str) -> None:
     assert matches(url)
 
 
-def test_deleting_and_pruning_leave_its_other_tables_as_they_are(old: LaterServer, db: DjangoDb, url: str) -> None:
+def test_deleting_and_pruning_leave_its_other_tables_as_they_are(
+    old: LaterServer, db: DjangoDb, url: str
+) -> None:
     old.upsert_agent("a1", "new-bot", "/srv/1", "acme")
     old.insert_session("old-1", "new-bot", "sb1", "acme")
     old.insert_message("m1", "old-1", "acme")
     old.update_session("old-1", "status", "ended")
     before = execute(url, "SELECT count(*) FROM messages")
 
-    assert db.for_tenant("acme").prune_sessions(datetime.now(UTC) + timedelta(minutes=1), 1000) > 0
+    assert (
+        db.for_tenant("acme").prune_sessions(
+            datetime.now(UTC) + timedelta(minutes=1), 1000
+        )
+        > 0
+    )
     assert execute(url, "SELECT count(*) FROM messages") == before
     old.insert_session("old-2", "new-bot", "sb1", "acme")
     old.delete_agent("new-bot", "acme")

@@ -44,7 +44,12 @@ KINDS = {
     },
 }
 NO_DATABASE = ("dirty-not-a-database", "dirty-truncated")
-FILES = [(engine, stem) for engine in KINDS for stem in stems(engine) if stem not in NO_DATABASE]
+FILES = [
+    (engine, stem)
+    for engine in KINDS
+    for stem in stems(engine)
+    if stem not in NO_DATABASE
+]
 
 
 def shape_of(url: str) -> Shape:
@@ -54,7 +59,9 @@ def shape_of(url: str) -> Shape:
 
 @pytest.mark.parametrize(("engine", "stem"), FILES)
 def test_every_old_database_is_recognised(load_legacy: Load, engine: str, stem: str):
-    assert shape_of(load_legacy(stem)).kind is KINDS[engine].get(stem, Kind.MULTI_TENANT)
+    assert shape_of(load_legacy(stem)).kind is KINDS[engine].get(
+        stem, Kind.MULTI_TENANT
+    )
 
 
 @pytest.mark.parametrize("stem", ["era-a", "era-b-small"])
@@ -67,9 +74,15 @@ def test_names_of_constraints_and_indexes_and_the_order_of_columns_do_not_matter
         rows(connection, "DROP INDEX idx_sandboxes_state")
         rows(connection, "CREATE INDEX other_name ON sandboxes (state)")
         if engine == "postgresql":
-            rows(connection, "ALTER TABLE agents RENAME CONSTRAINT agents_pkey TO other_key")
+            rows(
+                connection,
+                "ALTER TABLE agents RENAME CONSTRAINT agents_pkey TO other_key",
+            )
             rows(connection, "ALTER TABLE sessions RENAME COLUMN status TO old_status")
-            rows(connection, "ALTER TABLE sessions ADD COLUMN status text NOT NULL DEFAULT 'starting'")
+            rows(
+                connection,
+                "ALTER TABLE sessions ADD COLUMN status text NOT NULL DEFAULT 'starting'",
+            )
 
     assert shape_of(url).kind is kind
 
@@ -84,7 +97,9 @@ def test_names_of_constraints_and_indexes_and_the_order_of_columns_do_not_matter
         ("0004", Kind.ADOPTED),
     ],
 )
-def test_every_migrations_tables_are_recognised_with_their_level(url: str, level: str, kind: Kind):
+def test_every_migrations_tables_are_recognised_with_their_level(
+    url: str, level: str, kind: Kind
+):
     with opened(url) as connection:
         manage(connection, "migrate", "agentdb", level)
 
@@ -96,8 +111,12 @@ def test_every_migrations_tables_are_recognised_with_their_level(url: str, level
     assert shape.problems == ()
 
 
-@pytest.mark.parametrize("engine", ["sqlite"])  # the old server rebuilds tables on SQLite only
-def test_a_rebuild_that_was_stopped_before_the_rename_has_its_rows_in_the_new_table(load_legacy: Load, engine: str):
+@pytest.mark.parametrize(
+    "engine", ["sqlite"]
+)  # the old server rebuilds tables on SQLite only
+def test_a_rebuild_that_was_stopped_before_the_rename_has_its_rows_in_the_new_table(
+    load_legacy: Load, engine: str
+):
     url = load_legacy("era-a")
     with opened(url) as connection:
         rows(connection, "PRAGMA foreign_keys = OFF")
@@ -110,14 +129,24 @@ def test_a_rebuild_that_was_stopped_before_the_rename_has_its_rows_in_the_new_ta
     assert shape.others == ()
 
 
-def test_tables_outside_the_current_schema_are_not_looked_at(make_postgres_database: Callable[[], str]):
+def test_tables_outside_the_current_schema_are_not_looked_at(
+    make_postgres_database: Callable[[], str],
+):
     url = make_postgres_database()
-    psql(url, "-c", "CREATE SCHEMA elsewhere", "-c", "CREATE TABLE elsewhere.agents (nothing text)")
+    psql(
+        url,
+        "-c",
+        "CREATE SCHEMA elsewhere",
+        "-c",
+        "CREATE TABLE elsewhere.agents (nothing text)",
+    )
 
     assert shape_of(url).kind is Kind.EMPTY
 
 
-def test_another_schema_of_the_search_path_is_adopted_there(make_postgres_database: Callable[[], str]):
+def test_another_schema_of_the_search_path_is_adopted_there(
+    make_postgres_database: Callable[[], str],
+):
     url = make_postgres_database()
     psql(url, "-f", str(FOLDER / "pg" / "era-a.sql"))
     psql(url, "-c", "ALTER SCHEMA public RENAME TO app", "-c", "CREATE SCHEMA public")
@@ -132,10 +161,15 @@ def test_another_schema_of_the_search_path_is_adopted_there(make_postgres_databa
         assert rows(connection, "SELECT count(nothing) FROM public.agents") == [(0,)]
 
 
-def test_a_stopped_session_of_the_newest_old_release_stays_stopped(load_legacy: Load, engine: str):
+def test_a_stopped_session_of_the_newest_old_release_stays_stopped(
+    load_legacy: Load, engine: str
+):
     url = load_legacy("era-d")
     with opened(url) as connection:
-        [(id,)] = rows(connection, "SELECT id FROM sessions WHERE status = 'active' ORDER BY id LIMIT 1")
+        [(id,)] = rows(
+            connection,
+            "SELECT id FROM sessions WHERE status = 'active' ORDER BY id LIMIT 1",
+        )
         rows(connection, "UPDATE sessions SET status = 'stopped' WHERE id = %s", [id])
 
     assert baselinedb(url).code == 0

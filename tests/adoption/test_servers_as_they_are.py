@@ -47,11 +47,15 @@ def assert_can_be_adopted(url: str) -> None:
 def wait_for_the_end_of(url: str, role: str) -> None:
     """A server notices a closed connection only after a moment."""
     with psycopg.connect(url, autocommit=True) as server:
-        while server.execute("SELECT 1 FROM pg_stat_activity WHERE usename = %s", [role]).fetchall():
+        while server.execute(
+            "SELECT 1 FROM pg_stat_activity WHERE usename = %s", [role]
+        ).fetchall():
             pass
 
 
-def test_a_schema_whose_name_needs_quotes(engine: str, make_postgres_database: Callable[[], str]):
+def test_a_schema_whose_name_needs_quotes(
+    engine: str, make_postgres_database: Callable[[], str]
+):
     url = make_postgres_database()
     psql(url, "-f", str(FOLDER / "pg" / "era-a.sql"))
     execute(url, 'ALTER SCHEMA public RENAME TO "AgentServer"')
@@ -78,7 +82,10 @@ def in_encoding(postgres_url: str) -> Iterator[Callable[[str], str]]:
 
     def make(encoding: str) -> str:
         name = f"agentdb_test_{os.getpid()}_{encoding.lower()}"
-        execute(postgres_url, f"CREATE DATABASE {name} TEMPLATE template0 ENCODING '{encoding}' LOCALE 'C'")
+        execute(
+            postgres_url,
+            f"CREATE DATABASE {name} TEMPLATE template0 ENCODING '{encoding}' LOCALE 'C'",
+        )
         made.append(name)
         url = urlunsplit(urlsplit(postgres_url)._replace(path=f"/{name}"))
         psql(url, "-f", str(FOLDER / "pg" / "era-b-empty.sql"))
@@ -97,13 +104,22 @@ def test_a_database_in_latin_1(in_encoding: Callable[[str], str], engine: str):
         assert [agent.name for agent in db.list_agents()] == ["é"]
 
 
-def test_bytes_that_are_not_utf_8_are_named_by_table_id_and_column(in_encoding: Callable[[str], str], engine: str):
+def test_bytes_that_are_not_utf_8_are_named_by_table_id_and_column(
+    in_encoding: Callable[[str], str], engine: str
+):
     url = in_encoding("SQL_ASCII")
     with psycopg.connect(url, autocommit=True, client_encoding="SQL_ASCII") as server:
-        server.execute(b"INSERT INTO agents (id, name, path) VALUES ('fine', 'caf\xc3\xa9', '/')")
-        server.execute(b"INSERT INTO agents (id, name, path) VALUES ('broken', 'caf\xe9', '/')")
+        server.execute(
+            b"INSERT INTO agents (id, name, path) VALUES ('fine', 'caf\xc3\xa9', '/')"
+        )
+        server.execute(
+            b"INSERT INTO agents (id, name, path) VALUES ('broken', 'caf\xe9', '/')"
+        )
 
-    assert_refused(url, r"table 'agents', id 'broken', column 'name': b'caf\xe9' is not valid UTF-8")
+    assert_refused(
+        url,
+        r"table 'agents', id 'broken', column 'name': b'caf\xe9' is not valid UTF-8",
+    )
 
 
 def test_limits_of_the_role_do_not_end_an_adoption(load_legacy: Load, engine: str):
@@ -118,7 +134,10 @@ def test_limits_of_the_role_do_not_end_an_adoption(load_legacy: Load, engine: st
     run = baselinedb(url)
 
     assert run.code == 0, run.err
-    assert "statement_timeout is 200ms for this role. This command sets it to 0 in its own session." in run.err
+    assert (
+        "statement_timeout is 200ms for this role. This command sets it to 0 in its own session."
+        in run.err
+    )
 
 
 def test_a_role_with_one_connection_adopts_and_migrates(load_legacy: Load, engine: str):
@@ -134,7 +153,11 @@ def test_a_role_with_one_connection_adopts_and_migrates(load_legacy: Load, engin
     parts = urlsplit(url)
     mine = urlunsplit(parts._replace(netloc=f"{name}:@"))
     try:
-        for words in (["baselinedb"], ["migrate", "agentdb", "0001"], ["migrate", "agentdb"]):
+        for words in (
+            ["baselinedb"],
+            ["migrate", "agentdb", "0001"],
+            ["migrate", "agentdb"],
+        ):
             with opened(mine) as connection:
                 manage(connection, *words)
             wait_for_the_end_of(url, name)
@@ -150,7 +173,10 @@ def test_tables_of_several_owners(load_legacy: Load, engine: str):
             f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {names[2]}")  # fmt: skip
     mine = urlunsplit(urlsplit(url)._replace(netloc=f"{names[2]}:@"))
     try:
-        assert_refused(mine, "The tables have several owners: use a role that is a member of all of them, or give the")
+        assert_refused(
+            mine,
+            "The tables have several owners: use a role that is a member of all of them, or give the",
+        )
         assert f"table 'sessions', which '{names[1]}' owns" in baselinedb(mine).err
     finally:
         execute(url, *(f"REASSIGN OWNED BY {name} TO CURRENT_USER" for name in names),
@@ -166,12 +192,20 @@ def test_a_sequence_behind_its_rows(load_legacy: Load, engine: str):
         "INSERT INTO django_migrations VALUES (1, 'other', '0001_initial', now())",
     )
 
-    assert_refused(url, 'The sequence of django_migrations.id is behind its rows. Run "SELECT setval(')
-    execute(url, "SELECT setval(pg_get_serial_sequence('django_migrations', 'id'), max(id)) FROM django_migrations")
+    assert_refused(
+        url,
+        'The sequence of django_migrations.id is behind its rows. Run "SELECT setval(',
+    )
+    execute(
+        url,
+        "SELECT setval(pg_get_serial_sequence('django_migrations', 'id'), max(id)) FROM django_migrations",
+    )
     assert baselinedb(url).code == 0
 
 
-def test_an_event_trigger_that_hides_the_rows_of_new_tables(load_legacy: Load, engine: str):
+def test_an_event_trigger_that_hides_the_rows_of_new_tables(
+    load_legacy: Load, engine: str
+):
     url = load_legacy("era-a")
     execute(
         url,
@@ -181,8 +215,14 @@ def test_an_event_trigger_that_hides_the_rows_of_new_tables(load_legacy: Load, e
         "CREATE EVENT TRIGGER secure ON ddl_command_end EXECUTE FUNCTION secure()",
     )
 
-    assert_refused(url, "Table django_migrations has row security: agentdb could not read the record of migrations.")
-    assert "The event trigger 'secure' calls secure on each schema change." in baselinedb(url).err
+    assert_refused(
+        url,
+        "Table django_migrations has row security: agentdb could not read the record of migrations.",
+    )
+    assert (
+        "The event trigger 'secure' calls secure on each schema change."
+        in baselinedb(url).err
+    )
     execute(url, "ALTER EVENT TRIGGER secure DISABLE")
     assert_can_be_adopted(url)
 
@@ -191,12 +231,18 @@ def test_a_publication_that_lacks_the_new_key(load_legacy: Load, engine: str):
     url = load_legacy("era-b-stuck")
     execute(url, "CREATE PUBLICATION own FOR TABLE agents (name, path)")
 
-    assert_refused(url, 'Table agents could not be updated: cannot update table "agents".')
+    assert_refused(
+        url, 'Table agents could not be updated: cannot update table "agents".'
+    )
 
 
 def test_a_replica_identity_that_was_the_old_key(load_legacy: Load, engine: str):
     url = load_legacy("era-b-stuck")
-    execute(url, "ALTER TABLE agents REPLICA IDENTITY USING INDEX agents_pkey", "CREATE PUBLICATION own FOR ALL TABLES")
+    execute(
+        url,
+        "ALTER TABLE agents REPLICA IDENTITY USING INDEX agents_pkey",
+        "CREATE PUBLICATION own FOR ALL TABLES",
+    )
 
     assert_can_be_adopted(url)
     with agentdb.connect(url) as db:
@@ -204,7 +250,9 @@ def test_a_replica_identity_that_was_the_old_key(load_legacy: Load, engine: str)
         assert db.upsert_agent(agent.name, "/new", agent.tenant_id).path == "/new"
 
 
-@pytest.mark.parametrize("kind", ["DOMAIN api_keys AS text", "TYPE api_keys AS ENUM ('a')"])
+@pytest.mark.parametrize(
+    "kind", ["DOMAIN api_keys AS text", "TYPE api_keys AS ENUM ('a')"]
+)
 def test_a_type_with_the_name_of_a_table(load_legacy: Load, engine: str, kind: str):
     url = load_legacy("era-a")
     execute(url, f"CREATE {kind}")
@@ -214,9 +262,15 @@ def test_a_type_with_the_name_of_a_table(load_legacy: Load, engine: str, kind: s
 
 def test_an_index_that_was_half_built(load_legacy: Load, engine: str):
     url = load_legacy("era-b-small")
-    execute(url, "INSERT INTO sessions (id, agent_name, sandbox_id) VALUES ('1', 'twice', 'b'), ('2', 'twice', 'b')")
+    execute(
+        url,
+        "INSERT INTO sessions (id, agent_name, sandbox_id) VALUES ('1', 'twice', 'b'), ('2', 'twice', 'b')",
+    )
     with pytest.raises(psycopg.errors.UniqueViolation):
-        execute(url, "CREATE UNIQUE INDEX CONCURRENTLY idx_sessions_created ON sessions (agent_name)")
+        execute(
+            url,
+            "CREATE UNIQUE INDEX CONCURRENTLY idx_sessions_created ON sessions (agent_name)",
+        )
 
     assert_can_be_adopted(url)
 
@@ -236,7 +290,10 @@ def test_an_instant_that_python_cannot_hold_is_found_after_the_adoption_too(
 ):
     url = load_legacy("era-b-small")
     assert baselinedb(url).code == 0
-    execute(url, f"UPDATE sessions SET created_at = '{instant}' WHERE id = (SELECT min(id) FROM sessions)")
+    execute(
+        url,
+        f"UPDATE sessions SET created_at = '{instant}' WHERE id = (SELECT min(id) FROM sessions)",
+    )
 
     assert_refused(url, "1 value cannot be converted.")
     with opened(url) as connection, pytest.raises((SystemExit, CommandError)):

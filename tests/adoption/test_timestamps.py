@@ -20,31 +20,76 @@ from agentdb.adoption.timestamps import (
 from agentdb.adoption.values import readable_format
 
 READ = {
-    "2026-02-19T20:53:16.123Z": ("server", datetime(2026, 2, 19, 20, 53, 16, 123000, UTC)),
+    "2026-02-19T20:53:16.123Z": (
+        "server",
+        datetime(2026, 2, 19, 20, 53, 16, 123000, UTC),
+    ),
     "2026-02-19T20:53:16.000Z": ("server", datetime(2026, 2, 19, 20, 53, 16, 0, UTC)),
-    "2024-02-29T20:53:16.123Z": ("server", datetime(2024, 2, 29, 20, 53, 16, 123000, UTC)),
+    "2024-02-29T20:53:16.123Z": (
+        "server",
+        datetime(2024, 2, 29, 20, 53, 16, 123000, UTC),
+    ),
     "2026-02-19T20:53:16+00:00": ("server", datetime(2026, 2, 19, 20, 53, 16, 0, UTC)),
     "2026-02-19 20:53:16": ("sqlite", datetime(2026, 2, 19, 20, 53, 16, 0, UTC)),
-    "2026-02-19 20:53:16.123": ("sqlite", datetime(2026, 2, 19, 20, 53, 16, 123000, UTC)),
+    "2026-02-19 20:53:16.123": (
+        "sqlite",
+        datetime(2026, 2, 19, 20, 53, 16, 123000, UTC),
+    ),
     "2026-02-19 20:53:16.000001": ("sqlite", datetime(2026, 2, 19, 20, 53, 16, 1, UTC)),
-    "2026-02-19 15:53:16.123456-05": ("postgresql", datetime(2026, 2, 19, 20, 53, 16, 123456, UTC)),
-    "2026-02-20 02:23:16.0075+05:30": ("postgresql", datetime(2026, 2, 19, 20, 53, 16, 7500, UTC)),
-    "2026-02-20 10:38:16.1+13:45": ("postgresql", datetime(2026, 2, 19, 20, 53, 16, 100000, UTC)),
-    "2026-02-19 17:23:16-03:30": ("postgresql", datetime(2026, 2, 19, 20, 53, 16, 0, UTC)),
-    "2026-02-19 21:12:44.5+00:19:32": ("postgresql", datetime(2026, 2, 19, 20, 53, 12, 500000, UTC)),
+    "2026-02-19 15:53:16.123456-05": (
+        "postgresql",
+        datetime(2026, 2, 19, 20, 53, 16, 123456, UTC),
+    ),
+    "2026-02-20 02:23:16.0075+05:30": (
+        "postgresql",
+        datetime(2026, 2, 19, 20, 53, 16, 7500, UTC),
+    ),
+    "2026-02-20 10:38:16.1+13:45": (
+        "postgresql",
+        datetime(2026, 2, 19, 20, 53, 16, 100000, UTC),
+    ),
+    "2026-02-19 17:23:16-03:30": (
+        "postgresql",
+        datetime(2026, 2, 19, 20, 53, 16, 0, UTC),
+    ),
+    "2026-02-19 21:12:44.5+00:19:32": (
+        "postgresql",
+        datetime(2026, 2, 19, 20, 53, 12, 500000, UTC),
+    ),
     "2026-02-19 20:53:16+00": ("postgresql", datetime(2026, 2, 19, 20, 53, 16, 0, UTC)),
-    "Thu 19 Feb 15:53:16.123456 2026 EST": ("datestyle", datetime(2026, 2, 19, 20, 53, 16, 123456, UTC)),
-    "Thu Feb 19 15:53:16 2026 EST": ("datestyle", datetime(2026, 2, 19, 20, 53, 16, 0, UTC)),
-    "Fri Feb 20 02:38:16 2026 +0545": ("datestyle", datetime(2026, 2, 19, 20, 53, 16, 0, UTC)),
-    "19.02.2026 21:53:16.5 CET": ("datestyle", datetime(2026, 2, 19, 20, 53, 16, 500000, UTC)),
+    "Thu 19 Feb 15:53:16.123456 2026 EST": (
+        "datestyle",
+        datetime(2026, 2, 19, 20, 53, 16, 123456, UTC),
+    ),
+    "Thu Feb 19 15:53:16 2026 EST": (
+        "datestyle",
+        datetime(2026, 2, 19, 20, 53, 16, 0, UTC),
+    ),
+    "Fri Feb 20 02:38:16 2026 +0545": (
+        "datestyle",
+        datetime(2026, 2, 19, 20, 53, 16, 0, UTC),
+    ),
+    "19.02.2026 21:53:16.5 CET": (
+        "datestyle",
+        datetime(2026, 2, 19, 20, 53, 16, 500000, UTC),
+    ),
     "05.06.2026 22:53:16 CEST": ("datestyle", datetime(2026, 6, 5, 20, 53, 16, 0, UTC)),
     "19/02/2026 21:53:16 CET": ("datestyle", datetime(2026, 2, 19, 20, 53, 16, 0, UTC)),
     "02/19/2026 15:53:16 EST": ("datestyle", datetime(2026, 2, 19, 20, 53, 16, 0, UTC)),
     "02/02/2026 15:53:16 EST": ("datestyle", datetime(2026, 2, 2, 20, 53, 16, 0, UTC)),
-    "20/02/2026 02:38:16 +0545": ("datestyle", datetime(2026, 2, 19, 20, 53, 16, 0, UTC)),
-    "20/02/2026 02:38:16+05:45": ("datestyle", datetime(2026, 2, 19, 20, 53, 16, 0, UTC)),
+    "20/02/2026 02:38:16 +0545": (
+        "datestyle",
+        datetime(2026, 2, 19, 20, 53, 16, 0, UTC),
+    ),
+    "20/02/2026 02:38:16+05:45": (
+        "datestyle",
+        datetime(2026, 2, 19, 20, 53, 16, 0, UTC),
+    ),
     "0001-01-01 00:00:00": ("sqlite", datetime(1, 1, 1, tzinfo=UTC)),
-    "9999-12-31T23:59:59.999Z": ("server", datetime(9999, 12, 31, 23, 59, 59, 999000, UTC)),
+    "9999-12-31T23:59:59.999Z": (
+        "server",
+        datetime(9999, 12, 31, 23, 59, 59, 999000, UTC),
+    ),
 }
 
 UNKNOWN = "is in no known timestamp format"
@@ -102,11 +147,16 @@ def test_a_format_that_occurs_is_read_as_its_instant(text: str):
 
 
 @pytest.mark.parametrize("text", READ)
-def test_native_text_is_what_django_stores_and_server_text_what_the_server_wrote(text: str):
+def test_native_text_is_what_django_stores_and_server_text_what_the_server_wrote(
+    text: str,
+):
     _, instant = READ[text]
 
     assert native_text(text) == str(instant.replace(tzinfo=None))
-    assert server_text(text) == instant.strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3].rjust(23, "0") + "Z"
+    assert (
+        server_text(text)
+        == instant.strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3].rjust(23, "0") + "Z"
+    )
 
 
 @pytest.mark.parametrize("text", READ)
@@ -159,7 +209,12 @@ def test_each_abbreviation_has_one_offset_in_all_zones_of_the_tz_database_and_th
     for name, minutes in ZONES.items():
         # A tz database older or newer than this table may lack one of them, but none may contradict it.
         assert offsets.get(name, {minutes}) == {minutes}
-    assert {name for name, found in offsets.items() if len(found) > 1} == {"CDT", "CST", "IST", "PST"}
+    assert {name for name, found in offsets.items() if len(found) > 1} == {
+        "CDT",
+        "CST",
+        "IST",
+        "PST",
+    }
     assert not {"CDT", "CST", "IST", "PST"} & ZONES.keys()
 
 
@@ -176,9 +231,13 @@ def mutated(random_: random.Random) -> str:
     return "".join(text)
 
 
-def test_what_postgresql_may_cast_it_casts_to_the_same_instant_as_the_parser(postgres_url: str):
+def test_what_postgresql_may_cast_it_casts_to_the_same_instant_as_the_parser(
+    postgres_url: str,
+):
     random_ = random.Random(20260219)
-    texts = sorted({mutated(random_) for _ in range(30_000)} | READ.keys() | REFUSED.keys())
+    texts = sorted(
+        {mutated(random_) for _ in range(30_000)} | READ.keys() | REFUSED.keys()
+    )
 
     with psycopg.connect(postgres_url) as connection:
         connection.execute("SET TimeZone = 'UTC'")
@@ -187,7 +246,8 @@ def test_what_postgresql_may_cast_it_casts_to_the_same_instant_as_the_parser(pos
             for text in texts:
                 copy.write_row([text])
         castable = connection.execute(
-            "SELECT text, CASE WHEN text ~ %s THEN text::timestamptz END FROM texts", [POSTGRES_CASTABLE]
+            "SELECT text, CASE WHEN text ~ %s THEN text::timestamptz END FROM texts",
+            [POSTGRES_CASTABLE],
         ).fetchall()
 
     cast = {text: instant for text, instant in castable if instant is not None}
@@ -196,5 +256,7 @@ def test_what_postgresql_may_cast_it_casts_to_the_same_instant_as_the_parser(pos
         assert instant == parse_timestamp(text), text
     # And the fast path is a path: all of the usual formats take it.
     assert cast.keys() >= {
-        text for text, (name, at) in READ.items() if name != "datestyle" and 1000 < at.year < 9000
+        text
+        for text, (name, at) in READ.items()
+        if name != "datestyle" and 1000 < at.year < 9000
     } - {"2024-02-29T20:53:16.123Z"}

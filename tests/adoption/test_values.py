@@ -16,7 +16,9 @@ Load = Callable[[str], str]
 @pytest.mark.parametrize("stem", ["era-a", "era-b", "era-b-empty"])
 def test_what_the_server_wrote_is_usual(load_legacy: Load, engine: str, stem: str):
     with opened(load_legacy(stem)) as connection:
-        content = read_content(connection, "sessions", read_tables(connection)["sessions"])
+        content = read_content(
+            connection, "sessions", read_tables(connection)["sessions"]
+        )
         [(total,)] = rows(connection, "SELECT count(*) FROM sessions")
 
     assert (content.rows, content.odd_rows, content.bad) == (total, 0, ())
@@ -42,15 +44,23 @@ ODD = {
 
 
 @pytest.mark.parametrize(
-    ("engine", "change"), [(engine, change) for engine, changes in ODD.items() for change in changes]
+    ("engine", "change"),
+    [(engine, change) for engine, changes in ODD.items() for change in changes],
 )
 def test_an_odd_value_is_looked_at(load_legacy: Load, engine: str, change: str):
     with opened(load_legacy("era-b")) as connection:
-        rows(connection, f"UPDATE sessions SET {change} WHERE id = (SELECT min(id) FROM sessions)")
-        content = read_content(connection, "sessions", read_tables(connection)["sessions"])
+        rows(
+            connection,
+            f"UPDATE sessions SET {change} WHERE id = (SELECT min(id) FROM sessions)",
+        )
+        content = read_content(
+            connection, "sessions", read_tables(connection)["sessions"]
+        )
 
     assert content.odd_rows == 1
-    assert sum(content.formats["created_at"].values()) == content.rows - content.bad_total
+    assert (
+        sum(content.formats["created_at"].values()) == content.rows - content.bad_total
+    )
 
 
 def test_a_checksum_tells_where_one_value_ends(load_legacy: Load, engine: str):

@@ -44,7 +44,9 @@ def test_an_open_db_is_named_and_nothing_is_changed(adopted: str, engine: str):
         with pytest.raises(CommandError) as refused:
             go_back(adopted)
 
-        assert re.match(r"\d+ other connections? (is|are) open:\n  process \d+", str(refused.value))
+        assert re.match(
+            r"\d+ other connections? (is|are) open:\n  process \d+", str(refused.value)
+        )
         assert "or go back all the same with --force." in str(refused.value)
         assert snapshot(adopted) == before
         assert go_back(adopted, force=True).endswith("Z")
@@ -57,20 +59,28 @@ def test_without_other_connections_it_goes_back_at_once(adopted: str):
 @pytest.mark.parametrize("engine", ["postgresql"])
 def test_a_session_is_named_by_its_program_and_role(adopted: str, engine: str):
     with psycopg.connect(adopted, application_name="billing") as other:
-        [(pid, role)] = other.execute("SELECT pg_backend_pid(), current_user").fetchall()
+        [(pid, role)] = other.execute(
+            "SELECT pg_backend_pid(), current_user"
+        ).fetchall()
         with pytest.raises(CommandError) as refused:
             go_back(adopted)
 
-    assert f"1 other connection is open:\n  process {pid} of the server: billing, role {role}, from local\n" in str(
-        refused.value
+    assert (
+        f"1 other connection is open:\n  process {pid} of the server: billing, role {role}, from local\n"
+        in str(refused.value)
     )
 
 
 @pytest.mark.parametrize("engine", ["sqlite"])
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lists the processes that have a file open")
+@pytest.mark.skipif(
+    sys.platform != "linux",
+    reason="only Linux lists the processes that have a file open",
+)
 def test_another_process_is_named_by_its_command(adopted: str, engine: str):
     command = [sys.executable, "-c", _HOLD, str(sqlite_path(adopted))]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
         while f" {other.pid}:" not in (message := _refusal(adopted)):
             assert other.poll() is None
         other.communicate(b"\n")
@@ -96,9 +106,9 @@ def test_the_file_is_backed_up_first(adopted: str, engine: str):
 
     [backup] = path.parent.glob(f"{path.name}.backup-*")
     with closing(sqlite3.connect(backup)) as copy:
-        assert copy.execute("SELECT max(name) FROM django_migrations WHERE app = 'agentdb'").fetchall() == [
-            (migration_names()[-1],)
-        ]
+        assert copy.execute(
+            "SELECT max(name) FROM django_migrations WHERE app = 'agentdb'"
+        ).fetchall() == [(migration_names()[-1],)]
 
 
 @pytest.mark.parametrize("engine", ["sqlite"])

@@ -36,7 +36,10 @@ LISTS = ("agent", "session", "sandbox", "apikey")
 
 def ids(page: Page) -> list[str]:
     """The first cell with an id of each row."""
-    return [next(cell for cell in row if re.fullmatch(r"[sbk]\d{4}", cell)) for row in page.rows]
+    return [
+        next(cell for cell in row if re.fullmatch(r"[sbk]\d{4}", cell))
+        for row in page.rows
+    ]
 
 
 def count(site: Site, model: Any, **values: str) -> int:
@@ -79,9 +82,21 @@ def test_view_permission_opens_every_page(site: Site):
     fill(site.alias, 3)
     site.log_in_viewer()
 
-    paths = ["", "agentdb/", *(f"agentdb/{name}/" for name in LISTS), "agentdb/agent/tenant/?id=t0"]
-    paths += [f"agentdb/{name}/{name[0] if name != 'sandbox' else 'b'}0001/change/" for name in ("agent", "session")]
-    paths += ["agentdb/sandbox/b0001/change/", "agentdb/apikey/k0001/change/", "agentdb/session/s0001/history/"]
+    paths = [
+        "",
+        "agentdb/",
+        *(f"agentdb/{name}/" for name in LISTS),
+        "agentdb/agent/tenant/?id=t0",
+    ]
+    paths += [
+        f"agentdb/{name}/{name[0] if name != 'sandbox' else 'b'}0001/change/"
+        for name in ("agent", "session")
+    ]
+    paths += [
+        "agentdb/sandbox/b0001/change/",
+        "agentdb/apikey/k0001/change/",
+        "agentdb/session/s0001/history/",
+    ]
     assert {path: site.get(path).status for path in paths} == dict.fromkeys(paths, 200)
 
 
@@ -89,14 +104,36 @@ def test_viewer_cannot_add_change_or_delete(site: Site):
     fill(site.alias, 1)
     site.log_in_viewer()
 
-    for name, id in (("agent", "a0000"), ("session", "s0000"), ("sandbox", "b0000"), ("apikey", "k0000")):
-        assert site.post(f"agentdb/{name}/add/", tenant_id="t0", label="x").status == 403
-        assert site.post(f"agentdb/{name}/{id}/change/", tenant_id="other").status == 403
+    for name, id in (
+        ("agent", "a0000"),
+        ("session", "s0000"),
+        ("sandbox", "b0000"),
+        ("apikey", "k0000"),
+    ):
+        assert (
+            site.post(f"agentdb/{name}/add/", tenant_id="t0", label="x").status == 403
+        )
+        assert (
+            site.post(f"agentdb/{name}/{id}/change/", tenant_id="other").status == 403
+        )
         assert site.post(f"agentdb/{name}/{id}/delete/", post="yes").status == 403
         assert "selected" not in site.get(f"agentdb/{name}/").text
-    assert site.act("agentdb/session/", "pause_sessions", ["s0000"], confirmed="yes").status == 403
-    assert site.act("agentdb/sandbox/", "delete_sandboxes", ["b0000"], confirmed="yes").status == 403
-    assert site.act("agentdb/apikey/", "revoke_keys", ["k0000"], confirmed="yes").status == 403
+    assert (
+        site.act(
+            "agentdb/session/", "pause_sessions", ["s0000"], confirmed="yes"
+        ).status
+        == 403
+    )
+    assert (
+        site.act(
+            "agentdb/sandbox/", "delete_sandboxes", ["b0000"], confirmed="yes"
+        ).status
+        == 403
+    )
+    assert (
+        site.act("agentdb/apikey/", "revoke_keys", ["k0000"], confirmed="yes").status
+        == 403
+    )
 
     assert Session.objects.using(site.alias).get().status == "starting"
     assert site.db.get_sandbox("b0000") is not None
@@ -110,7 +147,10 @@ def test_nobody_edits_a_row_in_a_form_not_even_a_superuser(site: Site, superuser
         page = site.get(f"agentdb/{path}/change/")
         assert 'name="_save"' not in page.html
         assert '<input type="text"' not in page.html
-        assert site.post(f"agentdb/{path}/change/", tenant_id="other", id="new").status == 403
+        assert (
+            site.post(f"agentdb/{path}/change/", tenant_id="other", id="new").status
+            == 403
+        )
         assert site.post(f"agentdb/{path}/delete/", post="yes").status == 403
     for name in ("agent", "session", "sandbox"):
         assert site.post(f"agentdb/{name}/add/", id="new").status == 403
@@ -131,10 +171,30 @@ def test_lists_show_the_newest_first(site: Site, superuser: User):
     fill(site.alias, 5)
     site.db.touch_sandbox("b0003")
 
-    assert ids(site.get("agentdb/session/")) == ["s0000", "s0001", "s0002", "s0003", "s0004"]
-    assert ids(site.get("agentdb/sandbox/")) == ["b0003", "b0000", "b0001", "b0002", "b0004"]
-    assert ids(site.get("agentdb/apikey/")) == ["k0000", "k0001", "k0002", "k0003", "k0004"]
-    assert [row[0] for row in site.get("agentdb/agent/").rows] == [f"agent-{n}" for n in range(5)]
+    assert ids(site.get("agentdb/session/")) == [
+        "s0000",
+        "s0001",
+        "s0002",
+        "s0003",
+        "s0004",
+    ]
+    assert ids(site.get("agentdb/sandbox/")) == [
+        "b0003",
+        "b0000",
+        "b0001",
+        "b0002",
+        "b0004",
+    ]
+    assert ids(site.get("agentdb/apikey/")) == [
+        "k0000",
+        "k0001",
+        "k0002",
+        "k0003",
+        "k0004",
+    ]
+    assert [row[0] for row in site.get("agentdb/agent/").rows] == [
+        f"agent-{n}" for n in range(5)
+    ]
 
 
 def test_session_list_shows_what_matters_of_a_session(site: Site, superuser: User):
@@ -150,14 +210,21 @@ def test_session_list_shows_what_matters_of_a_session(site: Site, superuser: Use
 def test_instants_are_relative_with_the_exact_one_on_hover(site: Site, superuser: User):
     at = timezone.now().replace(microsecond=123000) - timedelta(days=3, minutes=1)
     Session.objects.using(site.alias).create(
-        id="s1", agent_name="a", sandbox_id="b", created_at=at, last_active_at=at.replace(microsecond=0)
+        id="s1",
+        agent_name="a",
+        sandbox_id="b",
+        created_at=at,
+        last_active_at=at.replace(microsecond=0),
     )
 
     page = site.get("agentdb/session/")
 
     assert f'title="{at:%Y-%m-%d %H:%M:%S}.123000 UTC">3 d ago</time>' in page.html
     assert f'title="{at:%Y-%m-%d %H:%M:%S} UTC">3 d ago</time>' in page.html
-    assert f"{at:%Y-%m-%d %H:%M:%S}.123000 UTC (3 d ago)" in site.get("agentdb/session/s1/change/").text
+    assert (
+        f"{at:%Y-%m-%d %H:%M:%S}.123000 UTC (3 d ago)"
+        in site.get("agentdb/session/s1/change/").text
+    )
 
 
 @pytest.mark.parametrize(
@@ -191,13 +258,19 @@ FILTERS: list[tuple[str, dict[str, str], list[str]]] = [
     ("sandbox", {"session_id": "s0011"}, ["b0011"]),
     ("sandbox", {"tenant_id": "t3", "state": "waiting"}, ["b0003", "b0013"]),
     ("apikey", {"tenant_id": "t9"}, ["k0009", "k0019"]),
-    ("session", {"age": "1h", "status": "active"}, ["s0001", "s0006", "s0011", "s0016"]),
+    (
+        "session",
+        {"age": "1h", "status": "active"},
+        ["s0001", "s0006", "s0011", "s0016"],
+    ),
     ("session", {"age": "over7d"}, []),
 ]
 
 
 @pytest.mark.parametrize("window", [10_000, 2])
-def test_filters_narrow_a_list(site: Site, superuser: User, monkeypatch: pytest.MonkeyPatch, window: int):
+def test_filters_narrow_a_list(
+    site: Site, superuser: User, monkeypatch: pytest.MonkeyPatch, window: int
+):
     monkeypatch.setattr(changelist, "WINDOW", window)
     fill(site.alias, 20)
 
@@ -209,7 +282,9 @@ def test_filters_narrow_a_list(site: Site, superuser: User, monkeypatch: pytest.
 def test_age_filter_separates_at_its_limit(site: Site, superuser: User):
     fill(site.alias, 1)
     old = timezone.now() - timedelta(days=8)
-    Session.objects.using(site.alias).create(id="s0008", agent_name="a", sandbox_id="b", created_at=old)
+    Session.objects.using(site.alias).create(
+        id="s0008", agent_name="a", sandbox_id="b", created_at=old
+    )
 
     assert ids(site.get("agentdb/session/", age="7d")) == ["s0000"]
     assert ids(site.get("agentdb/session/", age="over7d")) == ["s0008"]
@@ -247,27 +322,39 @@ def test_agents_are_found_by_id_name_path_and_tenant(site: Site, superuser: User
     fill(site.alias, 10)
 
     for text in ("a0005", "agent-5", "srv/5", "T5"):
-        assert [row[0] for row in site.get("agentdb/agent/", q=text).rows] == ["agent-5"], text
+        assert [row[0] for row in site.get("agentdb/agent/", q=text).rows] == [
+            "agent-5"
+        ], text
     assert site.get("agentdb/agent/", name="agent-5", tenant_id="t4").rows == []
 
 
-def test_search_that_gave_up_says_how_far_it_looked(site: Site, superuser: User, monkeypatch: pytest.MonkeyPatch):
+def test_search_that_gave_up_says_how_far_it_looked(
+    site: Site, superuser: User, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(changelist, "WINDOW", 3)
     monkeypatch.setattr(changelist, "SEARCH_SECONDS", -1)
     fill(site.alias, 10)
-    reached = [Session.objects.using(site.alias).get(pk=id).created_at for id in ("s0002", "s0005")]
+    reached = [
+        Session.objects.using(site.alias).get(pk=id).created_at
+        for id in ("s0002", "s0005")
+    ]
 
     page = site.get("agentdb/session/", q="agent-8")
 
     assert page.rows == []
-    assert f"Searched back to {display.exact(reached[0])}. Rows beyond that were not searched yet." in page.text
+    assert (
+        f"Searched back to {display.exact(reached[0])}. Rows beyond that were not searched yet."
+        in page.text
+    )
     goes_on = page.link("Older ›")
     assert f'data-goes-on="{escape(goes_on)}"' in page.html
     further = site.get("agentdb/session/", **dict(parse_qsl(urlsplit(goes_on).query)))
     assert f"Searched back to {display.exact(reached[1])}." in further.text
     assert "No sessions found so far" in page.text
     assert "No sessions found so far" in further.text
-    found = site.get("agentdb/session/", **dict(parse_qsl(urlsplit(further.link("Older ›")).query)))
+    found = site.get(
+        "agentdb/session/", **dict(parse_qsl(urlsplit(further.link("Older ›")).query))
+    )
     assert ids(found) == ["s0008"]
     assert "data-goes-on" not in found.html
 
@@ -285,13 +372,20 @@ def test_search_goes_on_by_itself_until_the_page_is_full_or_all_rows_were_seen(
 
     assert (ids(far), "Searched back" in far.text) == (["s0017"], False)
     assert ids(many) == ["s0001", "s0010"]
-    assert ids(Page(site.client.get(f"/admin/agentdb/session/{many.link('Older ›')}"))) == ["s0011", "s0012"]
+    assert ids(
+        Page(site.client.get(f"/admin/agentdb/session/{many.link('Older ›')}"))
+    ) == ["s0011", "s0012"]
 
 
 @pytest.mark.parametrize("window", [10_000, 4])
 @pytest.mark.parametrize(
     ("path", "query"),
-    [("session", {}), ("session", {"q": "agent"}), ("sandbox", {"tenant_id": "t1"}), ("session", {"status": "active"})],
+    [
+        ("session", {}),
+        ("session", {"q": "agent"}),
+        ("sandbox", {"tenant_id": "t1"}),
+        ("session", {"status": "active"}),
+    ],
 )
 def test_pages_go_through_all_rows_once(
     site: Site,
@@ -308,12 +402,25 @@ def test_pages_go_through_all_rows_once(
     for number in range(3):
         at = timezone.now() - timedelta(hours=number)
         for model, column in ((Session, "created_at"), (Sandbox, "last_used_at")):
-            rows = [row for row in model.objects.using(site.alias).all() if int(row.pk[1:]) % 3 == number]
-            model.objects.using(site.alias).filter(pk__in=[row.pk for row in rows]).update(**{column: at})
-    model, column = (Session, "created_at") if path == "session" else (Sandbox, "last_used_at")
+            rows = [
+                row
+                for row in model.objects.using(site.alias).all()
+                if int(row.pk[1:]) % 3 == number
+            ]
+            model.objects.using(site.alias).filter(
+                pk__in=[row.pk for row in rows]
+            ).update(**{column: at})
+    model, column = (
+        (Session, "created_at") if path == "session" else (Sandbox, "last_used_at")
+    )
     equal = {name: value for name, value in query.items() if name != "q"}
     stored = model.objects.using(site.alias).filter(**equal)
-    expected = [row.pk for row in sorted(stored, key=lambda row: (getattr(row, column), row.pk), reverse=True)]
+    expected = [
+        row.pk
+        for row in sorted(
+            stored, key=lambda row: (getattr(row, column), row.pk), reverse=True
+        )
+    ]
 
     older = walk(site, f"agentdb/{path}/", "Older", **query)
 
@@ -321,7 +428,9 @@ def test_pages_go_through_all_rows_once(
     assert all(len(page) <= 3 for page in older)
 
 
-def test_short_list_is_counted_and_a_long_one_is_not(site: Site, superuser: User, monkeypatch: pytest.MonkeyPatch):
+def test_short_list_is_counted_and_a_long_one_is_not(
+    site: Site, superuser: User, monkeypatch: pytest.MonkeyPatch
+):
     fill(site.alias, 20)
     assert "20 sessions" in site.get("agentdb/session/").text
     assert re.search(r"\b1 session\b", site.get("agentdb/session/", q="s0007").text)
@@ -332,19 +441,32 @@ def test_short_list_is_counted_and_a_long_one_is_not(site: Site, superuser: User
     assert "3+ sessions" in site.get("agentdb/session/", status="error").text
 
 
-@pytest.mark.parametrize("cursor", ["x", "%%%", "WzEsMl0", "WyIyMDI2LTAxLTAxIiwgIjEiXQ", "bnVsbA"])
-def test_cursor_that_means_nothing_leads_to_the_first_page(site: Site, superuser: User, cursor: str):
+@pytest.mark.parametrize(
+    "cursor", ["x", "%%%", "WzEsMl0", "WyIyMDI2LTAxLTAxIiwgIjEiXQ", "bnVsbA"]
+)
+def test_cursor_that_means_nothing_leads_to_the_first_page(
+    site: Site, superuser: User, cursor: str
+):
     page = site.get("agentdb/session/", after=cursor)
 
-    assert (page.status, page.response["Location"]) == (302, "/admin/agentdb/session/?e=1")
+    assert (page.status, page.response["Location"]) == (
+        302,
+        "/admin/agentdb/session/?e=1",
+    )
 
 
-@pytest.mark.parametrize("lookup", ["key_hash__startswith", "key_hash", "label__contains", "id__gt"])
-def test_lookups_that_no_filter_offers_are_refused(site: Site, superuser: User, lookup: str):
+@pytest.mark.parametrize(
+    "lookup", ["key_hash__startswith", "key_hash", "label__contains", "id__gt"]
+)
+def test_lookups_that_no_filter_offers_are_refused(
+    site: Site, superuser: User, lookup: str
+):
     assert site.get("agentdb/apikey/", **{lookup: "a"}).status == 400
 
 
-def test_nul_in_a_parameter_finds_nothing_and_breaks_nothing(site: Site, superuser: User):
+def test_nul_in_a_parameter_finds_nothing_and_breaks_nothing(
+    site: Site, superuser: User
+):
     fill(site.alias, 1)
 
     assert site.get("agentdb/session/", q="s0000\x00x").status == 200
@@ -366,15 +488,24 @@ def test_filters_offer_the_values_that_there_are(site: Site, superuser: User):
     assert ("?status=active&tenant_id=t1", "active") in narrowed
     assert ("?agent_name=agent-6&tenant_id=t1", "agent-6") not in narrowed
     assert ("?agent_name=agent-7&tenant_id=t1", "agent-7") in narrowed
-    current = re.findall(r'aria-current="true">(.*?)</a>', site.get("agentdb/session/", tenant_id="t1").html)
+    current = re.findall(
+        r'aria-current="true">(.*?)</a>',
+        site.get("agentdb/session/", tenant_id="t1").html,
+    )
     assert current == ["t1"]
 
 
 @pytest.mark.parametrize(
     ("query", "sentence"),
     [
-        ({"age": "10m"}, "age=10m is not an age. Use one of 5m, 1h, 24h, 7d, over30m, over7d, over30d."),
-        ({"active": "soon"}, "active=soon is not an age. Use one of 5m, 1h, 24h, 7d, over30m, over7d, over30d."),
+        (
+            {"age": "10m"},
+            "age=10m is not an age. Use one of 5m, 1h, 24h, 7d, over30m, over7d, over30d.",
+        ),
+        (
+            {"active": "soon"},
+            "active=soon is not an age. Use one of 5m, 1h, 24h, 7d, over30m, over7d, over30d.",
+        ),
         ({"check": "nonsense"}, "nonsense is not a check of this table."),
     ],
 )
@@ -395,7 +526,10 @@ def test_a_filter_that_means_nothing_says_so_and_shows_no_row(
     ("query", "sentence"),
     [
         ({"sort": "-id"}, "sort=-id is not an order of this list."),
-        ({"e": "1"}, "The link named a place that this list does not have; this is the first page."),
+        (
+            {"e": "1"},
+            "The link named a place that this list does not have; this is the first page.",
+        ),
     ],
 )
 def test_an_order_or_a_place_that_means_nothing_says_so(
@@ -413,14 +547,24 @@ def test_filters_offer_no_agents_to_a_user_who_may_not_see_them(site: Site):
     fill(site.alias, 3)
     site.log_in(site.make_user("narrow", "view_session"))
 
-    assert not [text for _, text in site.get("agentdb/session/").offered if text.startswith("agent-")]
+    assert not [
+        text
+        for _, text in site.get("agentdb/session/").offered
+        if text.startswith("agent-")
+    ]
 
 
-def test_last_active_filters_without_an_index(site: Site, superuser: User, monkeypatch: pytest.MonkeyPatch):
+def test_last_active_filters_without_an_index(
+    site: Site, superuser: User, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(changelist, "WINDOW", 3)
     fill(site.alias, 10)
-    Session.objects.using(site.alias).update(last_active_at=timezone.now() - timedelta(hours=3))
-    Session.objects.using(site.alias).filter(pk="s0008").update(last_active_at=timezone.now())
+    Session.objects.using(site.alias).update(
+        last_active_at=timezone.now() - timedelta(hours=3)
+    )
+    Session.objects.using(site.alias).filter(pk="s0008").update(
+        last_active_at=timezone.now()
+    )
 
     assert ids(site.get("agentdb/session/", active="5m")) == ["s0008"]
     assert "s0008" not in ids(site.get("agentdb/session/", active="over30m"))
@@ -432,7 +576,9 @@ def test_last_active_filters_without_an_index(site: Site, superuser: User, monke
 def test_empty_list_names_its_filters_and_removes_each(site: Site, superuser: User):
     fill(site.alias, 20, tenants=2)
 
-    page = site.get("agentdb/session/", tenant_id="t1", runner_id="runner-9", age="24h", q="nowhere")
+    page = site.get(
+        "agentdb/session/", tenant_id="t1", runner_id="runner-9", age="24h", q="nowhere"
+    )
 
     assert "No sessions match" in page.text
     assert "Runner runner-9 Remove" in page.text
@@ -442,7 +588,9 @@ def test_empty_list_names_its_filters_and_removes_each(site: Site, superuser: Us
     assert {"age": "24h", "tenant_id": "t1", "runner_id": "runner-9"} in removed
 
 
-def test_page_behind_the_last_row_says_that_there_is_no_further_one(site: Site, superuser: User):
+def test_page_behind_the_last_row_says_that_there_is_no_further_one(
+    site: Site, superuser: User
+):
     fill(site.alias, 3)
     end = str(Cursor(datetime(2001, 1, 1, tzinfo=UTC), "x"))
 
@@ -453,33 +601,52 @@ def test_empty_table_says_that_there_is_nothing_yet(site: Site, superuser: User)
     assert "There are no sessions yet" in site.get("agentdb/session/").text
 
 
-def test_oldest_first_is_the_same_list_from_its_other_end(site: Site, superuser: User, monkeypatch: pytest.MonkeyPatch):
+def test_oldest_first_is_the_same_list_from_its_other_end(
+    site: Site, superuser: User, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr("agentdb.admin.model_admins.ReadFirstAdmin.list_per_page", 3)
     fill(site.alias, 10)
 
     newest = [id for page in walk(site, "agentdb/session/", "Older") for id in page]
-    further = site.get("agentdb/session/", **dict(parse_qsl(site.get("agentdb/session/").link("Older ›")[1:])))
+    further = site.get(
+        "agentdb/session/",
+        **dict(parse_qsl(site.get("agentdb/session/").link("Older ›")[1:])),
+    )
     assert further.link("‹ First page") == "?"
     first = site.get("agentdb/session/").link("newest first")
-    oldest = [id for page in walk(site, "agentdb/session/", "Newer", **dict(parse_qsl(first[1:]))) for id in page]
+    oldest = [
+        id
+        for page in walk(
+            site, "agentdb/session/", "Newer", **dict(parse_qsl(first[1:]))
+        )
+        for id in page
+    ]
 
     assert oldest == newest[::-1]
     assert len(oldest) == 10
 
 
-def test_status_of_a_newer_server_is_shown_and_can_be_filtered(site: Site, superuser: User):
-    Session.objects.using(site.alias).create(id="s1", agent_name="a", sandbox_id="b", status="dreaming")
+def test_status_of_a_newer_server_is_shown_and_can_be_filtered(
+    site: Site, superuser: User
+):
+    Session.objects.using(site.alias).create(
+        id="s1", agent_name="a", sandbox_id="b", status="dreaming"
+    )
 
     page = site.get("agentdb/session/", status="dreaming")
 
     assert "dreaming" in page.rows[0]
-    assert "?status=dreaming" in [url for url, text in page.offered if text.startswith("dreaming")]
+    assert "?status=dreaming" in [
+        url for url, text in page.offered if text.startswith("dreaming")
+    ]
 
 
 # -- links
 
 
-def test_links_lead_from_agent_to_sessions_to_sandbox_and_back(site: Site, superuser: User):
+def test_links_lead_from_agent_to_sessions_to_sandbox_and_back(
+    site: Site, superuser: User
+):
     fill(site.alias, 20)
 
     agents = site.get("agentdb/agent/", q="agent-13")
@@ -501,7 +668,9 @@ def test_link_names_the_agent_of_the_same_tenant(site: Site, superuser: User):
     assert "bot (missing)" in row
 
 
-def test_missing_targets_are_said_to_be_missing_and_are_no_links(site: Site, superuser: User):
+def test_missing_targets_are_said_to_be_missing_and_are_no_links(
+    site: Site, superuser: User
+):
     site.db.insert_session("s1", "gone-agent", "gone-box")
     site.db.insert_sandbox("b1", "gone-agent", "/w", session_id="gone-session")
     site.db.insert_sandbox("b2", "gone-agent", "/w")
@@ -509,8 +678,12 @@ def test_missing_targets_are_said_to_be_missing_and_are_no_links(site: Site, sup
     sessions, sandboxes = site.get("agentdb/session/"), site.get("agentdb/sandbox/")
     one = site.get("agentdb/session/s1/change/")
 
-    assert {"gone-agent (missing)", "gone-box (missing)", "none"} <= set(sessions.rows[0])
-    assert {"gone-agent (missing)", "gone-session (missing)"} <= {cell for row in sandboxes.rows for cell in row}
+    assert {"gone-agent (missing)", "gone-box (missing)", "none"} <= set(
+        sessions.rows[0]
+    )
+    assert {"gone-agent (missing)", "gone-session (missing)"} <= {
+        cell for row in sandboxes.rows for cell in row
+    }
     assert {"none"} <= {cell for row in sandboxes.rows for cell in row}
     assert "Sandbox gone gone-box" in one.text
     for page in (sessions, sandboxes, one):
@@ -518,11 +691,16 @@ def test_missing_targets_are_said_to_be_missing_and_are_no_links(site: Site, sup
 
 
 def _ago(site: Site, id: str, **minutes: int) -> None:
-    instants: dict[str, Any] = {column: timezone.now() - timedelta(minutes=age) for column, age in minutes.items()}
+    instants: dict[str, Any] = {
+        column: timezone.now() - timedelta(minutes=age)
+        for column, age in minutes.items()
+    }
     Session.objects.using(site.alias).filter(pk=id).update(**instants)
 
 
-def test_a_sessions_page_says_what_is_wrong_when_what_happened_and_what_belongs_to_it(site: Site, superuser: User):
+def test_a_sessions_page_says_what_is_wrong_when_what_happened_and_what_belongs_to_it(
+    site: Site, superuser: User
+):
     agent = site.db.upsert_agent("bot", "/srv/bot")
     site.db.insert_session("s1", "bot", "gone-box")
     site.db.update_session_runner("s1", "runner-1")
@@ -538,7 +716,10 @@ def test_a_sessions_page_says_what_is_wrong_when_what_happened_and_what_belongs_
 
     site.db.update_session_status("s1", "active")
     _ago(site, "s1", created_at=125, last_active_at=45)
-    assert "It is active, and has given no sign of life for 45 min." in site.get("agentdb/session/s1/change/").text
+    assert (
+        "It is active, and has given no sign of life for 45 min."
+        in site.get("agentdb/session/s1/change/").text
+    )
     site.db.update_session_status("s1", "ended")
     ended = site.get("agentdb/session/s1/change/").text
     assert "its sandbox is gone" not in ended
@@ -550,7 +731,10 @@ def test_a_sessions_page_names_an_agent_that_is_missing(site: Site, superuser: U
 
     page = site.get("agentdb/session/s1/change/")
 
-    assert "It is starting, and no agent of its tenant is called 'gone-agent'." in page.text
+    assert (
+        "It is starting, and no agent of its tenant is called 'gone-agent'."
+        in page.text
+    )
     site.db.upsert_agent("gone-agent", "/srv")
     assert "no agent of its tenant" not in site.get("agentdb/session/s1/change/").text
 
@@ -560,7 +744,10 @@ def test_a_sandboxs_page_names_the_sessions_that_name_it(site: Site, superuser: 
     site.db.update_sandbox_state("b1", "running")
     old = timezone.now() - timedelta(minutes=2)
     Sandbox.objects.using(site.alias).update(last_used_at=old)
-    assert "It is running; its session: missing." in site.get("agentdb/sandbox/b1/change/").text
+    assert (
+        "It is running; its session: missing."
+        in site.get("agentdb/sandbox/b1/change/").text
+    )
     for number in range(6):
         site.db.insert_session(f"s{number}", "gone-agent", "b1")
     site.db.update_session_status("s1", "ended")
@@ -589,14 +776,20 @@ def test_a_rows_page_says_nothing_of_tables_that_the_user_may_not_see(site: Site
     agent = site.db.upsert_agent("bot", "/srv/bot")
     site.db.insert_session("hidden-session", "bot", "hidden-box")
     site.db.update_session_status("hidden-session", "ended")
-    site.db.insert_sandbox("hidden-box", "bot", "/hidden/folder", session_id="hidden-session")
+    site.db.insert_sandbox(
+        "hidden-box", "bot", "/hidden/folder", session_id="hidden-session"
+    )
     site.db.update_sandbox_state("hidden-box", "running")
 
     site.log_in(site.make_user("agents", "view_agent"))
     assert "hidden" not in site.get(f"agentdb/agent/{agent.id}/change/").text
     site.log_in(site.make_user("sessions", "view_session"))
     page = site.get("agentdb/session/hidden-session/change/").text
-    assert "/hidden/folder" not in page and "running" not in page and "version 1" not in page
+    assert (
+        "/hidden/folder" not in page
+        and "running" not in page
+        and "version 1" not in page
+    )
     site.log_in(site.make_user("sandboxes", "view_sandbox"))
     assert "ended" not in site.get("agentdb/sandbox/hidden-box/change/").text
 
@@ -609,25 +802,43 @@ def test_an_agents_page_has_its_newest_sessions_alone(site: Site, superuser: Use
 
     page = site.get(f"agentdb/agent/{agent.id}/change/")
 
-    assert [text for _, text in page.links if re.fullmatch(r"s\d|other", text)] == ["s6", "s5", "s4", "s3", "s2"]
+    assert [text for _, text in page.links if re.fullmatch(r"s\d|other", text)] == [
+        "s6",
+        "s5",
+        "s4",
+        "s3",
+        "s2",
+    ]
 
 
-def test_what_is_filtered_is_exported_whole_and_nothing_else(site: Site, superuser: User):
+def test_what_is_filtered_is_exported_whole_and_nothing_else(
+    site: Site, superuser: User
+):
     fill(site.alias, 120, tenants=2)
     link = site.get("agentdb/session/", tenant_id="t1").link("CSV")
 
     text = site.exported(urlsplit(link).path.removeprefix("/admin/"), tenant_id="t1")
     assert text.startswith("\ufeff")  # by which a spreadsheet knows that it is UTF-8
     lines = list(csv.DictReader(io.StringIO(text.removeprefix("\ufeff"))))
-    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3}", lines[0]["created_at"])
+    assert re.fullmatch(
+        r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3}", lines[0]["created_at"]
+    )
     found = json.loads(site.exported("agentdb/session/export/json/", tenant_id="t1"))
 
     assert "tenant_id=t1" in link
     assert len(lines) == len(found) == 60
     assert {line["tenant_id"] for line in lines} == {"t1"}
-    listed = [id for page in walk(site, "agentdb/session/", "Older", tenant_id="t1") for id in page]
+    listed = [
+        id
+        for page in walk(site, "agentdb/session/", "Older", tenant_id="t1")
+        for id in page
+    ]
     assert [line["id"] for line in lines] == [row["id"] for row in found] == listed
-    assert list(found[0]) == list(lines[0]) == [field.attname for field in Session._meta.concrete_fields]
+    assert (
+        list(found[0])
+        == list(lines[0])
+        == [field.attname for field in Session._meta.concrete_fields]
+    )
     searched = json.loads(site.exported("agentdb/session/export/json/", q="s0003"))
     assert [row["id"] for row in searched] == ["s0003"]
 
@@ -636,17 +847,35 @@ def test_an_export_starts_no_formula_in_a_spreadsheet(site: Site, superuser: Use
     for name in ("=1+1", "+1", "-1", "@x", "\tx", "plain", 'a,b\n"c"'):
         site.db.upsert_agent(name, "=cmd|' /C calc'!A0")
 
-    lines = list(csv.DictReader(io.StringIO(site.exported("agentdb/agent/export/csv/").removeprefix("\ufeff"))))
+    lines = list(
+        csv.DictReader(
+            io.StringIO(
+                site.exported("agentdb/agent/export/csv/").removeprefix("\ufeff")
+            )
+        )
+    )
 
-    assert {line["name"] for line in lines} == {"'=1+1", "'+1", "'-1", "'@x", "'\tx", "plain", 'a,b\n"c"'}
+    assert {line["name"] for line in lines} == {
+        "'=1+1",
+        "'+1",
+        "'-1",
+        "'@x",
+        "'\tx",
+        "plain",
+        'a,b\n"c"',
+    }
     assert {line["path"] for line in lines} == {"'=cmd|' /C calc'!A0"}
-    assert {row["name"] for row in json.loads(site.exported("agentdb/agent/export/json/"))} >= {"=1+1", "plain"}
+    assert {
+        row["name"] for row in json.loads(site.exported("agentdb/agent/export/json/"))
+    } >= {"=1+1", "plain"}
 
 
 def test_an_export_holds_no_hash_of_a_key(site: Site, superuser: User):
     _, key = site.db.issue_api_key("acme", "ci")
 
-    text = site.exported("agentdb/apikey/export/csv/") + site.exported("agentdb/apikey/export/json/")
+    text = site.exported("agentdb/apikey/export/csv/") + site.exported(
+        "agentdb/apikey/export/json/"
+    )
 
     assert key.key_hash not in text and key.key_hash[:8] in text
 
@@ -665,11 +894,31 @@ def test_tenant_page_leads_to_everything_of_the_tenant(site: Site, superuser: Us
     page = Page(site.client.get(site.get("agentdb/session/", q="s0003").link("t3")))
 
     assert "Tenant t3" in page.text
-    assert ids(Page(site.client.get(page.link("Sessions 4")))) == ["s0003", "s0008", "s0013", "s0018"]
-    assert ids(Page(site.client.get(page.link("Sandboxes 4")))) == ["b0003", "b0008", "b0013", "b0018"]
-    assert ids(Page(site.client.get(page.link("API keys 4")))) == ["k0003", "k0008", "k0013", "k0018"]
+    assert ids(Page(site.client.get(page.link("Sessions 4")))) == [
+        "s0003",
+        "s0008",
+        "s0013",
+        "s0018",
+    ]
+    assert ids(Page(site.client.get(page.link("Sandboxes 4")))) == [
+        "b0003",
+        "b0008",
+        "b0013",
+        "b0018",
+    ]
+    assert ids(Page(site.client.get(page.link("API keys 4")))) == [
+        "k0003",
+        "k0008",
+        "k0013",
+        "k0018",
+    ]
     assert len(Page(site.client.get(page.link("Agents 4"))).rows) == 4
-    assert ids(Page(site.client.get(page.link("ended 4")))) == ["s0003", "s0008", "s0013", "s0018"]
+    assert ids(Page(site.client.get(page.link("ended 4")))) == [
+        "s0003",
+        "s0008",
+        "s0013",
+        "s0018",
+    ]
 
 
 def test_tenant_page_hides_tables_the_user_may_not_see(site: Site):
@@ -684,10 +933,15 @@ def test_tenant_page_hides_tables_the_user_may_not_see(site: Site):
 
 
 def test_tenant_page_of_nobody_says_so(site: Site, superuser: User):
-    assert "Nothing is stored for this tenant." in site.get("agentdb/agent/tenant/", id="nobody").text
+    assert (
+        "Nothing is stored for this tenant."
+        in site.get("agentdb/agent/tenant/", id="nobody").text
+    )
 
 
-def test_ids_and_names_with_odd_characters_are_shown_as_text_and_their_links_work(site: Site, superuser: User):
+def test_ids_and_names_with_odd_characters_are_shown_as_text_and_their_links_work(
+    site: Site, superuser: User
+):
     odd = "<b>/?&_5F\"'é"
     site.db.upsert_agent(odd, odd, tenant_id=odd)
     site.db.insert_session(odd, odd, odd, tenant_id=odd)
@@ -708,7 +962,11 @@ def test_ids_and_names_with_odd_characters_are_shown_as_text_and_their_links_wor
 def test_no_page_shows_a_whole_key_hash(site: Site, superuser: User):
     _, record = site.db.issue_api_key("t0", "laptop")
 
-    pages = [site.get("agentdb/apikey/"), site.get(f"agentdb/apikey/{record.id}/change/"), site.get("")]
+    pages = [
+        site.get("agentdb/apikey/"),
+        site.get(f"agentdb/apikey/{record.id}/change/"),
+        site.get(""),
+    ]
 
     assert f"{record.key_hash[:8]}…" in pages[0].text
     assert f"{record.key_hash[:8]}…" in pages[1].text
@@ -719,7 +977,9 @@ def test_no_page_shows_a_whole_key_hash(site: Site, superuser: User):
 
 
 def operator(site: Site) -> User:
-    user = site.make_user("operator", "change_session", "change_sandbox", "change_apikey")
+    user = site.make_user(
+        "operator", "change_session", "change_sandbox", "change_apikey"
+    )
     site.log_in(user)
     return user
 
@@ -735,7 +995,12 @@ def test_pausing_asks_first_then_pauses_and_says_what_it_did(site: Site):
     assert "agent-1 session s0001 (active)" in question.text
     assert sessions.get(pk="s0001").status == "active"
 
-    answer = site.act("agentdb/session/", "pause_sessions", ["s0001", "s0003", "gone"], confirmed="yes")
+    answer = site.act(
+        "agentdb/session/",
+        "pause_sessions",
+        ["s0001", "s0003", "gone"],
+        confirmed="yes",
+    )
 
     paused = sessions.get(pk="s0001")
     # What an operator writes is not a sign of life.
@@ -745,7 +1010,11 @@ def test_pausing_asks_first_then_pauses_and_says_what_it_did(site: Site):
     assert "Skipped 1 (ended): s0003" in answer.text
     assert "Skipped 1 (no longer there): gone" in answer.text
     entry = LogEntry.objects.get()
-    assert (entry.user_id, entry.object_id, entry.change_message) == (user.pk, "s0001", "pause: active → paused")
+    assert (entry.user_id, entry.object_id, entry.change_message) == (
+        user.pk,
+        "s0001",
+        "pause: active → paused",
+    )
 
 
 def test_marking_cold_leaves_last_used_alone(site: Site):
@@ -753,7 +1022,9 @@ def test_marking_cold_leaves_last_used_alone(site: Site):
     operator(site)
     before = Sandbox.objects.using(site.alias).get(pk="b0004")
 
-    answer = site.act("agentdb/sandbox/", "mark_cold", ["b0004", "b0000"], confirmed="yes")
+    answer = site.act(
+        "agentdb/sandbox/", "mark_cold", ["b0004", "b0000"], confirmed="yes"
+    )
 
     after = Sandbox.objects.using(site.alias).get(pk="b0004")
     assert (after.state, after.last_used_at) == ("cold", before.last_used_at)
@@ -780,16 +1051,24 @@ def test_deleting_sandboxes_removes_the_chosen_ones_only(site: Site):
 def fields(page: Page) -> dict[str, Any]:
     """What the form of a page's question, or of one that goes on, sends."""
     found = re.findall(r'<input type="hidden" name="(\w+)" value="([^"]*)"', page.html)
-    return {name: unescape(value) for name, value in found if name not in ("csrfmiddlewaretoken", "q")}
+    return {
+        name: unescape(value)
+        for name, value in found
+        if name not in ("csrfmiddlewaretoken", "q")
+    }
 
 
-def test_all_that_match_are_acted_on_after_a_question_with_the_count(site: Site, monkeypatch: pytest.MonkeyPatch):
+def test_all_that_match_are_acted_on_after_a_question_with_the_count(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr("agentdb.admin.actions.BATCH", 7)
     fill(site.alias, 60, tenants=2)
     operator(site)
     listed = "agentdb/sandbox/?tenant_id=t1"
 
-    question = site.act(listed, "delete_sandboxes", ["b0001"], index="0", select_across="1")
+    question = site.act(
+        listed, "delete_sandboxes", ["b0001"], index="0", select_across="1"
+    )
     assert "Delete 30 sandboxes?" in question.text
     assert "All 30 sandboxes that match:" in question.text
     assert "and 20 more" in question.text
@@ -797,17 +1076,23 @@ def test_all_that_match_are_acted_on_after_a_question_with_the_count(site: Site,
     answer = site.post(listed, **fields(question))
 
     assert "Deleted 30 sandboxes" in answer.text
-    assert set(Sandbox.objects.using(site.alias).values_list("tenant_id", flat=True)) == {"t0"}
+    assert set(
+        Sandbox.objects.using(site.alias).values_list("tenant_id", flat=True)
+    ) == {"t0"}
     assert LogEntry.objects.count() == 30
 
 
-def test_many_rows_are_acted_on_in_steps_that_say_how_far_they_are(site: Site, monkeypatch: pytest.MonkeyPatch):
+def test_many_rows_are_acted_on_in_steps_that_say_how_far_they_are(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr("agentdb.admin.actions.BATCH", 7)
     monkeypatch.setattr("agentdb.admin.actions.STEP_SECONDS", -1)
     monkeypatch.setattr(changelist, "WINDOW", 5)
     fill(site.alias, 30)
     operator(site)
-    page = site.act("agentdb/session/", "pause_sessions", ["s0000"], index="0", select_across="1")
+    page = site.act(
+        "agentdb/session/", "pause_sessions", ["s0000"], index="0", select_across="1"
+    )
     steps = 0
 
     page = site.post("agentdb/session/", **fields(page))
@@ -821,18 +1106,31 @@ def test_many_rows_are_acted_on_in_steps_that_say_how_far_they_are(site: Site, m
     assert re.search(r"Skipped \d+ in the steps before\.", page.text)
     assert count(site, Session, status="paused") == 12 + 6
     undone = site.post(
-        "agentdb/session/undo/", lines=unescape(re.findall(r'name="lines" value="([^"]*)"', page.html)[0])
+        "agentdb/session/undo/",
+        lines=unescape(re.findall(r'name="lines" value="([^"]*)"', page.html)[0]),
     )
     assert "Resumed 12 sessions" in undone.text
-    assert (count(site, Session, status="active"), count(site, Session, status="starting")) == (6, 6)
+    assert (
+        count(site, Session, status="active"),
+        count(site, Session, status="starting"),
+    ) == (6, 6)
 
 
-def test_the_folders_of_all_steps_are_named_at_the_end(site: Site, monkeypatch: pytest.MonkeyPatch):
+def test_the_folders_of_all_steps_are_named_at_the_end(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr("agentdb.admin.actions.BATCH", 7)
     monkeypatch.setattr("agentdb.admin.actions.STEP_SECONDS", -1)
     fill(site.alias, 20)
     operator(site)
-    page = site.act("agentdb/sandbox/", "delete_sandboxes", ["b0000"], index="0", select_across="1", sure="1")
+    page = site.act(
+        "agentdb/sandbox/",
+        "delete_sandboxes",
+        ["b0000"],
+        index="0",
+        select_across="1",
+        sure="1",
+    )
 
     page = site.post("agentdb/sandbox/", **fields(page), sure="1")
     while "data-send-on" in page.html:
@@ -845,45 +1143,67 @@ def test_the_folders_of_all_steps_are_named_at_the_end(site: Site, monkeypatch: 
 def test_rows_that_came_after_the_question_are_not_acted_on(site: Site):
     fill(site.alias, 4)
     operator(site)
-    question = site.act("agentdb/sandbox/", "delete_sandboxes", ["b0001"], index="0", select_across="1")
+    question = site.act(
+        "agentdb/sandbox/", "delete_sandboxes", ["b0001"], index="0", select_across="1"
+    )
     site.db.insert_sandbox("b0000-new", "agent-1", "/work/new")
 
     site.post("agentdb/sandbox/", **fields(question))
 
-    assert list(Sandbox.objects.using(site.alias).values_list("pk", flat=True)) == ["b0000-new"]
+    assert list(Sandbox.objects.using(site.alias).values_list("pk", flat=True)) == [
+        "b0000-new"
+    ]
 
 
 def test_deleting_a_sandbox_in_which_a_live_session_runs_asks_more(site: Site):
     fill(site.alias, 5)
     operator(site)
-    Session.objects.using(site.alias).filter(pk="s0004").update(status="active")  # b0004 runs for it
+    Session.objects.using(site.alias).filter(pk="s0004").update(
+        status="active"
+    )  # b0004 runs for it
     chosen = ["b0000", "b0004"]
 
     question = site.act("agentdb/sandbox/", "delete_sandboxes", chosen)
-    assert "A live session runs in one of them and would lose it. Delete that one too." in question.text
-    assert "live session" not in site.act("agentdb/sandbox/", "delete_sandboxes", ["b0000", "b0001"]).text
+    assert (
+        "A live session runs in one of them and would lose it. Delete that one too."
+        in question.text
+    )
+    assert (
+        "live session"
+        not in site.act("agentdb/sandbox/", "delete_sandboxes", ["b0000", "b0001"]).text
+    )
     unsure = site.act("agentdb/sandbox/", "delete_sandboxes", chosen, confirmed="2")
 
     assert "Skipped 1 (a live session runs in it): b0004" in unsure.text
     assert site.db.get_sandbox("b0004") is not None
-    sure = site.act("agentdb/sandbox/", "delete_sandboxes", ["b0004"], confirmed="1", sure="1")
+    sure = site.act(
+        "agentdb/sandbox/", "delete_sandboxes", ["b0004"], confirmed="1", sure="1"
+    )
     assert "Deleted 1 sandbox" in sure.text
     assert site.db.get_sandbox("b0004") is None
 
 
-def test_what_was_paused_is_resumed_as_it_was_from_the_audit_line(site: Site, caplog: pytest.LogCaptureFixture):
+def test_what_was_paused_is_resumed_as_it_was_from_the_audit_line(
+    site: Site, caplog: pytest.LogCaptureFixture
+):
     caplog.set_level("INFO", logger="agentdb.audit")
     fill(site.alias, 12)
     operator(site)
-    site.act("agentdb/session/", "pause_sessions", ["s0000", "s0001", "s0005"], confirmed="3")
+    site.act(
+        "agentdb/session/", "pause_sessions", ["s0000", "s0001", "s0005"], confirmed="3"
+    )
     [line] = [each.message for each in caplog.records if each.name == "agentdb.audit"]
     site.db.update_session_status("s0005", "ended")
 
-    page = site.post("agentdb/session/undo/", lines=f"2026-02-19 20:53:16,123 INFO {line}\n")
+    page = site.post(
+        "agentdb/session/undo/", lines=f"2026-02-19 20:53:16,123 INFO {line}\n"
+    )
 
     assert "Resumed 2 sessions" in page.text
     assert "Skipped 1 (ended): s0005" in page.text
-    statuses = {id: site.db.get_session(id).status for id in ("s0000", "s0001", "s0005")}
+    statuses = {
+        id: site.db.get_session(id).status for id in ("s0000", "s0001", "s0005")
+    }
     assert statuses == {"s0000": "starting", "s0001": "active", "s0005": "ended"}
     undone = audited(caplog)[-1]
     assert (undone["action"], undone["before"], undone["after"]) == (
@@ -896,11 +1216,19 @@ def test_what_was_paused_is_resumed_as_it_was_from_the_audit_line(site: Site, ca
     [
         ("nonsense", "This is not a line of the audit log: nonsense"),
         ('{"action": 1}', 'This is not a line of the audit log: {"action": 1}'),
-        ('{"action": "delete", "before": {"s1": "cold"}}', "This line does not say that sessions were paused: "),
-        ('{"action": "pause", "before": {"s1": "ended"}}', "This line does not say that sessions were paused: "),
+        (
+            '{"action": "delete", "before": {"s1": "cold"}}',
+            "This line does not say that sessions were paused: ",
+        ),
+        (
+            '{"action": "pause", "before": {"s1": "ended"}}',
+            "This line does not say that sessions were paused: ",
+        ),
     ],
 )
-def test_what_is_not_a_line_of_a_pause_is_not_undone(site: Site, lines: str, sentence: str):
+def test_what_is_not_a_line_of_a_pause_is_not_undone(
+    site: Site, lines: str, sentence: str
+):
     operator(site)
 
     assert sentence in site.post("agentdb/session/undo/", lines=lines).text
@@ -909,16 +1237,23 @@ def test_what_is_not_a_line_of_a_pause_is_not_undone(site: Site, lines: str, sen
 def test_undoing_needs_the_permission_to_act(site: Site):
     fill(site.alias, 5)
     operator(site)
-    url = site.get("agentdb/session/", status="paused").link("Resume from the audit log")
+    url = site.get("agentdb/session/", status="paused").link(
+        "Resume from the audit log"
+    )
     assert site.client.get(url).status_code == 200
     site.log_in_viewer()
-    assert "Resume from the audit log" not in site.get("agentdb/session/", status="paused").text
+    assert (
+        "Resume from the audit log"
+        not in site.get("agentdb/session/", status="paused").text
+    )
 
     assert site.get("agentdb/session/undo/").status == 403
     assert site.post("agentdb/session/undo/", lines="{}").status == 403
 
 
-def test_actions_keys_and_refusals_are_written_to_the_audit_log(site: Site, caplog: pytest.LogCaptureFixture):
+def test_actions_keys_and_refusals_are_written_to_the_audit_log(
+    site: Site, caplog: pytest.LogCaptureFixture
+):
     caplog.set_level("INFO", logger="agentdb.audit")
     fill(site.alias, 3)
     operator(site)
@@ -930,22 +1265,41 @@ def test_actions_keys_and_refusals_are_written_to_the_audit_log(site: Site, capl
     site.act("agentdb/session/", "pause_sessions", ["s0002"], confirmed="yes")
     site.post("agentdb/apikey/add/", tenant_id="t0")
 
-    lines = [(line["user"], line["action"], line["outcome"], line["before"], line["after"]) for line in audited(caplog)]
+    lines = [
+        (line["user"], line["action"], line["outcome"], line["before"], line["after"])
+        for line in audited(caplog)
+    ]
     assert lines == [
         ("operator", "pause", "done", {"s0001": "active"}, {"s0001": "paused"}),
-        ("operator", "delete", "done", {"b0001": {"state": "warming", "workspace_dir": "/work/1"}}, {"b0001": None}),
-        ("operator", "revoke", "done", {"k0001": lines[2][3]["k0001"]}, {"k0001": None}),
+        (
+            "operator",
+            "delete",
+            "done",
+            {"b0001": {"state": "warming", "workspace_dir": "/work/1"}},
+            {"b0001": None},
+        ),
+        (
+            "operator",
+            "revoke",
+            "done",
+            {"k0001": lines[2][3]["k0001"]},
+            {"k0001": None},
+        ),
         ("viewer", "pause_sessions of sessions", "refused", {}, {}),
         ("viewer", "issue", "refused", {}, {}),
     ]
 
 
-def test_what_cannot_be_written_down_is_not_done(site: Site, settings: Any, tmp_path: Path):
+def test_what_cannot_be_written_down_is_not_done(
+    site: Site, settings: Any, tmp_path: Path
+):
     settings.AGENTDB_AUDIT_LOG = str(tmp_path / "no such folder" / "audit.jsonl")
     fill(site.alias, 3)
     operator(site)
 
-    answer = site.act("agentdb/sandbox/", "delete_sandboxes", ["b0001"], confirmed="yes")
+    answer = site.act(
+        "agentdb/sandbox/", "delete_sandboxes", ["b0001"], confirmed="yes"
+    )
 
     assert "Nothing was changed. [Errno 2] No such file or directory: " in answer.text
     assert site.db.count_sandboxes() == 3
@@ -968,7 +1322,9 @@ def test_action_that_is_undone_says_so_in_the_audit_log(
 
     monkeypatch.setattr(type(site.db), "run_transaction", fail_at_the_end)
     caplog.set_level("INFO", logger="agentdb.audit")
-    answer = site.act("agentdb/sandbox/", "delete_sandboxes", ["b0001"], confirmed="yes")
+    answer = site.act(
+        "agentdb/sandbox/", "delete_sandboxes", ["b0001"], confirmed="yes"
+    )
 
     assert "Nothing was changed. The database is away." in answer.text
     assert [line["outcome"] for line in audited(caplog)] == ["done", "undone"]
@@ -986,7 +1342,9 @@ def test_revoking_a_key_locks_its_user_out(site: Site):
     assert LogEntry.objects.get().object_repr == "laptop of acme"
 
 
-def test_action_that_the_database_refuses_changes_nothing_and_says_so(site: Site, monkeypatch: pytest.MonkeyPatch):
+def test_action_that_the_database_refuses_changes_nothing_and_says_so(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+):
     fill(site.alias, 5)
     operator(site)
     real = type(site.db).delete_sandbox
@@ -997,7 +1355,9 @@ def test_action_that_the_database_refuses_changes_nothing_and_says_so(site: Site
         return real(self, id)
 
     monkeypatch.setattr(type(site.db), "delete_sandbox", fail_on_second)
-    answer = site.act("agentdb/sandbox/", "delete_sandboxes", ["b0001", "b0002"], confirmed="yes")
+    answer = site.act(
+        "agentdb/sandbox/", "delete_sandboxes", ["b0001", "b0002"], confirmed="yes"
+    )
 
     assert "Nothing was changed. The database is away." in answer.text
     assert site.db.count_sandboxes() == 5
@@ -1017,9 +1377,18 @@ def test_cells_link_only_where_the_user_may_look(site: Site):
     fill(site.alias, 3)
     site.log_in(site.make_user("narrow", "view_session"))
 
-    for path in ("agentdb/session/", "agentdb/session/s0001/change/", "agentdb/session/runner/?id=runner-1", ""):
+    for path in (
+        "agentdb/session/",
+        "agentdb/session/s0001/change/",
+        "agentdb/session/runner/?id=runner-1",
+        "",
+    ):
         page = Page(site.client.get(f"/admin/{path}"))
-        opened = {url: site.client.get(url).status_code for url, _ in page.links if url.startswith("/admin/agentdb/")}
+        opened = {
+            url: site.client.get(url).status_code
+            for url, _ in page.links
+            if url.startswith("/admin/agentdb/")
+        }
         assert opened
         assert set(opened.values()) == {200}, opened
     assert "b0001" in site.get("agentdb/session/").text
@@ -1030,12 +1399,25 @@ def test_cells_link_only_where_the_user_may_look(site: Site):
 def test_long_values_are_cut_in_lists_and_said_how_long(site: Site, superuser: User):
     long = "/" + "x" * 499_999
     for number in range(30):
-        Agent.objects.using(site.alias).create(id=f"a{number}", name=f"agent-{number}", path=long)
-        Sandbox.objects.using(site.alias).create(id=f"b{number}", agent_name="agent-1", workspace_dir=long)
-    if connections[site.alias].vendor == "sqlite":  # PostgreSQL's indexes take no such name
-        Session.objects.using(site.alias).create(id="s", agent_name="n" * 300_000, sandbox_id="b" * 300_000)
+        Agent.objects.using(site.alias).create(
+            id=f"a{number}", name=f"agent-{number}", path=long
+        )
+        Sandbox.objects.using(site.alias).create(
+            id=f"b{number}", agent_name="agent-1", workspace_dir=long
+        )
+    if (
+        connections[site.alias].vendor == "sqlite"
+    ):  # PostgreSQL's indexes take no such name
+        Session.objects.using(site.alias).create(
+            id="s", agent_name="n" * 300_000, sandbox_id="b" * 300_000
+        )
 
-    for path in ("agentdb/agent/", "agentdb/sandbox/", "agentdb/session/", "agentdb/agent/a1/change/"):
+    for path in (
+        "agentdb/agent/",
+        "agentdb/sandbox/",
+        "agentdb/session/",
+        "agentdb/agent/a1/change/",
+    ):
         page = site.get(path)
         assert page.status == 200
         assert len(page.html) < 200_000
@@ -1050,7 +1432,9 @@ def test_long_values_are_cut_in_lists_and_said_how_long(site: Site, superuser: U
         '["2020-01-01T00:00:00", "x"]', '["2020-01-01T00:00:00+00:00", 1]', "{}", "null",
     ],
 )  # fmt: skip
-def test_place_made_by_hand_leads_back_to_the_list(site: Site, superuser: User, place: str):
+def test_place_made_by_hand_leads_back_to_the_list(
+    site: Site, superuser: User, place: str
+):
     fill(site.alias, 3)
     cursor = base64.urlsafe_b64encode(place.encode()).decode().rstrip("=")
 
@@ -1062,26 +1446,44 @@ def test_place_made_by_hand_leads_back_to_the_list(site: Site, superuser: User, 
 
 
 @pytest.mark.urls("tests.helpers.custom_admin_urls")
-def test_a_site_of_the_project_with_one_of_the_models_has_its_pages_and_links_only_there(site: Site, superuser: User):
+def test_a_site_of_the_project_with_one_of_the_models_has_its_pages_and_links_only_there(
+    site: Site, superuser: User
+):
     fill(site.alias, 3)
-    paths = ("", "agentdb/", "agentdb/session/", "agentdb/session/s0001/change/", "agentdb/session/runner/?id=runner-1")
+    paths = (
+        "",
+        "agentdb/",
+        "agentdb/session/",
+        "agentdb/session/s0001/change/",
+        "agentdb/session/runner/?id=runner-1",
+    )
 
     pages = [Page(site.client.get(f"/operations/{path}")) for path in paths]
 
     assert [page.status for page in pages] == [200] * len(paths)
     links = {url for page in pages for url, _ in page.links if url.startswith("/")}
-    assert {url for url in links if not url.startswith("/operations/")} == {"/"}  # "View site"
+    assert {url for url in links if not url.startswith("/operations/")} == {
+        "/"
+    }  # "View site"
     assert "/operations/agentdb/session/s0001/change/" in links
-    assert not [url for url in links if "/sandbox/" in url or "/agent/" in url or "/apikey/" in url]
+    assert not [
+        url
+        for url in links
+        if "/sandbox/" in url or "/agent/" in url or "/apikey/" in url
+    ]
 
 
-def test_each_filter_has_the_name_that_themes_ask_for(site: Site, superuser: User, rf: Any):
+def test_each_filter_has_the_name_that_themes_ask_for(
+    site: Site, superuser: User, rf: Any
+):
     for model in (Agent, Session, Sandbox, ApiKey):
         model_admin = admin.site._registry[model]
         request = rf.get("/")
         request.user = superuser
         specs: list[Any] = model_admin.get_changelist_instance(request).filter_specs
-        assert [spec.parameter_name for spec in specs] == [spec.parameter for spec in specs]
+        assert [spec.parameter_name for spec in specs] == [
+            spec.parameter for spec in specs
+        ]
 
 
 # -- speed
@@ -1123,7 +1525,9 @@ def test_page_makes_the_same_few_queries_however_many_rows_it_shows(
     # once more for each runner that looks silent.
     limits = 4 if connections[site.alias].vendor == "postgresql" else 0
     assert counts[0] == counts[1] or path == "", counts
-    assert max(counts) <= most + limits, [query["sql"] for query in queries.captured_queries]
+    assert max(counts) <= most + limits, [
+        query["sql"] for query in queries.captured_queries
+    ]
 
 
 def test_no_list_counts_its_table(site: Site, superuser: User):
@@ -1133,7 +1537,11 @@ def test_no_list_counts_its_table(site: Site, superuser: User):
         for name in LISTS:
             site.get(f"agentdb/{name}/")
 
-    counts = [query["sql"] for query in queries.captured_queries if "COUNT(*)" in query["sql"].upper()]
+    counts = [
+        query["sql"]
+        for query in queries.captured_queries
+        if "COUNT(*)" in query["sql"].upper()
+    ]
     unbounded = [sql for sql in counts if "LIMIT" not in sql.upper()]
     # The count of a list that was found to be short is the only one without a limit of its own.
     assert len(unbounded) == len(LISTS)
@@ -1150,7 +1558,10 @@ def test_logging_in_needs_the_password(site: Site):
     client = Client()
 
     wrong = client.post("/admin/login/", {"username": "someone", "password": "wrong"})
-    right = client.post("/admin/login/?next=/admin/", {"username": "someone", "password": "a long password"})
+    right = client.post(
+        "/admin/login/?next=/admin/",
+        {"username": "someone", "password": "a long password"},
+    )
 
     assert (wrong.status_code, right.status_code) == (200, 302)
 
@@ -1164,31 +1575,51 @@ def test_rows_that_the_filters_leave_are_ordered_by_another_timestamp_where_they
     fill(site.alias, 60, tenants=2)
     for number in range(60):  # the older a session is, the later it was active
         at = timezone.now() - timedelta(minutes=100 - number)
-        Session.objects.using(site.alias).filter(pk=f"s{number:04}").update(last_active_at=at)
+        Session.objects.using(site.alias).filter(pk=f"s{number:04}").update(
+            last_active_at=at
+        )
 
     page = site.get("agentdb/session/", tenant_id="t1")
     by_activity = page.link("Last active")
     newest = walk(site, "agentdb/session/", "Older", **dict(parse_qsl(by_activity[1:])))
     again = Page(site.client.get(f"/admin/agentdb/session/{by_activity}"))
-    longest_silent = walk(site, "agentdb/session/", "Newer", **dict(parse_qsl(again.link("Last active")[1:])))
+    longest_silent = walk(
+        site,
+        "agentdb/session/",
+        "Newer",
+        **dict(parse_qsl(again.link("Last active")[1:])),
+    )
 
-    assert [id for each in newest for id in each] == [f"s{number:04}" for number in range(59, 0, -2)]
-    assert [id for each in longest_silent for id in each] == [f"s{number:04}" for number in range(1, 60, 2)]
+    assert [id for each in newest for id in each] == [
+        f"s{number:04}" for number in range(59, 0, -2)
+    ]
+    assert [id for each in longest_silent for id in each] == [
+        f"s{number:04}" for number in range(1, 60, 2)
+    ]
     assert 'aria-sort="descending"' in again.html
     assert "last active first" in again.text
     # Where they are many, only the order that an index has is offered, and asked for otherwise it is explained.
     monkeypatch.setattr(changelist, "WINDOW", 10)
     many = site.get("agentdb/session/", tenant_id="t1", sort="last_active_at")
-    assert "More than 10 rows are left, too many for that order; filter further to have it." in many.text
+    assert (
+        "More than 10 rows are left, too many for that order; filter further to have it."
+        in many.text
+    )
     assert ids(many)[:3] == ["s0001", "s0003", "s0005"]
-    assert [text for _, text in many.links if text in ("Last active", "Created")] == ["Created"]
+    assert [text for _, text in many.links if text in ("Last active", "Created")] == [
+        "Created"
+    ]
 
 
 def test_a_made_up_order_is_the_lists_own(site: Site, superuser: User):
     fill(site.alias, 3)
 
     for order in ("key_hash", "-id", "status", "-", "oldest; DROP"):
-        assert ids(site.get("agentdb/session/", sort=order)) == ["s0000", "s0001", "s0002"]
+        assert ids(site.get("agentdb/session/", sort=order)) == [
+            "s0000",
+            "s0001",
+            "s0002",
+        ]
 
 
 # -- what a row's page and a finding's rows offer
@@ -1201,11 +1632,27 @@ def test_a_rows_page_offers_what_can_be_done_to_it_and_is_come_back_to(site: Sit
 
     page = site.get(path)
     assert "Pause…" in page.text
-    assert "Pause…" not in site.get("agentdb/session/s0003/change/").text  # it has ended
-    assert "Mark cold…" not in site.get("agentdb/sandbox/b0000/change/").text  # it is cold
-    question = site.act("agentdb/session/", "pause_sessions", ["s0001"], next=f"/admin/{path}", index="0")
+    assert (
+        "Pause…" not in site.get("agentdb/session/s0003/change/").text
+    )  # it has ended
+    assert (
+        "Mark cold…" not in site.get("agentdb/sandbox/b0000/change/").text
+    )  # it is cold
+    question = site.act(
+        "agentdb/session/",
+        "pause_sessions",
+        ["s0001"],
+        next=f"/admin/{path}",
+        index="0",
+    )
     assert question.link("No, go back") == f"/admin/{path}"
-    answer = site.act("agentdb/session/", "pause_sessions", ["s0001"], next=f"/admin/{path}", confirmed="1")
+    answer = site.act(
+        "agentdb/session/",
+        "pause_sessions",
+        ["s0001"],
+        next=f"/admin/{path}",
+        confirmed="1",
+    )
 
     assert "Paused 1 session" in answer.text
     assert answer.link("Go back") == f"/admin/{path}"
@@ -1213,13 +1660,16 @@ def test_a_rows_page_offers_what_can_be_done_to_it_and_is_come_back_to(site: Sit
 
 
 @pytest.mark.parametrize(
-    "elsewhere", ["https://example.org/", "//example.org/", "javascript:alert(1)", "/\\example.org"]
+    "elsewhere",
+    ["https://example.org/", "//example.org/", "javascript:alert(1)", "/\\example.org"],
 )
 def test_an_action_leads_to_no_other_site(site: Site, elsewhere: str):
     fill(site.alias, 3)
     operator(site)
 
-    answer = site.act("agentdb/session/", "pause_sessions", ["s0001"], next=elsewhere, confirmed="1")
+    answer = site.act(
+        "agentdb/session/", "pause_sessions", ["s0001"], next=elsewhere, confirmed="1"
+    )
 
     assert answer.link("Go back") == "/admin/agentdb/session/"
 
@@ -1233,27 +1683,51 @@ def test_the_rows_of_a_check_are_the_ordinary_list(site: Site):
     page = site.get("agentdb/session/", check="silent")
     assert ids(page) == ["s0001"]
     assert "Pause selected sessions" in page.text
-    assert [row["id"] for row in json.loads(site.exported("agentdb/session/export/json/", check="silent"))] == ["s0001"]
-    site.act("agentdb/session/?check=silent", "pause_sessions", ["s0001"], confirmed="1")
+    assert [
+        row["id"]
+        for row in json.loads(
+            site.exported("agentdb/session/export/json/", check="silent")
+        )
+    ] == ["s0001"]
+    site.act(
+        "agentdb/session/?check=silent", "pause_sessions", ["s0001"], confirmed="1"
+    )
 
     assert "No sessions match" in site.get("agentdb/session/", check="silent").text
 
 
-def test_a_rows_page_has_the_row_as_json_without_a_keys_hash(site: Site, superuser: User):
+def test_a_rows_page_has_the_row_as_json_without_a_keys_hash(
+    site: Site, superuser: User
+):
     fill(site.alias, 2)
     ApiKey.objects.using(site.alias).filter(pk="k0001").update(key_hash="f" * 64)
 
-    session, key = site.get("agentdb/session/s0001/change/"), site.get("agentdb/apikey/k0001/change/")
+    session, key = (
+        site.get("agentdb/session/s0001/change/"),
+        site.get("agentdb/apikey/k0001/change/"),
+    )
 
     [text] = re.findall(r'data-copy-text="([^"]+)"', session.html)
-    assert json.loads(unescape(text)) == json.loads(site.exported("agentdb/session/export/json/", q="s0001"))[0]
+    assert (
+        json.loads(unescape(text))
+        == json.loads(site.exported("agentdb/session/export/json/", q="s0001"))[0]
+    )
     assert "f" * 9 not in key.html
     assert "ffffffff…" in key.text
 
 
-def test_a_rows_page_leads_to_its_history_where_one_is_kept(site: Site, superuser: User, settings: Any):
+def test_a_rows_page_leads_to_its_history_where_one_is_kept(
+    site: Site, superuser: User, settings: Any
+):
     fill(site.alias, 2)
 
-    assert site.get("agentdb/session/s0001/change/").link("History") == "/admin/agentdb/session/s0001/history/"
-    settings.AGENTDB_ADMIN_LOG = False  # as under 'runadmin', whose accounts are gone when it ends
-    assert "History" not in [text for _, text in site.get("agentdb/session/s0001/change/").links]
+    assert (
+        site.get("agentdb/session/s0001/change/").link("History")
+        == "/admin/agentdb/session/s0001/history/"
+    )
+    settings.AGENTDB_ADMIN_LOG = (
+        False  # as under 'runadmin', whose accounts are gone when it ends
+    )
+    assert "History" not in [
+        text for _, text in site.get("agentdb/session/s0001/change/").links
+    ]

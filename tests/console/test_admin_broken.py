@@ -52,15 +52,21 @@ def execute(site: Site, *statements: str) -> None:
 
 
 @pytest.fixture(params=[False, True], ids=["no transaction", "ATOMIC_REQUESTS"])
-def atomic_or_not(site: Site, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
-    monkeypatch.setitem(connections.settings[site.alias], "ATOMIC_REQUESTS", request.param)
+def atomic_or_not(
+    site: Site, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    monkeypatch.setitem(
+        connections.settings[site.alias], "ATOMIC_REQUESTS", request.param
+    )
 
 
 def ids(page: Page) -> list[str]:
     return [row[1].split()[0] for row in page.rows]
 
 
-def test_a_value_that_cannot_be_read_is_shown_as_it_is_stored_beside_all_other_rows(site: Site, superuser: User):
+def test_a_value_that_cannot_be_read_is_shown_as_it_is_stored_beside_all_other_rows(
+    site: Site, superuser: User
+):
     for column, stored, shown in BAD_VALUES[connections[site.alias].vendor]:
         for model in (Session, Sandbox, Agent, ApiKey):
             model._default_manager.using(site.alias).all().delete()
@@ -76,34 +82,56 @@ def test_a_value_that_cannot_be_read_is_shown_as_it_is_stored_beside_all_other_r
             assert shown in page.text
         assert len(ids(site.get("agentdb/session/"))) == 7
         row = site.get("agentdb/session/s0001/change/")
-        assert (row.status, sentence in row.text, f"{column} {shown}" in row.text) == (200, True, True)
+        assert (row.status, sentence in row.text, f"{column} {shown}" in row.text) == (
+            200,
+            True,
+            True,
+        )
         for path, query in (
             ("agentdb/session/runner/", {"id": "runner-1"}),
             ("agentdb/agent/a0001/change/", {}),
             ("agentdb/sandbox/b0001/change/", {}),
             ("agentdb/sandbox/", {}),
             ("agentdb/agent/tenant/", {"id": "t1"}),
-            *((f"agentdb/{check.model._meta.model_name}/", {"check": check.code}) for check in checks()),
+            *(
+                (f"agentdb/{check.model._meta.model_name}/", {"check": check.code})
+                for check in checks()
+            ),
         ):
             page = site.get(path, **query)
             assert page.status == 200 or sentence in page.text, (path, query, column)
         assert "The figures as a table" in site.get("").text
         lines = {
             line["id"]: line
-            for line in csv.DictReader(io.StringIO(site.exported("agentdb/session/export/csv/").removeprefix("\ufeff")))
+            for line in csv.DictReader(
+                io.StringIO(
+                    site.exported("agentdb/session/export/csv/").removeprefix("\ufeff")
+                )
+            )
         }
-        found = {row["id"]: row for row in json.loads(site.exported("agentdb/session/export/json/"))}
+        found = {
+            row["id"]: row
+            for row in json.loads(site.exported("agentdb/session/export/json/"))
+        }
         assert len(lines) == len(found) == 7
-        assert lines["s0001"][column] == (f"'{shown}" if shown.startswith("-") else shown)
+        assert lines["s0001"][column] == (
+            f"'{shown}" if shown.startswith("-") else shown
+        )
         assert found["s0001"][column] == shown
 
 
 def test_a_null_where_none_may_be_is_shown_as_one(site: Site, superuser: User):
     if connections[site.alias].vendor != "postgresql":
-        pytest.skip("SQLite drops no NOT NULL; a table made without it is read in the same way")
+        pytest.skip(
+            "SQLite drops no NOT NULL; a table made without it is read in the same way"
+        )
     fill(site.alias, 3)
     for column in ("created_at", "last_active_at", "agent_name", "tenant_id", "status"):
-        execute(site, f"ALTER TABLE sessions ALTER {column} DROP NOT NULL", f"UPDATE sessions SET {column} = NULL")
+        execute(
+            site,
+            f"ALTER TABLE sessions ALTER {column} DROP NOT NULL",
+            f"UPDATE sessions SET {column} = NULL",
+        )
 
     page, row = site.get("agentdb/session/"), site.get("agentdb/session/s0001/change/")
 
@@ -114,7 +142,9 @@ def test_a_null_where_none_may_be_is_shown_as_one(site: Site, superuser: User):
     assert site.get("").status == 200
 
 
-def test_pages_pass_a_row_whose_place_cannot_be_read(site: Site, superuser: User, monkeypatch: pytest.MonkeyPatch):
+def test_pages_pass_a_row_whose_place_cannot_be_read(
+    site: Site, superuser: User, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(SessionAdmin, "list_per_page", 2)
     fill(site.alias, 7)
     stored = BAD_VALUES[connections[site.alias].vendor][0][1]
@@ -128,7 +158,12 @@ def test_pages_pass_a_row_whose_place_cannot_be_read(site: Site, superuser: User
             break
         page = Page(site.client.get(f"/admin/agentdb/session/{links[0]}"))
 
-    assert seen == [["s0003", "s0000"], ["s0001", "s0002"], ["s0004", "s0005"], ["s0006"]]
+    assert seen == [
+        ["s0003", "s0000"],
+        ["s0001", "s0002"],
+        ["s0004", "s0005"],
+        ["s0006"],
+    ]
 
 
 def test_a_search_passes_a_window_that_ends_at_a_row_that_cannot_be_read(
@@ -137,7 +172,9 @@ def test_a_search_passes_a_window_that_ends_at_a_row_that_cannot_be_read(
     monkeypatch.setattr(changelist, "WINDOW", 3)
     fill(site.alias, 12)
     # On SQLite, where times are texts, at the end of the first window; on a server only at the end of all.
-    stored = {"sqlite": "created_at || 'x'", "postgresql": "'-infinity'"}[connections[site.alias].vendor]
+    stored = {"sqlite": "created_at || 'x'", "postgresql": "'-infinity'"}[
+        connections[site.alias].vendor
+    ]
     execute(site, f"UPDATE sessions SET created_at = {stored} WHERE id = 's0002'")
 
     found = ids(site.get("agentdb/session/", q="agent"))
@@ -157,19 +194,28 @@ def test_a_list_shows_what_a_table_that_lacks_a_column_has(site: Site, superuser
 
     assert ids(page) == ["s0000", "s0001", "s0002", "s0003"]
     for each in (page, row, runner):
-        assert (each.status, sentence in each.text or "not as agentdb expects" in each.text) == (200, True)
+        assert (
+            each.status,
+            sentence in each.text or "not as agentdb expects" in each.text,
+        ) == (200, True)
     assert "agentdb verifydb" in page.text
     assert sentence in row.text
     assert [
         line["last_active_at"]
-        for line in csv.DictReader(io.StringIO(site.exported("agentdb/session/export/csv/").removeprefix("\ufeff")))
+        for line in csv.DictReader(
+            io.StringIO(
+                site.exported("agentdb/session/export/csv/").removeprefix("\ufeff")
+            )
+        )
     ] == [""] * 4
     # What depends on the column cannot be asked, and says so.
     assert site.get("agentdb/session/", check="silent").status == 503
 
 
 @pytest.mark.usefixtures("atomic_or_not")
-def test_a_list_that_names_rows_of_a_missing_table_is_shown_and_calls_none_of_them_missing(site: Site, superuser: User):
+def test_a_list_that_names_rows_of_a_missing_table_is_shown_and_calls_none_of_them_missing(
+    site: Site, superuser: User
+):
     fill(site.alias, 3)
     execute(site, "DROP TABLE sandboxes")
 
@@ -184,13 +230,23 @@ def test_a_list_that_names_rows_of_a_missing_table_is_shown_and_calls_none_of_th
     assert row.status == 200
     assert "sandbox is gone" not in row.text
     # Of the table itself nothing can be shown.
-    for path in ("agentdb/sandbox/", "agentdb/sandbox/b0001/change/", "agentdb/sandbox/export/csv/"):
+    for path in (
+        "agentdb/sandbox/",
+        "agentdb/sandbox/b0001/change/",
+        "agentdb/sandbox/export/csv/",
+    ):
         broken = site.get(path)
-        assert (broken.status, "are not as agentdb expects them." in broken.text) == (503, True), path
+        assert (broken.status, "are not as agentdb expects them." in broken.text) == (
+            503,
+            True,
+        ), path
 
 
 def test_an_export_that_breaks_off_says_so_in_its_last_line(
-    site: Site, superuser: User, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    site: Site,
+    superuser: User,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ):
     fill(site.alias, 9)
     monkeypatch.setattr(export, "_CHUNK", 2)
@@ -198,7 +254,9 @@ def test_an_export_that_breaks_off_says_so_in_its_last_line(
 
     def lost(*arguments: Any) -> Any:
         calls.append(1)
-        if len(calls) > (1 + 5) * len(Session._meta.concrete_fields):  # one row is looked at before
+        if len(calls) > (1 + 5) * len(
+            Session._meta.concrete_fields
+        ):  # one row is looked at before
             raise DatabaseError("server closed the connection unexpectedly")
         return parsed(*arguments)
 
@@ -217,7 +275,9 @@ def test_an_export_that_breaks_off_says_so_in_its_last_line(
     assert any("export of sessions" in each.message for each in caplog.records)
 
 
-def test_no_page_makes_a_file_where_the_database_file_was_removed(site: Site, superuser: User):
+def test_no_page_makes_a_file_where_the_database_file_was_removed(
+    site: Site, superuser: User
+):
     path = sqlite_path(connections[site.alias])
     if path is None:
         pytest.skip("a server has no file")
@@ -231,7 +291,10 @@ def test_no_page_makes_a_file_where_the_database_file_was_removed(site: Site, su
         "agentdb/agent/tenant/?id=t1", "agentdb/session/runner/?id=r", "agentdb/session/attention/?check=silent",
     ):  # fmt: skip
         page = site.get(where)
-        assert (page.status, f"There is no database file '{path}'." in page.text) == (200 if where == "" else 503, True)
+        assert (page.status, f"There is no database file '{path}'." in page.text) == (
+            200 if where == "" else 503,
+            True,
+        )
         assert not path.exists(), where
     answer = site.act("agentdb/session/", "pause_sessions", ["s0001"], confirmed="1")
     assert (answer.status, path.exists()) == (503, False)
@@ -274,7 +337,9 @@ def test_a_server_that_says_nothing_is_tried_once_for_all_questions_of_a_page():
 
         threading.Thread(target=accept, daemon=True).start()
         url = f"postgresql://postgres@127.0.0.1:{silent.getsockname()[1]}/agents?connect_timeout=2"
-        connections.settings["silent"] = ConnectionHandler({"default": database_from_url(url)}).settings["default"]
+        connections.settings["silent"] = ConnectionHandler(
+            {"default": database_from_url(url)}
+        ).settings["default"]
         try:
             with Budget(connections["silent"]) as budget:
                 report = examine(budget)
@@ -291,8 +356,16 @@ def test_a_server_that_says_nothing_is_tried_once_for_all_questions_of_a_page():
     assert len(accepted) == 1
 
 
-@pytest.mark.parametrize(("asked", "seconds"), [("", 5), ("?connect_timeout=3", 3), ("?connect_timeout=0", 5)])
+@pytest.mark.parametrize(
+    ("asked", "seconds"),
+    [("", 5), ("?connect_timeout=3", 3), ("?connect_timeout=0", 5)],
+)
 def test_runadmin_gives_up_a_server_within_the_time_of_a_page(asked: str, seconds: int):
-    connection = ConnectionHandler({"default": database_from_url(f"postgresql://h/agents{asked}")})["default"]
+    connection = ConnectionHandler(
+        {"default": database_from_url(f"postgresql://h/agents{asked}")}
+    )["default"]
 
-    assert runadmin._served(connection, read_only=False)["OPTIONS"]["connect_timeout"] == seconds
+    assert (
+        runadmin._served(connection, read_only=False)["OPTIONS"]["connect_timeout"]
+        == seconds
+    )

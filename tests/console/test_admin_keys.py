@@ -27,8 +27,14 @@ def once(page: Page) -> str:
     return match[1]
 
 
-def issue(site: Site, tenant_id: str = "acme", label: str = "laptop") -> tuple[Page, dict[str, Any]]:
-    data: dict[str, Any] = {"tenant_id": tenant_id, "label": label, "once": once(site.get("agentdb/apikey/add/"))}
+def issue(
+    site: Site, tenant_id: str = "acme", label: str = "laptop"
+) -> tuple[Page, dict[str, Any]]:
+    data: dict[str, Any] = {
+        "tenant_id": tenant_id,
+        "label": label,
+        "once": once(site.get("agentdb/apikey/add/")),
+    }
     return site.post("agentdb/apikey/add/", follow=False, **data), data
 
 
@@ -38,7 +44,9 @@ def shown_key(page: Page) -> str:
     return match[1]
 
 
-def test_issued_key_is_shown_once_on_a_page_that_nothing_stores(site: Site, superuser: User):
+def test_issued_key_is_shown_once_on_a_page_that_nothing_stores(
+    site: Site, superuser: User
+):
     page, _ = issue(site)
 
     plain = shown_key(page)
@@ -47,23 +55,38 @@ def test_issued_key_is_shown_once_on_a_page_that_nothing_stores(site: Site, supe
     assert page.status == 200
     assert page.response["Cache-Control"].startswith("no-store, ")
     assert f"revoke key {record.id}" in page.text
-    for path in ("agentdb/apikey/", f"agentdb/apikey/{record.id}/change/", f"agentdb/apikey/{record.id}/history/", ""):
+    for path in (
+        "agentdb/apikey/",
+        f"agentdb/apikey/{record.id}/change/",
+        f"agentdb/apikey/{record.id}/history/",
+        "",
+    ):
         assert plain not in site.get(path).html
     secret = plain.removeprefix("agentdb_")
-    assert not any(secret in str(session.get_decoded()) for session in LoginSession.objects.all())
+    assert not any(
+        secret in str(session.get_decoded()) for session in LoginSession.objects.all()
+    )
     entry = LogEntry.objects.get()
-    assert (entry.action_flag, entry.object_id, entry.object_repr) == (ADDITION, record.id, "laptop of acme")
+    assert (entry.action_flag, entry.object_id, entry.object_repr) == (
+        ADDITION,
+        record.id,
+        "laptop of acme",
+    )
     assert secret not in entry.change_message
 
 
-def test_sending_the_form_again_issues_nothing_and_shows_nothing(site: Site, superuser: User):
+def test_sending_the_form_again_issues_nothing_and_shows_nothing(
+    site: Site, superuser: User
+):
     first, data = issue(site)
 
     again = site.post("agentdb/apikey/add/", **data)
 
     assert len(site.db.list_api_keys_by_tenant("acme")) == 1
     assert shown_key(first) not in again.html
-    assert again.messages == ["This form was used already. A key is shown once; issue another one if it was lost."]
+    assert again.messages == [
+        "This form was used already. A key is shown once; issue another one if it was lost."
+    ]
 
 
 @pytest.mark.parametrize("tenant_id", ["   ", "\t", "\u00a0"])
@@ -74,7 +97,9 @@ def test_tenant_of_blanks_is_refused(site: Site, superuser: User, tenant_id: str
     assert "Copy this key now" not in page.text
 
 
-def test_key_of_a_tenant_that_has_nothing_comes_with_a_warning(site: Site, superuser: User):
+def test_key_of_a_tenant_that_has_nothing_comes_with_a_warning(
+    site: Site, superuser: User
+):
     warning = "Nothing else is stored for tenant “acme”. If the name is misspelt, revoke the key."
 
     first, _ = issue(site)
@@ -88,12 +113,16 @@ def test_two_open_forms_can_both_be_sent(site: Site, superuser: User):
     forms = [once(site.get("agentdb/apikey/add/")) for _ in range(2)]
 
     for each in forms:
-        shown_key(site.post("agentdb/apikey/add/", tenant_id="acme", label="x", once=each))
+        shown_key(
+            site.post("agentdb/apikey/add/", tenant_id="acme", label="x", once=each)
+        )
 
     assert len(site.db.list_api_keys_by_tenant("acme")) == 2
 
 
-def test_form_says_what_the_db_refuses_and_can_be_sent_again(site: Site, superuser: User):
+def test_form_says_what_the_db_refuses_and_can_be_sent_again(
+    site: Site, superuser: User
+):
     page, data = issue(site, tenant_id="t" * 513)
 
     assert page.status == 200
@@ -102,7 +131,9 @@ def test_form_says_what_the_db_refuses_and_can_be_sent_again(site: Site, superus
 
 
 @pytest.mark.parametrize("tenant_id", ["", "a\x00b"])
-def test_form_refuses_a_tenant_that_is_none(site: Site, superuser: User, tenant_id: str):
+def test_form_refuses_a_tenant_that_is_none(
+    site: Site, superuser: User, tenant_id: str
+):
     page, _ = issue(site, tenant_id=tenant_id)
 
     assert page.status == 200
@@ -114,7 +145,10 @@ def test_issuing_needs_the_add_permission(site: Site):
     site.log_in(site.make_user("changer", "view_apikey", "change_apikey"))
 
     assert site.get("agentdb/apikey/add/").status == 403
-    assert site.post("agentdb/apikey/add/", tenant_id="acme", label="x", once="x").status == 403
+    assert (
+        site.post("agentdb/apikey/add/", tenant_id="acme", label="x", once="x").status
+        == 403
+    )
     assert "Issue API key" not in site.get("agentdb/apikey/").text
 
 
@@ -127,7 +161,9 @@ def test_user_who_may_only_add_gets_the_key_and_no_list(site: Site):
     assert site.get("agentdb/apikey/").status == 403
 
 
-def test_error_page_of_a_failed_issue_holds_no_plain_key(site: Site, superuser: User, monkeypatch: pytest.MonkeyPatch):
+def test_error_page_of_a_failed_issue_holds_no_plain_key(
+    site: Site, superuser: User, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(KeyHashes, "generate", lambda _: (PLAIN, "hash"))
 
     def fail(self: DjangoDb, *arguments: object) -> None:
@@ -143,7 +179,9 @@ def test_error_page_of_a_failed_issue_holds_no_plain_key(site: Site, superuser: 
     assert PLAIN not in page.html
 
 
-def test_error_after_the_key_was_made_does_not_report_it(site: Site, superuser: User, monkeypatch: pytest.MonkeyPatch):
+def test_error_after_the_key_was_made_does_not_report_it(
+    site: Site, superuser: User, monkeypatch: pytest.MonkeyPatch
+):
     reports: list[str] = []
     monkeypatch.setattr(KeyHashes, "generate", lambda _: (PLAIN, "hash"))
 
@@ -151,7 +189,9 @@ def test_error_after_the_key_was_made_does_not_report_it(site: Site, superuser: 
         raise RuntimeError("broken on purpose")
 
     def keep(sender: object, request: Any, **more: object) -> None:
-        reports.append(ExceptionReporter(request, *sys.exc_info()).get_traceback_html())  # what Django mails
+        reports.append(
+            ExceptionReporter(request, *sys.exc_info()).get_traceback_html()
+        )  # what Django mails
 
     monkeypatch.setattr("agentdb.admin.keys.log_in_project", fail)
     site.client.raise_request_exception = False
@@ -165,7 +205,9 @@ def test_error_after_the_key_was_made_does_not_report_it(site: Site, superuser: 
     assert PLAIN not in report
 
 
-def test_database_that_is_away_is_said_in_the_form(site: Site, superuser: User, monkeypatch: pytest.MonkeyPatch):
+def test_database_that_is_away_is_said_in_the_form(
+    site: Site, superuser: User, monkeypatch: pytest.MonkeyPatch
+):
     def fail(self: DjangoDb, *arguments: object) -> None:
         raise DatabaseUnavailableError("The database is away.")
 

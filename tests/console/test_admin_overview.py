@@ -31,14 +31,28 @@ def test_distinct_values_are_listed_from_a_value_on_up_to_a_limit(site: Site):
     fill(site.alias, 20)
     connection = connections[site.alias]
 
-    assert figures.distinct_values(connection, Session, "tenant_id", limit=3) == ["t0", "t1", "t2"]
-    assert figures.distinct_values(connection, Session, "tenant_id", at_least="t8", limit=5) == ["t8", "t9"]
-    assert figures.distinct_values(connection, Session, "runner_id", limit=9) == ["runner-0", "runner-1", "runner-2"]
+    assert figures.distinct_values(connection, Session, "tenant_id", limit=3) == [
+        "t0",
+        "t1",
+        "t2",
+    ]
+    assert figures.distinct_values(
+        connection, Session, "tenant_id", at_least="t8", limit=5
+    ) == ["t8", "t9"]
+    assert figures.distinct_values(connection, Session, "runner_id", limit=9) == [
+        "runner-0",
+        "runner-1",
+        "runner-2",
+    ]
 
 
-def test_top_tenants_are_those_with_most_of_the_newest_sessions(site: Site, monkeypatch: pytest.MonkeyPatch):
+def test_top_tenants_are_those_with_most_of_the_newest_sessions(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(figures, "NEWEST", 6)
-    for number, tenant in enumerate(["new", "new", "mid", "new", "mid", "low", "old", "old", "old", "old"]):
+    for number, tenant in enumerate(
+        ["new", "new", "mid", "new", "mid", "low", "old", "old", "old", "old"]
+    ):
         Session.objects.using(site.alias).create(
             id=f"s{number}",
             tenant_id=tenant,
@@ -53,7 +67,10 @@ def test_top_tenants_are_those_with_most_of_the_newest_sessions(site: Site, monk
     assert [(tenant.id, tenant.sessions, tenant.live) for tenant in tenants] == [
         ("new", 3, 2), ("mid", 2, 0), ("low", 1, 1)
     ]  # fmt: skip
-    assert tenants[1].newest_at == Session.objects.using(site.alias).get(pk="s2").created_at
+    assert (
+        tenants[1].newest_at
+        == Session.objects.using(site.alias).get(pk="s2").created_at
+    )
     assert [tenant.percent for tenant in tenants] == [100.0, 66.7, 33.3]
 
 
@@ -66,7 +83,9 @@ def test_oldest_idle_sandboxes_are_the_waiting_ones_in_order(site: Site):
     assert {sandbox.state for sandbox in idle} == {"waiting"}
 
 
-def test_overview_is_on_the_app_page_too_which_every_admin_site_has(site: Site, superuser: User):
+def test_overview_is_on_the_app_page_too_which_every_admin_site_has(
+    site: Site, superuser: User
+):
     fill(site.alias, 1)
 
     assert "Sandboxes by state" in site.get("agentdb/").text
@@ -92,10 +111,16 @@ def test_counts_stop_at_their_cap(site: Site):
     assert str(figures.capped(12_345, 100_000)) == "12,345"
 
 
-def test_overview_shows_figures_pictures_tenants_idle_sandboxes_and_runners(site: Site, superuser: User):
+def test_overview_shows_figures_pictures_tenants_idle_sandboxes_and_runners(
+    site: Site, superuser: User
+):
     fill(site.alias, 20)
     Sandbox.objects.using(site.alias).create(
-        id="lonely", agent_name="gone", state="waiting", workspace_dir="/w", last_used_at=timezone.now()
+        id="lonely",
+        agent_name="gone",
+        state="waiting",
+        workspace_dir="/w",
+        last_used_at=timezone.now(),
     )
 
     page = site.get("")
@@ -143,7 +168,12 @@ def test_overview_of_a_user_without_permissions_is_empty(site: Site):
 
 def _session(site: Site, id: str, minutes: int, **values: Any) -> None:
     at = timezone.now() - timedelta(minutes=minutes)
-    defaults: dict[str, Any] = {"agent_name": "a", "sandbox_id": "", "created_at": at, "last_active_at": at}
+    defaults: dict[str, Any] = {
+        "agent_name": "a",
+        "sandbox_id": "",
+        "created_at": at,
+        "last_active_at": at,
+    }
     Session.objects.using(site.alias).create(id=id, **{**defaults, **values})
 
 
@@ -153,7 +183,9 @@ def test_each_line_of_attention_leads_to_its_rows(site: Site, superuser: User):
     _session(site, "dead", 31, status="active", runner_id="r9")
     _session(site, "fresh", 2, status="active", runner_id="r1")
     _session(site, "starting", 6, status="starting")
-    _session(site, "no-sandbox", 2, status="active", sandbox_id="nowhere", runner_id="r1")
+    _session(
+        site, "no-sandbox", 2, status="active", sandbox_id="nowhere", runner_id="r1"
+    )
     _session(site, "no-agent", 2, status="active", agent_name="retired", runner_id="r1")
     _session(site, "ended", 90, status="ended")
     old = timezone.now() - timedelta(minutes=80)
@@ -162,10 +194,20 @@ def test_each_line_of_attention_leads_to_its_rows(site: Site, superuser: User):
         ("cold", "ended", "cold"), ("idle", None, "waiting"),
     ):  # fmt: skip
         Sandbox.objects.using(site.alias).create(
-            id=id, agent_name="a", session_id=session_id, state=state, workspace_dir="/w", last_used_at=old
+            id=id,
+            agent_name="a",
+            session_id=session_id,
+            state=state,
+            workspace_dir="/w",
+            last_used_at=old,
         )
 
-    found = {each.code: each for each in attention.examine(questions.Budget(connections[site.alias])).findings}
+    found = {
+        each.code: each
+        for each in attention.examine(
+            questions.Budget(connections[site.alias])
+        ).findings
+    }
 
     assert {code: each.count for code, each in found.items()} == {
         "failing": 0, "runner": 1, "silent": 1, "starting": 1, "sandbox-alone": 2, "sandbox-gone": 1,
@@ -179,11 +221,27 @@ def test_each_line_of_attention_leads_to_its_rows(site: Site, superuser: User):
         "/admin/agentdb/session/runner/?id=r9"
     )
     listed = {}
-    for code in ("silent", "starting", "sandbox-alone", "sandbox-gone", "agent-missing", "runner"):
-        assert any(f"attention/?check={code}" in url for url, _ in page.links) or code == "runner"
-        answer = site.client.get("/admin/agentdb/session/attention/", {"check": code}, follow=True)
+    for code in (
+        "silent",
+        "starting",
+        "sandbox-alone",
+        "sandbox-gone",
+        "agent-missing",
+        "runner",
+    ):
+        assert (
+            any(f"attention/?check={code}" in url for url, _ in page.links)
+            or code == "runner"
+        )
+        answer = site.client.get(
+            "/admin/agentdb/session/attention/", {"check": code}, follow=True
+        )
         assert f"check={code}" in answer.redirect_chain[-1][0]
-        listed[code] = sorted(re.findall(r'name="_selected_action" value="([\w-]+)"', answer.content.decode()))
+        listed[code] = sorted(
+            re.findall(
+                r'name="_selected_action" value="([\w-]+)"', answer.content.decode()
+            )
+        )
     assert listed == {
         "silent": ["silent"], "starting": ["starting"], "sandbox-alone": ["alone", "orphan"],
         "sandbox-gone": ["no-sandbox"], "agent-missing": ["no-agent"], "runner": ["dead"],
@@ -211,43 +269,79 @@ def test_rows_of_attention_are_for_those_who_may_see_the_table(site: Site):
         id="alone", agent_name="a", session_id="gone", state="running", workspace_dir="/w",
         last_used_at=timezone.now() - timedelta(minutes=80),
     )  # fmt: skip
-    checks = {url.partition("check=")[2] for url, _ in site.get("").links if "check=" in url}
+    checks = {
+        url.partition("check=")[2] for url, _ in site.get("").links if "check=" in url
+    }
     assert checks == {"sandbox-alone"}
     assert site.get("agentdb/session/runner/", id="r1").status == 403
 
 
 def test_hours_count_what_was_opened_and_what_failed(site: Site):
     hour = timezone.now().replace(minute=0, second=0, microsecond=0)
-    for number, (age, status) in enumerate(((0, "active"), (2, "error"), (2, "ended"), (23, "error"), (24, "error"))):
+    for number, (age, status) in enumerate(
+        ((0, "active"), (2, "error"), (2, "ended"), (23, "error"), (24, "error"))
+    ):
         at = hour - timedelta(hours=age)
-        _session(site, f"s{number}", 0, status=status, created_at=at, runner_id="r1" if number == 1 else None)
+        _session(
+            site,
+            f"s{number}",
+            0,
+            status=status,
+            created_at=at,
+            runner_id="r1" if number == 1 else None,
+        )
 
     hours = figures.activity(connections[site.alias], 24)
 
     assert {(each.at, each.opened, each.failed) for each in hours if each.opened} == {
         (hour, 1, 0), (hour - timedelta(hours=2), 2, 1), (hour - timedelta(hours=23), 1, 1)
     }  # fmt: skip
-    assert [each.at for each in hours] == [hour - timedelta(hours=age) for age in range(23, -1, -1)]
-    assert sum(each.opened for each in figures.activity(connections[site.alias], 168)) == 5
-    assert sum(each.opened for each in figures.activity(connections[site.alias], 24, runner_id="r1")) == 1
+    assert [each.at for each in hours] == [
+        hour - timedelta(hours=age) for age in range(23, -1, -1)
+    ]
+    assert (
+        sum(each.opened for each in figures.activity(connections[site.alias], 168)) == 5
+    )
+    assert (
+        sum(
+            each.opened
+            for each in figures.activity(connections[site.alias], 24, runner_id="r1")
+        )
+        == 1
+    )
     drawn = overview.chart(hours, lambda hour: "")
-    assert (drawn.opened, drawn.failed, drawn.most_failed, drawn.percent_failed) == (4, 2, 10, "50.0 %")
+    assert (drawn.opened, drawn.failed, drawn.most_failed, drawn.percent_failed) == (
+        4,
+        2,
+        10,
+        "50.0 %",
+    )
 
 
-def test_values_of_a_newer_server_come_last_and_bars_are_shares_of_the_whole(site: Site):
+def test_values_of_a_newer_server_come_last_and_bars_are_shares_of_the_whole(
+    site: Site,
+):
     fill(site.alias, 12)
-    Session.objects.using(site.alias).create(id="new", agent_name="a", sandbox_id="b", status="dreaming")
+    Session.objects.using(site.alias).create(
+        id="new", agent_name="a", sandbox_id="b", status="dreaming"
+    )
 
-    shares = figures.by_value(connections[site.alias], "sessions", "status", ["active", "paused", "none"])
+    shares = figures.by_value(
+        connections[site.alias], "sessions", "status", ["active", "paused", "none"]
+    )
 
     assert {value: str(figure) for value, figure in shares.items()} == {
         "active": "3", "paused": "2", "none": "0", "dreaming": "1", "ended": "2", "error": "2", "starting": "3"
     }  # fmt: skip
-    bars = {bar.value: bar.percent for bar in overview.share_bars(shares, lambda value: "")}
+    bars = {
+        bar.value: bar.percent for bar in overview.share_bars(shares, lambda value: "")
+    }
     assert (bars["active"], bars["none"]) == (23.1, 0)
 
 
-def test_large_tables_are_estimated_and_say_so(site: Site, monkeypatch: pytest.MonkeyPatch):
+def test_large_tables_are_estimated_and_say_so(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+):
     fill(site.alias, 40)
     connection = connections[site.alias]
     with connection.cursor() as cursor:
@@ -267,7 +361,9 @@ def test_large_tables_are_estimated_and_say_so(site: Site, monkeypatch: pytest.M
     assert str(shares["none"]) == "0"
 
 
-def test_a_sample_is_taken_from_the_whole_of_a_table(site: Site, monkeypatch: pytest.MonkeyPatch):
+def test_a_sample_is_taken_from_the_whole_of_a_table(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+):
     fill(site.alias, 400)
     connection = connections[site.alias]
     if connection.vendor != "sqlite":
@@ -280,9 +376,15 @@ def test_a_sample_is_taken_from_the_whole_of_a_table(site: Site, monkeypatch: py
     monkeypatch.setattr(figures, "WINDOW", 20)
     monkeypatch.setattr(figures, "SAMPLE", 30)
     counted = figures._counted_quickly
-    monkeypatch.setattr(figures, "_counted_quickly", lambda it, sql: None if "GROUP BY" in sql else counted(it, sql))
+    monkeypatch.setattr(
+        figures,
+        "_counted_quickly",
+        lambda it, sql: None if "GROUP BY" in sql else counted(it, sql),
+    )
 
-    shares = figures.by_value(connection, "sessions", "status", ["active", "ended", "paused"])
+    shares = figures.by_value(
+        connection, "sessions", "status", ["active", "ended", "paused"]
+    )
 
     assert 80 <= shares["active"].rows <= 120
     assert 180 <= shares["ended"].rows <= 220
@@ -299,14 +401,19 @@ def test_no_sample_is_taken_where_rows_have_no_rowid(tmp_path: Path):
 
 
 BREAKS = {
-    "a renamed column": ("last_active_at", "ALTER TABLE sessions RENAME COLUMN last_active_at TO last_seen_at"),
+    "a renamed column": (
+        "last_active_at",
+        "ALTER TABLE sessions RENAME COLUMN last_active_at TO last_seen_at",
+    ),
     "a dropped table": ("sandboxes", "DROP TABLE sandboxes"),
     "a dropped index": ("idx_sessions_tenant", "DROP INDEX idx_sessions_tenant"),
 }
 
 
 @pytest.mark.parametrize("what", BREAKS)
-def test_overview_of_a_drifted_database_says_what_has_drifted(site: Site, superuser: User, what: str):
+def test_overview_of_a_drifted_database_says_what_has_drifted(
+    site: Site, superuser: User, what: str
+):
     fill(site.alias, 5)
     site.get("")  # the schema was good a moment ago
     with connections[site.alias].cursor() as cursor:
@@ -341,7 +448,10 @@ def test_overview_of_a_drifted_database_says_what_has_drifted(site: Site, superu
 def test_overview_names_missing_migrations(site: Site, superuser: User):
     with connections[site.alias].cursor() as cursor:
         cursor.execute("DROP TABLE sessions")
-        cursor.execute("DELETE FROM django_migrations WHERE app = 'agentdb' AND name LIKE '0004%%'", [])
+        cursor.execute(
+            "DELETE FROM django_migrations WHERE app = 'agentdb' AND name LIKE '0004%%'",
+            [],
+        )
 
     page = site.get("")
 
@@ -370,7 +480,9 @@ def test_one_bad_row_is_named_and_the_overview_opens(site: Site, superuser: User
     for statement in BAD_ROWS[connection.vendor].values():
         with connection.cursor() as cursor:
             cursor.execute("DELETE FROM sessions WHERE id = 's0002'")
-        Session.objects.using(site.alias).create(id="s0002", agent_name="a", sandbox_id="b", status="active")
+        Session.objects.using(site.alias).create(
+            id="s0002", agent_name="a", sandbox_id="b", status="active"
+        )
         with connection.cursor() as cursor:
             cursor.execute(statement)
 
@@ -396,9 +508,15 @@ def test_question_is_cut_off_in_the_database_and_its_limits_are_taken_back(site:
 
     assert time.monotonic() - began < 5
     assert answer.problem is not None
-    assert answer.problem.sentence.endswith("did not answer in time, and the question was cut off.")
+    assert answer.problem.sentence.endswith(
+        "did not answer in time, and the question was cut off."
+    )
     with connection.cursor() as cursor:
-        cursor.execute("PRAGMA busy_timeout" if connection.vendor == "sqlite" else "SHOW statement_timeout")
+        cursor.execute(
+            "PRAGMA busy_timeout"
+            if connection.vendor == "sqlite"
+            else "SHOW statement_timeout"
+        )
         assert cursor.fetchone()[0] in (30_000, "0")
 
 
@@ -410,13 +528,21 @@ def test_pausing_all_of_a_runner_asks_says_how_many_and_is_written_down(
 
     page = site.get("agentdb/session/runner/", id="runner-1")
 
-    live = Session.objects.using(site.alias).filter(runner_id="runner-1", status__in=["active", "starting"]).count()
+    live = (
+        Session.objects.using(site.alias)
+        .filter(runner_id="runner-1", status__in=["active", "starting"])
+        .count()
+    )
     assert live
     assert f"Pause {live} session" in page.text
     answer = site.post("agentdb/session/runner/?id=runner-1")
     assert f"Paused {live} session" in answer.text
     assert "Undo" in answer.text
-    assert not Session.objects.using(site.alias).filter(runner_id="runner-1", status__in=["active", "starting"]).count()
+    assert (
+        not Session.objects.using(site.alias)
+        .filter(runner_id="runner-1", status__in=["active", "starting"])
+        .count()
+    )
     line = audited(caplog)[-1]
     assert (line["user"], line["action"], line["rows"], line["outcome"]) == (
         "root", "pause all of runner runner-1", live, "done"
@@ -427,7 +553,9 @@ def test_pausing_all_of_a_runner_asks_says_how_many_and_is_written_down(
     assert audited(caplog)[-1]["outcome"] == "refused"
 
 
-def test_overview_in_the_terminal_gives_the_same_answers(site: Site, capsys: pytest.CaptureFixture[str]):
+def test_overview_in_the_terminal_gives_the_same_answers(
+    site: Site, capsys: pytest.CaptureFixture[str]
+):
     call_command("overview", database=site.alias)
     assert "Nothing needs attention." in capsys.readouterr().out
 
@@ -440,13 +568,19 @@ def test_overview_in_the_terminal_gives_the_same_answers(site: Site, capsys: pyt
     assert {each["code"]: each["count"] for each in report["attention"] if each["count"]} == {
         "runner": 1, "agent-missing": 1
     }  # fmt: skip
-    assert report["totals"]["sessions"] == {"rows": 1, "estimated": False, "at_least": False}
+    assert report["totals"]["sessions"] == {
+        "rows": 1,
+        "estimated": False,
+        "at_least": False,
+    }
     assert report["runners"][0]["condition"] == "silent"
     assert len(report["activity"]) == 24
 
 
 @pytest.mark.parametrize("engine", ["sqlite"])
-def test_overview_in_the_terminal_makes_no_file_at_a_misspelt_path(engine: str, tmp_path: Path):
+def test_overview_in_the_terminal_makes_no_file_at_a_misspelt_path(
+    engine: str, tmp_path: Path
+):
     result = subprocess.run(
         [sys.executable, "-m", "agentdb", "--url", f"sqlite:///{tmp_path}/no.db", "overview"],
         env={name: value for name, value in os.environ.items() if name != "DJANGO_SETTINGS_MODULE"},
@@ -458,9 +592,13 @@ def test_overview_in_the_terminal_makes_no_file_at_a_misspelt_path(engine: str, 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_hours_are_utc_whatever_the_time_zone_of_the_project(site: Site, superuser: User, settings: Any):
+def test_hours_are_utc_whatever_the_time_zone_of_the_project(
+    site: Site, superuser: User, settings: Any
+):
     settings.TIME_ZONE = "America/Chicago"
-    Session.objects.using(site.alias).create(id="s1", agent_name="bot", sandbox_id="b1", runner_id="r1")
+    Session.objects.using(site.alias).create(
+        id="s1", agent_name="bot", sandbox_id="b1", runner_id="r1"
+    )
     now = timezone.now()
 
     page, runner = site.get(""), site.get("agentdb/session/runner/", id="r1")
@@ -498,7 +636,9 @@ def test_rows_that_cannot_be_read_are_listed(site: Site, superuser: User):
     assert "created_at" in row
 
 
-def test_agents_page_links_what_belongs_to_it_as_far_as_the_user_may_look(site: Site, superuser: User):
+def test_agents_page_links_what_belongs_to_it_as_far_as_the_user_may_look(
+    site: Site, superuser: User
+):
     agent = Agent.objects.using(site.alias).create(tenant_id="t", name="a", path="/a")
     rows = site.get("agentdb/agent/").links
     page = site.get(f"agentdb/agent/{agent.pk}/change/")
@@ -506,9 +646,16 @@ def test_agents_page_links_what_belongs_to_it_as_far_as_the_user_may_look(site: 
     partial = site.get(f"agentdb/agent/{agent.pk}/change/")
 
     for listed in (rows, page.links):
-        urls = {url.partition("?")[0] for url, _ in listed if "agent_name=a" in url and "tenant_id=t" in url}
+        urls = {
+            url.partition("?")[0]
+            for url, _ in listed
+            if "agent_name=a" in url and "tenant_id=t" in url
+        }
         assert urls == {"/admin/agentdb/session/", "/admin/agentdb/sandbox/"}
-    assert ("Its sandboxes" in page.text, "Its sandboxes" in partial.text) == (True, False)
+    assert ("Its sandboxes" in page.text, "Its sandboxes" in partial.text) == (
+        True,
+        False,
+    )
     assert "Its newest sessions" in partial.text
 
 

@@ -38,7 +38,11 @@ ROOT = Path(__file__).parents[2]
 
 
 def manage(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("AGENTDB_")}
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("AGENTDB_")
+    }
     return subprocess.run(
         [sys.executable, "manage.py", *arguments],
         cwd=ROOT,
@@ -75,7 +79,9 @@ def test_secret_key_is_one_however_many_ask_for_it_at_once(tmp_path: Path):
         assert len(set(pool.map(ask, range(8)))) == 1
 
 
-def test_secret_key_that_cannot_be_kept_is_an_error_that_names_the_way_out(tmp_path: Path):
+def test_secret_key_that_cannot_be_kept_is_an_error_that_names_the_way_out(
+    tmp_path: Path,
+):
     (tmp_path / "file").write_text("")
 
     with pytest.raises(AgentDbError) as raised:
@@ -90,12 +96,18 @@ def test_secret_key_that_cannot_be_kept_is_an_error_that_names_the_way_out(tmp_p
 def test_secret_key_that_is_cut_off_is_refused(tmp_path: Path):
     (tmp_path / "secret_key").write_text("short")
 
-    with pytest.raises(AgentDbError, match=r"is too short to be one\. Delete the file, and try again\."):
+    with pytest.raises(
+        AgentDbError, match=r"is too short to be one\. Delete the file, and try again\."
+    ):
         environment.secret_key(tmp_path / "secret_key")
 
 
 def test_commands_that_sign_nothing_make_no_secret_key(tmp_path: Path):
-    result = manage("check", DATABASE_URL=f"sqlite:///{tmp_path}/x.sqlite3", XDG_STATE_HOME=str(tmp_path))
+    result = manage(
+        "check",
+        DATABASE_URL=f"sqlite:///{tmp_path}/x.sqlite3",
+        XDG_STATE_HOME=str(tmp_path),
+    )
 
     assert result.returncode == 0, result.stderr
     assert not (tmp_path / "agentdb").exists()
@@ -110,11 +122,19 @@ def test_deployment_check_has_nothing_to_say_behind_https(tmp_path: Path):
         DATABASE_URL=f"sqlite:///{tmp_path}/x.sqlite3", XDG_STATE_HOME=str(tmp_path), AGENTDB_HTTPS="1",
     )  # fmt: skip
 
-    assert (result.returncode, result.stdout) == (0, "System check identified no issues (0 silenced).\n")
+    assert (result.returncode, result.stdout) == (
+        0,
+        "System check identified no issues (0 silenced).\n",
+    )
 
 
 def test_deployment_check_without_https_names_what_https_switches_on(tmp_path: Path):
-    result = manage("check", "--deploy", DATABASE_URL=f"sqlite:///{tmp_path}/x.sqlite3", XDG_STATE_HOME=str(tmp_path))
+    result = manage(
+        "check",
+        "--deploy",
+        DATABASE_URL=f"sqlite:///{tmp_path}/x.sqlite3",
+        XDG_STATE_HOME=str(tmp_path),
+    )
 
     assert sorted(re.findall(r"security\.W\d+", result.stderr)) == [
         "security.W004",
@@ -125,9 +145,19 @@ def test_deployment_check_without_https_names_what_https_switches_on(tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("value", "expected"), [("", False), ("0", False), ("Off", False), (" no ", False), ("1", True), ("true", True)]
+    ("value", "expected"),
+    [
+        ("", False),
+        ("0", False),
+        ("Off", False),
+        (" no ", False),
+        ("1", True),
+        ("true", True),
+    ],
 )
-def test_flag_reads_a_switch(monkeypatch: pytest.MonkeyPatch, value: str, expected: bool):
+def test_flag_reads_a_switch(
+    monkeypatch: pytest.MonkeyPatch, value: str, expected: bool
+):
     monkeypatch.setenv("AGENTDB_HTTPS", value)
 
     assert environment.flag("AGENTDB_HTTPS") is expected
@@ -148,7 +178,9 @@ print(json.dumps([settings.DEBUG, settings.ALLOWED_HOSTS, settings.SECRET_KEY[:3
 
 
 @pytest.mark.parametrize("kind", ["wsgi", "asgi"])
-def test_project_is_importable_by_a_server_and_reads_the_environment(tmp_path: Path, kind: str):
+def test_project_is_importable_by_a_server_and_reads_the_environment(
+    tmp_path: Path, kind: str
+):
     environment = {
         **os.environ,
         "DATABASE_URL": f"sqlite:///{tmp_path}/x.sqlite3",
@@ -179,12 +211,29 @@ def test_static_files_are_served_without_a_second_server():
     assert response["Content-Type"] == "text/css"
     assert response["Cache-Control"] == "public, max-age=3600"
     assert b"DJANGO Admin styles" in response.getvalue()
-    for path, kind in (("static/agentdb/console.css", "text/css"), ("favicon.ico", "image/svg+xml")):
+    for path, kind in (
+        ("static/agentdb/console.css", "text/css"),
+        ("favicon.ico", "image/svg+xml"),
+    ):
         found = Client().get(f"/{path}")
-        assert (found.status_code, found["Content-Type"], bool(found.getvalue())) == (200, kind, True)
+        assert (found.status_code, found["Content-Type"], bool(found.getvalue())) == (
+            200,
+            kind,
+            True,
+        )
 
 
-@pytest.mark.parametrize("path", ["nothing.css", "../models.py", "%2e%2e/models.py", "admin", "a%00b", "/etc/passwd"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "nothing.css",
+        "../models.py",
+        "%2e%2e/models.py",
+        "admin",
+        "a%00b",
+        "/etc/passwd",
+    ],
+)
 def test_static_files_are_those_of_the_apps_and_no_others(path: str):
     assert Client().get(f"/static/{path}").status_code in (400, 404)
 
@@ -210,7 +259,10 @@ def test_root_leads_to_the_admin():
 
 
 def test_unknown_host_is_refused():
-    assert Client().get("/admin/login/", headers={"host": "evil.example"}).status_code == 400
+    assert (
+        Client().get("/admin/login/", headers={"host": "evil.example"}).status_code
+        == 400
+    )
 
 
 def test_asgi_application_serves_pages_and_static_files():
@@ -235,7 +287,10 @@ def test_router_keeps_accounts_out_of_the_database_that_is_looked_at():
 
     router = AdminRouter()
 
-    assert (router.db_for_read(Session), router.db_for_write(Session)) == ("default", "default")
+    assert (router.db_for_read(Session), router.db_for_write(Session)) == (
+        "default",
+        "default",
+    )
     assert (router.db_for_read(User), router.db_for_write(User)) == ("admin", "admin")
     assert [router.allow_migrate(db, app) for db in ("default", "admin") for app in ("agentdb", "auth")] == [
         True, False, False, True
@@ -263,7 +318,12 @@ def table_names(url: str) -> set[str]:
 
     connection = sqlite3.connect(url.removeprefix("sqlite:///"))
     try:
-        return {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        return {
+            name
+            for (name,) in connection.execute(
+                "SELECT name FROM sqlite_master WHERE type = 'table'"
+            )
+        }
     finally:
         connection.close()
 
@@ -278,7 +338,10 @@ def test_runadmin_leaves_nothing_in_the_database(url: str):
         server.send_signal(signal.SIGTERM)
         rest = server.stdout.read()
 
-    assert re.fullmatch(r"The admin is at http://[a-z0-9-]+-[0-9a-f]{6}\.localhost:\d+/admin/\n", lines[0])
+    assert re.fullmatch(
+        r"The admin is at http://[a-z0-9-]+-[0-9a-f]{6}\.localhost:\d+/admin/\n",
+        lines[0],
+    )
     assert lines[1] == f"  user name  {getpass.getuser()}\n"
     assert re.fullmatch(r"  password   [A-Za-z0-9_-]{16}\n", lines[2])
     assert lines[3] == (
@@ -299,20 +362,40 @@ class Console:
 
     def __init__(self, server: subprocess.Popen[str]) -> None:
         assert server.stdout is not None
-        address, self.user, self.password, self.note = (server.stdout.readline().split()[-1] for _ in range(4))
-        self.host, self.port = urllib.parse.urlsplit(address).netloc, urllib.parse.urlsplit(address).port
+        address, self.user, self.password, self.note = (
+            server.stdout.readline().split()[-1] for _ in range(4)
+        )
+        self.host, self.port = (
+            urllib.parse.urlsplit(address).netloc,
+            urllib.parse.urlsplit(address).port,
+        )
         self.cookies: dict[str, str] = {}
         self.set_cookies: list[str] = []
 
-    def ask(self, path: str, form: dict[str, str] | None = None, **headers: str) -> Answer:
-        sent = {"Host": self.host, "Cookie": "; ".join(f"{name}={text}" for name, text in self.cookies.items())}
+    def ask(
+        self, path: str, form: dict[str, str] | None = None, **headers: str
+    ) -> Answer:
+        sent = {
+            "Host": self.host,
+            "Cookie": "; ".join(
+                f"{name}={text}" for name, text in self.cookies.items()
+            ),
+        }
         if form is not None:
             sent["Content-Type"] = "application/x-www-form-urlencoded"
         body = urllib.parse.urlencode(form) if form is not None else None
-        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self.port or 0)) as connection:
-            connection.request("POST" if form is not None else "GET", path, body, {**sent, **headers})
+        with contextlib.closing(
+            http.client.HTTPConnection("127.0.0.1", self.port or 0)
+        ) as connection:
+            connection.request(
+                "POST" if form is not None else "GET", path, body, {**sent, **headers}
+            )
             with connection.getresponse() as response:
-                answer = Answer(response.status, response.headers.get("Location", ""), response.read().decode())
+                answer = Answer(
+                    response.status,
+                    response.headers.get("Location", ""),
+                    response.read().decode(),
+                )
         for cookie in response.headers.get_all("Set-Cookie", []):
             self.set_cookies.append(cookie)
             name, _, text = cookie.partition(";")[0].partition("=")
@@ -320,9 +403,15 @@ class Console:
         return answer
 
     def log_in(self, password: str = "") -> int:
-        token = re.search(r'csrfmiddlewaretoken" value="(\w+)"', self.ask("/admin/login/").text)
+        token = re.search(
+            r'csrfmiddlewaretoken" value="(\w+)"', self.ask("/admin/login/").text
+        )
         assert token is not None
-        form = {"username": self.user, "password": password or self.password, "csrfmiddlewaretoken": token[1]}
+        form = {
+            "username": self.user,
+            "password": password or self.password,
+            "csrfmiddlewaretoken": token[1],
+        }
         return self.ask("/admin/login/?next=/admin/", form).status
 
 
@@ -345,14 +434,23 @@ def test_runadmin_works_on_both_engines_and_read_only(url: str):
 
 
 @pytest.mark.parametrize("engine", ["sqlite"], indirect=True)
-def test_runadmin_has_a_name_and_cookies_that_are_its_own_and_end_with_the_browser(url: str):
-    with runadmin(url, "--port", "0", "--user", "Ann Smith") as server, runadmin(url, "--port", "0") as other:
+def test_runadmin_has_a_name_and_cookies_that_are_its_own_and_end_with_the_browser(
+    url: str,
+):
+    with (
+        runadmin(url, "--port", "0", "--user", "Ann Smith") as server,
+        runadmin(url, "--port", "0") as other,
+    ):
         try:
             console, second = Console(server), Console(other)
             console.user = "Ann Smith"
             assert console.log_in() == 302
-            elsewhere = console.ask("/admin/?period=7d", Host=f"127.0.0.1:{console.port}")
-            sent = console.ask("/admin/login/", {"a": "b"}, Host=f"localhost:{console.port}")
+            elsewhere = console.ask(
+                "/admin/?period=7d", Host=f"127.0.0.1:{console.port}"
+            )
+            sent = console.ask(
+                "/admin/login/", {"a": "b"}, Host=f"localhost:{console.port}"
+            )
             foreign = console.ask("/admin/", Host="evil.example")
         finally:
             server.send_signal(signal.SIGINT)
@@ -363,19 +461,32 @@ def test_runadmin_has_a_name_and_cookies_that_are_its_own_and_end_with_the_brows
     assert len(console.cookies) == 2
     for cookie in console.set_cookies:
         assert "HttpOnly" in cookie and "SameSite=Strict" in cookie
-        assert "expires" not in cookie.lower() and "max-age" not in cookie.lower() and "domain" not in cookie.lower()
-    assert (elsewhere.status, elsewhere.location) == (302, f"http://{console.host}/admin/?period=7d")
+        assert (
+            "expires" not in cookie.lower()
+            and "max-age" not in cookie.lower()
+            and "domain" not in cookie.lower()
+        )
+    assert (elsewhere.status, elsewhere.location) == (
+        302,
+        f"http://{console.host}/admin/?period=7d",
+    )
     assert (sent.status, foreign.status) == (421, 400)
 
 
 @pytest.mark.parametrize("engine", ["sqlite"], indirect=True)
-def test_runadmin_audits_failed_logins_and_helps_after_cookies_were_cleared(url: str, tmp_path: Path):
-    with runadmin(url, "--port", "0", "--audit-log", str(tmp_path / "audit.jsonl")) as server:
+def test_runadmin_audits_failed_logins_and_helps_after_cookies_were_cleared(
+    url: str, tmp_path: Path
+):
+    with runadmin(
+        url, "--port", "0", "--audit-log", str(tmp_path / "audit.jsonl")
+    ) as server:
         try:
             console = Console(server)
             assert console.log_in("wrong") == 200
             console.cookies.clear()
-            page = console.ask("/admin/agentdb/session/?status=active", {"action": "pause_sessions"})
+            page = console.ask(
+                "/admin/agentdb/session/?status=active", {"action": "pause_sessions"}
+            )
         finally:
             server.send_signal(signal.SIGINT)
 
@@ -390,7 +501,9 @@ def test_runadmin_audits_failed_logins_and_helps_after_cookies_were_cleared(url:
 
 @pytest.mark.parametrize("name", ["", " ", "a\nb", "x" * 151])
 def test_runadmin_refuses_a_user_that_no_line_can_name(name: str):
-    with pytest.raises(CommandError, match="--user must be a name of at most 150 printable characters"):
+    with pytest.raises(
+        CommandError, match="--user must be a name of at most 150 printable characters"
+    ):
         runadmin_command._user(name)
 
 
@@ -407,7 +520,10 @@ def test_runadmin_refuses_a_database_that_lacks_migrations(empty_url: str):
         stdout, stderr = server.communicate()
 
     assert (server.returncode, stdout) == (1, "")
-    assert re.search(r"The database lacks 4 migrations: 0001_initial, .*\. Run 'agentdb migrate'\.", stderr)
+    assert re.search(
+        r"The database lacks 4 migrations: 0001_initial, .*\. Run 'agentdb migrate'\.",
+        stderr,
+    )
 
 
 @pytest.mark.parametrize("engine", ["sqlite"], indirect=True)
@@ -422,10 +538,15 @@ def test_runadmin_says_which_port_is_taken(url: str):
             _, stderr = server.communicate()
 
     assert server.returncode == 1
-    assert f"Port {port} of 127.0.0.1 cannot be used: Address already in use. Name another one with --port." in stderr
+    assert (
+        f"Port {port} of 127.0.0.1 cannot be used: Address already in use. Name another one with --port."
+        in stderr
+    )
 
 
-def test_password_of_the_database_is_not_among_the_arguments(monkeypatch: pytest.MonkeyPatch):
+def test_password_of_the_database_is_not_among_the_arguments(
+    monkeypatch: pytest.MonkeyPatch,
+):
     from agentdb.management.commands import runadmin as command
 
     seen: list[Any] = []
@@ -433,7 +554,9 @@ def test_password_of_the_database_is_not_among_the_arguments(monkeypatch: pytest
     class Server:
         stdin = None
 
-        def __init__(self, arguments: list[str], env: dict[str, str], **options: Any) -> None:
+        def __init__(
+            self, arguments: list[str], env: dict[str, str], **options: Any
+        ) -> None:
             seen.extend([arguments, env])
             raise OSError("enough seen")
 
@@ -444,11 +567,15 @@ def test_password_of_the_database_is_not_among_the_arguments(monkeypatch: pytest
 
     monkeypatch.setattr("subprocess.Popen", Server)
     monkeypatch.setattr(command, "connections", {"default": Connection})
-    monkeypatch.setattr(command, "inspecting", lambda alias: contextlib.nullcontext(Connection))
+    monkeypatch.setattr(
+        command, "inspecting", lambda alias: contextlib.nullcontext(Connection)
+    )
     monkeypatch.setattr(command, "pending_migrations", lambda connection: [])
 
     with pytest.raises(OSError, match="enough seen"):
-        command.Command().handle(database="default", port=0, read_only=False, user=None, audit_log=None)
+        command.Command().handle(
+            database="default", port=0, read_only=False, user=None, audit_log=None
+        )
 
     assert "pass-word" not in str(seen)
 
@@ -468,7 +595,11 @@ def test_runadmin_runs_no_file_of_the_working_directory_and_leaves_the_database_
         (folder / f"{name}.py").write_text("open('ran', 'w').close()")
     audit_log = tmp_path / "audit.jsonl"
     script = "import sys; sys.path.remove(''); from agentdb.__main__ import main; sys.exit(main())"
-    inherited = {name: value for name, value in os.environ.items() if name != "DJANGO_SETTINGS_MODULE"}
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if name != "DJANGO_SETTINGS_MODULE"
+    }
     with subprocess.Popen(
         [sys.executable, "-c", script, "--url", url, "runadmin", "--port", "0", "--read-only",
          "--audit-log", str(audit_log)],
@@ -482,7 +613,9 @@ def test_runadmin_runs_no_file_of_the_working_directory_and_leaves_the_database_
             server.send_signal(signal.SIGINT)
 
     assert "Nothing needs attention" in page
-    assert not {"Users", "Groups", "Recent actions"} & set(re.findall(r">([^<>]+)<", page))
+    assert not {"Users", "Groups", "Recent actions"} & set(
+        re.findall(r">([^<>]+)<", page)
+    )
     assert not (folder / "ran").exists()
     assert path.read_bytes() == before
     assert [each.name for each in path.parent.glob(f"{path.name}*")] == [path.name]
@@ -500,7 +633,9 @@ def test_runadmin_makes_no_file_at_a_misspelt_path(engine: str, tmp_path: Path):
 
 
 @pytest.mark.parametrize("engine", ["sqlite"])
-def test_runadmin_on_tables_of_the_old_server_names_the_command_that_adopts_them(engine: str, tmp_path: Path):
+def test_runadmin_on_tables_of_the_old_server_names_the_command_that_adopts_them(
+    engine: str, tmp_path: Path
+):
     path = tmp_path / "ash.db"
     shutil.copyfile(ROOT / "tests" / "legacy" / "sqlite" / "era-b-small.db", path)
     with runadmin(f"sqlite:///{path}", "--port", "0") as server:
@@ -516,7 +651,10 @@ def test_runadmin_says_that_it_needs_a_temporary_folder():
         "from agentdb.admin_project.server import main; sys.exit(main())"
     )
     with subprocess.Popen(
-        [sys.executable, "-c", program], stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", program],
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     ) as server:
         assert server.stdin is not None
         server.stdin.write("{}\n")

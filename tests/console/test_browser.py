@@ -18,7 +18,15 @@ from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Route, expect, sync_playwright
+from playwright.sync_api import (
+    Browser,
+    BrowserContext,
+    ConsoleMessage,
+    Page,
+    Route,
+    expect,
+    sync_playwright,
+)
 
 from tests.helpers.admin_site_server import PASSWORD
 
@@ -39,7 +47,12 @@ OPTIONS = [
 def chromium() -> str | None:
     """A Chromium of this machine, else the one that Playwright downloaded, else None."""
     named = os.environ.get("AGENTDB_TEST_CHROMIUM")
-    found = named or next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    found = named or next(
+        filter(
+            None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))
+        ),
+        None,
+    )
     if found:
         return found
     with sync_playwright() as playwright:
@@ -78,7 +91,13 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with (
         (folder / "log").open("w+") as log,
         subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
+            command,
+            cwd=ROOT,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
         ) as server,
     ):
         assert server.stdout is not None
@@ -90,7 +109,9 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture
 def context(browser: Browser, address: str) -> Iterator[BrowserContext]:
-    with browser.new_context(base_url=address, viewport={"width": 1280, "height": 900}) as context:
+    with browser.new_context(
+        base_url=address, viewport={"width": 1280, "height": 900}
+    ) as context:
         yield context
 
 
@@ -117,7 +138,9 @@ def present(page: Page, name: str, password: str) -> None:
     page.get_by_role("button", name="Log in").click()
 
 
-_cookies: dict[str, Any] = {}  # of the accounts that have logged in: hashing a password takes a while, on purpose
+_cookies: dict[
+    str, Any
+] = {}  # of the accounts that have logged in: hashing a password takes a while, on purpose
 
 
 def log_in(page: Page, name: str = "root") -> None:
@@ -153,7 +176,9 @@ def act(page: Page, action: str) -> None:
 
 def test_wrong_password_is_refused_and_the_right_one_opens_the_overview(page: Page):
     present(page, "root", "wrong")
-    expect(page.get_by_text("Please enter the correct username and password")).to_be_visible()
+    expect(
+        page.get_by_text("Please enter the correct username and password")
+    ).to_be_visible()
 
     present(page, "root", PASSWORD)
 
@@ -165,10 +190,14 @@ def test_wrong_password_is_refused_and_the_right_one_opens_the_overview(page: Pa
 def test_overview_leads_to_the_sessions_of_a_status(page: Page):
     log_in(page)
 
-    page.locator("section", has_text="Sessions by status").get_by_role("link", name="error").click()
+    page.locator("section", has_text="Sessions by status").get_by_role(
+        "link", name="error"
+    ).click()
 
     arrive(page, "/session/?status=error")
-    assert {text.strip() for text in page.locator("td.field-status_badge").all_inner_texts()} == {"error"}
+    assert {
+        text.strip() for text in page.locator("td.field-status_badge").all_inner_texts()
+    } == {"error"}
 
 
 def test_filters_and_search_narrow_the_list(page: Page):
@@ -185,8 +214,12 @@ def test_filters_and_search_narrow_the_list(page: Page):
     page.locator(".agentdb-popover").get_by_role("link", name="paused").click()
 
     arrive(page, "status=paused&tenant_id=globex")
-    assert {text.strip() for text in page.locator("td.field-tenant").all_inner_texts()} == {"globex"}
-    assert {text.strip() for text in page.locator("td.field-status_badge").all_inner_texts()} == {"paused"}
+    assert {
+        text.strip() for text in page.locator("td.field-tenant").all_inner_texts()
+    } == {"globex"}
+    assert {
+        text.strip() for text in page.locator("td.field-status_badge").all_inner_texts()
+    } == {"paused"}
     page.get_by_role("link", name="Clear filters").click()
     arrive(page, "/session/?")
     page.keyboard.press("/")
@@ -228,13 +261,19 @@ def test_links_lead_from_agent_to_sessions_to_sandbox_and_back(page: Page):
     log_in(page)
     page.goto("/admin/agentdb/agent/?tenant_id=acme")
 
-    page.get_by_role("row", name="researcher").get_by_role("link", name="sessions").click()
+    page.get_by_role("row", name="researcher").get_by_role(
+        "link", name="sessions"
+    ).click()
     arrive(page, "/session/")
-    assert {text.strip() for text in page.locator("td.field-agent").all_inner_texts()} == {"researcher"}
+    assert {
+        text.strip() for text in page.locator("td.field-agent").all_inner_texts()
+    } == {"researcher"}
     page.locator("td.field-sandbox a").first.click()
     expect(page.get_by_text("workspace_dir")).to_be_visible()
     keep(page, "sandbox")
-    session = page.locator(".agentdb-link-card", has_text="Session it is reserved for").locator("a")
+    session = page.locator(
+        ".agentdb-link-card", has_text="Session it is reserved for"
+    ).locator("a")
     session_id = session.inner_text()
     session.click()
 
@@ -263,7 +302,9 @@ def test_exact_time_is_on_hover(page: Page):
     title = page.locator("td.field-created time").nth(40).get_attribute("title")
 
     assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(\.\d{6})? UTC", title or "")
-    expect(page.locator("td.field-created time").nth(40)).to_have_text(re.compile(r"^\d+ (min|h) ago$"))
+    expect(page.locator("td.field-created time").nth(40)).to_have_text(
+        re.compile(r"^\d+ (min|h) ago$")
+    )
 
 
 def test_action_asks_and_says_what_it_did(page: Page):
@@ -343,7 +384,9 @@ def test_read_only_user_sees_everything_and_can_change_nothing(page: Page):
         assert main.locator("input:not([type=hidden]), textarea, select").count() == 0
         assert main.locator("form").count() == 0
         assert {"Copy as JSON", "Live, every 10 s"} >= set(
-            main.locator("button:not(.agentdb-copy, #agentdb-help-open)").all_inner_texts()
+            main.locator(
+                "button:not(.agentdb-copy, #agentdb-help-open)"
+            ).all_inner_texts()
         )
     assert page.get_by_role("link", name="Issue API key").count() == 0
 
@@ -373,7 +416,10 @@ def test_pages_fit_a_phone_in_both_themes(browser: Browser, address: str, theme:
 
 def luminance(color: str) -> float:
     parts = [int(part) / 255 for part in re.findall(r"\d+", color)[:3]]
-    red, green, blue = (part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+    red, green, blue = (
+        part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4
+        for part in parts
+    )
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
@@ -402,7 +448,11 @@ def test_keyboard_alone_reaches_and_runs_an_action(page: Page):
     reached: list[str] = []
     for _ in range(80):
         page.keyboard.press("Tab")
-        reached.append(page.evaluate("document.activeElement.name || document.activeElement.textContent.trim()"))
+        reached.append(
+            page.evaluate(
+                "document.activeElement.name || document.activeElement.textContent.trim()"
+            )
+        )
         if reached[-1] == "_selected_action":
             break
     page.keyboard.press("Space")
@@ -414,14 +464,22 @@ def test_keyboard_alone_reaches_and_runs_an_action(page: Page):
     assert focus != "none"
 
 
-def test_runadmin_prints_an_account_that_opens_the_admin(browser: Browser, tmp_path: Path):
+def test_runadmin_prints_an_account_that_opens_the_admin(
+    browser: Browser, tmp_path: Path
+):
     url = f"sqlite:///{tmp_path}/state.sqlite3"
     environment = {**os.environ, "DATABASE_URL": url, "TMPDIR": str(tmp_path)}
     environment.pop("DJANGO_SETTINGS_MODULE", None)
     script = [sys.executable, "-m", "agentdb"]
-    subprocess.run([*script, "migrate"], cwd=ROOT, env=environment, check=True, capture_output=True)
+    subprocess.run(
+        [*script, "migrate"], cwd=ROOT, env=environment, check=True, capture_output=True
+    )
     with subprocess.Popen(
-        [*script, "runadmin", "--port", "0"], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
+        [*script, "runadmin", "--port", "0"],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
     ) as server:
         assert server.stdout is not None
         lines = [server.stdout.readline() for _ in range(4)]
@@ -451,7 +509,9 @@ def test_each_row_of_a_list_is_one_line(page: Page, name: str):
                 '8fc693c5<span class="agentdb-mid">-80a2-4629-95eb-1a2ed244</span>2b19'))"""
     )
 
-    heights = page.locator("#result_list tbody tr").evaluate_all("rows => rows.map(row => row.offsetHeight)")
+    heights = page.locator("#result_list tbody tr").evaluate_all(
+        "rows => rows.map(row => row.offsetHeight)"
+    )
     assert heights and max(heights) <= 34
 
 
@@ -461,11 +521,19 @@ def test_the_cells_of_a_row_lie_beside_each_other_on_a_phone(page: Page):
     for name in ("session", "sandbox", "agent", "apikey"):
         page.goto(f"/admin/agentdb/{name}/")
         cells = page.locator("#result_list tbody tr").first.locator("td, th").all()
-        boxes = [box for box in (cell.bounding_box() for cell in cells) if box is not None]
+        boxes = [
+            box for box in (cell.bounding_box() for cell in cells) if box is not None
+        ]
         for number, one in enumerate(boxes):
             for other in boxes[number + 1 :]:
-                is_beside = one["x"] + one["width"] <= other["x"] or other["x"] + other["width"] <= one["x"]
-                is_below = one["y"] + one["height"] <= other["y"] or other["y"] + other["height"] <= one["y"]
+                is_beside = (
+                    one["x"] + one["width"] <= other["x"]
+                    or other["x"] + other["width"] <= one["x"]
+                )
+                is_below = (
+                    one["y"] + one["height"] <= other["y"]
+                    or other["y"] + other["height"] <= one["y"]
+                )
                 assert is_beside or is_below, (name, one, other)
 
 
@@ -474,8 +542,15 @@ def test_a_list_is_no_wider_than_a_phone(page: Page):
     page.set_viewport_size({"width": 360, "height": 740})
     for name in ("session", "sandbox", "agent", "apikey"):
         page.goto(f"/admin/agentdb/{name}/")
-        assert page.evaluate("document.querySelector('#result_list').scrollWidth") <= 360
-        assert page.locator("#result_list tbody tr").first.evaluate("row => row.offsetHeight") <= 110
+        assert (
+            page.evaluate("document.querySelector('#result_list').scrollWidth") <= 360
+        )
+        assert (
+            page.locator("#result_list tbody tr").first.evaluate(
+                "row => row.offsetHeight"
+            )
+            <= 110
+        )
 
 
 def test_shift_selects_a_range_and_the_bar_counts_and_clears_it(page: Page):
@@ -488,7 +563,9 @@ def test_shift_selects_a_range_and_the_bar_counts_and_clears_it(page: Page):
     boxes.nth(4).click(modifiers=["Shift"])
 
     expect(page.locator(".action-select:checked")).to_have_count(4)
-    counted = page.evaluate("getComputedStyle(document.querySelector('.agentdb-count'), '::before').content")
+    counted = page.evaluate(
+        "getComputedStyle(document.querySelector('.agentdb-count'), '::before').content"
+    )
     assert counted.startswith("counter(agentdb-selected)")
     page.get_by_role("button", name="Select none").click()
     expect(page.locator(".action-select:checked")).to_have_count(0)
@@ -525,7 +602,8 @@ def _going_on(page: Page, route: Route) -> None:
     """The answer of a server with so many rows that one page was not enough to look through them."""
     answer = route.fetch()
     marked = answer.text().replace(
-        '<div id="agentdb-rows"', '<p data-goes-on="?q=sess-0011"></p><div id="agentdb-rows"'
+        '<div id="agentdb-rows"',
+        '<p data-goes-on="?q=sess-0011"></p><div id="agentdb-rows"',
     )
     route.fulfill(response=answer, body=marked)
 
@@ -571,14 +649,19 @@ def test_axe_finds_nothing_on_any_page(browser: Browser, address: str, theme: An
     """By axe-core's rules: contrast, names, landmarks, heads of tables."""
     axe = Axe()
     width = {"light": 1280, "dark": 390}[theme]
-    with browser.new_context(base_url=address, color_scheme=theme, viewport={"width": width, "height": 900}) as context:
+    with browser.new_context(
+        base_url=address, color_scheme=theme, viewport={"width": width, "height": 900}
+    ) as context:
         page = context.new_page()
         log_in(page)
         found = {}
         for name, path in AXE_PAGES.items():
             page.goto(f"/admin/{path}")
             violations = axe.run(page).response["violations"]
-            found[name] = [(each["id"], [node["html"] for node in each["nodes"]]) for each in violations]
+            found[name] = [
+                (each["id"], [node["html"] for node in each["nodes"]])
+                for each in violations
+            ]
 
     assert {name: each for name, each in found.items() if each} == {}
 
@@ -588,27 +671,41 @@ def test_what_is_ticked_focused_and_open_stays_through_a_refresh(page: Page):
     log_in(page)
     page.goto("/admin/agentdb/session/")
     page.get_by_role("row", name="sess-0004").get_by_role("checkbox").check()
-    page.get_by_role("row", name="sess-0005").get_by_role("link", name="sess-0005").focus()
+    page.get_by_role("row", name="sess-0005").get_by_role(
+        "link", name="sess-0005"
+    ).focus()
     open_filter(page, "Status")
-    page.get_by_role("row", name="sess-0005").get_by_role("link", name="sess-0005").evaluate("link => link.focus()")
+    page.get_by_role("row", name="sess-0005").get_by_role(
+        "link", name="sess-0005"
+    ).evaluate("link => link.focus()")
     kept = page.get_by_role("row", name="sess-0004").element_handle()
 
     def later(route: Route) -> None:
         answer = route.fetch()
-        text = answer.text().replace("sess-0002", "sess-new").replace("as of ", "as seen at ")
+        text = (
+            answer.text()
+            .replace("sess-0002", "sess-new")
+            .replace("as of ", "as seen at ")
+        )
         route.fulfill(response=answer, body=text)
 
     page.route("**/admin/agentdb/session/", later)
-    page.evaluate("document.activeElement.dispatchEvent(new KeyboardEvent('keydown', { key: 'r', bubbles: true }))")
+    page.evaluate(
+        "document.activeElement.dispatchEvent(new KeyboardEvent('keydown', { key: 'r', bubbles: true }))"
+    )
 
     expect(page.locator("#agentdb-what")).to_contain_text("as seen at")
     expect(page.get_by_role("row", name="sess-new")).to_have_count(1)
     expect(page.get_by_role("row", name="sess-0002")).to_have_count(0)
-    expect(page.get_by_role("row", name="sess-0004").get_by_role("checkbox")).to_be_checked()
+    expect(
+        page.get_by_role("row", name="sess-0004").get_by_role("checkbox")
+    ).to_be_checked()
     assert kept.evaluate("row => row.isConnected")
     assert page.evaluate("document.activeElement.textContent").strip() == "sess-0005"
     assert page.locator("details[data-filter=status]").get_attribute("open") is not None
-    assert page.get_by_role("row", name="sess-0005").locator(".agentdb-copy").count() > 0
+    assert (
+        page.get_by_role("row", name="sess-0005").locator(".agentdb-copy").count() > 0
+    )
     page.unroute_all()
 
 
@@ -644,7 +741,9 @@ def test_a_page_asks_once_at_a_time(page: Page):
 
 def test_copying_gives_the_whole_id(browser: Browser, address: str):
     with browser.new_context(
-        base_url=address, permissions=["clipboard-read", "clipboard-write"], viewport={"width": 1280, "height": 900}
+        base_url=address,
+        permissions=["clipboard-read", "clipboard-write"],
+        viewport={"width": 1280, "height": 900},
     ) as context:
         page = context.new_page()
         log_in(page)
@@ -652,7 +751,9 @@ def test_copying_gives_the_whole_id(browser: Browser, address: str):
 
         page.get_by_role("button", name="Copy as JSON").click()
 
-        page.wait_for_function("navigator.clipboard.readText().then(text => text.includes('sess-0001'))")
+        page.wait_for_function(
+            "navigator.clipboard.readText().then(text => text.includes('sess-0001'))"
+        )
         copied = json.loads(page.evaluate("navigator.clipboard.readText()"))
         assert (copied["id"], copied["status"]) == ("sess-0001", "ended")
 
@@ -664,14 +765,20 @@ def test_a_refresh_renews_all_that_says_how_things_are(page: Page):
 
     def later(route: Route) -> None:
         answer = route.fetch()
-        text = answer.text().replace("as of ", "as seen at ").replace(str(before), "?after=later")
+        text = (
+            answer.text()
+            .replace("as of ", "as seen at ")
+            .replace(str(before), "?after=later")
+        )
         route.fulfill(response=answer, body=text)
 
     page.route("**/admin/agentdb/session/", later)
     page.keyboard.press("r")
 
     # Rows came in above: the link must go on behind the last one that is shown now, or some would be passed over.
-    expect(page.get_by_role("link", name="Older")).to_have_attribute("href", "?after=later")
+    expect(page.get_by_role("link", name="Older")).to_have_attribute(
+        "href", "?after=later"
+    )
     expect(page.locator("#agentdb-what")).to_contain_text("as seen at")
     page.unroute_all()
 
@@ -689,7 +796,9 @@ def test_a_refresh_loads_the_page_anew_where_its_parts_are_others(page: Page):
     page.route(
         "**/admin/",
         lambda route: route.fulfill(
-            status=200, content_type="text/html", body='<p id="agentdb-attention" data-live>The database is away.</p>'
+            status=200,
+            content_type="text/html",
+            body='<p id="agentdb-attention" data-live>The database is away.</p>',
         ),
     )
     page.keyboard.press("r")

@@ -29,7 +29,14 @@ def fleet(site: Site) -> Site:
     return site
 
 
-def sessions(site: Site, number: int = 1, *, age: float = 0, opened: float | None = None, **values: Any) -> list[str]:
+def sessions(
+    site: Site,
+    number: int = 1,
+    *,
+    age: float = 0,
+    opened: float | None = None,
+    **values: Any,
+) -> list[str]:
     """Sessions that were active ``age`` seconds ago; their sandboxes exist, if they name any."""
     begin = Session.objects.using(site.alias).count()
     now = timezone.now()
@@ -45,17 +52,26 @@ def sessions(site: Site, number: int = 1, *, age: float = 0, opened: float | Non
     return [row.id for row in rows]
 
 
-def sandbox(site: Site, state: str, session_id: str | None, age: float = 5 * MINUTE) -> str:
+def sandbox(
+    site: Site, state: str, session_id: str | None, age: float = 5 * MINUTE
+) -> str:
     at = timezone.now() - timedelta(seconds=age)
     number = Sandbox.objects.using(site.alias).count()
     Sandbox.objects.using(site.alias).create(
-        id=f"b{number}", agent_name="bot", session_id=session_id, state=state, workspace_dir="/w", last_used_at=at
+        id=f"b{number}",
+        agent_name="bot",
+        session_id=session_id,
+        state=state,
+        workspace_dir="/w",
+        last_used_at=at,
     )
     return f"b{number}"
 
 
 def found(site: Site) -> dict[str, Finding]:
-    return {each.code: each for each in examine(Budget(connections[site.alias])).findings}
+    return {
+        each.code: each for each in examine(Budget(connections[site.alias])).findings
+    }
 
 
 def said(site: Site) -> dict[str, int]:
@@ -96,7 +112,10 @@ def test_an_hour_in_which_everything_failed_is_the_first_thing_to_say(fleet: Sit
 def test_failures_are_far_above_the_usual_if_chance_does_not_explain_them(
     lately: tuple[int, int], usually: tuple[int, int], far: bool
 ):
-    assert is_far_above(Group(None, None, Rate(*lately), Rate(*usually)), Rate(*usually)) is far
+    assert (
+        is_far_above(Group(None, None, Rate(*lately), Rate(*usually)), Rate(*usually))
+        is far
+    )
 
 
 def test_failures_of_one_agent_or_tenant_are_seen_among_many_that_work(fleet: Site):
@@ -108,7 +127,10 @@ def test_failures_of_one_agent_or_tenant_are_seen_among_many_that_work(fleet: Si
     sessions(fleet, 9, age=10 * MINUTE, status="error", tenant_id="acme")
 
     finding = found(fleet)["failing"]
-    assert (finding.count, finding.detail) == (21, "agent broken: 12 of 12; tenant acme: 9 of 9")
+    assert (finding.count, finding.detail) == (
+        21,
+        "agent broken: 12 of 12; tenant acme: 9 of 9",
+    )
     check = next(check for check in checks() if check.code == "failing")
     assert check.counted(Fleet(fleet.alias)).count() == 21
 
@@ -138,10 +160,15 @@ def test_a_dead_runner_and_its_sessions_are_one_line(fleet: Site):
     finding = found(fleet)["runner"]
 
     assert said(fleet) == {"runner": 1}
-    assert (finding.detail, finding.runner) == ("dead, 31 min ago; 62 live sessions", "dead")
+    assert (finding.detail, finding.runner) == (
+        "dead, 31 min ago; 62 live sessions",
+        "dead",
+    )
 
 
-def test_pausing_some_or_all_of_a_dead_runners_sessions_is_no_sign_of_its_life(fleet: Site, superuser: User):
+def test_pausing_some_or_all_of_a_dead_runners_sessions_is_no_sign_of_its_life(
+    fleet: Site, superuser: User
+):
     ids = sessions(fleet, 62, age=31 * MINUTE, runner_id="dead")
     for id in ids:
         sandbox(fleet, "running", id)
@@ -149,7 +176,10 @@ def test_pausing_some_or_all_of_a_dead_runners_sessions_is_no_sign_of_its_life(f
     fleet.act("agentdb/session/", "pause_sessions", ids[:1], confirmed="1")
 
     assert said(fleet) == {"runner": 1, "sandbox-alone": 1}
-    undone = fleet.post("agentdb/session/undo/", lines=json.dumps({"action": "pause", "before": {ids[0]: "active"}}))
+    undone = fleet.post(
+        "agentdb/session/undo/",
+        lines=json.dumps({"action": "pause", "before": {ids[0]: "active"}}),
+    )
     assert "Resumed 1 session" in undone.text
     assert said(fleet) == {"runner": 1}
     fleet.act("agentdb/session/", "pause_sessions", ids[:1], confirmed="1")
@@ -160,14 +190,26 @@ def test_pausing_some_or_all_of_a_dead_runners_sessions_is_no_sign_of_its_life(f
     fleet.post("agentdb/session/runner/?id=dead")
     sandboxes_whose = found(fleet)["sandbox-alone"]
     assert Session.objects.using(fleet.alias).live().count() == 0
-    assert (sandboxes_whose.count, sandboxes_whose.detail.partition(", ")[2]) == (62, "all with session paused")
+    assert (sandboxes_whose.count, sandboxes_whose.detail.partition(", ")[2]) == (
+        62,
+        "all with session paused",
+    )
 
 
 @pytest.mark.parametrize(
     ("status", "is_sign"),
-    [("active", True), ("starting", True), ("ended", True), ("paused", False), ("error", False), ("stopped", False)],
+    [
+        ("active", True),
+        ("starting", True),
+        ("ended", True),
+        ("paused", False),
+        ("error", False),
+        ("stopped", False),
+    ],
 )
-def test_what_the_runner_itself_writes_is_its_sign_of_life(fleet: Site, status: str, is_sign: bool):
+def test_what_the_runner_itself_writes_is_its_sign_of_life(
+    fleet: Site, status: str, is_sign: bool
+):
     sessions(fleet, 3, age=40 * MINUTE, runner_id="r")
     sessions(fleet, 1, age=20, runner_id="r", status=status)
 
@@ -203,7 +245,9 @@ def test_sessions_and_what_is_said_of_them(
 
     assert said(fleet) == expected
     # The page of the row has the rule of the check.
-    assert ("agentdb-finding" in fleet.get(f"agentdb/session/{id}/change/").html) is bool(expected)
+    assert (
+        "agentdb-finding" in fleet.get(f"agentdb/session/{id}/change/").html
+    ) is bool(expected)
 
 
 # -- sandboxes
@@ -236,7 +280,13 @@ def test_sessions_and_what_is_said_of_them(
     ],
 )
 def test_sandboxes_and_what_is_said_of_them(
-    fleet: Site, superuser: User, state: str, status: str, age: float, session_age: float, is_said: bool
+    fleet: Site,
+    superuser: User,
+    state: str,
+    status: str,
+    age: float,
+    session_age: float,
+    is_said: bool,
 ):
     session_id: str | None = {"none": None, "missing": "gone"}.get(status)
     if status not in ("none", "missing"):
@@ -244,9 +294,13 @@ def test_sandboxes_and_what_is_said_of_them(
     id = sandbox(fleet, state, session_id, age * MINUTE)
 
     assert said(fleet) == ({"sandbox-alone": 1} if is_said else {})
-    assert ("agentdb-finding" in fleet.get(f"agentdb/sandbox/{id}/change/").html) is is_said
+    assert (
+        "agentdb-finding" in fleet.get(f"agentdb/sandbox/{id}/change/").html
+    ) is is_said
     if is_said:
-        assert found(fleet)["sandbox-alone"].detail.endswith(f"all with session {status}")
+        assert found(fleet)["sandbox-alone"].detail.endswith(
+            f"all with session {status}"
+        )
 
 
 # -- a fleet
@@ -295,19 +349,27 @@ def test_a_fleet_of_40_000_is_well_and_then_not(fleet: Site):
             cursor.execute(statement, [])
 
     assert said(fleet) == {"runner": 1, "silent": 1, "sandbox-alone": 811}
-    assert found(fleet)["sandbox-alone"].detail.endswith("700 with session paused, 111 with session none")
+    assert found(fleet)["sandbox-alone"].detail.endswith(
+        "700 with session paused, 111 with session none"
+    )
     with pytest.raises(SystemExit) as ended:
         call_command("overview", database=fleet.alias)
     assert ended.value.code == 1
 
 
-def test_a_check_that_cannot_be_made_is_no_all_clear(fleet: Site, capsys: pytest.CaptureFixture[str]):
+def test_a_check_that_cannot_be_made_is_no_all_clear(
+    fleet: Site, capsys: pytest.CaptureFixture[str]
+):
     with connections[fleet.alias].cursor() as cursor:
         cursor.execute("DROP TABLE sandboxes")
 
     findings = found(fleet)
 
-    assert {code for code, each in findings.items() if each.problem} == {"sandbox-alone", "sandbox-gone", "unreadable"}
+    assert {code for code, each in findings.items() if each.problem} == {
+        "sandbox-alone",
+        "sandbox-gone",
+        "unreadable",
+    }
     with pytest.raises(SystemExit) as ended:
         call_command("overview", database=fleet.alias)
     assert ended.value.code == 1

@@ -33,8 +33,12 @@ def led_to(site: Site, text: str) -> str:
 def rows(site: Site, superuser: User) -> None:
     fill(site.alias, 12)
     for id in UUIDS:
-        Session.objects.using(site.alias).create(id=id, agent_name="a", sandbox_id="b", runner_id="runner-0")
-    Session.objects.using(site.alias).filter(pk="s0003").update(tenant_id="acme", runner_id="eu-1")
+        Session.objects.using(site.alias).create(
+            id=id, agent_name="a", sandbox_id="b", runner_id="runner-0"
+        )
+    Session.objects.using(site.alias).filter(pk="s0003").update(
+        tenant_id="acme", runner_id="eu-1"
+    )
 
 
 @pytest.mark.parametrize(
@@ -58,10 +62,15 @@ def test_what_is_meant_is_opened_at_once(site: Site, rows: None, text: str, path
 
 
 def test_several_that_may_be_meant_are_listed(site: Site, rows: None):
-    page = looked_for(site, "0193a7c2", **{"from": "/admin/agentdb/session/?tenant_id=t1"})
+    page = looked_for(
+        site, "0193a7c2", **{"from": "/admin/agentdb/session/?tenant_id=t1"}
+    )
 
     assert [text for _, text in page.links if text in UUIDS] == UUIDS
-    assert page.link("The list you came from") == "/admin/agentdb/session/?tenant_id=t1&q=0193a7c2"
+    assert (
+        page.link("The list you came from")
+        == "/admin/agentdb/session/?tenant_id=t1&q=0193a7c2"
+    )
     assert "/admin/agentdb/sandbox/?q=0193a7c2" in [url for url, _ in page.links]
 
 
@@ -83,9 +92,16 @@ def test_a_pasted_key_is_found_and_is_in_no_address(site: Site, superuser: User)
     assert plain[9:] not in page.html
 
 
-@pytest.mark.parametrize("origin", ["https://example.org/", "//example.org/x", "javascript:alert(1)"])
-def test_the_list_that_one_came_from_is_one_of_this_site(site: Site, rows: None, origin: str):
-    assert "The list you came from" not in looked_for(site, "nowhere", **{"from": origin}).text
+@pytest.mark.parametrize(
+    "origin", ["https://example.org/", "//example.org/x", "javascript:alert(1)"]
+)
+def test_the_list_that_one_came_from_is_one_of_this_site(
+    site: Site, rows: None, origin: str
+):
+    assert (
+        "The list you came from"
+        not in looked_for(site, "nowhere", **{"from": origin}).text
+    )
 
 
 def test_the_box_tells_of_no_table_that_the_user_may_not_see(site: Site):
@@ -93,20 +109,36 @@ def test_the_box_tells_of_no_table_that_the_user_may_not_see(site: Site):
     plain, _ = site.db.issue_api_key("secret-tenant", "laptop")
     site.log_in(site.make_user("narrow", "view_sandbox"))
 
-    for text in ("s0001", "k0001", "agent-1", "runner-1", "secret-tenant", plain, "laptop"):
+    for text in (
+        "s0001",
+        "k0001",
+        "agent-1",
+        "runner-1",
+        "secret-tenant",
+        plain,
+        "laptop",
+    ):
         assert looked_for(site, text).status == 200
         assert "Nothing found" in looked_for(site, text).text
     assert led_to(site, "b0001") == "/admin/agentdb/sandbox/b0001/change/"
 
 
 def test_the_box_asks_for_a_login(site: Site):
-    assert looked_for(site, "x").response["Location"] == "/admin/login/?next=/admin/agentdb/session/find/"
+    assert (
+        looked_for(site, "x").response["Location"]
+        == "/admin/login/?next=/admin/agentdb/session/find/"
+    )
 
 
 def test_each_page_has_the_box_and_says_if_one_may_only_look(site: Site):
     fill(site.alias, 2)
     site.log_in_viewer()
-    for path in ("", "agentdb/session/", "agentdb/session/s0001/change/", "agentdb/agent/tenant/?id=t1"):
+    for path in (
+        "",
+        "agentdb/session/",
+        "agentdb/session/s0001/change/",
+        "agentdb/agent/tenant/?id=t1",
+    ):
         page = Page(site.client.get(f"/admin/{path}"))
         assert 'action="/admin/agentdb/session/find/"' in page.html
         assert "Read-only" in page.text
@@ -121,7 +153,9 @@ def test_odd_texts_find_nothing_and_break_nothing(site: Site, rows: None, text: 
 
 
 @pytest.mark.parametrize("is_revoked", [False, True])
-def test_no_question_to_the_database_holds_a_pasted_key(site: Site, superuser: User, is_revoked: bool):
+def test_no_question_to_the_database_holds_a_pasted_key(
+    site: Site, superuser: User, is_revoked: bool
+):
     plain, record = site.db.issue_api_key("acme", "laptop")
     if is_revoked:
         site.db.delete_api_key(record.id)
@@ -133,7 +167,9 @@ def test_no_question_to_the_database_holds_a_pasted_key(site: Site, superuser: U
     assert not [query for query in queries if plain in query["sql"]]
 
 
-def test_the_report_of_an_error_holds_no_pasted_key(site: Site, superuser: User, monkeypatch: pytest.MonkeyPatch):
+def test_the_report_of_an_error_holds_no_pasted_key(
+    site: Site, superuser: User, monkeypatch: pytest.MonkeyPatch
+):
     plain, _ = site.db.issue_api_key("acme", "laptop")
     reports: list[str] = []
 
@@ -141,7 +177,9 @@ def test_the_report_of_an_error_holds_no_pasted_key(site: Site, superuser: User,
         raise RuntimeError("broken on purpose")
 
     def keep(sender: object, request: Any, **more: object) -> None:
-        reports.append(ExceptionReporter(request, *sys.exc_info()).get_traceback_html())  # what Django mails
+        reports.append(
+            ExceptionReporter(request, *sys.exc_info()).get_traceback_html()
+        )  # what Django mails
 
     monkeypatch.setattr(Search, "hits", fail)
     site.client.raise_request_exception = False

@@ -37,7 +37,9 @@ def test_viewers_who_ask_at_once_share_one_answer():
     assert (answers, made) == ([0] * 20, [0])
 
 
-def test_an_answer_is_made_again_once_it_is_old_or_something_was_changed(monkeypatch: pytest.MonkeyPatch):
+def test_an_answer_is_made_again_once_it_is_old_or_something_was_changed(
+    monkeypatch: pytest.MonkeyPatch,
+):
     numbers = iter(range(10))
 
     assert [sharing.shared("page", lambda: next(numbers)) for _ in range(2)] == [0, 0]
@@ -79,6 +81,11 @@ def test_viewers_of_the_overview_share_it_as_far_as_they_may_see_the_same(
     assert "Top tenants" in first and "Top tenants" in second
     assert "Top tenants" not in narrow
     site.log_in(superuser)
-    site.post("agentdb/session/?status=active", action="pause_sessions", _selected_action=["s0001"], confirmed="1")
+    site.post(
+        "agentdb/session/?status=active",
+        action="pause_sessions",
+        _selected_action=["s0001"],
+        confirmed="1",
+    )
     site.get("")
     assert len(made) == 3  # what was changed here shows at once

@@ -24,7 +24,8 @@ from tests.helpers.cockroach_nodes import BINARY_VARIABLE, Cluster, Node, until
 from tests.helpers.servers import ROOT
 
 pytestmark = pytest.mark.skipif(
-    BINARY_VARIABLE not in os.environ, reason=f"needs a CockroachDB program, which {BINARY_VARIABLE} names"
+    BINARY_VARIABLE not in os.environ,
+    reason=f"needs a CockroachDB program, which {BINARY_VARIABLE} names",
 )
 
 PROCESSES = 4
@@ -61,7 +62,9 @@ def load(url: str, worker: str, log: Path) -> None:
 
 def _connected(url: str) -> agentdb.DjangoDb:
     while True:
-        with suppress(agentdb.DatabaseUnavailableError):  # nodes that have just started are slow
+        with suppress(
+            agentdb.DatabaseUnavailableError
+        ):  # nodes that have just started are slow
             return agentdb.connect(url)
 
 
@@ -95,11 +98,16 @@ class Load:
     """Four processes that call, each with a log."""
 
     def __init__(self, url: str, folder: Path, prefix: str) -> None:
-        self.logs = {f"{prefix}{number}": folder / f"{prefix}{number}.log" for number in range(PROCESSES)}
+        self.logs = {
+            f"{prefix}{number}": folder / f"{prefix}{number}.log"
+            for number in range(PROCESSES)
+        }
         code = "import sys, pathlib; from tests.faults.test_cockroachdb_nodes import load; "
         code += "load(sys.argv[1], sys.argv[2], pathlib.Path(sys.argv[3]))"
         self.processes = [
-            subprocess.Popen([sys.executable, "-c", code, url, worker, str(log)], cwd=ROOT)
+            subprocess.Popen(
+                [sys.executable, "-c", code, url, worker, str(log)], cwd=ROOT
+            )
             for worker, log in self.logs.items()
         ]
 
@@ -121,8 +129,12 @@ class Load:
 
     def wait(self, since: float = 0.0) -> None:
         def each_was_answered() -> bool:
-            assert all(process.poll() is None for process in self.processes), "a caller ended"
-            told = Counter(a.worker for a in self.answers() if a.name != "error" and a.at > since)
+            assert all(process.poll() is None for process in self.processes), (
+                "a caller ended"
+            )
+            told = Counter(
+                a.worker for a in self.answers() if a.name != "error" and a.at > since
+            )
             return all(told[worker] >= ENOUGH for worker in self.logs)
 
         until(each_was_answered, "each process was answered", seconds=180)
@@ -131,8 +143,18 @@ class Load:
         """The longest time that one process was without an answer, in seconds."""
         longest = 0.0
         for worker in self.logs:
-            times = sorted(a.at for a in self.answers() if a.worker == worker and a.name != "error")
-            longest = max([longest, *(after - before for before, after in zip(times, times[1:], strict=False))])
+            times = sorted(
+                a.at for a in self.answers() if a.worker == worker and a.name != "error"
+            )
+            longest = max(
+                [
+                    longest,
+                    *(
+                        after - before
+                        for before, after in zip(times, times[1:], strict=False)
+                    ),
+                ]
+            )
         return longest
 
 
@@ -173,7 +195,10 @@ WHAT_HAPPENS = {
     "kill -9 of another node": (killed, 2),
     "partition: the node that all are connected to is cut off": (cut_off, 0),
     "drain and stop of the node that all are connected to": (drained, 0),
-    "a fourth node joins, the node that all are connected to is decommissioned": (replaced, 1),
+    "a fourth node joins, the node that all are connected to is decommissioned": (
+        replaced,
+        1,
+    ),
 }
 
 
@@ -186,7 +211,9 @@ def test_no_acknowledged_write_is_lost_and_nothing_is_handed_out_twice(
     first = node if "all are connected" in what else cluster.nodes[0]
     prefix = f"w{list(WHAT_HAPPENS).index(what)}-"
     with _connected(cluster.url(first=first)) as db:
-        db.run_transaction(lambda tx: [tx.delete_agent(agent.name) for agent in tx.list_agents()])
+        db.run_transaction(
+            lambda tx: [tx.delete_agent(agent.name) for agent in tx.list_agents()]
+        )
     _fill(cluster, prefix)
 
     with Load(cluster.url(first=first), tmp_path, prefix) as callers:
@@ -197,7 +224,10 @@ def test_no_acknowledged_write_is_lost_and_nothing_is_handed_out_twice(
     cluster.wait_for_copies()
 
     answers = callers.answers()
-    told = {name: [a.value for a in answers if a.name == name and a.value is not None] for name in _NAMES}
+    told = {
+        name: [a.value for a in answers if a.name == name and a.value is not None]
+        for name in _NAMES
+    }
     errors = Counter(str(a.value) for a in answers if a.name == "error")
     with _connected(cluster.url(first=cluster.nodes[0])) as db:
         lost = [id for id in told["insert"] if db.get_session(str(id)) is None]
@@ -205,16 +235,27 @@ def test_no_acknowledged_write_is_lost_and_nothing_is_handed_out_twice(
         held = [db.get_session(str(id)) for id in told["claim_session"]]
     with capsys.disabled():
         writes = sum(map(len, told.values()))
-        seen = ", ".join(f"{count} {name}" for name, count in sorted(errors.items())) or "no error"
-        print(f"\n| {what} | {len(lost)} of {writes:,} | {callers.outage():.1f} s | {seen} |")  # noqa: T201
+        seen = (
+            ", ".join(f"{count} {name}" for name, count in sorted(errors.items()))
+            or "no error"
+        )
+        row = f"| {what} | {len(lost)} of {writes:,} | {callers.outage():.1f} s | {seen} |"
+        print(f"\n{row}")  # noqa: T201
     assert lost == []
     for name in ("claim", "claim_session", "upsert"):
         twice = [value for value, count in Counter(told[name]).items() if count > 1]
         assert twice == [], (name, twice)
-    assert all(session is not None and str(session.runner_id).startswith(prefix) for session in held)
+    assert all(
+        session is not None and str(session.runner_id).startswith(prefix)
+        for session in held
+    )
     # A version more than was told is a write whose outcome the caller does not know.
     assert len(told["upsert"]) <= agent.version <= len(told["upsert"]) + errors.total()
-    assert set(errors) <= {"DatabaseUnavailableError", "OutcomeUnknownError", "ConflictError"}
+    assert set(errors) <= {
+        "DatabaseUnavailableError",
+        "OutcomeUnknownError",
+        "ConflictError",
+    }
 
 
 _NAMES = ("insert", "upsert", "claim", "claim_session")
@@ -229,4 +270,6 @@ def _fill(cluster: Cluster, prefix: str) -> None:
         "INSERT INTO sandboxes (id, agent_name, workspace_dir, state) "
         f"SELECT '{prefix}' || i, 'a', '/', 'warm' FROM {numbers}"
     )
-    cluster.sql(f"INSERT INTO sessions (id, agent_name, sandbox_id) SELECT 'open-' || i, 'a', 'sb' FROM {numbers}")
+    cluster.sql(
+        f"INSERT INTO sessions (id, agent_name, sandbox_id) SELECT 'open-' || i, 'a', 'sb' FROM {numbers}"
+    )

@@ -36,7 +36,9 @@ class Interrupt(BaseException):
 
 
 @pytest.fixture
-def migrated(make_postgres_database: Callable[..., str], _migrated_postgres: str) -> str:
+def migrated(
+    make_postgres_database: Callable[..., str], _migrated_postgres: str
+) -> str:
     return make_postgres_database(template=_migrated_postgres)
 
 
@@ -79,23 +81,32 @@ def test_an_exception_between_two_steps_of_connecting_costs_no_acknowledged_writ
         monkeypatch.undo()
 
         made = [db.insert_session(f"s{number}", "a", "sb") for number in range(3)]
-        assert [session.created_at.utcoffset() for session in made] == [made[0].created_at.utcoffset()] * 3
+        assert [session.created_at.utcoffset() for session in made] == [
+            made[0].created_at.utcoffset()
+        ] * 3
         db.run_transaction(lambda tx: tx.insert_session("s3", "a", "sb"))
         assert stored(url) == {"s0", "s1", "s2", "s3"}
 
 
-def test_a_server_that_is_too_old_is_refused_by_connect(migrated: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_is_too_old_is_refused_by_connect(
+    migrated: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with agentdb.connect(migrated) as db:
         features = type(connections[db.alias].features)
     monkeypatch.setattr(features, "minimum_database_version", (99,))
-    with pytest.raises(DatabaseUnavailableError, match=r"is unavailable: PostgreSQL 99 or later is required \(found"):
+    with pytest.raises(
+        DatabaseUnavailableError,
+        match=r"is unavailable: PostgreSQL 99 or later is required \(found",
+    ):
         agentdb.connect(migrated)
 
 
 # -- files
 
 
-def test_a_file_that_is_moved_during_a_transaction_is_no_success(tmp_path: Path) -> None:
+def test_a_file_that_is_moved_during_a_transaction_is_no_success(
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "agents.db"
     with agentdb.connect(f"sqlite:///{path}", migrate=True) as db:
 
@@ -103,7 +114,9 @@ def test_a_file_that_is_moved_during_a_transaction_is_no_success(tmp_path: Path)
             tx.insert_session("s1", "a", "sb")
             path.rename(tmp_path / "moved.db")
 
-        with pytest.raises(DatabaseUnavailableError, match="was removed or moved while it was open") as raised:
+        with pytest.raises(
+            DatabaseUnavailableError, match="was removed or moved while it was open"
+        ) as raised:
             db.run_transaction(work)
 
         assert not isinstance(raised.value, OutcomeUnknownError)
@@ -111,7 +124,9 @@ def test_a_file_that_is_moved_during_a_transaction_is_no_success(tmp_path: Path)
         assert db.list_sessions() == []
 
 
-def test_a_file_that_is_moved_while_a_write_waits_for_its_lock_is_no_success(tmp_path: Path) -> None:
+def test_a_file_that_is_moved_while_a_write_waits_for_its_lock_is_no_success(
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "agents.db"
     with agentdb.connect(f"sqlite:///{path}", migrate=True) as db:
         db.insert_session("s1", "a", "sb")
@@ -123,7 +138,9 @@ def test_a_file_that_is_moved_while_a_write_waits_for_its_lock_is_no_success(tmp
             other.execute("COMMIT")
 
         threading.Timer(0.3, move).start()
-        with pytest.raises(OutcomeUnknownError, match="The last write went into the file that was open"):
+        with pytest.raises(
+            OutcomeUnknownError, match="The last write went into the file that was open"
+        ):
             db.insert_session("s2", "a", "sb")
         other.close()
 
@@ -134,16 +151,23 @@ def test_an_index_of_the_log_that_is_removed_is_noticed(tmp_path: Path) -> None:
         db.insert_session("s1", "a", "sb")
         os.remove(f"{path}-shm")
 
-        with pytest.raises(DatabaseUnavailableError, match="The index of the write-ahead log .*-shm' was removed"):
+        with pytest.raises(
+            DatabaseUnavailableError,
+            match="The index of the write-ahead log .*-shm' was removed",
+        ):
             db.insert_session("s2", "a", "sb")
 
 
-def test_a_missing_file_is_not_made_by_a_connection_that_opens_again(tmp_path: Path) -> None:
+def test_a_missing_file_is_not_made_by_a_connection_that_opens_again(
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "agents.db"
     with agentdb.connect(f"sqlite:///{path}", migrate=True) as db:
         connections[db.alias].close()
         os.remove(path)
-        with pytest.raises(DatabaseUnavailableError, match="was removed or moved while it was open"):
+        with pytest.raises(
+            DatabaseUnavailableError, match="was removed or moved while it was open"
+        ):
             db.list_agents()
     assert not path.exists()
 
@@ -151,16 +175,28 @@ def test_a_missing_file_is_not_made_by_a_connection_that_opens_again(tmp_path: P
 # -- the schema changes
 
 
-def test_migrations_that_are_reversed_under_an_open_db_are_noticed(tmp_path: Path) -> None:
+def test_migrations_that_are_reversed_under_an_open_db_are_noticed(
+    tmp_path: Path,
+) -> None:
     url = f"sqlite:///{tmp_path / 'agents.db'}"
     with agentdb.connect(url, migrate=True) as db:
         db.insert_session("s1", "a", "sb")
-        with closing(sqlite3.connect(tmp_path / "agents.db", isolation_level=None)) as other:
-            other.execute("DELETE FROM django_migrations WHERE app = 'agentdb' AND name <> '0001_initial'")
-            other.execute("ALTER TABLE sessions RENAME COLUMN sandbox_id TO sandbox_id2")
-            other.execute("ALTER TABLE sessions RENAME COLUMN sandbox_id2 TO sandbox_id")
+        with closing(
+            sqlite3.connect(tmp_path / "agents.db", isolation_level=None)
+        ) as other:
+            other.execute(
+                "DELETE FROM django_migrations WHERE app = 'agentdb' AND name <> '0001_initial'"
+            )
+            other.execute(
+                "ALTER TABLE sessions RENAME COLUMN sandbox_id TO sandbox_id2"
+            )
+            other.execute(
+                "ALTER TABLE sessions RENAME COLUMN sandbox_id2 TO sandbox_id"
+            )
 
-        with pytest.raises(SchemaOutOfDateError, match="lacks the migrations 0002_native_timestamps"):
+        with pytest.raises(
+            SchemaOutOfDateError, match="lacks the migrations 0002_native_timestamps"
+        ):
             db.run_transaction(lambda tx: tx.touch_session("s1"))
 
 
@@ -168,7 +204,10 @@ def test_text_in_a_column_of_timestamps_is_no_record(migrated: str) -> None:
     with agentdb.connect(migrated) as db:
         db.insert_session("s1", "a", "sb")
         execute(migrated, "ALTER TABLE sessions ALTER created_at DROP DEFAULT")
-        execute(migrated, "ALTER TABLE sessions ALTER created_at TYPE text USING created_at::text")
+        execute(
+            migrated,
+            "ALTER TABLE sessions ALTER created_at TYPE text USING created_at::text",
+        )
 
         for read in (lambda: db.get_session("s1"), db.list_sessions):
             with pytest.raises(SchemaMismatchError):
@@ -181,27 +220,36 @@ def test_tables_that_are_gone_are_no_good_health(url: str) -> None:
         execute(url, "DROP TABLE sandboxes")
 
         reason = "lacks the tables sandboxes, though their migrations are recorded. Run 'agentdb verifydb'."
-        assert (db.health().ok, db.health().reason) == (False, f"{db.describe()} {reason}")
+        assert (db.health().ok, db.health().reason) == (
+            False,
+            f"{db.describe()} {reason}",
+        )
         with pytest.raises(SchemaMismatchError) as raised:
             agentdb.connect(url)
         assert str(raised.value).endswith(f" {reason}")
 
 
-def test_a_record_in_another_schema_of_the_search_path_is_no_good_health(migrated: str) -> None:
+def test_a_record_in_another_schema_of_the_search_path_is_no_good_health(
+    migrated: str,
+) -> None:
     url = migrated
     execute(url, "CREATE SCHEMA old")
     for table in ("agents", "sessions", "sandboxes", "api_keys"):
         execute(url, f"CREATE TABLE old.{table} (id text PRIMARY KEY, created_at text)")
     separator = "&" if "?" in url else "?"
 
-    with pytest.raises(SchemaOutOfDateError, match="not adopted yet.*then 'agentdb baselinedb'"):
+    with pytest.raises(
+        SchemaOutOfDateError, match="not adopted yet.*then 'agentdb baselinedb'"
+    ):
         agentdb.connect(f"{url}{separator}options=-csearch_path%3Dold,public")
 
 
 # -- transactions
 
 
-def test_a_thread_that_the_function_starts_may_not_use_the_transaction(url: str) -> None:
+def test_a_thread_that_the_function_starts_may_not_use_the_transaction(
+    url: str,
+) -> None:
     errors: list[BaseException] = []
 
     def work(tx: Db) -> None:
@@ -219,11 +267,15 @@ def test_a_thread_that_the_function_starts_may_not_use_the_transaction(url: str)
     with agentdb.connect(url) as db:
         db.run_transaction(work)
         assert [type(error) for error in errors] == [AgentDbError]
-        assert str(errors[0]).startswith("A transaction belongs to the thread that runs it, and this call comes from")
+        assert str(errors[0]).startswith(
+            "A transaction belongs to the thread that runs it, and this call comes from"
+        )
         assert [session.id for session in db.list_sessions()] == ["inside"]
 
 
-def test_a_transaction_cannot_be_used_after_its_end_and_the_db_around_it_joins(url: str) -> None:
+def test_a_transaction_cannot_be_used_after_its_end_and_the_db_around_it_joins(
+    url: str,
+) -> None:
     kept: list[Db] = []
     with agentdb.connect(url) as db:
 
@@ -235,14 +287,19 @@ def test_a_transaction_cannot_be_used_after_its_end_and_the_db_around_it_joins(u
         with pytest.raises(Interrupt):
             db.run_transaction(work)
         assert db.list_sessions() == []
-        with pytest.raises(DatabaseClosedError, match=r"The transaction has ended. Call the Db that ran it."):
+        with pytest.raises(
+            DatabaseClosedError,
+            match=r"The transaction has ended. Call the Db that ran it.",
+        ):
             kept[0].list_sessions()
 
 
 # -- a server that goes silent
 
 
-def test_hosts_that_answer_nothing_are_tried_within_one_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hosts_that_answer_nothing_are_tried_within_one_limit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         shares: list[float] = []
@@ -255,7 +312,9 @@ def test_hosts_that_answer_nothing_are_tried_within_one_limit(monkeypatch: pytes
         monkeypatch.setattr(postgresql, "_until", noted)
         hosts = ",".join([f"127.0.0.1:{port}"] * 3)
         with pytest.raises(DatabaseUnavailableError, match="timeout expired"):
-            agentdb.connect(f"postgresql://{hosts}/a?call_timeout=1", timeout_seconds=0.9)
+            agentdb.connect(
+                f"postgresql://{hosts}/a?call_timeout=1", timeout_seconds=0.9
+            )
     assert len(shares) >= 3
     assert all(share <= 0.5 for share in shares)
 
@@ -263,14 +322,22 @@ def test_hosts_that_answer_nothing_are_tried_within_one_limit(monkeypatch: pytes
 def test_a_commit_without_its_standby_is_of_unknown_outcome() -> None:
     with Server() as server:
         server.init()
-        server.start(**FAST, synchronous_standby_names="nobody", synchronous_commit="local")
+        server.start(
+            **FAST, synchronous_standby_names="nobody", synchronous_commit="local"
+        )
         with agentdb.connect(f"{server.url}?call_timeout=1", migrate=True) as db:
             execute(server.url, "ALTER DATABASE postgres SET synchronous_commit = 'on'")
             connections[db.alias].close()
 
-            with pytest.raises(OutcomeUnknownError, match="its synchronous standby did not say that it has"):
+            with pytest.raises(
+                OutcomeUnknownError,
+                match="its synchronous standby did not say that it has",
+            ):
                 db.insert_session("s1", "a", "sb")
-            with pytest.raises(OutcomeUnknownError, match="its synchronous standby did not say that it has"):
+            with pytest.raises(
+                OutcomeUnknownError,
+                match="its synchronous standby did not say that it has",
+            ):
                 db.run_transaction(lambda tx: tx.insert_session("s2", "a", "sb"))
             assert {session.id for session in db.list_sessions()} == {"s1", "s2"}
 
@@ -279,7 +346,9 @@ def test_a_commit_without_its_standby_is_of_unknown_outcome() -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-def test_a_fork_beside_open_transactions_waits_once_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fork_beside_open_transactions_waits_once_for_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     waits: list[float] = []
     with agentdb.connect(f"sqlite:///{tmp_path / 'a.db'}", migrate=True) as db:
         go_on, entered = threading.Event(), threading.Semaphore(0)

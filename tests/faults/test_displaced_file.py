@@ -99,7 +99,9 @@ def in_thread(call: Callable[[], object]) -> BaseException | None:
 
 
 @pytest.mark.parametrize(
-    ("displace", "message"), [(remove, MISSING), (move, MISSING), (replace, REPLACED)], ids=lambda value: ""
+    ("displace", "message"),
+    [(remove, MISSING), (move, MISSING), (replace, REPLACED)],
+    ids=lambda value: "",
 )
 def test_nothing_is_acknowledged_once_the_path_names_no_file_or_another(
     displace: Callable[[Path], None], message: str, path: Path
@@ -130,7 +132,9 @@ def test_a_transaction_looks_at_once(path: Path):
             db.run_transaction(lambda tx: make_session(tx, "s2"))
 
 
-def test_a_file_that_is_put_back_is_used_again_and_lacks_nothing(path: Path, often: None):
+def test_a_file_that_is_put_back_is_used_again_and_lacks_nothing(
+    path: Path, often: None
+):
     with agentdb.connect(url(path), migrate=True) as db:
         make_session(db, "s1")
         move(path)
@@ -141,41 +145,60 @@ def test_a_file_that_is_put_back_is_used_again_and_lacks_nothing(path: Path, oft
         assert sorted(session.id for session in db.list_sessions()) == ["s1", "s3"]
 
 
-def test_pages_of_the_old_file_are_not_written_into_the_one_that_took_its_place(path: Path, often: None):
+def test_pages_of_the_old_file_are_not_written_into_the_one_that_took_its_place(
+    path: Path, often: None
+):
     with agentdb.connect(url(path), migrate=True) as db:
         for number in range(20):
             make_session(db, f"s{number}")
         replace(path)
         for _ in range(3):
-            with pytest.raises(DatabaseUnavailableError, match="Another file took the place"):
+            with pytest.raises(
+                DatabaseUnavailableError, match="Another file took the place"
+            ):
                 make_session(db, "lost")
         log = path.with_name(f"{path.name}-wal")
         log.rename(path.with_name("log"))
         assert [session.id for session in db.list_sessions()] == ["other"]
         make_session(db, "kept")
     with closing(sqlite3.connect(path)) as connection:
-        assert connection.execute("SELECT id FROM sessions ORDER BY id").fetchall() == [("kept",), ("other",)]
+        assert connection.execute("SELECT id FROM sessions ORDER BY id").fetchall() == [
+            ("kept",),
+            ("other",),
+        ]
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
 
 
-def test_a_new_thread_does_not_open_the_other_file_with_the_log_of_the_old_one(path: Path):
+def test_a_new_thread_does_not_open_the_other_file_with_the_log_of_the_old_one(
+    path: Path,
+):
     with agentdb.connect(url(path), migrate=True) as db:
         make_session(db, "s1")
         assert in_thread(lambda: make_session(db, "s2")) is None
         replace(path)
-        assert "Another file took the place" in str(in_thread(lambda: make_session(db, "lost")))
+        assert "Another file took the place" in str(
+            in_thread(lambda: make_session(db, "lost"))
+        )
 
 
-def test_a_log_that_is_removed_is_named_once_and_its_commits_are_saved_as_the_file_is_closed(path: Path, often: None):
+def test_a_log_that_is_removed_is_named_once_and_its_commits_are_saved_as_the_file_is_closed(
+    path: Path, often: None
+):
     with agentdb.connect(url(path), migrate=True) as db:
         make_session(db, "s1")
         make_sandbox(db, "sb1")
         remove_log(path)
-        with pytest.raises(DatabaseUnavailableError, match=re.escape(LOG_REMOVED.format(path=path)) + "$"):
+        with pytest.raises(
+            DatabaseUnavailableError,
+            match=re.escape(LOG_REMOVED.format(path=path)) + "$",
+        ):
             make_session(db, "s2")
         make_session(db, "s3")
     with closing(sqlite3.connect(path)) as connection:
-        assert connection.execute("SELECT id FROM sessions ORDER BY id").fetchall() == [("s1",), ("s3",)]
+        assert connection.execute("SELECT id FROM sessions ORDER BY id").fetchall() == [
+            ("s1",),
+            ("s3",),
+        ]
 
 
 def test_a_log_that_is_removed_is_noticed_where_all_calls_are_transactions(path: Path):
@@ -183,7 +206,9 @@ def test_a_log_that_is_removed_is_noticed_where_all_calls_are_transactions(path:
         for number in range(3):
             db.run_transaction(partial(make_session, id=f"s{number}"))
         remove_log(path)
-        with pytest.raises(DatabaseUnavailableError, match=r"The write-ahead log .* was removed while"):
+        with pytest.raises(
+            DatabaseUnavailableError, match=r"The write-ahead log .* was removed while"
+        ):
             db.run_transaction(lambda tx: make_session(tx, "s3"))
 
 
@@ -197,7 +222,9 @@ connection.close()
 
 
 @pytest.mark.parametrize("journal", ["wal", "delete"])
-def test_other_processes_that_come_and_go_are_no_alarm(journal: str, path: Path, often: None):
+def test_other_processes_that_come_and_go_are_no_alarm(
+    journal: str, path: Path, often: None
+):
     with agentdb.connect(f"{url(path)}?journal={journal}", migrate=True) as db:
         for number in range(5):
             make_session(db, f"s{number}")
@@ -213,7 +240,9 @@ def test_a_log_that_another_process_makes_and_removes_before_a_host_has_read_any
         make_session(db, "s1")
     with opened(url(path)) as connection:
         connection.close()
-        del connection.settings_dict["OPTIONS"]["init_command"]  # Django's own connection reads nothing as it is opened
+        del connection.settings_dict["OPTIONS"][
+            "init_command"
+        ]  # Django's own connection reads nothing as it is opened
         db = DjangoDb(connection.alias)
         with agentdb.connect(url(path)) as other:
             make_session(other, "s2")
@@ -234,7 +263,9 @@ def _copy(path: Path) -> None:
 
 def _back_up(path: Path) -> None:
     with opened(url(path)) as connection:
-        back_up_database(connection.alias, path.with_name(f"backup-{time.monotonic()}.db"))
+        back_up_database(
+            connection.alias, path.with_name(f"backup-{time.monotonic()}.db")
+        )
 
 
 def _verify(path: Path) -> None:
@@ -249,7 +280,15 @@ def _connect(path: Path) -> None:
 @pytest.mark.parametrize(
     "look",
     [check_sqlite_file, is_in_wal_mode, _examine, _copy, _back_up, _verify, _connect],
-    ids=["check_sqlite_file", "is_in_wal_mode", "examine", "copy_database", "back_up_database", "verify", "connect"],
+    ids=[
+        "check_sqlite_file",
+        "is_in_wal_mode",
+        "examine",
+        "copy_database",
+        "back_up_database",
+        "verify",
+        "connect",
+    ],
 )
 def test_a_look_at_the_file_takes_no_locks_from_those_who_have_it_open_in_this_process(
     look: Callable[[Path], object], path: Path
@@ -260,14 +299,20 @@ def test_a_look_at_the_file_takes_no_locks_from_those_who_have_it_open_in_this_p
         before = len(descriptors())
         look(path)
         assert len(descriptors()) <= before
-        subprocess.run([sys.executable, "-c", WRITER, path], check=True)  # SQLite there believes it is the last
+        subprocess.run(
+            [sys.executable, "-c", WRITER, path], check=True
+        )  # SQLite there believes it is the last
         assert path.with_name(f"{path.name}-wal").exists()
         make_session(db, "s2")
         with closing(sqlite3.connect(path)) as connection:
-            assert connection.execute("SELECT id FROM sessions ORDER BY id").fetchall() == [("s1",), ("s2",)]
+            assert connection.execute(
+                "SELECT id FROM sessions ORDER BY id"
+            ).fetchall() == [("s1",), ("s2",)]
 
 
-def test_a_look_while_another_thread_opens_the_file_keeps_its_locks(path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_look_while_another_thread_opens_the_file_keeps_its_locks(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+):
     agentdb.connect(url(path), migrate=True).close()
     connections_made: list[DjangoDb] = []
     really_read = os.pread
@@ -287,7 +332,9 @@ def test_a_look_while_another_thread_opens_the_file_keeps_its_locks(path: Path, 
         assert db.get_session("s1") is not None
 
 
-def test_a_child_does_not_take_what_is_kept_open_for_the_locks_for_a_connection_of_its_parent(path: Path):
+def test_a_child_does_not_take_what_is_kept_open_for_the_locks_for_a_connection_of_its_parent(
+    path: Path,
+):
     program = f"""
 import os, sys, agentdb
 from pathlib import Path
@@ -308,7 +355,9 @@ if os.fork() == 0:
     os._exit(0)
 os.wait()
 """
-    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60
+    )
     assert ended.stdout == "acknowledged\n", ended.stderr
 
 
@@ -348,7 +397,9 @@ def test_the_log_of_a_file_behind_a_link_is_known(path: Path, often: None):
         make_session(db, "s1")
         assert db.get_session("s1") is not None
         remove_log(path)
-        with pytest.raises(DatabaseUnavailableError, match=r"The write-ahead log .* was removed while"):
+        with pytest.raises(
+            DatabaseUnavailableError, match=r"The write-ahead log .* was removed while"
+        ):
             db.get_session("s1")
 
 

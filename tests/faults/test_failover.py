@@ -20,7 +20,12 @@ from tests.helpers.factories import make_sandbox, make_session
 from tests.helpers.poolers import PgBouncer, version
 from tests.helpers.servers import FAST, Server
 
-REPLICATION = {**FAST, "wal_level": "replica", "max_wal_senders": "4", "hot_standby": "on"}
+REPLICATION = {
+    **FAST,
+    "wal_level": "replica",
+    "max_wal_senders": "4",
+    "hot_standby": "on",
+}
 AWAY = 0.3  # seconds between the kill and the promotion
 
 
@@ -48,14 +53,21 @@ class Pair:
             connection.execute("ALTER SYSTEM SET synchronous_standby_names = '*'")
             connection.execute("SELECT pg_reload_conf()")
             until(
-                lambda: connection.execute("SELECT sync_state FROM pg_stat_replication").fetchall() == [("sync",)],
+                lambda: (
+                    connection.execute(
+                        "SELECT sync_state FROM pg_stat_replication"
+                    ).fetchall()
+                    == [("sync",)]
+                ),
                 "the standby is synchronous",
             )
 
     def promote(self) -> None:
         self.standby.run("pg_ctl", "promote", "--wait", "-D", str(self.standby.data))
         with psycopg.connect(self.standby.url, autocommit=True) as connection:
-            connection.execute("ALTER SYSTEM SET synchronous_standby_names = ''")  # or it waits for a standby itself
+            connection.execute(
+                "ALTER SYSTEM SET synchronous_standby_names = ''"
+            )  # or it waits for a standby itself
             connection.execute("SELECT pg_reload_conf()")
 
 
@@ -101,11 +113,16 @@ class Caller:
     def outage(self) -> float:
         """The longest time without an answer, in seconds."""
         times = [at for _, at in self.acknowledged]
-        return max(after - before for before, after in zip(times, times[1:], strict=False))
+        return max(
+            after - before for before, after in zip(times, times[1:], strict=False)
+        )
 
 
 def fail_over(
-    pair: Pair, url: str, capsys: pytest.CaptureFixture[str], promoted: Callable[[], object] = lambda: None
+    pair: Pair,
+    url: str,
+    capsys: pytest.CaptureFixture[str],
+    promoted: Callable[[], object] = lambda: None,
 ) -> None:
     """Kill the primary under callers of each kind and promote the standby: they go on, and nothing is missing."""
     with agentdb.connect(url) as db:
@@ -122,16 +139,24 @@ def fail_over(
         callers = [
             Caller("insert_session", lambda number: make_session(db, f"s{number}")),
             Caller("run_transaction", transact),
-            Caller("upsert_agent", lambda number: db.upsert_agent("contended", f"/{number}")),
+            Caller(
+                "upsert_agent",
+                lambda number: db.upsert_agent("contended", f"/{number}"),
+            ),
             Caller("touch_sandbox", lambda number: db.touch_sandbox("touched")),
             Caller("get_session", lambda number: db.get_session("kept")),
         ]
         stop = threading.Event()
-        threads = [threading.Thread(target=caller.run, args=[stop]) for caller in callers]
+        threads = [
+            threading.Thread(target=caller.run, args=[stop]) for caller in callers
+        ]
         for thread in threads:
             thread.start()
         try:
-            until(lambda: all(len(caller.acknowledged) > 20 for caller in callers), "each caller was answered")
+            until(
+                lambda: all(len(caller.acknowledged) > 20 for caller in callers),
+                "each caller was answered",
+            )
             killed_at = time.monotonic()
             pair.primary.kill()
             time.sleep(AWAY)
@@ -139,7 +164,10 @@ def fail_over(
             promoted()
             promoted_at = time.monotonic()
             until(
-                lambda: all(sum(at > promoted_at for _, at in caller.acknowledged) > 20 for caller in callers),
+                lambda: all(
+                    sum(at > promoted_at for _, at in caller.acknowledged) > 20
+                    for caller in callers
+                ),
                 "each caller was answered by the new primary",
             )
         finally:
@@ -150,11 +178,22 @@ def fail_over(
         [agent] = db.list_agents()
 
     with capsys.disabled():
-        print(f"\nPromoted {promoted_at - killed_at:.1f} s after the kill")  # noqa: T201 (the table of the documentation)
+        # The table of the documentation.
+        print(f"\nPromoted {promoted_at - killed_at:.1f} s after the kill")  # noqa: T201
         for caller in callers:
-            errors = ", ".join(f"{count} {name}" for name, count in sorted(caller.errors.items())) or "no error"
-            print(f"{caller.name:16} {caller.outage():5.1f} s without an answer, {errors}")  # noqa: T201
-    assert [name for caller in callers for name in caller.errors if name.startswith("other")] == []
+            errors = (
+                ", ".join(
+                    f"{count} {name}" for name, count in sorted(caller.errors.items())
+                )
+                or "no error"
+            )
+            row = (
+                f"{caller.name:16} {caller.outage():5.1f} s without an answer, {errors}"
+            )
+            print(row)  # noqa: T201
+    assert [
+        name for caller in callers for name in caller.errors if name.startswith("other")
+    ] == []
     inserted, transacted, upserted, *_ = callers
     assert {f"s{number}" for number, _ in inserted.acknowledged} - sessions == set()
     assert {f"t{number}" for number, _ in transacted.acknowledged} - sessions == set()
@@ -166,7 +205,10 @@ def fail_over(
 
 
 def test_callers_go_on_by_themselves_and_no_acknowledged_write_is_missing(
-    pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    pair: Pair,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     pair.service(tmp_path / "services")
     monkeypatch.setenv("PGSERVICEFILE", str(tmp_path / "services"))
@@ -184,7 +226,12 @@ def test_callers_behind_pgbouncer_go_on_once_it_points_at_the_new_primary(
     pair.replicate()
     with PgBouncer(mode, default_pool_size=8, server_login_retry=1) as bouncer:
         bouncer.start(pair.primary)
-        fail_over(pair, bouncer.url + "?prepare=off", capsys, lambda: bouncer.point_at(pair.standby))
+        fail_over(
+            pair,
+            bouncer.url + "?prepare=off",
+            capsys,
+            lambda: bouncer.point_at(pair.standby),
+        )
 
 
 def _all_sessions(db: DjangoDb) -> list[agentdb.SessionRecord]:
@@ -194,7 +241,9 @@ def _all_sessions(db: DjangoDb) -> list[agentdb.SessionRecord]:
     return found
 
 
-def test_a_standby_is_read_and_copied_but_not_written(pair: Pair, tmp_path: Path) -> None:
+def test_a_standby_is_read_and_copied_but_not_written(
+    pair: Pair, tmp_path: Path
+) -> None:
     with agentdb.connect(pair.primary.url, migrate=True) as db:
         make_session(db, "s1")
     pair.replicate()

@@ -27,7 +27,11 @@ EXAMPLE = Path(fleet.__file__)
 
 def _environment() -> dict[str, str]:
     """Without the settings of the tests: the example is no Django project."""
-    return {name: value for name, value in os.environ.items() if name != "DJANGO_SETTINGS_MODULE"}
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name != "DJANGO_SETTINGS_MODULE"
+    }
 
 
 class Fleet:
@@ -39,11 +43,22 @@ class Fleet:
         self.errors = folder / "errors"
 
     def start(self, role: str, name: str) -> subprocess.Popen[bytes]:
-        options = ["--silent-after", str(SILENT_AFTER), "--turns", str(TURNS), "--workspaces", str(self.workspaces)]
+        options = [
+            "--silent-after",
+            str(SILENT_AFTER),
+            "--turns",
+            str(TURNS),
+            "--workspaces",
+            str(self.workspaces),
+        ]
         with self.errors.open("a") as errors:
             return subprocess.Popen(
                 [sys.executable, str(EXAMPLE), role, name, *options],
-                env={**_environment(), "DATABASE_URL": self.url, "PYTHONPATH": str(EXAMPLE.parents[1])},
+                env={
+                    **_environment(),
+                    "DATABASE_URL": self.url,
+                    "PYTHONPATH": str(EXAMPLE.parents[1]),
+                },
                 stderr=errors,
             )
 
@@ -65,7 +80,11 @@ class Fleet:
 @contextmanager
 def running(fleet: Fleet) -> Iterator[list[subprocess.Popen[bytes]]]:
     """A coordinator and two runners; those that are in the list at the end are stopped as a supervisor stops them."""
-    processes = [fleet.start("coordinator", ""), fleet.start("runner", "r1"), fleet.start("runner", "r2")]
+    processes = [
+        fleet.start("coordinator", ""),
+        fleet.start("runner", "r1"),
+        fleet.start("runner", "r2"),
+    ]
     try:
         yield processes
     finally:
@@ -75,7 +94,9 @@ def running(fleet: Fleet) -> Iterator[list[subprocess.Popen[bytes]]]:
             assert process.wait(60) == 0
 
 
-def test_a_fleet_loses_nothing_and_runs_nothing_twice_while_its_runners_are_killed(url: str, tmp_path: Path) -> None:
+def test_a_fleet_loses_nothing_and_runs_nothing_twice_while_its_runners_are_killed(
+    url: str, tmp_path: Path
+) -> None:
     killed = 0
     members = Fleet(url, tmp_path)
     assert members.start("submit", str(SESSIONS)).wait(60) == 0
@@ -85,8 +106,13 @@ def test_a_fleet_loses_nothing_and_runs_nothing_twice_while_its_runners_are_kill
         ends_at, given_up_at, kill_at = now + SECONDS, now + SECONDS + 180, now + 2
         while db.count_sessions(status="ended") < SESSIONS or now < ends_at:
             now = time.monotonic()
-            assert now < given_up_at, (db.list_sessions(status=("starting", "active", "paused")), members.said())
-            assert [process.poll() for process in processes] == [None] * 3, members.said()
+            assert now < given_up_at, (
+                db.list_sessions(status=("starting", "active", "paused")),
+                members.said(),
+            )
+            assert [process.poll() for process in processes] == [None] * 3, (
+                members.said()
+            )
             if kill_at < now < ends_at:
                 number = random.choice((1, 2))
                 processes[number].send_signal(signal.SIGKILL)
@@ -105,7 +131,9 @@ def test_a_fleet_loses_nothing_and_runs_nothing_twice_while_its_runners_are_kill
         assert db.list_sandboxes(state=("waiting", "running")) == []
         assert db.get_silent_sessions(db.list_sessions(limit=1)[0].last_active_at) == []
     for session, made in turns.items():
-        assert [name for *_, name in made] == [f"turn-{number}" for number in range(TURNS)], session
+        assert [name for *_, name in made] == [
+            f"turn-{number}" for number in range(TURNS)
+        ], session
         for (_, ended, *_), (began, *_) in zip(made, made[1:], strict=False):
             assert ended <= began, (session, made)
     assert members.said() == ""

@@ -20,7 +20,9 @@ import pytest
 import agentdb
 from agentdb import ConflictError, Db
 
-_TRANSACTIONS = int(os.environ.get("AGENTDB_HISTORY_TRANSACTIONS", "60"))  # of each thread
+_TRANSACTIONS = int(
+    os.environ.get("AGENTDB_HISTORY_TRANSACTIONS", "60")
+)  # of each thread
 _THREADS = 4
 _KEYS = ["a", "b", "c"]
 
@@ -35,17 +37,29 @@ class Observed:
 
 def numbers(db: Db, key: str) -> tuple[int, ...]:
     agent = db.get_agent(key)
-    return tuple(map(int, agent.path.split(","))) if agent is not None and agent.path != "/" else ()
+    return (
+        tuple(map(int, agent.path.split(",")))
+        if agent is not None and agent.path != "/"
+        else ()
+    )
 
 
-def edges(history: list[Observed], final: dict[str, tuple[int, ...]]) -> Iterable[tuple[int, int]]:
+def edges(
+    history: list[Observed], final: dict[str, tuple[int, ...]]
+) -> Iterable[tuple[int, int]]:
     """Who must come before whom: writer before writer, writer before reader, reader before the next writer."""
-    writer = {number: index for index, each in enumerate(history) for number in each.appends.values()}
+    writer = {
+        number: index
+        for index, each in enumerate(history)
+        for number in each.appends.values()
+    }
     for order in final.values():
         yield from itertools.pairwise(writer[number] for number in order)
     for index, each in enumerate(history):
         for key, seen in each.reads.items():
-            assert seen == final[key][: len(seen)], f"{key}: {seen} is not how {final[key]} began"
+            assert seen == final[key][: len(seen)], (
+                f"{key}: {seen} is not how {final[key]} began"
+            )
             if seen:
                 yield writer[seen[-1]], index
             if len(seen) < len(final[key]):
@@ -69,23 +83,39 @@ def cycle(pairs: Iterable[tuple[int, int]]) -> list[int]:
 
 
 def test_the_checker_finds_a_write_skew_and_a_lost_append() -> None:
-    skew = [Observed({"a": (), "b": ()}, {"a": 1}), Observed({"a": (), "b": ()}, {"b": 2})]
+    skew = [
+        Observed({"a": (), "b": ()}, {"a": 1}),
+        Observed({"a": (), "b": ()}, {"b": 2}),
+    ]
     assert cycle(edges(skew, {"a": (1,), "b": (2,)})) == [0, 1]
     serial = [Observed({"a": ()}, {"a": 1}), Observed({"a": (1,), "b": ()}, {"b": 2})]
     assert cycle(edges(serial, {"a": (1,), "b": (2,)})) == []
     with pytest.raises(AssertionError, match="is not how"):
-        list(edges([Observed({"a": (2,)}, {"a": 1}), Observed({}, {"a": 2})], {"a": (1, 2)}))
+        list(
+            edges(
+                [Observed({"a": (2,)}, {"a": 1}), Observed({}, {"a": 2})], {"a": (1, 2)}
+            )
+        )
 
 
-@pytest.mark.parametrize("singles", [False, True], ids=["transactions", "with single reads"])
+@pytest.mark.parametrize(
+    "singles", [False, True], ids=["transactions", "with single reads"]
+)
 def test_concurrent_transactions_have_a_serial_order(url: str, singles: bool) -> None:
     counter = itertools.count(1)
     history: list[Observed] = []
     separator = "&" if "?" in url else "?"
-    strict = f"{url}{separator}isolation=serializable" if singles and url.startswith("postgresql") else url
+    strict = (
+        f"{url}{separator}isolation=serializable"
+        if singles and url.startswith("postgresql")
+        else url
+    )
 
     def transact(db: Db, randomness: random.Random) -> None:
-        chosen = [(randomness.choice(_KEYS), randomness.random() < 0.5) for _ in range(randomness.randint(1, 4))]
+        chosen = [
+            (randomness.choice(_KEYS), randomness.random() < 0.5)
+            for _ in range(randomness.randint(1, 4))
+        ]
         observed = Observed()
 
         def work(tx: Db) -> None:
@@ -97,7 +127,9 @@ def test_concurrent_transactions_have_a_serial_order(url: str, singles: bool) ->
                     observed.reads[key] = seen
                 if appends and key not in observed.appends:
                     observed.appends[key] = next(counter)
-                    tx.upsert_agent(key, ",".join(map(str, (*seen, observed.appends[key]))))
+                    tx.upsert_agent(
+                        key, ",".join(map(str, (*seen, observed.appends[key])))
+                    )
 
         try:
             db.run_transaction(work)
@@ -117,33 +149,44 @@ def test_concurrent_transactions_have_a_serial_order(url: str, singles: bool) ->
     with agentdb.connect(strict) as db:
         for key in _KEYS:
             db.upsert_agent(key, "/")
-        threads = [threading.Thread(target=run, args=(db, seed)) for seed in range(_THREADS)]
+        threads = [
+            threading.Thread(target=run, args=(db, seed)) for seed in range(_THREADS)
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
         final = {key: numbers(db, key) for key in _KEYS}
 
-    assert {number for each in history for number in each.appends.values()} == set(itertools.chain(*final.values()))
+    assert {number for each in history for number in each.appends.values()} == set(
+        itertools.chain(*final.values())
+    )
     assert cycle(edges(history, final)) == []
 
 
 @pytest.mark.parametrize("strict", [True, False], ids=["serializable", "as given"])
-def test_a_session_of_a_deleted_agent_is_never_left(url: str, strict: bool, engine: str) -> None:
+def test_a_session_of_a_deleted_agent_is_never_left(
+    url: str, strict: bool, engine: str
+) -> None:
     """A transaction of ``get_agent`` and ``insert_session`` beside a plain ``delete_agent``, which deletes both."""
     if engine == "postgresql" and not strict:
         pytest.skip("holds on PostgreSQL with isolation=serializable alone")
     if engine == "sqlite" and strict:
         pytest.skip("SQLite is serializable in any case")
     separator = "&" if "?" in url else "?"
-    with agentdb.connect(f"{url}{separator}isolation=serializable" if strict else url) as db:
+    with agentdb.connect(
+        f"{url}{separator}isolation=serializable" if strict else url
+    ) as db:
         for number in range(_TRANSACTIONS):
             name = f"agent {number}"
             db.upsert_agent(name, "/")
             has_read, deleted = threading.Event(), threading.Event()
 
             def start(
-                tx: Db, name: str = name, has_read: threading.Event = has_read, deleted: threading.Event = deleted
+                tx: Db,
+                name: str = name,
+                has_read: threading.Event = has_read,
+                deleted: threading.Event = deleted,
             ) -> None:
                 if tx.get_agent(name) is not None:
                     has_read.set()
@@ -152,7 +195,9 @@ def test_a_session_of_a_deleted_agent_is_never_left(url: str, strict: bool, engi
                     tx.insert_session(name, name, "sb")
 
             def delete(
-                name: str = name, has_read: threading.Event = has_read, deleted: threading.Event = deleted
+                name: str = name,
+                has_read: threading.Event = has_read,
+                deleted: threading.Event = deleted,
             ) -> None:
                 has_read.wait(30)
                 db.delete_agent(name)

@@ -43,7 +43,9 @@ def _handler() -> object:
     signal.signal(signal.SIGALRM, before)
 
 
-def test_interrupted_wait_for_the_write_lock_leaves_no_transaction(tmp_path: Path) -> None:
+def test_interrupted_wait_for_the_write_lock_leaves_no_transaction(
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "agentdb.sqlite3"
     with agentdb.connect(f"sqlite:///{path}", migrate=True) as db:
         other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
@@ -58,10 +60,14 @@ def test_interrupted_wait_for_the_write_lock_leaves_no_transaction(tmp_path: Pat
         other.close()
 
 
-def test_interrupted_begin_of_a_host_leaves_no_transaction_for_agentdbs_calls(tmp_path: Path) -> None:
+def test_interrupted_begin_of_a_host_leaves_no_transaction_for_agentdbs_calls(
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "agentdb.sqlite3"
     with agentdb.connect(f"sqlite:///{path}", migrate=True) as db:
-        connections[db.alias].connection.execute("BEGIN IMMEDIATE")  # what an interrupted atomic() leaves
+        connections[db.alias].connection.execute(
+            "BEGIN IMMEDIATE"
+        )  # what an interrupted atomic() leaves
 
         db.insert_session("s1", "a", "sb")
 
@@ -99,7 +105,10 @@ def test_interrupted_statement_that_the_function_swallows_ends_the_transaction(
             tx.touch_session("s1")
         with pytest.raises(AgentDbError) as raised:
             tx.insert_session("s2", "a", "sb")
-        assert str(raised.value) == "The transaction has failed already; it can only be undone."
+        assert (
+            str(raised.value)
+            == "The transaction has failed already; it can only be undone."
+        )
 
     with agentdb.connect(url) as db, psycopg.connect(url) as other:
         db.insert_session("s1", "a", "sb")
@@ -129,7 +138,9 @@ def _interrupts_in_finalizers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_interrupts_in_finalizers")
-def test_random_interrupts_lose_no_acknowledged_write_and_fail_no_quiet_call(url: str) -> None:
+def test_random_interrupts_lose_no_acknowledged_write_and_fail_no_quiet_call(
+    url: str,
+) -> None:
     randomness = random.Random(7)
     acknowledged: set[str] = set()
     failures: list[str] = []
@@ -215,7 +226,9 @@ def test_interrupts_in_the_hooks_of_a_fork_leave_no_lock(url: str) -> None:
         for number in range(30):
             cut_off(forking.before, randomness.uniform(0.00001, 0.0004))
             forking.after_in_parent()
-            thread = threading.Thread(target=db.insert_session, args=(f"s{number}", "a", "sb"))
+            thread = threading.Thread(
+                target=db.insert_session, args=(f"s{number}", "a", "sb")
+            )
             thread.start()
             thread.join()
         assert len(db.list_sessions()) == 30
@@ -234,7 +247,9 @@ def test_interrupts_cost_a_database_in_memory_nothing() -> None:
 
         for _ in range(200):
             try:
-                signal.setitimer(signal.ITIMER_REAL, randomness.uniform(0.00002, 0.0005))
+                signal.setitimer(
+                    signal.ITIMER_REAL, randomness.uniform(0.00002, 0.0005)
+                )
                 touch()
             except Interrupt:
                 pass
@@ -243,7 +258,9 @@ def test_interrupts_cost_a_database_in_memory_nothing() -> None:
             assert db.touch_session("s1") is True
 
 
-def test_transaction_that_swallowed_an_error_of_the_hosts_own_statement_is_no_success(db: DjangoDb) -> None:
+def test_transaction_that_swallowed_an_error_of_the_hosts_own_statement_is_no_success(
+    db: DjangoDb,
+) -> None:
     def work(tx: Db) -> str:
         tx.insert_session("s1", "a", "sb")
         with suppress(Exception), transaction.atomic(using=db.alias, savepoint=False):
@@ -272,7 +289,9 @@ def test_raw_error_that_postgresql_answers_with_rollback_at_commit_is_no_success
         assert db.get_session("s1") is None
 
 
-def test_swallowed_error_of_ours_inside_a_hosts_transaction_is_no_success(db: DjangoDb) -> None:
+def test_swallowed_error_of_ours_inside_a_hosts_transaction_is_no_success(
+    db: DjangoDb,
+) -> None:
     def work(tx: Db) -> str:
         tx.insert_session("s1", "a", "sb")
         with connections[db.alias].cursor() as cursor:

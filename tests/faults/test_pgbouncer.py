@@ -43,7 +43,9 @@ def bouncer(server: Server) -> Iterator[Callable[..., str]]:
         def start(mode: str, *, migrate: bool = True, **settings: object) -> str:
             if migrate:
                 agentdb.connect(server.database(name), migrate=True).close()
-            bouncer = started.enter_context(PgBouncer(mode, **{"default_pool_size": SERVER_CONNECTIONS, **settings}))
+            bouncer = started.enter_context(
+                PgBouncer(mode, **{"default_pool_size": SERVER_CONNECTIONS, **settings})
+            )
             bouncer.start(server, name)
             return bouncer.url
 
@@ -71,40 +73,59 @@ def many_callers(url: str) -> list[str]:
             except Exception as error:
                 wrong.append(repr(error))
 
-        threads = [threading.Thread(target=call, args=[caller]) for caller in range(CALLERS)]
+        threads = [
+            threading.Thread(target=call, args=[caller]) for caller in range(CALLERS)
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
         if not wrong:
-            active = [session for session in db.list_sessions(limit=2 * CALLERS * CALLS) if session.status == "active"]
+            active = [
+                session
+                for session in db.list_sessions(limit=2 * CALLERS * CALLS)
+                if session.status == "active"
+            ]
             assert len(active) == CALLERS * CALLS
     return wrong
 
 
-def test_transaction_mode_with_prepare_off_serves_many_callers(bouncer: Callable[..., str]) -> None:
+def test_transaction_mode_with_prepare_off_serves_many_callers(
+    bouncer: Callable[..., str],
+) -> None:
     assert many_callers(bouncer("transaction") + "?prepare=off") == []
 
 
-def test_transaction_mode_that_keeps_prepared_statements_needs_no_option(bouncer: Callable[..., str]) -> None:
+def test_transaction_mode_that_keeps_prepared_statements_needs_no_option(
+    bouncer: Callable[..., str],
+) -> None:
     if version() < (1, 21):
-        pytest.skip("needs PgBouncer 1.21: earlier ones do not keep prepared statements in transaction mode")
+        pytest.skip(
+            "needs PgBouncer 1.21: earlier ones do not keep prepared statements in transaction mode"
+        )
     assert many_callers(bouncer("transaction", max_prepared_statements=100)) == []
 
 
 def test_transaction_mode_that_loses_prepared_statements_works_and_says_what_to_add(
     bouncer: Callable[..., str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    url = bouncer("transaction", **({"max_prepared_statements": 0} if version() >= (1, 21) else {}))
+    url = bouncer(
+        "transaction",
+        **({"max_prepared_statements": 0} if version() >= (1, 21) else {}),
+    )
 
     assert many_callers(url) == []
     assert "Add prepare=off to the database URL." in caplog.text
 
 
 @pytest.mark.parametrize("option", ["", "?prepare=off"])
-def test_session_mode_serves_as_many_threads_as_it_has_connections(bouncer: Callable[..., str], option: str) -> None:
+def test_session_mode_serves_as_many_threads_as_it_has_connections(
+    bouncer: Callable[..., str], option: str
+) -> None:
     # Each thread keeps its connection, hence a server connection: there have to be as many.
-    assert many_callers(bouncer("session", default_pool_size=CALLERS + 1) + option) == []
+    assert (
+        many_callers(bouncer("session", default_pool_size=CALLERS + 1) + option) == []
+    )
 
 
 def test_migrations_run_through_transaction_mode(bouncer: Callable[..., str]) -> None:

@@ -91,7 +91,9 @@ def test_a_power_cut_loses_no_acknowledged_row(path: Path, options: str) -> None
     assert cut_power_of_writer(path, options) == (0, 0)
 
 
-def test_a_power_cut_at_synchronous_normal_loses_rows_but_damages_nothing(path: Path) -> None:
+def test_a_power_cut_at_synchronous_normal_loses_rows_but_damages_nothing(
+    path: Path,
+) -> None:
     """As documented; and it shows that the test above can tell."""
     damaged, lost = cut_power_of_writer(path, "?synchronous=NORMAL")
 
@@ -113,8 +115,12 @@ def test_a_power_cut_leaves_the_old_database_or_the_adopted_one_and_the_next_run
     outcomes = set()
     for left, printed in cuts(folder, before, log, CUTS // 3, stem):
         url = f"sqlite:///{left / path.name}"
-        backups = [file for file in left.glob("*.backup-*") if ".partial" not in file.name]
-        assert [file.name for file in (left / path.name, *backups) if not is_whole(file)] == []
+        backups = [
+            file for file in left.glob("*.backup-*") if ".partial" not in file.name
+        ]
+        assert [
+            file.name for file in (left / path.name, *backups) if not is_whole(file)
+        ] == []
         assert [digest(f"sqlite:///{file}") for file in backups] == [was] * len(backups)
         adopted = baselinedb(url, "--check").code == 0
         outcomes.add((adopted, "Adopted" in printed))
@@ -129,7 +135,9 @@ def test_a_power_cut_leaves_a_whole_backup_or_none(path: Path) -> None:
             db.insert_session(f"s{number}", "agent", "x" * 500)
     (folder := path.parent.parent / "backups").mkdir()
     backup, log = folder / "agents.backup", folder.parent / "log"
-    said = run_traced(log, FOLLOWED, COMMAND, "--url", f"sqlite:///{path}", "backup", str(backup))
+    said = run_traced(
+        log, FOLLOWED, COMMAND, "--url", f"sqlite:///{path}", "backup", str(backup)
+    )
 
     outcomes = set()
     for left, printed in cuts(folder, {}, log, CUTS, "backup"):
@@ -141,13 +149,17 @@ def test_a_power_cut_leaves_a_whole_backup_or_none(path: Path) -> None:
     assert outcomes == {(False, False), (True, False), (True, True)}
 
 
-def test_copy_goes_on_after_a_power_cut_and_what_it_called_copied_is_there(path: Path) -> None:
+def test_copy_goes_on_after_a_power_cut_and_what_it_called_copied_is_there(
+    path: Path,
+) -> None:
     with agentdb.connect(f"sqlite:///{path}") as db:
         for number in range(200):
             db.insert_session(f"s{number}", "agent", "x" * 200)
     (folder := path.parent.parent / "target").mkdir()
     target, log = folder / "target.sqlite3", folder.parent / "log"
-    said = run_traced(log, FOLLOWED, COMMAND, "copydb", f"sqlite:///{path}", f"sqlite:///{target}")
+    said = run_traced(
+        log, FOLLOWED, COMMAND, "copydb", f"sqlite:///{path}", f"sqlite:///{target}"
+    )
 
     outcomes = set()
     for left, printed in cuts(folder, {}, log, CUTS // 3, "copy"):
@@ -158,7 +170,9 @@ def test_copy_goes_on_after_a_power_cut_and_what_it_called_copied_is_there(path:
         outcomes.add(finished)
         try:
             agentdb.copy_database(f"sqlite:///{path}", f"sqlite:///{file}")
-        except agentdb.InvalidInputError as error:  # it had ended, and only could not say so any more
+        except (
+            agentdb.InvalidInputError
+        ) as error:  # it had ended, and only could not say so any more
             assert "has rows already" in str(error)
         assert is_whole(file)
         assert rows(file) == rows(path)
@@ -166,7 +180,10 @@ def test_copy_goes_on_after_a_power_cut_and_what_it_called_copied_is_there(path:
     assert outcomes == {False, True}
 
 
-@pytest.mark.parametrize(("error", "words"), [("EIO", "disk I/O error"), ("ENOSPC", "disk is full|disk I/O error")])
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [("EIO", "disk I/O error"), ("ENOSPC", "disk is full|disk I/O error")],
+)
 @pytest.mark.parametrize("call", ["pwrite64", "fdatasync"])
 def test_a_disk_that_fails_for_a_while_is_reported_and_loses_no_acknowledged_row(
     path: Path, error: str, words: str, call: str

@@ -41,7 +41,9 @@ def db(path: Path) -> Iterator[DjangoDb]:
 def stored(path: Path) -> list[str]:
     with closing(sqlite3.connect(path)) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-        return [id for (id,) in connection.execute("SELECT id FROM sessions ORDER BY rowid")]
+        return [
+            id for (id,) in connection.execute("SELECT id FROM sessions ORDER BY rowid")
+        ]
 
 
 class Writers:
@@ -52,7 +54,9 @@ class Writers:
         self.results: list[Any] = []
         self.statements: list[str] = []
         self._threads: list[threading.Thread] = []
-        self._lock = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        self._lock = sqlite3.connect(
+            path, isolation_level=None, check_same_thread=False
+        )
         self._lock.execute("BEGIN IMMEDIATE")
 
     def add(self, call: Callable[[], Any]) -> None:
@@ -63,7 +67,9 @@ class Writers:
 
         def run() -> None:
             self.db.list_agents()  # the connection is open then
-            connections[self.db.alias].connection.set_trace_callback(self.statements.append)
+            connections[self.db.alias].connection.set_trace_callback(
+                self.statements.append
+            )
             began.set()
             try:
                 self.results[number] = call()
@@ -75,11 +81,15 @@ class Writers:
         began.wait(10)
         until = time.monotonic() + 10
         # The first has its turn, and waits for SQLite; the others stand behind it.
-        while (len(queue) < number if number else not self._writing()) and time.monotonic() < until:
+        while (
+            len(queue) < number if number else not self._writing()
+        ) and time.monotonic() < until:
             time.sleep(0.001)
 
     def _writing(self) -> bool:
-        return any(statement.startswith(("INSERT", "BEGIN")) for statement in self.statements)
+        return any(
+            statement.startswith(("INSERT", "BEGIN")) for statement in self.statements
+        )
 
     def go_on(self) -> None:
         self._lock.execute("ROLLBACK")
@@ -88,7 +98,9 @@ class Writers:
             thread.join(30)
 
 
-def test_writers_that_wait_share_one_commit_in_their_order(db: DjangoDb, path: Path) -> None:
+def test_writers_that_wait_share_one_commit_in_their_order(
+    db: DjangoDb, path: Path
+) -> None:
     writers = Writers(db, path)
     for number in range(6):
         writers.add(lambda number=number: db.insert_session(f"s{number}", "a", "sb").id)  # type: ignore[misc]
@@ -105,12 +117,20 @@ def test_a_statement_that_fails_fails_alone(db: DjangoDb, path: Path) -> None:
         writers.add(lambda id=id: db.insert_session(id, "a", "sb").id)  # type: ignore[misc]
     writers.go_on()
 
-    assert [type(result) for result in writers.results] == [str, str, DuplicateKeyError, str, DuplicateKeyError]
+    assert [type(result) for result in writers.results] == [
+        str,
+        str,
+        DuplicateKeyError,
+        str,
+        DuplicateKeyError,
+    ]
     assert str(writers.results[2]) == "A session with the id 'taken' exists already."
     assert stored(path) == ["taken", "s0", "s1", "s2"]
 
 
-def test_a_transaction_waits_for_its_turn_and_is_not_shared(db: DjangoDb, path: Path) -> None:
+def test_a_transaction_waits_for_its_turn_and_is_not_shared(
+    db: DjangoDb, path: Path
+) -> None:
     def fail(tx: agentdb.Db) -> None:
         tx.insert_session("never", "a", "sb")
         raise LookupError
@@ -131,9 +151,14 @@ def test_a_transaction_waits_for_its_turn_and_is_not_shared(db: DjangoDb, path: 
     assert isinstance(writers.results[1], LookupError)
 
 
-def test_a_lock_of_another_process_is_reported_to_each_writer_in_time(path: Path) -> None:
+def test_a_lock_of_another_process_is_reported_to_each_writer_in_time(
+    path: Path,
+) -> None:
     failed: list[str] = []
-    with agentdb.connect(f"sqlite:///{path}?timeout=0.5") as db, closing(sqlite3.connect(path)) as other:
+    with (
+        agentdb.connect(f"sqlite:///{path}?timeout=0.5") as db,
+        closing(sqlite3.connect(path)) as other,
+    ):
         other.execute("BEGIN IMMEDIATE")
 
         def touch() -> None:
@@ -149,11 +174,19 @@ def test_a_lock_of_another_process_is_reported_to_each_writer_in_time(path: Path
         other.rollback()
         db.insert_session("s1", "a", "sb")
 
-    assert failed == [f"Another process holds SQLite database {str(path)!r} locked: database is locked."] * 4
+    assert (
+        failed
+        == [
+            f"Another process holds SQLite database {str(path)!r} locked: database is locked."
+        ]
+        * 4
+    )
     assert stored(path) == ["s1"]
 
 
-def test_a_transaction_that_holds_the_lock_too_long_is_reported_and_then_all_goes_on(path: Path) -> None:
+def test_a_transaction_that_holds_the_lock_too_long_is_reported_and_then_all_goes_on(
+    path: Path,
+) -> None:
     with agentdb.connect(f"sqlite:///{path}?timeout=0.3") as db:
         failed: list[type[BaseException]] = []
 
@@ -175,7 +208,9 @@ def test_a_transaction_that_holds_the_lock_too_long_is_reported_and_then_all_goe
         assert stored(path) == ["s1"]
 
 
-def test_an_error_that_the_caller_keeps_does_not_keep_the_turn(db: DjangoDb, path: Path) -> None:
+def test_an_error_that_the_caller_keeps_does_not_keep_the_turn(
+    db: DjangoDb, path: Path
+) -> None:
     db.insert_session("taken", "a", "sb")
     kept = []
     for call in (
@@ -208,7 +243,9 @@ def _interrupts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     report = sys.unraisablehook
     monkeypatch.setattr(  # what a handler raises in a finalizer can only be reported
-        sys, "unraisablehook", lambda seen: None if isinstance(seen.exc_value, Interrupt) else report(seen)
+        sys,
+        "unraisablehook",
+        lambda seen: None if isinstance(seen.exc_value, Interrupt) else report(seen),
     )
     before = signal.signal(signal.SIGALRM, interrupt)
     yield
@@ -217,7 +254,9 @@ def _interrupts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_interrupts")
-def test_signals_in_the_leaders_thread_cost_nobody_else_an_answer(db: DjangoDb, path: Path) -> None:
+def test_signals_in_the_leaders_thread_cost_nobody_else_an_answer(
+    db: DjangoDb, path: Path
+) -> None:
     seconds = float(os.environ.get("AGENTDB_INTERRUPT_SECONDS", "2"))
     randomness = random.Random(5)
     acknowledged: list[str] = []
@@ -229,11 +268,15 @@ def test_signals_in_the_leaders_thread_cost_nobody_else_an_answer(db: DjangoDb, 
         while not stop.is_set():
             number += 1
             try:
-                acknowledged.append(db.insert_session(f"t{thread}-{number}", "a", "sb").id)
+                acknowledged.append(
+                    db.insert_session(f"t{thread}-{number}", "a", "sb").id
+                )
             except Exception as error:
                 failures.append(error)
 
-    threads = [threading.Thread(target=write, args=(thread,)) for thread in range(THREADS)]
+    threads = [
+        threading.Thread(target=write, args=(thread,)) for thread in range(THREADS)
+    ]
     for thread in threads:
         thread.start()
     until = time.monotonic() + seconds
@@ -310,8 +353,17 @@ if limit:
 
 
 def start(path: Path, limit: int = 0) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", WRITER, f"sqlite:///{path}", str(THREADS), str(limit)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command = [
+        sys.executable,
+        "-c",
+        WRITER,
+        f"sqlite:///{path}",
+        str(THREADS),
+        str(limit),
+    ]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def read(program: subprocess.Popen[str]) -> dict[str, set[str]]:
@@ -342,7 +394,9 @@ def test_a_kill_loses_no_acknowledged_row(path: Path) -> None:
         assert before == set()
 
 
-def test_a_full_disk_tells_each_writer_the_truth_and_is_over_when_there_is_room(path: Path) -> None:
+def test_a_full_disk_tells_each_writer_the_truth_and_is_over_when_there_is_room(
+    path: Path,
+) -> None:
     said = read(start(path, limit=400_000))
 
     assert said["done"] - set(stored(path)) == set()

@@ -60,12 +60,18 @@ def url(make_postgres_database: Callable[..., str], _migrated_postgres: str) -> 
     return make_postgres_database(template=_migrated_postgres)
 
 
-def write(url: str, tmp_path: Path, inject: str, options: str = "") -> tuple[Counter[str], list[str]]:
+def write(
+    url: str, tmp_path: Path, inject: str, options: str = ""
+) -> tuple[Counter[str], list[str]]:
     """Run the writer; return how often it was told what, and the lines of what was not so."""
     traced = ["-e", "trace=sendto,recvfrom", "-e", f"inject={inject}"]
-    said = run_traced(tmp_path / "log", traced, WRITER, f"{url}{'&' if '?' in url else '?'}{options}")
+    said = run_traced(
+        tmp_path / "log", traced, WRITER, f"{url}{'&' if '?' in url else '?'}{options}"
+    )
     with psycopg.connect(url) as connection:
-        stored: dict[str, str] = dict(connection.execute("SELECT id, status FROM sessions").fetchall())
+        stored: dict[str, str] = dict(
+            connection.execute("SELECT id, status FROM sessions").fetchall()
+        )
     assert said.pop(0) == "ready"
     wrong = []
     for line in said:
@@ -82,23 +88,39 @@ def write(url: str, tmp_path: Path, inject: str, options: str = "") -> tuple[Cou
 def test_callers_are_told_the_truth_while_answers_are_lost_again_and_again(
     url: str, tmp_path: Path, error: str, every: int
 ) -> None:
-    told, wrong = write(url, tmp_path, f"recvfrom:error={error}:when={every * 4}+{every}")
+    told, wrong = write(
+        url, tmp_path, f"recvfrom:error={error}:when={every * 4}+{every}"
+    )
 
     assert wrong == []
     assert min(told["stored"], told["read"], told["unknown"] + told["refused"]) > 0
 
 
 @pytest.mark.parametrize(("error", "every"), [("ECONNRESET", 53), ("EPIPE", 61)])
-def test_callers_are_told_the_truth_while_questions_are_lost(url: str, tmp_path: Path, error: str, every: int) -> None:
+def test_callers_are_told_the_truth_while_questions_are_lost(
+    url: str, tmp_path: Path, error: str, every: int
+) -> None:
     """The driver then waits for last words of the server's, which do not come."""
-    told, wrong = write(url, tmp_path, f"sendto:error={error}:when={every}+{every}", options="call_timeout=1")
+    told, wrong = write(
+        url,
+        tmp_path,
+        f"sendto:error={error}:when={every}+{every}",
+        options="call_timeout=1",
+    )
 
     assert wrong == []
     assert min(told["stored"], told["read"], told["unknown"]) > 0
 
 
-def test_callers_are_told_the_truth_while_answers_come_too_late(url: str, tmp_path: Path) -> None:
-    told, wrong = write(url, tmp_path, "recvfrom:delay_enter=1500000:when=40+61", options="call_timeout=1")
+def test_callers_are_told_the_truth_while_answers_come_too_late(
+    url: str, tmp_path: Path
+) -> None:
+    told, wrong = write(
+        url,
+        tmp_path,
+        "recvfrom:delay_enter=1500000:when=40+61",
+        options="call_timeout=1",
+    )
 
     assert wrong == []
     assert told["stored"] > 0

@@ -33,7 +33,11 @@ class Router:
         self.agentdb_alias, self.accounts_alias = agentdb_alias, accounts_alias
 
     def db_for_read(self, model: Any, **hints: Any) -> str:
-        return self.agentdb_alias if model._meta.app_label == "agentdb" else self.accounts_alias
+        return (
+            self.agentdb_alias
+            if model._meta.app_label == "agentdb"
+            else self.accounts_alias
+        )
 
     db_for_write = db_for_read
 
@@ -52,13 +56,17 @@ class Site:
     def make_user(self, name: str, *permissions: str) -> User:
         """A staff account with permissions such as view_session."""
         user = User.objects.create_user(name, password="a long password", is_staff=True)
-        found = Permission.objects.filter(content_type__app_label="agentdb", codename__in=permissions)
+        found = Permission.objects.filter(
+            content_type__app_label="agentdb", codename__in=permissions
+        )
         assert len(found) == len(permissions)
         user.user_permissions.set(found)
         return user
 
     def log_in_viewer(self) -> User:
-        user = self.make_user("viewer", "view_agent", "view_session", "view_sandbox", "view_apikey")
+        user = self.make_user(
+            "viewer", "view_agent", "view_session", "view_sandbox", "view_apikey"
+        )
         self.log_in(user)
         return user
 
@@ -82,7 +90,11 @@ class Site:
 
 def audited(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
     """The lines of the audit log."""
-    return [json.loads(each.message) for each in caplog.records if each.name == "agentdb.audit"]
+    return [
+        json.loads(each.message)
+        for each in caplog.records
+        if each.name == "agentdb.audit"
+    ]
 
 
 class Page:
@@ -96,7 +108,9 @@ class Page:
         parser.feed(self.html)
         self.text = re.sub(r"\s+", " ", " ".join(parser.text)).strip()
         self.links: list[tuple[str, str]] = parser.links
-        self.offered: list[tuple[str, str]] = parser.offered  # by filters, whose links are not among the others
+        self.offered: list[tuple[str, str]] = (
+            parser.offered
+        )  # by filters, whose links are not among the others
         self.rows: list[list[str]] = parser.rows
 
     def link(self, text: str) -> str:
@@ -159,7 +173,9 @@ class _Parser(HTMLParser):
             url, text = self.links[-1]
             self.links[-1] = (url, re.sub(r"\s+", " ", f"{text}{data}").lstrip())
         if self._cell and self._in_results:
-            self.rows[-1][-1] = re.sub(r"\s+", " ", f"{self.rows[-1][-1]}{data}").lstrip()
+            self.rows[-1][-1] = re.sub(
+                r"\s+", " ", f"{self.rows[-1][-1]}{data}"
+            ).lstrip()
 
 
 @pytest.fixture(scope="session")
@@ -175,7 +191,9 @@ class _alias:
     def __init__(self, name: str, path: Path) -> None:
         self.name = name
         database = {"ENGINE": "django.db.backends.sqlite3", "NAME": str(path)}
-        connections.settings[name] = ConnectionHandler({"default": database}).settings["default"]
+        connections.settings[name] = ConnectionHandler({"default": database}).settings[
+            "default"
+        ]
 
     def __enter__(self) -> str:
         return self.name
@@ -187,7 +205,12 @@ class _alias:
 
 
 @pytest.fixture
-def site(db: agentdb.DjangoDb, _accounts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+def site(
+    db: agentdb.DjangoDb,
+    _accounts: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Site]:
     """The admin on an empty database, nobody logged in."""
     assert settings.DEBUG is False
     report._schemas.clear()
@@ -214,7 +237,13 @@ def fill(alias: str, rows: int, *, tenants: int = 10) -> None:
     states = ("cold", "warming", "warm", "waiting", "running")
     statuses = ("starting", "active", "paused", "ended", "error")
     Agent.objects.using(alias).bulk_create(
-        Agent(id=f"a{n:04}", tenant_id=f"t{n % tenants}", name=f"agent-{n}", path=f"/srv/{n}", created_at=ages[n])
+        Agent(
+            id=f"a{n:04}",
+            tenant_id=f"t{n % tenants}",
+            name=f"agent-{n}",
+            path=f"/srv/{n}",
+            created_at=ages[n],
+        )
         for n in range(rows)
     )
     Session.objects.using(alias).bulk_create(
@@ -244,6 +273,12 @@ def fill(alias: str, rows: int, *, tenants: int = 10) -> None:
         for n in range(rows)
     )
     ApiKey.objects.using(alias).bulk_create(
-        ApiKey(id=f"k{n:04}", tenant_id=f"t{n % tenants}", key_hash=f"{n:064x}", label=f"key {n}", created_at=ages[n])
+        ApiKey(
+            id=f"k{n:04}",
+            tenant_id=f"t{n % tenants}",
+            key_hash=f"{n:064x}",
+            label=f"key {n}",
+            created_at=ages[n],
+        )
         for n in range(rows)
     )

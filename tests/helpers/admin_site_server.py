@@ -41,11 +41,20 @@ def make_rows() -> None:
     User.objects.create_superuser("root", password=PASSWORD)
     viewer = User.objects.create_user("viewer", password=PASSWORD, is_staff=True)
     viewer.user_permissions.set(
-        Permission.objects.filter(content_type__app_label="agentdb", codename__startswith="view_")
+        Permission.objects.filter(
+            content_type__app_label="agentdb", codename__startswith="view_"
+        )
     )
 
     now = timezone.now()
-    names = ("support-bot", "code-reviewer", "researcher", "billing-helper", "release-notes", "triage")
+    names = (
+        "support-bot",
+        "code-reviewer",
+        "researcher",
+        "billing-helper",
+        "release-notes",
+        "triage",
+    )
     tenants = ("acme", "globex", "initech", "umbrella", "default")
     for tenant in tenants:
         for number, name in enumerate(names):
@@ -58,8 +67,29 @@ def make_rows() -> None:
                 created_at=now - age,
                 updated_at=now - age / 2,
             )
-    statuses = ("active", "ended", "paused", "ended", "active", "starting", "ended", "error", "active")
-    states = ("running", "cold", "waiting", "cold", "running", "warming", "waiting", "warm", "cold", "waiting")
+    statuses = (
+        "active",
+        "ended",
+        "paused",
+        "ended",
+        "active",
+        "starting",
+        "ended",
+        "error",
+        "active",
+    )
+    states = (
+        "running",
+        "cold",
+        "waiting",
+        "cold",
+        "running",
+        "warming",
+        "waiting",
+        "warm",
+        "cold",
+        "waiting",
+    )
     sessions, sandboxes = [], []
     for number in range(160):
         tenant = tenants[number * number % 7 % 5]

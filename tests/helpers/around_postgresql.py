@@ -24,7 +24,9 @@ SINCE_15 = (
 CARRIED: dict[str, tuple[str, ...]] = {
     "view": (_VIEW,),
     "view of all columns": ("CREATE VIEW own AS SELECT * FROM sessions",),
-    "view that reads no timestamp": ("CREATE VIEW own AS SELECT id, status FROM sessions",),
+    "view that reads no timestamp": (
+        "CREATE VIEW own AS SELECT id, status FROM sessions",
+    ),
     "view over views": (
         _VIEW,
         "CREATE VIEW own_2 AS SELECT status, max(created_at) AS latest FROM own GROUP BY status",
@@ -34,28 +36,44 @@ CARRIED: dict[str, tuple[str, ...]] = {
         "CREATE VIEW own AS SELECT s.id, a.updated_at, s.created_at FROM sessions s JOIN agents a"
         " ON a.name = s.agent_name AND a.tenant_id = s.tenant_id",
     ),
-    "view grouped by the key": ("CREATE VIEW own AS SELECT id, status, count(*) FROM sessions GROUP BY id",),
+    "view grouped by the key": (
+        "CREATE VIEW own AS SELECT id, status, count(*) FROM sessions GROUP BY id",
+    ),
     "view in another schema": (
         "CREATE SCHEMA reports",
         "CREATE VIEW reports.sessions AS SELECT id, created_at FROM public.sessions",
         "CREATE VIEW reports.own AS SELECT max(created_at) AS latest FROM reports.sessions",
     ),
-    "view of a quoted name": ('CREATE VIEW "own ""V""" AS SELECT id, created_at AS "At %s" FROM sessions',),
-    "view with a percent sign": ("CREATE VIEW own AS SELECT created_at FROM sessions WHERE status LIKE 'a%s%'",),
+    "view of a quoted name": (
+        'CREATE VIEW "own ""V""" AS SELECT id, created_at AS "At %s" FROM sessions',
+    ),
+    "view with a percent sign": (
+        "CREATE VIEW own AS SELECT created_at FROM sessions WHERE status LIKE 'a%s%'",
+    ),
     "view with options": (
         "CREATE VIEW own WITH (security_barrier, check_option = 'local') AS"
         " SELECT id, created_at FROM sessions WHERE status = 'active'",
     ),
     "view with a comment": (_VIEW, "COMMENT ON VIEW own IS 'it''s 100 %s mine'"),
-    "view with comments on columns": (_VIEW, "COMMENT ON COLUMN own.created_at IS 'when'"),
-    "view with a default": (_VIEW, "ALTER VIEW own ALTER COLUMN status SET DEFAULT 'starting'"),
+    "view with comments on columns": (
+        _VIEW,
+        "COMMENT ON COLUMN own.created_at IS 'when'",
+    ),
+    "view with a default": (
+        _VIEW,
+        "ALTER VIEW own ALTER COLUMN status SET DEFAULT 'starting'",
+    ),
     "view of another owner": (
         "GRANT SELECT ON sessions TO own_writer",
         "GRANT CREATE ON SCHEMA public TO own_writer",
         _VIEW,
         "ALTER VIEW own OWNER TO own_writer",
     ),
-    "view with grants": (_VIEW, "GRANT SELECT ON own TO own_reader, PUBLIC", "GRANT ALL ON own TO own_writer"),
+    "view with grants": (
+        _VIEW,
+        "GRANT SELECT ON own TO own_reader, PUBLIC",
+        "GRANT ALL ON own TO own_writer",
+    ),
     "view with a grant option": (
         _VIEW,
         "GRANT SELECT, UPDATE ON own TO own_writer WITH GRANT OPTION",
@@ -68,8 +86,14 @@ CARRIED: dict[str, tuple[str, ...]] = {
         "GRANT SELECT (id), UPDATE (status) ON own TO own_reader",
         "GRANT SELECT (created_at) ON own TO own_writer WITH GRANT OPTION",
     ),
-    "view whose owner gave up his rights": (_VIEW, "REVOKE ALL ON own FROM CURRENT_USER"),
-    "view beside default privileges": (_VIEW, "ALTER DEFAULT PRIVILEGES GRANT ALL ON TABLES TO own_reader"),
+    "view whose owner gave up his rights": (
+        _VIEW,
+        "REVOKE ALL ON own FROM CURRENT_USER",
+    ),
+    "view beside default privileges": (
+        _VIEW,
+        "ALTER DEFAULT PRIVILEGES GRANT ALL ON TABLES TO own_reader",
+    ),
     "view with grants beside default privileges": (
         _VIEW,
         "GRANT SELECT ON own TO own_writer",
@@ -131,16 +155,24 @@ CARRIED: dict[str, tuple[str, ...]] = {
         "CREATE POLICY own ON notes USING (EXISTS (SELECT FROM sessions WHERE id = session_id"
         " AND created_at <= last_active_at))",
     ),
-    "publication": ("CREATE PUBLICATION own FOR TABLE sessions, agents WITH (publish = 'insert')",),
+    "publication": (
+        "CREATE PUBLICATION own FOR TABLE sessions, agents WITH (publish = 'insert')",
+    ),
     "publication of all tables": ("CREATE PUBLICATION own FOR ALL TABLES",),
     "publication of a schema": ("CREATE PUBLICATION own FOR TABLES IN SCHEMA public",),
-    "publication of other columns": ("CREATE PUBLICATION own FOR TABLE sessions (id, status) WHERE (status = 'x')",),
+    "publication of other columns": (
+        "CREATE PUBLICATION own FOR TABLE sessions (id, status) WHERE (status = 'x')",
+    ),
     "statistics": (
         "CREATE STATISTICS own (ndistinct, dependencies) ON agent_name, created_at FROM sessions",
         "COMMENT ON STATISTICS own IS 'mine'",
     ),
-    "generated column": ("ALTER TABLE sessions ADD own text GENERATED ALWAYS AS (upper(status)) STORED",),
-    "identity column": ("ALTER TABLE sessions ADD own bigint GENERATED ALWAYS AS IDENTITY",),
+    "generated column": (
+        "ALTER TABLE sessions ADD own text GENERATED ALWAYS AS (upper(status)) STORED",
+    ),
+    "identity column": (
+        "ALTER TABLE sessions ADD own bigint GENERATED ALWAYS AS IDENTITY",
+    ),
     "serial column": ("ALTER TABLE sessions ADD own bigserial",),
     "column with everything": (
         "ALTER TABLE sessions ADD own varchar(20) COLLATE \"C\" DEFAULT lower('X')",
@@ -149,16 +181,34 @@ CARRIED: dict[str, tuple[str, ...]] = {
         "COMMENT ON COLUMN sessions.own IS 'mine'",
         "GRANT UPDATE (own) ON sessions TO own_reader",
     ),
-    "index": ("CREATE INDEX own ON sessions (status, agent_name DESC)", "COMMENT ON INDEX own IS 'mine'"),
-    "index of a timestamp": ("CREATE INDEX own ON sessions (created_at DESC, status) INCLUDE (id)",),
-    "partial index": ("CREATE INDEX own ON sessions (status) WHERE runner_id IS NOT NULL",),
-    "partial index of a timestamp": ("CREATE INDEX own ON sessions (status) WHERE created_at = last_active_at",),
-    "expression index": ("CREATE INDEX own ON sessions (lower(agent_name), left(id, 4))",),
+    "index": (
+        "CREATE INDEX own ON sessions (status, agent_name DESC)",
+        "COMMENT ON INDEX own IS 'mine'",
+    ),
+    "index of a timestamp": (
+        "CREATE INDEX own ON sessions (created_at DESC, status) INCLUDE (id)",
+    ),
+    "partial index": (
+        "CREATE INDEX own ON sessions (status) WHERE runner_id IS NOT NULL",
+    ),
+    "partial index of a timestamp": (
+        "CREATE INDEX own ON sessions (status) WHERE created_at = last_active_at",
+    ),
+    "expression index": (
+        "CREATE INDEX own ON sessions (lower(agent_name), left(id, 4))",
+    ),
     "hash index": ("CREATE INDEX own ON sessions USING hash (created_at)",),
-    "brin index": ("CREATE INDEX own ON sessions USING brin (created_at) WITH (pages_per_range = 8)",),
-    "index of an operator class": ("CREATE INDEX own ON sessions (agent_name text_pattern_ops)",),
+    "brin index": (
+        "CREATE INDEX own ON sessions USING brin (created_at) WITH (pages_per_range = 8)",
+    ),
+    "index of an operator class": (
+        "CREATE INDEX own ON sessions (agent_name text_pattern_ops)",
+    ),
     "index of a collation": ('CREATE INDEX own ON sessions (agent_name COLLATE "C")',),
-    "clustered index": ("CREATE INDEX own ON sessions (agent_name, created_at)", "ALTER TABLE sessions CLUSTER ON own"),
+    "clustered index": (
+        "CREATE INDEX own ON sessions (agent_name, created_at)",
+        "ALTER TABLE sessions CLUSTER ON own",
+    ),
     "unique index of an own column": (
         "ALTER TABLE sessions ADD own text",
         "CREATE UNIQUE INDEX own_i ON sessions (own)",
@@ -182,7 +232,9 @@ CARRIED: dict[str, tuple[str, ...]] = {
     "foreign key to a unique pair": (
         "CREATE TABLE notes (t text, n text, FOREIGN KEY (t, n) REFERENCES agents (tenant_id, name))",
     ),
-    "foreign key to the hash": ("CREATE TABLE notes (h text REFERENCES api_keys (key_hash))",),
+    "foreign key to the hash": (
+        "CREATE TABLE notes (h text REFERENCES api_keys (key_hash))",
+    ),
     "foreign key of an own column": (
         "CREATE TABLE teams (id text PRIMARY KEY)",
         "ALTER TABLE sessions ADD team text REFERENCES teams",
@@ -218,7 +270,10 @@ CARRIED: dict[str, tuple[str, ...]] = {
         "ALTER TABLE sessions SET (fillfactor = 70, autovacuum_enabled = false)",
         "ALTER TABLE sessions ALTER created_at SET STATISTICS 333",
     ),
-    "table in another schema of the same name": ("CREATE SCHEMA other", "CREATE TABLE other.sessions (x int)"),
+    "table in another schema of the same name": (
+        "CREATE SCHEMA other",
+        "CREATE TABLE other.sessions (x int)",
+    ),
     "event trigger": (
         "CREATE FUNCTION own_e() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN END'",
         "CREATE EVENT TRIGGER own ON ddl_command_end EXECUTE FUNCTION own_e()",
@@ -238,7 +293,10 @@ REFUSED: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "view over a view that takes a text": (
         f"View 'own_2' {_NO_OPERATOR}",
-        (_VIEW, "CREATE VIEW own_2 AS SELECT id FROM own WHERE created_at > '2026-01-01'"),
+        (
+            _VIEW,
+            "CREATE VIEW own_2 AS SELECT id FROM own WHERE created_at > '2026-01-01'",
+        ),
     ),
     "view with a default of a text": (
         "View 'own' cannot be made again with the new types of the columns it reads: column \"created_at\" is of type",
@@ -254,7 +312,10 @@ REFUSED: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "function of a view's rows": (
         f"Function own_f(own) depends on view 'own', which has to be made again. {ANEW}",
-        (_VIEW, "CREATE FUNCTION own_f(own) RETURNS text LANGUAGE sql AS 'SELECT $1.id'"),
+        (
+            _VIEW,
+            "CREATE FUNCTION own_f(own) RETURNS text LANGUAGE sql AS 'SELECT $1.id'",
+        ),
     ),
     "table of a view's rows": (
         f"Column o of table notes depends on view 'own', which has to be made again. {ANEW}",
@@ -262,18 +323,25 @@ REFUSED: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "function whose body reads a timestamp": (
         f"Function own() {_READS}",
-        ("CREATE FUNCTION own() RETURNS text BEGIN ATOMIC SELECT max(created_at) FROM sessions; END",),
+        (
+            "CREATE FUNCTION own() RETURNS text BEGIN ATOMIC SELECT max(created_at) FROM sessions; END",
+        ),
     ),
     "function whose body reads a view": (
         f"Function own_f() depends on view 'own', which has to be made again. {ANEW}",
-        (_VIEW, "CREATE FUNCTION own_f() RETURNS bigint BEGIN ATOMIC SELECT count(*) FROM own; END"),
+        (
+            _VIEW,
+            "CREATE FUNCTION own_f() RETURNS bigint BEGIN ATOMIC SELECT count(*) FROM own; END",
+        ),
     ),
     "table of rows": (
-        "Column s of table notes holds rows of table 'sessions', whose columns change their type. " + ANEW,
+        "Column s of table notes holds rows of table 'sessions', whose columns change their type. "
+        + ANEW,
         ("CREATE TABLE notes (s sessions)",),
     ),
     "table of rows inside of types": (
-        "Column s of table notes holds rows of table 'sessions', whose columns change their type. " + ANEW,
+        "Column s of table notes holds rows of table 'sessions', whose columns change their type. "
+        + ANEW,
         (
             "CREATE DOMAIN several AS sessions[]",
             "CREATE TYPE pair AS (one several, two int)",
@@ -282,7 +350,9 @@ REFUSED: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "generated column of a timestamp": (
         f"Column own of table sessions {_READS}",
-        ("ALTER TABLE sessions ADD own text GENERATED ALWAYS AS (left(created_at, 10)) STORED",),
+        (
+            "ALTER TABLE sessions ADD own text GENERATED ALWAYS AS (left(created_at, 10)) STORED",
+        ),
     ),
     "publication of a timestamp": (
         f"Publication of table sessions in publication own {_READS}",
@@ -298,7 +368,8 @@ REFUSED: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "index of a timestamp's operator class": (
         "Index 'own' of table 'sessions' cannot be made again with the new types of the columns it reads: operator "
-        'class "text_pattern_ops" does not accept data type timestamp with time zone. ' + ANEW,
+        'class "text_pattern_ops" does not accept data type timestamp with time zone. '
+        + ANEW,
         ("CREATE INDEX own ON sessions (created_at text_pattern_ops)",),
     ),
     "partial index that compares a text": (
@@ -339,7 +410,10 @@ REFUSED: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "parent": (
         "Table 'sessions' inherits from table 'parent', so that its rows are also those of the other.",
-        ("CREATE TABLE parent (id text NOT NULL)", "ALTER TABLE sessions INHERIT parent"),
+        (
+            "CREATE TABLE parent (id text NOT NULL)",
+            "ALTER TABLE sessions INHERIT parent",
+        ),
     ),
     "typed table": (
         "Table 'api_keys' is made of the type kind, which fixes its columns. Run 'ALTER TABLE api_keys NOT OF'.",
@@ -363,7 +437,10 @@ REFUSED: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "index in the way": (
         "The index 'idx_sessions_created' of table 'notes' has a name that agentdb needs. Rename it.",
-        ("CREATE TABLE notes (x int)", "CREATE INDEX idx_sessions_created ON notes (x)"),
+        (
+            "CREATE TABLE notes (x int)",
+            "CREATE INDEX idx_sessions_created ON notes (x)",
+        ),
     ),
     "event trigger that forbids": (
         "The adoption would fail on what was built around the tables: Table 'sessions' cannot be converted. no. Rename",
@@ -453,7 +530,11 @@ def described(url: str) -> Description:
             if "pg_class c" in query or "FROM pg_proc c" in query:
                 query += (
                     (" AND" if "WHERE" in query else " WHERE")
-                    + (" c.relnamespace" if "pg_class c" in query else " c.pronamespace")
+                    + (
+                        " c.relnamespace"
+                        if "pg_class c" in query
+                        else " c.pronamespace"
+                    )
                     + "::regnamespace::text NOT IN ('pg_catalog', 'information_schema', 'pg_toast')"
                 )
             for name, *facts in connection.execute(query.encode()).fetchall():
@@ -466,7 +547,11 @@ def _plain(fact: object) -> object:
         return tuple(fact)
     if not isinstance(fact, str):
         return fact
-    return re.sub(r"[()\s]", "", re.sub(r"::(text|timestamp with time zone)|\+00(?=')| 00:00:00", "", fact))
+    return re.sub(
+        r"[()\s]",
+        "",
+        re.sub(r"::(text|timestamp with time zone)|\+00(?=')| 00:00:00", "", fact),
+    )
 
 
 def operators_own(description: Description) -> Description:
@@ -475,4 +560,6 @@ def operators_own(description: Description) -> Description:
         r"(index|constraint) (idx_|agents|sessions|sandboxes|api_keys)|"
         r"(relation|index|constraint|column) (django_migrations|\w+ on django_migrations)"
     )
-    return {name: facts for name, facts in description.items() if not re.match(ours, name)}
+    return {
+        name: facts for name, facts in description.items() if not re.match(ours, name)
+    }

@@ -38,7 +38,14 @@ def baselinedb(url: str, *arguments: str) -> Run:
     out, err = io.StringIO(), io.StringIO()
     with opened(url) as connection:
         try:
-            call_command("baselinedb", *arguments, database=connection.alias, stdout=out, stderr=err, no_color=True)
+            call_command(
+                "baselinedb",
+                *arguments,
+                database=connection.alias,
+                stdout=out,
+                stderr=err,
+                no_color=True,
+            )
         except CommandError as error:
             return Run(error.returncode, out.getvalue(), str(error))
         except SystemExit as error:
@@ -53,7 +60,9 @@ def instant(text: str) -> datetime:
     return read.astimezone(UTC) if read.tzinfo else read.replace(tzinfo=UTC)
 
 
-def contents(connection: BaseDatabaseWrapper, table: str, columns: list[str]) -> list[dict[str, Any]]:
+def contents(
+    connection: BaseDatabaseWrapper, table: str, columns: list[str]
+) -> list[dict[str, Any]]:
     """The table's rows, timestamps as instants, in the order of their first column."""
     selected = ", ".join(f'"{column}"' for column in columns)
     found = [
@@ -67,8 +76,12 @@ def contents(connection: BaseDatabaseWrapper, table: str, columns: list[str]) ->
 
 
 def _instant(value: str | datetime) -> datetime:
-    if isinstance(value, str):  # SQLite, where the order of the texts must be that of the instants
-        assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(\.(?!000000)\d{6})?", value)
+    if isinstance(
+        value, str
+    ):  # SQLite, where the order of the texts must be that of the instants
+        assert re.fullmatch(
+            r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(\.(?!000000)\d{6})?", value
+        )
         value = datetime.fromisoformat(value)
     return value.astimezone(UTC) if value.tzinfo else value.replace(tzinfo=UTC)
 
@@ -79,7 +92,9 @@ def expected_contents(table: dict[str, Any]) -> list[dict[str, Any]]:
     found = [
         {
             column: instant(value) if column.endswith("_at") else value
-            for column, value in zip(columns, row.values() if isinstance(row, dict) else row, strict=True)
+            for column, value in zip(
+                columns, row.values() if isinstance(row, dict) else row, strict=True
+            )
         }
         for row in table["rows"]
     ]
@@ -98,10 +113,18 @@ def digest(url: str) -> dict[str, tuple[int, str]]:
     with opened(url) as connection:
         for table, columns in _OLD_COLUMNS.items():
             seen = sorted(
-                repr([_read(v) if c.endswith("_at") else v for c, v in zip(columns.split(", "), row, strict=True)])
+                repr(
+                    [
+                        _read(v) if c.endswith("_at") else v
+                        for c, v in zip(columns.split(", "), row, strict=True)
+                    ]
+                )
                 for row in rows(connection, f"SELECT {columns} FROM {table}")
             )
-            result[table] = (len(seen), hashlib.sha256("\n".join(seen).encode()).hexdigest())
+            result[table] = (
+                len(seen),
+                hashlib.sha256("\n".join(seen).encode()).hexdigest(),
+            )
     return result
 
 
@@ -115,16 +138,24 @@ def assert_next_run_finishes(url: str, before: dict[str, tuple[int, str]]) -> No
     with opened(url) as connection:
         assert_adopted(connection)
         assert rows(connection, "SELECT count(*) FROM api_keys") == [(0,)]
-        assert rows(connection, "SELECT count(DISTINCT id) FROM agents") == [(before["agents"][0],)]
+        assert rows(connection, "SELECT count(DISTINCT id) FROM agents") == [
+            (before["agents"][0],)
+        ]
     assert digest(url) == before
     if url.startswith("sqlite"):
-        assert [path.name for path in sqlite_path(url).parent.iterdir() if ".partial" in path.name] == []
+        assert [
+            path.name
+            for path in sqlite_path(url).parent.iterdir()
+            if ".partial" in path.name
+        ] == []
 
 
 def snapshot(url: str) -> object:
     """Everything that a refusal or a look must leave as it is: the files beside a SQLite file, or a dump."""
     if url.startswith("sqlite"):
-        return {path.name: path.read_bytes() for path in sqlite_path(url).parent.iterdir()}
+        return {
+            path.name: path.read_bytes() for path in sqlite_path(url).parent.iterdir()
+        }
     with opened(url) as connection:
         tables = rows(
             connection,
@@ -135,15 +166,23 @@ def snapshot(url: str) -> object:
         return [
             (
                 name,
-                rows(connection, f'SELECT t::text FROM "{schema}"."{name}" t ORDER BY 1'),
+                rows(
+                    connection, f'SELECT t::text FROM "{schema}"."{name}" t ORDER BY 1'
+                ),
                 rows(
                     connection,
                     "SELECT attname, atttypid, attnotnull, pg_get_expr(adbin, adrelid) FROM pg_attribute"
                     " LEFT JOIN pg_attrdef ON adrelid = attrelid AND adnum = attnum"
                     f" WHERE attrelid = {oid} AND attnum > 0 ORDER BY attnum",
                 ),
-                rows(connection, f"SELECT oid, conname FROM pg_constraint WHERE conrelid = {oid} ORDER BY oid"),
-                rows(connection, f"SELECT indexrelid, indexrelid::regclass FROM pg_index WHERE indrelid = {oid}"),
+                rows(
+                    connection,
+                    f"SELECT oid, conname FROM pg_constraint WHERE conrelid = {oid} ORDER BY oid",
+                ),
+                rows(
+                    connection,
+                    f"SELECT indexrelid, indexrelid::regclass FROM pg_index WHERE indrelid = {oid}",
+                ),
             )
             for schema, name, oid in tables
         ]

@@ -32,7 +32,12 @@ def has_namespaces() -> bool:
     """Whether this process may make network namespaces; else a partition is a stopped process."""
     if os.geteuid() != 0 or shutil.which("ip") is None:
         return False
-    made = subprocess.run(["ip", "netns", "add", "agentdbtry"], capture_output=True).returncode == 0
+    made = (
+        subprocess.run(
+            ["ip", "netns", "add", "agentdbtry"], capture_output=True
+        ).returncode
+        == 0
+    )
     subprocess.run(["ip", "netns", "del", "agentdbtry"], capture_output=True)
     return made
 
@@ -49,7 +54,9 @@ class Node:
         self.cluster, self.number = cluster, number
         self.namespace = f"agentdb{number}" if cluster.in_namespaces else None
         self.host = f"{_NETWORK}.{number}" if self.namespace else "127.0.0.1"
-        self.port, self.http_port = (26257, 8080) if self.namespace else (free_port(), free_port())
+        self.port, self.http_port = (
+            (26257, 8080) if self.namespace else (free_port(), free_port())
+        )
         self.address = f"{self.host}:{self.port}"
         self.process: subprocess.Popen[bytes] | None = None
         if self.namespace:
@@ -63,7 +70,19 @@ class Node:
         inside = ["ip", "-n", str(self.namespace)]
         for command in (
             ["ip", "netns", "add", str(self.namespace)],
-            ["ip", "link", "add", self._cable, "type", "veth", "peer", "name", "eth0", "netns", str(self.namespace)],
+            [
+                "ip",
+                "link",
+                "add",
+                self._cable,
+                "type",
+                "veth",
+                "peer",
+                "name",
+                "eth0",
+                "netns",
+                str(self.namespace),
+            ],
             ["ip", "link", "set", self._cable, "master", _BRIDGE, "up"],
             [*inside, "addr", "add", f"{self.host}/24", "dev", "eth0"],
             [*inside, "link", "set", "eth0", "up"],
@@ -83,7 +102,11 @@ class Node:
         ]  # fmt: skip
         with (self.cluster.folder / f"node{self.number}.log").open("ab") as log:
             self.process = subprocess.Popen(
-                command, env={**os.environ, **_QUIET}, stdout=log, stderr=log, start_new_session=True
+                command,
+                env={**os.environ, **_QUIET},
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
 
     def kill(self) -> None:
@@ -119,7 +142,9 @@ class Node:
             self.kill()
         if self.namespace:
             subprocess.run(["ip", "netns", "del", self.namespace], check=False)
-            subprocess.run(["ip", "link", "del", self._cable], check=False, capture_output=True)
+            subprocess.run(
+                ["ip", "link", "del", self._cable], check=False, capture_output=True
+            )
 
 
 class Cluster:
@@ -142,7 +167,9 @@ class Cluster:
     def _start(self) -> None:
         if self.in_namespaces:
             subprocess.run(["ip", "link", "add", _BRIDGE, "type", "bridge"], check=True)
-            subprocess.run(["ip", "addr", "add", f"{_NETWORK}.254/24", "dev", _BRIDGE], check=True)
+            subprocess.run(
+                ["ip", "addr", "add", f"{_NETWORK}.254/24", "dev", _BRIDGE], check=True
+            )
             subprocess.run(["ip", "link", "set", _BRIDGE, "up"], check=True)
         for number in (1, 2, 3):
             self.nodes.append(Node(self, number))
@@ -156,8 +183,14 @@ class Cluster:
     def wait_for_copies(self) -> None:
         """Wait until each range has three copies: before that a cluster does not survive the loss of any node."""
         missing = "SELECT count(*) FROM crdb_internal.ranges_no_leases WHERE array_length(replicas, 1) < 3"
-        with psycopg.connect(f"postgresql://root@{self.nodes[0].address}/defaultdb", autocommit=True) as connection:
-            until(lambda: connection.execute(missing).fetchall() == [(0,)], "each range has three copies", seconds=300)
+        with psycopg.connect(
+            f"postgresql://root@{self.nodes[0].address}/defaultdb", autocommit=True
+        ) as connection:
+            until(
+                lambda: connection.execute(missing).fetchall() == [(0,)],
+                "each range has three copies",
+                seconds=300,
+            )
 
     def __exit__(self, *error: object) -> None:
         for node in self.nodes:

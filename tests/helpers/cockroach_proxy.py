@@ -30,7 +30,9 @@ class Rule:
     only_in_transaction: bool = False
     since: tuple[int, int] = (99, 0)
 
-    def refuses(self, sql: str, version: tuple[int, int], *, in_transaction: bool) -> bool:
+    def refuses(
+        self, sql: str, version: tuple[int, int], *, in_transaction: bool
+    ) -> bool:
         return (
             version < self.since
             and (in_transaction or not self.only_in_transaction)
@@ -39,33 +41,70 @@ class Rule:
 
 
 RULES = (
-    Rule(r"^\s*LOCK\s", "LOCK TABLE is not supported", f"{_DOCS}/v25.4/postgresql-compatibility"),
-    Rule(r"\bDEFERRABLE\b|\bSET\s+CONSTRAINTS\b", "deferrable constraints", f"{_ISSUES}/31632"),
+    Rule(
+        r"^\s*LOCK\s",
+        "LOCK TABLE is not supported",
+        f"{_DOCS}/v25.4/postgresql-compatibility",
+    ),
+    Rule(
+        r"\bDEFERRABLE\b|\bSET\s+CONSTRAINTS\b",
+        "deferrable constraints",
+        f"{_ISSUES}/31632",
+    ),
     Rule(
         r"\bALTER\s+COLUMN\b.*\bTYPE\b",
         "ALTER COLUMN TYPE in a transaction",
         f"{_ISSUES}/49351",
         only_in_transaction=True,
     ),
-    Rule(r"\bALTER\s+COLUMN\b.*\bTYPE\b", "ALTER COLUMN TYPE of an indexed column", f"{_ISSUES}/47636", since=(26, 4)),
+    Rule(
+        r"\bALTER\s+COLUMN\b.*\bTYPE\b",
+        "ALTER COLUMN TYPE of an indexed column",
+        f"{_ISSUES}/47636",
+        since=(26, 4),
+    ),
     Rule(r"\b\w+_pattern_ops\b", "operator classes", f"{_DOCS}/v25.4/create-index"),
-    Rule(r"\bpg_temp\b|\bCREATE\s+TEMP", "temporary objects are experimental", f"{_DOCS}/v25.4/temporary-tables"),
-    Rule(r"\bUSING\s+(brin|gist|hash|spgist)\b", "index access methods", f"{_DOCS}/v25.4/create-index"),
+    Rule(
+        r"\bpg_temp\b|\bCREATE\s+TEMP",
+        "temporary objects are experimental",
+        f"{_DOCS}/v25.4/temporary-tables",
+    ),
+    Rule(
+        r"\bUSING\s+(brin|gist|hash|spgist)\b",
+        "index access methods",
+        f"{_DOCS}/v25.4/create-index",
+    ),
     Rule(r"\bEXCLUDE\b", "exclusion constraints", f"{_ISSUES}/46657"),
     Rule(r"\bWITH\s+HOLD\b", "cursors WITH HOLD", f"{_ISSUES}/77101"),
     Rule(r"^\s*(LISTEN|NOTIFY|UNLISTEN)\b", "LISTEN and NOTIFY", f"{_ISSUES}/41522"),
     Rule(r"^\s*DO\s", "DO blocks", f"{_DOCS}/v24.1/do", since=(24, 1)),
     Rule(r"\bpg_(try_)?advisory", "advisory locks lock nothing", f"{_ISSUES}/13546"),
-    Rule(r"\benable_(sort|incremental_sort)\b|\bjit\b", "settings of PostgreSQL's planner", f"{_DOCS}/v25.4/show-vars"),
+    Rule(
+        r"\benable_(sort|incremental_sort)\b|\bjit\b",
+        "settings of PostgreSQL's planner",
+        f"{_DOCS}/v25.4/show-vars",
+    ),
     Rule(r"\bON\s+COMMIT\s+DROP\b", "ON COMMIT DROP", f"{_ISSUES}/46556"),
-    Rule(r"\bCOLLATE\s+\"C\"", "a collation where STRING compares bytes already", f"{_DOCS}/v25.4/collate"),
-    Rule(r"\bcrdb_internal\.increment_feature_counter", "telemetry that nobody asked for", "agentdb's own promise"),
+    Rule(
+        r"\bCOLLATE\s+\"C\"",
+        "a collation where STRING compares bytes already",
+        f"{_DOCS}/v25.4/collate",
+    ),
+    Rule(
+        r"\bcrdb_internal\.increment_feature_counter",
+        "telemetry that nobody asked for",
+        "agentdb's own promise",
+    ),
     Rule(
         r"\bAS \((DELETE|UPDATE|INSERT)\b(?:(?!\bRETURNING\b)[^()]|\((?:[^()]|\([^()]*\))*\))*\)",
         "a part of WITH that changes rows and returns no columns",
         "seen on 23.1",
     ),
-    Rule(r"current_setting\('quote_all", "a setting that is not supported is no NULL", "seen on 23.1"),
+    Rule(
+        r"current_setting\('quote_all",
+        "a setting that is not supported is no NULL",
+        "seen on 23.1",
+    ),
     Rule(r"\bisfinite\(", "unknown function: isfinite()", "seen on 23.1"),
     Rule(
         r"\bid\W{1,3}=\s*\((SELECT|COALESCE)\b",
@@ -120,7 +159,9 @@ def serving(proxy: Proxy) -> Iterator[Proxy]:
             except OSError:
                 return
             open_sockets.append(client)
-            threading.Thread(target=_Conversation(proxy, client, open_sockets).run, daemon=True).start()
+            threading.Thread(
+                target=_Conversation(proxy, client, open_sockets).run, daemon=True
+            ).start()
 
     threading.Thread(target=accept, daemon=True).start()
     try:
@@ -133,7 +174,9 @@ def serving(proxy: Proxy) -> Iterator[Proxy]:
 
 
 class _Conversation:
-    def __init__(self, proxy: Proxy, client: socket.socket, open_sockets: list[socket.socket]) -> None:
+    def __init__(
+        self, proxy: Proxy, client: socket.socket, open_sockets: list[socket.socket]
+    ) -> None:
         self.proxy = proxy
         self.client = client
         if isinstance(proxy.target, str):
@@ -168,7 +211,10 @@ class _Conversation:
         while True:
             size = _exactly(self.client, 4)
             body = _exactly(self.client, struct.unpack("!I", size)[0] - 4)
-            if struct.unpack("!I", body[:4])[0] in (80877103, 80877104):  # SSLRequest, GSSENCRequest
+            if struct.unpack("!I", body[:4])[0] in (
+                80877103,
+                80877104,
+            ):  # SSLRequest, GSSENCRequest
                 self.client.sendall(b"N")
                 continue
             self.server.sendall(size + body)
@@ -177,13 +223,17 @@ class _Conversation:
     def _to_server(self) -> None:
         while True:
             kind = _exactly(self.client, 1)
-            body = _exactly(self.client, struct.unpack("!I", _exactly(self.client, 4))[0] - 4)
+            body = _exactly(
+                self.client, struct.unpack("!I", _exactly(self.client, 4))[0] - 4
+            )
             if kind == b"Q":
                 body = self._checked(body[:-1].decode()).encode() + b"\0"
             elif kind == b"P":
                 name, sql, types = body.split(b"\0", 2)
                 self.prepared[name] = sql.decode()
-                body = b"\0".join((name, self._checked(sql.decode(), run=False).encode(), types))
+                body = b"\0".join(
+                    (name, self._checked(sql.decode(), run=False).encode(), types)
+                )
             elif kind == b"B":
                 name = body.split(b"\0", 2)[1]
                 # Running what was prepared earlier: by now it may be in a transaction, and the fault may be due.
@@ -200,7 +250,9 @@ class _Conversation:
         if run:
             self.proxy.statements.append(sql)
         for rule in RULES:
-            if rule.refuses(sql, self.proxy.version, in_transaction=self.in_transaction):
+            if rule.refuses(
+                sql, self.proxy.version, in_transaction=self.in_transaction
+            ):
                 if run:
                     self.proxy.refused.append((rule, sql))
                 self.error_to_show = _error("0A000", f"unimplemented: {rule.says}")
@@ -217,12 +269,19 @@ class _Conversation:
         with suppress(OSError, struct.error):
             while True:
                 kind = _exactly(self.server, 1)
-                body = _exactly(self.server, struct.unpack("!I", _exactly(self.server, 4))[0] - 4)
+                body = _exactly(
+                    self.server, struct.unpack("!I", _exactly(self.server, 4))[0] - 4
+                )
                 if kind == b"Z":
                     self.in_transaction = body != b"I"
                     if not announced:
                         announced = True
-                        self._send(b"S", b"crdb_version\0" + self.proxy.server_version().encode() + b"\0")
+                        self._send(
+                            b"S",
+                            b"crdb_version\0"
+                            + self.proxy.server_version().encode()
+                            + b"\0",
+                        )
                     if self.answer_to_hide is not None:
                         self._send(b"E", self.answer_to_hide)
                         self.answer_to_hide = None
@@ -249,18 +308,26 @@ def _in_postgresql(sql: str, template: str) -> str:
     sql = sql.replace("i.indisready", "false")
     # and a default is shown in the server's own words.
     sql = sql.replace("pg_catalog.pg_get_expr(d.adbin, d.adrelid)", _DEFAULT)
-    if found := re.fullmatch(r'UPDATE ("\w+") (SET .*?) WHERE (.*) LIMIT (\d+)', sql, re.DOTALL):
+    if found := re.fullmatch(
+        r'UPDATE ("\w+") (SET .*?) WHERE (.*) LIMIT (\d+)', sql, re.DOTALL
+    ):
         table, change, condition, limit = found.groups()
         return f"UPDATE {table} {change} WHERE id IN (SELECT id FROM {table} WHERE {condition} LIMIT {limit})"
-    if found := re.fullmatch(r"(ALTER TABLE \S+) (RENAME COLUMN .*), (RENAME COLUMN .*)", sql):
+    if found := re.fullmatch(
+        r"(ALTER TABLE \S+) (RENAME COLUMN .*), (RENAME COLUMN .*)", sql
+    ):
         return f"{found[1]} {found[2]}; {found[1]} {found[3]}"
     if sql.startswith("CREATE TABLE ") and _INLINE_INDEX.search(sql):
         table = sql.partition(" (")[0].removeprefix("CREATE TABLE IF NOT EXISTS ")
-        indexes = [f"CREATE INDEX {name} ON {table} {keys}" for name, keys in _INLINE_INDEX.findall(sql)]
+        indexes = [
+            f"CREATE INDEX {name} ON {table} {keys}"
+            for name, keys in _INLINE_INDEX.findall(sql)
+        ]
         return "; ".join([_INLINE_INDEX.sub("", sql), *indexes])
     if found := re.fullmatch(r"SHOW CREATE TABLE (\w+)", sql):
         return (
-            f"SELECT string_agg(attname, ',' ORDER BY attnum) FROM pg_attribute WHERE attrelid = '{found[1]}'::regclass"
+            "SELECT string_agg(attname, ',' ORDER BY attnum) FROM pg_attribute "
+            f"WHERE attrelid = '{found[1]}'::regclass"
         )
     if sql.startswith("CREATE DATABASE "):
         return f"{sql} TEMPLATE {template}"

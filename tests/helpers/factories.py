@@ -10,9 +10,23 @@ from typing import Any
 import psycopg
 
 from agentdb.conf import database_from_url
-from agentdb.testing.conformance.subject import instant, make_agent, make_api_key, make_sandbox, make_session
+from agentdb.testing.conformance.subject import (
+    instant,
+    make_agent,
+    make_api_key,
+    make_sandbox,
+    make_session,
+)
 
-__all__ = ["execute", "instant", "make_agent", "make_api_key", "make_sandbox", "make_session", "set_column"]
+__all__ = [
+    "execute",
+    "instant",
+    "make_agent",
+    "make_api_key",
+    "make_sandbox",
+    "make_session",
+    "set_column",
+]
 
 
 def sqlite_path(url: str) -> str:
@@ -22,10 +36,20 @@ def sqlite_path(url: str) -> str:
 def execute(url: str, sql: str, *params: object) -> list[tuple[Any, ...]]:
     """Run SQL with ``?`` placeholders on a connection of its own, as another program would; commit; return the rows."""
     if url.startswith("sqlite"):
-        with closing(sqlite3.connect(sqlite_path(url), timeout=30)) as connection, connection:
-            texts = [str(p.astimezone(UTC).replace(tzinfo=None)) if isinstance(p, datetime) else p for p in params]
+        with (
+            closing(sqlite3.connect(sqlite_path(url), timeout=30)) as connection,
+            connection,
+        ):
+            texts = [
+                str(p.astimezone(UTC).replace(tzinfo=None))
+                if isinstance(p, datetime)
+                else p
+                for p in params
+            ]
             return connection.execute(sql, texts).fetchall()
-    with psycopg.connect(url.replace("cockroachdb:", "postgresql:"), autocommit=True) as server:
+    with psycopg.connect(
+        url.replace("cockroachdb:", "postgresql:"), autocommit=True
+    ) as server:
         cursor = server.execute(sql.replace("?", "%s").encode(), params or None)
         return cursor.fetchall() if cursor.description else []
 

@@ -38,9 +38,17 @@ class Forks:
     """Starts programs by forking a process that has imported what they need, which takes most of their time."""
 
     def __init__(self) -> None:
-        environment = {key: value for key, value in os.environ.items() if key != "DJANGO_SETTINGS_MODULE"}
+        environment = {
+            key: value
+            for key, value in os.environ.items()
+            if key != "DJANGO_SETTINGS_MODULE"
+        }
         self._waiter = subprocess.Popen(
-            [sys.executable, "-c", _WAITER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+            [sys.executable, "-c", _WAITER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
         )
 
     def start(self, url: str, code: str, *arguments: str) -> int:

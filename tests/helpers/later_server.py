@@ -29,28 +29,65 @@ class LaterServer:
 
     def upsert_agent(self, id: str, name: str, path: str, tenant_id: str) -> None:
         """Read, then write: of two at once one version is lost."""
-        found = self._ask("SELECT id, version FROM agents WHERE tenant_id = %s AND name = %s", tenant_id, name)
+        found = self._ask(
+            "SELECT id, version FROM agents WHERE tenant_id = %s AND name = %s",
+            tenant_id,
+            name,
+        )
         version = found[0]["version"] + 1 if found else 1
         self._ask(
             "INSERT INTO agents (id, tenant_id, name, version, path, env, config, active_version_id, created_at,"
             " updated_at) VALUES (%s, %s, %s, %s, %s, %s, DEFAULT, DEFAULT, %s, %s)"
             " ON CONFLICT (tenant_id, name) DO UPDATE SET version = %s, path = %s, updated_at = %s",
-            *(found[0]["id"] if found else id, tenant_id, name, version, path, '{"A": "1"}', _now(), _now()),
+            *(
+                found[0]["id"] if found else id,
+                tenant_id,
+                name,
+                version,
+                path,
+                '{"A": "1"}',
+                _now(),
+                _now(),
+            ),
             *(version, path, _now()),
         )
 
     def get_agent(self, name: str, tenant_id: str) -> dict[str, Any]:
-        return self._ask("SELECT * FROM agents WHERE tenant_id = %s AND name = %s LIMIT %s", tenant_id, name, 1)[0]
+        return self._ask(
+            "SELECT * FROM agents WHERE tenant_id = %s AND name = %s LIMIT %s",
+            tenant_id,
+            name,
+            1,
+        )[0]
 
     def delete_agent(self, name: str, tenant_id: str) -> None:
-        self._ask("DELETE FROM sessions WHERE agent_name = %s AND tenant_id = %s", name, tenant_id)
-        self._ask("DELETE FROM agents WHERE name = %s AND tenant_id = %s", name, tenant_id)
+        self._ask(
+            "DELETE FROM sessions WHERE agent_name = %s AND tenant_id = %s",
+            name,
+            tenant_id,
+        )
+        self._ask(
+            "DELETE FROM agents WHERE name = %s AND tenant_id = %s", name, tenant_id
+        )
 
-    def insert_session(self, id: str, agent_name: str, sandbox_id: str, tenant_id: str) -> None:
+    def insert_session(
+        self, id: str, agent_name: str, sandbox_id: str, tenant_id: str
+    ) -> None:
         self._ask(
             "INSERT INTO sessions (id, tenant_id, agent_name, sandbox_id, status, runner_id, parent_session_id, model,"
             " config, created_at, last_active_at) VALUES (%s, %s, %s, %s, %s, DEFAULT, %s, %s, %s, %s, %s)",
-            *(id, tenant_id, agent_name, sandbox_id, "starting", None, "a-model", None, _now(), _now()),
+            *(
+                id,
+                tenant_id,
+                agent_name,
+                sandbox_id,
+                "starting",
+                None,
+                "a-model",
+                None,
+                _now(),
+                _now(),
+            ),
         )
 
     def get_session(self, id: str) -> dict[str, Any]:
@@ -61,7 +98,12 @@ class LaterServer:
         return [row["id"] for row in self._ask(sql, tenant_id)]
 
     def update_session(self, id: str, column: str, value: str | None) -> None:
-        self._ask(f"UPDATE sessions SET {column} = %s, last_active_at = %s WHERE id = %s", value, _now(), id)
+        self._ask(
+            f"UPDATE sessions SET {column} = %s, last_active_at = %s WHERE id = %s",
+            value,
+            _now(),
+            id,
+        )
 
     def touch_session(self, id: str) -> None:
         self._ask("UPDATE sessions SET last_active_at = %s WHERE id = %s", _now(), id)
@@ -77,10 +119,21 @@ class LaterServer:
             "INSERT INTO messages (id, tenant_id, session_id, role, content, sequence, created_at) VALUES (%s, %s, %s,"
             " %s, %s, COALESCE((SELECT MAX(sequence) FROM messages WHERE tenant_id = %s AND session_id = %s), 0) + 1,"
             " %s)",
-            *(id, tenant_id, session_id, "user", "hello", tenant_id, session_id, _now()),
+            *(
+                id,
+                tenant_id,
+                session_id,
+                "user",
+                "hello",
+                tenant_id,
+                session_id,
+                _now(),
+            ),
         )
 
-    def insert_sandbox(self, id: str, agent_name: str, session_id: str, tenant_id: str) -> None:
+    def insert_sandbox(
+        self, id: str, agent_name: str, session_id: str, tenant_id: str
+    ) -> None:
         self._ask(
             "INSERT INTO sandboxes (id, tenant_id, session_id, agent_name, state, workspace_dir, created_at,"
             " last_used_at) VALUES (%s, %s, %s, %s, %s, %s, %s, %s)",
@@ -123,4 +176,7 @@ def _now() -> str:
 
 def _text(instant: datetime) -> str:
     """As JavaScript's toISOString() writes it."""
-    return instant.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.") + f"{instant.microsecond // 1000:03}Z"
+    return (
+        instant.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.")
+        + f"{instant.microsecond // 1000:03}Z"
+    )

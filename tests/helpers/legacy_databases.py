@@ -50,7 +50,9 @@ def stems(engine: str) -> list[str]:
 def expected(engine: str, stem: str) -> dict[str, Any]:
     """What the file beside the database says is in it."""
     folder = "sqlite" if engine == "sqlite" else "pg"
-    result: dict[str, Any] = json.loads((FOLDER / folder / f"{stem}.expected.json").read_text())
+    result: dict[str, Any] = json.loads(
+        (FOLDER / folder / f"{stem}.expected.json").read_text()
+    )
     return result
 
 
@@ -66,14 +68,25 @@ def opened(url: str) -> Iterator[BaseDatabaseWrapper]:
         del connections.settings[alias]
 
 
-def manage(connection: BaseDatabaseWrapper, command: str, *arguments: str, **options: Any) -> str:
+def manage(
+    connection: BaseDatabaseWrapper, command: str, *arguments: str, **options: Any
+) -> str:
     """Run a management command on the connection's database and return what it printed."""
     out = io.StringIO()
-    call_command(command, *arguments, database=connection.alias, stdout=out, no_color=True, **options)
+    call_command(
+        command,
+        *arguments,
+        database=connection.alias,
+        stdout=out,
+        no_color=True,
+        **options,
+    )
     return out.getvalue()
 
 
-def rows(connection: BaseDatabaseWrapper, sql: str, parameters: Any = None) -> list[tuple[Any, ...]]:
+def rows(
+    connection: BaseDatabaseWrapper, sql: str, parameters: Any = None
+) -> list[tuple[Any, ...]]:
     with connection.cursor() as cursor:
         cursor.execute(sql, parameters)
         return list(cursor.fetchall()) if cursor.description else []
@@ -99,13 +112,18 @@ def _legacy_templates() -> Iterator[dict[str, tuple[str, str]]]:
     templates: dict[str, tuple[str, str]] = {}
     yield templates
     for server_url, name in templates.values():
-        with suppress(psycopg.OperationalError):  # the tests' own server may have ended before, with all its databases
+        with suppress(
+            psycopg.OperationalError
+        ):  # the tests' own server may have ended before, with all its databases
             drop_databases(server_url, [name])
 
 
 @pytest.fixture
 def load_legacy(
-    engine: str, tmp_path: Path, _legacy_templates: dict[str, tuple[str, str]], request: pytest.FixtureRequest
+    engine: str,
+    tmp_path: Path,
+    _legacy_templates: dict[str, tuple[str, str]],
+    request: pytest.FixtureRequest,
 ) -> Callable[[str], str]:
     """A function that makes a copy of the engine's database of that name and returns its URL."""
 
@@ -121,7 +139,11 @@ def load_legacy(
             server_url = request.getfixturevalue("postgres_url")
             name = f"agentdb_legacy_{os.getpid()}_{stem.replace('-', '_')}"
             create_database(server_url, name)
-            psql(urlunsplit(urlsplit(server_url)._replace(path=f"/{name}")), "-f", str(FOLDER / "pg" / f"{stem}.sql"))
+            psql(
+                urlunsplit(urlsplit(server_url)._replace(path=f"/{name}")),
+                "-f",
+                str(FOLDER / "pg" / f"{stem}.sql"),
+            )
             _legacy_templates[stem] = server_url, name
         url: str = make(template=_legacy_templates[stem][1])
         return url

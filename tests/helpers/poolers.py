@@ -18,8 +18,13 @@ from tests.helpers.servers import Server, free_port
 
 
 def version() -> tuple[int, int]:
-    program = shutil.which("pgbouncer") or pytest.skip("needs PgBouncer (Debian: apt-get install pgbouncer)")
-    found = re.search(r"PgBouncer (\d+)\.(\d+)", subprocess.run([program, "-V"], capture_output=True, text=True).stdout)
+    program = shutil.which("pgbouncer") or pytest.skip(
+        "needs PgBouncer (Debian: apt-get install pgbouncer)"
+    )
+    found = re.search(
+        r"PgBouncer (\d+)\.(\d+)",
+        subprocess.run([program, "-V"], capture_output=True, text=True).stdout,
+    )
     assert found
     return int(found[1]), int(found[2])
 
@@ -60,20 +65,28 @@ class PgBouncer:
         path = self._folder / "pgbouncer.ini"
         path.write_text(
             f"[databases]\nagents = host=127.0.0.1 port={server.port} dbname={database} user=postgres\n[pgbouncer]\n"
-            + "".join(f"{setting} = {value}\n" for setting, value in self._settings.items())
+            + "".join(
+                f"{setting} = {value}\n" for setting, value in self._settings.items()
+            )
         )
         return path
 
     def start(self, server: Server, database: str = "postgres") -> None:
         """Start it in front of ``database``, and wait until that can be reached through it."""
         path = self._write(server, database)
-        nobody = 65534 if os.geteuid() == 0 else None  # PgBouncer refuses to run as root
+        nobody = (
+            65534 if os.geteuid() == 0 else None
+        )  # PgBouncer refuses to run as root
         with self._log.open("wb") as log:
             command = [shutil.which("pgbouncer") or "", str(path)]
-            self._process = subprocess.Popen(command, user=nobody, group=nobody, stdout=log, stderr=log)
+            self._process = subprocess.Popen(
+                command, user=nobody, group=nobody, stdout=log, stderr=log
+            )
         for _ in range(200):
             try:
-                psycopg.connect(self.url, prepare_threshold=None, connect_timeout=5).close()
+                psycopg.connect(
+                    self.url, prepare_threshold=None, connect_timeout=5
+                ).close()
             except psycopg.OperationalError as error:
                 assert self._process.poll() is None, self._log.read_text()
                 last = error

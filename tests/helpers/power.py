@@ -19,13 +19,21 @@ def need_strace() -> None:
     """Skip, with the reason, where system calls cannot be traced."""
     if shutil.which("strace") is None:
         pytest.skip("needs strace (Debian: apt-get install strace)")
-    if subprocess.run(["strace", "-o", os.devnull, "true"], capture_output=True).returncode:
+    if subprocess.run(
+        ["strace", "-o", os.devnull, "true"], capture_output=True
+    ).returncode:
         pytest.skip("strace may not trace here (ptrace is forbidden)")
 
 
-def run_traced(log: Path, strace: list[str], program: str, *arguments: str) -> list[str]:
+def run_traced(
+    log: Path, strace: list[str], program: str, *arguments: str
+) -> list[str]:
     """Run a Python program under strace, writing to ``log``, and return the lines that it printed."""
-    environment = {k: v for k, v in os.environ.items() if k != "DJANGO_SETTINGS_MODULE" and not k.startswith("COV")}
+    environment = {
+        k: v
+        for k, v in os.environ.items()
+        if k != "DJANGO_SETTINGS_MODULE" and not k.startswith("COV")
+    }
     done = subprocess.run(
         ["strace", "-f", "-o", str(log), *strace, sys.executable, "-c", program, *arguments],
         capture_output=True, text=True, env=environment, timeout=120,
@@ -39,7 +47,9 @@ class File:
     """A file as it is on the disk, and the writes that the disk may or may not have."""
 
     synced: bytes = b""
-    pending: list[tuple[int, bytes | None]] = field(default_factory=list)  # None: cut to that length
+    pending: list[tuple[int, bytes | None]] = field(
+        default_factory=list
+    )  # None: cut to that length
 
     def sync(self) -> None:
         self.synced = self._after(self.pending)
@@ -61,7 +71,14 @@ class File:
         for offset, data in self.pending:
             if random_.random() < share:
                 torn = data is not None and len(data) > 512 and random_.random() < 0.2
-                kept.append((offset, data[: random_.randrange(512, len(data), 512)] if torn and data else data))
+                kept.append(
+                    (
+                        offset,
+                        data[: random_.randrange(512, len(data), 512)]
+                        if torn and data
+                        else data,
+                    )
+                )
         return self._after(kept)
 
 
@@ -72,7 +89,9 @@ class Disk:
         self._folder = folder
         self._names = {path: File(content) for path, content in contents.items()}
         self._synced = self._names
-        self._pending: list[dict[Path, File]] = []  # the names after each change of them
+        self._pending: list[
+            dict[Path, File]
+        ] = []  # the names after each change of them
         self._open: dict[str, File | Path] = {}
 
     def follow(self, call: str, arguments: list[str], result: str) -> bool:
@@ -80,7 +99,9 @@ class Disk:
         known = self._open.get(arguments[0])
         match call:
             case "openat":
-                return self._opened(Path(_decoded(arguments[1]).decode()), arguments[2], result)
+                return self._opened(
+                    Path(_decoded(arguments[1]).decode()), arguments[2], result
+                )
             case "close":
                 return self._open.pop(arguments[0], None) is not None
             case "pwrite64" if isinstance(known, File):
@@ -91,7 +112,9 @@ class Disk:
                 known.sync()
             case "fsync" | "fdatasync" if known is not None:
                 self._synced, self._pending = self._names, []
-            case "link" | "rename" | "unlink" if (name := Path(_decoded(arguments[0]).decode())) in self._names:
+            case "link" | "rename" | "unlink" if (
+                name := Path(_decoded(arguments[0]).decode())
+            ) in self._names:
                 names = dict(self._names)
                 file = names[name] if call == "link" else names.pop(name)
                 if call != "unlink":
@@ -106,7 +129,9 @@ class Disk:
         self._open.pop(descriptor, None)
         if name == self._folder:
             self._open[descriptor] = name
-        elif name.parent == self._folder and not name.name.endswith("-shm"):  # which SQLite makes anew
+        elif name.parent == self._folder and not name.name.endswith(
+            "-shm"
+        ):  # which SQLite makes anew
             if name not in self._names:
                 self._change({**self._names, name: File()})
             self._open[descriptor] = file = self._names[name]
@@ -139,7 +164,9 @@ def contents(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
-def cuts(folder: Path, before: dict[Path, bytes], log: Path, number: int, seed: str) -> Iterator[tuple[Path, str]]:
+def cuts(
+    folder: Path, before: dict[Path, bytes], log: Path, number: int, seed: str
+) -> Iterator[tuple[Path, str]]:
     """Cut the power at so many random moments of the program that ``log`` tells of, and after its end.
 
     Yields a folder with what is left of ``folder``, which was ``before``, and what the program had printed until then.

@@ -8,16 +8,31 @@ from __future__ import annotations
 import json
 import sys
 
-REACHED = tuple(f"agentdb.{module}" for module in ("adapter", "aio", "errors", "interface", "opening", "testing"))
+REACHED = tuple(
+    f"agentdb.{module}"
+    for module in ("adapter", "aio", "errors", "interface", "opening", "testing")
+)
 
 
 def main() -> int:
     symbols = json.load(sys.stdin)["typeCompleteness"]["symbols"]
-    reached = [symbol for symbol in symbols if symbol["isExported"] and symbol["name"].startswith(REACHED)]
-    unknown = [symbol for symbol in reached if not symbol["isTypeKnown"] or symbol["isTypeAmbiguous"]]
+    reached = [
+        symbol
+        for symbol in symbols
+        if symbol["isExported"] and symbol["name"].startswith(REACHED)
+    ]
+    unknown = [
+        symbol
+        for symbol in reached
+        if not symbol["isTypeKnown"] or symbol["isTypeAmbiguous"]
+    ]
     for symbol in unknown:
-        sys.stdout.write(f"{symbol['name']} {[found['message'] for found in symbol['diagnostics']]}\n")
-    sys.stdout.write(f"{len(reached) - len(unknown)} of {len(reached)} public names have a known type.\n")
+        sys.stdout.write(
+            f"{symbol['name']} {[found['message'] for found in symbol['diagnostics']]}\n"
+        )
+    sys.stdout.write(
+        f"{len(reached) - len(unknown)} of {len(reached)} public names have a known type.\n"
+    )
     return bool(unknown) or not reached
 
 

@@ -20,8 +20,15 @@ OTHER_TYPE = {
     "datetime": "text",
     "timestamp with time zone": "timestamp without time zone",
 }
-OTHER_DEFAULT = {"text": "'zz'", "integer": "7", "datetime": "'zz'", "timestamp with time zone": "now()"}
-READABLE_TYPE = {"varchar(100)": {"sqlite": "varchar(100)", "postgresql": "character varying(100)"}}
+OTHER_DEFAULT = {
+    "text": "'zz'",
+    "integer": "7",
+    "datetime": "'zz'",
+    "timestamp with time zone": "now()",
+}
+READABLE_TYPE = {
+    "varchar(100)": {"sqlite": "varchar(100)", "postgresql": "character varying(100)"}
+}
 OTHER_COLLATION = {"sqlite": "NOCASE", "postgresql": "C"}
 
 
@@ -41,12 +48,21 @@ class Database:
             for statement in statements:
                 cursor.execute(statement)
 
-    def rebuild(self, table: str, edit: Callable[[str], str], *, keep: Callable[[str], bool] = lambda _: True) -> None:
+    def rebuild(
+        self,
+        table: str,
+        edit: Callable[[str], str],
+        *,
+        keep: Callable[[str], bool] = lambda _: True,
+    ) -> None:
         """On SQLite: make the table again from its edited statement, with those of its indexes to ``keep``."""
         with self.connection.cursor() as cursor:
             cursor.execute("SELECT sql FROM sqlite_master WHERE name = %s", [table])
             ((before,),) = cursor.fetchall()
-            cursor.execute("SELECT name, sql FROM sqlite_master WHERE tbl_name = %s AND type = 'index'", [table])
+            cursor.execute(
+                "SELECT name, sql FROM sqlite_master WHERE tbl_name = %s AND type = 'index'",
+                [table],
+            )
             indexes = [sql for name, sql in cursor.fetchall() if sql and keep(name)]
         after = edit(before)
         assert after != before
@@ -54,8 +70,14 @@ class Database:
 
     def edit_column(self, table: str, column: str, edit: Callable[[str], str]) -> None:
         def edited(sql: str) -> str:
-            (found,) = (item for item in parse_create_table(sql).columns if item.name == column)
-            return sql[: found.start] + edit(sql[found.start : found.end]) + sql[found.end :]
+            (found,) = (
+                item for item in parse_create_table(sql).columns if item.name == column
+            )
+            return (
+                sql[: found.start]
+                + edit(sql[found.start : found.end])
+                + sql[found.end :]
+            )
 
         self.rebuild(table, edited)
 
@@ -66,14 +88,26 @@ def _columns_of(index: Index) -> set[str]:
 
 
 def _lost_with(database: Database, table: Table, column: str) -> str:
-    lost = ["the primary key"] if table.primary_key and column in table.primary_key.columns else []
+    lost = (
+        ["the primary key"]
+        if table.primary_key and column in table.primary_key.columns
+        else []
+    )
     for unique in table.uniques:
         if column in unique.columns:
-            lost.append(f"unique constraint {unique.name}" if unique.name else "unique constraint without a name")
-    lost += [f"index {index.name}" for index in table.indexes if column in _columns_of(index)]
+            lost.append(
+                f"unique constraint {unique.name}"
+                if unique.name
+                else "unique constraint without a name"
+            )
+    lost += [
+        f"index {index.name}" for index in table.indexes if column in _columns_of(index)
+    ]
     if not lost:
         return ""
-    return ", and with it " + (f"{', '.join(lost[:-1])} and {lost[-1]}" if lost[1:] else lost[0])
+    return ", and with it " + (
+        f"{', '.join(lost[:-1])} and {lost[-1]}" if lost[1:] else lost[0]
+    )
 
 
 # ----------------------------------------------------------------------------------------------------------- columns
@@ -81,15 +115,27 @@ def _lost_with(database: Database, table: Table, column: str) -> str:
 
 def drop_column(database: Database, table: Table, column: Column) -> str:
     if database.engine == "sqlite":
-        gone = {index.name for index in table.indexes if column.name in _columns_of(index)}
+        gone = {
+            index.name for index in table.indexes if column.name in _columns_of(index)
+        }
 
         def edited(sql: str) -> str:
             for unique in table.uniques:
                 if unique.name and column.name in unique.columns:
-                    sql = re.sub(rf', CONSTRAINT "{unique.name}" UNIQUE \([^)]*\)', "", sql)
-            (found,) = (item for item in parse_create_table(sql).columns if item.name == column.name)
+                    sql = re.sub(
+                        rf', CONSTRAINT "{unique.name}" UNIQUE \([^)]*\)', "", sql
+                    )
+            (found,) = (
+                item
+                for item in parse_create_table(sql).columns
+                if item.name == column.name
+            )
             before, after = sql[: found.start].rstrip(), sql[found.end :].lstrip()
-            return before + after[1:] if after.startswith(",") else before.removesuffix(",") + after
+            return (
+                before + after[1:]
+                if after.startswith(",")
+                else before.removesuffix(",") + after
+            )
 
         database.rebuild(table.name, edited, keep=lambda name: name not in gone)
     else:
@@ -98,18 +144,27 @@ def drop_column(database: Database, table: Table, column: Column) -> str:
 
 
 def rename_column(database: Database, table: Table, column: Column) -> str:
-    database.execute(f"ALTER TABLE {table.name} RENAME COLUMN {column.name} TO zz_{column.name}")
+    database.execute(
+        f"ALTER TABLE {table.name} RENAME COLUMN {column.name} TO zz_{column.name}"
+    )
     return (
-        f"Column {table.name}.{column.name} is missing (column zz_{column.name} is defined like it: was it renamed?)."
+        f"Column {table.name}.{column.name} is missing (column zz_{column.name} is "
+        "defined like it: was it renamed?)."
     )
 
 
 def retype_column(database: Database, table: Table, column: Column) -> str:
     new = OTHER_TYPE[column.type]
     if database.engine == "sqlite":
-        database.edit_column(table.name, column.name, lambda sql: sql.replace(f" {column.type}", f" {new}", 1))
+        database.edit_column(
+            table.name,
+            column.name,
+            lambda sql: sql.replace(f" {column.type}", f" {new}", 1),
+        )
     else:
-        database.execute(f"ALTER TABLE {table.name} ALTER COLUMN {column.name} TYPE {new}")
+        database.execute(
+            f"ALTER TABLE {table.name} ALTER COLUMN {column.name} TYPE {new}"
+        )
     found = READABLE_TYPE.get(new, {}).get(database.engine, new)
     return f"Column {table.name}.{column.name} has the type {found}; it should be {column.type}."
 
@@ -119,19 +174,25 @@ def flip_nullability(database: Database, table: Table, column: Column) -> str | 
         database.edit_column(
             table.name,
             column.name,
-            lambda sql: f"{sql} NOT NULL" if column.nullable else sql.replace(" NOT NULL", ""),
+            lambda sql: (
+                f"{sql} NOT NULL" if column.nullable else sql.replace(" NOT NULL", "")
+            ),
         )
     elif table.primary_key and column.name in table.primary_key.columns:
         return None  # PostgreSQL does not let a primary key be NULL
     else:
         action = "SET" if column.nullable else "DROP"
-        database.execute(f"ALTER TABLE {table.name} ALTER COLUMN {column.name} {action} NOT NULL")
+        database.execute(
+            f"ALTER TABLE {table.name} ALTER COLUMN {column.name} {action} NOT NULL"
+        )
     if column.nullable:
         return f"Column {table.name}.{column.name} is NOT NULL; it should allow NULL."
     return f"Column {table.name}.{column.name} allows NULL; it should be NOT NULL."
 
 
-def _set_default(database: Database, table: Table, column: Column, default: str | None) -> None:
+def _set_default(
+    database: Database, table: Table, column: Column, default: str | None
+) -> None:
     if database.engine == "sqlite":
         clause = "" if default is None else f" DEFAULT {default}"
 
@@ -142,7 +203,9 @@ def _set_default(database: Database, table: Table, column: Column, default: str 
         database.edit_column(table.name, column.name, edited)
     else:
         action = "DROP DEFAULT" if default is None else f"SET DEFAULT {default}"
-        database.execute(f"ALTER TABLE {table.name} ALTER COLUMN {column.name} {action}")
+        database.execute(
+            f"ALTER TABLE {table.name} ALTER COLUMN {column.name} {action}"
+        )
 
 
 def other_default(database: Database, table: Table, column: Column) -> str:
@@ -164,9 +227,13 @@ def other_collation(database: Database, table: Table, column: Column) -> str | N
         return None
     collation = OTHER_COLLATION[database.engine]
     if database.engine == "sqlite":
-        database.edit_column(table.name, column.name, lambda sql: f"{sql} COLLATE {collation}")
+        database.edit_column(
+            table.name, column.name, lambda sql: f"{sql} COLLATE {collation}"
+        )
     else:
-        database.execute(f'ALTER TABLE {table.name} ALTER COLUMN {column.name} TYPE text COLLATE "{collation}"')
+        database.execute(
+            f'ALTER TABLE {table.name} ALTER COLUMN {column.name} TYPE text COLLATE "{collation}"'
+        )
     return f"Column {table.name}.{column.name} has the collation {collation}; it should have the usual one."
 
 
@@ -174,10 +241,18 @@ def generate_column(database: Database, table: Table, column: Column) -> str | N
     if column.default is not None or column.type != "text" or not column.nullable:
         return None
     if database.engine == "sqlite":
-        database.edit_column(table.name, column.name, lambda sql: f"{sql} GENERATED ALWAYS AS ('zz') VIRTUAL")
+        database.edit_column(
+            table.name,
+            column.name,
+            lambda sql: f"{sql} GENERATED ALWAYS AS ('zz') VIRTUAL",
+        )
         return f"Column {table.name}.{column.name} is generated as 'zz'; it should be an ordinary column."
     indexes = [index for index in table.indexes if column.name in _columns_of(index)]
-    statements = [statement for index in indexes for statement in create_index(database, table, index)]
+    statements = [
+        statement
+        for index in indexes
+        for statement in create_index(database, table, index)
+    ]
     database.execute(
         f"ALTER TABLE {table.name} DROP COLUMN {column.name}",
         f"ALTER TABLE {table.name} ADD COLUMN {column.name} text GENERATED ALWAYS AS ('zz') STORED",
@@ -238,36 +313,56 @@ def drop_index(database: Database, table: Table, index: Index) -> str:
 
 
 def rename_index(database: Database, table: Table, index: Index) -> str:
-    database.execute(f"DROP INDEX {index.name}", *create_index(database, table, replace(index, name="zz")))
+    database.execute(
+        f"DROP INDEX {index.name}",
+        *create_index(database, table, replace(index, name="zz")),
+    )
     return f"Index on {table.name} {on(index)} is named zz; it should be {index.name}."
 
 
 def index_more_columns(database: Database, table: Table, index: Index) -> str:
-    extra = next(column.name for column in table.columns if column.name not in _columns_of(index))
-    return _replace_index(database, table, index, replace(index, parts=(*index.parts, IndexPart(extra))))
+    extra = next(
+        column.name for column in table.columns if column.name not in _columns_of(index)
+    )
+    return _replace_index(
+        database, table, index, replace(index, parts=(*index.parts, IndexPart(extra)))
+    )
 
 
 def index_fewer_columns(database: Database, table: Table, index: Index) -> str | None:
     if len(index.parts) == 1:
         return None
-    return _replace_index(database, table, index, replace(index, parts=index.parts[:-1]))
+    return _replace_index(
+        database, table, index, replace(index, parts=index.parts[:-1])
+    )
 
 
 def index_other_column(database: Database, table: Table, index: Index) -> str:
-    other = next(column.name for column in table.columns if column.name not in _columns_of(index))
-    return _replace_index(database, table, index, replace(index, parts=(IndexPart(other), *index.parts[1:])))
+    other = next(
+        column.name for column in table.columns if column.name not in _columns_of(index)
+    )
+    return _replace_index(
+        database,
+        table,
+        index,
+        replace(index, parts=(IndexPart(other), *index.parts[1:])),
+    )
 
 
 def index_other_order(database: Database, table: Table, index: Index) -> str | None:
     if len(index.parts) == 1:
         return None
-    return _replace_index(database, table, index, replace(index, parts=(*index.parts[1:], index.parts[0])))
+    return _replace_index(
+        database, table, index, replace(index, parts=(*index.parts[1:], index.parts[0]))
+    )
 
 
 def index_other_direction(database: Database, table: Table, index: Index) -> str:
     last = index.parts[-1]
     turned = replace(last, descending=not last.descending)
-    return _replace_index(database, table, index, replace(index, parts=(*index.parts[:-1], turned)))
+    return _replace_index(
+        database, table, index, replace(index, parts=(*index.parts[:-1], turned))
+    )
 
 
 def index_other_collation(database: Database, table: Table, index: Index) -> str | None:
@@ -285,16 +380,22 @@ def index_other_nulls(database: Database, table: Table, index: Index) -> str | N
         return None  # SQLite has no NULLS FIRST in an index
     part = index.parts[-1]
     changed = replace(part, nulls="last" if part.descending else "first")
-    return _replace_index(database, table, index, replace(index, parts=(*index.parts[:-1], changed)))
+    return _replace_index(
+        database, table, index, replace(index, parts=(*index.parts[:-1], changed))
+    )
 
 
-def index_other_operator_class(database: Database, table: Table, index: Index) -> str | None:
+def index_other_operator_class(
+    database: Database, table: Table, index: Index
+) -> str | None:
     part = index.parts[0]
     column = table.column(part.expression)
     if database.engine == "sqlite" or column is None or column.type != "text":
         return None
     changed = replace(part, operator_class="text_pattern_ops")
-    return _replace_index(database, table, index, replace(index, parts=(changed, *index.parts[1:])))
+    return _replace_index(
+        database, table, index, replace(index, parts=(changed, *index.parts[1:]))
+    )
 
 
 def index_other_method(database: Database, table: Table, index: Index) -> str | None:
@@ -306,7 +407,9 @@ def index_other_method(database: Database, table: Table, index: Index) -> str | 
 def index_including(database: Database, table: Table, index: Index) -> str | None:
     if database.engine == "sqlite":
         return None
-    extra = next(column.name for column in table.columns if column.name not in _columns_of(index))
+    extra = next(
+        column.name for column in table.columns if column.name not in _columns_of(index)
+    )
     return _replace_index(database, table, index, replace(index, include=(extra,)))
 
 
@@ -327,7 +430,9 @@ def index_no_condition(database: Database, table: Table, index: Index) -> str | 
 def index_invalid(database: Database, table: Table, index: Index) -> str | None:
     if database.engine == "sqlite":
         return None
-    database.execute(f"UPDATE pg_index SET indisvalid = false WHERE indexrelid = '{index.name}'::regclass")
+    database.execute(
+        f"UPDATE pg_index SET indisvalid = false WHERE indexrelid = '{index.name}'::regclass"
+    )
     return (
         f"Index {index.name} on {table.name} is invalid and serves no query: "
         f"run 'REINDEX INDEX CONCURRENTLY {index.name}'."
@@ -339,7 +444,9 @@ def index_invalid(database: Database, table: Table, index: Index) -> str | None:
 
 def drop_primary_key(database: Database, table: Table) -> str:
     if database.engine == "sqlite":
-        database.edit_column(table.name, "id", lambda sql: sql.replace(" PRIMARY KEY", ""))
+        database.edit_column(
+            table.name, "id", lambda sql: sql.replace(" PRIMARY KEY", "")
+        )
     else:
         database.execute(f"ALTER TABLE {table.name} DROP CONSTRAINT {table.name}_pkey")
     return f"Table {table.name} has no primary key; it should be (id)."
@@ -347,10 +454,18 @@ def drop_primary_key(database: Database, table: Table) -> str:
 
 def rename_primary_key(database: Database, table: Table) -> str:
     if database.engine == "sqlite":
-        database.edit_column(table.name, "id", lambda sql: sql.replace(" PRIMARY KEY", " CONSTRAINT zz PRIMARY KEY"))
+        database.edit_column(
+            table.name,
+            "id",
+            lambda sql: sql.replace(" PRIMARY KEY", " CONSTRAINT zz PRIMARY KEY"),
+        )
         return f"The primary key of {table.name} is named zz; it should have none."
-    database.execute(f"ALTER TABLE {table.name} RENAME CONSTRAINT {table.name}_pkey TO zz")
-    return f"The primary key of {table.name} is named zz; it should be {table.name}_pkey."
+    database.execute(
+        f"ALTER TABLE {table.name} RENAME CONSTRAINT {table.name}_pkey TO zz"
+    )
+    return (
+        f"The primary key of {table.name} is named zz; it should be {table.name}_pkey."
+    )
 
 
 def widen_primary_key(database: Database, table: Table) -> str:
@@ -358,7 +473,8 @@ def widen_primary_key(database: Database, table: Table) -> str:
         database.rebuild(
             table.name,
             lambda sql: (
-                sql.replace(" PRIMARY KEY", "", 1).rstrip().removesuffix(")") + ", PRIMARY KEY (tenant_id, id))"
+                sql.replace(" PRIMARY KEY", "", 1).rstrip().removesuffix(")")
+                + ", PRIMARY KEY (tenant_id, id))"
             ),
         )
     else:
@@ -372,7 +488,9 @@ def widen_primary_key(database: Database, table: Table) -> str:
 def soften_primary_key(database: Database, table: Table) -> str:
     if database.engine == "sqlite":
         database.edit_column(
-            table.name, "id", lambda sql: sql.replace(" PRIMARY KEY", " PRIMARY KEY ON CONFLICT REPLACE")
+            table.name,
+            "id",
+            lambda sql: sql.replace(" PRIMARY KEY", " PRIMARY KEY ON CONFLICT REPLACE"),
         )
         return f"The primary key of {table.name} is (id) on conflict replace; it should be (id)."
     database.execute(
@@ -385,19 +503,29 @@ def soften_primary_key(database: Database, table: Table) -> str:
 def soften_not_null(database: Database, table: Table) -> str | None:
     if database.engine != "sqlite":
         return None
-    database.edit_column(table.name, "id", lambda sql: sql.replace(" NOT NULL", " NOT NULL ON CONFLICT IGNORE"))
+    database.edit_column(
+        table.name,
+        "id",
+        lambda sql: sql.replace(" NOT NULL", " NOT NULL ON CONFLICT IGNORE"),
+    )
     return f"Column {table.name}.id has NOT NULL on conflict ignore; it should refuse NULL."
 
 
 def rule(database: Database, table: Table) -> str | None:
     if database.engine != "postgresql":
         return None
-    database.execute(f"CREATE RULE lost AS ON INSERT TO {table.name} DO INSTEAD NOTHING")
+    database.execute(
+        f"CREATE RULE lost AS ON INSERT TO {table.name} DO INSTEAD NOTHING"
+    )
     return f"Rule lost on {table.name} is not in the models and can swallow or change what agentdb writes."
 
 
 def _unique_title(unique: Unique) -> str:
-    return f"unique constraint {unique.name}" if unique.name else "unique constraint without a name"
+    return (
+        f"unique constraint {unique.name}"
+        if unique.name
+        else "unique constraint without a name"
+    )
 
 
 def _edit_unique(database: Database, table: Table, unique: Unique, new: str) -> None:
@@ -407,8 +535,12 @@ def _edit_unique(database: Database, table: Table, unique: Unique, new: str) -> 
 
         def edited(sql: str) -> str:
             if unique.name:
-                return re.sub(rf', CONSTRAINT "{unique.name}" UNIQUE \([^)]*\)', clause, sql)
-            return sql.replace(" UNIQUE", "", 1).rstrip().removesuffix(")") + f"{clause})"
+                return re.sub(
+                    rf', CONSTRAINT "{unique.name}" UNIQUE \([^)]*\)', clause, sql
+                )
+            return (
+                sql.replace(" UNIQUE", "", 1).rstrip().removesuffix(")") + f"{clause})"
+            )
 
         database.rebuild(table.name, edited)
     else:
@@ -424,7 +556,9 @@ def _named(unique: Unique) -> str:
 def drop_unique(database: Database, table: Table, unique: Unique) -> str:
     _edit_unique(database, table, unique, "")
     columns = ", ".join(unique.columns)
-    return f"{_unique_title(unique).capitalize()} on {table.name} ({columns}) is missing."
+    return (
+        f"{_unique_title(unique).capitalize()} on {table.name} ({columns}) is missing."
+    )
 
 
 def rename_unique(database: Database, table: Table, unique: Unique) -> str:
@@ -466,7 +600,9 @@ def index_for_unique(database: Database, table: Table, unique: Unique) -> str | 
     )
 
 
-def plain_index_for_unique(database: Database, table: Table, unique: Unique) -> str | None:
+def plain_index_for_unique(
+    database: Database, table: Table, unique: Unique
+) -> str | None:
     if unique.name is None:
         return None
     columns = ", ".join(unique.columns)
@@ -495,7 +631,12 @@ def nulls_not_distinct(database: Database, table: Table, unique: Unique) -> str 
     if database.engine == "sqlite" or database.connection.pg_version < 150000:  # type: ignore[attr-defined]
         return None
     columns = ", ".join(unique.columns)
-    _edit_unique(database, table, unique, f"{_named(unique)}UNIQUE NULLS NOT DISTINCT ({columns})")
+    _edit_unique(
+        database,
+        table,
+        unique,
+        f"{_named(unique)}UNIQUE NULLS NOT DISTINCT ({columns})",
+    )
     return (
         f"{_unique_title(unique).capitalize()} on {table.name} is a unique constraint on ({columns}) nulls not "
         f"distinct; it should be a unique constraint on ({columns})."
@@ -535,7 +676,9 @@ def row_security(database: Database, table: Table) -> str | None:
 
 def add_required_column(database: Database, table: Table) -> str:
     if database.engine == "sqlite":
-        database.rebuild(table.name, lambda sql: sql.replace("(", "(zz text NOT NULL, ", 1))
+        database.rebuild(
+            table.name, lambda sql: sql.replace("(", "(zz text NOT NULL, ", 1)
+        )
     else:
         database.execute(f"ALTER TABLE {table.name} ADD COLUMN zz text NOT NULL")
     return f"Column {table.name}.zz (text NOT NULL) is not in the models and has no default: every insert fails."
@@ -563,7 +706,11 @@ def add_check(database: Database, table: Table) -> str:
 
 def add_foreign_key(database: Database, table: Table) -> str:
     other = "agents" if table.name != "agents" else "sessions"
-    _add_constraint(database, table, f"CONSTRAINT zz FOREIGN KEY (tenant_id) REFERENCES {other} (id)")
+    _add_constraint(
+        database,
+        table,
+        f"CONSTRAINT zz FOREIGN KEY (tenant_id) REFERENCES {other} (id)",
+    )
     return (
         f"Foreign key zz on {table.name} (tenant_id) to {other} (id) is not in the models and can refuse what "
         "agentdb writes."
@@ -572,7 +719,9 @@ def add_foreign_key(database: Database, table: Table) -> str:
 
 def _add_constraint(database: Database, table: Table, constraint: str) -> None:
     if database.engine == "sqlite":
-        database.rebuild(table.name, lambda sql: f"{sql.rstrip().removesuffix(')')}, {constraint})")
+        database.rebuild(
+            table.name, lambda sql: f"{sql.rstrip().removesuffix(')')}, {constraint})"
+        )
     else:
         database.execute(f"ALTER TABLE {table.name} ADD {constraint}")
 

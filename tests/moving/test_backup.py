@@ -21,7 +21,9 @@ from tests.moving.test_copydb import MakeUrl, contents, fill, make_url  # noqa: 
 def run(command: str, url: str, file: Path) -> str:
     out = io.StringIO()
     with temporary_alias(url) as alias:
-        call_command(command, str(file), database=alias, stdout=out, stderr=io.StringIO())
+        call_command(
+            command, str(file), database=alias, stdout=out, stderr=io.StringIO()
+        )
     return out.getvalue()
 
 
@@ -56,12 +58,17 @@ def test_a_backup_overwrites_nothing(url: str, tmp_path: Path) -> None:
         run("backup", url, file)
 
     assert refusal.value.returncode == 2
-    assert str(refusal.value) == f"There is a file '{file}' already, which is not overwritten. Name another one."
+    assert (
+        str(refusal.value)
+        == f"There is a file '{file}' already, which is not overwritten. Name another one."
+    )
     assert file.read_text() == "precious"
 
 
 @pytest.mark.parametrize("end", ["-wal", "-journal", "-shm"])
-def test_a_backup_is_not_put_beside_the_log_of_a_database_that_was_there(url: str, tmp_path: Path, end: str) -> None:
+def test_a_backup_is_not_put_beside_the_log_of_a_database_that_was_there(
+    url: str, tmp_path: Path, end: str
+) -> None:
     file = tmp_path / "state.sqlite3"
     log = tmp_path / f"state.sqlite3{end}"
     log.write_text("frames of another database")
@@ -73,10 +80,14 @@ def test_a_backup_is_not_put_beside_the_log_of_a_database_that_was_there(url: st
         f"There is a file '{log}', which belongs to a database that was here before. SQLite would take it for a part "
         "of the backup. Move it away, or name another file."
     )
-    assert [path.name for path in tmp_path.iterdir() if path.name.startswith("state")] == [log.name]
+    assert [
+        path.name for path in tmp_path.iterdir() if path.name.startswith("state")
+    ] == [log.name]
 
 
-def test_a_backup_is_of_one_moment_of_a_database_in_use(url: str, tmp_path: Path) -> None:
+def test_a_backup_is_of_one_moment_of_a_database_in_use(
+    url: str, tmp_path: Path
+) -> None:
     """The two sessions of a pair are written in one transaction: a backup has both or neither."""
     stop = threading.Event()
 
@@ -102,8 +113,15 @@ def test_a_backup_is_of_one_moment_of_a_database_in_use(url: str, tmp_path: Path
         writer.join()
 
     for number in range(3):
-        ids = {id for (id,) in execute(f"sqlite:///{tmp_path}/{number}.backup", "SELECT id FROM sessions")}
-        assert {id[1:] for id in ids if id[0] == "a"} == {id[1:] for id in ids if id[0] == "b"}
+        ids = {
+            id
+            for (id,) in execute(
+                f"sqlite:///{tmp_path}/{number}.backup", "SELECT id FROM sessions"
+            )
+        }
+        assert {id[1:] for id in ids if id[0] == "a"} == {
+            id[1:] for id in ids if id[0] == "b"
+        }
 
 
 def test_a_restore_says_why_it_does_not(url: str, tmp_path: Path) -> None:

@@ -75,7 +75,9 @@ def contents(url: str) -> list[object]:
 
 
 @pytest.mark.parametrize("target_engine", ["sqlite", "postgresql"])
-def test_copydb_moves_every_row_between_engines(url: str, target_engine: str, make_url: MakeUrl) -> None:
+def test_copydb_moves_every_row_between_engines(
+    url: str, target_engine: str, make_url: MakeUrl
+) -> None:
     fill(url)
     target = make_url(target_engine)
 
@@ -95,7 +97,11 @@ def test_copydb_moves_more_rows_than_it_holds_at_once(
 ) -> None:
     monkeypatch.setattr("agentdb.moving.copydb._ROWS_A_BLOCK", 2)
     with agentdb.connect(url) as db:
-        db.run_transaction(lambda db: [db.insert_session(f"s{number}", "a", "b") for number in range(7)])
+        db.run_transaction(
+            lambda db: [
+                db.insert_session(f"s{number}", "a", "b") for number in range(7)
+            ]
+        )
     target = make_url("sqlite")
 
     copydb(url, target)
@@ -117,7 +123,9 @@ def test_copydb_refuses_a_target_with_rows(url: str, make_url: MakeUrl) -> None:
     assert contents(target) == before
 
 
-def test_copydb_refuses_a_source_that_is_not_adopted(tmp_path: Path, make_url: MakeUrl) -> None:
+def test_copydb_refuses_a_source_that_is_not_adopted(
+    tmp_path: Path, make_url: MakeUrl
+) -> None:
     old = tmp_path / "old.db"
     shutil.copyfile(FOLDER / "sqlite" / "era-a.db", old)
 
@@ -137,11 +145,16 @@ def test_copydb_refuses_a_source_that_has_drifted(url: str, make_url: MakeUrl) -
     assert message.endswith("Run 'agentdb verifydb'.")
 
 
-def test_copydb_refuses_what_postgresql_cannot_hold_and_copies_nothing(tmp_path: Path, make_url: MakeUrl) -> None:
+def test_copydb_refuses_what_postgresql_cannot_hold_and_copies_nothing(
+    tmp_path: Path, make_url: MakeUrl
+) -> None:
     source, target = f"sqlite:///{tmp_path}/nul.sqlite3", make_url("postgresql")
     agentdb.connect(source, migrate=True).close()
     fill(source)
-    execute(source, "UPDATE sandboxes SET workspace_dir = 'a' || char(0) || 'b' WHERE id = 'b2'")
+    execute(
+        source,
+        "UPDATE sandboxes SET workspace_dir = 'a' || char(0) || 'b' WHERE id = 'b2'",
+    )
 
     assert refusal(source, target) == (
         "1 value cannot be copied; nothing was copied.\n"
@@ -151,7 +164,9 @@ def test_copydb_refuses_what_postgresql_cannot_hold_and_copies_nothing(tmp_path:
     assert "agents" not in tables(target)
 
 
-def test_copydb_refuses_a_missing_source_and_makes_no_file(tmp_path: Path, make_url: MakeUrl) -> None:
+def test_copydb_refuses_a_missing_source_and_makes_no_file(
+    tmp_path: Path, make_url: MakeUrl
+) -> None:
     missing = tmp_path / "missing.sqlite3"
 
     assert refusal(f"sqlite:///{missing}", make_url("sqlite")) == (
@@ -160,7 +175,9 @@ def test_copydb_refuses_a_missing_source_and_makes_no_file(tmp_path: Path, make_
     assert not missing.exists()
 
 
-def test_verify_copies_into_an_empty_target_and_compares(url: str, make_url: MakeUrl) -> None:
+def test_verify_copies_into_an_empty_target_and_compares(
+    url: str, make_url: MakeUrl
+) -> None:
     fill(url)
     target = make_url("sqlite")
 
@@ -171,7 +188,9 @@ def test_verify_copies_into_an_empty_target_and_compares(url: str, make_url: Mak
 
 
 @pytest.mark.parametrize("value", ["C:\\new\\table", "a\rb", "\b\f\v"])
-def test_a_value_that_only_copy_would_read_otherwise_is_copied_as_it_is(value: str, make_url: MakeUrl) -> None:
+def test_a_value_that_only_copy_would_read_otherwise_is_copied_as_it_is(
+    value: str, make_url: MakeUrl
+) -> None:
     source, target = make_url("sqlite"), make_url("postgresql")
     with agentdb.connect(source, migrate=True) as db:
         db.insert_sandbox("b1", "plain", value)
@@ -181,7 +200,9 @@ def test_a_value_that_only_copy_would_read_otherwise_is_copied_as_it_is(value: s
     assert copied is not None and copied.workspace_dir == value
 
 
-def test_verify_names_the_table_that_differs_and_copies_nothing(url: str, make_url: MakeUrl) -> None:
+def test_verify_names_the_table_that_differs_and_copies_nothing(
+    url: str, make_url: MakeUrl
+) -> None:
     fill(url)
     target = make_url("sqlite")
     copydb(url, target)
@@ -204,13 +225,18 @@ def test_verify_names_the_table_that_differs_and_copies_nothing(url: str, make_u
     assert contents(target) == before
 
 
-def test_verify_names_rows_that_one_side_lacks_between_rows_of_both(url: str, make_url: MakeUrl) -> None:
+def test_verify_names_rows_that_one_side_lacks_between_rows_of_both(
+    url: str, make_url: MakeUrl
+) -> None:
     target = make_url("sqlite")
     for place, ids in ((url, "acf"), (target, "bcde")):
         with agentdb.connect(place, migrate=True) as db:
             for id in ids:
                 db.insert_sandbox(id, "a", "/")
-        execute(place, "UPDATE sandboxes SET created_at = '2026-01-01 00:00:00', last_used_at = '2026-01-01 00:00:00'")
+        execute(
+            place,
+            "UPDATE sandboxes SET created_at = '2026-01-01 00:00:00', last_used_at = '2026-01-01 00:00:00'",
+        )
     out = io.StringIO()
 
     with pytest.raises(SystemExit):
@@ -226,9 +252,15 @@ def test_verify_names_rows_that_one_side_lacks_between_rows_of_both(url: str, ma
     ]
 
 
-def test_verify_stops_naming_rows_after_twenty_and_goes_on_with_the_next_table(url: str, make_url: MakeUrl) -> None:
+def test_verify_stops_naming_rows_after_twenty_and_goes_on_with_the_next_table(
+    url: str, make_url: MakeUrl
+) -> None:
     with agentdb.connect(url) as db:
-        db.run_transaction(lambda db: [db.insert_session(f"s{number:02}", "a", "b") for number in range(30)])
+        db.run_transaction(
+            lambda db: [
+                db.insert_session(f"s{number:02}", "a", "b") for number in range(30)
+            ]
+        )
         db.insert_sandbox("b1", "a", "/")
     target = make_url("postgresql")
     copydb(url, target)
@@ -259,7 +291,9 @@ def test_the_checksum_sees_a_microsecond(url: str, make_url: MakeUrl) -> None:
         copydb(url, target, "--verify")
 
 
-def test_verify_gives_up_no_row_to_null_and_empty_text(url: str, make_url: MakeUrl) -> None:
+def test_verify_gives_up_no_row_to_null_and_empty_text(
+    url: str, make_url: MakeUrl
+) -> None:
     with agentdb.connect(url) as db:
         db.insert_session("empty", "a", "b")
         db.insert_session("null", "a", "b")
@@ -268,7 +302,10 @@ def test_verify_gives_up_no_row_to_null_and_empty_text(url: str, make_url: MakeU
 
     copydb(url, target)
 
-    assert execute(target, "SELECT id, runner_id FROM sessions ORDER BY id") == [("empty", ""), ("null", None)]
+    assert execute(target, "SELECT id, runner_id FROM sessions ORDER BY id") == [
+        ("empty", ""),
+        ("null", None),
+    ]
 
 
 def test_copydb_names_every_kind_of_value_that_cannot_be_copied_before_it_writes(
@@ -277,10 +314,19 @@ def test_copydb_names_every_kind_of_value_that_cannot_be_copied_before_it_writes
     source, target = f"sqlite:///{tmp_path}/bad.sqlite3", make_url("postgresql")
     agentdb.connect(source, migrate=True).close()
     fill(source)
-    execute(source, "UPDATE agents SET id = 'plain', version = 1099511627776 WHERE name = 'plain'")
+    execute(
+        source,
+        "UPDATE agents SET id = 'plain', version = 1099511627776 WHERE name = 'plain'",
+    )
     execute(source, "UPDATE sessions SET created_at = 'not-a-date' WHERE id = 's1'")
-    execute(source, "UPDATE sessions SET last_active_at = '2026-02-19T20:53:16.123Z' WHERE id = 's2'")
-    execute(source, "UPDATE sandboxes SET workspace_dir = CAST(x'ff41' AS TEXT) WHERE id = 'b1'")
+    execute(
+        source,
+        "UPDATE sessions SET last_active_at = '2026-02-19T20:53:16.123Z' WHERE id = 's2'",
+    )
+    execute(
+        source,
+        "UPDATE sandboxes SET workspace_dir = CAST(x'ff41' AS TEXT) WHERE id = 'b1'",
+    )
 
     for options in ((), ("--dry-run",)):
         assert refusal(source, target, *options).splitlines() == [
@@ -292,7 +338,9 @@ def test_copydb_names_every_kind_of_value_that_cannot_be_copied_before_it_writes
             "  table 'sandboxes', id 'b1', column 'workspace_dir': b'\\xffA' is not valid UTF-8",
             "Fix them in the source, and run the command again.",
         ]
-    assert execute(target, "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'") == [(0,)]
+    assert execute(
+        target, "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'"
+    ) == [(0,)]
 
 
 @pytest.mark.parametrize(
@@ -328,11 +376,18 @@ def test_a_dry_run_copies_nothing_and_makes_no_file(url: str, tmp_path: Path) ->
     assert not (tmp_path / "not-made.sqlite3").exists()
 
 
-def test_copy_database_returns_the_rows_of_each_table(url: str, make_url: MakeUrl) -> None:
+def test_copy_database_returns_the_rows_of_each_table(
+    url: str, make_url: MakeUrl
+) -> None:
     fill(url)
     target = make_url("postgresql")
 
-    assert agentdb.copy_database(url, target) == {"agents": 2, "sessions": 2, "sandboxes": 3, "api_keys": 1}
+    assert agentdb.copy_database(url, target) == {
+        "agents": 2,
+        "sessions": 2,
+        "sandboxes": 3,
+        "api_keys": 1,
+    }
     assert contents(target) == contents(url)
 
 
@@ -355,18 +410,31 @@ os._exit(0)
 
 
 @pytest.mark.parametrize("target_engine", ["sqlite", "postgresql"])
-def test_a_copy_killed_at_any_moment_goes_on(tmp_path: Path, make_url: MakeUrl, target_engine: str) -> None:
+def test_a_copy_killed_at_any_moment_goes_on(
+    tmp_path: Path, make_url: MakeUrl, target_engine: str
+) -> None:
     """Also while it migrates the target. AGENTDB_TEST_KILLS=100 for the long run."""
     source, target = f"sqlite:///{tmp_path}/source.sqlite3", make_url(target_engine)
     with agentdb.connect(source, migrate=True) as db:
-        db.run_transaction(lambda db: [db.insert_session(f"s{number:05}", "a", "b") for number in range(500)])
+        db.run_transaction(
+            lambda db: [
+                db.insert_session(f"s{number:05}", "a", "b") for number in range(500)
+            ]
+        )
     fill(source)
     kills = int(os.environ.get("AGENTDB_TEST_KILLS", "3"))
     chance = random.Random(kills)
     killed = 0
     while killed < kills:
         run = subprocess.run(
-            [sys.executable, "-c", KILLED, source, target, str(chance.uniform(0.05, 0.9))],
+            [
+                sys.executable,
+                "-c",
+                KILLED,
+                source,
+                target,
+                str(chance.uniform(0.05, 0.9)),
+            ],
             stderr=subprocess.PIPE,
             text=True,
         )
@@ -401,7 +469,10 @@ def test_a_copy_stopped_while_it_builds_the_indexes_goes_on(
             raise KeyboardInterrupt
 
     with monkeypatch.context() as stopping:
-        stopping.setattr("agentdb.management.progress.ProgressLine.__call__", lambda self, *args: stop(*args))
+        stopping.setattr(
+            "agentdb.management.progress.ProgressLine.__call__",
+            lambda self, *args: stop(*args),
+        )
         with pytest.raises(SystemExit):
             copydb(url, target)
 
@@ -411,7 +482,11 @@ def test_a_copy_stopped_while_it_builds_the_indexes_goes_on(
 
 
 def tables(url: str) -> set[str]:
-    catalog = "sqlite_master WHERE type = 'table'" if url.startswith("sqlite") else "pg_class WHERE relkind = 'r'"
+    catalog = (
+        "sqlite_master WHERE type = 'table'"
+        if url.startswith("sqlite")
+        else "pg_class WHERE relkind = 'r'"
+    )
     column = "name" if url.startswith("sqlite") else "relname"
     return {name for (name,) in execute(url, f"SELECT {column} FROM {catalog}")}
 
@@ -422,7 +497,11 @@ def test_a_resumed_copy_keeps_what_is_there_and_begins_anew_where_the_source_has
 ) -> None:
     monkeypatch.setattr("agentdb.moving.copydb._ROWS_A_BLOCK", 2)
     with agentdb.connect(url) as db:
-        db.run_transaction(lambda db: [db.insert_session(f"s{number}", "a", "b") for number in range(7)])
+        db.run_transaction(
+            lambda db: [
+                db.insert_session(f"s{number}", "a", "b") for number in range(7)
+            ]
+        )
         db.upsert_agent("a", "/")
     target = make_url(target_engine)
 
@@ -431,7 +510,10 @@ def test_a_resumed_copy_keeps_what_is_there_and_begins_anew_where_the_source_has
             raise KeyboardInterrupt
 
     with monkeypatch.context() as stopping:
-        stopping.setattr("agentdb.management.progress.ProgressLine.__call__", lambda self, *args: stop(*args))
+        stopping.setattr(
+            "agentdb.management.progress.ProgressLine.__call__",
+            lambda self, *args: stop(*args),
+        )
         err = io.StringIO()
         with pytest.raises(SystemExit) as exit:
             call_command("copydb", url, target, stdout=io.StringIO(), stderr=err)
@@ -452,11 +534,18 @@ def test_a_resumed_copy_keeps_what_is_there_and_begins_anew_where_the_source_has
     assert contents(target) == contents(url)
 
 
-def test_an_unfinished_copy_of_another_source_is_not_mixed_with_this_one(url: str, make_url: MakeUrl) -> None:
+def test_an_unfinished_copy_of_another_source_is_not_mixed_with_this_one(
+    url: str, make_url: MakeUrl
+) -> None:
     target = make_url("sqlite")
     agentdb.connect(target, migrate=True).close()
-    execute(target, "CREATE TABLE agentdb_copy (name text PRIMARY KEY, last_id text, copied integer, checksum text)")
-    execute(target, "INSERT INTO agentdb_copy VALUES ('', 'PostgreSQL database x', 0, '0')")
+    execute(
+        target,
+        "CREATE TABLE agentdb_copy (name text PRIMARY KEY, last_id text, copied integer, checksum text)",
+    )
+    execute(
+        target, "INSERT INTO agentdb_copy VALUES ('', 'PostgreSQL database x', 0, '0')"
+    )
 
     assert refusal(url, target) == (
         "The target holds an unfinished copy of PostgreSQL database x. Run that copy again, or copy into a new "

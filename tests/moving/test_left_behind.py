@@ -1,5 +1,6 @@
 """copydb, backup and restore say which tables and columns of a database they do not carry."""
 
+# ruff: noqa: F811
 from __future__ import annotations
 
 from pathlib import Path
@@ -20,7 +21,9 @@ LEFT = (
 def add_others(url: str) -> None:
     fill(url)
     execute(url, "CREATE TABLE messages (id integer)")
-    numbers = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1200)"
+    numbers = (
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1200)"
+    )
     execute(url, f"{numbers} INSERT INTO messages SELECT i FROM n")
     execute(url, "CREATE TABLE empty (id integer)")
     execute(url, 'CREATE TABLE "odd ""name" (id integer)')
@@ -29,7 +32,7 @@ def add_others(url: str) -> None:
     execute(url, "ALTER TABLE sessions ADD COLUMN model text")
 
 
-def test_copydb_says_what_it_leaves_behind(url: str, make_url: MakeUrl) -> None:  # noqa: F811
+def test_copydb_says_what_it_leaves_behind(url: str, make_url: MakeUrl) -> None:
     add_others(url)
     target = make_url("sqlite")
 
@@ -40,10 +43,17 @@ def test_copydb_says_what_it_leaves_behind(url: str, make_url: MakeUrl) -> None:
     assert dry.endswith(f"{LEFT}Nothing was copied.\n")
     assert f"{LEFT}" in copied
     assert "Not carried" not in compared
-    assert execute(target, "SELECT name FROM sqlite_master WHERE name IN ('messages', 'empty')") == []
+    assert (
+        execute(
+            target, "SELECT name FROM sqlite_master WHERE name IN ('messages', 'empty')"
+        )
+        == []
+    )
 
 
-def test_a_backup_of_a_server_says_it_and_one_of_a_file_has_them(url: str, engine: str, tmp_path: Path) -> None:
+def test_a_backup_of_a_server_says_it_and_one_of_a_file_has_them(
+    url: str, engine: str, tmp_path: Path
+) -> None:
     add_others(url)
     file = tmp_path / "backup.sqlite3"
 
@@ -51,12 +61,16 @@ def test_a_backup_of_a_server_says_it_and_one_of_a_file_has_them(url: str, engin
 
     if engine == "sqlite":
         assert said == f"Backup: {file}\n"
-        assert execute(f"sqlite:///{file}", "SELECT count(*) FROM messages") == [(1200,)]
+        assert execute(f"sqlite:///{file}", "SELECT count(*) FROM messages") == [
+            (1200,)
+        ]
     else:
         assert said == f"Backup: {file}\n{LEFT}"
 
 
-def test_a_restore_says_what_of_the_file_it_leaves_behind(tmp_path: Path, make_url: MakeUrl) -> None:  # noqa: F811
+def test_a_restore_says_what_of_the_file_it_leaves_behind(
+    tmp_path: Path, make_url: MakeUrl
+) -> None:
     url = make_url("sqlite")
     agentdb.connect(url, migrate=True).close()
     add_others(url)
@@ -67,17 +81,21 @@ def test_a_restore_says_what_of_the_file_it_leaves_behind(tmp_path: Path, make_u
     assert restored.endswith(f" rows restored.\n{LEFT}")
 
 
-def test_nothing_is_said_where_nothing_is_left(url: str, make_url: MakeUrl) -> None:  # noqa: F811
+def test_nothing_is_said_where_nothing_is_left(url: str, make_url: MakeUrl) -> None:
     fill(url)
 
     assert "Not carried" not in copydb(url, make_url("sqlite"))
 
 
-def test_a_partitioned_table_counts_once_and_one_of_another_schema_not(make_url: MakeUrl) -> None:  # noqa: F811
+def test_a_partitioned_table_counts_once_and_one_of_another_schema_not(
+    make_url: MakeUrl,
+) -> None:
     url = make_url("postgresql")
     agentdb.connect(url, migrate=True).close()
     execute(url, "CREATE TABLE events (id integer) PARTITION BY RANGE (id)")
-    execute(url, "CREATE TABLE events_first PARTITION OF events FOR VALUES FROM (0) TO (10)")
+    execute(
+        url, "CREATE TABLE events_first PARTITION OF events FOR VALUES FROM (0) TO (10)"
+    )
     execute(url, "INSERT INTO events VALUES (1), (2)")
     execute(url, "CREATE SCHEMA elsewhere")
     execute(url, "CREATE TABLE elsewhere.hidden (id integer)")

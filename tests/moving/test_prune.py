@@ -11,7 +11,14 @@ import pytest
 from django.core.management import CommandError, call_command
 
 import agentdb
-from agentdb import AsyncDb, Db, DjangoDb, InvalidInputError, SandboxState, SessionStatus
+from agentdb import (
+    AsyncDb,
+    Db,
+    DjangoDb,
+    InvalidInputError,
+    SandboxState,
+    SessionStatus,
+)
 from agentdb.moving import prune
 from agentdb.testing import MemoryDb
 from tests.helpers.factories import execute
@@ -28,7 +35,14 @@ def run_prune(url: str, *arguments: str) -> Run:
     out, err = io.StringIO(), io.StringIO()
     with opened(url) as connection:
         try:
-            call_command("prune", *arguments, database=connection.alias, stdout=out, stderr=err, no_color=True)
+            call_command(
+                "prune",
+                *arguments,
+                database=connection.alias,
+                stdout=out,
+                stderr=err,
+                no_color=True,
+            )
         except CommandError as error:
             return Run(error.returncode, out.getvalue(), f"{err.getvalue()}{error}")
         except SystemExit as error:
@@ -36,7 +50,14 @@ def run_prune(url: str, *arguments: str) -> Run:
     return Run(0, out.getvalue(), err.getvalue())
 
 
-def fill(db: Db, url: str, *, per_status: int = 1, days_ago: int = 40, tenant_id: str = "default") -> None:
+def fill(
+    db: Db,
+    url: str,
+    *,
+    per_status: int = 1,
+    days_ago: int = 40,
+    tenant_id: str = "default",
+) -> None:
     for status in SessionStatus:
         for number in range(per_status):
             id = f"{tenant_id}-{status}-{number}"
@@ -44,15 +65,24 @@ def fill(db: Db, url: str, *, per_status: int = 1, days_ago: int = 40, tenant_id
             db.update_session_status(id, status)
             db.insert_sandbox(f"sb-{id}", "a", "/w", id, tenant_id)
             db.update_sandbox_state(f"sb-{id}", SandboxState.COLD)
-    ago = f"datetime('now', '-{days_ago} days')" if url.startswith("sqlite") else f"now() - interval '{days_ago} days'"
-    execute(url, f"UPDATE sessions SET last_active_at = {ago} WHERE tenant_id = '{tenant_id}'")
+    ago = (
+        f"datetime('now', '-{days_ago} days')"
+        if url.startswith("sqlite")
+        else f"now() - interval '{days_ago} days'"
+    )
+    execute(
+        url,
+        f"UPDATE sessions SET last_active_at = {ago} WHERE tenant_id = '{tenant_id}'",
+    )
 
 
 def left(url: str) -> list[str]:
     return [row[0] for row in execute(url, "SELECT id FROM sessions ORDER BY id")]
 
 
-def test_old_finished_sessions_go_with_their_cold_sandboxes(db: DjangoDb, url: str, monkeypatch: pytest.MonkeyPatch):
+def test_old_finished_sessions_go_with_their_cold_sandboxes(
+    db: DjangoDb, url: str, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(prune, "_BATCH", 2)
     fill(db, url, per_status=3)
     fill(db, url, tenant_id="young", days_ago=1)
@@ -66,7 +96,9 @@ def test_old_finished_sessions_go_with_their_cold_sandboxes(db: DjangoDb, url: s
     assert (run.code, run.out) == (0, "Deleted 9 sessions.\n")
     assert run.err.startswith(f"{db.describe()}: sessions that ended before ")
     gone = ("ended", "stopped", "error")
-    assert not [id for id in left(url) if id.startswith("default-") and id.split("-")[1] in gone]
+    assert not [
+        id for id in left(url) if id.startswith("default-") and id.split("-")[1] in gone
+    ]
     assert len(left(url)) == 15 == len(execute(url, "SELECT id FROM sandboxes"))
     assert run_prune(url, "--older-than", "30d").out == "Deleted 0 sessions.\n"
 
@@ -79,11 +111,15 @@ def test_only_one_tenants_sessions_go(db: DjangoDb, url: str):
 
     assert run.out == "Deleted 3 sessions.\n"
     assert ", tenant 'acme': sessions that ended" in run.err
-    assert len([id for id in left(url) if id.startswith("default-")]) == len(SessionStatus)
+    assert len([id for id in left(url) if id.startswith("default-")]) == len(
+        SessionStatus
+    )
 
 
 @pytest.mark.parametrize("engine", ["sqlite"])
-@pytest.mark.parametrize("text", ["", "30", "d", "-1d", "0d", "1.5h", "30 d", "1y", "9999999d"])
+@pytest.mark.parametrize(
+    "text", ["", "30", "d", "-1d", "0d", "1.5h", "30 d", "1y", "9999999d"]
+)
 def test_what_is_no_age_is_refused_by_name(url: str, text: str):
     run = run_prune(url, f"--older-than={text}")
 
@@ -116,7 +152,9 @@ def test_an_unmigrated_database_says_what_to_run(empty_url: str):
     assert "Run 'agentdb migrate'" in run.err
 
 
-def test_a_stop_in_between_keeps_what_is_done_and_says_so(db: DjangoDb, url: str, monkeypatch: pytest.MonkeyPatch):
+def test_a_stop_in_between_keeps_what_is_done_and_says_so(
+    db: DjangoDb, url: str, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(prune, "_BATCH", 2)
     fill(db, url, per_status=2)
     real = DjangoDb.prune_sessions
@@ -132,14 +170,20 @@ def test_a_stop_in_between_keeps_what_is_done_and_says_so(db: DjangoDb, url: str
     run = run_prune(url, "--older-than", "1d")
 
     assert run.code == 130
-    assert "Interrupted. 4 were deleted before; the same command goes on from there.\n" in run.err
+    assert (
+        "Interrupted. 4 were deleted before; the same command goes on from there.\n"
+        in run.err
+    )
     monkeypatch.undo()
     assert run_prune(url, "--older-than", "1d").out == "Deleted 2 sessions.\n"
 
 
 @pytest.mark.parametrize("engine", ["postgresql"])
 def test_a_row_that_another_holds_ends_it_after_a_while(
-    db: DjangoDb, url: str, monkeypatch: pytest.MonkeyPatch, make_postgres_database: Callable[..., str]
+    db: DjangoDb,
+    url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    make_postgres_database: Callable[..., str],
 ):
     monkeypatch.setattr(prune, "_LOCK_TIMEOUT_SECONDS", 1)
     fill(db, url)
@@ -162,12 +206,17 @@ def fill_messages(url: str, table: str = "messages") -> None:
     """Three messages of each session, and one that names none."""
     for number, (id,) in enumerate(execute(url, "SELECT id FROM sessions ORDER BY id")):
         for one in range(3):
-            execute(url, f"INSERT INTO {table} VALUES (?, ?, 'hello')", number * 3 + one, id)
+            execute(
+                url, f"INSERT INTO {table} VALUES (?, ?, 'hello')", number * 3 + one, id
+            )
     execute(url, f"INSERT INTO {table} VALUES (9999, 'nobody', 'hello')")
 
 
 def sessions_of(url: str, table: str) -> list[str]:
-    return [row[0] for row in execute(url, f"SELECT DISTINCT session_id FROM {table} ORDER BY 1")]
+    return [
+        row[0]
+        for row in execute(url, f"SELECT DISTINCT session_id FROM {table} ORDER BY 1")
+    ]
 
 
 def test_rows_of_other_tables_that_stay_are_said(db: DjangoDb, url: str):
@@ -205,7 +254,16 @@ def test_rows_of_the_tables_that_are_named_go_with_the_sessions(
         execute(url, MESSAGES.replace("messages", table))
         fill_messages(url, table)
 
-    arguments = ("--older-than", "30d", "--tenant", "acme", "--also", "messages", "--also", 'odd "name')
+    arguments = (
+        "--older-than",
+        "30d",
+        "--tenant",
+        "acme",
+        "--also",
+        "messages",
+        "--also",
+        'odd "name',
+    )
     dry = run_prune(url, *arguments, "--dry-run")
     run = run_prune(url, *arguments)
 
@@ -219,7 +277,11 @@ def test_rows_of_the_tables_that_are_named_go_with_the_sessions(
         "Rows of 'messages' that name these sessions and were deleted with them: 9.\n"
         "Rows of 'odd \"name' that name these sessions and were deleted with them: 9.\n"
     )
-    assert sessions_of(url, "messages") == sorted([*left(url), "nobody"]) == sessions_of(url, '"odd ""name"')
+    assert (
+        sessions_of(url, "messages")
+        == sorted([*left(url), "nobody"])
+        == sessions_of(url, '"odd ""name"')
+    )
 
 
 def test_the_call_deletes_the_rows_of_other_tables_or_nothing(db: DjangoDb, url: str):
@@ -249,7 +311,9 @@ def test_the_call_deletes_the_rows_of_other_tables_or_nothing(db: DjangoDb, url:
         (["unrelated"], "There is no table 'unrelated' with a column 'session_id'."),
     ],
 )
-def test_what_is_no_table_with_sessions_is_refused(db: DjangoDb, url: str, also: list[str], message: str):
+def test_what_is_no_table_with_sessions_is_refused(
+    db: DjangoDb, url: str, also: list[str], message: str
+):
     execute(url, "CREATE TABLE unrelated (session text)")
     fill(db, url)
 
@@ -263,7 +327,9 @@ def test_what_is_no_table_with_sessions_is_refused(db: DjangoDb, url: str, also:
     assert run.err.endswith(f"{message} Nothing was deleted.")
 
 
-def test_a_session_id_that_is_not_text_is_refused(make_postgres_database: Callable[..., str]):
+def test_a_session_id_that_is_not_text_is_refused(
+    make_postgres_database: Callable[..., str],
+):
     url = make_postgres_database()
     with agentdb.connect(url, migrate=True) as db:
         execute(url, "CREATE TABLE messages (session_id uuid)")

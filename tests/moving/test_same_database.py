@@ -30,7 +30,9 @@ def test_a_file_is_not_restored_into_itself(url: str, engine: str):
     )
 
 
-def test_what_is_copied_already_is_verified(url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_what_is_copied_already_is_verified(
+    url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     target = f"sqlite:///{tmp_path}/target.db"
     with agentdb.connect(url) as db:
         db.upsert_agent("bot", "/bot")
@@ -39,11 +41,16 @@ def test_what_is_copied_already_is_verified(url: str, tmp_path: Path, capsys: py
 
     call_command("copydb", url, target)
 
-    assert capsys.readouterr().out == "Nothing to do: every row of the source is in the target, verified.\n"
+    assert (
+        capsys.readouterr().out
+        == "Nothing to do: every row of the source is in the target, verified.\n"
+    )
 
 
 @pytest.mark.parametrize("engine", ["sqlite"])
-def test_a_backup_of_missing_tables_is_refused(make_damage: Callable[[], str], tmp_path: Path, engine: str):
+def test_a_backup_of_missing_tables_is_refused(
+    make_damage: Callable[[], str], tmp_path: Path, engine: str
+):
     with opened(make_damage()) as connection, pytest.raises(CommandError) as refused:
         manage(connection, "backup", str(tmp_path / "backup.db"))
 

@@ -19,7 +19,14 @@ ROOT = Path(__file__).parents[2]
 
 def run(db: DjangoDb, *arguments: str) -> tuple[str, str]:
     stdout, stderr = StringIO(), StringIO()
-    call_command("apikey", f"--database={db.alias}", *arguments, stdout=stdout, stderr=stderr, no_color=True)
+    call_command(
+        "apikey",
+        f"--database={db.alias}",
+        *arguments,
+        stdout=stdout,
+        stderr=stderr,
+        no_color=True,
+    )
     named, _, said = stderr.getvalue().partition("\n")
     assert named == f"{db.describe()}."
     return stdout.getvalue(), said
@@ -81,7 +88,10 @@ def test_revoke_of_an_unknown_id_says_where_ids_are(db: DjangoDb):
     with pytest.raises(CommandError) as raised:
         run(db, "revoke", "nope")
 
-    assert str(raised.value) == "There is no API key 'nope'. Run 'agentdb apikey list' to see the ids."
+    assert (
+        str(raised.value)
+        == "There is no API key 'nope'. Run 'agentdb apikey list' to see the ids."
+    )
     assert raised.value.returncode == 1
 
 
@@ -94,9 +104,15 @@ def test_issue_for_no_tenant_is_refused(db: DjangoDb):
 
 
 def manage(url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "DATABASE_URL": url, "DJANGO_SETTINGS_MODULE": "settings.base"}
+    environment = {
+        **os.environ,
+        "DATABASE_URL": url,
+        "DJANGO_SETTINGS_MODULE": "settings.base",
+    }
     command = [sys.executable, "manage.py", "apikey", *arguments]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
 
 
 def test_issued_key_can_be_piped_and_an_unknown_id_exits_with_1(url: str, db: DjangoDb):
@@ -120,17 +136,23 @@ def test_command_line_errors_go_to_stderr_alone(url: str):
     assert "the following arguments are required: --label" in missing.stderr
 
 
-def test_the_command_knows_the_secret_of_the_environment(db: DjangoDb, monkeypatch: pytest.MonkeyPatch):
+def test_the_command_knows_the_secret_of_the_environment(
+    db: DjangoDb, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setenv("AGENTDB_KEY_SECRET", "the server's own secret")
 
     stdout, _ = run(db, "issue", "--tenant", "acme", "--label", "laptop")
 
     (record,) = db.list_api_keys_by_tenant("acme")
-    assert record.key_hash == keys.KeyHashes("the server's own secret").hash(stdout.rstrip("\n"))
+    assert record.key_hash == keys.KeyHashes("the server's own secret").hash(
+        stdout.rstrip("\n")
+    )
     assert record.key_hash != keys.bare_hash(stdout.rstrip("\n"))
 
 
-def test_find_says_whose_a_key_is_and_reads_it_from_standard_input(db: DjangoDb, monkeypatch: pytest.MonkeyPatch):
+def test_find_says_whose_a_key_is_and_reads_it_from_standard_input(
+    db: DjangoDb, monkeypatch: pytest.MonkeyPatch
+):
     plain, record = db.issue_api_key("acme", "laptop")
     db.issue_api_key("zenith", "server")
 
@@ -143,10 +165,14 @@ def test_find_says_whose_a_key_is_and_reads_it_from_standard_input(db: DjangoDb,
 
 
 @pytest.mark.parametrize("text", ["", "\n", "agentdb_nobody\n"])
-def test_find_of_no_key_says_so_without_repeating_it(db: DjangoDb, monkeypatch: pytest.MonkeyPatch, text: str):
+def test_find_of_no_key_says_so_without_repeating_it(
+    db: DjangoDb, monkeypatch: pytest.MonkeyPatch, text: str
+):
     monkeypatch.setattr("sys.stdin", StringIO(text))
 
-    with pytest.raises(CommandError, match=r"^No API key is stored that this one opens\.$") as refused:
+    with pytest.raises(
+        CommandError, match=r"^No API key is stored that this one opens\.$"
+    ) as refused:
         run(db, "find")
 
     assert refused.value.returncode == 1

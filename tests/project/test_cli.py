@@ -17,8 +17,14 @@ import agentdb
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def run(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    inherited = {k: v for k, v in os.environ.items() if k not in ("DATABASE_URL", "DJANGO_SETTINGS_MODULE")}
+def run(
+    folder: Path, *arguments: str, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    inherited = {
+        k: v
+        for k, v in os.environ.items()
+        if k not in ("DATABASE_URL", "DJANGO_SETTINGS_MODULE")
+    }
     return subprocess.run(
         [sys.executable, "-m", "agentdb", *arguments],
         cwd=folder,
@@ -84,7 +90,9 @@ def test_version_names_agentdb_django_and_python(cli):
 
     python = ".".join(map(str, sys.version_info[:3]))
     assert finished.stdout.startswith("agentdb ")
-    assert finished.stdout.endswith(f" (Django {django.__version__}, Python {python})\n")
+    assert finished.stdout.endswith(
+        f" (Django {django.__version__}, Python {python})\n"
+    )
 
 
 def test_without_a_url_the_database_is_a_file_in_the_working_directory(cli, tmp_path):
@@ -102,7 +110,9 @@ def test_database_url_names_the_database(cli, empty_url):
 
 
 @pytest.mark.parametrize("place", ["before", "after", "joined"])
-def test_url_option_is_taken_anywhere_and_goes_before_the_environment(cli, empty_url, place):
+def test_url_option_is_taken_anywhere_and_goes_before_the_environment(
+    cli, empty_url, place
+):
     arguments = {
         "before": ("--url", empty_url, "migrate"),
         "after": ("migrate", "--url", empty_url),
@@ -119,7 +129,9 @@ def test_url_option_without_a_value_is_refused(cli):
     finished = cli("migrate", "--url")
 
     assert (finished.returncode, finished.stdout) == (2, "")
-    assert finished.stderr == "The option --url has no value: agentdb --url URL COMMAND.\n"
+    assert (
+        finished.stderr == "The option --url has no value: agentdb --url URL COMMAND.\n"
+    )
 
 
 def test_a_url_of_another_engine_is_refused(cli):
@@ -150,7 +162,10 @@ def test_an_unknown_command_ends_with_an_error(cli):
     finished = cli("nonsense")
 
     assert finished.returncode == 1
-    assert finished.stderr == "Unknown command: 'nonsense'\nType 'agentdb help' for usage.\n"
+    assert (
+        finished.stderr
+        == "Unknown command: 'nonsense'\nType 'agentdb help' for usage.\n"
+    )
 
 
 def test_a_refusing_database_gives_one_sentence_and_no_traceback(cli, tmp_path):
@@ -175,7 +190,9 @@ def test_traceback_option_shows_where_the_database_refused(cli, tmp_path):
 
 
 def test_a_password_is_in_no_message(cli):
-    finished = cli("--url", "postgresql://ann:geheim@127.0.0.1:1/agents", "showmigrations")
+    finished = cli(
+        "--url", "postgresql://ann:geheim@127.0.0.1:1/agents", "showmigrations"
+    )
 
     assert finished.returncode == 2
     assert "\nagentdb showmigrations: the database refused: " in finished.stderr
@@ -208,7 +225,10 @@ def test_the_settings_option_names_a_project_too(cli, host, tmp_path):
 
 
 def test_the_list_says_which_settings_it_uses(cli, host):
-    assert cli(DJANGO_SETTINGS_MODULE=host).stdout.splitlines()[-1] == "Database: what the Django settings 'host' say."
+    assert (
+        cli(DJANGO_SETTINGS_MODULE=host).stdout.splitlines()[-1]
+        == "Database: what the Django settings 'host' say."
+    )
 
 
 def test_a_url_beside_a_projects_settings_is_refused(cli, host):
@@ -256,16 +276,35 @@ def test_a_reader_that_has_seen_enough_gets_no_traceback(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "command", ["apikey list", "check", "inspectdb", "runadmin", "showmigrations", "migrate --plan"]
+    "command",
+    [
+        "apikey list",
+        "check",
+        "inspectdb",
+        "runadmin",
+        "showmigrations",
+        "migrate --plan",
+    ],
 )
 def test_a_command_that_only_looks_makes_no_file(tmp_path, command):
     missing = tmp_path / "misspelt.sqlite3"
 
     finished = subprocess.run(
-        [sys.executable, "-m", "agentdb", "--url", f"sqlite:///{missing}", *command.split()],
+        [
+            sys.executable,
+            "-m",
+            "agentdb",
+            "--url",
+            f"sqlite:///{missing}",
+            *command.split(),
+        ],
         capture_output=True,
         text=True,
-        env={name: value for name, value in os.environ.items() if name != "DJANGO_SETTINGS_MODULE"},
+        env={
+            name: value
+            for name, value in os.environ.items()
+            if name != "DJANGO_SETTINGS_MODULE"
+        },
     )
 
     assert finished.returncode in (1, 2)
@@ -274,7 +313,9 @@ def test_a_command_that_only_looks_makes_no_file(tmp_path, command):
 
 
 @pytest.mark.parametrize("name", ["flush", "testserver", "loaddata"])
-def test_commands_of_django_that_empty_a_database_or_are_of_no_use_are_not_offered(cli, name):
+def test_commands_of_django_that_empty_a_database_or_are_of_no_use_are_not_offered(
+    cli, name
+):
     finished = cli(name, "--help")
 
     assert finished.returncode == 2
@@ -293,7 +334,9 @@ def test_the_help_of_a_command_names_the_url(cli):
     ["verifydb", "apikey list", "showmigrations", "inspectdb", "migrate",
      "prune --older-than 9d", "backup {folder}/b.sqlite3", "health", "overview", "baselinedb"],
 )  # fmt: skip
-def test_each_command_says_first_which_database_it_is(cli, tmp_path: Path, command: str):
+def test_each_command_says_first_which_database_it_is(
+    cli, tmp_path: Path, command: str
+):
     url = f"sqlite:///{tmp_path}/state.sqlite3"
     cli("--url", url, "migrate")
 
@@ -317,24 +360,39 @@ def test_each_command_says_first_which_database_it_is(cli, tmp_path: Path, comma
         (["--url"], []),
     ],
 )
-def test_a_shell_completes_commands_and_options(tmp_path: Path, words: list[str], expected: list[str]):
+def test_a_shell_completes_commands_and_options(
+    tmp_path: Path, words: list[str], expected: list[str]
+):
     assert completed(tmp_path, words) == expected
     assert list(tmp_path.iterdir()) == []
 
 
 def test_in_a_project_a_shell_completes_the_commands_that_run_there(tmp_path: Path):
-    offered = completed(tmp_path, ["flu"], DJANGO_SETTINGS_MODULE="settings.test", PYTHONPATH=str(ROOT))
+    offered = completed(
+        tmp_path, ["flu"], DJANGO_SETTINGS_MODULE="settings.test", PYTHONPATH=str(ROOT)
+    )
 
     assert offered == ["flush"]
 
 
 def completed(folder: Path, words: list[str], **environment: str) -> list[str]:
-    [function] = re.findall(r"^_agentdb\(\) .*$", (ROOT / "docs" / "commands.md").read_text(), re.MULTILINE)
+    [function] = re.findall(
+        r"^_agentdb\(\) .*$", (ROOT / "docs" / "commands.md").read_text(), re.MULTILINE
+    )
     line = " ".join(f"'{word}'" for word in ["agentdb", *words])
     script = f'{function}\nCOMP_WORDS=({line})\nCOMP_CWORD={len(words)}\n_agentdb\necho "${{COMPREPLY[@]}}"\n'
-    inherited = {name: value for name, value in os.environ.items() if name != "DJANGO_SETTINGS_MODULE"}
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if name != "DJANGO_SETTINGS_MODULE"
+    }
     inherited["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{inherited['PATH']}"
     finished = subprocess.run(
-        ["bash", "-c", script], cwd=folder, env={**inherited, **environment}, capture_output=True, text=True, check=True
+        ["bash", "-c", script],
+        cwd=folder,
+        env={**inherited, **environment},
+        capture_output=True,
+        text=True,
+        check=True,
     )
     return finished.stdout.split()

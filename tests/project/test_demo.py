@@ -17,7 +17,11 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 
 def environment() -> dict[str, str]:
-    inherited = {k: v for k, v in os.environ.items() if k not in ("DATABASE_URL", "DJANGO_SETTINGS_MODULE")}
+    inherited = {
+        k: v
+        for k, v in os.environ.items()
+        if k not in ("DATABASE_URL", "DJANGO_SETTINGS_MODULE")
+    }
     return {**inherited, "PYTHONPATH": str(EXAMPLES.parent)}
 
 
@@ -81,7 +85,10 @@ def test_serve_moves_sessions_and_sandboxes_and_evicts(url, tmp_path):
         assert [agent.version for agent in db.list_agents()] == [2]
         assert [session.status for session in db.list_sessions()] == ["paused"] * 3
         assert db.count_sandboxes() == 2
-    assert re.search(r"Evicted [0-9a-f]{8} of agent 'support-bot': cold, last used \d+ ms ago\.", output)
+    assert re.search(
+        r"Evicted [0-9a-f]{8} of agent 'support-bot': cold, last used \d+ ms ago\.",
+        output,
+    )
     assert "Paused 2 of its sessions." in output
 
 

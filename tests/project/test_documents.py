@@ -17,9 +17,12 @@ from agentdb import Db, errors
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = {
-    path.relative_to(ROOT).as_posix(): path.read_text() for path in [ROOT / "README.md", *ROOT.glob("docs/*.md")]
+    path.relative_to(ROOT).as_posix(): path.read_text()
+    for path in [ROOT / "README.md", *ROOT.glob("docs/*.md")]
 }
-BLOCK = re.compile(r"(?:<!-- not run: (.*?) -->\n)?```(python|console)\n(.*?)```", re.DOTALL)
+BLOCK = re.compile(
+    r"(?:<!-- not run: (.*?) -->\n)?```(python|console)\n(.*?)```", re.DOTALL
+)
 FILE = re.compile(r"# (\w+\.py)\b")
 
 
@@ -37,16 +40,39 @@ RUN = {name: list(blocks(text)) for name, text in DOCUMENTS.items()}
 def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Python with the wheel and what it needs."""
     folder = tmp_path_factory.mktemp("wheel")
-    wheel = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(folder)]
+    wheel = [
+        sys.executable,
+        "-m",
+        "hatchling",
+        "build",
+        "--target",
+        "wheel",
+        "--directory",
+        str(folder),
+    ]
     subprocess.run(wheel, cwd=ROOT, check=True, capture_output=True)
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "venv"], check=True)
-    install = [sys.executable, "-m", "pip", "--python", str(folder / "venv"), "install", "--quiet"]
-    subprocess.run([*install, *map(str, folder.glob("*.whl"))], check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-m", "venv", "--without-pip", folder / "venv"], check=True
+    )
+    install = [
+        sys.executable,
+        "-m",
+        "pip",
+        "--python",
+        str(folder / "venv"),
+        "install",
+        "--quiet",
+    ]
+    subprocess.run(
+        [*install, *map(str, folder.glob("*.whl"))], check=True, capture_output=True
+    )
     return folder / "venv/bin/python"
 
 
 @pytest.mark.parametrize("name", [name for name, found in RUN.items() if found])
-def test_every_block_runs_as_it_stands_twice(name: str, python: Path, tmp_path: Path) -> None:
+def test_every_block_runs_as_it_stands_twice(
+    name: str, python: Path, tmp_path: Path
+) -> None:
     environment = {
         name: value
         for name, value in os.environ.items()
@@ -75,12 +101,21 @@ def run_console(block: str, folder: Path, environment: dict[str, str]) -> None:
         printed = run(["bash", "-c", command], folder, environment)
         if expected.strip():
             pattern = ".*".join(map(re.escape, expected.strip().split("…")))
-            assert re.fullmatch(pattern, printed.strip(), re.DOTALL), f"{command} printed:\n{printed}"
+            assert re.fullmatch(pattern, printed.strip(), re.DOTALL), (
+                f"{command} printed:\n{printed}"
+            )
 
 
 def run(command: list[str], folder: Path, environment: dict[str, str]) -> str:
     done = subprocess.run(
-        command, cwd=folder, env=environment, text=True, stdout=-1, stderr=-2, timeout=120, check=False
+        command,
+        cwd=folder,
+        env=environment,
+        text=True,
+        stdout=-1,
+        stderr=-2,
+        timeout=120,
+        check=False,
     )
     assert done.returncode == 0, done.stdout
     return done.stdout
@@ -90,12 +125,26 @@ def test_blocks_say_what_they_are() -> None:
     """A block without a language would be run by nobody; a shell's is indented or plain text."""
     for name, text in DOCUMENTS.items():
         fences = re.findall(r"^```(\w*)$", text, re.MULTILINE)[::2]
-        assert set(fences) <= {"python", "console", "json", "mermaid", "yaml", "dockerfile", ""}, name
+        assert set(fences) <= {
+            "python",
+            "console",
+            "json",
+            "mermaid",
+            "yaml",
+            "dockerfile",
+            "",
+        }, name
 
 
 def test_the_how_to_guides_show_the_examples_as_they_are() -> None:
     text = DOCUMENTS["docs/how-to.md"]
-    for example in ("fastapi_app.py", "test_fastapi_app.py", "reaper.py", "test_own_code.py", "test_own_db.py"):
+    for example in (
+        "fastapi_app.py",
+        "test_fastapi_app.py",
+        "reaper.py",
+        "test_own_code.py",
+        "test_own_db.py",
+    ):
         assert (ROOT / "examples" / example).read_text() in text
 
 
@@ -108,47 +157,73 @@ def test_the_page_about_own_tables_shows_the_examples_as_they_are() -> None:
         "conversations/models.py", "conversations/store.py", "own_tables.py", "own_tables_async.py",
         "own_tables_project.py", "project_settings.py",
     ):  # fmt: skip
-        assert (ROOT / "examples" / name).read_text() in DOCUMENTS["docs/own-tables.md"], name
+        assert (ROOT / "examples" / name).read_text() in DOCUMENTS[
+            "docs/own-tables.md"
+        ], name
 
 
 def test_the_page_about_containers_shows_the_example_as_it_is() -> None:
     for name in ("Dockerfile", "compose.yaml"):
-        assert (ROOT / "examples/compose" / name).read_text() in DOCUMENTS["docs/containers.md"]
+        assert (ROOT / "examples/compose" / name).read_text() in DOCUMENTS[
+            "docs/containers.md"
+        ]
 
 
 def test_the_containers_run_commands_that_there_are() -> None:
-    run = re.findall(r"(?:command|test): agentdb (\w+)$", DOCUMENTS["docs/containers.md"], re.MULTILINE)
+    run = re.findall(
+        r"(?:command|test): agentdb (\w+)$",
+        DOCUMENTS["docs/containers.md"],
+        re.MULTILINE,
+    )
 
     assert sorted(set(run)) == ["health", "migrate"]
-    assert set(run) <= {name for name, app in get_commands().items() if app == "agentdb"}
+    assert set(run) <= {
+        name for name, app in get_commands().items() if app == "agentdb"
+    }
 
 
 def test_the_concepts_name_every_method_of_the_interface() -> None:
-    methods = [name for name, _ in inspect.getmembers(Db, inspect.isfunction) if not name.startswith("_")]
+    methods = [
+        name
+        for name, _ in inspect.getmembers(Db, inspect.isfunction)
+        if not name.startswith("_")
+    ]
 
-    assert [name for name in methods if f"`{name}`" not in DOCUMENTS["docs/concepts.md"]] == []
+    assert [
+        name for name in methods if f"`{name}`" not in DOCUMENTS["docs/concepts.md"]
+    ] == []
 
 
 @pytest.mark.parametrize("page", ["docs/errors.md", "docs/outcomes.md"])
 def test_the_pages_about_errors_name_every_error(page: str) -> None:
     names = [
-        name for name, value in vars(errors).items() if inspect.isclass(value) and value.__module__ == errors.__name__
+        name
+        for name, value in vars(errors).items()
+        if inspect.isclass(value) and value.__module__ == errors.__name__
     ]
 
-    assert [name for name in names if name != "AgentDbError" and f"`{name}`" not in DOCUMENTS[page]] == []
+    assert [
+        name
+        for name in names
+        if name != "AgentDbError" and f"`{name}`" not in DOCUMENTS[page]
+    ] == []
 
 
 def test_the_commands_are_all_named() -> None:
     commands = [name for name, app in get_commands().items() if app == "agentdb"]
 
-    assert [name for name in commands if f"`{name}" not in DOCUMENTS["docs/commands.md"]] == []
+    assert [
+        name for name in commands if f"`{name}" not in DOCUMENTS["docs/commands.md"]
+    ] == []
 
 
 def test_the_system_checks_are_all_named() -> None:
     source = "".join(path.read_text() for path in (ROOT / "agentdb").rglob("*.py"))
     found = sorted(set(re.findall(r"agentdb\.[EW]\d{3}", source)))
 
-    assert [check for check in found if f"`{check}`" not in DOCUMENTS["docs/commands.md"]] == []
+    assert [
+        check for check in found if f"`{check}`" not in DOCUMENTS["docs/commands.md"]
+    ] == []
 
 
 def test_the_url_options_are_all_named() -> None:
@@ -157,17 +232,27 @@ def test_the_url_options_are_all_named() -> None:
     assert known is not None
 
     assert [
-        option for option in re.split(", | and ", known[1]) if f"`{option}=" not in DOCUMENTS["docs/connecting.md"]
+        option
+        for option in re.split(", | and ", known[1])
+        if f"`{option}=" not in DOCUMENTS["docs/connecting.md"]
     ] == []
 
 
 def test_the_readme_names_no_target_that_make_lacks() -> None:
-    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    targets = set(
+        re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    )
 
-    assert set(re.findall(r"(?<![\w-])make ([a-z]+)(?=[`\n ])", DOCUMENTS["README.md"])) - {"them"} <= targets
+    assert (
+        set(re.findall(r"(?<![\w-])make ([a-z]+)(?=[`\n ])", DOCUMENTS["README.md"]))
+        - {"them"}
+        <= targets
+    )
 
 
-@pytest.mark.parametrize("name", [*DOCUMENTS, "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"])
+@pytest.mark.parametrize(
+    "name", [*DOCUMENTS, "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"]
+)
 def test_links_between_documents_lead_somewhere(name: str) -> None:
     document = ROOT / name
     links = re.findall(r"\]\((?!https?:)([^)#]+)", document.read_text())
@@ -178,4 +263,8 @@ def test_links_between_documents_lead_somewhere(name: str) -> None:
 def test_every_page_is_in_the_sites_navigation() -> None:
     navigation = (ROOT / "mkdocs.yml").read_text()
 
-    assert [page.name for page in ROOT.glob("docs/*.md") if f": {page.name}\n" not in navigation] == []
+    assert [
+        page.name
+        for page in ROOT.glob("docs/*.md")
+        if f": {page.name}\n" not in navigation
+    ] == []

@@ -14,7 +14,11 @@ import agentdb
 
 def run_python(code: str, cwd: Path, **environment: str) -> str:
     """Run a plain program, without a trace of this process's Django, and return what it printed."""
-    inherited = {k: v for k, v in os.environ.items() if k not in ("DJANGO_SETTINGS_MODULE", "DATABASE_URL")}
+    inherited = {
+        k: v
+        for k, v in os.environ.items()
+        if k not in ("DJANGO_SETTINGS_MODULE", "DATABASE_URL")
+    }
     root = str(Path(agentdb.__file__).parents[1])
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code],

@@ -31,11 +31,23 @@ COMMANDS = {
 }
 
 
-def shell(folder: Path, script: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def shell(
+    folder: Path, script: str, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """Run a line of bash in which ``$agentdb`` is the command."""
-    inherited = {k: v for k, v in os.environ.items() if k not in ("DATABASE_URL", "DJANGO_SETTINGS_MODULE")}
+    inherited = {
+        k: v
+        for k, v in os.environ.items()
+        if k not in ("DATABASE_URL", "DJANGO_SETTINGS_MODULE")
+    }
     return subprocess.run(
-        ["bash", "-o", "pipefail", "-c", f'agentdb="{sys.executable} -m agentdb"; {script}'],
+        [
+            "bash",
+            "-o",
+            "pipefail",
+            "-c",
+            f'agentdb="{sys.executable} -m agentdb"; {script}',
+        ],
         cwd=folder,
         env={**inherited, "PYTHONPATH": str(ROOT), **environment},
         capture_output=True,
@@ -60,9 +72,13 @@ def old(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("before", [True, False])
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_takes_every_option_of_agentdb(migrated: Path, command: str, before: bool):
+def test_every_command_takes_every_option_of_agentdb(
+    migrated: Path, command: str, before: bool
+):
     words = COMMANDS[command]
-    line = ["-q", *words] if before else [*words, "--quiet", "--no-color", "--traceback"]
+    line = (
+        ["-q", *words] if before else [*words, "--quiet", "--no-color", "--traceback"]
+    )
 
     finished = shell(migrated, "$agentdb " + " ".join(line))
 
@@ -79,7 +95,10 @@ def test_a_key_that_could_not_be_printed_is_revoked(migrated: Path, lost: str):
     finished = shell(migrated, f"$agentdb apikey issue --tenant t --label l {lost}")
 
     assert finished.returncode == 2
-    assert "The key could not be printed, so it was revoked. Nobody has seen it." in finished.stderr
+    assert (
+        "The key could not be printed, so it was revoked. Nobody has seen it."
+        in finished.stderr
+    )
     assert keys(migrated) == 0
 
 
@@ -97,7 +116,9 @@ def test_a_result_that_could_not_be_written_is_a_failure(migrated: Path):
     finished = shell(migrated, "$agentdb health --json > /dev/full")
 
     assert finished.returncode == 2
-    assert finished.stderr == "The output could not be written: No space left on device.\n"
+    assert (
+        finished.stderr == "The output could not be written: No space left on device.\n"
+    )
 
 
 def test_standard_error_that_is_closed_stops_nothing(old: Path):
@@ -114,7 +135,9 @@ def test_descriptors_that_are_closed_are_not_given_to_the_database(migrated: Pat
     assert shell(migrated, "$agentdb verifydb").returncode == 0
 
 
-@pytest.mark.parametrize("words", ["--help", "migrate --help", "baselinedb --check", "copydb --help"])
+@pytest.mark.parametrize(
+    "words", ["--help", "migrate --help", "baselinedb --check", "copydb --help"]
+)
 def test_a_terminal_that_is_not_utf_8_shows_escapes(old: Path, words: str):
     finished = shell(old, f"$agentdb {words}", PYTHONIOENCODING="ascii")
 

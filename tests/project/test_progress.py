@@ -30,7 +30,9 @@ def written(stream: io.StringIO) -> str:
     return text
 
 
-def test_a_terminal_has_one_line_with_a_bar_the_rate_and_the_time_left(clock: list[float]) -> None:
+def test_a_terminal_has_one_line_with_a_bar_the_rate_and_the_time_left(
+    clock: list[float],
+) -> None:
     stream = Terminal()
     line = ProgressLine(OutputWrapper(stream))
     line("sessions", 0, 1000)
@@ -40,7 +42,10 @@ def test_a_terminal_has_one_line_with_a_bar_the_rate_and_the_time_left(clock: li
     assert written(stream) == "\r\x1b[K[#####...............] sessions: 250 of 1,000"
     clock[0] += 1.5
     line("sessions", 500, 1000)
-    assert written(stream) == "\r\x1b[K[##########..........] sessions: 500 of 1,000, 250 a second, 2 s left"
+    assert (
+        written(stream)
+        == "\r\x1b[K[##########..........] sessions: 500 of 1,000, 250 a second, 2 s left"
+    )
     clock[0] += 0.1
     line("sessions", 600, 1000)
     assert written(stream) == ""  # not more often than five times a second

@@ -16,8 +16,12 @@ Load = Callable[[str], str]
 HINT = "Run 'agentdb baselinedb --check' to see what adopting them does, then 'agentdb baselinedb'."
 
 
-@pytest.mark.parametrize(("stem", "shape"), [("era-b-empty", "multi-tenant"), ("era-a", "single-tenant")])
-def test_e001_says_that_old_tables_are_not_adopted(load_legacy: Load, engine: str, stem: str, shape: str):
+@pytest.mark.parametrize(
+    ("stem", "shape"), [("era-b-empty", "multi-tenant"), ("era-a", "single-tenant")]
+)
+def test_e001_says_that_old_tables_are_not_adopted(
+    load_legacy: Load, engine: str, stem: str, shape: str
+):
     with opened(load_legacy(stem)) as connection:
         assert check_adoption(databases=[connection.alias]) == [
             Error(
@@ -28,9 +32,13 @@ def test_e001_says_that_old_tables_are_not_adopted(load_legacy: Load, engine: st
         ]
 
 
-def test_e001_is_registered_and_fails_django_s_check_command(load_legacy: Load, engine: str):
+def test_e001_is_registered_and_fails_django_s_check_command(
+    load_legacy: Load, engine: str
+):
     with opened(load_legacy("era-b-empty")) as connection:
-        assert [message.id for message in run_checks(databases=[connection.alias])] == ["agentdb.E001"]
+        assert [message.id for message in run_checks(databases=[connection.alias])] == [
+            "agentdb.E001"
+        ]
         with pytest.raises(SystemCheckError, match="agentdb.E001"):
             call_command("check", databases=[connection.alias])
 
@@ -52,22 +60,33 @@ def test_e001_looks_at_no_database_unless_asked(load_legacy: Load, engine: str):
         assert check_adoption(databases=None) == []
 
 
-def test_e001_does_not_stop_a_migrate_that_runs_the_checks(load_legacy: Load, engine: str):
+def test_e001_does_not_stop_a_migrate_that_runs_the_checks(
+    load_legacy: Load, engine: str
+):
     with opened(load_legacy("era-b-small")) as connection:
-        printed = manage(connection, "migrate", "agentdb", fake_initial=True, skip_checks=False)
+        printed = manage(
+            connection, "migrate", "agentdb", fake_initial=True, skip_checks=False
+        )
 
     assert "Applying agentdb.0001_initial... FAKED" in printed
 
 
-def test_a_migrate_that_runs_the_checks_says_what_to_do_in_its_own_words(load_legacy: Load, engine: str):
-    with opened(load_legacy("era-b-small")) as connection, pytest.raises(CommandError) as refusal:
+def test_a_migrate_that_runs_the_checks_says_what_to_do_in_its_own_words(
+    load_legacy: Load, engine: str
+):
+    with (
+        opened(load_legacy("era-b-small")) as connection,
+        pytest.raises(CommandError) as refusal,
+    ):
         manage(connection, "migrate", "agentdb", skip_checks=False)
 
     assert "agentdb migrate --fake-initial" in str(refusal.value)
 
 
 @pytest.mark.parametrize("engine", ["sqlite"])
-def test_e001_leaves_a_database_that_cannot_be_read_to_whoever_uses_it(load_legacy: Load, engine: str):
+def test_e001_leaves_a_database_that_cannot_be_read_to_whoever_uses_it(
+    load_legacy: Load, engine: str
+):
     with opened(load_legacy("dirty-not-a-database")) as connection:
         assert check_adoption(databases=[connection.alias]) == []
 
@@ -87,4 +106,7 @@ def test_use_tz_false_is_an_error_that_says_what_to_set():
     with override_settings(USE_TZ=False):
         (error,) = check_time_zone()
 
-    assert (error.id, error.hint) == ("agentdb.E002", "Set USE_TZ = True in the project's settings.")
+    assert (error.id, error.hint) == (
+        "agentdb.E002",
+        "Set USE_TZ = True in the project's settings.",
+    )

@@ -37,7 +37,11 @@ with migration_lock(connections[alias]):
 
 
 def hold(url: str) -> subprocess.Popen[str]:
-    environment = {name: value for name, value in os.environ.items() if name != "DJANGO_SETTINGS_MODULE"}
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name != "DJANGO_SETTINGS_MODULE"
+    }
     process = subprocess.Popen(
         [sys.executable, "-c", HOLDER, url],
         cwd=ROOT,
@@ -75,7 +79,10 @@ def test_the_lock_of_a_killed_process_is_free(empty_url: str):
 def test_a_nested_lock_of_the_same_thread_does_not_wait_for_itself(empty_url: str):
     waits: list[str] = []
     with opened(empty_url) as connection:
-        with migration_lock(connection), migration_lock(connection, lambda: waits.append("waiting")):
+        with (
+            migration_lock(connection),
+            migration_lock(connection, lambda: waits.append("waiting")),
+        ):
             pass
         with migration_lock(connection, lambda: waits.append("waiting")):
             pass
@@ -86,9 +93,14 @@ def test_a_lock_is_free_before_the_server_notices_that_its_connection_is_closed(
     make_postgres_database: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ):
     unnoticed: list[BaseDatabaseWrapper] = []
-    with opened(url := make_postgres_database()) as connection, psycopg.connect(url) as other:
+    with (
+        opened(url := make_postgres_database()) as connection,
+        psycopg.connect(url) as other,
+    ):
         with monkeypatch.context() as patched:
-            patched.setattr(BaseDatabaseWrapper, "close", lambda self: unnoticed.append(self))
+            patched.setattr(
+                BaseDatabaseWrapper, "close", lambda self: unnoticed.append(self)
+            )
             with migration_lock(connection):
                 held = other.execute(ADVISORY_LOCKS).fetchone()
         left = other.execute(ADVISORY_LOCKS).fetchone()
@@ -127,11 +139,15 @@ def test_migrate_says_that_it_waits(empty_url: str):
         threading.Timer(0.5, holder.stdin.close).start()
         printed = manage(connection, "migrate", "agentdb")
 
-    assert printed.startswith("Another process is migrating this database; waiting for it.\n")
+    assert printed.startswith(
+        "Another process is migrating this database; waiting for it.\n"
+    )
 
 
 @pytest.mark.parametrize("option", ["--plan", "--check"])
-def test_a_migrate_that_only_looks_does_not_wait(empty_url: str, option: str, engine: str):
+def test_a_migrate_that_only_looks_does_not_wait(
+    empty_url: str, option: str, engine: str
+):
     if engine == "sqlite":
         Path(empty_url.removeprefix("sqlite:///")).touch()  # it makes none itself
     with hold(empty_url) as holder, opened(empty_url) as connection:
@@ -155,7 +171,9 @@ def test_the_lock_leaves_nothing_behind(empty_url: str, tmp_path: Path, engine: 
 
 
 @pytest.mark.parametrize("engine", ["postgresql"])
-def test_the_lock_holds_though_the_server_limits_idle_transactions_and_waits(empty_url: str, engine: str):
+def test_the_lock_holds_though_the_server_limits_idle_transactions_and_waits(
+    empty_url: str, engine: str
+):
     with opened(empty_url) as connection:
         rows(
             connection,
@@ -171,13 +189,21 @@ def test_the_lock_holds_though_the_server_limits_idle_transactions_and_waits(emp
 
 
 @pytest.mark.parametrize("engine", ["postgresql"])
-def test_the_lock_needs_no_second_connection_of_a_hosts_pool(empty_url: str, engine: str):
+def test_the_lock_needs_no_second_connection_of_a_hosts_pool(
+    empty_url: str, engine: str
+):
     with opened(empty_url) as connection:
         connection.close()
         connection.settings_dict["CONN_MAX_AGE"] = 0
-        connection.settings_dict["OPTIONS"]["pool"] = {"min_size": 1, "max_size": 1, "timeout": 1}
+        connection.settings_dict["OPTIONS"]["pool"] = {
+            "min_size": 1,
+            "max_size": 1,
+            "timeout": 1,
+        }
         try:
-            assert rows(connection, "SELECT 1") == [(1,)]  # the pool's connection is taken
+            assert rows(connection, "SELECT 1") == [
+                (1,)
+            ]  # the pool's connection is taken
             with migration_lock(connection):
                 assert rows(connection, ADVISORY_LOCKS) == [(1,)]
         finally:

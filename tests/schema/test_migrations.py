@@ -58,7 +58,9 @@ def insert_raw(connection: BaseDatabaseWrapper, id: str) -> None:
         rows(connection, sql.format(id=id))
 
 
-def insert_session(connection: BaseDatabaseWrapper, id: str, created_at: object, last_active_at: object) -> None:
+def insert_session(
+    connection: BaseDatabaseWrapper, id: str, created_at: object, last_active_at: object
+) -> None:
     rows(
         connection,
         "INSERT INTO sessions (id, agent_name, sandbox_id, created_at, last_active_at) VALUES (%s, 'a', 'b', %s, %s)",
@@ -67,10 +69,17 @@ def insert_session(connection: BaseDatabaseWrapper, id: str, created_at: object,
 
 
 def test_there_are_four_migrations_named_for_what_they_do():
-    assert migration_names() == ("0001_initial", "0002_native_timestamps", "0003_query_indexes", "0004_fleet_indexes")
+    assert migration_names() == (
+        "0001_initial",
+        "0002_native_timestamps",
+        "0003_query_indexes",
+        "0004_fleet_indexes",
+    )
 
 
-def test_a_fresh_0001_is_the_database_that_the_old_server_makes(load_legacy: Load, empty_url: str, engine: str):
+def test_a_fresh_0001_is_the_database_that_the_old_server_makes(
+    load_legacy: Load, empty_url: str, engine: str
+):
     """Accepted: the position of columns, names that SQLite's shell never shows, and how an autoindex came by its rule.
 
     On SQLite the old server's unique (tenant_id, name) has no name of its own. That is all.
@@ -102,25 +111,36 @@ def normal_sqlite(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", migration_names())
-def test_every_migration_leaves_the_schema_of_its_state_forwards_and_backwards(empty_url: str, name: str):
+def test_every_migration_leaves_the_schema_of_its_state_forwards_and_backwards(
+    empty_url: str, name: str
+):
     from django.db.migrations.loader import MigrationLoader
 
     with opened(empty_url) as connection:
-        state = expected_tables(connection, MigrationLoader(None).project_state(("agentdb", name)).apps)
+        state = expected_tables(
+            connection, MigrationLoader(None).project_state(("agentdb", name)).apps
+        )
 
         manage(connection, "migrate", "agentdb", name)
         forwards = raw_schema(connection)
         found = [compare(state, read_tables(connection), names=name != "0001_initial")]
         manage(connection, "migrate", "agentdb")
         manage(connection, "migrate", "agentdb", name)
-        found.append(compare(state, read_tables(connection), names=name != "0001_initial"))
+        found.append(
+            compare(state, read_tables(connection), names=name != "0001_initial")
+        )
 
-        assert [[d.message for d in differences if d.severity == "drift"] for differences in found] == [[], []]
+        assert [
+            [d.message for d in differences if d.severity == "drift"]
+            for differences in found
+        ] == [[], []]
         assert raw_schema(connection) == forwards
 
 
 @pytest.mark.parametrize("name", migration_names())
-def test_raw_inserts_rely_on_defaults_after_every_migration_and_read_back_as_now(empty_url: str, name: str):
+def test_raw_inserts_rely_on_defaults_after_every_migration_and_read_back_as_now(
+    empty_url: str, name: str
+):
     with opened(empty_url) as connection:
         manage(connection, "migrate", "agentdb", name)
         before = datetime.now(UTC) - timedelta(seconds=1)
@@ -128,7 +148,9 @@ def test_raw_inserts_rely_on_defaults_after_every_migration_and_read_back_as_now
         insert_raw(connection, "1")
 
         for table, defaults in DEFAULTS.items():
-            assert rows(connection, f"SELECT {', '.join(defaults)} FROM {table}") == [tuple(defaults.values())]
+            assert rows(connection, f"SELECT {', '.join(defaults)} FROM {table}") == [
+                tuple(defaults.values())
+            ]
         manage(connection, "migrate", "agentdb")
         after = datetime.now(UTC)
         for model in apps.get_app_config("agentdb").get_models():
@@ -166,7 +188,9 @@ MIXED = [
 ]
 
 
-def test_rows_of_all_formats_are_ordered_and_compared_by_their_instants(empty_url: str, engine: str):
+def test_rows_of_all_formats_are_ordered_and_compared_by_their_instants(
+    empty_url: str, engine: str
+):
     from agentdb.models import Session
 
     with opened(empty_url) as connection:
@@ -177,16 +201,31 @@ def test_rows_of_all_formats_are_ordered_and_compared_by_their_instants(empty_ur
         manage(connection, "migrate", "agentdb")
 
         sessions = Session.objects.using(connection.alias)
-        assert list(sessions.order_by("created_at").values_list("id", flat=True)) == [*"0123456789"]
+        assert list(sessions.order_by("created_at").values_list("id", flat=True)) == [
+            *"0123456789"
+        ]
         for number, session in enumerate(sessions.order_by("id")):
             earlier = sessions.filter(created_at__lt=session.created_at)
-            assert sorted(earlier.values_list("id", flat=True)) == [*"0123456789"[:number]]
+            assert sorted(earlier.values_list("id", flat=True)) == [
+                *"0123456789"[:number]
+            ]
             assert sessions.get(created_at=session.created_at) == session
-            assert sessions.get(last_active_at__lte=session.created_at, created_at__gte=session.created_at) == session
+            assert (
+                sessions.get(
+                    last_active_at__lte=session.created_at,
+                    created_at__gte=session.created_at,
+                )
+                == session
+            )
         if engine == "sqlite":
             canonical = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(\.\d{6})?")
-            for row in rows(connection, "SELECT +created_at, +last_active_at FROM sessions"):
-                assert all(canonical.fullmatch(text) and not text.endswith(".000000") for text in row)
+            for row in rows(
+                connection, "SELECT +created_at, +last_active_at FROM sessions"
+            ):
+                assert all(
+                    canonical.fullmatch(text) and not text.endswith(".000000")
+                    for text in row
+                )
 
 
 def test_a_row_written_through_the_models_compares_with_converted_ones(empty_url: str):
@@ -194,22 +233,34 @@ def test_a_row_written_through_the_models_compares_with_converted_ones(empty_url
 
     with opened(empty_url) as connection:
         manage(connection, "migrate", "agentdb", "0001")
-        insert_session(connection, "old", "2026-02-19T20:53:16.123Z", "2026-02-19 20:53:16")
+        insert_session(
+            connection, "old", "2026-02-19T20:53:16.123Z", "2026-02-19 20:53:16"
+        )
         manage(connection, "migrate", "agentdb")
         sessions = Session.objects.using(connection.alias)
 
         for id, micro in (("same", 123000), ("later", 123001), ("earlier", 122999)):
             at = datetime(2026, 2, 19, 20, 53, 16, micro, UTC)
-            sessions.create(id=id, agent_name="a", sandbox_id="b", created_at=at, last_active_at=at)
+            sessions.create(
+                id=id, agent_name="a", sandbox_id="b", created_at=at, last_active_at=at
+            )
 
         old = sessions.get(id="old")
         assert old.created_at == datetime(2026, 2, 19, 20, 53, 16, 123000, UTC)
-        assert set(sessions.filter(created_at=old.created_at).values_list("id", flat=True)) == {"old", "same"}
-        assert set(sessions.filter(created_at__gt=old.created_at).values_list("id", flat=True)) == {"later"}
-        assert set(sessions.filter(created_at__lt=old.created_at).values_list("id", flat=True)) == {"earlier"}
+        assert set(
+            sessions.filter(created_at=old.created_at).values_list("id", flat=True)
+        ) == {"old", "same"}
+        assert set(
+            sessions.filter(created_at__gt=old.created_at).values_list("id", flat=True)
+        ) == {"later"}
+        assert set(
+            sessions.filter(created_at__lt=old.created_at).values_list("id", flat=True)
+        ) == {"earlier"}
 
 
-def test_unreadable_timestamps_stop_the_migration_before_it_changes_anything(empty_url: str):
+def test_unreadable_timestamps_stop_the_migration_before_it_changes_anything(
+    empty_url: str,
+):
     with opened(empty_url) as connection:
         manage(connection, "migrate", "agentdb", "0001")
         insert_raw(connection, "good")
@@ -237,7 +288,9 @@ def test_unreadable_timestamps_stop_the_migration_before_it_changes_anything(emp
         ]
 
 
-def test_of_many_unreadable_timestamps_the_first_20_are_shown_and_all_are_counted(empty_url: str):
+def test_of_many_unreadable_timestamps_the_first_20_are_shown_and_all_are_counted(
+    empty_url: str,
+):
     with opened(empty_url) as connection:
         manage(connection, "migrate", "agentdb", "0001")
         for number in range(15):
@@ -249,10 +302,19 @@ def test_of_many_unreadable_timestamps_the_first_20_are_shown_and_all_are_counte
     assert refusal.value.values.total == 30
     assert len(refusal.value.values.first) == 20
     first, *lines, last = str(refusal.value).split("\n")
-    assert first == "30 values cannot be converted (the first 20 are shown); nothing was changed."
+    assert (
+        first
+        == "30 values cannot be converted (the first 20 are shown); nothing was changed."
+    )
     assert len(lines) == 20
-    assert lines[0] == "  table 'sessions', id 's00', column 'created_at': '?' is in no known timestamp format"
-    assert last == "Fix them, timestamps as 'YYYY-MM-DD HH:MM:SS+00:00', and run the command again."
+    assert (
+        lines[0]
+        == "  table 'sessions', id 's00', column 'created_at': '?' is in no known timestamp format"
+    )
+    assert (
+        last
+        == "Fix them, timestamps as 'YYYY-MM-DD HH:MM:SS+00:00', and run the command again."
+    )
 
 
 def test_a_corrected_value_converts_on_the_next_run(empty_url: str):
@@ -265,16 +327,27 @@ def test_a_corrected_value_converts_on_the_next_run(empty_url: str):
         rows(connection, "UPDATE sessions SET created_at = '2026-02-19 20:53:16+00:00'")
 
         manage(connection, "migrate", "agentdb")
-        assert rows(connection, "SELECT created_at = last_active_at FROM sessions") in ([(True,)], [(1,)])
+        assert rows(connection, "SELECT created_at = last_active_at FROM sessions") in (
+            [(True,)],
+            [(1,)],
+        )
 
 
 @pytest.mark.parametrize("engine", ["sqlite"])
-def test_what_only_sqlite_can_hold_is_refused_with_table_and_row(empty_url: str, engine: str):
+def test_what_only_sqlite_can_hold_is_refused_with_table_and_row(
+    empty_url: str, engine: str
+):
     with opened(empty_url) as connection:
         manage(connection, "migrate", "agentdb", "0001")
         insert_raw(connection, "good")
-        rows(connection, "INSERT INTO sessions (id, agent_name, sandbox_id) VALUES (NULL, 'a', 'b')")
-        rows(connection, "INSERT INTO sessions (id, agent_name, sandbox_id) VALUES ('blob', x'00ff', 'b')")
+        rows(
+            connection,
+            "INSERT INTO sessions (id, agent_name, sandbox_id) VALUES (NULL, 'a', 'b')",
+        )
+        rows(
+            connection,
+            "INSERT INTO sessions (id, agent_name, sandbox_id) VALUES ('blob', x'00ff', 'b')",
+        )
         rows(connection, "UPDATE sandboxes SET workspace_dir = CAST(x'2fff' AS TEXT)")
         rows(connection, "UPDATE agents SET version = 'two'")
         rows(connection, "UPDATE api_keys SET created_at = x'31'")
@@ -297,17 +370,21 @@ def test_what_only_sqlite_can_hold_is_refused_with_table_and_row(empty_url: str,
 def test_microseconds_are_lost_on_the_way_back_and_nothing_else_is(empty_url: str):
     with opened(empty_url) as connection:
         manage(connection, "migrate", "agentdb", "0001")
-        insert_session(connection, "s", "2026-02-19 15:53:16.123999-05", "2026-02-19 20:53:16")
+        insert_session(
+            connection, "s", "2026-02-19 15:53:16.123999-05", "2026-02-19 20:53:16"
+        )
         manage(connection, "migrate", "agentdb")
 
         manage(connection, "migrate", "agentdb", "0001")
 
-        assert rows(connection, "SELECT id, created_at, last_active_at, runner_id FROM sessions") == [
-            ("s", "2026-02-19T20:53:16.123Z", "2026-02-19T20:53:16.000Z", None)
-        ]
+        assert rows(
+            connection, "SELECT id, created_at, last_active_at, runner_id FROM sessions"
+        ) == [("s", "2026-02-19T20:53:16.123Z", "2026-02-19T20:53:16.000Z", None)]
 
 
-def test_an_instant_that_the_old_server_cannot_read_stops_the_way_back(empty_url: str, engine: str):
+def test_an_instant_that_the_old_server_cannot_read_stops_the_way_back(
+    empty_url: str, engine: str
+):
     value = "someday" if engine == "sqlite" else "infinity"
     with opened(empty_url) as connection:
         manage(connection, "migrate", "agentdb")
@@ -322,7 +399,9 @@ def test_an_instant_that_the_old_server_cannot_read_stops_the_way_back(empty_url
             f"  table 'sandboxes', id '1', column 'last_used_at': '{value}' is not a timestamp\n"
             "Fix them, timestamps as 'YYYY-MM-DD HH:MM:SS+00:00', and run the command again."
         )
-        assert rows(connection, f"SELECT count(*) FROM sandboxes WHERE last_used_at = '{value}'") == [(1,)]
+        assert rows(
+            connection, f"SELECT count(*) FROM sandboxes WHERE last_used_at = '{value}'"
+        ) == [(1,)]
 
 
 def test_migrate_zero_drops_the_four_tables_and_migrate_makes_them_again(url: str):
@@ -336,7 +415,9 @@ def test_migrate_zero_drops_the_four_tables_and_migrate_makes_them_again(url: st
         assert raw_schema(connection) == before
 
 
-def test_a_recorded_first_migration_over_other_tables_is_caught_by_the_second(load_legacy: Load, engine: str):
+def test_a_recorded_first_migration_over_other_tables_is_caught_by_the_second(
+    load_legacy: Load, engine: str
+):
     with opened(load_legacy("era-a")) as connection:
         manage(connection, "migrate", "agentdb", "0001", fake=True)
 
@@ -414,47 +495,89 @@ def test_a_migrate_of_other_apps_takes_the_lock_and_one_of_another_app_alone_doe
         assert taken == [connection.alias]
 
 
-def test_inspectdb_yields_models_that_agree_with_ours_field_by_field(url: str, engine: str):
+def test_inspectdb_yields_models_that_agree_with_ours_field_by_field(
+    url: str, engine: str
+):
     with opened(url) as connection:
-        printed = manage(connection, "inspectdb", "agents", "sessions", "sandboxes", "api_keys")
+        printed = manage(
+            connection, "inspectdb", "agents", "sessions", "sandboxes", "api_keys"
+        )
 
     namespace: dict[str, Any] = {"__name__": f"inspected_{engine}"}
-    source = re.sub(r"class Meta:\n", f"class Meta:\n        app_label = 'inspected_{engine}'\n", printed)
+    source = re.sub(
+        r"class Meta:\n",
+        f"class Meta:\n        app_label = 'inspected_{engine}'\n",
+        printed,
+    )
     exec(compile(source, "inspectdb", "exec"), namespace)
     inspected = {
         model._meta.db_table: model
         for model in namespace.values()
-        if isinstance(model, type) and issubclass(model, models.Model) and model is not models.Model
+        if isinstance(model, type)
+        and issubclass(model, models.Model)
+        and model is not models.Model
     }
-    ours = {model._meta.db_table: model for model in apps.get_app_config("agentdb").get_models()}
+    ours = {
+        model._meta.db_table: model
+        for model in apps.get_app_config("agentdb").get_models()
+    }
     assert inspected.keys() == ours.keys()
     for table, model in ours.items():
         assert fields_of(inspected[table]) == fields_of(model)
         together = [tuple(group) for group in inspected[table]._meta.unique_together]
-        assert together == [tuple(c.fields) for c in model._meta.constraints if isinstance(c, models.UniqueConstraint)]
+        assert together == [
+            tuple(c.fields)
+            for c in model._meta.constraints
+            if isinstance(c, models.UniqueConstraint)
+        ]
 
 
 def fields_of(model: type[models.Model]) -> dict[str, tuple[object, ...]]:
     return {
-        field.name: (field.get_internal_type(), field.column, field.null, field.primary_key, field.unique)
+        field.name: (
+            field.get_internal_type(),
+            field.column,
+            field.null,
+            field.primary_key,
+            field.unique,
+        )
         for field in model._meta.local_fields
     }
 
 
 def test_two_processes_migrate_one_database_at_once_and_both_succeed(empty_url: str):
     command = [sys.executable, "-m", "agentdb", "--url", empty_url, "migrate"]
-    environment = {name: value for name, value in os.environ.items() if name != "DJANGO_SETTINGS_MODULE"}
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name != "DJANGO_SETTINGS_MODULE"
+    }
     both = [
-        subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         for _ in range(2)
     ]
     printed = [process.communicate(timeout=120) for process in both]
 
     assert [process.returncode for process in both] == [0, 0], printed
-    assert sum(out.count("Applying agentdb.0002_native_timestamps... OK") for out, _ in printed) == 1
+    assert (
+        sum(
+            out.count("Applying agentdb.0002_native_timestamps... OK")
+            for out, _ in printed
+        )
+        == 1
+    )
     with opened(empty_url) as connection:
         assert pending_migrations(connection) == []
-        assert len(rows(connection, "SELECT 1 FROM django_migrations WHERE app = 'agentdb'")) == len(migration_names())
+        assert len(
+            rows(connection, "SELECT 1 FROM django_migrations WHERE app = 'agentdb'")
+        ) == len(migration_names())
 
 
 def test_connect_with_migrate_brings_an_empty_database_up_to_date(empty_url: str):
@@ -463,8 +586,12 @@ def test_connect_with_migrate_brings_an_empty_database_up_to_date(empty_url: str
 
 
 @pytest.mark.parametrize("engine", ["sqlite"])
-def test_a_file_that_is_no_database_is_refused_in_a_sentence(empty_url: str, engine: str):
-    sqlite_path(empty_url).write_text("not a database, but long enough to be read as a header" * 20)
+def test_a_file_that_is_no_database_is_refused_in_a_sentence(
+    empty_url: str, engine: str
+):
+    sqlite_path(empty_url).write_text(
+        "not a database, but long enough to be read as a header" * 20
+    )
 
     with opened(empty_url) as connection, pytest.raises(CommandError) as refusal:
         manage(connection, "migrate", "agentdb")
@@ -474,7 +601,9 @@ def test_a_file_that_is_no_database_is_refused_in_a_sentence(empty_url: str, eng
     )
 
 
-def test_migrate_zero_refuses_to_drop_rows_and_names_the_way_that_loses_nothing(url: str):
+def test_migrate_zero_refuses_to_drop_rows_and_names_the_way_that_loses_nothing(
+    url: str,
+):
     with agentdb.connect(url) as db:
         db.upsert_agent("a", "/")
     with opened(url) as connection:
@@ -489,14 +618,21 @@ def test_migrate_zero_refuses_to_drop_rows_and_names_the_way_that_loses_nothing(
         assert rows(connection, "SELECT name FROM agents") == [("a",)]
 
 
-def test_migrate_says_which_long_table_it_converts(url: str, monkeypatch: pytest.MonkeyPatch):
+def test_migrate_says_which_long_table_it_converts(
+    url: str, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(operations, "_LONG", 1)
     out = io.StringIO()
     with opened(url) as connection:
-        call_command("migrate", "agentdb", "0001", database=connection.alias, verbosity=0)
+        call_command(
+            "migrate", "agentdb", "0001", database=connection.alias, verbosity=0
+        )
         insert_raw(connection, "x")
         call_command("migrate", database=connection.alias, stdout=out, no_color=True)
 
-    assert "Applying agentdb.0002_native_timestamps...\n    Converting 1 " in out.getvalue()
+    assert (
+        "Applying agentdb.0002_native_timestamps...\n    Converting 1 "
+        in out.getvalue()
+    )
     for name in ("agents", "sessions", "sandboxes", "API keys"):
         assert f"\n    Converting 1 {name}." in out.getvalue()

@@ -25,13 +25,23 @@ from tests.helpers.schema_changes import Database
 
 MODELS = list(apps.get_app_config("agentdb").get_models())
 TABLES = [model._meta.db_table for model in MODELS]
-COLUMNS = [(model._meta.db_table, field.column) for model in MODELS for field in model._meta.local_concrete_fields]
-INDEXES = [(model._meta.db_table, index.name) for model in MODELS for index in model._meta.indexes]
+COLUMNS = [
+    (model._meta.db_table, field.column)
+    for model in MODELS
+    for field in model._meta.local_concrete_fields
+]
+INDEXES = [
+    (model._meta.db_table, index.name)
+    for model in MODELS
+    for index in model._meta.indexes
+]
 UNIQUES = [("agents", ("tenant_id", "name")), ("api_keys", ("key_hash",))]
 
 
 @pytest.fixture(scope="module", params=ENGINES)
-def database(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
+def database(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Database]:
     """A migrated database; what a test changes inside ``undone()`` is gone for the next."""
     if request.param == "sqlite":
         path = tmp_path_factory.mktemp("schema") / "agentdb.sqlite3"
@@ -63,7 +73,11 @@ def undone(database: Database) -> Iterator[None]:
 
 def documented_codes() -> set[str]:
     page = (Path(__file__).parents[2] / "docs" / "verifydb.md").read_text()
-    return set(re.findall(r"^\| `(\w+\.\w+)` \|", page.partition("| code |")[2], flags=re.MULTILINE))
+    return set(
+        re.findall(
+            r"^\| `(\w+\.\w+)` \|", page.partition("| code |")[2], flags=re.MULTILINE
+        )
+    )
 
 
 def differences(database: Database) -> list[Difference]:
@@ -73,10 +87,16 @@ def differences(database: Database) -> list[Difference]:
 
 
 def lines(database: Database) -> list[str]:
-    return [difference.message for difference in differences(database) if difference.severity == "drift"]
+    return [
+        difference.message
+        for difference in differences(database)
+        if difference.severity == "drift"
+    ]
 
 
-def try_each(database: Database, changes: tuple[Callable[..., str | None], ...], *things: object) -> int:
+def try_each(
+    database: Database, changes: tuple[Callable[..., str | None], ...], *things: object
+) -> int:
     """Make each change alone, and expect its line and no other; return how many there were."""
     wrong = {}
     tried = 0
@@ -100,7 +120,9 @@ def test_a_migrated_database_has_no_difference_and_no_note(database):
 def test_each_change_of_a_column_is_one_line(database, request, table, column):
     expected = database.expected[table]
 
-    tried = try_each(database, schema_changes.COLUMN_CHANGES, expected, expected.column(column))
+    tried = try_each(
+        database, schema_changes.COLUMN_CHANGES, expected, expected.column(column)
+    )
 
     request.node.user_properties.append(("schema changes", tried))
     assert tried >= 4
@@ -110,14 +132,18 @@ def test_each_change_of_a_column_is_one_line(database, request, table, column):
 def test_each_change_of_an_index_is_one_line(database, request, table, index):
     expected = database.expected[table]
 
-    tried = try_each(database, schema_changes.INDEX_CHANGES, expected, expected.index(index))
+    tried = try_each(
+        database, schema_changes.INDEX_CHANGES, expected, expected.index(index)
+    )
 
     request.node.user_properties.append(("schema changes", tried))
     assert tried >= 6
 
 
 @pytest.mark.parametrize(("table", "columns"), UNIQUES)
-def test_each_change_of_a_unique_constraint_is_one_line(database, request, table, columns):
+def test_each_change_of_a_unique_constraint_is_one_line(
+    database, request, table, columns
+):
     expected = database.expected[table]
     (unique,) = (unique for unique in expected.uniques if unique.columns == columns)
 
@@ -128,7 +154,9 @@ def test_each_change_of_a_unique_constraint_is_one_line(database, request, table
 
 
 @pytest.mark.parametrize("table", TABLES)
-def test_each_change_of_a_table_and_each_harmful_addition_is_one_line(database, request, table):
+def test_each_change_of_a_table_and_each_harmful_addition_is_one_line(
+    database, request, table
+):
     tried = try_each(database, schema_changes.TABLE_CHANGES, database.expected[table])
 
     request.node.user_properties.append(("schema changes", tried))
@@ -144,14 +172,19 @@ ADDITIONS = {
     ),
     "defaulted column": (
         ["ALTER TABLE sessions ADD COLUMN zz integer DEFAULT 3 NOT NULL"],
-        ["Column sessions.zz (integer NOT NULL DEFAULT 3) is not in the models and is left alone."],
+        [
+            "Column sessions.zz (integer NOT NULL DEFAULT 3) is not in the models and is left alone."
+        ],
     ),
     "index": (
         ["CREATE INDEX zz ON sessions (status)"],
         ["Index zz on sessions (status) is not in the models and is left alone."],
     ),
     "unique index on a column that agentdb leaves NULL": (
-        ["ALTER TABLE sessions ADD COLUMN zz text", "CREATE UNIQUE INDEX zz ON sessions (tenant_id, zz)"],
+        [
+            "ALTER TABLE sessions ADD COLUMN zz text",
+            "CREATE UNIQUE INDEX zz ON sessions (tenant_id, zz)",
+        ],
         [
             "Column sessions.zz (text) is not in the models and is left alone.",
             "Unique index zz on sessions (tenant_id, zz) is not in the models and is left alone.",
@@ -181,15 +214,23 @@ def test_a_harmless_addition_is_a_note(database, addition):
 
         found = compare(database.expected, read_tables(database.connection))
 
-    found = [one for one in found if one.table != "django_migrations" and not one.table.startswith("auth_")]
-    assert [one.message for one in found] == [line.replace("{sessions_zz_fkey}", name) for line in expected]
+    found = [
+        one
+        for one in found
+        if one.table != "django_migrations" and not one.table.startswith("auth_")
+    ]
+    assert [one.message for one in found] == [
+        line.replace("{sessions_zz_fkey}", name) for line in expected
+    ]
     assert {one.severity for one in found} <= {"note"}
 
 
 def test_a_trigger_is_a_note(database):
     with undone(database):
         if database.engine == "sqlite":
-            database.execute("CREATE TRIGGER zz AFTER INSERT ON sessions BEGIN SELECT 1; END")
+            database.execute(
+                "CREATE TRIGGER zz AFTER INSERT ON sessions BEGIN SELECT 1; END"
+            )
         else:
             database.execute(
                 "CREATE FUNCTION zz() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'",
@@ -213,18 +254,23 @@ def test_a_unique_index_on_nothing_but_a_defaulted_column_is_drift(database):
     """The second row with the default is refused."""
     with undone(database):
         database.execute(
-            "ALTER TABLE sessions ADD COLUMN zz text DEFAULT 'x'", "CREATE UNIQUE INDEX zz_once ON sessions (zz)"
+            "ALTER TABLE sessions ADD COLUMN zz text DEFAULT 'x'",
+            "CREATE UNIQUE INDEX zz_once ON sessions (zz)",
         )
 
         found = lines(database)
 
-    assert found == ["Unique index zz_once on sessions (zz) is not in the models and can refuse what agentdb writes."]
+    assert found == [
+        "Unique index zz_once on sessions (zz) is not in the models and can refuse what agentdb writes."
+    ]
 
 
 def test_a_difference_says_what_was_expected_and_what_was_found(database):
     with undone(database):
         schema_changes.drop_default(
-            database, database.expected["agents"], database.expected["agents"].column("version")
+            database,
+            database.expected["agents"],
+            database.expected["agents"].column("version"),
         )
 
         (found,) = differences(database)
@@ -262,7 +308,10 @@ def test_two_columns_of_one_definition_are_not_taken_for_renamed(database):
 
 def test_a_renamed_column_and_an_index_lost_with_it_are_one_line(database):
     with undone(database):
-        database.execute("DROP INDEX idx_sandboxes_session", "ALTER TABLE sandboxes RENAME COLUMN session_id TO holder")
+        database.execute(
+            "DROP INDEX idx_sandboxes_session",
+            "ALTER TABLE sandboxes RENAME COLUMN session_id TO holder",
+        )
 
         found = lines(database)
 
@@ -274,7 +323,10 @@ def test_a_renamed_column_and_an_index_lost_with_it_are_one_line(database):
 
 def test_without_names_only_what_a_constraint_does_counts(database):
     with undone(database):
-        database.execute("DROP INDEX idx_sessions_tenant", "CREATE INDEX zz_tenant ON sessions (tenant_id)")
+        database.execute(
+            "DROP INDEX idx_sessions_tenant",
+            "CREATE INDEX zz_tenant ON sessions (tenant_id)",
+        )
         agents = database.expected["agents"]
         schema_changes.rename_unique(database, agents, agents.uniques[0])
 
@@ -284,14 +336,20 @@ def test_without_names_only_what_a_constraint_does_counts(database):
     assert len(compare(database.expected, live)) == 2
 
 
-def test_without_names_a_unique_index_serves_as_a_unique_constraint_but_a_plain_one_does_not(database):
+def test_without_names_a_unique_index_serves_as_a_unique_constraint_but_a_plain_one_does_not(
+    database,
+):
     agents = database.expected["agents"]
     with undone(database):
         schema_changes.index_for_unique(database, agents, agents.uniques[0])
-        unique = compare(database.expected, read_tables(database.connection, TABLES), names=False)
+        unique = compare(
+            database.expected, read_tables(database.connection, TABLES), names=False
+        )
     with undone(database):
         schema_changes.plain_index_for_unique(database, agents, agents.uniques[0])
-        plain = compare(database.expected, read_tables(database.connection, TABLES), names=False)
+        plain = compare(
+            database.expected, read_tables(database.connection, TABLES), names=False
+        )
 
     assert unique == []
     assert [one.code for one in plain if one.severity == "drift"] == ["unique.missing"]
@@ -304,7 +362,10 @@ def test_names_of_tables_to_read_leave_the_others_out(database):
 @pytest.mark.parametrize("database", ["postgresql"], indirect=True)
 def test_reading_a_schema_does_not_depend_on_a_schema_called_public(database):
     with undone(database):
-        database.execute("ALTER SCHEMA public RENAME TO elsewhere", "SET LOCAL search_path = elsewhere")
+        database.execute(
+            "ALTER SCHEMA public RENAME TO elsewhere",
+            "SET LOCAL search_path = elsewhere",
+        )
 
         assert differences(database) == []
 
@@ -312,7 +373,9 @@ def test_reading_a_schema_does_not_depend_on_a_schema_called_public(database):
 @pytest.mark.parametrize("database", ["postgresql"], indirect=True)
 def test_tables_of_another_schema_are_not_looked_at(database):
     with undone(database):
-        database.execute("CREATE SCHEMA elsewhere", "CREATE TABLE elsewhere.zz (id int)")
+        database.execute(
+            "CREATE SCHEMA elsewhere", "CREATE TABLE elsewhere.zz (id int)"
+        )
         database.execute("CREATE TABLE elsewhere.agents (id int)")
 
         assert differences(database) == []
@@ -322,14 +385,18 @@ def test_tables_of_another_schema_are_not_looked_at(database):
 @pytest.mark.parametrize("database", ["postgresql"], indirect=True)
 def test_not_null_that_was_never_checked_does_not_count(database):
     if database.connection.pg_version < 180000:
-        pytest.skip("only PostgreSQL 18 and later have NOT NULL constraints that are not validated")
+        pytest.skip(
+            "only PostgreSQL 18 and later have NOT NULL constraints that are not validated"
+        )
     with undone(database):
         database.execute(
             "ALTER TABLE agents ALTER COLUMN path DROP NOT NULL",
             "ALTER TABLE agents ADD CONSTRAINT zz NOT NULL path NOT VALID",
         )
 
-        assert lines(database) == ["Column agents.path allows NULL; it should be NOT NULL."]
+        assert lines(database) == [
+            "Column agents.path allows NULL; it should be NOT NULL."
+        ]
 
 
 @pytest.mark.parametrize("database", ["sqlite"], indirect=True)
@@ -348,7 +415,10 @@ def test_the_tables_in_which_a_full_text_index_keeps_its_data_are_not_listed(dat
 def test_upper_case_names_are_the_same_names_to_sqlite(database):
     with undone(database):
         for name in ("agents", "sessions"):
-            database.execute(f"ALTER TABLE {name} RENAME TO zz", f"ALTER TABLE zz RENAME TO {name.upper()}")
+            database.execute(
+                f"ALTER TABLE {name} RENAME TO zz",
+                f"ALTER TABLE zz RENAME TO {name.upper()}",
+            )
         database.execute("ALTER TABLE sessions RENAME COLUMN status TO Status")
 
         assert differences(database) == []
@@ -368,7 +438,9 @@ SPELLINGS = {
 def test_spellings_of_one_default_are_equal_on_sqlite(database, spelling):
     one, other = SPELLINGS[spelling]
     with undone(database):
-        database.execute(f"CREATE TABLE zz (a text{f' DEFAULT ({one})' if one else ''}, b text DEFAULT {other}\n)")
+        database.execute(
+            f"CREATE TABLE zz (a text{f' DEFAULT ({one})' if one else ''}, b text DEFAULT {other}\n)"
+        )
 
         columns = read_tables(database.connection, ["zz"])["zz"].columns
 
@@ -376,7 +448,9 @@ def test_spellings_of_one_default_are_equal_on_sqlite(database, spelling):
 
 
 @pytest.mark.parametrize("database", ["sqlite"], indirect=True)
-def test_a_virtual_table_of_a_module_that_is_not_there_does_not_stand_in_the_way(database):
+def test_a_virtual_table_of_a_module_that_is_not_there_does_not_stand_in_the_way(
+    database,
+):
     with undone(database):
         database.execute(
             "PRAGMA writable_schema = ON",
@@ -393,7 +467,9 @@ def test_a_virtual_table_of_a_module_that_is_not_there_does_not_stand_in_the_way
 @pytest.mark.parametrize("database", ["postgresql"], indirect=True)
 def test_an_exclusion_constraint_is_drift(database):
     with undone(database):
-        database.execute("ALTER TABLE agents ADD CONSTRAINT zz EXCLUDE USING btree (path WITH =)")
+        database.execute(
+            "ALTER TABLE agents ADD CONSTRAINT zz EXCLUDE USING btree (path WITH =)"
+        )
 
         found = lines(database)
 
@@ -403,7 +479,9 @@ def test_an_exclusion_constraint_is_drift(database):
     ]
 
 
-def test_a_constraint_that_no_comparison_knows_is_refused_instead_of_overlooked(database):
+def test_a_constraint_that_no_comparison_knows_is_refused_instead_of_overlooked(
+    database,
+):
     """Whoever adds one to the models finds out from the first test."""
     state = ProjectState()
     state.add_model(
@@ -411,9 +489,14 @@ def test_a_constraint_that_no_comparison_knows_is_refused_instead_of_overlooked(
             "agentdb",
             "Thing",
             [("id", TextField(primary_key=True))],
-            options={"constraints": [CheckConstraint(condition=~Q(id=""), name="named")]},
+            options={
+                "constraints": [CheckConstraint(condition=~Q(id=""), name="named")]
+            },
         )
     )
 
-    with pytest.raises(NotImplementedError, match=r"of Thing: agentdb\.schema\.expected cannot compare it\.$"):
+    with pytest.raises(
+        NotImplementedError,
+        match=r"of Thing: agentdb\.schema\.expected cannot compare it\.$",
+    ):
         expected_tables(database.connection, state.apps)

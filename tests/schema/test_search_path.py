@@ -48,7 +48,9 @@ def test_commands_name_the_cause(both: tuple[str, str]):
             manage(connection, "migrate", "agentdb")
         assert sentence in str(refused.value)
         with pytest.raises(SystemExit):
-            call_command("verifydb", database=connection.alias, stdout=out, no_color=True)
+            call_command(
+                "verifydb", database=connection.alias, stdout=out, no_color=True
+            )
     assert out.getvalue().splitlines() == [
         sentence,
         "The search_path leads to more than one schema. Name one, and run the command again.",
@@ -63,9 +65,17 @@ def test_with_one_schema_named_it_is_adopted_there(both: tuple[str, str]):
         assert db.get_agent("bot") is None
 
 
-def test_new_tables_would_not_share_another_programs_record(engine: str, make_postgres_database: Callable[[], str]):
+def test_new_tables_would_not_share_another_programs_record(
+    engine: str, make_postgres_database: Callable[[], str]
+):
     url = make_postgres_database()
-    psql(url, "-c", "CREATE SCHEMA app", "-c", "CREATE TABLE public.django_migrations (app text, name text)")
+    psql(
+        url,
+        "-c",
+        "CREATE SCHEMA app",
+        "-c",
+        "CREATE TABLE public.django_migrations (app text, name text)",
+    )
 
     there = f"{url}{'&' if '?' in url else '?'}options=-csearch_path%3Dapp,public"
     with opened(there) as connection, pytest.raises(CommandError) as refused:

@@ -20,7 +20,10 @@ ENCODINGS = ("UTF-16le", "UTF-16be")
 @pytest.fixture(params=ENCODINGS)
 def file(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, str]:
     path = tmp_path / "wide.db"
-    with closing(sqlite3.connect(path)) as connection, closing(sqlite3.connect(FOLDER / "sqlite" / "era-b.db")) as old:
+    with (
+        closing(sqlite3.connect(path)) as connection,
+        closing(sqlite3.connect(FOLDER / "sqlite" / "era-b.db")) as old,
+    ):
         connection.execute(f"PRAGMA encoding = '{request.param}'")
         connection.executescript("".join(old.iterdump()))
     return path, (
@@ -44,9 +47,15 @@ def _command(name: str, *arguments: str) -> Callable[[Path], None]:
 
 WAYS: dict[str, Callable[[Path], object]] = {
     "connect": lambda path: agentdb.connect(f"sqlite:///{path}"),
-    "connect and migrate": lambda path: agentdb.connect(f"sqlite:///{path}", migrate=True),
-    "copydb": lambda path: call_command("copydb", f"sqlite:///{path}", f"sqlite:///{path.parent}/target.db"),
-    "copydb into it": lambda path: call_command("copydb", f"sqlite:///{path.parent}/full.db", f"sqlite:///{path}"),
+    "connect and migrate": lambda path: agentdb.connect(
+        f"sqlite:///{path}", migrate=True
+    ),
+    "copydb": lambda path: call_command(
+        "copydb", f"sqlite:///{path}", f"sqlite:///{path.parent}/target.db"
+    ),
+    "copydb into it": lambda path: call_command(
+        "copydb", f"sqlite:///{path.parent}/full.db", f"sqlite:///{path}"
+    ),
     "migrate": _command("migrate", "agentdb"),
     "verifydb": _command("verifydb"),
     "restore": _restore,
@@ -68,7 +77,10 @@ def test_it_is_refused(file: tuple[Path, str], way: str):
 
 def test_backup_refuses_it(file: tuple[Path, str], tmp_path: Path):
     path, sentence = file
-    with opened(f"sqlite:///{path}") as connection, pytest.raises(CommandError) as refused:
+    with (
+        opened(f"sqlite:///{path}") as connection,
+        pytest.raises(CommandError) as refused,
+    ):
         call_command("backup", str(tmp_path / "copy.db"), database=connection.alias)
 
     assert str(refused.value) == sentence
@@ -78,5 +90,7 @@ def test_backup_refuses_it(file: tuple[Path, str], tmp_path: Path):
 def test_baselinedb_refuses_it(file: tuple[Path, str]):
     path, sentence = file
 
-    assert [baselinedb(f"sqlite:///{path}", *words).err for words in ((), ("--check",))] == [sentence] * 2
+    assert [
+        baselinedb(f"sqlite:///{path}", *words).err for words in ((), ("--check",))
+    ] == [sentence] * 2
     assert [found.name for found in path.parent.iterdir()] == ["wide.db"]

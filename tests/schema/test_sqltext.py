@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from agentdb.schema.sqltext import KeyText, canonical, parse_create_index, parse_create_table, tokenize
+from agentdb.schema.sqltext import (
+    KeyText,
+    canonical,
+    parse_create_index,
+    parse_create_table,
+    tokenize,
+)
 
 
 @pytest.mark.parametrize(
@@ -51,7 +57,10 @@ def test_two_different_expressions_are_not_equal(one, other):
 
 
 def test_a_canonical_expression_reads_like_sql():
-    assert canonical('("runner_id" is not null and ("x">(1)))') == "runner_id IS NOT NULL AND (x > 1)"
+    assert (
+        canonical('("runner_id" is not null and ("x">(1)))')
+        == "runner_id IS NOT NULL AND (x > 1)"
+    )
     assert canonical("(now())::text") == "now()::text"
     assert canonical("a in ('x','y')") == "a IN ('x', 'y')"
 
@@ -61,7 +70,19 @@ def test_names_are_folded_only_where_asked():
     assert canonical('"Status"') == '"Status"'
 
 
-@pytest.mark.parametrize("broken", ["'never closed", '"never closed', "(((", ")", "/* never closed", "", "\x00§", "a,"])
+@pytest.mark.parametrize(
+    "broken",
+    [
+        "'never closed",
+        '"never closed',
+        "(((",
+        ")",
+        "/* never closed",
+        "",
+        "\x00§",
+        "a,",
+    ],
+)
 def test_text_that_is_no_sql_is_read_without_an_error(broken):
     canonical(broken)
     parse_create_table(f"CREATE TABLE t ({broken}")
@@ -72,8 +93,12 @@ def test_tokens_know_where_they_stand_and_what_they_name():
 
     tokens = tokenize(sql)
 
-    assert [sql[token.start : token.end] for token in tokens] == [token.text for token in tokens]
-    assert [token.identifier for token in tokens if token.kind in ("name", "string")] == ['a "b"', "c`d", "e f", "it's"]
+    assert [sql[token.start : token.end] for token in tokens] == [
+        token.text for token in tokens
+    ]
+    assert [
+        token.identifier for token in tokens if token.kind in ("name", "string")
+    ] == ['a "b"', "c`d", "e f", "it's"]
 
 
 @pytest.mark.parametrize(
@@ -92,7 +117,11 @@ def test_tokens_know_where_they_stand_and_what_they_name():
 def test_an_index_reads_the_same_from_django_and_from_each_engine(sql):
     index = parse_create_index(sql)
 
-    assert (index.name, index.unique, index.condition) == ("i", False, "runner_id IS NOT NULL")
+    assert (index.name, index.unique, index.condition) == (
+        "i",
+        False,
+        "runner_id IS NOT NULL",
+    )
     assert index.keys == (
         KeyText("runner_id", None, None, False, None),
         KeyText("created_at", None, None, True, None),
@@ -113,7 +142,11 @@ def test_everything_postgresql_says_about_an_index_is_read():
         KeyText("a || b", None, None, False, None),
         KeyText("c", None, "varchar_ops", False, None),
     )
-    assert (index.include, index.nulls_not_distinct, index.condition) == (("d", "e"), True, "a > 0")
+    assert (index.include, index.nulls_not_distinct, index.condition) == (
+        ("d", "e"),
+        True,
+        "a > 0",
+    )
 
 
 def test_everything_a_create_table_statement_says_beyond_the_pragmas_is_read():
@@ -132,9 +165,24 @@ def test_everything_a_create_table_statement_says_beyond_the_pragmas_is_read():
     table = parse_create_table(sql)
 
     assert [column.name for column in table.columns] == ["id", "a b", "c", "d", "e"]
-    assert [column.collation for column in table.columns] == [None, "NOCASE", None, None, None]
-    assert [column.generated for column in table.columns] == [None, None, None, "a || 'x'", None]
-    assert sql[table.columns[4].start : table.columns[4].end] == "e DEFAULT (f('check', 'unique')) NOT NULL"
+    assert [column.collation for column in table.columns] == [
+        None,
+        "NOCASE",
+        None,
+        None,
+        None,
+    ]
+    assert [column.generated for column in table.columns] == [
+        None,
+        None,
+        None,
+        "a || 'x'",
+        None,
+    ]
+    assert (
+        sql[table.columns[4].start : table.columns[4].end]
+        == "e DEFAULT (f('check', 'unique')) NOT NULL"
+    )
     assert table.options == ("strict", "without rowid")
     assert [(one.kind, one.name, one.columns) for one in table.constraints] == [
         ("primary key", "pk", ("id",)),
@@ -146,7 +194,23 @@ def test_everything_a_create_table_statement_says_beyond_the_pragmas_is_read():
         ("foreign key", None, ("c", "d")),
         ("check", "k", ()),
     ]
-    assert [one.expression for one in table.constraints if one.kind == "check"] == ["c <> 'x)'", "c > 0"]
-    targets = [(one.target_table, one.target_columns) for one in table.constraints if one.kind == "foreign key"]
+    assert [one.expression for one in table.constraints if one.kind == "check"] == [
+        "c <> 'x)'",
+        "c > 0",
+    ]
+    targets = [
+        (one.target_table, one.target_columns)
+        for one in table.constraints
+        if one.kind == "foreign key"
+    ]
     assert targets == [("o", ("x",)), ("o2", ())]
-    assert [one.conflict for one in table.constraints] == ["fail", None, None, None, None, "replace", None, None]
+    assert [one.conflict for one in table.constraints] == [
+        "fail",
+        None,
+        None,
+        None,
+        None,
+        "replace",
+        None,
+        None,
+    ]

@@ -37,7 +37,13 @@ def verifydb(url: str, *arguments: str) -> Result:
     with opened(url) as connection:
         connection.close()
         try:
-            call_command("verifydb", *arguments, database=connection.alias, stdout=out, no_color=True)
+            call_command(
+                "verifydb",
+                *arguments,
+                database=connection.alias,
+                stdout=out,
+                no_color=True,
+            )
         except SystemExit as stop:
             return Result(int(str(stop.code)), out.getvalue().splitlines())
         except CommandError as error:
@@ -58,12 +64,19 @@ def migrate(url: str, *arguments: str) -> None:
 
 def test_a_match_is_one_line_and_exit_code_0(url):
     assert verifydb(url) == Result(
-        0, [f"The schema matches the models, and the recorded migrations are true: {LISTED}."]
+        0,
+        [
+            f"The schema matches the models, and the recorded migrations are true: {LISTED}."
+        ],
     )
 
 
 def test_drift_is_a_line_each_and_exit_code_1(url):
-    change(url, "DROP INDEX idx_sessions_tenant", "ALTER TABLE agents RENAME COLUMN path TO folder")
+    change(
+        url,
+        "DROP INDEX idx_sessions_tenant",
+        "ALTER TABLE agents RENAME COLUMN path TO folder",
+    )
 
     code, lines = verifydb(url)
 
@@ -87,7 +100,10 @@ def test_what_is_not_agentdbs_is_a_note_and_no_drift(url):
     code, lines = verifydb(url)
 
     assert code == 0
-    assert lines[0] == "Note: Column sessions.region (text) is not in the models and is left alone."
+    assert (
+        lines[0]
+        == "Note: Column sessions.region (text) is not in the models and is left alone."
+    )
     assert lines[1] in (
         "Note: not agentdb's, and left alone: messages, events.",
         "Note: not agentdb's, and left alone: events, messages.",
@@ -103,7 +119,10 @@ def test_an_empty_database_is_told_to_migrate(empty_url, engine):
 
     assert code == 1
     assert lines == [
-        *(f"Table {table} is missing." for table in ("agents", "api_keys", "sandboxes", "sessions")),
+        *(
+            f"Table {table} is missing."
+            for table in ("agents", "api_keys", "sandboxes", "sessions")
+        ),
         "There are no agentdb tables. Run 'agentdb migrate'.",
     ]
 
@@ -118,7 +137,10 @@ def test_pending_migrations_are_named_with_the_command(empty_url):
         f"The tables are as {MIGRATIONS[0]} leaves them. Run 'agentdb migrate' to apply "
         f"{', '.join(MIGRATIONS[1:-1])} and {MIGRATIONS[-1]}."
     )
-    assert any(line.startswith("Column agents.created_at has the type text; it should be ") for line in lines)
+    assert any(
+        line.startswith("Column agents.created_at has the type text; it should be ")
+        for line in lines
+    )
 
 
 def test_the_old_servers_database_is_told_to_be_adopted(load_legacy):
@@ -126,7 +148,10 @@ def test_the_old_servers_database_is_told_to_be_adopted(load_legacy):
 
     assert code == 1
     assert lines[0].startswith("Column agents.id is missing, and with it ")
-    assert lines[-1] == "No migration is recorded: these tables are not adopted yet. Run 'agentdb baselinedb'."
+    assert (
+        lines[-1]
+        == "No migration is recorded: these tables are not adopted yet. Run 'agentdb baselinedb'."
+    )
 
 
 def test_a_record_that_is_not_true_is_named(url):
@@ -157,12 +182,21 @@ def test_a_record_with_a_gap_is_not_true(url):
 
 
 def test_recorded_migrations_without_tables_are_named(url):
-    change(url, *(f"DROP TABLE {table}" for table in ("agents", "sessions", "sandboxes", "api_keys")))
+    change(
+        url,
+        *(
+            f"DROP TABLE {table}"
+            for table in ("agents", "sessions", "sandboxes", "api_keys")
+        ),
+    )
 
     code, lines = verifydb(url)
 
     assert code == 1
-    assert lines[-1] == f"Migrations {LISTED} are recorded, but no table is there. Restore a backup."
+    assert (
+        lines[-1]
+        == f"Migrations {LISTED} are recorded, but no table is there. Restore a backup."
+    )
 
 
 def test_migrations_of_a_newer_agentdb_are_named(url):
@@ -175,7 +209,9 @@ def test_migrations_of_a_newer_agentdb_are_named(url):
 
     assert (code, lines) == (
         1,
-        ["A newer agentdb migrated this database: 0999_later is not known here. Upgrade agentdb."],
+        [
+            "A newer agentdb migrated this database: 0999_later is not known here. Upgrade agentdb."
+        ],
     )
     report = json.loads("\n".join(verifydb(url, "--json").lines))
     assert report["migrations"]["unknown"] == ["0999_later"]
@@ -203,16 +239,26 @@ def test_json_of_a_match(url, engine):
         ("engine", engine),
         ("database", report["database"]),
         ("matches", True),
-        ("verdict", f"The schema matches the models, and the recorded migrations are true: {LISTED}."),
+        (
+            "verdict",
+            f"The schema matches the models, and the recorded migrations are true: {LISTED}.",
+        ),
         (
             "migrations",
-            {"recorded": list(MIGRATIONS), "pending": [], "unknown": [], "record_is_true": True},
+            {
+                "recorded": list(MIGRATIONS),
+                "pending": [],
+                "unknown": [],
+                "record_is_true": True,
+            },
         ),
         ("differences", []),
         ("notes", []),
     ]
     place = urlsplit(url).path
-    assert report["database"].startswith(place.removeprefix("/") if engine == "sqlite" else f"{place[1:]!r} at ")
+    assert report["database"].startswith(
+        place.removeprefix("/") if engine == "sqlite" else f"{place[1:]!r} at "
+    )
 
 
 def test_json_of_drift_and_a_note(url):
@@ -295,7 +341,10 @@ def test_what_another_process_has_only_in_its_write_ahead_log_is_seen(url, engin
     code, lines = verifydb(url)
 
     other.close()
-    assert (code, lines[0]) == (1, "Index idx_sessions_tenant on sessions (tenant_id) is missing.")
+    assert (code, lines[0]) == (
+        1,
+        "Index idx_sessions_tenant on sessions (tenant_id) is missing.",
+    )
 
 
 def test_a_transaction_of_another_process_is_no_hindrance(url, engine):
@@ -304,12 +353,16 @@ def test_a_transaction_of_another_process_is_no_hindrance(url, engine):
         other = sqlite3.connect(sqlite_path(url), isolation_level=None)
         other.execute("PRAGMA journal_mode=WAL")
         other.execute("BEGIN IMMEDIATE")
-        other.execute("INSERT INTO sessions (id, agent_name, sandbox_id) VALUES ('s', 'a', 'b')")
+        other.execute(
+            "INSERT INTO sessions (id, agent_name, sandbox_id) VALUES ('s', 'a', 'b')"
+        )
         assert verifydb(url).code == 0
         other.close()
         return
     with psycopg.connect(url) as server:
-        server.execute("INSERT INTO sessions (id, agent_name, sandbox_id) VALUES ('s', 'a', 'b')")
+        server.execute(
+            "INSERT INTO sessions (id, agent_name, sandbox_id) VALUES ('s', 'a', 'b')"
+        )
         assert verifydb(url).code == 0
 
 
@@ -335,14 +388,18 @@ def test_a_role_that_may_only_read_the_record_can_verify(url):
 
 def _as_role(url: str, role: str) -> str:
     parts = urlsplit(url)
-    return urlunsplit(parts._replace(netloc=f"{role}@{parts.netloc.rpartition('@')[2]}"))
+    return urlunsplit(
+        parts._replace(netloc=f"{role}@{parts.netloc.rpartition('@')[2]}")
+    )
 
 
 # ------------------------------------------------------------------------------------------------------- cannot look
 
 
 def _text_file(path: Path) -> None:
-    path.write_text("not a database, but long enough to hold a header of one hundred bytes " * 3)
+    path.write_text(
+        "not a database, but long enough to hold a header of one hundred bytes " * 3
+    )
 
 
 def _directory(path: Path) -> None:
@@ -359,7 +416,9 @@ def _cut(path: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [_text_file, _directory, _cut])
-def test_what_is_no_database_is_one_sentence_and_exit_code_2(tmp_path: Path, make: Callable[[Path], None]):
+def test_what_is_no_database_is_one_sentence_and_exit_code_2(
+    tmp_path: Path, make: Callable[[Path], None]
+):
     path = tmp_path / "agentdb.sqlite3"
     make(path)
 
@@ -373,7 +432,11 @@ def test_what_is_no_database_is_one_sentence_and_exit_code_2(tmp_path: Path, mak
 def test_a_missing_database_is_one_sentence_without_the_password(postgres_url):
     parts = urlsplit(postgres_url)
     host = parts.netloc.rpartition("@")[2]
-    url = urlunsplit(parts._replace(path="/agentdb_no_such", netloc=f"{parts.username}:s3cret@{host}"))
+    url = urlunsplit(
+        parts._replace(
+            path="/agentdb_no_such", netloc=f"{parts.username}:s3cret@{host}"
+        )
+    )
 
     code, lines = verifydb(url)
 
@@ -384,13 +447,18 @@ def test_a_missing_database_is_one_sentence_without_the_password(postgres_url):
 
 
 def test_an_unknown_alias_is_refused_with_the_known_ones():
-    with pytest.raises(CommandError, match=r"argument --database: invalid choice: 'nonsense' \(choose from"):
+    with pytest.raises(
+        CommandError,
+        match=r"argument --database: invalid choice: 'nonsense' \(choose from",
+    ):
         call_command("verifydb", "--database=nonsense")
     assert "nonsense" not in connections
 
 
 @pytest.mark.parametrize("engine", ["sqlite"])
-def test_timestamps_that_an_old_server_goes_on_writing_are_found_and_put_right(url: str) -> None:
+def test_timestamps_that_an_old_server_goes_on_writing_are_found_and_put_right(
+    url: str,
+) -> None:
     with agentdb.connect(url) as db:
         for name in ("one", "two", "three"):
             db.insert_sandbox(name, "a", "/w")
@@ -424,7 +492,10 @@ def test_timestamps_that_an_old_server_goes_on_writing_are_found_and_put_right(u
         assert verifydb(url).code == 0
         assert baselinedb(url).out.splitlines()[-1] == "Nothing to do."
         moment = datetime(2026, 2, 19, 20, 53, 16, tzinfo=UTC)
-        assert [(one.id, one.last_used_at) for one in db.get_idle_sandboxes(moment + timedelta(days=1))] == [
+        assert [
+            (one.id, one.last_used_at)
+            for one in db.get_idle_sandboxes(moment + timedelta(days=1))
+        ] == [
             ("one", moment),
             ("three", moment),
             ("two", moment + timedelta(milliseconds=123)),
@@ -432,7 +503,9 @@ def test_timestamps_that_an_old_server_goes_on_writing_are_found_and_put_right(u
 
 
 @pytest.mark.parametrize("engine", ["sqlite"])
-def test_a_text_in_a_timestamp_column_that_is_none_is_named_by_its_row(url: str) -> None:
+def test_a_text_in_a_timestamp_column_that_is_none_is_named_by_its_row(
+    url: str,
+) -> None:
     with agentdb.connect(url) as db:
         db.insert_session("s1", "a", "sb")
     change(url, "UPDATE sessions SET last_active_at = 'yesterday'")
@@ -446,7 +519,10 @@ def test_a_text_in_a_timestamp_column_that_is_none_is_named_by_its_row(url: str)
 
 
 def test_tables_of_another_program_are_not_to_be_adopted(empty_url):
-    change(empty_url, "CREATE TABLE sessions (sid text PRIMARY KEY, sess text NOT NULL, expire text NOT NULL)")
+    change(
+        empty_url,
+        "CREATE TABLE sessions (sid text PRIMARY KEY, sess text NOT NULL, expire text NOT NULL)",
+    )
 
     result = verifydb(empty_url)
 

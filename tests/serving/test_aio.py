@@ -88,8 +88,12 @@ def test_asyncdb_has_the_names_of_db_and_one_way_to_open() -> None:
 def test_method_has_the_signature_and_the_docstring_of_db(name: str) -> None:
     method, original = getattr(AsyncDb, name), getattr(Db, name)
 
-    assert inspect.iscoroutinefunction(inspect.unwrap(method, stop=inspect.iscoroutinefunction))
-    if name != "run_transaction":  # which has two signatures; tests/helpers/typing_usage.py holds them
+    assert inspect.iscoroutinefunction(
+        inspect.unwrap(method, stop=inspect.iscoroutinefunction)
+    )
+    if (
+        name != "run_transaction"
+    ):  # which has two signatures; tests/helpers/typing_usage.py holds them
         assert inspect.signature(method) == inspect.signature(original)
     assert method.__name__ == name
     assert method.__doc__
@@ -99,11 +103,15 @@ def test_method_has_the_signature_and_the_docstring_of_db(name: str) -> None:
 def test_method_passes_its_arguments_on(name: str) -> None:
     _, db = fake()
     values = {key: VALID[kind] for key, (kind, _) in ARGUMENTS[name].items()}
-    positional = [value for key, value in values.items() if key not in ("limit", "before")]
+    positional = [
+        value for key, value in values.items() if key not in ("limit", "before")
+    ]
 
     async def work() -> tuple[object, object]:
         async with AsyncDb(db) as adb:
-            return await getattr(adb, name)(*positional), await getattr(adb, name)(**values)
+            return await getattr(adb, name)(*positional), await getattr(adb, name)(
+                **values
+            )
 
     assert run(work) == ((name, tuple(positional), {}), (name, (), values))
 
@@ -121,11 +129,13 @@ def test_every_method_works_on_a_database(url: str) -> None:
                 await db.get_session("s1") == session,
                 await db.list_sessions(limit=5) == [session],
                 await db.update_session_runner("s1", "r1"),
-                [found.id for found in await db.list_sessions_by_runner("r1")] == ["s1"],
+                [found.id for found in await db.list_sessions_by_runner("r1")]
+                == ["s1"],
                 await db.get_sandbox("sb1") == sandbox,
                 await db.count_sandboxes() == 1,
                 await db.mark_all_sandboxes_cold() == 1,
-                [found.id for found in await db.get_cold_sandboxes(instant(10**9))] == ["sb1"],
+                [found.id for found in await db.get_cold_sandboxes(instant(10**9))]
+                == ["sb1"],
                 await db.bulk_pause_active_sessions() == 1,
                 await db.authenticate(plain) == key,
                 await db.delete_agent("a", "acme"),
@@ -167,7 +177,9 @@ def test_calls_run_at_the_same_time() -> None:
     run(work)
 
 
-def test_a_cancelled_call_that_keeps_its_thread_busy_does_not_hold_up_the_next_one() -> None:
+def test_a_cancelled_call_that_keeps_its_thread_busy_does_not_hold_up_the_next_one() -> (
+    None
+):
     free = threading.Event()
 
     class Waiting(FakeDb):
@@ -228,7 +240,10 @@ def test_many_concurrent_callers_on_a_database_all_succeed(url: str) -> None:
     async def work() -> int:
         async with agentdb.connect_async(url) as db:
             await db.insert_session("s1", "a", "sb1")
-            await asyncio.gather(*(db.upsert_agent("a", f"/{n}") for n in range(64)), *(_touch(db) for _ in range(32)))
+            await asyncio.gather(
+                *(db.upsert_agent("a", f"/{n}") for n in range(64)),
+                *(_touch(db) for _ in range(32)),
+            )
             agent = await db.get_agent("a")
         assert agent is not None
         return agent.version
@@ -240,7 +255,9 @@ def test_many_concurrent_callers_on_a_database_all_succeed(url: str) -> None:
     assert run(work) == 64
 
 
-def test_postgresql_connections_are_no_more_than_the_threads(make_postgres_database: Callable[..., str]) -> None:
+def test_postgresql_connections_are_no_more_than_the_threads(
+    make_postgres_database: Callable[..., str],
+) -> None:
     url = make_postgres_database()
     count = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'agentdb' AND datname = current_database()"
 
@@ -266,7 +283,9 @@ def test_max_workers_below_one_is_refused() -> None:
 
 
 def test_context_variables_reach_the_call_and_what_it_sets_stays_there() -> None:
-    variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="unset")
+    variable: contextvars.ContextVar[str] = contextvars.ContextVar(
+        "variable", default="unset"
+    )
 
     class Reading(FakeDb):
         def get_session(self, id: str) -> str:
@@ -291,7 +310,10 @@ def test_exceptions_pass_through(url: str) -> None:
     async def work() -> None:
         async with agentdb.connect_async(url) as db:
             await db.insert_session("s1", "a", "sb1")
-            with pytest.raises(DuplicateKeyError, match=r"^A session with the id 's1' exists already\.$"):
+            with pytest.raises(
+                DuplicateKeyError,
+                match=r"^A session with the id 's1' exists already\.$",
+            ):
                 await db.insert_session("s1", "a", "sb1")
             with pytest.raises(InvalidInputError, match="must not be empty"):
                 await db.get_session("")
@@ -317,12 +339,16 @@ def test_transaction_of_a_coroutine_function_keeps_all_or_nothing(url: str) -> N
             assert await db.run_transaction(both) == "kept"
             with pytest.raises(LookupError):
                 await db.run_transaction(fail)
-            assert [await db.get_session(each) is not None for each in ("s1", "s2", "s3")] == [True, True, False]
+            assert [
+                await db.get_session(each) is not None for each in ("s1", "s2", "s3")
+            ] == [True, True, False]
 
     run(work)
 
 
-def test_calls_on_the_transaction_of_a_coroutine_function_raise_after_its_end(url: str) -> None:
+def test_calls_on_the_transaction_of_a_coroutine_function_raise_after_its_end(
+    url: str,
+) -> None:
     kept: list[AsyncDb] = []
 
     async def keep(tx: AsyncDb) -> None:
@@ -333,12 +359,17 @@ def test_calls_on_the_transaction_of_a_coroutine_function_raise_after_its_end(ur
             await db.run_transaction(keep)
             with pytest.raises(DatabaseClosedError) as raised:
                 await kept[0].touch_session("s1")
-            assert str(raised.value) == "The transaction has ended. Call the AsyncDb that ran it."
+            assert (
+                str(raised.value)
+                == "The transaction has ended. Call the AsyncDb that ran it."
+            )
 
     run(work)
 
 
-def test_transactions_that_wait_for_calls_of_other_tasks_find_a_thread_free_for_those(url: str) -> None:
+def test_transactions_that_wait_for_calls_of_other_tasks_find_a_thread_free_for_those(
+    url: str,
+) -> None:
     everybody = 12
 
     async def work() -> None:
@@ -353,7 +384,9 @@ def test_transactions_that_wait_for_calls_of_other_tasks_find_a_thread_free_for_
                 return await db.get_session("s1") is not None
 
             read = asyncio.create_task(read_outside())
-            transactions = asyncio.gather(*(db.run_transaction(wait_for_a_read) for _ in range(everybody)))
+            transactions = asyncio.gather(
+                *(db.run_transaction(wait_for_a_read) for _ in range(everybody))
+            )
             assert await asyncio.wait_for(transactions, 60) == [True] * everybody
 
     run(work)
@@ -381,7 +414,9 @@ def test_transaction_of_a_coroutine_function_is_tried_again_after_a_conflict(
     run(work)
 
 
-def test_transaction_of_a_coroutine_function_that_is_cancelled_is_undone(url: str) -> None:
+def test_transaction_of_a_coroutine_function_that_is_cancelled_is_undone(
+    url: str,
+) -> None:
     async def work() -> None:
         async with agentdb.connect_async(url) as db:
             inserted = asyncio.Event()
@@ -402,7 +437,9 @@ def test_transaction_of_a_coroutine_function_that_is_cancelled_is_undone(url: st
     run(work)
 
 
-def test_an_inner_transaction_of_a_coroutine_function_undoes_only_itself(url: str) -> None:
+def test_an_inner_transaction_of_a_coroutine_function_undoes_only_itself(
+    url: str,
+) -> None:
     async def inner(tx: AsyncDb) -> None:
         await tx.insert_session("inner", "a", "sb")
         raise LookupError
@@ -417,7 +454,11 @@ def test_an_inner_transaction_of_a_coroutine_function_undoes_only_itself(url: st
         async with agentdb.connect_async(url) as db:
             await db.run_transaction(outer)
             found = [await db.get_session(each) for each in ("outer", "inner", "acme")]
-            assert [session and session.tenant_id for session in found] == ["default", None, "acme"]
+            assert [session and session.tenant_id for session in found] == [
+                "default",
+                None,
+                "acme",
+            ]
 
     run(work)
 
@@ -433,7 +474,9 @@ def test_first_calls_to_a_database_that_is_away_open_it_once() -> None:
 
     async def work() -> list[object]:
         db = AsyncDb.opening(away)
-        failed = await asyncio.gather(*(db.get_session("s") for _ in range(8)), return_exceptions=True)
+        failed = await asyncio.gather(
+            *(db.get_session("s") for _ in range(8)), return_exceptions=True
+        )
         await db.close()
         return [str(error) for error in failed]
 
@@ -448,11 +491,16 @@ def test_close_from_two_loops_and_a_call_without_a_loop(url: str) -> None:
     asyncio.run(db.close())
 
     call = agentdb.connect_async(url).get_session("s")
-    with pytest.raises(AgentDbError, match="AsyncDb needs a running asyncio event loop; trio is not supported"):
+    with pytest.raises(
+        AgentDbError,
+        match="AsyncDb needs a running asyncio event loop; trio is not supported",
+    ):
         call.send(None)
 
 
-def test_transaction_runs_whole_in_one_thread_and_is_undone_by_an_error(url: str) -> None:
+def test_transaction_runs_whole_in_one_thread_and_is_undone_by_an_error(
+    url: str,
+) -> None:
     threads = set()
 
     def both(inside: Db) -> SessionRecord:
@@ -481,7 +529,9 @@ def test_transaction_runs_whole_in_one_thread_and_is_undone_by_an_error(url: str
 # -- cancellation
 
 
-def test_cancelled_transaction_of_a_plain_function_is_rolled_back_once_the_function_ends(url: str) -> None:
+def test_cancelled_transaction_of_a_plain_function_is_rolled_back_once_the_function_ends(
+    url: str,
+) -> None:
     begun, go_on = threading.Event(), threading.Event()
 
     def slow(inside: Db) -> None:
@@ -511,7 +561,10 @@ def test_many_cancelled_calls_leave_every_connection_usable(url: str) -> None:
     async def work() -> int:
         async with agentdb.connect_async(url) as db:
             for round in range(10):
-                calls = [asyncio.create_task(db.upsert_agent(f"a{n}", "/")) for n in range(20)]
+                calls = [
+                    asyncio.create_task(db.upsert_agent(f"a{n}", "/"))
+                    for n in range(20)
+                ]
                 await asyncio.sleep(0.001 * round)
                 for call in calls:
                     call.cancel()
@@ -586,7 +639,9 @@ def test_close_that_is_cancelled_closes_all_the_same() -> None:
         with pytest.raises(asyncio.CancelledError):
             await closing
         await adb.close()
-        assert slow.closed == 1  # the one that was cancelled went on, and this one waited for it
+        assert (
+            slow.closed == 1
+        )  # the one that was cancelled went on, and this one waited for it
         await call
 
     run(work)
@@ -601,9 +656,14 @@ def test_call_after_close_says_closed(name: str) -> None:
         adb = AsyncDb(db)
         await adb.close()
         with pytest.raises(DatabaseClosedError) as raised:
-            called = getattr(adb, name)(*[len] if name == "run_transaction" else [], **values)
+            called = getattr(adb, name)(
+                *[len] if name == "run_transaction" else [], **values
+            )
             await called
-        assert str(raised.value) == "The AsyncDb is closed. Open another one with agentdb.connect_async()."
+        assert (
+            str(raised.value)
+            == "The AsyncDb is closed. Open another one with agentdb.connect_async()."
+        )
 
     run(work)
     assert slow.calls == []
@@ -687,7 +747,9 @@ def test_connect_async_that_failed_is_tried_again_on_the_next_call(url: str) -> 
     run(work)
 
 
-def test_djangodb_used_in_a_running_loop_says_what_to_use(make_postgres_database: Callable[..., str]) -> None:
+def test_djangodb_used_in_a_running_loop_says_what_to_use(
+    make_postgres_database: Callable[..., str],
+) -> None:
     url = make_postgres_database()
 
     async def work() -> None:
@@ -716,13 +778,18 @@ def test_djangodb_called_in_a_running_loop_warns_once_and_names_the_line(
             "A DjangoDb was called inside a running event loop, which stands still until the database has answered. "
             "Use agentdb.connect_async(), or call it in a thread. (Said once.)"
         )
-        assert linecache.getline(warning.filename, warning.lineno).strip() == "db.list_agents()"
+        assert (
+            linecache.getline(warning.filename, warning.lineno).strip()
+            == "db.list_agents()"
+        )
 
     run(work)
     db.close()
 
 
-def test_asyncdb_warns_of_no_blocked_loop(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_asyncdb_warns_of_no_blocked_loop(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("agentdb.serving.executor._warn_in_loops", True)
 
     async def in_transaction(inside: AsyncDb) -> None:
@@ -748,11 +815,17 @@ def test_memory_database_is_shared_by_the_threads() -> None:
     assert run(work) == 41
 
 
-def test_asyncdb_that_is_forgotten_lets_its_threads_go_and_leaves_the_db_open(db: agentdb.DjangoDb) -> None:
+def test_asyncdb_that_is_forgotten_lets_its_threads_go_and_leaves_the_db_open(
+    db: agentdb.DjangoDb,
+) -> None:
     session = make_session(db)
 
     def workers() -> list[threading.Thread]:
-        return [thread for thread in threading.enumerate() if thread.name.startswith("agentdb")]
+        return [
+            thread
+            for thread in threading.enumerate()
+            if thread.name.startswith("agentdb")
+        ]
 
     async def work() -> SessionRecord | None:
         return await AsyncDb(db).get_session("s1")
@@ -778,6 +851,10 @@ def test_stop_iteration_of_a_transaction_is_an_error_and_no_hang(url: str) -> No
     run(work)
 
 
-@pytest.mark.parametrize("ids", [["a", "b"], {"a", "b"}, {"a": 1, "b": 2}.keys()], ids=["list", "set", "keys"])
+@pytest.mark.parametrize(
+    "ids",
+    [["a", "b"], {"a", "b"}, {"a": 1, "b": 2}.keys()],
+    ids=["list", "set", "keys"],
+)
 def test_the_ids_of_any_collection_keep_calls_in_order(ids: Any) -> None:
     assert sorted(aio._keys(ids)) == ["a", "b"]

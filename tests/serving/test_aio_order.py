@@ -7,7 +7,7 @@ import random
 import threading
 import time
 from collections import defaultdict
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -50,7 +50,9 @@ def test_calls_that_nobody_awaits_run_one_after_the_other_for_each_id() -> None:
     async def work() -> None:
         async with AsyncDb(db) as adb:
             calls = [
-                asyncio.ensure_future(adb.update_session_status(f"s{number % 7}", number))  # type: ignore[arg-type]
+                asyncio.ensure_future(
+                    adb.update_session_status(f"s{number % 7}", cast(Any, number))
+                )
                 for number in range(300)
             ]
             await asyncio.gather(*calls)
@@ -69,7 +71,10 @@ def test_a_read_sees_the_calls_before_it_and_not_those_after_it() -> None:
         async with AsyncDb(db) as adb:
             calls: list[Any] = []
             for number in range(50):
-                calls += [adb.update_session_status("s", number), adb.get_session(id="s")]  # type: ignore[arg-type]
+                calls += [
+                    adb.update_session_status("s", cast(Any, number)),
+                    adb.get_session(id="s"),
+                ]
             return list((await asyncio.gather(*calls))[1::2])
 
     assert asyncio.run(work()) == list(range(50))
@@ -79,14 +84,28 @@ def test_the_last_of_many_updates_stays(url: str) -> None:
     async def work() -> list[str]:
         last = []
         async with agentdb.connect_async(url) as db:
-            await asyncio.gather(*(db.insert_sandbox(f"sb{n}", "a", "/") for n in range(10)))
+            await asyncio.gather(
+                *(db.insert_sandbox(f"sb{n}", "a", "/") for n in range(10))
+            )
             # All eight threads and connections are there before the calls that matter.
-            await asyncio.gather(*(db.run_transaction(lambda tx: time.sleep(0.05)) for _ in range(8)))
+            await asyncio.gather(
+                *(db.run_transaction(lambda tx: time.sleep(0.05)) for _ in range(8))
+            )
             for round in range(20):
-                for state in ("running", "waiting", "warm", ("waiting", "running")[round % 2]):
-                    calls = [asyncio.ensure_future(db.update_sandbox_state(f"sb{n}", state)) for n in range(10)]
+                for state in (
+                    "running",
+                    "waiting",
+                    "warm",
+                    ("waiting", "running")[round % 2],
+                ):
+                    calls = [
+                        asyncio.ensure_future(db.update_sandbox_state(f"sb{n}", state))
+                        for n in range(10)
+                    ]
                 await asyncio.gather(*calls)
-                found = await asyncio.gather(*(db.get_sandbox(f"sb{n}") for n in range(10)))
+                found = await asyncio.gather(
+                    *(db.get_sandbox(f"sb{n}") for n in range(10))
+                )
                 last += [sandbox.state for sandbox in found if sandbox is not None]
         return last
 
@@ -104,7 +123,10 @@ def test_calls_on_another_id_do_not_wait() -> None:
 
     async def work() -> None:
         async with AsyncDb(db, max_workers=2) as adb:
-            stuck = [asyncio.ensure_future(adb.update_session_status("stuck", "active")) for _ in range(5)]
+            stuck = [
+                asyncio.ensure_future(adb.update_session_status("stuck", "active"))
+                for _ in range(5)
+            ]
             await asyncio.wait_for(adb.update_session_status("other", "active"), 10)
             go_on.set()
             assert await asyncio.gather(*stuck) == [True] * 5
@@ -117,7 +139,10 @@ def test_a_cancelled_call_lets_the_next_one_on_its_id_go() -> None:
 
     async def work() -> None:
         async with AsyncDb(db, max_workers=1) as adb:
-            calls = [asyncio.ensure_future(adb.update_session_status("s", number)) for number in range(20)]  # type: ignore[arg-type]
+            calls = [
+                asyncio.ensure_future(adb.update_session_status("s", cast(Any, number)))
+                for number in range(20)
+            ]
             await asyncio.sleep(0)
             for call in calls[1:-1]:
                 call.cancel()

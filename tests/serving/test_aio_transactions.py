@@ -50,7 +50,9 @@ async def nothing(tx: AsyncDb) -> None:
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_a_call_on_the_db_around_is_refused_at_once(make_db: Callable[[], AsyncDb], call: str) -> None:
+def test_a_call_on_the_db_around_is_refused_at_once(
+    make_db: Callable[[], AsyncDb], call: str
+) -> None:
     async def work() -> None:
         async with make_db() as db:
 
@@ -62,13 +64,17 @@ def test_a_call_on_the_db_around_is_refused_at_once(make_db: Callable[[], AsyncD
                 assert await tx.touch_session("s")
 
             await asyncio.wait_for(db.run_transaction(use_the_outer), 10)
-            await asyncio.wait_for(db.for_tenant("default").run_transaction(nothing), 10)
+            await asyncio.wait_for(
+                db.for_tenant("default").run_transaction(nothing), 10
+            )
             assert await db.get_session("s") is not None
 
     asyncio.run(work())
 
 
-def test_a_task_of_the_function_is_refused_until_the_function_has_ended(url: str) -> None:
+def test_a_task_of_the_function_is_refused_until_the_function_has_ended(
+    url: str,
+) -> None:
     async def work() -> None:
         async with agentdb.connect_async(url) as db:
             tasks: list[asyncio.Task[Any]] = []
@@ -91,21 +97,27 @@ def test_a_task_of_the_function_is_refused_until_the_function_has_ended(url: str
     asyncio.run(work())
 
 
-def test_a_plain_function_that_asks_the_loop_for_the_db_around_is_refused(make_db: Callable[[], AsyncDb]) -> None:
+def test_a_plain_function_that_asks_the_loop_for_the_db_around_is_refused(
+    make_db: Callable[[], AsyncDb],
+) -> None:
     async def work() -> None:
         loop = asyncio.get_running_loop()
         async with make_db() as db:
 
             def use_the_outer(tx: Db) -> None:
                 with pytest.raises(InvalidInputError):
-                    asyncio.run_coroutine_threadsafe(db.touch_session("s"), loop).result(10)
+                    asyncio.run_coroutine_threadsafe(
+                        db.touch_session("s"), loop
+                    ).result(10)
 
             await db.run_transaction(use_the_outer)
 
     asyncio.run(work())
 
 
-def test_the_outer_transaction_is_refused_inside_an_inner_one(make_db: Callable[[], AsyncDb]) -> None:
+def test_the_outer_transaction_is_refused_inside_an_inner_one(
+    make_db: Callable[[], AsyncDb],
+) -> None:
     async def outer(tx: AsyncDb) -> None:
         async def inner(inside: AsyncDb) -> None:
             with pytest.raises(InvalidInputError):
@@ -131,7 +143,9 @@ class _Callable:
         return "called"
 
 
-def test_an_object_with_an_async_call_is_a_coroutine_function_nested_too(make_db: Callable[[], AsyncDb]) -> None:
+def test_an_object_with_an_async_call_is_a_coroutine_function_nested_too(
+    make_db: Callable[[], AsyncDb],
+) -> None:
     async def nested(tx: AsyncDb) -> str:
         return await tx.run_transaction(_Callable())
 
@@ -143,7 +157,9 @@ def test_an_object_with_an_async_call_is_a_coroutine_function_nested_too(make_db
     asyncio.run(work())
 
 
-def test_stop_iteration_out_of_a_coroutine_function_ends_the_transaction(make_db: Callable[[], AsyncDb]) -> None:
+def test_stop_iteration_out_of_a_coroutine_function_ends_the_transaction(
+    make_db: Callable[[], AsyncDb],
+) -> None:
     async def stop(tx: AsyncDb) -> None:
         await tx.insert_session("s1", "a", "sb")
         next(iter(()))
@@ -160,7 +176,9 @@ def test_stop_iteration_out_of_a_coroutine_function_ends_the_transaction(make_db
 # -- cancellation
 
 
-def test_a_cancelled_inner_transaction_ends_at_once_and_the_outer_goes_on(make_db: Callable[[], AsyncDb]) -> None:
+def test_a_cancelled_inner_transaction_ends_at_once_and_the_outer_goes_on(
+    make_db: Callable[[], AsyncDb],
+) -> None:
     async def inner(tx: AsyncDb) -> None:
         await tx.insert_session("inner", "a", "sb")
         await asyncio.sleep(60)
@@ -175,7 +193,9 @@ def test_a_cancelled_inner_transaction_ends_at_once_and_the_outer_goes_on(make_d
     async def work() -> None:
         async with make_db() as db:
             await asyncio.wait_for(db.run_transaction(outer), 20)
-            assert [await db.get_session(id) is not None for id in ("outer", "inner")] == [True, False]
+            assert [
+                await db.get_session(id) is not None for id in ("outer", "inner")
+            ] == [True, False]
 
     asyncio.run(work())
 
@@ -257,7 +277,9 @@ KINDS: dict[str, Any] = {"plain": _plain(1), "coroutine": _coroutine(1)}
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_cancelled_during_commit_returns_what_is_stored_and_is_cancelled_where_it_waits_next(kind: str) -> None:
+def test_cancelled_during_commit_returns_what_is_stored_and_is_cancelled_where_it_waits_next(
+    kind: str,
+) -> None:
     committing = _Committing(iter([None]))
     seen: list[str] = []
 
@@ -286,7 +308,9 @@ def test_cancelled_during_commit_returns_what_is_stored_and_is_cancelled_where_i
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_time_limit_that_ends_during_commit_leaves_the_task_as_it_was(kind: str) -> None:
+def test_a_time_limit_that_ends_during_commit_leaves_the_task_as_it_was(
+    kind: str,
+) -> None:
     committing = _Committing(iter([None]))
 
     async def work() -> str:
@@ -321,7 +345,9 @@ def test_a_time_limit_that_ends_during_commit_leaves_the_task_as_it_was(kind: st
         (ValueError("refused"), asyncio.CancelledError),
     ],
 )
-def test_cancelled_during_a_commit_that_fails(kind: str, error: BaseException, raised: type[BaseException]) -> None:
+def test_cancelled_during_a_commit_that_fails(
+    kind: str, error: BaseException, raised: type[BaseException]
+) -> None:
     committing = _Committing(iter([error, None]))
 
     async def work() -> None:
@@ -366,7 +392,9 @@ def test_a_conflict_inside_a_task_group_or_another_exception_is_retried(
     assert asyncio.run(work()) == "12"
 
 
-def test_an_anyio_scope_cancels_a_transaction_and_waits_for_its_commit(url: str) -> None:
+def test_an_anyio_scope_cancels_a_transaction_and_waits_for_its_commit(
+    url: str,
+) -> None:
     committing = _Committing(iter([None]))
 
     async def work() -> tuple[bool, bool, object]:
@@ -418,7 +446,9 @@ def test_a_loop_that_is_closed_inside_a_transaction_releases_the_lock(url: str) 
     assert asyncio.run(go_on()) == ["s1"]
 
 
-def test_calls_that_the_function_did_not_await_are_refused_after_its_end(url: str) -> None:
+def test_calls_that_the_function_did_not_await_are_refused_after_its_end(
+    url: str,
+) -> None:
     tasks: list[asyncio.Task[Any]] = []
 
     async def forget(tx: AsyncDb) -> None:

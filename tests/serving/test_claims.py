@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import pytest
@@ -25,7 +26,9 @@ Won = list[tuple[str, str]]  # what was claimed, and by whom
 
 def _claim_all(db: Db, runner_id: str) -> Won:
     ids = random.sample(SESSIONS, ROWS)
-    claimed = [db.claim_session(id, runner_id, silent_for=timedelta(hours=1)) for id in ids]
+    claimed = [
+        db.claim_session(id, runner_id, silent_for=timedelta(hours=1)) for id in ids
+    ]
     return [(session.id, runner_id) for session in claimed if session is not None]
 
 
@@ -36,17 +39,22 @@ def _resume_all(db: Db, runner_id: str) -> Won:
         return inside.update_session_status(id, "active", only_if="paused")
 
     ids = random.sample(SESSIONS, ROWS)
-    return [(id, runner_id) for id in ids if db.run_transaction(lambda inside: resume(inside, id))]  # noqa: B023
+    resumed = [id for id in ids if db.run_transaction(partial(resume, id=id))]
+    return [(id, runner_id) for id in resumed]
 
 
 def _take_from_pool(db: Db, runner_id: str) -> Won:
     taken = []
-    while (sandbox := db.claim_warm_sandbox("support-bot", f"session of {runner_id}")) is not None:
+    while (
+        sandbox := db.claim_warm_sandbox("support-bot", f"session of {runner_id}")
+    ) is not None:
         taken.append((sandbox.id, runner_id))
     return taken
 
 
-def _runners_of_a_process(url: str, process: int, claim: Callable[[Db, str], Won]) -> Won:
+def _runners_of_a_process(
+    url: str, process: int, claim: Callable[[Db, str], Won]
+) -> Won:
     with agentdb.connect(url) as db, ThreadPoolExecutor(THREADS) as pool:
         ready = threading.Barrier(THREADS)
 
@@ -60,24 +68,36 @@ def _runners_of_a_process(url: str, process: int, claim: Callable[[Db, str], Won
 
 def _claimed_by_16(url: str, claim: Callable[[Db, str], Won]) -> Won:
     with multiprocessing.get_context("spawn").Pool(PROCESSES) as pool:
-        results = pool.starmap(_runners_of_a_process, [(url, process, claim) for process in range(PROCESSES)], 1)
+        results = pool.starmap(
+            _runners_of_a_process,
+            [(url, process, claim) for process in range(PROCESSES)],
+            1,
+        )
     return [won for each in results for won in each]
 
 
 @pytest.mark.parametrize("case", ["nobody has it", "its runner is silent"])
-def test_each_session_is_claimed_by_one_of_16_runners(db: DjangoDb, url: str, case: str) -> None:
+def test_each_session_is_claimed_by_one_of_16_runners(
+    db: DjangoDb, url: str, case: str
+) -> None:
     for id in SESSIONS:
         make_session(db, id)
     if case == "its runner is silent":
-        execute(url, "UPDATE sessions SET runner_id = 'dead', last_active_at = ?", instant())
+        execute(
+            url, "UPDATE sessions SET runner_id = 'dead', last_active_at = ?", instant()
+        )
 
     won = _claimed_by_16(url, _claim_all)
 
     assert Counter(id for id, _ in won) == Counter(SESSIONS)
-    assert {session.id: session.runner_id for session in db.list_sessions()} == dict(won)
+    assert {session.id: session.runner_id for session in db.list_sessions()} == dict(
+        won
+    )
 
 
-def test_each_paused_session_is_resumed_by_one_of_16_runners(db: DjangoDb, url: str) -> None:
+def test_each_paused_session_is_resumed_by_one_of_16_runners(
+    db: DjangoDb, url: str
+) -> None:
     for id in SESSIONS:
         make_session(db, id)
     execute(url, "UPDATE sessions SET runner_id = 'before', status = 'paused'")
@@ -85,23 +105,31 @@ def test_each_paused_session_is_resumed_by_one_of_16_runners(db: DjangoDb, url: 
     won = _claimed_by_16(url, _resume_all)
 
     assert Counter(id for id, _ in won) == Counter(SESSIONS)
-    assert {session.id: session.runner_id for session in db.list_sessions(status="active")} == dict(won)
+    assert {
+        session.id: session.runner_id for session in db.list_sessions(status="active")
+    } == dict(won)
 
 
-def test_each_warm_sandbox_is_handed_to_one_of_16_runners(db: DjangoDb, url: str) -> None:
+def test_each_warm_sandbox_is_handed_to_one_of_16_runners(
+    db: DjangoDb, url: str
+) -> None:
     for number in range(ROWS):
         make_sandbox(db, f"sb{number}")
     execute(url, "UPDATE sandboxes SET state = 'warm', last_used_at = ?", instant())
 
     won = _claimed_by_16(url, _take_from_pool)
 
-    assert Counter(id for id, _ in won) == Counter(f"sb{number}" for number in range(ROWS))
-    assert {sandbox.id: sandbox.session_id for sandbox in db.list_sandboxes(state="waiting")} == {
-        id: f"session of {runner_id}" for id, runner_id in won
-    }
+    assert Counter(id for id, _ in won) == Counter(
+        f"sb{number}" for number in range(ROWS)
+    )
+    assert {
+        sandbox.id: sandbox.session_id for sandbox in db.list_sandboxes(state="waiting")
+    } == {id: f"session of {runner_id}" for id, runner_id in won}
 
 
-def test_a_claim_that_waited_for_another_finds_the_other_runner(make_postgres_database, _migrated_postgres) -> None:
+def test_a_claim_that_waited_for_another_finds_the_other_runner(
+    make_postgres_database, _migrated_postgres
+) -> None:
     """PostgreSQL evaluates the conditions again on the row as the transaction that held its lock left it."""
     url = make_postgres_database(template=_migrated_postgres)
     with agentdb.connect(url) as db, ThreadPoolExecutor(1) as pool:
@@ -110,7 +138,9 @@ def test_a_claim_that_waited_for_another_finds_the_other_runner(make_postgres_da
         def claim(inside: Db) -> object:
             claimed = inside.claim_session("s1", "r1")
             late.append(pool.submit(db.claim_session, "s1", "r2"))
-            while not execute(url, "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"):
+            while not execute(
+                url, "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+            ):
                 pass
             return claimed
 
@@ -119,20 +149,30 @@ def test_a_claim_that_waited_for_another_finds_the_other_runner(make_postgres_da
         assert late[0].result() is None
 
 
-def test_a_claim_passes_over_a_warm_sandbox_that_another_is_taking(make_postgres_database, _migrated_postgres) -> None:
-    with agentdb.connect(make_postgres_database(template=_migrated_postgres)) as db, ThreadPoolExecutor(1) as pool:
+def test_a_claim_passes_over_a_warm_sandbox_that_another_is_taking(
+    make_postgres_database, _migrated_postgres
+) -> None:
+    with (
+        agentdb.connect(make_postgres_database(template=_migrated_postgres)) as db,
+        ThreadPoolExecutor(1) as pool,
+    ):
         for id in ("sb1", "sb2"):
             make_sandbox(db, id)
             db.update_sandbox_state(id, "warm")
 
         def claim(inside: Db) -> list[Any]:
             first = inside.claim_warm_sandbox("support-bot", "s1")
-            return [first, pool.submit(db.claim_warm_sandbox, "support-bot", "s2").result(30)]
+            return [
+                first,
+                pool.submit(db.claim_warm_sandbox, "support-bot", "s2").result(30),
+            ]
 
         assert [sandbox.id for sandbox in db.run_transaction(claim)] == ["sb1", "sb2"]
 
 
-def test_heartbeats_of_the_same_sessions_in_any_order_do_not_fail_each_other(db: DjangoDb) -> None:
+def test_heartbeats_of_the_same_sessions_in_any_order_do_not_fail_each_other(
+    db: DjangoDb,
+) -> None:
     for id in SESSIONS:
         make_session(db, id)
 

@@ -9,7 +9,15 @@ import pytest
 
 from agentdb import DjangoDb
 from agentdb.serving import adapter
-from tests.helpers.factories import execute, instant, make_agent, make_api_key, make_sandbox, make_session, set_column
+from tests.helpers.factories import (
+    execute,
+    instant,
+    make_agent,
+    make_api_key,
+    make_sandbox,
+    make_session,
+    set_column,
+)
 
 LATER = instant(10**9)
 
@@ -28,9 +36,21 @@ def wrong_clock(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("wrong_clock")
-def test_time_is_the_servers_where_there_is_one(db: DjangoDb, url: str, engine: str) -> None:
-    rows: list[Any] = [make_agent(db), make_session(db), make_sandbox(db), make_api_key(db)]
-    found = [db.get_agent("support-bot"), db.get_session("s1"), db.get_sandbox("sb1"), db.get_api_key_by_hash("hash-1")]
+def test_time_is_the_servers_where_there_is_one(
+    db: DjangoDb, url: str, engine: str
+) -> None:
+    rows: list[Any] = [
+        make_agent(db),
+        make_session(db),
+        make_sandbox(db),
+        make_api_key(db),
+    ]
+    found = [
+        db.get_agent("support-bot"),
+        db.get_session("s1"),
+        db.get_sandbox("sb1"),
+        db.get_api_key_by_hash("hash-1"),
+    ]
 
     assert rows == found
     for row in rows:
@@ -44,16 +64,28 @@ def test_time_is_the_servers_where_there_is_one(db: DjangoDb, url: str, engine: 
 
 
 def test_each_statement_of_a_transaction_has_its_own_time(db: DjangoDb) -> None:
-    first, second = db.run_transaction(lambda inside: (make_session(inside, "a"), make_session(inside, "b")))
+    first, second = db.run_transaction(
+        lambda inside: (make_session(inside, "a"), make_session(inside, "b"))
+    )
 
     assert first.created_at < second.created_at
 
 
 @pytest.mark.parametrize(
-    "method", ["update_session_status", "update_session_sandbox", "update_session_runner", "touch_session"]
+    "method",
+    [
+        "update_session_status",
+        "update_session_sandbox",
+        "update_session_runner",
+        "touch_session",
+    ],
 )
-def test_a_sessions_last_sign_of_life_never_moves_backwards(db: DjangoDb, url: str, method: str) -> None:
-    arguments = {"touch_session": [], "update_session_status": ["active"]}.get(method, ["x"])
+def test_a_sessions_last_sign_of_life_never_moves_backwards(
+    db: DjangoDb, url: str, method: str
+) -> None:
+    arguments = {"touch_session": [], "update_session_status": ["active"]}.get(
+        method, ["x"]
+    )
     make_session(db)
     set_column(url, "sessions", "s1", last_active_at=LATER)
 
@@ -68,7 +100,13 @@ def test_a_sessions_last_sign_of_life_never_moves_backwards(db: DjangoDb, url: s
 def test_pausing_never_moves_it_backwards_either(db: DjangoDb, url: str) -> None:
     for number in range(2):
         make_session(db, f"s{number}")
-        set_column(url, "sessions", f"s{number}", last_active_at=[LATER, instant()][number], runner_id="r")
+        set_column(
+            url,
+            "sessions",
+            f"s{number}",
+            last_active_at=[LATER, instant()][number],
+            runner_id="r",
+        )
 
     assert db.bulk_pause_sessions_by_runner("r") == 2
 

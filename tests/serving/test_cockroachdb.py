@@ -25,7 +25,11 @@ from agentdb.schema import compare, expected_tables, read_tables
 from tests.helpers.cockroach_proxy import RULES, Proxy, serving
 from tests.helpers.legacy_databases import FOLDER, manage, opened, psql, rows
 
-BACKEND = importlib.metadata.version("django-cockroachdb") if importlib.util.find_spec("django_cockroachdb") else "none"
+BACKEND = (
+    importlib.metadata.version("django-cockroachdb")
+    if importlib.util.find_spec("django_cockroachdb")
+    else "none"
+)
 
 pytestmark = pytest.mark.skipif(
     not BACKEND.startswith(".".join(map(str, django.VERSION[:2]))),
@@ -48,13 +52,19 @@ def cockroachdb(make_postgres_database: Callable[[], str]) -> Iterator[Start]:
     """A function that starts a proxy in front of an empty database and returns it with the database's URL."""
     started = []
 
-    def start(version: tuple[int, int] = (25, 4), legacy: str | None = None) -> tuple[Proxy, str]:
+    def start(
+        version: tuple[int, int] = (25, 4), legacy: str | None = None
+    ) -> tuple[Proxy, str]:
         url = make_postgres_database()
         if legacy is not None:
             psql(url, "-f", str(FOLDER / "pg" / f"{legacy}.sql"))
         parts = urlsplit(url)
         folder = parse_qs(parts.query).get("host", [None])[0]
-        target = f"{folder}/.s.PGSQL.{parts.port or 5432}" if folder else (parts.hostname or "", parts.port or 5432)
+        target = (
+            f"{folder}/.s.PGSQL.{parts.port or 5432}"
+            if folder
+            else (parts.hostname or "", parts.port or 5432)
+        )
         with psycopg.connect(url, autocommit=True) as connection:
             connection.execute(_FUNCTIONS)
         context = serving(Proxy(target, version))
@@ -69,7 +79,9 @@ def cockroachdb(make_postgres_database: Callable[[], str]) -> Iterator[Start]:
 
 
 def _schema_changes(proxy: Proxy) -> list[str]:
-    return [sql for sql in proxy.statements if sql.startswith(("CREATE", "ALTER", "DROP"))]
+    return [
+        sql for sql in proxy.statements if sql.startswith(("CREATE", "ALTER", "DROP"))
+    ]
 
 
 @pytest.mark.parametrize("version", [(24, 1), (25, 4), (26, 1)])
@@ -79,19 +91,33 @@ def test_a_fresh_database_is_made_with_statements_that_every_version_allows(
     from django_cockroachdb.features import DatabaseFeatures
 
     if version < (oldest := DatabaseFeatures.minimum_database_version):
-        pytest.skip(f"django-cockroachdb {BACKEND} needs CockroachDB {oldest[0]}.{oldest[1]}")
+        pytest.skip(
+            f"django-cockroachdb {BACKEND} needs CockroachDB {oldest[0]}.{oldest[1]}"
+        )
     proxy, url = cockroachdb(version)
 
     agentdb.connect(url, migrate=True).close()
 
     assert proxy.refused == []
-    tables = [sql for sql in _schema_changes(proxy) if sql.startswith("CREATE TABLE IF NOT EXISTS") and "tenant" in sql]
+    tables = [
+        sql
+        for sql in _schema_changes(proxy)
+        if sql.startswith("CREATE TABLE IF NOT EXISTS") and "tenant" in sql
+    ]
     assert len(tables) == 4  # in their final shape: no column changes its type
-    assert sum(sql.count(", INDEX ") for sql in tables) == 20  # each CREATE INDEX would be a job, and a slow range
-    assert all("timestamp with time zone" in sql and "now()::text" not in sql for sql in tables)
+    assert (
+        sum(sql.count(", INDEX ") for sql in tables) == 20
+    )  # each CREATE INDEX would be a job, and a slow range
+    assert all(
+        "timestamp with time zone" in sql and "now()::text" not in sql for sql in tables
+    )
     with opened(url) as connection:
-        found = compare(expected_tables(connection, django.apps.apps), read_tables(connection))
-        assert [difference.message for difference in found if difference.severity == "drift"] == []
+        found = compare(
+            expected_tables(connection, django.apps.apps), read_tables(connection)
+        )
+        assert [
+            difference.message for difference in found if difference.severity == "drift"
+        ] == []
 
 
 def test_a_migration_goes_on_wherever_it_was_stopped(cockroachdb: Start) -> None:
@@ -120,14 +146,22 @@ def test_a_migration_goes_on_wherever_it_was_stopped(cockroachdb: Start) -> None
         else:
             break
 
-    assert stops == len(done) - 1 == 18  # the lock, the record of migrations, four tables, 13 indexes that are there
+    assert (
+        stops == len(done) - 1 == 18
+    )  # the lock, the record of migrations, four tables, 13 indexes that are there
     with opened(url) as connection:
-        found = compare(expected_tables(connection, django.apps.apps), read_tables(connection))
-        assert [difference.message for difference in found if difference.severity == "drift"] == []
+        found = compare(
+            expected_tables(connection, django.apps.apps), read_tables(connection)
+        )
+        assert [
+            difference.message for difference in found if difference.severity == "drift"
+        ] == []
 
 
 @pytest.mark.parametrize("stem", ["era-a", "era-b", "era-d", "crash-a-to-b-nofk-k21"])
-def test_an_old_server_s_database_is_adopted_step_by_step(cockroachdb: Start, stem: str) -> None:
+def test_an_old_server_s_database_is_adopted_step_by_step(
+    cockroachdb: Start, stem: str
+) -> None:
     proxy, url = cockroachdb(legacy=stem)
     with opened(url) as connection:
         before = rows(connection, "SELECT id FROM sessions ORDER BY id")
@@ -165,7 +199,9 @@ def test_an_adoption_goes_on_wherever_it_was_stopped(cockroachdb: Start) -> None
                 manage(connection, "baselinedb")
             except CommandError as error:
                 stops += 1
-                assert str(error).endswith("Steps that were done stay; run the command again to go on.")
+                assert str(error).endswith(
+                    "Steps that were done stay; run the command again to go on."
+                )
                 assert stops < 80
             else:
                 break
@@ -193,10 +229,16 @@ def test_every_row_survives_the_way_back_and_forth(cockroachdb: Start) -> None:
         assert [session.id for session in after] == [session.id for session in before]
         # The old server's text has milliseconds.
         pairs = zip(before, after, strict=True)
-        assert all(old.created_at - new.created_at < timedelta(milliseconds=1) for old, new in pairs)
+        assert all(
+            old.created_at - new.created_at < timedelta(milliseconds=1)
+            for old, new in pairs
+        )
         found = db.get_agent("a")
         assert found is not None
-        assert replace(found, created_at=agent.created_at, updated_at=agent.updated_at) == agent
+        assert (
+            replace(found, created_at=agent.created_at, updated_at=agent.updated_at)
+            == agent
+        )
 
 
 def test_the_methods_send_only_what_the_rules_allow(cockroachdb: Start) -> None:
@@ -214,7 +256,10 @@ def test_the_methods_send_only_what_the_rules_allow(cockroachdb: Start) -> None:
         assert db.bulk_pause_sessions_by_runner("r") == 1
         assert db.update_sandbox_state("sb", "waiting")
         assert db.get_best_eviction_candidate().id == "sb"
-        assert [idle.id for idle in db.get_idle_sandboxes(datetime.now(UTC) + timedelta(hours=1))] == ["sb"]
+        assert [
+            idle.id
+            for idle in db.get_idle_sandboxes(datetime.now(UTC) + timedelta(hours=1))
+        ] == ["sb"]
         assert db.mark_all_sandboxes_cold() == 1
         plain, key = db.issue_api_key("t", "label")
         assert db.authenticate(plain) == key
@@ -237,7 +282,9 @@ def test_a_claim_right_after_an_own_write_finds_the_sandbox(cockroachdb: Start) 
         assert claimed is not None and claimed.id == "warm"
 
 
-def test_a_bulk_call_changes_many_rows_batch_by_batch(cockroachdb: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bulk_call_changes_many_rows_batch_by_batch(
+    cockroachdb: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("agentdb.serving.compiled.ROWS_A_BATCH", 2)
     proxy, url = cockroachdb()
     with agentdb.connect(url, migrate=True) as db:
@@ -252,21 +299,33 @@ def test_a_bulk_call_changes_many_rows_batch_by_batch(cockroachdb: Start, monkey
     assert proxy.refused == []
 
 
-def test_processes_that_migrate_at_once_record_each_migration_once(cockroachdb: Start) -> None:
+def test_processes_that_migrate_at_once_record_each_migration_once(
+    cockroachdb: Start,
+) -> None:
     _, url = cockroachdb()
     processes = [
-        subprocess.Popen([sys.executable, "-m", "agentdb", "--url", url, "migrate", "-v0"], env=_without_settings())
+        subprocess.Popen(
+            [sys.executable, "-m", "agentdb", "--url", url, "migrate", "-v0"],
+            env=_without_settings(),
+        )
         for _ in range(4)
     ]
 
     assert [process.wait() for process in processes] == [0, 0, 0, 0]
     with opened(url) as connection:
-        recorded = rows(connection, "SELECT name, count(*) FROM django_migrations WHERE app = 'agentdb' GROUP BY name")
+        recorded = rows(
+            connection,
+            "SELECT name, count(*) FROM django_migrations WHERE app = 'agentdb' GROUP BY name",
+        )
     assert {count for _, count in recorded} == {1}
 
 
 def _without_settings() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if name != "DJANGO_SETTINGS_MODULE"}
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name != "DJANGO_SETTINGS_MODULE"
+    }
 
 
 def test_health_and_plans_name_the_server_s_own_version(cockroachdb: Start) -> None:
@@ -277,10 +336,15 @@ def test_health_and_plans_name_the_server_s_own_version(cockroachdb: Start) -> N
         assert "CockroachDB 25.4.0," in manage(connection, "baselinedb")
 
 
-def test_a_server_that_is_too_old_is_refused_with_one_sentence(cockroachdb: Start) -> None:
+def test_a_server_that_is_too_old_is_refused_with_one_sentence(
+    cockroachdb: Start,
+) -> None:
     _, url = cockroachdb((22, 2))
 
-    with pytest.raises(agentdb.DatabaseUnavailableError, match=r"or later is required \(found 22\.2\.0\)\.$"):
+    with pytest.raises(
+        agentdb.DatabaseUnavailableError,
+        match=r"or later is required \(found 22\.2\.0\)\.$",
+    ):
         agentdb.connect(url)
 
 
@@ -293,7 +357,10 @@ def test_a_schema_change_without_effect_is_not_repeated(cockroachdb: Start) -> N
         wanted = replace(wanted, columns=(column, *wanted.columns[1:]))
         proxy.instead = lambda sql: "SELECT 1" if "SET DEFAULT" in sql else None
 
-        with pytest.raises(agentdb.SchemaMismatchError, match="is still not what it asks for: ALTER TABLE"):
+        with pytest.raises(
+            agentdb.SchemaMismatchError,
+            match="is still not what it asks for: ALTER TABLE",
+        ):
             conform_online(connection, wanted)
 
 
@@ -301,7 +368,10 @@ def test_the_methods_do_what_they_do_on_any_engine(cockroachdb: Start) -> None:
     """Their tests, as on a cluster that AGENTDB_TEST_COCKROACH_URL names."""
     proxy, url = cockroachdb()
     proxy.template = urlsplit(url).path[1:]
-    environment = {**os.environ, "AGENTDB_TEST_COCKROACH_URL": url.replace(urlsplit(url).path, "/postgres")}
+    environment = {
+        **os.environ,
+        "AGENTDB_TEST_COCKROACH_URL": url.replace(urlsplit(url).path, "/postgres"),
+    }
     files = ("agents", "claims")
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "--engine=cockroachdb", "-p", "no:cacheprovider", "--no-cov",
@@ -315,7 +385,9 @@ def test_the_methods_do_what_they_do_on_any_engine(cockroachdb: Start) -> None:
 
 
 @pytest.mark.parametrize("work", ["single", "transaction"])
-def test_an_ambiguous_result_is_an_unknown_outcome(cockroachdb: Start, work: str) -> None:
+def test_an_ambiguous_result_is_an_unknown_outcome(
+    cockroachdb: Start, work: str
+) -> None:
     proxy, url = cockroachdb()
     with agentdb.connect(url, migrate=True) as db:
         ends = "INSERT INTO" if work == "single" else "COMMIT"
@@ -327,7 +399,9 @@ def test_an_ambiguous_result_is_an_unknown_outcome(cockroachdb: Start, work: str
                 db.run_transaction(lambda tx: tx.insert_session("s", "a", "b"))
         proxy.fail_after = lambda sql: None
 
-        assert db.get_session("s") is not None  # as it may be: the proxy ran what it gave no answer to
+        assert (
+            db.get_session("s") is not None
+        )  # as it may be: the proxy ran what it gave no answer to
 
 
 def test_a_transaction_that_must_restart_is_run_again(cockroachdb: Start) -> None:

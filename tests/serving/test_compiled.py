@@ -78,7 +78,9 @@ def _compiled(db: DjangoDb) -> dict[Query, Statement]:
 def test_every_query_of_the_adapter_is_compared_here(sqlite_db: DjangoDb) -> None:
     make_session(sqlite_db)
     sqlite_db.update_session_status("s1", "ended")
-    sqlite_db.prune_sessions(instant(10**9), 1)  # goes on to the sandboxes of what it has found
+    sqlite_db.prune_sessions(
+        instant(10**9), 1
+    )  # goes on to the sandboxes of what it has found
     compiled = _compiled(sqlite_db)
 
     for name, value in vars(queries).items():
@@ -95,7 +97,9 @@ def _what_the_orm_sends(alias: str, run: Callable[[], object]) -> tuple[str, lis
     """Return the first statement and its parameters, and send it to no database."""
     seen: list[tuple[str, list[Any]]] = []
 
-    def look(execute: object, sql: str, params: Any, many: bool, context: object) -> None:
+    def look(
+        execute: object, sql: str, params: Any, many: bool, context: object
+    ) -> None:
         if sql.startswith("BEGIN"):
             return
         seen.append((sql, list(params or [])))
@@ -113,7 +117,10 @@ def _by_the_orm(alias: str, query: Any, built: Any) -> Callable[[], object]:
         if not query.unique:
             return lambda: instance.save(using=alias, force_insert=True)
         return lambda: manager.bulk_create(
-            [instance], update_conflicts=True, unique_fields=list(query.unique), update_fields=list(query.replace)
+            [instance],
+            update_conflicts=True,
+            unique_fields=list(query.unique),
+            update_fields=list(query.replace),
         )
     queryset: QuerySet[Any] = built.using(alias)
     if isinstance(query, SelectCount):
@@ -134,10 +141,16 @@ def test_cached_statements_are_what_the_orm_sends(db: DjangoDb, engine: str) -> 
 
 def _compare(alias: str, engine: str, query: Any, statement: Statement) -> None:
     built = query.build(Given())
-    parts = [_what_the_orm_sends(alias, _by_the_orm(alias, query, part)) for part in _as_list(built)]
+    parts = [
+        _what_the_orm_sends(alias, _by_the_orm(alias, query, part))
+        for part in _as_list(built)
+    ]
     sql, params = parts[0]
     if len(parts) > 1:
-        sql = " UNION ALL ".join(f"SELECT * FROM ({part}) part_{number}" for number, (part, _) in enumerate(parts))
+        sql = " UNION ALL ".join(
+            f"SELECT * FROM ({part}) part_{number}"
+            for number, (part, _) in enumerate(parts)
+        )
         params = [value for _, values in parts for value in values]
     compiled, returning, columns = statement.sql.partition(" RETURNING ")
     if isinstance(query, Insert):
@@ -145,10 +158,16 @@ def _compare(alias: str, engine: str, query: Any, statement: Statement) -> None:
         sql = sql.partition(" RETURNING ")[0]
         model = type(built)
         # Only the server knows its time; one column says it for all.
-        by_server = [f for f in model._meta.concrete_fields if f.name == "created_at"] if engine != "sqlite" else []
+        by_server = (
+            [f for f in model._meta.concrete_fields if f.name == "created_at"]
+            if engine != "sqlite"
+            else []
+        )
         wanted = model._meta.concrete_fields if query.returning else by_server
         assert bool(returning) is bool(wanted)
-        assert columns == ", ".join(f'"{model._meta.db_table}"."{f.column}"' for f in wanted)
+        assert columns == ", ".join(
+            f'"{model._meta.db_table}"."{f.column}"' for f in wanted
+        )
         # The increment is what bulk_create() cannot say.
         if query.change:
             assert ' DO UPDATE SET "version" = ("agents"."version" + ' in compiled
@@ -156,12 +175,18 @@ def _compare(alias: str, engine: str, query: Any, statement: Statement) -> None:
     else:
         assert bool(returning) is bool(getattr(query, "returning", False))
     limits = [slot[0] == "limit" for slot in statement.slots]
-    bound = [value for value, limit in zip(statement.bind(VALUES), limits, strict=True) if not limit]
+    bound = [
+        value
+        for value, limit in zip(statement.bind(VALUES), limits, strict=True)
+        if not limit
+    ]
     if isinstance(query, Insert) and query.change:
         assert bound.pop() == 1
     sql = sql.replace("LIMIT 7", "LIMIT %s")
     assert compiled == (sql.replace("%s", "?") if engine == "sqlite" else sql)
-    assert [_comparable(value) for value in bound] == [_comparable(value) for value in params]
+    assert [_comparable(value) for value in bound] == [
+        _comparable(value) for value in params
+    ]
 
 
 def _as_list(built: Any) -> list[Any]:
@@ -181,7 +206,9 @@ def _comparable(value: object) -> object:
 def test_what_the_orm_sends_is_compared_and_not_only_looked_at(db: DjangoDb) -> None:
     statement = queries.GET_SESSION.compile(connections[db.alias])
 
-    sql, _ = _what_the_orm_sends(db.alias, lambda: list(Session.objects.using(db.alias).filter(agent_name="x")))
+    sql, _ = _what_the_orm_sends(
+        db.alias, lambda: list(Session.objects.using(db.alias).filter(agent_name="x"))
+    )
 
     assert statement.sql != sql.replace("%s", "?")
 
@@ -195,13 +222,18 @@ def test_records_equal_the_instances_of_the_orm(db: DjangoDb) -> None:
     for record, model in ((agent, Agent), (session, Session)):
         instance = model._default_manager.using(db.alias).get(id=record.id)
         assert {field: getattr(record, field) for field in record.__slots__} == {
-            field.attname: getattr(instance, field.attname) for field in model._meta.concrete_fields
+            field.attname: getattr(instance, field.attname)
+            for field in model._meta.concrete_fields
         }
 
 
 # -- instants
 
-_ZONES = [UTC, timezone(timedelta(hours=5, minutes=30)), timezone(timedelta(hours=-11, seconds=-7))]
+_ZONES = [
+    UTC,
+    timezone(timedelta(hours=5, minutes=30)),
+    timezone(timedelta(hours=-11, seconds=-7)),
+]
 INSTANTS = [
     instant.astimezone(zone) if 1 < instant.year < 9999 else instant
     for instant in [
@@ -226,13 +258,19 @@ def sqlite_db() -> Iterator[DjangoDb]:
         yield db
 
 
-def test_instants_are_written_and_read_as_django_does_on_sqlite(sqlite_db: DjangoDb) -> None:
+def test_instants_are_written_and_read_as_django_does_on_sqlite(
+    sqlite_db: DjangoDb,
+) -> None:
     connection = connections[sqlite_db.alias]
-    statement = Select(lambda p: Session.objects.filter(created_at=p.instant("at"))).compile(connection)
+    statement = Select(
+        lambda p: Session.objects.filter(created_at=p.instant("at"))
+    ).compile(connection)
     converters = dict(statement.converters)
     field = Session._meta.get_field("created_at")
     column = field.get_col("sessions")
-    djangos = connection.ops.get_db_converters(column) + field.get_db_converters(connection)
+    djangos = connection.ops.get_db_converters(column) + field.get_db_converters(
+        connection
+    )
 
     for value in INSTANTS:
         written = statement.bind({"at": value})
@@ -243,10 +281,15 @@ def test_instants_are_written_and_read_as_django_does_on_sqlite(sqlite_db: Djang
         read = converters[6](written[0])
         assert read == expected == value
         assert read.tzinfo is UTC
-        assert (read.microsecond, read.utcoffset()) == (expected.microsecond, timedelta(0))
+        assert (read.microsecond, read.utcoffset()) == (
+            expected.microsecond,
+            timedelta(0),
+        )
 
 
-def test_null_and_what_the_connection_has_parsed_already_pass_on_sqlite(sqlite_db: DjangoDb) -> None:
+def test_null_and_what_the_connection_has_parsed_already_pass_on_sqlite(
+    sqlite_db: DjangoDb,
+) -> None:
     statement = queries.GET_SESSION.compile(connections[sqlite_db.alias])
     converters = dict(statement.converters)
 
@@ -256,13 +299,21 @@ def test_null_and_what_the_connection_has_parsed_already_pass_on_sqlite(sqlite_d
 
 def test_instants_go_to_the_database_and_back(db: DjangoDb, url: str) -> None:
     make_session(db)
-    insert = Update(lambda p: Session.objects.filter(id=p.text("id")), lambda p: {"created_at": p.instant("at")})
+    insert = Update(
+        lambda p: Session.objects.filter(id=p.text("id")),
+        lambda p: {"created_at": p.instant("at")},
+    )
     db_alias = connections[db.alias]
     update = insert.compile(db_alias)
 
     for value in INSTANTS:
         connection = db._executor.threads.slot().ready()
-        assert connection.execute(update.sql, update.bind({"id": "s1", "at": value})).rowcount == 1
+        assert (
+            connection.execute(
+                update.sql, update.bind({"id": "s1", "at": value})
+            ).rowcount
+            == 1
+        )
         session = db.get_session("s1")
         assert session is not None
         assert session.created_at == value
@@ -273,9 +324,13 @@ def test_instants_go_to_the_database_and_back(db: DjangoDb, url: str) -> None:
 # -- the module by itself
 
 
-def test_parameters_are_bound_by_name_and_repeated_ones_alike(sqlite_db: DjangoDb) -> None:
+def test_parameters_are_bound_by_name_and_repeated_ones_alike(
+    sqlite_db: DjangoDb,
+) -> None:
     statement = Select(
-        lambda p: Session.objects.filter(agent_name=p.text("a"), sandbox_id=p.text("b")).exclude(runner_id=p.text("a"))
+        lambda p: Session.objects.filter(
+            agent_name=p.text("a"), sandbox_id=p.text("b")
+        ).exclude(runner_id=p.text("a"))
     ).compile(connections[sqlite_db.alias])
 
     assert statement.bind({"b": "B", "a": "A"}) == ["A", "B", "A"]
@@ -283,13 +338,17 @@ def test_parameters_are_bound_by_name_and_repeated_ones_alike(sqlite_db: DjangoD
 
 def test_a_constant_stays_in_its_place(sqlite_db: DjangoDb) -> None:
     statement = Select(
-        lambda p: Session.objects.filter(status="active", agent_name=p.text("a"), tenant_id="default")
+        lambda p: Session.objects.filter(
+            status="active", agent_name=p.text("a"), tenant_id="default"
+        )
     ).compile(connections[sqlite_db.alias])
 
     assert sorted(statement.bind({"a": "A"})) == ["A", "active", "default"]
 
 
-def test_a_value_that_looks_like_a_stand_in_is_only_a_value(sqlite_db: DjangoDb) -> None:
+def test_a_value_that_looks_like_a_stand_in_is_only_a_value(
+    sqlite_db: DjangoDb,
+) -> None:
     statement = queries.GET_SESSION.compile(connections[sqlite_db.alias])
 
     assert statement.bind({"id": Parameters().text("id")}) == [Parameters().text("id")]
@@ -309,7 +368,10 @@ def test_a_parameter_without_a_place_is_an_error(sqlite_db: DjangoDb) -> None:
         p.limit("none")
         return Session.objects.filter(id=p.text("id"))
 
-    with pytest.raises(ValueError, match=r"no place for its parameters \['never', 'none', 'nowhere'\]: SELECT"):
+    with pytest.raises(
+        ValueError,
+        match=r"no place for its parameters \['never', 'none', 'nowhere'\]: SELECT",
+    ):
         Select(build).compile(connections[sqlite_db.alias])
 
 
@@ -336,7 +398,12 @@ def test_other_fields_are_converted_as_django_converts_them(db: DjangoDb) -> Non
     with connection.schema_editor() as editor:
         editor.create_model(Everything)
     made = Everything(
-        flag=True, price=Decimal("1.50"), day=date(2026, 3, 1), key=uuid.uuid4(), data={"a": [1, None]}, at=None
+        flag=True,
+        price=Decimal("1.50"),
+        day=date(2026, 3, 1),
+        key=uuid.uuid4(),
+        data={"a": [1, None]},
+        at=None,
     )
     made.save(using=db.alias)
     columns = [field.attname for field in Everything._meta.concrete_fields]
@@ -352,15 +419,17 @@ def test_other_fields_are_converted_as_django_converts_them(db: DjangoDb) -> Non
 
 
 def test_count_ignores_the_order(sqlite_db: DjangoDb) -> None:
-    statement = SelectCount(lambda p: Sandbox.objects.order_by("id")).compile(connections[sqlite_db.alias])
+    statement = SelectCount(lambda p: Sandbox.objects.order_by("id")).compile(
+        connections[sqlite_db.alias]
+    )
 
     assert statement.sql == 'SELECT COUNT(*) AS "__count" FROM "sandboxes"'
 
 
 def test_percent_signs_in_the_sql_reach_sqlite_once(sqlite_db: DjangoDb) -> None:
-    statement = Select(lambda p: Session.objects.extra(where=["sandbox_id LIKE 'a%%'"])).compile(
-        connections[sqlite_db.alias]
-    )
+    statement = Select(
+        lambda p: Session.objects.extra(where=["sandbox_id LIKE 'a%%'"])
+    ).compile(connections[sqlite_db.alias])
 
     assert "LIKE 'a%'" in statement.sql
 
@@ -376,6 +445,11 @@ def test_upsert_raises_the_old_rows_version(db: DjangoDb) -> None:
     statement = upsert.compile(connections[db.alias])
     values = VALUES | {"name": "support-bot", "tenant_id": "default", "id": "other id"}
 
-    [row] = db._executor.threads.slot().ready().execute(statement.sql, statement.bind(values)).fetchall()
+    [row] = (
+        db._executor.threads.slot()
+        .ready()
+        .execute(statement.sql, statement.bind(values))
+        .fetchall()
+    )
 
     assert statement.convert(row)[3] == 11

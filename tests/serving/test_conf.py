@@ -6,7 +6,13 @@ from typing import Any
 
 import pytest
 
-from agentdb.conf import database_from_env, database_from_url, database_url, display_url, server_name
+from agentdb.conf import (
+    database_from_env,
+    database_from_url,
+    database_url,
+    display_url,
+    server_name,
+)
 from agentdb.errors import InvalidInputError
 
 # What libpq is to do about a server that is gone, where the URL does not say.
@@ -38,7 +44,10 @@ def test_sqlite_url_names_a_file_or_memory(
 
     config = database_from_url(url)
 
-    assert (config["ENGINE"], config["NAME"]) == ("django.db.backends.sqlite3", name.format(cwd=os.getcwd()))
+    assert (config["ENGINE"], config["NAME"]) == (
+        "django.db.backends.sqlite3",
+        name.format(cwd=os.getcwd()),
+    )
 
 
 def test_sqlite_is_durable_patient_and_writes_one_after_the_other() -> None:
@@ -46,24 +55,34 @@ def test_sqlite_is_durable_patient_and_writes_one_after_the_other() -> None:
 
     assert options["timeout"] == 30.0
     assert options["transaction_mode"] == "IMMEDIATE"
-    assert options["init_command"] == "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA foreign_keys=ON"
+    assert (
+        options["init_command"]
+        == "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA foreign_keys=ON"
+    )
 
 
 @pytest.mark.parametrize(
     ("options", "pragmas"),
     [
         ("journal=delete", "PRAGMA journal_mode=DELETE; PRAGMA synchronous=EXTRA;"),
-        ("journal=delete&synchronous=full", "PRAGMA journal_mode=DELETE; PRAGMA synchronous=FULL;"),
+        (
+            "journal=delete&synchronous=full",
+            "PRAGMA journal_mode=DELETE; PRAGMA synchronous=FULL;",
+        ),
     ],
 )
-def test_sqlite_without_a_write_ahead_log_syncs_the_folder_too(options: str, pragmas: str) -> None:
+def test_sqlite_without_a_write_ahead_log_syncs_the_folder_too(
+    options: str, pragmas: str
+) -> None:
     config = database_from_url(f"sqlite:///x.db?{options}")
 
     assert config["OPTIONS"]["init_command"].startswith(pragmas)
 
 
 def test_sqlite_options_of_the_url() -> None:
-    options = database_from_url("sqlite:///x.db?synchronous=normal&timeout=2.5")["OPTIONS"]
+    options = database_from_url("sqlite:///x.db?synchronous=normal&timeout=2.5")[
+        "OPTIONS"
+    ]
 
     assert "synchronous=NORMAL;" in options["init_command"]
     assert options["timeout"] == 2.5
@@ -73,7 +92,10 @@ def test_sqlite_options_of_the_url() -> None:
 def test_postgresql_url_names_user_password_host_port_and_database(scheme: str) -> None:
     config = database_from_url(f"{scheme}://me:p%40%2F%3A%23%25@db.example:5433/agents")
 
-    assert {key: config[key] for key in ("ENGINE", "USER", "PASSWORD", "HOST", "PORT", "NAME")} == {
+    assert {
+        key: config[key]
+        for key in ("ENGINE", "USER", "PASSWORD", "HOST", "PORT", "NAME")
+    } == {
         "ENGINE": "django.db.backends.postgresql",
         "USER": "me",
         "PASSWORD": "p@/:#%",
@@ -81,7 +103,11 @@ def test_postgresql_url_names_user_password_host_port_and_database(scheme: str) 
         "PORT": 5433,
         "NAME": "agents",
     }
-    assert config["OPTIONS"] == {**_LIMITS, "application_name": "agentdb", "prepare_threshold": 0}
+    assert config["OPTIONS"] == {
+        **_LIMITS,
+        "application_name": "agentdb",
+        "prepare_threshold": 0,
+    }
     assert (config["CONN_MAX_AGE"], config["CONN_HEALTH_CHECKS"]) == (None, True)
 
 
@@ -89,7 +115,12 @@ def test_call_timeout_is_agentdbs_and_bounds_what_libpq_waits_for() -> None:
     config = database_from_url("postgresql://h/agents?call_timeout=5&keepalives_idle=7")
 
     assert config["AGENTDB"] == {"call_timeout": 5.0, "idle_seconds": 300.0}
-    limits = {**_LIMITS, "connect_timeout": 5, "tcp_user_timeout": 5000, "keepalives_idle": 7}
+    limits = {
+        **_LIMITS,
+        "connect_timeout": 5,
+        "tcp_user_timeout": 5000,
+        "keepalives_idle": 7,
+    }
     assert config["OPTIONS"].items() >= limits.items()
     assert database_from_url("postgresql://h/agents")["AGENTDB"] == {
         "call_timeout": 60.0,
@@ -100,12 +131,22 @@ def test_call_timeout_is_agentdbs_and_bounds_what_libpq_waits_for() -> None:
 @pytest.mark.parametrize(
     ("url", "host", "port"),
     [
-        ("postgresql://u:p%40@a:5432,b:5433/agents?target_session_attrs=read-write", "a,b", "5432,5433"),
+        (
+            "postgresql://u:p%40@a:5432,b:5433/agents?target_session_attrs=read-write",
+            "a,b",
+            "5432,5433",
+        ),
         ("postgresql://a,b/agents?target_session_attrs=read-write", "a,b", ""),
-        ("postgresql://a,b:5433/agents?target_session_attrs=read-write", "a,b", ",5433"),
+        (
+            "postgresql://a,b:5433/agents?target_session_attrs=read-write",
+            "a,b",
+            ",5433",
+        ),
     ],
 )
-def test_several_hosts_are_given_to_libpq_as_it_takes_them(url: str, host: str, port: str) -> None:
+def test_several_hosts_are_given_to_libpq_as_it_takes_them(
+    url: str, host: str, port: str
+) -> None:
     config = database_from_url(url)
 
     assert (config["HOST"], config["PORT"], config["NAME"]) == (host, port, "agents")
@@ -113,7 +154,10 @@ def test_several_hosts_are_given_to_libpq_as_it_takes_them(url: str, host: str, 
 
 
 def test_several_hosts_are_named_in_messages() -> None:
-    assert server_name(database_from_url("postgresql://a:5432,b/agents")) == "'agents' at a:5432, b"
+    assert (
+        server_name(database_from_url("postgresql://a:5432,b/agents"))
+        == "'agents' at a:5432, b"
+    )
 
 
 def test_postgresql_options_pass_through() -> None:
@@ -151,7 +195,9 @@ def test_prepare_off_prepares_nothing_and_keeps_no_cursor_open(value: str) -> No
 
 @pytest.mark.parametrize("value", ["on", "ON", "true", "1", "yes"])
 def test_prepare_on_is_the_default(value: str) -> None:
-    assert database_from_url(f"postgresql://h/a?prepare={value}") == database_from_url("postgresql://h/a")
+    assert database_from_url(f"postgresql://h/a?prepare={value}") == database_from_url(
+        "postgresql://h/a"
+    )
 
 
 @pytest.mark.parametrize("scheme", ["cockroach", "cockroachdb"])
@@ -174,7 +220,8 @@ _SLASHES = (
 _DRIVER = "Write it without the driver:"
 _NUL = "URL has a NUL character (%00), which no name can hold."
 _PYTHON = (
-    "cannot be set by a URL: it is an argument of Django's or the driver's. In a Django project, set it in DATABASES."
+    "cannot be set by a URL: it is an argument of Django's or the driver's. "
+    "In a Django project, set it in DATABASES."
 )
 _TWO = "one in its place, and another as an option. Leave one."
 _NO_FILE = "names no file. For a database in memory, write sqlite://:memory:."
@@ -188,14 +235,29 @@ _NO_FILE = "names no file. For a database in memory, write sqlite://:memory:."
         ("me:geheim@host/agents", f"{_NO_SCHEME}"),
         ("agents.db", f"{_NO_SCHEME} Did you mean sqlite:///agents.db?"),
         ("./agents", f"{_NO_SCHEME} Did you mean sqlite:///./agents?"),
-        ("/var/lib/agents.db", f"{_NO_SCHEME} Did you mean sqlite:////var/lib/agents.db?"),
+        (
+            "/var/lib/agents.db",
+            f"{_NO_SCHEME} Did you mean sqlite:////var/lib/agents.db?",
+        ),
         ("sqlite:agents.db", f"{_NO_SCHEME} Did you mean sqlite:///agents.db?"),
         ("sqlite:/x", f"{_NO_SCHEME} Did you mean sqlite:////x?"),
         ("postgres:/host/agents", f"{_NO_SCHEME} Did you mean postgres://host/agents?"),
-        ("localhost:5432", f"{_NO_SCHEME} Did you mean postgresql://localhost:5432/DATABASE?"),
-        ("db.example:5432/agents", f"{_NO_SCHEME} Did you mean postgresql://db.example:5432/agents?"),
-        ("db.example/agents", f"{_NO_SCHEME} Did you mean postgresql://db.example/agents?"),
-        ("host=db.example dbname=agents", f"{_NO_SCHEME} Did you mean postgresql://HOST/DATABASE?"),
+        (
+            "localhost:5432",
+            f"{_NO_SCHEME} Did you mean postgresql://localhost:5432/DATABASE?",
+        ),
+        (
+            "db.example:5432/agents",
+            f"{_NO_SCHEME} Did you mean postgresql://db.example:5432/agents?",
+        ),
+        (
+            "db.example/agents",
+            f"{_NO_SCHEME} Did you mean postgresql://db.example/agents?",
+        ),
+        (
+            "host=db.example dbname=agents",
+            f"{_NO_SCHEME} Did you mean postgresql://HOST/DATABASE?",
+        ),
         (
             "postgress://h/a",
             f"The database URL begins with 'postgress'; supported are {_KNOWN}. Did you mean postgres://?",
@@ -204,25 +266,64 @@ _NO_FILE = "names no file. For a database in memory, write sqlite://:memory:."
             "SQLite3:///a",
             f"The database URL begins with 'SQLite3'; supported are {_KNOWN}. Did you mean sqlite://?",
         ),
-        ("postgresql://ash:p@ss/w:rd@host/db", f"The postgresql:// URL has an '@' after its first '/'. {_ENCODE}"),
-        ("postgresql://ash:1/w@host/db", f"The postgresql:// URL has an '@' after its first '/'. {_ENCODE}"),
-        ("mysql://me:geheim@h/agents", f"The database URL begins with 'mysql'; supported are {_KNOWN}."),
-        ("postgresql+psycopg://h/a", f"The database URL begins with 'postgresql+psycopg'. {_DRIVER} postgresql://."),
-        ("sqlite+aiosqlite:///a", f"The database URL begins with 'sqlite+aiosqlite'. {_DRIVER} sqlite://."),
-        ("mysql+pymysql://h/a", f"The database URL begins with 'mysql+pymysql'; supported are {_KNOWN}."),
+        (
+            "postgresql://ash:p@ss/w:rd@host/db",
+            f"The postgresql:// URL has an '@' after its first '/'. {_ENCODE}",
+        ),
+        (
+            "postgresql://ash:1/w@host/db",
+            f"The postgresql:// URL has an '@' after its first '/'. {_ENCODE}",
+        ),
+        (
+            "mysql://me:geheim@h/agents",
+            f"The database URL begins with 'mysql'; supported are {_KNOWN}.",
+        ),
+        (
+            "postgresql+psycopg://h/a",
+            f"The database URL begins with 'postgresql+psycopg'. {_DRIVER} postgresql://.",
+        ),
+        (
+            "sqlite+aiosqlite:///a",
+            f"The database URL begins with 'sqlite+aiosqlite'. {_DRIVER} sqlite://.",
+        ),
+        (
+            "mysql+pymysql://h/a",
+            f"The database URL begins with 'mysql+pymysql'; supported are {_KNOWN}.",
+        ),
         ("sqlite:///a%00.db", f"The sqlite:// {_NUL}"),
         ("postgresql://h%00/a", f"The postgresql:// {_NUL}"),
         ("postgresql://h/a?sslmode=%00", f"The postgresql:// {_NUL}"),
-        ("sqlite:///C:/a/x.db", "'sqlite:///C:/a/x.db' names a file as Windows does, and this is not Windows."),
-        ("sqlite:///c:%5Cx.db", "'sqlite:///c:%5Cx.db' names a file as Windows does, and this is not Windows."),
-        ("sqlite:///a?slow_call_seconds=x", "The URL option slow_call_seconds='x' is not a number of seconds above 0."),
+        (
+            "sqlite:///C:/a/x.db",
+            "'sqlite:///C:/a/x.db' names a file as Windows does, and this is not Windows.",
+        ),
+        (
+            "sqlite:///c:%5Cx.db",
+            "'sqlite:///c:%5Cx.db' names a file as Windows does, and this is not Windows.",
+        ),
+        (
+            "sqlite:///a?slow_call_seconds=x",
+            "The URL option slow_call_seconds='x' is not a number of seconds above 0.",
+        ),
         ("postgresql://h/a?pool=true", f"The URL option 'pool' {_PYTHON}"),
         ("postgresql://h/a?row_factory=x&pool=1", f"The URL option 'pool' {_PYTHON}"),
         ("postgresql://h/a?row_factory=x", f"The URL option 'row_factory' {_PYTHON}"),
-        ("postgresql://h/a?dbname=b", f"The postgresql:// URL has two values for dbname: {_TWO}"),
-        ("postgresql://h/a?host=i", f"The postgresql:// URL has two values for host: {_TWO}"),
-        ("postgresql://h:1/a?port=2", f"The postgresql:// URL has two values for port: {_TWO}"),
-        ("postgresql://me:geheim@h/a?password=x", f"The postgresql:// URL has two values for password: {_TWO}"),
+        (
+            "postgresql://h/a?dbname=b",
+            f"The postgresql:// URL has two values for dbname: {_TWO}",
+        ),
+        (
+            "postgresql://h/a?host=i",
+            f"The postgresql:// URL has two values for host: {_TWO}",
+        ),
+        (
+            "postgresql://h:1/a?port=2",
+            f"The postgresql:// URL has two values for port: {_TWO}",
+        ),
+        (
+            "postgresql://me:geheim@h/a?password=x",
+            f"The postgresql:// URL has two values for password: {_TWO}",
+        ),
         (5, "The database URL must be a string, not int."),
         (Path("agents.db"), "The database URL must be a string, not PosixPath."),
         ("sqlite://agents.db", f"'sqlite://agents.db' {_SLASHES}"),
@@ -237,19 +338,52 @@ _NO_FILE = "names no file. For a database in memory, write sqlite://:memory:."
             "Unknown SQLite URL option 'mode'; known are journal, slow_call_seconds, synchronous, timeout and "
             "touch_interval.",
         ),
-        ("sqlite:///a?synchronous=off", "The SQLite option synchronous='OFF' is not one of NORMAL, FULL, EXTRA."),
-        ("sqlite:///a?timeout=soon", "The SQLite option timeout='soon' is not a number of seconds."),
-        ("sqlite:///a?timeout=nan", "The SQLite option timeout='nan' is not a number of seconds."),
-        ("sqlite:///a?timeout=inf", "The SQLite option timeout='inf' is not a number of seconds."),
-        ("sqlite:///a?timeout=-1", "The SQLite option timeout='-1' is not a number of seconds."),
-        ("postgresql://me:geheim@h", "The postgresql:// URL names no database: postgresql://host/DATABASE."),
-        ("postgres://", "The postgres:// URL names no database: postgres://host/DATABASE."),
-        ("postgres://me:ge/heim@h/agents", f"The postgres:// URL has an '@' after its first '/'. {_ENCODE}"),
-        ("postgres://me:ge#heim@h/agents", f"The postgres:// URL cannot be read. {_ENCODE}"),
-        ("postgres://me:ge?heim@h/agents", f"The postgres:// URL cannot be read. {_ENCODE}"),
+        (
+            "sqlite:///a?synchronous=off",
+            "The SQLite option synchronous='OFF' is not one of NORMAL, FULL, EXTRA.",
+        ),
+        (
+            "sqlite:///a?timeout=soon",
+            "The SQLite option timeout='soon' is not a number of seconds.",
+        ),
+        (
+            "sqlite:///a?timeout=nan",
+            "The SQLite option timeout='nan' is not a number of seconds.",
+        ),
+        (
+            "sqlite:///a?timeout=inf",
+            "The SQLite option timeout='inf' is not a number of seconds.",
+        ),
+        (
+            "sqlite:///a?timeout=-1",
+            "The SQLite option timeout='-1' is not a number of seconds.",
+        ),
+        (
+            "postgresql://me:geheim@h",
+            "The postgresql:// URL names no database: postgresql://host/DATABASE.",
+        ),
+        (
+            "postgres://",
+            "The postgres:// URL names no database: postgres://host/DATABASE.",
+        ),
+        (
+            "postgres://me:ge/heim@h/agents",
+            f"The postgres:// URL has an '@' after its first '/'. {_ENCODE}",
+        ),
+        (
+            "postgres://me:ge#heim@h/agents",
+            f"The postgres:// URL cannot be read. {_ENCODE}",
+        ),
+        (
+            "postgres://me:ge?heim@h/agents",
+            f"The postgres:// URL cannot be read. {_ENCODE}",
+        ),
         ("postgres://h:port/agents", f"The postgres:// URL cannot be read: {_PORT}"),
         ("postgres://h:70000/agents", f"The postgres:// URL cannot be read: {_PORT}"),
-        ("postgres://h/agents?prepare=maybe", "The URL option prepare='maybe' is neither on nor off."),
+        (
+            "postgres://h/agents?prepare=maybe",
+            "The URL option prepare='maybe' is neither on nor off.",
+        ),
     ],
 )
 def test_bad_urls_say_what_is_wrong(url: Any, message: str) -> None:
@@ -272,11 +406,16 @@ def test_a_home_folder_is_written_in_full(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_name_that_begins_with_a_tilde_is_a_name() -> None:
-    assert os.path.basename(database_from_url("sqlite:///~nobody-of-that-name.db")["NAME"]) == "~nobody-of-that-name.db"
+    assert (
+        os.path.basename(database_from_url("sqlite:///~nobody-of-that-name.db")["NAME"])
+        == "~nobody-of-that-name.db"
+    )
 
 
 def test_an_option_that_repeats_the_url_is_no_contradiction() -> None:
-    config = database_from_url("postgresql://me@h:5432/agents?dbname=agents&host=h&port=5432&user=me")
+    config = database_from_url(
+        "postgresql://me@h:5432/agents?dbname=agents&host=h&port=5432&user=me"
+    )
 
     assert (config["NAME"], config["HOST"], config["PORT"]) == ("agents", "h", 5432)
 
@@ -293,14 +432,20 @@ def test_an_option_that_repeats_the_url_is_no_contradiction() -> None:
         ("postgres://me:ge@he:im/a", "postgres://***"),
         ("postgres://a:1,b:2/db", "postgres://a:1,b:2/db"),
         ("postgres://[::1]:5432/db", "postgres://[::1]:5432/db"),
-        ("postgres://me:geheim@h:5432/a?sslmode=require", "postgres://me:***@h:5432/a?sslmode=require"),
+        (
+            "postgres://me:geheim@h:5432/a?sslmode=require",
+            "postgres://me:***@h:5432/a?sslmode=require",
+        ),
         ("postgres://me:ge@heim@h/a", "postgres://me:***@h/a"),
         ("postgres://me:ge:heim@h/a", "postgres://me:***@h/a"),
         ("postgres://me:ge/heim@h/a", "postgres://me:***@h/a"),
         ("postgres://me:ge#heim@h/a", "postgres://me:***@h/a"),
         ("postgres://:geheim@h/a", "postgres://:***@h/a"),
         ("postgres://h/a?password=geheim", "postgres://h/a?password=***"),
-        ("postgres://h/a?user=me&Password=geheim&sslmode=x", "postgres://h/a?user=me&Password=***&sslmode=x"),
+        (
+            "postgres://h/a?user=me&Password=geheim&sslmode=x",
+            "postgres://h/a?user=me&Password=***&sslmode=x",
+        ),
         ("postgres://h/a?sslpassword=geheim", "postgres://h/a?sslpassword=***"),
         ("me:geheim@h/a", "me:***@h/a"),
     ],
@@ -314,7 +459,10 @@ def test_urls_are_shown_without_the_password(url: str, shown: str) -> None:
     [
         ("postgres://u:secret@db.example:6432/agents", "'agents' at db.example:6432"),
         ("postgres:///agents", "'agents' at the local server"),
-        ("postgres:///agents?host=/run/postgresql&port=5433", "'agents' at /run/postgresql:5433"),
+        (
+            "postgres:///agents?host=/run/postgresql&port=5433",
+            "'agents' at /run/postgresql:5433",
+        ),
         ("postgres://?service=agents", "'service=agents'"),
     ],
 )
@@ -329,7 +477,9 @@ def test_an_empty_url_is_a_variable_that_is_not_set() -> None:
     assert str(raised.value) == "The database URL is empty. Is a variable not set?"
 
 
-def test_database_url_is_the_argument_else_the_environments_else_a_file_here(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_database_url_is_the_argument_else_the_environments_else_a_file_here(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.delenv("DATABASE_URL", raising=False)
     assert database_url() == "sqlite:///agentdb.sqlite3"
     assert database_from_env("sqlite:////x.db")["NAME"] == "/x.db"
@@ -343,7 +493,10 @@ def test_database_url_is_the_argument_else_the_environments_else_a_file_here(mon
 def test_the_isolation_of_single_calls_is_an_option_of_postgresql() -> None:
     own = database_from_url("postgresql://h/agents?isolation=Serializable")["AGENTDB"]
     assert own["isolation"] == "serializable"
-    with pytest.raises(InvalidInputError, match="isolation='snapshot' is not known; isolation=serializable is"):
+    with pytest.raises(
+        InvalidInputError,
+        match="isolation='snapshot' is not known; isolation=serializable is",
+    ):
         database_from_url("postgresql://h/agents?isolation=snapshot")
     with pytest.raises(InvalidInputError, match="SQLite is serializable in any case"):
         database_from_url("sqlite:///a.db?isolation=serializable")

@@ -32,7 +32,11 @@ def watcher(url: str) -> Iterator[psycopg.Connection]:
 
 
 def with_options(url: str, **options: object) -> str:
-    return url + ("&" if "?" in url else "?") + "&".join(f"{name}={value}" for name, value in options.items())
+    return (
+        url
+        + ("&" if "?" in url else "?")
+        + "&".join(f"{name}={value}" for name, value in options.items())
+    )
 
 
 def count(watcher: psycopg.Connection) -> int:
@@ -52,7 +56,9 @@ def wait_for(what: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-def test_many_threads_share_as_many_connections_as_may_be(url: str, watcher: psycopg.Connection) -> None:
+def test_many_threads_share_as_many_connections_as_may_be(
+    url: str, watcher: psycopg.Connection
+) -> None:
     most = 0
 
     def work(number: int) -> None:
@@ -63,7 +69,10 @@ def test_many_threads_share_as_many_connections_as_may_be(url: str, watcher: psy
             # A server needs a moment to notice that a connection was closed, so this is counted here.
             most = max(most, executor.threads.open_connections())
 
-    with agentdb.connect(with_options(url, max_connections=3)) as db, ThreadPoolExecutor(12) as pool:
+    with (
+        agentdb.connect(with_options(url, max_connections=3)) as db,
+        ThreadPoolExecutor(12) as pool,
+    ):
         executor = db._executor
         list(pool.map(work, range(12)))
         wait_for(lambda: count(watcher) <= 3)
@@ -72,7 +81,9 @@ def test_many_threads_share_as_many_connections_as_may_be(url: str, watcher: psy
     assert 2 <= most <= 3
 
 
-def test_a_call_that_finds_no_connection_says_so_in_the_end(url: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_call_that_finds_no_connection_says_so_in_the_end(
+    url: str, caplog: pytest.LogCaptureFixture
+) -> None:
     entered, leave = threading.Event(), threading.Event()
 
     def hold(inside: Db) -> None:
@@ -96,10 +107,15 @@ def test_a_call_that_finds_no_connection_says_so_in_the_end(url: str, caplog: py
                 leave.set()
                 assert waiting.result() == []
             holding.result()
-        assert any("seconds for one of max_connections=1." in record.getMessage() for record in caplog.records)
+        assert any(
+            "seconds for one of max_connections=1." in record.getMessage()
+            for record in caplog.records
+        )
 
 
-def test_an_idle_connection_is_closed_and_another_one_opened(url: str, watcher: psycopg.Connection) -> None:
+def test_an_idle_connection_is_closed_and_another_one_opened(
+    url: str, watcher: psycopg.Connection
+) -> None:
     with agentdb.connect(with_options(url, idle_seconds=0.3, call_timeout=2)) as db:
         db.list_agents()
         assert count(watcher) == 1
@@ -118,11 +134,18 @@ def test_an_idle_connection_is_closed_and_another_one_opened(url: str, watcher: 
 def test_a_server_without_a_connection_left_says_what_to_set(url: str) -> None:
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute("DROP ROLE IF EXISTS agentdb_one")
-        connection.execute("CREATE ROLE agentdb_one LOGIN CONNECTION LIMIT 1 PASSWORD 'x'")
+        connection.execute(
+            "CREATE ROLE agentdb_one LOGIN CONNECTION LIMIT 1 PASSWORD 'x'"
+        )
     try:
-        limited = url.replace("//postgres:", "//agentdb_one:").replace("//postgres@", "//agentdb_one@")
+        limited = url.replace("//postgres:", "//agentdb_one:").replace(
+            "//postgres@", "//agentdb_one@"
+        )
         assert limited != url
-        with psycopg.connect(limited), pytest.raises(DatabaseUnavailableError) as raised:
+        with (
+            psycopg.connect(limited),
+            pytest.raises(DatabaseUnavailableError) as raised,
+        ):
             agentdb.connect(limited, timeout_seconds=0)
         assert str(raised.value).endswith(
             'too many connections for role "agentdb_one". Each thread that calls keeps a connection: let fewer call, '

@@ -30,7 +30,13 @@ NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 
 
 def key(p: Any) -> ApiKey:
-    return ApiKey(id=p.text("id"), tenant_id="acme", key_hash=p.text("id"), label="new", created_at=p.instant("now"))
+    return ApiKey(
+        id=p.text("id"),
+        tenant_id="acme",
+        key_hash=p.text("id"),
+        label="new",
+        created_at=p.instant("now"),
+    )
 
 
 INSERT = Insert(key, returning=False)
@@ -38,7 +44,9 @@ PUT = Insert(key, unique=("id",), replace=("created_at",), change={"label": F("i
 ALL = Select(lambda p: ApiKey.objects.order_by("id"))
 ONE = Select(lambda p: ApiKey.objects.filter(id=p.text("id")))
 HOW_MANY = SelectCount(lambda p: ApiKey.objects.all())
-RENAME = Update(lambda p: ApiKey.objects.exclude(label="old"), lambda p: {"label": "old"})
+RENAME = Update(
+    lambda p: ApiKey.objects.exclude(label="old"), lambda p: {"label": "old"}
+)
 DELETE = Delete(lambda p: ApiKey.objects.filter(id=p.text("id")))
 
 
@@ -55,14 +63,22 @@ def insert(executor: Executor, id: str) -> tuple[Any, ...]:
     return executor.insert(columns, INSERT, "The id {id!r} is taken.", id=id, now=NOW)
 
 
-def test_statements_return_what_the_caller_makes_of_their_columns(executor: Executor) -> None:
+def test_statements_return_what_the_caller_makes_of_their_columns(
+    executor: Executor,
+) -> None:
     row = ("k1", "acme", "k1", "new", NOW)
 
     assert insert(executor, "k1") == row
     assert executor.first(columns, ONE, id="k1") == row
     assert executor.first(columns, ONE, id="k2") is None
     assert executor.all(columns, ALL) == [row]
-    assert executor.one(columns, PUT, id="k1", now=NOW) == ("k1", "acme", "k1", "k1", NOW)
+    assert executor.one(columns, PUT, id="k1", now=NOW) == (
+        "k1",
+        "acme",
+        "k1",
+        "k1",
+        NOW,
+    )
     assert executor.one(int, HOW_MANY) == 1
     assert (executor.count(RENAME), executor.count(RENAME)) == (1, 0)
     assert (executor.count(DELETE, id="k1"), executor.count(DELETE, id="k1")) == (1, 0)
@@ -78,13 +94,22 @@ def test_a_taken_key_is_told_in_the_callers_words(executor: Executor) -> None:
     assert raised.value.__cause__ is not None
 
 
-@pytest.mark.parametrize("engine", ["sqlite"])  # a PostgreSQL column holds nothing but timestamps
-def test_a_value_that_does_not_convert_is_a_mismatch(executor: Executor, url: str) -> None:
+@pytest.mark.parametrize(
+    "engine", ["sqlite"]
+)  # a PostgreSQL column holds nothing but timestamps
+def test_a_value_that_does_not_convert_is_a_mismatch(
+    executor: Executor, url: str
+) -> None:
     insert(executor, "k1")
     set_column(url, "api_keys", "k1", created_at="soon")
 
-    for read in (lambda: executor.first(columns, ONE, id="k1"), lambda: executor.all(columns, ALL)):
-        with pytest.raises(SchemaMismatchError, match="row 'k1' of api_keys has created_at = 'soon'"):
+    for read in (
+        lambda: executor.first(columns, ONE, id="k1"),
+        lambda: executor.all(columns, ALL),
+    ):
+        with pytest.raises(
+            SchemaMismatchError, match="row 'k1' of api_keys has created_at = 'soon'"
+        ):
             read()
 
 
@@ -110,14 +135,20 @@ class Stop(BaseException):
 
 
 @pytest.mark.parametrize("inner", [False, True], ids=["outermost", "inner"])
-def test_an_exception_from_nowhere_reaches_the_caller_also_where_undoing_fails(executor: Executor, inner: bool) -> None:
+def test_an_exception_from_nowhere_reaches_the_caller_also_where_undoing_fails(
+    executor: Executor, inner: bool
+) -> None:
     def lose_the_connection(_: Executor) -> None:
         insert(executor, "lost")
         executor.threads.slot().wrapper.connection.close()
         raise Stop
 
     with pytest.raises(Stop):
-        executor.transaction((lambda _: executor.transaction(lose_the_connection)) if inner else lose_the_connection)
+        executor.transaction(
+            (lambda _: executor.transaction(lose_the_connection))
+            if inner
+            else lose_the_connection
+        )
 
     insert(executor, "kept")
     assert [row[0] for row in executor.all(columns, ALL)] == ["kept"]
@@ -131,10 +162,14 @@ def test_a_second_exception_from_nowhere_while_the_first_is_undone_reaches_the_c
 
     def work(_: Executor) -> None:
         insert(executor, "lost")
-        monkeypatch.setattr(executor.threads.slot().open_in_block(), "roll_back", rollback)
+        monkeypatch.setattr(
+            executor.threads.slot().open_in_block(), "roll_back", rollback
+        )
         raise Stop("first")
 
-    with pytest.raises(Stop, match="second"):  # and not what follows from it, as that autocommit cannot be changed now
+    with pytest.raises(
+        Stop, match="second"
+    ):  # and not what follows from it, as that autocommit cannot be changed now
         executor.transaction(work)
 
     monkeypatch.undo()
@@ -142,7 +177,9 @@ def test_a_second_exception_from_nowhere_while_the_first_is_undone_reaches_the_c
     assert [row[0] for row in executor.all(columns, ALL)] == ["kept"]
 
 
-@pytest.mark.parametrize("at", ["_savepoint", "_savepoint_rollback", "_savepoint_commit"])
+@pytest.mark.parametrize(
+    "at", ["_savepoint", "_savepoint_rollback", "_savepoint_commit"]
+)
 def test_an_inner_transaction_that_may_not_be_undone_dooms_the_outer_one(
     executor: Executor, at: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -160,13 +197,17 @@ def test_an_inner_transaction_that_may_not_be_undone_dooms_the_outer_one(
             executor.transaction(inner)
         monkeypatch.undo()
 
-    with pytest.raises(AgentDbError, match="The transaction failed inside the function"):
+    with pytest.raises(
+        AgentDbError, match="The transaction failed inside the function"
+    ):
         executor.transaction(outer)
 
     assert executor.all(columns, ALL) == []
 
 
-def test_a_failure_dooms_the_transaction_and_not_the_next(executor: Executor, url: str) -> None:
+def test_a_failure_dooms_the_transaction_and_not_the_next(
+    executor: Executor, url: str
+) -> None:
     execute(url, "ALTER TABLE api_keys RENAME TO hidden")
 
     def work(_: Executor) -> None:
@@ -182,24 +223,35 @@ def test_a_failure_dooms_the_transaction_and_not_the_next(executor: Executor, ur
     assert executor.one(int, HOW_MANY) == 1
 
 
-def test_describe_names_the_place_before_and_after_close(executor: Executor, engine: str) -> None:
+def test_describe_names_the_place_before_and_after_close(
+    executor: Executor, engine: str
+) -> None:
     place = executor.describe()
     executor.close()
 
-    assert place.startswith({"sqlite": "SQLite database ", "postgresql": "PostgreSQL database "}[engine])
+    assert place.startswith(
+        {"sqlite": "SQLite database ", "postgresql": "PostgreSQL database "}[engine]
+    )
     assert executor.describe() == place
-    calls: list[Callable[[], object]] = [lambda: executor.count(RENAME), lambda: executor.transaction(lambda _: None)]
+    calls: list[Callable[[], object]] = [
+        lambda: executor.count(RENAME),
+        lambda: executor.transaction(lambda _: None),
+    ]
     for call in [*calls, executor.threads.ensure_connected]:
         with pytest.raises(DatabaseClosedError):
             call()
 
 
 def test_an_unknown_alias_is_refused_with_the_known_ones(executor: Executor) -> None:
-    with pytest.raises(InvalidInputError, match=r"^There is no database alias 'nowhere'; known are "):
+    with pytest.raises(
+        InvalidInputError, match=r"^There is no database alias 'nowhere'; known are "
+    ):
         Threads("nowhere")
 
 
-def test_nothing_but_agentdbs_errors_leaves_the_executor(executor: Executor, url: str) -> None:
+def test_nothing_but_agentdbs_errors_leaves_the_executor(
+    executor: Executor, url: str
+) -> None:
     execute(url, "DROP TABLE api_keys")
 
     calls: list[Callable[[], object]] = [
@@ -218,9 +270,9 @@ def test_a_drivers_words_are_passed_on_without_the_password() -> None:
     with temporary_alias("postgresql://me:s3cret@nowhere.invalid/agents") as alias:
         engine = Threads(alias).engine
 
-        assert engine.reason(Exception("bad  option s3cret in\n'password=s3cret'.")) == (
-            "bad option *** in 'password=***'"
-        )
+        assert engine.reason(
+            Exception("bad  option s3cret in\n'password=s3cret'.")
+        ) == ("bad option *** in 'password=***'")
 
 
 def test_inside_a_transaction_nothing_is_asked_before_a_call(

@@ -11,12 +11,18 @@ import pytest
 
 import agentdb
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+pytestmark = pytest.mark.skipif(
+    not hasattr(os, "fork"), reason="this system has no fork"
+)
 
 
 def run(program: str, url: str, folder: Path) -> str:
     """Run the program in a process of its own, since a fork of the test run would run its cleanup twice."""
-    environment = {**os.environ, "PYTHONPATH": str(Path(agentdb.__file__).parents[1]), "DATABASE_URL": ""}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(Path(agentdb.__file__).parents[1]),
+        "DATABASE_URL": "",
+    }
     # From Python 3.13 on a host's connection that is still open at the end of a process is reported.
     ignored = [f"-Wignore::{kind}Warning" for kind in ("Deprecation", "Resource")]
     done = subprocess.run(
@@ -28,7 +34,9 @@ def run(program: str, url: str, folder: Path) -> str:
 
 
 @pytest.mark.parametrize("end", ["close", "exit"])
-def test_what_a_child_writes_after_its_parent_has_ended_is_there(url: str, end: str, tmp_path: Path) -> None:
+def test_what_a_child_writes_after_its_parent_has_ended_is_there(
+    url: str, end: str, tmp_path: Path
+) -> None:
     program = f"""
 import os, sys, agentdb
 db = agentdb.connect(sys.argv[1])
@@ -57,7 +65,9 @@ else:
         assert len(db.list_sessions()) == 51
 
 
-def test_a_child_can_write_once_the_transaction_of_a_parents_thread_has_ended(url: str, tmp_path: Path) -> None:
+def test_a_child_can_write_once_the_transaction_of_a_parents_thread_has_ended(
+    url: str, tmp_path: Path
+) -> None:
     program = """
 import os, sys, threading, agentdb
 db = agentdb.connect(sys.argv[1])
@@ -90,7 +100,9 @@ db.close()
     assert run(program, url, tmp_path) == "['child', 'parent-1', 'parent-2']\n4\n"
 
 
-def test_forks_while_threads_write_lose_nothing_and_hang_nobody(url: str, tmp_path: Path) -> None:
+def test_forks_while_threads_write_lose_nothing_and_hang_nobody(
+    url: str, tmp_path: Path
+) -> None:
     program = """
 import os, sys, threading, agentdb
 db = agentdb.connect(sys.argv[1])
@@ -123,7 +135,9 @@ db.close()
     assert run(program, url, tmp_path) == "[0, 0, 0, 0, 0, 0, 0, 0] [] 40\n"
 
 
-def test_a_database_in_memory_is_copied_whole_while_threads_are_busy(tmp_path: Path) -> None:
+def test_a_database_in_memory_is_copied_whole_while_threads_are_busy(
+    tmp_path: Path,
+) -> None:
     program = """
 import os, sys, threading, agentdb
 db = agentdb.connect("sqlite://:memory:", migrate=True)
@@ -148,7 +162,9 @@ db.close()
     assert run(program, "", tmp_path) == "[0, 0, 0, 0, 0] None\n"
 
 
-def test_an_asyncdb_used_before_a_fork_works_in_the_child(url: str, tmp_path: Path) -> None:
+def test_an_asyncdb_used_before_a_fork_works_in_the_child(
+    url: str, tmp_path: Path
+) -> None:
     program = """
 import asyncio, os, sys, agentdb
 db = agentdb.connect_async(sys.argv[1])
@@ -219,7 +235,9 @@ def test_a_hosts_connection_that_a_fork_finds_open_costs_the_child_no_write(
 
 
 @pytest.mark.parametrize("engine", ["sqlite"])
-def test_a_fork_leaves_alone_the_connections_that_a_hosts_threads_are_using(url: str, tmp_path: Path) -> None:
+def test_a_fork_leaves_alone_the_connections_that_a_hosts_threads_are_using(
+    url: str, tmp_path: Path
+) -> None:
     program = (
         _HOST
         + """
@@ -246,7 +264,9 @@ print(errors)
 
 
 @pytest.mark.parametrize("engine", ["sqlite"])
-def test_a_file_that_is_open_on_a_foreign_connection_is_refused_in_the_child(url: str, tmp_path: Path) -> None:
+def test_a_file_that_is_open_on_a_foreign_connection_is_refused_in_the_child(
+    url: str, tmp_path: Path
+) -> None:
     program = """
 import os, sqlite3, sys, agentdb
 db = agentdb.connect(sys.argv[1])
@@ -272,7 +292,9 @@ db.close()
 
 
 @pytest.mark.parametrize("outside", ["db.run_transaction(work)", "host(work)"])
-def test_a_transaction_that_a_fork_splits_goes_on_in_the_parent_alone(url: str, outside: str, tmp_path: Path) -> None:
+def test_a_transaction_that_a_fork_splits_goes_on_in_the_parent_alone(
+    url: str, outside: str, tmp_path: Path
+) -> None:
     program = f"""
 import os, sys, agentdb
 from contextlib import suppress
@@ -306,7 +328,9 @@ db.close()
     )
 
 
-def test_a_database_in_memory_forked_inside_a_threads_transaction_has_none_of_it(tmp_path: Path) -> None:
+def test_a_database_in_memory_forked_inside_a_threads_transaction_has_none_of_it(
+    tmp_path: Path,
+) -> None:
     program = """
 import os, threading, agentdb
 db = agentdb.connect("sqlite://:memory:", migrate=True)

@@ -16,12 +16,19 @@ def test_health_of_a_database_that_works(cli, url, engine):  # noqa: F811
     assert " answered in " in finished.stdout
 
     report = json.loads(cli("--url", url, "health", "--json").stdout)
-    assert (report["format"], report["ok"], report["engine"], report["pending_migrations"]) == (1, True, engine, [])
+    assert (
+        report["format"],
+        report["ok"],
+        report["engine"],
+        report["pending_migrations"],
+    ) == (1, True, engine, [])
 
 
 @pytest.mark.parametrize("json_option", [[], ["--json"]])
 def test_health_of_a_server_that_is_away_is_1_and_says_no_password(cli, json_option):  # noqa: F811
-    finished = cli("--url", "postgresql://u:secret@127.0.0.1:1/x", "health", *json_option)
+    finished = cli(
+        "--url", "postgresql://u:secret@127.0.0.1:1/x", "health", *json_option
+    )
 
     assert finished.returncode == 1
     assert "PostgreSQL database 'x' at 127.0.0.1:1 is unavailable" in finished.stdout

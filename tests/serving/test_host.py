@@ -31,7 +31,11 @@ def said(call: str, folder: Path, before: str = "", **environment: str) -> str:
     return run_python(before + SAYING.format(call=call), folder, **environment)
 
 
-def project(apps: tuple[str, ...] = ("agentdb",), engine: str = "django.db.backends.sqlite3", then: str = SETUP) -> str:
+def project(
+    apps: tuple[str, ...] = ("agentdb",),
+    engine: str = "django.db.backends.sqlite3",
+    then: str = SETUP,
+) -> str:
     return PROJECT.format(apps=apps, engine=engine, then=then)
 
 
@@ -49,7 +53,9 @@ def test_before_the_apps_are_loaded(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("call", ["agentdb.DjangoDb()", "agentdb.connect('sqlite://:memory:')"])
+@pytest.mark.parametrize(
+    "call", ["agentdb.DjangoDb()", "agentdb.connect('sqlite://:memory:')"]
+)
 def test_without_the_app(tmp_path: Path, call: str) -> None:
     assert said(call, tmp_path, project(apps=())) == (
         'AgentDbError: Django is configured without agentdb. Add "agentdb" to INSTALLED_APPS.\n'
@@ -64,7 +70,9 @@ def test_without_a_database(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("call", ["agentdb.DjangoDb()", "agentdb.connect('sqlite://:memory:')"])
+@pytest.mark.parametrize(
+    "call", ["agentdb.DjangoDb()", "agentdb.connect('sqlite://:memory:')"]
+)
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
@@ -73,7 +81,9 @@ def test_without_a_database(tmp_path: Path) -> None:
         ("raise RuntimeError('no secret.')", "RuntimeError: no secret"),
     ],
 )
-def test_settings_that_cannot_be_imported(tmp_path: Path, call: str, content: str | None, reason: str) -> None:
+def test_settings_that_cannot_be_imported(
+    tmp_path: Path, call: str, content: str | None, reason: str
+) -> None:
     if content is not None:
         (tmp_path / "project_settings.py").write_text(content)
 
@@ -101,10 +111,15 @@ def without_psycopg(folder: Path, how: str) -> None:
 
 @pytest.mark.parametrize(
     ("how", "reason"),
-    [(BROKEN, "no pq wrapper available. Attempts made: - no libpq"), (MISSING, "No module named 'psycopg'")],
+    [
+        (BROKEN, "no pq wrapper available. Attempts made: - no libpq"),
+        (MISSING, "No module named 'psycopg'"),
+    ],
 )
 @pytest.mark.parametrize("by", ["connect", "DjangoDb", "command"])
-def test_a_driver_that_cannot_be_loaded(tmp_path: Path, how: str, reason: str, by: str) -> None:
+def test_a_driver_that_cannot_be_loaded(
+    tmp_path: Path, how: str, reason: str, by: str
+) -> None:
     without_psycopg(tmp_path, how)
     sentence = (
         f"PostgreSQL's driver psycopg cannot be loaded: {reason}. Install it again: "
@@ -120,13 +135,17 @@ def test_a_driver_that_cannot_be_loaded(tmp_path: Path, how: str, reason: str, b
         )
     else:
         code = "import sys; from agentdb.__main__ import main; sys.stderr = sys.stdout; print(main(['migrate']))"
-        assert run_python(code, tmp_path, DATABASE_URL="postgresql://localhost/x") == f"{sentence}2\n"
+        assert (
+            run_python(code, tmp_path, DATABASE_URL="postgresql://localhost/x")
+            == f"{sentence}2\n"
+        )
 
 
 def test_psycopg2_in_place_of_psycopg(tmp_path: Path) -> None:
     # Django has its engine, and agentdb finds no psycopg.
     load = (
-        f"{SETUP}\nfrom django.db import connections; connections['default']\nimport sys; sys.modules['psycopg'] = None"
+        f"{SETUP}\nfrom django.db import connections; connections['default']\n"
+        "import sys; sys.modules['psycopg'] = None"
     )
     before = project(engine=POSTGRESQL, then=load)
 
@@ -135,9 +154,15 @@ def test_psycopg2_in_place_of_psycopg(tmp_path: Path) -> None:
     )
 
 
-def test_an_alias_of_a_driver_that_cannot_be_loaded_does_not_stay(tmp_path: Path) -> None:
+def test_an_alias_of_a_driver_that_cannot_be_loaded_does_not_stay(
+    tmp_path: Path,
+) -> None:
     without_psycopg(tmp_path, MISSING)
     after = "\nfrom django.db import connections; print(sorted(connections))"
-    code = project(then=SETUP) + SAYING.format(call="agentdb.connect('postgresql://localhost/x')") + after
+    code = (
+        project(then=SETUP)
+        + SAYING.format(call="agentdb.connect('postgresql://localhost/x')")
+        + after
+    )
 
     assert run_python(code, tmp_path).endswith("\n['default']\n")

@@ -15,7 +15,15 @@ from django.db import connections
 import agentdb
 from agentdb import Db, DjangoDb, InvalidInputError, SchemaMismatchError
 from agentdb.testing.conformance.refusals import ARGUMENTS, REFUSED, valid_arguments
-from tests.helpers.factories import execute, instant, make_agent, make_api_key, make_sandbox, make_session, set_column
+from tests.helpers.factories import (
+    execute,
+    instant,
+    make_agent,
+    make_api_key,
+    make_sandbox,
+    make_session,
+    set_column,
+)
 
 
 @contextmanager
@@ -27,8 +35,12 @@ def no_sql(db: DjangoDb) -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("method", [name for name, arguments in ARGUMENTS.items() if arguments])
-def test_what_no_engine_can_store_is_refused_before_any_sql(db: DjangoDb, method: str) -> None:
+@pytest.mark.parametrize(
+    "method", [name for name, arguments in ARGUMENTS.items() if arguments]
+)
+def test_what_no_engine_can_store_is_refused_before_any_sql(
+    db: DjangoDb, method: str
+) -> None:
     with no_sql(db):
         for name, (kind, _) in ARGUMENTS[method].items():
             for value, _ in REFUSED[kind]:
@@ -42,7 +54,9 @@ def test_sql_that_runs_is_noticed_by_the_test_above(db: DjangoDb) -> None:
 
 
 @pytest.mark.parametrize("longest", ["x" * 512, "é" * 256, "😀" * 128])
-def test_identifiers_of_512_bytes_are_stored_and_found_in_every_place(db: DjangoDb, longest: str) -> None:
+def test_identifiers_of_512_bytes_are_stored_and_found_in_every_place(
+    db: DjangoDb, longest: str
+) -> None:
     # All different in the first bytes, so that no index entry can be compressed away, and all of full length.
     a, b, c, d = (longest[:-1] + last * len(longest[-1].encode()) for last in "abcd")
 
@@ -63,22 +77,43 @@ def test_identifiers_that_compress_badly_fit_the_index_of_four(db: DjangoDb) -> 
     import random
 
     characters = random.Random(1)
-    a, b, c = ("".join(chr(characters.randrange(0x10000, 0x20000)) for _ in range(128)) for _ in range(3))
+    a, b, c = (
+        "".join(chr(characters.randrange(0x10000, 0x20000)) for _ in range(128))
+        for _ in range(3)
+    )
 
     assert db.insert_session(a, b, "sb1", c) == db.get_session(a)
     assert db.update_session_runner(a, b)
 
 
 def test_texts_may_be_long_empty_and_of_any_character(db: DjangoDb) -> None:
-    path = "".join(map(chr, [*range(1, 0x300), 0xFDD0, 0xFFFE, 0x10FFFF])) + "%s ?'\"\\" + "x" * 100_000
+    path = (
+        "".join(map(chr, [*range(1, 0x300), 0xFDD0, 0xFFFE, 0x10FFFF]))
+        + "%s ?'\"\\"
+        + "x" * 100_000
+    )
 
     assert db.upsert_agent("a", path).path == path
     assert db.list_agents()[0].path == path
     assert db.insert_sandbox("sb1", "a", "").workspace_dir == ""
 
 
-@pytest.mark.parametrize("value", ["%s", "?", "'; DROP TABLE agents; --", "\\", "$1", "a b\n\t", "\ufdd0id\ufdd0", " "])
-def test_identifiers_that_look_like_something_else_are_only_text(db: DjangoDb, value: str) -> None:
+@pytest.mark.parametrize(
+    "value",
+    [
+        "%s",
+        "?",
+        "'; DROP TABLE agents; --",
+        "\\",
+        "$1",
+        "a b\n\t",
+        "\ufdd0id\ufdd0",
+        " ",
+    ],
+)
+def test_identifiers_that_look_like_something_else_are_only_text(
+    db: DjangoDb, value: str
+) -> None:
     agent = db.upsert_agent(value, value, value)
     session = db.insert_session(value, value, value, value)
 
@@ -116,25 +151,42 @@ def test_what_is_inserted_is_what_is_read_whatever_the_microsecond(
 
     monkeypatch.setattr("agentdb.serving.adapter.datetime", Clock)
 
-    agent, session, sandbox, key = make_agent(db), make_session(db), make_sandbox(db), make_api_key(db)
+    agent, session, sandbox, key = (
+        make_agent(db),
+        make_session(db),
+        make_sandbox(db),
+        make_api_key(db),
+    )
 
     assert agent == db.get_agent(agent.name)
     assert session == db.get_session(session.id)
     assert sandbox == db.get_sandbox(sandbox.id)
     assert key == db.get_api_key_by_hash(key.key_hash)
     if engine == "sqlite":  # a server has its own clock
-        assert {record.created_at for record in (agent, session, sandbox, key)} == {Clock.now()}
+        assert {record.created_at for record in (agent, session, sandbox, key)} == {
+            Clock.now()
+        }
     assert db.get_idle_sandboxes(Clock.now()) == []
 
 
-def test_instants_sort_by_time_however_many_digits_they_need(db: DjangoDb, url: str) -> None:
+def test_instants_sort_by_time_however_many_digits_they_need(
+    db: DjangoDb, url: str
+) -> None:
     fractions = [0, 0.000001, 0.00001, 0.1, 0.123, 0.5, 0.999999, 1]
     for number, seconds in enumerate(fractions):
         make_sandbox(db, f"sb{number}")
-        set_column(url, "sandboxes", f"sb{number}", state="waiting", last_used_at=instant(seconds))
+        set_column(
+            url,
+            "sandboxes",
+            f"sb{number}",
+            state="waiting",
+            last_used_at=instant(seconds),
+        )
 
     for number, seconds in enumerate(fractions):
-        assert [s.id for s in db.get_idle_sandboxes(instant(seconds))] == [f"sb{n}" for n in range(number)]
+        assert [s.id for s in db.get_idle_sandboxes(instant(seconds))] == [
+            f"sb{n}" for n in range(number)
+        ]
 
 
 # -- tables that are not what the migrations make
@@ -208,7 +260,9 @@ MISMATCHES: dict[str, tuple[dict[str, list[str]], Callable[[DjangoDb], object], 
 
 
 @pytest.mark.parametrize("case", MISMATCHES)
-def test_tables_that_do_not_fit_are_a_schema_mismatch(db: DjangoDb, url: str, engine: str, case: str) -> None:
+def test_tables_that_do_not_fit_are_a_schema_mismatch(
+    db: DjangoDb, url: str, engine: str, case: str
+) -> None:
     changes, call, reasons = MISMATCHES[case]
     spoken = "sqlite" if engine == "sqlite" else "postgresql"
     for sql in [*changes.get("both", []), *changes.get(spoken, [])]:
@@ -272,7 +326,9 @@ def _reads_fail(db: DjangoDb, value: str) -> None:
     assert db.touch_session("s1") is True
 
 
-def test_an_error_of_the_server_quotes_no_row(postgres_db: tuple[DjangoDb, str]) -> None:
+def test_an_error_of_the_server_quotes_no_row(
+    postgres_db: tuple[DjangoDb, str],
+) -> None:
     db, url = postgres_db
     execute(url, "ALTER TABLE api_keys ADD CONSTRAINT short CHECK (length(label) < 3)")
 
@@ -287,7 +343,12 @@ def test_an_error_of_the_server_quotes_no_row(postgres_db: tuple[DjangoDb, str])
 
 
 def test_records_are_immutable_and_compare_by_value(db: DjangoDb) -> None:
-    for record in (make_agent(db), make_session(db), make_sandbox(db), make_api_key(db)):
+    for record in (
+        make_agent(db),
+        make_session(db),
+        make_sandbox(db),
+        make_api_key(db),
+    ):
         for field in dataclasses.fields(record):
             with pytest.raises(dataclasses.FrozenInstanceError):
                 setattr(record, field.name, "other")
@@ -309,18 +370,29 @@ def test_records_have_the_fields_of_the_contract_in_order() -> None:
     }  # fmt: skip
 
 
-_RECORDS = (agentdb.AgentRecord, agentdb.SessionRecord, agentdb.SandboxRecord, agentdb.ApiKeyRecord)
+_RECORDS = (
+    agentdb.AgentRecord,
+    agentdb.SessionRecord,
+    agentdb.SandboxRecord,
+    agentdb.ApiKeyRecord,
+)
 
 
 def test_enums_are_those_of_the_contract() -> None:
-    assert " ".join(agentdb.SessionStatus) == "starting active paused ended error stopped"
+    assert (
+        " ".join(agentdb.SessionStatus) == "starting active paused ended error stopped"
+    )
     assert " ".join(agentdb.SandboxState) == "cold warming warm waiting running"
 
 
 def test_errors_are_below_one_base() -> None:
     from agentdb import errors
 
-    names = {name for name, value in vars(errors).items() if isinstance(value, type) and name.endswith("Error")}
+    names = {
+        name
+        for name, value in vars(errors).items()
+        if isinstance(value, type) and name.endswith("Error")
+    }
 
     assert names == {
         "AgentDbError", "OutcomeUnknownError", "InvalidInputError", "DuplicateKeyError", "ConflictError",
@@ -335,7 +407,9 @@ def test_errors_are_below_one_base() -> None:
 # -- tenants
 
 
-def test_two_tenants_with_the_same_names_see_and_change_only_their_own(db: DjangoDb) -> None:
+def test_two_tenants_with_the_same_names_see_and_change_only_their_own(
+    db: DjangoDb,
+) -> None:
     tenants = ("acme", "other", "default")
     made = {}
     for tenant in tenants:
@@ -363,7 +437,11 @@ def test_two_tenants_with_the_same_names_see_and_change_only_their_own(db: Djang
         assert db.get_sandbox(sandbox.id) == sandbox
         assert db.list_api_keys_by_tenant(tenant) == [key]
     assert db.list_sessions("acme") == []
-    assert [*db.list_agents("ACME"), *db.list_sessions("acm"), *db.list_api_keys_by_tenant("acme ")] == []
+    assert [
+        *db.list_agents("ACME"),
+        *db.list_sessions("acm"),
+        *db.list_api_keys_by_tenant("acme "),
+    ] == []
 
 
 @pytest.fixture
@@ -374,7 +452,9 @@ def sqlite_db(tmp_path: Any) -> Iterator[tuple[DjangoDb, str]]:
 
 
 @pytest.fixture
-def postgres_db(make_postgres_database: Callable[..., str]) -> Iterator[tuple[DjangoDb, str]]:
+def postgres_db(
+    make_postgres_database: Callable[..., str],
+) -> Iterator[tuple[DjangoDb, str]]:
     url = make_postgres_database()
     with agentdb.connect(url, migrate=True) as db:
         yield db, url

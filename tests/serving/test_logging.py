@@ -53,7 +53,9 @@ def test_a_conflict_is_logged_with_its_reason_each_time(
     db, url = postgres_db
     _conflicts(url, 2)
 
-    db.run_transaction(lambda tx: tx.insert_session("secret-id", "secret-name", "sandbox"))
+    db.run_transaction(
+        lambda tx: tx.insert_session("secret-id", "secret-name", "sandbox")
+    )
 
     assert len(said.messages) == 2
     for message in said.messages:
@@ -61,7 +63,9 @@ def test_a_conflict_is_logged_with_its_reason_each_time(
         assert "secret" not in message
 
 
-def test_a_slow_statement_is_logged_with_its_time_and_no_value(tmp_path: Path, said: pytest.LogCaptureFixture) -> None:
+def test_a_slow_statement_is_logged_with_its_time_and_no_value(
+    tmp_path: Path, said: pytest.LogCaptureFixture
+) -> None:
     path = tmp_path / "x.db"
     connect(f"sqlite:///{path}", migrate=True).close()
     other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
@@ -83,13 +87,18 @@ def test_a_slow_statement_is_logged_with_its_time_and_no_value(tmp_path: Path, s
     assert "secret" not in record.getMessage()
 
 
-def test_nothing_is_logged_of_slow_statements_unless_asked(tmp_path: Path, said: pytest.LogCaptureFixture) -> None:
+def test_nothing_is_logged_of_slow_statements_unless_asked(
+    tmp_path: Path, said: pytest.LogCaptureFixture
+) -> None:
     path = tmp_path / "x.db"
     connect(f"sqlite:///{path}", migrate=True).close()
     other = sqlite3.connect(path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     try:
-        with connect(f"sqlite:///{path}?timeout=0.1") as db, pytest.raises(ConflictError):
+        with (
+            connect(f"sqlite:///{path}?timeout=0.1") as db,
+            pytest.raises(ConflictError),
+        ):
             db.upsert_agent("a", "/a")
     finally:
         other.close()

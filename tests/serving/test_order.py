@@ -37,7 +37,10 @@ def language_db(postgres_url: str) -> Iterator[tuple[DjangoDb, str]]:
     """A Db on a database in the order of English, on the tests' server, else on one of this machine's that can."""
     try:
         url = _create(postgres_url)
-    except (psycopg.errors.FeatureNotSupported, psycopg.errors.SyntaxError):  # built without ICU; older than 15
+    except (
+        psycopg.errors.FeatureNotSupported,
+        psycopg.errors.SyntaxError,
+    ):  # built without ICU; older than 15
         folder = Path(tempfile.mkdtemp(prefix="agentdb-pg-"))
         try:
             with _local_server(folder) as server_url:
@@ -56,7 +59,8 @@ def language_db(postgres_url: str) -> Iterator[tuple[DjangoDb, str]]:
 
 def _create(url: str) -> str:
     execute(
-        url, f"CREATE DATABASE {_DATABASE} TEMPLATE template0 ENCODING 'UTF8' LOCALE_PROVIDER icu ICU_LOCALE 'en-US'"
+        url,
+        f"CREATE DATABASE {_DATABASE} TEMPLATE template0 ENCODING 'UTF8' LOCALE_PROVIDER icu ICU_LOCALE 'en-US'",
     )
     return urlunsplit(urlsplit(url)._replace(path=f"/{_DATABASE}"))
 
@@ -70,7 +74,9 @@ class _local_server:
     def __enter__(self) -> str:
         programs = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
         if not programs:
-            pytest.skip("needs a PostgreSQL built with ICU: the wheel's is not, and this machine has none of its own")
+            pytest.skip(
+                "needs a PostgreSQL built with ICU: the wheel's is not, and this machine has none of its own"
+            )
         self._bin = programs[-1].parent
         # PostgreSQL refuses to run as root.
         self._user = "postgres" if os.geteuid() == 0 and _exists("postgres") else None
@@ -82,8 +88,21 @@ class _local_server:
         if self._user:
             shutil.chown(data, self._user)
             shutil.chown(self._folder, self._user)
-        self._run("initdb", "--auth=trust", "--encoding=UTF8", "--locale=C", "--username=postgres", "--no-sync")
-        self._run("pg_ctl", "start", "--wait", "-o", f"-k {self._folder} -c listen_addresses='' -c fsync=off")
+        self._run(
+            "initdb",
+            "--auth=trust",
+            "--encoding=UTF8",
+            "--locale=C",
+            "--username=postgres",
+            "--no-sync",
+        )
+        self._run(
+            "pg_ctl",
+            "start",
+            "--wait",
+            "-o",
+            f"-k {self._folder} -c listen_addresses='' -c fsync=off",
+        )
         return f"postgresql://postgres@/postgres?host={self._folder}"
 
     def __exit__(self, *error: object) -> None:
@@ -91,8 +110,21 @@ class _local_server:
 
     def _run(self, program: str, *arguments: str) -> None:
         quiet = subprocess.DEVNULL
-        command: list[str | Path] = [self._bin / program, "-D", self._folder / "data", *arguments]
-        subprocess.run(command, user=self._user, cwd=self._folder, stdout=quiet, stderr=quiet, check=True, timeout=60)
+        command: list[str | Path] = [
+            self._bin / program,
+            "-D",
+            self._folder / "data",
+            *arguments,
+        ]
+        subprocess.run(
+            command,
+            user=self._user,
+            cwd=self._folder,
+            stdout=quiet,
+            stderr=quiet,
+            check=True,
+            timeout=60,
+        )
 
 
 def _exists(user: str) -> bool:
@@ -129,7 +161,9 @@ def test_agents_are_listed_by_code_point(empty: tuple[DjangoDb, str]) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 3, 100])
-def test_sessions_of_one_instant_are_listed_and_paged_by_code_point(empty: tuple[DjangoDb, str], size: int) -> None:
+def test_sessions_of_one_instant_are_listed_and_paged_by_code_point(
+    empty: tuple[DjangoDb, str], size: int
+) -> None:
     db, url = empty
     for id in IDS:
         make_session(db, id)
@@ -142,10 +176,17 @@ def test_sessions_of_one_instant_are_listed_and_paged_by_code_point(empty: tuple
         assert len(paged) <= len(IDS), "a page came twice"
 
     assert [session.id for session in paged] == IDS[::-1]
-    assert db.list_sessions() == db.list_sessions(agent="support-bot") == db.list_sessions_by_runner("r1") == paged
+    assert (
+        db.list_sessions()
+        == db.list_sessions(agent="support-bot")
+        == db.list_sessions_by_runner("r1")
+        == paged
+    )
 
 
-def test_sandboxes_of_one_instant_are_taken_by_code_point(empty: tuple[DjangoDb, str]) -> None:
+def test_sandboxes_of_one_instant_are_taken_by_code_point(
+    empty: tuple[DjangoDb, str],
+) -> None:
     db, url = empty
     for id in IDS[::-1]:
         make_sandbox(db, id)
@@ -171,7 +212,9 @@ def test_all_states_but_cold_become_cold(empty: tuple[DjangoDb, str]) -> None:
     assert execute(url, "SELECT DISTINCT state FROM sandboxes") == [("cold",)]
 
 
-def test_keys_of_one_instant_are_listed_by_code_point(empty: tuple[DjangoDb, str]) -> None:
+def test_keys_of_one_instant_are_listed_by_code_point(
+    empty: tuple[DjangoDb, str],
+) -> None:
     db, url = empty
     for id in IDS:
         make_api_key(db, id, key_hash=id)

@@ -14,7 +14,14 @@ from django.forms import modelform_factory
 import agentdb
 from agentdb.interface import SandboxState, SessionStatus
 from agentdb.models import Agent, ApiKey, Sandbox, Session
-from tests.helpers.factories import execute, make_agent, make_api_key, make_sandbox, make_session, set_column
+from tests.helpers.factories import (
+    execute,
+    make_agent,
+    make_api_key,
+    make_sandbox,
+    make_session,
+    set_column,
+)
 from tests.helpers.legacy_databases import opened
 
 LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
@@ -27,7 +34,9 @@ def alias(url: str) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("change", ["path", "name"])
-def test_saving_an_agent_moves_updated_at_and_nothing_else(alias: str, change: str) -> None:
+def test_saving_an_agent_moves_updated_at_and_nothing_else(
+    alias: str, change: str
+) -> None:
     made = Agent(name="a", path="/a", created_at=LONG_AGO, updated_at=LONG_AGO)
     made.save(using=alias, force_insert=True)
     assert Agent.objects.using(alias).get().updated_at == LONG_AGO
@@ -40,7 +49,11 @@ def test_saving_an_agent_moves_updated_at_and_nothing_else(alias: str, change: s
     stored = Agent.objects.using(alias).get()
     assert before <= stored.updated_at <= datetime.now(UTC)
     assert stored.updated_at == agent.updated_at
-    assert (stored.created_at, stored.version, getattr(stored, change)) == (LONG_AGO, 1, "new")
+    assert (stored.created_at, stored.version, getattr(stored, change)) == (
+        LONG_AGO,
+        1,
+        "new",
+    )
 
 
 def test_a_new_agent_has_both_times_from_one_clock(alias: str) -> None:
@@ -54,8 +67,14 @@ def test_a_new_row_is_what_db_makes(url: str, db: agentdb.DjangoDb) -> None:
     with opened(url) as connection:
         Agent(name="a", path="/a").save(using=connection.alias)
         Session(id="s", agent_name="a", sandbox_id="sb").save(using=connection.alias)
-        Sandbox(id="sb", agent_name="a", workspace_dir="/w").save(using=connection.alias)
-    agent, session, sandbox = db.get_agent("a"), db.get_session("s"), db.get_sandbox("sb")
+        Sandbox(id="sb", agent_name="a", workspace_dir="/w").save(
+            using=connection.alias
+        )
+    agent, session, sandbox = (
+        db.get_agent("a"),
+        db.get_session("s"),
+        db.get_sandbox("sb"),
+    )
     assert agent is not None and session is not None and sandbox is not None
 
     assert (agent.tenant_id, agent.version, agent.path) == ("default", 1, "/a")
@@ -66,11 +85,23 @@ def test_a_new_row_is_what_db_makes(url: str, db: agentdb.DjangoDb) -> None:
 @pytest.mark.parametrize(
     ("row", "name"),
     [
-        (Session(id="s", tenant_id="t", agent_name="a", sandbox_id="b", status="actve"), "status"),
-        (Sandbox(id="s", tenant_id="t", agent_name="a", workspace_dir="/", state="hot"), "state"),
+        (
+            Session(
+                id="s", tenant_id="t", agent_name="a", sandbox_id="b", status="actve"
+            ),
+            "status",
+        ),
+        (
+            Sandbox(
+                id="s", tenant_id="t", agent_name="a", workspace_dir="/", state="hot"
+            ),
+            "state",
+        ),
     ],
 )
-def test_full_clean_refuses_a_status_that_does_not_exist(row: Session | Sandbox, name: str) -> None:
+def test_full_clean_refuses_a_status_that_does_not_exist(
+    row: Session | Sandbox, name: str
+) -> None:
     with pytest.raises(ValidationError) as raised:
         row.clean_fields()
     assert set(raised.value.message_dict) == {name}
@@ -78,18 +109,27 @@ def test_full_clean_refuses_a_status_that_does_not_exist(row: Session | Sandbox,
 
 def test_full_clean_takes_every_status_and_state() -> None:
     for status in SessionStatus:
-        Session(id="s", tenant_id="t", agent_name="a", sandbox_id="b", status=status.value).clean_fields()
+        Session(
+            id="s", tenant_id="t", agent_name="a", sandbox_id="b", status=status.value
+        ).clean_fields()
     for state in SandboxState:
-        Sandbox(id="s", tenant_id="t", agent_name="a", workspace_dir="/", state=state.value).clean_fields()
+        Sandbox(
+            id="s", tenant_id="t", agent_name="a", workspace_dir="/", state=state.value
+        ).clean_fields()
 
 
-def test_a_status_of_a_newer_server_stays_readable(url: str, db: agentdb.DjangoDb) -> None:
+def test_a_status_of_a_newer_server_stays_readable(
+    url: str, db: agentdb.DjangoDb
+) -> None:
     make_session(db, id="s")
     execute(url, "UPDATE sessions SET status = 'dreaming'")
 
     with opened(url) as connection:
         session = Session.objects.using(connection.alias).get()
-        assert (session.status, session.get_status_display()) == ("dreaming", "dreaming")
+        assert (session.status, session.get_status_display()) == (
+            "dreaming",
+            "dreaming",
+        )
         session.save()
     stored = db.get_session("s")
     assert stored is not None and stored.status == "dreaming"
@@ -97,12 +137,15 @@ def test_a_status_of_a_newer_server_stays_readable(url: str, db: agentdb.DjangoD
 
 def test_a_form_offers_the_statuses() -> None:
     form = modelform_factory(Session, fields=["status"])()
-    assert [value for value, _ in form.fields["status"].choices if value] == [*map(str, SessionStatus)]  # type: ignore[attr-defined]
+    field: Any = form.fields["status"]
+    assert [value for value, _ in field.choices if value] == [*map(str, SessionStatus)]
 
 
 @pytest.mark.parametrize("model", [Agent, Session, Sandbox, ApiKey])
 def test_every_field_says_what_it_is(model: Any) -> None:
-    assert [field.name for field in model._meta.concrete_fields if not field.help_text] == []
+    assert [
+        field.name for field in model._meta.concrete_fields if not field.help_text
+    ] == []
 
 
 def test_words_and_choices_are_in_no_migration(alias: str) -> None:
@@ -135,10 +178,14 @@ def test_sessions_are_asked_for_in_words(url: str, db: agentdb.DjangoDb) -> None
         assert _ids(sessions.of_agent("a").of_tenant("default").newest_first()) == [
             one.id for one in db.list_sessions(agent="a")
         ]
-        assert _ids(sessions.idle_since(datetime.now(UTC) - timedelta(hours=1))) == ["paused"]
+        assert _ids(sessions.idle_since(datetime.now(UTC) - timedelta(hours=1))) == [
+            "paused"
+        ]
 
 
-def test_agents_sandboxes_and_keys_are_asked_for_in_words(url: str, db: agentdb.DjangoDb) -> None:
+def test_agents_sandboxes_and_keys_are_asked_for_in_words(
+    url: str, db: agentdb.DjangoDb
+) -> None:
     for name in ("b", "a", "C"):
         make_agent(db, name=name)
         make_sandbox(db, id=name)
@@ -149,13 +196,22 @@ def test_agents_sandboxes_and_keys_are_asked_for_in_words(url: str, db: agentdb.
     db.touch_sandbox("a")
 
     with opened(url) as connection:
-        agents, sandboxes = Agent.objects.using(connection.alias), Sandbox.objects.using(connection.alias)
+        agents, sandboxes = (
+            Agent.objects.using(connection.alias),
+            Sandbox.objects.using(connection.alias),
+        )
         keys = ApiKey.objects.using(connection.alias)
         assert [one.name for one in agents.by_name()] == ["C", "a", "b"]
         waiting = sandboxes.in_state(SandboxState.WAITING).least_recently_used_first()
         assert _ids(waiting) == ["b", "a"]
-        assert _ids(sandboxes.in_state("waiting").idle_since(datetime.now(UTC) + timedelta(days=1)).order_by("id")) == [
+        assert _ids(
+            sandboxes.in_state("waiting")
+            .idle_since(datetime.now(UTC) + timedelta(days=1))
+            .order_by("id")
+        ) == [
             "a",
             "b",
         ]
-        assert _ids(keys.of_tenant("acme").newest_first()) == [one.id for one in db.list_api_keys_by_tenant("acme")]
+        assert _ids(keys.of_tenant("acme").newest_first()) == [
+            one.id for one in db.list_api_keys_by_tenant("acme")
+        ]

@@ -65,14 +65,20 @@ def folder(tmp_path: Path) -> Path:
 
 def refusal(folder: Path, code: str, **environment: str) -> str:
     """The text of the error that the code ends with, and its class."""
-    program = f"import agentdb\ntry:\n    {code}\nexcept agentdb.AgentDbError as error:\n"
-    return run_python(f"{program}    print(type(error).__name__, error)", folder, **environment).strip()
+    program = (
+        f"import agentdb\ntry:\n    {code}\nexcept agentdb.AgentDbError as error:\n"
+    )
+    return run_python(
+        f"{program}    print(type(error).__name__, error)", folder, **environment
+    ).strip()
 
 
 # -- one database, one transaction
 
 
-def test_own_tables_are_migrated_and_share_the_transaction_with_the_db(folder: Path, url: str) -> None:
+def test_own_tables_are_migrated_and_share_the_transaction_with_the_db(
+    folder: Path, url: str
+) -> None:
     code = f"""
 import agentdb
 with agentdb.connect({url!r}, apps=["notes"], migrate=True) as db:
@@ -162,7 +168,9 @@ with agentdb.connect({make_postgres_database()!r}, apps=["notes"], migrate=True)
     assert run_python(code, folder) == "4\n"
 
 
-def test_two_databases_of_one_process_need_not_both_have_the_tables(folder: Path) -> None:
+def test_two_databases_of_one_process_need_not_both_have_the_tables(
+    folder: Path,
+) -> None:
     code = """
 import agentdb
 agentdb.connect("sqlite:///one.db", apps=["notes"], migrate=True).close()
@@ -170,11 +178,21 @@ agentdb.connect("sqlite:///two.db", apps=[], migrate=True).close()
 """
     run_python(code, folder)
 
-    assert execute(f"sqlite:///{folder}/one.db", "SELECT count(*) FROM notes_note") == [(0,)]
-    assert execute(f"sqlite:///{folder}/two.db", "SELECT name FROM sqlite_master WHERE name LIKE 'notes%'") == []
+    assert execute(f"sqlite:///{folder}/one.db", "SELECT count(*) FROM notes_note") == [
+        (0,)
+    ]
+    assert (
+        execute(
+            f"sqlite:///{folder}/two.db",
+            "SELECT name FROM sqlite_master WHERE name LIKE 'notes%'",
+        )
+        == []
+    )
 
 
-def test_without_migrate_a_database_that_lacks_the_tables_is_out_of_date(folder: Path, url: str) -> None:
+def test_without_migrate_a_database_that_lacks_the_tables_is_out_of_date(
+    folder: Path, url: str
+) -> None:
     said = refusal(folder, f"agentdb.connect({url!r}, apps=['notes'])")
 
     assert said.startswith("SchemaOutOfDateError ")
@@ -187,11 +205,21 @@ def test_processes_that_migrate_at_once_do_it_once(folder: Path, url: str) -> No
     code = f"import agentdb; agentdb.connect({url!r}, apps=['notes'], migrate=True).close()"
     environment = {"PYTHONPATH": str(EXAMPLES.parent)}
     processes = [
-        subprocess.Popen([sys.executable, "-c", code], cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [sys.executable, "-c", code],
+            cwd=folder,
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         for _ in range(4)
     ]
-    assert [(process.communicate()[1], process.returncode) for process in processes] == [("", 0)] * 4
-    assert execute(url, "SELECT count(*) FROM django_migrations WHERE app = 'notes'") == [(1,)]
+    assert [
+        (process.communicate()[1], process.returncode) for process in processes
+    ] == [("", 0)] * 4
+    assert execute(
+        url, "SELECT count(*) FROM django_migrations WHERE app = 'notes'"
+    ) == [(1,)]
 
 
 def test_apps_of_the_environment_count_unless_the_call_names_some(folder: Path) -> None:
@@ -203,8 +231,14 @@ from django.apps import apps
 print([config.name for config in apps.get_app_configs()])
 """
     named = {"AGENTDB_APPS": " notes , others,"}
-    assert run_python(f"EXPLICIT = False\n{code}", folder, **named) == "['agentdb', 'notes', 'others']\n"
-    assert run_python(f"EXPLICIT = True\n{code}", folder, **named) == "['agentdb', 'others']\n"
+    assert (
+        run_python(f"EXPLICIT = False\n{code}", folder, **named)
+        == "['agentdb', 'notes', 'others']\n"
+    )
+    assert (
+        run_python(f"EXPLICIT = True\n{code}", folder, **named)
+        == "['agentdb', 'others']\n"
+    )
 
 
 def test_a_probe_says_what_the_apps_lack(folder: Path, url: str) -> None:
@@ -212,12 +246,17 @@ def test_a_probe_says_what_the_apps_lack(folder: Path, url: str) -> None:
 
     lacking = run(folder, "health", "--json", **named)
     assert json.loads(lacking.stdout)["pending_migrations"] == ["notes.0001_initial"]
-    assert (lacking.returncode, run(folder, "health", DATABASE_URL=url).returncode) == (1, 0)
+    assert (lacking.returncode, run(folder, "health", DATABASE_URL=url).returncode) == (
+        1,
+        0,
+    )
     assert run(folder, "migrate", **named).returncode == 0
     assert run(folder, "health", **named).returncode == 0
 
 
-def test_the_pytest_fixtures_have_the_tables_of_the_environments_apps(folder: Path) -> None:
+def test_the_pytest_fixtures_have_the_tables_of_the_environments_apps(
+    folder: Path,
+) -> None:
     (folder / "test_notes.py").write_text("""
 def test_notes(agentdb_sqlite):
     from notes.models import Note
@@ -225,7 +264,11 @@ def test_notes(agentdb_sqlite):
     Note.objects.using(agentdb_sqlite.alias).create(session_id="s1", text="kept")
     assert Note.objects.using(agentdb_sqlite.alias).count() == 1
 """)
-    inherited = {name: value for name, value in os.environ.items() if name != "DJANGO_SETTINGS_MODULE"}
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if name != "DJANGO_SETTINGS_MODULE"
+    }
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:django", "-p", "no:cacheprovider", "test_notes.py"],
         cwd=folder, env={**inherited, "AGENTDB_APPS": "notes"}, capture_output=True, text=True, check=False,
@@ -242,7 +285,10 @@ def test_notes(agentdb_sqlite):
         ("notes", "apps must be a list of the names of Django apps, not str."),
         ({"notes"}, "apps must be a list of the names of Django apps, not set."),
         ([7], "apps must be a list of the names of Django apps; 7 is not a name."),
-        (["notes", " "], "apps must be a list of the names of Django apps; ' ' is not a name."),
+        (
+            ["notes", " "],
+            "apps must be a list of the names of Django apps; ' ' is not a name.",
+        ),
     ],
 )
 def test_what_is_no_list_of_names_is_refused(apps: Any, message: str) -> None:
@@ -281,14 +327,18 @@ def test_what_is_no_list_of_names_is_refused(apps: Any, message: str) -> None:
         ),
     ],
 )
-def test_a_wrong_app_is_named_and_no_database_made(apps: list[str], message: str, folder: Path) -> None:
+def test_a_wrong_app_is_named_and_no_database_made(
+    apps: list[str], message: str, folder: Path
+) -> None:
     (folder / "copies").mkdir()
     make_app(folder / "copies", "notes")
     make_app(folder, "bare", migrations=False)
     make_app(folder, "broken")
     (folder / "broken/models.py").write_text("1 / 0")
 
-    said = refusal(folder, f"agentdb.connect('sqlite:///a.db', apps={apps!r}, migrate=True)")
+    said = refusal(
+        folder, f"agentdb.connect('sqlite:///a.db', apps={apps!r}, migrate=True)"
+    )
 
     assert said == f"InvalidInputError {message}"
     assert not (folder / "a.db").exists()
@@ -298,7 +348,10 @@ def test_an_app_without_models_needs_no_migrations(folder: Path) -> None:
     make_app(folder, "signals", migrations=False)
     (folder / "signals/models.py").unlink()
 
-    run_python("import agentdb; agentdb.connect('sqlite:///a.db', apps=['signals'], migrate=True).close()", folder)
+    run_python(
+        "import agentdb; agentdb.connect('sqlite:///a.db', apps=['signals'], migrate=True).close()",
+        folder,
+    )
 
 
 def test_a_second_connect_cannot_bring_other_apps(folder: Path) -> None:
@@ -325,7 +378,11 @@ def test_in_a_project_the_apps_are_those_of_its_settings(folder: Path) -> None:
     )
     settings = {"DJANGO_SETTINGS_MODULE": "site_settings"}
 
-    said = refusal(folder, "agentdb.connect('sqlite:///a.db', apps=['notes', 'others'], migrate=True)", **settings)
+    said = refusal(
+        folder,
+        "agentdb.connect('sqlite:///a.db', apps=['notes', 'others'], migrate=True)",
+        **settings,
+    )
 
     assert said == (
         "InvalidInputError The INSTALLED_APPS of this Django project lack 'others'. Add what is missing there; apps= "
@@ -339,7 +396,13 @@ with agentdb.connect("sqlite:///a.db", apps=["notes"], migrate=True) as db:
 agentdb.connect("sqlite:///b.db", migrate=True).close()
 """
     assert run_python(code, folder, **settings) == "0\n"
-    assert execute(f"sqlite:///{folder}/b.db", "SELECT name FROM sqlite_master WHERE name LIKE 'notes%'") == []
+    assert (
+        execute(
+            f"sqlite:///{folder}/b.db",
+            "SELECT name FROM sqlite_master WHERE name LIKE 'notes%'",
+        )
+        == []
+    )
 
     command = run(folder, "check", **settings, AGENTDB_APPS="notes,others")
     assert (command.returncode, command.stderr) == (
@@ -353,39 +416,59 @@ agentdb.connect("sqlite:///b.db", migrate=True).close()
 # -- the commands
 
 
-def test_commands_know_the_apps_and_leave_their_tables_alone(folder: Path, empty_url: str) -> None:
+def test_commands_know_the_apps_and_leave_their_tables_alone(
+    folder: Path, empty_url: str
+) -> None:
     named = {"AGENTDB_APPS": "notes", "DATABASE_URL": empty_url}
 
     migrated = run(folder, "migrate", **named)
     shown = run(folder, "showmigrations", **named)
-    asked = run(folder, "shell", "-v0", "-c", "print(Note.objects.count(), Session.objects.count())", **named)
+    asked = run(
+        folder,
+        "shell",
+        "-v0",
+        "-c",
+        "print(Note.objects.count(), Session.objects.count())",
+        **named,
+    )
     verified = run(folder, "verifydb", **named)
     baselined = run(folder, "baselinedb", **named)
 
     assert "Applying notes.0001_initial... OK" in migrated.stdout
     assert "notes\n [X] 0001_initial" in shown.stdout
     assert asked.stdout == "0 0\n"
-    assert (verified.returncode, baselined.returncode) == (0, 0), verified.stdout + baselined.stdout
+    assert (verified.returncode, baselined.returncode) == (0, 0), (
+        verified.stdout + baselined.stdout
+    )
     assert baselined.stdout.endswith("Nothing to do.\n")
     assert execute(empty_url, "SELECT count(*) FROM notes_note") == [(0,)]
 
 
 def test_an_old_database_is_adopted_with_own_tables_in_it(folder: Path) -> None:
-    shutil.copyfile(Path(__file__).parents[1] / "legacy/sqlite/era-b-small.db", folder / "old.db")
+    shutil.copyfile(
+        Path(__file__).parents[1] / "legacy/sqlite/era-b-small.db", folder / "old.db"
+    )
     named = {"AGENTDB_APPS": "notes", "DATABASE_URL": "sqlite:///old.db"}
     url = f"sqlite:///{folder}/old.db"
-    execute(url, "CREATE TABLE notes_note (id integer PRIMARY KEY, session_id text NOT NULL, text text NOT NULL)")
+    execute(
+        url,
+        "CREATE TABLE notes_note (id integer PRIMARY KEY, session_id text NOT NULL, text text NOT NULL)",
+    )
     execute(url, "INSERT INTO notes_note VALUES (1, 's1', 'from before')")
 
     assert run(folder, "baselinedb", **named).returncode == 0
     assert run(folder, "migrate", "--fake-initial", **named).returncode == 0
 
     assert execute(url, "SELECT * FROM notes_note") == [(1, "s1", "from before")]
-    assert execute(url, "SELECT name FROM django_migrations WHERE app = 'notes'") == [("0001_initial",)]
+    assert execute(url, "SELECT name FROM django_migrations WHERE app = 'notes'") == [
+        ("0001_initial",)
+    ]
     assert run(folder, "verifydb", **named).returncode == 0
 
 
-def test_makemigrations_writes_those_of_the_own_apps_without_a_database(folder: Path) -> None:
+def test_makemigrations_writes_those_of_the_own_apps_without_a_database(
+    folder: Path,
+) -> None:
     shutil.rmtree(folder / "notes/migrations")
     named = {"AGENTDB_APPS": "notes", "DATABASE_URL": "postgresql://nowhere.invalid/x"}
 
@@ -394,20 +477,37 @@ def test_makemigrations_writes_those_of_the_own_apps_without_a_database(folder: 
 
     assert (written.returncode, written.stderr) == (0, "")
     assert "+ Create model Note" in written.stdout
-    assert (checked.returncode, checked.stdout) == (0, "No changes detected in app 'notes'\n")
+    assert (checked.returncode, checked.stdout) == (
+        0,
+        "No changes detected in app 'notes'\n",
+    )
     assert sorted(path.name for path in folder.iterdir()) == ["notes"]
 
 
 @pytest.mark.parametrize(
     ("arguments", "apps", "message"),
     [
-        ([], "", "There are no apps of your own. Name them, with a comma between them, in AGENTDB_APPS."),
-        (["agentdb"], "notes", "'agentdb' is not one of your own apps, which are notes."),
+        (
+            [],
+            "",
+            "There are no apps of your own. Name them, with a comma between them, in AGENTDB_APPS.",
+        ),
+        (
+            ["agentdb"],
+            "notes",
+            "'agentdb' is not one of your own apps, which are notes.",
+        ),
         (["nots"], "notes", "'nots' is not one of your own apps, which are notes."),
     ],
 )
-def test_makemigrations_is_for_own_apps_only(arguments: list[str], apps: str, message: str, folder: Path) -> None:
+def test_makemigrations_is_for_own_apps_only(
+    arguments: list[str], apps: str, message: str, folder: Path
+) -> None:
     done = run(folder, "makemigrations", *arguments, AGENTDB_APPS=apps)
 
-    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"CommandError: {message}\n")
+    assert (done.returncode, done.stdout, done.stderr) == (
+        2,
+        "",
+        f"CommandError: {message}\n",
+    )
     assert sorted(path.name for path in folder.iterdir()) == ["notes"]

@@ -37,7 +37,13 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture(autouse=True)
 def no_password_of_this_shell(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in ("PGPASSWORD", "PGPASSFILE", "PGSERVICEFILE", "PGSSLMODE", "PGSSLROOTCERT"):
+    for name in (
+        "PGPASSWORD",
+        "PGPASSFILE",
+        "PGSERVICEFILE",
+        "PGSSLMODE",
+        "PGSSLROOTCERT",
+    ):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
 
@@ -52,12 +58,16 @@ def test_a_missing_password_is_said_at_once(server: Server) -> None:
         agentdb.connect(server.url)
 
 
-def test_password_of_the_environment(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_password_of_the_environment(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PGPASSWORD", PASSWORD)
     assert works(server.url)
 
 
-def test_password_file(server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_password_file(
+    server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     file = tmp_path / "passwords"
     escaped = PASSWORD.replace(":", "\\:")
     file.write_text(f"127.0.0.1:{server.port}:postgres:postgres:{escaped}\n")
@@ -65,12 +75,16 @@ def test_password_file(server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.setenv("PGPASSFILE", str(file))
     assert works(server.url)
     file.write_text(f"127.0.0.1:{server.port}:postgres:postgres:wrong\n")
-    with pytest.raises(DatabaseUnavailableError, match="password authentication failed") as refused:
+    with pytest.raises(
+        DatabaseUnavailableError, match="password authentication failed"
+    ) as refused:
         agentdb.connect(server.url)
     assert "wrong" not in str(refused.value)
 
 
-def test_service_file(server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_service_file(
+    server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     file = tmp_path / "services"
     file.write_text(
         f"[agents]\nhost=127.0.0.1\nport={server.port}\ndbname=postgres\nuser=postgres\npassword={PASSWORD}\n"
@@ -83,7 +97,9 @@ def test_a_certificate_is_verified_with_the_name_of_the_server(
     server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     if not (server.data / "server.crt").exists():
-        pytest.skip("needs openssl and a PostgreSQL built with it, which 'make test-postgres VERSIONS=18' fetches")
+        pytest.skip(
+            "needs openssl and a PostgreSQL built with it, which 'make test-postgres VERSIONS=18' fetches"
+        )
     monkeypatch.setenv("PGPASSWORD", PASSWORD)
     certificate = tmp_path / "root.crt"
     certificate.write_text((server.data / "server.crt").read_text())
@@ -91,7 +107,9 @@ def test_a_certificate_is_verified_with_the_name_of_the_server(
     named = server.url.replace("127.0.0.1", "localhost")
 
     assert works(named + verified)
-    with pytest.raises(DatabaseUnavailableError, match='does not match host name "127.0.0.1"'):
+    with pytest.raises(
+        DatabaseUnavailableError, match='does not match host name "127.0.0.1"'
+    ):
         agentdb.connect(server.url + verified, timeout_seconds=1)
     other = tmp_path / "other.crt"
     subprocess.run(
@@ -99,4 +117,6 @@ def test_a_certificate_is_verified_with_the_name_of_the_server(
         check=True, capture_output=True,
     )  # fmt: skip
     with pytest.raises(DatabaseUnavailableError, match="certificate verify failed"):
-        agentdb.connect(f"{named}?sslmode=verify-full&sslrootcert={other}", timeout_seconds=1)
+        agentdb.connect(
+            f"{named}?sslmode=verify-full&sslrootcert={other}", timeout_seconds=1
+        )

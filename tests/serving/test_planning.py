@@ -35,7 +35,9 @@ def test_lists_are_read_in_the_order_of_an_index(postgres):
 
 
 def test_a_connection_that_a_pooler_may_hand_on_keeps_its_settings(postgres):
-    with agentdb.connect(f"{postgres}{'&' if '?' in postgres else '?'}prepare=off") as db:
+    with agentdb.connect(
+        f"{postgres}{'&' if '?' in postgres else '?'}prepare=off"
+    ) as db:
         assert _settings(db)["enable_sort"] == "on"
 
 
@@ -46,7 +48,9 @@ def test_the_connections_of_a_host_keep_their_settings(postgres):
         assert _settings(db)["enable_sort"] == "on"
 
 
-def test_idle_sandboxes_are_found_by_index_where_waiting_and_unused_ones_are_many(postgres):
+def test_idle_sandboxes_are_found_by_index_where_waiting_and_unused_ones_are_many(
+    postgres,
+):
     """Of 20,000 sandboxes 2,000 wait and 18,000 are old; by these numbers alone 1,800 would be both, and 3 are."""
     with psycopg.connect(postgres, autocommit=True) as connection:
         connection.execute(
@@ -59,12 +63,19 @@ def test_idle_sandboxes_are_found_by_index_where_waiting_and_unused_ones_are_man
     older_than = datetime(2026, 6, 1, tzinfo=UTC)
 
     with agentdb.connect(postgres) as db:
-        assert [sandbox.id for sandbox in db.get_idle_sandboxes(older_than)] == ["0", "1", "2"]
+        assert [sandbox.id for sandbox in db.get_idle_sandboxes(older_than)] == [
+            "0",
+            "1",
+            "2",
+        ]
 
         wrapper = connections[db.alias]
         statement = queries.GET_IDLE_SANDBOXES.compile(wrapper)
         with wrapper.cursor() as cursor:
-            cursor.execute(f"EXPLAIN (COSTS OFF) {statement.sql}", statement.bind({"older_than": older_than}))
+            cursor.execute(
+                f"EXPLAIN (COSTS OFF) {statement.sql}",
+                statement.bind({"older_than": older_than}),
+            )
             plan = [line for (line,) in cursor.fetchall()]
 
     assert plan[0] == "Index Scan using idx_sandboxes_state_last_used on sandboxes"

@@ -63,12 +63,17 @@ def _fill(url: str, engine: str, rows: int = ROWS) -> None:
 
 
 @pytest.fixture(scope="module")
-def large_sqlite(_migrated_sqlite: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[DjangoDb]:
+def large_sqlite(
+    _migrated_sqlite: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[DjangoDb]:
     path = tmp_path_factory.mktemp("large") / "large.sqlite3"
     path.write_bytes(_migrated_sqlite.read_bytes())
     url = f"sqlite:///{path}"
     _fill(url, "sqlite")
-    assert execute(url, "SELECT name FROM sqlite_schema WHERE name LIKE 'sqlite_stat%'") == []
+    assert (
+        execute(url, "SELECT name FROM sqlite_schema WHERE name LIKE 'sqlite_stat%'")
+        == []
+    )
     with agentdb.connect(url) as db:
         yield db
 
@@ -77,7 +82,9 @@ def large_sqlite(_migrated_sqlite: Path, tmp_path_factory: pytest.TempPathFactor
 def large_postgres_url(postgres_url: str, _migrated_postgres: str) -> Iterator[str]:
     name = f"agentdb_large_{os.getpid()}"
     with psycopg.connect(postgres_url, autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name} TEMPLATE {_migrated_postgres}".encode())
+        connection.execute(
+            f"CREATE DATABASE {name} TEMPLATE {_migrated_postgres}".encode()
+        )
     url = urlunsplit(urlsplit(postgres_url)._replace(path=f"/{name}"))
     for table in TABLES:
         execute(url, f"ALTER TABLE {table} SET (autovacuum_enabled = off)")
@@ -88,61 +95,113 @@ def large_postgres_url(postgres_url: str, _migrated_postgres: str) -> Iterator[s
 
 
 @pytest.fixture(scope="module", params=["never analysed", "analysed"])
-def large_postgres(large_postgres_url: str, request: pytest.FixtureRequest) -> Iterator[DjangoDb]:
+def large_postgres(
+    large_postgres_url: str, request: pytest.FixtureRequest
+) -> Iterator[DjangoDb]:
     if request.param == "analysed":
         execute(large_postgres_url, "ANALYZE")
-    assert execute(large_postgres_url, "SELECT count(*) > 0 FROM pg_stats WHERE tablename = 'sessions'") == [
-        (request.param == "analysed",)
-    ]
+    assert execute(
+        large_postgres_url,
+        "SELECT count(*) > 0 FROM pg_stats WHERE tablename = 'sessions'",
+    ) == [(request.param == "analysed",)]
     with agentdb.connect(large_postgres_url) as db:
         yield db
 
 
-_LAST = SessionRecord("s50000", "large", "agent 0", "sb50000", "ended", None, instant(50_000), instant(50_000))
-_LAST_SANDBOX = SandboxRecord("sb50000", "large", None, "a", "cold", "/", instant(50_000), instant(50_000))
+_LAST = SessionRecord(
+    "s50000",
+    "large",
+    "agent 0",
+    "sb50000",
+    "ended",
+    None,
+    instant(50_000),
+    instant(50_000),
+)
+_LAST_SANDBOX = SandboxRecord(
+    "sb50000", "large", None, "a", "cold", "/", instant(50_000), instant(50_000)
+)
 _SOON: datetime = instant(20.5)
 _LATE: datetime = instant(10**7)
 
-POINT, FEW, SORTED = "one row", "a few rows in the order of an index", "a few rows, sorted"
-OF_LIVE = "those of live sessions or of one runner, sorted, for whose order there is no index"
+POINT, FEW, SORTED = (
+    "one row",
+    "a few rows in the order of an index",
+    "a few rows, sorted",
+)
+OF_LIVE = (
+    "those of live sessions or of one runner, sorted, for whose order there is no index"
+)
 _NO_TABLE = re.compile(r" CONSTANT ROW$| json_each VIRTUAL TABLE INDEX 1:$| part_\d$")
 CALLS: dict[str, tuple[str, Callable[[DjangoDb], object]]] = {
     "upsert_agent": (POINT, lambda db: db.upsert_agent("agent 7", "/new", "large")),
     "get_agent": (POINT, lambda db: db.get_agent("agent 7", "large")),
     "list_agents": (SORTED, lambda db: db.list_agents("small")),
     "delete_agent": (POINT, lambda db: db.delete_agent("rare", "large")),
-    "insert_session": (POINT, lambda db: db.insert_session("new", "agent 7", "sb", "large")),
-    "update_session_status": (POINT, lambda db: db.update_session_status("s7", "paused")),
-    "update_session_status if": (POINT, lambda db: db.update_session_status("s7", "paused", only_if="ended")),
+    "insert_session": (
+        POINT,
+        lambda db: db.insert_session("new", "agent 7", "sb", "large"),
+    ),
+    "update_session_status": (
+        POINT,
+        lambda db: db.update_session_status("s7", "paused"),
+    ),
+    "update_session_status if": (
+        POINT,
+        lambda db: db.update_session_status("s7", "paused", only_if="ended"),
+    ),
     "update_session_sandbox": (POINT, lambda db: db.update_session_sandbox("s7", "sb")),
     "update_session_runner": (POINT, lambda db: db.update_session_runner("s7", "r3")),
-    "update_session_runner if on another": (POINT, lambda db: db.update_session_runner("s7", "r3", only_if="r1")),
-    "update_session_runner if on none": (POINT, lambda db: db.update_session_runner("s7", "r3", only_if=None)),
+    "update_session_runner if on another": (
+        POINT,
+        lambda db: db.update_session_runner("s7", "r3", only_if="r1"),
+    ),
+    "update_session_runner if on none": (
+        POINT,
+        lambda db: db.update_session_runner("s7", "r3", only_if=None),
+    ),
     "get_session": (POINT, lambda db: db.get_session("s7")),
     "list_sessions": (SORTED, lambda db: db.list_sessions("small")),
     "list_sessions of an agent": (SORTED, lambda db: db.list_sessions("large", "rare")),
     "list_sessions, first page": (FEW, lambda db: db.list_sessions("large", limit=10)),
-    "list_sessions, later page": (FEW, lambda db: db.list_sessions("large", limit=10, before=_LAST)),
-    "list_sessions of an agent, first page": (FEW, lambda db: db.list_sessions("large", "agent 0", limit=10)),
+    "list_sessions, later page": (
+        FEW,
+        lambda db: db.list_sessions("large", limit=10, before=_LAST),
+    ),
+    "list_sessions of an agent, first page": (
+        FEW,
+        lambda db: db.list_sessions("large", "agent 0", limit=10),
+    ),
     "list_sessions of an agent, later page": (
         FEW,
         lambda db: db.list_sessions("large", "agent 0", limit=10, before=_LAST),
     ),
-    "list_sessions of a rare agent, first page": (FEW, lambda db: db.list_sessions("large", "rare", limit=10)),
-    "list_sessions in a status, first page": (FEW, lambda db: db.list_sessions("large", status="ended", limit=10)),
+    "list_sessions of a rare agent, first page": (
+        FEW,
+        lambda db: db.list_sessions("large", "rare", limit=10),
+    ),
+    "list_sessions in a status, first page": (
+        FEW,
+        lambda db: db.list_sessions("large", status="ended", limit=10),
+    ),
     "list_sessions in a rare status, first page": (
         FEW,
         lambda db: db.list_sessions("small", status=("active", "paused"), limit=10),
     ),
     "list_sessions in a status, later page": (
         FEW,
-        lambda db: db.list_sessions("large", status=("active", "ended"), limit=10, before=_LAST),
+        lambda db: db.list_sessions(
+            "large", status=("active", "ended"), limit=10, before=_LAST
+        ),
     ),
     "list_sessions of a runner, first page": (
         FEW,
         lambda db: db.list_sessions("small", runner_id="r1", limit=10),
     ),
-    "count_sessions in a status": (POINT, lambda db: db.count_sessions("large", status=("active", "paused"))),
+    "count_sessions in a status": (
+        POINT,
+        lambda db: db.count_sessions("large", status=("active", "paused")),
+    ),
     "claim_session": (POINT, lambda db: db.claim_session("s7", "r3")),
     "claim_session of a silent one": (
         POINT,
@@ -150,43 +209,88 @@ CALLS: dict[str, tuple[str, Callable[[DjangoDb], object]]] = {
     ),
     "get_silent_sessions, all": (OF_LIVE, lambda db: db.get_silent_sessions(_LATE)),
     "get_silent_sessions": (OF_LIVE, lambda db: db.get_silent_sessions(_LATE, limit=5)),
-    "touch_session of a runner": (POINT, lambda db: db.touch_session("s10000", runner_id="r1")),
-    "touch_sessions": (POINT, lambda db: db.touch_sessions([f"s{number}" for number in range(1000)])),
-    "touch_sessions of a runner": (POINT, lambda db: db.touch_sessions(["s7", "s10000"], runner_id="r1")),
+    "touch_session of a runner": (
+        POINT,
+        lambda db: db.touch_session("s10000", runner_id="r1"),
+    ),
+    "touch_sessions": (
+        POINT,
+        lambda db: db.touch_sessions([f"s{number}" for number in range(1000)]),
+    ),
+    "touch_sessions of a runner": (
+        POINT,
+        lambda db: db.touch_sessions(["s7", "s10000"], runner_id="r1"),
+    ),
     "delete_session": (POINT, lambda db: db.delete_session("s7")),
     "list_sessions_by_runner": (SORTED, lambda db: db.list_sessions_by_runner("r1")),
     "touch_session": (POINT, lambda db: db.touch_session("s7")),
     "insert_sandbox": (POINT, lambda db: db.insert_sandbox("new", "agent 7", "/")),
     "update_sandbox_state": (POINT, lambda db: db.update_sandbox_state("sb7", "warm")),
-    "update_sandbox_state if": (POINT, lambda db: db.update_sandbox_state("sb7", "warm", only_if=["cold", "warm"])),
+    "update_sandbox_state if": (
+        POINT,
+        lambda db: db.update_sandbox_state("sb7", "warm", only_if=["cold", "warm"]),
+    ),
     "update_sandbox_session": (POINT, lambda db: db.update_sandbox_session("sb7", "s")),
     "touch_sandbox": (POINT, lambda db: db.touch_sandbox("sb7")),
-    "touch_sandboxes": (POINT, lambda db: db.touch_sandboxes([f"sb{number}" for number in range(1000)])),
+    "touch_sandboxes": (
+        POINT,
+        lambda db: db.touch_sandboxes([f"sb{number}" for number in range(1000)]),
+    ),
     "get_sandbox": (POINT, lambda db: db.get_sandbox("sb7")),
     "list_sandboxes": (SORTED, lambda db: db.list_sandboxes("small")),
-    "list_sandboxes, first page": (FEW, lambda db: db.list_sandboxes("large", limit=10)),
-    "list_sandboxes, later page": (FEW, lambda db: db.list_sandboxes("large", limit=10, before=_LAST_SANDBOX)),
-    "list_sandboxes in a state, first page": (FEW, lambda db: db.list_sandboxes("large", state="cold", limit=10)),
+    "list_sandboxes, first page": (
+        FEW,
+        lambda db: db.list_sandboxes("large", limit=10),
+    ),
+    "list_sandboxes, later page": (
+        FEW,
+        lambda db: db.list_sandboxes("large", limit=10, before=_LAST_SANDBOX),
+    ),
+    "list_sandboxes in a state, first page": (
+        FEW,
+        lambda db: db.list_sandboxes("large", state="cold", limit=10),
+    ),
     "list_sandboxes in a rare state, first page": (
         FEW,
         lambda db: db.list_sandboxes("small", state=("warm", "running"), limit=10),
     ),
-    "list_sandboxes of a session": (SORTED, lambda db: db.list_sandboxes("large", session_id="s7", limit=10)),
+    "list_sandboxes of a session": (
+        SORTED,
+        lambda db: db.list_sandboxes("large", session_id="s7", limit=10),
+    ),
     "list_sandboxes_by_runner": (OF_LIVE, lambda db: db.list_sandboxes_by_runner("r1")),
     "count_sandboxes in a state": (POINT, lambda db: db.count_sandboxes(state="warm")),
-    "claim_warm_sandbox": (FEW, lambda db: db.claim_warm_sandbox("pool", "s7", "large")),
-    "mark_sandboxes_cold_by_runner": (POINT, lambda db: db.mark_sandboxes_cold_by_runner("r1")),
+    "claim_warm_sandbox": (
+        FEW,
+        lambda db: db.claim_warm_sandbox("pool", "s7", "large"),
+    ),
+    "mark_sandboxes_cold_by_runner": (
+        POINT,
+        lambda db: db.mark_sandboxes_cold_by_runner("r1"),
+    ),
     "get_best_eviction_candidate": (FEW, lambda db: db.get_best_eviction_candidate()),
     "claim_eviction_candidate": (FEW, lambda db: db.claim_eviction_candidate()),
-    "get_best_eviction_candidate, unused": (FEW, lambda db: db.get_best_eviction_candidate(unused_since=_SOON)),
-    "claim_eviction_candidate, unused": (FEW, lambda db: db.claim_eviction_candidate(unused_since=_SOON)),
+    "get_best_eviction_candidate, unused": (
+        FEW,
+        lambda db: db.get_best_eviction_candidate(unused_since=_SOON),
+    ),
+    "claim_eviction_candidate, unused": (
+        FEW,
+        lambda db: db.claim_eviction_candidate(unused_since=_SOON),
+    ),
     "get_idle_sandboxes": (FEW, lambda db: db.get_idle_sandboxes(_SOON)),
     "get_cold_sandboxes": (FEW, lambda db: db.get_cold_sandboxes(_SOON)),
     "delete_sandbox": (POINT, lambda db: db.delete_sandbox("sb7")),
-    "bulk_pause_sessions_by_runner": (POINT, lambda db: db.bulk_pause_sessions_by_runner("r1")),
+    "bulk_pause_sessions_by_runner": (
+        POINT,
+        lambda db: db.bulk_pause_sessions_by_runner("r1"),
+    ),
     "bulk_pause_active_sessions": (POINT, lambda db: db.bulk_pause_active_sessions()),
     "get_api_key_by_hash": (POINT, lambda db: db.get_api_key_by_hash("hash 7")),
-    "insert_api_key": (POINT, lambda db: db.insert_api_key("new", "large", "new hash", "")),
+    "insert_api_key": (
+        POINT,
+        lambda db: db.insert_api_key("new", "large", "new hash", ""),
+    ),
     "list_api_keys_by_tenant": (SORTED, lambda db: db.list_api_keys_by_tenant("small")),
     "delete_api_key": (POINT, lambda db: db.delete_api_key("k7")),
     "issue_api_key": (POINT, lambda db: db.issue_api_key("large", "")),
@@ -207,16 +311,23 @@ def test_every_method_has_its_plan_looked_at_here() -> None:
     }
 
 
-def _statements(db: DjangoDb, call: Callable[[DjangoDb], object]) -> list[tuple[str, list[Any]]]:
+def _statements(
+    db: DjangoDb, call: Callable[[DjangoDb], object]
+) -> list[tuple[str, list[Any]]]:
     """Return what the call sends; what it changes is undone."""
     seen: list[tuple[str, list[Any]]] = []
 
-    def look(run: Callable[..., object], sql: str, params: Any, many: bool, context: object) -> object:
+    def look(
+        run: Callable[..., object], sql: str, params: Any, many: bool, context: object
+    ) -> object:
         if sql.startswith(("SELECT", "(SELECT", "INSERT", "UPDATE", "DELETE", "WITH")):
             seen.append((sql, list(params or [])))
         return run(sql, params, many, context)
 
-    with transaction.atomic(using=db.alias), connections[db.alias].execute_wrapper(look):
+    with (
+        transaction.atomic(using=db.alias),
+        connections[db.alias].execute_wrapper(look),
+    ):
         call(db)
         transaction.set_rollback(True, using=db.alias)
     assert seen
@@ -236,12 +347,16 @@ def _sqlite_plan(db: DjangoDb, call: Callable[[DjangoDb], object]) -> list[str]:
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_sqlite_uses_an_index_without_analyze(large_sqlite: DjangoDb, name: str) -> None:
+def test_sqlite_uses_an_index_without_analyze(
+    large_sqlite: DjangoDb, name: str
+) -> None:
     kind, call = CALLS[name]
 
     plan = _sqlite_plan(large_sqlite, call)
 
-    assert [step for step in plan if step.startswith("SCAN") and not _NO_TABLE.search(step)] == []
+    assert [
+        step for step in plan if step.startswith("SCAN") and not _NO_TABLE.search(step)
+    ] == []
     sorts = [step for step in plan if "TEMP B-TREE" in step]
     # Names sort as the index holds them; everything else has an index in its order, too.
     assert sorts == [] or kind == OF_LIVE, plan
@@ -249,42 +364,66 @@ def test_sqlite_uses_an_index_without_analyze(large_sqlite: DjangoDb, name: str)
         assert [step for step in plan if step.startswith("SEARCH")], (kind, plan)
 
 
-def test_sqlite_finds_the_eviction_candidate_with_three_probes(large_sqlite: DjangoDb) -> None:
+def test_sqlite_finds_the_eviction_candidate_with_three_probes(
+    large_sqlite: DjangoDb,
+) -> None:
     plan = _sqlite_plan(large_sqlite, lambda db: db.get_best_eviction_candidate())
 
     searches = [step for step in plan if step.startswith("SEARCH")]
-    probes = [step for step in searches if "idx_sandboxes_state_last_used (state=?)" in step]
+    probes = [
+        step for step in searches if "idx_sandboxes_state_last_used (state=?)" in step
+    ]
     assert len(probes) == 3
     assert len(searches) == 4
 
 
-def test_sqlite_reads_the_unused_in_the_order_of_their_index(large_sqlite: DjangoDb) -> None:
+def test_sqlite_reads_the_unused_in_the_order_of_their_index(
+    large_sqlite: DjangoDb,
+) -> None:
     for call in (CALLS["get_idle_sandboxes"][1], CALLS["get_cold_sandboxes"][1]):
         [step] = _sqlite_plan(large_sqlite, call)
-        assert step == "SEARCH sandboxes USING INDEX idx_sandboxes_state_last_used (state=? AND last_used_at<?)"
+        assert (
+            step
+            == "SEARCH sandboxes USING INDEX idx_sandboxes_state_last_used (state=? AND last_used_at<?)"
+        )
 
 
 def test_sqlite_pages_within_the_range_of_the_index(large_sqlite: DjangoDb) -> None:
     [step] = _sqlite_plan(large_sqlite, CALLS["list_sessions, later page"][1])
-    assert step == "SEARCH sessions USING INDEX idx_sessions_tenant_created (tenant_id=? AND created_at<?)"
+    assert (
+        step
+        == "SEARCH sessions USING INDEX idx_sessions_tenant_created (tenant_id=? AND created_at<?)"
+    )
 
-    [step] = _sqlite_plan(large_sqlite, CALLS["list_sessions of an agent, later page"][1])
-    assert "idx_sessions_agent_created (tenant_id=? AND agent_name=? AND created_at<?)" in step
+    [step] = _sqlite_plan(
+        large_sqlite, CALLS["list_sessions of an agent, later page"][1]
+    )
+    assert (
+        "idx_sessions_agent_created (tenant_id=? AND agent_name=? AND created_at<?)"
+        in step
+    )
 
 
 def test_sqlite_marks_only_those_cold_that_are_not(large_sqlite: DjangoDb) -> None:
     plan = _sqlite_plan(large_sqlite, lambda db: db.mark_all_sandboxes_cold())
 
     assert [step for step in plan if step.startswith("SCAN")] == []
-    assert len([step for step in plan if step.startswith("SEARCH") and "state" in step]) == 2
+    assert (
+        len([step for step in plan if step.startswith("SEARCH") and "state" in step])
+        == 2
+    )
 
 
 def test_sqlite_finds_the_finished_sessions_on_an_index(large_sqlite: DjangoDb) -> None:
     plan = _sqlite_plan(large_sqlite, lambda db: db.prune_sessions(_SOON, 10))
 
-    assert [step for step in plan if step.startswith("SCAN") and "json_each" not in step] == []
+    assert [
+        step for step in plan if step.startswith("SCAN") and "json_each" not in step
+    ] == []
     assert [step for step in plan if "idx_sessions_status_created (status=?)" in step]
-    assert [step for step in plan if "sandboxes USING INDEX idx_sandboxes_session" in step], plan
+    assert [
+        step for step in plan if "sandboxes USING INDEX idx_sandboxes_session" in step
+    ], plan
 
 
 def test_sqlite_counts_on_an_index(large_sqlite: DjangoDb) -> None:
@@ -297,7 +436,11 @@ def test_sqlite_counts_on_an_index(large_sqlite: DjangoDb) -> None:
 
 
 def _postgres_nodes(
-    db: DjangoDb, call: Callable[[DjangoDb], object], *, times: int = 1, analyze: bool = False
+    db: DjangoDb,
+    call: Callable[[DjangoDb], object],
+    *,
+    times: int = 1,
+    analyze: bool = False,
 ) -> list[dict[str, Any]]:
     """Return the nodes of the plans of a call's statements, prepared as the adapter has them prepared."""
     found: list[dict[str, Any]] = []
@@ -305,7 +448,9 @@ def _postgres_nodes(
     with transaction.atomic(using=db.alias), connections[db.alias].cursor() as cursor:
         for sql, params in statements:
             first, *others = sql.split("%s")
-            numbered = first + "".join(f"${number}{part}" for number, part in enumerate(others, 1))
+            numbered = first + "".join(
+                f"${number}{part}" for number, part in enumerate(others, 1)
+            )
             cursor.execute("DEALLOCATE ALL")
             cursor.execute(f"PREPARE looked_at AS {numbered}")
             options = "ANALYZE, BUFFERS, FORMAT JSON" if analyze else "FORMAT JSON"
@@ -313,7 +458,9 @@ def _postgres_nodes(
             for _ in range(times):
                 cursor.execute(f"EXPLAIN ({options}) EXECUTE looked_at{places}", params)
             [(plan,)] = cursor.fetchall()
-            found += _nodes((json.loads(plan) if isinstance(plan, str) else plan)[0]["Plan"])
+            found += _nodes(
+                (json.loads(plan) if isinstance(plan, str) else plan)[0]["Plan"]
+            )
         transaction.set_rollback(True, using=db.alias)
     return found
 
@@ -328,7 +475,9 @@ def _nodes(plan: dict[str, Any]) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("times", TIMES)
 @pytest.mark.parametrize("name", CALLS)
-def test_postgresql_uses_an_index(large_postgres: DjangoDb, name: str, times: int) -> None:
+def test_postgresql_uses_an_index(
+    large_postgres: DjangoDb, name: str, times: int
+) -> None:
     kind, call = CALLS[name]
 
     nodes = _postgres_nodes(large_postgres, call, times=times)
@@ -338,7 +487,9 @@ def test_postgresql_uses_an_index(large_postgres: DjangoDb, name: str, times: in
     if kind not in (SORTED, OF_LIVE):
         assert "Sort" not in kinds and "Incremental Sort" not in kinds, kinds
     if not name.startswith(("insert", "issue", "upsert")):
-        assert {"Index Scan", "Index Only Scan", "Bitmap Index Scan"} & set(kinds), kinds
+        assert {"Index Scan", "Index Only Scan", "Bitmap Index Scan"} & set(kinds), (
+            kinds
+        )
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -349,9 +500,15 @@ def test_postgresql_sorts_by_code_point(large_postgres: DjangoDb, name: str) -> 
 
 
 @pytest.mark.parametrize("times", TIMES)
-@pytest.mark.parametrize("name", [name for name, (kind, _) in CALLS.items() if kind == FEW])
-def test_postgresql_reads_few_pages_for_few_rows(large_postgres: DjangoDb, name: str, times: int) -> None:
-    root, *_ = _postgres_nodes(large_postgres, CALLS[name][1], times=times, analyze=True)
+@pytest.mark.parametrize(
+    "name", [name for name, (kind, _) in CALLS.items() if kind == FEW]
+)
+def test_postgresql_reads_few_pages_for_few_rows(
+    large_postgres: DjangoDb, name: str, times: int
+) -> None:
+    root, *_ = _postgres_nodes(
+        large_postgres, CALLS[name][1], times=times, analyze=True
+    )
 
     # A page of 8 kB holds about 70 rows, and an index of 100,000 rows is three pages deep.
     assert root["Shared Hit Blocks"] + root["Shared Read Blocks"] < 100
@@ -369,16 +526,32 @@ def test_postgresql_writes_what_is_claimed_by_its_key(
     nodes = _postgres_nodes(large_postgres, lambda _: CALLS[name][1](db), times=times)
 
     # Those of subqueries are called otherwise.
-    scans = [node for node in nodes if node.get("Alias") in ("sandboxes", "sessions") and "Scan" in node["Node Type"]]
+    scans = [
+        node
+        for node in nodes
+        if node.get("Alias") in ("sandboxes", "sessions")
+        and "Scan" in node["Node Type"]
+    ]
     written = {node["Index Name"] for node in scans}
     assert written in ({"sandboxes_pkey"}, {"sessions_pkey"})
 
 
 @pytest.mark.parametrize("times", TIMES)
-def test_postgresql_finds_the_eviction_candidate_with_three_probes(large_postgres: DjangoDb, times: int) -> None:
-    nodes = _postgres_nodes(large_postgres, lambda db: db.get_best_eviction_candidate(), times=times, analyze=True)
+def test_postgresql_finds_the_eviction_candidate_with_three_probes(
+    large_postgres: DjangoDb, times: int
+) -> None:
+    nodes = _postgres_nodes(
+        large_postgres,
+        lambda db: db.get_best_eviction_candidate(),
+        times=times,
+        analyze=True,
+    )
 
-    probes = [node for node in nodes if node.get("Index Name") == "idx_sandboxes_state_last_used"]
+    probes = [
+        node
+        for node in nodes
+        if node.get("Index Name") == "idx_sandboxes_state_last_used"
+    ]
     assert len(probes) == 3
     assert [node["Node Type"] for node in nodes].count("Limit") == 3
     # The first state has a sandbox, so that the others are not looked for.
@@ -388,7 +561,10 @@ def test_postgresql_finds_the_eviction_candidate_with_three_probes(large_postgre
 def test_postgresql_marks_only_those_cold_that_are_not(large_postgres_url: str) -> None:
     # Before the first ANALYZE PostgreSQL takes a third of the rows to be on either side of any value, and reads all.
     with agentdb.connect(large_postgres_url) as db:
-        execute(large_postgres_url, "UPDATE sandboxes SET state = 'cold' WHERE state = 'waiting'")
+        execute(
+            large_postgres_url,
+            "UPDATE sandboxes SET state = 'cold' WHERE state = 'waiting'",
+        )
         execute(large_postgres_url, "VACUUM ANALYZE sandboxes")
 
         nodes = _postgres_nodes(db, lambda db: db.mark_all_sandboxes_cold())
@@ -407,7 +583,9 @@ def large_cockroach() -> Iterator[DjangoDb]:
     execute(cluster, f"CREATE DATABASE {name}")
     url = urlunsplit(urlsplit(cluster)._replace(path=f"/{name}"))
     agentdb.connect(url, migrate=True).close()
-    _fill(url, "cockroachdb", rows=ROWS // 5)  # each row is an entry in up to seven indexes, three times on a cluster
+    _fill(
+        url, "cockroachdb", rows=ROWS // 5
+    )  # each row is an entry in up to seven indexes, three times on a cluster
     for table in TABLES:
         execute(url, f"ANALYZE {table}")
     with agentdb.connect(url) as db:
@@ -431,5 +609,7 @@ def test_cockroachdb_uses_an_index(large_cockroach: DjangoDb, name: str) -> None
     plan = _cockroach_plan(large_cockroach, call)
 
     assert "FULL SCAN" not in plan, plan
-    if kind == FEW and "zigzag join" not in plan:  # which finds the few rows that two indexes agree on
+    if (
+        kind == FEW and "zigzag join" not in plan
+    ):  # which finds the few rows that two indexes agree on
         assert "top-k" not in plan and "• sort" not in plan, plan

@@ -38,7 +38,11 @@ print([agent.name for agent in Agent.objects.all()], Agent.objects.all().db, Use
 
 
 def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "DJANGO_SETTINGS_MODULE": "site_settings", "PYTHONPATH": str(folder)}
+    environment = {
+        **os.environ,
+        "DJANGO_SETTINGS_MODULE": "site_settings",
+        "PYTHONPATH": str(folder),
+    }
     return subprocess.run(
         [sys.executable, *arguments],
         cwd=folder,
@@ -57,7 +61,12 @@ def project(folder: Path, url: str, alias: str = 'AGENTDB_ALIAS = "agents"') -> 
 def tables(path: Path) -> set[str]:
     connection = sqlite3.connect(path)
     try:
-        return {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        return {
+            name
+            for (name,) in connection.execute(
+                "SELECT name FROM sqlite_master WHERE type = 'table'"
+            )
+        }
     finally:
         connection.close()
 
@@ -65,7 +74,9 @@ def tables(path: Path) -> set[str]:
 OURS = {"agents", "sessions", "sandboxes", "api_keys"}
 
 
-def test_each_database_gets_its_own_tables_and_the_models_find_theirs(tmp_path: Path, empty_url: str, engine: str):
+def test_each_database_gets_its_own_tables_and_the_models_find_theirs(
+    tmp_path: Path, empty_url: str, engine: str
+):
     project(tmp_path, empty_url)
 
     for arguments in (["migrate"], ["migrate", "--database", "agents"]):
@@ -75,15 +86,24 @@ def test_each_database_gets_its_own_tables_and_the_models_find_theirs(tmp_path: 
     assert not tables(tmp_path / "site.sqlite3") & OURS
     assert {"auth_user", "django_session"} <= tables(tmp_path / "site.sqlite3")
     looked = run(tmp_path, "-m", "django", "inspectdb", "--database", "agents")
-    assert set(re.findall(r"db_table = '(\w+)'", looked.stdout)) == OURS | {"django_migrations"}
-    assert run(tmp_path, "-m", "django", "verifydb", "--database", "agents").returncode == 0
+    assert set(re.findall(r"db_table = '(\w+)'", looked.stdout)) == OURS | {
+        "django_migrations"
+    }
+    assert (
+        run(tmp_path, "-m", "django", "verifydb", "--database", "agents").returncode
+        == 0
+    )
     used = run(tmp_path, "-c", _USE)
     assert (used.stdout, used.stderr) == ("['a'] agents default\n", "")
     assert run(tmp_path, "-m", "django", "makemigrations", "--check").returncode == 0
 
 
-@pytest.mark.parametrize(("alias", "shown"), [("", "None"), ('AGENTDB_ALIAS = "agnets"', "'agnets'")])
-def test_a_setting_that_names_no_database_is_named(tmp_path: Path, alias: str, shown: str):
+@pytest.mark.parametrize(
+    ("alias", "shown"), [("", "None"), ('AGENTDB_ALIAS = "agnets"', "'agnets'")]
+)
+def test_a_setting_that_names_no_database_is_named(
+    tmp_path: Path, alias: str, shown: str
+):
     project(tmp_path, f"sqlite:///{tmp_path / 'agents.db'}", alias)
 
     finished = run(tmp_path, "-m", "django", "migrate")
@@ -96,7 +116,9 @@ def test_a_setting_that_names_no_database_is_named(tmp_path: Path, alias: str, s
 
 
 def test_with_default_the_project_s_tables_stay_where_they_are(tmp_path: Path):
-    project(tmp_path, f"sqlite:///{tmp_path / 'agents.db'}", 'AGENTDB_ALIAS = "default"')
+    project(
+        tmp_path, f"sqlite:///{tmp_path / 'agents.db'}", 'AGENTDB_ALIAS = "default"'
+    )
 
     assert run(tmp_path, "-m", "django", "migrate").returncode == 0
 

@@ -50,13 +50,18 @@ def test_the_answers_are_the_same(make_postgres_database: Make, setting: str) ->
         db.insert_sandbox("sb", "ä", "/w")
         db.update_sandbox_state("sb", "waiting")
         assert db.get_idle_sandboxes(datetime(2020, 1, 1, tzinfo=UTC)) == []
-        assert [sandbox.id for sandbox in db.get_idle_sandboxes(datetime(2100, 1, 1, tzinfo=UTC))] == ["sb"]
+        assert [
+            sandbox.id
+            for sandbox in db.get_idle_sandboxes(datetime(2100, 1, 1, tzinfo=UTC))
+        ] == ["sb"]
         assert db.run_transaction(lambda inside: inside.list_agents()) == [agent]
         assert db.health().ok
 
 
 @pytest.mark.parametrize("engine", ["postgresql"])
-@pytest.mark.parametrize("setting", ["DateStyle = 'German, DMY'", "TimeZone = 'America/New_York'"])
+@pytest.mark.parametrize(
+    "setting", ["DateStyle = 'German, DMY'", "TimeZone = 'America/New_York'"]
+)
 def test_an_adoption_and_the_way_back_write_what_they_always_write(
     load_legacy: Load, engine: str, setting: str
 ) -> None:
@@ -74,8 +79,12 @@ def test_an_adoption_and_the_way_back_write_what_they_always_write(
     assert found[0] == found[1] and "T" in found[0][0][1]
 
 
-@pytest.mark.parametrize("setting", ["DateStyle = 'German, DMY'", "TimeZone = 'America/New_York'"])
-def test_a_copy_has_the_same_instants(make_postgres_database: Make, setting: str) -> None:
+@pytest.mark.parametrize(
+    "setting", ["DateStyle = 'German, DMY'", "TimeZone = 'America/New_York'"]
+)
+def test_a_copy_has_the_same_instants(
+    make_postgres_database: Make, setting: str
+) -> None:
     source, target = make_postgres_database(), make_postgres_database()
     give(source, setting)
     give(target, setting)

@@ -23,7 +23,9 @@ from tests.helpers.legacy_databases import opened
 from tests.project.test_cli import cli  # noqa: F401 (a fixture)
 
 
-def mounted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *mounts: tuple[str, str]) -> None:
+def mounted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *mounts: tuple[str, str]
+) -> None:
     """Let the mount table be these places and types, after a local one at /."""
     lines = [
         f"{number} 1 0:{number} / {place} rw,relatime shared:1 - {kind} source rw\n"
@@ -49,12 +51,23 @@ def everything_says(path: Path, concern: str) -> None:
     with opened(f"sqlite:///{path}") as connection:
         (found,) = check_sqlite_file_system([connection.alias])
         assert (found.id, found.msg) == ("agentdb.W001", concern)
-        assert [(note.code, note.message) for note in verify(connection).notes] == [("file.system", concern)]
-        assert [each.detail for each in examine(Budget(connection)).findings if each.code == "file_system"] == [concern]
+        assert [(note.code, note.message) for note in verify(connection).notes] == [
+            ("file.system", concern)
+        ]
+        assert [
+            each.detail
+            for each in examine(Budget(connection)).findings
+            if each.code == "file_system"
+        ] == [concern]
 
 
-@pytest.mark.parametrize("kind", ["nfs", "nfs4", "cifs", "9p", "virtiofs", "fuse.sshfs", "fuse", "fuseblk", "smb3"])
-def test_a_shared_file_system_is_known_by_its_type(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(
+    "kind",
+    ["nfs", "nfs4", "cifs", "9p", "virtiofs", "fuse.sshfs", "fuse", "fuseblk", "smb3"],
+)
+def test_a_shared_file_system_is_known_by_its_type(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     mounted(tmp_path, monkeypatch, ("/srv/state", kind))
 
     assert shared_file_system("/srv/state/deep/x.db") == kind
@@ -62,19 +75,34 @@ def test_a_shared_file_system_is_known_by_its_type(kind: str, tmp_path: Path, mo
 
 
 @pytest.mark.parametrize("kind", ["ext4", "xfs", "btrfs", "overlay", "tmpfs", "zfs"])
-def test_a_local_file_system_is_none(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_local_file_system_is_none(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     mounted(tmp_path, monkeypatch, ("/srv", kind))
 
     assert shared_file_system("/srv/x.db") == ""
 
 
-def test_the_innermost_and_latest_mount_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    mounted(tmp_path, monkeypatch, ("/a/local", "ext4"), ("/a", "nfs"), ("/b", "nfs"), ("/b", "xfs"))
+def test_the_innermost_and_latest_mount_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    mounted(
+        tmp_path,
+        monkeypatch,
+        ("/a/local", "ext4"),
+        ("/a", "nfs"),
+        ("/b", "nfs"),
+        ("/b", "xfs"),
+    )
 
-    assert [shared_file_system(path) for path in ("/a/x.db", "/a/local/x.db", "/b/x.db")] == ["nfs", "", ""]
+    assert [
+        shared_file_system(path) for path in ("/a/x.db", "/a/local/x.db", "/b/x.db")
+    ] == ["nfs", "", ""]
 
 
-def test_a_place_with_a_space_and_a_link_to_it_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_place_with_a_space_and_a_link_to_it_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     shared = tmp_path / "my share"
     shared.mkdir()
     (tmp_path / "link").symlink_to(shared)
@@ -83,13 +111,17 @@ def test_a_place_with_a_space_and_a_link_to_it_are_found(tmp_path: Path, monkeyp
     assert shared_file_system(tmp_path / "link" / "x.db") == "cifs"
 
 
-def test_no_mount_table_is_no_shared_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_no_mount_table_is_no_shared_file_system(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(sqlite_files, "MOUNT_TABLE", tmp_path / "none")
 
     assert shared_file_system(tmp_path) == ""
 
 
-def test_a_new_file_there_gets_no_write_ahead_log_and_one_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_new_file_there_gets_no_write_ahead_log_and_one_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     mounted(tmp_path, monkeypatch, (str(tmp_path), "nfs4"))
     path = tmp_path / "x.db"
 
@@ -97,7 +129,9 @@ def test_a_new_file_there_gets_no_write_ahead_log_and_one_warning(tmp_path: Path
         db = connect(f"sqlite:///{path}", migrate=True)
     with db:
         db.upsert_agent("a", "/a")
-        assert db.health().warnings == tuple(filter(None, [version_concern(sqlite3.sqlite_version)]))
+        assert db.health().warnings == tuple(
+            filter(None, [version_concern(sqlite3.sqlite_version)])
+        )
 
     assert journal_mode(path) == "delete"
     assert [str(warning.message) for warning in caught] == [
@@ -118,7 +152,9 @@ def test_a_file_with_a_write_ahead_log_keeps_it_there_and_everything_says_so(
         "or move it to a local disk."
     )
 
-    with pytest.warns(RuntimeWarning, match="It has one, and keeps it until it is opened with"):
+    with pytest.warns(
+        RuntimeWarning, match="It has one, and keeps it until it is opened with"
+    ):
         settings = database_from_url(f"sqlite:///{path}")
     assert "journal_mode" not in settings["OPTIONS"]["init_command"]
     with warnings.catch_warnings():
@@ -127,7 +163,9 @@ def test_a_file_with_a_write_ahead_log_keeps_it_there_and_everything_says_so(
     assert journal_mode(path) == "wal"
 
 
-def test_a_file_with_several_names_is_said_to_be_in_danger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_file_with_several_names_is_said_to_be_in_danger(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     path = tmp_path / "x.db"
     connect(f"sqlite:///{path}", migrate=True).close()
     assert file_concern(path) == ""
@@ -148,10 +186,15 @@ def test_a_file_with_several_names_is_said_to_be_in_danger(tmp_path: Path, monke
 
 
 @pytest.mark.parametrize("journal", ["wal", "delete"])
-def test_the_url_decides_on_any_file_system(journal: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_url_decides_on_any_file_system(
+    journal: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     mounted(tmp_path, monkeypatch, (str(tmp_path), "nfs"))
     path = tmp_path / "x.db"
-    connect(f"sqlite:///{path}?journal={'wal' if journal == 'delete' else 'delete'}", migrate=True).close()
+    connect(
+        f"sqlite:///{path}?journal={'wal' if journal == 'delete' else 'delete'}",
+        migrate=True,
+    ).close()
 
     connect(f"sqlite:///{path}?journal={journal}").close()
 
@@ -183,7 +226,9 @@ def test_health_and_the_deployment_check_say_which_sqlite_runs(
     connect(url, migrate=True).close()
     concern = version_concern(sqlite3.sqlite_version)
 
-    assert json.loads(cli("--url", url, "health", "--json").stdout)["warnings"] == ([concern] if concern else [])
+    assert json.loads(cli("--url", url, "health", "--json").stdout)["warnings"] == (
+        [concern] if concern else []
+    )
     assert (concern in cli("--url", url, "health").stdout) or not concern
 
     with opened(url) as connection:
@@ -195,7 +240,9 @@ def test_health_and_the_deployment_check_say_which_sqlite_runs(
 
 
 @pytest.mark.parametrize("look", ["read_header", "copy_file"])
-def test_a_look_at_a_file_leaves_this_process_its_locks_on_it(look: str, tmp_path: Path):
+def test_a_look_at_a_file_leaves_this_process_its_locks_on_it(
+    look: str, tmp_path: Path
+):
     path = tmp_path / "a.db"
     write = "import sqlite3, sys; sqlite3.connect(sys.argv[1], timeout=0).execute('INSERT INTO t VALUES (2)')"
     other = [sys.executable, "-c", write, str(path)]
@@ -203,14 +250,20 @@ def test_a_look_at_a_file_leaves_this_process_its_locks_on_it(look: str, tmp_pat
         connection.execute("CREATE TABLE t (n INTEGER)")
         connection.execute("BEGIN IMMEDIATE")
         connection.execute("INSERT INTO t VALUES (1)")
-        assert b"database is locked" in subprocess.run(other, capture_output=True, check=False).stderr
+        assert (
+            b"database is locked"
+            in subprocess.run(other, capture_output=True, check=False).stderr
+        )
 
         if look == "read_header":
             assert sqlite_files.read_header(path)[0].startswith(b"SQLite format 3")
         else:
             sqlite_files.copy_file(path, tmp_path / "copy.db")
 
-        assert b"database is locked" in subprocess.run(other, capture_output=True, check=False).stderr
+        assert (
+            b"database is locked"
+            in subprocess.run(other, capture_output=True, check=False).stderr
+        )
         connection.execute("COMMIT")
 
 
@@ -220,6 +273,8 @@ def test_a_file_that_nobody_has_open_is_copied_and_closed(tmp_path: Path):
     sqlite_files.copy_file(tmp_path / "a.db", tmp_path / "b.db")
 
     assert (tmp_path / "b.db").read_bytes() == (tmp_path / "a.db").read_bytes()
-    assert sqlite_files.identity(tmp_path / "a.db") not in map(sqlite_files.identity, sqlite_files.descriptors())
+    assert sqlite_files.identity(tmp_path / "a.db") not in map(
+        sqlite_files.identity, sqlite_files.descriptors()
+    )
     with pytest.raises(FileNotFoundError):
         sqlite_files.copy_file(tmp_path / "gone.db", tmp_path / "c.db")

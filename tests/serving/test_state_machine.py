@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable
 from dataclasses import astuple, fields
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -28,7 +29,23 @@ STEPS_OF_A_RUN = 40
 TENANTS = st.sampled_from(["default", "acme", "'; --"])
 VIEWS = st.sampled_from([None, None, "default", "acme", "'; --"])
 # Each pair of these is told apart, and each is ordered, the same way everywhere.
-IDS = st.sampled_from(["a", "B", "b ", "é", "e\u0301", "\uffee", "😀", "%s", "?", "\ufdd0id\ufdd0", '"', "\\", "\n"])
+IDS = st.sampled_from(
+    [
+        "a",
+        "B",
+        "b ",
+        "é",
+        "e\u0301",
+        "\uffee",
+        "😀",
+        "%s",
+        "?",
+        "\ufdd0id\ufdd0",
+        '"',
+        "\\",
+        "\n",
+    ]
+)
 BAD_IDS = st.sampled_from(["", "a\0b", "\ud800", "x" * 513])
 ANY_ID = st.one_of(IDS, IDS, IDS, IDS, IDS, BAD_IDS)
 STATUSES = st.sampled_from([*map(str, SessionStatus), "actve"])
@@ -38,8 +55,12 @@ SEVERAL_STATES = st.one_of(st.none(), STATES, st.lists(STATES, max_size=3))
 Call = tuple[str, tuple[Any, ...], dict[str, Any]]
 
 
-def _calls(name: str, *arguments: st.SearchStrategy[Any], **named: st.SearchStrategy[Any]) -> st.SearchStrategy[Call]:
-    return st.tuples(st.just(name), st.tuples(*arguments), st.fixed_dictionaries({}, optional=named))
+def _calls(
+    name: str, *arguments: st.SearchStrategy[Any], **named: st.SearchStrategy[Any]
+) -> st.SearchStrategy[Call]:
+    return st.tuples(
+        st.just(name), st.tuples(*arguments), st.fixed_dictionaries({}, optional=named)
+    )
 
 
 OPTIONAL_ID = st.one_of(st.none(), IDS)
@@ -53,7 +74,12 @@ CALLS = st.one_of(
     _calls("update_session_status", ANY_ID, STATUSES, only_if=SEVERAL_STATUSES),
     _calls("update_session_sandbox", IDS, ANY_ID),
     _calls("update_session_runner", IDS, OPTIONAL_ID, only_if=OPTIONAL_ID),
-    _calls("claim_session", ANY_ID, ANY_ID, silent_for=st.sampled_from([timedelta(0), timedelta(days=1)])),
+    _calls(
+        "claim_session",
+        ANY_ID,
+        ANY_ID,
+        silent_for=st.sampled_from([timedelta(0), timedelta(days=1)]),
+    ),
     _calls("delete_session", IDS),
     _calls("get_session", ANY_ID),
     _calls(
@@ -64,11 +90,15 @@ CALLS = st.one_of(
         runner_id=OPTIONAL_ID,
         limit=st.integers(0, 4),
     ),
-    _calls("count_sessions", tenant_id=TENANTS, agent=OPTIONAL_ID, status=SEVERAL_STATUSES),
+    _calls(
+        "count_sessions", tenant_id=TENANTS, agent=OPTIONAL_ID, status=SEVERAL_STATUSES
+    ),
     _calls("list_sessions_by_runner", IDS),
     _calls("touch_session", ANY_ID, runner_id=OPTIONAL_ID),
     _calls("touch_sessions", st.lists(IDS, max_size=20), runner_id=OPTIONAL_ID),
-    _calls("insert_sandbox", ANY_ID, IDS, IDS, session_id=OPTIONAL_ID, tenant_id=TENANTS),
+    _calls(
+        "insert_sandbox", ANY_ID, IDS, IDS, session_id=OPTIONAL_ID, tenant_id=TENANTS
+    ),
     _calls("insert_sandbox", IDS, IDS, IDS, session_id=OPTIONAL_ID, tenant_id=TENANTS),
     _calls("update_sandbox_state", IDS, STATES, only_if=SEVERAL_STATES),
     _calls("update_sandbox_session", IDS, OPTIONAL_ID),
@@ -149,10 +179,18 @@ class Machine(RuleBasedStateMachine):
     def one_call(self, view: str | None, call: Call) -> None:
         self._same(view, lambda db: _made(db, call))
 
-    @rule(view=VIEWS, calls=st.lists(CALLS, max_size=5), fails=st.booleans(), catches=st.booleans())
-    def a_transaction(self, view: str | None, calls: list[Call], fails: bool, catches: bool) -> None:
+    @rule(
+        view=VIEWS,
+        calls=st.lists(CALLS, max_size=5),
+        fails=st.booleans(),
+        catches=st.booleans(),
+    )
+    def a_transaction(
+        self, view: str | None, calls: list[Call], fails: bool, catches: bool
+    ) -> None:
         def work(inside: Db) -> list[Any]:
-            results = [_outcome(lambda: _made(inside, call)) if catches else _made(inside, call) for call in calls]  # noqa: B023
+            made = [partial(_made, inside, call) for call in calls]
+            results = [_outcome(one) if catches else one() for one in made]
             if fails:
                 raise _Undone
             return results
@@ -165,7 +203,11 @@ class Machine(RuleBasedStateMachine):
 
         self._same(view, run)
 
-    @rule(view=VIEWS, id=IDS, method=st.sampled_from(["get_idle_sandboxes", "get_cold_sandboxes"]))
+    @rule(
+        view=VIEWS,
+        id=IDS,
+        method=st.sampled_from(["get_idle_sandboxes", "get_cold_sandboxes"]),
+    )
     def the_unused_older_than_one(self, view: str | None, id: str, method: str) -> None:
         def call(db: Db) -> Any:
             sandbox = db.get_sandbox(id)
@@ -173,8 +215,16 @@ class Machine(RuleBasedStateMachine):
 
         self._same(view, call)
 
-    @rule(view=VIEWS, id=IDS, method=st.sampled_from(["get_best_eviction_candidate", "claim_eviction_candidate"]))
-    def eviction_of_what_is_older_than_one(self, view: str | None, id: str, method: str) -> None:
+    @rule(
+        view=VIEWS,
+        id=IDS,
+        method=st.sampled_from(
+            ["get_best_eviction_candidate", "claim_eviction_candidate"]
+        ),
+    )
+    def eviction_of_what_is_older_than_one(
+        self, view: str | None, id: str, method: str
+    ) -> None:
         def call(db: Db) -> Any:
             sandbox = db.get_sandbox(id)
             return sandbox and getattr(db, method)(unused_since=sandbox.last_used_at)
@@ -182,40 +232,63 @@ class Machine(RuleBasedStateMachine):
         self._same(view, call)
 
     @rule(view=VIEWS, id=IDS, limit=st.integers(0, 3))
-    def silent_sessions_older_than_one(self, view: str | None, id: str, limit: int) -> None:
+    def silent_sessions_older_than_one(
+        self, view: str | None, id: str, limit: int
+    ) -> None:
         def call(db: Db) -> Any:
             session = db.get_session(id)
-            return session and db.get_silent_sessions(session.last_active_at, limit=limit)
+            return session and db.get_silent_sessions(
+                session.last_active_at, limit=limit
+            )
 
         self._same(view, call)
 
     @rule(view=VIEWS, id=IDS, limit=st.integers(0, 3))
-    def pruning_what_is_older_than_one(self, view: str | None, id: str, limit: int) -> None:
+    def pruning_what_is_older_than_one(
+        self, view: str | None, id: str, limit: int
+    ) -> None:
         def call(db: Db) -> Any:
             session = db.get_session(id)
-            return session and db.prune_sessions(session.last_active_at + timedelta(microseconds=1), limit)
+            return session and db.prune_sessions(
+                session.last_active_at + timedelta(microseconds=1), limit
+            )
 
         self._same(view, call)
 
     @rule(view=VIEWS, id=IDS, limit=st.integers(1, 3), statuses=SEVERAL_STATUSES)
-    def a_page_after_one(self, view: str | None, id: str, limit: int, statuses: Any) -> None:
+    def a_page_after_one(
+        self, view: str | None, id: str, limit: int, statuses: Any
+    ) -> None:
         def call(db: Db) -> Any:
             session = db.get_session(id)
-            return session and db.list_sessions(session.tenant_id, status=statuses, limit=limit, before=session.cursor)
+            return session and db.list_sessions(
+                session.tenant_id, status=statuses, limit=limit, before=session.cursor
+            )
 
         self._same(view, call)
 
     @rule(view=VIEWS, id=IDS, limit=st.integers(1, 3), states=SEVERAL_STATES)
-    def a_page_of_sandboxes_after_one(self, view: str | None, id: str, limit: int, states: Any) -> None:
+    def a_page_of_sandboxes_after_one(
+        self, view: str | None, id: str, limit: int, states: Any
+    ) -> None:
         def call(db: Db) -> Any:
             sandbox = db.get_sandbox(id)
-            return sandbox and db.list_sandboxes(sandbox.tenant_id, state=states, limit=limit, before=sandbox)
+            return sandbox and db.list_sandboxes(
+                sandbox.tenant_id, state=states, limit=limit, before=sandbox
+            )
 
         self._same(view, call)
 
     def teardown(self) -> None:
         for tenant in ("default", "acme", "'; --"):
-            self._same(tenant, lambda db: (db.list_agents(), db.list_sessions(), db.get_cold_sandboxes(instant(10**9))))
+            self._same(
+                tenant,
+                lambda db: (
+                    db.list_agents(),
+                    db.list_sessions(),
+                    db.get_cold_sandboxes(instant(10**9)),
+                ),
+            )
 
 
 def _made(db: Any, call: Call) -> Any:
@@ -224,13 +297,18 @@ def _made(db: Any, call: Call) -> Any:
 
 
 def test_the_engines_and_the_model_answer_the_same(
-    _migrated_sqlite: Path, make_postgres_database: Callable[..., str], _migrated_postgres: str, tmp_path: Path
+    _migrated_sqlite: Path,
+    make_postgres_database: Callable[..., str],
+    _migrated_postgres: str,
+    tmp_path: Path,
 ) -> None:
     path = tmp_path / "agentdb.sqlite3"
     path.write_bytes(_migrated_sqlite.read_bytes())
     with (
         agentdb.connect(f"sqlite:///{path}?synchronous=NORMAL") as sqlite,
-        agentdb.connect(make_postgres_database(template=_migrated_postgres)) as postgresql,
+        agentdb.connect(
+            make_postgres_database(template=_migrated_postgres)
+        ) as postgresql,
     ):
         Machine.real, Machine.steps = [sqlite, postgresql], 0
         run_state_machine_as_test(

@@ -13,11 +13,25 @@ from urllib.parse import urlsplit
 import pytest
 
 import agentdb
-from agentdb import DatabaseClosedError, Db, DjangoDb, DuplicateKeyError, InvalidInputError
+from agentdb import (
+    DatabaseClosedError,
+    Db,
+    DjangoDb,
+    DuplicateKeyError,
+    InvalidInputError,
+)
 from agentdb.serving import queries
 from agentdb.serving.compiled import Parameters
 from agentdb.testing import MemoryDb
-from tests.helpers.factories import execute, instant, make_agent, make_api_key, make_sandbox, make_session, set_column
+from tests.helpers.factories import (
+    execute,
+    instant,
+    make_agent,
+    make_api_key,
+    make_sandbox,
+    make_session,
+    set_column,
+)
 
 FUTURE = instant(10**9)
 
@@ -26,9 +40,18 @@ ANSWERS: dict[str, tuple[Callable[[Any], object], object]] = {
     "get_agent": (lambda db: db.get_agent("theirs"), None),
     "list_agents": (lambda db: db.list_agents(), []),
     "delete_agent": (lambda db: db.delete_agent("theirs"), False),
-    "update_session_status": (lambda db: db.update_session_status("theirs", "ended"), False),
-    "update_session_sandbox": (lambda db: db.update_session_sandbox("theirs", "sb"), False),
-    "update_session_runner": (lambda db: db.update_session_runner("theirs", None), False),
+    "update_session_status": (
+        lambda db: db.update_session_status("theirs", "ended"),
+        False,
+    ),
+    "update_session_sandbox": (
+        lambda db: db.update_session_sandbox("theirs", "sb"),
+        False,
+    ),
+    "update_session_runner": (
+        lambda db: db.update_session_runner("theirs", None),
+        False,
+    ),
     "get_session": (lambda db: db.get_session("theirs"), None),
     "list_sessions": (lambda db: db.list_sessions(), []),
     "count_sessions": (lambda db: db.count_sessions(), 0),
@@ -38,8 +61,14 @@ ANSWERS: dict[str, tuple[Callable[[Any], object], object]] = {
     "touch_session": (lambda db: db.touch_session("theirs"), False),
     "touch_sessions": (lambda db: db.touch_sessions(["theirs"]), []),
     "delete_session": (lambda db: db.delete_session("theirs"), False),
-    "update_sandbox_state": (lambda db: db.update_sandbox_state("theirs", "warm"), False),
-    "update_sandbox_session": (lambda db: db.update_sandbox_session("theirs", None), False),
+    "update_sandbox_state": (
+        lambda db: db.update_sandbox_state("theirs", "warm"),
+        False,
+    ),
+    "update_sandbox_session": (
+        lambda db: db.update_sandbox_session("theirs", None),
+        False,
+    ),
     "touch_sandbox": (lambda db: db.touch_sandbox("theirs"), False),
     "touch_sandboxes": (lambda db: db.touch_sandboxes(["theirs"]), []),
     "list_sandboxes": (lambda db: db.list_sandboxes(), []),
@@ -53,43 +82,84 @@ ANSWERS: dict[str, tuple[Callable[[Any], object], object]] = {
     "get_cold_sandboxes": (lambda db: db.get_cold_sandboxes(FUTURE), []),
     "delete_sandbox": (lambda db: db.delete_sandbox("theirs"), False),
     "mark_all_sandboxes_cold": (lambda db: db.mark_all_sandboxes_cold(), 0),
-    "mark_sandboxes_cold_by_runner": (lambda db: db.mark_sandboxes_cold_by_runner("r"), 0),
-    "bulk_pause_sessions_by_runner": (lambda db: db.bulk_pause_sessions_by_runner("r"), 0),
+    "mark_sandboxes_cold_by_runner": (
+        lambda db: db.mark_sandboxes_cold_by_runner("r"),
+        0,
+    ),
+    "bulk_pause_sessions_by_runner": (
+        lambda db: db.bulk_pause_sessions_by_runner("r"),
+        0,
+    ),
     "bulk_pause_active_sessions": (lambda db: db.bulk_pause_active_sessions(), 0),
     "get_api_key_by_hash": (lambda db: db.get_api_key_by_hash("theirs"), None),
     "list_api_keys_by_tenant": (lambda db: db.list_api_keys_by_tenant("acme"), []),
     "delete_api_key": (lambda db: db.delete_api_key("theirs"), False),
     "authenticate": (lambda db: db.authenticate("agentdb_theirs"), None),
     "prune_sessions": (lambda db: db.prune_sessions(FUTURE, 10), 0),
-    "run_transaction": (lambda db: db.run_transaction(lambda inside: inside.get_session("theirs")), None),
+    "run_transaction": (
+        lambda db: db.run_transaction(lambda inside: inside.get_session("theirs")),
+        None,
+    ),
 }
 INSERTS: dict[str, Callable[[Any], object]] = {
     "insert_session": lambda db: db.insert_session("theirs", "a", "sb"),
     "insert_sandbox": lambda db: db.insert_sandbox("theirs", "a", "/"),
     "insert_api_key": lambda db: db.insert_api_key("theirs", "acme", "a hash", ""),
 }
-OWN = {"upsert_agent", "issue_api_key", "for_tenant", "health", "close"}  # each has a test of its own
+OWN = {
+    "upsert_agent",
+    "issue_api_key",
+    "for_tenant",
+    "health",
+    "close",
+}  # each has a test of its own
 
 
 def test_every_method_of_db_is_looked_at_here() -> None:
-    assert {*ANSWERS, *INSERTS, *OWN} == {name for name in vars(Db) if not name.startswith("_")}
+    assert {*ANSWERS, *INSERTS, *OWN} == {
+        name for name in vars(Db) if not name.startswith("_")
+    }
 
 
-def _their_rows(db: DjangoDb, url: str, status: str = "active", state: str = "cold") -> None:
+def _their_rows(
+    db: DjangoDb, url: str, status: str = "active", state: str = "cold"
+) -> None:
     make_agent(db, "theirs", tenant_id="other")
     make_session(db, "theirs", tenant_id="other")
     make_sandbox(db, "theirs", tenant_id="other")
     make_api_key(db, "theirs", "other", "theirs")
-    set_column(url, "sessions", "theirs", status=status, runner_id="r", last_active_at=instant())
-    set_column(url, "sandboxes", "theirs", state=state, session_id="theirs", last_used_at=instant())
+    set_column(
+        url,
+        "sessions",
+        "theirs",
+        status=status,
+        runner_id="r",
+        last_active_at=instant(),
+    )
+    set_column(
+        url,
+        "sandboxes",
+        "theirs",
+        state=state,
+        session_id="theirs",
+        last_used_at=instant(),
+    )
 
 
 def _all_rows(url: str) -> list[object]:
-    return [sorted(execute(url, f"SELECT * FROM {t}")) for t in ("agents", "sessions", "sandboxes", "api_keys")]
+    return [
+        sorted(execute(url, f"SELECT * FROM {t}"))
+        for t in ("agents", "sessions", "sandboxes", "api_keys")
+    ]
 
 
-@pytest.mark.parametrize(("status", "state"), [("active", "warm"), ("ended", "cold"), ("starting", "waiting")])
-def test_no_call_sees_or_changes_a_row_of_another_tenant(db: DjangoDb, url: str, status: str, state: str) -> None:
+@pytest.mark.parametrize(
+    ("status", "state"),
+    [("active", "warm"), ("ended", "cold"), ("starting", "waiting")],
+)
+def test_no_call_sees_or_changes_a_row_of_another_tenant(
+    db: DjangoDb, url: str, status: str, state: str
+) -> None:
     _their_rows(db, url, status, state)
     before, view = _all_rows(url), db.for_tenant("acme")
 
@@ -126,7 +196,9 @@ def test_the_tenant_of_the_rows_gets_other_answers(db: DjangoDb, url: str) -> No
 
 
 @pytest.mark.parametrize("name", INSERTS)
-def test_an_id_that_another_tenant_has_is_taken_and_no_more_is_said(db: DjangoDb, url: str, name: str) -> None:
+def test_an_id_that_another_tenant_has_is_taken_and_no_more_is_said(
+    db: DjangoDb, url: str, name: str
+) -> None:
     _their_rows(db, url)
     before = _all_rows(url)
 
@@ -140,19 +212,32 @@ def test_an_id_that_another_tenant_has_is_taken_and_no_more_is_said(db: DjangoDb
 
 def test_a_call_that_names_another_tenant_is_refused(db: DjangoDb) -> None:
     view = db.for_tenant("acme")
-    values: dict[str, Any] = dict.fromkeys(("id", "name", "path", "agent_name", "sandbox_id", "workspace_dir"), "x")
+    values: dict[str, Any] = dict.fromkeys(
+        ("id", "name", "path", "agent_name", "sandbox_id", "workspace_dir"), "x"
+    )
     values |= {"key_hash": "x", "label": "x", "session_id": "x"}
     methods = [name for name in vars(Db) if not name.startswith("_")]
-    named = [name for name in methods if "tenant_id" in inspect.signature(getattr(Db, name)).parameters]
+    named = [
+        name
+        for name in methods
+        if "tenant_id" in inspect.signature(getattr(Db, name)).parameters
+    ]
     assert len(named) == 14
 
     for name in sorted(set(named) - {"for_tenant"}):
         signature = inspect.signature(getattr(view, name))
-        given = {key: values[key] for key, p in signature.parameters.items() if key in values and p.default is p.empty}
+        given = {
+            key: values[key]
+            for key, p in signature.parameters.items()
+            if key in values and p.default is p.empty
+        }
         for other in ("other", "default"):
             with pytest.raises(InvalidInputError) as raised:
                 getattr(view, name)(**given, tenant_id=other)
-            assert str(raised.value) == f"This view is of the tenant 'acme'; {other!r} is another."
+            assert (
+                str(raised.value)
+                == f"This view is of the tenant 'acme'; {other!r} is another."
+            )
         getattr(view, name)(**given, tenant_id="acme")
 
 
@@ -164,7 +249,10 @@ def test_closing_a_view_ends_it_alone(db: DjangoDb) -> None:
     with pytest.raises(agentdb.DatabaseClosedError) as raised:
         view.list_agents()
 
-    assert str(raised.value) == "The view of a tenant is closed. Make another one with for_tenant()."
+    assert (
+        str(raised.value)
+        == "The view of a tenant is closed. Make another one with for_tenant()."
+    )
     assert db.list_agents() == []
     assert db.for_tenant("acme").health().ok
 
@@ -215,7 +303,9 @@ def test_every_query_asks_for_rows_through_its_parameters() -> None:
 # -- claims
 
 
-def test_each_sandbox_is_claimed_once_while_others_touch_them(db: DjangoDb, url: str) -> None:
+def test_each_sandbox_is_claimed_once_while_others_touch_them(
+    db: DjangoDb, url: str
+) -> None:
     """16 claimers on warm sandboxes: each is handed out once warm, and once more cold."""
     count = 1000
     for number in range(count):
@@ -246,7 +336,9 @@ def test_each_sandbox_is_claimed_once_while_others_touch_them(db: DjangoDb, url:
         thread.join()
     claim()
 
-    assert sorted(claimed) == sorted((f"sb{number}", state) for number in range(count) for state in ("warm", "cold"))
+    assert sorted(claimed) == sorted(
+        (f"sb{number}", state) for number in range(count) for state in ("warm", "cold")
+    )
     assert db.count_sandboxes() == 0
 
 
@@ -259,15 +351,24 @@ def test_each_sandbox_is_claimed_once_while_others_touch_them(db: DjangoDb, url:
 def test_health_of_a_database_that_works(db: DjangoDb, url: str, engine: str) -> None:
     health = db.health()
 
-    assert (health.ok, health.engine, health.reason, health.pending_migrations) == (True, engine, "", ())
+    assert (health.ok, health.engine, health.reason, health.pending_migrations) == (
+        True,
+        engine,
+        "",
+        (),
+    )
     assert health.server_version[0].isdigit()
     assert health.place == db.describe()
     assert health.round_trip_ms is not None and health.round_trip_ms > 0
     assert health.connections == 1
 
 
-def test_health_of_a_database_with_pending_migrations_is_not_ok(db: DjangoDb, url: str) -> None:
-    execute(url, "DELETE FROM django_migrations WHERE app = 'agentdb' AND name LIKE '0004%'")
+def test_health_of_a_database_with_pending_migrations_is_not_ok(
+    db: DjangoDb, url: str
+) -> None:
+    execute(
+        url, "DELETE FROM django_migrations WHERE app = 'agentdb' AND name LIKE '0004%'"
+    )
 
     health = db.health()
 
@@ -277,7 +378,9 @@ def test_health_of_a_database_with_pending_migrations_is_not_ok(db: DjangoDb, ur
     )
 
 
-def test_health_of_a_server_that_is_gone_is_an_answer(make_postgres_database: Callable[[], str]) -> None:
+def test_health_of_a_server_that_is_gone_is_an_answer(
+    make_postgres_database: Callable[[], str],
+) -> None:
     url = make_postgres_database()
     with agentdb.connect(url, migrate=True) as db:
         name = urlsplit(url).path[1:]
@@ -286,7 +389,12 @@ def test_health_of_a_server_that_is_gone_is_an_answer(make_postgres_database: Ca
 
         health = db.health()
 
-        assert (health.ok, health.round_trip_ms, health.server_version, health.connections) == (False, None, "", 0)
+        assert (
+            health.ok,
+            health.round_trip_ms,
+            health.server_version,
+            health.connections,
+        ) == (False, None, "", 0)
         assert "does not exist" in health.reason
 
 
@@ -301,7 +409,10 @@ def test_health_of_a_file_that_is_no_database_is_an_answer(tmp_path: Path) -> No
         health = db.health()
 
         assert not health.ok
-        assert health.reason == f"SQLite database {str(path)!r} is unavailable: file is not a database."
+        assert (
+            health.reason
+            == f"SQLite database {str(path)!r} is unavailable: file is not a database."
+        )
 
 
 def test_health_of_a_closed_db_raises(url: str) -> None:

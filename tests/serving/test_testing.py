@@ -23,7 +23,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def test_memorydb_has_the_signatures_of_db() -> None:
     for name in (name for name in vars(Db) if not name.startswith("_")):
-        ours, theirs = (inspect.signature(getattr(kind, name)).parameters for kind in (MemoryDb, Db))
+        ours, theirs = (
+            inspect.signature(getattr(kind, name)).parameters for kind in (MemoryDb, Db)
+        )
         assert ours == theirs, name
 
 
@@ -55,10 +57,17 @@ def _iterator(db: Db) -> Iterator[None]:
     return _generator(db)
 
 
-@pytest.mark.parametrize("fn", [_coroutine, _generator, _awaitable, _iterator], ids=lambda fn: fn.__name__)
-def test_memorydb_refuses_functions_that_are_not_plain_and_undoes_them(fn: Callable[[Db], Any]) -> None:
+@pytest.mark.parametrize(
+    "fn", [_coroutine, _generator, _awaitable, _iterator], ids=lambda fn: fn.__name__
+)
+def test_memorydb_refuses_functions_that_are_not_plain_and_undoes_them(
+    fn: Callable[[Db], Any],
+) -> None:
     with MemoryDb() as db:
-        with pytest.raises(InvalidInputError, match=r"^run_transaction\(\) takes a plain function, not a"):
+        with pytest.raises(
+            InvalidInputError,
+            match=r"^run_transaction\(\) takes a plain function, not a",
+        ):
             db.run_transaction(fn)
         assert db.list_sessions() == []
 
@@ -69,7 +78,9 @@ def test_memorydb_imports_no_django(tmp_path: Path) -> None:
     assert run_python(code, tmp_path) == "False\n"
 
 
-def test_the_fixtures_come_with_the_package(agentdb_memory: MemoryDb, agentdb_sqlite: DjangoDb) -> None:
+def test_the_fixtures_come_with_the_package(
+    agentdb_memory: MemoryDb, agentdb_sqlite: DjangoDb
+) -> None:
     for db in (agentdb_memory, agentdb_sqlite):
         assert db.list_sessions() == []
         assert make_session(db) == db.get_session("s1")
@@ -85,7 +96,16 @@ def test_the_fixtures_work_beside_pytest_django(tmp_path: Path) -> None:
         "DATABASES = {'default': {'ENGINE': 'django.db.backends.sqlite3', 'NAME': ':memory:'}}\n"
     )
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--ds=project_settings", "test_project.py"],
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "--ds=project_settings",
+            "test_project.py",
+        ],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
         capture_output=True,
@@ -115,4 +135,6 @@ def test_a_thread_that_a_function_starts_may_not_use_its_transaction() -> None:
         db.run_transaction(fn)
         assert db.list_sessions() == []
 
-    assert refused[0].startswith("A transaction belongs to the thread that runs it, and this call comes from another.")
+    assert refused[0].startswith(
+        "A transaction belongs to the thread that runs it, and this call comes from another."
+    )

@@ -13,12 +13,17 @@ from django.db import connections
 import agentdb
 from agentdb import DjangoDb, InvalidInputError
 
-KINDS = {"sessions": ("last_active_at", "touch_session"), "sandboxes": ("last_used_at", "touch_sandbox")}
+KINDS = {
+    "sessions": ("last_active_at", "touch_session"),
+    "sandboxes": ("last_used_at", "touch_sandbox"),
+}
 
 
 @contextmanager
 def opened(url: str, options: str) -> Iterator[DjangoDb]:
-    with agentdb.connect(f"{url}{'&' if '?' in url else '?'}{options}", migrate=True) as db:
+    with agentdb.connect(
+        f"{url}{'&' if '?' in url else '?'}{options}", migrate=True
+    ) as db:
         db.insert_session("s", "bot", "b")
         db.insert_sandbox("b", "bot", "/w")
         yield db
@@ -27,12 +32,18 @@ def opened(url: str, options: str) -> Iterator[DjangoDb]:
 def stored(db: DjangoDb, table: str) -> datetime:
     record = db.get_session("s") if table == "sessions" else db.get_sandbox("b")
     assert record is not None
-    return record.last_active_at if isinstance(record, agentdb.SessionRecord) else record.last_used_at
+    return (
+        record.last_active_at
+        if isinstance(record, agentdb.SessionRecord)
+        else record.last_used_at
+    )
 
 
 def set_back(db: DjangoDb, table: str, seconds: float) -> datetime:
     at = datetime.now(UTC) - timedelta(seconds=seconds)
-    shown = str(at.replace(tzinfo=None)) if connections[db.alias].vendor == "sqlite" else at
+    shown = (
+        str(at.replace(tzinfo=None)) if connections[db.alias].vendor == "sqlite" else at
+    )
     with connections[db.alias].cursor() as cursor:
         cursor.execute(f"UPDATE {table} SET {KINDS[table][0]} = %s", [shown])
     return at
@@ -45,13 +56,19 @@ def version(db: DjangoDb, table: str) -> object:
         connection.ensure_connection()
         return connection.connection.total_changes
     with connection.cursor() as cursor:
-        written = "crdb_internal_mvcc_timestamp" if connection.vendor == "cockroachdb" else "xmin::text, ctid::text"
+        written = (
+            "crdb_internal_mvcc_timestamp"
+            if connection.vendor == "cockroachdb"
+            else "xmin::text, ctid::text"
+        )
         cursor.execute(f"SELECT {written} FROM {table}")
         return cursor.fetchone()
 
 
 @pytest.mark.parametrize("table", KINDS)
-def test_a_touch_too_soon_after_another_writes_nothing_and_answers_all_the_same(empty_url: str, table: str):
+def test_a_touch_too_soon_after_another_writes_nothing_and_answers_all_the_same(
+    empty_url: str, table: str
+):
     with opened(empty_url, "touch_interval=30") as db:
         touch = getattr(db, KINDS[table][1])
         id = "s" if table == "sessions" else "b"
@@ -68,7 +85,9 @@ def test_a_touch_too_soon_after_another_writes_nothing_and_answers_all_the_same(
         assert datetime.now(UTC) - stored(db, table) < timedelta(seconds=10)
 
 
-def test_the_update_asks_again_whether_the_touch_is_due(empty_url: str, monkeypatch: pytest.MonkeyPatch):
+def test_the_update_asks_again_whether_the_touch_is_due(
+    empty_url: str, monkeypatch: pytest.MonkeyPatch
+):
     with opened(empty_url, "touch_interval=30") as db:
         set_back(db, "sessions", 10)
         at = stored(db, "sessions")
@@ -90,7 +109,9 @@ def test_a_tenants_view_and_a_transaction_keep_the_interval(empty_url: str):
         assert stored(db, "sessions") == fresh
 
 
-def test_touches_of_many_at_once_keep_the_interval_and_answer_all_the_same(empty_url: str):
+def test_touches_of_many_at_once_keep_the_interval_and_answer_all_the_same(
+    empty_url: str,
+):
     with opened(empty_url, "touch_interval=30") as db:
         db.insert_session("t", "bot", "b")
         db.update_session_runner("s", "r1")
@@ -122,7 +143,9 @@ def test_without_an_interval_each_touch_is_written(empty_url: str):
 
 
 @pytest.mark.parametrize("engine", ["postgresql"])
-def test_relaxed_touches_alone_commit_without_waiting_for_the_disk(empty_url: str, engine: str):
+def test_relaxed_touches_alone_commit_without_waiting_for_the_disk(
+    empty_url: str, engine: str
+):
     """PostgreSQL's log of what it was told at the end of each statement."""
     with opened(empty_url, "touch_durability=relaxed") as db:
         connection = connections[db.alias]
@@ -140,7 +163,9 @@ def test_relaxed_touches_alone_commit_without_waiting_for_the_disk(empty_url: st
         set_back(db, "sessions", 40)
         db.touch_session("s")
         db.update_session_status("s", "active")
-        db.run_transaction(lambda tx: (tx.touch_session("s"), tx.update_session_status("s", "paused")))
+        db.run_transaction(
+            lambda tx: (tx.touch_session("s"), tx.update_session_status("s", "paused"))
+        )
         db.touch_sessions(["s"])
         with connection.cursor() as cursor:
             cursor.execute("SELECT what, mode FROM seen")
@@ -157,7 +182,10 @@ def test_relaxed_touches_alone_commit_without_waiting_for_the_disk(empty_url: st
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("sqlite:///x.db?touch_interval=0", "The URL option touch_interval=0 is not a number of seconds above 0."),
+        (
+            "sqlite:///x.db?touch_interval=0",
+            "The URL option touch_interval=0 is not a number of seconds above 0.",
+        ),
         (
             "postgresql://h/d?touch_interval=soon",
             "The URL option touch_interval='soon' is not a number of seconds above 0.",
@@ -190,5 +218,7 @@ def test_relaxed_touches_survive_the_end_of_the_connection(empty_url: str):
         assert db.touch_session("s") is True
         assert db.touch_session("nobody") is False
     with psycopg.connect(empty_url) as connection:
-        [(age,)] = connection.execute("SELECT now() - last_active_at FROM sessions").fetchall()
+        [(age,)] = connection.execute(
+            "SELECT now() - last_active_at FROM sessions"
+        ).fetchall()
     assert age < timedelta(seconds=20)

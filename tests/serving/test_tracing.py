@@ -49,17 +49,25 @@ print(json.dumps([
 """
 
 
-def test_each_statement_is_a_span_with_placeholders_below_the_callers(url: str, tmp_path) -> None:
+def test_each_statement_is_a_span_with_placeholders_below_the_callers(
+    url: str, tmp_path
+) -> None:
     found = json.loads(run_python(PROGRAM.format(url=url), tmp_path))
 
     ours = ("INSERT", "SELECT", "mine")
-    assert [(name, status, has_parent) for name, _, status, has_parent in found if name in ours] == [
+    assert [
+        (name, status, has_parent)
+        for name, _, status, has_parent in found
+        if name in ours
+    ] == [
         ("INSERT", "UNSET", True),
         ("INSERT", "ERROR", True),
         ("SELECT", "UNSET", True),
         ("mine", "UNSET", False),
     ]
-    assert [statement.split()[2] for name, statement, *_ in found if name == "INSERT"] == ['"sessions"', '"sessions"']
+    assert [
+        statement.split()[2] for name, statement, *_ in found if name == "INSERT"
+    ] == ['"sessions"', '"sessions"']
     assert "secret" not in json.dumps(found)
 
 

@@ -14,8 +14,21 @@ from django.db import connections, transaction
 from django.test.utils import CaptureQueriesContext
 
 import agentdb
-from agentdb import AgentDbError, ConflictError, Db, DjangoDb, DuplicateKeyError, InvalidInputError
-from tests.helpers.factories import execute, make_agent, make_sandbox, make_session, sqlite_path
+from agentdb import (
+    AgentDbError,
+    ConflictError,
+    Db,
+    DjangoDb,
+    DuplicateKeyError,
+    InvalidInputError,
+)
+from tests.helpers.factories import (
+    execute,
+    make_agent,
+    make_sandbox,
+    make_session,
+    sqlite_path,
+)
 from tests.serving.test_inputs import no_sql
 
 
@@ -24,7 +37,9 @@ class Stop(Exception):
 
 
 @pytest.fixture
-def postgres_db(make_postgres_database: Callable[..., str]) -> Iterator[tuple[DjangoDb, str]]:
+def postgres_db(
+    make_postgres_database: Callable[..., str],
+) -> Iterator[tuple[DjangoDb, str]]:
     url = make_postgres_database()
     with agentdb.connect(url, migrate=True) as db:
         yield db, url
@@ -35,7 +50,9 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("agentdb.serving.executor._LONGEST_DELAY_SECONDS", 0.001)
 
 
-def test_transaction_keeps_all_and_returns_what_fn_returns(db: DjangoDb, url: str) -> None:
+def test_transaction_keeps_all_and_returns_what_fn_returns(
+    db: DjangoDb, url: str
+) -> None:
     def work(inside: Db) -> str:
         make_agent(inside)
         make_session(inside)
@@ -50,7 +67,11 @@ def test_transaction_keeps_all_and_returns_what_fn_returns(db: DjangoDb, url: st
 
 def test_every_method_works_inside_a_transaction(db: DjangoDb) -> None:
     def work(inside: Db) -> list[object]:
-        agent, session, sandbox = make_agent(inside), make_session(inside), make_sandbox(inside)
+        agent, session, sandbox = (
+            make_agent(inside),
+            make_session(inside),
+            make_sandbox(inside),
+        )
         return [
             inside.get_agent("support-bot") == agent,
             inside.list_sessions() == [session],
@@ -66,7 +87,9 @@ def test_every_method_works_inside_a_transaction(db: DjangoDb) -> None:
     assert db.get_session("s1") is None
 
 
-def test_a_failure_that_fn_swallows_does_not_look_like_success(db: DjangoDb, url: str) -> None:
+def test_a_failure_that_fn_swallows_does_not_look_like_success(
+    db: DjangoDb, url: str
+) -> None:
     def work(inside: Db) -> str:
         make_session(inside)
         with pytest.raises(agentdb.SchemaMismatchError):
@@ -97,7 +120,9 @@ def test_coroutine_functions_are_refused_before_anything_runs(db: DjangoDb) -> N
     )
 
 
-def test_functions_that_return_an_awaitable_are_refused_and_undone(db: DjangoDb) -> None:
+def test_functions_that_return_an_awaitable_are_refused_and_undone(
+    db: DjangoDb,
+) -> None:
     async def later() -> None:
         await asyncio.sleep(0)
 
@@ -129,14 +154,18 @@ def test_generator_functions_are_refused_before_anything_runs(db: DjangoDb) -> N
         )
 
 
-def test_an_alias_without_autocommit_is_refused(db: DjangoDb, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_alias_without_autocommit_is_refused(
+    db: DjangoDb, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(connections[db.alias].settings_dict, "AUTOCOMMIT", False)
 
     with pytest.raises(AgentDbError, match="has AUTOCOMMIT = False"):
         DjangoDb(db.alias).get_session("s1")
 
 
-def test_an_inner_transaction_that_fails_and_is_caught_undoes_only_itself(db: DjangoDb) -> None:
+def test_an_inner_transaction_that_fails_and_is_caught_undoes_only_itself(
+    db: DjangoDb,
+) -> None:
     def inner(inside: Db) -> None:
         make_session(inside, "inner")
         raise LookupError
@@ -149,11 +178,15 @@ def test_an_inner_transaction_that_fails_and_is_caught_undoes_only_itself(db: Dj
         return "stored"
 
     assert db.run_transaction(outer) == "stored"
-    assert [db.get_session(each) is not None for each in ("before", "inner", "after")] == [True, False, True]
+    assert [
+        db.get_session(each) is not None for each in ("before", "inner", "after")
+    ] == [True, False, True]
 
 
 @pytest.mark.parametrize("host", [False, True])
-def test_a_failed_call_of_an_inner_transaction_is_undone_with_it_alone(db: DjangoDb, url: str, host: bool) -> None:
+def test_a_failed_call_of_an_inner_transaction_is_undone_with_it_alone(
+    db: DjangoDb, url: str, host: bool
+) -> None:
     execute(url, "ALTER TABLE sandboxes RENAME TO hidden")
 
     def inner(inside: Db) -> None:
@@ -176,13 +209,17 @@ def test_a_failed_call_of_an_inner_transaction_is_undone_with_it_alone(db: Djang
     assert {session.id for session in db.list_sessions()} == {"before", "after"}
 
 
-def test_an_insert_in_a_transaction_needs_no_savepoint_on_postgresql(postgres_db: tuple[DjangoDb, str]) -> None:
+def test_an_insert_in_a_transaction_needs_no_savepoint_on_postgresql(
+    postgres_db: tuple[DjangoDb, str],
+) -> None:
     db, _ = postgres_db
 
     with CaptureQueriesContext(connections[db.alias]) as seen:
         db.run_transaction(make_session)
 
-    assert [query["sql"].partition(" ")[0] for query in seen.captured_queries] == ["INSERT"]
+    assert [query["sql"].partition(" ")[0] for query in seen.captured_queries] == [
+        "INSERT"
+    ]
 
 
 # -- a transaction of the host around it
@@ -212,7 +249,9 @@ def test_a_duplicate_leaves_the_hosts_transaction_usable(db: DjangoDb) -> None:
     assert db.get_session("s2") is not None
 
 
-def test_a_failed_call_ends_the_hosts_transaction_and_the_next_one_is_fresh(db: DjangoDb, url: str) -> None:
+def test_a_failed_call_ends_the_hosts_transaction_and_the_next_one_is_fresh(
+    db: DjangoDb, url: str
+) -> None:
     execute(url, "DROP TABLE sandboxes")
 
     with transaction.atomic(using=db.alias):
@@ -227,7 +266,9 @@ def test_a_failed_call_ends_the_hosts_transaction_and_the_next_one_is_fresh(db: 
     assert db.get_session("s1") is not None
 
 
-def test_a_transaction_that_the_host_has_broken_says_so_and_not_what_failed_before(db: DjangoDb, url: str) -> None:
+def test_a_transaction_that_the_host_has_broken_says_so_and_not_what_failed_before(
+    db: DjangoDb, url: str
+) -> None:
     execute(url, "DROP TABLE sandboxes")
     with transaction.atomic(using=db.alias), pytest.raises(agentdb.SchemaMismatchError):
         db.count_sandboxes()
@@ -237,7 +278,10 @@ def test_a_transaction_that_the_host_has_broken_says_so_and_not_what_failed_befo
         with pytest.raises(AgentDbError) as raised:
             db.get_session("s1")
 
-    assert str(raised.value) == "The transaction has failed already; it can only be undone."
+    assert (
+        str(raised.value)
+        == "The transaction has failed already; it can only be undone."
+    )
 
 
 # -- conflicts
@@ -254,7 +298,9 @@ CREATE {kind} TRIGGER in_the_way {when} INSERT OR UPDATE ON sessions {deferred}
 # Sequences are outside transactions: they count the tries that were undone, too.
 
 
-def _conflicts(url: str, times: int, *, state: str = "40001", at_commit: bool = False) -> None:
+def _conflicts(
+    url: str, times: int, *, state: str = "40001", at_commit: bool = False
+) -> None:
     execute(
         url,
         _CONFLICT.format(
@@ -317,7 +363,10 @@ def test_postgresql_conflict_that_stays_is_a_conflict_error_and_leaves_nothing(
     with pytest.raises(ConflictError) as raised:
         db.run_transaction(work)
 
-    assert str(raised.value) == f"Other writers of {db.describe()} were in the way: try again."
+    assert (
+        str(raised.value)
+        == f"Other writers of {db.describe()} were in the way: try again."
+    )
     assert getattr(raised.value.__cause__, "sqlstate", None) == "40001"
     assert len(calls) == 16
     assert db.list_agents() == []
@@ -325,7 +374,9 @@ def test_postgresql_conflict_that_stays_is_a_conflict_error_and_leaves_nothing(
         make_session(db)
 
 
-def test_postgresql_conflict_that_fn_swallows_is_tried_again_all_the_same(postgres_db: tuple[DjangoDb, str]) -> None:
+def test_postgresql_conflict_that_fn_swallows_is_tried_again_all_the_same(
+    postgres_db: tuple[DjangoDb, str],
+) -> None:
     db, url = postgres_db
     _conflicts(url, 2)
 
@@ -344,7 +395,11 @@ def test_postgresql_conflict_that_fn_swallows_is_tried_again_all_the_same(postgr
     assert (len(db.list_agents()), len(db.list_sessions())) == (1, 1)
 
 
-@pytest.mark.parametrize("wrapped", [Stop, lambda: ExceptionGroup("of tasks", [Stop()])], ids=["its own", "a group"])
+@pytest.mark.parametrize(
+    "wrapped",
+    [Stop, lambda: ExceptionGroup("of tasks", [Stop()])],
+    ids=["its own", "a group"],
+)
 def test_postgresql_conflict_that_fn_turns_into_another_error_is_tried_again(
     postgres_db: tuple[DjangoDb, str], wrapped: Callable[[], Exception]
 ) -> None:
@@ -393,12 +448,16 @@ def test_postgresql_conflict_in_a_hosts_transaction_is_the_hosts_to_try_again(
     assert make_session(db) == db.get_session("s1")
 
 
-def test_postgresql_write_skew_of_two_threads_is_resolved(make_postgres_database: Callable[..., str]) -> None:
+def test_postgresql_write_skew_of_two_threads_is_resolved(
+    make_postgres_database: Callable[..., str],
+) -> None:
     url = make_postgres_database()
     agentdb.connect(url, migrate=True).close()
     serializable = url + "&options=-c%20default_transaction_isolation%3Dserializable"
     if "?" not in url:
-        serializable = url + "?options=-c%20default_transaction_isolation%3Dserializable"
+        serializable = (
+            url + "?options=-c%20default_transaction_isolation%3Dserializable"
+        )
     meet = threading.Barrier(2)
     calls: list[str] = []
 
@@ -427,7 +486,9 @@ def test_postgresql_write_skew_of_two_threads_is_resolved(make_postgres_database
     assert len(calls) == 3
 
 
-def test_postgresql_deadlock_of_two_threads_is_resolved(postgres_db: tuple[DjangoDb, str]) -> None:
+def test_postgresql_deadlock_of_two_threads_is_resolved(
+    postgres_db: tuple[DjangoDb, str],
+) -> None:
     db, _ = postgres_db
     make_session(db, "s1")
     make_session(db, "s2")
@@ -452,7 +513,9 @@ def test_postgresql_deadlock_of_two_threads_is_resolved(postgres_db: tuple[Djang
     assert len(db.list_sessions_by_runner("r1")) == 2
 
 
-def test_read_then_write_transactions_of_many_threads_wait_for_each_other_on_sqlite(tmp_path: Any) -> None:
+def test_read_then_write_transactions_of_many_threads_wait_for_each_other_on_sqlite(
+    tmp_path: Any,
+) -> None:
     url = f"sqlite:///{tmp_path}/one.sqlite3"
 
     def count_up(db: DjangoDb) -> None:
@@ -474,16 +537,24 @@ def test_read_then_write_transactions_of_many_threads_wait_for_each_other_on_sql
     assert session.sandbox_id == "160"
 
 
-def test_sqlite_lock_that_outlasts_the_time_out_is_a_conflict_error(tmp_path: Any) -> None:
+def test_sqlite_lock_that_outlasts_the_time_out_is_a_conflict_error(
+    tmp_path: Any,
+) -> None:
     url = f"sqlite:///{tmp_path}/one.sqlite3?timeout=0.05"
     with agentdb.connect(url, migrate=True) as db:
         make_session(db)
         with closing(sqlite3.connect(sqlite_path(url), isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
-            for call in (lambda: db.touch_session("s1"), lambda: db.run_transaction(lambda inside: None)):
+            for call in (
+                lambda: db.touch_session("s1"),
+                lambda: db.run_transaction(lambda inside: None),
+            ):
                 with pytest.raises(ConflictError) as raised:
                     call()
-                assert str(raised.value) == f"Another process holds {db.describe()} locked: database is locked."
+                assert (
+                    str(raised.value)
+                    == f"Another process holds {db.describe()} locked: database is locked."
+                )
             assert db.get_session("s1") is not None
             other.execute("ROLLBACK")
 
@@ -501,11 +572,15 @@ def test_close_inside_a_transaction_undoes_it(db: DjangoDb, url: str) -> None:
     assert execute(url, "SELECT count(*) FROM sessions") == [(0,)]
 
 
-def test_commit_that_the_server_refuses_is_no_success(postgres_db: tuple[DjangoDb, str]) -> None:
+def test_commit_that_the_server_refuses_is_no_success(
+    postgres_db: tuple[DjangoDb, str],
+) -> None:
     db, url = postgres_db
     _conflicts(url, 10**6, state="P0001", at_commit=True)
 
-    with pytest.raises(AgentDbError, match=r"refused the statement: try again\.$") as raised:
+    with pytest.raises(
+        AgentDbError, match=r"refused the statement: try again\.$"
+    ) as raised:
         db.run_transaction(make_session)
 
     assert type(raised.value) is AgentDbError
@@ -530,7 +605,10 @@ def test_what_a_host_does_on_commit_is_done_once_it_is_stored(db: DjangoDb) -> N
     def work(inside: Db) -> None:
         make_session(inside)
         transaction.on_commit(
-            lambda: found.append((connections[db.alias].in_atomic_block, db.get_session("s1"))), db.alias
+            lambda: found.append(
+                (connections[db.alias].in_atomic_block, db.get_session("s1"))
+            ),
+            db.alias,
         )
 
     db.run_transaction(work)
@@ -541,7 +619,10 @@ def test_what_a_host_does_on_commit_is_done_once_it_is_stored(db: DjangoDb) -> N
 def test_an_error_of_what_a_host_does_on_commit_is_the_hosts(db: DjangoDb) -> None:
     def work(inside: Db) -> None:
         make_session(inside)
-        transaction.on_commit(lambda: connections[db.alias].cursor().execute("SELECT 1 FROM nowhere"), db.alias)
+        transaction.on_commit(
+            lambda: connections[db.alias].cursor().execute("SELECT 1 FROM nowhere"),
+            db.alias,
+        )
 
     with pytest.raises(django.db.DatabaseError, match="nowhere"):
         db.run_transaction(work)
@@ -549,7 +630,9 @@ def test_an_error_of_what_a_host_does_on_commit_is_the_hosts(db: DjangoDb) -> No
     assert db.get_session("s1") is not None
 
 
-def test_a_transaction_leaves_the_hosts_isolation_level_as_it_was(postgres_db: tuple[DjangoDb, str]) -> None:
+def test_a_transaction_leaves_the_hosts_isolation_level_as_it_was(
+    postgres_db: tuple[DjangoDb, str],
+) -> None:
     db, _ = postgres_db
 
     def level(_: object = None) -> str:

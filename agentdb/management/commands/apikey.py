@@ -25,11 +25,21 @@ class Command(DatabaseCommand):
         super().add_arguments(parser)
         actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
 
-        issue = self.add_action(actions, "issue", "Make a key; prints the plain key alone to stdout.")
-        issue.add_argument("--tenant", required=True, help="The tenant the key belongs to.")
-        issue.add_argument("--label", required=True, help="What the key is for: a person, a program.")
+        issue = self.add_action(
+            actions, "issue", "Make a key; prints the plain key alone to stdout."
+        )
+        issue.add_argument(
+            "--tenant", required=True, help="The tenant the key belongs to."
+        )
+        issue.add_argument(
+            "--label", required=True, help="What the key is for: a person, a program."
+        )
 
-        shown = self.add_action(actions, "list", "Print keys, newest first: id, tenant, label, hash, when made.")
+        shown = self.add_action(
+            actions,
+            "list",
+            "Print keys, newest first: id, tenant, label, hash, when made.",
+        )
         shown.add_argument("--tenant", help="Only this tenant's keys.")
 
         self.add_action(
@@ -38,7 +48,9 @@ class Command(DatabaseCommand):
             "Print whose a plain key is, as 'list' does. The key is read from a prompt, or from standard input.",
         )
 
-        revoke = self.add_action(actions, "revoke", "Delete a key; whoever uses it is locked out at once.")
+        revoke = self.add_action(
+            actions, "revoke", "Delete a key; whoever uses it is locked out at once."
+        )
         revoke.add_argument("id", help="The id that 'list' prints.")
 
     def handle(self, *args: Any, **options: Any) -> None:
@@ -59,7 +71,9 @@ class Command(DatabaseCommand):
         self.stdout.flush()
         if self._output.failure is not None:
             db.delete_api_key(record.id)
-            raise AgentDbError("The key could not be printed, so it was revoked. Nobody has seen it.")
+            raise AgentDbError(
+                "The key could not be printed, so it was revoked. Nobody has seen it."
+            )
         self.stderr.write(
             f"Issued key {record.id} for tenant {tenant_id!r}. Keep the line above: it is not stored and cannot be "
             "shown again.",
@@ -75,21 +89,36 @@ class Command(DatabaseCommand):
             self.show(key)
             count += 1
         of_tenant = f" of tenant {tenant_id!r}" if tenant_id is not None else ""
-        self.stderr.write(f"{count} key{'' if count == 1 else 's'}{of_tenant}.", self.style.SUCCESS)
+        self.stderr.write(
+            f"{count} key{'' if count == 1 else 's'}{of_tenant}.", self.style.SUCCESS
+        )
 
     def find(self, db: DjangoDb) -> None:
         # Never an argument: others see those, and shells remember them.
-        plain = getpass.getpass("API key: ") if sys.stdin.isatty() else sys.stdin.readline()
+        plain = (
+            getpass.getpass("API key: ") if sys.stdin.isatty() else sys.stdin.readline()
+        )
         record = db.authenticate(plain.strip()) if plain.strip() else None
         if record is None:
-            raise CommandError("No API key is stored that this one opens.", returncode=1)
+            raise CommandError(
+                "No API key is stored that this one opens.", returncode=1
+            )
         self.show(record)
 
     def show(self, key: ApiKey | ApiKeyRecord) -> None:
-        columns = [key.id, key.tenant_id, key.label, masked(key.key_hash), exact(key.created_at)]
+        columns = [
+            key.id,
+            key.tenant_id,
+            key.label,
+            masked(key.key_hash),
+            exact(key.created_at),
+        ]
         self.stdout.write("\t".join(" ".join(column.split()) for column in columns))
 
     def revoke(self, db: DjangoDb, id: str) -> None:
         if not db.delete_api_key(id):
-            raise CommandError(f"There is no API key {id!r}. Run 'agentdb apikey list' to see the ids.", returncode=1)
+            raise CommandError(
+                f"There is no API key {id!r}. Run 'agentdb apikey list' to see the ids.",
+                returncode=1,
+            )
         self.stderr.write(f"Revoked key {id}.", self.style.SUCCESS)

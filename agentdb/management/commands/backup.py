@@ -19,7 +19,11 @@ class Command(DatabaseCommand):
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("file", metavar="FILE", help="The file to make. One that is there is not overwritten.")
+        parser.add_argument(
+            "file",
+            metavar="FILE",
+            help="The file to make. One that is there is not overwritten.",
+        )
         super().add_arguments(parser)
 
     def handle(self, *, file: str, database: str, **options: Any) -> None:
@@ -27,7 +31,9 @@ class Command(DatabaseCommand):
         back_up_database(database, Path(file), self.progress)
         self.progress.clear()
         self.stdout.write(f"Backup: {file}")
-        if connections[database].vendor != "sqlite":  # of which the backup is the whole file
+        if (
+            connections[database].vendor != "sqlite"
+        ):  # of which the backup is the whole file
             for sentence in left_behind(database):
                 self.stdout.write(sentence)
 

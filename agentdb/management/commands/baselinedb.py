@@ -8,7 +8,13 @@ from django.db import connections
 
 from agentdb.adoption.execution import AdoptionRefusedError, Listener, adopt, look
 from agentdb.adoption.plan import Findings, Plan
-from agentdb.adoption.report import as_json, describe_findings, describe_outcome, describe_plan, error_as_json
+from agentdb.adoption.report import (
+    as_json,
+    describe_findings,
+    describe_outcome,
+    describe_plan,
+    error_as_json,
+)
 from agentdb.errors import AgentDbError
 from agentdb.management.database_command import DatabaseCommand
 
@@ -21,11 +27,21 @@ class Command(DatabaseCommand):
     json_help = "Print one JSON object, as docs/adoption.md says."
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("--check", action="store_true", help="Say what is to be done, and do not do it.")
-        parser.add_argument("--no-backup", action="store_true", help="Do not copy a SQLite file before changing it.")
+        parser.add_argument(
+            "--check",
+            action="store_true",
+            help="Say what is to be done, and do not do it.",
+        )
+        parser.add_argument(
+            "--no-backup",
+            action="store_true",
+            help="Do not copy a SQLite file before changing it.",
+        )
         super().add_arguments(parser)
 
-    def handle(self, *, check: bool, json: bool, no_backup: bool, database: str, **options: Any) -> None:
+    def handle(
+        self, *, check: bool, json: bool, no_backup: bool, database: str, **options: Any
+    ) -> None:
         def found(findings: Findings, plan: Plan) -> None:
             self.progress.clear()
             if not json:
@@ -35,7 +51,11 @@ class Command(DatabaseCommand):
                 raise AdoptionRefusedError(plan.refusals)
 
         run = look if check else adopt
-        outcome = run(database, Listener(self.progress.say, self.progress, found), backup=not no_backup)
+        outcome = run(
+            database,
+            Listener(self.progress.say, self.progress, found),
+            backup=not no_backup,
+        )
         self.progress.clear()
         if json:
             self.print_json(as_json(outcome, checked=check))

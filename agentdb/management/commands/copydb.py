@@ -23,8 +23,14 @@ class Command(AgentDbCommand):
     requires_system_checks = []
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("source_url", metavar="SOURCE_URL", help="The database to read.")
-        parser.add_argument("target_url", metavar="TARGET_URL", help="The database to fill; migrated first if empty.")
+        parser.add_argument(
+            "source_url", metavar="SOURCE_URL", help="The database to read."
+        )
+        parser.add_argument(
+            "target_url",
+            metavar="TARGET_URL",
+            help="The database to fill; migrated first if empty.",
+        )
         parser.add_argument(
             "--verify",
             action="store_true",
@@ -32,15 +38,32 @@ class Command(AgentDbCommand):
             "nothing is copied, the first rows that differ are named, and the exit code is 1 if there are any.",
         )
         parser.add_argument(
-            "--dry-run", action="store_true", help="Check both sides and every value, and copy nothing."
+            "--dry-run",
+            action="store_true",
+            help="Check both sides and every value, and copy nothing.",
         )
 
-    def handle(self, *, source_url: str, target_url: str, verify: bool, dry_run: bool, **options: Any) -> None:
-        self.progress.say(f"From {display_url(source_url)} to {display_url(target_url)}.")
-        with temporary_alias(source_url) as source, temporary_alias(target_url) as target:
+    def handle(
+        self,
+        *,
+        source_url: str,
+        target_url: str,
+        verify: bool,
+        dry_run: bool,
+        **options: Any,
+    ) -> None:
+        self.progress.say(
+            f"From {display_url(source_url)} to {display_url(target_url)}."
+        )
+        with (
+            temporary_alias(source_url) as source,
+            temporary_alias(target_url) as target,
+        ):
             if copydb.already_copied(source, target):
                 self.progress.clear()
-                self.stdout.write("Nothing to do: every row of the source is in the target, verified.")
+                self.stdout.write(
+                    "Nothing to do: every row of the source is in the target, verified."
+                )
                 return
             if dry_run:
                 for table, rows in copydb.check(source, target).items():
@@ -56,11 +79,16 @@ class Command(AgentDbCommand):
                 self._say_left(source)
             if verify:
                 self._verify(source, target)
-        self.stdout.write(self.style.SUCCESS(f"{display_url(target_url)} holds what {display_url(source_url)} holds."))
+        self.stdout.write(
+            self.style.SUCCESS(
+                f"{display_url(target_url)} holds what {display_url(source_url)} holds."
+            )
+        )
 
     def interrupted(self) -> str:
         return (
-            "The source was not changed; what was copied stays in the target, and the same command goes on from there."
+            "The source was not changed; what was copied stays in the target, and the same "
+            "command goes on from there."
         )
 
     def _say_left(self, source: str) -> None:
@@ -74,7 +102,9 @@ class Command(AgentDbCommand):
             return False  # not there yet; copying makes it, or says why not
 
     def _verify(self, source: str, target: str) -> None:
-        one, other = [copydb.summarise(alias, self.progress) for alias in (source, target)]
+        one, other = [
+            copydb.summarise(alias, self.progress) for alias in (source, target)
+        ]
         self.progress.clear()
         if found := copydb.differences(one, other):
             for line in found + copydb.differing_rows(source, target):

@@ -44,7 +44,9 @@ def _health(alias: str) -> Health:
     path = sqlite_path(connections[alias])
     try:
         if path is not None:
-            check_sqlite_file(path)  # connecting would make an empty file of a misspelt name
+            check_sqlite_file(
+                path
+            )  # connecting would make an empty file of a misspelt name
     except DatabaseUnavailableError as error:
         place = f"SQLite database {str(path)!r}"
         return Health(False, "sqlite", "", place, None, (), 0, str(error))

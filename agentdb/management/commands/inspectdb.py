@@ -9,7 +9,9 @@ from django.db import connections
 from agentdb.schema.introspection import LOCK_TABLE
 
 # CockroachDB shows those of its extension for places in every schema.
-_OF_COCKROACHDB = frozenset({"geography_columns", "geometry_columns", "spatial_ref_sys", LOCK_TABLE})
+_OF_COCKROACHDB = frozenset(
+    {"geography_columns", "geometry_columns", "spatial_ref_sys", LOCK_TABLE}
+)
 
 
 class Command(inspectdb.Command):
@@ -18,5 +20,10 @@ class Command(inspectdb.Command):
     def handle_inspection(self, options: dict[str, Any]) -> Iterator[str]:
         connection = connections[options["database"]]
         if connection.vendor == "cockroachdb" and not options["table"]:
-            options = {**options, "table": sorted(set(connection.introspection.table_names()) - _OF_COCKROACHDB)}
+            options = {
+                **options,
+                "table": sorted(
+                    set(connection.introspection.table_names()) - _OF_COCKROACHDB
+                ),
+            }
         yield from super().handle_inspection(options)

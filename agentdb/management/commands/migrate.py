@@ -7,7 +7,13 @@ from typing import Any
 from django.core.management import CommandError
 from django.core.management.base import CommandParser
 from django.core.management.commands import migrate
-from django.db import DatabaseError, IntegrityError, OperationalError, connections, router
+from django.db import (
+    DatabaseError,
+    IntegrityError,
+    OperationalError,
+    connections,
+    router,
+)
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.migrations.exceptions import MigrationSchemaMissing
 from django.db.migrations.executor import MigrationExecutor
@@ -42,7 +48,9 @@ class Command(AgentDbCommand, migrate.Command):
             help="Go back to the old server's tables although other connections are open.",
         )
         parser.add_argument(
-            "--no-backup", action="store_true", help="Do not copy a SQLite file before going back to the old server's."
+            "--no-backup",
+            action="store_true",
+            help="Do not copy a SQLite file before going back to the old server's.",
         )
 
     def check(self, *args: Any, **options: Any) -> Any:
@@ -54,7 +62,9 @@ class Command(AgentDbCommand, migrate.Command):
         connection = connections[options["database"]]
         only_looks = options["plan"] or options["check_unapplied"]
         # Looking would make an empty file of a misspelt name.
-        if (path := sqlite_path(connection)) is not None and (only_looks or path.exists()):
+        if (path := sqlite_path(connection)) is not None and (
+            only_looks or path.exists()
+        ):
             check_sqlite_file(path)
         if options["verbosity"]:
             self.stderr.write(f"{describe(connection)}.", style_func=str)
@@ -63,7 +73,11 @@ class Command(AgentDbCommand, migrate.Command):
             return
         with translated_errors(connection):
             pending = pending_migrations(connection)
-        if not pending and options["migration_name"] is None and not self._others_are_pending(connection, options):
+        if (
+            not pending
+            and options["migration_name"] is None
+            and not self._others_are_pending(connection, options)
+        ):
             # The usual start of a service: it need not wait for a process that does have something to do.
             super().handle(*args, **options)
             return
@@ -75,14 +89,22 @@ class Command(AgentDbCommand, migrate.Command):
             raise
         except DatabaseError as error:
             # The reason why Django could not create its own table is what counts.
-            reason = error.__context__ if isinstance(error, MigrationSchemaMissing) and error.__context__ else error
+            reason = (
+                error.__context__
+                if isinstance(error, MigrationSchemaMissing) and error.__context__
+                else error
+            )
             if not _needs_an_operator(reason):
                 raise
             said = f"{describe_failure(connection, reason)} Migrations that were done stay."
             raise CommandError(said) from _as_unavailable(said, reason)
 
-    def _prepare_and_migrate(self, connection: BaseDatabaseWrapper, args: Any, options: dict[str, Any]) -> None:
-        goes_back = not options["fake"] and leads_back(connection, options["migration_name"])
+    def _prepare_and_migrate(
+        self, connection: BaseDatabaseWrapper, args: Any, options: dict[str, Any]
+    ) -> None:
+        goes_back = not options["fake"] and leads_back(
+            connection, options["migration_name"]
+        )
         if goes_back and not options["force"]:
             refuse_others(connection)
         with (
@@ -96,7 +118,9 @@ class Command(AgentDbCommand, migrate.Command):
             with saying(lambda text: self._say_step(text, options["verbosity"])):
                 super().handle(*args, **options)
 
-    def _refuse_loss(self, connection: BaseDatabaseWrapper, options: dict[str, Any]) -> None:
+    def _refuse_loss(
+        self, connection: BaseDatabaseWrapper, options: dict[str, Any]
+    ) -> None:
         if options["migration_name"] == "zero":
             self._confirm_loss(connection)
             return
@@ -104,10 +128,16 @@ class Command(AgentDbCommand, migrate.Command):
             refuse_unadopted(connection, fake_initial=options["fake_initial"])
 
     def interrupted(self) -> str:
-        changed = "The migrations before this one are applied" if self.changed else "Nothing was changed"
+        changed = (
+            "The migrations before this one are applied"
+            if self.changed
+            else "Nothing was changed"
+        )
         return f"{changed}; 'agentdb migrate' goes on from there."
 
-    def _changes_agentdb(self, connection: BaseDatabaseWrapper, options: dict[str, Any]) -> bool:
+    def _changes_agentdb(
+        self, connection: BaseDatabaseWrapper, options: dict[str, Any]
+    ) -> bool:
         return (
             options["app_label"] in (None, "agentdb")
             and connection.vendor in ("sqlite", "postgresql", "cockroachdb")
@@ -115,7 +145,9 @@ class Command(AgentDbCommand, migrate.Command):
             and not (options["plan"] or options["check_unapplied"] or options["prune"])
         )
 
-    def _others_are_pending(self, connection: BaseDatabaseWrapper, options: dict[str, Any]) -> bool:
+    def _others_are_pending(
+        self, connection: BaseDatabaseWrapper, options: dict[str, Any]
+    ) -> bool:
         if options["app_label"] is not None:
             return False
         executor = MigrationExecutor(connection)
@@ -124,13 +156,19 @@ class Command(AgentDbCommand, migrate.Command):
     def _confirm_loss(self, connection: BaseDatabaseWrapper) -> None:
         """Let nobody drop tables with rows who did not mean to: the way back to the old server is one word away."""
         there = set(connection.introspection.table_names())
-        rows = {name: count for name in OLD_COLUMNS if name in there and (count := count_rows(connection, name))}
+        rows = {
+            name: count
+            for name in OLD_COLUMNS
+            if name in there and (count := count_rows(connection, name))
+        }
         if not rows:
             return
         listed = ", ".join(f"{name} ({count:,})" for name, count in rows.items())
         loss = f"'migrate agentdb zero' drops the tables with their rows: {listed}."
         if sys.stdin.isatty() and self.stderr.isatty():
-            self.stderr.write(f"{loss} Type 'yes' to drop them: ", style_func=str, ending="")
+            self.stderr.write(
+                f"{loss} Type 'yes' to drop them: ", style_func=str, ending=""
+            )
             self.stderr.flush()
             if sys.stdin.readline().strip() == "yes":
                 return
@@ -147,12 +185,16 @@ class Command(AgentDbCommand, migrate.Command):
 
     def _say_waiting(self, verbosity: int) -> None:
         if verbosity:
-            self.stdout.write("Another process is migrating this database; waiting for it.")
+            self.stdout.write(
+                "Another process is migrating this database; waiting for it."
+            )
 
 
 def _needs_an_operator(error: BaseException) -> bool:
     """Whether the error is about the database's rights, space, state or rows, and not about a migration's code."""
-    return classify(error) is Fault.FORBIDDEN or isinstance(error, (OperationalError, IntegrityError))
+    return classify(error) is Fault.FORBIDDEN or isinstance(
+        error, (OperationalError, IntegrityError)
+    )
 
 
 def _as_unavailable(said: str, error: BaseException) -> BaseException:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from typing import Any
 
 from django.db import connections
@@ -44,7 +45,9 @@ class Command(DatabaseCommand):
 
     def _print(self, report: Report, summary: dict[str, Any]) -> None:
         write = self.stdout.write
-        write(f"{report.engine}, {report.place}, as of {report.at:%Y-%m-%d %H:%M:%S} UTC")
+        write(
+            f"{report.engine}, {report.place}, as of {report.at:%Y-%m-%d %H:%M:%S} UTC"
+        )
         if report.problem:
             write(self.style.ERROR(str(report.problem)))
             return
@@ -55,7 +58,11 @@ class Command(DatabaseCommand):
             detail = f" ({found.detail})" if found.detail else ""
             write(style(f"{found.shown:>8}  {found.sentence}{detail}"))
         for titles, problem in unanswered(report.unknown):
-            write(self.style.WARNING(f"       ?  not looked at: {', '.join(titles)}. {problem}"))
+            write(
+                self.style.WARNING(
+                    f"       ?  not looked at: {', '.join(titles)}. {problem}"
+                )
+            )
         for table in TABLES:
             write(f"{table:<10} {summary['totals'][table]}")
         for name in ("statuses", "states"):
@@ -79,7 +86,9 @@ class _Shown:
         return "not known" if self.answer.problem else self.text
 
     def as_json(self) -> Any:
-        return {"problem": str(self.answer.problem)} if self.answer.problem else self.value
+        return (
+            {"problem": str(self.answer.problem)} if self.answer.problem else self.value
+        )
 
 
 @contextmanager
@@ -89,9 +98,13 @@ def _reading(alias: str) -> Iterator[BaseDatabaseWrapper]:
     with ExitStack() as stack:
         connection = configured
         if configured.vendor == "sqlite":
-            with suppress(DatabaseUnavailableError):  # it is said by whoever looks at the configured one
+            with suppress(
+                DatabaseUnavailableError
+            ):  # it is said by whoever looks at the configured one
                 connection = stack.enter_context(inspecting(alias))
-                connections[alias] = connection  # for the ORM, which finds a connection by its alias
+                connections[alias] = (
+                    connection  # for the ORM, which finds a connection by its alias
+                )
                 stack.callback(connections.__setitem__, alias, configured)
         stack.callback(configured.close)
         yield connection
@@ -101,23 +114,31 @@ def _summary(page: Budget) -> dict[str, Any]:
     connection = page.connection
     totals = {}
     for table in TABLES:
-        answer = page.ask(lambda table=table: total(connection, table))  # type: ignore[misc]
+        answer = page.ask(partial(total, connection, table))
         totals[table] = _Shown(answer, str(answer.value), _figure(answer.value))
     summary: dict[str, Any] = {"totals": totals}
     for name, table, column, known in (
         ("statuses", "sessions", "status", [*map(str, SessionStatus)]),
         ("states", "sandboxes", "state", [*map(str, SandboxState)]),
     ):
-        counted = page.ask(lambda t=table, c=column, k=known: by_value(connection, t, c, k))  # type: ignore[misc]
+        counted = page.ask(partial(by_value, connection, table, column, known))
         figures = counted.value or {}
         text = ", ".join(f"{value} {figure}" for value, figure in figures.items())
-        summary[name] = _Shown(counted, text, {value: _figure(figure) for value, figure in figures.items()})
+        summary[name] = _Shown(
+            counted, text, {value: _figure(figure) for value, figure in figures.items()}
+        )
     hours = page.ask(lambda: activity(connection, 24))
-    opened, failed = (sum(getattr(hour, which) for hour in hours.value or ()) for which in ("opened", "failed"))
+    opened, failed = (
+        sum(getattr(hour, which) for hour in hours.value or ())
+        for which in ("opened", "failed")
+    )
     summary["activity"] = _Shown(
         hours,
         f"{opened:,} sessions opened, {failed:,} failed",
-        [{"hour": hour.at.isoformat(), "opened": hour.opened, "failed": hour.failed} for hour in hours.value or ()],
+        [
+            {"hour": hour.at.isoformat(), "opened": hour.opened, "failed": hour.failed}
+            for hour in hours.value or ()
+        ],
     )
     return summary
 
@@ -125,11 +146,20 @@ def _summary(page: Budget) -> dict[str, Any]:
 def _figure(figure: Figure | None) -> dict[str, Any] | None:
     if figure is None:
         return None
-    return {"rows": figure.rows, "estimated": figure.is_estimate, "at_least": figure.at_least}
+    return {
+        "rows": figure.rows,
+        "estimated": figure.is_estimate,
+        "at_least": figure.at_least,
+    }
 
 
 def _as_json(report: Report, summary: dict[str, Any]) -> dict[str, Any]:
-    head = {"format": JSON_FORMAT, "engine": report.engine, "place": report.place, "at": report.at.isoformat()}
+    head = {
+        "format": JSON_FORMAT,
+        "engine": report.engine,
+        "place": report.place,
+        "at": report.at.isoformat(),
+    }
     if report.problem:
         return {**head, "error": str(report.problem)}
     return {
@@ -146,7 +176,9 @@ def _as_json(report: Report, summary: dict[str, Any]) -> dict[str, Any]:
             }
             for found in report.findings
         ],
-        "totals": {table: shown.as_json() for table, shown in summary["totals"].items()},
+        "totals": {
+            table: shown.as_json() for table, shown in summary["totals"].items()
+        },
         "sessions_by_status": summary["statuses"].as_json(),
         "sandboxes_by_state": summary["states"].as_json(),
         "activity": summary["activity"].as_json(),
@@ -154,7 +186,9 @@ def _as_json(report: Report, summary: dict[str, Any]) -> dict[str, Any]:
             {
                 "id": runner.id,
                 "condition": runner.condition or "ok",
-                "last_sign_of_life": runner.seen_at.isoformat() if runner.seen_at else None,
+                "last_sign_of_life": runner.seen_at.isoformat()
+                if runner.seen_at
+                else None,
                 "active": runner.active,
                 "starting": runner.starting,
             }

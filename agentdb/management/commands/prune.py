@@ -26,7 +26,11 @@ class Command(DatabaseCommand):
             metavar="AGE",
             help="How long ago a session must have been active last: 90m, 12h, 30d or 8w.",
         )
-        parser.add_argument("--tenant", metavar="TENANT", help="Only this tenant's sessions (default: all tenants').")
+        parser.add_argument(
+            "--tenant",
+            metavar="TENANT",
+            help="Only this tenant's sessions (default: all tenants').",
+        )
         parser.add_argument(
             "--also",
             action="append",
@@ -34,17 +38,34 @@ class Command(DatabaseCommand):
             metavar="TABLE",
             help="Delete the rows of this table too whose session_id names a session that goes. May be repeated.",
         )
-        parser.add_argument("--dry-run", action="store_true", help="Say how many there are, and delete nothing.")
+        parser.add_argument(
+            "--dry-run",
+            action="store_true",
+            help="Say how many there are, and delete nothing.",
+        )
         super().add_arguments(parser)
 
     def handle(
-        self, *, older_than: str, tenant: str | None, also: list[str], dry_run: bool, database: str, **options: Any
+        self,
+        *,
+        older_than: str,
+        tenant: str | None,
+        also: list[str],
+        dry_run: bool,
+        database: str,
+        **options: Any,
     ) -> None:
         self.pruned = 0
         ended_before = datetime.now(UTC) - prune.age(older_than)
         tables = other_tables("--also", also)
-        db = open_alias(database) if tenant is None else open_alias(database).for_tenant(tenant)
-        self.progress.say(f"{db.describe()}: sessions that ended before {ended_before:%Y-%m-%d %H:%M} UTC.")
+        db = (
+            open_alias(database)
+            if tenant is None
+            else open_alias(database).for_tenant(tenant)
+        )
+        self.progress.say(
+            f"{db.describe()}: sessions that ended before {ended_before:%Y-%m-%d %H:%M} UTC."
+        )
         sessions = prune.finished_sessions(database, tenant, ended_before)
         total, rows = sessions.count(), prune.rows_naming(sessions, tables)
         if dry_run:
@@ -55,14 +76,20 @@ class Command(DatabaseCommand):
             self.pruned += batch
             self.progress("sessions", self.pruned, max(total, self.pruned))
         self.progress.clear()
-        self.stdout.write(f"Deleted {self.pruned:,} session{'' if self.pruned == 1 else 's'}.")
+        self.stdout.write(
+            f"Deleted {self.pruned:,} session{'' if self.pruned == 1 else 's'}."
+        )
         self._say_rows(rows, tables, "were deleted with them", "stay")
 
-    def _say_rows(self, rows: dict[str, int], also: tuple[str, ...], deleted: str, left: str) -> None:
+    def _say_rows(
+        self, rows: dict[str, int], also: tuple[str, ...], deleted: str, left: str
+    ) -> None:
         """Say what becomes of the rows of other tables, as they were counted before."""
         for table, count in rows.items():
             if table in also:
-                self.stdout.write(f"Rows of {table!r} that name these sessions and {deleted}: {count:,}.")
+                self.stdout.write(
+                    f"Rows of {table!r} that name these sessions and {deleted}: {count:,}."
+                )
             else:
                 self.stdout.write(
                     f"Rows of {table!r} that name these sessions and {left}: {count:,}. --also {table} deletes them."
@@ -71,7 +98,9 @@ class Command(DatabaseCommand):
     def interrupted(self) -> str:
         if not self.pruned:
             return "Nothing was deleted."
-        return f"{self.pruned:,} were deleted before; the same command goes on from there."
+        return (
+            f"{self.pruned:,} were deleted before; the same command goes on from there."
+        )
 
     def explained(self, error: AgentDbError) -> str:
         return f"{error} {self.interrupted()}"

@@ -35,17 +35,26 @@ class Command(DatabaseCommand):
 
     def add_arguments(self, parser: CommandParser) -> None:
         super().add_arguments(parser)
-        parser.add_argument("--port", type=int, default=8000, help="Port on 127.0.0.1; 0 takes a free one.")
+        parser.add_argument(
+            "--port",
+            type=int,
+            default=8000,
+            help="Port on 127.0.0.1; 0 takes a free one.",
+        )
         parser.add_argument(
             "--read-only",
             action="store_true",
             help="The account can look and cannot change, and a SQLite file is opened read-only.",
         )
         parser.add_argument(
-            "--user", metavar="NAME", help="Who the audit log names; the account that runs the command unless given."
+            "--user",
+            metavar="NAME",
+            help="Who the audit log names; the account that runs the command unless given.",
         )
         parser.add_argument(
-            "--audit-log", metavar="FILE", help="Append who did what, one line of JSON each, to this file."
+            "--audit-log",
+            metavar="FILE",
+            help="Append who did what, one line of JSON each, to this file.",
         )
 
     def handle(
@@ -82,7 +91,9 @@ class Command(DatabaseCommand):
 def _run(settings: dict[str, Any]) -> int:
     """Serve in another process until it ends or is interrupted, and return its exit code."""
     environment = {
-        name: value for name, value in os.environ.items() if name not in ("DJANGO_SETTINGS_MODULE", "PYTHONPATH")
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("DJANGO_SETTINGS_MODULE", "PYTHONPATH")
     }
     server = subprocess.Popen(
         # -P and paths at the end: no file of the working directory is taken for a module of the library.
@@ -109,7 +120,11 @@ def _check_migrated(database: str) -> None:
     try:
         with _looked_at(database) as connection:
             pending = pending_migrations(connection)
-            shape = recognise(connection) if pending and not recorded_migrations(connection) else None
+            shape = (
+                recognise(connection)
+                if pending and not recorded_migrations(connection)
+                else None
+            )
     finally:
         connections[database].close()
     if shape is not None and shape.tables:
@@ -158,7 +173,11 @@ def _module_paths() -> list[str]:
 
 def _served(connection: BaseDatabaseWrapper, *, read_only: bool) -> dict[str, Any]:
     """The settings of the database that is looked at: quick to give up, and without a change to its file."""
-    settings = {name: connection.settings_dict[name] for name in _KEPT if name in connection.settings_dict}
+    settings = {
+        name: connection.settings_dict[name]
+        for name in _KEPT
+        if name in connection.settings_dict
+    }
     options = settings["OPTIONS"] = dict(settings.get("OPTIONS") or {})
     path = sqlite_path(connection)
     if path is not None:
@@ -170,10 +189,14 @@ def _served(connection: BaseDatabaseWrapper, *, read_only: bool) -> dict[str, An
             options.pop("transaction_mode", None)
             name = f"file:{quote(str(path.absolute()))}?mode=ro"
             # Where no index of the write-ahead log can be made, nobody can be writing to the file either.
-            settings["NAME"] = name if os.access(path.parent, os.W_OK) else f"{name}&immutable=1"
+            settings["NAME"] = (
+                name if os.access(path.parent, os.W_OK) else f"{name}&immutable=1"
+            )
     elif connection.vendor != "sqlite":
         asked = int(options.get("connect_timeout", 0))  # 0 waits without an end
-        options["connect_timeout"] = min(asked, _CONNECT_SECONDS) if asked > 0 else _CONNECT_SECONDS
+        options["connect_timeout"] = (
+            min(asked, _CONNECT_SECONDS) if asked > 0 else _CONNECT_SECONDS
+        )
     return settings
 
 
@@ -181,7 +204,10 @@ def _name(connection: BaseDatabaseWrapper) -> str:
     """A host name that no other server of this machine has, because cookies know hosts and no ports."""
     path = sqlite_path(connection)
     called = path.stem if path is not None else str(connection.settings_dict["NAME"])
-    readable = re.sub(r"[^a-z0-9]+", "-", called.lower()).strip("-")[:30].strip("-") or "agentdb"
+    readable = (
+        re.sub(r"[^a-z0-9]+", "-", called.lower()).strip("-")[:30].strip("-")
+        or "agentdb"
+    )
     return f"{readable}-{secrets.token_hex(3)}"
 
 
@@ -192,7 +218,9 @@ def _user(asked: str | None) -> str:
         except (OSError, KeyError):  # a container may run as an account without a name
             return "admin"
     if not asked.strip() or len(asked) > _LONGEST_USER or not asked.isprintable():
-        raise CommandError(f"--user must be a name of at most {_LONGEST_USER} printable characters, not {asked!r}.")
+        raise CommandError(
+            f"--user must be a name of at most {_LONGEST_USER} printable characters, not {asked!r}."
+        )
     return asked
 
 
@@ -201,7 +229,9 @@ def _check_audit_log(path: str) -> None:
         with open(path, "a"):
             pass
     except OSError as error:
-        raise CommandError(f"The audit log {path!r} cannot be written: {error.strerror}.") from error
+        raise CommandError(
+            f"The audit log {path!r} cannot be written: {error.strerror}."
+        ) from error
 
 
 _LOCK_SECONDS = 3.0

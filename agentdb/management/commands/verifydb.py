@@ -17,7 +17,9 @@ class Command(DatabaseCommand):
     output_is_the_result = True
     json_help = "Print one JSON object, as docs/verifydb.md says."
 
-    def handle(self, *, json: bool, database: str, verbosity: int, **options: Any) -> None:
+    def handle(
+        self, *, json: bool, database: str, verbosity: int, **options: Any
+    ) -> None:
         if not json:
             self.name_database(database, verbosity)
         with inspecting(database) as connection:
@@ -35,11 +37,15 @@ class Command(DatabaseCommand):
     def _print(self, verification: Verification) -> None:
         for difference in verification.differences:
             self.stdout.write(self.style.ERROR(difference.message))
-        foreign = [note.table for note in verification.notes if note.code == "table.foreign"]
+        foreign = [
+            note.table for note in verification.notes if note.code == "table.foreign"
+        ]
         for note in verification.notes:
             if note.code != "table.foreign":
                 self.stdout.write(f"Note: {note.message}")
         if foreign:
-            self.stdout.write(f"Note: not agentdb's, and left alone: {', '.join(foreign)}.")
+            self.stdout.write(
+                f"Note: not agentdb's, and left alone: {', '.join(foreign)}."
+            )
         style = self.style.SUCCESS if verification.matches else self.style.WARNING
         self.stdout.write(style(verification.verdict))

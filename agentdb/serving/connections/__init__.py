@@ -11,7 +11,9 @@ from agentdb.serving.connections.sqlite import SqliteEngine
 from agentdb.serving.host import cannot_load
 
 
-def engine_of(wrapper: BaseDatabaseWrapper, *, owned: bool = False, creates: bool = False) -> Engine:
+def engine_of(
+    wrapper: BaseDatabaseWrapper, *, owned: bool = False, creates: bool = False
+) -> Engine:
     """Return the engine of a connection, any of the three; ``creates``: it may make a SQLite file."""
     if not settings.USE_TZ or wrapper.settings_dict["TIME_ZONE"] not in (None, "UTC"):
         # SQLite would hold the project's local times beside UTC, as text that looks the same.
@@ -31,12 +33,18 @@ def engine_of(wrapper: BaseDatabaseWrapper, *, owned: bool = False, creates: boo
         try:
             from agentdb.serving.connections.postgresql import PostgresEngine
         except ImportError as error:  # Django makes do with psycopg2
-            raise DatabaseUnavailableError(cannot_load("django.db.backends.postgresql", error)) from error
+            raise DatabaseUnavailableError(
+                cannot_load("django.db.backends.postgresql", error)
+            ) from error
 
         return PostgresEngine(wrapper.settings_dict, owned=owned, vendor=wrapper.vendor)
     if wrapper.vendor == "unknown":
-        raise AgentDbError(f"There is no database behind the alias {wrapper.alias!r}. Give it one in DATABASES.")
-    raise AgentDbError(f"agentdb does not know the engine {wrapper.vendor!r} of the alias {wrapper.alias!r}.")
+        raise AgentDbError(
+            f"There is no database behind the alias {wrapper.alias!r}. Give it one in DATABASES."
+        )
+    raise AgentDbError(
+        f"agentdb does not know the engine {wrapper.vendor!r} of the alias {wrapper.alias!r}."
+    )
 
 
 def describe(wrapper: BaseDatabaseWrapper) -> str:

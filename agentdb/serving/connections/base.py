@@ -20,7 +20,14 @@ from django.core.exceptions import ImproperlyConfigured, SynchronousOnlyOperatio
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from agentdb.errors import AgentDbError
-from agentdb.faults import Fault, classify, driver_error, explain, one_line, said_by_server
+from agentdb.faults import (
+    Fault,
+    classify,
+    driver_error,
+    explain,
+    one_line,
+    said_by_server,
+)
 
 # The connections of the parent, in the child of a fork. They are kept, because deleting one would close it, and the
 # server would end what the parent goes on with.
@@ -46,8 +53,12 @@ class Engine(ABC):
         self.owned = owned  # by agentdb, and not by a host project
         own = settings_dict.get("AGENTDB", {})
         self.call_timeout: float | None = own.get("call_timeout")  # seconds
-        self.idle_seconds: float | None = own.get("idle_seconds")  # after which an unused connection is closed
-        self.slow_call_seconds: float | None = own.get("slow_call_seconds")  # a statement that takes longer is logged
+        self.idle_seconds: float | None = own.get(
+            "idle_seconds"
+        )  # after which an unused connection is closed
+        self.slow_call_seconds: float | None = own.get(
+            "slow_call_seconds"
+        )  # a statement that takes longer is logged
 
     @abstractmethod
     def describe(self) -> str:
@@ -57,7 +68,9 @@ class Engine(ABC):
     def connection(self, wrapper: BaseDatabaseWrapper) -> Connection:
         """Return what stands for the driver's connection that Django's wrapper has."""
 
-    def opening(self, wrapper: BaseDatabaseWrapper, limit: float | None) -> AbstractContextManager[None]:
+    def opening(
+        self, wrapper: BaseDatabaseWrapper, limit: float | None
+    ) -> AbstractContextManager[None]:
         """Let the body open the connection, within so many seconds."""
         return nullcontext()
 
@@ -156,7 +169,12 @@ class Connection(ABC):
     def instrumented(self) -> bool:
         """Whether somebody watches Django's cursor: ``assertNumQueries``, ``execute_wrapper``, OpenTelemetry."""
         wrapper = self.wrapper
-        return bool(wrapper.execute_wrappers) or wrapper.force_debug_cursor or self._debug or self.is_traced
+        return (
+            bool(wrapper.execute_wrappers)
+            or wrapper.force_debug_cursor
+            or self._debug
+            or self.is_traced
+        )
 
 
 class Slot:
@@ -170,7 +188,9 @@ class Slot:
         self.wrapper = wrapper
         self.lock = threading.RLock()
         self.used = time.monotonic()  # when it was last used
-        self.room: Callable[[Slot], AbstractContextManager[None]] | None = None  # waits until one more may be open
+        self.room: Callable[[Slot], AbstractContextManager[None]] | None = (
+            None  # waits until one more may be open
+        )
         self.prepares = True
         self.host_block: object = None  # what is known of the host's transaction that is open; see transactions.py
         self._connection: Connection | None = None
@@ -192,7 +212,11 @@ class Slot:
     def ready(self, limit: float | None = None) -> Connection:
         """Return a connection for a call outside of a transaction: open, alive, and in the middle of nothing."""
         connection = self._connection
-        if connection is not None and connection.raw is self.wrapper.connection and connection.is_at_hand():
+        if (
+            connection is not None
+            and connection.raw is self.wrapper.connection
+            and connection.is_at_hand()
+        ):
             return connection
         connection = self._kept()
         if connection is None:
@@ -205,7 +229,9 @@ class Slot:
         connection = self._connection
         if connection is None or connection.raw is not self.wrapper.connection:
             return self._adopted()
-        if self.wrapper.autocommit and not connection.is_clean():  # else the host has switched it off
+        if (
+            self.wrapper.autocommit and not connection.is_clean()
+        ):  # else the host has switched it off
             self.reset()
             return self._connection
         if self._idled() or not self._is_alive(connection):
@@ -218,7 +244,9 @@ class Slot:
         connection = self._connection
         if connection is None or connection.raw is not self.wrapper.connection:
             if self.wrapper.connection is None:
-                raise AgentDbError("The transaction's connection is closed; it can only be undone.")
+                raise AgentDbError(
+                    "The transaction's connection is closed; it can only be undone."
+                )
             connection = self._connection = self._made()  # Django has opened it
         return connection
 
@@ -234,18 +262,28 @@ class Slot:
             return connection.is_alive()
         except self.engine.errors as error:
             self.discard()
-            raise self.engine.explain(Fault.LOST, driver_error(error)) from driver_error(error)
+            raise self.engine.explain(
+                Fault.LOST, driver_error(error)
+            ) from driver_error(error)
 
     def _idled(self) -> bool:
         limit = self.engine.idle_seconds
-        return limit is not None and self.engine.owned and time.monotonic() - self.used > limit
+        return (
+            limit is not None
+            and self.engine.owned
+            and time.monotonic() - self.used > limit
+        )
 
     def _adopted(self) -> Connection | None:
         """Return the connection that Django has opened, if it was opened to the end."""
         if self.wrapper.connection is None:
             return None
-        is_by_hand = not self.engine.owned and not self.wrapper.autocommit  # the host has switched autocommit off
-        if is_by_hand or (self.wrapper.autocommit and self.engine.is_set_up(self.wrapper)):
+        is_by_hand = (
+            not self.engine.owned and not self.wrapper.autocommit
+        )  # the host has switched autocommit off
+        if is_by_hand or (
+            self.wrapper.autocommit and self.engine.is_set_up(self.wrapper)
+        ):
             self._connection = self._made()
         else:
             self.reset()
@@ -259,7 +297,10 @@ class Slot:
 
     def _open(self, limit: float | None) -> Connection:
         try:
-            with self.room(self) if self.room is not None else nullcontext(), self.engine.opening(self.wrapper, limit):
+            with (
+                self.room(self) if self.room is not None else nullcontext(),
+                self.engine.opening(self.wrapper, limit),
+            ):
                 self.wrapper.ensure_connection()
                 connection = self._connection = self._made()
                 return connection
@@ -327,7 +368,11 @@ class Slot:
     def interrupted(self) -> None:
         """After an exception that is not the driver's: leave no statement under way for the next caller."""
         connection = self._connection
-        if connection is not None and connection.raw is self.wrapper.connection and connection.is_broken_off():
+        if (
+            connection is not None
+            and connection.raw is self.wrapper.connection
+            and connection.is_broken_off()
+        ):
             self.discard()
 
     def fault(self, error: BaseException, *, writing: bool) -> Fault:
@@ -336,9 +381,13 @@ class Slot:
         If the server itself says good-bye, it has rolled back what it was doing.
         """
         raw = self.wrapper.connection
-        fault = classify(error, connected=raw is not None and not getattr(raw, "closed", False))
+        fault = classify(
+            error, connected=raw is not None and not getattr(raw, "closed", False)
+        )
         if not writing:
-            return {Fault.UNANSWERED: Fault.LOST, Fault.UNSURE: Fault.UNAVAILABLE}.get(fault, fault)
+            return {Fault.UNANSWERED: Fault.LOST, Fault.UNSURE: Fault.UNAVAILABLE}.get(
+                fault, fault
+            )
         if fault is Fault.SILENT or (fault is Fault.LOST and not said_by_server(error)):
             return Fault.UNANSWERED
         return fault
@@ -352,7 +401,9 @@ class Slot:
                 yield
         except self.engine.errors as error:
             cause = driver_error(error)
-            raise self.engine.explain(self.fault(cause, writing=writing), cause) from cause
+            raise self.engine.explain(
+                self.fault(cause, writing=writing), cause
+            ) from cause
         except BaseException:
             self.interrupted()
             raise
@@ -361,7 +412,11 @@ class Slot:
         """From any thread: close the connection, unless a call, a transaction or the host's own query uses it."""
         try:
             connection = self._connection if self.lock.acquire(blocking=False) else None
-            if connection is None or self.wrapper.in_atomic_block or not connection.is_clean():
+            if (
+                connection is None
+                or self.wrapper.in_atomic_block
+                or not connection.is_clean()
+            ):
                 return False
             self.discard()
             return True

@@ -22,7 +22,9 @@ logger = logging.getLogger("agentdb")
 # The planner takes states and ages for unrelated; it cannot know that the waiting sandboxes are the ones used lately,
 # and reads all of them to find the few idle ones. Every list here has an index in its order: without a sort to fall
 # back on, that one is taken. Compiling such statements would only take longer.
-_FOLLOW_THE_INDEX = dict.fromkeys(("enable_sort", "enable_incremental_sort", "jit"), "off")
+_FOLLOW_THE_INDEX = dict.fromkeys(
+    ("enable_sort", "enable_incremental_sort", "jit"), "off"
+)
 _IDLE_TIMEOUT_SINCE = 140000  # idle_session_timeout
 _IDLE = psycopg.pq.TransactionStatus.IDLE
 _ACTIVE = psycopg.pq.TransactionStatus.ACTIVE
@@ -51,7 +53,9 @@ class PostgresEngine(Engine):
     aborts_on_error = True
     has_server = True
 
-    def __init__(self, settings_dict: dict[str, Any], *, owned: bool, vendor: str) -> None:
+    def __init__(
+        self, settings_dict: dict[str, Any], *, owned: bool, vendor: str
+    ) -> None:
         super().__init__(settings_dict, owned=owned)
         self.vendor = vendor
 
@@ -65,14 +69,24 @@ class PostgresEngine(Engine):
     def is_set_up(self, wrapper: BaseDatabaseWrapper) -> bool:
         raw: Any = wrapper.connection
         zone = raw.info.parameter_status("TimeZone")
-        return bool(raw.autocommit and zone == wrapper.timezone_name and raw.pgconn.transaction_status == _IDLE)
+        return bool(
+            raw.autocommit
+            and zone == wrapper.timezone_name
+            and raw.pgconn.transaction_status == _IDLE
+        )
 
     def silence(self) -> str:
-        logger.warning("%s did not answer within call_timeout=%g seconds.", self.describe(), self.call_timeout)
+        logger.warning(
+            "%s did not answer within call_timeout=%g seconds.",
+            self.describe(),
+            self.call_timeout,
+        )
         return f"no answer within call_timeout={self.call_timeout:g} seconds"
 
     @contextmanager
-    def opening(self, wrapper: BaseDatabaseWrapper, limit: float | None) -> Iterator[None]:
+    def opening(
+        self, wrapper: BaseDatabaseWrapper, limit: float | None
+    ) -> Iterator[None]:
         limits = [each for each in (limit, self.call_timeout) if each is not None]
         if not limits:
             yield
@@ -83,7 +97,9 @@ class PostgresEngine(Engine):
         finally:
             del wrapper.Database  # type: ignore[attr-defined]
             if wrapper.connection is not None and not self.owned:
-                wrapper.connection.__dict__.pop("wait", None)  # the host's own queries take as long as they like
+                wrapper.connection.__dict__.pop(
+                    "wait", None
+                )  # the host's own queries take as long as they like
 
 
 class _Driver:
@@ -104,9 +120,13 @@ class _Driver:
             def _connect_gen(cls, *args: Any, **options: Any) -> Any:
                 nonlocal hosts
                 now = time.monotonic()
-                share = max(0.0, ends - now) / max(1, hosts)  # so that the last host is tried as well
+                share = max(0.0, ends - now) / max(
+                    1, hosts
+                )  # so that the last host is tried as well
                 hosts -= 1
-                return _until(psycopg.Connection._connect_gen(*args, **options), now + share)
+                return _until(
+                    psycopg.Connection._connect_gen(*args, **options), now + share
+                )
 
         raw = Bounded.connect(**params)
         raw.wait = _Limit(self._engine, raw, self._limit).wait  # type: ignore[method-assign, assignment]
@@ -132,11 +152,15 @@ class _Limit:
     All that waits for the server goes through it, whoever asked: statements, COMMIT, savepoints, Django's own queries.
     """
 
-    def __init__(self, engine: PostgresEngine, raw: psycopg.Connection[Any], seconds: float) -> None:
+    def __init__(
+        self, engine: PostgresEngine, raw: psycopg.Connection[Any], seconds: float
+    ) -> None:
         self._engine, self._raw, self._seconds = engine, raw, seconds
 
     def wait(self, waits: Generator[Any, Any, Any], *args: Any, **options: Any) -> Any:
-        return psycopg.Connection.wait(self._raw, self._limited(waits), *args, **options)
+        return psycopg.Connection.wait(
+            self._raw, self._limited(waits), *args, **options
+        )
 
     def _limited(self, waits: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
         ends = time.monotonic() + self._seconds
@@ -204,13 +228,20 @@ class PostgresConnection(Connection):
         wanted: dict[str, str] = {}
         if self.raw.prepare_threshold is not None:
             wanted.update(_FOLLOW_THE_INDEX)
-            if self.engine.idle_seconds is not None and self.raw.info.server_version >= _IDLE_TIMEOUT_SINCE:
-                wanted["idle_session_timeout"] = str(max(1, int(self.engine.idle_seconds * 1000)))
+            if (
+                self.engine.idle_seconds is not None
+                and self.raw.info.server_version >= _IDLE_TIMEOUT_SINCE
+            ):
+                wanted["idle_session_timeout"] = str(
+                    max(1, int(self.engine.idle_seconds * 1000))
+                )
         if isolation := self.engine.settings.get("AGENTDB", {}).get("isolation"):
             wanted["default_transaction_isolation"] = isolation
         if not wanted:
             return
-        settings = ", ".join(f"set_config('{name}', '{value}', false)" for name, value in wanted.items())
+        settings = ", ".join(
+            f"set_config('{name}', '{value}', false)" for name, value in wanted.items()
+        )
         with suppress(psycopg.errors.UndefinedObject):  # of an older server
             self.raw.execute(f"SELECT {settings}", prepare=False)
 
@@ -246,7 +277,9 @@ class PostgresConnection(Connection):
 
     def _refuse_replicated(self) -> None:
         self._not_replicated = False
-        raise NotReplicated("the primary has stored it, and its synchronous standby did not say that it has")
+        raise NotReplicated(
+            "the primary has stored it, and its synchronous standby did not say that it has"
+        )
 
     def is_at_hand(self) -> bool:
         return self.raw.pgconn.transaction_status == _IDLE and not self._readable()
@@ -271,7 +304,10 @@ class PostgresConnection(Connection):
         except CallTimeout:
             raise
         except psycopg.Error:
-            logger.info("%s had dropped an idle connection; opening another.", self.engine.describe())
+            logger.info(
+                "%s had dropped an idle connection; opening another.",
+                self.engine.describe(),
+            )
             return False
         return True
 
@@ -285,7 +321,11 @@ class PostgresConnection(Connection):
 
     def limited(self) -> AbstractContextManager[None]:
         limit = self.engine.call_timeout
-        return nullcontext() if limit is None or "wait" in self.raw.__dict__ else self._limit(limit)
+        return (
+            nullcontext()
+            if limit is None or "wait" in self.raw.__dict__
+            else self._limit(limit)
+        )
 
     @contextmanager
     def _limit(self, limit: float) -> Iterator[None]:

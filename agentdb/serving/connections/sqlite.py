@@ -13,11 +13,21 @@ from urllib.parse import quote
 import django.db
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from agentdb.errors import AgentDbError, DatabaseUnavailableError, OutcomeUnknownError, SchemaOutOfDateError
+from agentdb.errors import (
+    AgentDbError,
+    DatabaseUnavailableError,
+    OutcomeUnknownError,
+    SchemaOutOfDateError,
+)
 from agentdb.schema.migration_record import pending_migrations
 from agentdb.serving.connections.base import Connection, Engine, Turn
 from agentdb.serving.turns import turns_of
-from agentdb.sqlite_files import close_kept_open, descriptors, identity, shared_file_system
+from agentdb.sqlite_files import (
+    close_kept_open,
+    descriptors,
+    identity,
+    shared_file_system,
+)
 
 
 class _Carried:
@@ -33,14 +43,21 @@ class _Carried:
         """In the child of a fork: note which of these files are open still."""
         close_kept_open()
         files = {file for name in names if (file := identity(str(name))) is not None}
-        self._left_open = {number: file for number in descriptors() if (file := identity(number)) in files}
+        self._left_open = {
+            number: file
+            for number in descriptors()
+            if (file := identity(number)) in files
+        }
 
     def is_open(self, name: object) -> bool:
         """Whether the file is still open on a descriptor of the parent's."""
         if not self._left_open:
             return False
         file = identity(str(name))
-        return any(known == file and identity(number) == file for number, known in self._left_open.items())
+        return any(
+            known == file and identity(number) == file
+            for number, known in self._left_open.items()
+        )
 
 
 carried = _Carried()
@@ -89,7 +106,13 @@ class SqliteEngine(Engine):
     aborts_on_error = False
     has_server = False
 
-    def __init__(self, settings_dict: dict[str, Any], *, owned: bool = False, creates: bool = False) -> None:
+    def __init__(
+        self,
+        settings_dict: dict[str, Any],
+        *,
+        owned: bool = False,
+        creates: bool = False,
+    ) -> None:
         super().__init__(settings_dict, owned=owned)
         self.place: Place | None = None  # when a connection last opened it
         self._creates = creates
@@ -113,7 +136,9 @@ class SqliteEngine(Engine):
         return SqliteConnection(self, wrapper)
 
     @contextmanager
-    def opening(self, wrapper: BaseDatabaseWrapper, limit: float | None) -> Iterator[None]:
+    def opening(
+        self, wrapper: BaseDatabaseWrapper, limit: float | None
+    ) -> Iterator[None]:
         if wrapper.is_in_memory_db() or self.name.startswith("file:"):  # type: ignore[attr-defined]
             yield
             return
@@ -137,7 +162,10 @@ class SqliteEngine(Engine):
             del wrapper.get_connection_params
 
     def is_set_up(self, wrapper: BaseDatabaseWrapper) -> bool:
-        return wrapper.connection.isolation_level is None and not wrapper.connection.in_transaction
+        return (
+            wrapper.connection.isolation_level is None
+            and not wrapper.connection.in_transaction
+        )
 
     def renew(self, raw: Any) -> bool:
         if not self._is_in_memory():
@@ -158,7 +186,9 @@ class SqliteEngine(Engine):
             raise DatabaseUnavailableError(self.is_missing())
         now = Place.of(self.name)
         if now.file != known.file and known.log is not None and now.log == known.log:
-            raise DatabaseUnavailableError(self.is_another())  # SQLite would write the log's pages into it
+            raise DatabaseUnavailableError(
+                self.is_another()
+            )  # SQLite would write the log's pages into it
 
     def is_missing(self) -> str:
         return (
@@ -187,7 +217,9 @@ class SqliteConnection(Connection):
         self._known = Place(identity(self._path), None, None)
         self._looked = 0.0  # when, on the monotonic clock
         self._folder: tuple[int, int] | None = None
-        self._schema: int | None = None  # SQLite's number of the schema, counted up by each change
+        self._schema: int | None = (
+            None  # SQLite's number of the schema, counted up by each change
+        )
         if self._is_file:
             engine.place = Place.of(self._path, self._real)
 
@@ -208,7 +240,9 @@ class SqliteConnection(Connection):
         if engine.turns is None:
             return run(self)
         # What watches this connection is to see the statement on it.
-        return engine.turns.write(self, run, engine.busy_seconds, apart=self.instrumented())
+        return engine.turns.write(
+            self, run, engine.busy_seconds, apart=self.instrumented()
+        )
 
     def is_clean(self) -> bool:
         try:
@@ -252,13 +286,20 @@ class SqliteConnection(Connection):
         if self._schema is not None and (pending := pending_migrations(self.wrapper)):
             names = ", ".join(pending)
             raise SchemaOutOfDateError(
-                f"{self.engine.describe()} lacks the migrations {names}. Run 'agentdb migrate'.", pending=tuple(pending)
+                f"{self.engine.describe()} lacks the migrations {names}. Run 'agentdb migrate'.",
+                pending=tuple(pending),
             )
         self._schema = schema
 
     def confirm(self) -> None:
-        if self._is_file and not self._is_unchanged() and (problem := self._displaced()):
-            raise OutcomeUnknownError(f"{problem} The last write went into the file that was open.")
+        if (
+            self._is_file
+            and not self._is_unchanged()
+            and (problem := self._displaced())
+        ):
+            raise OutcomeUnknownError(
+                f"{problem} The last write went into the file that was open."
+            )
 
     def _displaced(self) -> str:
         """Return what is wrong with the files at the path, or nothing."""

@@ -11,7 +11,12 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import DEFAULT_DB_ALIAS, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from agentdb.errors import AgentDbError, DatabaseClosedError, DatabaseUnavailableError, InvalidInputError
+from agentdb.errors import (
+    AgentDbError,
+    DatabaseClosedError,
+    DatabaseUnavailableError,
+    InvalidInputError,
+)
 from agentdb.serving.connection_limit import ConnectionLimit
 from agentdb.serving.connections import engine_of
 from agentdb.serving.connections.base import Slot
@@ -62,9 +67,18 @@ class Threads:
     ``creates``: a SQLite file may be made.
     """
 
-    def __init__(self, alias: str, *, owned: bool = False, shared: bool = False, creates: bool = False) -> None:
+    def __init__(
+        self,
+        alias: str,
+        *,
+        owned: bool = False,
+        shared: bool = False,
+        creates: bool = False,
+    ) -> None:
         if alias not in connections.settings:
-            raise InvalidInputError(f"There is no database alias {alias!r}; known are {', '.join(connections)}.")
+            raise InvalidInputError(
+                f"There is no database alias {alias!r}; known are {', '.join(connections)}."
+            )
         self.alias = alias
         self.closed = False
         self._prepares = True
@@ -114,7 +128,12 @@ class Threads:
         """Give a connection of the host's pool back: this thread makes no other call for now."""
         slot = self.own_slot()
         is_pooled = bool(self.engine.settings["OPTIONS"].get("pool"))
-        if slot is not None and is_pooled and not self.engine.owned and not slot.wrapper.in_atomic_block:
+        if (
+            slot is not None
+            and is_pooled
+            and not self.engine.owned
+            and not slot.wrapper.in_atomic_block
+        ):
             with slot.lock:
                 slot.wrapper.close()
 
@@ -135,7 +154,9 @@ class Threads:
 
     def close(self) -> None:
         """Close the connections, once the calls under way have ended; calling it again does nothing."""
-        self.closed = True  # what follows may be cut off, and is done by the next call then
+        self.closed = (
+            True  # what follows may be cut off, and is done by the next call then
+        )
         forking.forget(self)
         if not self.engine.owned:
             return  # the connections are Django's to close
@@ -147,7 +168,9 @@ class Threads:
 
     def forget_alias(self) -> None:
         """Let Django know the alias no more, once no transaction needs it."""
-        if self.engine.owned and not any(slot.wrapper.in_atomic_block for slot in self.slots()):
+        if self.engine.owned and not any(
+            slot.wrapper.in_atomic_block for slot in self.slots()
+        ):
             self._forget_alias()
 
     def _forget_alias(self) -> None:

@@ -25,6 +25,12 @@ __all__ = ["DbContract", "Rewrite", "awaited"]
 
 
 class DbContract(
-    AgentContract, SessionContract, SandboxContract, ApiKeyContract, FleetContract, WholeContract, RefusalContract
+    AgentContract,
+    SessionContract,
+    SandboxContract,
+    ApiKeyContract,
+    FleetContract,
+    WholeContract,
+    RefusalContract,
 ):
     """All tests of the contract. A subclass names its ``factory``, or overrides the fixture ``db``."""

@@ -16,12 +16,20 @@ from agentdb.testing.conformance.subject import (
 
 
 class AgentContract(Subject):
-    def test_upsert_agent_inserts_with_version_1_and_a_random_uuid(self, db: Db) -> None:
+    def test_upsert_agent_inserts_with_version_1_and_a_random_uuid(
+        self, db: Db
+    ) -> None:
         agent = db.upsert_agent("support-bot", "/srv/agents/support")
 
         assert uuid.UUID(agent.id).version == 4
         assert agent == AgentRecord(
-            agent.id, "default", "support-bot", 1, "/srv/agents/support", agent.created_at, agent.created_at
+            agent.id,
+            "default",
+            "support-bot",
+            1,
+            "/srv/agents/support",
+            agent.created_at,
+            agent.created_at,
         )
         assert agent.created_at.tzinfo is UTC
 
@@ -33,7 +41,12 @@ class AgentContract(Subject):
 
         second = db.upsert_agent("support-bot", "/new")
 
-        assert (second.id, second.created_at, second.version, second.path) == (first.id, instant(), 2, "/new")
+        assert (second.id, second.created_at, second.version, second.path) == (
+            first.id,
+            instant(),
+            2,
+            "/new",
+        )
         assert second.updated_at >= first.updated_at
         assert db.upsert_agent("support-bot", "/new").version == 3
 
@@ -67,13 +80,18 @@ class AgentContract(Subject):
         assert [agent.name for agent in db.list_agents()] == sorted(names)
 
     def test_list_agents_returns_the_tenants_own_whole_records(self, db: Db) -> None:
-        mine = [make_agent(db, "a", tenant_id="acme"), make_agent(db, "b", tenant_id="acme")]
+        mine = [
+            make_agent(db, "a", tenant_id="acme"),
+            make_agent(db, "b", tenant_id="acme"),
+        ]
         make_agent(db, "c", tenant_id="other")
 
         assert db.list_agents("acme") == mine
         assert db.list_agents() == []
 
-    def test_delete_agent_deletes_the_agent_and_its_sessions_of_that_tenant_only(self, db: Db) -> None:
+    def test_delete_agent_deletes_the_agent_and_its_sessions_of_that_tenant_only(
+        self, db: Db
+    ) -> None:
         for tenant in ("acme", "other"):
             make_agent(db, tenant_id=tenant)
             make_session(db, f"{tenant}-1", tenant_id=tenant)
@@ -88,7 +106,9 @@ class AgentContract(Subject):
         assert db.get_agent("support-bot", "other") is not None
         assert [session.id for session in db.list_sessions("other")] == ["other-1"]
 
-    def test_delete_agent_deletes_sessions_of_an_agent_that_is_not_there(self, db: Db) -> None:
+    def test_delete_agent_deletes_sessions_of_an_agent_that_is_not_there(
+        self, db: Db
+    ) -> None:
         make_session(db)
 
         assert db.delete_agent("support-bot") is False

@@ -41,11 +41,16 @@ class ApiKeyContract(Subject):
         with pytest.raises(DuplicateKeyError) as raised:
             make_api_key(db, id, "other", key_hash)
 
-        assert str(raised.value) == f"An API key with the id {id!r}, or with the same hash, exists already."
+        assert (
+            str(raised.value)
+            == f"An API key with the id {id!r}, or with the same hash, exists already."
+        )
         assert db.list_api_keys_by_tenant("acme") == [key]
         assert db.list_api_keys_by_tenant("other") == []
 
-    def test_list_api_keys_is_of_one_tenant_newest_first_ties_by_id_descending(self, db: Db, rewrite: Rewrite) -> None:
+    def test_list_api_keys_is_of_one_tenant_newest_first_ties_by_id_descending(
+        self, db: Db, rewrite: Rewrite
+    ) -> None:
         for id in IDS:
             make_api_key(db, id, key_hash=f"hash of {id}")
             rewrite("api_keys", id, created_at=instant())
@@ -72,5 +77,12 @@ class ApiKeyContract(Subject):
         plain, key = db.issue_api_key("acme", "ci")
 
         assert db.authenticate(plain) == key
-        for other in ("", plain[:-1], plain.upper(), key.key_hash, plain + "\0", "a\ud800"):
+        for other in (
+            "",
+            plain[:-1],
+            plain.upper(),
+            key.key_hash,
+            plain + "\0",
+            "a\ud800",
+        ):
             assert db.authenticate(other) is None

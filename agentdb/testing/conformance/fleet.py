@@ -11,15 +11,31 @@ from typing import Any
 import pytest
 
 from agentdb.interface import Db, SandboxState, SessionStatus
-from agentdb.testing.conformance.subject import IDS, Rewrite, Subject, instant, make_sandbox, make_session
+from agentdb.testing.conformance.subject import (
+    IDS,
+    Rewrite,
+    Subject,
+    instant,
+    make_sandbox,
+    make_session,
+)
 
 FINISHED = ("ended", "error", "stopped")
 AN_HOUR = timedelta(hours=1)
 
 
-def _on_runner(db: Db, rewrite: Rewrite, id: str, runner_id: str | None, seconds: float = 0, **values: str) -> None:
+def _on_runner(
+    db: Db,
+    rewrite: Rewrite,
+    id: str,
+    runner_id: str | None,
+    seconds: float = 0,
+    **values: str,
+) -> None:
     make_session(db, id)
-    rewrite("sessions", id, runner_id=runner_id, last_active_at=instant(seconds), **values)
+    rewrite(
+        "sessions", id, runner_id=runner_id, last_active_at=instant(seconds), **values
+    )
 
 
 def _is(value: str | None, wanted: Any) -> bool:
@@ -28,7 +44,10 @@ def _is(value: str | None, wanted: Any) -> bool:
 
 def _paged(list_page: Callable[..., list[Any]], *, by_cursor: bool) -> list[Any]:
     paged: list[Any] = []
-    while page := list_page(limit=2, before=(paged[-1].cursor if by_cursor else paged[-1]) if paged else None):
+    while page := list_page(
+        limit=2,
+        before=(paged[-1].cursor if by_cursor else paged[-1]) if paged else None,
+    ):
         paged += page
     return paged
 
@@ -36,7 +55,9 @@ def _paged(list_page: Callable[..., list[Any]], *, by_cursor: bool) -> list[Any]
 class FleetContract(Subject):
     # -- claims of sessions
 
-    def test_a_session_that_nobody_has_is_claimed_once(self, db: Db, rewrite: Rewrite) -> None:
+    def test_a_session_that_nobody_has_is_claimed_once(
+        self, db: Db, rewrite: Rewrite
+    ) -> None:
         _on_runner(db, rewrite, "s1", None, status="active")
 
         claimed = db.claim_session("s1", "r1")
@@ -57,7 +78,9 @@ class FleetContract(Subject):
         assert claimed is not None
         assert claimed.last_active_at > instant()
 
-    def test_a_paused_session_can_be_claimed_and_stays_paused(self, db: Db, rewrite: Rewrite) -> None:
+    def test_a_paused_session_can_be_claimed_and_stays_paused(
+        self, db: Db, rewrite: Rewrite
+    ) -> None:
         _on_runner(db, rewrite, "s1", "r1", status="paused")
 
         claimed = db.claim_session("s1", "r2")
@@ -65,25 +88,34 @@ class FleetContract(Subject):
         assert claimed is not None
         assert (claimed.runner_id, claimed.status) == ("r2", "paused")
 
-    def test_a_paused_session_is_resumed_once_by_a_claim_that_sets_it_active(self, db: Db) -> None:
+    def test_a_paused_session_is_resumed_once_by_a_claim_that_sets_it_active(
+        self, db: Db
+    ) -> None:
         make_session(db)
         db.update_session_status("s1", "paused")
 
         def resume(runner_id: str) -> Callable[[Db], bool]:
             def work(inside: Db) -> bool:
-                return inside.claim_session("s1", runner_id) is not None and inside.update_session_status(
+                return inside.claim_session(
+                    "s1", runner_id
+                ) is not None and inside.update_session_status(
                     "s1", "active", only_if="paused"
                 )
 
             return work
 
-        assert [db.run_transaction(resume(runner)) for runner in ("r1", "r2")] == [True, False]
+        assert [db.run_transaction(resume(runner)) for runner in ("r1", "r2")] == [
+            True,
+            False,
+        ]
         session = db.get_session("s1")
         assert session is not None
         assert (session.runner_id, session.status) == ("r1", "active")
 
     @pytest.mark.parametrize("status", FINISHED)
-    def test_a_finished_session_is_not_claimed(self, db: Db, rewrite: Rewrite, status: str) -> None:
+    def test_a_finished_session_is_not_claimed(
+        self, db: Db, rewrite: Rewrite, status: str
+    ) -> None:
         _on_runner(db, rewrite, "s1", None, status=status)
         before = db.get_session("s1")
 
@@ -95,7 +127,9 @@ class FleetContract(Subject):
         assert db.claim_session("s1", "r1") is None
 
     @pytest.mark.parametrize("status", ["active", "starting", "of a newer server"])
-    def test_a_silent_session_of_another_runner_is_claimed_by_one(self, db: Db, rewrite: Rewrite, status: str) -> None:
+    def test_a_silent_session_of_another_runner_is_claimed_by_one(
+        self, db: Db, rewrite: Rewrite, status: str
+    ) -> None:
         _on_runner(db, rewrite, "s1", "r1", status=status)
         assert db.claim_session("s1", "r2") is None
         assert db.claim_session("s1", "r2", silent_for=timedelta(days=36_500)) is None
@@ -106,7 +140,9 @@ class FleetContract(Subject):
         assert (claimed.runner_id, claimed.status) == ("r2", status)
         assert db.claim_session("s1", "r3", silent_for=AN_HOUR) is None
 
-    def test_a_claim_never_moves_last_active_at_backwards(self, db: Db, rewrite: Rewrite) -> None:
+    def test_a_claim_never_moves_last_active_at_backwards(
+        self, db: Db, rewrite: Rewrite
+    ) -> None:
         make_session(db)
         later = datetime.now(UTC).replace(microsecond=0) + AN_HOUR
         rewrite("sessions", "s1", last_active_at=later)
@@ -116,7 +152,9 @@ class FleetContract(Subject):
         assert claimed is not None
         assert claimed.last_active_at == later
 
-    def test_silent_sessions_are_the_live_ones_longest_silent_first(self, db: Db, rewrite: Rewrite) -> None:
+    def test_silent_sessions_are_the_live_ones_longest_silent_first(
+        self, db: Db, rewrite: Rewrite
+    ) -> None:
         for id in IDS[::-1]:
             _on_runner(db, rewrite, id, "r1", -1, status="active")
         _on_runner(db, rewrite, "starting", None, -2, status="starting")
@@ -128,14 +166,20 @@ class FleetContract(Subject):
 
         silent = db.get_silent_sessions(instant())
 
-        assert [session.id for session in silent] == ["starting", *IDS, "of another tenant"]
+        assert [session.id for session in silent] == [
+            "starting",
+            *IDS,
+            "of another tenant",
+        ]
         assert silent[0] == db.get_session("starting")
         assert db.get_silent_sessions(instant(), limit=3) == silent[:3]
         assert db.get_silent_sessions(instant(-2)) == []
 
     # -- heartbeats
 
-    def test_touch_session_of_another_runner_is_false_and_touches_nothing(self, db: Db, rewrite: Rewrite) -> None:
+    def test_touch_session_of_another_runner_is_false_and_touches_nothing(
+        self, db: Db, rewrite: Rewrite
+    ) -> None:
         _on_runner(db, rewrite, "s1", "r2")
         before = db.get_session("s1")
 
@@ -152,28 +196,47 @@ class FleetContract(Subject):
             _on_runner(db, rewrite, id, "r1")
         _on_runner(db, rewrite, "not asked for", "r1")
 
-        assert db.touch_sessions(["nobody", "é", "a", "é", "10", "😀"]) == ["é", "a", "10", "😀"]
+        assert db.touch_sessions(["nobody", "é", "a", "é", "10", "😀"]) == [
+            "é",
+            "a",
+            "10",
+            "😀",
+        ]
 
-        touched = {session.id for session in db.list_sessions() if session.last_active_at > instant()}
+        touched = {
+            session.id
+            for session in db.list_sessions()
+            if session.last_active_at > instant()
+        }
         assert touched == {"é", "a", "10", "😀"}
 
-    def test_touch_sessions_of_a_runner_returns_what_it_still_has(self, db: Db, rewrite: Rewrite) -> None:
+    def test_touch_sessions_of_a_runner_returns_what_it_still_has(
+        self, db: Db, rewrite: Rewrite
+    ) -> None:
         _on_runner(db, rewrite, "s1", "r1")
         _on_runner(db, rewrite, "s2", "r2")
         _on_runner(db, rewrite, "s3", None)
         lost = [db.get_session("s2"), db.get_session("s3")]
 
-        assert db.touch_sessions({"s1": None, "s2": None, "s3": None, "s4": None}.keys(), runner_id="r1") == ["s1"]
+        assert db.touch_sessions(
+            {"s1": None, "s2": None, "s3": None, "s4": None}.keys(), runner_id="r1"
+        ) == ["s1"]
         assert [db.get_session("s2"), db.get_session("s3")] == lost
 
-    def test_touch_sandboxes_returns_those_there_are_in_the_order_given(self, db: Db, rewrite: Rewrite) -> None:
+    def test_touch_sandboxes_returns_those_there_are_in_the_order_given(
+        self, db: Db, rewrite: Rewrite
+    ) -> None:
         for id in ("sb1", "sb2", "sb3"):
             make_sandbox(db, id)
             rewrite("sandboxes", id, last_used_at=instant())
 
         assert db.touch_sandboxes(("sb3", "nobody", "sb1", "sb3")) == ["sb3", "sb1"]
 
-        touched = {sandbox.id for sandbox in db.list_sandboxes() if sandbox.last_used_at > instant()}
+        touched = {
+            sandbox.id
+            for sandbox in db.list_sandboxes()
+            if sandbox.last_used_at > instant()
+        }
         assert touched == {"sb1", "sb3"}
 
     def test_all_that_one_call_touches_have_one_time(self, db: Db) -> None:
@@ -193,22 +256,36 @@ class FleetContract(Subject):
         make_session(db, "s9999")
         make_sandbox(db, "sb9999")
 
-        assert db.touch_sessions([f"s{number}" for number in range(10_000)]) == ["s9999"]
-        assert db.touch_sandboxes([f"sb{number}" for number in range(10_000)]) == ["sb9999"]
+        assert db.touch_sessions([f"s{number}" for number in range(10_000)]) == [
+            "s9999"
+        ]
+        assert db.touch_sandboxes([f"sb{number}" for number in range(10_000)]) == [
+            "sb9999"
+        ]
 
     # -- conditions
 
-    def test_a_status_is_set_only_if_it_is_one_of_those(self, db: Db, rewrite: Rewrite) -> None:
+    def test_a_status_is_set_only_if_it_is_one_of_those(
+        self, db: Db, rewrite: Rewrite
+    ) -> None:
         make_session(db)
         rewrite("sessions", "s1", last_active_at=instant())
 
         assert db.update_session_status("s1", "paused", only_if="active") is False
-        assert db.update_session_status("s1", "paused", only_if=["active", "ended"]) is False
+        assert (
+            db.update_session_status("s1", "paused", only_if=["active", "ended"])
+            is False
+        )
         assert db.update_session_status("s2", "paused", only_if="starting") is False
         unchanged = db.get_session("s1")
         assert unchanged is not None
         assert (unchanged.status, unchanged.last_active_at) == ("starting", instant())
-        assert db.update_session_status("s1", "active", only_if={SessionStatus.STARTING, "paused"}) is True
+        assert (
+            db.update_session_status(
+                "s1", "active", only_if={SessionStatus.STARTING, "paused"}
+            )
+            is True
+        )
         changed = db.get_session("s1")
         assert changed is not None
         assert changed.status == "active"
@@ -219,7 +296,12 @@ class FleetContract(Subject):
 
         assert db.update_sandbox_state("sb1", "cold", only_if="warm") is False
         assert db.update_sandbox_state("sb2", "cold", only_if="warming") is False
-        assert db.update_sandbox_state("sb1", "warm", only_if=(SandboxState.WARMING, "cold")) is True
+        assert (
+            db.update_sandbox_state(
+                "sb1", "warm", only_if=(SandboxState.WARMING, "cold")
+            )
+            is True
+        )
         sandbox = db.get_sandbox("sb1")
         assert sandbox is not None
         assert sandbox.state == "warm"
@@ -237,7 +319,9 @@ class FleetContract(Subject):
         assert session.runner_id is None
 
     @pytest.mark.parametrize("state", ["cold", "warm", "waiting"])
-    def test_eviction_takes_only_what_was_last_used_before(self, db: Db, rewrite: Rewrite, state: str) -> None:
+    def test_eviction_takes_only_what_was_last_used_before(
+        self, db: Db, rewrite: Rewrite, state: str
+    ) -> None:
         make_sandbox(db)
         rewrite("sandboxes", "sb1", state=state, last_used_at=instant())
 
@@ -247,7 +331,9 @@ class FleetContract(Subject):
         assert best == db.get_sandbox("sb1")
         assert db.claim_eviction_candidate(unused_since=instant(0.000001)) == best
 
-    def test_eviction_goes_on_to_the_next_state_if_the_first_was_used_since(self, db: Db, rewrite: Rewrite) -> None:
+    def test_eviction_goes_on_to_the_next_state_if_the_first_was_used_since(
+        self, db: Db, rewrite: Rewrite
+    ) -> None:
         for id, state, seconds in (("sb1", "cold", 1), ("sb2", "waiting", -1)):
             make_sandbox(db, id)
             rewrite("sandboxes", id, state=state, last_used_at=instant(seconds))
@@ -260,10 +346,17 @@ class FleetContract(Subject):
 
     # -- a warm pool
 
-    def test_a_warm_sandbox_is_claimed_once_the_least_recently_used_first(self, db: Db, rewrite: Rewrite) -> None:
+    def test_a_warm_sandbox_is_claimed_once_the_least_recently_used_first(
+        self, db: Db, rewrite: Rewrite
+    ) -> None:
         for id in [*IDS[::-1], "older"]:
             make_sandbox(db, id)
-            rewrite("sandboxes", id, state="warm", last_used_at=instant(-1 if id == "older" else 0))
+            rewrite(
+                "sandboxes",
+                id,
+                state="warm",
+                last_used_at=instant(-1 if id == "older" else 0),
+            )
 
         claimed = db.claim_warm_sandbox("support-bot", "s1")
 
@@ -276,37 +369,65 @@ class FleetContract(Subject):
             others.append(sandbox.id)
         assert others == IDS
 
-    def test_a_sandbox_that_is_not_in_the_pool_is_not_claimed(self, db: Db, rewrite: Rewrite) -> None:
+    def test_a_sandbox_that_is_not_in_the_pool_is_not_claimed(
+        self, db: Db, rewrite: Rewrite
+    ) -> None:
         for state in {*SandboxState} - {"warm"}:
             make_sandbox(db, f"is {state}")
             rewrite("sandboxes", f"is {state}", state=state.value)
-        for id, values in (("has a session", {"session_id": "s0"}), ("another's", {"tenant_id": "acme"})):
+        for id, values in (
+            ("has a session", {"session_id": "s0"}),
+            ("another's", {"tenant_id": "acme"}),
+        ):
             make_sandbox(db, id, **values)
             rewrite("sandboxes", id, state="warm")
         make_sandbox(db, "of another agent", "another-bot")
         rewrite("sandboxes", "of another agent", state="warm")
 
         assert db.claim_warm_sandbox("support-bot", "s1") is None
-        found = [db.claim_warm_sandbox("support-bot", "s1", "acme"), db.claim_warm_sandbox("another-bot", "s1")]
-        assert [sandbox and sandbox.id for sandbox in found] == ["another's", "of another agent"]
+        found = [
+            db.claim_warm_sandbox("support-bot", "s1", "acme"),
+            db.claim_warm_sandbox("another-bot", "s1"),
+        ]
+        assert [sandbox and sandbox.id for sandbox in found] == [
+            "another's",
+            "of another agent",
+        ]
 
     # -- lists and counts
 
-    def test_sessions_are_listed_by_status_and_runner_in_pages(self, db: Db, rewrite: Rewrite) -> None:
+    def test_sessions_are_listed_by_status_and_runner_in_pages(
+        self, db: Db, rewrite: Rewrite
+    ) -> None:
         for number, id in enumerate(IDS):
             status = ("active", "paused", "ended")[number % 3]
             _on_runner(db, rewrite, id, "r1" if number % 2 else "r2", status=status)
             rewrite("sessions", id, created_at=instant(number // 4))
         everything = db.list_sessions()
 
-        statuses: list[Any] = ["active", ("active",), ("paused", "active"), {"ended", "paused", "active"}]
+        statuses: list[Any] = [
+            "active",
+            ("active",),
+            ("paused", "active"),
+            {"ended", "paused", "active"},
+        ]
         for status, runner_id in product(statuses, (None, "r1")):
-            wanted = [s for s in everything if _is(s.status, status) and _is(s.runner_id, runner_id)]
+            wanted = [
+                s
+                for s in everything
+                if _is(s.status, status) and _is(s.runner_id, runner_id)
+            ]
             list_page = partial(db.list_sessions, status=status, runner_id=runner_id)
             assert _paged(list_page, by_cursor=True) == list_page() == wanted
-        assert db.list_sessions(status="starting") == db.list_sessions(runner_id="r3") == []
+        assert (
+            db.list_sessions(status="starting")
+            == db.list_sessions(runner_id="r3")
+            == []
+        )
 
-    def test_sandboxes_are_listed_by_state_agent_and_session_in_pages(self, db: Db, rewrite: Rewrite) -> None:
+    def test_sandboxes_are_listed_by_state_agent_and_session_in_pages(
+        self, db: Db, rewrite: Rewrite
+    ) -> None:
         for number, id in enumerate(IDS):
             make_sandbox(db, id, f"agent-{number % 2}", session_id=f"s{number % 4}")
             state = ("cold", "warm", "running")[number % 3]
@@ -314,18 +435,33 @@ class FleetContract(Subject):
         make_sandbox(db, "of another tenant", tenant_id="other")
         everything = db.list_sandboxes()
         assert [sandbox.id for sandbox in everything] == [
-            id for _, id in sorted(((number // 4, id) for number, id in enumerate(IDS)), reverse=True)
+            id
+            for _, id in sorted(
+                ((number // 4, id) for number, id in enumerate(IDS)), reverse=True
+            )
         ]
 
         states: list[Any] = [None, "cold", ("cold", "running")]
-        for state, agent, session_id in product(states, (None, "agent-1"), (None, "s1")):
-            wanted = [s for s in everything if _is(s.state, state) and _is(s.agent_name, agent)]
+        for state, agent, session_id in product(
+            states, (None, "agent-1"), (None, "s1")
+        ):
+            wanted = [
+                s
+                for s in everything
+                if _is(s.state, state) and _is(s.agent_name, agent)
+            ]
             wanted = [s for s in wanted if _is(s.session_id, session_id)]
-            list_page = partial(db.list_sandboxes, state=state, agent=agent, session_id=session_id)
+            list_page = partial(
+                db.list_sandboxes, state=state, agent=agent, session_id=session_id
+            )
             assert _paged(list_page, by_cursor=False) == list_page() == wanted
-        assert [sandbox.id for sandbox in db.list_sandboxes("other")] == ["of another tenant"]
+        assert [sandbox.id for sandbox in db.list_sandboxes("other")] == [
+            "of another tenant"
+        ]
 
-    def test_a_page_begins_after_a_cursor_as_after_its_record(self, db: Db, rewrite: Rewrite) -> None:
+    def test_a_page_begins_after_a_cursor_as_after_its_record(
+        self, db: Db, rewrite: Rewrite
+    ) -> None:
         for id in ("a", "b,c", "é 😀?&"):
             make_session(db, id)
             rewrite("sessions", id, created_at=instant(0.5))
@@ -336,20 +472,35 @@ class FleetContract(Subject):
         assert db.list_sessions(before=second.cursor) == [third]
         assert db.list_sessions(before="2026-03-01T13:00:00.5+01:00,b,c") == [third]
 
-    def test_sandboxes_of_a_runner_are_those_whose_session_is_on_it(self, db: Db, rewrite: Rewrite) -> None:
+    def test_sandboxes_of_a_runner_are_those_whose_session_is_on_it(
+        self, db: Db, rewrite: Rewrite
+    ) -> None:
         for number, runner in enumerate(("r1", "r2", None)):
             make_session(db, f"s{number}", tenant_id=f"tenant {number}")
             rewrite("sessions", f"s{number}", runner_id=runner)
         for number in range(6):
             make_sandbox(db, f"sb{number}", session_id=f"s{number % 3}")
-            rewrite("sandboxes", f"sb{number}", state="running", created_at=instant(number), last_used_at=instant())
+            rewrite(
+                "sandboxes",
+                f"sb{number}",
+                state="running",
+                created_at=instant(number),
+                last_used_at=instant(),
+            )
         make_sandbox(db, "nobody's")
         rewrite("sandboxes", "sb3", state="cold")
 
-        assert [sandbox.id for sandbox in db.list_sandboxes_by_runner("r1")] == ["sb3", "sb0"]
+        assert [sandbox.id for sandbox in db.list_sandboxes_by_runner("r1")] == [
+            "sb3",
+            "sb0",
+        ]
         assert db.list_sandboxes_by_runner("r3") == []
         assert db.mark_sandboxes_cold_by_runner("r1") == 1
-        assert db.mark_sandboxes_cold_by_runner("r1") == db.mark_sandboxes_cold_by_runner("r3") == 0
+        assert (
+            db.mark_sandboxes_cold_by_runner("r1")
+            == db.mark_sandboxes_cold_by_runner("r3")
+            == 0
+        )
         assert {sandbox.id: sandbox.state for sandbox in db.list_sandboxes()} == {
             "sb0": "cold", "sb3": "cold", "sb1": "running", "sb2": "running", "sb4": "running", "sb5": "running",
             "nobody's": "warming",
@@ -370,10 +521,17 @@ class FleetContract(Subject):
         assert db.count_sessions("acme", agent="agent-1") == 2
         assert db.count_sessions("acme", status="active") == 2
         assert db.count_sessions("acme", status=["active", "paused", "active"]) == 3
-        assert db.count_sessions("acme", agent="agent-0", status=("active", "ended")) == 1
-        assert [db.count_sandboxes(state="cold"), db.count_sandboxes(state=["cold", "warming"])] == [1, 4]
+        assert (
+            db.count_sessions("acme", agent="agent-0", status=("active", "ended")) == 1
+        )
+        assert [
+            db.count_sandboxes(state="cold"),
+            db.count_sandboxes(state=["cold", "warming"]),
+        ] == [1, 4]
 
-    def test_delete_session_deletes_that_one_and_leaves_its_sandbox(self, db: Db) -> None:
+    def test_delete_session_deletes_that_one_and_leaves_its_sandbox(
+        self, db: Db
+    ) -> None:
         make_session(db)
         make_session(db, "s2")
         make_sandbox(db, session_id="s1")

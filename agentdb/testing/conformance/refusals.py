@@ -13,7 +13,9 @@ from agentdb.errors import DatabaseClosedError, InvalidInputError
 from agentdb.interface import Db, SandboxRecord, SandboxState, SessionRecord
 from agentdb.testing.conformance.subject import Subject, instant
 
-RECORD = SessionRecord("s1", "default", "a", "sb1", "active", None, instant(), instant())
+RECORD = SessionRecord(
+    "s1", "default", "a", "sb1", "active", None, instant(), instant()
+)
 
 SANDBOX = SandboxRecord("sb1", "default", None, "a", "cold", "/", instant(), instant())
 
@@ -25,9 +27,15 @@ ARGUMENTS: dict[str, dict[str, tuple[str, str]]] = {
         "path": (TEXT, "Agent path"),
         "tenant_id": (IDENTIFIER, "Tenant id"),
     },
-    "get_agent": {"name": (IDENTIFIER, "Agent name"), "tenant_id": (IDENTIFIER, "Tenant id")},
+    "get_agent": {
+        "name": (IDENTIFIER, "Agent name"),
+        "tenant_id": (IDENTIFIER, "Tenant id"),
+    },
     "list_agents": {"tenant_id": (IDENTIFIER, "Tenant id")},
-    "delete_agent": {"name": (IDENTIFIER, "Agent name"), "tenant_id": (IDENTIFIER, "Tenant id")},
+    "delete_agent": {
+        "name": (IDENTIFIER, "Agent name"),
+        "tenant_id": (IDENTIFIER, "Tenant id"),
+    },
     "insert_session": {
         "id": (IDENTIFIER, "Session id"),
         "agent_name": (IDENTIFIER, "Agent name"),
@@ -39,7 +47,10 @@ ARGUMENTS: dict[str, dict[str, tuple[str, str]]] = {
         "status": ("status", "Session status"),
         "only_if": ("statuses", "only_if"),
     },
-    "update_session_sandbox": {"id": (IDENTIFIER, "Session id"), "sandbox_id": (IDENTIFIER, "Sandbox id")},
+    "update_session_sandbox": {
+        "id": (IDENTIFIER, "Session id"),
+        "sandbox_id": (IDENTIFIER, "Sandbox id"),
+    },
     "update_session_runner": {
         "id": (IDENTIFIER, "Session id"),
         "runner_id": (OPTIONAL, "Runner id"),
@@ -64,10 +75,19 @@ ARGUMENTS: dict[str, dict[str, tuple[str, str]]] = {
         "runner_id": (IDENTIFIER, "Runner id"),
         "silent_for": ("length", "silent_for"),
     },
-    "get_silent_sessions": {"older_than": ("instant", "older_than"), "limit": ("limit", "limit")},
+    "get_silent_sessions": {
+        "older_than": ("instant", "older_than"),
+        "limit": ("limit", "limit"),
+    },
     "list_sessions_by_runner": {"runner_id": (IDENTIFIER, "Runner id")},
-    "touch_session": {"id": (IDENTIFIER, "Session id"), "runner_id": (OPTIONAL, "Runner id")},
-    "touch_sessions": {"ids": ("ids", "Session id"), "runner_id": (OPTIONAL, "Runner id")},
+    "touch_session": {
+        "id": (IDENTIFIER, "Session id"),
+        "runner_id": (OPTIONAL, "Runner id"),
+    },
+    "touch_sessions": {
+        "ids": ("ids", "Session id"),
+        "runner_id": (OPTIONAL, "Runner id"),
+    },
     "delete_session": {"id": (IDENTIFIER, "Session id")},
     "insert_sandbox": {
         "id": (IDENTIFIER, "Sandbox id"),
@@ -81,7 +101,10 @@ ARGUMENTS: dict[str, dict[str, tuple[str, str]]] = {
         "state": ("state", "Sandbox state"),
         "only_if": ("states", "only_if"),
     },
-    "update_sandbox_session": {"id": (IDENTIFIER, "Sandbox id"), "session_id": (OPTIONAL, "Session id")},
+    "update_sandbox_session": {
+        "id": (IDENTIFIER, "Sandbox id"),
+        "session_id": (OPTIONAL, "Session id"),
+    },
     "touch_sandbox": {"id": (IDENTIFIER, "Sandbox id")},
     "get_sandbox": {"id": (IDENTIFIER, "Sandbox id")},
     "touch_sandboxes": {"ids": ("ids", "Sandbox id")},
@@ -100,7 +123,9 @@ ARGUMENTS: dict[str, dict[str, tuple[str, str]]] = {
         "session_id": (IDENTIFIER, "Session id"),
         "tenant_id": (IDENTIFIER, "Tenant id"),
     },
-    "get_best_eviction_candidate": {"unused_since": ("optional instant", "unused_since")},
+    "get_best_eviction_candidate": {
+        "unused_since": ("optional instant", "unused_since")
+    },
     "claim_eviction_candidate": {"unused_since": ("optional instant", "unused_since")},
     "get_idle_sandboxes": {"older_than": ("instant", "older_than")},
     "get_cold_sandboxes": {"older_than": ("instant", "older_than")},
@@ -189,14 +214,20 @@ def _before(record: SessionRecord | SandboxRecord) -> list[tuple[object, str]]:
         ("s1", "before 's1' is not the cursor of a {what}."),
         ("", "before '' is not the cursor of a {what}."),
         (5, "before must be a {what} of the page before, or its cursor, not int."),
-        (("s1", instant()), "before must be a {what} of the page before, or its cursor, not tuple."),
+        (
+            ("s1", instant()),
+            "before must be a {what} of the page before, or its cursor, not tuple.",
+        ),
         (
             "2026-03-01T12:00:00,s1",
             "The instant of before 2026-03-01T12:00:00 has no time zone; pass an aware datetime.",
         ),
         ("2026-03-01T12:00:00Z", "The id of before must not be empty."),
         ("2026-03-01T12:00:00Z,", "The id of before must not be empty."),
-        ("2026-03-01T12:00:00Z,a\0b", "The id of before 'a\\x00b' has a NUL character, which PostgreSQL cannot store."),
+        (
+            "2026-03-01T12:00:00Z,a\0b",
+            "The id of before 'a\\x00b' has a NUL character, which PostgreSQL cannot store.",
+        ),
         (
             dataclasses.replace(record, created_at=datetime(2026, 1, 1)),
             "The instant of before 2026-01-01T00:00:00 has no time zone; pass an aware datetime.",
@@ -231,24 +262,40 @@ REFUSED: dict[str, list[tuple[object, str]]] = {
     "limit": [
         (0, "limit must be a whole number from 1 to 9223372036854775807, not 0."),
         (-1, "limit must be a whole number from 1 to 9223372036854775807, not -1."),
-        (2**63, "limit must be a whole number from 1 to 9223372036854775807, not 9223372036854775808."),
+        (
+            2**63,
+            "limit must be a whole number from 1 to 9223372036854775807, not 9223372036854775808.",
+        ),
         (True, "limit must be a whole number from 1 to 9223372036854775807, not True."),
         (1.0, "limit must be a whole number from 1 to 9223372036854775807, not 1.0."),
         ("1", "limit must be a whole number from 1 to 9223372036854775807, not '1'."),
     ],
-    "statuses": _several(f"Session status 'frozen' is not one of {_STATUSES}.", "Session status"),
-    "states": _several(f"Sandbox state 'frozen' is not one of {_STATES}.", "Sandbox state"),
+    "statuses": _several(
+        f"Session status 'frozen' is not one of {_STATUSES}.", "Session status"
+    ),
+    "states": _several(
+        f"Sandbox state 'frozen' is not one of {_STATES}.", "Sandbox state"
+    ),
     "ids": [
         *((value, message.format(name="ids")) for value, message in _NOT_SEVERAL),
         ("x", "ids must be a collection of strings, not str."),
-        ([f"s{number}" for number in range(10_001)], "ids has 10001 items; the limit is 10000."),
+        (
+            [f"s{number}" for number in range(10_001)],
+            "ids has 10001 items; the limit is 10000.",
+        ),
         *(([value], message) for value, message in [_NONE, *_NO_IDENTIFIER]),
     ],
     "length": [
         (60, "{what} must be a timedelta, not int."),
         (instant(), "{what} must be a timedelta, not datetime."),
-        (timedelta(microseconds=-1), "{what} must be from 0 to 36500 days, not -1 day, 23:59:59.999999."),
-        (timedelta.max, "{what} must be from 0 to 36500 days, not 999999999 days, 23:59:59.999999."),
+        (
+            timedelta(microseconds=-1),
+            "{what} must be from 0 to 36500 days, not -1 day, 23:59:59.999999.",
+        ),
+        (
+            timedelta.max,
+            "{what} must be from 0 to 36500 days, not 999999999 days, 23:59:59.999999.",
+        ),
     ],
     "record": _before(RECORD),
     "sandbox record": _before(SANDBOX),
@@ -256,8 +303,14 @@ REFUSED: dict[str, list[tuple[object, str]]] = {
         (None, "{what} must be a datetime, not NoneType."),
         ("2026-01-01", "{what} must be a datetime, not str."),
         (datetime(2026, 1, 1).date(), "{what} must be a datetime, not date."),
-        (datetime(2026, 1, 1), "{what} 2026-01-01T00:00:00 has no time zone; pass an aware datetime."),
-        (_MAXIMUM, "{what} 9999-12-31T23:59:59.999999-05:00 is outside the years 1 to 9999 in UTC."),
+        (
+            datetime(2026, 1, 1),
+            "{what} 2026-01-01T00:00:00 has no time zone; pass an aware datetime.",
+        ),
+        (
+            _MAXIMUM,
+            "{what} 9999-12-31T23:59:59.999999-05:00 is outside the years 1 to 9999 in UTC.",
+        ),
         (
             datetime.min.replace(tzinfo=timezone(timedelta(hours=5))),
             "{what} 0001-01-01T00:00:00+05:00 is outside the years 1 to 9999 in UTC.",
@@ -268,23 +321,40 @@ REFUSED: dict[str, list[tuple[object, str]]] = {
         ({"messages"}, "also must be a list of names of tables, not set."),
         ([""], "Table name in also must not be empty."),
         ([5], "Table name in also must be a string, not int."),
-        (["messages", "sessions"], "also names 'sessions', which is one of agentdb's own tables."),
+        (
+            ["messages", "sessions"],
+            "also names 'sessions', which is one of agentdb's own tables.",
+        ),
     ],
-    "key": [(None, "{what} must be a string, not NoneType."), (b"x", "{what} must be a string, not bytes.")],
+    "key": [
+        (None, "{what} must be a string, not NoneType."),
+        (b"x", "{what} must be a string, not bytes."),
+    ],
 }
 REFUSED["optional instant"] = REFUSED["instant"][1:]
 
 
 class RefusalContract(Subject):
     def test_every_argument_of_every_method_is_covered_here(self) -> None:
-        methods = {name for name in vars(Db) if not name.startswith("_")} - {"run_transaction", "close", "health"}
+        methods = {name for name in vars(Db) if not name.startswith("_")} - {
+            "run_transaction",
+            "close",
+            "health",
+        }
 
         assert set(ARGUMENTS) == methods
         for name in methods:
-            assert list(ARGUMENTS[name]) == list(inspect.signature(getattr(Db, name)).parameters)[1:]
+            assert (
+                list(ARGUMENTS[name])
+                == list(inspect.signature(getattr(Db, name)).parameters)[1:]
+            )
 
-    @pytest.mark.parametrize("name", [name for name, arguments in ARGUMENTS.items() if arguments])
-    def test_what_no_engine_can_store_is_refused_in_the_same_words(self, db: Db, name: str) -> None:
+    @pytest.mark.parametrize(
+        "name", [name for name, arguments in ARGUMENTS.items() if arguments]
+    )
+    def test_what_no_engine_can_store_is_refused_in_the_same_words(
+        self, db: Db, name: str
+    ) -> None:
         for argument, (kind, what) in ARGUMENTS[name].items():
             for value, message in REFUSED[kind]:
                 with pytest.raises(InvalidInputError) as raised:

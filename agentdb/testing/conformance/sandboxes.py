@@ -16,7 +16,9 @@ from agentdb.testing.conformance.subject import (
 )
 
 
-def _sandbox(db: Db, rewrite: Rewrite, id: str, state: str, seconds: float = 0, **values: str) -> None:
+def _sandbox(
+    db: Db, rewrite: Rewrite, id: str, state: str, seconds: float = 0, **values: str
+) -> None:
     make_sandbox(db, id, **values)
     rewrite("sandboxes", id, state=state, last_used_at=instant(seconds))
 
@@ -26,12 +28,21 @@ class SandboxContract(Subject):
         sandbox = db.insert_sandbox("sb1", "support-bot", "/tmp/sb1", "s1", "acme")
 
         assert sandbox == SandboxRecord(
-            "sb1", "acme", "s1", "support-bot", "warming", "/tmp/sb1", sandbox.created_at, sandbox.created_at
+            "sb1",
+            "acme",
+            "s1",
+            "support-bot",
+            "warming",
+            "/tmp/sb1",
+            sandbox.created_at,
+            sandbox.created_at,
         )
         assert sandbox.created_at.tzinfo is UTC
         assert db.get_sandbox("sb1") == sandbox
 
-    def test_insert_sandbox_has_no_session_and_the_default_tenant_unless_told(self, db: Db) -> None:
+    def test_insert_sandbox_has_no_session_and_the_default_tenant_unless_told(
+        self, db: Db
+    ) -> None:
         sandbox = make_sandbox(db)
 
         assert (sandbox.session_id, sandbox.tenant_id) == (None, "default")
@@ -51,7 +62,9 @@ class SandboxContract(Subject):
 
         assert db.get_sandbox("SB1") is None
 
-    @pytest.mark.parametrize("state", [*SandboxState, *(state.value for state in SandboxState)])
+    @pytest.mark.parametrize(
+        "state", [*SandboxState, *(state.value for state in SandboxState)]
+    )
     def test_update_sandbox_state_leaves_last_used_at_alone(
         self, db: Db, rewrite: Rewrite, state: SandboxState
     ) -> None:
@@ -62,7 +75,11 @@ class SandboxContract(Subject):
 
         sandbox = db.get_sandbox("sb1")
         assert sandbox is not None
-        assert (sandbox.state, sandbox.last_used_at, sandbox.created_at) == (state, instant(), made.created_at)
+        assert (sandbox.state, sandbox.last_used_at, sandbox.created_at) == (
+            state,
+            instant(),
+            made.created_at,
+        )
         assert type(sandbox.state) is str
 
     def test_update_sandbox_session_sets_and_clears_and_leaves_last_used_at_alone(
@@ -81,7 +98,9 @@ class SandboxContract(Subject):
         assert sandbox is not None
         assert (sandbox.session_id, sandbox.last_used_at) == (None, instant())
 
-    def test_updates_and_delete_of_a_sandbox_that_is_not_there_are_false(self, db: Db) -> None:
+    def test_updates_and_delete_of_a_sandbox_that_is_not_there_are_false(
+        self, db: Db
+    ) -> None:
         make_sandbox(db)
 
         assert db.update_sandbox_state("sb2", "cold") is False
@@ -106,7 +125,9 @@ class SandboxContract(Subject):
 
         assert db.count_sandboxes() == 2
 
-    def test_eviction_takes_cold_before_warm_before_waiting_and_nothing_else(self, db: Db, rewrite: Rewrite) -> None:
+    def test_eviction_takes_cold_before_warm_before_waiting_and_nothing_else(
+        self, db: Db, rewrite: Rewrite
+    ) -> None:
         _sandbox(db, rewrite, "running", "running", -100)
         _sandbox(db, rewrite, "warming", "warming", -100)
         _sandbox(db, rewrite, "newer", "Newer state", -100)
@@ -119,7 +140,11 @@ class SandboxContract(Subject):
         _sandbox(db, rewrite, "cold", "cold", 3)
         cold = db.get_best_eviction_candidate()
 
-        assert (waiting, warm, cold) == (db.get_sandbox("waiting"), db.get_sandbox("warm"), db.get_sandbox("cold"))
+        assert (waiting, warm, cold) == (
+            db.get_sandbox("waiting"),
+            db.get_sandbox("warm"),
+            db.get_sandbox("cold"),
+        )
         assert cold is not None
 
     @pytest.mark.parametrize("state", ["cold", "warm", "waiting"])
@@ -137,7 +162,10 @@ class SandboxContract(Subject):
 
         assert evicted == [*IDS, "0 is later"]
 
-    @pytest.mark.parametrize(("method", "state"), [("get_idle_sandboxes", "waiting"), ("get_cold_sandboxes", "cold")])
+    @pytest.mark.parametrize(
+        ("method", "state"),
+        [("get_idle_sandboxes", "waiting"), ("get_cold_sandboxes", "cold")],
+    )
     def test_unused_sandboxes_are_strictly_older_oldest_first_then_by_id(
         self, db: Db, rewrite: Rewrite, method: str, state: str
     ) -> None:
@@ -154,7 +182,9 @@ class SandboxContract(Subject):
         assert [sandbox.id for sandbox in unused] == ["z oldest", *IDS]
         assert unused[0] == db.get_sandbox("z oldest")
 
-    def test_older_than_is_an_instant_in_whatever_zone(self, db: Db, rewrite: Rewrite) -> None:
+    def test_older_than_is_an_instant_in_whatever_zone(
+        self, db: Db, rewrite: Rewrite
+    ) -> None:
         _sandbox(db, rewrite, "sb1", "waiting", -1)
         zone = timezone(timedelta(hours=-5, minutes=-30))
 
@@ -162,7 +192,9 @@ class SandboxContract(Subject):
         assert db.get_idle_sandboxes(instant(-1).astimezone(zone)) == []
         assert db.get_idle_sandboxes(instant(-0.5)) != []
 
-    def test_touch_sandbox_sets_last_used_at_of_that_one(self, db: Db, rewrite: Rewrite) -> None:
+    def test_touch_sandbox_sets_last_used_at_of_that_one(
+        self, db: Db, rewrite: Rewrite
+    ) -> None:
         made = make_sandbox(db)
         make_sandbox(db, "sb2")
         for id in ("sb1", "sb2"):
@@ -190,8 +222,12 @@ class SandboxContract(Subject):
             assert (sandbox.state, sandbox.last_used_at) == ("cold", instant())
         assert db.mark_all_sandboxes_cold() == 0
 
-    def test_a_claimed_sandbox_becomes_cold_and_a_cold_one_is_deleted(self, db: Db, rewrite: Rewrite) -> None:
-        for number, state in enumerate(("waiting", "warm", "cold", "running", "warming")):
+    def test_a_claimed_sandbox_becomes_cold_and_a_cold_one_is_deleted(
+        self, db: Db, rewrite: Rewrite
+    ) -> None:
+        for number, state in enumerate(
+            ("waiting", "warm", "cold", "running", "warming")
+        ):
             make_sandbox(db, state)
             rewrite("sandboxes", state, state=state, last_used_at=instant(number))
 

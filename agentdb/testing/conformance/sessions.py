@@ -43,7 +43,9 @@ def _touch(db: Db, id: str) -> bool:
 UPDATES = [_update_status, _update_sandbox, _update_runner, _clear_runner, _touch]
 
 
-def _sessions_made_at(db: Db, rewrite: Rewrite, made: dict[str, float], **values: str) -> None:
+def _sessions_made_at(
+    db: Db, rewrite: Rewrite, made: dict[str, float], **values: str
+) -> None:
     for id, seconds in made.items():
         make_session(db, id, **values)
         rewrite("sessions", id, created_at=instant(seconds))
@@ -54,10 +56,23 @@ def _sessions_in_every_status(db: Db, rewrite: Rewrite) -> None:
         for runner in ("r1", "r2", None):
             id = f"{status} {runner}"
             make_session(db, id, tenant_id=f"tenant of {runner}")
-            rewrite("sessions", id, status=status.value, runner_id=runner, last_active_at=instant())
+            rewrite(
+                "sessions",
+                id,
+                status=status.value,
+                runner_id=runner,
+                last_active_at=instant(),
+            )
 
 
-def _finished(db: Db, rewrite: Rewrite, id: str, seconds: float, status: str = "ended", **values: Any) -> None:
+def _finished(
+    db: Db,
+    rewrite: Rewrite,
+    id: str,
+    seconds: float,
+    status: str = "ended",
+    **values: Any,
+) -> None:
     make_session(db, id, **values)
     rewrite("sessions", id, status=status, last_active_at=instant(seconds))
 
@@ -67,12 +82,21 @@ class SessionContract(Subject):
         session = db.insert_session("s1", "support-bot", "sb1", "acme")
 
         assert session == SessionRecord(
-            "s1", "acme", "support-bot", "sb1", "starting", None, session.created_at, session.created_at
+            "s1",
+            "acme",
+            "support-bot",
+            "sb1",
+            "starting",
+            None,
+            session.created_at,
+            session.created_at,
         )
         assert session.created_at.tzinfo is UTC
         assert db.get_session("s1") == session
 
-    def test_insert_session_belongs_to_the_default_tenant_unless_told(self, db: Db) -> None:
+    def test_insert_session_belongs_to_the_default_tenant_unless_told(
+        self, db: Db
+    ) -> None:
         assert make_session(db).tenant_id == "default"
 
     def test_insert_session_with_a_taken_id_raises_whoever_has_it(self, db: Db) -> None:
@@ -89,7 +113,9 @@ class SessionContract(Subject):
 
         assert db.get_session("S1") is None
 
-    @pytest.mark.parametrize("status", [*SessionStatus, *(status.value for status in SessionStatus)])
+    @pytest.mark.parametrize(
+        "status", [*SessionStatus, *(status.value for status in SessionStatus)]
+    )
     def test_update_session_status_takes_members_and_plain_strings(
         self, db: Db, rewrite: Rewrite, status: SessionStatus
     ) -> None:
@@ -106,7 +132,9 @@ class SessionContract(Subject):
         assert session.created_at == made.created_at
 
     @pytest.mark.parametrize("update", UPDATES)
-    def test_update_of_a_session_that_is_not_there_is_false(self, db: Db, update: Callable[[Db, str], bool]) -> None:
+    def test_update_of_a_session_that_is_not_there_is_false(
+        self, db: Db, update: Callable[[Db, str], bool]
+    ) -> None:
         assert update(db, "s1") is False
 
     def test_update_session_sets_the_column_it_names(self, db: Db) -> None:
@@ -117,13 +145,19 @@ class SessionContract(Subject):
 
         session = db.get_session("s1")
         assert session is not None
-        assert (session.status, session.sandbox_id, session.runner_id) == ("starting", "sb2", "r1")
+        assert (session.status, session.sandbox_id, session.runner_id) == (
+            "starting",
+            "sb2",
+            "r1",
+        )
         db.update_session_runner("s1", None)
         session = db.get_session("s1")
         assert session is not None
         assert session.runner_id is None
 
-    def test_a_status_of_a_newer_server_is_returned_as_it_is(self, db: Db, rewrite: Rewrite) -> None:
+    def test_a_status_of_a_newer_server_is_returned_as_it_is(
+        self, db: Db, rewrite: Rewrite
+    ) -> None:
         make_session(db)
         rewrite("sessions", "s1", status="Hibernating")
 
@@ -133,24 +167,49 @@ class SessionContract(Subject):
         assert session.status == "Hibernating"
         assert db.bulk_pause_active_sessions() == 0
 
-    def test_list_sessions_is_newest_first_to_the_microsecond(self, db: Db, rewrite: Rewrite) -> None:
-        _sessions_made_at(db, rewrite, {"c": 0, "a": 1, "d": 0.5, "e": 0.000001, "b": 1.000001, "f": -1})
+    def test_list_sessions_is_newest_first_to_the_microsecond(
+        self, db: Db, rewrite: Rewrite
+    ) -> None:
+        _sessions_made_at(
+            db,
+            rewrite,
+            {"c": 0, "a": 1, "d": 0.5, "e": 0.000001, "b": 1.000001, "f": -1},
+        )
 
-        assert [session.id for session in db.list_sessions()] == ["b", "a", "d", "e", "c", "f"]
+        assert [session.id for session in db.list_sessions()] == [
+            "b",
+            "a",
+            "d",
+            "e",
+            "c",
+            "f",
+        ]
 
-    def test_list_sessions_breaks_ties_by_id_descending_in_code_point_order(self, db: Db, rewrite: Rewrite) -> None:
+    def test_list_sessions_breaks_ties_by_id_descending_in_code_point_order(
+        self, db: Db, rewrite: Rewrite
+    ) -> None:
         _sessions_made_at(db, rewrite, dict.fromkeys(IDS, 0.0))
 
         assert [session.id for session in db.list_sessions()] == IDS[::-1]
 
-    def test_list_sessions_is_of_one_tenant_and_of_one_agent_if_named(self, db: Db, rewrite: Rewrite) -> None:
-        for number, (tenant, agent) in enumerate([("acme", "a"), ("acme", "b"), ("other", "a"), ("acme", "a")]):
+    def test_list_sessions_is_of_one_tenant_and_of_one_agent_if_named(
+        self, db: Db, rewrite: Rewrite
+    ) -> None:
+        for number, (tenant, agent) in enumerate(
+            [("acme", "a"), ("acme", "b"), ("other", "a"), ("acme", "a")]
+        ):
             make_session(db, f"s{number}", agent, tenant_id=tenant)
             rewrite("sessions", f"s{number}", created_at=instant(number))
 
-        assert [session.id for session in db.list_sessions("acme")] == ["s3", "s1", "s0"]
+        assert [session.id for session in db.list_sessions("acme")] == [
+            "s3",
+            "s1",
+            "s0",
+        ]
         assert [session.id for session in db.list_sessions("acme", "a")] == ["s3", "s0"]
-        assert [session.id for session in db.list_sessions(tenant_id="other", agent="a")] == ["s2"]
+        assert [
+            session.id for session in db.list_sessions(tenant_id="other", agent="a")
+        ] == ["s2"]
         assert db.list_sessions("acme", "c") == []
         assert db.list_sessions() == []
 
@@ -164,13 +223,19 @@ class SessionContract(Subject):
     def test_list_sessions_pages_through_all_also_where_instants_are_equal(
         self, db: Db, rewrite: Rewrite, size: int, agent: str | None
     ) -> None:
-        _sessions_made_at(db, rewrite, dict.fromkeys(IDS, 0.0) | {"new": 1, "old": -1, "new-a": 1, "new-Z": 1})
+        _sessions_made_at(
+            db,
+            rewrite,
+            dict.fromkeys(IDS, 0.0) | {"new": 1, "old": -1, "new-a": 1, "new-Z": 1},
+        )
         make_session(db, "of another tenant", tenant_id="other")
         make_session(db, "of another agent", "another-bot")
         expected = db.list_sessions(agent=agent)
 
         paged: list[SessionRecord] = []
-        while page := db.list_sessions(agent=agent, limit=size, before=paged[-1] if paged else None):
+        while page := db.list_sessions(
+            agent=agent, limit=size, before=paged[-1] if paged else None
+        ):
             assert len(page) <= size
             paged += page
             assert len(paged) <= 16, "a page came twice"
@@ -178,7 +243,9 @@ class SessionContract(Subject):
         assert paged == expected
         assert len(paged) == 15 + (agent is None)
 
-    def test_list_sessions_before_a_record_without_limit_returns_all_after_it(self, db: Db, rewrite: Rewrite) -> None:
+    def test_list_sessions_before_a_record_without_limit_returns_all_after_it(
+        self, db: Db, rewrite: Rewrite
+    ) -> None:
         _sessions_made_at(db, rewrite, {"a": 0, "b": 0, "c": 1, "d": -1})
         c, b, a, d = db.list_sessions()
 
@@ -199,7 +266,9 @@ class SessionContract(Subject):
 
         assert len(db.list_sessions(limit=2**63 - 1)) == 1
 
-    def test_list_sessions_by_runner_is_of_all_tenants_in_the_same_order(self, db: Db, rewrite: Rewrite) -> None:
+    def test_list_sessions_by_runner_is_of_all_tenants_in_the_same_order(
+        self, db: Db, rewrite: Rewrite
+    ) -> None:
         for id in IDS:
             make_session(db, id, tenant_id=f"tenant of {id}")
             db.update_session_runner(id, "r1")
@@ -211,7 +280,10 @@ class SessionContract(Subject):
 
         listed = db.list_sessions_by_runner("r1")
 
-        assert [session.id for session in listed] == ["a", *(id for id in IDS[::-1] if id != "a")]
+        assert [session.id for session in listed] == [
+            "a",
+            *(id for id in IDS[::-1] if id != "a"),
+        ]
         assert listed[0] == db.get_session("a")
         assert db.list_sessions_by_runner("r3") == []
 
@@ -220,7 +292,9 @@ class SessionContract(Subject):
     ) -> None:
         _sessions_in_every_status(db, rewrite)
         before = {
-            session.id: session for tenant in ("r1", "r2", None) for session in db.list_sessions(f"tenant of {tenant}")
+            session.id: session
+            for tenant in ("r1", "r2", None)
+            for session in db.list_sessions(f"tenant of {tenant}")
         }
 
         assert db.bulk_pause_sessions_by_runner("r1") == 2
@@ -251,7 +325,11 @@ class SessionContract(Subject):
 
         session = db.get_session("s1")
         assert session is not None
-        assert (session.created_at, session.tenant_id, session.agent_name) == (instant(), "default", "support-bot")
+        assert (session.created_at, session.tenant_id, session.agent_name) == (
+            instant(),
+            "default",
+            "support-bot",
+        )
         assert session.last_active_at >= made.last_active_at
         assert db.get_session("s2") == other
 
@@ -264,17 +342,30 @@ class SessionContract(Subject):
 
         assert db.list_sessions(before=b) == [a]
 
-    def test_bulk_pause_pauses_active_and_starting_sessions_of_all_runners(self, db: Db, rewrite: Rewrite) -> None:
+    def test_bulk_pause_pauses_active_and_starting_sessions_of_all_runners(
+        self, db: Db, rewrite: Rewrite
+    ) -> None:
         _sessions_in_every_status(db, rewrite)
 
         assert db.bulk_pause_active_sessions() == 6
 
-        sessions = [s for tenant in ("r1", "r2", None) for s in db.list_sessions(f"tenant of {tenant}")]
-        assert Counter(s.status for s in sessions) == {"paused": 9, "ended": 3, "error": 3, "stopped": 3}
+        sessions = [
+            s
+            for tenant in ("r1", "r2", None)
+            for s in db.list_sessions(f"tenant of {tenant}")
+        ]
+        assert Counter(s.status for s in sessions) == {
+            "paused": 9,
+            "ended": 3,
+            "error": 3,
+            "stopped": 3,
+        }
         assert len([s for s in sessions if s.last_active_at > instant()]) == 6
         assert db.bulk_pause_active_sessions() == 0
 
-    def test_prune_deletes_the_longest_inactive_finished_sessions(self, db: Db, rewrite: Rewrite) -> None:
+    def test_prune_deletes_the_longest_inactive_finished_sessions(
+        self, db: Db, rewrite: Rewrite
+    ) -> None:
         for number, status in enumerate(("ended", "stopped", "error")):
             _finished(db, rewrite, status, -3 - number, status)
         for status in ("active", "starting", "paused", "a newer one"):
@@ -289,7 +380,9 @@ class SessionContract(Subject):
         left = {s.id for s in db.list_sessions()}
         assert left == {"active", "starting", "paused", "a newer one", "at that moment"}
 
-    def test_prune_takes_their_cold_sandboxes_along_and_no_others(self, db: Db, rewrite: Rewrite) -> None:
+    def test_prune_takes_their_cold_sandboxes_along_and_no_others(
+        self, db: Db, rewrite: Rewrite
+    ) -> None:
         id = "s'\"\\ é😀\n\x1f"
         _finished(db, rewrite, id, -1)
         make_session(db, "s2")
@@ -301,7 +394,11 @@ class SessionContract(Subject):
 
         assert db.prune_sessions(instant(), 10) == 1
 
-        assert {sandbox.id for sandbox in db.list_sandboxes()} == {"another's", "nobody's", "warm"}
+        assert {sandbox.id for sandbox in db.list_sandboxes()} == {
+            "another's",
+            "nobody's",
+            "warm",
+        }
 
     def test_prune_of_equal_age_goes_by_id(self, db: Db, rewrite: Rewrite) -> None:
         for id in ("b", "B", "a", "é"):

@@ -10,7 +10,13 @@ from typing import Any, ClassVar, Protocol
 
 import pytest
 
-from agentdb.interface import AgentRecord, ApiKeyRecord, Db, SandboxRecord, SessionRecord
+from agentdb.interface import (
+    AgentRecord,
+    ApiKeyRecord,
+    Db,
+    SandboxRecord,
+    SessionRecord,
+)
 
 # In code-point order; a locale's order, or a comparison that ignores case or accents, has another.
 IDS = ["10", "9", "B", "Z", "_", "a", "a b", "ab", "é", "\uffee", "😀"]
@@ -46,7 +52,9 @@ class Subject:
     @pytest.fixture
     def rewrite(self) -> Rewrite:
         """A way around the ``Db``; without one, tests that need it are skipped. Override it if you can."""
-        pytest.skip("needs a way around the Db: override the fixture 'rewrite' of the contract's tests")
+        pytest.skip(
+            "needs a way around the Db: override the fixture 'rewrite' of the contract's tests"
+        )
 
 
 def awaited(db: Any, runner: asyncio.Runner) -> Any:
@@ -63,7 +71,11 @@ class _Awaited:
 
         def call(*args: Any, **kwargs: Any) -> Any:
             result = method(*args, **kwargs)
-            return self._runner.run(result) if inspect.iscoroutine(result) else _Awaited(result, self._runner)
+            return (
+                self._runner.run(result)
+                if inspect.iscoroutine(result)
+                else _Awaited(result, self._runner)
+            )
 
         return call
 
@@ -73,23 +85,37 @@ def instant(seconds: float = 0) -> datetime:
     return START + timedelta(seconds=seconds)
 
 
-def make_agent(db: Db, name: str = "support-bot", path: str = "/srv/agents/support", **values: Any) -> AgentRecord:
+def make_agent(
+    db: Db, name: str = "support-bot", path: str = "/srv/agents/support", **values: Any
+) -> AgentRecord:
     return db.upsert_agent(name, path, **values)
 
 
 def make_session(
-    db: Db, id: str = "s1", agent_name: str = "support-bot", sandbox_id: str = "sb1", **values: Any
+    db: Db,
+    id: str = "s1",
+    agent_name: str = "support-bot",
+    sandbox_id: str = "sb1",
+    **values: Any,
 ) -> SessionRecord:
     return db.insert_session(id, agent_name, sandbox_id, **values)
 
 
 def make_sandbox(
-    db: Db, id: str = "sb1", agent_name: str = "support-bot", workspace_dir: str = "/tmp/sb1", **values: Any
+    db: Db,
+    id: str = "sb1",
+    agent_name: str = "support-bot",
+    workspace_dir: str = "/tmp/sb1",
+    **values: Any,
 ) -> SandboxRecord:
     return db.insert_sandbox(id, agent_name, workspace_dir, **values)
 
 
 def make_api_key(
-    db: Db, id: str = "k1", tenant_id: str = "acme", key_hash: str = "hash-1", label: str = "ci"
+    db: Db,
+    id: str = "k1",
+    tenant_id: str = "acme",
+    key_hash: str = "hash-1",
+    label: str = "ci",
 ) -> ApiKeyRecord:
     return db.insert_api_key(id, tenant_id, key_hash, label)

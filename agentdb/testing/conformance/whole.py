@@ -6,7 +6,12 @@ from typing import Any
 
 import pytest
 
-from agentdb.errors import AgentDbError, DatabaseClosedError, DuplicateKeyError, InvalidInputError
+from agentdb.errors import (
+    AgentDbError,
+    DatabaseClosedError,
+    DuplicateKeyError,
+    InvalidInputError,
+)
 from agentdb.interface import Db, SessionRecord
 from agentdb.testing.conformance.subject import (
     Rewrite,
@@ -74,18 +79,27 @@ class WholeContract(Subject):
 
         assert db.get_session("s1") is None
 
-    def test_a_duplicate_inside_a_transaction_can_be_caught_and_the_rest_is_kept(self, db: Db) -> None:
+    def test_a_duplicate_inside_a_transaction_can_be_caught_and_the_rest_is_kept(
+        self, db: Db
+    ) -> None:
         make_session(db)
 
         def work(inside: Db) -> None:
             make_session(inside, "before")
-            with pytest.raises(DuplicateKeyError, match=r"^A session with the id 's1' exists already\.$"):
+            with pytest.raises(
+                DuplicateKeyError,
+                match=r"^A session with the id 's1' exists already\.$",
+            ):
                 make_session(inside)
             make_session(inside, "after")
 
         db.run_transaction(work)
 
-        assert {session.id for session in db.list_sessions()} == {"before", "s1", "after"}
+        assert {session.id for session in db.list_sessions()} == {
+            "before",
+            "s1",
+            "after",
+        }
 
     def test_a_duplicate_that_leaves_the_transaction_undoes_it(self, db: Db) -> None:
         make_session(db)
@@ -99,7 +113,9 @@ class WholeContract(Subject):
 
         assert db.get_session("before") is None
 
-    def test_invalid_input_inside_a_transaction_can_be_caught_and_the_rest_is_kept(self, db: Db) -> None:
+    def test_invalid_input_inside_a_transaction_can_be_caught_and_the_rest_is_kept(
+        self, db: Db
+    ) -> None:
         def work(inside: Db) -> None:
             with pytest.raises(InvalidInputError):
                 inside.get_session("")
@@ -112,10 +128,19 @@ class WholeContract(Subject):
     def test_new_rows_are_the_tenants_without_naming_it(self, db: Db) -> None:
         view = db.for_tenant("acme")
 
-        rows: list[Any] = [make_agent(view), make_session(view), make_sandbox(view), view.issue_api_key("acme", "")[1]]
+        rows: list[Any] = [
+            make_agent(view),
+            make_session(view),
+            make_sandbox(view),
+            view.issue_api_key("acme", "")[1],
+        ]
 
         assert [row.tenant_id for row in rows] == ["acme"] * 4
-        assert (view.get_agent("support-bot"), view.get_session("s1"), view.get_sandbox("sb1")) == tuple(rows[:3])
+        assert (
+            view.get_agent("support-bot"),
+            view.get_session("s1"),
+            view.get_sandbox("sb1"),
+        ) == tuple(rows[:3])
         assert db.for_tenant("other").upsert_agent("support-bot", "/").version == 1
         assert view.upsert_agent("support-bot", "/2").version == 2
 
@@ -131,21 +156,32 @@ class WholeContract(Subject):
         assert view.list_sessions("default") == view.list_sessions() == []
         assert view.get_session("s1") is None
 
-    def test_what_all_tenants_share_is_counted_paused_and_evicted_for_one(self, db: Db, rewrite: Rewrite) -> None:
+    def test_what_all_tenants_share_is_counted_paused_and_evicted_for_one(
+        self, db: Db, rewrite: Rewrite
+    ) -> None:
         for tenant in ("acme", "other"):
             make_session(db, f"s of {tenant}", tenant_id=tenant)
             make_sandbox(db, f"sb of {tenant}", tenant_id=tenant)
             rewrite("sessions", f"s of {tenant}", last_active_at=instant())
         view = db.for_tenant("acme")
 
-        assert view.count_sandboxes() == view.mark_all_sandboxes_cold() == view.bulk_pause_active_sessions() == 1
+        assert (
+            view.count_sandboxes()
+            == view.mark_all_sandboxes_cold()
+            == view.bulk_pause_active_sessions()
+            == 1
+        )
         claimed = view.claim_eviction_candidate()
         assert claimed is not None
         assert claimed.id == "sb of acme"
         assert view.claim_eviction_candidate() is None
-        assert [s.status for s in db.list_sessions("acme") + db.list_sessions("other")] == ["paused", "starting"]
+        assert [
+            s.status for s in db.list_sessions("acme") + db.list_sessions("other")
+        ] == ["paused", "starting"]
 
-    def test_the_transaction_of_a_view_is_undone_and_sees_one_tenant(self, db: Db) -> None:
+    def test_the_transaction_of_a_view_is_undone_and_sees_one_tenant(
+        self, db: Db
+    ) -> None:
         make_session(db, "theirs", tenant_id="other")
 
         def work(inside: Db) -> None:

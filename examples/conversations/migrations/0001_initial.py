@@ -29,7 +29,13 @@ class Migration(migrations.Migration):
                 ("taken_by", models.TextField(null=True)),
             ],
             options={
-                "indexes": [models.Index(condition=models.Q(("taken_by", None)), fields=["id"], name="job_free")],
+                "indexes": [
+                    models.Index(
+                        condition=models.Q(("taken_by", None)),
+                        fields=["id"],
+                        name="job_free",
+                    )
+                ],
             },
         ),
         migrations.CreateModel(
@@ -40,10 +46,19 @@ class Migration(migrations.Migration):
                 ("sequence", models.IntegerField()),
                 ("role", models.TextField()),
                 ("content", models.JSONField()),
-                ("created_at", models.DateTimeField(db_default=django.db.models.functions.datetime.Now())),
+                (
+                    "created_at",
+                    models.DateTimeField(
+                        db_default=django.db.models.functions.datetime.Now()
+                    ),
+                ),
             ],
             options={
-                "constraints": [models.UniqueConstraint(fields=("session_id", "sequence"), name="message_of_session")],
+                "constraints": [
+                    models.UniqueConstraint(
+                        fields=("session_id", "sequence"), name="message_of_session"
+                    )
+                ],
             },
         ),
     ]
