@@ -148,7 +148,7 @@ def check_sqlite_file(path: Path) -> None:
             f"{str(path)!r} has a file format that SQLite {sqlite3.sqlite_version}, which Python uses here, does not "
             "know. Upgrade SQLite."
         )
-    if size < expected:
+    if size < expected and not _log_has_more(path):
         reason = f"it has {size:,} of the {expected:,} bytes that its header names"
         raise DatabaseUnavailableError(describe_damage(path, reason))
     if concern := encoding_concern(path):
@@ -189,6 +189,12 @@ def _is_newer(header: bytes) -> bool:
         int.from_bytes(header[44:48], "big"),
     )
     return max(write_version, read_version) > 2 or schema_format > 4
+
+
+def _log_has_more(path: Path) -> bool:
+    """Whether a log beside the file may hold the pages that it lacks, as after a power cut while they were moved."""
+    logs = [Path(f"{path}{suffix}") for suffix in ("-wal", "-journal")]
+    return any(log.exists() and log.stat().st_size for log in logs)
 
 
 def _size_named(path: Path) -> tuple[bytes, int, int]:
