@@ -38,6 +38,7 @@ from agentdb.schema import (
     read_tables,
 )
 from agentdb.schema.inspection import (
+    ChangedMeanwhileError,
     MissingFileError,
     check_sqlite_file,
     inspecting,
@@ -83,6 +84,8 @@ class TableSummary:
     rows: int
     checksum: int
 
+
+_LOOKS_AT_A_FILE = 3
 
 Summary = dict[str, TableSummary]
 
@@ -203,8 +206,14 @@ def check(source: str, target: str) -> dict[str, int]:
 
 def check_source(alias: str) -> None:
     """Raise what a copy from the alias would raise because of its schema."""
-    with inspecting(alias) as connection:
-        _check_schema(connection, connections[alias])
+    for looks_left in reversed(range(_LOOKS_AT_A_FILE)):
+        try:
+            with inspecting(alias) as connection:
+                _check_schema(connection, connections[alias])
+            return
+        except ChangedMeanwhileError:  # the first of its users began to write
+            if not looks_left:
+                raise
 
 
 def differing_rows(source: str, target: str) -> list[str]:
