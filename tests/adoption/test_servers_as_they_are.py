@@ -140,6 +140,12 @@ def test_limits_of_the_role_do_not_end_an_adoption(load_legacy: Load, engine: st
     )
 
 
+def with_role(url: str, name: str) -> str:
+    parts = urlsplit(url)
+    place = parts.netloc.rpartition("@")[2]  # empty for a socket, which is an option
+    return urlunsplit(parts._replace(netloc=f"{name}:@{place}"))
+
+
 def test_a_role_with_one_connection_adopts_and_migrates(load_legacy: Load, engine: str):
     url = load_legacy("era-b-small")
     name = f"agentdb_single_{os.getpid()}"
@@ -150,8 +156,7 @@ def test_a_role_with_one_connection_adopts_and_migrates(load_legacy: Load, engin
         f"GRANT ALL ON SCHEMA public TO {name}",
         *(f"ALTER TABLE {table} OWNER TO {name}" for table in tables),
     )
-    parts = urlsplit(url)
-    mine = urlunsplit(parts._replace(netloc=f"{name}:@"))
+    mine = with_role(url, name)
     try:
         for words in (
             ["baselinedb"],
@@ -171,7 +176,7 @@ def test_tables_of_several_owners(load_legacy: Load, engine: str):
     execute(url, *(f"CREATE ROLE {name} LOGIN" for name in names), f"ALTER TABLE agents OWNER TO {names[0]}",
             f"ALTER TABLE sessions OWNER TO {names[1]}", f"GRANT ALL ON SCHEMA public TO {names[2]}",
             f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {names[2]}")  # fmt: skip
-    mine = urlunsplit(urlsplit(url)._replace(netloc=f"{names[2]}:@"))
+    mine = with_role(url, names[2])
     try:
         assert_refused(
             mine,
@@ -229,6 +234,10 @@ def test_an_event_trigger_that_hides_the_rows_of_new_tables(
 
 def test_a_publication_that_lacks_the_new_key(load_legacy: Load, engine: str):
     url = load_legacy("era-b-stuck")
+    with psycopg.connect(url) as connection:
+        version = connection.info.server_version
+    if version < 150_000:
+        pytest.skip("publications have lists of columns from PostgreSQL 15 on")
     execute(url, "CREATE PUBLICATION own FOR TABLE agents (name, path)")
 
     assert_refused(
