@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
@@ -41,11 +42,11 @@ from agentdb.faults import Fault, classify, describe_failure
 from agentdb.models import new_id
 from agentdb.schema import Table, expected_tables, read_tables
 from agentdb.schema.inspection import (
-    ChangedMeanwhileError,
     check_sqlite_file,
     inspecting,
     sqlite_path,
     translated_errors,
+    unless_changed,
 )
 from agentdb.schema.limits import lifted_limits
 from agentdb.schema.migration_lock import (
@@ -58,7 +59,6 @@ from agentdb.schema.migration_lock import (
 from agentdb.schema.migration_record import migration_names
 from agentdb.schema.sqltext import quote_name
 
-_LOOKS = 3
 _CACHE_KIB = 32 * 1024
 _OWN_COLLATIONS = ("BINARY", "NOCASE", "RTRIM")  # SQLite's
 _WAITING = "Another process is changing the schema; waiting for it."
@@ -101,27 +101,25 @@ def look(
     On PostgreSQL that is the adoption itself, rolled back. A SQLite file is read through a read-only connection, and
     the schema changes are tried on a copy in memory. CockroachDB can do neither: there the schema is only read.
     """
-    connection = connections[alias]
-    if connection.vendor == "postgresql":
+    if connections[alias].vendor == "postgresql":
         return adopt(alias, listener, keep=False)
-    for attempt in range(_LOOKS):
-        try:
-            # Under the lock, because a look in the middle of another process's adoption would see half of each.
-            # But for CockroachDB, where one table at a time is read, and taking the lock could make a table.
-            lock = (
-                nullcontext()
-                if connection.vendor == "cockroachdb"
-                else _lock(connection, listener)
-            )
-            with translated_errors(connection), lock, inspecting(alias) as reading:
-                findings = read(reading, listener.progress)
-                plan = _decide(reading, findings, backup=backup)
-            listener.found(findings, plan)
-            return Outcome(findings, plan)
-        except ChangedMeanwhileError:
-            if attempt == _LOOKS - 1:
-                raise
-    raise AssertionError("unreachable: the last look returns or raises")
+    return unless_changed(partial(_look, alias, listener, backup=backup))
+
+
+def _look(alias: str, listener: Listener, *, backup: bool) -> Outcome:
+    connection = connections[alias]
+    # Under the lock, because a look in the middle of another process's adoption would see half of each.
+    # But for CockroachDB, where one table at a time is read, and taking the lock could make a table.
+    lock = (
+        nullcontext()
+        if connection.vendor == "cockroachdb"
+        else _lock(connection, listener)
+    )
+    with translated_errors(connection), lock, inspecting(alias) as reading:
+        findings = read(reading, listener.progress)
+        plan = _decide(reading, findings, backup=backup)
+    listener.found(findings, plan)
+    return Outcome(findings, plan)
 
 
 def _decide(

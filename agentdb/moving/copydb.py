@@ -38,12 +38,12 @@ from agentdb.schema import (
     read_tables,
 )
 from agentdb.schema.inspection import (
-    ChangedMeanwhileError,
     MissingFileError,
     check_sqlite_file,
     inspecting,
     sqlite_path,
     translated_errors,
+    unless_changed,
 )
 from agentdb.schema.limits import lifted_limits
 from agentdb.schema.spelling import is_spelt_as_agentdb_does
@@ -84,8 +84,6 @@ class TableSummary:
     rows: int
     checksum: int
 
-
-_LOOKS_AT_A_FILE = 3
 
 Summary = dict[str, TableSummary]
 
@@ -206,14 +204,12 @@ def check(source: str, target: str) -> dict[str, int]:
 
 def check_source(alias: str) -> None:
     """Raise what a copy from the alias would raise because of its schema."""
-    for looks_left in reversed(range(_LOOKS_AT_A_FILE)):
-        try:
-            with inspecting(alias) as connection:
-                _check_schema(connection, connections[alias])
-            return
-        except ChangedMeanwhileError:  # the first of its users began to write
-            if not looks_left:
-                raise
+
+    def look() -> None:
+        with inspecting(alias) as connection:
+            _check_schema(connection, connections[alias])
+
+    unless_changed(look)
 
 
 def differing_rows(source: str, target: str) -> list[str]:

@@ -7,10 +7,10 @@ import shutil
 import sqlite3
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote, unquote
 
 from django.db import DEFAULT_DB_ALIAS, connections
@@ -34,6 +34,9 @@ from agentdb.sqlite_files import (
     read_header,
 )
 
+R = TypeVar("R")
+
+_LOOKS = 3  # at a file that somebody else begins to write to
 _MAGIC = b"SQLite format 3\0"
 _LOOKS_AT_SIZE = 20
 _SECONDS_BETWEEN_LOOKS = 0.02
@@ -90,6 +93,14 @@ def server_version(connection: BaseDatabaseWrapper) -> str:
 
 class ChangedMeanwhileError(DatabaseUnavailableError):
     """Another process began to write to a SQLite file that was read without locks: what was read counts for nothing."""
+
+
+def unless_changed(look: Callable[[], R]) -> R:
+    """Return what ``look`` returns; let it look again if another process began to write to the file meanwhile."""
+    for _ in range(_LOOKS - 1):
+        with suppress(ChangedMeanwhileError):
+            return look()
+    return look()
 
 
 @contextmanager
