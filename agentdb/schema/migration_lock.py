@@ -132,10 +132,7 @@ def _row_lock(
     other = connection.copy()
     other.settings_dict["OPTIONS"].pop("pool", None)
     try:
-        with other.cursor() as cursor:
-            cursor.execute(
-                f"CREATE TABLE IF NOT EXISTS {LOCK_TABLE} (id INT PRIMARY KEY)"
-            )
+        _ensure_lock_table(other)
         other.set_autocommit(False)
         limit = "'100ms'"
         while not _inserted(other, limit):
@@ -147,6 +144,18 @@ def _row_lock(
         with suppress(Error):
             other.rollback()
         other.close()
+
+
+def _ensure_lock_table(connection: BaseDatabaseWrapper) -> None:
+    with connection.cursor() as cursor:
+        try:
+            cursor.execute(
+                f"CREATE TABLE IF NOT EXISTS {LOCK_TABLE} (id INT PRIMARY KEY)"
+            )
+        except Error:
+            # IF NOT EXISTS looks before it creates: of two that create the table at the same moment, one may fail.
+            if LOCK_TABLE not in connection.introspection.table_names(cursor):
+                raise
 
 
 def _inserted(connection: BaseDatabaseWrapper, lock_timeout: str) -> bool:
