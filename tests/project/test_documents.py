@@ -136,37 +136,41 @@ def test_blocks_say_what_they_are() -> None:
         }, name
 
 
-def test_the_how_to_guides_show_the_examples_as_they_are() -> None:
-    text = DOCUMENTS["docs/how-to.md"]
-    for example in (
-        "fastapi_app.py",
-        "test_fastapi_app.py",
-        "reaper.py",
-        "test_own_code.py",
-        "test_own_db.py",
-    ):
-        assert (ROOT / "examples" / example).read_text() in text
+PART = re.compile(
+    r"<!-- not run: part of (examples/\S+) -->\n```\w+\n(.*?)```", re.DOTALL
+)
 
 
-def test_the_page_about_a_fleet_shows_the_example_as_it_is() -> None:
-    assert (ROOT / "examples/fleet.py").read_text() in DOCUMENTS["docs/fleet.md"]
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_parts_of_examples_are_shown_as_they_are_and_the_whole_is_linked(
+    name: str,
+) -> None:
+    for example, code in PART.findall(DOCUMENTS[name]):
+        assert code in (ROOT / example).read_text(), example
+        folder = Path(example).parent.as_posix()
+        assert {f"(../{example})", f"(../{folder})"} & set(
+            re.findall(r"\(\.\./[\w./]+\)", DOCUMENTS[name])
+        ), f"{name} does not link {example}"
 
 
-def test_the_page_about_own_tables_shows_the_examples_as_they_are() -> None:
-    for name in (
-        "conversations/models.py", "conversations/store.py", "own_tables.py", "own_tables_async.py",
-        "own_tables_project.py", "project_settings.py",
-    ):  # fmt: skip
-        assert (ROOT / "examples" / name).read_text() in DOCUMENTS[
-            "docs/own-tables.md"
-        ], name
-
-
-def test_the_page_about_containers_shows_the_example_as_it_is() -> None:
-    for name in ("Dockerfile", "compose.yaml"):
-        assert (ROOT / "examples/compose" / name).read_text() in DOCUMENTS[
-            "docs/containers.md"
-        ]
+@pytest.mark.parametrize(
+    ("page", "example"),
+    [
+        ("how-to.md", "fastapi_app.py"),
+        ("how-to.md", "test_fastapi_app.py"),
+        ("how-to.md", "reaper.py"),
+        ("how-to.md", "test_own_code.py"),
+        ("how-to.md", "test_own_db.py"),
+        ("fleet.md", "fleet.py"),
+        ("own-tables.md", "conversations/models.py"),
+        ("own-tables.md", "conversations/store.py"),
+        ("own-tables.md", "own_tables_async.py"),
+        ("containers.md", "compose/Dockerfile"),
+        ("containers.md", "compose/compose.yaml"),
+    ],
+)
+def test_the_pages_show_these_examples(page: str, example: str) -> None:
+    assert f"examples/{example}" in dict(PART.findall(DOCUMENTS[f"docs/{page}"]))
 
 
 def test_the_containers_run_commands_that_there_are() -> None:
