@@ -31,7 +31,8 @@ options of agentdb itself:
   -q, --quiet           Say nothing but results and errors.
 """
 
-_LOOKING = ("apikey", "check", "inspectdb", "runadmin", "showmigrations")
+# None of them creates tables, so a SQLite file that does not exist is a misspelt name.
+_NEED_A_DATABASE = ("apikey", "check", "inspectdb", "runadmin", "showmigrations")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,20 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     occupy_closed_descriptors()
     write_any_character()
     try:
-        url = _take_url(arguments)
-        if arguments[:1] in (["--version"], ["version"]):
-            sys.stdout.write(f"{_versions()}\n")
-            return 0
-        _take_quiet(arguments)
-        if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
-            os.environ["DJANGO_COLORS"] = "nocolor"  # Django knows neither of the two
-        if "DJANGO_AUTO_COMPLETE" in os.environ:
-            return _complete()
-        _configure(url, arguments)
-        if not arguments or arguments in (["help"], ["--help"], ["-h"]):
-            sys.stdout.write(_overview(url))
-            return 0
-        return _run(arguments)
+        return _answer(arguments)
     except AgentDbError as error:
         sys.stderr.write(f"{error}\n")
         return 2
@@ -61,9 +49,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write("Interrupted.\n")
         return 130
     except BrokenPipeError:
-        # Whoever read the output has seen enough; the interpreter is not to complain when it flushes the rest.
+        # The reader has closed the pipe. Without this, the interpreter would complain when it flushes the rest.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+
+
+def _answer(arguments: list[str]) -> int:
+    url = _take_url(arguments)
+    if arguments[:1] in (["--version"], ["version"]):
+        sys.stdout.write(f"{_versions()}\n")
+        return 0
+    _take_quiet(arguments)
+    if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+        os.environ["DJANGO_COLORS"] = "nocolor"  # Django knows neither of the two
+    if "DJANGO_AUTO_COMPLETE" in os.environ:
+        return _complete()
+    _configure(url, arguments)
+    if not arguments or arguments in (["help"], ["--help"], ["-h"]):
+        sys.stdout.write(_overview(url))
+        return 0
+    return _run(arguments)
 
 
 def _take_url(arguments: list[str]) -> str | None:
@@ -146,29 +151,30 @@ def _check_host_settings(module: str) -> None:
 
 def _run(arguments: Sequence[str]) -> int:
     _check_offered(arguments)
-    wants_help = bool({"-h", "--help"} & set(arguments)) or arguments[0] == "help"
     if arguments[0] == "makemigrations" and not _in_project(arguments):
         from agentdb.management.own_migrations import Command
 
         Command().run_from_argv(["agentdb", *arguments])
         return 0
-    if (
-        arguments[0] in _LOOKING
-        and not wants_help
-        and not os.environ.get(SETTINGS_VARIABLE)
-    ):
-        _check_file()
-        if (
-            arguments[0] in ("inspectdb", "showmigrations")
-            and "--verbosity=0" not in arguments
-        ):
-            _name_database()
+    wants_help = bool({"-h", "--help"} & set(arguments)) or arguments[0] == "help"
+    if not wants_help and not os.environ.get(SETTINGS_VARIABLE):
+        _look_first(arguments)
     if said := _execute(arguments):
         sys.stderr.write(f"{said}\n")
         return 2
     if wants_help:
         sys.stdout.write(_OPTIONS)
     return 0
+
+
+def _look_first(arguments: Sequence[str]) -> None:
+    if arguments[0] in _NEED_A_DATABASE:
+        _check_file()
+    if (
+        arguments[0] in ("inspectdb", "showmigrations")
+        and "--verbosity=0" not in arguments
+    ):
+        _name_database()
 
 
 def _execute(arguments: Sequence[str]) -> str:

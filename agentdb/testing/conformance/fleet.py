@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import product
@@ -36,6 +37,21 @@ def _on_runner(
     rewrite(
         "sessions", id, runner_id=runner_id, last_active_at=instant(seconds), **values
     )
+
+
+def _two_sandboxes_a_runner(db: Db, rewrite: Rewrite) -> None:
+    """Sessions of r1, of r2 and of no runner have two sandboxes each; of r1's, sb3 is cold."""
+    for number, runner in enumerate(("r1", "r2", None)):
+        make_session(db, f"s{number}", tenant_id=f"tenant {number}")
+        rewrite("sessions", f"s{number}", runner_id=runner)
+    for number in range(6):
+        id = f"sb{number}"
+        make_sandbox(db, id, session_id=f"s{number % 3}")
+        state = "cold" if id == "sb3" else "running"
+        created_at = instant(number)
+        rewrite("sandboxes", id, state=state, created_at=created_at)
+        rewrite("sandboxes", id, last_used_at=instant())
+    make_sandbox(db, "nobody's")
 
 
 def _is(value: str | None, wanted: Any) -> bool:
@@ -434,22 +450,17 @@ class FleetContract(Subject):
             rewrite("sandboxes", id, state=state, created_at=instant(number // 4))
         make_sandbox(db, "of another tenant", tenant_id="other")
         everything = db.list_sandboxes()
-        assert [sandbox.id for sandbox in everything] == [
-            id
-            for _, id in sorted(
-                ((number // 4, id) for number, id in enumerate(IDS)), reverse=True
-            )
-        ]
+        newest_first = sorted(
+            IDS, key=lambda id: (IDS.index(id) // 4, id), reverse=True
+        )
+        assert [sandbox.id for sandbox in everything] == newest_first
 
         states: list[Any] = [None, "cold", ("cold", "running")]
         for state, agent, session_id in product(
             states, (None, "agent-1"), (None, "s1")
         ):
-            wanted = [
-                s
-                for s in everything
-                if _is(s.state, state) and _is(s.agent_name, agent)
-            ]
+            wanted = [s for s in everything if _is(s.state, state)]
+            wanted = [s for s in wanted if _is(s.agent_name, agent)]
             wanted = [s for s in wanted if _is(s.session_id, session_id)]
             list_page = partial(
                 db.list_sandboxes, state=state, agent=agent, session_id=session_id
@@ -475,39 +486,27 @@ class FleetContract(Subject):
     def test_sandboxes_of_a_runner_are_those_whose_session_is_on_it(
         self, db: Db, rewrite: Rewrite
     ) -> None:
-        for number, runner in enumerate(("r1", "r2", None)):
-            make_session(db, f"s{number}", tenant_id=f"tenant {number}")
-            rewrite("sessions", f"s{number}", runner_id=runner)
-        for number in range(6):
-            make_sandbox(db, f"sb{number}", session_id=f"s{number % 3}")
-            rewrite(
-                "sandboxes",
-                f"sb{number}",
-                state="running",
-                created_at=instant(number),
-                last_used_at=instant(),
-            )
-        make_sandbox(db, "nobody's")
-        rewrite("sandboxes", "sb3", state="cold")
+        _two_sandboxes_a_runner(db, rewrite)
 
         assert [sandbox.id for sandbox in db.list_sandboxes_by_runner("r1")] == [
             "sb3",
             "sb0",
         ]
         assert db.list_sandboxes_by_runner("r3") == []
+
+    def test_the_sandboxes_of_a_runner_that_are_not_cold_are_marked_cold(
+        self, db: Db, rewrite: Rewrite
+    ) -> None:
+        _two_sandboxes_a_runner(db, rewrite)
+        before = {sandbox.id: sandbox for sandbox in db.list_sandboxes()}
+
         assert db.mark_sandboxes_cold_by_runner("r1") == 1
-        assert (
-            db.mark_sandboxes_cold_by_runner("r1")
-            == db.mark_sandboxes_cold_by_runner("r3")
-            == 0
-        )
-        assert {sandbox.id: sandbox.state for sandbox in db.list_sandboxes()} == {
-            "sb0": "cold", "sb3": "cold", "sb1": "running", "sb2": "running", "sb4": "running", "sb5": "running",
-            "nobody's": "warming",
-        }  # fmt: skip
-        sandbox = db.get_sandbox("sb0")
-        assert sandbox is not None
-        assert sandbox.last_used_at == instant()
+        assert db.mark_sandboxes_cold_by_runner("r1") == 0
+        assert db.mark_sandboxes_cold_by_runner("r3") == 0
+
+        after = {sandbox.id: sandbox for sandbox in db.list_sandboxes()}
+        assert after.pop("sb0") == replace(before.pop("sb0"), state="cold")
+        assert after == before
 
     def test_sessions_and_sandboxes_are_counted(self, db: Db) -> None:
         statuses: list[Any] = ["active", "active", "paused", "ended"]
