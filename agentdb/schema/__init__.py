@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from agentdb.schema.comparison import Difference, compare
 from agentdb.schema.expected import APP_LABEL, expected_tables
-from agentdb.schema.introspection import read_tables, tables_elsewhere
+from agentdb.schema.introspection import read_tables
+from agentdb.schema.search_path import tables_elsewhere
 from agentdb.schema.tables import (
     Check,
     Column,

@@ -8,10 +8,10 @@ from django.apps.registry import Apps
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.base.schema import BaseDatabaseSchemaEditor
 from django.db.migrations.state import StateApps
-from django.db.models import Field, Model, UniqueConstraint, Value
+from django.db.models import BaseConstraint, Field, Model, UniqueConstraint, Value
 from django.db.models.sql import Query
 
-from agentdb.schema.introspection import (
+from agentdb.schema.normal_forms import (
     column_default,
     column_type,
     index_from,
@@ -53,51 +53,53 @@ def _expected_table(
     model: type[Model],
 ) -> Table:
     meta = model._meta
-    sqlite = connection.vendor == "sqlite"
-    fields = meta.local_concrete_fields
+    name = meta.db_table
+    # SQLite keeps no name for them.
+    has_names = connection.vendor != "sqlite"
     uniques = [
-        Unique(
-            None if sqlite else unique_name(meta.db_table, _name_of(field)),
-            (_name_of(field),),
-        )
-        for field in fields
-        if field.unique and not field.primary_key
+        Unique(unique_name(name, column) if has_names else None, (column,))
+        for column in [
+            _name_of(field)
+            for field in meta.local_concrete_fields
+            if field.unique and not field.primary_key
+        ]
     ]
-    for constraint in meta.constraints:
-        if not isinstance(constraint, UniqueConstraint) or set(
-            constraint.deconstruct()[2]
-        ) != {"fields", "name"}:
-            # A constraint that nobody compares would look as if it were there.
-            raise NotImplementedError(
-                f"{constraint!r} of {model.__name__}: agentdb.schema.expected cannot compare it."
-            )
-        columns = tuple(_name_of(meta.get_field(name)) for name in constraint.fields)
-        uniques.append(Unique(constraint.name, columns))
+    uniques += [_unique(model, constraint) for constraint in meta.constraints]
+    indexes = [str(index.create_sql(model, editor)) for index in meta.indexes]
     return Table(
-        name=meta.db_table,
-        columns=tuple(_expected_column(connection, editor, field) for field in fields),
+        name=name,
+        columns=tuple(
+            _expected_column(connection, field) for field in meta.local_concrete_fields
+        ),
         primary_key=PrimaryKey(
-            None if sqlite else key_name(meta.db_table), (_name_of(meta.pk),)
+            key_name(name) if has_names else None, (_name_of(meta.pk),)
         ),
         uniques=tuple(uniques),
         indexes=tuple(
-            index_from(
-                connection, parse_create_index(str(index.create_sql(model, editor)))
-            )
-            for index in meta.indexes
+            index_from(connection, parse_create_index(sql)) for sql in indexes
         ),
     )
+
+
+def _unique(model: type[Model], constraint: BaseConstraint) -> Unique:
+    *_, options = constraint.deconstruct()
+    if not isinstance(constraint, UniqueConstraint) or set(options) != {
+        "fields",
+        "name",
+    }:
+        # A constraint that nobody compares would look as if it were there.
+        raise NotImplementedError(
+            f"{constraint!r} of {model.__name__}: agentdb.schema.expected cannot compare it."
+        )
+    fields = map(model._meta.get_field, constraint.fields)
+    return Unique(constraint.name, tuple(map(_name_of, fields)))
 
 
 def _name_of(field: Any) -> str:
     return str(field.column)
 
 
-def _expected_column(
-    connection: BaseDatabaseWrapper,
-    editor: BaseDatabaseSchemaEditor,
-    field: Field[Any, Any],
-) -> Column:
+def _expected_column(connection: BaseDatabaseWrapper, field: Field[Any, Any]) -> Column:
     parameters = field.db_parameters(connection)
     return Column(
         name=_name_of(field),

@@ -19,25 +19,11 @@ _TOKEN = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 _PLAIN_NAME = re.compile(r"[a-z_][a-z0-9_]*\Z")
-_KEYWORDS = frozenset(
-    [
-        "AND",
-        "AS",
-        "BETWEEN",
-        "CASE",
-        "COLLATE",
-        "ELSE",
-        "END",
-        "ESCAPE",
-        "EXISTS",
-        "GLOB",
-        "IN",
-        "IS",
-        "ISNULL",
-        "LIKE",
-    ]
-    + ["NOT", "NOTNULL", "NULL", "OR", "THEN", "WHEN"]
-)
+_WORDS_OF_OPERATORS = """
+    AND AS BETWEEN CASE COLLATE ELSE END ESCAPE EXISTS GLOB IN IS ISNULL LIKE NOT NOTNULL
+    NULL OR THEN WHEN
+"""
+_KEYWORDS = frozenset(_WORDS_OF_OPERATORS.split())
 _TYPE_TAILS = {
     "character": ("varying",),
     "double": ("precision",),
@@ -250,7 +236,7 @@ class KeyText:
     collation: str | None
     operator_class: str | None
     descending: bool
-    nulls: str | None  # first, last, or None where nothing is written
+    nulls: Literal["first", "last"] | None  # None if nothing is written
 
 
 @dataclass(frozen=True)
@@ -272,67 +258,67 @@ def parse_create_index(sql: str, *, fold_names: bool = False) -> IndexText:
     words = [token.word for token in tokens]
     on = words.index("ON")
     opening = next(
-        position for position in range(on, len(tokens)) if tokens[position].text == "("
+        place for place, token in enumerate(tokens) if place > on and token.text == "("
     )
     closing = matching(tokens, opening)
-    method = None
-    if "USING" in words[on:opening]:
-        method = tokens[words.index("USING", on) + 1].identifier.lower()
-    include: tuple[str, ...] = ()
-    nulls_not_distinct = False
-    condition = None
-    position = closing + 1
-    while position < len(tokens):
-        if words[position] == "INCLUDE":
-            end = matching(tokens, position + 1)
-            include = tuple(
-                canonical(item) for item in split(tokens[position + 2 : end])
-            )
-            position = end
-        elif words[position : position + 3] == ["NULLS", "NOT", "DISTINCT"]:
-            nulls_not_distinct = True
-        elif words[position] == "WHERE":
-            condition = canonical(tokens[position + 1 :], fold_names=fold_names)
-            break
-        elif words[position] == "WITH":
-            position = matching(tokens, position + 1)
-        position += 1
+    clauses, condition = _parted(tokens[closing + 1 :], "WHERE")
+    # Bare words here are the statement's: engines quote a name that is reserved.
+    _, method = _parted(tokens[on:opening], "USING")
     return IndexText(
         name=tokens[on - 1].identifier,
         unique="UNIQUE" in words[:on],
-        method=method,
+        method=method[0].identifier.lower() if method else None,
         keys=tuple(
-            _key(list(item), fold_names)
-            for item in split(tokens[opening + 1 : closing])
+            _key(item, fold_names) for item in split(tokens[opening + 1 : closing])
         ),
-        include=include,
-        nulls_not_distinct=nulls_not_distinct,
-        condition=condition,
+        include=_included(clauses),
+        nulls_not_distinct=any(token.word == "DISTINCT" for token in clauses),
+        condition=canonical(condition, fold_names=fold_names) if condition else None,
     )
 
 
-def _key(tokens: list[Token], fold_names: bool) -> KeyText:
-    nulls = None
+def _parted(
+    tokens: Sequence[Token], word: str
+) -> tuple[Sequence[Token], Sequence[Token]]:
+    """Return the tokens before and after the first that is ``word``; all and none without it."""
+    for position, token in enumerate(tokens):
+        if token.word == word:
+            return tokens[:position], tokens[position + 1 :]
+    return tokens, ()
+
+
+def _included(clauses: Sequence[Token]) -> tuple[str, ...]:
+    _, after = _parted(clauses, "INCLUDE")
+    return tuple(map(canonical, split(after[1 : matching(after, 0)])))
+
+
+def _key(tokens: Sequence[Token], fold_names: bool) -> KeyText:
+    """Read ``EXPRESSION [COLLATE x] [operator class] [ASC | DESC] [NULLS FIRST | LAST]`` from its end."""
+    nulls: Literal["first", "last"] | None = None
     if len(tokens) > 2 and tokens[-2].word == "NULLS":
-        nulls = tokens[-1].text.lower()
+        nulls = "first" if tokens[-1].word == "FIRST" else "last"
         tokens = tokens[:-2]
     direction = tokens[-1].word if len(tokens) > 1 else ""
     if direction in ("ASC", "DESC"):
         tokens = tokens[:-1]
-    tokens, collation = _without_collation(tokens)
     operator_class = None
-    if collation is None and _ends_with_operator_class(tokens):
+    if _ends_with_operator_class(tokens):
         operator_class = tokens[-1].identifier
-        tokens, collation = _without_collation(tokens[:-1])
-    while tokens and tokens[0].text == "(" and matching(tokens, 0) == len(tokens) - 1:
+        tokens = tokens[:-1]
+    tokens, collation = _without_collation(tokens)
+    while _is_parenthesis(tokens):
         tokens, inner = _without_collation(tokens[1:-1])
         collation = collation or inner
-    return KeyText(
-        canonical(tokens, fold_names=fold_names),
-        collation,
-        operator_class,
-        direction == "DESC",
-        nulls,
+    expression = canonical(tokens, fold_names=fold_names)
+    return KeyText(expression, collation, operator_class, direction == "DESC", nulls)
+
+
+def _is_parenthesis(tokens: Sequence[Token]) -> bool:
+    """Whether the first token opens a parenthesis that the last one closes."""
+    return (
+        bool(tokens)
+        and tokens[0].text == "("
+        and matching(tokens, 0) == len(tokens) - 1
     )
 
 
@@ -345,7 +331,9 @@ def _ends_with_operator_class(tokens: Sequence[Token]) -> bool:
     return is_operand and not {before.word, last.word} & _KEYWORDS
 
 
-def _without_collation(tokens: list[Token]) -> tuple[list[Token], str | None]:
+def _without_collation(
+    tokens: Sequence[Token],
+) -> tuple[Sequence[Token], str | None]:
     for back in (2, 4):  # COLLATE "C", COLLATE pg_catalog."C"
         if (
             len(tokens) > back
@@ -388,6 +376,9 @@ class TableText:
     columns: list[ColumnText] = field(default_factory=list)
     constraints: list[ConstraintText] = field(default_factory=list)
     options: tuple[str, ...] = ()  # strict, without rowid
+
+    def of_kind(self, kind: str) -> list[ConstraintText]:
+        return [each for each in self.constraints if each.kind == kind]
 
 
 def without_checks(definition: str, names: Collection[str]) -> str:

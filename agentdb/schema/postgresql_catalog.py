@@ -1,0 +1,293 @@
+"""The tables of a server's current schema, from PostgreSQL's catalog, which CockroachDB has too.
+
+A fixed number of queries, however many tables there are. What needs the server's grammar
+(types, defaults, the keys of an index) is asked in SQL, with the ``pg_get_...`` functions.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from agentdb.schema.normal_forms import column_default, column_type, index_from
+from agentdb.schema.sqltext import IndexText, canonical, parse_create_index
+from agentdb.schema.tables import (
+    Check,
+    Column,
+    ForeignKey,
+    Index,
+    PrimaryKey,
+    Table,
+    Unique,
+)
+
+_KINDS = {
+    "r": "table",
+    "p": "partitioned table",
+    "f": "foreign table",
+    "v": "view",
+    "m": "materialized view",
+}
+
+_RELATIONS = """
+    SELECT c.oid, c.relname, c.relkind::text, c.relpersistence::text, c.relrowsecurity,
+        (SELECT setting FROM pg_catalog.pg_settings WHERE name = 'quote_all_identifiers') = 'on'
+    FROM pg_catalog.pg_class c
+    JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+    WHERE n.nspname = current_schema() AND c.relkind IN ('r', 'p', 'f', 'v', 'm')
+    ORDER BY c.relname
+"""
+_COLUMNS = """
+    SELECT a.attrelid, a.attname, pg_catalog.format_type(a.atttypid, a.atttypmod), a.attnotnull,
+           pg_catalog.pg_get_expr(d.adbin, d.adrelid), a.attidentity::text, a.attgenerated::text,
+           CASE WHEN a.attcollation <> t.typcollation THEN o.collname END
+    FROM pg_catalog.pg_attribute a
+    JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
+    LEFT JOIN pg_catalog.pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+    LEFT JOIN pg_catalog.pg_collation o ON o.oid = a.attcollation
+    WHERE a.attrelid = ANY(%s::oid[]) AND a.attnum > 0 AND NOT a.attisdropped
+    ORDER BY a.attrelid, a.attnum
+"""
+_CONSTRAINTS = """
+    SELECT k.conrelid, k.conname, k.contype::text, k.condeferrable, k.convalidated, k.conindid,
+           ARRAY(SELECT a.attname FROM pg_catalog.unnest(k.conkey) WITH ORDINALITY AS u(number, place)
+                 JOIN pg_catalog.pg_attribute a ON a.attrelid = k.conrelid AND a.attnum = u.number ORDER BY u.place),
+           f.relname,
+           ARRAY(SELECT a.attname FROM pg_catalog.unnest(k.confkey) WITH ORDINALITY AS u(number, place)
+                 JOIN pg_catalog.pg_attribute a ON a.attrelid = k.confrelid AND a.attnum = u.number ORDER BY u.place),
+           pg_catalog.pg_get_constraintdef(k.oid)
+    FROM pg_catalog.pg_constraint k
+    LEFT JOIN pg_catalog.pg_class f ON f.oid = k.confrelid
+    WHERE k.conrelid = ANY(%s::oid[])
+    ORDER BY k.conrelid, k.conname
+"""
+_INDEXES = """
+    SELECT i.indrelid, i.indexrelid, c.relname, pg_catalog.pg_get_indexdef(i.indexrelid), {usable}
+    FROM pg_catalog.pg_index i
+    JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid
+    WHERE i.indrelid = ANY(%s::oid[])
+    ORDER BY i.indrelid, c.relname
+"""
+# CockroachDB calls an index ready only while it is being built.
+_USABLE = {"postgresql": "i.indisvalid AND i.indisready", "cockroachdb": "i.indisvalid"}
+_TRIGGERS = """
+    SELECT t.tgrelid, t.tgname FROM pg_catalog.pg_trigger t WHERE t.tgrelid = ANY(%s::oid[]) AND NOT t.tgisinternal
+    ORDER BY t.tgrelid, t.tgname
+"""
+_RULES = """
+    SELECT r.ev_class, r.rulename FROM pg_catalog.pg_rewrite r
+    WHERE r.ev_class = ANY(%s::oid[]) AND r.rulename <> '_RETURN' ORDER BY r.ev_class, r.rulename
+"""
+
+
+class _ColumnRow(NamedTuple):
+    name: str
+    type: str
+    not_null: bool
+    default: str | None
+    identity: str
+    generated: str
+    collation: str | None
+
+
+class _ConstraintRow(NamedTuple):
+    name: str
+    kind: str
+    deferrable: bool
+    validated: bool
+    index_oid: int  # of a primary key, a UNIQUE or an exclusion constraint
+    columns: list[str]
+    target: str
+    target_columns: list[str]
+    definition: str
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        deferrable = ("deferrable",) if self.deferrable else ()
+        return deferrable if self.validated else (*deferrable, "not valid")
+
+
+@dataclass(frozen=True)
+class _IndexRow:
+    name: str
+    text: IndexText
+    valid: bool
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """What the index of a key is, beyond an ordinary one."""
+        return (
+            *(("nulls not distinct",) if self.text.nulls_not_distinct else ()),
+            *(() if self.valid else ("invalid",)),
+            *(
+                (f"include ({', '.join(self.text.include)})",)
+                if self.text.include
+                else ()
+            ),
+        )
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What a table consists of: its constraints, and its indexes by oid."""
+
+    constraints: list[_ConstraintRow]
+    indexes: Mapping[int, _IndexRow]
+
+    def of_kind(self, kinds: str) -> list[_ConstraintRow]:
+        return [each for each in self.constraints if each.kind in kinds]
+
+    def key_options(self, constraint: _ConstraintRow) -> tuple[str, ...]:
+        return constraint.options + self.indexes[constraint.index_oid].options
+
+
+def read(
+    connection: BaseDatabaseWrapper, is_wanted: Callable[[str, bool], bool]
+) -> dict[str, Table]:
+    """Return the tables, and the views, whose name ``is_wanted``."""
+    with connection.cursor() as cursor:
+        cursor.execute(_RELATIONS)
+        found = cursor.fetchall()
+        tables = {
+            oid: Table(name, (), None, kind=_KINDS[kind], options=_options(*options))
+            for oid, name, kind, *options, _ in found
+            if is_wanted(name, kind in "vm")
+        }
+        with _plain_names(cursor, any(is_quoting for *_, is_quoting in found)):
+            columns = _by_table(cursor, _COLUMNS, tables)
+            constraints = _by_table(cursor, _CONSTRAINTS, tables)
+            indexes = _by_table(
+                cursor, _INDEXES.format(usable=_USABLE[connection.vendor]), tables
+            )
+        triggers = _by_table(cursor, _TRIGGERS, tables)
+        rules = _by_table(cursor, _RULES, tables)
+    return {
+        table.name: replace(
+            _with_parts(
+                connection,
+                table,
+                [_ColumnRow(*row) for row in columns[oid]],
+                _Parts(
+                    [_ConstraintRow(*row) for row in constraints[oid]],
+                    {
+                        index: _IndexRow(name, parse_create_index(definition), valid)
+                        for index, name, definition, valid in indexes[oid]
+                    },
+                ),
+            ),
+            triggers=tuple(name for (name,) in triggers[oid]),
+            rules=tuple(name for (name,) in rules[oid]),
+        )
+        for oid, table in tables.items()
+    }
+
+
+def _options(persistence: str, row_security: bool) -> tuple[str, ...]:
+    unlogged = ("unlogged",) if persistence == "u" else ()
+    return (*unlogged, "row security") if row_security else unlogged
+
+
+@contextmanager
+def _plain_names(cursor: Any, is_quoting: bool) -> Iterator[None]:
+    """Let the server put no quotes around names and types that need none, if the role's settings ask for them."""
+    if not is_quoting:
+        yield
+        return
+    cursor.execute("SET quote_all_identifiers = off")
+    try:
+        yield
+    finally:
+        cursor.execute("SET quote_all_identifiers = on")
+
+
+def _by_table(
+    cursor: Any, query: str, tables: Collection[int]
+) -> Mapping[int, list[list[Any]]]:
+    rows = defaultdict(list)
+    cursor.execute(query, [list(tables)])
+    for table, *row in cursor.fetchall():
+        rows[table].append(row)
+    return rows
+
+
+def _with_parts(
+    connection: BaseDatabaseWrapper,
+    table: Table,
+    columns: list[_ColumnRow],
+    parts: _Parts,
+) -> Table:
+    # PostgreSQL 18 lists NOT NULL among the constraints; below it is only a flag of the column.
+    unproven = {
+        column
+        for each in parts.of_kind("n")
+        if not each.validated
+        for column in each.columns
+    }
+    return replace(
+        table,
+        columns=tuple(_column(connection, row, unproven) for row in columns),
+        primary_key=_primary_key(parts),
+        uniques=tuple(
+            Unique(each.name, tuple(each.columns), parts.key_options(each))
+            for each in parts.of_kind("u")
+        ),
+        indexes=_indexes(connection, parts),
+        foreign_keys=tuple(
+            ForeignKey(
+                each.name,
+                tuple(each.columns),
+                each.target,
+                tuple(each.target_columns),
+            )
+            for each in parts.of_kind("f")
+        ),
+        checks=tuple(map(_check, parts.of_kind("cx"))),
+    )
+
+
+def _column(
+    connection: BaseDatabaseWrapper, row: _ColumnRow, unproven: set[str]
+) -> Column:
+    # The catalog keeps the expression of a generated column where others have their default.
+    is_generated = bool(row.generated)
+    generated = canonical(row.default or "") if is_generated else None
+    return Column(
+        name=row.name,
+        type=column_type(connection, row.type),
+        nullable=not row.not_null or row.name in unproven,
+        default=None if is_generated else column_default(row.default),
+        collation=row.collation,
+        generated="identity" if row.identity else generated,
+    )
+
+
+def _primary_key(parts: _Parts) -> PrimaryKey | None:
+    for each in parts.of_kind("p"):
+        return PrimaryKey(each.name, tuple(each.columns), parts.key_options(each))
+    return None
+
+
+def _indexes(connection: BaseDatabaseWrapper, parts: _Parts) -> tuple[Index, ...]:
+    """The indexes that no constraint owns."""
+    owned = {each.index_oid for each in parts.of_kind("pux")}
+    return tuple(
+        replace(index_from(connection, row.text, valid=row.valid), name=row.name)
+        for oid, row in parts.indexes.items()
+        if oid not in owned
+    )
+
+
+def _check(constraint: _ConstraintRow) -> Check:
+    definition = re.sub(
+        r"^CHECK |( NO INHERIT)?( NOT VALID)?$", "", constraint.definition
+    )
+    expression = canonical(definition)
+    if constraint.kind == "x":
+        return Check(constraint.name, expression, "exclusion")
+    return Check(constraint.name, expression)

@@ -1,0 +1,61 @@
+"""Whether PostgreSQL's search_path leads to more than one schema with agentdb's tables."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection
+from urllib.parse import quote as percent_encoded
+
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from agentdb.schema.sqltext import quoted
+
+# The first relation of each name on the search path, for the names that agentdb uses without a schema.
+_VISIBLE = """
+    SELECT c.relname, n.nspname
+    FROM pg_catalog.pg_class c
+    JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+    WHERE c.relname = ANY(%s) AND c.relkind IN ('r', 'p') AND pg_catalog.pg_table_is_visible(c.oid)
+        AND n.nspname = ANY(current_schemas(false))
+    ORDER BY c.relname
+"""
+_RECORD = "django_migrations"
+
+
+def tables_elsewhere(
+    connection: BaseDatabaseWrapper, names: Collection[str]
+) -> str | None:
+    """What to do if the search_path finds the tables, or the record of migrations, outside the current schema.
+
+    PostgreSQL looks a table up in every schema of the path, and creates one in the current schema only. Without this
+    check, agentdb would read the record of one schema and the tables of another.
+    """
+    if connection.vendor != "postgresql":
+        return None
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT current_schema(), quote_ident(current_user)")
+        current, role = cursor.fetchone()
+        cursor.execute(_VISIBLE, [[*names, _RECORD]])
+        schemas = dict(cursor.fetchall())
+    record = schemas.pop(_RECORD, current)
+    number = Counter(schemas.values())
+    # Another program may well have a table of its own called sessions; three of the four are agentdb's.
+    home = (
+        current
+        if number[current]
+        else next((name for name in number if number[name] >= 3), current)
+    )
+    if home == record == current:
+        return None
+    if home != current:
+        what = (
+            f"The tables are in schema {home!r}, and new ones would be created in "
+            f"{current!r}, which comes before it in"
+        )
+    else:
+        tables = "The tables are" if number[current] else "New tables would be created"
+        what = f"{tables} in schema {home!r}, but the record of migrations ({_RECORD}) is in {record!r}, further down"
+    return (
+        f"{what} the search_path. Run 'ALTER ROLE {role} SET search_path = {quoted(home)}', or add "
+        f"options=-csearch_path%3D{percent_encoded(quoted(home), safe='')} to the database URL."
+    )

@@ -1,0 +1,219 @@
+"""The tables of a SQLite file, from its pragmas and from the statements in sqlite_master.
+
+Pragmas give columns, defaults and the columns of indexes. Names of constraints, checks, collations, ON CONFLICT and
+generated expressions stand in the CREATE statements alone, which SQLite keeps letter by letter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from agentdb.schema.normal_forms import (
+    column_default,
+    column_type,
+    folded,
+    index_from,
+    literal,
+)
+from agentdb.schema.sqltext import (
+    ConstraintText,
+    TableText,
+    parse_create_index,
+    parse_create_table,
+    quote_name,
+    tokenize,
+)
+from agentdb.schema.tables import (
+    Check,
+    Column,
+    ForeignKey,
+    Index,
+    PrimaryKey,
+    Table,
+    Unique,
+)
+
+
+class _Object(NamedTuple):
+    """A row of sqlite_master."""
+
+    kind: str
+    name: str
+    table: str
+    sql: str | None  # None for an index that a constraint made
+
+
+class _ColumnRow(NamedTuple):
+    """A row of ``PRAGMA table_xinfo``."""
+
+    number: int
+    name: str
+    type: str
+    not_null: int
+    default: str | None
+    key: int  # the place in the primary key, from 1; 0 if it is not in it
+    hidden: int
+
+
+def read(
+    connection: BaseDatabaseWrapper, is_wanted: Callable[[str, bool], bool]
+) -> dict[str, Table]:
+    """Return the tables, and the views, whose name ``is_wanted``."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT type, name, tbl_name, sql FROM main.sqlite_master")
+        objects = [_Object(*row) for row in cursor.fetchall()]
+        unlisted = _shadow_tables(cursor)
+        tables = {}
+        for found in objects:
+            name = folded(found.name)
+            if found.kind not in ("table", "view") or name.startswith("sqlite_"):
+                continue
+            if name not in unlisted and is_wanted(name, found.kind == "view"):
+                tables[name] = _read(connection, cursor, found, objects)
+        return tables
+
+
+def _shadow_tables(cursor: Any) -> set[str]:
+    """The tables in which a virtual table keeps its own data: ``notes_fts_content`` of ``notes_fts``."""
+    # SQLite below 3.37 knows no such pragma and returns no row; there they pass for ordinary tables.
+    cursor.execute("PRAGMA main.table_list")
+    return {folded(row[1]) for row in cursor.fetchall() if row[2] == "shadow"}
+
+
+def _read(
+    connection: BaseDatabaseWrapper, cursor: Any, found: _Object, objects: list[_Object]
+) -> Table:
+    name = folded(found.name)
+    if found.kind == "view":
+        return Table(name, (), None, kind="view")
+    # Its columns are the module's business, which may not be loaded here.
+    if [token.word for token in tokenize((found.sql or "")[:100])[1:2]] == ["VIRTUAL"]:
+        return Table(name, (), None, kind="virtual table")
+    text = parse_create_table(found.sql or "")
+    of_table = [each for each in objects if folded(each.table) == name]
+    cursor.execute(f"PRAGMA main.table_xinfo({quote_name(found.name)})")
+    rows = [_ColumnRow(*row) for row in cursor.fetchall()]
+    columns = _columns(connection, rows, text)
+    return Table(
+        name=name,
+        columns=columns,
+        primary_key=_primary_key(rows, text),
+        uniques=_uniques(cursor, found.name, columns, text),
+        indexes=_indexes(connection, of_table),
+        foreign_keys=_foreign_keys(text),
+        checks=tuple(
+            Check(check.name, check.expression) for check in text.of_kind("check")
+        ),
+        options=text.options,
+        triggers=tuple(each.name for each in of_table if each.kind == "trigger"),
+    )
+
+
+def _columns(
+    connection: BaseDatabaseWrapper, rows: list[_ColumnRow], text: TableText
+) -> tuple[Column, ...]:
+    written = {folded(column.name): column for column in text.columns}
+    columns = []
+    for row in rows:
+        column = Column(
+            name=folded(row.name),
+            type=column_type(connection, row.type),
+            nullable=not row.not_null,
+            default=_default(row.default),
+        )
+        if own := written.get(column.name):
+            is_usual = (own.collation or "BINARY").upper() == "BINARY"
+            column = replace(
+                column,
+                collation=None if is_usual else own.collation,
+                generated=own.generated,
+                conflict=own.conflict,
+            )
+        columns.append(column)
+    return tuple(columns)
+
+
+def _default(default: str | None) -> str | None:
+    tokens = tokenize(default or "")
+    # In a default SQLite takes a quoted name for a string.
+    if len(tokens) == 1 and tokens[0].kind == "name":
+        return literal(tokens[0].identifier)
+    return column_default(default)
+
+
+def _primary_key(rows: list[_ColumnRow], text: TableText) -> PrimaryKey | None:
+    keys = sorted((row.key, folded(row.name)) for row in rows if row.key)
+    if not keys:
+        return None
+    columns = tuple(name for _, name in keys)
+    for written in text.of_kind("primary key"):
+        return PrimaryKey(written.name, columns, _on_conflict(written))
+    return PrimaryKey(None, columns)
+
+
+def _on_conflict(constraint: ConstraintText) -> tuple[str, ...]:
+    return (f"on conflict {constraint.conflict}",) if constraint.conflict else ()
+
+
+def _uniques(
+    cursor: Any, table: str, columns: tuple[Column, ...], text: TableText
+) -> tuple[Unique, ...]:
+    """The UNIQUE constraints, each of which has an index of the origin "u"."""
+    cursor.execute(f"PRAGMA main.index_list({quote_name(table)})")
+    names = [name for _, name, _, origin, _ in cursor.fetchall() if origin == "u"]
+    uniques = []
+    for name in names:
+        cursor.execute(f"PRAGMA main.index_xinfo({quote_name(name)})")
+        keys = [
+            (folded(column), collation)
+            for _, _, column, _, collation, is_key in cursor.fetchall()
+            if is_key  # the others carry the row's id
+        ]
+        uniques.append(_unique(keys, columns, text))
+    return tuple(
+        sorted(uniques, key=lambda unique: (unique.columns, unique.name or ""))
+    )
+
+
+def _unique(
+    keys: list[tuple[str, str]], columns: tuple[Column, ...], text: TableText
+) -> Unique:
+    names = tuple(name for name, _ in keys)
+    usual = {column.name: (column.collation or "BINARY").upper() for column in columns}
+    collations = tuple(
+        f"collate {collation.lower()}"
+        for name, collation in keys
+        if collation.upper() != usual[name]
+    )
+    # The index has a name of SQLite's; the constraint's is that of the written one over the same columns.
+    for written in text.of_kind("unique"):
+        if tuple(map(folded, written.columns)) == names:
+            return Unique(written.name, names, _on_conflict(written) + collations)
+    return Unique(None, names, collations)
+
+
+def _indexes(
+    connection: BaseDatabaseWrapper, of_table: list[_Object]
+) -> tuple[Index, ...]:
+    indexes = [
+        index_from(connection, parse_create_index(each.sql, fold_names=True))
+        for each in of_table
+        if each.kind == "index" and each.sql
+    ]
+    return tuple(sorted(indexes, key=lambda index: index.name))
+
+
+def _foreign_keys(text: TableText) -> tuple[ForeignKey, ...]:
+    return tuple(
+        ForeignKey(
+            written.name,
+            tuple(map(folded, written.columns)),
+            folded(written.target_table),
+            tuple(map(folded, written.target_columns)),
+        )
+        for written in text.of_kind("foreign key")
+    )
