@@ -99,9 +99,8 @@ class MemoryDb(Db):
         self._lock = threading.RLock()
         self._tenant_id: str | None = None
         self._whole = self
-        self._thread: int | None = (
-            None  # the only one that may call, of what a transaction's function gets
-        )
+        # In the view that a transaction's function gets, the only thread that may call.
+        self._thread: int | None = None
         self._closed = False
 
     def __enter__(self) -> Self:
@@ -120,20 +119,15 @@ class MemoryDb(Db):
     def upsert_agent(
         self, name: str, path: str, tenant_id: str = DEFAULT_TENANT_ID
     ) -> AgentRecord:
-        name, path, tenant_id = (
-            identifier("Agent name", name),
-            text("Agent path", path),
-            self._tenant(tenant_id),
-        )
+        name = identifier("Agent name", name)
+        path = text("Agent path", path)
+        tenant_id = self._tenant(tenant_id)
         with self._turn() as tables:
-            now, old = (
-                self._now(),
-                self._find(tables.agents.values(), name=name, tenant_id=tenant_id),
-            )
+            now = self._now()
+            old = self._find(tables.agents, name=name, tenant_id=tenant_id)
             if old is None:
-                agent = AgentRecord(
-                    str(uuid.uuid4()), tenant_id, name, 1, path, now, now
-                )
+                id = str(uuid.uuid4())
+                agent = AgentRecord(id, tenant_id, name, 1, path, now, now)
             else:
                 agent = replace(old, version=old.version + 1, path=path, updated_at=now)
             tables.agents[agent.id] = agent
@@ -142,26 +136,28 @@ class MemoryDb(Db):
     def get_agent(
         self, name: str, tenant_id: str = DEFAULT_TENANT_ID
     ) -> AgentRecord | None:
-        name, tenant_id = identifier("Agent name", name), self._tenant(tenant_id)
+        name = identifier("Agent name", name)
+        tenant_id = self._tenant(tenant_id)
         with self._turn() as tables:
-            return self._find(tables.agents.values(), name=name, tenant_id=tenant_id)
+            return self._find(tables.agents, name=name, tenant_id=tenant_id)
 
     def list_agents(self, tenant_id: str = DEFAULT_TENANT_ID) -> list[AgentRecord]:
         tenant_id = self._tenant(tenant_id)
         with self._turn() as tables:
             return sorted(
-                self._all(tables.agents.values(), tenant_id=tenant_id),
+                self._all(tables.agents, tenant_id=tenant_id),
                 key=lambda agent: agent.name,
             )
 
     def delete_agent(self, name: str, tenant_id: str = DEFAULT_TENANT_ID) -> bool:
-        name, tenant_id = identifier("Agent name", name), self._tenant(tenant_id)
+        name = identifier("Agent name", name)
+        tenant_id = self._tenant(tenant_id)
         with self._turn() as tables:
             for session in self._all(
-                tables.sessions.values(), agent_name=name, tenant_id=tenant_id
+                tables.sessions, agent_name=name, tenant_id=tenant_id
             ):
                 del tables.sessions[session.id]
-            agent = self._find(tables.agents.values(), name=name, tenant_id=tenant_id)
+            agent = self._find(tables.agents, name=name, tenant_id=tenant_id)
             return agent is not None and self._delete(tables.agents, agent.id)
 
     # -- sessions
@@ -173,14 +169,10 @@ class MemoryDb(Db):
         sandbox_id: str,
         tenant_id: str = DEFAULT_TENANT_ID,
     ) -> SessionRecord:
-        id, agent_name = (
-            identifier("Session id", id),
-            identifier("Agent name", agent_name),
-        )
-        sandbox_id, tenant_id = (
-            identifier("Sandbox id", sandbox_id),
-            self._tenant(tenant_id),
-        )
+        id = identifier("Session id", id)
+        agent_name = identifier("Agent name", agent_name)
+        sandbox_id = identifier("Sandbox id", sandbox_id)
+        tenant_id = self._tenant(tenant_id)
         with self._turn() as tables:
             if id in tables.sessions:
                 raise DuplicateKeyError(f"A session with the id {id!r} exists already.")
@@ -243,7 +235,7 @@ class MemoryDb(Db):
         limit = None if limit is None else page_limit(limit)
         position = None if before is None else page_position(before, SessionRecord)
         with self._turn() as tables:
-            return _page(self._all(tables.sessions.values(), **wanted), limit, position)
+            return _page(self._all(tables.sessions, **wanted), limit, position)
 
     def count_sessions(
         self,
@@ -254,39 +246,35 @@ class MemoryDb(Db):
     ) -> int:
         wanted = self._sessions_wanted(tenant_id, agent, status)
         with self._turn() as tables:
-            return len(self._all(tables.sessions.values(), **wanted))
+            return len(self._all(tables.sessions, **wanted))
 
     def list_sessions_by_runner(self, runner_id: str) -> list[SessionRecord]:
         runner_id = identifier("Runner id", runner_id)
         with self._turn() as tables:
-            return _newest_first(
-                self._all(tables.sessions.values(), runner_id=runner_id)
-            )
+            return _newest_first(self._all(tables.sessions, runner_id=runner_id))
 
     def claim_session(
         self, id: str, runner_id: str, *, silent_for: timedelta | None = None
     ) -> SessionRecord | None:
-        id, runner_id = identifier("Session id", id), identifier("Runner id", runner_id)
+        id = identifier("Session id", id)
+        runner_id = identifier("Runner id", runner_id)
         silent_for = None if silent_for is None else silence(silent_for)
         with self._turn() as tables:
-            session, now = self._get(tables.sessions, id), self._now()
+            session = self._get(tables.sessions, id)
             if session is None or session.status in _FINISHED:
                 return None
-            may_have = (
+            now = self._now()
+            is_free = (
                 session.runner_id in (None, runner_id)
                 or session.status == SessionStatus.PAUSED
             )
-            if not may_have and (
-                silent_for is None or session.last_active_at >= now - silent_for
-            ):
-                return None
-            claimed = replace(
-                session,
-                runner_id=runner_id,
-                last_active_at=max(session.last_active_at, now),
+            is_silent = (
+                silent_for is not None and session.last_active_at < now - silent_for
             )
-            tables.sessions[id] = claimed
-            return claimed
+            if not is_free and not is_silent:
+                return None
+            tables.sessions[id] = _active(session, now, runner_id=runner_id)
+            return tables.sessions[id]
 
     def get_silent_sessions(
         self, older_than: datetime, *, limit: int | None = None
@@ -294,40 +282,23 @@ class MemoryDb(Db):
         older_than = aware_instant("older_than", older_than)
         limit = None if limit is None else page_limit(limit)
         with self._turn() as tables:
-            live = self._all(tables.sessions.values(), status=_RUNNING)
+            live = self._all(tables.sessions, status=_RUNNING)
         silent = [session for session in live if session.last_active_at < older_than]
-        return sorted(silent, key=lambda session: (session.last_active_at, session.id))[
-            :limit
-        ]
+        return _least_recently_active(silent)[:limit]
 
     def touch_session(self, id: str, *, runner_id: str | None = None) -> bool:
-        return self._update_session(
-            id,
-            {}
-            if runner_id is None
-            else {"runner_id": identifier("Runner id", runner_id)},
-        )
+        return self._update_session(id, _on_runner(runner_id))
 
     def touch_sessions(
         self, ids: Collection[str], *, runner_id: str | None = None
     ) -> list[str]:
         ids = identifiers("Session id", ids)
-        if runner_id is not None:
-            runner_id = identifier("Runner id", runner_id)
-        wanted = {} if runner_id is None else {"runner_id": runner_id}
+        wanted = _on_runner(runner_id)
         with self._turn() as tables:
             now = self._now()
-            there = [
-                session
-                for id in ids
-                if (session := self._get(tables.sessions, id))
-                and _fits(session, wanted)
-            ]
-            for session in there:
-                tables.sessions[session.id] = replace(
-                    session, last_active_at=max(session.last_active_at, now)
-                )
-            return [session.id for session in there]
+            found = self._several(tables.sessions, ids, **wanted)
+            _put(tables.sessions, (_active(session, now) for session in found))
+            return [row.id for row in found]
 
     def delete_session(self, id: str) -> bool:
         id = identifier("Session id", id)
@@ -343,27 +314,21 @@ class MemoryDb(Db):
     def prune_sessions(
         self, ended_before: datetime, limit: int, *, also: Sequence[str] = ()
     ) -> int:
-        ended_before, limit = (
-            aware_instant("ended_before", ended_before),
-            page_limit(limit),
-        )
+        ended_before = aware_instant("ended_before", ended_before)
+        limit = page_limit(limit)
         for table in other_tables("also", also):
             raise InvalidInputError(
                 f"There is no table {table!r} with a column 'session_id'."
             )
         with self._turn() as tables:
-            finished = [
-                session
-                for session in self._all(tables.sessions.values())
-                if session.status in _FINISHED and session.last_active_at < ended_before
-            ]
-            finished.sort(key=lambda session: (session.last_active_at, session.id))
-            pruned = {session.id for session in finished[:limit]}
-            for sandbox in self._all(
-                tables.sandboxes.values(), state=SandboxState.COLD.value
-            ):
-                if sandbox.session_id in pruned:
-                    del tables.sandboxes[sandbox.id]
+            finished = self._all(tables.sessions, status=_FINISHED)
+            pruned = {
+                session.id
+                for session in _least_recently_active(finished)[:limit]
+                if session.last_active_at < ended_before
+            }
+            for sandbox in self._all(tables.sandboxes, state="cold", session_id=pruned):
+                del tables.sandboxes[sandbox.id]
             for id in pruned:
                 del tables.sessions[id]
             return len(pruned)
@@ -386,28 +351,17 @@ class MemoryDb(Db):
             session = self._get(tables.sessions, id)
             if session is None or not _fits(session, wanted or {}):
                 return False
-            tables.sessions[id] = replace(
-                session,
-                last_active_at=max(session.last_active_at, self._now()),
-                **values,
-            )
+            tables.sessions[id] = _active(session, self._now(), **values)
             return True
 
     def _pause(self, **wanted: str) -> int:
         with self._turn() as tables:
             now = self._now()
-            paused = [
-                s
-                for s in self._all(tables.sessions.values(), **wanted)
-                if s.status in _RUNNING
-            ]
-            for session in paused:
-                tables.sessions[session.id] = replace(
-                    session,
-                    status=SessionStatus.PAUSED.value,
-                    last_active_at=max(session.last_active_at, now),
-                )
-            return len(paused)
+            live = self._all(tables.sessions, status=_RUNNING, **wanted)
+            _put(
+                tables.sessions, (_active(each, now, status="paused") for each in live)
+            )
+            return len(live)
 
     # -- sandboxes
 
@@ -419,15 +373,11 @@ class MemoryDb(Db):
         session_id: str | None = None,
         tenant_id: str = DEFAULT_TENANT_ID,
     ) -> SandboxRecord:
-        id, agent_name = (
-            identifier("Sandbox id", id),
-            identifier("Agent name", agent_name),
-        )
+        id = identifier("Sandbox id", id)
+        agent_name = identifier("Agent name", agent_name)
         workspace_dir = text("Workspace directory", workspace_dir)
-        session_id, tenant_id = (
-            optional_identifier("Session id", session_id),
-            self._tenant(tenant_id),
-        )
+        session_id = optional_identifier("Session id", session_id)
+        tenant_id = self._tenant(tenant_id)
         with self._turn() as tables:
             if id in tables.sandboxes:
                 raise DuplicateKeyError(f"A sandbox with the id {id!r} exists already.")
@@ -463,7 +413,7 @@ class MemoryDb(Db):
         )
 
     def touch_sandbox(self, id: str) -> bool:
-        return self._update_sandbox(id, touch=True)
+        return bool(self.touch_sandboxes([id]))
 
     def get_sandbox(self, id: str) -> SandboxRecord | None:
         id = identifier("Sandbox id", id)
@@ -474,14 +424,9 @@ class MemoryDb(Db):
         ids = identifiers("Sandbox id", ids)
         with self._turn() as tables:
             now = self._now()
-            there = [
-                sandbox for id in ids if (sandbox := self._get(tables.sandboxes, id))
-            ]
-            for sandbox in there:
-                tables.sandboxes[sandbox.id] = replace(
-                    sandbox, last_used_at=max(sandbox.last_used_at, now)
-                )
-            return [sandbox.id for sandbox in there]
+            found = self._several(tables.sandboxes, ids)
+            _put(tables.sandboxes, (_used(sandbox, now) for sandbox in found))
+            return [row.id for row in found]
 
     def list_sandboxes(
         self,
@@ -503,49 +448,40 @@ class MemoryDb(Db):
         limit = None if limit is None else page_limit(limit)
         position = None if before is None else page_position(before, SandboxRecord)
         with self._turn() as tables:
-            return _page(
-                self._all(tables.sandboxes.values(), **wanted), limit, position
-            )
+            return _page(self._all(tables.sandboxes, **wanted), limit, position)
 
     def list_sandboxes_by_runner(self, runner_id: str) -> list[SandboxRecord]:
         runner_id = identifier("Runner id", runner_id)
         with self._turn() as tables:
-            sessions = {
-                session.id
-                for session in self._all(tables.sessions.values(), runner_id=runner_id)
-            }
-            return _newest_first(
-                self._all(tables.sandboxes.values(), session_id=sessions)
-            )
+            sessions = self._all(tables.sessions, runner_id=runner_id)
+            ids = {session.id for session in sessions}
+            return _newest_first(self._all(tables.sandboxes, session_id=ids))
 
     def count_sandboxes(
         self, *, state: SandboxStateInput | Collection[SandboxStateInput] | None = None
     ) -> int:
         wanted = {} if state is None else {"state": sandbox_states("state", state)}
         with self._turn() as tables:
-            return len(self._all(tables.sandboxes.values(), **wanted))
+            return len(self._all(tables.sandboxes, **wanted))
 
     def claim_warm_sandbox(
         self, agent_name: str, session_id: str, tenant_id: str = DEFAULT_TENANT_ID
     ) -> SandboxRecord | None:
-        agent_name, session_id = (
-            identifier("Agent name", agent_name),
-            identifier("Session id", session_id),
-        )
-        wanted = {
-            "agent_name": agent_name,
-            "tenant_id": self._tenant(tenant_id),
-            "state": "warm",
-            "session_id": [None],
-        }
+        agent_name = identifier("Agent name", agent_name)
+        session_id = identifier("Session id", session_id)
+        tenant_id = self._tenant(tenant_id)
         with self._turn() as tables:
-            free = _least_recently_used(self._all(tables.sandboxes.values(), **wanted))
-            if not free:
-                return None
-            used = max(free[0].last_used_at, self._now())
-            claimed = replace(
-                free[0], state="waiting", session_id=session_id, last_used_at=used
+            warm = self._all(
+                tables.sandboxes,
+                agent_name=agent_name,
+                tenant_id=tenant_id,
+                state="warm",
+                session_id=[None],
             )
+            if not warm:
+                return None
+            free = _least_recently_used(warm)[0]
+            claimed = _used(free, self._now(), state="waiting", session_id=session_id)
             tables.sandboxes[claimed.id] = claimed
             return claimed
 
@@ -557,7 +493,7 @@ class MemoryDb(Db):
         with self._turn() as tables:
             for state in _EVICTED_FIRST:
                 found = _least_recently_used(
-                    self._all(tables.sandboxes.values(), state=state.value)
+                    self._all(tables.sandboxes, state=state.value)
                 )
                 if found and (
                     unused_since is None or found[0].last_used_at < unused_since
@@ -575,9 +511,7 @@ class MemoryDb(Db):
             if sandbox.state == SandboxState.COLD:
                 del tables.sandboxes[sandbox.id]
             else:
-                tables.sandboxes[sandbox.id] = replace(
-                    sandbox, state=SandboxState.COLD.value
-                )
+                tables.sandboxes[sandbox.id] = replace(sandbox, state="cold")
             return sandbox
 
     def get_idle_sandboxes(self, older_than: datetime) -> list[SandboxRecord]:
@@ -593,28 +527,21 @@ class MemoryDb(Db):
 
     def mark_all_sandboxes_cold(self) -> int:
         with self._turn() as tables:
-            return self._mark_cold(self._all(tables.sandboxes.values()))
+            return self._mark_cold(self._all(tables.sandboxes))
 
     def mark_sandboxes_cold_by_runner(self, runner_id: str) -> int:
         with self._turn():
             return self._mark_cold(self.list_sandboxes_by_runner(runner_id))
 
     def _mark_cold(self, sandboxes: list[SandboxRecord]) -> int:
-        others = [
-            sandbox for sandbox in sandboxes if sandbox.state != SandboxState.COLD
-        ]
-        for sandbox in others:
-            self._tables.sandboxes[sandbox.id] = replace(
-                sandbox, state=SandboxState.COLD.value
-            )
+        others = [each for each in sandboxes if each.state != SandboxState.COLD]
+        _put(self._tables.sandboxes, (replace(each, state="cold") for each in others))
         return len(others)
 
     def _update_sandbox(
         self,
         id: str,
         wanted: dict[str, Any] | None = None,
-        *,
-        touch: bool = False,
         **values: Any,
     ) -> bool:
         id = identifier("Sandbox id", id)
@@ -622,20 +549,13 @@ class MemoryDb(Db):
             sandbox = self._get(tables.sandboxes, id)
             if sandbox is None or not _fits(sandbox, wanted or {}):
                 return False
-            used = (
-                max(sandbox.last_used_at, self._now())
-                if touch
-                else sandbox.last_used_at
-            )
-            tables.sandboxes[id] = replace(sandbox, last_used_at=used, **values)
+            tables.sandboxes[id] = replace(sandbox, **values)
             return True
 
     def _unused(self, state: SandboxState, older_than: datetime) -> list[SandboxRecord]:
         older_than = aware_instant("older_than", older_than)
         with self._turn() as tables:
-            found = _least_recently_used(
-                self._all(tables.sandboxes.values(), state=state.value)
-            )
+            found = _least_recently_used(self._all(tables.sandboxes, state=state.value))
         return [sandbox for sandbox in found if sandbox.last_used_at < older_than]
 
     # -- API keys
@@ -643,17 +563,18 @@ class MemoryDb(Db):
     def get_api_key_by_hash(self, key_hash: str) -> ApiKeyRecord | None:
         key_hash = identifier("Key hash", key_hash)
         with self._turn() as tables:
-            return self._find(tables.keys.values(), key_hash=key_hash)
+            return self._find(tables.keys, key_hash=key_hash)
 
     def insert_api_key(
         self, id: str, tenant_id: str, key_hash: str, label: str
     ) -> ApiKeyRecord:
-        id, tenant_id = identifier("API key id", id), self._tenant(tenant_id)
-        key_hash, label = identifier("Key hash", key_hash), text("Label", label)
+        id = identifier("API key id", id)
+        tenant_id = self._tenant(tenant_id)
+        key_hash = identifier("Key hash", key_hash)
+        label = text("Label", label)
         with self._turn() as tables:
-            if id in tables.keys or any(
-                key.key_hash == key_hash for key in tables.keys.values()
-            ):
+            hashes = {key.key_hash for key in tables.keys.values()}
+            if id in tables.keys or key_hash in hashes:
                 raise DuplicateKeyError(
                     f"An API key with the id {id!r}, or with the same hash, exists already."
                 )
@@ -664,7 +585,7 @@ class MemoryDb(Db):
     def list_api_keys_by_tenant(self, tenant_id: str) -> list[ApiKeyRecord]:
         tenant_id = self._tenant(tenant_id)
         with self._turn() as tables:
-            return _newest_first(self._all(tables.keys.values(), tenant_id=tenant_id))
+            return _newest_first(self._all(tables.keys, tenant_id=tenant_id))
 
     def delete_api_key(self, id: str) -> bool:
         id = identifier("API key id", id)
@@ -678,9 +599,8 @@ class MemoryDb(Db):
     def authenticate(self, plain: str) -> ApiKeyRecord | None:
         key_hash, bare_hash = self._hashes.known(plain)
         with self._turn() as tables:
-            keys = tables.keys.values()
-            return self._find(keys, key_hash=key_hash) or self._find(
-                keys, key_hash=bare_hash
+            return self._find(tables.keys, key_hash=key_hash) or self._find(
+                tables.keys, key_hash=bare_hash
             )
 
     # -- tenants, transactions and life cycle
@@ -757,10 +677,16 @@ class MemoryDb(Db):
         row = rows.get(id)
         return row if row is not None and self._sees(row) else None
 
-    def _all(self, rows: Iterable[Record], **wanted: Any) -> list[Record]:
-        return [row for row in rows if self._sees(row) and _fits(row, wanted)]
+    def _several(
+        self, rows: dict[str, Record], ids: Iterable[str], **wanted: Any
+    ) -> list[Record]:
+        found = (self._get(rows, id) for id in ids)
+        return [row for row in found if row is not None and _fits(row, wanted)]
 
-    def _find(self, rows: Iterable[Record], **wanted: str) -> Record | None:
+    def _all(self, rows: dict[str, Record], **wanted: Any) -> list[Record]:
+        return [row for row in rows.values() if self._sees(row) and _fits(row, wanted)]
+
+    def _find(self, rows: dict[str, Record], **wanted: str) -> Record | None:
         return next(iter(self._all(rows, **wanted)), None)
 
     def _delete(self, rows: dict[str, Record], id: str) -> bool:
@@ -803,6 +729,26 @@ def _fits(row: Any, wanted: dict[str, Any]) -> bool:
     )
 
 
+def _on_runner(runner_id: str | None) -> dict[str, str]:
+    return (
+        {} if runner_id is None else {"runner_id": identifier("Runner id", runner_id)}
+    )
+
+
+# The clock may be set back; a row's last activity and last use only move forward.
+def _active(session: SessionRecord, now: datetime, **values: Any) -> SessionRecord:
+    active = max(session.last_active_at, now)
+    return replace(session, last_active_at=active, **values)
+
+
+def _used(sandbox: SandboxRecord, now: datetime, **values: Any) -> SandboxRecord:
+    return replace(sandbox, last_used_at=max(sandbox.last_used_at, now), **values)
+
+
+def _put(rows: dict[str, Record], changed: Iterable[Record]) -> None:
+    rows.update((row.id, row) for row in changed)
+
+
 def _newest_first(rows: list[Dated]) -> list[Dated]:
     return sorted(rows, key=lambda row: (row.created_at, row.id), reverse=True)
 
@@ -813,6 +759,10 @@ def _page(
     if position is not None:
         rows = [row for row in rows if (row.created_at, row.id) < position]
     return _newest_first(rows)[:limit]
+
+
+def _least_recently_active(sessions: list[SessionRecord]) -> list[SessionRecord]:
+    return sorted(sessions, key=lambda session: (session.last_active_at, session.id))
 
 
 def _least_recently_used(sandboxes: list[SandboxRecord]) -> list[SandboxRecord]:
