@@ -73,11 +73,10 @@ def undone(database: Database) -> Iterator[None]:
 
 def documented_codes() -> set[str]:
     page = (Path(__file__).parents[2] / "docs" / "verifydb.md").read_text()
-    return set(
-        re.findall(
-            r"^\| `(\w+\.\w+)` \|", page.partition("| code |")[2], flags=re.MULTILINE
-        )
+    cells = re.findall(
+        r"^\| (`\w+\.\w+`[^|]*) \|", page.partition("| codes |")[2], flags=re.MULTILINE
     )
+    return {code for cell in cells for code in re.findall(r"`(\w+\.\w+)`", cell)}
 
 
 def differences(database: Database) -> list[Difference]:
