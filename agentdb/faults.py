@@ -22,6 +22,7 @@ from agentdb.errors import (
     OutcomeUnknownError,
     SchemaMismatchError,
 )
+from agentdb.wording import uncapitalized
 
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
@@ -305,7 +306,7 @@ def _brief(error: BaseException) -> str:
         or lines[0]
     )
     text = text.rpartition("failed: ")[2].strip().rstrip(".")
-    return text[:1].lower() + text[1:]
+    return uncapitalized(text)
 
 
 # -- the sentence of a call

@@ -15,6 +15,7 @@ from django.db import DatabaseError, OperationalError
 
 from agentdb.adoption.obstacles import first_line
 from agentdb.errors import SchemaMismatchError
+from agentdb.wording import capitalized
 
 Query = Callable[[str, Sequence[Any]], list[tuple[Any, ...]]]
 Run = Callable[[str], None]
@@ -250,17 +251,17 @@ def read_dependents(
 
     obstacles = [_obstacle(*row) for row in of(_OBSTACLES)]
     obstacles += [
-        f"{_capitalized(what)} holds rows of table {name!r}, whose columns change their type. {ANEW}"
+        f"{capitalized(what)} holds rows of table {name!r}, whose columns change their type. {ANEW}"
         for what, name in query(_ROW_TYPES, [list(columns)])
     ]
     right = "SET" if server_version >= 160000 else "MEMBER"
     obstacles += [
-        f"{_capitalized(what)} has to be made again, and role {role!r}, who owns it or granted rights on it, is not "
+        f"{capitalized(what)} has to be made again, and role {role!r}, who owns it or granted rights on it, is not "
         f"one that this role may act as. Run 'GRANT {role} TO …', or use another role."
         for what, role in of(_ROLES.format(right=right))
     ]
     obstacles += [
-        f"{_capitalized(what)} has to be made again, and its owner or this role, {role!r}, may not create anything in "
+        f"{capitalized(what)} has to be made again, and its owner or this role, {role!r}, may not create anything in "
         f"schema {schema!r}. Run 'GRANT CREATE ON SCHEMA {schema} TO {role}'."
         for what, role, schema in of(_SCHEMAS)
     ]
@@ -316,12 +317,8 @@ def _obstacle(
     what: str, table: str | None, column: str | None, row_of: str | None
 ) -> str:
     if column is not None:
-        return f"{_capitalized(what)} reads column {column!r} of table {table!r}, whose type changes. {ANEW}"
-    return f"{_capitalized(what)} depends on view {row_of or table!r}, which has to be made again. {ANEW}"
-
-
-def _capitalized(text: str) -> str:
-    return text[:1].upper() + text[1:]
+        return f"{capitalized(what)} reads column {column!r} of table {table!r}, whose type changes. {ANEW}"
+    return f"{capitalized(what)} depends on view {row_of or table!r}, which has to be made again. {ANEW}"
 
 
 def _view(

@@ -13,6 +13,7 @@ from agentdb.adoption.timestamps import (
     parse_timestamp,
 )
 from agentdb.errors import SchemaMismatchError
+from agentdb.wording import counted
 
 # The columns of the old tables and what they hold. Frozen: it describes what migration 0002 finds.
 OLD_COLUMNS: Mapping[str, Mapping[str, str]] = {
@@ -85,7 +86,7 @@ class UnusableValuesError(SchemaMismatchError):
 
     def __init__(self, values: UnusableValues) -> None:
         self.values = values
-        total = f"{values.total} value{'' if values.total == 1 else 's'} cannot be converted"
+        total = f"{counted(values.total, 'value')} cannot be converted"
         shown = (
             "" if values.total <= SHOWN_ROWS else f" (the first {SHOWN_ROWS} are shown)"
         )

@@ -36,6 +36,7 @@ from agentdb.schema.inspection import server_version, sqlite_path
 from agentdb.schema.migration_record import migration_names
 from agentdb.schema.spelling import Misspelt, may_read, misspelt_timestamps
 from agentdb.schema.tables import Column, Index
+from agentdb.wording import counted
 
 # What is to be unique in an adopted database.
 _KEYS = (
@@ -479,7 +480,7 @@ def decide(findings: Findings, *, backup: bool = True) -> Plan:
 def _rewriting(misspelt: Iterable[Misspelt]) -> Iterator[str]:
     for found in misspelt:
         yield (
-            f"Rewrite {_count(found.rows, 'timestamp')} in {found.table}.{found.column} that another program wrote, "
+            f"Rewrite {counted(found.rows, 'timestamp')} in {found.table}.{found.column} that another program wrote, "
             f"as {found.example!r}."
         )
 
@@ -514,7 +515,7 @@ def _conforming(findings: Findings) -> list[str]:
         else:
             actions.append(f"Create table {name}, empty.")
     if number := _text_timestamps(findings):
-        actions.append(f"Make {_count(number, 'timestamp')} native.")
+        actions.append(f"Make {counted(number, 'timestamp')} native.")
     actions.append(
         f"Bring columns, defaults, constraints and indexes to what migration {migration_names()[-1]} makes."
     )
@@ -526,9 +527,9 @@ def _conforming_columns(
 ) -> Iterator[str]:
     added = [column for column in ADDED_COLUMNS[name] if table.column(column) is None]
     if "tenant_id" in added:
-        yield f"Add column tenant_id to {name}: 'default' in {_count(content.rows, 'row')}."
+        yield f"Add column tenant_id to {name}: 'default' in {counted(content.rows, 'row')}."
     if name == "agents" and ("id" in added or content.null_ids):
-        yield f"Give {_count(content.rows if 'id' in added else content.null_ids, 'agent')} an id, a random UUID."
+        yield f"Give {counted(content.rows if 'id' in added else content.null_ids, 'agent')} an id, a random UUID."
     if _key(table) != ("id",):
         before = f" from {', '.join(_key(table))}" if _key(table) else ""
         yield f"Change the primary key of {name}{before} to id."
@@ -551,7 +552,7 @@ def _refusals(findings: Findings) -> tuple[Refusal, ...]:
     if shape.kind is Kind.FOREIGN and not shape.tables:
         refusals.append(
             Refusal(
-                f"There is none of the four tables in this database, but {_count(len(shape.others), 'other table')}. "
+                f"There is none of the four tables in this database, but {counted(len(shape.others), 'other table')}. "
                 "Check the database URL, or run 'agentdb migrate' to make the tables beside them."
             )
         )
@@ -560,7 +561,7 @@ def _refusals(findings: Findings) -> tuple[Refusal, ...]:
         total = sum(content.bad_total for content in findings.contents.values())
         refusals.append(
             Refusal(
-                f"{_count(total, 'value')} cannot be converted{_shown(total, len(bad[:20]))}. Fix "
+                f"{counted(total, 'value')} cannot be converted{_shown(total, len(bad[:20]))}. Fix "
                 f"{'it' if total == 1 else 'them'}, timestamps as 'YYYY-MM-DD HH:MM:SS+00:00', and run the command "
                 "again.",
                 tuple(bad[:20]),
@@ -570,7 +571,7 @@ def _refusals(findings: Findings) -> tuple[Refusal, ...]:
     for total, rows in findings.duplicates:
         refusals.append(
             Refusal(
-                f"{_count(total, 'row')} of {rows[0].table} share {rows[0].column} with another row"
+                f"{counted(total, 'row')} of {rows[0].table} share {rows[0].column} with another row"
                 f"{_shown(total, len(rows))}. Rename or delete all but one, and run the command again.",
                 rows,
                 total,
@@ -601,7 +602,7 @@ def _notes(findings: Findings) -> tuple[str, ...]:
     nul = sum(content.nul_rows for content in findings.contents.values())
     if nul:
         notes.append(
-            f"{_count(nul, 'row')} {'holds' if nul == 1 else 'hold'} U+0000 in a text. SQLite keeps it; PostgreSQL "
+            f"{counted(nul, 'row')} {'holds' if nul == 1 else 'hold'} U+0000 in a text. SQLite keeps it; PostgreSQL "
             "could not store it."
         )
     if _may_have_keyed_hashes(findings):
@@ -619,7 +620,3 @@ def _may_have_keyed_hashes(findings: Findings) -> bool:
 
 def _shown(total: int, shown: int) -> str:
     return f" (the first {shown} are shown)" if total > shown else ""
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -11,6 +11,7 @@ from agentdb.adoption.execution import AdoptionRefusedError, Outcome
 from agentdb.adoption.obstacles import OLD_COLUMNS, UnusableValue
 from agentdb.adoption.plan import Findings, Plan
 from agentdb.adoption.shapes import Kind
+from agentdb.wording import counted
 
 JSON_FORMAT = 1
 
@@ -43,7 +44,7 @@ def describe_findings(findings: Findings) -> list[str]:
             if findings.shape.tables and not findings.shape.problems:
                 lines.append(f"  {name:<{width}}  no table")
             continue
-        lines.append(f"  {name:<{width}}  {_count(content.rows, 'row')}")
+        lines.append(f"  {name:<{width}}  {counted(content.rows, 'row')}")
         for column, counts in content.formats.items():
             formats = ", ".join(
                 f"{number:,} as {_FORMATS[key]}"
@@ -53,7 +54,7 @@ def describe_findings(findings: Findings) -> list[str]:
                 lines.append(f"  {'':<{width}}  {column}: {formats}")
     if findings.other_rows:
         tables = ", ".join(
-            f"{name} ({_count(rows, 'row')})"
+            f"{name} ({counted(rows, 'row')})"
             for name, rows in findings.other_rows.items()
         )
         lines.append(f"  other tables, which stay as they are: {tables}")
@@ -109,7 +110,7 @@ def describe_outcome(outcome: Outcome) -> list[str]:
     if outcome.backup is not None:
         lines.append(f"Backup: {outcome.backup}")
     lines.append(
-        f"Adopted: all {_count(rows, 'row')} are there and equal, and the schema is what the models say."
+        f"Adopted: all {counted(rows, 'row')} are there and equal, and the schema is what the models say."
     )
     return lines
 
@@ -184,7 +185,3 @@ def _bytes(number: int) -> str:
             return f"{number} bytes" if unit == "bytes" else f"{size:.1f} {unit}"
         size /= 1024
     return f"{size:.1f} TiB"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"

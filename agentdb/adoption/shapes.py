@@ -25,6 +25,7 @@ from agentdb.schema import (
 )
 from agentdb.schema.migration_record import migration_names, recorded_migrations
 from agentdb.schema.tables import Column
+from agentdb.wording import counted
 
 APP = "agentdb"
 INITIAL = "0001_initial"
@@ -303,7 +304,7 @@ def _kind(
         if others and not is_django:
             return (
                 Kind.FOREIGN,
-                f"none of the four tables, and {_count(len(others), 'other table')}",
+                f"none of the four tables, and {counted(len(others), 'other table')}",
             )
         return Kind.EMPTY, "none of the four tables"
     if level is not None and (found := _adopted(level, recorded)):
@@ -501,7 +502,3 @@ _STEPS: Mapping[str, list[Step]] = {
         ),
     ],
 }
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"

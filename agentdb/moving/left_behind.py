@@ -9,13 +9,14 @@ from agentdb.moving.copydb import CHECKPOINT
 from agentdb.schema import expected_tables, read_tables
 from agentdb.schema.inspection import inspecting
 from agentdb.schema.other_tables import other_tables
+from agentdb.wording import counted
 
 
 def left_behind(alias: str) -> list[str]:
     """Return a sentence about each table, with its rows, and each column that ``copydb`` does not carry over."""
     with inspecting(alias) as connection:
         tables = [
-            f"Not carried over: table {name!r}, {rows:,} row{'' if rows == 1 else 's'}."
+            f"Not carried over: table {name!r}, {counted(rows, 'row')}."
             for name, rows in other_tables(connection).items()
             if name != CHECKPOINT
         ]

@@ -6,10 +6,18 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
-from agentdb.schema.sqltext import names_in, tokenize
-from agentdb.schema.tables import Check, Column, Index, IndexPart, Table
+from agentdb.schema.sqltext import names_in, quoted
+from agentdb.schema.tables import (
+    Check,
+    Column,
+    Index,
+    IndexPart,
+    PrimaryKey,
+    Table,
+)
+from agentdb.wording import capitalized, listed
 
 
 @dataclass(frozen=True)
@@ -56,7 +64,7 @@ def compare(
     for name, table in live.items():
         if name not in expected:
             message = (
-                f"{_capitalized(table.kind)} {name} is not agentdb's and is left alone."
+                f"{capitalized(table.kind)} {name} is not agentdb's and is left alone."
             )
             found.append(
                 Difference(
@@ -104,17 +112,11 @@ class _Key:
         )
 
     @property
-    def columns(self) -> set[str]:
-        texts = [part.expression for part in self.index.parts] + [
-            self.index.condition or "",
-            *self.index.include,
-        ]
-        return {
-            token.identifier
-            for text in texts
-            for token in tokenize(text)
-            if token.kind in ("word", "name")
-        }
+    def columns(self) -> frozenset[str]:
+        texts = [part.expression for part in self.index.parts]
+        return names_in(
+            " ".join([*texts, *self.index.include, self.index.condition or ""])
+        )
 
     def is_like(self, other: _Key, *, names: bool) -> bool:
         kinds = self.constraint == other.constraint or not names
@@ -142,7 +144,8 @@ def _keys(table: Table) -> list[_Key]:
                 "",
                 tuple(IndexPart(column) for column in unique.columns),
                 unique=True,
-                options=unique.options,
+                valid="invalid" not in unique.options,
+                options=tuple(each for each in unique.options if each != "invalid"),
             ),
             constraint=True,
         )
@@ -262,7 +265,7 @@ class _TableDiff:
                 continue
             message = f"Column {self.table}.{column.name} is missing"
             if lost.get(column.name):
-                message += f", and with it {_listed(lost[column.name])}"
+                message += f", and with it {listed(lost[column.name])}"
             other = self.renamed.get(column.name)
             if other is not None:
                 message += f" (column {other} is defined like it: was it renamed?)"
@@ -275,66 +278,14 @@ class _TableDiff:
             )
 
     def _column(self, column: Column, found: Column) -> Iterator[Difference]:
-        def tell(
-            what: str, expected: str | None, live: str | None, has: str, should: str
-        ) -> Difference:
+        for what, words in _WORDS_OF_COLUMNS.items():
+            wanted, live = getattr(column, what), getattr(found, what)
+            if wanted == live:
+                continue
+            has, should = words(live)[0], words(wanted)[1]
             message = f"Column {self.table}.{column.name} {has}; it should {should}."
-            return self._drift(f"column.{what}", column.name, expected, live, message)
-
-        if column.type != found.type:
-            yield tell(
-                "type",
-                column.type,
-                found.type,
-                f"has the type {found.type}",
-                f"be {column.type}",
-            )
-        if column.nullable != found.nullable:
-            words = {
-                True: ("NULL", "allows NULL", "allow NULL"),
-                False: ("NOT NULL", "is NOT NULL", "be NOT NULL"),
-            }
-            wanted, has = words[column.nullable], words[found.nullable]
-            yield tell("nullable", wanted[0], has[0], has[1], wanted[2])
-        if column.default != found.default:
-            yield tell(
-                "default",
-                column.default,
-                found.default,
-                "has no default"
-                if found.default is None
-                else f"has the default {found.default}",
-                "have none" if column.default is None else f"be {column.default}",
-            )
-        if column.collation != found.collation:
-            yield tell(
-                "collation",
-                column.collation,
-                found.collation,
-                f"has the collation {found.collation}"
-                if found.collation
-                else "has the usual collation",
-                f"be {column.collation}" if column.collation else "have the usual one",
-            )
-        if column.conflict != found.conflict:
-            yield tell(
-                "conflict",
-                column.conflict,
-                found.conflict,
-                f"has NOT NULL on conflict {found.conflict}",
-                "refuse NULL",
-            )
-        if column.generated != found.generated:
-            yield tell(
-                "generated",
-                column.generated,
-                found.generated,
-                f"is generated as {found.generated}"
-                if found.generated
-                else "is not generated",
-                f"be generated as {column.generated}"
-                if column.generated
-                else "be an ordinary column",
+            yield self._drift(
+                f"column.{what}", column.name, _sql(wanted), _sql(live), message
             )
 
     def _extra_columns(self) -> Iterator[Difference]:
@@ -383,30 +334,32 @@ class _TableDiff:
                 yield self._drift(
                     "primary_key.missing", wanted.name, columns, None, message
                 )
-        elif (
-            tuple(self._old_names.get(name, name) for name in found.columns)
-            != wanted.columns
-        ):
+        elif self._key_columns(found) != wanted.columns:
             actual = f"({', '.join(found.columns)})"
-            message = (
-                f"The primary key of {self.table} is {actual}; it should be {columns}."
-            )
-            yield self._drift(
-                "primary_key.columns", wanted.name, columns, actual, message
+            yield self._changed_primary_key("columns", wanted, columns, actual)
+        elif found.options == (*wanted.options, "invalid"):
+            yield self._invalid(
+                f"The primary key of {self.table}", wanted.name, found.name
             )
         elif found.options != wanted.options:
             actual = f"{columns} {', '.join(found.options)}"
-            message = (
-                f"The primary key of {self.table} is {actual}; it should be {columns}."
-            )
-            yield self._drift(
-                "primary_key.options", wanted.name, columns, actual, message
-            )
+            yield self._changed_primary_key("options", wanted, columns, actual)
         elif self.names and found.name != wanted.name:
             message = f"The primary key of {self.table} {_called(found.name)}; it should {_be_called(wanted.name)}."
             yield self._drift(
                 "primary_key.name", wanted.name, wanted.name, found.name, message
             )
+
+    def _key_columns(self, key: PrimaryKey) -> tuple[str, ...]:
+        return tuple(self._old_names.get(name, name) for name in key.columns)
+
+    def _changed_primary_key(
+        self, what: str, wanted: PrimaryKey, columns: str, actual: str
+    ) -> Difference:
+        message = (
+            f"The primary key of {self.table} is {actual}; it should be {columns}."
+        )
+        return self._drift(f"primary_key.{what}", wanted.name, columns, actual, message)
 
     def _keys(self) -> tuple[list[Difference], dict[str, list[str]]]:
         """Compare indexes and UNIQUE constraints; tell also what each missing column took with it."""
@@ -456,7 +409,7 @@ class _TableDiff:
             if takers:
                 lost[takers[0]].append(key.title)
                 continue
-            message = f"{_capitalized(key.title)} on {self.table} {key.on} is missing."
+            message = f"{capitalized(key.title)} on {self.table} {key.on} is missing."
             yield self._drift(
                 f"{key.noun}.missing",
                 key.name,
@@ -471,7 +424,7 @@ class _TableDiff:
             not collides
             and self._left_null(part.expression for part in key.index.parts)
         )
-        title = f"{_capitalized(key.title)} on {self.table} {key.on}"
+        title = f"{capitalized(key.title)} on {self.table} {key.on}"
         return self._extra(
             key.noun, key.name, f"{key.kind} on {key.on}", title, harmless=harmless
         )
@@ -480,7 +433,7 @@ class _TableDiff:
         for key, other in pairs:
             wanted, found = f"{key.kind} on {key.on}", f"{other.kind} on {other.on}"
             message = (
-                f"{_capitalized(key.title)} on {self.table} is {_article(other.kind)} {found}; it should be "
+                f"{capitalized(key.title)} on {self.table} is {_article(other.kind)} {found}; it should be "
                 f"{_article(key.kind)} {wanted}."
             )
             yield self._drift(f"{key.noun}.changed", key.name, wanted, found, message)
@@ -488,7 +441,7 @@ class _TableDiff:
     def _renamed_keys(self, pairs: list[tuple[_Key, _Key]]) -> Iterator[Difference]:
         for key, other in pairs:
             message = (
-                f"{_capitalized(key.kind)} on {self.table} {key.on} {_called(other.name)}; it should "
+                f"{capitalized(key.kind)} on {self.table} {key.on} {_called(other.name)}; it should "
                 f"{_be_called(key.name)}."
             )
             yield self._drift(
@@ -498,13 +451,15 @@ class _TableDiff:
     def _invalid_keys(self, pairs: list[tuple[_Key, _Key]]) -> Iterator[Difference]:
         for key, other in pairs:
             if not other.index.valid:
-                message = (
-                    f"{_capitalized(other.title)} on {self.table} is invalid and serves no query: "
-                    f"run 'REINDEX INDEX CONCURRENTLY {other.name}'."
-                )
-                yield self._drift(
-                    "index.invalid", key.name, "valid", "invalid", message
-                )
+                title = f"{capitalized(other.title)} on {self.table}"
+                yield self._invalid(title, key.name, other.name)
+
+    def _invalid(self, title: str, thing: str | None, index: str | None) -> Difference:
+        message = (
+            f"{title} is invalid and serves no query: "
+            f"run 'REINDEX INDEX CONCURRENTLY {quoted(index or '')}'."
+        )
+        return self._drift("index.invalid", thing, "valid", "invalid", message)
 
     def _left_null(self, columns: Iterable[str]) -> bool:
         """Whether one of the columns is NULL in every row that agentdb inserts, so that nothing there can collide."""
@@ -528,7 +483,9 @@ class _TableDiff:
             )
         ours = {column.name for column in self.expected.columns}
         for check in self.live.checks:
-            title = f"{_capitalized(check.kind)} constraint {check.name or 'without a name'}"
+            title = (
+                f"{capitalized(check.kind)} constraint {check.name or 'without a name'}"
+            )
             on = f"{self.table} ({check.expression})"
             # agentdb leaves the additional columns to their defaults, as the old server did.
             harmless = check.kind == "check" and not reads_ours(check, self.live, ours)
@@ -597,14 +554,53 @@ def _be_called(name: str | None) -> str:
     return f"be {name}" if name else "have none"
 
 
-def _capitalized(text: str) -> str:
-    return text[:1].upper() + text[1:]
+def _type_words(type_: str) -> tuple[str, str]:
+    return f"has the type {type_}", f"be {type_}"
 
 
-def _listed(things: list[str]) -> str:
-    return (
-        things[0] if len(things) == 1 else f"{', '.join(things[:-1])} and {things[-1]}"
-    )
+def _null_words(is_nullable: bool) -> tuple[str, str]:
+    if is_nullable:
+        return "allows NULL", "allow NULL"
+    return "is NOT NULL", "be NOT NULL"
+
+
+def _default_words(default: str | None) -> tuple[str, str]:
+    if default is None:
+        return "has no default", "have none"
+    return f"has the default {default}", f"be {default}"
+
+
+def _collation_words(collation: str | None) -> tuple[str, str]:
+    if collation is None:
+        return "has the usual collation", "have the usual one"
+    return f"has the collation {collation}", f"be {collation}"
+
+
+def _conflict_words(conflict: str | None) -> tuple[str, str]:
+    return f"has NOT NULL on conflict {conflict}", "refuse NULL"
+
+
+def _generated_words(expression: str | None) -> tuple[str, str]:
+    if expression is None:
+        return "is not generated", "be an ordinary column"
+    return f"is generated as {expression}", f"be generated as {expression}"
+
+
+# What a message says of a column that has the value, and of one that should have it.
+_WORDS_OF_COLUMNS: Mapping[str, Callable[[Any], tuple[str, str]]] = {
+    "type": _type_words,
+    "nullable": _null_words,
+    "default": _default_words,
+    "collation": _collation_words,
+    "conflict": _conflict_words,
+    "generated": _generated_words,
+}
+
+
+def _sql(value: str | bool | None) -> str | None:
+    if isinstance(value, bool):
+        return "NULL" if value else "NOT NULL"
+    return value
 
 
 def _column_text(column: Column) -> str:

@@ -33,6 +33,7 @@ from agentdb.sqlite_files import (
     is_in_wal_mode,
     read_header,
 )
+from agentdb.wording import uncapitalized
 
 R = TypeVar("R")
 
@@ -188,7 +189,7 @@ def _settled_header(path: Path) -> tuple[bytes, int, int]:
         ) from None
     except OSError as error:
         raise DatabaseUnavailableError(
-            f"The database file {str(path)!r} cannot be read: {_lower_first(error.strerror or str(error))}."
+            f"The database file {str(path)!r} cannot be read: {uncapitalized(error.strerror or str(error))}."
         ) from error
 
 
@@ -235,10 +236,6 @@ def translated_errors(connection: BaseDatabaseWrapper) -> Iterator[None]:
         raise DatabaseUnavailableError(describe_failure(connection, error)) from error
 
 
-def _lower_first(text: str) -> str:
-    return text[:1].lower() + text[1:]
-
-
 def _reading_settings(
     configured: BaseDatabaseWrapper, path: Path | None, stack: ExitStack
 ) -> dict[str, Any]:
@@ -274,7 +271,7 @@ def temporary_folder() -> tempfile.TemporaryDirectory[str]:
         return tempfile.TemporaryDirectory(prefix="agentdb-")
     except OSError as error:
         raise DatabaseUnavailableError(
-            f"A temporary folder is needed, and cannot be made: {_lower_first(error.strerror or str(error))}. Name a "
+            f"A temporary folder is needed, and cannot be made: {uncapitalized(error.strerror or str(error))}. Name a "
             "folder that can be written to with TMPDIR=FOLDER."
         ) from error
 

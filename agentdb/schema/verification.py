@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -30,6 +31,7 @@ from agentdb.schema.spelling import (
     unreadable_timestamps,
 )
 from agentdb.sqlite_files import file_concern
+from agentdb.wording import counted, listed
 
 # Goes up when a field of the JSON report is renamed, removed or changes its meaning; new fields may come any time.
 JSON_FORMAT = 1
@@ -61,7 +63,7 @@ class Verification:
         """One line: how things stand, and what to do."""
         if self.unknown:
             return (
-                f"A newer agentdb migrated this database: {_listed(self.unknown)} {_is(self.unknown)} not known here. "
+                f"A newer agentdb migrated this database: {listed(self.unknown)} {_is(self.unknown)} not known here. "
                 "Upgrade agentdb."
             )
         if not self.tables:
@@ -71,16 +73,16 @@ class Verification:
         if not self.recorded:
             return self._verdict_without_record()
         if not self.record_is_true:
-            done = f"Recorded {_is(self.recorded)} {_listed(self.recorded)}, but the tables are not as "
+            done = f"Recorded {_is(self.recorded)} {listed(self.recorded)}, but the tables are not as "
             return f"{done}{self.recorded[-1]} leaves them. Run 'agentdb baselinedb --check' to see what can be done."
         if self.pending:
-            pending = _listed(self.pending)
+            pending = listed(self.pending)
             return f"The tables are as {self.recorded[-1]} leaves them. Run 'agentdb migrate' to apply {pending}."
         return self._verdict_of_differences()
 
     def _verdict_without_tables(self) -> str:
         if self.recorded:
-            return f"Migrations {_listed(self.recorded)} are recorded, but no table is there. Restore a backup."
+            return f"Migrations {listed(self.recorded)} are recorded, but no table is there. Restore a backup."
         if self.differences and self.differences[0].code == "table.elsewhere":
             return "No agentdb tables in the current schema (see search_path)."
         return "There are no agentdb tables. Run 'agentdb migrate'."
@@ -96,7 +98,7 @@ class Verification:
 
     def _verdict_of_differences(self) -> str:
         if not self.differences:
-            return f"The schema matches the models, and the recorded migrations are true: {_listed(self.recorded)}."
+            return f"The schema matches the models, and the recorded migrations are true: {listed(self.recorded)}."
         if all(difference.code == UNREADABLE for difference in self.differences):
             return "The schema matches the models, but there are timestamps that cannot be read. Correct them."
         if all(difference.code == SPELLING for difference in self.differences):
@@ -140,25 +142,12 @@ def verify(connection: BaseDatabaseWrapper) -> Verification:
     record = recorded_migrations(connection) if "django_migrations" in live else set()
     recorded = tuple(name for name in migration_names() if name in record)
     unknown = tuple(sorted(record - set(recorded)))
-    # The tables of the project's other apps are no news to its operator.
-    known = {"django_migrations", *connection.introspection.django_table_names()} - set(
-        expected
-    )
-    differences = compare(
-        expected, {name: table for name, table in live.items() if name not in known}
-    )
     ours = {name: table for name, table in live.items() if name in expected}
-    differences += map(_spelling, misspelt_timestamps(connection, ours))
-    differences += map(_unreadable, unreadable_timestamps(connection, ours))
-    differences += _file_system(connection)
-    if (elsewhere := tables_elsewhere(connection, expected)) is not None:
-        differences = [
-            Difference("table.elsewhere", "drift", "", None, None, None, elsewhere)
-        ]
+    found = _differences(connection, expected, live)
     return Verification(
         engine=connection.vendor,
         database=_name(connection),
-        tables=sum(name in live for name in expected),
+        tables=len(ours),
         recorded=recorded,
         pending=tuple(name for name in migration_names() if name not in record),
         unknown=unknown,
@@ -166,20 +155,41 @@ def verify(connection: BaseDatabaseWrapper) -> Verification:
         strangers=tuple(
             name for name, table in ours.items() if _is_strange(table, expected[name])
         ),
-        differences=tuple(
-            difference for difference in differences if difference.severity == "drift"
-        ),
-        notes=tuple(
-            difference for difference in differences if difference.severity == "note"
-        ),
+        differences=tuple(each for each in found if each.severity == "drift"),
+        notes=tuple(each for each in found if each.severity == "note"),
     )
 
 
+def _differences(
+    connection: BaseDatabaseWrapper,
+    expected: Mapping[str, Table],
+    live: Mapping[str, Table],
+) -> list[Difference]:
+    elsewhere = tables_elsewhere(connection, expected)
+    if elsewhere is not None:
+        return [Difference("table.elsewhere", "drift", "", None, None, None, elsewhere)]
+    # The tables of the project's other apps are not news to its operator.
+    others = {"django_migrations", *connection.introspection.django_table_names()}
+    told = {
+        name: table
+        for name, table in live.items()
+        if name in expected or name not in others
+    }
+    ours = {name: table for name, table in live.items() if name in expected}
+    return [
+        *compare(expected, told),
+        *map(_spelling, misspelt_timestamps(connection, ours)),
+        *map(_unreadable, unreadable_timestamps(connection, ours)),
+        *_file_system(connection),
+    ]
+
+
 def _spelling(found: Misspelt) -> Difference:
-    there = f"{found.rows:,} timestamp" + ("" if found.rows == 1 else "s")
+    timestamps = counted(found.rows, "timestamp")
     message = (
-        f"Column {found.table}.{found.column} holds {there} in another spelling than agentdb's, as {found.example!r}, "
-        "which SQLite sorts and compares wrongly. Stop the program that writes them, and run 'agentdb baselinedb'."
+        f"Column {found.table}.{found.column} holds {timestamps} in another spelling than agentdb's, as "
+        f"{found.example!r}, which SQLite sorts and compares wrongly. "
+        "Stop the program that writes them, and run 'agentdb baselinedb'."
     )
     return Difference(
         SPELLING, "drift", found.table, found.column, None, found.example, message
@@ -196,14 +206,10 @@ def _unreadable(found: Unreadable) -> Difference:
     )
 
 
-def _file_system(connection: BaseDatabaseWrapper) -> list[Difference]:
+def _file_system(connection: BaseDatabaseWrapper) -> Iterator[Difference]:
     path = sqlite_path(connections[connection.alias])
-    concern = file_concern(path) if path is not None else ""
-    return (
-        [Difference("file.system", "note", "", None, None, None, concern)]
-        if concern
-        else []
-    )
+    if path is not None and (concern := file_concern(path)):
+        yield Difference("file.system", "note", "", None, None, None, concern)
 
 
 def _name(connection: BaseDatabaseWrapper) -> str:
@@ -244,10 +250,6 @@ def _entry(difference: Difference) -> dict[str, Any]:
     entry = asdict(difference)
     del entry["severity"]  # the list it is in says so
     return entry
-
-
-def _listed(names: tuple[str, ...]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def _is(names: tuple[str, ...]) -> str:

@@ -430,12 +430,17 @@ def index_no_condition(database: Database, table: Table, index: Index) -> str | 
 def index_invalid(database: Database, table: Table, index: Index) -> str | None:
     if database.engine == "sqlite":
         return None
-    database.execute(
-        f"UPDATE pg_index SET indisvalid = false WHERE indexrelid = '{index.name}'::regclass"
-    )
+    _invalidate(database, index.name)
     return (
         f"Index {index.name} on {table.name} is invalid and serves no query: "
         f"run 'REINDEX INDEX CONCURRENTLY {index.name}'."
+    )
+
+
+def _invalidate(database: Database, index: str) -> None:
+    """Leave the index as an interrupted CREATE INDEX CONCURRENTLY does."""
+    database.execute(
+        f"UPDATE pg_index SET indisvalid = false WHERE indexrelid = '{index}'::regclass"
     )
 
 
@@ -498,6 +503,26 @@ def soften_primary_key(database: Database, table: Table) -> str:
         f"ADD CONSTRAINT {table.name}_pkey PRIMARY KEY (id) DEFERRABLE"
     )
     return f"The primary key of {table.name} is (id) deferrable; it should be (id)."
+
+
+def include_in_primary_key(database: Database, table: Table) -> str | None:
+    if database.engine == "sqlite":
+        return None
+    database.execute(
+        f"ALTER TABLE {table.name} DROP CONSTRAINT {table.name}_pkey, "
+        f"ADD CONSTRAINT {table.name}_pkey PRIMARY KEY (id) INCLUDE (tenant_id)"
+    )
+    return f"The primary key of {table.name} is (id) include (tenant_id); it should be (id)."
+
+
+def invalidate_primary_key(database: Database, table: Table) -> str | None:
+    if database.engine == "sqlite":
+        return None
+    _invalidate(database, f"{table.name}_pkey")
+    return (
+        f"The primary key of {table.name} is invalid and serves no query: "
+        f"run 'REINDEX INDEX CONCURRENTLY {table.name}_pkey'."
+    )
 
 
 def soften_not_null(database: Database, table: Table) -> str | None:
@@ -624,6 +649,16 @@ def soften_unique(database: Database, table: Table, unique: Unique) -> str:
     return (
         f"{_unique_title(unique).capitalize()} on {table.name} is a unique constraint on ({columns}) {words}; "
         f"it should be a unique constraint on ({columns})."
+    )
+
+
+def invalidate_unique(database: Database, table: Table, unique: Unique) -> str | None:
+    if database.engine == "sqlite" or unique.name is None:
+        return None
+    _invalidate(database, unique.name)
+    return (
+        f"{_unique_title(unique).capitalize()} on {table.name} is invalid and serves no query: "
+        f"run 'REINDEX INDEX CONCURRENTLY {unique.name}'."
     )
 
 
@@ -764,6 +799,7 @@ UNIQUE_CHANGES = (
     index_for_unique,
     plain_index_for_unique,
     soften_unique,
+    invalidate_unique,
     nulls_not_distinct,
 )
 TABLE_CHANGES = (
@@ -771,6 +807,8 @@ TABLE_CHANGES = (
     rename_primary_key,
     widen_primary_key,
     soften_primary_key,
+    include_in_primary_key,
+    invalidate_primary_key,
     soften_not_null,
     rule,
     drop_table,

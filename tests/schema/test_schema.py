@@ -264,6 +264,42 @@ def test_a_unique_index_on_nothing_but_a_defaulted_column_is_drift(database):
     ]
 
 
+@pytest.mark.parametrize("kind", ["index", "constraint"])
+def test_nulls_not_distinct_over_a_column_that_agentdb_leaves_null_is_drift(
+    database, kind
+):
+    """The second session without a value is refused, which an ordinary unique over the column never does."""
+    if database.engine == "sqlite":
+        pytest.skip("SQLite has no NULLS NOT DISTINCT")
+    if database.connection.pg_version < 150000:
+        pytest.skip("PostgreSQL has NULLS NOT DISTINCT from 15 on")
+    statement = {
+        "index": "CREATE UNIQUE INDEX zz_once ON sessions (zz) NULLS NOT DISTINCT",
+        "constraint": "ALTER TABLE sessions ADD CONSTRAINT zz_once UNIQUE NULLS NOT DISTINCT (zz)",
+    }[kind]
+    with undone(database):
+        database.execute("ALTER TABLE sessions ADD COLUMN zz text", statement)
+
+        found = lines(database)
+
+    assert found == [
+        f"Unique {kind} zz_once on sessions (zz) nulls not distinct is not in the models and can refuse what agentdb "
+        "writes."
+    ]
+
+
+def test_the_command_for_an_invalid_primary_key_makes_it_valid(database):
+    if database.engine == "sqlite":
+        pytest.skip("SQLite has no invalid indexes")
+    table = database.expected["agents"]
+    expected = schema_changes.invalidate_primary_key(database, table)
+    assert lines(database) == [expected]
+
+    database.execute(expected.split("'")[1])
+
+    assert lines(database) == []
+
+
 def test_a_difference_says_what_was_expected_and_what_was_found(database):
     with undone(database):
         schema_changes.drop_default(

@@ -13,6 +13,7 @@ from agentdb.management.database_command import DatabaseCommand
 from agentdb.models import ApiKey
 from agentdb.serving.adapter import DjangoDb
 from agentdb.serving.opening import open_alias
+from agentdb.wording import counted
 
 
 class Command(DatabaseCommand):
@@ -89,9 +90,7 @@ class Command(DatabaseCommand):
             self.show(key)
             count += 1
         of_tenant = f" of tenant {tenant_id!r}" if tenant_id is not None else ""
-        self.stderr.write(
-            f"{count} key{'' if count == 1 else 's'}{of_tenant}.", self.style.SUCCESS
-        )
+        self.stderr.write(f"{counted(count, 'key')}{of_tenant}.", self.style.SUCCESS)
 
     def find(self, db: DjangoDb) -> None:
         # Never an argument: others see those, and shells remember them.

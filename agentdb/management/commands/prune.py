@@ -10,6 +10,7 @@ from agentdb.inputs import other_tables
 from agentdb.management.database_command import DatabaseCommand
 from agentdb.moving import prune
 from agentdb.serving.opening import open_alias
+from agentdb.wording import counted
 
 
 class Command(DatabaseCommand):
@@ -76,9 +77,7 @@ class Command(DatabaseCommand):
             self.pruned += batch
             self.progress("sessions", self.pruned, max(total, self.pruned))
         self.progress.clear()
-        self.stdout.write(
-            f"Deleted {self.pruned:,} session{'' if self.pruned == 1 else 's'}."
-        )
+        self.stdout.write(f"Deleted {counted(self.pruned, 'session')}.")
         self._say_rows(rows, tables, "were deleted with them", "stay")
 
     def _say_rows(

@@ -22,6 +22,7 @@ from agentdb.adoption.shapes import recognise
 from agentdb.management.database_command import DatabaseCommand
 from agentdb.schema.inspection import inspecting, sqlite_path, translated_errors
 from agentdb.schema.migration_record import pending_migrations, recorded_migrations
+from agentdb.wording import counted
 
 
 class Command(DatabaseCommand):
@@ -134,7 +135,7 @@ def _check_migrated(database: str) -> None:
         )
     if pending:
         raise CommandError(
-            f"The database lacks {len(pending)} migration{'' if len(pending) == 1 else 's'}: "
+            f"The database lacks {counted(len(pending), 'migration')}: "
             f"{', '.join(pending)}. Run 'agentdb migrate'."
         )
 
