@@ -5,14 +5,17 @@ from __future__ import annotations
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from agentdb.errors import AgentDbError, SchemaMismatchError, SchemaOutOfDateError
+from agentdb.inputs import OWN_TABLES
 from agentdb.schema.migration_record import migration_names, pending_migrations
+from agentdb.schema.search_path import tables_elsewhere
 
-_TABLES = ("agents", "sessions", "sandboxes", "api_keys")
 _TEXTS = ("text", "character varying")
+# In the current schema, whose record of migrations is read: a table further down the search_path is another's.
 _ON_SERVER = (
-    "SELECT w.name, format_type(a.atttypid, NULL) FROM unnest(%s::text[]) AS w(name) "
-    "JOIN pg_class c ON c.oid = to_regclass(w.name) "
-    "LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = 'created_at'"
+    "SELECT c.relname, format_type(a.atttypid, NULL) FROM pg_class c "
+    "JOIN pg_namespace n ON n.oid = c.relnamespace AND n.nspname = current_schema() "
+    "LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = 'created_at' "
+    "WHERE c.relname = ANY(%s::text[])"
 )
 _ON_SQLITE = (
     "SELECT m.name, p.type FROM sqlite_master AS m "
@@ -21,18 +24,23 @@ _ON_SQLITE = (
 
 
 def schema_problem(connection: BaseDatabaseWrapper, place: str) -> AgentDbError | None:
-    """Return what keeps agentdb from working on the tables, with the command to run; two queries."""
+    """Return what keeps agentdb from working on the tables, with the command to run.
+
+    Two queries if there is nothing.
+    """
     pending = tuple(pending_migrations(connection))
     found = _find(connection)
-    tables = {name: found[name] for name in _TABLES if name in found}
+    tables = {name: found[name] for name in OWN_TABLES if name in found}
     if pending:
         is_old = "agents" in tables and len(pending) == len(migration_names())
         return SchemaOutOfDateError(
-            _out_of_date(place, pending, is_old), pending=pending
+            _two_schemas(connection, place) or _out_of_date(place, pending, is_old),
+            pending=pending,
         )
-    if missing := [name for name in _TABLES if name not in tables]:
+    if missing := [name for name in OWN_TABLES if name not in tables]:
         return SchemaMismatchError(
-            f"{place} lacks the tables {', '.join(missing)}, though their migrations are recorded. "
+            _two_schemas(connection, place)
+            or f"{place} lacks the tables {', '.join(missing)}, though their migrations are recorded. "
             "Run 'agentdb verifydb'."
         )
     if not any(kind.lower() in _TEXTS for kind in tables.values()):
@@ -42,13 +50,20 @@ def schema_problem(connection: BaseDatabaseWrapper, place: str) -> AgentDbError 
     )
 
 
+def _two_schemas(connection: BaseDatabaseWrapper, place: str) -> str | None:
+    cause = tables_elsewhere(connection, OWN_TABLES)
+    if cause is None:
+        return None
+    return f"The search_path of {place} leads to more than one schema. {cause}"
+
+
 def _find(connection: BaseDatabaseWrapper) -> dict[str, str]:
     """Return the tables that are there, each with the type of its created_at."""
     with connection.cursor() as cursor:
         if connection.vendor == "sqlite":
             cursor.execute(_ON_SQLITE)
         else:
-            cursor.execute(_ON_SERVER, [list(_TABLES)])
+            cursor.execute(_ON_SERVER, [list(OWN_TABLES)])
         return {name: kind or "" for name, kind in cursor.fetchall()}
 
 

@@ -39,12 +39,7 @@ def tables_elsewhere(
         schemas = dict(cursor.fetchall())
     record = schemas.pop(_RECORD, current)
     number = Counter(schemas.values())
-    # Another program may well have a table of its own called sessions; three of the four are agentdb's.
-    home = (
-        current
-        if number[current]
-        else next((name for name in number if number[name] >= 3), current)
-    )
+    home = current if number[current] else _full_schema(number) or current
     if home == record == current:
         return None
     if home != current:
@@ -59,3 +54,8 @@ def tables_elsewhere(
         f"{what} the search_path. Run 'ALTER ROLE {role} SET search_path = {quoted(home)}', or add "
         f"options=-csearch_path%3D{percent_encoded(quoted(home), safe='')} to the database URL."
     )
+
+
+def _full_schema(number: Counter[str]) -> str | None:
+    """The first schema with three tables of the four; a single one called sessions may be another program's."""
+    return next((name for name, tables in number.items() if tables >= 3), None)

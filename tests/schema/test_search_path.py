@@ -10,6 +10,7 @@ import pytest
 from django.core.management import CommandError, call_command
 
 import agentdb
+from agentdb.serving.adapter import DjangoDb
 from tests.helpers.baseline_runs import baselinedb
 from tests.helpers.legacy_databases import FOLDER, manage, opened, psql
 
@@ -33,9 +34,46 @@ def both(engine: str, make_postgres_database: Callable[[], str]) -> tuple[str, s
     )
 
 
+def assert_not_served(url: str, error: type[Exception], cause: str) -> None:
+    """Neither connect() nor a health check that is asked later takes the two schemas for one."""
+    with pytest.raises(error) as refused:
+        agentdb.connect(url)
+    with opened(url) as connection:
+        health = DjangoDb(connection.alias).health()
+
+    sentence = (
+        f"The search_path of {health.place} leads to more than one schema. {cause}"
+    )
+    assert [str(refused.value), health.reason] == [sentence] * 2
+    assert not health.ok
+
+
 def test_an_old_schema_before_an_adopted_one_is_not_served(both: tuple[str, str]):
-    with pytest.raises(agentdb.SchemaOutOfDateError):
-        agentdb.connect(both[0])
+    assert_not_served(both[0], agentdb.SchemaOutOfDateError, both[1])
+
+
+def test_a_record_before_the_tables_of_another_schema_is_not_served(
+    engine: str, make_postgres_database: Callable[[], str]
+):
+    url = make_postgres_database()
+    agentdb.connect(url, migrate=True).close()
+    psql(
+        url,
+        "-c",
+        "CREATE SCHEMA app",
+        "-c",
+        "CREATE TABLE app.django_migrations AS TABLE public.django_migrations",
+    )
+    with psycopg.connect(url) as server:
+        [(role,)] = server.execute("SELECT quote_ident(current_user)").fetchall()
+
+    assert_not_served(
+        f"{url}{'&' if '?' in url else '?'}options=-csearch_path%3Dapp,public",
+        agentdb.SchemaMismatchError,
+        "The tables are in schema 'public', and new ones would be created in 'app', which comes before it in the "
+        f"search_path. Run 'ALTER ROLE {role} SET search_path = public', or add "
+        "options=-csearch_path%3Dpublic to the database URL.",
+    )
 
 
 def test_commands_name_the_cause(both: tuple[str, str]):
