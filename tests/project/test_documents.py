@@ -157,7 +157,6 @@ def test_parts_of_examples_are_shown_as_they_are_and_the_whole_is_linked(
     ("page", "example"),
     [
         ("how-to.md", "fastapi_app.py"),
-        ("how-to.md", "test_fastapi_app.py"),
         ("how-to.md", "reaper.py"),
         ("how-to.md", "test_own_code.py"),
         ("how-to.md", "test_own_db.py"),
