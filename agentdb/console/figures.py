@@ -53,7 +53,7 @@ class Hour:
 def total(connection: BaseDatabaseWrapper, table: str) -> Figure:
     """The rows of a table: counted where that is quick, else estimated."""
     estimate = (
-        estimated_rows(connection, table) if connection.vendor == "postgresql" else None
+        estimated_rows(connection, table) if connection.vendor != "sqlite" else None
     )
     if estimate is not None and estimate.rows > EXACT_UP_TO:
         return estimate
@@ -65,6 +65,15 @@ def total(connection: BaseDatabaseWrapper, table: str) -> Figure:
         or estimated_rows(connection, table)
         or _counted_up_to(connection, table)
     )
+
+
+# The rows of a table, and when they were counted.
+_STATISTICS = {
+    "postgresql": "SELECT c.reltuples::bigint, GREATEST(s.last_analyze, s.last_autoanalyze) FROM pg_class c "
+    "LEFT JOIN pg_stat_all_tables s ON s.relid = c.oid WHERE c.oid = to_regclass('{table}')",
+    "cockroachdb": "SELECT row_count, created AT TIME ZONE 'UTC' FROM [SHOW STATISTICS FOR TABLE {table}] "
+    "ORDER BY created DESC LIMIT 1",
+}
 
 
 def estimated_rows(connection: BaseDatabaseWrapper, table: str) -> Figure | None:
@@ -86,13 +95,7 @@ def estimated_rows(connection: BaseDatabaseWrapper, table: str) -> Figure | None
                 if rows is None
                 else Figure(rows, gettext("Estimated from the statistics of ANALYZE"))
             )
-        if connection.vendor != "postgresql":
-            return None
-        cursor.execute(
-            "SELECT c.reltuples::bigint, GREATEST(s.last_analyze, s.last_autoanalyze) FROM pg_class c "
-            "LEFT JOIN pg_stat_all_tables s ON s.relid = c.oid WHERE c.oid = to_regclass(%s)",
-            [table],
-        )
+        cursor.execute(_STATISTICS[connection.vendor].format(table=table))
         row = cursor.fetchone()
     if row is None or row[0] < 0:
         return None
@@ -114,9 +117,7 @@ def by_value(
     connection: BaseDatabaseWrapper, table: str, column: str, known: Sequence[str]
 ) -> dict[str, Figure]:
     """How many rows have each value of an indexed column; values that only newer servers know come last."""
-    whole = (
-        estimated_rows(connection, table) if connection.vendor == "postgresql" else None
-    )
+    whole = estimated_rows(connection, table) if connection.vendor != "sqlite" else None
     rows = None
     if whole is None or whole.rows <= EXACT_UP_TO:
         query = f"SELECT {column}, COUNT(*) FROM {table} GROUP BY {column} ORDER BY {column}"
@@ -155,20 +156,41 @@ def _shares(
 ) -> tuple[Figure | None, dict[str, float]]:
     """How many rows there are, and how much of them each frequent value has."""
     if connection.vendor == "sqlite":
-        whole = total(connection, table)
+        counted = total(connection, table)
         how = gettext("Estimated from a sample of %s rows") % f"{SAMPLE:,}"
-        return Figure(whole.rows, how, whole.at_least), _shares_of_a_sample(
+        return Figure(counted.rows, how, counted.at_least), _shares_of_a_sample(
             connection, table, column
         )
-    if connection.vendor != "postgresql":
-        return None, {}
+    whole = estimated_rows(connection, table)
+    if connection.vendor == "cockroachdb":
+        return whole, _shares_of_a_histogram(connection, table, column)
     with connection.cursor() as cursor:
         cursor.execute(
             "SELECT unnest(most_common_vals::text::text[]), unnest(most_common_freqs) FROM pg_stats "
             "WHERE schemaname = current_schema() AND tablename = %s AND attname = %s",
             [table, column],
         )
-        return estimated_rows(connection, table), dict(cursor.fetchall())
+        return whole, dict(cursor.fetchall())
+
+
+def _shares_of_a_histogram(
+    connection: BaseDatabaseWrapper, table: str, column: str
+) -> dict[str, float]:
+    """How much of a table on CockroachDB each frequent value has."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            f"SELECT histogram_id, row_count FROM [SHOW STATISTICS FOR TABLE {table}] "
+            "WHERE column_names = ARRAY[%s] AND row_count > 0 ORDER BY created DESC LIMIT 1",
+            [column],
+        )
+        newest = cursor.fetchone()
+        if newest is None:
+            return {}
+        cursor.execute(
+            f"SELECT upper_bound, equal_rows FROM [SHOW HISTOGRAM {newest[0]}]"
+        )
+        # The values are literals, of which those of statuses and states need no escape.
+        return {value.strip("'"): rows / newest[1] for value, rows in cursor.fetchall()}
 
 
 def _shares_of_a_sample(

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
@@ -28,7 +29,10 @@ from playwright.sync_api import (
     sync_playwright,
 )
 
+from tests import COCKROACH_URL_VARIABLE
+from tests.conftest import ENGINES
 from tests.helpers.admin_site_server import PASSWORD
+from tests.helpers.factories import execute
 
 ROOT = Path(__file__).parents[2]
 expect.set_options(timeout=30_000)
@@ -77,13 +81,32 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
+@pytest.fixture(
+    scope="module", params=[name for name in ENGINES if name != "postgresql"]
+)
+def engine(request: pytest.FixtureRequest) -> str:
+    """SQLite, and CockroachDB if AGENTDB_TEST_COCKROACH_URL names a cluster."""
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def site_url(engine: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    if engine == "sqlite":
+        yield f"sqlite:///{tmp_path_factory.mktemp('database')}/site.sqlite3"
+        return
+    cluster, name = os.environ[COCKROACH_URL_VARIABLE], f"agentdb_site_{os.getpid()}"
+    execute(cluster, f"CREATE DATABASE {name}")
+    yield urlunsplit(urlsplit(cluster)._replace(path=f"/{name}"))
+    execute(cluster, f"DROP DATABASE {name} CASCADE")
+
+
+@pytest.fixture(scope="module")
+def address(site_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The project's admin, served by another process: Playwright's event loop and Django's ORM share no thread."""
     folder = tmp_path_factory.mktemp("site")
     environment = {
         **os.environ,
-        "DATABASE_URL": f"sqlite:///{folder}/site.sqlite3",
+        "DATABASE_URL": site_url,
         "XDG_STATE_HOME": str(folder),
         "AGENTDB_SECRET_KEY": "",
     }
