@@ -30,10 +30,11 @@ from agentdb.adoption.online import (
     conform_models_online,
 )
 from agentdb.adoption.timestamps import add_native_text, native_sql, server_text
-from agentdb.adoption.values import count_rows, instants, refuse_unusable_values
+from agentdb.adoption.values import instants, refuse_unusable_values
 from agentdb.errors import SchemaMismatchError
 from agentdb.schema import expected_tables
 from agentdb.schema.migration_lock import LIMIT_LOCK_WAITS
+from agentdb.schema.rows import count_rows
 from agentdb.schema.sqltext import quote_name
 
 __all__ = [

@@ -13,6 +13,7 @@ from agentdb.adoption.timestamps import (
     parse_timestamp,
 )
 from agentdb.errors import SchemaMismatchError
+from agentdb.schema.rows import NotUtf8
 from agentdb.wording import counted
 
 # The columns of the old tables and what they hold. Frozen: it describes what migration 0002 finds.
@@ -102,21 +103,9 @@ def first_line(error: BaseException) -> str:
     return f"{str(error).strip().partition(chr(10))[0].rstrip('.')}."
 
 
-@dataclass(frozen=True, slots=True)
-class _NotUtf8:
-    value: bytes
-
-
-def decode_sqlite_text(value: bytes) -> str | _NotUtf8:
-    try:
-        return value.decode()
-    except UnicodeDecodeError:
-        return _NotUtf8(value)
-
-
 def unusable_reason(kind: str, value: object) -> str | None:
     """Why a value cannot be converted, as the end of a sentence that begins with it; None if it can."""
-    if isinstance(value, _NotUtf8):
+    if isinstance(value, NotUtf8):
         return "is not valid UTF-8"
     if value is None:
         return None if kind == "text or null" else "is not allowed"
@@ -136,13 +125,6 @@ def unusable_reason(kind: str, value: object) -> str | None:
 def too_wide(value: int) -> str | None:
     """Why a number cannot be a server's integer, as ``unusable_reason`` says it; SQLite's hold 64 bits."""
     return None if -(2**31) <= value < 2**31 else "does not fit into 32 bits"
-
-
-def shown(value: object) -> str:
-    """The value as messages show it."""
-    if value is None:
-        return "NULL"
-    return repr(value.value if isinstance(value, _NotUtf8) else value)
 
 
 def not_castable(connection: BaseDatabaseWrapper, column: str) -> str:

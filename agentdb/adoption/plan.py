@@ -25,7 +25,6 @@ from agentdb.adoption.shapes import (
 from agentdb.adoption.values import (
     Progress,
     TableContent,
-    count_rows,
     duplicates,
     read_content,
 )
@@ -34,6 +33,7 @@ from agentdb.schema import Table, expected_tables, read_tables
 from agentdb.schema.comparison import reads_ours
 from agentdb.schema.inspection import server_version, sqlite_path
 from agentdb.schema.migration_record import migration_names
+from agentdb.schema.rows import count_rows
 from agentdb.schema.spelling import Misspelt, may_read, misspelt_timestamps
 from agentdb.schema.tables import Column, Index
 from agentdb.wording import counted

@@ -5,10 +5,8 @@ The database itself says which rows are out of the ordinary, and Python looks at
 
 from __future__ import annotations
 
-import sqlite3
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any
@@ -21,17 +19,22 @@ from agentdb.adoption.obstacles import (
     UnusableValue,
     UnusableValues,
     UnusableValuesError,
-    decode_sqlite_text,
     not_castable,
     read_instants,
-    shown,
     too_wide,
     unusable_reason,
 )
 from agentdb.adoption.shapes import NATIVE_TIMESTAMP_TYPES, unique_keys
 from agentdb.adoption.timestamps import add_native_text, native_sql, native_text
 from agentdb.schema import Column, Table, read_tables
-from agentdb.schema.spelling import is_in_calendar, is_spelt_as_agentdb_does
+from agentdb.schema.rows import (
+    StoredColumn,
+    decoded,
+    is_usual_on_sqlite,
+    read_sqlite,
+    shown,
+)
+from agentdb.schema.spelling import is_in_python
 from agentdb.schema.sqltext import quote_name
 
 Progress = Callable[[str, int, int], None]  # table, rows done, rows in all
@@ -41,10 +44,6 @@ _SERVER_TEXT = (
     "replace(to_char({} AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US'), '.000000', '')"
 )
 CAST = "{}::timestamptz"
-_FIRST_INSTANT, _FIRST_TOO_LATE = (
-    "'0001-01-01 00:00:00+00'",
-    "'10000-01-01 00:00:00+00'",
-)
 
 
 @dataclass(frozen=True)
@@ -58,24 +57,6 @@ class TableContent:
     bad_total: int = 0
     nul_rows: int = 0  # with U+0000 in a text, which PostgreSQL could not store
     null_ids: int = 0  # agents that are not keyed by id yet and have none
-
-
-@dataclass(frozen=True)
-class _Column:
-    """A column that the old server made, in SQL."""
-
-    name: str
-    kind: str  # as OLD_COLUMNS has it
-    type: str
-    is_native: bool
-
-    @property
-    def sql(self) -> str:
-        return quote_name(self.name)
-
-    @property
-    def is_to_convert(self) -> bool:
-        return self.kind == "timestamp" and not self.is_native
 
 
 @dataclass
@@ -95,12 +76,6 @@ class _Reading:
             self.bad.append(
                 UnusableValue(self.table, label, column, shown(value), reason)
             )
-
-
-def count_rows(connection: BaseDatabaseWrapper, table: str) -> int:
-    with connection.cursor() as cursor:
-        cursor.execute(f"SELECT count(*) FROM {quote_name(table)}")
-        return int(cursor.fetchone()[0])
 
 
 def read_content(
@@ -154,11 +129,11 @@ def read_content(
 
 def _old_columns(
     connection: BaseDatabaseWrapper, name: str, table: Table
-) -> list[_Column]:
+) -> list[StoredColumn]:
     native = NATIVE_TIMESTAMP_TYPES[connection.vendor]
     old = OLD_COLUMNS[name]
     return [
-        _Column(column.name, old[column.name], column.type, column.type in native)
+        StoredColumn(column.name, old[column.name], column.type, column.type in native)
         for column in table.columns
         if column.name in old
     ]
@@ -174,47 +149,21 @@ def _query(connection: BaseDatabaseWrapper, sql: str) -> list[tuple[Any, ...]]:
         return list(connection.connection.execute(sql))
 
 
-def _usual(connection: BaseDatabaseWrapper, columns: list[_Column]) -> str:
+def _usual(connection: BaseDatabaseWrapper, columns: list[StoredColumn]) -> str:
     """An SQL condition: nothing in the row needs a second look. It may be unknown instead of false."""
-    if connection.vendor != "sqlite":
-        return " AND ".join(
-            f"({_usual_on_a_server(connection, column)})" for column in columns
-        )
-    connection.ensure_connection()
-    connection.connection.create_function(
-        "agentdb_is_plain", 1, _is_plain, deterministic=True
-    )
-    texts = (
-        " || '|' || ".join(
-            f"coalesce({c.sql}, '')" for c in columns if c.kind.startswith("text")
-        )
-        or "''"
-    )
-    plain = f"agentdb_is_plain(CAST({texts} AS BLOB))"
-    return " AND ".join(f"({one})" for one in [*map(_usual_on_sqlite, columns), plain])
-
-
-def _usual_on_sqlite(column: _Column) -> str:
-    sql = column.sql
-    if column.is_to_convert:
-        # What comes back letter by letter is in the format; the modifier makes SQLite look at the calendar, too.
-        server = f"CASE WHEN length({sql}) = 24 THEN '%Y-%m-%dT%H:%M:%fZ' ELSE '%Y-%m-%d %H:%M:%S' END"
-        back = f"strftime({server}, {sql}) = {sql} COLLATE BINARY"
-        return f"typeof({sql}) = 'text' AND {back} AND {is_in_calendar(sql)}"
-    if column.kind == "timestamp":
-        return is_spelt_as_agentdb_does(sql)
-    null = f"{sql} IS NULL OR " if column.kind == "text or null" else ""
-    return (
-        f"{null}typeof({sql}) = '{'integer' if column.kind == 'integer' else 'text'}'"
+    if connection.vendor == "sqlite":
+        return is_usual_on_sqlite(connection, columns)
+    return " AND ".join(
+        f"({_usual_on_a_server(connection, column)})" for column in columns
     )
 
 
-def _usual_on_a_server(connection: BaseDatabaseWrapper, column: _Column) -> str:
+def _usual_on_a_server(connection: BaseDatabaseWrapper, column: StoredColumn) -> str:
     sql = column.sql
     if column.is_to_convert:
         return f"{sql} IS NOT NULL AND NOT ({not_castable(connection, column.name)})"
     if column.kind == "timestamp":
-        return f"{sql} >= {_FIRST_INSTANT} AND {sql} < {_FIRST_TOO_LATE}"
+        return is_in_python(sql)
     if column.kind == "integer":
         return f"{sql} BETWEEN {-(2**31)} AND {2**31 - 1}"
     usual = "true" if column.kind == "text or null" else f"{sql} IS NOT NULL"
@@ -232,14 +181,6 @@ def _has_any_bytes(connection: BaseDatabaseWrapper) -> bool:
     return bool(
         connection.connection.info.parameter_status("server_encoding") == "SQL_ASCII"
     )
-
-
-def _is_plain(value: bytes) -> bool:
-    """Whether it is UTF-8 without U+0000."""
-    try:
-        return "\0" not in value.decode()
-    except UnicodeDecodeError:
-        return False
 
 
 def _formats(connection: BaseDatabaseWrapper, sql: str) -> list[tuple[str, str]]:
@@ -271,7 +212,7 @@ def readable_format(text: str) -> str:
 def _read_odd_rows(
     connection: BaseDatabaseWrapper,
     table: Table,
-    columns: list[_Column],
+    columns: list[StoredColumn],
     usual: str,
     reading: _Reading,
 ) -> None:
@@ -309,7 +250,10 @@ def _title(label: str, value: object, rowid: int | None) -> str:
 
 
 def _read_row(
-    columns: list[_Column], values: Mapping[str, Any], title: str, reading: _Reading
+    columns: list[StoredColumn],
+    values: Mapping[str, Any],
+    title: str,
+    reading: _Reading,
 ) -> None:
     reasons = {
         column.name: _type_reason(column, values[column.name]) for column in columns
@@ -326,7 +270,7 @@ def _read_row(
 
 
 def _count_formats(
-    columns: list[_Column], values: Mapping[str, Any], reading: _Reading
+    columns: list[StoredColumn], values: Mapping[str, Any], reading: _Reading
 ) -> None:
     for column in columns:
         value = values[column.name]
@@ -338,22 +282,24 @@ def _count_formats(
     )
 
 
-def _type_reason(column: _Column, value: object) -> str | None:
+def _type_reason(column: StoredColumn, value: object) -> str | None:
     return unusable_reason("text" if column.kind == "timestamp" else column.kind, value)
 
 
-def _value_reason(column: _Column, value: Any) -> str | None:
+def _value_reason(column: StoredColumn, value: Any) -> str | None:
     if column.kind == "timestamp" and native_text(value) is None:
         return unusable_reason("timestamp", value)
     return too_wide(value) if column.type == "bigint" else None
 
 
-def _as_read(connection: BaseDatabaseWrapper, column: _Column) -> str:
+def _as_read(connection: BaseDatabaseWrapper, column: StoredColumn) -> str:
     if connection.vendor == "sqlite":
         return f"+{column.sql}"
     if column.is_native:
         # CockroachDB lacks isfinite(), and has the last of its instants for infinity.
-        in_range = f"{column.sql} >= {_FIRST_INSTANT} AND {column.sql} < 'infinity'"
+        in_range = (
+            f"{column.sql} >= '0001-01-01 00:00:00+00' AND {column.sql} < 'infinity'"
+        )
         return f"CASE WHEN {in_range} THEN {_SERVER_TEXT.format(column.sql)} ELSE {column.sql}::text END"
     if column.kind != "integer" and _has_any_bytes(connection):
         return f"convert_to({column.sql}, 'SQL_ASCII')"
@@ -361,29 +307,19 @@ def _as_read(connection: BaseDatabaseWrapper, column: _Column) -> str:
 
 
 def _rows(connection: BaseDatabaseWrapper, sql: str) -> Iterator[tuple[Any, ...]]:
-    """The rows, a value that is not UTF-8 as what ``decode_sqlite_text`` makes of it."""
+    """The rows, a value that is not UTF-8 as what ``decoded`` makes of it."""
     if connection.vendor == "sqlite":
-        with _text_factory(connection.connection), connection.wrap_database_errors:
-            yield from connection.connection.execute(sql)
+        yield from read_sqlite(connection, sql)
         return
     with connection.chunked_cursor() as cursor:
         cursor.execute(sql, None)
         for row in cursor:
             yield tuple(
-                decode_sqlite_text(bytes(value))
+                decoded(bytes(value))
                 if isinstance(value, bytes | memoryview)
                 else value
                 for value in row
             )
-
-
-@contextmanager
-def _text_factory(connection: sqlite3.Connection) -> Iterator[None]:
-    before, connection.text_factory = connection.text_factory, decode_sqlite_text
-    try:
-        yield
-    finally:
-        connection.text_factory = before
 
 
 def refuse_unusable_values(connection: BaseDatabaseWrapper) -> None:
@@ -462,7 +398,7 @@ def instants(connection: BaseDatabaseWrapper, table: str, columns: list[str]) ->
 def _value(
     connection: BaseDatabaseWrapper,
     column: Column,
-    old: _Column | None,
+    old: StoredColumn | None,
     to_instant: str,
 ) -> str:
     """SQL for a value with its length before it, so that no two rows are written alike."""

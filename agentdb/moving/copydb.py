@@ -19,11 +19,10 @@ from django.db.models import DateTimeField, IntegerField, Model
 from agentdb.adoption.obstacles import (
     SHOWN_ROWS,
     UnusableValue,
-    decode_sqlite_text,
-    shown,
     too_wide,
     unusable_reason,
 )
+from agentdb.adoption.timestamps import native_text
 from agentdb.errors import (
     AgentDbError,
     InvalidInputError,
@@ -46,9 +45,18 @@ from agentdb.schema.inspection import (
     unless_changed,
 )
 from agentdb.schema.limits import lifted_limits
-from agentdb.schema.spelling import is_spelt_as_agentdb_does
+from agentdb.schema.rows import (
+    StoredColumn,
+    decoded,
+    is_usual_on_sqlite,
+    read_sqlite,
+    shown,
+)
+from agentdb.schema.spelling import unreadable_timestamps
+from agentdb.schema.sqltext import quote_name
 from agentdb.serving.connections import describe
 from agentdb.sqlite_files import identity
+from agentdb.wording import counted
 
 # Rows are hashed by the block, in the order of their keys: a resumed copy has the same blocks.
 _ROWS_A_BLOCK = 10_000
@@ -560,7 +568,7 @@ def _rows(connection: BaseDatabaseWrapper, model: type[Model]) -> Iterator[Row]:
 
 
 def _shown(value: bytes | None) -> str:
-    return shown(None if value is None else decode_sqlite_text(value))
+    return shown(None if value is None else decoded(value))
 
 
 def _summary(
@@ -637,122 +645,74 @@ def _refuse_unusable(
     reading: BaseDatabaseWrapper, writing: BaseDatabaseWrapper
 ) -> None:
     """Raise ``InvalidInputError`` with the first values that the target cannot hold."""
-    total = 0
+    find = _unusable_on_sqlite if reading.vendor == "sqlite" else _unusable_on_a_server
     first: list[UnusableValue] = []
-    for model in _models():
-        find = (
-            _unusable_on_sqlite if reading.vendor == "sqlite" else _unusable_on_a_server
-        )
-        for value in find(reading, model, writing.vendor):
-            total += 1
-            if len(first) < SHOWN_ROWS:
-                first.append(value)
+    total = 0
+    for value in find(reading, writing.vendor):
+        total += 1
+        if len(first) < SHOWN_ROWS:
+            first.append(value)
     if total:
         more = "" if total <= SHOWN_ROWS else f" (the first {SHOWN_ROWS} are shown)"
         raise InvalidInputError(
-            f"{total:,} value{' cannot' if total == 1 else 's cannot'} be copied{more}; nothing was copied.\n"
+            f"{counted(total, 'value')} cannot be copied{more}; nothing was copied.\n"
             + "\n".join(f"  {value}" for value in first)
             + "\nFix them in the source, and run the command again."
         )
 
 
 def _unusable_on_sqlite(
-    connection: BaseDatabaseWrapper, model: type[Model], target: str
+    connection: BaseDatabaseWrapper, target: str
 ) -> Iterator[UnusableValue]:
-    def is_clean(value: bytes) -> bool:
-        if b"\0" in value and target != "sqlite":
-            return False
-        try:
-            value.decode()
-        except UnicodeDecodeError:
-            return False
-        return True
-
-    quote = connection.ops.quote_name
-    fields = model._meta.concrete_fields
-    good, texts = [], []
-    for field in fields:
-        column = quote(str(field.column))
-        if isinstance(field, DateTimeField):
-            good.append(is_spelt_as_agentdb_does(column))
-        elif isinstance(field, IntegerField):
-            good.append(
-                f"typeof({column}) = 'integer' AND {column} BETWEEN {-(2**31)} AND {2**31 - 1}"
-            )
-        else:
-            null = f"{column} IS NULL OR " if field.null else ""
-            good.append(f"{null}typeof({column}) = 'text'")
-            texts.append(f"coalesce({column}, '')")
-    joined = " || '|' || ".join(texts)
-    good.append(f"agentdb_is_clean(CAST({joined} AS BLOB))")
-    columns = ", ".join(f"+{quote(str(field.column))}" for field in fields)
-    connection.ensure_connection()
-    raw = connection.connection
-    raw.create_function("agentdb_is_clean", 1, is_clean, deterministic=True)
-    before, raw.text_factory = raw.text_factory, decode_sqlite_text
-    try:
-        conditions = " AND ".join(f"({one})" for one in good)
-        for row in raw.execute(
-            f"SELECT {columns} FROM {quote(model._meta.db_table)} WHERE ({conditions}) IS NOT TRUE"
-        ):
-            for field, value in zip(fields, row, strict=True):
-                if reason := _reason(field, value, target):
+    for model in _models():
+        table = model._meta.db_table
+        columns = [
+            StoredColumn(str(field.column), _kind(field))
+            for field in model._meta.concrete_fields
+        ]
+        values = ", ".join(f"+{column.sql}" for column in columns)
+        usual = is_usual_on_sqlite(connection, columns)
+        sql = f"SELECT {values} FROM {quote_name(table)} WHERE ({usual}) IS NOT TRUE"
+        for row in read_sqlite(connection, sql):
+            for column, value in zip(columns, row, strict=True):
+                if reason := _reason(column.kind, value, target):
                     yield UnusableValue(
-                        model._meta.db_table,
-                        f"id {shown(row[0])}",
-                        str(field.column),
-                        shown(value),
-                        reason,
+                        table, f"id {shown(row[0])}", column.name, shown(value), reason
                     )
-    finally:
-        raw.text_factory = before
 
 
-def _reason(field: Any, value: Any, target: str) -> str | None:
+def _kind(field: Any) -> str:
     if isinstance(field, DateTimeField):
-        kind = "timestamp"
-    elif isinstance(field, IntegerField):
-        kind = "integer"
-    else:
-        kind = "text or null" if field.null else "text"
+        return "timestamp"
+    if isinstance(field, IntegerField):
+        return "integer"
+    return "text or null" if field.null else "text"
+
+
+def _reason(kind: str, value: Any, target: str) -> str | None:
     if reason := unusable_reason(kind, value):
         return reason
-    if kind == "timestamp" and not _is_native(value):
+    if kind == "integer":
+        return too_wide(value)
+    if kind == "timestamp" and native_text(value) != value:
         return "is not in the spelling of a native timestamp; run 'agentdb baselinedb' on the source"
-    if kind == "integer" and (reason := too_wide(value)):
-        return reason
-    if isinstance(value, str) and "\0" in value and target != "sqlite":
+    if target != "sqlite" and "\0" in (value or ""):
         return "has a NUL character, which PostgreSQL cannot store"
     return None
 
 
-def _is_native(text: str) -> bool:
-    return (
-        len(text) in (19, 26)
-        and text[10] == " "
-        and (len(text) == 19 or text[19] == ".")
-    )
-
-
 def _unusable_on_a_server(
-    connection: BaseDatabaseWrapper, model: type[Model], target: str
+    connection: BaseDatabaseWrapper, target: str
 ) -> Iterator[UnusableValue]:
-    table = model._meta.db_table
-    quote = connection.ops.quote_name
-    with connection.cursor() as cursor:
-        for field in model._meta.concrete_fields:
-            column = quote(str(field.column))
-            if not isinstance(field, DateTimeField):
-                continue
-            wrong = f"NOT ({column} >= '0001-01-01Z' AND {column} < '10000-01-01Z')"
-            cursor.execute(
-                f"SELECT id, {column}::text FROM {quote(table)} WHERE {wrong}"
-            )
-            for id, value in cursor.fetchall():
-                reason = "is outside the years 1 to 9999"
-                yield UnusableValue(
-                    table, f"id {id!r}", str(field.column), repr(value), reason
-                )
+    tables = expected_tables(connection, apps).values()
+    for found in unreadable_timestamps(connection, tables):
+        yield UnusableValue(
+            found.table,
+            f"id {found.id!r}",
+            found.column,
+            repr(found.value),
+            "is outside the years 1 to 9999",
+        )
 
 
 def _merged(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -31,9 +31,6 @@ class Unreadable:
     value: str
 
 
-_SHOWN = 20
-
-
 def may_read(connection: BaseDatabaseWrapper, name: str) -> bool:
     """Whether the role may read the table."""
     if connection.vendor == "sqlite":
@@ -44,36 +41,35 @@ def may_read(connection: BaseDatabaseWrapper, name: str) -> bool:
 
 
 def unreadable_timestamps(
-    connection: BaseDatabaseWrapper, tables: Mapping[str, Table]
-) -> list[Unreadable]:
-    """Read the native timestamps of these tables on a server, and return the first on which a list of rows fails."""
+    connection: BaseDatabaseWrapper, tables: Iterable[Table]
+) -> Iterator[Unreadable]:
+    """Read the native timestamps of these tables on a server, and yield each on which a list of rows fails."""
     if connection.vendor == "sqlite":
-        return []
-    found: list[Unreadable] = []
-    for name, table in tables.items():
+        return
+    for table in tables:
         columns = [
             column.name
             for column in table.columns
             if column.type == "timestamp with time zone"
         ]
-        if (
-            table.kind != "table"
-            or table.column("id") is None
-            or not may_read(connection, table.name)
-        ):
+        if table.kind != "table" or table.column("id") is None:
             continue
-        for column in columns:
+        for column in columns if may_read(connection, table.name) else ():
             sql = quote_name(column)
-            with connection.cursor() as cursor:
+            with connection.chunked_cursor() as cursor:
                 cursor.execute(
-                    f"SELECT id::text, {sql}::text FROM {quote_name(table.name)} WHERE NOT ({sql} >= '0001-01-01Z'"
-                    f" AND {sql} < '10000-01-01Z') ORDER BY 1 LIMIT {_SHOWN - len(found)}"
+                    f"SELECT id::text, {sql}::text FROM {quote_name(table.name)}"
+                    f" WHERE NOT ({is_in_python(sql)}) ORDER BY 1"
                 )
-                found += [
-                    Unreadable(name, id_, column, value)
-                    for id_, value in cursor.fetchall()
-                ]
-    return found
+                for id_, value in cursor:
+                    yield Unreadable(table.name, id_, column, value)
+
+
+def is_in_python(column: str) -> str:
+    """SQL of a server: Python can hold the instant."""
+    return (
+        f"{column} >= '0001-01-01 00:00:00+00' AND {column} < '10000-01-01 00:00:00+00'"
+    )
 
 
 def is_in_calendar(column: str) -> str:

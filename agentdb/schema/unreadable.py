@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+from agentdb.schema.rows import decoded
+
 # The instants of each table, one that an index orders first, and the texts.
 _INSTANTS = {
     "sessions": ("created_at", "last_active_at"),
@@ -62,11 +64,7 @@ def unreadable_values(
 
 
 def _is_text(value: bytes) -> bool:
-    try:
-        value.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
+    return isinstance(decoded(value), str)
 
 
 def _odd_instants(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 from django.apps import apps
@@ -37,6 +38,7 @@ from agentdb.wording import counted, listed
 JSON_FORMAT = 1
 SPELLING = "value.spelling"
 UNREADABLE = "value.unreadable"
+_SHOWN = 20  # rows with a value that cannot be read
 
 
 @dataclass(frozen=True)
@@ -176,10 +178,11 @@ def _differences(
         if name in expected or name not in others
     }
     ours = {name: table for name, table in live.items() if name in expected}
+    unreadable = unreadable_timestamps(connection, ours.values())
     return [
         *compare(expected, told),
         *map(_spelling, misspelt_timestamps(connection, ours)),
-        *map(_unreadable, unreadable_timestamps(connection, ours)),
+        *map(_unreadable, islice(unreadable, _SHOWN)),
         *_file_system(connection),
     ]
 

@@ -20,7 +20,6 @@ from django.db.migrations.executor import MigrationExecutor
 
 from agentdb.adoption.fake_initial import refuse_unadopted
 from agentdb.adoption.obstacles import OLD_COLUMNS
-from agentdb.adoption.values import count_rows
 from agentdb.adoption.way_back import back_up_first, leads_back, refuse_others
 from agentdb.checks import adoption_left_to_command
 from agentdb.errors import DatabaseUnavailableError
@@ -31,6 +30,7 @@ from agentdb.schema.inspection import check_sqlite_file, sqlite_path, translated
 from agentdb.schema.limits import lifted_limits
 from agentdb.schema.migration_lock import migration_lock
 from agentdb.schema.migration_record import pending_migrations
+from agentdb.schema.rows import count_rows
 from agentdb.serving.connections import describe
 
 
