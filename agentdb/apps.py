@@ -21,12 +21,12 @@ class AgentDbConfig(AppConfig):
         connection_created.connect(_speak_iso, dispatch_uid="agentdb")
 
         if not hasattr(settings, "DISABLE_COCKROACHDB_TELEMETRY"):
-            # django-cockroachdb counts its users unless told not to; nobody asked agentdb for that.
+            # django-cockroachdb sends telemetry by default, which nobody expects of agentdb.
             settings.DISABLE_COCKROACHDB_TELEMETRY = True
 
 
 def _speak_iso(connection: BaseDatabaseWrapper, **_: Any) -> None:
-    """Undo the DateStyle that a role or a database was given: psycopg reads no other, and texts are written in it."""
+    """Override the DateStyle of a role or database: psycopg reads only ISO, and dates become text in it."""
     raw: Any = connection.connection
     if connection.vendor == "postgresql" and not raw.info.parameter_status(
         "DateStyle"

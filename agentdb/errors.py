@@ -1,10 +1,10 @@
-"""What agentdb raises: one base class, and one child for each thing a caller can act on."""
+"""The exceptions: one base class, and a subclass for each case that a caller can handle differently."""
 
 from __future__ import annotations
 
 
 class AgentDbError(Exception):
-    """Base of every error that leaves agentdb. The driver's own error, where there is one, is its ``__cause__``."""
+    """Base class of every error that agentdb raises. ``__cause__`` is the driver's error, if there is one."""
 
 
 class InvalidInputError(AgentDbError, ValueError):
@@ -16,7 +16,7 @@ class DuplicateKeyError(AgentDbError):
 
 
 class ConflictError(AgentDbError):
-    """Other writers were in the way until the retries were used up; nothing of this call was written."""
+    """Other writers conflicted until the retries ran out; this call wrote nothing."""
 
 
 class SchemaOutOfDateError(AgentDbError):
@@ -31,16 +31,16 @@ class SchemaOutOfDateError(AgentDbError):
 
 
 class SchemaMismatchError(AgentDbError):
-    """The tables are not what the migrations make: an old server's shape, or a change made by hand."""
+    """The tables differ from what the migrations make: an old server's shape, or a manual change."""
 
 
 class DatabaseUnavailableError(AgentDbError):
-    """The database cannot be reached or refuses: not up, not there, no permission, damaged, connection lost."""
+    """The database is down, missing or damaged, a permission is missing, or the connection was lost."""
 
 
 class OutcomeUnknownError(DatabaseUnavailableError):
-    """A write or COMMIT was sent and the answer never came: it may be stored, or not. Read, then decide."""
+    """A write or COMMIT was sent and no answer came, so it may be stored. Read, then decide."""
 
 
 class DatabaseClosedError(AgentDbError):
-    """The ``Db`` was closed before the call."""
+    """A call after ``close()``."""

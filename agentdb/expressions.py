@@ -42,9 +42,9 @@ class UtcNow(Now):
 
 
 class ServerNow(Now):
-    """The present by the server's clock when the statement began; SQLite, which has no server, is given ``here``.
+    """The current time by the server's clock at the start of the statement; SQLite, without a server, gets ``here``.
 
-    Django's ``Now()`` on CockroachDB is when the transaction began.
+    On CockroachDB Django's ``Now()`` is the start of the transaction.
     """
 
     def __init__(self, here: datetime) -> None:
@@ -60,7 +60,7 @@ class ServerNow(Now):
 
 
 class ServerAgo(ServerNow):
-    """A length of time before the present by the server's clock; SQLite is given ``here``."""
+    """The current time by the server's clock minus a duration; SQLite gets ``here``."""
 
     def __init__(self, here: datetime, length: timedelta) -> None:
         super().__init__(here)
@@ -76,7 +76,7 @@ class ServerAgo(ServerNow):
 
 
 class ServerPast(ServerNow):
-    """So many seconds before the present by the server's clock; SQLite is given ``here``."""
+    """The current time by the server's clock minus some seconds; SQLite gets ``here``."""
 
     def __init__(self, here: datetime, seconds: float) -> None:
         super().__init__(here)
@@ -92,10 +92,10 @@ class ServerPast(ServerNow):
 
 
 class UnsyncedCommit(Func):
-    """The text ``off``, and the transaction in which it is asked for commits without waiting for the disk.
+    """Return ``off``, and make the current transaction commit without waiting for the disk.
 
-    https://www.postgresql.org/docs/current/wal-async-commit.html: after a crash of the server the last of them may be
-    missing; nothing is inconsistent.
+    https://www.postgresql.org/docs/current/wal-async-commit.html: after a crash of the server the last commits may
+    be missing, but nothing is inconsistent.
     """
 
     template = "set_config('synchronous_commit', 'off', true)"
@@ -104,7 +104,7 @@ class UnsyncedCommit(Func):
 
 
 class CodePointOrder(Func):
-    """A text column in code-point order, whatever collation the database was made with.
+    """A text column in code-point order, whatever the collation of the database.
 
     PostgreSQL sorts by the database's locale unless told otherwise; SQLite and CockroachDB compare bytes already.
     """
@@ -122,10 +122,10 @@ class CodePointOrder(Func):
 
 
 class IsRow(Exact):
-    """``id = (subquery)`` where the subquery finds one row or none.
+    """``id = (subquery)`` for a subquery that finds at most one row.
 
-    For that CockroachDB reads the whole table; with IN it reads one row by its key. PostgreSQL keeps the equals sign:
-    it may run a subquery behind IN once for each row, and lock another row each time.
+    CockroachDB reads the whole table for that, but one row by its key for IN. PostgreSQL keeps the equals sign: it
+    may run a subquery behind IN once for each row, and lock another row each time.
     """
 
     def as_cockroachdb(
@@ -133,7 +133,7 @@ class IsRow(Exact):
     ) -> Any:
         column, column_params = self.process_lhs(compiler, connection)
         key, key_params = self.process_rhs(compiler, connection)
-        # Any other expression would be put in place of the subquery that holds it, but for this.
+        # Keeps Django from replacing the subquery by the expression inside it.
         rows = (
             key
             if isinstance(self.rhs, Subquery)
@@ -143,10 +143,10 @@ class IsRow(Exact):
 
 
 class IsUnchanged(Exact):
-    """Whether a column is what it was when the statement began, which ``right`` reads.
+    """Whether a column still has the value that ``right`` read when the statement began.
 
-    It may differ on PostgreSQL alone, which goes on with a row that it had to wait for. CockroachDB's statements are
-    serializable, and SQLite has one writer at a time.
+    It can differ only on PostgreSQL: after waiting for a row's lock, it continues with the new version of the row.
+    CockroachDB's statements are serializable, and SQLite has one writer at a time.
     """
 
     def as_cockroachdb(
@@ -156,11 +156,11 @@ class IsUnchanged(Exact):
 
 
 class Locked(Subquery):
-    """A subquery that locks its rows. On PostgreSQL it passes over those that others have locked.
+    """A subquery that locks its rows. On PostgreSQL it skips rows that other transactions have locked.
 
-    On CockroachDB it waits for them. There SKIP LOCKED also passes over rows of a transaction that has committed, the
-    caller's own last one for instance, until the server has cleaned up behind it; a claim would find nothing, or the
-    wrong row. SQLite has one writer at a time.
+    On CockroachDB it waits for them. There SKIP LOCKED also skips rows that a committed transaction wrote, such as
+    the caller's last one, until the server has resolved its intents; a claim would find nothing, or the wrong row.
+    SQLite has one writer at a time.
 
     ``select_for_update()`` cannot be compiled outside a transaction, which one statement does not need.
     """
@@ -184,9 +184,8 @@ class Locked(Subquery):
 class OneOfRows(Func):
     """Whether a column is one of a subquery's values, looked up in the column's index.
 
-    PostgreSQL makes an array of the values first. It looks them up in the index's order, so that statements that lock
-    the same rows do not wait for each other in a circle; and it never reads the whole table instead, as it may for
-    ``IN (SELECT …)`` before the first ANALYZE.
+    PostgreSQL collects the values in an array and looks them up in index order, so that statements that lock the same
+    rows do not deadlock. And it never reads the whole table, as it may for ``IN (SELECT …)`` before the first ANALYZE.
     """
 
     template = "%(expressions)s)"

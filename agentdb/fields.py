@@ -1,4 +1,4 @@
-"""Model fields with words for people: help texts and choices, which the database does not know."""
+"""Model fields whose help texts and choices are not part of the schema."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from django.utils import timezone
 
 
 class _Described(models.Field):  # type: ignore[type-arg]
-    """A field whose words are no part of the schema, so that no migration repeats or changes them."""
+    """Leaves help texts and choices out of migrations, so that changing one needs no migration."""
 
     def deconstruct(self) -> Any:
         name, _, args, options = super().deconstruct()
@@ -28,14 +28,14 @@ class Integer(_Described, models.IntegerField):  # type: ignore[type-arg]
 
 
 class Instant(_Described, models.DateTimeField):  # type: ignore[type-arg]
-    """An aware ``datetime``. With ``moves_on_save`` each ``save()`` of a row that is there sets it to the present."""
+    """An aware ``datetime``. With ``moves_on_save`` each ``save()`` of an existing row sets it to the current time."""
 
     def __init__(self, *args: Any, moves_on_save: bool = False, **options: Any) -> None:
         super().__init__(*args, **options)
         self.moves_on_save = moves_on_save
 
     def pre_save(self, model_instance: models.Model, add: bool) -> Any:
-        # auto_now would also replace the database's default in a new row, by this machine's clock.
+        # auto_now would set it in new rows too, by this machine's clock instead of the database's default.
         if self.moves_on_save and not add:
             now: datetime = timezone.now()
             setattr(model_instance, self.attname, now)

@@ -1,4 +1,4 @@
-"""What every engine can store: arguments are checked here, before any SQL, so that all engines refuse the same."""
+"""Checks of arguments, before any SQL, so that every engine refuses the same input with the same error."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from agentdb.interface import SandboxRecord, SandboxState, SessionRecord, Sessio
 MAX_IDENTIFIER_BYTES = 512
 OWN_TABLES = ("agents", "api_keys", "sandboxes", "sessions")
 
-# One statement of so many heartbeats takes a server about a second, and keeps these rows locked for as long.
+# One statement with this many heartbeats takes a server about a second, and locks the rows for that long.
 MAX_IDS = 10_000
 
-# So long before today is a time that every engine and Python itself can hold.
+# Every engine, and Python, can represent an instant this long ago.
 MAX_SILENCE = timedelta(days=36_500)
 
 R = TypeVar("R")
@@ -40,7 +40,8 @@ def text(what: str, value: object) -> str:
             raise InvalidInputError(
                 f"{what} must be a string, not {type(value).__name__}."
             )
-        value = str.__str__(value)  # a StrEnum's value: psycopg would send its name
+        # Of a StrEnum psycopg would send the name.
+        value = str.__str__(value)
     if "\0" in value:
         raise InvalidInputError(
             f"{what} {value!r} has a NUL character, which PostgreSQL cannot store."
@@ -50,13 +51,13 @@ def text(what: str, value: object) -> str:
             value.encode()
         except UnicodeEncodeError:
             raise InvalidInputError(
-                f"{what} {value!r} has a lone surrogate, which is no character."
+                f"{what} {value!r} has a lone surrogate, which is not a character."
             ) from None
     return value
 
 
 def identifier(what: str, value: object) -> str:
-    """Return ``value`` if it is a text that can be a key: not empty, and short enough for an index."""
+    """Return ``value`` if it can be a key: a string, not empty, and short enough for an index."""
     value = text(what, value)
     if not value:
         raise InvalidInputError(f"{what} must not be empty.")
@@ -80,7 +81,7 @@ def check_tenant(tenant_id: str, value: str) -> None:
 
 
 def identifiers(what: str, value: object) -> list[str]:
-    """Return the different ids of a collection, in the order given."""
+    """Return the distinct ids of a collection, in the order given."""
     return list(
         dict.fromkeys(
             identifier(what, each) for each in _collection("ids", value, MAX_IDS)
@@ -93,7 +94,7 @@ def session_status(value: object) -> str:
 
 
 def session_statuses(what: str, value: object) -> list[str]:
-    """Return the different statuses of one or of a collection."""
+    """Return the distinct statuses of a single one or a collection."""
     return _one_or_several(what, value, session_status)
 
 
@@ -102,7 +103,7 @@ def sandbox_state(value: object) -> str:
 
 
 def sandbox_states(what: str, value: object) -> list[str]:
-    """Return the different states of one or of a collection."""
+    """Return the distinct states of a single one or a collection."""
     return _one_or_several(what, value, sandbox_state)
 
 
@@ -127,13 +128,13 @@ def _collection(what: str, value: object, most: int) -> Collection[object]:
 
 
 def aware_instant(what: str, value: object) -> datetime:
-    """Return ``value`` in UTC if it names one instant: a ``datetime`` with a time zone."""
+    """Return ``value`` in UTC if it is a ``datetime`` with a time zone."""
     if type(value) is not datetime:
         if not isinstance(value, datetime):
             raise InvalidInputError(
                 f"{what} must be a datetime, not {type(value).__name__}."
             )
-        # A subclass may write itself as it likes, and SQLite compares what is written.
+        # A subclass may format itself differently, and SQLite compares the text.
         value = datetime.combine(datetime.date(value), datetime.timetz(value))
     if value.utcoffset() is None:
         raise InvalidInputError(
@@ -156,7 +157,7 @@ def page_limit(value: object) -> int:
 
 
 def silence(value: object) -> timedelta:
-    """Return ``silent_for`` if it is a length of time that every engine can subtract from the present."""
+    """Return ``silent_for`` if every engine can subtract it from the current time."""
     if not isinstance(value, timedelta):
         raise InvalidInputError(
             f"silent_for must be a timedelta, not {type(value).__name__}."
@@ -171,7 +172,7 @@ def silence(value: object) -> timedelta:
 def page_position(
     value: object, record: type[SessionRecord | SandboxRecord]
 ) -> tuple[datetime, str]:
-    """Return instant and id of ``before``: of a record, or of what its ``cursor`` said."""
+    """Return the instant and id of ``before``, a record or its ``cursor``."""
     if isinstance(value, record):
         return aware_instant("The instant of before", value.created_at), identifier(
             "The id of before", value.id
@@ -219,7 +220,7 @@ def _known(what: str, value: object, known: dict[str, str]) -> str:
 
 
 def plain_function(fn: Callable[..., Any]) -> None:
-    """Refuse a function for ``run_transaction`` whose calls would not run in the transaction."""
+    """Refuse a function whose calls would run after the transaction has ended: a coroutine or a generator."""
     flags = getattr(getattr(fn, "__code__", None), "co_flags", 0)
     if flags & inspect.CO_COROUTINE:
         raise InvalidInputError(_NOT_A_COROUTINE)
@@ -228,7 +229,7 @@ def plain_function(fn: Callable[..., Any]) -> None:
 
 
 def plain_result(result: R) -> R:
-    """Return the result of a function for ``run_transaction``, unless it is a callable that did not say so before."""
+    """Return the result, or refuse it if the function turned out to be a coroutine or a generator after all."""
     if isinstance(result, Awaitable | Generator | AsyncGenerator):
         getattr(result, "close", bool)()
         raise InvalidInputError(

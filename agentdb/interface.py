@@ -11,7 +11,7 @@ from typing import Literal, Protocol, TypeAlias, TypeVar
 
 R = TypeVar("R")
 
-# A text of its own, which no other "default" is: a tenant's view knows by it that no tenant was named.
+# A distinct str object, compared by identity, so that a tenant's view can tell "no tenant given" from "default".
 DEFAULT_TENANT_ID: str = str(b"default", "ascii")
 
 
@@ -32,7 +32,7 @@ class SandboxState(StrEnum):
     RUNNING = "running"
 
 
-# What a type checker lets through: a misspelt "actve" is found before it runs.
+# A type checker accepts these strings only, so it reports a misspelt "actve".
 SessionStatusInput: TypeAlias = (
     SessionStatus | Literal["starting", "active", "paused", "ended", "error", "stopped"]
 )
@@ -43,7 +43,7 @@ SandboxStateInput: TypeAlias = (
 
 def _cursor(created_at: datetime, id: str) -> str:
     instant = created_at.astimezone(UTC).replace(tzinfo=None)
-    return f"{instant.isoformat(timespec='microseconds')}Z,{id}"  # "+00:00" would be a blank in a careless query string
+    return f"{instant.isoformat(timespec='microseconds')}Z,{id}"  # not "+00:00": a "+" in a query string is a space
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ class SessionRecord:
 
     @property
     def cursor(self) -> str:
-        """What a client can carry instead of the record, for ``before=``: the instant and the id, as text."""
+        """The record's place in a list as text, for ``before=``: the instant and the id."""
         return _cursor(self.created_at, self.id)
 
 
@@ -91,7 +91,7 @@ class SandboxRecord:
 
     @property
     def cursor(self) -> str:
-        """What a client can carry instead of the record, for ``before=``: the instant and the id, as text."""
+        """The record's place in a list as text, for ``before=``: the instant and the id."""
         return _cursor(self.created_at, self.id)
 
 
@@ -110,9 +110,9 @@ class Health:
 
     ``reason`` says in one sentence why ``ok`` is False, and is empty otherwise. ``engine`` is ``sqlite``,
     ``postgresql`` or ``cockroachdb``; ``place`` names the database without its password. ``connections`` counts the
-    open ones of this ``Db`` in this process. What could not be asked is empty, and ``round_trip_ms`` None.
-    ``warnings`` has a sentence for each thing that can lose what was acknowledged without an error: the file system of
-    a SQLite file, and a version of SQLite.
+    open ones of this ``Db`` in this process. A value that could not be read is empty, or None for ``round_trip_ms``.
+    ``warnings`` has a sentence for each danger to acknowledged writes: the file system of a SQLite file, and the
+    version of SQLite.
     """
 
     ok: bool
@@ -127,17 +127,17 @@ class Health:
 
 
 class Db(Protocol):
-    """What an agent server needs of its database.
+    """The calls that an agent server makes to its database.
 
-    Every method is one whole unit of work. Timestamps are aware UTC ``datetime``s. A method raises
-    ``InvalidInputError`` before any SQL for an argument no engine can store, ``DatabaseUnavailableError`` when the
-    database is out of reach, and ``DatabaseClosedError`` after ``close()``.
+    Every method is atomic. Timestamps are aware UTC ``datetime``s. A method raises
+    ``InvalidInputError`` before any SQL for an argument no engine can store, ``DatabaseUnavailableError`` if the
+    database cannot be reached, and ``DatabaseClosedError`` after ``close()``.
     """
 
     def upsert_agent(
         self, name: str, path: str, tenant_id: str = DEFAULT_TENANT_ID
     ) -> AgentRecord:
-        """Insert the agent at version 1, or move it to ``path`` and the next version; atomic among callers."""
+        """Insert the agent at version 1, or set ``path`` and raise the version by one; N concurrent calls add N."""
         ...
 
     def get_agent(
@@ -211,8 +211,8 @@ class Db(Protocol):
         """Return the tenant's sessions, newest first, ties by id descending.
 
         The first argument is the tenant; name an agent as ``agent="support-bot"``. ``status`` (one or several) and
-        ``runner_id`` narrow the list; ``limit`` (1 or more) cuts it; ``before``, the last record of a page or its
-        ``cursor``, continues after it.
+        ``runner_id`` narrow the list; ``limit`` (1 or more) caps its length; ``before``, the last
+        record of a page or its ``cursor``, continues after it.
         """
         ...
 
@@ -233,12 +233,12 @@ class Db(Protocol):
     def claim_session(
         self, id: str, runner_id: str, *, silent_for: timedelta | None = None
     ) -> SessionRecord | None:
-        """Give the session to the runner if it may have it, and return the record as it is now, or None.
+        """Give the session to the runner if it may have it, and return the updated record, or None.
 
-        A runner may have a session that nobody has, that it has already, that is ``paused``, or whose
+        A runner can claim a session that has no runner, that is its own already, that is ``paused``, or whose
         ``last_active_at`` is more than ``silent_for`` (zero or more, by the database's clock) ago. Sets the runner and
         ``last_active_at``, not the status: a ``paused`` session stays claimable until its status changes, so set that
-        in the same ``run_transaction``. None: no such session, a finished one, or another runner's.
+        in the same ``run_transaction``. None: the session does not exist, is finished, or is another runner's.
         """
         ...
 
@@ -247,7 +247,7 @@ class Db(Protocol):
     ) -> list[SessionRecord]:
         """Return ``active`` and ``starting`` sessions last active before the aware ``older_than``, of all tenants.
 
-        The longest silent come first, ties by id ascending; ``limit`` (1 or more) cuts the list.
+        The longest silent come first, ties by id ascending; ``limit`` (1 or more) caps the length.
         """
         ...
 
@@ -323,8 +323,8 @@ class Db(Protocol):
     ) -> list[SandboxRecord]:
         """Return the tenant's sandboxes, newest first, ties by id descending.
 
-        ``state`` (one or several), ``agent`` and ``session_id`` narrow the list; ``limit`` (1 or more) cuts it;
-        ``before``, the last record of a page or its ``cursor``, continues after it.
+        ``state`` (one or several), ``agent`` and ``session_id`` narrow the list; ``limit`` (1 or more) caps its
+        length; ``before``, the last record of a page or its ``cursor``, continues after it.
         """
         ...
 
@@ -341,11 +341,11 @@ class Db(Protocol):
     def claim_warm_sandbox(
         self, agent_name: str, session_id: str, tenant_id: str = DEFAULT_TENANT_ID
     ) -> SandboxRecord | None:
-        """Take a ``warm`` sandbox of the agent and tenant that has no session, and return it as it is now, or None.
+        """Claim a ``warm`` sandbox of the agent and tenant that has no session; return the updated record, or None.
 
-        It is the one with the oldest ``last_used_at``, ties by id ascending, that no other caller is taking at this
-        moment; of any number of callers one gets it. It becomes ``waiting``, gets the session and a new
-        ``last_used_at``. Not safe to repeat: each call takes another one.
+        It is the one with the oldest ``last_used_at``, ties by id ascending, that no other caller is claiming; each
+        sandbox goes to one caller. It becomes ``waiting``, gets the session and a new ``last_used_at``. Not safe to
+        repeat: each call claims another one.
         """
         ...
 
@@ -362,12 +362,11 @@ class Db(Protocol):
     def claim_eviction_candidate(
         self, *, unused_since: datetime | None = None
     ) -> SandboxRecord | None:
-        """Take the sandbox that ``get_best_eviction_candidate()`` names, and return it as it was before, or None.
+        """Claim the sandbox that ``get_best_eviction_candidate()`` names; return the record as it was before, or None.
 
-        A ``cold`` one is deleted, any other becomes ``cold``, each in one statement that looks at state and
-        ``last_used_at`` again as it writes: of any number of callers one gets it, and one touched meanwhile is left
-        alone. Those that others are writing at this moment are passed over. Not safe to repeat: each call takes
-        another one.
+        A ``cold`` one is deleted, any other becomes ``cold``, in one statement that rechecks state and
+        ``last_used_at`` as it writes: each sandbox goes to one caller, and one that was touched meanwhile is left
+        alone. Sandboxes that other transactions are writing are skipped. Not safe to repeat: each call claims another.
         """
         ...
 
@@ -418,20 +417,20 @@ class Db(Protocol):
         ...
 
     def issue_api_key(self, tenant_id: str, label: str) -> tuple[str, ApiKeyRecord]:
-        """Make and store a new key; return the plain key, which is stored nowhere, and its record."""
+        """Create and store a key; return the plain key, which is not stored, and the record."""
         ...
 
     def authenticate(self, plain: str) -> ApiKeyRecord | None:
-        """Return the record of the plain key, or None; reads once and writes nothing."""
+        """Return the record of the plain key, or None; one read, no write."""
         ...
 
     def for_tenant(self, tenant_id: str) -> Db:
         """Return a view of this ``Db`` in which every call, by id included, sees and changes that tenant's rows only.
 
-        Another tenant's id answers like a missing one, and cannot be inserted. Calls that concern all tenants concern
-        this one. ``tenant_id`` may be left out of calls on the view; another one is an ``InvalidInputError``, to a
-        second ``for_tenant()`` too. ``run_transaction`` hands a view on. ``close()`` ends the view alone; ``health()``
-        is the whole database's.
+        Another tenant's id behaves like a missing one, and cannot be inserted. Calls for all tenants act on this one.
+        ``tenant_id`` may be omitted from calls on the view; another tenant raises ``InvalidInputError``, also in a
+        nested ``for_tenant()``. ``run_transaction`` passes a view to its function. ``close()`` closes only the view;
+        ``health()`` reports on the whole database.
         """
         ...
 
@@ -440,29 +439,29 @@ class Db(Protocol):
     ) -> int:
         """Delete up to ``limit`` finished sessions last active before the aware ``ended_before``; return how many.
 
-        Finished are ``ended``, ``stopped`` and ``error``. The longest inactive go first, ties by id ascending, with the
-        ``cold`` sandboxes whose ``session_id`` they are, in one transaction. ``also`` names tables that are not
-        agentdb's: their rows whose text column ``session_id`` names one of the sessions go too. Every call reads all
-        finished sessions, so prefer thousands at a time; safe to repeat until it returns 0.
+        Finished are ``ended``, ``stopped`` and ``error``. The longest inactive are deleted first, ties by id ascending,
+        together with their ``cold`` sandboxes, in one transaction. ``also`` names tables that are not agentdb's: their
+        rows whose text column ``session_id`` names one of the sessions are deleted too. Every call reads all finished
+        sessions, so delete thousands at a time. Safe to repeat until it returns 0.
         """
         ...
 
     def health(self) -> Health:
-        """Ask the database whether it works. One that is away is an answer, ``ok=False`` with the reason, no exception.
+        """Report whether the database works. If it cannot be reached, ``ok`` is False and ``reason`` says why.
 
-        One with pending migrations is not ``ok``. Writes nothing; safe to repeat. Milliseconds are of one round trip.
+        Pending migrations make ``ok`` False too. Does not raise for a fault of the database, and writes nothing.
         """
         ...
 
     def run_transaction(self, fn: Callable[[Db], R]) -> R:
         """Call ``fn(db)`` with all its calls in one serializable transaction and return its result.
 
-        Inside a transaction of a host project it is part of that, with its isolation. All or nothing: an exception
-        from ``fn`` undoes its calls. On a serialization conflict ``fn`` is called again, whatever it raised then;
-        ``ConflictError`` when the retries are used up. What ``fn`` is given belongs to its thread, and ends with it.
+        Inside a host project's transaction it joins that, at its isolation level. An exception from ``fn`` rolls its
+        calls back. After a serialization conflict ``fn`` is called again, whatever it raised; ``ConflictError`` when
+        the retries run out. The ``Db`` passed to ``fn`` works only in the thread of ``fn``, and until ``fn`` returns.
         """
         ...
 
     def close(self) -> None:
-        """Close the connections; calling it again does nothing, any other call raises ``DatabaseClosedError``."""
+        """Close the connections. A second ``close()`` does nothing; any other call raises ``DatabaseClosedError``."""
         ...

@@ -14,7 +14,7 @@ SECRET_VARIABLE = "AGENTDB_KEY_SECRET"
 
 
 class KeyHashes:
-    """How plain keys are stored: in hex, as HMAC-SHA256 of a secret, or as SHA-256 without one.
+    """How plain keys are stored: in hex, as HMAC-SHA256 with a secret, or else as SHA-256.
 
     A fast hash is enough: a key is 256 random bits, not a password to guess. The secret is in no ``repr``.
     """
@@ -22,7 +22,7 @@ class KeyHashes:
     __slots__ = ("_secret",)
 
     def __init__(self, secret: str | None = None) -> None:
-        """Take the secret, else the environment's ``AGENTDB_KEY_SECRET``; ``InvalidInputError`` if it is not usable."""
+        """Use the secret, or else ``AGENTDB_KEY_SECRET``; raise ``InvalidInputError`` if it is unusable."""
         if secret is None:
             secret = os.environ.get(SECRET_VARIABLE) or None
         elif not isinstance(secret, str):
@@ -39,18 +39,18 @@ class KeyHashes:
         )
 
     def generate(self) -> tuple[str, str]:
-        """Return a new plain key and its hash. The plain key is to be shown once and kept nowhere."""
+        """Return a new plain key and its hash. Show the plain key once, and do not store it."""
         plain = PREFIX + secrets.token_urlsafe(32)
         return plain, self.hash(plain)
 
     def hash(self, plain: str) -> str:
-        """Return what a new key is stored as."""
+        """Return the hash under which a new key is stored."""
         if self._secret is None:
             return bare_hash(plain)
         return hmac.new(self._secret, _encoded(plain), hashlib.sha256).hexdigest()
 
     def known(self, plain: str) -> tuple[str, str]:
-        """Return the two hashes that the key may be stored as, first the one of ``hash``; equal without a secret."""
+        """Return the two hashes under which the key may be stored, that of ``hash`` first; equal without a secret."""
         if not isinstance(plain, str):
             raise InvalidInputError(
                 f"An API key must be a string, not {type(plain).__name__}."
@@ -64,5 +64,5 @@ def bare_hash(plain: str) -> str:
 
 
 def _encoded(plain: str) -> bytes:
-    # A header may hold bytes that are not UTF-8; they belong to no key, and an error would name the key.
+    # A header may hold bytes that are not UTF-8. No key has those, and an error would quote the key.
     return plain.encode(errors="surrogatepass")

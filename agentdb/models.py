@@ -1,4 +1,4 @@
-"""The four tables. No foreign keys, on purpose: sessions and sandboxes outlive what they name."""
+"""The four tables. They have no foreign keys on purpose: sessions and sandboxes outlive what they name."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def new_id() -> str:
 def _values(
     of: type[SessionStatusValue] | type[SandboxStateValue],
 ) -> list[tuple[str, str]]:
-    """The choices of a field, each called what it is; a newer server's other values can be read all the same."""
+    """Return the choices of a field, each labelled with its value. Values of newer servers can still be read."""
     return [(member.value, member.value) for member in of]
 
 

@@ -1,4 +1,4 @@
-"""What people ask of the tables, in words: behind ``Session.objects`` and the like, and behind Db's own queries."""
+"""Named filters for common questions: the managers of the models have them, and ``Db`` uses the same ones."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from agentdb.interface import SandboxState, SessionStatus
 
 M = TypeVar("M", bound=Model, covariant=True)
 
-# The newest first, and among equals an order that does not depend on the locale.
+# Newest first; the order among equals does not depend on the locale.
 NEWEST_FIRST = (F("created_at").desc(), CodePointOrder("id").desc())
 LEAST_RECENTLY_USED_FIRST = (F("last_used_at").asc(), CodePointOrder("id").asc())
 
@@ -59,7 +59,7 @@ class SessionQuerySet(_OfTenant[Any]):
         return self.filter(status__in=FINISHED)
 
     def of_agent(self, name: str) -> Self:
-        """Those of the agents of this name; of all tenants unless narrowed further."""
+        """Those of agents with this name, of all tenants."""
         return self.filter(agent_name=name)
 
     def of_runner(self, runner_id: str) -> Self:

@@ -14,8 +14,8 @@ from agentdb.schema import APP_LABEL
 class AgentDbRouter:
     """Puts agentdb's models, and nothing else, into the database of the alias that ``AGENTDB_ALIAS`` names.
 
-    For ``DATABASE_ROUTERS``. ``migrate --database ALIAS`` then makes agentdb's tables alone there, and ``migrate``
-    makes none of them in ``default``. Raises ``ImproperlyConfigured`` where the setting names no alias.
+    For ``DATABASE_ROUTERS``. ``migrate --database ALIAS`` then creates only agentdb's tables there, and ``migrate``
+    creates none of them in ``default``. Raises ``ImproperlyConfigured`` if the setting names no alias.
     """
 
     def db_for_read(self, model: Any, **hints: Any) -> str | None:
@@ -31,7 +31,7 @@ class AgentDbRouter:
         alias = _alias()
         if app_label == APP_LABEL:
             return db == alias
-        # The project's own tables are in its default database, whoever shares that.
+        # The project's own tables are in its default database, even if agentdb's are there too.
         return False if db == alias != DEFAULT_DB_ALIAS else None
 
 

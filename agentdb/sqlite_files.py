@@ -15,9 +15,10 @@ from typing import TypeVar
 
 Read = TypeVar("Read")
 
-MOUNT_TABLE = Path("/proc/self/mountinfo")  # Linux; elsewhere no file system is known
+# Linux only; elsewhere the file system is not known.
+MOUNT_TABLE = Path("/proc/self/mountinfo")
 
-# Other hosts, or the host of a virtual machine, write there too, and share neither memory nor, always, locks.
+# Other hosts write there too. They share no memory with this one, and not always its locks.
 _SHARED = (
     "9p",
     "afs",
@@ -39,7 +40,7 @@ _WAL_RESET_PATCHED = ((3, 44, 6), (3, 50, 7))
 
 
 def shared_file_system(path: str | Path) -> str:
-    """Return the type of the network, virtual or FUSE file system that ``path`` is on; '' where it is on none."""
+    """Return the type of the network, virtual or FUSE file system that ``path`` is on, or ''."""
     try:
         table = MOUNT_TABLE.read_text(encoding="utf-8", errors="surrogateescape")
     except OSError:
@@ -54,14 +55,14 @@ def shared_file_system(path: str | Path) -> str:
         # A space, a tab, a line feed and a backslash are written in octal there.
         name = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), point[0])
         mount = os.path.join(name, "")
-        # The later of two mounts at one place hides the earlier.
+        # A later mount at the same place hides an earlier one.
         if place.startswith(mount) and len(mount) >= len(longest):
             longest, found = mount, rest.split(" ")[0]
     return found if found in _SHARED or found.startswith(_SHARED_PREFIXES) else ""
 
 
 def identity(file: str | int | Path) -> tuple[int, int] | None:
-    """Return the device and number of the file that a path or a descriptor names, None where there is none."""
+    """Return the device and inode of the file that a path or descriptor names, or None."""
     try:
         found = os.stat(file)
     except (OSError, ValueError):
@@ -70,7 +71,7 @@ def identity(file: str | int | Path) -> tuple[int, int] | None:
 
 
 def descriptors() -> list[int]:
-    """Return what this process has open; nothing where that cannot be known."""
+    """Return the open descriptors of this process, or none if the system does not list them."""
     try:
         return [
             int(name) for name in os.listdir("/dev/fd")
@@ -103,24 +104,23 @@ def copy_file(path: str | Path, to: str | Path) -> None:
 def _read_through(path: str | Path, read: Callable[[int], Read]) -> Read:
     """Return what ``read`` makes of a descriptor of the file.
 
-    Whoever closes a file takes all locks from it that his process holds (https://sqlite.org/howtocorrupt.html, 2.2):
-    other processes would then remove the log that SQLite writes to here. What SQLite has open is read through that.
+    Closing any descriptor of a file releases all locks that the process holds on it
+    (https://sqlite.org/howtocorrupt.html, 2.2), so that another process could remove the log that SQLite writes here.
+    So a file that SQLite has open is read through SQLite's descriptor.
     """
     known = identity(path)
     for number in descriptors():
         if known and identity(number) == known:
             with suppress(OSError):
                 found = read(number)
-                if (
-                    identity(number) == known
-                ):  # else another thread has closed it meanwhile
+                if identity(number) == known:  # otherwise another thread has closed it
                     return found
     own = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
     try:
         return read(own)
     finally:
         if any(number != own and identity(number) == known for number in descriptors()):
-            _kept_open.append(own)  # another thread has opened it meanwhile
+            _kept_open.append(own)  # another thread has opened it
         else:
             os.close(own)
 
@@ -195,7 +195,7 @@ def file_concern(path: str | Path) -> str:
 
 
 def version_concern(version: str) -> str:
-    """Return the sentence for a SQLite that can lose commits of a write-ahead log, '' for one that is mended."""
+    """Return the sentence for a SQLite that can lose commits of a write-ahead log, '' for a fixed one."""
     numbers = tuple(int(part) for part in version.split(".")[:3])
     patched = any(
         numbers[:2] == mended[:2] and numbers >= mended for mended in _WAL_RESET_PATCHED

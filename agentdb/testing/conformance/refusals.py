@@ -176,7 +176,7 @@ _NOT_TEXT: list[tuple[object, str]] = [
     (b"x", "{what} must be a string, not bytes."),
     (["x"], "{what} must be a string, not list."),
     ("a\0b", "{what} 'a\\x00b' has a NUL character, which PostgreSQL cannot store."),
-    ("a\ud800", "{what} 'a\\ud800' has a lone surrogate, which is no character."),
+    ("a\ud800", "{what} 'a\\ud800' has a lone surrogate, which is not a character."),
 ]
 _NO_IDENTIFIER: list[tuple[object, str]] = [
     *_NOT_TEXT,
