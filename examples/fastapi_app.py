@@ -1,4 +1,4 @@
-"""An agent server's API: the tenant comes from an API key, and a request that is sent again does nothing twice.
+"""An agent server's API: an API key names the tenant, and a repeated request does nothing twice.
 
 export DATABASE_URL=sqlite:///agents.sqlite3
 agentdb migrate
@@ -55,7 +55,7 @@ async def deploy(name: str, path: str, db: TenantDb) -> dict[str, Any]:
 async def open_session(
     name: str, id: str, db: TenantDb, response: Response
 ) -> dict[str, Any]:
-    """Open the session under the id that the client chose, a random UUID; 200 if an earlier try has stored it."""
+    """Open the session under the client's id, a random UUID; 200 if an earlier request stored it."""
     if await db.get_agent(name) is None:
         raise HTTPException(404, f"There is no agent {name!r}.")
     try:
@@ -105,14 +105,14 @@ async def nothing_stored(request: Request, error: Exception) -> JSONResponse:
 
 async def outcome_unknown(request: Request, error: Exception) -> JSONResponse:
     return answer(
-        504, "It may be stored or not; send the same request again, with the same id."
+        504, "It may be stored. Send the same request again, with the same id."
     )
 
 
 def create_app(open_db: Callable[[], AsyncDb]) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        # Opened with the server; closed with it, once the calls under way have ended.
+        # Opens with the server, and closes with it when the running calls have ended.
         async with open_db() as app.state.db:
             yield
 
@@ -121,9 +121,8 @@ def create_app(open_db: Callable[[], AsyncDb]) -> FastAPI:
     app.add_exception_handler(agentdb.InvalidInputError, bad_input)
     app.add_exception_handler(agentdb.ConflictError, nothing_stored)
     app.add_exception_handler(agentdb.DatabaseUnavailableError, nothing_stored)
-    app.add_exception_handler(
-        agentdb.OutcomeUnknownError, outcome_unknown
-    )  # of the two the one that fits best counts
+    # FastAPI picks the handler of the most specific class.
+    app.add_exception_handler(agentdb.OutcomeUnknownError, outcome_unknown)
     return app
 
 

@@ -1,4 +1,4 @@
-"""Two runners and a coordinator: a session goes on when its runner dies, and none is run by two.
+"""Two runners and a coordinator: when a runner dies, another one continues its sessions, and none runs twice.
 
 export DATABASE_URL=postgresql://localhost/agents
 agentdb migrate
@@ -6,7 +6,7 @@ python fleet.py submit 20
 python fleet.py runner r1 &
 python fleet.py runner r2 &
 python fleet.py coordinator &
-kill -9 %1                                 (its sessions go on at r2 after --silent-after seconds)
+kill -9 %1                                 (r2 continues its sessions after --silent-after seconds)
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from agentdb import Db, SessionRecord
 
 AGENT = "support-bot"
 AT_ONCE = 8  # sessions of one runner
-POOL, MOST = 4, 40  # sandboxes that are warm and wait, and sandboxes in all
+POOL, MOST = 4, 40  # warm sandboxes without a session, and sandboxes in all
 
 
 class Runner:
@@ -35,28 +35,26 @@ class Runner:
         self, db: Db, name: str, workspaces: Path, turns: int, silent_after: timedelta
     ) -> None:
         self.db, self.name, self.workspaces, self.turns = db, name, workspaces, turns
-        self.beat_seconds = (
-            silent_after.total_seconds() / 5
-        )  # a late heartbeat is not yet a dead runner
-        self.lost: dict[
-            str, threading.Event
-        ] = {}  # for each session that runs here: whether another runner has it
+        # A runner may miss some heartbeats before it counts as dead.
+        self.beat_seconds = silent_after.total_seconds() / 5
+        # For each session that runs here, an event: set when another runner has it.
+        self.lost: dict[str, threading.Event] = {}
 
     def run(self, stop: threading.Event) -> None:
-        self.put_down()  # what a runner of this name had when it was killed
+        self.put_down()  # what a killed runner of this name left
         with ThreadPoolExecutor(AT_ONCE) as threads:
             while not stop.wait(self.beat_seconds):
                 self.beat()
                 while len(self.lost) < AT_ONCE and (session := self.take()) is not None:
                     self.lost[session.id] = threading.Event()
-                    # An error in a thread is raised again, and logged, in the callback.
+                    # The callback raises and logs an error of the thread.
                     threads.submit(self.work, session, stop).add_done_callback(
                         Future.result
                     )
         self.put_down()
 
     def put_down(self) -> None:
-        # Sandboxes first: once its session is paused and another runner has it, a sandbox is not found as ours.
+        # Sandboxes first: once another runner has claimed a paused session, its sandboxes count as that runner's.
         self.db.mark_sandboxes_cold_by_runner(self.name)
         self.db.bulk_pause_sessions_by_runner(self.name)
 
@@ -96,16 +94,15 @@ class Runner:
             for turn in range(len(list(workspace.iterdir())), self.turns):
                 began = time.monotonic()
                 time.sleep(random.uniform(0.05, 0.3))  # the agent works
-                # True: the session is ours for --silent-after seconds from now. False: what was done is not stored.
+                # True: the session is ours for the next --silent-after seconds. False: do not store this turn.
                 if (
                     stop.is_set()
                     or lost.is_set()
                     or not self.db.touch_session(session.id, runner_id=self.name)
                 ):
                     return
-                with (workspace / f"turn-{turn}").open(
-                    "x"
-                ) as file:  # an error if it is there
+                # Fails if the turn was stored before.
+                with (workspace / f"turn-{turn}").open("x") as file:
                     file.write(f"{self.name} {began} {time.monotonic()}")
             cool(self.db, session)
             self.db.update_session_status(session.id, "ended", only_if="active")
@@ -115,7 +112,7 @@ class Runner:
 
 
 def claim(tx: Db, *, id: str, runner_id: str) -> SessionRecord | None:
-    """Claim the session and make it active in one transaction: a paused one can be claimed by anybody."""
+    """Claim the session and make it active in one transaction, because anybody can claim a paused one."""
     session = tx.claim_session(id, runner_id)
     return (
         session
@@ -125,7 +122,7 @@ def claim(tx: Db, *, id: str, runner_id: str) -> SessionRecord | None:
 
 
 def cool(db: Db, session: SessionRecord) -> None:
-    """Stop every sandbox of the session, those of runners that were killed included."""
+    """Stop every sandbox of the session, also those of killed runners."""
     for sandbox in db.list_sandboxes(session.tenant_id, session_id=session.id):
         db.update_sandbox_state(sandbox.id, "cold")
 
@@ -149,10 +146,10 @@ def coordinate(db: Db, silent_after: timedelta, stop: threading.Event) -> None:
 
 
 def free(tx: Db, *, id: str, silent_after: timedelta) -> None:
-    """Take the session from its silent runner, and let any other have it."""
+    """Take the session from its silent runner, so that any other can claim it."""
     session = tx.claim_session(id, "coordinator", silent_for=silent_after)
     if session is None:
-        return  # a sign of life came after all, or another coordinator was faster
+        return  # it gave a sign of life, or another coordinator was faster
     cool(tx, session)
     tx.update_session_runner(id, None)
     tx.update_session_status(id, "paused")

@@ -1,4 +1,4 @@
-"""A server with tables of its own beside agentdb's, in one transaction with them.
+"""A server with its own tables beside agentdb's, in the same transactions.
 
 python own_tables.py [DATABASE_URL]
 """
@@ -14,7 +14,7 @@ import agentdb
 
 def main(url: str | None) -> None:
     with agentdb.connect(url, apps=["conversations"], migrate=True) as db:
-        # Models can be imported once Django knows the app, which is from connect() on.
+        # Import the models after connect(), which tells Django about the app.
         from conversations import store
 
         session_id = str(uuid.uuid4())
@@ -35,9 +35,8 @@ def main(url: str | None) -> None:
         while (
             job := db.run_transaction(lambda tx: store.take_job(tx, "worker-1"))
         ) is None:
-            time.sleep(
-                0.05
-            )  # as workers do; CockroachDB passes over a job for a moment after it was stored
+            # On CockroachDB a new job is skipped for a moment after it was stored.
+            time.sleep(0.05)
         assert job.session_id == session_id
         db.run_transaction(
             lambda tx: store.finish_job(tx, job, {"text": "On its way."})

@@ -20,7 +20,7 @@ async def main(url: str | None) -> None:
         session_id = str(uuid.uuid4())
 
         async def start(tx: AsyncDb) -> None:
-            # A plain function runs in the thread of the transaction, and what the models ask there is part of it.
+            # A plain function runs in the transaction's thread, so the models' queries are part of the transaction.
             await tx.run_transaction(
                 lambda inside: store.open_session(
                     inside, session_id, "support-bot", {"title": "Refund"}

@@ -20,9 +20,8 @@ from agentdb import DjangoDb  # noqa: E402
 
 def main() -> None:
     db, session_id = DjangoDb(), str(uuid.uuid4())
-    with (
-        transaction.atomic()
-    ):  # the project's own transaction has the calls of db in it, too
+    # The calls of db are part of the project's own transaction.
+    with transaction.atomic():
         store.open_session(db, session_id, "support-bot", {"title": "Refund"})
         store.append_message(db, session_id, "user", "Where is my money?")
     print(store.messages_after(db, session_id))

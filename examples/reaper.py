@@ -1,4 +1,4 @@
-"""Workers that use sandboxes, and a reaper that frees the least recently used one while there are too many.
+"""Workers that use sandboxes, and a reaper that frees the least recently used ones when there are too many.
 
 python reaper.py [DATABASE_URL]
 """
@@ -30,10 +30,10 @@ def reap(db: Db, done: threading.Event) -> int:
         if db.count_sandboxes() <= LIMIT:
             done.wait(0.05)
         elif (sandbox := db.claim_eviction_candidate()) is None:
-            break  # all of them are at work
+            break  # all of them are running
         elif sandbox.state == SandboxState.COLD:
-            freed += 1  # its row is gone: here its workspace would be deleted
-        # else its process would be stopped; it is cold now, and the next claim may take it
+            freed += 1  # its row is gone; delete its workspace here
+        # Otherwise stop its process here: it is cold now, and a later claim may delete it.
     return freed
 
 

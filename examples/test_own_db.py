@@ -1,4 +1,4 @@
-"""The contract of Db, run on a wrapper of one's own."""
+"""The contract of Db, run on your own wrapper."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """What the server does with its tables. Each function takes the ``Db`` of a ``run_transaction``.
 
-The session is a plain text here, as everywhere in agentdb: a foreign key would keep sessions from being deleted.
+The session is plain text, as everywhere in agentdb: a foreign key would stop it from deleting sessions.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from .models import Conversation, Job, Message
 
 
 def alias_of(tx: Db) -> str:
-    """Return what Django calls the connection of the transaction."""
+    """Return Django's alias of the transaction's connection."""
     assert isinstance(tx, DjangoDb)
     return tx.alias
 
@@ -28,11 +28,11 @@ def open_session(tx: Db, session_id: str, agent: str, metadata: dict[str, Any]) 
 
 
 def append_message(tx: Db, session_id: str, role: str, content: Any) -> int:
-    """Store the message under the session's next number, and return that; ``LookupError`` without such a session."""
+    """Store the message under the session's next number, and return that; ``LookupError`` if there is no session."""
     conversation = Conversation.objects.using(alias_of(tx)).filter(
         session_id=session_id
     )
-    # The update locks the row: of two writers the second counts on from the first.
+    # The update locks the row, so a second writer continues from the first one's number.
     if not conversation.update(last_sequence=F("last_sequence") + 1):
         raise LookupError(f"There is no session {session_id!r}.")
     sequence = conversation.values_list("last_sequence", flat=True).get()
@@ -57,9 +57,9 @@ def enqueue(tx: Db, session_id: str, payload: Any) -> None:
 
 
 def take_job(tx: Db, worker: str) -> Job | None:
-    """Return the oldest job that nobody has, for this worker alone; None if there is none."""
+    """Give the oldest free job to this worker alone; None if there is none."""
     free = Job.objects.using(alias_of(tx)).filter(taken_by=None).order_by("id")
-    # What other workers are taking at this moment is passed over. On SQLite one writer works at a time anyway.
+    # Skips jobs that other workers are taking. SQLite has one writer at a time anyway.
     job = free.select_for_update(skip_locked=True).first()
     if job is not None:
         job.taken_by = worker
@@ -68,7 +68,7 @@ def take_job(tx: Db, worker: str) -> Job | None:
 
 
 def finish_job(tx: Db, job: Job, answer: Any) -> None:
-    """Store the answer, drop the job and end the session: all of it or nothing."""
+    """Store the answer, delete the job and end the session, all or nothing."""
     append_message(tx, job.session_id, "assistant", answer)
     Job.objects.using(alias_of(tx)).filter(id=job.id).delete()
     tx.update_session_status(job.session_id, SessionStatus.ENDED)
