@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -14,20 +14,25 @@ from django.contrib.admin import helpers
 from django.db import connections, router
 from django.db.models import Exists, OuterRef, QuerySet
 from django.http import HttpRequest, HttpResponse
-from django.template.response import TemplateResponse
 from django.utils import timezone
 from django.utils.dateparse import parse_datetime
 from django.utils.functional import Promise
-from django.utils.http import url_has_allowed_host_and_scheme
 from django.utils.translation import gettext, gettext_lazy, ngettext
 
 from agentdb.admin.audit import Outcome, log_in_project, record
-from agentdb.admin.display import list_url, name_of, row_url, undo_url
+from agentdb.admin.display import (
+    list_url,
+    name_of,
+    own_url,
+    page,
+    page_url,
+    row_url,
+)
 from agentdb.console.questions import ask
 from agentdb.console.reading import read
 from agentdb.errors import AgentDbError
 from agentdb.interface import Db, SandboxState, SessionStatus
-from agentdb.models import Sandbox, Session
+from agentdb.models import Session
 from agentdb.querysets import ALIVE, LIVE
 from agentdb.serving.adapter import DjangoDb
 
@@ -46,56 +51,34 @@ class Action:
     """Something that can be done to a row; ``act`` returns why it was not done, or an empty text."""
 
     name: str
-    verb: str  # what the audit log calls it, with the columns that it writes down, and what is there afterwards
+    verb: str  # what the audit log calls it, with the columns that it writes down
     columns: tuple[str, ...]
-    after: str | None
+    act: Callable[[Db, str, bool], str]
+    label: str | Promise
     button: str | Promise
     done: str | Promise
-    act: Callable[[Db, str, bool], str]
-    deletes: bool = False
-    only: Collection[
-        str
-    ] = ()  # the values of the first column that it changes; all if empty
     warning: str | Promise = ""
+    deletes: bool = False
+    only: Collection[str] = ()  # the values of the first column that it changes, or all
 
-    def change(self, rows: Sequence[Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """What the rows were, as they were read before it, and what they are, by id."""
-        before: dict[str, Any] = {}
-        for row in rows:
-            values = {column: getattr(row, column) for column in self.columns}
-            before[row.pk] = values if len(values) > 1 else values[self.columns[0]]
-        return before, dict.fromkeys(before, self.after)
-
-    def endangers(self, rows: QuerySet[Any]) -> int:
-        """How many of the rows a live session runs in, which deleting them would take away."""
-        if not (self.deletes and rows.model is Sandbox):
-            return 0
-        live = Session.objects.using(rows.db).live().filter(pk=OuterRef("session_id"))
-        return rows.filter(Exists(live), state__in=ALIVE).order_by().count()
+    def changes(self, row: Any) -> bool:
+        return not self.only or getattr(row, self.columns[0]) in self.only
 
 
 def _pause(db: Db, id: str, sure: bool) -> str:
     session = db.get_session(id)
     if session is None:
-        return gettext("no longer there")
+        return _gone()
     if session.status not in LIVE:
         return session.status
-    return (
-        ""
-        if db.update_session_status(id, SessionStatus.PAUSED)
-        else gettext("no longer there")
-    )
+    return _gone(db.update_session_status(id, SessionStatus.PAUSED))
 
 
 def _cool(db: Db, id: str, sure: bool) -> str:
     sandbox = db.get_sandbox(id)
     if sandbox is not None and sandbox.state == SandboxState.COLD:
         return gettext("already cold")
-    return (
-        ""
-        if db.update_sandbox_state(id, SandboxState.COLD)
-        else gettext("no longer there")
-    )
+    return _gone(db.update_sandbox_state(id, SandboxState.COLD))
 
 
 def _delete_sandbox(db: Db, id: str, sure: bool) -> str:
@@ -104,67 +87,67 @@ def _delete_sandbox(db: Db, id: str, sure: bool) -> str:
         session = db.get_session(sandbox.session_id)
         if session is not None and session.status in LIVE:
             return gettext("a live session runs in it")
-    return "" if db.delete_sandbox(id) else gettext("no longer there")
+    return _gone(db.delete_sandbox(id))
 
 
 def _revoke(db: Db, id: str, sure: bool) -> str:
-    return "" if db.delete_api_key(id) else gettext("no longer there")
+    return _gone(db.delete_api_key(id))
+
+
+def _gone(is_there: bool = False) -> str:
+    return "" if is_there else gettext("no longer there")
 
 
 PAUSE = Action(
     "pause_sessions",
     "pause",
     ("status",),
-    str(SessionStatus.PAUSED),
+    _pause,
+    gettext_lazy("Pause selected sessions"),
     gettext_lazy("Pause"),
     gettext_lazy("Paused"),
-    _pause,
-    only=LIVE,
-    warning=gettext_lazy(
+    gettext_lazy(
         "Only active and starting sessions are paused. This writes the status; it does not reach the runner."
     ),
+    only=LIVE,
 )
 COOL = Action(
     "mark_cold",
     "mark cold",
     ("state",),
-    str(SandboxState.COLD),
+    _cool,
+    gettext_lazy("Mark selected sandboxes cold"),
     gettext_lazy("Mark cold"),
     gettext_lazy("Marked cold"),
-    _cool,
+    gettext_lazy("This records that no process runs in them; it does not stop one."),
     only=[str(state) for state in SandboxState if state != SandboxState.COLD],
-    warning=gettext_lazy(
-        "This records that no process runs in them; it does not stop one."
-    ),
 )
 DELETE_SANDBOX = Action(
     "delete_sandboxes",
     "delete",
     ("state", "workspace_dir"),
-    None,
+    _delete_sandbox,
+    gettext_lazy("Delete selected sandboxes"),
     gettext_lazy("Delete"),
     gettext_lazy("Deleted"),
-    _delete_sandbox,
-    deletes=True,
-    warning=gettext_lazy(
+    gettext_lazy(
         "The rows are removed. Workspace folders stay on disk; the next page lists them."
     ),
+    deletes=True,
 )
 REVOKE = Action(
     "revoke_keys",
     "revoke",
     ("label",),
-    None,
+    _revoke,
+    gettext_lazy("Revoke selected API keys"),
     gettext_lazy("Revoke"),
     gettext_lazy("Revoked"),
-    _revoke,
-    deletes=True,
-    warning=gettext_lazy(
+    gettext_lazy(
         "Whoever uses one of them is locked out at once. This cannot be undone."
     ),
+    deletes=True,
 )
-
-ACTIONS = {action.name: action for action in (PAUSE, COOL, DELETE_SANDBOX, REVOKE)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,24 +159,19 @@ class Asked:
     confirmed: int | None  # rows; None before the question was answered
     at: datetime  # when it was asked: rows that came later were not meant
     sure: bool
-    after: str  # the last id that was tried
+    reached: str  # the last id that was tried
     done: int
     skipped: int
-    lines: (
-        str  # what the audit log has of the steps before, for the page that ends them
-    )
+    lines: str  # the audit log's of the steps before, for the page that ends them
 
     @classmethod
     def of(cls, request: HttpRequest) -> Asked:
         post = request.POST
         confirmed = post.get("confirmed", "")
         at = parse_datetime(post.get("asked_at", "")) if confirmed else None
+        chosen = post.getlist(helpers.ACTION_CHECKBOX_NAME)
         return cls(
-            [
-                id
-                for id in post.getlist(helpers.ACTION_CHECKBOX_NAME)
-                if id and "\x00" not in id
-            ],
+            [id for id in chosen if id and "\x00" not in id],
             post.get("select_across") == "1",
             _number(confirmed) if confirmed else None,
             at if at is not None and at.tzinfo is not None else timezone.now(),
@@ -209,129 +187,112 @@ def _number(text: str) -> int:
     return int(text) if text.isdecimal() and len(text) < 12 else 0
 
 
-@dataclass(frozen=True, slots=True)
-class Work:
-    """What is done to each row of a batch, and what the audit log says of it."""
-
-    verb: str
-    act: Callable[[Db, str], str]
-    change: Callable[[Sequence[Any]], tuple[dict[str, Any], dict[str, Any]]]
-
-
 @dataclass(slots=True)
-class Done:
-    """What came of it so far. ``error`` is why it went no further."""
+class Work:
+    """What one answer of the server does to rows, and what came of it. ``error`` is why it went no further."""
 
+    model_admin: Any
+    request: HttpRequest
+    verb: str
+    columns: tuple[str, ...]
     rows: list[Any] = field(default_factory=list)
-    skipped: Counter[str] = field(default_factory=Counter)
-    examples: dict[str, list[str]] = field(default_factory=dict)
-    reached: str = ""
-    is_whole: bool = True
+    before: dict[str, Any] = field(default_factory=dict)
+    skipped: dict[str, list[str]] = field(default_factory=dict)  # ids by the reason
     error: str = ""
 
-    def skip(self, id: str, why: str) -> None:
-        self.skipped[why] += 1
-        self.examples.setdefault(why, []).append(id)
+    def each(self, ids: Sequence[str], act: Callable[[Db, str], str]) -> None:
+        """Act on each of the rows, all or nothing."""
+
+        def act_on_all(db: Db) -> dict[str, str]:
+            reasons = {id: act(db, id) for id in ids}
+            return {id: why for id, why in reasons.items() if why}
+
+        rows = self.model_admin.get_queryset(self.request)
+        self.batch(rows.filter(pk__in=ids), act_on_all)
+
+    def batch(self, rows: QuerySet[Any], act: Callable[[Db], dict[str, str]]) -> None:
+        """Act in one transaction, which holds the audit log's line too. ``act`` returns why it skipped which ids."""
+        alias = router.db_for_write(self.model_admin.model)
+        written: list[Any] = []
+        before: dict[str, Any] = {}
+        after: dict[str, Any] = {}
+
+        def write(outcome: Outcome) -> None:
+            if written:
+                record(self.request, self.verb, written, before, after, outcome)
+
+        def act_and_write(db: Db) -> dict[str, str]:
+            found = list(rows.using(alias))
+            skipped = act(db)
+            written[:] = [row for row in found if row.pk not in skipped]
+            if self.model_admin.model is Session:
+                # An operator's write is not a sign of life of a session or its runner: the server's last one stays.
+                sessions = Session.objects.using(alias)
+                sessions.bulk_update(written, ["last_active_at"], batch_size=BATCH)
+            # A conflict makes all of this run again.
+            before.clear()
+            before.update({row.pk: self._value(row) for row in written})
+            after.clear()
+            after.update(dict.fromkeys(before) | self._now(alias, list(before)))
+            write("done")
+            return skipped
+
+        try:
+            skipped = DjangoDb(alias).run_transaction(act_and_write)
+        except (AgentDbError, OSError) as error:
+            if isinstance(error, AgentDbError):
+                write("undone")
+            self.error = str(error)
+            return
+        log_in_project(self.request, self.verb, written, before, after)
+        self.rows += written
+        self.before |= before
+        for id, why in skipped.items():
+            self.skipped.setdefault(why, []).append(id)
+
+    def _now(self, alias: str, ids: list[str]) -> dict[str, Any]:
+        rows = self.model_admin.get_queryset(self.request).using(alias)
+        return {row.pk: self._value(row) for row in rows.filter(pk__in=ids)}
+
+    def _value(self, row: Any) -> Any:
+        """What the audit log says of a row: a value, or several by their columns."""
+        values = {column: getattr(row, column) for column in self.columns}
+        return values if len(values) > 1 else values[self.columns[0]]
 
 
-def run(model_admin: Any, request: HttpRequest, action: Action) -> HttpResponse:
+def run(
+    action: Action, model_admin: Any, request: HttpRequest, listed: QuerySet[Any]
+) -> HttpResponse:
     """Ask, and once the answer is there act on the rows, ``BATCH`` to a transaction."""
     asked = Asked.of(request)
-    rows = _rows(model_admin, request, asked)
+    rows = model_admin.get_queryset(request).filter(pk__in=asked.ids)
+    if asked.is_all:
+        rows = listed.filter(created_at__lte=asked.at)
     if asked.confirmed is None:
         return _question(model_admin, request, action, asked, rows)
-    done = Done(reached=asked.after)
-    work = Work(
-        action.verb, lambda db, id: action.act(db, id, asked.sure), action.change
-    )
-    ends_at = time.monotonic() + STEP_SECONDS
-    while not done.error and (ids := _next_ids(asked, rows, done)):
-        _batch(model_admin, request, work, ids, done)
-        if time.monotonic() > ends_at:
-            done.is_whole = not _next_ids(asked, rows, done)
+    work = Work(model_admin, request, action.verb, action.columns)
+    reached, ends_at = asked.reached, time.monotonic() + STEP_SECONDS
+    ids = _next_ids(asked, rows, reached, 0)
+    while ids:
+        work.each(ids, lambda db, id: action.act(db, id, asked.sure))
+        reached = ids[-1]
+        ids = _next_ids(asked, rows, reached, len(work.rows))
+        if work.error or time.monotonic() > ends_at:
             break
-    return _result(model_admin, request, action, asked, done)
+    return _result(action, asked, work, "" if work.error or not ids else reached)
 
 
-def _rows(model_admin: Any, request: HttpRequest, asked: Asked) -> QuerySet[Any]:
-    if asked.is_all:
-        found: QuerySet[Any] = model_admin.get_changelist_instance(request).queryset
-        return found.filter(created_at__lte=asked.at)
-    rows: QuerySet[Any] = model_admin.get_queryset(request)
-    return rows.filter(pk__in=asked.ids)
-
-
-def _next_ids(asked: Asked, rows: QuerySet[Any], done: Done) -> list[str]:
+def _next_ids(
+    asked: Asked, rows: QuerySet[Any], reached: str, done: int
+) -> Sequence[str]:
     """The next batch. Ids that were chosen one by one are tried although their rows are gone, to say so."""
-    if asked.is_all:
-        rest = (asked.confirmed or 0) - asked.done - len(done.rows)
-        following = rows.filter(pk__gt=done.reached) if done.reached else rows
-        return list(
-            following.order_by("pk").values_list("pk", flat=True)[
-                : max(min(BATCH, rest), 0)
-            ]
-        )
-    chosen = sorted(set(asked.ids))
-    return [id for id in chosen if id > done.reached][:BATCH]
-
-
-def _batch(
-    model_admin: Any, request: HttpRequest, work: Work, ids: Sequence[str], done: Done
-) -> None:
-    """Do it to each row of a batch, all or nothing."""
-
-    def act(db: Db) -> tuple[list[Any], list[tuple[str, str]]]:
-        alias = router.db_for_write(model_admin.model)
-        rows = {
-            row.pk: row
-            for row in model_admin.get_queryset(request).using(alias).filter(pk__in=ids)
-        }
-        outcomes = [(id, work.act(db, id)) for id in ids]
-        return [
-            rows[id] for id, problem in outcomes if not problem and id in rows
-        ], outcomes
-
-    for id, problem in _written_down(model_admin, request, work, act, done):
-        done.reached = max(done.reached, id)
-        if problem:
-            done.skip(id, problem)
-
-
-def _written_down(
-    model_admin: Any,
-    request: HttpRequest,
-    work: Work,
-    act: Callable[[Db], tuple[list[Any], list[tuple[str, str]]]],
-    done: Done,
-) -> list[tuple[str, str]]:
-    """Act in one transaction that holds the audit log's line too, and return what came of each row."""
-    written: list[Any] = []
-    alias = router.db_for_write(model_admin.model)
-
-    def write(outcome: Outcome) -> None:
-        if written:
-            record(request, work.verb, written, *work.change(written), outcome)
-
-    def act_and_write(db: Db) -> list[tuple[str, str]]:
-        written[:], outcomes = act(db)
-        # An operator's write is not a sign of life of a session or its runner: the time of the server's last one stays.
-        sessions = [row for row in written if isinstance(row, Session)]
-        Session.objects.using(alias).bulk_update(
-            sessions, ["last_active_at"], batch_size=BATCH
-        )
-        write("done")
-        return outcomes
-
-    try:
-        outcomes = DjangoDb(alias).run_transaction(act_and_write)
-    except (AgentDbError, OSError) as error:
-        if isinstance(error, AgentDbError):
-            write("undone")
-        done.error = str(error)
-        return []
-    log_in_project(request, work.verb, written, *work.change(written))
-    done.rows += written
-    return outcomes
+    if not asked.is_all:
+        return [id for id in sorted(set(asked.ids)) if id > reached][:BATCH]
+    rest = (asked.confirmed or 0) - asked.done - done
+    if reached:
+        rows = rows.filter(pk__gt=reached)
+    ids = rows.order_by("pk").values_list("pk", flat=True)
+    return list(ids[: max(min(BATCH, rest), 0)])
 
 
 def pause_runner(
@@ -339,20 +300,13 @@ def pause_runner(
 ) -> HttpResponse:
     """Pause all live sessions of a runner, in one transaction."""
 
-    def act(db: Db) -> tuple[list[Any], list[tuple[str, str]]]:
-        live = (
-            Session.objects.using(router.db_for_write(Session))
-            .of_runner(runner_id)
-            .live()
-        )
-        rows = list(live.only("pk", "status", "last_active_at"))
+    def act(db: Db) -> dict[str, str]:
         db.bulk_pause_sessions_by_runner(runner_id)
-        return rows, []
+        return {}
 
-    done = Done()
-    work = Work(f"pause all of runner {runner_id}", lambda db, id: "", PAUSE.change)
-    _written_down(model_admin, request, work, act, done)
-    return _result(model_admin, request, PAUSE, Asked.of(request), done)
+    work = Work(model_admin, request, f"pause all of runner {runner_id}", PAUSE.columns)
+    work.batch(Session.objects.of_runner(runner_id).live(), act)
+    return _result(PAUSE, Asked.of(request), work, "")
 
 
 def _question(
@@ -362,192 +316,160 @@ def _question(
     asked: Asked,
     rows: QuerySet[Any],
 ) -> HttpResponse:
-    connection = connections[rows.db]
     named = read(rows.order_by("pk")[: NAMED if asked.is_all else MOST_LISTED], [])
     count = rows.order_by().count() if asked.is_all else len(named)
-    endangered = ask(connection, lambda: action.endangers(rows)).value
+    endangered = _endangered(rows) if action is DELETE_SANDBOX else 0
     name = name_of(model_admin.model, count)
-    context = {
-        **_context(model_admin, request, action),
-        "title": gettext("%(do)s %(n)s %(rows)s?")
+    return page(
+        model_admin,
+        request,
+        "confirm_action",
+        title=gettext("%(do)s %(n)s %(rows)s?")
         % {"do": action.button, "n": f"{count:,}", "rows": name},
-        "rows": [
+        **_form(request, action, asked),
+        rows=[
             (str(row), row_url(model_admin.admin_site, row)) for row in named[:NAMED]
         ],
-        "more": count - len(named[:NAMED]),
-        "ids": [
-            row.pk for row in named[: 1 if asked.is_all else None]
-        ],  # without one Django runs no action
-        "is_all": asked.is_all,
-        "asked_at": asked.at.isoformat(),
-        "count": count,
-        "name": name,
-        "asks_more": action is DELETE_SANDBOX and endangered != 0,
-        "endangered": endangered,
-    }
-    return TemplateResponse(request, "admin/agentdb/confirm_action.html", context)
+        more=count - len(named[:NAMED]),
+        # Without one Django runs no action.
+        ids=[row.pk for row in named[: 1 if asked.is_all else None]],
+        count=count,
+        name=name,
+        asks_more=endangered != 0,
+        endangered=endangered,
+    )
 
 
-def _context(model_admin: Any, request: HttpRequest, action: Action) -> dict[str, Any]:
+def _endangered(rows: QuerySet[Any]) -> int | None:
+    """How many of the sandboxes a live session runs in; None if that takes too long."""
+    live = Session.objects.using(rows.db).live().filter(pk=OuterRef("session_id"))
+    found = rows.filter(Exists(live), state__in=ALIVE).order_by()
+    return ask(connections[rows.db], found.count).value
+
+
+def _form(request: HttpRequest, action: Action, asked: Asked) -> dict[str, Any]:
     return {
-        **model_admin.admin_site.each_context(request),
         "action": action,
-        "opts": model_admin.opts,
-        "media": model_admin.media,
+        "asked": asked,
         "list_url": request.get_full_path(),
-        "next": _next(request),
+        "next": own_url(request, "next"),
         "checkbox_name": helpers.ACTION_CHECKBOX_NAME,
     }
 
 
-def _result(
-    model_admin: Any, request: HttpRequest, action: Action, asked: Asked, done: Done
-) -> HttpResponse:
-    count, lines = asked.done + len(done.rows), _lines(action, asked, done)
-    skipped = asked.skipped + sum(done.skipped.values())
-    context = {
-        **_context(model_admin, request, action),
-        **_said(model_admin, done),
-        "title": f"{action.done} {count:,} {name_of(model_admin.model, count)}",
-        "asked": asked,
-        "asked_at": asked.at.isoformat(),
-        "count": count,
-        "skipped_count": skipped,
-        "tried": count + skipped,
-        "ids": asked.ids[:1] if asked.is_all else asked.ids,
-        "lines": lines,
-        "folders": _folders(lines) if action is DELETE_SANDBOX else [],
-        "undo_url": undo_url(model_admin.admin_site)
-        if action is PAUSE and lines
-        else "",
-    }
-    return TemplateResponse(request, "admin/agentdb/action_done.html", context)
-
-
-def _said(model_admin: Any, done: Done) -> dict[str, Any]:
-    """What a result says of the rows that were changed, and of those that were not."""
-    return {
-        "done": done,
-        "rows": [
-            (row_url(model_admin.admin_site, row), row.pk)
-            for row in done.rows[:MOST_LISTED]
-        ],
-        "skipped": [
-            (number, why, ", ".join(done.examples[why][:3]), number - 3)
-            for why, number in done.skipped.most_common()
-        ],
-    }
-
-
-def _lines(action: Action, asked: Asked, done: Done) -> str:
-    """What the rows of all steps were, as the audit log has it: a pause is taken back by it, and it names folders."""
-    if action not in (PAUSE, DELETE_SANDBOX):
-        return ""
-    line = (
-        json.dumps({"action": action.verb, "before": action.change(done.rows)[0]})
-        if done.rows
-        else ""
+def _result(action: Action, asked: Asked, work: Work, reached: str) -> HttpResponse:
+    """What was done, and a form that goes on behind ``reached`` if that is not all."""
+    request, site = work.request, work.model_admin.admin_site
+    count = asked.done + len(work.rows)
+    skipped = asked.skipped + sum(map(len, work.skipped.values()))
+    lines = asked.lines
+    if action in (PAUSE, DELETE_SANDBOX) and work.before:
+        line = json.dumps({"action": action.verb, "before": work.before})
+        lines = f"{lines}\n{line}".strip()
+    lines = lines if len(lines) <= LONGEST_LINES else ""
+    return page(
+        work.model_admin,
+        request,
+        "action_done",
+        title=f"{action.done} {count:,} {name_of(work.model_admin.model, count)}",
+        **_form(request, action, asked),
+        **_said(work),
+        count=count,
+        reached=reached,
+        skipped_count=skipped,
+        tried=count + skipped,
+        ids=asked.ids[:1] if asked.is_all else asked.ids,
+        lines=lines,
+        folders=_folders(lines) if action is DELETE_SANDBOX else [],
+        undo_url=page_url(site, "undo") if action is PAUSE and lines else "",
     )
-    text = f"{asked.lines}\n{line}".strip()
-    return text if len(text) <= LONGEST_LINES else ""
+
+
+def _said(work: Work) -> dict[str, Any]:
+    """What a result says of the rows that were changed, and of those that were not."""
+    site = work.model_admin.admin_site
+    return {
+        "error": work.error,
+        "rows": [(row_url(site, row), row.pk) for row in work.rows[:MOST_LISTED]],
+        "skipped": [
+            (len(ids), why, ", ".join(ids[:3]), len(ids) - 3)
+            for why, ids in work.skipped.items()
+        ],
+    }
+
+
+# -- lines of the audit log: what rows were before
+
+
+def _read_lines(text: str) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    """Of each line its beginning, its action, and what the rows were, by id. Raises ValueError for anything else.
+
+    Text before the JSON of a line, as a terminal has it, is passed over.
+    """
+    for line in filter(None, map(str.strip, text.splitlines())):
+        try:
+            found = json.loads(line[line.index("{") :])
+            is_done = found.get("outcome", "done") == "done"
+            yield (
+                line[:80],
+                f"{found['action']}" if is_done else "",
+                {**found["before"]},
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                gettext("This is not a line of the audit log: %s") % line[:80]
+            ) from error
 
 
 def _folders(lines: str) -> list[tuple[str, str]]:
     """The ids of deleted sandboxes with their workspace folders."""
-    try:
-        before = [
-            json.loads(line)["before"].items() for line in lines.splitlines() if line
-        ]
-        return [(id, row["workspace_dir"]) for rows in before for id, row in rows][
-            :MOST_LISTED
-        ]
-    except (
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-    ):  # the form was changed on its way
-        return []
-
-
-def _next(request: HttpRequest) -> str:
-    """The page of this site that the form asks to be led to afterwards, if it asks for one."""
-    url = request.POST.get("next", "")
-    is_ours = url_has_allowed_host_and_scheme(
-        url, {request.get_host()}, require_https=request.is_secure()
-    )
-    return url if is_ours else ""
-
-
-# -- taking a pause back
+    # The form may have been changed on its way.
+    with suppress(ValueError, TypeError, KeyError):
+        rows = [row for _, _, before in _read_lines(lines) for row in before.items()]
+        return [(id, row["workspace_dir"]) for id, row in rows[:MOST_LISTED]]
+    return []
 
 
 def paused_by(text: str) -> dict[str, str]:
     """The statuses that lines of the audit log say sessions had before they were paused, by id.
 
-    Text before the JSON of a line, as a terminal has it, is passed over. Raises ValueError for a line that is not one
-    of a pause.
+    Raises ValueError for a line that is not one of a pause.
     """
-    before: dict[str, str] = {}
-    for line in filter(None, map(str.strip, text.splitlines())):
-        try:
-            found = json.loads(line[line.index("{") :])
-            is_pause = (
-                found["action"].startswith("pause")
-                and found.get("outcome", "done") == "done"
-            )
-            values = found["before"].items() if is_pause else ()
-            known = {str(id): status for id, status in values if status in LIVE}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+    statuses: dict[str, str] = {}
+    for line, action, before in _read_lines(text):
+        known = {id: status for id, status in before.items() if status in LIVE}
+        if not (known and action.startswith(PAUSE.verb)):
             raise ValueError(
-                gettext("This is not a line of the audit log: %s") % line[:80]
-            ) from error
-        if not known:
-            raise ValueError(
-                gettext("This line does not say that sessions were paused: %s")
-                % line[:80]
+                gettext("This line does not say that sessions were paused: %s") % line
             )
-        before |= known
-    return before
+        statuses |= known
+    return statuses
 
 
 def resume(
-    model_admin: Any, request: HttpRequest, before: dict[str, str]
+    model_admin: Any, request: HttpRequest, before: Mapping[str, str]
 ) -> HttpResponse:
     """Give sessions that are still paused the status they had, and say so."""
 
     def act(db: Db, id: str) -> str:
         session = db.get_session(id)
         if session is None:
-            return gettext("no longer there")
+            return _gone()
         if session.status != SessionStatus.PAUSED:
             return session.status
-        db.update_session_status(id, SessionStatus(before[id]))
-        return ""
+        return _gone(db.update_session_status(id, SessionStatus(before[id])))
 
-    def change(rows: Sequence[Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        return {row.pk: row.status for row in rows}, {
-            row.pk: before[row.pk] for row in rows
-        }
-
-    done, ids = Done(), sorted(before)
+    work, ids = Work(model_admin, request, "resume", PAUSE.columns), sorted(before)
     for start in range(0, len(ids), BATCH):
-        if not done.error:
-            _batch(
-                model_admin,
-                request,
-                Work("resume", act, change),
-                ids[start : start + BATCH],
-                done,
-            )
-    count = len(done.rows)
-    context = {
-        **model_admin.admin_site.each_context(request),
-        **_said(model_admin, done),
-        "title": ngettext("Resumed %d session", "Resumed %d sessions", count) % count,
-        "opts": model_admin.opts,
-        "media": model_admin.media,
-        "count": count,
-        "list_url": list_url(model_admin.admin_site, Session),
-    }
-    return TemplateResponse(request, "admin/agentdb/action_done.html", context)
+        if not work.error:
+            work.each(ids[start : start + BATCH], act)
+    count = len(work.rows)
+    return page(
+        model_admin,
+        request,
+        "action_done",
+        title=ngettext("Resumed %d session", "Resumed %d sessions", count) % count,
+        **_said(work),
+        count=count,
+        list_url=list_url(model_admin.admin_site, Session),
+    )

@@ -10,8 +10,11 @@ from django.contrib import admin
 from django.contrib.admin.utils import quote
 from django.db.models import Model
 from django.http import HttpRequest
+from django.template.response import TemplateResponse
 from django.urls import NoReverseMatch, reverse
+from django.utils import timezone
 from django.utils.html import format_html
+from django.utils.http import url_has_allowed_host_and_scheme
 from django.utils.safestring import SafeString, mark_safe
 from django.utils.text import capfirst
 from django.utils.translation import gettext, gettext_noop
@@ -46,6 +49,20 @@ def name_of(model: type[Model], rows: int = 1) -> str:
 def heading_of(model: type[Model]) -> str:
     """The same for all of them, as a title."""
     return capfirst(name_of(model, 0))
+
+
+def page(
+    model_admin: Any, request: HttpRequest, template: str, **context: Any
+) -> TemplateResponse:
+    """A page of the console with what each of them has."""
+    whole = {
+        **model_admin.admin_site.each_context(request),
+        "opts": model_admin.opts,
+        "media": model_admin.media,
+        "now": timezone.now(),
+        **context,
+    }
+    return TemplateResponse(request, f"admin/agentdb/{template}.html", whole)
 
 
 def site_of(request: HttpRequest) -> admin.AdminSite:
@@ -100,12 +117,13 @@ def page_url(site: admin.AdminSite, page: str, **query: str) -> str:
     return _with_query(_reversed(site, f"agentdb_{page}"), query)
 
 
-def find_url(site: admin.AdminSite) -> str:
-    return _reversed(site, "agentdb_find")
-
-
-def undo_url(site: admin.AdminSite) -> str:
-    return _reversed(site, "agentdb_undo")
+def own_url(request: HttpRequest, field: str) -> str:
+    """The address of this site that a form sends along; empty if it is of another one."""
+    url = request.POST.get(field, "")
+    is_ours = url_has_allowed_host_and_scheme(
+        url, {request.get_host()}, require_https=request.is_secure()
+    )
+    return url if is_ours else ""
 
 
 def attention_url(site: admin.AdminSite, check: str) -> str:

@@ -21,7 +21,6 @@ from agentdb.console.checks import CAP, Check, Fleet, check_of
 from agentdb.console.figures import distinct_values
 from agentdb.console.groups import moment
 from agentdb.console.questions import ask
-from agentdb.expressions import CodePointOrder
 from agentdb.interface import SandboxState, SessionStatus
 from agentdb.models import Agent
 
@@ -78,23 +77,15 @@ class ColumnFilter(ListFilter):
         return ""
 
     @property
-    def equal(self) -> dict[str, str]:
-        """The columns that must have a value."""
-        return {}
-
-    @property
-    def rest(self) -> Q:
-        """A condition that no index answers."""
-        return Q()
+    def condition(self) -> Q:
+        """What the rows must meet, if the value means something."""
+        return Q(**{self.column: self.value}) if self.value else Q()
 
     def has_output(self) -> bool:
         return True
 
-    def queryset(
-        self, request: HttpRequest, queryset: QuerySet[Any]
-    ) -> QuerySet[Any] | None:
-        """The rows that an index leaves, besides those that ``equal`` finds; none if the value means nothing."""
-        return queryset.none() if self.problem else None
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        return queryset.none() if self.problem else queryset.filter(self.condition)
 
     def expected_parameters(self) -> list[str | None]:
         return [self.parameter]
@@ -118,10 +109,6 @@ class TextFilter(ColumnFilter):
 
     is_typed = True
 
-    @property
-    def equal(self) -> dict[str, str]:
-        return {self.column: self.value} if self.value else {}
-
     def known_values(self) -> Sequence[str]:
         """Some values that the column has, in order; none by default."""
         return ()
@@ -136,9 +123,8 @@ class IndexedTextFilter(TextFilter):
     """A text filter of a column whose index gives its values without reading the table."""
 
     def known_values(self) -> Sequence[str]:
-        return distinct_values(
-            self.connection, self.model_admin.model, self.column, limit=SUGGESTIONS
-        )
+        model = self.model_admin.model
+        return distinct_values(self.connection, model, self.column, limit=SUGGESTIONS)
 
 
 class AgentNameFilter(TextFilter):
@@ -147,22 +133,10 @@ class AgentNameFilter(TextFilter):
     def known_values(self) -> Sequence[str]:
         if Agent not in viewable(self.model_admin.admin_site, self.request):
             return ()
-        names = Agent.objects.using(self.connection.alias).values_list(
-            "name", flat=True
-        )
-        if tenant_id := self.request.GET.get(TenantFilter.parameter, "").replace(
-            "\x00", ""
-        ):
-            return list(
-                names.filter(tenant_id=tenant_id).order_by("name")[:SUGGESTIONS]
-            )
-        return sorted(
-            set(
-                names.order_by("-created_at", CodePointOrder("id").desc())[
-                    :NEWEST_AGENTS
-                ]
-            )
-        )
+        agents = Agent.objects.using(self.connection.alias).newest_first()
+        if tenant_id := self.request.GET.get("tenant_id", "").replace("\x00", ""):
+            agents = agents.of_tenant(tenant_id).order_by("name")
+        return sorted(set(agents.values_list("name", flat=True)[:NEWEST_AGENTS]))
 
 
 class ChoiceFilter(ColumnFilter):
@@ -170,17 +144,13 @@ class ChoiceFilter(ColumnFilter):
 
     values: ClassVar[Sequence[str]]
 
-    @property
-    def equal(self) -> dict[str, str]:
-        return {self.column: self.value} if self.value else {}
-
     def offered(self) -> Sequence[tuple[str, Any]]:
         unknown = [self.value] if self.value and self.value not in self.values else []
         return [(value, badge(value)) for value in (*self.values, *unknown)]
 
 
 class AgeFilter(ColumnFilter):
-    """Ranges of the timestamp that orders the list, so that its index answers them."""
+    """Ranges of a timestamp."""
 
     parameter = "age"
     buckets: ClassVar[dict[str, tuple[Any, timedelta, str]]] = {
@@ -218,36 +188,14 @@ class AgeFilter(ColumnFilter):
         }
 
     @property
-    def range(self) -> Q:
-        if self.value not in self.buckets:
+    def condition(self) -> Q:
+        if not self.value:
             return Q()
         _, age, lookup = self.buckets[self.value]
         return Q(**{f"{self.column}__{lookup}": timezone.now() - age})
 
-    def queryset(
-        self, request: HttpRequest, queryset: QuerySet[Any]
-    ) -> QuerySet[Any] | None:
-        return (
-            super().queryset(request, queryset)
-            if self.problem
-            else queryset.filter(self.range)
-        )
-
     def offered(self) -> Sequence[tuple[str, Any]]:
         return [(value, title) for value, (title, _, _) in self.buckets.items()]
-
-
-class UnindexedAgeFilter(AgeFilter):
-    """The same for a timestamp without an index."""
-
-    @property
-    def rest(self) -> Q:
-        return self.range
-
-    def queryset(
-        self, request: HttpRequest, queryset: QuerySet[Any]
-    ) -> QuerySet[Any] | None:
-        return ColumnFilter.queryset(self, request, queryset)
 
 
 class PeriodFilter(ColumnFilter):
@@ -264,15 +212,12 @@ class PeriodFilter(ColumnFilter):
             return str(error)
         return ""
 
-    def queryset(
-        self, request: HttpRequest, queryset: QuerySet[Any]
-    ) -> QuerySet[Any] | None:
-        if self.problem or not self.value:
-            return super().queryset(request, queryset)
-        at = next(iter(self.model_admin.orders))  # the one that an index orders
-        return queryset.filter(
-            **{f"{at}__{self.lookup}": moment(self.value, timezone.now())}
-        )
+    @property
+    def condition(self) -> Q:
+        if not self.value:
+            return Q()
+        at = next(iter(self.model_admin.orders))  # whose index has all rows in order
+        return Q(**{f"{at}__{self.lookup}": moment(self.value, timezone.now())})
 
 
 class FromFilter(PeriodFilter):
@@ -309,18 +254,15 @@ class CheckFilter(ColumnFilter):
             return ""
         return gettext("%s is not a check of this table.") % self.value[:60]
 
-    def queryset(
-        self, request: HttpRequest, queryset: QuerySet[Any]
-    ) -> QuerySet[Any] | None:
+    @property
+    def condition(self) -> Q:
         if self.check is None:
-            return super().queryset(request, queryset)
-        found = (
-            self.check.counted(Fleet(self.connection.alias))
-            .order_by()
-            .values_list("pk", flat=True)
-        )
+            return Q()
+        rows = self.check.counted(Fleet(self.connection.alias)).order_by()
+        found = rows.values_list("pk", flat=True)
+        # A check's own conditions may be slow; its rows, if they are few, are looked for once and then named.
         ids = list(found[: CAP + 1])
-        return queryset.filter(pk__in=ids if len(ids) <= CAP else found)
+        return Q(pk__in=ids if len(ids) <= CAP else found)
 
 
 class TenantFilter(IndexedTextFilter):
@@ -377,7 +319,7 @@ class LastUsedFilter(AgeFilter):
     column = "last_used_at"
 
 
-class LastActiveFilter(UnindexedAgeFilter):
+class LastActiveFilter(AgeFilter):
     title = gettext_lazy("last active")
     parameter = "active"
     column = "last_active_at"

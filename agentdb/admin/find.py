@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from typing import Any
 from urllib.parse import urlencode
 
 from django.core.exceptions import PermissionDenied
 from django.db import connections
-from django.db.models import Model, QuerySet
+from django.db.models import Model
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
-from django.template.response import TemplateResponse
-from django.utils.http import url_has_allowed_host_and_scheme
 from django.utils.text import capfirst
 from django.utils.translation import gettext
 from django.views.decorators.debug import sensitive_variables
@@ -22,9 +22,10 @@ from agentdb.admin.display import (
     heading_of,
     list_url,
     name_of,
+    own_url,
+    page,
+    page_url,
     row_url,
-    runner_url,
-    tenant_url,
     viewable,
 )
 from agentdb.console.figures import distinct_values
@@ -42,6 +43,16 @@ _AROUND = " \t\r\n\"'`“”„‘’«»‹›,;()[]<>"
 _SHORTENED = re.compile(r"(.+?)(?:…|\.\.\.)(.*)")
 # What may be a key must not get into an address: those of old servers have any form.
 _MAY_BE_KEY = re.compile(r"[A-Za-z0-9_\-]{40,}")
+
+
+# Columns whose index gives their values, and the page that each value has.
+_VALUES = (
+    (Session, "tenant_id", "tenant"),
+    (Agent, "tenant_id", "tenant"),
+    (ApiKey, "tenant_id", "tenant"),
+    (Sandbox, "tenant_id", "tenant"),
+    (Session, "runner_id", "runner"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,124 +81,74 @@ class Search:
 
     def hits(self) -> list[Hit]:
         """Each once, the exact ones first. What cannot be answered in time is left out."""
-        found = self._answer(self._keys)
+        found = self._answer(ApiKey, self._key)
         # A server may log what it is asked: a key is asked for by its hash alone.
         if found or self.text.startswith(PREFIX):
             return found
-        for question in (
-            self._ids,
-            self._tenants,
-            self._runners,
-            self._agents,
-            self._labels,
-        ):
-            found += self._answer(question)
+        for model in (Session, Sandbox, Agent, ApiKey):
+            found += self._answer(model, partial(self._ids, model))
+        for model, column, kind in _VALUES:
+            found += self._answer(model, partial(self._values, model, column, kind))
+        found += self._answer(Agent, self._agents)
+        found += self._answer(ApiKey, self._labels)
         return sorted(dict.fromkeys(found), key=lambda hit: not hit.is_exact)
 
-    def _answer(self, question: Callable[[], Iterator[Hit]]) -> list[Hit]:
-        return self.budget.ask(lambda: list(question()), SECONDS).value or []
+    def _answer(
+        self, model: type[Model], asked: Callable[[], Iterable[Hit]]
+    ) -> list[Hit]:
+        if model not in self.allowed:
+            return []
+        return self.budget.ask(lambda: list(asked()), SECONDS).value or []
 
-    def _rows(self, model: type[Model]) -> QuerySet[Any]:
-        return model._default_manager.using(self.alias)
+    def _hit(self, row: Model, text: str, name: str) -> Hit:
+        """The row, which is meant exactly if its name is the text."""
+        kind, url = name_of(type(row)), row_url(self.site, row)
+        return Hit(kind, text, url, name == self.text)
 
-    def _keys(self) -> Iterator[Hit]:
-        record = (
-            DjangoDb(self.alias).authenticate(self.text)
-            if ApiKey in self.allowed
-            else None
-        )
+    def _is_meant(self, value: str) -> bool:
+        return value.startswith(self.beginning) and value.endswith(self.end)
+
+    def _key(self) -> Iterator[Hit]:
+        record = DjangoDb(self.alias).authenticate(self.text)
         if record is not None:
-            yield Hit(
-                name_of(ApiKey),
-                record.label or record.id,
-                row_url(self.site, ApiKey(pk=record.id)),
-                True,
-            )
+            name = record.label or record.id
+            yield self._hit(ApiKey(pk=record.id), name, self.text)
 
-    def _ids(self) -> Iterator[Hit]:
-        for model in (Session, Sandbox, Agent, ApiKey):
-            if model in self.allowed:
-                for id in self._ids_of(model):
-                    yield Hit(
-                        name_of(model),
-                        id,
-                        row_url(self.site, model(pk=id)),
-                        id == self.text,
-                    )
-
-    def _ids_of(self, model: type[Model]) -> list[str]:
-        ids = self._rows(model).values_list("pk", flat=True)
+    def _ids(self, model: type[Model]) -> Iterator[Hit]:
+        ids = model._default_manager.using(self.alias).values_list("pk", flat=True)
         exact = list(ids.filter(pk=self.text))
-        if exact:
-            return exact
         # In most collations the ids that begin with a text are the first ones at or after it.
-        following = ids.filter(pk__gte=self.beginning).order_by("pk")[
-            : LOOKED_THROUGH if self.end else SHOWN
-        ]
-        return [
-            id
-            for id in following
-            if id.startswith(self.beginning) and id.endswith(self.end)
-        ][:SHOWN]
+        most = LOOKED_THROUGH if self.end else SHOWN
+        following = ids.filter(pk__gte=self.beginning).order_by("pk")[:most]
+        for id in exact or islice(filter(self._is_meant, following), SHOWN):
+            yield self._hit(model(pk=id), id, id)
 
-    def _tenants(self) -> Iterator[Hit]:
-        for model in (Session, Agent, ApiKey, Sandbox):
-            if model in self.allowed:
-                yield from self._values(
-                    model, "tenant_id", gettext("tenant"), tenant_url
-                )
-
-    def _runners(self) -> Iterator[Hit]:
-        if Session in self.allowed:
-            yield from self._values(Session, "runner_id", gettext("runner"), runner_url)
-
-    def _values(
-        self, model: type[Model], column: str, kind: str, url: Callable[..., str]
-    ) -> Iterator[Hit]:
-        connection = connections[self.alias]
-        for value in distinct_values(
-            connection, model, column, at_least=self.beginning, limit=SHOWN
-        ):
-            if value.startswith(self.beginning) and value.endswith(self.end):
-                yield Hit(kind, value, url(self.site, value), value == self.text)
+    def _values(self, model: type[Model], column: str, kind: str) -> Iterator[Hit]:
+        values = distinct_values(
+            connections[self.alias], model, column, at_least=self.beginning, limit=SHOWN
+        )
+        for value in filter(self._is_meant, values):
+            url = page_url(self.site, kind, id=value)
+            yield Hit(gettext(kind), value, url, value == self.text)
 
     def _agents(self) -> Iterator[Hit]:
-        if Agent in self.allowed:
-            for agent in (
-                self._rows(Agent)
-                .filter(name__startswith=self.beginning)
-                .order_by("name")[:SHOWN]
-            ):
-                whose = gettext("%(name)s of %(tenant)s") % {
-                    "name": agent.name,
-                    "tenant": agent.tenant_id,
-                }
-                yield Hit(
-                    name_of(Agent),
-                    whose,
-                    row_url(self.site, agent),
-                    agent.name == self.text,
-                )
+        agents = Agent.objects.using(self.alias).filter(name__startswith=self.beginning)
+        for agent in agents.order_by("name")[:SHOWN]:
+            text = gettext("%(name)s of %(tenant)s")
+            named = text % {"name": agent.name, "tenant": agent.tenant_id}
+            yield self._hit(agent, named, agent.name)
 
     def _labels(self) -> Iterator[Hit]:
-        if ApiKey in self.allowed:
-            for key in (
-                self._rows(ApiKey)
-                .filter(label__icontains=self.text)
-                .order_by("label")[:SHOWN]
-            ):
-                yield Hit(
-                    name_of(ApiKey),
-                    str(key),
-                    row_url(self.site, key),
-                    key.label == self.text,
-                )
+        keys = ApiKey.objects.using(self.alias).filter(label__icontains=self.text)
+        for key in keys.order_by("label")[:SHOWN]:
+            yield self._hit(key, str(key), key.label)
 
 
 @sensitive_variables()  # in the reports of errors that Django mails: the text may be a key
 def find(model_admin: Any, request: HttpRequest) -> HttpResponse:
     """The one thing that is meant, or what may be meant. The text is in no address, for it may be a key."""
-    site, allowed = model_admin.admin_site, viewable(model_admin.admin_site, request)
+    site = model_admin.admin_site
+    allowed = viewable(site, request)
     if not allowed:
         raise PermissionDenied
     text = request.POST.get("q", "").replace("\x00", "").strip(_AROUND)[:LONGEST]
@@ -195,38 +156,37 @@ def find(model_admin: Any, request: HttpRequest) -> HttpResponse:
     if text:
         with Budget(connections[model_admin.alias]) as budget:
             hits = Search(site, model_admin.alias, allowed, text, budget).hits()
-    exact = [hit for hit in hits if hit.is_exact]
-    only = exact if exact else hits
-    if len(only) == 1 and only[0].url:
-        return HttpResponseRedirect(only[0].url)
-    may_be_key = text.startswith(PREFIX) or _MAY_BE_KEY.fullmatch(text) is not None
-    context = {
-        **site.each_context(request),
-        "title": gettext("Search"),
-        "opts": model_admin.opts,
-        "media": model_admin.media,
-        "text": "" if may_be_key else text,
-        "may_be_key": may_be_key,
-        "hits": [(capfirst(hit.kind), hit.text, hit.url) for hit in hits],
-        "containing": []
-        if may_be_key or not text
-        else list(_containing(site, request, allowed, text)),
-    }
-    return TemplateResponse(request, "admin/agentdb/find.html", context)
+    meant = [hit for hit in hits if hit.is_exact] or hits
+    if len(meant) == 1 and meant[0].url:
+        return HttpResponseRedirect(meant[0].url)
+    if is_secret := _may_be_key(text):
+        text = ""
+    return page(
+        model_admin,
+        request,
+        "find",
+        title=gettext("Search"),
+        text=text,
+        may_be_key=is_secret,
+        hits=[(capfirst(hit.kind), hit.text, hit.url) for hit in hits],
+        containing=_containing(site, request, allowed, text) if text else [],
+    )
+
+
+def _may_be_key(text: str) -> bool:
+    return text.startswith(PREFIX) or _MAY_BE_KEY.fullmatch(text) is not None
 
 
 def _containing(
     site: Any, request: HttpRequest, allowed: set[type[Model]], text: str
-) -> Iterator[tuple[str, str]]:
+) -> list[tuple[str, str]]:
     """Lists of the rows with the text in any column: first the one that the box was on, with its filters."""
-    origin = request.POST.get("from", "")
-    if origin and url_has_allowed_host_and_scheme(
-        origin, {request.get_host()}, require_https=request.is_secure()
-    ):
-        yield (
-            gettext("The list you came from"),
-            f"{origin}{'&' if '?' in origin else '?'}{urlencode({'q': text})}",
-        )
-    for model in (Session, Sandbox, Agent, ApiKey):
-        if model in allowed:
-            yield heading_of(model), list_url(site, model, q=text)
+    lists = [
+        (heading_of(model), list_url(site, model, q=text))
+        for model in (Session, Sandbox, Agent, ApiKey)
+        if model in allowed
+    ]
+    if origin := own_url(request, "from"):
+        url = f"{origin}{'&' if '?' in origin else '?'}{urlencode({'q': text})}"
+        return [(gettext("The list you came from"), url), *lists]
+    return lists

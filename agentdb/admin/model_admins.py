@@ -11,10 +11,9 @@ from django.contrib import admin
 from django.contrib.admin import helpers
 from django.core.exceptions import PermissionDenied
 from django.db import connections, router
-from django.db.models import Model, Q, QuerySet
+from django.db.models import Model
 from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
-from django.template.response import TemplateResponse
 from django.urls import URLPattern, path
 from django.utils import timezone
 from django.utils.decorators import method_decorator
@@ -39,6 +38,7 @@ from agentdb.admin.display import (
     missing,
     name_of,
     none,
+    page,
     row_url,
     runner_link,
     runner_url,
@@ -81,14 +81,12 @@ LONGEST_JSON = 20_000  # of a row, which its page has for copying
 class ReadFirstAdmin(ModelAdmin):
     """Looking needs the view permission. Actions need the change permission; no form edits a row, whoever looks."""
 
-    # The timestamps that rows can be ordered by, and what each order is called from either end. By the first an index
-    # orders all rows; by the others those are ordered that the filters leave, if they are few.
+    # The timestamps that rows can be sorted by, and what each order is called from either end. The first has an index;
+    # by the others, rows are sorted if the filters leave few.
     orders: ClassVar[Mapping[str, tuple[Any, Any]]] = {
         "created_at": (gettext_lazy("newest first"), gettext_lazy("oldest first"))
     }
-    # The columns that an index finds: alone, and in the order of the first timestamp.
-    found_by: ClassVar[Sequence[tuple[str, ...]]]
-    ordered_by: ClassVar[Sequence[tuple[str, ...]]] = ()
+    doable: ClassVar[Sequence[actions.Action]] = ()
 
     list_per_page = 50
     paginator = Uncounted
@@ -186,14 +184,20 @@ class ReadFirstAdmin(ModelAdmin):
 
     def row_actions(self, request: HttpRequest, row: Any) -> list[actions.Action]:
         """What this user can do to the row, as it is."""
-        if not self.has_act_permission(request):
-            return []
-        mine = [actions.ACTIONS[str(name)] for name in self.actions or ()]
         return [
             action
-            for action in mine
-            if not action.only or getattr(row, action.columns[0]) in action.only
+            for action in self.doable
+            if self.has_act_permission(request) and action.changes(row)
         ]
+
+    def get_actions(self, request: HttpRequest) -> dict[str, Any]:
+        """Those of ``doable``, and none that Django or a project has for all models."""
+        if not self.has_act_permission(request):
+            return {}
+        return {
+            action.name: (partial(actions.run, action), action.name, action.label)
+            for action in self.doable
+        }
 
     def render_change_form(
         self,
@@ -221,18 +225,6 @@ class ReadFirstAdmin(ModelAdmin):
                 else "",
             }
         return super().render_change_form(request, context, add, change, form_url, obj)
-
-    def get_search_results(
-        self, request: HttpRequest, queryset: Any, search_term: str
-    ) -> tuple[Any, bool]:
-        return queryset, False  # the list searches, by ``containing``
-
-    def containing(self, text: str) -> Q:
-        """The rows with the text in one of the columns that are searched."""
-        found = Q()
-        for column in self.search_fields:
-            found |= Q(**{f"{column}__icontains": text})
-        return found
 
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[RowList]:
         return RowList
@@ -297,7 +289,9 @@ class ReadFirstAdmin(ModelAdmin):
 
 
 class LinkedAdmin(ReadFirstAdmin):
-    """Rows that name an agent of their tenant."""
+    """Rows that name an agent of their tenant, and a row of another table."""
+
+    other: ClassVar[tuple[type[Model], str]]  # the other table, and who names its rows
 
     def find_linked(
         self,
@@ -305,26 +299,26 @@ class LinkedAdmin(ReadFirstAdmin):
         allowed: Collection[type[Model]],
         problems: list[Problem],
     ) -> None:
-        names = {(row.tenant_id, row.agent_name) for row in rows}
-        tenants, agents = (
-            {tenant_id for tenant_id, _ in names},
-            {name for _, name in names},
+        other, column = self.other
+        ids = {getattr(row, column) for row in rows}
+        others = self._found(other, allowed, problems, pk__in=ids - {None, ""})
+        agents = self._found(
+            Agent,
+            allowed,
+            problems,
+            tenant_id__in={row.tenant_id for row in rows},
+            name__in={row.agent_name for row in rows},
         )
-        found = (
-            self.linked(
-                Agent, allowed, problems, tenant_id__in=tenants, name__in=agents
-            )
-            if rows
-            else []
-        )
-        by_name = {(agent.tenant_id, agent.name): agent for agent in found or ()}
+        by_id = {each.pk: each for each in others or ()}
+        by_name = {(each.tenant_id, each.name): each for each in agents or ()}
         for row in rows:
+            row.linked = by_id.get(getattr(row, column))
             row.linked_agent = by_name.get((row.tenant_id, row.agent_name))
-        super().find_linked(
-            rows, allowed if found is not None else {*allowed} - {Agent}, problems
-        )
+        unknown = {Agent: agents, other: others}
+        readable = [model for model in allowed if unknown.get(model, ()) is not None]
+        super().find_linked(rows, readable, problems)
 
-    def linked(
+    def _found(
         self,
         model: type[Model],
         allowed: Collection[type[Model]],
@@ -338,6 +332,15 @@ class LinkedAdmin(ReadFirstAdmin):
         return ask(
             connections[self.alias], lambda: read(rows, problems), problems
         ).value
+
+    def _linked(self, row: Any, *, matters: bool) -> SafeString:
+        model, column = self.other
+        id = getattr(row, column)
+        if not id:
+            return none()
+        if model in row.allowed and row.linked is None:
+            return missing(id, is_id=True, matters=matters)
+        return id_link(row_url(self.admin_site, row.linked) if row.linked else "", id)
 
     @admin.display(description=gettext_lazy("agent"))
     def agent(self, row: Any) -> SafeString:
@@ -371,7 +374,6 @@ class AgentAdmin(ReadFirstAdmin):
     )
     list_filter = (TenantFilter, NameFilter, CreatedFilter)
     search_fields = ("id", "name", "path", "tenant_id")
-    found_by = (("tenant_id", "name"), ("tenant_id",))
 
     def row_page(self, row: Agent, allowed: rows.Allowed) -> rows.RowPage:
         return rows.agent_page(self.admin_site, row, self.alias, allowed)
@@ -428,19 +430,8 @@ class SessionAdmin(LinkedAdmin):
         FromFilter, ToFilter, CheckFilter,
     )  # fmt: skip
     search_fields = ("id", "agent_name", "sandbox_id", "runner_id", "tenant_id")
-    found_by = (
-        ("runner_id",),
-        ("tenant_id", "agent_name"),
-        ("tenant_id",),
-        ("status",),
-    )
-    ordered_by = (
-        ("runner_id",),
-        ("tenant_id", "agent_name"),
-        ("tenant_id",),
-        ("status",),
-    )
-    actions = ("pause_sessions",)
+    doable = (actions.PAUSE,)
+    other = (Sandbox, "sandbox_id")
 
     def get_urls(self) -> list[URLPattern]:
         def undo(request: HttpRequest) -> Any:
@@ -471,31 +462,8 @@ class SessionAdmin(LinkedAdmin):
                 return actions.resume(self, request, actions.paused_by(lines))
             except ValueError as error:
                 problem = str(error)
-        context = {
-            **self.admin_site.each_context(request),
-            "title": gettext("Resume what was paused"),
-            "lines": lines,
-            "problem": problem,
-            "opts": self.opts,
-            "media": self.media,
-        }
-        return TemplateResponse(request, "admin/agentdb/undo.html", context)
-
-    def find_linked(
-        self,
-        rows: Sequence[Any],
-        allowed: Collection[type[Model]],
-        problems: list[Problem],
-    ) -> None:
-        found = self.linked(
-            Sandbox, allowed, problems, pk__in={row.sandbox_id for row in rows}
-        )
-        sandboxes = {sandbox.pk: sandbox for sandbox in found or ()}
-        for row in rows:
-            row.linked_sandbox = sandboxes.get(row.sandbox_id)
-        super().find_linked(
-            rows, allowed if found is not None else {*allowed} - {Sandbox}, problems
-        )
+        title = gettext("Resume what was paused")
+        return page(self, request, "undo", title=title, lines=lines, problem=problem)
 
     def row_page(self, row: Any, allowed: rows.Allowed) -> rows.RowPage:
         return rows.session_page(self.admin_site, row, self.alias, allowed)
@@ -506,13 +474,7 @@ class SessionAdmin(LinkedAdmin):
 
     @admin.display(description=gettext_lazy("sandbox"))
     def sandbox(self, row: Any) -> SafeString:
-        if not row.sandbox_id:
-            return none()
-        if Sandbox not in row.allowed:
-            return id_link("", row.sandbox_id)
-        if row.linked_sandbox is None:
-            return missing(row.sandbox_id, is_id=True, matters=row.status in LIVE)
-        return id_link(row_url(self.admin_site, row.linked_sandbox), row.sandbox_id)
+        return self._linked(row, matters=row.status in LIVE)
 
     @admin.display(description=gettext_lazy("runner"))
     def runner(self, row: Session) -> SafeString:
@@ -523,14 +485,6 @@ class SessionAdmin(LinkedAdmin):
     @admin.display(description=gettext_lazy("last active"), ordering="last_active_at")
     def last_active(self, row: Session) -> SafeString:
         return when(row.last_active_at)
-
-    @admin.action(
-        description=gettext_lazy("Pause selected sessions"), permissions=["act"]
-    )
-    def pause_sessions(
-        self, request: HttpRequest, queryset: QuerySet[Session]
-    ) -> HttpResponse | None:
-        return actions.run(self, request, actions.PAUSE)
 
 
 @admin.register(Sandbox)
@@ -563,28 +517,8 @@ class SandboxAdmin(LinkedAdmin):
         CheckFilter,
     )
     search_fields = ("id", "agent_name", "session_id", "workspace_dir", "tenant_id")
-    found_by = (("session_id",), ("tenant_id",), ("state",))
-    ordered_by = (("state",),)
-    actions = ("mark_cold", "delete_sandboxes")
-
-    def find_linked(
-        self,
-        rows: Sequence[Any],
-        allowed: Collection[type[Model]],
-        problems: list[Problem],
-    ) -> None:
-        found = self.linked(
-            Session,
-            allowed,
-            problems,
-            pk__in={row.session_id for row in rows if row.session_id},
-        )
-        sessions = {session.pk: session for session in found or ()}
-        for row in rows:
-            row.linked_session = sessions.get(row.session_id)
-        super().find_linked(
-            rows, allowed if found is not None else {*allowed} - {Session}, problems
-        )
+    doable = (actions.COOL, actions.DELETE_SANDBOX)
+    other = (Session, "session_id")
 
     def row_page(self, row: Any, allowed: rows.Allowed) -> rows.RowPage:
         return rows.sandbox_page(self.admin_site, row, self.alias, allowed)
@@ -595,13 +529,7 @@ class SandboxAdmin(LinkedAdmin):
 
     @admin.display(description=gettext_lazy("session"))
     def session(self, row: Any) -> SafeString:
-        if not row.session_id:
-            return none()
-        if Session not in row.allowed:
-            return id_link("", row.session_id)
-        if row.linked_session is None:
-            return missing(row.session_id, is_id=True, matters=row.state in ALIVE)
-        return id_link(row_url(self.admin_site, row.linked_session), row.session_id)
+        return self._linked(row, matters=row.state in ALIVE)
 
     @admin.display(description=gettext_lazy("workspace dir"))
     def workspace(self, row: Sandbox) -> SafeString:
@@ -611,31 +539,13 @@ class SandboxAdmin(LinkedAdmin):
     def last_used(self, row: Sandbox) -> SafeString:
         return when(row.last_used_at)
 
-    @admin.action(
-        description=gettext_lazy("Mark selected sandboxes cold"), permissions=["act"]
-    )
-    def mark_cold(
-        self, request: HttpRequest, queryset: QuerySet[Sandbox]
-    ) -> HttpResponse | None:
-        return actions.run(self, request, actions.COOL)
-
-    @admin.action(
-        description=gettext_lazy("Delete selected sandboxes"), permissions=["act"]
-    )
-    def delete_sandboxes(
-        self, request: HttpRequest, queryset: QuerySet[Sandbox]
-    ) -> HttpResponse | None:
-        return actions.run(self, request, actions.DELETE_SANDBOX)
-
 
 @admin.register(ApiKey)
 class ApiKeyAdmin(ReadFirstAdmin):
     list_display = ("label_link", "tenant", "id_link", "masked_hash", "created")
     list_filter = (TenantFilter, CreatedFilter)
     search_fields = ("id", "label", "tenant_id")
-    found_by = (("tenant_id",),)
-    ordered_by = (("tenant_id",),)
-    actions = ("revoke_keys",)
+    doable = (actions.REVOKE,)
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         return admin.ModelAdmin.has_add_permission(self, request)
@@ -650,14 +560,6 @@ class ApiKeyAdmin(ReadFirstAdmin):
     @admin.display(description=gettext_lazy("hash"))
     def masked_hash(self, row: ApiKey) -> str:
         return str(column_value(row, "key_hash"))
-
-    @admin.action(
-        description=gettext_lazy("Revoke selected API keys"), permissions=["act"]
-    )
-    def revoke_keys(
-        self, request: HttpRequest, queryset: QuerySet[ApiKey]
-    ) -> HttpResponse | None:
-        return actions.run(self, request, actions.REVOKE)
 
     @method_decorator(csrf_protect)
     @method_decorator(never_cache)

@@ -71,7 +71,7 @@ class RowPage:
 def session_page(site: AdminSite, row: Any, alias: str, allowed: Allowed) -> RowPage:
     cards = _agent_cards(site, row, allowed)
     if Sandbox in allowed:
-        cards.append(_sandbox_card(site, row.sandbox_id, row.linked_sandbox))
+        cards.append(_sandbox_card(site, row.sandbox_id, row.linked))
     if row.runner_id is not None:
         cards.append(_runner_card(site, row.runner_id, alias))
     if Sandbox in allowed:
@@ -288,7 +288,7 @@ def _runner_card(site: AdminSite, runner_id: str, alias: str) -> Card:
 
 
 def _session_card(site: AdminSite, row: Any) -> Card:
-    heading, session = gettext("Session it is reserved for"), row.linked_session
+    heading, session = gettext("Session it is reserved for"), row.linked
     if not row.session_id:
         return Card(heading, "", none())
     if session is None:

@@ -17,13 +17,13 @@ from django.utils.translation import gettext
 
 from agentdb.admin import overview
 from agentdb.admin.audit import keeps_history
-from agentdb.admin.changelist import Order
+from agentdb.admin.changelist import Order, RowList
 from agentdb.admin.display import (
-    find_url,
     heading_of,
     link,
     list_url,
     overview_url,
+    page_url,
     site_of,
     slug,
     viewable,
@@ -52,7 +52,7 @@ def agentdb_nav(context: Context) -> dict[str, Any]:
     may_act = any(site._registry[model].may_change(request) for model in allowed)  # type: ignore[attr-defined]
     return {
         "pages": [(url, name, url == request.path) for url, name in pages if url],
-        "find_url": find_url(site),
+        "find_url": page_url(site, "find"),
         "origin": request.get_full_path() if "cl" in context else "",
         "is_read_only": not may_act,
         "csrf_token": context.get("csrf_token"),
@@ -123,41 +123,38 @@ def icon(name: str) -> SafeString:
     )
 
 
-def _ordering(cl: Any, number: int) -> str:
-    """The timestamp that a column of the list shows, if the list can be ordered by it."""
-    column = getattr(cl.model_admin, cl.list_display[number], None)
+@register.simple_tag
+def agentdb_order(cl: RowList) -> SafeString:
+    """The order of a list, as a link to the other one."""
+    order = cl.order
+    url, other = cl.order_url(order.reversed), cl.order_name(order.reversed)
+    shown = cl.order_name(order)
+    return format_html(
+        '<a href="{}" title="{}">{} {}</a>', url, other, shown, icon("sort")
+    )
+
+
+@register.simple_tag
+def agentdb_head(cl: RowList, number: int, header: Any) -> dict[str, Any]:
+    """The head of a column: a link to an order by it, if an index or the filters make one possible."""
+    column = getattr(cl.model_admin, str(cl.list_display[number]), None)
     at = getattr(column, "admin_order_field", "")
-    return at if cl.can_order_by(at) else ""
-
-
-@register.simple_tag
-def agentdb_head(cl: Any, number: int, text: str) -> SafeString:
-    """The head of a column: a link to the other order, if an index or the filters make one possible."""
-    if not (at := _ordering(cl, number)):
-        return format_html(
-            "{}", text if isinstance(text, SafeString) else capfirst(text)
-        )  # or the box for all rows
-    order = cl.page.order
-    other = cl.other_order if order.at == at else Order(at)
-    name = cl.model_admin.orders[at][other.oldest_first]
-    sign = icon(("asc" if order.oldest_first else "desc") if order.at == at else "sort")
-    return format_html(
+    text = header["text"]
+    if not cl.can_order_by(at):
+        # The box that ticks all rows is markup, which is to stay as it is.
+        return {"shown": text if isinstance(text, SafeString) else capfirst(text)}
+    order, sign, is_sorted = Order(at), "sort", cl.order.at == at
+    direction = "ascending" if cl.order.oldest_first else "descending"
+    if is_sorted:
+        order, sign = cl.order.reversed, direction.removesuffix("ending")
+    shown = format_html(
         '<a href="{}" title="{}">{} {}</a>',
-        cl.order_url(other),
-        name,
+        cl.order_url(order),
+        cl.order_name(order),
         capfirst(text),
-        sign,
+        icon(sign),
     )
-
-
-@register.simple_tag
-def agentdb_sorted(cl: Any, number: int) -> SafeString:
-    order = cl.page.order
-    if _ordering(cl, number) != order.at:
-        return SafeString("")
-    return format_html(
-        ' aria-sort="{}"', "ascending" if order.oldest_first else "descending"
-    )
+    return {"shown": shown, "sorted": direction if is_sorted else ""}
 
 
 @register.inclusion_tag("admin/agentdb/overview.html", takes_context=True)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import base64
 import csv
 import io
 import itertools
 import json
 import re
 from datetime import UTC, datetime, timedelta
-from html import escape, unescape
+from html import unescape
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
@@ -25,7 +24,7 @@ from django.utils import timezone
 
 from agentdb import AgentDbError
 from agentdb.admin import changelist
-from agentdb.admin.changelist import Cursor
+from agentdb.admin.changelist import Order
 from agentdb.console import display
 from agentdb.console.questions import Answer
 from agentdb.models import Agent, ApiKey, Sandbox, Session
@@ -267,11 +266,7 @@ FILTERS: list[tuple[str, dict[str, str], list[str]]] = [
 ]
 
 
-@pytest.mark.parametrize("window", [10_000, 2])
-def test_filters_narrow_a_list(
-    site: Site, superuser: User, monkeypatch: pytest.MonkeyPatch, window: int
-):
-    monkeypatch.setattr(changelist, "WINDOW", window)
+def test_filters_narrow_a_list(site: Site, superuser: User):
     fill(site.alias, 20)
 
     for path, query, expected in FILTERS:
@@ -301,16 +296,15 @@ SEARCHES: list[tuple[str, str, list[str]]] = [
     ("session", "100%", []),
     ("session", "_", []),
     ("sandbox", "work/7", ["b0007"]),
-    ("apikey", "key 3", ["k0003"]),
+    ("apikey", '"key 3"', ["k0003"]),
+    ("apikey", "3 key", ["k0003", "k0013"]),
     ("apikey", "0000", ["k0000"]),
 ]
 
 
-@pytest.mark.parametrize("window", [10_000, 3])
 def test_search_finds_ids_by_their_beginning_and_names_by_a_part(
-    site: Site, superuser: User, monkeypatch: pytest.MonkeyPatch, window: int
+    site: Site, superuser: User
 ):
-    monkeypatch.setattr(changelist, "WINDOW", window)
     fill(site.alias, 20)
 
     for path, text, expected in SEARCHES:
@@ -328,56 +322,48 @@ def test_agents_are_found_by_id_name_path_and_tenant(site: Site, superuser: User
     assert site.get("agentdb/agent/", name="agent-5", tenant_id="t4").rows == []
 
 
-def test_search_that_gave_up_says_how_far_it_looked(
+def test_a_search_that_takes_too_long_is_stopped_and_says_so(
     site: Site, superuser: User, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(changelist, "WINDOW", 3)
-    monkeypatch.setattr(changelist, "SEARCH_SECONDS", -1)
     fill(site.alias, 10)
-    reached = [
-        Session.objects.using(site.alias).get(pk=id).created_at
-        for id in ("s0002", "s0005")
-    ]
+    connection = connections[site.alias]
+    endless = "SELECT pg_sleep(60)"
+    if connection.vendor == "sqlite":
+        numbers = "SELECT 1 UNION ALL SELECT i + 1 FROM n"
+        endless = f"WITH RECURSIVE n(i) AS ({numbers}) SELECT MAX(i) FROM n"
+
+    def read_for_ever(rows: Any, problems: Any) -> list[Any]:
+        with connection.cursor() as cursor:
+            cursor.execute(endless)
+        return []
+
+    monkeypatch.setattr(changelist, "SEARCH_SECONDS", 0.1)
+    monkeypatch.setattr(changelist, "read", read_for_ever)
 
     page = site.get("agentdb/session/", q="agent-8")
 
     assert page.rows == []
-    assert (
-        f"Searched back to {display.exact(reached[0])}. Rows beyond that were not searched yet."
-        in page.text
-    )
-    goes_on = page.link("Older ›")
-    assert f'data-goes-on="{escape(goes_on)}"' in page.html
-    further = site.get("agentdb/session/", **dict(parse_qsl(urlsplit(goes_on).query)))
-    assert f"Searched back to {display.exact(reached[1])}." in further.text
-    assert "No sessions found so far" in page.text
-    assert "No sessions found so far" in further.text
-    found = site.get(
-        "agentdb/session/", **dict(parse_qsl(urlsplit(further.link("Older ›")).query))
-    )
-    assert ids(found) == ["s0008"]
-    assert "data-goes-on" not in found.html
+    assert "The search was stopped after 0.1 seconds." in page.text
+    assert "No sessions found in this time" in page.text
+    # Without a filter an index answers at once, or else the database is in trouble.
+    assert site.get("agentdb/session/").status == 503
 
 
-def test_search_goes_on_by_itself_until_the_page_is_full_or_all_rows_were_seen(
+def test_a_full_page_of_a_search_leads_to_the_next(
     site: Site, superuser: User, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(changelist, "WINDOW", 3)
-    monkeypatch.setattr(changelist, "SEARCH_SECONDS", 3600)
     monkeypatch.setattr("agentdb.admin.model_admins.ReadFirstAdmin.list_per_page", 2)
     fill(site.alias, 20)
 
-    far = site.get("agentdb/session/", q="agent-17")
     many = site.get("agentdb/session/", q="agent-1")
 
-    assert (ids(far), "Searched back" in far.text) == (["s0017"], False)
     assert ids(many) == ["s0001", "s0010"]
+    assert "11 sessions" in many.text
     assert ids(
         Page(site.client.get(f"/admin/agentdb/session/{many.link('Older ›')}"))
     ) == ["s0011", "s0012"]
 
 
-@pytest.mark.parametrize("window", [10_000, 4])
 @pytest.mark.parametrize(
     ("path", "query"),
     [
@@ -391,11 +377,9 @@ def test_pages_go_through_all_rows_once(
     site: Site,
     superuser: User,
     monkeypatch: pytest.MonkeyPatch,
-    window: int,
     path: str,
     query: dict[str, str],
 ):
-    monkeypatch.setattr(changelist, "WINDOW", window)
     monkeypatch.setattr("agentdb.admin.model_admins.ReadFirstAdmin.list_per_page", 3)
     fill(site.alias, 20, tenants=2)
     # Three instants, so that many rows share one and the id decides.
@@ -428,17 +412,18 @@ def test_pages_go_through_all_rows_once(
     assert all(len(page) <= 3 for page in older)
 
 
-def test_short_list_is_counted_and_a_long_one_is_not(
+def test_rows_are_counted_up_to_a_limit(
     site: Site, superuser: User, monkeypatch: pytest.MonkeyPatch
 ):
+    monkeypatch.setattr("agentdb.admin.model_admins.ReadFirstAdmin.list_per_page", 3)
     fill(site.alias, 20)
     assert "20 sessions" in site.get("agentdb/session/").text
     assert re.search(r"\b1 session\b", site.get("agentdb/session/", q="s0007").text)
 
-    monkeypatch.setattr(changelist, "WINDOW", 3)
+    monkeypatch.setattr(changelist, "COUNTED", 3)
 
-    assert "4 sessions" in site.get("agentdb/session/", status="error", q="agent").text
     assert "3+ sessions" in site.get("agentdb/session/", status="error").text
+    assert "3+ sessions" in site.get("agentdb/session/").text
 
 
 @pytest.mark.parametrize(
@@ -554,10 +539,7 @@ def test_filters_offer_no_agents_to_a_user_who_may_not_see_them(site: Site):
     ]
 
 
-def test_last_active_filters_without_an_index(
-    site: Site, superuser: User, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(changelist, "WINDOW", 3)
+def test_last_active_filters_without_an_index(site: Site, superuser: User):
     fill(site.alias, 10)
     Session.objects.using(site.alias).update(
         last_active_at=timezone.now() - timedelta(hours=3)
@@ -592,7 +574,7 @@ def test_page_behind_the_last_row_says_that_there_is_no_further_one(
     site: Site, superuser: User
 ):
     fill(site.alias, 3)
-    end = str(Cursor(datetime(2001, 1, 1, tzinfo=UTC), "x"))
+    end = "2001-01-01T00:00:00+00:00,x"
 
     assert "No further sessions" in site.get("agentdb/session/", after=end).text
 
@@ -1087,7 +1069,6 @@ def test_many_rows_are_acted_on_in_steps_that_say_how_far_they_are(
 ):
     monkeypatch.setattr("agentdb.admin.actions.BATCH", 7)
     monkeypatch.setattr("agentdb.admin.actions.STEP_SECONDS", -1)
-    monkeypatch.setattr(changelist, "WINDOW", 5)
     fill(site.alias, 30)
     operator(site)
     page = site.act(
@@ -1427,18 +1408,20 @@ def test_long_values_are_cut_in_lists_and_said_how_long(site: Site, superuser: U
 @pytest.mark.parametrize(
     "place",
     [
-        '["2020-01-01T00:00:00+00:00", "a\\u0000"]', '["2020-01-01T00:00:00+00:00", "\\ud800"]', "[" * 20_000,
-        '["9999-12-31T23:59:59.999999-12:00", "x"]', '["0001-01-01T00:00:00+12:00", "x"]',
-        '["2020-01-01T00:00:00", "x"]', '["2020-01-01T00:00:00+00:00", 1]', "{}", "null",
+        "2020-01-01T00:00:00+00:00,a\x00",
+        "9999-12-31T23:59:59.999999-12:00,x",
+        "0001-01-01T00:00:00+12:00,x",
+        "2020-01-01T00:00:00,x",
+        "[" * 20_000,
+        ",",
     ],
-)  # fmt: skip
+)
 def test_place_made_by_hand_leads_back_to_the_list(
     site: Site, superuser: User, place: str
 ):
     fill(site.alias, 3)
-    cursor = base64.urlsafe_b64encode(place.encode()).decode().rstrip("=")
 
-    response = site.client.get("/admin/agentdb/session/", {"after": cursor})
+    response = site.client.get("/admin/agentdb/session/", {"after": place})
     assert response.status_code in (200, 302), response.content.decode()
 
 
@@ -1511,7 +1494,7 @@ def test_page_makes_the_same_few_queries_however_many_rows_it_shows(
     site: Site, superuser: User, path: str, query: dict[str, str], most: int
 ):
     counts = []
-    for rows in (10, 60):
+    for rows in (60, 90):
         Agent.objects.using(site.alias).all().delete()
         for model in (Session, Sandbox, ApiKey):
             model.objects.using(site.alias).all().delete()
@@ -1521,9 +1504,9 @@ def test_page_makes_the_same_few_queries_however_many_rows_it_shows(
             assert site.get(path, **query).status == 200
         counts.append(len(queries))
 
-    # On a server two more set the page's time limits, and two more those of a page of questions. The overview asks
-    # once more for each runner that looks silent.
-    limits = 0 if connections[site.alias].vendor == "sqlite" else 4
+    # On a server, setting a time limit and taking it back are a query each: of a page, of a page of questions, and of
+    # the rows of a list and their number. The overview asks once more for each runner that looks silent.
+    limits = 0 if connections[site.alias].vendor == "sqlite" else 8
     assert counts[0] == counts[1] or path == "", counts
     assert max(counts) <= most + limits, [
         query["sql"] for query in queries.captured_queries
@@ -1543,14 +1526,17 @@ def test_no_list_counts_its_table(site: Site, superuser: User):
         if "COUNT(*)" in query["sql"].upper()
     ]
     unbounded = [sql for sql in counts if "LIMIT" not in sql.upper()]
-    # The count of a list that was found to be short is the only one without a limit of its own.
-    assert len(unbounded) == len(LISTS)
+    assert unbounded == []
 
 
-def test_cursor_survives_its_own_text():
-    cursor = Cursor(datetime.fromisoformat("2026-02-19T20:53:16.123456+00:00"), "ü/\"'")
+def test_a_place_survives_its_own_text():
+    at = datetime.fromisoformat("2026-02-19T20:53:16.123456+00:00")
+    order, row = Order("created_at"), Session(pk="ü/\"',x", created_at=at)
 
-    assert Cursor.parse(str(cursor)) == cursor
+    beyond = str(order.beyond(order.place([row])))
+
+    assert repr(at.astimezone(UTC)) in beyond
+    assert "ü/\"',x" in beyond
 
 
 def test_logging_in_needs_the_password(site: Site):
@@ -1599,7 +1585,7 @@ def test_rows_that_the_filters_leave_are_ordered_by_another_timestamp_where_they
     assert 'aria-sort="descending"' in again.html
     assert "last active first" in again.text
     # Where they are many, only the order that an index has is offered, and asked for otherwise it is explained.
-    monkeypatch.setattr(changelist, "WINDOW", 10)
+    monkeypatch.setattr(changelist, "COUNTED", 10)
     many = site.get("agentdb/session/", tenant_id="t1", sort="last_active_at")
     assert (
         "More than 10 rows are left, too many for that order; filter further to have it."
