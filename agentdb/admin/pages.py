@@ -57,7 +57,7 @@ from agentdb.console.groups import (
 from agentdb.console.questions import Answer, Budget, Problem, ask
 from agentdb.console.reading import read
 from agentdb.console.unreadable import unreadable_rows
-from agentdb.interface import SandboxState, SessionStatus
+from agentdb.interface import SandboxState
 from agentdb.models import Agent, ApiKey, Sandbox, Session
 from agentdb.querysets import LIVE
 
@@ -124,11 +124,7 @@ def _runner(request: HttpRequest, model_admin: Any) -> HttpResponseBase:
     )
     connection, fleet = connections[alias], Fleet(alias)
     seen = ask(connection, lambda: fleet.runner(runner_id), problems).value
-    counted = runner_statuses(connection, runner_id)
-    figures = {
-        value: counted.get(value, Figure(0))
-        for value in [*map(str, SessionStatus), *counted]
-    }
+    figures = runner_statuses(alias, runner_id)
     whole = sum(figure.rows for figure in figures.values())
     active, starting = (figures[status].rows for status in LIVE)
 

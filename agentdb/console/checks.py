@@ -6,13 +6,13 @@ or failed session is not one: an operator, or a server that noticed the runner's
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import cached_property
 from typing import Any
 
+from django.db import connections
 from django.db.models import (
     Case,
     Count,
@@ -33,19 +33,21 @@ from django.utils.translation import gettext, ngettext
 
 from agentdb.console.display import lasting, readable, relative
 from agentdb.console.failures import Failures, failures
+from agentdb.console.figures import select_from
 from agentdb.console.questions import Problem
 from agentdb.console.unreadable import is_unreadable
 from agentdb.interface import SandboxState, SessionStatus
 from agentdb.models import Agent, Sandbox, Session
-from agentdb.querysets import FINISHED, LIVE
+from agentdb.querysets import FINISHED, LIVE, SessionQuerySet
 
 STARTING_MINUTES = 5
 SILENT_MINUTES = 30
 RUNNER_MINUTES = 10
 RUNNER_LATE_MINUTES = 5
+MOST_MISSING_AGENTS = 20  # that are asked for by name
 GRACE_MINUTES = 1  # a server writes a session and its sandbox one after the other
-CAP = 10_000  # rows that are counted one by one
-RUNNERS_ASKED_AGAIN = 200
+CAP = 10_000  # rows of a check that are counted
+RUNNERS_ASKED_AGAIN = 100
 LOOKUP_OF_RUNNER = 500  # of a runner's sessions, the newest
 
 _UP = (
@@ -90,16 +92,15 @@ class Runner:
 
     @property
     def condition(self) -> str:
-        now = timezone.now()
-        if self.seen_at is None or self.seen_at < now - timedelta(
-            minutes=RUNNER_MINUTES
+        """'silent', 'late', or empty if all is well."""
+        for condition, minutes in (
+            ("silent", RUNNER_MINUTES),
+            ("late", RUNNER_LATE_MINUTES),
         ):
-            return "silent"
-        return (
-            "late"
-            if self.seen_at < now - timedelta(minutes=RUNNER_LATE_MINUTES)
-            else ""
-        )
+            least = timezone.now() - timedelta(minutes=minutes)
+            if self.seen_at is None or self.seen_at < least:
+                return condition
+        return ""
 
 
 class Fleet:
@@ -108,6 +109,7 @@ class Fleet:
     def __init__(self, alias: str) -> None:
         self.alias = alias
         self.now = timezone.now()
+        self.latest = self.now + timedelta(days=1)  # no clock is further ahead
         self.sessions = Session.objects.using(alias)
         self.sandboxes = Sandbox.objects.using(alias)
 
@@ -136,8 +138,32 @@ class Fleet:
         return [runner for runner in self.runners if runner.condition == "silent"]
 
     @cached_property
+    def missing_agents(self) -> list[tuple[str, str]]:
+        """The tenants and names of missing agents that live sessions name, one more than may be asked for by name.
+
+        The database could join sessions and agents, but reads a million agents for that. A scalar subquery keeps
+        PostgreSQL from doing so: it looks up each distinct pair in the unique index.
+        """
+        pairs = self.settled().order_by().values("tenant_id", "agent_name").distinct()
+        return select_from(
+            pairs,
+            "SELECT tenant_id, agent_name FROM {rows} WHERE (SELECT 1 FROM agents WHERE agents.tenant_id = "
+            f"found.tenant_id AND agents.name = found.agent_name) IS NULL LIMIT {CAP}",
+        )
+
+    @cached_property
     def failures(self) -> Failures:
         return failures(self.alias, self.now)
+
+    def silent_for(self, minutes: int) -> Q:
+        """Sessions without a sign of life; a time that cannot be right is not one."""
+        return Q(last_active_at__lt=self.ago(minutes)) | Q(
+            last_active_at__gt=self.latest
+        )
+
+    def settled(self) -> SessionQuerySet:
+        """Live sessions but those written a moment ago: a server writes what they name right after them."""
+        return self.sessions.live().idle_since(self.ago(GRACE_MINUTES))
 
     def runner(self, runner_id: str) -> Runner:
         """One runner, by the same rule."""
@@ -149,17 +175,11 @@ class Fleet:
     def _count_live(self, sessions: Any) -> list[Runner]:
         of_status = {status: Count("pk", filter=Q(status=status)) for status in LIVE}
         # As text, because one time that Python cannot hold would keep all runners from being looked at.
-        seen_at = Cast(
-            Max("last_active_at", filter=Q(last_active_at__lte=self.ago(-24 * 60))),
-            TextField(),
+        newest = Max("last_active_at", filter=Q(last_active_at__lte=self.latest))
+        live = sessions.live().filter(runner_id__isnull=False).order_by()
+        counted = live.values("runner_id").annotate(
+            seen=Cast(newest, TextField()), **of_status
         )
-        live = (
-            sessions.live()
-            .filter(runner_id__isnull=False)
-            .order_by()
-            .values("runner_id")
-        )
-        counted = live.annotate(seen=seen_at, **of_status)
         return [
             Runner(
                 row["runner_id"], readable(row["seen"]), row["active"], row["starting"]
@@ -168,21 +188,42 @@ class Fleet:
         ]
 
     def _with_ended(self, runner: Runner) -> Runner:
-        at = Cast("last_active_at", TextField())
-        newest = (
-            self.sessions.of_runner(runner.id)
-            .newest_first()
-            .values_list("status", at)[:LOOKUP_OF_RUNNER]
+        newest = self.sessions.of_runner(runner.id).newest_first()
+        latest = connections[self.alias].ops.adapt_datetimefield_value(self.latest)
+        [(text,)] = select_from(
+            newest.values("status", "last_active_at")[:LOOKUP_OF_RUNNER],
+            "SELECT CAST(MAX(CASE WHEN status = 'ended' AND last_active_at <= %s THEN last_active_at END) AS text) "
+            "FROM {rows}",
+            [latest],
         )
-        ended = [
-            readable(text)
-            for status, text in newest
-            if status == SessionStatus.ENDED.value
-        ]
-        seen = max(
-            (at for at in [*ended, runner.seen_at] if at is not None), default=None
-        )
-        return Runner(runner.id, seen, runner.active, runner.starting)
+        signs = [at for at in (readable(text), runner.seen_at) if at]
+        return replace(runner, seen_at=max(signs, default=None))
+
+
+def _count_rows(check: Check, fleet: Fleet) -> Finding:
+    rows = check.counted(fleet).order_by().values(check.by, check.at)[: CAP + 1]
+    # The oldest as text, because Python cannot hold every time.
+    groups = select_from(
+        rows,
+        f"SELECT {check.by}, COUNT(*), CAST(MIN({check.at}) AS text) FROM {{rows}} GROUP BY 1 ORDER BY 2 DESC, 1",
+    )
+    count = sum(number for _, number, _ in groups)
+    times = [at for _, _, text in groups if (at := readable(text))]
+    parts = [_shared(check, [(value, number) for value, number, _ in groups])]
+    if check.oldest and times and count <= CAP:
+        parts.insert(0, check.oldest % relative(min(times)))
+    sentence = check.one if count == 1 else check.many
+    detail = ", ".join(filter(None, parts))
+    return check.found(min(count, CAP), sentence, detail, at_least=count > CAP)
+
+
+def _shared(check: Check, groups: list[tuple[str | None, int]]) -> str:
+    """What all rows have in common, or the two largest parts."""
+    named = [(name, f"{count:,}") for name, count in groups if name]
+    if len(groups) == 1:
+        named = [(name, gettext("all")) for name, _ in named]
+    shown = [check.shared % {"count": count, "name": name} for name, count in named]
+    return ", ".join([*shown[:2], "…"] if len(shown) > 2 else shown)
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,9 +242,8 @@ class Check:
     shared: str = ""
     of_row: str = ""  # what the row's page says of one
     reads: frozenset[type[Model]] = frozenset()  # the other tables that it tells of
-    beside_runners: bool = (
-        False  # rows of a silent runner are counted in its line, once
-    )
+    among: Callable[[Fleet, QuerySet[Any]], QuerySet[Any]] = lambda fleet, rows: rows
+    find_in: Callable[[Check, Fleet], Finding] = _count_rows
 
     @property
     def at(self) -> str:
@@ -218,59 +258,23 @@ class Check:
         at = getattr(row, self.at)
         state = row.status if self.model is Session else row.state
         return self.of_row.format(
-            age="?" if is_unreadable(at) else lasting(now - at),
+            age="?" if is_unreadable(at) or at > now else lasting(now - at),
             state=state,
             shared=shared,
         )
 
     def counted(self, fleet: Fleet) -> QuerySet[Any]:
-        """The rows that the overview counts and the list shows: what one line says is not said in another."""
-        rows = self.rows(fleet)
-        if not self.beside_runners:
-            return rows
-        return rows.exclude(
-            runner_id__in=[runner.id for runner in fleet.silent_runners]
-        )
+        """The rows that the overview counts and the list shows."""
+        return self.among(fleet, self.rows(fleet))
 
     def find(self, fleet: Fleet) -> Finding:
-        if self.code == "runner":
-            return _find_runners(self, fleet)
-        if self.code == "failing":
-            return _find_failures(self, fleet)
-        found = list(
-            self.counted(fleet).order_by().values_list(self.by, self.at)[: CAP + 1]
-        )
-        if not found:
-            return Finding(self.code, self.title)
-        is_cut, count = len(found) > CAP, min(len(found), CAP)
-        oldest = (
-            self.oldest % relative(min(at for _, at in found))
-            if self.oldest and not is_cut
-            else ""
-        )
-        parts = [oldest, self._shared(Counter(value for value, _ in found))]
-        sentence, detail = (
-            self.one if count == 1 else self.many,
-            ", ".join(part for part in parts if part),
-        )
-        return Finding(
-            self.code, self.title, count, is_cut, self.urgent, sentence, detail
-        )
+        return self.find_in(self, fleet)
 
-    def _shared(self, counts: Counter[str | None]) -> str:
-        """What all have in common, or the two largest parts."""
-        largest = [(value, count) for value, count in counts.most_common() if value]
-        if len(counts) == 1:
-            return (
-                self.shared % {"count": gettext("all"), "name": largest[0][0]}
-                if largest
-                else ""
-            )
-        shown = [
-            self.shared % {"count": f"{count:,}", "name": value}
-            for value, count in largest[:2]
-        ]
-        return ", ".join([*shown, *(["…"] if len(largest) > len(shown) else [])])
+    def found(self, count: int, sentence: str, detail: str, **more: Any) -> Finding:
+        if not count:
+            return Finding(self.code, self.title)
+        more |= {"urgent": self.urgent, "sentence": sentence, "detail": detail}
+        return Finding(self.code, self.title, count, **more)
 
 
 def checks() -> list[Check]:
@@ -280,9 +284,13 @@ def checks() -> list[Check]:
         gettext("%(count)s of agent %(name)s"),
     )
     return [
-        Check("failing", gettext("Failing far more often than usual"), Session, _failing, urgent=True),
         Check(
-            "runner", gettext("Runner silent for %d min") % RUNNER_MINUTES, Session, _on_silent_runners, urgent=True
+            "failing", gettext("Failing far more often than usual"), Session, _failing,
+            urgent=True, find_in=_find_failures,
+        ),
+        Check(
+            "runner", gettext("Runner silent for %d min") % RUNNER_MINUTES, Session, _on_silent_runners,
+            urgent=True, find_in=_find_runners,
         ),
         Check(
             "silent", gettext("Active, no sign of life for %d min") % SILENT_MINUTES, Session, _silent,
@@ -290,7 +298,7 @@ def checks() -> list[Check]:
             one=gettext("active session without a sign of life for %d min") % SILENT_MINUTES,
             many=gettext("active sessions without a sign of life for %d min") % SILENT_MINUTES,
             oldest=gettext("the longest silent: %s"), shared=on_runner,
-            of_row=gettext("It is active, and has given no sign of life for {age}."), beside_runners=True,
+            of_row=gettext("It is active, and has given no sign of life for {age}."), among=_beside_silent_runners,
         ),
         Check(
             "starting", gettext("Starting for more than %d min") % STARTING_MINUTES, Session, _starting,
@@ -298,7 +306,7 @@ def checks() -> list[Check]:
             one=gettext("session starting for more than %d min") % STARTING_MINUTES,
             many=gettext("sessions starting for more than %d min") % STARTING_MINUTES,
             oldest=gettext("the oldest: %s"), shared=on_runner,
-            of_row=gettext("It has been starting for {age}."), beside_runners=True,
+            of_row=gettext("It has been starting for {age}."), among=_beside_silent_runners,
         ),
         Check(
             "sandbox-alone", gettext("Sandbox up, no session needs it"), Sandbox, _alone,
@@ -319,6 +327,7 @@ def checks() -> list[Check]:
             many=gettext("live sessions name an agent that is missing"),
             by="agent_name", shared=of_agent,
             of_row=gettext("It is {state}, and no agent of its tenant is called {shared!r}."), reads=frozenset({Agent}),
+            among=_of_missing_agents,
         ),
     ]  # fmt: skip
 
@@ -349,50 +358,35 @@ def said_of(row: Any, alias: str, allowed: Collection[type[Model]]) -> list[str]
 def _find_runners(check: Check, fleet: Fleet) -> Finding:
     """One line for a silent runner and all of its sessions."""
     silent = fleet.silent_runners
-    if not silent:
-        return Finding(check.code, check.title)
     live = sum(runner.live for runner in silent)
-    sessions = ngettext("%(count)s live session", "%(count)s live sessions", live) % {
-        "count": f"{live:,}"
-    }
-    named = ", ".join(
+    sessions = ngettext("%(count)s live session", "%(count)s live sessions", live)
+    named = [
         f"{runner.id}, {relative(runner.seen_at)}"
         for runner in silent[:1]
         if runner.seen_at
-    )
-    more = ", …" if len(silent) > 1 else ""
-    sentence = ngettext("runner is silent", "runners are silent", len(silent))
-    only = silent[0].id if len(silent) == 1 else ""
-    return Finding(
-        check.code,
-        check.title,
+    ]
+    if len(silent) > 1:
+        named.append("…")
+    return check.found(
         len(silent),
-        False,
-        True,
-        sentence,
-        f"{named}{more}; {sessions}",
-        runner=only,
+        ngettext("runner is silent", "runners are silent", len(silent)),
+        f"{', '.join(named)}; {sessions % {'count': f'{live:,}'}}",
+        runner=silent[0].id if len(silent) == 1 else "",
     )
 
 
 def _find_failures(check: Check, fleet: Fleet) -> Finding:
     """One line for all that fails far more often than usual."""
     found = fleet.failures
-    if not found.failed:
-        return Finding(check.code, check.title)
-    sentence = ngettext(
-        "session failed in the last hour",
-        "sessions failed in the last hour",
-        found.failed,
+    one, many = (
+        gettext("session failed in the last hour"),
+        gettext("sessions failed in the last hour"),
     )
-    return Finding(
-        check.code,
-        check.title,
+    return check.found(
         found.failed,
-        found.is_cut,
-        True,
-        sentence,
+        one if found.failed == 1 else many,
         found.detail,
+        at_least=found.is_cut,
     )
 
 
@@ -403,6 +397,22 @@ def _failing(fleet: Fleet) -> QuerySet[Any]:
     return fleet.failures.rows(fleet.sessions)
 
 
+def _beside_silent_runners(fleet: Fleet, rows: QuerySet[Any]) -> QuerySet[Any]:
+    """A silent runner's sessions are counted in its line, once."""
+    return rows.exclude(runner_id__in=[runner.id for runner in fleet.silent_runners])
+
+
+def _of_missing_agents(fleet: Fleet, rows: QuerySet[Any]) -> QuerySet[Any]:
+    """The same rows, found faster: an agent has many sessions, and is looked up once for all of them."""
+    missing = fleet.missing_agents
+    if len(missing) > MOST_MISSING_AGENTS:
+        return rows
+    named = Q(pk__in=[])
+    for tenant_id, name in missing:
+        named |= Q(tenant_id=tenant_id, agent_name=name)
+    return rows.filter(named)
+
+
 def _on_silent_runners(fleet: Fleet) -> QuerySet[Any]:
     return fleet.sessions.live().filter(
         runner_id__in=[runner.id for runner in fleet.silent_runners]
@@ -410,14 +420,13 @@ def _on_silent_runners(fleet: Fleet) -> QuerySet[Any]:
 
 
 def _silent(fleet: Fleet) -> QuerySet[Any]:
-    return fleet.sessions.active().idle_since(fleet.ago(SILENT_MINUTES))
+    return fleet.sessions.active().filter(fleet.silent_for(SILENT_MINUTES))
 
 
 def _starting(fleet: Fleet) -> QuerySet[Any]:
     # Not since it was opened: one that was opened long ago may have been told to start a moment ago.
-    return fleet.sessions.filter(status=SessionStatus.STARTING.value).idle_since(
-        fleet.ago(STARTING_MINUTES)
-    )
+    starting = fleet.sessions.filter(status=SessionStatus.STARTING.value)
+    return starting.filter(fleet.silent_for(STARTING_MINUTES))
 
 
 def _alone(fleet: Fleet) -> QuerySet[Any]:
@@ -448,16 +457,11 @@ def _alone(fleet: Fleet) -> QuerySet[Any]:
 
 def _without_sandbox(fleet: Fleet) -> QuerySet[Any]:
     named = fleet.sandboxes.filter(pk=OuterRef("sandbox_id"))
-    live = fleet.sessions.live().idle_since(fleet.ago(GRACE_MINUTES))
-    return live.exclude(sandbox_id="").filter(~Exists(named))
+    return fleet.settled().exclude(sandbox_id="").filter(~Exists(named))
 
 
 def _without_agent(fleet: Fleet) -> QuerySet[Any]:
     named = Agent.objects.using(fleet.alias).filter(
         tenant_id=OuterRef("tenant_id"), name=OuterRef("agent_name")
     )
-    return (
-        fleet.sessions.live()
-        .idle_since(fleet.ago(GRACE_MINUTES))
-        .filter(~Exists(named))
-    )
+    return fleet.settled().filter(~Exists(named))

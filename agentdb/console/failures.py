@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from math import log
-from typing import Any
+from typing import Any, NamedTuple
 
 from django.db import connections
 from django.db.models import Q, QuerySet
 from django.utils.translation import gettext
 
+from agentdb.console.figures import select_from
 from agentdb.interface import SessionStatus
 from agentdb.models import Session
 
@@ -24,6 +26,14 @@ FEWEST_FOR_USUAL = 20  # sessions from which a share is known
 MOST_TOLD = 3  # groups with a cause of their own; more of them have one in common
 SURE = 12.0  # chance would do it less than once in exp(12) = 160,000 hours
 
+_LATELY, _FAILED = "last_active_at >= %s", f"status = '{SessionStatus.ERROR}'"
+_RATES = (
+    f"SELECT tenant_id, agent_name, SUM(CASE WHEN {_LATELY} THEN 1 ELSE 0 END), "
+    f"SUM(CASE WHEN {_LATELY} AND {_FAILED} THEN 1 ELSE 0 END), "
+    f"SUM(CASE WHEN {_LATELY} THEN 0 ELSE 1 END), "
+    f"SUM(CASE WHEN NOT {_LATELY} AND {_FAILED} THEN 1 ELSE 0 END) FROM {{rows}}"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Rate:
@@ -31,9 +41,6 @@ class Rate:
 
     sessions: int = 0
     failed: int = 0
-
-    def __add__(self, other: Rate) -> Rate:
-        return Rate(self.sessions + other.sessions, self.failed + other.failed)
 
     @property
     def share(self) -> float:
@@ -49,7 +56,7 @@ class Group:
     lately: Rate
     before: Rate
 
-    def includes(self, other: Group) -> bool:
+    def includes(self, other: Cell) -> bool:
         return self.agent_name in (None, other.agent_name) and self.tenant_id in (
             None,
             other.tenant_id,
@@ -63,23 +70,22 @@ class Group:
         )
 
     def __str__(self) -> str:
-        name = {
-            (False, False): gettext("all sessions"),
-            (True, False): gettext("agent %(agent)s"),
-            (False, True): gettext("tenant %(tenant)s"),
-            (True, True): gettext("agent %(agent)s of %(tenant)s"),
-        }[self.agent_name is not None, self.tenant_id is not None]
-        rate = gettext("%(failed)s of %(sessions)s") % {
+        if self.agent_name is not None and self.tenant_id is not None:
+            name = gettext("agent %(agent_name)s of %(tenant_id)s")
+        elif self.agent_name is not None:
+            name = gettext("agent %(agent_name)s")
+        elif self.tenant_id is not None:
+            name = gettext("tenant %(tenant_id)s")
+        else:
+            name = gettext("all sessions")
+        said = gettext("%(name)s: %(failed)s of %(sessions)s") % {
+            "name": name % {"agent_name": self.agent_name, "tenant_id": self.tenant_id},
             "failed": f"{self.lately.failed:,}",
             "sessions": f"{self.lately.sessions:,}",
         }
-        usual = (
-            gettext("usually %s") % f"{100 * self.before.share:.1f} %"
-            if self.before.sessions
-            else ""
-        )
-        shown = name % {"agent": self.agent_name, "tenant": self.tenant_id}
-        return f"{shown}: {rate}{', ' if usual else ''}{usual}"
+        if not self.before.sessions:
+            return said
+        return f"{said}, " + gettext("usually %s") % f"{100 * self.before.share:.1f} %"
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,102 +112,106 @@ class Failures:
         return rows
 
 
+class Cell(NamedTuple):
+    """The sessions of one agent of one tenant, and how many of them failed; lately, and before."""
+
+    tenant_id: str
+    agent_name: str
+    sessions: int
+    failed: int
+    sessions_before: int
+    failed_before: int
+
+
 def failures(alias: str, now: datetime) -> Failures:
-    """What fails far above the usual, from a sample that an index finds."""
+    """What fails far above the usual, from samples that an index finds.
+
+    A session counts as lately by its last activity: one that was opened in the morning may fail now. Failures are
+    looked for among failed sessions alone, because they can be far from the newest of all.
+    """
     since = now - timedelta(minutes=FAILING_MINUTES)
-    cells = _cells(alias, since)
-    told = _told(cells)
-    is_cut = sum(cell.lately.sessions for cell in cells) >= SAMPLE
+    sessions = Session.objects.using(alias)
+    failed = Q(status=SessionStatus.ERROR.value)
+    cells = _cells(sessions.filter(failed), since, f" WHERE {_LATELY}")
+    if sum(cell.failed for cell in cells) < FEWEST:
+        return Failures((), since, False, 0)
+    others = sessions.exclude(failed & Q(last_active_at__gte=since))
+    for opened in (Q(created_at__gte=since), Q(created_at__lt=since)):
+        cells += _cells(others.filter(opened), since)
+    whole = _group(None, None, cells)
+    told = _told(cells, whole)
+    is_cut = whole.lately.sessions >= SAMPLE
     return Failures(tuple(told), since, is_cut, failed_of(cells, told))
 
 
-def _cells(alias: str, since: datetime) -> list[Group]:
-    """Each agent of each tenant, with the sessions that were active in the last hour, and those before.
+def _cells(sessions: Any, since: datetime, condition: str = "") -> list[Cell]:
+    """Those of the newest sessions; an agent of a tenant may have several."""
+    newest = sessions.newest_first()
+    rows = newest.values("tenant_id", "agent_name", "status", "last_active_at")[:SAMPLE]
+    at = connections[rows.db].ops.adapt_datetimefield_value(since)
+    query = f"{_RATES}{condition} GROUP BY 1, 2"
+    after = [at] * condition.count("%s")
+    return [Cell(*row) for row in select_from(rows, query, [at] * 4, after)]
 
-    A session counts as lately by its last activity: one that was opened in the morning may fail now.
+
+def _group(agent: str | None, tenant: str | None, cells: Iterable[Cell]) -> Group:
+    sums = [sum(numbers) for numbers in list(zip(*cells, strict=True))[2:]]
+    sessions, failed, sessions_before, failed_before = sums or (0, 0, 0, 0)
+    before = Rate(sessions_before, failed_before)
+    return Group(agent, tenant, Rate(sessions, failed), before)
+
+
+def _groups(cells: Sequence[Cell]) -> Iterator[Group]:
+    """By agent, by tenant, by both, those with enough failures: the less there is to say of it, the earlier.
+
+    A million sessions can have 20,000 cells, and nearly all of them no failure. So the few names with failures are
+    looked for first, and only their cells are summed.
     """
-    newest = Session.objects.using(alias).newest_first()
-    sessions = newest.values("tenant_id", "agent_name", "status", "last_active_at")
-    connection = connections[alias]
-    inner, parameters = [], []
-    for opened in (
-        sessions.filter(created_at__gte=since),
-        sessions.filter(created_at__lt=since),
-    ):
-        sql, values = opened[:SAMPLE].query.get_compiler(using=alias).as_sql()
-        inner.append(f"SELECT * FROM ({sql}) AS newest")
-        parameters += values
-    lately, failed = (
-        "CASE WHEN last_active_at >= %s THEN 1 ELSE 0 END",
-        "CASE WHEN status = %s THEN 1 ELSE 0 END",
+    keys: tuple[Callable[[Cell], tuple[str | None, str | None]], ...] = (
+        lambda cell: (cell.agent_name, None),
+        lambda cell: (None, cell.tenant_id),
+        lambda cell: (cell.agent_name, cell.tenant_id),
     )
-    at = connection.ops.adapt_datetimefield_value(since)
-    with connection.cursor() as cursor:
-        cursor.execute(
-            f"SELECT tenant_id, agent_name, {lately} AS lately, COUNT(*), SUM({failed}) "
-            f"FROM ({' UNION ALL '.join(inner)}) AS sampled GROUP BY tenant_id, agent_name, lately",
-            [at, SessionStatus.ERROR.value, *parameters],
-        )
-        rows = cursor.fetchall()
-    cells = []
-    for tenant, agent, is_lately, number, bad in rows:
-        rate = Rate(number, int(bad))
-        cells.append(
-            Group(agent, tenant, rate, Rate())
-            if is_lately
-            else Group(agent, tenant, Rate(), rate)
-        )
-    return cells
-
-
-def _groups(cells: Sequence[Group]) -> Iterator[Group]:
-    """By agent, by tenant, by both: the less there is of it to say, the earlier."""
-    for names in (("agent_name",), ("tenant_id",), ("agent_name", "tenant_id")):
-        summed: dict[tuple[str | None, str | None], tuple[Rate, Rate]] = {}
+    for key in keys:
+        failed: Counter[tuple[str | None, str | None]] = Counter()
         for cell in cells:
-            key = (
-                cell.agent_name if "agent_name" in names else None,
-                cell.tenant_id if "tenant_id" in names else None,
-            )
-            lately, before = summed.get(key, (Rate(), Rate()))
-            summed[key] = (lately + cell.lately, before + cell.before)
-        for (agent_name, tenant_id), (lately, before) in summed.items():
-            yield Group(agent_name, tenant_id, lately, before)
+            if cell.failed:
+                failed[key(cell)] += cell.failed
+        parts = {names: list[Cell]() for names, n in failed.items() if n >= FEWEST}
+        for cell in cells if parts else ():
+            if key(cell) in parts:
+                parts[key(cell)].append(cell)
+        for (agent, tenant), of_part in parts.items():
+            yield _group(agent, tenant, of_part)
 
 
-def _told(cells: Sequence[Group]) -> list[Group]:
+def _told(cells: Sequence[Cell], whole: Group) -> list[Group]:
     """One group for one incident: the whole, unless nearly all failures are those of a few parts of it."""
-    whole = Group(
-        None,
-        None,
-        sum((c.lately for c in cells), Rate()),
-        sum((c.before for c in cells), Rate()),
-    )
-    parts = [
+    flagged = [
         group
         for group in _groups(cells)
         if (group.lately, group.before) != (whole.lately, whole.before)
+        and is_far_above(group, whole.before)
     ]
-    flagged = [group for group in parts if is_far_above(group, whole.before)]
+    flagged.sort(key=lambda group: -group.lately.failed * group.lately.share)
+    failing = [cell for cell in cells if cell.failed]
     told: list[Group] = []
-    for group in sorted(
-        flagged, key=lambda each: -each.lately.failed * each.lately.share
-    ):
-        mine = list(filter(group.includes, cells))
+    for group in flagged:
+        mine = list(filter(group.includes, failing))
         if len(told) <= MOST_TOLD and 2 * failed_of(mine, told) < group.lately.failed:
             told.append(group)
     is_part = (
-        len(told) <= MOST_TOLD and failed_of(cells, told) >= 0.8 * whole.lately.failed
+        len(told) <= MOST_TOLD and failed_of(failing, told) >= 0.8 * whole.lately.failed
     )
     return told if is_part or not is_far_above(whole, whole.before) else [whole]
 
 
-def failed_of(cells: Sequence[Group], groups: Sequence[Group]) -> int:
+def failed_of(cells: Iterable[Cell], groups: Sequence[Group]) -> int:
     """How many failures of the cells belong to one of the groups."""
     return sum(
-        cell.lately.failed
+        cell.failed
         for cell in cells
-        if any(group.includes(cell) for group in groups)
+        if cell.failed and any(group.includes(cell) for group in groups)
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from django.core.exceptions import EmptyResultSet
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import Model, QuerySet
@@ -18,13 +19,14 @@ from agentdb.console.questions import Unanswered, question
 from agentdb.console.reading import read
 from agentdb.interface import SandboxState, SessionStatus
 from agentdb.models import Sandbox, Session
+from agentdb.querysets import LIVE
 
 WINDOW = 10_000  # rows that are counted one by one
 COUNT_SECONDS = 0.5
 EXACT_UP_TO = 200_000
 NEWEST = 10_000  # sessions from which tenants are counted
 TOP = 8
-SAMPLE = 5_000  # rows from which the shares of a SQLite table's values are estimated
+_BY_STATUS = "SELECT status, COUNT(*) FROM {rows} GROUP BY 1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,20 +53,14 @@ class Hour:
 
 
 def total(connection: BaseDatabaseWrapper, table: str) -> Figure:
-    """The rows of a table: counted where that is quick, else estimated."""
-    estimate = (
-        estimated_rows(connection, table) if connection.vendor != "sqlite" else None
-    )
+    """The rows of a table: counted if that is quick, else estimated, or counted up to a limit."""
+    estimate = estimated_rows(connection, table)
     if estimate is not None and estimate.rows > EXACT_UP_TO:
         return estimate
     counted = _counted_quickly(connection, f"SELECT COUNT(*) FROM {table}")
     if counted is not None:
         return Figure(counted[0][0])
-    return (
-        estimate
-        or estimated_rows(connection, table)
-        or _counted_up_to(connection, table)
-    )
+    return estimate or _counted_up_to(connection, table)
 
 
 # The rows of a table, and when they were counted.
@@ -77,100 +73,58 @@ _STATISTICS = {
 
 
 def estimated_rows(connection: BaseDatabaseWrapper, table: str) -> Figure | None:
-    """From the statistics of the engine, if it has any."""
+    """From a server's statistics; SQLite counts a million rows by an index in a few milliseconds."""
+    if connection.vendor not in _STATISTICS:
+        return None
     with connection.cursor() as cursor:
-        if connection.vendor == "sqlite":
-            cursor.execute(
-                "SELECT COUNT(*) FROM sqlite_master WHERE name = 'sqlite_stat1'"
-            )
-            if not cursor.fetchone()[0]:
-                return None
-            cursor.execute(
-                "SELECT MAX(CAST(stat AS INTEGER)) FROM sqlite_stat1 WHERE tbl = %s",
-                [table],
-            )
-            (rows,) = cursor.fetchone()
-            return (
-                None
-                if rows is None
-                else Figure(rows, gettext("Estimated from the statistics of ANALYZE"))
-            )
         cursor.execute(_STATISTICS[connection.vendor].format(table=table))
         row = cursor.fetchone()
     if row is None or row[0] < 0:
         return None
-    how = gettext("Estimated from the statistics of %s") % (
-        relative(row[1]) if row[1] else gettext("an unknown time")
-    )
-    return Figure(row[0], how)
-
-
-def _counted_up_to(connection: BaseDatabaseWrapper, table: str) -> Figure:
-    with connection.cursor() as cursor:
-        cursor.execute(
-            f"SELECT COUNT(*) FROM (SELECT 1 FROM {table} LIMIT {WINDOW + 1}) AS c"
-        )
-        return capped(cursor.fetchone()[0])
+    age = relative(row[1]) if row[1] else gettext("an unknown time")
+    return Figure(row[0], gettext("Estimated from the statistics of %s") % age)
 
 
 def by_value(
     connection: BaseDatabaseWrapper, table: str, column: str, known: Sequence[str]
 ) -> dict[str, Figure]:
     """How many rows have each value of an indexed column; values that only newer servers know come last."""
-    whole = estimated_rows(connection, table) if connection.vendor != "sqlite" else None
-    rows = None
+    whole = estimated_rows(connection, table)
     if whole is None or whole.rows <= EXACT_UP_TO:
-        query = f"SELECT {column}, COUNT(*) FROM {table} GROUP BY {column} ORDER BY {column}"
+        query = f"SELECT {column}, COUNT(*) FROM {table} GROUP BY 1 ORDER BY 1"
         rows = _counted_quickly(connection, query)
-    if rows is None:
-        return _estimated_by_value(connection, table, column, known)
-    counted = {
-        "NULL" if value is None else value: Figure(count) for value, count in rows
-    }
-    return {value: counted.get(value, Figure(0)) for value in [*known, *counted]}
-
-
-def _estimated_by_value(
-    connection: BaseDatabaseWrapper, table: str, column: str, known: Sequence[str]
-) -> dict[str, Figure]:
-    """Rare values counted by the index, and the others as shares of the whole."""
-    whole, shares = _shares(connection, table, column)
+        if rows is not None:
+            counted = {
+                "NULL" if value is None else value: Figure(count)
+                for value, count in rows
+            }
+            return {value: Figure(0) for value in known} | counted
+    # Rare values are counted by the index, and the others are shares of the whole, as far as these are known.
+    shares = _shares(connection, table, column)
     figures = {}
-    for value in [*known, *(each for each in shares if each not in known)]:
-        with connection.cursor() as cursor:
-            cursor.execute(
-                f"SELECT COUNT(*) FROM (SELECT 1 FROM {table} WHERE {column} = %s LIMIT {WINDOW + 1}) AS c",
-                [value],
-            )
-            figure = capped(cursor.fetchone()[0])
-        if figure.at_least and value in shares and whole is not None:
-            figure = Figure(
-                max(int(shares[value] * whole.rows), WINDOW), whole.how, whole.at_least
-            )
+    for value in dict.fromkeys([*known, *shares]):
+        figure = _counted_up_to(connection, f"{table} WHERE {column} = %s", value)
+        if figure.at_least and whole is not None and value in shares:
+            figure = Figure(max(int(shares[value] * whole.rows), WINDOW), whole.how)
         figures[value] = figure
     return figures
 
 
 def _shares(
     connection: BaseDatabaseWrapper, table: str, column: str
-) -> tuple[Figure | None, dict[str, float]]:
-    """How many rows there are, and how much of them each frequent value has."""
+) -> dict[str, float]:
+    """How much of the table each frequent value has, by a server's statistics."""
     if connection.vendor == "sqlite":
-        counted = total(connection, table)
-        how = gettext("Estimated from a sample of %s rows") % f"{SAMPLE:,}"
-        return Figure(counted.rows, how, counted.at_least), _shares_of_a_sample(
-            connection, table, column
-        )
-    whole = estimated_rows(connection, table)
+        return {}
     if connection.vendor == "cockroachdb":
-        return whole, _shares_of_a_histogram(connection, table, column)
+        return _shares_of_a_histogram(connection, table, column)
     with connection.cursor() as cursor:
         cursor.execute(
             "SELECT unnest(most_common_vals::text::text[]), unnest(most_common_freqs) FROM pg_stats "
             "WHERE schemaname = current_schema() AND tablename = %s AND attname = %s",
             [table, column],
         )
-        return whole, dict(cursor.fetchall())
+        return dict(cursor.fetchall())
 
 
 def _shares_of_a_histogram(
@@ -193,42 +147,46 @@ def _shares_of_a_histogram(
         return {value.strip("'"): rows / newest[1] for value, rows in cursor.fetchall()}
 
 
-def _shares_of_a_sample(
-    connection: BaseDatabaseWrapper, table: str, column: str
-) -> dict[str, float]:
-    """How much of a SQLite table each value has, from rows at even distances; nothing where rows have no rowid."""
-    query = (
-        f"WITH RECURSIVE ends(first, last) AS (SELECT MIN(rowid), MAX(rowid) FROM {table}), "
-        f"places(id, step) AS (SELECT first, MAX((last - first) / {SAMPLE}, 1) FROM ends UNION ALL "
-        f"SELECT id + step, step FROM places, ends WHERE id + step <= last LIMIT {SAMPLE}) "
-        f"SELECT {column}, COUNT(*) FROM places JOIN {table} ON {table}.rowid = places.id GROUP BY {column}"
-    )
-    try:
-        with question(connection), connection.cursor() as cursor:
-            cursor.execute(query)
-            rows = cursor.fetchall()
-    except Unanswered as error:
-        if "no such column" not in str(error):
-            raise
-        return {}
-    sampled = sum(count for _, count in rows)
-    return {value: count / sampled for value, count in rows}
-
-
-def runner_statuses(
-    connection: BaseDatabaseWrapper, runner_id: str
-) -> dict[str, Figure]:
-    """How many of the runner's newest sessions have each status."""
-    most = 5 * WINDOW
+def _counted_up_to(
+    connection: BaseDatabaseWrapper, rows: str, *parameters: str
+) -> Figure:
     with connection.cursor() as cursor:
         cursor.execute(
-            "SELECT status, COUNT(*) FROM (SELECT status FROM sessions WHERE runner_id = %s ORDER BY created_at DESC "
-            f"LIMIT {most}) AS newest GROUP BY status ORDER BY status",
-            [runner_id],
+            f"SELECT COUNT(*) FROM (SELECT 1 FROM {rows} LIMIT {WINDOW + 1}) AS c",
+            parameters,
         )
-        rows = cursor.fetchall()
+        return capped(cursor.fetchone()[0])
+
+
+def select_from(
+    rows: QuerySet[Any],
+    query: str,
+    before: Sequence[Any] = (),
+    after: Sequence[Any] = (),
+) -> list[Any]:
+    """Run the query, in which ``{rows}`` stands for a sliced queryset; its own parameters stand before and after that.
+
+    Django aggregates before it limits. The other way round it has only ``id IN (...)``, which reads every row twice.
+    """
+    try:
+        inner, values = rows.query.get_compiler(using=rows.db).as_sql()
+    except EmptyResultSet:  # conditions that no row can meet
+        return []
+    with connections[rows.db].cursor() as cursor:
+        cursor.execute(
+            query.replace("{rows}", f"({inner}) AS found"), [*before, *values, *after]
+        )
+        return list(cursor.fetchall())
+
+
+def runner_statuses(alias: str, runner_id: str) -> dict[str, Figure]:
+    """How many of the runner's newest sessions have each status."""
+    most = 5 * WINDOW
+    newest = Session.objects.using(alias).of_runner(runner_id).newest_first()
+    rows = select_from(newest.values("status")[:most], f"{_BY_STATUS} ORDER BY 1")
     is_cut = sum(count for _, count in rows) >= most
-    return {status: Figure(count, at_least=is_cut) for status, count in rows}
+    counted = {status: Figure(count, at_least=is_cut) for status, count in rows}
+    return {value: Figure(0) for value in map(str, SessionStatus)} | counted
 
 
 def _counted_quickly(connection: BaseDatabaseWrapper, query: str) -> list[Any] | None:
@@ -342,49 +300,28 @@ def distinct_values(
 
 def tenant_sessions_by_status(alias: str, tenant_id: str) -> dict[str, Figure]:
     """The statuses of the tenant's newest ``NEWEST`` sessions; no index has all of them by tenant and status."""
-    rows = dict(_group_newest_sessions(alias, "status, COUNT(*)", tenant_id))
-    return {
-        value: Figure(rows.get(value, 0)) for value in [*map(str, SessionStatus), *rows]
-    }
+    newest = Session.objects.using(alias).of_tenant(tenant_id).newest_first()
+    rows = select_from(
+        newest.values("status")[:NEWEST], f"{_BY_STATUS} ORDER BY 2 DESC"
+    )
+    counted = {value: Figure(count) for value, count in rows}
+    return {value: Figure(0) for value in map(str, SessionStatus)} | counted
 
 
 def top_tenants(alias: str) -> list[Tenant]:
     """The tenants with the most sessions among the newest ``NEWEST``."""
-    live = ", ".join(
-        f"'{status.value}'" for status in (SessionStatus.ACTIVE, SessionStatus.STARTING)
+    newest = Session.objects.using(alias).newest_first()
+    rows = select_from(
+        newest.values("tenant_id", "status", "created_at")[:NEWEST],
+        "SELECT tenant_id, COUNT(*), SUM(CASE WHEN status IN (%s, %s) THEN 1 ELSE 0 END), "
+        "SUM(CASE WHEN status = %s THEN 1 ELSE 0 END), MAX(created_at) FROM {rows} GROUP BY 1 ORDER BY 2 DESC, 1",
+        [*LIVE, SessionStatus.ERROR.value],
     )
-    columns = (
-        f"tenant_id, COUNT(*), SUM(CASE WHEN status IN ({live}) THEN 1 ELSE 0 END), "
-    )
-    columns += f"SUM(CASE WHEN status = '{SessionStatus.ERROR}' THEN 1 ELSE 0 END), MAX(created_at)"
-    rows = _group_newest_sessions(alias, columns)
     largest = max((row[1] for row in rows), default=1)
     return [
         Tenant(id, n, live, failed, instant(newest), round(100 * n / largest, 1))
         for id, n, live, failed, newest in rows[:TOP]
     ]
-
-
-def _group_newest_sessions(
-    alias: str, columns: str, tenant_id: str | None = None
-) -> list[Any]:
-    """Aggregates over the newest ``NEWEST`` sessions by the first column, the most frequent value first."""
-    newest = Session.objects.using(alias).newest_first()
-    if tenant_id is not None:
-        newest = newest.of_tenant(tenant_id)
-    # Django groups before it limits; the other way round it has only an id IN (...), which reads every row twice.
-    inner, parameters = (
-        newest.values("tenant_id", "status", "created_at")[:NEWEST]
-        .query.get_compiler(using=alias)
-        .as_sql()
-    )
-    with connections[alias].cursor() as cursor:
-        cursor.execute(
-            f"SELECT {columns} FROM ({inner}) AS newest GROUP BY 1 ORDER BY 2 DESC, 1",
-            parameters,
-        )
-        rows: list[Any] = cursor.fetchall()
-    return rows
 
 
 def oldest_idle_sandboxes(alias: str) -> list[Sandbox]:

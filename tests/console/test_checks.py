@@ -12,7 +12,8 @@ from django.core.management import call_command
 from django.db import connections
 from django.utils import timezone
 
-from agentdb.console.checks import Finding, Fleet, checks
+from agentdb.console import failures
+from agentdb.console.checks import MOST_MISSING_AGENTS, Finding, Fleet, checks
 from agentdb.console.failures import Group, Rate, is_far_above
 from agentdb.console.questions import Budget
 from agentdb.console.report import examine
@@ -142,6 +143,16 @@ def test_sessions_of_the_morning_that_fail_now_are_failures_of_now(fleet: Site):
     assert said(fleet) == {"failing": 40}
 
 
+def test_failures_of_sessions_opened_long_before_the_newest_are_said(
+    fleet: Site, monkeypatch: pytest.MonkeyPatch
+):
+    sessions(fleet, 60, age=3 * 3600, status="ended")
+    sessions(fleet, 8, age=10 * MINUTE, opened=86_400, status="error", tenant_id="acme")
+    monkeypatch.setattr(failures, "SAMPLE", 50)
+
+    assert found(fleet)["failing"].detail == "tenant acme: 8 of 8"
+
+
 def test_failures_of_yesterday_are_not_said(fleet: Site):
     sessions(fleet, 100, age=20 * 3600, status="error")
     sessions(fleet, 100, age=10 * MINUTE, status="ended")
@@ -228,7 +239,10 @@ def test_what_the_runner_itself_writes_is_its_sign_of_life(
         ({"age": 31 * MINUTE}, {"silent": 1}),
         ({"age": 29 * MINUTE}, {}),
         ({"age": 31 * MINUTE, "status": "paused"}, {}),
+        ({"age": -2 * 86_400}, {"silent": 1}),  # a clock that is wrong tells nothing
+        ({"age": -3 * MINUTE}, {}),
         ({"age": 6 * MINUTE, "status": "starting"}, {"starting": 1}),
+        ({"age": -2 * 86_400, "status": "starting"}, {"starting": 1}),
         ({"age": 23, "opened": 10 * 86_400, "status": "starting"}, {}),
         ({"age": 2 * MINUTE, "sandbox_id": "gone"}, {"sandbox-gone": 1}),
         ({"age": 20, "sandbox_id": "not-yet"}, {}),
@@ -248,6 +262,16 @@ def test_sessions_and_what_is_said_of_them(
     assert (
         "agentdb-finding" in fleet.get(f"agentdb/session/{id}/change/").html
     ) is bool(expected)
+
+
+def test_many_missing_agents_are_counted_like_a_few(fleet: Site):
+    """A few are asked for by name."""
+    for number in range(MOST_MISSING_AGENTS + 1):
+        assert said(fleet) == ({"agent-missing": 2 * number} if number else {})
+        sessions(fleet, 2, age=2 * MINUTE, agent_name=f"retired-{number}")
+
+    assert len(Fleet(fleet.alias).missing_agents) > MOST_MISSING_AGENTS
+    assert said(fleet) == {"agent-missing": 2 * MOST_MISSING_AGENTS + 2}
 
 
 # -- sandboxes
