@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import (
-    AsyncGenerator,
-    Awaitable,
     Callable,
     Collection,
-    Generator,
     Mapping,
 )
 from datetime import UTC, datetime, timedelta
+from types import AsyncGeneratorType, GeneratorType
 from typing import Any, TypeVar
 
 from agentdb.errors import InvalidInputError
@@ -230,11 +228,10 @@ def plain_function(fn: Callable[..., Any]) -> None:
 
 def plain_result(result: R) -> R:
     """Return the result, or refuse it if the function turned out to be a coroutine or a generator after all."""
-    if isinstance(result, Awaitable | Generator | AsyncGenerator):
+    is_awaitable = hasattr(type(result), "__await__")
+    if is_awaitable or isinstance(result, GeneratorType | AsyncGeneratorType):
         getattr(result, "close", bool)()
-        raise InvalidInputError(
-            _NOT_A_COROUTINE if isinstance(result, Awaitable) else _NOT_A_GENERATOR
-        )
+        raise InvalidInputError(_NOT_A_COROUTINE if is_awaitable else _NOT_A_GENERATOR)
     return result
 
 

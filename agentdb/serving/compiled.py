@@ -112,6 +112,7 @@ class Statement:
     slots: tuple[Slot, ...]
     converters: tuple[tuple[int, Converter], ...]
     table: str
+    writes: bool
     instants: tuple[int, ...] = ()  # the columns that a server returns as datetimes
     batch: int | None = (
         None  # at most so many rows are changed, and the statement is to be run until it changes fewer
@@ -415,9 +416,9 @@ def _statement(
         for index, column in read
         if isinstance(column.output_field, DateTimeField)
     )
-    return Statement(
-        sql, tuple(slots), _converters(connection, compiler, columns), table, returned
-    )
+    converters = _converters(connection, compiler, columns)
+    writes = isinstance(compiler.query, InsertQuery | UpdateQuery | DeleteQuery)
+    return Statement(sql, tuple(slots), converters, table, writes, returned)
 
 
 def _slots(

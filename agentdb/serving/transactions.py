@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 from django.db import transaction
@@ -39,12 +39,13 @@ class Block:
         self._wrapper.needs_rollback = True
         return failure
 
-    def check(self) -> None:
-        """Raise what has failed, if anything has."""
+    def check(self) -> Block:
+        """Return this; raise what has failed in it, if anything has."""
         if self._wrapper.needs_rollback:
             raise self.failure or AgentDbError(
                 "The transaction has failed already; it can only be undone."
             )
+        return self
 
     def spoiled_or_open(self, slot: Slot) -> Connection:
         """Return the connection to commit on; raise if the work went on after a failure: that is not success."""
@@ -102,11 +103,11 @@ class Part(Protocol):
     def begin(self) -> None:
         """Begin; if this raises, nothing is open."""
 
-    def check(self) -> None:
-        """Raise if the part has failed, is over, or belongs to another thread."""
+    def check(self) -> Block:
+        """Return the transaction; raise if the part has failed, is over, or belongs to another thread."""
 
-    def work(self) -> AbstractContextManager[None]:
-        """Turn an error of Django's own queries, which leaves the work, into agentdb's; it fails the part."""
+    def failed(self, error: Exception) -> AgentDbError:
+        """Return the driver's error, which left the work, in agentdb's terms; it fails the part."""
 
     def commit(self) -> None:
         """Keep the work, or raise and undo it: then nothing is stored, unless it is an ``OutcomeUnknownError``."""
@@ -169,12 +170,12 @@ class Transaction(Block):
         wrapper.atomic_blocks = [self]  # type: ignore[list-item]
         wrapper.in_atomic_block = True
 
-    def check(self) -> None:
+    def check(self) -> Block:
         _check_use(self._thread, is_over=self.is_over)
-        super().check()
+        return super().check()
 
-    def work(self) -> AbstractContextManager[None]:
-        return _failing(self, self._slot)
+    def failed(self, error: Exception) -> AgentDbError:
+        return _failed(self, self._slot, error)
 
     def commit(self) -> None:
         committing = False
@@ -260,12 +261,12 @@ class Savepoint:
             wrapper.savepoint_ids, wrapper.atomic_blocks = ids, blocks
             raise
 
-    def check(self) -> None:
+    def check(self) -> Block:
         _check_use(self._thread, is_over=self.is_over)
-        self._block.check()
+        return self._block.check()
 
-    def work(self) -> AbstractContextManager[None]:
-        return _failing(self._block, self._slot)
+    def failed(self, error: Exception) -> AgentDbError:
+        return _failed(self._block, self._slot, error)
 
     def commit(self) -> None:
         try:
@@ -296,22 +297,19 @@ class Savepoint:
         """Set, keep or undo the savepoint; if that is cut off, only the whole transaction can be undone."""
         slot = self._slot
         try:
-            with _failing(self._block, slot), slot.open_in_block().limited():
+            with slot.open_in_block().limited():
                 yield
-        except BaseException:
+        except BaseException as error:
             slot.wrapper.needs_rollback = slot.wrapper.in_atomic_block
+            if isinstance(error, slot.engine.errors):
+                raise self.failed(error) from driver_error(error)
             raise
 
 
-@contextmanager
-def _failing(block: Block, slot: Slot) -> Iterator[None]:
-    """Let an error of the driver's fail the block, in agentdb's terms."""
-    try:
-        yield
-    except slot.engine.errors as error:
-        cause = driver_error(error)
-        fault = slot.fault(cause, writing=False)
-        raise block.fail(slot.engine.explain(fault, cause), fault) from cause
+def _failed(block: Block, slot: Slot, error: Exception) -> AgentDbError:
+    cause = driver_error(error)
+    fault = slot.fault(cause, writing=False)
+    return block.fail(slot.engine.explain(fault, cause), fault)
 
 
 def _check_use(thread: int, *, is_over: bool) -> None:

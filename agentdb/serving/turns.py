@@ -132,6 +132,8 @@ class Turns:
 
     def _tell_first(self, _: object = None) -> None:
         # Called wherever a turn ends, perhaps inside of the lock: hence without it.
+        if not self._queue:
+            return
         with suppress(RuntimeError):
             for reference in list(self._queue):
                 if (writer := reference()) is not None:

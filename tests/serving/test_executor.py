@@ -35,7 +35,7 @@ def key(p: Any) -> ApiKey:
         tenant_id="acme",
         key_hash=p.text("id"),
         label="new",
-        created_at=p.instant("now"),
+        created_at=p.instant("at"),
     )
 
 
@@ -60,7 +60,7 @@ def columns(*values: Any) -> tuple[Any, ...]:
 
 
 def insert(executor: Executor, id: str) -> tuple[Any, ...]:
-    return executor.insert(columns, INSERT, "The id {id!r} is taken.", id=id, now=NOW)
+    return executor.insert(columns, INSERT, "The id {id!r} is taken.", id=id, at=NOW)
 
 
 def test_statements_return_what_the_caller_makes_of_their_columns(
@@ -72,7 +72,7 @@ def test_statements_return_what_the_caller_makes_of_their_columns(
     assert executor.first(columns, ONE, id="k1") == row
     assert executor.first(columns, ONE, id="k2") is None
     assert executor.all(columns, ALL) == [row]
-    assert executor.one(columns, PUT, id="k1", now=NOW) == (
+    assert executor.one(columns, PUT, id="k1", at=NOW) == (
         "k1",
         "acme",
         "k1",

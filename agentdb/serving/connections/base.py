@@ -217,11 +217,14 @@ class Slot:
             and connection.raw is self.wrapper.connection
             and connection.is_at_hand()
         ):
+            self.used = time.monotonic()
             return connection
         connection = self._kept()
         if connection is None:
-            return self._open(limit)
-        self._look(connection)
+            connection = self._open(limit)
+        else:
+            self._look(connection)
+        self.used = time.monotonic()
         return connection
 
     def _kept(self) -> Connection | None:
@@ -432,10 +435,10 @@ def give_back(wrapper: BaseDatabaseWrapper, raw: Any) -> None:
         pool.putconn(raw)
 
 
-def readability(file_descriptor: int) -> Callable[[], bool]:
-    """Return a function that says, without waiting, whether there is something to read."""
+def readability(file_descriptor: int) -> Callable[[int], object]:
+    """Return a function that says whether there is something to read within so many milliseconds."""
     if not hasattr(select, "poll"):  # Windows
-        return lambda: bool(select.select([file_descriptor], [], [], 0)[0])
+        return lambda wait: select.select([file_descriptor], [], [], wait / 1000)[0]
     poll = select.poll()
     poll.register(file_descriptor, select.POLLIN)
-    return lambda: bool(poll.poll(0))
+    return poll.poll

@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import django.db
@@ -64,7 +64,8 @@ class PostgresEngine(Engine):
         return f"{name} database {server_name(self.settings)}"
 
     def connection(self, wrapper: BaseDatabaseWrapper) -> PostgresConnection:
-        return PostgresConnection(self, wrapper)
+        is_lent = not self.owned and self.call_timeout is not None
+        return (LentConnection if is_lent else PostgresConnection)(self, wrapper)
 
     def is_set_up(self, wrapper: BaseDatabaseWrapper) -> bool:
         raw: Any = wrapper.connection
@@ -218,6 +219,8 @@ class PostgresConnection(Connection):
         self._cursor = psycopg.Cursor(raw)
         # Django puts a loader written in Python in the way of psycopg's own; the session is in UTC for both.
         self._cursor.adapters.register_loader("timestamptz", TimestamptzLoader)
+        if engine.owned and engine.call_timeout is not None:
+            raw.wait = _Limit(engine, raw, engine.call_timeout).wait
         if engine.owned and engine.vendor == "postgresql":
             self._set_up()
 
@@ -250,30 +253,23 @@ class PostgresConnection(Connection):
             self._not_replicated = True
 
     def execute(self, sql: str, params: Sequence[Any]) -> Any:
-        with self.limited():
-            if self.instrumented():
-                cursor: Any = self.wrapper.cursor()
-                cursor.execute(sql, params)
-            else:
-                # Django's cursor binds on the client, which cannot prepare; this one binds on the server.
-                cursor = self._cursor.execute(sql, params)
+        if self.instrumented():
+            cursor: Any = self.wrapper.cursor()
+            cursor.execute(sql, params)
+        else:
+            # Django's cursor binds on the client, which cannot prepare; this one binds on the server.
+            cursor = self._cursor.execute(sql, params)
         if self._not_replicated:
             self._refuse_replicated()
         return cursor
 
     def begin(self) -> None:
-        with self.limited():
-            self.raw.execute("BEGIN ISOLATION LEVEL SERIALIZABLE", prepare=False)
+        self._cursor.execute("BEGIN ISOLATION LEVEL SERIALIZABLE", prepare=False)
 
     def commit(self) -> None:
-        with self.limited():
-            super().commit()
+        super().commit()
         if self._not_replicated:
             self._refuse_replicated()
-
-    def roll_back(self) -> None:
-        with self.limited():
-            super().roll_back()
 
     def _refuse_replicated(self) -> None:
         self._not_replicated = False
@@ -282,7 +278,7 @@ class PostgresConnection(Connection):
         )
 
     def is_at_hand(self) -> bool:
-        return self.raw.pgconn.transaction_status == _IDLE and not self._readable()
+        return self.raw.pgconn.transaction_status == _IDLE and not self._readable(0)
 
     def is_clean(self) -> bool:
         return bool(self.raw.pgconn.transaction_status == _IDLE)
@@ -296,7 +292,7 @@ class PostgresConnection(Connection):
     def is_alive(self) -> bool:
         # An idle connection has nothing to read unless the server said good-bye, or sent a notice. The good-bye can
         # arrive before the end of the connection does, so only an answer counts.
-        if not self._readable():
+        if not self._readable(0):
             return True
         try:
             with self.limited():
@@ -319,18 +315,34 @@ class PostgresConnection(Connection):
     def prepare_nothing(self) -> None:
         self.raw.prepare_threshold = None
 
-    def limited(self) -> AbstractContextManager[None]:
-        limit = self.engine.call_timeout
-        return (
-            nullcontext()
-            if limit is None or "wait" in self.raw.__dict__
-            else self._limit(limit)
-        )
+
+class LentConnection(PostgresConnection):
+    """A host's connection: its own queries take as long as they like, so the limit comes and goes with each of ours."""
+
+    def execute(self, sql: str, params: Sequence[Any]) -> Any:
+        with self.limited():
+            return super().execute(sql, params)
+
+    def begin(self) -> None:
+        with self.limited():
+            super().begin()
+
+    def commit(self) -> None:
+        with self.limited():
+            super().commit()
+
+    def roll_back(self) -> None:
+        with self.limited():
+            super().roll_back()
 
     @contextmanager
-    def _limit(self, limit: float) -> Iterator[None]:
+    def limited(self) -> Iterator[None]:
+        own, limit = self.raw.__dict__, self.engine.call_timeout
+        if limit is None or "wait" in own:
+            yield
+            return
         self.raw.wait = _Limit(self.engine, self.raw, limit).wait
         try:
             yield
         finally:
-            self.raw.__dict__.pop("wait", None)
+            own.pop("wait", None)

@@ -92,10 +92,10 @@ _LOOK_SECONDS = 0.1
 _TICK_NANOSECONDS = 100_000_000
 
 
-def _folder_of(path: str) -> tuple[int, int] | None:
-    """Return the number of the folder that the file is in, and when a name in it was last changed, in ns."""
+def _state_of(folder: str) -> tuple[int, int] | None:
+    """Return the number of the folder, and when a name in it was last changed, in ns."""
     try:
-        found = os.stat(os.path.dirname(path))
+        found = os.stat(folder)
     except OSError:
         return None
     return found.st_ino, found.st_mtime_ns
@@ -216,7 +216,8 @@ class SqliteConnection(Connection):
         self._real = os.path.realpath(self._path)
         self._known = Place(identity(self._path), None, None)
         self._looked = 0.0  # when, on the monotonic clock
-        self._folder: tuple[int, int] | None = None
+        self._folder = os.path.dirname(self._path)
+        self._folder_state: tuple[int, int] | None = None  # at that look
         self._schema: int | None = (
             None  # SQLite's number of the schema, counted up by each change
         )
@@ -274,7 +275,8 @@ class SqliteConnection(Connection):
         """Whether nothing was made, moved or removed in the folder since the last look, which was not long ago."""
         if time.monotonic() - self._looked > _LOOK_SECONDS:
             return False
-        return self._folder is not None and _folder_of(self._path) == self._folder
+        known = self._folder_state
+        return known is not None and _state_of(self._folder) == known
 
     def _refuse_old_schema(self) -> None:
         """Raise if migrations were reversed meanwhile: SQLite prepares again, and columns of text take any value."""
@@ -303,8 +305,8 @@ class SqliteConnection(Connection):
 
     def _displaced(self) -> str:
         """Return what is wrong with the files at the path, or nothing."""
-        self._looked, self._folder = 0.0, None
-        folder, wall_clock = _folder_of(self._path), time.time_ns()
+        self._looked, self._folder_state = 0.0, None
+        folder, wall_clock = _state_of(self._folder), time.time_ns()
         known, now = self._known, Place.of(self._path, self._real)
         if known.log is None:
             known = known._replace(log=now.log)
@@ -315,7 +317,7 @@ class SqliteConnection(Connection):
             self._looked = time.monotonic()
             # A change in the same tick of the file system's clock as the last would not show.
             is_past = folder is not None and wall_clock - folder[1] > _TICK_NANOSECONDS
-            self._folder = folder if is_past else None
+            self._folder_state = folder if is_past else None
             return ""
         return self._difference(known, now)
 
