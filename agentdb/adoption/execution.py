@@ -32,7 +32,7 @@ from agentdb.adoption.plan import (
     read,
 )
 from agentdb.adoption.rehearsal import rehearse
-from agentdb.adoption.shapes import APP, NATIVE_TIMESTAMP_TYPES, drift, state_apps
+from agentdb.adoption.shapes import APP, NATIVE_TIMESTAMP_TYPES, state_apps
 from agentdb.adoption.sqlite_backup import back_up
 from agentdb.adoption.timestamps import add_native_text, native_sql
 from agentdb.adoption.values import CAST, Progress, checksum, instants
@@ -40,7 +40,7 @@ from agentdb.conf import server_name
 from agentdb.errors import DatabaseUnavailableError, SchemaMismatchError
 from agentdb.faults import Fault, classify, describe_failure
 from agentdb.models import new_id
-from agentdb.schema import Table, expected_tables, read_tables
+from agentdb.schema import Table, drift, expected_tables, read_tables
 from agentdb.schema.inspection import (
     check_sqlite_file,
     inspecting,

@@ -18,7 +18,7 @@ from django.db.migrations.state import StateApps
 from agentdb.adoption.obstacles import OLD_COLUMNS
 from agentdb.schema import (
     Table,
-    compare,
+    drift,
     expected_tables,
     read_tables,
     tables_elsewhere,
@@ -278,17 +278,6 @@ def later_indexes(
         if table.name in latest
         and latest[table.name].index(index.name) is not None
         and expected[table.name].index(index.name) is None
-    ]
-
-
-def drift(
-    expected: Mapping[str, Table], live: Mapping[str, Table], *, names: bool = True
-) -> list[str]:
-    """How ``live`` differs from ``expected``, a sentence each; what does no harm is left out."""
-    return [
-        found.message
-        for found in compare(expected, live, names=names)
-        if found.severity == "drift"
     ]
 
 

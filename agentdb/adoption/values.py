@@ -34,15 +34,11 @@ from agentdb.schema.rows import (
     read_sqlite,
     shown,
 )
-from agentdb.schema.spelling import is_in_python
+from agentdb.schema.spelling import AS_SQLITE_TEXT, is_in_python
 from agentdb.schema.sqltext import quote_name
 
 Progress = Callable[[str, int, int], None]  # table, rows done, rows in all
 
-# How a native timestamp reads as a text on a server: the spelling that SQLite has.
-_SERVER_TEXT = (
-    "replace(to_char({} AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US'), '.000000', '')"
-)
 CAST = "{}::timestamptz"
 
 
@@ -300,7 +296,7 @@ def _as_read(connection: BaseDatabaseWrapper, column: StoredColumn) -> str:
         in_range = (
             f"{column.sql} >= '0001-01-01 00:00:00+00' AND {column.sql} < 'infinity'"
         )
-        return f"CASE WHEN {in_range} THEN {_SERVER_TEXT.format(column.sql)} ELSE {column.sql}::text END"
+        return f"CASE WHEN {in_range} THEN {AS_SQLITE_TEXT.format(column.sql)} ELSE {column.sql}::text END"
     if column.kind != "integer" and _has_any_bytes(connection):
         return f"convert_to({column.sql}, 'SQL_ASCII')"
     return column.sql
@@ -413,7 +409,7 @@ def _value(
         text = f"CASE typeof({sql}) WHEN 'real' THEN quote({sql}) ELSE {sql} END"
         return f"typeof({sql}) || coalesce(length(CAST({sql} AS BLOB)) || ':' || {text}, '')"
     if is_timestamp:
-        return f"{_SERVER_TEXT.format(sql if old and old.is_native else to_instant.format(sql))} || ';'"
+        return f"{AS_SQLITE_TEXT.format(sql if old and old.is_native else to_instant.format(sql))} || ';'"
     return f"coalesce(octet_length({sql}::text)::text || ':' || {sql}::text, '-')"
 
 

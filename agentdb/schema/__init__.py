@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from agentdb.schema.comparison import Difference, compare
+from agentdb.schema.comparison import Difference, compare, drift
 from agentdb.schema.expected import APP_LABEL, expected_tables
 from agentdb.schema.introspection import read_tables
 from agentdb.schema.search_path import tables_elsewhere
@@ -29,6 +29,7 @@ __all__ = [
     "Table",
     "Unique",
     "compare",
+    "drift",
     "expected_tables",
     "read_tables",
     "tables_elsewhere",

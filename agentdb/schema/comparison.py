@@ -74,6 +74,17 @@ def compare(
     return found
 
 
+def drift(
+    expected: Mapping[str, Table], live: Mapping[str, Table], *, names: bool = True
+) -> list[str]:
+    """How ``live`` differs from ``expected``, a sentence each; what does no harm is left out."""
+    return [
+        found.message
+        for found in compare(expected, live, names=names)
+        if found.severity == "drift"
+    ]
+
+
 @dataclass(frozen=True)
 class _Key:
     """An index or a UNIQUE constraint, as the diff sees it."""

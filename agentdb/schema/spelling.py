@@ -10,6 +10,11 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from agentdb.schema.sqltext import quote_name
 from agentdb.schema.tables import Table
 
+# SQL of a server: a native timestamp in the spelling that SQLite has.
+AS_SQLITE_TEXT = (
+    "replace(to_char({} AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US'), '.000000', '')"
+)
+
 
 @dataclass(frozen=True)
 class Misspelt:

@@ -13,8 +13,7 @@ from django.apps import apps
 from django.core.management import CommandError, call_command
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from agentdb.adoption.shapes import drift
-from agentdb.schema import expected_tables, read_tables
+from agentdb.schema import drift, expected_tables, read_tables
 from agentdb.schema.migration_record import migration_names, recorded_migrations
 from tests.helpers.legacy_databases import opened, rows, sqlite_path
 

@@ -6,7 +6,6 @@ from typing import Any
 from django.core.management.base import CommandParser
 
 from agentdb.conf import display_url
-from agentdb.errors import AgentDbError
 from agentdb.management.database_command import AgentDbCommand
 from agentdb.moving import copydb
 from agentdb.moving.left_behind import left_behind
@@ -52,9 +51,8 @@ class Command(AgentDbCommand):
         dry_run: bool,
         **options: Any,
     ) -> None:
-        self.progress.say(
-            f"From {display_url(source_url)} to {display_url(target_url)}."
-        )
+        source_name, target_name = display_url(source_url), display_url(target_url)
+        self.progress.say(f"From {source_name} to {target_name}.")
         with (
             temporary_alias(source_url) as source,
             temporary_alias(target_url) as target,
@@ -66,23 +64,18 @@ class Command(AgentDbCommand):
                 )
                 return
             if dry_run:
-                for table, rows in copydb.check(source, target).items():
-                    self.stdout.write(f"{table}: {rows:,} rows to copy.")
-                self._say_left(source)
+                self._say(copydb.check(source, target), "to copy", source)
                 self.stdout.write("Nothing was copied.")
                 return
-            if not (verify and self._exists_with_rows(target)):
+            if not (verify and copydb.has_rows(target)):
                 copied = copydb.copy(source, target, self.progress, self.progress.say)
                 self.progress.clear()
-                for table, summary in copied.items():
-                    self.stdout.write(f"{table}: {summary.rows:,} rows copied.")
-                self._say_left(source)
+                rows = {table: summary.rows for table, summary in copied.items()}
+                self._say(rows, "copied", source)
             if verify:
                 self._verify(source, target)
         self.stdout.write(
-            self.style.SUCCESS(
-                f"{display_url(target_url)} holds what {display_url(source_url)} holds."
-            )
+            self.style.SUCCESS(f"{target_name} holds what {source_name} holds.")
         )
 
     def interrupted(self) -> str:
@@ -91,15 +84,11 @@ class Command(AgentDbCommand):
             "command goes on from there."
         )
 
-    def _say_left(self, source: str) -> None:
+    def _say(self, rows: dict[str, int], what: str, source: str) -> None:
+        for table, number in rows.items():
+            self.stdout.write(f"{table}: {number:,} rows {what}.")
         for sentence in left_behind(source):
             self.stdout.write(sentence)
-
-    def _exists_with_rows(self, target: str) -> bool:
-        try:
-            return copydb.has_rows(target)
-        except AgentDbError:
-            return False  # not there yet; copying makes it, or says why not
 
     def _verify(self, source: str, target: str) -> None:
         one, other = [

@@ -1,0 +1,98 @@
+"""Values of a source that its target cannot hold, found before a row is copied."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from django.apps import apps
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.models import DateTimeField, IntegerField
+
+from agentdb.adoption.obstacles import (
+    SHOWN_ROWS,
+    UnusableValue,
+    too_wide,
+    unusable_reason,
+)
+from agentdb.adoption.timestamps import native_text
+from agentdb.errors import InvalidInputError
+from agentdb.schema import APP_LABEL, expected_tables
+from agentdb.schema.rows import StoredColumn, is_usual_on_sqlite, read_sqlite, shown
+from agentdb.schema.spelling import unreadable_timestamps
+from agentdb.schema.sqltext import quote_name
+from agentdb.wording import counted
+
+
+def refuse_uncopyable(
+    reading: BaseDatabaseWrapper, writing: BaseDatabaseWrapper
+) -> None:
+    """Raise ``InvalidInputError`` with the first values that the target cannot hold."""
+    find = _unusable_on_sqlite if reading.vendor == "sqlite" else _unusable_on_a_server
+    first: list[UnusableValue] = []
+    total = 0
+    for value in find(reading, writing.vendor):
+        total += 1
+        if len(first) < SHOWN_ROWS:
+            first.append(value)
+    if total:
+        more = "" if total <= SHOWN_ROWS else f" (the first {SHOWN_ROWS} are shown)"
+        raise InvalidInputError(
+            f"{counted(total, 'value')} cannot be copied{more}; nothing was copied.\n"
+            + "\n".join(f"  {value}" for value in first)
+            + "\nFix them in the source, and run the command again."
+        )
+
+
+def _unusable_on_sqlite(
+    connection: BaseDatabaseWrapper, target: str
+) -> Iterator[UnusableValue]:
+    for model in apps.get_app_config(APP_LABEL).get_models():
+        table = model._meta.db_table
+        columns = [
+            StoredColumn(str(field.column), _kind(field))
+            for field in model._meta.concrete_fields
+        ]
+        values = ", ".join(f"+{column.sql}" for column in columns)
+        usual = is_usual_on_sqlite(connection, columns)
+        sql = f"SELECT {values} FROM {quote_name(table)} WHERE ({usual}) IS NOT TRUE"
+        for row in read_sqlite(connection, sql):
+            for column, value in zip(columns, row, strict=True):
+                if reason := _reason(column.kind, value, target):
+                    yield UnusableValue(
+                        table, f"id {shown(row[0])}", column.name, shown(value), reason
+                    )
+
+
+def _kind(field: Any) -> str:
+    if isinstance(field, DateTimeField):
+        return "timestamp"
+    if isinstance(field, IntegerField):
+        return "integer"
+    return "text or null" if field.null else "text"
+
+
+def _reason(kind: str, value: Any, target: str) -> str | None:
+    if reason := unusable_reason(kind, value):
+        return reason
+    if kind == "integer":
+        return too_wide(value)
+    if kind == "timestamp" and native_text(value) != value:
+        return "is not in the spelling of a native timestamp; run 'agentdb baselinedb' on the source"
+    if target != "sqlite" and "\0" in (value or ""):
+        return "has a NUL character, which PostgreSQL cannot store"
+    return None
+
+
+def _unusable_on_a_server(
+    connection: BaseDatabaseWrapper, target: str
+) -> Iterator[UnusableValue]:
+    tables = expected_tables(connection, apps).values()
+    for found in unreadable_timestamps(connection, tables):
+        yield UnusableValue(
+            found.table,
+            f"id {found.id!r}",
+            found.column,
+            repr(found.value),
+            "is outside the years 1 to 9999",
+        )
