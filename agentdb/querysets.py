@@ -7,7 +7,7 @@ from typing import Any, Self, TypeVar
 
 from django.db.models import F, Model, QuerySet
 
-from agentdb.expressions import CodePointOrder
+from agentdb.expressions import CodePointOrder, OneOfRows
 from agentdb.interface import SandboxState, SessionStatus
 
 M = TypeVar("M", bound=Model, covariant=True)
@@ -75,6 +75,10 @@ class SandboxQuerySet(_OfTenant[Any]):
     def in_state(self, state: SandboxState | str) -> Self:
         """Those in this state."""
         return self.filter(state=str(state))
+
+    def reserved_for(self, sessions: QuerySet[Any]) -> Self:
+        """Those whose session is one of these."""
+        return self.filter(OneOfRows("session_id", sessions.values("pk")))
 
     def idle_since(self, instant: datetime | Any) -> Self:
         """Those not used since then, an aware ``datetime``."""

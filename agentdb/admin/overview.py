@@ -45,7 +45,7 @@ from agentdb.console.figures import (
     total,
 )
 from agentdb.console.questions import Answer, Budget
-from agentdb.console.report import examine, unanswered
+from agentdb.console.report import Report, examine, unanswered
 from agentdb.interface import SandboxState, SessionStatus
 from agentdb.models import Agent, ApiKey, Sandbox, Session
 
@@ -103,47 +103,52 @@ _OPENED_HEIGHT, _OPENED_BASE, _FAILED_HEIGHT, _FAILED_BASE = 96, 104, 32, 156
 
 def chart(hours: list[Hour], url: Callable[[datetime], str]) -> Chart:
     """The bars of the hours, opened and failed each with a scale of its own."""
-    most_opened = _round_up(max((hour.opened for hour in hours), default=0), 10)
-    # Never below 10, so that one failure does not look like a fire.
-    most_failed = _round_up(max((hour.failed for hour in hours), default=0), 10)
-    step = 100 / len(hours)
-    is_week = len(hours) > 48
+    most_opened = _round_up(max(hour.opened for hour in hours))
+    most_failed = _round_up(max(hour.failed for hour in hours))
+    opened = sum(hour.opened for hour in hours)
+    failed = sum(hour.failed for hour in hours)
+    step, is_week = 100 / len(hours), len(hours) > 48
     bars = []
     for number, hour in enumerate(hours):
-        opened = _OPENED_HEIGHT * hour.opened / most_opened
-        failed = (
-            max(_FAILED_HEIGHT * hour.failed / most_failed, 1.0) if hour.failed else 0.0
-        )
-        if is_week:
-            label = f"{hour.at:%m-%d}" if hour.at.hour == 12 else ""
-        else:
-            label = f"{hour.at:%H}:00" if hour.at.hour % 3 == 0 else ""
+        opened_height = round(_OPENED_HEIGHT * hour.opened / most_opened, 1)
+        # At least a pixel, so that one failure is seen.
+        failed_height = round(max(_FAILED_HEIGHT * hour.failed / most_failed, 1), 1)
         bars.append(
             ChartBar(
-                hour, f"{step * number:.2f}%", f"{step:.2f}%", f"{step * (number + 0.14):.2f}%", f"{step * 0.72:.2f}%",
-                f"{step * (number + 0.5):.2f}%", round(_OPENED_BASE - opened, 1), round(opened, 1),
-                round(_FAILED_BASE - failed, 1), round(failed, 1), number == len(hours) - 1, label,
-                not is_week and hour.at.hour % 6 != 0,
-                url(hour.at),
+                hour,
+                x=f"{step * number:.2f}%",
+                width=f"{step:.2f}%",
+                bar_x=f"{step * (number + 0.14):.2f}%",
+                bar_width=f"{step * 0.72:.2f}%",
+                middle=f"{step * (number + 0.5):.2f}%",
+                opened_y=round(_OPENED_BASE - opened_height, 1),
+                opened_height=opened_height,
+                failed_y=round(_FAILED_BASE - failed_height, 1),
+                failed_height=failed_height,
+                is_running=hour is hours[-1],
+                label=_label(hour.at, is_week),
+                is_minor=not is_week and hour.at.hour % 6 != 0,
+                url=url(hour.at),
             )
-        )  # fmt: skip
-    all_opened, all_failed = (
-        sum(hour.opened for hour in hours),
-        sum(hour.failed for hour in hours),
-    )
-    share = f"{100 * all_failed / all_opened:.1f} %" if all_opened else ""
-    peak = max(hours, key=lambda hour: hour.opened)
+        )
     return Chart(
         bars,
         most_opened,
         most_failed,
-        all_opened,
-        all_failed,
-        share,
-        hours[-2],
-        peak,
-        is_week,
+        opened,
+        failed,
+        f"{100 * failed / opened:.1f} %" if opened else "",
+        last_full=hours[-2],
+        peak=max(hours, key=lambda hour: hour.opened),
+        is_week=is_week,
     )
+
+
+def _label(at: datetime, is_week: bool) -> str:
+    """A day at its noon, or every third hour."""
+    if is_week:
+        return f"{at:%m-%d}" if at.hour == 12 else ""
+    return f"{at:%H}:00" if at.hour % 3 == 0 else ""
 
 
 def activity_chart(request: HttpRequest, budget: Budget, **of: str) -> Answer[Chart]:
@@ -162,14 +167,10 @@ def period_query(begin: datetime, span: timedelta) -> dict[str, str]:
     return {"from": f"{begin:%Y-%m-%dT%H:%M}", "to": f"{begin + span:%Y-%m-%dT%H:%M}"}
 
 
-def _round_up(value: int, least: int) -> int:
-    """A round number that is not below the value, for the top of a scale."""
-    value = max(value, least)
-    size: int = 10 ** (len(str(value)) - 1)
-    for factor in (1, 2, 4, 6, 8):
-        if factor * size >= value:
-            return factor * size
-    return 10 * size
+def _round_up(value: int) -> int:
+    """The top of a scale, two digits at most; never below 10, so that one failure does not look like a fire."""
+    size: int = 10 ** max(len(str(value)) - 1, 1)
+    return max(-(-value // size), 1) * size
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,45 +229,41 @@ class _Overview:
         self.connection = budget.connection
 
     def shown(self) -> dict[str, Any]:
-        report, site = examine(self.budget), self.site
+        report = examine(self.budget)
         shown: dict[str, Any] = {"allowed": True, "report": report, "refresh": True}
         if report.problem:
             return shown
-        findings = [found for found in report.findings if _may_see(found, self.allowed)]
-        lines = [
-            Line(found, _rows_url(site, found))
-            for found in report.wrong
-            if found in findings
-        ]
-        figures = {
-            model: self._total(model)
-            for model in (Session, Sandbox, Agent, ApiKey)
-            if model in self.allowed
-        }
-        shown |= {
-            "schema": report.schema.value,
-            "lines": lines,
-            "is_bad": any(line.finding.urgent for line in lines),
-            "findings": findings,
-            "unknown": unanswered(
-                [found for found in report.unknown if found in findings]
-            ),
-            "is_empty": all(
-                figure.value is not None and not figure.value.rows
-                for figure in figures.values()
-            ),
-        }
-        if shown["is_empty"]:
+        models = (Session, Sandbox, Agent, ApiKey)
+        totals = {each: self._total(each) for each in models if each in self.allowed}
+        is_empty = all(total.value == Figure(0) for total in totals.values())
+        shown |= {**self._attention(report), "is_empty": is_empty}
+        if is_empty:
             return shown
         if Sandbox in self.allowed:
             shown |= self._sandboxes()
         if Session in self.allowed:
-            shown |= self._sessions(report.runners, figures[Session])
+            shown |= self._sessions(report.runners, totals[Session])
         shown["totals"] = [
-            (heading_of(model), figure, _second(model, shown), list_url(site, model))
-            for model, figure in figures.items()
+            (
+                heading_of(model),
+                total,
+                _second(model, shown),
+                list_url(self.site, model),
+            )
+            for model, total in totals.items()
         ]
         return shown
+
+    def _attention(self, report: Report) -> dict[str, Any]:
+        seen = [each for each in report.findings if _may_see(each, self.allowed)]
+        report.findings = seen
+        return {
+            "schema": report.schema.value,
+            "lines": [Line(each, _rows_url(self.site, each)) for each in report.wrong],
+            "is_bad": any(each.urgent for each in report.wrong),
+            "findings": seen,
+            "unknown": unanswered(report.unknown),
+        }
 
     def _total(self, model: type[Model]) -> Answer[Figure]:
         return self.budget.ask(partial(total, self.connection, model._meta.db_table))

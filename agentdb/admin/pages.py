@@ -290,53 +290,50 @@ def _groups_url(site: AdminSite, table: str, **query: str) -> str:
 
 
 def _groups(request: HttpRequest, model_admin: Any) -> HttpResponseBase:
-    site, asked = model_admin.admin_site, request.GET
-    model: type[Model] = Sandbox if asked.get("table") == "sandbox" else Session
-    _check(model in viewable(site, request))
-    by, problem, now = asked.get("by") or BY[model][0], "", timezone.now()
-    filters = {name: asked[name] for name in FILTERS[model] if asked.get(name)}
-    period = {}
+    site, is_sessions = model_admin.admin_site, request.GET.get("table") != "sandbox"
+    model: type[Model] = Session if is_sessions else Sandbox
+    allowed = viewable(site, request)
+    _check(model in allowed)
     # Without a period, sessions are those of a day; sandboxes are all.
-    texts = {
-        "from": asked.get("from", "" if model is Sandbox else "24h"),
-        "to": asked.get("to", ""),
-    }
-    for name, text in texts.items():
-        try:
-            period[name] = moment(text, now) if text else None
-        except ValueError as error:
-            problem = str(error)
-    if by not in BY[model]:
-        problem = gettext("%r is nothing to group by.") % by
-    answer = None
-    if not problem:
-        grouping = Grouping(model, by, period["from"], period["to"], filters)
-        alias = router.db_for_read(model)
-        answer = ask(
-            connections[alias], lambda: grouping.ask(alias), seconds=SUM_SECONDS
-        )
-    groups = (answer.value if answer else None) or []
+    default = {"by": BY[model][0], "from": "24h" if is_sessions else "", "to": ""}
+    asked = default | request.GET.dict()
+    form = {
+        "title": gettext("%s, summed up") % heading_of(model),
+        "table": str(model._meta.model_name),
+        "tables": [(str(each._meta.model_name), heading_of(each)) for each in BY if each in allowed],
+        "is_sessions": is_sessions,
+        "by": asked["by"],
+        "choices": [(name, _column(name)) for name in BY[model]],
+        "column": _column(asked["by"]),
+        "fields": [(name, _column(name), asked.get(name, "")) for name in FILTERS[model]],
+        "period": asked,
+    }  # fmt: skip
+    try:
+        grouping = Grouping.of(model, asked, timezone.now())
+    except ValueError as error:
+        return _page(request, model_admin, "groups", mistake=str(error), **form)
+    return _page(request, model_admin, "groups", **form, **_sums(site, grouping))
+
+
+def _sums(site: AdminSite, grouping: Grouping) -> dict[str, Any]:
+    alias = router.db_for_read(grouping.model)
+    answer = ask(connections[alias], lambda: grouping.ask(alias), seconds=SUM_SECONDS)
+    groups = answer.value or []
     most = max((group.rows for group in groups), default=1)
-    return _page(
-        request, model_admin, "groups",
-        title=gettext("%s, summed up") % heading_of(model),
-        table=str(model._meta.model_name),
-        tables=[(str(each._meta.model_name), heading_of(each)) for each in BY if each in viewable(site, request)],
-        is_sessions=model is Session,
-        by=by,
-        choices=[(name, _column(name)) for name in BY[model]],
-        column=_column(by),
-        fields=[(name, _column(name), asked.get(name, "")) for name in FILTERS[model]],
-        period=texts,
-        problem=answer.problem if answer else None,
-        mistake=problem,
-        groups=[
-            (_group_name(site, grouping, group), group, round(100 * group.rows / most, 1))
-            for group in groups[:MOST_GROUPS]
-        ],
-        is_cut=len(groups) > MOST_GROUPS,
-        whole=Grouped("", *(sum(getattr(group, name) for group in groups) for name in ("rows", "live", "failed"))),
-    )  # fmt: skip
+    rows = [
+        (
+            link(_group_url(site, grouping, group), _group_name(grouping, group)),
+            group,
+            round(100 * group.rows / most, 1),
+        )
+        for group in groups[:MOST_GROUPS]
+    ]
+    return {
+        "problem": answer.problem,
+        "groups": rows,
+        "is_cut": len(groups) > MOST_GROUPS,
+        "whole": sum(groups, Grouped(None, 0)),
+    }
 
 
 def _column(name: str) -> str:
@@ -348,39 +345,35 @@ def _column(name: str) -> str:
     return names.get(name, name)
 
 
-def _group_name(site: AdminSite, grouping: Grouping, group: Grouped) -> Any:
-    """What the group is called, as a link to its rows if a list has them."""
+def _group_name(grouping: Grouping, group: Grouped) -> Any:
     if group.value is None:
         return none()
     if grouping.by in ("status", "state", "session_status"):
-        shown: Any = badge(group.value)
-    else:
-        shown = f"{group.value}:00" if grouping.by == "hour" else group.value
-    period = {"from": grouping.since, "to": grouping.until}
+        return badge(group.value)
+    return f"{group.value}:00" if grouping.by == "hour" else group.value
+
+
+_SPANS = {"hour": timedelta(hours=1), "day": timedelta(days=1)}
+
+
+def _group_url(site: AdminSite, grouping: Grouping, group: Grouped) -> str:
+    """Where the group's rows are; empty if no list has them."""
+    of_sandboxes = grouping.model is Sandbox
+    if group.value is None or grouping.by == "session_status":
+        return ""
+    if of_sandboxes and grouping.by == "runner_id":
+        return runner_url(site, group.value)
+    if of_sandboxes and "runner_id" in grouping.filters:
+        return ""
+    ends = {"from": grouping.since, "to": grouping.until}
     query = {
-        name: at.isoformat(timespec="seconds")
-        for name, at in period.items()
-        if at is not None
-    }
-    query |= grouping.filters
-    if grouping.by in ("hour", "day"):
-        span = timedelta(hours=1) if grouping.by == "hour" else timedelta(days=1)
-        span = timedelta(hours=1) if grouping.by == "hour" else timedelta(days=1)
+        name: at.isoformat(timespec="seconds") for name, at in ends.items() if at
+    } | dict(grouping.filters)
+    if span := _SPANS.get(grouping.by):
         query |= overview.period_query(datetime.fromisoformat(group.value), span)
-    elif (
-        grouping.by == "session_status"
-        or grouping.model is Sandbox
-        and grouping.by == "runner_id"
-    ):
-        return link(
-            "" if grouping.by == "session_status" else runner_url(site, group.value),
-            shown,
-        )
     else:
         query[grouping.by] = group.value
-    if grouping.model is Sandbox and "runner_id" in query:
-        return shown
-    return link(list_url(site, grouping.model, **query), shown)
+    return list_url(site, grouping.model, **query)
 
 
 # -- what changed

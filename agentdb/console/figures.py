@@ -99,15 +99,26 @@ def by_value(
                 for value, count in rows
             }
             return {value: Figure(0) for value in known} | counted
-    # Rare values are counted by the index, and the others are shares of the whole, as far as these are known.
     shares = _shares(connection, table, column)
-    figures = {}
-    for value in dict.fromkeys([*known, *shares]):
-        figure = _counted_up_to(connection, f"{table} WHERE {column} = %s", value)
-        if figure.at_least and whole is not None and value in shares:
-            figure = Figure(max(int(shares[value] * whole.rows), WINDOW), whole.how)
-        figures[value] = figure
-    return figures
+    return {
+        value: _estimated(connection, table, column, value, whole, shares.get(value))
+        for value in dict.fromkeys([*known, *shares])
+    }
+
+
+def _estimated(
+    connection: BaseDatabaseWrapper,
+    table: str,
+    column: str,
+    value: str,
+    whole: Figure | None,
+    share: float | None,
+) -> Figure:
+    """A rare value is counted by the index, another is a share of the whole as far as that is known."""
+    figure = _counted_up_to(connection, f"{table} WHERE {column} = %s", value)
+    if not figure.at_least or whole is None or share is None:
+        return figure
+    return Figure(max(int(share * whole.rows), WINDOW), whole.how)
 
 
 def _shares(

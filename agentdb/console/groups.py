@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, time, timedelta
-from typing import Any
+from typing import Any, Self
 
 from django.db.models import (
     CharField,
@@ -22,7 +22,7 @@ from django.db.models import (
     Value,
 )
 from django.db.models.functions import Coalesce
-from django.utils.translation import gettext
+from django.utils.translation import gettext, gettext_lazy
 
 from agentdb.interface import SessionStatus
 from agentdb.models import Agent, ApiKey, Sandbox, Session
@@ -88,6 +88,14 @@ class Grouped:
     live: int = 0
     failed: int = 0
 
+    def __add__(self, other: Grouped) -> Grouped:
+        return Grouped(
+            None,
+            self.rows + other.rows,
+            self.live + other.live,
+            self.failed + other.failed,
+        )
+
     @property
     def percent_failed(self) -> str:
         return f"{100 * self.failed / self.rows:.1f} %" if self.rows else ""
@@ -108,40 +116,49 @@ class Grouping:
         """The column that 'from' and 'to' mean, which an index orders."""
         return "created_at" if self.model is Session else "last_used_at"
 
+    @classmethod
+    def of(cls, model: type[Model], asked: Mapping[str, str], now: datetime) -> Self:
+        """What a query string asks. Raises ``ValueError`` with a sentence for what means nothing."""
+        by = asked["by"]
+        if by not in BY[model]:
+            raise ValueError(gettext("%r is nothing to group by.") % by)
+        since, until = (
+            moment(text, now) if (text := asked.get(name)) else None
+            for name in ("from", "to")
+        )
+        filters = {name: asked[name] for name in FILTERS[model] if asked.get(name)}
+        return cls(model, by, since, until, filters)
+
     def rows(self, alias: str) -> QuerySet[Any]:
-        conditions: dict[str, Any] = dict(self.filters)
-        runner_id = conditions.pop("runner_id", None) if self.model is Sandbox else None
+        rows: Any = self.model._default_manager.using(alias).order_by()
+        for column, value in self.filters.items():
+            if self.model is Sandbox and column == "runner_id":
+                its = Session.objects.using(alias).of_runner(value)
+                rows = rows.reserved_for(its)
+            else:
+                rows = rows.filter(**{column: value})
         if self.since is not None:
-            conditions[f"{self.at}__gte"] = self.since
+            rows = rows.filter(**{f"{self.at}__gte": self.since})
         if self.until is not None:
-            conditions[f"{self.at}__lt"] = self.until
-        rows = self.model._default_manager.using(alias).filter(**conditions).order_by()
-        return rows if runner_id is None else on_runner(rows, alias, runner_id)
+            rows = rows.filter(**{f"{self.at}__lt": self.until})
+        found: QuerySet[Any] = rows
+        return found
 
     def ask(self, alias: str) -> list[Grouped]:
         """The largest groups first; hours and days from the latest on."""
-        grouped = (
-            self.rows(alias)
-            .annotate(value=_value(self.by, self.at, alias))
-            .values("value")
-        )
+        counts = {"n": Count("pk")}
         if self.model is Session:
-            error = SessionStatus.ERROR.value
-            grouped = grouped.annotate(
-                n=Count("pk"),
-                live=Count("pk", filter=Q(status__in=LIVE)),
-                failed=Count("pk", filter=Q(status=error)),
-            )
-        else:
-            grouped = grouped.annotate(n=Count("pk"))
-        order = (
-            [F("value").desc()]
-            if self.by in ("hour", "day")
-            else [F("n").desc(), F("value").asc(nulls_first=True)]
-        )
+            counts["live"] = Count("pk", filter=Q(status__in=LIVE))
+            counts["failed"] = Count("pk", filter=Q(status=SessionStatus.ERROR.value))
+        order = [F("n").desc(), F("value").asc(nulls_first=True)]
+        if self.by in ("hour", "day"):
+            order = [F("value").desc()]
+        value = _value(self.by, self.at, alias)
+        grouped = self.rows(alias).annotate(value=value).values("value")
+        found = grouped.annotate(**counts).order_by(*order)
         return [
             Grouped(row["value"], row["n"], row.get("live", 0), row.get("failed", 0))
-            for row in grouped.order_by(*order)[: MOST_GROUPS + 1]
+            for row in found[: MOST_GROUPS + 1]
         ]
 
 
@@ -153,14 +170,6 @@ FILTERS: dict[type[Model], tuple[str, ...]] = {
     Session: ("agent_name", "tenant_id", "runner_id", "status"),
     Sandbox: ("agent_name", "tenant_id", "runner_id", "state"),
 }
-
-
-def on_runner(sandboxes: Any, alias: str, runner_id: str) -> QuerySet[Any]:
-    """The sandboxes whose session is on the runner."""
-    rows: QuerySet[Any] = sandboxes.filter(
-        session_id__in=Session.objects.using(alias).of_runner(runner_id).values("pk")
-    )
-    return rows
 
 
 def _value(by: str, at: str, alias: str) -> Any:
@@ -188,43 +197,27 @@ class Change:
     row: Any
 
 
+# The tables, when a row of them was written, and what is known of that.
+_WRITTEN: tuple[tuple[type[Model], str, Any], ...] = (
+    (Session, "last_active_at", gettext_lazy("active")),
+    (Sandbox, "last_used_at", gettext_lazy("used")),
+    (Agent, "updated_at", gettext_lazy("deployed")),
+    (ApiKey, "created_at", gettext_lazy("issued")),
+)
+
+
 def changes(alias: str, since: datetime) -> list[Change]:
     """What was written since, the latest first, across the tables. Sessions are looked for among the newest."""
-    sessions = Session.objects.using(alias)
-    newest = sessions.newest_first().values("pk")[:SAMPLE]
-    written = sessions.filter(
-        pk__in=Subquery(newest), last_active_at__gte=since
-    ).order_by("-last_active_at")
-    found = [
-        Change(
-            row.last_active_at,
-            gettext("opened") if row.created_at >= since else gettext("active"),
-            row,
+    newest = Session.objects.using(alias).newest_first().values("pk")[:SAMPLE]
+    found = []
+    for model, at, what in _WRITTEN:
+        rows: QuerySet[Any] = model._default_manager.using(alias).filter(
+            **{f"{at}__gte": since}
         )
-        for row in written[:MOST_CHANGES]
-    ]
-    sandboxes = (
-        Sandbox.objects.using(alias)
-        .filter(last_used_at__gte=since)
-        .order_by("-last_used_at")
-    )
-    found += [
-        Change(row.last_used_at, gettext("used"), row)
-        for row in sandboxes[:MOST_CHANGES]
-    ]
-    agents = (
-        Agent.objects.using(alias).filter(updated_at__gte=since).order_by("-updated_at")
-    )
-    found += [
-        Change(row.updated_at, gettext("deployed"), row)
-        for row in agents[:MOST_CHANGES]
-    ]
-    keys = (
-        ApiKey.objects.using(alias)
-        .filter(created_at__gte=since)
-        .order_by("-created_at")
-    )
-    found += [
-        Change(row.created_at, gettext("issued"), row) for row in keys[:MOST_CHANGES]
-    ]
+        if model is Session:
+            rows = rows.filter(pk__in=Subquery(newest))
+        for row in rows.order_by(f"-{at}")[:MOST_CHANGES]:
+            is_new = model is Session and row.created_at >= since
+            said = gettext("opened") if is_new else str(what)
+            found.append(Change(getattr(row, at), said, row))
     return sorted(found, key=lambda change: change.at, reverse=True)[:MOST_CHANGES]

@@ -16,7 +16,6 @@ from agentdb.expressions import (
     IsRow,
     IsUnchanged,
     Locked,
-    OneOfRows,
     OneOfTexts,
     UnsyncedCommit,
 )
@@ -378,11 +377,8 @@ UPDATE_SANDBOX_SESSION = Update(
 
 
 def _on_runner(p: Parameters) -> Any:
-    return p.rows(Sandbox).filter(
-        OneOfRows(
-            "session_id", p.rows(Session).of_runner(p.text("runner_id")).values("id")
-        )
-    )
+    its = p.rows(Session).of_runner(p.text("runner_id"))
+    return p.rows(Sandbox).reserved_for(its)
 
 
 LIST_SANDBOXES_BY_RUNNER = Select(lambda p: _on_runner(p).newest_first())

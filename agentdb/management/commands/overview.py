@@ -10,7 +10,7 @@ from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from agentdb.console.display import relative
-from agentdb.console.figures import Figure, activity, by_value, total
+from agentdb.console.figures import Figure, Hour, activity, by_value, total
 from agentdb.console.questions import Answer, Budget
 from agentdb.console.report import Report, examine, unanswered
 from agentdb.errors import DatabaseUnavailableError
@@ -20,6 +20,10 @@ from agentdb.schema.inspection import inspecting
 
 JSON_FORMAT = 1
 TABLES = ("sessions", "sandboxes", "agents", "api_keys")
+VALUES = {
+    "statuses": ("sessions", "status", [*map(str, SessionStatus)]),
+    "states": ("sandboxes", "state", [*map(str, SandboxState)]),
+}
 
 
 class Command(DatabaseCommand):
@@ -43,37 +47,33 @@ class Command(DatabaseCommand):
         if report.wrong or report.unknown:
             sys.exit(1)
 
-    def _print(self, report: Report, summary: dict[str, Any]) -> None:
-        write = self.stdout.write
-        write(
-            f"{report.engine}, {report.place}, as of {report.at:%Y-%m-%d %H:%M:%S} UTC"
-        )
+    def _print(self, report: Report, summary: dict[str, _Shown]) -> None:
+        at = f"{report.at:%Y-%m-%d %H:%M:%S} UTC"
+        self.stdout.write(f"{report.engine}, {report.place}, as of {at}")
         if report.problem:
-            write(self.style.ERROR(str(report.problem)))
+            self.stdout.write(self.style.ERROR(str(report.problem)))
             return
-        if not report.wrong and not report.unknown:
-            write(self.style.SUCCESS("Nothing needs attention."))
-        for found in report.wrong:
-            style = self.style.ERROR if found.urgent else self.style.WARNING
-            detail = f" ({found.detail})" if found.detail else ""
-            write(style(f"{found.shown:>8}  {found.sentence}{detail}"))
-        for titles, problem in unanswered(report.unknown):
-            write(
-                self.style.WARNING(
-                    f"       ?  not looked at: {', '.join(titles)}. {problem}"
-                )
-            )
-        for table in TABLES:
-            write(f"{table:<10} {summary['totals'][table]}")
-        for name in ("statuses", "states"):
-            write(f"{name:<10} {summary[name]}")
-        write(f"last 24 h  {summary['activity']}")
+        for line in self._attention(report):
+            self.stdout.write(line)
+        for name, shown in summary.items():
+            self.stdout.write(f"{name:<10} {shown}")
         for runner in report.runners.value or ():
             seen = relative(runner.seen_at) if runner.seen_at else "none"
-            write(
+            self.stdout.write(
                 f"runner {runner.id}: {runner.condition or 'ok'}, last sign of life {seen}, "
                 f"{runner.active:,} active, {runner.starting:,} starting"
             )
+
+    def _attention(self, report: Report) -> Iterator[str]:
+        if not report.wrong and not report.unknown:
+            yield self.style.SUCCESS("Nothing needs attention.")
+        for found in report.wrong:
+            style = self.style.ERROR if found.urgent else self.style.WARNING
+            detail = f" ({found.detail})" if found.detail else ""
+            yield style(f"{found.shown:>8}  {found.sentence}{detail}")
+        for titles, problem in unanswered(report.unknown):
+            line = f"       ?  not looked at: {', '.join(titles)}. {problem}"
+            yield self.style.WARNING(line)
 
 
 class _Shown:
@@ -86,9 +86,8 @@ class _Shown:
         return "not known" if self.answer.problem else self.text
 
     def as_json(self) -> Any:
-        return (
-            {"problem": str(self.answer.problem)} if self.answer.problem else self.value
-        )
+        problem = self.answer.problem
+        return {"problem": str(problem)} if problem else self.value
 
 
 @contextmanager
@@ -110,37 +109,34 @@ def _reading(alias: str) -> Iterator[BaseDatabaseWrapper]:
         yield connection
 
 
-def _summary(page: Budget) -> dict[str, Any]:
+def _summary(page: Budget) -> dict[str, _Shown]:
+    """By what the terminal calls it."""
     connection = page.connection
-    totals = {}
+    shown = {}
     for table in TABLES:
-        answer = page.ask(partial(total, connection, table))
-        totals[table] = _Shown(answer, str(answer.value), _figure(answer.value))
-    summary: dict[str, Any] = {"totals": totals}
-    for name, table, column, known in (
-        ("statuses", "sessions", "status", [*map(str, SessionStatus)]),
-        ("states", "sandboxes", "state", [*map(str, SandboxState)]),
-    ):
-        counted = page.ask(partial(by_value, connection, table, column, known))
-        figures = counted.value or {}
+        counted = page.ask(partial(total, connection, table))
+        shown[table] = _Shown(counted, str(counted.value), _figure(counted.value))
+    for name, (table, column, known) in VALUES.items():
+        answer = page.ask(partial(by_value, connection, table, column, known))
+        figures = answer.value or {}
         text = ", ".join(f"{value} {figure}" for value, figure in figures.items())
-        summary[name] = _Shown(
-            counted, text, {value: _figure(figure) for value, figure in figures.items()}
-        )
-    hours = page.ask(lambda: activity(connection, 24))
+        numbers = {value: _figure(figure) for value, figure in figures.items()}
+        shown[name] = _Shown(answer, text, numbers)
+    shown["last 24 h"] = _activity(page.ask(partial(activity, connection, 24)))
+    return shown
+
+
+def _activity(answer: Answer[list[Hour]]) -> _Shown:
+    hours = answer.value or []
     opened, failed = (
-        sum(getattr(hour, which) for hour in hours.value or ())
-        for which in ("opened", "failed")
+        sum(each.opened for each in hours),
+        sum(each.failed for each in hours),
     )
-    summary["activity"] = _Shown(
-        hours,
-        f"{opened:,} sessions opened, {failed:,} failed",
-        [
-            {"hour": hour.at.isoformat(), "opened": hour.opened, "failed": hour.failed}
-            for hour in hours.value or ()
-        ],
-    )
-    return summary
+    each_hour = [
+        {"hour": each.at.isoformat(), "opened": each.opened, "failed": each.failed}
+        for each in hours
+    ]
+    return _Shown(answer, f"{opened:,} sessions opened, {failed:,} failed", each_hour)
 
 
 def _figure(figure: Figure | None) -> dict[str, Any] | None:
@@ -153,7 +149,7 @@ def _figure(figure: Figure | None) -> dict[str, Any] | None:
     }
 
 
-def _as_json(report: Report, summary: dict[str, Any]) -> dict[str, Any]:
+def _as_json(report: Report, summary: dict[str, _Shown]) -> dict[str, Any]:
     head = {
         "format": JSON_FORMAT,
         "engine": report.engine,
@@ -162,36 +158,26 @@ def _as_json(report: Report, summary: dict[str, Any]) -> dict[str, Any]:
     }
     if report.problem:
         return {**head, "error": str(report.problem)}
+    names = ("code", "title", "count", "at_least", "urgent", "detail")
     return {
         **head,
         "attention": [
-            {
-                "code": found.code,
-                "title": found.title,
-                "count": found.count,
-                "at_least": found.at_least,
-                "urgent": found.urgent,
-                "detail": found.detail,
-                "problem": str(found.problem) if found.problem else None,
-            }
+            {name: getattr(found, name) for name in names}
+            | {"problem": str(found.problem) if found.problem else None}
             for found in report.findings
         ],
-        "totals": {
-            table: shown.as_json() for table, shown in summary["totals"].items()
-        },
+        "totals": {table: summary[table].as_json() for table in TABLES},
         "sessions_by_status": summary["statuses"].as_json(),
         "sandboxes_by_state": summary["states"].as_json(),
-        "activity": summary["activity"].as_json(),
+        "activity": summary["last 24 h"].as_json(),
         "runners": [
             {
                 "id": runner.id,
                 "condition": runner.condition or "ok",
-                "last_sign_of_life": runner.seen_at.isoformat()
-                if runner.seen_at
-                else None,
+                "last_sign_of_life": runner.seen_at.isoformat() if runner.seen_at else None,
                 "active": runner.active,
                 "starting": runner.starting,
             }
             for runner in report.runners.value or ()
         ],
-    }
+    }  # fmt: skip
