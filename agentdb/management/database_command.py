@@ -88,6 +88,11 @@ class AgentDbCommand(BaseCommand):
         finally:
             self.progress.clear()
 
+    def name_database(self, alias: str, verbosity: int) -> None:
+        """Say which database it is, beside the results."""
+        if verbosity:
+            self.stderr.write(f"{describe(connections[alias])}.", style_func=str)
+
     def print_json(self, report: object) -> None:
         self.stdout.write(json.dumps(report, indent=2, ensure_ascii=False, default=str))
 
@@ -125,11 +130,6 @@ class DatabaseCommand(AgentDbCommand):
         for flag in ("--traceback", "--no-color", "--force-color"):
             parser.add_argument(flag, action="store_true", default=absent, help=absent)
         return parser
-
-    def name_database(self, alias: str, verbosity: int) -> None:
-        """Say which database it is, beside the results."""
-        if verbosity:
-            self.stderr.write(f"{describe(connections[alias])}.", style_func=str)
 
     @staticmethod
     def _add_database(parser: argparse.ArgumentParser, default: str) -> None:

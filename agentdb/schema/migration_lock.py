@@ -52,8 +52,7 @@ def migration_lock(
         "postgresql": _advisory_lock,
         "cockroachdb": _row_lock,
     }
-    take = locks.get(connection.vendor, _no_lock)
-    with take(connection, waiting or (lambda: None)):
+    with locks[connection.vendor](connection, waiting or (lambda: None)):
         held.add(key)
         try:
             yield
@@ -172,13 +171,6 @@ def _inserted(connection: BaseDatabaseWrapper, lock_timeout: str) -> bool:
         if classify(error) not in (Fault.LOCKED, Fault.CONFLICT):
             raise
         return False
-
-
-@contextmanager
-def _no_lock(
-    connection: BaseDatabaseWrapper, waiting: Callable[[], None]
-) -> Iterator[None]:
-    yield
 
 
 @contextmanager

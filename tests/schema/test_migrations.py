@@ -18,6 +18,7 @@ from django.apps import apps
 from django.core.management import CommandError, call_command
 from django.db import models
 from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.migrations.operations.base import Operation
 
 import agentdb
 from agentdb import operations
@@ -474,6 +475,39 @@ def test_a_migrate_that_has_nothing_to_do_takes_no_lock(
         manage(connection, "migrate")
         monkeypatch.setattr("agentdb.management.commands.migrate.migration_lock", None)
         assert "No migrations to apply." in manage(connection, "migrate", *arguments)
+
+
+@pytest.mark.parametrize(
+    ("operation", "said"),
+    [
+        (operations.CreateLegacyTable, "Nothing was changed"),
+        (operations.AddIndex, "The migrations before this one are applied"),
+    ],
+    ids=["the first migration", "a later one"],
+)
+def test_a_migrate_stopped_by_ctrl_c_says_what_is_done_and_goes_on(
+    empty_url: str,
+    operation: type[Operation],
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    def pressed(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with opened(empty_url) as connection:
+        with monkeypatch.context() as patched:
+            patched.setattr(operation, "database_forwards", pressed)
+            with pytest.raises(SystemExit) as stopped:
+                manage(connection, "migrate", "agentdb")
+
+        assert stopped.value.code == 130
+        assert (
+            f"Interrupted. {said}; 'agentdb migrate' goes on from there.\n"
+            in capsys.readouterr().err
+        )
+        manage(connection, "migrate", "agentdb")
+        assert pending_migrations(connection) == []
 
 
 def test_a_migrate_of_other_apps_takes_the_lock_and_one_of_another_app_alone_does_not(

@@ -47,24 +47,19 @@ class Command(DatabaseCommand):
             if not json:
                 self._print(describe_findings(findings))
                 self._print(describe_plan(connections[database], findings, plan))
-            if plan.refusals and not json:
-                raise AdoptionRefusedError(plan.refusals)
+                if plan.refusals:
+                    raise AdoptionRefusedError(plan.refusals)
 
         run = look if check else adopt
-        outcome = run(
-            database,
-            Listener(self.progress.say, self.progress, found),
-            backup=not no_backup,
-        )
+        listener = Listener(self.progress.say, self.progress, found)
+        outcome = run(database, listener, backup=not no_backup)
         self.progress.clear()
         if json:
             self.print_json(as_json(outcome, checked=check))
         elif outcome.plan.has_work and not check:
             self._print(describe_outcome(outcome))
-        if outcome.plan.refusals:
-            sys.exit(2)
-        if outcome.plan.has_work and check:
-            sys.exit(1)
+        if code := _exit_code(outcome.plan, check):
+            sys.exit(code)
 
     def error_report(self, error: AgentDbError) -> object:
         return error_as_json(error)
@@ -72,3 +67,9 @@ class Command(DatabaseCommand):
     def _print(self, lines: list[str]) -> None:
         for line in lines:
             self.stdout.write(line)
+
+
+def _exit_code(plan: Plan, check: bool) -> int:
+    if plan.refusals:
+        return 2
+    return 1 if check and plan.has_work else 0

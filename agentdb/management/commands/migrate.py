@@ -31,14 +31,14 @@ from agentdb.schema.limits import lifted_limits
 from agentdb.schema.migration_lock import migration_lock
 from agentdb.schema.migration_record import pending_migrations
 from agentdb.schema.rows import count_rows
-from agentdb.serving.connections import describe
 
 
 class Command(AgentDbCommand, migrate.Command):
     """Django's migrate, which records no migration over tables of another shape, one process at a time."""
 
     refused = 1  # as Django's own
-    changed = False
+    # What the database lacked before, once that was asked.
+    lacking: tuple[BaseDatabaseWrapper, list[str]] | None = None
 
     def add_arguments(self, parser: CommandParser) -> None:
         super().add_arguments(parser)
@@ -62,42 +62,41 @@ class Command(AgentDbCommand, migrate.Command):
         connection = connections[options["database"]]
         only_looks = options["plan"] or options["check_unapplied"]
         # Looking would make an empty file of a misspelt name.
-        if (path := sqlite_path(connection)) is not None and (
-            only_looks or path.exists()
-        ):
+        path = sqlite_path(connection)
+        if path is not None and (only_looks or path.exists()):
             check_sqlite_file(path)
-        if options["verbosity"]:
-            self.stderr.write(f"{describe(connection)}.", style_func=str)
-        if not self._changes_agentdb(connection, options):
-            super().handle(*args, **options)
-            return
-        with translated_errors(connection):
-            pending = pending_migrations(connection)
-        if (
-            not pending
-            and options["migration_name"] is None
-            and not self._others_are_pending(connection, options)
-        ):
-            # The usual start of a service: it need not wait for a process that does have something to do.
+        self.name_database(connection.alias, options["verbosity"])
+        if only_looks or not self._has_work(connection, options):
             super().handle(*args, **options)
             return
         try:
             self._prepare_and_migrate(connection, args, options)
-        except KeyboardInterrupt:
-            with suppress(DatabaseError):
-                self.changed = pending_migrations(connection) != pending
-            raise
         except DatabaseError as error:
-            # The reason why Django could not create its own table is what counts.
-            reason = (
-                error.__context__
-                if isinstance(error, MigrationSchemaMissing) and error.__context__
-                else error
-            )
-            if not _needs_an_operator(reason):
+            cause = _cause(error)
+            if not _needs_an_operator(cause):
                 raise
-            said = f"{describe_failure(connection, reason)} Migrations that were done stay."
-            raise CommandError(said) from _as_unavailable(said, reason)
+            said = (
+                f"{describe_failure(connection, cause)} Migrations that were done stay."
+            )
+            raise CommandError(said) from _as_unavailable(said, cause)
+
+    def _has_work(
+        self, connection: BaseDatabaseWrapper, options: dict[str, Any]
+    ) -> bool:
+        """Whether agentdb's tables, or those that are migrated with them, may change.
+
+        The usual start of a service has none, and does not wait for a process that has.
+        """
+        if not self._is_about_agentdb(connection, options):
+            return False
+        with translated_errors(connection):
+            pending = pending_migrations(connection)
+        self.lacking = connection, pending
+        return (
+            bool(pending)
+            or options["migration_name"] is not None
+            or self._others_are_pending(connection, options)
+        )
 
     def _prepare_and_migrate(
         self, connection: BaseDatabaseWrapper, args: Any, options: dict[str, Any]
@@ -128,21 +127,20 @@ class Command(AgentDbCommand, migrate.Command):
             refuse_unadopted(connection, fake_initial=options["fake_initial"])
 
     def interrupted(self) -> str:
-        changed = (
-            "The migrations before this one are applied"
-            if self.changed
-            else "Nothing was changed"
-        )
+        changed = "Nothing was changed"
+        with suppress(DatabaseError):
+            if self.lacking and pending_migrations(self.lacking[0]) != self.lacking[1]:
+                changed = "The migrations before this one are applied"
         return f"{changed}; 'agentdb migrate' goes on from there."
 
-    def _changes_agentdb(
+    def _is_about_agentdb(
         self, connection: BaseDatabaseWrapper, options: dict[str, Any]
     ) -> bool:
         return (
             options["app_label"] in (None, "agentdb")
+            and not options["prune"]
             and connection.vendor in ("sqlite", "postgresql", "cockroachdb")
             and router.allow_migrate(connection.alias, "agentdb")
-            and not (options["plan"] or options["check_unapplied"] or options["prune"])
         )
 
     def _others_are_pending(
@@ -188,6 +186,13 @@ class Command(AgentDbCommand, migrate.Command):
             self.stdout.write(
                 "Another process is migrating this database; waiting for it."
             )
+
+
+def _cause(error: DatabaseError) -> BaseException:
+    """The reason why Django could not create its own table, or the error itself."""
+    if isinstance(error, MigrationSchemaMissing) and error.__context__:
+        return error.__context__
+    return error
 
 
 def _needs_an_operator(error: BaseException) -> bool:

@@ -181,24 +181,26 @@ def _served(connection: BaseDatabaseWrapper, *, read_only: bool) -> dict[str, An
     }
     options = settings["OPTIONS"] = dict(settings.get("OPTIONS") or {})
     path = sqlite_path(connection)
-    if path is not None:
+    if connection.vendor != "sqlite":
+        asked = int(options.get("connect_timeout", 0))
+        # 0 waits without an end.
+        quick = min(asked, _CONNECT_SECONDS) if asked > 0 else _CONNECT_SECONDS
+        options["connect_timeout"] = quick
+    elif path is not None:
         commands = [each.strip() for each in options.pop("init_command", "").split(";")]
         # The file keeps its journal mode.
         kept = [each for each in commands if each and "journal_mode" not in each]
         options |= {"timeout": _LOCK_SECONDS, "init_command": "; ".join(kept)}
         if read_only:
             options.pop("transaction_mode", None)
-            name = f"file:{quote(str(path.absolute()))}?mode=ro"
-            # Where no index of the write-ahead log can be made, nobody can be writing to the file either.
-            settings["NAME"] = (
-                name if os.access(path.parent, os.W_OK) else f"{name}&immutable=1"
-            )
-    elif connection.vendor != "sqlite":
-        asked = int(options.get("connect_timeout", 0))  # 0 waits without an end
-        options["connect_timeout"] = (
-            min(asked, _CONNECT_SECONDS) if asked > 0 else _CONNECT_SECONDS
-        )
+            settings["NAME"] = _read_only_name(path)
     return settings
+
+
+def _read_only_name(path: Path) -> str:
+    name = f"file:{quote(str(path.absolute()))}?mode=ro"
+    # If no index of the write-ahead log can be made, nobody can be writing to the file either.
+    return name if os.access(path.parent, os.W_OK) else f"{name}&immutable=1"
 
 
 def _name(connection: BaseDatabaseWrapper) -> str:
