@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
@@ -17,11 +17,10 @@ from django.http import HttpRequest, HttpResponse
 from django.utils import timezone
 from django.utils.dateparse import parse_datetime
 from django.utils.functional import Promise
-from django.utils.translation import gettext, gettext_lazy, ngettext
+from django.utils.translation import gettext, gettext_lazy
 
 from agentdb.admin.audit import Outcome, log_in_project, record
 from agentdb.admin.display import (
-    list_url,
     name_of,
     own_url,
     page,
@@ -150,6 +149,18 @@ REVOKE = Action(
 )
 
 
+# Its ``act`` is that of the statuses to go back to.
+RESUME = Action(
+    "resume",
+    "resume",
+    ("status",),
+    _pause,
+    gettext_lazy("Resume"),
+    gettext_lazy("Resume"),
+    gettext_lazy("Resumed"),
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Asked:
     """What a form of an action says: the rows, whether that was confirmed, and how far it has come."""
@@ -270,6 +281,16 @@ def run(
         rows = listed.filter(created_at__lte=asked.at)
     if asked.confirmed is None:
         return _question(model_admin, request, action, asked, rows)
+    return _run(action, model_admin, request, asked, rows)
+
+
+def _run(
+    action: Action,
+    model_admin: Any,
+    request: HttpRequest,
+    asked: Asked,
+    rows: QuerySet[Any],
+) -> HttpResponse:
     work = Work(model_admin, request, action.verb, action.columns)
     reached, ends_at = asked.reached, time.monotonic() + STEP_SECONDS
     ids = _next_ids(asked, rows, reached, 0)
@@ -358,44 +379,42 @@ def _form(request: HttpRequest, action: Action, asked: Asked) -> dict[str, Any]:
 
 
 def _result(action: Action, asked: Asked, work: Work, reached: str) -> HttpResponse:
-    """What was done, and a form that goes on behind ``reached`` if that is not all."""
+    """What was done and what not, and a form that goes on behind ``reached`` if that is not all."""
     request, site = work.request, work.model_admin.admin_site
     count = asked.done + len(work.rows)
     skipped = asked.skipped + sum(map(len, work.skipped.values()))
-    lines = asked.lines
-    if action in (PAUSE, DELETE_SANDBOX) and work.before:
-        line = json.dumps({"action": action.verb, "before": work.before})
-        lines = f"{lines}\n{line}".strip()
-    lines = lines if len(lines) <= LONGEST_LINES else ""
+    ids = request.POST.getlist(helpers.ACTION_CHECKBOX_NAME)
+    lines = _all_lines(action, asked, work)
     return page(
         work.model_admin,
         request,
         "action_done",
         title=f"{action.done} {count:,} {name_of(work.model_admin.model, count)}",
         **_form(request, action, asked),
-        **_said(work),
+        error=work.error,
+        rows=[(row_url(site, row), row.pk) for row in work.rows[:MOST_LISTED]],
+        skipped=[
+            (len(ids), why, ", ".join(ids[:3]), len(ids) - 3)
+            for why, ids in work.skipped.items()
+        ],
         count=count,
         reached=reached,
         skipped_count=skipped,
         tried=count + skipped,
-        ids=asked.ids[:1] if asked.is_all else asked.ids,
+        ids=ids[:1] if asked.is_all else ids,
         lines=lines,
         folders=_folders(lines) if action is DELETE_SANDBOX else [],
         undo_url=page_url(site, "undo") if action is PAUSE and lines else "",
     )
 
 
-def _said(work: Work) -> dict[str, Any]:
-    """What a result says of the rows that were changed, and of those that were not."""
-    site = work.model_admin.admin_site
-    return {
-        "error": work.error,
-        "rows": [(row_url(site, row), row.pk) for row in work.rows[:MOST_LISTED]],
-        "skipped": [
-            (len(ids), why, ", ".join(ids[:3]), len(ids) - 3)
-            for why, ids in work.skipped.items()
-        ],
-    }
+def _all_lines(action: Action, asked: Asked, work: Work) -> str:
+    """What the rows of all steps were, as the audit log has it: a pause is undone by it, and it names folders."""
+    lines = asked.lines
+    if action in (PAUSE, DELETE_SANDBOX) and work.before:
+        line = json.dumps({"action": action.verb, "before": work.before})
+        lines = f"{lines}\n{line}".strip()
+    return lines if len(lines) <= LONGEST_LINES else ""
 
 
 # -- lines of the audit log: what rows were before
@@ -451,7 +470,7 @@ def resume(
 ) -> HttpResponse:
     """Give sessions that are still paused the status they had, and say so."""
 
-    def act(db: Db, id: str) -> str:
+    def act(db: Db, id: str, sure: bool) -> str:
         session = db.get_session(id)
         if session is None:
             return _gone()
@@ -459,17 +478,6 @@ def resume(
             return session.status
         return _gone(db.update_session_status(id, SessionStatus(before[id])))
 
-    work, ids = Work(model_admin, request, "resume", PAUSE.columns), sorted(before)
-    for start in range(0, len(ids), BATCH):
-        if not work.error:
-            work.each(ids[start : start + BATCH], act)
-    count = len(work.rows)
-    return page(
-        model_admin,
-        request,
-        "action_done",
-        title=ngettext("Resumed %d session", "Resumed %d sessions", count) % count,
-        **_said(work),
-        count=count,
-        list_url=list_url(model_admin.admin_site, Session),
-    )
+    asked = replace(Asked.of(request), ids=list(before), confirmed=len(before))
+    action = replace(RESUME, act=act)
+    return _run(action, model_admin, request, asked, Session.objects.none())

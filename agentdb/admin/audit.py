@@ -7,10 +7,12 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 from django.conf import settings
 from django.contrib.admin.models import ADDITION, CHANGE, DELETION, LogEntry
+from django.contrib.contenttypes.models import ContentType
+from django.core.exceptions import PermissionDenied
 from django.db import DatabaseError
 from django.db.models import Model
 from django.http import HttpRequest
@@ -56,6 +58,12 @@ def record(
         _write(
             request, request.user.get_username() or "anonymous", action, outcome, line
         )
+
+
+def refuse(request: HttpRequest, action: str) -> NoReturn:
+    """Write down that the user may not do this, and answer 403."""
+    record(request, action, [], {}, {}, "refused")
+    raise PermissionDenied
 
 
 def record_failed_login(
@@ -107,28 +115,34 @@ def log_in_project(
     """Add what was done to the host project's own log of actions, once it is committed."""
     if request.user.pk is None or not keeps_history():
         return
-    flag = next(
-        (flag for verb, flag in _FLAGS.items() if action.startswith(verb)), CHANGE
-    )
-    alike: dict[str, list[Model]] = {}
-    for row in rows:
-        changed = (
-            f"{before[row.pk]} → {after.get(row.pk) or 'gone'}"
-            if row.pk in before
-            else ""
+    flag = _FLAGS.get(action, CHANGE)
+    entries = [
+        LogEntry(
+            user_id=request.user.pk,
+            content_type=ContentType.objects.get_for_model(row),
+            object_id=row.pk,
+            object_repr=str(row)[:200],
+            action_flag=flag,
+            change_message=_said(action, row.pk, before, after),
         )
-        alike.setdefault(f"{action}: {changed}" if changed else action, []).append(row)
+        for row in rows
+    ]
     try:
-        for text, those in alike.items():
-            LogEntry.objects.log_actions(
-                request.user.pk, those, flag, change_message=text
-            )
+        LogEntry.objects.bulk_create(entries)
     except DatabaseError:
         logger.exception(
             "The admin log of the project could not be written: %s of %d rows",
             action,
             len(rows),
         )
+
+
+def _said(
+    action: str, id: str, before: Mapping[str, Any], after: Mapping[str, Any]
+) -> str:
+    if id not in before:
+        return action
+    return f"{action}: {before[id]} → {after.get(id) or 'gone'}"
 
 
 def _shown(values: Mapping[str, Any], ids: Sequence[str]) -> dict[str, Any]:

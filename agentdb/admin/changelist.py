@@ -113,47 +113,25 @@ class RowList(ChangeList):
 
     @property
     def own_order(self) -> Order:
-        """The newest first, by the timestamp whose index has all rows in order."""
+        """The newest first, by the timestamp that has an index; by another one, a page sorts the table."""
         return Order(next(iter(self.model_admin.orders)))
 
     def get_results(self, request: HttpRequest) -> None:
         super().get_results(request)
         self.problems: list[Problem] = []
         self.sentences = self._misunderstood(request)
-        after = self._in_an_order_that_is_quick(request.GET.get(AFTER, ""))
+        after = request.GET.get(AFTER, "")
         rows = self._rows(after)
         self.result_list = rows[: self.list_per_page]
         self.result_count = len(self.result_list)
         self.is_first = not after
         has_more = len(rows) > self.list_per_page
         self.end = self.order.place(reversed(self.result_list)) if has_more else ""
-        if self.total is None and not self.is_cut_off:
+        if not self.is_cut_off:
             is_all = self.is_first and not has_more
             self.total = Figure(self.result_count) if is_all else self._counted()
         allowed = viewable(self.model_admin.admin_site, request)
         self.model_admin.find_linked(self.result_list, allowed, self.problems)
-
-    def _in_an_order_that_is_quick(self, after: str) -> str:
-        """Sort by a timestamp without an index only what is few. Returns where the page begins."""
-        if self.order.at == self.own_order.at:
-            return after
-        self.total = self._counted()
-        if self.can_order_by(self.order.at):
-            return after
-        self.sentences.append(
-            gettext(
-                "More than %s rows are left, too many for that order; filter further to have it."
-            )
-            % f"{COUNTED:,}"
-        )
-        self.order = self.own_order
-        self.queryset = self.queryset.order_by(*self.order.expressions())
-        return ""
-
-    def can_order_by(self, at: str) -> bool:
-        """Whether the rows can be ordered so without sorting a whole table."""
-        is_few = self.total is not None and not self.total.at_least
-        return at in self.model_admin.orders and (is_few or at == self.own_order.at)
 
     def _counted(self) -> Figure | None:
         return ask(
@@ -171,8 +149,9 @@ class RowList(ChangeList):
             with question(connections[rows.db], SEARCH_SECONDS):
                 return read(rows[: self.list_per_page + 1], self.problems)
         except Unanswered as error:
-            # Without a filter it is the index that did not answer: the database has a problem.
-            if not (error.is_cut_off and self.set_filters):
+            # What an index should have answered shows that the database has a problem.
+            is_search = self.set_filters or self.order.at != self.own_order.at
+            if not (error.is_cut_off and is_search):
                 raise
         self.is_cut_off = True
         self.sentences.append(

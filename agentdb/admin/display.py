@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlencode
@@ -141,16 +142,10 @@ def link(url: str, text: object) -> SafeString:
     """A link, or the text alone if there is no address."""
     if is_unreadable(text):
         return unreadable(text)
-    shown = (
-        cut(text)
-        if isinstance(text, str) and not isinstance(text, SafeString)
-        else text
-    )
-    return (
-        format_html('<a href="{}">{}</a>', url, shown)
-        if url
-        else format_html("{}", shown)
-    )
+    if isinstance(text, str) and not isinstance(text, SafeString):
+        text = cut(text)
+    shown = format_html("{}", text)
+    return format_html('<a href="{}">{}</a>', url, shown) if url else shown
 
 
 def cut(text: str) -> str:
@@ -172,71 +167,42 @@ def short_text(id: str) -> str:
     return id if len(id) <= LONGEST_WHOLE_ID else f"{id[:8]}…{id[-4:]}"
 
 
-def short_id(id: str) -> SafeString:
-    """The whole id, of which the eye gets the beginning and the end."""
-    if len(id) <= LONGEST_WHOLE_ID:
-        return format_html("{}", id)
+def _whole(text: str, parts: Sequence[str], url: str = "") -> SafeString:
+    """The text, to be copied whole. Of its parts, the eye gets an ellipsis in place of each second one."""
+    shown = [
+        format_html('<span class="agentdb-mid">{}</span>', part)
+        if number % 2 and part
+        else format_html("{}", part)
+        for number, part in enumerate(parts)
+    ]
     return format_html(
-        '{}<span class="agentdb-mid">{}</span>{}', id[:8], id[8:-4], id[-4:]
+        '<{} class="agentdb-id" title="{}" data-copy="{}">{}</{}>',
+        format_html('a href="{}"', url) if url else "span",
+        text,
+        text,
+        mark_safe("".join(shown)),
+        "a" if url else "span",
     )
 
 
 def id_link(url: str, id: str) -> SafeString:
     id = cut(id)
-    if not url:
-        return format_html(
-            '<span class="agentdb-id" title="{}" data-copy="{}">{}</span>',
-            id,
-            id,
-            short_id(id),
-        )
-    return format_html(
-        '<a class="agentdb-id" href="{}" title="{}" data-copy="{}">{}</a>',
-        url,
-        id,
-        id,
-        short_id(id),
-    )
+    is_short = len(id) <= LONGEST_WHOLE_ID
+    return _whole(id, [id] if is_short else [id[:8], id[8:-4], id[-4:]], url)
 
 
 def runner_link(url: str, name: str) -> SafeString:
-    """The whole name, of which the eye gets the host without its domain, and of a long host both ends."""
+    """The eye gets the host without its domain, and of a long host both ends, by which hosts differ."""
     name = cut(name)
+    if len(name) <= LONGEST_WHOLE_NAME:
+        return _whole(name, [name], url)
     host, dot, domain = name.partition(".")
-    shown = format_html("{}", name)
-    if len(name) > LONGEST_WHOLE_NAME:
-        hidden = host[8:-6] if len(host) > LONGEST_WHOLE_NAME else ""
-        shown = format_html(
-            "{}{}{}{}",
-            host[:8],
-            _hidden(hidden),
-            host[8:][len(hidden) :],
-            _hidden(dot + domain),
-        )
-    tag = "a" if url else "span"
-    href = format_html(' href="{}"', url) if url else ""
-    return format_html(
-        '<{}{} class="agentdb-id" title="{}" data-copy="{}">{}</{}>',
-        tag,
-        href,
-        name,
-        name,
-        shown,
-        tag,
-    )
-
-
-def _hidden(text: str) -> SafeString | str:
-    """A part that is there to be copied and found, and of which the eye gets an ellipsis."""
-    return format_html('<span class="agentdb-mid">{}</span>', text) if text else ""
+    end = 8 if len(host) <= LONGEST_WHOLE_NAME else len(host) - 6
+    return _whole(name, [host[:8], host[8:end], host[end:], dot + domain], url)
 
 
 def short_path(path: str) -> SafeString:
     """The path, of which the eye gets the beginning and the end. One that is too long for a page is not copied."""
-    if len(path) <= LONGEST_WHOLE_PATH:
-        return format_html(
-            '<span class="agentdb-id" data-copy="{}">{}</span>', path, path
-        )
     if len(path) > LONGEST_SHOWN:
         return format_html(
             '<span class="agentdb-id" title="{}">{}…{}</span>',
@@ -244,10 +210,8 @@ def short_path(path: str) -> SafeString:
             path[:10],
             path[-14:],
         )
-    return format_html(
-        '<span class="agentdb-id" title="{}" data-copy="{}">{}<span class="agentdb-mid">{}</span>{}</span>',
-        path, path, path[:10], path[10:-14], path[-14:],
-    )  # fmt: skip
+    is_short = len(path) <= LONGEST_WHOLE_PATH
+    return _whole(path, [path] if is_short else [path[:10], path[10:-14], path[-14:]])
 
 
 def none() -> SafeString:
@@ -275,10 +239,10 @@ def slug(value: str) -> str:
 def missing(text: str, *, is_id: bool = False, matters: bool = False) -> SafeString:
     """What is named and not stored; in red if something live needs it."""
     return format_html(
-        '<span class="agentdb-quiet" title="{}">{} <em{}>({})</em></span>',
+        '<span class="agentdb-quiet" title="{}">{} <em class="{}">({})</em></span>',
         gettext("Nothing with this name is stored."),
         id_link("", text) if is_id else cut(text),
-        mark_safe(' class="agentdb-wrong"') if matters else "",
+        "agentdb-wrong" if matters else "",
         gettext("missing"),
     )
 
@@ -315,13 +279,9 @@ def when(instant: datetime) -> SafeString:
 
 def viewable(site: admin.AdminSite, request: HttpRequest) -> set[type[Model]]:
     """The models of which the user may see the rows."""
-    shown = {
-        model: site._registry[model]
-        for model in (Agent, Session, Sandbox, ApiKey)
-        if model in site._registry
-    }
     return {
         model
-        for model, model_admin in shown.items()
-        if model_admin.has_view_permission(request)
+        for model in (Agent, Session, Sandbox, ApiKey)
+        if model in site._registry
+        and site._registry[model].has_view_permission(request)
     }

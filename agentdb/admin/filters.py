@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any, ClassVar
 
 from django.contrib.admin import ListFilter
@@ -153,35 +152,26 @@ class AgeFilter(ColumnFilter):
     """Ranges of a timestamp."""
 
     parameter = "age"
-    buckets: ClassVar[dict[str, tuple[Any, timedelta, str]]] = {
-        "5m": (gettext_lazy("Past 5 minutes"), timedelta(minutes=5), "gte"),
-        "1h": (gettext_lazy("Past hour"), timedelta(hours=1), "gte"),
-        "24h": (gettext_lazy("Past 24 hours"), timedelta(hours=24), "gte"),
-        "7d": (gettext_lazy("Past 7 days"), timedelta(days=7), "gte"),
-        "over30m": (
-            gettext_lazy("More than 30 minutes ago"),
-            timedelta(minutes=30),
-            "lt",
-        ),
-        "over7d": (gettext_lazy("More than 7 days ago"), timedelta(days=7), "lt"),
-        "over30d": (gettext_lazy("More than 30 days ago"), timedelta(days=30), "lt"),
+    buckets: ClassVar[dict[str, Any]] = {
+        "5m": gettext_lazy("Past 5 minutes"),
+        "1h": gettext_lazy("Past hour"),
+        "24h": gettext_lazy("Past 24 hours"),
+        "7d": gettext_lazy("Past 7 days"),
+        "over30m": gettext_lazy("More than 30 minutes ago"),
+        "over7d": gettext_lazy("More than 7 days ago"),
+        "over30d": gettext_lazy("More than 30 days ago"),
     }
 
     @property
     def shown(self) -> str:
-        return (
-            str(self.buckets[self.value][0])
-            if self.value in self.buckets
-            else self.value
-        )
+        return str(self.buckets.get(self.value, self.value))
 
     @property
     def problem(self) -> str:
         if not self.value or self.value in self.buckets:
             return ""
-        return gettext(
-            "%(parameter)s=%(value)s is not an age. Use one of %(known)s."
-        ) % {
+        text = gettext("%(parameter)s=%(value)s is not an age. Use one of %(known)s.")
+        return text % {
             "parameter": self.parameter,
             "value": self.value[:60],
             "known": ", ".join(self.buckets),
@@ -191,11 +181,12 @@ class AgeFilter(ColumnFilter):
     def condition(self) -> Q:
         if not self.value:
             return Q()
-        _, age, lookup = self.buckets[self.value]
-        return Q(**{f"{self.column}__{lookup}": timezone.now() - age})
+        at = moment(self.value.removeprefix("over"), timezone.now())
+        lookup = "lt" if self.value.startswith("over") else "gte"
+        return Q(**{f"{self.column}__{lookup}": at})
 
     def offered(self) -> Sequence[tuple[str, Any]]:
-        return [(value, title) for value, (title, _, _) in self.buckets.items()]
+        return list(self.buckets.items())
 
 
 class PeriodFilter(ColumnFilter):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial, wraps
 from typing import Any
 
 from django.contrib.admin import AdminSite
@@ -73,3 +74,18 @@ def problem_page(
     return TemplateResponse(
         request, "admin/agentdb/problem_page.html", context, status=503
     )
+
+
+View = Callable[..., Any]
+
+
+def guard(view: View) -> View:
+    """The same for a view that is a method of a model's admin."""
+
+    @wraps(view)
+    def answer(model_admin: Any, request: HttpRequest, *args: Any, **more: Any) -> Any:
+        site, model = model_admin.admin_site, model_admin.model
+        drawn = partial(view, model_admin, request, *args, **more)
+        return guarded(request, site, model, drawn)
+
+    return answer

@@ -7,15 +7,13 @@ from typing import Any
 
 from django import forms
 from django.contrib import messages
-from django.core.exceptions import PermissionDenied
 from django.db import router
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
-from django.template.response import TemplateResponse
 from django.utils.translation import gettext, gettext_lazy
 from django.views.decorators.debug import sensitive_variables
 
-from agentdb.admin.audit import log_in_project, record
-from agentdb.admin.display import list_url
+from agentdb.admin.audit import log_in_project, record, refuse
+from agentdb.admin.display import list_url, page
 from agentdb.console.figures import amount
 from agentdb.errors import AgentDbError
 from agentdb.models import Agent, ApiKey, Sandbox, Session
@@ -45,8 +43,7 @@ class IssueKeyForm(forms.Form):
 
 def issue(model_admin: Any, request: HttpRequest) -> HttpResponse:
     if not model_admin.has_add_permission(request):
-        record(request, "issue", [], {}, {}, "refused")
-        raise PermissionDenied
+        refuse(request, "issue")
     site = model_admin.admin_site
     unused: list[str] = request.session.get(UNUSED_FORMS, [])
     form = IssueKeyForm(
@@ -76,17 +73,11 @@ def issue(model_admin: Any, request: HttpRequest) -> HttpResponse:
         else:
             request.session[UNUSED_FORMS] = [each for each in unused if each != once]
             return response
-    context = {
-        **site.each_context(request),
-        "title": gettext("Issue API key"),
-        "form": form,
-        "opts": model_admin.opts,
-        "media": model_admin.media,
-    }
-    return TemplateResponse(request, "admin/agentdb/issue_key.html", context)
+    title = gettext("Issue API key")
+    return page(model_admin, request, "issue_key", title=title, form=form)
 
 
-@sensitive_variables("plain", "context")  # in the reports of errors that Django mails
+@sensitive_variables("plain", "response")  # in the reports of errors that Django mails
 def _issue(
     model_admin: Any, request: HttpRequest, tenant_id: str, label: str
 ) -> HttpResponse:
@@ -100,18 +91,16 @@ def _issue(
     row = model_admin.get_queryset(request).get(pk=issued.id)
     record(request, "issue", [row], {}, {row.pk: row.label})
     log_in_project(request, "issue", [row], {}, {row.pk: row.label})
-    context = {
-        **model_admin.admin_site.each_context(request),
-        "title": gettext("API key issued"),
-        "plain": plain,
-        "row": row,
-        "is_new": is_new,
-        "opts": model_admin.opts,
-        "media": model_admin.media,
-        "list_url": list_url(model_admin.admin_site, ApiKey, tenant_id=tenant_id),
-    }
+    response = page(
+        model_admin,
+        request,
+        "key_issued",
+        title=gettext("API key issued"),
+        plain=plain,
+        row=row,
+        is_new=is_new,
+        list_url=list_url(model_admin.admin_site, ApiKey, tenant_id=tenant_id),
+    )
     # Rendered here, so that no response object carries the key through middleware that may log it.
-    response = TemplateResponse(
-        request, "admin/agentdb/key_issued.html", context
-    ).render()
-    return HttpResponse(response.content, headers={"Cache-Control": "no-store"})
+    content = response.render().content
+    return HttpResponse(content, headers={"Cache-Control": "no-store"})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -13,7 +13,6 @@ from django.core.exceptions import PermissionDenied
 from django.db import connections, router
 from django.db.models import Model
 from django.http import HttpRequest, HttpResponse
-from django.http.response import HttpResponseBase
 from django.urls import URLPattern, path
 from django.utils import timezone
 from django.utils.decorators import method_decorator
@@ -25,11 +24,10 @@ from django.views.decorators.csrf import csrf_protect
 from django.views.decorators.debug import sensitive_post_parameters
 
 from agentdb.admin import actions, find, keys, pages, rows
-from agentdb.admin.audit import keeps_history, record
+from agentdb.admin.audit import keeps_history, refuse
 from agentdb.admin.changelist import RowList, Uncounted
 from agentdb.admin.display import (
     badge,
-    column_value,
     cut,
     history_url,
     id_link,
@@ -64,7 +62,8 @@ from agentdb.admin.filters import (
     TenantFilter,
     ToFilter,
 )
-from agentdb.admin.guard import WRITE_SECONDS, guarded
+from agentdb.admin.guard import WRITE_SECONDS, guard, guarded
+from agentdb.console.display import masked
 from agentdb.console.questions import Problem, ask
 from agentdb.console.reading import read
 from agentdb.models import Agent, ApiKey, Sandbox, Session
@@ -78,11 +77,22 @@ else:
 LONGEST_JSON = 20_000  # of a row, which its page has for copying
 
 
+def shown(
+    column: str, name: Any, show: Callable[[Any], Any] = when
+) -> Callable[[Any, Any], Any]:
+    """A column of a list: how a value is shown, by default as a relative time."""
+
+    @admin.display(description=name, ordering=column)
+    def cell(model_admin: Any, row: Any) -> Any:
+        return show(getattr(row, column))
+
+    return cell
+
+
 class ReadFirstAdmin(ModelAdmin):
     """Looking needs the view permission. Actions need the change permission; no form edits a row, whoever looks."""
 
-    # The timestamps that rows can be sorted by, and what each order is called from either end. The first has an index;
-    # by the others, rows are sorted if the filters leave few.
+    # The timestamps that rows can be sorted by, and what each order is called from either end. The first has an index.
     orders: ClassVar[Mapping[str, tuple[Any, Any]]] = {
         "created_at": (gettext_lazy("newest first"), gettext_lazy("oldest first"))
     }
@@ -92,8 +102,6 @@ class ReadFirstAdmin(ModelAdmin):
     paginator = Uncounted
     sortable_by = ()
     show_full_result_count = False
-    show_facets = admin.ShowFacets.NEVER
-    actions_selection_counter = True
     list_display_links = None
     change_form_template = "admin/agentdb/row.html"
 
@@ -112,11 +120,6 @@ class ReadFirstAdmin(ModelAdmin):
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return False
 
-    def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return super().has_view_permission(request, obj) or self.has_act_permission(
-            request
-        )
-
     def has_act_permission(self, request: HttpRequest) -> bool:
         return super().has_change_permission(request)
 
@@ -124,55 +127,33 @@ class ReadFirstAdmin(ModelAdmin):
         """Whether the user can do anything here but look."""
         return self.has_act_permission(request) or self.has_add_permission(request)
 
+    @guard
     def changelist_view(self, request: HttpRequest, extra_context: Any = None) -> Any:
-        if (asked := request.POST.get("action")) and not self.has_act_permission(
-            request
-        ):
-            record(
-                request,
-                f"{asked[:100]} of {self.opts.verbose_name_plural}",
-                [],
-                {},
-                {},
-                "refused",
-            )
-            raise PermissionDenied
-        view = super().changelist_view
-        return guarded(
-            request, self.admin_site, self.model, lambda: view(request, extra_context)
-        )
+        asked = request.POST.get("action")
+        if asked and not self.has_act_permission(request):
+            refuse(request, f"{asked[:100]} of {self.opts.verbose_name_plural}")
+        return super().changelist_view(request, extra_context)
+
+    @guard
+    def change_view(self, request: HttpRequest, *args: Any, **more: Any) -> Any:
+        return super().change_view(request, *args, **more)
 
     def get_urls(self) -> list[URLPattern]:
-        def exported(request: HttpRequest, kind: str) -> Any:
-            if not self.has_view_permission(request):
-                raise PermissionDenied
-            view = partial(self.export_view, request, kind)
-            return guarded(request, self.admin_site, self.model, view, WRITE_SECONDS)
-
-        view = self.admin_site.admin_view(exported)
+        view = self.admin_site.admin_view(self.export_view)
         name = f"agentdb_{self.opts.model_name}_export"
         return [path("export/<slug:kind>/", view, name=name), *super().get_urls()]
 
-    def export_view(self, request: HttpRequest, kind: str) -> HttpResponseBase:
+    def export_view(self, request: HttpRequest, kind: str) -> Any:
         """All that the list's filters leave, as CSV or JSON."""
-        return export(
-            request, cast(RowList, self.get_changelist_instance(request)), kind
-        )
+        if not self.has_view_permission(request):
+            raise PermissionDenied
 
-    def change_view(
-        self,
-        request: HttpRequest,
-        object_id: str,
-        form_url: str = "",
-        extra_context: Any = None,
-    ) -> Any:
-        view = super().change_view
-        return guarded(
-            request,
-            self.admin_site,
-            self.model,
-            lambda: view(request, object_id, form_url, extra_context),
-        )
+        def exported() -> Any:
+            rows = self.get_changelist_instance(request)
+            return export(request, cast(RowList, rows), kind)
+
+        site, model = self.admin_site, self.model
+        return guarded(request, site, model, exported, WRITE_SECONDS)
 
     @property
     def alias(self) -> str:
@@ -200,31 +181,24 @@ class ReadFirstAdmin(ModelAdmin):
         }
 
     def render_change_form(
-        self,
-        request: HttpRequest,
-        context: Any,
-        add: bool = False,
-        change: bool = False,
-        form_url: str = "",
-        obj: Any = None,
+        self, request: HttpRequest, context: Any, *args: Any, **more: Any
     ) -> Any:
-        if obj is not None:
-            page, json = self.row_page(obj, obj.allowed), as_json(obj)
+        if (row := more.get("obj")) is not None:
+            page, json = self.row_page(row, row.allowed), as_json(row)
+            history = history_url(self.admin_site, row) if keeps_history() else ""
             context |= {
                 "title": f"{capfirst(name_of(self.model))} {page.title}",
                 "subtitle": None,
                 "page": page,
-                "problems": obj.problems,
-                "stored": rows.stored(obj),
+                "problems": row.problems,
+                "stored": rows.stored(row),
                 "json": json if len(json) <= LONGEST_JSON else "",
                 "now": timezone.now(),
                 "list_url": list_url(self.admin_site, self.model),
-                "row_actions": self.row_actions(request, obj),
-                "history_url": history_url(self.admin_site, obj)
-                if keeps_history()
-                else "",
+                "row_actions": self.row_actions(request, row),
+                "history_url": history,
             }
-        return super().render_change_form(request, context, add, change, form_url, obj)
+        return super().render_change_form(request, context, *args, **more)
 
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[RowList]:
         return RowList
@@ -245,7 +219,7 @@ class ReadFirstAdmin(ModelAdmin):
         self.find_linked(found, viewable(self.admin_site, request), problems)
         for row in found:
             row.problems = problems
-        return found[0] if found else None
+        return next(iter(found), None)
 
     def action_checkbox(self, obj: Any) -> SafeString:
         label = gettext("Select %s") % cut(obj.pk)
@@ -270,9 +244,7 @@ class ReadFirstAdmin(ModelAdmin):
     def tenant(self, row: Any) -> SafeString:
         return link(tenant_url(self.admin_site, row.tenant_id), row.tenant_id)
 
-    @admin.display(description=gettext_lazy("created"), ordering="created_at")
-    def created(self, row: Any) -> SafeString:
-        return when(row.created_at)
+    created = shown("created_at", gettext_lazy("created"))
 
     def find_linked(
         self,
@@ -394,13 +366,8 @@ class AgentAdmin(ReadFirstAdmin):
             row, Sandbox, "sandboxes", tenant_id=row.tenant_id, agent_name=row.name
         )
 
-    @admin.display(description=gettext_lazy("path"))
-    def shown_path(self, row: Agent) -> SafeString:
-        return short_path(row.path)
-
-    @admin.display(description=gettext_lazy("updated"), ordering="updated_at")
-    def updated(self, row: Agent) -> SafeString:
-        return when(row.updated_at)
+    shown_path = shown("path", gettext_lazy("path"), short_path)
+    updated = shown("updated_at", gettext_lazy("updated"))
 
     def get_urls(self) -> list[URLPattern]:
         return [*pages.urls(self), *super().get_urls()]
@@ -434,28 +401,23 @@ class SessionAdmin(LinkedAdmin):
     other = (Sandbox, "sandbox_id")
 
     def get_urls(self) -> list[URLPattern]:
-        def undo(request: HttpRequest) -> Any:
-            return guarded(
-                request, self.admin_site, self.model, lambda: self.undo_view(request)
-            )
-
-        @sensitive_post_parameters("q")
-        def search(request: HttpRequest) -> Any:
-            return guarded(
-                request, self.admin_site, self.model, lambda: find.find(self, request)
-            )
-
+        view = self.admin_site.admin_view
         own = [
-            path("undo/", self.admin_site.admin_view(undo), name="agentdb_undo"),
-            path("find/", self.admin_site.admin_view(search), name="agentdb_find"),
+            path("undo/", view(self.undo_view), name="agentdb_undo"),
+            path("find/", view(self.find_view), name="agentdb_find"),
         ]
         return [*own, *pages.urls(self), *super().get_urls()]
 
+    @method_decorator(sensitive_post_parameters("q"))
+    @guard
+    def find_view(self, request: HttpRequest) -> HttpResponse:
+        return find.find(self, request)
+
+    @guard
     def undo_view(self, request: HttpRequest) -> HttpResponse:
         """Resume what was paused, as it was: lines of the audit log, from the page that paused or pasted."""
         if not self.has_act_permission(request):
-            record(request, "resume", [], {}, {}, "refused")
-            raise PermissionDenied
+            refuse(request, "resume")
         problem, lines = "", request.POST.get("lines", "")
         if request.method == "POST":
             try:
@@ -468,9 +430,7 @@ class SessionAdmin(LinkedAdmin):
     def row_page(self, row: Any, allowed: rows.Allowed) -> rows.RowPage:
         return rows.session_page(self.admin_site, row, self.alias, allowed)
 
-    @admin.display(description=gettext_lazy("status"))
-    def status_badge(self, row: Session) -> SafeString:
-        return badge(row.status)
+    status_badge = shown("status", gettext_lazy("status"), badge)
 
     @admin.display(description=gettext_lazy("sandbox"))
     def sandbox(self, row: Any) -> SafeString:
@@ -482,9 +442,7 @@ class SessionAdmin(LinkedAdmin):
             return none()
         return runner_link(runner_url(self.admin_site, row.runner_id), row.runner_id)
 
-    @admin.display(description=gettext_lazy("last active"), ordering="last_active_at")
-    def last_active(self, row: Session) -> SafeString:
-        return when(row.last_active_at)
+    last_active = shown("last_active_at", gettext_lazy("last active"))
 
 
 @admin.register(Sandbox)
@@ -523,21 +481,14 @@ class SandboxAdmin(LinkedAdmin):
     def row_page(self, row: Any, allowed: rows.Allowed) -> rows.RowPage:
         return rows.sandbox_page(self.admin_site, row, self.alias, allowed)
 
-    @admin.display(description=gettext_lazy("state"))
-    def state_badge(self, row: Sandbox) -> SafeString:
-        return badge(row.state)
+    state_badge = shown("state", gettext_lazy("state"), badge)
 
     @admin.display(description=gettext_lazy("session"))
     def session(self, row: Any) -> SafeString:
         return self._linked(row, matters=row.state in ALIVE)
 
-    @admin.display(description=gettext_lazy("workspace dir"))
-    def workspace(self, row: Sandbox) -> SafeString:
-        return short_path(row.workspace_dir)
-
-    @admin.display(description=gettext_lazy("last used"), ordering="last_used_at")
-    def last_used(self, row: Sandbox) -> SafeString:
-        return when(row.last_used_at)
+    workspace = shown("workspace_dir", gettext_lazy("workspace dir"), short_path)
+    last_used = shown("last_used_at", gettext_lazy("last used"))
 
 
 @admin.register(ApiKey)
@@ -557,16 +508,11 @@ class ApiKeyAdmin(ReadFirstAdmin):
     def label_link(self, row: ApiKey) -> SafeString:
         return link(row_url(self.admin_site, row), row.label or gettext("(no label)"))
 
-    @admin.display(description=gettext_lazy("hash"))
-    def masked_hash(self, row: ApiKey) -> str:
-        return str(column_value(row, "key_hash"))
+    masked_hash = shown("key_hash", gettext_lazy("hash"), masked)
 
     @method_decorator(csrf_protect)
     @method_decorator(never_cache)
-    def add_view(
-        self, request: HttpRequest, form_url: str = "", extra_context: Any = None
-    ) -> Any:
+    @guard
+    def add_view(self, request: HttpRequest, *args: Any, **more: Any) -> Any:
         """Issue a key. The page that answers the form is the only place where it is ever shown."""
-        return guarded(
-            request, self.admin_site, self.model, lambda: keys.issue(self, request)
-        )
+        return keys.issue(self, request)

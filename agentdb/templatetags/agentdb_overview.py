@@ -136,11 +136,11 @@ def agentdb_order(cl: RowList) -> SafeString:
 
 @register.simple_tag
 def agentdb_head(cl: RowList, number: int, header: Any) -> dict[str, Any]:
-    """The head of a column: a link to an order by it, if an index or the filters make one possible."""
+    """The head of a column: a link to an order by it, if it is a timestamp."""
     column = getattr(cl.model_admin, str(cl.list_display[number]), None)
     at = getattr(column, "admin_order_field", "")
     text = header["text"]
-    if not cl.can_order_by(at):
+    if at not in cl.model_admin.orders:
         # The box that ticks all rows is markup, which is to stay as it is.
         return {"shown": text if isinstance(text, SafeString) else capfirst(text)}
     order, sign, is_sorted = Order(at), "sort", cl.order.at == at
