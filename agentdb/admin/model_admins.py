@@ -89,6 +89,18 @@ def shown(
     return cell
 
 
+def those_of_agent(model: type[Model], name: Any) -> Callable[[Any, Any], Any]:
+    """A column that leads to what the agents of a list have."""
+
+    @admin.display(description=name)
+    def cell(model_admin: Any, row: Any) -> Any:
+        of = {"tenant_id": row.tenant_id, "agent_name": row.name}
+        url = list_url(model_admin.admin_site, model, **of)
+        return link(url, name) if url and model in row.allowed else none()
+
+    return cell
+
+
 class ReadFirstAdmin(ModelAdmin):
     """Looking needs the view permission. Actions need the change permission; no form edits a row, whoever looks."""
 
@@ -97,6 +109,7 @@ class ReadFirstAdmin(ModelAdmin):
         "created_at": (gettext_lazy("newest first"), gettext_lazy("oldest first"))
     }
     doable: ClassVar[Sequence[actions.Action]] = ()
+    row_page: Callable[..., rows.RowPage]  # what is beside the columns
 
     list_per_page = 50
     paginator = Uncounted
@@ -159,10 +172,6 @@ class ReadFirstAdmin(ModelAdmin):
     def alias(self) -> str:
         return router.db_for_read(self.model)
 
-    def row_page(self, row: Any, allowed: rows.Allowed) -> rows.RowPage:
-        """What the row's page shows beside its columns."""
-        raise NotImplementedError
-
     def row_actions(self, request: HttpRequest, row: Any) -> list[actions.Action]:
         """What this user can do to the row, as it is."""
         return [
@@ -184,7 +193,8 @@ class ReadFirstAdmin(ModelAdmin):
         self, request: HttpRequest, context: Any, *args: Any, **more: Any
     ) -> Any:
         if (row := more.get("obj")) is not None:
-            page, json = self.row_page(row, row.allowed), as_json(row)
+            page = self.row_page(self.admin_site, row, self.alias, row.allowed)
+            json = as_json(row)
             history = history_url(self.admin_site, row) if keeps_history() else ""
             context |= {
                 "title": f"{capfirst(name_of(self.model))} {page.title}",
@@ -227,14 +237,6 @@ class ReadFirstAdmin(ModelAdmin):
         return forms.CheckboxInput(attributes, lambda value: False).render(
             helpers.ACTION_CHECKBOX_NAME, obj.pk
         )
-
-    def _list_link(
-        self, row: Any, model: type[Model], name: str, **filters: str
-    ) -> SafeString:
-        url = (
-            list_url(self.admin_site, model, **filters) if model in row.allowed else ""
-        )
-        return link(url, gettext(name)) if url else none()
 
     @admin.display(description=gettext_lazy("id"), ordering="id")
     def id_link(self, row: Any) -> SafeString:
@@ -346,26 +348,14 @@ class AgentAdmin(ReadFirstAdmin):
     )
     list_filter = (TenantFilter, NameFilter, CreatedFilter)
     search_fields = ("id", "name", "path", "tenant_id")
-
-    def row_page(self, row: Agent, allowed: rows.Allowed) -> rows.RowPage:
-        return rows.agent_page(self.admin_site, row, self.alias, allowed)
+    row_page = staticmethod(rows.agent_page)
 
     @admin.display(description=gettext_lazy("name"))
     def name_link(self, row: Agent) -> SafeString:
         return link(row_url(self.admin_site, row), row.name)
 
-    @admin.display(description=gettext_lazy("sessions"))
-    def sessions(self, row: Agent) -> SafeString:
-        return self._list_link(
-            row, Session, "sessions", tenant_id=row.tenant_id, agent_name=row.name
-        )
-
-    @admin.display(description=gettext_lazy("sandboxes"))
-    def sandboxes(self, row: Agent) -> SafeString:
-        return self._list_link(
-            row, Sandbox, "sandboxes", tenant_id=row.tenant_id, agent_name=row.name
-        )
-
+    sessions = those_of_agent(Session, gettext_lazy("sessions"))
+    sandboxes = those_of_agent(Sandbox, gettext_lazy("sandboxes"))
     shown_path = shown("path", gettext_lazy("path"), short_path)
     updated = shown("updated_at", gettext_lazy("updated"))
 
@@ -397,6 +387,7 @@ class SessionAdmin(LinkedAdmin):
         FromFilter, ToFilter, CheckFilter,
     )  # fmt: skip
     search_fields = ("id", "agent_name", "sandbox_id", "runner_id", "tenant_id")
+    row_page = staticmethod(rows.session_page)
     doable = (actions.PAUSE,)
     other = (Sandbox, "sandbox_id")
 
@@ -426,9 +417,6 @@ class SessionAdmin(LinkedAdmin):
                 problem = str(error)
         title = gettext("Resume what was paused")
         return page(self, request, "undo", title=title, lines=lines, problem=problem)
-
-    def row_page(self, row: Any, allowed: rows.Allowed) -> rows.RowPage:
-        return rows.session_page(self.admin_site, row, self.alias, allowed)
 
     status_badge = shown("status", gettext_lazy("status"), badge)
 
@@ -475,11 +463,9 @@ class SandboxAdmin(LinkedAdmin):
         CheckFilter,
     )
     search_fields = ("id", "agent_name", "session_id", "workspace_dir", "tenant_id")
+    row_page = staticmethod(rows.sandbox_page)
     doable = (actions.COOL, actions.DELETE_SANDBOX)
     other = (Session, "session_id")
-
-    def row_page(self, row: Any, allowed: rows.Allowed) -> rows.RowPage:
-        return rows.sandbox_page(self.admin_site, row, self.alias, allowed)
 
     state_badge = shown("state", gettext_lazy("state"), badge)
 
@@ -496,13 +482,11 @@ class ApiKeyAdmin(ReadFirstAdmin):
     list_display = ("label_link", "tenant", "id_link", "masked_hash", "created")
     list_filter = (TenantFilter, CreatedFilter)
     search_fields = ("id", "label", "tenant_id")
+    row_page = staticmethod(rows.key_page)
     doable = (actions.REVOKE,)
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         return admin.ModelAdmin.has_add_permission(self, request)
-
-    def row_page(self, row: ApiKey, allowed: rows.Allowed) -> rows.RowPage:
-        return rows.key_page(self.admin_site, row)
 
     @admin.display(description=gettext_lazy("label"))
     def label_link(self, row: ApiKey) -> SafeString:

@@ -141,7 +141,7 @@ def agent_page(site: AdminSite, row: Agent, alias: str, allowed: Allowed) -> Row
     return RowPage(cut(row.name), cut(row.name), "", about, (), tuple(cards))
 
 
-def key_page(site: AdminSite, row: ApiKey) -> RowPage:
+def key_page(site: AdminSite, row: ApiKey, alias: str, allowed: Allowed) -> RowPage:
     tenant = Card(
         gettext("Tenant that it opens"),
         "",
