@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Literal
+from typing import Literal
 
 _TOKEN = re.compile(
     r"""
@@ -103,7 +103,8 @@ def split(tokens: Sequence[Token]) -> Iterator[Sequence[Token]]:
     for position, token in enumerate(tokens):
         depth += {"(": 1, ")": -1}.get(token.text, 0)
         if token.text == "," and not depth:
-            yield tokens[start:position]
+            if start < position:
+                yield tokens[start:position]
             start = position + 1
     if start < len(tokens):
         yield tokens[start:]
@@ -404,6 +405,8 @@ def without_checks(definition: str, names: Collection[str]) -> str:
 
 
 _TABLE_CONSTRAINTS = frozenset({"CONSTRAINT", "PRIMARY", "UNIQUE", "CHECK", "FOREIGN"})
+# The words that begin a clause of a definition. As names they would be in quotes.
+_CLAUSES = _TABLE_CONSTRAINTS | {"REFERENCES", "DEFAULT", "COLLATE", "AS", "NOT"}
 
 
 def parse_create_table(sql: str) -> TableText:
@@ -417,183 +420,110 @@ def parse_create_table(sql: str) -> TableText:
         return table
     closing = matching(tokens, opening)
     for item in split(tokens[opening + 1 : closing]):
-        if not item:
-            continue
+        clauses = list(_clauses(item))
         if item[0].word in _TABLE_CONSTRAINTS:
-            _Constraints(item, 0, None, table).read()
+            table.constraints += _constraints(clauses, ())
         else:
-            column = ColumnText(item[0].identifier, item[0].start, item[-1].end)
+            column = _column(item, clauses)
             table.columns.append(column)
-            _Constraints(item, 1, column, table).read()
+            table.constraints += _constraints(clauses, (column.name,))
     table.options = tuple(
         sorted(
             " ".join(token.text.lower() for token in item)
             for item in split(tokens[closing + 1 :])
-            if item
         )
     )
     return table
 
 
-def _names(tokens: Sequence[Token]) -> tuple[str, ...]:
-    return tuple(item[0].identifier for item in split(tokens) if item)
+def _clauses(definition: Sequence[Token]) -> Iterator[Sequence[Token]]:
+    """Split the definition of a column, or of a table's constraints, before each word that begins a clause.
+
+    What comes before the first is a column's name and type. Expressions stand in parentheses, and are not looked into.
+    """
+    start = depth = 0
+    for position, token in enumerate(definition):
+        depth += {"(": 1, ")": -1}.get(token.text, 0)
+        if not depth and token.word in _CLAUSES and _begins(definition, position):
+            yield definition[start:position]
+            start = position
+    yield definition[start:]
 
 
-@dataclass
-class _Constraints:
-    """Reads the constraints of one column, or of the table if ``column`` is None (several may follow each other)."""
+def _begins(definition: Sequence[Token], position: int) -> bool:
+    """Whether the word is not in the middle of a foreign key's ``ON DELETE SET DEFAULT`` or ``NOT DEFERRABLE``."""
+    if definition[position].word == "NOT":
+        return _word(definition, position + 1) == "NULL"
+    return position == 0 or definition[position - 1].word != "SET"
 
-    tokens: Sequence[Token]
-    position: int
-    column: ColumnText | None
-    table: TableText
-    name: str | None = None  # what CONSTRAINT called the next one
 
-    def read(self) -> None:
-        while self.position < len(self.tokens):
-            reader = self._readers.get(self._word())
-            if reader is None:
-                self.position += 1  # the type, AUTOINCREMENT, STORED …
-            else:
-                reader(self)
-            if reader is not _Constraints._constraint:
-                self.name = None
+def _column(item: Sequence[Token], clauses: list[Sequence[Token]]) -> ColumnText:
+    column = ColumnText(item[0].identifier, item[0].start, item[-1].end)
+    for clause in clauses[1:]:
+        match clause[0].word:
+            case "COLLATE":
+                column.collation = _identifier(clause, 1)
+            case "AS":
+                column.generated = canonical(_group(clause))
+            case "NOT":
+                column.conflict = _conflict(clause)
+    return column
 
-    def _word(self, ahead: int = 0) -> str:
-        token = self._token(ahead)
-        return token.word if token else ""
 
-    def _token(self, ahead: int = 0) -> Token | None:
-        place = self.position + ahead
-        return self.tokens[place] if place < len(self.tokens) else None
+def _constraints(
+    clauses: list[Sequence[Token]], own: tuple[str, ...]
+) -> Iterator[ConstraintText]:
+    """Yield the constraints of a column, ``own``, or of the table."""
+    name = None
+    referring = own
+    for clause in filter(None, clauses):
+        columns = tuple(each[0].identifier for each in split(_group(clause)))
+        match clause[0].word:
+            case "CONSTRAINT":
+                name = _identifier(clause, 1)
+                continue
+            case "FOREIGN":  # the next clause says what they refer to
+                referring = columns
+                continue
+            case "REFERENCES":
+                target = _identifier(clause, 1)
+                yield ConstraintText(
+                    "foreign key", name, referring, "", target, columns
+                )
+            case "CHECK":
+                expression = canonical(_group(clause), fold_names=True)
+                yield ConstraintText("check", name, own, expression)
+            case "PRIMARY" | "UNIQUE" as word:
+                kind = _KEYS[word]
+                conflict = _conflict(clause)
+                yield ConstraintText(kind, name, columns or own, conflict=conflict)
+        name = None
 
-    def _identifier(self, ahead: int) -> str:
-        token = self._token(ahead)
-        return token.identifier if token else ""
 
-    def _group(self) -> Sequence[Token]:
-        """Take the parenthesis that opens here, and return what is in it; nothing if none opens."""
-        start = self.position
-        token = self._token()
-        if token is None or token.text != "(":
-            return ()
-        end = matching(self.tokens, start)
-        self.position = end + 1
-        return self.tokens[start + 1 : end]
+_KEYS: Mapping[str, Literal["primary key", "unique"]] = {
+    "PRIMARY": "primary key",
+    "UNIQUE": "unique",
+}
 
-    def _own(self) -> tuple[str, ...]:
-        return (self.column.name,) if self.column else ()
 
-    def _conflict(self) -> str | None:
-        """Take an ``ON CONFLICT`` clause, and return its action unless that is the usual one."""
-        if (
-            self._word() != "ON"
-            or self._word(1) != "CONFLICT"
-            or self._token(2) is None
-        ):
-            return None
-        action = self._identifier(2).lower()
-        self.position += 3
-        return None if action == "abort" else action
+def _group(clause: Sequence[Token]) -> Sequence[Token]:
+    """Return what is in the first parenthesis; nothing if there is none."""
+    for position, token in enumerate(clause):
+        if token.text == "(":
+            return clause[position + 1 : matching(clause, position)]
+    return ()
 
-    def _constraint(self) -> None:
-        self.name = self._identifier(1)
-        self.position += 2
 
-    def _key(self) -> None:
-        kind: Literal["primary key", "unique"] = "unique"
-        self.position += 1
-        if self._word() == "KEY":
-            kind = "primary key"
-            self.position += 1
-        columns = _names(self._group()) or self._own()
-        if self._word() in ("ASC", "DESC"):
-            self.position += 1
-        self.table.constraints.append(
-            ConstraintText(kind, self.name, columns, conflict=self._conflict())
-        )
+def _conflict(clause: Sequence[Token]) -> str | None:
+    """Return the action of ``ON CONFLICT``, unless it is the usual one."""
+    _, action = _parted(clause, "CONFLICT")
+    word = _identifier(action, 0).lower()
+    return word if word not in ("", "abort") else None
 
-    def _check(self) -> None:
-        self.position += 1
-        expression = canonical(self._group(), fold_names=True)
-        self.table.constraints.append(
-            ConstraintText("check", self.name, self._own(), expression=expression)
-        )
 
-    def _foreign_key(self) -> None:
-        self.position += 2
-        self._references(_names(self._group()))
+def _word(tokens: Sequence[Token], position: int) -> str:
+    return tokens[position].word if position < len(tokens) else ""
 
-    def _references(self, columns: tuple[str, ...] | None = None) -> None:
-        target = self._identifier(1)
-        self.position += 2
-        target_columns = _names(self._group())
-        self.table.constraints.append(
-            ConstraintText(
-                "foreign key",
-                self.name,
-                self._own() if columns is None else columns,
-                target_table=target,
-                target_columns=target_columns,
-            )
-        )
-        while (length := self._length_of_action()) > 0:
-            self.position += length
 
-    def _length_of_action(self) -> int:
-        """How many tokens the next clause of a foreign key has; 0 if it has no more."""
-        match self._word(), self._word(1), self._word(2):
-            case "NOT", "NULL", _:
-                return 0  # the column's
-            case "ON", _, "SET" | "NO":
-                return 4  # ON DELETE SET NULL, ON UPDATE NO ACTION
-            case "ON", _, _:
-                return 3
-            case "NOT" | "DEFERRABLE", _, _:
-                return 1
-            case "MATCH" | "INITIALLY", _, _:
-                return 2
-        return 0
-
-    def _default(self) -> None:
-        self.position += 1
-        if self._group():
-            return
-        token = self._token()
-        self.position += 2 if token is not None and token.text in ("+", "-") else 1
-
-    def _collation(self) -> None:
-        if self.column:
-            self.column.collation = self._identifier(1)
-        self.position += 2
-
-    def _generated(self) -> None:
-        if self._word() == "GENERATED":
-            self.position += 2  # to the AS behind ALWAYS
-        self.position += 1
-        expression = canonical(self._group())
-        if self.column:
-            self.column.generated = expression
-
-    def _not_null(self) -> None:
-        if self._word(1) != "NULL":
-            self.position += 1
-            return
-        self.position += 2
-        conflict = self._conflict()
-        if self.column:
-            self.column.conflict = conflict
-
-    _readers: ClassVar[Mapping[str, Callable[[_Constraints], None]]] = {
-        "CONSTRAINT": _constraint,
-        "PRIMARY": _key,
-        "UNIQUE": _key,
-        "CHECK": _check,
-        "FOREIGN": _foreign_key,
-        "REFERENCES": _references,
-        "DEFAULT": _default,
-        "COLLATE": _collation,
-        "GENERATED": _generated,
-        "AS": _generated,
-        "NOT": _not_null,
-    }
+def _identifier(tokens: Sequence[Token], position: int) -> str:
+    return tokens[position].identifier if position < len(tokens) else ""
