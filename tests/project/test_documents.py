@@ -262,6 +262,16 @@ def test_links_between_documents_lead_somewhere(name: str) -> None:
     assert [link for link in links if not (document.parent / link).exists()] == []
 
 
+@pytest.mark.parametrize("name", [*DOCUMENTS, "CONTRIBUTING.md"])
+def test_files_of_the_repository_that_are_named_exist(name: str) -> None:
+    named = re.findall(
+        r"(?<![\w/.])(?:tests|agentdb|benchmarks|examples)/[\w/.]+\.py\b",
+        (ROOT / name).read_text(),
+    )
+
+    assert [file for file in named if not (ROOT / file).exists()] == []
+
+
 def test_every_page_is_in_the_sites_navigation() -> None:
     navigation = (ROOT / "mkdocs.yml").read_text()
 
