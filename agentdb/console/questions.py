@@ -159,7 +159,7 @@ class Budget:
         self._limit.close()
 
     def ask(
-        self, asked: Callable[[], Value], seconds: float = SECONDS
+        self, asked: Callable[[], Value], seconds: float | None = None
     ) -> Answer[Value]:
         if self._problem is not None:
             return Answer(None, self._problem)

@@ -332,14 +332,13 @@ def test_sandboxes_and_what_is_said_of_them(
 
 def test_a_fleet_of_40_000_is_well_and_then_not(fleet: Site):
     connection = connections[fleet.alias]
-    numbers = {
-        "sqlite": "(WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 40000) SELECT i FROM n)",
-        "postgresql": "generate_series(1, 40000) AS n(i)",
-    }[connection.vendor]
-    ago = {
-        "sqlite": "strftime('%%Y-%%m-%%d %%H:%%M:%%S', 'now', '-' || ({0}) || ' seconds')",
-        "postgresql": "now() - make_interval(secs => {0})",
-    }[connection.vendor]
+    numbers, ago = (
+        "generate_series(1, 40000) AS n(i)",
+        "now() - ({0}) * interval '1 second'",
+    )
+    if connection.vendor == "sqlite":
+        numbers = "(WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 40000) SELECT i FROM n)"
+        ago = "strftime('%%Y-%%m-%%d %%H:%%M:%%S', 'now', '-' || ({0}) || ' seconds')"
     status = (
         "CASE WHEN i <= 5000 THEN 'active' WHEN i <= 5050 THEN 'starting' WHEN i <= 12000 THEN 'paused' "
         "WHEN i %% 50 = 0 THEN 'error' ELSE 'ended' END"

@@ -12,9 +12,7 @@ from django.db import connections
 from django.test.utils import CaptureQueriesContext
 from django.views.debug import ExceptionReporter
 
-from agentdb.admin import find
 from agentdb.admin.find import Search
-from agentdb.console import questions
 from agentdb.models import Session
 from tests.helpers.admin_fixtures import Page, Site, fill
 
@@ -32,10 +30,7 @@ def led_to(site: Site, text: str) -> str:
 
 
 @pytest.fixture
-def rows(site: Site, superuser: User, monkeypatch: pytest.MonkeyPatch) -> None:
-    # A busy machine may need longer for an answer than a reader would wait.
-    monkeypatch.setattr(find, "SECONDS", 30.0)
-    monkeypatch.setattr(questions, "PAGE_SECONDS", 60.0)
+def rows(site: Site, superuser: User) -> None:
     fill(site.alias, 12)
     for id in UUIDS:
         Session.objects.using(site.alias).create(

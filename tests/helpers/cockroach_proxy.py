@@ -17,7 +17,10 @@ from dataclasses import dataclass, field
 _DOCS = "https://www.cockroachlabs.com/docs"
 _ISSUES = "https://github.com/cockroachdb/cockroach/issues"
 
-_DDL = re.compile(r"\s*(CREATE|ALTER|DROP|TRUNCATE|COMMENT)\b", re.IGNORECASE)
+_WRITTEN = re.compile(
+    r'\b(?:INSERT INTO|UPDATE|DELETE FROM) "?(agents|sessions|sandboxes|api_keys)\b'
+)
+_READ = re.compile(r'\b(?:FROM|JOIN) "?(agents|sessions|sandboxes|api_keys)\b')
 
 
 @dataclass(frozen=True)
@@ -135,6 +138,11 @@ class Proxy:
     fail_after: Callable[[str], str | None] = lambda sql: None
     # Called with each statement; returns another one to run in its place, or None.
     instead: Callable[[str], str | None] = lambda sql: None
+    # Called with a statement that waits for another connection's transaction to end, before it waits.
+    waits: Callable[[str], None] = lambda sql: None
+    # The tables that each connection's open transaction has written to; whoever reads one of them waits for its end.
+    written: dict[object, set[str]] = field(default_factory=dict)
+    ended: threading.Condition = field(default_factory=threading.Condition)
     # What a new database is a copy of.
     template: str = "template1"
     host: str = "127.0.0.1"
@@ -143,6 +151,34 @@ class Proxy:
     def server_version(self) -> str:
         major, minor = self.version
         return f"CockroachDB CCL v{major}.{minor}.0 (x86_64-pc-linux-gnu, built 2026/01/01 00:00:00, go1.25.0)"
+
+    def note_write(self, connection: object, sql: str) -> None:
+        """Remember what a statement in a transaction writes to."""
+        with self.ended:
+            self.written.setdefault(connection, set()).update(_WRITTEN.findall(sql))
+
+    def note_end(self, connection: object) -> None:
+        with self.ended:
+            self.written.pop(connection, None)
+            self.ended.notify_all()
+
+    def wait_for_writers(self, connection: object, sql: str) -> None:
+        """Wait until no other connection's transaction is open that wrote to a table which the statement reads.
+
+        CockroachDB waits for rows, and the proxy, which knows none, for tables.
+        """
+        tables = set(_READ.findall(sql))
+
+        def free() -> bool:
+            return all(
+                other is connection or not tables & written
+                for other, written in self.written.items()
+            )
+
+        with self.ended:
+            if not free():
+                self.waits(sql)
+                self.ended.wait_for(free)
 
 
 @contextmanager
@@ -202,6 +238,7 @@ class _Conversation:
         self._end()
 
     def _end(self) -> None:
+        self.proxy.note_end(self)
         for each in (self.client, self.server):
             with suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)
@@ -249,6 +286,9 @@ class _Conversation:
             return f"SELECT '{self.proxy.server_version()}'"
         if run:
             self.proxy.statements.append(sql)
+            self.proxy.wait_for_writers(self, sql)
+            if self.in_transaction:
+                self.proxy.note_write(self, sql)
         for rule in RULES:
             if rule.refuses(
                 sql, self.proxy.version, in_transaction=self.in_transaction
@@ -274,6 +314,8 @@ class _Conversation:
                 )
                 if kind == b"Z":
                     self.in_transaction = body != b"I"
+                    if not self.in_transaction:
+                        self.proxy.note_end(self)
                     if not announced:
                         announced = True
                         self._send(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from django.core.management import call_command
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from agentdb.schema.migration_lock import migration_lock
@@ -134,14 +136,20 @@ def test_another_thread_waits(empty_url: str):
 
 
 def test_migrate_says_that_it_waits(empty_url: str):
+    said = "Another process is migrating this database; waiting for it.\n"
     with hold(empty_url) as holder, opened(empty_url) as connection:
-        assert holder.stdin is not None
-        threading.Timer(0.5, holder.stdin.close).start()
-        printed = manage(connection, "migrate", "agentdb")
 
-    assert printed.startswith(
-        "Another process is migrating this database; waiting for it.\n"
-    )
+        class Out(io.StringIO):
+            def write(self, text: str) -> int:
+                if text == said:
+                    assert holder.stdin is not None
+                    holder.stdin.close()
+                return super().write(text)
+
+        out = Out()
+        call_command("migrate", "agentdb", database=connection.alias, stdout=out)
+
+    assert out.getvalue().startswith(said)
 
 
 @pytest.mark.parametrize("option", ["--plan", "--check"])
@@ -152,7 +160,7 @@ def test_a_migrate_that_only_looks_does_not_wait(
         Path(empty_url.removeprefix("sqlite:///")).touch()  # it makes none itself
     with hold(empty_url) as holder, opened(empty_url) as connection:
         assert holder.stdin is not None
-        late = threading.Timer(20, holder.stdin.close)
+        late = threading.Timer(120, holder.stdin.close)
         late.start()
         with suppress(SystemExit):  # something is to be done
             manage(connection, "migrate", "agentdb", option)
@@ -183,8 +191,8 @@ def test_the_lock_holds_though_the_server_limits_idle_transactions_and_waits(
         )
     with hold(empty_url) as holder, opened(empty_url) as connection:
         assert holder.stdin is not None
-        threading.Timer(0.5, holder.stdin.close).start()
-        with migration_lock(connection):
+        late = threading.Timer(0.5, holder.stdin.close)
+        with migration_lock(connection, late.start):
             pass
 
 

@@ -8,7 +8,9 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -421,6 +423,51 @@ def test_a_transaction_that_must_restart_is_run_again(cockroachdb: Start) -> Non
 
         assert failures == []
         assert {session.id for session in db.list_sessions()} == {"single", "s"}
+
+
+def test_a_reader_waits_for_the_transaction_that_wrote_what_it_reads(
+    cockroachdb: Start,
+) -> None:
+    proxy, url = cockroachdb()
+    waits = threading.Event()
+    proxy.waits = lambda sql: waits.set()
+    with (
+        agentdb.connect(url, migrate=True) as db,
+        agentdb.connect(url) as other,
+        ThreadPoolExecutor(1) as pool,
+    ):
+
+        def insert(inside: agentdb.Db) -> Future[list[agentdb.SessionRecord]]:
+            inside.insert_session("s", "a", "b")
+            read = pool.submit(other.list_sessions)
+            assert waits.wait(60)
+            assert not read.done()
+            return read
+
+        read = db.run_transaction(insert)
+
+        assert [session.id for session in read.result()] == ["s"]
+
+
+def test_call_timeout_ends_waiting_for_one_s_own_transaction(
+    cockroachdb: Start,
+) -> None:
+    _, url = cockroachdb()
+    with (
+        agentdb.connect(url, migrate=True) as db,
+        agentdb.connect(f"{url}?call_timeout=5") as other,
+    ):
+
+        def insert(inside: agentdb.Db) -> None:
+            inside.insert_session("s", "a", "b")
+            with pytest.raises(
+                agentdb.DatabaseUnavailableError, match="no answer within call_timeout"
+            ):
+                other.list_sessions()
+
+        db.run_transaction(insert)
+
+        assert [session.id for session in other.list_sessions()] == ["s"]
 
 
 def test_the_rules_refuse_what_cockroachdb_refuses(cockroachdb: Start) -> None:

@@ -51,12 +51,13 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_transaction_keeps_all_and_returns_what_fn_returns(
-    db: DjangoDb, url: str
+    db: DjangoDb, url: str, engine: str
 ) -> None:
     def work(inside: Db) -> str:
         make_agent(inside)
         make_session(inside)
-        assert execute(url, "SELECT count(*) FROM sessions") == [(0,)]
+        if engine != "cockroachdb":  # where it would wait for this transaction
+            assert execute(url, "SELECT count(*) FROM sessions") == [(0,)]
         return "done"
 
     assert db.run_transaction(work) == "done"
