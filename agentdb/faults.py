@@ -32,23 +32,28 @@ class Fault(Enum):
     """What a driver's error means to a caller."""
 
     DUPLICATE = auto()
-    CONFLICT = auto()  # another writer was in the way; worth another try
-    LOCKED = auto()  # the same, after the engine has waited as long as it may
-    STALE_STATEMENT = auto()  # the prepared statement no longer fits the table
-    STATEMENT_GONE = (
-        auto()
-    )  # the server does not know the prepared statement, or another of that name
-    LOST = auto()  # the connection is gone
-    SILENT = auto()  # gone too, given up because no answer came in time
-    UNANSWERED = auto()  # gone, or given up, before the answer to a write came
-    UNSURE = auto()  # the write failed so late that it may be stored
-    MISMATCH = (
-        auto()
-    )  # a table, column or constraint is missing, of another type, or not ours
-    UNREADABLE = auto()  # a stored value that the column's type cannot hold in Python
-    BAD_VALUE = auto()  # a value that the server cannot store, convert or compare
-    FORBIDDEN = auto()  # the role may not do this
-    CUT_OFF = auto()  # the statement took longer than it may
+    # Another writer was in the way; worth another try. LOCKED after the engine has waited as long as it may.
+    CONFLICT = auto()
+    LOCKED = auto()
+    # The prepared statement no longer fits the table; the server does not know it, or another of its name.
+    STALE_STATEMENT = auto()
+    STATEMENT_GONE = auto()
+    # The connection is gone; it was given up because no answer came in time.
+    LOST = auto()
+    SILENT = auto()
+    # The answer to a write did not come; the write failed so late that it may be stored.
+    UNANSWERED = auto()
+    UNSURE = auto()
+    # A table, column or constraint is missing, of another type, or not agentdb's.
+    MISMATCH = auto()
+    # A stored value that Python cannot hold; a given value that the server cannot store, convert or compare.
+    UNREADABLE = auto()
+    BAD_VALUE = auto()
+    # The role may not do this; the statement took longer than it may.
+    FORBIDDEN = auto()
+    CUT_OFF = auto()
+    # A SQLite file.
+    NOT_OPENED = auto()
     NOT_A_DATABASE = auto()
     DAMAGED = auto()
     READ_ONLY = auto()
@@ -102,43 +107,28 @@ _BY_CLASS = {
 }
 _STALE_PLAN = "cached plan must not change result type"
 
-_BY_NAME = {
-    "SQLITE_CONSTRAINT_PRIMARYKEY": Fault.DUPLICATE,
-    "SQLITE_CONSTRAINT_UNIQUE": Fault.DUPLICATE,
-    "SQLITE_CONSTRAINT_CHECK": Fault.MISMATCH,
-    "SQLITE_CONSTRAINT_FOREIGNKEY": Fault.MISMATCH,
-    "SQLITE_CONSTRAINT_NOTNULL": Fault.MISMATCH,
-    "SQLITE_MISMATCH": Fault.MISMATCH,
-    "SQLITE_INTERRUPT": Fault.CUT_OFF,
-    "SQLITE_BUSY": Fault.LOCKED,
-    "SQLITE_LOCKED": Fault.LOCKED,
-    "SQLITE_NOTADB": Fault.NOT_A_DATABASE,
-    "SQLITE_CORRUPT": Fault.DAMAGED,
-    "SQLITE_READONLY": Fault.READ_ONLY,
-    "SQLITE_FULL": Fault.FULL,
-    "SQLITE_CANTOPEN": Fault.UNAVAILABLE,
-    "SQLITE_IOERR": Fault.UNSURE,  # what was written before a sync failed may be found after a crash
-}
-# SQLite's words, which are the same in every language: other builds of ``sqlite3``, in the standard one's place, have
-# errors without a name, or with the name of the family alone.
-_NAMES_BY_WORDS = {
-    "UNIQUE constraint failed": "SQLITE_CONSTRAINT_UNIQUE",
-    "CHECK constraint failed": "SQLITE_CONSTRAINT_CHECK",
-    "FOREIGN KEY constraint failed": "SQLITE_CONSTRAINT_FOREIGNKEY",
-    "NOT NULL constraint failed": "SQLITE_CONSTRAINT_NOTNULL",
-    "datatype mismatch": "SQLITE_MISMATCH",
-    "interrupted": "SQLITE_INTERRUPT",
-    "database table is locked": "SQLITE_LOCKED",
-    "database schema is locked": "SQLITE_LOCKED",
-    "database is locked": "SQLITE_BUSY",
-    "file is not a database": "SQLITE_NOTADB",
-    "database disk image is malformed": "SQLITE_CORRUPT",
-    "malformed database schema": "SQLITE_CORRUPT",
-    "attempt to write a readonly database": "SQLITE_READONLY",
-    "database or disk is full": "SQLITE_FULL",
-    "unable to open database file": "SQLITE_CANTOPEN",
-    "disk I/O error": "SQLITE_IOERR",
-}
+# What SQLite calls an error, how its words begin, which are the same in every language, and what it means. Other builds
+# of ``sqlite3``, in the standard one's place, have errors without a name, or with the name of the family alone.
+_OF_SQLITE = [
+    ("SQLITE_CONSTRAINT_PRIMARYKEY", "UNIQUE constraint failed", Fault.DUPLICATE),
+    ("SQLITE_CONSTRAINT_UNIQUE", "UNIQUE constraint failed", Fault.DUPLICATE),
+    ("SQLITE_CONSTRAINT_CHECK", "CHECK constraint failed", Fault.MISMATCH),
+    ("SQLITE_CONSTRAINT_FOREIGNKEY", "FOREIGN KEY constraint failed", Fault.MISMATCH),
+    ("SQLITE_CONSTRAINT_NOTNULL", "NOT NULL constraint failed", Fault.MISMATCH),
+    ("SQLITE_MISMATCH", "datatype mismatch", Fault.MISMATCH),
+    ("SQLITE_INTERRUPT", "interrupted", Fault.CUT_OFF),
+    ("SQLITE_BUSY", "database is locked", Fault.LOCKED),
+    ("SQLITE_LOCKED", "database table is locked", Fault.LOCKED),
+    ("SQLITE_LOCKED", "database schema is locked", Fault.LOCKED),
+    ("SQLITE_NOTADB", "file is not a database", Fault.NOT_A_DATABASE),
+    ("SQLITE_CORRUPT", "database disk image is malformed", Fault.DAMAGED),
+    ("SQLITE_CORRUPT", "malformed database schema", Fault.DAMAGED),
+    ("SQLITE_READONLY", "attempt to write a readonly database", Fault.READ_ONLY),
+    ("SQLITE_FULL", "database or disk is full", Fault.FULL),
+    ("SQLITE_CANTOPEN", "unable to open database file", Fault.NOT_OPENED),
+    # What was written before a sync failed may be found after a crash.
+    ("SQLITE_IOERR", "disk I/O error", Fault.UNSURE),
+]
 # What SQLite has no names for.
 _MISSING = (
     "no such table",
@@ -202,9 +192,10 @@ def classify(error: BaseException, *, connected: bool = True) -> Fault:
 
 
 def _classify_sqlite(error: BaseException) -> Fault:
-    name, words = _sqlite_name(error), str(error)
-    for known, fault in _BY_NAME.items():
-        if name.startswith(known):
+    name, words = getattr(error, "sqlite_errorname", None) or "", str(error)
+    has_name = name not in ("", "SQLITE_CONSTRAINT")
+    for known, beginning, fault in _OF_SQLITE:
+        if name.startswith(known) if has_name else words.startswith(beginning):
             return fault
     if _NOT_UTF8 in words.lower():
         return Fault.UNREADABLE
@@ -215,21 +206,6 @@ def _classify_sqlite(error: BaseException) -> Fault:
 
 def _sqlstate(error: BaseException) -> str:
     return getattr(error, "sqlstate", None) or ""
-
-
-def _sqlite_name(error: BaseException) -> str:
-    name: str = getattr(error, "sqlite_errorname", None) or ""
-    if name not in ("", "SQLITE_CONSTRAINT"):
-        return name
-    words = str(error)
-    return next(
-        (
-            known
-            for beginning, known in _NAMES_BY_WORDS.items()
-            if words.startswith(beginning)
-        ),
-        name,
-    )
 
 
 def _is_a(error: BaseException, name: str) -> bool:
@@ -268,7 +244,7 @@ def one_line(error: BaseException, password: object = None, path: object = None)
 
 def _why_not_opened(error: BaseException, path: object) -> str:
     """Return ": " and the cause, if SQLite could not open a file: it has the same words for all causes."""
-    if _sqlite_name(error) != "SQLITE_CANTOPEN":
+    if classify(error) is not Fault.NOT_OPENED:
         return ""
     cause = _no_descriptor_left() or (_no_place_for(Path(str(path))) if path else "")
     return f": {cause}" if cause else ""
@@ -319,53 +295,69 @@ def explain(fault: Fault, place: str, reason: str) -> AgentDbError:
             f"{reason}. Each thread that calls keeps a connection: let fewer call, cap them with ?max_connections= in "
             "the URL, or raise the server's limit"
         )
-    kind, sentence = _SENTENCES.get(
-        fault, (AgentDbError, "{place} refused the statement: {reason}.")
-    )
-    return kind(sentence.format(place=place, reason=reason))
+    for faults, kind, sentence in _SENTENCES:
+        if fault in faults:
+            return kind(sentence.format(place=place, reason=reason))
+    return AgentDbError(f"{place} refused the statement: {reason}.")
 
 
-_UNAVAILABLE = (DatabaseUnavailableError, "{place} is unavailable: {reason}.")
-_SENTENCES: dict[Fault, tuple[type[AgentDbError], str]] = {
-    Fault.DUPLICATE: (DuplicateKeyError, "The key is taken in {place}: {reason}."),
-    **dict.fromkeys(
-        REFUSED, (ConflictError, "Other writers of {place} were in the way: {reason}.")
+_SENTENCES: list[tuple[tuple[Fault, ...], type[AgentDbError], str]] = [
+    (
+        (Fault.DUPLICATE,),
+        DuplicateKeyError,
+        "The key is taken in {place}: {reason}.",
     ),
-    Fault.LOCKED: (ConflictError, "Another process holds {place} locked: {reason}."),
-    Fault.MISMATCH: (
+    (
+        REFUSED,
+        ConflictError,
+        "Other writers of {place} were in the way: {reason}.",
+    ),
+    (
+        (Fault.LOCKED,),
+        ConflictError,
+        "Another process holds {place} locked: {reason}.",
+    ),
+    (
+        (Fault.MISMATCH,),
         SchemaMismatchError,
         "{place} does not have the tables agentdb works on: {reason}. Run 'agentdb verifydb'.",
     ),
-    Fault.UNREADABLE: (
+    (
+        (Fault.UNREADABLE,),
         SchemaMismatchError,
         "{place} holds a value that cannot be read: {reason}.",
     ),
-    **dict.fromkeys(
+    (
         (Fault.LOST, Fault.SILENT),
-        (DatabaseUnavailableError, "{place} dropped the connection: {reason}."),
+        DatabaseUnavailableError,
+        "{place} dropped the connection: {reason}.",
     ),
-    Fault.UNANSWERED: (
+    (
+        (Fault.UNANSWERED,),
         OutcomeUnknownError,
         "{place} did not answer before the connection was lost: {reason}. "
         "The write may be stored or not: read, then decide.",
     ),
-    Fault.UNSURE: (
+    (
+        (Fault.UNSURE,),
         OutcomeUnknownError,
         "{place} failed while it stored the write: {reason}. The write may be stored or not: read, then decide.",
     ),
-    **dict.fromkeys(
+    (
         (
             Fault.FORBIDDEN,
             Fault.CUT_OFF,
+            Fault.NOT_OPENED,
             Fault.NOT_A_DATABASE,
             Fault.DAMAGED,
             Fault.READ_ONLY,
             Fault.FULL,
             Fault.UNAVAILABLE,
         ),
-        _UNAVAILABLE,
+        DatabaseUnavailableError,
+        "{place} is unavailable: {reason}.",
     ),
-}
+]
 
 
 # -- the sentence of a command
@@ -376,59 +368,69 @@ def describe_failure(connection: BaseDatabaseWrapper, error: BaseException) -> s
     settings = connection.settings_dict
     if connection.vendor == "sqlite":
         return describe_sqlite_failure(settings["NAME"], error)
-    reason, fault = _brief(error), classify(error)
-    if fault is Fault.FORBIDDEN:
-        return (
-            f"The role {settings['USER'] or 'used'!r} may not do this in {server_name(settings)}: {reason}. "
-            "Use the role that owns the tables."
-        )
-    if fault is Fault.LOCKED:
-        return (
-            f"The tables in {server_name(settings)} are in use by a transaction that does not end. Stop the programs "
-            "that use them, and try again."
-        )
-    reached = connection.connection is not None and said_by_server(error)
-    if (
-        not reached
-        or fault is Fault.LOST
-        or _sqlstate(driver_error(error)).startswith(("28", "3D"))
-    ):
-        return f"The database {server_name(settings)} cannot be reached: {reason}."
-    return f"The database {server_name(settings)} cannot be used: {reason}."
+    sentence = _OF_A_SERVER.get(classify(error))
+    if sentence is None:
+        reached = connection.connection is not None and _was_reached(error)
+        done = "used" if reached else "reached"
+        sentence = f"The database {{name}} cannot be {done}: {{reason}}."
+    return sentence.format(
+        name=server_name(settings),
+        role=settings["USER"] or "used",
+        reason=_brief(error),
+    )
+
+
+def _was_reached(error: BaseException) -> bool:
+    """Whether a server let the role into a database before it raised the error."""
+    state = _sqlstate(driver_error(error))
+    # 28 is a refused role or password, 3D a database that does not exist.
+    is_refused = state.startswith(("28", "3D"))
+    return bool(state) and not is_refused and classify(error) is not Fault.LOST
+
+
+_OF_A_SERVER = {
+    Fault.FORBIDDEN: "The role {role!r} may not do this in {name}: {reason}. Use the role that owns the tables.",
+    Fault.LOCKED: "The tables in {name} are in use by a transaction that does not end. Stop the programs that use "
+    "them, and try again.",
+}
 
 
 def describe_sqlite_failure(path: object, error: BaseException) -> str:
     """The same of a SQLite file."""
     from sqlite3 import sqlite_version
 
-    name, reason = str(path), _brief(error) + _why_not_opened(driver_error(error), path)
-    match classify(error):
-        case Fault.LOCKED:
-            return (
-                f"The database file {name!r} is locked by another process. Stop the program that uses it, or wait, "
-                "and try again."
-            )
-        case Fault.NOT_A_DATABASE:
-            return not_a_database(path)
-        case Fault.DAMAGED if reason.startswith("malformed database schema"):
-            return (
-                f"The database file {name!r} has a schema that SQLite {sqlite_version} cannot read: {reason}. "
-                "Another program, such as libSQL, may have made it: open it with that, and drop what is named."
-            )
-        case Fault.DAMAGED:
-            return describe_damage(path, reason)
-        case Fault.READ_ONLY:
-            return f"The database file {name!r} is read-only. Allow writing to it and to its folder, and try again."
-        case Fault.FULL:
-            return f"There is no space left on the disk of {name!r}. Make room and try again."
-    return f"The database file {name!r} cannot be used: {reason}."
+    fault = classify(error)
+    reason = _brief(error) + _why_not_opened(driver_error(error), path)
+    if fault is Fault.DAMAGED and reason.startswith("malformed database schema"):
+        return (
+            f"The database file {str(path)!r} has a schema that SQLite {sqlite_version} cannot read: {reason}. "
+            "Another program, such as libSQL, may have made it: open it with that, and drop what is named."
+        )
+    return _of_a_file(fault, path, reason)
 
 
 def not_a_database(path: object) -> str:
     """What to say of a file that SQLite does not know."""
-    return f"{str(path)!r} is not a SQLite database, or it is encrypted. Check the database URL."
+    return _of_a_file(Fault.NOT_A_DATABASE, path)
 
 
 def describe_damage(path: object, reason: str) -> str:
     """What to say of a SQLite file that is damaged."""
-    return f"The database file {str(path)!r} is damaged: {reason.rstrip('.')}. Restore a backup."
+    return _of_a_file(Fault.DAMAGED, path, reason.rstrip("."))
+
+
+def _of_a_file(fault: Fault, path: object, reason: str = "") -> str:
+    sentence = _OF_A_FILE.get(
+        fault, "The database file {name!r} cannot be used: {reason}."
+    )
+    return sentence.format(name=str(path), reason=reason)
+
+
+_OF_A_FILE = {
+    Fault.LOCKED: "The database file {name!r} is locked by another process. Stop the program that uses it, or wait, "
+    "and try again.",
+    Fault.NOT_A_DATABASE: "{name!r} is not a SQLite database, or it is encrypted. Check the database URL.",
+    Fault.DAMAGED: "The database file {name!r} is damaged: {reason}. Restore a backup.",
+    Fault.READ_ONLY: "The database file {name!r} is read-only. Allow writing to it and to its folder, and try again.",
+    Fault.FULL: "There is no space left on the disk of {name!r}. Make room and try again.",
+}
