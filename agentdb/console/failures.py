@@ -18,7 +18,7 @@ from agentdb.interface import SessionStatus
 from agentdb.models import Session
 
 FAILING_MINUTES = 60
-SAMPLE = 10_000  # sessions of the last hour that are looked at, and as many before
+SAMPLE = 10_000  # sessions that each of the four questions looks at
 FEWEST = 5  # failures that can be an incident
 FEWEST_FOR_HALF = 10  # sessions of which half may not fail, however usual that is
 RAREST = 0.01  # no share of failures is taken to be rarer than this
@@ -26,76 +26,72 @@ FEWEST_FOR_USUAL = 20  # sessions from which a share is known
 MOST_TOLD = 3  # groups with a cause of their own; more of them have one in common
 SURE = 12.0  # chance would do it less than once in exp(12) = 160,000 hours
 
-_LATELY, _FAILED = "last_active_at >= %s", f"status = '{SessionStatus.ERROR}'"
-_RATES = (
-    f"SELECT tenant_id, agent_name, SUM(CASE WHEN {_LATELY} THEN 1 ELSE 0 END), "
-    f"SUM(CASE WHEN {_LATELY} AND {_FAILED} THEN 1 ELSE 0 END), "
+_FAILED = Q(status=SessionStatus.ERROR.value)
+_LATELY, _BAD = "last_active_at >= %s", f"status = '{SessionStatus.ERROR}'"
+_COUNTS = (
+    f"SELECT agent_name, tenant_id, SUM(CASE WHEN {_LATELY} THEN 1 ELSE 0 END), "
+    f"SUM(CASE WHEN {_LATELY} AND {_BAD} THEN 1 ELSE 0 END), "
     f"SUM(CASE WHEN {_LATELY} THEN 0 ELSE 1 END), "
-    f"SUM(CASE WHEN NOT {_LATELY} AND {_FAILED} THEN 1 ELSE 0 END) FROM {{rows}}"
+    f"SUM(CASE WHEN NOT {_LATELY} AND {_BAD} THEN 1 ELSE 0 END) FROM {{rows}}"
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Rate:
-    """How many sessions there were, and of these how many failed."""
+class Group(NamedTuple):
+    """The sessions of an agent, of a tenant, of both, or with neither all of them; of the last hour, and before."""
 
+    agent_name: str | None
+    tenant_id: str | None
     sessions: int = 0
     failed: int = 0
+    sessions_before: int = 0
+    failed_before: int = 0
 
     @property
     def share(self) -> float:
         return self.failed / self.sessions if self.sessions else 0.0
 
+    @property
+    def share_before(self) -> float:
+        return (
+            self.failed_before / self.sessions_before if self.sessions_before else 0.0
+        )
 
-@dataclass(frozen=True, slots=True)
-class Group:
-    """The sessions of an agent, of a tenant, of both, or with neither all of them; lately, and before."""
-
-    agent_name: str | None
-    tenant_id: str | None
-    lately: Rate
-    before: Rate
-
-    def includes(self, other: Cell) -> bool:
-        return self.agent_name in (None, other.agent_name) and self.tenant_id in (
-            None,
-            other.tenant_id,
+    def includes(self, other: Group) -> bool:
+        return all(
+            mine in (None, its) for mine, its in zip(self[:2], other[:2], strict=True)
         )
 
     @property
     def matching(self) -> Q:
         named = {"agent_name": self.agent_name, "tenant_id": self.tenant_id}
-        return Q(
-            **{column: value for column, value in named.items() if value is not None}
-        )
+        return Q(**{name: value for name, value in named.items() if value is not None})
 
     def __str__(self) -> str:
-        if self.agent_name is not None and self.tenant_id is not None:
-            name = gettext("agent %(agent_name)s of %(tenant_id)s")
-        elif self.agent_name is not None:
-            name = gettext("agent %(agent_name)s")
-        elif self.tenant_id is not None:
-            name = gettext("tenant %(tenant_id)s")
-        else:
-            name = gettext("all sessions")
-        said = gettext("%(name)s: %(failed)s of %(sessions)s") % {
-            "name": name % {"agent_name": self.agent_name, "tenant_id": self.tenant_id},
-            "failed": f"{self.lately.failed:,}",
-            "sessions": f"{self.lately.sessions:,}",
-        }
-        if not self.before.sessions:
-            return said
-        return f"{said}, " + gettext("usually %s") % f"{100 * self.before.share:.1f} %"
+        name = {
+            (False, False): gettext("all sessions"),
+            (True, False): gettext("agent %(agent)s"),
+            (False, True): gettext("tenant %(tenant)s"),
+            (True, True): gettext("agent %(agent)s of %(tenant)s"),
+        }[self.agent_name is not None, self.tenant_id is not None]
+        numbers = {"failed": f"{self.failed:,}", "sessions": f"{self.sessions:,}"}
+        said = [
+            name % {"agent": self.agent_name, "tenant": self.tenant_id},
+            gettext("%(failed)s of %(sessions)s") % numbers,
+        ]
+        if not self.sessions_before:
+            return ": ".join(said)
+        usual = gettext("usually %s") % f"{100 * self.share_before:.1f} %"
+        return f"{': '.join(said)}, {usual}"
 
 
 @dataclass(frozen=True, slots=True)
 class Failures:
     """The groups that fail far more often than usual, without those that are explained by one before them."""
 
-    groups: tuple[Group, ...]
-    since: datetime
-    is_cut: bool
-    failed: int
+    groups: Sequence[Group] = ()
+    since: datetime | None = None
+    is_cut: bool = False
+    failed: int = 0
 
     @property
     def detail(self) -> str:
@@ -105,69 +101,55 @@ class Failures:
         matching = Q(pk__in=[])
         for group in self.groups:
             matching |= group.matching
-        failed = sessions.filter(
-            status=SessionStatus.ERROR.value, last_active_at__gte=self.since
-        )
+        failed = sessions.filter(_FAILED, last_active_at__gte=self.since)
         rows: QuerySet[Any] = failed.filter(matching)
         return rows
-
-
-class Cell(NamedTuple):
-    """The sessions of one agent of one tenant, and how many of them failed; lately, and before."""
-
-    tenant_id: str
-    agent_name: str
-    sessions: int
-    failed: int
-    sessions_before: int
-    failed_before: int
 
 
 def failures(alias: str, now: datetime) -> Failures:
     """What fails far above the usual, from samples that an index finds.
 
-    A session counts as lately by its last activity: one that was opened in the morning may fail now. Failures are
-    looked for among failed sessions alone, because they can be far from the newest of all.
+    A session counts by its last activity: one that was opened in the morning may fail now, when it is far from the
+    newest of all. So failed sessions are looked for among the failed, and those that go on, without which each failure
+    would be one of few sessions, among the active.
     """
     since = now - timedelta(minutes=FAILING_MINUTES)
-    sessions = Session.objects.using(alias)
-    failed = Q(status=SessionStatus.ERROR.value)
-    cells = _cells(sessions.filter(failed), since, f" WHERE {_LATELY}")
+    sessions, lately = Session.objects.using(alias), Q(last_active_at__gte=since)
+    cells = _cells(sessions.filter(_FAILED), since, f" WHERE {_LATELY}")
     if sum(cell.failed for cell in cells) < FEWEST:
-        return Failures((), since, False, 0)
-    others = sessions.exclude(failed & Q(last_active_at__gte=since))
-    for opened in (Q(created_at__gte=since), Q(created_at__lt=since)):
-        cells += _cells(others.filter(opened), since)
-    whole = _group(None, None, cells)
+        return Failures()
+    earlier, going_on = Q(created_at__lt=since), Q(status=SessionStatus.ACTIVE.value)
+    cells += _cells(sessions.filter(earlier, going_on), since, f" WHERE {_LATELY}")
+    cells += _cells(sessions.filter(~earlier).exclude(_FAILED & lately), since)
+    seen = (_FAILED | going_on) & lately
+    cells += _cells(sessions.filter(earlier).exclude(seen), since)
+    whole = _sum(None, None, cells)
     told = _told(cells, whole)
-    is_cut = whole.lately.sessions >= SAMPLE
-    return Failures(tuple(told), since, is_cut, failed_of(cells, told))
+    return Failures(told, since, whole.sessions >= SAMPLE, _failed(cells, told))
 
 
-def _cells(sessions: Any, since: datetime, condition: str = "") -> list[Cell]:
-    """Those of the newest sessions; an agent of a tenant may have several."""
+def _cells(sessions: Any, since: datetime, condition: str = "") -> list[Group]:
+    """The newest of the sessions, by agent and tenant."""
     newest = sessions.newest_first()
     rows = newest.values("tenant_id", "agent_name", "status", "last_active_at")[:SAMPLE]
     at = connections[rows.db].ops.adapt_datetimefield_value(since)
-    query = f"{_RATES}{condition} GROUP BY 1, 2"
+    query = f"{_COUNTS}{condition} GROUP BY 1, 2"
     after = [at] * condition.count("%s")
-    return [Cell(*row) for row in select_from(rows, query, [at] * 4, after)]
+    return [Group(*row) for row in select_from(rows, query, [at] * 4, after)]
 
 
-def _group(agent: str | None, tenant: str | None, cells: Iterable[Cell]) -> Group:
-    sums = [sum(numbers) for numbers in list(zip(*cells, strict=True))[2:]]
-    sessions, failed, sessions_before, failed_before = sums or (0, 0, 0, 0)
-    before = Rate(sessions_before, failed_before)
-    return Group(agent, tenant, Rate(sessions, failed), before)
+def _sum(agent: str | None, tenant: str | None, cells: Iterable[Group]) -> Group:
+    numbers = list(zip(*cells, strict=True))[2:]
+    return Group(agent, tenant, *map(sum, numbers))
 
 
-def _groups(cells: Sequence[Cell]) -> Iterator[Group]:
+def _groups(cells: Sequence[Group]) -> Iterator[Group]:
     """By agent, by tenant, by both, those with enough failures: the less there is to say of it, the earlier.
 
     A million sessions can have 20,000 cells, and nearly all of them no failure. So the few names with failures are
     looked for first, and only their cells are summed.
     """
-    keys: tuple[Callable[[Cell], tuple[str | None, str | None]], ...] = (
+    keys: tuple[Callable[[Group], tuple[str | None, str | None]], ...] = (
         lambda cell: (cell.agent_name, None),
         lambda cell: (None, cell.tenant_id),
         lambda cell: (cell.agent_name, cell.tenant_id),
@@ -177,36 +159,31 @@ def _groups(cells: Sequence[Cell]) -> Iterator[Group]:
         for cell in cells:
             if cell.failed:
                 failed[key(cell)] += cell.failed
-        parts = {names: list[Cell]() for names, n in failed.items() if n >= FEWEST}
+        parts = {names: list[Group]() for names, n in failed.items() if n >= FEWEST}
         for cell in cells if parts else ():
             if key(cell) in parts:
                 parts[key(cell)].append(cell)
         for (agent, tenant), of_part in parts.items():
-            yield _group(agent, tenant, of_part)
+            yield _sum(agent, tenant, of_part)
 
 
-def _told(cells: Sequence[Cell], whole: Group) -> list[Group]:
+def _told(cells: Sequence[Group], whole: Group) -> list[Group]:
     """One group for one incident: the whole, unless nearly all failures are those of a few parts of it."""
     flagged = [
         group
         for group in _groups(cells)
-        if (group.lately, group.before) != (whole.lately, whole.before)
-        and is_far_above(group, whole.before)
+        if group[2:] != whole[2:] and is_far_above(group, whole)
     ]
-    flagged.sort(key=lambda group: -group.lately.failed * group.lately.share)
-    failing = [cell for cell in cells if cell.failed]
     told: list[Group] = []
-    for group in flagged:
-        mine = list(filter(group.includes, failing))
-        if len(told) <= MOST_TOLD and 2 * failed_of(mine, told) < group.lately.failed:
+    for group in sorted(flagged, key=lambda group: -group.failed * group.share):
+        mine = filter(group.includes, cells)
+        if len(told) <= MOST_TOLD and 2 * _failed(mine, told) < group.failed:
             told.append(group)
-    is_part = (
-        len(told) <= MOST_TOLD and failed_of(failing, told) >= 0.8 * whole.lately.failed
-    )
-    return told if is_part or not is_far_above(whole, whole.before) else [whole]
+    is_part = len(told) <= MOST_TOLD and _failed(cells, told) >= 0.8 * whole.failed
+    return told if is_part or not is_far_above(whole, whole) else [whole]
 
 
-def failed_of(cells: Iterable[Cell], groups: Sequence[Group]) -> int:
+def _failed(cells: Iterable[Group], groups: Sequence[Group]) -> int:
     """How many failures of the cells belong to one of the groups."""
     return sum(
         cell.failed
@@ -215,18 +192,18 @@ def failed_of(cells: Iterable[Cell], groups: Sequence[Group]) -> int:
     )
 
 
-def is_far_above(group: Group, usual_of_all: Rate) -> bool:
+def is_far_above(group: Group, whole: Group) -> bool:
     """Whether more failed than chance explains (Chernoff's bound on the binomial tail), and twice the usual share."""
-    lately = group.lately
-    if lately.failed < FEWEST:
+    share = group.share
+    if group.failed < FEWEST:
         return False
-    if lately.sessions >= FEWEST_FOR_HALF and lately.share >= 0.5:
+    if group.sessions >= FEWEST_FOR_HALF and share >= 0.5:
         return True
-    before = group.before if group.before.sessions >= FEWEST_FOR_USUAL else usual_of_all
-    usual = min(max(before.share, RAREST), 1 - RAREST)
-    if lately.share < 2 * usual:
+    usual = group if group.sessions_before >= FEWEST_FOR_USUAL else whole
+    expected = min(max(usual.share_before, RAREST), 1 - RAREST)
+    if share < 2 * expected:
         return False
-    surprise = lately.share * log(lately.share / usual)
-    if lately.share < 1:
-        surprise += (1 - lately.share) * log((1 - lately.share) / (1 - usual))
-    return lately.sessions * surprise > SURE
+    surprise = share * log(share / expected)
+    if share < 1:
+        surprise += (1 - share) * log((1 - share) / (1 - expected))
+    return group.sessions * surprise > SURE

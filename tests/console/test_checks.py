@@ -14,7 +14,7 @@ from django.utils import timezone
 
 from agentdb.console import failures
 from agentdb.console.checks import MOST_MISSING_AGENTS, Finding, Fleet, checks
-from agentdb.console.failures import Group, Rate, is_far_above
+from agentdb.console.failures import Group, is_far_above
 from agentdb.console.questions import Budget
 from agentdb.console.report import examine
 from agentdb.models import Agent, Sandbox, Session
@@ -113,10 +113,9 @@ def test_an_hour_in_which_everything_failed_is_the_first_thing_to_say(fleet: Sit
 def test_failures_are_far_above_the_usual_if_chance_does_not_explain_them(
     lately: tuple[int, int], usually: tuple[int, int], far: bool
 ):
-    assert (
-        is_far_above(Group(None, None, Rate(*lately), Rate(*usually)), Rate(*usually))
-        is far
-    )
+    group = Group(None, None, *lately, *usually)
+
+    assert is_far_above(group, group) is far
 
 
 def test_failures_of_one_agent_or_tenant_are_seen_among_many_that_work(fleet: Site):
@@ -151,6 +150,17 @@ def test_failures_of_sessions_opened_long_before_the_newest_are_said(
     monkeypatch.setattr(failures, "SAMPLE", 50)
 
     assert found(fleet)["failing"].detail == "tenant acme: 8 of 8"
+
+
+def test_failures_among_many_old_sessions_that_go_on_are_not_said(
+    fleet: Site, monkeypatch: pytest.MonkeyPatch
+):
+    sessions(fleet, 60, age=3 * 3600, status="ended")
+    sessions(fleet, 100, age=10, opened=86_400, tenant_id="acme")
+    sessions(fleet, 5, age=10 * MINUTE, opened=86_400, status="error", tenant_id="acme")
+    monkeypatch.setattr(failures, "SAMPLE", 50)
+
+    assert found(fleet)["failing"].count == 0
 
 
 def test_failures_of_yesterday_are_not_said(fleet: Site):
