@@ -50,11 +50,8 @@ CAP = 10_000  # rows of a check that are counted
 RUNNERS_ASKED_AGAIN = 100
 LOOKUP_OF_RUNNER = 500  # of a runner's sessions, the newest
 
-_UP = (
-    SandboxState.RUNNING.value,
-    SandboxState.WARMING.value,
-    SandboxState.WAITING.value,
-)
+_READY = (SandboxState.WARM.value, SandboxState.WAITING.value)
+_UP = (SandboxState.RUNNING.value, SandboxState.WARMING.value, *_READY)
 _PAUSED = SessionStatus.PAUSED.value
 
 
@@ -123,7 +120,8 @@ class Fleet:
             self._count_live(self.sessions),
             key=lambda runner: (runner.seen_at or self.now, runner.id),
         )
-        # Only a runner that looks silent is looked at more closely: what it ended is a sign of life too.
+        # A session that a runner ended is a sign of life too, but no index has a runner's ended sessions by time. So
+        # this is asked of the runners alone that look silent, and of at most so many: the others count as silent.
         for number, runner in enumerate(runners[:RUNNERS_ASKED_AGAIN]):
             if runner.condition:
                 runners[number] = self._with_ended(runner)
@@ -155,11 +153,9 @@ class Fleet:
     def failures(self) -> Failures:
         return failures(self.alias, self.now)
 
-    def silent_for(self, minutes: int) -> Q:
-        """Sessions without a sign of life; a time that cannot be right is not one."""
-        return Q(last_active_at__lt=self.ago(minutes)) | Q(
-            last_active_at__gt=self.latest
-        )
+    def silent_for(self, minutes: int, at: str = "last_active_at") -> Q:
+        """Rows without a sign of life; a time that cannot be right is not one."""
+        return Q(**{f"{at}__lt": self.ago(minutes)}) | Q(**{f"{at}__gt": self.latest})
 
     def settled(self) -> SessionQuerySet:
         """Live sessions but those written a moment ago: a server writes what they name right after them."""
@@ -174,7 +170,7 @@ class Fleet:
 
     def _count_live(self, sessions: Any) -> list[Runner]:
         of_status = {status: Count("pk", filter=Q(status=status)) for status in LIVE}
-        # As text, because one time that Python cannot hold would keep all runners from being looked at.
+        # As text, because a single time that Python cannot hold would fail the whole query.
         newest = Max("last_active_at", filter=Q(last_active_at__lte=self.latest))
         live = sessions.live().filter(runner_id__isnull=False).order_by()
         counted = live.values("runner_id").annotate(
@@ -435,20 +431,18 @@ def _alone(fleet: Fleet) -> QuerySet[Any]:
     over = Q(status=_PAUSED) | Q(
         status__in=FINISHED, last_active_at__lt=fleet.ago(GRACE_MINUTES)
     )
-    rests = Q(
-        state=SandboxState.WAITING.value, last_used_at__gte=fleet.ago(SILENT_MINUTES)
-    )
+    rests = Q(state__in=_READY, last_used_at__gte=fleet.ago(SILENT_MINUTES))
     unreserved = Q(session_id__isnull=True) | Q(session_id="")
     without = Case(
         When(unreserved, then=Value("none")),
         default=Value("missing"),
         output_field=TextField(),
     )
-    up = fleet.sandboxes.filter(state__in=_UP).idle_since(fleet.ago(GRACE_MINUTES))
+    settled = fleet.silent_for(GRACE_MINUTES, "last_used_at")
     rows: QuerySet[Any] = (
-        up.filter(~Exists(its.exclude(over)))
+        fleet.sandboxes.filter(settled, ~Exists(its.exclude(over)), state__in=_UP)
         .exclude(rests & Exists(its.filter(status=_PAUSED)))
-        # One that no session has reserved is kept ready while it warms and waits; it runs for nobody.
+        # Without a session one is kept ready, but does not run.
         .exclude(unreserved & ~Q(state=SandboxState.RUNNING.value))
         .annotate(whose=Coalesce(Subquery(its.values("status")[:1]), without))
     )

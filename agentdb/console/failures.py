@@ -120,7 +120,8 @@ def failures(alias: str, now: datetime) -> Failures:
         return Failures()
     earlier, going_on = Q(created_at__lt=since), Q(status=SessionStatus.ACTIVE.value)
     cells += _cells(sessions.filter(earlier, going_on), since, f" WHERE {_LATELY}")
-    cells += _cells(sessions.filter(~earlier).exclude(_FAILED & lately), since)
+    opened = sessions.filter(created_at__gte=since).exclude(_FAILED & lately)
+    cells += _cells(opened, since)
     seen = (_FAILED | going_on) & lately
     cells += _cells(sessions.filter(earlier).exclude(seen), since)
     whole = _sum(None, None, cells)

@@ -31,7 +31,7 @@ _BY_STATUS = "SELECT status, COUNT(*) FROM {rows} GROUP BY 1"
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A number of rows, and how it was got: counted, estimated, or counted up to a limit."""
+    """A number of rows: counted, estimated, or counted up to a limit."""
 
     rows: int
     how: str = ""  # for an estimate: from what, how old
@@ -114,7 +114,7 @@ def _estimated(
     whole: Figure | None,
     share: float | None,
 ) -> Figure:
-    """A rare value is counted by the index, another is a share of the whole as far as that is known."""
+    """A rare value is counted by the index; a frequent one is a share of the whole, if that is known."""
     figure = _counted_up_to(connection, f"{table} WHERE {column} = %s", value)
     if not figure.at_least or whole is None or share is None:
         return figure

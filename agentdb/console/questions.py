@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any, Generic, Self, TypeVar
@@ -53,7 +53,7 @@ class Problem:
 
     sentence: str
     command: str = ""
-    said: str = ""
+    said: str = field(default="", compare=False)
 
     def __str__(self) -> str:
         if not self.command:

@@ -49,9 +49,9 @@ class _Stored(Func):
 
 
 def read(rows: QuerySet[Any], problems: list[Problem]) -> list[Any]:
-    """The rows. Where a value or a column of them cannot be read, a problem is added that names it.
+    """The rows. If a value or a column cannot be read, adds a problem that names it.
 
-    Raises what the database raises where no row can be read, for instance without the table.
+    Raises ``Unanswered`` if no row can be read, for instance without the table.
     """
     connection = connections[rows.db]
     try:
@@ -76,7 +76,7 @@ def read(rows: QuerySet[Any], problems: list[Problem]) -> list[Any]:
 
 
 def _mark_nulls(model: type[Model], rows: Sequence[Any]) -> bool:
-    """Put an ``Unreadable`` in place of each NULL of a column that has none where the table is as it should be."""
+    """Put an ``Unreadable`` in place of each NULL in a column that the models declare NOT NULL."""
     found = False
     for field in model._meta.concrete_fields:
         for row in rows if not field.null else ():
@@ -134,7 +134,7 @@ def _parsed(
 def missing_columns(
     connection: BaseDatabaseWrapper, model: type[Model]
 ) -> list[str] | None:
-    """The columns of the model that its table lacks; None where there is no table."""
+    """The columns of the model that its table lacks; None if there is no table."""
     table = read_tables(connection, [model._meta.db_table]).get(model._meta.db_table)
     if table is None:
         return None

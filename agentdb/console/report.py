@@ -32,9 +32,8 @@ from agentdb.schema.inspection import server_version, sqlite_path
 from agentdb.schema.migration_record import migration_names, pending_migrations
 from agentdb.sqlite_files import file_concern
 
-MOST_LISTED = 200
 MOST_UNREADABLE = 20
-SCHEMA_SECONDS = 60.0  # for which a schema that was good is taken to be so
+SCHEMA_SECONDS = 60.0  # how long a schema that was good is taken to be good
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +50,7 @@ class Schema:
 
 @dataclass
 class Report:
-    """The whole overview. ``problem`` is set where the database cannot be looked at at all."""
+    """The whole overview. ``problem`` is set if the database cannot be read at all."""
 
     place: str
     engine: str
@@ -77,13 +76,10 @@ _schemas: dict[str, tuple[float, Schema]] = {}
 
 
 def current_schema(connection: BaseDatabaseWrapper) -> Schema:
-    """What verifydb and the record of migrations say; read once a minute while it is good, for it reads the catalog."""
-    looked_at, schema = _schemas.get(connection.alias, (0.0, None))
-    if (
-        schema is None
-        or not schema.is_good
-        or time.monotonic() - looked_at > SCHEMA_SECONDS
-    ):
+    """What verifydb and the record of migrations say. A good one is read once a minute: the catalog is slow."""
+    read_at, schema = _schemas.get(connection.alias, (0.0, None))
+    is_old = time.monotonic() - read_at > SCHEMA_SECONDS
+    if schema is None or is_old or not schema.is_good:
         schema = read_schema(connection)
         _schemas[connection.alias] = (time.monotonic(), schema)
     return schema
@@ -103,7 +99,7 @@ def read_schema(connection: BaseDatabaseWrapper) -> Schema:
 
 
 def examine(budget: Budget) -> Report:
-    """Look at everything that may need attention. Raises nothing that a database or a row can cause."""
+    """Look for everything that needs attention. Raises nothing that a database or a row can cause."""
     connection = budget.connection
     report = Report(
         str(sqlite_path(connection) or place_of(connection)),
@@ -123,9 +119,8 @@ def examine(budget: Budget) -> Report:
         )
     schema = report.schema.value
     if report.unknown and schema and not schema.differences:
-        _schemas.pop(
-            connection.alias, None
-        )  # something has changed since it was looked at
+        # A question failed although the schema was good a minute ago: read it again.
+        _schemas.pop(connection.alias, None)
         report.schema = budget.ask(lambda: current_schema(connection), 2 * SECONDS)
     report.findings += [
         *_schema_findings(report.schema),
@@ -136,7 +131,7 @@ def examine(budget: Budget) -> Report:
 
 
 def _unusable(budget: Budget, report: Report) -> Problem | None:
-    """Why the database cannot be looked at at all; notes its engine and its schema."""
+    """Why the database cannot be read at all; notes its engine and its schema."""
     connection = budget.connection
     if problem := unusable_file(connection):
         return problem
@@ -146,22 +141,18 @@ def _unusable(budget: Budget, report: Report) -> Problem | None:
     report.engine = engine.value or report.engine
     report.schema = budget.ask(lambda: current_schema(connection), 2 * SECONDS)
     schema = report.schema.value
-    return (
-        _not_migrated(connection, schema)
-        if schema and not (schema.applied and schema.tables)
-        else None
-    )
+    if schema is None or schema.applied and schema.tables:
+        return None
+    return _not_migrated(connection, schema)
 
 
 def unanswered(findings: Sequence[Finding]) -> list[tuple[list[str], Problem]]:
-    """What could not be looked at, and why; together what has one reason."""
-    alike: dict[str, tuple[list[str], Problem]] = {}
+    """The checks that failed, grouped by the reason."""
+    titles: dict[Problem, list[str]] = {}
     for found in findings:
         if found.problem is not None:
-            alike.setdefault(str(found.problem), ([], found.problem))[0].append(
-                found.title
-            )
-    return list(alike.values())
+            titles.setdefault(found.problem, []).append(found.title)
+    return [(alike, problem) for problem, alike in titles.items()]
 
 
 def _unreadable_finding(budget: Budget) -> Finding:
@@ -179,16 +170,12 @@ def _unreadable_finding(budget: Budget) -> Finding:
 def _file_findings(connection: BaseDatabaseWrapper) -> list[Finding]:
     path = sqlite_path(connection)
     concern = file_concern(path) if path is not None else ""
+    if not concern:
+        return []
     title, sentence = gettext("File system"), gettext("danger to the file")
-    return (
-        [
-            Finding(
-                "file_system", title, 1, urgent=True, sentence=sentence, detail=concern
-            )
-        ]
-        if concern
-        else []
-    )
+    return [
+        Finding("file_system", title, 1, False, True, sentence, concern),
+    ]
 
 
 def _not_migrated(connection: BaseDatabaseWrapper, schema: Schema) -> Problem:

@@ -300,6 +300,7 @@ def test_many_missing_agents_are_counted_like_a_few(fleet: Site):
         ("running", "starting", 5, 4, False),
         ("running", "ended", 5, 0.2, False),  # the server has not come to it yet
         ("running", "none", 0.2, 5, False),
+        ("running", "none", -2 * 1440, 5, True),  # a clock that is wrong
         ("warming", "paused", 5, 5, True),
         ("warming", "missing", 5, 5, True),
         ("warming", "none", 5, 5, False),  # kept ready
@@ -309,6 +310,10 @@ def test_many_missing_agents_are_counted_like_a_few(fleet: Site):
         ("waiting", "paused", 5, 5, False),  # it may go on at once
         ("waiting", "paused", 31, 31, True),
         ("warm", "none", 50, 50, False),
+        ("warm", "ended", 5, 5, True),  # no pool has it
+        ("warm", "missing", 5, 5, True),
+        ("warm", "active", 5, 5, False),
+        ("warm", "paused", 5, 5, False),
         ("cold", "ended", 50, 50, False),
         ("cold", "missing", 50, 50, False),
     ],

@@ -92,21 +92,19 @@ class _Shown:
 
 @contextmanager
 def _reading(alias: str) -> Iterator[BaseDatabaseWrapper]:
-    """A connection that makes no file and switches no journal mode, where the file can be read at all."""
+    """A connection that creates no file and switches no journal mode, if the file can be read at all.
+
+    If it cannot, the report on the configured connection says why.
+    """
     configured = connections[alias]
     with ExitStack() as stack:
-        connection = configured
-        if configured.vendor == "sqlite":
-            with suppress(
-                DatabaseUnavailableError
-            ):  # it is said by whoever looks at the configured one
-                connection = stack.enter_context(inspecting(alias))
-                connections[alias] = (
-                    connection  # for the ORM, which finds a connection by its alias
-                )
-                stack.callback(connections.__setitem__, alias, configured)
         stack.callback(configured.close)
-        yield connection
+        if configured.vendor == "sqlite":
+            with suppress(DatabaseUnavailableError):
+                # The ORM finds a connection by its alias.
+                connections[alias] = stack.enter_context(inspecting(alias))
+                stack.callback(connections.__setitem__, alias, configured)
+        yield connections[alias]
 
 
 def _summary(page: Budget) -> dict[str, _Shown]:
