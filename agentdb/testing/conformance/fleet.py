@@ -54,6 +54,14 @@ def _two_sandboxes_a_runner(db: Db, rewrite: Rewrite) -> None:
     make_sandbox(db, "nobody's")
 
 
+def _sandboxes_of_every_kind(db: Db, rewrite: Rewrite) -> None:
+    """A sandbox for each id; four at a time are created at the same instant."""
+    for number, id in enumerate(IDS):
+        make_sandbox(db, id, f"agent-{number % 2}", session_id=f"s{number % 4}")
+        state = ("cold", "warm", "running")[number % 3]
+        rewrite("sandboxes", id, state=state, created_at=instant(number // 4))
+
+
 def _is(value: str | None, wanted: Any) -> bool:
     return wanted is None or value in ([wanted] if isinstance(wanted, str) else wanted)
 
@@ -441,19 +449,25 @@ class FleetContract(Subject):
             == []
         )
 
+    def test_sandboxes_of_a_tenant_are_listed_newest_first(
+        self, db: Db, rewrite: Rewrite
+    ) -> None:
+        _sandboxes_of_every_kind(db, rewrite)
+        make_sandbox(db, "of another tenant", tenant_id="other")
+
+        assert [sandbox.id for sandbox in db.list_sandboxes()] == sorted(
+            IDS, key=lambda id: (IDS.index(id) // 4, id), reverse=True
+        )
+        assert [sandbox.id for sandbox in db.list_sandboxes("other")] == [
+            "of another tenant"
+        ]
+
     def test_sandboxes_are_listed_by_state_agent_and_session_in_pages(
         self, db: Db, rewrite: Rewrite
     ) -> None:
-        for number, id in enumerate(IDS):
-            make_sandbox(db, id, f"agent-{number % 2}", session_id=f"s{number % 4}")
-            state = ("cold", "warm", "running")[number % 3]
-            rewrite("sandboxes", id, state=state, created_at=instant(number // 4))
+        _sandboxes_of_every_kind(db, rewrite)
         make_sandbox(db, "of another tenant", tenant_id="other")
         everything = db.list_sandboxes()
-        newest_first = sorted(
-            IDS, key=lambda id: (IDS.index(id) // 4, id), reverse=True
-        )
-        assert [sandbox.id for sandbox in everything] == newest_first
 
         states: list[Any] = [None, "cold", ("cold", "running")]
         for state, agent, session_id in product(
@@ -466,9 +480,6 @@ class FleetContract(Subject):
                 db.list_sandboxes, state=state, agent=agent, session_id=session_id
             )
             assert _paged(list_page, by_cursor=False) == list_page() == wanted
-        assert [sandbox.id for sandbox in db.list_sandboxes("other")] == [
-            "of another tenant"
-        ]
 
     def test_a_page_begins_after_a_cursor_as_after_its_record(
         self, db: Db, rewrite: Rewrite
