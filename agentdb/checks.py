@@ -82,7 +82,7 @@ def check_sqlite_file_system(
     ]
 
 
-# With the other checks of a deployment: what to do about it is no matter of the project's code.
+# With the other checks of a deployment: the remedy is not in the project's code.
 @register(Tags.database, deploy=True)
 def check_sqlite_version(
     databases: Sequence[str] | None = None, **_: Any
@@ -104,7 +104,7 @@ def check_sqlite_version(
 
 @register()
 def check_time_zone(**_: Any) -> list[CheckMessage]:
-    """agentdb.E002: without time zones Django reads and writes local times where agentdb keeps UTC."""
+    """agentdb.E002: without time zones Django reads and writes local times, and agentdb keeps UTC."""
     if settings.USE_TZ:
         return []
     return [

@@ -127,7 +127,7 @@ def _perhaps(meant: str) -> str:
 
 
 def _probably_meant(text: str) -> str:
-    """The URL that somebody who wrote ``text`` without ``://`` had in mind; "" if there is no telling.
+    """The URL that somebody who wrote ``text`` without ``://`` had in mind; "" if nobody can tell.
 
     Text with an '@' may hold a password, which must not be printed.
     """
@@ -385,7 +385,7 @@ def _for_all(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _default_limits(call_timeout: float) -> dict[str, int]:
-    """What libpq should do about a server or network that is gone, where the URL does not say."""
+    """What libpq should do about a server or network that is gone, unless the URL says so."""
     return {
         "connect_timeout": max(
             2, min(10, math.ceil(call_timeout))

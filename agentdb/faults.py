@@ -66,7 +66,7 @@ class Fault(Enum):
 # run.
 REFUSED = (Fault.CONFLICT, Fault.STALE_STATEMENT, Fault.STATEMENT_GONE)
 
-# After these the connection is not used again: it is gone, or has what must be prepared anew.
+# After these the connection is not used again: it is gone, or has statements that must be prepared again.
 NOT_KEPT = (
     Fault.LOST,
     Fault.SILENT,

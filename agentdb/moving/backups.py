@@ -25,7 +25,7 @@ def back_up_database(
     """Write the database of ``alias`` to the new SQLite file ``target``, as of one moment, while others write to it.
 
     A SQLite file is copied whole, of a server the four tables. Raises ``InvalidInputError`` if the file is there
-    already, or a log that SQLite would read with it, ``DatabaseUnavailableError`` where something cannot be read or
+    already, or a log that SQLite would read with it, ``DatabaseUnavailableError`` if something cannot be read or
     written; then there is no new file.
     """
     target = target.absolute()

@@ -108,7 +108,7 @@ def copy(
     The source is read as of one moment and not changed. The target is migrated first if it has to be. The rows are
     committed block by block; after a stop at any moment the same call goes on where it was. Raises
     ``InvalidInputError`` for a target with rows of its own and for values that cannot be copied (before the first
-    write), ``SchemaOutOfDateError`` and ``SchemaMismatchError`` where either side is not what the models say.
+    write), ``SchemaOutOfDateError`` and ``SchemaMismatchError`` if either side is not what the models say.
     """
     refuse_same(source, target)
     # All reads below are of the one snapshot that this connection holds.
@@ -350,7 +350,7 @@ def _copy_table(
             say(f"{table}: going on after {checkpoint.rows:,} rows.")
             done = checkpoint
         else:
-            # Somebody wrote to the source since. A copy is of one moment, so this table begins anew.
+            # Somebody wrote to the source since. A copy is of one moment, so this table is copied again from its start.
             say(f"{table}: the source has changed since; copying it again.")
             with transaction.atomic(using=writing.alias), writing.cursor() as cursor:
                 cursor.execute(f"DELETE FROM {quote_name(table)}")

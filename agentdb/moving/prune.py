@@ -28,7 +28,7 @@ def age(text: str) -> timedelta:
     match = re.fullmatch(r"([1-9]\d{0,5})([mhdw])", text)
     if match is None:
         raise InvalidInputError(
-            f"--older-than {text!r} is no age. Write a whole number and a unit: 90m, 12h, 30d or 8w."
+            f"--older-than {text!r} is not an age. Write a whole number and a unit: 90m, 12h, 30d or 8w."
         )
     return timedelta(**{_UNITS[match[2]]: int(match[1])})
 
@@ -44,7 +44,7 @@ def finished_sessions(
 def rows_naming(sessions: SessionQuerySet, also: tuple[str, ...]) -> dict[str, int]:
     """Return how many rows of other tables name the sessions, for each table that has such rows or is in ``also``.
 
-    Raises ``InvalidInputError`` for a name in ``also`` that is no table with a ``session_id``.
+    Raises ``InvalidInputError`` for a name in ``also`` that is not a table with a ``session_id``.
     """
     connection = connections[sessions.db]
     check_session_tables(connection, also)

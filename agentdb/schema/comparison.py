@@ -41,7 +41,7 @@ def compare(
     """Return how ``live`` differs from ``expected``; an empty list, or notes alone, is a match.
 
     With ``names=False`` constraints and indexes are matched by what they do, whatever they are called, and a unique
-    index serves where a UNIQUE constraint is expected: how the old server's databases differ among themselves.
+    index serves as a UNIQUE constraint: that is how the old server's databases differ among themselves.
 
     One change is one difference: what a missing or renamed column takes with it is told in that column's line.
     """

@@ -50,7 +50,7 @@ _INSPECTED = (
 def inspecting(alias: str = DEFAULT_DB_ALIAS) -> Iterator[BaseDatabaseWrapper]:
     """A read-only connection in one transaction: no file is made, no journal mode switched, no row seen half-written.
 
-    Raises ``DatabaseUnavailableError`` where the database cannot be looked at, also for errors of the body.
+    Raises ``DatabaseUnavailableError`` if the database cannot be read, also for errors of the body.
     """
     configured = connections[alias]
     path = sqlite_path(configured)
@@ -125,7 +125,7 @@ def _unchanged(path: Path) -> Iterator[None]:
 
 
 def sqlite_path(connection: BaseDatabaseWrapper) -> Path | None:
-    """The database file, or None where there is none: another engine, or a database in memory."""
+    """Return the database file; None for another engine, or a database in memory."""
     if connection.vendor != "sqlite":
         return None
     if (inspected := connection.settings_dict.get(_INSPECTED)) is not None:
@@ -266,7 +266,7 @@ def _reading_settings(
 
 
 def temporary_folder() -> tempfile.TemporaryDirectory[str]:
-    """Make a folder that its ``with`` block removes; raise ``DatabaseUnavailableError`` where that cannot be done."""
+    """Make a folder that its ``with`` block removes; raise ``DatabaseUnavailableError`` if it cannot."""
     try:
         return tempfile.TemporaryDirectory(prefix="agentdb-")
     except OSError as error:

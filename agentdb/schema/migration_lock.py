@@ -23,7 +23,8 @@ if sys.platform != "win32":
 # Any number that no other program is likely to lock on: "agentdb" in ASCII.
 _ADVISORY_KEY = int.from_bytes(b"agentdb", "big")
 
-# One idle reader of a table would keep a schema change waiting for ever, and everybody else behind that.
+# A schema change waits for every reader of the table, and all later ones wait behind it: an idle transaction would
+# stop everybody without end.
 LIMIT_LOCK_WAITS = "SET LOCAL lock_timeout = '30s'"
 
 _held = threading.local()
@@ -33,7 +34,7 @@ _held = threading.local()
 def migration_lock(
     connection: BaseDatabaseWrapper, waiting: Callable[[], None] | None = None
 ) -> Iterator[None]:
-    """Hold the right to change the schema of the connection's database; a nested call in the same thread is free.
+    """Hold the right to change the schema of the connection's database; a nested call in the same thread takes nothing.
 
     ``waiting`` is called once if another process has it. The operating system or the server takes the lock from a
     process that dies.
@@ -43,6 +44,7 @@ def migration_lock(
         str(connection.settings_dict["NAME"]),
         connection.settings_dict.get("HOST"),
     )
+    # A second connection of this thread would wait for the lock that its first one has.
     held: set[object] = _held.__dict__.setdefault("keys", set())
     if key in held:
         yield
@@ -61,34 +63,41 @@ def migration_lock(
 
 
 @contextmanager
+def _second_connection(
+    connection: BaseDatabaseWrapper,
+) -> Iterator[BaseDatabaseWrapper]:
+    """Yield a connection that holds a lock in a transaction of its own, beside those of the migrations."""
+    other = connection.copy()
+    # A pool may have no second connection to give.
+    other.settings_dict["OPTIONS"].pop("pool", None)
+    try:
+        yield other
+    finally:
+        # The server notices only after a while that a connection is closed. A rollback gives the lock back at once.
+        with suppress(Error):
+            other.rollback()
+        other.close()
+
+
+@contextmanager
 def _advisory_lock(
     connection: BaseDatabaseWrapper, waiting: Callable[[], None]
 ) -> Iterator[None]:
-    # A connection of its own, and a lock that ends with its transaction: a lock of the session would stay behind in a
-    # pooler that hands out server connections by transaction.
+    # A lock that ends with its transaction: in a pooler that hands out server connections by transaction, a lock of the
+    # session would stay behind on a connection that others get.
     connection.ensure_connection()
-    other = connection.copy()
-    other.settings_dict["OPTIONS"].pop(
-        "pool", None
-    )  # which may have no second one to give
-    try:
-        other.ensure_connection()
-    except OperationalError:
-        with _session_lock(
-            connection, waiting
-        ):  # the server allows this role, or has, a single connection
-            yield
-        return
-    try:
+    with _second_connection(connection) as other:
+        try:
+            other.ensure_connection()
+        except OperationalError:
+            # The server, or the role, has a single connection.
+            with _session_lock(connection, waiting):
+                yield
+            return
         other.set_autocommit(False)
         lift_for_transaction(other)
         lock_in_transaction(other, waiting)
         yield
-    finally:
-        # The server notices a closed connection only after a while, in which the next one would seem to have to wait.
-        with suppress(Error):
-            other.rollback()
-        other.close()
 
 
 def lock_in_transaction(
@@ -128,21 +137,14 @@ def _row_lock(
     CockroachDB has no advisory locks. Its locks by FOR UPDATE are kept in memory, and get lost when a range moves to
     another node; what is inserted is not. The schema changes run outside this transaction.
     """
-    other = connection.copy()
-    other.settings_dict["OPTIONS"].pop("pool", None)
-    try:
+    with _second_connection(connection) as other:
         _ensure_lock_table(other)
         other.set_autocommit(False)
-        limit = "'100ms'"
-        while not _inserted(other, limit):
-            if limit != "0":
-                waiting()
-            limit = "0"
+        if not _inserted(other, "'100ms'"):
+            waiting()
+            while not _inserted(other, "0"):
+                pass  # the server asked for the transaction to start again
         yield
-    finally:
-        with suppress(Error):
-            other.rollback()
-        other.close()
 
 
 def _ensure_lock_table(connection: BaseDatabaseWrapper) -> None:

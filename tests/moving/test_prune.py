@@ -124,7 +124,7 @@ def test_what_is_no_age_is_refused_by_name(url: str, text: str):
     run = run_prune(url, f"--older-than={text}")
 
     assert run.code == 2
-    said = f"--older-than {text!r} is no age. Write a whole number and a unit: 90m, 12h, 30d or 8w."
+    said = f"--older-than {text!r} is not an age. Write a whole number and a unit: 90m, 12h, 30d or 8w."
     assert run.err == f"{said} Nothing was deleted."
 
 
