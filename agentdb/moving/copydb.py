@@ -111,7 +111,8 @@ def copy(
     write), ``SchemaOutOfDateError`` and ``SchemaMismatchError`` if either side is not what the models say.
     """
     refuse_same(source, target)
-    # All reads below are of the one snapshot that this connection holds.
+    # One read-only transaction for everything that is read of the source: the count, the look for values that cannot be
+    # copied and the rows are of the same moment, whatever others write meanwhile.
     with inspecting(source) as reading, translated_errors(reading):
         _check_schema(reading)
         writing = connections[target]
@@ -345,6 +346,8 @@ def _copy_table(
 ) -> TableSummary:
     table, total = _table(model), count_rows(reading, _table(model))
     done = _Done()
+    # A copy that was stopped goes on only if the source still has the rows that were copied then: they are read once
+    # more, block by block as before, and have to give the same sum and end with the same id.
     if checkpoint.rows:
         if checkpoint == _summed(reading, model, progress, checkpoint.rows):
             say(f"{table}: going on after {checkpoint.rows:,} rows.")

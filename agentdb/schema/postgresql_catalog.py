@@ -35,6 +35,7 @@ _KINDS = {
     "m": "materialized view",
 }
 
+# Of the schema in which CREATE TABLE would make a table. What the search_path finds in later ones is another program's.
 _RELATIONS = """
     SELECT c.oid, c.relname, c.relkind::text, c.relpersistence::text, c.relrowsecurity,
         (SELECT setting FROM pg_catalog.pg_settings WHERE name = 'quote_all_identifiers') = 'on'
@@ -43,6 +44,8 @@ _RELATIONS = """
     WHERE n.nspname = current_schema() AND c.relkind IN ('r', 'p', 'f', 'v', 'm')
     ORDER BY c.relname
 """
+# Dropped columns stay in the catalog, and the system's have numbers below 1. A collation is told only if it is not the
+# type's own.
 _COLUMNS = """
     SELECT a.attrelid, a.attname, pg_catalog.format_type(a.atttypid, a.atttypmod), a.attnotnull,
            pg_catalog.pg_get_expr(d.adbin, d.adrelid), a.attidentity::text, a.attgenerated::text,
@@ -54,6 +57,7 @@ _COLUMNS = """
     WHERE a.attrelid = ANY(%s::oid[]) AND a.attnum > 0 AND NOT a.attisdropped
     ORDER BY a.attrelid, a.attnum
 """
+# Columns are kept as an array of numbers, in the order of the constraint, which a plain join would lose.
 _CONSTRAINTS = """
     SELECT k.conrelid, k.conname, k.contype::text, k.condeferrable, k.convalidated, k.conindid,
            ARRAY(SELECT a.attname FROM pg_catalog.unnest(k.conkey) WITH ORDINALITY AS u(number, place)
@@ -74,12 +78,14 @@ _INDEXES = """
     WHERE i.indrelid = ANY(%s::oid[])
     ORDER BY i.indrelid, c.relname
 """
-# CockroachDB calls an index ready only while it is being built.
+# While PostgreSQL builds an index concurrently, it is first ready (written to) and then valid (read). A build that was
+# stopped leaves it without the last flag, or without both. CockroachDB calls an index ready only while it is built.
 _USABLE = {"postgresql": "i.indisvalid AND i.indisready", "cockroachdb": "i.indisvalid"}
 _TRIGGERS = """
     SELECT t.tgrelid, t.tgname FROM pg_catalog.pg_trigger t WHERE t.tgrelid = ANY(%s::oid[]) AND NOT t.tgisinternal
     ORDER BY t.tgrelid, t.tgname
 """
+# A view is a rule called _RETURN.
 _RULES = """
     SELECT r.ev_class, r.rulename FROM pg_catalog.pg_rewrite r
     WHERE r.ev_class = ANY(%s::oid[]) AND r.rulename <> '_RETURN' ORDER BY r.ev_class, r.rulename
@@ -222,7 +228,8 @@ def _with_parts(
     columns: list[_ColumnRow],
     parts: _Parts,
 ) -> Table:
-    # PostgreSQL 18 lists NOT NULL among the constraints; below it is only a flag of the column.
+    # PostgreSQL 18 lists NOT NULL among the constraints, and one that was added NOT VALID sets the column's flag
+    # although older rows may be NULL. Below 18 there is only the flag.
     unproven = {
         column
         for each in parts.of_kind("n")
@@ -275,6 +282,7 @@ def _primary_key(parts: _Parts) -> PrimaryKey | None:
 
 def _indexes(connection: BaseDatabaseWrapper, parts: _Parts) -> tuple[Index, ...]:
     """The indexes that no constraint owns."""
+    # A foreign key has an index in the same column of the catalog, which is the target's.
     owned = {each.index_oid for each in parts.of_kind("pux")}
     return tuple(
         replace(index_from(connection, row.text, valid=row.valid), name=row.name)
