@@ -7,7 +7,7 @@ import math
 import os
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from agentdb.errors import InvalidInputError
@@ -377,9 +377,18 @@ def _number(name: str, value: Any) -> int:
 
 def _for_all(options: dict[str, Any]) -> dict[str, Any]:
     """Take out the options of agentdb's own that every engine has, in seconds."""
+    return _taken(
+        options, dict.fromkeys(("slow_call_seconds", "touch_interval"), _seconds)
+    )
+
+
+def _taken(
+    options: dict[str, Any], readers: Mapping[str, Callable[[str, Any], Any]]
+) -> dict[str, Any]:
+    """Take the options out that there are readers for, and return what those make of them."""
     return {
-        name: _seconds(name, options.pop(name))
-        for name in ("slow_call_seconds", "touch_interval")
+        name: read(name, options.pop(name))
+        for name, read in readers.items()
         if name in options
     }
 
@@ -405,20 +414,16 @@ def _server(
     call_timeout = _seconds("call_timeout", options.pop("call_timeout", _CALL_SECONDS))
     for name, value in _default_limits(call_timeout).items():
         options.setdefault(name, value)
-    own: dict[str, Any] = {"call_timeout": call_timeout, **everywhere}
-    own["idle_seconds"] = _seconds(
-        "idle_seconds", options.pop("idle_seconds", _IDLE_SECONDS)
-    )
-    if "max_connections" in options:
-        own["max_connections"] = _number(
-            "max_connections", options.pop("max_connections")
+    own = {
+        "call_timeout": call_timeout,
+        "idle_seconds": _IDLE_SECONDS,
+        **everywhere,
+        **_taken(options, _OF_SERVERS),
+    }
+    if "touch_durability" in own and scheme.startswith("cockroach"):
+        raise InvalidInputError(
+            "The URL option touch_durability is for PostgreSQL; CockroachDB commits fully."
         )
-    if "touch_durability" in options:
-        own["touch_durability"] = _touch_durability(
-            scheme, options.pop("touch_durability")
-        )
-    if "isolation" in options:
-        own["isolation"] = _isolation(options.pop("isolation"))
     prepares = _on_or_off("prepare", options.pop("prepare", True))
     options.setdefault("application_name", "agentdb")
     if prepares:
@@ -458,26 +463,30 @@ def _check_server_options(
             )
 
 
-def _touch_durability(scheme: str, value: Any) -> str:
+def _touch_durability(name: str, value: Any) -> str:
     durability = str(value).lower()
     if durability not in _TOUCH_DURABILITIES:
         raise InvalidInputError(
-            f"The URL option touch_durability={durability!r} is neither full nor relaxed."
-        )
-    if scheme.startswith("cockroach"):
-        raise InvalidInputError(
-            "The URL option touch_durability is for PostgreSQL; CockroachDB commits fully."
+            f"The URL option {name}={durability!r} is neither full nor relaxed."
         )
     return durability
 
 
-def _isolation(value: Any) -> str:
+def _isolation(name: str, value: Any) -> str:
     level = str(value).lower()
     if level != "serializable":
         raise InvalidInputError(
-            f"The URL option isolation={level!r} is not known; isolation=serializable is."
+            f"The URL option {name}={level!r} is not known; {name}=serializable is."
         )
     return level
+
+
+_OF_SERVERS = {
+    "idle_seconds": _seconds,
+    "max_connections": _number,
+    "touch_durability": _touch_durability,
+    "isolation": _isolation,
+}
 
 
 def _on_or_off(name: str, value: Any) -> bool:
