@@ -18,7 +18,8 @@ from agentdb.interface import SessionStatus
 from agentdb.models import Session
 
 FAILING_MINUTES = 60
-SAMPLE = 10_000  # sessions that each of the four questions looks at
+SAMPLE = 10_000  # sessions that each question looks at
+MOST_FAILED = 50_000  # failed ones, which are few and may have been opened long ago
 FEWEST = 5  # failures that can be an incident
 FEWEST_FOR_HALF = 10  # sessions of which half may not fail, however usual that is
 RAREST = 0.01  # no share of failures is taken to be rarer than this
@@ -27,6 +28,7 @@ MOST_TOLD = 3  # groups with a cause of their own; more of them have one in comm
 SURE = 12.0  # chance would do it less than once in exp(12) = 160,000 hours
 
 _FAILED = Q(status=SessionStatus.ERROR.value)
+_ACTIVE = Q(status=SessionStatus.ACTIVE.value)
 _LATELY, _BAD = "last_active_at >= %s", f"status = '{SessionStatus.ERROR}'"
 _COUNTS = (
     f"SELECT agent_name, tenant_id, SUM(CASE WHEN {_LATELY} THEN 1 ELSE 0 END), "
@@ -109,30 +111,38 @@ class Failures:
 def failures(alias: str, now: datetime) -> Failures:
     """What fails far above the usual, from samples that an index finds.
 
-    A session counts by its last activity: one that was opened in the morning may fail now, when it is far from the
-    newest of all. So failed sessions are looked for among the failed, and those that go on, without which each failure
-    would be one of few sessions, among the active.
+    Sessions opened within the hour and older ones are judged apart, because the many that go on for days would hide
+    that all new ones fail. An older session counts if its last activity is within the hour. No index finds those, so
+    they are looked for among the failed, the active, and the newest others.
     """
     since = now - timedelta(minutes=FAILING_MINUTES)
-    sessions, lately = Session.objects.using(alias), Q(last_active_at__gte=since)
-    cells = _cells(sessions.filter(_FAILED), since, f" WHERE {_LATELY}")
-    if sum(cell.failed for cell in cells) < FEWEST:
+    sessions = Session.objects.using(alias)
+    earlier = sessions.filter(created_at__lt=since)
+    lately, in_sql = Q(last_active_at__gte=since), f" WHERE {_LATELY}"
+    new = _cells(sessions.filter(created_at__gte=since), since)
+    old = _cells(earlier.filter(_FAILED), since, in_sql, most=MOST_FAILED)
+    failing = [cell for cell in new + old if cell.failed]
+    if sum(cell.failed for cell in failing) < FEWEST:
         return Failures()
-    earlier, going_on = Q(created_at__lt=since), Q(status=SessionStatus.ACTIVE.value)
-    cells += _cells(sessions.filter(earlier, going_on), since, f" WHERE {_LATELY}")
-    opened = sessions.filter(created_at__gte=since).exclude(_FAILED & lately)
-    cells += _cells(opened, since)
-    seen = (_FAILED | going_on) & lately
-    cells += _cells(sessions.filter(earlier).exclude(seen), since)
-    whole = _sum(None, None, cells)
-    told = _told(cells, whole)
-    return Failures(told, since, whole.sessions >= SAMPLE, _failed(cells, told))
+    old += _cells(earlier.filter(_ACTIVE), since, in_sql)
+    others = _cells(earlier.exclude((_FAILED | _ACTIVE) & lately), since)
+    before = [cell._replace(sessions=0, failed=0) for cell in others]
+    told: list[Group] = []
+    flagged = _told(new + before) + _told(old + others)
+    for group in sorted(flagged, key=lambda group: -group.failed):
+        if not any(each.includes(group) for each in told):
+            told.append(group)
+    is_cut = sum(cell.sessions for cell in new) >= SAMPLE
+    return Failures(told, since, is_cut, _failed(failing, told))
 
 
-def _cells(sessions: Any, since: datetime, condition: str = "") -> list[Group]:
+def _cells(
+    sessions: Any, since: datetime, condition: str = "", most: int | None = None
+) -> list[Group]:
     """The newest of the sessions, by agent and tenant."""
     newest = sessions.newest_first()
-    rows = newest.values("tenant_id", "agent_name", "status", "last_active_at")[:SAMPLE]
+    columns = newest.values("tenant_id", "agent_name", "status", "last_active_at")
+    rows = columns[: most or SAMPLE]
     at = connections[rows.db].ops.adapt_datetimefield_value(since)
     query = f"{_COUNTS}{condition} GROUP BY 1, 2"
     after = [at] * condition.count("%s")
@@ -168,8 +178,9 @@ def _groups(cells: Sequence[Group]) -> Iterator[Group]:
             yield _sum(agent, tenant, of_part)
 
 
-def _told(cells: Sequence[Group], whole: Group) -> list[Group]:
+def _told(cells: Sequence[Group]) -> list[Group]:
     """One group for one incident: the whole, unless nearly all failures are those of a few parts of it."""
+    whole = _sum(None, None, cells)
     flagged = [
         group
         for group in _groups(cells)

@@ -163,6 +163,22 @@ def test_failures_among_many_old_sessions_that_go_on_are_not_said(
     assert found(fleet)["failing"].count == 0
 
 
+def test_new_failures_are_seen_beside_many_old_sessions_that_go_on(fleet: Site):
+    sessions(fleet, 300, **USUAL)
+    sessions(fleet, 1000, age=10, opened=86_400)
+    sessions(fleet, 10, age=10 * MINUTE, status="error")
+
+    assert found(fleet)["failing"].detail == "all sessions: 10 of 10, usually 0.0 %"
+
+
+def test_sessions_that_ended_count_beside_those_that_failed(fleet: Site):
+    sessions(fleet, 300, **USUAL)
+    sessions(fleet, 294, age=55 * MINUTE, opened=80 * 60, status="ended")
+    sessions(fleet, 6, age=55 * MINUTE, opened=80 * 60, status="error")
+
+    assert said(fleet) == {}
+
+
 def test_failures_of_yesterday_are_not_said(fleet: Site):
     sessions(fleet, 100, age=20 * 3600, status="error")
     sessions(fleet, 100, age=10 * MINUTE, status="ended")
