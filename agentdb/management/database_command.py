@@ -58,6 +58,8 @@ class AgentDbCommand(BaseCommand):
         return None
 
     def run_from_argv(self, argv: list[str]) -> None:
+        # The code that Django exits with says what is stored. Whether the output arrived is known only after a flush,
+        # which Python would do as it ends, with an exit code of its own.
         write_any_character()
         code: Any = 0
         try:

@@ -54,6 +54,7 @@ def back_up_database(
         copied = Path(name) / "copy.sqlite3"
         with temporary_alias(f"sqlite:///{quote(str(copied))}") as alias_of_copy:
             copydb.copy(alias, alias_of_copy, progress)
+            # A backup is one file: the log beside it becomes part of it.
             with closing(connections[alias_of_copy].cursor()) as cursor:
                 cursor.execute("PRAGMA journal_mode=DELETE")
         os.chmod(copied, 0o600)

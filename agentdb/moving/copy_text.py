@@ -49,6 +49,8 @@ def read_chunks(
     limit: int | None = None,
 ) -> Iterator[Chunk]:
     """Yield all rows by id in code-point order, or those after an id, without holding them all."""
+    # By id, which an index has in this order: a copy goes on after the last id, and two tables are compared side by
+    # side.
     columns = ", ".join(_column(connection, f) for f in model._meta.concrete_fields)
     id_ = 'id COLLATE "C"' if connection.vendor == "postgresql" else "id"
     sql = f"SELECT {columns} FROM {quote_name(model._meta.db_table)}"

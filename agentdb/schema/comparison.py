@@ -375,6 +375,8 @@ class _TableDiff:
     def _keys(self) -> tuple[list[Difference], dict[str, list[str]]]:
         """Compare indexes and UNIQUE constraints; tell also what each missing column took with it."""
         wanted, live = list(self.wanted_keys), list(self.live_keys)
+        # From the most alike to the least, and each key once: what is the same in name and kind, what has the name,
+        # what does the same under another name. The rest is missing, or additional.
         same = _paired(
             wanted,
             live,

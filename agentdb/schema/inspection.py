@@ -110,6 +110,8 @@ def _unchanged(path: Path) -> Iterator[None]:
         found = path.stat()
         return found.st_mtime_ns, found.st_size, Path(f"{path}-wal").exists()
 
+    # An immutable database is read without locks, and nobody is kept from writing. If somebody did, what was read may
+    # be of two moments, and an error may come of that.
     before = state()
     error: BaseException | None = None
     try:

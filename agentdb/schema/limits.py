@@ -26,6 +26,7 @@ def lifted_limits(
     if connection.vendor != "postgresql":
         yield
         return
+    # For the session and not for a transaction: a command has several.
     with connection.cursor() as cursor:
         cursor.execute(
             "SELECT name, current_setting(name) FROM pg_settings WHERE name = ANY(%s) AND setting <> '0'",

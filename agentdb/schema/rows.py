@@ -82,7 +82,7 @@ def is_usual_on_sqlite(
         "agentdb_is_plain", 1, _is_plain, deterministic=True
     )
     conditions = [f"({_is_usual(column)})" for column in columns]
-    # One call of Python for all texts of a row.
+    # One call of Python for all texts of a row, because each call takes longer than SQLite takes for the whole row.
     texts = [
         f"coalesce({column.sql}, '')"
         for column in columns

@@ -89,6 +89,8 @@ def is_in_calendar(column: str) -> str:
 
 def is_spelt_as_agentdb_does(column: str) -> str:
     """SQL: the value is ``YYYY-MM-DD HH:MM:SS``, with six digits of a second behind it unless those are zeros."""
+    # strftime() reads other spellings too: only what it writes back letter by letter is in this one. It lets '24:00'
+    # and the 30th of February pass, hence the calendar.
     return (
         f"typeof({column}) = 'text' AND strftime('%Y-%m-%d %H:%M:%S', substr({column}, 1, 19))"
         f" = substr({column}, 1, 19) AND {is_in_calendar(column)} AND (length(CAST({column} AS BLOB)) = 19"

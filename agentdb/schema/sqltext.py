@@ -24,6 +24,7 @@ _WORDS_OF_OPERATORS = """
     NULL OR THEN WHEN
 """
 _KEYWORDS = frozenset(_WORDS_OF_OPERATORS.split())
+# Words that follow the first one of a type, which has several.
 _TYPE_TAILS = {
     "character": ("varying",),
     "double": ("precision",),
@@ -144,6 +145,10 @@ def _joined(pieces: Sequence[str]) -> str:
 
 
 def _without_literal_casts(tokens: Sequence[Token]) -> list[Token]:
+    """Drop the types that servers write behind literals: ``'x'::text`` is what became of ``DEFAULT 'x'``.
+
+    A cast of anything else stays: it may change the value.
+    """
     kept: list[Token] = []
     position = 0
     while position < len(tokens):
@@ -163,6 +168,7 @@ def _without_literal_casts(tokens: Sequence[Token]) -> list[Token]:
 
 
 def _after_type(tokens: Sequence[Token], position: int) -> int:
+    """Return the position behind a type: ``s.t``, ``varchar(20)``, ``text[]``, ``timestamp (3) with time zone``."""
     if position >= len(tokens):
         return position
     tail = _TYPE_TAILS.get(tokens[position].text.lower(), ())
@@ -193,6 +199,7 @@ def _render(tokens: Sequence[Token]) -> list[str]:
         closing = matching(tokens, position)
         inner = tokens[position + 1 : closing]
         before = tokens[position - 1] if position else None
+        # 'lower (x)' is a call, '(x)' alone is x, and '(x, y)' and what follows IN are lists.
         if before is not None and _is_called(before):
             pieces[-1] += f"({', '.join(_items(inner))})"
         else:
@@ -307,6 +314,7 @@ def _key(tokens: Sequence[Token], fold_names: bool) -> KeyText:
         operator_class = tokens[-1].identifier
         tokens = tokens[:-1]
     tokens, collation = _without_collation(tokens)
+    # Django writes '("id" COLLATE "C") DESC', and PostgreSQL shows 'id COLLATE "C" DESC'.
     while _is_parenthesis(tokens):
         tokens, inner = _without_collation(tokens[1:-1])
         collation = collation or inner

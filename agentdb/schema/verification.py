@@ -233,10 +233,12 @@ def _is_true(
         return False
     if not recorded:
         return not set(expected_tables(connection, apps)) & set(live)
+    # Django can say what the models were after any migration, without a database.
     state = MigrationLoader(None).project_state((APP_LABEL, recorded[-1]))
     # The old server's databases, which 0001 records as they are, differ in the names of constraints.
     names = recorded[-1] != migration_names()[0]
     differences = compare(expected_tables(connection, state.apps), live, names=names)
+    # An additional index is only a note, but one of a later migration proves that more was done than is recorded.
     later = {
         index.name
         for table in expected_tables(connection, apps).values()
