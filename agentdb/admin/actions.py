@@ -53,8 +53,8 @@ class Action:
     verb: str  # what the audit log calls it, with the columns that it writes down
     columns: tuple[str, ...]
     act: Callable[[Db, str, bool], str]
-    label: str | Promise
     button: str | Promise
+    asks: str | Promise  # with how many of what
     done: str | Promise
     warning: str | Promise = ""
     deletes: bool = False
@@ -102,9 +102,9 @@ PAUSE = Action(
     "pause",
     ("status",),
     _pause,
-    gettext_lazy("Pause selected sessions"),
     gettext_lazy("Pause"),
-    gettext_lazy("Paused"),
+    gettext_lazy("Pause %s"),
+    gettext_lazy("Paused %s"),
     gettext_lazy(
         "Only active and starting sessions are paused. This writes the status; it does not reach the runner."
     ),
@@ -115,9 +115,9 @@ COOL = Action(
     "mark cold",
     ("state",),
     _cool,
-    gettext_lazy("Mark selected sandboxes cold"),
     gettext_lazy("Mark cold"),
-    gettext_lazy("Marked cold"),
+    gettext_lazy("Mark %s cold"),
+    gettext_lazy("Marked %s cold"),
     gettext_lazy("This records that no process runs in them; it does not stop one."),
     only=[str(state) for state in SandboxState if state != SandboxState.COLD],
 )
@@ -126,9 +126,9 @@ DELETE_SANDBOX = Action(
     "delete",
     ("state", "workspace_dir"),
     _delete_sandbox,
-    gettext_lazy("Delete selected sandboxes"),
     gettext_lazy("Delete"),
-    gettext_lazy("Deleted"),
+    gettext_lazy("Delete %s"),
+    gettext_lazy("Deleted %s"),
     gettext_lazy(
         "The rows are removed. Workspace folders stay on disk; the next page lists them."
     ),
@@ -139,9 +139,9 @@ REVOKE = Action(
     "revoke",
     ("label",),
     _revoke,
-    gettext_lazy("Revoke selected API keys"),
     gettext_lazy("Revoke"),
-    gettext_lazy("Revoked"),
+    gettext_lazy("Revoke %s"),
+    gettext_lazy("Revoked %s"),
     gettext_lazy(
         "Whoever uses one of them is locked out at once. This cannot be undone."
     ),
@@ -156,8 +156,8 @@ RESUME = Action(
     ("status",),
     _pause,
     gettext_lazy("Resume"),
-    gettext_lazy("Resume"),
-    gettext_lazy("Resumed"),
+    gettext_lazy("Resume %s"),
+    gettext_lazy("Resumed %s"),
 )
 
 
@@ -341,12 +341,13 @@ def _question(
     count = rows.order_by().count() if asked.is_all else len(named)
     endangered = _endangered(rows) if action is DELETE_SANDBOX else 0
     name = name_of(model_admin.model, count)
+    asks = str(action.asks) % f"{count:,} {name}"
     return page(
         model_admin,
         request,
         "confirm_action",
-        title=gettext("%(do)s %(n)s %(rows)s?")
-        % {"do": action.button, "n": f"{count:,}", "rows": name},
+        title=f"{asks}?",
+        asks=asks,
         **_form(request, action, asked),
         rows=[
             (str(row), row_url(model_admin.admin_site, row)) for row in named[:NAMED]
@@ -383,13 +384,14 @@ def _result(action: Action, asked: Asked, work: Work, reached: str) -> HttpRespo
     request, site = work.request, work.model_admin.admin_site
     count = asked.done + len(work.rows)
     skipped = asked.skipped + sum(map(len, work.skipped.values()))
+    name = name_of(work.model_admin.model, count)
     ids = request.POST.getlist(helpers.ACTION_CHECKBOX_NAME)
     lines = _all_lines(action, asked, work)
     return page(
         work.model_admin,
         request,
         "action_done",
-        title=f"{action.done} {count:,} {name_of(work.model_admin.model, count)}",
+        title=str(action.done) % f"{count:,} {name}",
         **_form(request, action, asked),
         error=work.error,
         rows=[(row_url(site, row), row.pk) for row in work.rows[:MOST_LISTED]],

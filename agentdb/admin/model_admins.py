@@ -184,8 +184,13 @@ class ReadFirstAdmin(ModelAdmin):
         """Those of ``doable``, and none that Django or a project has for all models."""
         if not self.has_act_permission(request):
             return {}
+        chosen = gettext("selected %s") % name_of(self.model, 0)
         return {
-            action.name: (partial(actions.run, action), action.name, action.label)
+            action.name: (
+                partial(actions.run, action),
+                action.name,
+                action.asks % chosen,
+            )
             for action in self.doable
         }
 
