@@ -342,6 +342,13 @@ def _rows_url(site: AdminSite, found: Finding) -> str:
     return attention_url(site, found.code)
 
 
+def condition(runner: Runner | None) -> SafeString | str:
+    """The badge of a runner that has live sessions and gives no sign of life."""
+    if runner is None or not runner.live or not runner.condition:
+        return ""
+    return badge(runner.condition, gettext(runner.condition))
+
+
 def runner_rows(site: AdminSite, runners: Sequence[Runner]) -> list[tuple[Any, ...]]:
     most = max((runner.live for runner in runners), default=1) or 1
     return [
@@ -349,9 +356,7 @@ def runner_rows(site: AdminSite, runners: Sequence[Runner]) -> list[tuple[Any, .
             runner_link(runner_url(site, runner.id), runner.id),
             runner,
             when(runner.seen_at) if runner.seen_at else none(),
-            badge(runner.condition, gettext(runner.condition))
-            if runner.condition
-            else "",
+            condition(runner),
             round(100 * runner.live / most, 1),
         )
         for runner in runners

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
@@ -13,13 +12,12 @@ from django.db import connections, router
 from django.db.models import Model
 from django.http import Http404, HttpRequest, HttpResponseRedirect
 from django.http.response import HttpResponseBase
-from django.template.response import TemplateResponse
 from django.urls import URLPattern, path
 from django.utils import timezone
 from django.utils.translation import gettext
 
 from agentdb.admin import actions, overview
-from agentdb.admin.audit import record
+from agentdb.admin.audit import refuse
 from agentdb.admin.display import (
     badge,
     heading_of,
@@ -28,6 +26,7 @@ from agentdb.admin.display import (
     list_url,
     name_of,
     none,
+    page,
     page_url,
     row_url,
     runner_url,
@@ -35,7 +34,7 @@ from agentdb.admin.display import (
     viewable,
     when,
 )
-from agentdb.admin.guard import guarded
+from agentdb.admin.guard import guard
 from agentdb.console.checks import Fleet, check_of
 from agentdb.console.figures import (
     NEWEST,
@@ -67,66 +66,40 @@ SUM_SECONDS = 4.0  # of the five that a page has
 
 def urls(model_admin: ModelAdmin[Any]) -> list[URLPattern]:
     """The addresses of the pages that hang below the table of the admin."""
-    site = model_admin.admin_site
-
-    def url(
-        name: str, view: Callable[[HttpRequest, Any], HttpResponseBase]
-    ) -> URLPattern:
-        def answer(request: HttpRequest) -> HttpResponseBase:
-            return guarded(
-                request, site, model_admin.model, lambda: view(request, model_admin)
-            )
-
-        return path(f"{name}/", site.admin_view(answer), name=f"agentdb_{name}")
-
+    views = {"runner": _runner, "attention": _rows, "groups": _groups, "changes": _changes}  # fmt: skip
     if model_admin.model is Agent:
-        return [url("tenant", _tenant)]
+        views = {"tenant": _tenant}
+    checked = model_admin.admin_site.admin_view
     return [
-        url("runner", _runner),
-        url("attention", _rows),
-        url("groups", _groups),
-        url("changes", _changes),
+        path(f"{name}/", checked(partial(view, model_admin)), name=f"agentdb_{name}")
+        for name, view in views.items()
     ]
 
 
-def _page(
-    request: HttpRequest, model_admin: Any, template: str, **context: Any
-) -> TemplateResponse:
-    whole = {
-        **model_admin.admin_site.each_context(request),
-        "media": model_admin.media,
-        "now": timezone.now(),
-        **context,
-    }
-    return TemplateResponse(request, f"admin/agentdb/{template}.html", whole)
+def _id(request: HttpRequest) -> str:
+    return request.GET.get("id", "").replace("\x00", "")
 
 
 # -- a runner
 
 
-def _runner(request: HttpRequest, model_admin: Any) -> HttpResponseBase:
-    if not model_admin.has_view_permission(request):
-        raise PermissionDenied
-    site, runner_id = (
-        model_admin.admin_site,
-        request.GET.get("id", "").replace("\x00", ""),
-    )
+@guard
+def _runner(model_admin: Any, request: HttpRequest) -> HttpResponseBase:
+    _check(model_admin.has_view_permission(request))
+    site, runner_id = model_admin.admin_site, _id(request)
     may_act = model_admin.has_act_permission(request)
     if request.method == "POST":
         if not may_act:
-            record(request, f"pause all of runner {runner_id}", [], {}, {}, "refused")
-            raise PermissionDenied
+            refuse(request, f"pause all of runner {runner_id}")
         return actions.pause_runner(model_admin, request, runner_id)
-    allowed, problems, alias = (
-        viewable(site, request),
-        list[Problem](),
-        router.db_for_read(Session),
-    )
-    connection, fleet = connections[alias], Fleet(alias)
-    seen = ask(connection, lambda: fleet.runner(runner_id), problems).value
+    problems: list[Problem] = []
+    alias = model_admin.alias
+    connection = connections[alias]
+    seen = ask(connection, lambda: Fleet(alias).runner(runner_id), problems).value
     figures = runner_statuses(alias, runner_id)
     whole = sum(figure.rows for figure in figures.values())
     active, starting = (figures[status].rows for status in LIVE)
+    sandboxes = partial(_sandboxes, site, alias, runner_id)
 
     def listed(status: str) -> str:
         return list_url(site, Session, runner_id=runner_id, status=status)
@@ -141,12 +114,11 @@ def _runner(request: HttpRequest, model_admin: Any) -> HttpResponseBase:
             list_url(site, Session, runner_id=runner_id),
         ),
     ]
-    return _page(
-        request, model_admin, "runner",
+    return page(
+        model_admin, request, "runner",
         title=gettext("Runner %s") % runner_id,
-        opts=model_admin.opts,
         runner_id=runner_id,
-        condition=_condition(seen),
+        condition=overview.condition(seen),
         seen=when(seen.seen_at) if seen and seen.seen_at else none(),
         live=active + starting,
         active=active,
@@ -157,8 +129,8 @@ def _runner(request: HttpRequest, model_admin: Any) -> HttpResponseBase:
         statuses=Answer(overview.share_bars(figures, listed)),
         activity=overview.activity_chart(request, Budget(connection), runner_id=runner_id),
         query=runner_url(site, runner_id).partition("?")[2],
-        sessions=_live_sessions(model_admin, request, alias, runner_id, problems),
-        sandboxes=ask(connection, lambda: _sandboxes(site, alias, runner_id), problems) if Sandbox in allowed else None,
+        sessions=_live_sessions(model_admin, request, runner_id, problems),
+        sandboxes=ask(connection, sandboxes, problems) if Sandbox in viewable(site, request) else None,
         sandboxes_url=_groups_url(site, "sandbox", by="state", runner_id=runner_id),
         all_url=list_url(site, Session, runner_id=runner_id),
         may_act=may_act,
@@ -166,22 +138,12 @@ def _runner(request: HttpRequest, model_admin: Any) -> HttpResponseBase:
     )  # fmt: skip
 
 
-def _condition(runner: Any) -> Any:
-    if runner is None or not runner.live or not runner.condition:
-        return ""
-    return badge(runner.condition, gettext(runner.condition))
-
-
 def _live_sessions(
-    model_admin: Any,
-    request: HttpRequest,
-    alias: str,
-    runner_id: str,
-    problems: list[Problem],
+    model_admin: Any, request: HttpRequest, runner_id: str, problems: list[Problem]
 ) -> list[tuple[Any, ...]]:
     site = model_admin.admin_site
-    live = Session.objects.using(alias).of_runner(runner_id).live().newest_first()
-    rows = read(live[:LIVE_SHOWN], problems)
+    sessions = Session.objects.using(model_admin.alias).of_runner(runner_id)
+    rows = read(sessions.live().newest_first()[:LIVE_SHOWN], problems)
     model_admin.find_linked(rows, viewable(site, request), problems)
     return [
         (
@@ -213,7 +175,8 @@ def _sandboxes(site: AdminSite, alias: str, runner_id: str) -> list[overview.Sha
     return overview.share_bars(figures, listed)
 
 
-def _rows(request: HttpRequest, model_admin: Any) -> HttpResponseBase:
+@guard
+def _rows(model_admin: Any, request: HttpRequest) -> HttpResponseBase:
     """The rows of one line of attention: those of a check are a filter of their list."""
     site, code = model_admin.admin_site, request.GET.get("check", "")
     allowed = viewable(site, request)
@@ -224,21 +187,19 @@ def _rows(request: HttpRequest, model_admin: Any) -> HttpResponseBase:
     if code != "unreadable":
         raise Http404
     rows = unreadable_rows(connections[router.db_for_read(Session)], 20)
-    return _page(
-        request,
+    return page(
         model_admin,
+        request,
         "attention",
         title=gettext("Rows that cannot be read"),
         rows=rows,
     )
 
 
-def _tenant(request: HttpRequest, model_admin: Any) -> HttpResponseBase:
+@guard
+def _tenant(model_admin: Any, request: HttpRequest) -> HttpResponseBase:
     """One tenant: how much of everything it has, and links to it."""
-    site, tenant_id = (
-        model_admin.admin_site,
-        request.GET.get("id", "").replace("\x00", ""),
-    )
+    site, tenant_id = model_admin.admin_site, _id(request)
     allowed = viewable(site, request)
     _check(bool(allowed))
     alias = router.db_for_read(Session)
@@ -260,10 +221,9 @@ def _tenant(request: HttpRequest, model_admin: Any) -> HttpResponseBase:
             )
             activity = overview.activity_chart(request, budget, tenant_id=tenant_id)
     sessions = totals[Session].value
-    return _page(
-        request, model_admin, "tenant",
+    return page(
+        model_admin, request, "tenant",
         title=gettext("Tenant %s") % tenant_id,
-        opts=model_admin.opts,
         parts=[
             (heading_of(model), found, list_url(site, model, tenant_id=tenant_id))
             for model, found in totals.items()
@@ -289,7 +249,8 @@ def _groups_url(site: AdminSite, table: str, **query: str) -> str:
     return page_url(site, "groups", table=table, **query)
 
 
-def _groups(request: HttpRequest, model_admin: Any) -> HttpResponseBase:
+@guard
+def _groups(model_admin: Any, request: HttpRequest) -> HttpResponseBase:
     site, is_sessions = model_admin.admin_site, request.GET.get("table") != "sandbox"
     model: type[Model] = Session if is_sessions else Sandbox
     allowed = viewable(site, request)
@@ -311,8 +272,8 @@ def _groups(request: HttpRequest, model_admin: Any) -> HttpResponseBase:
     try:
         grouping = Grouping.of(model, asked, timezone.now())
     except ValueError as error:
-        return _page(request, model_admin, "groups", mistake=str(error), **form)
-    return _page(request, model_admin, "groups", **form, **_sums(site, grouping))
+        return page(model_admin, request, "groups", mistake=str(error), **form)
+    return page(model_admin, request, "groups", **form, **_sums(site, grouping))
 
 
 def _sums(site: AdminSite, grouping: Grouping) -> dict[str, Any]:
@@ -379,31 +340,22 @@ def _group_url(site: AdminSite, grouping: Grouping, group: Grouped) -> str:
 # -- what changed
 
 
-def _changes(request: HttpRequest, model_admin: Any) -> HttpResponseBase:
+@guard
+def _changes(model_admin: Any, request: HttpRequest) -> HttpResponseBase:
     site, text, mistake = model_admin.admin_site, request.GET.get("from") or "10m", ""
     allowed = viewable(site, request)
     _check(bool(allowed))
-    alias, found, problems = (
-        router.db_for_read(Session),
-        list[Change](),
-        list[Problem](),
-    )
+    alias, problems = model_admin.alias, list[Problem]()
+    found: list[Change] = []
     try:
         since = moment(text, timezone.now())
     except ValueError as error:
         mistake = str(error)
     else:
-        found = (
-            ask(
-                connections[alias],
-                lambda: changes(alias, since),
-                problems,
-                seconds=SUM_SECONDS,
-            ).value
-            or []
-        )
-    return _page(
-        request, model_admin, "changes",
+        asked = partial(changes, alias, since)
+        found = ask(connections[alias], asked, problems, SUM_SECONDS).value or []
+    return page(
+        model_admin, request, "changes",
         title=gettext("What changed"),
         period=text,
         mistake=mistake,

@@ -5,14 +5,15 @@ Of another table it says only what the user may see, which is in ``allowed``.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from django.contrib.admin import AdminSite
 from django.db import connections
-from django.db.models import Model
+from django.db.models import Model, QuerySet
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.text import capfirst
@@ -26,6 +27,7 @@ from agentdb.admin.display import (
     id_link,
     link,
     list_url,
+    name_of,
     none,
     row_url,
     runner_link,
@@ -35,8 +37,9 @@ from agentdb.admin.display import (
     unreadable,
     when,
 )
+from agentdb.admin.overview import condition
 from agentdb.console.checks import Fleet, said_of
-from agentdb.console.questions import Problem, ask
+from agentdb.console.questions import ask
 from agentdb.console.reading import read
 from agentdb.console.unreadable import is_unreadable
 from agentdb.models import Agent, ApiKey, Sandbox, Session
@@ -69,88 +72,49 @@ class RowPage:
 
 
 def session_page(site: AdminSite, row: Any, alias: str, allowed: Allowed) -> RowPage:
-    cards = _agent_cards(site, row, allowed)
+    cards = [_agent_card(site, row)] if Agent in allowed else []
     if Sandbox in allowed:
-        cards.append(_sandbox_card(site, row.sandbox_id, row.linked))
+        cards.append(_linked_card(site, gettext("Sandbox"), row.sandbox_id, row.linked))
     if row.runner_id is not None:
         cards.append(_runner_card(site, row.runner_id, alias))
     if Sandbox in allowed:
-        reserved = list_url(site, Sandbox, session_id=row.pk)
-        cards.append(
-            Card(
-                gettext("Sandboxes reserved for it"),
-                "",
-                link(reserved, gettext("View all")),
-            )
-        )
-    return _page(
-        site,
-        row,
-        gettext("session"),
-        badge(row.status),
-        _findings(row, alias, allowed),
-        cards,
-    )
+        url = list_url(site, Sandbox, session_id=row.pk)
+        cards.append(_list_card(gettext("Sandboxes reserved for it"), url))
+    return _page(site, row, badge(row.status), _findings(row, alias, allowed), cards)
 
 
 def sandbox_page(site: AdminSite, row: Any, alias: str, allowed: Allowed) -> RowPage:
-    cards = _agent_cards(site, row, allowed)
+    cards = [_agent_card(site, row)] if Agent in allowed else []
     if Session in allowed:
-        cards += [_session_card(site, row), _naming_card(site, row.pk, alias)]
-    return _page(
-        site,
-        row,
-        gettext("sandbox"),
-        badge(row.state),
-        _findings(row, alias, allowed),
-        cards,
-    )
+        heading = gettext("Session it is reserved for")
+        cards.append(_linked_card(site, heading, row.session_id, row.linked))
+        naming = Session.objects.using(alias).filter(sandbox_id=row.pk)
+        url = list_url(site, Session, sandbox_id=row.pk)
+        cards.append(
+            _sessions_card(site, gettext("Sessions that name it"), naming, url)
+        )
+    return _page(site, row, badge(row.state), _findings(row, alias, allowed), cards)
 
 
 def agent_page(site: AdminSite, row: Agent, alias: str, allowed: Allowed) -> RowPage:
-    filters, cards = {"tenant_id": row.tenant_id, "agent_name": row.name}, []
+    of, cards = {"tenant_id": row.tenant_id, "agent_name": row.name}, []
     if Session in allowed:
-        everything = link(list_url(site, Session, **filters), gettext("View all"))
-        newest = (
-            Session.objects.using(alias)
-            .of_tenant(row.tenant_id)
-            .of_agent(row.name)
-            .newest_first()[:_SHOWN]
-        )
-        problems: list[Problem] = []
-        found = ask(connections[alias], lambda: read(newest, problems), problems).value
-        lines = _named(site, found or ())
-        nothing = gettext("none") if found is not None else problems[0].sentence
-        cards.append(
-            Card(
-                gettext("Its newest sessions"),
-                "",
-                "" if lines else nothing,
-                (*lines, everything),
-            )
-        )
+        newest = Session.objects.using(alias).filter(**of).newest_first()
+        url = list_url(site, Session, **of)
+        cards.append(_sessions_card(site, gettext("Its newest sessions"), newest, url))
     if Sandbox in allowed:
         cards.append(
-            Card(
-                gettext("Its sandboxes"),
-                "",
-                link(list_url(site, Sandbox, **filters), gettext("View all")),
-            )
+            _list_card(gettext("Its sandboxes"), list_url(site, Sandbox, **of))
         )
-    about = (*_about(site, row, gettext("agent")), _version(row.version))
+    about = (*_about(site, row), _version(row.version))
     return RowPage(cut(row.name), cut(row.name), "", about, (), tuple(cards))
 
 
 def key_page(site: AdminSite, row: ApiKey, alias: str, allowed: Allowed) -> RowPage:
-    tenant = Card(
-        gettext("Tenant that it opens"),
-        "",
-        link(tenant_url(site, row.tenant_id), row.tenant_id),
-    )
+    whose = link(tenant_url(site, row.tenant_id), row.tenant_id)
+    card = Card(gettext("Tenant that it opens"), "", whose)
     label = cut(row.label) or gettext("(no label)")
-    return RowPage(
-        label, label, "", _about(site, row, gettext("API key")), (), (tenant,)
-    )
+    return RowPage(label, label, "", _about(site, row), (), (card,))
 
 
 def stored(row: Model) -> list[tuple[str, Text]]:
@@ -175,12 +139,7 @@ def _stored(row: Model, column: str) -> Text:
 
 
 def _page(
-    site: AdminSite,
-    row: Any,
-    kind: str,
-    state: Text,
-    findings: list[str],
-    cards: list[Card],
+    site: AdminSite, row: Any, state: Text, findings: list[str], cards: list[Card]
 ) -> RowPage:
     """The page of a row that is called by its id."""
     heading = format_html(
@@ -188,39 +147,24 @@ def _page(
         row.pk,
         cut(row.pk),
     )
-    about = _about(site, row, kind, row.agent_name)
-    return RowPage(
-        short_text(cut(row.pk)), heading, state, about, tuple(findings), tuple(cards)
-    )
+    title, about = short_text(cut(row.pk)), _about(site, row)
+    return RowPage(title, heading, state, about, tuple(findings), tuple(cards))
 
 
-def _about(
-    site: AdminSite, row: Any, kind: str, agent_name: str = ""
-) -> tuple[Text, ...]:
+def _about(site: AdminSite, row: Any) -> tuple[Text, ...]:
     """What the row is, and whose."""
-    what = (
-        gettext("%(kind)s of %(agent)s")
-        % {"kind": capfirst(kind), "agent": cut(agent_name)}
-        if agent_name
-        else ""
-    )
+    what = capfirst(name_of(type(row)))
+    if agent_name := getattr(row, "agent_name", ""):
+        text = gettext("%(kind)s of %(agent)s")
+        what = text % {"kind": what, "agent": cut(agent_name)}
     tenant = link(tenant_url(site, row.tenant_id), row.tenant_id)
-    return (what or capfirst(kind), format_html("{} {}", gettext("tenant"), tenant))
+    return (what, format_html("{} {}", gettext("tenant"), tenant))
 
 
 def _version(version: Any) -> Text:
-    return (
-        unreadable(version)
-        if is_unreadable(version)
-        else gettext("version %d") % version
-    )
-
-
-def _named(site: AdminSite, sessions: Iterable[Session]) -> tuple[SafeString, ...]:
-    return tuple(
-        format_html("{} {}", id_link(row_url(site, one), one.pk), badge(one.status))
-        for one in sessions
-    )
+    if is_unreadable(version):
+        return unreadable(version)
+    return str(gettext("version %d") % version)
 
 
 def _findings(row: Any, alias: str, allowed: Allowed) -> list[str]:
@@ -228,48 +172,35 @@ def _findings(row: Any, alias: str, allowed: Allowed) -> list[str]:
     return answer.value if answer.value is not None else [str(answer.problem)]
 
 
-def _agent_cards(site: AdminSite, row: Any, allowed: Allowed) -> list[Card]:
-    if Agent not in allowed:
-        return []
-    agent = row.linked_agent
+def _agent_card(site: AdminSite, row: Any) -> Card:
+    heading, agent = gettext("Agent"), row.linked_agent
     if agent is None:
         nothing = gettext("No agent of this tenant has the name.")
-        return [
-            Card(
-                gettext("Agent"),
-                badge("gone", gettext("missing")),
-                row.agent_name,
-                (nothing,),
-            )
-        ]
+        gone = badge("gone", gettext("missing"))
+        return Card(heading, gone, row.agent_name, (nothing,))
     # The version of now: which one the row was made by is stored nowhere.
-    deployed = format_html(
-        gettext("Now at {}, deployed {}"),
-        _version(agent.version),
-        when(agent.updated_at),
-    )
-    return [
-        Card(gettext("Agent"), "", link(row_url(site, agent), agent.name), (deployed,))
-    ]
+    version, at = _version(agent.version), when(agent.updated_at)
+    deployed = format_html(gettext("Now at {}, deployed {}"), version, at)
+    return Card(heading, "", link(row_url(site, agent), agent.name), (deployed,))
 
 
-def _sandbox_card(site: AdminSite, id: str, sandbox: Sandbox | None) -> Card:
+def _linked_card(site: AdminSite, heading: str, id: str | None, linked: Any) -> Card:
+    """The one row of another table that this one names."""
     if not id:
-        return Card(gettext("Sandbox"), "", none())
-    if sandbox is None:
-        return Card(gettext("Sandbox"), badge("gone"), id)
+        return Card(heading, "", none())
+    if linked is None:
+        return Card(heading, badge("gone"), id)
+    name = id_link(row_url(site, linked), id)
+    if isinstance(linked, Session):
+        active = format_html(gettext("Last active {}"), when(linked.last_active_at))
+        return Card(heading, badge(linked.status), name, (active,))
+    used = format_html(gettext("Last used {}"), when(linked.last_used_at))
     path = format_html(
         '<span class="agentdb-mono" data-copy="{}">{}</span>',
-        sandbox.workspace_dir,
-        sandbox.workspace_dir,
+        linked.workspace_dir,
+        linked.workspace_dir,
     )
-    used = format_html(gettext("Last used {}"), when(sandbox.last_used_at))
-    return Card(
-        gettext("Sandbox"),
-        badge(sandbox.state),
-        id_link(row_url(site, sandbox), sandbox.pk),
-        (used, path),
-    )
+    return Card(heading, badge(linked.state), name, (used, path))
 
 
 def _runner_card(site: AdminSite, runner_id: str, alias: str) -> Card:
@@ -278,42 +209,28 @@ def _runner_card(site: AdminSite, runner_id: str, alias: str) -> Card:
     lines: list[Text] = []
     if runner and runner.seen_at:
         lines.append(format_html(gettext("Last sign of life {}"), when(runner.seen_at)))
-    condition = (
-        badge(runner.condition, gettext(runner.condition))
-        if runner and runner.live and runner.condition
-        else ""
-    )
     lines.append(link(url, gettext("Open runner")))
-    return Card(gettext("Runner"), condition, runner_link(url, runner_id), tuple(lines))
+    name = runner_link(url, runner_id)
+    return Card(gettext("Runner"), condition(runner), name, tuple(lines))
 
 
-def _session_card(site: AdminSite, row: Any) -> Card:
-    heading, session = gettext("Session it is reserved for"), row.linked
-    if not row.session_id:
-        return Card(heading, "", none())
-    if session is None:
-        return Card(heading, badge("gone"), row.session_id)
-    active = format_html(gettext("Last active {}"), when(session.last_active_at))
-    return Card(
-        heading,
-        badge(session.status),
-        id_link(row_url(site, session), row.session_id),
-        (active,),
-    )
+def _list_card(heading: str, url: str) -> Card:
+    return Card(heading, "", link(url, gettext("View all")))
 
 
-def _naming_card(site: AdminSite, id: str, alias: str) -> Card:
-    """No index serves the question, so that among millions it is left to the list, which searches on by itself."""
-    heading, everything = (
-        gettext("Sessions that name it"),
-        list_url(site, Session, sandbox_id=id),
-    )
-    naming = Session.objects.using(alias).filter(sandbox_id=id).order_by()[: _SHOWN + 1]
-    found = ask(connections[alias], lambda: read(naming, []), seconds=_SECONDS).value
+def _sessions_card(
+    site: AdminSite, heading: str, rows: QuerySet[Session], url: str
+) -> Card:
+    """The first of the sessions. Without an index the question may take too long, and is left to the list."""
+    asked = partial(read, rows[:_SHOWN], [])
+    answer = ask(connections[rows.db], asked, seconds=_SECONDS)
+    found = answer.value
     if found is None:
-        searched = link(everything, gettext("Search for them"))
-        return Card(heading, "", gettext("not looked up among so many"), (searched,))
-    more = (link(everything, gettext("View all")),) if len(found) > _SHOWN else ()
-    return Card(
-        heading, "", "" if found else none(), (*_named(site, found[:_SHOWN]), *more)
-    )
+        searched = link(url, gettext("Search for them"))
+        return Card(heading, "", str(answer.problem), (searched,))
+    lines = [
+        format_html("{} {}", id_link(row_url(site, one), one.pk), badge(one.status))
+        for one in found
+    ]
+    lines.append(link(url, gettext("View all")))
+    return Card(heading, "", "" if found else none(), tuple(lines))
