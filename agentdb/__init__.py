@@ -55,8 +55,8 @@ __all__ = [
     "copy_database",
 ]
 
-# Each name is imported when it is first asked for: a program's start does not wait for what it does not use, and the
-# adapter's import of Django waits until a program has had the chance to configure it.
+# Each name is imported at its first use, so that a program does not wait for what it does not use, and can configure
+# Django before the adapter imports it.
 _MODULES = {
     "serving.adapter": ("DjangoDb",),
     "serving.aio": ("AsyncDb",),

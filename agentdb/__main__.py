@@ -14,7 +14,7 @@ from agentdb.management.output import occupy_closed_descriptors, write_any_chara
 from agentdb.serving.host import SETTINGS_VARIABLE, cannot_load, load_settings
 from agentdb.serving.own_apps import APPS_VARIABLE, app_names
 
-# The commands of Django that are of use to someone who has a database and no project.
+# Django's commands that are useful with a database but without a project.
 _DJANGO_COMMANDS = (
     "check",
     "dbshell",
@@ -31,7 +31,7 @@ options of agentdb itself:
   -q, --quiet           Say nothing but results and errors.
 """
 
-# None of them creates tables, so a SQLite file that does not exist is a misspelt name.
+# None of these creates tables, so a missing SQLite file is a misspelt path.
 _NEED_A_DATABASE = ("apikey", "check", "inspectdb", "runadmin", "showmigrations")
 
 
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write("Interrupted.\n")
         return 130
     except BrokenPipeError:
-        # The reader has closed the pipe. Without this, the interpreter would complain when it flushes the rest.
+        # The reader has closed the pipe. Without this, the interpreter would fail when it flushes the rest.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
 
@@ -61,7 +61,7 @@ def _answer(arguments: list[str]) -> int:
         return 0
     _take_quiet(arguments)
     if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
-        os.environ["DJANGO_COLORS"] = "nocolor"  # Django knows neither of the two
+        os.environ["DJANGO_COLORS"] = "nocolor"  # Django knows neither option
     if "DJANGO_AUTO_COMPLETE" in os.environ:
         return _complete()
     _configure(url, arguments)
@@ -72,7 +72,7 @@ def _answer(arguments: list[str]) -> int:
 
 
 def _take_url(arguments: list[str]) -> str | None:
-    """Remove ``--url URL`` from the arguments, wherever it stands, and return the URL."""
+    """Remove ``--url URL`` from anywhere in the arguments, and return the URL."""
     url = None
     position = 0
     while position < len(arguments) and arguments[position] != "--":
@@ -96,17 +96,17 @@ def _take_url(arguments: list[str]) -> str | None:
 
 
 def _take_quiet(arguments: list[str]) -> None:
-    """Turn ``-q`` or ``--quiet`` into Django's way to say it."""
+    """Turn ``-q`` or ``--quiet`` into Django's ``--verbosity 0``."""
     for option in ("-q", "--quiet"):
         while option in arguments and "--" not in arguments[: arguments.index(option)]:
             arguments.remove(option)
             arguments.insert(
                 1, "--verbosity=0"
-            )  # before an action, which has options of its own
+            )  # before an action, which has its own options
 
 
 def _in_project(arguments: Sequence[str]) -> bool:
-    """Whether the settings are a Django project's."""
+    """Return whether the settings are a Django project's."""
     named = any(argument.partition("=")[0] == "--settings" for argument in arguments)
     return named or bool(os.environ.get(SETTINGS_VARIABLE))
 
@@ -127,7 +127,7 @@ def _configure(url: str | None, arguments: Sequence[str]) -> None:
             f"Both --url and the Django settings {settings or '--settings'!r} say which database is meant. "
             f"Leave out --url, or unset {SETTINGS_VARIABLE}."
         )
-    # As manage.py does: the settings are named as seen from here.
+    # Like manage.py: the settings module may be in the working directory.
     sys.path.insert(0, os.getcwd())
     if settings:
         _check_host_settings(settings)
@@ -178,7 +178,7 @@ def _look_first(arguments: Sequence[str]) -> None:
 
 
 def _execute(arguments: Sequence[str]) -> str:
-    """Run the command; return what to say of an error that Django's own commands let through, "" if there is none."""
+    """Run the command; return the sentence for an error that Django's own commands do not handle, or ""."""
     from django.core.exceptions import ImproperlyConfigured
     from django.core.management import execute_from_command_line
     from django.db import Error, connections
@@ -191,12 +191,12 @@ def _execute(arguments: Sequence[str]) -> str:
     except ImproperlyConfigured as error:
         if "--traceback" in arguments or os.environ.get(SETTINGS_VARIABLE):
             raise
-        # All of the settings are agentdb's own but for the engine's driver.
+        # The settings are agentdb's own, so only the engine's driver can be missing.
         return cannot_load(connections.settings["default"]["ENGINE"], error)
     except Error as error:
         if "--traceback" in arguments:
             raise
-        # The driver's first line says what happened; further ones repeat it, or quote SQL.
+        # The driver's first line says what happened; others repeat it or quote SQL.
         reason = str(error).strip().partition("\n")[0]
         return f"agentdb {arguments[0]}: the database refused: {reason}"
     return ""
@@ -211,12 +211,12 @@ def _name_database() -> None:
 
 
 def _complete() -> int:
-    """Write how the command line in ``COMP_WORDS`` may go on; docs/commands.md has what makes a shell ask."""
+    """Print completions of the command line in ``COMP_WORDS``; docs/commands.md shows how to enable them."""
     from django.core.management import ManagementUtility
 
     words = os.environ["COMP_WORDS"].split()
     number = len(words)
-    with suppress(InvalidInputError):  # --url, and its value is yet to come
+    with suppress(InvalidInputError):  # --url, whose value follows
         _take_url(words)
     _configure(None, words)
     os.environ["COMP_WORDS"] = " ".join(words)
@@ -239,7 +239,7 @@ def _not_offered(arguments: Sequence[str]) -> set[str]:
     from django.core.management import get_commands
 
     if _in_project(arguments):
-        return set()  # a project's own commands are its own business
+        return set()  # a project may run any command
     return {
         name
         for name, app in get_commands().items()
@@ -258,7 +258,7 @@ def _check_offered(arguments: Sequence[str]) -> None:
 
 
 def _check_file() -> None:
-    """Refuse a SQLite file that is not there: a command that only looks would make an empty one of a misspelt name."""
+    """Refuse a missing SQLite file, which a command that only reads would create empty."""
     from django.db import connections
 
     from agentdb.schema.inspection import check_sqlite_file, sqlite_path

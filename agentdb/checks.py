@@ -1,4 +1,4 @@
-"""System checks: what is wrong with an installation, and what to type."""
+"""System checks: what is wrong with an installation, and which command helps."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def adoption_left_to_command() -> Iterator[None]:
 def check_adoption(
     databases: Sequence[str] | None = None, **_: Any
 ) -> list[CheckMessage]:
-    """agentdb.E001: the old server's tables are there, and no migration is recorded."""
+    """agentdb.E001: the old server's tables exist, but no migration is recorded."""
     if _left_to_command.get():
         return []
     from agentdb.adoption.shapes import recognise
@@ -53,7 +53,7 @@ def check_adoption(
                 continue
             shape = recognise(connection)
         except DatabaseError:
-            continue  # whoever uses the database says it better
+            continue  # the command that uses the database explains it better
         if shape.tables:
             errors.append(
                 Error(
@@ -69,7 +69,7 @@ def check_adoption(
 def check_sqlite_file_system(
     databases: Sequence[str] | None = None, **_: Any
 ) -> list[CheckMessage]:
-    """agentdb.W001: a file that can be damaged where it is: by its file system, or because it has several names."""
+    """agentdb.W001: a file that its file system, or its several names, endanger."""
     paths = [
         path
         for alias in databases or ()
@@ -96,7 +96,7 @@ def check_sqlite_version(
     return [
         Warning(
             concern,
-            hint="docs/deployment.md says how to get a mended one.",
+            hint="docs/deployment.md says how to get a fixed one.",
             id="agentdb.W002",
         )
     ]

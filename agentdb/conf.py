@@ -37,7 +37,7 @@ _IDLE_SECONDS = 300.0
 _TOUCH_DURABILITIES = ("full", "relaxed")
 _MOST_CONNECTIONS = 100_000
 
-# Arguments of psycopg's connect() and of Django that are no parameters of libpq.
+# Arguments of psycopg's connect() and of Django that are not parameters of libpq.
 _OF_PYTHON = {
     "autocommit",
     "conninfo",
@@ -49,7 +49,7 @@ _OF_PYTHON = {
     "row_factory",
     "server_side_binding",
 }
-# Options of libpq that have a place in a URL, and the setting that is there.
+# Options of libpq that have their own place in a URL, and their settings.
 _TWICE = {
     "dbname": "NAME",
     "host": "HOST",
@@ -68,7 +68,7 @@ _OFF = (False, 0, "off", "false", "no")
 def database_url(url: str | None = None) -> str:
     """Return ``url``, else the ``DATABASE_URL`` of the environment, else the default SQLite file.
 
-    An empty ``url`` is somebody's variable that is not set, and no wish for the default.
+    An empty ``url`` is an error: probably an unset variable, not a wish for the default.
     """
     if url is not None and not url:
         raise InvalidInputError("The database URL is empty. Is a variable not set?")
@@ -83,7 +83,7 @@ def database_from_env(default: str = DEFAULT_URL) -> dict[str, Any]:
 def database_from_url(url: str) -> dict[str, Any]:
     """Return the ``DATABASES`` entry for a database URL.
 
-    Raises ``InvalidInputError`` for a URL that names no database of a known engine. The message holds no password.
+    Raises ``InvalidInputError`` for a URL that names no database of a known engine. The message has no password.
     """
     if not isinstance(url, str):
         raise InvalidInputError(
@@ -129,7 +129,7 @@ def _perhaps(meant: str) -> str:
 def _probably_meant(text: str) -> str:
     """The URL that somebody who wrote ``text`` without ``://`` had in mind; "" if nobody can tell.
 
-    Text with an '@' may hold a password, which must not be printed.
+    Text with an '@' may contain a password, which must not be printed.
     """
     if not text or "@" in text:
         return ""
@@ -157,7 +157,7 @@ def _parsed(scheme: str, rest: str, *, is_file: bool) -> dict[str, Any]:
     one, hosts, ports = (rest, "", "") if is_file else _several_hosts(rest)
     location, _, path = rest.partition("?")[0].partition("/")
     if not is_file and "@" in path:
-        # Part of a password would be taken for the host or the database, and printed as such.
+        # Otherwise part of a password would be read as the host or database, and printed.
         raise InvalidInputError(
             f"The {scheme}:// URL has an '@' after its first '/'. {_ENCODE}"
         )
@@ -181,7 +181,7 @@ def _parsed(scheme: str, rest: str, *, is_file: bool) -> dict[str, Any]:
 def _refuse_what_would_be_dropped(scheme: str, rest: str, *, is_file: bool) -> None:
     location, _, query = rest.partition("?")
     if "#" in rest or any("=" not in option for option in query.split("&") if option):
-        # With '#' in a path another file would be opened.
+        # A '#' in a path would open another file.
         raise InvalidInputError(
             f"The {scheme}:// URL has a '#', or a '?' that begins no option=value. Percent-encode them: %23 and %3F."
         )
@@ -211,7 +211,7 @@ def _several_hosts(rest: str) -> tuple[str, str, str]:
 
 
 def display_url(url: str) -> str:
-    """Return the URL as it may be printed: without the password, also if that makes the URL unreadable."""
+    """Return the URL without the password, also of a URL that cannot be parsed."""
     scheme, separator, rest = url.partition("://")
     if not separator:
         scheme, rest = "", url
@@ -221,7 +221,7 @@ def display_url(url: str) -> str:
         r"\[[^]]*]", "", host if colon else rest
     )  # an address in brackets has colons of its own
     if scheme not in ("", "sqlite") and re.match(r"[^/?@]*:[^/?@,]*[^/?@,\d]", place):
-        return f"{scheme}://***"  # the end of a password may stand in the place of the port
+        return f"{scheme}://***"  # the end of a password may be in the port's place
     shown = f"{user}:***@{host}" if colon else rest
     return (
         scheme
@@ -264,7 +264,7 @@ def _sqlite(
             f"Unknown SQLite URL option {sorted(options)[0]!r}; known are journal, slow_call_seconds, "
             "synchronous, timeout and touch_interval."
         )
-    # The working directory may change after this; the database may not.
+    # Absolute, because the working directory may change.
     name = (
         config["NAME"]
         if config["NAME"] == ":memory:"
@@ -284,7 +284,7 @@ def _sqlite(
         "AGENTDB": own,
         "OPTIONS": {
             "timeout": timeout_seconds,
-            # Django's fields convert what they read; parsing every column by its declared type first is done twice.
+            # Django's fields already convert; parsing columns by their declared type would do it twice.
             "detect_types": 0,
             # A read-then-write transaction that begins DEFERRED fails at once if another writer was first;
             # one that begins IMMEDIATE waits.
@@ -313,7 +313,7 @@ def _check_file_name(url: str, config: dict[str, Any]) -> None:
 
 
 def _one_of(name: str, options: dict[str, Any], known: tuple[str, ...]) -> str:
-    """Take the option out; "" if it is not there."""
+    """Remove and return the option; "" without it."""
     value = str(options.pop(name, "")).upper()
     if value and value not in known:
         raise InvalidInputError(
@@ -335,11 +335,11 @@ def _busy_seconds(value: Any) -> float:
 
 
 def _journal(path: str) -> str:
-    """The journal mode for a file whose URL names none; '' leaves the file's own."""
+    """Return the journal mode for a file whose URL names none; '' keeps the file's own."""
     kind = "" if path == ":memory:" else shared_file_system(path)
     if not kind:
         return "WAL"
-    # The mode of a file that others have open cannot be changed, and they would go on with theirs.
+    # The mode of a file that others have open cannot be changed.
     kept = is_in_wal_mode(path)
     warnings.warn(
         f"The SQLite file {path!r} is on a file system of type {kind}, where a write-ahead log can lose commits. "
@@ -376,7 +376,7 @@ def _number(name: str, value: Any) -> int:
 
 
 def _for_all(options: dict[str, Any]) -> dict[str, Any]:
-    """Take out the options of agentdb's own that every engine has, in seconds."""
+    """Remove and return agentdb's own options for every engine, in seconds."""
     return _taken(
         options, dict.fromkeys(("slow_call_seconds", "touch_interval"), _seconds)
     )
@@ -398,7 +398,7 @@ def _default_limits(call_timeout: float) -> dict[str, int]:
     return {
         "connect_timeout": max(
             2, min(10, math.ceil(call_timeout))
-        ),  # for each host; libpq knows no shorter one
+        ),  # for each host; libpq's minimum
         "keepalives_idle": 30,
         "keepalives_interval": 10,
         "keepalives_count": 3,

@@ -1,7 +1,7 @@
-"""What a driver's error means, and the sentence that says it: for calls, commands and the console alike.
+"""The meaning of a driver's error, and the sentence for it, for calls, commands and the console.
 
-The one place that reads PostgreSQL's SQLSTATE and SQLite's error names. Drivers are known by what their errors carry,
-because importing psycopg takes SQLite users' time.
+The only module that reads PostgreSQL's SQLSTATE and SQLite's error names. It recognises drivers by the attributes of
+their errors, so that SQLite users need not import psycopg.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class Fault(Enum):
-    """What a driver's error means to a caller."""
+    """The meaning of a driver's error for a caller."""
 
     DUPLICATE = auto()
     # Another writer was in the way; worth another try. LOCKED after the engine has waited as long as it may.
@@ -89,10 +89,10 @@ _BY_STATE = {
     "57014": Fault.CUT_OFF,
     "25006": Fault.READ_ONLY,
     "53100": Fault.FULL,
-    # A value that the column's type refuses, though the tables of the migrations take it.
+    # The column's type refuses a value that the migrations' tables accept.
     "22P02": Fault.MISMATCH,
     "22001": Fault.MISMATCH,
-    # With these the server ends the connection; that it has ended may not be known here yet.
+    # With these the server ends the connection, which may not have arrived here yet.
     **dict.fromkeys(("25P03", "25P04", "57P01", "57P02", "57P03", "57P05"), Fault.LOST),
 }
 _BY_TYPE = {
@@ -129,7 +129,7 @@ _OF_SQLITE = [
     # What was written before a sync failed may be found after a crash.
     ("SQLITE_IOERR", "disk I/O error", Fault.UNSURE),
 ]
-# What SQLite has no names for.
+# Errors without a name in SQLite.
 _MISSING = (
     "no such table",
     "no such column",
@@ -140,7 +140,7 @@ _NOT_UTF8 = "could not decode to utf-8"
 
 _FILES_OF_A_CONNECTION = 3  # at most: the database, its log and the log's index
 
-# What a server says when waiting will not help. An error of connecting has no SQLSTATE; CockroachDB has the same words.
+# Messages of a server that waiting cannot change. Connection errors have no SQLSTATE; CockroachDB has the same texts.
 _FINAL = (
     "does not exist",
     "authentication failed",
@@ -153,9 +153,9 @@ _FINAL = (
     "definition of service",
     "does not support SSL",
     "root certificate",
-    "or later is required",  # Django's words over a server that is too old
+    "or later is required",  # Django's message for a server that is too old
 )
-# PostgreSQL's words, and PgBouncer's.
+# Messages of PostgreSQL and PgBouncer.
 _NO_CONNECTION_LEFT = (
     "too many clients",
     "too many connections",
@@ -165,13 +165,13 @@ _NO_CONNECTION_LEFT = (
 
 
 def driver_error(error: BaseException) -> BaseException:
-    """Return the driver's error behind one of Django's."""
+    """Return the driver's error behind Django's."""
     is_djangos = type(error).__module__ == "django.db.utils"
     return error.__cause__ if is_djangos and error.__cause__ is not None else error
 
 
 def classify(error: BaseException, *, connected: bool = True) -> Fault:
-    """Return what the error means; ``connected``: whether the driver's connection is still open."""
+    """Return the meaning of the error; ``connected``: whether the driver's connection is still open."""
     import sqlite3  # here, so that importing agentdb loads no driver
 
     error = driver_error(error)
@@ -213,17 +213,17 @@ def _is_a(error: BaseException, name: str) -> bool:
 
 
 def said_by_server(error: BaseException) -> bool:
-    """Whether the server itself sent the error, and so has rolled back what it was doing."""
+    """Return whether the server itself sent the error, so that it has rolled back."""
     return bool(_sqlstate(driver_error(error)))
 
 
 def is_final(error: BaseException) -> bool:
-    """Whether connecting failed for a reason that waiting does not change."""
+    """Return whether connecting failed for a reason that waiting cannot change."""
     return any(words in str(error) for words in _FINAL)
 
 
 def is_missing_table(error: BaseException, table: str) -> bool:
-    """Whether the error says that the table does not exist."""
+    """Return whether the error says that the table does not exist."""
     error = driver_error(error)
     return _sqlstate(error) == "42P01" or f"no such table: {table}" in str(error)
 
@@ -232,9 +232,9 @@ def is_missing_table(error: BaseException, table: str) -> bool:
 
 
 def one_line(error: BaseException, password: object = None, path: object = None) -> str:
-    """Return the driver's words on one line, without the password; ``path`` is a SQLite file's."""
+    """Return the driver's message on one line, without the password; ``path`` is a SQLite file's."""
     error = driver_error(error)
-    # The server's details quote whole rows; its first line says enough.
+    # Only the first line: the details quote whole rows.
     primary = getattr(getattr(error, "diag", None), "message_primary", None)
     words = " ".join(str(primary or error).split()).rstrip(".")
     words = re.sub(r" Is the server running [^?]*\?", "", words)
@@ -243,7 +243,7 @@ def one_line(error: BaseException, password: object = None, path: object = None)
 
 
 def _why_not_opened(error: BaseException, path: object) -> str:
-    """Return ": " and the cause, if SQLite could not open a file: it has the same words for all causes."""
+    """Return ": " and the cause if SQLite could not open a file, because its message is always the same."""
     if classify(error) is not Fault.NOT_OPENED:
         return ""
     cause = _no_descriptor_left() or (_no_place_for(Path(str(path))) if path else "")
@@ -262,7 +262,7 @@ def _no_place_for(path: Path) -> str:
 
 
 def _no_descriptor_left() -> str:
-    """Return why no file at all can be opened, if that is so."""
+    """Return why no file can be opened at all, or ''."""
     with ExitStack() as opened:
         try:
             for _ in range(_FILES_OF_A_CONNECTION):
@@ -274,7 +274,7 @@ def _no_descriptor_left() -> str:
 
 def _brief(error: BaseException) -> str:
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    # With several addresses libpq has a line for each; the server's own word follows the last "FATAL:".
+    # With several addresses libpq has a line for each; the server's own message follows the last "FATAL:".
     text = (
         next(
             (line.rpartition("FATAL:")[2] for line in lines if "FATAL:" in line), ""
@@ -289,7 +289,7 @@ def _brief(error: BaseException) -> str:
 
 
 def explain(fault: Fault, place: str, reason: str) -> AgentDbError:
-    """Return the error that a call raises: the place, what it means, the driver's reason, and the next command."""
+    """Return the error for a call: the place, the meaning, the driver's reason, and the next command."""
     if any(words in reason for words in _NO_CONNECTION_LEFT):
         reason = (
             f"{reason}. Each thread that calls keeps a connection: let fewer call, cap them with ?max_connections= in "
@@ -364,7 +364,7 @@ _SENTENCES: list[tuple[tuple[Fault, ...], type[AgentDbError], str]] = [
 
 
 def describe_failure(connection: BaseDatabaseWrapper, error: BaseException) -> str:
-    """What went wrong and what to do, without a password."""
+    """Return what went wrong and what to do, without a password."""
     settings = connection.settings_dict
     if connection.vendor == "sqlite":
         return describe_sqlite_failure(settings["NAME"], error)
@@ -396,7 +396,7 @@ _OF_A_SERVER = {
 
 
 def describe_sqlite_failure(path: object, error: BaseException) -> str:
-    """The same of a SQLite file."""
+    """Return the same for a SQLite file."""
     from sqlite3 import sqlite_version
 
     fault = classify(error)
@@ -410,12 +410,12 @@ def describe_sqlite_failure(path: object, error: BaseException) -> str:
 
 
 def not_a_database(path: object) -> str:
-    """What to say of a file that SQLite does not know."""
+    """Return the sentence for a file that is not a SQLite database."""
     return _of_a_file(Fault.NOT_A_DATABASE, path)
 
 
 def describe_damage(path: object, reason: str) -> str:
-    """What to say of a SQLite file that is damaged."""
+    """Return the sentence for a damaged SQLite file."""
     return _of_a_file(Fault.DAMAGED, path, reason.rstrip("."))
 
 
@@ -432,5 +432,5 @@ _OF_A_FILE = {
     Fault.NOT_A_DATABASE: "{name!r} is not a SQLite database, or it is encrypted. Check the database URL.",
     Fault.DAMAGED: "The database file {name!r} is damaged: {reason}. Restore a backup.",
     Fault.READ_ONLY: "The database file {name!r} is read-only. Allow writing to it and to its folder, and try again.",
-    Fault.FULL: "There is no space left on the disk of {name!r}. Make room and try again.",
+    Fault.FULL: "There is no space left on the disk of {name!r}. Free some space and try again.",
 }

@@ -197,9 +197,7 @@ class RowList(ChangeList):
             found.append(text % f"{SORT}={asked[:60]}")
         if ERROR_FLAG in request.GET:
             found.append(
-                gettext(
-                    "The link named a place that this list does not have; this is the first page."
-                )
+                gettext("The link names an invalid position; this is the first page.")
             )
         return found
 

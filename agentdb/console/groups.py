@@ -121,7 +121,7 @@ class Grouping:
         """What a query string asks. Raises ``ValueError`` with a sentence for what means nothing."""
         by = asked["by"]
         if by not in BY[model]:
-            raise ValueError(gettext("%r is nothing to group by.") % by)
+            raise ValueError(gettext("%r is not a column to group by.") % by)
         since, until = (
             moment(text, now) if (text := asked.get(name)) else None
             for name in ("from", "to")

@@ -1,4 +1,4 @@
-"""What agentdb's commands have in common: errors become exit codes, Ctrl-C ends with a line, output may break."""
+"""The base of agentdb's commands: turns errors into exit codes, and handles Ctrl-C and broken output."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from agentdb.management.output import Output, write_any_character
 from agentdb.management.progress import ProgressLine
 from agentdb.serving.connections import describe
 
-INTERRUPTED = 130  # as a shell counts it: 128 and the number of SIGINT
+INTERRUPTED = 130  # as in a shell: 128 + SIGINT
 
 
 class AgentDbCommand(BaseCommand):
-    """A command whose ``handle()`` raises ``AgentDbError`` for what it refuses, and may be stopped by Ctrl-C."""
+    """A command whose ``handle()`` raises ``AgentDbError`` to refuse, and that Ctrl-C may stop."""
 
     refused: ClassVar[int] = 2  # the exit code for an AgentDbError
     output_is_the_result: ClassVar[bool] = (
-        False  # output that cannot be written is then a failure
+        False  # whether unwritable output is a failure
     )
     progress: ProgressLine
 
@@ -46,15 +46,15 @@ class AgentDbCommand(BaseCommand):
         super().__init__(output, errors, no_color, force_color)
 
     def interrupted(self) -> str:
-        """What a person who pressed Ctrl-C is told about the state of things."""
+        """Return the sentence about what is stored after Ctrl-C."""
         return "Nothing was changed."
 
     def explained(self, error: AgentDbError) -> str:
-        """What is said of an error that ends the command."""
+        """Return the sentence for an error that ends the command."""
         return str(error)
 
     def error_report(self, error: AgentDbError) -> object | None:
-        """What ``--json`` prints for the error; None if the command has no such report."""
+        """Return the ``--json`` report of the error, or None."""
         return None
 
     def run_from_argv(self, argv: list[str]) -> None:
@@ -91,7 +91,7 @@ class AgentDbCommand(BaseCommand):
             self.progress.clear()
 
     def name_database(self, alias: str, verbosity: int) -> None:
-        """Say which database it is, beside the results."""
+        """Name the database on standard error."""
         if verbosity:
             self.stderr.write(f"{describe(connections[alias])}.", style_func=str)
 
@@ -99,7 +99,7 @@ class AgentDbCommand(BaseCommand):
         self.stdout.write(json.dumps(report, indent=2, ensure_ascii=False, default=str))
 
     def _code_after_output(self, code: Any) -> Any:
-        """The exit code, which says what is stored; a result that nobody could read is a failure all the same."""
+        """Return the exit code, which says what is stored; an unreadable result counts as a failure."""
         self._output.flush()
         if self._output.failure is None:
             return code
@@ -112,7 +112,7 @@ class AgentDbCommand(BaseCommand):
 class DatabaseCommand(AgentDbCommand):
     """Takes ``--database`` and, if ``json_help`` says what it prints, ``--json``."""
 
-    # Some of the checks need the very tables that are in question, and an answer is wanted when the database is away.
+    # No system checks: some need the tables in question, and the command must answer without a database.
     requires_system_checks: Any = []
     json_help: ClassVar[str] = ""
 
@@ -122,9 +122,9 @@ class DatabaseCommand(AgentDbCommand):
         self._add_database(parser, default_alias())
 
     def add_action(self, actions: Any, name: str, help: str) -> argparse.ArgumentParser:
-        """Add an action, which takes the options of its command too: people write them at the end."""
+        """Add an action that also takes the options of its command, because people write them at the end."""
         parser: argparse.ArgumentParser = actions.add_parser(name, help=help)
-        absent = argparse.SUPPRESS  # what stands before the action counts
+        absent = argparse.SUPPRESS  # an option before the action counts
         self._add_database(parser, absent)
         parser.add_argument(
             "-v", "--verbosity", type=int, choices=range(4), default=absent, help=absent

@@ -1,4 +1,4 @@
-"""Standard output and error of a command, which may break while it works."""
+"""Standard output and error of a command, which may fail while it works."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 
 
 class Output:
-    """A stream that takes what is written, and remembers the first failure instead of raising it.
+    """A stream that remembers the first failed write instead of raising it.
 
-    A closed pipe or a full disk must not stop an adoption half-way, nor make its exit code disagree with what is
-    stored. Whoever needs the text to arrive reads ``failure`` after ``flush()``.
+    A closed pipe or a full disk must neither stop an adoption halfway nor make its exit code disagree with what is
+    stored. To know that the text arrived, read ``failure`` after ``flush()``.
     """
 
     def __init__(self, stream: Any) -> None:
@@ -38,18 +38,18 @@ class Output:
             getattr(self._stream, method)(*arguments)
         except OSError as error:
             self.failure = error.strerror or str(error)
-        except ValueError as error:  # closed by somebody else in this process
+        except ValueError as error:  # closed elsewhere in this process
             self.failure = str(error)
         if self.failure is not None and self._stream in (
             sys.__stdout__,
             sys.__stderr__,
         ):
-            # What the stream still buffers would fail once more as the interpreter ends, with an exit code of its own.
+            # Otherwise the buffered text would fail again at exit, with Python's own exit code.
             os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
 
 
 def write_any_character() -> None:
-    """Let a terminal that is not UTF-8 show an escape for a character that it lacks."""
+    """Show an escape for characters that the terminal's encoding lacks."""
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
@@ -57,7 +57,7 @@ def write_any_character() -> None:
 
 
 def occupy_closed_descriptors() -> None:
-    """Put the null device on descriptors 0 to 2 if they are closed: a database file opened there would get output."""
+    """Open the null device on closed descriptors 0 to 2, or a database file could get one and receive output."""
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(descriptor)

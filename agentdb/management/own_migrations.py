@@ -11,7 +11,7 @@ from agentdb.serving import own_apps
 
 
 class Command(makemigrations.Command):
-    """Django's makemigrations for the apps of ``AGENTDB_APPS``; agentdb's own migrations are released ones."""
+    """Django's makemigrations for the apps in ``AGENTDB_APPS`` only; agentdb's own migrations are released."""
 
     def handle(self, *app_labels: str, **options: Any) -> None:
         labels = own_apps.labels_of(own_apps.installed_names())

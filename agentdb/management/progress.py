@@ -1,4 +1,4 @@
-"""How far a long command is: one line kept up to date on a terminal, a line now and then elsewhere."""
+"""Progress of a long command: one updated line on a terminal, a line from time to time elsewhere."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from django.core.management.base import OutputWrapper
 
 
 class ProgressLine:
-    """Writes to a command's standard error; nothing for what takes less than the first interval."""
+    """Writes to standard error, and nothing if the command ends within the first interval."""
 
     def __init__(self, stream: OutputWrapper, *, verbosity: int = 1) -> None:
         self._stream = stream
@@ -21,7 +21,7 @@ class ProgressLine:
         self._is_open = False
 
     def __call__(self, table: str, done: int, total: int) -> None:
-        """Say that ``done`` of ``total`` rows of ``table`` are done."""
+        """Report that ``done`` of ``total`` rows of ``table`` are done."""
         if self._quiet:
             return
         now = time.monotonic()
@@ -49,7 +49,7 @@ class ProgressLine:
         self._is_open = True
 
     def say(self, text: str) -> None:
-        """Write a line of its own."""
+        """Write a separate line."""
         self.clear()
         if not self._quiet:
             self._stream.write(text, style_func=str)

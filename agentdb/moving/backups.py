@@ -1,4 +1,4 @@
-"""A backup of any engine's database: one SQLite file, complete and checked, or not there."""
+"""Backs up a database of any engine to one SQLite file, which is complete and checked, or absent."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def back_up_database(
     refuse_taken(target)
     if not target.parent.is_dir():
         raise DatabaseUnavailableError(
-            f"There is no folder {str(target.parent)!r} for the backup. Make it first."
+            f"There is no folder {str(target.parent)!r} for the backup. Create it first."
         )
     source = sqlite_path(connections[alias])
     if source is not None:
@@ -42,7 +42,7 @@ def back_up_database(
         )
         return
     try:
-        # On the same disk, so that the finished file can be moved into place in one step.
+        # On the same disk, so that a rename puts the finished file in place.
         folder = tempfile.TemporaryDirectory(
             prefix=f".{target.name}-", dir=target.parent
         )

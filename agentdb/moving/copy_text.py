@@ -24,7 +24,7 @@ ROWS_A_CHUNK = 1_000
 Chunk = bytes  # rows, a line each
 Row = tuple[bytes | None, ...]
 
-# What stands for NULL among the values of a SQLite file: in no UTF-8 text.
+# Stands for NULL among the values of a SQLite file, because no UTF-8 text contains it.
 _NULL = b"\xff"
 _ESCAPES = {
     b"\\": b"\\\\",
@@ -48,7 +48,7 @@ def read_chunks(
     after: str | None = None,
     limit: int | None = None,
 ) -> Iterator[Chunk]:
-    """Yield all rows by id in code-point order, or those after an id, without holding them all."""
+    """Yield all rows in code-point order of the id, or those after an id, in constant memory."""
     # By id, which an index has in this order: a copy goes on after the last id, and two tables are compared side by
     # side.
     columns = ", ".join(_column(connection, f) for f in model._meta.concrete_fields)
@@ -68,7 +68,7 @@ def read_chunks(
             while rows := cursor.fetchmany(size):
                 yield _encoded(rows)
         return
-    # One message is one row. Left early, COPY is cancelled, which the savepoint undoes: the snapshot stays.
+    # One message is one row. If the loop ends early, COPY is cancelled; the savepoint saves the snapshot.
     with (
         connection.wrap_database_errors,
         raw.transaction(),
@@ -104,7 +104,7 @@ def shown_value(value: bytes | None) -> str:
 def _column(connection: BaseDatabaseWrapper, field: Any) -> str:
     quoted = quote_name(str(field.column))
     if connection.vendor == "sqlite":
-        # As bytes no converter of the driver gets in between.
+        # As bytes, so that the driver converts nothing.
         blob = f"CAST({quoted} AS BLOB)"
         return f"coalesce({blob}, x'{_NULL.hex()}')" if field.null else blob
     if isinstance(field, DateTimeField):

@@ -1,4 +1,4 @@
-"""Moving the four tables from one database to another, on the same engine or a different one."""
+"""Copies the four tables from one database to another, on the same engine or a different one."""
 
 from __future__ import annotations
 
@@ -56,18 +56,18 @@ from agentdb.schema.sqltext import quote_name
 from agentdb.serving.connections import describe
 from agentdb.sqlite_files import identity
 
-# Rows are hashed by the block, in the order of their keys: a resumed copy has the same blocks. A block is read and sent
+# Rows are hashed in blocks, in key order, so that a resumed copy has the same blocks. A block is read and sent
 # in chunks, so that a server works on one while the next is read.
 _ROWS_A_BLOCK = 10_000
-# Where an unfinished copy is; in the target for as long as there is one, and written with the rows it counts.
+# The progress of an unfinished copy, in the target, committed together with the rows it counts.
 CHECKPOINT = "agentdb_copy"
 
-Progress = Callable[[str, int, int], None]  # table, rows done, rows in all
+Progress = Callable[[str, int, int], None]  # table, rows done, total rows
 
 
 @dataclass(frozen=True)
 class TableSummary:
-    """What a table holds: equal for equal rows, on every engine."""
+    """A table's row count and hash, equal for equal rows on every engine."""
 
     rows: int
     checksum: int
@@ -103,7 +103,7 @@ def copy(
     progress: Progress = _quiet,
     say: Callable[[str], None] = lambda text: None,
 ) -> Summary:
-    """Copy the tables of the alias ``source`` to the alias ``target``; return what the target holds then.
+    """Copy the tables of the alias ``source`` to the alias ``target``; return the target's summaries.
 
     The source is read as of one moment and not changed. The target is migrated first if it has to be. The rows are
     committed block by block; after a stop at any moment the same call goes on where it was. Raises
@@ -158,7 +158,7 @@ def _check_written(
 
 
 def refuse_same(source: str, target: str) -> None:
-    """Raise ``InvalidInputError`` if both aliases lead to one database."""
+    """Raise ``InvalidInputError`` if both aliases are the same database."""
     one, other = connections[source], connections[target]
     paths = sqlite_path(one), sqlite_path(other)
     if None in paths:
@@ -174,18 +174,18 @@ def refuse_same(source: str, target: str) -> None:
 
 
 def already_copied(source: str, target: str) -> bool:
-    """Whether the target has rows, and exactly those of the source."""
+    """Return whether the target has rows, and exactly those of the source."""
     refuse_same(source, target)
     try:
         if not has_rows(target):
             return False
         return not differences(summarise(source), summarise(target))
     except AgentDbError:
-        return False  # copying says what is wrong
+        return False  # copy() reports the reason
 
 
 def summarise(alias: str, progress: Progress = _quiet) -> Summary:
-    """Return what the tables of the alias hold."""
+    """Return the summaries of the alias's tables."""
     with inspecting(alias) as connection:
         _check_schema(connection)
         return {
@@ -195,7 +195,7 @@ def summarise(alias: str, progress: Progress = _quiet) -> Summary:
 
 
 def check(source: str, target: str) -> dict[str, int]:
-    """Raise what ``copy`` would raise before its first write; return the rows of each table. Changes nothing."""
+    """Raise what ``copy`` would raise before its first write, else return the row counts. Changes nothing."""
     refuse_same(source, target)
     with inspecting(source) as reading, translated_errors(reading):
         _check_schema(reading)
@@ -220,7 +220,7 @@ def check_source(alias: str) -> None:
 
 
 def differing_rows(source: str, target: str) -> list[str]:
-    """Return a sentence for each of the first rows that are not the same on both sides, and for each table."""
+    """Return sentences about the first rows that differ, and about each table."""
     found: list[str] = []
     with inspecting(source) as one, inspecting(target) as other:
         for model in _models():
@@ -248,7 +248,7 @@ def _row_difference(columns: list[str], first: Row | None, second: Row | None) -
 
 
 def differences(source: Summary, target: Summary) -> list[str]:
-    """Return a sentence for each table whose rows are not the same on both sides."""
+    """Return a sentence for each table that differs."""
     return [
         f"Table {name!r} differs: {summary.rows:,} rows in the source, {target[name].rows:,} in the target"
         + ("." if summary.rows != target[name].rows else ", with different values.")
@@ -271,7 +271,7 @@ def has_rows(alias: str) -> bool:
 def _migrate_if_unfinished(writing: BaseDatabaseWrapper, target: str) -> None:
     there = set(writing.introspection.table_names())
     ours = set(expected_tables(writing, apps)) & there
-    # A migration that was stopped half-way leaves some of them applied, and no rows.
+    # An interrupted migration leaves some applied, and no rows.
     begun = bool(migration_record.recorded_migrations(writing)) and not _filled(
         writing, there
     )
@@ -292,9 +292,9 @@ def _begin(writing: BaseDatabaseWrapper, place: str) -> dict[str, _Done]:
             f"CREATE TABLE {CHECKPOINT} (name text PRIMARY KEY, last_id text NOT NULL, copied integer NOT NULL,"
             " checksum text NOT NULL)"
         )
-        # The source is kept in the same table, under a name that no table has.
+        # The same table stores the source, under a name that no table has.
         cursor.execute(f"INSERT INTO {CHECKPOINT} VALUES ('', %s, 0, '0')", [place])
-        # Sorting all rows once takes half the time of finding a place for each row, index by index. On CockroachDB each
+        # Building an index over all rows takes half the time of inserting each row into it. On CockroachDB each
         # schema change is a job of its own, over all nodes.
         if writing.vendor != "cockroachdb":
             for model in _models():
@@ -359,7 +359,7 @@ def _copy_table(
                 cursor.execute(f"DELETE FROM {quote_name(table)}")
                 cursor.execute(f"DELETE FROM {CHECKPOINT} WHERE name = %s", [table])
     for block in _blocks(reading, model, after=done.last_id):
-        # The checkpoint is committed with the rows it counts: neither is there without the other.
+        # The checkpoint and the rows it counts are committed together.
         with transaction.atomic(using=writing.alias):
             with inserting(writing, model) as write:
                 done = done.plus(_consume(block, write))
@@ -375,7 +375,7 @@ def _blocks(
     after: str | None = None,
     limit: int | None = None,
 ) -> Iterator[Iterator[Chunk]]:
-    """Yield the chunks of each block; the block has to be used up before the next."""
+    """Yield the chunks of each block; consume a block before the next."""
     size = min(ROWS_A_CHUNK, _ROWS_A_BLOCK)
     chunks = read_chunks(connection, model, size=size, after=after, limit=limit)
     for first in chunks:
@@ -452,7 +452,7 @@ def _place(connection: BaseDatabaseWrapper) -> str:
 
 
 def _build_indexes(writing: BaseDatabaseWrapper, progress: Progress) -> None:
-    """Build the indexes that are not there, and let PostgreSQL's planner know what came into the tables."""
+    """Build the missing indexes, and update PostgreSQL's planner statistics."""
     if writing.vendor == "cockroachdb":
         return
     live = read_tables(writing)
@@ -473,7 +473,7 @@ def _build_indexes(writing: BaseDatabaseWrapper, progress: Progress) -> None:
 
 
 def _differing(one: Iterator[Row], other: Iterator[Row]) -> Iterator[_Pair]:
-    """Yield the rows of two tables that differ; both are in code-point order of the id."""
+    """Yield the differing rows of two tables in code-point order of the id."""
     rows = merge(_tagged(one, 0), _tagged(other, 1))
     for _, same_id in groupby(rows, key=itemgetter(0)):
         found = {side: row for _, side, row in same_id}

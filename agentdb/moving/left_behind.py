@@ -1,4 +1,4 @@
-"""What a copy of the four tables leaves behind."""
+"""Tables and columns that a copy of the four tables omits."""
 
 from __future__ import annotations
 

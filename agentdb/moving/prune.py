@@ -36,7 +36,7 @@ def age(text: str) -> timedelta:
 def finished_sessions(
     alias: str, tenant: str | None, ended_before: datetime
 ) -> SessionQuerySet:
-    """Return the sessions that are to go."""
+    """Return the sessions to delete."""
     finished = Session.objects.using(alias).finished().idle_since(ended_before)
     return finished if tenant is None else finished.of_tenant(tenant)
 
@@ -61,9 +61,9 @@ def rows_naming(sessions: SessionQuerySet, also: tuple[str, ...]) -> dict[str, i
 def prune(
     db: Db, alias: str, ended_before: datetime, also: tuple[str, ...]
 ) -> Iterator[int]:
-    """Delete the sessions batch by batch, each stored at once; yield how many each batch had."""
-    # A batch that others hold up fails after a while, instead of holding up everybody behind it. SQLite waits for 30
-    # seconds at most by itself.
+    """Delete the sessions in batches, each committed at once; yield the size of each batch."""
+    # A blocked batch fails after a while instead of blocking everybody behind it. SQLite waits at most 30 seconds
+    # by itself.
     if connections[alias].vendor != "sqlite":
         with connections[alias].cursor() as cursor:
             cursor.execute(f"SET lock_timeout = '{_LOCK_TIMEOUT_SECONDS}s'")

@@ -27,7 +27,7 @@ from agentdb.wording import counted
 def refuse_uncopyable(
     reading: BaseDatabaseWrapper, writing: BaseDatabaseWrapper
 ) -> None:
-    """Raise ``InvalidInputError`` with the first values that the target cannot hold."""
+    """Raise ``InvalidInputError`` with the first values that the target cannot store."""
     find = _unusable_on_sqlite if reading.vendor == "sqlite" else _unusable_on_a_server
     first: list[UnusableValue] = []
     total = 0

@@ -1,4 +1,4 @@
-"""Looking at a database without changing it."""
+"""Reads a database without changing it."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ from agentdb.wording import uncapitalized
 
 R = TypeVar("R")
 
-_LOOKS = 3  # at a file that somebody else begins to write to
+_LOOKS = 3  # of a file to which another process begins to write
 _MAGIC = b"SQLite format 3\0"
 _LOOKS_AT_SIZE = 20
 _SECONDS_BETWEEN_LOOKS = 0.02
 _INSPECTED = (
-    "AGENTDB_INSPECTED"  # the file that a connection reads, whatever name it opened
+    "AGENTDB_INSPECTED"  # the file behind the connection, whatever name it opened
 )
 
 
 @contextmanager
 def inspecting(alias: str = DEFAULT_DB_ALIAS) -> Iterator[BaseDatabaseWrapper]:
-    """A read-only connection in one transaction: no file is made, no journal mode switched, no row seen half-written.
+    """Yield a read-only connection in one transaction; creates no file and leaves the journal mode alone.
 
     Raises ``DatabaseUnavailableError`` if the database cannot be read, also for errors of the body.
     """
@@ -56,11 +56,11 @@ def inspecting(alias: str = DEFAULT_DB_ALIAS) -> Iterator[BaseDatabaseWrapper]:
     path = sqlite_path(configured)
     if path is None and configured.vendor == "sqlite":
         with translated_errors(configured):
-            yield configured  # in memory: there is no second connection to it
+            yield configured  # in memory: a second connection is impossible
         return
     if path is not None:
         if not configured.in_atomic_block:
-            # Closing a file drops every lock this process has on it, those of its open connections included.
+            # Closing a file releases all locks of this process on it, including those of open connections.
             configured.close()
         check_sqlite_file(path)
     with ExitStack() as stack:
@@ -78,26 +78,26 @@ def inspecting(alias: str = DEFAULT_DB_ALIAS) -> Iterator[BaseDatabaseWrapper]:
 
 
 class MissingFileError(DatabaseUnavailableError):
-    """There is no SQLite file at the path."""
+    """The path has no SQLite file."""
 
 
 def server_version(connection: BaseDatabaseWrapper) -> str:
-    """The version of SQLite, or of the server that the open connection is to."""
+    """Return the version of SQLite, or of the connected server."""
     if connection.vendor == "sqlite":
         return sqlite3.sqlite_version
     report = connection.connection.info.parameter_status
-    # CockroachDB calls itself PostgreSQL 13 to clients that know no other: "CockroachDB CCL v25.4.0 (x86_64 ...)".
+    # CockroachDB announces itself as PostgreSQL 13; version() has "CockroachDB CCL v25.4.0 (x86_64 ...)".
     if name := report("crdb_version"):
         return str(name).split()[2].removeprefix("v")
     return str(report("server_version"))
 
 
 class ChangedMeanwhileError(DatabaseUnavailableError):
-    """Another process began to write to a SQLite file that was read without locks: what was read counts for nothing."""
+    """Another process began to write to a SQLite file that was read without locks, so the result is void."""
 
 
 def unless_changed(look: Callable[[], R]) -> R:
-    """Return what ``look`` returns; let it look again if another process began to write to the file meanwhile."""
+    """Return ``look()``; call it again if another process began to write to the file meanwhile."""
     for _ in range(_LOOKS - 1):
         with suppress(ChangedMeanwhileError):
             return look()
@@ -120,7 +120,7 @@ def _unchanged(path: Path) -> Iterator[None]:
         error = raised
     if state() != before:
         raise ChangedMeanwhileError(
-            f"Another process began to write to {str(path)!r} while it was looked at. Run the command again."
+            f"Another process began to write to {str(path)!r} while it was being read. Run the command again."
         ) from error
     if error is not None:
         raise error
@@ -150,7 +150,7 @@ def check_sqlite_file(path: Path) -> None:
         )
     if not path.parent.is_dir():
         raise DatabaseUnavailableError(
-            f"There is no folder {str(path.parent)!r} to hold the database file {path.name!r}. Check the database URL."
+            f"There is no folder {str(path.parent)!r} for the database file {path.name!r}. Check the database URL."
         )
     header, size, expected = _settled_header(path)
     if not size:
@@ -170,7 +170,7 @@ def check_sqlite_file(path: Path) -> None:
 
 
 def _settled_header(path: Path) -> tuple[bytes, int, int]:
-    """Return the header, the size and the size that the header names, of one moment if a program is writing."""
+    """Return the header, the file size, and the size in the header, consistent even while a program writes."""
     if not path.is_file() and path.exists():
         raise DatabaseUnavailableError(
             f"{str(path)!r} is a device or a pipe, not a database file. Check the database URL."
@@ -180,7 +180,7 @@ def _settled_header(path: Path) -> tuple[bytes, int, int]:
         for _ in range(_LOOKS_AT_SIZE):
             if size >= expected:
                 break
-            # Header and size may be of two moments. Damage stays, a difference passes.
+            # Header and size may be of two moments: then the difference passes, while damage stays.
             time.sleep(_SECONDS_BETWEEN_LOOKS)
             header, size, expected = _size_named(path)
         return header, size, expected
@@ -196,7 +196,7 @@ def _settled_header(path: Path) -> tuple[bytes, int, int]:
 
 
 def _is_newer(header: bytes) -> bool:
-    """Whether the file is of a later format than the library's (https://sqlite.org/fileformat.html, 1.3)."""
+    """Return whether the file's format is newer than the library (https://sqlite.org/fileformat.html, 1.3)."""
     write_version, read_version, schema_format = (
         header[18],
         header[19],
@@ -206,7 +206,7 @@ def _is_newer(header: bytes) -> bool:
 
 
 def _log_has_more(path: Path) -> bool:
-    """Whether a log beside the file may hold the pages that it lacks, as after a power cut while they were moved."""
+    """Return whether the log may have the pages that the file lacks, as after a power cut in a checkpoint."""
     logs = [Path(f"{path}{suffix}") for suffix in ("-wal", "-journal")]
     return any(log.exists() and log.stat().st_size for log in logs)
 
@@ -231,7 +231,7 @@ def _size_named(path: Path) -> tuple[bytes, int, int]:
 
 @contextmanager
 def translated_errors(connection: BaseDatabaseWrapper) -> Iterator[None]:
-    """Turn what Django or the driver raises into a ``DatabaseUnavailableError`` of one sentence."""
+    """Turn errors of Django and the driver into a ``DatabaseUnavailableError`` with one sentence."""
     try:
         yield
     except DjangoDatabaseError as error:
@@ -254,7 +254,7 @@ def _reading_settings(
     mode = _read_only_mode(path)
     opened = path
     if mode == "mode=ro" and _has_hot_journal(path):
-        # A process died in a transaction. Only a connection that writes can undo that: here, in a copy.
+        # A process died in a transaction. Only a connection that writes can roll it back: do it in a copy.
         folder = stack.enter_context(temporary_folder())
         opened = Path(folder) / path.name
         copy_file(path, opened)
@@ -262,7 +262,7 @@ def _reading_settings(
         mode = "mode=rw"
     settings["NAME"] = f"file:{quote(str(opened.absolute()))}?{mode}"
     if "vfs=" in mode:
-        # Keeps the index of the write-ahead log in memory instead of in a -shm file.
+        # Keep the index of the write-ahead log in memory instead of in a -shm file.
         settings["OPTIONS"]["init_command"] = "PRAGMA locking_mode=EXCLUSIVE"
     return settings
 
@@ -273,7 +273,7 @@ def temporary_folder() -> tempfile.TemporaryDirectory[str]:
         return tempfile.TemporaryDirectory(prefix="agentdb-")
     except OSError as error:
         raise DatabaseUnavailableError(
-            f"A temporary folder is needed, and cannot be made: {uncapitalized(error.strerror or str(error))}. Name a "
+            f"A temporary folder is needed, but cannot be made: {uncapitalized(error.strerror or str(error))}. Name a "
             "folder that can be written to with TMPDIR=FOLDER."
         ) from error
 
@@ -294,22 +294,22 @@ def _has_hot_journal(path: Path) -> bool:
 
 
 def _read_only_mode(path: Path) -> str:
-    """The URI parameters that read the file, write-ahead log included, and leave no file behind.
+    """Return URI parameters that read the file and its write-ahead log, and leave no file behind.
 
-    A read-only connection to a database in WAL mode makes -wal and -shm files and cannot remove them.
+    A read-only connection to a database in WAL mode creates -wal and -shm files and cannot remove them.
     """
     uses_wal = is_in_wal_mode(path)
     log, index = Path(f"{path}-wal"), Path(f"{path}-shm")
     if not uses_wal or index.exists() or os.name != "posix":
         return "mode=ro"
     if log.exists() and log.stat().st_size:
-        return "mode=ro&vfs=unix-none"  # left by a process that is gone: one that is there would have a -shm file
+        return "mode=ro&vfs=unix-none"  # left by a dead process: a live one would have a -shm file
     return "mode=ro&immutable=1"
 
 
 @contextmanager
 def _transaction(connection: BaseDatabaseWrapper) -> Iterator[None]:
-    # transaction.atomic() finds its connection by alias; this one is in no registry.
+    # Not transaction.atomic(), which finds a connection by its alias: this one has none.
     if connection.vendor == "sqlite":
         with connection.cursor() as cursor:
             cursor.execute("BEGIN")

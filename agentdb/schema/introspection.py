@@ -1,4 +1,4 @@
-"""What tables a database has, as data. Reads the schema and no rows."""
+"""Reads the tables of a database as data. Reads the schema, not the rows."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from agentdb.schema import postgresql_catalog, sqlite_catalog
 from agentdb.schema.tables import Index, Table, Unique
 
-# Empty, and only on CockroachDB: what processes that migrate exclude each other with.
+# Only on CockroachDB, and always empty: lets one process migrate at a time.
 LOCK_TABLE = "agentdb_migrating"
 
 
@@ -20,7 +20,7 @@ def read_tables(
 ) -> dict[str, Table]:
     """Return the tables of the current schema by name; only those in ``names``, if given.
 
-    On SQLite, where case makes no difference, the names are in lower case. A view is
+    On SQLite, which ignores case, the names are in lower case. A view is
     listed only if it has the name of one of agentdb's tables, or is in ``names``.
     """
     models = apps.get_app_config("agentdb").get_models()
@@ -43,7 +43,7 @@ def read_tables(
 
 
 def _with_unique_indexes_as_constraints(table: Table) -> Table:
-    """Return the table as CockroachDB sees it: a unique index over columns is a unique constraint."""
+    """Return the table as CockroachDB treats it: a unique index over columns is a unique constraint."""
     uniques = {unique.name: unique for unique in table.uniques}
     indexes = []
     for index in table.indexes:

@@ -14,7 +14,7 @@ _LIMITS = [
     "idle_in_transaction_session_timeout",
     "idle_session_timeout",
 ]
-# Asked of pg_settings, because older servers do not know all of them.
+# From pg_settings, because older servers lack some of them.
 _LIFT = "SELECT set_config(name, '0', {}) FROM pg_settings WHERE name = ANY(%s)"
 
 
@@ -22,7 +22,7 @@ _LIFT = "SELECT set_config(name, '0', {}) FROM pg_settings WHERE name = ANY(%s)"
 def lifted_limits(
     connection: BaseDatabaseWrapper, say: Callable[[str], None] = lambda text: None
 ) -> Iterator[None]:
-    """Let no statement of this session be ended for taking long; ``say`` is told which limits there were."""
+    """Lift the time limits of this session; ``say`` is called for each."""
     if connection.vendor != "postgresql":
         yield
         return
@@ -47,6 +47,6 @@ def lifted_limits(
 
 
 def lift_for_transaction(connection: BaseDatabaseWrapper) -> None:
-    """The same for the transaction that is open, after which the limits are back."""
+    """Lift them for the open transaction only."""
     with connection.cursor() as cursor:
         cursor.execute(_LIFT.format("true"), [_LIMITS])

@@ -1,4 +1,4 @@
-"""Which migrations a database lacks, and applying them."""
+"""Finds the migrations that a database lacks, and applies them."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from agentdb.errors import AgentDbError
 from agentdb.faults import is_missing_table
 
-# Found by path: importing the package would tie this module to what the migrations import.
+# By path: importing the package would import what the migrations import.
 _FOLDER = str(Path(__file__).parents[1] / "migrations")
 
 
 @cache
 def migration_names() -> tuple[str, ...]:
-    """Return the names of agentdb's migrations, in order. Reads file names and imports none."""
+    """Return the names of agentdb's migrations, in order, from their file names."""
     return tuple(
         sorted(m.name for m in pkgutil.iter_modules([_FOLDER]) if m.name[0].isdigit())
     )
 
 
 def recorded_migrations(connection: BaseDatabaseWrapper) -> set[str]:
-    """Return the names of agentdb's migrations that the database says were applied. One query."""
+    """Return the names of agentdb's migrations that the database records as applied. One query."""
     query = "SELECT name FROM django_migrations WHERE app = 'agentdb'"
     if connection.vendor == "postgresql":
         # The record of another schema on the search_path says nothing about the tables of this one.
         query += " AND tableoid = to_regclass(quote_ident(current_schema()) || '.django_migrations')"
     try:
-        # In a transaction of the caller's, PostgreSQL would refuse everything after a failed query.
+        # In the caller's transaction PostgreSQL would refuse everything after a failed query.
         if connection.in_atomic_block:
             with (
                 transaction.atomic(using=connection.alias),
@@ -53,15 +53,15 @@ def recorded_migrations(connection: BaseDatabaseWrapper) -> set[str]:
 def pending_migrations(connection: BaseDatabaseWrapper) -> list[str]:
     """Return the names of the migrations that the database lacks, in order. One query."""
     if settings.MIGRATION_MODULES.get("agentdb", "") is None:
-        return []  # a test run that makes the tables from the models
+        return []  # a test run that creates the tables from the models
     recorded = recorded_migrations(connection)
     return [name for name in migration_names() if name not in recorded]
 
 
 def migrate(alias: str, *, verbosity: int = 0) -> None:
-    """Apply what the database lacks of agentdb's migrations, and nothing of other apps.
+    """Apply agentdb's missing migrations, and none of other apps.
 
-    Raises ``SchemaMismatchError`` on tables of another shape than the migrations expect, and
+    Raises ``SchemaMismatchError`` if the tables are not what the migrations expect, and
     ``DatabaseUnavailableError``.
     """
     try:

@@ -1,4 +1,4 @@
-"""One spelling for what engines, and Django, spell in several ways: types, defaults, indexes."""
+"""Normalises what engines and Django spell differently: types, defaults, indexes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LOWER = str.maketrans(
 
 
 def folded(name: str) -> str:
-    """Return the name in lower case as SQLite compares names: ASCII letters only."""
+    """Return the name in lower case, ASCII letters only, as SQLite compares names."""
     return name.translate(_LOWER)
 
 
@@ -47,7 +47,7 @@ def literal(value: object) -> str:
 def index_from(
     connection: BaseDatabaseWrapper, text: IndexText, *, valid: bool = True
 ) -> Index:
-    """Return the index without what its statement says and would hold unsaid."""
+    """Return the index without redundant parts of its statement."""
     is_sqlite = connection.vendor == "sqlite"
     part = _part_on_sqlite if is_sqlite else _part_on_a_server
     return Index(
@@ -62,7 +62,7 @@ def index_from(
     )
 
 
-# NULLs are SQLite's smallest values and PostgreSQL's largest.
+# NULLs sort first on SQLite and last on PostgreSQL.
 def _part_on_sqlite(key: KeyText) -> IndexPart:
     return _part(key, "last" if key.descending else "first", "BINARY")
 

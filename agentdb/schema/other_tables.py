@@ -1,4 +1,4 @@
-"""The tables of a database that are not agentdb's: how many rows they have, and which of them name sessions."""
+"""Tables that are not agentdb's: how many rows they have, and which of them name sessions."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from agentdb.inputs import OWN_TABLES
 from agentdb.schema.introspection import LOCK_TABLE
 from agentdb.schema.sqltext import quote_name
 
-# The rows of a partition count with the table above it; on CockroachDB relispartition is NULL. What this role may not
-# read, it cannot count.
+# A partition's rows count with its parent table; on CockroachDB relispartition is NULL. Rows that this role may not
+# read are not counted.
 _ON_A_SERVER = """
     SELECT c.relname FROM pg_catalog.pg_class c
     WHERE c.relkind IN ('r', 'p') AND c.relispartition IS NOT TRUE AND c.relpersistence <> 't'
@@ -30,7 +30,7 @@ _COLUMN_ON_A_SERVER = """
     WHERE a.attname = 'session_id' AND NOT a.attisdropped AND c.relkind IN ('r', 'p')
       AND pg_catalog.pg_table_is_visible(c.oid)
 """
-# A virtual table keeps its rows in others, and may need an extension that is not loaded here.
+# A virtual table stores its rows in other tables, and may need an extension that is not loaded here.
 _ON_SQLITE = "SELECT name FROM sqlite_master WHERE type = 'table' AND sql NOT LIKE 'CREATE VIRTUAL%' ORDER BY name"
 _COLUMN_ON_SQLITE = f"""
     SELECT t.name, 'text' FROM ({_ON_SQLITE}) t, pragma_table_info(t.name) c WHERE c.name = 'session_id'
@@ -46,7 +46,7 @@ _RECORDS = (
 
 
 def other_tables(connection: BaseDatabaseWrapper) -> dict[str, int]:
-    """Return the tables that are neither agentdb's nor about migrations, with their rows, by name."""
+    """Return the row counts of tables that are neither agentdb's nor about migrations, by name."""
     rows: dict[str, int] = {}
     with connection.cursor() as cursor:
         cursor.execute(_ON_SQLITE if connection.vendor == "sqlite" else _ON_A_SERVER)
@@ -85,10 +85,10 @@ def check_session_tables(
 
 @cache
 def rows_with_session(table: str) -> models.QuerySet[models.Model]:
-    """Return the rows of a table of which nothing is known but its column ``session_id``."""
+    """Return a queryset over any table with a column ``session_id``."""
 
     class Meta:
-        apps = Apps()  # of its own: nobody else is to find the model
+        apps = Apps()  # a registry of its own, so that nobody finds the model
         app_label = "other_tables"
         db_table = quote_name(table)
         managed = False
@@ -98,7 +98,7 @@ def rows_with_session(table: str) -> models.QuerySet[models.Model]:
         "Meta": Meta,
         "session_id": models.TextField(
             primary_key=True
-        ),  # for Django's sake; rows are only counted and deleted
+        ),  # Django needs a key; rows are only counted and deleted
     }
     model: type[models.Model] = type("OtherRow", (models.Model,), attributes)
     return model._default_manager.all()

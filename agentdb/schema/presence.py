@@ -1,4 +1,4 @@
-"""Whether the tables are there, and are those of the recorded migrations: one look for connect() and health()."""
+"""A cheap check for connect() and health(): the tables exist and match the recorded migrations."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from agentdb.schema.migration_record import migration_names, pending_migrations
 from agentdb.schema.search_path import tables_elsewhere
 
 _TEXTS = ("text", "character varying")
-# In the current schema, whose record of migrations is read: a table further down the search_path is another's.
+# In the current schema, whose record of migrations is read: tables later in the search_path are another's.
 _ON_SERVER = (
     "SELECT c.relname, format_type(a.atttypid, NULL) FROM pg_class c "
     "JOIN pg_namespace n ON n.oid = c.relnamespace AND n.nspname = current_schema() "
@@ -24,9 +24,9 @@ _ON_SQLITE = (
 
 
 def schema_problem(connection: BaseDatabaseWrapper, place: str) -> AgentDbError | None:
-    """Return what keeps agentdb from working on the tables, with the command to run.
+    """Return why agentdb cannot work on the tables, with the command to run.
 
-    Two queries if there is nothing.
+    Takes two queries if all is well.
     """
     pending = tuple(pending_migrations(connection))
     found = _find(connection)
@@ -58,7 +58,7 @@ def _two_schemas(connection: BaseDatabaseWrapper, place: str) -> str | None:
 
 
 def _find(connection: BaseDatabaseWrapper) -> dict[str, str]:
-    """Return the tables that are there, each with the type of its created_at."""
+    """Return the existing tables, each with the type of its created_at."""
     with connection.cursor() as cursor:
         if connection.vendor == "sqlite":
             cursor.execute(_ON_SQLITE)

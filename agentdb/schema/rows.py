@@ -1,7 +1,7 @@
-"""Rows as they are stored, also those with values that their columns should not hold.
+"""Reads rows as they are stored, also with values that do not belong in their columns.
 
-SQLite keeps a value of any type in any column, and in its texts bytes that are not UTF-8. SQL finds the rows with such
-values, which are few or none, and Python looks at those alone.
+SQLite accepts a value of any type in any column, and bytes that are not UTF-8 in texts. SQL finds the few rows with
+such values, and Python reads only those.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class StoredColumn:
     name: str
     kind: str  # text, text or null, integer, timestamp
     type: str = ""
-    is_native: bool = True  # a timestamp of the type that the models have
+    is_native: bool = True  # a timestamp of the models' type
 
     @property
     def sql(self) -> str:
@@ -34,7 +34,7 @@ class StoredColumn:
 
 @dataclass(frozen=True, slots=True)
 class NotUtf8:
-    """Bytes that are stored as a text."""
+    """Bytes that are stored as text."""
 
     value: bytes
 
@@ -47,7 +47,7 @@ def decoded(value: bytes) -> str | NotUtf8:
 
 
 def shown(value: object) -> str:
-    """Return the value as messages show it."""
+    """Format the value for messages."""
     if value is None:
         return "NULL"
     return repr(value.value if isinstance(value, NotUtf8) else value)
@@ -62,7 +62,7 @@ def count_rows(connection: BaseDatabaseWrapper, table: str) -> int:
 def read_sqlite(connection: BaseDatabaseWrapper, sql: str) -> Iterator[tuple[Any, ...]]:
     """Yield the rows of a query, a text that is not UTF-8 as ``NotUtf8``.
 
-    Around Django, whose converters go by a column's declared type and cannot read everything.
+    Bypasses Django, whose converters trust a column's declared type and cannot read everything.
     """
     raw = connection.connection
     before, raw.text_factory = raw.text_factory, decoded
@@ -76,7 +76,7 @@ def read_sqlite(connection: BaseDatabaseWrapper, sql: str) -> Iterator[tuple[Any
 def is_usual_on_sqlite(
     connection: BaseDatabaseWrapper, columns: Iterable[StoredColumn]
 ) -> str:
-    """Return an SQL condition: no value of the row needs a second look. It may be unknown instead of false."""
+    """Return an SQL condition: all values of the row are usual. It may be unknown instead of false."""
     connection.ensure_connection()
     connection.connection.create_function(
         "agentdb_is_plain", 1, _is_plain, deterministic=True
@@ -95,7 +95,7 @@ def is_usual_on_sqlite(
 
 
 def _is_plain(value: bytes) -> bool:
-    """Whether it is UTF-8 without U+0000."""
+    """Return whether it is UTF-8 without U+0000."""
     text = decoded(value)
     return isinstance(text, str) and "\0" not in text
 
@@ -103,7 +103,7 @@ def _is_plain(value: bytes) -> bool:
 def _is_usual(column: StoredColumn) -> str:
     sql = column.sql
     if column.is_to_convert:
-        # What comes back letter by letter is in the format; the modifier makes SQLite look at the calendar, too.
+        # A text that comes back unchanged is in the format; the modifier makes SQLite check the calendar too.
         server = f"CASE WHEN length({sql}) = 24 THEN '%Y-%m-%dT%H:%M:%fZ' ELSE '%Y-%m-%d %H:%M:%S' END"
         back = f"strftime({server}, {sql}) = {sql} COLLATE BINARY"
         return f"typeof({sql}) = 'text' AND {back} AND {is_in_calendar(sql)}"

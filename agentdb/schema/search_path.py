@@ -1,4 +1,4 @@
-"""Whether PostgreSQL's search_path leads to more than one schema with agentdb's tables."""
+"""Finds out whether PostgreSQL's search_path mixes agentdb's tables of several schemas."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def tables_elsewhere(
 ) -> str | None:
     """What to do if the search_path finds the tables, or the record of migrations, outside the current schema.
 
-    PostgreSQL looks a table up in every schema of the path, and creates one in the current schema only. Without this
+    PostgreSQL looks tables up in every schema of the path, but creates them only in the current schema. Without this
     check, agentdb would read the record of one schema and the tables of another.
     """
     if connection.vendor != "postgresql":
@@ -57,5 +57,5 @@ def tables_elsewhere(
 
 
 def _full_schema(number: Counter[str]) -> str | None:
-    """The first schema with three tables of the four; a single one called sessions may be another program's."""
+    """Return the first schema with three of the four tables; a single one called sessions may be another's."""
     return next((name for name, tables in number.items() if tables >= 3), None)

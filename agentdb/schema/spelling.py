@@ -1,4 +1,4 @@
-"""How SQLite's timestamps are spelt: it compares them as texts, so equal instants have to be equal texts."""
+"""The format of SQLite's timestamps: it compares them as text, so equal instants must be equal texts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from agentdb.schema.sqltext import quote_name
 from agentdb.schema.tables import Table
 
-# SQL of a server: a native timestamp in the spelling that SQLite has.
+# SQL of a server: a native timestamp in SQLite's format.
 AS_SQLITE_TEXT = (
     "replace(to_char({} AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US'), '.000000', '')"
 )
@@ -18,7 +18,7 @@ AS_SQLITE_TEXT = (
 
 @dataclass(frozen=True)
 class Misspelt:
-    """Timestamps of a column that another program wrote in its own way."""
+    """Timestamps of a column that another program wrote in its own format."""
 
     table: str
     column: str
@@ -28,7 +28,7 @@ class Misspelt:
 
 @dataclass(frozen=True)
 class Unreadable:
-    """A native timestamp of a server that Python cannot hold: infinity, BC, or after the year 9999."""
+    """A native timestamp of a server that Python cannot represent: infinity, BC, or after the year 9999."""
 
     table: str
     id: str
@@ -37,7 +37,7 @@ class Unreadable:
 
 
 def may_read(connection: BaseDatabaseWrapper, name: str) -> bool:
-    """Whether the role may read the table."""
+    """Return whether the role may read the table."""
     if connection.vendor == "sqlite":
         return True
     with connection.cursor() as cursor:
@@ -48,7 +48,7 @@ def may_read(connection: BaseDatabaseWrapper, name: str) -> bool:
 def unreadable_timestamps(
     connection: BaseDatabaseWrapper, tables: Iterable[Table]
 ) -> Iterator[Unreadable]:
-    """Read the native timestamps of these tables on a server, and yield each on which a list of rows fails."""
+    """Yield the native timestamps of these tables on a server that Python cannot represent."""
     if connection.vendor == "sqlite":
         return
     for table in tables:
@@ -71,7 +71,7 @@ def unreadable_timestamps(
 
 
 def is_in_python(column: str) -> str:
-    """SQL of a server: Python can hold the instant."""
+    """SQL of a server: Python can represent the instant."""
     return (
         f"{column} >= '0001-01-01 00:00:00+00' AND {column} < '10000-01-01 00:00:00+00'"
     )
@@ -81,7 +81,7 @@ def is_in_calendar(column: str) -> str:
     """SQL: the text, which begins as ``YYYY-MM-DD HH``, names a day from year 1 on and an hour below 24."""
     return (
         f"{column} >= '0001' AND substr({column}, 12, 2) < '24'"
-        # Days that each month has need no calendar, which takes its time.
+        # Days that every month has skip the slower calendar check.
         f" AND (substr({column}, 9, 2) BETWEEN '01' AND '28'"
         f" OR strftime('%Y-%m-%d', substr({column}, 1, 10), '+0 days') = substr({column}, 1, 10))"
     )
@@ -112,7 +112,7 @@ def misspelt_timestamps(
             quoted = quote_name(column)
             with connection.cursor() as cursor:
                 cursor.execute(
-                    # The sign keeps Django's converter away, which cannot read everything.
+                    # The plus sign bypasses Django's converter, which cannot read everything.
                     f"SELECT count(*), min(+{quoted}) FROM {quote_name(table.name)}"
                     f" WHERE ({is_spelt_as_agentdb_does(quoted)}) IS NOT TRUE AND {quoted} IS NOT NULL"
                 )

@@ -1,7 +1,7 @@
 """The tables of a SQLite file, from its pragmas and from the statements in sqlite_master.
 
 Pragmas give columns, defaults and the columns of indexes. Names of constraints, checks, collations, ON CONFLICT and
-generated expressions stand in the CREATE statements alone, which SQLite keeps letter by letter.
+generated expressions are only in the CREATE statements, which SQLite stores verbatim.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class _Object(NamedTuple):
     kind: str
     name: str
     table: str
-    sql: str | None  # None for an index that a constraint made
+    sql: str | None  # None for a constraint's index
 
 
 class _ColumnRow(NamedTuple):
@@ -55,7 +55,7 @@ class _ColumnRow(NamedTuple):
     type: str
     not_null: int
     default: str | None
-    key: int  # the place in the primary key, from 1; 0 if it is not in it
+    key: int  # the position in the primary key, from 1; 0 if none
     hidden: int
 
 
@@ -78,7 +78,7 @@ def read(
 
 
 def _shadow_tables(cursor: Any) -> set[str]:
-    """The tables in which a virtual table keeps its own data: ``notes_fts_content`` of ``notes_fts``."""
+    """Return the tables that store a virtual table's data: ``notes_fts_content`` of ``notes_fts``."""
     # SQLite below 3.37 knows no such pragma and returns no row; there they pass for ordinary tables.
     cursor.execute("PRAGMA main.table_list")
     return {folded(row[1]) for row in cursor.fetchall() if row[2] == "shadow"}
@@ -90,7 +90,7 @@ def _read(
     name = folded(found.name)
     if found.kind == "view":
         return Table(name, (), None, kind="view")
-    # Its columns are the module's business, which may not be loaded here.
+    # Its columns need its module, which may not be loaded here.
     if [token.word for token in tokenize((found.sql or "")[:100])[1:2]] == ["VIRTUAL"]:
         return Table(name, (), None, kind="virtual table")
     text = parse_create_table(found.sql or "")
@@ -139,7 +139,7 @@ def _columns(
 
 def _default(default: str | None) -> str | None:
     tokens = tokenize(default or "")
-    # In a default SQLite takes a quoted name for a string.
+    # SQLite reads a quoted name in a default as a string.
     if len(tokens) == 1 and tokens[0].kind == "name":
         return literal(tokens[0].identifier)
     return column_default(default)
@@ -171,7 +171,7 @@ def _uniques(
         keys = [
             (folded(column), collation)
             for _, _, column, _, collation, is_key in cursor.fetchall()
-            if is_key  # the others carry the row's id
+            if is_key  # the others are the rowid
         ]
         uniques.append(_unique(keys, columns, text))
     return tuple(
@@ -189,7 +189,7 @@ def _unique(
         for name, collation in keys
         if collation.upper() != usual[name]
     )
-    # The index has a name of SQLite's; the constraint's is that of the written one over the same columns.
+    # SQLite names the index itself; the constraint's name is in the statement.
     for written in text.of_kind("unique"):
         if tuple(map(folded, written.columns)) == names:
             return Unique(written.name, names, _on_conflict(written) + collations)

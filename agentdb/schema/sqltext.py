@@ -1,4 +1,4 @@
-"""Reading the SQL that databases keep about themselves: a tokenizer, and what little grammar a schema needs."""
+"""Parses the SQL in which databases store their schema: a tokenizer, and the little grammar that this needs."""
 
 from __future__ import annotations
 
@@ -48,12 +48,12 @@ class Token:
 
     @property
     def word(self) -> str:
-        """The keyword this may be, in upper case; empty for a quoted name or a literal."""
+        """The token as a keyword, in upper case; '' for a quoted name or a literal."""
         return self.text.upper() if self.kind == "word" else ""
 
     @property
     def identifier(self) -> str:
-        """The name this stands for, without its quotes."""
+        """The name, without its quotes."""
         if self.kind == "name":
             quote = self.text[-1]
             return (
@@ -67,7 +67,7 @@ class Token:
 
 
 def tokenize(sql: str) -> list[Token]:
-    """Split ``sql`` into tokens, without white space and comments. Never fails: what it does not know is a symbol."""
+    """Split ``sql`` into tokens, without white space and comments. Never fails: an unknown character is a symbol."""
     tokens = []
     for match in _TOKEN.finditer(sql):
         kind = match.lastgroup
@@ -77,7 +77,7 @@ def tokenize(sql: str) -> list[Token]:
 
 
 def names_in(sql: str) -> frozenset[str]:
-    """Return every word and quoted name of an expression, in lower case: what it may refer to."""
+    """Return the lower-case words and quoted names of an expression, to which it may refer."""
     return frozenset(
         token.identifier.lower()
         for token in tokenize(sql)
@@ -112,20 +112,20 @@ def split(tokens: Sequence[Token]) -> Iterator[Sequence[Token]]:
 
 
 def quote_name(name: str) -> str:
-    """Return ``name`` in quotes, its own doubled, which Django's ``quote_name`` does not do."""
+    """Return ``name`` in quotes, with inner quotes doubled, which Django's ``quote_name`` does not do."""
     return '"' + name.replace('"', '""') + '"'
 
 
 def quoted(name: str) -> str:
-    """Return ``name`` as a canonical expression shows it: bare where it can be."""
+    """Return ``name`` as a canonical expression shows it: without quotes if possible."""
     return name if _PLAIN_NAME.match(name) else quote_name(name)
 
 
 def canonical(sql: str | Sequence[Token], *, fold_names: bool = False) -> str:
-    """Return an expression in one spelling, so that two spellings of the same thing are equal.
+    """Return the canonical form of an expression, so that two spellings of it are equal.
 
-    Keywords are upper case, other words lower case, quotes, casts of literals and parentheses that do nothing are gone.
-    ``fold_names`` is for SQLite, to which a quoted name is in lower case too.
+    Keywords become upper case, other words lower case; unnecessary quotes, parentheses and casts of literals go.
+    ``fold_names`` is for SQLite, which ignores the case of quoted names too.
     """
     tokens = tokenize(sql) if isinstance(sql, str) else list(sql)
     if fold_names:
@@ -226,7 +226,7 @@ def _parenthesis(inner: Sequence[Token], is_whole: bool, *, is_list: bool) -> st
     if is_list or len(rendered) != 1:
         return f"({', '.join(rendered)})"
     if is_whole or len(_render(inner)) == 1:
-        return rendered[0]  # the whole expression, or a single thing
+        return rendered[0]  # the whole expression, or a single term
     return f"({rendered[0]})"
 
 
@@ -249,7 +249,7 @@ class KeyText:
 
 @dataclass(frozen=True)
 class IndexText:
-    """What a CREATE INDEX statement says."""
+    """A parsed CREATE INDEX statement."""
 
     name: str
     unique: bool
@@ -270,7 +270,7 @@ def parse_create_index(sql: str, *, fold_names: bool = False) -> IndexText:
     )
     closing = matching(tokens, opening)
     clauses, condition = _parted(tokens[closing + 1 :], "WHERE")
-    # Bare words here are the statement's: engines quote a name that is reserved.
+    # Bare keywords belong to the statement, because engines quote reserved names.
     _, method = _parted(tokens[on:opening], "USING")
     return IndexText(
         name=tokens[on - 1].identifier,
@@ -288,7 +288,7 @@ def parse_create_index(sql: str, *, fold_names: bool = False) -> IndexText:
 def _parted(
     tokens: Sequence[Token], word: str
 ) -> tuple[Sequence[Token], Sequence[Token]]:
-    """Return the tokens before and after the first that is ``word``; all and none without it."""
+    """Return the tokens before and after the first ``word``; all and none without it."""
     for position, token in enumerate(tokens):
         if token.word == word:
             return tokens[:position], tokens[position + 1 :]
@@ -323,7 +323,7 @@ def _key(tokens: Sequence[Token], fold_names: bool) -> KeyText:
 
 
 def _is_parenthesis(tokens: Sequence[Token]) -> bool:
-    """Whether the first token opens a parenthesis that the last one closes."""
+    """Return whether the first token opens a parenthesis that the last one closes."""
     return (
         bool(tokens)
         and tokens[0].text == "("
@@ -368,7 +368,7 @@ class ConstraintText:
 
 @dataclass
 class ColumnText:
-    """A column of a CREATE TABLE statement: what SQLite's pragmas do not tell, and where it is written."""
+    """A column of a CREATE TABLE statement: what SQLite's pragmas omit, and its position."""
 
     name: str
     start: int  # of the definition within the statement
@@ -380,7 +380,7 @@ class ColumnText:
 
 @dataclass
 class TableText:
-    """What a CREATE TABLE statement of SQLite says."""
+    """A parsed CREATE TABLE statement of SQLite."""
 
     columns: list[ColumnText] = field(default_factory=list)
     constraints: list[ConstraintText] = field(default_factory=list)
@@ -418,7 +418,7 @@ _CLAUSES = _TABLE_CONSTRAINTS | {"REFERENCES", "DEFAULT", "COLLATE", "AS", "NOT"
 
 
 def parse_create_table(sql: str) -> TableText:
-    """Read the CREATE TABLE statement that SQLite keeps in ``sqlite_master``."""
+    """Parse a CREATE TABLE statement from ``sqlite_master``."""
     tokens = tokenize(sql)
     table = TableText()
     opening = next(

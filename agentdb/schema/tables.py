@@ -19,7 +19,7 @@ class Column:
         None  # canonical expression of a generated or identity column
     )
     conflict: str | None = (
-        None  # what SQLite does over a NULL instead of refusing it: ignore, replace, …
+        None  # SQLite's action for a NULL instead of refusing it: ignore, replace, …
     )
 
 
@@ -45,7 +45,7 @@ class PrimaryKey:
 class Unique:
     """A UNIQUE constraint. A unique index that belongs to no constraint is an Index."""
 
-    name: str | None  # SQLite keeps none for a column's own UNIQUE
+    name: str | None  # SQLite stores none for a column's own UNIQUE
     columns: tuple[str, ...]
     options: tuple[str, ...] = ()  # deferrable, nulls not distinct, on conflict …
 
@@ -82,7 +82,7 @@ class Check:
 @dataclass(frozen=True)
 class Table:
     name: str
-    columns: tuple[Column, ...]  # in the database's order, which means nothing
+    columns: tuple[Column, ...]  # in the database's order, which is not compared
     primary_key: PrimaryKey | None
     uniques: tuple[Unique, ...] = ()
     indexes: tuple[Index, ...] = ()

@@ -1,4 +1,4 @@
-"""Rows with a value that Python cannot hold: ``infinity``, years before 1 and after 9999, bytes that are not UTF-8."""
+"""Finds values that Python cannot represent: ``infinity``, years outside 1 to 9999, bytes that are not UTF-8."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 from agentdb.schema.rows import decoded
 
-# The instants of each table, one that an index orders first, and the texts.
+# The timestamps of each table, the indexed one first, and the texts.
 _INSTANTS = {
     "sessions": ("created_at", "last_active_at"),
     "sandboxes": ("last_used_at", "created_at"),
@@ -26,7 +26,7 @@ _SHOWN_CHARACTERS = 60
 
 
 class UnreadableValue(NamedTuple):
-    """Where it is, and its text."""
+    """The place of the value, and its text."""
 
     table: str
     id: str
@@ -44,8 +44,8 @@ def unreadable_values(
     tables: tuple[str, ...] = tuple(_INSTANTS),
     thorough: bool = False,
 ) -> Iterator[UnreadableValue]:
-    """Yield up to ``limit`` of each column. Times are looked for at both ends of an index, where nearly all of them
-    sort; ``thorough`` reads each row.
+    """Yield up to ``limit`` of each column. Times are searched at both ends of an index, where nearly all of them
+    sort; ``thorough`` reads every row.
     """
     with connection.cursor() as cursor:
         for table in tables:
@@ -87,7 +87,7 @@ def _values(
     limit: int,
 ) -> list[UnreadableValue]:
     if connection.vendor == "sqlite":
-        # As hexadecimal text, because bytes that are not UTF-8 could not be fetched as text.
+        # In hex, because bytes that are not UTF-8 cannot be fetched as text.
         shown = f"hex(CAST(id AS BLOB)), hex(CAST({column} AS BLOB))"
         cursor.execute(f"SELECT {shown} FROM {table} WHERE {where} LIMIT {limit}")
         rows = [

@@ -1,4 +1,4 @@
-"""Whether a database is what the models say, and whether its record of migrations is true. Reads only."""
+"""Checks whether a database matches the models and its record of migrations is true. Read-only."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ from agentdb.schema.spelling import (
 from agentdb.sqlite_files import file_concern
 from agentdb.wording import counted, listed
 
-# Goes up when a field of the JSON report is renamed, removed or changes its meaning; new fields may come any time.
+# Raise it when a field of the JSON report is renamed, removed or changes its meaning; new fields may be added.
 JSON_FORMAT = 1
 SPELLING = "value.spelling"
 UNREADABLE = "value.unreadable"
-_SHOWN = 20  # rows with a value that cannot be read
+_SHOWN = 20  # unreadable values that are named
 
 
 @dataclass(frozen=True)
 class Verification:
     engine: str
     database: str
-    tables: int  # of the models, that are there
+    tables: int  # existing tables of the models
     recorded: tuple[str, ...]  # of this agentdb's migrations, in their order
     pending: tuple[str, ...]
     unknown: tuple[str, ...]  # recorded by another agentdb
@@ -62,7 +62,7 @@ class Verification:
 
     @cached_property
     def verdict(self) -> str:
-        """One line: how things stand, and what to do."""
+        """One line: the result, and what to do."""
         if self.unknown:
             return (
                 f"A newer agentdb migrated this database: {listed(self.unknown)} {_is(self.unknown)} not known here. "
@@ -129,7 +129,7 @@ class Verification:
 
 
 def _is_strange(live: Table, expected: Table) -> bool:
-    """Whether a table is none that any release of the old server or of agentdb made: most of the columns are not there.
+    """Return whether no release of the old server or agentdb made the table: most of its columns are missing.
 
     The oldest release lacked a single column of most tables, and two of another.
     """
@@ -138,7 +138,7 @@ def _is_strange(live: Table, expected: Table) -> bool:
 
 
 def verify(connection: BaseDatabaseWrapper) -> Verification:
-    """Compare the connection's database with the models, and with what its recorded migrations would have made."""
+    """Compare the connection's database with the models and with its recorded migrations."""
     live = read_tables(connection)
     expected = expected_tables(connection, apps)
     record = recorded_migrations(connection) if "django_migrations" in live else set()
@@ -170,7 +170,7 @@ def _differences(
     elsewhere = tables_elsewhere(connection, expected)
     if elsewhere is not None:
         return [Difference("table.elsewhere", "drift", "", None, None, None, elsewhere)]
-    # The tables of the project's other apps are not news to its operator.
+    # The operator knows the tables of the project's other apps.
     others = {"django_migrations", *connection.introspection.django_table_names()}
     told = {
         name: table
@@ -216,7 +216,7 @@ def _file_system(connection: BaseDatabaseWrapper) -> Iterator[Difference]:
 
 
 def _name(connection: BaseDatabaseWrapper) -> str:
-    # An inspecting connection to a SQLite file has a URI for a name; the configured one has the path.
+    # A read-only connection to a SQLite file has a URI as its name; the configured one has the path.
     settings = connections[connection.alias].settings_dict
     return (
         str(settings["NAME"])
@@ -228,14 +228,14 @@ def _name(connection: BaseDatabaseWrapper) -> str:
 def _is_true(
     connection: BaseDatabaseWrapper, recorded: tuple[str, ...], live: dict[str, Table]
 ) -> bool:
-    """Whether the recorded migrations have no gap and the tables are as the last of them leaves them."""
+    """Return whether the recorded migrations have no gap and the tables are as the last one leaves them."""
     if recorded != migration_names()[: len(recorded)]:
         return False
     if not recorded:
         return not set(expected_tables(connection, apps)) & set(live)
     # Django can say what the models were after any migration, without a database.
     state = MigrationLoader(None).project_state((APP_LABEL, recorded[-1]))
-    # The old server's databases, which 0001 records as they are, differ in the names of constraints.
+    # 0001 is recorded over the old server's databases as they are, whose constraint names differ.
     names = recorded[-1] != migration_names()[0]
     differences = compare(expected_tables(connection, state.apps), live, names=names)
     # An additional index is only a note, but one of a later migration proves that more was done than is recorded.
@@ -253,7 +253,7 @@ def _is_true(
 
 def _entry(difference: Difference) -> dict[str, Any]:
     entry = asdict(difference)
-    del entry["severity"]  # the list it is in says so
+    del entry["severity"]  # the list that contains it says so
     return entry
 
 

@@ -1,3 +1,3 @@
-"""What a call passes: the adapter, its queries and the connections they run on."""
+"""The path of a call: the adapter, its queries, and the connections on which they run."""
 
 from __future__ import annotations

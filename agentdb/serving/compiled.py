@@ -1,12 +1,12 @@
-"""Django queries compiled to SQL once, then executed as cached SQL.
+"""Django queries compiled to SQL once, and executed as cached SQL.
 
 A query is written over the models with stand-ins for its parameters::
 
     by_id = Select(lambda p: Session.objects.filter(id=p.text("id")))
 
 Compiling it on a connection runs Django's own compiler, finds each stand-in among the compiled parameters, and keeps
-the SQL, the places of the parameters by name, and the fields' conversions. Django keeps nothing between two calls of
-``.get()``; most of its time goes into building the same SQL again.
+the SQL, the positions of the parameters by name, and the fields' conversions. Django itself caches nothing between two
+calls of ``.get()``, and spends most of the time on building the same SQL again.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ Row = tuple[Any, ...]
 Converter = Callable[[Any], Any]
 Slot = tuple[
     str | None, Any, Converter | None
-]  # a value's name or the constant, and its conversion
+]  # the name of a value, or a constant, and its conversion
 
-# No text or instant of a caller can be mistaken for a stand-in: the first is a Unicode noncharacter, the second is
-# only ever compared while a query is compiled.
+# A caller's value cannot be mistaken for a stand-in: the text is a Unicode noncharacter, and the instant is
+# compared only while a query is compiled.
 _TEXT_MARK = "\ufdd0"
 _INSTANT_YEAR = 1901
 _INTEGER_BASE = 987_654_000
@@ -42,20 +42,18 @@ ROWS_A_BATCH = 50_000
 
 
 class Parameters:
-    """Hands out stand-in values while a query is written, and remembers their names."""
+    """Provides stand-in values while a query is written, and remembers their names."""
 
     def __init__(self) -> None:
         self.texts: dict[str, str] = {}
         self.instants: dict[datetime, str] = {}
         self.lengths: dict[timedelta, str] = {}
         self.limits: dict[int, str] = {}
-        self.clock: set[str] = (
-            set()
-        )  # the instants that a server knows by its own clock
+        self.clock: set[str] = set()  # instants that a server takes from its own clock
         self.of_tenant = False
 
     def rows(self, model: type[Model]) -> Any:
-        """Return all rows of the model; those of the parameter ``tenant_id`` where the query is narrowed to that."""
+        """Return all rows of the model, or those of the parameter ``tenant_id`` in a query for one tenant."""
         return self.tenant(model) if self.of_tenant else model._default_manager.all()
 
     def tenant(self, model: type[Model]) -> Any:
@@ -81,17 +79,17 @@ class Parameters:
         return value
 
     def now(self) -> ServerNow:
-        """Return the present: the server's, or on SQLite the parameter ``now``."""
+        """Return the current time: the server's, or on SQLite the parameter ``now``."""
         self.clock.add("now")
         return ServerNow(self.instant("now"))
 
     def past(self, name: str, seconds: float) -> ServerPast:
-        """Return so many seconds before the present: by the server's clock, or on SQLite the parameter."""
+        """Return the current time minus some seconds: by the server's clock, or on SQLite the parameter."""
         self.clock.add(name)
         return ServerPast(self.instant(name), seconds)
 
     def ago(self, name: str, length: str) -> ServerAgo:
-        """Return the present less the parameter ``length``, a ``timedelta``; on SQLite the parameter ``name``."""
+        """Return the current time minus the parameter ``length``, a ``timedelta``; on SQLite the parameter ``name``."""
         self.clock.add(name)
         stand_in = timedelta(days=_INTEGER_BASE, microseconds=len(self.lengths))
         self.lengths[stand_in] = length
@@ -106,20 +104,20 @@ class Parameters:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Statement:
-    """SQL in the driver's placeholder style, with what turns named values into parameters and rows into values."""
+    """SQL in the driver's placeholder style, and how to convert named values to parameters and rows to values."""
 
     sql: str
     slots: tuple[Slot, ...]
     converters: tuple[tuple[int, Converter], ...]
     table: str
     writes: bool
-    instants: tuple[int, ...] = ()  # the columns that a server returns as datetimes
+    instants: tuple[int, ...] = ()  # columns that a server returns as datetimes
     batch: int | None = (
-        None  # at most so many rows are changed, and the statement is to be run until it changes fewer
+        None  # changes at most this many rows; the statement is repeated until it changes fewer
     )
     row: tuple[
         tuple[str | None, Any], ...
-    ] = ()  # an inserted row: the names of its values, or what is always the same
+    ] = ()  # an inserted row: the names of its values, or constants
 
     def bind(self, values: Mapping[str, Any]) -> list[Any]:
         """Return the driver's parameters for the named values."""
@@ -133,7 +131,7 @@ class Statement:
         ]
 
     def given(self, values: Mapping[str, Any]) -> list[Any]:
-        """Return the row that was inserted, as the caller knows it."""
+        """Return the inserted row from the caller's own values."""
         return [
             constant if name is None else values[name] for name, constant in self.row
         ]
@@ -156,7 +154,7 @@ class Query(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Select:
-    """The rows of a queryset, its columns in the model's order; or of several, one after the other."""
+    """The rows of one queryset or of several in turn, with the columns in the model's order."""
 
     build: Callable[[Parameters], QuerySet[Any] | list[QuerySet[Any]]]
 
@@ -187,10 +185,10 @@ class SelectCount:
 
 @dataclass(frozen=True, eq=False)
 class Update:
-    """``queryset.update(**values)``, with the changed rows, or some of their columns, as they are then if asked for.
+    """``queryset.update(**values)``, which can return the changed rows or some of their columns.
 
-    ``bulk``: of any number of rows, none of which the conditions find again. CockroachDB changes some 3,000 a second;
-    more of them than ``call_timeout`` allows are several statements there.
+    ``bulk``: may change any number of rows, and the conditions no longer match a changed row. CockroachDB changes
+    some 3,000 rows a second, so there it runs as several statements that each fit into ``call_timeout``.
     """
 
     build: Callable[[Parameters], QuerySet[Any]]
@@ -214,7 +212,7 @@ class Update:
 
 @dataclass(frozen=True, eq=False)
 class Delete:
-    """``queryset.delete()`` of a model that nothing refers to, with the rows if they are to be returned."""
+    """``queryset.delete()`` of a model without references, which can return the rows."""
 
     build: Callable[[Parameters], QuerySet[Any]]
     returning: bool = False
@@ -227,11 +225,11 @@ class Delete:
 
 @dataclass(frozen=True, eq=False)
 class Insert:
-    """Insert one instance, and return its row unless told that all of it is known; with ``unique``, update a row
-    that is there.
+    """Insert one instance, and return its row unless all its values are known; with ``unique``, update an existing
+    row.
 
-    On a conflict over the ``unique`` columns the ``replace`` columns take the new values and the ``change`` columns
-    the value of an expression over the old row, which ``bulk_create(update_conflicts=True)`` cannot say.
+    On a conflict over the ``unique`` columns the ``replace`` columns take the new values, and the ``change`` columns
+    an expression over the old row, which ``bulk_create(update_conflicts=True)`` cannot express.
     """
 
     build: Callable[[Parameters], Model]
@@ -239,9 +237,7 @@ class Insert:
     replace: tuple[str, ...] = ()
     change: Mapping[str, Combinable] | None = None
     returning: bool = True
-    unless_taken: bool = (
-        False  # a row whose key is taken is left out, instead of an error
-    )
+    unless_taken: bool = False  # skip a row whose key is taken, instead of an error
 
     def compile(self, connection: BaseDatabaseWrapper) -> Statement:
         parameters = Parameters()
@@ -258,7 +254,7 @@ class Insert:
             update_fields=[meta.get_field(name) for name in self.replace],
             unique_fields=[meta.get_field(name) for name in self.unique],
         )
-        # Raw: what a field does before save() would replace a stand-in.
+        # Raw, because the preparation for save() would replace a stand-in.
         query.insert_values(fields, [instance], raw=True)
         compiler = query.get_compiler(connection=connection)
         by_server = [
@@ -267,7 +263,7 @@ class Insert:
             if isinstance(getattr(instance, field.attname), ServerNow)
             and connection.vendor != "sqlite"
         ]
-        # A server's clock is the only value that is not known here, and one column says it for all.
+        # Only the server's time is not known here, and one column returns it for all.
         returned = fields if self.returning else by_server[:1]
         if returned:
             compiler.returning_fields = returned
@@ -286,7 +282,7 @@ class Insert:
 
 @dataclass(frozen=True, eq=False)
 class Together:
-    """Several queries as one statement, on a server; its result is the last one's, and none sees what another does."""
+    """Several queries as one statement on a server, with the last one's result; none sees the others' changes."""
 
     queries: tuple[Update | Delete, ...]
 
@@ -303,13 +299,13 @@ class Together:
 
 @cache
 def together(*queries: Update | Delete) -> Together:
-    """Return the queries as one."""
+    """Combine the queries into one."""
     return Together(queries)
 
 
 @cache
 def unless_taken(query: Insert) -> Insert:
-    """Return the insert that leaves out a row whose key is taken."""
+    """Return the insert that skips a row whose key is taken."""
     return replace(query, unless_taken=True)
 
 
@@ -336,7 +332,7 @@ Q = TypeVar("Q", Select, SelectCount, Update, Delete)
 
 @cache
 def narrowed_to_tenant(query: Q) -> Q:
-    """Return the query over the rows of the parameter ``tenant_id`` alone, wherever it asks for rows."""
+    """Return the query narrowed to the parameter ``tenant_id`` everywhere."""
 
     def build(parameters: Parameters) -> Any:
         parameters.of_tenant = True
@@ -356,7 +352,7 @@ def _compile(
     sql, params = compiler.as_sql()
     columns = [
         column for column, _, _ in compiler.select or ()
-    ]  # only what selects has any
+    ]  # only a Select has any
     if returning:
         assert query.model is not None
         meta = query.model._meta
@@ -375,7 +371,7 @@ def _compile(
 def _compile_all(
     connection: BaseDatabaseWrapper, parameters: Parameters, queries: list[SqlQuery]
 ) -> Statement:
-    """Compile the queries as one, which Django's union() refuses on SQLite if a part has a limit of its own."""
+    """Compile the queries as a union; Django's union() refuses parts with their own limit on SQLite."""
     compilers = [query.get_compiler(connection=connection) for query in queries]
     parts = [compiler.as_sql() for compiler in compilers]
     sql = " UNION ALL ".join(
@@ -424,7 +420,7 @@ def _statement(
 def _slots(
     connection: BaseDatabaseWrapper, parameters: Parameters, params: Iterable[Any]
 ) -> list[Slot]:
-    """Return for each parameter the name behind its stand-in, or the constant that it is."""
+    """Return for each parameter the name behind its stand-in, or its constant."""
     adapt = connection.ops.adapt_datetimefield_value
     names: dict[Any, str] = {**parameters.texts, **parameters.lengths}
     names.update((adapt(value), name) for value, name in parameters.instants.items())
@@ -447,7 +443,7 @@ def _slots(
 
 
 def _asked(connection: BaseDatabaseWrapper, parameters: Parameters) -> set[str]:
-    """Return the names that must have a place in the statement."""
+    """Return the names that the statement must contain."""
     asked = {
         *parameters.texts.values(),
         *parameters.instants.values(),
@@ -457,7 +453,7 @@ def _asked(connection: BaseDatabaseWrapper, parameters: Parameters) -> set[str]:
         return asked
     return (asked - parameters.clock) | {
         *parameters.lengths.values()
-    }  # the clock is the server's own
+    }  # the server has its own clock
 
 
 def _converters(
@@ -484,8 +480,8 @@ def _converter(
     return convert
 
 
-# Django's own conversions between SQLite's text and an aware datetime, without its detours over settings and
-# regular expressions; the tests compare the two.
+# Django's own conversions between SQLite's text and an aware datetime, without settings and regular expressions.
+# The tests compare the two.
 
 
 def _instant_to_sqlite(value: datetime) -> str:
@@ -495,7 +491,7 @@ def _instant_to_sqlite(value: datetime) -> str:
 def _instant_from_sqlite(value: Any) -> Any:
     if type(value) is str:
         try:
-            # Parsed as UTC in one step; replacing the time zone afterwards takes twice as long as the parsing.
+            # Parse as UTC in one step: replacing the time zone afterwards takes twice as long as parsing.
             return datetime.fromisoformat(value + "+00:00")
         except ValueError:
             pass  # a form that agentdb does not write

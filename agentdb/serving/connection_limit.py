@@ -1,4 +1,4 @@
-"""``?max_connections=``: how many connections the threads of one ``Db`` keep open at most."""
+"""``?max_connections=``: the most connections that the threads of one ``Db`` keep open."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _LOGGED_SECONDS = 0.1
 
 
 class ConnectionLimit:
-    """Makes room for a connection by closing the one that idles longest, and else waits for one that is in use."""
+    """Makes room for a connection by closing the longest idle one, or else waits for one in use."""
 
     def __init__(self, most: int) -> None:
         self._most = most
         self.start_anew()
 
     def start_anew(self) -> None:
-        """Know no slot; in the child of a fork the parent's lock may be held for ever."""
+        """Start empty, with a new lock: in the child of a fork, a vanished thread may hold the old one."""
         self._slots: weakref.WeakSet[Slot] = weakref.WeakSet()
         self._opening: weakref.WeakSet[Slot] = weakref.WeakSet()
         self._lock = threading.Lock()
@@ -39,11 +39,11 @@ class ConnectionLimit:
 
     @contextmanager
     def _room(self, slot: Slot) -> Iterator[None]:
-        """Let the body open the slot's connection; ``DatabaseUnavailableError`` if none becomes free in time."""
+        """Let the body open the slot's connection; raise ``DatabaseUnavailableError`` if there is no room in time."""
         began, pause = (
             time.monotonic(),
             threading.Event(),
-        )  # programs under test replace time.sleep
+        )  # not time.sleep, which programs under test replace
         limit, place = slot.engine.call_timeout, slot.engine.describe()
         try:
             while not self._take(slot):
@@ -67,7 +67,7 @@ class ConnectionLimit:
                 self._opening.discard(slot)
 
     def _take(self, slot: Slot) -> bool:
-        """Reserve a place for the slot's connection, if there is one or one can be made."""
+        """Reserve room for the slot's connection, if there is some or can be made."""
         while True:
             with self._lock:
                 others = [other for other in self._slots if other is not slot]

@@ -1,7 +1,7 @@
-"""Transactions that an event loop waits for: of plain functions, and of coroutine functions, which run on the loop.
+"""Transactions for asyncio: of plain functions, and of coroutine functions, which run on the event loop.
 
-A cancelled one raises ``CancelledError`` only if nothing of it is stored. Until COMMIT that is decided here; from then
-on only the answer to the COMMIT can tell.
+A cancelled one raises ``CancelledError`` only if nothing of it is stored. Before COMMIT it is rolled back; after that
+only the answer to the COMMIT decides.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ _LOOK_SECONDS = 1.0
 
 
 class _Cancelled(Exception):
-    """Rolls back a transaction that nobody waits for any more."""
+    """Rolls back a transaction for which nobody waits any more."""
 
 
 class _Begun(NamedTuple):
-    """What the thread of a transaction answers first: the ``Db`` to make its calls on."""
+    """The first answer of a transaction's thread: the ``Db`` for its calls."""
 
     db: Db
 
@@ -39,8 +39,8 @@ class _End(NamedTuple):
 class CoroutineTransaction:
     """One transaction of a coroutine function: a thread has it open, and the loop runs the function.
 
-    The thread is inside ``Db.run_transaction`` from BEGIN to COMMIT, and makes each call as it arrives. So the
-    transaction lasts as long as that frame, is retried as any other is, and works with every ``Db``.
+    The thread is inside ``Db.run_transaction`` from BEGIN to COMMIT, and runs each call as it arrives. So the
+    transaction lives as long as that frame, is retried like any other, and works with every ``Db``.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class CoroutineTransaction:
         self.job = make_job(lambda db: db.run_transaction(self._serve))
 
     async def run(self) -> Any:
-        """Call the function once for each try of the transaction; return its result once that is stored."""
+        """Call the function for each attempt at the transaction; return its result when it is stored."""
         job = self.job
         try:
             answer = await job.start()
@@ -67,7 +67,7 @@ class CoroutineTransaction:
                 )
         except Exception:
             raise
-        except BaseException:  # cancelled; or the loop drops this coroutine, and then nothing may be awaited
+        except BaseException:  # cancelled; or the loop is closing this coroutine, which may then await nothing
             self._cancelled = True
             self._calls.put(_End(None, _Cancelled()))
             raise
@@ -84,7 +84,7 @@ class CoroutineTransaction:
             return _End(None, error)
 
     def _serve(self, db: Db) -> Any:
-        """In the thread, inside the transaction: make the calls until the function has ended."""
+        """In the thread, inside the transaction: run the calls until the function has ended."""
         if self._cancelled:
             raise _Cancelled
         self.job.answer((_Begun(db), None))
@@ -101,12 +101,12 @@ class CoroutineTransaction:
             except Empty:
                 if (
                     self.job.future.get_loop().is_closed()
-                ):  # the function will never go on
+                ):  # the function will never continue
                     raise _Cancelled from None
 
 
 class PlainTransaction:
-    """One transaction of a plain function, which runs in a thread: cancelled until COMMIT begins, or not at all."""
+    """One transaction of a plain function, which runs in a thread and can be cancelled until COMMIT begins."""
 
     def __init__(self, fn: Callable[[Db], Any]) -> None:
         self._fn = fn
@@ -114,14 +114,14 @@ class PlainTransaction:
         self._is_cancelled = self._is_committing = False
 
     def __call__(self, db: Db) -> Any:
-        """In the thread: call the function, and let ``Db.run_transaction`` commit unless that is cancelled."""
+        """In the thread: call the function, and let ``Db.run_transaction`` commit unless cancelled."""
         self._go_on(committing=False)
         result = self._fn(db)
         self._go_on(committing=True)
         return result
 
     async def run(self, job: Job) -> Any:
-        """Start the job, which calls this in a transaction, and return its result."""
+        """Start the job, which calls this object in a transaction, and return its result."""
         try:
             await asyncio.wait([job.start()])
         except asyncio.CancelledError:
@@ -142,10 +142,10 @@ class PlainTransaction:
 
 
 async def outcome(future: asyncio.Future[Any], *, cancelled: bool = False) -> Any:
-    """Return the answer to a COMMIT that is under way, whoever cancels meanwhile.
+    """Return the answer to a running COMMIT, even if the task is cancelled meanwhile.
 
-    Nobody can take a COMMIT back. If it succeeds, the caller gets to know, and the cancellation, if it is still wanted
-    then, reaches the task where it next waits.
+    A COMMIT cannot be cancelled. If it succeeds, the caller gets the result, and the cancellation, if it is still
+    requested then, reaches the task at its next await.
     """
     while not future.done():
         try:
@@ -163,7 +163,7 @@ async def outcome(future: asyncio.Future[Any], *, cancelled: bool = False) -> An
 
 
 def _cancel_again(task: asyncio.Task[Any] | None) -> None:
-    # Who is served by the result, as asyncio.timeout() around the call is, has taken his request back by now.
+    # A canceller that is content with the result, such as asyncio.timeout(), has withdrawn its request by now.
     if task is not None and not task.done() and task.cancelling():
-        task.uncancel()  # the number of requests stays what it was
+        task.uncancel()  # keep the number of requests
         task.cancel()

@@ -1,4 +1,4 @@
-"""Executor: statements and transactions on one of Django's database aliases, retried if that is safe."""
+"""Runs statements and transactions on one of Django's database aliases, and retries them when that is safe."""
 
 from __future__ import annotations
 
@@ -40,25 +40,25 @@ from agentdb.serving.transactions import Block, Part, Savepoint, Transaction, bl
 R = TypeVar("R")
 Q = TypeVar("Q", bound=Query)
 
-# About five seconds in all: longer than any transaction here takes, shorter than a caller's patience.
+# About five seconds in total: longer than any transaction here, shorter than a caller's patience.
 _MAX_RETRIES = 15
 _FIRST_DELAY_SECONDS = 0.005
 _LONGEST_DELAY_SECONDS = 0.5
 
-# What a conversion raises over text that is no timestamp, over a number or bytes, and over year 0 in UTC.
+# What a conversion raises for text that is not a timestamp, for numbers and bytes, and for year 0 in UTC.
 _UNREADABLE = (ValueError, AttributeError, OverflowError)
 
 logger = logging.getLogger("agentdb")
 
-# Django's own word for "I know what I do": it lets a connection be opened there.
+# Django's switch that allows opening a connection inside an event loop.
 _warn_in_loops = "DJANGO_ALLOW_ASYNC_UNSAFE" not in os.environ
 
 
 class Executor:
     """Runs queries on the connections of one alias; safe to share among threads.
 
-    A light view: with a ``tenant_id`` every query is narrowed to the rows of that tenant, and inserts are given it;
-    with a part of a transaction every call is one of that.
+    A light view: with a ``tenant_id`` every query is narrowed to that tenant and inserts get it; with a part of a
+    transaction every call belongs to that.
     """
 
     def __init__(self, threads: Threads) -> None:
@@ -69,26 +69,26 @@ class Executor:
         self._closed = False
 
     def of_tenant(self, tenant_id: str) -> Executor:
-        """Return a view of that tenant's rows, which is closed alone."""
-        self.threads.slot()  # a closed Db says so here already
+        """Return a view of that tenant's rows, which can be closed alone."""
+        self.threads.slot()  # raises here already if the Db is closed
         view = self._view()
         view.tenant_id = tenant_id
         return view
 
     def inside(self, part: Part) -> Executor:
-        """Return a view whose calls are part of the transaction, and errors once that has ended."""
+        """Return a view whose calls are part of the transaction, and fail after its end."""
         view = self._view()
         view._part = part
         return view
 
     def _view(self) -> Executor:
         view = object.__new__(Executor)
-        view.__dict__.update(self.__dict__)  # as copy() does, in a tenth of the time
+        view.__dict__.update(self.__dict__)  # like copy.copy(), in a tenth of the time
         return view
 
     @property
     def threads(self) -> Threads:
-        """The connections; ``DatabaseClosedError`` if this view is closed."""
+        """The connections; raises ``DatabaseClosedError`` if this view is closed."""
         if self._closed:
             raise DatabaseClosedError(
                 "The view of a tenant is closed. Make another one with for_tenant()."
@@ -103,7 +103,7 @@ class Executor:
         )
 
     def close(self) -> None:
-        """Close the connections; of a tenant's view, this view alone."""
+        """Close the connections, or only this view if it is a tenant's."""
         if self.tenant_id is None:
             self._threads.close()
         else:
@@ -114,26 +114,26 @@ class Executor:
     def first(
         self, make: Callable[..., R], query: Select | Update | Delete, **values: Any
     ) -> R | None:
-        """Return what ``make`` makes of the first row's columns, or None."""
+        """Return ``make(*columns)`` of the first row, or None."""
         statement, rows = self._run(query, values, _fetch_all)
         return self._made(make, statement, rows)[0] if rows else None
 
     def all(
         self, make: Callable[..., R], query: Select | Update | Delete, **values: Any
     ) -> list[R]:
-        """Return what ``make`` makes of each row's columns."""
+        """Return ``make(*columns)`` of each row."""
         statement, rows = self._run(query, values, _fetch_all)
         return self._made(make, statement, rows)
 
     def one(
         self, make: Callable[..., R], query: Insert | SelectCount, **values: Any
     ) -> R:
-        """Return what ``make`` makes of the columns of the one row that the query always has."""
+        """Return ``make(*columns)`` of the single row that the query always returns."""
         statement, rows = self._run(query, values, _fetch_all)
         return self._made(make, statement, rows)[0]
 
     def count(self, query: Insert | Update | Delete | Together, **values: Any) -> int:
-        """Return how many rows the query changed."""
+        """Return the number of changed rows."""
         statement, changed = self._run(query, values, _row_count)
         total = changed
         while changed == statement.batch:
@@ -142,7 +142,7 @@ class Executor:
         return total
 
     def count_last(self, *queries: Update | Delete, **values: Any) -> int:
-        """Run the queries, all or none, and return how many rows the last one changed; none may need another's."""
+        """Run independent queries, all or none, and return the number of rows that the last one changed."""
         if self.threads.engine.has_server:
             return self.count(together(*map(self._narrowed, queries)), **values)
         return self.transaction(
@@ -152,7 +152,7 @@ class Executor:
     def insert(
         self, make: Callable[..., R], query: Insert, duplicate: str, **values: Any
     ) -> R:
-        """Insert the row and return what ``make`` makes of it; ``duplicate`` is what to say if its key is taken."""
+        """Insert the row and return ``make(*columns)``; ``duplicate`` is the message if its key is taken."""
         wrapper = self.threads.slot().wrapper
         in_block = self.threads.engine.aborts_on_error and wrapper.in_atomic_block
         try:
@@ -169,7 +169,7 @@ class Executor:
     def _insert_in_block(
         self, query: Insert, values: dict[str, Any]
     ) -> tuple[Statement, tuple[int, list[Row]]]:
-        """Insert, and let a taken key not cost the caller, who expects it, the whole transaction."""
+        """Insert so that a taken key, which the caller expects, does not fail the whole transaction."""
         statement, inserted = self._insert(unless_taken(query), values)
         if inserted[0]:
             return statement, inserted
@@ -178,15 +178,15 @@ class Executor:
     def _insert(
         self, query: Insert, values: dict[str, Any]
     ) -> tuple[Statement, tuple[int, list[Row]]]:
-        # Asking a cursor whether it has rows takes psycopg longer than fetching one. A server returns its time alone.
+        # psycopg fetches a row faster than it tells whether there is one. A server returns only its time.
         consume = _fetch_inserted if "now" in values else _count_inserted
         return self._run(query, values, consume)
 
     def _run(
         self, query: Query, values: dict[str, Any], consume: Callable[[Any], R]
     ) -> tuple[Statement, R]:
-        """Run the query; return its statement and what ``consume`` makes of the cursor."""
-        # Before the lock, which another thread's transaction may have.
+        """Run the query; return its statement and ``consume(cursor)``."""
+        # Before taking the lock, which another thread's transaction may hold.
         block = None if self._part is None else self._part.check()
         threads = self.threads
         slot = threads.slot()
@@ -223,7 +223,7 @@ class Executor:
     def _run_alone(
         self, slot: Slot, statement: Statement, run: Callable[[Connection], R]
     ) -> R:
-        """Run the statement as a transaction of its own; retry if that cannot do anything twice."""
+        """Run the statement as a transaction of its own; retry if that cannot repeat a write."""
         lost_before = False
         for retry in count():
             try:
@@ -240,7 +240,7 @@ class Executor:
                 raise
             fault = slot.fault(failure, writing=statement.writes)
             self._clear_up(slot, fault)
-            # A second loss is the server's state, and not the connection's.
+            # Lost twice: the fault is the server's, not the connection's.
             is_safe = fault in REFUSED or (
                 fault is Fault.LOST and not statement.writes and not lost_before
             )
@@ -265,7 +265,7 @@ class Executor:
         statement: Statement,
         run: Callable[[Connection], R],
     ) -> R:
-        """Run the statement in the open transaction; only that can be retried, as a whole."""
+        """Run the statement in the open transaction, which can only be retried as a whole."""
         try:
             return run(slot.open_in_block())
         except slot.engine.errors as error:
@@ -292,7 +292,7 @@ class Executor:
         self._threads.prepare_nothing()
 
     def _narrowed(self, query: Q) -> Q:
-        """Return the query over the rows of the tenant alone; an insert is given the tenant as a value."""
+        """Return the query narrowed to the tenant; an insert gets the tenant as a value."""
         if self.tenant_id is None or isinstance(query, Insert | Together):
             return query
         return cast(Q, narrowed_to_tenant(query))  # type: ignore[arg-type]
@@ -312,10 +312,8 @@ class Executor:
             and statement.instants
             and isinstance(rows[0][statement.instants[0]], str)
         ):
-            # The statement was prepared again for a schema whose migrations were reversed under the open Db.
-            error = TypeError(
-                f"table {statement.table!r} has text in the place of timestamps"
-            )
+            # The migrations were reversed under the open Db, and the statement prepared again.
+            error = TypeError(f"table {statement.table!r} has timestamps as text")
             raise self._threads.engine.explain(Fault.MISMATCH, error)
         try:
             return [make(*statement.convert(row)) for row in rows]
@@ -325,9 +323,9 @@ class Executor:
     # -- transactions
 
     def transaction(self, work: Callable[[Executor], R]) -> R:
-        """Call ``work`` with a view whose calls are one transaction, again after a conflict; return its result.
+        """Call ``work`` with a view whose calls are one transaction, retry after a conflict, and return its result.
 
-        Inside a transaction it is a part of that, which is undone alone if ``work`` fails.
+        Inside a transaction it is a savepoint, which rolls back alone if ``work`` fails.
         """
         if self._part is not None:
             self._part.check()
@@ -347,7 +345,7 @@ class Executor:
                         raise
                     _log_retry(slot, error.__cause__ or error)
                 finally:
-                    part.is_over = True  # a plain store: nothing can come between
+                    part.is_over = True  # a plain assignment: nothing can come between
                     if self._threads.closed:
                         self._threads.forget_alias()  # Django has needed it up to here
                 _wait_for_others(retry)
@@ -379,7 +377,7 @@ def _explained(
 
 
 def _unreadable(slot: Slot, statement: Statement, error: BaseException) -> AgentDbError:
-    """Name the row: one that cannot be read takes every list down that has it."""
+    """Return an error that names the row, because one unreadable row fails every list that has it."""
     found: object = None
     with suppress(*slot.engine.errors):
         found = next(
@@ -406,7 +404,7 @@ def _log_retry(slot: Slot, failure: BaseException) -> None:
 
 def _log_if_slow(slot: Slot, took: float, sql: str) -> None:
     if took > (slot.engine.slow_call_seconds or 0):
-        # The statement holds placeholders, and no values.
+        # The statement has placeholders, not values.
         logger.warning("%s took %.3f seconds: %s", slot.engine.describe(), took, sql)
 
 
@@ -421,7 +419,7 @@ def _warn_of_blocked_loop() -> None:
     ):
         level, frame = level + 1, frame.f_back
     warnings.warn(
-        "A DjangoDb was called inside a running event loop, which stands still until the database has answered. "
+        "A DjangoDb was called inside a running event loop, which it blocks until the database has answered. "
         "Use agentdb.connect_async(), or call it in a thread. (Said once.)",
         RuntimeWarning,
         stacklevel=level,
@@ -429,7 +427,7 @@ def _warn_of_blocked_loop() -> None:
 
 
 def _wait_for_others(retry: int) -> None:
-    """Wait before the next try, longer each time, and never as long as callers that were in each other's way."""
+    """Wait before the next attempt, longer each time, and randomly, so that conflicting callers part."""
     longest: float = min(_FIRST_DELAY_SECONDS * 2**retry, _LONGEST_DELAY_SECONDS)
     time.sleep(random.uniform(0, longest))
 

@@ -1,4 +1,4 @@
-"""What happens around a fork, in the parent and in the child."""
+"""Handles a fork, in the parent and in the child."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _wrappers: weakref.WeakSet[BaseDatabaseWrapper] = (
 
 
 class Forks(Protocol):
-    """Something with slots, which a fork has to do with."""
+    """Something whose slots a fork affects."""
 
     def slots(self) -> list[Slot]:
         """Return the slots of all threads."""
@@ -38,50 +38,49 @@ class Forks(Protocol):
         """Whether the parent may close this idle connection before the fork."""
 
     def start_anew(self, held: list[Slot]) -> None:
-        """In the child: let go of the parent's connections; ``held`` are the slots that were idle."""
+        """In the child: drop the parent's connections; ``held`` are the slots that were idle."""
 
 
 class Forking:
     """What happens around a fork, in the parent and in the child.
 
-    SQLite forbids a connection to be carried across a fork: locks belong to the process, so that the child believes in
-    locks that it does not hold, and what it writes is lost when the parent closes the file
-    (https://www.sqlite.org/howtocorrupt.html, section 2.6). So the parent's idle connections to files are closed before
-    it, and opened again by the next call. A call or transaction of another thread is waited for, but not for ever.
+    SQLite forbids carrying a connection across a fork. Locks belong to the process, so the child relies on locks that
+    it does not have, and its writes are lost when the parent closes the file
+    (https://www.sqlite.org/howtocorrupt.html, section 2.6). So the parent's idle connections to files are closed
+    before the fork, and the next call reopens them. A running call or transaction of another thread is given some
+    time to end.
     """
 
     def __init__(self) -> None:
         self.opening = (
             threading.RLock()
-        )  # no connection may come to be between looking and forking
+        )  # no connection may be opened between the check and the fork
         self._executors: weakref.WeakSet[Forks] = weakref.WeakSet()
-        self._files: set[object] = (
-            set()
-        )  # the names of SQLite databases that an executor was made for
-        self.under_way = False  # busy threads would else take their slot's lock again before it is had here
+        self._files: set[object] = set()  # the SQLite databases that have an executor
+        self.under_way = False  # otherwise busy threads would retake their slot's lock before it is free here
         self._held: list[Slot] = []
 
     def include(self, executor: Forks, file: object | None) -> None:
-        """From now on, a fork has to do with this executor's slots; ``file`` is the name of a SQLite database."""
+        """Handle this executor's slots at a fork; ``file`` is the name of a SQLite database."""
         with self.opening:
             self._executors.add(executor)
             if file is not None:
                 self._files.add(file)
 
     def forget(self, executor: Forks) -> None:
-        """The executor is closed."""
+        """Forget a closed executor."""
         with self.opening:
             self._executors.discard(executor)
 
     def wait(self) -> None:
-        """Return once no fork is under way."""
+        """Wait until no fork is running."""
         with self.opening:
             return
 
     def before(self) -> None:
         self.opening.acquire()
         self.under_way = True
-        # One wait for all: a transaction may be waiting for the very thread that forks.
+        # One time limit for all: a transaction may be waiting for the very thread that forks.
         transactions_until = time.monotonic() + _LONGEST_WAIT_FOR_TRANSACTIONS_SECONDS
         for executor in list(self._executors):
             for slot in executor.slots():
@@ -94,7 +93,7 @@ class Forking:
         self._close_own()
 
     def _close_own(self) -> None:
-        """Close the host's own connections of the thread that forks: others may be in the middle of a statement."""
+        """Close the host's own connections in the forking thread; others may be running a statement."""
         for wrapper in connections.all(initialized_only=True):
             if (
                 wrapper.settings_dict["NAME"] in self._files
@@ -106,7 +105,7 @@ class Forking:
                     raw.close()
 
     def _hold(self, slot: Slot, transactions_until: float) -> bool:
-        """Take the slot's lock, once its statement has ended; a transaction is not waited for as long."""
+        """Take the slot's lock when its statement has ended; wait less for a transaction."""
         end = time.monotonic() + _LONGEST_WAIT_FOR_A_STATEMENT_SECONDS
         self._held.append(slot)
         while not slot.lock.acquire(timeout=_PAUSE_SECONDS):
@@ -118,7 +117,7 @@ class Forking:
 
     def after_in_parent(self) -> None:
         while self._held:
-            # An exception from a signal handler may have struck before it was taken; Python ignores what hooks raise.
+            # An exception from a signal handler may have come before it was taken; Python ignores errors of hooks.
             with suppress(RuntimeError):
                 self._held.pop().lock.release()
         self.under_way = False
@@ -137,7 +136,7 @@ class Forking:
                 _undo_copy(wrapper)
                 if (
                     wrapper.in_atomic_block
-                ):  # of the host's, around the fork: it ends in the parent
+                ):  # a host's transaction around the fork, which ends in the parent
                     wrapper.closed_in_transaction = wrapper.needs_rollback = True
         carried.look(self._files)
         self.after_in_parent()
@@ -155,7 +154,7 @@ def _remember(connection: BaseDatabaseWrapper, **_: Any) -> None:
 
 
 def leave_to_the_parent(slot: Slot) -> None:
-    """Let go of an inherited connection, which is the parent's: two processes on one socket corrupt both."""
+    """Drop an inherited connection without closing it: two processes on one socket corrupt both."""
     raw = slot.wrapper.connection
     if raw is None:
         return
@@ -167,12 +166,12 @@ def leave_to_the_parent(slot: Slot) -> None:
 
 
 def _undo_copy(wrapper: BaseDatabaseWrapper) -> None:
-    """Close a connection to a SQLite file in the child, which undoes in this process what the parent goes on with.
+    """Close a connection to a SQLite file in the child; the parent keeps its own.
 
-    SQLite keeps a list of the files that the process has open; without this the child would find its own copy of the
-    parent's locks there, for ever. In WAL mode the file is not touched: the parent's locks are not the child's, and
-    keep it from being the last to close. Otherwise, or if a thread of the parent was in the middle of a statement, the
-    connection stays, and ``carried`` tells.
+    SQLite keeps a list of the open files and their locks in the process. Without this, the child would keep its copy of
+    the parent's locks. In WAL mode the file is not touched, because the parent's locks prevent the child from being
+    the last to close it. Otherwise, or if a thread of the parent was running a statement, the connection stays, and
+    ``carried`` records it.
     """
     raw: Any = wrapper.connection
     wrapper.connection = None
@@ -188,7 +187,7 @@ def _undo_copy(wrapper: BaseDatabaseWrapper) -> None:
 
     closing = threading.Thread(
         target=close, daemon=True
-    )  # waits for ever for a lock that a thread of the parent has
+    )  # would wait forever for a lock that a thread of the parent holds
     closing.start()
     closing.join(_LONGEST_WAIT_FOR_A_CLOSE_SECONDS)
 

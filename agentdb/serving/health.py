@@ -19,7 +19,7 @@ from agentdb.sqlite_files import file_concern, version_concern
 
 
 def check_health(threads: Threads) -> Health:
-    """Ask the database, on this thread's connection, and open a new one if that has died."""
+    """Check the database on this thread's connection, or on a new one if that has died."""
     slot = threads.slot()
     with slot.lock:
         in_transaction = block_of(slot) is not None
@@ -33,7 +33,7 @@ def check_health(threads: Threads) -> Health:
                     or classify(error.__cause__) is Fault.SILENT
                 ):
                     raise
-                slot.discard()  # what it was kept for may be over: a server that is back has a new one
+                slot.discard()  # the server may be back: retry on a new connection
                 return _ask(threads, slot, in_transaction)
         except DatabaseClosedError:
             raise

@@ -1,4 +1,4 @@
-"""What agentdb needs of the Django project and the packages around it, and what to say where that is missing."""
+"""Checks the surrounding Django project and packages, and explains what is missing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SETTINGS_VARIABLE = "DJANGO_SETTINGS_MODULE"
 
 
 def load_settings() -> None:
-    """Import the project's settings; ``InvalidInputError`` says what about them cannot be imported."""
+    """Import the project's settings; ``InvalidInputError`` says why that fails."""
     if settings.configured:
         return
     module = os.environ.get(SETTINGS_VARIABLE)
@@ -32,7 +32,7 @@ def load_settings() -> None:
 
 
 def check_set_up() -> None:
-    """Raise ``AgentDbError`` unless the project's apps are loaded, with agentdb among them."""
+    """Raise ``AgentDbError`` unless the project's apps are loaded and include agentdb."""
     load_settings()
     if not apps.apps_ready:
         raise AgentDbError(
@@ -46,12 +46,10 @@ def check_set_up() -> None:
 
 
 def cannot_load(engine: str, error: BaseException) -> str:
-    """Say what to do where Django cannot load a database engine or its driver."""
+    """Return what to do if Django cannot load a database engine or its driver."""
     if engine == "django_cockroachdb":
         return "CockroachDB needs one more package. Install agentdb with its extra: 'django-agentdb[cockroachdb]'."
-    while (
-        error.__context__ is not None
-    ):  # Django's own error says only that there was one
+    while error.__context__ is not None:  # Django's own error does not give the reason
         error = error.__context__
     reason = in_one_line(error)
     if engine == "django.db.backends.postgresql":
@@ -66,6 +64,6 @@ def cannot_load(engine: str, error: BaseException) -> str:
 
 
 def in_one_line(error: BaseException) -> str:
-    """Return the error's words on one line, with its class unless that is ``ImportError``."""
+    """Return the error's message on one line, with its class unless that is ``ImportError``."""
     text = " ".join(str(error).split()).removesuffix(".")
     return text if isinstance(error, ImportError) else f"{type(error).__name__}: {text}"

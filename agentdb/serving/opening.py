@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 _FIRST_DELAY_SECONDS = 0.05
 _LONGEST_DELAY_SECONDS = 2.0
 _SHORTEST_ATTEMPT_SECONDS = (
-    0.5  # a server that is up gets a chance, whatever the time-out
+    0.5  # a running server gets a chance, whatever the time limit
 )
 
 _setup = threading.Lock()
@@ -52,18 +52,18 @@ def connect(
 
     ``url`` defaults to the environment's ``DATABASE_URL``, then, in a Django project, to its ``default`` database,
     then to the SQLite file ``agentdb.sqlite3`` in the working directory. ``migrate`` brings the schema up to date
-    first. A server that is not up yet is tried again for ``timeout_seconds``. With ``key_secret``, else the
-    environment's ``AGENTDB_KEY_SECRET``, API keys are stored as HMAC-SHA256 of that secret. ``apps``, else those named
-    in ``AGENTDB_APPS``, are Django apps of your own, whose tables are kept in this database and migrated with it.
+    first. A server that is not up yet is retried for ``timeout_seconds``. With ``key_secret``, or else
+    ``AGENTDB_KEY_SECRET`` in the environment, API keys are stored as HMAC-SHA256. ``apps``, or else those in
+    ``AGENTDB_APPS``, are Django apps of your own, whose tables are in this database and migrated with it.
 
-    Raises ``InvalidInputError`` for a bad URL, ``DatabaseUnavailableError``, ``SchemaOutOfDateError`` where migrations
-    are pending, and ``SchemaMismatchError`` where the old server's tables are not adopted yet.
+    Raises ``InvalidInputError`` for a bad URL, ``DatabaseUnavailableError``, ``SchemaOutOfDateError`` if migrations are
+    pending, and ``SchemaMismatchError`` if the old server's tables are not adopted yet.
     """
     if not isinstance(timeout_seconds, int | float) or not timeout_seconds >= 0:  # type: ignore[redundant-expr]
         raise InvalidInputError(
-            f"timeout_seconds must be a number from 0 on, not {timeout_seconds!r}."
+            f"timeout_seconds must be 0 or more, not {timeout_seconds!r}."
         )
-    KeyHashes(key_secret)  # refuses what is not a secret before anything is opened
+    KeyHashes(key_secret)  # refuses a bad secret before anything is opened
     names = own_apps.app_names(apps)
     own_apps.check_migrations(names or ())
     alias, owned = _alias(url, names)
@@ -99,9 +99,9 @@ def connect_async(
     apps: Sequence[str] | None = None,
     max_workers: int = DEFAULT_MAX_WORKERS,
 ) -> AsyncDb:
-    """Return an ``AsyncDb`` that opens the database, as ``connect()`` does, when it is entered or first used.
+    """Return an ``AsyncDb`` that opens the database, like ``connect()``, when it is entered or first used.
 
-    Its calls run in up to ``max_workers`` threads, each with a connection of its own.
+    Its calls run in up to ``max_workers`` threads, each with its own connection.
     """
     return AsyncDb.opening(
         lambda: connect(
@@ -118,10 +118,10 @@ def connect_async(
 def copy_database(source_url: str, target_url: str) -> dict[str, int]:
     """Copy the four tables to another database, on any engine; return the number of rows of each table.
 
-    The source is read as of one moment while others write to it, and not changed. The target is migrated first and
-    may have no rows. What was written is read back. A copy that was stopped goes on where it was when it is called
-    again. Raises ``InvalidInputError``, ``SchemaOutOfDateError``, ``SchemaMismatchError`` or
-    ``DatabaseUnavailableError``, with the table, id and column of values that cannot be copied.
+    The source may be in use; it is read in one snapshot and not changed. The target is migrated first and must have no
+    rows. Everything is read back. After an interruption the same call resumes. Raises ``InvalidInputError`` (with the
+    table, id and column of values that cannot be copied), ``SchemaOutOfDateError``, ``SchemaMismatchError`` or
+    ``DatabaseUnavailableError``.
     """
     for url in (source_url, target_url):
         database_from_url(url)
@@ -137,9 +137,9 @@ def copy_database(source_url: str, target_url: str) -> dict[str, int]:
 
 
 def open_alias(alias: str) -> DjangoDb:
-    """Return a ``DjangoDb`` on one of the configured databases, as ``connect()`` does for a URL, in one attempt.
+    """Return a ``DjangoDb`` on a configured alias, like ``connect()`` for a URL, without retries.
 
-    Raises ``SchemaOutOfDateError`` where migrations are missing, and makes no file.
+    Raises ``SchemaOutOfDateError`` if migrations are missing, and creates no file.
     """
     from django.db import connections
 
@@ -157,13 +157,13 @@ def open_alias(alias: str) -> DjangoDb:
 def configure(url: str | None = None) -> str:
     """Configure Django, unless the host has, with the database of ``url`` as ``default``; return the alias of ``url``.
 
-    A host's settings are left as they are, and a ``url`` becomes one more alias among them.
+    A host's settings stay as they are, and the ``url`` becomes another alias.
     """
     return _alias(url, own_apps.app_names(None))[0]
 
 
 def _alias(url: str | None, names: Sequence[str] | None) -> tuple[str, bool]:
-    """Return the alias for the URL, and whether it is ours to close; have the apps of these names installed."""
+    """Return the alias for the URL, and whether agentdb closes it; install the named apps."""
     from django.conf import settings
     from django.db import DEFAULT_DB_ALIAS
 
@@ -198,14 +198,14 @@ def _configure_alone(url: str | None, names: Sequence[str]) -> None:
         DEFAULT_AUTO_FIELD="django.db.models.BigAutoField",
         USE_TZ=True,
         TIME_ZONE="UTC",
-        LOGGING_CONFIG=None,  # the program's own is not ours to change
+        LOGGING_CONFIG=None,  # the program's own settings stay
     )
     _standalone = True
     _set_up()
 
 
 def _check_configured(names: Sequence[str]) -> None:
-    """Load the apps of a Django that is configured already, and check that it has what is needed."""
+    """Load the apps of an already configured Django, and check that it has what agentdb needs."""
     from django.apps import apps
 
     from agentdb.serving import host
@@ -235,7 +235,7 @@ def _add_database(url: str, names: Sequence[str] = ()) -> str:
     from django.db.utils import ConnectionHandler
 
     alias = f"agentdb_{next(_numbers)}"
-    # A handler of its own fills in the defaults that Django reads without asking.
+    # A separate handler fills in the defaults that Django expects.
     database = own_apps.with_apps(database_from_url(url), names)
     connections.settings[alias] = ConnectionHandler({"default": database}).settings[
         "default"
@@ -245,7 +245,7 @@ def _add_database(url: str, names: Sequence[str] = ()) -> str:
 
 @contextmanager
 def temporary_alias(url: str) -> Iterator[str]:
-    """An alias for the database of ``url`` in a process that Django is configured in, gone again at the end."""
+    """Yield a temporary alias for the database of ``url``; Django must be configured."""
     from django.db import connections
 
     alias = _add_database(url)
@@ -257,7 +257,7 @@ def temporary_alias(url: str) -> Iterator[str]:
 
 
 def _check_file(connection: BaseDatabaseWrapper, *, may_be_missing: bool) -> None:
-    """Refuse a SQLite file with UTF-16 texts, or a missing one: SQLite would create an empty file of any name."""
+    """Refuse a SQLite file with UTF-16 texts, and a missing one, which SQLite would create empty."""
     name = str(connection.settings_dict["NAME"])
     if connection.vendor != "sqlite" or name == ":memory:" or name.startswith("file:"):
         return
@@ -268,13 +268,13 @@ def _check_file(connection: BaseDatabaseWrapper, *, may_be_missing: bool) -> Non
         from agentdb.schema.migration_record import migration_names
 
         raise SchemaOutOfDateError(
-            f"SQLite database {name!r} does not exist. Run 'agentdb migrate' or pass migrate=True to make it.",
+            f"SQLite database {name!r} does not exist. Run 'agentdb migrate' or pass migrate=True to create it.",
             pending=migration_names(),
         )
 
 
 def _wait(executor: Executor, timeout_seconds: float) -> None:
-    """Open this thread's connection; if a server is not up yet, try again for so many seconds."""
+    """Open this thread's connection; if a server is not up yet, retry for ``seconds``."""
     deadline, delay = time.monotonic() + timeout_seconds, _FIRST_DELAY_SECONDS
     while True:
         try:

@@ -1,4 +1,4 @@
-"""A program's own Django apps beside agentdb: which they are, what is wrong with them, and their migrations."""
+"""A program's own Django apps beside agentdb: finds, checks and migrates them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ APPS_VARIABLE = "AGENTDB_APPS"
 
 
 def app_names(apps: Sequence[str] | None) -> list[str] | None:
-    """Return the names in ``apps``, else those in ``AGENTDB_APPS``; None if neither says anything."""
+    """Return the names in ``apps``, or else those in ``AGENTDB_APPS``; None without either."""
     if apps is None:
         words = os.environ.get(APPS_VARIABLE, "")
         return [name for word in words.split(",") if (name := word.strip())] or None
@@ -35,9 +35,9 @@ def app_names(apps: Sequence[str] | None) -> list[str] | None:
 
 
 def check_apps(names: Sequence[str]) -> None:
-    """Raise ``InvalidInputError`` for a name that is not a Django app's, and for two apps of one label.
+    """Raise ``InvalidInputError`` for a name that is not a Django app, and for two apps with one label.
 
-    Before Django is configured, because a process can configure it only once.
+    Call it before Django is configured, which a process can do only once.
     """
     known = {"agentdb": "agentdb"}
     for name in names:
@@ -51,7 +51,7 @@ def check_apps(names: Sequence[str]) -> None:
 
 
 def check_migrations(names: Sequence[str]) -> None:
-    """Raise ``InvalidInputError`` for an app that has models and no migrations: nothing would make its tables."""
+    """Raise ``InvalidInputError`` for an app with models but no migrations, which would get no tables."""
     for name in names:
         package = _config(name).name
         if find_spec(f"{package}.models") is not None and not _has_migrations(package):
@@ -63,7 +63,7 @@ def check_migrations(names: Sequence[str]) -> None:
 
 
 def check_installed(names: Sequence[str], *, in_project: bool) -> None:
-    """Raise ``InvalidInputError`` for an app that the Django of this process does not have."""
+    """Raise ``InvalidInputError`` for an app that is not installed in this process."""
     from django.apps import apps
 
     installed = {config.name for config in apps.get_app_configs()}
@@ -83,7 +83,7 @@ def check_installed(names: Sequence[str], *, in_project: bool) -> None:
 
 
 def installed_names() -> list[str]:
-    """Return the names of all installed apps but agentdb."""
+    """Return the names of all installed apps except agentdb."""
     from django.apps import apps
 
     return [
@@ -92,7 +92,7 @@ def installed_names() -> list[str]:
 
 
 def labels_of(names: Sequence[str]) -> list[str]:
-    """Return what Django's commands call the apps."""
+    """Return the apps' labels."""
     return [_config(name).label for name in names]
 
 
@@ -107,7 +107,7 @@ def with_apps(database: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
 def schema_problem(
     connection: BaseDatabaseWrapper, place: str
 ) -> SchemaOutOfDateError | None:
-    """Return what the database lacks of the migrations of its apps, with the command to run."""
+    """Return a sentence about missing migrations of the database's apps, with the command to run."""
     names = _apps_of(connection)
     pending = tuple(_pending_migrations(connection))
     if not pending:
@@ -120,7 +120,7 @@ def schema_problem(
 
 
 def migrate(connection: BaseDatabaseWrapper) -> None:
-    """Apply what the database lacks of its apps' migrations; of several processes one does, and the others wait."""
+    """Apply missing migrations of the database's apps; one process does so while the others wait."""
     from django.core.management import call_command
 
     from agentdb.schema.migration_lock import migration_lock
@@ -147,7 +147,7 @@ def _apps_of(connection: BaseDatabaseWrapper) -> tuple[str, ...]:
 
 
 def _pending_migrations(connection: BaseDatabaseWrapper) -> list[str]:
-    """Return what the database lacks of its apps' migrations, in order, as ``label.name``."""
+    """Return the missing migrations of the database's apps, in order, as ``label.name``."""
     labels = labels_of(_apps_of(connection))
     if not labels:
         return []
@@ -164,7 +164,7 @@ def _pending_migrations(connection: BaseDatabaseWrapper) -> list[str]:
 
 
 def _config(name: str) -> AppConfig:
-    """Return the app's configuration; ``InvalidInputError`` says why there is none."""
+    """Return the app's configuration; ``InvalidInputError`` says why it cannot be loaded."""
     from django.apps import AppConfig
 
     from agentdb.serving.host import in_one_line

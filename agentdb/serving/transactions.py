@@ -1,4 +1,4 @@
-"""Transactions: each an object that is made for one BEGIN and is over with its COMMIT or ROLLBACK."""
+"""Transactions: each is an object that lives from its BEGIN to its COMMIT or ROLLBACK."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _OVER = "The transaction has ended. Call the Db that ran it."
 
 
 class Block:
-    """A transaction that is open on a connection, and what has failed in it."""
+    """An open transaction, and the failure in it, if any."""
 
     def __init__(self, wrapper: BaseDatabaseWrapper) -> None:
         self._wrapper = wrapper
@@ -34,21 +34,21 @@ class Block:
         self.fault: Fault | None = None
 
     def fail(self, failure: AgentDbError, fault: Fault | None) -> AgentDbError:
-        """Let nothing more be done in it, and return the failure."""
+        """Mark it as failed, so that nothing more runs in it, and return the failure."""
         self.failure, self.fault = failure, fault
         self._wrapper.needs_rollback = True
         return failure
 
     def check(self) -> Block:
-        """Return this; raise what has failed in it, if anything has."""
+        """Return this, or raise the failure in it."""
         if self._wrapper.needs_rollback:
             raise self.failure or AgentDbError(
-                "The transaction has failed already; it can only be undone."
+                "The transaction has already failed; it can only be rolled back."
             )
         return self
 
     def spoiled_or_open(self, slot: Slot) -> Connection:
-        """Return the connection to commit on; raise if the work went on after a failure: that is not success."""
+        """Return the connection for the COMMIT; raise if the function continued after a failure."""
         wrapper = self._wrapper
         if (
             not wrapper.needs_rollback
@@ -71,7 +71,7 @@ class Block:
 
 
 class HostBlock(Block):
-    """A transaction that the host has opened, with Django's ``atomic()``."""
+    """A transaction that the host opened with Django's ``atomic()``."""
 
     def __init__(self, wrapper: BaseDatabaseWrapper) -> None:
         super().__init__(wrapper)
@@ -79,7 +79,7 @@ class HostBlock(Block):
 
 
 def block_of(slot: Slot) -> Block | None:
-    """Return the transaction that is open in the slot, ours or the host's. Django's wrapper knows."""
+    """Return the open transaction of the slot, ours or the host's, according to Django's wrapper."""
     wrapper = slot.wrapper
     if not wrapper.in_atomic_block:
         return None
@@ -87,7 +87,7 @@ def block_of(slot: Slot) -> Block | None:
     if blocks and isinstance(blocks[0], Transaction):
         if not blocks[0].is_over:
             return blocks[0]
-        slot.reset()  # an asynchronous exception has kept it from being left
+        slot.reset()  # an asynchronous exception prevented its end
         return None
     known = slot.host_block
     if not isinstance(known, HostBlock) or known.outermost != blocks[:1]:
@@ -96,7 +96,7 @@ def block_of(slot: Slot) -> Block | None:
 
 
 class Part(Protocol):
-    """A transaction, or a part of one that can be undone alone. Each of these calls is one of its thread's."""
+    """A transaction, or a part that can be rolled back alone. Only its own thread makes these calls."""
 
     is_over: bool
 
@@ -104,27 +104,27 @@ class Part(Protocol):
         """Begin; if this raises, nothing is open."""
 
     def check(self) -> Block:
-        """Return the transaction; raise if the part has failed, is over, or belongs to another thread."""
+        """Return the transaction; raise if the part has failed, has ended, or belongs to another thread."""
 
     def failed(self, error: Exception) -> AgentDbError:
-        """Return the driver's error, which left the work, in agentdb's terms; it fails the part."""
+        """Mark the part as failed by the driver's error, and return the ``AgentDbError``."""
 
     def commit(self) -> None:
-        """Keep the work, or raise and undo it: then nothing is stored, unless it is an ``OutcomeUnknownError``."""
+        """Commit, or roll back and raise: then nothing is stored, unless it is an ``OutcomeUnknownError``."""
 
     def undo(self, error: BaseException | None = None) -> None:
-        """Undo the work, for an error that left it; nothing happens if the part is over."""
+        """Roll back after an error; does nothing if the part has ended."""
 
     @property
     def may_be_retried(self) -> bool:
-        """Whether a conflict has undone it, so that the same again may succeed."""
+        """Whether a conflict rolled it back, so that a retry may succeed."""
 
 
 class Transaction(Block):
-    """A transaction of one slot. ``begin``, ``commit`` and ``undo`` are calls of their own, all from the thread that
-    made it. Whatever leaves ``commit`` or ``undo``, the transaction is over then.
+    """A transaction of one slot. ``begin``, ``commit`` and ``undo`` are separate calls from one thread. After
+    ``commit`` or ``undo`` the transaction has ended, whatever they raise.
 
-    While it is open, it stands in Django's wrapper as the outermost block: Django's own queries are part of it.
+    While it is open, it is the outermost block in Django's wrapper, so Django's own queries are part of it.
     """
 
     _from_testcase = False  # for Django, which asks its outermost block
@@ -134,7 +134,7 @@ class Transaction(Block):
         self._slot = slot
         self._thread = threading.get_ident()
         self._turn: Turn | None = (
-            None  # while it is open, other writers of a SQLite file wait
+            None  # other writers of a SQLite file wait while it is open
         )
         self.is_over = False
 
@@ -153,7 +153,7 @@ class Transaction(Block):
                     is not Fault.LOST
                 ):
                     raise
-                self._slot.discard()  # it had died unnoticed; nothing was done on it
+                self._slot.discard()  # the connection had died unnoticed; nothing was done on it
                 self._begin()
         except BaseException as error:
             try:
@@ -209,7 +209,7 @@ class Transaction(Block):
             self._turn.end()
 
     def _end_badly(self, error: BaseException, *, committing: bool) -> None:
-        """Roll back, and raise an error of the driver's in agentdb's terms."""
+        """Roll back, and raise the driver's error as an ``AgentDbError``."""
         slot = self._slot
         if not isinstance(error, slot.engine.errors):
             self._roll_back()
@@ -221,7 +221,7 @@ class Transaction(Block):
         raise failure from cause
 
     def _roll_back(self) -> None:
-        """Leave nothing open, whatever strikes meanwhile: what is not rolled back here, ``ready`` finds and resets."""
+        """Roll back. If an asynchronous exception interrupts this, ``ready`` finds and resets the connection."""
         slot, wrapper = self._slot, self._wrapper
         is_closed = wrapper.closed_in_transaction or wrapper.connection is None
         try:
@@ -237,7 +237,7 @@ class Transaction(Block):
 
 
 class Savepoint:
-    """A part of the transaction that is open, with Django's ``atomic()``: undone alone if it fails."""
+    """A part of the open transaction, through Django's ``atomic()``: it rolls back alone if it fails."""
 
     may_be_retried = False  # only the whole transaction may
 
@@ -256,7 +256,7 @@ class Savepoint:
                 self._atomic.__enter__()
                 self.is_over = False
         except BaseException:
-            # Entered by half, Django's atomic() would take its end for that of the block around it.
+            # If it was only half entered, leaving atomic() would end the outer block.
             self.is_over = True
             wrapper.savepoint_ids, wrapper.atomic_blocks = ids, blocks
             raise
@@ -294,7 +294,7 @@ class Savepoint:
 
     @contextmanager
     def _whole(self) -> Iterator[None]:
-        """Set, keep or undo the savepoint; if that is cut off, only the whole transaction can be undone."""
+        """Run a step of the savepoint; if it is interrupted, only the whole transaction can be rolled back."""
         slot = self._slot
         try:
             with slot.open_in_block().limited():

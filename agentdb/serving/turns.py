@@ -1,11 +1,11 @@
-"""Writers of one SQLite file in this process: they take turns in the order they came, and share a COMMIT.
+"""Writers of one SQLite file in this process take turns in order of arrival, and share a COMMIT.
 
-SQLite lets one connection write at a time, and lets the others wait by trying again and again, whoever came first. And
-each COMMIT waits for the disk. So writers queue here, and the first of those that wait runs the statements of all of
-them on its connection, in their order, in one transaction: a COMMIT later each has its answer.
+SQLite lets one connection write at a time, and the others poll, in no order. And each COMMIT waits for the disk. So
+writers queue here, and the first in the queue, the leader, runs the statements of all that wait on its own connection,
+in order, in one transaction. After the COMMIT each has its answer.
 
-Who has the turn, and who waits for it, is not noted but lives in the frame of its thread: whatever exception ends that
-frame, its turn is over, and its place in the queue is empty.
+A turn, and a place in the queue, are objects in the frame of their thread. So whatever exception ends that frame ends
+the turn and frees the place.
 """
 
 from __future__ import annotations
@@ -27,13 +27,11 @@ R = TypeVar("R")
 Run = Callable[[Connection], Any]
 
 _MOST_STATEMENTS = 100  # of one COMMIT
-_LOOK_SECONDS = (
-    0.25  # for a wake-up that an asynchronous exception has kept from coming
-)
+_LOOK_SECONDS = 0.25  # in case an asynchronous exception prevented a wake-up
 
 
 class Turn:
-    """The right to write, until ``end()``, or until nothing refers to it: its thread may have had an exception."""
+    """The right to write, until ``end()`` or until nothing refers to it, because its thread had an exception."""
 
     __slots__ = ("__weakref__", "_turns")
 
@@ -41,12 +39,12 @@ class Turn:
         self._turns = turns
 
     def end(self) -> None:
-        """Let the next one write."""
+        """Let the next writer write."""
         self._turns.end(self)
 
 
 class _Writer:
-    """A thread in the queue: with a statement to run, or for a turn of its own."""
+    """A thread in the queue, with a statement to run, or waiting for a turn."""
 
     __slots__ = ("__weakref__", "answer", "batch", "group", "run", "wake")
 
@@ -58,7 +56,7 @@ class _Writer:
         self.batch: _Batch | None = None  # which runs the statement
 
     def tell(self) -> None:
-        with suppress(RuntimeError):  # it has been told, and has not looked yet
+        with suppress(RuntimeError):  # it was woken, but has not looked yet
             self.wake.release()
 
 
@@ -74,13 +72,13 @@ class Turns:
         _all.add(self)
 
     def start_anew(self) -> None:
-        """Know nobody; in the child of a fork all threads but one are the parent's."""
+        """Start empty; in the child of a fork the other threads do not exist."""
         self._lock = threading.Lock()
         self._queue: deque[weakref.ref[_Writer]] = deque()
         self._turn: Callable[[], Turn | None] = _nobody
 
     def take(self, seconds: float) -> Turn:
-        """Wait for a turn, for a transaction; raise SQLite's error for a locked database after so many seconds."""
+        """Wait for the turn of a transaction; after ``seconds`` raise SQLite's error for a locked database."""
         turn = self._free_turn()
         if turn is None:
             turn = self._wait(_Writer(None, None), seconds)
@@ -90,10 +88,9 @@ class Turns:
     def write(
         self, connection: Connection, run: Run, seconds: float, *, apart: bool = False
     ) -> Any:
-        """Run one statement, and return what ``run`` returns once that is on the disk.
+        """Run one statement, and return its result when it is on the disk.
 
-        Unless it is to run ``apart``, this may be on another connection of the same engine, in a transaction with
-        others.
+        Unless ``apart``, it may run on another connection of the same engine, in one transaction with other statements.
         """
         turn = self.take(seconds) if apart else self._free_turn()
         try:
@@ -105,7 +102,7 @@ class Turns:
                 _Batch(self, turn, connection, writer).commit()
         finally:
             if turn is not None:
-                turn.end()  # the traceback of an exception may hold this frame for long
+                turn.end()  # an exception's traceback may keep this frame alive for long
         assert writer.answer is not None
         result, error = writer.answer
         if error is not None:
@@ -124,14 +121,14 @@ class Turns:
         return turn
 
     def end(self, turn: Turn) -> None:
-        """End a turn; of one that has ended, nothing happens."""
+        """End a turn; does nothing if it has ended."""
         with self._lock:
             if self._turn() is turn:
                 self._turn = _nobody
         self._tell_first()
 
     def _tell_first(self, _: object = None) -> None:
-        # Called wherever a turn ends, perhaps inside of the lock: hence without it.
+        # Called wherever a turn is dropped, perhaps inside the lock, so it does not take the lock.
         if not self._queue:
             return
         with suppress(RuntimeError):
@@ -144,11 +141,11 @@ class Turns:
         while self._queue:
             if (writer := self._queue[0]()) is not None:
                 return writer
-            self._queue.popleft()  # its thread has gone on with an exception
+            self._queue.popleft()  # its thread has left with an exception
         return None
 
     def _wait(self, writer: _Writer, seconds: float) -> Turn | None:
-        """Wait until the writer is the first and nobody writes, and return its turn; None once it has an answer."""
+        """Wait until the writer is first and nobody writes, and return its turn; None if it got an answer meanwhile."""
         until = time.monotonic() + seconds
         reference = weakref.ref(writer)
         try:
@@ -178,11 +175,11 @@ class Turns:
         return None
 
     def has_ended(self, turn: Turn | None) -> bool:
-        """Whether the turn is not the present one."""
+        """Whether the turn is no longer the current one."""
         return turn is None or self._turn() is not turn
 
     def join(self, batch: _Batch) -> None:
-        """Let those at the head of the queue join whose statements may be run with the leader's."""
+        """Let writers at the head of the queue join whose statements may run with the leader's."""
         writers = batch.writers
         with self._lock:
             while (
@@ -195,7 +192,7 @@ class Turns:
                 self._queue.popleft()
 
     def put_back(self, writers: list[_Writer], batch: _Batch) -> None:
-        """Let those wait again whose statements are undone, before all others."""
+        """Put writers whose statements were rolled back at the head of the queue again."""
         with self._lock:
             for writer in reversed(writers):
                 if writer.batch is batch:
@@ -204,7 +201,7 @@ class Turns:
 
 
 class _Batch:
-    """One transaction with the statements of several writers, the first of which runs it."""
+    """One transaction with the statements of several writers, run by the first."""
 
     def __init__(
         self, turns: Turns, turn: Turn, connection: Connection, leader: _Writer
@@ -218,14 +215,14 @@ class _Batch:
         self._settling = threading.Lock()
 
     def commit(self) -> None:
-        """Run all statements and commit; then the leader has its answer, or this raises what has undone them."""
+        """Run all statements and commit; then the leader has its answer, or this raises what rolled them back."""
         connection, raw = self._connection, self._connection.raw
         try:
             raw.execute("BEGIN IMMEDIATE")
             self._turns.join(self)
             self._results += map(self._result, self.writers)
             connection.look()
-            # In one step for Python, so that whatever exception strikes, the list says whether it was committed.
+            # A single step for Python, so that the list says whether it was committed, whatever exception comes.
             self._committed.extend(map(raw.execute, ("COMMIT",)))
         except sqlite3.Error as error:
             self._failure = error if not connection.in_transaction() else None
@@ -236,13 +233,13 @@ class _Batch:
             self.settle()
 
     def is_left(self) -> bool:
-        """Whether the leader's thread has gone on with an exception before everybody had an answer."""
+        """Whether the leader's thread left with an exception before everybody had an answer."""
         return self._turns.has_ended(self._turn())
 
     def settle(self) -> None:
-        """Give everybody an answer, or his place in the queue; any of them may do it again if it was cut off.
+        """Give each writer its answer, or its place in the queue; if this is interrupted, any of them repeats it.
 
-        Not on the connection, which is the leader's: what is not committed there is rolled back before its next use.
+        Does not use the connection, which is the leader's: its next use rolls back what is not committed.
         """
         with self._settling:
             followers = self.writers[1:]
@@ -250,7 +247,7 @@ class _Batch:
             if self._committed:
                 self._answer(self.writers, self._results)
             elif self._failure is not None and is_complete:
-                # The COMMIT has failed, and only the error says whether it may be stored all the same.
+                # The COMMIT has failed; only the error says whether it may be stored nevertheless.
                 self._answer(
                     followers, [(None, copy(self._failure)) for _ in followers]
                 )
@@ -272,7 +269,7 @@ class _Batch:
             return writer.run(self._connection), None
         except sqlite3.Error as error:
             if not self._connection.in_transaction():
-                raise  # SQLite has rolled everything back, as for a full disk
+                raise  # SQLite has rolled everything back, for example because the disk is full
             return None, error
 
 
@@ -282,7 +279,7 @@ _finding = threading.Lock()
 
 
 def turns_of(path: str) -> Turns:
-    """Return the queue for the file at the path, one for the whole process."""
+    """Return the process's queue for the file at the path."""
     path = os.path.realpath(path)
     with _finding:
         turns = _of_files.get(path)

@@ -1,4 +1,4 @@
-"""The pytest plugin that comes with agentdb: databases for tests of code that uses a ``Db``."""
+"""agentdb's pytest plugin: databases for tests of code that uses a ``Db``."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture
 def agentdb_memory() -> Iterator[MemoryDb]:
-    """A ``MemoryDb`` without rows: the fastest."""
+    """An empty ``MemoryDb``, the fastest choice."""
     from agentdb.testing import MemoryDb
 
     with MemoryDb() as db:
@@ -40,7 +40,7 @@ def agentdb_memory() -> Iterator[MemoryDb]:
 
 @contextmanager
 def _allowed(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Let the body use databases: pytest-django refuses all but its own, and these are none of a project's."""
+    """Allow the body to use databases; pytest-django refuses all but the project's."""
     if not request.config.pluginmanager.has_plugin("django"):
         yield
         return
@@ -64,7 +64,7 @@ def _agentdb_migrated_file(
 def agentdb_sqlite(
     request: pytest.FixtureRequest, _agentdb_migrated_file: Path, tmp_path: Path
 ) -> Iterator[DjangoDb]:
-    """A ``Db`` on a SQLite file of its own without rows."""
+    """A ``Db`` on a new, empty SQLite file."""
     import agentdb
 
     path = tmp_path / "agentdb.sqlite3"
@@ -78,9 +78,9 @@ def agentdb_sqlite(
 
 @pytest.fixture
 def agentdb_postgresql(request: pytest.FixtureRequest) -> Iterator[DjangoDb]:
-    """A ``Db`` on the PostgreSQL database of ``--agentdb-postgresql``, emptied of its rows; skipped without one.
+    """A ``Db`` on the PostgreSQL database of ``--agentdb-postgresql``, whose rows it deletes; skipped without one.
 
-    A database with another name than one with ``test`` in it is refused: its rows would be gone.
+    Refuses a database without ``test`` in its name, to protect its rows.
     """
     import agentdb
 

@@ -1,4 +1,4 @@
-"""MemoryDb: a whole Db in dictionaries, for tests; it imports no Django and opens nothing."""
+"""MemoryDb: a complete Db in dictionaries, for tests; it imports no Django and opens nothing."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ _EVICTED_FIRST = (SandboxState.COLD, SandboxState.WARM, SandboxState.WAITING)
 
 @dataclass
 class _Tables:
-    """All rows by id. Records are immutable, so that a copy of the dictionaries is a state to go back to."""
+    """All rows by id. Records are immutable, so a copy of the dictionaries is a snapshot."""
 
     agents: dict[str, AgentRecord] = field(default_factory=dict)
     sessions: dict[str, SessionRecord] = field(default_factory=dict)
@@ -81,10 +81,10 @@ class _Tables:
 
 
 class MemoryDb(Db):
-    """A ``Db`` that answers as the real ones do, refusals included, and forgets everything at the end.
+    """A ``Db`` that behaves like the real ones, errors included, and keeps its rows in memory.
 
-    Threads take turns, so a transaction has the database for itself and no call ever conflicts. ``clock`` returns
-    the time, an aware ``datetime``, of each call; a test that sets it decides how old things are.
+    Threads take turns, so a transaction has the database to itself and no call conflicts. ``clock`` returns the time of
+    each call, an aware ``datetime``; set it to control the ages of rows.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class MemoryDb(Db):
         self._lock = threading.RLock()
         self._tenant_id: str | None = None
         self._whole = self
-        # In the view that a transaction's function gets, the only thread that may call.
+        # In a transaction's view, the only thread that may call.
         self._thread: int | None = None
         self._closed = False
 
@@ -697,7 +697,7 @@ class MemoryDb(Db):
 
 
 class _Turn:
-    """One thread's turn with the tables of an open ``MemoryDb``."""
+    """A thread's turn with the tables of an open ``MemoryDb``."""
 
     def __init__(self, db: MemoryDb) -> None:
         self._db = db
@@ -720,7 +720,7 @@ Dated = TypeVar("Dated", SessionRecord, SandboxRecord, ApiKeyRecord)
 
 
 def _fits(row: Any, wanted: dict[str, Any]) -> bool:
-    """Whether each wanted column has the value wanted, or one of several."""
+    """Return whether each column has the wanted value, or one of several."""
     return all(
         getattr(row, column) == value
         if isinstance(value, str)
@@ -735,7 +735,7 @@ def _on_runner(runner_id: str | None) -> dict[str, str]:
     )
 
 
-# The clock may be set back; a row's last activity and last use only move forward.
+# The clock may go back, but last activity and last use only move forward.
 def _active(session: SessionRecord, now: datetime, **values: Any) -> SessionRecord:
     active = max(session.last_active_at, now)
     return replace(session, last_active_at=active, **values)

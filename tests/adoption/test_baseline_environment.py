@@ -49,7 +49,7 @@ def test_a_missing_sqlite_file_is_not_created(tmp_path: Path):
 def test_a_missing_folder_is_named(tmp_path: Path):
     assert_refused(
         f"sqlite:///{tmp_path}/no/such.db",
-        f"There is no folder '{tmp_path}/no' to hold the database file 'such.db'. Check the database URL.",
+        f"There is no folder '{tmp_path}/no' for the database file 'such.db'. Check the database URL.",
     )
 
 

@@ -513,7 +513,7 @@ def test_a_filter_that_means_nothing_says_so_and_shows_no_row(
         ({"sort": "-id"}, "sort=-id is not an order of this list."),
         (
             {"e": "1"},
-            "The link named a place that this list does not have; this is the first page.",
+            "The link names an invalid position; this is the first page.",
         ),
     ],
 )

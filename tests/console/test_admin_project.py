@@ -661,7 +661,7 @@ def test_runadmin_says_that_it_needs_a_temporary_folder():
         server.stdin.flush()
         assert server.stderr is not None
         assert server.stderr.read() == (
-            "A temporary folder is needed, and cannot be made: no such file or directory. Name a folder that can be "
+            "A temporary folder is needed, but cannot be made: no such file or directory. Name a folder that can be "
             "written to with TMPDIR=FOLDER.\n"
         )
     assert server.returncode == 1

@@ -164,7 +164,7 @@ def _hour(site: Site, id: str) -> datetime:
     ("query", "sentence"),
     [
         ({"from": "soon"}, "'soon' is not a time."),
-        ({"by": "key_hash"}, "'key_hash' is nothing to group by."),
+        ({"by": "key_hash"}, "'key_hash' is not a column to group by."),
     ],
 )
 def test_the_page_of_sums_says_what_means_nothing(

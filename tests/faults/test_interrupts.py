@@ -107,7 +107,7 @@ def test_interrupted_statement_that_the_function_swallows_ends_the_transaction(
             tx.insert_session("s2", "a", "sb")
         assert (
             str(raised.value)
-            == "The transaction has failed already; it can only be undone."
+            == "The transaction has already failed; it can only be rolled back."
         )
 
     with agentdb.connect(url) as db, psycopg.connect(url) as other:

@@ -103,7 +103,8 @@ def test_a_database_without_tables_gives_one_sentence(program, tmp_path):
 
     assert finished.returncode == 1
     assert finished.stderr == (
-        f"SQLite database '{tmp_path}/none.db' does not exist. Run 'agentdb migrate' or pass migrate=True to make it.\n"
+        f"SQLite database '{tmp_path}/none.db' does not exist. Run 'agentdb migrate' or pass migrate=True "
+        "to create it.\n"
     )
 
 

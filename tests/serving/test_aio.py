@@ -775,7 +775,7 @@ def test_djangodb_called_in_a_running_loop_warns_once_and_names_the_line(
             db.run_transaction(lambda inside: inside.list_agents())
         [warning] = warned
         assert str(warning.message) == (
-            "A DjangoDb was called inside a running event loop, which stands still until the database has answered. "
+            "A DjangoDb was called inside a running event loop, which it blocks until the database has answered. "
             "Use agentdb.connect_async(), or call it in a thread. (Said once.)"
         )
         assert (

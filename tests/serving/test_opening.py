@@ -376,7 +376,7 @@ def test_missing_sqlite_file_is_not_made(tmp_path: Path) -> None:
         agentdb.connect(f"sqlite:///{path}")
 
     assert str(raised.value) == (
-        f"SQLite database {str(path)!r} does not exist. Run 'agentdb migrate' or pass migrate=True to make it."
+        f"SQLite database {str(path)!r} does not exist. Run 'agentdb migrate' or pass migrate=True to create it."
     )
     assert raised.value.pending == migration_names()
     assert list(tmp_path.iterdir()) == []
@@ -833,10 +833,7 @@ def test_a_time_out_that_is_none_is_refused(seconds: float) -> None:
     with pytest.raises(InvalidInputError) as raised:
         agentdb.connect("sqlite://:memory:", timeout_seconds=seconds)
 
-    assert (
-        str(raised.value)
-        == f"timeout_seconds must be a number from 0 on, not {seconds!r}."
-    )
+    assert str(raised.value) == f"timeout_seconds must be 0 or more, not {seconds!r}."
 
 
 def test_a_bad_url_does_not_configure_django(tmp_path: Path) -> None:
@@ -882,7 +879,8 @@ def test_a_disk_that_is_full_before_or_in_a_migration_is_named(
         connection_created.disconnect(limit)
 
     assert str(raised.value) == (
-        f"There is no space left on the disk of '{path}'. Make room and try again. Migrations that were done stay."
+        f"There is no space left on the disk of '{path}'. Free some space and try again. "
+        "Migrations that were done stay."
     )
     assert "full" in str(raised.value.__cause__)
     with agentdb.connect(f"sqlite:///{path}", migrate=True) as db:

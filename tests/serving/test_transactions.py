@@ -281,7 +281,7 @@ def test_a_transaction_that_the_host_has_broken_says_so_and_not_what_failed_befo
 
     assert (
         str(raised.value)
-        == "The transaction has failed already; it can only be undone."
+        == "The transaction has already failed; it can only be rolled back."
     )
 
 

@@ -93,7 +93,7 @@ class Command(DatabaseCommand):
         self.stderr.write(f"{counted(count, 'key')}{of_tenant}.", self.style.SUCCESS)
 
     def find(self, db: DjangoDb) -> None:
-        # Never an argument: others see those, and shells remember them.
+        # Never an argument: other users see arguments, and shells store them.
         plain = (
             getpass.getpass("API key: ") if sys.stdin.isatty() else sys.stdin.readline()
         )

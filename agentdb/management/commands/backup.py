@@ -22,7 +22,7 @@ class Command(DatabaseCommand):
         parser.add_argument(
             "file",
             metavar="FILE",
-            help="The file to make. One that is there is not overwritten.",
+            help="The new file. An existing one is not overwritten.",
         )
         super().add_arguments(parser)
 
@@ -31,11 +31,9 @@ class Command(DatabaseCommand):
         back_up_database(database, Path(file), self.progress)
         self.progress.clear()
         self.stdout.write(f"Backup: {file}")
-        if (
-            connections[database].vendor != "sqlite"
-        ):  # of which the backup is the whole file
+        if connections[database].vendor != "sqlite":  # its backup is the whole file
             for sentence in left_behind(database):
                 self.stdout.write(sentence)
 
     def interrupted(self) -> str:
-        return "There is no backup, and nothing was changed."
+        return "No backup was written, and nothing was changed."

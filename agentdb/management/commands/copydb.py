@@ -15,10 +15,10 @@ from agentdb.serving.opening import temporary_alias
 class Command(AgentDbCommand):
     help = (
         "Copies the four tables to another database, on any engine, and reads back what it wrote. The target may have "
-        "no rows; a copy that was stopped goes on where it was. The source is not changed. Exits with 0 if the copy is "
+        "no rows; a stopped copy continues where it was. The source is not changed. Exits with 0 if the copy is "
         "complete, 2 if it was refused."
     )
-    # They are about the project's own databases, not about the two that are named here.
+    # System checks are about the project's own databases, not the two named here.
     requires_system_checks = []
 
     def add_arguments(self, parser: CommandParser) -> None:

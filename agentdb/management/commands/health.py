@@ -46,7 +46,7 @@ def _health(alias: str) -> Health:
         if path is not None:
             check_sqlite_file(
                 path
-            )  # connecting would make an empty file of a misspelt name
+            )  # connecting would create an empty file at a misspelt path
     except DatabaseUnavailableError as error:
         place = f"SQLite database {str(path)!r}"
         return Health(False, "sqlite", "", place, None, (), 0, str(error))

@@ -8,7 +8,7 @@ from django.db import connections
 
 from agentdb.schema.introspection import LOCK_TABLE
 
-# CockroachDB shows those of its extension for places in every schema.
+# CockroachDB lists the tables of its spatial extension in every schema.
 _OF_COCKROACHDB = frozenset(
     {"geography_columns", "geometry_columns", "spatial_ref_sys", LOCK_TABLE}
 )

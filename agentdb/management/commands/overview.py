@@ -29,7 +29,7 @@ VALUES = {
 class Command(DatabaseCommand):
     help = (
         "Says what needs attention, how much there is of everything and what happened in the last 24 hours. Changes "
-        "nothing. Exits with 0 if nothing needs attention, 1 if something does, 2 if the database cannot be looked at."
+        "nothing. Exits with 0 if nothing needs attention, 1 if something does, 2 if the database cannot be read."
     )
     output_is_the_result = True
     json_help = "Print one JSON object."
@@ -77,7 +77,7 @@ class Command(DatabaseCommand):
 
 
 class _Shown:
-    """An answer as a text, and for JSON as a value."""
+    """A result as text, and as a value for JSON."""
 
     def __init__(self, answer: Answer[Any], text: str, value: Any) -> None:
         self.answer, self.text, self.value = answer, text, value

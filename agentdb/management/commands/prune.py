@@ -83,7 +83,7 @@ class Command(DatabaseCommand):
     def _say_rows(
         self, rows: dict[str, int], also: tuple[str, ...], deleted: str, left: str
     ) -> None:
-        """Say what becomes of the rows of other tables, as they were counted before."""
+        """Report what happens to the rows of other tables, as counted before."""
         for table, count in rows.items():
             if table in also:
                 self.stdout.write(

@@ -75,8 +75,8 @@ class Command(DatabaseCommand):
         configured = connections[database]
         path = sqlite_path(configured)
         read_only = read_only or (path is not None and not os.access(path, os.W_OK))
-        # Another process, because Django's settings cannot be changed in this one; through its standard input,
-        # because arguments and environment of a process can be seen by others and a password may be among them.
+        # Another process, because Django's settings cannot be changed in this one. It reads them from standard input:
+        # other users can see a process's arguments and environment, and the settings may have a password.
         settings = {
             "database": _served(configured, read_only=read_only),
             "name": _name(configured),
@@ -97,13 +97,13 @@ def _run(settings: dict[str, Any]) -> int:
         if name not in ("DJANGO_SETTINGS_MODULE", "PYTHONPATH")
     }
     server = subprocess.Popen(
-        # -P and paths at the end: no file of the working directory is taken for a module of the library.
+        # -P, and own paths last: no file in the working directory can shadow a library module.
         [sys.executable, "-P", "-c", _START, *_module_paths()],
         stdin=subprocess.PIPE,
         text=True,
         env=environment,
     )
-    # Open for as long as this process lives: its end tells the server to end.
+    # The pipe stays open until this process ends, which tells the server to end.
     assert server.stdin is not None
     with server.stdin:
         server.stdin.write(f"{json.dumps(settings, default=str)}\n")
@@ -148,7 +148,7 @@ _KEPT = (
 
 @contextmanager
 def _looked_at(alias: str) -> Iterator[BaseDatabaseWrapper]:
-    """A connection that makes no file and changes none. On a server, not in one transaction: a query may fail."""
+    """Yield a connection that creates and changes no file; on a server in autocommit, so that a query may fail."""
     configured = connections[alias]
     if configured.vendor == "sqlite":
         with inspecting(alias) as connection:
@@ -165,7 +165,7 @@ _START = (
 
 
 def _module_paths() -> list[str]:
-    """Where this process finds its modules, without the working directory unless agentdb itself is there."""
+    """Return the module paths of this process, without the working directory unless agentdb itself is there."""
     home = str(Path(agentdb.__file__).resolve().parent.parent)
     here = os.getcwd()
     paths = [os.path.abspath(each) for each in sys.path if each]
@@ -173,7 +173,7 @@ def _module_paths() -> list[str]:
 
 
 def _served(connection: BaseDatabaseWrapper, *, read_only: bool) -> dict[str, Any]:
-    """The settings of the database that is looked at: quick to give up, and without a change to its file."""
+    """Return the settings of the shown database: with a short timeout, and without changes to its file."""
     settings = {
         name: connection.settings_dict[name]
         for name in _KEPT
@@ -183,7 +183,7 @@ def _served(connection: BaseDatabaseWrapper, *, read_only: bool) -> dict[str, An
     path = sqlite_path(connection)
     if connection.vendor != "sqlite":
         asked = int(options.get("connect_timeout", 0))
-        # 0 waits without an end.
+        # 0 would wait forever.
         quick = min(asked, _CONNECT_SECONDS) if asked > 0 else _CONNECT_SECONDS
         options["connect_timeout"] = quick
     elif path is not None:
@@ -204,7 +204,7 @@ def _read_only_name(path: Path) -> str:
 
 
 def _name(connection: BaseDatabaseWrapper) -> str:
-    """A host name that no other server of this machine has, because cookies know hosts and no ports."""
+    """Return a host name of its own for this server, because cookies are shared between ports."""
     path = sqlite_path(connection)
     called = path.stem if path is not None else str(connection.settings_dict["NAME"])
     readable = (
@@ -238,5 +238,5 @@ def _check_audit_log(path: str) -> None:
 
 
 _LOCK_SECONDS = 3.0
-_LONGEST_USER = 150  # what Django's table of accounts takes
+_LONGEST_USER = 150  # the limit of Django's table of accounts
 _CONNECT_SECONDS = 5

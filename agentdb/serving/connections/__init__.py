@@ -1,4 +1,4 @@
-"""One thread's connection, of whichever engine."""
+"""A thread's connection, on any engine."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from agentdb.serving.host import cannot_load
 def engine_of(
     wrapper: BaseDatabaseWrapper, *, owned: bool = False, creates: bool = False
 ) -> Engine:
-    """Return the engine of a connection, any of the three; ``creates``: it may make a SQLite file."""
+    """Return the engine of a connection; ``creates``: it may create a SQLite file."""
     if not settings.USE_TZ or wrapper.settings_dict["TIME_ZONE"] not in (None, "UTC"):
-        # SQLite would hold the project's local times beside UTC, as text that looks the same.
+        # SQLite would store the project's local times beside UTC ones, as text that looks the same.
         raise AgentDbError(
             f"The database alias {wrapper.alias!r} does not keep its timestamps in UTC. "
             "Set USE_TZ = True, and no TIME_ZONE in its entry of DATABASES."
         )
     if not wrapper.settings_dict["AUTOCOMMIT"]:
-        # A call that is tried again on a new connection would leave out what the old one had not committed.
+        # A call that is retried on a new connection would lose what the old one had not committed.
         raise AgentDbError(
             f"The database alias {wrapper.alias!r} has AUTOCOMMIT = False, and agentdb's calls would not be committed. "
             "Leave it out of its entry of DATABASES, and use transaction.atomic()."
@@ -32,7 +32,7 @@ def engine_of(
     if wrapper.vendor in ("postgresql", "cockroachdb"):
         try:
             from agentdb.serving.connections.postgresql import PostgresEngine
-        except ImportError as error:  # Django makes do with psycopg2
+        except ImportError as error:  # Django also accepts psycopg2
             raise DatabaseUnavailableError(
                 cannot_load("django.db.backends.postgresql", error)
             ) from error

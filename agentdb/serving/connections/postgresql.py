@@ -1,4 +1,4 @@
-"""Connections to PostgreSQL and CockroachDB; apart, because importing psycopg takes SQLite users' time."""
+"""Connections to PostgreSQL and CockroachDB; a separate module, so that SQLite users need not import psycopg."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from agentdb.serving.connections.base import Connection, Engine, readability
 
 logger = logging.getLogger("agentdb")
 
-# The planner takes states and ages for unrelated; it cannot know that the waiting sandboxes are the ones used lately,
-# and reads all of them to find the few idle ones. Every list here has an index in its order: without a sort to fall
-# back on, that one is taken. Compiling such statements would only take longer.
+# The planner assumes that states and ages are independent. It does not know that waiting sandboxes are recently used,
+# and reads all of them to find the few idle ones. Every list here has an index in its order, which the planner uses
+# if it cannot sort. Compiling such short statements (jit) only takes longer.
 _FOLLOW_THE_INDEX = dict.fromkeys(
     ("enable_sort", "enable_incremental_sort", "jit"), "off"
 )
@@ -29,10 +29,10 @@ _IDLE_TIMEOUT_SINCE = 140000  # idle_session_timeout
 _IDLE = psycopg.pq.TransactionStatus.IDLE
 _ACTIVE = psycopg.pq.TransactionStatus.ACTIVE
 _IN_TRANSACTION = psycopg.pq.TransactionStatus.INTRANS
-# What a server that is well needs at most to be asked to cancel, and to say that it has.
+# Seconds that a healthy server needs at most to cancel a statement and answer.
 _CANCEL_SECONDS = 0.2
 _ANSWER_SECONDS = 0.1
-# The server's function that gives up waiting for a synchronous standby: what was committed is on the primary alone.
+# The server's function that stops waiting for a synchronous standby: the commit is only on the primary.
 _NOT_REPLICATED = "SyncRepWaitForLSN"
 
 
@@ -45,7 +45,7 @@ class CallCancelled(psycopg.errors.QueryCanceled):
 
 
 class NotReplicated(psycopg.OperationalError):
-    """A commit is stored on the primary, which has not heard from the standby that it has to wait for."""
+    """A commit is stored on the primary, but its synchronous standby did not confirm it."""
 
 
 class PostgresEngine(Engine):
@@ -100,11 +100,11 @@ class PostgresEngine(Engine):
             if wrapper.connection is not None and not self.owned:
                 wrapper.connection.__dict__.pop(
                     "wait", None
-                )  # the host's own queries take as long as they like
+                )  # no limit for the host's own queries
 
 
 class _Driver:
-    """psycopg for Django, with one time limit for all hosts, and one for what Django does on the connection."""
+    """psycopg for Django, with a time limit for connecting to all hosts, and one for Django's own queries."""
 
     def __init__(self, engine: PostgresEngine, limit: float) -> None:
         self._engine, self._limit = engine, limit
@@ -123,7 +123,7 @@ class _Driver:
                 now = time.monotonic()
                 share = max(0.0, ends - now) / max(
                     1, hosts
-                )  # so that the last host is tried as well
+                )  # so that the last host is tried too
                 hosts -= 1
                 return _until(
                     psycopg.Connection._connect_gen(*args, **options), now + share
@@ -150,7 +150,7 @@ def _until(waits: Generator[Any, Any, Any], ends: float) -> Generator[Any, Any, 
 class _Limit:
     """psycopg's ``wait()`` with a time limit: then the statement is cancelled, and a silent connection closed.
 
-    All that waits for the server goes through it, whoever asked: statements, COMMIT, savepoints, Django's own queries.
+    Every wait for the server goes through it: statements, COMMIT, savepoints, Django's own queries.
     """
 
     def __init__(
@@ -187,10 +187,10 @@ class _Limit:
 
 
 def cancel(raw: psycopg.Connection[Any]) -> None:
-    """Let the server end what it does for this connection; else it goes on, and holds its locks, for nobody.
+    """Cancel the statement on the server, which would otherwise go on and keep its locks.
 
-    Before version 17 libpq knows no time limit for that either. psycopg's C code keeps Python's other threads out
-    meanwhile: with such a libpq it is left to the server's ``statement_timeout``.
+    Before version 17 libpq has no time limit for cancelling, and psycopg's C code holds the GIL meanwhile. With such
+    a libpq the server's ``statement_timeout`` ends the statement.
     """
     if psycopg.capabilities.has_cancel_safe():
         with suppress(psycopg.Error):
@@ -217,7 +217,7 @@ class PostgresConnection(Connection):
         self._not_replicated = False
         raw.add_notice_handler(self._notice)
         self._cursor = psycopg.Cursor(raw)
-        # Django puts a loader written in Python in the way of psycopg's own; the session is in UTC for both.
+        # Replace Django's loader, written in Python, by psycopg's own; the session is in UTC for both.
         self._cursor.adapters.register_loader("timestamptz", TimestamptzLoader)
         if engine.owned and engine.call_timeout is not None:
             raw.wait = _Limit(engine, raw, engine.call_timeout).wait
@@ -257,7 +257,7 @@ class PostgresConnection(Connection):
             cursor: Any = self.wrapper.cursor()
             cursor.execute(sql, params)
         else:
-            # Django's cursor binds on the client, which cannot prepare; this one binds on the server.
+            # Django's cursor binds on the client and cannot prepare; this one binds on the server.
             cursor = self._cursor.execute(sql, params)
         if self._not_replicated:
             self._refuse_replicated()
@@ -290,8 +290,8 @@ class PostgresConnection(Connection):
         return bool(self.raw.pgconn.transaction_status == _ACTIVE)
 
     def is_alive(self) -> bool:
-        # An idle connection has nothing to read unless the server said good-bye, or sent a notice. The good-bye can
-        # arrive before the end of the connection does, so only an answer counts.
+        # An idle connection has something to read only if the server sent a notice or closed the session. Its last
+        # message can arrive before the connection ends, so only an answer counts.
         if not self._readable(0):
             return True
         try:
@@ -317,7 +317,7 @@ class PostgresConnection(Connection):
 
 
 class LentConnection(PostgresConnection):
-    """A host's connection: its own queries take as long as they like, so the limit comes and goes with each of ours."""
+    """A host's connection: its own queries have no limit, so each of ours sets and resets one."""
 
     def execute(self, sql: str, params: Sequence[Any]) -> Any:
         with self.limited():

@@ -31,16 +31,16 @@ from agentdb.sqlite_files import (
 
 
 class _Carried:
-    """The files that a fork left open in this process. SQLite takes their locks for held, which only the parent holds.
+    """The files that a fork left open in this process. SQLite believes it holds locks on them that the parent holds.
 
-    Its list of open files is per process and cannot be asked, but what is on it has a file descriptor.
+    SQLite's list of open files is per process and hidden, but each file on it has a descriptor.
     """
 
     def __init__(self) -> None:
         self._left_open: dict[int, tuple[int, int]] = {}
 
     def look(self, names: Iterable[object]) -> None:
-        """In the child of a fork: note which of these files are open still."""
+        """In the child of a fork, note which of these files are still open."""
         close_kept_open()
         files = {file for name in names if (file := identity(str(name))) is not None}
         self._left_open = {
@@ -50,7 +50,7 @@ class _Carried:
         }
 
     def is_open(self, name: object) -> bool:
-        """Whether the file is still open on a descriptor of the parent's."""
+        """Return whether the file is still open on a descriptor of the parent."""
         if not self._left_open:
             return False
         file = identity(str(name))
@@ -64,7 +64,7 @@ carried = _Carried()
 
 
 class Place(NamedTuple):
-    """Which files are at a path, each as device and number; None for one that is not there."""
+    """The files at a path, each as device and inode, or None if absent."""
 
     file: tuple[int, int] | None
     log: tuple[int, int] | None
@@ -72,7 +72,7 @@ class Place(NamedTuple):
 
     @classmethod
     def of(cls, path: str, real: str = "") -> Place:
-        """Look; ``real`` is the path without links, which SQLite follows before it names its other files."""
+        """Read them; ``real`` is the path without links, which SQLite resolves before it names the other files."""
         real = real or os.path.realpath(path)
         return cls(identity(path), identity(f"{real}-wal"), identity(f"{real}-shm"))
 
@@ -87,13 +87,13 @@ def _is_gone(path: str) -> bool:
     return False
 
 
-# Seconds between two looks at what the path names, for reads; a write looks each time, at the folder first.
+# Seconds between two checks of the path for reads; a write checks each time, the folder first.
 _LOOK_SECONDS = 0.1
 _TICK_NANOSECONDS = 100_000_000
 
 
 def _state_of(folder: str) -> tuple[int, int] | None:
-    """Return the number of the folder, and when a name in it was last changed, in ns."""
+    """Return the inode of the folder and its modification time in ns."""
     try:
         found = os.stat(folder)
     except OSError:
@@ -153,7 +153,7 @@ class SqliteEngine(Engine):
             yield
             return
         params = wrapper.get_connection_params()
-        # SQLite would make an empty file of a misspelt or removed one.
+        # SQLite would create an empty file for a misspelt or removed one.
         params["database"] = f"file:{quote(os.path.abspath(self.name))}?mode=rw"
         wrapper.get_connection_params = lambda: params  # type: ignore[method-assign]
         try:
@@ -170,7 +170,7 @@ class SqliteEngine(Engine):
     def renew(self, raw: Any) -> bool:
         if not self._is_in_memory():
             return False
-        # The connection is all that there is of a database in memory.
+        # A database in memory exists only in this connection.
         try:
             raw.rollback()
             raw.isolation_level = None
@@ -227,7 +227,7 @@ class SqliteConnection(Connection):
     def execute(self, sql: str, params: Sequence[Any]) -> Any:
         if self.instrumented():
             cursor = self.wrapper.cursor()
-            # Django's own cursor takes its own placeholders, and so does what logs the SQL.
+            # Django's cursor and query log expect Django's placeholders.
             cursor.execute(sql.replace("%", "%%").replace("?", "%s"), params)
             return cursor
         return self.raw.execute(sql, params)
@@ -240,7 +240,7 @@ class SqliteConnection(Connection):
         engine = self.engine
         if engine.turns is None:
             return run(self)
-        # What watches this connection is to see the statement on it.
+        # Instrumentation of this connection must see the statement.
         return engine.turns.write(
             self, run, engine.busy_seconds, apart=self.instrumented()
         )
@@ -259,27 +259,27 @@ class SqliteConnection(Connection):
         self._refuse_old_schema()
 
     def look(self) -> None:
-        """Raise if the path no longer names the file that is open: what is written now would not be found there.
+        """Raise if the path no longer names the open file, where the next write would be lost.
 
-        SQLite itself goes on, in a file without a name (https://sqlite.org/howtocorrupt.html, 2.4).
+        SQLite itself would write on, into a file without a name (https://sqlite.org/howtocorrupt.html, 2.4).
         """
         if not self._is_file or self._is_unchanged():
             return
         if not self.raw.in_transaction:
-            # This opens the log and its index, which then stay the same until the last process closes the file.
+            # Opens the log and its index, which then stay the same until the last process closes the file.
             self._refuse_old_schema()
         if problem := self._displaced():
             raise DatabaseUnavailableError(problem)
 
     def _is_unchanged(self) -> bool:
-        """Whether nothing was made, moved or removed in the folder since the last look, which was not long ago."""
+        """Return whether the folder is unchanged since a recent check."""
         if time.monotonic() - self._looked > _LOOK_SECONDS:
             return False
         known = self._folder_state
         return known is not None and _state_of(self._folder) == known
 
     def _refuse_old_schema(self) -> None:
-        """Raise if migrations were reversed meanwhile: SQLite prepares again, and columns of text take any value."""
+        """Raise if migrations were reversed: SQLite prepares again, and text columns accept any value."""
         if not self._is_file:
             return
         [(schema,)] = self.raw.execute("PRAGMA schema_version").fetchall()
@@ -304,7 +304,7 @@ class SqliteConnection(Connection):
             )
 
     def _displaced(self) -> str:
-        """Return what is wrong with the files at the path, or nothing."""
+        """Return what is wrong with the files at the path, or ''."""
         self._looked, self._folder_state = 0.0, None
         folder, wall_clock = _state_of(self._folder), time.time_ns()
         known, now = self._known, Place.of(self._path, self._real)
@@ -315,7 +315,7 @@ class SqliteConnection(Connection):
         if now == known:
             self._known = self.engine.place = known
             self._looked = time.monotonic()
-            # A change in the same tick of the file system's clock as the last would not show.
+            # A second change within one tick of the file system's clock would not show.
             is_past = folder is not None and wall_clock - folder[1] > _TICK_NANOSECONDS
             self._folder_state = folder if is_past else None
             return ""
@@ -327,7 +327,7 @@ class SqliteConnection(Connection):
         if shared_file_system(self._path):
             return ""  # the numbers of a file may change there
         if now.file != known.file:
-            # Its log is what the file that is there now must not be opened with.
+            # The file that is there now must not be opened with this one's log.
             self.engine.place = known._replace(log=now.log)
             return self.engine.is_another()
         lost = "-wal" if now.log != known.log else "-shm"

@@ -1,4 +1,4 @@
-"""The connections of one alias: one for each thread that calls."""
+"""The connections of one alias, one for each calling thread."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ _CLOSED = "The Db is closed. Open another one with agentdb.connect()."
 
 
 class _EndOfThread:
-    """Closes, as its thread ends, the connections of a host's aliases that are open there: nobody else would.
+    """Closes a host's connections in a thread when the thread ends, because nobody else does.
 
-    A host's pool would count them as handed out for ever.
+    Otherwise a host's pool would count them as in use until the process ends.
     """
 
     def __init__(self) -> None:
@@ -43,7 +43,7 @@ class _EndOfThread:
     def __del__(self) -> None:
         for wrapper in self.wrappers:
             if not wrapper.allow_thread_sharing:
-                # Django refuses it in another thread, as in the child of a fork, which clears up after all threads.
+                # Django refuses this in another thread, for example in the child of a fork, which cleans up after all.
                 with suppress(Exception):
                     wrapper.close()
 
@@ -61,10 +61,10 @@ def _close_at_end_of_thread(wrapper: BaseDatabaseWrapper) -> None:
 
 
 class Threads:
-    """The connections of one alias, one for each thread that calls, in the wrapper that Django keeps for it.
+    """The connections of one alias, one for each calling thread, in the wrapper that Django keeps for it.
 
     With ``shared`` all threads take turns on one. ``owned`` connections are closed with this; others are the host's.
-    ``creates``: a SQLite file may be made.
+    ``creates``: a missing SQLite file may be created.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class Threads:
     # -- of the calling thread
 
     def slot(self) -> Slot:
-        """Return this thread's slot; no connection may be open in it yet."""
+        """Return this thread's slot, which may have no open connection yet."""
         if self.closed:
             raise DatabaseClosedError(_CLOSED)
         try:
@@ -114,18 +114,18 @@ class Threads:
 
     @property
     def in_transaction(self) -> bool:
-        """Whether this thread is in a transaction on the alias, its own or the host's."""
+        """Return whether this thread is in a transaction on the alias, its own or the host's."""
         return bool(self.slot().wrapper.in_atomic_block)
 
     def ensure_connected(self, limit: float | None = None) -> None:
-        """Open this thread's connection within so many seconds; raise ``DatabaseUnavailableError`` if that fails."""
+        """Open this thread's connection within ``seconds``, or raise ``DatabaseUnavailableError``."""
         slot = self.slot()
         with slot.lock, slot.operation():
             if block_of(slot) is None:
                 slot.ready(limit)
 
     def rest(self) -> None:
-        """Give a connection of the host's pool back: this thread makes no other call for now."""
+        """Return a connection to the host's pool, because this thread makes no other call for now."""
         slot = self.own_slot()
         is_pooled = bool(self.engine.settings["OPTIONS"].get("pool"))
         if (
@@ -153,21 +153,19 @@ class Threads:
         return sum(slot.is_open for slot in self.slots())
 
     def close(self) -> None:
-        """Close the connections, once the calls under way have ended; calling it again does nothing."""
-        self.closed = (
-            True  # what follows may be cut off, and is done by the next call then
-        )
+        """Close the connections when the running calls have ended; a second call does nothing."""
+        self.closed = True  # the rest may be interrupted; the next close() then does it
         forking.forget(self)
         if not self.engine.owned:
             return  # the connections are Django's to close
         for slot in self.slots():
-            # A call that is under way in another thread ends first.
+            # Waits for a running call in another thread.
             with slot.lock:
                 slot.discard()
         self.forget_alias()
 
     def forget_alias(self) -> None:
-        """Let Django know the alias no more, once no transaction needs it."""
+        """Remove the alias from Django, when no transaction needs it."""
         if self.engine.owned and not any(
             slot.wrapper.in_atomic_block for slot in self.slots()
         ):
@@ -200,7 +198,7 @@ class Threads:
     # -- around a fork
 
     def may_close(self, slot: Slot) -> bool:
-        """Whether a fork may close this idle connection: a host's other threads may be using theirs at this moment."""
+        """Whether a fork may close this idle connection; a host's other threads may be using theirs."""
         idle = slot is not self._shared and not slot.wrapper.in_atomic_block
         return idle and (self.engine.owned or slot is self.own_slot())
 
@@ -209,10 +207,10 @@ class Threads:
         return getattr(self._local, "slot", None)
 
     def start_anew(self, held: list[Slot]) -> None:
-        """In the child of a fork: let go of the parent's connections, and know no thread but this one."""
+        """In the child of a fork, drop the parent's connections and all other threads."""
         own = self.own_slot()
         if self._shared is not None:
-            # A copy of the database, which is the child's. What a thread of the parent was doing is not.
+            # The child has its own copy of the database, but not of what a thread of the parent was doing.
             if self._shared is not own or self._shared not in held:
                 self._local = threading.local()
             if self._shared not in held:
@@ -225,7 +223,7 @@ class Threads:
             leave_to_the_parent(slot)
         block: Any = None if own is None else block_of(own)
         if own is not None and block is not None:
-            # The block goes on in the child, where it must not look as if it were the transaction.
+            # The with block goes on in the child, where it must not count as the transaction.
             own.wrapper.closed_in_transaction = True
             block.fail(AgentDbError(_FORKED), None)
             self._slots.clear()

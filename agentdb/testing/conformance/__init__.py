@@ -7,7 +7,7 @@
 
 pytest then runs every test of the contract on it. Some need rows of a certain age, which no ``Db`` sets: they are
 skipped unless the class has a fixture ``rewrite``, a function ``(table, id, **columns)`` that changes a stored row. An
-implementation that has to be cleared up after a test overrides the fixture ``db`` instead of naming a factory.
+implementation that needs cleaning up after a test overrides the fixture ``db`` instead of naming a factory.
 """
 
 from __future__ import annotations

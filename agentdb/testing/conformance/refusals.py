@@ -1,4 +1,4 @@
-"""What every engine refuses, with the same words: a table of the arguments of every method, and of bad values."""
+"""Input that every engine refuses with the same message: the arguments of every method, and bad values."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RECORD = SessionRecord(
 
 SANDBOX = SandboxRecord("sb1", "default", None, "a", "cold", "/", instant(), instant())
 
-# One valid value for each argument of each method; the kind says what is refused in its place.
+# A valid value for each argument of each method; its kind says which bad values are tried.
 IDENTIFIER, OPTIONAL, TEXT = "identifier", "optional identifier", "text"
 ARGUMENTS: dict[str, dict[str, tuple[str, str]]] = {
     "upsert_agent": {

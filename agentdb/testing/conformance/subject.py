@@ -1,4 +1,4 @@
-"""What the tests of the contract are given: the ``Db`` under test, a way around it, and the smallest valid rows."""
+"""The base of the contract's tests: the ``Db`` under test, a way around it, and minimal rows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from agentdb.interface import (
     SessionRecord,
 )
 
-# In code-point order; a locale's order, or a comparison that ignores case or accents, has another.
+# In code-point order, which differs from the order of locales and case-insensitive comparisons.
 IDS = ["10", "9", "B", "Z", "_", "a", "a b", "ab", "é", "\uffee", "😀"]
 
 START = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
@@ -26,18 +26,18 @@ START = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 
 class Rewrite(Protocol):
     def __call__(self, table: str, id: str, **columns: object) -> None:
-        """Set columns of one row to what a ``Db`` would not set, timestamps above all."""
+        """Set columns of one row that a ``Db`` cannot set, above all timestamps."""
         ...
 
 
 class Subject:
-    """What is tested: ``factory`` returns an empty ``Db``, or an ``AsyncDb``. Or else override the fixture ``db``."""
+    """The ``Db`` under test: ``factory`` returns an empty ``Db`` or ``AsyncDb``. Or override the fixture ``db``."""
 
     factory: ClassVar[Callable[[], Any]]
 
     @pytest.fixture
     def db(self) -> Iterator[Db]:
-        """The ``Db``, without a row; an ``AsyncDb`` is called through :func:`awaited`."""
+        """An empty ``Db``; an ``AsyncDb`` is called through :func:`awaited`."""
         factory = inspect.getattr_static(type(self), "factory")
         made = (factory.__func__ if isinstance(factory, staticmethod) else factory)()
         if not inspect.iscoroutinefunction(made.get_session):
@@ -58,7 +58,7 @@ class Subject:
 
 
 def awaited(db: Any, runner: asyncio.Runner) -> Any:
-    """Return an ``AsyncDb`` as a ``Db``: each call is awaited on the runner's loop."""
+    """Wrap an ``AsyncDb`` as a ``Db``: each call is awaited on the runner's loop."""
     return _Awaited(db, runner)
 
 
@@ -81,7 +81,7 @@ class _Awaited:
 
 
 def instant(seconds: float = 0) -> datetime:
-    """Return an instant so many seconds after a fixed one."""
+    """Return an instant some seconds after a fixed one."""
     return START + timedelta(seconds=seconds)
 
 

@@ -24,7 +24,7 @@ from agentdb.testing.conformance.subject import (
 
 
 class Stop(Exception):
-    """What a caller's own function raises."""
+    """An exception of the caller's own function."""
 
 
 class WholeContract(Subject):
