@@ -100,9 +100,8 @@ def _take_quiet(arguments: list[str]) -> None:
     for option in ("-q", "--quiet"):
         while option in arguments and "--" not in arguments[: arguments.index(option)]:
             arguments.remove(option)
-            arguments.insert(
-                1, "--verbosity=0"
-            )  # before an action, which has its own options
+            # Before an action, which has its own options.
+            arguments.insert(1, "--verbosity=0")
 
 
 def _in_project(arguments: Sequence[str]) -> bool:
@@ -118,9 +117,8 @@ def _configure(url: str | None, arguments: Sequence[str]) -> None:
 
         if os.environ.get(APPS_VARIABLE):
             sys.path.insert(0, os.getcwd())
-        configure(
-            "sqlite://:memory:" if arguments[:1] == ["makemigrations"] else url
-        )  # it needs no database
+        # It needs no database.
+        configure("sqlite://:memory:" if arguments[:1] == ["makemigrations"] else url)
         return
     if url:
         raise InvalidInputError(

@@ -217,9 +217,8 @@ def display_url(url: str) -> str:
         scheme, rest = "", url
     credentials, _, host = rest.rpartition("@")
     user, colon, _ = credentials.partition(":")
-    place = re.sub(
-        r"\[[^]]*]", "", host if colon else rest
-    )  # an address in brackets has colons of its own
+    # An address in brackets has colons of its own.
+    place = re.sub(r"\[[^]]*]", "", host if colon else rest)
     if scheme not in ("", "sqlite") and re.match(r"[^/?@]*:[^/?@,]*[^/?@,\d]", place):
         return f"{scheme}://***"  # the end of a password may be in the port's place
     shown = f"{user}:***@{host}" if colon else rest

@@ -95,10 +95,11 @@ _BY_STATE = {
     # With these the server ends the connection, which may not have arrived here yet.
     **dict.fromkeys(("25P03", "25P04", "57P01", "57P02", "57P03", "57P05"), Fault.LOST),
 }
+# agentdb's own; see connections/.
 _BY_TYPE = {
     "CallTimeout": Fault.SILENT,
     "NotReplicated": Fault.UNSURE,
-}  # agentdb's own; see connections/
+}
 _BY_CLASS = {
     "08": Fault.LOST,
     "22": Fault.BAD_VALUE,

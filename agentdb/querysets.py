@@ -23,10 +23,11 @@ FINISHED = (
     SessionStatus.ERROR.value,
 )
 
+# Sandboxes that a session has.
 ALIVE = (
     SandboxState.RUNNING.value,
     SandboxState.WAITING.value,
-)  # sandboxes that a session has
+)
 
 
 class _OfTenant(QuerySet[M]):

@@ -73,9 +73,8 @@ def identity(file: str | int | Path) -> tuple[int, int] | None:
 def descriptors() -> list[int]:
     """Return the open descriptors of this process, or none if the system does not list them."""
     try:
-        return [
-            int(name) for name in os.listdir("/dev/fd")
-        ]  # Linux, macOS and the BSDs have it
+        # Linux, macOS and the BSDs have it.
+        return [int(name) for name in os.listdir("/dev/fd")]
     except OSError:
         return []
 

@@ -1,4 +1,4 @@
-"""What an operator can do to rows: ask, act through the Db in batches, write it down, and say what was done."""
+"""Actions on rows: ask first, act through the Db in batches, write the audit log, and report what was done."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ from agentdb.models import Session
 from agentdb.querysets import ALIVE, LIVE
 from agentdb.serving.adapter import DjangoDb
 
-# Rows that one transaction changes: a batch that fails undoes itself alone, and locks are held briefly.
+# Rows in one transaction: a failing batch rolls back alone, and locks are short.
 BATCH = 200
-# One answer of the server does batches for this long; the page then says how far it is, and asks for the rest.
+# Seconds of batches in one response; then the page shows the progress and requests the rest.
 STEP_SECONDS = 2.0
-NAMED = 10  # in a question; of the others the number is said
-MOST_LISTED = 1_000  # rows that a result names one by one
-# Of a form field, below Django's own limit for a whole request: what later steps and "Undo" send back.
+NAMED = 10  # rows named in a question; the others are counted
+MOST_LISTED = 1_000  # rows that a result names
+# Bytes of a form field for later steps and "Undo", below Django's limit for a whole request.
 LONGEST_LINES = 1_500_000
 
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """Something that can be done to a row; ``act`` returns why it was not done, or an empty text."""
+    """Something that can be done to a row; ``act`` returns the reason if it was skipped, else ''."""
 
     name: str
     verb: str  # what the audit log calls it, with the columns that it writes down
@@ -163,14 +163,14 @@ RESUME = Action(
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What a form of an action says: the rows, whether that was confirmed, and how far it has come."""
+    """The form of an action: the rows, whether the user confirmed, and the progress."""
 
     ids: Sequence[str]
     is_all: bool
-    confirmed: int | None  # rows; None before the question was answered
-    at: datetime  # when it was asked: rows that came later were not meant
+    confirmed: int | None  # rows; None before the user confirmed
+    at: datetime  # when the question was shown: later rows are not included
     sure: bool
-    reached: str  # the last id that was tried
+    reached: str  # the last id that was processed
     done: int
     skipped: int
     lines: str  # the audit log's of the steps before, for the page that ends them
@@ -274,7 +274,7 @@ class Work:
 def run(
     action: Action, model_admin: Any, request: HttpRequest, listed: QuerySet[Any]
 ) -> HttpResponse:
-    """Ask, and once the answer is there act on the rows, ``BATCH`` to a transaction."""
+    """Ask; after confirmation act on the rows, ``BATCH`` in each transaction."""
     asked = Asked.of(request)
     rows = model_admin.get_queryset(request).filter(pk__in=asked.ids)
     if asked.is_all:
@@ -306,7 +306,7 @@ def _run(
 def _next_ids(
     asked: Asked, rows: QuerySet[Any], reached: str, done: int
 ) -> Sequence[str]:
-    """The next batch. Ids that were chosen one by one are tried although their rows are gone, to say so."""
+    """Return the next batch. Ticked ids are included even if their rows are gone, so that the result says so."""
     if not asked.is_all:
         return [id for id in sorted(set(asked.ids)) if id > reached][:BATCH]
     rest = (asked.confirmed or 0) - asked.done - done
@@ -443,7 +443,7 @@ def _read_lines(text: str) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
 
 
 def _folders(lines: str) -> list[tuple[str, str]]:
-    """The ids of deleted sandboxes with their workspace folders."""
+    """Return the ids of deleted sandboxes with their workspace folders."""
     # The form may have been changed on its way.
     with suppress(ValueError, TypeError, KeyError):
         rows = [row for _, _, before in _read_lines(lines) for row in before.items()]
@@ -452,7 +452,7 @@ def _folders(lines: str) -> list[tuple[str, str]]:
 
 
 def paused_by(text: str) -> dict[str, str]:
-    """The statuses that lines of the audit log say sessions had before they were paused, by id.
+    """Return the statuses before the pause, by session id, from lines of the audit log.
 
     Raises ValueError for a line that is not one of a pause.
     """
@@ -470,7 +470,7 @@ def paused_by(text: str) -> dict[str, str]:
 def resume(
     model_admin: Any, request: HttpRequest, before: Mapping[str, str]
 ) -> HttpResponse:
-    """Give sessions that are still paused the status they had, and say so."""
+    """Restore the earlier status of sessions that are still paused, and report it."""
 
     def act(db: Db, id: str, sure: bool) -> str:
         session = db.get_session(id)

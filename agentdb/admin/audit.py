@@ -1,4 +1,4 @@
-"""Who did what through the console: a line to the terminal, to a file if asked for, and to a host's admin log."""
+"""The audit log: a line in the terminal, in a file if configured, and in the host project's admin log."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from agentdb.admin.sharing import forget
 
 Outcome = Literal["done", "refused", "undone"]
 
-# 'runadmin' sends it to the terminal; a host project routes it as it likes.
+# 'runadmin' sends it to the terminal; a host project configures it like any logger.
 logger = logging.getLogger("agentdb.audit")
 
-FILE_SETTING = "AGENTDB_AUDIT_LOG"  # a path; lines are appended to the file and flushed to the disk
-LOG_SETTING = "AGENTDB_ADMIN_LOG"  # False: nothing goes to Django's log of actions
+FILE_SETTING = "AGENTDB_AUDIT_LOG"  # a path; lines are appended and flushed to the disk
+LOG_SETTING = "AGENTDB_ADMIN_LOG"  # False: do not write Django's log of actions
 _LONGEST_LIST = 1_000  # rows in one line
 _FLAGS = {"delete": DELETION, "revoke": DELETION, "issue": ADDITION}
 
@@ -38,14 +38,14 @@ def record(
     after: Mapping[str, Any],
     outcome: Outcome = "done",
 ) -> None:
-    """Write down that the request's user did ``action`` to ``rows``, was refused, or that it was undone after all.
+    """Record that the user of the request did ``action`` to ``rows``, was refused, or that it was rolled back.
 
-    ``action`` begins with a verb ("pause", "delete", "revoke", "issue"). ``before`` and ``after`` say what the rows
-    were and are, by id. Of many rows each line has a thousand, so that what they were can be read back whole. Raises
-    ``OSError`` if the file cannot be written, so that nothing goes on unrecorded if a record was asked for: call it
-    inside the transaction that changes the rows, or before it.
+    ``action`` begins with a verb ("pause", "delete", "revoke", "issue"). ``before`` and ``after`` have the recorded
+    columns by id. A line has at most a thousand rows, so that it can be read back whole. Raises ``OSError`` if the
+    file cannot be written: call it inside the transaction that changes the rows, or before, so that nothing happens
+    unrecorded.
     """
-    forget()  # what viewers share is no longer so
+    forget()  # shared results are out of date
     for start in range(0, max(len(rows), 1), _LONGEST_LIST):
         ids = [str(row.pk) for row in rows[start : start + _LONGEST_LIST]]
         line = {
@@ -72,7 +72,7 @@ def record_failed_login(
     request: HttpRequest | None,
     **_: Any,
 ) -> None:
-    """Write down who could not log in; a receiver of Django's signal."""
+    """Record a failed login; receives Django's signal."""
     _write(request, str(credentials.get("username", ""))[:150], "log in", "refused", {})
 
 
@@ -91,9 +91,8 @@ def _write(
         "outcome": outcome,
         **more,
     }
-    text = json.dumps(
-        line, ensure_ascii=True, default=str
-    )  # ASCII: an id cannot begin a line or move the cursor
+    # ASCII, so that an id cannot start a line or move the cursor.
+    text = json.dumps(line, ensure_ascii=True, default=str)
     path = getattr(settings, FILE_SETTING, None)
     if path:
         _append(path, text)
@@ -101,7 +100,7 @@ def _write(
 
 
 def keeps_history() -> bool:
-    """Whether what is done goes to Django's log of actions, which is gone with the accounts under 'runadmin'."""
+    """Return whether actions go to Django's log; under 'runadmin' that would vanish with the accounts."""
     return bool(getattr(settings, LOG_SETTING, True))
 
 
@@ -112,7 +111,7 @@ def log_in_project(
     before: Mapping[str, Any],
     after: Mapping[str, Any],
 ) -> None:
-    """Add what was done to the host project's own log of actions, once it is committed."""
+    """Add committed actions to the host project's own log."""
     if request.user.pk is None or not keeps_history():
         return
     flag = _FLAGS.get(action, CHANGE)
@@ -150,7 +149,7 @@ def _shown(values: Mapping[str, Any], ids: Sequence[str]) -> dict[str, Any]:
 
 
 def _append(path: str, text: str) -> None:
-    # O_APPEND and one write: lines of several processes do not mix.
+    # O_APPEND and a single write keep the lines of several processes apart.
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     try:
         os.write(descriptor, f"{text}\n".encode())

@@ -36,14 +36,14 @@ COUNT_SECONDS = 1.0
 # Of the five that a page has. What no index answers reads the table, a million rows in less than a second.
 SEARCH_SECONDS = 3.0
 
-# What the query string of a list may say beside its filters.
+# Query parameters of a list besides its filters.
 AFTER = "after"
 SORT = "sort"
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """The timestamp that a list is ordered by, and which end of it comes first."""
+    """The timestamp that orders a list, and its direction."""
 
     at: str
     oldest_first: bool = False
@@ -69,7 +69,7 @@ class Order:
         return ""
 
     def beyond(self, place: str) -> Q:
-        """The rows behind a place."""
+        """Return the rows after a place."""
         text, _, id = place.partition(",")
         try:
             at = datetime.fromisoformat(text).astimezone(UTC)
@@ -77,14 +77,14 @@ class Order:
             raise IncorrectLookupParameters(error) from error
         compare, lookup = (GreaterThan, "gt") if self.oldest_first else (LessThan, "lt")
         behind = compare(CodePointOrder("id"), id.replace("\x00", ""))
-        # The first condition alone finds the place by an index.
+        # An index finds the place by the first condition alone.
         return Q(**{f"{self.at}__{lookup}e": at}) & (
             Q(**{f"{self.at}__{lookup}": at}) | Q(behind)
         )
 
 
 class Uncounted(Paginator):  # type: ignore[type-arg]
-    """Django's change list asks its paginator for the number of all rows, which would read them."""
+    """A paginator that does not count: counting would read all rows."""
 
     count = 0
 
@@ -172,7 +172,7 @@ class RowList(ChangeList):
 
     @property
     def set_filters(self) -> list[tuple[str, str, str]]:
-        """Of each filter and the search its name, its value, and the link without it."""
+        """Return the name and value of each set filter and the search, and the link without it."""
         found = [
             (capfirst(str(each.title)), each.shown, self._without(each.parameter))
             for each in self.active
@@ -226,7 +226,7 @@ class RowList(ChangeList):
 
     @property
     def resume_url(self) -> str:
-        """Where paused sessions are resumed as they were."""
+        """The page where paused sessions are resumed."""
         is_paused = self.params.get("status") == SessionStatus.PAUSED
         return page_url(self.model_admin.admin_site, "undo") if is_paused else ""
 

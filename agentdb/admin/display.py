@@ -25,7 +25,7 @@ from agentdb.console.unreadable import Unreadable, is_unreadable
 from agentdb.interface import SandboxState, SessionStatus
 from agentdb.models import Agent, ApiKey, Sandbox, Session
 
-# The models' names, which their migrations hold in English, for the catalogues of translations.
+# The models' names, marked for translation; the migrations have them in English.
 NAMES = (
     gettext_noop("agents"),
     gettext_noop("sandboxes"),
@@ -35,13 +35,13 @@ NAMES = (
 LONGEST_WHOLE_ID = 16
 LONGEST_WHOLE_NAME = 18
 LONGEST_WHOLE_PATH = 28
-# A list of fifty rows must stay a page that a browser opens, whatever is in the rows.
+# A list of fifty rows must stay small enough for a browser, whatever the rows contain.
 LONGEST_SHOWN = 500
 LONGEST_URL = 4_000
 
 
 def name_of(model: type[Model], rows: int = 1) -> str:
-    """What one row of the model, or so many, are called in the language of the page."""
+    """Return the model's name for one row, or for many, in the page's language."""
     return gettext(
         str(model._meta.verbose_name if rows == 1 else model._meta.verbose_name_plural)
     )
@@ -67,7 +67,7 @@ def page(
 
 
 def site_of(request: HttpRequest) -> admin.AdminSite:
-    """The admin site that answers the request, which may be one of a host project's own."""
+    """Return the admin site of the request, which may be a host project's own."""
     namespace = request.resolver_match.namespace if request.resolver_match else ""
     return next(
         (site for site in admin.sites.all_sites if site.name == namespace), admin.site
@@ -75,7 +75,7 @@ def site_of(request: HttpRequest) -> admin.AdminSite:
 
 
 def _reversed(site: admin.AdminSite, name: str, *args: str) -> str:
-    """The address, or an empty text if the site has no such page, for instance of a model it does not register."""
+    """Return the address, or '' if the site has no such page, for example because it lacks the model."""
     try:
         return reverse(f"{site.name}:{name}", args=args)
     except NoReverseMatch:
@@ -83,7 +83,7 @@ def _reversed(site: admin.AdminSite, name: str, *args: str) -> str:
 
 
 def _with_query(url: str, query: dict[str, str]) -> str:
-    """The address with a query; empty if there is none, or if it is longer than servers take."""
+    """Return the address with a query; '' without an address, or if it is longer than servers accept."""
     whole = f"{url}?{urlencode(query)}" if url and query else url
     return whole if len(whole) <= LONGEST_URL else ""
 
@@ -132,14 +132,14 @@ def attention_url(site: admin.AdminSite, check: str) -> str:
 
 
 def overview_url(site: admin.AdminSite) -> str:
-    # A project of agentdb's alone has the overview on the first page; any other has it on the app's page.
+    # agentdb's own project has the overview on the first page, others on the app's page.
     if site.index_template == "admin/agentdb/index.html":
         return _reversed(site, "index")
     return _reversed(site, "app_list", "agentdb")
 
 
 def link(url: str, text: object) -> SafeString:
-    """A link, or the text alone if there is no address."""
+    """Return a link, or only the text without an address."""
     if is_unreadable(text):
         return unreadable(text)
     if isinstance(text, str) and not isinstance(text, SafeString):
@@ -149,7 +149,7 @@ def link(url: str, text: object) -> SafeString:
 
 
 def cut(text: str) -> str:
-    """The text, or the beginning and the end of a long one, with how long it is."""
+    """Return the text; of a long one the beginning, the end and the length."""
     if len(text) <= LONGEST_SHOWN:
         return text
     length = gettext("%s characters") % f"{len(text):,}"
@@ -157,13 +157,13 @@ def cut(text: str) -> str:
 
 
 def column_value(row: Model, column: str) -> Any:
-    """What a column holds, as it may leave the database: of a key's hash the beginning."""
+    """Return the value of a column; of a key's hash only the beginning."""
     value = getattr(row, column)
     return masked(value) if column == "key_hash" else value
 
 
 def short_text(id: str) -> str:
-    """The beginning and the end of an id, if there is no markup to have the whole in."""
+    """Return the beginning and end of an id, for places without markup."""
     return id if len(id) <= LONGEST_WHOLE_ID else f"{id[:8]}…{id[-4:]}"
 
 
@@ -202,7 +202,7 @@ def runner_link(url: str, name: str) -> SafeString:
 
 
 def short_path(path: str) -> SafeString:
-    """The path, of which the eye gets the beginning and the end. One that is too long for a page is not copied."""
+    """Return the path, of which the page shows the beginning and end; one too long for a page is cut."""
     if len(path) > LONGEST_SHOWN:
         return format_html(
             '<span class="agentdb-id" title="{}">{}…{}</span>',
@@ -237,7 +237,7 @@ def slug(value: str) -> str:
 
 
 def missing(text: str, *, is_id: bool = False, matters: bool = False) -> SafeString:
-    """What is named and not stored; in red if something live needs it."""
+    """Return the name of a row that does not exist; in red if something live needs it."""
     return format_html(
         '<span class="agentdb-quiet" title="{}">{} <em class="{}">({})</em></span>',
         gettext("Nothing with this name is stored."),
@@ -259,14 +259,14 @@ def unreadable(value: Unreadable) -> SafeString:
 
 
 def exactly(instant: datetime) -> SafeString | str:
-    """The exact time, with the relative one behind it."""
+    """Return the exact time, followed by the relative one."""
     if is_unreadable(instant):
         return unreadable(instant)
     return f"{exact(instant)} ({relative(instant)})"
 
 
 def when(instant: datetime) -> SafeString:
-    """The relative time, with the exact one on hover."""
+    """Return the relative time, with the exact one on hover."""
     if is_unreadable(instant):
         return unreadable(instant)
     return format_html(
@@ -278,7 +278,7 @@ def when(instant: datetime) -> SafeString:
 
 
 def viewable(site: admin.AdminSite, request: HttpRequest) -> set[type[Model]]:
-    """The models of which the user may see the rows."""
+    """Return the models whose rows the user may see."""
     return {
         model
         for model in (Agent, Session, Sandbox, ApiKey)

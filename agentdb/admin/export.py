@@ -1,7 +1,7 @@
-"""What a list has been filtered to, as CSV or JSON, streamed row by row.
+"""The filtered rows of a list as CSV or JSON, streamed row by row.
 
-A value that cannot be read is exported as it is stored. A database that fails in the middle is said in the last line,
-for the browser has the status of the answer already.
+An unreadable value is exported as it is stored. If the database fails midway, the last line says so, because the
+browser already has the status of the response.
 """
 
 from __future__ import annotations
@@ -23,23 +23,22 @@ from agentdb.console.questions import EXPECTED_ERRORS, explain, logger
 from agentdb.console.reading import missing_columns, read_stored
 
 _CHUNK = 2_000
-_BYTE_ORDER_MARK = "\ufeff"  # by which a spreadsheet knows that the text is UTF-8
-# What a spreadsheet would take for the beginning of a formula (https://owasp.org/www-community/attacks/CSV_Injection).
+_BYTE_ORDER_MARK = "\ufeff"  # tells a spreadsheet that the text is UTF-8
+# Beginnings of formulas for spreadsheets (https://owasp.org/www-community/attacks/CSV_Injection).
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def export(
     request: HttpRequest, changelist: RowList, kind: str
 ) -> StreamingHttpResponse:
-    """All rows that the filters and the search leave, not the page alone. A key's hash is cut."""
+    """Export all rows that match the filters and the search, not only the page. Key hashes are cut."""
     if kind not in ("csv", "json"):
         raise Http404
     found = changelist.queryset
     missing = missing_columns(connections[found.db], found.model) or ()
-    list(
-        read_stored(found[:1], missing)
-    )  # what fails at once is a page that says why, and no file
-    # Not begun yet: it is read after the transaction that a request may have, in which a cursor would end.
+    # An immediate failure becomes an error page instead of a file.
+    list(read_stored(found[:1], missing))
+    # Lazy: the rows are read after the request's transaction, which would close a cursor.
     rows = read_stored(found, missing, chunk_size=_CHUNK)
     columns = [field.attname for field in changelist.opts.concrete_fields]
     lines = _whole(
@@ -63,7 +62,7 @@ def _ended(changelist: RowList, error: Exception) -> str:
 
 
 def _whole(lines: Iterator[str], ended: Callable[[Exception], str]) -> Iterator[str]:
-    """The lines, and one that says so if they end too early; in JSON it makes the file one that no parser takes."""
+    """Yield the lines; if they end early, add one that says so, which makes JSON invalid."""
     try:
         yield from lines
     except EXPECTED_ERRORS as error:
@@ -84,16 +83,16 @@ def _csv(rows: Iterable[Model], columns: list[str]) -> Iterator[str]:
 
 def _cell(value: Any) -> Any:
     if isinstance(value, datetime):
-        # What a spreadsheet takes for a time: without a zone, and no finer than a millisecond. JSON has it whole.
+        # Spreadsheets recognise a time only without a zone and with milliseconds at most. JSON has full precision.
         return value.astimezone(UTC).replace(tzinfo=None).isoformat(" ", "milliseconds")
-    # The quote is what spreadsheets themselves use for "this is text", and do not show.
+    # Spreadsheets use a leading quote for "this is text", and do not show it.
     return (
         f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
     )
 
 
 def as_json(row: Model) -> str:
-    """One row, as the export has it."""
+    """Return one row as the export has it."""
     values = {
         field.attname: column_value(row, field.attname)
         for field in row._meta.concrete_fields

@@ -1,4 +1,4 @@
-"""The filters of the lists: by a value that is typed or chosen, by age, and by a check of the overview."""
+"""The filters of the lists: by a typed or chosen value, by age, and by a check of the overview."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from agentdb.interface import SandboxState, SessionStatus
 from agentdb.models import Agent
 
 SUGGESTIONS = 12
-NEWEST_AGENTS = 500  # whose names are offered if no tenant is filtered by
+NEWEST_AGENTS = 500  # agents offered without a tenant filter
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One value that a filter offers: what it is called, and its link."""
+    """One value that a filter offers: its label and its link."""
 
     display: str | SafeString
     query_string: str
@@ -42,8 +42,8 @@ class ColumnFilter(ListFilter):
     template = "admin/agentdb/filter.html"
     parameter: ClassVar[str]
     column: ClassVar[str]
-    is_typed: ClassVar[bool] = False  # rather than chosen
-    is_link_only: ClassVar[bool] = False  # in the bar only if a link has set it
+    is_typed: ClassVar[bool] = False  # instead of chosen
+    is_link_only: ClassVar[bool] = False  # shown in the bar only when a link has set it
 
     def __init__(
         self,
@@ -57,22 +57,22 @@ class ColumnFilter(ListFilter):
         self.request = request
         self.model_admin = model_admin
         self.connection = connections[model_admin.alias]
-        self.hidden: list[tuple[str, str]] = []  # what its form sends along
+        self.hidden: list[tuple[str, str]] = []  # other parameters that its form sends
         self.clear = ""
 
     @property
     def parameter_name(self) -> str:
-        """Django's own name for it, which themes ask for."""
+        """Django's name for it, which themes use."""
         return self.parameter
 
     @property
     def shown(self) -> str:
-        """The value as the bar of filters has it; empty if nothing is filtered."""
+        """The value shown in the filter bar; empty without a filter."""
         return self.value
 
     @property
     def problem(self) -> str:
-        """Why the value means nothing; empty if it means something."""
+        """Why the value is invalid, or ''."""
         return ""
 
     @property
@@ -99,27 +99,27 @@ class ColumnFilter(ListFilter):
             yield Choice(display, link, value == self.value)
 
     def offered(self) -> Sequence[tuple[str, Any]]:
-        """Values, and what they are called."""
+        """Return values with their labels."""
         return ()
 
 
 class TextFilter(ColumnFilter):
-    """One value typed in, for columns of which nobody wants to see ten thousand values in a list."""
+    """A typed value, for columns with too many values for a list."""
 
     is_typed = True
 
     def known_values(self) -> Sequence[str]:
-        """Some values that the column has, in order; none by default."""
+        """Return some values of the column, in order; none by default."""
         return ()
 
     def offered(self) -> Sequence[tuple[str, Any]]:
-        # The values are a help: a table that cannot say them does not take the list down.
+        # Suggestions only: if they cannot be read, the list still works.
         values = ask(self.connection, self.known_values).value or ()
         return [(value, value) for value in values[:SUGGESTIONS]]
 
 
 class IndexedTextFilter(TextFilter):
-    """A text filter of a column whose index gives its values without reading the table."""
+    """A text filter for a column whose index has its values."""
 
     def known_values(self) -> Sequence[str]:
         model = self.model_admin.model
@@ -127,7 +127,7 @@ class IndexedTextFilter(TextFilter):
 
 
 class AgentNameFilter(TextFilter):
-    """Names of agents, from their own table: within the tenant that is filtered by, or the agents made last."""
+    """Names of agents: those of the filtered tenant, or the newest ones."""
 
     def known_values(self) -> Sequence[str]:
         if Agent not in viewable(self.model_admin.admin_site, self.request):
@@ -139,7 +139,7 @@ class AgentNameFilter(TextFilter):
 
 
 class ChoiceFilter(ColumnFilter):
-    """One of the values the servers write; a value of the query string that is none of them is offered too."""
+    """One of the known values, or any other value in the query string."""
 
     values: ClassVar[Sequence[str]]
 
@@ -190,7 +190,7 @@ class AgeFilter(ColumnFilter):
 
 
 class PeriodFilter(ColumnFilter):
-    """One end of a period of the timestamp that orders the list, as somebody writes it: 14:00, 2d, 2026-03-14."""
+    """One end of a period of the timestamp that orders the list: 14:00, 2d, 2026-03-14."""
 
     is_link_only = is_typed = True
     lookup: ClassVar[str]

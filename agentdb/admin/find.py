@@ -34,14 +34,14 @@ from agentdb.keys import PREFIX
 from agentdb.models import Agent, ApiKey, Sandbox, Session
 from agentdb.serving.adapter import DjangoDb
 
-SECONDS = 0.5  # for one of the questions, which no index may serve
-SHOWN = 6  # of each kind
-LOOKED_THROUGH = 20_000  # ids with the same beginning as a shortened one
+SECONDS = 0.5  # seconds for one query, which may have no index
+SHOWN = 6  # results of each kind
+LOOKED_THROUGH = 20_000  # ids compared with a shortened one
 LONGEST = 512
 
 _AROUND = " \t\r\n\"'`“”„‘’«»‹›,;()[]<>"
 _SHORTENED = re.compile(r"(.+?)(?:…|\.\.\.)(.*)")
-# What may be a key must not get into an address: those of old servers have any form.
+# A possible key must not appear in an address; keys of old servers can have any form.
 _MAY_BE_KEY = re.compile(r"[A-Za-z0-9_\-]{40,}")
 
 
@@ -64,7 +64,7 @@ class Hit:
 
 
 class Search:
-    """What is looked for, by whom, and in which time."""
+    """The text to find, the user, and the time limit."""
 
     def __init__(
         self,
@@ -80,9 +80,9 @@ class Search:
         self.beginning, self.end = shortened.groups() if shortened else (text, "")
 
     def hits(self) -> list[Hit]:
-        """Each once, the exact ones first. What cannot be answered in time is left out."""
+        """Return the distinct results, exact ones first, without those that take too long."""
         found = self._answer(ApiKey, self._key)
-        # A server may log what it is asked: a key is asked for by its hash alone.
+        # A server may log its queries, so a key is looked up by its hash only.
         if found or self.text.startswith(PREFIX):
             return found
         for model in (Session, Sandbox, Agent, ApiKey):
@@ -117,7 +117,7 @@ class Search:
     def _ids(self, model: type[Model]) -> Iterator[Hit]:
         ids = model._default_manager.using(self.alias).values_list("pk", flat=True)
         exact = list(ids.filter(pk=self.text))
-        # In most collations the ids that begin with a text are the first ones at or after it.
+        # In most collations the ids with this prefix follow it directly.
         most = LOOKED_THROUGH if self.end else SHOWN
         following = ids.filter(pk__gte=self.beginning).order_by("pk")[:most]
         for id in exact or islice(filter(self._is_meant, following), SHOWN):
@@ -144,9 +144,9 @@ class Search:
             yield self._hit(key, str(key), key.label)
 
 
-@sensitive_variables()  # in the reports of errors that Django mails: the text may be a key
+@sensitive_variables()  # hidden in Django's error reports, because the text may be a key
 def find(model_admin: Any, request: HttpRequest) -> HttpResponse:
-    """The one thing that is meant, or what may be meant. The text is in no address, for it may be a key."""
+    """Redirect to the exact match, or show the candidates. The text is in no address, because it may be a key."""
     site = model_admin.admin_site
     allowed = viewable(site, request)
     if not allowed:
@@ -180,7 +180,7 @@ def _may_be_key(text: str) -> bool:
 def _containing(
     site: Any, request: HttpRequest, allowed: set[type[Model]], text: str
 ) -> list[tuple[str, str]]:
-    """Lists of the rows with the text in any column: first the one that the box was on, with its filters."""
+    """Return links to lists with the text in any column, the current list with its filters first."""
     lists = [
         (heading_of(model), list_url(site, model, q=text))
         for model in (Session, Sandbox, Agent, ApiKey)

@@ -1,4 +1,4 @@
-"""Pages that are cut off in the database after a few seconds, and that say what is wrong if they cannot be shown."""
+"""Limits the database time of a page, and shows a page with the reason if it fails."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def guarded(
     view: Callable[[], HttpResponseBase],
     read_seconds: float = READ_SECONDS,
 ) -> HttpResponseBase:
-    """The view's page, drawn to its end here; if the database cannot answer, a page that says so and why."""
+    """Render the view's page completely; if the database fails, return a page that says why."""
     alias = (
         router.db_for_write(model)
         if request.method == "POST"
@@ -47,7 +47,7 @@ def guarded(
             with question(connection, seconds):
                 return _drawn(view())
         except Unanswered as error:
-            # What looks like a value that Python cannot hold may be a mistake of ours: then no stored row explains it.
+            # What looks like an unreadable value may be a bug of the console: then no stored row explains it.
             if error.is_unreadable and error.problem.command:
                 raise error.cause from None
             problem = error.problem

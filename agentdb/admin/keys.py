@@ -53,7 +53,7 @@ def issue(model_admin: Any, request: HttpRequest) -> HttpResponse:
     if request.method != "POST":
         request.session[UNUSED_FORMS] = [*unused, form.initial["once"]][-10:]
     elif form.is_valid():
-        # Loading the answer again sends the form again, which must not issue a second key unasked.
+        # Reloading the result sends the form again, which must not issue a second key.
         once = form.cleaned_data["once"]
         if once not in unused:
             again = gettext(
@@ -77,7 +77,7 @@ def issue(model_admin: Any, request: HttpRequest) -> HttpResponse:
     return page(model_admin, request, "issue_key", title=title, form=form)
 
 
-@sensitive_variables("plain", "response")  # in the reports of errors that Django mails
+@sensitive_variables("plain", "response")  # hidden in Django's error reports
 def _issue(
     model_admin: Any, request: HttpRequest, tenant_id: str, label: str
 ) -> HttpResponse:

@@ -1,4 +1,4 @@
-"""The four tables in Django's admin: to look at, with a few actions that go through the Db."""
+"""The four tables in Django's admin: read-only, with a few actions that go through the Db."""
 
 from __future__ import annotations
 
@@ -72,9 +72,9 @@ from agentdb.querysets import ALIVE, LIVE
 if TYPE_CHECKING:
     ModelAdmin = admin.ModelAdmin[Any]
 else:
-    ModelAdmin = admin.ModelAdmin  # no generic class at run time
+    ModelAdmin = admin.ModelAdmin  # not generic at run time
 
-LONGEST_JSON = 20_000  # of a row, which its page has for copying
+LONGEST_JSON = 20_000  # characters of a row as JSON that its page offers to copy
 
 
 def shown(
@@ -102,7 +102,7 @@ def those_of_agent(model: type[Model], name: Any) -> Callable[[Any, Any], Any]:
 
 
 class ReadFirstAdmin(ModelAdmin):
-    """Looking needs the view permission. Actions need the change permission; no form edits a row, whoever looks."""
+    """A read-only admin: pages need the view permission, actions the change permission, and no form edits a row."""
 
     # The timestamps that rows can be sorted by, and what each order is called from either end. The first has an index.
     orders: ClassVar[Mapping[str, tuple[Any, Any]]] = {
@@ -120,7 +120,7 @@ class ReadFirstAdmin(ModelAdmin):
 
     @property
     def media(self) -> forms.Media:
-        # None of Django's scripts: the one for actions looks for parts of a bar that these lists do not have.
+        # None of Django's scripts: the one for actions needs elements that these lists do not have.
         script: Any = forms.Script("agentdb/console.js", defer=True)
         return forms.Media(css={"all": ["agentdb/console.css"]}, js=[script])
 
@@ -137,7 +137,7 @@ class ReadFirstAdmin(ModelAdmin):
         return super().has_change_permission(request)
 
     def may_change(self, request: HttpRequest) -> bool:
-        """Whether the user can do anything here but look."""
+        """Return whether the user may run any action here."""
         return self.has_act_permission(request) or self.has_add_permission(request)
 
     @guard
@@ -157,7 +157,7 @@ class ReadFirstAdmin(ModelAdmin):
         return [path("export/<slug:kind>/", view, name=name), *super().get_urls()]
 
     def export_view(self, request: HttpRequest, kind: str) -> Any:
-        """All that the list's filters leave, as CSV or JSON."""
+        """Export the filtered rows as CSV or JSON."""
         if not self.has_view_permission(request):
             raise PermissionDenied
 
@@ -173,7 +173,7 @@ class ReadFirstAdmin(ModelAdmin):
         return router.db_for_read(self.model)
 
     def row_actions(self, request: HttpRequest, row: Any) -> list[actions.Action]:
-        """What this user can do to the row, as it is."""
+        """Return the actions that this user may run on the row in its present state."""
         return [
             action
             for action in self.doable
@@ -221,7 +221,7 @@ class ReadFirstAdmin(ModelAdmin):
     def lookup_allowed(
         self, lookup: str, value: str, request: HttpRequest | None = None
     ) -> bool:
-        # Django allows any lookup on a column, which would try key hashes prefix by prefix, or scan a table.
+        # Django allows any lookup on a column: one could guess key hashes by prefix, or scan a table.
         return lookup in {spec.parameter for spec in self.list_filter}  # type: ignore[union-attr]
 
     def get_object(
@@ -259,9 +259,9 @@ class ReadFirstAdmin(ModelAdmin):
         allowed: Collection[type[Model]],
         problems: list[Problem],
     ) -> None:
-        """Look up what the rows refer to, with one query for each kind of it that the user may see.
+        """Look up the rows that these rows name, with one query for each table that the user may see.
 
-        Of a kind that cannot be looked up a row says what it says of one that the user may not see.
+        A table that cannot be read is treated like one that the user may not see.
         """
         for row in rows:
             row.allowed = allowed
@@ -304,7 +304,7 @@ class LinkedAdmin(ReadFirstAdmin):
         problems: list[Problem],
         **conditions: Collection[str | None],
     ) -> list[Any] | None:
-        """The rows of the model that others name; None if the user may not see them, or they cannot be read."""
+        """Return the named rows of the model; None if the user may not see them or they cannot be read."""
         if model not in allowed:
             return None
         rows = model._default_manager.using(self.alias).filter(**conditions)
@@ -411,7 +411,7 @@ class SessionAdmin(LinkedAdmin):
 
     @guard
     def undo_view(self, request: HttpRequest) -> HttpResponse:
-        """Resume what was paused, as it was: lines of the audit log, from the page that paused or pasted."""
+        """Undo a pause: takes lines of the audit log, pasted or from the page of the action."""
         if not self.has_act_permission(request):
             refuse(request, "resume")
         problem, lines = "", request.POST.get("lines", "")
@@ -503,5 +503,5 @@ class ApiKeyAdmin(ReadFirstAdmin):
     @method_decorator(never_cache)
     @guard
     def add_view(self, request: HttpRequest, *args: Any, **more: Any) -> Any:
-        """Issue a key. The page that answers the form is the only place where it is ever shown."""
+        """Issue a key, which only the response to the form ever shows."""
         return keys.issue(self, request)

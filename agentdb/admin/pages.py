@@ -1,4 +1,4 @@
-"""The console's pages that are neither a list nor a row: a runner, sums by what rows share, and what changed lately."""
+"""Pages of the console besides lists and rows: a runner, a tenant, sums, and the latest changes."""
 
 from __future__ import annotations
 
@@ -61,11 +61,11 @@ from agentdb.models import Agent, ApiKey, Sandbox, Session
 from agentdb.querysets import LIVE
 
 LIVE_SHOWN = 10
-SUM_SECONDS = 4.0  # of the five that a page has
+SUM_SECONDS = 4.0  # out of the five seconds of a page
 
 
 def urls(model_admin: ModelAdmin[Any]) -> list[URLPattern]:
-    """The addresses of the pages that hang below the table of the admin."""
+    """Return the addresses of the pages below the table in the admin."""
     views = {"runner": _runner, "attention": _rows, "groups": _groups, "changes": _changes}  # fmt: skip
     if model_admin.model is Agent:
         views = {"tenant": _tenant}
@@ -159,7 +159,7 @@ def _live_sessions(
 
 
 def _sandboxes(site: AdminSite, alias: str, runner_id: str) -> list[overview.ShareBar]:
-    """The sandboxes of the runner's sessions by state."""
+    """Count the sandboxes of the runner's sessions by state."""
     grouping = Grouping(Sandbox, "state", filters={"runner_id": runner_id})
     grouped = {each.value or "NULL": Figure(each.rows) for each in grouping.ask(alias)}
     figures = {
@@ -177,7 +177,7 @@ def _sandboxes(site: AdminSite, alias: str, runner_id: str) -> list[overview.Sha
 
 @guard
 def _rows(model_admin: Any, request: HttpRequest) -> HttpResponseBase:
-    """The rows of one line of attention: those of a check are a filter of their list."""
+    """Return the link to a finding's rows: the list, filtered by the check."""
     site, code = model_admin.admin_site, request.GET.get("check", "")
     allowed = viewable(site, request)
     if (check := check_of(code)) is not None and check.model in allowed:
@@ -198,7 +198,7 @@ def _rows(model_admin: Any, request: HttpRequest) -> HttpResponseBase:
 
 @guard
 def _tenant(model_admin: Any, request: HttpRequest) -> HttpResponseBase:
-    """One tenant: how much of everything it has, and links to it."""
+    """Return the page of a tenant: totals with links."""
     site, tenant_id = model_admin.admin_site, _id(request)
     allowed = viewable(site, request)
     _check(bool(allowed))
@@ -255,7 +255,7 @@ def _groups(model_admin: Any, request: HttpRequest) -> HttpResponseBase:
     model: type[Model] = Session if is_sessions else Sandbox
     allowed = viewable(site, request)
     _check(model in allowed)
-    # Without a period, sessions are those of a day; sandboxes are all.
+    # Without a period: the sessions of a day, and all sandboxes.
     default = {"by": BY[model][0], "from": "24h" if is_sessions else "", "to": ""}
     asked = default | request.GET.dict()
     form = {

@@ -1,6 +1,6 @@
-"""What a row's page says beside its columns: what is wrong with it, and what belongs to it.
+"""A row's page beside its columns: what is wrong with the row, and the rows that belong to it.
 
-Of another table it says only what the user may see, which is in ``allowed``.
+Shows only the tables in ``allowed``, which the user may see.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ Allowed = Collection[type[Model]]
 Text = SafeString | str
 
 _SHOWN = 5
-_SECONDS = 0.5  # for a question of a row's page
+_SECONDS = 0.5  # seconds for one query of a row's page
 
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """Something that belongs to the row; ``lines`` are links and facts."""
+    """A row or rows that belong to this one; ``lines`` are links and facts."""
 
     heading: str
     badge: Text
@@ -63,7 +63,7 @@ class Card:
 
 @dataclass(frozen=True, slots=True)
 class RowPage:
-    title: str  # behind what the row is called; in the browser's tab too
+    title: str  # after the row's name, also in the browser's tab
     heading: Text
     badge: Text
     about: tuple[Text, ...]
@@ -118,7 +118,7 @@ def key_page(site: AdminSite, row: ApiKey, alias: str, allowed: Allowed) -> RowP
 
 
 def stored(row: Model) -> list[tuple[str, Text]]:
-    """Each column, and what is in it; of a key's hash the beginning."""
+    """Return each column with its value; of a key's hash only the beginning."""
     return [
         (field.attname, _stored(row, field.attname))
         for field in row._meta.concrete_fields
@@ -141,7 +141,7 @@ def _stored(row: Model, column: str) -> Text:
 def _page(
     site: AdminSite, row: Any, state: Text, findings: list[str], cards: list[Card]
 ) -> RowPage:
-    """The page of a row that is called by its id."""
+    """Return the page of a row whose name is its id."""
     heading = format_html(
         '<span class="agentdb-mono agentdb-wrap" data-copy="{}">{}</span>',
         row.pk,
@@ -152,7 +152,7 @@ def _page(
 
 
 def _about(site: AdminSite, row: Any) -> tuple[Text, ...]:
-    """What the row is, and whose."""
+    """Return what the row is, and whose."""
     what = capfirst(name_of(type(row)))
     if agent_name := getattr(row, "agent_name", ""):
         text = gettext("%(kind)s of %(agent)s")
@@ -178,7 +178,7 @@ def _agent_card(site: AdminSite, row: Any) -> Card:
         nothing = gettext("No agent of this tenant has the name.")
         gone = badge("gone", gettext("missing"))
         return Card(heading, gone, row.agent_name, (nothing,))
-    # The version of now: which one the row was made by is stored nowhere.
+    # The current version: the version that created the row is not stored.
     version, at = _version(agent.version), when(agent.updated_at)
     deployed = format_html(gettext("Now at {}, deployed {}"), version, at)
     return Card(heading, "", link(row_url(site, agent), agent.name), (deployed,))

@@ -1,4 +1,4 @@
-"""One answer for many viewers: whoever asks the same within a few seconds gets what the first one got."""
+"""One result for many viewers: equal requests within a few seconds share it."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from threading import Lock
 from typing import Any
 
 SECONDS = 3.0
-_MOST = 200  # answers that are kept
+_MOST = 200  # results that are kept
 
 
 @dataclass
 class _Answer:
-    """While one asks, the others wait at the lock, and find the answer there."""
+    """One thread computes the result while the others wait for the lock."""
 
     lock: Lock = field(default_factory=Lock)
     made_at: float = float("-inf")
@@ -25,7 +25,7 @@ _answers: dict[Hashable, _Answer] = {}
 
 
 def shared(key: Hashable, make: Callable[[], Any]) -> Any:
-    """The answer to ``key`` that is at most ``SECONDS`` old, else a new one."""
+    """Return the result for ``key`` if it is at most ``SECONDS`` old, else a new one."""
     if len(_answers) > _MOST:
         forget()
     answer = _answers.setdefault(key, _Answer())
@@ -37,5 +37,5 @@ def shared(key: Hashable, make: Callable[[], Any]) -> Any:
 
 
 def forget() -> None:
-    """Something was changed here: whoever looks now is to see it."""
+    """Drop all results, because this process has changed rows."""
     _answers.clear()

@@ -1,1 +1,1 @@
-"""The project that ``runadmin`` serves and ``settings/`` builds on; INSTALLED_APPS names it before there are models."""
+"""The project that ``runadmin`` serves and ``settings/`` builds on; it has no models, so INSTALLED_APPS can name it."""

@@ -23,7 +23,7 @@ _ENDS = (signal.SIGINT, signal.SIGTERM)
 
 
 class AdminRouter:
-    """agentdb's tables are in the database that is looked at; everything else of Django is in the temporary file."""
+    """Sends agentdb's tables to the shown database, and Django's own to the temporary file."""
 
     def db_for_read(self, model: Any, **hints: Any) -> str:
         return "default" if model._meta.app_label == "agentdb" else ADMIN_ALIAS
@@ -67,14 +67,13 @@ def main() -> int:
 
 
 def _end_with_parent() -> None:
-    os.read(
-        sys.stdin.fileno(), 1
-    )  # nothing more is written, so this returns when the other side is gone
+    # Nothing is ever written, so this returns when the parent is gone.
+    os.read(sys.stdin.fileno(), 1)
     signal.raise_signal(signal.SIGTERM)
 
 
 def _end(number: int, frame: FrameType | None) -> None:
-    for each in _ENDS:  # a second one would interrupt the cleaning up
+    for each in _ENDS:  # a second one would interrupt the cleanup
         signal.signal(each, signal.SIG_IGN)
     raise KeyboardInterrupt
 
@@ -112,13 +111,13 @@ def _configure(
         },
         DATABASE_ROUTERS=["agentdb.admin_project.server.AdminRouter"],
         DEFAULT_AUTO_FIELD="django.db.models.BigAutoField",
-        # Cookies know hosts and no ports. The name of the host is this server's alone, so no other one gets them.
+        # Cookies belong to a host name, whatever the port. Only this server has this name, so no other gets them.
         SESSION_COOKIE_NAME=f"{name}_session",
         SESSION_COOKIE_SAMESITE="Strict",
         SESSION_EXPIRE_AT_BROWSER_CLOSE=True,
         CSRF_COOKIE_NAME=f"{name}_csrf",
         CSRF_COOKIE_SAMESITE="Strict",
-        CSRF_COOKIE_AGE=None,  # until the browser is closed
+        CSRF_COOKIE_AGE=None,  # the login ends with the browser
         CSRF_COOKIE_HTTPONLY=True,
         CSRF_FAILURE_VIEW="agentdb.admin_project.site.csrf_failure",
         X_FRAME_OPTIONS="DENY",
@@ -132,10 +131,10 @@ def _configure(
     from django.contrib import admin
     from django.contrib.auth.models import Group, User
 
-    admin.site.unregister([User, Group])  # they are gone when this ends
+    admin.site.unregister([User, Group])  # they vanish when this ends
 
 
-# Who did what, and what went wrong, in one line each.
+# The audit log and errors, a line each.
 _LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,
@@ -162,7 +161,7 @@ _LOGGING = {
 
 
 def one_name(get_response: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Middleware: lead from the addresses that all local servers share to the name that only this one has."""
+    """Middleware: redirect from 127.0.0.1, which all local servers share, to this server's own host name."""
     from django.conf import settings
     from django.http import HttpResponse, HttpResponseRedirect
 
@@ -207,7 +206,7 @@ def _serve(name: str, port: int, user: str, *, read_only: bool) -> int:
 
 
 def _quiet(handler: type[Any]) -> type[Any]:
-    """Without a line on the terminal for every request that went well."""
+    """Log no successful requests."""
 
     class Quiet(handler):  # type: ignore[misc]
         def log_message(self, format: str, *args: Any) -> None:
@@ -218,14 +217,14 @@ def _quiet(handler: type[Any]) -> type[Any]:
 
 
 def make_account_tables(alias: str) -> None:
-    """Make the tables of accounts, logins and the log of actions, and the permissions on agentdb's models."""
+    """Create the tables of accounts, logins and actions, and the permissions on agentdb's models."""
     from django.apps import apps
     from django.contrib.auth.management import create_permissions
     from django.core.management import call_command
     from django.core.management.commands.migrate import Command as Migrate
 
     for app in ("contenttypes", "auth", "admin", "sessions"):
-        # Django's own command: agentdb's looks at agentdb's tables, which are in another database.
+        # Django's own migrate: agentdb's would check agentdb's tables, which are in another database.
         call_command(Migrate(), app, database=alias, interactive=False, verbosity=0)
     create_permissions(apps.get_app_config("agentdb"), using=alias, verbosity=0)
 

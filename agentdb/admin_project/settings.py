@@ -16,7 +16,7 @@ ADMIN_APPS = [
 
 MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",
-    # A live list is 90 kB every ten seconds. Each page masks its CSRF token differently, so sizes do not tell it.
+    # A live list is 90 kB every ten seconds. Django masks the CSRF token on each page, so sizes do not reveal it.
     "django.middleware.gzip.GZipMiddleware",
     "agentdb.admin_project.settings.content_security_policy",
     "django.contrib.sessions.middleware.SessionMiddleware",
@@ -28,7 +28,7 @@ MIDDLEWARE = [
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
 ]
 
-# The console speaks English. With more of Django's languages, a page would mix two.
+# The console is in English. With Django's other languages, a page would mix two.
 LANGUAGES = [("en", "English")]
 
 TEMPLATES: list[dict[str, Any]] = [
@@ -52,7 +52,7 @@ _POLICY = (
 
 
 def content_security_policy(get_response: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Middleware: pages load nothing from elsewhere and run no script that stands in them."""
+    """Middleware: pages load nothing from other hosts and run no inline scripts."""
 
     def respond(request: Any) -> Any:
         response = get_response(request)

@@ -24,7 +24,7 @@ class AgentDbAdminSite(AdminSite):
     index_template = "admin/agentdb/index.html"
     site_url = None
     enable_nav_sidebar = (
-        False  # four tables are one click away; their columns need the width
+        False  # the navigation has four links, and the columns need the width
     )
 
     def index(
@@ -48,7 +48,7 @@ class AgentDbAdminConfig(AdminConfig):
 
 
 def csrf_failure(request: HttpRequest, reason: str = "") -> TemplateResponse:
-    """What a browser gets that sends a form and no longer the cookie that came with it."""
+    """Answer a form that comes without its cookie."""
     context = {
         **admin.site.each_context(request),
         "title": gettext("Log in again"),

@@ -10,7 +10,7 @@ from django.views.decorators.cache import cache_control
 from django.views.decorators.http import require_safe
 from django.views.generic import RedirectView
 
-# Few and small files, for few users, so that no second server is needed.
+# A few small files for few users need no second server.
 static_file = require_safe(cache_control(public=True, max_age=3600)(serve))
 
 urlpatterns = [

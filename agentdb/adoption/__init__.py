@@ -1,1 +1,1 @@
-"""Bringing an old database to the models' schema, whatever shape it is in, without losing a row."""
+"""Brings an old database of any shape to the models' schema without losing a row."""

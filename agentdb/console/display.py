@@ -1,4 +1,4 @@
-"""How instants and hashes are written, in the admin and in the terminal."""
+"""Formats of times and hashes, in the admin and the terminal."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def instant(value: Any) -> datetime:
 
 
 def readable(text: str | None) -> datetime | None:
-    """The instant that a database wrote as text, or None if Python cannot hold it."""
+    """Parse a time that the database returned as text; None if Python cannot represent it."""
     try:
         at = parse_datetime(text or "")
     except ValueError:
@@ -26,13 +26,13 @@ def readable(text: str | None) -> datetime | None:
 
 
 def exact(instant: datetime) -> str:
-    """The instant in UTC, with as much of a second as it has."""
+    """Format the instant in UTC, with its fraction of a second if there is one."""
     utc = instant.astimezone(UTC).replace(tzinfo=None)
     return f"{utc.isoformat(sep=' ')} UTC"
 
 
 def relative(instant: datetime, now: datetime | None = None) -> str:
-    """How long ago it was; a clock that is ahead makes instants that are still to come."""
+    """Format how long ago it was, or how far ahead if the writer's clock is ahead."""
     since = (now or timezone.now()) - instant
     if abs(since) < timedelta(seconds=1):
         return gettext("just now")
@@ -42,7 +42,7 @@ def relative(instant: datetime, now: datetime | None = None) -> str:
 
 
 def lasting(span: timedelta) -> str:
-    """How long it lasted, in the unit that still tells: 90 s, 90 min and 47 h, not 1 day."""
+    """Format a duration in the largest unit that is precise enough: 90 s, 90 min and 47 h, not 1 day."""
     seconds = int(span.total_seconds())
     for unit, size, most in (
         ("s", 1, 120),

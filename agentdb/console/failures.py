@@ -1,4 +1,4 @@
-"""Failures of the last hour beside those before: of all sessions, of an agent, of a tenant, of an agent of a tenant."""
+"""Compare failures of the last hour with those before: overall, per agent, per tenant, and per agent of a tenant."""
 
 from __future__ import annotations
 
@@ -20,12 +20,14 @@ from agentdb.models import Session
 FAILING_MINUTES = 60
 SAMPLE = 10_000  # sessions that each question looks at
 MOST_FAILED = 50_000  # failed ones, which are few and may have been opened long ago
-FEWEST = 5  # failures that can be an incident
-FEWEST_FOR_HALF = 10  # sessions of which half may not fail, however usual that is
-RAREST = 0.01  # no share of failures is taken to be rarer than this
-FEWEST_FOR_USUAL = 20  # sessions from which a share is known
-MOST_TOLD = 3  # groups with a cause of their own; more of them have one in common
-SURE = 12.0  # chance would do it less than once in exp(12) = 160,000 hours
+FEWEST = 5  # fewer failures are not an incident
+FEWEST_FOR_HALF = 10  # of this many sessions half failing is an incident, however usual
+RAREST = 0.01  # the lowest usual share that is assumed
+FEWEST_FOR_USUAL = 20  # sessions needed to know the usual share
+MOST_TOLD = (
+    3  # groups reported separately; more of them are assumed to have a common cause
+)
+SURE = 12.0  # by chance less than once in exp(12) = 160,000 hours
 
 _FAILED = Q(status=SessionStatus.ERROR.value)
 _ACTIVE = Q(status=SessionStatus.ACTIVE.value)
@@ -88,7 +90,7 @@ class Group(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Failures:
-    """The groups that fail far more often than usual, without those that are explained by one before them."""
+    """The groups that fail far more often than usual, without those that an earlier group explains."""
 
     groups: Sequence[Group] = ()
     since: datetime | None = None
@@ -179,7 +181,7 @@ def _groups(cells: Sequence[Group]) -> Iterator[Group]:
 
 
 def _told(cells: Sequence[Group]) -> list[Group]:
-    """One group for one incident: the whole, unless nearly all failures are those of a few parts of it."""
+    """Return one group for each incident: the whole, unless a few parts have nearly all failures."""
     whole = _sum(None, None, cells)
     flagged = [
         group
@@ -196,7 +198,7 @@ def _told(cells: Sequence[Group]) -> list[Group]:
 
 
 def _failed(cells: Iterable[Group], groups: Sequence[Group]) -> int:
-    """How many failures of the cells belong to one of the groups."""
+    """Return how many failures in the cells belong to one of the groups."""
     return sum(
         cell.failed
         for cell in cells
@@ -205,7 +207,7 @@ def _failed(cells: Iterable[Group], groups: Sequence[Group]) -> int:
 
 
 def is_far_above(group: Group, whole: Group) -> bool:
-    """Whether more failed than chance explains (Chernoff's bound on the binomial tail), and twice the usual share."""
+    """Return whether at least twice the usual share failed, and more than chance explains (Chernoff's bound)."""
     share = group.share
     if group.failed < FEWEST:
         return False

@@ -1,6 +1,6 @@
-"""Rows for the console, also from a table that has drifted or holds a value that Python cannot hold.
+"""Rows for the console, also from a table that has drifted or stores a value that Python cannot represent.
 
-Every row that is there is shown. What cannot be read of it is there as an ``Unreadable``, and a problem says why.
+Every row is returned. A value that cannot be read becomes an ``Unreadable``, and a problem says why.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from agentdb.console.questions import Problem, Unanswered, logger, place_of, que
 from agentdb.console.unreadable import Unreadable, is_unreadable, unreadable_sentence
 from agentdb.schema import read_tables
 
-_NAMED = 3  # values that cannot be read, in one sentence
+_NAMED = 3  # unreadable values named in one sentence
 
 
 class _Stored(Func):
-    """A column as the text that the server has, which every connection can read."""
+    """A column as the server's text, which every connection can read."""
 
     template = "CAST(%(expressions)s AS text)"
     output_field = TextField()
@@ -41,7 +41,7 @@ class _Stored(Func):
     def as_sqlite(
         self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **extra: Any
     ) -> Any:
-        # As hexadecimal digits, because bytes that are no UTF-8 could not be fetched as text.
+        # In hex, because bytes that are not UTF-8 cannot be fetched as text.
         return self.as_sql(
             compiler, connection,
             template="CASE WHEN %(expressions)s IS NULL THEN NULL ELSE hex(CAST(%(expressions)s AS BLOB)) END", **extra,
@@ -61,9 +61,8 @@ def read(rows: QuerySet[Any], problems: list[Problem]) -> list[Any]:
         if not (error.is_unreadable or error.is_mismatch):
             raise
         missing = missing_columns(connection, rows.model)
-        if missing is None or not (
-            missing or error.is_unreadable
-        ):  # there is no table, or all of it
+        # The table is missing, or complete.
+        if missing is None or not (missing or error.is_unreadable):
             raise
         found = list(read_stored(rows, missing))
         problems.append(_problem(connection, rows.model, found, missing, str(error)))
@@ -89,9 +88,9 @@ def _mark_nulls(model: type[Model], rows: Sequence[Any]) -> bool:
 def read_stored(
     rows: QuerySet[Any], missing: Sequence[str] = (), chunk_size: int | None = None
 ) -> Iterator[Any]:
-    """The rows, each value parsed here, so that one that cannot be read is an ``Unreadable`` and harms no other.
+    """Return the rows, each value parsed here, so that an unreadable one becomes an ``Unreadable`` and breaks no other.
 
-    ``missing`` names the columns that the table lacks. With ``chunk_size`` so many rows are fetched at a time.
+    ``missing`` names the columns that the table lacks. ``chunk_size`` is the number of rows fetched at a time.
     """
     connection = connections[rows.db]
     fields = rows.model._meta.concrete_fields

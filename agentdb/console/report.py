@@ -1,7 +1,7 @@
-"""What an operator looks at first: what needs attention, how much there is of everything, and what happened lately.
+"""The overview: what needs attention, totals, and recent activity.
 
-Every question has a time limit in the database and reads a window of rows by an index, so that it costs the same at ten
-thousand rows and at a million. A question that cannot be answered says why, and the others are answered all the same.
+Every query has a time limit in the database and reads a window of rows by an index, so that it costs the same at ten
+thousand rows and at a million. A query that fails says why, and the others still run.
 """
 
 from __future__ import annotations
@@ -212,7 +212,7 @@ def _schema_findings(schema: Answer[Schema]) -> list[Finding]:
 
 def _engine(connection: BaseDatabaseWrapper) -> str:
     with connection.cursor() as cursor:
-        # The first page of a file is read, which a damaged one does not survive.
+        # Reads the first page, which fails if the file is damaged.
         cursor.execute(
             "SELECT COUNT(*) FROM sqlite_master"
             if connection.vendor == "sqlite"

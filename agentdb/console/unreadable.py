@@ -1,4 +1,4 @@
-"""Stored values that Python cannot hold: times out of its calendar, text that is not UTF-8. Finds and names them."""
+"""Finds and names stored values that Python cannot represent: times outside its calendar, text that is not UTF-8."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from agentdb.schema.unreadable import unreadable_values
 
 
 class Unreadable(str):
-    """What is stored in place of a value that cannot be read; empty if the table lacks the column."""
+    """The stored text of a value that cannot be read; empty if the table lacks the column."""
 
     is_missing: bool
 
@@ -23,14 +23,14 @@ class Unreadable(str):
 
 
 def is_unreadable(value: Any) -> TypeGuard[Unreadable]:
-    """Whether the value of a row is an ``Unreadable``, which takes the place of any type."""
+    """Return whether a value is an ``Unreadable``, which can stand for a value of any type."""
     return isinstance(value, Unreadable)
 
 
 def unreadable_rows(
     connection: BaseDatabaseWrapper, limit: int, *, thorough: bool = False
 ) -> list[str]:
-    """A sentence for each; see ``unreadable_values``."""
+    """Return a sentence for each; see ``unreadable_values``."""
     found = islice(unreadable_values(connection, limit, thorough=thorough), limit)
     return [
         unreadable_sentence(each.table, each.id, each.column, each.value)

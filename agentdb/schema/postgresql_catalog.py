@@ -1,7 +1,7 @@
 """The tables of a server's current schema, from PostgreSQL's catalog, which CockroachDB has too.
 
-A fixed number of queries, however many tables there are. What needs the server's grammar
-(types, defaults, the keys of an index) is asked in SQL, with the ``pg_get_...`` functions.
+The number of queries does not depend on the number of tables. The ``pg_get_...`` functions render what needs the
+server's grammar: types, defaults, the keys of an index.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ class _IndexRow:
 
     @property
     def options(self) -> tuple[str, ...]:
-        """What the index of a key is, beyond an ordinary one."""
+        """The options of a key's index that are not the default."""
         return (
             *(("nulls not distinct",) if self.text.nulls_not_distinct else ()),
             *(() if self.valid else ("invalid",)),
@@ -141,7 +141,7 @@ class _IndexRow:
 
 @dataclass(frozen=True)
 class _Parts:
-    """What a table consists of: its constraints, and its indexes by oid."""
+    """The parts of a table: its constraints, and its indexes by oid."""
 
     constraints: list[_ConstraintRow]
     indexes: Mapping[int, _IndexRow]
@@ -201,7 +201,7 @@ def _options(persistence: str, row_security: bool) -> tuple[str, ...]:
 
 @contextmanager
 def _plain_names(cursor: Any, is_quoting: bool) -> Iterator[None]:
-    """Let the server put no quotes around names and types that need none, if the role's settings ask for them."""
+    """Make the server omit unnecessary quotes, even if the role's settings ask for them."""
     if not is_quoting:
         yield
         return
@@ -261,7 +261,7 @@ def _with_parts(
 def _column(
     connection: BaseDatabaseWrapper, row: _ColumnRow, unproven: set[str]
 ) -> Column:
-    # The catalog keeps the expression of a generated column where others have their default.
+    # The catalog stores a generated column's expression as its default.
     is_generated = bool(row.generated)
     generated = canonical(row.default or "") if is_generated else None
     return Column(
@@ -281,7 +281,7 @@ def _primary_key(parts: _Parts) -> PrimaryKey | None:
 
 
 def _indexes(connection: BaseDatabaseWrapper, parts: _Parts) -> tuple[Index, ...]:
-    """The indexes that no constraint owns."""
+    """Return the indexes without a constraint."""
     # A foreign key has an index in the same column of the catalog, which is the target's.
     owned = {each.index_oid for each in parts.of_kind("pux")}
     return tuple(

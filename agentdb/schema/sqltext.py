@@ -32,11 +32,12 @@ _TYPE_TAILS = {
     "timestamp": ("with", "without", "time", "zone"),
     "bit": ("varying",),
 }
+# Its own words, and PostgreSQL's.
 _COCKROACH_TYPES = {
     "STRING": "text",
     "INT8": "bigint",
     "TIMESTAMPTZ": "timestamptz",
-}  # its own words, and PostgreSQL's
+}
 
 
 @dataclass(frozen=True)

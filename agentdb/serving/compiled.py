@@ -29,9 +29,8 @@ from agentdb.expressions import ServerAgo, ServerNow, ServerPast
 
 Row = tuple[Any, ...]
 Converter = Callable[[Any], Any]
-Slot = tuple[
-    str | None, Any, Converter | None
-]  # the name of a value, or a constant, and its conversion
+# The name of a value, or a constant, and its conversion.
+Slot = tuple[str | None, Any, Converter | None]
 
 # A caller's value cannot be mistaken for a stand-in: the text is a Unicode noncharacter, and the instant is
 # compared only while a query is compiled.
@@ -350,9 +349,8 @@ def _compile(
 ) -> Statement:
     compiler = query.get_compiler(connection=connection)
     sql, params = compiler.as_sql()
-    columns = [
-        column for column, _, _ in compiler.select or ()
-    ]  # only a Select has any
+    # Only a Select has any.
+    columns = [column for column, _, _ in compiler.select or ()]
     if returning:
         assert query.model is not None
         meta = query.model._meta
@@ -451,9 +449,8 @@ def _asked(connection: BaseDatabaseWrapper, parameters: Parameters) -> set[str]:
     }
     if connection.vendor == "sqlite":
         return asked
-    return (asked - parameters.clock) | {
-        *parameters.lengths.values()
-    }  # the server has its own clock
+    # The server has its own clock.
+    return (asked - parameters.clock) | {*parameters.lengths.values()}
 
 
 def _converters(

@@ -40,10 +40,11 @@ class ConnectionLimit:
     @contextmanager
     def _room(self, slot: Slot) -> Iterator[None]:
         """Let the body open the slot's connection; raise ``DatabaseUnavailableError`` if there is no room in time."""
+        # Not time.sleep, which programs under test replace.
         began, pause = (
             time.monotonic(),
             threading.Event(),
-        )  # not time.sleep, which programs under test replace
+        )
         limit, place = slot.engine.call_timeout, slot.engine.describe()
         try:
             while not self._take(slot):

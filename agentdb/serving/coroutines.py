@@ -99,9 +99,8 @@ class CoroutineTransaction:
             try:
                 return self._calls.get(timeout=_LOOK_SECONDS)
             except Empty:
-                if (
-                    self.job.future.get_loop().is_closed()
-                ):  # the function will never continue
+                # The function will never continue.
+                if self.job.future.get_loop().is_closed():
                     raise _Cancelled from None
 
 

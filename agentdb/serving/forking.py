@@ -23,9 +23,8 @@ _LONGEST_WAIT_FOR_A_STATEMENT_SECONDS = (
     60.0  # twice as long as SQLite waits for another writer
 )
 
-_wrappers: weakref.WeakSet[BaseDatabaseWrapper] = (
-    weakref.WeakSet()
-)  # of SQLite files, the host's among them
+# Of SQLite files, the host's among them.
+_wrappers: weakref.WeakSet[BaseDatabaseWrapper] = weakref.WeakSet()
 
 
 class Forks(Protocol):
@@ -52,9 +51,8 @@ class Forking:
     """
 
     def __init__(self) -> None:
-        self.opening = (
-            threading.RLock()
-        )  # no connection may be opened between the check and the fork
+        # No connection may be opened between the check and the fork.
+        self.opening = threading.RLock()
         self._executors: weakref.WeakSet[Forks] = weakref.WeakSet()
         self._files: set[object] = set()  # the SQLite databases that have an executor
         self.under_way = False  # otherwise busy threads would retake their slot's lock before it is free here
@@ -134,9 +132,8 @@ class Forking:
                 and wrapper.connection is not None
             ):
                 _undo_copy(wrapper)
-                if (
-                    wrapper.in_atomic_block
-                ):  # a host's transaction around the fork, which ends in the parent
+                # A host's transaction around the fork, which ends in the parent.
+                if wrapper.in_atomic_block:
                     wrapper.closed_in_transaction = wrapper.needs_rollback = True
         carried.look(self._files)
         self.after_in_parent()
@@ -185,9 +182,8 @@ def _undo_copy(wrapper: BaseDatabaseWrapper) -> None:
         ):
             raw.close()
 
-    closing = threading.Thread(
-        target=close, daemon=True
-    )  # would wait forever for a lock that a thread of the parent holds
+    # Would wait forever for a lock that a thread of the parent holds.
+    closing = threading.Thread(target=close, daemon=True)
     closing.start()
     closing.join(_LONGEST_WAIT_FOR_A_CLOSE_SECONDS)
 

@@ -1,4 +1,4 @@
-"""The overview, as a tag: the admin finds it in a template, so it needs no view and no site of its own."""
+"""The overview as a template tag, so that it works in any admin site without a view of its own."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ register = template.Library()
 
 @register.inclusion_tag("admin/agentdb/nav.html", takes_context=True)
 def agentdb_nav(context: Context) -> dict[str, Any]:
-    """Links to the overview and the tables that the user may see, for the block that Django's header leaves free."""
+    """Links to the overview and the tables that the user may see, for the free block in Django's header."""
     request = context.get("request")
     if request is None or not context.get("has_permission", True):
         return {}
@@ -61,7 +61,7 @@ def agentdb_nav(context: Context) -> dict[str, Any]:
 
 @register.simple_tag
 def agentdb_keeps_accounts() -> bool:
-    """Whether an account is there tomorrow, so that its password can be changed; not under 'runadmin'."""
+    """Whether accounts are permanent, so that a password can be changed; not under 'runadmin'."""
     return keeps_history()
 
 
@@ -72,7 +72,7 @@ def _version() -> str:
             return version(distribution)
         except PackageNotFoundError:
             continue
-    return ""  # a copy of the source that nobody installed
+    return ""  # running from a checkout that is not installed
 
 
 @register.inclusion_tag("admin/agentdb/foot.html")
@@ -94,7 +94,7 @@ def agentdb_list_link(context: Context, opts: Options[Any]) -> SafeString:
 
 @register.filter
 def thousands(number: int) -> str:
-    """One notation on all pages, whatever the locale: the terminal and the exports have it too."""
+    """The same notation on all pages, in the terminal and in exports, whatever the locale."""
     return f"{number:,}"
 
 
@@ -105,7 +105,7 @@ def known_value(value: str) -> str:
 
 @register.simple_tag
 def figure(figure: Figure) -> SafeString:
-    """A number, marked if it is an estimate, which says on hover from what."""
+    """A number; an estimate is marked, with its source on hover."""
     if figure.is_estimate:
         return format_html(
             '<span class="agentdb-about" title="{}">≈</span>&nbsp;{}',
@@ -168,7 +168,7 @@ def agentdb_overview(context: Context) -> dict[str, Any]:
         str(database.settings_dict["NAME"]),
         frozenset(viewable(site, request)),
     )
-    # A copy, because the template puts the token of this viewer's forms into it.
+    # A copy, because the template adds this user's CSRF token to it.
     return dict(
         shared(
             (*seen_by, request.GET.get("period", "")), lambda: overview.page(request)

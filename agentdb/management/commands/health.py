@@ -44,9 +44,8 @@ def _health(alias: str) -> Health:
     path = sqlite_path(connections[alias])
     try:
         if path is not None:
-            check_sqlite_file(
-                path
-            )  # connecting would create an empty file at a misspelt path
+            # Connecting would create an empty file at a misspelt path.
+            check_sqlite_file(path)
     except DatabaseUnavailableError as error:
         place = f"SQLite database {str(path)!r}"
         return Health(False, "sqlite", "", place, None, (), 0, str(error))

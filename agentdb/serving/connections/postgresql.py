@@ -98,9 +98,8 @@ class PostgresEngine(Engine):
         finally:
             del wrapper.Database  # type: ignore[attr-defined]
             if wrapper.connection is not None and not self.owned:
-                wrapper.connection.__dict__.pop(
-                    "wait", None
-                )  # no limit for the host's own queries
+                # No limit for the host's own queries.
+                wrapper.connection.__dict__.pop("wait", None)
 
 
 class _Driver:
@@ -121,9 +120,8 @@ class _Driver:
             def _connect_gen(cls, *args: Any, **options: Any) -> Any:
                 nonlocal hosts
                 now = time.monotonic()
-                share = max(0.0, ends - now) / max(
-                    1, hosts
-                )  # so that the last host is tried too
+                # So that the last host is tried too.
+                share = max(0.0, ends - now) / max(1, hosts)
                 hosts -= 1
                 return _until(
                     psycopg.Connection._connect_gen(*args, **options), now + share
