@@ -98,6 +98,7 @@ class ChartBar:
     url: str
 
 
+# In pixels, as in activity.html: how high a full bar is, and where the bars stand.
 _OPENED_HEIGHT, _OPENED_BASE, _FAILED_HEIGHT, _FAILED_BASE = 96, 104, 32, 156
 
 

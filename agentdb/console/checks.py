@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from functools import cached_property
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from django.db import connections
 from django.db.models import (
@@ -34,11 +33,13 @@ from django.utils.translation import gettext, ngettext
 from agentdb.console.display import lasting, readable, relative
 from agentdb.console.failures import Failures, failures
 from agentdb.console.figures import select_from
-from agentdb.console.questions import Problem
+from agentdb.console.questions import EXPECTED_ERRORS, Problem
 from agentdb.console.unreadable import is_unreadable
 from agentdb.interface import SandboxState, SessionStatus
 from agentdb.models import Agent, Sandbox, Session
 from agentdb.querysets import FINISHED, LIVE, SessionQuerySet
+
+Asked = TypeVar("Asked")
 
 STARTING_MINUTES = 5
 SILENT_MINUTES = 30
@@ -100,11 +101,32 @@ class Runner:
         return ""
 
 
+class _Once(Generic[Asked]):
+    """A property that is asked once, also if it fails: a question that used up its seconds would use up the page's."""
+
+    def __init__(self, ask: Callable[[Any], Asked]) -> None:
+        self.ask = ask
+
+    def __get__(self, fleet: Any, owner: Any) -> Asked:
+        name = self.ask.__name__
+        if name not in fleet.answers:
+            try:
+                fleet.answers[name] = self.ask(fleet), None
+            except EXPECTED_ERRORS as error:
+                fleet.answers[name] = None, error
+        value, failure = fleet.answers[name]
+        if failure is not None:
+            raise failure
+        found: Asked = value
+        return found
+
+
 class Fleet:
     """The rows of a database at one moment, in which all checks see the same silent runners and failures."""
 
     def __init__(self, alias: str) -> None:
         self.alias = alias
+        self.answers: dict[str, tuple[Any, Exception | None]] = {}
         self.now = timezone.now()
         self.latest = self.now + timedelta(days=1)  # no clock is further ahead
         self.sessions = Session.objects.using(alias)
@@ -113,7 +135,7 @@ class Fleet:
     def ago(self, minutes: int) -> datetime:
         return self.now - timedelta(minutes=minutes)
 
-    @cached_property
+    @_Once
     def runners(self) -> list[Runner]:
         """The runners with live sessions, the silent ones first, then by the number of live sessions."""
         runners = sorted(
@@ -131,11 +153,11 @@ class Fleet:
             key=lambda runner: (order[runner.condition], -runner.live, runner.id),
         )
 
-    @cached_property
+    @_Once
     def silent_runners(self) -> list[Runner]:
         return [runner for runner in self.runners if runner.condition == "silent"]
 
-    @cached_property
+    @_Once
     def missing_agents(self) -> list[tuple[str, str]]:
         """The tenants and names of missing agents that live sessions name, one more than may be asked for by name.
 
@@ -149,7 +171,7 @@ class Fleet:
             f"found.tenant_id AND agents.name = found.agent_name) IS NULL LIMIT {CAP}",
         )
 
-    @cached_property
+    @_Once
     def failures(self) -> Failures:
         return failures(self.alias, self.now)
 

@@ -91,6 +91,7 @@ def by_value(
     """How many rows have each value of an indexed column; values that only newer servers know come last."""
     whole = estimated_rows(connection, table)
     if whole is None or whole.rows <= EXACT_UP_TO:
+        # All values, not the known ones: a newer server may write others.
         query = f"SELECT {column}, COUNT(*) FROM {table} GROUP BY 1 ORDER BY 1"
         rows = _counted_quickly(connection, query)
         if rows is not None:
@@ -179,6 +180,7 @@ def select_from(
 
     Django aggregates before it limits. The other way round it has only ``id IN (...)``, which reads every row twice.
     """
+    # The LIMIT keeps the engine from reading more than so many rows, whatever is made of them outside.
     try:
         inner, values = rows.query.get_compiler(using=rows.db).as_sql()
     except EmptyResultSet:  # conditions that no row can meet
@@ -223,7 +225,7 @@ def activity(connection: BaseDatabaseWrapper, hours: int, **of: str) -> list[Hou
         hour = "substr(created_at, 1, 13)"
     else:
         hour = "CAST(floor(extract(epoch FROM created_at) / 3600) AS bigint)"
-    # With an end, because the hour of a row at 'infinity' cannot be counted.
+    # With an end, because PostgreSQL cannot compute the hour of 'infinity'.
     condition, parameters = (
         "created_at >= %s AND created_at < %s",
         [
@@ -235,6 +237,7 @@ def activity(connection: BaseDatabaseWrapper, hours: int, **of: str) -> list[Hou
         condition, parameters = f"{column} = %s AND {condition}", [value, *parameters]
     counted: list[dict[datetime, int]] = []
     with connection.cursor() as cursor:
+        # Two queries, because an index alone answers each. One that counts both would read every row of the period.
         for more in ("", " AND status = 'error'"):
             cursor.execute(
                 f"SELECT {hour}, COUNT(*) FROM sessions WHERE {condition}{more} GROUP BY 1",

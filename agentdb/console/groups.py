@@ -132,6 +132,7 @@ class Grouping:
     def rows(self, alias: str) -> QuerySet[Any]:
         rows: Any = self.model._default_manager.using(alias).order_by()
         for column, value in self.filters.items():
+            # A sandbox has no runner of its own: it is where its session runs.
             if self.model is Sandbox and column == "runner_id":
                 its = Session.objects.using(alias).of_runner(value)
                 rows = rows.reserved_for(its)
@@ -175,6 +176,7 @@ FILTERS: dict[type[Model], tuple[str, ...]] = {
 def _value(by: str, at: str, alias: str) -> Any:
     if by in ("hour", "day"):
         return _Begin(at, length=13 if by == "hour" else 10)
+    # No foreign key leads from a sandbox to its session, which may be gone: a subquery by its primary key.
     its = Session.objects.using(alias).filter(pk=OuterRef("session_id"))
     if by == "session_status":
         return Coalesce(
@@ -214,6 +216,7 @@ def changes(alias: str, since: datetime) -> list[Change]:
         rows: QuerySet[Any] = model._default_manager.using(alias).filter(
             **{f"{at}__gte": since}
         )
+        # No index orders sessions by their last activity, and a million take seconds to sort.
         if model is Session:
             rows = rows.filter(pk__in=Subquery(newest))
         for row in rows.order_by(f"-{at}")[:MOST_CHANGES]:

@@ -146,9 +146,9 @@ class Budget:
         self._limit = ExitStack()
 
     def __enter__(self) -> Self:
-        if (
-            self.connection.vendor != "sqlite"
-        ):  # a server's limit is one of each statement: set it once
+        # A server's limit is one of each statement, so that it can be set once for all questions. SQLite's is a moment,
+        # which each question sets for itself.
+        if self.connection.vendor != "sqlite":
             try:
                 self._limit.enter_context(_limit(self.connection, SECONDS))
             except EXPECTED_ERRORS as error:
@@ -176,7 +176,8 @@ class Budget:
 
 # -- limits
 
-# By alias, the limit that holds: on SQLite when the time is up, on a server the seconds of each statement.
+# By alias, the limit that holds: on SQLite when the time is up, on a server the seconds of each statement. A question
+# inside another may shorten it but not extend it, and a thread or a task has its own.
 _limits: ContextVar[Mapping[str, float]] = ContextVar(
     "agentdb_limits", default=MappingProxyType({})
 )
@@ -205,6 +206,8 @@ def _file_limit(
     connection: BaseDatabaseWrapper, seconds: float, outer: float | None
 ) -> Iterator[None]:
     raw = connection.connection
+    # SQLite has no limit for a statement. It calls the progress handler every 2,000 steps of its virtual machine, some
+    # 20 microseconds, and stops if that returns 1. A wait for a lock makes no steps and has a limit of its own.
     before = raw.execute("PRAGMA busy_timeout").fetchone()[0]
     raw.execute(
         f"PRAGMA busy_timeout = {min(before, int(1000 * _lock_seconds(seconds)))}"
@@ -213,6 +216,7 @@ def _file_limit(
     try:
         yield
     finally:
+        # A connection that was closed and opened again meanwhile never had the limit.
         if connection.connection is raw:
             _stop_at(raw, outer)
             raw.execute(f"PRAGMA busy_timeout = {before}")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from django.contrib.auth.models import User
 from django.core.management import call_command
-from django.db import connections
+from django.db import OperationalError, connections
 from django.utils import timezone
 
 from agentdb.console import failures
@@ -428,6 +428,27 @@ def test_a_check_that_cannot_be_made_is_no_all_clear(
         call_command("overview", database=fleet.alias)
     assert ended.value.code == 1
     assert "Nothing needs attention" not in capsys.readouterr().out
+
+
+def test_a_question_of_several_checks_that_fails_is_asked_once(
+    fleet: Site, monkeypatch: pytest.MonkeyPatch
+):
+    asked = []
+
+    def count_live(*_: Any) -> None:
+        asked.append(1)
+        raise OperationalError("interrupted")
+
+    monkeypatch.setattr(Fleet, "_count_live", count_live)
+
+    findings = found(fleet)
+
+    assert {code for code, each in findings.items() if each.problem} == {
+        "runner",
+        "silent",
+        "starting",
+    }
+    assert len(asked) == 1
 
 
 def test_what_cannot_be_looked_at_for_one_reason_is_one_line_in_the_terminal(
