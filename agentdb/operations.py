@@ -23,16 +23,11 @@ from agentdb.adoption.obstacles import (
     UnusableValuesError,
     first_line,
 )
-from agentdb.adoption.online import (
-    TO_NATIVE,
-    TO_TEXT,
-    add_index_sql,
-    conform_models_online,
-)
+from agentdb.adoption.steps import add_index_sql
 from agentdb.adoption.timestamps import add_native_text, native_sql, server_text
 from agentdb.adoption.values import instants, refuse_unusable_values
 from agentdb.errors import SchemaMismatchError
-from agentdb.schema import expected_tables
+from agentdb.schema import expected_table
 from agentdb.schema.migration_lock import LIMIT_LOCK_WAITS
 from agentdb.schema.rows import count_rows
 from agentdb.schema.sqltext import quote_name
@@ -47,6 +42,8 @@ __all__ = [
 
 
 _say: ContextVar[Callable[[str], None] | None] = ContextVar("_say", default=None)
+# The text of a timestamp, as the old server wrote it.
+_TO_TEXT = """to_char("{}" AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')"""
 _LONG = 100_000  # rows whose conversion takes a while
 
 
@@ -135,31 +132,16 @@ class NativeTimestamps(Operation):
         models_ = self._models(app_label, connection, to_state)
         if not models_:
             return
-        if connection.vendor == "cockroachdb":
-            conform_models_online(connection, to_state.apps, models_, TO_NATIVE)
-            return
         _lock(schema_editor, models_)
         refuse_unusable_values(connection)
-        with connection.cursor() as cursor:
-            if connection.vendor == "sqlite":
-                add_native_text(connection)
-            else:
-                cursor.execute("SET LOCAL TimeZone = 'UTC'")
+        if connection.vendor == "sqlite":
+            add_native_text(connection)
+        if connection.vendor == "postgresql":
+            schema_editor.execute("SET LOCAL TimeZone = 'UTC'", None)
         for model in models_:
-            columns = _timestamp_columns(model)
-            if (say := _say.get()) and (
-                rows := count_rows(connection, model._meta.db_table)
-            ) >= _LONG:
-                say(f"Converting {rows:,} {model._meta.verbose_name_plural}.")
-            if connection.vendor == "sqlite":
-                sources = {column: native_sql(quote_name(column)) for column in columns}
-            else:
-                template = instants(connection, model._meta.db_table, columns)
-                sources = {
-                    column: template.format(quote_name(column)) for column in columns
-                }
-            conform_table(schema_editor, model, sources)
-            if connection.vendor != "sqlite":
+            _say_if_long(connection, model)
+            conform_table(schema_editor, model, _to_native(connection, model))
+            if connection.vendor == "postgresql":
                 # A column that changed its type has no statistics, and the planner guesses until autovacuum comes by.
                 schema_editor.execute(
                     f"ANALYZE {schema_editor.quote_name(model._meta.db_table)}", None
@@ -174,10 +156,7 @@ class NativeTimestamps(Operation):
     ) -> None:
         connection = schema_editor.connection
         models_ = self._models(app_label, connection, to_state)
-        template = TO_TEXT
-        if connection.vendor == "cockroachdb":
-            conform_models_online(connection, to_state.apps, models_, TO_TEXT)
-            return
+        template = _TO_TEXT
         if connection.vendor == "sqlite":
             connection.ensure_connection()
             connection.connection.create_function(
@@ -229,9 +208,7 @@ class AddIndex(operations.AddIndex):
         if schema_editor.connection.vendor != "cockroachdb":
             super().database_forwards(app_label, schema_editor, from_state, to_state)
         elif self.allow_migrate_model(schema_editor.connection.alias, model):
-            table = expected_tables(schema_editor.connection, to_state.apps)[
-                model._meta.db_table
-            ]
+            table = expected_table(schema_editor.connection, model)
             index = table.index(self.index.name)
             assert index is not None  # state_forwards has put it there
             schema_editor.execute(add_index_sql(table.name, index), None)
@@ -252,7 +229,7 @@ def _lock(
     schema_editor: BaseDatabaseSchemaEditor, models_: list[type[models.Model]]
 ) -> None:
     """Keep everybody else out from before the rows are looked at: a row that came later would not have been."""
-    if models_ and schema_editor.connection.vendor != "sqlite":
+    if models_ and schema_editor.connection.vendor == "postgresql":
         tables = ", ".join(
             schema_editor.quote_name(model._meta.db_table) for model in models_
         )
@@ -263,6 +240,27 @@ def _lock(
             raise SchemaMismatchError(
                 f"The tables cannot be converted; nothing was changed. {first_line(error)} Run 'agentdb baselinedb'."
             ) from error
+
+
+def _say_if_long(connection: BaseDatabaseWrapper, model: type[models.Model]) -> None:
+    """Announce a conversion that takes a while; CockroachDB is not asked, because it may not have the table yet."""
+    say = _say.get()
+    if say is None or connection.vendor == "cockroachdb":
+        return
+    rows = count_rows(connection, model._meta.db_table)
+    if rows >= _LONG:
+        say(f"Converting {rows:,} {model._meta.verbose_name_plural}.")
+
+
+def _to_native(
+    connection: BaseDatabaseWrapper, model: type[models.Model]
+) -> dict[str, str]:
+    """SQL that makes an instant of each timestamp's text."""
+    columns = _timestamp_columns(model)
+    if connection.vendor == "sqlite":
+        return {column: native_sql(quote_name(column)) for column in columns}
+    template = instants(connection, model._meta.db_table, columns)
+    return {column: template.format(quote_name(column)) for column in columns}
 
 
 def _timestamp_columns(model: type[models.Model]) -> list[str]:

@@ -1,30 +1,27 @@
 """Which index, constraint or statistics of the operator's keeps PostgreSQL from changing a column's type.
 
-The server rebuilds them by itself and does not say which one failed. They are tried one by one on temporary tables.
+The server rebuilds them itself and does not say which one failed. They are tried one by one on temporary tables.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 from django.db import DatabaseError, OperationalError, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from agentdb.adoption.dependents import (
-    ANEW,
-    Query,
-    Run,
-    cannot_be_made_again,
+    DROP_FIRST,
+    cannot_be_recreated,
     column_numbers,
 )
-from agentdb.adoption.obstacles import OLD_COLUMNS, first_line
+from agentdb.adoption.obstacles import first_line
+from agentdb.adoption.queries import Query, Run, rows, run
 from agentdb.errors import SchemaMismatchError
 from agentdb.schema.sqltext import quote_name
-
-_FINAL_TYPES = {"timestamp": "timestamp with time zone", "integer": "integer"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +35,10 @@ class _Definition:
 
 @contextmanager
 def naming_culprits(
-    connection: BaseDatabaseWrapper, changing: Mapping[str, Collection[str]]
+    connection: BaseDatabaseWrapper, changing: Mapping[str, Mapping[str, str]]
 ) -> Iterator[None]:
-    """Name what made the block fail: ``SchemaMismatchError``. ``changing`` has every table, with its changing columns.
+    """Name what made the block fail: ``SchemaMismatchError``. ``changing`` has every table, with the final
+    types of its changing columns.
 
     The block is undone before anything is tried.
     """
@@ -49,15 +47,13 @@ def naming_culprits(
             yield
     except OperationalError:
         raise  # a lock, a limit or a full disk
-    except DatabaseError as error:
-        raise SchemaMismatchError(
-            _culprit(connection, changing) or explain(first_line(error))
-        ) from error
-    except SchemaMismatchError as error:
-        if type(error) is not SchemaMismatchError or str(error).endswith(ANEW):
+    except (DatabaseError, SchemaMismatchError) as error:
+        # A refusal of the adoption's own, and a sentence that names a thing and what to do with it, need no other.
+        is_refusal = type(error).__base__ is SchemaMismatchError
+        if is_refusal or str(error).endswith(DROP_FIRST):
             raise
         raise SchemaMismatchError(
-            _culprit(connection, changing) or explain(str(error))
+            _culprit(connection, changing) or explain(first_line(error))
         ) from error
 
 
@@ -65,25 +61,17 @@ def explain(reason: str) -> str:
     reason = reason.removesuffix(".").replace("; nothing was changed", "")
     return (
         f"The adoption would fail on what was built around the tables: {reason}. Rename or drop that, run the command "
-        "again, and create it anew."
+        "again, and recreate it."
     )
 
 
 def _culprit(
-    connection: BaseDatabaseWrapper, changing: Mapping[str, Collection[str]]
+    connection: BaseDatabaseWrapper, changing: Mapping[str, Mapping[str, str]]
 ) -> str | None:
-    def query(sql: str, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
-        with connection.cursor() as cursor:
-            cursor.execute(sql, parameters)
-            return list(cursor.fetchall())
-
-    def run(sql: str) -> None:
-        with connection.cursor() as cursor:
-            cursor.execute(sql, None)
-
+    query, execute = partial(rows, connection), partial(run, connection)
     [(may_create, schemas)] = query(
         "SELECT has_database_privilege(current_database(), 'TEMPORARY'), current_schemas(false)",
-        [],
+        None,
     )
     if not may_create:
         return None
@@ -91,7 +79,7 @@ def _culprit(
         with transaction.atomic(using=connection.alias):
             definitions = _definitions(query, column_numbers(query, changing))
             # There every name hides the real one.
-            run(
+            execute(
                 f"SET LOCAL search_path = {', '.join(map(quote_name, ['pg_temp', *schemas]))}"
             )
             for table, columns in changing.items():
@@ -100,7 +88,9 @@ def _culprit(
                     for definition in definitions
                     if definition.table == table
                 ]
-                _try_with_final_types(query, run, schemas[0], table, columns, doubtful)
+                _try_with_final_types(
+                    query, execute, schemas[0], table, columns, doubtful
+                )
             transaction.set_rollback(True, using=connection.alias)
     except SchemaMismatchError as error:
         return str(error)
@@ -162,7 +152,7 @@ def _try_with_final_types(
     run: Run,
     schema: str,
     table: str,
-    changing: Collection[str],
+    types: Mapping[str, str],
     definitions: Collection[_Definition],
 ) -> None:
     """Raise ``SchemaMismatchError`` that names the first definition that fails."""
@@ -173,10 +163,6 @@ def _try_with_final_types(
         " AND NOT attisdropped",
         [f"{quote_name(schema)}.{quote_name(table)}"],
     )
-    types = {
-        column: _FINAL_TYPES.get(OLD_COLUMNS[table][column], "text")
-        for column in changing
-    }
     parts = [
         f"NULL::{types[name]} AS {quote_name(name)}"
         if name in types
@@ -194,5 +180,5 @@ def _try_with_final_types(
             raise
         except DatabaseError as error:
             raise SchemaMismatchError(
-                cannot_be_made_again(definition.title, error)
+                cannot_be_recreated(definition.title, error)
             ) from error

@@ -1,26 +1,25 @@
-"""What PostgreSQL does not let stand while a column changes its type: found in the catalog, dropped, and made again.
+"""What prevents PostgreSQL from changing a column's type: found in the catalog, dropped, and recreated.
 
-Views, rules, policies and triggers are made again as they were. Whatever else reads such a column, of whatever kind,
-is an obstacle that has a name. Indexes, constraints and statistics the server makes again by itself.
+Views, rules, policies and triggers are recreated as they were. Whatever else reads such a column, of whatever kind,
+is an obstacle that is named. The server rebuilds indexes, constraints and statistics itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import starmap
 from typing import Any
 
 from django.db import DatabaseError, OperationalError
 
 from agentdb.adoption.obstacles import first_line
+from agentdb.adoption.queries import Query, Run
 from agentdb.errors import SchemaMismatchError
 from agentdb.wording import capitalized
 
-Query = Callable[[str, Sequence[Any]], list[tuple[Any, ...]]]
-Run = Callable[[str], None]
-
-ANEW = "Drop it, run the command again, and create it anew."
+DROP_FIRST = "Drop it, run the command again, and recreate it."
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,20 +44,20 @@ class Dependent:
 
     title: str  # View 'own'
     drop: str
-    make_again: tuple[str, ...]
-    relation: tuple[str, str, str]  # that it is, or is on: schema, name and kind
+    recreate: tuple[str, ...]
     view: _View | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Dependents:
-    """In the order in which they are made again; they go in the opposite one."""
+    """In the order in which they are recreated; they go in the opposite one."""
 
     found: tuple[Dependent, ...] = ()
     obstacles: tuple[str, ...] = ()
 
 
-# The columns that change, the views above them, and everything that reads either.
+# The columns that change, the views above them at any height, and everything that reads either. A view is a relation
+# and a type, and its query is a rule: pg_depend names all three, so each is looked up apart.
 _READERS = """
     WITH RECURSIVE changing(oid, number) AS (SELECT * FROM unnest(%s::oid[], %s::int[])),
     views(oid, depth) AS (
@@ -88,43 +87,40 @@ _READERS = """
 """
 
 _VIEWS = """
-    SELECT c.oid, c.oid::regclass::text, n.nspname, c.relname, pg_get_viewdef(c.oid), c.reloptions,
+    SELECT c.oid, c.oid::regclass::text, pg_get_viewdef(c.oid), c.reloptions,
         CASE WHEN c.relowner <> current_user::regrole THEN quote_ident(pg_get_userbyid(c.relowner)) END,
         quote_literal(obj_description(c.oid, 'pg_class'))
-    FROM above a JOIN pg_class c USING (oid) JOIN pg_namespace n ON n.oid = c.relnamespace
-    ORDER BY a.depth, c.oid
+    FROM above a JOIN pg_class c USING (oid) ORDER BY a.depth, c.oid
 """
 
 _RULES = """
-    SELECT DISTINCT 'Rule', quote_ident(r.rulename), r.rulename, c.oid::regclass::text, n.nspname, c.relname,
+    SELECT DISTINCT 'Rule', quote_ident(r.rulename), r.rulename, c.oid::regclass::text,
         c.relkind::text, pg_get_ruledef(r.oid, true), r.ev_enabled::text,
         quote_literal(obj_description(r.oid, 'pg_rewrite'))
     FROM readers d JOIN pg_rewrite r ON d.classid = 'pg_rewrite'::regclass AND r.oid = d.objid
-    JOIN pg_class c ON c.oid = r.ev_class JOIN pg_namespace n ON n.oid = c.relnamespace
+    JOIN pg_class c ON c.oid = r.ev_class
     WHERE r.rulename <> '_RETURN' ORDER BY 4, 3
 """
 
 _TRIGGERS = """
-    SELECT DISTINCT 'Trigger', quote_ident(t.tgname), t.tgname, c.oid::regclass::text, n.nspname, c.relname,
+    SELECT DISTINCT 'Trigger', quote_ident(t.tgname), t.tgname, c.oid::regclass::text,
         c.relkind::text, pg_get_triggerdef(t.oid, true), t.tgenabled::text,
         quote_literal(obj_description(t.oid, 'pg_trigger'))
     FROM readers d JOIN pg_trigger t ON d.classid = 'pg_trigger'::regclass AND t.oid = d.objid
-    JOIN pg_class c ON c.oid = t.tgrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+    JOIN pg_class c ON c.oid = t.tgrelid
     WHERE NOT t.tgisinternal ORDER BY 4, 3
 """
 
 _POLICIES = """
-    SELECT DISTINCT quote_ident(p.polname), p.polname, c.oid::regclass::text, n.nspname, c.relname, c.relkind::text,
-        p.polpermissive, p.polcmd::text,
+    SELECT DISTINCT quote_ident(p.polname), p.polname, p.polrelid::regclass::text, p.polpermissive, p.polcmd::text,
         ARRAY(SELECT CASE o WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(o)) END FROM unnest(p.polroles) o),
         pg_get_expr(p.polqual, p.polrelid), pg_get_expr(p.polwithcheck, p.polrelid),
         quote_literal(obj_description(p.oid, 'pg_policy'))
     FROM readers d JOIN pg_policy p ON d.classid = 'pg_policy'::regclass AND p.oid = d.objid
-    JOIN pg_class c ON c.oid = p.polrelid JOIN pg_namespace n ON n.oid = c.relnamespace
     ORDER BY 3, 2
 """
 
-# What is neither made again here nor by the server.
+# What neither this module nor the server recreates.
 _OBSTACLES = """
     SELECT DISTINCT
         CASE d.classid
@@ -153,7 +149,7 @@ _OBSTACLES = """
     ) ORDER BY 1
 """
 
-# Whose objects are dropped and made again, and who passed rights on.
+# The owners of what is dropped and recreated, and the roles that granted rights on it.
 _ROLES = """
     SELECT DISTINCT pg_describe_object('pg_class'::regclass, c.oid, 0), pg_get_userbyid(o.role)
     FROM (
@@ -197,7 +193,7 @@ _ROW_TYPES = """
     WHERE c.relkind IN ('r', 'm', 'p') AND d.objsubid > 0 ORDER BY 1
 """
 
-# Before columns are looked at: what makes a table another kind of thing than agentdb's.
+# What about a table, whatever its columns, prevents changing them.
 _KINDS = """
     SELECT 'Rule ' || quote_literal(rulename) || ' on table ' || quote_literal(c.relname) ||
         ' stands in the way of converting its columns. Drop it and run the command again.'
@@ -249,45 +245,62 @@ def read_dependents(
     def of(sql: str) -> list[tuple[Any, ...]]:
         return query(_READERS + sql, parameters)
 
-    obstacles = [_obstacle(*row) for row in of(_OBSTACLES)]
-    obstacles += [
-        f"{capitalized(what)} holds rows of table {name!r}, whose columns change their type. {ANEW}"
-        for what, name in query(_ROW_TYPES, [list(columns)])
-    ]
-    right = "SET" if server_version >= 160000 else "MEMBER"
-    obstacles += [
-        f"{capitalized(what)} has to be made again, and role {role!r}, who owns it or granted rights on it, is not "
-        f"one that this role may act as. Run 'GRANT {role} TO …', or use another role."
-        for what, role in of(_ROLES.format(right=right))
-    ]
-    obstacles += [
-        f"{capitalized(what)} has to be made again, and its owner or this role, {role!r}, may not create anything in "
-        f"schema {schema!r}. Run 'GRANT CREATE ON SCHEMA {schema} TO {role}'."
-        for what, role, schema in of(_SCHEMAS)
-    ]
+    # Views first: a rule or a trigger may be on one of them.
     found = [
         *(_view(query, *row) for row in of(_VIEWS)),
         *(_attached(*row) for row in (*of(_RULES), *of(_TRIGGERS))),
         *(_policy(*row) for row in of(_POLICIES)),
     ]
+    # Being a member of a role without the right to SET ROLE is possible from PostgreSQL 16 on.
+    right = "SET" if server_version >= 160000 else "MEMBER"
+    obstacles = [
+        *starmap(_reader, of(_OBSTACLES)),
+        *starmap(_row_holder, query(_ROW_TYPES, [list(columns)])),
+        *starmap(_other_role, of(_ROLES.format(right=right))),
+        *starmap(_closed_schema, of(_SCHEMAS)),
+    ]
     return Dependents(tuple(found), tuple(obstacles))
 
 
+def _reader(
+    what: str, table: str | None, column: str | None, row_of: str | None
+) -> str:
+    if column is not None:
+        return f"{capitalized(what)} reads column {column!r} of table {table!r}, whose type changes. {DROP_FIRST}"
+    return f"{capitalized(what)} depends on view {row_of or table!r}, which must be recreated. {DROP_FIRST}"
+
+
+def _row_holder(what: str, table: str) -> str:
+    return f"{capitalized(what)} holds rows of table {table!r}, whose columns change their type. {DROP_FIRST}"
+
+
+def _other_role(what: str, role: str) -> str:
+    return (
+        f"{capitalized(what)} must be recreated, but this role cannot SET ROLE to {role!r}, its owner or grantor. Run "
+        f"'GRANT {role} TO …', or use another role."
+    )
+
+
+def _closed_schema(what: str, role: str, schema: str) -> str:
+    return (
+        f"{capitalized(what)} must be recreated, but its owner or this role, {role!r}, cannot create objects in "
+        f"schema {schema!r}. Run 'GRANT CREATE ON SCHEMA {schema} TO {role}'."
+    )
+
+
 def drop(run: Run, dependents: Dependents) -> None:
+    """Drop them, the views that stand on other views first. Never CASCADE, which would take what was not found."""
     for dependent in reversed(dependents.found):
         run(dependent.drop)
 
 
-def make_again(
-    query: Query, run: Run, dependents: Dependents, *, with_owners: bool = True
-) -> None:
-    """Raise ``SchemaMismatchError`` with the name of what cannot be made again as it was."""
+def recreate(query: Query, run: Run, dependents: Dependents) -> None:
+    """Raise ``SchemaMismatchError`` with the name of what cannot be recreated as it was."""
     for dependent in dependents.found:
         with _naming(dependent):
-            for sql in dependent.make_again:
+            for sql in dependent.recreate:
                 run(sql)
-    if not with_owners:
-        return
+    # Owners come last: this role may create a trigger on a view of its own, but not on another role's.
     for dependent in dependents.found:
         if (view := dependent.view) is not None:
             with _naming(dependent):
@@ -305,28 +318,18 @@ def _naming(dependent: Dependent) -> Iterator[None]:
         raise
     except DatabaseError as error:
         raise SchemaMismatchError(
-            cannot_be_made_again(dependent.title, error)
+            cannot_be_recreated(dependent.title, error)
         ) from error
 
 
-def cannot_be_made_again(title: str, error: DatabaseError) -> str:
-    return f"{title} cannot be made again with the new types of the columns it reads: {first_line(error)} {ANEW}"
-
-
-def _obstacle(
-    what: str, table: str | None, column: str | None, row_of: str | None
-) -> str:
-    if column is not None:
-        return f"{capitalized(what)} reads column {column!r} of table {table!r}, whose type changes. {ANEW}"
-    return f"{capitalized(what)} depends on view {row_of or table!r}, which has to be made again. {ANEW}"
+def cannot_be_recreated(title: str, error: DatabaseError) -> str:
+    return f"{title} cannot be recreated with the new types of the columns it reads: {first_line(error)} {DROP_FIRST}"
 
 
 def _view(
     query: Query,
     oid: int,
     name: str,
-    schema: str,
-    relation: str,
     definition: str,
     options: list[str] | None,
     owner: str | None,
@@ -356,7 +359,6 @@ def _view(
         f"View {name!r}",
         f"DROP VIEW {name}",
         tuple(statements),
-        (schema, relation, "v"),
         _View(name, owner, grants),
     )
 
@@ -369,8 +371,6 @@ def _attached(
     quoted: str,
     name: str,
     on: str,
-    schema: str,
-    relation: str,
     kind: str,
     sql: str,
     enabled: str,
@@ -389,7 +389,6 @@ def _attached(
         title,
         f"DROP {word.upper()} {quoted} ON {on}",
         tuple(statements),
-        (schema, relation, kind),
     )
 
 
@@ -400,9 +399,6 @@ def _policy(
     quoted: str,
     name: str,
     on: str,
-    schema: str,
-    relation: str,
-    kind: str,
     permissive: bool,
     command: str,
     roles: list[str],
@@ -422,7 +418,6 @@ def _policy(
         f"Policy {name!r} on table {on!r}",
         f"DROP POLICY {quoted} ON {on}",
         statements,
-        (schema, relation, kind),
     )
 
 
@@ -454,40 +449,46 @@ def _restore_grants(query: Query, run: Run, view: _View) -> None:
         " WHERE oid = %s::regclass",
         [view.name],
     )
-    left = set(view.grants)
+    for grant in _in_order(view.grants, owner):
+        # The server records who granted a right, and lets each role revoke only what it granted itself.
+        if grant.grantor != owner:
+            run(f"SET LOCAL ROLE {grant.grantor}")
+        run(_grant_sql(grant, view.name, owner))
+        if grant.grantor != owner:
+            run(f"SET LOCAL ROLE {role}")
+    if _grants(query, view.name) != view.grants:
+        raise SchemaMismatchError(
+            f"View {view.name!r} cannot be recreated with exactly the rights that were granted on it. {DROP_FIRST}"
+        )
+
+
+def _in_order(grants: Collection[_Grant], owner: str) -> Iterator[_Grant]:
+    """The grants, each after the one that let its grantor grant it; one that nothing let is left out."""
+    left = set(grants)
     may_grant: set[tuple[str, str, str | None]] = {
         (owner, grant.privilege, None) for grant in left
     }
-    while ready := {
-        grant
-        for grant in left
-        if {
-            (grant.grantor, grant.privilege, grant.column),
-            (grant.grantor, grant.privilege, None),
-        }
-        & may_grant
-    }:
-        for grant in sorted(ready, key=repr):
-            if grant.grantor != owner:
-                run(f"SET LOCAL ROLE {grant.grantor}")
-            columns = f" ({grant.column})" if grant.column else ""
-            option = (
-                " WITH GRANT OPTION"
-                if grant.may_grant and grant.grantee != owner
-                else ""
-            )
-            run(
-                f"GRANT {grant.privilege}{columns} ON {view.name} TO {grant.grantee}{option}"
-            )
-            if grant.grantor != owner:
-                run(f"SET LOCAL ROLE {role}")
-        left -= ready
-        may_grant |= {
+
+    def is_ready(grant: _Grant) -> bool:
+        columns = {
+            None,
+            grant.column,
+        }  # a right on the whole view is one on each column
+        return any(
+            (grant.grantor, grant.privilege, column) in may_grant for column in columns
+        )
+
+    while ready := sorted(filter(is_ready, left), key=repr):
+        yield from ready
+        left.difference_update(ready)
+        may_grant.update(
             (grant.grantee, grant.privilege, grant.column)
             for grant in ready
             if grant.may_grant
-        }
-    if _grants(query, view.name) != view.grants:
-        raise SchemaMismatchError(
-            f"View {view.name!r} cannot be made again with exactly the rights that were granted on it. {ANEW}"
         )
+
+
+def _grant_sql(grant: _Grant, view: str, owner: str) -> str:
+    columns = f" ({grant.column})" if grant.column else ""
+    option = " WITH GRANT OPTION" if grant.may_grant and grant.grantee != owner else ""
+    return f"GRANT {grant.privilege}{columns} ON {view} TO {grant.grantee}{option}"

@@ -19,7 +19,6 @@ from django.db.transaction import TransactionManagementError
 from agentdb.adoption.conforming import conform_table, create_table
 from agentdb.adoption.culprits import naming_culprits
 from agentdb.adoption.obstacles import OLD_COLUMNS, first_line
-from agentdb.adoption.online import TO_NATIVE, conform_models_online
 from agentdb.adoption.ownership import RECORD, hand_over
 from agentdb.adoption.plan import (
     Findings,
@@ -31,16 +30,18 @@ from agentdb.adoption.plan import (
     makes_ids,
     read,
 )
+from agentdb.adoption.queries import rows, run
 from agentdb.adoption.rehearsal import rehearse
-from agentdb.adoption.shapes import APP, NATIVE_TIMESTAMP_TYPES, state_apps
-from agentdb.adoption.sqlite_backup import back_up
+from agentdb.adoption.shapes import APP
+from agentdb.adoption.sqlite_backup import back_up_first
+from agentdb.adoption.sqlite_rebuild import rename
 from agentdb.adoption.timestamps import add_native_text, native_sql
-from agentdb.adoption.values import CAST, Progress, checksum, instants
+from agentdb.adoption.values import CAST, Progress, checksum, instants, old_columns
 from agentdb.conf import server_name
 from agentdb.errors import DatabaseUnavailableError, SchemaMismatchError
 from agentdb.faults import Fault, classify, describe_failure
 from agentdb.models import new_id
-from agentdb.schema import Table, drift, expected_tables, read_tables
+from agentdb.schema import Table, drift, read_tables
 from agentdb.schema.inspection import (
     check_sqlite_file,
     inspecting,
@@ -86,7 +87,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Listener:
-    """Where an adoption says what it found and how far it is; every part may be left out."""
+    """What an adoption calls to report its findings and its progress; every part is optional."""
 
     say: Callable[[str], None] = lambda text: None
     progress: Progress = lambda table, done, total: None
@@ -108,8 +109,8 @@ def look(
 
 def _look(alias: str, listener: Listener, *, backup: bool) -> Outcome:
     connection = connections[alias]
-    # Under the lock, because a look in the middle of another process's adoption would see half of each.
-    # But for CockroachDB, where one table at a time is read, and taking the lock could make a table.
+    # Under the lock, because a look in the middle of another process's adoption would see half of each. Not on
+    # CockroachDB: each step of an adoption is visible there anyway, and to take the lock can mean to create its table.
     lock = (
         nullcontext()
         if connection.vendor == "cockroachdb"
@@ -170,8 +171,8 @@ def adopt(
         if not_locked is not None:
             raise not_locked
         copy = (
-            _back_up(connection, path, listener)
-            if path is not None and backup
+            back_up_first(connection, listener.say, listener.progress)
+            if backup
             else None
         )
         try:
@@ -190,7 +191,7 @@ def adopt(
 
 @contextmanager
 def _alone(connection: BaseDatabaseWrapper, listener: Listener) -> Iterator[None]:
-    """A fresh connection, the migration lock, and one transaction where the engine has it for schema changes."""
+    """A new connection, the migration lock, and one transaction if the engine allows schema changes in it."""
     vendor = connection.vendor
     with (
         _one_connection(connection),
@@ -208,21 +209,13 @@ def _roll_back(connection: BaseDatabaseWrapper) -> None:
         transaction.set_rollback(True, using=connection.alias)
 
 
-def _back_up(connection: BaseDatabaseWrapper, path: Path, listener: Listener) -> Path:
-    listener.say("Backing up.")
-    timeout = float(connection.settings_dict["OPTIONS"].get("timeout", 5.0))
-    return back_up(
-        path,
-        lambda done, total: listener.progress("backup", done, total),
-        timeout_seconds=timeout,
-    )
-
-
 def _change(
     connection: BaseDatabaseWrapper, findings: Findings, plan: Plan, listener: Listener
 ) -> dict[str, int]:
     """Act, and verify what came of it; return the checksum of each table."""
     to_instant = _instants(connection, findings)
+    # Over the texts as the conversion will read them. The same sum over the converted columns proves every value, and
+    # needs no copy of the old rows; both are taken in the transaction, so nobody can write in between.
     before = {
         name: checksum(
             connection,
@@ -233,14 +226,15 @@ def _change(
         )
         for name, table in findings.shape.tables.items()
     }
-    if connection.vendor != "cockroachdb":  # whose temporary tables are experimental
+    if not findings.is_online:  # CockroachDB's temporary tables are experimental
         _remember_ids(connection, findings)
+    # What could not be updated before is not the adoption's doing.
     not_updatable = _not_updatable(connection, findings.shape.tables)
     if connection.vendor == "sqlite":
         _stand_in_for_collations(connection, findings)
     if connection.vendor == "postgresql":
         with naming_culprits(
-            connection, changing_columns(findings.shape, connection.vendor)
+            connection, changing_columns(findings.shape, findings.wanted)
         ):
             _act(connection, findings, plan, listener, to_instant, before)
     else:
@@ -286,13 +280,8 @@ def _instants(connection: BaseDatabaseWrapper, findings: Findings) -> dict[str, 
 def _text_timestamps(
     connection: BaseDatabaseWrapper, name: str, table: Table
 ) -> list[str]:
-    native = NATIVE_TIMESTAMP_TYPES[connection.vendor]
-    return [
-        column.name
-        for column in table.columns
-        if OLD_COLUMNS[name].get(column.name) == "timestamp"
-        and column.type not in native
-    ]
+    columns = old_columns(connection, name, table)
+    return [column.name for column in columns if column.is_to_convert]
 
 
 def _check_writable(path: Path) -> None:
@@ -308,7 +297,7 @@ def _check_writable(path: Path) -> None:
 
 @contextmanager
 def _one_connection(connection: BaseDatabaseWrapper) -> Iterator[None]:
-    """Begin with a fresh connection, so that nothing set before has an influence, and leave none behind.
+    """Use a new connection, which no earlier setting affects, and close it at the end.
 
     It keeps a SQLite file's journal mode: to switch it would change a file that the adoption then refuses.
     """
@@ -363,7 +352,7 @@ def _undone(connection: BaseDatabaseWrapper) -> str:
 
 
 def _original(error: DatabaseError) -> DatabaseError:
-    """The error that broke the transaction, where this one only says that it is broken."""
+    """The error that broke the transaction, if this one only says that it is broken."""
     found: BaseException | None = error
     while isinstance(found, TransactionManagementError):
         found = found.__cause__ or found.__context__
@@ -402,6 +391,8 @@ def _lock_tables(
     if connection.vendor != "postgresql":
         return None  # SQLite's write lock is on the whole file
     with connection.cursor() as cursor:
+        # Each statement must see what was committed while the one before it waited for a lock. Under a role's default
+        # of REPEATABLE READ the rows would be those of the moment before the wait.
         cursor.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
         lock_in_transaction(connection, lambda: listener.say(_WAITING))
         cursor.execute(
@@ -417,6 +408,8 @@ def _lock_tables(
         ]
         if not tables:
             return None
+        # The strongest lock from the start, although at first rows are only read: a row that came after the look would
+        # be converted without having been looked at, and a weaker lock that is raised later can deadlock with a writer.
         try:
             with transaction.atomic(using=connection.alias):
                 cursor.execute(
@@ -444,7 +437,7 @@ def _act(
     before: Mapping[str, tuple[int, int]] | None = None,
 ) -> None:
     for stored, name in plan.renames.items():
-        _rename(connection, stored, name)
+        rename(connection, stored, name)
     if plan.conform:
         listener.say("Bringing the tables to their new shape.")
         _conform(connection, findings, listener, to_instant)
@@ -454,12 +447,14 @@ def _act(
         _verify(connection, findings, before)
     recorder = MigrationRecorder(connection)
     recorder.ensure_schema()
+    # After all tables are there: until now this role owns what it created, and could still change it.
     if connection.vendor == "postgresql":
         hand_over(connection, _made(findings), findings.shape.tables)
     for name in migration_names():
         if name not in findings.shape.recorded:
             recorder.record_applied(APP, name)
-    _verify_schema(connection, read_tables(connection))
+    # Last, because event triggers have changed by now whatever they change, the new django_migrations included.
+    _verify_schema(connection, findings.wanted, read_tables(connection))
 
 
 def _made(findings: Findings) -> list[str]:
@@ -471,54 +466,33 @@ def _made(findings: Findings) -> list[str]:
     ]
 
 
-def _rename(connection: BaseDatabaseWrapper, stored: str, name: str) -> None:
-    quote = quote_name
-    with connection.cursor() as cursor:
-        # Otherwise the rename fails on any view that names the missing table.
-        cursor.execute("PRAGMA legacy_alter_table = ON")
-        cursor.execute(f"ALTER TABLE {quote(stored)} RENAME TO {quote(name)}")
-        cursor.execute("PRAGMA legacy_alter_table = OFF")
-
-
 def _conform(
     connection: BaseDatabaseWrapper,
     findings: Findings,
     listener: Listener,
     to_instant: Mapping[str, str],
 ) -> None:
-    state = state_apps(migration_names()[-1])
-    models = {
-        model._meta.db_table: model
-        for model in state.get_models()
-        if model._meta.app_label == APP
-    }
-    sources = {
-        name: _sources(connection, name, table, to_instant.get(name, CAST))
-        for name, table in findings.shape.tables.items()
-    }
-    if connection.vendor == "cockroachdb":
-        conform_models_online(
-            connection,
-            state,
-            [models[name] for name in _ORDER],
-            TO_NATIVE,
-            sources,
-            listener.say,
-        )
-        return
     if connection.vendor == "sqlite":
         connection.connection.create_function("agentdb_new_id", 0, new_id)
         add_native_text(connection)
-    with connection.schema_editor() as editor:
+    models = {
+        model._meta.db_table: model for model in apps.get_app_config(APP).get_models()
+    }
+    with connection.schema_editor(atomic=not findings.is_online) as editor:
         for name in _ORDER:
-            if name in sources:
-                conform_table(editor, models[name], sources[name])
-            else:
+            table = findings.shape.tables.get(name)
+            if table is None and not findings.is_online:
                 create_table(editor, models[name])
+                continue
+            sources = (
+                {}
+                if table is None
+                else _sources(connection, name, table, to_instant.get(name, CAST))
+            )
+            conform_table(editor, models[name], sources, listener.say)
     if connection.vendor == "postgresql":
-        with connection.cursor() as cursor:
-            # A column that changed its type has no statistics, and the planner would guess until autovacuum runs.
-            cursor.execute(f"ANALYZE {', '.join(map(quote_name, _ORDER))}")
+        # A column that changed its type has no statistics, and the planner would guess until autovacuum runs.
+        run(connection, f"ANALYZE {', '.join(map(quote_name, _ORDER))}")
 
 
 def _sources(
@@ -545,38 +519,39 @@ def _sources(
             if OLD_COLUMNS[name].get(column.name) == "timestamp"
         ]
         return sources | {column: native_sql(quote_name(column)) for column in stamps}
-    if connection.vendor == "postgresql":
-        texts = _text_timestamps(connection, name, table)
-        return sources | {
-            column: to_instant.format(quote_name(column)) for column in texts
-        }
-    return sources
+    texts = _text_timestamps(connection, name, table)
+    return sources | {column: to_instant.format(quote_name(column)) for column in texts}
+
+
+def _has_ids_to_keep(findings: Findings) -> bool:
+    table = findings.shape.tables.get("agents")
+    has_ids = table is not None and table.column("id") is not None
+    return has_ids and table is not None and makes_ids("agents", table)
 
 
 def _remember_ids(connection: BaseDatabaseWrapper, findings: Findings) -> None:
     """Keep the ids that some agents have already; the checksum leaves the column out when others have none."""
-    table = findings.shape.tables.get("agents")
-    if table is None or table.column("id") is None or not makes_ids("agents", table):
+    if not _has_ids_to_keep(findings):
         return
-    with connection.cursor() as cursor:
-        cursor.execute(
-            f"CREATE TEMPORARY TABLE agentdb_old_ids {'' if connection.vendor == 'sqlite' else 'ON COMMIT DROP '}"
-            f"AS SELECT name, id FROM {quote_name(table.name)} WHERE id IS NOT NULL"
-        )
+    source = quote_name(findings.shape.tables["agents"].name)
+    end = "" if connection.vendor == "sqlite" else " ON COMMIT DROP"
+    run(
+        connection,
+        f"CREATE TEMPORARY TABLE agentdb_old_ids{end} AS"
+        f" SELECT name, id FROM {source} WHERE id IS NOT NULL",
+    )
 
 
 def _changed_ids(connection: BaseDatabaseWrapper, findings: Findings) -> int:
-    table = findings.shape.tables.get("agents")
-    if table is None or table.column("id") is None or not makes_ids("agents", table):
+    if findings.is_online or not _has_ids_to_keep(findings):
         return 0
-    with connection.cursor() as cursor:
-        cursor.execute(
-            "SELECT count(*) FROM agentdb_old_ids o"
-            " WHERE NOT EXISTS (SELECT 1 FROM agents a WHERE a.id = o.id AND a.name = o.name)"
-        )
-        changed = int(cursor.fetchone()[0])
-        cursor.execute("DROP TABLE agentdb_old_ids")
-    return changed
+    [(changed,)] = rows(
+        connection,
+        "SELECT count(*) FROM agentdb_old_ids o"
+        " WHERE NOT EXISTS (SELECT 1 FROM agents a WHERE a.id = o.id AND a.name = o.name)",
+    )
+    run(connection, "DROP TABLE agentdb_old_ids")
+    return int(changed)
 
 
 def _verify(
@@ -585,11 +560,8 @@ def _verify(
     before: Mapping[str, tuple[int, int]],
 ) -> None:
     """Raise ``AdoptionRefusedError`` unless every row is there, unchanged, and agentdb can use what was created."""
-    changed_ids = (
-        0 if connection.vendor == "cockroachdb" else _changed_ids(connection, findings)
-    )
+    changed = ["agents: other ids"] if _changed_ids(connection, findings) else []
     live = read_tables(connection)
-    changed = ["agents: other ids"] if changed_ids else []
     for name, table in findings.shape.tables.items():
         after = checksum(connection, name, live[name], comparable_columns(name, table))
         if before[name] != after:
@@ -642,8 +614,12 @@ def _not_updatable(
     return reasons
 
 
-def _verify_schema(connection: BaseDatabaseWrapper, live: Mapping[str, Table]) -> None:
-    differences = drift(expected_tables(connection, apps), live)
+def _verify_schema(
+    connection: BaseDatabaseWrapper,
+    wanted: Mapping[str, Table],
+    live: Mapping[str, Table],
+) -> None:
+    differences = drift(wanted, live)
     if RECORD in live and "row security" in live[RECORD].options:
         differences.append(
             f"Table {RECORD} has row security: agentdb could not read the record of migrations."

@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from django.db import IntegrityError
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from agentdb.adoption.obstacles import OLD_COLUMNS
-from agentdb.adoption.shapes import Kind, Shape, recognise, unique_keys
+from agentdb.adoption.shapes import INITIAL, Kind, Shape, recognise, state_apps
 from agentdb.adoption.values import refuse_unusable_values
 from agentdb.errors import SchemaMismatchError
-from agentdb.schema import Table
+from agentdb.schema import Difference, compare, expected_tables
 from agentdb.schema.migration_record import migration_names, recorded_migrations
-
-_UNIQUE: Mapping[str, tuple[str, ...]] = {
-    "agents": ("tenant_id", "name"),
-    "api_keys": ("key_hash",),
-}
 
 
 def refuse_unadopted(connection: BaseDatabaseWrapper, *, fake_initial: bool) -> None:
@@ -34,7 +26,7 @@ def refuse_unadopted(connection: BaseDatabaseWrapper, *, fake_initial: bool) -> 
             raise SchemaMismatchError(" ".join(shape.problems))
         return
     where = ", ".join(shape.tables)
-    obstacles = [*shape.problems, *_obstacles(connection.vendor, shape)]
+    obstacles = [*shape.problems, *_obstacles(connection, shape)]
     if shape.problems:
         raise SchemaMismatchError(
             f"The database has tables ({where}) that cannot be adopted as they are. "
@@ -61,61 +53,36 @@ def refuse_unadopted(connection: BaseDatabaseWrapper, *, fake_initial: bool) -> 
             ) from error
 
 
-def _obstacles(vendor: str, shape: Shape) -> list[str]:
+# What 0002_native_timestamps cannot bring to its final shape. Defaults, checks and plain indexes it can.
+_IN_THE_WAY = frozenset(
+    {
+        "table.missing",
+        "column.missing",
+        "column.type",
+        "primary_key.missing",
+        "primary_key.columns",
+        "unique.missing",
+        "foreign_key.extra",
+    }
+)
+
+
+def _obstacles(connection: BaseDatabaseWrapper, shape: Shape) -> list[str]:
     """What keeps the tables from being the multi-tenant ones, a sentence each."""
     if (
         shape.kind not in (Kind.MULTI_TENANT, Kind.LATER)
         and shape.level in migration_names()[1:]
     ):
         return [f"They are those of migration {shape.level!r}, which is not recorded."]
-    obstacles = []
-    for name, columns in OLD_COLUMNS.items():
-        table = shape.tables.get(name)
-        if table is None:
-            obstacles.append(f"Table {name!r} is missing.")
-            continue
-        if shape.stored_as[name] != name:
-            obstacles.append(
-                f"Table {name!r} is still called {shape.stored_as[name]!r}."
-            )
-        for column, kind in columns.items():
-            obstacles += _column_obstacles(vendor, table, name, column, kind)
-        key = table.primary_key.columns if table.primary_key else ()
-        if key != ("id",):
-            obstacles.append(
-                f"Table {name!r} has {'the primary key ' + _list(key) if key else 'no primary key'}."
-            )
-        if name in _UNIQUE and frozenset(_UNIQUE[name]) not in unique_keys(table):
-            obstacles.append(
-                f"Table {name!r} lacks the unique key {_list(_UNIQUE[name])}."
-            )
-        for foreign_key in table.foreign_keys:
-            if set(foreign_key.columns) <= columns.keys():
-                obstacles.append(
-                    f"Table {name!r} has a foreign key {_list(foreign_key.columns)} to {foreign_key.target_table!r}."
-                )
-    return obstacles
+    wanted = expected_tables(connection, state_apps(INITIAL))
+    live = {shape.stored_as[name]: table for name, table in shape.tables.items()}
+    found = compare(wanted, live, names=False)
+    return [difference.message for difference in found if _is_in_the_way(difference)]
 
 
-def _column_obstacles(
-    vendor: str, table: Table, name: str, column: str, kind: str
-) -> list[str]:
-    live = table.column(column)
-    if live is None:
-        return [f"Table {name!r} lacks the column {column!r}."]
-    type_wanted = "integer" if kind == "integer" else "text"
-    if live.type != type_wanted:
-        return [
-            f"Column {column!r} of table {name!r} is {live.type or 'untyped'}, not {type_wanted}."
-        ]
-    if (
-        live.nullable
-        and kind != "text or null"
-        and not (column == "id" and vendor == "sqlite")
-    ):
-        return [f"Column {column!r} of table {name!r} may be NULL."]
-    return []
-
-
-def _list(columns: tuple[str, ...]) -> str:
-    return f"({', '.join(columns)})"
+def _is_in_the_way(found: Difference) -> bool:
+    if found.code == "column.nullable":
+        return found.expected == "NOT NULL"
+    if found.code == "index.missing":
+        return (found.expected or "").startswith("unique")
+    return found.code in _IN_THE_WAY and found.severity == "drift"

@@ -61,7 +61,7 @@ SHOWN_ROWS = 20
 
 @dataclass(frozen=True, slots=True)
 class UnusableValue:
-    """A value that no rule converts. ``row`` is the id, the agent's name where there is no id, or ``rowid N``."""
+    """A value that no rule converts. ``row`` is the id, the agent's name if it has no id, or ``rowid N``."""
 
     table: str
     row: str
@@ -128,7 +128,7 @@ def too_wide(value: int) -> str | None:
 
 
 def not_castable(connection: BaseDatabaseWrapper, column: str) -> str:
-    """An SQL condition: the column's text is none that PostgreSQL's cast is known to read as agentdb does."""
+    """An SQL condition: PostgreSQL's cast may not read the column's text as agentdb does."""
     no_match = f"\"{column}\" !~ '{POSTGRES_CASTABLE}'"
     if connection.connection.info.server_version < 160000:
         return no_match
@@ -156,7 +156,7 @@ def read_instants(
             "CREATE TEMPORARY TABLE IF NOT EXISTS agentdb_instants"
             " (text text PRIMARY KEY, instant timestamptz NOT NULL) ON COMMIT DROP"
         )
-        # PL/pgSQL plans once per session where an SQL function would plan for each row.
+        # PL/pgSQL plans once per session; an SQL function would be planned for each row.
         cursor.execute(
             "CREATE OR REPLACE FUNCTION pg_temp.agentdb_instant(value text) RETURNS timestamptz"
             " LANGUAGE plpgsql AS $$ BEGIN"

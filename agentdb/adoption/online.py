@@ -1,23 +1,26 @@
-"""Bringing tables to their shape one statement at a time, where a transaction cannot hold schema changes: CockroachDB.
-
-Nothing is remembered between the statements: what is to do next follows from what the table is now. So a run that was
-killed at any point is continued by the next one.
-"""
+"""Changing tables one statement at a time, because CockroachDB does not run schema changes in a transaction."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from itertools import chain
 
-from django.apps import apps as current_apps
-from django.apps.registry import Apps
-from django.db import models
+from django.apps import apps
+from django.db import ProgrammingError, models
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from agentdb.adoption.conforming import LEFT_OVER_INDEXES
-from agentdb.adoption.shapes import FRESH, STALE
+from agentdb.adoption.shapes import APP, FRESH, STALE
+from agentdb.adoption.steps import (
+    ASPECTS,
+    Step,
+    columns_sql,
+    declaration,
+    index_sql,
+    key_sql,
+)
 from agentdb.errors import SchemaMismatchError
-from agentdb.schema import Column, Index, Table, expected_tables, read_tables
+from agentdb.schema import Column, Table, expected_table, read_tables
 from agentdb.schema.sqltext import quote_name
 
 ROWS_AT_ONCE = 1_000
@@ -25,76 +28,33 @@ ROWS_AT_ONCE = 1_000
 Progress = Callable[[str], None]  # each statement, before it is run
 
 
-# The types a timestamp column has had: the old server's, and the native one.
-TO_NATIVE = '"{}"::timestamptz'
-TO_TEXT = """to_char("{}" AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')"""
-
-
-def conform_models_online(
+def conform_model_online(
     connection: BaseDatabaseWrapper,
-    apps: Apps,
-    models_: Iterable[type[models.Model]],
-    template: str,
-    sources: Mapping[str, Mapping[str, str]] | None = None,
-    progress: Progress = lambda sql: None,
+    model: type[models.Model],
+    sources: Mapping[str, str],
+    progress: Progress,
 ) -> None:
-    """Bring the tables of the models to their shape; ``template`` converts a timestamp column from the other type.
-
-    ``sources`` has further columns' expressions, by table and column.
-    """
-    wanted = expected_tables(connection, apps)
-    latest = expected_tables(connection, current_apps)
-    for model in models_:
-        table = wanted[model._meta.db_table]
-        # What is not a timestamp has the same type in all releases.
-        timestamps = {
-            c.name: template.format(c.name)
-            for c in table.columns
-            if c.name.endswith("_at")
-        }
-        new = _with_indexes_of(latest.get(table.name), table)
-        conform_online(
-            connection,
-            table,
-            {**timestamps, **(sources or {}).get(table.name, {})},
-            progress,
-            new=new,
-        )
+    """Bring the model's table to its shape, or create it."""
+    table = expected_table(connection, model)
+    latest = expected_table(connection, apps.get_model(APP, model.__name__))
+    new = _with_indexes_of(latest, table)
+    conform_online(connection, table, sources, progress, new=new)
 
 
-def _with_indexes_of(latest: Table | None, table: Table) -> Table:
+def _with_indexes_of(latest: Table, table: Table) -> Table:
     """The table with the indexes that later migrations add to it.
 
     Made with the table, they take no time. Added to it, each is a job over all nodes that takes a second, and a range
     of its own, which a write to the table then waits for.
     """
     columns = {column.name for column in table.columns}
-    indexes = {index.name: index for index in (latest.indexes if latest else ())}
-    later = [
-        index
-        for index in indexes.values()
+    indexes = {
+        index.name: index
+        for index in latest.indexes
         if {part.expression for part in index.parts} <= columns
-    ]
-    return replace(
-        table,
-        indexes=tuple(
-            {index.name: index for index in (*later, *table.indexes)}.values()
-        ),
-    )
-
-
-def add_index_sql(table: str, index: Index) -> str:
-    """The statement that adds the index, for a run that may have added it before it was killed."""
-    return f"CREATE INDEX IF NOT EXISTS {quote_name(index.name)} ON {quote_name(table)} {_parts(index)}"
-
-
-def _parts(index: Index) -> str:
-    parts = [
-        quote_name(part.expression) + (" DESC" if part.descending else "")
-        for part in index.parts
-    ]
-    condition = f" WHERE {index.condition}" if index.condition else ""
-    return f"({', '.join(parts)}){condition}"
+    }
+    indexes |= {index.name: index for index in table.indexes}
+    return replace(table, indexes=tuple(indexes.values()))
 
 
 def conform_online(
@@ -112,223 +72,136 @@ def conform_online(
     default, and for a step that changes nothing.
     """
     without_effect: set[str] = set()
-    while True:
-        live = read_tables(connection, [wanted.name]).get(wanted.name)
-        step = next(
-            _steps(connection, wanted if live else new or wanted, live, sources or {}),
-            None,
-        )
-        if step is None:
-            return
-        if step in without_effect:
+    failed = ""
+    while statement := _next_statement(
+        connection, wanted, new or wanted, sources or {}
+    ):
+        if statement in without_effect:
             raise SchemaMismatchError(
-                f"The server ran this statement, and the table {wanted.name!r} is still not what it asks for: {step}."
+                f"The server ran this statement, and the table {wanted.name!r} is still not what it asks for: "
+                f"{statement}."
             )
-        progress(step)
-        if not _changes_rows(connection, step):
-            without_effect.add(
-                step
-            )  # a schema change; should it be the next step again, it never ends
+        progress(statement)
+        try:
+            changed = _changes_rows(connection, statement)
+        except ProgrammingError:
+            # The server may have ended this very statement of a killed run after the table was read: read it again.
+            if statement == failed:
+                raise
+            failed = statement
+            continue
+        if not changed:
+            # A schema change that is the next step once more would be so without end.
+            without_effect.add(statement)
 
 
-def _changes_rows(connection: BaseDatabaseWrapper, step: str) -> bool:
+def _next_statement(
+    connection: BaseDatabaseWrapper,
+    wanted: Table,
+    new: Table,
+    sources: Mapping[str, str],
+) -> str | None:
+    # The table is read before each statement: another run, or the server after a kill, may have gone on with it. What
+    # the generators would yield after the first one is not true any more once that has run.
+    live = read_tables(connection, [wanted.name]).get(wanted.name)
+    if live is None:
+        return _create(new)
+    step = Step(live, wanted, sources, _CockroachDb(connection))
+    return next(chain.from_iterable(aspect(step) for aspect in ASPECTS), None)
+
+
+def _changes_rows(connection: BaseDatabaseWrapper, statement: str) -> bool:
     """Run the statement, an UPDATE, which takes a batch, until it finds no row; return whether it changed rows."""
     changed = False
     with connection.cursor() as cursor:
         while True:
-            cursor.execute(step)
-            if not step.startswith("UPDATE ") or cursor.rowcount == 0:
+            cursor.execute(statement)
+            if not statement.startswith("UPDATE ") or cursor.rowcount == 0:
                 return changed
             changed = True
 
 
-def _steps(
-    connection: BaseDatabaseWrapper,
-    wanted: Table,
-    live: Table | None,
-    sources: Mapping[str, str],
-) -> Iterator[str]:
-    """Yield what is left to do, in order; each step is a statement of its own."""
-    quote = connection.ops.quote_name
-    table = quote(wanted.name)
-    if live is None:
-        columns = [
-            f"{quote(column.name)} {_declaration(column)}" for column in wanted.columns
-        ]
-        indexes = [
-            f"INDEX {quote(index.name)} {_parts(index)}" for index in wanted.indexes
-        ]
-        yield f"CREATE TABLE IF NOT EXISTS {table} ({', '.join([*columns, *_keys(connection, wanted), *indexes])})"
-        return
-    for foreign_key in live.foreign_keys:
-        if {column.name for column in wanted.columns} & set(foreign_key.columns):
-            yield f"ALTER TABLE {table} DROP CONSTRAINT {quote(foreign_key.name or '')}"
-    for column in wanted.columns:
-        yield from _column_steps(connection, wanted, live, column, sources)
-    primary_key = wanted.primary_key
-    if primary_key and (
-        live.primary_key is None or live.primary_key.columns != primary_key.columns
-    ):
-        drop = (
-            f"DROP CONSTRAINT {quote(live.primary_key.name or '')}, "
-            if live.primary_key
-            else ""
-        )
-        # One statement for both: dropped alone, the table would have no key, which CockroachDB refuses.
-        yield f"ALTER TABLE {table} {drop}ADD {_keys(connection, wanted)[0]}"
-    uniques = {(unique.name, unique.columns) for unique in live.uniques}
-    for unique, sql in zip(wanted.uniques, _keys(connection, wanted)[1:], strict=True):
-        if (unique.name, unique.columns) not in uniques:
-            yield f"ALTER TABLE {table} ADD {sql}"
-    keys = {unique.columns: unique.name for unique in wanted.uniques}
-    for unique in live.uniques:
-        if unique.columns in keys and unique.name != keys[unique.columns]:
-            # The same under the name of another release. A unique constraint is dropped as its index there.
-            yield f"DROP INDEX {quote(unique.name or '')} CASCADE"
-    for index in live.indexes:
-        if index.name in LEFT_OVER_INDEXES and wanted.index(index.name) is None:
-            yield f"DROP INDEX {quote(index.name)}"
-    for index in wanted.indexes:
-        found = live.index(index.name)
-        if found is None:
-            yield add_index_sql(wanted.name, index)
-        elif _differs(found, index):
-            yield f"DROP INDEX {quote(index.name)}"
-
-
-def _column_steps(
-    connection: BaseDatabaseWrapper,
-    wanted: Table,
-    live: Table,
-    column: Column,
-    sources: Mapping[str, str],
-) -> Iterator[str]:
-    quote = connection.ops.quote_name
-    table, name, fresh = (
-        quote(wanted.name),
-        quote(column.name),
-        quote(FRESH + column.name),
-    )
-    here, filling = live.column(column.name), live.column(FRESH + column.name)
-    source = sources.get(column.name)
-    if here is None and filling is not None:
-        yield f"ALTER TABLE {table} RENAME COLUMN {fresh} TO {name}"
-        return
-    if here is None or here.type != column.type:
-        if source is None and (
-            here is not None or (column.default is None and not column.nullable)
-        ):
-            raise SchemaMismatchError(
-                f"Column {wanted.name}.{column.name} "
-                + (
-                    "is missing."
-                    if here is None
-                    else f"has the type {here.type} and must have {column.type}."
-                )
-                + " Run 'agentdb baselinedb'."
-            )
-        if source is None:
-            yield f"ALTER TABLE {table} ADD COLUMN {name} {_declaration(column)}"
-            return
-        if filling is None:
-            yield f"ALTER TABLE {table} ADD COLUMN {fresh} {column.type}"
-            return
-        # Also rows that the old server has written to since they were filled.
-        yield from _fill(
-            connection,
-            wanted,
-            live,
-            fresh,
-            source,
-            f"{fresh} IS DISTINCT FROM {source}" if here else "",
-        )
-        if filling.default != column.default:
-            yield f"ALTER TABLE {table} ALTER COLUMN {fresh} SET DEFAULT {column.default}"
-        if filling.nullable and not column.nullable:
-            yield f"ALTER TABLE {table} ALTER COLUMN {fresh} SET NOT NULL"
-        if here is not None:
-            # One statement, so that the column is never missing; CockroachDB has that, PostgreSQL does not.
-            stale = quote(STALE + column.name)
-            yield f"ALTER TABLE {table} RENAME COLUMN {name} TO {stale}, RENAME COLUMN {fresh} TO {name}"
-        return
-    if live.column(STALE + column.name) is not None:
-        for index in live.indexes:
-            if any(STALE + column.name in part.expression for part in index.parts):
-                yield f"DROP INDEX {quote(index.name)}"
-        yield f"ALTER TABLE {table} DROP COLUMN {quote(STALE + column.name)}"
-    if here.default != column.default:
-        change = (
-            "DROP DEFAULT"
-            if column.default is None
-            else f"SET DEFAULT {column.default}"
-        )
-        yield f"ALTER TABLE {table} ALTER COLUMN {name} {change}"
-    if here.nullable and not column.nullable:
-        if source is not None:
-            yield from _fill(connection, wanted, live, name, source)
-        yield f"ALTER TABLE {table} ALTER COLUMN {name} SET NOT NULL"
-    elif column.nullable and not here.nullable:
-        yield f"ALTER TABLE {table} ALTER COLUMN {name} DROP NOT NULL"
-
-
-def _fill(
-    connection: BaseDatabaseWrapper,
-    wanted: Table,
-    live: Table,
-    column: str,
-    source: str,
-    unless: str = "",
-) -> Iterator[str]:
-    """Yield the UPDATE of a batch, if a row is left that has no value, or for which ``unless`` is true."""
-    quote = connection.ops.quote_name
-    table = quote(wanted.name)
-    missing = unless or f"{column} IS NULL"
-    key = ", ".join(
-        quote(name) for name in (live.primary_key.columns if live.primary_key else ())
-    )
-    with connection.cursor() as cursor:
-        cursor.execute(f"SELECT 1 FROM {table} WHERE {missing} LIMIT 1")
-        if cursor.fetchone() is None:
-            return
-    batch = (
-        f"({key}) IN (SELECT {key} FROM {table} WHERE {missing} ORDER BY {key} LIMIT {ROWS_AT_ONCE})"
-        if key
-        else missing
-    )
-    yield f"UPDATE {table} SET {column} = {source} WHERE {batch}"
-
-
-def _declaration(column: Column) -> str:
-    default = f" DEFAULT {column.default}" if column.default is not None else ""
-    return f"{column.type}{default}{'' if column.nullable else ' NOT NULL'}"
-
-
-def _keys(connection: BaseDatabaseWrapper, wanted: Table) -> list[str]:
-    """The primary key and the unique constraints, as a table's definition has them."""
-    quote = connection.ops.quote_name
-
-    def constraint(name: str | None, kind: str, columns: tuple[str, ...]) -> str:
-        return (
-            f"CONSTRAINT {quote(name or '')} {kind} ({', '.join(map(quote, columns))})"
-        )
-
+def _create(wanted: Table) -> str:
     assert wanted.primary_key is not None  # every table of ours has one
-    return [
-        constraint(wanted.primary_key.name, "PRIMARY KEY", wanted.primary_key.columns),
-        *(
-            constraint(unique.name, "UNIQUE", unique.columns)
-            for unique in wanted.uniques
-        ),
+    parts = [
+        *(f"{quote_name(one.name)} {declaration(one)}" for one in wanted.columns),
+        key_sql("PRIMARY KEY", wanted.primary_key.name, wanted.primary_key.columns),
+        *(key_sql("UNIQUE", unique.name, unique.columns) for unique in wanted.uniques),
+        *(f"INDEX {quote_name(one.name)} {index_sql(one)}" for one in wanted.indexes),
     ]
+    return f"CREATE TABLE IF NOT EXISTS {quote_name(wanted.name)} ({', '.join(parts)})"
 
 
-def _differs(live: Index, wanted: Index) -> bool:
-    # CockroachDB writes out what PostgreSQL leaves unsaid (methods, operator classes, where NULLs go).
-    def shape(index: Index) -> object:
-        return (
-            [(part.expression, part.descending) for part in index.parts],
-            index.unique,
-            index.condition,
-        )
+class _CockroachDb:
+    may_lack_a_key = False
 
-    return shape(live) != shape(wanted)
+    def __init__(self, connection: BaseDatabaseWrapper) -> None:
+        self.connection = connection
+
+    def drop_unique(self, table: str, name: str) -> str:
+        return f"DROP INDEX {quote_name(name)} CASCADE"
+
+    def cast(self, live: Column, wanted: Column) -> str | None:
+        return None
+
+    def convert(self, step: Step, expressions: Mapping[str, str]) -> Iterator[str]:
+        """Fill a new column in batches, and let it take the old one's place.
+
+        The old server may be writing at the same time. So the old column keeps its values until the filled one takes
+        its name, and rows that changed since they were filled are filled again.
+        """
+        for column in step.wanted.columns:
+            live = step.live.column(column.name)
+            expression = expressions.get(column.name)
+            if live is None or expression is None:
+                continue
+            if live.type == column.type:
+                name = quote_name(column.name)
+                yield from self._fill(step, name, expression, f"{name} IS NULL")
+            else:
+                yield from self._replace(step, column, expression)
+        for column in step.wanted.columns:
+            if step.live.column(STALE + column.name) is not None:
+                yield from _drop_stale(step, STALE + column.name)
+
+    def _replace(self, step: Step, wanted: Column, expression: str) -> Iterator[str]:
+        fresh, name = quote_name(FRESH + wanted.name), quote_name(wanted.name)
+        filling = step.live.column(FRESH + wanted.name)
+        if filling is None:
+            yield f"{step.alter} ADD COLUMN {fresh} {wanted.type}"
+            return
+        differs = f"{fresh} IS DISTINCT FROM {expression}"
+        yield from self._fill(step, fresh, expression, differs)
+        if filling.default != wanted.default:
+            yield f"{step.alter} ALTER COLUMN {fresh} SET DEFAULT {wanted.default}"
+        if filling.nullable and not wanted.nullable:
+            yield f"{step.alter} ALTER COLUMN {fresh} SET NOT NULL"
+        # One statement, so that the column is never missing; CockroachDB has that, PostgreSQL does not.
+        stale = quote_name(STALE + wanted.name)
+        yield f"{step.alter} RENAME COLUMN {name} TO {stale}, RENAME COLUMN {fresh} TO {name}"
+
+    def _fill(
+        self, step: Step, column: str, expression: str, missing: str
+    ) -> Iterator[str]:
+        """Yield the UPDATE of a batch, if a row is left for which ``missing`` is true."""
+        table = quote_name(step.live.name)
+        with self.connection.cursor() as cursor:
+            cursor.execute(f"SELECT 1 FROM {table} WHERE {missing} LIMIT 1")
+            if cursor.fetchone() is None:
+                return
+        batch = missing
+        if step.live.primary_key is not None:
+            # Short transactions: a long one would be retried whenever the old server writes to one of its rows.
+            key = columns_sql(step.live.primary_key.columns)[1:-1]
+            batch = f"({key}) IN (SELECT {key} FROM {table} WHERE {missing} ORDER BY {key} LIMIT {ROWS_AT_ONCE})"
+        yield f"UPDATE {table} SET {column} = {expression} WHERE {batch}"
+
+    def finish(self, step: Step) -> Iterator[str]:
+        return iter(())
+
+
+def _drop_stale(step: Step, column: str) -> Iterator[str]:
+    for index in step.live.indexes:
+        if any(column in part.expression for part in index.parts):
+            yield f"DROP INDEX {quote_name(index.name)}"
+    yield f"{step.alter} DROP COLUMN {quote_name(column)}"

@@ -1,4 +1,4 @@
-"""What an adoption adds on PostgreSQL belongs to whom the old tables belong, and is used by who uses them."""
+"""Owner and rights of the tables that an adoption adds on PostgreSQL: those of the old tables."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Collection
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+from agentdb.adoption.queries import rows, run
 from agentdb.schema.sqltext import quote_name
 
 RECORD = "django_migrations"
@@ -31,30 +32,27 @@ def hand_over(
 ) -> None:
     """Give the tables ``made`` to the owner of the ``old`` ones, if that is one role that this one may act as.
 
-    Whoever may do anything with the old tables may read the record of migrations, as ``connect()`` does, and who may
-    write to them has the same rights on a new table.
+    Roles with write access to the old tables get the same rights on a new one; roles that can use them at all can also
+    read the record of migrations, as ``connect()`` does.
     """
     if not made:
         return
     names = [quote_name(name) for name in old]
-    with connection.cursor() as cursor:
-        right = "SET" if connection.pg_version >= 160000 else "MEMBER"  # type: ignore[attr-defined]
-        cursor.execute(_OWNERS, [right, names])
-        owners = cursor.fetchall()
-        cursor.execute(_RIGHTS, [names])
-        rights = cursor.fetchall()
-        for name in map(quote_name, made):
-            for role, granted in rights:
-                wanted = (
-                    ["SELECT"]
-                    if name == quote_name(RECORD)
-                    else granted
-                    if "INSERT" in granted
-                    else []
-                )
-                if wanted:
-                    cursor.execute(f"GRANT {', '.join(wanted)} ON {name} TO {role}")
-            if len(owners) == 1 and owners[0][1]:
-                cursor.execute(
-                    f"ALTER TABLE {name} OWNER TO {quote_name(owners[0][0])}"
-                )
+    right = "SET" if connection.pg_version >= 160000 else "MEMBER"  # type: ignore[attr-defined]
+    owners = rows(connection, _OWNERS, [right, names])
+    rights = rows(connection, _RIGHTS, [names])
+    for name in made:
+        # Granted before the owner changes: afterwards this role may no longer grant.
+        for role, granted in rights:
+            wanted = _wanted(name, granted)
+            if wanted:
+                run(connection, f"GRANT {wanted} ON {quote_name(name)} TO {role}")
+        if len(owners) == 1 and owners[0][1]:
+            owner = quote_name(owners[0][0])
+            run(connection, f"ALTER TABLE {quote_name(name)} OWNER TO {owner}")
+
+
+def _wanted(name: str, granted: Collection[str]) -> str:
+    if name == RECORD:
+        return "SELECT"
+    return ", ".join(granted) if "INSERT" in granted else ""

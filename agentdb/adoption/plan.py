@@ -1,27 +1,27 @@
-"""What adopting a database means: what is found in it, and what is to be done about that. Changes nothing."""
+"""What adopting a database means: what it holds, and what to do about it. Changes nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
 
 from django.apps import apps
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.backends.utils import CursorWrapper
 
 from agentdb.adoption.dependents import column_numbers, read_dependents, table_obstacles
 from agentdb.adoption.obstacles import OLD_COLUMNS, UnusableValue
 from agentdb.adoption.ownership import RECORD
+from agentdb.adoption.queries import rows
 from agentdb.adoption.shapes import (
     ADDED_COLUMNS,
-    NATIVE_TIMESTAMP_TYPES,
     REBUILT_AS,
     Kind,
     Shape,
-    old_name,
+    key_of,
     recognise,
 )
+from agentdb.adoption.steps import Key, changes, keys_of
 from agentdb.adoption.values import (
     Progress,
     TableContent,
@@ -30,15 +30,14 @@ from agentdb.adoption.values import (
 )
 from agentdb.conf import server_name
 from agentdb.schema import Table, expected_tables, read_tables
-from agentdb.schema.comparison import reads_ours
+from agentdb.schema.comparison import left_null, reads_ours
 from agentdb.schema.inspection import server_version, sqlite_path
 from agentdb.schema.migration_record import migration_names
 from agentdb.schema.rows import count_rows
 from agentdb.schema.spelling import Misspelt, may_read, misspelt_timestamps
-from agentdb.schema.tables import Column, Index
 from agentdb.wording import counted
 
-# What is to be unique in an adopted database.
+# What must be unique in an adopted database.
 _KEYS = (
     ("agents", ("id",)),
     ("sessions", ("id",)),
@@ -47,6 +46,7 @@ _KEYS = (
     ("agents", ("tenant_id", "name")),
     ("api_keys", ("key_hash",)),
 )
+_KEY_COLUMNS = {(table, frozenset(columns)) for table, columns in _KEYS}
 
 
 @dataclass(frozen=True)
@@ -71,12 +71,18 @@ class Findings:
     version: str
     shape: Shape
     live: Mapping[str, Table]
-    contents: Mapping[str, TableContent]  # by the name the table is to have
+    wanted: Mapping[str, Table]  # what the models say
+    contents: Mapping[str, TableContent]  # by the table's final name
     other_rows: Mapping[str, int] = field(default_factory=dict)
     duplicates: tuple[tuple[int, tuple[UnusableValue, ...]], ...] = ()
     obstacles: tuple[str, ...] = ()
     misspelt: tuple[Misspelt, ...] = ()
     is_file: bool = False
+
+    @property
+    def is_online(self) -> bool:
+        """Whether the adoption takes steps that stay, instead of one transaction."""
+        return self.engine == "cockroachdb"
 
 
 @dataclass(frozen=True)
@@ -101,24 +107,10 @@ def read(
     """Look at the schema, the record of migrations and every row of the four tables."""
     shape = recognise(connection)
     live = read_tables(connection)
-    misspelt = (
-        () if shape.problems else tuple(misspelt_timestamps(connection, shape.tables))
-    )
-    done = _is_done(shape) and not misspelt
-    contents: dict[str, TableContent] = {}
-    shared: list[tuple[int, tuple[UnusableValue, ...]]] = []
-    if not shape.problems:
-        contents = {
-            name: read_content(connection, name, table, progress=progress)
-            for name, table in shape.tables.items()
-        }
-        if not done:
-            found = [
-                duplicates(connection, name, shape.tables[name], key)
-                for name, key in _KEYS
-                if _has(shape, name, key)
-            ]
-            shared = [rows for rows in found if rows[0]]
+    wanted = expected_tables(connection, apps)
+    readable = {} if shape.problems else shape.tables
+    misspelt = tuple(misspelt_timestamps(connection, readable))
+    is_done = _is_done(shape) and not misspelt
     path = sqlite_path(connection)
     return Findings(
         engine=connection.vendor,
@@ -127,14 +119,18 @@ def read(
         version=server_version(connection),
         shape=shape,
         live=live,
-        contents=contents,
+        wanted=wanted,
+        contents={
+            name: read_content(connection, name, table, progress=progress)
+            for name, table in readable.items()
+        },
         other_rows={
             name: _count_or_zero(connection, live[name]) for name in shape.others
         },
-        duplicates=tuple(shared),
+        duplicates=() if is_done else tuple(_duplicates(connection, readable)),
         obstacles=()
-        if done or not shape.tables
-        else tuple(_obstacles(connection, shape, live)),
+        if is_done or not shape.tables
+        else tuple(_obstacles(connection, shape, live, wanted)),
         misspelt=misspelt,
         is_file=path is not None,
     )
@@ -144,7 +140,7 @@ def makes_ids(name: str, table: Table) -> bool:
     """Whether some of the table's rows may get their id in the adoption."""
     column = table.column("id")
     return name == "agents" and (
-        column is None or (column.nullable and _key(table) != ("id",))
+        column is None or (column.nullable and key_of(table) != ("id",))
     )
 
 
@@ -157,10 +153,17 @@ def comparable_columns(name: str, table: Table) -> tuple[str, ...]:
     )
 
 
-def _has(shape: Shape, name: str, key: tuple[str, ...]) -> bool:
-    """Whether the key can be looked at: a tenant_id that is to be added is the same for all rows."""
-    table = shape.tables.get(name)
-    return table is not None and any(table.column(column) for column in key)
+def _duplicates(
+    connection: BaseDatabaseWrapper, tables: Mapping[str, Table]
+) -> Iterator[tuple[int, tuple[UnusableValue, ...]]]:
+    for name, key in _KEYS:
+        table = tables.get(name)
+        # A tenant_id that is missing will be the same for all rows, so it makes none of them differ.
+        if table is None or not any(table.column(column) for column in key):
+            continue
+        total, first = duplicates(connection, name, table, key)
+        if total:
+            yield total, first
 
 
 def _is_done(shape: Shape) -> bool:
@@ -188,40 +191,42 @@ def _place(connection: BaseDatabaseWrapper) -> str:
     )
 
 
+_SIZES = {
+    "sqlite": "SELECT page_count * page_size FROM pragma_page_count(), pragma_page_size()",
+    "postgresql": "SELECT pg_database_size(current_database())",
+}
+
+
 def _size(connection: BaseDatabaseWrapper) -> int | None:
-    with connection.cursor() as cursor:
-        if connection.vendor == "sqlite":
-            cursor.execute(
-                "SELECT page_count * page_size FROM pragma_page_count(), pragma_page_size()"
-            )
-        elif connection.vendor == "postgresql":
-            cursor.execute("SELECT pg_database_size(current_database())")
-        else:
-            return None
-        return int(cursor.fetchone()[0])
+    if (sql := _SIZES.get(connection.vendor)) is None:
+        return None
+    [(size,)] = rows(connection, sql)
+    return int(size)
 
 
 def _obstacles(
-    connection: BaseDatabaseWrapper, shape: Shape, live: Mapping[str, Table]
+    connection: BaseDatabaseWrapper,
+    shape: Shape,
+    live: Mapping[str, Table],
+    wanted: Mapping[str, Table],
 ) -> list[str]:
     """What in the schema around the tables, or in the role's rights, would make an adoption fail half-way."""
     obstacles = [
         *_keys_to_names(shape, live),
-        *_too_unique_keys(connection, shape),
-        *_names_in_the_way(connection, shape),
+        *_too_unique_keys(shape, wanted),
+        *_names_in_the_way(connection, shape, wanted),
     ]
     if connection.vendor == "postgresql":
-        with connection.cursor() as cursor:
-            obstacles += _missing_rights(cursor, set(shape.stored_as.values()))
-            obstacles += _around(connection, cursor, shape)
-            if RECORD in live:
-                obstacles += _behind(cursor)
+        obstacles += _missing_rights(connection, set(shape.stored_as.values()))
+        obstacles += _around(connection, shape, wanted)
+        if RECORD in live:
+            obstacles += _behind(connection)
     return obstacles
 
 
 def _keys_to_names(shape: Shape, live: Mapping[str, Table]) -> Iterator[str]:
-    """Foreign keys of other tables to the name of an agent, which is no key afterwards."""
-    if _key(shape.tables.get("agents")) != ("name",):
+    """Foreign keys of other tables to the name of an agent, which is not a key afterwards."""
+    if key_of(shape.tables.get("agents")) != ("name",):
         return
     for name in shape.others:
         for key in live[name].foreign_keys:
@@ -232,127 +237,111 @@ def _keys_to_names(shape: Shape, live: Mapping[str, Table]) -> Iterator[str]:
                 )
 
 
-def _too_unique_keys(connection: BaseDatabaseWrapper, shape: Shape) -> Iterator[str]:
+def _too_unique_keys(shape: Shape, wanted: Mapping[str, Table]) -> Iterator[str]:
     """Unique keys that are not ours and could refuse what agentdb writes."""
-    # An index of ours that is half built is rebuilt as the models want it.
-    replaced = {
-        index.name
-        for table in expected_tables(connection, apps).values()
-        for index in table.indexes
-    }
     for name, table in shape.tables.items():
-        keys = {frozenset(key) for of, key in _KEYS if of == name}
-        found = [
-            ("constraint", unique.name, unique.columns, unique.options)
-            for unique in table.uniques
-        ]
-        found += [
-            ("index", index.name, _index_key(index), index.options)
-            for index in table.indexes
-            if index.unique and (index.valid or index.name not in replaced)
-        ]
-        for kind, called, columns, options in found:
-            if frozenset(columns) not in keys and not _left_null(
-                table, columns, options
-            ):
-                yield _too_unique(name, kind, called)
+        for key in keys_of(table):
+            # A half-built index with the name of one of ours is dropped.
+            is_dropped = not key.does.valid and wanted[name].index(key.name)
+            if key.does.unique and not is_dropped and _could_refuse(name, table, key):
+                yield _too_unique(name, key)
 
 
-def _index_key(index: Index) -> tuple[str, ...]:
-    """What the index keeps unique; a condition makes it another key than the columns alone."""
+def _could_refuse(name: str, table: Table, key: Key) -> bool:
+    # A condition makes it another key than the columns alone.
+    if (name, key.columns) in _KEY_COLUMNS and not key.does.condition:
+        return False
+    collides = "nulls not distinct" in key.does.options
+    return collides or not left_null(table, OLD_COLUMNS[name], key.columns)
+
+
+def _too_unique(table: str, key: Key) -> str:
+    kind = "constraint" if key.is_constraint else "index"
+    name = f" {key.name!r}" if key.name else ""
     return (
-        *(part.expression for part in index.parts),
-        *((index.condition,) if index.condition else ()),
+        f"Table {table!r} has a unique {kind}{name}, which could refuse what agentdb writes. Drop it, or make it one "
+        "that is not unique."
     )
 
 
-def _names_in_the_way(connection: BaseDatabaseWrapper, shape: Shape) -> Iterator[str]:
-    """Objects that have the name of an index, a constraint or a table that is to be made."""
-    ours = {
-        wanted.name: shape.stored_as.get(table.name)
-        for table in expected_tables(connection, apps).values()
-        for wanted in (*table.indexes, *table.uniques, table.primary_key)
-        if wanted is not None and wanted.name is not None
-    } | dict.fromkeys(set(OLD_COLUMNS) - set(shape.tables))
-    with connection.cursor() as cursor:
-        if connection.vendor == "sqlite":
-            cursor.execute("SELECT type, name, tbl_name FROM sqlite_master")
-        else:
-            cursor.execute(
-                "SELECT CASE c.relkind WHEN 'r' THEN 'table' WHEN 'i' THEN 'index' WHEN 'v' THEN 'view'"
-                " ELSE 'object' END, c.relname, coalesce(t.relname, c.relname) FROM pg_class c"
-                " LEFT JOIN pg_index i ON i.indexrelid = c.oid LEFT JOIN pg_class t ON t.oid = i.indrelid"
-                " WHERE c.relnamespace = quote_ident(current_schema())::regnamespace UNION ALL"
-                " SELECT 'type', typname, typname FROM pg_type WHERE typrelid = 0 AND typelem = 0"
-                " AND typnamespace = quote_ident(current_schema())::regnamespace"
-            )
-        found = cursor.fetchall()
-    for kind, name, on_table in found:
-        key, owner = (
-            (name.lower(), on_table.lower())
-            if connection.vendor == "sqlite"
-            else (name, on_table)
-        )
-        if key in ours and not (kind == "index" and owner == ours[key]):
+_NAMES_ON_SQLITE = (
+    "SELECT type, lower(name), lower(tbl_name), name, tbl_name FROM sqlite_master"
+)
+_NAMES = """
+    SELECT kind, name, owner, name, owner FROM (
+        SELECT CASE c.relkind WHEN 'r' THEN 'table' WHEN 'i' THEN 'index' WHEN 'v' THEN 'view' ELSE 'object' END
+            AS kind, c.relname AS name, coalesce(t.relname, c.relname) AS owner
+        FROM pg_class c LEFT JOIN pg_index i ON i.indexrelid = c.oid LEFT JOIN pg_class t ON t.oid = i.indrelid
+        WHERE c.relnamespace = quote_ident(current_schema())::regnamespace
+        UNION ALL
+        SELECT 'type', typname, typname FROM pg_type
+        WHERE typrelid = 0 AND typelem = 0 AND typnamespace = quote_ident(current_schema())::regnamespace
+    ) AS named
+"""
+
+
+def _names_in_the_way(
+    connection: BaseDatabaseWrapper, shape: Shape, wanted: Mapping[str, Table]
+) -> Iterator[str]:
+    """Objects that have the name of an index, a constraint or a table that the adoption creates."""
+    ours: dict[str | None, str | None] = dict.fromkeys(
+        set(OLD_COLUMNS) - set(shape.tables)
+    )
+    for table in wanted.values():
+        keys = (*table.indexes, *table.uniques, table.primary_key)
+        ours |= {key.name: shape.stored_as.get(table.name) for key in keys if key}
+    sql = _NAMES_ON_SQLITE if connection.vendor == "sqlite" else _NAMES
+    for kind, key, owner, name, on_table in rows(connection, sql):
+        if key in ours and (kind, owner) != ("index", ours[key]):
             of = f" of table {on_table!r}" if on_table != name else ""
             yield f"The {kind} {name!r}{of} has a name that agentdb needs. Rename it."
 
 
-def changing_columns(shape: Shape, engine: str) -> dict[str, list[str]]:
-    """The columns whose type an adoption changes, by the table's name in the database."""
-    native = NATIVE_TIMESTAMP_TYPES[engine]
-
-    def changes(table: Table, column: Column) -> bool:
-        kind = OLD_COLUMNS[old_name(table.name)].get(column.name)
-        if kind is None:
-            return False
-        if kind == "timestamp":
-            return column.type not in native
-        is_final = (
-            column.type == ("integer" if kind == "integer" else "text")
-            and column.collation is None
-        )
-        return not is_final or (column.name == "id" and makes_ids(table.name, table))
-
+def changing_columns(
+    shape: Shape, wanted: Mapping[str, Table]
+) -> dict[str, dict[str, str]]:
+    """The columns that an adoption converts, with their final types, by the table's name in the database."""
     return {
-        table.name: [column.name for column in table.columns if changes(table, column)]
-        for table in shape.tables.values()
+        table.name: {
+            column.name: final.type
+            for column in table.columns
+            if (final := wanted[name].column(column.name))
+            and changes(
+                column, final, fills=column.name == "id" and makes_ids(name, table)
+            )
+        }
+        for name, table in shape.tables.items()
     }
 
 
 def _around(
-    connection: BaseDatabaseWrapper, cursor: CursorWrapper, shape: Shape
+    connection: BaseDatabaseWrapper, shape: Shape, wanted: Mapping[str, Table]
 ) -> list[str]:
-    """What of the operator's can neither stand nor be made again."""
-    obstacles = []
-    for table in shape.tables.values():
-        obstacles += [
+    """What the operator built that can neither stay nor be recreated."""
+    query = partial(rows, connection)
+    columns = column_numbers(query, changing_columns(shape, wanted))
+    version = connection.pg_version  # type: ignore[attr-defined]
+    return [
+        *(
             _OPTIONS[option].format(table=table.name)
+            for table in shape.tables.values()
             for option in table.options
             if option in _OPTIONS
-        ]
-
-    def query(sql: str, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
-        cursor.execute(sql, parameters)
-        return list(cursor.fetchall())
-
-    columns = column_numbers(query, changing_columns(shape, connection.vendor))
-    version = connection.pg_version  # type: ignore[attr-defined]
-    obstacles += table_obstacles(query, columns)
-    obstacles += read_dependents(query, columns, server_version=version).obstacles
-    return obstacles
+        ),
+        *table_obstacles(query, columns),
+        *read_dependents(query, columns, server_version=version).obstacles,
+    ]
 
 
-def _behind(cursor: CursorWrapper) -> Iterator[str]:
-    """Whether the record's sequence would give an id that a row has: somebody inserted rows with ids of their own."""
-    cursor.execute("SELECT pg_get_serial_sequence(%s, 'id')", [RECORD])
-    [(sequence,)] = cursor.fetchall()
+def _behind(connection: BaseDatabaseWrapper) -> Iterator[str]:
+    """Whether the record's sequence would yield an id that a row has already: somebody inserted explicit ids."""
+    [(sequence,)] = rows(
+        connection, "SELECT pg_get_serial_sequence(%s, 'id')", [RECORD]
+    )
     if sequence is None:
         return
-    cursor.execute(
-        f"SELECT (SELECT max(id) FROM {RECORD}) >= last_value + is_called::int FROM {sequence}"
-    )
-    if cursor.fetchall() == [(True,)]:
+    is_behind = f"SELECT (SELECT max(id) FROM {RECORD}) >= last_value + is_called::int FROM {sequence}"
+    if rows(connection, is_behind) == [(True,)]:
         yield (
             f"The sequence of {RECORD}.id is behind its rows. Run \"SELECT setval('{sequence}', max(id)) FROM "
             f'{RECORD}", and run the command again.'
@@ -367,38 +356,19 @@ _OPTIONS = {
 }
 
 
-def _left_null(table: Table, columns: Iterable[str], options: Collection[str]) -> bool:
-    """Whether one of the columns is NULL in every row that agentdb inserts, so that nothing there can collide."""
-    return "nulls not distinct" not in options and any(
-        column is not None
-        and name not in OLD_COLUMNS[old_name(table.name)]
-        and column.nullable
-        and not column.default
-        for name in columns
-        for column in (table.column(name),)
-    )
-
-
-def _too_unique(table: str, kind: str, name: str | None) -> str:
-    return (
-        f"Table {table!r} has a unique {kind}{'' if name is None else f' {name!r}'}, which could refuse what agentdb "
-        "writes. Drop it, or make it one that is not unique."
-    )
-
-
 _SEVERAL_OWNERS = (
     "The tables have several owners: use a role that is a member of all of them, or give the tables to one with 'ALTER "
     "TABLE … OWNER TO'."
 )
 
 
-def _missing_rights(cursor: CursorWrapper, tables: set[str]) -> list[str]:
-    cursor.execute(
+def _missing_rights(connection: BaseDatabaseWrapper, tables: set[str]) -> list[str]:
+    found = rows(
+        connection,
         "SELECT relname, pg_get_userbyid(relowner), current_user, pg_has_role(relowner, 'USAGE') FROM pg_class"
         " WHERE relname = ANY(%s) AND relnamespace = quote_ident(current_schema())::regnamespace ORDER BY 1",
         [list(tables)],
     )
-    found = cursor.fetchall()
     owners = {owner for _, owner, *_ in found}
     # With several owners, the owner of one table is of no help with the others.
     advice = f"Use the role {min(owners)!r}." if len(owners) == 1 else _SEVERAL_OWNERS
@@ -409,11 +379,11 @@ def _missing_rights(cursor: CursorWrapper, tables: set[str]) -> list[str]:
         for table, owner, role, may_change in found
         if not may_change
     ]
-    cursor.execute(
+    [(schema, may_create, role, is_standby, is_read_only)] = rows(
+        connection,
         "SELECT current_schema(), has_schema_privilege(current_schema(), 'CREATE'), current_user, pg_is_in_recovery(),"
-        " current_setting('default_transaction_read_only') = 'on'"
+        " current_setting('default_transaction_read_only') = 'on'",
     )
-    schema, may_create, role, is_standby, is_read_only = cursor.fetchall()[0]
     if not may_create:
         missing.append(
             f"The role {role!r} may not create tables in schema {schema!r}. Run 'GRANT CREATE ON SCHEMA {schema} TO "
@@ -431,50 +401,45 @@ def _missing_rights(cursor: CursorWrapper, tables: set[str]) -> list[str]:
     return missing
 
 
-def _key(table: Table | None) -> tuple[str, ...]:
-    return (
-        table.primary_key.columns
-        if table is not None and table.primary_key is not None
-        else ()
-    )
-
-
 def decide(findings: Findings, *, backup: bool = True) -> Plan:
     """Say what to do about what was found, or why nothing can be done. Asks the database nothing."""
-    shape = findings.shape
-    notes = _notes(findings)
+    shape, notes = findings.shape, _notes(findings)
     if shape.kind is Kind.EMPTY and not shape.problems:
         return Plan(notes=notes)
     if refusals := _refusals(findings):
         return Plan(refusals=refusals, notes=notes)
-    names = migration_names()
-    is_online = findings.engine == "cockroachdb"
-    conform = shape.level != names[-1] or bool(findings.misspelt)
-    actions = [
-        *(_conforming(findings) if shape.level != names[-1] else ()),
-        *_rewriting(findings.misspelt),
-        *_recording(shape.recorded, names),
-    ]
+    actions = list(_actions(findings))
     if not actions:
         return Plan(notes=notes)
-    if findings.engine == "sqlite" and findings.is_file and backup:
+    if findings.is_file and backup:
         actions.insert(0, "Back the file up beside itself, and check the copy.")
-    actions.append(
-        "Verify every row and the schema; "
-        + (
-            "if the command is stopped, run it again to continue."
-            if is_online
-            else "roll back if anything differs."
-        )
-    )
     return Plan(
-        actions=tuple(actions),
+        actions=(*actions, _VERIFY_ONLINE if findings.is_online else _VERIFY),
         notes=notes,
-        renames={
-            stored: name for name, stored in shape.stored_as.items() if stored != name
-        },
-        conform=conform,
+        renames=_renames(shape),
+        conform=_is_to_conform(shape) or bool(findings.misspelt),
     )
+
+
+def _is_to_conform(shape: Shape) -> bool:
+    return shape.level != migration_names()[-1]
+
+
+def _actions(findings: Findings) -> Iterator[str]:
+    if _is_to_conform(findings.shape):
+        yield from _conforming(findings)
+    yield from _rewriting(findings.misspelt)
+    for name in migration_names():
+        if name not in findings.shape.recorded:
+            yield f"Record migration {name}."
+
+
+_VERIFY = "Verify every row and the schema; roll back if anything differs."
+_VERIFY_ONLINE = "Verify every row and the schema; if the command is stopped, run it again to continue."
+
+
+def _renames(shape: Shape) -> dict[str, str]:
+    return {stored: name for name, stored in shape.stored_as.items() if stored != name}
 
 
 def _rewriting(misspelt: Iterable[Misspelt]) -> Iterator[str]:
@@ -483,12 +448,6 @@ def _rewriting(misspelt: Iterable[Misspelt]) -> Iterator[str]:
             f"Rewrite {counted(found.rows, 'timestamp')} in {found.table}.{found.column} that another program wrote, "
             f"as {found.example!r}."
         )
-
-
-def _recording(recorded: Sequence[str], names: Sequence[str]) -> Iterator[str]:
-    for name in names:
-        if name not in recorded:
-            yield f"Record migration {name}."
 
 
 def _text_timestamps(findings: Findings) -> int:
@@ -503,8 +462,7 @@ def _conforming(findings: Findings) -> list[str]:
     shape = findings.shape
     actions = [
         f"Rename table {stored} to {name}, as the old server was about to do."
-        for name, stored in shape.stored_as.items()
-        if stored != name
+        for stored, name in _renames(shape).items()
     ]
     for name in OLD_COLUMNS:
         if name in shape.tables:
@@ -530,8 +488,8 @@ def _conforming_columns(
         yield f"Add column tenant_id to {name}: 'default' in {counted(content.rows, 'row')}."
     if name == "agents" and ("id" in added or content.null_ids):
         yield f"Give {counted(content.rows if 'id' in added else content.null_ids, 'agent')} an id, a random UUID."
-    if _key(table) != ("id",):
-        before = f" from {', '.join(_key(table))}" if _key(table) else ""
+    if key_of(table) != ("id",):
+        before = f" from {', '.join(key_of(table))}" if key_of(table) else ""
         yield f"Change the primary key of {name}{before} to id."
 
 
@@ -568,12 +526,12 @@ def _refusals(findings: Findings) -> tuple[Refusal, ...]:
                 total,
             )
         )
-    for total, rows in findings.duplicates:
+    for total, first in findings.duplicates:
         refusals.append(
             Refusal(
-                f"{counted(total, 'row')} of {rows[0].table} share {rows[0].column} with another row"
-                f"{_shown(total, len(rows))}. Rename or delete all but one, and run the command again.",
-                rows,
+                f"{counted(total, 'row')} of {first[0].table} share {first[0].column} with another row"
+                f"{_shown(total, len(first))}. Rename or delete all but one, and run the command again.",
+                first,
                 total,
             )
         )
@@ -581,41 +539,45 @@ def _refusals(findings: Findings) -> tuple[Refusal, ...]:
 
 
 def _notes(findings: Findings) -> tuple[str, ...]:
-    shape = findings.shape
-    notes = []
+    return (
+        *_extra_columns(findings.shape),
+        *_left_over(findings.shape),
+        *_nul_characters(findings),
+        *_keyed_hashes(findings),
+    )
+
+
+def _extra_columns(shape: Shape) -> Iterator[str]:
     for name, table in shape.tables.items():
-        extra = [
-            column.name
-            for column in table.columns
-            if column.name not in OLD_COLUMNS[name]
-        ]
-        if extra:
-            notes.append(
-                f"{name} has additional columns, which stay, and which Db does not show: {', '.join(extra)}."
-            )
+        columns = [column.name for column in table.columns]
+        if extra := [column for column in columns if column not in OLD_COLUMNS[name]]:
+            yield f"{name} has additional columns, which stay, and which Db does not show: {', '.join(extra)}."
+
+
+def _left_over(shape: Shape) -> Iterator[str]:
     for name, rebuilt in REBUILT_AS.items():
         if rebuilt in shape.others and shape.stored_as.get(name) != rebuilt:
-            notes.append(
+            yield (
                 f"{rebuilt} is left over from an upgrade of the old server that was stopped. {name} has the rows; "
                 f"{rebuilt} stays, and may be dropped."
             )
-    nul = sum(content.nul_rows for content in findings.contents.values())
-    if nul:
-        notes.append(
+
+
+def _nul_characters(findings: Findings) -> Iterator[str]:
+    if nul := sum(content.nul_rows for content in findings.contents.values()):
+        yield (
             f"{counted(nul, 'row')} {'holds' if nul == 1 else 'hold'} U+0000 in a text. SQLite keeps it; PostgreSQL "
             "could not store it."
         )
-    if _may_have_keyed_hashes(findings):
-        notes.append(
+
+
+def _keyed_hashes(findings: Findings) -> Iterator[str]:
+    keys = findings.contents.get("api_keys")
+    if findings.shape.kind is Kind.LATER and keys is not None and keys.rows > 0:
+        yield (
             "A later server with a secret (its ASH_CREDENTIAL_KEY) stores API keys as HMAC-SHA256 of it. If it had "
             "one, set AGENTDB_KEY_SECRET to the same value; authenticate() would reject its keys otherwise."
         )
-    return tuple(notes)
-
-
-def _may_have_keyed_hashes(findings: Findings) -> bool:
-    keys = findings.contents.get("api_keys")
-    return findings.shape.kind is Kind.LATER and keys is not None and keys.rows > 0
 
 
 def _shown(total: int, shown: int) -> str:

@@ -15,7 +15,7 @@ from django.db.migrations.recorder import MigrationRecorder
 from django.db.utils import load_backend
 
 from agentdb.adoption.culprits import explain
-from agentdb.adoption.dependents import ANEW
+from agentdb.adoption.dependents import DROP_FIRST
 from agentdb.adoption.obstacles import OLD_COLUMNS, first_line
 from agentdb.adoption.plan import Plan, Refusal
 from agentdb.errors import SchemaMismatchError
@@ -40,7 +40,7 @@ def rehearse(
         return (Refusal(explain(first_line(error))),)
     except SchemaMismatchError as error:
         # A sentence that names a thing of the operator's and what to do with it needs no other around it.
-        reason = str(error) if str(error).endswith(ANEW) else explain(str(error))
+        reason = str(error) if str(error).endswith(DROP_FIRST) else explain(str(error))
         return getattr(error, "refusals", None) or (Refusal(reason),)
     return ()
 
@@ -93,7 +93,7 @@ def _copy_schema(
     with (
         suppress(DatabaseError),
         source.cursor() as cursor,
-    ):  # there may be no such table
+    ):  # the table may be missing
         cursor.execute("SELECT app, name FROM django_migrations")
         for app, name in cursor.fetchall():
             MigrationRecorder(copy).record_applied(app, name)

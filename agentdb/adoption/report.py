@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from agentdb.adoption.execution import AdoptionRefusedError, Outcome
-from agentdb.adoption.obstacles import OLD_COLUMNS, UnusableValue
+from agentdb.adoption.obstacles import OLD_COLUMNS
 from agentdb.adoption.plan import Findings, Plan
 from agentdb.adoption.shapes import Kind
 from agentdb.wording import counted
@@ -37,21 +39,8 @@ def describe_findings(findings: Findings) -> list[str]:
         f"Found: {_ENGINES.get(findings.engine, findings.engine)} {findings.version.split()[0]}, {place}{size}",
         f"Shape: {findings.shape.description}",
     ]
-    width = max(map(len, OLD_COLUMNS))
     for name in OLD_COLUMNS:
-        content = findings.contents.get(name)
-        if content is None:
-            if findings.shape.tables and not findings.shape.problems:
-                lines.append(f"  {name:<{width}}  no table")
-            continue
-        lines.append(f"  {name:<{width}}  {counted(content.rows, 'row')}")
-        for column, counts in content.formats.items():
-            formats = ", ".join(
-                f"{number:,} as {_FORMATS[key]}"
-                for key, number in sorted(counts.items())
-            )
-            if formats:
-                lines.append(f"  {'':<{width}}  {column}: {formats}")
+        lines += _describe_table(findings, name)
     if findings.other_rows:
         tables = ", ".join(
             f"{name} ({counted(rows, 'row')})"
@@ -59,6 +48,20 @@ def describe_findings(findings: Findings) -> list[str]:
         )
         lines.append(f"  other tables, which stay as they are: {tables}")
     return lines
+
+
+def _describe_table(findings: Findings, name: str) -> Iterator[str]:
+    width = max(map(len, OLD_COLUMNS))
+    content = findings.contents.get(name)
+    if content is None:
+        if findings.shape.tables and not findings.shape.problems:
+            yield f"  {name:<{width}}  no table"
+        return
+    yield f"  {name:<{width}}  {counted(content.rows, 'row')}"
+    for column, counts in content.formats.items():
+        formats = [f"{counts[key]:,} as {_FORMATS[key]}" for key in sorted(counts)]
+        if formats:
+            yield f"  {'':<{width}}  {column}: {', '.join(formats)}"
 
 
 def describe_plan(
@@ -154,7 +157,7 @@ def as_json(outcome: Outcome, *, checked: bool = False) -> dict[str, Any]:
             {
                 "message": refusal.message,
                 "total": refusal.total,
-                "rows": [_row(row) for row in refusal.rows],
+                "rows": [asdict(row) for row in refusal.rows],
             }
             for refusal in plan.refusals
         ],
@@ -166,16 +169,6 @@ def error_as_json(error: Exception) -> dict[str, Any]:
     """For a database that could not be looked at, or an adoption that was undone."""
     result = "refused" if isinstance(error, AdoptionRefusedError) else "error"
     return {"format": JSON_FORMAT, "result": result, "error": str(error)}
-
-
-def _row(row: UnusableValue) -> dict[str, str]:
-    return {
-        "table": row.table,
-        "row": row.row,
-        "column": row.column,
-        "value": row.value,
-        "reason": row.reason,
-    }
 
 
 def _bytes(number: int) -> str:

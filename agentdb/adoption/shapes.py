@@ -6,7 +6,7 @@ led to a database. What counts is which columns there are, what they hold, and w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cache
@@ -36,7 +36,7 @@ class Kind(StrEnum):
     EMPTY = "empty"  # none of the four tables
     SINGLE_TENANT = "single-tenant"
     INTERRUPTED = "interrupted"  # between single-tenant and multi-tenant
-    STUCK = "stuck"  # where the old server's upgrade ends on PostgreSQL
+    STUCK = "stuck"  # the state in which the old server's upgrade ends on PostgreSQL
     MULTI_TENANT = "multi-tenant"
     LATER = "later"  # multi-tenant, and tables of a later server
     ADOPTED = "adopted"  # as one of the migrations leaves it
@@ -57,7 +57,7 @@ ADDED_COLUMNS: Mapping[str, frozenset[str]] = {
 # What old servers' rebuild of a table on SQLite calls the new one until the old one is dropped.
 REBUILT_AS = {"agents": "agents_new", "sessions": "sessions_new"}
 
-# Where a converted column is filled before it takes the place of the old one, and where the old one goes.
+# Prefixes of a column that is being filled, and of the one whose place it took.
 FRESH = "agentdb_new_"
 STALE = "agentdb_old_"
 WORK = (FRESH, STALE)
@@ -82,14 +82,12 @@ NATIVE_TIMESTAMP_TYPES = {
 
 @dataclass(frozen=True)
 class Shape:
-    """What a database's schema says about where it comes from."""
+    """What a database's schema says about its origin."""
 
     kind: Kind
     description: str  # a phrase for the operator
-    tables: Mapping[
-        str, Table
-    ]  # those of the four that are there, by the name they are to have
-    stored_as: Mapping[str, str]  # name to have -> name in the database
+    tables: Mapping[str, Table]  # those of the four that exist, by their final name
+    stored_as: Mapping[str, str]  # final name -> name in the database
     others: tuple[str, ...]  # tables that are not ours
     recorded: tuple[str, ...]  # agentdb's migrations in django_migrations
     level: str | None  # the last migration whose tables these are, or None
@@ -103,30 +101,31 @@ def recognise(connection: BaseDatabaseWrapper) -> Shape:
     recorded = _recorded(connection, live)
     tables, stored_as = _ours(connection.vendor, live)
     others = tuple(sorted(set(live) - set(stored_as.values()) - {"django_migrations"}))
-    problems = [
-        problem
-        for table in tables.values()
-        for problem in _table_problems(connection.vendor, table)
-    ]
-    problems += _record_problems(recorded, tables)
-    if (elsewhere := tables_elsewhere(connection, OLD_COLUMNS)) is not None:
-        problems.append(elsewhere)
-    level = (
-        None
-        if problems
-        or not tables
-        or stored_as != dict(zip(tables, tables, strict=True))
-        or live != found
-        else _level(connection, live)
-    )
-    kind, description = _kind(
-        connection.vendor, tables, others, level, recorded, "django_migrations" in live
-    )
-    if any(_misses(table) for table in tables.values()):
-        kind, description = Kind.FOREIGN, "tables that the server did not make"
+    problems = tuple(_problems(connection, tables, recorded))
+    # A migration leaves the tables under their names, and none in the middle of a conversion.
+    is_settled = all(name == stored for name, stored in stored_as.items())
+    level = None
+    if tables and is_settled and live == found and not problems:
+        level = _level(connection, live)
+    if tables:
+        kind, description = _kind(connection.vendor, tables, others, level, recorded)
+    else:
+        kind, description = _kind_without_tables(others, "django_migrations" in live)
     return Shape(
-        kind, description, tables, stored_as, others, recorded, level, tuple(problems)
+        kind, description, tables, stored_as, others, recorded, level, problems
     )
+
+
+def _problems(
+    connection: BaseDatabaseWrapper,
+    tables: Mapping[str, Table],
+    recorded: tuple[str, ...],
+) -> Iterator[str]:
+    for table in tables.values():
+        yield from _table_problems(connection.vendor, table)
+    yield from _record_problems(recorded, tables)
+    if (elsewhere := tables_elsewhere(connection, OLD_COLUMNS)) is not None:
+        yield elsewhere
 
 
 def without_work(table: Table) -> Table:
@@ -257,28 +256,32 @@ def state_apps(name: str) -> StateApps:
 
 
 def _level(connection: BaseDatabaseWrapper, live: Mapping[str, Table]) -> str | None:
+    latest = expected_tables(connection, state_apps(migration_names()[-1]))
     for name in reversed(migration_names()):
         expected = expected_tables(connection, state_apps(name))
         if not drift(expected, live, names=name != INITIAL):
             # With an index of a later migration it is not quite this one's, and the later one would fail on it.
-            return None if later_indexes(connection, name, live) else name
+            return None if _has_later_index(expected, latest, live) else name
     return None
 
 
-def later_indexes(
-    connection: BaseDatabaseWrapper, name: str, live: Mapping[str, Table]
-) -> list[str]:
-    """The indexes on the four tables that only migrations after that of ``name`` make."""
-    latest = expected_tables(connection, state_apps(migration_names()[-1]))
-    expected = expected_tables(connection, state_apps(name))
-    return [
-        index.name
-        for table in live.values()
-        for index in table.indexes
-        if table.name in latest
-        and latest[table.name].index(index.name) is not None
-        and expected[table.name].index(index.name) is None
-    ]
+def _has_later_index(
+    expected: Mapping[str, Table],
+    latest: Mapping[str, Table],
+    live: Mapping[str, Table],
+) -> bool:
+    return any(
+        table.index(index.name) is None and latest[name].index(index.name) is not None
+        for name, table in expected.items()
+        for index in live[name].indexes
+    )
+
+
+def _kind_without_tables(others: tuple[str, ...], is_django: bool) -> tuple[Kind, str]:
+    if not others or is_django:
+        return Kind.EMPTY, "none of the four tables"
+    what = f"none of the four tables, and {counted(len(others), 'other table')}"
+    return Kind.FOREIGN, what
 
 
 def _kind(
@@ -287,27 +290,23 @@ def _kind(
     others: tuple[str, ...],
     level: str | None,
     recorded: tuple[str, ...],
-    is_django: bool,
 ) -> tuple[Kind, str]:
-    if not tables:
-        if others and not is_django:
-            return (
-                Kind.FOREIGN,
-                f"none of the four tables, and {counted(len(others), 'other table')}",
-            )
-        return Kind.EMPTY, "none of the four tables"
+    if any(_misses(table) for table in tables.values()):
+        return Kind.FOREIGN, "tables that the server did not make"
     if level is not None and (found := _adopted(level, recorded)):
         return found
     if any(_is_native(vendor, name, table) for name, table in tables.items()):
-        return Kind.ALTERED, (
-            f"changed since migration {recorded[-1]} was applied"
-            if recorded
-            else "in part with native timestamps"
-        )
+        return Kind.ALTERED, _altered(recorded)
     done = [step for step in _steps(vendor) if step.is_done(tables)]
     if len(done) == len(_steps(vendor)):
         return _multi_tenant(tables, others)
     return _old_kind(vendor, tables, done)
+
+
+def _altered(recorded: tuple[str, ...]) -> str:
+    if recorded:
+        return f"changed since migration {recorded[-1]} was applied"
+    return "in part with native timestamps"
 
 
 def _adopted(level: str, recorded: tuple[str, ...]) -> tuple[Kind, str] | None:
@@ -366,13 +365,9 @@ def _how_far(steps: list[Step], done: list[Step]) -> str:
 
 def _is_stuck(tables: Mapping[str, Table], done: list[Step]) -> bool:
     """Everything but what the failing statement and the ones after it would have done."""
-    key = tables["agents"].primary_key if "agents" in tables else None
-    column = tables["agents"].column("id") if "agents" in tables else None
     return (
-        key is not None
-        and key.columns == ("name",)
-        and column is not None
-        and not column.nullable
+        key_of(tables.get("agents")) == ("name",)
+        and _id_is_not_null(tables)
         and all(step in done for step in _steps("postgresql") if not step.after_stuck)
     )
 
@@ -400,6 +395,12 @@ def _steps(vendor: str) -> list[Step]:
     return _STEPS["sqlite" if vendor == "sqlite" else "postgresql"]
 
 
+def key_of(table: Table | None) -> tuple[str, ...]:
+    """The columns of the table's primary key."""
+    key = None if table is None else table.primary_key
+    return () if key is None else key.columns
+
+
 def _has_table(name: str) -> Callable[[Mapping[str, Table]], bool]:
     return lambda tables: name in tables
 
@@ -413,17 +414,12 @@ def _id_is_not_null(tables: Mapping[str, Table]) -> bool:
     return column is not None and not column.nullable
 
 
-def _name_is_no_key(tables: Mapping[str, Table]) -> bool:
-    key = tables["agents"].primary_key if "agents" in tables else None
-    return "agents" in tables and (key is None or key.columns != ("name",))
+def _name_is_not_the_key(tables: Mapping[str, Table]) -> bool:
+    return "agents" in tables and key_of(tables["agents"]) != ("name",)
 
 
 def _keyed_by_id(table: str) -> Callable[[Mapping[str, Table]], bool]:
-    def is_done(tables: Mapping[str, Table]) -> bool:
-        key = tables[table].primary_key if table in tables else None
-        return key is not None and key.columns == ("id",)
-
-    return is_done
+    return lambda tables: key_of(tables.get(table)) == ("id",)
 
 
 def unique_keys(table: Table) -> list[frozenset[str]]:
@@ -434,8 +430,7 @@ def unique_keys(table: Table) -> list[frozenset[str]]:
         for index in table.indexes
         if index.unique and index.valid and index.condition is None
     ]
-    if table.primary_key is not None:
-        keys.append(table.primary_key.columns)
+    keys.append(key_of(table))
     return [frozenset(key) for key in keys if key]
 
 
@@ -476,7 +471,9 @@ _STEPS: Mapping[str, list[Step]] = {
         *_COLUMNS_ADDED,
         Step("added agents.id", _has_column("agents", "id")),
         Step("made agents.id NOT NULL", _id_is_not_null),
-        Step("dropped the key of agents by name", _name_is_no_key, after_stuck=True),
+        Step(
+            "dropped the key of agents by name", _name_is_not_the_key, after_stuck=True
+        ),
         Step("keyed agents by id", _keyed_by_id("agents"), after_stuck=True),
         Step(
             "made (tenant_id, name) unique",

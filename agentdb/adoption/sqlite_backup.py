@@ -11,8 +11,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import quote
 
+from django.db.backends.base.base import BaseDatabaseWrapper
+
 from agentdb.errors import DatabaseUnavailableError, InvalidInputError
 from agentdb.faults import Fault, classify, describe_damage, describe_sqlite_failure
+from agentdb.schema.inspection import sqlite_path
 from agentdb.schema.sqltext import quote_name
 
 Progress = Callable[[int, int], None]  # done, total
@@ -45,24 +48,13 @@ def back_up(
         _remove_leftovers(source)
     option = "--no-backup" if beside else None
     _check_space(source, target.parent, option)
-    try:
-        os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-    except OSError as error:
-        raise DatabaseUnavailableError(
-            _cannot_write(target, error.strerror or str(error), option)
-        ) from error
+    _create(partial, target, option)
     try:
         try:
             _copy(source, partial, progress, timeout_seconds)
             damage = _damage(partial)
         except sqlite3.Error as error:
-            if classify(error) in (Fault.LOCKED, Fault.DAMAGED):
-                raise DatabaseUnavailableError(
-                    describe_sqlite_failure(source, error)
-                ) from error
-            raise DatabaseUnavailableError(
-                _cannot_write(target, str(error), option)
-            ) from error
+            raise _cannot_copy(source, target, error, option) from error
         if damage is not None:
             raise DatabaseUnavailableError(describe_damage(source, damage))
         _flush(partial)
@@ -73,6 +65,41 @@ def back_up(
             partial.unlink()
         raise
     return target
+
+
+def back_up_first(
+    connection: BaseDatabaseWrapper,
+    say: Callable[[str], None],
+    progress: Callable[[str, int, int], None],
+) -> Path | None:
+    """Copy a SQLite file beside itself before it is changed; None if the database is not a file."""
+    if (path := sqlite_path(connection)) is None:
+        return None
+    say("Backing up.")
+    timeout = float(connection.settings_dict["OPTIONS"].get("timeout", 5.0))
+    return back_up(
+        path,
+        lambda done, total: progress("backup", done, total),
+        timeout_seconds=timeout,
+    )
+
+
+def _create(partial: Path, target: Path, option: str | None) -> None:
+    """Make the empty file, which nobody else may read, and which nobody else makes at the same time."""
+    try:
+        os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    except OSError as error:
+        raise DatabaseUnavailableError(
+            _cannot_write(target, error.strerror or str(error), option)
+        ) from error
+
+
+def _cannot_copy(
+    source: Path, target: Path, error: sqlite3.Error, option: str | None
+) -> DatabaseUnavailableError:
+    if classify(error) in (Fault.LOCKED, Fault.DAMAGED):
+        return DatabaseUnavailableError(describe_sqlite_failure(source, error))
+    return DatabaseUnavailableError(_cannot_write(target, str(error), option))
 
 
 def _put_in_place(partial: Path, target: Path) -> None:
@@ -127,7 +154,7 @@ def _copy(
         closing(_open(source, "rw", timeout_seconds)) as reading,
         closing(_open(partial, "rw", timeout_seconds)) as writing,
     ):
-        # Without this the copy would begin anew whenever another process writes.
+        # Without this the copy would start again whenever another process writes.
         reading.execute("BEGIN")
         reading.execute("SELECT count(*) FROM sqlite_master").fetchone()
         writing.execute("PRAGMA synchronous=OFF")
@@ -143,7 +170,7 @@ def _copy(
 
 def _open(path: Path, mode: str, timeout_seconds: float) -> sqlite3.Connection:
     uri = f"file:{quote(str(path.absolute()))}?mode={mode}"
-    # The class itself: where OpenTelemetry traces the driver, connect() returns a proxy, which backup() does not take.
+    # The class itself: if OpenTelemetry traces the driver, connect() returns a proxy, which backup() does not take.
     return sqlite3.Connection(
         uri, uri=True, timeout=timeout_seconds, isolation_level=None
     )

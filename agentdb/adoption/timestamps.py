@@ -22,7 +22,7 @@ A guess would shift data without anybody noticing, so what does not prove its in
 from __future__ import annotations
 
 import re
-from datetime import UTC, date, datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta, timezone
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
@@ -32,38 +32,15 @@ _OFFSET = r"[+-](?:0\d|1[0-5])(?::?[0-5]\d(?::[0-5]\d)?)?"
 _ZONE = rf"\ ?({_OFFSET}|[A-Z][A-Za-z]{{2,4}})"
 
 _ISO = re.compile(rf"{_DATE}([ T]){_TIME}(Z|{_OFFSET})?", re.ASCII)
-# What nearly all values are: the server's own format, SQLite's default, and what Django stores on SQLite.
-_CLOCK = r"(?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d"
-_COMMON = re.compile(
-    r"(?!0000)\d{4}-(?:0[1-9]|1[0-2])-(?:0[1-9]|[12]\d|3[01])"
-    rf"(?:T{_CLOCK}\.\d{{3}}Z| {_CLOCK}(?:\.\d{{6}})?)",
-    re.ASCII,
-)
 _GERMAN = re.compile(rf"(\d\d)\.(\d\d)\.(\d{{4}})\ {_TIME}{_ZONE}", re.ASCII)
 _SQL = re.compile(rf"(\d\d)/(\d\d)/(\d{{4}})\ {_TIME}{_ZONE}", re.ASCII)
-_DAY_FIRST = re.compile(
-    rf"([A-Z][a-z]{{2}})\ (\d\d)\ ([A-Z][a-z]{{2}})\ {_TIME}\ (\d{{4}}){_ZONE}",
-    re.ASCII,
-)
-_MONTH_FIRST = re.compile(
-    rf"([A-Z][a-z]{{2}})\ ([A-Z][a-z]{{2}})\ (\d\d)\ {_TIME}\ (\d{{4}}){_ZONE}",
+_POSTGRES = re.compile(
+    rf"([A-Z][a-z]{{2}})\ (\d\d|[A-Z][a-z]{{2}})\ (\d\d|[A-Z][a-z]{{2}})\ {_TIME}\ (\d{{4}}){_ZONE}",
     re.ASCII,
 )
 
-_MONTHS = (
-    "Jan",
-    "Feb",
-    "Mar",
-    "Apr",
-    "May",
-    "Jun",
-    "Jul",
-    "Aug",
-    "Sep",
-    "Oct",
-    "Nov",
-    "Dec",
-)
+# Not calendar.month_abbr, whose names are the locale's.
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")  # fmt: skip
 _WEEKDAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 
 # Every abbreviation that has exactly one offset in all zones of the tz database since 2020, in minutes.
@@ -90,15 +67,14 @@ def parse_timestamp(text: str) -> datetime:
         raise UnreadableTimestampError("is outside the years 1 to 9999") from None
 
 
-def is_readable(text: str) -> bool:
-    """Whether ``parse_timestamp`` reads the text."""
-    if _COMMON.fullmatch(text) and _is_day(text):
-        return True
+def _utc(value: object) -> datetime | None:
+    """The instant, without a zone, of what proves one."""
+    if not isinstance(value, str):
+        return None
     try:
-        parse_timestamp(text)
+        return parse_timestamp(value).replace(tzinfo=None)
     except UnreadableTimestampError:
-        return False
-    return True
+        return None
 
 
 def native_text(value: object) -> str | None:
@@ -107,19 +83,8 @@ def native_text(value: object) -> str | None:
     One instant has one text, and the order of the texts is the order of the instants: six digits of a second, or
     none when they are all zero.
     """
-    if not isinstance(value, str):
-        return None
-    if _COMMON.fullmatch(value) and _is_day(value):
-        fraction = value[20:].rstrip("Z").ljust(6, "0")
-        return (
-            f"{value[:10]} {value[11:19]}"
-            if fraction == "000000"
-            else f"{value[:10]} {value[11:19]}.{fraction}"
-        )
-    try:
-        return str(parse_timestamp(value).replace(tzinfo=None))
-    except UnreadableTimestampError:
-        return None
+    instant = _utc(value)
+    return None if instant is None else str(instant)
 
 
 def add_native_text(connection: BaseDatabaseWrapper) -> None:
@@ -149,26 +114,8 @@ def native_sql(column: str) -> str:
 
 def server_text(value: object) -> str | None:
     """Return the timestamp as the old server wrote it, microseconds cut off, or None if it cannot be read."""
-    if not isinstance(value, str):
-        return None
-    if _COMMON.fullmatch(value) and _is_day(value):
-        return f"{value[:10]}T{value[11:19]}.{value[20:23] or '000'}Z"
-    try:
-        instant = parse_timestamp(value)
-    except UnreadableTimestampError:
-        return None
-    return f"{instant.replace(tzinfo=None).isoformat(timespec='milliseconds')}Z"
-
-
-def _is_day(text: str) -> bool:
-    """Whether the text, which has passed the pattern, begins with a day that its month has."""
-    if text[8:10] <= "28":
-        return True
-    try:
-        date.fromisoformat(text[:10])
-    except ValueError:
-        return False
-    return True
+    instant = _utc(value)
+    return None if instant is None else f"{instant.isoformat(timespec='milliseconds')}Z"
 
 
 def _parse(text: str) -> datetime:
@@ -179,7 +126,7 @@ def _parse(text: str) -> datetime:
     elif match := _SQL.fullmatch(text):
         day, month, year, time, zone = match.groups()
         day, month = _day_and_month(day, month)
-    elif match := _DAY_FIRST.fullmatch(text) or _MONTH_FIRST.fullmatch(text):
+    elif match := _POSTGRES.fullmatch(text):
         weekday, day, month, time, year, zone = match.groups()
         day, month = _named_month(day, month)
         if _WEEKDAYS[_calendar(f"{year}-{month}-{day}", time).weekday()] != weekday:
@@ -213,7 +160,7 @@ def _named_month(day: str, month: str) -> tuple[str, str]:
     """Return the day and the month's number; PostgreSQL writes ``19 Feb`` or ``Feb 19``."""
     if month.isdigit():
         day, month = month, day
-    if month not in _MONTHS:
+    if month not in _MONTHS or not day.isdigit():
         raise UnreadableTimestampError("is in no known timestamp format")
     return day, f"{_MONTHS.index(month) + 1:02}"
 
@@ -243,7 +190,7 @@ def _offset(text: str) -> timezone:
     return timezone(-offset if text[0] == "-" else offset)
 
 
-# What PostgreSQL may cast by itself: the ISO formats, in years that stay within 1 to 9999 in every zone, on days that
+# What PostgreSQL may cast itself: the ISO formats, in years that stay within 1 to 9999 in every zone, on days that
 # every year has. The rare rest goes through Python. A cast of anything else could fail, or succeed with a wrong zone.
 POSTGRES_CASTABLE = (
     r"^[1-8][0-9]{3}-((0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])|(0[13-9]|1[0-2])-(29|30)|(0[13578]|1[02])-31)"

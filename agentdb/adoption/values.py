@@ -24,7 +24,9 @@ from agentdb.adoption.obstacles import (
     too_wide,
     unusable_reason,
 )
-from agentdb.adoption.shapes import NATIVE_TIMESTAMP_TYPES, unique_keys
+from agentdb.adoption.queries import rows
+from agentdb.adoption.shapes import NATIVE_TIMESTAMP_TYPES, key_of, unique_keys
+from agentdb.adoption.steps import columns_sql
 from agentdb.adoption.timestamps import add_native_text, native_sql, native_text
 from agentdb.schema import Column, Table, read_tables
 from agentdb.schema.rows import (
@@ -42,29 +44,18 @@ Progress = Callable[[str, int, int], None]  # table, rows done, rows in all
 CAST = "{}::timestamptz"
 
 
-@dataclass(frozen=True)
+@dataclass
 class TableContent:
     """What was read of one table."""
 
-    rows: int
-    odd_rows: int  # that Python had to look at
-    formats: Mapping[str, Mapping[str, int]]  # timestamp column -> format -> rows
-    bad: tuple[UnusableValue, ...] = ()  # the first
+    table: str
+    formats: dict[str, Counter[str]]  # timestamp column -> format -> rows
+    rows: int = 0
+    odd_rows: int = 0  # that Python had to look at
+    bad: list[UnusableValue] = field(default_factory=list)  # the first
     bad_total: int = 0
     nul_rows: int = 0  # with U+0000 in a text, which PostgreSQL could not store
     null_ids: int = 0  # agents that are not keyed by id yet and have none
-
-
-@dataclass
-class _Reading:
-    """What the rows that are out of the ordinary add up to."""
-
-    table: str
-    formats: dict[str, Counter[str]]
-    bad: list[UnusableValue] = field(default_factory=list)
-    bad_total: int = 0
-    nul_rows: int = 0
-    null_ids: int = 0
 
     def refuse(self, label: str, column: str, value: object, reason: str) -> None:
         self.bad_total += 1
@@ -82,48 +73,35 @@ def read_content(
     progress: Progress = lambda table, done, total: None,
 ) -> TableContent:
     """Look at every row of a table, in memory that does not grow with it."""
-    columns = _old_columns(connection, name, table)
+    columns = old_columns(connection, name, table)
+    texts = [column for column in columns if column.is_to_convert]
     usual = _usual(connection, columns)
     formats = [
-        (column.name, key, condition)
-        for column in columns
-        if column.is_to_convert
+        (column.name, key, f"count(*) FILTER (WHERE {condition})")
+        for column in texts
         for key, condition in _formats(connection, column.sql)
     ]
-    counts = ", ".join(
-        [
-            "count(*)",
-            *(f"count(*) FILTER (WHERE {condition})" for *_, condition in formats),
-        ]
-    )
+    counts = ", ".join(["count(*)", *(count for *_, count in formats)])
+    content = TableContent(name, {column.name: Counter() for column in texts})
     progress(name, 0, 1)
-    [(odd, rows, *found)] = _query(
+    [(content.odd_rows, content.rows, *found)] = _query(
         connection,
         f"SELECT count(*) FILTER (WHERE ({usual}) IS NOT TRUE), {counts} FROM {quote_name(table.name)}",
     )
-    reading = _Reading(
-        name, {column.name: Counter() for column in columns if column.is_to_convert}
-    )
-    if odd:
+    if content.odd_rows:
+        # A condition on the format holds for usual rows only, so they are counted apart from those that Python reads.
         [(_, *found)] = _query(
             connection, f"SELECT {counts} FROM {quote_name(table.name)} WHERE {usual}"
         )
-        _read_odd_rows(connection, table, columns, usual, reading)
+        _read_odd_rows(connection, table, columns, usual, content)
     for (column_name, key, _), number in zip(formats, found, strict=True):
-        reading.formats[column_name][key] += number
-    progress(name, rows, rows)
-    return TableContent(
-        rows=rows,
-        odd_rows=odd,
-        formats={column: +counted for column, counted in reading.formats.items()},
-        bad=tuple(reading.bad),
-        bad_total=reading.bad_total,
-        nul_rows=reading.nul_rows,
-        null_ids=reading.null_ids,
-    )
+        if number:
+            content.formats[column_name][key] += number
+    progress(name, content.rows, content.rows)
+    return content
 
 
-def _old_columns(
+def old_columns(
     connection: BaseDatabaseWrapper, name: str, table: Table
 ) -> list[StoredColumn]:
     native = NATIVE_TIMESTAMP_TYPES[connection.vendor]
@@ -137,9 +115,7 @@ def _old_columns(
 
 def _query(connection: BaseDatabaseWrapper, sql: str) -> list[tuple[Any, ...]]:
     if connection.vendor != "sqlite":
-        with connection.cursor() as cursor:
-            cursor.execute(sql, None)
-            return list(cursor.fetchall())
+        return rows(connection, sql)
     # Around Django, whose converters go by a column's declared type and cannot read everything.
     with connection.wrap_database_errors:
         return list(connection.connection.execute(sql))
@@ -210,38 +186,28 @@ def _read_odd_rows(
     table: Table,
     columns: list[StoredColumn],
     usual: str,
-    reading: _Reading,
+    content: TableContent,
 ) -> None:
-    # Agents that the old server keyed by name get their id in the adoption.
-    fillable = reading.table == "agents" and (
-        table.primary_key is None or table.primary_key.columns != ("id",)
-    )
     names = [column.name for column in columns]
-    label = (
-        "name"
-        if reading.table == "agents" and (fillable or "id" not in names)
-        else "id"
-    )
+    is_fillable = content.table == "agents" and key_of(table) != ("id",)
     has_rowid = connection.vendor == "sqlite" and "without rowid" not in table.options
     parts = [_as_read(connection, column) for column in columns] + ["rowid"] * has_rowid
     sql = f"SELECT {', '.join(parts)} FROM {quote_name(table.name)} WHERE ({usual}) IS NOT TRUE"
     for row in _rows(connection, sql):
         values = dict(zip(names, row, strict=False))
-        title = _title(label, values[label], row[-1] if has_rowid else None)
-        if fillable and values.get("id", "") is None:
-            reading.null_ids += 1
+        title = _title(values, is_fillable, row[-1] if has_rowid else None)
+        if is_fillable and values.get("id", "") is None:
+            # Agents that the old server keyed by name get their id in the adoption.
+            content.null_ids += 1
             del values["id"]
-        _read_row(
-            [column for column in columns if column.name in values],
-            values,
-            title,
-            reading,
-        )
+        there = [column for column in columns if column.name in values]
+        _read_row(there, values, title, content)
 
 
-def _title(label: str, value: object, rowid: int | None) -> str:
-    if value is not None:
-        return f"{label} {shown(value)}"
+def _title(values: Mapping[str, Any], is_fillable: bool, rowid: int | None) -> str:
+    label = "name" if is_fillable or "id" not in values else "id"
+    if values[label] is not None:
+        return f"{label} {shown(values[label])}"
     return "without an id" if rowid is None else f"rowid {rowid}"
 
 
@@ -249,7 +215,7 @@ def _read_row(
     columns: list[StoredColumn],
     values: Mapping[str, Any],
     title: str,
-    reading: _Reading,
+    content: TableContent,
 ) -> None:
     reasons = {
         column.name: _type_reason(column, values[column.name]) for column in columns
@@ -259,20 +225,20 @@ def _read_row(
             column.name: _value_reason(column, values[column.name])
             for column in columns
         }
-        _count_formats(columns, values, reading)
+        _count_formats(columns, values, content)
     for name, reason in reasons.items():
         if reason is not None:
-            reading.refuse(title, name, values[name], reason)
+            content.refuse(title, name, values[name], reason)
 
 
 def _count_formats(
-    columns: list[StoredColumn], values: Mapping[str, Any], reading: _Reading
+    columns: list[StoredColumn], values: Mapping[str, Any], content: TableContent
 ) -> None:
     for column in columns:
         value = values[column.name]
         if column.is_to_convert and native_text(value) is not None:
-            reading.formats[column.name][readable_format(value)] += 1
-    reading.nul_rows += any(
+            content.formats[column.name][readable_format(value)] += 1
+    content.nul_rows += any(
         isinstance(values[column.name], str) and "\0" in values[column.name]
         for column in columns
     )
@@ -346,7 +312,7 @@ def checksum(
     It is the same before and after an adoption, and on every engine. Every value must be one that can be converted, on
     a server with the SQL of ``to_instant``.
     """
-    old = {column.name: column for column in _old_columns(connection, name, table)}
+    old = {column.name: column for column in old_columns(connection, name, table)}
     used = [
         column
         for column in sorted(table.columns, key=lambda column: column.name)
@@ -364,6 +330,8 @@ def checksum(
             f"SELECT count(*), agentdb_checksum(CAST({row} AS BLOB)) FROM {source}",
         )
         return rows, int(total or 0)
+    # A sum does not depend on the order of rows, which a rewritten table does not keep, and two halves fit a bigint.
+    # XOR would let a row that is there twice cancel itself.
     halves = ", ".join(
         f"sum(('x' || substr(h, {at}, 16))::bit(64)::bigint)" for at in (1, 17)
     )
@@ -435,31 +403,26 @@ class _Checksum:
 def duplicates(
     connection: BaseDatabaseWrapper, name: str, table: Table, key: tuple[str, ...]
 ) -> tuple[int, tuple[UnusableValue, ...]]:
-    """How many rows share the values of ``key``, which is to be unique, with another one; and the first of them."""
+    """How many rows share the values of ``key``, which must be unique, with another row; and the first of them."""
     if any(unique <= set(key) for unique in unique_keys(table)):
         return 0, ()
     keys = [column for column in key if table.column(column)]
-    quoted = list(map(quote_name, keys))
-    columns, source = ", ".join(quoted), quote_name(table.name)
-    shared = f"SELECT {columns} FROM {source} GROUP BY {columns} HAVING count(*) > 1"
+    columns, source = columns_sql(keys)[1:-1], quote_name(table.name)
     labels = ("name", "id") if keys == ["id"] else ("id", "name", *keys)
     label = next(name for name in labels if table.column(name))
-    same = " AND ".join(f"t.{column} = d.{column}" for column in quoted)
-    with connection.cursor() as cursor:
-        cursor.execute(
-            f"SELECT t.{quote_name(label)}, {', '.join(f't.{column}' for column in quoted)} "
-            f"FROM {source} t JOIN ({shared}) d ON {same} ORDER BY 2, 1"
-        )
-        first = cursor.fetchmany(SHOWN_ROWS)
-        total = len(first)
-        while more := cursor.fetchmany(1000):
-            total += len(more)
+    shared = f"SELECT {columns} FROM {source} GROUP BY {columns} HAVING count(*) > 1"
+    found = f"FROM {source} WHERE ({columns}) IN ({shared})"
+    [(total,)] = rows(connection, f"SELECT count(*) {found}")
+    first = rows(
+        connection,
+        f"SELECT {quote_name(label)}, {columns} {found} ORDER BY 2, 1 LIMIT {SHOWN_ROWS}",
+    )
     values = tuple(
         UnusableValue(
             name,
             f"{label} {shown(row[0])}",
             ", ".join(keys),
-            ", ".join(shown(value) for value in row[1:]),
+            ", ".join(map(shown, row[1:])),
             "is there more than once",
         )
         for row in first

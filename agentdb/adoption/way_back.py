@@ -11,8 +11,9 @@ from typing import Protocol
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+from agentdb.adoption.queries import rows
 from agentdb.adoption.shapes import NATIVE
-from agentdb.adoption.sqlite_backup import back_up
+from agentdb.adoption.sqlite_backup import back_up_first
 from agentdb.errors import InvalidInputError
 from agentdb.schema.inspection import sqlite_path
 from agentdb.schema.migration_record import migration_names, recorded_migrations
@@ -31,12 +32,23 @@ class Progress(Protocol):
     def say(self, text: str) -> None: ...
 
 
-_SESSIONS = """
-    SELECT pid, coalesce(nullif(application_name, ''), 'unnamed'), usename, coalesce(host(client_addr), 'local')
-    FROM pg_stat_activity
-    WHERE datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid()
-    ORDER BY pid
-"""
+_SESSIONS = {
+    "postgresql": """
+        SELECT 'process ' || pid || ' of the server', coalesce(nullif(application_name, ''), 'unnamed'), usename,
+            coalesce(host(client_addr), 'local')
+        FROM pg_stat_activity
+        WHERE datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid()
+        ORDER BY pid
+    """,
+    # All sessions of the cluster, which does not tell their databases, except those that it opens itself.
+    "cockroachdb": """
+        SELECT 'session ' || session_id || ' of the cluster', coalesce(nullif(application_name, ''), 'unnamed'),
+            user_name, regexp_replace(client_address, ':[0-9]+$', '')
+        FROM crdb_internal.cluster_sessions
+        WHERE session_id <> current_setting('session_id') AND status <> 'CLOSED' AND application_name NOT LIKE '$ %'
+        ORDER BY session_start DESC
+    """,
+}
 
 
 def leads_back(connection: BaseDatabaseWrapper, target: str | None) -> bool:
@@ -66,18 +78,21 @@ def refuse_others(connection: BaseDatabaseWrapper) -> None:
     one = len(others) == 1
     listed = "".join(f"\n  {other}" for other in others[:_SHOWN])
     more = f"\n  and {len(others) - _SHOWN} more" if len(others) > _SHOWN else ""
+    where = (
+        " CockroachDB does not say which database each one uses."
+        if connection.vendor == "cockroachdb"
+        else ""
+    )
     raise InvalidInputError(
         f"{len(others)} other connection{' is' if one else 's are'} open:{listed}{more}\n"
-        f"A running agentdb would lose or corrupt what it writes after the way back. Nothing was changed. Stop "
+        f"A running agentdb would lose or corrupt what it writes after the way back.{where} Nothing was changed. Stop "
         f"{'it' if one else 'them'} and run the command again, or go back all the same with --force."
     )
 
 
 def _sessions(connection: BaseDatabaseWrapper) -> Iterator[str]:
-    with connection.cursor() as cursor:
-        cursor.execute(_SESSIONS)
-        for pid, name, role, client in cursor.fetchall():
-            yield f"process {pid} of the server: {name}, role {role}, from {client}"
+    for what, name, role, client in rows(connection, _SESSIONS[connection.vendor]):
+        yield f"{what}: {name}, role {role}, from {client}"
 
 
 def _processes(path: Path) -> Iterator[str]:
@@ -110,15 +125,8 @@ def _processes(path: Path) -> Iterator[str]:
         )
 
 
-def back_up_first(connection: BaseDatabaseWrapper, progress: Progress) -> None:
+def back_up(connection: BaseDatabaseWrapper, progress: Progress) -> None:
     """Copy a SQLite file beside itself, as an adoption does."""
-    if (path := sqlite_path(connection)) is None:
-        return
-    progress.say("Backing up.")
-    timeout = float(connection.settings_dict["OPTIONS"].get("timeout", 5.0))
-    copy = back_up(
-        path,
-        lambda done, total: progress("backup", done, total),
-        timeout_seconds=timeout,
-    )
-    progress.say(f"Backup: {copy}")
+    copy = back_up_first(connection, progress.say, progress)
+    if copy is not None:
+        progress.say(f"Backup: {copy}")

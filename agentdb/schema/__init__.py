@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from agentdb.schema.comparison import Difference, compare, drift
-from agentdb.schema.expected import APP_LABEL, expected_tables
+from agentdb.schema.expected import APP_LABEL, expected_table, expected_tables
 from agentdb.schema.introspection import read_tables
 from agentdb.schema.search_path import tables_elsewhere
 from agentdb.schema.tables import (
@@ -30,6 +30,7 @@ __all__ = [
     "Unique",
     "compare",
     "drift",
+    "expected_table",
     "expected_tables",
     "read_tables",
     "tables_elsewhere",

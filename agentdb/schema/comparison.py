@@ -476,12 +476,9 @@ class _TableDiff:
 
     def _left_null(self, columns: Iterable[str]) -> bool:
         """Whether one of the columns is NULL in every row that agentdb inserts, so that nothing there can collide."""
-        nulls = {
-            column.name
-            for column in self.extra
-            if column.nullable and column.default is None
-        }
-        return any(column in nulls for column in columns)
+        return left_null(
+            self.live, [column.name for column in self.expected.columns], columns
+        )
 
     def _extra_constraints(self) -> Iterator[Difference]:
         for key in self.live.foreign_keys:
@@ -524,6 +521,16 @@ class _TableDiff:
                 f"Trigger {trigger} on {self.table}",
                 harmless=True,
             )
+
+
+def left_null(live: Table, ours: Collection[str], columns: Iterable[str]) -> bool:
+    """Whether one of the columns is NULL in every row that agentdb inserts, so that nothing there can collide."""
+    nulls = {
+        column.name
+        for column in live.columns
+        if column.name not in ours and column.nullable and column.default is None
+    }
+    return not nulls.isdisjoint(columns)
 
 
 def reads_ours(check: Check, live: Table, ours: Collection[str]) -> bool:

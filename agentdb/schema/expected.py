@@ -47,6 +47,12 @@ def expected_tables(
     return {table.name: table for table in sorted(tables, key=lambda table: table.name)}
 
 
+def expected_table(connection: BaseDatabaseWrapper, model: type[Model]) -> Table:
+    """Return the table of one of agentdb's models, in whatever state."""
+    editor = connection.schema_editor(collect_sql=True, atomic=False)
+    return _expected_table(connection, editor, model)
+
+
 def _expected_table(
     connection: BaseDatabaseWrapper,
     editor: BaseDatabaseSchemaEditor,
@@ -64,8 +70,15 @@ def _expected_table(
             if field.unique and not field.primary_key
         ]
     ]
-    uniques += [_unique(model, constraint) for constraint in meta.constraints]
-    indexes = [str(index.create_sql(model, editor)) for index in meta.indexes]
+    statements = [str(index.create_sql(model, editor)) for index in meta.indexes]
+    for constraint in meta.constraints:
+        unique = _unique(model, constraint)
+        sql = str(constraint.create_sql(model, editor))
+        if connection.vendor == "postgresql" and sql.startswith("CREATE "):
+            # The old server's tables have an index of PostgreSQL's for this, and no constraint.
+            statements.append(sql)
+        else:
+            uniques.append(unique)
     return Table(
         name=name,
         columns=tuple(
@@ -76,7 +89,7 @@ def _expected_table(
         ),
         uniques=tuple(uniques),
         indexes=tuple(
-            index_from(connection, parse_create_index(sql)) for sql in indexes
+            index_from(connection, parse_create_index(sql)) for sql in statements
         ),
     )
 

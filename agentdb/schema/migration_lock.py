@@ -215,7 +215,9 @@ _HOLDERS = """
         'a lock of the server')
     FROM pg_locks l
     LEFT JOIN pg_stat_activity a ON a.pid = l.pid
-    LEFT JOIN pg_prepared_xacts p ON l.pid IS NULL AND '-1/' || p.transaction::text = l.virtualtransaction
+    LEFT JOIN pg_locks x ON l.pid IS NULL AND x.pid IS NULL AND x.locktype = 'transactionid'
+        AND x.virtualtransaction = l.virtualtransaction
+    LEFT JOIN pg_prepared_xacts p ON p.transaction = x.transactionid
     WHERE l.relation = ANY(%s::regclass[]) AND l.granted AND l.pid IS DISTINCT FROM pg_backend_pid() ORDER BY 1
 """
 

@@ -174,7 +174,7 @@ def test_rowids_stay_where_own_columns_have_their_names(
     assert baselinedb(url, "--no-backup").code == 0
 
     assert run(url, f"SELECT {name}, id, rowid FROM sessions ORDER BY id") == before
-    assert len(before) == 23  # of 34: rowids that were numbered anew would differ
+    assert len(before) == 23  # of 34: rowids that were renumbered would differ
 
 
 SHAPES: dict[str, tuple[str, ...]] = {

@@ -132,7 +132,7 @@ def test_a_copy_is_one_moment_of_a_database_that_another_process_writes_to(
 
     assert len(steps) > 10
     assert steps[-1][0] == steps[-1][1]
-    assert steps == sorted(set(steps))  # it never began anew
+    assert steps == sorted(set(steps))  # it never started again
     assert writer.poll() is None
     with closing(sqlite3.connect(copy)) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)

@@ -25,7 +25,8 @@ import agentdb
 from agentdb.adoption import execution
 from agentdb.adoption.plan import read
 from tests.helpers.baseline_runs import assert_adopted, baselinedb, snapshot
-from tests.helpers.legacy_databases import FOLDER, manage, opened
+from tests.helpers.legacy_databases import FOLDER, manage, opened, psql
+from tests.helpers.servers import FAST, Server
 
 Load = Callable[[str], str]
 
@@ -479,27 +480,25 @@ def test_tables_in_use_are_waited_for_and_then_refused(
     )
 
 
-@pytest.mark.parametrize("engine", ["postgresql"])
 def test_a_prepared_transaction_that_holds_the_tables_is_named(
-    load_legacy: Load, engine: str, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ):
     monkeypatch.setattr(
         "agentdb.adoption.execution.LIMIT_LOCK_WAITS", "SET LOCAL lock_timeout = '1s'"
     )
-    url = load_legacy("era-a")
-    with psycopg.connect(url, autocommit=True) as connection:
-        if connection.execute("SHOW max_prepared_transactions").fetchone() == ("0",):
-            pytest.skip("the server was started without max_prepared_transactions")
-        connection.execute("BEGIN")
-        connection.execute("UPDATE sessions SET status = 'x'")
-        connection.execute("PREPARE TRANSACTION 'half done'")
-        try:
-            errors = {
-                baselinedb(url, *words).err.partition(" are in use: ")[2]
-                for words in ((), ("--check",))
-            }
-        finally:
-            connection.execute("ROLLBACK PREPARED 'half done'")
+    with Server() as server:
+        server.init()
+        server.start(**FAST, max_prepared_transactions="1")
+        psql(server.url, "-f", str(FOLDER / "pg" / "era-a.sql"))
+        with psycopg.connect(server.url, autocommit=True) as connection:
+            connection.execute("BEGIN")
+            connection.execute("UPDATE sessions SET status = 'x'")
+            connection.execute("PREPARE TRANSACTION 'half done'")
+
+        errors = {
+            baselinedb(server.url, *words).err.partition(" are in use: ")[2]
+            for words in ((), ("--check",))
+        }
 
     assert errors == {
         "prepared transaction 'half done', which 'COMMIT PREPARED' or 'ROLLBACK PREPARED' ends. Stop that, and try "

@@ -275,7 +275,7 @@ def test_a_materialized_view_that_shows_a_timestamp_is_refused(
 
     assert message == (
         "Materialized view own_copy reads column 'created_at' of table 'sessions', whose type changes. Drop it, run "
-        "the command again, and create it anew."
+        "the command again, and recreate it."
     )
 
 
@@ -306,7 +306,7 @@ def test_a_newer_agentdb_is_not_touched(url: str, engine: str):
     )
 
 
-def test_tables_that_were_all_dropped_are_not_made_anew_in_silence(
+def test_tables_that_were_all_dropped_are_not_recreated_in_silence(
     url: str, engine: str
 ):
     message = refused(

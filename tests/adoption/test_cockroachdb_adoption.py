@@ -10,7 +10,9 @@ import threading
 from collections.abc import Callable
 from datetime import timedelta
 
+import psycopg
 import pytest
+from django.core.management import CommandError
 
 import agentdb
 from tests import COCKROACH_URL_VARIABLE
@@ -151,7 +153,8 @@ def test_every_row_survives_the_way_back_and_forth(
         before = [db.insert_session(f"s{number}", "a", "b") for number in range(3)]
 
     with opened(url) as connection:
-        manage(connection, "migrate", "agentdb", "0001", verbosity=0)
+        # Without a question: the cluster has sessions of other databases, too.
+        manage(connection, "migrate", "agentdb", "0001", verbosity=0, force=True)
         texts = rows(connection, "SELECT created_at FROM sessions")
         rows(
             connection,
@@ -170,3 +173,24 @@ def test_every_row_survives_the_way_back_and_forth(
             < timedelta(milliseconds=1)
             for session in before
         )
+
+
+def test_the_way_back_names_the_other_sessions(make_cockroach_database: Make) -> None:
+    url = make_cockroach_database()
+    agentdb.connect(url, migrate=True).close()
+    with (
+        psycopg.connect(
+            url.replace("cockroachdb:", "postgresql:"), application_name="billing"
+        ) as other,
+        opened(url) as connection,
+    ):
+        [(session,)] = other.execute("SHOW session_id").fetchall()
+
+        with pytest.raises(CommandError) as refused:
+            manage(connection, "migrate", "agentdb", "0001", verbosity=0)
+
+    named = rf"\n  session {session} of the cluster: billing, role \w+, from [\d.:]+\n"
+    assert re.search(named, str(refused.value))
+    assert "CockroachDB does not say which database each one uses." in str(
+        refused.value
+    )

@@ -10,7 +10,7 @@ import pytest
 from django.core.management import CommandError
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from agentdb.adoption.conforming import written_definitions
+from agentdb.adoption.sqlite_rebuild import written_definitions
 from agentdb.schema import read_tables
 from tests.adoption.test_fake_initial import raw_schema
 from tests.helpers.legacy_databases import manage, opened, rows, sqlite_path
@@ -279,11 +279,11 @@ def grants(connection: BaseDatabaseWrapper, view: str) -> set[tuple[str, str, st
 IN_THE_WAY = {
     "CREATE MATERIALIZED VIEW daily AS SELECT substr(created_at, 1, 10) AS day FROM sessions": (
         "Materialized view daily reads column 'created_at' of table 'sessions', whose type changes. Drop it, run the "
-        "command again, and create it anew."
+        "command again, and recreate it."
     ),
     "CREATE VIEW days AS SELECT substr(created_at, 1, 10) AS day FROM sessions": (
-        "View 'days' cannot be made again with the new types of the columns it reads: function substr(timestamp with "
-        "time zone, integer, integer) does not exist. Drop it, run the command again, and create it anew."
+        "View 'days' cannot be recreated with the new types of the columns it reads: function substr(timestamp with "
+        "time zone, integer, integer) does not exist. Drop it, run the command again, and recreate it."
     ),
     "CREATE RULE quiet AS ON DELETE TO sandboxes DO INSTEAD NOTHING": (
         "Rule 'quiet' on table 'sandboxes' stands in the way of converting its columns. Drop it and run the command "
@@ -295,14 +295,14 @@ IN_THE_WAY = {
     ),
     "ALTER TABLE sessions ADD COLUMN day text GENERATED ALWAYS AS (substr(created_at, 1, 10)) STORED": (
         "Column day of table sessions reads column 'created_at' of table 'sessions', whose type changes. Drop it, run "
-        "the command again, and create it anew."
+        "the command again, and recreate it."
     ),
 }
 
 
 @pytest.mark.parametrize("engine", ["postgresql"])
 @pytest.mark.parametrize("sql", IN_THE_WAY)
-def test_on_postgresql_what_cannot_be_made_again_is_named_and_nothing_changes(
+def test_on_postgresql_what_cannot_be_recreated_is_named_and_nothing_changes(
     load_legacy: Load, engine: str, sql: str
 ):
     with opened(load_legacy("era-b-small")) as connection:

@@ -262,15 +262,25 @@ def test_the_refusal_of_a_single_tenant_database_says_what_was_found(
     ):
         manage(connection, "migrate", "agentdb", fake_initial=True)
 
-    nullable = (
-        "Column 'name' of table 'agents' may be NULL. " if engine == "sqlite" else ""
-    )
+    lost, nullable, key = {
+        "sqlite": (
+            "unique constraint idx_agents_tenant_name and index idx_agents_tenant",
+            "Column agents.name allows NULL; it should be NOT NULL. ",
+            "without a name",
+        ),
+        "postgresql": (
+            "index idx_agents_tenant and unique index idx_agents_tenant_name",
+            "",
+            "sessions_agent_name_fkey",
+        ),
+    }[engine]
     assert str(refusal.value) == (
         "The database already has tables (agents, sessions, sandboxes), and not in the shape that --fake-initial "
-        "adopts: single-tenant. Table 'agents' lacks the column 'id'. Table 'agents' lacks the column 'tenant_id'. "
-        f"{nullable}Table 'agents' has the primary key (name). Table 'agents' lacks the unique key (tenant_id, name). "
-        "Table 'sessions' lacks the column 'tenant_id'. Table 'sessions' has a foreign key (agent_name) to 'agents'. "
-        "Table 'sandboxes' lacks the column 'tenant_id'. Table 'api_keys' is missing. "
+        "adopts: single-tenant. Column agents.id is missing. Column agents.tenant_id is missing, and with it "
+        f"{lost}. {nullable}The primary key of agents is (name); it should be (id). Table api_keys is missing. Column "
+        "sandboxes.tenant_id is missing, and with it index idx_sandboxes_tenant. Column sessions.tenant_id is missing, "
+        f"and with it index idx_sessions_tenant. Foreign key {key} on sessions (agent_name) to agents (name) is not in "
+        "the models and can refuse what agentdb writes. "
         "Run 'agentdb baselinedb', which adopts every shape of the old server."
     )
 
@@ -357,7 +367,7 @@ def change(url: str, sql: str) -> None:
 
 
 MANGLED_ON_BOTH = {
-    "DROP TABLE sandboxes": "Table 'sandboxes' is missing.",
+    "DROP TABLE sandboxes": "Table sandboxes is missing.",
     "ALTER TABLE sessions RENAME COLUMN sandbox_id TO box": (
         "Table 'sessions' was not made by the server: it has no column 'sandbox_id'."
     ),
@@ -368,21 +378,23 @@ MANGLED_ON_BOTH = {
     "CREATE UNIQUE INDEX again ON agents (name, tenant_id)": None,
 }
 MANGLED_ON_POSTGRESQL = {
-    "DROP INDEX idx_agents_tenant_name": "Table 'agents' lacks the unique key (tenant_id, name).",
-    "ALTER TABLE api_keys DROP CONSTRAINT api_keys_key_hash_key": "Table 'api_keys' lacks the unique key (key_hash).",
-    "ALTER TABLE agents DROP CONSTRAINT agents_pkey": "Table 'agents' has no primary key.",
+    "DROP INDEX idx_agents_tenant_name": "Unique index idx_agents_tenant_name on agents (tenant_id, name) is missing.",
+    "ALTER TABLE api_keys DROP CONSTRAINT api_keys_key_hash_key": (
+        "Unique constraint api_keys_key_hash_key on api_keys (key_hash) is missing."
+    ),
+    "ALTER TABLE agents DROP CONSTRAINT agents_pkey": "Table agents has no primary key; it should be (id).",
     "ALTER TABLE agents ALTER version TYPE text": "Column 'version' of table 'agents' has the type text",
-    "ALTER TABLE agents ALTER version TYPE bigint": "Column 'version' of table 'agents' is bigint, not integer.",
-    "ALTER TABLE sessions ALTER status DROP NOT NULL": "Column 'status' of table 'sessions' may be NULL.",
+    "ALTER TABLE agents ALTER version TYPE bigint": "Column agents.version has the type bigint; it should be integer.",
+    "ALTER TABLE sessions ALTER status DROP NOT NULL": "Column sessions.status allows NULL; it should be NOT NULL.",
     "ALTER TABLE sessions ALTER created_at DROP DEFAULT, ALTER created_at TYPE timestamptz USING now()": (
-        "Column 'created_at' of table 'sessions' is timestamp with time zone, not text."
+        "Column sessions.created_at has the type timestamp with time zone; it should be text."
     ),
     "ALTER TABLE agents ALTER tenant_id DROP DEFAULT": None,
     "ALTER TABLE agents RENAME CONSTRAINT agents_pkey TO agents_new_pkey": None,
     'ALTER TABLE agents ALTER name TYPE text COLLATE "C"': None,
     "ALTER INDEX idx_sessions_tenant RENAME TO sessions_by_tenant": None,
     "ALTER TABLE sessions ADD FOREIGN KEY (agent_name) REFERENCES sandboxes": (
-        "Table 'sessions' has a foreign key (agent_name) to 'sandboxes'."
+        "on sessions (agent_name) to sandboxes (id) is not in the models and can refuse what agentdb writes."
     ),
     "ALTER TABLE sessions ADD CHECK (length(status) > 2)": None,
 }

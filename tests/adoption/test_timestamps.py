@@ -12,7 +12,6 @@ from agentdb.adoption.timestamps import (
     POSTGRES_CASTABLE,
     ZONES,
     UnreadableTimestampError,
-    is_readable,
     native_text,
     parse_timestamp,
     server_text,
@@ -143,7 +142,6 @@ def test_a_format_that_occurs_is_read_as_its_instant(text: str):
     assert parse_timestamp(text) == instant
     assert parse_timestamp(text).utcoffset() == timedelta(0)
     assert readable_format(text) == name
-    assert is_readable(text)
 
 
 @pytest.mark.parametrize("text", READ)
@@ -170,7 +168,6 @@ def test_what_does_not_prove_an_instant_is_refused_with_its_reason(text: str):
         parse_timestamp(text)
 
     assert str(refusal.value) == REFUSED[text]
-    assert not is_readable(text)
     assert (native_text(text), server_text(text)) == (None, None)
 
 

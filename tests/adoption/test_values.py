@@ -21,7 +21,7 @@ def test_what_the_server_wrote_is_usual(load_legacy: Load, engine: str, stem: st
         )
         [(total,)] = rows(connection, "SELECT count(*) FROM sessions")
 
-    assert (content.rows, content.odd_rows, content.bad) == (total, 0, ())
+    assert (content.rows, content.odd_rows, content.bad) == (total, 0, [])
     assert all(sum(formats.values()) == total for formats in content.formats.values())
 
 

@@ -280,10 +280,12 @@ CARRIED: dict[str, tuple[str, ...]] = {
     ),
 }
 
-ANEW = "Drop it, run the command again, and create it anew."
-_NO_OPERATOR = "cannot be made again with the new types of the columns it reads: operator does not exist: timestamp"
-_NO_SUBSTR = "cannot be made again with the new types of the columns it reads: function substr(timestamp with time zone"
-_READS = "reads column 'created_at' of table 'sessions', whose type changes. " + ANEW
+DROP_FIRST = "Drop it, run the command again, and recreate it."
+_NO_OPERATOR = "cannot be recreated with the new types of the columns it reads: operator does not exist: timestamp"
+_NO_SUBSTR = "cannot be recreated with the new types of the columns it reads: function substr(timestamp with time zone"
+_READS = (
+    "reads column 'created_at' of table 'sessions', whose type changes. " + DROP_FIRST
+)
 
 # Each is refused with this sentence, or one that begins so.
 REFUSED: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -299,7 +301,7 @@ REFUSED: dict[str, tuple[str, tuple[str, ...]]] = {
         ),
     ),
     "view with a default of a text": (
-        "View 'own' cannot be made again with the new types of the columns it reads: column \"created_at\" is of type",
+        "View 'own' cannot be recreated with the new types of the columns it reads: column \"created_at\" is of type",
         (_VIEW, "ALTER VIEW own ALTER COLUMN created_at SET DEFAULT now()::text"),
     ),
     "materialized view": (
@@ -307,18 +309,18 @@ REFUSED: dict[str, tuple[str, tuple[str, ...]]] = {
         ("CREATE MATERIALIZED VIEW own AS SELECT id, created_at FROM sessions",),
     ),
     "materialized view of a view": (
-        f"Materialized view own_2 depends on view 'own', which has to be made again. {ANEW}",
+        f"Materialized view own_2 depends on view 'own', which must be recreated. {DROP_FIRST}",
         (_VIEW, "CREATE MATERIALIZED VIEW own_2 AS SELECT id FROM own"),
     ),
     "function of a view's rows": (
-        f"Function own_f(own) depends on view 'own', which has to be made again. {ANEW}",
+        f"Function own_f(own) depends on view 'own', which must be recreated. {DROP_FIRST}",
         (
             _VIEW,
             "CREATE FUNCTION own_f(own) RETURNS text LANGUAGE sql AS 'SELECT $1.id'",
         ),
     ),
     "table of a view's rows": (
-        f"Column o of table notes depends on view 'own', which has to be made again. {ANEW}",
+        f"Column o of table notes depends on view 'own', which must be recreated. {DROP_FIRST}",
         (_VIEW, "CREATE TABLE notes (o own[])"),
     ),
     "function whose body reads a timestamp": (
@@ -328,7 +330,7 @@ REFUSED: dict[str, tuple[str, tuple[str, ...]]] = {
         ),
     ),
     "function whose body reads a view": (
-        f"Function own_f() depends on view 'own', which has to be made again. {ANEW}",
+        f"Function own_f() depends on view 'own', which must be recreated. {DROP_FIRST}",
         (
             _VIEW,
             "CREATE FUNCTION own_f() RETURNS bigint BEGIN ATOMIC SELECT count(*) FROM own; END",
@@ -336,12 +338,12 @@ REFUSED: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "table of rows": (
         "Column s of table notes holds rows of table 'sessions', whose columns change their type. "
-        + ANEW,
+        + DROP_FIRST,
         ("CREATE TABLE notes (s sessions)",),
     ),
     "table of rows inside of types": (
         "Column s of table notes holds rows of table 'sessions', whose columns change their type. "
-        + ANEW,
+        + DROP_FIRST,
         (
             "CREATE DOMAIN several AS sessions[]",
             "CREATE TYPE pair AS (one several, two int)",
@@ -367,9 +369,9 @@ REFUSED: dict[str, tuple[str, tuple[str, ...]]] = {
         ("CREATE INDEX own ON sessions (substr(created_at, 1, 10))",),
     ),
     "index of a timestamp's operator class": (
-        "Index 'own' of table 'sessions' cannot be made again with the new types of the columns it reads: operator "
+        "Index 'own' of table 'sessions' cannot be recreated with the new types of the columns it reads: operator "
         'class "text_pattern_ops" does not accept data type timestamp with time zone. '
-        + ANEW,
+        + DROP_FIRST,
         ("CREATE INDEX own ON sessions (created_at text_pattern_ops)",),
     ),
     "partial index that compares a text": (

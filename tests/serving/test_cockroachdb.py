@@ -220,7 +220,7 @@ def test_every_row_survives_the_way_back_and_forth(cockroachdb: Start) -> None:
         agent = db.upsert_agent("a", "/a")
 
     with opened(url) as connection:
-        manage(connection, "migrate", "agentdb", "0001", verbosity=0)
+        manage(connection, "migrate", "agentdb", "0001", verbosity=0, force=True)
         texts = rows(connection, "SELECT created_at FROM sessions ORDER BY id")
         manage(connection, "migrate", "agentdb", verbosity=0)
 

@@ -20,7 +20,7 @@ from django.db.migrations.executor import MigrationExecutor
 
 from agentdb.adoption.fake_initial import refuse_unadopted
 from agentdb.adoption.obstacles import OLD_COLUMNS
-from agentdb.adoption.way_back import back_up_first, leads_back, refuse_others
+from agentdb.adoption.way_back import back_up, leads_back, refuse_others
 from agentdb.checks import adoption_left_to_command
 from agentdb.errors import DatabaseUnavailableError
 from agentdb.faults import Fault, classify, describe_failure
@@ -113,7 +113,7 @@ class Command(AgentDbCommand, migrate.Command):
             if not options["fake"]:
                 self._refuse_loss(connection, options)
             if goes_back and not options["no_backup"]:
-                back_up_first(connection, self.progress)
+                back_up(connection, self.progress)
             with saying(lambda text: self._say_step(text, options["verbosity"])):
                 super().handle(*args, **options)
 

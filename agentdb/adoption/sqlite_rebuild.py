@@ -1,0 +1,203 @@
+"""Changing a table of a SQLite file by rebuilding it, and keeping what is not ours as it was written."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from itertools import count
+from typing import Any
+
+from django.db import models
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.backends.base.schema import BaseDatabaseSchemaEditor
+
+from agentdb.adoption.queries import rows, run
+from agentdb.adoption.steps import is_superseded, keys_of, no_column, no_table
+from agentdb.schema import Table, expected_table, read_tables
+from agentdb.schema.sqltext import (
+    matching,
+    parse_create_table,
+    quote_name,
+    split,
+    tokenize,
+    without_checks,
+)
+
+
+def fields_of(model: type[models.Model]) -> dict[str, models.Field[Any, Any]]:
+    """The model's fields by column."""
+    return {str(field.column): field for field in model._meta.local_fields}
+
+
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """A table of a SQLite file as it is written, and its columns, each with whether it is hidden (generated)."""
+
+    name: str
+    sql: str
+    columns: list[tuple[str, int]]
+
+    @property
+    def names(self) -> set[str]:
+        return {name.lower() for name, _ in self.columns}
+
+    def extra(self, ours: Collection[str]) -> list[tuple[str, int]]:
+        return [
+            (name, hidden) for name, hidden in self.columns if name.lower() not in ours
+        ]
+
+
+def rebuild(
+    schema_editor: BaseDatabaseSchemaEditor,
+    model: type[models.Model],
+    sources: Mapping[str, str],
+) -> None:
+    """The rebuild that SQLite documents: create the new table, copy, drop the old one, rename, recreate the rest."""
+    connection = schema_editor.connection
+    table = model._meta.db_table
+    old = _written_table(connection, table)
+    definitions = _definitions(schema_editor, model, old)
+    copied = _copied(model, old, sources)
+    rest = _rest(connection, expected_table(connection, model), old.name)
+    new_name = _unused_name(connection, table)
+    run(connection, f"CREATE TABLE {quote_name(new_name)} ({', '.join(definitions)})")
+    run(
+        connection,
+        f"INSERT INTO {quote_name(new_name)} ({', '.join(map(quote_name, copied))})"
+        f" SELECT {', '.join(copied.values())} FROM {quote_name(old.name)}",
+    )
+    run(connection, f"DROP TABLE {quote_name(old.name)}")
+    rename(connection, new_name, table)
+    # After the rows: an index that is built at once is written in order, one that grows with each row at random places.
+    for index in model._meta.indexes:
+        schema_editor.add_index(model, index)
+    for sql in rest:
+        run(connection, sql)
+
+
+def _written_table(connection: BaseDatabaseWrapper, table: str) -> _Written:
+    found = rows(
+        connection,
+        "SELECT name, sql FROM sqlite_master WHERE type = 'table' AND lower(name) = lower(%s)",
+        [table],
+    )
+    if not found:
+        raise no_table(table)
+    [(name, sql)] = found
+    columns = rows(connection, f"PRAGMA table_xinfo({quote_name(name)})")
+    return _Written(name, sql, [(column, hidden) for _, column, *_, hidden in columns])
+
+
+def _definitions(
+    schema_editor: BaseDatabaseSchemaEditor, model: type[models.Model], old: _Written
+) -> list[str]:
+    """What stands in the new CREATE TABLE: our columns and constraints, and the operator's with what is about them."""
+    ours = fields_of(model)
+    extra = old.extra(ours)
+    # A check that reads one of ours was made for its old form. One that reads a generated column may do so through it.
+    guarded = {*ours, *(name.lower() for name, hidden in extra if hidden)}
+    columns, constraints = written_definitions(old.sql)
+    definitions = [
+        f"{quote_name(column)} {schema_editor.column_sql(model, ours[column])[0]}"
+        for column in ours
+    ]
+    definitions += [without_checks(columns[name.lower()], guarded) for name, _ in extra]
+    definitions += [
+        str(constraint.constraint_sql(model, schema_editor))
+        for constraint in model._meta.constraints
+    ]
+    about = {name.lower() for name, _ in extra}
+    kept = [
+        without_checks(text, guarded) for text, words in constraints if words & about
+    ]
+    return definitions + [text for text in kept if text]
+
+
+def _copied(
+    model: type[models.Model], old: _Written, sources: Mapping[str, str]
+) -> dict[str, str]:
+    """The columns that get a value from the old row, and the expression for it."""
+    copied: dict[str, str] = {}
+    ours, live = fields_of(model), old.names
+    for column, model_field in ours.items():
+        if column in sources:
+            copied[column] = sources[column]
+        elif column in live:
+            copied[column] = quote_name(column)
+        elif not (model_field.null or model_field.has_db_default()):
+            raise no_column(model._meta.db_table, column)
+    copied |= {name: quote_name(name) for name, hidden in old.extra(ours) if not hidden}
+    rowid = rowid_name(old.sql, live)
+    # An operator's full-text index, or his notes, may refer to rows by it.
+    return copied if rowid is None else {rowid: rowid, **copied}
+
+
+def _unused_name(connection: BaseDatabaseWrapper, table: str) -> str:
+    taken = {
+        name for (name,) in rows(connection, "SELECT lower(name) FROM sqlite_master")
+    }
+    return next(
+        name
+        for length in count()
+        if (name := f"agentdb_new_{table}{'_' * length}") not in taken
+    )
+
+
+def rename(connection: BaseDatabaseWrapper, name: str, table: str) -> None:
+    """Rename a table, whatever names it."""
+    # Without the legacy mode the rename fails on any view or trigger that names the table, which is away right now.
+    [(legacy_alter_table,)] = rows(connection, "PRAGMA legacy_alter_table")
+    run(connection, "PRAGMA legacy_alter_table = ON")
+    try:
+        run(
+            connection,
+            f"ALTER TABLE {quote_name(name)} RENAME TO {quote_name(table)}",
+        )
+    finally:
+        run(connection, f"PRAGMA legacy_alter_table = {legacy_alter_table}")
+
+
+def rowid_name(sql: str, columns: Collection[str]) -> str | None:
+    """What the rowid can be called in a table made by ``sql``; None if it has none, or columns took all its names."""
+    if "without rowid" in parse_create_table(sql).options:
+        return None
+    return next(
+        (name for name in ("rowid", "_rowid_", "oid") if name not in columns), None
+    )
+
+
+def written_definitions(
+    sql: str,
+) -> tuple[dict[str, str], list[tuple[str, frozenset[str]]]]:
+    """The definitions in a CREATE TABLE as they are written: of columns by lower-case name, and of the table's
+    constraints, each with the lower-case words in it."""
+    columns = {
+        column.name.lower(): sql[column.start : column.end]
+        for column in parse_create_table(sql).columns
+    }
+    tokens = tokenize(sql)
+    opening = next(
+        position for position, token in enumerate(tokens) if token.text == "("
+    )
+    constraints = [
+        (
+            sql[item[0].start : item[-1].end],
+            frozenset(token.identifier.lower() for token in item),
+        )
+        for item in split(tokens[opening + 1 : matching(tokens, opening)])
+        if sql[item[0].start : item[-1].end] not in columns.values()
+    ]
+    return columns, constraints
+
+
+def _rest(connection: BaseDatabaseWrapper, wanted: Table, table: str) -> list[str]:
+    """The statements that recreate the table's additional indexes and its triggers."""
+    live = read_tables(connection, [wanted.name])[wanted.name]
+    ours = {key.name for key in keys_of(live) if is_superseded(key, wanted)}
+    found = rows(
+        connection,
+        "SELECT type, lower(name), sql FROM sqlite_master WHERE lower(tbl_name) = lower(%s) AND sql IS NOT NULL"
+        " AND type IN ('index', 'trigger') ORDER BY type, name",
+        [table],
+    )
+    return [sql for kind, name, sql in found if kind == "trigger" or name not in ours]

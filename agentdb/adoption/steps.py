@@ -1,0 +1,322 @@
+"""The statements that lead from a live table to the wanted one, on PostgreSQL and on CockroachDB.
+
+Each function looks at one aspect of the table and yields what is left to do about it. PostgreSQL runs them all in one
+transaction, CockroachDB one statement at a time. Nothing is remembered in between: what is next follows from what the
+table is now, so the next run continues one that was killed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from agentdb.errors import SchemaMismatchError
+from agentdb.schema.comparison import reads_ours
+from agentdb.schema.sqltext import quote_name
+from agentdb.schema.tables import Column, Index, IndexPart, Table, Unique
+
+# Indexes that old servers made and no model has any more; ours cover what they were for.
+LEFT_OVER_INDEXES = frozenset({"idx_api_keys_hash", "api_keys_key_hash_unique"})
+
+
+class Dialect(Protocol):
+    """What an engine does in its own way."""
+
+    may_lack_a_key: bool  # whether a table can be without a primary key for a moment
+
+    def drop_unique(self, table: str, name: str) -> str:
+        """Return the statement that drops a unique constraint."""
+
+    def cast(self, live: Column, wanted: Column) -> str | None:
+        """Return an expression that converts the column without a source, or None."""
+
+    def convert(self, step: Step, expressions: Mapping[str, str]) -> Iterator[str]:
+        """Yield what gives these columns their wanted types, and the values of the expressions."""
+
+    def finish(self, step: Step) -> Iterator[str]:
+        """Yield what is left to do when everything else is as wanted."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """The table as it is now, and as it should be.
+
+    ``sources`` gives, for columns that are new or have another type, an SQL expression over the old row.
+    """
+
+    live: Table
+    wanted: Table
+    sources: Mapping[str, str]
+    dialect: Dialect
+
+    @property
+    def alter(self) -> str:
+        return f"ALTER TABLE {quote_name(self.live.name)}"
+
+
+def columns_sql(columns: Collection[str]) -> str:
+    return f"({', '.join(map(quote_name, columns))})"
+
+
+def declaration(column: Column) -> str:
+    """The type, default and NOT NULL of a column, as SQL."""
+    default = "" if column.default is None else f" DEFAULT {column.default}"
+    return f"{column.type}{default}{'' if column.nullable else ' NOT NULL'}"
+
+
+def key_sql(kind: str, name: str | None, columns: Collection[str]) -> str:
+    """A PRIMARY KEY or UNIQUE constraint, as SQL."""
+    return f"CONSTRAINT {quote_name(name or '')} {kind} {columns_sql(columns)}"
+
+
+def index_sql(index: Index) -> str:
+    """The keys and the condition of an index, as SQL."""
+    condition = f" WHERE {index.condition}" if index.condition else ""
+    return f"({', '.join(map(_part_sql, index.parts))}){condition}"
+
+
+def _part_sql(part: IndexPart) -> str:
+    collation = f" COLLATE {quote_name(part.collation)}" if part.collation else ""
+    return (
+        f"{quote_name(part.expression)}{collation}{' DESC' if part.descending else ''}"
+    )
+
+
+def add_index_sql(table: str, index: Index) -> str:
+    """The statement that adds the index, for a run that may have added it before it was killed."""
+    unique = "UNIQUE " if index.unique else ""
+    name = quote_name(index.name)
+    return f"CREATE {unique}INDEX IF NOT EXISTS {name} ON {quote_name(table)} {index_sql(index)}"
+
+
+def half_built_indexes(step: Step) -> Iterator[str]:
+    """Drop what takes the name of an index of ours, and does not let its columns change their types."""
+    names = {key.name for key in keys_of(step.wanted)}
+    for index in step.live.indexes:
+        if not index.valid and index.name in names:
+            yield f"DROP INDEX {quote_name(index.name)}"
+
+
+def obsolete_constraints(step: Step) -> Iterator[str]:
+    """Drop the constraints that our columns no longer have."""
+    live = step.live
+    ours = {column.name for column in step.wanted.columns}
+    dropped = [key.name for key in live.foreign_keys if ours & set(key.columns)]
+    dropped += [
+        check.name
+        for check in live.checks
+        if check.kind == "check" and reads_ours(check, live, ours)
+    ]
+    # A key that goes does so before the conversion, which would rebuild its index.
+    if step.dialect.may_lack_a_key and live.primary_key and not _has_its_key(step):
+        dropped.append(live.primary_key.name)
+    for name in dropped:
+        yield f"{step.alter} DROP CONSTRAINT {quote_name(name or '')}"
+
+
+def missing_columns(step: Step) -> Iterator[str]:
+    """Add each missing column; one with a source stays NULL until it is filled."""
+    for column in step.wanted.columns:
+        if step.live.column(column.name) is not None:
+            continue
+        if column.name in step.sources:
+            text = column.type
+        elif column.default is None and not column.nullable:
+            raise no_column(step.wanted.name, column.name)
+        else:
+            text = declaration(column)
+        yield f"{step.alter} ADD COLUMN {quote_name(column.name)} {text}"
+
+
+def no_table(table: str) -> SchemaMismatchError:
+    return SchemaMismatchError(
+        f"The database has no table {table!r}. Run 'agentdb baselinedb'."
+    )
+
+
+def no_column(table: str, column: str) -> SchemaMismatchError:
+    return SchemaMismatchError(
+        f"Table {table!r} has no column {column!r}. Run 'agentdb baselinedb'."
+    )
+
+
+def conversions(step: Step) -> Iterator[str]:
+    """Give columns of another type, and columns that lack values, the values of their sources."""
+    expressions = {}
+    for column in step.wanted.columns:
+        live = step.live.column(column.name)
+        source = step.sources.get(column.name)
+        if live is None or not changes(live, column, fills=source is not None):
+            continue
+        expression = source or step.dialect.cast(live, column)
+        if expression is None:
+            raise SchemaMismatchError(
+                f"Column {column.name!r} of table {step.wanted.name!r} is {live.type}, not {column.type}. Run 'agentdb "
+                "baselinedb'."
+            )
+        expressions[column.name] = expression
+    yield from step.dialect.convert(step, expressions)
+
+
+def changes(live: Column, wanted: Column, *, fills: bool) -> bool:
+    """Whether the column gets another type, or values in the rows that have none."""
+    if live.type != wanted.type or live.collation is not None:
+        return True
+    return fills and live.nullable and not wanted.nullable
+
+
+def defaults(step: Step) -> Iterator[str]:
+    """Give each column the wanted default, and allow or refuse NULL."""
+    for column in step.wanted.columns:
+        live = step.live.column(column.name)
+        assert live is not None  # it was added
+        alter = f"{step.alter} ALTER COLUMN {quote_name(column.name)}"
+        if live.default != column.default:
+            default = column.default
+            yield f"{alter} " + (
+                "DROP DEFAULT" if default is None else f"SET DEFAULT {default}"
+            )
+        if live.nullable != column.nullable:
+            yield f"{alter} {'DROP' if column.nullable else 'SET'} NOT NULL"
+
+
+def _has_its_key(step: Step) -> bool:
+    live, wanted = step.live.primary_key, step.wanted.primary_key
+    assert wanted is not None  # every table of ours has one
+    return live is not None and (live.columns, live.options) == (wanted.columns, ())
+
+
+def primary_key(step: Step) -> Iterator[str]:
+    live, wanted = step.live.primary_key, step.wanted.primary_key
+    assert wanted is not None
+    if not _has_its_key(step):
+        # One statement for both: CockroachDB refuses a table without a key.
+        drop = f"DROP CONSTRAINT {quote_name(live.name or '')}, " if live else ""
+        added = key_sql("PRIMARY KEY", wanted.name, wanted.columns)
+        yield f"{step.alter} {drop}ADD {added}"
+    elif live and live.name != wanted.name:
+        yield _rename(live.name, wanted.name)
+
+
+@dataclass(frozen=True)
+class Key:
+    """A unique constraint or an index; ``does`` is the index, or the constraint's, without its name."""
+
+    name: str
+    does: Index
+    is_constraint: bool
+
+    @property
+    def columns(self) -> frozenset[str]:
+        return frozenset(part.expression for part in self.does.parts)
+
+    def serves_as(self, other: Key) -> bool:
+        """Whether the other one would be superfluous beside this one, whatever either is called."""
+        if not other.does.unique:
+            return self.does == other.does
+        is_plain = self.does == _plain(
+            tuple(part.expression for part in self.does.parts)
+        )
+        return self.columns == other.columns and (is_plain or self.is_constraint)
+
+
+def _plain(columns: tuple[str, ...], options: tuple[str, ...] = ()) -> Index:
+    parts = tuple(IndexPart(column) for column in columns)
+    return Index("", parts, unique=True, options=options)
+
+
+def keys_of(table: Table) -> list[Key]:
+    """The unique constraints and the indexes of a table."""
+
+    def constraint(unique: Unique) -> Key:
+        return Key(unique.name or "", _plain(unique.columns, unique.options), True)
+
+    return [
+        *map(constraint, table.uniques),
+        *(Key(index.name, replace(index, name=""), False) for index in table.indexes),
+    ]
+
+
+def is_superseded(key: Key, wanted: Table) -> bool:
+    """Whether a live key is one of ours, under any name, so that it goes when ours is there."""
+    ours = keys_of(wanted)
+    is_named_like_ours = key.name in {one.name for one in ours} | LEFT_OVER_INDEXES
+    return is_named_like_ours or any(key.serves_as(one) for one in ours)
+
+
+def keys(step: Step) -> Iterator[str]:
+    """Leave each unique constraint and each index once; one that does the same is renamed instead of rebuilt."""
+    live, wanted = keys_of(step.live), keys_of(step.wanted)
+    names = {key.name for key in wanted}
+    kept = [(key, _best(key, live, names)) for key in wanted]
+    stay = [found for _, found in kept]
+    dropped = [
+        key for key in live if key not in stay and is_superseded(key, step.wanted)
+    ]
+    # What has a wanted name goes before the name is given; what has another goes last, so that uniqueness never lapses
+    # on CockroachDB, where the old server may be writing at the same time.
+    yield from (_drop(step, key) for key in dropped if key.name in names)
+    for key, found in kept:
+        yield from _make(step, key, found)
+    yield from (_drop(step, key) for key in dropped if key.name not in names)
+
+
+def _best(wanted: Key, live: list[Key], names: Collection[str]) -> Key | None:
+    """The live key that becomes the wanted one: it has its columns in the same order, and best its kind and name."""
+    found = [
+        key
+        for key in live
+        if key.does == wanted.does
+        and (key.name == wanted.name or key.name not in names)
+        and (wanted.is_constraint or not key.is_constraint)
+    ]
+    found.sort(
+        key=lambda key: (
+            key.is_constraint == wanted.is_constraint,
+            key.name == wanted.name,
+        )
+    )
+    return found[-1] if found else None
+
+
+def _make(step: Step, wanted: Key, found: Key | None) -> Iterator[str]:
+    if found is None and wanted.is_constraint:
+        columns = [part.expression for part in wanted.does.parts]
+        yield f"{step.alter} ADD {key_sql('UNIQUE', wanted.name, columns)}"
+    elif found is None:
+        yield add_index_sql(step.live.name, replace(wanted.does, name=wanted.name))
+    elif wanted.is_constraint and not found.is_constraint:
+        name, index = quote_name(wanted.name), quote_name(found.name)
+        yield f"{step.alter} ADD CONSTRAINT {name} UNIQUE USING INDEX {index}"
+    elif found.name != wanted.name:
+        yield _rename(found.name, wanted.name)
+
+
+def _rename(name: str | None, wanted: str | None) -> str:
+    # A constraint takes the name of its index, on either engine.
+    return f"ALTER INDEX {quote_name(name or '')} RENAME TO {quote_name(wanted or '')}"
+
+
+def _drop(step: Step, key: Key) -> str:
+    if key.is_constraint:
+        return step.dialect.drop_unique(step.live.name, key.name)
+    return f"DROP INDEX {quote_name(key.name)}"
+
+
+def finish(step: Step) -> Iterator[str]:
+    return step.dialect.finish(step)
+
+
+# The order matters: a key can only be made of columns that have their values and types, and what stands in the way of a
+# conversion goes before it.
+ASPECTS = (
+    half_built_indexes,
+    obsolete_constraints,
+    missing_columns,
+    conversions,
+    defaults,
+    primary_key,
+    keys,
+    finish,
+)
