@@ -8,7 +8,6 @@ from typing import Any
 from django.core.exceptions import FullResultSet
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import (
-    BooleanField,
     DateTimeField,
     F,
     Func,
@@ -181,60 +180,47 @@ class Locked(Subquery):
         return super().as_sql(compiler, connection, template=template, **extra)
 
 
-class OneOfRows(Func):
-    """Whether a column is one of a subquery's values, looked up in the column's index.
+class _OneOf(Exact):
+    """Whether a column is one of several values, looked up in the column's index.
+
+    A lookup, and not a function: since 6.1, Django compares a function's result with 1 on SQLite, which then reads the
+    whole table instead of the index.
+    """
+
+    templates: dict[str, str]
+
+    def as_sql(self, compiler: SQLCompiler, connection: BaseDatabaseWrapper) -> Any:
+        column, params = compiler.compile(self.lhs)
+        values, more = compiler.compile(self.rhs)
+        template = self.templates[connection.vendor]
+        return template.format(column=column, values=values), (*params, *more)
+
+
+class OneOfRows(_OneOf):
+    """Whether a column is one of a subquery's values.
 
     PostgreSQL collects the values in an array and looks them up in index order, so that statements that lock the same
     rows do not deadlock. And it never reads the whole table, as it may for ``IN (SELECT …)`` before the first ANALYZE.
     """
 
-    template = "%(expressions)s)"
-    arg_joiner = " = ANY(ARRAY"
-    output_field = BooleanField()
+    templates = {
+        "postgresql": "{column} = ANY(ARRAY{values})",
+        "cockroachdb": "{column} IN {values}",
+        "sqlite": "{column} IN {values}",
+    }
 
     def __init__(self, column: str, values: QuerySet[Any]) -> None:
         super().__init__(F(column), Subquery(values))
 
-    def as_sqlite(
-        self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **extra: Any
-    ) -> Any:
-        return self.as_sql(
-            compiler, connection, template="%(expressions)s", arg_joiner=" IN ", **extra
-        )
 
-    as_cockroachdb = as_sqlite
-
-
-class OneOfTexts(Func):
+class OneOfTexts(_OneOf):
     """The same for the texts of a JSON array: a list of any length in one parameter."""
 
-    template = "%(expressions)s::jsonb)))"
-    arg_joiner = " = ANY(ARRAY(SELECT jsonb_array_elements_text("
-    output_field = BooleanField()
+    templates = {
+        "postgresql": "{column} = ANY(ARRAY(SELECT jsonb_array_elements_text({values}::jsonb)))",
+        "cockroachdb": "{column} IN (SELECT jsonb_array_elements_text({values}::jsonb))",
+        "sqlite": "{column} IN (SELECT value FROM json_each({values}))",
+    }
 
     def __init__(self, column: str, array: str) -> None:
         super().__init__(F(column), Value(array, output_field=TextField()))
-
-    def as_sqlite(
-        self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **extra: Any
-    ) -> Any:
-        joiner = " IN (SELECT value FROM json_each("
-        return self.as_sql(
-            compiler,
-            connection,
-            template="%(expressions)s))",
-            arg_joiner=joiner,
-            **extra,
-        )
-
-    def as_cockroachdb(
-        self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **extra: Any
-    ) -> Any:
-        joiner = " IN (SELECT jsonb_array_elements_text("
-        return self.as_sql(
-            compiler,
-            connection,
-            template="%(expressions)s::jsonb))",
-            arg_joiner=joiner,
-            **extra,
-        )

@@ -13,6 +13,7 @@ from typing import (
     Any,
     Concatenate,
     Final,
+    NamedTuple,
     ParamSpec,
     Self,
     TypeVar,
@@ -44,6 +45,16 @@ _INSIDE = (
 _VIEW_CLOSED = "The view of a tenant is closed. Make another one with for_tenant()."
 
 
+class _Call(NamedTuple):
+    """A call of a method: what to do with a ``Db``, and what that concerns."""
+
+    do: Callable[[Db], Any]
+    keys: tuple[str, ...] = ()  # the ids; calls on one id keep their order
+    reads: bool = False
+    kind: tuple[str, ...] = ()  # of one with an id alone: the method, a view's tenant
+    apart: bool = False  # a thread is to be free for it
+
+
 def _in_thread(
     method: Callable[Concatenate[Db, P], R],
 ) -> Callable[Concatenate[AsyncDb, P], Coroutine[Any, Any, R]]:
@@ -55,9 +66,11 @@ def _in_thread(
     @wraps(method)
     async def call(self: AsyncDb, /, *args: P.args, **kwargs: P.kwargs) -> R:
         keys = _keys(args[0] if args else kwargs.get(first)) if is_about_ids else ()
-        return await self._run(
-            lambda db: getattr(db, name)(*args, **kwargs), keys=keys, reads=reads
+        kind = (name,) if len(args) + len(kwargs) == len(keys) == 1 else ()
+        result: R = await self._run(
+            _Call(lambda db: getattr(db, name)(*args, **kwargs), keys, reads, kind)
         )
+        return result
 
     return call
 
@@ -119,7 +132,7 @@ class AsyncDb:
         return self.__aenter__().__await__()
 
     async def __aenter__(self) -> Self:
-        await self._run(lambda db: None)
+        await self._run(_Call(lambda db: None))
         return self
 
     async def __aexit__(
@@ -130,30 +143,35 @@ class AsyncDb:
     ) -> None:
         await self.close()
 
-    def _job(
-        self,
-        call: Callable[[Db], Any],
-        *,
-        keys: tuple[str, ...] = (),
-        reads: bool = False,
-        apart: bool = False,
-    ) -> Job:
-        """Return a job that calls with the ``Db``, for each of which a thread is free if it is to run ``apart``."""
+    def _job(self, call: _Call) -> Job:
+        """Return a job that makes the call."""
         if self._closed:
             raise DatabaseClosedError(_CLOSED)
         self._refuse_inside()
-        workers = self._transactions if apart else self._workers
-        return workers.job(lambda: self._call(call), keys=keys, reads=reads)
+        workers = self._transactions if call.apart else self._workers
+        together: Collection[str] = getattr(self._db, "_together", ())
+        kind = call.kind if call.kind and call.kind[0] in together else ()
+        return workers.job(
+            lambda: self._call(call.do),
+            keys=call.keys,
+            reads=call.reads,
+            kind=kind,
+            do_each=self._do_each,
+        )
 
-    async def _run(
-        self,
-        call: Callable[[Db], R],
-        *,
-        keys: tuple[str, ...] = (),
-        reads: bool = False,
-    ) -> R:
-        result: R = await self._job(call, keys=keys, reads=reads).start()
-        return result
+    async def _run(self, call: _Call) -> Any:
+        return await self._job(call).start()
+
+    def _do_each(self, kind: tuple[str, ...], ids: list[str]) -> dict[str, Any] | None:
+        """Return the answers, by their ids, of several calls of one kind; None if each is to be made alone."""
+
+        def do(db: Any) -> dict[str, Any] | None:
+            for tenant_id in kind[1:]:
+                db = db.for_tenant(tenant_id)
+            answers: dict[str, Any] | None = db._do_each(kind[0], ids)
+            return answers
+
+        return self._call(do)
 
     @property
     def _source(self) -> AsyncDb:
@@ -268,14 +286,16 @@ class AsyncDb:
             inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(own_call)
         ):
             plain = PlainTransaction(lambda db: _Inside(self._source).call(fn, db))
-            return await plain.run(self._job(lambda db: db.run_transaction(plain)))
+            return await plain.run(
+                self._job(_Call(lambda db: db.run_transaction(plain)))
+            )
 
         async def call(db: Db) -> Any:
             inside = _Inside(self._source)
             return await inside.await_(fn, _TransactionDb(inside, transaction, db))
 
         transaction = CoroutineTransaction(
-            call, lambda work: self._job(work, apart=True)
+            call, lambda work: self._job(_Call(work, apart=True))
         )
         return await transaction.run()
 
@@ -311,22 +331,15 @@ class _TenantView(AsyncDb):
     def __init__(self, whole: AsyncDb, tenant_id: str) -> None:
         self._whole, self._tenant_id, self._closed = whole, tenant_id, False
 
-    def _job(
-        self,
-        call: Callable[[Db], Any],
-        *,
-        keys: tuple[str, ...] = (),
-        reads: bool = False,
-        apart: bool = False,
-    ) -> Job:
+    def _job(self, call: _Call) -> Job:
         if self._closed:
             raise DatabaseClosedError(_VIEW_CLOSED)
-        tenant_id = self._tenant_id
+        tenant_id, kind = self._tenant_id, call.kind
         return self._whole._job(
-            lambda db: call(db.for_tenant(tenant_id)),
-            keys=keys,
-            reads=reads,
-            apart=apart,
+            call._replace(
+                do=lambda db: call.do(db.for_tenant(tenant_id)),
+                kind=(*kind, tenant_id) if kind else (),
+            )
         )
 
     @property
@@ -382,14 +395,7 @@ class _TransactionDb(AsyncDb):
     ) -> None:
         self._inside, self._transaction, self._db = inside, transaction, db
 
-    def _job(
-        self,
-        call: Callable[[Db], Any],
-        *,
-        keys: tuple[str, ...] = (),
-        reads: bool = False,
-        apart: bool = False,
-    ) -> Job:
+    def _job(self, call: _Call) -> Job:
         db = self._db
         assert db is not None
         if not self._inside.is_open:
@@ -397,7 +403,7 @@ class _TransactionDb(AsyncDb):
                 "The transaction has ended. Call the AsyncDb that ran it."
             )
         self._refuse_inside()
-        return self._transaction.inner_job(lambda: call(db))
+        return self._transaction.inner_job(lambda: call.do(db))
 
     def for_tenant(self, tenant_id: str) -> AsyncDb:
         return _TenantView(self, identifier("Tenant id", tenant_id))

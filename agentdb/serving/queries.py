@@ -7,7 +7,17 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from django.db.models import Case, F, IntegerField, OuterRef, Q, Subquery, Value, When
+from django.db.models import (
+    Case,
+    F,
+    IntegerField,
+    Model,
+    OuterRef,
+    Q,
+    Subquery,
+    Value,
+    When,
+)
 from django.db.models.functions import Coalesce, Greatest
 from django.db.models.lookups import Exact
 
@@ -19,7 +29,13 @@ from agentdb.expressions import (
     OneOfTexts,
     UnsyncedCommit,
 )
-from agentdb.interface import SandboxRecord, SandboxState, SessionRecord, SessionStatus
+from agentdb.interface import (
+    ApiKeyRecord,
+    SandboxRecord,
+    SandboxState,
+    SessionRecord,
+    SessionStatus,
+)
 from agentdb.models import Agent, ApiKey, Sandbox, Session
 from agentdb.querysets import FINISHED
 from agentdb.schema.other_tables import rows_with_session
@@ -37,6 +53,11 @@ TABLES: dict[type[SessionRecord] | type[SandboxRecord], Table] = {
     SessionRecord: Session,
     SandboxRecord: Sandbox,
 }
+
+
+def _each(model: type[Model], key: str) -> Select:
+    """The rows with the keys in the JSON array ``ids``."""
+    return Select(lambda p: p.rows(model).filter(OneOfTexts(key, p.text("ids"))))
 
 
 def _not_before(column: str, p: Parameters) -> Greatest:
@@ -503,6 +524,13 @@ GET_API_KEYS_BY_HASHES = Select(
         key_hash__in=[p.text("key_hash"), p.text("bare_hash")]
     )
 )
+# The method that reads one row, the name of its key, and what reads the rows of several keys.
+READ_EACH: dict[str, tuple[str, type, Select]] = {
+    "get_session": ("id", SessionRecord, _each(Session, "id")),
+    "get_sandbox": ("id", SandboxRecord, _each(Sandbox, "id")),
+    "get_api_key_by_hash": ("key_hash", ApiKeyRecord, _each(ApiKey, "key_hash")),
+}
+DO_EACH = (*READ_EACH, "touch_session", "touch_sandbox")
 INSERT_API_KEY = Insert(
     lambda p: ApiKey(
         id=p.text("id"),

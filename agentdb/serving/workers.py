@@ -11,31 +11,43 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from copy import copy
 from queue import SimpleQueue
 from typing import Any, TypeAlias, TypeVar
 
-from agentdb.errors import AgentDbError
+from agentdb.errors import AgentDbError, ConflictError, DatabaseUnavailableError
 
 R = TypeVar("R")
 Answer = tuple[Any, BaseException | None]
+DoEach = Callable[[tuple[str, ...], list[str]], dict[str, Any] | None]
 Wake: TypeAlias = (
     "SimpleQueue[bool]"  # one for each thread: True for work, False for the end
 )
 
 # While calls wait, the answers of the calls before them reach the loop together: after so many, or after this time.
-_MOST_HELD_ANSWERS = 32
+# More in one go are slower on a busy machine, where the loop and a thread then wait for each other to be woken.
+_MOST_HELD_ANSWERS = 8
 _LOOK_SECONDS = 0.001
 # Threads of one process take turns on the interpreter: for calls that take less than this, which is what waking a
 # thread costs, one thread does more than eight.
 _WORTH_A_THREAD_SECONDS = 0.0005
 _WORTH_ANOTHER_SECONDS = 0.00004
 _SLOWER_BY_SECONDS = 0.00001
+# So many calls of one kind become one at most.
+_MOST_TOGETHER = 100
 # Above this share of a processor the interpreter is busy, and one more thread would only be in the way of the others.
 _BUSY = 0.75
 
 
+def _each_alone(kind: tuple[str, ...], ids: list[str]) -> None:
+    return None
+
+
 class Job:
-    """One call: what to run, where its answer goes, and the ids it concerns."""
+    """One call: what to run, where its answer goes, and the ids it concerns.
+
+    Jobs of one ``kind`` do the same with their one key, and ``do_each`` does it with several keys at once.
+    """
 
     __slots__ = (
         "call",
@@ -43,8 +55,10 @@ class Job:
         "future",
         "held_up",
         "keys",
+        "kind",
         "outbox",
         "put",
+        "do_each",
         "reads",
     )
 
@@ -56,14 +70,12 @@ class Job:
         *,
         keys: tuple[str, ...] = (),
         reads: bool = False,
+        kind: tuple[str, ...] = (),
+        do_each: DoEach = _each_alone,
     ) -> None:
-        self.call, self.outbox, self.put, self.keys, self.reads = (
-            call,
-            outbox,
-            put,
-            keys,
-            reads,
-        )
+        self.call, self.outbox, self.put = call, outbox, put
+        self.keys, self.reads = keys, reads
+        self.kind, self.do_each = kind, do_each
         self.context = contextvars.copy_context()
         self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self.held_up = 0  # by earlier calls on so many of its keys
@@ -89,6 +101,34 @@ class Job:
             return self.context.run(self.call), None
         except BaseException as raised:
             return None, raised
+
+    def goes_with(self, other: Job) -> bool:
+        """Whether the two can be one call."""
+        return self.kind == other.kind != () and self.outbox is other.outbox
+
+
+def _do(jobs: list[Job]) -> list[Answer]:
+    """Run the jobs, several as one call; each alone if that is refused, so that an error is one job's."""
+    first = jobs[0]
+    ids = [job.keys[0] for job in jobs] if len(jobs) > 1 else []
+    try:
+        answers = first.context.run(first.do_each, first.kind, ids) if ids else None
+    except (DatabaseUnavailableError, ConflictError) as error:
+        # It may be stored, or each would wait as long once more.
+        return [(None, _copy(error)) for _ in jobs]
+    except AgentDbError:  # of some of them; nothing is stored
+        answers = None
+    except BaseException as error:
+        return [(None, _copy(error)) for _ in jobs]
+    if answers is None:
+        return [job.do() for job in jobs]
+    return [(answers.get(id), None) for id in ids]
+
+
+def _copy(error: BaseException) -> BaseException:
+    own = copy(error)
+    own.__cause__ = error.__cause__
+    return own
 
 
 class _Line:
@@ -201,38 +241,26 @@ class _Pool:
                 self.taken, self.looked = 1, (0.0, 0.0)
 
     def finish(
-        self, job: Job, answer: Answer, seconds: float, wake: Wake
-    ) -> Job | None:
-        """Note the answer of a call, and return the next one to run; None if none is ready."""
-        outbox = job.outbox
+        self, jobs: list[Job], answers: list[Answer], seconds: float, wake: Wake
+    ) -> list[Job]:
+        """Note the answers of calls, and return the next ones to run; none if none is ready."""
+        outbox = jobs[0].outbox
         with self.lock:
             if len(self.threads) - len(self.idle) == 1:
-                self.fastest[job.reads] = min(
-                    seconds, self.fastest[job.reads] + _SLOWER_BY_SECONDS
-                )
-            for key in job.keys:
-                line = self.lines[key]
-                self.ready.extend(
-                    released for released in line.leave(job) if not released.held_up
-                )
-                if line.is_empty():
-                    del self.lines[key]
-            outbox.held.append((job.future, answer))
-            following = self._take() if self.ready and not self._is_too_many() else None
-            if following is None:
+                self._note(jobs[0].reads, seconds / len(jobs))
+            for job, answer in zip(jobs, answers, strict=True):
+                self._leave(job)
+                outbox.held.append((job.future, answer))
+            following = self._take() if self.ready and not self._is_too_many() else []
+            if not following:
                 self.idle.append(wake)
-            may_hold = (
-                self.ready
-                and outbox.timer is not None
-                and len(outbox.held) < _MOST_HELD_ANSWERS
-            )
-            must_tell = not may_hold and outbox.must_tell()
+            must_tell = not self._may_hold(outbox) and outbox.must_tell()
         if must_tell:
-            outbox.tell(job.future.get_loop())
+            outbox.tell(jobs[0].future.get_loop())
         return following
 
-    def begin(self, wake: Wake) -> Job | None:
-        """Return the first call of a thread that was woken; None if none is ready any more.
+    def begin(self, wake: Wake) -> list[Job]:
+        """Return the first calls of a thread that was woken; none if none is ready any more.
 
         Others may be stuck in theirs, which is why it was woken: so this one asks only afterwards if it is too many.
         """
@@ -240,16 +268,44 @@ class _Pool:
             if self.ready:
                 return self._take()
             self.idle.append(wake)
-            return None
+            return []
+
+    def _note(self, reads: bool, seconds: float) -> None:
+        self.fastest[reads] = min(seconds, self.fastest[reads] + _SLOWER_BY_SECONDS)
+
+    def _leave(self, job: Job) -> None:
+        """Let those go on that waited for this one."""
+        for key in job.keys:
+            line = self.lines[key]
+            self.ready.extend(
+                released for released in line.leave(job) if not released.held_up
+            )
+            if line.is_empty():
+                del self.lines[key]
+
+    def _may_hold(self, outbox: Outbox) -> bool:
+        return (
+            bool(self.ready)
+            and outbox.timer is not None
+            and len(outbox.held) < _MOST_HELD_ANSWERS
+        )
 
     def dismiss(self) -> None:
         self.max_workers = 0
         for wake in list(self.threads.values()):
             wake.put(False)
 
-    def _take(self) -> Job:
+    def _take(self) -> list[Job]:
+        """Take the first job that is ready, and those right behind it that can be one call with it."""
         self.taken += 1
-        return self.ready.popleft()
+        jobs = [self.ready.popleft()]
+        while (
+            self.ready
+            and len(jobs) < _MOST_TOGETHER
+            and self.ready[0].goes_with(jobs[0])
+        ):
+            jobs.append(self.ready.popleft())
+        return jobs
 
     def _is_too_many(self) -> bool:
         """Whether a thread that was added because another one was stuck may rest again."""
@@ -332,10 +388,13 @@ class Workers:
         *,
         keys: tuple[str, ...] = (),
         reads: bool = False,
+        kind: tuple[str, ...] = (),
+        do_each: DoEach = _each_alone,
     ) -> Job:
         """Return a job that runs the call in a copy of the caller's context; its ``future`` gets the result.
 
-        Jobs with a key in common run in the order in which they were started; those that only read, side by side.
+        Jobs with a key in common run in the order in which they were started; those that only read, side by side, and
+        those of one kind as one call if several wait.
         Cancelled before a thread has begun, a job is never run; after that it runs to its end, and nobody is told.
         """
         try:
@@ -347,7 +406,15 @@ class Workers:
         outbox = self._outboxes.get(loop)
         if outbox is None:
             outbox = self._outboxes[loop] = Outbox(self.pool.lock)
-        return Job(call, outbox, self.pool.submit, keys=keys, reads=reads)
+        return Job(
+            call,
+            outbox,
+            self.pool.submit,
+            keys=keys,
+            reads=reads,
+            kind=kind,
+            do_each=do_each,
+        )
 
     def stop(self) -> None:
         """Let the calls under way end, then the threads."""
@@ -359,12 +426,12 @@ class Workers:
 
 def _work(pool: _Pool, wake: Wake) -> None:
     while wake.get():
-        job = pool.begin(wake)
-        while job is not None:
+        jobs = pool.begin(wake)
+        while jobs:
             began = time.perf_counter()
-            answer = job.do()
-            job = pool.finish(job, answer, time.perf_counter() - began, wake)
-            del answer  # else an idle thread would keep the caller's objects
+            answers = _do(jobs)
+            jobs = pool.finish(jobs, answers, time.perf_counter() - began, wake)
+            del answers  # else an idle thread would keep the caller's objects
 
 
 def _settle(

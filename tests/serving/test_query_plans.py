@@ -124,6 +124,16 @@ _LAST_SANDBOX = SandboxRecord(
 _SOON: datetime = instant(20.5)
 _LATE: datetime = instant(10**7)
 
+
+def _read_each(db: DjangoDb, method: str, prefix: str) -> None:
+    """What an ``AsyncDb`` asks if calls wait together; not with its method, which leaves those that are watched."""
+    from agentdb.serving import queries
+
+    _, record, query = queries.READ_EACH[method]
+    ids = json.dumps([f"{prefix}{number}" for number in range(100)])
+    db._executor.all(record, query, ids=ids)
+
+
 POINT, FEW, SORTED = (
     "one row",
     "a few rows in the order of an index",
@@ -161,6 +171,7 @@ CALLS: dict[str, tuple[str, Callable[[DjangoDb], object]]] = {
         lambda db: db.update_session_runner("s7", "r3", only_if=None),
     ),
     "get_session": (POINT, lambda db: db.get_session("s7")),
+    "get_session, several": (POINT, lambda db: _read_each(db, "get_session", "s")),
     "list_sessions": (SORTED, lambda db: db.list_sessions("small")),
     "list_sessions of an agent": (SORTED, lambda db: db.list_sessions("large", "rare")),
     "list_sessions, first page": (FEW, lambda db: db.list_sessions("large", limit=10)),
@@ -237,6 +248,7 @@ CALLS: dict[str, tuple[str, Callable[[DjangoDb], object]]] = {
         lambda db: db.touch_sandboxes([f"sb{number}" for number in range(1000)]),
     ),
     "get_sandbox": (POINT, lambda db: db.get_sandbox("sb7")),
+    "get_sandbox, several": (POINT, lambda db: _read_each(db, "get_sandbox", "sb")),
     "list_sandboxes": (SORTED, lambda db: db.list_sandboxes("small")),
     "list_sandboxes, first page": (
         FEW,
@@ -287,6 +299,10 @@ CALLS: dict[str, tuple[str, Callable[[DjangoDb], object]]] = {
     ),
     "bulk_pause_active_sessions": (POINT, lambda db: db.bulk_pause_active_sessions()),
     "get_api_key_by_hash": (POINT, lambda db: db.get_api_key_by_hash("hash 7")),
+    "get_api_key_by_hash, several": (
+        POINT,
+        lambda db: _read_each(db, "get_api_key_by_hash", "hash "),
+    ),
     "insert_api_key": (
         POINT,
         lambda db: db.insert_api_key("new", "large", "new hash", ""),

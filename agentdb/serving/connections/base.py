@@ -328,6 +328,11 @@ class Slot:
     def is_open(self) -> bool:
         return self.wrapper.connection is not None
 
+    def is_watched(self) -> bool:
+        """Whether somebody is to see each call's own statement on the connection that is open."""
+        connection = self._connection
+        return connection is not None and connection.instrumented()
+
     def reset(self) -> None:
         """Leave nothing of what a broken-off operation began: close the connection, or what comes to the same."""
         self.leave_block()

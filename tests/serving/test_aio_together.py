@@ -1,0 +1,201 @@
+"""Calls of one kind that wait together are one statement, and each has an answer of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Collection
+from typing import Any
+
+from django.db import connections
+
+import agentdb
+from agentdb import (
+    AsyncDb,
+    DatabaseUnavailableError,
+    InvalidInputError,
+    SchemaMismatchError,
+)
+from agentdb.testing import MemoryDb
+from tests.helpers.factories import execute
+
+
+class Holding:
+    """A Db that counts: its first call waits until it may go on, so that those behind it wait together."""
+
+    _together = ("get_session",)
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.go_on = threading.Event()
+        self.alone: list[str] = []
+        self.at_once: list[list[str]] = []
+        self._error = error
+
+    def count_sandboxes(self) -> int:
+        assert self.go_on.wait(30)
+        return 0
+
+    def get_session(self, id: str) -> str:
+        self.alone.append(id)
+        return id.upper()
+
+    def _do_each(self, method: str, ids: list[str]) -> dict[str, str]:
+        self.at_once.append(ids)
+        if self._error is not None:
+            raise self._error
+        return {id: id.upper() for id in ids if id != "missing"}
+
+    def close(self) -> None:
+        pass
+
+
+def answers_of(db: Any, ids: Collection[str]) -> list[Any]:
+    """Read these sessions while the only thread is held up, then let it go on."""
+
+    async def work() -> list[Any]:
+        async with AsyncDb(db, max_workers=1) as adb:
+            first = asyncio.ensure_future(adb.count_sandboxes())
+            reads = [asyncio.ensure_future(adb.get_session(id)) for id in ids]
+            await asyncio.sleep(0)  # each is handed over
+            db.go_on.set()
+            await first
+            return await asyncio.gather(*reads, return_exceptions=True)
+
+    return asyncio.run(work(), debug=True)
+
+
+def test_reads_of_one_row_that_wait_are_one_call() -> None:
+    db = Holding()
+
+    assert answers_of(db, ["a", "missing", "b", "a"]) == ["A", None, "B", "A"]
+    assert (db.at_once, db.alone) == ([["a", "missing", "b", "a"]], [])
+
+
+def test_what_is_refused_at_once_is_asked_for_alone() -> None:
+    db = Holding(InvalidInputError("One of them is bad."))
+
+    assert answers_of(db, ["a", "b"]) == ["A", "B"]
+    assert (len(db.at_once), db.alone) == (1, ["a", "b"])
+
+
+def test_an_unavailable_database_is_waited_for_once_and_each_caller_is_told() -> None:
+    db = Holding(DatabaseUnavailableError("It is away."))
+
+    first, second = answers_of(db, ["a", "b"])
+
+    assert type(first) is type(second) is DatabaseUnavailableError
+    assert str(first) == str(second) == "It is away."
+    assert first is not second  # each is raised, and gets a traceback, elsewhere
+    assert (len(db.at_once), db.alone) == (1, [])
+
+
+def test_calls_at_once_answer_as_calls_one_by_one_do(url: str) -> None:
+    ids = [f"s{number}" for number in range(40)]
+
+    async def at_once(call: Callable[[str], Any], ids: list[Any]) -> list[Any]:
+        return await asyncio.gather(*map(call, ids), return_exceptions=True)
+
+    async def work() -> None:
+        async with agentdb.connect_async(url, max_workers=1) as db:
+            for id in ids:
+                await db.insert_session(id, "a", f"sb-{id}", tenant_id=id[:2])
+                await db.insert_sandbox(f"sb-{id}", "a", "/w", tenant_id=id[:2])
+                await db.insert_api_key(f"k-{id}", "acme", f"h-{id}", "ci")
+            before = [await db.get_session(id) for id in ids]
+            missing: list[Any] = ["nobody", *ids, "s0"]
+            assert await at_once(db.get_session, missing) == [None, *before, before[0]]
+            sandboxes = await at_once(db.get_sandbox, [f"sb-{id}" for id in ids])
+            assert [found.id for found in sandboxes] == [f"sb-{id}" for id in ids]
+            keys = await at_once(db.get_api_key_by_hash, [f"h-{id}" for id in ids])
+            assert [found.id for found in keys] == [f"k-{id}" for id in ids]
+            one = db.for_tenant("s1")
+            seen = await at_once(one.get_session, ids)
+            assert [found.id for found in seen if found] == [
+                id for id in ids if id.startswith("s1")
+            ]
+            assert await at_once(db.touch_session, missing[:-1]) == [
+                False,
+                *[True] * 40,
+            ]
+            touched = await at_once(one.touch_session, ids)
+            assert touched == [id.startswith("s1") for id in ids]
+            assert await at_once(db.touch_sandbox, ["sb-s1", "no"]) == [True, False]
+            after = await at_once(db.get_session, ids)
+            assert all(
+                then.last_active_at > first.last_active_at
+                for first, then in zip(before, after, strict=True)
+                if first is not None
+            )
+
+    asyncio.run(work())
+
+
+def test_a_bad_id_among_others_is_refused_alone(url: str) -> None:
+    ids: list[Any] = ["s1", "", "s\0", 7, "s" * 600, "s1"]
+
+    async def work() -> tuple[list[Any], list[Any]]:
+        async with agentdb.connect_async(url, max_workers=1) as db:
+            await db.insert_session("s1", "a", "sb1")
+            reads = [db.get_session(id) for id in ids]
+            touches = [db.touch_session(id) for id in ids]
+            return (
+                await asyncio.gather(*reads, return_exceptions=True),
+                await asyncio.gather(*touches, return_exceptions=True),
+            )
+
+    reads, touches = asyncio.run(work())
+
+    assert [reads[0].id, reads[-1].id] == ["s1", "s1"]
+    assert [touches[0], touches[-1]] == [True, True]
+    for answers in (reads, touches):
+        assert [str(error) for error in answers[1:5]] == [
+            "Session id must not be empty.",
+            "Session id 's\\x00' has a NUL character, which PostgreSQL cannot store.",
+            "Session id must be a string, not int.",
+            "Session id has 600 bytes in UTF-8; the limit is 512.",
+        ]
+
+
+def test_a_row_that_cannot_be_read_costs_its_own_caller_the_answer(url: str) -> None:
+    ids = [f"s{number}" for number in range(10)]
+
+    async def work() -> list[Any]:
+        async with agentdb.connect_async(url, max_workers=1) as db:
+            for id in ids:
+                await db.insert_session(id, "a", "sb1")
+            bad = "infinity" if url.startswith("postgres") else "yesterday"
+            execute(url, f"UPDATE sessions SET created_at = '{bad}' WHERE id = 's4'")
+            return await asyncio.gather(
+                *map(db.get_session, ids), return_exceptions=True
+            )
+
+    answers = asyncio.run(work())
+
+    assert isinstance(answers[4], SchemaMismatchError)
+    del answers[4], ids[4]
+    assert [found.id for found in answers] == ids
+
+
+def test_a_db_without_calls_at_once_is_called_for_each() -> None:
+    async def work() -> list[Any]:
+        async with AsyncDb(MemoryDb(), max_workers=1) as db:
+            await db.insert_session("s1", "a", "sb1")
+            return await asyncio.gather(*map(db.get_session, ["s1", "s2", "s1"]))
+
+    first, missing, again = asyncio.run(work())
+
+    assert first == again
+    assert (first.id, missing) == ("s1", None)
+
+
+def test_whoever_watches_the_statements_sees_one_for_each_call(
+    db: agentdb.DjangoDb,
+) -> None:
+    db.insert_session("s1", "a", "sb1")
+
+    def watch(execute: Any, *arguments: Any) -> Any:
+        return execute(*arguments)
+
+    assert db._do_each("get_session", ["s1", "s2"]) == {"s1": db.get_session("s1")}
+    with connections[db.alias].execute_wrapper(watch):
+        assert db._do_each("get_session", ["s1", "s2"]) is None
