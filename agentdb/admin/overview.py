@@ -1,4 +1,4 @@
-"""What the admin's first page says about a database, each figure in a time that does not grow with the rows."""
+"""The admin's first page. The time for each figure does not grow with the number of rows."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ from agentdb.models import Agent, ApiKey, Sandbox, Session
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line of attention: a finding, and where its rows are."""
+    """A finding, and the link to its rows."""
 
     finding: Finding
     url: str
@@ -63,7 +63,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """Bars of an SVG in percent of its width and pixels of its height; figures beside them."""
+    """Bars of an SVG, in percent of its width and pixels of its height, and their labels."""
 
     hours: list[ChartBar]
     most_opened: int
@@ -103,7 +103,7 @@ _OPENED_HEIGHT, _OPENED_BASE, _FAILED_HEIGHT, _FAILED_BASE = 96, 104, 32, 156
 
 
 def chart(hours: list[Hour], url: Callable[[datetime], str]) -> Chart:
-    """The bars of the hours, opened and failed each with a scale of its own."""
+    """Return the bars of each hour; opened and failed sessions have separate scales."""
     most_opened = _round_up(max(hour.opened for hour in hours))
     most_failed = _round_up(max(hour.failed for hour in hours))
     opened = sum(hour.opened for hour in hours)
@@ -153,7 +153,7 @@ def _label(at: datetime, is_week: bool) -> str:
 
 
 def activity_chart(request: HttpRequest, budget: Budget, **of: str) -> Answer[Chart]:
-    """Sessions opened and failed per hour of the period that the page is asked for, a day or a week."""
+    """Return sessions opened and failed per hour of the requested period, a day or a week."""
     hours = 168 if request.GET.get("period") == "7d" else 24
     site = site_of(request)
 
@@ -164,7 +164,7 @@ def activity_chart(request: HttpRequest, budget: Budget, **of: str) -> Answer[Ch
 
 
 def period_query(begin: datetime, span: timedelta) -> dict[str, str]:
-    """The filter of a list for what began in the period."""
+    """Return the list filter for the period."""
     return {"from": f"{begin:%Y-%m-%dT%H:%M}", "to": f"{begin + span:%Y-%m-%dT%H:%M}"}
 
 
@@ -186,7 +186,7 @@ class ShareBar:
 def share_bars(
     figures: Mapping[str, Figure], url: Callable[[str], str]
 ) -> list[ShareBar]:
-    """The share of the whole that each value has; what there is at all is seen."""
+    """Return each value's share of the whole; a share above zero stays visible."""
     whole = sum(figure.rows for figure in figures.values()) or 1
     return [
         ShareBar(
@@ -204,7 +204,7 @@ def share_bars(
 
 
 def page(request: HttpRequest) -> dict[str, Any]:
-    """What the first page shows to this user. Nothing that a database or a row can cause makes it fail."""
+    """Return the first page for this user. No error of the database or of a row makes it fail."""
     site = site_of(request)
     allowed = viewable(site, request)
     if not allowed:
@@ -321,7 +321,7 @@ class _Overview:
 
 
 def _second(model: type[Model], shown: Mapping[str, Any]) -> str:
-    """What stands below a total."""
+    """Return the line below a total."""
     if model is Session and (drawn := shown["activity"].value) and not drawn.is_week:
         return gettext("%s opened in 24 h") % f"{drawn.opened:,}"
     if model is Sandbox and (bars := shown["states"].value):

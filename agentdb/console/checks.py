@@ -1,4 +1,4 @@
-"""What can be wrong with rows. A check is a queryset: the overview counts it, a list shows it, a row's page asks it.
+"""What can be wrong with rows. A check is a queryset: the overview counts it, a list shows it, a row's page runs it.
 
 A runner's **sign of life** is the latest activity of one of its active, starting or ended sessions. A paused, stopped
 or failed session is not one: an operator, or a server that noticed the runner's death, may have written that.
@@ -49,7 +49,7 @@ MOST_MISSING_AGENTS = 20  # that are asked for by name
 GRACE_MINUTES = 1  # a server writes a session and its sandbox one after the other
 CAP = 10_000  # rows of a check that are counted
 RUNNERS_ASKED_AGAIN = 100
-LOOKUP_OF_RUNNER = 500  # of a runner's sessions, the newest
+LOOKUP_OF_RUNNER = 500  # the newest sessions of a runner that are read
 
 _READY = (SandboxState.WARM.value, SandboxState.WAITING.value)
 _UP = (SandboxState.RUNNING.value, SandboxState.WARMING.value, *_READY)
@@ -68,7 +68,7 @@ class Finding:
     sentence: str = ""
     detail: str = ""
     problem: Problem | None = None
-    runner: str = ""  # the one that is meant, if it is one
+    runner: str = ""  # the runner concerned, if it is a single one
 
     @property
     def shown(self) -> str:
@@ -77,7 +77,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Runner:
-    """A runner; ``seen_at`` is its last sign of life, None if there is none among its sessions."""
+    """A runner; ``seen_at`` is its last sign of life, or None."""
 
     id: str
     seen_at: datetime | None
@@ -122,7 +122,7 @@ class _Once(Generic[Asked]):
 
 
 class Fleet:
-    """The rows of a database at one moment, in which all checks see the same silent runners and failures."""
+    """The state of a database at one moment, so that all checks see the same silent runners and failures."""
 
     def __init__(self, alias: str) -> None:
         self.alias = alias
@@ -246,7 +246,7 @@ def _shared(check: Check, groups: list[tuple[str | None, int]]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One question about rows. ``rows`` are those of which it is true."""
+    """One question about rows. ``rows`` are those that match."""
 
     code: str
     title: str
@@ -255,21 +255,23 @@ class Check:
     urgent: bool = False
     one: str = ""
     many: str = ""
-    oldest: str = ""  # what the time of the oldest is called
-    by: str = "runner_id"  # the column that its rows may share
+    oldest: str = ""  # the label of the oldest row's time
+    by: str = "runner_id"  # a column whose value the rows may share
     shared: str = ""
-    of_row: str = ""  # what the row's page says of one
-    reads: frozenset[type[Model]] = frozenset()  # the other tables that it tells of
+    of_row: str = ""  # the sentence on a row's own page
+    reads: frozenset[type[Model]] = (
+        frozenset()
+    )  # other tables that the sentence mentions
     among: Callable[[Fleet, QuerySet[Any]], QuerySet[Any]] = lambda fleet, rows: rows
     find_in: Callable[[Check, Fleet], Finding] = _count_rows
 
     @property
     def at(self) -> str:
-        """The column that tells how old it is."""
+        """The column with the row's age."""
         return "last_active_at" if self.model is Session else "last_used_at"
 
     def may_say(self, allowed: Collection[type[Model]]) -> bool:
-        """Whether it says something of one row, and of no table that the reader may not see."""
+        """Whether the check has a sentence for one row that mentions only tables the user may see."""
         return bool(self.of_row) and self.reads.issubset(allowed)
 
     def say(self, row: Any, shared: str, now: datetime) -> str:
@@ -296,7 +298,7 @@ class Check:
 
 
 def checks() -> list[Check]:
-    """In the order in which they are shown."""
+    """Return the checks in the order in which they are shown."""
     on_runner, of_agent = (
         gettext("%(count)s on %(name)s"),
         gettext("%(count)s of agent %(name)s"),
@@ -355,7 +357,7 @@ def check_of(code: str) -> Check | None:
 
 
 def said_of(row: Any, alias: str, allowed: Collection[type[Model]]) -> list[str]:
-    """What is wrong with one row: the rules of the checks, asked of it alone, in one query."""
+    """Return what is wrong with one row: all checks on this row, in one query."""
     fleet, model = Fleet(alias), type(row)
     asked = {
         check.code: check
@@ -394,7 +396,7 @@ def _find_runners(check: Check, fleet: Fleet) -> Finding:
 
 
 def _find_failures(check: Check, fleet: Fleet) -> Finding:
-    """One line for all that fails far more often than usual."""
+    """One line for everything that fails far more often than usual."""
     found = fleet.failures
     one, many = (
         gettext("session failed in the last hour"),
@@ -408,7 +410,7 @@ def _find_failures(check: Check, fleet: Fleet) -> Finding:
     )
 
 
-# -- of which rows it is true
+# -- which rows match
 
 
 def _failing(fleet: Fleet) -> QuerySet[Any]:
@@ -442,13 +444,13 @@ def _silent(fleet: Fleet) -> QuerySet[Any]:
 
 
 def _starting(fleet: Fleet) -> QuerySet[Any]:
-    # Not since it was opened: one that was opened long ago may have been told to start a moment ago.
+    # By last activity: a session that was opened long ago may have been restarted a moment ago.
     starting = fleet.sessions.filter(status=SessionStatus.STARTING.value)
     return starting.filter(fleet.silent_for(STARTING_MINUTES))
 
 
 def _alone(fleet: Fleet) -> QuerySet[Any]:
-    """Sandboxes that are up, without a session that is live, ended a moment ago, or is paused while they wait."""
+    """Sandboxes that are up, but whose session is neither live, nor just ended, nor paused while they wait."""
     its = fleet.sessions.filter(pk=OuterRef("session_id"))
     over = Q(status=_PAUSED) | Q(
         status__in=FINISHED, last_active_at__lt=fleet.ago(GRACE_MINUTES)

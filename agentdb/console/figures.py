@@ -1,4 +1,4 @@
-"""How much there is of everything, and what happened lately, each in a time that does not grow with the rows."""
+"""Totals and recent activity, each in a time that does not grow with the number of rows."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from agentdb.interface import SandboxState, SessionStatus
 from agentdb.models import Sandbox, Session
 from agentdb.querysets import LIVE
 
-WINDOW = 10_000  # rows that are counted one by one
+WINDOW = 10_000  # rows counted at most
 COUNT_SECONDS = 0.5
 EXACT_UP_TO = 200_000
-NEWEST = 10_000  # sessions from which tenants are counted
+NEWEST = 10_000  # the newest sessions, from which tenants are counted
 TOP = 8
 _BY_STATUS = "SELECT status, COUNT(*) FROM {rows} GROUP BY 1"
 
@@ -34,7 +34,7 @@ class Figure:
     """A number of rows: counted, estimated, or counted up to a limit."""
 
     rows: int
-    how: str = ""  # for an estimate: from what, how old
+    how: str = ""  # the source of an estimate, and its age
     at_least: bool = False
 
     @property
@@ -88,7 +88,7 @@ def estimated_rows(connection: BaseDatabaseWrapper, table: str) -> Figure | None
 def by_value(
     connection: BaseDatabaseWrapper, table: str, column: str, known: Sequence[str]
 ) -> dict[str, Figure]:
-    """How many rows have each value of an indexed column; values that only newer servers know come last."""
+    """Return how many rows have each value of an indexed column; values of newer servers come last."""
     whole = estimated_rows(connection, table)
     if whole is None or whole.rows <= EXACT_UP_TO:
         # All values, not the known ones: a newer server may write others.
@@ -142,7 +142,7 @@ def _shares(
 def _shares_of_a_histogram(
     connection: BaseDatabaseWrapper, table: str, column: str
 ) -> dict[str, float]:
-    """How much of a table on CockroachDB each frequent value has."""
+    """Return the share of each frequent value of a table on CockroachDB."""
     with connection.cursor() as cursor:
         cursor.execute(
             f"SELECT histogram_id, row_count FROM [SHOW STATISTICS FOR TABLE {table}] "
@@ -155,7 +155,7 @@ def _shares_of_a_histogram(
         cursor.execute(
             f"SELECT upper_bound, equal_rows FROM [SHOW HISTOGRAM {newest[0]}]"
         )
-        # The values are literals, of which those of statuses and states need no escape.
+        # The values are SQL literals; statuses and states need no unescaping.
         return {value.strip("'"): rows / newest[1] for value, rows in cursor.fetchall()}
 
 
@@ -193,7 +193,7 @@ def select_from(
 
 
 def runner_statuses(alias: str, runner_id: str) -> dict[str, Figure]:
-    """How many of the runner's newest sessions have each status."""
+    """Return how many of the runner's newest sessions have each status."""
     most = 5 * WINDOW
     newest = Session.objects.using(alias).of_runner(runner_id).newest_first()
     rows = select_from(newest.values("status")[:most], f"{_BY_STATUS} ORDER BY 1")
@@ -203,7 +203,7 @@ def runner_statuses(alias: str, runner_id: str) -> dict[str, Figure]:
 
 
 def _counted_quickly(connection: BaseDatabaseWrapper, query: str) -> list[Any] | None:
-    """What the query counts, or None if that takes too long."""
+    """Return the count, or None if it takes too long."""
     try:
         with question(connection, COUNT_SECONDS), connection.cursor() as cursor:
             cursor.execute(query)
@@ -215,9 +215,9 @@ def _counted_quickly(connection: BaseDatabaseWrapper, query: str) -> list[Any] |
 
 
 def activity(connection: BaseDatabaseWrapper, hours: int, **of: str) -> list[Hour]:
-    """Sessions opened, and of these failed, for each hour; the last hour is the running one.
+    """Return how many sessions were opened, and how many of these failed, in each hour up to the current one.
 
-    ``of`` narrows it to a ``runner_id`` or ``tenant_id``, each of which an index finds in the order of time.
+    ``of`` narrows it to a ``runner_id`` or ``tenant_id``; an index has each in the order of time.
     """
     now = timezone.now().replace(minute=0, second=0, microsecond=0)
     first = now - timedelta(hours=hours - 1)
@@ -254,7 +254,7 @@ def _hour(value: Any) -> datetime:
         try:
             return datetime.fromisoformat(f"{value}:00").replace(tzinfo=UTC)
         except ValueError:
-            return datetime.max.replace(tzinfo=UTC)  # no hour of the chart
+            return datetime.max.replace(tzinfo=UTC)  # outside the chart
     return (
         datetime.fromtimestamp(0, UTC) + timedelta(hours=int(value))
         if value < 70_000_000
@@ -276,7 +276,7 @@ class Tenant:
 
 
 def capped(rows: int, cap: int | None = None) -> Figure:
-    """The figure for rows of which at most ``cap`` and one more were counted."""
+    """Return the figure for a count that stopped at one more than ``cap``."""
     most = WINDOW if cap is None else cap
     return Figure(min(rows, most), at_least=rows > most)
 
@@ -286,7 +286,7 @@ def capped_count(rows: QuerySet[Any], cap: int = WINDOW) -> Figure:
 
 
 def amount(alias: str, model: type[Model], tenant_id: str) -> Figure:
-    """How many rows of the model the tenant has."""
+    """Return how many rows of the model the tenant has."""
     return capped_count(model._default_manager.using(alias).filter(tenant_id=tenant_id))
 
 
@@ -298,7 +298,7 @@ def distinct_values(
     at_least: str = "",
     limit: int,
 ) -> list[str]:
-    """The first distinct values of an indexed text column, by one index probe each."""
+    """Return the first distinct values of an indexed text column, with one index probe each."""
     table, name = model._meta.db_table, connection.ops.quote_name(column)
     with connection.cursor() as cursor:
         cursor.execute(
@@ -313,7 +313,7 @@ def distinct_values(
 
 
 def tenant_sessions_by_status(alias: str, tenant_id: str) -> dict[str, Figure]:
-    """The statuses of the tenant's newest ``NEWEST`` sessions; no index has all of them by tenant and status."""
+    """Count the statuses of the tenant's newest ``NEWEST`` sessions, because no index has tenant and status."""
     newest = Session.objects.using(alias).of_tenant(tenant_id).newest_first()
     rows = select_from(
         newest.values("status")[:NEWEST], f"{_BY_STATUS} ORDER BY 2 DESC"
@@ -323,7 +323,7 @@ def tenant_sessions_by_status(alias: str, tenant_id: str) -> dict[str, Figure]:
 
 
 def top_tenants(alias: str) -> list[Tenant]:
-    """The tenants with the most sessions among the newest ``NEWEST``."""
+    """Return the tenants with the most sessions among the newest ``NEWEST``."""
     newest = Session.objects.using(alias).newest_first()
     rows = select_from(
         newest.values("tenant_id", "status", "created_at")[:NEWEST],

@@ -1,4 +1,4 @@
-"""From, to, group by: sessions and sandboxes counted by what they have in common, and what changed lately."""
+"""Sessions and sandboxes counted by group in a time span, and the latest changes."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ from agentdb.querysets import LIVE
 
 MOST_GROUPS = 100
 MOST_CHANGES = 100
-SAMPLE = 20_000  # sessions, the newest, among which those that changed are looked for
+SAMPLE = 20_000  # the newest sessions, among which changed ones are searched
 
 _UNITS = {"s": 1, "m": 60, "min": 60, "h": 3_600, "d": 86_400}
 _AGE = re.compile(r"(\d{1,6})\s*(s|m|min|h|d)")
 
 
 def moment(text: str, now: datetime) -> datetime:
-    """The instant in UTC that somebody means by '10m' or '2d' (ago), '14:00', '2026-03-14 14:00' or 'yesterday'.
+    """Parse '10m' or '2d' (ago), '14:00', '2026-03-14 14:00' or 'yesterday' as an instant in UTC.
 
-    Raises ``ValueError`` with a sentence for what means nothing.
+    Raises ``ValueError`` with a sentence for anything else.
     """
     text = text.strip().lower()
     midnight = datetime.combine(now.astimezone(UTC), time(), UTC)
@@ -50,9 +50,8 @@ def moment(text: str, now: datetime) -> datetime:
             return now - timedelta(seconds=int(age[1]) * _UNITS[age[2]])
         if ":" in text and "-" not in text:
             at = datetime.combine(midnight, time.fromisoformat(text), UTC)
-            return (
-                at if at <= now else at - timedelta(days=1)
-            )  # 23:00 at one o'clock is that of yesterday
+            # At one o'clock, 23:00 means yesterday's.
+            return at if at <= now else at - timedelta(days=1)
         at = datetime.fromisoformat(text)
     except (ValueError, OverflowError):
         known = gettext(
@@ -65,7 +64,7 @@ def moment(text: str, now: datetime) -> datetime:
 
 
 class _Begin(Func):
-    """The first characters of an instant in UTC: 13 are its hour, 10 its day."""
+    """The first characters of an instant in UTC: 13 for the hour, 10 for the day."""
 
     template = "substr(CAST(%(expressions)s AT TIME ZONE 'UTC' AS text), 1, %(length)s)"
     output_field = TextField()
@@ -81,7 +80,7 @@ class _Begin(Func):
 
 @dataclass(frozen=True, slots=True)
 class Grouped:
-    """One group: its value (None for NULL), its rows, and of sessions how many are live and how many failed."""
+    """One group: its value (None for NULL), its rows, and for sessions how many are live and how many failed."""
 
     value: str | None
     rows: int
@@ -103,7 +102,7 @@ class Grouped:
 
 @dataclass(frozen=True, slots=True)
 class Grouping:
-    """A question: which rows of a table, and by what."""
+    """Which rows of a table to count, and by which column."""
 
     model: type[Model]
     by: str
@@ -113,12 +112,12 @@ class Grouping:
 
     @property
     def at(self) -> str:
-        """The column that 'from' and 'to' mean, which an index orders."""
+        """The indexed column to which 'from' and 'to' apply."""
         return "created_at" if self.model is Session else "last_used_at"
 
     @classmethod
     def of(cls, model: type[Model], asked: Mapping[str, str], now: datetime) -> Self:
-        """What a query string asks. Raises ``ValueError`` with a sentence for what means nothing."""
+        """What a query string asks. Raises ``ValueError`` with a sentence for anything else."""
         by = asked["by"]
         if by not in BY[model]:
             raise ValueError(gettext("%r is not a column to group by.") % by)
@@ -146,7 +145,7 @@ class Grouping:
         return found
 
     def ask(self, alias: str) -> list[Grouped]:
-        """The largest groups first; hours and days from the latest on."""
+        """Return the groups, the largest first; hours and days latest first."""
         counts = {"n": Count("pk")}
         if self.model is Session:
             counts["live"] = Count("pk", filter=Q(status__in=LIVE))
@@ -192,7 +191,7 @@ def _value(by: str, at: str, alias: str) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A row that was written lately, when, and what is known to have happened."""
+    """A recently written row, when it was written, and what is known to have happened."""
 
     at: datetime
     what: str
@@ -209,7 +208,7 @@ _WRITTEN: tuple[tuple[type[Model], str, Any], ...] = (
 
 
 def changes(alias: str, since: datetime) -> list[Change]:
-    """What was written since, the latest first, across the tables. Sessions are looked for among the newest."""
+    """Return what was written since, the latest first, across the tables. Only the newest sessions are searched."""
     newest = Session.objects.using(alias).newest_first().values("pk")[:SAMPLE]
     found = []
     for model, at, what in _WRITTEN:

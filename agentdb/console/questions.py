@@ -1,4 +1,4 @@
-"""Questions to a database: each has a limit in time there, harms no other, and without an answer says why."""
+"""Queries of the console: each has a time limit in the database, cannot break others, and explains its failure."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from agentdb.schema.inspection import check_sqlite_file, sqlite_path
 
 logger = logging.getLogger("agentdb.console")
 
-SECONDS = 2.0  # for one question
-PAGE_SECONDS = 5.0  # for all questions of a page
+SECONDS = 2.0  # for one query
+PAGE_SECONDS = 5.0  # for all queries of a page
 LOCK_SECONDS = 3.0
 
 DATABASE_ERRORS: tuple[type[Exception], ...] = (
@@ -35,7 +35,7 @@ DATABASE_ERRORS: tuple[type[Exception], ...] = (
     AgentDbError,
     sqlite3.Error,
 )
-# What a stored value that Python cannot hold becomes on its way into a page.
+# What reading a value that Python cannot represent raises.
 VALUE_ERRORS: tuple[type[Exception], ...] = (
     ValueError,
     OverflowError,
@@ -49,7 +49,7 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Why something is not known: a sentence, the command to run next, and what the database said."""
+    """Why a value is missing: a sentence, the command to run next, and the database's message."""
 
     sentence: str
     command: str = ""
@@ -63,14 +63,14 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Answer(Generic[Value]):
-    """A value, or the problem that kept it from being known."""
+    """A value, or the problem that prevented it."""
 
     value: Value | None
     problem: Problem | None = None
 
 
 class Unanswered(Exception):
-    """The database, or a value in it, raised ``cause``. The explanation is looked for once somebody reads it."""
+    """The database, or a value in it, raised ``cause``. The explanation is computed when it is first read."""
 
     def __init__(self, connection: BaseDatabaseWrapper, cause: Exception) -> None:
         super().__init__(str(cause))
@@ -83,17 +83,17 @@ class Unanswered(Exception):
 
     @property
     def is_unreadable(self) -> bool:
-        """Whether a stored value was read that Python cannot hold."""
+        """Return whether Python could not represent a stored value."""
         return _is_unreadable(self.cause)
 
     @property
     def is_mismatch(self) -> bool:
-        """Whether a table or a column is not there, or not as it should be."""
+        """Return whether a table or column is missing or differs from the models."""
         return classify(self.cause) is Fault.MISMATCH
 
     @property
     def is_cut_off(self) -> bool:
-        """Whether its time was up."""
+        """Return whether the query ran into its time limit."""
         return classify(self.cause) is Fault.CUT_OFF
 
 
@@ -101,11 +101,11 @@ class Unanswered(Exception):
 def question(
     connection: BaseDatabaseWrapper, seconds: float | None = None
 ) -> Iterator[None]:
-    """Ask within the time, counted by the database itself, and undo alone what fails in an open transaction.
+    """Run queries within a time limit that the database enforces; a failure rolls back only these.
 
-    A lock is waited for half as long, and at most ``LOCK_SECONDS``. Questions nest: the shorter limit holds. Without
-    ``seconds`` the limit of the question around it holds, or ``SECONDS``. Raises ``Unanswered`` for what a database
-    or a stored value can cause.
+    Waits for a lock half as long, and at most ``LOCK_SECONDS``. Nested calls use the shorter limit. Without
+    ``seconds`` the limit of the outer call holds, or ``SECONDS``. Raises ``Unanswered`` for any error that the
+    database or a stored value causes.
     """
     try:
         with _limit(connection, seconds), _savepoint(connection):
@@ -120,7 +120,7 @@ def ask(
     problems: list[Problem] | None = None,
     seconds: float | None = None,
 ) -> Answer[Value]:
-    """The answer within the time, or why there is none, which is added to the ``problems`` too."""
+    """Return the answer, or why there is none, which is also appended to ``problems``."""
     try:
         with question(connection, seconds):
             return Answer(asked())
@@ -134,7 +134,7 @@ def ask(
 
 
 class Budget:
-    """The time that all questions of a page share, so that a locked table is not waited for a dozen times.
+    """The time that all queries of a page share, so that a page does not wait a dozen times for one locked table.
 
     A server that cannot be reached is tried once.
     """
@@ -167,7 +167,7 @@ class Budget:
             return Answer(
                 None,
                 Problem(
-                    gettext("The page's time was up before this was asked."),
+                    gettext("The page's time was up before this query."),
                     "agentdb health",
                 ),
             )
@@ -176,7 +176,7 @@ class Budget:
 
 # -- limits
 
-# By alias, the limit that holds: on SQLite when the time is up, on a server the seconds of each statement. A question
+# The current limit by alias: on SQLite the moment of its end, on a server the seconds of each statement. A question
 # inside another may shorten it but not extend it, and a thread or a task has its own.
 _limits: ContextVar[Mapping[str, float]] = ContextVar(
     "agentdb_limits", default=MappingProxyType({})
@@ -247,7 +247,7 @@ def _server_limit(
         yield
     finally:
         if connection.connection is not None:
-            # It fails in a failed transaction, whose end takes the limits back, and on a connection that is lost.
+            # This fails in a failed transaction, whose end resets the limits, and on a lost connection.
             with suppress(DjangoDatabaseError):
                 _set(connection, names, before)
 
@@ -259,12 +259,12 @@ def _lock_seconds(seconds: float) -> float:
 def _set(
     connection: BaseDatabaseWrapper, names: Sequence[str], values: Sequence[str]
 ) -> list[str]:
-    """Set the settings, and return what they were, in one round trip."""
+    """Set the settings and return their previous values, in one round trip."""
     wanted = list(zip(names, values, strict=False))
     olds = ", ".join(f"current_setting('{name}')" for name, _ in wanted)
     news = ", ".join(f"set_config('{name}', %s, false)" for name, _ in wanted)
     with connection.cursor() as cursor:
-        # The subquery is evaluated before the settings change.
+        # PostgreSQL evaluates the subquery before it changes the settings.
         cursor.execute(
             f"SELECT o.*, {news} FROM (SELECT {olds} OFFSET 0) AS o",
             [value for _, value in wanted],
@@ -284,7 +284,7 @@ def _savepoint(connection: BaseDatabaseWrapper) -> Any:
 
 
 def explain(connection: BaseDatabaseWrapper, error: Exception) -> Problem:
-    """The sentence and the next command for an error that reading the database raised. It holds no password."""
+    """Return the sentence and the next command for an error of a query, without a password."""
     if isinstance(error, AgentDbError):
         return Problem(str(error))
     said = " ".join(str(error).split())
@@ -294,7 +294,7 @@ def explain(connection: BaseDatabaseWrapper, error: Exception) -> Problem:
     fault = classify(error)
     if fault is Fault.CUT_OFF:
         sentence = gettext(
-            "%(place)s did not answer in time, and the question was cut off."
+            "%(place)s did not answer in time, and the query was stopped."
         )
         return Problem(sentence % place, "agentdb health", said)
     if fault is Fault.MISMATCH:
@@ -318,14 +318,14 @@ def explain(connection: BaseDatabaseWrapper, error: Exception) -> Problem:
 
 
 def unreadable_row(connection: BaseDatabaseWrapper) -> str:
-    """A sentence that names one row with a time or text that Python cannot hold, or an empty text."""
+    """Return a sentence that names one row with a time or text that Python cannot represent, or ''."""
     with suppress(Unanswered), question(connection):
         return next(iter(unreadable_rows(connection, limit=1, thorough=True)), "")
     return ""
 
 
 def unusable_file(connection: BaseDatabaseWrapper) -> Problem | None:
-    """What is wrong with a SQLite file, to be asked before connecting, which would make one at a misspelt path."""
+    """Return what is wrong with a SQLite file. Call it before connecting, which would create a missing file."""
     path = sqlite_path(connection)
     if path is None or connection.in_atomic_block:
         return None

@@ -313,7 +313,7 @@ def test_a_locked_table_is_not_waited_for_by_each_question_of_the_overview(
 
     assert page.status == 200
     assert "in use by a transaction that does not end" in page.text
-    assert "The page's time was up before this was asked." in page.text
+    assert "The page's time was up before this query." in page.text
     assert took < 4  # a dozen questions that each wait half a second take longer
     assert "The page's time was up" not in site.get("").text
 

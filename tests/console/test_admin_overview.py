@@ -469,7 +469,7 @@ def test_question_is_cut_off_in_the_database_and_its_limits_are_taken_back(site:
     assert time.monotonic() - began < 5
     assert answer.problem is not None
     assert answer.problem.sentence.endswith(
-        "did not answer in time, and the question was cut off."
+        "did not answer in time, and the query was stopped."
     )
     with connection.cursor() as cursor:
         cursor.execute(

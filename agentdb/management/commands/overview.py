@@ -72,7 +72,7 @@ class Command(DatabaseCommand):
             detail = f" ({found.detail})" if found.detail else ""
             yield style(f"{found.shown:>8}  {found.sentence}{detail}")
         for titles, problem in unanswered(report.unknown):
-            line = f"       ?  not looked at: {', '.join(titles)}. {problem}"
+            line = f"       ?  not checked: {', '.join(titles)}. {problem}"
             yield self.style.WARNING(line)
 
 

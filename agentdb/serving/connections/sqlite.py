@@ -186,9 +186,8 @@ class SqliteEngine(Engine):
             raise DatabaseUnavailableError(self.is_missing())
         now = Place.of(self.name)
         if now.file != known.file and known.log is not None and now.log == known.log:
-            raise DatabaseUnavailableError(
-                self.is_another()
-            )  # SQLite would write the log's pages into it
+            # SQLite would write the log's pages into it.
+            raise DatabaseUnavailableError(self.is_another())
 
     def is_missing(self) -> str:
         return (
