@@ -43,6 +43,7 @@ NAMED = 10  # rows named in a question; the others are counted
 MOST_LISTED = 1_000  # rows that a result names
 # Bytes of a form field for later steps and "Undo", below Django's limit for a whole request.
 LONGEST_LINES = 1_500_000
+TOO_LONG = "too long"  # in their place, so that the last page knows that it has not all of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -387,6 +388,8 @@ def _result(action: Action, asked: Asked, work: Work, reached: str) -> HttpRespo
     name = name_of(work.model_admin.model, count)
     ids = request.POST.getlist(helpers.ACTION_CHECKBOX_NAME)
     lines = _all_lines(action, asked, work)
+    folders = _folders(lines) if action is DELETE_SANDBOX else []
+    rows = [(row_url(site, row), row.pk) for row in work.rows[:MOST_LISTED]]
     return page(
         work.model_admin,
         request,
@@ -394,7 +397,8 @@ def _result(action: Action, asked: Asked, work: Work, reached: str) -> HttpRespo
         title=str(action.done) % f"{count:,} {name}",
         **_form(request, action, asked),
         error=work.error,
-        rows=[(row_url(site, row), row.pk) for row in work.rows[:MOST_LISTED]],
+        rows=rows,
+        more=count - len(folders or rows),
         skipped=[
             (len(ids), why, ", ".join(ids[:3]), len(ids) - 3)
             for why, ids in work.skipped.items()
@@ -405,7 +409,8 @@ def _result(action: Action, asked: Asked, work: Work, reached: str) -> HttpRespo
         tried=count + skipped,
         ids=ids[:1] if asked.is_all else ids,
         lines=lines,
-        folders=_folders(lines) if action is DELETE_SANDBOX else [],
+        folders=folders,
+        is_too_long=lines == TOO_LONG,
         undo_url=page_url(site, "undo") if action is PAUSE and lines else "",
     )
 
@@ -413,10 +418,11 @@ def _result(action: Action, asked: Asked, work: Work, reached: str) -> HttpRespo
 def _all_lines(action: Action, asked: Asked, work: Work) -> str:
     """What the rows of all steps were, as the audit log has it: a pause is undone by it, and it names folders."""
     lines = asked.lines
-    if action in (PAUSE, DELETE_SANDBOX) and work.before:
-        line = json.dumps({"action": action.verb, "before": work.before})
-        lines = f"{lines}\n{line}".strip()
-    return lines if len(lines) <= LONGEST_LINES else ""
+    if lines == TOO_LONG or action not in (PAUSE, DELETE_SANDBOX) or not work.before:
+        return lines
+    line = json.dumps({"action": action.verb, "before": work.before})
+    lines = f"{lines}\n{line}".strip()
+    return lines if len(lines) <= LONGEST_LINES else TOO_LONG
 
 
 # -- lines of the audit log: what rows were before

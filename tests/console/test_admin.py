@@ -1124,6 +1124,35 @@ def test_the_folders_of_all_steps_are_named_at_the_end(
     assert [f"b{n:04} /work/{n}" in page.text for n in range(20)] == [True] * 20
 
 
+@pytest.mark.parametrize("longest", [0, 250])
+def test_a_result_says_that_it_names_not_all_rows_of_so_many(
+    site: Site, monkeypatch: pytest.MonkeyPatch, longest: int
+):
+    monkeypatch.setattr("agentdb.admin.actions.BATCH", 7)
+    monkeypatch.setattr("agentdb.admin.actions.STEP_SECONDS", -1)
+    monkeypatch.setattr("agentdb.admin.actions.LONGEST_LINES", longest)
+    fill(site.alias, 20)
+    operator(site)
+
+    def run(path: str, action: str, id: str) -> Page:
+        page = site.act(path, action, [id], index="0", select_across="1", sure="1")
+        page = site.post(path, **fields(page), sure="1")
+        while "data-send-on" in page.html:
+            page = site.post(path, **fields(page))
+        return page
+
+    paused = run("agentdb/session/", "pause_sessions", "s0000")
+    deleted = run("agentdb/sandbox/", "delete_sandboxes", "b0000")
+
+    # A part of them must not look like all of them.
+    assert "Undo" not in paused.text
+    assert "These are too many to be undone from here." in paused.text
+    assert paused.link("Paste the lines of the audit log").endswith("/session/undo/")
+    assert "The audit log names each workspace folder." in deleted.text
+    assert "/work/1" not in deleted.text
+    assert "and 14 more; the audit log names all" in deleted.text
+
+
 def test_rows_that_came_after_the_question_are_not_acted_on(site: Site):
     fill(site.alias, 4)
     operator(site)
