@@ -1,4 +1,4 @@
-"""Bring a live table to exactly what a model says, whatever old shape it is in, and keep what is not ours.
+"""Changes a live table of any old shape to exactly the model's, and keeps what is not ours.
 
 The schema editor's own methods start from the model a table was made from. These start from the table.
 """
@@ -33,7 +33,7 @@ from agentdb.schema.sqltext import quote_name
 
 
 class LegacyUnique(models.UniqueConstraint):
-    """A unique constraint as the old server made it: on PostgreSQL a unique index, which has no constraint."""
+    """A unique constraint as the old server made it: on PostgreSQL a unique index without a constraint."""
 
     def constraint_sql(
         self,
@@ -65,7 +65,7 @@ def create_table(
 ) -> None:
     """Create the model's table. Unlike ``create_model``, without text_pattern_ops indexes, which no query uses."""
     sql, params = schema_editor.table_sql(model)
-    # A nullable key, as the old server's on SQLite: PostgreSQL makes it NOT NULL, unless NULL is spelt out.
+    # A nullable key, like the old server's on SQLite: PostgreSQL makes it NOT NULL unless NULL is explicit.
     schema_editor.execute(
         sql.replace("text NULL PRIMARY KEY", "text PRIMARY KEY"), params or None
     )
@@ -79,7 +79,7 @@ def conform_table(
     sources: Mapping[str, str],
     progress: Progress = lambda sql: None,
 ) -> None:
-    """Change the live table into the model's; additional columns, indexes, triggers and views stay.
+    """Change the live table to the model's; additional columns, indexes, triggers and views stay.
 
     ``sources`` gives, for columns that are new or converted, an SQL expression over the old row. The caller holds the
     transaction. On CockroachDB there is none: each step stays, ``progress`` is told it, and a table that is not there
@@ -96,7 +96,7 @@ def conform_table(
         else:
             _conform_on_postgresql(connection, model, sources)
     except DatabaseError as error:
-        # Not what will pass: a lock, a full disk, a lost connection.
+        # Not for transient errors: a lock, a full disk, a lost connection.
         if isinstance(error, OperationalError) and classify(error) not in (
             Fault.OTHER,
             Fault.MISMATCH,
@@ -151,7 +151,7 @@ class _PostgreSql:
                 for column in expressions
             ]
             yield f"{step.alter} {', '.join(dropped)}"
-            # All in one statement, so that the table is rewritten once. An UPDATE would fire the user's triggers.
+            # A single statement, so that the table is rewritten once. An UPDATE would fire the operator's triggers.
             conversions = [
                 f"ALTER COLUMN {quote_name(column.name)} TYPE {column.type} USING ({expressions[column.name]})"
                 for column in step.wanted.columns
@@ -176,7 +176,7 @@ class _PostgreSql:
 def _without_dependents(
     connection: BaseDatabaseWrapper, table: str, columns: Collection[str]
 ) -> Iterator[None]:
-    """What stands on the columns is away, and afterwards it is as it was. ``SchemaMismatchError`` if that cannot be."""
+    """Drop what depends on the columns, and recreate it after the body; raise ``SchemaMismatchError`` if impossible."""
     # PostgreSQL changes no type under a view, a rule, a policy or a trigger's columns. They are dropped and recreated
     # in the transaction that converts, so nobody ever sees them missing.
     query = partial(rows, connection)

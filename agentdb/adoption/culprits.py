@@ -1,4 +1,4 @@
-"""Which index, constraint or statistics of the operator's keeps PostgreSQL from changing a column's type.
+"""Finds the operator's index, constraint or statistics that prevents PostgreSQL from changing a column's type.
 
 The server rebuilds them itself and does not say which one failed. They are tried one by one on temporary tables.
 """
@@ -40,7 +40,7 @@ def naming_culprits(
     """Name what made the block fail: ``SchemaMismatchError``. ``changing`` has every table, with the final
     types of its changing columns.
 
-    The block is undone before anything is tried.
+    The block is rolled back first.
     """
     try:
         with transaction.atomic(using=connection.alias):
@@ -78,7 +78,7 @@ def _culprit(
     try:
         with transaction.atomic(using=connection.alias):
             definitions = _definitions(query, column_numbers(query, changing))
-            # There every name hides the real one.
+            # There every name shadows the real one.
             execute(
                 f"SET LOCAL search_path = {', '.join(map(quote_name, ['pg_temp', *schemas]))}"
             )
@@ -95,7 +95,7 @@ def _culprit(
     except SchemaMismatchError as error:
         return str(error)
     except DatabaseError:
-        pass  # the reason that is known has to do
+        pass  # report the known reason
     return None
 
 
@@ -118,7 +118,7 @@ _INDEXES = """
 """
 
 
-# Those of plain columns read no value.
+# Plain columns compute nothing from a value.
 _STATISTICS = """
     SELECT stxname, stxrelid::regclass::text, pg_get_statisticsobjdef(oid) FROM pg_statistic_ext
     WHERE stxrelid = ANY(%s::oid[]) AND stxexprs IS NOT NULL ORDER BY stxname
@@ -128,7 +128,7 @@ _STATISTICS = """
 def _definitions(
     query: Query, columns: Mapping[int, Collection[int]]
 ) -> list[_Definition]:
-    """The indexes, constraints and statistics that read a column whose type changes."""
+    """Return the indexes, constraints and statistics that read a column whose type changes."""
     oids = list(columns)
     found = [
         _Definition(f"Index {name!r} of table {table!r}", table, sql)

@@ -34,13 +34,13 @@ class _Grant:
 @dataclass(frozen=True, slots=True)
 class _View:
     name: str  # as SQL spells it
-    owner: str | None  # None: the role that makes it
+    owner: str | None  # None: the role that creates it
     grants: frozenset[_Grant]
 
 
 @dataclass(frozen=True, slots=True)
 class Dependent:
-    """A view, rule, trigger or policy, in statements."""
+    """A view, rule, trigger or policy, as statements."""
 
     title: str  # View 'own'
     drop: str
@@ -177,7 +177,7 @@ _SCHEMAS = """
     ORDER BY 1, 2
 """
 
-# Columns that hold whole rows of a table, also inside of arrays, domains and other composite types.
+# Columns that store whole rows of a table, also inside arrays, domains and other composite types.
 _ROW_TYPES = """
     WITH RECURSIVE types(oid, name) AS (
         SELECT reltype, relname FROM pg_class WHERE oid = ANY(%s::oid[])
@@ -214,7 +214,7 @@ _KINDS = """
 def column_numbers(
     query: Query, columns: Mapping[str, Collection[str]]
 ) -> dict[int, list[int]]:
-    """Those columns as the catalog numbers them, by the oid of their table in the current schema."""
+    """Return the columns' numbers in the catalog, by the oid of their table in the current schema."""
     numbers: dict[int, list[int]] = {}
     for oid, table, number, column in query(
         "SELECT c.oid, c.relname, a.attnum, a.attname FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid"
@@ -228,7 +228,7 @@ def column_numbers(
 
 
 def table_obstacles(query: Query, tables: Collection[int]) -> list[str]:
-    """What about the tables themselves keeps their columns from being changed, a sentence each."""
+    """Return a sentence for each property of a table that prevents changing its columns."""
     oids = list(tables)
     return [message for (message,) in query(_KINDS, [oids] * 4)]
 
@@ -236,7 +236,7 @@ def table_obstacles(query: Query, tables: Collection[int]) -> list[str]:
 def read_dependents(
     query: Query, columns: Mapping[int, Collection[int]], *, server_version: int
 ) -> Dependents:
-    """What stands on the columns, which are given by the oid of their table and their numbers."""
+    """Return the dependents of the columns, given by the oid of their table and their numbers."""
     pairs = [(oid, number) for oid, numbers in columns.items() for number in numbers]
     if not pairs:
         return Dependents()
@@ -311,7 +311,7 @@ def recreate(query: Query, run: Run, dependents: Dependents) -> None:
 
 @contextmanager
 def _naming(dependent: Dependent) -> Iterator[None]:
-    """Say of which dependent an error of the server is."""
+    """Name the dependent in the server's error."""
     try:
         yield
     except OperationalError:
@@ -376,7 +376,7 @@ def _attached(
     enabled: str,
     comment: str | None,
 ) -> Dependent:
-    """A rule or a trigger."""
+    """Return a rule or trigger."""
     statements = [sql]
     if enabled in _STATES:
         statements.append(
@@ -422,7 +422,7 @@ def _policy(
 
 
 def _grants(query: Query, name: str) -> set[_Grant]:
-    """All rights on the view and its columns; what an empty list of rights stands for included."""
+    """Return all rights on the view and its columns, also those that an empty list implies."""
     return {
         _Grant(*row)
         for row in query(
@@ -438,7 +438,7 @@ def _grants(query: Query, name: str) -> set[_Grant]:
 
 
 def _restore_grants(query: Query, run: Run, view: _View) -> None:
-    """Give the view the rights it had: ALTER DEFAULT PRIVILEGES has given the new one others."""
+    """Restore the view's rights: ALTER DEFAULT PRIVILEGES may have given the new one others."""
     given = _grants(query, view.name)
     if given == view.grants:
         return
@@ -470,10 +470,11 @@ def _in_order(grants: Collection[_Grant], owner: str) -> Iterator[_Grant]:
     }
 
     def is_ready(grant: _Grant) -> bool:
+        # A right on the whole view is one on each column.
         columns = {
             None,
             grant.column,
-        }  # a right on the whole view is one on each column
+        }
         return any(
             (grant.grantor, grant.privilege, column) in may_grant for column in columns
         )

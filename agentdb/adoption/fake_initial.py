@@ -1,4 +1,4 @@
-"""Whether ``migrate --fake-initial`` may record ``0001_initial``: Django itself only compares the names of tables."""
+"""Decides whether ``migrate --fake-initial`` may record ``0001_initial``; Django compares only table names."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from agentdb.schema.migration_record import migration_names, recorded_migrations
 def refuse_unadopted(connection: BaseDatabaseWrapper, *, fake_initial: bool) -> None:
     """Raise ``SchemaMismatchError`` if the old server's tables are in the way of the first migration. Reads only.
 
-    With ``fake_initial``, tables that 0002_native_timestamps can bring to their final shape as they are, every row of
-    them included, are not in the way.
+    With ``fake_initial``, tables are accepted if 0002_native_timestamps can bring them, every row included, to their
+    final shape.
     """
     if recorded_migrations(connection):
-        return  # what a migration finds then is that migration's to check
+        return  # later migrations check for themselves
     shape = recognise(connection)
     if not shape.tables:
         if shape.problems:
@@ -68,7 +68,7 @@ _IN_THE_WAY = frozenset(
 
 
 def _obstacles(connection: BaseDatabaseWrapper, shape: Shape) -> list[str]:
-    """What keeps the tables from being the multi-tenant ones, a sentence each."""
+    """Return a sentence for each difference from the multi-tenant tables."""
     if (
         shape.kind not in (Kind.MULTI_TENANT, Kind.LATER)
         and shape.level in migration_names()[1:]

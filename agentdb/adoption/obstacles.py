@@ -83,7 +83,7 @@ class UnusableValues:
 
 
 class UnusableValuesError(SchemaMismatchError):
-    """Rows that cannot be converted; nothing was changed. ``values`` holds the total and the first of them."""
+    """Rows that cannot be converted; nothing was changed. ``values`` has the total and the first of them."""
 
     def __init__(self, values: UnusableValues) -> None:
         self.values = values
@@ -104,7 +104,7 @@ def first_line(error: BaseException) -> str:
 
 
 def unusable_reason(kind: str, value: object) -> str | None:
-    """Why a value cannot be converted, as the end of a sentence that begins with it; None if it can."""
+    """Return why a value cannot be converted, as the end of a sentence about it; None if it can."""
     if isinstance(value, NotUtf8):
         return "is not valid UTF-8"
     if value is None:
@@ -123,7 +123,7 @@ def unusable_reason(kind: str, value: object) -> str | None:
 
 
 def too_wide(value: int) -> str | None:
-    """Why a number cannot be a server's integer, as ``unusable_reason`` says it; SQLite's hold 64 bits."""
+    """Return why a number does not fit into a server's integer; SQLite's have 64 bits."""
     return None if -(2**31) <= value < 2**31 else "does not fit into 32 bits"
 
 
@@ -132,7 +132,7 @@ def not_castable(connection: BaseDatabaseWrapper, column: str) -> str:
     no_match = f"\"{column}\" !~ '{POSTGRES_CASTABLE}'"
     if connection.connection.info.server_version < 160000:
         return no_match
-    # What the server wrote comes back letter by letter, which costs a third of matching a pattern.
+    # The server's own format comes back unchanged, which takes a third of the time of a pattern.
     back = f"""to_char("{column}"::timestamptz AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')"""
     return (
         f'CASE WHEN length("{column}") = 24 AND pg_input_is_valid("{column}", \'timestamptz\')'
@@ -146,7 +146,7 @@ def read_instants(
     """Fill ``pg_temp.agentdb_instants`` with the instants of PostgreSQL's rare formats; False if there are none."""
     doubtful = " OR ".join(not_castable(connection, column) for column in columns)
     with connection.cursor() as cursor:
-        # A count is spread over processes, which reading rows one by one is not.
+        # PostgreSQL runs a count in parallel, but not a cursor.
         cursor.execute(
             f'SELECT count(*) FROM "{table}" WHERE {doubtful}'.replace("%", "%%"), []
         )
@@ -164,7 +164,7 @@ def read_instants(
             " RETURN (SELECT instant FROM pg_temp.agentdb_instants WHERE text = value); END $$"
         )
         selected = ", ".join(f'"{column}"' for column in columns)
-        # A cursor on the server, so that memory stays bounded if every row is of this kind.
+        # A server-side cursor keeps memory bounded if every row is of this kind.
         with connection.connection.cursor(name="agentdb_not_castable") as rows:
             rows.execute(f'SELECT {selected} FROM "{table}" WHERE {doubtful}')
             while batch := rows.fetchmany(1000):

@@ -44,8 +44,8 @@ def conform_model_online(
 def _with_indexes_of(latest: Table, table: Table) -> Table:
     """The table with the indexes that later migrations add to it.
 
-    Made with the table, they take no time. Added to it, each is a job over all nodes that takes a second, and a range
-    of its own, which a write to the table then waits for.
+    Created with the table, they take no time. Added later, each is a job over all nodes that takes a second, and gets
+    its own range, for which every write to the table then waits.
     """
     columns = {column.name for column in table.columns}
     indexes = {

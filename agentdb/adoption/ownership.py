@@ -17,7 +17,7 @@ _OWNERS = """
         AND has_schema_privilege(c.relowner, c.relnamespace, 'CREATE')
     FROM pg_class c WHERE c.oid = ANY(%s::text[]::regclass[])
 """
-# What each role but the owner may do; PUBLIC is role 0.
+# The rights of each role except the owner; PUBLIC is role 0.
 _RIGHTS = """
     SELECT CASE x.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(x.grantee)) END,
         array_agg(DISTINCT x.privilege_type)
@@ -30,7 +30,7 @@ _RIGHTS = """
 def hand_over(
     connection: BaseDatabaseWrapper, made: Collection[str], old: Collection[str]
 ) -> None:
-    """Give the tables ``made`` to the owner of the ``old`` ones, if that is one role that this one may act as.
+    """Give the tables ``made`` to the owner of the ``old`` ones, if this role can SET ROLE to it.
 
     Roles with write access to the old tables get the same rights on a new one; roles that can use them at all can also
     read the record of migrations, as ``connect()`` does.

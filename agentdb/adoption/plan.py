@@ -63,7 +63,7 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Findings:
-    """Everything that the decision rests on."""
+    """Everything on which the decision depends."""
 
     engine: str
     place: str  # the file, or database, host and port
@@ -87,13 +87,17 @@ class Findings:
 
 @dataclass(frozen=True)
 class Plan:
-    """What to do, for the machine and for the reader."""
+    """What to do, as data and as sentences."""
 
     actions: tuple[str, ...] = ()
     refusals: tuple[Refusal, ...] = ()
     notes: tuple[str, ...] = ()
-    renames: Mapping[str, str] = field(default_factory=dict)  # name now -> name to have
-    conform: bool = False  # whether the tables change, or their timestamps' spelling
+    renames: Mapping[str, str] = field(
+        default_factory=dict
+    )  # present name -> final name
+    conform: bool = (
+        False  # whether the tables, or the format of their timestamps, change
+    )
 
     @property
     def has_work(self) -> bool:
@@ -104,7 +108,7 @@ def read(
     connection: BaseDatabaseWrapper,
     progress: Progress = lambda table, done, total: None,
 ) -> Findings:
-    """Look at the schema, the record of migrations and every row of the four tables."""
+    """Read the schema, the record of migrations and every row of the four tables."""
     shape = recognise(connection)
     live = read_tables(connection)
     wanted = expected_tables(connection, apps)
@@ -137,7 +141,7 @@ def read(
 
 
 def makes_ids(name: str, table: Table) -> bool:
-    """Whether some of the table's rows may get their id in the adoption."""
+    """Return whether some of the table's rows may get their id in the adoption."""
     column = table.column("id")
     return name == "agents" and (
         column is None or (column.nullable and key_of(table) != ("id",))
@@ -145,7 +149,7 @@ def makes_ids(name: str, table: Table) -> bool:
 
 
 def comparable_columns(name: str, table: Table) -> tuple[str, ...]:
-    """The columns whose every value must be the same before and after."""
+    """Return the columns whose values must be equal before and after."""
     return tuple(
         column.name
         for column in table.columns
@@ -210,7 +214,7 @@ def _obstacles(
     live: Mapping[str, Table],
     wanted: Mapping[str, Table],
 ) -> list[str]:
-    """What in the schema around the tables, or in the role's rights, would make an adoption fail half-way."""
+    """Return what around the tables, or in the role's rights, would make an adoption fail."""
     obstacles = [
         *_keys_to_names(shape, live),
         *_too_unique_keys(shape, wanted),
@@ -238,7 +242,7 @@ def _keys_to_names(shape: Shape, live: Mapping[str, Table]) -> Iterator[str]:
 
 
 def _too_unique_keys(shape: Shape, wanted: Mapping[str, Table]) -> Iterator[str]:
-    """Unique keys that are not ours and could refuse what agentdb writes."""
+    """Return other unique keys, which could refuse what agentdb writes."""
     for name, table in shape.tables.items():
         for key in keys_of(table):
             # A half-built index with the name of one of ours is dropped.
@@ -370,7 +374,7 @@ def _missing_rights(connection: BaseDatabaseWrapper, tables: set[str]) -> list[s
         [list(tables)],
     )
     owners = {owner for _, owner, *_ in found}
-    # With several owners, the owner of one table is of no help with the others.
+    # With several owners, the owner of one table cannot change the others.
     advice = f"Use the role {min(owners)!r}." if len(owners) == 1 else _SEVERAL_OWNERS
     missing = [
         f"The role {role!r} does not own table {table!r}, which {owner!r} owns, and may not change it. {advice}"
@@ -402,7 +406,7 @@ def _missing_rights(connection: BaseDatabaseWrapper, tables: set[str]) -> list[s
 
 
 def decide(findings: Findings, *, backup: bool = True) -> Plan:
-    """Say what to do about what was found, or why nothing can be done. Asks the database nothing."""
+    """Return what to do, or why nothing can be done. Does not query the database."""
     shape, notes = findings.shape, _notes(findings)
     if shape.kind is Kind.EMPTY and not shape.problems:
         return Plan(notes=notes)

@@ -1,7 +1,7 @@
-"""Trying an adoption on a copy of a SQLite schema in memory, without rows, so that ``--check`` knows what would fail.
+"""Tries an adoption on a copy of a SQLite schema in memory, without rows, so that ``--check`` finds what would fail.
 
-What stands in the way of changing a table is known to SQLite, and to no list: functions and collations that only the
-operator's program brings, names that are taken, constraints that contradict each other.
+Only SQLite itself knows everything that prevents a change: functions and collations that only the operator's program
+defines, taken names, contradictory constraints.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def rehearse(
     plan: Plan,
     act: Callable[[BaseDatabaseWrapper], None],
 ) -> tuple[Refusal, ...]:
-    """Call ``act`` on a copy of the schema; return what it fails of."""
+    """Call ``act`` on a copy of the schema; return its error."""
     try:
         with _copy_in_memory(connection) as copy:
             if refusals := _copy_schema(
@@ -39,7 +39,7 @@ def rehearse(
     except DatabaseError as error:
         return (Refusal(explain(first_line(error))),)
     except SchemaMismatchError as error:
-        # A sentence that names a thing of the operator's and what to do with it needs no other around it.
+        # The sentence already names the operator's object and what to do.
         reason = str(error) if str(error).endswith(DROP_FIRST) else explain(str(error))
         return getattr(error, "refusals", None) or (Refusal(reason),)
     return ()
@@ -89,11 +89,12 @@ def _copy_schema(
                         )
                     ),
                 )
-            # What is not ours, and cannot be read here, is left alone.
+            # Skip other objects that cannot be read here.
+    # The table may be missing.
     with (
         suppress(DatabaseError),
         source.cursor() as cursor,
-    ):  # the table may be missing
+    ):
         cursor.execute("SELECT app, name FROM django_migrations")
         for app, name in cursor.fetchall():
             MigrationRecorder(copy).record_applied(app, name)

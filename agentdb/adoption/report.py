@@ -1,4 +1,4 @@
-"""What ``baselinedb`` prints, as text and as JSON."""
+"""The output of ``baselinedb``, as text and as JSON."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _FORMATS = {
 
 
 def describe_findings(findings: Findings) -> list[str]:
-    """What was found, a line each."""
+    """Return the findings as lines."""
     place = f"file {findings.place}" if findings.is_file else findings.place
     size = "" if findings.size is None else f", {_bytes(findings.size)}"
     lines = [
@@ -67,7 +67,7 @@ def _describe_table(findings: Findings, name: str) -> Iterator[str]:
 def describe_plan(
     connection: BaseDatabaseWrapper, findings: Findings, plan: Plan
 ) -> list[str]:
-    """What will be done, as a numbered list; or that there is nothing to do."""
+    """Return the plan as a numbered list, or that there is nothing to do."""
     lines = [f"Note: {note}" for note in plan.notes]
     if plan.refusals:
         return lines
@@ -87,7 +87,7 @@ def describe_plan(
 
 
 def dump_command(connection: BaseDatabaseWrapper) -> str:
-    """The ``pg_dump`` command for the database, without a password."""
+    """Return the ``pg_dump`` command for the database, without a password."""
     settings = connection.settings_dict
     options = settings["OPTIONS"]
     words = ["pg_dump", "--format=custom", f"--file={settings['NAME']}.dump"]
@@ -103,7 +103,7 @@ def dump_command(connection: BaseDatabaseWrapper) -> str:
 
 
 def describe_outcome(outcome: Outcome) -> list[str]:
-    """What was done."""
+    """Return what was done."""
     if not outcome.plan.has_work:
         return [
             "Nothing to do: another process has adopted the database in the meantime."
@@ -119,7 +119,7 @@ def describe_outcome(outcome: Outcome) -> list[str]:
 
 
 def as_json(outcome: Outcome, *, checked: bool = False) -> dict[str, Any]:
-    """The same as a JSON object, which docs/adoption.md describes."""
+    """Return the report as a JSON object, which docs/adoption.md describes."""
     findings, plan = outcome.findings, outcome.plan
     if plan.refusals:
         result = "refused"
@@ -166,7 +166,7 @@ def as_json(outcome: Outcome, *, checked: bool = False) -> dict[str, Any]:
 
 
 def error_as_json(error: Exception) -> dict[str, Any]:
-    """For a database that could not be looked at, or an adoption that was undone."""
+    """Return the report for a database that could not be read, or an adoption that was rolled back."""
     result = "refused" if isinstance(error, AdoptionRefusedError) else "error"
     return {"format": JSON_FORMAT, "result": result, "error": str(error)}
 

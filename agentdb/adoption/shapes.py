@@ -1,7 +1,7 @@
-"""The shapes in which old servers left a database, as data; recognise() says which one it is. Writes nothing.
+"""The shapes of old servers' databases as data; recognise() finds the one of a database. Read-only.
 
-Nothing here goes by the order of statements or by the names of indexes and constraints: they vary with the path that
-led to a database. What counts is which columns there are, what they hold, and which keys they form.
+The order of statements and the names of indexes and constraints do not matter, because they vary with the history of a
+database. Only columns, their types and the keys count.
 """
 
 from __future__ import annotations
@@ -39,14 +39,12 @@ class Kind(StrEnum):
     STUCK = "stuck"  # the state in which the old server's upgrade ends on PostgreSQL
     MULTI_TENANT = "multi-tenant"
     LATER = "later"  # multi-tenant, and tables of a later server
-    ADOPTED = "adopted"  # as one of the migrations leaves it
-    ALTERED = (
-        "altered"  # has native timestamps already, and is as no migration leaves it
-    )
+    ADOPTED = "adopted"  # as a migration leaves it
+    ALTERED = "altered"  # native timestamps, but not as any migration leaves it
     FOREIGN = "foreign"  # not made by the server
 
 
-# Columns that the multi-tenant release added. Every other one of OLD_COLUMNS is in all releases.
+# Columns that the multi-tenant release added. All other OLD_COLUMNS are in every release.
 ADDED_COLUMNS: Mapping[str, frozenset[str]] = {
     "agents": frozenset({"id", "tenant_id"}),
     "sessions": frozenset({"tenant_id"}),
@@ -54,7 +52,7 @@ ADDED_COLUMNS: Mapping[str, frozenset[str]] = {
     "api_keys": frozenset(),
 }
 
-# What old servers' rebuild of a table on SQLite calls the new one until the old one is dropped.
+# The temporary names of new tables when old servers rebuild a table on SQLite.
 REBUILT_AS = {"agents": "agents_new", "sessions": "sessions_new"}
 
 # Prefixes of a column that is being filled, and of the one whose place it took.
@@ -62,7 +60,7 @@ FRESH = "agentdb_new_"
 STALE = "agentdb_old_"
 WORK = (FRESH, STALE)
 
-# Tables that only servers after the multi-tenant release make.
+# Tables of servers after the multi-tenant release.
 LATER_TABLES = frozenset({"messages", "session_events", "__drizzle_migrations"})
 
 _KINDS = {
@@ -90,12 +88,12 @@ class Shape:
     stored_as: Mapping[str, str]  # final name -> name in the database
     others: tuple[str, ...]  # tables that are not ours
     recorded: tuple[str, ...]  # agentdb's migrations in django_migrations
-    level: str | None  # the last migration whose tables these are, or None
-    problems: tuple[str, ...]  # what forbids an adoption, a sentence each
+    level: str | None  # the migration that leaves the tables like this, or None
+    problems: tuple[str, ...]  # obstacles, a sentence each
 
 
 def recognise(connection: BaseDatabaseWrapper) -> Shape:
-    """Say which shape the database has. Reads its schema and its record of migrations, and none of its rows."""
+    """Return the shape of the database, from its schema and its record of migrations."""
     found = read_tables(connection)
     live = {name: without_work(table) for name, table in found.items()}
     recorded = _recorded(connection, live)
@@ -129,7 +127,7 @@ def _problems(
 
 
 def without_work(table: Table) -> Table:
-    """The table without the columns in which a conversion step by step is under way."""
+    """Return the table without the temporary columns of a conversion in steps."""
     return replace(
         table,
         columns=tuple(
@@ -146,7 +144,7 @@ def _ours(
     for name in OLD_COLUMNS:
         stored = name
         if name not in live and vendor == "sqlite" and REBUILT_AS.get(name) in live:
-            # Stopped between dropping the old table and renaming the new one: the rows are all in the new one.
+            # Interrupted between dropping the old table and renaming the new one, which has all rows.
             stored = REBUILT_AS[name]
             if _misses(live[stored], name):
                 continue
@@ -251,7 +249,7 @@ def _record_problems(
 
 @cache
 def state_apps(name: str) -> StateApps:
-    """The models as the migration of that name leaves them."""
+    """Return the models as the named migration leaves them."""
     return MigrationLoader(None).project_state((APP, name)).apps
 
 
@@ -260,7 +258,7 @@ def _level(connection: BaseDatabaseWrapper, live: Mapping[str, Table]) -> str | 
     for name in reversed(migration_names()):
         expected = expected_tables(connection, state_apps(name))
         if not drift(expected, live, names=name != INITIAL):
-            # With an index of a later migration it is not quite this one's, and the later one would fail on it.
+            # With an index of a later migration it does not match this one, and the later one would fail.
             return None if _has_later_index(expected, latest, live) else name
     return None
 
@@ -364,7 +362,7 @@ def _how_far(steps: list[Step], done: list[Step]) -> str:
 
 
 def _is_stuck(tables: Mapping[str, Table], done: list[Step]) -> bool:
-    """Everything but what the failing statement and the ones after it would have done."""
+    """Return whether all steps before the failing statement were taken, and none after."""
     return (
         key_of(tables.get("agents")) == ("name",)
         and _id_is_not_null(tables)
@@ -382,13 +380,13 @@ def _is_native(vendor: str, name: str, table: Table) -> bool:
 
 @dataclass(frozen=True)
 class Step:
-    """A step on the way to the multi-tenant shape, and how the schema shows that it was taken."""
+    """A step of the upgrade to multi-tenant, and how the schema shows that it was taken."""
 
     what: str
     is_done: Callable[[Mapping[str, Table]], bool]
     creates: bool = False  # a step of the single-tenant release
     after_stuck: bool = False
-    by_hand: bool = False  # some operators took it earlier, to get past the stuck state
+    by_hand: bool = False  # some operators did this by hand, to leave the stuck state
 
 
 def _steps(vendor: str) -> list[Step]:
@@ -423,7 +421,7 @@ def _keyed_by_id(table: str) -> Callable[[Mapping[str, Table]], bool]:
 
 
 def unique_keys(table: Table) -> list[frozenset[str]]:
-    """The combinations of columns that a key, a constraint or a plain unique index keeps unique."""
+    """Return the sets of columns that a key, a constraint or a plain unique index keeps unique."""
     keys = [unique.columns for unique in table.uniques]
     keys += [
         tuple(part.expression for part in index.parts)

@@ -1,4 +1,4 @@
-"""A copy of a SQLite database that can be trusted: made while others write, checked, and complete or not there."""
+"""A reliable copy of a SQLite database: consistent while others write, checked, and complete or absent."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from agentdb.schema.sqltext import quote_name
 Progress = Callable[[int, int], None]  # done, total
 
 _PAGES_PER_STEP = 4096
-# What SQLite takes for a part of the file that it lies beside.
+# Suffixes of files that SQLite treats as part of the database file.
 _COMPANIONS = ("-journal", "-wal", "-shm")
 _LEFTOVERS = tuple(f".partial{end}" for end in ("", *_COMPANIONS))
 
@@ -33,11 +33,11 @@ def back_up(
     timeout_seconds: float = 30.0,
     target: Path | None = None,
 ) -> Path:
-    """Copy the database to ``target``, else beside itself, readable by its owner only; return the path of the copy.
+    """Copy the database to ``target``, or else beside itself, readable only by the owner; return the copy's path.
 
-    The copy is one moment's state, what a write-ahead log holds included, and needs no file beside it. Raises
-    ``DatabaseUnavailableError`` if it cannot be written or the database is damaged, ``InvalidInputError`` if the name
-    is taken; then there is no copy.
+    The copy is a consistent snapshot in a single file, write-ahead log included. Raises ``DatabaseUnavailableError``
+    if it cannot be written or the database is damaged, and ``InvalidInputError`` if the name is taken; then no copy
+    is left.
     """
     beside = target is None
     target = target or _free_name(source)
@@ -103,7 +103,7 @@ def _cannot_copy(
 
 
 def _put_in_place(partial: Path, target: Path) -> None:
-    """Give the copy its name, unless a file of that name came up meanwhile."""
+    """Give the copy its name, unless a file with that name has appeared."""
     refuse_taken(target)
     try:
         os.link(partial, target)
@@ -116,7 +116,7 @@ def _put_in_place(partial: Path, target: Path) -> None:
 
 
 def refuse_taken(target: Path) -> None:
-    """Raise ``InvalidInputError`` if there is such a file, or one that SQLite would take for a part of it."""
+    """Raise ``InvalidInputError`` if the file exists, or one that SQLite would treat as part of it."""
     try:
         there = _taken(target)
     except OSError as error:
@@ -164,7 +164,7 @@ def _copy(
             progress=lambda _, left, total: progress(total - left, total),
             sleep=0.05,
         )
-        # The mode is part of what was copied; a backup in WAL mode could not be opened from a read-only medium.
+        # The journal mode is copied too; a backup in WAL mode could not be opened on a read-only medium.
         writing.execute("PRAGMA journal_mode=DELETE").fetchone()
 
 
@@ -177,7 +177,7 @@ def _open(path: Path, mode: str, timeout_seconds: float) -> sqlite3.Connection:
 
 
 def _damage(path: Path) -> str | None:
-    """The first thing that is wrong with the file, or None."""
+    """Return the first fault of the file, or None."""
     with closing(_open(path, "ro", 0)) as connection:
         try:
             results = [connection.execute("PRAGMA integrity_check(1)").fetchone()[0]]
@@ -190,7 +190,7 @@ def _damage(path: Path) -> str | None:
 
 
 def _checked_one_by_one(connection: sqlite3.Connection) -> Iterator[str]:
-    """The check of each table, but of those whose indexes only the operator's program can read."""
+    """Check each table except those whose indexes only the operator's program can read."""
     tables = connection.execute(
         "SELECT name FROM sqlite_master WHERE type = 'table' AND sql NOT LIKE 'CREATE VIRTUAL%'"
     )
@@ -205,7 +205,7 @@ def _checked_one_by_one(connection: sqlite3.Connection) -> Iterator[str]:
 
 
 def _needs_a_program(error: sqlite3.Error) -> bool:
-    """Whether SQLite lacks a function or a collation that the operator's program brings."""
+    """Return whether SQLite lacks a function or collation that the operator's program defines."""
     return str(error).startswith(
         ("unknown function", "no such function", "no such collation")
     )
@@ -222,7 +222,7 @@ def _free_name(source: Path) -> Path:
 
 
 def _remove_leftovers(source: Path) -> None:
-    """Remove what copies that were killed left behind. Callers hold the migration lock: none is being made now."""
+    """Remove remains of killed copies. Callers hold the migration lock, so no copy is running."""
     prefix = f"{source.name}.backup-"
     for path in source.parent.iterdir():
         if path.name.startswith(prefix) and path.name.endswith(_LEFTOVERS):
@@ -237,11 +237,11 @@ def _check_space(source: Path, folder: Path, option: str | None) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise DatabaseUnavailableError(
-            f"There is no room for a backup in {str(folder)!r}: it needs {needed:,} bytes, {free:,} are free. "
+            f"There is no space for a backup in {str(folder)!r}: it needs {needed:,} bytes, {free:,} are free. "
             + (
-                f"Make room, or back the file up elsewhere and use {option}."
+                f"Free some space, or back the file up elsewhere and use {option}."
                 if option
-                else "Make room, or name another folder."
+                else "Free some space, or name another folder."
             )
         )
 

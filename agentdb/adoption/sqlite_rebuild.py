@@ -31,7 +31,7 @@ def fields_of(model: type[models.Model]) -> dict[str, models.Field[Any, Any]]:
 
 @dataclass(frozen=True, slots=True)
 class _Written:
-    """A table of a SQLite file as it is written, and its columns, each with whether it is hidden (generated)."""
+    """A SQLite table's statement, and its columns, each with whether it is hidden (generated)."""
 
     name: str
     sql: str
@@ -52,7 +52,7 @@ def rebuild(
     model: type[models.Model],
     sources: Mapping[str, str],
 ) -> None:
-    """The rebuild that SQLite documents: create the new table, copy, drop the old one, rename, recreate the rest."""
+    """SQLite's documented rebuild: create the new table, copy, drop the old one, rename, recreate the rest."""
     connection = schema_editor.connection
     table = model._meta.db_table
     old = _written_table(connection, table)
@@ -91,7 +91,7 @@ def _written_table(connection: BaseDatabaseWrapper, table: str) -> _Written:
 def _definitions(
     schema_editor: BaseDatabaseSchemaEditor, model: type[models.Model], old: _Written
 ) -> list[str]:
-    """What stands in the new CREATE TABLE: our columns and constraints, and the operator's with what is about them."""
+    """Return the definitions of the new CREATE TABLE: our columns and constraints, and the operator's own."""
     ours = fields_of(model)
     extra = old.extra(ours)
     # A check that reads one of ours was made for its old form. One that reads a generated column may do so through it.
@@ -116,7 +116,7 @@ def _definitions(
 def _copied(
     model: type[models.Model], old: _Written, sources: Mapping[str, str]
 ) -> dict[str, str]:
-    """The columns that get a value from the old row, and the expression for it."""
+    """Return the columns that get a value from the old row, with its expression."""
     copied: dict[str, str] = {}
     ours, live = fields_of(model), old.names
     for column, model_field in ours.items():
@@ -128,7 +128,7 @@ def _copied(
             raise no_column(model._meta.db_table, column)
     copied |= {name: quote_name(name) for name, hidden in old.extra(ours) if not hidden}
     rowid = rowid_name(old.sql, live)
-    # An operator's full-text index, or his notes, may refer to rows by it.
+    # An operator's full-text index or own table may refer to rows by rowid.
     return copied if rowid is None else {rowid: rowid, **copied}
 
 
@@ -145,7 +145,7 @@ def _unused_name(connection: BaseDatabaseWrapper, table: str) -> str:
 
 def rename(connection: BaseDatabaseWrapper, name: str, table: str) -> None:
     """Rename a table, whatever names it."""
-    # Without the legacy mode the rename fails on any view or trigger that names the table, which is away right now.
+    # Without the legacy mode the rename fails on any view or trigger that names the table, which is missing now.
     [(legacy_alter_table,)] = rows(connection, "PRAGMA legacy_alter_table")
     run(connection, "PRAGMA legacy_alter_table = ON")
     try:
@@ -158,7 +158,7 @@ def rename(connection: BaseDatabaseWrapper, name: str, table: str) -> None:
 
 
 def rowid_name(sql: str, columns: Collection[str]) -> str | None:
-    """What the rowid can be called in a table made by ``sql``; None if it has none, or columns took all its names."""
+    """Return a name for the rowid of a table made by ``sql``; None if it has none, or columns have all its names."""
     if "without rowid" in parse_create_table(sql).options:
         return None
     return next(
@@ -169,8 +169,8 @@ def rowid_name(sql: str, columns: Collection[str]) -> str | None:
 def written_definitions(
     sql: str,
 ) -> tuple[dict[str, str], list[tuple[str, frozenset[str]]]]:
-    """The definitions in a CREATE TABLE as they are written: of columns by lower-case name, and of the table's
-    constraints, each with the lower-case words in it."""
+    """Return the definitions in a CREATE TABLE verbatim: columns by lower-case name, and the table's constraints, each
+    with its lower-case words."""
     columns = {
         column.name.lower(): sql[column.start : column.end]
         for column in parse_create_table(sql).columns
@@ -191,7 +191,7 @@ def written_definitions(
 
 
 def _rest(connection: BaseDatabaseWrapper, wanted: Table, table: str) -> list[str]:
-    """The statements that recreate the table's additional indexes and its triggers."""
+    """Return the statements that recreate the table's additional indexes and its triggers."""
     live = read_tables(connection, [wanted.name])[wanted.name]
     ours = {key.name for key in keys_of(live) if is_superseded(key, wanted)}
     found = rows(

@@ -16,7 +16,7 @@ from agentdb.schema.comparison import reads_ours
 from agentdb.schema.sqltext import quote_name
 from agentdb.schema.tables import Column, Index, IndexPart, Table, Unique
 
-# Indexes that old servers made and no model has any more; ours cover what they were for.
+# Indexes of old servers that no model has any more; ours replace them.
 LEFT_OVER_INDEXES = frozenset({"idx_api_keys_hash", "api_keys_key_hash_unique"})
 
 
@@ -84,7 +84,7 @@ def _part_sql(part: IndexPart) -> str:
 
 
 def add_index_sql(table: str, index: Index) -> str:
-    """The statement that adds the index, for a run that may have added it before it was killed."""
+    """Return the statement that adds the index, unless an earlier, killed run did."""
     unique = "UNIQUE " if index.unique else ""
     name = quote_name(index.name)
     return f"CREATE {unique}INDEX IF NOT EXISTS {name} ON {quote_name(table)} {index_sql(index)}"

@@ -1,15 +1,15 @@
-"""The timestamps that the old server and its databases wrote as text, and what instant each one is.
+"""Parses the timestamps that the old server and its databases wrote as text.
 
-These are read, and nothing else:
+Only these formats are read:
 
-- ``2026-02-19T20:53:16.123Z``, JavaScript's ``toISOString()``: what the server itself wrote;
+- ``2026-02-19T20:53:16.123Z``, JavaScript's ``toISOString()``: written by the server itself;
 - ``2026-02-19 20:53:16``, SQLite's ``datetime('now')``, which is in UTC, also with a fraction as Django writes it;
 - ``2026-02-19 15:53:16.0075-05``, PostgreSQL's ``now()::text`` in the session's zone: up to six digits of a second,
   trailing zeros trimmed, offsets ``+HH``, ``+HH:MM`` and ``+HH:MM:SS``;
 - PostgreSQL's other DateStyles: ``Thu 19 Feb 15:53:16 2026 EST`` and ``Thu Feb 19 …`` (Postgres),
   ``19.02.2026 21:53:16 CET`` (German), ``19/02/2026 …`` and ``02/19/2026 …`` (SQL).
 
-A guess would shift data without anybody noticing, so what does not prove its instant is refused:
+A wrong guess would shift data unnoticed, so ambiguous text is refused:
 
 - ``05/06/2026``, where day and month may be either (day and month alike, or one above 12, leave no doubt);
 - a zone abbreviation that the tz database gives several offsets: IST is India, Israel and Ireland, CST and CDT the
@@ -43,7 +43,7 @@ _POSTGRES = re.compile(
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")  # fmt: skip
 _WEEKDAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 
-# Every abbreviation that has exactly one offset in all zones of the tz database since 2020, in minutes.
+# Abbreviations with exactly one offset in all zones of the tz database since 2020, in minutes.
 ZONES = {
     "ACDT": 630, "ACST": 570, "ADT": -180, "AEDT": 660, "AEST": 600, "AKDT": -480, "AKST": -540, "AST": -240,
     "AWST": 480, "BST": 60, "CAT": 120, "CEST": 120, "CET": 60, "ChST": 600, "EAT": 180, "EDT": -240, "EEST": 180,
@@ -56,11 +56,11 @@ _ZONES_HOLD_SINCE = 2020
 
 
 class UnreadableTimestampError(ValueError):
-    """The text does not prove an instant; the message continues a sentence that begins with the value."""
+    """The text is not a single instant; the message continues a sentence that begins with the value."""
 
 
 def parse_timestamp(text: str) -> datetime:
-    """Return the instant in UTC; ``UnreadableTimestampError`` says why there is none."""
+    """Return the instant in UTC; raise ``UnreadableTimestampError`` with the reason if there is none."""
     try:
         return _parse(text).astimezone(UTC)
     except OverflowError:
@@ -80,15 +80,14 @@ def _utc(value: object) -> datetime | None:
 def native_text(value: object) -> str | None:
     """Return the timestamp as Django stores it on SQLite, or None if it cannot be read.
 
-    One instant has one text, and the order of the texts is the order of the instants: six digits of a second, or
-    none when they are all zero.
+    Equal instants are equal texts, and texts sort as instants do: six digits of a second, or none if all are zero.
     """
     instant = _utc(value)
     return None if instant is None else str(instant)
 
 
 def add_native_text(connection: BaseDatabaseWrapper) -> None:
-    """Give a SQLite connection the function that ``native_sql`` calls."""
+    """Register the function that ``native_sql`` calls on a SQLite connection."""
     connection.ensure_connection()
     connection.connection.create_function(
         "agentdb_native_text", 1, native_text, deterministic=True
@@ -96,9 +95,9 @@ def add_native_text(connection: BaseDatabaseWrapper) -> None:
 
 
 def native_sql(column: str) -> str:
-    """``native_text`` of a readable timestamp: in SQLite's own words for what servers write, else a call of Python.
+    """Return SQL for ``native_text`` of a readable timestamp: SQLite's own functions if possible, else Python.
 
-    A readable text with these letters at these places is in the server's format, or already as Django stores it.
+    A readable text with these characters in these places is in the server's format, or in Django's.
     """
     seconds = f"substr({column}, 1, 10) || ' ' || substr({column}, 12, 8)"
     fraction = f"substr({column}, 20) GLOB '.{'[0-9]' * 6}' AND substr({column}, 21) <> '000000'"
@@ -141,14 +140,14 @@ def _parse(text: str) -> datetime:
 def _iso(day: str, between: str, time: str, zone: str | None) -> datetime:
     if zone is None and between == "T":
         raise UnreadableTimestampError("names no time zone")
-    # Without a zone it is what SQLite's CURRENT_TIMESTAMP writes, in UTC.
+    # Without a zone it is SQLite's CURRENT_TIMESTAMP, in UTC.
     return _calendar(day, time).replace(
         tzinfo=UTC if zone in (None, "Z") else _offset(zone or "")
     )
 
 
 def _day_and_month(first: str, second: str) -> tuple[str, str]:
-    """Part ``13/02`` and ``02/13``; the setting that decided the order is not in the text."""
+    """Tell day and month of ``13/02`` and ``02/13``; the text does not say their order."""
     if int(second) > 12:
         return second, first
     if int(first) <= 12 and first != second:

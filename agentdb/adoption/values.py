@@ -1,6 +1,6 @@
-"""What the four tables hold: rows that cannot be adopted, formats of timestamps, and a checksum.
+"""Reads the contents of the four tables: rows that cannot be adopted, formats of timestamps, and a checksum.
 
-The database itself says which rows are out of the ordinary, and Python looks at those only.
+SQL finds the unusual rows, and Python reads only those.
 """
 
 from __future__ import annotations
@@ -39,23 +39,23 @@ from agentdb.schema.rows import (
 from agentdb.schema.spelling import AS_SQLITE_TEXT, is_in_python
 from agentdb.schema.sqltext import quote_name
 
-Progress = Callable[[str, int, int], None]  # table, rows done, rows in all
+Progress = Callable[[str, int, int], None]  # table, rows done, total rows
 
 CAST = "{}::timestamptz"
 
 
 @dataclass
 class TableContent:
-    """What was read of one table."""
+    """The contents of one table."""
 
     table: str
     formats: dict[str, Counter[str]]  # timestamp column -> format -> rows
     rows: int = 0
-    odd_rows: int = 0  # that Python had to look at
+    odd_rows: int = 0  # rows that Python had to read
     bad: list[UnusableValue] = field(default_factory=list)  # the first
     bad_total: int = 0
-    nul_rows: int = 0  # with U+0000 in a text, which PostgreSQL could not store
-    null_ids: int = 0  # agents that are not keyed by id yet and have none
+    nul_rows: int = 0  # rows with U+0000 in a text, which PostgreSQL cannot store
+    null_ids: int = 0  # agents without an id
 
     def refuse(self, label: str, column: str, value: object, reason: str) -> None:
         self.bad_total += 1
@@ -72,7 +72,7 @@ def read_content(
     *,
     progress: Progress = lambda table, done, total: None,
 ) -> TableContent:
-    """Look at every row of a table, in memory that does not grow with it."""
+    """Read every row of a table, in constant memory."""
     columns = old_columns(connection, name, table)
     texts = [column for column in columns if column.is_to_convert]
     usual = _usual(connection, columns)
@@ -116,13 +116,13 @@ def old_columns(
 def _query(connection: BaseDatabaseWrapper, sql: str) -> list[tuple[Any, ...]]:
     if connection.vendor != "sqlite":
         return rows(connection, sql)
-    # Around Django, whose converters go by a column's declared type and cannot read everything.
+    # Bypasses Django, whose converters trust a column's declared type and cannot read everything.
     with connection.wrap_database_errors:
         return list(connection.connection.execute(sql))
 
 
 def _usual(connection: BaseDatabaseWrapper, columns: list[StoredColumn]) -> str:
-    """An SQL condition: nothing in the row needs a second look. It may be unknown instead of false."""
+    """Return an SQL condition: all values of the row are usual. It may be unknown instead of false."""
     if connection.vendor == "sqlite":
         return is_usual_on_sqlite(connection, columns)
     return " AND ".join(
@@ -140,13 +140,13 @@ def _usual_on_a_server(connection: BaseDatabaseWrapper, column: StoredColumn) ->
         return f"{sql} BETWEEN {-(2**31)} AND {2**31 - 1}"
     usual = "true" if column.kind == "text or null" else f"{sql} IS NOT NULL"
     if _has_any_bytes(connection):
-        # Python looks at whatever is not ASCII.
+        # Python checks all text that is not ASCII.
         usual += f" AND coalesce({sql}, '') !~ '[^\\x01-\\x7f]'"
     return usual
 
 
 def _has_any_bytes(connection: BaseDatabaseWrapper) -> bool:
-    """Whether the server stores bytes in texts without asking what they mean."""
+    """Return whether the server stores arbitrary bytes in texts (SQL_ASCII)."""
     if connection.vendor != "postgresql":
         return False
     connection.ensure_connection()
@@ -156,7 +156,7 @@ def _has_any_bytes(connection: BaseDatabaseWrapper) -> bool:
 
 
 def _formats(connection: BaseDatabaseWrapper, sql: str) -> list[tuple[str, str]]:
-    """The formats of a usual timestamp, each with an SQL condition; as ``readable_format`` tells them apart."""
+    """Return the formats of usual timestamps, each with an SQL condition, like ``readable_format``."""
     if connection.vendor == "sqlite":
         return [("server", f"length({sql}) = 24"), ("sqlite", f"length({sql}) <> 24")]
     is_server = f"substr({sql}, 11, 1) = 'T'"
@@ -169,7 +169,7 @@ def _formats(connection: BaseDatabaseWrapper, sql: str) -> list[tuple[str, str]]
 
 
 def readable_format(text: str) -> str:
-    """Which format a timestamp is in that is known to be readable."""
+    """Return the format of a readable timestamp."""
     if text[4] != "-":
         return "datestyle"
     if text[10] == "T":
@@ -197,7 +197,7 @@ def _read_odd_rows(
         values = dict(zip(names, row, strict=False))
         title = _title(values, is_fillable, row[-1] if has_rowid else None)
         if is_fillable and values.get("id", "") is None:
-            # Agents that the old server keyed by name get their id in the adoption.
+            # Agents with the name as key get their id in the adoption.
             content.null_ids += 1
             del values["id"]
         there = [column for column in columns if column.name in values]
@@ -258,7 +258,7 @@ def _as_read(connection: BaseDatabaseWrapper, column: StoredColumn) -> str:
     if connection.vendor == "sqlite":
         return f"+{column.sql}"
     if column.is_native:
-        # CockroachDB lacks isfinite(), and has the last of its instants for infinity.
+        # CockroachDB lacks isfinite(), and uses its last instant for infinity.
         in_range = (
             f"{column.sql} >= '0001-01-01 00:00:00+00' AND {column.sql} < 'infinity'"
         )
@@ -269,7 +269,7 @@ def _as_read(connection: BaseDatabaseWrapper, column: StoredColumn) -> str:
 
 
 def _rows(connection: BaseDatabaseWrapper, sql: str) -> Iterator[tuple[Any, ...]]:
-    """The rows, a value that is not UTF-8 as what ``decoded`` makes of it."""
+    """Yield the rows, with ``decoded()`` of each value that is not UTF-8."""
     if connection.vendor == "sqlite":
         yield from read_sqlite(connection, sql)
         return
@@ -285,7 +285,7 @@ def _rows(connection: BaseDatabaseWrapper, sql: str) -> Iterator[tuple[Any, ...]
 
 
 def refuse_unusable_values(connection: BaseDatabaseWrapper) -> None:
-    """Raise ``UnusableValuesError`` if a row of the old tables holds a value that cannot be converted. Reads only."""
+    """Raise ``UnusableValuesError`` if the old tables have a value that cannot be converted. Read-only."""
     tables = read_tables(connection, OLD_COLUMNS)
     contents = [
         read_content(connection, name, tables[name])
@@ -307,10 +307,10 @@ def checksum(
     columns: Collection[str],
     to_instant: str = CAST,
 ) -> tuple[int, int]:
-    """How many rows a table has, and a sum over the values of ``columns``: timestamps as instants, rows in any order.
+    """Return a table's row count and a checksum of ``columns``, with timestamps as instants, in any row order.
 
-    It is the same before and after an adoption, and on every engine. Every value must be one that can be converted, on
-    a server with the SQL of ``to_instant``.
+    It is the same before and after an adoption, and on every engine. Every value must be convertible, on a server
+    by the SQL of ``to_instant``.
     """
     old = {column.name: column for column in old_columns(connection, name, table)}
     used = [
@@ -335,13 +335,13 @@ def checksum(
     halves = ", ".join(
         f"sum(('x' || substr(h, {at}, 16))::bit(64)::bigint)" for at in (1, 17)
     )
-    # CockroachDB's sha256() takes and returns a text.
+    # CockroachDB's sha256() takes and returns text.
     digest = (
         f"sha256({row})"
         if connection.vendor == "cockroachdb"
         else f"encode(sha256(convert_to({row}, 'UTF8')), 'hex')"
     )
-    # OFFSET keeps the planner from computing the hash once for each half.
+    # OFFSET prevents the planner from computing the hash twice.
     [(rows, high, low)] = _query(
         connection,
         f"SELECT count(*), {halves} FROM (SELECT {digest} AS h FROM {source} OFFSET 0) AS hashes",
@@ -350,7 +350,7 @@ def checksum(
 
 
 def instants(connection: BaseDatabaseWrapper, table: str, columns: list[str]) -> str:
-    """SQL that makes an instant of a timestamp's text on a server; the placeholder is the column, in quotes."""
+    """Return SQL that converts a timestamp's text on a server; the placeholder is the quoted column."""
     is_rare = (
         columns
         and connection.vendor == "postgresql"
@@ -365,7 +365,7 @@ def _value(
     old: StoredColumn | None,
     to_instant: str,
 ) -> str:
-    """SQL for a value with its length before it, so that no two rows are written alike."""
+    """Return SQL for a value with its length in front, so that different rows never look alike."""
     sql = quote_name(column.name)
     is_timestamp = old is not None and old.kind == "timestamp"
     if connection.vendor == "sqlite":

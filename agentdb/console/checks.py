@@ -259,9 +259,8 @@ class Check:
     by: str = "runner_id"  # a column whose value the rows may share
     shared: str = ""
     of_row: str = ""  # the sentence on a row's own page
-    reads: frozenset[type[Model]] = (
-        frozenset()
-    )  # other tables that the sentence mentions
+    # Other tables that the sentence mentions.
+    reads: frozenset[type[Model]] = frozenset()
     among: Callable[[Fleet, QuerySet[Any]], QuerySet[Any]] = lambda fleet, rows: rows
     find_in: Callable[[Check, Fleet], Finding] = _count_rows
 

@@ -1,4 +1,4 @@
-"""The schema as data: what the models say, what a database has, how the two differ. Reads only."""
+"""The schema as data: what the models expect, what a database has, and the differences. Read-only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the tables of a database differ from those that the models say. Pure: reads no database."""
+"""Compares live tables with the expected ones. Pure functions: they read no database."""
 
 from __future__ import annotations
 
@@ -22,14 +22,13 @@ from agentdb.wording import capitalized, listed
 
 @dataclass(frozen=True)
 class Difference:
-    """One thing that is not as the models say; ``note`` means that agentdb works all the same."""
+    """One difference from the models; ``note`` means that it does no harm."""
 
     code: str  # stable: table.missing, column.type, index.extra …; docs/verifydb.md lists them
     severity: Literal["drift", "note"]
     table: str
-    object: (
-        str | None
-    )  # the column, index or constraint; None for the table itself and for what has no name
+    # The column, index or constraint; None for the table itself and for nameless objects.
+    object: str | None
     expected: str | None
     found: str | None
     message: str  # one sentence, one line
@@ -38,7 +37,7 @@ class Difference:
 def compare(
     expected: Mapping[str, Table], live: Mapping[str, Table], *, names: bool = True
 ) -> list[Difference]:
-    """Return how ``live`` differs from ``expected``; an empty list, or notes alone, is a match.
+    """Return the differences between ``live`` and ``expected``; no drift is a match.
 
     With ``names=False`` constraints and indexes are matched by what they do, whatever they are called, and a unique
     index serves as a UNIQUE constraint: that is how the old server's databases differ among themselves.
@@ -77,7 +76,7 @@ def compare(
 def drift(
     expected: Mapping[str, Table], live: Mapping[str, Table], *, names: bool = True
 ) -> list[str]:
-    """How ``live`` differs from ``expected``, a sentence each; what does no harm is left out."""
+    """Return a sentence for each drift, without the notes."""
     return [
         found.message
         for found in compare(expected, live, names=names)
@@ -87,7 +86,7 @@ def drift(
 
 @dataclass(frozen=True)
 class _Key:
-    """An index or a UNIQUE constraint, as the diff sees it."""
+    """An index or a UNIQUE constraint, in the form that is compared."""
 
     name: str | None
     index: Index
@@ -171,7 +170,7 @@ def _keys(table: Table) -> list[_Key]:
 def _paired(
     wanted: list[_Key], live: list[_Key], same: Callable[[_Key, _Key], bool]
 ) -> list[tuple[_Key, _Key]]:
-    """Take the keys that are the same out of both lists, and return them in pairs."""
+    """Remove equal keys from both lists, and return them in pairs."""
     pairs = []
     for key in list(wanted):
         other = next((other for other in live if same(key, other)), None)
@@ -202,7 +201,7 @@ class _TableDiff:
             for found in (live.column(column.name),)
             if found is not None and found.collation != column.collation
         }
-        # A change of a column shows in its indexes too; it is told once, so they are compared as if it were undone.
+        # A changed column also shows in its indexes. Report it once: compare them as if the column were unchanged.
         self.wanted_keys = [
             _without_collations(key, recollated) for key in _keys(expected)
         ]
@@ -373,7 +372,7 @@ class _TableDiff:
         return self._drift(f"primary_key.{what}", wanted.name, columns, actual, message)
 
     def _keys(self) -> tuple[list[Difference], dict[str, list[str]]]:
-        """Compare indexes and UNIQUE constraints; tell also what each missing column took with it."""
+        """Compare indexes and UNIQUE constraints; also collect those that vanished with a missing column."""
         wanted, live = list(self.wanted_keys), list(self.live_keys)
         # From the most alike to the least, and each key once: what is the same in name and kind, what has the name,
         # what does the same under another name. The rest is missing, or additional.
@@ -475,7 +474,7 @@ class _TableDiff:
         return self._drift("index.invalid", thing, "valid", "invalid", message)
 
     def _left_null(self, columns: Iterable[str]) -> bool:
-        """Whether one of the columns is NULL in every row that agentdb inserts, so that nothing there can collide."""
+        """Return whether agentdb leaves one of the columns NULL in every insert, so that no row can collide."""
         return left_null(
             self.live, [column.name for column in self.expected.columns], columns
         )
@@ -497,7 +496,7 @@ class _TableDiff:
                 f"{capitalized(check.kind)} constraint {check.name or 'without a name'}"
             )
             on = f"{self.table} ({check.expression})"
-            # agentdb leaves the additional columns to their defaults, as the old server did.
+            # Inserts leave additional columns to their defaults, like the old server's.
             harmless = check.kind == "check" and not reads_ours(check, self.live, ours)
             yield self._extra(
                 "check",
@@ -524,7 +523,7 @@ class _TableDiff:
 
 
 def left_null(live: Table, ours: Collection[str], columns: Iterable[str]) -> bool:
-    """Whether one of the columns is NULL in every row that agentdb inserts, so that nothing there can collide."""
+    """Return whether agentdb leaves one of the columns NULL in every insert, so that no row can collide."""
     nulls = {
         column.name
         for column in live.columns
@@ -534,13 +533,13 @@ def left_null(live: Table, ours: Collection[str], columns: Iterable[str]) -> boo
 
 
 def reads_ours(check: Check, live: Table, ours: Collection[str]) -> bool:
-    """Whether a check names one of our columns, or a generated one, whose value may come from those."""
+    """Return whether a check reads one of our columns, or a generated one that may depend on them."""
     generated = {column.name for column in live.columns if column.generated}
     return not names_in(check.expression).isdisjoint({*ours, *generated})
 
 
 def _renamed(missing: list[Column], extra: list[Column]) -> dict[str, str]:
-    """The missing columns that alone have a definition which one additional column, and no other, has too."""
+    """Pair each missing column with the only additional column of the same definition."""
     renamed = {}
     for column in missing:
         alike = [
@@ -606,7 +605,7 @@ def _generated_words(expression: str | None) -> tuple[str, str]:
     return f"is generated as {expression}", f"be generated as {expression}"
 
 
-# What a message says of a column that has the value, and of one that should have it.
+# The words for a column that has the value, and for one that should have it.
 _WORDS_OF_COLUMNS: Mapping[str, Callable[[Any], tuple[str, str]]] = {
     "type": _type_words,
     "nullable": _null_words,

@@ -1,4 +1,4 @@
-"""The tables as the models want them, in the global registry or in the state of any migration."""
+"""The tables that the models define, in the global registry or in the state of a migration."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ APP_LABEL = "agentdb"
 
 
 def key_name(table: str) -> str:
-    """What PostgreSQL calls a primary key by itself, and a model's is called."""
+    """Return PostgreSQL's default name of a primary key, which the models' keys have too."""
     return f"{table}_pkey"
 
 
 def unique_name(table: str, column: str) -> str:
-    """The same for a column that is unique."""
+    """Return the default name of a unique column's constraint."""
     return f"{table}_{column}_key"
 
 
@@ -60,7 +60,7 @@ def _expected_table(
 ) -> Table:
     meta = model._meta
     name = meta.db_table
-    # SQLite keeps no name for them.
+    # SQLite stores no names for them.
     has_names = connection.vendor != "sqlite"
     uniques = [
         Unique(unique_name(name, column) if has_names else None, (column,))
@@ -100,7 +100,7 @@ def _unique(model: type[Model], constraint: BaseConstraint) -> Unique:
         "fields",
         "name",
     }:
-        # A constraint that nobody compares would look as if it were there.
+        # Fail: a constraint that is not compared would always seem present.
         raise NotImplementedError(
             f"{constraint!r} of {model.__name__}: agentdb.schema.expected cannot compare it."
         )

@@ -1,4 +1,4 @@
-"""One migrator at a time, among processes."""
+"""A lock between processes: one migrates at a time."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from agentdb.schema.sqltext import quote_name
 if sys.platform != "win32":
     import fcntl
 
-# Any number that no other program is likely to lock on: "agentdb" in ASCII.
+# A number that no other program is likely to lock: "agentdb" in ASCII.
 _ADVISORY_KEY = int.from_bytes(b"agentdb", "big")
 
 # A schema change waits for every reader of the table, and all later ones wait behind it: an idle transaction would
@@ -36,8 +36,8 @@ def migration_lock(
 ) -> Iterator[None]:
     """Hold the right to change the schema of the connection's database; a nested call in the same thread takes nothing.
 
-    ``waiting`` is called once if another process has it. The operating system or the server takes the lock from a
-    process that dies.
+    ``waiting`` is called once if another process has it. The operating system or the server releases the lock of a
+    dead process.
     """
     key = (
         connection.vendor,
@@ -103,7 +103,7 @@ def _advisory_lock(
 def lock_in_transaction(
     connection: BaseDatabaseWrapper, waiting: Callable[[], None]
 ) -> None:
-    """Take PostgreSQL's migration lock for as long as the transaction lasts that is open."""
+    """Take PostgreSQL's migration lock until the open transaction ends."""
     with connection.cursor() as cursor:
         cursor.execute("SELECT pg_try_advisory_xact_lock(%s)", [_ADVISORY_KEY])
         if not cursor.fetchone()[0]:
@@ -132,10 +132,10 @@ def _session_lock(
 def _row_lock(
     connection: BaseDatabaseWrapper, waiting: Callable[[], None]
 ) -> Iterator[None]:
-    """A row that is inserted and never committed: others who insert it wait until the transaction ends.
+    """Insert a row without committing: others who insert the same row wait until the transaction ends.
 
-    CockroachDB has no advisory locks. Its locks by FOR UPDATE are kept in memory, and get lost when a range moves to
-    another node; what is inserted is not. The schema changes run outside this transaction.
+    CockroachDB has no advisory locks. Its FOR UPDATE locks are in memory and get lost when a range moves to another
+    node; an inserted row does not. The schema changes run outside this transaction.
     """
     with _second_connection(connection) as other:
         _ensure_lock_table(other)
@@ -154,7 +154,7 @@ def _ensure_lock_table(connection: BaseDatabaseWrapper) -> None:
                 f"CREATE TABLE IF NOT EXISTS {LOCK_TABLE} (id INT PRIMARY KEY)"
             )
         except Error:
-            # IF NOT EXISTS looks before it creates: of two that create the table at the same moment, one may fail.
+            # IF NOT EXISTS checks first: if two processes create the table at the same moment, one may fail.
             if LOCK_TABLE not in connection.introspection.table_names(cursor):
                 raise
 
@@ -169,7 +169,7 @@ def _inserted(connection: BaseDatabaseWrapper, lock_timeout: str) -> bool:
             return True
     except Error as error:
         connection.rollback()
-        # Another process has it, or the server wants the transaction to be started again.
+        # Another process has it, or the server asks to restart the transaction.
         if classify(error) not in (Fault.LOCKED, Fault.CONFLICT):
             raise
         return False
@@ -179,8 +179,8 @@ def _inserted(connection: BaseDatabaseWrapper, lock_timeout: str) -> bool:
 def _directory_lock(
     connection: BaseDatabaseWrapper, waiting: Callable[[], None]
 ) -> Iterator[None]:
-    # The directory, because locking the file itself would disturb SQLite's own locks, and a lock file beside it would
-    # have to be cleaned up.
+    # Lock the directory: locking the file itself would disturb SQLite's own locks, and a lock file would need
+    # cleaning up.
     name = str(connection.settings_dict["NAME"])
     if sys.platform == "win32" or connection.is_in_memory_db():  # type: ignore[attr-defined]
         yield  # on Windows, SQLite's own write lock still makes each migration atomic
@@ -191,7 +191,7 @@ def _directory_lock(
             os.O_RDONLY,
         )
     except OSError:
-        yield  # opening the database will say what is wrong
+        yield  # opening the database will report what is wrong
         return
     try:
         try:
@@ -223,14 +223,14 @@ _HOLDERS = """
 
 
 def lock_holders(connection: BaseDatabaseWrapper, tables: Collection[str]) -> list[str]:
-    """What holds locks on PostgreSQL's tables of these names, for an operator to end."""
+    """Return the sessions and prepared transactions with locks on these tables, for an operator to end."""
     with connection.cursor() as cursor:
         cursor.execute(_HOLDERS, [[quote_name(table) for table in tables]])
         return [holder for (holder,) in cursor.fetchall()]
 
 
 def event_triggers(connection: BaseDatabaseWrapper) -> list[str]:
-    """A sentence for each event trigger of PostgreSQL, which may change what a schema change makes."""
+    """Return a sentence for each event trigger of PostgreSQL, which may interfere with schema changes."""
     if connection.vendor != "postgresql":
         return []
     with connection.cursor() as cursor:

@@ -60,9 +60,9 @@ Listed = TypeVar("Listed", SessionRecord, SandboxRecord)
 class DjangoDb(Db):
     """``Db`` on the connections of one of Django's database aliases; safe to share among threads.
 
-    Every thread works on its own connection, which Django keeps for it, so calls join a transaction that the caller
-    has open on this alias. An in-memory SQLite database has one connection, on which the threads take turns.
-    ``key_secret`` is the secret that API keys are stored under, else the environment's ``AGENTDB_KEY_SECRET``.
+    Every thread has its own connection, which is Django's, so calls join a transaction that the caller has open on
+    this alias. An in-memory SQLite database has one connection, on which the threads take turns. API keys are hashed
+    with ``key_secret``, or else the environment's ``AGENTDB_KEY_SECRET``.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class DjangoDb(Db):
     ) -> None:
         global queries
         check_set_up()
-        # The models cannot be imported before Django is set up, and callers name this class before that.
+        # Imported here: models need Django set up, but callers import this class before that.
         from agentdb.serving import queries
 
         self.alias = alias
@@ -556,17 +556,17 @@ class DjangoDb(Db):
         return rows[: values.get("limit")]
 
     def _touch(self, touch: queries.Touch, values: dict[str, Any]) -> set[str]:
-        """Write that the rows were used, and return the ids of those that there are."""
+        """Record that the rows were used, and return the ids that exist."""
         values["now"] = datetime.now(UTC)
         there: set[str] = set()
         if interval := self._touch_interval:
             values["touched_before"] = values["now"] - timedelta(seconds=interval)
-            # A read first, because most touches are too soon after another; the update asks again as it writes.
+            # Read first, because most touches come too soon after another; the update checks again.
             is_due = dict(self._executor.all(_pair, touch.is_due, **values))
             there = set(is_due)
             if not any(is_due.values()):
                 return there
-        # In a transaction it would be the whole of it that waits for no disk.
+        # In a transaction, the whole of it would not wait for the disk.
         unsynced = self._relaxed_touches and not self._executor.threads.in_transaction
         update = touch.unsynced if unsynced else touch.update
         if not update.returning:
@@ -635,7 +635,7 @@ class DjangoDb(Db):
 
     def _on(self, executor: Executor) -> DjangoDb:
         view = object.__new__(type(self))
-        view.__dict__.update(self.__dict__)  # as copy() does, in a tenth of the time
+        view.__dict__.update(self.__dict__)  # like copy.copy(), in a tenth of the time
         view._executor = executor
         return view
 

@@ -35,7 +35,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 DEFAULT_MAX_WORKERS = 8
-_MAX_TRANSACTIONS = 100_000  # no limit: one that waited for a thread could hold up those that it waits for
+_MAX_TRANSACTIONS = 100_000  # no limit: a transaction that waited for a thread could block those it waits for
 
 _CLOSED = "The AsyncDb is closed. Open another one with agentdb.connect_async()."
 _INSIDE = (
@@ -76,7 +76,7 @@ def _in_thread(
 
 
 def _keys(ids: object) -> tuple[str, ...]:
-    """Return the ids that a call concerns; none if they are not texts, which the call itself refuses."""
+    """Return the ids of a call; none if they are not strings, which the call itself refuses."""
     if isinstance(ids, str):
         return (ids,)
     if isinstance(ids, Collection):
@@ -86,13 +86,13 @@ def _keys(ids: object) -> tuple[str, ...]:
 
 
 class AsyncDb:
-    """Any ``Db``, awaitable: each call is run whole in one of ``max_workers`` threads of its own.
+    """Any ``Db``, awaitable: each call runs in one of up to ``max_workers`` threads.
 
-    Calls on one id take effect in the order in which they were made, awaited or not; await a call before one that
-    depends on it in another way, as a list or a transaction does.
+    Calls on one id take effect in the order in which they were made, awaited or not; await a call before one
+    that depends on it in another way, such as a list or a transaction.
 
-    Cancelling a call stops the waiting, not the work: a call that a thread has begun ends there, and its connection
-    stays in order. One that has not begun is never run.
+    Cancelling a call stops the waiting, not the work: a call that a thread has begun runs to its end. One that has
+    not begun never runs.
     """
 
     def __init__(self, db: Db, *, max_workers: int = DEFAULT_MAX_WORKERS) -> None:
@@ -118,11 +118,11 @@ class AsyncDb:
         from agentdb.serving.workers import Workers
 
         self._workers = Workers(max_workers)
-        # Each transaction of a coroutine function has a thread to itself: it waits for calls, and what the function
-        # awaits in between may need all of the others.
+        # Each transaction of a coroutine function has a thread of its own: it waits for the function's calls, and
+        # whatever the function awaits in between may need all of the others.
         self._transactions = Workers(_MAX_TRANSACTIONS, worth_a_thread=-1)
         self._opening = threading.Lock()
-        self._tries = 0  # how often opening failed
+        self._tries = 0  # the number of failed attempts to open
         self._failure: BaseException | None = None
         self._closed = False
         self._closing: asyncio.Future[None] | None = None
@@ -175,11 +175,11 @@ class AsyncDb:
 
     @property
     def _source(self) -> AsyncDb:
-        """The ``AsyncDb`` that this is, or is a view of."""
+        """Return this ``AsyncDb``, or the one that this is a view of."""
         return self
 
     def _refuse_inside(self) -> None:
-        """Refuse a call inside one of this one's transactions: it would not be part of it, or wait for its end."""
+        """Refuse a call inside one of its own transactions: it would not be part of that, or would wait for its end."""
         if any(
             transaction.is_open and transaction.around is self._source
             for transaction in _inside.get()
@@ -193,13 +193,13 @@ class AsyncDb:
             with self._opening:
                 if self._db is None:
                     if self._tries > tries and self._failure is not None:
-                        raise self._failure  # of another first call, which this one has waited for
+                        raise self._failure  # of another first call, for which this one has waited
                     self._db = self._first_open()
                 db = self._db
         try:
             return call(db)
         finally:
-            # What a host's pool handed out to this thread, others may wait for.
+            # Others may be waiting for the connection that a host's pool gave this thread.
             if (rest := getattr(db, "_rest", None)) is not None:
                 rest()
 
@@ -273,11 +273,10 @@ class AsyncDb:
     async def run_transaction(self, fn: Any) -> Any:
         """Call ``fn`` with all its calls in one transaction, and return its result; see ``Db.run_transaction()``.
 
-        A plain function gets a ``Db`` and runs in one thread. An ``async def`` function gets an ``AsyncDb`` that is the
+        A plain function gets a ``Db`` and runs in one thread. An ``async def`` function gets an ``AsyncDb`` for the
         transaction: its calls run in order, and raise ``DatabaseClosedError`` after the end. Inside the function, a
-        call on the ``AsyncDb`` around it raises ``InvalidInputError``. Cancelling rolls back, at once unless COMMIT has
-        begun: then the call returns its result, or raises, once the answer is there, and the task is cancelled where
-        it waits next.
+        call on the outer ``AsyncDb`` raises ``InvalidInputError``. Cancelling rolls back at once, unless COMMIT has
+        begun: then the call waits for the answer and returns or raises, and the task is cancelled at its next await.
         """
         from agentdb.serving.coroutines import CoroutineTransaction, PlainTransaction
 
@@ -300,7 +299,7 @@ class AsyncDb:
         return await transaction.run()
 
     async def close(self) -> None:
-        """Close the ``Db`` once the calls under way have ended; calling it again does nothing."""
+        """Close the ``Db`` when the running calls have ended; a second call does nothing."""
         import asyncio
 
         from agentdb.serving.workers import Workers
@@ -311,12 +310,11 @@ class AsyncDb:
             or self._closing.get_loop() is not asyncio.get_running_loop()
         ):
             self._closed = True
-            apart = Workers(1)  # since it waits for the others
+            apart = Workers(1)  # because it waits for the others
             self._closing = asyncio.ensure_future(apart.job(self._shut_down).start())
         if not self._closing.done():
-            await asyncio.shield(
-                self._closing
-            )  # cancelling this must not leave the connections open
+            # Cancelling this must not leave the connections open.
+            await asyncio.shield(self._closing)
 
     def _shut_down(self) -> None:
         self._workers.stop()
@@ -358,14 +356,14 @@ class _TenantView(AsyncDb):
 
 
 class _Inside:
-    """The time in which the function of a transaction runs, and the ``AsyncDb`` around it."""
+    """The run of a transaction's function, and the outer ``AsyncDb``."""
 
     def __init__(self, around: AsyncDb) -> None:
         self.around = around
         self.is_open = True
 
     def call(self, fn: Callable[[Db], R], db: Db) -> R:
-        """In a thread, in a context of its own: call a plain function."""
+        """In a thread and a context of its own, call a plain function."""
         _inside.set((*_inside.get(), self))
         try:
             return fn(db)
@@ -380,7 +378,7 @@ class _Inside:
         try:
             return await fn(tx)
         finally:
-            self.is_open = False  # for the tasks, too, that the function has started
+            self.is_open = False  # also for tasks that the function has started
             _inside.set(before)
 
 

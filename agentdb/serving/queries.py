@@ -1,4 +1,4 @@
-"""Every query of the Db interface, written over the models."""
+"""All queries of the Db interface, written over the models."""
 
 from __future__ import annotations
 
@@ -61,16 +61,16 @@ def _each(model: type[Model], key: str) -> Select:
 
 
 def _not_before(column: str, p: Parameters) -> Greatest:
-    """The present, or what is stored where that is later: of two calls the later one counts, in whatever order."""
+    """Return the later of the current time and the stored one, so that the order of two calls does not matter."""
     return Greatest(F(column), p.now())
 
 
 @dataclass(frozen=True)
 class Touch:
-    """Writing that rows were used: which are due, the update, and one that waits for no disk."""
+    """The queries of a touch: find the rows that are due, update them, and update them without waiting for the disk."""
 
     is_due: Select  # for each row that exists, its id and 0 or 1
-    update: Update  # of many rows, returns the ids of those that it writes
+    update: Update  # for many rows, returns the ids that it writes
     unsynced: Update
 
 
@@ -78,10 +78,10 @@ class Touch:
 def touch(
     model: Table, interval: float, *, many: bool = False, of_runner: bool = False
 ) -> Touch:
-    """The queries for a time that is written again once it is ``interval`` seconds old; 0 is always.
+    """Return the queries for a time that is rewritten when it is ``interval`` seconds old; 0 is always.
 
-    Of the row ``id``, or of ``many``, the JSON array ``ids``; of those on ``runner_id`` only, with ``of_runner``.
-    ``touched_before`` is the present less the interval, for SQLite.
+    For the row ``id``, or with ``many`` those in the JSON array ``ids``; with ``of_runner`` only those on
+    ``runner_id``. ``touched_before`` is the current time minus the interval, for SQLite.
     """
     column = "last_active_at" if model is Session else "last_used_at"
 
@@ -234,7 +234,7 @@ def _of_tenant(
     column: str = "",
     value: str = "",
 ) -> Any:
-    """The tenant's rows with what is wanted in each column of ``filters``, and with one value of one more column."""
+    """Return the tenant's rows that equal ``filters``, and one value of one more column."""
     rows = p.tenant(model).filter(**{name: p.text(name) for name in sorted(filters)})
     return rows.filter(**{column: p.text(value)}) if column else rows
 
@@ -255,10 +255,10 @@ def _page(p: Parameters, rows: Any, *, before: bool, limit: bool) -> Any:
 def list_rows(
     model: Table, filters: frozenset[str], values: int = 0, *, before: bool, limit: bool
 ) -> Select:
-    """A page of the tenant's rows, equal to the parameters named in ``filters``.
+    """Return the query for a page of the tenant's rows that equal the parameters named in ``filters``.
 
-    With ``values`` also of one of so many statuses or states, ``value0``, ``value1`` and so on: a page of each, since
-    only within one does an index have the order. The pages are the caller's to merge.
+    ``values`` is the number of statuses or states, ``value0``, ``value1`` and so on. It returns a page for each,
+    because the index has the order only within one. The caller merges the pages.
     """
     column = "status" if model is Session else "state"
 
@@ -280,7 +280,7 @@ def list_rows(
 
 
 def _one_of(p: Parameters, column: str, values: int) -> Q:
-    # One parameter each: for the elements of an array PostgreSQL assumes that they are most of a table's statuses.
+    # A parameter for each: PostgreSQL assumes that an array matches most rows of the table.
     return (
         Q(**{f"{column}__in": [p.text(f"value{number}") for number in range(values)]})
         if values
@@ -290,7 +290,7 @@ def _one_of(p: Parameters, column: str, values: int) -> Q:
 
 @cache
 def count_sessions(filters: frozenset[str], statuses: int) -> SelectCount:
-    """How many sessions the tenant has; with ``statuses`` in one of so many, ``value0``, ``value1`` and so on."""
+    """Count the tenant's sessions; with ``statuses`` only those in ``value0``, ``value1`` and so on."""
     return SelectCount(
         lambda p: _of_tenant(p, Session, filters).filter(_one_of(p, "status", statuses))
     )
@@ -298,7 +298,7 @@ def count_sessions(filters: frozenset[str], statuses: int) -> SelectCount:
 
 @cache
 def count_sandboxes(states: int) -> SelectCount:
-    """The same for the sandboxes of all tenants."""
+    """Count the sandboxes of all tenants in the same way."""
     return SelectCount(lambda p: p.rows(Sandbox).filter(_one_of(p, "state", states)))
 
 
@@ -316,7 +316,7 @@ def _silent(*, limit: bool) -> Select:
     return Select(build)
 
 
-# Reads the live sessions, and no others: see PRUNE_SESSIONS for why no index has last_active_at.
+# Reads all live sessions and no others; PRUNE_SESSIONS says why no index has last_active_at.
 GET_SILENT_SESSIONS = {limit: _silent(limit=limit) for limit in (False, True)}
 
 
@@ -338,14 +338,14 @@ def _finished(p: Parameters):  # type: ignore[no-untyped-def]
     longest_inactive = finished.order_by(
         "last_active_at", CodePointOrder("id").asc()
     ).values("id")
-    # The conditions once more: PostgreSQL looks at them again for a row that was changed meanwhile.
+    # Repeats the conditions: PostgreSQL rechecks them for a row that has changed meanwhile.
     return finished.filter(id__in=longest_inactive[: p.limit("limit")])
 
 
-# An index in this order would have to hold last_active_at, and PostgreSQL would then write to every index of the table
-# at every touch of a session, which it does now for one in a hundred.
+# An index in this order would need last_active_at, and PostgreSQL would then update every index at every touch of a
+# session. Now it does so for one touch in a hundred.
 PRUNE_SESSIONS = Delete(_finished, returning=True)
-# A range of one state, so that SQLite begins with the few sessions and not with the many cold sandboxes.
+# A range instead of an equality, so that SQLite begins with the few sessions, not with the many cold sandboxes.
 PRUNE_SANDBOXES = Delete(
     lambda p: p.rows(Sandbox).filter(
         OneOfTexts("session_id", p.text("session_ids")),
@@ -357,7 +357,7 @@ PRUNE_SANDBOXES = Delete(
 
 @cache
 def delete_rows_of_sessions(table: str) -> Delete:
-    """Delete the rows of a table that is not agentdb's which name one of the sessions."""
+    """Delete the rows of another table that name one of the sessions."""
     return Delete(
         lambda p: rows_with_session(table).filter(
             OneOfTexts("session_id", p.text("session_ids"))
@@ -425,7 +425,7 @@ def _best_eviction_candidate(*, unused_since: bool) -> Select:
             .values("id")[:1]
         )
 
-    # COALESCE stops at the first state that has a sandbox: at most three probes of one index, and no sort.
+    # COALESCE stops at the first state with a sandbox: at most three probes of one index, and no sort.
     def build(p: Parameters) -> Any:
         states = (SandboxState.COLD, SandboxState.WARM, SandboxState.WAITING)
         return p.rows(Sandbox).filter(
@@ -441,16 +441,17 @@ GET_BEST_EVICTION_CANDIDATE = {
 
 
 def _free(p: Parameters, state: SandboxState, rows: Any) -> Any:
-    """Of these rows, in that state, the one least recently used that nobody is writing, and that nobody has touched.
+    """Match the least recently used of these rows in that state, unless another transaction is writing it.
 
-    PostgreSQL looks at the conditions again once it has a row that another had changed: a subquery still reads what
-    was there when the statement began, so a sandbox touched meanwhile no longer equals it and the next one is tried.
+    PostgreSQL rechecks the conditions after it has waited for a row that another transaction changed. The subquery
+    still reads the values from the start of the statement, so a sandbox touched meanwhile no longer equals them, and
+    the next one is tried.
     """
     as_it_was = Sandbox.objects.filter(id=OuterRef("id")).values("last_used_at")[:1]
     first = rows.filter(IsUnchanged(F("last_used_at"), Subquery(as_it_was)))
     one = first.least_recently_used_first().values("id")[:1]
-    # The state once more, and no other condition: with them PostgreSQL reads all rows in the range of an index instead
-    # of the one by its key.
+    # Repeats the state but no other condition: with those PostgreSQL reads a range of an index instead of one row by
+    # its key.
     return p.rows(Sandbox).in_state(state).filter(IsRow(F("id"), Locked(one)))
 
 
@@ -505,7 +506,7 @@ def _unused(state: SandboxState) -> Select:
 GET_IDLE_SANDBOXES = _unused(SandboxState.WAITING)
 GET_COLD_SANDBOXES = _unused(SandboxState.COLD)
 DELETE_SANDBOX = Delete(lambda p: p.rows(Sandbox).filter(id=p.text("id")))
-# "Not equal" reads the whole table; "less or greater" reads the two ranges of the index on either side.
+# "Not equal" would read the whole table; "less or greater" reads two ranges of the index.
 MARK_ALL_SANDBOXES_COLD = Update(
     lambda p: p.rows(Sandbox).filter(
         Q(state__lt=SandboxState.COLD.value) | Q(state__gt=SandboxState.COLD.value)

@@ -1,4 +1,4 @@
-"""Threads that an event loop hands calls to: in batches, and in order for each id."""
+"""Threads that run the calls of an event loop, in batches, and in order for each id."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ R = TypeVar("R")
 Answer = tuple[Any, BaseException | None]
 DoEach = Callable[[tuple[str, ...], list[str]], dict[str, Any] | None]
 Wake: TypeAlias = (
-    "SimpleQueue[bool]"  # one for each thread: True for work, False for the end
+    "SimpleQueue[bool]"  # one wake-up for each thread: True for work, False for the end
 )
 
-# While calls wait, the answers of the calls before them reach the loop together: after so many, or after this time.
+# While calls wait, earlier answers are delivered together: after this many, or after this time.
 # More in one go are slower on a busy machine, where the loop and a thread then wait for each other to be woken.
 _MOST_HELD_ANSWERS = 8
 _LOOK_SECONDS = 0.001
-# Threads of one process take turns on the interpreter: for calls that take less than this, which is what waking a
-# thread costs, one thread does more than eight.
+# Threads share the interpreter. For calls shorter than this, which is the cost of waking a thread, one thread is faster
+# than eight.
 _WORTH_A_THREAD_SECONDS = 0.0005
 _WORTH_ANOTHER_SECONDS = 0.00004
 _SLOWER_BY_SECONDS = 0.00001
 # So many calls of one kind become one at most.
 _MOST_TOGETHER = 100
-# Above this share of a processor the interpreter is busy, and one more thread would only be in the way of the others.
+# Above this share of a processor the interpreter is busy, and another thread would only slow the others down.
 _BUSY = 0.75
 
 
@@ -78,15 +78,15 @@ class Job:
         self.kind, self.do_each = kind, do_each
         self.context = contextvars.copy_context()
         self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self.held_up = 0  # by earlier calls on so many of its keys
+        self.held_up = 0  # the number of its keys with earlier calls
 
     def start(self) -> asyncio.Future[Any]:
-        """Hand the call over, and return the future that gets its answer."""
+        """Start the call, and return the future for its answer."""
         self.put(self)
         return self.future
 
     def answer(self, answer: Answer) -> None:
-        """Deliver an answer now; the job may go on."""
+        """Deliver an answer now; the job may continue."""
         with self.outbox.lock:
             self.outbox.held.append((self.future, answer))
             must_tell = self.outbox.must_tell()
@@ -132,7 +132,7 @@ def _copy(error: BaseException) -> BaseException:
 
 
 class _Line:
-    """The calls on one id, in the order in which they were made; reads between two writes go side by side."""
+    """The calls on one id in their order; reads between two writes run in parallel."""
 
     __slots__ = ("_readers", "_waiting", "_writing")
 
@@ -178,14 +178,14 @@ class Outbox:
         self.lock = lock
         self.held: list[
             tuple[asyncio.Future[Any], Answer]
-        ] = []  # the loop has not been told of these
+        ] = []  # not yet announced to the loop
         self.posted: list[
             tuple[asyncio.Future[Any], Answer]
-        ] = []  # it has been told, and will look
+        ] = []  # announced; the loop will collect them
         self.timer: asyncio.TimerHandle | None = None
 
     def deliver(self) -> None:
-        """On the loop: give every answer to its future."""
+        """On the loop: set the futures."""
         with self.lock:
             answers = self.posted + self.held
             self.posted, self.held = [], []
@@ -193,19 +193,19 @@ class Outbox:
             _settle(future, result, error)
 
     def must_tell(self) -> bool:
-        """Holding the lock: hold answers back no longer; return whether the loop must be woken for that."""
+        """With the lock: deliver without delay; return whether the loop must be woken."""
         told = bool(self.posted)
         self.posted += self.held
         self.held = []
         return not told
 
     def tell(self, loop: asyncio.AbstractEventLoop) -> None:
-        with suppress(RuntimeError):  # the loop is closed, and nobody waits any more
+        with suppress(RuntimeError):  # the loop is closed, so nobody waits
             loop.call_soon_threadsafe(self.deliver)
 
 
 class _Pool:
-    """What the threads share. They hold no ``Workers``, so that one that is dropped lets them go."""
+    """The state that the threads share. It does not refer to ``Workers``, so that dropping that ends them."""
 
     def __init__(self, max_workers: int, worth_a_thread: float) -> None:
         self.max_workers, self.worth_a_thread = max_workers, worth_a_thread
@@ -215,11 +215,12 @@ class _Pool:
         self.threads: dict[threading.Thread, Wake] = {}
         self.idle: list[
             Wake
-        ] = []  # the one that idles shortest last, since it is woken fastest
-        self.taken = 0  # since the last look, which was at these times: on the clock, and of the processor
+        ] = []  # the most recently idle last, because it wakes fastest
+        self.taken = (
+            0  # the times of the last check: on the clock, and of the processor
+        )
         self.looked = (0.0, 0.0)
-        # The time of the fastest of the latest reads, and of other calls, that ran while no other thread did: what the
-        # engine takes for one.
+        # The fastest recent read, and other call, that ran alone: the engine's own time for one.
         self.fastest = {True: 0.0, False: 0.0}
 
     def submit(self, job: Job) -> None:
@@ -262,7 +263,7 @@ class _Pool:
     def begin(self, wake: Wake) -> list[Job]:
         """Return the first calls of a thread that was woken; none if none is ready any more.
 
-        Others may be stuck in theirs, which is why it was woken: so this one asks only afterwards if it is too many.
+        It may have been woken because others are stuck, so it checks only afterwards whether it is needed.
         """
         with self.lock:
             if self.ready:
@@ -308,14 +309,14 @@ class _Pool:
         return jobs
 
     def _is_too_many(self) -> bool:
-        """Whether a thread that was added because another one was stuck may rest again."""
+        """Return whether a thread that was added for a stuck one may rest again."""
         return len(self.threads) - len(self.idle) > 1 and not self._gains_by_another()
 
     def _gains_by_another(self) -> bool:
-        """Whether two threads answer the next call's kind faster than one does.
+        """Return whether two threads run the next call's kind faster than one.
 
-        Writes wait for each other in the database: they gain if the disk or the network is slow. So do reads of a
-        server, even of one that is near, but not those of a file, which take less time than a switch of threads.
+        Writes wait for each other in the database: they gain if the disk or the network is slow. Reads from a server
+        gain too, even from a near one, but reads from a file take less time than a thread switch.
         """
         reads = self.ready[0].reads
         return self.fastest[reads] > (
@@ -344,7 +345,7 @@ class _Pool:
         outbox.timer = loop.call_later(_LOOK_SECONDS, self._look, outbox, loop)
 
     def _look(self, outbox: Outbox, loop: asyncio.AbstractEventLoop) -> None:
-        """On the loop, while calls wait: deliver what is held back, and add a thread if that makes them faster."""
+        """On the loop, while calls wait: deliver delayed answers, and add a thread if that makes calls faster."""
         now, used = time.perf_counter(), time.process_time()
         with self.lock:
             outbox.timer = None
@@ -361,9 +362,9 @@ class _Pool:
 class Workers:
     """Up to ``max_workers`` threads, started as calls come in.
 
-    A wake-up costs more than a read: of a thread by the loop, and of the loop by a thread. So a thread goes on with
-    what waits, and the answers reach the loop together. Calls get a thread each if the engine takes longer than
-    ``worth_a_thread`` seconds to answer, as over a network.
+    Waking a thread, or the loop, costs more than a read. So a thread continues with waiting calls, and the answers
+    reach the loop together. Calls get a thread each if the engine takes longer than ``worth_a_thread`` seconds to
+    answer, as over a network.
     """
 
     def __init__(
@@ -374,12 +375,12 @@ class Workers:
         _all.add(self)
 
     def start_anew(self) -> None:
-        """Know no thread; after a fork the threads are the parent's."""
+        """Start without threads; after a fork they exist only in the parent."""
         self.pool = _Pool(*self._arguments)
         self._outboxes: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Outbox] = (
             weakref.WeakKeyDictionary()
         )
-        # Whoever drops this without stop() must not keep the threads waiting for ever.
+        # Dropping this without stop() must not leave the threads waiting.
         self._finalizer = weakref.finalize(self, self.pool.dismiss)
 
     def job(
@@ -417,8 +418,8 @@ class Workers:
         )
 
     def stop(self) -> None:
-        """Let the calls under way end, then the threads."""
-        with self.pool.lock:  # the loop may be adding a thread for a call that waits
+        """Let the running calls end, then the threads."""
+        with self.pool.lock:  # the loop may be adding a thread for a waiting call
             self._finalizer()
         for thread in self.pool.threads:
             thread.join()
@@ -431,13 +432,15 @@ def _work(pool: _Pool, wake: Wake) -> None:
             began = time.perf_counter()
             answers = _do(jobs)
             jobs = pool.finish(jobs, answers, time.perf_counter() - began, wake)
-            del answers  # else an idle thread would keep the caller's objects
+            del (
+                answers
+            )  # otherwise an idle thread would keep the caller's objects alive
 
 
 def _settle(
     future: asyncio.Future[Any], result: Any, error: BaseException | None
 ) -> None:
-    if future.done():  # cancelled; or the call goes on for nobody, as a transaction that is rolled back
+    if future.done():  # cancelled, or a call without a caller, such as a transaction that is rolled back
         return
     if error is None:
         future.set_result(result)

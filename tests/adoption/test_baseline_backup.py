@@ -161,8 +161,8 @@ def test_a_full_disk_is_noticed_before_the_copy(
 
     size = source.stat().st_size + Path(f"{source}-wal").stat().st_size
     assert str(refusal.value) == (
-        f"There is no room for a backup in '{source.parent}': it needs {size:,} bytes, 1,000 are free. "
-        "Make room, or back the file up elsewhere and use --no-backup."
+        f"There is no space for a backup in '{source.parent}': it needs {size:,} bytes, 1,000 are free. "
+        "Free some space, or back the file up elsewhere and use --no-backup."
     )
     assert [path for path in source.parent.iterdir() if "backup" in path.name] == []
 

@@ -1,7 +1,7 @@
-"""A thread's place on a database, and the driver's connection that it has there.
+"""A thread's slot for a database, and the driver's connection in it.
 
-Opening and closing stay Django's; statements and transactions go to the driver directly. What is true of a connection,
-such as whether a transaction is open, is asked of the driver.
+Django opens and closes connections; statements and transactions go to the driver directly. The state of a connection,
+such as whether a transaction is open, is always read from the driver.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from agentdb.faults import (
     said_by_server,
 )
 
-# The connections of the parent, in the child of a fork. They are kept, because deleting one would close it, and the
-# server would end what the parent goes on with.
+# In the child of a fork, the parent's connections. They are kept alive, because deleting one would close it, and the
+# server would end the parent's session.
 left_to_the_parent: list[object] = []
 
 
@@ -38,27 +38,29 @@ class Turn(Protocol):
     """The right to write, which other writers wait for."""
 
     def end(self) -> None:
-        """Let the next one write."""
+        """Let the next writer write."""
 
 
 class Engine(ABC):
     """What all connections of one alias have in common."""
 
-    errors: tuple[type[Exception], ...]  # what the driver raises, and Django around it
-    aborts_on_error: bool  # after an error PostgreSQL ignores everything up to the end of the transaction
+    errors: tuple[
+        type[Exception], ...
+    ]  # the driver's exceptions, and Django's wrappers
+    aborts_on_error: (
+        bool  # PostgreSQL ignores everything after an error until the transaction ends
+    )
     has_server: bool
 
     def __init__(self, settings_dict: dict[str, Any], *, owned: bool = False) -> None:
         self.settings = settings_dict
-        self.owned = owned  # by agentdb, and not by a host project
+        self.owned = owned  # by agentdb, not by a host project
         own = settings_dict.get("AGENTDB", {})
         self.call_timeout: float | None = own.get("call_timeout")  # seconds
-        self.idle_seconds: float | None = own.get(
-            "idle_seconds"
-        )  # after which an unused connection is closed
-        self.slow_call_seconds: float | None = own.get(
-            "slow_call_seconds"
-        )  # a statement that takes longer is logged
+        # An unused connection is closed after this.
+        self.idle_seconds: float | None = own.get("idle_seconds")
+        # Slower statements are logged.
+        self.slow_call_seconds: float | None = own.get("slow_call_seconds")
 
     @abstractmethod
     def describe(self) -> str:
@@ -66,7 +68,7 @@ class Engine(ABC):
 
     @abstractmethod
     def connection(self, wrapper: BaseDatabaseWrapper) -> Connection:
-        """Return what stands for the driver's connection that Django's wrapper has."""
+        """Return the ``Connection`` for the driver's connection in Django's wrapper."""
 
     def opening(
         self, wrapper: BaseDatabaseWrapper, limit: float | None
@@ -75,7 +77,7 @@ class Engine(ABC):
         return nullcontext()
 
     def take_turn(self) -> Turn | None:
-        """Wait until a transaction may begin; others then wait until the turn, if there is one, has ended."""
+        """Wait until a transaction may begin; other writers wait until the returned turn, if any, ends."""
         return None
 
     @abstractmethod
@@ -83,20 +85,20 @@ class Engine(ABC):
         """Whether the driver's connection is as Django's ``connect()`` leaves it; asks no server."""
 
     def renew(self, raw: Any) -> bool:
-        """Make a connection as good as new without closing it, and say whether that could be done."""
+        """Reset a connection without closing it; return whether that was possible."""
         return False
 
     def reason(self, error: BaseException) -> str:
-        """Return the driver's words on one line, without the password."""
+        """Return the driver's message on one line, without the password."""
         return one_line(error, self.settings.get("PASSWORD"), self.settings["NAME"])
 
     def explain(self, fault: Fault, error: BaseException) -> AgentDbError:
-        """Return the driver's error in agentdb's terms: the place, what it means, and the driver's reason."""
+        """Return the ``AgentDbError`` for the driver's error."""
         return explain(fault, self.describe(), self.reason(error))
 
 
 class Connection(ABC):
-    """A connection of the driver's, made when it is opened and dropped when it is closed."""
+    """A connection of the driver; this object lives from its opening to its closing."""
 
     is_traced = False  # by the driver's OpenTelemetry instrumentation, which sees only what Django's cursor runs
 
@@ -111,51 +113,51 @@ class Connection(ABC):
         """Run the statement and return a cursor."""
 
     def write(self, run: Callable[[Connection], Any]) -> Any:
-        """Return what ``run``, called with a connection to write on, returns once that is stored."""
+        """Call ``run`` with a connection, and return its result when the write is stored."""
         return run(self)
 
     @abstractmethod
     def is_at_hand(self) -> bool:
-        """Whether it can be used as it is, by what can be known at no price; if not, ``Slot.ready`` asks further."""
+        """Whether a cheap check says that it can be used as it is; if not, ``Slot.ready`` checks further."""
 
     @abstractmethod
     def is_clean(self) -> bool:
-        """Whether it is open, in no transaction and runs no statement; asks no server."""
+        """Whether it is open, idle and in no transaction; does not ask the server."""
 
     @abstractmethod
     def in_transaction(self) -> bool:
-        """Whether a transaction is open that can be committed; asks no server."""
+        """Whether a transaction is open that can be committed; does not ask the server."""
 
     @abstractmethod
     def begin(self) -> None:
         """Begin a serializable transaction."""
 
     def commit(self) -> None:
-        """Commit what ``begin`` began."""
+        """Commit the transaction of ``begin``."""
         self.raw.commit()
 
     def roll_back(self) -> None:
-        """Roll back what ``begin`` began."""
+        """Roll back the transaction of ``begin``."""
         self.raw.rollback()
 
     def is_alive(self) -> bool:
-        """Whether the server still has the connection, after it was idle."""
+        """Whether the server still has the connection after it was idle."""
         return True
 
     def is_broken_off(self) -> bool:
-        """Whether it is in the middle of a statement that an asynchronous exception has left."""
+        """Whether an asynchronous exception interrupted it in the middle of a statement."""
         return False
 
     def look(self) -> None:
-        """Raise ``DatabaseUnavailableError`` if the open file is not the one at the path any more."""
+        """Raise ``DatabaseUnavailableError`` if the open file is no longer the one at the path."""
         return
 
     def confirm(self) -> None:
-        """Raise ``OutcomeUnknownError`` if what was just stored is in a file that is not at the path any more."""
+        """Raise ``OutcomeUnknownError`` if the last write went into a file that is no longer at the path."""
         return
 
     def close(self) -> None:
-        """Close it, in whatever state it is, without waiting."""
+        """Close it in any state, without waiting."""
         self.raw.close()
 
     def prepare_nothing(self) -> None:
@@ -163,11 +165,11 @@ class Connection(ABC):
         return
 
     def limited(self) -> AbstractContextManager[None]:
-        """Let nothing that the body does on the driver's connection wait longer than a call may."""
+        """Limit each wait of the body on the driver's connection to ``call_timeout``."""
         return nullcontext()
 
     def instrumented(self) -> bool:
-        """Whether somebody watches Django's cursor: ``assertNumQueries``, ``execute_wrapper``, OpenTelemetry."""
+        """Whether something hooks into Django's cursor: ``assertNumQueries``, ``execute_wrapper``, OpenTelemetry."""
         wrapper = self.wrapper
         return (
             bool(wrapper.execute_wrappers)
@@ -178,9 +180,9 @@ class Connection(ABC):
 
 
 class Slot:
-    """One thread's place on an alias: Django's wrapper, and the connection that is open there, if any.
+    """One thread's slot for an alias: Django's wrapper, and its open connection, if any.
 
-    For an in-memory database all threads share one and take turns.
+    For an in-memory database all threads share a slot and take turns.
     """
 
     def __init__(self, engine: Engine, wrapper: BaseDatabaseWrapper) -> None:
@@ -189,15 +191,17 @@ class Slot:
         self.lock = threading.RLock()
         self.used = time.monotonic()  # when it was last used
         self.room: Callable[[Slot], AbstractContextManager[None]] | None = (
-            None  # waits until one more may be open
+            None  # waits until another connection may be opened
         )
         self.prepares = True
-        self.host_block: object = None  # what is known of the host's transaction that is open; see transactions.py
+        self.host_block: object = (
+            None  # the state of the host's open transaction; see transactions.py
+        )
         self._connection: Connection | None = None
         self._process = os.getpid()
 
     def __del__(self) -> None:
-        # The thread has ended; nobody else will close its connection.
+        # The thread has ended, and nobody else will close its connection.
         raw = self.wrapper.connection
         if not self.engine.owned or raw is None:
             return
@@ -206,11 +210,12 @@ class Slot:
         else:  # a fork ends all threads but one in the child
             left_to_the_parent.append(raw)
 
-    # An operation is whole, or the connection is not used again before it is clean: an exception from a signal handler
-    # can strike between any two calls. Hence the driver is asked before each operation what it is in the middle of.
+    # An exception from a signal handler can come between any two bytecodes, so an operation may be left half done.
+    # Therefore the driver is asked before each operation whether the connection is in the middle of something, and
+    # then it is reset or replaced.
 
     def ready(self, limit: float | None = None) -> Connection:
-        """Return a connection for a call outside of a transaction: open, alive, and in the middle of nothing."""
+        """Return a connection for a call outside a transaction: open, alive and idle."""
         connection = self._connection
         if (
             connection is not None
@@ -228,13 +233,12 @@ class Slot:
         return connection
 
     def _kept(self) -> Connection | None:
-        """Return the connection that is open, if it can be used; after a reset, if it must be."""
+        """Return the open connection if it is usable, after a reset if necessary."""
         connection = self._connection
         if connection is None or connection.raw is not self.wrapper.connection:
             return self._adopted()
-        if (
-            self.wrapper.autocommit and not connection.is_clean()
-        ):  # else the host has switched it off
+        # Without autocommit, the host manages its own transaction.
+        if self.wrapper.autocommit and not connection.is_clean():
             self.reset()
             return self._connection
         if self._idled() or not self._is_alive(connection):
@@ -243,12 +247,12 @@ class Slot:
         return connection
 
     def open_in_block(self) -> Connection:
-        """Return the connection of the transaction that is open."""
+        """Return the connection of the open transaction."""
         connection = self._connection
         if connection is None or connection.raw is not self.wrapper.connection:
             if self.wrapper.connection is None:
                 raise AgentDbError(
-                    "The transaction's connection is closed; it can only be undone."
+                    "The transaction's connection is closed; it can only be rolled back."
                 )
             connection = self._connection = self._made()  # Django has opened it
         return connection
@@ -278,12 +282,11 @@ class Slot:
         )
 
     def _adopted(self) -> Connection | None:
-        """Return the connection that Django has opened, if it was opened to the end."""
+        """Return the connection that Django has opened, if it is completely set up."""
         if self.wrapper.connection is None:
             return None
-        is_by_hand = (
-            not self.engine.owned and not self.wrapper.autocommit
-        )  # the host has switched autocommit off
+        # The host has switched autocommit off.
+        is_by_hand = not self.engine.owned and not self.wrapper.autocommit
         if is_by_hand or (
             self.wrapper.autocommit and self.engine.is_set_up(self.wrapper)
         ):
@@ -308,7 +311,7 @@ class Slot:
                 connection = self._connection = self._made()
                 return connection
         except BaseException as error:
-            # Also one that struck between two steps of Django's connect(), which would leave autocommit off.
+            # Includes an exception between two steps of Django's connect(), which would leave autocommit off.
             self.discard()
             if (explained := self._why_not_opened(error)) is None:
                 raise
@@ -334,7 +337,7 @@ class Slot:
         return connection is not None and connection.instrumented()
 
     def reset(self) -> None:
-        """Leave nothing of what a broken-off operation began: close the connection, or what comes to the same."""
+        """Remove all traces of an interrupted operation: close the connection, or do the equivalent."""
         self.leave_block()
         raw = self.wrapper.connection
         if raw is not None and self.engine.renew(raw):
@@ -343,7 +346,7 @@ class Slot:
             self.discard()
 
     def leave_block(self) -> None:
-        """Let Django know that no transaction is open. Plain stores, which no asynchronous exception can part."""
+        """Tell Django that no transaction is open. Plain assignments, which no asynchronous exception can separate."""
         wrapper = self.wrapper
         wrapper.in_atomic_block = False
         wrapper.autocommit = True
@@ -353,7 +356,7 @@ class Slot:
         wrapper.atomic_blocks = []
 
     def discard(self) -> None:
-        """Drop the connection, in whatever state it is; ``ready`` opens another."""
+        """Drop the connection in any state; ``ready`` opens another."""
         wrapper = self.wrapper
         raw, connection = wrapper.connection, self._connection
         if raw is None:
@@ -361,7 +364,7 @@ class Slot:
         if connection is None or connection.raw is not raw:
             connection = None
         if wrapper.in_atomic_block:
-            # Django opens a new connection once the transaction has ended, and not in the middle of it.
+            # Django opens a new connection after the transaction has ended, not in the middle of it.
             wrapper.closed_in_transaction = True
             wrapper.needs_rollback = True
         close = raw.close if connection is None else connection.close
@@ -369,12 +372,12 @@ class Slot:
             close()
         give_back(wrapper, raw)
         if not wrapper.in_atomic_block:
-            # Only now: what is cut off before is found here again, and closed.
+            # Last, so that an interrupted close is found here and repeated.
             self._connection = None
             wrapper.connection = None
 
     def interrupted(self) -> None:
-        """After an exception that is not the driver's: leave no statement under way for the next caller."""
+        """After an exception that is not the driver's: leave no running statement to the next caller."""
         connection = self._connection
         if (
             connection is not None
@@ -384,9 +387,9 @@ class Slot:
             self.discard()
 
     def fault(self, error: BaseException, *, writing: bool) -> Fault:
-        """Return what the driver's error means, for a write or COMMIT whose answer has not come, or for anything else.
+        """Return what the driver's error means; for a write or COMMIT, whether its outcome is unknown.
 
-        If the server itself says good-bye, it has rolled back what it was doing.
+        If the server announced the end of the session, it has rolled back.
         """
         raw = self.wrapper.connection
         fault = classify(
@@ -402,7 +405,7 @@ class Slot:
 
     @contextmanager
     def operation(self, *, writing: bool = False) -> Iterator[None]:
-        """Limit and translate what the body does through Django's wrapper."""
+        """Limit the body's calls on Django's wrapper, and translate their errors."""
         connection = self._connection
         try:
             with connection.limited() if connection is not None else nullcontext():
@@ -417,7 +420,7 @@ class Slot:
             raise
 
     def close_if_idle(self) -> bool:
-        """From any thread: close the connection, unless a call, a transaction or the host's own query uses it."""
+        """From any thread, close the connection, unless a call, a transaction or the host's own query uses it."""
         try:
             connection = self._connection if self.lock.acquire(blocking=False) else None
             if (
@@ -434,14 +437,14 @@ class Slot:
 
 
 def give_back(wrapper: BaseDatabaseWrapper, raw: Any) -> None:
-    """Tell a host's pool, which counts the connections that it has handed out, dead or alive."""
+    """Return the connection to a host's pool, which counts those it has handed out, dead or alive."""
     pool = getattr(wrapper, "pool", None)
     if pool is not None:
         pool.putconn(raw)
 
 
 def readability(file_descriptor: int) -> Callable[[int], object]:
-    """Return a function that says whether there is something to read within so many milliseconds."""
+    """Return a function that waits some milliseconds for something to read, and returns whether there is."""
     if not hasattr(select, "poll"):  # Windows
         return lambda wait: select.select([file_descriptor], [], [], wait / 1000)[0]
     poll = select.poll()
