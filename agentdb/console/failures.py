@@ -33,10 +33,10 @@ _FAILED = Q(status=SessionStatus.ERROR.value)
 _ACTIVE = Q(status=SessionStatus.ACTIVE.value)
 _LATELY, _BAD = "last_active_at >= %s", f"status = '{SessionStatus.ERROR}'"
 _COUNTS = (
-    f"SELECT agent_name, tenant_id, SUM(CASE WHEN {_LATELY} THEN 1 ELSE 0 END), "
-    f"SUM(CASE WHEN {_LATELY} AND {_BAD} THEN 1 ELSE 0 END), "
-    f"SUM(CASE WHEN {_LATELY} THEN 0 ELSE 1 END), "
-    f"SUM(CASE WHEN NOT {_LATELY} AND {_BAD} THEN 1 ELSE 0 END) FROM {{rows}}"
+    f"SELECT agent_name, tenant_id, COUNT(CASE WHEN {_LATELY} THEN 1 END), "
+    f"COUNT(CASE WHEN {_LATELY} AND {_BAD} THEN 1 END), "
+    f"COUNT(CASE WHEN NOT {_LATELY} THEN 1 END), "
+    f"COUNT(CASE WHEN NOT {_LATELY} AND {_BAD} THEN 1 END) FROM {{rows}}"
 )
 
 

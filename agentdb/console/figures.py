@@ -327,8 +327,8 @@ def top_tenants(alias: str) -> list[Tenant]:
     newest = Session.objects.using(alias).newest_first()
     rows = select_from(
         newest.values("tenant_id", "status", "created_at")[:NEWEST],
-        "SELECT tenant_id, COUNT(*), SUM(CASE WHEN status IN (%s, %s) THEN 1 ELSE 0 END), "
-        "SUM(CASE WHEN status = %s THEN 1 ELSE 0 END), MAX(created_at) FROM {rows} GROUP BY 1 ORDER BY 2 DESC, 1",
+        "SELECT tenant_id, COUNT(*), COUNT(CASE WHEN status IN (%s, %s) THEN 1 END), "
+        "COUNT(CASE WHEN status = %s THEN 1 END), MAX(created_at) FROM {rows} GROUP BY 1 ORDER BY 2 DESC, 1",
         [*LIVE, SessionStatus.ERROR.value],
     )
     largest = max((row[1] for row in rows), default=1)
