@@ -256,7 +256,7 @@ def _flush(path: Path) -> None:
 
 def _cannot_write(target: Path, reason: str, option: str | None) -> str:
     if "full" in reason or "No space" in reason:
-        advice = "Make room for it"
+        advice = "Free some space for it"
     elif "I/O" in reason:
         advice = "Check the disk and its quota"
     elif "too long" in reason:

@@ -213,7 +213,7 @@ def test_a_database_that_cannot_be_backed_up_is_not_adopted(
 
     assert (refused.code, refused.err.partition(" in ")[0]) == (
         2,
-        "There is no room for a backup",
+        "There is no space for a backup",
     )
     assert dump(path) == before
     assert baselinedb(f"sqlite:///{path}", "--no-backup").code == 0
