@@ -78,6 +78,7 @@ def test_there_are_four_migrations_named_for_what_they_do():
     )
 
 
+@pytest.mark.parametrize("engine", ["sqlite", "postgresql"])
 def test_a_fresh_0001_is_the_database_that_the_old_server_makes(
     load_legacy: Load, empty_url: str, engine: str
 ):

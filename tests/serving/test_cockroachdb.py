@@ -122,6 +122,22 @@ def test_a_fresh_database_is_made_with_statements_that_every_version_allows(
         ] == []
 
 
+def test_a_fresh_database_that_stays_at_0001_has_the_old_server_s_tables(
+    cockroachdb: Start,
+) -> None:
+    _, url = cockroachdb()
+    with opened(url) as connection:
+        manage(connection, "migrate", "agentdb", "0001", verbosity=0)
+
+        rows(connection, "INSERT INTO agents (id, name, path) VALUES ('a', 'a', '/')")
+        [(created_at,)] = rows(connection, "SELECT created_at FROM agents")
+        assert isinstance(created_at, str)
+        manage(connection, "migrate", "agentdb", verbosity=0)
+        manage(connection, "verifydb")
+    with agentdb.connect(url) as db:
+        assert [agent.id for agent in db.list_agents()] == ["a"]
+
+
 def test_a_migration_goes_on_wherever_it_was_stopped(cockroachdb: Start) -> None:
     """Each run is allowed one schema change more than the one before it: every place to stop is tried once."""
     proxy, url = cockroachdb()

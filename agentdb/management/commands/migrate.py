@@ -25,7 +25,7 @@ from agentdb.checks import adoption_left_to_command
 from agentdb.errors import DatabaseUnavailableError
 from agentdb.faults import Fault, classify, describe_failure
 from agentdb.management.database_command import AgentDbCommand
-from agentdb.operations import saying
+from agentdb.operations import make_old_tables, saying
 from agentdb.schema.inspection import check_sqlite_file, sqlite_path, translated_errors
 from agentdb.schema.limits import lifted_limits
 from agentdb.schema.migration_lock import migration_lock
@@ -116,6 +116,8 @@ class Command(AgentDbCommand, migrate.Command):
                 back_up(connection, self.progress)
             with saying(lambda text: self._say_step(text, options["verbosity"])):
                 super().handle(*args, **options)
+            if not options["fake"]:
+                make_old_tables(connection)
 
     def _refuse_loss(
         self, connection: BaseDatabaseWrapper, options: dict[str, Any]
