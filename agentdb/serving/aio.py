@@ -149,8 +149,10 @@ class AsyncDb:
             raise DatabaseClosedError(_CLOSED)
         self._refuse_inside()
         workers = self._transactions if call.apart else self._workers
-        together: Collection[str] = getattr(self._db, "_together", ())
-        kind = call.kind if call.kind and call.kind[0] in together else ()
+        # Of the class, since a wrapper may hand on every name that it lacks, and yet do something of its own.
+        joins = getattr(type(self._db), "_joins", None)
+        is_joined = joins is not None and call.kind and joins(self._db, call.kind[0])
+        kind = call.kind if is_joined else ()
         return workers.job(
             lambda: self._call(call.do),
             keys=call.keys,

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Collection
 from typing import Any
 
+import pytest
 from django.db import connections
 
 import agentdb
@@ -23,8 +24,6 @@ from tests.helpers.factories import execute
 class Holding:
     """A Db that counts: its first call waits until it may go on, so that those behind it wait together."""
 
-    _together = ("get_session",)
-
     def __init__(self, error: Exception | None = None) -> None:
         self.go_on = threading.Event()
         self.alone: list[str] = []
@@ -38,6 +37,9 @@ class Holding:
     def get_session(self, id: str) -> str:
         self.alone.append(id)
         return id.upper()
+
+    def _joins(self, method: str) -> bool:
+        return method == "get_session"
 
     def _do_each(self, method: str, ids: list[str]) -> dict[str, str]:
         self.at_once.append(ids)
@@ -199,3 +201,53 @@ def test_whoever_watches_the_statements_sees_one_for_each_call(
     assert db._do_each("get_session", ["s1", "s2"]) == {"s1": db.get_session("s1")}
     with connections[db.alias].execute_wrapper(watch):
         assert db._do_each("get_session", ["s1", "s2"]) is None
+
+
+class Upper:
+    """Hands on all but one method."""
+
+    def __init__(self, db: agentdb.DjangoDb) -> None:
+        self._db = db
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._db, name)
+
+    def get_session(self, id: str) -> Any:
+        return id.upper()
+
+
+class Subclass(agentdb.DjangoDb):
+    get_session = Upper.get_session
+
+
+def patched(db: agentdb.DjangoDb, monkeypatch: pytest.MonkeyPatch) -> agentdb.DjangoDb:
+    monkeypatch.setattr(agentdb.DjangoDb, "get_session", Upper.get_session)
+    return db
+
+
+def patched_alone(
+    db: agentdb.DjangoDb, monkeypatch: pytest.MonkeyPatch
+) -> agentdb.DjangoDb:
+    monkeypatch.setattr(db, "get_session", str.upper, raising=True)
+    return db
+
+
+@pytest.mark.parametrize(
+    "replace",
+    [
+        lambda db, _: Upper(db),
+        lambda db, _: Subclass(db.alias),
+        patched,
+        patched_alone,
+    ],
+    ids=["wrapper", "subclass", "patched class", "patched object"],
+)
+def test_a_method_that_was_replaced_sees_each_call(
+    db: agentdb.DjangoDb, monkeypatch: pytest.MonkeyPatch, replace: Callable[..., Any]
+) -> None:
+    async def work() -> list[Any]:
+        async with AsyncDb(replace(db, monkeypatch), max_workers=1) as adb:
+            reads = [adb.get_session(id) for id in ("a", "b", "c")]
+            return await asyncio.gather(*reads)
+
+    assert asyncio.run(work()) == ["A", "B", "C"]
