@@ -369,24 +369,19 @@ def describe_failure(connection: BaseDatabaseWrapper, error: BaseException) -> s
     settings = connection.settings_dict
     if connection.vendor == "sqlite":
         return describe_sqlite_failure(settings["NAME"], error)
-    sentence = _OF_A_SERVER.get(classify(error))
-    if sentence is None:
-        reached = connection.connection is not None and _was_reached(error)
-        done = "used" if reached else "reached"
-        sentence = f"The database {{name}} cannot be {done}: {{reason}}."
+    fault, sentence = (
+        classify(error),
+        "The database {name} cannot be reached: {reason}.",
+    )
+    if fault in _OF_A_SERVER:
+        sentence = _OF_A_SERVER[fault]
+    elif connection.connection and said_by_server(error) and fault is not Fault.LOST:
+        sentence = "The database {name} cannot be used: {reason}."
     return sentence.format(
         name=server_name(settings),
         role=settings["USER"] or "used",
         reason=_brief(error),
     )
-
-
-def _was_reached(error: BaseException) -> bool:
-    """Whether a server let the role into a database before it raised the error."""
-    state = _sqlstate(driver_error(error))
-    # 28 is a refused role or password, 3D a database that does not exist.
-    is_refused = state.startswith(("28", "3D"))
-    return bool(state) and not is_refused and classify(error) is not Fault.LOST
 
 
 _OF_A_SERVER = {

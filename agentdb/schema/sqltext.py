@@ -449,21 +449,15 @@ def _clauses(definition: Sequence[Token]) -> Iterator[Sequence[Token]]:
     """Split the definition of a column, or of a table's constraints, before each word that begins a clause.
 
     What comes before the first is a column's name and type. Expressions stand in parentheses, and are not looked into.
+    A foreign key's ``SET DEFAULT`` and ``NOT DEFERRABLE`` are split off as well, which says nothing and does no harm.
     """
     start = depth = 0
     for position, token in enumerate(definition):
         depth += {"(": 1, ")": -1}.get(token.text, 0)
-        if not depth and token.word in _CLAUSES and _begins(definition, position):
+        if not depth and token.word in _CLAUSES:
             yield definition[start:position]
             start = position
     yield definition[start:]
-
-
-def _begins(definition: Sequence[Token], position: int) -> bool:
-    """Whether the word is not in the middle of a foreign key's ``ON DELETE SET DEFAULT`` or ``NOT DEFERRABLE``."""
-    if definition[position].word == "NOT":
-        return _word(definition, position + 1) == "NULL"
-    return position == 0 or definition[position - 1].word != "SET"
 
 
 def _column(item: Sequence[Token], clauses: list[Sequence[Token]]) -> ColumnText:
@@ -475,7 +469,7 @@ def _column(item: Sequence[Token], clauses: list[Sequence[Token]]) -> ColumnText
             case "AS":
                 column.generated = canonical(_group(clause))
             case "NOT":
-                column.conflict = _conflict(clause)
+                column.conflict = column.conflict or _conflict(clause)
     return column
 
 
@@ -528,10 +522,6 @@ def _conflict(clause: Sequence[Token]) -> str | None:
     _, action = _parted(clause, "CONFLICT")
     word = _identifier(action, 0).lower()
     return word if word not in ("", "abort") else None
-
-
-def _word(tokens: Sequence[Token], position: int) -> str:
-    return tokens[position].word if position < len(tokens) else ""
 
 
 def _identifier(tokens: Sequence[Token], position: int) -> str:

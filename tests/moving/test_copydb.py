@@ -109,6 +109,23 @@ def test_copydb_moves_more_rows_than_it_holds_at_once(
     assert contents(target) == contents(url)
 
 
+@pytest.mark.parametrize("engine", ["sqlite"])
+def test_a_target_that_changes_what_it_stores_is_found_by_reading_it_back(
+    url: str, make_url: MakeUrl
+) -> None:
+    fill(url)
+    target = make_url("sqlite")
+    agentdb.connect(target, migrate=True).close()
+    execute(
+        target,
+        "CREATE TRIGGER meddling AFTER INSERT ON agents BEGIN UPDATE agents SET version = 9 WHERE id = new.id; END",
+    )
+
+    assert refusal(url, target) == (
+        "The target does not hold what was written to 'agents'. Copy into a new database."
+    )
+
+
 def test_copydb_refuses_a_target_with_rows(url: str, make_url: MakeUrl) -> None:
     target = make_url("sqlite")
     agentdb.connect(target, migrate=True).close()

@@ -214,3 +214,17 @@ def test_everything_a_create_table_statement_says_beyond_the_pragmas_is_read():
         None,
         None,
     ]
+
+
+def test_what_follows_a_foreign_key_does_not_change_its_column():
+    table = parse_create_table(
+        "CREATE TABLE t (a TEXT CONSTRAINT nn NOT NULL ON CONFLICT IGNORE "
+        "CONSTRAINT fk REFERENCES o (x) ON DELETE SET DEFAULT NOT DEFERRABLE UNIQUE DEFAULT ('b') COLLATE NOCASE)"
+    )
+
+    (column,) = table.columns
+    assert (column.conflict, column.collation) == ("ignore", "NOCASE")
+    assert [(one.kind, one.name, one.columns) for one in table.constraints] == [
+        ("foreign key", "fk", ("a",)),
+        ("unique", None, ("a",)),
+    ]
