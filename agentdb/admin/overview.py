@@ -10,7 +10,7 @@ from typing import Any
 
 from django.contrib.admin import AdminSite
 from django.db import connections, router
-from django.db.models import Model
+from django.db.models import Model, QuerySet
 from django.http import HttpRequest
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext
@@ -46,7 +46,7 @@ from agentdb.console.figures import (
 )
 from agentdb.console.questions import Answer, Budget
 from agentdb.console.report import Report, examine, unanswered
-from agentdb.interface import SandboxState, SessionStatus
+from agentdb.interface import SandboxState
 from agentdb.models import Agent, ApiKey, Sandbox, Session
 
 
@@ -267,16 +267,17 @@ class _Overview:
         }
 
     def _total(self, model: type[Model]) -> Answer[Figure]:
-        return self.budget.ask(partial(total, self.connection, model._meta.db_table))
+        return self.budget.ask(partial(total, self._rows(model)))
+
+    def _rows(self, model: type[Model]) -> QuerySet[Any]:
+        return model._default_manager.using(self.connection.alias)
 
     def _sandboxes(self) -> dict[str, Any]:
         site, ask = self.site, self.budget.ask
         return {
             "states": ask(
                 lambda: share_bars(
-                    by_value(
-                        self.connection, "sandboxes", "state", [*map(str, SandboxState)]
-                    ),
+                    by_value(self._rows(Sandbox), "state"),
                     lambda state: list_url(site, Sandbox, state=state),
                 )
             ),
@@ -293,12 +294,7 @@ class _Overview:
             "activity": activity_chart(self.request, self.budget),
             "statuses": ask(
                 lambda: share_bars(
-                    by_value(
-                        self.connection,
-                        "sessions",
-                        "status",
-                        [*map(str, SessionStatus)],
-                    ),
+                    by_value(self._rows(Session), "status"),
                     lambda status: list_url(site, Session, status=status),
                 )
             ),

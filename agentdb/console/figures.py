@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 from django.core.exceptions import EmptyResultSet
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.models import Model, QuerySet
+from django.db.models import Count, Model, QuerySet
 from django.utils import timezone
 from django.utils.translation import gettext
 
@@ -26,6 +26,7 @@ COUNT_SECONDS = 0.5
 EXACT_UP_TO = 200_000
 NEWEST = 10_000  # the newest sessions, from which tenants are counted
 TOP = 8
+Counted = TypeVar("Counted")
 _BY_STATUS = "SELECT status, COUNT(*) FROM {rows} GROUP BY 1"
 
 
@@ -52,15 +53,13 @@ class Hour:
     failed: int
 
 
-def total(connection: BaseDatabaseWrapper, table: str) -> Figure:
-    """The rows of a table: counted if that is quick, else estimated, or counted up to a limit."""
-    estimate = estimated_rows(connection, table)
+def total(rows: QuerySet[Any]) -> Figure:
+    """The rows of a whole table: counted if that is quick, else estimated, or counted up to a limit."""
+    estimate = estimated_rows(rows)
     if estimate is not None and estimate.rows > EXACT_UP_TO:
         return estimate
-    counted = _counted_quickly(connection, f"SELECT COUNT(*) FROM {table}")
-    if counted is not None:
-        return Figure(counted[0][0])
-    return estimate or _counted_up_to(connection, table)
+    counted = _quickly(rows.db, rows.count)
+    return estimate or capped_count(rows) if counted is None else Figure(counted)
 
 
 # The rows of a table, and when they were counted.
@@ -72,12 +71,14 @@ _STATISTICS = {
 }
 
 
-def estimated_rows(connection: BaseDatabaseWrapper, table: str) -> Figure | None:
+def estimated_rows(rows: QuerySet[Any]) -> Figure | None:
     """From a server's statistics; SQLite counts a million rows by an index in a few milliseconds."""
+    connection = connections[rows.db]
     if connection.vendor not in _STATISTICS:
         return None
+    query = _STATISTICS[connection.vendor].format(table=rows.model._meta.db_table)
     with connection.cursor() as cursor:
-        cursor.execute(_STATISTICS[connection.vendor].format(table=table))
+        cursor.execute(query)
         row = cursor.fetchone()
     if row is None or row[0] < 0:
         return None
@@ -85,38 +86,30 @@ def estimated_rows(connection: BaseDatabaseWrapper, table: str) -> Figure | None
     return Figure(row[0], gettext("Estimated from the statistics of %s") % age)
 
 
-def by_value(
-    connection: BaseDatabaseWrapper, table: str, column: str, known: Sequence[str]
-) -> dict[str, Figure]:
-    """Return how many rows have each value of an indexed column; values of newer servers come last."""
-    whole = estimated_rows(connection, table)
+def by_value(rows: QuerySet[Any], column: str) -> dict[str, Figure]:
+    """How many rows of a whole table have each value of an indexed column; values of newer servers come last."""
+    figures = {
+        value: Figure(0) for value, _ in rows.model._meta.get_field(column).choices
+    }
+    whole = estimated_rows(rows)
     if whole is None or whole.rows <= EXACT_UP_TO:
         # All values, not the known ones: a newer server may write others.
-        query = f"SELECT {column}, COUNT(*) FROM {table} GROUP BY 1 ORDER BY 1"
-        rows = _counted_quickly(connection, query)
-        if rows is not None:
-            counted = {
-                "NULL" if value is None else value: Figure(count)
-                for value, count in rows
-            }
-            return {value: Figure(0) for value in known} | counted
-    shares = _shares(connection, table, column)
+        counts = rows.order_by(column).values_list(column).annotate(n=Count("*"))
+        counted = _quickly(rows.db, lambda: list(counts))
+        if counted is not None:
+            return figures | {str(value or "NULL"): Figure(n) for value, n in counted}
+    shares = _shares(connections[rows.db], rows.model._meta.db_table, column)
     return {
-        value: _estimated(connection, table, column, value, whole, shares.get(value))
-        for value in dict.fromkeys([*known, *shares])
+        value: _estimated(rows.filter(**{column: value}), whole, shares.get(value))
+        for value in {**figures, **shares}
     }
 
 
 def _estimated(
-    connection: BaseDatabaseWrapper,
-    table: str,
-    column: str,
-    value: str,
-    whole: Figure | None,
-    share: float | None,
+    rows: QuerySet[Any], whole: Figure | None, share: float | None
 ) -> Figure:
     """A rare value is counted by the index; a frequent one is a share of the whole, if that is known."""
-    figure = _counted_up_to(connection, f"{table} WHERE {column} = %s", value)
+    figure = capped_count(rows)
     if not figure.at_least or whole is None or share is None:
         return figure
     return Figure(max(int(share * whole.rows), WINDOW), whole.how)
@@ -159,17 +152,6 @@ def _shares_of_a_histogram(
         return {value.strip("'"): rows / newest[1] for value, rows in cursor.fetchall()}
 
 
-def _counted_up_to(
-    connection: BaseDatabaseWrapper, rows: str, *parameters: str
-) -> Figure:
-    with connection.cursor() as cursor:
-        cursor.execute(
-            f"SELECT COUNT(*) FROM (SELECT 1 FROM {rows} LIMIT {WINDOW + 1}) AS c",
-            parameters,
-        )
-        return capped(cursor.fetchone()[0])
-
-
 def select_from(
     rows: QuerySet[Any],
     query: str,
@@ -202,12 +184,11 @@ def runner_statuses(alias: str, runner_id: str) -> dict[str, Figure]:
     return {value: Figure(0) for value in map(str, SessionStatus)} | counted
 
 
-def _counted_quickly(connection: BaseDatabaseWrapper, query: str) -> list[Any] | None:
-    """Return the count, or None if it takes too long."""
+def _quickly(alias: str, asked: Callable[[], Counted]) -> Counted | None:
+    """The answer, or None if it takes too long."""
     try:
-        with question(connection, COUNT_SECONDS), connection.cursor() as cursor:
-            cursor.execute(query)
-            return list(cursor.fetchall())
+        with question(connections[alias], COUNT_SECONDS):
+            return asked()
     except Unanswered as error:
         if not error.is_cut_off:
             raise
@@ -275,14 +256,11 @@ class Tenant:
     percent: float
 
 
-def capped(rows: int, cap: int | None = None) -> Figure:
-    """Return the figure for a count that stopped at one more than ``cap``."""
+def capped_count(rows: QuerySet[Any], cap: int | None = None) -> Figure:
+    """Count one row more than ``cap`` at most."""
     most = WINDOW if cap is None else cap
-    return Figure(min(rows, most), at_least=rows > most)
-
-
-def capped_count(rows: QuerySet[Any], cap: int = WINDOW) -> Figure:
-    return capped(rows.order_by()[: cap + 1].count(), cap)
+    counted = rows.order_by()[: most + 1].count()
+    return Figure(min(counted, most), at_least=counted > most)
 
 
 def amount(alias: str, model: type[Model], tenant_id: str) -> Figure:

@@ -334,7 +334,7 @@ def test_a_server_that_says_nothing_is_tried_once_for_all_questions_of_a_page():
         try:
             with Budget(connections["silent"]) as budget:
                 report = examine(budget)
-                rows = budget.ask(lambda: total(connections["silent"], "sessions"))
+                rows = budget.ask(lambda: total(Session.objects.using("silent")))
         finally:
             del connections["silent"]
             del connections.settings["silent"]

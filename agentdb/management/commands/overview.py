@@ -8,22 +8,20 @@ from typing import Any
 
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.models import QuerySet
 
 from agentdb.console.display import relative
 from agentdb.console.figures import Figure, Hour, activity, by_value, total
 from agentdb.console.questions import Answer, Budget
 from agentdb.console.report import Report, examine, unanswered
 from agentdb.errors import DatabaseUnavailableError
-from agentdb.interface import SandboxState, SessionStatus
 from agentdb.management.database_command import DatabaseCommand
+from agentdb.models import Agent, ApiKey, Sandbox, Session
 from agentdb.schema.inspection import inspecting
 
 JSON_FORMAT = 1
-TABLES = ("sessions", "sandboxes", "agents", "api_keys")
-VALUES = {
-    "statuses": ("sessions", "status", [*map(str, SessionStatus)]),
-    "states": ("sandboxes", "state", [*map(str, SandboxState)]),
-}
+TABLES = {each._meta.db_table: each for each in (Session, Sandbox, Agent, ApiKey)}
+VALUES = (("statuses", "sessions", "status"), ("states", "sandboxes", "state"))
 
 
 class Command(DatabaseCommand):
@@ -111,11 +109,15 @@ def _summary(page: Budget) -> dict[str, _Shown]:
     """By what the terminal calls it."""
     connection = page.connection
     shown = {}
+    rows: dict[str, QuerySet[Any]] = {
+        table: model._default_manager.using(connection.alias)
+        for table, model in TABLES.items()
+    }
     for table in TABLES:
-        counted = page.ask(partial(total, connection, table))
+        counted = page.ask(partial(total, rows[table]))
         shown[table] = _Shown(counted, str(counted.value), _figure(counted.value))
-    for name, (table, column, known) in VALUES.items():
-        answer = page.ask(partial(by_value, connection, table, column, known))
+    for name, table, column in VALUES:
+        answer = page.ask(partial(by_value, rows[table], column))
         figures = answer.value or {}
         text = ", ".join(f"{value} {figure}" for value, figure in figures.items())
         numbers = {value: _figure(figure) for value, figure in figures.items()}
