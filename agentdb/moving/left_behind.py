@@ -16,12 +16,12 @@ def left_behind(alias: str) -> list[str]:
     """Return a sentence about each table, with its rows, and each column that ``copydb`` does not carry over."""
     with inspecting(alias) as connection:
         tables = [
-            f"Not carried over: table {name!r}, {counted(rows, 'row')}."
+            f"Not copied: table {name!r}, {counted(rows, 'row')}."
             for name, rows in other_tables(connection).items()
             if name != CHECKPOINT
         ]
         return tables + [
-            f"Not carried over: column {column!r} of {table!r}."
+            f"Not copied: column {column!r} of {table!r}."
             for table, column in _columns(connection)
         ]
 

@@ -152,7 +152,7 @@ def check_sqlite_file(path: Path) -> None:
         raise DatabaseUnavailableError(
             f"There is no folder {str(path.parent)!r} for the database file {path.name!r}. Check the database URL."
         )
-    header, size, expected = _settled_header(path)
+    header, size, expected = _consistent_header(path)
     if not size:
         return
     if not header.startswith(_MAGIC) or len(header) < 100:
@@ -169,7 +169,7 @@ def check_sqlite_file(path: Path) -> None:
         raise DatabaseUnavailableError(concern)
 
 
-def _settled_header(path: Path) -> tuple[bytes, int, int]:
+def _consistent_header(path: Path) -> tuple[bytes, int, int]:
     """Return the header, the file size, and the size in the header, consistent even while a program writes."""
     if not path.is_file() and path.exists():
         raise DatabaseUnavailableError(

@@ -23,9 +23,9 @@ class ConnectionLimit:
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self.start_anew()
+        self.reset()
 
-    def start_anew(self) -> None:
+    def reset(self) -> None:
         """Start empty, with a new lock: in the child of a fork, a vanished thread may hold the old one."""
         self._slots: weakref.WeakSet[Slot] = weakref.WeakSet()
         self._opening: weakref.WeakSet[Slot] = weakref.WeakSet()

@@ -14,7 +14,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 
 from agentdb.serving.connections.base import Slot, left_to_the_parent
-from agentdb.serving.connections.sqlite import carried
+from agentdb.serving.connections.sqlite import inherited
 
 _LONGEST_WAIT_FOR_A_CLOSE_SECONDS = 1.0
 _LONGEST_WAIT_FOR_TRANSACTIONS_SECONDS = 1.0
@@ -36,7 +36,7 @@ class Forks(Protocol):
     def may_close(self, slot: Slot) -> bool:
         """Whether the parent may close this idle connection before the fork."""
 
-    def start_anew(self, held: list[Slot]) -> None:
+    def after_fork(self, held: list[Slot]) -> None:
         """In the child: drop the parent's connections; ``held`` are the slots that were idle."""
 
 
@@ -124,7 +124,7 @@ class Forking:
 
     def after_in_child(self) -> None:
         for executor in list(self._executors):
-            executor.start_anew(self._held)
+            executor.after_fork(self._held)
         for wrapper in {*_wrappers, *connections.all(initialized_only=True)}:
             if (
                 wrapper.settings_dict["NAME"] in self._files
@@ -135,7 +135,7 @@ class Forking:
                 # A host's transaction around the fork, which ends in the parent.
                 if wrapper.in_atomic_block:
                     wrapper.closed_in_transaction = wrapper.needs_rollback = True
-        carried.look(self._files)
+        inherited.note(self._files)
         self.after_in_parent()
 
 
@@ -168,7 +168,7 @@ def _undo_copy(wrapper: BaseDatabaseWrapper) -> None:
     SQLite keeps a list of the open files and their locks in the process. Without this, the child would keep its copy of
     the parent's locks. In WAL mode the file is not touched, because the parent's locks prevent the child from being
     the last to close it. Otherwise, or if a thread of the parent was running a statement, the connection stays, and
-    ``carried`` records it.
+    ``inherited`` records it.
     """
     raw: Any = wrapper.connection
     wrapper.connection = None

@@ -14,7 +14,7 @@ from agentdb.errors import AgentDbError, DatabaseClosedError
 from agentdb.faults import NOT_KEPT, REFUSED, Fault, driver_error
 from agentdb.serving.connections.base import Connection, Slot, Turn
 
-_SPOILED = (
+_CONTINUED = (
     "The transaction failed inside the function, which went on after the error; nothing of it is stored. "
     "Let the error leave the function, or undo the part that may fail with an inner run_transaction()."
 )
@@ -47,7 +47,7 @@ class Block:
             )
         return self
 
-    def spoiled_or_open(self, slot: Slot) -> Connection:
+    def connection_to_commit(self, slot: Slot) -> Connection:
         """Return the connection for the COMMIT; raise if the function continued after a failure."""
         wrapper = self._wrapper
         if (
@@ -58,9 +58,9 @@ class Block:
             connection = slot.open_in_block()
             if connection.in_transaction():
                 return connection
-        raise self.failure or AgentDbError(_SPOILED)
+        raise self.failure or AgentDbError(_CONTINUED)
 
-    def forgive(self) -> None:
+    def clear_failure(self) -> None:
         """After rolling back to a savepoint, clear the failure unless the whole transaction must be retried."""
         if self._wrapper.needs_rollback or self._wrapper.closed_in_transaction:
             return
@@ -181,7 +181,7 @@ class Transaction(Block):
         committing = False
         try:
             _check_use(self._thread, is_over=self.is_over)
-            connection = self.spoiled_or_open(self._slot)
+            connection = self.connection_to_commit(self._slot)
             connection.look()
             committing = True
             connection.commit()
@@ -271,7 +271,7 @@ class Savepoint:
     def commit(self) -> None:
         try:
             _check_use(self._thread, is_over=self.is_over)
-            self._block.spoiled_or_open(self._slot)
+            self._block.connection_to_commit(self._slot)
         except BaseException as error:
             self.undo(error)
             raise
@@ -286,11 +286,11 @@ class Savepoint:
             return
         try:
             with self._whole():
-                error = error or AgentDbError(_SPOILED)
+                error = error or AgentDbError(_CONTINUED)
                 self._atomic.__exit__(type(error), error, error.__traceback__)
         finally:
             self.is_over = True
-        self._block.forgive()
+        self._block.clear_failure()
 
     @contextmanager
     def _whole(self) -> Iterator[None]:

@@ -68,10 +68,10 @@ class Turns:
     """The queue of the writers of one file."""
 
     def __init__(self) -> None:
-        self.start_anew()
+        self.reset()
         _all.add(self)
 
-    def start_anew(self) -> None:
+    def reset(self) -> None:
         """Start empty; in the child of a fork the other threads do not exist."""
         self._lock = threading.Lock()
         self._queue: deque[weakref.ref[_Writer]] = deque()
@@ -154,7 +154,7 @@ class Turns:
             while (turn := self._turn_of(writer)) is None and writer.answer is None:
                 batch = writer.batch
                 if batch is not None and batch.is_left():
-                    batch.settle()
+                    batch.give_answers()
                 elif batch is None and time.monotonic() > until:
                     raise sqlite3.OperationalError("database is locked")
                 else:
@@ -230,13 +230,13 @@ class _Batch:
         finally:
             if not self._committed and connection.in_transaction():
                 connection.roll_back()
-            self.settle()
+            self.give_answers()
 
     def is_left(self) -> bool:
         """Whether the leader's thread left with an exception before everybody had an answer."""
         return self._turns.has_ended(self._turn())
 
-    def settle(self) -> None:
+    def give_answers(self) -> None:
         """Give each writer its answer, or its place in the queue; if this is interrupted, any of them repeats it.
 
         Does not use the connection, which is the leader's: its next use rolls back what is not committed.
@@ -288,12 +288,12 @@ def turns_of(path: str) -> Turns:
         return turns
 
 
-def _start_anew_in_child() -> None:
+def _reset_in_child() -> None:
     global _finding
     _finding = threading.Lock()
     for turns in list(_all):
-        turns.start_anew()
+        turns.reset()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_start_anew_in_child)
+    os.register_at_fork(after_in_child=_reset_in_child)

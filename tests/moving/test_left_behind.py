@@ -11,10 +11,10 @@ from tests.moving.test_backup import run
 from tests.moving.test_copydb import MakeUrl, copydb, fill, make_url  # noqa: F401 (a fixture)
 
 LEFT = (
-    "Not carried over: table 'empty', 0 rows.\n"
-    "Not carried over: table 'messages', 1,200 rows.\n"
-    "Not carried over: table 'odd \"name', 1 row.\n"
-    "Not carried over: column 'model' of 'sessions'.\n"
+    "Not copied: table 'empty', 0 rows.\n"
+    "Not copied: table 'messages', 1,200 rows.\n"
+    "Not copied: table 'odd \"name', 1 row.\n"
+    "Not copied: column 'model' of 'sessions'.\n"
 )
 
 
@@ -42,7 +42,7 @@ def test_copydb_says_what_it_leaves_behind(url: str, make_url: MakeUrl) -> None:
 
     assert dry.endswith(f"{LEFT}Nothing was copied.\n")
     assert f"{LEFT}" in copied
-    assert "Not carried" not in compared
+    assert "Not copied" not in compared
     assert (
         execute(
             target, "SELECT name FROM sqlite_master WHERE name IN ('messages', 'empty')"
@@ -84,7 +84,7 @@ def test_a_restore_says_what_of_the_file_it_leaves_behind(
 def test_nothing_is_said_where_nothing_is_left(url: str, make_url: MakeUrl) -> None:
     fill(url)
 
-    assert "Not carried" not in copydb(url, make_url("sqlite"))
+    assert "Not copied" not in copydb(url, make_url("sqlite"))
 
 
 def test_a_partitioned_table_counts_once_and_one_of_another_schema_not(
@@ -103,6 +103,6 @@ def test_a_partitioned_table_counts_once_and_one_of_another_schema_not(
     copied = copydb(url, make_url("sqlite"), "--dry-run")
 
     assert [line for line in copied.splitlines() if line.startswith("Not")] == [
-        "Not carried over: table 'events', 2 rows.",
+        "Not copied: table 'events', 2 rows.",
         "Nothing was copied.",
     ]

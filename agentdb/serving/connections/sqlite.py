@@ -30,7 +30,7 @@ from agentdb.sqlite_files import (
 )
 
 
-class _Carried:
+class _Inherited:
     """The files that a fork left open in this process. SQLite believes it holds locks on them that the parent holds.
 
     SQLite's list of open files is per process and hidden, but each file on it has a descriptor.
@@ -39,7 +39,7 @@ class _Carried:
     def __init__(self) -> None:
         self._left_open: dict[int, tuple[int, int]] = {}
 
-    def look(self, names: Iterable[object]) -> None:
+    def note(self, names: Iterable[object]) -> None:
         """In the child of a fork, note which of these files are still open."""
         close_kept_open()
         files = {file for name in names if (file := identity(str(name))) is not None}
@@ -60,7 +60,7 @@ class _Carried:
         )
 
 
-carried = _Carried()
+inherited = _Inherited()
 
 
 class Place(NamedTuple):
@@ -143,7 +143,7 @@ class SqliteEngine(Engine):
             yield
             return
         self._refuse_displaced()
-        if carried.is_open(self.name):
+        if inherited.is_open(self.name):
             raise AgentDbError(
                 f"{self.describe()} was open on another connection, or in a transaction, when this process was forked. "
                 "SQLite cannot use the file here without losing writes. Close that connection before the fork, or "

@@ -206,7 +206,7 @@ class Threads:
         """Return this thread's slot, if it has one."""
         return getattr(self._local, "slot", None)
 
-    def start_anew(self, held: list[Slot]) -> None:
+    def after_fork(self, held: list[Slot]) -> None:
         """In the child of a fork, drop the parent's connections and all other threads."""
         own = self.own_slot()
         if self._shared is not None:
@@ -218,7 +218,7 @@ class Threads:
                 self._shared.reset()
             return
         if self._limit is not None:
-            self._limit.start_anew()
+            self._limit.reset()
         for slot in self.slots():
             leave_to_the_parent(slot)
         block: Any = None if own is None else block_of(own)
