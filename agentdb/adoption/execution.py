@@ -1,4 +1,4 @@
-"""Adopting a database: one transaction that brings it to the models' schema, or leaves it as it was."""
+"""Adopts a database in one transaction, which brings it to the models' schema or leaves it as it was."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ from agentdb.schema.sqltext import quote_name
 _CACHE_KIB = 32 * 1024
 _OWN_COLLATIONS = ("BINARY", "NOCASE", "RTRIM")  # SQLite's
 _WAITING = "Another process is changing the schema; waiting for it."
-# agents come last: until the sessions are rebuilt, their foreign key holds the key of the agents.
+# agents are last: until the sessions are rebuilt, their foreign key protects the agents' key.
 _ORDER = ("sessions", "sandboxes", "api_keys", "agents")
 
 
@@ -77,7 +77,7 @@ class AdoptionRefusedError(SchemaMismatchError):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an adoption did: nothing, if ``plan`` has no work."""
+    """The result of an adoption; if ``plan`` has no work, nothing was done."""
 
     findings: Findings
     plan: Plan
@@ -97,10 +97,10 @@ class Listener:
 def look(
     alias: str, listener: Listener = Listener(), *, backup: bool = True
 ) -> Outcome:
-    """Say what adopting the database would do, and change nothing.
+    """Return what adopting the database would do, and change nothing.
 
     On PostgreSQL that is the adoption itself, rolled back. A SQLite file is read through a read-only connection, and
-    the schema changes are tried on a copy in memory. CockroachDB can do neither: there the schema is only read.
+    the schema changes are tried on a copy in memory. On CockroachDB, which can do neither, the schema is only read.
     """
     if connections[alias].vendor == "postgresql":
         return adopt(alias, listener, keep=False)
@@ -109,7 +109,7 @@ def look(
 
 def _look(alias: str, listener: Listener, *, backup: bool) -> Outcome:
     connection = connections[alias]
-    # Under the lock, because a look in the middle of another process's adoption would see half of each. Not on
+    # Under the lock, to see no half-done adoption of another process. Not on
     # CockroachDB: each step of an adoption is visible there anyway, and to take the lock can mean to create its table.
     lock = (
         nullcontext()
@@ -150,10 +150,10 @@ def adopt(
     backup: bool = True,
     keep: bool = True,
 ) -> Outcome:
-    """Adopt the database of ``alias``, all of it or nothing; on CockroachDB step by step, and another run goes on.
+    """Adopt the database of ``alias``, all or nothing; on CockroachDB in steps, which another run continues.
 
     Without ``keep`` everything is done and then rolled back. Raises ``AdoptionRefusedError`` or
-    ``DatabaseUnavailableError``; then the database is as it was, but for the steps.
+    ``DatabaseUnavailableError``; then the database is as it was, except for completed steps on CockroachDB.
     """
     connection = connections[alias]
     if (path := sqlite_path(connection)) is not None:
@@ -179,7 +179,7 @@ def adopt(
             with _refusing(connection):
                 checksums = _change(connection, findings, plan, listener)
         except BaseException:
-            # The database is as it was, so the copy of it is of no use to anybody.
+            # The database is as it was, so its backup is useless.
             if copy is not None:
                 copy.unlink(missing_ok=True)
             raise
@@ -212,7 +212,7 @@ def _roll_back(connection: BaseDatabaseWrapper) -> None:
 def _change(
     connection: BaseDatabaseWrapper, findings: Findings, plan: Plan, listener: Listener
 ) -> dict[str, int]:
-    """Act, and verify what came of it; return the checksum of each table."""
+    """Act and verify; return the checksum of each table."""
     to_instant = _instants(connection, findings)
     # Over the texts as the conversion will read them. The same sum over the converted columns proves every value, and
     # needs no copy of the old rows; both are taken in the transaction, so nobody can write in between.
@@ -248,7 +248,7 @@ def _change(
 def _stand_in_for_collations(
     connection: BaseDatabaseWrapper, findings: Findings
 ) -> None:
-    """Let SQLite parse indexes of other tables whose collations only the operator's program brings.
+    """Let SQLite parse indexes of other tables whose collations only the operator's program defines.
 
     Renaming a table parses every index. Nothing is compared, because the other tables are not written to.
     """
@@ -267,7 +267,7 @@ def _stand_in_for_collations(
 
 
 def _instants(connection: BaseDatabaseWrapper, findings: Findings) -> dict[str, str]:
-    """By table, the SQL that makes an instant of a timestamp's text, if it is not a cast."""
+    """Return by table the SQL that converts a timestamp's text, if a cast does not."""
     return {
         name: instants(
             connection, table.name, _text_timestamps(connection, name, table)
@@ -299,7 +299,7 @@ def _check_writable(path: Path) -> None:
 def _one_connection(connection: BaseDatabaseWrapper) -> Iterator[None]:
     """Use a new connection, which no earlier setting affects, and close it at the end.
 
-    It keeps a SQLite file's journal mode: to switch it would change a file that the adoption then refuses.
+    It keeps a SQLite file's journal mode, because switching it would change a file that may be refused.
     """
     connection.close()
     before = connection.settings_dict["OPTIONS"]
@@ -366,11 +366,11 @@ def _transaction(connection: BaseDatabaseWrapper) -> Iterator[None]:
             yield
         return
     connection.ensure_connection()
-    # Ids are random, so that each row's place in the new key is another page; the usual 2 MiB hold few of them.
+    # Ids are random, so each row's place in the new key is on another page; the default 2 MiB cache few of them.
     connection.connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
     mode = connection.transaction_mode  # type: ignore[attr-defined]
     check_constraints = connection.check_constraints
-    # SQLite ignores this inside a transaction, and with foreign keys on a rebuild would delete or refuse rows.
+    # Before the transaction, in which SQLite ignores it. With foreign keys on, a rebuild would delete or refuse rows.
     connection.disable_constraint_checking()
     try:
         connection.transaction_mode = "IMMEDIATE"  # type: ignore[attr-defined]
@@ -387,7 +387,7 @@ def _transaction(connection: BaseDatabaseWrapper) -> Iterator[None]:
 def _lock_tables(
     connection: BaseDatabaseWrapper, listener: Listener
 ) -> DatabaseError | None:
-    """Keep others out of the tables; return why this role may not, which what is read next explains."""
+    """Lock the tables; return why this role may not, which the later reading explains."""
     if connection.vendor != "postgresql":
         return None  # SQLite's write lock is on the whole file
     with connection.cursor() as cursor:
@@ -395,10 +395,9 @@ def _lock_tables(
         # of REPEATABLE READ the rows would be those of the moment before the wait.
         cursor.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
         lock_in_transaction(connection, lambda: listener.say(_WAITING))
-        cursor.execute(
-            "SET LOCAL TimeZone = 'UTC'"
-        )  # which timestamps without a zone are in
-        # A policy that hides rows from this role must fail, not have them left out of the comparison.
+        # Which timestamps without a zone are in.
+        cursor.execute("SET LOCAL TimeZone = 'UTC'")
+        # A policy that hides rows must fail, instead of leaving them out of the comparison.
         cursor.execute("SET LOCAL row_security = off")
         cursor.execute(LIMIT_LOCK_WAITS)
         tables = [
@@ -442,7 +441,7 @@ def _act(
         listener.say("Bringing the tables to their new shape.")
         _conform(connection, findings, listener, to_instant)
     if before is not None:
-        # Before anything is recorded, because on CockroachDB a run that is stopped here is continued by the next one.
+        # Before recording anything, because on CockroachDB the next run continues one that is stopped here.
         listener.say("Verifying.")
         _verify(connection, findings, before)
     recorder = MigrationRecorder(connection)
@@ -458,7 +457,7 @@ def _act(
 
 
 def _made(findings: Findings) -> list[str]:
-    """The tables that the adoption creates."""
+    """Return the tables that the adoption creates."""
     return [
         name
         for name in (RECORD, *OLD_COLUMNS)
@@ -498,7 +497,7 @@ def _conform(
 def _sources(
     connection: BaseDatabaseWrapper, name: str, table: Table, to_instant: str
 ) -> dict[str, str]:
-    """SQL for the columns that have no value yet, or one of another type or spelling."""
+    """Return SQL for columns that have no value yet, or one of another type or format."""
     sources = {}
     if name == "agents":
         fresh = (
@@ -530,7 +529,7 @@ def _has_ids_to_keep(findings: Findings) -> bool:
 
 
 def _remember_ids(connection: BaseDatabaseWrapper, findings: Findings) -> None:
-    """Keep the ids that some agents have already; the checksum leaves the column out when others have none."""
+    """Remember the ids of agents that have one; the checksum omits the column if others have none."""
     if not _has_ids_to_keep(findings):
         return
     source = quote_name(findings.shape.tables["agents"].name)
@@ -569,7 +568,7 @@ def _verify(
                 f"{name}: {before[name][0]:,} rows before, {after[0]:,} after"
             )
     if connection.vendor == "sqlite":
-        # The rows of other tables are not touched, and on a server others may change them or their tables meanwhile.
+        # Other tables are not compared: the adoption does not touch them, and others may change them meanwhile.
         changed += [
             name
             for name in findings.shape.others
@@ -589,7 +588,7 @@ def _verify(
 def _not_updatable(
     connection: BaseDatabaseWrapper, tables: Iterable[str]
 ) -> dict[str, str]:
-    """By table, why PostgreSQL updates none of its rows: a publication that lacks the key, say."""
+    """Return by table why PostgreSQL refuses updates, for example a publication without the key."""
     reasons = {}
     for table in tables if connection.vendor == "postgresql" else ():
         column = "id" if table != "agents" else "name"  # which every old shape has

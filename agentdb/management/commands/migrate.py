@@ -34,7 +34,7 @@ from agentdb.schema.rows import count_rows
 
 
 class Command(AgentDbCommand, migrate.Command):
-    """Django's migrate, which records no migration over tables of another shape, one process at a time."""
+    """Django's migrate, for one process at a time, which refuses tables of another shape."""
 
     refused = 1  # as Django's own
     # What the database lacked before, once that was asked.
@@ -54,14 +54,14 @@ class Command(AgentDbCommand, migrate.Command):
         )
 
     def check(self, *args: Any, **options: Any) -> Any:
-        # handle() says the same of agentdb.E001, and knows about --fake-initial.
+        # handle() reports agentdb.E001 itself, unless --fake-initial is given.
         with adoption_left_to_command():
             return super().check(*args, **options)
 
     def handle(self, *args: Any, **options: Any) -> None:
         connection = connections[options["database"]]
         only_looks = options["plan"] or options["check_unapplied"]
-        # Looking would make an empty file of a misspelt name.
+        # Connecting would create an empty file at a misspelt path.
         path = sqlite_path(connection)
         if path is not None and (only_looks or path.exists()):
             check_sqlite_file(path)
@@ -154,7 +154,7 @@ class Command(AgentDbCommand, migrate.Command):
         return bool(executor.migration_plan(executor.loader.graph.leaf_nodes()))
 
     def _confirm_loss(self, connection: BaseDatabaseWrapper) -> None:
-        """Let nobody drop tables with rows who did not mean to: the way back to the old server is one word away."""
+        """Ask before dropping tables with rows: somebody may mean the way back, which differs by one word."""
         there = set(connection.introspection.table_names())
         rows = {
             name: count
@@ -179,7 +179,7 @@ class Command(AgentDbCommand, migrate.Command):
 
     def _say_step(self, text: str, verbosity: int) -> None:
         if verbosity:
-            # Django is in the middle of a line that ends with OK.
+            # Django has begun a line that ends with OK.
             self.stdout.write(f"\n    {text}", ending="")
             self.stdout.flush()
 
@@ -198,14 +198,14 @@ def _cause(error: DatabaseError) -> BaseException:
 
 
 def _needs_an_operator(error: BaseException) -> bool:
-    """Whether the error is about the database's rights, space, state or rows, and not about a migration's code."""
+    """Return whether an operator can fix the error: rights, space, state or rows, not a migration's code."""
     return classify(error) is Fault.FORBIDDEN or isinstance(
         error, (OperationalError, IntegrityError)
     )
 
 
 def _as_unavailable(said: str, error: BaseException) -> BaseException:
-    """What connect(migrate=True) raises: rows that a migration refuses are no matter of the database being away."""
+    """Return the error for connect(migrate=True); refused rows do not mean that the database is unavailable."""
     if isinstance(error, IntegrityError):
         return error
     unavailable = DatabaseUnavailableError(said)

@@ -44,9 +44,8 @@ class Turn(Protocol):
 class Engine(ABC):
     """What all connections of one alias have in common."""
 
-    errors: tuple[
-        type[Exception], ...
-    ]  # the driver's exceptions, and Django's wrappers
+    # The driver's exceptions, and Django's wrappers.
+    errors: tuple[type[Exception], ...]
     aborts_on_error: (
         bool  # PostgreSQL ignores everything after an error until the transaction ends
     )
