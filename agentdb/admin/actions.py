@@ -381,7 +381,7 @@ def _form(request: HttpRequest, action: Action, asked: Asked) -> dict[str, Any]:
 
 
 def _result(action: Action, asked: Asked, work: Work, reached: str) -> HttpResponse:
-    """What was done and what not, and a form that goes on behind ``reached`` if that is not all."""
+    """Return what was done and skipped, and a form that continues after ``reached`` if there is more."""
     request, site = work.request, work.model_admin.admin_site
     count = asked.done + len(work.rows)
     skipped = asked.skipped + sum(map(len, work.skipped.values()))
@@ -416,7 +416,7 @@ def _result(action: Action, asked: Asked, work: Work, reached: str) -> HttpRespo
 
 
 def _all_lines(action: Action, asked: Asked, work: Work) -> str:
-    """What the rows of all steps were, as the audit log has it: a pause is undone by it, and it names folders."""
+    """Return the audit lines of all steps. Undoing a pause needs them, and they name workspace folders."""
     lines = asked.lines
     if lines == TOO_LONG or action not in (PAUSE, DELETE_SANDBOX) or not work.before:
         return lines

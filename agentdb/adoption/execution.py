@@ -126,7 +126,7 @@ def _look(alias: str, listener: Listener, *, backup: bool) -> Outcome:
 def _decide(
     connection: BaseDatabaseWrapper, findings: Findings, *, backup: bool
 ) -> Plan:
-    """Decide; on SQLite, also try the schema changes on a copy in memory, before a backup is made in vain."""
+    """Decide; on SQLite, also try the schema changes on a copy in memory, before the backup."""
     plan = decide(findings, backup=backup)
     if plan.has_work and connection.vendor == "sqlite":
         refusals = rehearse(
@@ -374,8 +374,8 @@ def _transaction(connection: BaseDatabaseWrapper) -> Iterator[None]:
     connection.disable_constraint_checking()
     try:
         connection.transaction_mode = "IMMEDIATE"  # type: ignore[attr-defined]
-        # Django looks at the foreign keys of every table after each migration. Those of tables that are not ours were
-        # broken before, if they are.
+        # Django checks the foreign keys of every table after each migration. If those of other tables are broken, they
+        # were so before.
         connection.check_constraints = lambda *args, **kwargs: None  # type: ignore[method-assign]
         with transaction.atomic(using=connection.alias, durable=True):
             yield
@@ -395,7 +395,7 @@ def _lock_tables(
         # of REPEATABLE READ the rows would be those of the moment before the wait.
         cursor.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
         lock_in_transaction(connection, lambda: listener.say(_WAITING))
-        # Which timestamps without a zone are in.
+        # The zone of timestamps without one.
         cursor.execute("SET LOCAL TimeZone = 'UTC'")
         # A policy that hides rows must fail, instead of leaving them out of the comparison.
         cursor.execute("SET LOCAL row_security = off")
@@ -407,8 +407,8 @@ def _lock_tables(
         ]
         if not tables:
             return None
-        # The strongest lock from the start, although at first rows are only read: a row that came after the look would
-        # be converted without having been looked at, and a weaker lock that is raised later can deadlock with a writer.
+        # The strongest lock from the start, although rows are only read at first: a later row would be converted
+        # without a check, and raising a weaker lock later can deadlock with a writer.
         try:
             with transaction.atomic(using=connection.alias):
                 cursor.execute(
@@ -446,7 +446,7 @@ def _act(
         _verify(connection, findings, before)
     recorder = MigrationRecorder(connection)
     recorder.ensure_schema()
-    # After all tables are there: until now this role owns what it created, and could still change it.
+    # Last: until now this role owns the tables that it created, and could change them.
     if connection.vendor == "postgresql":
         hand_over(connection, _made(findings), findings.shape.tables)
     for name in migration_names():
@@ -597,7 +597,7 @@ def _not_updatable(
                 transaction.atomic(using=connection.alias),
                 connection.cursor() as cursor,
             ):
-                # The server looks at publications before it looks for rows.
+                # The server checks publications before it reads rows.
                 cursor.execute(
                     f"UPDATE {quote_name(table)} SET {column} = {column} WHERE false"
                 )

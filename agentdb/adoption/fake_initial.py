@@ -13,7 +13,7 @@ from agentdb.schema.migration_record import migration_names, recorded_migrations
 
 
 def refuse_unadopted(connection: BaseDatabaseWrapper, *, fake_initial: bool) -> None:
-    """Raise ``SchemaMismatchError`` if the old server's tables are in the way of the first migration. Reads only.
+    """Raise ``SchemaMismatchError`` if the old server's tables prevent the first migration. Read-only.
 
     With ``fake_initial``, tables are accepted if 0002_native_timestamps can bring them, every row included, to their
     final shape.

@@ -1,8 +1,8 @@
 """The statements that lead from a live table to the wanted one, on PostgreSQL and on CockroachDB.
 
-Each function looks at one aspect of the table and yields what is left to do about it. PostgreSQL runs them all in one
-transaction, CockroachDB one statement at a time. Nothing is remembered in between: what is next follows from what the
-table is now, so the next run continues one that was killed.
+Each function checks one aspect of the table and yields the remaining statements for it. PostgreSQL runs them all in one
+transaction, CockroachDB one at a time. Nothing is stored in between: the present table determines the next statement,
+so the next run continues one that was killed.
 """
 
 from __future__ import annotations
@@ -239,7 +239,7 @@ def keys_of(table: Table) -> list[Key]:
 
 
 def is_superseded(key: Key, wanted: Table) -> bool:
-    """Whether a live key is one of ours, under any name, so that it goes when ours is there."""
+    """Return whether a live key is one of ours under any name, and is dropped when ours exists."""
     ours = keys_of(wanted)
     is_named_like_ours = key.name in {one.name for one in ours} | LEFT_OVER_INDEXES
     return is_named_like_ours or any(key.serves_as(one) for one in ours)
@@ -308,8 +308,8 @@ def finish(step: Step) -> Iterator[str]:
     return step.dialect.finish(step)
 
 
-# The order matters: a key can only be made of columns that have their values and types, and what stands in the way of a
-# conversion goes before it.
+# The order matters: a key needs columns with their final values and types, and obstacles to a conversion are removed
+# before it.
 ASPECTS = (
     half_built_indexes,
     obsolete_constraints,

@@ -180,7 +180,7 @@ class Fleet:
         return Q(**{f"{at}__lt": self.ago(minutes)}) | Q(**{f"{at}__gt": self.latest})
 
     def settled(self) -> SessionQuerySet:
-        """Live sessions but those written a moment ago: a server writes what they name right after them."""
+        """Return live sessions except new ones: a server writes a session and what it names one after the other."""
         return self.sessions.live().idle_since(self.ago(GRACE_MINUTES))
 
     def runner(self, runner_id: str) -> Runner:

@@ -18,7 +18,7 @@ from agentdb.interface import SessionStatus
 from agentdb.models import Session
 
 FAILING_MINUTES = 60
-SAMPLE = 10_000  # sessions that each question looks at
+SAMPLE = 10_000  # sessions that each query reads
 MOST_FAILED = 50_000  # failed ones, which are few and may have been opened long ago
 FEWEST = 5  # fewer failures are not an incident
 FEWEST_FOR_HALF = 10  # of this many sessions half failing is an incident, however usual

@@ -133,7 +133,7 @@ def _parsed(
 def missing_columns(
     connection: BaseDatabaseWrapper, model: type[Model]
 ) -> list[str] | None:
-    """The columns of the model that its table lacks; None if there is no table."""
+    """Return the columns of the model that its table lacks; None without the table."""
     table = read_tables(connection, [model._meta.db_table]).get(model._meta.db_table)
     if table is None:
         return None

@@ -40,7 +40,7 @@ SCHEMA_SECONDS = 60.0  # how long a schema that was good is taken to be good
 class Schema:
     applied: tuple[str, ...]
     pending: tuple[str, ...]
-    tables: int  # of the four, that are there
+    tables: int  # the existing ones of the four
     differences: tuple[str, ...]
 
     @property
@@ -76,7 +76,7 @@ _schemas: dict[str, tuple[float, Schema]] = {}
 
 
 def current_schema(connection: BaseDatabaseWrapper) -> Schema:
-    """What verifydb and the record of migrations say. A good one is read once a minute: the catalog is slow."""
+    """Return what verifydb and the record of migrations say; a good result is cached for a minute."""
     read_at, schema = _schemas.get(connection.alias, (0.0, None))
     is_old = time.monotonic() - read_at > SCHEMA_SECONDS
     if schema is None or is_old or not schema.is_good:
@@ -99,7 +99,7 @@ def read_schema(connection: BaseDatabaseWrapper) -> Schema:
 
 
 def examine(budget: Budget) -> Report:
-    """Look for everything that needs attention. Raises nothing that a database or a row can cause."""
+    """Run all checks. Errors of the database or of a row become part of the report."""
     connection = budget.connection
     report = Report(
         str(sqlite_path(connection) or place_of(connection)),

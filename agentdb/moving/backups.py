@@ -22,11 +22,11 @@ def back_up_database(
     target: Path,
     progress: copydb.Progress = lambda table, done, total: None,
 ) -> None:
-    """Write the database of ``alias`` to the new SQLite file ``target``, as of one moment, while others write to it.
+    """Write the database of ``alias`` to the new SQLite file ``target``, in one snapshot, while others write to it.
 
-    A SQLite file is copied whole, of a server the four tables. Raises ``InvalidInputError`` if the file is there
+    A SQLite file is copied whole, and the four tables of a server. Raises ``InvalidInputError`` if the file is there
     already, or a log that SQLite would read with it, ``DatabaseUnavailableError`` if something cannot be read or
-    written; then there is no new file.
+    written; then no file is left.
     """
     target = target.absolute()
     refuse_taken(target)

@@ -49,8 +49,8 @@ def read_chunks(
     limit: int | None = None,
 ) -> Iterator[Chunk]:
     """Yield all rows in code-point order of the id, or those after an id, in constant memory."""
-    # By id, which an index has in this order: a copy goes on after the last id, and two tables are compared side by
-    # side.
+    # In the order of the index on the id, so that a copy resumes after the last id, and two tables can be compared side
+    # by side.
     columns = ", ".join(_column(connection, f) for f in model._meta.concrete_fields)
     id_ = 'id COLLATE "C"' if connection.vendor == "postgresql" else "id"
     sql = f"SELECT {columns} FROM {quote_name(model._meta.db_table)}"

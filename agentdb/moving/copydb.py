@@ -105,14 +105,14 @@ def copy(
 ) -> Summary:
     """Copy the tables of the alias ``source`` to the alias ``target``; return the target's summaries.
 
-    The source is read as of one moment and not changed. The target is migrated first if it has to be. The rows are
-    committed block by block; after a stop at any moment the same call goes on where it was. Raises
-    ``InvalidInputError`` for a target with rows of its own and for values that cannot be copied (before the first
-    write), ``SchemaOutOfDateError`` and ``SchemaMismatchError`` if either side is not what the models say.
+    The source is read in one snapshot and not changed. The target is migrated first if necessary. The rows are
+    committed block by block; after an interruption at any moment the same call resumes. Raises
+    ``InvalidInputError`` for a target with other rows and for values that cannot be copied (before the first write),
+    and ``SchemaOutOfDateError`` or ``SchemaMismatchError`` if either side differs from the models.
     """
     refuse_same(source, target)
-    # One read-only transaction for everything that is read of the source: the count, the look for values that cannot be
-    # copied and the rows are of the same moment, whatever others write meanwhile.
+    # A single read-only transaction for the source, so that the count, the check of the values and the rows see the
+    # same snapshot, whatever others write meanwhile.
     with inspecting(source) as reading, translated_errors(reading):
         _check_schema(reading)
         writing = connections[target]
@@ -346,8 +346,8 @@ def _copy_table(
 ) -> TableSummary:
     table, total = _table(model), count_rows(reading, _table(model))
     done = _Done()
-    # A copy that was stopped goes on only if the source still has the rows that were copied then: they are read once
-    # more, block by block as before, and have to give the same sum and end with the same id.
+    # An interrupted copy resumes only if the source still has the copied rows: they are read again, in the same
+    # blocks, and must give the same hash and end with the same id.
     if checkpoint.rows:
         if checkpoint == _summed(reading, model, progress, checkpoint.rows):
             say(f"{table}: going on after {checkpoint.rows:,} rows.")

@@ -143,7 +143,7 @@ def _row_lock(
         if not _inserted(other, "'100ms'"):
             waiting()
             while not _inserted(other, "0"):
-                pass  # the server asked for the transaction to start again
+                pass  # the server asked to restart the transaction
         yield
 
 

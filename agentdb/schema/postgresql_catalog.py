@@ -35,7 +35,7 @@ _KINDS = {
     "m": "materialized view",
 }
 
-# Of the schema in which CREATE TABLE would make a table. What the search_path finds in later ones is another program's.
+# Of the schema in which CREATE TABLE would create a table. Tables in later ones of the search_path are another's.
 _RELATIONS = """
     SELECT c.oid, c.relname, c.relkind::text, c.relpersistence::text, c.relrowsecurity,
         (SELECT setting FROM pg_catalog.pg_settings WHERE name = 'quote_all_identifiers') = 'on'

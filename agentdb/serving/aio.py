@@ -52,7 +52,7 @@ class _Call(NamedTuple):
     keys: tuple[str, ...] = ()  # the ids; calls on one id keep their order
     reads: bool = False
     kind: tuple[str, ...] = ()  # of one with an id alone: the method, a view's tenant
-    apart: bool = False  # a thread is to be free for it
+    apart: bool = False  # it needs a free thread
 
 
 def _in_thread(
@@ -165,7 +165,7 @@ class AsyncDb:
         return await self._job(call).start()
 
     def _do_each(self, kind: tuple[str, ...], ids: list[str]) -> dict[str, Any] | None:
-        """Return the answers, by their ids, of several calls of one kind; None if each is to be made alone."""
+        """Return the answers by id of several calls of one kind; None if each must run alone."""
 
         def do(db: Any) -> dict[str, Any] | None:
             for tenant_id in kind[1:]:

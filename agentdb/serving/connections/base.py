@@ -72,7 +72,7 @@ class Engine(ABC):
     def opening(
         self, wrapper: BaseDatabaseWrapper, limit: float | None
     ) -> AbstractContextManager[None]:
-        """Let the body open the connection, within so many seconds."""
+        """Let the body open the connection within ``limit`` seconds."""
         return nullcontext()
 
     def take_turn(self) -> Turn | None:

@@ -326,7 +326,7 @@ class SqliteConnection(Connection):
         if shared_file_system(self._path):
             return ""  # the numbers of a file may change there
         if now.file != known.file:
-            # The file that is there now must not be opened with this one's log.
+            # Nobody may open the file that is there now with this one's log.
             self.engine.place = known._replace(log=now.log)
             return self.engine.is_another()
         lost = "-wal" if now.log != known.log else "-shm"
