@@ -61,7 +61,7 @@ def record(
 
 
 def refuse(request: HttpRequest, action: str) -> NoReturn:
-    """Write down that the user may not do this, and answer 403."""
+    """Record that the user may not do this, and answer 403."""
     record(request, action, [], {}, {}, "refused")
     raise PermissionDenied
 

@@ -185,7 +185,7 @@ def _agent_card(site: AdminSite, row: Any) -> Card:
 
 
 def _linked_card(site: AdminSite, heading: str, id: str | None, linked: Any) -> Card:
-    """The one row of another table that this one names."""
+    """Return the card of the row that this one names."""
     if not id:
         return Card(heading, "", none())
     if linked is None:
@@ -221,7 +221,7 @@ def _list_card(heading: str, url: str) -> Card:
 def _sessions_card(
     site: AdminSite, heading: str, rows: QuerySet[Session], url: str
 ) -> Card:
-    """The first of the sessions. Without an index the question may take too long, and is left to the list."""
+    """Return the first sessions. Without an index the query may be too slow, and only the list has them."""
     asked = partial(read, rows[:_SHOWN], [])
     answer = ask(connections[rows.db], asked, seconds=_SECONDS)
     found = answer.value

@@ -1,7 +1,7 @@
-"""What prevents PostgreSQL from changing a column's type: found in the catalog, dropped, and recreated.
+"""Drops and recreates the objects that prevent PostgreSQL from changing a column's type.
 
-Views, rules, policies and triggers are recreated as they were. Whatever else reads such a column, of whatever kind,
-is an obstacle that is named. The server rebuilds indexes, constraints and statistics itself.
+Views, rules, policies and triggers are found in the catalog and recreated as they were. Any other object that reads
+such a column is reported as an obstacle, by name. The server rebuilds indexes, constraints and statistics itself.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Running SQL through a connection, as the adoption does it everywhere."""
+"""Runs the adoption's SQL on a connection."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Run = Callable[[str], None]
 def rows(
     connection: BaseDatabaseWrapper, sql: str, parameters: Sequence[Any] | None = None
 ) -> list[tuple[Any, ...]]:
-    """Return all rows. Without parameters a percent sign, as in somebody's view or default, is one."""
+    """Return all rows. Without parameters a percent sign, for example in a view or default, is literal."""
     with connection.cursor() as cursor:
         cursor.execute(sql, parameters)
         return list(cursor.fetchall())

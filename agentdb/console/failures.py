@@ -111,11 +111,11 @@ class Failures:
 
 
 def failures(alias: str, now: datetime) -> Failures:
-    """What fails far above the usual, from samples that an index finds.
+    """Return what fails far more often than usual, from samples that an index finds.
 
-    Sessions opened within the hour and older ones are judged apart, because the many that go on for days would hide
-    that all new ones fail. An older session counts if its last activity is within the hour. No index finds those, so
-    they are looked for among the failed, the active, and the newest others.
+    Sessions opened within the hour are judged apart from older ones, because many sessions that run for days would hide
+    that all new ones fail. An older session counts if its last activity is within the hour. No index has that, so they
+    are searched among the failed, the active, and the newest others.
     """
     since = now - timedelta(minutes=FAILING_MINUTES)
     sessions = Session.objects.using(alias)
@@ -141,7 +141,7 @@ def failures(alias: str, now: datetime) -> Failures:
 def _cells(
     sessions: Any, since: datetime, condition: str = "", most: int | None = None
 ) -> list[Group]:
-    """The newest of the sessions, by agent and tenant."""
+    """Count the newest sessions by agent and tenant."""
     newest = sessions.newest_first()
     columns = newest.values("tenant_id", "agent_name", "status", "last_active_at")
     rows = columns[: most or SAMPLE]
@@ -159,8 +159,8 @@ def _sum(agent: str | None, tenant: str | None, cells: Iterable[Group]) -> Group
 def _groups(cells: Sequence[Group]) -> Iterator[Group]:
     """By agent, by tenant, by both, those with enough failures: the less there is to say of it, the earlier.
 
-    A million sessions can have 20,000 cells, and nearly all of them no failure. So the few names with failures are
-    looked for first, and only their cells are summed.
+    A million sessions can have 20,000 cells, nearly all without a failure. So the few names with failures are found
+    first, and only their cells are summed.
     """
     keys: tuple[Callable[[Group], tuple[str | None, str | None]], ...] = (
         lambda cell: (cell.agent_name, None),

@@ -117,7 +117,7 @@ class Grouping:
 
     @classmethod
     def of(cls, model: type[Model], asked: Mapping[str, str], now: datetime) -> Self:
-        """What a query string asks. Raises ``ValueError`` with a sentence for anything else."""
+        """Parse a query string. Raises ``ValueError`` with a sentence for anything invalid."""
         by = asked["by"]
         if by not in BY[model]:
             raise ValueError(gettext("%r is not a column to group by.") % by)
@@ -131,7 +131,7 @@ class Grouping:
     def rows(self, alias: str) -> QuerySet[Any]:
         rows: Any = self.model._default_manager.using(alias).order_by()
         for column, value in self.filters.items():
-            # A sandbox has no runner of its own: it is where its session runs.
+            # A sandbox has no runner of its own, but its session has one.
             if self.model is Sandbox and column == "runner_id":
                 its = Session.objects.using(alias).of_runner(value)
                 rows = rows.reserved_for(its)
@@ -198,7 +198,7 @@ class Change:
     row: Any
 
 
-# The tables, when a row of them was written, and what is known of that.
+# The tables, the time of a row's last write, and what is known of it.
 _WRITTEN: tuple[tuple[type[Model], str, Any], ...] = (
     (Session, "last_active_at", gettext_lazy("active")),
     (Sandbox, "last_used_at", gettext_lazy("used")),

@@ -146,8 +146,8 @@ class Budget:
         self._limit = ExitStack()
 
     def __enter__(self) -> Self:
-        # A server's limit is one of each statement, so that it can be set once for all questions. SQLite's is a moment,
-        # which each question sets for itself.
+        # A server's limit applies to each statement, so it is set once for all queries. SQLite's is a moment, which
+        # each query sets for itself.
         if self.connection.vendor != "sqlite":
             try:
                 self._limit.enter_context(_limit(self.connection, SECONDS))
@@ -176,8 +176,8 @@ class Budget:
 
 # -- limits
 
-# The current limit by alias: on SQLite the moment of its end, on a server the seconds of each statement. A question
-# inside another may shorten it but not extend it, and a thread or a task has its own.
+# The current limit by alias: on SQLite the moment of its end, on a server the seconds of each statement. A nested
+# query may shorten it but not extend it, and each thread or task has its own.
 _limits: ContextVar[Mapping[str, float]] = ContextVar(
     "agentdb_limits", default=MappingProxyType({})
 )
@@ -216,7 +216,7 @@ def _file_limit(
     try:
         yield
     finally:
-        # A connection that was closed and opened again meanwhile never had the limit.
+        # A connection that was reopened meanwhile never had the limit.
         if connection.connection is raw:
             _stop_at(raw, outer)
             raw.execute(f"PRAGMA busy_timeout = {before}")

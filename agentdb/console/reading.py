@@ -49,9 +49,9 @@ class _Stored(Func):
 
 
 def read(rows: QuerySet[Any], problems: list[Problem]) -> list[Any]:
-    """The rows. If a value or a column cannot be read, adds a problem that names it.
+    """Return the rows. If a value or column cannot be read, append a problem that names it.
 
-    Raises ``Unanswered`` if no row can be read, for instance without the table.
+    Raises ``Unanswered`` if no row can be read, for example if the table is missing.
     """
     connection = connections[rows.db]
     try:
@@ -75,7 +75,7 @@ def read(rows: QuerySet[Any], problems: list[Problem]) -> list[Any]:
 
 
 def _mark_nulls(model: type[Model], rows: Sequence[Any]) -> bool:
-    """Put an ``Unreadable`` in place of each NULL in a column that the models declare NOT NULL."""
+    """Replace each NULL in a column that the models declare NOT NULL by an ``Unreadable``."""
     found = False
     for field in model._meta.concrete_fields:
         for row in rows if not field.null else ():

@@ -33,7 +33,7 @@ from agentdb.schema.migration_record import migration_names, pending_migrations
 from agentdb.sqlite_files import file_concern
 
 MOST_UNREADABLE = 20
-SCHEMA_SECONDS = 60.0  # how long a schema that was good is taken to be good
+SCHEMA_SECONDS = 60.0  # how long a matching schema is assumed to match
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +119,7 @@ def examine(budget: Budget) -> Report:
         )
     schema = report.schema.value
     if report.unknown and schema and not schema.differences:
-        # A question failed although the schema was good a minute ago: read it again.
+        # A query failed although the schema was good a minute ago: read it again.
         _schemas.pop(connection.alias, None)
         report.schema = budget.ask(lambda: current_schema(connection), 2 * SECONDS)
     report.findings += [
@@ -131,7 +131,7 @@ def examine(budget: Budget) -> Report:
 
 
 def _unusable(budget: Budget, report: Report) -> Problem | None:
-    """Why the database cannot be read at all; notes its engine and its schema."""
+    """Return why the database cannot be read at all; records its engine and schema."""
     connection = budget.connection
     if problem := unusable_file(connection):
         return problem
@@ -147,7 +147,7 @@ def _unusable(budget: Budget, report: Report) -> Problem | None:
 
 
 def unanswered(findings: Sequence[Finding]) -> list[tuple[list[str], Problem]]:
-    """The checks that failed, grouped by the reason."""
+    """Return the checks that failed, grouped by reason."""
     titles: dict[Problem, list[str]] = {}
     for found in findings:
         if found.problem is not None:

@@ -207,9 +207,9 @@ def _claim_session(*, silent: bool) -> Update:
         )
         if silent:
             free |= Q(last_active_at__lt=p.ago("silent_before", "silent_for"))
-        # Conditions on the row itself, without a subquery: an update that has waited for the lock of another claim
-        # evaluates them again on the row as that claim left it, and finds its runner there. A subquery would still see
-        # the row as it was before, and both claims would succeed.
+        # Conditions on the row itself, without a subquery. On PostgreSQL an update that waited for another claim's lock
+        # rechecks them on the new version of the row, and finds that claim's runner. A subquery would still read the
+        # old version, and both claims would succeed.
         return (
             p.rows(Session).filter(free, id=p.text("id")).exclude(status__in=FINISHED)
         )

@@ -125,7 +125,7 @@ def icon(name: str) -> SafeString:
 
 @register.simple_tag
 def agentdb_order(cl: RowList) -> SafeString:
-    """The order of a list, as a link to the other one."""
+    """The order of a list, with a link to the opposite one."""
     order = cl.order
     url, other = cl.order_url(order.reversed), cl.order_name(order.reversed)
     shown = cl.order_name(order)
@@ -136,12 +136,12 @@ def agentdb_order(cl: RowList) -> SafeString:
 
 @register.simple_tag
 def agentdb_head(cl: RowList, number: int, header: Any) -> dict[str, Any]:
-    """The head of a column: a link to an order by it, if it is a timestamp."""
+    """A column's heading; a timestamp's is a link that sorts by it."""
     column = getattr(cl.model_admin, str(cl.list_display[number]), None)
     at = getattr(column, "admin_order_field", "")
     text = header["text"]
     if at not in cl.model_admin.orders:
-        # The box that ticks all rows is markup, which is to stay as it is.
+        # The checkbox for all rows is markup and stays as it is.
         return {"shown": text if isinstance(text, SafeString) else capfirst(text)}
     order, sign, is_sorted = Order(at), "sort", cl.order.at == at
     direction = "ascending" if cl.order.oldest_first else "descending"
