@@ -243,19 +243,7 @@ class Insert:
         instance = self.build(parameters)
         meta = type(instance)._meta
         fields = list(meta.concrete_fields)
-        query = InsertQuery(
-            type(instance),
-            on_conflict=OnConflict.UPDATE
-            if self.unique
-            else OnConflict.IGNORE
-            if self.unless_taken
-            else None,
-            update_fields=[meta.get_field(name) for name in self.replace],
-            unique_fields=[meta.get_field(name) for name in self.unique],
-        )
-        # Raw, because the preparation for save() would replace a stand-in.
-        query.insert_values(fields, [instance], raw=True)
-        compiler = query.get_compiler(connection=connection)
+        compiler = self._query(instance).get_compiler(connection=connection)
         by_server = [
             field
             for field in fields
@@ -277,6 +265,21 @@ class Insert:
             statement,
             row=tuple(_given(parameters, getattr(instance, f.attname)) for f in fields),
         )
+
+    def _query(self, instance: Model) -> InsertQuery:
+        meta = type(instance)._meta
+        on_conflict = OnConflict.IGNORE if self.unless_taken else None
+        if self.unique:
+            on_conflict = OnConflict.UPDATE
+        query = InsertQuery(
+            type(instance),
+            on_conflict=on_conflict,
+            update_fields=[meta.get_field(name) for name in self.replace],
+            unique_fields=[meta.get_field(name) for name in self.unique],
+        )
+        # Raw, because the preparation for save() would replace a stand-in.
+        query.insert_values(list(meta.concrete_fields), [instance], raw=True)
+        return query
 
 
 @dataclass(frozen=True, eq=False)

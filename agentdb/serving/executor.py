@@ -44,6 +44,7 @@ Q = TypeVar("Q", bound=Query)
 _MAX_RETRIES = 15
 _FIRST_DELAY_SECONDS = 0.005
 _LONGEST_DELAY_SECONDS = 0.5
+_SAFE_FOR_READS = (*REFUSED, Fault.LOST)
 
 # What a conversion raises for text that is not a timestamp, for numbers and bytes, and for year 0 in UTC.
 _UNREADABLE = (ValueError, AttributeError, OverflowError)
@@ -185,11 +186,10 @@ class Executor:
     def _run(
         self, query: Query, values: dict[str, Any], consume: Callable[[Any], R]
     ) -> tuple[Statement, R]:
-        """Run the query; return its statement and ``consume(cursor)``."""
-        # Before taking the lock, which another thread's transaction may hold.
+        """Run the query; return its statement and what ``consume`` makes of the cursor."""
+        # Before the lock, which another thread's transaction may have.
         block = None if self._part is None else self._part.check()
-        threads = self.threads
-        slot = threads.slot()
+        slot = self.threads.slot()
         if self.tenant_id is not None:
             query, values = self._narrowed(query), self._of_tenant(values)
         if _warn_in_loops and _get_running_loop() is not None:
@@ -197,24 +197,33 @@ class Executor:
         if forking.under_way and not slot.wrapper.in_atomic_block:
             forking.wait()
         with slot.lock:
-            if threads.closed:
-                threads.slot()  # says so
-            if block is None and (block := block_of(slot)) is not None:
-                block.check()
             statement = self._statements.get(query) or self._compile(query, slot)
             params = statement.bind(values)
 
             def run(connection: Connection) -> R:
                 return consume(connection.execute(statement.sql, params))
 
-            began = time.monotonic()
-            try:
-                if block is None:
-                    return statement, self._run_alone(slot, statement, run)
-                return statement, self._run_in_block(slot, block, statement, run)
-            finally:
-                if slot.engine.slow_call_seconds is not None:
-                    _log_if_slow(slot, time.monotonic() - began, statement.sql)
+            return statement, self._run_locked(slot, block, statement, run)
+
+    def _run_locked(
+        self,
+        slot: Slot,
+        block: Block | None,
+        statement: Statement,
+        run: Callable[[Connection], R],
+    ) -> R:
+        if self._threads.closed:
+            self._threads.slot()  # says so
+        if block is None and (block := block_of(slot)) is not None:
+            block.check()
+        began = time.monotonic()
+        try:
+            if block is None:
+                return self._run_alone(slot, statement, run)
+            return self._run_in_block(slot, block, statement, run)
+        finally:
+            if slot.engine.slow_call_seconds is not None:
+                _log_if_slow(slot, time.monotonic() - began, statement.sql)
 
     def _compile(self, query: Query, slot: Slot) -> Statement:
         statement = self._statements[query] = query.compile(slot.wrapper)
@@ -224,7 +233,7 @@ class Executor:
         self, slot: Slot, statement: Statement, run: Callable[[Connection], R]
     ) -> R:
         """Run the statement as a transaction of its own; retry if that cannot repeat a write."""
-        lost_before = False
+        safe = REFUSED if statement.writes else _SAFE_FOR_READS
         for retry in count():
             try:
                 connection = slot.ready()
@@ -240,15 +249,12 @@ class Executor:
                 raise
             fault = slot.fault(failure, writing=statement.writes)
             self._clear_up(slot, fault)
-            # Lost twice: the fault is the server's, not the connection's.
-            is_safe = fault in REFUSED or (
-                fault is Fault.LOST and not statement.writes and not lost_before
-            )
-            if retry == _MAX_RETRIES or not is_safe:
+            if retry == _MAX_RETRIES or fault not in safe:
                 raise _explained(slot, statement, fault, failure) from failure
             _log_retry(slot, failure)
-            lost_before = fault is Fault.LOST
-            if fault is Fault.CONFLICT:
+            if fault is Fault.LOST:
+                safe = REFUSED  # lost twice: the fault is the server's, not the connection's
+            elif fault is Fault.CONFLICT:
                 _wait_for_others(retry)
         raise AssertionError("unreachable: the last try returns or raises")
 

@@ -169,16 +169,17 @@ def _alias(url: str | None, names: Sequence[str] | None) -> tuple[str, bool]:
 
     from agentdb.serving import host
 
+    wanted = names or ()
     with _setup:
         if not settings.configured and host.SETTINGS_VARIABLE not in os.environ:
-            _configure_alone(url, names or ())
+            _configure_alone(url, wanted)
             return DEFAULT_DB_ALIAS, True
-        _check_configured(names or ())
+        _check_configured(wanted)
         if url is None and not os.environ.get(URL_VARIABLE) and not _standalone:
             return DEFAULT_DB_ALIAS, False
         if names is None and _standalone:
-            names = own_apps.installed_names()
-        return _add_database(database_url(url), names or ()), True
+            wanted = own_apps.installed_names()
+        return _add_database(database_url(url), wanted), True
 
 
 def _configure_alone(url: str | None, names: Sequence[str]) -> None:

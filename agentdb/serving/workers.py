@@ -108,21 +108,25 @@ class Job:
 
 
 def _do(jobs: list[Job]) -> list[Answer]:
-    """Run the jobs, several as one call; each alone if that is refused, so that an error is one job's."""
-    first = jobs[0]
-    ids = [job.keys[0] for job in jobs] if len(jobs) > 1 else []
+    """Run the jobs: several as one call, or each alone if that is refused, so that an error is one job's."""
+    answers = _do_at_once(jobs) if len(jobs) > 1 else None
+    return [job.do() for job in jobs] if answers is None else answers
+
+
+def _do_at_once(jobs: list[Job]) -> list[Answer] | None:
+    first, ids = jobs[0], [job.keys[0] for job in jobs]
     try:
-        answers = first.context.run(first.do_each, first.kind, ids) if ids else None
-    except (DatabaseUnavailableError, ConflictError) as error:
-        # It may be stored, or each would wait as long once more.
-        return [(None, _copy(error)) for _ in jobs]
-    except AgentDbError:  # of some of them; nothing is stored
-        answers = None
+        answers = first.context.run(first.do_each, first.kind, ids)
     except BaseException as error:
+        # An unknown outcome is everybody's, and each would wait as long again for a database that is away. After any
+        # other refusal nothing is stored.
+        is_refusal = isinstance(error, AgentDbError)
+        if is_refusal and not isinstance(
+            error, DatabaseUnavailableError | ConflictError
+        ):
+            return None
         return [(None, _copy(error)) for _ in jobs]
-    if answers is None:
-        return [job.do() for job in jobs]
-    return [(answers.get(id), None) for id in ids]
+    return None if answers is None else [(answers.get(id), None) for id in ids]
 
 
 def _copy(error: BaseException) -> BaseException:
