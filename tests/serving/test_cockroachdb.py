@@ -229,6 +229,23 @@ def test_an_adoption_goes_on_wherever_it_was_stopped(cockroachdb: Start) -> None
         manage(connection, "verifydb")
 
 
+def test_an_unusable_value_beside_a_column_that_is_native_is_named(
+    cockroachdb: Start,
+) -> None:
+    _, url = cockroachdb(legacy="era-b")
+    with opened(url) as connection:
+        for statement in (
+            "ALTER TABLE sessions ADD COLUMN native timestamptz NOT NULL DEFAULT now()",
+            "ALTER TABLE sessions DROP COLUMN created_at",
+            "ALTER TABLE sessions RENAME COLUMN native TO created_at",
+            "UPDATE sessions SET last_active_at = 'yesterday'",
+        ):
+            rows(connection, statement)
+
+        with pytest.raises(CommandError, match="'yesterday'"):
+            manage(connection, "baselinedb")
+
+
 def test_every_row_survives_the_way_back_and_forth(cockroachdb: Start) -> None:
     proxy, url = cockroachdb()
     with agentdb.connect(url, migrate=True) as db:
