@@ -59,7 +59,6 @@ _TWICE = {
 }
 
 _ENCODE = "Percent-encode '@', ':', '/', '?' and '#' in user name and password."
-_SUFFIXES = (".db", ".sqlite", ".sqlite3")
 
 _ON = (True, 1, "on", "true", "yes")
 _OFF = (False, 0, "off", "false", "no")
@@ -140,15 +139,19 @@ def _probably_meant(text: str) -> str:
             if scheme == "sqlite"
             else f"{scheme}://{rest.lstrip('/')}"
         )
-    if re.search(r"\bdbname *=|\bhost *=", text):
-        return "postgresql://HOST/DATABASE"
-    if text.endswith(_SUFFIXES) or text[0] in "/.~":
-        return f"sqlite:///{os.path.expanduser(text)}"
-    if re.fullmatch(r"[\w.-]+:\d+", text):
-        return f"postgresql://{text}/DATABASE"
-    if re.fullmatch(r"[\w.-]+(:\d+)?/[\w-]+", text):
-        return f"postgresql://{text}"
+    for pattern, meant in _MEANT:
+        if re.fullmatch(pattern, text):
+            return meant.format(os.path.expanduser(text))
     return ""
+
+
+# What people write for a URL, and the URL for it.
+_MEANT = (
+    (r".*\b(dbname|host) *=.*", "postgresql://HOST/DATABASE"),
+    (r"[/.~].*|.*\.(db|sqlite|sqlite3)", "sqlite:///{}"),
+    (r"[\w.-]+:\d+", "postgresql://{}/DATABASE"),
+    (r"[\w.-]+(:\d+)?/[\w-]+", "postgresql://{}"),
+)
 
 
 def _parsed(scheme: str, rest: str, *, is_file: bool) -> dict[str, Any]:
@@ -235,11 +238,13 @@ def server_name(settings: Mapping[str, Any]) -> str:
     if not settings["NAME"] and "service" in options:
         return f"'service={options['service']}'"
     host = settings["HOST"] or options.get("host") or "the local server"
-    port = settings["PORT"] or options.get("port")
-    if "," in str(host):
-        places = zip(str(host).split(","), str(port or "").split(","), strict=False)
-        return f"{settings['NAME']!r} at {', '.join(f'{each}:{number}' if number else each for each, number in places)}"
-    return f"{settings['NAME']!r} at {host}{f':{port}' if port else ''}"
+    port = settings["PORT"] or options.get("port") or ""
+    hosts, ports = str(host).split(","), str(port).split(",")
+    if len(ports) == 1:
+        ports *= len(hosts)  # libpq takes one port for all of them
+    places = zip(hosts, ports, strict=False)
+    shown = ", ".join(f"{each}:{number}" if number else each for each, number in places)
+    return f"{settings['NAME']!r} at {shown}"
 
 
 def _sqlite(

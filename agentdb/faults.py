@@ -180,16 +180,21 @@ def classify(error: BaseException, *, connected: bool = True) -> Fault:
         return _classify_sqlite(error)
     if known := _BY_TYPE.get(type(error).__name__):
         return known
-    state = _sqlstate(error)
-    if state == "0A000" and _STALE_PLAN in str(error):
-        return Fault.STALE_STATEMENT
-    if not state and _is_a(error, "DataError"):
-        return Fault.UNREADABLE  # psycopg's own, on reading
-    if fault := _BY_STATE.get(state) or _BY_CLASS.get(state[:2]):
-        return fault
+    if (known := _by_state(error)) is not None:
+        return known
     if not connected:
         return Fault.LOST
     return Fault.UNAVAILABLE if _is_a(error, "OperationalError") else Fault.OTHER
+
+
+def _by_state(error: BaseException) -> Fault | None:
+    state = _sqlstate(error)
+    if not state:
+        # psycopg's own, when it reads a value.
+        return Fault.UNREADABLE if _is_a(error, "DataError") else None
+    if state == "0A000" and _STALE_PLAN in str(error):
+        return Fault.STALE_STATEMENT
+    return _BY_STATE.get(state) or _BY_CLASS.get(state[:2])
 
 
 def _classify_sqlite(error: BaseException) -> Fault:

@@ -33,6 +33,7 @@ from agentdb.schema import expected_table, expected_tables
 from agentdb.schema.migration_lock import LIMIT_LOCK_WAITS
 from agentdb.schema.migration_record import recorded_migrations
 from agentdb.schema.rows import count_rows
+from agentdb.schema.spelling import unreadable_timestamps
 from agentdb.schema.sqltext import quote_name
 
 __all__ = [
@@ -167,21 +168,18 @@ class NativeTimestamps(Operation):
             )
             template = 'agentdb_server_text("{}")'
         _lock(schema_editor, models_)
-        columns = {
-            model: _timestamp_columns(
-                from_state.apps.get_model(app_label, model.__name__)
-            )
-            for model in models_
-        }
-        _refuse_unwritable(
-            connection,
-            {model._meta.db_table: names for model, names in columns.items()},
-        )
-        for model, names in columns.items():
+        native = self._models(app_label, connection, from_state)
+        values = UnusableValues.of(_unwritable(connection, native))
+        if values.total:
+            raise UnusableValuesError(values)
+        for model in native:
             conform_table(
                 schema_editor,
-                model,
-                {column: template.format(column) for column in names},
+                to_state.apps.get_model(app_label, model.__name__),
+                {
+                    column: template.format(column)
+                    for column in _timestamp_columns(model)
+                },
             )
 
     def _models(
@@ -288,35 +286,25 @@ def _timestamp_columns(model: type[models.Model]) -> list[str]:
     ]
 
 
-def _refuse_unwritable(
-    connection: BaseDatabaseWrapper, tables: dict[str, list[str]]
-) -> None:
-    """Raise ``UnusableValuesError`` for instants that the old server's text cannot express."""
-    total = 0
-    first: list[UnusableValue] = []
+def _unwritable(
+    connection: BaseDatabaseWrapper, models_: list[type[models.Model]]
+) -> Iterator[UnusableValue]:
+    """Yield the instants that the old server's text cannot express."""
+    if connection.vendor != "sqlite":
+        tables = [expected_table(connection, model) for model in models_]
+        for found in unreadable_timestamps(connection, tables):
+            yield _not_a_timestamp(found.table, found.id, found.column, found.value)
+        return
     with connection.cursor() as cursor:
-        for table, columns in tables.items():
-            for column in columns:
-                if connection.vendor == "sqlite":
-                    text, wrong = (
-                        f'+"{column}"',
-                        f'agentdb_server_text("{column}") IS NULL',
-                    )
-                else:
-                    text = f'"{column}"::text'
-                    wrong = f"""NOT ("{column}" >= '0001-01-01Z' AND "{column}" < '10000-01-01Z')"""
-                cursor.execute(f'SELECT id, {text} FROM "{table}" WHERE {wrong}')
+        for model in models_:
+            table = model._meta.db_table
+            for column in _timestamp_columns(model):
+                cursor.execute(
+                    f'SELECT id, +"{column}" FROM "{table}" WHERE agentdb_server_text("{column}") IS NULL'
+                )
                 for id, value in cursor:
-                    total += 1
-                    if len(first) < 20:
-                        first.append(
-                            UnusableValue(
-                                table,
-                                f"id {id!r}",
-                                column,
-                                repr(value),
-                                "is not a timestamp",
-                            )
-                        )
-    if total:
-        raise UnusableValuesError(UnusableValues(total, tuple(first)))
+                    yield _not_a_timestamp(table, id, column, value)
+
+
+def _not_a_timestamp(table: str, id: str, column: str, value: object) -> UnusableValue:
+    return UnusableValue(table, f"id {id!r}", column, repr(value), "is not a timestamp")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
@@ -81,20 +82,29 @@ class UnusableValues:
     total: int
     first: tuple[UnusableValue, ...]
 
+    @classmethod
+    def of(cls, found: Iterator[UnusableValue]) -> UnusableValues:
+        """Count all, and keep the first."""
+        first = tuple(islice(found, SHOWN_ROWS))
+        return cls(len(first) + sum(1 for _ in found), first)
+
+    def described(self, cannot: str, nothing: str) -> str:
+        """Return a sentence, and a line for each of the first."""
+        more = (
+            "" if self.total <= SHOWN_ROWS else f" (the first {SHOWN_ROWS} are shown)"
+        )
+        sentence = f"{counted(self.total, 'value')} cannot be {cannot}{more}; nothing was {nothing}.\n"
+        return sentence + "".join(f"  {value}\n" for value in self.first)
+
 
 class UnusableValuesError(SchemaMismatchError):
     """Rows that cannot be converted; nothing was changed. ``values`` has the total and the first of them."""
 
     def __init__(self, values: UnusableValues) -> None:
         self.values = values
-        total = f"{counted(values.total, 'value')} cannot be converted"
-        shown = (
-            "" if values.total <= SHOWN_ROWS else f" (the first {SHOWN_ROWS} are shown)"
-        )
         super().__init__(
-            f"{total}{shown}; nothing was changed.\n"
-            + "".join(f"  {value}\n" for value in values.first)
-            + "Fix them, timestamps as 'YYYY-MM-DD HH:MM:SS+00:00', and run the command again."
+            f"{values.described('converted', 'changed')}"
+            "Fix them, timestamps as 'YYYY-MM-DD HH:MM:SS+00:00', and run the command again."
         )
 
 

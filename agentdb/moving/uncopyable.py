@@ -10,8 +10,8 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import DateTimeField, IntegerField
 
 from agentdb.adoption.obstacles import (
-    SHOWN_ROWS,
     UnusableValue,
+    UnusableValues,
     too_wide,
     unusable_reason,
 )
@@ -21,7 +21,6 @@ from agentdb.schema import APP_LABEL, expected_tables
 from agentdb.schema.rows import StoredColumn, is_usual_on_sqlite, read_sqlite, shown
 from agentdb.schema.spelling import unreadable_timestamps
 from agentdb.schema.sqltext import quote_name
-from agentdb.wording import counted
 
 
 def refuse_uncopyable(
@@ -29,18 +28,10 @@ def refuse_uncopyable(
 ) -> None:
     """Raise ``InvalidInputError`` with the first values that the target cannot store."""
     find = _unusable_on_sqlite if reading.vendor == "sqlite" else _unusable_on_a_server
-    first: list[UnusableValue] = []
-    total = 0
-    for value in find(reading, writing.vendor):
-        total += 1
-        if len(first) < SHOWN_ROWS:
-            first.append(value)
-    if total:
-        more = "" if total <= SHOWN_ROWS else f" (the first {SHOWN_ROWS} are shown)"
+    values = UnusableValues.of(find(reading, writing.vendor))
+    if values.total:
         raise InvalidInputError(
-            f"{counted(total, 'value')} cannot be copied{more}; nothing was copied.\n"
-            + "\n".join(f"  {value}" for value in first)
-            + "\nFix them in the source, and run the command again."
+            f"{values.described('copied', 'copied')}Fix them in the source, and run the command again."
         )
 
 

@@ -59,39 +59,43 @@ def _expected_table(
     model: type[Model],
 ) -> Table:
     meta = model._meta
-    name = meta.db_table
-    # SQLite stores no names for them.
-    has_names = connection.vendor != "sqlite"
-    uniques = [
-        Unique(unique_name(name, column) if has_names else None, (column,))
-        for column in [
-            _name_of(field)
-            for field in meta.local_concrete_fields
-            if field.unique and not field.primary_key
-        ]
-    ]
-    statements = [str(index.create_sql(model, editor)) for index in meta.indexes]
+    # SQLite stores no names of keys.
+    key = None if connection.vendor == "sqlite" else key_name(meta.db_table)
+    # What CREATE INDEX makes is an index and not a constraint on PostgreSQL: the old server's tables have one.
+    indexes = [str(index.create_sql(model, editor)) for index in meta.indexes]
+    uniques = _uniques_of_columns(connection, model)
     for constraint in meta.constraints:
         unique = _unique(model, constraint)
         sql = str(constraint.create_sql(model, editor))
         if connection.vendor == "postgresql" and sql.startswith("CREATE "):
-            # The old server's tables have an index of PostgreSQL's for this, and no constraint.
-            statements.append(sql)
+            indexes.append(sql)
         else:
             uniques.append(unique)
     return Table(
-        name=name,
+        name=meta.db_table,
         columns=tuple(
             _expected_column(connection, field) for field in meta.local_concrete_fields
         ),
-        primary_key=PrimaryKey(
-            key_name(name) if has_names else None, (_name_of(meta.pk),)
-        ),
+        primary_key=PrimaryKey(key, (_name_of(meta.pk),)),
         uniques=tuple(uniques),
         indexes=tuple(
-            index_from(connection, parse_create_index(sql)) for sql in statements
+            index_from(connection, parse_create_index(sql)) for sql in indexes
         ),
     )
+
+
+def _uniques_of_columns(
+    connection: BaseDatabaseWrapper, model: type[Model]
+) -> list[Unique]:
+    columns = [
+        _name_of(field)
+        for field in model._meta.local_concrete_fields
+        if field.unique and not field.primary_key
+    ]
+    if connection.vendor == "sqlite":
+        return [Unique(None, (column,)) for column in columns]
+    table = model._meta.db_table
+    return [Unique(unique_name(table, column), (column,)) for column in columns]
 
 
 def _unique(model: type[Model], constraint: BaseConstraint) -> Unique:
