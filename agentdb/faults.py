@@ -321,7 +321,7 @@ _SENTENCES: list[tuple[tuple[Fault, ...], type[AgentDbError], str]] = [
     (
         (Fault.LOCKED,),
         ConflictError,
-        "Another process holds {place} locked: {reason}.",
+        "Another connection, of this process or another, holds {place} locked: {reason}.",
     ),
     (
         (Fault.MISMATCH,),

@@ -216,21 +216,26 @@ class _Batch:
 
     def commit(self) -> None:
         """Run all statements and commit; then the leader has its answer, or this raises what rolled them back."""
-        connection, raw = self._connection, self._connection.raw
+        try:
+            # An asynchronous exception can come between any two lines of Python, also while an earlier one is handled.
+            # sqlite3's own context manager is C: nothing comes between the end of its body and its ROLLBACK, so the
+            # lock of the file never stays with a thread that has gone on.
+            with self._connection.raw as raw:
+                self._run(raw)
+        finally:
+            self.give_answers()
+
+    def _run(self, raw: sqlite3.Connection) -> None:
         try:
             raw.execute("BEGIN IMMEDIATE")
             self._turns.join(self)
             self._results += map(self._result, self.writers)
-            connection.look()
+            self._connection.look()
             # A single step for Python, so that the list says whether it was committed, whatever exception comes.
             self._committed.extend(map(raw.execute, ("COMMIT",)))
         except sqlite3.Error as error:
-            self._failure = error if not connection.in_transaction() else None
+            self._failure = error if not raw.in_transaction else None
             raise
-        finally:
-            if not self._committed and connection.in_transaction():
-                connection.roll_back()
-            self.give_answers()
 
     def is_left(self) -> bool:
         """Whether the leader's thread left with an exception before everybody had an answer."""

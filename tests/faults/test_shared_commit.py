@@ -21,6 +21,7 @@ from django.db import connections
 
 import agentdb
 from agentdb import AgentDbError, ConflictError, DjangoDb, DuplicateKeyError
+from agentdb.serving.connections.sqlite import SqliteConnection
 
 THREADS = 8
 
@@ -174,13 +175,11 @@ def test_a_lock_of_another_process_is_reported_to_each_writer_in_time(
         other.rollback()
         db.insert_session("s1", "a", "sb")
 
-    assert (
-        failed
-        == [
-            f"Another process holds SQLite database {str(path)!r} locked: database is locked."
-        ]
-        * 4
+    told = (
+        "Another connection, of this process or another, holds "
+        f"SQLite database {str(path)!r} locked: database is locked."
     )
+    assert failed == [told] * 4
     assert stored(path) == ["s1"]
 
 
@@ -251,6 +250,51 @@ def _interrupts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     signal.setitimer(signal.ITIMER_REAL, 0)
     signal.signal(signal.SIGALRM, before)
+
+
+def test_a_leader_that_is_interrupted_again_as_it_rolls_back_leaves_no_lock(
+    db: DjangoDb, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = db._executor.threads
+    turns: Any = threads.engine.turns  # type: ignore[attr-defined]
+    caught: list[type] = []
+    has_ended, may_end = threading.Event(), threading.Event()
+
+    def interrupt(*_: object) -> None:
+        raise Interrupt
+
+    def insert(connection: Any) -> None:
+        connection.raw.execute("UPDATE sessions SET status = 'lost'")
+        interrupt()
+
+    def lead() -> None:
+        try:
+            turns.write(threads.slot().ready(), insert, 30)
+        except Interrupt as error:
+            caught.append(type(error))
+        has_ended.set()
+        may_end.wait(30)  # its connection stays open, and is not used again
+
+    db.insert_session("s1", "a", "sb")
+    first = turns.take(30)
+    leader = threading.Thread(target=lead)
+    leader.start()
+    while not turns._queue:
+        time.sleep(0.001)
+    monkeypatch.setattr(SqliteConnection, "roll_back", interrupt)
+    first.end()
+    assert has_ended.wait(30)
+
+    with closing(sqlite3.connect(path, timeout=0)) as other:
+        other.execute("UPDATE sessions SET status = 'kept'")
+        other.commit()
+    monkeypatch.undo()
+    may_end.set()
+    leader.join(30)
+
+    found = db.get_session("s1")
+    assert found is not None and found.status == "kept"
+    assert caught == [Interrupt]
 
 
 @pytest.mark.usefixtures("_interrupts")

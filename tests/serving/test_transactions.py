@@ -552,9 +552,9 @@ def test_sqlite_lock_that_outlasts_the_time_out_is_a_conflict_error(
             ):
                 with pytest.raises(ConflictError) as raised:
                     call()
-                assert (
-                    str(raised.value)
-                    == f"Another process holds {db.describe()} locked: database is locked."
+                assert str(raised.value) == (
+                    "Another connection, of this process or another, "
+                    f"holds {db.describe()} locked: database is locked."
                 )
             assert db.get_session("s1") is not None
             other.execute("ROLLBACK")
