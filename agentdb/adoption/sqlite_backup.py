@@ -144,7 +144,7 @@ def _taken(target: Path) -> Path | None:
 
 
 def _is_there(target: Path) -> str:
-    return f"There is a file {str(target)!r} already, which is not overwritten. Name another one."
+    return f"The file {str(target)!r} already exists and is not overwritten. Name another one."
 
 
 def _copy(

@@ -169,7 +169,7 @@ def refuse_same(source: str, target: str) -> None:
         same = identity(paths[0]) == identity(paths[1]) is not None  # type: ignore[arg-type]
     if same:
         raise InvalidInputError(
-            f"The source and the target are one database, {describe(one)}. Name two."
+            f"The source and the target are the same database, {describe(one)}. Name two."
         )
 
 

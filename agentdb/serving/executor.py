@@ -186,8 +186,8 @@ class Executor:
     def _run(
         self, query: Query, values: dict[str, Any], consume: Callable[[Any], R]
     ) -> tuple[Statement, R]:
-        """Run the query; return its statement and what ``consume`` makes of the cursor."""
-        # Before the lock, which another thread's transaction may have.
+        """Run the query; return its statement and ``consume(cursor)``."""
+        # Before taking the lock, which another thread's transaction may hold.
         block = None if self._part is None else self._part.check()
         slot = self.threads.slot()
         if self.tenant_id is not None:

@@ -60,7 +60,7 @@ def test_a_backup_overwrites_nothing(url: str, tmp_path: Path) -> None:
     assert refusal.value.returncode == 2
     assert (
         str(refusal.value)
-        == f"There is a file '{file}' already, which is not overwritten. Name another one."
+        == f"The file '{file}' already exists and is not overwritten. Name another one."
     )
     assert file.read_text() == "precious"
 

@@ -16,7 +16,9 @@ def test_a_database_is_not_copied_into_itself(url: str):
     with pytest.raises(CommandError) as refused:
         call_command("copydb", url, url)
 
-    assert str(refused.value).startswith("The source and the target are one database, ")
+    assert str(refused.value).startswith(
+        "The source and the target are the same database, "
+    )
     assert str(refused.value).endswith(". Name two.")
 
 
@@ -26,7 +28,7 @@ def test_a_file_is_not_restored_into_itself(url: str, engine: str):
         manage(connection, "restore", str(sqlite_path(url)))
 
     assert str(refused.value) == (
-        f"The source and the target are one database, SQLite database '{sqlite_path(url)}'. Name two."
+        f"The source and the target are the same database, SQLite database '{sqlite_path(url)}'. Name two."
     )
 
 
