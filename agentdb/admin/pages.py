@@ -37,11 +37,9 @@ from agentdb.admin.display import (
 from agentdb.admin.guard import guard
 from agentdb.console.checks import Fleet, check_of
 from agentdb.console.figures import (
-    NEWEST,
     Figure,
     amount,
-    runner_statuses,
-    tenant_sessions_by_status,
+    by_status,
 )
 from agentdb.console.groups import (
     BY,
@@ -96,7 +94,7 @@ def _runner(model_admin: Any, request: HttpRequest) -> HttpResponseBase:
     alias = model_admin.alias
     connection = connections[alias]
     seen = ask(connection, lambda: Fleet(alias).runner(runner_id), problems).value
-    figures = runner_statuses(alias, runner_id)
+    figures = by_status(Session.objects.using(alias).of_runner(runner_id))
     whole = sum(figure.rows for figure in figures.values())
     active, starting = (figures[status].rows for status in LIVE)
     sandboxes = partial(_sandboxes, site, alias, runner_id)
@@ -214,13 +212,9 @@ def _tenant(model_admin: Any, request: HttpRequest) -> HttpResponseBase:
         }
         activity = statuses = None
         if Session in allowed:
-            statuses = budget.ask(
-                lambda: overview.share_bars(
-                    tenant_sessions_by_status(alias, tenant_id), listed
-                )
-            )
+            its = Session.objects.using(alias).of_tenant(tenant_id)
+            statuses = budget.ask(lambda: overview.share_bars(by_status(its), listed))
             activity = overview.activity_chart(request, budget, tenant_id=tenant_id)
-    sessions = totals[Session].value
     return page(
         model_admin, request, "tenant",
         title=gettext("Tenant %s") % tenant_id,
@@ -232,7 +226,6 @@ def _tenant(model_admin: Any, request: HttpRequest) -> HttpResponseBase:
         query=tenant_url(site, tenant_id).partition("?")[2],
         activity=activity,
         statuses=statuses,
-        sample=f"{NEWEST:,}" if sessions and sessions.rows > NEWEST else "",
         is_empty=all(found.value is not None and not found.value.rows for found in totals.values()),
     )  # fmt: skip
 

@@ -19,7 +19,7 @@ from agentdb.console.questions import Unanswered, question
 from agentdb.console.reading import read
 from agentdb.interface import SandboxState, SessionStatus
 from agentdb.models import Sandbox, Session
-from agentdb.querysets import LIVE
+from agentdb.querysets import LIVE, SessionQuerySet
 
 WINDOW = 10_000  # rows counted at most
 COUNT_SECONDS = 0.5
@@ -27,7 +27,6 @@ EXACT_UP_TO = 200_000
 NEWEST = 10_000  # the newest sessions, from which tenants are counted
 TOP = 8
 Counted = TypeVar("Counted")
-_BY_STATUS = "SELECT status, COUNT(*) FROM {rows} GROUP BY 1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,11 +173,11 @@ def select_from(
         return list(cursor.fetchall())
 
 
-def runner_statuses(alias: str, runner_id: str) -> dict[str, Figure]:
-    """Return how many of the runner's newest sessions have each status."""
-    most = 5 * WINDOW
-    newest = Session.objects.using(alias).of_runner(runner_id).newest_first()
-    rows = select_from(newest.values("status")[:most], f"{_BY_STATUS} ORDER BY 1")
+def by_status(sessions: SessionQuerySet) -> dict[str, Figure]:
+    """How many of a runner's or a tenant's newest sessions have each status: it may have millions."""
+    most = 2 * WINDOW
+    newest = sessions.newest_first().values("status")[:most]
+    rows = select_from(newest, "SELECT status, COUNT(*) FROM {rows} GROUP BY 1")
     is_cut = sum(count for _, count in rows) >= most
     counted = {status: Figure(count, at_least=is_cut) for status, count in rows}
     return {value: Figure(0) for value in map(str, SessionStatus)} | counted
@@ -288,16 +287,6 @@ def distinct_values(
             [at_least, limit],
         )
         return [value for (value,) in cursor.fetchall()]
-
-
-def tenant_sessions_by_status(alias: str, tenant_id: str) -> dict[str, Figure]:
-    """Count the statuses of the tenant's newest ``NEWEST`` sessions, because no index has tenant and status."""
-    newest = Session.objects.using(alias).of_tenant(tenant_id).newest_first()
-    rows = select_from(
-        newest.values("status")[:NEWEST], f"{_BY_STATUS} ORDER BY 2 DESC"
-    )
-    counted = {value: Figure(count) for value, count in rows}
-    return {value: Figure(0) for value in map(str, SessionStatus)} | counted
 
 
 def top_tenants(alias: str) -> list[Tenant]:
