@@ -74,6 +74,7 @@ class Chart:
     last_full: Hour
     peak: Hour
     is_week: bool
+    step: str  # the width of an hour
 
     @property
     def half_opened(self) -> int:
@@ -84,10 +85,6 @@ class Chart:
 class ChartBar:
     hour: Hour
     x: str
-    width: str
-    bar_x: str
-    bar_width: str
-    middle: str
     opened_y: float
     opened_height: float
     failed_y: float
@@ -118,10 +115,6 @@ def chart(hours: list[Hour], url: Callable[[datetime], str]) -> Chart:
             ChartBar(
                 hour,
                 x=f"{step * number:.2f}%",
-                width=f"{step:.2f}%",
-                bar_x=f"{step * (number + 0.14):.2f}%",
-                bar_width=f"{step * 0.72:.2f}%",
-                middle=f"{step * (number + 0.5):.2f}%",
                 opened_y=round(_OPENED_BASE - opened_height, 1),
                 opened_height=opened_height,
                 failed_y=round(_FAILED_BASE - failed_height, 1),
@@ -142,6 +135,7 @@ def chart(hours: list[Hour], url: Callable[[datetime], str]) -> Chart:
         last_full=hours[-2],
         peak=max(hours, key=lambda hour: hour.opened),
         is_week=is_week,
+        step=f"{step:.2f}%",
     )
 
 
