@@ -190,7 +190,7 @@ class RowList(ChangeList):
 
     def _misunderstood(self, request: HttpRequest) -> list[str]:
         """What the address says that means nothing."""
-        found = [spec.problem for spec in self.active if spec.problem]
+        found = [spec.asked[1] for spec in self.active if spec.asked[1]]
         asked = request.GET.get(SORT, "")
         if asked and asked.removeprefix("-") not in self.model_admin.orders:
             text = gettext("%s is not an order of this list.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 from django.contrib.admin import ListFilter
@@ -25,6 +26,9 @@ from agentdb.models import Agent
 
 SUGGESTIONS = 12
 NEWEST_AGENTS = 500  # agents offered without a tenant filter
+
+
+NOTHING = Q(pk__in=())
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,21 +74,25 @@ class ColumnFilter(ListFilter):
         """The value shown in the filter bar; empty without a filter."""
         return self.value
 
-    @property
-    def problem(self) -> str:
-        """Why the value is invalid, or ''."""
-        return ""
-
-    @property
     def condition(self) -> Q:
-        """What the rows must meet, if the value means something."""
-        return Q(**{self.column: self.value}) if self.value else Q()
+        """Return what rows must meet. Raises ``ValueError`` with a sentence for a value that means nothing."""
+        return Q(**{self.column: self.value})
+
+    @cached_property
+    def asked(self) -> tuple[Q, str]:
+        """The condition, and why the value means nothing; empty if it means something."""
+        try:
+            return self.condition() if self.value else Q(), ""
+        except UnicodeError:  # of a stored id, which is the database's fault
+            raise
+        except ValueError as error:
+            return NOTHING, str(error)
 
     def has_output(self) -> bool:
         return True
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
-        return queryset.none() if self.problem else queryset.filter(self.condition)
+        return queryset.filter(self.asked[0])
 
     def expected_parameters(self) -> list[str | None]:
         return [self.parameter]
@@ -166,21 +174,14 @@ class AgeFilter(ColumnFilter):
     def shown(self) -> str:
         return str(self.buckets.get(self.value, self.value))
 
-    @property
-    def problem(self) -> str:
-        if not self.value or self.value in self.buckets:
-            return ""
-        text = gettext("%(parameter)s=%(value)s is not an age. Use one of %(known)s.")
-        return text % {
-            "parameter": self.parameter,
-            "value": self.value[:60],
-            "known": ", ".join(self.buckets),
-        }
-
-    @property
     def condition(self) -> Q:
-        if not self.value:
-            return Q()
+        if self.value not in self.buckets:
+            text = gettext(
+                "%(parameter)s=%(value)s is not an age. Use one of %(known)s."
+            )
+            value, known = self.value[:60], ", ".join(self.buckets)
+            named = {"parameter": self.parameter, "value": value, "known": known}
+            raise ValueError(text % named)
         at = moment(self.value.removeprefix("over"), timezone.now())
         lookup = "lt" if self.value.startswith("over") else "gte"
         return Q(**{f"{self.column}__{lookup}": at})
@@ -195,18 +196,7 @@ class PeriodFilter(ColumnFilter):
     is_link_only = is_typed = True
     lookup: ClassVar[str]
 
-    @property
-    def problem(self) -> str:
-        try:
-            moment(self.value or "today", timezone.now())
-        except ValueError as error:
-            return str(error)
-        return ""
-
-    @property
     def condition(self) -> Q:
-        if not self.value:
-            return Q()
         at = next(iter(self.model_admin.orders))  # whose index has all rows in order
         return Q(**{f"{at}__{self.lookup}": moment(self.value, timezone.now())})
 
@@ -239,16 +229,10 @@ class CheckFilter(ColumnFilter):
     def shown(self) -> str:
         return str(self.check.title) if self.check else self.value
 
-    @property
-    def problem(self) -> str:
-        if not self.value or self.check:
-            return ""
-        return gettext("%s is not a check of this table.") % self.value[:60]
-
-    @property
     def condition(self) -> Q:
         if self.check is None:
-            return Q()
+            text = gettext("%s is not a check of this table.")
+            raise ValueError(text % self.value[:60])
         rows = self.check.counted(Fleet(self.connection.alias)).order_by()
         found = rows.values_list("pk", flat=True)
         # A check's own conditions may be slow; its rows, if they are few, are looked for once and then named.

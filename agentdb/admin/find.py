@@ -89,8 +89,10 @@ class Search:
             found += self._answer(model, partial(self._ids, model))
         for model, column, kind in _VALUES:
             found += self._answer(model, partial(self._values, model, column, kind))
-        found += self._answer(Agent, self._agents)
-        found += self._answer(ApiKey, self._labels)
+        named = partial(self._named, Agent, "name", name__startswith=self.beginning)
+        found += self._answer(Agent, named)
+        labelled = partial(self._named, ApiKey, "label", label__icontains=self.text)
+        found += self._answer(ApiKey, labelled)
         return sorted(dict.fromkeys(found), key=lambda hit: not hit.is_exact)
 
     def _answer(
@@ -131,17 +133,15 @@ class Search:
             url = page_url(self.site, kind, id=value)
             yield Hit(gettext(kind), value, url, value == self.text)
 
-    def _agents(self) -> Iterator[Hit]:
-        agents = Agent.objects.using(self.alias).filter(name__startswith=self.beginning)
-        for agent in agents.order_by("name")[:SHOWN]:
+    def _named(
+        self, model: type[Model], column: str, **condition: str
+    ) -> Iterator[Hit]:
+        rows = model._default_manager.using(self.alias).filter(**condition)
+        for row in rows.order_by(column)[:SHOWN]:
+            name = getattr(row, column)
             text = gettext("%(name)s of %(tenant)s")
-            named = text % {"name": agent.name, "tenant": agent.tenant_id}
-            yield self._hit(agent, named, agent.name)
-
-    def _labels(self) -> Iterator[Hit]:
-        keys = ApiKey.objects.using(self.alias).filter(label__icontains=self.text)
-        for key in keys.order_by("label")[:SHOWN]:
-            yield self._hit(key, str(key), key.label)
+            text %= {"name": name, "tenant": row.tenant_id}  # type: ignore[attr-defined]
+            yield self._hit(row, text, name)
 
 
 @sensitive_variables()  # hidden in Django's error reports, because the text may be a key

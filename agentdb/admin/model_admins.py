@@ -62,7 +62,7 @@ from agentdb.admin.filters import (
     TenantFilter,
     ToFilter,
 )
-from agentdb.admin.guard import WRITE_SECONDS, guard, guarded
+from agentdb.admin.guard import WRITE_SECONDS, guard
 from agentdb.console.display import masked
 from agentdb.console.questions import Problem, ask
 from agentdb.console.reading import read
@@ -101,6 +101,10 @@ def those_of_agent(model: type[Model], name: Any) -> Callable[[Any, Any], Any]:
     return cell
 
 
+def never(model_admin: Any, request: HttpRequest, obj: Any = None) -> bool:
+    return False
+
+
 class ReadFirstAdmin(ModelAdmin):
     """A read-only admin: pages need the view permission, actions the change permission, and no form edits a row."""
 
@@ -124,14 +128,7 @@ class ReadFirstAdmin(ModelAdmin):
         script: Any = forms.Script("agentdb/console.js", defer=True)
         return forms.Media(css={"all": ["agentdb/console.css"]}, js=[script])
 
-    def has_add_permission(self, request: HttpRequest) -> bool:
-        return False
-
-    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
-
-    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
+    has_add_permission = has_change_permission = has_delete_permission = never
 
     def has_act_permission(self, request: HttpRequest) -> bool:
         return super().has_change_permission(request)
@@ -156,17 +153,13 @@ class ReadFirstAdmin(ModelAdmin):
         name = f"agentdb_{self.opts.model_name}_export"
         return [path("export/<slug:kind>/", view, name=name), *super().get_urls()]
 
+    @partial(guard, read_seconds=WRITE_SECONDS)
     def export_view(self, request: HttpRequest, kind: str) -> Any:
-        """Export the filtered rows as CSV or JSON."""
+        """Export all rows that the list's filters leave, as CSV or JSON."""
         if not self.has_view_permission(request):
             raise PermissionDenied
-
-        def exported() -> Any:
-            rows = self.get_changelist_instance(request)
-            return export(request, cast(RowList, rows), kind)
-
-        site, model = self.admin_site, self.model
-        return guarded(request, site, model, exported, WRITE_SECONDS)
+        rows = self.get_changelist_instance(request)
+        return export(request, cast(RowList, rows), kind)
 
     @property
     def alias(self) -> str:
@@ -490,8 +483,7 @@ class ApiKeyAdmin(ReadFirstAdmin):
     row_page = staticmethod(rows.key_page)
     doable = (actions.REVOKE,)
 
-    def has_add_permission(self, request: HttpRequest) -> bool:
-        return admin.ModelAdmin.has_add_permission(self, request)
+    has_add_permission = ModelAdmin.has_add_permission  # type: ignore[assignment]
 
     @admin.display(description=gettext_lazy("label"))
     def label_link(self, row: ApiKey) -> SafeString:

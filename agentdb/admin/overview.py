@@ -66,6 +66,7 @@ class Chart:
     """Bars of an SVG, in percent of its width and pixels of its height, and their labels."""
 
     hours: list[ChartBar]
+    step: str  # the width of an hour
     most_opened: int
     most_failed: int
     opened: int
@@ -127,6 +128,7 @@ def chart(hours: list[Hour], url: Callable[[datetime], str]) -> Chart:
         )
     return Chart(
         bars,
+        f"{step:.2f}%",
         most_opened,
         most_failed,
         opened,
