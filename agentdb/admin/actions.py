@@ -396,13 +396,9 @@ def _result(action: Action, asked: Asked, work: Work, reached: str) -> HttpRespo
         "action_done",
         title=str(action.done) % f"{count:,} {name}",
         **_form(request, action, asked),
-        error=work.error,
+        work=work,
         rows=rows,
         more=count - len(folders or rows),
-        skipped=[
-            (len(ids), why, ", ".join(ids[:3]), len(ids) - 3)
-            for why, ids in work.skipped.items()
-        ],
         count=count,
         reached=reached,
         skipped_count=skipped,

@@ -202,27 +202,8 @@ class RowList(ChangeList):
         return found
 
     @property
-    def empty_title(self) -> str:
-        kind = name_of(self.model, 0)
-        if self.is_cut_off:
-            return gettext("No %s found in this time") % kind
-        if not self.is_first:
-            return gettext("No further %s") % kind
-        if self.set_filters:
-            return gettext("No %s match") % kind
-        return gettext("There are no %s yet") % kind
-
-    @property
     def further_url(self) -> str:
         return self.get_query_string({AFTER: self.end}) if self.end else ""
-
-    @property
-    def further_name(self) -> str:
-        return gettext("Newer") if self.order.oldest_first else gettext("Older")
-
-    @property
-    def first_url(self) -> str:
-        return "" if self.is_first else self.get_query_string()
 
     @property
     def resume_url(self) -> str:

@@ -19,6 +19,7 @@ from django.utils.http import url_has_allowed_host_and_scheme
 from django.utils.safestring import SafeString, mark_safe
 from django.utils.text import capfirst
 from django.utils.translation import gettext, gettext_noop
+from django.views.decorators.debug import sensitive_variables
 
 from agentdb.console.display import exact, masked, relative
 from agentdb.console.unreadable import Unreadable, is_unreadable
@@ -52,6 +53,7 @@ def heading_of(model: type[Model]) -> str:
     return capfirst(name_of(model, 0))
 
 
+@sensitive_variables()  # one of them shows a new API key
 def page(
     model_admin: Any, request: HttpRequest, template: str, **context: Any
 ) -> TemplateResponse:
@@ -74,48 +76,36 @@ def site_of(request: HttpRequest) -> admin.AdminSite:
     )
 
 
-def _reversed(site: admin.AdminSite, name: str, *args: str) -> str:
-    """Return the address, or '' if the site has no such page, for example because it lacks the model."""
+def _url(site: admin.AdminSite, name: str, *args: str, **query: str) -> str:
+    """Return the address, or '' if the site has no such page, or if it is longer than servers accept."""
     try:
-        return reverse(f"{site.name}:{name}", args=args)
-    except NoReverseMatch:
+        url = reverse(f"{site.name}:{name}", args=args)
+    except NoReverseMatch:  # for example because the site lacks the model
         return ""
-
-
-def _with_query(url: str, query: dict[str, str]) -> str:
-    """Return the address with a query; '' without an address, or if it is longer than servers accept."""
-    whole = f"{url}?{urlencode(query)}" if url and query else url
+    whole = f"{url}?{urlencode(query)}" if query else url
     return whole if len(whole) <= LONGEST_URL else ""
 
 
+def page_url(site: admin.AdminSite, name: str, **query: str) -> str:
+    return _url(site, f"agentdb_{name}", **query)
+
+
 def list_url(site: admin.AdminSite, model: type[Model], **filters: str) -> str:
-    return _with_query(
-        _reversed(site, f"agentdb_{model._meta.model_name}_changelist"), filters
-    )
+    return page_url(site, f"{model._meta.model_name}_changelist", **filters)
 
 
-def row_url(site: admin.AdminSite, row: Model) -> str:
+def row_url(site: admin.AdminSite, row: Model, view: str = "change") -> str:
     if is_unreadable(row.pk):
         return ""
-    return _with_query(
-        _reversed(site, f"agentdb_{row._meta.model_name}_change", quote(row.pk)), {}
-    )
-
-
-def history_url(site: admin.AdminSite, row: Model) -> str:
-    return _reversed(site, f"agentdb_{row._meta.model_name}_history", quote(row.pk))
+    return _url(site, f"agentdb_{row._meta.model_name}_{view}", quote(row.pk))
 
 
 def tenant_url(site: admin.AdminSite, tenant_id: str) -> str:
-    return _with_query(_reversed(site, "agentdb_tenant"), {"id": tenant_id})
+    return page_url(site, "tenant", id=tenant_id)
 
 
-def runner_url(site: admin.AdminSite, runner_id: str, **more: str) -> str:
-    return _with_query(_reversed(site, "agentdb_runner"), {"id": runner_id, **more})
-
-
-def page_url(site: admin.AdminSite, page: str, **query: str) -> str:
-    return _with_query(_reversed(site, f"agentdb_{page}"), query)
+def runner_url(site: admin.AdminSite, runner_id: str) -> str:
+    return page_url(site, "runner", id=runner_id)
 
 
 def own_url(request: HttpRequest, field: str) -> str:
@@ -127,15 +117,11 @@ def own_url(request: HttpRequest, field: str) -> str:
     return url if is_ours else ""
 
 
-def attention_url(site: admin.AdminSite, check: str) -> str:
-    return page_url(site, "attention", check=check)
-
-
 def overview_url(site: admin.AdminSite) -> str:
     # agentdb's own project has the overview on the first page, others on the app's page.
     if site.index_template == "admin/agentdb/index.html":
-        return _reversed(site, "index")
-    return _reversed(site, "app_list", "agentdb")
+        return _url(site, "index")
+    return _url(site, "app_list", "agentdb")
 
 
 def link(url: str, text: object) -> SafeString:

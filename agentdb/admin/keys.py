@@ -77,7 +77,7 @@ def issue(model_admin: Any, request: HttpRequest) -> HttpResponse:
     return page(model_admin, request, "issue_key", title=title, form=form)
 
 
-@sensitive_variables("plain", "response")  # hidden in Django's error reports
+@sensitive_variables("plain", "response", "content")  # hidden in Django's error reports
 def _issue(
     model_admin: Any, request: HttpRequest, tenant_id: str, label: str
 ) -> HttpResponse:

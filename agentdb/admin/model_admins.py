@@ -29,7 +29,6 @@ from agentdb.admin.changelist import RowList, Uncounted
 from agentdb.admin.display import (
     badge,
     cut,
-    history_url,
     id_link,
     link,
     list_url,
@@ -193,7 +192,9 @@ class ReadFirstAdmin(ModelAdmin):
         if (row := more.get("obj")) is not None:
             page = self.row_page(self.admin_site, row, self.alias, row.allowed)
             json = as_json(row)
-            history = history_url(self.admin_site, row) if keeps_history() else ""
+            history = (
+                row_url(self.admin_site, row, "history") if keeps_history() else ""
+            )
             context |= {
                 "title": f"{capfirst(name_of(self.model))} {page.title}",
                 "subtitle": None,

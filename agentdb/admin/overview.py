@@ -16,7 +16,6 @@ from django.utils.safestring import SafeString
 from django.utils.translation import gettext
 
 from agentdb.admin.display import (
-    attention_url,
     badge,
     heading_of,
     id_link,
@@ -332,7 +331,7 @@ def _rows_url(site: AdminSite, found: Finding) -> str:
         return runner_url(site, found.runner)
     if found.code in ("pending", "drift"):
         return "#agentdb-schema"
-    return attention_url(site, found.code)
+    return page_url(site, "attention", check=found.code)
 
 
 def condition(runner: Runner | None) -> SafeString | str:
