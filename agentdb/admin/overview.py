@@ -74,7 +74,6 @@ class Chart:
     last_full: Hour
     peak: Hour
     is_week: bool
-    step: str  # the width of an hour
 
     @property
     def half_opened(self) -> int:
@@ -136,7 +135,6 @@ def chart(hours: list[Hour], url: Callable[[datetime], str]) -> Chart:
         last_full=hours[-2],
         peak=max(hours, key=lambda hour: hour.opened),
         is_week=is_week,
-        step=f"{step:.2f}%",
     )
 
 

@@ -226,7 +226,8 @@ def _count_rows(check: Check, fleet: Fleet) -> Finding:
         f"SELECT {check.by}, COUNT(*), CAST(MIN({check.at}) AS text) FROM {{rows}} GROUP BY 1 ORDER BY 2 DESC, 1",
     )
     count = sum(number for _, number, _ in groups)
-    times = [at for _, _, text in groups if (at := readable(text))]
+    # A clock that is ahead does not tell how long ago it was.
+    times = [at for _, _, text in groups if (at := readable(text)) and at <= fleet.now]
     parts = [_shared(check, [(value, number) for value, number, _ in groups])]
     if check.oldest and times and count <= CAP:
         parts.insert(0, check.oldest % relative(min(times)))

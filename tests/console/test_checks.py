@@ -300,6 +300,14 @@ def test_many_missing_agents_are_counted_like_a_few(fleet: Site):
     assert said(fleet) == {"agent-missing": 2 * MOST_MISSING_AGENTS + 2}
 
 
+def test_a_time_still_to_come_is_not_called_the_oldest(fleet: Site):
+    sessions(fleet, age=-2 * 86_400)
+    assert found(fleet)["silent"].detail == ""
+
+    sessions(fleet, age=40 * MINUTE)
+    assert found(fleet)["silent"].detail == "the longest silent: 40 min ago"
+
+
 # -- sandboxes
 
 
