@@ -109,12 +109,13 @@ class Job:
 
 def _do(jobs: list[Job]) -> list[Answer]:
     """Run the jobs: several as one call, or each alone if that is refused, so that an error is one job's."""
-    answers = _do_at_once(jobs) if len(jobs) > 1 else None
+    ids = [job.keys[0] for job in jobs if job.keys and not job.future.cancelled()]
+    answers = _do_at_once(jobs, ids) if len(ids) > 1 else None
     return [job.do() for job in jobs] if answers is None else answers
 
 
-def _do_at_once(jobs: list[Job]) -> list[Answer] | None:
-    first, ids = jobs[0], [job.keys[0] for job in jobs]
+def _do_at_once(jobs: list[Job], ids: list[str]) -> list[Answer] | None:
+    first = jobs[0]
     try:
         answers = first.context.run(first.do_each, first.kind, ids)
     except BaseException as error:
@@ -126,7 +127,9 @@ def _do_at_once(jobs: list[Job]) -> list[Answer] | None:
         ):
             return None
         return [(None, _copy(error)) for _ in jobs]
-    return None if answers is None else [(answers.get(id), None) for id in ids]
+    if answers is None:
+        return None
+    return [(answers.get(job.keys[0]), None) for job in jobs]
 
 
 def _copy(error: BaseException) -> BaseException:

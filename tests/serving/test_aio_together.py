@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Collection
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from django.db import connections
@@ -71,6 +71,27 @@ def test_reads_of_one_row_that_wait_are_one_call() -> None:
 
     assert answers_of(db, ["a", "missing", "b", "a"]) == ["A", None, "B", "A"]
     assert (db.at_once, db.alone) == ([["a", "missing", "b", "a"]], [])
+
+
+def test_a_call_that_was_cancelled_before_a_thread_took_it_is_not_made() -> None:
+    db = Holding()
+
+    async def work() -> list[Any]:
+        async with AsyncDb(cast("Any", db), max_workers=1) as adb:
+            first = asyncio.ensure_future(adb.count_sandboxes())
+            reads = [asyncio.ensure_future(adb.get_session(id)) for id in "abc"]
+            await asyncio.sleep(0)  # each is handed over
+            reads[1].cancel()
+            await asyncio.sleep(0)
+            db.go_on.set()
+            await first
+            return await asyncio.gather(*reads, return_exceptions=True)
+
+    a, b, c = asyncio.run(work())
+
+    assert (a, c) == ("A", "C")
+    assert isinstance(b, asyncio.CancelledError)
+    assert (db.at_once, db.alone) == ([["a", "c"]], [])
 
 
 def test_what_is_refused_at_once_is_asked_for_alone() -> None:
