@@ -37,8 +37,7 @@ def check_adoption(
     """agentdb.E001: the old server's tables exist, but no migration is recorded."""
     if _left_to_command.get():
         return []
-    from agentdb.adoption.shapes import recognise
-    from agentdb.schema.migration_record import recorded_migrations
+    from agentdb.adoption.shapes import unadopted
 
     errors: list[CheckMessage] = []
     for alias in databases or ():
@@ -49,12 +48,10 @@ def check_adoption(
         ) or not router.allow_migrate(alias, "agentdb"):
             continue
         try:
-            if recorded_migrations(connection):
-                continue
-            shape = recognise(connection)
+            shape = unadopted(connection)
         except DatabaseError:
             continue  # the command that uses the database explains it better
-        if shape.tables:
+        if shape is not None:
             errors.append(
                 Error(
                     f"Database {alias!r} has tables of the old server that are not adopted yet: {shape.description}.",

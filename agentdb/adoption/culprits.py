@@ -75,6 +75,8 @@ def _culprit(
     )
     if not may_create:
         return None
+    # Temporary tables without rows and with the final types: what cannot be created on them could not be rebuilt. They
+    # are dropped with the savepoint, whose rollback leaves the operator's tables as they were.
     try:
         with transaction.atomic(using=connection.alias):
             definitions = _definitions(query, column_numbers(query, changing))

@@ -154,6 +154,8 @@ def read_instants(
     connection: BaseDatabaseWrapper, table: str, columns: list[str]
 ) -> bool:
     """Fill ``pg_temp.agentdb_instants`` with the instants of PostgreSQL's rare formats; False if there are none."""
+    # Python reads these, because PostgreSQL guesses: it takes IST for Israel's time whatever zone wrote it, and takes
+    # the order of day and month from today's settings. The table maps each text to the instant that Python found.
     doubtful = " OR ".join(not_castable(connection, column) for column in columns)
     with connection.cursor() as cursor:
         # PostgreSQL runs a count in parallel, but not a cursor.

@@ -170,6 +170,7 @@ class _CockroachDb:
         if filling is None:
             yield f"{step.alter} ADD COLUMN {fresh} {wanted.type}"
             return
+        # Not IS NULL: the old server may change a row again after it was filled, and must not lose that change.
         differs = f"{fresh} IS DISTINCT FROM {expression}"
         yield from self._fill(step, fresh, expression, differs)
         if filling.default != wanted.default:

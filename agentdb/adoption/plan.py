@@ -271,6 +271,7 @@ def _too_unique(table: str, key: Key) -> str:
 _NAMES_ON_SQLITE = (
     "SELECT type, lower(name), lower(tbl_name), name, tbl_name FROM sqlite_master"
 )
+# PostgreSQL creates a type for each table, so a type of that name is in the way of it; those of tables have typrelid.
 _NAMES = """
     SELECT kind, name, owner, name, owner FROM (
         SELECT CASE c.relkind WHEN 'r' THEN 'table' WHEN 'i' THEN 'index' WHEN 'v' THEN 'view' ELSE 'object' END
@@ -415,6 +416,7 @@ def decide(findings: Findings, *, backup: bool = True) -> Plan:
     actions = list(_actions(findings))
     if not actions:
         return Plan(notes=notes)
+    # Before anything else, although it takes longest: a copy that is made later is one of a file half changed.
     if findings.is_file and backup:
         actions.insert(0, "Back the file up beside itself, and check the copy.")
     return Plan(

@@ -7,17 +7,17 @@ defines, taken names, contradictory constraints.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 from django.db import DatabaseError, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.migrations.recorder import MigrationRecorder
 from django.db.utils import load_backend
 
 from agentdb.adoption.culprits import explain
 from agentdb.adoption.dependents import DROP_FIRST
 from agentdb.adoption.obstacles import OLD_COLUMNS, first_line
 from agentdb.adoption.plan import Plan, Refusal
+from agentdb.adoption.queries import rows, run
 from agentdb.errors import SchemaMismatchError
 
 _ALIAS = "agentdb_rehearsal"
@@ -59,43 +59,29 @@ def _copy_in_memory(connection: BaseDatabaseWrapper) -> Iterator[BaseDatabaseWra
         copy.connection and copy.connection.close()
 
 
+_OBJECTS = """
+    SELECT type, name, lower(tbl_name), sql FROM main.sqlite_master
+    WHERE sql IS NOT NULL AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'
+    ORDER BY CASE type WHEN 'table' THEN 1 WHEN 'index' THEN 2 WHEN 'view' THEN 3 ELSE 4 END, rowid
+"""
+
+
 def _copy_schema(
     source: BaseDatabaseWrapper, copy: BaseDatabaseWrapper, ours: set[str]
 ) -> tuple[Refusal, ...]:
-    with source.cursor() as cursor:
-        cursor.execute("PRAGMA main.table_list")
-        shadows = {row[1] for row in cursor.fetchall() if row[2] == "shadow"}
-        cursor.execute(
-            "SELECT type, name, lower(tbl_name), sql FROM main.sqlite_master WHERE sql IS NOT NULL"
-            " ORDER BY CASE type WHEN 'table' THEN 1 WHEN 'index' THEN 2 WHEN 'view' THEN 3 ELSE 4 END, rowid"
-        )
-        objects = [
-            row
-            for row in cursor.fetchall()
-            if row[1] not in shadows and not row[1].startswith("sqlite_")
-        ]
+    # The virtual table that owns them makes them.
+    listed = rows(source, "PRAGMA main.table_list")
+    shadows = {name for _, name, kind, *_ in listed if kind == "shadow"}
     copy.ensure_connection()
     copy.disable_constraint_checking()
-    for kind, name, table, sql in objects:
+    for kind, name, table, sql in rows(source, _OBJECTS):
+        if name in shadows:
+            continue
         try:
-            with copy.cursor() as cursor:
-                cursor.execute(sql, None)
+            run(copy, sql)
         except DatabaseError as error:
-            if table in ours and kind != "view":
-                return (
-                    Refusal(
-                        explain(
-                            f"{kind} {name!r}: {first_line(error).removesuffix('.')}"
-                        )
-                    ),
-                )
             # Skip other objects that cannot be read here.
-    # The table may be missing.
-    with (
-        suppress(DatabaseError),
-        source.cursor() as cursor,
-    ):
-        cursor.execute("SELECT app, name FROM django_migrations")
-        for app, name in cursor.fetchall():
-            MigrationRecorder(copy).record_applied(app, name)
+            if table in ours and kind != "view":
+                reason = first_line(error).removesuffix(".")
+                return (Refusal(explain(f"{kind} {name!r}: {reason}")),)
     return ()

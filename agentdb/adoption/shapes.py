@@ -95,6 +95,8 @@ class Shape:
 def recognise(connection: BaseDatabaseWrapper) -> Shape:
     """Return the shape of the database, from its schema and its record of migrations."""
     found = read_tables(connection)
+    # On CockroachDB a killed adoption leaves columns that are half converted. The next run continues it, so they say
+    # nothing about which server made the table.
     live = {name: without_work(table) for name, table in found.items()}
     recorded = _recorded(connection, live)
     tables, stored_as = _ours(connection.vendor, live)
@@ -112,6 +114,14 @@ def recognise(connection: BaseDatabaseWrapper) -> Shape:
     return Shape(
         kind, description, tables, stored_as, others, recorded, level, problems
     )
+
+
+def unadopted(connection: BaseDatabaseWrapper) -> Shape | None:
+    """Return the shape of an old server's tables that are not adopted yet; None if there are none."""
+    if recorded_migrations(connection):
+        return None
+    shape = recognise(connection)
+    return shape if shape.tables else None
 
 
 def _problems(
@@ -363,6 +373,8 @@ def _how_far(steps: list[Step], done: list[Step]) -> str:
 
 def _is_stuck(tables: Mapping[str, Table], done: list[Step]) -> bool:
     """Return whether all steps before the failing statement were taken, and none after."""
+    # PostgreSQL does not drop the key of agents while the foreign key of sessions refers to it. The old server did not
+    # expect that: its upgrade ends at this statement, and again at each start.
     return (
         key_of(tables.get("agents")) == ("name",)
         and _id_is_not_null(tables)

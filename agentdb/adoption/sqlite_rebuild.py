@@ -55,6 +55,7 @@ def rebuild(
     """SQLite's documented rebuild: create the new table, copy, drop the old one, rename, recreate the rest."""
     connection = schema_editor.connection
     table = model._meta.db_table
+    # Everything is read before the first change, because DROP TABLE takes indexes and triggers with it.
     old = _written_table(connection, table)
     definitions = _definitions(schema_editor, model, old)
     copied = _copied(model, old, sources)

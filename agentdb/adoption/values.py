@@ -82,6 +82,8 @@ def read_content(
         for key, condition in _formats(connection, column.sql)
     ]
     counts = ", ".join(["count(*)", *(count for *_, count in formats)])
+    # One pass over a table that the server wrote: counts say all there is to say. Python reads a row only if SQL cannot
+    # tell that each of its values converts, which is also so if a value is NULL, hence IS NOT TRUE.
     content = TableContent(name, {column.name: Counter() for column in texts})
     progress(name, 0, 1)
     [(content.odd_rows, content.rows, *found)] = _query(

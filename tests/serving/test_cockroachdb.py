@@ -246,6 +246,27 @@ def test_an_unusable_value_beside_a_column_that_is_native_is_named(
             manage(connection, "baselinedb")
 
 
+def test_a_step_of_a_killed_run_that_ends_meanwhile_is_not_an_error(
+    cockroachdb: Start,
+) -> None:
+    """The server goes on with a statement whose client is gone; then another run's finds the column there."""
+    proxy, url = cockroachdb(legacy="era-b-small")
+    added: list[str] = []
+
+    def is_there_already(sql: str) -> str | None:
+        if "ADD COLUMN" not in sql:
+            return None
+        added.append(sql)
+        return "42701"
+
+    proxy.fail_after = is_there_already
+    with opened(url) as connection:
+        manage(connection, "baselinedb")
+        manage(connection, "verifydb")
+
+    assert len(added) == len(set(added)) == 9
+
+
 def test_every_row_survives_the_way_back_and_forth(cockroachdb: Start) -> None:
     proxy, url = cockroachdb()
     with agentdb.connect(url, migrate=True) as db:

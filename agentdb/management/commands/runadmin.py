@@ -18,10 +18,10 @@ from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 import agentdb
-from agentdb.adoption.shapes import recognise
+from agentdb.adoption.shapes import unadopted
 from agentdb.management.database_command import DatabaseCommand
 from agentdb.schema.inspection import inspecting, sqlite_path, translated_errors
-from agentdb.schema.migration_record import pending_migrations, recorded_migrations
+from agentdb.schema.migration_record import pending_migrations
 from agentdb.wording import counted
 
 
@@ -121,14 +121,10 @@ def _check_migrated(database: str) -> None:
     try:
         with _looked_at(database) as connection:
             pending = pending_migrations(connection)
-            shape = (
-                recognise(connection)
-                if pending and not recorded_migrations(connection)
-                else None
-            )
+            shape = unadopted(connection) if pending else None
     finally:
         connections[database].close()
-    if shape is not None and shape.tables:
+    if shape is not None:
         raise CommandError(
             f"The database has tables of the old server that are not adopted yet: {shape.description}. Run "
             "'agentdb baselinedb --check' to see what adopting them does, then 'agentdb baselinedb'."
