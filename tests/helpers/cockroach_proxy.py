@@ -393,6 +393,7 @@ _NONSENSE = "nonsense"
 _MESSAGES = {
     "40001": "restart transaction: TransactionRetryWithProtoRefreshError: WriteTooOldError",
     "40003": "result is ambiguous: the node was lost before it answered",
+    "42701": "column already exists",
     "XX000": "the node was lost",
 }
 

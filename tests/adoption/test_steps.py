@@ -1,0 +1,224 @@
+"""Which statements lead from a live table to the wanted one, and in which order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+
+from agentdb.adoption.steps import ASPECTS, Step
+from agentdb.errors import SchemaMismatchError
+from agentdb.schema import (
+    Check,
+    Column,
+    ForeignKey,
+    Index,
+    IndexPart,
+    PrimaryKey,
+    Table,
+    Unique,
+)
+
+WANTED = Table(
+    name="agents",
+    columns=(
+        Column("id", "text", nullable=False, default=None),
+        Column("name", "text", nullable=False, default=None),
+        Column("version", "integer", nullable=False, default="1"),
+    ),
+    primary_key=PrimaryKey("agents_pkey", ("id",)),
+    uniques=(Unique("idx_name", ("name", "version")),),
+    indexes=(
+        Index("idx_version", (IndexPart("version", descending=True), IndexPart("id"))),
+    ),
+)
+
+
+@dataclass
+class Dialect:
+    """The simplest engine that there could be."""
+
+    may_lack_a_key: bool = False
+
+    def drop_unique(self, table: str, name: str) -> str:
+        return f"DROP UNIQUE {name}"
+
+    def cast(self, live: Column, wanted: Column) -> str | None:
+        return "cast" if live.type == "bigint" else None
+
+    def convert(self, step: Step, expressions: Mapping[str, str]) -> Iterator[str]:
+        for column, expression in expressions.items():
+            yield f"CONVERT {column} BY {expression}"
+
+    def finish(self, step: Step) -> Iterator[str]:
+        yield from ()
+
+
+def yielded(
+    live: Table, sources: Mapping[str, str] | None, *, may_lack_a_key: bool = False
+) -> Iterator[str]:
+    step = Step(live, WANTED, sources or {}, Dialect(may_lack_a_key))
+    for aspect in ASPECTS:
+        for sql in aspect(step):
+            yield sql.replace('ALTER TABLE "agents" ', "").replace('"', "")
+
+
+def statements(
+    live: Table,
+    sources: Mapping[str, str] | None = None,
+    *,
+    may_lack_a_key: bool = False,
+) -> list[str]:
+    return list(yielded(live, sources, may_lack_a_key=may_lack_a_key))
+
+
+def with_column(name: str, **changes: Any) -> Table:
+    return replace(
+        WANTED,
+        columns=tuple(
+            replace(column, **changes) if column.name == name else column
+            for column in WANTED.columns
+        ),
+    )
+
+
+PLAIN_UNIQUE = tuple(map(IndexPart, ("name", "version")))
+VERSION = WANTED.indexes[0]
+
+
+@pytest.mark.parametrize(
+    ("live", "expected"),
+    [
+        (WANTED, []),
+        (with_column("version", default="2"), ["ALTER COLUMN version SET DEFAULT 1"]),
+        (with_column("name", default="''"), ["ALTER COLUMN name DROP DEFAULT"]),
+        (with_column("name", nullable=True), ["ALTER COLUMN name SET NOT NULL"]),
+        (with_column("version", type="bigint"), ["CONVERT version BY cast"]),
+        (
+            replace(
+                WANTED,
+                foreign_keys=(
+                    ForeignKey("ours", ("name",), "t", ("a",)),
+                    ForeignKey("theirs", ("note",), "t", ("a",)),
+                ),
+                checks=(
+                    Check("ours_too", "version > 0"),
+                    Check("theirs_too", "note > 0"),
+                    Check("no_overlap", "version WITH =", "exclusion"),
+                ),
+            ),
+            ["DROP CONSTRAINT ours", "DROP CONSTRAINT ours_too"],
+        ),
+        # One key, whatever it is called and whatever it is.
+        (
+            replace(WANTED, uniques=(Unique("other", ("name", "version")),)),
+            ["ALTER INDEX other RENAME TO idx_name"],
+        ),
+        (
+            replace(
+                WANTED,
+                uniques=(),
+                indexes=(VERSION, Index("other", PLAIN_UNIQUE, unique=True)),
+            ),
+            ["ADD CONSTRAINT idx_name UNIQUE USING INDEX other"],
+        ),
+        (
+            replace(
+                WANTED,
+                indexes=(VERSION, Index("other", PLAIN_UNIQUE, unique=True)),
+            ),
+            ["DROP INDEX other"],
+        ),
+        # The new one is there before the old one goes, so that no duplicate can come in between.
+        (
+            replace(WANTED, uniques=(Unique("other", ("version", "name")),)),
+            ["ADD CONSTRAINT idx_name UNIQUE (name, version)", "DROP UNIQUE other"],
+        ),
+        (
+            replace(
+                WANTED,
+                uniques=(Unique("other", ("name", "version"), ("deferrable",)),),
+            ),
+            ["ADD CONSTRAINT idx_name UNIQUE (name, version)", "DROP UNIQUE other"],
+        ),
+        # What has the name goes first.
+        (
+            replace(WANTED, indexes=(Index("idx_version", (IndexPart("version"),)),)),
+            [
+                "DROP INDEX idx_version",
+                "CREATE INDEX IF NOT EXISTS idx_version ON agents (version DESC, id)",
+            ],
+        ),
+        (
+            replace(WANTED, indexes=(replace(VERSION, name="mine"),)),
+            ["ALTER INDEX mine RENAME TO idx_version"],
+        ),
+        (
+            replace(
+                WANTED,
+                indexes=(VERSION, Index("idx_api_keys_hash", (IndexPart("name"),))),
+            ),
+            ["DROP INDEX idx_api_keys_hash"],
+        ),
+        # What is another's stays.
+        (
+            replace(
+                WANTED,
+                indexes=(
+                    VERSION,
+                    Index("by_name", (IndexPart("name"),)),
+                    Index("some", PLAIN_UNIQUE, unique=True, condition="version > 1"),
+                ),
+            ),
+            [],
+        ),
+    ],
+)
+def test_what_differs_is_changed_and_nothing_else(
+    live: Table, expected: list[str]
+) -> None:
+    assert statements(live) == expected
+
+
+def test_another_key_goes_in_one_statement_or_before_the_conversion() -> None:
+    live = replace(WANTED, primary_key=PrimaryKey("old", ("name",)))
+
+    assert statements(live) == [
+        "DROP CONSTRAINT old, ADD CONSTRAINT agents_pkey PRIMARY KEY (id)"
+    ]
+    assert statements(live, may_lack_a_key=True)[0] == "DROP CONSTRAINT old"
+    assert statements(replace(WANTED, primary_key=PrimaryKey("old", ("id",)))) == [
+        "ALTER INDEX old RENAME TO agents_pkey"
+    ]
+
+
+def test_a_half_built_index_of_ours_goes_before_everything_else() -> None:
+    live = replace(
+        with_column("version", type="bigint"),
+        indexes=(replace(VERSION, valid=False),),
+    )
+
+    found = statements(live)
+
+    assert found[:2] == ["DROP INDEX idx_version", "CONVERT version BY cast"]
+
+
+def test_a_missing_column_is_added_with_its_default() -> None:
+    live = replace(WANTED, columns=WANTED.columns[:2])
+
+    assert next(yielded(live, {})) == "ADD COLUMN version integer DEFAULT 1 NOT NULL"
+
+
+def test_a_column_with_a_source_is_filled_and_one_without_is_refused() -> None:
+    live = replace(WANTED, columns=WANTED.columns[1:])
+
+    assert next(yielded(live, {"id": "new()"})) == "ADD COLUMN id text"
+    assert statements(with_column("id", nullable=True), {"id": "new()"})[0] == (
+        "CONVERT id BY new()"
+    )
+    with pytest.raises(SchemaMismatchError, match="'agents' has no column 'id'"):
+        statements(live)
+    with pytest.raises(SchemaMismatchError, match="'name' of table 'agents' is bytea"):
+        statements(with_column("name", type="bytea"))
