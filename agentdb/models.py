@@ -21,7 +21,7 @@ from agentdb.querysets import (
 )
 
 _TENANT = "Whose row it is; 'default' where there is one tenant only."
-_CREATED = "When the row was made, by the server's clock."
+_CREATED = "When the row was created, by the server's clock."
 
 
 def new_id() -> str:

@@ -75,7 +75,7 @@ def describe_plan(
         if findings.shape.kind is Kind.EMPTY:
             return [
                 *lines,
-                "Nothing to adopt. Run 'agentdb migrate' to make the tables.",
+                "Nothing to adopt. Run 'agentdb migrate' to create the tables.",
             ]
         return [*lines, "Nothing to do."]
     lines.append("To do:")

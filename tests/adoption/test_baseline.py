@@ -356,7 +356,7 @@ def test_an_empty_database_has_nothing_to_adopt(empty_url: str, engine: str):
     assert run.code == 0
     assert run.out.splitlines()[-2:] == [
         "Shape: none of the four tables",
-        "Nothing to adopt. Run 'agentdb migrate' to make the tables.",
+        "Nothing to adopt. Run 'agentdb migrate' to create the tables.",
     ]
     assert snapshot(empty_url) == before
 

@@ -39,7 +39,7 @@ class Command(DatabaseCommand):
         shown = self.add_action(
             actions,
             "list",
-            "Print keys, newest first: id, tenant, label, hash, when made.",
+            "Print keys, newest first: id, tenant, label, hash, time of creation.",
         )
         shown.add_argument("--tenant", help="Only this tenant's keys.")
 

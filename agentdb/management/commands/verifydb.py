@@ -12,7 +12,7 @@ from agentdb.schema.verification import JSON_FORMAT, Verification, verify
 class Command(DatabaseCommand):
     help = (
         "Compares the tables of a database with the models and with its record of migrations. Changes nothing. "
-        "Exits with 0 if they match, 1 if they do not (a line for each difference), 2 if it cannot look."
+        "Exits with 0 if they match, 1 if they do not (a line for each difference), 2 if it cannot read the database."
     )
     output_is_the_result = True
     json_help = "Print one JSON object, as docs/verifydb.md says."
