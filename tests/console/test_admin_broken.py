@@ -15,6 +15,7 @@ import pytest
 from django.contrib.auth.models import User
 from django.db import DatabaseError, connections
 from django.db.utils import ConnectionHandler
+from django.urls import reverse
 
 from agentdb.admin import export
 from agentdb.admin.model_admins import SessionAdmin
@@ -199,7 +200,10 @@ def test_a_list_shows_what_a_table_that_lacks_a_column_has(site: Site, superuser
         )
     ] == [""] * 4
     # What depends on the column cannot be asked, and says so.
-    assert site.get("agentdb/session/", check="silent").status == 503
+    refused = site.get("agentdb/session/", check="silent")
+    assert refused.status == 503
+    overview = refused.link("The overview says what else is known.")
+    assert overview == reverse("admin:index")
 
 
 @pytest.mark.usefixtures("atomic_or_not")
