@@ -113,10 +113,11 @@ def test_a_value_that_does_not_convert_is_a_mismatch(
             read()
 
 
-def test_a_transaction_is_whole(executor: Executor, url: str) -> None:
+def test_a_transaction_is_whole(executor: Executor, url: str, engine: str) -> None:
     def work(_: Executor) -> str:
         insert(executor, "k1")
-        assert execute(url, "SELECT count(*) FROM api_keys") == [(0,)]
+        if engine != "cockroachdb":  # where it would wait for this transaction
+            assert execute(url, "SELECT count(*) FROM api_keys") == [(0,)]
         return "done"
 
     def fail(_: Executor) -> None:
