@@ -81,7 +81,7 @@ def read_chunks(
 
 def read_rows(connection: BaseDatabaseWrapper, model: type[Model]) -> Iterator[Row]:
     for chunk in read_chunks(connection, model):
-        yield from map(_fields, _lines(chunk))
+        yield from map(_fields, chunk[:-1].split(b"\n"))
 
 
 def row_id(row: Row) -> bytes:
@@ -183,18 +183,18 @@ def _sender(
         if connection.vendor == "sqlite":
             sql = f"INSERT INTO {into} VALUES ({', '.join('?' * columns)})"
             raw = connection.connection
-            yield lambda chunk: raw.executemany(sql, map(_texts, _lines(chunk)))
+            yield lambda chunk: raw.executemany(
+                sql, map(_texts, chunk[:-1].decode().split("\n"))
+            )
             return
         cursor.execute("SET LOCAL TimeZone = 'UTC'")
         with cursor.copy(f"COPY {into} FROM STDIN") as copying:
             yield copying.write
 
 
-def _lines(chunk: Chunk) -> list[bytes]:
-    return chunk[:-1].split(b"\n")
-
-
-def _texts(line: bytes) -> tuple[str | None, ...]:
-    if b"\\" not in line:
-        return tuple(line.decode().split("\t"))
-    return tuple(None if value is None else value.decode() for value in _fields(line))
+def _texts(line: str) -> tuple[str | None, ...]:
+    if "\\" not in line:
+        return tuple(line.split("\t"))
+    return tuple(
+        None if value is None else value.decode() for value in _fields(line.encode())
+    )
