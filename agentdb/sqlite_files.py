@@ -41,10 +41,16 @@ _WAL_RESET_PATCHED = ((3, 44, 6), (3, 50, 7))
 
 def shared_file_system(path: str | Path) -> str:
     """Return the type of the network, virtual or FUSE file system that ``path`` is on, or ''."""
+    _, kind = _mount_of(path)
+    return kind if kind in _SHARED or kind.startswith(_SHARED_PREFIXES) else ""
+
+
+def _mount_of(path: str | Path) -> tuple[str, str]:
+    """Return where the file system that ``path`` is on is mounted, and its type; '' and '' if that is not known."""
     try:
         table = MOUNT_TABLE.read_text(encoding="utf-8", errors="surrogateescape")
     except OSError:
-        return ""
+        return "", ""
     place = os.path.join(os.path.realpath(path), "")
     longest, found = "", ""
     for line in table.splitlines():
@@ -58,7 +64,7 @@ def shared_file_system(path: str | Path) -> str:
         # A later mount at the same place hides an earlier one.
         if place.startswith(mount) and len(mount) >= len(longest):
             longest, found = mount, rest.split(" ")[0]
-    return found if found in _SHARED or found.startswith(_SHARED_PREFIXES) else ""
+    return longest, found
 
 
 def identity(file: str | int | Path) -> tuple[int, int] | None:
@@ -178,6 +184,13 @@ def file_concern(path: str | Path) -> str:
             f"The SQLite file {str(path)!r} has a write-ahead log on a file system of type {kind}, where SQLite "
             "can lose commits or damage the file without an error. Stop every program that has it open, then run it "
             "with ?journal=delete, or move it to a local disk."
+        )
+    if _mount_of(path)[0] == os.path.join(os.path.realpath(path), ""):
+        # As with "docker run --volume x.sqlite3:/x.sqlite3": the log is beside the mount, and not in it.
+        return (
+            f"The SQLite file {str(path)!r} is mounted without its folder. A program that opens it elsewhere uses "
+            "another log, and both damage the file without an error; and what is in the log is lost with the "
+            "container. Mount the folder."
         )
     try:
         names = os.stat(path).st_nlink

@@ -111,6 +111,23 @@ def test_a_place_with_a_space_and_a_link_to_it_are_found(
     assert shared_file_system(tmp_path / "link" / "x.db") == "cifs"
 
 
+def test_a_file_that_is_mounted_without_its_folder_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path = tmp_path / "x.db"
+    connect(f"sqlite:///{path}", migrate=True).close()
+    mounted(tmp_path, monkeypatch, (str(tmp_path), "ext4"))
+    assert file_concern(path) == ""
+
+    mounted(tmp_path, monkeypatch, (str(path), "ext4"))
+    everything_says(
+        path,
+        f"The SQLite file '{path}' is mounted without its folder. A program that opens it elsewhere uses another log, "
+        "and both damage the file without an error; and what is in the log is lost with the container. Mount the "
+        "folder.",
+    )
+
+
 def test_no_mount_table_is_no_shared_file_system(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
