@@ -1047,6 +1047,7 @@ def test_all_that_match_are_acted_on_after_a_question_with_the_count(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("agentdb.admin.actions.BATCH", 7)
+    monkeypatch.setattr("agentdb.admin.actions.STEP_SECONDS", 600)  # in one step
     fill(site.alias, 60, tenants=2)
     operator(site)
     listed = "agentdb/sandbox/?tenant_id=t1"
