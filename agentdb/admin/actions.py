@@ -43,7 +43,9 @@ NAMED = 10  # rows named in a question; the others are counted
 MOST_LISTED = 1_000  # rows that a result names
 # Bytes of a form field for later steps and "Undo", below Django's limit for a whole request.
 LONGEST_LINES = 1_500_000
-TOO_LONG = "too long"  # in their place, so that the last page knows that it has not all of them
+TOO_LONG = (
+    "too long"  # instead of them, so that the last page knows that some are missing
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,7 @@ class Action:
     """Something that can be done to a row; ``act`` returns the reason if it was skipped, else ''."""
 
     name: str
-    verb: str  # what the audit log calls it, with the columns that it writes down
+    verb: str  # its name in the audit log, and the columns recorded there
     columns: tuple[str, ...]
     act: Callable[[Db, str, bool], str]
     button: str | Promise
@@ -150,7 +152,7 @@ REVOKE = Action(
 )
 
 
-# Its ``act`` is that of the statuses to go back to.
+# Its ``act`` depends on the statuses to restore.
 RESUME = Action(
     "resume",
     "resume",
@@ -174,7 +176,7 @@ class Asked:
     reached: str  # the last id that was processed
     done: int
     skipped: int
-    lines: str  # the audit log's of the steps before, for the page that ends them
+    lines: str  # audit lines of earlier steps, for the final page
 
     @classmethod
     def of(cls, request: HttpRequest) -> Asked:
@@ -201,7 +203,7 @@ def _number(text: str) -> int:
 
 @dataclass(slots=True)
 class Work:
-    """What one answer of the server does to rows, and what came of it. ``error`` is why it went no further."""
+    """The work of one response on the rows, and its results. ``error`` says why it stopped."""
 
     model_admin: Any
     request: HttpRequest
@@ -223,7 +225,7 @@ class Work:
         self.batch(rows.filter(pk__in=ids), act_on_all)
 
     def batch(self, rows: QuerySet[Any], act: Callable[[Db], dict[str, str]]) -> None:
-        """Act in one transaction, which holds the audit log's line too. ``act`` returns why it skipped which ids."""
+        """Act and write the audit log in one transaction. ``act`` returns the skipped ids by reason."""
         alias = router.db_for_write(self.model_admin.model)
         written: list[Any] = []
         before: dict[str, Any] = {}
@@ -238,10 +240,10 @@ class Work:
             skipped = act(db)
             written[:] = [row for row in found if row.pk not in skipped]
             if self.model_admin.model is Session:
-                # An operator's write is not a sign of life of a session or its runner: the server's last one stays.
+                # An operator's write is not a sign of life, so last_active_at and last_used_at stay.
                 sessions = Session.objects.using(alias)
                 sessions.bulk_update(written, ["last_active_at"], batch_size=BATCH)
-            # A conflict makes all of this run again.
+            # After a conflict all of this runs again.
             before.clear()
             before.update({row.pk: self._value(row) for row in written})
             after.clear()
@@ -267,7 +269,7 @@ class Work:
         return {row.pk: self._value(row) for row in rows.filter(pk__in=ids)}
 
     def _value(self, row: Any) -> Any:
-        """What the audit log says of a row: a value, or several by their columns."""
+        """Return the audit log's entry for a row: a value, or several by column."""
         values = {column: getattr(row, column) for column in self.columns}
         return values if len(values) > 1 else values[self.columns[0]]
 
@@ -364,7 +366,7 @@ def _question(
 
 
 def _endangered(rows: QuerySet[Any]) -> int | None:
-    """How many of the sandboxes a live session runs in; None if that takes too long."""
+    """Return how many of the sandboxes have a live session; None if that takes too long."""
     live = Session.objects.using(rows.db).live().filter(pk=OuterRef("session_id"))
     found = rows.filter(Exists(live), state__in=ALIVE).order_by()
     return ask(connections[rows.db], found.count).value
@@ -425,9 +427,9 @@ def _all_lines(action: Action, asked: Asked, work: Work) -> str:
 
 
 def _read_lines(text: str) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
-    """Of each line its beginning, its action, and what the rows were, by id. Raises ValueError for anything else.
+    """Yield the beginning, the action and the earlier rows by id of each line. Raises ValueError for anything else.
 
-    Text before the JSON of a line, as a terminal has it, is passed over.
+    Ignores text before the JSON of a line, as in a terminal.
     """
     for line in filter(None, map(str.strip, text.splitlines())):
         try:
@@ -446,7 +448,7 @@ def _read_lines(text: str) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
 
 def _folders(lines: str) -> list[tuple[str, str]]:
     """Return the ids of deleted sandboxes with their workspace folders."""
-    # The form may have been changed on its way.
+    # The form may have been tampered with.
     with suppress(ValueError, TypeError, KeyError):
         rows = [row for _, _, before in _read_lines(lines) for row in before.items()]
         return [(id, row["workspace_dir"]) for id, row in rows[:MOST_LISTED]]
@@ -456,7 +458,7 @@ def _folders(lines: str) -> list[tuple[str, str]]:
 def paused_by(text: str) -> dict[str, str]:
     """Return the statuses before the pause, by session id, from lines of the audit log.
 
-    Raises ValueError for a line that is not one of a pause.
+    Raises ValueError for a line that does not record a pause.
     """
     statuses: dict[str, str] = {}
     for line, action, before in _read_lines(text):

@@ -1,7 +1,7 @@
 """The lists: Django's change list, except that it neither counts a whole table nor skips rows by OFFSET.
 
-A page begins behind the last row of the page before, whose timestamp and id are in the address. So the page far back
-takes no longer than the first, and rows that come meanwhile move none to another page.
+A page begins after the last row of the page before, whose timestamp and id are in the address. So a late page is as
+fast as the first, and new rows do not move others to another page.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from agentdb.console.unreadable import is_unreadable
 from agentdb.expressions import CodePointOrder
 from agentdb.interface import SessionStatus
 
-COUNTED = 10_000  # rows of a list that are counted one by one
+COUNTED = 10_000  # rows of a list counted at most
 COUNT_SECONDS = 1.0
-# Of the five that a page has. What no index answers reads the table, a million rows in less than a second.
+# Out of the five seconds of a page. A query without an index reads a million rows in less than a second.
 SEARCH_SECONDS = 3.0
 
 # Query parameters of a list besides its filters.
@@ -61,7 +61,7 @@ class Order:
         return [at.asc(), id.asc()] if self.oldest_first else [at.desc(), id.desc()]
 
     def place(self, rows: Iterable[Any]) -> str:
-        """Where the first of the rows is that has a timestamp and an id that can be read."""
+        """Return the place of the first row whose timestamp and id can be read."""
         for row in rows:
             at = getattr(row, self.at)
             if not is_unreadable(at) and not is_unreadable(row.pk):
@@ -141,7 +141,7 @@ class RowList(ChangeList):
         ).value
 
     def _rows(self, after: str) -> list[Any]:
-        """Those of the page, and one more if there are more."""
+        """Return the page's rows, and one more if there are more."""
         rows = self.queryset
         if after:
             rows = rows.filter(self.order.beyond(after))
@@ -149,7 +149,7 @@ class RowList(ChangeList):
             with question(connections[rows.db], SEARCH_SECONDS):
                 return read(rows[: self.list_per_page + 1], self.problems)
         except Unanswered as error:
-            # What an index should have answered shows that the database has a problem.
+            # If even an indexed query is slow, the database has a problem.
             is_search = self.set_filters or self.order.at != self.own_order.at
             if not (error.is_cut_off and is_search):
                 raise
@@ -189,7 +189,7 @@ class RowList(ChangeList):
         return self._without(SEARCH_VAR)
 
     def _misunderstood(self, request: HttpRequest) -> list[str]:
-        """What the address says that means nothing."""
+        """Return the parts of the address that are invalid."""
         found = [spec.asked[1] for spec in self.active if spec.asked[1]]
         asked = request.GET.get(SORT, "")
         if asked and asked.removeprefix("-") not in self.model_admin.orders:

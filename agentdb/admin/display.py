@@ -1,4 +1,4 @@
-"""How the admin's pages write links, badges, ids and times."""
+"""Formats of links, badges, ids and times on the admin's pages."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def name_of(model: type[Model], rows: int = 1) -> str:
 
 
 def heading_of(model: type[Model]) -> str:
-    """The same for all of them, as a title."""
+    """Return the model's plural as a title."""
     return capfirst(name_of(model, 0))
 
 
@@ -57,7 +57,7 @@ def heading_of(model: type[Model]) -> str:
 def page(
     model_admin: Any, request: HttpRequest, template: str, **context: Any
 ) -> TemplateResponse:
-    """A page of the console with what each of them has."""
+    """Render a page of the console."""
     whole = {
         **model_admin.admin_site.each_context(request),
         "opts": model_admin.opts,
@@ -109,7 +109,7 @@ def runner_url(site: admin.AdminSite, runner_id: str) -> str:
 
 
 def own_url(request: HttpRequest, field: str) -> str:
-    """The address of this site that a form sends along; empty if it is of another one."""
+    """Return the address that a form names; '' if it belongs to another site."""
     url = request.POST.get(field, "")
     is_ours = url_has_allowed_host_and_scheme(
         url, {request.get_host()}, require_https=request.is_secure()
@@ -154,7 +154,7 @@ def short_text(id: str) -> str:
 
 
 def _whole(text: str, parts: Sequence[str], url: str = "") -> SafeString:
-    """The text, to be copied whole. Of its parts, the eye gets an ellipsis in place of each second one."""
+    """Return the text for copying, with every second part shown as an ellipsis."""
     shown = [
         format_html('<span class="agentdb-mid">{}</span>', part)
         if number % 2 and part
@@ -178,7 +178,7 @@ def id_link(url: str, id: str) -> SafeString:
 
 
 def runner_link(url: str, name: str) -> SafeString:
-    """The eye gets the host without its domain, and of a long host both ends, by which hosts differ."""
+    """Return the runner's link, shown without the domain, and with both ends of a long host name."""
     name = cut(name)
     if len(name) <= LONGEST_WHOLE_NAME:
         return _whole(name, [name], url)

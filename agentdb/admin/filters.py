@@ -197,7 +197,7 @@ class PeriodFilter(ColumnFilter):
     lookup: ClassVar[str]
 
     def condition(self) -> Q:
-        at = next(iter(self.model_admin.orders))  # whose index has all rows in order
+        at = next(iter(self.model_admin.orders))  # a timestamp with an index
         return Q(**{f"{at}__{self.lookup}": moment(self.value, timezone.now())})
 
 
@@ -235,7 +235,7 @@ class CheckFilter(ColumnFilter):
             raise ValueError(text % self.value[:60])
         rows = self.check.counted(Fleet(self.connection.alias)).order_by()
         found = rows.values_list("pk", flat=True)
-        # A check's own conditions may be slow; its rows, if they are few, are looked for once and then named.
+        # A check's conditions may be slow: find its rows once, and name them if they are few.
         ids = list(found[: CAP + 1])
         return Q(pk__in=ids if len(ids) <= CAP else found)
 

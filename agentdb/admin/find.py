@@ -45,7 +45,7 @@ _SHORTENED = re.compile(r"(.+?)(?:…|\.\.\.)(.*)")
 _MAY_BE_KEY = re.compile(r"[A-Za-z0-9_\-]{40,}")
 
 
-# Columns whose index gives their values, and the page that each value has.
+# Columns with an index of their values, and the page of each value.
 _VALUES = (
     (Session, "tenant_id", "tenant"),
     (Agent, "tenant_id", "tenant"),
@@ -103,7 +103,7 @@ class Search:
         return self.budget.ask(lambda: list(asked()), SECONDS).value or []
 
     def _hit(self, row: Model, text: str, name: str) -> Hit:
-        """The row, which is meant exactly if its name is the text."""
+        """Return the row as a result, which is exact if its name is the text."""
         kind, url = name_of(type(row)), row_url(self.site, row)
         return Hit(kind, text, url, name == self.text)
 

@@ -57,7 +57,7 @@ def issue(model_admin: Any, request: HttpRequest) -> HttpResponse:
         once = form.cleaned_data["once"]
         if once not in unused:
             again = gettext(
-                "This form was used already. A key is shown once; issue another one if it was lost."
+                "This form has already been used. A key is shown once; issue another one if it was lost."
             )
             model_admin.message_user(request, again, messages.WARNING)
             return HttpResponseRedirect(list_url(site, ApiKey))

@@ -89,7 +89,7 @@ def shown(
 
 
 def those_of_agent(model: type[Model], name: Any) -> Callable[[Any, Any], Any]:
-    """A column that leads to what the agents of a list have."""
+    """Return a column with links to the rows of a list's agents."""
 
     @admin.display(description=name)
     def cell(model_admin: Any, row: Any) -> Any:
@@ -107,12 +107,13 @@ def never(model_admin: Any, request: HttpRequest, obj: Any = None) -> bool:
 class ReadFirstAdmin(ModelAdmin):
     """A read-only admin: pages need the view permission, actions the change permission, and no form edits a row."""
 
-    # The timestamps that rows can be sorted by, and what each order is called from either end. The first has an index.
+    # The timestamps that can order a list, with the name of each order. The first has an index.
     orders: ClassVar[Mapping[str, tuple[Any, Any]]] = {
         "created_at": (gettext_lazy("newest first"), gettext_lazy("oldest first"))
     }
     doable: ClassVar[Sequence[actions.Action]] = ()
-    row_page: Callable[..., rows.RowPage]  # what is beside the columns
+    # What the row's page shows beside the columns.
+    row_page: Callable[..., rows.RowPage]
 
     list_per_page = 50
     paginator = Uncounted
@@ -173,7 +174,7 @@ class ReadFirstAdmin(ModelAdmin):
         ]
 
     def get_actions(self, request: HttpRequest) -> dict[str, Any]:
-        """Those of ``doable``, and none that Django or a project has for all models."""
+        """Return only those of ``doable``, without the actions of Django or a project for all models."""
         if not self.has_act_permission(request):
             return {}
         chosen = gettext("selected %s") % name_of(self.model, 0)
@@ -262,7 +263,7 @@ class ReadFirstAdmin(ModelAdmin):
 
 
 class LinkedAdmin(ReadFirstAdmin):
-    """Rows that name an agent of their tenant, and a row of another table."""
+    """Rows that name an agent of their tenant and a row of another table."""
 
     other: ClassVar[tuple[type[Model], str]]  # the other table, and who names its rows
 

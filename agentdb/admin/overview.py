@@ -94,7 +94,7 @@ class ChartBar:
     url: str
 
 
-# In pixels, as in activity.html: how high a full bar is, and where the bars stand.
+# In pixels, as in activity.html: the height of a full bar, and the base line.
 _OPENED_HEIGHT, _OPENED_BASE, _FAILED_HEIGHT, _FAILED_BASE = 96, 104, 32, 156
 
 
@@ -108,7 +108,7 @@ def chart(hours: list[Hour], url: Callable[[datetime], str]) -> Chart:
     bars = []
     for number, hour in enumerate(hours):
         opened_height = round(_OPENED_HEIGHT * hour.opened / most_opened, 1)
-        # At least a pixel, so that one failure is seen.
+        # At least a pixel, so that a single failure is visible.
         failed_height = round(max(_FAILED_HEIGHT * hour.failed / most_failed, 1), 1)
         bars.append(
             ChartBar(
@@ -162,7 +162,7 @@ def period_query(begin: datetime, span: timedelta) -> dict[str, str]:
 
 
 def _round_up(value: int) -> int:
-    """The top of a scale, two digits at most; never below 10, so that one failure does not look like a fire."""
+    """Return the top of a scale, rounded; at least 10, so that one failure does not look like an incident."""
     size: int = 10 ** max(len(str(value)) - 1, 1)
     return max(-(-value // size), 1) * size
 
@@ -333,7 +333,7 @@ def _rows_url(site: AdminSite, found: Finding) -> str:
 
 
 def condition(runner: Runner | None) -> SafeString | str:
-    """The badge of a runner that has live sessions and gives no sign of life."""
+    """Return the badge of a runner with live sessions but no sign of life."""
     if runner is None or not runner.live or not runner.condition:
         return ""
     return badge(runner.condition, gettext(runner.condition))

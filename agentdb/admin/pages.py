@@ -311,7 +311,7 @@ _SPANS = {"hour": timedelta(hours=1), "day": timedelta(days=1)}
 
 
 def _group_url(site: AdminSite, grouping: Grouping, group: Grouped) -> str:
-    """Where the group's rows are; empty if no list has them."""
+    """Return the list of the group's rows, or ''."""
     of_sandboxes = grouping.model is Sandbox
     if group.value is None or grouping.by == "session_status":
         return ""

@@ -194,7 +194,7 @@ def _serve(name: str, port: int, user: str, *, read_only: bool) -> int:
     with server:
         password = _make_account(user, read_only=read_only)
         server.set_app(get_wsgi_application())
-        kind = "can look and cannot change" if read_only else "is gone when this ends"
+        kind = "cannot change anything" if read_only else "is gone when this ends"
         sys.stdout.write(
             f"The admin is at http://{name}.localhost:{server.server_port}/admin/\n"
             f"  user name  {user}\n  password   {password}\n"

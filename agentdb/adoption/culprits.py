@@ -1,6 +1,6 @@
 """Finds the operator's index, constraint or statistics that prevents PostgreSQL from changing a column's type.
 
-The server rebuilds them itself and does not say which one failed. They are tried one by one on temporary tables.
+The server rebuilds them itself and does not say which one failed. So each is tried on temporary tables.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class _Definition:
 def naming_culprits(
     connection: BaseDatabaseWrapper, changing: Mapping[str, Mapping[str, str]]
 ) -> Iterator[None]:
-    """Name what made the block fail: ``SchemaMismatchError``. ``changing`` has every table, with the final
-    types of its changing columns.
+    """Raise ``SchemaMismatchError`` that names what failed the block. ``changing`` has the final types of each
+    table's changing columns.
 
     The block is rolled back first.
     """
@@ -48,7 +48,7 @@ def naming_culprits(
     except OperationalError:
         raise  # a lock, a limit or a full disk
     except (DatabaseError, SchemaMismatchError) as error:
-        # A refusal of the adoption's own, and a sentence that names a thing and what to do with it, need no other.
+        # The adoption's own refusals already name the object and what to do.
         is_refusal = type(error).__base__ is SchemaMismatchError
         if is_refusal or str(error).endswith(DROP_FIRST):
             raise

@@ -62,7 +62,7 @@ SHOWN_ROWS = 20
 
 @dataclass(frozen=True, slots=True)
 class UnusableValue:
-    """A value that no rule converts. ``row`` is the id, the agent's name if it has no id, or ``rowid N``."""
+    """A value that cannot be converted. ``row`` is the id, the agent's name without an id, or ``rowid N``."""
 
     table: str
     row: str
@@ -138,7 +138,7 @@ def too_wide(value: int) -> str | None:
 
 
 def not_castable(connection: BaseDatabaseWrapper, column: str) -> str:
-    """An SQL condition: PostgreSQL's cast may not read the column's text as agentdb does."""
+    """Return an SQL condition: PostgreSQL's cast may not read the column's text as agentdb does."""
     no_match = f"\"{column}\" !~ '{POSTGRES_CASTABLE}'"
     if connection.connection.info.server_version < 160000:
         return no_match

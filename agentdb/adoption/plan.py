@@ -1,4 +1,4 @@
-"""What adopting a database means: what it holds, and what to do about it. Changes nothing."""
+"""Reads a database, and decides what its adoption has to do. Changes nothing."""
 
 from __future__ import annotations
 
@@ -92,9 +92,8 @@ class Plan:
     actions: tuple[str, ...] = ()
     refusals: tuple[Refusal, ...] = ()
     notes: tuple[str, ...] = ()
-    renames: Mapping[str, str] = field(
-        default_factory=dict
-    )  # present name -> final name
+    # Present name -> final name.
+    renames: Mapping[str, str] = field(default_factory=dict)
     conform: bool = (
         False  # whether the tables, or the format of their timestamps, change
     )
@@ -162,7 +161,7 @@ def _duplicates(
 ) -> Iterator[tuple[int, tuple[UnusableValue, ...]]]:
     for name, key in _KEYS:
         table = tables.get(name)
-        # A tenant_id that is missing will be the same for all rows, so it makes none of them differ.
+        # A missing tenant_id will be the same for all rows, so it does not matter.
         if table is None or not any(table.column(column) for column in key):
             continue
         total, first = duplicates(connection, name, table, key)
@@ -322,7 +321,7 @@ def changing_columns(
 def _around(
     connection: BaseDatabaseWrapper, shape: Shape, wanted: Mapping[str, Table]
 ) -> list[str]:
-    """What the operator built that can neither stay nor be recreated."""
+    """Return the operator's objects that can neither stay nor be recreated."""
     query = partial(rows, connection)
     columns = column_numbers(query, changing_columns(shape, wanted))
     version = connection.pg_version  # type: ignore[attr-defined]
@@ -339,7 +338,7 @@ def _around(
 
 
 def _behind(connection: BaseDatabaseWrapper) -> Iterator[str]:
-    """Whether the record's sequence would yield an id that a row has already: somebody inserted explicit ids."""
+    """Return whether the record's sequence would give an id that a row already has."""
     [(sequence,)] = rows(
         connection, "SELECT pg_get_serial_sequence(%s, 'id')", [RECORD]
     )
@@ -517,7 +516,7 @@ def _refusals(findings: Findings) -> tuple[Refusal, ...]:
         refusals.append(
             Refusal(
                 f"There is none of the four tables in this database, but {counted(len(shape.others), 'other table')}. "
-                "Check the database URL, or run 'agentdb migrate' to make the tables beside them."
+                "Check the database URL, or run 'agentdb migrate' to create the tables beside them."
             )
         )
     bad = [value for content in findings.contents.values() for value in content.bad]

@@ -53,7 +53,7 @@ class Hour:
 
 
 def total(rows: QuerySet[Any]) -> Figure:
-    """The rows of a whole table: counted if that is quick, else estimated, or counted up to a limit."""
+    """Return the rows of a whole table: counted if that is quick, else estimated, or counted up to a limit."""
     estimate = estimated_rows(rows)
     if estimate is not None and estimate.rows > EXACT_UP_TO:
         return estimate
@@ -71,7 +71,7 @@ _STATISTICS = {
 
 
 def estimated_rows(rows: QuerySet[Any]) -> Figure | None:
-    """From a server's statistics; SQLite counts a million rows by an index in a few milliseconds."""
+    """Return a server's estimate; SQLite counts a million rows by an index in a few milliseconds."""
     connection = connections[rows.db]
     if connection.vendor not in _STATISTICS:
         return None
@@ -86,7 +86,7 @@ def estimated_rows(rows: QuerySet[Any]) -> Figure | None:
 
 
 def by_value(rows: QuerySet[Any], column: str) -> dict[str, Figure]:
-    """How many rows of a whole table have each value of an indexed column; values of newer servers come last."""
+    """Count the rows of a whole table by an indexed column; values of newer servers come last."""
     figures = {
         value: Figure(0) for value, _ in rows.model._meta.get_field(column).choices
     }
@@ -107,7 +107,7 @@ def by_value(rows: QuerySet[Any], column: str) -> dict[str, Figure]:
 def _estimated(
     rows: QuerySet[Any], whole: Figure | None, share: float | None
 ) -> Figure:
-    """A rare value is counted by the index; a frequent one is a share of the whole, if that is known."""
+    """Count a rare value by the index; a frequent one is a share of the whole, if known."""
     figure = capped_count(rows)
     if not figure.at_least or whole is None or share is None:
         return figure
@@ -117,7 +117,7 @@ def _estimated(
 def _shares(
     connection: BaseDatabaseWrapper, table: str, column: str
 ) -> dict[str, float]:
-    """How much of the table each frequent value has, by a server's statistics."""
+    """Return the share of each frequent value, from a server's statistics."""
     if connection.vendor == "sqlite":
         return {}
     if connection.vendor == "cockroachdb":
@@ -159,12 +159,12 @@ def select_from(
 ) -> list[Any]:
     """Run the query, in which ``{rows}`` stands for a sliced queryset; its own parameters stand before and after that.
 
-    Django aggregates before it limits. The other way round it has only ``id IN (...)``, which reads every row twice.
+    Django aggregates before a limit; after one it can only use ``id IN (…)``, which reads every row twice.
     """
-    # The LIMIT keeps the engine from reading more than so many rows, whatever is made of them outside.
+    # The LIMIT caps the rows that the engine reads, whatever the outer query does with them.
     try:
         inner, values = rows.query.get_compiler(using=rows.db).as_sql()
-    except EmptyResultSet:  # conditions that no row can meet
+    except EmptyResultSet:  # no row can match
         return []
     with connections[rows.db].cursor() as cursor:
         cursor.execute(
@@ -184,7 +184,7 @@ def by_status(sessions: SessionQuerySet) -> dict[str, Figure]:
 
 
 def _quickly(alias: str, asked: Callable[[], Counted]) -> Counted | None:
-    """The answer, or None if it takes too long."""
+    """Return the answer, or None if it takes too long."""
     try:
         with question(connections[alias], COUNT_SECONDS):
             return asked()
@@ -205,7 +205,7 @@ def activity(connection: BaseDatabaseWrapper, hours: int, **of: str) -> list[Hou
         hour = "substr(created_at, 1, 13)"
     else:
         hour = "CAST(floor(extract(epoch FROM created_at) / 3600) AS bigint)"
-    # With an end, because PostgreSQL cannot compute the hour of 'infinity'.
+    # Bounded above, because PostgreSQL cannot compute the hour of 'infinity'.
     condition, parameters = (
         "created_at >= %s AND created_at < %s",
         [
@@ -217,7 +217,7 @@ def activity(connection: BaseDatabaseWrapper, hours: int, **of: str) -> list[Hou
         condition, parameters = f"{column} = %s AND {condition}", [value, *parameters]
     counted: list[dict[datetime, int]] = []
     with connection.cursor() as cursor:
-        # Two queries, because an index alone answers each. One that counts both would read every row of the period.
+        # Two queries, each answered by an index alone. A single one would read every row of the period.
         for more in ("", " AND status = 'error'"):
             cursor.execute(
                 f"SELECT {hour}, COUNT(*) FROM sessions WHERE {condition}{more} GROUP BY 1",

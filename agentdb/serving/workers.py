@@ -439,9 +439,8 @@ def _work(pool: _Pool, wake: Wake) -> None:
             began = time.perf_counter()
             answers = _do(jobs)
             jobs = pool.finish(jobs, answers, time.perf_counter() - began, wake)
-            del (
-                answers
-            )  # otherwise an idle thread would keep the caller's objects alive
+            # Otherwise an idle thread would keep the caller's objects alive.
+            del answers
 
 
 def _settle(

@@ -247,7 +247,7 @@ def test_a_database_of_something_else_is_refused(empty_url: str, engine: str):
 
     assert message == (
         "There is none of the four tables in this database, but 2 other tables. Check the database URL, or run "
-        "'agentdb migrate' to make the tables beside them."
+        "'agentdb migrate' to create the tables beside them."
     )
 
 

@@ -85,7 +85,7 @@ def test_sending_the_form_again_issues_nothing_and_shows_nothing(
     assert len(site.db.list_api_keys_by_tenant("acme")) == 1
     assert shown_key(first) not in again.html
     assert again.messages == [
-        "This form was used already. A key is shown once; issue another one if it was lost."
+        "This form has already been used. A key is shown once; issue another one if it was lost."
     ]
 
 

@@ -45,7 +45,7 @@ class Command(DatabaseCommand):
         parser.add_argument(
             "--read-only",
             action="store_true",
-            help="The account can look and cannot change, and a SQLite file is opened read-only.",
+            help="The account cannot change anything, and a SQLite file is opened read-only.",
         )
         parser.add_argument(
             "--user",
