@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import threading
 import time
@@ -9,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -118,14 +120,40 @@ class Caller:
         )
 
 
+class OnALoop:
+    """The calls of an ``AsyncDb`` as tasks of one event loop, for callers in threads."""
+
+    def __init__(self, url: str) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever)
+        self._thread.start()
+        self._db = agentdb.connect_async(url)
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        method = getattr(self._db, name)
+        return lambda *args, **kwargs: asyncio.run_coroutine_threadsafe(
+            method(*args, **kwargs), self._loop
+        ).result()
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        asyncio.run_coroutine_threadsafe(self._db.close(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
 def fail_over(
     pair: Pair,
     url: str,
     capsys: pytest.CaptureFixture[str],
     promoted: Callable[[], object] = lambda: None,
+    connect: Callable[[str], Any] = agentdb.connect,
 ) -> None:
     """Kill the primary under callers of each kind and promote the standby: they go on, and nothing is missing."""
-    with agentdb.connect(url) as db:
+    with connect(url) as db:
         make_sandbox(db, "touched")
         make_session(db, "kept")
 
@@ -204,8 +232,10 @@ def fail_over(
         assert caller.outage() < promoted_at - killed_at + 10, caller.name
 
 
+@pytest.mark.parametrize("connect", [agentdb.connect, OnALoop], ids=["sync", "async"])
 def test_callers_go_on_by_themselves_and_no_acknowledged_write_is_missing(
     pair: Pair,
+    connect: Callable[[str], Any],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -214,7 +244,7 @@ def test_callers_go_on_by_themselves_and_no_acknowledged_write_is_missing(
     monkeypatch.setenv("PGSERVICEFILE", str(tmp_path / "services"))
     agentdb.connect(pair.primary.url, migrate=True).close()
     pair.replicate()
-    fail_over(pair, "postgresql:///?service=agents", capsys)
+    fail_over(pair, "postgresql:///?service=agents", capsys, connect=connect)
 
 
 @pytest.mark.parametrize("mode", ["transaction", "session"])
