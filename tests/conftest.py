@@ -38,6 +38,11 @@ ENGINES = (
     *(["cockroachdb"] if COCKROACH_URL_VARIABLE in os.environ else []),
 )
 
+ENGINE_NAMES = {
+    "sqlite": "SQLite",
+    "postgresql": "PostgreSQL",
+    "cockroachdb": "CockroachDB",
+}
 TABLES = ("agents", "sessions", "sandboxes", "api_keys")
 
 _numbers = itertools.count(1)

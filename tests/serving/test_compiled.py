@@ -19,6 +19,7 @@ from agentdb.expressions import ServerAgo
 from agentdb.models import Agent, Sandbox, Session
 from agentdb.serving import queries
 from agentdb.serving.compiled import (
+    ROWS_A_BATCH,
     Delete,
     Insert,
     Parameters,
@@ -183,6 +184,8 @@ def _compare(alias: str, engine: str, query: Any, statement: Statement) -> None:
     if isinstance(query, Insert) and query.change:
         assert bound.pop() == 1
     sql = sql.replace("LIMIT 7", "LIMIT %s")
+    if engine == "cockroachdb" and getattr(query, "bulk", False):
+        sql += f" LIMIT {ROWS_A_BATCH}"
     assert compiled == (sql.replace("%s", "?") if engine == "sqlite" else sql)
     assert [_comparable(value) for value in bound] == [
         _comparable(value) for value in params

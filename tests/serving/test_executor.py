@@ -24,6 +24,7 @@ from agentdb.serving.compiled import Delete, Insert, Select, SelectCount, Update
 from agentdb.serving.connections.threads import Threads
 from agentdb.serving.executor import Executor
 from agentdb.serving.opening import temporary_alias
+from tests.conftest import ENGINE_NAMES
 from tests.helpers.factories import execute, set_column
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
@@ -230,9 +231,7 @@ def test_describe_names_the_place_before_and_after_close(
     place = executor.describe()
     executor.close()
 
-    assert place.startswith(
-        {"sqlite": "SQLite database ", "postgresql": "PostgreSQL database "}[engine]
-    )
+    assert place.startswith(f"{ENGINE_NAMES[engine]} database ")
     assert executor.describe() == place
     calls: list[Callable[[], object]] = [
         lambda: executor.count(RENAME),

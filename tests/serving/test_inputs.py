@@ -210,7 +210,11 @@ MISMATCHES: dict[str, tuple[dict[str, list[str]], Callable[[DjangoDb], object], 
     "missing column, read": (
         {"both": ["ALTER TABLE api_keys RENAME COLUMN label TO title"]},
         lambda db: db.list_api_keys_by_tenant("acme"),
-        {"sqlite": "no such column: api_keys.label", "postgresql": "column api_keys.label does not exist"},
+        {
+            "sqlite": "no such column: api_keys.label",
+            "postgresql": "column api_keys.label does not exist",
+            "cockroachdb": 'column "api_keys.label" does not exist',
+        },
     ),
     "missing column, insert": (
         {"both": ["ALTER TABLE api_keys RENAME COLUMN label TO title"]},
@@ -218,12 +222,14 @@ MISMATCHES: dict[str, tuple[dict[str, list[str]], Callable[[DjangoDb], object], 
         {
             "sqlite": "table api_keys has no column named label",
             "postgresql": 'column "label" of relation "api_keys" does not exist',
+            "cockroachdb": 'column "label" does not exist',
         },
     ),
     "missing unique constraint": (
         {
             "sqlite": ["CREATE TABLE a AS SELECT * FROM agents", "DROP TABLE agents", "ALTER TABLE a RENAME TO agents"],
             "postgresql": ["ALTER TABLE agents DROP CONSTRAINT idx_agents_tenant_name"],
+            "cockroachdb": ["DROP INDEX idx_agents_tenant_name CASCADE"],
         },
         make_agent,
         {
@@ -244,6 +250,7 @@ MISMATCHES: dict[str, tuple[dict[str, list[str]], Callable[[DjangoDb], object], 
         {
             "sqlite": "NOT NULL constraint failed: api_keys.owner",
             "postgresql": 'null value in column "owner" of relation "api_keys" violates not-null constraint',
+            "cockroachdb": 'null value in column "owner" violates not-null constraint',
         },
     ),
     "column of another type": (
@@ -252,9 +259,16 @@ MISMATCHES: dict[str, tuple[dict[str, list[str]], Callable[[DjangoDb], object], 
                        "session_id TEXT, agent_name TEXT, state TEXT, workspace_dir TEXT, created_at DATETIME, "
                        "last_used_at DATETIME)"],
             "postgresql": ["ALTER TABLE sandboxes ALTER COLUMN workspace_dir TYPE integer USING 1"],
+            "cockroachdb": ["ALTER TABLE sandboxes DROP COLUMN workspace_dir",
+                            "ALTER TABLE sandboxes ADD COLUMN workspace_dir int NOT NULL DEFAULT 1"],
         },
         make_sandbox,
-        {"sqlite": "datatype mismatch", "postgresql": 'invalid input syntax for type integer: "/tmp/sb1"'},
+        {
+            "sqlite": "datatype mismatch",
+            "postgresql": 'invalid input syntax for type integer: "/tmp/sb1"',
+            "cockroachdb": 'error in argument for $6: could not parse "/tmp/sb1" as type int: '
+                           'strconv.ParseInt: parsing "/tmp/sb1": invalid syntax',
+        },
     ),
 }  # fmt: skip
 
@@ -264,15 +278,17 @@ def test_tables_that_do_not_fit_are_a_schema_mismatch(
     db: DjangoDb, url: str, engine: str, case: str
 ) -> None:
     changes, call, reasons = MISMATCHES[case]
-    spoken = "sqlite" if engine == "sqlite" else "postgresql"
-    for sql in [*changes.get("both", []), *changes.get(spoken, [])]:
+    spoken = "postgresql" if engine == "cockroachdb" else engine
+    own = changes.get(engine, changes.get(spoken, []))
+    for sql in [*changes.get("both", []), *own]:
         execute(url, sql)
 
     with pytest.raises(SchemaMismatchError) as raised:
         call(db)
 
     assert str(raised.value) == (
-        f"{db.describe()} does not have the tables agentdb works on: {reasons[spoken]}. Run 'agentdb verifydb'."
+        f"{db.describe()} does not have the tables agentdb works on: "
+        f"{reasons.get(engine, reasons[spoken])}. Run 'agentdb verifydb'."
     )
     assert raised.value.__cause__ is not None
     with pytest.raises(SchemaMismatchError):

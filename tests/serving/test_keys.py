@@ -10,7 +10,6 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-import psycopg
 import pytest
 from django.db import connections
 from django.test.utils import CaptureQueriesContext
@@ -19,6 +18,7 @@ import agentdb
 from agentdb import DjangoDb, InvalidInputError, keys
 from agentdb.keys import KeyHashes
 from agentdb.testing import MemoryDb
+from tests.helpers.factories import execute
 
 PLAIN = "agentdb_" + "s3cret" * 7
 
@@ -91,19 +91,12 @@ def test_revoked_key_authenticates_no_more(db: DjangoDb):
     assert db.authenticate(plain) is None
 
 
-def test_database_holds_no_plain_key(db: DjangoDb, url: str, engine: str):
+def test_database_holds_no_plain_key(db: DjangoDb, url: str):
     plain, _ = db.issue_api_key("acme", "laptop")
     secret = plain.removeprefix(keys.PREFIX)
     db.authenticate(plain)
 
-    if engine == "sqlite":
-        with connections[db.alias].cursor() as cursor:
-            stored = "\n".join(
-                str(row) for row in cursor.execute("SELECT * FROM api_keys").fetchall()
-            )
-    else:
-        with psycopg.connect(url) as connection:
-            stored = str(connection.execute("SELECT * FROM api_keys").fetchall())
+    stored = str(execute(url, "SELECT * FROM api_keys"))
     assert keys.bare_hash(plain) in stored
     assert secret not in stored
 

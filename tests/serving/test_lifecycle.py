@@ -39,6 +39,7 @@ from agentdb import (
 )
 from agentdb.conf import database_from_url, server_name
 from agentdb.serving.opening import temporary_alias
+from tests.conftest import ENGINE_NAMES
 from tests.helpers.factories import execute, make_agent, make_sandbox, make_session
 
 MakeHosts = Callable[[dict[str, Any] | None], str]
@@ -1273,7 +1274,7 @@ def test_statements_pass_through_djangos_cursor_when_somebody_watches(
 
 
 def test_repr_says_engine_and_place_and_no_password(db: DjangoDb, engine: str) -> None:
-    name = {"sqlite": "SQLite", "postgresql": "PostgreSQL"}[engine]
+    name = ENGINE_NAMES[engine]
 
     assert repr(db) == f"<DjangoDb: {db.describe()}>"
     assert repr(db).startswith(f"<DjangoDb: {name} database ")

@@ -33,6 +33,7 @@ from agentdb import (
 )
 from agentdb.conf import database_from_url, server_name
 from agentdb.schema.migration_record import migration_names
+from tests.conftest import ENGINE_NAMES
 from tests.helpers.factories import execute, make_agent, make_session, sqlite_path
 from tests.project.test_import import run_python
 
@@ -319,11 +320,12 @@ def test_connect_to_an_empty_database_names_the_migrations_and_the_command(
         f"{place} lacks the migrations {', '.join(migration_names())}. Run 'agentdb migrate', or pass migrate=True."
     )
     assert raised.value.pending == migration_names()
-    assert place == (
-        f"SQLite database {sqlite_path(empty_url)!r}"
+    where = (
+        repr(sqlite_path(empty_url))
         if engine == "sqlite"
-        else f"PostgreSQL database {server_name(database_from_url(empty_url))}"
+        else server_name(database_from_url(empty_url))
     )
+    assert place == f"{ENGINE_NAMES[engine]} database {where}"
     assert set(connections.settings) == aliases
 
 
