@@ -43,9 +43,8 @@ NAMED = 10  # rows named in a question; the others are counted
 MOST_LISTED = 1_000  # rows that a result names
 # Bytes of a form field for later steps and "Undo", below Django's limit for a whole request.
 LONGEST_LINES = 1_500_000
-TOO_LONG = (
-    "too long"  # instead of them, so that the last page knows that some are missing
-)
+# Instead of such lines, so that the last page knows that some are missing.
+TOO_LONG = "too long"
 
 
 @dataclass(frozen=True, slots=True)
