@@ -55,7 +55,7 @@ def bars(results: dict[str, Any]) -> Iterator[Bar]:
                     engine,
                     _ratio(timings, "raw"),
                     "≤",
-                    2.5 if sqlite else 1.15,
+                    1.5 if sqlite else 1.1,
                 )
             if "django" in timings:
                 faster = 1 / _ratio(timings, "django")
@@ -78,6 +78,16 @@ def bars(results: dict[str, Any]) -> Iterator[Bar]:
                 _ratio(timings, "raw"),
                 "≤",
                 1.5 if sqlite else 1.25 if upsert else 1.15,
+            )
+    for engine, methods in results.get("other-writes", {}).items():
+        timings = methods.get("run_transaction, 3 calls", {})
+        if "raw" in timings:
+            yield Bar(
+                "run_transaction, 3 calls, vs raw",
+                engine,
+                _ratio(timings, "raw"),
+                "≤",
+                1.3 if engine.startswith("sqlite") else 1.2,
             )
     for engine, methods in results.get("lists", {}).items():
         name = "list_sessions, 1,000 records"
