@@ -226,7 +226,8 @@ class AddIndex(operations.AddIndex):
             table = expected_table(schema_editor.connection, model)
             index = table.index(self.index.name)
             assert index is not None  # state_forwards has put it there
-            schema_editor.execute(add_index_sql(table.name, index), None)
+            sql = add_index_sql(table.name, index, if_missing=True)
+            schema_editor.execute(sql, None)
 
     def database_backwards(
         self,

@@ -25,10 +25,10 @@ from agentdb.adoption.obstacles import first_line
 from agentdb.adoption.online import Progress, conform_model_online
 from agentdb.adoption.queries import rows, run
 from agentdb.adoption.sqlite_rebuild import fields_of, rebuild
-from agentdb.adoption.steps import ASPECTS, Step, columns_sql, no_table
+from agentdb.adoption.steps import ASPECTS, Step, add_index_sql, columns_sql, no_table
 from agentdb.errors import SchemaMismatchError
 from agentdb.faults import Fault, classify
-from agentdb.schema import Column, expected_table, read_tables
+from agentdb.schema import Column, Index, expected_table, read_tables
 from agentdb.schema.sqltext import quote_name
 
 
@@ -130,6 +130,9 @@ class _PostgreSql:
 
     def drop_unique(self, table: str, name: str) -> str:
         return f"ALTER TABLE {quote_name(table)} DROP CONSTRAINT {quote_name(name)}"
+
+    def add_index(self, table: str, index: Index) -> str:
+        return add_index_sql(table, index)
 
     def cast(self, live: Column, wanted: Column) -> str | None:
         """The types that operators gave columns of ours, which hold what ours hold."""

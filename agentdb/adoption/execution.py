@@ -232,13 +232,11 @@ def _change(
     not_updatable = _not_updatable(connection, findings.shape.tables)
     if connection.vendor == "sqlite":
         _stand_in_for_collations(connection, findings)
-    if connection.vendor == "postgresql":
-        with naming_culprits(
-            connection, changing_columns(findings.shape, findings.wanted)
-        ):
-            _act(connection, findings, plan, listener, to_instant, before)
-    else:
-        _act(connection, findings, plan, listener, before=before)
+    changing = changing_columns(findings.shape, findings.wanted)
+    # SQLite's rehearsal has named them already.
+    is_server = connection.vendor == "postgresql"
+    with naming_culprits(connection, changing) if is_server else nullcontext():
+        _act(connection, findings, plan, listener, to_instant, before)
     now = _not_updatable(connection, OLD_COLUMNS)
     if broken := [Refusal(now[table]) for table in now.keys() - not_updatable.keys()]:
         raise AdoptionRefusedError(tuple(broken))
@@ -254,16 +252,13 @@ def _stand_in_for_collations(
     """
     raw = connection.connection
     ours = {name.lower() for name in findings.shape.stored_as.values()}
-    for index, table in raw.execute(
-        "SELECT name, lower(tbl_name) FROM sqlite_master WHERE type = 'index'"
-    ).fetchall():
-        for *_, collation, _ in (
-            []
-            if table in ours
-            else raw.execute(f"PRAGMA index_xinfo({quote_name(index)})")
-        ):
-            if collation is not None and collation.upper() not in _OWN_COLLATIONS:
-                raw.create_collation(collation, lambda one, other: 0)
+    found = raw.execute(
+        "SELECT DISTINCT lower(m.tbl_name), x.coll FROM sqlite_master m, pragma_index_xinfo(m.name) x"
+        " WHERE m.type = 'index' AND x.coll IS NOT NULL"
+    )
+    for table, collation in found.fetchall():
+        if table not in ours and collation.upper() not in _OWN_COLLATIONS:
+            raw.create_collation(collation, lambda one, other: 0)
 
 
 def _instants(connection: BaseDatabaseWrapper, findings: Findings) -> dict[str, str]:
@@ -341,14 +336,6 @@ def _left(connection: BaseDatabaseWrapper) -> str:
     if connection.vendor == "cockroachdb":
         return "Steps that were done stay; run the command again to go on."
     return "Nothing was changed."
-
-
-def _undone(connection: BaseDatabaseWrapper) -> str:
-    return (
-        ""
-        if connection.vendor == "cockroachdb"
-        else ". The transaction was rolled back"
-    )
 
 
 def _original(error: DatabaseError) -> DatabaseError:
@@ -574,11 +561,12 @@ def _verify(
             for name in findings.shape.others
             if live.get(name) != findings.live[name]
         ]
+    undone = "" if findings.is_online else ". The transaction was rolled back"
     if changed:
         raise AdoptionRefusedError(
             (
                 Refusal(
-                    f"The rows differ after the conversion{_undone(connection)}. Please report this as a bug of "
+                    f"The rows differ after the conversion{undone}. Please report this as a bug of "
                     f"agentdb. Tables: {'; '.join(changed)}."
                 ),
             )

@@ -14,13 +14,14 @@ from agentdb.adoption.shapes import APP, FRESH, STALE
 from agentdb.adoption.steps import (
     ASPECTS,
     Step,
+    add_index_sql,
     columns_sql,
     declaration,
     index_sql,
     key_sql,
 )
 from agentdb.errors import SchemaMismatchError
-from agentdb.schema import Column, Table, expected_table, read_tables
+from agentdb.schema import Column, Index, Table, expected_table, read_tables
 from agentdb.schema.sqltext import quote_name
 
 ROWS_AT_ONCE = 1_000
@@ -140,6 +141,10 @@ class _CockroachDb:
 
     def drop_unique(self, table: str, name: str) -> str:
         return f"DROP INDEX {quote_name(name)} CASCADE"
+
+    def add_index(self, table: str, index: Index) -> str:
+        # A killed run's statement may still be building it.
+        return add_index_sql(table, index, if_missing=True)
 
     def cast(self, live: Column, wanted: Column) -> str | None:
         return None

@@ -28,6 +28,9 @@ class Dialect(Protocol):
     def drop_unique(self, table: str, name: str) -> str:
         """Return the statement that drops a unique constraint."""
 
+    def add_index(self, table: str, index: Index) -> str:
+        """Return the statement that adds an index."""
+
     def cast(self, live: Column, wanted: Column) -> str | None:
         """Return an expression that converts the column without a source, or None."""
 
@@ -83,11 +86,11 @@ def _part_sql(part: IndexPart) -> str:
     )
 
 
-def add_index_sql(table: str, index: Index) -> str:
-    """Return the statement that adds the index, unless an earlier, killed run did."""
-    unique = "UNIQUE " if index.unique else ""
-    name = quote_name(index.name)
-    return f"CREATE {unique}INDEX IF NOT EXISTS {name} ON {quote_name(table)} {index_sql(index)}"
+def add_index_sql(table: str, index: Index, *, if_missing: bool = False) -> str:
+    """The statement that adds the index; ``if_missing`` accepts whatever has its name."""
+    kind = "UNIQUE INDEX" if index.unique else "INDEX"
+    name = f"{'IF NOT EXISTS ' if if_missing else ''}{quote_name(index.name)}"
+    return f"CREATE {kind} {name} ON {quote_name(table)} {index_sql(index)}"
 
 
 def half_built_indexes(step: Step) -> Iterator[str]:
@@ -285,10 +288,11 @@ def _make(step: Step, wanted: Key, found: Key | None) -> Iterator[str]:
         columns = [part.expression for part in wanted.does.parts]
         yield f"{step.alter} ADD {key_sql('UNIQUE', wanted.name, columns)}"
     elif found is None:
-        yield add_index_sql(step.live.name, replace(wanted.does, name=wanted.name))
+        index = replace(wanted.does, name=wanted.name)
+        yield step.dialect.add_index(step.live.name, index)
     elif wanted.is_constraint and not found.is_constraint:
-        name, index = quote_name(wanted.name), quote_name(found.name)
-        yield f"{step.alter} ADD CONSTRAINT {name} UNIQUE USING INDEX {index}"
+        name, old = quote_name(wanted.name), quote_name(found.name)
+        yield f"{step.alter} ADD CONSTRAINT {name} UNIQUE USING INDEX {old}"
     elif found.name != wanted.name:
         yield _rename(found.name, wanted.name)
 

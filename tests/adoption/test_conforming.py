@@ -289,6 +289,9 @@ IN_THE_WAY = {
         "Rule 'quiet' on table 'sandboxes' stands in the way of converting its columns. Drop it and run the command "
         "again."
     ),
+    "DROP INDEX idx_sessions_tenant; CREATE VIEW idx_sessions_tenant AS SELECT 1": (
+        "Table 'sessions' cannot be converted; nothing was changed. relation \"idx_sessions_tenant\" already exists."
+    ),
     "CREATE INDEX days ON sessions (substr(created_at, 1, 10))": (
         "Table 'sessions' cannot be converted; nothing was changed. function substr(timestamp with time zone, integer, "
         "integer) does not exist"

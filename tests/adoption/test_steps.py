@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from agentdb.adoption.steps import ASPECTS, Step
+from agentdb.adoption.steps import ASPECTS, Step, add_index_sql
 from agentdb.errors import SchemaMismatchError
 from agentdb.schema import (
     Check,
@@ -44,6 +44,9 @@ class Dialect:
 
     def drop_unique(self, table: str, name: str) -> str:
         return f"DROP UNIQUE {name}"
+
+    def add_index(self, table: str, index: Index) -> str:
+        return add_index_sql(table, index)
 
     def cast(self, live: Column, wanted: Column) -> str | None:
         return "cast" if live.type == "bigint" else None
@@ -148,7 +151,7 @@ VERSION = WANTED.indexes[0]
             replace(WANTED, indexes=(Index("idx_version", (IndexPart("version"),)),)),
             [
                 "DROP INDEX idx_version",
-                "CREATE INDEX IF NOT EXISTS idx_version ON agents (version DESC, id)",
+                "CREATE INDEX idx_version ON agents (version DESC, id)",
             ],
         ),
         (
