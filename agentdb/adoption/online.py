@@ -210,4 +210,9 @@ def _drop_stale(step: Step, column: str) -> Iterator[str]:
     for index in step.live.indexes:
         if any(column in part.expression for part in index.parts):
             yield f"DROP INDEX {quote_name(index.name)}"
+    # While CockroachDB 23.1 drops a NOT NULL column, nobody can read its catalog: pg_constraint lists a check on a
+    # column that has no name any more. So the column allows NULL first.
+    live = step.live.column(column)
+    if live is not None and not live.nullable:
+        yield f"{step.alter} ALTER COLUMN {quote_name(column)} DROP NOT NULL"
     yield f"{step.alter} DROP COLUMN {quote_name(column)}"

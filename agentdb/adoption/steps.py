@@ -14,10 +14,14 @@ from typing import Protocol
 from agentdb.errors import SchemaMismatchError
 from agentdb.schema.comparison import reads_ours
 from agentdb.schema.sqltext import quote_name
-from agentdb.schema.tables import Column, Index, IndexPart, Table, Unique
+from agentdb.schema.tables import Check, Column, Index, IndexPart, Table, Unique
 
 # Indexes of old servers that no model has any more; ours replace them.
 LEFT_OVER_INDEXES = frozenset({"idx_api_keys_hash", "api_keys_key_hash_unique"})
+
+
+# What CockroachDB calls the check that stands for a NOT NULL which it is adding or dropping.
+_NOT_NULL_UNDER_WAY = "_auto_not_null"
 
 
 class Dialect(Protocol):
@@ -106,16 +110,18 @@ def obsolete_constraints(step: Step) -> Iterator[str]:
     live = step.live
     ours = {column.name for column in step.wanted.columns}
     dropped = [key.name for key in live.foreign_keys if ours & set(key.columns)]
-    dropped += [
-        check.name
-        for check in live.checks
-        if check.kind == "check" and reads_ours(check, live, ours)
-    ]
+    dropped += [check.name for check in live.checks if _is_obsolete(check, live, ours)]
     # A key that goes does so before the conversion, which would rebuild its index.
     if step.dialect.may_lack_a_key and live.primary_key and not _has_its_key(step):
         dropped.append(live.primary_key.name)
     for name in dropped:
         yield f"{step.alter} DROP CONSTRAINT {quote_name(name or '')}"
+
+
+def _is_obsolete(check: Check, live: Table, ours: Collection[str]) -> bool:
+    if check.kind != "check" or (check.name or "").endswith(_NOT_NULL_UNDER_WAY):
+        return False
+    return reads_ours(check, live, ours)
 
 
 def missing_columns(step: Step) -> Iterator[str]:

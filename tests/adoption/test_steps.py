@@ -109,6 +109,7 @@ VERSION = WANTED.indexes[0]
                 checks=(
                     Check("ours_too", "version > 0"),
                     Check("theirs_too", "note > 0"),
+                    Check("name_auto_not_null", "name IS NOT NULL"),
                     Check("no_overlap", "version WITH =", "exclusion"),
                 ),
             ),
