@@ -1,4 +1,4 @@
-"""What agentdb's migrations do that Django's own operations cannot."""
+"""Operations of agentdb's migrations that Django does not have."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ _LONG = 100_000  # rows whose conversion takes a while
 
 @contextmanager
 def saying(say: Callable[[str], None]) -> Iterator[None]:
-    """Where the migrations of a block say how far they are."""
+    """Report the progress of the migrations in the block to this function."""
     token = _say.set(say)
     try:
         yield
@@ -74,7 +74,7 @@ class LegacyNow(models.Func):
 
 
 class CreateLegacyTable(CreateModel):
-    """Create one of the four tables as the old server made it. A table that is there already is refused by name."""
+    """Create one of the four tables as the old server made it; an existing table is refused by name."""
 
     def database_forwards(
         self,
@@ -96,17 +96,16 @@ class CreateLegacyTable(CreateModel):
                     raise SchemaMismatchError(
                         f"The database already has a table {table!r}. Run 'agentdb baselinedb' to adopt it."
                     )
-        if (
-            connection.vendor != "cockroachdb"
-        ):  # there NativeTimestamps makes the tables as they are to be
+        # There NativeTimestamps creates the tables in their final shape.
+        if connection.vendor != "cockroachdb":
             create_table(schema_editor, model)
 
 
 class NativeTimestamps(Operation):
     """Turn the text timestamps of all tables into native ones, and back, and give every table its final shape.
 
-    One operation for all tables: a value that cannot be converted stops it before the first table is touched. What
-    the tables become is the state that ``state_operations`` lead to, or back to.
+    One operation for all tables, so that a value that cannot be converted stops it before it changes the first one. The
+    tables reach the state to which ``state_operations`` lead, or lead back.
     """
 
     reduces_to_sql = False
@@ -146,7 +145,7 @@ class NativeTimestamps(Operation):
             _say_if_long(connection, model)
             conform_table(schema_editor, model, _to_native(connection, model))
             if connection.vendor == "postgresql":
-                # A column that changed its type has no statistics, and the planner guesses until autovacuum comes by.
+                # A column with a new type has no statistics, and the planner would guess until autovacuum runs.
                 schema_editor.execute(
                     f"ANALYZE {schema_editor.quote_name(model._meta.db_table)}", None
                 )
@@ -208,7 +207,7 @@ def make_old_tables(connection: BaseDatabaseWrapper) -> None:
 
 
 class AddIndex(operations.AddIndex):
-    """Add an index; on CockroachDB, where a migration is not one transaction, one that is there already will do."""
+    """Add an index; on CockroachDB, where a migration is not one transaction, accept an existing one."""
 
     def database_forwards(
         self,
@@ -225,7 +224,7 @@ class AddIndex(operations.AddIndex):
         elif self.allow_migrate_model(schema_editor.connection.alias, model):
             table = expected_table(schema_editor.connection, model)
             index = table.index(self.index.name)
-            assert index is not None  # state_forwards has put it there
+            assert index is not None  # state_forwards has added it
             sql = add_index_sql(table.name, index, if_missing=True)
             schema_editor.execute(sql, None)
 
@@ -244,7 +243,7 @@ class AddIndex(operations.AddIndex):
 def _lock(
     schema_editor: BaseDatabaseSchemaEditor, models_: list[type[models.Model]]
 ) -> None:
-    """Keep everybody else out from before the rows are looked at: a row that came later would not have been."""
+    """Lock the tables before their rows are checked, so that no unchecked row appears."""
     if models_ and schema_editor.connection.vendor == "postgresql":
         tables = ", ".join(
             schema_editor.quote_name(model._meta.db_table) for model in models_

@@ -1,4 +1,4 @@
-"""Changing tables one statement at a time, because CockroachDB does not run schema changes in a transaction."""
+"""Changes tables one statement at a time, because CockroachDB has no schema changes in transactions."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def conform_online(
             failed = statement
             continue
         if not changed:
-            # A schema change that is the next step once more would be so without end.
+            # A schema change that comes up again as the next step would do so without end.
             without_effect.add(statement)
 
 
@@ -150,7 +150,7 @@ class _CockroachDb:
         return None
 
     def convert(self, step: Step, expressions: Mapping[str, str]) -> Iterator[str]:
-        """Fill a new column in batches, and let it take the old one's place.
+        """Fill a new column in batches, and replace the old one by it.
 
         The old server may be writing at the same time. So the old column keeps its values until the filled one takes
         its name, and rows that changed since they were filled are filled again.
