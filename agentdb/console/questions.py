@@ -127,7 +127,9 @@ def ask(
     except Unanswered as error:
         problem = error.problem
         if problems is None or problem not in problems:
-            logger.warning("%s %s", problem.sentence, problem.said)
+            # A mistake in our own code may look like a value that cannot be read; the traceback tells them apart.
+            trace = error.cause if error.is_unreadable and problem.command else None
+            logger.warning("%s %s", problem.sentence, problem.said, exc_info=trace)
         if problems is not None and problem not in problems:
             problems.append(problem)
         return Answer(None, problem)
@@ -301,13 +303,13 @@ def explain(connection: BaseDatabaseWrapper, error: Exception) -> Problem:
         sentence = gettext("The tables of %(place)s are not as agentdb expects them.")
         return Problem(sentence % place, "agentdb verifydb", said)
     if _is_unreadable(error):
-        row = unreadable_row(connection)
-        sentence = (
-            gettext("A row of %(place)s holds a value that cannot be read.") % place
+        if row := unreadable_row(connection):
+            sentence = gettext("A row of %(place)s holds a value that cannot be read.")
+            return Problem(f"{sentence % place} {row}", "", said)
+        sentence = gettext(
+            "A value of %(place)s cannot be read, or agentdb has a fault: no row was found that explains it."
         )
-        return Problem(
-            f"{sentence} {row}".rstrip(), "" if row else "agentdb verifydb", said
-        )
+        return Problem(sentence % place, "agentdb verifydb", said)
     if not isinstance(error, DjangoDatabaseError):
         return Problem(
             gettext("%(place)s cannot be used.") % place, "agentdb health", said

@@ -364,3 +364,18 @@ def test_runadmin_gives_up_a_server_within_the_time_of_a_page(asked: str, second
         runadmin._served(connection, read_only=False)["OPTIONS"]["connect_timeout"]
         == seconds
     )
+
+
+def test_a_mistake_of_ours_is_not_called_a_value_and_leaves_its_traceback_in_the_log(
+    site: Site, caplog: pytest.LogCaptureFixture
+):
+    def mistaken() -> None:
+        raise TypeError("'>' not supported between instances of 'str' and 'int'")
+
+    problem = questions.ask(connections[site.alias], mistaken).problem
+
+    assert problem is not None
+    assert str(problem).endswith(
+        "cannot be read, or agentdb has a fault: no row was found that explains it. Run 'agentdb verifydb'."
+    )
+    assert "in mistaken" in caplog.text
