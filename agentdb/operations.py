@@ -96,7 +96,7 @@ class CreateLegacyTable(CreateModel):
                     raise SchemaMismatchError(
                         f"The database already has a table {table!r}. Run 'agentdb baselinedb' to adopt it."
                     )
-        # There NativeTimestamps creates the tables in their final shape.
+        # On CockroachDB NativeTimestamps creates the tables in their final shape.
         if connection.vendor != "cockroachdb":
             create_table(schema_editor, model)
 
