@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
@@ -43,7 +43,7 @@ from agentdb.console.figures import (
     top_tenants,
     total,
 )
-from agentdb.console.questions import Answer, Budget
+from agentdb.console.questions import Answer, Budget, Problem
 from agentdb.console.report import Report, examine, unanswered
 from agentdb.interface import SandboxState
 from agentdb.models import Agent, ApiKey, Sandbox, Session
@@ -249,14 +249,21 @@ class _Overview:
         return shown
 
     def _attention(self, report: Report) -> dict[str, Any]:
+        # No tick for what somebody may not see: it may need attention all the same.
+        reason = Problem(gettext("Your account may not see these rows."))
         seen = [each for each in report.findings if _may_see(each, self.allowed)]
+        hidden = [
+            replace(each, problem=reason)
+            for each in report.findings
+            if not _may_see(each, self.allowed)
+        ]
         report.findings = seen
         return {
             "schema": report.schema.value,
             "lines": [Line(each, _rows_url(self.site, each)) for each in report.wrong],
             "is_bad": any(each.urgent for each in report.wrong),
             "findings": seen,
-            "unknown": unanswered(report.unknown),
+            "unknown": unanswered([*report.unknown, *hidden]),
         }
 
     def _total(self, model: type[Model]) -> Answer[Figure]:

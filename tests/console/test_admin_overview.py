@@ -96,6 +96,9 @@ def test_overview_leaves_out_what_the_user_may_not_see(site: Site):
 
     page = site.get("")
 
+    assert "Nothing needs attention" not in page.text
+    assert "Runner silent for" in page.text
+    assert "Your account may not see these rows." in page.text
     assert "Sandboxes by state" in page.text
     assert "Sessions by status" not in page.text
     assert "Top tenants" not in page.text
