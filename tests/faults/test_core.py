@@ -239,7 +239,8 @@ def test_a_record_in_another_schema_of_the_search_path_is_no_good_health(
     separator = "&" if "?" in url else "?"
 
     with pytest.raises(
-        SchemaOutOfDateError, match="not adopted yet.*then 'agentdb baselinedb'"
+        SchemaOutOfDateError,
+        match="more than one schema. The tables are in schema 'old'",
     ):
         agentdb.connect(f"{url}{separator}options=-csearch_path%3Dold,public")
 
