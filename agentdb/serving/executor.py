@@ -234,9 +234,10 @@ class Executor:
     ) -> R:
         """Run the statement as a transaction of its own; retry if that cannot repeat a write."""
         safe = REFUSED if statement.writes else _SAFE_FOR_READS
+        began, limit = time.monotonic(), None
         for retry in count():
             try:
-                connection = slot.ready()
+                connection = slot.ready(limit)
                 if not statement.writes:
                     return run(connection)
                 result: R = connection.write(run)
@@ -254,6 +255,7 @@ class Executor:
             _log_retry(slot, failure)
             if fault is Fault.LOST:
                 safe = REFUSED  # lost twice: the fault is the server's, not the connection's
+                limit = slot.engine.rest_of_call(began)
             elif fault is Fault.CONFLICT:
                 _wait_for_others(retry)
         raise AssertionError("unreachable: the last try returns or raises")

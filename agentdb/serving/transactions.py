@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -145,6 +146,7 @@ class Transaction(Block):
     def begin(self) -> None:
         try:
             self._turn = self._slot.engine.take_turn()
+            began = time.monotonic()
             try:
                 self._begin()
             except self._slot.engine.errors as error:
@@ -154,7 +156,7 @@ class Transaction(Block):
                 ):
                     raise
                 self._slot.discard()  # the connection had died unnoticed; nothing was done on it
-                self._begin()
+                self._begin(self._slot.engine.rest_of_call(began))
         except BaseException as error:
             try:
                 self._end_badly(error, committing=False)
@@ -162,9 +164,9 @@ class Transaction(Block):
                 self._let_others_write()
             raise
 
-    def _begin(self) -> None:
+    def _begin(self, limit: float | None = None) -> None:
         wrapper = self._wrapper
-        self._slot.ready().begin()
+        self._slot.ready(limit).begin()
         wrapper.commit_on_exit, wrapper.needs_rollback = True, False
         wrapper.autocommit = False
         wrapper.atomic_blocks = [self]  # type: ignore[list-item]

@@ -38,6 +38,7 @@ from agentdb import (
     OutcomeUnknownError,
 )
 from agentdb.conf import database_from_url, server_name
+from agentdb.serving.connections.postgresql import PostgresEngine
 from agentdb.serving.opening import temporary_alias
 from tests.conftest import ENGINE_NAMES
 from tests.helpers.factories import execute, make_agent, make_sandbox, make_session
@@ -368,6 +369,43 @@ def test_a_call_waits_no_longer_than_call_timeout_for_a_silent_network(
         assert type(raised.value) is error
         middle.silent.clear()
         assert db.touch_session("s1") is True
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda db: db.get_session("s1"),
+        lambda db: db.run_transaction(lambda tx: tx.get_session("s1")),
+    ],
+    ids=["read", "transaction"],
+)
+def test_what_is_tried_again_after_a_lost_connection_has_the_rest_of_the_call_s_time(
+    relay: tuple[Relay, str],
+    call: Callable[[DjangoDb], object],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    middle, url = relay
+    limits: list[float | None] = []
+    opening = PostgresEngine.opening
+
+    def note(engine: Any, wrapper: Any, limit: float | None) -> Any:
+        limits.append(limit)
+        return opening(engine, wrapper, limit)
+
+    with agentdb.connect(f"{url}?call_timeout=2") as db:
+        db.insert_session("s1", "a", "sb")
+        middle.silent.set()
+        cut = threading.Timer(0.5, middle.cut)  # while the call waits
+        monkeypatch.setattr(PostgresEngine, "opening", note)
+        cut.start()
+
+        with pytest.raises(DatabaseUnavailableError):
+            call(db)
+
+        cut.join()
+        [limit] = limits
+        assert limit is not None
+        assert limit <= 1.5
 
 
 @pytest.mark.parametrize("implementation", ["python", "binary"])

@@ -75,6 +75,12 @@ class Engine(ABC):
         """Let the body open the connection within ``limit`` seconds."""
         return nullcontext()
 
+    def rest_of_call(self, began: float) -> float | None:
+        """Return the seconds that a call has left that began then, by ``time.monotonic()``; None without a limit."""
+        if self.call_timeout is None:
+            return None
+        return max(0.0, began + self.call_timeout - time.monotonic())
+
     def take_turn(self) -> Turn | None:
         """Wait until a transaction may begin; other writers wait until the returned turn, if any, ends."""
         return None
