@@ -204,6 +204,24 @@ def _read_odd_rows(
             del values["id"]
         there = [column for column in columns if column.name in values]
         _read_row(there, values, title, content)
+        if connection.vendor == "cockroachdb":
+            _refuse_date_styles(there, values, title, content)
+
+
+def _refuse_date_styles(
+    columns: list[StoredColumn],
+    values: Mapping[str, Any],
+    title: str,
+    content: TableContent,
+) -> None:
+    """Refuse what PostgreSQL writes with another DateStyle: CockroachDB's cast does not read it."""
+    for column in columns:
+        value = values[column.name]
+        if not column.is_to_convert or not isinstance(value, str):
+            continue
+        if native_text(value) is not None and readable_format(value) == "datestyle":
+            reason = "is not a timestamp that CockroachDB can read"
+            content.refuse(title, column.name, value, reason)
 
 
 def _title(values: Mapping[str, Any], is_fillable: bool, rowid: int | None) -> str:

@@ -267,6 +267,21 @@ def test_a_step_of_a_killed_run_that_ends_meanwhile_is_not_an_error(
     assert len(added) == len(set(added)) == 7
 
 
+def test_a_date_style_that_cockroachdb_does_not_read_is_named(
+    cockroachdb: Start,
+) -> None:
+    _, url = cockroachdb(legacy="era-b")
+    with opened(url) as connection:
+        text = "19.02.2026 21:58:16 CET"
+        rows(connection, f"UPDATE sessions SET created_at = '{text}'")
+
+        with pytest.raises(
+            CommandError,
+            match=f"'{text}' is not a timestamp that CockroachDB can read",
+        ):
+            manage(connection, "baselinedb")
+
+
 def test_every_row_survives_the_way_back_and_forth(cockroachdb: Start) -> None:
     proxy, url = cockroachdb()
     with agentdb.connect(url, migrate=True) as db:
