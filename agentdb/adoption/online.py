@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from itertools import chain
+from time import monotonic, sleep
 
 from django.apps import apps
 from django.db import ProgrammingError, models
@@ -25,6 +26,7 @@ from agentdb.schema import Column, Index, Table, expected_table, read_tables
 from agentdb.schema.sqltext import quote_name
 
 ROWS_AT_ONCE = 1_000
+_JOB_SECONDS = 60.0  # that a schema change of a killed run may take to end
 
 Progress = Callable[[str], None]  # each statement, before it is run
 
@@ -73,11 +75,15 @@ def conform_online(
     default, and for a step that changes nothing.
     """
     without_effect: set[str] = set()
-    failed = ""
+    failed, gives_up = "", 0.0
     while statement := _next_statement(
         connection, wanted, new or wanted, sources or {}
     ):
         if statement in without_effect:
+            # IF NOT EXISTS does not wait for the index that the server still fills for a killed run.
+            if statement.startswith("CREATE INDEX") and monotonic() < gives_up:
+                sleep(0.2)
+                continue
             raise SchemaMismatchError(
                 f"The server ran this statement, and the table {wanted.name!r} is still not what it asks for: "
                 f"{statement}."
@@ -85,15 +91,23 @@ def conform_online(
         progress(statement)
         try:
             changed = _changes_rows(connection, statement)
-        except ProgrammingError:
-            # The server may have ended this very statement of a killed run after the table was read: read it again.
-            if statement == failed:
+        except ProgrammingError as error:
+            # The server may still be at this very statement of a killed run, or have ended it after the table was
+            # read. While it adds a column, the column exists already, and no table shows it.
+            if statement != failed:
+                failed, gives_up = statement, monotonic() + _JOB_SECONDS
+            elif monotonic() > gives_up or not _exists_already(error):
                 raise
-            failed = statement
+            sleep(0.2)
             continue
         if not changed:
             # A schema change that comes up again as the next step would do so without end.
             without_effect.add(statement)
+            gives_up = monotonic() + _JOB_SECONDS
+
+
+def _exists_already(error: ProgrammingError) -> bool:
+    return getattr(error.__cause__, "sqlstate", None) in ("42701", "42P07")
 
 
 def _next_statement(
