@@ -1569,7 +1569,7 @@ def test_a_place_survives_its_own_text():
     beyond = str(order.beyond(order.place([row])))
 
     assert repr(at.astimezone(UTC)) in beyond
-    assert "ü/\"',x" in beyond
+    assert repr(row.pk) in beyond
 
 
 def test_logging_in_needs_the_password(site: Site):
