@@ -6,6 +6,7 @@ import inspect
 import threading
 from collections.abc import Callable, Collection, Coroutine, Generator
 from contextvars import ContextVar
+from dataclasses import dataclass
 from functools import wraps
 from types import TracebackType
 from typing import (
@@ -13,7 +14,6 @@ from typing import (
     Any,
     Concatenate,
     Final,
-    NamedTuple,
     ParamSpec,
     Self,
     TypeVar,
@@ -45,7 +45,8 @@ _INSIDE = (
 _VIEW_CLOSED = "The view of a tenant is closed. Make another one with for_tenant()."
 
 
-class _Call(NamedTuple):
+@dataclass(slots=True)
+class _Call:
     """A call of a method: what to do with a ``Db``, and what that concerns."""
 
     do: Callable[[Db], Any]
@@ -336,9 +337,12 @@ class _TenantView(AsyncDb):
             raise DatabaseClosedError(_VIEW_CLOSED)
         tenant_id, kind = self._tenant_id, call.kind
         return self._whole._job(
-            call._replace(
-                do=lambda db: call.do(db.for_tenant(tenant_id)),
-                kind=(*kind, tenant_id) if kind else (),
+            _Call(
+                lambda db: call.do(db.for_tenant(tenant_id)),
+                call.keys,
+                call.reads,
+                (*kind, tenant_id) if kind else (),
+                call.apart,
             )
         )
 
