@@ -223,6 +223,11 @@ def said_by_server(error: BaseException) -> bool:
     return bool(_sqlstate(driver_error(error)))
 
 
+def exists_already(error: BaseException) -> bool:
+    """Return whether a server refused to create a table, an index or a column because there is one of that name."""
+    return _sqlstate(driver_error(error)) in ("42P07", "42701")
+
+
 def is_final(error: BaseException) -> bool:
     """Return whether connecting failed for a reason that waiting cannot change."""
     return any(words in str(error) for words in _FINAL)

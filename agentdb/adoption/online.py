@@ -22,6 +22,7 @@ from agentdb.adoption.steps import (
     key_sql,
 )
 from agentdb.errors import SchemaMismatchError
+from agentdb.faults import exists_already
 from agentdb.schema import Column, Index, Table, expected_table, read_tables
 from agentdb.schema.sqltext import quote_name
 
@@ -96,7 +97,7 @@ def conform_online(
             # read. While it adds a column, the column exists already, and no table shows it.
             if statement != failed:
                 failed, gives_up = statement, monotonic() + _JOB_SECONDS
-            elif monotonic() > gives_up or not _exists_already(error):
+            elif monotonic() > gives_up or not exists_already(error):
                 raise
             sleep(0.2)
             continue
@@ -104,10 +105,6 @@ def conform_online(
             # A schema change that comes up again as the next step would do so without end.
             without_effect.add(statement)
             gives_up = monotonic() + _JOB_SECONDS
-
-
-def _exists_already(error: ProgrammingError) -> bool:
-    return getattr(error.__cause__, "sqlstate", None) in ("42701", "42P07")
 
 
 def _next_statement(
