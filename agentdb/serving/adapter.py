@@ -665,6 +665,11 @@ class DjangoDb(Db):
     def close(self) -> None:
         self._executor.close()
 
+    @property
+    def _writes_in_turn(self) -> bool:
+        """Whether a write waits for all others, as with a file."""
+        return not self._executor.threads.engine.has_server
+
     def _joins(self, method: str) -> bool:
         """Whether calls of the method that wait, each with one id, are better one statement.
 

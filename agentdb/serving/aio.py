@@ -158,6 +158,7 @@ class AsyncDb:
             lambda: self._call(call.do),
             keys=call.keys,
             reads=call.reads,
+            in_turn=not call.reads and getattr(self._db, "_writes_in_turn", True),
             kind=kind,
             do_each=self._do_each,
         )

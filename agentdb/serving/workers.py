@@ -54,6 +54,7 @@ class Job:
         "context",
         "future",
         "held_up",
+        "in_turn",
         "keys",
         "kind",
         "outbox",
@@ -70,11 +71,12 @@ class Job:
         *,
         keys: tuple[str, ...] = (),
         reads: bool = False,
+        in_turn: bool = True,
         kind: tuple[str, ...] = (),
         do_each: DoEach = _each_alone,
     ) -> None:
         self.call, self.outbox, self.put = call, outbox, put
-        self.keys, self.reads = keys, reads
+        self.keys, self.reads, self.in_turn = keys, reads, in_turn
         self.kind, self.do_each = kind, do_each
         self.context = contextvars.copy_context()
         self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
@@ -322,15 +324,13 @@ class _Pool:
     def _gains_by_another(self) -> bool:
         """Return whether two threads run the next call's kind faster than one.
 
-        Writes wait for each other in the database: they gain if the disk or the network is slow. Reads from a server
-        gain too, even from a near one, but reads from a file take less time than a thread switch.
+        Writes to a file take turns: they gain if the disk is slow. A server works on several calls at once, so even a
+        near one gains. Reads from a file take less time than a thread switch.
         """
-        reads = self.ready[0].reads
-        return self.fastest[reads] > (
-            min(_WORTH_ANOTHER_SECONDS, self.worth_a_thread)
-            if reads
-            else self.worth_a_thread
-        )
+        job, worth = self.ready[0], self.worth_a_thread
+        if not job.in_turn:
+            worth = min(_WORTH_ANOTHER_SECONDS, worth)
+        return self.fastest[job.reads] > worth
 
     def _add_worker(self) -> bool:
         if self.idle:
@@ -396,6 +396,7 @@ class Workers:
         *,
         keys: tuple[str, ...] = (),
         reads: bool = False,
+        in_turn: bool = True,
         kind: tuple[str, ...] = (),
         do_each: DoEach = _each_alone,
     ) -> Job:
@@ -420,6 +421,7 @@ class Workers:
             self.pool.submit,
             keys=keys,
             reads=reads,
+            in_turn=in_turn,
             kind=kind,
             do_each=do_each,
         )
