@@ -8,7 +8,6 @@ from typing import Any
 
 from django import template
 from django.db import connections, router
-from django.db.models.options import Options
 from django.template import Context
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
@@ -20,7 +19,6 @@ from agentdb.admin.audit import keeps_history
 from agentdb.admin.changelist import Order, RowList
 from agentdb.admin.display import (
     heading_of,
-    link,
     list_url,
     overview_url,
     page_url,
@@ -83,13 +81,6 @@ def agentdb_foot() -> dict[str, Any]:
 @register.simple_tag(takes_context=True)
 def agentdb_overview_url(context: Context) -> str:
     return overview_url(site_of(context["request"]))
-
-
-@register.simple_tag(takes_context=True)
-def agentdb_list_link(context: Context, opts: Options[Any]) -> SafeString:
-    return link(
-        list_url(site_of(context["request"]), opts.model), heading_of(opts.model)
-    )
 
 
 @register.filter
