@@ -33,8 +33,8 @@ from agentdb.schema import expected_table, expected_tables
 from agentdb.schema.migration_lock import LIMIT_LOCK_WAITS
 from agentdb.schema.migration_record import recorded_migrations
 from agentdb.schema.rows import count_rows
-from agentdb.schema.spelling import unreadable_timestamps
 from agentdb.schema.sqltext import quote_name
+from agentdb.schema.unreadable import unreadable_timestamps
 
 __all__ = [
     "AddIndex",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from time import monotonic, sleep
 
@@ -11,6 +12,7 @@ from django.apps import apps
 from django.db import ProgrammingError, models
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+from agentdb.adoption.queries import rows
 from agentdb.adoption.shapes import APP, FRESH, STALE
 from agentdb.adoption.steps import (
     ASPECTS,
@@ -27,9 +29,24 @@ from agentdb.schema import Column, Index, Table, expected_table, read_tables
 from agentdb.schema.sqltext import quote_name
 
 ROWS_AT_ONCE = 1_000
-_JOB_SECONDS = 60.0  # that a schema change of a killed run may take to end
 
 Progress = Callable[[str], None]  # each statement, before it is run
+
+
+class _Job:
+    """What the server may still be doing for a killed run: the same statement as ours.
+
+    A schema change is a job of the cluster, which goes on without the connection that asked for it.
+    """
+
+    def __init__(self, statement: str) -> None:
+        self.statement = statement
+        self._gives_up = monotonic() + 60.0
+
+    def goes_on(self) -> bool:
+        """Wait a moment, and return whether it may not have ended yet."""
+        sleep(0.2)
+        return monotonic() < self._gives_up
 
 
 def conform_model_online(
@@ -76,35 +93,44 @@ def conform_online(
     default, and for a step that changes nothing.
     """
     without_effect: set[str] = set()
-    failed, gives_up = "", 0.0
-    while statement := _next_statement(
-        connection, wanted, new or wanted, sources or {}
-    ):
+    job: _Job | None = None
+    next_statement = partial(
+        _next_statement, connection, wanted, new or wanted, sources or {}
+    )
+    while statement := next_statement():
+        if job and job.statement != statement:
+            job = None  # the table shows its work
         if statement in without_effect:
-            # IF NOT EXISTS does not wait for the index that the server still fills for a killed run.
-            if statement.startswith("CREATE INDEX") and monotonic() < gives_up:
-                sleep(0.2)
-                continue
-            raise SchemaMismatchError(
-                f"The server ran this statement, and the table {wanted.name!r} is still not what it asks for: "
-                f"{statement}."
-            )
+            # A schema change that comes up again as the next step would do so without end, unless the server is at it.
+            if job is None or not job.goes_on():
+                raise SchemaMismatchError(
+                    f"The server ran this statement, and the table {wanted.name!r} is still not what it asks for: "
+                    f"{statement}."
+                )
+            continue
         progress(statement)
         try:
-            changed = _changes_rows(connection, statement)
+            if _changes_rows(connection, statement):
+                continue
         except ProgrammingError as error:
-            # The server may still be at this very statement of a killed run, or have ended it after the table was
-            # read. While it adds a column, the column exists already, and no table shows it.
-            if statement != failed:
-                failed, gives_up = statement, monotonic() + _JOB_SECONDS
-            elif monotonic() > gives_up or not exists_already(error):
-                raise
-            sleep(0.2)
+            job = _job_behind(error, statement, job)
             continue
-        if not changed:
-            # A schema change that comes up again as the next step would do so without end.
-            without_effect.add(statement)
-            gives_up = monotonic() + _JOB_SECONDS
+        without_effect.add(statement)
+        # IF NOT EXISTS succeeds at once for an index that the server still fills for a killed run.
+        job = _Job(statement) if statement.startswith("CREATE INDEX") else None
+
+
+def _job_behind(error: ProgrammingError, statement: str, job: _Job | None) -> _Job:
+    """Return the job that may have made the statement fail, having waited a moment; raise the error if there is none.
+
+    The server may have ended the job after the table was read, so the first failure says little: it is tried again
+    whatever it was. While the server adds a column, the column exists already, and no table shows it.
+    """
+    is_first = job is None
+    job = job or _Job(statement)
+    if job.goes_on() and (is_first or exists_already(error)):
+        return job
+    raise error
 
 
 def _next_statement(
@@ -151,6 +177,7 @@ class _CockroachDb:
         self.connection = connection
 
     def drop_unique(self, table: str, name: str) -> str:
+        # CockroachDB refuses DROP CONSTRAINT for a UNIQUE one, and DROP INDEX for its index unless CASCADE follows.
         return f"DROP INDEX {quote_name(name)} CASCADE"
 
     def add_index(self, table: str, index: Index) -> str:
@@ -176,6 +203,8 @@ class _CockroachDb:
                 yield from self._fill(step, name, expression, f"{name} IS NULL")
             else:
                 yield from self._replace(step, column, expression)
+        # The step after the rename drops the old column; if a kill comes between, the next run does, because the
+        # table still shows it.
         for column in step.wanted.columns:
             if step.live.column(STALE + column.name) is not None:
                 yield from _drop_stale(step, STALE + column.name)
@@ -202,10 +231,8 @@ class _CockroachDb:
     ) -> Iterator[str]:
         """Yield the UPDATE of a batch, if a row is left for which ``missing`` is true."""
         table = quote_name(step.live.name)
-        with self.connection.cursor() as cursor:
-            cursor.execute(f"SELECT 1 FROM {table} WHERE {missing} LIMIT 1")
-            if cursor.fetchone() is None:
-                return
+        if not rows(self.connection, f"SELECT 1 FROM {table} WHERE {missing} LIMIT 1"):
+            return
         batch = missing
         if step.live.primary_key is not None:
             # Short transactions: a long one would be retried whenever the old server writes to one of its rows.

@@ -190,38 +190,21 @@ def _read_odd_rows(
     usual: str,
     content: TableContent,
 ) -> None:
-    names = [column.name for column in columns]
+    # Agents with the name as key get their id in the adoption.
     is_fillable = content.table == "agents" and key_of(table) != ("id",)
-    has_rowid = connection.vendor == "sqlite" and "without rowid" not in table.options
-    parts = [_as_read(connection, column) for column in columns] + ["rowid"] * has_rowid
+    parts = [_as_read(connection, column) for column in columns]
+    if connection.vendor == "sqlite" and "without rowid" not in table.options:
+        parts.append("rowid")
     sql = f"SELECT {', '.join(parts)} FROM {quote_name(table.name)} WHERE ({usual}) IS NOT TRUE"
     for row in _rows(connection, sql):
-        values = dict(zip(names, row, strict=False))
-        title = _title(values, is_fillable, row[-1] if has_rowid else None)
-        if is_fillable and values.get("id", "") is None:
-            # Agents with the name as key get their id in the adoption.
+        values = dict(zip(columns, row, strict=False))
+        by_name = {column.name: value for column, value in values.items()}
+        rowid = row[-1] if len(row) > len(columns) else None
+        title = _title(by_name, is_fillable, rowid)
+        if is_fillable and by_name.get("id", "") is None:
             content.null_ids += 1
-            del values["id"]
-        there = [column for column in columns if column.name in values]
-        _read_row(there, values, title, content)
-        if connection.vendor == "cockroachdb":
-            _refuse_date_styles(there, values, title, content)
-
-
-def _refuse_date_styles(
-    columns: list[StoredColumn],
-    values: Mapping[str, Any],
-    title: str,
-    content: TableContent,
-) -> None:
-    """Refuse what PostgreSQL writes with another DateStyle: CockroachDB's cast does not read it."""
-    for column in columns:
-        value = values[column.name]
-        if not column.is_to_convert or not isinstance(value, str):
-            continue
-        if native_text(value) is not None and readable_format(value) == "datestyle":
-            reason = "is not a timestamp that CockroachDB can read"
-            content.refuse(title, column.name, value, reason)
+            values = {each: values[each] for each in values if each.name != "id"}
+        _read_row(connection, values, title, content)
 
 
 def _title(values: Mapping[str, Any], is_fillable: bool, rowid: int | None) -> str:
@@ -232,35 +215,30 @@ def _title(values: Mapping[str, Any], is_fillable: bool, rowid: int | None) -> s
 
 
 def _read_row(
-    columns: list[StoredColumn],
-    values: Mapping[str, Any],
+    connection: BaseDatabaseWrapper,
+    values: Mapping[StoredColumn, Any],
     title: str,
     content: TableContent,
 ) -> None:
-    reasons = {
-        column.name: _type_reason(column, values[column.name]) for column in columns
-    }
+    # A row whose types are wrong is told by those alone: its formats would be guesses.
+    reasons = {each: _type_reason(each, value) for each, value in values.items()}
     if not any(reasons.values()):
         reasons = {
-            column.name: _value_reason(column, values[column.name])
-            for column in columns
+            each: _value_reason(connection, each, value)
+            for each, value in values.items()
         }
-        _count_formats(columns, values, content)
-    for name, reason in reasons.items():
+        _count_formats(values, content)
+    for column, reason in reasons.items():
         if reason is not None:
-            content.refuse(title, name, values[name], reason)
+            content.refuse(title, column.name, values[column], reason)
 
 
-def _count_formats(
-    columns: list[StoredColumn], values: Mapping[str, Any], content: TableContent
-) -> None:
-    for column in columns:
-        value = values[column.name]
+def _count_formats(values: Mapping[StoredColumn, Any], content: TableContent) -> None:
+    for column, value in values.items():
         if column.is_to_convert and native_text(value) is not None:
             content.formats[column.name][readable_format(value)] += 1
     content.nul_rows += any(
-        isinstance(values[column.name], str) and "\0" in values[column.name]
-        for column in columns
+        isinstance(value, str) and "\0" in value for value in values.values()
     )
 
 
@@ -268,8 +246,14 @@ def _type_reason(column: StoredColumn, value: object) -> str | None:
     return unusable_reason("text" if column.kind == "timestamp" else column.kind, value)
 
 
-def _value_reason(column: StoredColumn, value: Any) -> str | None:
-    if column.kind == "timestamp" and native_text(value) is None:
+def _value_reason(
+    connection: BaseDatabaseWrapper, column: StoredColumn, value: Any
+) -> str | None:
+    if column.kind == "timestamp":
+        # PostgreSQL's other DateStyles are read here by Python, for which CockroachDB has no function of the session.
+        is_online = connection.vendor == "cockroachdb" and column.is_to_convert
+        if is_online and native_text(value) and readable_format(value) == "datestyle":
+            return "is not a timestamp that CockroachDB can read"
         return unusable_reason("timestamp", value)
     return too_wide(value) if column.type == "bigint" else None
 

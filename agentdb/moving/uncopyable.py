@@ -19,8 +19,8 @@ from agentdb.adoption.timestamps import native_text
 from agentdb.errors import InvalidInputError
 from agentdb.schema import APP_LABEL, expected_tables
 from agentdb.schema.rows import StoredColumn, is_usual_on_sqlite, read_sqlite, shown
-from agentdb.schema.spelling import unreadable_timestamps
 from agentdb.schema.sqltext import quote_name
+from agentdb.schema.unreadable import unreadable_timestamps
 
 
 def refuse_uncopyable(

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from agentdb.schema.rows import decoded
+from agentdb.schema.spelling import (
+    is_in_calendar,
+    is_in_python,
+    is_spelt_as_agentdb_does,
+    sorts_outside,
+)
+from agentdb.schema.sqltext import quote_name
+from agentdb.schema.tables import Table
 
 # The timestamps of each table, the indexed one first, and the texts.
 _INSTANTS = {
@@ -37,6 +45,36 @@ class UnreadableValue(NamedTuple):
         return f"row {self.id!r} of {self.table} has {self.column} = {self.value!r}"
 
 
+def may_read(connection: BaseDatabaseWrapper, table: str) -> bool:
+    """Return whether the role may read the table."""
+    if connection.vendor == "sqlite":
+        return True
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT has_table_privilege(quote_ident(%s), 'SELECT')", [table])
+        return bool(cursor.fetchone()[0])
+
+
+def unreadable_timestamps(
+    connection: BaseDatabaseWrapper, tables: Iterable[Table]
+) -> Iterator[UnreadableValue]:
+    """Yield all native timestamps of these tables on a server that Python cannot represent, in the order of the ids."""
+    if connection.vendor == "sqlite":
+        return
+    for table in tables:
+        # Another program's table of that name may have no id; a view reads rows that are not its own.
+        if table.kind != "table" or table.column("id") is None:
+            continue
+        if not may_read(connection, table.name):
+            continue
+        for column in table.columns:
+            if column.type != "timestamp with time zone":
+                continue
+            # Not all at once: every row may have one.
+            with connection.chunked_cursor() as cursor:
+                where = f"NOT ({is_in_python(quote_name(column.name))}) ORDER BY id"
+                yield from _values(cursor, table.name, column.name, where)
+
+
 def unreadable_values(
     connection: BaseDatabaseWrapper,
     limit: int,
@@ -47,12 +85,16 @@ def unreadable_values(
     """Yield up to ``limit`` of each column. Times are searched at both ends of an index, where nearly all of them
     sort; ``thorough`` reads every row.
     """
+    is_sqlite = connection.vendor == "sqlite"
     with connection.cursor() as cursor:
         for table in tables:
             for column in _INSTANTS[table] if thorough else _INSTANTS[table][:1]:
-                where = _odd_instants(connection, column, thorough=thorough)
-                yield from _values(connection, cursor, table, column, where, limit)
-        if not thorough or connection.vendor != "sqlite":
+                where = f"NOT ({is_in_python(column)})"
+                if is_sqlite:
+                    where = _odd_text(column, thorough=thorough)
+                yield from _values(cursor, table, column, f"{where} LIMIT {limit}")
+        # Only SQLite stores bytes that are not UTF-8 as text.
+        if not thorough or not is_sqlite:
             return
         connection.connection.create_function(
             "agentdb_is_text", 1, _is_text, deterministic=True
@@ -60,49 +102,39 @@ def unreadable_values(
         for table in tables:
             for column in _TEXTS[table]:
                 where = f"{column} IS NOT NULL AND NOT agentdb_is_text(CAST({column} AS BLOB))"
-                yield from _values(connection, cursor, table, column, where, limit)
+                yield from _values(cursor, table, column, f"{where} LIMIT {limit}")
 
 
 def _is_text(value: bytes) -> bool:
     return isinstance(decoded(value), str)
 
 
-def _odd_instants(
-    connection: BaseDatabaseWrapper, column: str, *, thorough: bool
-) -> str:
-    if connection.vendor != "sqlite":
-        return f"{column} >= '9999-12-31' OR {column} < '0001-01-02'"
-    where = f"{column} >= '9999-12-31 23' OR {column} < '0001'"
-    if thorough:
-        where += f" OR typeof({column}) <> 'text' OR datetime({column}) IS NULL"
-    return where
+def _odd_text(column: str, *, thorough: bool) -> str:
+    outside = sorts_outside(column)
+    if not thorough:
+        return outside
+    # Python reads more spellings than agentdb's, and so does datetime(). But that takes a number for a Julian day and
+    # the 30th of February for the 2nd of March, and rounds the last millisecond of 9999 up to NULL.
+    return (
+        f"({is_spelt_as_agentdb_does(column)}) IS NOT TRUE AND ({outside} OR typeof({column}) <> 'text'"
+        f" OR datetime({column}) IS NULL OR NOT ({is_in_calendar(column)}))"
+    )
 
 
 def _values(
-    connection: BaseDatabaseWrapper,
-    cursor: Any,
-    table: str,
-    column: str,
-    where: str,
-    limit: int,
-) -> list[UnreadableValue]:
-    if connection.vendor == "sqlite":
+    cursor: Any, table: str, column: str, where: str
+) -> Iterator[UnreadableValue]:
+    quoted = quote_name(column)
+    if cursor.db.vendor == "sqlite":
         # In hex, because bytes that are not UTF-8 cannot be fetched as text.
-        shown = f"hex(CAST(id AS BLOB)), hex(CAST({column} AS BLOB))"
-        cursor.execute(f"SELECT {shown} FROM {table} WHERE {where} LIMIT {limit}")
-        rows = [
-            [
-                bytes.fromhex(each or "").decode(errors="backslashreplace")
-                for each in row
-            ]
-            for row in cursor
-        ]
+        stored = f"hex(CAST(id AS BLOB)), hex(CAST({quoted} AS BLOB))"
     else:
-        cursor.execute(
-            f"SELECT id, CAST({column} AS text) FROM {table} WHERE {where} LIMIT {limit}"
-        )
-        rows = [[str(each) for each in row] for row in cursor]
-    return [
-        UnreadableValue(table, id, column, value[:_SHOWN_CHARACTERS])
-        for id, value in rows
-    ]
+        stored = f"CAST(id AS text), CAST({quoted} AS text)"
+    cursor.execute(f"SELECT {stored} FROM {quote_name(table)} WHERE {where}")
+    for row in cursor:
+        id_, value = map(_from_hex, row) if cursor.db.vendor == "sqlite" else row
+        yield UnreadableValue(table, id_, column, value[:_SHOWN_CHARACTERS])
+
+
+def _from_hex(value: str | None) -> str:
+    return bytes.fromhex(value or "").decode(errors="backslashreplace")

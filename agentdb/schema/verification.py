@@ -25,12 +25,8 @@ from agentdb.schema import (
 )
 from agentdb.schema.inspection import sqlite_path
 from agentdb.schema.migration_record import migration_names, recorded_migrations
-from agentdb.schema.spelling import (
-    Misspelt,
-    Unreadable,
-    misspelt_timestamps,
-    unreadable_timestamps,
-)
+from agentdb.schema.spelling import Misspelt, misspelt_timestamps
+from agentdb.schema.unreadable import UnreadableValue, unreadable_timestamps
 from agentdb.sqlite_files import file_concern
 from agentdb.wording import counted, listed
 
@@ -199,7 +195,7 @@ def _spelling(found: Misspelt) -> Difference:
     )
 
 
-def _unreadable(found: Unreadable) -> Difference:
+def _unreadable(found: UnreadableValue) -> Difference:
     message = (
         f"Column {found.table}.{found.column} of the row with id {found.id!r} holds {found.value!r}, which is outside "
         "the years 1 to 9999: lists with that row fail. Correct it."
