@@ -11,6 +11,7 @@ from agentdb.testing.conformance.subject import (
     IDS,
     Rewrite,
     Subject,
+    ids,
     instant,
     make_api_key,
 )
@@ -27,15 +28,12 @@ class ApiKeyContract(Subject):
     def test_insert_api_key_allows_an_empty_label(self, db: Db) -> None:
         assert make_api_key(db, label="").label == ""
 
-    def test_get_api_key_by_hash_returns_none_for_an_unknown_hash(self, db: Db) -> None:
-        make_api_key(db)
-
-        assert db.get_api_key_by_hash("HASH-1") is None
-
     @pytest.mark.parametrize(("id", "key_hash"), [("k1", "another"), ("k2", "hash-1")])
     def test_insert_api_key_with_a_taken_id_or_hash_raises_without_saying_the_hash(
         self, db: Db, id: str, key_hash: str
     ) -> None:
+        # PostgreSQL's own message quotes the hash, which then stands in logs and in answers to strangers. The message
+        # does not say which of the two is taken either: that would confirm a guessed hash.
         key = make_api_key(db)
 
         with pytest.raises(DuplicateKeyError) as raised:
@@ -60,7 +58,7 @@ class ApiKeyContract(Subject):
 
         listed = db.list_api_keys_by_tenant("acme")
 
-        assert [key.id for key in listed] == ["new", *IDS[::-1]]
+        assert ids(listed) == ["new", *IDS[::-1]]
         assert listed[0] == db.get_api_key_by_hash("hash of new")
 
     def test_delete_api_key_deletes_that_one(self, db: Db) -> None:
@@ -74,15 +72,10 @@ class ApiKeyContract(Subject):
         assert db.delete_api_key("k1") is False
 
     def test_authenticate_finds_the_key_by_its_plain_form_only(self, db: Db) -> None:
+        # A request's header reaches authenticate() unchecked: what no key can look like is not an error but nobody's
+        # key, and the stored hash, which a leaked backup shows, does not open the door.
         plain, key = db.issue_api_key("acme", "ci")
+        others = [plain[:-1], plain.upper(), plain + "\0", key.key_hash, "", "a\ud800"]
 
         assert db.authenticate(plain) == key
-        for other in (
-            "",
-            plain[:-1],
-            plain.upper(),
-            key.key_hash,
-            plain + "\0",
-            "a\ud800",
-        ):
-            assert db.authenticate(other) is None
+        assert [db.authenticate(other) for other in others] == [None] * 6

@@ -1,88 +1,58 @@
-"""Sessions: updates, order and pages, runners, bulk pauses."""
+"""Sessions: updates, order and pages, runners, bulk pauses, retention."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
 from datetime import UTC
-from typing import Any
 
 import pytest
 
 from agentdb import Db, DuplicateKeyError, SessionRecord, SessionStatus
 from agentdb.testing.conformance.subject import (
     IDS,
-    Rewrite,
+    Rows,
     Subject,
+    ids,
     instant,
-    make_sandbox,
     make_session,
+    session_of,
 )
 
+RUNNERS = ("r1", "r2", None)
 
-def _update_status(db: Db, id: str) -> bool:
-    return db.update_session_status(id, "active")
-
-
-def _update_sandbox(db: Db, id: str) -> bool:
-    return db.update_session_sandbox(id, "sb2")
-
-
-def _update_runner(db: Db, id: str) -> bool:
-    return db.update_session_runner(id, "r1")
+UPDATES: dict[str, Callable[[Db], bool]] = {
+    "status": lambda db: db.update_session_status("s1", "active"),
+    "sandbox": lambda db: db.update_session_sandbox("s1", "sb2"),
+    "runner": lambda db: db.update_session_runner("s1", "r1"),
+    "no runner": lambda db: db.update_session_runner("s1", None),
+    "touch": lambda db: db.touch_session("s1"),
+}
 
 
-def _clear_runner(db: Db, id: str) -> bool:
-    return db.update_session_runner(id, None)
+def _created_at(rows: Rows, ages: dict[str, float]) -> None:
+    for id, age in ages.items():
+        rows.session(id, created_at=instant(age))
 
 
-def _touch(db: Db, id: str) -> bool:
-    return db.touch_session(id)
-
-
-UPDATES = [_update_status, _update_sandbox, _update_runner, _clear_runner, _touch]
-
-
-def _sessions_made_at(
-    db: Db, rewrite: Rewrite, made: dict[str, float], **values: str
-) -> None:
-    for id, seconds in made.items():
-        make_session(db, id, **values)
-        rewrite("sessions", id, created_at=instant(seconds))
-
-
-def _sessions_in_every_status(db: Db, rewrite: Rewrite) -> None:
+def _in_every_status(rows: Rows) -> None:
     for status in SessionStatus:
-        for runner in ("r1", "r2", None):
-            id = f"{status} {runner}"
-            make_session(db, id, tenant_id=f"tenant of {runner}")
-            rewrite(
-                "sessions",
-                id,
+        for runner in RUNNERS:
+            rows.session(
+                f"{status} {runner}",
+                tenant_id=f"tenant of {runner}",
                 status=status.value,
                 runner_id=runner,
                 last_active_at=instant(),
             )
 
 
-def _by_id(db: Db) -> dict[str, SessionRecord]:
+def _all_by_id(db: Db) -> dict[str, SessionRecord]:
     return {
         session.id: session
-        for runner in ("r1", "r2", None)
+        for runner in RUNNERS
         for session in db.list_sessions(f"tenant of {runner}")
     }
-
-
-def _finished(
-    db: Db,
-    rewrite: Rewrite,
-    id: str,
-    seconds: float,
-    status: str = "ended",
-    **values: Any,
-) -> None:
-    make_session(db, id, **values)
-    rewrite("sessions", id, status=status, last_active_at=instant(seconds))
 
 
 class SessionContract(Subject):
@@ -108,6 +78,7 @@ class SessionContract(Subject):
         assert make_session(db).tenant_id == "default"
 
     def test_insert_session_with_a_taken_id_raises_whoever_has_it(self, db: Db) -> None:
+        # Ids are unique over all tenants: calls by id name no tenant.
         session = make_session(db, tenant_id="acme")
 
         with pytest.raises(DuplicateKeyError) as raised:
@@ -116,34 +87,21 @@ class SessionContract(Subject):
         assert str(raised.value) == "A session with the id 's1' exists already."
         assert db.get_session("s1") == session
 
-    def test_get_session_returns_none_for_an_unknown_id(self, db: Db) -> None:
-        make_session(db)
-
-        assert db.get_session("S1") is None
-
     @pytest.mark.parametrize(
         "status", [*SessionStatus, *(status.value for status in SessionStatus)]
     )
     def test_update_session_status_takes_members_and_plain_strings(
-        self, db: Db, rewrite: Rewrite, status: SessionStatus
+        self, db: Db, rows: Rows, status: SessionStatus
     ) -> None:
-        made = make_session(db)
-        rewrite("sessions", "s1", last_active_at=instant())
+        made = rows.session(last_active_at=instant())
 
         assert db.update_session_status("s1", status) is True
 
-        session = db.get_session("s1")
-        assert session is not None
+        session = session_of(db)
         assert session.status == status
         assert type(session.status) is str
         assert session.last_active_at >= made.created_at
         assert session.created_at == made.created_at
-
-    @pytest.mark.parametrize("update", UPDATES)
-    def test_update_of_a_session_that_is_not_there_is_false(
-        self, db: Db, update: Callable[[Db, str], bool]
-    ) -> None:
-        assert update(db, "s1") is False
 
     def test_update_session_sets_the_column_it_names(self, db: Db) -> None:
         make_session(db)
@@ -151,73 +109,66 @@ class SessionContract(Subject):
         db.update_session_sandbox("s1", "sb2")
         db.update_session_runner("s1", "r1")
 
-        session = db.get_session("s1")
-        assert session is not None
-        assert (session.status, session.sandbox_id, session.runner_id) == (
-            "starting",
-            "sb2",
-            "r1",
-        )
+        session = session_of(db)
+        assert (session.status, session.sandbox_id) == ("starting", "sb2")
+        assert session.runner_id == "r1"
         db.update_session_runner("s1", None)
-        session = db.get_session("s1")
-        assert session is not None
-        assert session.runner_id is None
+        assert session_of(db).runner_id is None
+
+    @pytest.mark.parametrize("update", UPDATES.values(), ids=UPDATES)
+    def test_update_of_a_session_sets_last_active_at_of_that_one(
+        self, db: Db, rows: Rows, update: Callable[[Db], bool]
+    ) -> None:
+        # Every update is a sign of life; a runner that only sets statuses must not be taken for a silent one.
+        now = make_session(db, "s0").created_at
+        rows.session(created_at=instant(), last_active_at=instant(1))
+        other = rows.session("s2", last_active_at=instant(1))
+
+        assert update(db) is True
+
+        session = session_of(db)
+        assert session.created_at == instant()
+        assert (session.tenant_id, session.agent_name) == ("default", "support-bot")
+        assert session.last_active_at >= now
+        assert db.get_session("s2") == other
 
     def test_a_status_of_a_newer_server_is_returned_as_it_is(
-        self, db: Db, rewrite: Rewrite
+        self, db: Db, rows: Rows
     ) -> None:
-        make_session(db)
-        rewrite("sessions", "s1", status="Hibernating")
+        # During a rolling upgrade both servers use one database. The old one must neither fail on a status it does not
+        # know nor pause such a session.
+        session = rows.session(status="Hibernating")
 
-        session = db.get_session("s1")
-
-        assert session is not None
         assert session.status == "Hibernating"
         assert db.bulk_pause_active_sessions() == 0
 
     def test_list_sessions_is_newest_first_to_the_microsecond(
-        self, db: Db, rewrite: Rewrite
+        self, db: Db, rows: Rows
     ) -> None:
-        _sessions_made_at(
-            db,
-            rewrite,
-            {"c": 0, "a": 1, "d": 0.5, "e": 0.000001, "b": 1.000001, "f": -1},
-        )
+        # SQLite stores texts: "12:00:01" and "12:00:00.500000" sort as their instants only in one format for all.
+        _created_at(rows, {"c": 0, "a": 1, "d": 0.5, "e": 1e-6, "b": 1.000001, "f": -1})
 
-        assert [session.id for session in db.list_sessions()] == [
-            "b",
-            "a",
-            "d",
-            "e",
-            "c",
-            "f",
-        ]
+        assert ids(db.list_sessions()) == ["b", "a", "d", "e", "c", "f"]
 
     def test_list_sessions_breaks_ties_by_id_descending_in_code_point_order(
-        self, db: Db, rewrite: Rewrite
+        self, db: Db, rows: Rows
     ) -> None:
-        _sessions_made_at(db, rewrite, dict.fromkeys(IDS, 0.0))
+        # Without an order among equals, two pages could both hold a session, or neither of them.
+        _created_at(rows, dict.fromkeys(IDS, 0.0))
 
-        assert [session.id for session in db.list_sessions()] == IDS[::-1]
+        assert ids(db.list_sessions()) == IDS[::-1]
 
     def test_list_sessions_is_of_one_tenant_and_of_one_agent_if_named(
-        self, db: Db, rewrite: Rewrite
+        self, db: Db, rows: Rows
     ) -> None:
-        for number, (tenant, agent) in enumerate(
-            [("acme", "a"), ("acme", "b"), ("other", "a"), ("acme", "a")]
-        ):
-            make_session(db, f"s{number}", agent, tenant_id=tenant)
-            rewrite("sessions", f"s{number}", created_at=instant(number))
+        rows.session("s0", "a", "acme", created_at=instant(0))
+        rows.session("s1", "b", "acme", created_at=instant(1))
+        rows.session("s2", "a", "other", created_at=instant(2))
+        rows.session("s3", "a", "acme", created_at=instant(3))
 
-        assert [session.id for session in db.list_sessions("acme")] == [
-            "s3",
-            "s1",
-            "s0",
-        ]
-        assert [session.id for session in db.list_sessions("acme", "a")] == ["s3", "s0"]
-        assert [
-            session.id for session in db.list_sessions(tenant_id="other", agent="a")
-        ] == ["s2"]
+        assert ids(db.list_sessions("acme")) == ["s3", "s1", "s0"]
+        assert ids(db.list_sessions("acme", "a")) == ["s3", "s0"]
+        assert ids(db.list_sessions(tenant_id="other", agent="a")) == ["s2"]
         assert db.list_sessions("acme", "c") == []
         assert db.list_sessions() == []
 
@@ -229,13 +180,11 @@ class SessionContract(Subject):
     @pytest.mark.parametrize("size", [1, 2, 3, 4, 100])
     @pytest.mark.parametrize("agent", [None, "support-bot"])
     def test_list_sessions_pages_through_all_also_where_instants_are_equal(
-        self, db: Db, rewrite: Rewrite, size: int, agent: str | None
+        self, db: Db, rows: Rows, size: int, agent: str | None
     ) -> None:
-        _sessions_made_at(
-            db,
-            rewrite,
-            dict.fromkeys(IDS, 0.0) | {"new": 1, "old": -1, "new-a": 1, "new-Z": 1},
-        )
+        # before= has to compare (created_at, id) as a pair: by the instant alone, the rest of a tie is skipped.
+        tied = dict.fromkeys(IDS, 0.0)
+        _created_at(rows, tied | {"new": 1, "old": -1, "new-a": 1, "new-Z": 1})
         make_session(db, "of another tenant", tenant_id="other")
         make_session(db, "of another agent", "another-bot")
         expected = db.list_sessions(agent=agent)
@@ -252,9 +201,9 @@ class SessionContract(Subject):
         assert len(paged) == 15 + (agent is None)
 
     def test_list_sessions_before_a_record_without_limit_returns_all_after_it(
-        self, db: Db, rewrite: Rewrite
+        self, db: Db, rows: Rows
     ) -> None:
-        _sessions_made_at(db, rewrite, {"a": 0, "b": 0, "c": 1, "d": -1})
+        _created_at(rows, {"a": 0, "b": 0, "c": 1, "d": -1})
         c, b, a, d = db.list_sessions()
 
         assert db.list_sessions(before=c) == [b, a, d]
@@ -262,12 +211,23 @@ class SessionContract(Subject):
         assert db.list_sessions(before=d) == []
 
     def test_list_sessions_before_a_record_of_another_tenant_shows_nothing_of_that_tenant(
-        self, db: Db, rewrite: Rewrite
+        self, db: Db, rows: Rows
     ) -> None:
+        # A cursor comes back from a client, who may send any. It names a place in the order and grants nothing.
         foreign = make_session(db, "z", tenant_id="other")
-        _sessions_made_at(db, rewrite, {"a": 0})
+        rows.session("a", created_at=instant())
 
-        assert [session.id for session in db.list_sessions(before=foreign)] == ["a"]
+        assert ids(db.list_sessions(before=foreign)) == ["a"]
+
+    def test_list_sessions_before_a_record_that_was_deleted_goes_on_where_it_stood(
+        self, db: Db, rows: Rows
+    ) -> None:
+        # So the place is in the record: an implementation that looks its row up first would end the list here.
+        _created_at(rows, {"a": 0, "b": 0, "c": 0})
+        _, b, a = db.list_sessions()
+        db.delete_session("b")
+
+        assert db.list_sessions(before=b) == [a]
 
     def test_list_sessions_takes_the_largest_limit(self, db: Db) -> None:
         make_session(db)
@@ -275,35 +235,32 @@ class SessionContract(Subject):
         assert len(db.list_sessions(limit=2**63 - 1)) == 1
 
     def test_list_sessions_by_runner_is_of_all_tenants_in_the_same_order(
-        self, db: Db, rewrite: Rewrite
+        self, db: Db, rows: Rows
     ) -> None:
+        newest = "a"
         for id in IDS:
-            make_session(db, id, tenant_id=f"tenant of {id}")
-            db.update_session_runner(id, "r1")
-            rewrite("sessions", id, created_at=instant())
-        make_session(db, "other")
-        db.update_session_runner("other", "r2")
+            created_at = instant(1 if id == newest else 0)
+            rows.session(
+                id, tenant_id=f"of {id}", runner_id="r1", created_at=created_at
+            )
+        rows.session("other", runner_id="r2")
         make_session(db, "none")
-        rewrite("sessions", "a", created_at=instant(1))
 
         listed = db.list_sessions_by_runner("r1")
 
-        assert [session.id for session in listed] == [
-            "a",
-            *(id for id in IDS[::-1] if id != "a"),
-        ]
-        assert listed[0] == db.get_session("a")
+        assert ids(listed) == [newest, *(id for id in IDS[::-1] if id != newest)]
+        assert listed[0] == db.get_session(newest)
         assert db.list_sessions_by_runner("r3") == []
 
     def test_bulk_pause_by_runner_pauses_that_runners_active_and_starting_sessions(
-        self, db: Db, rewrite: Rewrite
+        self, db: Db, rows: Rows
     ) -> None:
-        _sessions_in_every_status(db, rewrite)
-        before = _by_id(db)
+        _in_every_status(rows)
+        before = _all_by_id(db)
 
         assert db.bulk_pause_sessions_by_runner("r1") == 2
 
-        after = _by_id(db)
+        after = _all_by_id(db)
         for id in ("active r1", "starting r1"):
             old, paused = before.pop(id), after.pop(id)
             assert paused.status == "paused"
@@ -313,50 +270,15 @@ class SessionContract(Subject):
         assert db.bulk_pause_sessions_by_runner("r1") == 0
         assert db.bulk_pause_sessions_by_runner("r3") == 0
 
-    @pytest.mark.parametrize("update", UPDATES)
-    def test_update_of_a_session_sets_last_active_at_of_that_one(
-        self, db: Db, rewrite: Rewrite, update: Callable[[Db, str], bool]
-    ) -> None:
-        made = make_session(db)
-        make_session(db, "s2")
-        for id in ("s1", "s2"):
-            rewrite("sessions", id, created_at=instant(), last_active_at=instant(1))
-        other = db.get_session("s2")
-
-        assert update(db, "s1") is True
-
-        session = db.get_session("s1")
-        assert session is not None
-        assert (session.created_at, session.tenant_id, session.agent_name) == (
-            instant(),
-            "default",
-            "support-bot",
-        )
-        assert session.last_active_at >= made.last_active_at
-        assert db.get_session("s2") == other
-
-    def test_list_sessions_before_a_record_that_was_deleted_goes_on_where_it_stood(
-        self, db: Db, rewrite: Rewrite
-    ) -> None:
-        _sessions_made_at(db, rewrite, {"a": 0, "b": 0, "c": 0})
-        _, b, a = db.list_sessions()
-        db.delete_session("b")
-
-        assert db.list_sessions(before=b) == [a]
-
     def test_bulk_pause_pauses_active_and_starting_sessions_of_all_runners(
-        self, db: Db, rewrite: Rewrite
+        self, db: Db, rows: Rows
     ) -> None:
-        _sessions_in_every_status(db, rewrite)
+        _in_every_status(rows)
 
         assert db.bulk_pause_active_sessions() == 6
 
-        sessions = [
-            s
-            for tenant in ("r1", "r2", None)
-            for s in db.list_sessions(f"tenant of {tenant}")
-        ]
-        assert Counter(s.status for s in sessions) == {
+        sessions = _all_by_id(db).values()
+        assert Counter(session.status for session in sessions) == {
             "paused": 9,
             "ended": 3,
             "error": 3,
@@ -366,46 +288,44 @@ class SessionContract(Subject):
         assert db.bulk_pause_active_sessions() == 0
 
     def test_prune_deletes_the_longest_inactive_finished_sessions(
-        self, db: Db, rewrite: Rewrite
+        self, db: Db, rows: Rows
     ) -> None:
-        for number, status in enumerate(("ended", "stopped", "error")):
-            _finished(db, rewrite, status, -3 - number, status)
-        for status in ("active", "starting", "paused", "a newer one"):
-            _finished(db, rewrite, status, -100, status)
-        _finished(db, rewrite, "at that moment", 0)
+        for status, age in {"ended": -3, "stopped": -4, "error": -5}.items():
+            rows.session(status, status=status, last_active_at=instant(age))
+        # However old: what may still run, or what only a newer server could judge, is not for deletion.
+        kept = {"active", "starting", "paused", "a newer one"}
+        for status in kept:
+            rows.session(status, status=status, last_active_at=instant(-100))
+        rows.session("at that moment", status="ended", last_active_at=instant())
 
         assert db.prune_sessions(instant(), 2) == 2
         assert db.get_session("ended") is not None
         assert db.prune_sessions(instant(), 2) == 1
         assert db.prune_sessions(instant(), 2) == 0
 
-        left = {s.id for s in db.list_sessions()}
-        assert left == {"active", "starting", "paused", "a newer one", "at that moment"}
+        assert {*ids(db.list_sessions())} == {*kept, "at that moment"}
 
     def test_prune_takes_their_cold_sandboxes_along_and_no_others(
-        self, db: Db, rewrite: Rewrite
+        self, db: Db, rows: Rows
     ) -> None:
+        # An id with every kind of quote, for an implementation that writes the ids of the first statement into the
+        # second one. A sandbox that is not cold may be in use whatever its session's status says.
         id = "s'\"\\ é😀\n\x1f"
-        _finished(db, rewrite, id, -1)
+        rows.session(id, status="ended", last_active_at=instant(-1))
         make_session(db, "s2")
-        for name, session, state in (
-            ("gone", id, "cold"), ("warm", id, "warm"), ("another's", "s2", "cold"), ("nobody's", None, "cold")
-        ):  # fmt: skip
-            make_sandbox(db, name, session_id=session)
-            rewrite("sandboxes", name, state=state)
+        rows.sandbox("gone", session_id=id, state="cold")
+        rows.sandbox("warm", session_id=id, state="warm")
+        rows.sandbox("another's", session_id="s2", state="cold")
+        rows.sandbox("nobody's", session_id=None, state="cold")
 
         assert db.prune_sessions(instant(), 10) == 1
 
-        assert {sandbox.id for sandbox in db.list_sandboxes()} == {
-            "another's",
-            "nobody's",
-            "warm",
-        }
+        assert {*ids(db.list_sandboxes())} == {"another's", "nobody's", "warm"}
 
-    def test_prune_of_equal_age_goes_by_id(self, db: Db, rewrite: Rewrite) -> None:
+    def test_prune_of_equal_age_goes_by_id(self, db: Db, rows: Rows) -> None:
         for id in ("b", "B", "a", "é"):
-            _finished(db, rewrite, id, -1)
+            rows.session(id, status="ended", last_active_at=instant(-1))
 
         assert db.prune_sessions(instant(), 2) == 2
 
-        assert sorted(s.id for s in db.list_sessions()) == ["b", "é"]
+        assert sorted(ids(db.list_sessions())) == ["b", "é"]

@@ -1,10 +1,10 @@
-"""The base of the contract's tests: the ``Db`` under test, a way around it, and minimal rows."""
+"""The base of the contract's tests: the ``Db`` under test, a way around it, and rows to test with."""
 
 from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar, Protocol
 
@@ -18,9 +18,11 @@ from agentdb.interface import (
     SessionRecord,
 )
 
-# In code-point order, which differs from the order of locales and case-insensitive comparisons.
+# In code-point order. A locale puts "a" before "B" and "é" before "z", a case-insensitive comparison takes "a" for "A",
+# and UTF-16 (Java, JavaScript) puts the emoji, a surrogate pair, before U+FFEE: each of them fails a test.
 IDS = ["10", "9", "B", "Z", "_", "a", "a b", "ab", "é", "\uffee", "😀"]
 
+# Long past: whatever a call writes with the clock of the database under test is later, without sleeping.
 START = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 
 
@@ -28,6 +30,37 @@ class Rewrite(Protocol):
     def __call__(self, table: str, id: str, **columns: object) -> None:
         """Set columns of one row that a ``Db`` cannot set, above all timestamps."""
         ...
+
+
+class Rows:
+    """Inserts rows with a content and an age that no ``Db`` gives them."""
+
+    def __init__(self, db: Db, rewrite: Rewrite) -> None:
+        self._db, self._rewrite = db, rewrite
+
+    def session(
+        self,
+        id: str = "s1",
+        agent_name: str = "support-bot",
+        tenant_id: str = "default",
+        **columns: object,
+    ) -> SessionRecord:
+        """Insert a session, set these columns of it, and return it as a get does."""
+        make_session(self._db, id, agent_name, tenant_id=tenant_id)
+        self._rewrite("sessions", id, **columns)
+        return session_of(self._db, id)
+
+    def sandbox(
+        self,
+        id: str = "sb1",
+        agent_name: str = "support-bot",
+        tenant_id: str = "default",
+        **columns: object,
+    ) -> SandboxRecord:
+        """Insert a sandbox, set these columns of it, and return it as a get does."""
+        make_sandbox(self._db, id, agent_name, tenant_id=tenant_id)
+        self._rewrite("sandboxes", id, **columns)
+        return sandbox_of(self._db, id)
 
 
 class Subject:
@@ -38,6 +71,7 @@ class Subject:
     @pytest.fixture
     def db(self) -> Iterator[Db]:
         """An empty ``Db``; an ``AsyncDb`` is called through :func:`awaited`."""
+        # A plain function as the attribute of a class would become a method of the test; take it as it was written.
         factory = inspect.getattr_static(type(self), "factory")
         made = (factory.__func__ if isinstance(factory, staticmethod) else factory)()
         if not inspect.iscoroutinefunction(made.get_session):
@@ -56,6 +90,11 @@ class Subject:
             "needs a way around the Db: override the fixture 'rewrite' of the contract's tests"
         )
 
+    @pytest.fixture
+    def rows(self, db: Db, rewrite: Rewrite) -> Rows:
+        """Rows of a given age; skipped without ``rewrite``."""
+        return Rows(db, rewrite)
+
 
 def awaited(db: Any, runner: asyncio.Runner) -> Any:
     """Wrap an ``AsyncDb`` as a ``Db``: each call is awaited on the runner's loop."""
@@ -63,6 +102,7 @@ def awaited(db: Any, runner: asyncio.Runner) -> Any:
 
 
 class _Awaited:
+    # Only what is a coroutine is awaited: for_tenant() returns a view at once, whose calls are awaited in turn.
     def __init__(self, db: Any, runner: asyncio.Runner) -> None:
         self._db, self._runner = db, runner
 
@@ -83,6 +123,22 @@ class _Awaited:
 def instant(seconds: float = 0) -> datetime:
     """Return an instant some seconds after a fixed one."""
     return START + timedelta(seconds=seconds)
+
+
+def ids(records: Iterable[Any]) -> list[str]:
+    return [record.id for record in records]
+
+
+def session_of(db: Db, id: str = "s1") -> SessionRecord:
+    session = db.get_session(id)
+    assert session is not None, f"there is no session {id!r}"
+    return session
+
+
+def sandbox_of(db: Db, id: str = "sb1") -> SandboxRecord:
+    sandbox = db.get_sandbox(id)
+    assert sandbox is not None, f"there is no sandbox {id!r}"
+    return sandbox
 
 
 def make_agent(

@@ -1,4 +1,4 @@
-"""Transactions, tenants' views, and the end."""
+"""Keys that no row has, transactions, tenants' views, and the end."""
 
 from __future__ import annotations
 
@@ -14,12 +14,15 @@ from agentdb.errors import (
 )
 from agentdb.interface import Db, SessionRecord
 from agentdb.testing.conformance.subject import (
-    Rewrite,
+    Rows,
     Subject,
+    ids,
     instant,
     make_agent,
+    make_api_key,
     make_sandbox,
     make_session,
+    session_of,
 )
 
 
@@ -27,11 +30,51 @@ class Stop(Exception):
     """An exception of the caller's own function."""
 
 
+# Not the keys of the rows that the make_… functions insert: those differ in case alone.
+NOTHING_FOUND: list[tuple[object, ...]] = [
+    (None, "get_agent", "Support-Bot"),
+    (None, "get_session", "S1"),
+    (None, "get_sandbox", "SB1"),
+    (None, "get_api_key_by_hash", "HASH-1"),
+    (None, "claim_session", "S1", "r1"),
+    (None, "claim_warm_sandbox", "Support-Bot", "s1"),
+    (False, "update_session_status", "S1", "active"),
+    (False, "update_session_sandbox", "S1", "sb2"),
+    (False, "update_session_runner", "S1", "r1"),
+    (False, "update_session_runner", "S1", None),
+    (False, "touch_session", "S1"),
+    (False, "update_sandbox_state", "SB1", "cold"),
+    (False, "update_sandbox_session", "SB1", "s1"),
+    (False, "touch_sandbox", "SB1"),
+    (False, "delete_agent", "Support-Bot"),
+    (False, "delete_session", "S1"),
+    (False, "delete_sandbox", "SB1"),
+    (False, "delete_api_key", "K1"),
+]
+
+
 class WholeContract(Subject):
+    @pytest.mark.parametrize("call", NOTHING_FOUND, ids=lambda call: call[1])
+    def test_a_key_that_no_row_has_is_not_an_error_and_changes_nothing(
+        self, db: Db, call: tuple[Any, ...]
+    ) -> None:
+        answer, method, *arguments = call
+        rows = make_agent(db), make_session(db), make_sandbox(db), make_api_key(db)
+
+        assert getattr(db, method)(*arguments) is answer
+
+        assert rows == (
+            db.get_agent("support-bot"),
+            db.get_session("s1"),
+            db.get_sandbox("sb1"),
+            db.get_api_key_by_hash("hash-1"),
+        )
+
     @pytest.mark.parametrize("error", [Stop, KeyboardInterrupt, AgentDbError])
     def test_transaction_keeps_nothing_if_fn_raises_and_lets_the_error_through(
         self, db: Db, error: type[BaseException]
     ) -> None:
+        # KeyboardInterrupt among them: rolled back by "except Exception", it would leave its writes in the next COMMIT.
         raised = error("stop")
 
         def work(inside: Db) -> None:
@@ -55,6 +98,7 @@ class WholeContract(Subject):
         assert db.run_transaction(work) == db.get_session("s1")
 
     def test_nested_transaction_that_fails_is_undone_alone(self, db: Db) -> None:
+        # So a nested one is a savepoint: neither a transaction of its own nor a mere call of the function.
         def inner(inside: Db) -> None:
             make_session(inside, "inner")
             raise Stop
@@ -67,7 +111,7 @@ class WholeContract(Subject):
 
         db.run_transaction(outer)
 
-        assert {session.id for session in db.list_sessions()} == {"before", "after"}
+        assert {*ids(db.list_sessions())} == {"before", "after"}
 
     def test_nested_transaction_is_undone_with_the_one_around_it(self, db: Db) -> None:
         def outer(inside: Db) -> None:
@@ -82,6 +126,7 @@ class WholeContract(Subject):
     def test_a_duplicate_inside_a_transaction_can_be_caught_and_the_rest_is_kept(
         self, db: Db
     ) -> None:
+        # PostgreSQL refuses every statement after a failed one until a rollback: each insert needs its own savepoint.
         make_session(db)
 
         def work(inside: Db) -> None:
@@ -95,11 +140,7 @@ class WholeContract(Subject):
 
         db.run_transaction(work)
 
-        assert {session.id for session in db.list_sessions()} == {
-            "before",
-            "s1",
-            "after",
-        }
+        assert {*ids(db.list_sessions())} == {"before", "s1", "after"}
 
     def test_a_duplicate_that_leaves_the_transaction_undoes_it(self, db: Db) -> None:
         make_session(db)
@@ -128,19 +169,17 @@ class WholeContract(Subject):
     def test_new_rows_are_the_tenants_without_naming_it(self, db: Db) -> None:
         view = db.for_tenant("acme")
 
-        rows: list[Any] = [
+        agent, session, sandbox = (
             make_agent(view),
             make_session(view),
             make_sandbox(view),
-            view.issue_api_key("acme", "")[1],
-        ]
+        )
+        key = view.issue_api_key("acme", "")[1]
 
-        assert [row.tenant_id for row in rows] == ["acme"] * 4
-        assert (
-            view.get_agent("support-bot"),
-            view.get_session("s1"),
-            view.get_sandbox("sb1"),
-        ) == tuple(rows[:3])
+        assert {row.tenant_id for row in (agent, session, sandbox, key)} == {"acme"}
+        assert view.get_agent("support-bot") == agent
+        assert view.get_session("s1") == session
+        assert view.get_sandbox("sb1") == sandbox
         assert db.for_tenant("other").upsert_agent("support-bot", "/").version == 1
         assert view.upsert_agent("support-bot", "/2").version == 2
 
@@ -150,6 +189,7 @@ class WholeContract(Subject):
         assert db.for_tenant("acme").for_tenant("acme").get_session("s1") is not None
 
     def test_the_view_of_the_default_tenant_is_one_too(self, db: Db) -> None:
+        # "default" is also what a call means that names no tenant. A view that takes the one for the other sees all.
         make_session(db, tenant_id="acme")
         view = db.for_tenant("default")
 
@@ -157,27 +197,23 @@ class WholeContract(Subject):
         assert view.get_session("s1") is None
 
     def test_what_all_tenants_share_is_counted_paused_and_evicted_for_one(
-        self, db: Db, rewrite: Rewrite
+        self, db: Db, rows: Rows
     ) -> None:
+        # These calls take no tenant, so each of them needs the view's condition added; a forgotten one acts on others'.
         for tenant in ("acme", "other"):
-            make_session(db, f"s of {tenant}", tenant_id=tenant)
+            rows.session(f"s of {tenant}", tenant_id=tenant, last_active_at=instant())
             make_sandbox(db, f"sb of {tenant}", tenant_id=tenant)
-            rewrite("sessions", f"s of {tenant}", last_active_at=instant())
         view = db.for_tenant("acme")
 
-        assert (
-            view.count_sandboxes()
-            == view.mark_all_sandboxes_cold()
-            == view.bulk_pause_active_sessions()
-            == 1
-        )
+        assert view.count_sandboxes() == 1
+        assert view.mark_all_sandboxes_cold() == 1
+        assert view.bulk_pause_active_sessions() == 1
         claimed = view.claim_eviction_candidate()
         assert claimed is not None
         assert claimed.id == "sb of acme"
         assert view.claim_eviction_candidate() is None
-        assert [
-            s.status for s in db.list_sessions("acme") + db.list_sessions("other")
-        ] == ["paused", "starting"]
+        assert session_of(db, "s of acme").status == "paused"
+        assert session_of(db, "s of other").status == "starting"
 
     def test_the_transaction_of_a_view_is_undone_and_sees_one_tenant(
         self, db: Db
@@ -187,14 +223,15 @@ class WholeContract(Subject):
         def work(inside: Db) -> None:
             assert inside.get_session("theirs") is None
             make_session(inside, "ours")
-            raise KeyError
+            raise Stop
 
-        with pytest.raises(KeyError):
+        with pytest.raises(Stop):
             db.for_tenant("acme").run_transaction(work)
 
         assert db.get_session("ours") is None
 
     def test_a_view_is_closed_alone_and_the_db_with_its_views(self, db: Db) -> None:
+        # A request's view may close while others use the connections; only the Db itself owns them.
         view, other = db.for_tenant("acme"), db.for_tenant("acme")
         view.close()
         view.close()
