@@ -176,10 +176,9 @@ def _after_type(tokens: Sequence[Token], position: int) -> int:
     position += 1
     while position < len(tokens):
         text = tokens[position].text
-        if text in ("(", "["):
-            closing = ")" if text == "(" else "]"
-            while position < len(tokens) and tokens[position].text != closing:
-                position += 1
+        if text == "(":
+            position = matching(tokens, position) + 1
+        elif text.startswith("["):  # which the tokenizer reads as a name in brackets
             position += 1
         elif text == "." or text.lower() in tail:
             position += 2 if text == "." else 1

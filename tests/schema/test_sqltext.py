@@ -20,6 +20,8 @@ from agentdb.schema.sqltext import (
         ("'default'", "('default'::character varying)"),
         ("'a'", "'a'::character varying(100)"),
         ("'x'", "'x'::pg_catalog.text"),
+        ("a = '{}' AND b", "a = '{}'::text[] AND b"),
+        ("a > 1 AND b", "a > 1::numeric(10, 2) AND b"),
         ("NULL", "NULL::timestamp with time zone"),
         ("1", "1:::INT8"),
         ("now()", "NOW() ::: TIMESTAMPTZ"),

@@ -81,6 +81,29 @@ def test_many_threads_share_as_many_connections_as_may_be(
     assert 2 <= most <= 3
 
 
+def test_the_connection_that_was_idle_longest_makes_room(
+    url: str, watcher: psycopg.Connection
+) -> None:
+    def pids() -> list[int]:
+        rows = watcher.execute(f"SELECT pid {OTHERS} ORDER BY backend_start")
+        return [pid for (pid,) in rows]
+
+    with (
+        agentdb.connect(with_options(url, max_connections=2)) as db,
+        ThreadPoolExecutor(1) as busy,
+        ThreadPoolExecutor(1) as idle,
+        ThreadPoolExecutor(1) as new,
+    ):
+        busy.submit(db.list_agents).result()
+        idle.submit(db.list_agents).result()
+        wait_for(lambda: count(watcher) == 2)  # without that of this thread
+        of_busy, of_idle = pids()
+        busy.submit(db.list_agents).result()
+        new.submit(db.list_agents).result()
+        wait_for(lambda: of_idle not in pids())
+        assert of_busy in pids()
+
+
 def test_a_call_that_finds_no_connection_says_so_in_the_end(
     url: str, caplog: pytest.LogCaptureFixture
 ) -> None:

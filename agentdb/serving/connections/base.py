@@ -223,17 +223,15 @@ class Slot:
         """Return a connection for a call outside a transaction: open, alive and idle."""
         connection = self._connection
         if (
-            connection is not None
-            and connection.raw is self.wrapper.connection
-            and connection.is_at_hand()
+            connection is None
+            or connection.raw is not self.wrapper.connection
+            or not connection.is_at_hand()
         ):
-            self.used = time.monotonic()
-            return connection
-        connection = self._kept()
-        if connection is None:
-            connection = self._open(limit)
-        else:
-            self._look(connection)
+            connection = self._kept()
+            if connection is None:
+                connection = self._open(limit)
+            else:
+                self._look(connection)
         self.used = time.monotonic()
         return connection
 
