@@ -43,7 +43,7 @@ from agentdb.serving.opening import temporary_alias
 from tests.conftest import ENGINE_NAMES
 from tests.helpers.factories import execute, make_agent, make_sandbox, make_session
 
-MakeHosts = Callable[[dict[str, Any] | None], str]
+MakeHosts = Callable[..., str]
 
 
 @pytest.fixture
@@ -691,8 +691,8 @@ def hosts(postgres_url_migrated: str) -> Iterator[MakeHosts]:
     """Makes an alias as a Django project would, with a pool of its own or without one."""
     aliases: list[str] = []
 
-    def make(pool: dict[str, Any] | None) -> str:
-        config = database_from_url(postgres_url_migrated)
+    def make(pool: dict[str, Any] | None, url: str = postgres_url_migrated) -> str:
+        config = database_from_url(url)
         config["CONN_MAX_AGE"] = 0
         if pool is not None:
             config["OPTIONS"]["pool"] = pool
@@ -708,6 +708,35 @@ def hosts(postgres_url_migrated: str) -> Iterator[MakeHosts]:
         wrapper.close()
         wrapper.close_pool()
         del connections[alias], connections.settings[alias]
+
+
+@pytest.mark.parametrize("what", ["call", "begin", "commit", "undo"])
+def test_no_call_on_a_hosts_connection_waits_for_ever_for_a_silent_server(
+    relay: tuple[Relay, str], hosts: MakeHosts, what: str
+) -> None:
+    middle, url = relay
+
+    def work(inside: Db) -> None:
+        inside.list_agents()
+        middle.silent.set()
+        if what == "undo":
+            raise ZeroDivisionError
+
+    def rescue() -> None:
+        rescued.set()
+        middle.cut()
+
+    rescued, timer = threading.Event(), threading.Timer(30, rescue)
+    db = DjangoDb(hosts(None, f"{url}?call_timeout=1"))
+    db.list_agents()
+    timer.start()
+    if what in ("call", "begin"):
+        middle.silent.set()
+    error = ZeroDivisionError if what == "undo" else DatabaseUnavailableError
+    with pytest.raises(error):
+        db.list_agents() if what == "call" else db.run_transaction(work)
+    timer.cancel()
+    assert not rescued.is_set()
 
 
 def test_dead_connections_of_a_hosts_pool_go_back_to_it(
