@@ -71,16 +71,17 @@ class ConnectionLimit:
         """Reserve room for the slot's connection, if there is some or can be made."""
         while True:
             with self._lock:
-                others = [other for other in self._slots if other is not slot]
-                is_open = [other for other in others if other.is_open]
-                opening = sum(
-                    other in self._opening and not other.is_open for other in others
-                )
-                if len(is_open) + opening < self._most:
+                # Each is asked once: one that opens meanwhile would be missed between two questions.
+                others = [
+                    other
+                    for other in self._slots
+                    if other is not slot and (other in self._opening or other.is_open)
+                ]
+                if len(others) < self._most:
                     self._opening.add(slot)
                     return True
             if not any(
                 other.close_if_idle()
-                for other in sorted(is_open, key=lambda other: other.used)
+                for other in sorted(others, key=lambda other: other.used)
             ):
                 return False

@@ -8,13 +8,20 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import accumulate
+from typing import Any
 
 import psycopg
 import pytest
+from django.db import connections
 
 import agentdb
-from agentdb import DatabaseUnavailableError, Db, InvalidInputError
+from agentdb import DatabaseUnavailableError, Db, DjangoDb, InvalidInputError
 from agentdb.conf import database_from_url
+from agentdb.serving.connection_limit import ConnectionLimit
+from agentdb.serving.connections.base import Slot
+from agentdb.serving.connections.postgresql import PostgresConnection
+from tests.helpers.limits import set_call_timeout
 from tests.project.test_import import run_python
 
 OTHERS = "FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'agentdb'"
@@ -50,35 +57,47 @@ def touch(id: str, inside: Db) -> bool:
 
 
 def wait_for(what: Callable[[], bool]) -> None:
-    ends = time.monotonic() + 20
+    ends = time.monotonic() + 120
     while not what():
         assert time.monotonic() < ends
         time.sleep(0.02)
 
 
 def test_many_threads_share_as_many_connections_as_may_be(
-    url: str, watcher: psycopg.Connection
+    url: str, watcher: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    most = 0
+    # A server needs a moment to notice that a connection was closed, so this is counted here.
+    changes: list[int] = []
+    made, close = PostgresConnection.__init__, PostgresConnection.close
+
+    def count_made(connection: PostgresConnection, *args: Any) -> None:
+        made(connection, *args)
+        changes.append(1)
+
+    def count_closed(connection: PostgresConnection) -> None:
+        changes.append(-1)
+        close(connection)
+
+    monkeypatch.setattr(PostgresConnection, "__init__", count_made)
+    monkeypatch.setattr(PostgresConnection, "close", count_closed)
+    all_have_begun = threading.Barrier(12, timeout=120)
 
     def work(number: int) -> None:
-        nonlocal most
+        all_have_begun.wait()
         for turn in range(5):
             session = db.insert_session(f"{number}-{turn}", "a", "sb")
             db.run_transaction(partial(touch, session.id))
-            # A server needs a moment to notice that a connection was closed, so this is counted here.
-            most = max(most, executor.threads.open_connections())
 
-    with (
-        agentdb.connect(with_options(url, max_connections=3)) as db,
-        ThreadPoolExecutor(12) as pool,
-    ):
-        executor = db._executor
-        list(pool.map(work, range(12)))
+    with agentdb.connect(with_options(url, max_connections=3)) as db:
+        with ThreadPoolExecutor(12) as pool:
+            list(pool.map(work, range(12)))
+            # What is open after each change, until the threads end, which closes theirs.
+            numbers = list(accumulate(changes))
         wait_for(lambda: count(watcher) <= 3)
         assert len(db.list_sessions()) == 60
         assert db.health().connections <= 3
-    assert 2 <= most <= 3
+    assert 2 <= numbers[-1]
+    assert max(numbers) <= 3
 
 
 def test_the_connection_that_was_idle_longest_makes_room(
@@ -105,28 +124,39 @@ def test_the_connection_that_was_idle_longest_makes_room(
 
 
 def test_a_call_that_finds_no_connection_says_so_in_the_end(
-    url: str, caplog: pytest.LogCaptureFixture
+    url: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    entered, leave = threading.Event(), threading.Event()
+    entered, waits, leave = (threading.Event() for _ in range(3))
+    take = ConnectionLimit._take
+
+    def noted(limit: ConnectionLimit, slot: Slot) -> bool:
+        if not (taken := take(limit, slot)):
+            waits.set()
+        return taken
 
     def hold(inside: Db) -> None:
         inside.list_agents()
         entered.set()
-        leave.wait(20)
+        leave.wait(120)
 
-    with agentdb.connect(with_options(url, max_connections=1, call_timeout=1)) as db:
+    monkeypatch.setattr(ConnectionLimit, "_take", noted)
+    with agentdb.connect(with_options(url, max_connections=1)) as db:
         with ThreadPoolExecutor(2) as pool:
             holding = pool.submit(db.run_transaction, hold)
-            entered.wait(20)
+            assert entered.wait(120)
+            set_call_timeout(db, 1)
             with pytest.raises(DatabaseUnavailableError) as raised:
                 pool.submit(db.list_agents).result()
             assert str(raised.value) == (
                 f"{db.describe()}: all of max_connections=1 are in use, and none became free within 1 seconds. Raise "
                 "it, or let fewer threads call at once."
             )
+            set_call_timeout(db, 60)
+            waits.clear()
             with caplog.at_level(logging.INFO, logger="agentdb"):
                 waiting = pool.submit(db.list_agents)
-                time.sleep(0.3)
+                assert waits.wait(120)
+                time.sleep(0.2)  # a shorter wait is not worth a line
                 leave.set()
                 assert waiting.result() == []
             holding.result()
@@ -136,22 +166,26 @@ def test_a_call_that_finds_no_connection_says_so_in_the_end(
         )
 
 
+def backend(db: DjangoDb) -> int:
+    return int(connections[db.alias].connection.info.backend_pid)
+
+
 def test_an_idle_connection_is_closed_and_another_one_opened(
     url: str, watcher: psycopg.Connection
 ) -> None:
-    with agentdb.connect(with_options(url, idle_seconds=0.3, call_timeout=2)) as db:
+    with agentdb.connect(with_options(url, idle_seconds=0.3)) as db:
         db.list_agents()
-        assert count(watcher) == 1
+        first = backend(db)
         wait_for(lambda: count(watcher) == 0)
         assert db.list_agents() == []
-        assert count(watcher) == 1
+        assert backend(db) != first
 
-        def idle(inside: Db) -> int:
+        def idle(inside: Db) -> None:
             inside.list_agents()
             time.sleep(1.2)
-            return count(watcher)
+            assert inside.list_agents() == []  # in a transaction it stays
 
-        assert db.run_transaction(idle) == 1
+        db.run_transaction(idle)
 
 
 def test_a_server_without_a_connection_left_says_what_to_set(url: str) -> None:
