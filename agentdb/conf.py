@@ -58,6 +58,7 @@ _TWICE = {
     "password": "PASSWORD",
 }
 
+_PORT = "after the host and ':' comes a port, a number from 1 to 65535."
 _ENCODE = "Percent-encode '@', ':', '/', '?' and '#' in user name and password."
 
 _ON = (True, 1, "on", "true", "yes")
@@ -169,12 +170,16 @@ def _parsed(scheme: str, rest: str, *, is_file: bool) -> dict[str, Any]:
             **dj_database_url.parse(f"{_SCHEMES[scheme]}://{one}")
         }
     except ValueError:
+        if is_file:
+            raise InvalidInputError(
+                f"The {scheme}:// URL cannot be read. Write sqlite:///file.db, or sqlite://:memory:."
+            ) from None
         if "@" in rest or not re.search(r":[^/]*$", location):
             raise InvalidInputError(
                 f"The {scheme}:// URL cannot be read. {_ENCODE}"
             ) from None
         raise InvalidInputError(
-            f"The {scheme}:// URL cannot be read: after the host and ':' comes a port, a number up to 65535."
+            f"The {scheme}:// URL cannot be read: {_PORT}"
         ) from None
     if hosts:
         config.update(HOST=hosts, PORT=ports)
@@ -188,6 +193,13 @@ def _refuse_what_would_be_dropped(scheme: str, rest: str, *, is_file: bool) -> N
         raise InvalidInputError(
             f"The {scheme}:// URL has a '#', or a '?' that begins no option=value. Percent-encode them: %23 and %3F."
         )
+    for option in query.split("&"):
+        if option.endswith("="):  # probably an unset variable, like an empty URL
+            raise InvalidInputError(
+                f"The {scheme}:// URL gives the option {option[:-1]!r} no value."
+            )
+    if re.search(r":0+(,|$)", location.partition("/")[0]):
+        raise InvalidInputError(f"The {scheme}:// URL cannot be read: {_PORT}")
     if is_file and not location.strip("/"):
         raise InvalidInputError(
             f"'{scheme}://{location}' names no file. For a database in memory, write sqlite://:memory:."
@@ -457,6 +469,9 @@ def _check_server_options(
             f"The URL option {min(taken)!r} cannot be set by a URL: it is an argument of Django's or the "
             "driver's. In a Django project, set it in DATABASES."
         )
+    for host in str(config["HOST"] or options.get("host", "")).split(","):
+        if not host.startswith(("/", "@")):
+            _check_host_name(scheme, host)
     for option, setting in _TWICE.items():
         if config[setting] and str(options.get(option, config[setting])) != str(
             config[setting]
@@ -465,6 +480,15 @@ def _check_server_options(
                 f"The {scheme}:// URL has two values for {option}: one in its place, and another as an "
                 "option. Leave one."
             )
+
+
+def _check_host_name(scheme: str, host: str) -> None:
+    try:
+        host.encode("idna")  # as the driver does, whose error would be a UnicodeError
+    except UnicodeError:
+        raise InvalidInputError(
+            f"The {scheme}:// URL names the host {host!r}, and no host can have that name."
+        ) from None
 
 
 def _touch_durability(name: str, value: Any) -> str:

@@ -97,10 +97,6 @@ class AsyncDb:
     """
 
     def __init__(self, db: Db, *, max_workers: int = DEFAULT_MAX_WORKERS) -> None:
-        if max_workers < 1:
-            raise InvalidInputError(
-                f"max_workers must be 1 or more, not {max_workers}."
-            )
         self._db: Db | None = db
         self._open: Callable[[], Db] | None = None
         self._prepare(max_workers)
@@ -118,6 +114,10 @@ class AsyncDb:
     def _prepare(self, max_workers: int) -> None:
         from agentdb.serving.workers import Workers
 
+        if type(max_workers) is not int or max_workers < 1:
+            raise InvalidInputError(
+                f"max_workers must be a whole number from 1, not {max_workers!r}."
+            )
         self._workers = Workers(max_workers)
         # Each transaction of a coroutine function has a thread of its own: it waits for the function's calls, and
         # whatever the function awaits in between may need all of the others.

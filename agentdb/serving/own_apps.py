@@ -170,7 +170,10 @@ def _config(name: str) -> AppConfig:
     from agentdb.serving.host import in_one_line
 
     try:
-        return AppConfig.create(name)
+        config = AppConfig.create(name)
+        if not hasattr(config.module, "__path__"):
+            raise ImportError("it is a module, not a package")
+        return config
     except Exception as error:
         raise InvalidInputError(
             f"The app {name!r} cannot be loaded: {in_one_line(error)}. Name a package that is a Django app and that "

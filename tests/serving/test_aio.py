@@ -275,11 +275,24 @@ def test_postgresql_connections_are_no_more_than_the_threads(
     assert execute(url, count) == [(0,)]
 
 
-def test_max_workers_below_one_is_refused() -> None:
+@pytest.mark.parametrize("max_workers", [0, -1, 1.5, "8", None, True])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda number: AsyncDb(fake()[1], max_workers=number),
+        lambda number: agentdb.connect_async(max_workers=number),
+    ],
+)
+def test_max_workers_other_than_a_number_from_one_is_refused(
+    make: Callable[[Any], AsyncDb], max_workers: Any
+) -> None:
     with pytest.raises(InvalidInputError) as raised:
-        AsyncDb(fake()[1], max_workers=0)
+        make(max_workers)
 
-    assert str(raised.value) == "max_workers must be 1 or more, not 0."
+    assert (
+        str(raised.value)
+        == f"max_workers must be a whole number from 1, not {max_workers!r}."
+    )
 
 
 def test_context_variables_reach_the_call_and_what_it_sets_stays_there() -> None:

@@ -210,7 +210,7 @@ def test_cockroachdb_url_has_its_own_engine(scheme: str) -> None:
 
 _KNOWN = "sqlite://, postgres://, postgresql://, cockroach://, cockroachdb://"
 _NO_SCHEME = f"The database URL has no scheme; it must begin with one of {_KNOWN}."
-_PORT = "after the host and ':' comes a port, a number up to 65535."
+_PORT = "after the host and ':' comes a port, a number from 1 to 65535."
 _ENCODE = "Percent-encode '@', ':', '/', '?' and '#' in user name and password."
 _DROPPED = "URL has a '#', or a '?' that begins no option=value. Percent-encode them: %23 and %3F."
 _SLASHES = (
@@ -291,6 +291,28 @@ _NO_FILE = "names no file. For a database in memory, write sqlite://:memory:."
             f"The database URL begins with 'mysql+pymysql'; supported are {_KNOWN}.",
         ),
         ("sqlite:///a%00.db", f"The sqlite:// {_NUL}"),
+        (
+            "sqlite://:memory",
+            "The sqlite:// URL cannot be read. Write sqlite:///file.db, or sqlite://:memory:.",
+        ),
+        ("postgresql://h:0/a", f"The postgresql:// URL cannot be read: {_PORT}"),
+        ("postgresql://h:1,b:0/a", f"The postgresql:// URL cannot be read: {_PORT}"),
+        (
+            "postgresql://h/a?call_timeout=&prepare=off",
+            "The postgresql:// URL gives the option 'call_timeout' no value.",
+        ),
+        (
+            "sqlite:///a.db?journal=",
+            "The sqlite:// URL gives the option 'journal' no value.",
+        ),
+        (
+            "postgresql://db..example/a",
+            "The postgresql:// URL names the host 'db..example', and no host can have that name.",
+        ),
+        (
+            f"postgresql:///a?host=b,{'h' * 64}",
+            f"The postgresql:// URL names the host {'h' * 64!r}, and no host can have that name.",
+        ),
         ("postgresql://h%00/a", f"The postgresql:// {_NUL}"),
         ("postgresql://h/a?sslmode=%00", f"The postgresql:// {_NUL}"),
         (

@@ -311,6 +311,11 @@ def test_what_is_no_list_of_names_is_refused(apps: Any, message: str) -> None:
             "another label in its AppConfig.",
         ),
         (
+            ["os.path"],
+            "The app 'os.path' cannot be loaded: it is a module, not a package. Name a package that is a "
+            "Django app and that Python can import from here.",
+        ),
+        (
             ["agentdb"],
             "The apps 'agentdb' and 'agentdb' have the same label, 'agentdb'. Name each app once, or give one of them "
             "another label in its AppConfig.",
