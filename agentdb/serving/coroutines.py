@@ -12,11 +12,15 @@ from collections.abc import Awaitable, Callable
 from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple
 
-from agentdb.errors import OutcomeUnknownError
+from agentdb.errors import AgentDbError, OutcomeUnknownError
 from agentdb.interface import Db
 from agentdb.serving.workers import Job
 
 _LOOK_SECONDS = 1.0
+_OTHER_LOOP = (
+    "A transaction belongs to the event loop that runs it, and this call comes from another. Make the calls in the "
+    "function's own loop."
+)
 
 
 class _Cancelled(Exception):
@@ -75,7 +79,10 @@ class CoroutineTransaction:
 
     def inner_job(self, call: Callable[[], Any]) -> Job:
         """Return a job for a call inside the transaction."""
-        return Job(call, self.job.outbox, self._calls.put)
+        job = Job(call, self.job.outbox, self._calls.put)
+        if job.future.get_loop() is not self.job.future.get_loop():
+            raise AgentDbError(_OTHER_LOOP)  # which the outbox would not wake
+        return job
 
     async def _end(self, db: Db) -> _End:
         try:

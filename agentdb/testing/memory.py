@@ -99,8 +99,7 @@ class MemoryDb(Db):
         self._lock = threading.RLock()
         self._tenant_id: str | None = None
         self._whole = self
-        # In a transaction's view, the only thread that may call.
-        self._thread: int | None = None
+        self._transaction: _Transaction | None = None  # that this is the view of
         self._closed = False
 
     def __enter__(self) -> Self:
@@ -287,6 +286,7 @@ class MemoryDb(Db):
         return _least_recently_active(silent)[:limit]
 
     def touch_session(self, id: str, *, runner_id: str | None = None) -> bool:
+        id = identifier("Session id", id)
         return self._update_session(id, _on_runner(runner_id))
 
     def touch_sessions(
@@ -619,7 +619,7 @@ class MemoryDb(Db):
         with self._turn() as tables:
             kept = tables.kept()
             inside = copy(self)
-            inside._thread = threading.get_ident()
+            inside._transaction = transaction = _Transaction()
             try:
                 result = plain_result(fn(inside))
                 self._check_open()
@@ -627,6 +627,8 @@ class MemoryDb(Db):
             except BaseException:
                 tables.put_back(kept)
                 raise
+            finally:
+                transaction.is_over = True
 
     def health(self) -> Health:
         self._check_open()
@@ -645,12 +647,8 @@ class MemoryDb(Db):
         return _Turn(self)
 
     def _check_open(self) -> None:
-        if self._thread not in (None, threading.get_ident()):
-            raise AgentDbError(
-                "A transaction belongs to the thread that runs it, and this call comes from another. Make the calls in "
-                "the function's own thread, or use the Db around it: what that does in another thread is not part of "
-                "the transaction."
-            )
+        if self._transaction is not None:
+            self._transaction.check()
         if self._whole._closed:
             raise DatabaseClosedError(
                 "The Db is closed. Open another one with agentdb.connect()."
@@ -694,6 +692,27 @@ class MemoryDb(Db):
             return False
         del rows[id]
         return True
+
+
+class _Transaction:
+    """A running transaction, for the views of it."""
+
+    def __init__(self) -> None:
+        self._thread = threading.get_ident()
+        self.is_over = False
+
+    def check(self) -> None:
+        """Raise if it has ended, or belongs to another thread."""
+        if self.is_over:
+            raise DatabaseClosedError(
+                "The transaction has ended. Call the Db that ran it."
+            )
+        if self._thread != threading.get_ident():
+            raise AgentDbError(
+                "A transaction belongs to the thread that runs it, and this call comes from another. Make the calls in "
+                "the function's own thread, or use the Db around it: what that does in another thread is not part of "
+                "the transaction."
+            )
 
 
 class _Turn:

@@ -13,7 +13,7 @@ import pytest
 
 import agentdb
 from agentdb import AsyncDb, ConflictError, DatabaseClosedError, Db, InvalidInputError
-from agentdb.errors import OutcomeUnknownError
+from agentdb.errors import AgentDbError, OutcomeUnknownError
 from agentdb.testing import MemoryDb
 
 _INSIDE = (
@@ -461,6 +461,28 @@ def test_calls_that_the_function_did_not_await_are_refused_after_its_end(
                 await tasks[0]
 
     asyncio.run(work())
+
+
+def test_a_thread_that_the_function_starts_may_not_use_its_argument(
+    make_db: Callable[[], AsyncDb],
+) -> None:
+    async def fn(tx: AsyncDb) -> str:
+        def in_thread() -> str:
+            with pytest.raises(AgentDbError) as raised:
+                asyncio.run(tx.insert_session("s1", "a", "sb"))
+            return str(raised.value)
+
+        return await asyncio.to_thread(in_thread)
+
+    async def work() -> tuple[str, object]:
+        async with make_db() as db:
+            return await db.run_transaction(fn), await db.get_session("s1")
+
+    assert asyncio.run(work()) == (
+        "A transaction belongs to the event loop that runs it, and this call comes from another. Make the calls in the "
+        "function's own loop.",
+        None,
+    )
 
 
 # -- opening

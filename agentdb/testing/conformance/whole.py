@@ -166,6 +166,21 @@ class WholeContract(Subject):
 
         assert db.get_session("s1") is not None
 
+    def test_the_argument_of_a_transaction_works_until_the_function_returns(
+        self, db: Db
+    ) -> None:
+        def work(inside: Db) -> list[Db]:
+            nested = inside.run_transaction(lambda nested: nested)
+            with pytest.raises(DatabaseClosedError):
+                nested.list_agents()
+            assert inside.list_agents() == []
+            return [inside, inside.for_tenant("acme")]
+
+        for over in db.run_transaction(work):
+            with pytest.raises(DatabaseClosedError):
+                make_agent(over)
+        assert db.list_agents() == []
+
     def test_new_rows_are_the_tenants_without_naming_it(self, db: Db) -> None:
         view = db.for_tenant("acme")
 
