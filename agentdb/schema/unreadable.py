@@ -80,7 +80,7 @@ def unreadable_values(
     limit: int,
     *,
     tables: tuple[str, ...] = tuple(_INSTANTS),
-    thorough: bool = False,
+    thorough: bool,
 ) -> Iterator[UnreadableValue]:
     """Yield up to ``limit`` of each column. Times are searched at both ends of an index, where nearly all of them
     sort; ``thorough`` reads every row.

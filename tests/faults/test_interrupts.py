@@ -94,6 +94,21 @@ def test_interrupted_statement_on_postgresql_is_cancelled_and_the_next_call_work
         assert other.execute(waiting).fetchone() == (0,)
 
 
+def test_interrupted_health_leaves_django_a_connection_that_works(
+    make_migrated: Callable[[], str],
+) -> None:
+    url = make_migrated()
+    with agentdb.connect(url) as db, psycopg.connect(url) as other:
+        other.execute("LOCK TABLE django_migrations")
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        with pytest.raises(Interrupt):
+            db.health()
+
+        with connections[db.alias].cursor() as cursor:
+            cursor.execute("SELECT 1")
+            assert cursor.fetchone() == (1,)
+
+
 def test_interrupted_statement_that_the_function_swallows_ends_the_transaction(
     make_migrated: Callable[[], str],
 ) -> None:

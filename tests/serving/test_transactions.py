@@ -617,6 +617,18 @@ def test_what_a_host_does_on_commit_is_done_once_it_is_stored(db: DjangoDb) -> N
     assert found == [(False, db.get_session("s1"))]
 
 
+def test_what_a_host_does_on_commit_is_outside_the_transaction(db: DjangoDb) -> None:
+    def work(inside: Db) -> None:
+        transaction.on_commit(lambda: make_session(inside), db.alias)
+
+    with pytest.raises(
+        agentdb.DatabaseClosedError, match=r"^The transaction has ended\."
+    ):
+        db.run_transaction(work)
+
+    assert db.list_sessions() == []
+
+
 def test_an_error_of_what_a_host_does_on_commit_is_the_hosts(db: DjangoDb) -> None:
     def work(inside: Db) -> None:
         make_session(inside)
