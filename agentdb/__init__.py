@@ -4,28 +4,29 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from agentdb.errors import (
+    AgentDbError,
+    ConflictError,
+    DatabaseClosedError,
+    DatabaseUnavailableError,
+    DuplicateKeyError,
+    InvalidInputError,
+    OutcomeUnknownError,
+    SchemaMismatchError,
+    SchemaOutOfDateError,
+)
+from agentdb.interface import (
+    AgentRecord,
+    ApiKeyRecord,
+    Db,
+    Health,
+    SandboxRecord,
+    SandboxState,
+    SessionRecord,
+    SessionStatus,
+)
+
 if TYPE_CHECKING:
-    from agentdb.errors import (
-        AgentDbError,
-        ConflictError,
-        DatabaseClosedError,
-        DatabaseUnavailableError,
-        DuplicateKeyError,
-        InvalidInputError,
-        OutcomeUnknownError,
-        SchemaMismatchError,
-        SchemaOutOfDateError,
-    )
-    from agentdb.interface import (
-        AgentRecord,
-        ApiKeyRecord,
-        Db,
-        Health,
-        SandboxRecord,
-        SandboxState,
-        SessionRecord,
-        SessionStatus,
-    )
     from agentdb.serving.adapter import DjangoDb
     from agentdb.serving.aio import AsyncDb
     from agentdb.serving.opening import connect, connect_async, copy_database
@@ -55,35 +56,24 @@ __all__ = [
     "copy_database",
 ]
 
-# Each name is imported at its first use, so that a program does not wait for what it does not use, and can configure
-# Django before the adapter imports it.
+# Imported at their first use: a program can configure Django before the adapter imports it, and one that only names
+# records and errors does not wait for any of these.
 _MODULES = {
-    "serving.adapter": ("DjangoDb",),
-    "serving.aio": ("AsyncDb",),
-    "interface": (
-        "AgentRecord",
-        "ApiKeyRecord",
-        "Db",
-        "Health",
-        "SandboxRecord",
-        "SandboxState",
-        "SessionRecord",
-        "SessionStatus",
-    ),
-    "serving.opening": ("connect", "connect_async", "copy_database"),
+    "AsyncDb": "agentdb.serving.aio",
+    "DjangoDb": "agentdb.serving.adapter",
+    "connect": "agentdb.serving.opening",
+    "connect_async": "agentdb.serving.opening",
+    "copy_database": "agentdb.serving.opening",
 }
 
 
 def __getattr__(name: str) -> object:
     from importlib import import_module
 
-    if name not in __all__:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = next(
-        (module for module, names in _MODULES.items() if name in names), "errors"
-    )
-    value: object = getattr(import_module(f"agentdb.{module}"), name)
-    globals()[name] = value
+    value: object = getattr(import_module(_MODULES[name]), name)
+    globals()[name] = value  # so that the next use finds it without this function
     return value
 
 

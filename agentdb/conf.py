@@ -26,18 +26,16 @@ _SCHEMES = {
     "cockroachdb": "cockroach",
 }
 
-# An acknowledged write survives a power cut only at FULL; the old server ran at NORMAL.
-_SQLITE_SYNCHRONOUS = ("NORMAL", "FULL", "EXTRA")
-_SQLITE_JOURNALS = ("WAL", "DELETE")
 _SQLITE_BUSY_SECONDS = 30.0
 _LONGEST_BUSY_SECONDS = 2_000_000.0  # SQLite counts milliseconds in 31 bits
 
 _CALL_SECONDS = 60.0  # how long a call may wait for a server that went silent
+# A thread that has stopped calling gives its connection back, of which a server has few.
 _IDLE_SECONDS = 300.0
-_TOUCH_DURABILITIES = ("full", "relaxed")
 _MOST_CONNECTIONS = 100_000
 
-# Arguments of psycopg's connect() and of Django that are not parameters of libpq.
+# Arguments of psycopg's connect() and of Django that are not parameters of libpq. They take objects, so the text of a
+# URL would fail far from its cause, or, as "autocommit=false", mean the opposite.
 _OF_PYTHON = {
     "autocommit",
     "conninfo",
@@ -49,7 +47,8 @@ _OF_PYTHON = {
     "row_factory",
     "server_side_binding",
 }
-# Options of libpq that have their own place in a URL, and their settings.
+# Options of libpq that have their own place in a URL, and their settings. Which of two different
+# values Django uses differs from one to the next.
 _TWICE = {
     "dbname": "NAME",
     "host": "HOST",
@@ -61,6 +60,7 @@ _TWICE = {
 _PORT = "after the host and ':' comes a port, a number from 1 to 65535."
 _ENCODE = "Percent-encode '@', ':', '/', '?' and '#' in user name and password."
 
+# dj_database_url makes bools and numbers of some values: 1 of "1", True of "true".
 _ON = (True, 1, "on", "true", "yes")
 _OFF = (False, 0, "off", "false", "no")
 
@@ -91,9 +91,11 @@ def database_from_url(url: str) -> dict[str, Any]:
         )
     scheme, rest = _scheme_and_rest(url)
     is_file = _SCHEMES[scheme] == "sqlite"
+    # dj_database_url drops what it cannot place, and guesses. What it would misread is refused before and after.
     config = _parsed(scheme, rest, is_file=is_file)
     _refuse_what_would_be_dropped(scheme, rest, is_file=is_file)
     options = dict(config.get("OPTIONS", {}))
+    # The file system and libpq end a name at a NUL: a prefix of it would be opened instead.
     if any("\0" in str(value) for value in (*config.values(), *options.values())):
         raise InvalidInputError(
             f"The {scheme}:// URL has a NUL character (%00), which no name can hold."
@@ -146,7 +148,7 @@ def _probably_meant(text: str) -> str:
     return ""
 
 
-# What people write for a URL, and the URL for it.
+# What people write for a URL, and the URL for it: the first pattern that matches all of the text decides.
 _MEANT = (
     (r".*\b(dbname|host) *=.*", "postgresql://HOST/DATABASE"),
     (r"[/.~].*|.*\.(db|sqlite|sqlite3)", "sqlite:///{}"),
@@ -158,6 +160,7 @@ _MEANT = (
 def _parsed(scheme: str, rest: str, *, is_file: bool) -> dict[str, Any]:
     import dj_database_url
 
+    # urllib, below dj_database_url, knows URLs of one host only.
     one, hosts, ports = (rest, "", "") if is_file else _several_hosts(rest)
     location, _, path = rest.partition("?")[0].partition("/")
     if not is_file and "@" in path:
@@ -170,6 +173,7 @@ def _parsed(scheme: str, rest: str, *, is_file: bool) -> dict[str, Any]:
             **dj_database_url.parse(f"{_SCHEMES[scheme]}://{one}")
         }
     except ValueError:
+        # Without its cause, whose message may quote a part of the password.
         if is_file:
             raise InvalidInputError(
                 f"The {scheme}:// URL cannot be read. Write sqlite:///file.db, or sqlite://:memory:."
@@ -212,6 +216,7 @@ def _several_hosts(rest: str) -> tuple[str, str, str]:
     credentials, at, places = location.rpartition("@")
     if "," not in places:
         return rest, "", ""
+    # A ':' followed by anything but digits belongs to an address in brackets.
     pairs = [
         place.rpartition(":") if re.search(r":\d*$", place) else (place, "", "")
         for place in places.split(",")
@@ -247,6 +252,7 @@ def display_url(url: str) -> str:
 def server_name(settings: Mapping[str, Any]) -> str:
     """Return database, host and port of a ``DATABASES`` entry of a server, for a message."""
     options = settings.get("OPTIONS", {})
+    # pg_service.conf, which libpq reads by itself, then says the rest.
     if not settings["NAME"] and "service" in options:
         return f"'service={options['service']}'"
     host = settings["HOST"] or options.get("host") or "the local server"
@@ -263,9 +269,7 @@ def _sqlite(
     url: str, config: dict[str, Any], options: dict[str, Any]
 ) -> dict[str, Any]:
     _check_file_name(url, config)
-    synchronous = _one_of("synchronous", options, _SQLITE_SYNCHRONOUS)
-    journal = _one_of("journal", options, _SQLITE_JOURNALS)
-    own = _for_all(options)
+    own = _taken(options, _OF_EVERY_ENGINE)
     if "isolation" in options:
         raise InvalidInputError(
             "The URL option isolation is for PostgreSQL. SQLite is serializable in any case."
@@ -274,7 +278,8 @@ def _sqlite(
         raise InvalidInputError(
             "The URL option touch_durability is for PostgreSQL. On SQLite synchronous=NORMAL relaxes all writes."
         )
-    timeout_seconds = _busy_seconds(options.pop("timeout", _SQLITE_BUSY_SECONDS))
+    asked = _taken(options, _OF_SQLITE)
+    # An option that is not known is refused, and not passed on: "tiemout=60" would be ignored in silence.
     if options:
         raise InvalidInputError(
             f"Unknown SQLite URL option {sorted(options)[0]!r}; known are journal, slow_call_seconds, "
@@ -286,20 +291,22 @@ def _sqlite(
         if config["NAME"] == ":memory:"
         else os.path.abspath(config["NAME"])
     )
-    journal = journal or _journal(name)
+    journal = asked.get("journal") or _journal(name)
+    # With a log, an acknowledged write survives a power cut only at FULL; the old server ran at NORMAL.
     # A rollback journal that was removed may be there again after a power cut, and undoes what was committed, unless
     # its folder is synced as well, which FULL leaves out: https://sqlite.org/pragma.html#pragma_synchronous
-    synchronous = synchronous or ("FULL" if journal == "WAL" else "EXTRA")
+    synchronous = asked.get("synchronous") or ("FULL" if journal == "WAL" else "EXTRA")
     pragmas = [f"PRAGMA synchronous={synchronous}", "PRAGMA foreign_keys=ON"]
     if journal:
         pragmas.insert(0, f"PRAGMA journal_mode={journal}")
     return {
         "ENGINE": "django.db.backends.sqlite3",
         "NAME": name,
+        # A connection lives as long as its thread: opening one costs more than most calls.
         "CONN_MAX_AGE": None,
         "AGENTDB": own,
         "OPTIONS": {
-            "timeout": timeout_seconds,
+            "timeout": asked.get("timeout", _SQLITE_BUSY_SECONDS),
             # Django's fields already convert; parsing columns by their declared type would do it twice.
             "detect_types": 0,
             # A read-then-write transaction that begins DEFERRED fails at once if another writer was first;
@@ -328,24 +335,46 @@ def _check_file_name(url: str, config: dict[str, Any]) -> None:
         )
 
 
-def _one_of(name: str, options: dict[str, Any], known: tuple[str, ...]) -> str:
-    """Remove and return the option; "" without it."""
-    value = str(options.pop(name, "")).upper()
-    if value and value not in known:
+Reader = Callable[[str, Any], Any]  # of an option's name and its value in the URL
+
+
+def _one_of(*known: str) -> Reader:
+    """Return a reader of an option that takes one of these, in upper or lower case."""
+
+    def read(name: str, value: Any) -> str:
+        for each in known:
+            if str(value).lower() == each.lower():
+                return each
         raise InvalidInputError(
-            f"The SQLite option {name}={value!r} is not one of {', '.join(known)}."
+            f"The URL option {name}={value!r} is not one of {', '.join(known)}."
         )
-    return value
+
+    return read
 
 
-def _busy_seconds(value: Any) -> float:
+def _number_of(value: Any) -> float:
+    """Return NaN, which is outside every range, for what is not a number."""
     try:
-        seconds = float(value)
+        return float(value)
     except (TypeError, ValueError):
-        seconds = math.nan
+        return math.nan
+
+
+def _busy_seconds(name: str, value: Any) -> float:
+    seconds = _number_of(value)
+    # 0 is allowed here: fail at once.
     if not 0 <= seconds <= _LONGEST_BUSY_SECONDS:
         raise InvalidInputError(
-            f"The SQLite option timeout={value!r} is not a number of seconds."
+            f"The URL option {name}={value!r} is not a number of seconds."
+        )
+    return seconds
+
+
+def _seconds(name: str, value: Any) -> float:
+    seconds = _number_of(value)
+    if not 0 < seconds <= _LONGEST_BUSY_SECONDS:
+        raise InvalidInputError(
+            f"The URL option {name}={value!r} is not a number of seconds above 0."
         )
     return seconds
 
@@ -371,18 +400,6 @@ def _journal(path: str) -> str:
     return "" if kept else "DELETE"
 
 
-def _seconds(name: str, value: Any) -> float:
-    try:
-        seconds = float(value)
-        if not 0 < seconds <= _LONGEST_BUSY_SECONDS:
-            raise ValueError
-    except (TypeError, ValueError):
-        raise InvalidInputError(
-            f"The URL option {name}={value!r} is not a number of seconds above 0."
-        ) from None
-    return seconds
-
-
 def _number(name: str, value: Any) -> int:
     if not str(value).isdecimal() or not 0 < int(value) <= _MOST_CONNECTIONS:
         raise InvalidInputError(
@@ -391,16 +408,7 @@ def _number(name: str, value: Any) -> int:
     return int(value)
 
 
-def _for_all(options: dict[str, Any]) -> dict[str, Any]:
-    """Remove and return agentdb's own options for every engine, in seconds."""
-    return _taken(
-        options, dict.fromkeys(("slow_call_seconds", "touch_interval"), _seconds)
-    )
-
-
-def _taken(
-    options: dict[str, Any], readers: Mapping[str, Callable[[str, Any], Any]]
-) -> dict[str, Any]:
+def _taken(options: dict[str, Any], readers: Mapping[str, Reader]) -> dict[str, Any]:
     """Take the options out that there are readers for, and return what those make of them."""
     return {
         name: read(name, options.pop(name))
@@ -411,10 +419,11 @@ def _taken(
 
 def _default_limits(call_timeout: float) -> dict[str, int]:
     """What libpq should do about a server or network that is gone, unless the URL says so."""
+    # Without these a network that drops packets, as a firewall does, keeps a call waiting for as long as the kernel
+    # likes: two hours until the first keepalive, a quarter of an hour for what was sent.
     return {
-        "connect_timeout": max(
-            2, min(10, math.ceil(call_timeout))
-        ),  # for each host; libpq's minimum
+        # For each host of several. Below 2 libpq takes 2, and one host must not use up the time for all.
+        "connect_timeout": max(2, min(10, math.ceil(call_timeout))),
         "keepalives_idle": 30,
         "keepalives_interval": 10,
         "keepalives_count": 3,
@@ -426,16 +435,13 @@ def _server(
     scheme: str, config: dict[str, Any], options: dict[str, Any]
 ) -> dict[str, Any]:
     _check_server_options(scheme, config, options)
-    everywhere = _for_all(options)
-    call_timeout = _seconds("call_timeout", options.pop("call_timeout", _CALL_SECONDS))
-    for name, value in _default_limits(call_timeout).items():
-        options.setdefault(name, value)
     own = {
-        "call_timeout": call_timeout,
+        "call_timeout": _CALL_SECONDS,
         "idle_seconds": _IDLE_SECONDS,
-        **everywhere,
-        **_taken(options, _OF_SERVERS),
+        **_taken(options, _OF_EVERY_ENGINE | _OF_SERVERS),
     }
+    # What is left in the options is libpq's, which says itself what it does not know.
+    options = {**_default_limits(own["call_timeout"]), **options}
     if "touch_durability" in own and scheme.startswith("cockroach"):
         raise InvalidInputError(
             "The URL option touch_durability is for PostgreSQL; CockroachDB commits fully."
@@ -491,29 +497,22 @@ def _check_host_name(scheme: str, host: str) -> None:
         ) from None
 
 
-def _touch_durability(name: str, value: Any) -> str:
-    durability = str(value).lower()
-    if durability not in _TOUCH_DURABILITIES:
-        raise InvalidInputError(
-            f"The URL option {name}={durability!r} is neither full nor relaxed."
-        )
-    return durability
-
-
-def _isolation(name: str, value: Any) -> str:
-    level = str(value).lower()
-    if level != "serializable":
-        raise InvalidInputError(
-            f"The URL option {name}={level!r} is not known; {name}=serializable is."
-        )
-    return level
-
-
-_OF_SERVERS = {
+# agentdb's own options, which neither SQLite's driver nor libpq would know.
+_OF_EVERY_ENGINE: dict[str, Reader] = {
+    "slow_call_seconds": _seconds,
+    "touch_interval": _seconds,
+}
+_OF_SQLITE: dict[str, Reader] = {
+    "synchronous": _one_of("NORMAL", "FULL", "EXTRA"),
+    "journal": _one_of("WAL", "DELETE"),
+    "timeout": _busy_seconds,
+}
+_OF_SERVERS: dict[str, Reader] = {
+    "call_timeout": _seconds,
     "idle_seconds": _seconds,
     "max_connections": _number,
-    "touch_durability": _touch_durability,
-    "isolation": _isolation,
+    "touch_durability": _one_of("full", "relaxed"),
+    "isolation": _one_of("serializable"),
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 from django.conf import settings
@@ -94,6 +95,10 @@ class AgentDbCommand(BaseCommand):
         """Name the database on standard error."""
         if verbosity:
             self.stderr.write(f"{describe(connections[alias])}.", style_func=str)
+
+    def print_lines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.stdout.write(line)
 
     def print_json(self, report: object) -> None:
         self.stdout.write(json.dumps(report, indent=2, ensure_ascii=False, default=str))

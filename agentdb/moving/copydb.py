@@ -160,17 +160,19 @@ def _check_written(
 def refuse_same(source: str, target: str) -> None:
     """Raise ``InvalidInputError`` if both aliases are the same database."""
     one, other = connections[source], connections[target]
-    paths = sqlite_path(one), sqlite_path(other)
-    if None in paths:
-        same = one.vendor == other.vendor != "sqlite" and describe(one) == describe(
-            other
-        )
-    else:
-        same = identity(paths[0]) == identity(paths[1]) is not None  # type: ignore[arg-type]
-    if same:
+    if _whereabouts(one) == _whereabouts(other) is not None:
         raise InvalidInputError(
             f"The source and the target are the same database, {describe(one)}. Name two."
         )
+
+
+def _whereabouts(connection: BaseDatabaseWrapper) -> object:
+    """Return what two aliases of one database have in common; None for a file that is yet to be made."""
+    if connection.vendor != "sqlite":
+        return describe(connection)
+    # A file by its inode, because it may have several names.
+    path = sqlite_path(connection)
+    return None if path is None else identity(path)
 
 
 def already_copied(source: str, target: str) -> bool:

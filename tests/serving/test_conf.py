@@ -362,23 +362,23 @@ _NO_FILE = "names no file. For a database in memory, write sqlite://:memory:."
         ),
         (
             "sqlite:///a?synchronous=off",
-            "The SQLite option synchronous='OFF' is not one of NORMAL, FULL, EXTRA.",
+            "The URL option synchronous='off' is not one of NORMAL, FULL, EXTRA.",
         ),
         (
             "sqlite:///a?timeout=soon",
-            "The SQLite option timeout='soon' is not a number of seconds.",
+            "The URL option timeout='soon' is not a number of seconds.",
         ),
         (
             "sqlite:///a?timeout=nan",
-            "The SQLite option timeout='nan' is not a number of seconds.",
+            "The URL option timeout='nan' is not a number of seconds.",
         ),
         (
             "sqlite:///a?timeout=inf",
-            "The SQLite option timeout='inf' is not a number of seconds.",
+            "The URL option timeout='inf' is not a number of seconds.",
         ),
         (
             "sqlite:///a?timeout=-1",
-            "The SQLite option timeout='-1' is not a number of seconds.",
+            "The URL option timeout='-1' is not a number of seconds.",
         ),
         (
             "postgresql://me:geheim@h",
@@ -517,7 +517,7 @@ def test_the_isolation_of_single_calls_is_an_option_of_postgresql() -> None:
     assert own["isolation"] == "serializable"
     with pytest.raises(
         InvalidInputError,
-        match="isolation='snapshot' is not known; isolation=serializable is",
+        match="isolation='snapshot' is not one of serializable",
     ):
         database_from_url("postgresql://h/agents?isolation=snapshot")
     with pytest.raises(InvalidInputError, match="SQLite is serializable in any case"):

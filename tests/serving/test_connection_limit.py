@@ -96,7 +96,7 @@ def test_many_threads_share_as_many_connections_as_may_be(
         wait_for(lambda: count(watcher) <= 3)
         assert len(db.list_sessions()) == 60
         assert db.health().connections <= 3
-    assert 2 <= numbers[-1]
+    assert numbers[-1] >= 2
     assert max(numbers) <= 3
 
 

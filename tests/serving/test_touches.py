@@ -192,7 +192,7 @@ def test_relaxed_touches_alone_commit_without_waiting_for_the_disk(
         ),
         (
             "postgresql://h/d?touch_durability=none",
-            "The URL option touch_durability='none' is neither full nor relaxed.",
+            "The URL option touch_durability='none' is not one of full, relaxed.",
         ),
         (
             "cockroachdb://h/d?touch_durability=relaxed",

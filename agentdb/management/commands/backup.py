@@ -32,8 +32,7 @@ class Command(DatabaseCommand):
         self.progress.clear()
         self.stdout.write(f"Backup: {file}")
         if connections[database].vendor != "sqlite":  # its backup is the whole file
-            for sentence in left_behind(database):
-                self.stdout.write(sentence)
+            self.print_lines(left_behind(database))
 
     def interrupted(self) -> str:
         return "No backup was written, and nothing was changed."

@@ -45,8 +45,8 @@ class Command(DatabaseCommand):
         def found(findings: Findings, plan: Plan) -> None:
             self.progress.clear()
             if not json:
-                self._print(describe_findings(findings))
-                self._print(describe_plan(connections[database], findings, plan))
+                self.print_lines(describe_findings(findings))
+                self.print_lines(describe_plan(connections[database], findings, plan))
                 if plan.refusals:
                     raise AdoptionRefusedError(plan.refusals)
 
@@ -57,16 +57,12 @@ class Command(DatabaseCommand):
         if json:
             self.print_json(as_json(outcome, checked=check))
         elif outcome.plan.has_work and not check:
-            self._print(describe_outcome(outcome))
+            self.print_lines(describe_outcome(outcome))
         if code := _exit_code(outcome.plan, check):
             sys.exit(code)
 
     def error_report(self, error: AgentDbError) -> object:
         return error_as_json(error)
-
-    def _print(self, lines: list[str]) -> None:
-        for line in lines:
-            self.stdout.write(line)
 
 
 def _exit_code(plan: Plan, check: bool) -> int:

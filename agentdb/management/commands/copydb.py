@@ -87,8 +87,7 @@ class Command(AgentDbCommand):
     def _say(self, rows: dict[str, int], what: str, source: str) -> None:
         for table, number in rows.items():
             self.stdout.write(f"{table}: {number:,} rows {what}.")
-        for sentence in left_behind(source):
-            self.stdout.write(sentence)
+        self.print_lines(left_behind(source))
 
     def _verify(self, source: str, target: str) -> None:
         one, other = [

@@ -51,8 +51,7 @@ class Command(DatabaseCommand):
         if report.problem:
             self.stdout.write(self.style.ERROR(str(report.problem)))
             return
-        for line in self._attention(report):
-            self.stdout.write(line)
+        self.print_lines(self._attention(report))
         for name, shown in summary.items():
             self.stdout.write(f"{name:<10} {shown}")
         for runner in report.runners.value or ():

@@ -38,8 +38,7 @@ class Command(DatabaseCommand):
         self.progress.clear()
         for table, summary in restored.items():
             self.stdout.write(f"{table}: {summary.rows:,} rows restored.")
-        for sentence in left:
-            self.stdout.write(sentence)
+        self.print_lines(left)
 
     def interrupted(self) -> str:
         return "What was restored stays, and the same command goes on from there."

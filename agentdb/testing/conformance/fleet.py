@@ -27,6 +27,19 @@ from agentdb.testing.conformance.subject import (
 FINISHED = ("ended", "error", "stopped")
 AN_HOUR = timedelta(hours=1)
 
+SIGNS_OF_LIFE: list[tuple[Any, ...]] = [
+    ("update_session_status", "s1", "active"),
+    ("update_session_sandbox", "s1", "sb2"),
+    ("update_session_runner", "s1", "r1"),
+    ("claim_session", "s1", "r1"),
+    ("touch_session", "s1"),
+    ("touch_sessions", ["s1"]),
+    ("bulk_pause_active_sessions",),
+    ("touch_sandbox", "sb1"),
+    ("touch_sandboxes", ["sb1"]),
+    ("claim_warm_sandbox", "support-bot", "s1"),
+]
+
 
 def _claimed(db: Db, runner_id: str, **options: Any) -> Any:
     """Claim s1 for the runner, and return it: the claim must succeed, and return what is stored."""
@@ -74,6 +87,7 @@ def _paged(list_page: Callable[..., list[Any]], *, by_cursor: bool) -> list[Any]
     before = None
     while page := list_page(limit=2, before=before):
         paged += page
+        assert len(paged) <= len(IDS), "a page came twice"
         before = page[-1].cursor if by_cursor else page[-1]
     return paged
 
@@ -151,15 +165,6 @@ class FleetContract(Subject):
         # The claim itself is a sign of life. Without it r3, which found the same silent session, would take it from r2.
         assert db.claim_session("s1", "r3", silent_for=AN_HOUR) is None
 
-    def test_a_claim_never_moves_last_active_at_backwards(
-        self, db: Db, rows: Rows
-    ) -> None:
-        # A clock that was set back would otherwise make a live session look silent to the whole fleet.
-        later = datetime.now(UTC).replace(microsecond=0) + AN_HOUR
-        rows.session(last_active_at=later)
-
-        assert _claimed(db, "r1").last_active_at == later
-
     def test_silent_sessions_are_the_live_ones_longest_silent_first(
         self, db: Db, rows: Rows
     ) -> None:
@@ -179,6 +184,21 @@ class FleetContract(Subject):
         assert db.get_silent_sessions(instant(-2)) == []
 
     # -- heartbeats
+
+    @pytest.mark.parametrize("call", SIGNS_OF_LIFE, ids=lambda call: call[0])
+    def test_no_call_moves_the_time_of_the_last_sign_of_life_backwards(
+        self, db: Db, rows: Rows, call: tuple[Any, ...]
+    ) -> None:
+        # A clock that was set back would otherwise make what is alive look silent, or unused, to the whole fleet.
+        later = datetime.now(UTC).replace(microsecond=0) + AN_HOUR
+        rows.session(last_active_at=later)
+        rows.sandbox(state="warm", last_used_at=later)
+        method, *arguments = call
+
+        assert getattr(db, method)(*arguments)
+
+        assert session_of(db).last_active_at == later
+        assert sandbox_of(db).last_used_at == later
 
     def test_touch_session_of_another_runner_is_false_and_touches_nothing(
         self, db: Db, rows: Rows
