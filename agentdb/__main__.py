@@ -14,7 +14,8 @@ from agentdb.management.output import occupy_closed_descriptors, write_any_chara
 from agentdb.serving.host import SETTINGS_VARIABLE, cannot_load, load_settings
 from agentdb.serving.own_apps import APPS_VARIABLE, app_names
 
-# Django's commands that are useful with a database but without a project.
+# Django's commands that are useful with a database but without a project. Not among them are flush and loaddata, which
+# change the tables without the rules of Db, and all that needs a project's folder.
 _DJANGO_COMMANDS = (
     "check",
     "dbshell",
@@ -31,13 +32,15 @@ options of agentdb itself:
   -q, --quiet           Say nothing but results and errors.
 """
 
-# None of these creates tables, so a missing SQLite file is a misspelt path.
+# None of these creates tables, so a missing SQLite file is a misspelt path. SQLite would create it, empty, and the
+# command would report that nothing is in it.
 _NEED_A_DATABASE = ("apikey", "check", "inspectdb", "runadmin", "showmigrations")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code. A ``CommandError`` and argument errors exit by themselves."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    # Before anything opens a file or writes a character.
     occupy_closed_descriptors()
     write_any_character()
     try:
@@ -49,7 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write("Interrupted.\n")
         return 130
     except BrokenPipeError:
-        # The reader has closed the pipe. Without this, the interpreter would fail when it flushes the rest.
+        # The reader, such as head, has closed the pipe. Without this, the interpreter would fail when it flushes the
+        # rest, with a traceback and an exit code of its own.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
 
@@ -61,7 +65,7 @@ def _answer(arguments: list[str]) -> int:
         return 0
     _take_quiet(arguments)
     if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
-        os.environ["DJANGO_COLORS"] = "nocolor"  # Django knows neither option
+        os.environ["DJANGO_COLORS"] = "nocolor"  # Django knows neither variable
     if "DJANGO_AUTO_COMPLETE" in os.environ:
         return _complete()
     _configure(url, arguments)
@@ -73,6 +77,8 @@ def _answer(arguments: list[str]) -> int:
 
 def _take_url(arguments: list[str]) -> str | None:
     """Remove ``--url URL`` from anywhere in the arguments, and return the URL."""
+    # Not a parser's work: it would have to know every option of every command to tell a command's value from a --url.
+    # After "--" all words are the command's, as "agentdb dbshell -- --url x" hands them to psql.
     url = None
     position = 0
     while position < len(arguments) and arguments[position] != "--":
@@ -100,7 +106,7 @@ def _take_quiet(arguments: list[str]) -> None:
     for option in ("-q", "--quiet"):
         while option in arguments and "--" not in arguments[: arguments.index(option)]:
             arguments.remove(option)
-            # Before an action, which has its own options.
+            # Right behind the command: an action, as in "apikey list", has its own options.
             arguments.insert(1, "--verbosity=0")
 
 
@@ -115,9 +121,10 @@ def _configure(url: str | None, arguments: Sequence[str]) -> None:
     if not _in_project(arguments):
         from agentdb.serving.opening import configure
 
+        # A console script does not look for modules in the working directory; the apps may be there, as with manage.py.
         if os.environ.get(APPS_VARIABLE):
             sys.path.insert(0, os.getcwd())
-        # It needs no database.
+        # It needs no database, and none may be up where migrations are written.
         configure("sqlite://:memory:" if arguments[:1] == ["makemigrations"] else url)
         return
     if url:
@@ -135,6 +142,7 @@ def _check_host_settings(module: str) -> None:
     from django.conf import settings
 
     load_settings()
+    # By its first part, because a project may name the AppConfig: "agentdb.apps.AgentDbConfig".
     if not any(app.partition(".")[0] == "agentdb" for app in settings.INSTALLED_APPS):
         raise InvalidInputError(
             f"The INSTALLED_APPS of {module!r} lack 'agentdb'. Add it, or unset {SETTINGS_VARIABLE}."
@@ -154,6 +162,7 @@ def _run(arguments: Sequence[str]) -> int:
 
         Command().run_from_argv(["agentdb", *arguments])
         return 0
+    # Help needs neither a file nor a server.
     wants_help = bool({"-h", "--help"} & set(arguments)) or arguments[0] == "help"
     if not wants_help and not os.environ.get(SETTINGS_VARIABLE):
         _look_first(arguments)
@@ -184,6 +193,7 @@ def _execute(arguments: Sequence[str]) -> str:
     try:
         execute_from_command_line(["agentdb", *arguments])
     except SystemExit as end:
+        # Django's --help ends like this as well, and the options of agentdb itself are to follow.
         if end.code:
             raise
     except ImproperlyConfigured as error:
@@ -212,6 +222,7 @@ def _complete() -> int:
     """Print completions of the command line in ``COMP_WORDS``; docs/commands.md shows how to enable them."""
     from django.core.management import ManagementUtility
 
+    # Django reads the words from the environment, and knows no --url: it is removed, and the word's number moved along.
     words = os.environ["COMP_WORDS"].split()
     number = len(words)
     with suppress(InvalidInputError):  # --url, whose value follows
@@ -219,6 +230,7 @@ def _complete() -> int:
     _configure(None, words)
     os.environ["COMP_WORDS"] = " ".join(words)
     os.environ["COMP_CWORD"] = str(int(os.environ["COMP_CWORD"]) - number + len(words))
+    # Django writes the completions to standard output and exits. They are caught, to leave out what is not offered.
     answer = io.StringIO()
     with redirect_stdout(answer), suppress(SystemExit):
         ManagementUtility(["agentdb"]).execute()
@@ -261,6 +273,7 @@ def _check_file() -> None:
 
     from agentdb.schema.inspection import check_sqlite_file, sqlite_path
 
+    # A file that exists is left to the command, whose error says more about a damaged or foreign one.
     if (path := sqlite_path(connections["default"])) is not None and not path.is_file():
         check_sqlite_file(path)
 
@@ -276,7 +289,7 @@ def _overview(url: str | None) -> str:
     import django
     from django.core.management import get_commands, load_command_class
 
-    django.setup()
+    django.setup()  # get_commands() needs the installed apps
     first_sentences = {
         name: load_command_class("agentdb", name).help.partition(". ")[0].rstrip(".")
         for name, app in sorted(get_commands().items())

@@ -18,6 +18,7 @@ class AgentDbConfig(AppConfig):
 
         from agentdb import checks  # noqa: F401 (importing registers the checks)
 
+        # For every connection of the project: Django's own queries read these tables too.
         connection_created.connect(_speak_iso, dispatch_uid="agentdb")
 
         if not hasattr(settings, "DISABLE_COCKROACHDB_TELEMETRY"):

@@ -15,6 +15,8 @@ from django.db import DatabaseError, connections, router
 from agentdb.schema.inspection import sqlite_path
 from agentdb.sqlite_files import file_concern, version_concern
 
+# Django runs checks by itself and passes them nothing of the command, so that this travels beside it; per thread and
+# task, because another may run checks of its own.
 _left_to_command: ContextVar[bool] = ContextVar(
     "agentdb_adoption_left_to_command", default=False
 )
@@ -41,6 +43,7 @@ def check_adoption(
 
     errors: list[CheckMessage] = []
     for alias in databases or ():
+        # The old server ran on these two only.
         connection = connections[alias]
         if connection.vendor not in (
             "sqlite",
@@ -85,6 +88,7 @@ def check_sqlite_version(
     databases: Sequence[str] | None = None, **_: Any
 ) -> list[CheckMessage]:
     """agentdb.W002: a SQLite that can lose commits without an error."""
+    # The version of the library, not of the file: only a project that uses SQLite needs to know.
     concern = version_concern(sqlite3.sqlite_version)
     if not concern or not any(
         sqlite_path(connections[alias]) for alias in databases or ()

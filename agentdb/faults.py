@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 class Fault(Enum):
     """The meaning of a driver's error for a caller."""
 
+    # One member for each case in which the caller, the retry or the sentence differs; not one for each error.
     DUPLICATE = auto()
     # Another writer was in the way; worth another try. LOCKED after the engine has waited as long as it may.
     CONFLICT = auto()
@@ -76,6 +77,7 @@ NOT_KEPT = (
     Fault.STATEMENT_GONE,
 )
 
+# Before _BY_CLASS: the exact codes that mean something else than their class does.
 _BY_STATE = {
     "08007": Fault.UNANSWERED,  # transaction_resolution_unknown
     "40003": Fault.UNANSWERED,  # CockroachDB's statement_completion_unknown
@@ -83,6 +85,7 @@ _BY_STATE = {
     "40001": Fault.CONFLICT,
     "40P01": Fault.CONFLICT,  # a deadlock
     "55P03": Fault.LOCKED,
+    # A pooler handed this connection another server's session, which has other prepared statements.
     "26000": Fault.STATEMENT_GONE,
     "42P05": Fault.STATEMENT_GONE,
     "42501": Fault.FORBIDDEN,
@@ -95,7 +98,7 @@ _BY_STATE = {
     # With these the server ends the connection, which may not have arrived here yet.
     **dict.fromkeys(("25P03", "25P04", "57P01", "57P02", "57P03", "57P05"), Fault.LOST),
 }
-# agentdb's own; see connections/.
+# agentdb's own, by name: importing them from connections/ would import Django and a driver.
 _BY_TYPE = {
     "CallTimeout": Fault.SILENT,
     "NotReplicated": Fault.UNSURE,
@@ -106,6 +109,8 @@ _BY_CLASS = {
     "23": Fault.MISMATCH,
     "42": Fault.MISMATCH,
 }
+# The code, 0A000, is that of any feature that is not supported. With these words it means that a table was altered
+# after a statement on it was prepared.
 _STALE_PLAN = "cached plan must not change result type"
 
 # What SQLite calls an error, how its words begin, which are the same in every language, and what it means. Other builds
@@ -142,6 +147,7 @@ _NOT_UTF8 = "could not decode to utf-8"
 _FILES_OF_A_CONNECTION = 3  # at most: the database, its log and the log's index
 
 # Messages of a server that waiting cannot change. Connection errors have no SQLSTATE; CockroachDB has the same texts.
+# So a message in another language counts as one to wait for: a slower error, and no wrong one.
 _FINAL = (
     "does not exist",
     "authentication failed",
@@ -176,12 +182,14 @@ def classify(error: BaseException, *, connected: bool = True) -> Fault:
     import sqlite3  # here, so that importing agentdb loads no driver
 
     error = driver_error(error)
+    # A Warning too: Python 3.11 raises one for two statements in a string, and it is not an Error.
     if isinstance(error, sqlite3.Error | sqlite3.Warning):
         return _classify_sqlite(error)
     if known := _BY_TYPE.get(type(error).__name__):
         return known
     if (known := _by_state(error)) is not None:
         return known
+    # Without a code the server said nothing: libpq noticed that the connection is gone, or psycopg refused by itself.
     if not connected:
         return Fault.LOST
     return Fault.UNAVAILABLE if _is_a(error, "OperationalError") else Fault.OTHER
@@ -199,6 +207,7 @@ def _by_state(error: BaseException) -> Fault | None:
 
 def _classify_sqlite(error: BaseException) -> Fault:
     name, words = getattr(error, "sqlite_errorname", None) or "", str(error)
+    # By the name if there is a whole one; words change between versions, if seldom.
     has_name = name not in ("", "SQLITE_CONSTRAINT")
     for known, beginning, fault in _OF_SQLITE:
         if name.startswith(known) if has_name else words.startswith(beginning):
@@ -215,6 +224,7 @@ def _sqlstate(error: BaseException) -> str:
 
 
 def _is_a(error: BaseException, name: str) -> bool:
+    # By name, so that psycopg need not be imported to recognise its errors.
     return any(kind.__name__ == name for kind in type(error).__mro__)
 
 
@@ -274,6 +284,7 @@ def _no_place_for(path: Path) -> str:
 
 def _no_descriptor_left() -> str:
     """Return why no file can be opened at all, or ''."""
+    # Tried, because the limit and the number in use are both another's to say: ulimit, the system, the container.
     with ExitStack() as opened:
         try:
             for _ in range(_FILES_OF_A_CONNECTION):
@@ -306,6 +317,7 @@ def explain(fault: Fault, place: str, reason: str) -> AgentDbError:
             f"{reason}. Each thread that calls keeps a connection: let fewer call, cap them with ?max_connections= in "
             "the URL, or raise the server's limit"
         )
+    # A table and not a chain of conditions: each meaning has one sentence, to be read side by side with the others.
     for faults, kind, sentence in _SENTENCES:
         if fault in faults:
             return kind(sentence.format(place=place, reason=reason))
@@ -383,6 +395,7 @@ def describe_failure(connection: BaseDatabaseWrapper, error: BaseException) -> s
         classify(error),
         "The database {name} cannot be reached: {reason}.",
     )
+    # "Cannot be reached" would send an operator to the network, when a server that was reached has refused.
     if fault in _OF_A_SERVER:
         sentence = _OF_A_SERVER[fault]
     elif connection.connection and said_by_server(error) and fault is not Fault.LOST:

@@ -17,6 +17,7 @@ from agentdb.interface import SandboxRecord, SandboxState, SessionRecord, Sessio
 
 # A PostgreSQL index entry holds about 2,700 bytes, and an index here has up to four identifiers.
 MAX_IDENTIFIER_BYTES = 512
+# By name, because this module imports no Django and so no models.
 OWN_TABLES = ("agents", "api_keys", "sandboxes", "sessions")
 
 # One statement with this many heartbeats takes a server about a second, and locks the rows for that long.
@@ -33,6 +34,7 @@ _STATES = {state.value: state.value for state in SandboxState}
 
 def text(what: str, value: object) -> str:
     """Return ``value`` if every engine can store it as text."""
+    # Nearly every value is a plain str: the one test that it needs comes first, as this runs for every argument.
     if type(value) is not str:
         if not isinstance(value, str):
             raise InvalidInputError(
@@ -44,6 +46,7 @@ def text(what: str, value: object) -> str:
         raise InvalidInputError(
             f"{what} {value!r} has a NUL character, which PostgreSQL cannot store."
         )
+    # ASCII has no surrogates, and Python knows of each string whether it is ASCII.
     if not value.isascii():
         try:
             value.encode()
@@ -59,6 +62,7 @@ def identifier(what: str, value: object) -> str:
     value = text(what, value)
     if not value:
         raise InvalidInputError(f"{what} must not be empty.")
+    # 128 characters are 512 bytes at most.
     if len(value) > 128 and (size := len(value.encode())) > MAX_IDENTIFIER_BYTES:
         raise InvalidInputError(
             f"{what} has {size} bytes in UTF-8; the limit is {MAX_IDENTIFIER_BYTES}."
@@ -147,6 +151,7 @@ def aware_instant(what: str, value: object) -> datetime:
 
 
 def page_limit(value: object) -> int:
+    # type(), because True is an int. The largest one is what a 64-bit LIMIT takes.
     if type(value) is not int or value < 1 or value >= 2**63:
         raise InvalidInputError(
             f"limit must be a whole number from 1 to 9223372036854775807, not {value!r}."
@@ -193,6 +198,7 @@ def page_position(
 
 def other_tables(what: str, value: object) -> tuple[str, ...]:
     """Return the names of tables that are not agentdb's."""
+    # Not any collection: a string is one too, of its letters.
     if not isinstance(value, list | tuple):
         raise InvalidInputError(
             f"{what} must be a list of names of tables, not {type(value).__name__}."
@@ -219,6 +225,7 @@ def _known(what: str, value: object, known: dict[str, str]) -> str:
 
 def plain_function(fn: Callable[..., Any]) -> None:
     """Refuse a function whose calls would run after the transaction has ended: a coroutine or a generator."""
+    # What a callable object or a partial hides shows only in its result, for which plain_result() looks.
     flags = getattr(getattr(fn, "__code__", None), "co_flags", 0)
     if flags & inspect.CO_COROUTINE:
         raise InvalidInputError(_NOT_A_COROUTINE)
@@ -230,6 +237,7 @@ def plain_result(result: R) -> R:
     """Return the result, or refuse it if the function turned out to be a coroutine or a generator after all."""
     is_awaitable = hasattr(type(result), "__await__")
     if is_awaitable or isinstance(result, GeneratorType | AsyncGeneratorType):
+        # Otherwise Python warns that the coroutine was never awaited, wherever the garbage is collected.
         getattr(result, "close", bool)()
         raise InvalidInputError(_NOT_A_COROUTINE if is_awaitable else _NOT_A_GENERATOR)
     return result

@@ -55,6 +55,7 @@ class KeyHashes:
             raise InvalidInputError(
                 f"An API key must be a string, not {type(plain).__name__}."
             )
+        # Both, so that keys that were issued before a secret was set stay valid.
         return self.hash(plain), bare_hash(plain)
 
 

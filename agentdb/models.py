@@ -51,6 +51,8 @@ class Agent(models.Model):
 
     objects = AgentQuerySet.as_manager()
 
+    # Frozen: databases in use have these names, and later migrations refer to them.
+
     class Meta:
         db_table = "agents"
         constraints = [
@@ -105,6 +107,7 @@ class Session(models.Model):
                 name="idx_sessions_agent_created",
             ),
             Index(F("status"), *NEWEST_FIRST, name="idx_sessions_status_created"),
+            # No call asks for the sessions that have no runner, so those need no entry.
             Index(
                 F("runner_id"),
                 *NEWEST_FIRST,

@@ -45,6 +45,7 @@ __all__ = [
 ]
 
 
+# Django calls an operation with nothing but the schema editor, so what the command wants to hear travels beside it.
 _say: ContextVar[Callable[[str], None] | None] = ContextVar("_say", default=None)
 # The text of a timestamp, as the old server wrote it.
 _TO_TEXT = """to_char("{}" AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')"""
@@ -88,6 +89,7 @@ class CreateLegacyTable(CreateModel):
         if not self.allow_migrate_model(connection.alias, model):
             return
         table = model._meta.db_table
+        # sqlmigrate collects SQL without a look at the database, where the tables are by then.
         if not schema_editor.collect_sql:
             with connection.cursor() as cursor:
                 if table in connection.introspection.table_names(
@@ -108,6 +110,7 @@ class NativeTimestamps(Operation):
     tables reach the state to which ``state_operations`` lead, or lead back.
     """
 
+    # What it does depends on the rows and on the live table's shape, so sqlmigrate cannot show it.
     reduces_to_sql = False
     reversible = True
 
@@ -135,10 +138,12 @@ class NativeTimestamps(Operation):
         models_ = self._models(app_label, connection, to_state)
         if not models_:
             return
+        # In this order: no row appears after the check, and nothing is changed before all tables have passed it.
         _lock(schema_editor, models_)
         refuse_unusable_values(connection)
         if connection.vendor == "sqlite":
             add_native_text(connection)
+        # Texts without an offset are UTC, whatever zone the role or the database has.
         if connection.vendor == "postgresql":
             schema_editor.execute("SET LOCAL TimeZone = 'UTC'", None)
         for model in models_:
@@ -168,6 +173,7 @@ class NativeTimestamps(Operation):
             template = 'agentdb_server_text("{}")'
         _lock(schema_editor, models_)
         native = self._models(app_label, connection, from_state)
+        # All of them before the first table changes, as on the way forward.
         values = UnusableValues.of(_unwritable(connection, native))
         if values.total:
             raise UnusableValuesError(values)
@@ -199,6 +205,7 @@ def make_old_tables(connection: BaseDatabaseWrapper) -> None:
     """
     if connection.vendor != "cockroachdb":
         return
+    # After the command, not in 0001: only then is it known that 0002 does not follow.
     if recorded_migrations(connection) != {"0001_initial"}:
         return
     old = MigrationLoader(connection).project_state(("agentdb", "0001_initial")).apps
@@ -217,6 +224,7 @@ class AddIndex(operations.AddIndex):
         to_state: ProjectState,
     ) -> None:
         model = to_state.apps.get_model(app_label, self.model_name)
+        # CREATE INDEX waits for writers, and every later writer waits behind it: rather fail, and be run again.
         if schema_editor.connection.vendor == "postgresql":
             schema_editor.execute(LIMIT_LOCK_WAITS, None)
         if schema_editor.connection.vendor != "cockroachdb":
@@ -225,6 +233,7 @@ class AddIndex(operations.AddIndex):
             table = expected_table(schema_editor.connection, model)
             index = table.index(self.index.name)
             assert index is not None  # state_forwards has added it
+            # A run that was interrupted has made some of the migration's indexes, and recorded none of it.
             sql = add_index_sql(table.name, index, if_missing=True)
             schema_editor.execute(sql, None)
 
@@ -244,6 +253,8 @@ def _lock(
     schema_editor: BaseDatabaseSchemaEditor, models_: list[type[models.Model]]
 ) -> None:
     """Lock the tables before their rows are checked, so that no unchecked row appears."""
+    # SQLite's migration holds the write lock already; CockroachDB's schema changes are jobs outside the transaction.
+    # One statement for all tables: one by one, two migrations could each hold what the other wants.
     if models_ and schema_editor.connection.vendor == "postgresql":
         tables = ", ".join(
             schema_editor.quote_name(model._meta.db_table) for model in models_
@@ -300,6 +311,7 @@ def _unwritable(
             table = model._meta.db_table
             for column in _timestamp_columns(model):
                 cursor.execute(
+                    # The + takes the declared type away, by which the driver would convert the value.
                     f'SELECT id, +"{column}" FROM "{table}" WHERE agentdb_server_text("{column}") IS NULL'
                 )
                 for id, value in cursor:

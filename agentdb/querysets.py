@@ -12,7 +12,8 @@ from agentdb.interface import SandboxState, SessionStatus
 
 M = TypeVar("M", bound=Model, covariant=True)
 
-# Newest first; the order among equals does not depend on the locale.
+# Newest first; the order among equals does not depend on the locale. The indexes of the models are built of the same
+# expressions: PostgreSQL uses one only if its expression is the query's to the letter.
 NEWEST_FIRST = (F("created_at").desc(), CodePointOrder("id").desc())
 LEAST_RECENTLY_USED_FIRST = (F("last_used_at").asc(), CodePointOrder("id").asc())
 
@@ -77,6 +78,7 @@ class SandboxQuerySet(_OfTenant[Any]):
         """Those in this state."""
         return self.filter(state=str(state))
 
+    # A subquery and not a join: these querysets also update and delete, and Django does neither through a join.
     def reserved_for(self, sessions: QuerySet[Any]) -> Self:
         """Those whose session is one of these."""
         return self.filter(OneOfRows("session_id", sessions.values("pk")))

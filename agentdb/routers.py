@@ -24,6 +24,7 @@ class AgentDbRouter:
     db_for_write = db_for_read
 
     def allow_relation(self, obj1: Any, obj2: Any, **hints: Any) -> bool | None:
+        # None leaves other models to the next router.
         ours = [each._meta.app_label == APP_LABEL for each in (obj1, obj2)]
         return all(ours) if any(ours) else None
 

@@ -28,10 +28,10 @@ INTERRUPTED = 130  # as in a shell: 128 + SIGINT
 class AgentDbCommand(BaseCommand):
     """A command whose ``handle()`` raises ``AgentDbError`` to refuse, and that Ctrl-C may stop."""
 
-    refused: ClassVar[int] = 2  # the exit code for an AgentDbError
-    output_is_the_result: ClassVar[bool] = (
-        False  # whether unwritable output is a failure
-    )
+    # The exit code for an AgentDbError; 1 is the answer "no" of a command that checks.
+    refused: ClassVar[int] = 2
+    # Whether unwritable output is a failure.
+    output_is_the_result: ClassVar[bool] = False
     progress: ProgressLine
 
     def __init__(
@@ -41,6 +41,7 @@ class AgentDbCommand(BaseCommand):
         no_color: bool = False,
         force_color: bool = False,
     ):
+        # Any: Django asks for its own OutputWrapper or a text stream, and wraps what it gets.
         self._output = Output(sys.stdout if stdout is None else stdout)
         output: Any = self._output
         errors: Any = Output(sys.stderr if stderr is None else stderr)
@@ -71,6 +72,7 @@ class AgentDbCommand(BaseCommand):
             sys.exit(code)
 
     def execute(self, *args: Any, **options: Any) -> str | None:
+        # call_command() may pass another stream, which Django puts in place only later.
         given = options.get("stderr")
         stderr = self.stderr if given is None else OutputWrapper(given)
         self.progress = ProgressLine(stderr, verbosity=options.get("verbosity", 1))
@@ -78,6 +80,7 @@ class AgentDbCommand(BaseCommand):
             return super().execute(*args, **options)
         except AgentDbError as error:
             self.progress.clear()
+            # A program that asked for JSON reads one object, whatever happened.
             report = self.error_report(error) if options.get("json") else None
             if report is None:
                 raise CommandError(
@@ -101,10 +104,12 @@ class AgentDbCommand(BaseCommand):
             self.stdout.write(line)
 
     def print_json(self, report: object) -> None:
+        # default=str: instants and paths. The characters as they are, because people read it too.
         self.stdout.write(json.dumps(report, indent=2, ensure_ascii=False, default=str))
 
     def _code_after_output(self, code: Any) -> Any:
         """Return the exit code, which says what is stored; an unreadable result counts as a failure."""
+        # Work that is done stays done if the sentence about it is lost; a report that is lost was not made.
         self._output.flush()
         if self._output.failure is None:
             return code
@@ -129,7 +134,8 @@ class DatabaseCommand(AgentDbCommand):
     def add_action(self, actions: Any, name: str, help: str) -> argparse.ArgumentParser:
         """Add an action that also takes the options of its command, because people write them at the end."""
         parser: argparse.ArgumentParser = actions.add_parser(name, help=help)
-        absent = argparse.SUPPRESS  # an option before the action counts
+        # Without this an action's default would overwrite what stands before the action.
+        absent = argparse.SUPPRESS
         self._add_database(parser, absent)
         parser.add_argument(
             "-v", "--verbosity", type=int, choices=range(4), default=absent, help=absent
@@ -143,6 +149,7 @@ class DatabaseCommand(AgentDbCommand):
         parser.add_argument(
             "--database",
             default=default,
+            # A misspelt alias would be a traceback otherwise.
             choices=tuple(connections),
             help=f"The alias of the database (default: {default_alias()}).",
         )

@@ -25,6 +25,7 @@ class Output:
     def flush(self) -> None:
         self._try("flush")
 
+    # Defined, because a closed descriptor has no stream to ask.
     def isatty(self) -> bool:
         return self._stream is not None and self._stream.isatty()
 
@@ -32,6 +33,7 @@ class Output:
         return getattr(self._stream, name)
 
     def _try(self, method: str, *arguments: str) -> None:
+        # Once only: after a failure the rest would fail too, or, worse, arrive with a hole in it.
         if self.failure is not None:
             return
         try:
@@ -51,6 +53,7 @@ class Output:
 def write_any_character() -> None:
     """Show an escape for characters that the terminal's encoding lacks."""
     for stream in (sys.stdout, sys.stderr):
+        # A test, or a program that runs a command, may have put something simpler there.
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
             reconfigure(errors="backslashreplace")
@@ -58,6 +61,7 @@ def write_any_character() -> None:
 
 def occupy_closed_descriptors() -> None:
     """Open the null device on closed descriptors 0 to 2, or a database file could get one and receive output."""
+    # The system gives out the lowest free number, so this fills the gaps in order.
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(descriptor)

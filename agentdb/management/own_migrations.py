@@ -14,6 +14,7 @@ class Command(makemigrations.Command):
     """Django's makemigrations for the apps in ``AGENTDB_APPS`` only; agentdb's own migrations are released."""
 
     def handle(self, *app_labels: str, **options: Any) -> None:
+        # Without labels Django would write migrations for every installed app: into site-packages, for agentdb.
         labels = own_apps.labels_of(own_apps.installed_names())
         if not labels:
             raise CommandError(

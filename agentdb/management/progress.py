@@ -14,6 +14,7 @@ class ProgressLine:
     def __init__(self, stream: OutputWrapper, *, verbosity: int = 1) -> None:
         self._stream = stream
         self._quiet = verbosity == 0
+        # A dumb terminal shows the control characters instead of obeying them.
         self._on_terminal = stream.isatty() and os.environ.get("TERM") != "dumb"
         self._last = self._began = time.monotonic()
         self._table = ""
@@ -25,15 +26,19 @@ class ProgressLine:
         if self._quiet:
             return
         now = time.monotonic()
+        # The pace is that of this table and this run: rows differ in size, and a resumed copy begins in the middle.
         if table != self._table:
             self._table, self._began, self._first = table, now, done
+        # A log file is not to fill up with progress.
         if now - self._last < (0.2 if self._on_terminal else 10.0):
             return
         self._last = now
         text = f"{table}: {done:,} of {total:,}"
         seconds = now - self._began
+        # The first second says too little about the rest.
         if seconds >= 1 and done > self._first:
             rate = (done - self._first) / seconds
+            # Rows may have come since they were counted: what is left is never negative.
             text += f", {rate:,.0f} a second, {max(total - done, 0) / rate:,.0f} s left"
         if not self._on_terminal:
             self._stream.write(text, style_func=str)
@@ -41,6 +46,7 @@ class ProgressLine:
         width = 20
         filled = width * done // total if total else width
         self._stream.write(
+            # Back to the start of the line, and clear it: the next text may be shorter.
             f"\r\x1b[K[{'#' * filled}{'.' * (width - filled)}] {text}",
             style_func=str,
             ending="",

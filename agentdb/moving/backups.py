@@ -34,6 +34,7 @@ def back_up_database(
         raise DatabaseUnavailableError(
             f"There is no folder {str(target.parent)!r} for the backup. Create it first."
         )
+    # A file has more than the four tables, and SQLite's own backup copies it page by page with all that is in it.
     source = sqlite_path(connections[alias])
     if source is not None:
         copydb.check_source(alias)
@@ -57,5 +58,6 @@ def back_up_database(
             # A backup is one file: the log beside it becomes part of it.
             with closing(connections[alias_of_copy].cursor()) as cursor:
                 cursor.execute("PRAGMA journal_mode=DELETE")
+        # The file has what the database has, hashes of keys included, and none of its access rules.
         os.chmod(copied, 0o600)
         back_up(copied, target=target)

@@ -20,6 +20,7 @@ from agentdb.schema.rows import decoded, shown
 from agentdb.schema.spelling import AS_SQLITE_TEXT
 from agentdb.schema.sqltext import quote_name
 
+# A few hundred kilobytes: so much that Python's part is small, and so little that memory stays constant.
 ROWS_A_CHUNK = 1_000
 Chunk = bytes  # rows, a line each
 Row = tuple[bytes | None, ...]
@@ -35,6 +36,7 @@ _ESCAPES = {
     b"\f": b"\\f",
     b"\r": b"\\r",
 }
+# By what stands behind the backslash.
 _UNESCAPES = {escape[1:]: plain for plain, escape in _ESCAPES.items()}
 # What is looked for in a whole chunk. A tab or a line feed in a value shows in the count of them.
 _ESCAPED = b"\\\b\v\f\r"
@@ -60,6 +62,7 @@ def read_chunks(
     if limit is not None:
         sql += f" LIMIT {limit}"
     parameters = [] if after is None else [after]
+    # The driver's own connection, because Django's cursor would convert each value and knows no COPY.
     connection.ensure_connection()
     raw = connection.connection
     if connection.vendor == "sqlite":
@@ -146,6 +149,7 @@ def inserting(
 ) -> Iterator[Callable[[Chunk], None]]:
     """Yield a function that inserts the rows of a chunk. What the target refuses becomes an ``AgentDbError``."""
     name = model._meta.db_table
+    # By name: an adopted table has its columns in another order.
     columns = [quote_name(str(field.column)) for field in model._meta.concrete_fields]
     into = f"{quote_name(name)} ({', '.join(columns)})"
     first = b""
@@ -187,6 +191,7 @@ def _sender(
                 sql, map(_texts, chunk[:-1].decode().split("\n"))
             )
             return
+        # The texts of instants that are sent have no offset.
         cursor.execute("SET LOCAL TimeZone = 'UTC'")
         with cursor.copy(f"COPY {into} FROM STDIN") as copying:
             yield copying.write

@@ -70,6 +70,7 @@ class TableSummary:
     """A table's row count and hash, equal for equal rows on every engine."""
 
     rows: int
+    # A sum over blocks and not one hash over all: a copy that resumes adds to the stored one.
     checksum: int
 
 
@@ -116,6 +117,7 @@ def copy(
     with inspecting(source) as reading, translated_errors(reading):
         _check_schema(reading)
         writing = connections[target]
+        # Before anything opens the file: SQLite takes an empty or a foreign one for a database to begin with.
         if (path := sqlite_path(writing)) is not None and path.exists():
             check_sqlite_file(path)
         refuse_uncopyable(reading, writing)
@@ -133,9 +135,11 @@ def copy(
                 )
                 for model in _models()
             }
+            # Built before the check, so that the check reads the finished database, the order of its index included.
             _build_indexes(writing, progress)
             _check_written(writing, copied, progress)
             _check_schema(writing)
+            # Last of all: until here an interruption leaves a copy that the same command completes.
             with writing.cursor() as cursor:
                 cursor.execute(f"DROP TABLE {CHECKPOINT}")
             return copied
@@ -204,6 +208,7 @@ def check(source: str, target: str) -> dict[str, int]:
         refuse_uncopyable(reading, connections[target])
         tables = map(_table, _models())
         rows = {table: count_rows(reading, table) for table in tables}
+    # A missing file is no obstacle: the copy creates it.
     with suppress(MissingFileError), inspecting(target) as there:
         names = set(there.introspection.table_names())
         if CHECKPOINT not in names:
@@ -223,6 +228,7 @@ def check_source(alias: str) -> None:
 
 def differing_rows(source: str, target: str) -> list[str]:
     """Return sentences about the first rows that differ, and about each table."""
+    # Side by side in the order of the key, so that neither table has to fit in memory.
     found: list[str] = []
     with inspecting(source) as one, inspecting(target) as other:
         for model in _models():
@@ -312,6 +318,7 @@ def _checkpoints(writing: BaseDatabaseWrapper, place: str) -> dict[str, _Done]:
             name: _Done(last, int(rows), int(checksum))
             for name, last, rows, checksum in cursor.fetchall()
         }
+    # Rows of two databases mixed in one would pass for a copy of either.
     begun = found.pop("", _Done("")).last_id
     if begun != place:
         raise InvalidInputError(
@@ -457,6 +464,7 @@ def _build_indexes(writing: BaseDatabaseWrapper, progress: Progress) -> None:
     """Build the missing indexes, and update PostgreSQL's planner statistics."""
     if writing.vendor == "cockroachdb":
         return
+    # Only those that are missing: a copy that was stopped here has built some.
     live = read_tables(writing)
     missing = [
         (model, index)
@@ -469,6 +477,7 @@ def _build_indexes(writing: BaseDatabaseWrapper, progress: Progress) -> None:
         for number, (model, index) in enumerate(missing):
             progress("indexes", number, len(missing))
             cursor.execute(str(index.create_sql(model, editor)))
+        # Without statistics the planner would guess until autovacuum runs.
         if writing.vendor == "postgresql":
             for model in _models():
                 cursor.execute(f"ANALYZE {quote_name(_table(model))}")

@@ -18,7 +18,7 @@ def left_behind(alias: str) -> list[str]:
         tables = [
             f"Not copied: table {name!r}, {counted(rows, 'row')}."
             for name, rows in other_tables(connection).items()
-            if name != CHECKPOINT
+            if name != CHECKPOINT  # of a copy into this database that was stopped
         ]
         return tables + [
             f"Not copied: column {column!r} of {table!r}."

@@ -18,6 +18,7 @@ from agentdb.schema.other_tables import (
     session_tables,
 )
 
+# A batch is one transaction, and locks its rows until it ends: a fraction of a second for so many.
 _BATCH = 1000
 _LOCK_TIMEOUT_SECONDS = 5
 _UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
@@ -25,6 +26,7 @@ _UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 def age(text: str) -> timedelta:
     """Read ``30d``: a whole number and m, h, d or w."""
+    # No unit is guessed: 30 could be days or seconds. Six digits are centuries, and no timedelta overflows.
     match = re.fullmatch(r"([1-9]\d{0,5})([mhdw])", text)
     if match is None:
         raise InvalidInputError(

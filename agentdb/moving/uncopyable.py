@@ -44,6 +44,8 @@ def _unusable_on_sqlite(
             StoredColumn(str(field.column), _kind(field))
             for field in model._meta.concrete_fields
         ]
+        # SQLite stores any type in any column. The + takes the declared type away, by which a value would be converted
+        # on its way to here; and nearly all rows are usual, which SQLite can tell without handing them to Python.
         values = ", ".join(f"+{column.sql}" for column in columns)
         usual = is_usual_on_sqlite(connection, columns)
         sql = f"SELECT {values} FROM {quote_name(table)} WHERE ({usual}) IS NOT TRUE"
@@ -78,6 +80,7 @@ def _reason(kind: str, value: Any, target: str) -> str | None:
 def _unusable_on_a_server(
     connection: BaseDatabaseWrapper, target: str
 ) -> Iterator[UnusableValue]:
+    # A server's types leave one thing that no other engine, nor Python, can hold: 'infinity' and the years beyond 9999.
     tables = expected_tables(connection, apps).values()
     for found in unreadable_timestamps(connection, tables):
         yield UnusableValue(

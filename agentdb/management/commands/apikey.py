@@ -68,6 +68,7 @@ class Command(DatabaseCommand):
 
     def issue(self, db: DjangoDb, tenant_id: str, label: str) -> None:
         plain, record = db.issue_api_key(tenant_id, label)
+        # Alone on standard output, so that a script can take it. Flushed, because a full disk shows only then.
         self.stdout.write(plain)
         self.stdout.flush()
         if self._output.failure is not None:
@@ -85,6 +86,7 @@ class Command(DatabaseCommand):
         keys = ApiKey.objects.using(alias).order_by("tenant_id", "-created_at", "-id")
         if tenant_id is not None:
             keys = keys.filter(tenant_id=tenant_id)
+        # One row at a time: there may be more keys than fit in memory.
         count = 0
         for key in keys.iterator():
             self.show(key)
@@ -112,6 +114,7 @@ class Command(DatabaseCommand):
             masked(key.key_hash),
             exact(key.created_at),
         ]
+        # A label may hold tabs and line ends, which would forge columns and rows.
         self.stdout.write("\t".join(" ".join(column.split()) for column in columns))
 
     def revoke(self, db: DjangoDb, id: str) -> None:

@@ -42,6 +42,7 @@ class Command(DatabaseCommand):
     def handle(
         self, *, check: bool, json: bool, no_backup: bool, database: str, **options: Any
     ) -> None:
+        # Called after the decision and before the first change, so that what is printed is what happens.
         def found(findings: Findings, plan: Plan) -> None:
             self.progress.clear()
             if not json:

@@ -57,6 +57,7 @@ class Command(AgentDbCommand):
             temporary_alias(source_url) as source,
             temporary_alias(target_url) as target,
         ):
+            # So that a script can repeat the command: a second run does not fail because of the first one's rows.
             if copydb.already_copied(source, target):
                 self.progress.clear()
                 self.stdout.write(
@@ -67,6 +68,7 @@ class Command(AgentDbCommand):
                 self._say(copydb.check(source, target), "to copy", source)
                 self.stdout.write("Nothing was copied.")
                 return
+            # With --verify a target that has rows is what is to be compared, not a mistake.
             if not (verify and copydb.has_rows(target)):
                 copied = copydb.copy(source, target, self.progress, self.progress.say)
                 self.progress.clear()

@@ -52,5 +52,7 @@ def _health(alias: str) -> Health:
     try:
         return DjangoDb(alias).health()
     finally:
+        # A probe that a program runs in its own process leaves no connection behind; in a test's transaction it would
+        # roll that back.
         if not connections[alias].in_atomic_block:
             connections[alias].close()

@@ -36,8 +36,8 @@ from agentdb.schema.rows import count_rows
 class Command(AgentDbCommand, migrate.Command):
     """Django's migrate, for one process at a time, which refuses tables of another shape."""
 
-    refused = 1  # as Django's own
-    # What the database lacked before, once that was asked.
+    refused = 1  # as Django's own, which deployments know
+    # What the database lacked before, once that was asked: after Ctrl-C it says whether anything was applied.
     lacking: tuple[BaseDatabaseWrapper, list[str]] | None = None
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -101,11 +101,13 @@ class Command(AgentDbCommand, migrate.Command):
     def _prepare_and_migrate(
         self, connection: BaseDatabaseWrapper, args: Any, options: dict[str, Any]
     ) -> None:
+        # On the way back an open connection of this version would write native timestamps into text columns.
         goes_back = not options["fake"] and leads_back(
             connection, options["migration_name"]
         )
         if goes_back and not options["force"]:
             refuse_others(connection)
+        # The checks come after the lock: the process that had it may have migrated meanwhile.
         with (
             migration_lock(connection, lambda: self._say_waiting(options["verbosity"])),
             lifted_limits(connection, self.progress.say),
@@ -150,6 +152,7 @@ class Command(AgentDbCommand, migrate.Command):
     ) -> bool:
         if options["app_label"] is not None:
             return False
+        # Apps that live beside agentdb's, with apps= or in a project.
         executor = MigrationExecutor(connection)
         return bool(executor.migration_plan(executor.loader.graph.leaf_nodes()))
 
@@ -165,6 +168,7 @@ class Command(AgentDbCommand, migrate.Command):
             return
         listed = ", ".join(f"{name} ({count:,})" for name, count in rows.items())
         loss = f"'migrate agentdb zero' drops the tables with their rows: {listed}."
+        # Only a person at a terminal is asked. A script's standard input may be anything, and "yes" among it.
         if sys.stdin.isatty() and self.stderr.isatty():
             self.stderr.write(
                 f"{loss} Type 'yes' to drop them: ", style_func=str, ending=""
@@ -192,6 +196,7 @@ class Command(AgentDbCommand, migrate.Command):
 
 def _cause(error: DatabaseError) -> BaseException:
     """The reason why Django could not create its own table, or the error itself."""
+    # Django replaces the driver's error by its own text and chains it as the context, not as the cause.
     if isinstance(error, MigrationSchemaMissing) and error.__context__:
         return error.__context__
     return error

@@ -56,7 +56,7 @@ class Command(DatabaseCommand):
         database: str,
         **options: Any,
     ) -> None:
-        self.pruned = 0
+        self.pruned = 0  # first of all, because interrupted() reads it
         ended_before = datetime.now(UTC) - prune.age(older_than)
         tables = other_tables("--also", also)
         db = (
@@ -68,6 +68,7 @@ class Command(DatabaseCommand):
             f"{db.describe()}: sessions that ended before {ended_before:%Y-%m-%d %H:%M} UTC."
         )
         sessions = prune.finished_sessions(database, tenant, ended_before)
+        # Counted before: afterwards the sessions that the rows name are gone.
         total, rows = sessions.count(), prune.rows_naming(sessions, tables)
         if dry_run:
             self.stdout.write(f"{total:,} would be deleted. Nothing was changed.")
@@ -75,6 +76,7 @@ class Command(DatabaseCommand):
             return
         for batch in prune.prune(db, database, ended_before, tables):
             self.pruned += batch
+            # Sessions may have ended since they were counted.
             self.progress("sessions", self.pruned, max(total, self.pruned))
         self.progress.clear()
         self.stdout.write(f"Deleted {counted(self.pruned, 'session')}.")

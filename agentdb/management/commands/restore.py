@@ -29,6 +29,7 @@ class Command(DatabaseCommand):
     def handle(self, *, file: str, database: str, **options: Any) -> None:
         self.progress.say(f"Restoring into {describe(connections[database])}.")
         path = Path(file).absolute()
+        # Connecting would create an empty file, and restore nothing from it.
         if not path.exists():
             raise AgentDbError(f"There is no backup {file!r}.")
         check_sqlite_file(path)

@@ -69,6 +69,7 @@ class Command(DatabaseCommand):
         **options: Any,
     ) -> None:
         user = _user(user)
+        # Both before the server starts: in it, the first page would be an error.
         _check_migrated(database)
         if audit_log is not None:
             _check_audit_log(audit_log)
@@ -94,6 +95,7 @@ def _run(settings: dict[str, Any]) -> int:
     environment = {
         name: value
         for name, value in os.environ.items()
+        # The project's settings are not the server's; its paths come as arguments, in another order.
         if name not in ("DJANGO_SETTINGS_MODULE", "PYTHONPATH")
     }
     server = subprocess.Popen(
@@ -111,6 +113,7 @@ def _run(settings: dict[str, Any]) -> int:
         try:
             code = server.wait()
         except KeyboardInterrupt:
+            # The terminal sent it to the server as well, unless a program did, and to this process alone.
             server.stdin.close()
             code = server.wait()
     return code
@@ -180,6 +183,7 @@ def _served(connection: BaseDatabaseWrapper, *, read_only: bool) -> dict[str, An
     if connection.vendor != "sqlite":
         asked = int(options.get("connect_timeout", 0))
         # 0 would wait forever.
+        # A page, unlike a service's start, has a person waiting.
         quick = min(asked, _CONNECT_SECONDS) if asked > 0 else _CONNECT_SECONDS
         options["connect_timeout"] = quick
     elif path is not None:
@@ -187,6 +191,7 @@ def _served(connection: BaseDatabaseWrapper, *, read_only: bool) -> dict[str, An
         # The file keeps its journal mode.
         kept = [each for each in commands if each and "journal_mode" not in each]
         options |= {"timeout": _LOCK_SECONDS, "init_command": "; ".join(kept)}
+        # BEGIN IMMEDIATE, as agentdb's settings say, asks for the write lock, which a read-only file refuses.
         if read_only:
             options.pop("transaction_mode", None)
             settings["NAME"] = _read_only_name(path)
@@ -207,6 +212,7 @@ def _name(connection: BaseDatabaseWrapper) -> str:
         re.sub(r"[^a-z0-9]+", "-", called.lower()).strip("-")[:30].strip("-")
         or "agentdb"
     )
+    # Random as well: two servers may show databases of one name, and a cookie of an old one is not to open a new one.
     return f"{readable}-{secrets.token_hex(3)}"
 
 
@@ -224,6 +230,7 @@ def _user(asked: str | None) -> str:
 
 
 def _check_audit_log(path: str) -> None:
+    # Opened as the server will open it, because permissions alone do not tell: a full disk, a read-only mount.
     try:
         with open(path, "a"):
             pass

@@ -22,6 +22,7 @@ class Command(DatabaseCommand):
     ) -> None:
         if not json:
             self.name_database(database, verbosity)
+        # Read-only and in one snapshot: a migration that runs meanwhile is seen before or after, not in between.
         with inspecting(database) as connection:
             verification = verify(connection)
         if json:
@@ -37,6 +38,7 @@ class Command(DatabaseCommand):
     def _print(self, verification: Verification) -> None:
         for difference in verification.differences:
             self.stdout.write(self.style.ERROR(difference.message))
+        # In one line: a project's database may have hundreds of its own.
         foreign = [
             note.table for note in verification.notes if note.code == "table.foreign"
         ]
