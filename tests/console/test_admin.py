@@ -24,6 +24,7 @@ from django.utils import timezone
 
 from agentdb import AgentDbError
 from agentdb.admin import changelist
+from agentdb.admin import display as admin_display
 from agentdb.admin.changelist import Order
 from agentdb.console import display
 from agentdb.console.questions import Answer, Problem
@@ -243,6 +244,19 @@ def test_relative_names_the_unit_that_still_tells(seconds: int, text: str):
     now = timezone.now()
 
     assert display.relative(now - timedelta(seconds=seconds), now) == text
+
+
+def test_a_long_path_shows_its_beginning_and_end():
+    short, long = "/srv/a", f"/srv/agents/{'x' * 60}/support-bot"
+
+    assert f">{short}<" in admin_display.short_path(short)
+    middle = f'<span class="agentdb-mid">{long[10:-14]}</span>'
+    assert f">{long[:10]}{middle}{long[-14:]}<" in admin_display.short_path(long)
+
+
+def test_the_badge_of_a_newer_servers_status_has_a_neutral_style():
+    assert "agentdb-is-running" in admin_display.badge("running")
+    assert "agentdb-is-other" in admin_display.badge('"frozen"')
 
 
 FILTERS: list[tuple[str, dict[str, str], list[str]]] = [

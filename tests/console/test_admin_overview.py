@@ -338,6 +338,13 @@ def test_values_of_a_newer_server_come_last_and_bars_are_shares_of_the_whole(
     assert (bars["active"], bars["stopped"]) == (23.1, 0)
 
 
+@pytest.mark.parametrize("engine", ["postgresql"], indirect=True)
+def test_a_table_that_was_never_analyzed_is_not_estimated(site: Site):
+    with connections[site.alias].cursor() as cursor:
+        cursor.execute("TRUNCATE sessions")
+    assert figures.estimated_rows(Session.objects.using(site.alias)) is None
+
+
 def test_large_tables_are_estimated_or_counted_up_to_a_limit_and_say_so(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ):
