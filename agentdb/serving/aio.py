@@ -150,12 +150,13 @@ class AsyncDb:
             raise DatabaseClosedError(_CLOSED)
         self._refuse_inside()
         workers = self._transactions if call.apart else self._workers
+        tries = self._tries  # an attempt to open that ends later is this call's, too
         # Of the class, since a wrapper may hand on every name that it lacks, and yet do something of its own.
         joins = getattr(type(self._db), "_joins", None)
         is_joined = joins is not None and call.kind and joins(self._db, call.kind[0])
         kind = call.kind if is_joined else ()
         return workers.job(
-            lambda: self._call(call.do),
+            lambda: self._call(call.do, tries),
             keys=call.keys,
             reads=call.reads,
             in_turn=not call.reads and getattr(self._db, "_writes_in_turn", True),
@@ -175,7 +176,7 @@ class AsyncDb:
             answers: dict[str, Any] | None = db._do_each(kind[0], ids)
             return answers
 
-        return self._call(do)
+        return self._call(do, self._tries)
 
     @property
     def _source(self) -> AsyncDb:
@@ -190,10 +191,9 @@ class AsyncDb:
         ):
             raise InvalidInputError(_INSIDE)
 
-    def _call(self, call: Callable[[Db], R]) -> R:
+    def _call(self, call: Callable[[Db], R], tries: int) -> R:
         db = self._db
         if db is None:
-            tries = self._tries
             with self._opening:
                 if self._db is None:
                     if self._tries > tries and self._failure is not None:

@@ -28,6 +28,8 @@ from agentdb import (
 from agentdb.serving.connections import postgresql
 from agentdb.serving.forking import forking
 from tests.helpers.factories import execute
+from tests.helpers.limits import set_call_timeout
+from tests.helpers.moments import WhenItWaits
 from tests.helpers.servers import FAST, Server
 
 
@@ -137,9 +139,12 @@ def test_a_file_that_is_moved_while_a_write_waits_for_its_lock_is_no_success(
             path.rename(tmp_path / "moved.db")
             other.execute("COMMIT")
 
-        threading.Timer(0.3, move).start()
-        with pytest.raises(
-            OutcomeUnknownError, match="The last write went into the file that was open"
+        with (
+            pytest.raises(
+                OutcomeUnknownError,
+                match="The last write went into the file that was open",
+            ),
+            WhenItWaits(db.alias, move),
         ):
             db.insert_session("s2", "a", "sb")
         other.close()
@@ -320,15 +325,22 @@ def test_hosts_that_answer_nothing_are_tried_within_one_limit(
     assert all(share <= 0.5 for share in shares)
 
 
-def test_a_commit_without_its_standby_is_of_unknown_outcome() -> None:
+def test_a_commit_without_its_standby_is_of_unknown_outcome(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # This server can be reached, and answers when it is told to cancel, however slow it is.
+    monkeypatch.setattr(postgresql, "_CANCEL_SECONDS", 60)
+    monkeypatch.setattr(postgresql, "_ANSWER_SECONDS", 60)
     with Server() as server:
         server.init()
         server.start(
             **FAST, synchronous_standby_names="nobody", synchronous_commit="local"
         )
-        with agentdb.connect(f"{server.url}?call_timeout=1", migrate=True) as db:
+        with agentdb.connect(server.url, migrate=True) as db:
             execute(server.url, "ALTER DATABASE postgres SET synchronous_commit = 'on'")
             connections[db.alias].close()
+            db.list_sessions()
+            set_call_timeout(db, 1)
 
             with pytest.raises(
                 OutcomeUnknownError,
@@ -340,6 +352,7 @@ def test_a_commit_without_its_standby_is_of_unknown_outcome() -> None:
                 match="its synchronous standby did not say that it has",
             ):
                 db.run_transaction(lambda tx: tx.insert_session("s2", "a", "sb"))
+            set_call_timeout(db, 60)
             assert {session.id for session in db.list_sessions()} == {"s1", "s2"}
 
 

@@ -21,7 +21,7 @@ from examples import fleet
 SESSIONS = int(os.environ.get("AGENTDB_FLEET_SESSIONS", "16"))
 TURNS = int(os.environ.get("AGENTDB_FLEET_TURNS", "5"))
 SECONDS = float(os.environ.get("AGENTDB_FLEET_SECONDS", "6"))
-SILENT_AFTER = 2.5
+SILENT_AFTER = 8  # a runner that is only slow is not silent for so long
 EXAMPLE = Path(fleet.__file__)
 
 
@@ -91,7 +91,7 @@ def running(fleet: Fleet) -> Iterator[list[subprocess.Popen[bytes]]]:
         for process in processes:
             process.terminate()
         for process in processes:
-            assert process.wait(60) == 0
+            assert process.wait(180) == 0
 
 
 def test_a_fleet_loses_nothing_and_runs_nothing_twice_while_its_runners_are_killed(
@@ -99,12 +99,14 @@ def test_a_fleet_loses_nothing_and_runs_nothing_twice_while_its_runners_are_kill
 ) -> None:
     killed = 0
     members = Fleet(url, tmp_path)
-    assert members.start("submit", str(SESSIONS)).wait(60) == 0
+    assert members.start("submit", str(SESSIONS)).wait(180) == 0
 
     with agentdb.connect(url) as db, running(members) as processes:
         now = time.monotonic()
-        ends_at, given_up_at, kill_at = now + SECONDS, now + SECONDS + 180, now + 2
-        while db.count_sessions(status="ended") < SESSIONS or now < ends_at:
+        ends_at, given_up_at, kill_at = now + SECONDS, now + SECONDS + 300, now + 2
+        while (
+            db.count_sessions(status="ended") < SESSIONS or now < ends_at or not killed
+        ):
             now = time.monotonic()
             assert now < given_up_at, (
                 db.list_sessions(status=("starting", "active", "paused")),
@@ -113,7 +115,7 @@ def test_a_fleet_loses_nothing_and_runs_nothing_twice_while_its_runners_are_kill
             assert [process.poll() for process in processes] == [None] * 3, (
                 members.said()
             )
-            if kill_at < now < ends_at:
+            if kill_at < now and (now < ends_at or not killed):
                 number = random.choice((1, 2))
                 processes[number].send_signal(signal.SIGKILL)
                 processes[number].wait()

@@ -191,7 +191,7 @@ def test_a_session_of_a_deleted_agent_is_never_left(
                 if tx.get_agent(name) is not None:
                     has_read.set()
                     if engine != "sqlite":  # where the other waits for this one
-                        deleted.wait(30)
+                        deleted.wait(120)
                     tx.insert_session(name, name, "sb")
 
             def delete(
@@ -199,7 +199,7 @@ def test_a_session_of_a_deleted_agent_is_never_left(
                 has_read: threading.Event = has_read,
                 deleted: threading.Event = deleted,
             ) -> None:
-                has_read.wait(30)
+                has_read.wait(120)
                 db.delete_agent(name)
                 deleted.set()
 

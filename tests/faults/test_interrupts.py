@@ -5,6 +5,7 @@ Set AGENTDB_INTERRUPT_SECONDS for longer runs.
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import signal
@@ -12,8 +13,8 @@ import sqlite3
 import sys
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psycopg
@@ -23,6 +24,8 @@ from django.db import connections, transaction
 import agentdb
 from agentdb import AgentDbError, Db, DjangoDb
 from agentdb.serving.forking import forking
+from tests.helpers.factories import execute
+from tests.helpers.moments import WhenItWaits, wait_until
 
 _SECONDS = float(os.environ.get("AGENTDB_INTERRUPT_SECONDS", "2"))
 
@@ -43,6 +46,27 @@ def _handler() -> object:
     signal.signal(signal.SIGALRM, before)
 
 
+def is_waiting(url: str) -> bool:
+    """Whether somebody waits for a lock in this database; the server may be shared with tests that run meanwhile."""
+    waiting = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    return bool(execute(url, waiting))
+
+
+@contextmanager
+def interrupted_while_it_waits_for_a_lock(url: str) -> Iterator[None]:
+    """Interrupt the body once it waits for a lock on the server."""
+
+    def watch() -> None:
+        wait_until(lambda: is_waiting(url))
+        os.kill(os.getpid(), signal.SIGALRM)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    with pytest.raises(Interrupt):
+        yield
+    thread.join()
+
+
 def test_interrupted_wait_for_the_write_lock_leaves_no_transaction(
     tmp_path: Path,
 ) -> None:
@@ -50,9 +74,17 @@ def test_interrupted_wait_for_the_write_lock_leaves_no_transaction(
     with agentdb.connect(f"sqlite:///{path}", migrate=True) as db:
         other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         other.execute("BEGIN IMMEDIATE")
-        threading.Timer(0.4, other.execute, ["COMMIT"]).start()
-        signal.setitimer(signal.ITIMER_REAL, 0.1)
-        with pytest.raises(Interrupt):
+        db.list_sessions()
+
+        def interrupt_and_release() -> None:
+            os.kill(os.getpid(), signal.SIGALRM)
+            other.execute("COMMIT")
+
+        # Python's handler is called when SQLite has returned, with the lock.
+        with (
+            pytest.raises(Interrupt),
+            WhenItWaits(db.alias, interrupt_and_release),
+        ):
             db.run_transaction(lambda tx: tx.insert_session("never", "a", "sb"))
         other_sees = db.insert_session("s1", "a", "sb")
 
@@ -83,15 +115,11 @@ def test_interrupted_statement_on_postgresql_is_cancelled_and_the_next_call_work
     with agentdb.connect(url) as db, psycopg.connect(url) as other:
         db.insert_session("s1", "a", "sb")
         other.execute("UPDATE sessions SET agent_name = 'b'")
-        signal.setitimer(signal.ITIMER_REAL, 0.2)
-        with pytest.raises(Interrupt):
+        with interrupted_while_it_waits_for_a_lock(url):
             db.touch_session("s1")
 
         assert db.get_session("s1") is not None
-        waiting = (  # in this database: the server is shared with tests that run at the same time
-            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-        )
-        assert other.execute(waiting).fetchone() == (0,)
+        wait_until(lambda: not is_waiting(url))
 
 
 def test_interrupted_health_leaves_django_a_connection_that_works(
@@ -115,8 +143,7 @@ def test_interrupted_statement_that_the_function_swallows_ends_the_transaction(
     url = make_migrated()
 
     def work(tx: Db) -> None:
-        signal.setitimer(signal.ITIMER_REAL, 0.2)
-        with pytest.raises(Interrupt):
+        with interrupted_while_it_waits_for_a_lock(url):
             tx.touch_session("s1")
         with pytest.raises(AgentDbError) as raised:
             tx.insert_session("s2", "a", "sb")
@@ -141,7 +168,7 @@ def make_migrated(request: pytest.FixtureRequest) -> Callable[[], str]:
 
 
 @pytest.fixture
-def _interrupts_in_finalizers(monkeypatch: pytest.MonkeyPatch) -> None:
+def _interrupts_in_finalizers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What a signal handler raises in a finalizer Python can only report; anything else is reported as ever."""
     report = sys.unraisablehook
 
@@ -151,6 +178,8 @@ def _interrupts_in_finalizers(monkeypatch: pytest.MonkeyPatch) -> None:
             report(unraisable)
 
     monkeypatch.setattr(sys, "unraisablehook", hook)
+    yield
+    gc.collect()  # here, and not in a test that comes later
 
 
 @pytest.mark.usefixtures("_interrupts_in_finalizers")
@@ -190,14 +219,9 @@ def test_random_interrupts_lose_no_acknowledged_write_and_fail_no_quiet_call(
             if randomness.random() < 0.3:
                 connections[db.alias].close()  # so that connecting is interrupted, too
             try:
-                signal.setitimer(signal.ITIMER_REAL, randomness.uniform(0.00002, 0.004))
-                write()
-            except Interrupt:
-                pass
+                cut_off(write, randomness.uniform(0.00002, 0.004))
             except AgentDbError as error:  # the interrupt came out as something else
                 failures.append(f"interrupted: {error!r}")
-            finally:
-                signal.setitimer(signal.ITIMER_REAL, 0)
             try:
                 db.update_session_status(f"s{number - 1}", "active")
                 quiet = db.insert_session(f"quiet{number}", "a", "sb")
@@ -262,15 +286,7 @@ def test_interrupts_cost_a_database_in_memory_nothing() -> None:
                 db.run_transaction(lambda tx: tx.touch_session("s1"))
 
         for _ in range(200):
-            try:
-                signal.setitimer(
-                    signal.ITIMER_REAL, randomness.uniform(0.00002, 0.0005)
-                )
-                touch()
-            except Interrupt:
-                pass
-            finally:
-                signal.setitimer(signal.ITIMER_REAL, 0)
+            cut_off(touch, randomness.uniform(0.00002, 0.0005))
             assert db.touch_session("s1") is True
 
 

@@ -82,10 +82,10 @@ class PgBouncer:
             self._process = subprocess.Popen(
                 command, user=nobody, group=nobody, stdout=log, stderr=log
             )
-        for _ in range(200):
+        for _ in range(2000):
             try:
                 psycopg.connect(
-                    self.url, prepare_threshold=None, connect_timeout=5
+                    self.url, prepare_threshold=None, connect_timeout=60
                 ).close()
             except psycopg.OperationalError as error:
                 assert self._process.poll() is None, self._log.read_text()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
+import re
 import shutil
 import signal
 import socket
@@ -103,10 +105,13 @@ def programs_with_tls() -> Path | None:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """Return a port that nobody takes before it is used: no outgoing connection, and no other worker of this run."""
+    [worker] = re.findall(r"\d+", os.environ.get("PYTEST_XDIST_WORKER", "0"))
+    while True:
+        port = random.SystemRandom().randrange(10_000 + int(worker) % 16, 32_000, 16)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 class Server:

