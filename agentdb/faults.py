@@ -276,7 +276,7 @@ def _no_place_for(path: Path) -> str:
     if path.is_dir():
         return "it is a folder"
     if not folder.is_dir():
-        return f"there is no folder {str(folder)!r}"
+        return f"the folder {str(folder)!r} does not exist"
     if not os.access(folder, os.W_OK | os.X_OK):
         return f"the folder {str(folder)!r} cannot be written to"
     return ""
@@ -451,5 +451,5 @@ _OF_A_FILE = {
     Fault.NOT_A_DATABASE: "{name!r} is not a SQLite database, or it is encrypted. Check the database URL.",
     Fault.DAMAGED: "The database file {name!r} is damaged: {reason}. Restore a backup.",
     Fault.READ_ONLY: "The database file {name!r} is read-only. Allow writing to it and to its folder, and try again.",
-    Fault.FULL: "There is no space left on the disk of {name!r}. Free some space and try again.",
+    Fault.FULL: "No space is left on the disk of {name!r}. Free some space and try again.",
 }

@@ -237,7 +237,7 @@ def _check_space(source: Path, folder: Path, option: str | None) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise DatabaseUnavailableError(
-            f"There is no space for a backup in {str(folder)!r}: it needs {needed:,} bytes, {free:,} are free. "
+            f"Not enough space for a backup in {str(folder)!r}: it needs {needed:,} bytes, {free:,} are free. "
             + (
                 f"Free some space, or back the file up elsewhere and use {option}."
                 if option

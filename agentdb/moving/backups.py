@@ -32,7 +32,7 @@ def back_up_database(
     refuse_taken(target)
     if not target.parent.is_dir():
         raise DatabaseUnavailableError(
-            f"There is no folder {str(target.parent)!r} for the backup. Create it first."
+            f"The folder {str(target.parent)!r} for the backup does not exist. Create it first."
         )
     # A file has more than the four tables, and SQLite's own backup copies it page by page with all that is in it.
     source = sqlite_path(connections[alias])

@@ -208,7 +208,7 @@ def check(source: str, target: str) -> dict[str, int]:
         refuse_uncopyable(reading, connections[target])
         tables = map(_table, _models())
         rows = {table: count_rows(reading, table) for table in tables}
-    # A missing file is no obstacle: the copy creates it.
+    # A missing file does not matter: the copy creates it.
     with suppress(MissingFileError), inspecting(target) as there:
         names = set(there.introspection.table_names())
         if CHECKPOINT not in names:

@@ -150,7 +150,8 @@ def check_sqlite_file(path: Path) -> None:
         )
     if not path.parent.is_dir():
         raise DatabaseUnavailableError(
-            f"There is no folder {str(path.parent)!r} for the database file {path.name!r}. Check the database URL."
+            f"The folder {str(path.parent)!r} of the database file {path.name!r} does not exist. Check the database "
+            "URL."
         )
     header, size, expected = _consistent_header(path)
     if not size:
@@ -186,7 +187,7 @@ def _consistent_header(path: Path) -> tuple[bytes, int, int]:
         return header, size, expected
     except FileNotFoundError:
         raise MissingFileError(
-            f"There is no database file {str(path)!r}. Check the database URL, or run 'agentdb migrate' to make "
+            f"The database file {str(path)!r} does not exist. Check the database URL, or run 'agentdb migrate' to make "
             "a new one."
         ) from None
     except OSError as error:

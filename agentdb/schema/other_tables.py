@@ -74,9 +74,7 @@ def check_session_tables(
     columns = _session_columns(connection) if names else {}
     for name in names:
         if name not in columns:
-            raise InvalidInputError(
-                f"There is no table {name!r} with a column 'session_id'."
-            )
+            raise InvalidInputError(f"No table {name!r} has a column 'session_id'.")
         if columns[name] not in _TEXTS:
             raise InvalidInputError(
                 f"The column 'session_id' of {name!r} is of the type {columns[name]}, but the ids of sessions are text."

@@ -317,9 +317,7 @@ class MemoryDb(Db):
         ended_before = aware_instant("ended_before", ended_before)
         limit = page_limit(limit)
         for table in other_tables("also", also):
-            raise InvalidInputError(
-                f"There is no table {table!r} with a column 'session_id'."
-            )
+            raise InvalidInputError(f"No table {table!r} has a column 'session_id'.")
         with self._turn() as tables:
             finished = self._all(tables.sessions, status=_FINISHED)
             pruned = {

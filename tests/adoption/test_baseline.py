@@ -502,7 +502,8 @@ def test_json_of_a_database_that_cannot_be_looked_at_says_why(tmp_path: Path):
     assert json.loads(run.out) == {
         "format": 1,
         "result": "error",
-        "error": f"There is no database file '{tmp_path}/none.db'. Check the database URL, or run 'agentdb migrate' to "
+        "error": f"The database file '{tmp_path}/none.db' does not exist. Check the database URL, or run "
+        "'agentdb migrate' to "
         "make a new one.",
     }
 

@@ -161,7 +161,7 @@ def test_a_full_disk_is_noticed_before_the_copy(
 
     size = source.stat().st_size + Path(f"{source}-wal").stat().st_size
     assert str(refusal.value) == (
-        f"There is no space for a backup in '{source.parent}': it needs {size:,} bytes, 1,000 are free. "
+        f"Not enough space for a backup in '{source.parent}': it needs {size:,} bytes, 1,000 are free. "
         "Free some space, or back the file up elsewhere and use --no-backup."
     )
     assert [path for path in source.parent.iterdir() if "backup" in path.name] == []
@@ -213,7 +213,7 @@ def test_a_database_that_cannot_be_backed_up_is_not_adopted(
 
     assert (refused.code, refused.err.partition(" in ")[0]) == (
         2,
-        "There is no space for a backup",
+        "Not enough space for a backup",
     )
     assert dump(path) == before
     assert baselinedb(f"sqlite:///{path}", "--no-backup").code == 0

@@ -41,7 +41,8 @@ def test_a_missing_sqlite_file_is_not_created(tmp_path: Path):
 
     assert_refused(
         f"sqlite:///{path}",
-        f"There is no database file '{path}'. Check the database URL, or run 'agentdb migrate' to make a new one.",
+        f"The database file '{path}' does not exist. Check the database URL, or run "
+        "'agentdb migrate' to make a new one.",
     )
 
     assert list(tmp_path.iterdir()) == []
@@ -50,7 +51,7 @@ def test_a_missing_sqlite_file_is_not_created(tmp_path: Path):
 def test_a_missing_folder_is_named(tmp_path: Path):
     assert_refused(
         f"sqlite:///{tmp_path}/no/such.db",
-        f"There is no folder '{tmp_path}/no' for the database file 'such.db'. Check the database URL.",
+        f"The folder '{tmp_path}/no' of the database file 'such.db' does not exist. Check the database URL.",
     )
 
 

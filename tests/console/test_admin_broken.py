@@ -285,7 +285,10 @@ def test_no_page_makes_a_file_where_the_database_file_was_removed(
         "agentdb/agent/tenant/?id=t1", "agentdb/session/runner/?id=r", "agentdb/session/attention/?check=silent",
     ):  # fmt: skip
         page = site.get(where)
-        assert (page.status, f"There is no database file '{path}'." in page.text) == (
+        assert (
+            page.status,
+            f"The database file '{path}' does not exist." in page.text,
+        ) == (
             200 if where == "" else 503,
             True,
         )

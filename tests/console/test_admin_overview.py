@@ -556,7 +556,7 @@ def test_overview_in_the_terminal_makes_no_file_at_a_misspelt_path(
     )  # fmt: skip
 
     assert result.returncode == 2
-    assert "There is no database file" in result.stdout
+    assert "does not exist. Check the database URL" in result.stdout
     assert list(tmp_path.iterdir()) == []
 
 

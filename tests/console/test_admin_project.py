@@ -628,7 +628,7 @@ def test_runadmin_makes_no_file_at_a_misspelt_path(engine: str, tmp_path: Path):
         _, stderr = server.communicate()
 
     assert server.returncode == 2
-    assert "There is no database file" in stderr
+    assert "does not exist. Check the database URL" in stderr
     assert list(tmp_path.iterdir()) == []
 
 

@@ -140,7 +140,7 @@ def test_a_restore_says_why_it_does_not(url: str, tmp_path: Path) -> None:
         "The target has rows already, in agents, sessions, sandboxes, api_keys. Copy into a new database; nothing was "
         "changed."
     )
-    assert refusal(tmp_path / "none") == f"There is no backup '{tmp_path}/none'."
+    assert refusal(tmp_path / "none") == f"The backup '{tmp_path}/none' does not exist."
     assert (
         refusal(tmp_path / "text")
         == f"'{tmp_path}/text' is not a SQLite database, or it is encrypted. Check the database URL."

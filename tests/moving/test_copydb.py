@@ -187,7 +187,8 @@ def test_copydb_refuses_a_missing_source_and_makes_no_file(
     missing = tmp_path / "missing.sqlite3"
 
     assert refusal(f"sqlite:///{missing}", make_url("sqlite")) == (
-        f"There is no database file '{missing}'. Check the database URL, or run 'agentdb migrate' to make a new one."
+        f"The database file '{missing}' does not exist. Check the database URL, or run "
+        "'agentdb migrate' to make a new one."
     )
     assert not missing.exists()
 

@@ -307,8 +307,8 @@ def test_the_call_deletes_the_rows_of_other_tables_or_nothing(db: DjangoDb, url:
 @pytest.mark.parametrize(
     ("also", "message"),
     [
-        (["nowhere"], "There is no table 'nowhere' with a column 'session_id'."),
-        (["unrelated"], "There is no table 'unrelated' with a column 'session_id'."),
+        (["nowhere"], "No table 'nowhere' has a column 'session_id'."),
+        (["unrelated"], "No table 'unrelated' has a column 'session_id'."),
     ],
 )
 def test_what_is_no_table_with_sessions_is_refused(

@@ -90,7 +90,7 @@ def test_revoke_of_an_unknown_id_says_where_ids_are(db: DjangoDb):
 
     assert (
         str(raised.value)
-        == "There is no API key 'nope'. Run 'agentdb apikey list' to see the ids."
+        == "No API key has the id 'nope'. Run 'agentdb apikey list' to see the ids."
     )
     assert raised.value.returncode == 1
 
@@ -125,7 +125,7 @@ def test_issued_key_can_be_piped_and_an_unknown_id_exits_with_1(url: str, db: Dj
     assert issued.stdout.strip() not in issued.stderr
     assert (unknown.returncode, unknown.stdout) == (1, "")
     assert unknown.stderr == (
-        f"{db.describe()}.\nCommandError: There is no API key 'nope'. Run 'agentdb apikey list' to see the ids.\n"
+        f"{db.describe()}.\nCommandError: No API key has the id 'nope'. Run 'agentdb apikey list' to see the ids.\n"
     )
 
 

@@ -308,7 +308,7 @@ def test_a_command_that_only_looks_makes_no_file(tmp_path, command):
     )
 
     assert finished.returncode in (1, 2)
-    assert f"There is no database file '{missing}'." in finished.stderr
+    assert f"The database file '{missing}' does not exist." in finished.stderr
     assert list(tmp_path.iterdir()) == []
 
 

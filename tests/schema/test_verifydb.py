@@ -298,7 +298,8 @@ def test_json_where_it_cannot_look(tmp_path):
     assert code == 2
     assert json.loads("\n".join(lines)) == {
         "format": 1,
-        "error": f"There is no database file '{tmp_path}/missing.db'. Check the database URL, or run 'agentdb migrate' "
+        "error": f"The database file '{tmp_path}/missing.db' does not exist. Check the database URL, or run "
+        "'agentdb migrate' "
         "to make a new one.",
     }
 

@@ -244,7 +244,7 @@ def test_describe_names_the_place_before_and_after_close(
 
 def test_an_unknown_alias_is_refused_with_the_known_ones(executor: Executor) -> None:
     with pytest.raises(
-        InvalidInputError, match=r"^There is no database alias 'nowhere'; known are "
+        InvalidInputError, match=r"^Unknown database alias 'nowhere'; known are "
     ):
         Threads("nowhere")
 

@@ -66,7 +66,7 @@ def test_without_a_database(tmp_path: Path) -> None:
     before = f"from django.conf import settings; settings.configure(INSTALLED_APPS=['agentdb'], USE_TZ=True)\n{SETUP}"
 
     assert said("agentdb.DjangoDb().list_agents()", tmp_path, before) == (
-        "AgentDbError: There is no database behind the alias 'default'. Give it one in DATABASES.\n"
+        "AgentDbError: The alias 'default' names no database. Give it one in DATABASES.\n"
     )
 
 

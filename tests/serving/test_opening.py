@@ -253,7 +253,7 @@ def test_djangodb_of_an_unknown_alias_names_the_known_ones() -> None:
         DjangoDb("agnets")
 
     assert str(raised.value).startswith(
-        "There is no database alias 'agnets'; known are default"
+        "Unknown database alias 'agnets'; known are default"
     )
 
 
@@ -816,7 +816,7 @@ def test_a_folder_that_is_not_there_is_unavailable_with_migrate(tmp_path: Path) 
 
     assert str(raised.value) == (
         f"SQLite database {str(path)!r} is unavailable: unable to open database file: "
-        f"there is no folder {str(path.parent)!r}."
+        f"the folder {str(path.parent)!r} does not exist."
     )
     assert not path.parent.exists()
 
@@ -888,7 +888,7 @@ def test_a_disk_that_is_full_before_or_in_a_migration_is_named(
         connection_created.disconnect(limit)
 
     assert str(raised.value) == (
-        f"There is no space left on the disk of '{path}'. Free some space and try again. "
+        f"No space is left on the disk of '{path}'. Free some space and try again. "
         "Migrations that were done stay."
     )
     assert "full" in str(raised.value.__cause__)

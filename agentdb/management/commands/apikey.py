@@ -120,7 +120,7 @@ class Command(DatabaseCommand):
     def revoke(self, db: DjangoDb, id: str) -> None:
         if not db.delete_api_key(id):
             raise CommandError(
-                f"There is no API key {id!r}. Run 'agentdb apikey list' to see the ids.",
+                f"No API key has the id {id!r}. Run 'agentdb apikey list' to see the ids.",
                 returncode=1,
             )
         self.stderr.write(f"Revoked key {id}.", self.style.SUCCESS)

@@ -31,7 +31,7 @@ class Command(DatabaseCommand):
         path = Path(file).absolute()
         # Connecting would create an empty file, and restore nothing from it.
         if not path.exists():
-            raise AgentDbError(f"There is no backup {file!r}.")
+            raise AgentDbError(f"The backup {file!r} does not exist.")
         check_sqlite_file(path)
         with temporary_alias(f"sqlite:///{quote(str(path))}") as source:
             restored = copydb.copy(source, database, self.progress, self.progress.say)

@@ -40,7 +40,7 @@ def engine_of(
         return PostgresEngine(wrapper.settings_dict, owned=owned, vendor=wrapper.vendor)
     if wrapper.vendor == "unknown":
         raise AgentDbError(
-            f"There is no database behind the alias {wrapper.alias!r}. Give it one in DATABASES."
+            f"The alias {wrapper.alias!r} names no database. Give it one in DATABASES."
         )
     raise AgentDbError(
         f"agentdb does not know the engine {wrapper.vendor!r} of the alias {wrapper.alias!r}."

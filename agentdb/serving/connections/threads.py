@@ -77,7 +77,7 @@ class Threads:
     ) -> None:
         if alias not in connections.settings:
             raise InvalidInputError(
-                f"There is no database alias {alias!r}; known are {', '.join(connections)}."
+                f"Unknown database alias {alias!r}; known are {', '.join(connections)}."
             )
         self.alias = alias
         self.closed = False

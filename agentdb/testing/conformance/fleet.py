@@ -283,7 +283,7 @@ class FleetContract(Subject):
         assert pause("s1", only_if="active") is False
         assert pause("s1", only_if=["active", "ended"]) is False
         assert pause("s2", only_if="starting") is False
-        # Not even last_active_at: a refused update is no sign of life.
+        # Not even last_active_at: a refused update does not count as a sign of life.
         assert db.get_session("s1") == before
         assert before.status == "starting"
         assert pause("s1", only_if={SessionStatus.STARTING, "ended"}) is True

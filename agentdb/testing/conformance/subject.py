@@ -131,13 +131,13 @@ def ids(records: Iterable[Any]) -> list[str]:
 
 def session_of(db: Db, id: str = "s1") -> SessionRecord:
     session = db.get_session(id)
-    assert session is not None, f"there is no session {id!r}"
+    assert session is not None, f"session {id!r} does not exist"
     return session
 
 
 def sandbox_of(db: Db, id: str = "sb1") -> SandboxRecord:
     sandbox = db.get_sandbox(id)
-    assert sandbox is not None, f"there is no sandbox {id!r}"
+    assert sandbox is not None, f"sandbox {id!r} does not exist"
     return sandbox
 
 
