@@ -39,6 +39,13 @@ SessionStatusInput: TypeAlias = (
 SandboxStateInput: TypeAlias = (
     SandboxState | Literal["cold", "warming", "warm", "waiting", "running"]
 )
+# A tuple is a Collection, but mypy refuses ("active",) unless it is named.
+SessionStatusesInput: TypeAlias = (
+    SessionStatusInput | tuple[SessionStatusInput, ...] | Collection[SessionStatusInput]
+)
+SandboxStatesInput: TypeAlias = (
+    SandboxStateInput | tuple[SandboxStateInput, ...] | Collection[SandboxStateInput]
+)
 
 
 def _cursor(created_at: datetime, id: str) -> str:
@@ -169,7 +176,7 @@ class Db(Protocol):
         id: str,
         status: SessionStatusInput,
         *,
-        only_if: SessionStatusInput | Collection[SessionStatusInput] | None = None,
+        only_if: SessionStatusesInput | None = None,
     ) -> bool:
         """Set the status, a ``SessionStatus``, and ``last_active_at``; True if the session exists.
 
@@ -203,7 +210,7 @@ class Db(Protocol):
         tenant_id: str = DEFAULT_TENANT_ID,
         agent: str | None = None,
         *,
-        status: SessionStatusInput | Collection[SessionStatusInput] | None = None,
+        status: SessionStatusesInput | None = None,
         runner_id: str | None = None,
         limit: int | None = None,
         before: SessionRecord | str | None = None,
@@ -221,7 +228,7 @@ class Db(Protocol):
         tenant_id: str = DEFAULT_TENANT_ID,
         *,
         agent: str | None = None,
-        status: SessionStatusInput | Collection[SessionStatusInput] | None = None,
+        status: SessionStatusesInput | None = None,
     ) -> int:
         """Return how many sessions the tenant has, of one agent and in one or several statuses if given."""
         ...
@@ -284,7 +291,7 @@ class Db(Protocol):
         id: str,
         state: SandboxStateInput,
         *,
-        only_if: SandboxStateInput | Collection[SandboxStateInput] | None = None,
+        only_if: SandboxStatesInput | None = None,
     ) -> bool:
         """Set the state, a ``SandboxState``, and leave ``last_used_at`` alone; True if the sandbox exists.
 
@@ -315,7 +322,7 @@ class Db(Protocol):
         self,
         tenant_id: str = DEFAULT_TENANT_ID,
         *,
-        state: SandboxStateInput | Collection[SandboxStateInput] | None = None,
+        state: SandboxStatesInput | None = None,
         agent: str | None = None,
         session_id: str | None = None,
         limit: int | None = None,
@@ -332,9 +339,7 @@ class Db(Protocol):
         """Return the sandboxes of all tenants whose ``session_id`` names a session on the runner, newest first."""
         ...
 
-    def count_sandboxes(
-        self, *, state: SandboxStateInput | Collection[SandboxStateInput] | None = None
-    ) -> int:
+    def count_sandboxes(self, *, state: SandboxStatesInput | None = None) -> int:
         """Return how many sandboxes all tenants have, in one or several states if given."""
         ...
 

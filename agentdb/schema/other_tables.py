@@ -33,7 +33,8 @@ _COLUMN_ON_A_SERVER = """
 # A virtual table stores its rows in other tables, and may need an extension that is not loaded here.
 _ON_SQLITE = "SELECT name FROM sqlite_master WHERE type = 'table' AND sql NOT LIKE 'CREATE VIRTUAL%' ORDER BY name"
 _COLUMN_ON_SQLITE = f"""
-    SELECT t.name, 'text' FROM ({_ON_SQLITE}) t, pragma_table_info(t.name) c WHERE c.name = 'session_id'
+    SELECT t.name, CASE WHEN c.type LIKE '%int%' THEN lower(c.type) ELSE 'text' END
+    FROM ({_ON_SQLITE}) t, pragma_table_info(t.name) c WHERE c.name = 'session_id'
 """
 _TEXTS = ("text", "character varying", "character")
 _RECORDS = (

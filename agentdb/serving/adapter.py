@@ -39,7 +39,9 @@ from agentdb.interface import (
     Health,
     SandboxRecord,
     SandboxStateInput,
+    SandboxStatesInput,
     SessionRecord,
+    SessionStatusesInput,
     SessionStatusInput,
 )
 from agentdb.keys import KeyHashes
@@ -168,7 +170,7 @@ class DjangoDb(Db):
         id: str,
         status: SessionStatusInput,
         *,
-        only_if: SessionStatusInput | Collection[SessionStatusInput] | None = None,
+        only_if: SessionStatusesInput | None = None,
     ) -> bool:
         if only_if is None:
             return self._update_session(
@@ -218,7 +220,7 @@ class DjangoDb(Db):
         tenant_id: str = DEFAULT_TENANT_ID,
         agent: str | None = None,
         *,
-        status: SessionStatusInput | Collection[SessionStatusInput] | None = None,
+        status: SessionStatusesInput | None = None,
         runner_id: str | None = None,
         limit: int | None = None,
         before: SessionRecord | str | None = None,
@@ -236,7 +238,7 @@ class DjangoDb(Db):
         tenant_id: str = DEFAULT_TENANT_ID,
         *,
         agent: str | None = None,
-        status: SessionStatusInput | Collection[SessionStatusInput] | None = None,
+        status: SessionStatusesInput | None = None,
     ) -> int:
         values = {"tenant_id": self._tenant(tenant_id)}
         if agent is not None:
@@ -385,7 +387,7 @@ class DjangoDb(Db):
         id: str,
         state: SandboxStateInput,
         *,
-        only_if: SandboxStateInput | Collection[SandboxStateInput] | None = None,
+        only_if: SandboxStatesInput | None = None,
     ) -> bool:
         if only_if is None:
             return self._update_sandbox(
@@ -432,7 +434,7 @@ class DjangoDb(Db):
         self,
         tenant_id: str = DEFAULT_TENANT_ID,
         *,
-        state: SandboxStateInput | Collection[SandboxStateInput] | None = None,
+        state: SandboxStatesInput | None = None,
         agent: str | None = None,
         session_id: str | None = None,
         limit: int | None = None,
@@ -453,9 +455,7 @@ class DjangoDb(Db):
             runner_id=identifier("Runner id", runner_id),
         )
 
-    def count_sandboxes(
-        self, *, state: SandboxStateInput | Collection[SandboxStateInput] | None = None
-    ) -> int:
+    def count_sandboxes(self, *, state: SandboxStatesInput | None = None) -> int:
         states = [] if state is None else sandbox_states("state", state)
         return self._executor.one(
             int, queries.count_sandboxes(len(states)), **_numbered(states)

@@ -58,7 +58,8 @@ class _Call:
 
 def _in_thread(
     method: Callable[Concatenate[Db, P], R],
-) -> Callable[Concatenate[AsyncDb, P], Coroutine[Any, Any, R]]:
+) -> Callable[Concatenate[AsyncDb, P], Coroutine[object, object, R]]:
+    # Not Coroutine[Any, Any, R]: mypy would know nothing about the result of asyncio.gather() of two calls.
     name = method.__name__
     reads = name.startswith(("get_", "list_", "count_"))
     first = method.__code__.co_varnames[1] if method.__code__.co_argcount > 1 else ""

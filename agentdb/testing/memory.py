@@ -44,8 +44,10 @@ from agentdb.interface import (
     SandboxRecord,
     SandboxState,
     SandboxStateInput,
+    SandboxStatesInput,
     SessionRecord,
     SessionStatus,
+    SessionStatusesInput,
     SessionStatusInput,
 )
 from agentdb.keys import KeyHashes
@@ -187,7 +189,7 @@ class MemoryDb(Db):
         id: str,
         status: SessionStatusInput,
         *,
-        only_if: SessionStatusInput | Collection[SessionStatusInput] | None = None,
+        only_if: SessionStatusesInput | None = None,
     ) -> bool:
         wanted = (
             {} if only_if is None else {"status": session_statuses("only_if", only_if)}
@@ -223,7 +225,7 @@ class MemoryDb(Db):
         tenant_id: str = DEFAULT_TENANT_ID,
         agent: str | None = None,
         *,
-        status: SessionStatusInput | Collection[SessionStatusInput] | None = None,
+        status: SessionStatusesInput | None = None,
         runner_id: str | None = None,
         limit: int | None = None,
         before: SessionRecord | str | None = None,
@@ -241,7 +243,7 @@ class MemoryDb(Db):
         tenant_id: str = DEFAULT_TENANT_ID,
         *,
         agent: str | None = None,
-        status: SessionStatusInput | Collection[SessionStatusInput] | None = None,
+        status: SessionStatusesInput | None = None,
     ) -> int:
         wanted = self._sessions_wanted(tenant_id, agent, status)
         with self._turn() as tables:
@@ -398,7 +400,7 @@ class MemoryDb(Db):
         id: str,
         state: SandboxStateInput,
         *,
-        only_if: SandboxStateInput | Collection[SandboxStateInput] | None = None,
+        only_if: SandboxStatesInput | None = None,
     ) -> bool:
         wanted = (
             {} if only_if is None else {"state": sandbox_states("only_if", only_if)}
@@ -430,7 +432,7 @@ class MemoryDb(Db):
         self,
         tenant_id: str = DEFAULT_TENANT_ID,
         *,
-        state: SandboxStateInput | Collection[SandboxStateInput] | None = None,
+        state: SandboxStatesInput | None = None,
         agent: str | None = None,
         session_id: str | None = None,
         limit: int | None = None,
@@ -455,9 +457,7 @@ class MemoryDb(Db):
             ids = {session.id for session in sessions}
             return _newest_first(self._all(tables.sandboxes, session_id=ids))
 
-    def count_sandboxes(
-        self, *, state: SandboxStateInput | Collection[SandboxStateInput] | None = None
-    ) -> int:
+    def count_sandboxes(self, *, state: SandboxStatesInput | None = None) -> int:
         wanted = {} if state is None else {"state": sandbox_states("state", state)}
         with self._turn() as tables:
             return len(self._all(tables.sandboxes, **wanted))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import datetime, timedelta
 from typing import assert_type
 
@@ -169,6 +170,14 @@ async def awaiting(db: Db, now: datetime) -> None:
         assert_type(await adb.touch_sessions(["s1"], runner_id="r1"), list[str])
         assert_type(
             await adb.list_sandboxes(state="warm", limit=10), list[SandboxRecord]
+        )
+        assert_type(
+            await asyncio.gather(
+                adb.count_sessions(status=("active",)),
+                adb.count_sandboxes(state=("warm",)),
+                adb.get_session("s1"),
+            ),
+            tuple[int, int, SessionRecord | None],
         )
         assert_type(await adb.close(), None)
     async with agentdb.connect_async() as opened:

@@ -10,7 +10,6 @@ import psycopg
 import pytest
 from django.core.management import CommandError, call_command
 
-import agentdb
 from agentdb import (
     AsyncDb,
     Db,
@@ -327,17 +326,14 @@ def test_what_is_no_table_with_sessions_is_refused(
     assert run.err.endswith(f"{message} Nothing was deleted.")
 
 
-def test_a_session_id_that_is_not_text_is_refused(
-    make_postgres_database: Callable[..., str],
-):
-    url = make_postgres_database()
-    with agentdb.connect(url, migrate=True) as db:
-        execute(url, "CREATE TABLE messages (session_id uuid)")
+def test_a_session_id_that_is_not_text_is_refused(db: DjangoDb, url: str):
+    execute(url, "CREATE TABLE messages (session_id integer)")
 
-        with pytest.raises(InvalidInputError) as raised:
-            db.prune_sessions(datetime.now(UTC), 10, also=["messages"])
+    with pytest.raises(InvalidInputError) as raised:
+        db.prune_sessions(datetime.now(UTC), 10, also=["messages"])
 
+    type_ = "bigint" if db.health().engine == "cockroachdb" else "integer"
     assert str(raised.value) == (
-        "The column 'session_id' of 'messages' is of the type uuid, but the ids of sessions are text."
+        f"The column 'session_id' of 'messages' is of the type {type_}, but the ids of sessions are text."
     )
     assert run_prune(url, "--older-than", "30d").out == "Deleted 0 sessions.\n"
