@@ -146,20 +146,17 @@ class Grouping:
 
     def ask(self, alias: str) -> list[Grouped]:
         """Return the groups, the largest first; hours and days latest first."""
-        counts = {"n": Count("pk")}
+        counts = {"rows": Count("pk")}
         if self.model is Session:
             counts["live"] = Count("pk", filter=Q(status__in=LIVE))
             counts["failed"] = Count("pk", filter=Q(status=SessionStatus.ERROR.value))
-        order = [F("n").desc(), F("value").asc(nulls_first=True)]
+        order = [F("rows").desc(), F("value").asc(nulls_first=True)]
         if self.by in ("hour", "day"):
             order = [F("value").desc()]
         value = _value(self.by, self.at, alias)
         grouped = self.rows(alias).annotate(value=value).values("value")
         found = grouped.annotate(**counts).order_by(*order)
-        return [
-            Grouped(row["value"], row["n"], row.get("live", 0), row.get("failed", 0))
-            for row in found[: MOST_GROUPS + 1]
-        ]
+        return [Grouped(**row) for row in found[: MOST_GROUPS + 1]]
 
 
 BY: dict[type[Model], tuple[str, ...]] = {

@@ -13,6 +13,7 @@ import pytest
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 import agentdb
+from agentdb.conf import database_from_url, server_name
 from tests.helpers.baseline_runs import (
     TABLES,
     assert_adopted,
@@ -458,6 +459,9 @@ def test_json_says_the_same(load_legacy: Load, engine: str):
     assert found["format"] == 1
     assert found["result"] == "to do"
     assert found["engine"] == engine
+    settings = database_from_url(url)
+    place = settings["NAME"] if engine == "sqlite" else server_name(settings)
+    assert found["place"] == place
     assert found["shape"] == "single-tenant"
     assert found["recorded"] == []
     assert set(found["tables"]) == {"agents", "sessions", "sandboxes"}

@@ -735,6 +735,19 @@ def test_a_sessions_page_names_an_agent_that_is_missing(site: Site, superuser: U
     assert "no agent of its tenant" not in site.get("agentdb/session/s1/change/").text
 
 
+def test_the_related_rows_are_under_headings(site: Site, superuser: User):
+    site.db.upsert_agent("bot", "/srv/bot")
+    site.db.insert_sandbox("b1", "bot", "/w")
+
+    page = site.get("agentdb/sandbox/b1/change/")
+
+    assert re.findall("<h3>(.*?)</h3>", page.html) == [
+        "Agent",
+        "Session it is reserved for",
+        "Sessions that name it",
+    ]
+
+
 def test_a_sandboxs_page_names_the_sessions_that_name_it(site: Site, superuser: User):
     site.db.insert_sandbox("b1", "gone-agent", "/w", session_id="s1")
     site.db.update_sandbox_state("b1", "running")
