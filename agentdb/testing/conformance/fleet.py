@@ -16,6 +16,7 @@ from agentdb.testing.conformance.subject import (
     IDS,
     Rows,
     Subject,
+    drained,
     ids,
     instant,
     make_sandbox,
@@ -349,10 +350,8 @@ class FleetContract(Subject):
         assert claimed == sandbox_of(db, "older")
         assert (claimed.state, claimed.session_id) == ("waiting", "s1")
         assert claimed.last_used_at > instant()
-        others = []
-        while sandbox := db.claim_warm_sandbox("support-bot", "s2"):
-            others.append(sandbox.id)
-        assert others == IDS
+        others = drained(lambda: db.claim_warm_sandbox("support-bot", "s2"))
+        assert ids(others) == IDS
 
     def test_a_sandbox_that_is_not_in_the_pool_is_not_claimed(
         self, db: Db, rows: Rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, timedelta, timezone
 
 import pytest
@@ -11,6 +12,7 @@ from agentdb.testing.conformance.subject import (
     IDS,
     Rows,
     Subject,
+    drained,
     ids,
     instant,
     make_sandbox,
@@ -123,12 +125,13 @@ class SandboxContract(Subject):
             rows.sandbox(id, state=state, last_used_at=instant())
         rows.sandbox("0 is later", state=state, last_used_at=instant(0.000001))
 
-        evicted = []
-        while sandbox := db.get_best_eviction_candidate():
-            evicted.append(sandbox.id)
-            db.delete_sandbox(sandbox.id)
+        def evict() -> SandboxRecord | None:
+            sandbox = db.get_best_eviction_candidate()
+            if sandbox is not None:
+                db.delete_sandbox(sandbox.id)
+            return sandbox
 
-        assert evicted == [*IDS, "0 is later"]
+        assert ids(drained(evict)) == [*IDS, "0 is later"]
 
     @pytest.mark.parametrize(
         ("method", "state"),
@@ -212,18 +215,18 @@ class SandboxContract(Subject):
         for age, state in enumerate(["waiting", "warm", "cold", "running", "warming"]):
             rows.sandbox(state, state=state, last_used_at=instant(age))
 
-        seen = []
-        while claimed := db.get_best_eviction_candidate():
-            assert db.claim_eviction_candidate() == claimed
-            left = db.get_sandbox(claimed.id)
-            assert (left is None) == (claimed.state == "cold")
-            if left is not None:
-                assert left.state == "cold"
-                assert left.last_used_at == claimed.last_used_at
-            seen.append((claimed.id, claimed.state))
+        def claim() -> SandboxRecord | None:
+            best = db.get_best_eviction_candidate()
+            claimed = db.claim_eviction_candidate()
+            assert claimed == best
+            if claimed is not None:
+                left = (
+                    None if claimed.state == "cold" else replace(claimed, state="cold")
+                )
+                assert db.get_sandbox(claimed.id) == left
+            return claimed
 
-        assert db.claim_eviction_candidate() is None
-        assert seen == [
+        assert [(claimed.id, claimed.state) for claimed in drained(claim)] == [
             ("cold", "cold"),
             ("warm", "warm"),
             ("warm", "cold"),

@@ -129,6 +129,15 @@ def ids(records: Iterable[Any]) -> list[str]:
     return [record.id for record in records]
 
 
+def drained(take: Callable[[], Any]) -> list[Any]:
+    """Return what the calls return, up to the first None; a wrong implementation fails instead of going on forever."""
+    taken: list[Any] = []
+    while (row := take()) is not None:
+        taken.append(row)
+        assert len(taken) <= 20, f"{row.id!r} and others are taken again and again"
+    return taken
+
+
 def session_of(db: Db, id: str = "s1") -> SessionRecord:
     session = db.get_session(id)
     assert session is not None, f"session {id!r} does not exist"
