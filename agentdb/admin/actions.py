@@ -19,14 +19,9 @@ from django.utils.dateparse import parse_datetime
 from django.utils.functional import Promise
 from django.utils.translation import gettext, gettext_lazy
 
-from agentdb.admin.audit import Outcome, log_in_project, record
-from agentdb.admin.display import (
-    name_of,
-    own_url,
-    page,
-    page_url,
-    row_url,
-)
+from agentdb.admin.audit import Outcome, log_in_project, record, refuse
+from agentdb.admin.display import name_of, own_url, page, page_url
+from agentdb.admin.guard import guard
 from agentdb.console.questions import ask
 from agentdb.console.reading import read
 from agentdb.errors import AgentDbError
@@ -60,6 +55,7 @@ class Action:
     done: str | Promise
     warning: str | Promise = ""
     deletes: bool = False
+    keeps_lines: bool = False  # the result needs what the rows were before
     only: Collection[str] = ()  # the values of the first column that it changes, or all
 
     def changes(self, row: Any) -> bool:
@@ -110,6 +106,7 @@ PAUSE = Action(
     gettext_lazy(
         "Only active and starting sessions are paused. This writes the status; it does not reach the runner."
     ),
+    keeps_lines=True,
     only=LIVE,
 )
 COOL = Action(
@@ -135,6 +132,7 @@ DELETE_SANDBOX = Action(
         "The rows are removed. Workspace folders stay on disk; the next page lists them."
     ),
     deletes=True,
+    keeps_lines=True,
 )
 REVOKE = Action(
     "revoke_keys",
@@ -204,105 +202,167 @@ def _number(text: str) -> int:
 class Work:
     """The work of one response on the rows, and its results. ``error`` says why it stopped."""
 
+    action: Action
     model_admin: Any
     request: HttpRequest
-    verb: str
-    columns: tuple[str, ...]
+    asked: Asked
     rows: list[Any] = field(default_factory=list)
     before: dict[str, Any] = field(default_factory=dict)
     skipped: dict[str, list[str]] = field(default_factory=dict)  # ids by the reason
     error: str = ""
 
-    def each(self, ids: Sequence[str], act: Callable[[Db, str], str]) -> None:
-        """Act on each of the rows, all or nothing."""
+    def run(self, rows: QuerySet[Any]) -> HttpResponse:
+        """Act on the rows, ``BATCH`` in each transaction, for a while."""
+        reached, ends_at = self.asked.reached, time.monotonic() + STEP_SECONDS
+        ids = _next_ids(self.asked, rows, reached, 0)
+        while ids:
+            self._each(ids)
+            reached = ids[-1]
+            ids = _next_ids(self.asked, rows, reached, len(self.rows))
+            if self.error or time.monotonic() > ends_at:
+                break
+        return self.result("" if self.error or not ids else reached)
 
-        def act_on_all(db: Db) -> dict[str, str]:
-            reasons = {id: act(db, id) for id in ids}
+    def _each(self, ids: Sequence[str]) -> None:
+        def act(db: Db) -> dict[str, str]:
+            reasons = {id: self.action.act(db, id, self.asked.sure) for id in ids}
             return {id: why for id, why in reasons.items() if why}
 
-        rows = self.model_admin.get_queryset(self.request)
-        self.batch(rows.filter(pk__in=ids), act_on_all)
+        self.batch(self._all().filter(pk__in=ids), act)
+
+    def _all(self) -> QuerySet[Any]:
+        alias = router.db_for_write(self.model_admin.model)
+        rows: QuerySet[Any] = self.model_admin.get_queryset(self.request).using(alias)
+        return rows
 
     def batch(self, rows: QuerySet[Any], act: Callable[[Db], dict[str, str]]) -> None:
-        """Act and write the audit log in one transaction. ``act`` returns the skipped ids by reason."""
-        alias = router.db_for_write(self.model_admin.model)
+        """Act and write the audit log in one transaction. ``act`` returns the reasons of the skipped ids."""
         written: list[Any] = []
         before: dict[str, Any] = {}
         after: dict[str, Any] = {}
 
         def write(outcome: Outcome) -> None:
             if written:
-                record(self.request, self.verb, written, before, after, outcome)
+                verb = self.action.verb
+                record(self.request, verb, written, before, after, outcome)
 
         def act_and_write(db: Db) -> dict[str, str]:
-            found = list(rows.using(alias))
+            found = list(rows)
             skipped = act(db)
             written[:] = [row for row in found if row.pk not in skipped]
-            if self.model_admin.model is Session:
-                # An operator's write is not a sign of life, so last_active_at and last_used_at stay.
-                sessions = Session.objects.using(alias)
+            if rows.model is Session:
+                # An operator's write is not a sign of life, but the Db sets last_active_at with every status. The rows
+                # were read in this transaction, so this writes back what it was.
+                sessions = Session.objects.using(rows.db)
                 sessions.bulk_update(written, ["last_active_at"], batch_size=BATCH)
-            # After a conflict all of this runs again.
+            # After a conflict run_transaction calls this again, and what the first attempt noted is void.
             before.clear()
             before.update({row.pk: self._value(row) for row in written})
+            now = self._all().filter(pk__in=list(before))
             after.clear()
-            after.update(dict.fromkeys(before) | self._now(alias, list(before)))
+            after.update(dict.fromkeys(before))
+            after.update({row.pk: self._value(row) for row in now})
+            # Inside the transaction: if the line cannot be written, nothing happens.
             write("done")
             return skipped
 
         try:
-            skipped = DjangoDb(alias).run_transaction(act_and_write)
+            skipped = DjangoDb(rows.db).run_transaction(act_and_write)
         except (AgentDbError, OSError) as error:
             if isinstance(error, AgentDbError):
                 write("undone")
             self.error = str(error)
             return
-        log_in_project(self.request, self.verb, written, before, after)
+        log_in_project(self.request, self.action.verb, written, before, after)
         self.rows += written
         self.before |= before
         for id, why in skipped.items():
             self.skipped.setdefault(why, []).append(id)
 
-    def _now(self, alias: str, ids: list[str]) -> dict[str, Any]:
-        rows = self.model_admin.get_queryset(self.request).using(alias)
-        return {row.pk: self._value(row) for row in rows.filter(pk__in=ids)}
-
     def _value(self, row: Any) -> Any:
         """Return the audit log's entry for a row: a value, or several by column."""
-        values = {column: getattr(row, column) for column in self.columns}
-        return values if len(values) > 1 else values[self.columns[0]]
+        values = {column: getattr(row, column) for column in self.action.columns}
+        return values if len(values) > 1 else values[self.action.columns[0]]
+
+    def _page(
+        self, template: str, count: int, text: Any, **context: Any
+    ) -> HttpResponse:
+        name = name_of(self.model_admin.model, count)
+        text = str(text) % f"{count:,} {name}"
+        form = {
+            "action": self.action,
+            "asked": self.asked,
+            "list_url": self.request.get_full_path(),
+            "next": own_url(self.request, "next"),
+        }
+        context |= {"title": text, "name": name, "count": count, **form}
+        return page(self.model_admin, self.request, template, **context)
+
+    def question(self, rows: QuerySet[Any]) -> HttpResponse:
+        is_all = self.asked.is_all
+        named = read(rows.order_by("pk")[: NAMED if is_all else MOST_LISTED], [])
+        count = rows.order_by().count() if is_all else len(named)
+        endangered = _endangered(rows) if self.action is DELETE_SANDBOX else 0
+        return self._page(
+            "confirm_action",
+            count,
+            self.action.asks,
+            rows=named[:NAMED],
+            more=count - len(named[:NAMED]),
+            # Django runs no action without a ticked row, also if all are meant.
+            ids=[row.pk for row in named[: 1 if is_all else None]],
+            asks_more=endangered != 0,
+            endangered=endangered,
+        )
+
+    def result(self, reached: str = "") -> HttpResponse:
+        """Return what was done and skipped, and a form that continues after ``reached`` if there is more."""
+        action, asked = self.action, self.asked
+        count = asked.done + len(self.rows)
+        skipped = asked.skipped + sum(map(len, self.skipped.values()))
+        ids = self.request.POST.getlist(helpers.ACTION_CHECKBOX_NAME)
+        lines = self._lines()
+        folders = _folders(lines) if action is DELETE_SANDBOX else []
+        rows = self.rows[:MOST_LISTED]
+        may_undo = action.verb.startswith(PAUSE.verb) and lines
+        undo_url = page_url(self.model_admin.admin_site, "undo") if may_undo else ""
+        return self._page(
+            "action_done",
+            count,
+            action.done,
+            work=self,
+            rows=rows,
+            more=count - len(folders or rows),
+            reached=reached,
+            skipped_count=skipped,
+            tried=count + skipped,
+            ids=ids[:1] if asked.is_all else ids,
+            lines=lines,
+            folders=folders,
+            is_too_long=lines == TOO_LONG,
+            undo_url=undo_url,
+        )
+
+    def _lines(self) -> str:
+        """Return the audit lines of all steps. Undoing a pause needs them, and they name workspace folders."""
+        lines, action = self.asked.lines, self.action
+        if lines == TOO_LONG or not (action.keeps_lines and self.before):
+            return lines
+        line = json.dumps({"action": action.verb, "before": self.before})
+        lines = f"{lines}\n{line}".strip()
+        return lines if len(lines) <= LONGEST_LINES else TOO_LONG
 
 
 def run(
     action: Action, model_admin: Any, request: HttpRequest, listed: QuerySet[Any]
 ) -> HttpResponse:
-    """Ask; after confirmation act on the rows, ``BATCH`` in each transaction."""
+    """Ask; after confirmation act on the rows."""
     asked = Asked.of(request)
     rows = model_admin.get_queryset(request).filter(pk__in=asked.ids)
     if asked.is_all:
         rows = listed.filter(created_at__lte=asked.at)
-    if asked.confirmed is None:
-        return _question(model_admin, request, action, asked, rows)
-    return _run(action, model_admin, request, asked, rows)
-
-
-def _run(
-    action: Action,
-    model_admin: Any,
-    request: HttpRequest,
-    asked: Asked,
-    rows: QuerySet[Any],
-) -> HttpResponse:
-    work = Work(model_admin, request, action.verb, action.columns)
-    reached, ends_at = asked.reached, time.monotonic() + STEP_SECONDS
-    ids = _next_ids(asked, rows, reached, 0)
-    while ids:
-        work.each(ids, lambda db, id: action.act(db, id, asked.sure))
-        reached = ids[-1]
-        ids = _next_ids(asked, rows, reached, len(work.rows))
-        if work.error or time.monotonic() > ends_at:
-            break
-    return _result(action, asked, work, "" if work.error or not ids else reached)
+    work = Work(action, model_admin, request, asked)
+    return work.question(rows) if asked.confirmed is None else work.run(rows)
 
 
 def _next_ids(
@@ -327,41 +387,11 @@ def pause_runner(
         db.bulk_pause_sessions_by_runner(runner_id)
         return {}
 
-    work = Work(model_admin, request, f"pause all of runner {runner_id}", PAUSE.columns)
-    work.batch(Session.objects.of_runner(runner_id).live(), act)
-    return _result(PAUSE, Asked.of(request), work, "")
-
-
-def _question(
-    model_admin: Any,
-    request: HttpRequest,
-    action: Action,
-    asked: Asked,
-    rows: QuerySet[Any],
-) -> HttpResponse:
-    named = read(rows.order_by("pk")[: NAMED if asked.is_all else MOST_LISTED], [])
-    count = rows.order_by().count() if asked.is_all else len(named)
-    endangered = _endangered(rows) if action is DELETE_SANDBOX else 0
-    name = name_of(model_admin.model, count)
-    asks = str(action.asks) % f"{count:,} {name}"
-    return page(
-        model_admin,
-        request,
-        "confirm_action",
-        title=f"{asks}?",
-        asks=asks,
-        **_form(request, action, asked),
-        rows=[
-            (str(row), row_url(model_admin.admin_site, row)) for row in named[:NAMED]
-        ],
-        more=count - len(named[:NAMED]),
-        # Without one Django runs no action.
-        ids=[row.pk for row in named[: 1 if asked.is_all else None]],
-        count=count,
-        name=name,
-        asks_more=endangered != 0,
-        endangered=endangered,
-    )
+    pause = replace(PAUSE, verb=f"pause all of runner {runner_id}")
+    work = Work(pause, model_admin, request, Asked.of(request))
+    alias = router.db_for_write(Session)
+    work.batch(Session.objects.using(alias).of_runner(runner_id).live(), act)
+    return work.result()
 
 
 def _endangered(rows: QuerySet[Any]) -> int | None:
@@ -369,57 +399,6 @@ def _endangered(rows: QuerySet[Any]) -> int | None:
     live = Session.objects.using(rows.db).live().filter(pk=OuterRef("session_id"))
     found = rows.filter(Exists(live), state__in=ALIVE).order_by()
     return ask(connections[rows.db], found.count).value
-
-
-def _form(request: HttpRequest, action: Action, asked: Asked) -> dict[str, Any]:
-    return {
-        "action": action,
-        "asked": asked,
-        "list_url": request.get_full_path(),
-        "next": own_url(request, "next"),
-        "checkbox_name": helpers.ACTION_CHECKBOX_NAME,
-    }
-
-
-def _result(action: Action, asked: Asked, work: Work, reached: str) -> HttpResponse:
-    """Return what was done and skipped, and a form that continues after ``reached`` if there is more."""
-    request, site = work.request, work.model_admin.admin_site
-    count = asked.done + len(work.rows)
-    skipped = asked.skipped + sum(map(len, work.skipped.values()))
-    name = name_of(work.model_admin.model, count)
-    ids = request.POST.getlist(helpers.ACTION_CHECKBOX_NAME)
-    lines = _all_lines(action, asked, work)
-    folders = _folders(lines) if action is DELETE_SANDBOX else []
-    rows = [(row_url(site, row), row.pk) for row in work.rows[:MOST_LISTED]]
-    return page(
-        work.model_admin,
-        request,
-        "action_done",
-        title=str(action.done) % f"{count:,} {name}",
-        **_form(request, action, asked),
-        work=work,
-        rows=rows,
-        more=count - len(folders or rows),
-        count=count,
-        reached=reached,
-        skipped_count=skipped,
-        tried=count + skipped,
-        ids=ids[:1] if asked.is_all else ids,
-        lines=lines,
-        folders=folders,
-        is_too_long=lines == TOO_LONG,
-        undo_url=page_url(site, "undo") if action is PAUSE and lines else "",
-    )
-
-
-def _all_lines(action: Action, asked: Asked, work: Work) -> str:
-    """Return the audit lines of all steps. Undoing a pause needs them, and they name workspace folders."""
-    lines = asked.lines
-    if lines == TOO_LONG or action not in (PAUSE, DELETE_SANDBOX) or not work.before:
-        return lines
-    line = json.dumps({"action": action.verb, "before": work.before})
-    lines = f"{lines}\n{line}".strip()
-    return lines if len(lines) <= LONGEST_LINES else TOO_LONG
 
 
 # -- lines of the audit log: what rows were before
@@ -454,7 +433,7 @@ def _folders(lines: str) -> list[tuple[str, str]]:
     return []
 
 
-def paused_by(text: str) -> dict[str, str]:
+def _paused_by(text: str) -> dict[str, str]:
     """Return the statuses before the pause, by session id, from lines of the audit log.
 
     Raises ValueError for a line that does not record a pause.
@@ -470,11 +449,25 @@ def paused_by(text: str) -> dict[str, str]:
     return statuses
 
 
-def resume(
+@guard
+def undo(model_admin: Any, request: HttpRequest) -> HttpResponse:
+    """Restore the status of sessions that are still paused, from lines of the audit log."""
+    if not model_admin.has_act_permission(request):
+        refuse(request, RESUME.verb)
+    problem, lines = "", request.POST.get("lines", "")
+    if request.method == "POST":
+        try:
+            return _resume(model_admin, request, _paused_by(lines))
+        except ValueError as error:
+            problem = str(error)
+    title = gettext("Resume what was paused")
+    context = {"title": title, "lines": lines, "problem": problem}
+    return page(model_admin, request, "undo", **context)
+
+
+def _resume(
     model_admin: Any, request: HttpRequest, before: Mapping[str, str]
 ) -> HttpResponse:
-    """Restore the earlier status of sessions that are still paused, and report it."""
-
     def act(db: Db, id: str, sure: bool) -> str:
         session = db.get_session(id)
         if session is None:
@@ -484,5 +477,5 @@ def resume(
         return _gone(db.update_session_status(id, SessionStatus(before[id])))
 
     asked = replace(Asked.of(request), ids=list(before), confirmed=len(before))
-    action = replace(RESUME, act=act)
-    return _run(action, model_admin, request, asked, Session.objects.none())
+    work = Work(replace(RESUME, act=act), model_admin, request, asked)
+    return work.run(Session.objects.none())

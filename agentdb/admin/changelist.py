@@ -174,7 +174,7 @@ class RowList(ChangeList):
     def set_filters(self) -> list[tuple[str, str, str]]:
         """Return the name and value of each set filter and the search, and the link without it."""
         found = [
-            (capfirst(str(each.title)), each.shown, self._without(each.parameter))
+            (capfirst(str(each.title)), each.shown, self._without(each.parameter_name))
             for each in self.active
         ]
         if self.query:

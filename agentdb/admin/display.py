@@ -25,6 +25,7 @@ from agentdb.console.display import exact, masked, relative
 from agentdb.console.unreadable import Unreadable, is_unreadable
 from agentdb.interface import SandboxState, SessionStatus
 from agentdb.models import Agent, ApiKey, Sandbox, Session
+from agentdb.querysets import LIVE
 
 # The models' names, marked for translation; the migrations have them in English.
 NAMES = (
@@ -82,7 +83,8 @@ def _url(site: admin.AdminSite, name: str, *args: str, **query: str) -> str:
         url = reverse(f"{site.name}:{name}", args=args)
     except NoReverseMatch:  # for example because the site lacks the model
         return ""
-    whole = f"{url}?{urlencode(query)}" if query else url
+    given = {name: value for name, value in query.items() if value}
+    whole = f"{url}?{urlencode(given)}" if given else url
     return whole if len(whole) <= LONGEST_URL else ""
 
 
@@ -98,14 +100,6 @@ def row_url(site: admin.AdminSite, row: Model, view: str = "change") -> str:
     if is_unreadable(row.pk):
         return ""
     return _url(site, f"agentdb_{row._meta.model_name}_{view}", quote(row.pk))
-
-
-def tenant_url(site: admin.AdminSite, tenant_id: str) -> str:
-    return page_url(site, "tenant", id=tenant_id)
-
-
-def runner_url(site: admin.AdminSite, runner_id: str) -> str:
-    return page_url(site, "runner", id=runner_id)
 
 
 def own_url(request: HttpRequest, field: str) -> str:
@@ -177,9 +171,28 @@ def id_link(url: str, id: str) -> SafeString:
     return _whole(id, [id] if is_short else [id[:8], id[8:-4], id[-4:]], url)
 
 
-def runner_link(url: str, name: str) -> SafeString:
+def row_link(site: admin.AdminSite, row: Model, text: object = None) -> SafeString:
+    """Return the link to a row: its id, or a text."""
+    url = row_url(site, row)
+    return id_link(url, row.pk) if text is None else link(url, text)
+
+
+def tenant_link(site: admin.AdminSite, id: str) -> SafeString:
+    return link(page_url(site, "tenant", id=id), id)
+
+
+def agent_link(site: admin.AdminSite, row: Any) -> SafeString:
+    """Return the link to the agent that a session or sandbox names, as far as ``find_linked`` found it."""
+    if Agent in row.allowed and row.linked_agent is None:
+        is_live = isinstance(row, Session) and row.status in LIVE
+        return missing(row.agent_name, matters=is_live)
+    agent = row.linked_agent
+    return link(row_url(site, agent) if agent else "", row.agent_name)
+
+
+def runner_link(site: admin.AdminSite, name: str) -> SafeString:
     """Return the runner's link, shown without the domain, and with both ends of a long host name."""
-    name = cut(name)
+    url, name = page_url(site, "runner", id=name), cut(name)
     if len(name) <= LONGEST_WHOLE_NAME:
         return _whole(name, [name], url)
     host, dot, domain = name.partition(".")
@@ -200,17 +213,20 @@ def short_path(path: str) -> SafeString:
     return _whole(path, [path] if is_short else [path[:10], path[10:-14], path[-14:]])
 
 
+def percent_of(part: int, whole: int) -> str:
+    """Return the width of a bar; a part above zero stays visible."""
+    return f"{max(100 * part / whole, 0.8):.1f}" if part else "0"
+
+
 def none() -> SafeString:
     return format_html('<span class="agentdb-quiet">{}</span>', gettext("none"))
 
 
-def badge(value: str, text: str = "") -> SafeString:
+def badge(value: str) -> SafeString:
     if is_unreadable(value):
         return unreadable(value)
     return format_html(
-        '<span class="agentdb-badge agentdb-is-{}">{}</span>',
-        slug(value),
-        text or cut(value),
+        '<span class="agentdb-badge agentdb-is-{}">{}</span>', slug(value), cut(value)
     )
 
 
@@ -251,10 +267,12 @@ def exactly(instant: datetime) -> SafeString | str:
     return f"{exact(instant)} ({relative(instant)})"
 
 
-def when(instant: datetime) -> SafeString:
+def when(instant: datetime | None) -> SafeString:
     """Return the relative time, with the exact one on hover."""
     if is_unreadable(instant):
         return unreadable(instant)
+    if not instant:
+        return none()
     return format_html(
         '<time datetime="{}" title="{}">{}</time>',
         instant.astimezone(UTC).isoformat(),
@@ -263,11 +281,11 @@ def when(instant: datetime) -> SafeString:
     )
 
 
-def viewable(site: admin.AdminSite, request: HttpRequest) -> set[type[Model]]:
-    """Return the models whose rows the user may see."""
-    return {
+def viewable(site: admin.AdminSite, request: HttpRequest) -> list[type[Model]]:
+    """Return the models whose rows the user may see, in the order of the navigation."""
+    return [
         model
-        for model in (Agent, Session, Sandbox, ApiKey)
+        for model in (Session, Sandbox, Agent, ApiKey)
         if model in site._registry
         and site._registry[model].has_view_permission(request)
-    }
+    ]

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
 from django.db import connections
-from django.db.models import Model
+from django.db.models import Model, QuerySet
 from django.http import Http404, HttpRequest, StreamingHttpResponse
 from django.utils import timezone
 
@@ -41,32 +41,23 @@ def export(
     # Lazy: the rows are read after the request's transaction, which would close a cursor.
     rows = read_stored(found, missing, chunk_size=_CHUNK)
     columns = [field.attname for field in changelist.opts.concrete_fields]
-    lines = _whole(
-        _csv(rows, columns) if kind == "csv" else _json(rows),
-        lambda error: _ended(changelist, error),
-    )
+    lines = _csv(rows, columns) if kind == "csv" else _json(rows)
     content_type = "text/csv; charset=utf-8" if kind == "csv" else "application/json"
-    response = StreamingHttpResponse(lines, content_type=content_type)
+    response = StreamingHttpResponse(_whole(lines, found), content_type=content_type)
     name = f"{changelist.opts.db_table}-{timezone.now():%Y%m%dT%H%M%SZ}.{kind}"
     response["Content-Disposition"] = f'attachment; filename="{name}"'
     response["X-Content-Type-Options"] = "nosniff"
     return response
 
 
-def _ended(changelist: RowList, error: Exception) -> str:
-    problem = explain(connections[changelist.queryset.db], error)
-    logger.error(
-        "export of %s: %s %s", changelist.opts.db_table, problem.sentence, problem.said
-    )
-    return f"THE EXPORT ENDED HERE, ROWS ARE MISSING: {problem}"
-
-
-def _whole(lines: Iterator[str], ended: Callable[[Exception], str]) -> Iterator[str]:
+def _whole(lines: Iterator[str], rows: QuerySet[Any]) -> Iterator[str]:
     """Yield the lines; if they end early, add one that says so, which makes JSON invalid."""
     try:
         yield from lines
     except EXPECTED_ERRORS as error:
-        yield f"\n{ended(error)}\n"
+        problem, table = explain(connections[rows.db], error), rows.model._meta.db_table
+        logger.error("export of %s: %s %s", table, problem.sentence, problem.said)
+        yield f"\nTHE EXPORT ENDED HERE, ROWS ARE MISSING: {problem}\n"
 
 
 class _Line:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
-from django.contrib.admin import ListFilter
+from django.contrib.admin import SimpleListFilter
 from django.contrib.admin.views.main import ChangeList
 from django.db import connections
 from django.db.models import Model, Q, QuerySet
 from django.http import HttpRequest
 from django.utils import timezone
-from django.utils.safestring import SafeString
 from django.utils.translation import gettext, gettext_lazy
 
 from agentdb.admin.display import badge, viewable
@@ -31,20 +29,11 @@ NEWEST_AGENTS = 500  # agents offered without a tenant filter
 NOTHING = Q(pk__in=())
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """One value that a filter offers: its label and its link."""
-
-    display: str | SafeString
-    query_string: str
-    selected: bool = False
-
-
-class ColumnFilter(ListFilter):
+class ColumnFilter(SimpleListFilter):
     """A filter by one parameter of the query string."""
 
     template = "admin/agentdb/filter.html"
-    parameter: ClassVar[str]
+    parameter_name: str
     column: ClassVar[str]
     is_typed: ClassVar[bool] = False  # instead of chosen
     is_link_only: ClassVar[bool] = False  # shown in the bar only when a link has set it
@@ -56,33 +45,28 @@ class ColumnFilter(ListFilter):
         model: type[Model],
         model_admin: Any,
     ) -> None:
-        super().__init__(request, params, model, model_admin)
-        self.value = params.pop(self.parameter, [""])[-1].replace("\x00", "")
-        self.request = request
-        self.model_admin = model_admin
+        self.request, self.model_admin = request, model_admin
         self.connection = connections[model_admin.alias]
         self.hidden: list[tuple[str, str]] = []  # other parameters that its form sends
-        self.clear = ""
+        super().__init__(request, params, model, model_admin)
 
-    @property
-    def parameter_name(self) -> str:
-        """Django's name for it, which themes use."""
-        return self.parameter
+    def value(self) -> str:
+        return (super().value() or "").replace("\x00", "")
 
     @property
     def shown(self) -> str:
         """The value shown in the filter bar; empty without a filter."""
-        return self.value
+        return self.value()
 
     def condition(self) -> Q:
         """Return what rows must meet. Raises ``ValueError`` with a sentence for a value that means nothing."""
-        return Q(**{self.column: self.value})
+        return Q(**{self.column: self.value()})
 
     @cached_property
     def asked(self) -> tuple[Q, str]:
         """The condition, and why the value means nothing; empty if it means something."""
         try:
-            return self.condition() if self.value else Q(), ""
+            return self.condition() if self.value() else Q(), ""
         except UnicodeError:  # of a stored id, which is the database's fault
             raise
         except ValueError as error:
@@ -94,20 +78,13 @@ class ColumnFilter(ListFilter):
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
         return queryset.filter(self.asked[0])
 
-    def expected_parameters(self) -> list[str | None]:
-        return [self.parameter]
-
     def choices(self, changelist: ChangeList) -> Iterator[Any]:
         self.hidden = [
-            pair for pair in changelist.params.items() if pair[0] != self.parameter
+            pair for pair in changelist.params.items() if pair[0] != self.parameter_name
         ]
-        self.clear = changelist.get_query_string(remove=[self.parameter])
-        for value, display in self.offered():
-            link = changelist.get_query_string({self.parameter: value})
-            yield Choice(display, link, value == self.value)
+        return super().choices(changelist)
 
-    def offered(self) -> Sequence[tuple[str, Any]]:
-        """Return values with their labels."""
+    def lookups(self, request: HttpRequest, model_admin: Any) -> Sequence[Any]:
         return ()
 
 
@@ -120,7 +97,7 @@ class TextFilter(ColumnFilter):
         """Return some values of the column, in order; none by default."""
         return ()
 
-    def offered(self) -> Sequence[tuple[str, Any]]:
+    def lookups(self, request: HttpRequest, model_admin: Any) -> Sequence[Any]:
         # Suggestions only: if they cannot be read, the list still works.
         values = ask(self.connection, self.known_values).value or ()
         return [(value, value) for value in values[:SUGGESTIONS]]
@@ -151,15 +128,15 @@ class ChoiceFilter(ColumnFilter):
 
     values: ClassVar[Sequence[str]]
 
-    def offered(self) -> Sequence[tuple[str, Any]]:
-        unknown = [self.value] if self.value and self.value not in self.values else []
-        return [(value, badge(value)) for value in (*self.values, *unknown)]
+    def lookups(self, request: HttpRequest, model_admin: Any) -> Sequence[Any]:
+        known = dict.fromkeys([*self.values, *filter(None, [self.value()])])
+        return [(value, badge(value)) for value in known]
 
 
 class AgeFilter(ColumnFilter):
     """Ranges of a timestamp."""
 
-    parameter = "age"
+    parameter_name = "age"
     buckets: ClassVar[dict[str, Any]] = {
         "5m": gettext_lazy("Past 5 minutes"),
         "1h": gettext_lazy("Past hour"),
@@ -172,21 +149,19 @@ class AgeFilter(ColumnFilter):
 
     @property
     def shown(self) -> str:
-        return str(self.buckets.get(self.value, self.value))
+        return str(self.buckets.get(self.value(), self.value()))
 
     def condition(self) -> Q:
-        if self.value not in self.buckets:
-            text = gettext(
-                "%(parameter)s=%(value)s is not an age. Use one of %(known)s."
-            )
-            value, known = self.value[:60], ", ".join(self.buckets)
-            named = {"parameter": self.parameter, "value": value, "known": known}
-            raise ValueError(text % named)
-        at = moment(self.value.removeprefix("over"), timezone.now())
-        lookup = "lt" if self.value.startswith("over") else "gte"
+        value = self.value()
+        if value not in self.buckets:
+            asked = f"{self.parameter_name}={value[:60]}"
+            text = gettext("%(asked)s is not an age. Use one of %(known)s.")
+            raise ValueError(text % {"asked": asked, "known": ", ".join(self.buckets)})
+        at = moment(value.removeprefix("over"), timezone.now())
+        lookup = "lt" if value.startswith("over") else "gte"
         return Q(**{f"{self.column}__{lookup}": at})
 
-    def offered(self) -> Sequence[tuple[str, Any]]:
+    def lookups(self, request: HttpRequest, model_admin: Any) -> Sequence[Any]:
         return list(self.buckets.items())
 
 
@@ -198,18 +173,18 @@ class PeriodFilter(ColumnFilter):
 
     def condition(self) -> Q:
         at = next(iter(self.model_admin.orders))  # a timestamp with an index
-        return Q(**{f"{at}__{self.lookup}": moment(self.value, timezone.now())})
+        return Q(**{f"{at}__{self.lookup}": moment(self.value(), timezone.now())})
 
 
 class FromFilter(PeriodFilter):
     title = gettext_lazy("from")
-    parameter = "from"
+    parameter_name = "from"
     lookup = "gte"
 
 
 class ToFilter(PeriodFilter):
     title = gettext_lazy("to")
-    parameter = "to"
+    parameter_name = "to"
     lookup = "lt"
 
 
@@ -217,22 +192,22 @@ class CheckFilter(ColumnFilter):
     """The rows that a check of the overview finds."""
 
     title = gettext_lazy("check")
-    parameter = "check"
+    parameter_name = "check"
     is_link_only = True
 
     @property
     def check(self) -> Check | None:
-        check = check_of(self.value)
+        check = check_of(self.value())
         return check if check and check.model is self.model_admin.model else None
 
     @property
     def shown(self) -> str:
-        return str(self.check.title) if self.check else self.value
+        return str(self.check.title) if self.check else self.value()
 
     def condition(self) -> Q:
         if self.check is None:
             text = gettext("%s is not a check of this table.")
-            raise ValueError(text % self.value[:60])
+            raise ValueError(text % self.value()[:60])
         rows = self.check.counted(Fleet(self.connection.alias)).order_by()
         found = rows.values_list("pk", flat=True)
         # A check's conditions may be slow: find its rows once, and name them if they are few.
@@ -242,45 +217,45 @@ class CheckFilter(ColumnFilter):
 
 class TenantFilter(IndexedTextFilter):
     title = gettext_lazy("tenant")
-    parameter = column = "tenant_id"
+    parameter_name = column = "tenant_id"
 
 
 class AgentFilter(AgentNameFilter):
     title = gettext_lazy("agent")
-    parameter = column = "agent_name"
+    parameter_name = column = "agent_name"
 
 
 class NameFilter(AgentNameFilter):
     title = gettext_lazy("name")
-    parameter = column = "name"
+    parameter_name = column = "name"
 
 
 class RunnerFilter(IndexedTextFilter):
     title = gettext_lazy("runner")
-    parameter = column = "runner_id"
+    parameter_name = column = "runner_id"
 
 
 class SandboxFilter(TextFilter):
     title = gettext_lazy("sandbox")
-    parameter = column = "sandbox_id"
+    parameter_name = column = "sandbox_id"
     is_link_only = True  # the search finds ids
 
 
 class SessionFilter(TextFilter):
     title = gettext_lazy("session")
-    parameter = column = "session_id"
+    parameter_name = column = "session_id"
     is_link_only = True
 
 
 class StatusFilter(ChoiceFilter):
     title = gettext_lazy("status")
-    parameter = column = "status"
+    parameter_name = column = "status"
     values = tuple(map(str, SessionStatus))
 
 
 class StateFilter(ChoiceFilter):
     title = gettext_lazy("state")
-    parameter = column = "state"
+    parameter_name = column = "state"
     values = tuple(map(str, SandboxState))
 
 
@@ -296,5 +271,5 @@ class LastUsedFilter(AgeFilter):
 
 class LastActiveFilter(AgeFilter):
     title = gettext_lazy("last active")
-    parameter = "active"
+    parameter_name = "active"
     column = "last_active_at"

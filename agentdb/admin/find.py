@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -14,9 +14,10 @@ from django.core.exceptions import PermissionDenied
 from django.db import connections
 from django.db.models import Model
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.utils.decorators import method_decorator
 from django.utils.text import capfirst
 from django.utils.translation import gettext
-from django.views.decorators.debug import sensitive_variables
+from django.views.decorators.debug import sensitive_post_parameters, sensitive_variables
 
 from agentdb.admin.display import (
     heading_of,
@@ -28,6 +29,7 @@ from agentdb.admin.display import (
     row_url,
     viewable,
 )
+from agentdb.admin.guard import guard
 from agentdb.console.figures import distinct_values
 from agentdb.console.questions import Budget
 from agentdb.keys import PREFIX
@@ -63,21 +65,21 @@ class Hit:
     is_exact: bool = False
 
 
+@dataclass(slots=True)
 class Search:
     """The text to find, the user, and the time limit."""
 
-    def __init__(
-        self,
-        site: Any,
-        alias: str,
-        allowed: set[type[Model]],
-        text: str,
-        budget: Budget,
-    ) -> None:
-        self.site, self.alias, self.allowed, self.budget = site, alias, allowed, budget
-        self.text = text
-        shortened = _SHORTENED.fullmatch(text)
-        self.beginning, self.end = shortened.groups() if shortened else (text, "")
+    site: Any
+    alias: str
+    allowed: Collection[type[Model]]
+    text: str
+    budget: Budget
+    beginning: str = ""
+    end: str = ""
+
+    def __post_init__(self) -> None:
+        shortened = _SHORTENED.fullmatch(self.text)
+        self.beginning, self.end = shortened.groups() if shortened else (self.text, "")
 
     def hits(self) -> list[Hit]:
         """Return the distinct results, exact ones first, without those that take too long."""
@@ -85,7 +87,7 @@ class Search:
         # A server may log its queries, so a key is looked up by its hash only.
         if found or self.text.startswith(PREFIX):
             return found
-        for model in (Session, Sandbox, Agent, ApiKey):
+        for model in self.allowed:
             found += self._answer(model, partial(self._ids, model))
         for model, column, kind in _VALUES:
             found += self._answer(model, partial(self._values, model, column, kind))
@@ -144,7 +146,10 @@ class Search:
             yield self._hit(row, text, name)
 
 
-@sensitive_variables()  # hidden in Django's error reports, because the text may be a key
+# Hidden in Django's error reports, because the text may be a key.
+@sensitive_variables()
+@method_decorator(sensitive_post_parameters("q"))
+@guard
 def find(model_admin: Any, request: HttpRequest) -> HttpResponse:
     """Redirect to the exact match, or show the candidates. The text is in no address, because it may be a key."""
     site = model_admin.admin_site
@@ -178,14 +183,10 @@ def _may_be_key(text: str) -> bool:
 
 
 def _containing(
-    site: Any, request: HttpRequest, allowed: set[type[Model]], text: str
+    site: Any, request: HttpRequest, allowed: Collection[type[Model]], text: str
 ) -> list[tuple[str, str]]:
     """Return links to lists with the text in any column, the current list with its filters first."""
-    lists = [
-        (heading_of(model), list_url(site, model, q=text))
-        for model in (Session, Sandbox, Agent, ApiKey)
-        if model in allowed
-    ]
+    lists = [(heading_of(model), list_url(site, model, q=text)) for model in allowed]
     if origin := own_url(request, "from"):
         url = f"{origin}{'&' if '?' in origin else '?'}{urlencode({'q': text})}"
         return [(gettext("The list you came from"), url), *lists]

@@ -12,7 +12,7 @@ from django.contrib.admin import helpers
 from django.core.exceptions import PermissionDenied
 from django.db import connections, router
 from django.db.models import Model
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest
 from django.urls import URLPattern, path
 from django.utils import timezone
 from django.utils.decorators import method_decorator
@@ -21,12 +21,12 @@ from django.utils.text import capfirst
 from django.utils.translation import gettext, gettext_lazy
 from django.views.decorators.cache import never_cache
 from django.views.decorators.csrf import csrf_protect
-from django.views.decorators.debug import sensitive_post_parameters
 
 from agentdb.admin import actions, find, keys, pages, rows
 from agentdb.admin.audit import keeps_history, refuse
 from agentdb.admin.changelist import RowList, Uncounted
 from agentdb.admin.display import (
+    agent_link,
     badge,
     cut,
     id_link,
@@ -35,12 +35,11 @@ from agentdb.admin.display import (
     missing,
     name_of,
     none,
-    page,
+    row_link,
     row_url,
     runner_link,
-    runner_url,
     short_path,
-    tenant_url,
+    tenant_link,
     viewable,
     when,
 )
@@ -112,13 +111,13 @@ class ReadFirstAdmin(ModelAdmin):
         "created_at": (gettext_lazy("newest first"), gettext_lazy("oldest first"))
     }
     doable: ClassVar[Sequence[actions.Action]] = ()
-    # What the row's page shows beside the columns.
-    row_page: Callable[..., rows.RowPage]
-
+    # Views of pages besides lists and rows, which get the model admin and the request.
+    views: ClassVar[Mapping[str, Callable[..., Any]]] = {}
     list_per_page = 50
     paginator = Uncounted
     sortable_by = ()
     show_full_result_count = False
+    show_facets = admin.ShowFacets.NEVER  # they count the rows of each choice
     list_display_links = None
     change_form_template = "admin/agentdb/row.html"
 
@@ -149,9 +148,14 @@ class ReadFirstAdmin(ModelAdmin):
         return super().change_view(request, *args, **more)
 
     def get_urls(self) -> list[URLPattern]:
-        view = self.admin_site.admin_view(self.export_view)
+        view = self.admin_site.admin_view
         name = f"agentdb_{self.opts.model_name}_export"
-        return [path("export/<slug:kind>/", view, name=name), *super().get_urls()]
+        own = [
+            path(f"{name}/", view(partial(own_view, self)), name=f"agentdb_{name}")
+            for name, own_view in self.views.items()
+        ]
+        export = path("export/<slug:kind>/", view(self.export_view), name=name)
+        return [*own, export, *super().get_urls()]
 
     @partial(guard, read_seconds=WRITE_SECONDS)
     def export_view(self, request: HttpRequest, kind: str) -> Any:
@@ -191,17 +195,16 @@ class ReadFirstAdmin(ModelAdmin):
         self, request: HttpRequest, context: Any, *args: Any, **more: Any
     ) -> Any:
         if (row := more.get("obj")) is not None:
-            page = self.row_page(self.admin_site, row, self.alias, row.allowed)
+            about = rows.about(self.admin_site, row, self.alias)
             json = as_json(row)
             history = (
                 row_url(self.admin_site, row, "history") if keeps_history() else ""
             )
             context |= {
-                "title": f"{capfirst(name_of(self.model))} {page.title}",
+                **about,
+                "title": f"{capfirst(name_of(self.model))} {about['name']}",
                 "subtitle": None,
-                "page": page,
                 "problems": row.problems,
-                "stored": rows.stored(row),
                 "json": json if len(json) <= LONGEST_JSON else "",
                 "now": timezone.now(),
                 "list_url": list_url(self.admin_site, self.model),
@@ -217,7 +220,7 @@ class ReadFirstAdmin(ModelAdmin):
         self, lookup: str, value: str, request: HttpRequest | None = None
     ) -> bool:
         # Django allows any lookup on a column: one could guess key hashes by prefix, or scan a table.
-        return lookup in {spec.parameter for spec in self.list_filter}  # type: ignore[union-attr]
+        return lookup in {spec.parameter_name for spec in self.list_filter}  # type: ignore[union-attr]
 
     def get_object(
         self, request: HttpRequest, object_id: str, from_field: str | None = None
@@ -240,11 +243,11 @@ class ReadFirstAdmin(ModelAdmin):
 
     @admin.display(description=gettext_lazy("id"), ordering="id")
     def id_link(self, row: Any) -> SafeString:
-        return id_link(row_url(self.admin_site, row), row.pk)
+        return row_link(self.admin_site, row)
 
     @admin.display(description=gettext_lazy("tenant"))
     def tenant(self, row: Any) -> SafeString:
-        return link(tenant_url(self.admin_site, row.tenant_id), row.tenant_id)
+        return tenant_link(self.admin_site, row.tenant_id)
 
     created = shown("created_at", gettext_lazy("created"))
 
@@ -274,38 +277,24 @@ class LinkedAdmin(ReadFirstAdmin):
         problems: list[Problem],
     ) -> None:
         other, column = self.other
-        ids = {getattr(row, column) for row in rows}
-        others = self._found(other, allowed, problems, pk__in=ids - {None, ""})
-        agents = self._found(
-            Agent,
-            allowed,
-            problems,
-            tenant_id__in={row.tenant_id for row in rows},
-            name__in={row.agent_name for row in rows},
-        )
-        by_id = {each.pk: each for each in others or ()}
-        by_name = {(each.tenant_id, each.name): each for each in agents or ()}
+        names = {"name__in": {row.agent_name for row in rows}}
+        wanted: dict[Any, dict[str, Any]] = {
+            Agent: {"tenant_id__in": {row.tenant_id for row in rows}, **names},
+            other: {"pk__in": {getattr(row, column) for row in rows} - {None, ""}},
+        }
+        found: dict[type[Model], Any] = {}
+        for model, conditions in wanted.items():
+            if model in allowed:
+                linked = model._default_manager.using(self.alias).filter(**conditions)
+                asked = partial(read, linked, problems)
+                found[model] = ask(connections[self.alias], asked, problems).value
+        by_id = {each.pk: each for each in found.get(other) or ()}
+        by_name = {(each.tenant_id, each.name): each for each in found.get(Agent) or ()}
         for row in rows:
             row.linked = by_id.get(getattr(row, column))
             row.linked_agent = by_name.get((row.tenant_id, row.agent_name))
-        unknown = {Agent: agents, other: others}
-        readable = [model for model in allowed if unknown.get(model, ()) is not None]
+        readable = [model for model in allowed if found.get(model, ()) is not None]
         super().find_linked(rows, readable, problems)
-
-    def _found(
-        self,
-        model: type[Model],
-        allowed: Collection[type[Model]],
-        problems: list[Problem],
-        **conditions: Collection[str | None],
-    ) -> list[Any] | None:
-        """Return the named rows of the model; None if the user may not see them or they cannot be read."""
-        if model not in allowed:
-            return None
-        rows = model._default_manager.using(self.alias).filter(**conditions)
-        return ask(
-            connections[self.alias], lambda: read(rows, problems), problems
-        ).value
 
     def _linked(self, row: Any, *, matters: bool) -> SafeString:
         model, column = self.other
@@ -318,13 +307,7 @@ class LinkedAdmin(ReadFirstAdmin):
 
     @admin.display(description=gettext_lazy("agent"))
     def agent(self, row: Any) -> SafeString:
-        if Agent not in row.allowed:
-            return link("", row.agent_name)
-        if row.linked_agent is None:
-            return missing(
-                row.agent_name, matters=isinstance(row, Session) and row.status in LIVE
-            )
-        return link(row_url(self.admin_site, row.linked_agent), row.agent_name)
+        return agent_link(self.admin_site, row)
 
 
 @admin.register(Agent)
@@ -348,7 +331,6 @@ class AgentAdmin(ReadFirstAdmin):
     )
     list_filter = (TenantFilter, NameFilter, CreatedFilter)
     search_fields = ("id", "name", "path", "tenant_id")
-    row_page = staticmethod(rows.agent_page)
 
     @admin.display(description=gettext_lazy("name"))
     def name_link(self, row: Agent) -> SafeString:
@@ -359,8 +341,7 @@ class AgentAdmin(ReadFirstAdmin):
     shown_path = shown("path", gettext_lazy("path"), short_path)
     updated = shown("updated_at", gettext_lazy("updated"))
 
-    def get_urls(self) -> list[URLPattern]:
-        return [*pages.urls(self), *super().get_urls()]
+    views = {"tenant": pages.tenant}
 
 
 @admin.register(Session)
@@ -383,40 +364,29 @@ class SessionAdmin(LinkedAdmin):
         "created",
     )
     list_filter = (
-        StatusFilter, TenantFilter, AgentFilter, RunnerFilter, SandboxFilter, LastActiveFilter, CreatedFilter,
-        FromFilter, ToFilter, CheckFilter,
-    )  # fmt: skip
+        StatusFilter,
+        TenantFilter,
+        AgentFilter,
+        RunnerFilter,
+        SandboxFilter,
+        LastActiveFilter,
+        CreatedFilter,
+        FromFilter,
+        ToFilter,
+        CheckFilter,
+    )
     search_fields = ("id", "agent_name", "sandbox_id", "runner_id", "tenant_id")
-    row_page = staticmethod(rows.session_page)
     doable = (actions.PAUSE,)
     other = (Sandbox, "sandbox_id")
 
-    def get_urls(self) -> list[URLPattern]:
-        view = self.admin_site.admin_view
-        own = [
-            path("undo/", view(self.undo_view), name="agentdb_undo"),
-            path("find/", view(self.find_view), name="agentdb_find"),
-        ]
-        return [*own, *pages.urls(self), *super().get_urls()]
-
-    @method_decorator(sensitive_post_parameters("q"))
-    @guard
-    def find_view(self, request: HttpRequest) -> HttpResponse:
-        return find.find(self, request)
-
-    @guard
-    def undo_view(self, request: HttpRequest) -> HttpResponse:
-        """Undo a pause: takes lines of the audit log, pasted or from the page of the action."""
-        if not self.has_act_permission(request):
-            refuse(request, "resume")
-        problem, lines = "", request.POST.get("lines", "")
-        if request.method == "POST":
-            try:
-                return actions.resume(self, request, actions.paused_by(lines))
-            except ValueError as error:
-                problem = str(error)
-        title = gettext("Resume what was paused")
-        return page(self, request, "undo", title=title, lines=lines, problem=problem)
+    views = {
+        "runner": pages.runner,
+        "attention": pages.attention,
+        "groups": pages.groups,
+        "changes": pages.what_changed,
+        "find": find.find,
+        "undo": actions.undo,
+    }
 
     status_badge = shown("status", gettext_lazy("status"), badge)
 
@@ -428,7 +398,7 @@ class SessionAdmin(LinkedAdmin):
     def runner(self, row: Session) -> SafeString:
         if row.runner_id is None:
             return none()
-        return runner_link(runner_url(self.admin_site, row.runner_id), row.runner_id)
+        return runner_link(self.admin_site, row.runner_id)
 
     last_active = shown("last_active_at", gettext_lazy("last active"))
 
@@ -463,7 +433,6 @@ class SandboxAdmin(LinkedAdmin):
         CheckFilter,
     )
     search_fields = ("id", "agent_name", "session_id", "workspace_dir", "tenant_id")
-    row_page = staticmethod(rows.sandbox_page)
     doable = (actions.COOL, actions.DELETE_SANDBOX)
     other = (Session, "session_id")
 
@@ -482,7 +451,6 @@ class ApiKeyAdmin(ReadFirstAdmin):
     list_display = ("label_link", "tenant", "id_link", "masked_hash", "created")
     list_filter = (TenantFilter, CreatedFilter)
     search_fields = ("id", "label", "tenant_id")
-    row_page = staticmethod(rows.key_page)
     doable = (actions.REVOKE,)
 
     has_add_permission = ModelAdmin.has_add_permission  # type: ignore[assignment]

@@ -5,34 +5,28 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
+from urllib.parse import urlencode
 
-from django.contrib.admin import AdminSite, ModelAdmin
+from django.contrib.admin import AdminSite
 from django.core.exceptions import PermissionDenied
 from django.db import connections, router
 from django.db.models import Model
 from django.http import Http404, HttpRequest, HttpResponseRedirect
 from django.http.response import HttpResponseBase
-from django.urls import URLPattern, path
 from django.utils import timezone
-from django.utils.translation import gettext
+from django.utils.translation import gettext, gettext_lazy
 
 from agentdb.admin import actions, overview
 from agentdb.admin.audit import refuse
 from agentdb.admin.display import (
     badge,
     heading_of,
-    id_link,
     link,
     list_url,
-    name_of,
     none,
     page,
     page_url,
-    row_url,
-    runner_url,
-    tenant_url,
     viewable,
-    when,
 )
 from agentdb.admin.guard import guard
 from agentdb.console.checks import Fleet, check_of
@@ -55,23 +49,23 @@ from agentdb.console.questions import Answer, Budget, Problem, ask
 from agentdb.console.reading import read
 from agentdb.console.unreadable import unreadable_rows
 from agentdb.interface import SandboxState
-from agentdb.models import Agent, ApiKey, Sandbox, Session
+from agentdb.models import Sandbox, Session
 from agentdb.querysets import LIVE
 
 LIVE_SHOWN = 10
 SUM_SECONDS = 4.0  # out of the five seconds of a page
 
-
-def urls(model_admin: ModelAdmin[Any]) -> list[URLPattern]:
-    """Return the addresses of the pages below the table in the admin."""
-    views = {"runner": _runner, "attention": _rows, "groups": _groups, "changes": _changes}  # fmt: skip
-    if model_admin.model is Agent:
-        views = {"tenant": _tenant}
-    checked = model_admin.admin_site.admin_view
-    return [
-        path(f"{name}/", checked(partial(view, model_admin)), name=f"agentdb_{name}")
-        for name, view in views.items()
-    ]
+# What sessions and sandboxes are grouped by, and filtered by before.
+COLUMNS = {
+    "agent_name": gettext_lazy("Agent"),
+    "tenant_id": gettext_lazy("Tenant"),
+    "runner_id": gettext_lazy("Runner"),
+    "status": gettext_lazy("Status"),
+    "state": gettext_lazy("State"),
+    "session_status": gettext_lazy("Status of its session"),
+    "hour": gettext_lazy("Hour"),
+    "day": gettext_lazy("Day"),
+}
 
 
 def _id(request: HttpRequest) -> str:
@@ -82,7 +76,7 @@ def _id(request: HttpRequest) -> str:
 
 
 @guard
-def _runner(model_admin: Any, request: HttpRequest) -> HttpResponseBase:
+def runner(model_admin: Any, request: HttpRequest) -> HttpResponseBase:
     _check(model_admin.has_view_permission(request))
     site, runner_id = model_admin.admin_site, _id(request)
     may_act = model_admin.has_act_permission(request)
@@ -91,72 +85,46 @@ def _runner(model_admin: Any, request: HttpRequest) -> HttpResponseBase:
             refuse(request, f"pause all of runner {runner_id}")
         return actions.pause_runner(model_admin, request, runner_id)
     problems: list[Problem] = []
-    alias = model_admin.alias
-    connection = connections[alias]
-    seen = ask(connection, lambda: Fleet(alias).runner(runner_id), problems).value
-    figures = by_status(Session.objects.using(alias).of_runner(runner_id))
+    alias, allowed = model_admin.alias, viewable(site, request)
+    its = Session.objects.using(alias).of_runner(runner_id)
+    answer = partial(ask, connections[alias], problems=problems)
+    figures = by_status(its)
     whole = sum(figure.rows for figure in figures.values())
-    active, starting = (figures[status].rows for status in LIVE)
+    live = sum(figures[status].rows for status in LIVE)
+    rows = read(its.live().newest_first()[:LIVE_SHOWN], problems)
+    model_admin.find_linked(rows, allowed, problems)
     sandboxes = partial(_sandboxes, site, alias, runner_id)
 
     def listed(status: str) -> str:
         return list_url(site, Session, runner_id=runner_id, status=status)
 
-    totals = [
-        (gettext("Active"), figures["active"], listed("active")),
-        (gettext("Starting"), figures["starting"], listed("starting")),
-        (gettext("Failed"), figures["error"], listed("error")),
-        (
-            gettext("All its sessions"),
-            Figure(whole, at_least=any(figure.at_least for figure in figures.values())),
-            list_url(site, Session, runner_id=runner_id),
-        ),
-    ]
     return page(
-        model_admin, request, "runner",
+        model_admin,
+        request,
+        "runner",
         title=gettext("Runner %s") % runner_id,
         runner_id=runner_id,
-        condition=overview.condition(seen),
-        seen=when(seen.seen_at) if seen and seen.seen_at else none(),
-        live=active + starting,
-        active=active,
-        starting=starting,
-        rest=whole - active - starting,
-        whole=whole,
-        totals=totals,
+        runner=answer(lambda: Fleet(alias).runner(runner_id)).value,
+        figures=figures,
+        live=live,
+        rest=whole - live,
+        whole=Figure(
+            whole, at_least=any(figure.at_least for figure in figures.values())
+        ),
         statuses=Answer(overview.share_bars(figures, listed)),
-        activity=overview.activity_chart(request, Budget(connection), runner_id=runner_id),
-        query=runner_url(site, runner_id).partition("?")[2],
-        sessions=_live_sessions(model_admin, request, runner_id, problems),
-        sandboxes=ask(connection, sandboxes, problems) if Sandbox in viewable(site, request) else None,
-        sandboxes_url=_groups_url(site, "sandbox", by="state", runner_id=runner_id),
+        activity=overview.activity_chart(
+            request, Budget(connections[alias]), runner_id=runner_id
+        ),
+        query=urlencode({"id": runner_id}),
+        sessions=rows,
+        sandboxes=answer(sandboxes) if Sandbox in allowed else None,
         all_url=list_url(site, Session, runner_id=runner_id),
         may_act=may_act,
         problems=problems,
-    )  # fmt: skip
+    )
 
 
-def _live_sessions(
-    model_admin: Any, request: HttpRequest, runner_id: str, problems: list[Problem]
-) -> list[tuple[Any, ...]]:
-    site = model_admin.admin_site
-    sessions = Session.objects.using(model_admin.alias).of_runner(runner_id)
-    rows = read(sessions.live().newest_first()[:LIVE_SHOWN], problems)
-    model_admin.find_linked(rows, viewable(site, request), problems)
-    return [
-        (
-            id_link(row_url(site, row), row.pk),
-            badge(row.status),
-            model_admin.agent(row),
-            link(tenant_url(site, row.tenant_id), row.tenant_id),
-            when(row.last_active_at),
-            when(row.created_at),
-        )
-        for row in rows
-    ]
-
-
-def _sandboxes(site: AdminSite, alias: str, runner_id: str) -> list[overview.ShareBar]:
+def _sandboxes(site: AdminSite, alias: str, runner_id: str) -> list[Any]:
     """Count the sandboxes of the runner's sessions by state."""
     grouping = Grouping(Sandbox, "state", filters={"runner_id": runner_id})
     grouped = {each.value or "NULL": Figure(each.rows) for each in grouping.ask(alias)}
@@ -166,15 +134,14 @@ def _sandboxes(site: AdminSite, alias: str, runner_id: str) -> list[overview.Sha
     }
 
     def listed(state: str) -> str:
-        return _groups_url(
-            site, "sandbox", by="session_status", runner_id=runner_id, state=state
-        )
+        of = {"table": "sandbox", "by": "session_status", "runner_id": runner_id}
+        return page_url(site, "groups", **of, state=state)
 
     return overview.share_bars(figures, listed)
 
 
 @guard
-def _rows(model_admin: Any, request: HttpRequest) -> HttpResponseBase:
+def attention(model_admin: Any, request: HttpRequest) -> HttpResponseBase:
     """Return the link to a finding's rows: the list, filtered by the check."""
     site, code = model_admin.admin_site, request.GET.get("check", "")
     allowed = viewable(site, request)
@@ -195,7 +162,7 @@ def _rows(model_admin: Any, request: HttpRequest) -> HttpResponseBase:
 
 
 @guard
-def _tenant(model_admin: Any, request: HttpRequest) -> HttpResponseBase:
+def tenant(model_admin: Any, request: HttpRequest) -> HttpResponseBase:
     """Return the page of a tenant: totals with links."""
     site, tenant_id = model_admin.admin_site, _id(request)
     allowed = viewable(site, request)
@@ -208,7 +175,7 @@ def _tenant(model_admin: Any, request: HttpRequest) -> HttpResponseBase:
     with Budget(connections[alias]) as budget:
         totals = {
             model: budget.ask(partial(amount, alias, model, tenant_id))
-            for model in (Session, Sandbox, Agent, ApiKey)
+            for model in allowed
         }
         activity = statuses = None
         if Session in allowed:
@@ -216,18 +183,22 @@ def _tenant(model_admin: Any, request: HttpRequest) -> HttpResponseBase:
             statuses = budget.ask(lambda: overview.share_bars(by_status(its), listed))
             activity = overview.activity_chart(request, budget, tenant_id=tenant_id)
     return page(
-        model_admin, request, "tenant",
+        model_admin,
+        request,
+        "tenant",
         title=gettext("Tenant %s") % tenant_id,
         parts=[
             (heading_of(model), found, list_url(site, model, tenant_id=tenant_id))
             for model, found in totals.items()
-            if model in allowed
         ],
-        query=tenant_url(site, tenant_id).partition("?")[2],
+        query=urlencode({"id": tenant_id}),
         activity=activity,
         statuses=statuses,
-        is_empty=all(found.value is not None and not found.value.rows for found in totals.values()),
-    )  # fmt: skip
+        is_empty=all(
+            found.value is not None and not found.value.rows
+            for found in totals.values()
+        ),
+    )
 
 
 def _check(may_see: bool) -> None:
@@ -238,12 +209,8 @@ def _check(may_see: bool) -> None:
 # -- sums
 
 
-def _groups_url(site: AdminSite, table: str, **query: str) -> str:
-    return page_url(site, "groups", table=table, **query)
-
-
 @guard
-def _groups(model_admin: Any, request: HttpRequest) -> HttpResponseBase:
+def groups(model_admin: Any, request: HttpRequest) -> HttpResponseBase:
     site, is_sessions = model_admin.admin_site, request.GET.get("table") != "sandbox"
     model: type[Model] = Session if is_sessions else Sandbox
     allowed = viewable(site, request)
@@ -254,14 +221,20 @@ def _groups(model_admin: Any, request: HttpRequest) -> HttpResponseBase:
     form = {
         "title": gettext("%s, summed up") % heading_of(model),
         "table": str(model._meta.model_name),
-        "tables": [(str(each._meta.model_name), heading_of(each)) for each in BY if each in allowed],
+        "tables": [
+            (str(each._meta.model_name), heading_of(each))
+            for each in BY
+            if each in allowed
+        ],
         "is_sessions": is_sessions,
         "by": asked["by"],
-        "choices": [(name, _column(name)) for name in BY[model]],
-        "column": _column(asked["by"]),
-        "fields": [(name, _column(name), asked.get(name, "")) for name in FILTERS[model]],
+        "choices": [(name, COLUMNS[name]) for name in BY[model]],
+        "column": COLUMNS.get(asked["by"], ""),
+        "fields": [
+            (name, COLUMNS[name], asked.get(name, "")) for name in FILTERS[model]
+        ],
         "period": asked,
-    }  # fmt: skip
+    }
     try:
         grouping = Grouping.of(model, asked, timezone.now())
     except ValueError as error:
@@ -273,30 +246,19 @@ def _sums(site: AdminSite, grouping: Grouping) -> dict[str, Any]:
     alias = router.db_for_read(grouping.model)
     answer = ask(connections[alias], lambda: grouping.ask(alias), seconds=SUM_SECONDS)
     groups = answer.value or []
-    most = max((group.rows for group in groups), default=1)
-    rows = [
-        (
-            link(_group_url(site, grouping, group), _group_name(grouping, group)),
-            group,
-            round(100 * group.rows / most, 1),
-        )
-        for group in groups[:MOST_GROUPS]
-    ]
     return {
         "problem": answer.problem,
-        "groups": rows,
+        "groups": [
+            (
+                link(_group_url(site, grouping, group), _group_name(grouping, group)),
+                group,
+            )
+            for group in groups[:MOST_GROUPS]
+        ],
+        "most": max((group.rows for group in groups), default=0),
         "is_cut": len(groups) > MOST_GROUPS,
         "whole": sum(groups, Grouped(None, 0)),
     }
-
-
-def _column(name: str) -> str:
-    names = {
-        "agent_name": gettext("Agent"), "tenant_id": gettext("Tenant"), "runner_id": gettext("Runner"),
-        "status": gettext("Status"), "state": gettext("State"), "session_status": gettext("Status of its session"),
-        "hour": gettext("Hour"), "day": gettext("Day"),
-    }  # fmt: skip
-    return names.get(name, name)
 
 
 def _group_name(grouping: Grouping, group: Grouped) -> Any:
@@ -316,7 +278,7 @@ def _group_url(site: AdminSite, grouping: Grouping, group: Grouped) -> str:
     if group.value is None or grouping.by == "session_status":
         return ""
     if of_sandboxes and grouping.by == "runner_id":
-        return runner_url(site, group.value)
+        return page_url(site, "runner", id=group.value)
     if of_sandboxes and "runner_id" in grouping.filters:
         return ""
     ends = {"from": grouping.since, "to": grouping.until}
@@ -334,9 +296,9 @@ def _group_url(site: AdminSite, grouping: Grouping, group: Grouped) -> str:
 
 
 @guard
-def _changes(model_admin: Any, request: HttpRequest) -> HttpResponseBase:
-    site, text, mistake = model_admin.admin_site, request.GET.get("from") or "10m", ""
-    allowed = viewable(site, request)
+def what_changed(model_admin: Any, request: HttpRequest) -> HttpResponseBase:
+    text, mistake = request.GET.get("from") or "10m", ""
+    allowed = viewable(model_admin.admin_site, request)
     _check(bool(allowed))
     alias, problems = model_admin.alias, list[Problem]()
     found: list[Change] = []
@@ -348,30 +310,12 @@ def _changes(model_admin: Any, request: HttpRequest) -> HttpResponseBase:
         asked = partial(changes, alias, since)
         found = ask(connections[alias], asked, problems, SUM_SECONDS).value or []
     return page(
-        model_admin, request, "changes",
+        model_admin,
+        request,
+        "changes",
         title=gettext("What changed"),
         period=text,
         mistake=mistake,
         problems=problems,
-        changes=[(when(each.at), *_changed(site, each)) for each in found if type(each.row) in allowed],
-    )  # fmt: skip
-
-
-def _changed(site: AdminSite, change: Change) -> tuple[Any, ...]:
-    row = change.row
-    name = next(
-        (
-            getattr(row, column)
-            for column in ("agent_name", "name", "label")
-            if hasattr(row, column)
-        ),
-        "",
-    )
-    state = getattr(row, "status", "") or getattr(row, "state", "")
-    return (
-        f"{name_of(type(row))} {change.what}",
-        badge(state) if state else "",
-        id_link(row_url(site, row), row.pk),
-        name,
-        link(tenant_url(site, row.tenant_id), row.tenant_id),
+        changes=[each for each in found if type(each.row) in allowed],
     )

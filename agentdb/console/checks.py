@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Any, Generic, TypeVar
+from functools import cached_property
+from typing import Any, TypeVar
 
 from django.db import connections
 from django.db.models import (
@@ -90,35 +91,26 @@ class Runner:
 
     @property
     def condition(self) -> str:
-        """'silent', 'late', or empty if all is well."""
-        for condition, minutes in (
-            ("silent", RUNNER_MINUTES),
-            ("late", RUNNER_LATE_MINUTES),
-        ):
-            least = timezone.now() - timedelta(minutes=minutes)
-            if self.seen_at is None or self.seen_at < least:
-                return condition
-        return ""
+        """'silent', 'late', or empty if all is well or no session is live."""
+        age = timezone.now() - self.seen_at if self.seen_at else timedelta.max
+        if not self.live or age <= timedelta(minutes=RUNNER_LATE_MINUTES):
+            return ""
+        return "silent" if age > timedelta(minutes=RUNNER_MINUTES) else "late"
 
 
-class _Once(Generic[Asked]):
-    """A property that is asked once, also if it fails: a question that used up its seconds would use up the page's."""
+def _once(ask: Callable[[Any], Asked]) -> Callable[[Any], Asked]:
+    """Remember a failure as well: a question that used up its seconds would use up the page's."""
 
-    def __init__(self, ask: Callable[[Any], Asked]) -> None:
-        self.ask = ask
+    def ask_once(fleet: Fleet) -> Asked:
+        if ask in fleet.failed:
+            raise fleet.failed[ask]
+        try:
+            return ask(fleet)
+        except EXPECTED_ERRORS as error:
+            fleet.failed[ask] = error
+            raise
 
-    def __get__(self, fleet: Any, owner: Any) -> Asked:
-        name = self.ask.__name__
-        if name not in fleet.answers:
-            try:
-                fleet.answers[name] = self.ask(fleet), None
-            except EXPECTED_ERRORS as error:
-                fleet.answers[name] = None, error
-        value, failure = fleet.answers[name]
-        if failure is not None:
-            raise failure
-        found: Asked = value
-        return found
+    return ask_once
 
 
 class Fleet:
@@ -126,7 +118,7 @@ class Fleet:
 
     def __init__(self, alias: str) -> None:
         self.alias = alias
-        self.answers: dict[str, tuple[Any, Exception | None]] = {}
+        self.failed: dict[Callable[[Any], Any], Exception] = {}
         self.now = timezone.now()
         self.latest = self.now + timedelta(days=1)  # no clock is further ahead
         self.sessions = Session.objects.using(alias)
@@ -135,7 +127,8 @@ class Fleet:
     def ago(self, minutes: int) -> datetime:
         return self.now - timedelta(minutes=minutes)
 
-    @_Once
+    @cached_property
+    @_once
     def runners(self) -> list[Runner]:
         """The runners with live sessions, the silent ones first, then by the number of live sessions."""
         runners = sorted(
@@ -153,11 +146,13 @@ class Fleet:
             key=lambda runner: (order[runner.condition], -runner.live, runner.id),
         )
 
-    @_Once
+    @cached_property
+    @_once
     def silent_runners(self) -> list[Runner]:
         return [runner for runner in self.runners if runner.condition == "silent"]
 
-    @_Once
+    @cached_property
+    @_once
     def missing_agents(self) -> list[tuple[str, str]]:
         """The tenants and names of missing agents that live sessions name, one more than may be asked for by name.
 
@@ -171,7 +166,8 @@ class Fleet:
             f"found.tenant_id AND agents.name = found.agent_name) IS NULL LIMIT {CAP}",
         )
 
-    @_Once
+    @cached_property
+    @_once
     def failures(self) -> Failures:
         return failures(self.alias, self.now)
 
@@ -270,18 +266,11 @@ class Check:
         """The column with the row's age."""
         return "last_active_at" if self.model is Session else "last_used_at"
 
-    def may_say(self, allowed: Collection[type[Model]]) -> bool:
-        """Whether the check has a sentence for one row that mentions only tables the user may see."""
-        return bool(self.of_row) and self.reads.issubset(allowed)
-
     def say(self, row: Any, shared: str, now: datetime) -> str:
         at = getattr(row, self.at)
         state = row.status if self.model is Session else row.state
-        return self.of_row.format(
-            age="?" if is_unreadable(at) or at > now else lasting(now - at),
-            state=state,
-            shared=shared,
-        )
+        age = "?" if is_unreadable(at) or at > now else lasting(now - at)
+        return self.of_row.format(age=age, state=state, shared=shared)
 
     def counted(self, fleet: Fleet) -> QuerySet[Any]:
         """The rows that the overview counts and the list shows."""
@@ -305,51 +294,90 @@ def checks() -> list[Check]:
     )
     return [
         Check(
-            "failing", gettext("Failing far more often than usual"), Session, _failing,
-            urgent=True, find_in=_find_failures,
-        ),
-        Check(
-            "runner", gettext("Runner silent for %d min") % RUNNER_MINUTES, Session, _on_silent_runners,
-            urgent=True, find_in=_find_runners,
-        ),
-        Check(
-            "silent", gettext("Active, no sign of life for %d min") % SILENT_MINUTES, Session, _silent,
+            "failing",
+            gettext("Failing far more often than usual"),
+            Session,
+            lambda fleet: fleet.failures.rows(fleet.sessions),
             urgent=True,
-            one=gettext("active session without a sign of life for %d min") % SILENT_MINUTES,
-            many=gettext("active sessions without a sign of life for %d min") % SILENT_MINUTES,
-            oldest=gettext("the longest silent: %s"), shared=on_runner,
-            of_row=gettext("It is active, and has given no sign of life for {age}."), among=_beside_silent_runners,
+            find_in=_find_failures,
         ),
         Check(
-            "starting", gettext("Starting for more than %d min") % STARTING_MINUTES, Session, _starting,
+            "runner",
+            gettext("Runner silent for %d min") % RUNNER_MINUTES,
+            Session,
+            _on_silent_runners,
+            urgent=True,
+            find_in=_find_runners,
+        ),
+        Check(
+            "silent",
+            gettext("Active, no sign of life for %d min") % SILENT_MINUTES,
+            Session,
+            _silent,
+            urgent=True,
+            one=gettext("active session without a sign of life for %d min")
+            % SILENT_MINUTES,
+            many=gettext("active sessions without a sign of life for %d min")
+            % SILENT_MINUTES,
+            oldest=gettext("the longest silent: %s"),
+            shared=on_runner,
+            of_row=gettext("It is active, and has given no sign of life for {age}."),
+            among=_beside_silent_runners,
+        ),
+        Check(
+            "starting",
+            gettext("Starting for more than %d min") % STARTING_MINUTES,
+            Session,
+            _starting,
             urgent=True,
             one=gettext("session starting for more than %d min") % STARTING_MINUTES,
             many=gettext("sessions starting for more than %d min") % STARTING_MINUTES,
-            oldest=gettext("the oldest: %s"), shared=on_runner,
-            of_row=gettext("It has been starting for {age}."), among=_beside_silent_runners,
+            oldest=gettext("the oldest: %s"),
+            shared=on_runner,
+            of_row=gettext("It has been starting for {age}."),
+            among=_beside_silent_runners,
         ),
         Check(
-            "sandbox-alone", gettext("Sandbox up, no session needs it"), Sandbox, _alone,
+            "sandbox-alone",
+            gettext("Sandbox up, no session needs it"),
+            Sandbox,
+            _alone,
             one=gettext("sandbox is up, and no session needs it"),
             many=gettext("sandboxes are up, and no session needs them"),
-            oldest=gettext("the longest unused: %s"), by="whose", shared=gettext("%(count)s with session %(name)s"),
-            of_row=gettext("It is {state}; its session: {shared}."), reads=frozenset({Session}),
+            oldest=gettext("the longest unused: %s"),
+            by="whose",
+            shared=gettext("%(count)s with session %(name)s"),
+            of_row=gettext("It is {state}; its session: {shared}."),
+            reads=frozenset({Session}),
         ),
         Check(
-            "sandbox-gone", gettext("Session live, sandbox gone"), Session, _without_sandbox,
-            one=gettext("live session whose sandbox is gone"), many=gettext("live sessions whose sandbox is gone"),
-            oldest=gettext("the oldest sign of life: %s"), shared=on_runner,
-            of_row=gettext("It is {state}, and its sandbox is gone."), reads=frozenset({Sandbox}),
+            "sandbox-gone",
+            gettext("Session live, sandbox gone"),
+            Session,
+            _without_sandbox,
+            one=gettext("live session whose sandbox is gone"),
+            many=gettext("live sessions whose sandbox is gone"),
+            oldest=gettext("the oldest sign of life: %s"),
+            shared=on_runner,
+            of_row=gettext("It is {state}, and its sandbox is gone."),
+            reads=frozenset({Sandbox}),
         ),
         Check(
-            "agent-missing", gettext("Agent named and missing"), Session, _without_agent,
+            "agent-missing",
+            gettext("Agent named and missing"),
+            Session,
+            _without_agent,
             one=gettext("live session names an agent that is missing"),
             many=gettext("live sessions name an agent that is missing"),
-            by="agent_name", shared=of_agent,
-            of_row=gettext("It is {state}, and no agent of its tenant is called {shared!r}."), reads=frozenset({Agent}),
+            by="agent_name",
+            shared=of_agent,
+            of_row=gettext(
+                "It is {state}, and no agent of its tenant is called {shared!r}."
+            ),
+            reads=frozenset({Agent}),
             among=_of_missing_agents,
         ),
-    ]  # fmt: skip
+    ]
 
 
 def check_of(code: str) -> Check | None:
@@ -359,11 +387,14 @@ def check_of(code: str) -> Check | None:
 def said_of(row: Any, alias: str, allowed: Collection[type[Model]]) -> list[str]:
     """Return what is wrong with one row: all checks on this row, in one query."""
     fleet, model = Fleet(alias), type(row)
+    # No sentence mentions a table that the user may not see.
     asked = {
         check.code: check
         for check in checks()
-        if check.model is model and check.may_say(allowed)
+        if check.model is model and check.of_row and check.reads.issubset(allowed)
     }
+    # One query, because the limits around each cost a round trip. The indexes are those of the whole checks, and the
+    # primary key leaves a single row.
     queries = [
         check.rows(fleet)
         .filter(pk=row.pk)
@@ -411,10 +442,6 @@ def _find_failures(check: Check, fleet: Fleet) -> Finding:
 
 
 # -- which rows match
-
-
-def _failing(fleet: Fleet) -> QuerySet[Any]:
-    return fleet.failures.rows(fleet.sessions)
 
 
 def _beside_silent_runners(fleet: Fleet, rows: QuerySet[Any]) -> QuerySet[Any]:

@@ -12,18 +12,17 @@ from django.db.models import (
     CharField,
     Count,
     F,
-    Func,
     Model,
     OuterRef,
     Q,
     QuerySet,
     Subquery,
-    TextField,
     Value,
 )
 from django.db.models.functions import Coalesce
 from django.utils.translation import gettext, gettext_lazy
 
+from agentdb.console.figures import Begin
 from agentdb.interface import SessionStatus
 from agentdb.models import Agent, ApiKey, Sandbox, Session
 from agentdb.querysets import LIVE
@@ -61,21 +60,6 @@ def moment(text: str, now: datetime) -> datetime:
             gettext("%r is not a time.") % text[:60] + f" {known}"
         ) from None
     return at if at.tzinfo else at.replace(tzinfo=UTC)
-
-
-class _Begin(Func):
-    """The first characters of an instant in UTC: 13 for the hour, 10 for the day."""
-
-    template = "substr(CAST(%(expressions)s AT TIME ZONE 'UTC' AS text), 1, %(length)s)"
-    output_field = TextField()
-
-    def as_sqlite(self, compiler: Any, connection: Any, **extra: Any) -> Any:
-        return self.as_sql(
-            compiler,
-            connection,
-            template="substr(%(expressions)s, 1, %(length)s)",
-            **extra,
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +155,7 @@ FILTERS: dict[type[Model], tuple[str, ...]] = {
 
 def _value(by: str, at: str, alias: str) -> Any:
     if by in ("hour", "day"):
-        return _Begin(at, length=13 if by == "hour" else 10)
+        return Begin(at, length=13 if by == "hour" else 10)
     # No foreign key leads from a sandbox to its session, which may be gone: a subquery by its primary key.
     its = Session.objects.using(alias).filter(pk=OuterRef("session_id"))
     if by == "session_status":

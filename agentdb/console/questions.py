@@ -16,7 +16,7 @@ from typing import Any, Generic, Self, TypeVar
 from django.db import Error as DjangoDatabaseError
 from django.db import transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.utils.translation import gettext
+from django.utils.translation import gettext, gettext_noop
 
 from agentdb.conf import server_name
 from agentdb.console.unreadable import unreadable_rows
@@ -284,6 +284,17 @@ def _savepoint(connection: BaseDatabaseWrapper) -> Any:
 
 # -- explanations
 
+_SENTENCES = {
+    Fault.CUT_OFF: (
+        gettext_noop("%(place)s did not answer in time, and the query was stopped."),
+        "agentdb health",
+    ),
+    Fault.MISMATCH: (
+        gettext_noop("The tables of %(place)s are not as agentdb expects them."),
+        "agentdb verifydb",
+    ),
+}
+
 
 def explain(connection: BaseDatabaseWrapper, error: Exception) -> Problem:
     """Return the sentence and the next command for an error of a query, without a password."""
@@ -294,14 +305,9 @@ def explain(connection: BaseDatabaseWrapper, error: Exception) -> Problem:
     said = said.replace(password, "***") if password else said
     place = {"place": place_of(connection)}
     fault = classify(error)
-    if fault is Fault.CUT_OFF:
-        sentence = gettext(
-            "%(place)s did not answer in time, and the query was stopped."
-        )
-        return Problem(sentence % place, "agentdb health", said)
-    if fault is Fault.MISMATCH:
-        sentence = gettext("The tables of %(place)s are not as agentdb expects them.")
-        return Problem(sentence % place, "agentdb verifydb", said)
+    if fault in _SENTENCES:
+        sentence, command = _SENTENCES[fault]
+        return Problem(gettext(sentence) % place, command, said)
     if _is_unreadable(error):
         if row := unreadable_row(connection):
             sentence = gettext("A row of %(place)s holds a value that cannot be read.")

@@ -43,9 +43,11 @@ class _Stored(Func):
     ) -> Any:
         # In hex, because bytes that are not UTF-8 cannot be fetched as text.
         return self.as_sql(
-            compiler, connection,
-            template="CASE WHEN %(expressions)s IS NULL THEN NULL ELSE hex(CAST(%(expressions)s AS BLOB)) END", **extra,
-        )  # fmt: skip
+            compiler,
+            connection,
+            template="CASE WHEN %(expressions)s IS NULL THEN NULL ELSE hex(CAST(%(expressions)s AS BLOB)) END",
+            **extra,
+        )
 
 
 def read(rows: QuerySet[Any], problems: list[Problem]) -> list[Any]:
@@ -100,12 +102,14 @@ def read_stored(
         stored if chunk_size is None else stored.iterator(chunk_size=chunk_size)
     ):
         texts = dict(zip(there, values, strict=True))
-        row = rows.model(**{
-            field.attname: _parsed(connection, field, texts[field.attname])
-            if field.attname in texts
-            else Unreadable("", is_missing=True)
-            for field in fields
-        })  # fmt: skip
+        row = rows.model(
+            **{
+                field.attname: _parsed(connection, field, texts[field.attname])
+                if field.attname in texts
+                else Unreadable("", is_missing=True)
+                for field in fields
+            }
+        )
         row._state.adding, row._state.db = False, rows.db
         yield row
 

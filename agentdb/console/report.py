@@ -56,8 +56,8 @@ class Report:
     engine: str
     at: datetime
     problem: Problem | None = None
-    schema: Answer[Schema] = field(default_factory=lambda: Answer(None))
-    runners: Answer[list[Runner]] = field(default_factory=lambda: Answer(None))
+    schema: Answer[Schema] = Answer(None)
+    runners: Answer[list[Runner]] = Answer(None)
     findings: list[Finding] = field(default_factory=list)
 
     @property
@@ -161,10 +161,15 @@ def _unreadable_finding(budget: Budget) -> Finding:
     )
     rows = answer.value or []
     return Finding(
-        "unreadable", gettext("Rows that cannot be read"), len(rows), len(rows) == MOST_UNREADABLE, True,
-        ngettext("row cannot be read", "rows cannot be read", len(rows)), rows[0] if rows else "",
+        "unreadable",
+        gettext("Rows that cannot be read"),
+        len(rows),
+        len(rows) == MOST_UNREADABLE,
+        True,
+        ngettext("row cannot be read", "rows cannot be read", len(rows)),
+        rows[0] if rows else "",
         problem=answer.problem,
-    )  # fmt: skip
+    )
 
 
 def _file_findings(connection: BaseDatabaseWrapper) -> list[Finding]:
@@ -195,19 +200,30 @@ def _schema_findings(schema: Answer[Schema]) -> list[Finding]:
     drift = schema.value.differences if schema.value else ()
     return [
         Finding(
-            "pending", gettext("Migrations pending"), len(pending), False, True,
-            ngettext("migration is pending", "migrations are pending", len(pending)), ", ".join(pending[:3]),
+            "pending",
+            gettext("Migrations pending"),
+            len(pending),
+            False,
+            True,
+            ngettext("migration is pending", "migrations are pending", len(pending)),
+            ", ".join(pending[:3]),
             problem=schema.problem,
         ),
         Finding(
-            "drift", gettext("Schema drift"), len(drift), False, True,
+            "drift",
+            gettext("Schema drift"),
+            len(drift),
+            False,
+            True,
             ngettext(
-                "difference between the tables and the models", "differences between the tables and the models",
+                "difference between the tables and the models",
+                "differences between the tables and the models",
                 len(drift),
             ),
-            drift[0] if drift else "", problem=schema.problem,
+            drift[0] if drift else "",
+            problem=schema.problem,
         ),
-    ]  # fmt: skip
+    ]
 
 
 def _engine(connection: BaseDatabaseWrapper) -> str:

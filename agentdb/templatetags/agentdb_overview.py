@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from django import template
 from django.db import connections, router
+from django.db.models import Model
 from django.template import Context
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
@@ -18,19 +20,44 @@ from agentdb.admin import overview
 from agentdb.admin.audit import keeps_history
 from agentdb.admin.changelist import Order, RowList
 from agentdb.admin.display import (
+    agent_link,
+    badge,
     heading_of,
+    link,
     list_url,
+    name_of,
     overview_url,
     page_url,
+    percent_of,
+    row_link,
+    runner_link,
     site_of,
     slug,
+    tenant_link,
     viewable,
+    when,
 )
 from agentdb.admin.sharing import shared
 from agentdb.console.figures import Figure
-from agentdb.models import Agent, ApiKey, Sandbox, Session
+from agentdb.models import Session
 
 register = template.Library()
+for filter in (badge, percent_of, slug, when):
+    register.filter(filter)
+register.filter("shown", partial(link, ""))
+
+
+def _of_site(show: Callable[..., str]) -> Callable[..., str]:
+    """Turn a function of an admin site into a tag for pages of any site."""
+
+    def tag(context: Context, *args: Any, **query: str) -> str:
+        return show(site_of(context["request"]), *args, **query)
+
+    return tag
+
+
+for link_of in (agent_link, overview_url, page_url, row_link, runner_link, tenant_link):
+    register.simple_tag(_of_site(link_of), takes_context=True, name=link_of.__name__)
 
 
 @register.inclusion_tag("admin/agentdb/nav.html", takes_context=True)
@@ -43,10 +70,8 @@ def agentdb_nav(context: Context) -> dict[str, Any]:
     allowed = viewable(site, request)
     if not allowed:
         return {}
-    pages = [(overview_url(site), gettext("Overview"))]
-    for model in (Session, Sandbox, Agent, ApiKey):
-        if model in allowed:
-            pages.append((list_url(site, model), heading_of(model)))
+    lists = [(list_url(site, model), heading_of(model)) for model in allowed]
+    pages = [(overview_url(site), gettext("Overview")), *lists]
     may_act = any(site._registry[model].may_change(request) for model in allowed)  # type: ignore[attr-defined]
     return {
         "pages": [(url, name, url == request.path) for url, name in pages if url],
@@ -63,35 +88,28 @@ def agentdb_keeps_accounts() -> bool:
     return keeps_history()
 
 
-@cache
-def _version() -> str:
-    for distribution in ("django-agentdb", "agentdb"):
-        try:
-            return version(distribution)
-        except PackageNotFoundError:
-            continue
-    return ""  # running from a checkout that is not installed
-
-
 @register.inclusion_tag("admin/agentdb/foot.html")
 def agentdb_foot() -> dict[str, Any]:
     return {"version": _version()}
 
 
-@register.simple_tag(takes_context=True)
-def agentdb_overview_url(context: Context) -> str:
-    return overview_url(site_of(context["request"]))
+@cache
+def _version() -> str:
+    try:
+        return version("django-agentdb")
+    except PackageNotFoundError:
+        return ""  # running from a checkout that is not installed
+
+
+@register.filter
+def kind(row: Model) -> str:
+    return name_of(type(row))
 
 
 @register.filter
 def thousands(number: int) -> str:
     """The same notation on all pages, in the terminal and in exports, whatever the locale."""
     return f"{number:,}"
-
-
-@register.filter
-def known_value(value: str) -> str:
-    return slug(value)
 
 
 @register.simple_tag
@@ -117,12 +135,13 @@ def icon(name: str) -> SafeString:
 @register.simple_tag
 def agentdb_order(cl: RowList) -> SafeString:
     """The order of a list, with a link to the opposite one."""
-    order = cl.order
-    url, other = cl.order_url(order.reversed), cl.order_name(order.reversed)
-    shown = cl.order_name(order)
-    return format_html(
-        '<a href="{}" title="{}">{} {}</a>', url, other, shown, icon("sort")
-    )
+    return _sort_link(cl, cl.order.reversed, cl.order_name(cl.order), "sort")
+
+
+def _sort_link(cl: RowList, order: Order, text: str, sign: str) -> SafeString:
+    url, name = cl.order_url(order), cl.order_name(order)
+    link = '<a href="{}" title="{}">{} {}</a>'
+    return format_html(link, url, name, text, icon(sign))
 
 
 @register.simple_tag
@@ -134,18 +153,12 @@ def agentdb_head(cl: RowList, number: int, header: Any) -> dict[str, Any]:
     if at not in cl.model_admin.orders:
         # The checkbox for all rows is markup and stays as it is.
         return {"shown": text if isinstance(text, SafeString) else capfirst(text)}
-    order, sign, is_sorted = Order(at), "sort", cl.order.at == at
-    direction = "ascending" if cl.order.oldest_first else "descending"
-    if is_sorted:
+    order, sign, direction = Order(at), "sort", ""
+    if cl.order.at == at:
+        direction = "ascending" if cl.order.oldest_first else "descending"
         order, sign = cl.order.reversed, direction.removesuffix("ending")
-    shown = format_html(
-        '<a href="{}" title="{}">{} {}</a>',
-        cl.order_url(order),
-        cl.order_name(order),
-        capfirst(text),
-        icon(sign),
-    )
-    return {"shown": shown, "sorted": direction if is_sorted else ""}
+    shown = _sort_link(cl, order, capfirst(text), sign)
+    return {"shown": shown, "sorted": direction}
 
 
 @register.inclusion_tag("admin/agentdb/overview.html", takes_context=True)
@@ -159,9 +172,6 @@ def agentdb_overview(context: Context) -> dict[str, Any]:
         str(database.settings_dict["NAME"]),
         frozenset(viewable(site, request)),
     )
+    key = (*seen_by, request.GET.get("period", ""))
     # A copy, because the template adds this user's CSRF token to it.
-    return dict(
-        shared(
-            (*seen_by, request.GET.get("period", "")), lambda: overview.page(request)
-        )
-    )
+    return {**shared(key, lambda: overview.page(request)), "request": request}

@@ -70,7 +70,6 @@ def test_top_tenants_are_those_with_most_of_the_newest_sessions(
         tenants[1].newest_at
         == Session.objects.using(site.alias).get(pk="s2").created_at
     )
-    assert [tenant.percent for tenant in tenants] == [100.0, 66.7, 33.3]
 
 
 def test_oldest_idle_sandboxes_are_the_waiting_ones_in_order(site: Site):
@@ -332,10 +331,9 @@ def test_values_of_a_newer_server_come_last_and_bars_are_shares_of_the_whole(
     assert {value: str(figure) for value, figure in shares.items()} == {
         "starting": "3", "active": "3", "paused": "2", "ended": "2", "error": "2", "stopped": "0", "dreaming": "1"
     }  # fmt: skip
-    bars = {
-        bar.value: bar.percent for bar in overview.share_bars(shares, lambda value: "")
-    }
-    assert (bars["active"], bars["stopped"]) == (23.1, 0)
+    bars = overview.share_bars(shares, lambda value: "")
+    percents = {value: percent for value, _, percent, _ in bars}
+    assert (percents["active"], percents["stopped"]) == ("23.1", "0")
 
 
 @pytest.mark.parametrize("engine", ["postgresql"], indirect=True)

@@ -6,6 +6,7 @@ import re
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from django.contrib import admin
 from django.contrib.auth.models import User
 from django.utils import timezone
 
@@ -244,7 +245,7 @@ def test_what_changed_is_told_across_the_tables_the_latest_first(
     ],
 )
 def test_runner_names_are_cut_where_they_tell_least(name: str, shown: str):
-    html = runner_link("/r", name)
+    html = runner_link(admin.site, name)
 
     assert (
         re.sub(
