@@ -230,10 +230,9 @@ class Work:
 
         self.batch(self._all().filter(pk__in=ids), act)
 
-    def _all(self) -> QuerySet[Any]:
+    def _all(self) -> Any:
         alias = router.db_for_write(self.model_admin.model)
-        rows: QuerySet[Any] = self.model_admin.get_queryset(self.request).using(alias)
-        return rows
+        return self.model_admin.get_queryset(self.request).using(alias)
 
     def batch(self, rows: QuerySet[Any], act: Callable[[Db], dict[str, str]]) -> None:
         """Act and write the audit log in one transaction. ``act`` returns the reasons of the skipped ids."""

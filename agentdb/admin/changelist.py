@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from django.contrib.admin.options import IncorrectLookupParameters
@@ -22,14 +23,13 @@ from django.utils import timezone
 from django.utils.text import capfirst
 from django.utils.translation import gettext
 
-from agentdb.admin.display import heading_of, name_of, page_url, viewable
+from agentdb.admin.display import name_of, viewable
 from agentdb.admin.filters import ColumnFilter
 from agentdb.console.figures import Figure, capped_count
 from agentdb.console.questions import Problem, Unanswered, ask, question
 from agentdb.console.reading import read
 from agentdb.console.unreadable import is_unreadable
 from agentdb.expressions import CodePointOrder
-from agentdb.interface import SessionStatus
 
 COUNTED = 10_000  # rows of a list counted at most
 COUNT_SECONDS = 1.0
@@ -134,11 +134,8 @@ class RowList(ChangeList):
         self.model_admin.find_linked(self.result_list, allowed, self.problems)
 
     def _counted(self) -> Figure | None:
-        return ask(
-            connections[self.queryset.db],
-            lambda: capped_count(self.queryset, COUNTED),
-            seconds=COUNT_SECONDS,
-        ).value
+        count = partial(capped_count, self.queryset, COUNTED)
+        return ask(connections[self.queryset.db], count, seconds=COUNT_SECONDS).value
 
     def _rows(self, after: str) -> list[Any]:
         """Return the page's rows, and one more if there are more."""
@@ -206,18 +203,8 @@ class RowList(ChangeList):
         return self.get_query_string({AFTER: self.end}) if self.end else ""
 
     @property
-    def resume_url(self) -> str:
-        """The page where paused sessions are resumed."""
-        is_paused = self.params.get("status") == SessionStatus.PAUSED
-        return page_url(self.model_admin.admin_site, "undo") if is_paused else ""
-
-    @property
     def names(self) -> str:
         return name_of(self.model, self.total.rows if self.total else 0)
-
-    @property
-    def heading(self) -> str:
-        return heading_of(self.model)
 
     @property
     def now(self) -> datetime:

@@ -190,8 +190,10 @@ def agent_link(site: admin.AdminSite, row: Any) -> SafeString:
     return link(row_url(site, agent) if agent else "", row.agent_name)
 
 
-def runner_link(site: admin.AdminSite, name: str) -> SafeString:
+def runner_link(site: admin.AdminSite, name: str | None) -> SafeString:
     """Return the runner's link, shown without the domain, and with both ends of a long host name."""
+    if name is None:
+        return none()
     url, name = page_url(site, "runner", id=name), cut(name)
     if len(name) <= LONGEST_WHOLE_NAME:
         return _whole(name, [name], url)

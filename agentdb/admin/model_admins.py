@@ -79,10 +79,17 @@ def shown(
     column: str, name: Any, show: Callable[[Any], Any] = when
 ) -> Callable[[Any, Any], Any]:
     """A column of a list: how a value is shown, by default as a relative time."""
+    return linked(name, lambda site, row: show(getattr(row, column)), column)
 
-    @admin.display(description=name, ordering=column)
+
+def linked(
+    name: Any, show: Callable[[Any, Any], Any], ordering: str | None = None
+) -> Callable[[Any, Any], Any]:
+    """A column of a list that shows something of a row, with links to other pages of the site."""
+
+    @admin.display(description=name, ordering=ordering)
     def cell(model_admin: Any, row: Any) -> Any:
-        return show(getattr(row, column))
+        return show(model_admin.admin_site, row)
 
     return cell
 
@@ -90,13 +97,12 @@ def shown(
 def those_of_agent(model: type[Model], name: Any) -> Callable[[Any, Any], Any]:
     """Return a column with links to the rows of a list's agents."""
 
-    @admin.display(description=name)
-    def cell(model_admin: Any, row: Any) -> Any:
+    def show(site: admin.AdminSite, row: Any) -> SafeString:
         of = {"tenant_id": row.tenant_id, "agent_name": row.name}
-        url = list_url(model_admin.admin_site, model, **of)
+        url = list_url(site, model, **of)
         return link(url, name) if url and model in row.allowed else none()
 
-    return cell
+    return linked(name, show)
 
 
 def never(model_admin: Any, request: HttpRequest, obj: Any = None) -> bool:
@@ -241,14 +247,10 @@ class ReadFirstAdmin(ModelAdmin):
             helpers.ACTION_CHECKBOX_NAME, obj.pk
         )
 
-    @admin.display(description=gettext_lazy("id"), ordering="id")
-    def id_link(self, row: Any) -> SafeString:
-        return row_link(self.admin_site, row)
-
-    @admin.display(description=gettext_lazy("tenant"))
-    def tenant(self, row: Any) -> SafeString:
-        return tenant_link(self.admin_site, row.tenant_id)
-
+    id_link = linked(gettext_lazy("id"), row_link, "id")
+    tenant = linked(
+        gettext_lazy("tenant"), lambda site, row: tenant_link(site, row.tenant_id)
+    )
     created = shown("created_at", gettext_lazy("created"))
 
     def find_linked(
@@ -296,18 +298,17 @@ class LinkedAdmin(ReadFirstAdmin):
         readable = [model for model in allowed if found.get(model, ()) is not None]
         super().find_linked(rows, readable, problems)
 
-    def _linked(self, row: Any, *, matters: bool) -> SafeString:
+    def _linked(self, row: Any) -> SafeString:
         model, column = self.other
         id = getattr(row, column)
         if not id:
             return none()
         if model in row.allowed and row.linked is None:
-            return missing(id, is_id=True, matters=matters)
+            state = row.status if isinstance(row, Session) else row.state
+            return missing(id, is_id=True, matters=state in (*LIVE, *ALIVE))
         return id_link(row_url(self.admin_site, row.linked) if row.linked else "", id)
 
-    @admin.display(description=gettext_lazy("agent"))
-    def agent(self, row: Any) -> SafeString:
-        return agent_link(self.admin_site, row)
+    agent = linked(gettext_lazy("agent"), agent_link)
 
 
 @admin.register(Agent)
@@ -332,10 +333,9 @@ class AgentAdmin(ReadFirstAdmin):
     list_filter = (TenantFilter, NameFilter, CreatedFilter)
     search_fields = ("id", "name", "path", "tenant_id")
 
-    @admin.display(description=gettext_lazy("name"))
-    def name_link(self, row: Agent) -> SafeString:
-        return link(row_url(self.admin_site, row), row.name)
-
+    name_link = linked(
+        gettext_lazy("name"), lambda site, row: row_link(site, row, row.name)
+    )
     sessions = those_of_agent(Session, gettext_lazy("sessions"))
     sandboxes = those_of_agent(Sandbox, gettext_lazy("sandboxes"))
     shown_path = shown("path", gettext_lazy("path"), short_path)
@@ -392,14 +392,11 @@ class SessionAdmin(LinkedAdmin):
 
     @admin.display(description=gettext_lazy("sandbox"))
     def sandbox(self, row: Any) -> SafeString:
-        return self._linked(row, matters=row.status in LIVE)
+        return self._linked(row)
 
-    @admin.display(description=gettext_lazy("runner"))
-    def runner(self, row: Session) -> SafeString:
-        if row.runner_id is None:
-            return none()
-        return runner_link(self.admin_site, row.runner_id)
-
+    runner = linked(
+        gettext_lazy("runner"), lambda site, row: runner_link(site, row.runner_id)
+    )
     last_active = shown("last_active_at", gettext_lazy("last active"))
 
 
@@ -440,7 +437,7 @@ class SandboxAdmin(LinkedAdmin):
 
     @admin.display(description=gettext_lazy("session"))
     def session(self, row: Any) -> SafeString:
-        return self._linked(row, matters=row.state in ALIVE)
+        return self._linked(row)
 
     workspace = shown("workspace_dir", gettext_lazy("workspace dir"), short_path)
     last_used = shown("last_used_at", gettext_lazy("last used"))
@@ -455,10 +452,9 @@ class ApiKeyAdmin(ReadFirstAdmin):
 
     has_add_permission = ModelAdmin.has_add_permission  # type: ignore[assignment]
 
-    @admin.display(description=gettext_lazy("label"))
-    def label_link(self, row: ApiKey) -> SafeString:
-        return link(row_url(self.admin_site, row), row.label or gettext("(no label)"))
-
+    label_link = linked(
+        gettext_lazy("label"), lambda site, row: row_link(site, row, rows.label_of(row))
+    )
     masked_hash = shown("key_hash", gettext_lazy("hash"), masked)
 
     @method_decorator(csrf_protect)

@@ -23,6 +23,7 @@ from agentdb.admin.display import (
     viewable,
 )
 from agentdb.console.checks import Finding, Runner, check_of
+from agentdb.console.display import percent
 from agentdb.console.figures import (
     NEWEST,
     TOP,
@@ -100,7 +101,7 @@ def chart(hours: list[Hour], url: Callable[[datetime], str]) -> Chart:
         most_failed,
         opened,
         failed,
-        f"{100 * failed / opened:.1f} %" if opened else "",
+        percent(failed, opened),
         last_full=hours[-2],
         peak=max(hours, key=lambda hour: hour.opened),
         is_week=len(hours) > 48,

@@ -69,9 +69,13 @@ def _first(sessions: QuerySet[Session]) -> list[Session]:
     return read(sessions[:_SHOWN], [])
 
 
+def label_of(row: ApiKey) -> str:
+    return row.label or gettext("(no label)")
+
+
 def _name(row: Any) -> str:
     if isinstance(row, ApiKey):
-        return cut(row.label) or gettext("(no label)")
+        return cut(label_of(row))
     return cut(row.name) if isinstance(row, Agent) else short_text(cut(row.pk))
 
 

@@ -476,7 +476,7 @@ def _starting(fleet: Fleet) -> QuerySet[Any]:
     return starting.filter(fleet.silent_for(STARTING_MINUTES))
 
 
-def _alone(fleet: Fleet) -> QuerySet[Any]:
+def _alone(fleet: Fleet) -> Any:
     """Sandboxes that are up, but whose session is neither live, nor just ended, nor paused while they wait."""
     its = fleet.sessions.filter(pk=OuterRef("session_id"))
     over = Q(status=_PAUSED) | Q(
@@ -490,14 +490,13 @@ def _alone(fleet: Fleet) -> QuerySet[Any]:
         output_field=TextField(),
     )
     settled = fleet.silent_for(GRACE_MINUTES, "last_used_at")
-    rows: QuerySet[Any] = (
+    return (
         fleet.sandboxes.filter(settled, ~Exists(its.exclude(over)), state__in=_UP)
         .exclude(rests & Exists(its.filter(status=_PAUSED)))
         # Without a session one is kept ready, but does not run.
         .exclude(unreserved & ~Q(state=SandboxState.RUNNING.value))
         .annotate(whose=Coalesce(Subquery(its.values("status")[:1]), without))
     )
-    return rows
 
 
 def _without_sandbox(fleet: Fleet) -> QuerySet[Any]:

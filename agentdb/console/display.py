@@ -55,5 +55,9 @@ def lasting(span: timedelta) -> str:
     return f"{seconds // (365 * 86_400)} y"
 
 
+def percent(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.1f} %" if whole else ""
+
+
 def masked(key_hash: str) -> str:
     return f"{key_hash[:8]}…"

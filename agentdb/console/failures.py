@@ -10,7 +10,7 @@ from math import log
 from typing import Any, NamedTuple
 
 from django.db import connections
-from django.db.models import Q, QuerySet
+from django.db.models import Q
 from django.utils.translation import gettext
 
 from agentdb.console.figures import select_from
@@ -101,13 +101,11 @@ class Failures:
     def detail(self) -> str:
         return "; ".join(map(str, self.groups))
 
-    def rows(self, sessions: Any) -> QuerySet[Any]:
+    def rows(self, sessions: Any) -> Any:
         matching = Q(pk__in=[])
         for group in self.groups:
             matching |= group.matching
-        failed = sessions.filter(_FAILED, last_active_at__gte=self.since)
-        rows: QuerySet[Any] = failed.filter(matching)
-        return rows
+        return sessions.filter(_FAILED, matching, last_active_at__gte=self.since)
 
 
 def failures(alias: str, now: datetime) -> Failures:

@@ -22,6 +22,7 @@ from django.db.models import (
 from django.db.models.functions import Coalesce
 from django.utils.translation import gettext, gettext_lazy
 
+from agentdb.console.display import percent
 from agentdb.console.figures import Begin
 from agentdb.interface import SessionStatus
 from agentdb.models import Agent, ApiKey, Sandbox, Session
@@ -81,7 +82,7 @@ class Grouped:
 
     @property
     def percent_failed(self) -> str:
-        return f"{100 * self.failed / self.rows:.1f} %" if self.rows else ""
+        return percent(self.failed, self.rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +113,7 @@ class Grouping:
         filters = {name: asked[name] for name in FILTERS[model] if asked.get(name)}
         return cls(model, by, since, until, filters)
 
-    def rows(self, alias: str) -> QuerySet[Any]:
+    def rows(self, alias: str) -> Any:
         rows: Any = self.model._default_manager.using(alias).order_by()
         for column, value in self.filters.items():
             # A sandbox has no runner of its own, but its session has one.
@@ -125,8 +126,7 @@ class Grouping:
             rows = rows.filter(**{f"{self.at}__gte": self.since})
         if self.until is not None:
             rows = rows.filter(**{f"{self.at}__lt": self.until})
-        found: QuerySet[Any] = rows
-        return found
+        return rows
 
     def ask(self, alias: str) -> list[Grouped]:
         """Return the groups, the largest first; hours and days latest first."""
