@@ -268,6 +268,7 @@ class Work:
         try:
             skipped = DjangoDb(rows.db).run_transaction(act_and_write)
         except (AgentDbError, OSError) as error:
+            # An OSError came from the audit log itself: it cannot record that either.
             if isinstance(error, AgentDbError):
                 write("undone")
             self.error = str(error)
@@ -368,6 +369,8 @@ def _next_ids(
     asked: Asked, rows: QuerySet[Any], reached: str, done: int
 ) -> Sequence[str]:
     """Return the next batch. Ticked ids are included even if their rows are gone, so that the result says so."""
+    # By id, so that each request begins where the one before ended, whatever was created or deleted meanwhile. No more
+    # rows than the user confirmed.
     if not asked.is_all:
         return [id for id in sorted(set(asked.ids)) if id > reached][:BATCH]
     rest = (asked.confirmed or 0) - asked.done - done
@@ -396,6 +399,7 @@ def pause_runner(
 def _endangered(rows: QuerySet[Any]) -> int | None:
     """Return how many of the sandboxes have a live session; None if that takes too long."""
     live = Session.objects.using(rows.db).live().filter(pk=OuterRef("session_id"))
+    # All sandboxes of a large tenant may be meant: the question is bounded, and without an answer the page asks anyway.
     found = rows.filter(Exists(live), state__in=ALIVE).order_by()
     return ask(connections[rows.db], found.count).value
 

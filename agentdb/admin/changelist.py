@@ -57,6 +57,8 @@ class Order:
         return Order(self.at, not self.oldest_first)
 
     def expressions(self) -> list[Any]:
+        # The id makes the order total: without it, rows of the same instant could be on two pages or on none. Its order
+        # is that of the index, whatever the locale of the server.
         at, id = F(self.at), CodePointOrder("id")
         return [at.asc(), id.asc()] if self.oldest_first else [at.desc(), id.desc()]
 
@@ -77,7 +79,8 @@ class Order:
             raise IncorrectLookupParameters(error) from error
         compare, lookup = (GreaterThan, "gt") if self.oldest_first else (LessThan, "lt")
         behind = compare(CodePointOrder("id"), id.replace("\x00", ""))
-        # An index finds the place by the first condition alone.
+        # An index finds the place by the first condition alone, which the second implies. The second leaves out rows
+        # of the same instant that the page before has shown. Django has no row values, (at, id) < (x, y).
         return Q(**{f"{self.at}__{lookup}e": at}) & (
             Q(**{f"{self.at}__{lookup}": at}) | Q(behind)
         )
@@ -97,12 +100,14 @@ class RowList(ChangeList):
     total: Figure | None = None  # rows on all pages; None if counting took too long
     is_cut_off = False  # not all rows were searched
 
+    # Django would take a parameter that is not a filter's for a lookup on a column, and refuse it.
     def get_filters_params(self, params: Any = None) -> dict[str, Any]:
         found = super().get_filters_params(params)
         return {name: found[name] for name in found if name not in (AFTER, SORT)}
 
     def get_ordering(self, request: HttpRequest, queryset: Any) -> Any:
-        # A link that changes a filter leads to the first page.
+        # Django builds the links of filters and headings from these parameters. Without the place in them, a link that
+        # changes a filter leads to the first page.
         for given in (self.params, self.filter_params):
             given.pop(AFTER, None)
         asked = request.GET.get(SORT, "")
@@ -117,6 +122,7 @@ class RowList(ChangeList):
         return Order(next(iter(self.model_admin.orders)))
 
     def get_results(self, request: HttpRequest) -> None:
+        # Django's part sets what its templates need. Its paginator counts nothing and its page stays unread.
         super().get_results(request)
         self.problems: list[Problem] = []
         self.sentences = self._misunderstood(request)
@@ -127,6 +133,7 @@ class RowList(ChangeList):
         self.is_first = not after
         has_more = len(rows) > self.list_per_page
         self.end = self.order.place(reversed(self.result_list)) if has_more else ""
+        # Counting the same slow search again would take as long.
         if not self.is_cut_off:
             is_all = self.is_first and not has_more
             self.total = Figure(self.result_count) if is_all else self._counted()
@@ -139,6 +146,7 @@ class RowList(ChangeList):
 
     def _rows(self, after: str) -> list[Any]:
         """Return the page's rows, and one more if there are more."""
+        # The extra row says whether there is a next page, which otherwise would need a count.
         rows = self.queryset
         if after:
             rows = rows.filter(self.order.beyond(after))

@@ -39,6 +39,7 @@ LONGEST_WHOLE_NAME = 18
 LONGEST_WHOLE_PATH = 28
 # A list of fifty rows must stay small enough for a browser, whatever the rows contain.
 LONGEST_SHOWN = 500
+# gunicorn accepts 4,094 bytes of a request line.
 LONGEST_URL = 4_000
 
 
@@ -120,6 +121,7 @@ def overview_url(site: admin.AdminSite) -> str:
 
 def link(url: str, text: object) -> SafeString:
     """Return a link, or only the text without an address."""
+    # Before str: an Unreadable is one. SafeString is markup of ours, which must not be cut.
     if is_unreadable(text):
         return unreadable(text)
     if isinstance(text, str) and not isinstance(text, SafeString):

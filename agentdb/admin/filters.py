@@ -67,7 +67,8 @@ class ColumnFilter(SimpleListFilter):
         """The condition, and why the value means nothing; empty if it means something."""
         try:
             return self.condition() if self.value() else Q(), ""
-        except UnicodeError:  # of a stored id, which is the database's fault
+        # A check reads ids; one that is not UTF-8 is the database's fault. UnicodeError is a ValueError too.
+        except UnicodeError:
             raise
         except ValueError as error:
             return NOTHING, str(error)
@@ -98,7 +99,8 @@ class TextFilter(ColumnFilter):
         return ()
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> Sequence[Any]:
-        # Suggestions only: if they cannot be read, the list still works.
+        # Suggestions only: if they cannot be read, the list still works. Django asks for them when it makes the filter,
+        # also for an export; that costs a few probes of an index.
         values = ask(self.connection, self.known_values).value or ()
         return [(value, value) for value in values[:SUGGESTIONS]]
 
@@ -210,7 +212,8 @@ class CheckFilter(ColumnFilter):
             raise ValueError(text % self.value()[:60])
         rows = self.check.counted(Fleet(self.connection.alias)).order_by()
         found = rows.values_list("pk", flat=True)
-        # A check's conditions may be slow: find its rows once, and name them if they are few.
+        # A check's conditions may be slow, and the page, its count and its export would each evaluate them anew, in an
+        # order that suits the list instead of the check. So find its rows once, and name them if they are few.
         ids = list(found[: CAP + 1])
         return Q(pk__in=ids if len(ids) <= CAP else found)
 

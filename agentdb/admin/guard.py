@@ -37,6 +37,7 @@ def guard(view: View, read_seconds: float = READ_SECONDS) -> View:
         connection = connections[choose(model_admin.model)]
         problem = unusable_file(connection)
         if problem is None:
+            # A template response is lazy and would run its queries after the view, outside the limit: it is drawn here.
             try:
                 with question(connection, WRITE_SECONDS if is_write else read_seconds):
                     return _drawn(view(model_admin, request, *args, **more))

@@ -46,11 +46,10 @@ def issue(model_admin: Any, request: HttpRequest) -> HttpResponse:
         refuse(request, "issue")
     site = model_admin.admin_site
     unused: list[str] = request.session.get(UNUSED_FORMS, [])
-    form = IssueKeyForm(
-        request.POST if request.method == "POST" else None,
-        initial={"once": secrets.token_hex(8)},
-    )
-    if request.method != "POST":
+    form = IssueKeyForm(request.POST or None, initial={"once": secrets.token_hex(8)})
+    # The session remembers the forms that were shown, and forgets one once it has issued a key. The last ten are enough
+    # for several tabs.
+    if not form.is_bound:
         request.session[UNUSED_FORMS] = [*unused, form.initial["once"]][-10:]
     elif form.is_valid():
         # Reloading the result sends the form again, which must not issue a second key.

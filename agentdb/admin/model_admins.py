@@ -124,7 +124,7 @@ class ReadFirstAdmin(ModelAdmin):
     sortable_by = ()
     show_full_result_count = False
     show_facets = admin.ShowFacets.NEVER  # they count the rows of each choice
-    list_display_links = None
+    list_display_links = None  # the columns have links of their own
     change_form_template = "admin/agentdb/row.html"
 
     @property
@@ -133,6 +133,8 @@ class ReadFirstAdmin(ModelAdmin):
         script: Any = forms.Script("agentdb/console.js", defer=True)
         return forms.Media(css={"all": ["agentdb/console.css"]}, js=[script])
 
+    # Django draws a form if a user may change a row, and offers to delete it. So these are denied to all, and the
+    # actions ask for a permission of their own, which the project's change permission gives.
     has_add_permission = has_change_permission = has_delete_permission = never
 
     def has_act_permission(self, request: HttpRequest) -> bool:
@@ -200,6 +202,7 @@ class ReadFirstAdmin(ModelAdmin):
     def render_change_form(
         self, request: HttpRequest, context: Any, *args: Any, **more: Any
     ) -> Any:
+        # The template shows the row instead of Django's form, which is made nevertheless, read-only and unread.
         if (row := more.get("obj")) is not None:
             about = rows.about(self.admin_site, row, self.alias)
             json = as_json(row)
@@ -231,6 +234,7 @@ class ReadFirstAdmin(ModelAdmin):
     def get_object(
         self, request: HttpRequest, object_id: str, from_field: str | None = None
     ) -> Any:
+        # Not Django's get(), which raises for a row with a value that cannot be read. PostgreSQL refuses NUL in a text.
         if "\x00" in object_id:
             return None
         problems: list[Problem] = []
@@ -285,6 +289,8 @@ class LinkedAdmin(ReadFirstAdmin):
             other: {"pk__in": {getattr(row, column) for row in rows} - {None, ""}},
         }
         found: dict[type[Model], Any] = {}
+        # One query for each table instead of one for each row. The tenant of one row and the name of another may match
+        # an agent that neither means; by_name tells them apart.
         for model, conditions in wanted.items():
             if model in allowed:
                 linked = model._default_manager.using(self.alias).filter(**conditions)

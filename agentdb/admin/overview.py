@@ -162,6 +162,7 @@ class _Overview:
     budget: Budget
 
     def shown(self) -> dict[str, Any]:
+        # The checks come first, because they matter most and the page's time may run out.
         report = examine(self.budget)
         shown: dict[str, Any] = {"allowed": True, "report": report, "refresh": True}
         if report.problem:
@@ -225,6 +226,7 @@ class _Overview:
         }
 
     def _idle(self) -> list[Sandbox]:
+        # Through the site's own admin, so that the rows know what this user may follow.
         idle = oldest_idle_sandboxes(self.budget.connection.alias)
         sandboxes: Any = self.site._registry[Sandbox]
         sandboxes.find_linked(idle, self.allowed, [])

@@ -19,11 +19,8 @@ from django.utils.translation import gettext, gettext_lazy
 from agentdb.admin import actions, overview
 from agentdb.admin.audit import refuse
 from agentdb.admin.display import (
-    badge,
     heading_of,
-    link,
     list_url,
-    none,
     page,
     page_url,
     viewable,
@@ -226,14 +223,12 @@ def groups(model_admin: Any, request: HttpRequest) -> HttpResponseBase:
             for each in BY
             if each in allowed
         ],
-        "is_sessions": is_sessions,
-        "by": asked["by"],
         "choices": [(name, COLUMNS[name]) for name in BY[model]],
         "column": COLUMNS.get(asked["by"], ""),
         "fields": [
             (name, COLUMNS[name], asked.get(name, "")) for name in FILTERS[model]
         ],
-        "period": asked,
+        "asked": asked,
     }
     try:
         grouping = Grouping.of(model, asked, timezone.now())
@@ -249,24 +244,12 @@ def _sums(site: AdminSite, grouping: Grouping) -> dict[str, Any]:
     return {
         "problem": answer.problem,
         "groups": [
-            (
-                link(_group_url(site, grouping, group), _group_name(grouping, group)),
-                group,
-            )
-            for group in groups[:MOST_GROUPS]
+            (_group_url(site, grouping, group), group) for group in groups[:MOST_GROUPS]
         ],
         "most": max((group.rows for group in groups), default=0),
         "is_cut": len(groups) > MOST_GROUPS,
         "whole": sum(groups, Grouped(None, 0)),
     }
-
-
-def _group_name(grouping: Grouping, group: Grouped) -> Any:
-    if group.value is None:
-        return none()
-    if grouping.by in ("status", "state", "session_status"):
-        return badge(group.value)
-    return f"{group.value}:00" if grouping.by == "hour" else group.value
 
 
 _SPANS = {"hour": timedelta(hours=1), "day": timedelta(days=1)}

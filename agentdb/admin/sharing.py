@@ -28,8 +28,10 @@ def shared(key: Hashable, make: Callable[[], Any]) -> Any:
     """Return the result for ``key`` if it is at most ``SECONDS`` old, else a new one."""
     if len(_answers) > _MOST:
         forget()
+    # setdefault is atomic, so that all viewers wait for the same lock.
     answer = _answers.setdefault(key, _Answer())
     with answer.lock:
+        # Looked at under the lock: whoever waited finds the new result instead of making another one.
         if time.monotonic() - answer.made_at > SECONDS:
             answer.value = make()
             answer.made_at = time.monotonic()

@@ -188,7 +188,8 @@ class Fleet:
 
     def _count_live(self, sessions: Any) -> list[Runner]:
         of_status = {status: Count("pk", filter=Q(status=status)) for status in LIVE}
-        # As text, because a single time that Python cannot hold would fail the whole query.
+        # As text, because a single time that Python cannot hold would fail the whole query. FILTER instead of a WHERE,
+        # because a runner whose only times are wrong must be counted as well.
         newest = Max("last_active_at", filter=Q(last_active_at__lte=self.latest))
         live = sessions.live().filter(runner_id__isnull=False).order_by()
         counted = live.values("runner_id").annotate(
@@ -202,6 +203,8 @@ class Fleet:
         ]
 
     def _with_ended(self, runner: Runner) -> Runner:
+        # A runner may have millions of ended sessions, and its latest sign of life is nearly always among the newest:
+        # these follow each other in the index by runner and creation.
         newest = self.sessions.of_runner(runner.id).newest_first()
         latest = connections[self.alias].ops.adapt_datetimefield_value(self.latest)
         [(text,)] = select_from(
@@ -215,6 +218,7 @@ class Fleet:
 
 
 def _count_rows(check: Check, fleet: Fleet) -> Finding:
+    # One row more than the cap tells "10,000" from "10,000+". The grouping is outside the LIMIT, see select_from.
     rows = check.counted(fleet).order_by().values(check.by, check.at)[: CAP + 1]
     # The oldest as text, because Python cannot hold every time.
     groups = select_from(
@@ -227,6 +231,7 @@ def _count_rows(check: Check, fleet: Fleet) -> Finding:
     parts = [_shared(check, [(value, number) for value, number, _ in groups])]
     if check.oldest and times and count <= CAP:
         parts.insert(0, check.oldest % relative(min(times)))
+    # Beyond the cap the oldest of the rows that were read says nothing about the others.
     sentence = check.one if count == 1 else check.many
     detail = ", ".join(filter(None, parts))
     return check.found(min(count, CAP), sentence, detail, at_least=count > CAP)
@@ -451,6 +456,7 @@ def _beside_silent_runners(fleet: Fleet, rows: QuerySet[Any]) -> QuerySet[Any]:
 
 def _of_missing_agents(fleet: Fleet, rows: QuerySet[Any]) -> QuerySet[Any]:
     """The same rows, found faster: an agent has many sessions, and is looked up once for all of them."""
+    # SQLite accepts a condition of at most 1,000 terms.
     missing = fleet.missing_agents
     if len(missing) > MOST_MISSING_AGENTS:
         return rows
@@ -471,7 +477,7 @@ def _silent(fleet: Fleet) -> QuerySet[Any]:
 
 
 def _starting(fleet: Fleet) -> QuerySet[Any]:
-    # By last activity: a session that was opened long ago may have been restarted a moment ago.
+    # Not by creation but by last activity: a session that was opened long ago may have been restarted a moment ago.
     starting = fleet.sessions.filter(status=SessionStatus.STARTING.value)
     return starting.filter(fleet.silent_for(STARTING_MINUTES))
 
@@ -479,6 +485,7 @@ def _starting(fleet: Fleet) -> QuerySet[Any]:
 def _alone(fleet: Fleet) -> Any:
     """Sandboxes that are up, but whose session is neither live, nor just ended, nor paused while they wait."""
     its = fleet.sessions.filter(pk=OuterRef("session_id"))
+    # "No session that is not over" is also true for a missing session and for none, and costs one probe of a key.
     over = Q(status=_PAUSED) | Q(
         status__in=FINISHED, last_active_at__lt=fleet.ago(GRACE_MINUTES)
     )

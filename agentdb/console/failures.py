@@ -124,8 +124,11 @@ def failures(alias: str, now: datetime) -> Failures:
     failing = [cell for cell in new + old if cell.failed]
     if sum(cell.failed for cell in failing) < FEWEST:
         return Failures()
+    # A quiet hour, the common case, ends above without these two queries.
     old += _cells(earlier.filter(_ACTIVE), since, in_sql)
     others = _cells(earlier.exclude((_FAILED | _ACTIVE) & lately), since)
+    # For new sessions the others only tell the usual share: those of them that were active in this hour are older
+    # ones, which are judged apart.
     before = [cell._replace(sessions=0, failed=0) for cell in others]
     told: list[Group] = []
     flagged = _told(new + before) + _told(old + others)
@@ -141,6 +144,7 @@ def _cells(
 ) -> list[Group]:
     """Count the newest sessions by agent and tenant."""
     newest = sessions.newest_first()
+    # Newest first by (status, created_at) or (created_at): no sort, and the LIMIT ends the walk through the index.
     columns = newest.values("tenant_id", "agent_name", "status", "last_active_at")
     rows = columns[: most or SAMPLE]
     at = connections[rows.db].ops.adapt_datetimefield_value(since)
@@ -187,6 +191,8 @@ def _told(cells: Sequence[Group]) -> list[Group]:
         if group[2:] != whole[2:] and is_far_above(group, whole)
     ]
     told: list[Group] = []
+    # A group counts only if most of its failures are not explained yet, so that one bad agent of one tenant does not
+    # name the agent, the tenant and the pair.
     for group in sorted(flagged, key=lambda group: -group.failed * group.share):
         mine = filter(group.includes, cells)
         if len(told) <= MOST_TOLD and 2 * _failed(mine, told) < group.failed:
@@ -211,10 +217,12 @@ def is_far_above(group: Group, whole: Group) -> bool:
         return False
     if group.sessions >= FEWEST_FOR_HALF and share >= 0.5:
         return True
+    # A group that is rarely used has no usual share of its own.
     usual = group if group.sessions_before >= FEWEST_FOR_USUAL else whole
     expected = min(max(usual.share_before, RAREST), 1 - RAREST)
     if share < 2 * expected:
         return False
+    # The Kullback-Leibler divergence: n sessions fail this often by chance with a probability below exp(-n * surprise).
     surprise = share * log(share / expected)
     if share < 1:
         surprise += (1 - share) * log((1 - share) / (1 - expected))

@@ -116,7 +116,8 @@ class Grouping:
     def rows(self, alias: str) -> Any:
         rows: Any = self.model._default_manager.using(alias).order_by()
         for column, value in self.filters.items():
-            # A sandbox has no runner of its own, but its session has one.
+            # A sandbox has no runner of its own, but its session has one. From the runner's sessions, which an index
+            # has, to their sandboxes: the other way round each sandbox would be looked at.
             if self.model is Sandbox and column == "runner_id":
                 its = Session.objects.using(alias).of_runner(value)
                 rows = rows.reserved_for(its)
@@ -134,6 +135,7 @@ class Grouping:
         if self.model is Session:
             counts["live"] = Count("pk", filter=Q(status__in=LIVE))
             counts["failed"] = Count("pk", filter=Q(status=SessionStatus.ERROR.value))
+        # NULL sorts first on SQLite and last on PostgreSQL.
         order = [F("rows").desc(), F("value").asc(nulls_first=True)]
         if self.by in ("hour", "day"):
             order = [F("value").desc()]
@@ -198,6 +200,7 @@ def changes(alias: str, since: datetime) -> list[Change]:
         )
         # No index orders sessions by their last activity, and a million take seconds to sort.
         if model is Session:
+            # The subquery is read once, by the index on creation; the filter on time then sees only its rows.
             rows = rows.filter(pk__in=Subquery(newest))
         for row in rows.order_by(f"-{at}")[:MOST_CHANGES]:
             is_new = model is Session and row.created_at >= since

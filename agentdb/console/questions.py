@@ -108,6 +108,7 @@ def question(
     database or a stored value causes.
     """
     try:
+        # The savepoint is inside: only after its rollback does a server accept the statement that lifts the limit.
         with _limit(connection, seconds), _savepoint(connection):
             yield
     except EXPECTED_ERRORS as error:
@@ -163,6 +164,7 @@ class Budget:
     def ask(
         self, asked: Callable[[], Value], seconds: float | None = None
     ) -> Answer[Value]:
+        # Each question may use up its own seconds, so the last one can end that much after the page's time.
         if self._problem is not None:
             return Answer(None, self._problem)
         if time.monotonic() > self.ends_at:
@@ -187,10 +189,12 @@ _limits: ContextVar[Mapping[str, float]] = ContextVar(
 
 @contextmanager
 def _limit(connection: BaseDatabaseWrapper, seconds: float | None) -> Iterator[None]:
+    # Both kinds of limit belong to the driver's connection, which Django opens with the first query.
     connection.ensure_connection()
     is_file, outer = connection.vendor == "sqlite", _limits.get().get(connection.alias)
     if seconds is None:
         seconds = SECONDS if outer is None else float("inf")
+    # A shorter limit outside stays as it is, so a nested question usually costs no round trip.
     limit = time.monotonic() + seconds if is_file else seconds
     if outer is not None and outer <= limit:
         yield
@@ -210,6 +214,7 @@ def _file_limit(
     raw = connection.connection
     # SQLite has no limit for a statement. It calls the progress handler every 2,000 steps of its virtual machine, some
     # 20 microseconds, and stops if that returns 1. A wait for a lock makes no steps and has a limit of its own.
+    # On the driver's own connection: Django's cursor would count these among the queries of the page.
     before = raw.execute("PRAGMA busy_timeout").fetchone()[0]
     raw.execute(
         f"PRAGMA busy_timeout = {min(before, int(1000 * _lock_seconds(seconds)))}"
@@ -235,6 +240,8 @@ def _stop_at(raw: sqlite3.Connection, deadline: float | None) -> None:
 def _server_limit(
     connection: BaseDatabaseWrapper, seconds: float, outer: float | None
 ) -> Iterator[None]:
+    # For the session, not the transaction: outside one, SET LOCAL has no effect. CockroachDB counts the wait for a lock
+    # as part of the statement.
     names = (
         ("statement_timeout", "lock_timeout")
         if connection.vendor == "postgresql"
@@ -266,7 +273,8 @@ def _set(
     olds = ", ".join(f"current_setting('{name}')" for name, _ in wanted)
     news = ", ".join(f"set_config('{name}', %s, false)" for name, _ in wanted)
     with connection.cursor() as cursor:
-        # PostgreSQL evaluates the subquery before it changes the settings.
+        # PostgreSQL evaluates the subquery before it changes the settings: OFFSET 0 keeps the planner from merging the
+        # two, which would read the new values.
         cursor.execute(
             f"SELECT o.*, {news} FROM (SELECT {olds} OFFSET 0) AS o",
             [value for _, value in wanted],
@@ -275,6 +283,8 @@ def _set(
 
 
 def _savepoint(connection: BaseDatabaseWrapper) -> Any:
+    # In a transaction (a host project's ATOMIC_REQUESTS), one failed statement would make a server refuse all others of
+    # the page. Outside of one, each statement stands alone, and a savepoint would cost two round trips.
     return (
         transaction.atomic(using=connection.alias)
         if connection.in_atomic_block
@@ -327,6 +337,7 @@ def explain(connection: BaseDatabaseWrapper, error: Exception) -> Problem:
 
 def unreadable_row(connection: BaseDatabaseWrapper) -> str:
     """Return a sentence that names one row with a time or text that Python cannot represent, or ''."""
+    # The failed query did not say which row it was. Finding it reads the tables, within the limit of a question.
     with suppress(Unanswered), question(connection):
         return next(iter(unreadable_rows(connection, limit=1, thorough=True)), "")
     return ""

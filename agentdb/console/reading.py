@@ -56,12 +56,14 @@ def read(rows: QuerySet[Any], problems: list[Problem]) -> list[Any]:
     Raises ``Unanswered`` if no row can be read, for example if the table is missing.
     """
     connection = connections[rows.db]
+    # The usual way first: nearly all rows can be read, and read_stored parses each value in Python.
     try:
         with question(connection):
             found = list(rows)
     except Unanswered as error:
         if not (error.is_unreadable or error.is_mismatch):
             raise
+        # Only after errors about values and columns: a server that is away cannot tell its columns either.
         missing = missing_columns(connection, rows.model)
         # The table is missing, or complete.
         if missing is None or not (missing or error.is_unreadable):
@@ -97,6 +99,7 @@ def read_stored(
     connection = connections[rows.db]
     fields = rows.model._meta.concrete_fields
     there = [field.attname for field in fields if field.attname not in missing]
+    # Only columns that exist: a SELECT with a missing one fails as a whole.
     stored = rows.values_list(*(_Stored(F(name)) for name in there))
     for values in (
         stored if chunk_size is None else stored.iterator(chunk_size=chunk_size)
@@ -110,6 +113,7 @@ def read_stored(
                 for field in fields
             }
         )
+        # Else Django takes the row for a new one that no database has.
         row._state.adding, row._state.db = False, rows.db
         yield row
 

@@ -72,6 +72,7 @@ class Report:
         return [found for found in self.findings if found.problem]
 
 
+# A page that refreshes every ten seconds need not read and compare the catalogs each time.
 _schemas: dict[str, tuple[float, Schema]] = {}
 
 
@@ -117,6 +118,7 @@ def examine(budget: Budget) -> Report:
         report.findings.append(
             found.value or Finding(check.code, check.title, problem=found.problem)
         )
+    # A dropped column or table shows as a failed check at once, while the cached schema is still the good one.
     schema = report.schema.value
     if report.unknown and schema and not schema.differences:
         # A query failed although the schema was good a minute ago: read it again.
@@ -135,6 +137,7 @@ def _unusable(budget: Budget, report: Report) -> Problem | None:
     connection = budget.connection
     if problem := unusable_file(connection):
         return problem
+    # The cheapest question first: if it fails, no other is asked, and one sentence says why.
     engine = budget.ask(lambda: _engine(connection))
     if engine.problem:
         return engine.problem
