@@ -93,6 +93,7 @@ def _write(
     }
     # ASCII, so that an id cannot start a line or move the cursor.
     text = json.dumps(line, ensure_ascii=True, default=str)
+    # The file first: if it cannot be written, the exception rolls back what the terminal would call done.
     path = getattr(settings, FILE_SETTING, None)
     if path:
         _append(path, text)
@@ -114,6 +115,7 @@ def log_in_project(
     """Add committed actions to the host project's own log."""
     if request.user.pk is None or not keeps_history():
         return
+    # After the commit, because accounts may be in another database, and a failure there must not look like one here.
     flag = _FLAGS.get(action, CHANGE)
     entries = [
         LogEntry(

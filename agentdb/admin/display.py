@@ -72,6 +72,7 @@ def page(
 
 def site_of(request: HttpRequest) -> admin.AdminSite:
     """Return the admin site of the request, which may be a host project's own."""
+    # One project may have several admin sites; the namespace of the address tells which one serves this page.
     namespace = request.resolver_match.namespace if request.resolver_match else ""
     return next(
         (site for site in admin.sites.all_sites if site.name == namespace), admin.site
@@ -84,6 +85,7 @@ def _url(site: admin.AdminSite, name: str, *args: str, **query: str) -> str:
         url = reverse(f"{site.name}:{name}", args=args)
     except NoReverseMatch:  # for example because the site lacks the model
         return ""
+    # Templates pass names that a page may not have; an empty filter means none.
     given = {name: value for name, value in query.items() if value}
     whole = f"{url}?{urlencode(given)}" if given else url
     return whole if len(whole) <= LONGEST_URL else ""
@@ -98,6 +100,7 @@ def list_url(site: admin.AdminSite, model: type[Model], **filters: str) -> str:
 
 
 def row_url(site: admin.AdminSite, row: Model, view: str = "change") -> str:
+    # Its stored text is escaped for display, so it would not be found by it.
     if is_unreadable(row.pk):
         return ""
     return _url(site, f"agentdb_{row._meta.model_name}_{view}", quote(row.pk))

@@ -35,6 +35,7 @@ def export(
     if kind not in ("csv", "json"):
         raise Http404
     found = changelist.queryset
+    # Always as stored texts: whether a row is unreadable shows only when it is read, too late to begin again.
     missing = missing_columns(connections[found.db], found.model) or ()
     # An immediate failure becomes an error page instead of a file.
     list(read_stored(found[:1], missing))

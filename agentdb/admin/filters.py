@@ -26,6 +26,7 @@ SUGGESTIONS = 12
 NEWEST_AGENTS = 500  # agents offered without a tenant filter
 
 
+# Django makes no query of it, so that a value that means nothing costs nothing.
 NOTHING = Q(pk__in=())
 
 

@@ -91,6 +91,7 @@ class Search:
             found += self._answer(model, partial(self._ids, model))
         for model, column, kind in _VALUES:
             found += self._answer(model, partial(self._values, model, column, kind))
+        # Labels and names of agents have no index of their own, but their tables are small beside the others.
         named = partial(self._named, Agent, "name", name__startswith=self.beginning)
         found += self._answer(Agent, named)
         labelled = partial(self._named, ApiKey, "label", label__icontains=self.text)
@@ -120,6 +121,7 @@ class Search:
 
     def _ids(self, model: type[Model]) -> Iterator[Hit]:
         ids = model._default_manager.using(self.alias).values_list("pk", flat=True)
+        # An exact match first, since thousands of ids may begin like it.
         exact = list(ids.filter(pk=self.text))
         # LIKE 'x%' uses an index on neither engine: SQLite's ignores case, PostgreSQL's needs the C locale. But in most
         # collations the ids with this prefix follow it directly.

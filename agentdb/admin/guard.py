@@ -32,6 +32,7 @@ def guard(view: View, read_seconds: float = READ_SECONDS) -> View:
 
     @wraps(view)
     def answer(model_admin: Any, request: HttpRequest, *args: Any, **more: Any) -> Any:
+        # A host project may read from a replica; the time limit belongs to the connection that does the work.
         is_write = request.method == "POST"
         choose = router.db_for_write if is_write else router.db_for_read
         connection = connections[choose(model_admin.model)]

@@ -81,6 +81,7 @@ def _issue(
     model_admin: Any, request: HttpRequest, tenant_id: str, label: str
 ) -> HttpResponse:
     models = (Agent, Session, Sandbox, ApiKey)
+    # A misspelt tenant looks like a new one, and its key would open nothing.
     is_new = not any(
         amount(model_admin.alias, model, tenant_id).rows for model in models
     )

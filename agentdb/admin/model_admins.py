@@ -121,6 +121,7 @@ class ReadFirstAdmin(ModelAdmin):
     views: ClassVar[Mapping[str, Callable[..., Any]]] = {}
     list_per_page = 50
     paginator = Uncounted
+    # Django sorts by any column, in any combination. These lists sort by timestamps, see changelist.
     sortable_by = ()
     show_full_result_count = False
     show_facets = admin.ShowFacets.NEVER  # they count the rows of each choice
@@ -146,6 +147,7 @@ class ReadFirstAdmin(ModelAdmin):
 
     @guard
     def changelist_view(self, request: HttpRequest, extra_context: Any = None) -> Any:
+        # Django would ignore the action of somebody who has none. It belongs in the audit log.
         asked = request.POST.get("action")
         if asked and not self.has_act_permission(request):
             refuse(request, f"{asked[:100]} of {self.opts.verbose_name_plural}")
@@ -463,6 +465,7 @@ class ApiKeyAdmin(ReadFirstAdmin):
     )
     masked_hash = shown("key_hash", gettext_lazy("hash"), masked)
 
+    # Django protects its own form inside the view that this one replaces.
     @method_decorator(csrf_protect)
     @method_decorator(never_cache)
     @guard

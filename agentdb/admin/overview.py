@@ -164,6 +164,7 @@ class _Overview:
     def shown(self) -> dict[str, Any]:
         # The checks come first, because they matter most and the page's time may run out.
         report = examine(self.budget)
+        # Plain values and rows, no lazy queries: several users' pages are drawn from this, after the budget has ended.
         shown: dict[str, Any] = {"allowed": True, "report": report, "refresh": True}
         if report.problem:
             return shown

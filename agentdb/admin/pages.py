@@ -264,6 +264,7 @@ def _group_url(site: AdminSite, grouping: Grouping, group: Grouped) -> str:
         return page_url(site, "runner", id=group.value)
     if of_sandboxes and "runner_id" in grouping.filters:
         return ""
+    # As instants: "24h" would mean another day by the time that the link is followed.
     ends = {"from": grouping.since, "to": grouping.until}
     query = {
         name: at.isoformat(timespec="seconds") for name, at in ends.items() if at

@@ -181,6 +181,7 @@ class Fleet:
 
     def runner(self, runner_id: str) -> Runner:
         """One runner, by the same rule."""
+        # Its page also opens if none of its sessions is live: then it is not counted, and only ended ones speak for it.
         counted = self._count_live(self.sessions.of_runner(runner_id))
         return self._with_ended(
             counted[0] if counted else Runner(runner_id, None, 0, 0)
@@ -507,6 +508,7 @@ def _alone(fleet: Fleet) -> Any:
 
 
 def _without_sandbox(fleet: Fleet) -> QuerySet[Any]:
+    # By primary key alone: a sandbox of another tenant with this id is another fault, and not a missing sandbox.
     named = fleet.sandboxes.filter(pk=OuterRef("sandbox_id"))
     return fleet.settled().exclude(sandbox_id="").filter(~Exists(named))
 

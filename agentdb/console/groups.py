@@ -48,6 +48,7 @@ def moment(text: str, now: datetime) -> datetime:
     try:
         if age := _AGE.fullmatch(text):
             return now - timedelta(seconds=int(age[1]) * _UNITS[age[2]])
+        # Without a date; fromisoformat of a datetime would refuse it.
         if ":" in text and "-" not in text:
             at = datetime.combine(midnight, time.fromisoformat(text), UTC)
             # At one o'clock, 23:00 means yesterday's.
