@@ -213,7 +213,7 @@ class CheckFilter(ColumnFilter):
             raise ValueError(text % self.value()[:60])
         rows = self.check.counted(Fleet(self.connection.alias)).order_by()
         found = rows.values_list("pk", flat=True)
-        # A check's conditions may be slow, and the page, its count and its export would each evaluate them anew, in an
+        # A check's conditions may be slow, and the page, its count and its export would each evaluate them again, in an
         # order that suits the list instead of the check. So find its rows once, and name them if they are few.
         ids = list(found[: CAP + 1])
         return Q(pk__in=ids if len(ids) <= CAP else found)

@@ -285,19 +285,11 @@ class LinkedAdmin(ReadFirstAdmin):
         problems: list[Problem],
     ) -> None:
         other, column = self.other
-        names = {"name__in": {row.agent_name for row in rows}}
-        wanted: dict[Any, dict[str, Any]] = {
-            Agent: {"tenant_id__in": {row.tenant_id for row in rows}, **names},
-            other: {"pk__in": {getattr(row, column) for row in rows} - {None, ""}},
+        found = {
+            model: self._read(model, conditions, problems)
+            for model, conditions in self._named(rows).items()
+            if model in allowed
         }
-        found: dict[type[Model], Any] = {}
-        # One query for each table instead of one for each row. The tenant of one row and the name of another may match
-        # an agent that neither means; by_name tells them apart.
-        for model, conditions in wanted.items():
-            if model in allowed:
-                linked = model._default_manager.using(self.alias).filter(**conditions)
-                asked = partial(read, linked, problems)
-                found[model] = ask(connections[self.alias], asked, problems).value
         by_id = {each.pk: each for each in found.get(other) or ()}
         by_name = {(each.tenant_id, each.name): each for each in found.get(Agent) or ()}
         for row in rows:
@@ -305,6 +297,23 @@ class LinkedAdmin(ReadFirstAdmin):
             row.linked_agent = by_name.get((row.tenant_id, row.agent_name))
         readable = [model for model in allowed if found.get(model, ()) is not None]
         super().find_linked(rows, readable, problems)
+
+    def _named(self, rows: Sequence[Any]) -> dict[Any, dict[str, Any]]:
+        """Return the conditions of the agents and other rows that these rows name."""
+        other, column = self.other
+        # One query for each table instead of one for each row. The tenant of one row and the name of another may match
+        # an agent that neither means; by_name tells them apart.
+        names = {"name__in": {row.agent_name for row in rows}}
+        of_tenants = {"tenant_id__in": {row.tenant_id for row in rows}}
+        ids = {"pk__in": {getattr(row, column) for row in rows} - {None, ""}}
+        return {Agent: names | of_tenants, other: ids}
+
+    def _read(
+        self, model: Any, conditions: dict[str, Any], problems: list[Problem]
+    ) -> list[Any] | None:
+        rows = model._default_manager.using(self.alias).filter(**conditions)
+        asked = partial(read, rows, problems)
+        return ask(connections[self.alias], asked, problems).value
 
     def _linked(self, row: Any) -> SafeString:
         model, column = self.other

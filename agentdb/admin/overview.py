@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from django.contrib.admin import AdminSite
 from django.db import connections, router
@@ -41,8 +41,7 @@ from agentdb.interface import SandboxState
 from agentdb.models import Sandbox, Session
 
 
-@dataclass(frozen=True, slots=True)
-class Chart:
+class Chart(NamedTuple):
     """Bars of an SVG, in percent of its width and pixels of its height, and their labels."""
 
     hours: list[ChartBar]
@@ -61,8 +60,7 @@ class Chart:
         return self.most_opened // 2
 
 
-@dataclass(frozen=True, slots=True)
-class ChartBar:
+class ChartBar(NamedTuple):
     hour: Hour
     x: str
     opened_height: float

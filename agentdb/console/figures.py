@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from django.core.exceptions import EmptyResultSet
 from django.db import connections
@@ -45,8 +45,7 @@ class Figure:
         return f"{'≈ ' if self.is_estimate else ''}{self.rows:,}{'+' if self.at_least else ''}"
 
 
-@dataclass(frozen=True, slots=True)
-class Hour:
+class Hour(NamedTuple):
     at: datetime
     opened: int
     failed: int
@@ -234,8 +233,7 @@ def activity(connection: BaseDatabaseWrapper, hours: int, **of: str) -> list[Hou
 # -- by tenant, and by other values of an index
 
 
-@dataclass(frozen=True, slots=True)
-class Tenant:
+class Tenant(NamedTuple):
     id: str
     sessions: int
     live: int

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, time, timedelta
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from django.db.models import (
     CharField,
@@ -173,8 +173,7 @@ def _value(by: str, at: str, alias: str) -> Any:
 # -- what changed
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(NamedTuple):
     """A recently written row, when it was written, and what is known to have happened."""
 
     at: datetime

@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import NamedTuple
 
 from django.apps import apps
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -36,8 +37,7 @@ MOST_UNREADABLE = 20
 SCHEMA_SECONDS = 60.0  # how long a matching schema is assumed to match
 
 
-@dataclass(frozen=True, slots=True)
-class Schema:
+class Schema(NamedTuple):
     applied: tuple[str, ...]
     pending: tuple[str, ...]
     tables: int  # the existing ones of the four
