@@ -209,8 +209,9 @@ class OneOfRows(_OneOf):
         "sqlite": "{column} IN {values}",
     }
 
-    def __init__(self, column: str, values: QuerySet[Any]) -> None:
-        super().__init__(F(column), Subquery(values))
+    def __init__(self, column: str, values: QuerySet[Any] | Locked) -> None:
+        rows = values if isinstance(values, Locked) else Subquery(values)
+        super().__init__(F(column), rows)
 
 
 class OneOfTexts(_OneOf):

@@ -674,26 +674,34 @@ class DjangoDb(Db):
         """Whether calls of the method that wait, each with one id, are better one statement.
 
         On SQLite writes wait for each other anyway, and share one COMMIT so. On a server each may wait for the lock of
-        its own row, and would hold up the others. A method that a subclass, a test or a tracer has replaced wants to
-        see each call.
+        its own row, and would hold up the others, unless the statement can skip that row. A method that a subclass, a
+        test or a tracer has replaced wants to see each call.
         """
-        has_server = self._executor.threads.engine.has_server
-        joined = queries.READ_EACH if has_server else queries.DO_EACH
+        engine = self._executor.threads.engine
+        can_skip = engine.skips_locked and not self._touch_interval
+        joined = (
+            queries.DO_EACH if can_skip or not engine.has_server else queries.READ_EACH
+        )
         own = getattr(getattr(self, method), "__func__", None)
         return method in joined and own is _OWN_METHODS[method]
 
-    def _do_each(self, method: str, ids: list[str]) -> dict[str, Any] | None:
-        """Return by their ids what ``method`` returns for one; None if somebody watches each call."""
+    def _do_each(self, method: str, ids: list[str]) -> dict[str, Any]:
+        """Return by their ids what ``method`` returns for one, without those that must be called alone.
+
+        All of them must if somebody watches each call; a touch if its row is locked, or is not there.
+        """
         if self._executor.threads.slot().is_watched():
-            return None
+            return {}
+        wanted = json.dumps(identifiers("Id", ids))
         if method in queries.READ_EACH:
             key, record, query = queries.READ_EACH[method]
-            wanted = json.dumps(identifiers("Id", ids))
             rows: list[Any] = self._executor.all(record, query, ids=wanted)
-            return {getattr(row, key): row for row in rows}
-        is_session = method == "touch_session"
-        touched = (self.touch_sessions if is_session else self.touch_sandboxes)(ids)
-        return {id: id in touched for id in ids}
+            return dict.fromkeys(ids) | {getattr(row, key): row for row in rows}
+        record = SessionRecord if method == "touch_session" else SandboxRecord
+        free = queries.touch(
+            queries.TABLES[record], self._touch_interval, many=True, skip_locked=True
+        )
+        return dict.fromkeys(self._touch(free, {"ids": wanted}), True)
 
     def _rest(self) -> None:
         self._executor.threads.rest()

@@ -113,16 +113,19 @@ class AsyncDb:
         return self
 
     def _prepare(self, max_workers: int) -> None:
-        from agentdb.serving.workers import Workers
+        from agentdb.serving.workers import Job, Workers
 
         if type(max_workers) is not int or max_workers < 1:
             raise InvalidInputError(
                 f"max_workers must be a whole number from 1, not {max_workers!r}."
             )
+        self._new_job = (
+            Job  # so that no call needs the import, which asyncio's users alone pay for
+        )
         self._workers = Workers(max_workers)
         # Each transaction of a coroutine function has a thread of its own: it waits for the function's calls, and
         # whatever the function awaits in between may need all of the others.
-        self._transactions = Workers(_MAX_TRANSACTIONS, worth_a_thread=-1)
+        self._transactions = Workers(_MAX_TRANSACTIONS, each_apart=True)
         self._opening = threading.Lock()
         self._tries = 0  # the number of failed attempts to open
         self._failure: BaseException | None = None
@@ -156,8 +159,10 @@ class AsyncDb:
         joins = getattr(type(self._db), "_joins", None)
         is_joined = joins is not None and call.kind and joins(self._db, call.kind[0])
         kind = call.kind if is_joined else ()
-        return workers.job(
+        return self._new_job(
             lambda: self._call(call.do, tries),
+            workers.outbox(),
+            workers.pool.submit,
             keys=call.keys,
             reads=call.reads,
             in_turn=not call.reads and getattr(self._db, "_writes_in_turn", True),
@@ -168,13 +173,13 @@ class AsyncDb:
     async def _run(self, call: _Call) -> Any:
         return await self._job(call).start()
 
-    def _do_each(self, kind: tuple[str, ...], ids: list[str]) -> dict[str, Any] | None:
-        """Return the answers by id of several calls of one kind; None if each must run alone."""
+    def _do_each(self, kind: tuple[str, ...], ids: list[str]) -> dict[str, Any]:
+        """Return the answers by id of several calls of one kind, without those that must run alone."""
 
-        def do(db: Any) -> dict[str, Any] | None:
+        def do(db: Any) -> dict[str, Any]:
             for tenant_id in kind[1:]:
                 db = db.for_tenant(tenant_id)
-            answers: dict[str, Any] | None = db._do_each(kind[0], ids)
+            answers: dict[str, Any] = db._do_each(kind[0], ids)
             return answers
 
         return self._call(do, self._tries)
@@ -316,7 +321,8 @@ class AsyncDb:
         ):
             self._closed = True
             apart = Workers(1)  # because it waits for the others
-            self._closing = asyncio.ensure_future(apart.job(self._shut_down).start())
+            job = self._new_job(self._shut_down, apart.outbox(), apart.pool.submit)
+            self._closing = asyncio.ensure_future(job.start())
         if not self._closing.done():
             # Cancelling this must not leave the connections open.
             await asyncio.shield(self._closing)

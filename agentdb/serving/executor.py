@@ -241,7 +241,6 @@ class Executor:
                 if not statement.writes:
                     return run(connection)
                 result: R = connection.write(run)
-                connection.confirm()
                 return result
             except slot.engine.errors as error:
                 failure = driver_error(error)

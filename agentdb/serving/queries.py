@@ -26,6 +26,7 @@ from agentdb.expressions import (
     IsRow,
     IsUnchanged,
     Locked,
+    OneOfRows,
     OneOfTexts,
     UnsyncedCommit,
 )
@@ -76,12 +77,18 @@ class Touch:
 
 @cache
 def touch(
-    model: Table, interval: float, *, many: bool = False, of_runner: bool = False
+    model: Table,
+    interval: float,
+    *,
+    many: bool = False,
+    of_runner: bool = False,
+    skip_locked: bool = False,
 ) -> Touch:
     """Return the queries for a time that is rewritten when it is ``interval`` seconds old; 0 is always.
 
     For the row ``id``, or with ``many`` those in the JSON array ``ids``; with ``of_runner`` only those on
-    ``runner_id``. ``touched_before`` is the current time minus the interval, for SQLite.
+    ``runner_id``. With ``skip_locked`` PostgreSQL leaves out rows that other transactions have locked, so the statement
+    waits for none of them. ``touched_before`` is the current time minus the interval, for SQLite.
     """
     column = "last_active_at" if model is Session else "last_used_at"
 
@@ -99,7 +106,10 @@ def touch(
         )
 
     def due(p: Parameters) -> Any:
-        return rows(p).filter(is_due(p))
+        found = rows(p).filter(is_due(p))
+        if not skip_locked:
+            return found
+        return p.rows(model).filter(OneOfRows("id", Locked(found.values("id"))))
 
     def values(p: Parameters) -> dict[str, object]:
         return {column: _not_before(column, p)}

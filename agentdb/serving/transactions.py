@@ -184,10 +184,8 @@ class Transaction(Block):
         try:
             _check_use(self._thread, is_over=self.is_over)
             connection = self.connection_to_commit(self._slot)
-            connection.look()
             committing = True
             connection.commit()
-            connection.confirm()
         except BaseException as error:
             self._end_badly(error, committing=committing)
             raise

@@ -19,7 +19,7 @@ from agentdb.errors import AgentDbError, ConflictError, DatabaseUnavailableError
 
 R = TypeVar("R")
 Answer = tuple[Any, BaseException | None]
-DoEach = Callable[[tuple[str, ...], list[str]], dict[str, Any] | None]
+DoEach = Callable[[tuple[str, ...], list[str]], dict[str, Any]]
 Wake: TypeAlias = (
     "SimpleQueue[bool]"  # one wake-up for each thread: True for work, False for the end
 )
@@ -28,25 +28,30 @@ Wake: TypeAlias = (
 # More in one go are slower on a busy machine, where the loop and a thread then wait for each other to be woken.
 _MOST_HELD_ANSWERS = 8
 _LOOK_SECONDS = 0.001
-# Threads share the interpreter. For calls shorter than this, which is the cost of waking a thread, one thread is faster
-# than eight.
-_WORTH_A_THREAD_SECONDS = 0.0005
-_WORTH_ANOTHER_SECONDS = 0.00004
+# Handing a call to a thread, and its answer to the loop, takes about 0.1 ms of the interpreter. Calls that the engine
+# answers faster are faster one after the other in one thread. Calls that would wait for each other in the engine, or
+# become one if they wait here, gain less by threads: only if the disk or the network is the slow part.
+_WORTH_A_THREAD_SECONDS = 0.0001
+_WORTH_WAITING_SIDE_BY_SIDE_SECONDS = 0.0005
+# The engine's time for a call is the shortest of late, so that one that had to wait does not count. It may rise by
+# this much a call, so that an engine that has become slower is noticed.
 _SLOWER_BY_SECONDS = 0.00001
-# So many calls of one kind become one at most.
+# So many calls of one kind become one at most: the last has an answer as soon as the first.
 _MOST_TOGETHER = 100
-# Above this share of a processor the interpreter is busy, and another thread would only slow the others down.
-_BUSY = 0.75
 
 
-def _each_alone(kind: tuple[str, ...], ids: list[str]) -> None:
-    return None
+def _each_alone(kind: tuple[str, ...], ids: list[str]) -> dict[str, Any]:
+    return {}
 
 
 class Job:
     """One call: what to run, where its answer goes, and the ids it concerns.
 
-    Jobs of one ``kind`` do the same with their one key, and ``do_each`` does it with several keys at once.
+    It runs in a copy of the caller's context. Jobs with a key in common run in the order in which they were started;
+    those that only read run side by side. Jobs of one ``kind`` do the same with their one key, and ``do_each`` does it
+    with several keys at once: it returns the answers by key, without those of jobs that must run alone.
+
+    Cancelled before a thread has begun, a job is never run; after that it runs to its end, and nobody is told.
     """
 
     __slots__ = (
@@ -109,29 +114,31 @@ class Job:
         return self.kind == other.kind != () and self.outbox is other.outbox
 
 
-def _do(jobs: list[Job]) -> list[Answer]:
-    """Run the jobs: several as one call, or each alone if that is refused, so that an error is one job's."""
-    ids = [job.keys[0] for job in jobs if job.keys and not job.future.cancelled()]
-    answers = _do_at_once(jobs, ids) if len(ids) > 1 else None
-    return [job.do() for job in jobs] if answers is None else answers
+def _do(jobs: list[Job]) -> dict[Job, Answer]:
+    """Run the jobs, several as one call, and return their answers; a job without one is to run alone."""
+    answers = {
+        job: job.do() for job in jobs if len(jobs) == 1 or job.future.cancelled()
+    }
+    waiting = [job for job in jobs if job not in answers]
+    return answers | _do_at_once(waiting) if waiting else answers
 
 
-def _do_at_once(jobs: list[Job], ids: list[str]) -> list[Answer] | None:
-    first = jobs[0]
+def _do_at_once(jobs: list[Job]) -> dict[Job, Answer]:
+    first, ids = jobs[0], [job.keys[0] for job in jobs]
     try:
-        answers = first.context.run(first.do_each, first.kind, ids)
+        found = first.context.run(first.do_each, first.kind, ids)
     except BaseException as error:
         # An unknown outcome is everybody's, and each would wait as long again for a database that is away. After any
-        # other refusal nothing is stored.
+        # other refusal nothing is stored, and alone the others succeed.
         is_refusal = isinstance(error, AgentDbError)
         if is_refusal and not isinstance(
             error, DatabaseUnavailableError | ConflictError
         ):
-            return None
-        return [(None, _copy(error)) for _ in jobs]
-    if answers is None:
-        return None
-    return [(answers.get(job.keys[0]), None) for job in jobs]
+            return {}
+        return {job: (None, _copy(error)) for job in jobs}
+    return {
+        job: (found[id], None) for job, id in zip(jobs, ids, strict=True) if id in found
+    }
 
 
 def _copy(error: BaseException) -> BaseException:
@@ -216,8 +223,8 @@ class Outbox:
 class _Pool:
     """The state that the threads share. It does not refer to ``Workers``, so that dropping that ends them."""
 
-    def __init__(self, max_workers: int, worth_a_thread: float) -> None:
-        self.max_workers, self.worth_a_thread = max_workers, worth_a_thread
+    def __init__(self, max_workers: int, each_apart: bool) -> None:
+        self.max_workers, self.each_apart = max_workers, each_apart
         self.lock = threading.Lock()
         self.ready: deque[Job] = deque()
         self.lines: dict[str, _Line] = {}
@@ -225,10 +232,7 @@ class _Pool:
         self.idle: list[
             Wake
         ] = []  # the most recently idle last, because it wakes fastest
-        self.taken = (
-            0  # the times of the last check: on the clock, and of the processor
-        )
-        self.looked = (0.0, 0.0)
+        self.taken = 0  # how many were taken since the last look
         # The fastest recent read, and other call, that ran alone: the engine's own time for one.
         self.fastest = {True: 0.0, False: 0.0}
 
@@ -242,26 +246,27 @@ class _Pool:
             if job.held_up:
                 return
             self.ready.append(job)
-            alone = (
-                len(self.idle) == len(self.threads)
-                or self.fastest[job.reads] > self.worth_a_thread
-            )
-            if not (alone and self._add_worker()) and job.outbox.timer is None:
+            is_wanted = len(self.idle) == len(self.threads) or self._gains(job)
+            if not (is_wanted and self._add_worker()) and job.outbox.timer is None:
                 self._arm(job.outbox, job.future.get_loop())
-                self.taken, self.looked = 1, (0.0, 0.0)
+                self.taken = 1
 
     def finish(
-        self, jobs: list[Job], answers: list[Answer], seconds: float, wake: Wake
+        self, jobs: list[Job], answers: dict[Job, Answer], seconds: float, wake: Wake
     ) -> list[Job]:
         """Note the answers of calls, and return the next ones to run; none if none is ready."""
         outbox = jobs[0].outbox
         with self.lock:
-            if len(self.threads) - len(self.idle) == 1:
-                self._note(jobs[0].reads, seconds / len(jobs))
-            for job, answer in zip(jobs, answers, strict=True):
+            if len(jobs) == len(self.threads) - len(self.idle) == 1:
+                self._note(jobs[0].reads, seconds)
+            for job, answer in answers.items():
                 self._leave(job)
                 outbox.held.append((job.future, answer))
-            following = self._take() if self.ready and not self._is_too_many() else []
+            self._run_alone([job for job in jobs if job not in answers])
+            may_rest = not self.ready or (
+                outbox.timer is not None and self._is_too_many()
+            )
+            following = [] if may_rest else self._take()
             if not following:
                 self.idle.append(wake)
             must_tell = not self._may_hold(outbox) and outbox.must_tell()
@@ -279,6 +284,13 @@ class _Pool:
                 return self._take()
             self.idle.append(wake)
             return []
+
+    def _run_alone(self, jobs: list[Job]) -> None:
+        """Let jobs that were left out of a common call run before others, in a thread each: one may wait for a lock."""
+        self.ready.extendleft(reversed(jobs))
+        for job in jobs:
+            job.kind = ()
+            self._add_worker()
 
     def _note(self, reads: bool, seconds: float) -> None:
         self.fastest[reads] = min(seconds, self.fastest[reads] + _SLOWER_BY_SECONDS)
@@ -319,18 +331,17 @@ class _Pool:
 
     def _is_too_many(self) -> bool:
         """Return whether a thread that was added for a stuck one may rest again."""
-        return len(self.threads) - len(self.idle) > 1 and not self._gains_by_another()
+        return len(self.threads) - len(self.idle) > 1 and not self._gains(self.ready[0])
 
-    def _gains_by_another(self) -> bool:
-        """Return whether two threads run the next call's kind faster than one.
-
-        Writes to a file take turns: they gain if the disk is slow. A server works on several calls at once, so even a
-        near one gains. Reads from a file take less time than a thread switch.
-        """
-        job, worth = self.ready[0], self.worth_a_thread
-        if not job.in_turn:
-            worth = min(_WORTH_ANOTHER_SECONDS, worth)
-        return self.fastest[job.reads] > worth
+    def _gains(self, job: Job) -> bool:
+        """Return whether the job is answered sooner in a thread of its own than after those that run."""
+        waits_well = job.in_turn or job.kind
+        worth = (
+            _WORTH_WAITING_SIDE_BY_SIDE_SECONDS
+            if waits_well
+            else _WORTH_A_THREAD_SECONDS
+        )
+        return self.each_apart or self.fastest[job.reads] > worth
 
     def _add_worker(self) -> bool:
         if self.idle:
@@ -352,16 +363,13 @@ class _Pool:
         outbox.timer = loop.call_later(_LOOK_SECONDS, self._look, outbox, loop)
 
     def _look(self, outbox: Outbox, loop: asyncio.AbstractEventLoop) -> None:
-        """On the loop, while calls wait: deliver delayed answers, and add a thread if that makes calls faster."""
-        now, used = time.perf_counter(), time.process_time()
+        """On the loop, while calls wait: deliver delayed answers, and add a thread if the others are stuck."""
         with self.lock:
             outbox.timer = None
             if self.ready:
-                before, used_before = self.looked
-                is_idle = before and used - used_before < _BUSY * (now - before)
-                if not self.taken or (is_idle and self._gains_by_another()):
+                if not self.taken:
                     self._add_worker()
-                self.taken, self.looked = 0, (now, used)
+                self.taken = 0
                 self._arm(outbox, loop)
         outbox.deliver()
 
@@ -370,14 +378,12 @@ class Workers:
     """Up to ``max_workers`` threads, started as calls come in.
 
     Waking a thread, or the loop, costs more than a read. So a thread continues with waiting calls, and the answers
-    reach the loop together. Calls get a thread each if the engine takes longer than ``worth_a_thread`` seconds to
-    answer, as over a network.
+    reach the loop together. Calls get a thread each if the engine takes long to answer, as over a network, or if
+    ``each_apart``.
     """
 
-    def __init__(
-        self, max_workers: int, *, worth_a_thread: float = _WORTH_A_THREAD_SECONDS
-    ) -> None:
-        self._arguments = max_workers, worth_a_thread
+    def __init__(self, max_workers: int, *, each_apart: bool = False) -> None:
+        self._arguments = max_workers, each_apart
         self.start_anew()
         _all.add(self)
 
@@ -390,22 +396,8 @@ class Workers:
         # Dropping this without stop() must not leave the threads waiting.
         self._finalizer = weakref.finalize(self, self.pool.dismiss)
 
-    def job(
-        self,
-        call: Callable[[], Any],
-        *,
-        keys: tuple[str, ...] = (),
-        reads: bool = False,
-        in_turn: bool = True,
-        kind: tuple[str, ...] = (),
-        do_each: DoEach = _each_alone,
-    ) -> Job:
-        """Return a job that runs the call in a copy of the caller's context; its ``future`` gets the result.
-
-        Jobs with a key in common run in the order in which they were started; those that only read, side by side, and
-        those of one kind as one call if several wait.
-        Cancelled before a thread has begun, a job is never run; after that it runs to its end, and nobody is told.
-        """
+    def outbox(self) -> Outbox:
+        """Return the running loop's outbox, for the jobs that these threads run."""
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError as error:
@@ -415,16 +407,7 @@ class Workers:
         outbox = self._outboxes.get(loop)
         if outbox is None:
             outbox = self._outboxes[loop] = Outbox(self.pool.lock)
-        return Job(
-            call,
-            outbox,
-            self.pool.submit,
-            keys=keys,
-            reads=reads,
-            in_turn=in_turn,
-            kind=kind,
-            do_each=do_each,
-        )
+        return outbox
 
     def stop(self) -> None:
         """Let the running calls end, then the threads."""

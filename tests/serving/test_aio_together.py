@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Collection
 from typing import Any, cast
 
+import psycopg
 import pytest
 from django.db import connections
 
@@ -41,11 +42,13 @@ class Holding:
     def _joins(self, method: str) -> bool:
         return method == "get_session"
 
-    def _do_each(self, method: str, ids: list[str]) -> dict[str, str]:
+    def _do_each(self, method: str, ids: list[str]) -> dict[str, str | None]:
         self.at_once.append(ids)
         if self._error is not None:
             raise self._error
-        return {id: id.upper() for id in ids if id != "missing"}
+        return {
+            id: None if id == "missing" else id.upper() for id in ids if id != "apart"
+        }
 
     def close(self) -> None:
         pass
@@ -101,6 +104,13 @@ def test_what_is_refused_at_once_is_asked_for_alone() -> None:
     assert (len(db.at_once), db.alone) == (1, ["a", "b"])
 
 
+def test_what_one_call_does_not_answer_is_asked_for_alone() -> None:
+    db = Holding()
+
+    assert answers_of(db, ["a", "apart", "b"]) == ["A", "APART", "B"]
+    assert (db.at_once, db.alone) == ([["a", "apart", "b"]], ["apart"])
+
+
 def test_an_unavailable_database_is_waited_for_once_and_each_caller_is_told() -> None:
     db = Holding(DatabaseUnavailableError("It is away."))
 
@@ -151,6 +161,43 @@ def test_calls_at_once_answer_as_calls_one_by_one_do(url: str) -> None:
             )
 
     asyncio.run(work())
+
+
+@pytest.mark.parametrize("engine", ["postgresql"])
+def test_a_touch_that_waits_for_its_row_holds_up_no_other(
+    url: str, engine: str
+) -> None:
+    limited = f"{url}{'&' if '?' in url else '?'}call_timeout=10"
+
+    async def work() -> None:
+        async with agentdb.connect_async(limited, max_workers=1) as db:
+            for id in ("s1", "s2", "s3"):
+                await db.insert_session(id, "a", f"sb-{id}")
+            with psycopg.connect(url) as other:
+                other.execute("UPDATE sessions SET runner_id = 'r' WHERE id = 's2'")
+                ids = ("nobody", "s1", "s2", "s3")
+                touches = [asyncio.ensure_future(db.touch_session(id)) for id in ids]
+                assert await touches[0] is False
+                assert await touches[1] and await touches[3]
+                assert not touches[2].done()
+            assert await touches[2] is True
+            touched = await db.get_session("s2")
+            assert touched is not None
+            assert touched.runner_id == "r"
+            assert touched.last_active_at > touched.created_at
+
+    asyncio.run(work())
+
+
+def test_touches_at_once_leave_out_rows_that_are_not_there(
+    db: agentdb.DjangoDb,
+) -> None:
+    db.insert_session("s1", "a", "sb1")
+    db.insert_sandbox("sb1", "a", "/w")
+
+    assert db._do_each("touch_session", ["s1", "nobody"]) == {"s1": True}
+    assert db._do_each("touch_sandbox", ["nobody", "sb1"]) == {"sb1": True}
+    assert db.for_tenant("other")._do_each("touch_session", ["s1"]) == {}
 
 
 def test_a_bad_id_among_others_is_refused_alone(url: str) -> None:
@@ -219,9 +266,12 @@ def test_whoever_watches_the_statements_sees_one_for_each_call(
     def watch(execute: Any, *arguments: Any) -> Any:
         return execute(*arguments)
 
-    assert db._do_each("get_session", ["s1", "s2"]) == {"s1": db.get_session("s1")}
+    assert db._do_each("get_session", ["s1", "s2"]) == {
+        "s1": db.get_session("s1"),
+        "s2": None,
+    }
     with connections[db.alias].execute_wrapper(watch):
-        assert db._do_each("get_session", ["s1", "s2"]) is None
+        assert db._do_each("get_session", ["s1", "s2"]) == {}
 
 
 class Upper:

@@ -86,6 +86,8 @@ def large_postgres_url(postgres_url: str, _migrated_postgres: str) -> Iterator[s
             f"CREATE DATABASE {name} TEMPLATE {_migrated_postgres}".encode()
         )
     url = urlunsplit(urlsplit(postgres_url)._replace(path=f"/{name}"))
+    # So that ANALYZE reads all rows: a sample may miss all of a rare state, and another plan is then as good.
+    execute(url, f"ALTER DATABASE {name} SET default_statistics_target = 1000")
     for table in TABLES:
         execute(url, f"ALTER TABLE {table} SET (autovacuum_enabled = off)")
     _fill(url, "postgresql")
@@ -132,6 +134,15 @@ def _read_each(db: DjangoDb, method: str, prefix: str) -> None:
     _, record, query = queries.READ_EACH[method]
     ids = json.dumps([f"{prefix}{number}" for number in range(100)])
     db._executor.all(record, query, ids=ids)
+
+
+def _touch_together(db: DjangoDb) -> None:
+    """The same for touches."""
+    from agentdb.serving import queries
+
+    touch = queries.touch(queries.TABLES[SessionRecord], 0, many=True, skip_locked=True)
+    ids = json.dumps([f"s{number}" for number in range(100)])
+    db._executor.all(str, touch.update, ids=ids, now=_SOON)
 
 
 POINT, FEW, SORTED = (
@@ -228,6 +239,7 @@ CALLS: dict[str, tuple[str, Callable[[DjangoDb], object]]] = {
         POINT,
         lambda db: db.touch_sessions([f"s{number}" for number in range(1000)]),
     ),
+    "touch_session, several": (POINT, _touch_together),
     "touch_sessions of a runner": (
         POINT,
         lambda db: db.touch_sessions(["s7", "s10000"], runner_id="r1"),

@@ -50,6 +50,9 @@ class Engine(ABC):
         bool  # PostgreSQL ignores everything after an error until the transaction ends
     )
     has_server: bool
+    skips_locked = (
+        False  # rows that other transactions have locked; see expressions.Locked
+    )
 
     def __init__(self, settings_dict: dict[str, Any], *, owned: bool = False) -> None:
         self.settings = settings_dict
@@ -138,7 +141,7 @@ class Connection(ABC):
         """Begin a serializable transaction."""
 
     def commit(self) -> None:
-        """Commit the transaction of ``begin``."""
+        """Commit the transaction of ``begin``; if this raises the driver's error, it may be stored or not."""
         self.raw.commit()
 
     def roll_back(self) -> None:
@@ -155,10 +158,6 @@ class Connection(ABC):
 
     def look(self) -> None:
         """Raise ``DatabaseUnavailableError`` if the open file is no longer the one at the path."""
-        return
-
-    def confirm(self) -> None:
-        """Raise ``OutcomeUnknownError`` if the last write went into a file that is no longer at the path."""
         return
 
     def close(self) -> None:

@@ -58,6 +58,7 @@ class PostgresEngine(Engine):
     ) -> None:
         super().__init__(settings_dict, owned=owned)
         self.vendor = vendor
+        self.skips_locked = vendor == "postgresql"
 
     def describe(self) -> str:
         name = "CockroachDB" if self.vendor == "cockroachdb" else "PostgreSQL"

@@ -240,9 +240,11 @@ class SqliteConnection(Connection):
         if engine.turns is None:
             return run(self)
         # Instrumentation of this connection must see the statement.
-        return engine.turns.write(
+        result = engine.turns.write(
             self, run, engine.busy_seconds, apart=self.instrumented()
         )
+        self._confirm()
+        return result
 
     def is_clean(self) -> bool:
         try:
@@ -256,6 +258,11 @@ class SqliteConnection(Connection):
     def begin(self) -> None:
         self.raw.execute(f"BEGIN {self.wrapper.transaction_mode or ''}")  # type: ignore[attr-defined]
         self._refuse_old_schema()
+
+    def commit(self) -> None:
+        self.look()
+        super().commit()
+        self._confirm()
 
     def look(self) -> None:
         """Raise if the path no longer names the open file, where the next write would be lost.
@@ -292,7 +299,8 @@ class SqliteConnection(Connection):
             )
         self._schema = schema
 
-    def confirm(self) -> None:
+    def _confirm(self) -> None:
+        """Raise ``OutcomeUnknownError`` if the last write went into a file that is no longer at the path."""
         if (
             self._is_file
             and not self._is_unchanged()
