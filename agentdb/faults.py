@@ -264,10 +264,11 @@ def one_line(error: BaseException, password: object = None, path: object = None)
 
 
 def _why_not_opened(error: BaseException, path: object) -> str:
-    """Return ": " and the cause if SQLite could not open a file, because its message is always the same."""
-    if classify(error) is not Fault.NOT_OPENED:
-        return ""
-    cause = _no_descriptor_left() or (_no_place_for(Path(str(path))) if path else "")
+    """Return ": " and the cause if SQLite could not open a file or write to it: its message is always the same."""
+    fault = classify(error)
+    cause = _no_descriptor_left() if fault is Fault.NOT_OPENED else ""
+    if path and not cause and fault in (Fault.NOT_OPENED, Fault.READ_ONLY):
+        cause = _no_place_for(Path(str(path)))
     return f": {cause}" if cause else ""
 
 
@@ -277,6 +278,8 @@ def _no_place_for(path: Path) -> str:
         return "it is a folder"
     if not folder.is_dir():
         return f"the folder {str(folder)!r} does not exist"
+    if path.exists() and not os.access(path, os.R_OK | os.W_OK):
+        return "this user may not read and write it"
     if not os.access(folder, os.W_OK | os.X_OK):
         return f"the folder {str(folder)!r} cannot be written to"
     return ""

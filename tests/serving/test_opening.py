@@ -834,6 +834,38 @@ def test_a_folder_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write to every file")
+@pytest.mark.parametrize("mode", [0o000, 0o400])
+def test_a_file_without_the_rights_is_named(tmp_path: Path, mode: int) -> None:
+    path = tmp_path / "one.sqlite3"
+    agentdb.connect(f"sqlite:///{path}", migrate=True).close()
+    path.chmod(mode)
+
+    with (
+        pytest.raises(DatabaseUnavailableError) as raised,
+        agentdb.connect(f"sqlite:///{path}") as db,
+    ):
+        db.insert_session("s1", "a", "sb")
+
+    assert str(raised.value).endswith(": this user may not read and write it.")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write to every folder")
+def test_a_folder_in_which_a_file_is_only_read_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    agentdb.connect(f"sqlite:///{folder}/one.sqlite3", migrate=True).close()
+    folder.chmod(0o500)
+
+    with pytest.raises(DatabaseUnavailableError) as raised:
+        agentdb.connect(f"sqlite:///{folder}/one.sqlite3")
+
+    assert str(raised.value).endswith(
+        f"attempt to write a readonly database: the folder {str(folder)!r} cannot be written to."
+    )
+    folder.chmod(0o700)
+
+
 # -- arguments
 
 
