@@ -68,6 +68,7 @@ def test_a_session_is_named_by_its_program_and_role(adopted: str, engine: str):
 
     assert (
         f"1 other connection is open:\n  process {pid} of the server: billing, role {role}, from {place}\n"
+        "A running agentdb would lose or corrupt what it writes after the way back. Nothing was changed."
         in str(refused.value)
     )
 

@@ -597,6 +597,7 @@ def test_rows_that_cannot_be_read_are_listed(site: Site, superuser: User):
 
     page = site.get("agentdb/session/attention/", check="unreadable")
 
+    assert page.status == 200
     [row] = re.findall(r'<li class="agentdb-wrap">(.*?)</li>', page.html, re.DOTALL)
     assert "bad" in row
     assert "created_at" in row

@@ -305,6 +305,22 @@ def test_transaction_that_swallowed_an_error_of_the_hosts_own_statement_is_no_su
     assert db.get_session("s1") is None
 
 
+def test_what_failed_in_an_inner_transaction_is_not_blamed_for_a_later_error(
+    db: DjangoDb,
+) -> None:
+    def work(tx: Db) -> None:
+        def fail(inner: object = None) -> None:
+            connections[db.alias].cursor().execute("SELECT * FROM missing")
+
+        with pytest.raises(AgentDbError, match="missing"):
+            tx.run_transaction(fail)
+        with suppress(Exception), transaction.atomic(using=db.alias, savepoint=False):
+            fail()
+
+    with pytest.raises(AgentDbError, match="nothing of it is stored"):
+        db.run_transaction(work)
+
+
 def test_raw_error_that_postgresql_answers_with_rollback_at_commit_is_no_success(
     make_migrated: Callable[[], str],
 ) -> None:
