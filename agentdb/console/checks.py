@@ -497,7 +497,10 @@ def _alone(fleet: Fleet) -> Any:
         default=Value("missing"),
         output_field=TextField(),
     )
-    settled = fleet.silent_for(GRACE_MINUTES, "last_used_at")
+    # A runner may touch all of its sandboxes, also those of sessions that ended long ago.
+    settled = fleet.silent_for(GRACE_MINUTES, "last_used_at") | Exists(
+        its.filter(last_active_at__lt=fleet.ago(GRACE_MINUTES))
+    )
     return (
         fleet.sandboxes.filter(settled, ~Exists(its.exclude(over)), state__in=_UP)
         .exclude(rests & Exists(its.filter(status=_PAUSED)))

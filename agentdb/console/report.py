@@ -27,13 +27,15 @@ from agentdb.console.questions import (
     place_of,
     unusable_file,
 )
-from agentdb.console.unreadable import unreadable_rows
+from agentdb.console.unreadable import unreadable_rows, unreadable_sentence
 from agentdb.schema import compare, expected_tables, read_tables
 from agentdb.schema.inspection import server_version, sqlite_path
 from agentdb.schema.migration_record import migration_names, pending_migrations
+from agentdb.schema.unreadable import UnreadableValue, misspelt_recently
 from agentdb.sqlite_files import file_concern
 
 MOST_UNREADABLE = 20
+NEWEST = 200  # rows of each table whose times are checked for their spelling
 SCHEMA_SECONDS = 60.0  # how long a matching schema is assumed to match
 
 
@@ -90,13 +92,27 @@ def read_schema(connection: BaseDatabaseWrapper) -> Schema:
     pending = tuple(pending_migrations(connection))
     expected = expected_tables(connection, apps)
     live = read_tables(connection, list(expected))
-    differences = compare(expected, live)
+    differences = [
+        found.message for found in compare(expected, live) if found.severity == "drift"
+    ]
+    if not differences and not pending:
+        differences = list(map(_misspelt, misspelt_recently(connection, NEWEST)))
     return Schema(
         tuple(name for name in migration_names() if name not in pending),
         pending,
         len(live),
-        tuple(found.message for found in differences if found.severity == "drift"),
+        tuple(differences),
     )
+
+
+def _misspelt(found: UnreadableValue) -> str:
+    # All checks compare times: with such ones, a runner that is silent looks alive until midnight.
+    sentence = gettext(
+        "%(row)s, in another spelling than agentdb's, which SQLite sorts and compares wrongly. Stop the program that "
+        "writes it, and run 'agentdb baselinedb'."
+    )
+    row = unreadable_sentence(*found).removesuffix(".")
+    return sentence % {"row": row}
 
 
 def examine(budget: Budget) -> Report:

@@ -105,6 +105,26 @@ def unreadable_values(
                 yield from _values(cursor, table, column, f"{where} LIMIT {limit}")
 
 
+def misspelt_recently(
+    connection: BaseDatabaseWrapper, newest: int
+) -> Iterator[UnreadableValue]:
+    """Yield one timestamp of each column that another program spelt, among the ``newest`` rows of a SQLite table.
+
+    An old server spells the present with a T, which sorts after agentdb's space: its rows are the newest of the day.
+    """
+    if connection.vendor != "sqlite":
+        return
+    with connection.cursor() as cursor:
+        for table, columns in _INSTANTS.items():
+            rows = f"SELECT id FROM {table} ORDER BY {columns[0]} DESC LIMIT {newest}"
+            for column in columns:
+                where = f"id IN ({rows}) AND ({is_spelt_as_agentdb_does(column)}) IS NOT TRUE"
+                if column == columns[0]:  # where unreadable_values() finds those
+                    where += f" AND NOT ({sorts_outside(column)})"
+                where += " LIMIT 1"
+                yield from _values(cursor, table, column, where)
+
+
 def _is_text(value: bytes) -> bool:
     return isinstance(decoded(value), str)
 

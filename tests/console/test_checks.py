@@ -12,7 +12,7 @@ from django.core.management import call_command
 from django.db import OperationalError, connections
 from django.utils import timezone
 
-from agentdb.console import failures
+from agentdb.console import failures, report
 from agentdb.console.checks import MOST_MISSING_AGENTS, Finding, Fleet, checks
 from agentdb.console.failures import Group, is_far_above
 from agentdb.console.questions import Budget
@@ -324,6 +324,11 @@ def test_a_time_still_to_come_is_not_called_the_oldest(fleet: Site):
         ("running", "starting", 5, 4, False),
         ("running", "ended", 5, 0.2, False),  # the server has not come to it yet
         ("running", "none", 0.2, 5, False),
+        ("running", "missing", 0.2, 5, False),
+        ("running", "ended", 0.2, 5, True),  # touched, but by no session
+        ("running", "paused", 0.2, 5, True),
+        ("running", "paused", 0.2, 0.2, False),
+        ("running", "active", 0.2, 5, False),
         ("running", "none", -2 * 1440, 5, True),  # a clock that is wrong
         ("warming", "paused", 5, 5, True),
         ("warming", "missing", 5, 5, True),
@@ -364,6 +369,35 @@ def test_sandboxes_and_what_is_said_of_them(
         assert found(fleet)["sandbox-alone"].detail.endswith(
             f"all with session {status}"
         )
+
+
+# -- what verifydb finds beside the schema
+
+
+@pytest.mark.parametrize(
+    ("table", "column"),
+    [("sessions", "last_active_at"), ("sandboxes", "last_used_at")],
+)
+def test_an_old_server_that_writes_to_an_adopted_file_is_said(
+    fleet: Site, table: str, column: str
+):
+    connection = connections[fleet.alias]
+    if connection.vendor != "sqlite":
+        pytest.skip("a server stores instants, and not their spelling")
+    sessions(fleet, age=2 * MINUTE)
+    sandbox(fleet, "cold", "s0")
+    assert said(fleet) == {}
+    spelt = f"{timezone.now():%Y-%m-%dT%H:%M:%S}.123Z"
+    with connection.cursor() as cursor:
+        cursor.execute(f"UPDATE {table} SET {column} = %s", [spelt])
+    report._schemas.clear()
+
+    assert said(fleet) == {"drift": 1}
+    assert found(fleet)["drift"].detail == (
+        f"Row {'s0' if table == 'sessions' else 'b0'!r} of {table} has {column} = {spelt!r}, in another spelling than "
+        "agentdb's, which SQLite sorts and compares wrongly. Stop the program that writes it, and run 'agentdb "
+        "baselinedb'."
+    )
 
 
 # -- a fleet
