@@ -532,16 +532,16 @@ def test_an_idle_reader_does_not_keep_a_migration_waiting_for_ever(
     monkeypatch: pytest.MonkeyPatch,
 ):
     url = load_legacy(stem) if stem else url
-    for module in ("agentdb.operations", "agentdb.adoption.execution"):
-        monkeypatch.setattr(
-            f"{module}.LIMIT_LOCK_WAITS", "SET LOCAL lock_timeout = '100ms'"
-        )
     with opened(url) as connection, psycopg.connect(url) as reader:
         if arguments[-1] == "0002":
             manage(connection, "migrate", "agentdb", "0001", force=True)
         reader.execute("SELECT count(*) FROM agents")
 
-        with pytest.raises(CommandError) as refusal:
+        with monkeypatch.context() as impatient, pytest.raises(CommandError) as refusal:
+            for module in ("agentdb.operations", "agentdb.adoption.execution"):
+                impatient.setattr(
+                    f"{module}.LIMIT_LOCK_WAITS", "SET LOCAL lock_timeout = '100ms'"
+                )
             manage(connection, "migrate", *arguments, force=True)
 
         assert re.fullmatch(

@@ -126,8 +126,8 @@ def test_limits_of_the_role_do_not_end_an_adoption(load_legacy: Load, engine: st
     url = load_legacy("era-a")
     execute(
         url,
-        "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET statement_timeout = ''200ms''', current_database()); END $$",
-        "CREATE FUNCTION slow() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(0.3); END'",
+        "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET statement_timeout = ''2s''', current_database()); END $$",
+        "CREATE FUNCTION slow() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(2.5); END'",
         "CREATE EVENT TRIGGER slow ON ddl_command_end WHEN TAG IN ('CREATE TABLE') EXECUTE FUNCTION slow()",
     )
 
@@ -135,7 +135,7 @@ def test_limits_of_the_role_do_not_end_an_adoption(load_legacy: Load, engine: st
 
     assert run.code == 0, run.err
     assert (
-        "statement_timeout is 200ms for this role. This command sets it to 0 in its own session."
+        "statement_timeout is 2s for this role. This command sets it to 0 in its own session."
         in run.err
     )
 

@@ -356,7 +356,7 @@ if os.fork() == 0:
 os.wait()
 """
     ended = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=300
     )
     assert ended.stdout == "acknowledged\n", ended.stderr
 

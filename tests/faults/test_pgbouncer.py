@@ -142,7 +142,7 @@ def test_callers_go_on_after_the_server_behind_it_dropped_every_connection(
         make_session(db)
         with psycopg.connect(server.url, autocommit=True) as connection:
             connection.execute(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'agentdb'"
+                "SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity WHERE application_name = 'agentdb'"
             )
         assert db.get_session("s1") is not None
         assert db.touch_session("s1")

@@ -36,7 +36,7 @@ def run_traced(
     }
     done = subprocess.run(
         ["strace", "-f", "-o", str(log), *strace, sys.executable, "-c", program, *arguments],
-        capture_output=True, text=True, env=environment, timeout=120,
+        capture_output=True, text=True, env=environment, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
@@ -167,13 +167,15 @@ def contents(folder: Path) -> dict[Path, bytes]:
 def cuts(
     folder: Path, before: dict[Path, bytes], log: Path, number: int, seed: str
 ) -> Iterator[tuple[Path, str]]:
-    """Cut the power at so many random moments of the program that ``log`` tells of, and after its end.
+    """Cut the power at so many random moments of the program that ``log`` tells of, before its last words and after.
 
     Yields a folder with what is left of ``folder``, which was ``before``, and what the program had printed until then.
     """
     random_ = random.Random(seed)
-    moments = sum(1 for _ in _replayed(Disk(folder, before), log))
-    chosen = {*random_.sample(range(moments), min(number, moments)), moments - 1}
+    said = list(_replayed(Disk(folder, before), log))
+    moments = len(said)
+    at_random = random_.sample(range(moments), min(number, moments))
+    chosen = {*at_random, said.index(said[-1]) - 1, moments - 1}
     disk = Disk(folder, before)
     for moment, printed in enumerate(_replayed(disk, log)):
         if moment not in chosen:

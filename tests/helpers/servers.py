@@ -174,7 +174,7 @@ class Server:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                timeout=120,
+                timeout=600,
             )
         if done.returncode:
             log = self.folder / "log"

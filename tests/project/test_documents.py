@@ -114,7 +114,7 @@ def run(command: list[str], folder: Path, environment: dict[str, str]) -> str:
         text=True,
         stdout=-1,
         stderr=-2,
-        timeout=120,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stdout

@@ -26,7 +26,7 @@ def run_python(code: str, cwd: Path, **environment: str) -> str:
         env={**inherited, "PYTHONPATH": root, **environment},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout

@@ -129,9 +129,9 @@ def test_another_thread_waits(empty_url: str):
         thread = threading.Thread(target=other)
         with migration_lock(connection):
             thread.start()
-            assert free.wait(60)
+            assert free.wait(240)
             assert waits == ["waiting"]
-        thread.join(60)
+        thread.join(240)
     assert waits == ["waiting", "taken"]
 
 
@@ -160,7 +160,7 @@ def test_a_migrate_that_only_looks_does_not_wait(
         Path(empty_url.removeprefix("sqlite:///")).touch()  # it makes none itself
     with hold(empty_url) as holder, opened(empty_url) as connection:
         assert holder.stdin is not None
-        late = threading.Timer(120, holder.stdin.close)
+        late = threading.Timer(600, holder.stdin.close)
         late.start()
         with suppress(SystemExit):  # something is to be done
             manage(connection, "migrate", "agentdb", option)
@@ -206,7 +206,7 @@ def test_the_lock_needs_no_second_connection_of_a_hosts_pool(
         connection.settings_dict["OPTIONS"]["pool"] = {
             "min_size": 1,
             "max_size": 1,
-            "timeout": 1,
+            "timeout": 30,
         }
         try:
             assert rows(connection, "SELECT 1") == [

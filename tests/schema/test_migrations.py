@@ -614,7 +614,7 @@ def test_two_processes_migrate_one_database_at_once_and_both_succeed(empty_url: 
         )
         for _ in range(2)
     ]
-    printed = [process.communicate(timeout=120) for process in both]
+    printed = [process.communicate(timeout=600) for process in both]
 
     assert [process.returncode for process in both] == [0, 0], printed
     assert (

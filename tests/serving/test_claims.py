@@ -139,7 +139,8 @@ def test_a_claim_that_waited_for_another_finds_the_other_runner(
             claimed = inside.claim_session("s1", "r1")
             late.append(pool.submit(db.claim_session, "s1", "r2"))
             while not execute(
-                url, "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+                url,
+                "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()",
             ):
                 pass
             return claimed
@@ -164,7 +165,7 @@ def test_a_claim_passes_over_a_warm_sandbox_that_another_is_taking(
             first = inside.claim_warm_sandbox("support-bot", "s1")
             return [
                 first,
-                pool.submit(db.claim_warm_sandbox, "support-bot", "s2").result(30),
+                pool.submit(db.claim_warm_sandbox, "support-bot", "s2").result(120),
             ]
 
         assert [sandbox.id for sandbox in db.run_transaction(claim)] == ["sb1", "sb2"]

@@ -27,7 +27,7 @@ def run(program: str, url: str, folder: Path) -> str:
     ignored = [f"-Wignore::{kind}Warning" for kind in ("Deprecation", "Resource")]
     done = subprocess.run(
         [sys.executable, "-W", "error", *ignored, "-c", program, url],
-        capture_output=True, text=True, timeout=90, cwd=folder, env=environment,
+        capture_output=True, text=True, timeout=300, cwd=folder, env=environment,
     )  # fmt: skip
     assert done.stderr == ""
     return done.stdout
@@ -75,7 +75,7 @@ inside, forked = threading.Event(), threading.Event()
 def transaction(tx):
     tx.insert_session("parent-1", "a", "sb")
     inside.set()
-    forked.wait(60)
+    forked.wait(240)
     tx.insert_session("parent-2", "a", "sb")
 thread = threading.Thread(target=db.run_transaction, args=(transaction,))
 thread.start()
@@ -172,8 +172,8 @@ async def use(name):
     await db.insert_session(name, "a", "sb")
     return await db.get_session(name) is not None
 async def end(name):
-    found = await asyncio.wait_for(use(name), 30)
-    await asyncio.wait_for(db.close(), 30)
+    found = await asyncio.wait_for(use(name), 240)
+    await asyncio.wait_for(db.close(), 240)
     return found
 asyncio.run(use("preload"))
 if os.fork() == 0:
@@ -339,7 +339,7 @@ inside, forked = threading.Event(), threading.Event()
 def work(tx):
     tx.insert_session("never", "a", "sb")
     inside.set()
-    forked.wait(60)
+    forked.wait(240)
 thread = threading.Thread(target=db.run_transaction, args=(work,))
 thread.start()
 inside.wait()

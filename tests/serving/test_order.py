@@ -123,7 +123,7 @@ class _local_server:
             stdout=quiet,
             stderr=quiet,
             check=True,
-            timeout=60,
+            timeout=300,
         )
 
 

@@ -153,7 +153,7 @@ with agentdb.connect({make_postgres_database()!r}, apps=["notes"], migrate=True)
         note = Note.objects.using(tx.alias).get()
         if ready.n_waiting or not ready.broken:
             try:
-                ready.wait(5)
+                ready.wait(120)
                 ready.abort()
             except threading.BrokenBarrierError:
                 pass
