@@ -25,7 +25,7 @@ from agentdb import AgentDbError
 from agentdb.admin import changelist
 from agentdb.admin import display as admin_display
 from agentdb.admin.changelist import Order
-from agentdb.console import display
+from agentdb.console import display, questions
 from agentdb.console.questions import Answer, Problem
 from agentdb.models import Agent, ApiKey, Sandbox, Session
 from tests.helpers.admin_fixtures import Page, Site, audited, fill
@@ -359,6 +359,10 @@ def test_a_search_that_takes_too_long_is_stopped_and_says_so(
     assert "The search was stopped after 0.1 seconds." in page.text
     assert "No sessions found in this time" in page.text
     # Without a filter an index answers at once, or else the database is in trouble.
+    monkeypatch.setattr(
+        "agentdb.admin.guard.question",
+        lambda connection, seconds: questions.question(connection, 0.5),
+    )
     assert site.get("agentdb/session/").status == 503
 
 

@@ -35,7 +35,8 @@ from tests.helpers.admin_site_server import PASSWORD
 from tests.helpers.factories import execute
 
 ROOT = Path(__file__).parents[2]
-expect.set_options(timeout=30_000)
+MILLISECONDS = 120_000  # a slow machine is no fault of a page
+expect.set_options(timeout=MILLISECONDS)
 
 OPTIONS = [
     "--no-sandbox",
@@ -64,6 +65,12 @@ def chromium() -> str | None:
     return own if Path(own).exists() else None
 
 
+def new_context(browser: Browser, **options: Any) -> BrowserContext:
+    context = browser.new_context(**options)
+    context.set_default_timeout(MILLISECONDS)
+    return context
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     executable = chromium()
@@ -76,7 +83,9 @@ def browser() -> Iterator[Browser]:
             pytest.fail(reason)
         pytest.skip(reason)
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=executable, args=OPTIONS)
+        browser = playwright.chromium.launch(
+            executable_path=executable, args=OPTIONS, timeout=MILLISECONDS
+        )
         yield browser
         browser.close()
 
@@ -132,8 +141,8 @@ def address(site_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 @pytest.fixture
 def context(browser: Browser, address: str) -> Iterator[BrowserContext]:
-    with browser.new_context(
-        base_url=address, viewport={"width": 1280, "height": 900}
+    with new_context(
+        browser, base_url=address, viewport={"width": 1280, "height": 900}
     ) as context:
         yield context
 
@@ -416,10 +425,11 @@ def test_read_only_user_sees_everything_and_can_change_nothing(page: Page):
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_pages_fit_a_phone_in_both_themes(browser: Browser, address: str, theme: str):
-    with browser.new_context(
+    with new_context(
+        browser,
         base_url=address,
         viewport={"width": 390, "height": 844},
-        color_scheme=theme,  # type: ignore[arg-type]
+        color_scheme=theme,
         has_touch=True,
     ) as context:
         page = context.new_page()
@@ -448,7 +458,7 @@ def luminance(color: str) -> float:
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_bars_stand_out_from_the_background(browser: Browser, address: str, theme: str):
-    with browser.new_context(base_url=address, color_scheme=theme) as context:  # type: ignore[arg-type]
+    with new_context(browser, base_url=address, color_scheme=theme) as context:
         page = context.new_page()
         log_in(page)
         keep(page, f"overview-{theme}")
@@ -506,7 +516,9 @@ def test_runadmin_prints_an_account_that_opens_the_admin(
     ) as server:
         assert server.stdout is not None
         lines = [server.stdout.readline() for _ in range(4)]
-        with browser.new_context() as context:
+        with new_context(
+            browser,
+        ) as context:
             page = context.new_page()
             page.goto(lines[0].split()[-1])
             page.get_by_label("Username").fill(lines[1].split()[-1])
@@ -612,7 +624,7 @@ def test_a_filter_opens_on_a_phone_and_escape_closes_it(page: Page):
 
 
 def test_lists_and_their_actions_work_without_a_script(browser: Browser, address: str):
-    with browser.new_context(base_url=address, java_script_enabled=False) as context:
+    with new_context(browser, base_url=address, java_script_enabled=False) as context:
         page = context.new_page()
         log_in(page)
         page.goto("/admin/agentdb/session/?tenant_id=globex")
@@ -652,8 +664,11 @@ def test_axe_finds_nothing_on_any_page(browser: Browser, address: str, theme: An
     """By axe-core's rules: contrast, names, landmarks, heads of tables."""
     axe = Axe()
     width = {"light": 1280, "dark": 390}[theme]
-    with browser.new_context(
-        base_url=address, color_scheme=theme, viewport={"width": width, "height": 900}
+    with new_context(
+        browser,
+        base_url=address,
+        color_scheme=theme,
+        viewport={"width": width, "height": 900},
     ) as context:
         page = context.new_page()
         log_in(page)
@@ -739,11 +754,14 @@ def test_a_page_asks_once_at_a_time(page: Page):
         "document.body.dispatchEvent(new KeyboardEvent('keydown', { key: 'r', bubbles: true }))"
     )
 
+    # None, while an answer is awaited that the page had asked for by itself.
+    page.wait_for_function("asked > 0")
     assert page.evaluate("asked") == 1
 
 
 def test_copying_gives_the_whole_id(browser: Browser, address: str):
-    with browser.new_context(
+    with new_context(
+        browser,
         base_url=address,
         permissions=["clipboard-read", "clipboard-write"],
         viewport={"width": 1280, "height": 900},

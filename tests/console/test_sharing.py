@@ -17,6 +17,7 @@ from tests.helpers.admin_fixtures import Site, fill
 @pytest.fixture(autouse=True)
 def _forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     sharing.forget()
+    monkeypatch.setattr(sharing, "SECONDS", 3600.0)
 
 
 def test_viewers_who_ask_at_once_share_one_answer():

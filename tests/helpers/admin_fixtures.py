@@ -20,7 +20,7 @@ from django.test import Client
 from django.utils import timezone
 
 import agentdb
-from agentdb.admin import find, sharing
+from agentdb.admin import sharing
 from agentdb.admin_project.server import make_account_tables
 from agentdb.console import questions, report
 from agentdb.models import Agent, ApiKey, Sandbox, Session
@@ -216,9 +216,23 @@ def site(
     report._schemas.clear()
     monkeypatch.setattr(sharing, "SECONDS", -1.0)
     # A busy machine may need longer for an answer than a reader would wait.
-    for module in (questions, report, find):
-        monkeypatch.setattr(module, "SECONDS", 30.0)
-    monkeypatch.setattr(questions, "PAGE_SECONDS", 120.0)
+    for limit in (
+        "console.questions.SECONDS",
+        "console.report.SECONDS",
+        "console.figures.COUNT_SECONDS",
+        "admin.find.SECONDS",
+        "admin.rows._SECONDS",
+        "admin.pages.SUM_SECONDS",
+        "admin.changelist.COUNT_SECONDS",
+        "admin.changelist.SEARCH_SECONDS",
+    ):
+        monkeypatch.setattr(f"agentdb.{limit}", 60.0)
+    monkeypatch.setattr(questions, "PAGE_SECONDS", 240.0)
+    monkeypatch.setattr("agentdb.admin.actions.STEP_SECONDS", 240.0)
+    monkeypatch.setattr(
+        "agentdb.admin.guard.question",
+        lambda connection, seconds: questions.question(connection, 240.0),
+    )
     copy = tmp_path / "accounts.sqlite3"
     shutil.copyfile(_accounts, copy)
     with _alias("accounts", copy) as accounts:

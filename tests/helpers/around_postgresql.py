@@ -520,7 +520,9 @@ def make_roles(url: str) -> None:
     for role in ROLES:
         execute(
             url,
-            f"DO $$ BEGIN IF to_regrole('{role}') IS NULL THEN CREATE ROLE {role}; END IF; END $$",
+            # Several workers of a run may share the server, and all want it.
+            f"DO $$ BEGIN IF to_regrole('{role}') IS NULL THEN CREATE ROLE {role}; END IF; "
+            "EXCEPTION WHEN duplicate_object OR unique_violation THEN NULL; END $$",
         )
 
 

@@ -30,6 +30,7 @@ __all__ = [
 
 
 def sqlite_path(url: str) -> str:
+    assert url.startswith("sqlite:"), url  # SQLite would make a file of any name
     return str(database_from_url(url)["NAME"])
 
 

@@ -153,4 +153,5 @@ def load_legacy(
 
 def sqlite_path(url: str) -> Path:
     """The file of a SQLite URL."""
+    assert url.startswith("sqlite:"), url  # SQLite would make a file of any name
     return Path("/" + urlsplit(url).path.lstrip("/"))

@@ -29,7 +29,7 @@ from tests.helpers.factories import (
 IDS = ["10", "9", "B", "Z", "_", "a", "a b", "ab", "é", "\uffee", "😀"]
 
 
-_DATABASE = "agentdb_test_language_order"
+_DATABASE = f"agentdb_test_language_order_{os.getpid()}"
 
 
 @pytest.fixture(scope="module")
