@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from hashlib import blake2b
 from heapq import merge
 from itertools import chain, groupby, islice
@@ -65,33 +64,24 @@ CHECKPOINT = "agentdb_copy"
 Progress = Callable[[str, int, int], None]  # table, rows done, total rows
 
 
-@dataclass(frozen=True)
-class TableSummary:
-    """A table's row count and hash, equal for equal rows on every engine."""
+class TableSummary(NamedTuple):
+    """The rows of a table, all or up to an id: the last id, how many they are, and their hash.
 
-    rows: int
+    Equal for equal rows on every engine.
+    """
+
+    last_id: str | None = None
+    rows: int = 0
     # A sum over blocks and not one hash over all: a copy that resumes adds to the stored one.
-    checksum: int
+    checksum: int = 0
+
+    def plus(self, block: TableSummary) -> TableSummary:
+        checksum = (self.checksum + block.checksum) % 2**128
+        return TableSummary(block.last_id, self.rows + block.rows, checksum)
 
 
 Summary = dict[str, TableSummary]
 _Pair = tuple[Row | None, Row | None]  # of the source and the target
-
-
-class _Done(NamedTuple):
-    """The rows of a table up to an id: how many they are, and the sum of their blocks' hashes."""
-
-    last_id: str | None = None
-    rows: int = 0
-    checksum: int = 0
-
-    def plus(self, block: _Done) -> _Done:
-        checksum = (self.checksum + block.checksum) % 2**128
-        return _Done(block.last_id, self.rows + block.rows, checksum)
-
-    @property
-    def summary(self) -> TableSummary:
-        return TableSummary(self.rows, self.checksum)
 
 
 def _quiet(table: str, done: int, total: int) -> None:
@@ -103,8 +93,8 @@ def copy(
     target: str,
     progress: Progress = _quiet,
     say: Callable[[str], None] = lambda text: None,
-) -> Summary:
-    """Copy the tables of the alias ``source`` to the alias ``target``; return the target's summaries.
+) -> dict[str, int]:
+    """Copy the tables of the alias ``source`` to the alias ``target``; return the number of rows of each.
 
     The source is read in one snapshot and not changed. The target is migrated first if necessary. The rows are
     committed block by block; after an interruption at any moment the same call resumes. Raises
@@ -129,7 +119,7 @@ def copy(
                     reading,
                     writing,
                     model,
-                    done.get(_table(model), _Done()),
+                    done.get(_table(model), TableSummary()),
                     progress,
                     say,
                 )
@@ -142,7 +132,7 @@ def copy(
             # Last of all: until here an interruption leaves a copy that the same command completes.
             with writing.cursor() as cursor:
                 cursor.execute(f"DROP TABLE {CHECKPOINT}")
-            return copied
+            return {table: summary.rows for table, summary in copied.items()}
 
 
 def _check_written(
@@ -155,7 +145,7 @@ def _check_written(
 
     for model in _models():
         table = _table(model)
-        if _summed(writing, model, checking).summary != copied[table]:
+        if _summed(writing, model, checking) != copied[table]:
             raise AgentDbError(
                 f"The target does not hold what was written to {table!r}. Copy into a new database."
             )
@@ -195,8 +185,7 @@ def summarise(alias: str, progress: Progress = _quiet) -> Summary:
     with inspecting(alias) as connection:
         _check_schema(connection)
         return {
-            _table(model): _summed(connection, model, progress).summary
-            for model in _models()
+            _table(model): _summed(connection, model, progress) for model in _models()
         }
 
 
@@ -287,7 +276,7 @@ def _migrate_if_unfinished(writing: BaseDatabaseWrapper, target: str) -> None:
         migration_record.migrate(target)
 
 
-def _begin(writing: BaseDatabaseWrapper, place: str) -> dict[str, _Done]:
+def _begin(writing: BaseDatabaseWrapper, place: str) -> dict[str, TableSummary]:
     """Begin a copy from ``place``, or return by table how far the one that was stopped came."""
     there = set(writing.introspection.table_names())
     if CHECKPOINT in there:
@@ -311,15 +300,15 @@ def _begin(writing: BaseDatabaseWrapper, place: str) -> dict[str, _Done]:
     return {}
 
 
-def _checkpoints(writing: BaseDatabaseWrapper, place: str) -> dict[str, _Done]:
+def _checkpoints(writing: BaseDatabaseWrapper, place: str) -> dict[str, TableSummary]:
     with writing.cursor() as cursor:
         cursor.execute(f"SELECT name, last_id, copied, checksum FROM {CHECKPOINT}")
         found = {
-            name: _Done(last, int(rows), int(checksum))
+            name: TableSummary(last, int(rows), int(checksum))
             for name, last, rows, checksum in cursor.fetchall()
         }
     # Rows of two databases mixed in one would pass for a copy of either.
-    begun = found.pop("", _Done("")).last_id
+    begun = found.pop("", TableSummary("")).last_id
     if begun != place:
         raise InvalidInputError(
             f"The target holds an unfinished copy of {begun}. Run that copy again, or copy into a new database; "
@@ -349,12 +338,12 @@ def _copy_table(
     reading: BaseDatabaseWrapper,
     writing: BaseDatabaseWrapper,
     model: type[Model],
-    checkpoint: _Done,
+    checkpoint: TableSummary,
     progress: Progress,
     say: Callable[[str], None],
 ) -> TableSummary:
     table, total = _table(model), count_rows(reading, _table(model))
-    done = _Done()
+    done = TableSummary()
     # An interrupted copy resumes only if the source still has the copied rows: they are read again, in the same
     # blocks, and must give the same hash and end with the same id.
     if checkpoint.rows:
@@ -374,7 +363,7 @@ def _copy_table(
                 done = done.plus(_consume(block, write))
             _keep(writing, table, done)
         progress(table, done.rows, total)
-    return done.summary
+    return done
 
 
 def _blocks(
@@ -393,7 +382,7 @@ def _blocks(
 
 def _consume(
     block: Iterable[Chunk], write: Callable[[Chunk], object] = lambda chunk: None
-) -> _Done:
+) -> TableSummary:
     """Write the chunks of a block, of which there is one at least."""
     digest, rows, last = blake2b(digest_size=16), 0, b""
     for chunk in block:
@@ -401,7 +390,9 @@ def _consume(
         digest.update(chunk)
         rows += chunk.count(b"\n")
         last = chunk
-    return _Done(last_id(last).decode(), rows, int.from_bytes(digest.digest(), "big"))
+    return TableSummary(
+        last_id(last).decode(), rows, int.from_bytes(digest.digest(), "big")
+    )
 
 
 def _summed(
@@ -409,17 +400,17 @@ def _summed(
     model: type[Model],
     progress: Progress,
     limit: int | None = None,
-) -> _Done:
+) -> TableSummary:
     """Read the first rows, or all."""
     total = count_rows(connection, _table(model))
-    done = _Done()
+    done = TableSummary()
     for block in _blocks(connection, model, limit=limit):
         done = done.plus(_consume(block))
         progress(_table(model), done.rows, total)
     return done
 
 
-def _keep(writing: BaseDatabaseWrapper, table: str, done: _Done) -> None:
+def _keep(writing: BaseDatabaseWrapper, table: str, done: TableSummary) -> None:
     with writing.cursor() as cursor:
         cursor.execute(
             f"INSERT INTO {CHECKPOINT} (name, last_id, copied, checksum) VALUES (%s, %s, %s, %s) ON CONFLICT (name)"

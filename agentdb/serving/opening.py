@@ -130,10 +130,7 @@ def copy_database(source_url: str, target_url: str) -> dict[str, int]:
     from agentdb.moving import copydb
 
     with temporary_alias(source_url) as source, temporary_alias(target_url) as target:
-        return {
-            table: summary.rows
-            for table, summary in copydb.copy(source, target).items()
-        }
+        return copydb.copy(source, target)
 
 
 def open_alias(alias: str) -> DjangoDb:

@@ -72,8 +72,7 @@ class Command(AgentDbCommand):
             if not (verify and copydb.has_rows(target)):
                 copied = copydb.copy(source, target, self.progress, self.progress.say)
                 self.progress.clear()
-                rows = {table: summary.rows for table, summary in copied.items()}
-                self._say(rows, "copied", source)
+                self._say(copied, "copied", source)
             if verify:
                 self._verify(source, target)
         self.stdout.write(

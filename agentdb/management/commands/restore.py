@@ -37,8 +37,8 @@ class Command(DatabaseCommand):
             restored = copydb.copy(source, database, self.progress, self.progress.say)
             left = left_behind(source)
         self.progress.clear()
-        for table, summary in restored.items():
-            self.stdout.write(f"{table}: {summary.rows:,} rows restored.")
+        for table, rows in restored.items():
+            self.stdout.write(f"{table}: {rows:,} rows restored.")
         self.print_lines(left)
 
     def interrupted(self) -> str:

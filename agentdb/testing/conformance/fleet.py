@@ -476,17 +476,3 @@ class FleetContract(Subject):
         assert count(agent="agent-0", status=("active", "ended")) == 1
         assert db.count_sandboxes(state="cold") == 1
         assert db.count_sandboxes(state=["cold", "warming"]) == 4
-
-    def test_delete_session_deletes_that_one_and_leaves_its_sandbox(
-        self, db: Db
-    ) -> None:
-        make_session(db)
-        make_session(db, "s2")
-        make_sandbox(db, session_id="s1")
-
-        assert db.delete_session("s1") is True
-
-        assert db.get_session("s1") is None
-        assert db.delete_session("s1") is False
-        assert db.get_session("s2") is not None
-        assert db.get_sandbox("sb1") is not None

@@ -7,7 +7,7 @@ from datetime import UTC, timedelta, timezone
 
 import pytest
 
-from agentdb import Db, DuplicateKeyError, SandboxRecord, SandboxState
+from agentdb import Db, SandboxRecord, SandboxState
 from agentdb.testing.conformance.subject import (
     IDS,
     Rows,
@@ -45,15 +45,6 @@ class SandboxContract(Subject):
         assert (sandbox.session_id, sandbox.tenant_id) == (None, "default")
         assert db.get_sandbox("sb1") == sandbox
 
-    def test_insert_sandbox_with_a_taken_id_raises(self, db: Db) -> None:
-        sandbox = make_sandbox(db)
-
-        with pytest.raises(DuplicateKeyError) as raised:
-            make_sandbox(db, tenant_id="other")
-
-        assert str(raised.value) == "A sandbox with the id 'sb1' exists already."
-        assert db.get_sandbox("sb1") == sandbox
-
     @pytest.mark.parametrize(
         "state", [*SandboxState, *(state.value for state in SandboxState)]
     )
@@ -83,16 +74,6 @@ class SandboxContract(Subject):
             assert db.update_sandbox_session("sb1", session_id) is True
             sandbox = sandbox_of(db)
             assert (sandbox.session_id, sandbox.last_used_at) == (session_id, instant())
-
-    def test_delete_sandbox_deletes_that_one(self, db: Db) -> None:
-        make_sandbox(db)
-        make_sandbox(db, "sb2")
-
-        assert db.delete_sandbox("sb1") is True
-
-        assert db.get_sandbox("sb1") is None
-        assert db.get_sandbox("sb2") is not None
-        assert db.delete_sandbox("sb1") is False
 
     def test_count_sandboxes_counts_all_tenants(self, db: Db) -> None:
         assert db.count_sandboxes() == 0

@@ -8,7 +8,7 @@ from datetime import UTC
 
 import pytest
 
-from agentdb import Db, DuplicateKeyError, SessionRecord, SessionStatus
+from agentdb import Db, SessionRecord, SessionStatus
 from agentdb.testing.conformance.subject import (
     IDS,
     Rows,
@@ -76,16 +76,6 @@ class SessionContract(Subject):
         self, db: Db
     ) -> None:
         assert make_session(db).tenant_id == "default"
-
-    def test_insert_session_with_a_taken_id_raises_whoever_has_it(self, db: Db) -> None:
-        # Ids are unique over all tenants: calls by id name no tenant.
-        session = make_session(db, tenant_id="acme")
-
-        with pytest.raises(DuplicateKeyError) as raised:
-            make_session(db, sandbox_id="other", tenant_id="other")
-
-        assert str(raised.value) == "A session with the id 's1' exists already."
-        assert db.get_session("s1") == session
 
     @pytest.mark.parametrize(
         "status", [*SessionStatus, *(status.value for status in SessionStatus)]

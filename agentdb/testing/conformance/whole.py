@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -29,6 +30,8 @@ from agentdb.testing.conformance.subject import (
 class Stop(Exception):
     """An exception of the caller's own function."""
 
+
+KINDS = [("session", make_session), ("sandbox", make_sandbox)]
 
 # Not the keys of the rows that the make_… functions insert: those differ in case alone.
 NOTHING_FOUND: list[tuple[object, ...]] = [
@@ -69,6 +72,41 @@ class WholeContract(Subject):
             db.get_sandbox("sb1"),
             db.get_api_key_by_hash("hash-1"),
         )
+
+    @pytest.mark.parametrize(("noun", "make"), KINDS)
+    def test_insert_with_a_taken_id_raises_whoever_has_it(
+        self, db: Db, noun: str, make: Callable[..., Any]
+    ) -> None:
+        # Ids are unique over all tenants: calls by id name no tenant.
+        row = make(db, "x", tenant_id="acme")
+
+        with pytest.raises(DuplicateKeyError) as raised:
+            make(db, "x", tenant_id="other")
+
+        assert str(raised.value) == f"A {noun} with the id 'x' exists already."
+        assert getattr(db, f"get_{noun}")("x") == row
+
+    @pytest.mark.parametrize(("noun", "make"), KINDS)
+    def test_delete_deletes_that_one(
+        self, db: Db, noun: str, make: Callable[..., Any]
+    ) -> None:
+        make(db, "gone")
+        kept = make(db, "kept")
+        delete, get = getattr(db, f"delete_{noun}"), getattr(db, f"get_{noun}")
+
+        assert delete("gone") is True
+
+        assert get("gone") is None
+        assert get("kept") == kept
+        assert delete("gone") is False
+
+    def test_delete_session_leaves_its_sandbox(self, db: Db) -> None:
+        make_session(db)
+        sandbox = make_sandbox(db, session_id="s1")
+
+        db.delete_session("s1")
+
+        assert db.get_sandbox("sb1") == sandbox
 
     @pytest.mark.parametrize("error", [Stop, KeyboardInterrupt, AgentDbError])
     def test_transaction_keeps_nothing_if_fn_raises_and_lets_the_error_through(
