@@ -62,6 +62,7 @@ def _in_thread(
     # Not Coroutine[Any, Any, R]: mypy would know nothing about the result of asyncio.gather() of two calls.
     name = method.__name__
     reads = name.startswith(("get_", "list_", "count_"))
+    # Read from the contract: a method whose first argument names rows keeps the order of calls on those rows.
     first = method.__code__.co_varnames[1] if method.__code__.co_argcount > 1 else ""
     is_about_ids = first in ("id", "ids", "name", "key_hash")
 
@@ -199,6 +200,7 @@ class AsyncDb:
 
     def _call(self, call: Callable[[Db], R], tries: int) -> R:
         db = self._db
+        # Opened by the first call, in its thread: connecting may take seconds, and the loop must not wait.
         if db is None:
             with self._opening:
                 if self._db is None:
@@ -319,6 +321,7 @@ class AsyncDb:
             self._closing is None
             or self._closing.get_loop() is not asyncio.get_running_loop()
         ):
+            # Refuses new calls at once, while those that run go on.
             self._closed = True
             apart = Workers(1)  # because it waits for the others
             job = self._new_job(self._shut_down, apart.outbox(), apart.pool.submit)

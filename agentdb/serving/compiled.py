@@ -176,6 +176,7 @@ class SelectCount:
     def compile(self, connection: BaseDatabaseWrapper) -> Statement:
         parameters = Parameters()
         query = self.build(parameters).query.clone()
+        # What QuerySet.count() does, but that runs the query at once instead of compiling it.
         query.clear_ordering(force=True)
         query.default_cols = False
         query.add_annotation(Count("*"), alias="__count")
@@ -396,14 +397,19 @@ def _statement(
         while (
             place := sql.find(f"LIMIT {value}")
         ) >= 0:  # a union has one in each part
+            # Django writes a limit into the SQL as a number. It becomes a parameter at the place that the
+            # placeholders before it give, and is replaced one by one, so that the count stays right.
             slots.insert(sql.count("%s", 0, place), (name, None, None))
             sql = sql.replace(f"LIMIT {value}", "LIMIT %s", 1)
+    # A stand-in that Django's compiler has changed, cast or optimised away would otherwise be sent as it is, and the
+    # query would silently find nothing.
     missing = _asked(connection, parameters) - {name for name, _, _ in slots}
     if missing:
         raise ValueError(
             f"The query has no place for its parameters {sorted(missing)}: {sql}"
         )
     if connection.vendor == "sqlite":
+        # SQLite's placeholders. Django has doubled each percent sign that is not one.
         sql = sql.replace("%s", "?").replace("%%", "%")
     assert compiler.query.model is not None
     table = compiler.query.model._meta.db_table
@@ -423,6 +429,7 @@ def _slots(
 ) -> list[Slot]:
     """Return for each parameter the name behind its stand-in, or its constant."""
     adapt = connection.ops.adapt_datetimefield_value
+    # Compared by value: Django adapts, copies and reorders parameters, but passes each value on.
     names: dict[Any, str] = {**parameters.texts, **parameters.lengths}
     names.update((adapt(value), name) for value, name in parameters.instants.items())
     instants = (

@@ -27,6 +27,7 @@ class ConnectionLimit:
 
     def reset(self) -> None:
         """Start empty, with a new lock: in the child of a fork, a vanished thread may hold the old one."""
+        # Weak: the slot of a thread that has ended goes with the thread, and its connection no longer counts.
         self._slots: weakref.WeakSet[Slot] = weakref.WeakSet()
         self._opening: weakref.WeakSet[Slot] = weakref.WeakSet()
         self._lock = threading.Lock()

@@ -64,6 +64,7 @@ class CoroutineTransaction:
             answer = await job.start()
             while isinstance(answer, _Begun):
                 end = await self._end(answer.db)
+                # A new future before the thread can answer; the old one is done.
                 job.future = job.future.get_loop().create_future()
                 self._calls.put(end)
                 answer = await (
@@ -92,6 +93,7 @@ class CoroutineTransaction:
 
     def _serve(self, db: Db) -> Any:
         """In the thread, inside the transaction: run the calls until the function has ended."""
+        # Cancelled while it waited for a thread, or between two attempts: nobody will send it an end.
         if self._cancelled:
             raise _Cancelled
         self.job.answer((_Begun(db), None))
@@ -103,6 +105,8 @@ class CoroutineTransaction:
 
     def _next(self) -> Job | _End:
         while True:
+            # A loop that was closed with the transaction open sends nothing any more, and its lock would stay until
+            # the process ends. So look whether it still runs.
             try:
                 return self._calls.get(timeout=_LOOK_SECONDS)
             except Empty:
@@ -131,6 +135,8 @@ class PlainTransaction:
         try:
             await asyncio.wait([job.start()])
         except asyncio.CancelledError:
+            # The thread passes the same lock before COMMIT. So either it sees the cancellation and rolls back, or
+            # this task sees that COMMIT has begun and waits for the outcome.
             with self._lock:
                 self._is_cancelled = True
                 is_committing = self._is_committing

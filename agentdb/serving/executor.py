@@ -83,6 +83,7 @@ class Executor:
         return view
 
     def _view(self) -> Executor:
+        # A view shares the compiled statements and the connections; only the tenant and the transaction are its own.
         view = object.__new__(Executor)
         view.__dict__.update(self.__dict__)  # like copy.copy(), in a tenth of the time
         return view
@@ -137,6 +138,8 @@ class Executor:
         """Return the number of changed rows."""
         statement, changed = self._run(query, values, _row_count)
         total = changed
+        # Only a bulk change on CockroachDB has a batch. Its conditions no longer match the rows it has changed, so
+        # the next run takes others, and the last one, which is not full, ends the loop.
         while changed == statement.batch:
             _, changed = self._run(query, values, _row_count)
             total += changed
@@ -144,6 +147,7 @@ class Executor:
 
     def count_last(self, *queries: Update | Delete, **values: Any) -> int:
         """Run independent queries, all or none, and return the number of rows that the last one changed."""
+        # Three round trips less than a transaction; one statement is all or nothing by itself.
         if self.threads.engine.has_server:
             return self.count(together(*map(self._narrowed, queries)), **values)
         return self.transaction(
@@ -161,6 +165,8 @@ class Executor:
                 statement, (_, returned) = self._insert_in_block(query, values)
             else:
                 statement, (_, returned) = self._insert(query, values)
+        # The driver's text names a constraint and shows values; the caller is told which of its own arguments is
+        # taken.
         except DuplicateKeyError as error:
             raise DuplicateKeyError(duplicate.format(**values)) from error.__cause__
         if returned:
@@ -174,6 +180,8 @@ class Executor:
         statement, inserted = self._insert(unless_taken(query), values)
         if inserted[0]:
             return statement, inserted
+        # The key is taken. Run the plain insert for the error that says so, in a savepoint, which rolls back alone.
+        # The first statement needs none: two round trips less for the insert that succeeds.
         return self.transaction(lambda inside: inside._insert(query, values))
 
     def _insert(
@@ -187,6 +195,7 @@ class Executor:
         self, query: Query, values: dict[str, Any], consume: Callable[[Any], R]
     ) -> tuple[Statement, R]:
         """Run the query; return its statement and ``consume(cursor)``."""
+        # A view of a transaction may have ended, or be in the wrong thread; both are errors, not reasons to wait.
         # Before taking the lock, which another thread's transaction may hold.
         block = None if self._part is None else self._part.check()
         slot = self.threads.slot()
@@ -196,6 +205,8 @@ class Executor:
             _warn_of_blocked_loop()
         if forking.under_way and not slot.wrapper.in_atomic_block:
             forking.wait()
+        # For a server and a file the lock is this thread's own, and free: a fork takes it to wait for the end of the
+        # call. A database in memory has one connection for all threads, which take turns here.
         with slot.lock:
             statement = self._statements.get(query) or self._compile(query, slot)
             params = statement.bind(values)
@@ -212,6 +223,7 @@ class Executor:
         statement: Statement,
         run: Callable[[Connection], R],
     ) -> R:
+        # close() in another thread may have come while this one waited for the lock.
         if self._threads.closed:
             self._threads.slot()  # says so
         if block is None and (block := block_of(slot)) is not None:
@@ -233,6 +245,8 @@ class Executor:
         self, slot: Slot, statement: Statement, run: Callable[[Connection], R]
     ) -> R:
         """Run the statement as a transaction of its own; retry if that cannot repeat a write."""
+        # REFUSED: the server says that it has rolled the statement back, so a retry cannot store it twice. After a
+        # lost connection only a read may be repeated: a write may have been committed, and only its answer lost.
         safe = REFUSED if statement.writes else _SAFE_FOR_READS
         began, limit = time.monotonic(), None
         for retry in count():
@@ -248,6 +262,7 @@ class Executor:
                 slot.interrupted()
                 raise
             fault = slot.fault(failure, writing=statement.writes)
+            # Before raising too: the next call must find either a usable connection or none.
             self._clear_up(slot, fault)
             if retry == _MAX_RETRIES or fault not in safe:
                 raise _explained(slot, statement, fault, failure) from failure
@@ -284,6 +299,8 @@ class Executor:
         if fault is Fault.STATEMENT_GONE:
             self._prepare_nothing()
         explained = _explained(slot, statement, fault, failure)
+        # A taken key and an unreadable row are answers, which the function may handle; after any other error
+        # PostgreSQL refuses all further statements, and so does a failed block on SQLite, so that both behave alike.
         if fault not in (Fault.DUPLICATE, Fault.UNREADABLE):
             block.fail(explained, fault)
         if fault in (Fault.LOST, Fault.SILENT):
@@ -342,6 +359,7 @@ class Executor:
                 part = self._part_of(slot)
                 try:
                     return self._transact(slot, part, work)
+                # Also KeyboardInterrupt, SystemExit and GeneratorExit roll back; they are never retried.
                 except BaseException as error:
                     part.undo(error)
                     if (
@@ -364,6 +382,7 @@ class Executor:
             result = work(self.inside(part))
         except slot.engine.errors as error:  # of Django's own queries
             raise part.failed(error) from driver_error(error)
+        # The function may have closed the Db; then nothing of its work is stored.
         self._threads.slot()  # closed by work?
         part.commit()
         return result
@@ -385,6 +404,7 @@ def _explained(
 
 def _unreadable(slot: Slot, statement: Statement, error: BaseException) -> AgentDbError:
     """Return an error that names the row, because one unreadable row fails every list that has it."""
+    # The driver's error names no row. Look for the first one that is bad; if even that fails, its text has to do.
     found: object = None
     with suppress(*slot.engine.errors):
         found = next(

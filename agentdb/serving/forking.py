@@ -76,6 +76,7 @@ class Forking:
             return
 
     def before(self) -> None:
+        # Python forks even if this raises. So each slot is noted in _held; after_in_parent gives back what was taken.
         self.opening.acquire()
         self.under_way = True
         # One time limit for all: a transaction may be waiting for the very thread that forks.
@@ -105,6 +106,8 @@ class Forking:
     def _hold(self, slot: Slot, transactions_until: float) -> bool:
         """Take the slot's lock when its statement has ended; wait less for a transaction."""
         end = time.monotonic() + _LONGEST_WAIT_FOR_A_STATEMENT_SECONDS
+        # Noted before it is taken: an exception from a signal handler in between costs a release() that fails, not a
+        # lock that nobody ever releases.
         self._held.append(slot)
         while not slot.lock.acquire(timeout=_PAUSE_SECONDS):
             now = time.monotonic()
@@ -123,6 +126,8 @@ class Forking:
             self.opening.release()
 
     def after_in_child(self) -> None:
+        # Only this thread exists in the child. Locks that others held stay locked, so everything that has one gets a
+        # new one.
         for executor in list(self._executors):
             executor.after_fork(self._held)
         for wrapper in {*_wrappers, *connections.all(initialized_only=True)}:

@@ -65,6 +65,8 @@ class Block:
         """After rolling back to a savepoint, clear the failure unless the whole transaction must be retried."""
         if self._wrapper.needs_rollback or self._wrapper.closed_in_transaction:
             return
+        # A conflict concerns all that the transaction has read, not only the part that was rolled back. Going on
+        # would end in the same conflict at COMMIT, so the whole is retried.
         if self.fault in REFUSED:
             self._wrapper.needs_rollback = self._wrapper.in_atomic_block
         else:
@@ -84,12 +86,16 @@ def block_of(slot: Slot) -> Block | None:
     wrapper = slot.wrapper
     if not wrapper.in_atomic_block:
         return None
+    # Django keeps a stack of its open atomic() blocks. The outermost one owns the transaction: if that is ours, this
+    # is run_transaction; anything else is the host's own atomic().
     blocks: list[Any] = wrapper.atomic_blocks
     if blocks and isinstance(blocks[0], Transaction):
         if not blocks[0].is_over:
             return blocks[0]
         slot.reset()  # an asynchronous exception prevented its end
         return None
+    # The host tells nobody when its transaction ends. Its outermost block tells whether a failure that was noted
+    # belongs to this one.
     known = slot.host_block
     if not isinstance(known, HostBlock) or known.outermost != blocks[:1]:
         known = slot.host_block = HostBlock(wrapper)
@@ -145,6 +151,7 @@ class Transaction(Block):
 
     def begin(self) -> None:
         try:
+            # The turn comes before BEGIN: SQLite's own waiting polls, in no order, and can starve a writer.
             self._turn = self._slot.engine.take_turn()
             began = time.monotonic()
             try:
@@ -155,6 +162,9 @@ class Transaction(Block):
                     is not Fault.LOST
                 ):
                     raise
+                # A pooler or a server that restarted may have dropped it after the check for a readable socket. BEGIN
+                # alone has changed nothing, so it may be repeated; what remains of call_timeout limits the second
+                # attempt.
                 self._slot.discard()  # the connection had died unnoticed; nothing was done on it
                 self._begin(self._slot.engine.rest_of_call(began))
         except BaseException as error:
@@ -167,6 +177,8 @@ class Transaction(Block):
     def _begin(self, limit: float | None = None) -> None:
         wrapper = self._wrapper
         self._slot.ready(limit).begin()
+        # After BEGIN has succeeded, and in_atomic_block last: block_of() looks at that first, so an exception from a
+        # signal handler in between leaves an open transaction of the driver, which ready() finds and resets.
         wrapper.commit_on_exit, wrapper.needs_rollback = True, False
         wrapper.autocommit = False
         wrapper.atomic_blocks = [self]  # type: ignore[list-item]
@@ -184,15 +196,19 @@ class Transaction(Block):
         try:
             _check_use(self._thread, is_over=self.is_over)
             connection = self.connection_to_commit(self._slot)
+            # From here on an error may mean that it is stored: it becomes an OutcomeUnknownError, unless the server
+            # says no.
             committing = True
             connection.commit()
         except BaseException as error:
             self._end_badly(error, committing=committing)
             raise
+        # The turn ends before anything else of ours can fail, or all writers of the file would wait for this one.
         finally:
             self._let_others_write()
             self.is_over = True
         self._slot.leave_block()
+        # What is left of Django's atomic(): transaction.on_commit() of the host's own code inside the function.
         if self._wrapper.run_on_commit:
             self._wrapper.run_and_clear_commit_hooks()  # the host's
 
@@ -230,6 +246,7 @@ class Transaction(Block):
         except slot.engine.errors:
             is_closed = True
         finally:
+            # Even if the ROLLBACK failed: the driver knows whether something is open, and ready() asks it.
             wrapper.run_on_commit = []
             slot.leave_block()
         if is_closed or self.fault in NOT_KEPT:
@@ -250,6 +267,7 @@ class Savepoint:
 
     def begin(self) -> None:
         wrapper = self._slot.wrapper
+        # atomic() pushes to both lists in several steps, and an asynchronous exception can come between any two.
         ids, blocks = [*wrapper.savepoint_ids], [*wrapper.atomic_blocks]
         try:
             with self._whole():
@@ -300,6 +318,7 @@ class Savepoint:
             with slot.open_in_block().limited():
                 yield
         except BaseException as error:
+            # Nobody knows whether the savepoint exists, so no rollback to it can be trusted.
             slot.wrapper.needs_rollback = slot.wrapper.in_atomic_block
             if isinstance(error, slot.engine.errors):
                 raise self.failed(error) from driver_error(error)

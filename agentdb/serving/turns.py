@@ -94,6 +94,7 @@ class Turns:
         """
         turn = self.take(seconds) if apart else self._free_turn()
         try:
+            # The turn is this thread's: no thread switch, and the statement is its own COMMIT.
             if turn is not None:
                 return run(connection)
             writer = _Writer(run, connection.engine)
@@ -116,6 +117,8 @@ class Turns:
         return None
 
     def _new_turn(self) -> Turn:
+        # Only the frame that writes refers to it. If that frame ends, however it ends, the turn dies, and the
+        # callback wakes the next writer; no thread has to give it back.
         turn = Turn(self)
         self._turn = weakref.ref(turn, self._tell_first)
         return turn
@@ -149,8 +152,12 @@ class Turns:
         until = time.monotonic() + seconds
         reference = weakref.ref(writer)
         try:
+            # Inside the try: an exception right after append() must take it out again: a traceback may keep the
+            # writer alive, and it would block those behind it.
             with self._lock:
                 self._queue.append(reference)
+            # Three ends: it is first and leads; a leader has run its statement; its leader's thread died, and then
+            # whoever notices first gives the answers that exist.
             while (turn := self._turn_of(writer)) is None and writer.answer is None:
                 batch = writer.batch
                 if batch is not None and batch.is_left():
@@ -185,6 +192,7 @@ class Turns:
             while (
                 len(writers) < _MOST_STATEMENTS and (first := self._first()) is not None
             ):
+                # In order, so not past one that cannot join: a transaction, or the statement of another Db.
                 if first.group is not writers[0].group:
                     return
                 writers.append(first)
@@ -194,6 +202,7 @@ class Turns:
     def put_back(self, writers: list[_Writer], batch: _Batch) -> None:
         """Put writers whose statements were rolled back at the head of the queue again."""
         with self._lock:
+            # One that gave up meanwhile has left; the others keep their order, in front of those that came later.
             for writer in reversed(writers):
                 if writer.batch is batch:
                     writer.batch = None
@@ -228,12 +237,15 @@ class _Batch:
     def _run(self, raw: sqlite3.Connection) -> None:
         try:
             raw.execute("BEGIN IMMEDIATE")
+            # After BEGIN IMMEDIATE, which may wait for another process: all that came meanwhile can join.
             self._turns.join(self)
             self._results += map(self._result, self.writers)
             self._connection.look()
             # A single step for Python, so that the list says whether it was committed, whatever exception comes.
             self._committed.extend(map(raw.execute, ("COMMIT",)))
         except sqlite3.Error as error:
+            # Still in a transaction: nothing is stored for sure, and the followers can be run again by the next
+            # leader. No longer: SQLite has ended it, perhaps after writing to the log, so each gets the error.
             self._failure = error if not raw.in_transaction else None
             raise
 
@@ -248,6 +260,8 @@ class _Batch:
         """
         with self._settling:
             followers = self.writers[1:]
+            # A leader that was interrupted between two statements has fewer results than writers, and has not
+            # committed.
             is_complete = len(self._results) == len(self.writers)
             if self._committed:
                 self._answer(self.writers, self._results)
@@ -275,6 +289,7 @@ class _Batch:
         except sqlite3.Error as error:
             if not self._connection.in_transaction():
                 raise  # SQLite has rolled everything back, for example because the disk is full
+            # SQLite rolls a failed statement back alone; that is its writer's error, and the others go on.
             return None, error
 
 

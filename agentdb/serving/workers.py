@@ -83,6 +83,7 @@ class Job:
         self.call, self.outbox, self.put = call, outbox, put
         self.keys, self.reads, self.in_turn = keys, reads, in_turn
         self.kind, self.do_each = kind, do_each
+        # Taken where the call is made, so that the thread sees the caller's context variables, and tracing its span.
         self.context = contextvars.copy_context()
         self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self.held_up = 0  # the number of its keys with earlier calls
@@ -94,6 +95,7 @@ class Job:
 
     def answer(self, answer: Answer) -> None:
         """Deliver an answer now; the job may continue."""
+        # Those that were held go first, so that answers reach the loop in the order in which they were given.
         with self.outbox.lock:
             self.outbox.held.append((self.future, answer))
             must_tell = self.outbox.must_tell()
@@ -102,6 +104,7 @@ class Job:
 
     def do(self) -> Answer:
         """Run the call, unless it was cancelled, and return its answer."""
+        # Safe to ask from a thread: a future that was cancelled stays so, and one cancelled later runs to its end.
         if self.future.cancelled():
             return None, None
         try:
@@ -157,6 +160,7 @@ class _Line:
         self._waiting: deque[Job] = deque()
 
     def join(self, job: Job) -> None:
+        # Behind those that wait, even if it could run: a read must see the write that was called before it.
         if self._waiting or not self._let_in(job):
             job.held_up += 1
             self._waiting.append(job)
@@ -210,6 +214,7 @@ class Outbox:
 
     def must_tell(self) -> bool:
         """With the lock: deliver without delay; return whether the loop must be woken."""
+        # The loop is woken once: until it has collected, further answers are added to those it was told of.
         told = bool(self.posted)
         self.posted += self.held
         self.held = []
@@ -228,6 +233,8 @@ class _Pool:
         self.lock = threading.Lock()
         self.ready: deque[Job] = deque()
         self.lines: dict[str, _Line] = {}
+        # A wake-up for each thread instead of one queue for all: so exactly one wakes up for a call, and which one is
+        # known.
         self.threads: dict[threading.Thread, Wake] = {}
         self.idle: list[
             Wake
@@ -238,6 +245,7 @@ class _Pool:
 
     def submit(self, job: Job) -> None:
         with self.lock:
+            # All its lines at once, under the lock: with two ids each, two calls would otherwise wait for each other.
             for key in job.keys:
                 line = self.lines.get(key)
                 if line is None:
@@ -257,12 +265,14 @@ class _Pool:
         """Note the answers of calls, and return the next ones to run; none if none is ready."""
         outbox = jobs[0].outbox
         with self.lock:
+            # Only of a call that had the interpreter for itself. Others measure how long they waited for it.
             if len(jobs) == len(self.threads) - len(self.idle) == 1:
                 self._note(jobs[0].reads, seconds)
             for job, answer in answers.items():
                 self._leave(job)
                 outbox.held.append((job.future, answer))
             self._run_alone([job for job in jobs if job not in answers])
+            # Only while the loop looks after those that wait: if all other threads get stuck, it adds one.
             may_rest = not self.ready or (
                 outbox.timer is not None and self._is_too_many()
             )
@@ -366,6 +376,7 @@ class _Pool:
         """On the loop, while calls wait: deliver delayed answers, and add a thread if the others are stuck."""
         with self.lock:
             outbox.timer = None
+            # None was taken since the last look, so all threads are in a call that takes longer than that.
             if self.ready:
                 if not self.taken:
                     self._add_worker()

@@ -113,6 +113,8 @@ class Connection(ABC):
     def __init__(self, engine: Engine, wrapper: BaseDatabaseWrapper) -> None:
         self.engine = engine
         self.wrapper = wrapper
+        # Kept, not read from the wrapper each time: if Django has another connection meanwhile, this object is out of
+        # date, and Slot sees that by comparing the two.
         self.raw: Any = wrapper.connection
         self._debug = settings.DEBUG
 
@@ -220,6 +222,7 @@ class Slot:
 
     def ready(self, limit: float | None = None) -> Connection:
         """Return a connection for a call outside a transaction: open, alive and idle."""
+        # The usual way, kept short: three comparisons and one question to the operating system.
         connection = self._connection
         if (
             connection is None
@@ -239,6 +242,8 @@ class Slot:
         connection = self._connection
         if connection is None or connection.raw is not self.wrapper.connection:
             return self._adopted()
+        # Not clean: a transaction was left open, for example by a signal handler's exception between BEGIN and the
+        # note in the wrapper. Nobody waits for it any more, so it is rolled back by closing.
         # Without autocommit, the host manages its own transaction.
         if self.wrapper.autocommit and not connection.is_clean():
             self.reset()
@@ -287,6 +292,9 @@ class Slot:
         """Return the connection that Django has opened, if it is completely set up."""
         if self.wrapper.connection is None:
             return None
+        # Django opens connections too: in cursor(), in migrations, in a host's code. One is taken over only if its
+        # set-up has ended, since an interrupted connect() leaves autocommit off, and what is written then is never
+        # committed.
         # The host has switched autocommit off.
         is_by_hand = not self.engine.owned and not self.wrapper.autocommit
         if is_by_hand or (
@@ -341,6 +349,7 @@ class Slot:
     def reset(self) -> None:
         """Remove all traces of an interrupted operation: close the connection, or do the equivalent."""
         self.leave_block()
+        # The wrapper first: closing a connection inside a block would only mark the block as failed.
         raw = self.wrapper.connection
         if raw is not None and self.engine.renew(raw):
             self._connection = self._made()
@@ -369,6 +378,7 @@ class Slot:
             # Django opens a new connection after the transaction has ended, not in the middle of it.
             wrapper.closed_in_transaction = True
             wrapper.needs_rollback = True
+        # Ours also cancels a running statement, which would otherwise hold its locks until the server notices.
         close = raw.close if connection is None else connection.close
         with suppress(*self.engine.errors):
             close()
@@ -424,6 +434,8 @@ class Slot:
     def close_if_idle(self) -> bool:
         """From any thread, close the connection, unless a call, a transaction or the host's own query uses it."""
         try:
+            # acquire() is inside the try, so that an exception right after it does not leave the slot locked
+            # permanently. If it was not acquired, release() raises RuntimeError, because an RLock knows its owner.
             connection = self._connection if self.lock.acquire(blocking=False) else None
             if (
                 connection is None

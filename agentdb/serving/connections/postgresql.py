@@ -93,6 +93,8 @@ class PostgresEngine(Engine):
         if not limits:
             yield
             return
+        # Django calls self.Database.connect() and then runs statements of its own (time zone, role). This is the only
+        # place in between where a limit can be set on both.
         wrapper.Database = _Driver(self, min(limits))  # type: ignore[attr-defined]
         try:
             yield
@@ -141,6 +143,7 @@ def _until(waits: Generator[Any, Any, Any], ends: float) -> Generator[Any, Any, 
             wanted = waits.send(ready)
         except StopIteration as end:
             return end.value
+        # Asked after each wake-up, also of a server that keeps sending a byte now and then.
         ready = yield wanted
         if time.monotonic() > ends:
             raise psycopg.errors.ConnectionTimeout("connection timeout expired")
@@ -180,6 +183,8 @@ class _Limit:
             if cancelled:
                 self._raw.close()
                 raise CallTimeout(cancelled)
+            # First ask the server to stop: it then answers with an error, and connection and locks are in a known
+            # state. Only a server that does not answer that either loses the connection, and the outcome is unknown.
             cancelled = self._engine.silence()
             cancel(self._raw)
             ends = time.monotonic() + _ANSWER_SECONDS
@@ -214,6 +219,8 @@ class PostgresConnection(Connection):
         self.is_traced = not raw.cursor_factory.__module__.startswith("django.")
         self._readable = readability(raw.pgconn.socket)
         self._not_replicated = False
+        # Not an error: the server commits locally if a cancel reaches it while it waits for its standby, and says so
+        # only in a warning. A caller must not be told that such a commit is as safe as others.
         raw.add_notice_handler(self._notice)
         self._cursor = psycopg.Cursor(raw)
         # Replace Django's loader, written in Python, by psycopg's own; the session is in UTC for both.
@@ -244,6 +251,7 @@ class PostgresConnection(Connection):
         settings = ", ".join(
             f"set_config('{name}', '{value}', false)" for name, value in wanted.items()
         )
+        # set_config() of all at once is one round trip for a new connection; SET would be one for each.
         with suppress(psycopg.errors.UndefinedObject):  # of an older server
             self.raw.execute(f"SELECT {settings}", prepare=False)
 
@@ -263,6 +271,7 @@ class PostgresConnection(Connection):
         return cursor
 
     def begin(self) -> None:
+        # Serializable whatever the session's default is.
         self._cursor.execute("BEGIN ISOLATION LEVEL SERIALIZABLE", prepare=False)
 
     def commit(self) -> None:
@@ -277,6 +286,7 @@ class PostgresConnection(Connection):
         )
 
     def is_at_hand(self) -> bool:
+        # libpq knows the state of the session without asking; one poll() shows whether the server has hung up since.
         return self.raw.pgconn.transaction_status == _IDLE and not self._readable(0)
 
     def is_clean(self) -> bool:
@@ -312,6 +322,7 @@ class PostgresConnection(Connection):
         super().close()
 
     def prepare_nothing(self) -> None:
+        # What is prepared already stays on the server until the connection ends, and is not used again.
         self.raw.prepare_threshold = None
 
 

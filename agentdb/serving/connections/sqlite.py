@@ -152,6 +152,9 @@ class SqliteEngine(Engine):
         if self._creates and self.place is None:
             yield
             return
+        # SQLite takes mode=rw only in a URI, while NAME is a path, which messages show. So the parameters are changed
+        # for this one call. mode=rw makes SQLite fail for a missing file; a check before opening would leave a moment
+        # in between.
         params = wrapper.get_connection_params()
         # SQLite would create an empty file for a misspelt or removed one.
         params["database"] = f"file:{quote(os.path.abspath(self.name))}?mode=rw"
@@ -184,6 +187,7 @@ class SqliteEngine(Engine):
             return
         if _is_gone(self.name):
             raise DatabaseUnavailableError(self.is_missing())
+        # A restored or copied file over the old one, while the old log is still beside it.
         now = Place.of(self.name)
         if now.file != known.file and known.log is not None and now.log == known.log:
             # SQLite would write the log's pages into it.
@@ -232,6 +236,8 @@ class SqliteConnection(Connection):
         return self.raw.execute(sql, params)
 
     def is_at_hand(self) -> bool:
+        # A read within a tenth of a second of the last look is let through: what it may miss is what it would also
+        # miss if the file were moved a moment later. A write is checked again after its COMMIT.
         is_fresh = not self._is_file or time.monotonic() - self._looked < _LOOK_SECONDS
         return is_fresh and self.is_clean()
 
@@ -240,6 +246,7 @@ class SqliteConnection(Connection):
         if engine.turns is None:
             return run(self)
         # Instrumentation of this connection must see the statement.
+        # The leader of a shared COMMIT looks at its own connection; this one may have another file open.
         result = engine.turns.write(
             self, run, engine.busy_seconds, apart=self.instrumented()
         )
@@ -260,6 +267,8 @@ class SqliteConnection(Connection):
         self._refuse_old_schema()
 
     def commit(self) -> None:
+        # Before: nothing is stored yet, so a file that was moved is a clean error. After: it may have been moved
+        # while COMMIT ran, and then the outcome is unknown.
         self.look()
         super().commit()
         self._confirm()
@@ -312,9 +321,11 @@ class SqliteConnection(Connection):
 
     def _displaced(self) -> str:
         """Return what is wrong with the files at the path, or ''."""
+        # First forget what is known: an exception in the middle must not let the old answer count.
         self._looked, self._folder_state = 0.0, None
         folder, wall_clock = _state_of(self._folder), time.time_ns()
         known, now = self._known, Place.of(self._path, self._real)
+        # The log and its index are made by the first write, so they may appear later, but never change.
         if known.log is None:
             known = known._replace(log=now.log)
         if known.shm is None:

@@ -108,6 +108,8 @@ class Threads:
         try:
             slot: Slot = self._local.slot
         except AttributeError:
+            # A fork that came between making the slot and adding it to the set would not find it, and the child would
+            # use the parent's connection.
             with forking.opening:
                 slot = self._local.slot = self._new_slot()
         return slot
@@ -178,6 +180,7 @@ class Threads:
                 del connections[self.alias]
 
     def _new_slot(self) -> Slot:
+        # Django keeps its wrappers by thread, and refuses one of another thread unless told that it is shared.
         if self._shared is not None:
             connections[self.alias] = self._shared.wrapper
             slot = self._shared
@@ -223,6 +226,7 @@ class Threads:
             leave_to_the_parent(slot)
         block: Any = None if own is None else block_of(own)
         if own is not None and block is not None:
+            # fork() inside run_transaction: the child is a copy of this frame too.
             # The with block goes on in the child, where it must not count as the transaction.
             own.wrapper.closed_in_transaction = True
             block.fail(AgentDbError(_FORKED), None)
