@@ -20,12 +20,12 @@ from agentdb.sqlite_files import file_concern, version_concern
 
 def check_health(threads: Threads) -> Health:
     """Check the database on this thread's connection, or on a new one if that has died."""
-    slot = threads.slot()
+    slot, began = threads.slot(), time.monotonic()
     with slot.lock:
         in_transaction = block_of(slot) is not None
         try:
             try:
-                return _ask(threads, slot, in_transaction)
+                return _ask(threads, slot, in_transaction, None)
             except AgentDbError as error:
                 if (
                     in_transaction
@@ -34,7 +34,8 @@ def check_health(threads: Threads) -> Health:
                 ):
                     raise
                 slot.discard()  # the server may be back: retry on a new connection
-                return _ask(threads, slot, in_transaction)
+                limit = slot.engine.rest_of_call(began)
+                return _ask(threads, slot, in_transaction, limit)
         except DatabaseClosedError:
             raise
         except AgentDbError as error:
@@ -43,10 +44,12 @@ def check_health(threads: Threads) -> Health:
             return _health(threads, reason=str(error))
 
 
-def _ask(threads: Threads, slot: Slot, in_transaction: bool) -> Health:
+def _ask(
+    threads: Threads, slot: Slot, in_transaction: bool, limit: float | None
+) -> Health:
     wrapper = slot.wrapper
     if not in_transaction:
-        slot.ready()
+        slot.ready(limit)
     with slot.operation():
         with wrapper.cursor() as cursor:
             began = time.perf_counter()
