@@ -85,7 +85,12 @@ def runner(model_admin: Any, request: HttpRequest) -> HttpResponseBase:
     alias, allowed = model_admin.alias, viewable(site, request)
     its = Session.objects.using(alias).of_runner(runner_id)
     answer = partial(ask, connections[alias], problems=problems)
+    seen = answer(lambda: Fleet(alias).runner(runner_id)).value
     figures = by_status(its)
+    if seen is not None:
+        # by_status counts the newest sessions, and a live one may be older than all of these.
+        figures["active"] = Figure(seen.active)
+        figures["starting"] = Figure(seen.starting)
     whole = sum(figure.rows for figure in figures.values())
     live = sum(figures[status].rows for status in LIVE)
     rows = read(its.live().newest_first()[:LIVE_SHOWN], problems)
@@ -101,7 +106,7 @@ def runner(model_admin: Any, request: HttpRequest) -> HttpResponseBase:
         "runner",
         title=gettext("Runner %s") % runner_id,
         runner_id=runner_id,
-        runner=answer(lambda: Fleet(alias).runner(runner_id)).value,
+        runner=seen,
         figures=figures,
         live=live,
         rest=whole - live,

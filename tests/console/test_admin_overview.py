@@ -516,6 +516,18 @@ def test_pausing_all_of_a_runner_asks_says_how_many_and_is_written_down(
     assert audited(caplog)[-1]["outcome"] == "refused"
 
 
+def test_a_runners_live_sessions_are_counted_however_old_they_are(
+    site: Site, superuser: User, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(figures, "WINDOW", 1)
+    for number in range(3):
+        _session(site, f"ended{number}", 1, status="ended", runner_id="r1")
+    for number in range(2):
+        _session(site, f"live{number}", 60, status="active", runner_id="r1")
+
+    assert "Pause 2 sessions" in site.get("agentdb/session/runner/", id="r1").text
+
+
 def test_overview_in_the_terminal_gives_the_same_answers(
     site: Site, capsys: pytest.CaptureFixture[str]
 ):
