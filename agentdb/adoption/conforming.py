@@ -23,35 +23,26 @@ from agentdb.adoption.dependents import (
 )
 from agentdb.adoption.obstacles import first_line
 from agentdb.adoption.online import Progress, conform_model_online
-from agentdb.adoption.queries import rows, run
 from agentdb.adoption.sqlite_rebuild import fields_of, rebuild
-from agentdb.adoption.steps import ASPECTS, Step, add_index_sql, columns_sql, no_table
+from agentdb.adoption.steps import ASPECTS, Dialect, Step, columns_sql, no_table
 from agentdb.errors import SchemaMismatchError
 from agentdb.faults import Fault, classify
-from agentdb.schema import Column, Index, expected_table, read_tables
+from agentdb.schema import Column, expected_table, read_tables
+from agentdb.schema.queries import rows, run
 from agentdb.schema.sqltext import quote_name
 
 
 class LegacyUnique(models.UniqueConstraint):
     """A unique constraint as the old server made it: on PostgreSQL a unique index without a constraint."""
 
-    def constraint_sql(
-        self,
-        model: type[models.Model] | None,
-        schema_editor: BaseDatabaseSchemaEditor | None,
-    ) -> Any:
-        assert model is not None and schema_editor is not None
+    def constraint_sql(self, model: Any, schema_editor: Any) -> Any:
         if schema_editor.connection.vendor == "sqlite":
             return super().constraint_sql(model, schema_editor)
+        # Not in CREATE TABLE, which knows no unique index: the schema editor runs these behind it.
         schema_editor.deferred_sql.append(self.create_sql(model, schema_editor))
         return None
 
-    def create_sql(
-        self,
-        model: type[models.Model] | None,
-        schema_editor: BaseDatabaseSchemaEditor | None,
-    ) -> Any:
-        assert model is not None and schema_editor is not None
+    def create_sql(self, model: Any, schema_editor: Any) -> Any:
         if schema_editor.connection.vendor == "sqlite":
             return super().create_sql(model, schema_editor)
         columns = {field.name: column for column, field in fields_of(model).items()}
@@ -115,6 +106,8 @@ def _conform_on_postgresql(
     wanted = expected_table(connection, model)
     dialect = _PostgreSql(connection)
     for aspect in ASPECTS:
+        # Read again for each aspect, because the one before has changed the table. The statements of one aspect are for
+        # the table as it was before the first of them, so one reading is enough for all.
         live = read_tables(connection, [wanted.name]).get(wanted.name)
         if live is None:
             raise no_table(wanted.name)
@@ -122,18 +115,7 @@ def _conform_on_postgresql(
             run(connection, sql)
 
 
-class _PostgreSql:
-    may_lack_a_key = True  # nobody sees the table before the transaction ends
-
-    def __init__(self, connection: BaseDatabaseWrapper) -> None:
-        self.connection = connection
-
-    def drop_unique(self, table: str, name: str) -> str:
-        return f"ALTER TABLE {quote_name(table)} DROP CONSTRAINT {quote_name(name)}"
-
-    def add_index(self, table: str, index: Index) -> str:
-        return add_index_sql(table, index)
-
+class _PostgreSql(Dialect):
     def cast(self, live: Column, wanted: Column) -> str | None:
         """The types that operators gave columns of ours, which hold what ours hold."""
         alike = {
@@ -164,6 +146,8 @@ class _PostgreSql:
 
     def finish(self, step: Step) -> Iterator[str]:
         """Replicate by the primary key if the index that did it is gone: the key's, which was another one."""
+        # The flag on the table stays when its index is dropped. A subscriber then gets no old row, and every UPDATE
+        # and DELETE of a published table fails.
         [(lost_its_index,)] = rows(
             self.connection,
             "SELECT relreplident = 'i' AND NOT EXISTS (SELECT FROM pg_index WHERE indrelid = c.oid AND indisreplident)"
@@ -186,6 +170,7 @@ def _without_dependents(
     numbers = column_numbers(query, {table: columns})
     version = connection.pg_version  # type: ignore[attr-defined]
     dependents = read_dependents(query, numbers, server_version=version)
+    # baselinedb has refused all of them before; 'migrate --fake-initial' has no plan and comes here first.
     for obstacle in (*table_obstacles(query, numbers), *dependents.obstacles):
         raise SchemaMismatchError(obstacle)
     drop(partial(run, connection), dependents)

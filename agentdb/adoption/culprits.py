@@ -19,8 +19,8 @@ from agentdb.adoption.dependents import (
     column_numbers,
 )
 from agentdb.adoption.obstacles import first_line
-from agentdb.adoption.queries import Query, Run, rows, run
 from agentdb.errors import SchemaMismatchError
+from agentdb.schema.queries import Query, Run, rows, run
 from agentdb.schema.sqltext import quote_name
 
 
@@ -69,12 +69,7 @@ def _culprit(
     connection: BaseDatabaseWrapper, changing: Mapping[str, Mapping[str, str]]
 ) -> str | None:
     query, execute = partial(rows, connection), partial(run, connection)
-    [(may_create, schemas)] = query(
-        "SELECT has_database_privilege(current_database(), 'TEMPORARY'), current_schemas(false)",
-        None,
-    )
-    if not may_create:
-        return None
+    [(schemas,)] = query("SELECT current_schemas(false)", None)
     # Temporary tables without rows and with the final types: what cannot be created on them could not be rebuilt. They
     # are dropped with the savepoint, whose rollback leaves the operator's tables as they were.
     try:
@@ -97,33 +92,26 @@ def _culprit(
     except SchemaMismatchError as error:
         return str(error)
     except DatabaseError:
-        pass  # report the known reason
+        pass  # report the known reason; also if this role may make no temporary table
     return None
 
 
-_CONSTRAINTS = """
-    SELECT k.conname, k.contype::text, k.conrelid, k.conrelid::regclass::text, pg_get_constraintdef(k.oid, true),
-        k.conkey
-    FROM pg_constraint k
-    WHERE k.conrelid = ANY(%s::oid[]) AND k.contype IN ('x', 'c')
-    ORDER BY k.conrelid, k.conname
-"""
-
-_INDEXES = """
-    SELECT c.relname, i.indrelid, i.indrelid::regclass::text, pg_get_indexdef(i.indexrelid, 0, true),
+# What the server rebuilds for a column's new type. Statistics over plain columns compute nothing from a value.
+_REBUILT = """
+    SELECT 'Index ' || quote_literal(c.relname), i.indrelid, pg_get_indexdef(i.indexrelid, 0, true),
         ARRAY(SELECT refobjsubid FROM pg_depend WHERE classid = 'pg_class'::regclass AND objid = i.indexrelid
             AND refclassid = 'pg_class'::regclass AND refobjid = i.indrelid)
     FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
-    WHERE i.indrelid = ANY(%s::oid[])
-        AND NOT EXISTS (SELECT FROM pg_constraint WHERE conindid = i.indexrelid AND contype IN ('p', 'u', 'x'))
-    ORDER BY c.relname
-"""
-
-
-# Plain columns compute nothing from a value.
-_STATISTICS = """
-    SELECT stxname, stxrelid::regclass::text, pg_get_statisticsobjdef(oid) FROM pg_statistic_ext
-    WHERE stxrelid = ANY(%s::oid[]) AND stxexprs IS NOT NULL ORDER BY stxname
+    WHERE NOT EXISTS (SELECT FROM pg_constraint WHERE conindid = i.indexrelid AND contype IN ('p', 'u', 'x'))
+    UNION ALL
+    SELECT 'Statistics ' || quote_literal(stxname), stxrelid, pg_get_statisticsobjdef(oid), NULL
+    FROM pg_statistic_ext WHERE stxexprs IS NOT NULL
+    UNION ALL
+    SELECT CASE contype WHEN 'x' THEN 'Exclusion constraint ' ELSE 'Check ' END || quote_literal(conname), conrelid,
+        'ALTER TABLE ' || conrelid::regclass || ' ADD CONSTRAINT ' || quote_ident(conname) || ' '
+            || pg_get_constraintdef(oid, true),
+        coalesce(conkey::int[], '{}')
+    FROM pg_constraint WHERE contype IN ('x', 'c')
 """
 
 
@@ -131,22 +119,15 @@ def _definitions(
     query: Query, columns: Mapping[int, Collection[int]]
 ) -> list[_Definition]:
     """Return the indexes, constraints and statistics that read a column whose type changes."""
-    oids = list(columns)
-    found = [
-        _Definition(f"Index {name!r} of table {table!r}", table, sql)
-        for name, oid, table, sql, numbers in query(_INDEXES, [oids])
-        if set(numbers) & set(columns[oid])
+    return [
+        _Definition(f"{what} of table {table!r}", table, sql)
+        for what, oid, table, sql, numbers in query(
+            f"SELECT what, oid, oid::regclass::text, sql, numbers FROM ({_REBUILT}) AS r (what, oid, sql, numbers)"
+            " WHERE oid = ANY(%s::oid[]) ORDER BY what",
+            [list(columns)],
+        )
+        if numbers is None or set(numbers) & set(columns[oid])
     ]
-    found += [
-        _Definition(f"Statistics {name!r} of table {table!r}", table, sql)
-        for name, table, sql in query(_STATISTICS, [oids])
-    ]
-    for name, kind, oid, table, definition, numbers in query(_CONSTRAINTS, [oids]):
-        if set(numbers or ()) & set(columns[oid]):
-            word = "Exclusion constraint" if kind == "x" else "Check"
-            sql = f"ALTER TABLE {table} ADD CONSTRAINT {quote_name(name)} {definition}"
-            found.append(_Definition(f"{word} {name!r} of table {table!r}", table, sql))
-    return found
 
 
 def _try_with_final_types(

@@ -15,8 +15,8 @@ from typing import Any
 from django.db import DatabaseError, OperationalError
 
 from agentdb.adoption.obstacles import first_line
-from agentdb.adoption.queries import Query, Run
 from agentdb.errors import SchemaMismatchError
+from agentdb.schema.queries import Query, Run
 from agentdb.wording import capitalized
 
 DROP_FIRST = "Drop it, run the command again, and recreate it."
@@ -44,7 +44,7 @@ class Dependent:
 
     title: str  # View 'own'
     drop: str
-    recreate: tuple[str, ...]
+    recreate: list[str]
     view: _View | None = None
 
 
@@ -57,7 +57,9 @@ class Dependents:
 
 
 # The columns that change, the views above them at any height, and everything that reads either. A view is a relation
-# and a type, and its query is a rule: pg_depend names all three, so each is looked up apart.
+# and a type, and its query is a rule: pg_depend names all three, so each is looked up apart. A view's rule depends on
+# the view itself, hence the last condition of views. A materialized view is not among those above: it stores rows, so
+# it is an obstacle and not recreated.
 _READERS = """
     WITH RECURSIVE changing(oid, number) AS (SELECT * FROM unnest(%s::oid[], %s::int[])),
     views(oid, depth) AS (
@@ -86,38 +88,60 @@ _READERS = """
     )
 """
 
+# The rows are Dependents. A missing comment, default or state makes its whole statement NULL, which is removed.
 _VIEWS = """
-    SELECT c.oid, c.oid::regclass::text, pg_get_viewdef(c.oid), c.reloptions,
-        CASE WHEN c.relowner <> current_user::regrole THEN quote_ident(pg_get_userbyid(c.relowner)) END,
-        quote_literal(obj_description(c.oid, 'pg_class'))
-    FROM above a JOIN pg_class c USING (oid) ORDER BY a.depth, c.oid
+    SELECT 'View ' || quote_literal(v.name), 'DROP VIEW ' || v.name,
+        array_remove(ARRAY[
+            'CREATE VIEW ' || v.name || coalesce(' WITH (' || array_to_string(c.reloptions, ', ') || ')', '')
+                || ' AS ' || pg_get_viewdef(c.oid),
+            'COMMENT ON VIEW ' || v.name || ' IS ' || quote_literal(obj_description(c.oid, 'pg_class'))], NULL)
+        || ARRAY(SELECT 'ALTER VIEW ' || v.name || ' ALTER COLUMN ' || quote_ident(a.attname) || ' SET DEFAULT '
+            || pg_get_expr(d.adbin, d.adrelid) FROM pg_attrdef d JOIN pg_attribute a ON a.attrelid = d.adrelid
+            AND a.attnum = d.adnum WHERE d.adrelid = c.oid ORDER BY d.adnum)
+        || ARRAY(SELECT 'COMMENT ON COLUMN ' || v.name || '.' || quote_ident(attname) || ' IS '
+            || quote_literal(col_description(attrelid, attnum)) FROM pg_attribute WHERE attrelid = c.oid AND attnum > 0
+            AND col_description(attrelid, attnum) IS NOT NULL ORDER BY attnum),
+        v.name,
+        CASE WHEN c.relowner <> current_user::regrole THEN quote_ident(pg_get_userbyid(c.relowner)) END
+    FROM above JOIN pg_class c USING (oid) CROSS JOIN LATERAL (SELECT c.oid::regclass::text AS name) v
+    ORDER BY above.depth, c.oid
 """
 
-_RULES = """
-    SELECT DISTINCT 'Rule', quote_ident(r.rulename), r.rulename, c.oid::regclass::text,
-        c.relkind::text, pg_get_ruledef(r.oid, true), r.ev_enabled::text,
-        quote_literal(obj_description(r.oid, 'pg_rewrite'))
-    FROM readers d JOIN pg_rewrite r ON d.classid = 'pg_rewrite'::regclass AND r.oid = d.objid
-    JOIN pg_class c ON c.oid = r.ev_class
-    WHERE r.rulename <> '_RETURN' ORDER BY 4, 3
-"""
-
-_TRIGGERS = """
-    SELECT DISTINCT 'Trigger', quote_ident(t.tgname), t.tgname, c.oid::regclass::text,
-        c.relkind::text, pg_get_triggerdef(t.oid, true), t.tgenabled::text,
-        quote_literal(obj_description(t.oid, 'pg_trigger'))
-    FROM readers d JOIN pg_trigger t ON d.classid = 'pg_trigger'::regclass AND t.oid = d.objid
-    JOIN pg_class c ON c.oid = t.tgrelid
-    WHERE NOT t.tgisinternal ORDER BY 4, 3
-"""
-
-_POLICIES = """
-    SELECT DISTINCT quote_ident(p.polname), p.polname, p.polrelid::regclass::text, p.polpermissive, p.polcmd::text,
-        ARRAY(SELECT CASE o WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(o)) END FROM unnest(p.polroles) o),
-        pg_get_expr(p.polqual, p.polrelid), pg_get_expr(p.polwithcheck, p.polrelid),
-        quote_literal(obj_description(p.oid, 'pg_policy'))
-    FROM readers d JOIN pg_policy p ON d.classid = 'pg_policy'::regclass AND p.oid = d.objid
-    ORDER BY 3, 2
+_ATTACHED = """,
+    attached(word, name, class, sql, enabled, comment) AS (
+        SELECT 'RULE', r.rulename, r.ev_class, pg_get_ruledef(r.oid, true), r.ev_enabled,
+            obj_description(r.oid, 'pg_rewrite')
+        FROM readers d JOIN pg_rewrite r ON d.classid = 'pg_rewrite'::regclass AND r.oid = d.objid
+        WHERE r.rulename <> '_RETURN'
+        UNION
+        SELECT 'TRIGGER', t.tgname, t.tgrelid, pg_get_triggerdef(t.oid, true), t.tgenabled,
+            obj_description(t.oid, 'pg_trigger')
+        FROM readers d JOIN pg_trigger t ON d.classid = 'pg_trigger'::regclass AND t.oid = d.objid
+        WHERE NOT t.tgisinternal
+        UNION
+        SELECT 'POLICY', p.polname, p.polrelid, 'CREATE POLICY ' || quote_ident(p.polname) || ' ON '
+            || p.polrelid::regclass || CASE WHEN p.polpermissive THEN ' AS PERMISSIVE' ELSE ' AS RESTRICTIVE' END
+            || ' FOR ' || CASE p.polcmd WHEN 'r' THEN 'SELECT' WHEN 'a' THEN 'INSERT' WHEN 'w' THEN 'UPDATE'
+                WHEN 'd' THEN 'DELETE' ELSE 'ALL' END
+            || ' TO ' || (SELECT string_agg(CASE o WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(o)) END, ', ')
+                FROM unnest(p.polroles) o)
+            || coalesce(' USING (' || pg_get_expr(p.polqual, p.polrelid) || ')', '')
+            || coalesce(' WITH CHECK (' || pg_get_expr(p.polwithcheck, p.polrelid) || ')', ''),
+            NULL, obj_description(p.oid, 'pg_policy')
+        FROM readers d JOIN pg_policy p ON d.classid = 'pg_policy'::regclass AND p.oid = d.objid
+    )
+    SELECT initcap(a.word) || ' ' || quote_literal(a.name)
+            || CASE c.relkind WHEN 'v' THEN ' on view ' ELSE ' on table ' END || quote_literal(c.oid::regclass::text),
+        'DROP ' || w.what,
+        array_remove(ARRAY[
+            a.sql,
+            'ALTER TABLE ' || c.oid::regclass || CASE a.enabled WHEN 'D' THEN ' DISABLE '
+                WHEN 'R' THEN ' ENABLE REPLICA ' WHEN 'A' THEN ' ENABLE ALWAYS ' END || a.word || ' '
+                || quote_ident(a.name),
+            'COMMENT ON ' || w.what || ' IS ' || quote_literal(a.comment)], NULL)
+    FROM attached a JOIN pg_class c ON c.oid = a.class
+    CROSS JOIN LATERAL (SELECT a.word || ' ' || quote_ident(a.name) || ' ON ' || c.oid::regclass AS what) w
+    ORDER BY a.word, c.oid, a.name
 """
 
 # What neither this module nor the server recreates.
@@ -247,45 +271,42 @@ def read_dependents(
 
     # Views first: a rule or a trigger may be on one of them.
     found = [
-        *(_view(query, *row) for row in of(_VIEWS)),
-        *(_attached(*row) for row in (*of(_RULES), *of(_TRIGGERS))),
-        *(_policy(*row) for row in of(_POLICIES)),
+        *(
+            Dependent(title, drop, made, _View(name, owner, _grants(query, name)))
+            for title, drop, made, name, owner in of(_VIEWS)
+        ),
+        *starmap(Dependent, of(_ATTACHED)),
     ]
     # Being a member of a role without the right to SET ROLE is possible from PostgreSQL 16 on.
     right = "SET" if server_version >= 160000 else "MEMBER"
     obstacles = [
         *starmap(_reader, of(_OBSTACLES)),
-        *starmap(_row_holder, query(_ROW_TYPES, [list(columns)])),
-        *starmap(_other_role, of(_ROLES.format(right=right))),
-        *starmap(_closed_schema, of(_SCHEMAS)),
+        *starmap(_ROW_HOLDER.format, query(_ROW_TYPES, [list(columns)])),
+        *starmap(_OTHER_ROLE.format, of(_ROLES.format(right=right))),
+        *starmap(_CLOSED_SCHEMA.format, of(_SCHEMAS)),
     ]
-    return Dependents(tuple(found), tuple(obstacles))
+    return Dependents(tuple(found), tuple(map(capitalized, obstacles)))
 
 
 def _reader(
     what: str, table: str | None, column: str | None, row_of: str | None
 ) -> str:
     if column is not None:
-        return f"{capitalized(what)} reads column {column!r} of table {table!r}, whose type changes. {DROP_FIRST}"
-    return f"{capitalized(what)} depends on view {row_of or table!r}, which must be recreated. {DROP_FIRST}"
+        return f"{what} reads column {column!r} of table {table!r}, whose type changes. {DROP_FIRST}"
+    return f"{what} depends on view {row_of or table!r}, which must be recreated. {DROP_FIRST}"
 
 
-def _row_holder(what: str, table: str) -> str:
-    return f"{capitalized(what)} holds rows of table {table!r}, whose columns change their type. {DROP_FIRST}"
-
-
-def _other_role(what: str, role: str) -> str:
-    return (
-        f"{capitalized(what)} must be recreated, but this role cannot SET ROLE to {role!r}, its owner or grantor. Run "
-        f"'GRANT {role} TO …', or use another role."
-    )
-
-
-def _closed_schema(what: str, role: str, schema: str) -> str:
-    return (
-        f"{capitalized(what)} must be recreated, but its owner or this role, {role!r}, cannot create objects in "
-        f"schema {schema!r}. Run 'GRANT CREATE ON SCHEMA {schema} TO {role}'."
-    )
+_ROW_HOLDER = (
+    f"{{}} holds rows of table {{!r}}, whose columns change their type. {DROP_FIRST}"
+)
+_OTHER_ROLE = (
+    "{0} must be recreated, but this role cannot SET ROLE to {1!r}, its owner or grantor. Run 'GRANT {1} TO …', or use "
+    "another role."
+)
+_CLOSED_SCHEMA = (
+    "{0} must be recreated, but its owner or this role, {1!r}, cannot create objects in schema {2!r}. Run 'GRANT "
+    "CREATE ON SCHEMA {2} TO {1}'."
+)
 
 
 def drop(run: Run, dependents: Dependents) -> None:
@@ -326,115 +347,22 @@ def cannot_be_recreated(title: str, error: DatabaseError) -> str:
     return f"{title} cannot be recreated with the new types of the columns it reads: {first_line(error)} {DROP_FIRST}"
 
 
-def _view(
-    query: Query,
-    oid: int,
-    name: str,
-    definition: str,
-    options: list[str] | None,
-    owner: str | None,
-    comment: str | None,
-) -> Dependent:
-    settings = f" WITH ({', '.join(options)})" if options else ""
-    statements = [f"CREATE VIEW {name}{settings} AS {definition}"]
-    statements += [
-        f"ALTER VIEW {name} ALTER COLUMN {column} SET DEFAULT {default}"
-        for column, default in query(
-            "SELECT quote_ident(attname), pg_get_expr(adbin, adrelid) FROM pg_attrdef JOIN pg_attribute"
-            " ON attrelid = adrelid AND attnum = adnum WHERE adrelid = %s ORDER BY adnum",
-            [oid],
-        )
-    ]
-    statements += [f"COMMENT ON VIEW {name} IS {comment}"] if comment else []
-    statements += [
-        f"COMMENT ON COLUMN {name}.{column} IS {text}"
-        for column, text in query(
-            "SELECT quote_ident(attname), quote_literal(col_description(attrelid, attnum)) FROM pg_attribute"
-            " WHERE attrelid = %s AND attnum > 0 AND col_description(attrelid, attnum) IS NOT NULL ORDER BY attnum",
-            [oid],
-        )
-    ]
-    grants = frozenset(_grants(query, name))
-    return Dependent(
-        f"View {name!r}",
-        f"DROP VIEW {name}",
-        tuple(statements),
-        _View(name, owner, grants),
-    )
-
-
-_STATES = {"D": "DISABLE", "R": "ENABLE REPLICA", "A": "ENABLE ALWAYS"}
-
-
-def _attached(
-    word: str,
-    quoted: str,
-    name: str,
-    on: str,
-    kind: str,
-    sql: str,
-    enabled: str,
-    comment: str | None,
-) -> Dependent:
-    """Return a rule or trigger."""
-    statements = [sql]
-    if enabled in _STATES:
-        statements.append(
-            f"ALTER TABLE {on} {_STATES[enabled]} {word.upper()} {quoted}"
-        )
-    if comment:
-        statements.append(f"COMMENT ON {word.upper()} {quoted} ON {on} IS {comment}")
-    title = f"{word} {name!r} on {'view' if kind == 'v' else 'table'} {on!r}"
-    return Dependent(
-        title,
-        f"DROP {word.upper()} {quoted} ON {on}",
-        tuple(statements),
-    )
-
-
-_COMMANDS = {"r": "SELECT", "a": "INSERT", "w": "UPDATE", "d": "DELETE", "*": "ALL"}
-
-
-def _policy(
-    quoted: str,
-    name: str,
-    on: str,
-    permissive: bool,
-    command: str,
-    roles: list[str],
-    using: str | None,
-    check: str | None,
-    comment: str | None,
-) -> Dependent:
-    sql = f"CREATE POLICY {quoted} ON {on} AS {'PERMISSIVE' if permissive else 'RESTRICTIVE'}"
-    sql += f" FOR {_COMMANDS[command]} TO {', '.join(roles)}"
-    sql += f" USING ({using})" if using else ""
-    sql += f" WITH CHECK ({check})" if check else ""
-    statements = (
-        sql,
-        *([f"COMMENT ON POLICY {quoted} ON {on} IS {comment}"] if comment else ()),
-    )
-    return Dependent(
-        f"Policy {name!r} on table {on!r}",
-        f"DROP POLICY {quoted} ON {on}",
-        statements,
-    )
-
-
-def _grants(query: Query, name: str) -> set[_Grant]:
+def _grants(query: Query, name: str) -> frozenset[_Grant]:
     """Return all rights on the view and its columns, also those that an empty list implies."""
-    return {
-        _Grant(*row)
-        for row in query(
-            "SELECT quote_ident(pg_get_userbyid(x.grantor)), CASE x.grantee WHEN 0 THEN 'PUBLIC'"
-            " ELSE quote_ident(pg_get_userbyid(x.grantee)) END, x.privilege_type, l.column_name, x.is_grantable"
-            " FROM (SELECT NULL AS column_name, coalesce(relacl, acldefault('r', relowner)) AS list FROM pg_class"
-            "   WHERE oid = %s::regclass UNION ALL"
-            "   SELECT quote_ident(attname), attacl FROM pg_attribute WHERE attrelid = %s::regclass) l"
-            " CROSS JOIN aclexplode(l.list) x",
-            [name, name],
+    return frozenset(
+        starmap(
+            _Grant,
+            query(
+                "SELECT quote_ident(pg_get_userbyid(x.grantor)), CASE x.grantee WHEN 0 THEN 'PUBLIC'"
+                " ELSE quote_ident(pg_get_userbyid(x.grantee)) END, x.privilege_type, l.column_name, x.is_grantable"
+                " FROM (SELECT NULL AS column_name, coalesce(relacl, acldefault('r', relowner)) AS list FROM pg_class"
+                "   WHERE oid = %s::regclass UNION ALL"
+                "   SELECT quote_ident(attname), attacl FROM pg_attribute WHERE attrelid = %s::regclass) l"
+                " CROSS JOIN aclexplode(l.list) x",
+                [name, name],
+            ),
         )
-    }
+    )
 
 
 def _restore_grants(query: Query, run: Run, view: _View) -> None:
@@ -442,6 +370,7 @@ def _restore_grants(query: Query, run: Run, view: _View) -> None:
     given = _grants(query, view.name)
     if given == view.grants:
         return
+    # All of them first: what remained of a default privilege could not be told from what was granted.
     for grantee in sorted({grant.grantee for grant in given}):
         run(f"REVOKE ALL ON {view.name} FROM {grantee} CASCADE")
     [(owner, role)] = query(
@@ -471,12 +400,9 @@ def _in_order(grants: Collection[_Grant], owner: str) -> Iterator[_Grant]:
 
     def is_ready(grant: _Grant) -> bool:
         # A right on the whole view is one on each column.
-        columns = {
-            None,
-            grant.column,
-        }
         return any(
-            (grant.grantor, grant.privilege, column) in may_grant for column in columns
+            (grant.grantor, grant.privilege, column) in may_grant
+            for column in (None, grant.column)
         )
 
     while ready := sorted(filter(is_ready, left), key=repr):

@@ -30,7 +30,6 @@ from agentdb.adoption.plan import (
     makes_ids,
     read,
 )
-from agentdb.adoption.queries import rows, run
 from agentdb.adoption.rehearsal import rehearse
 from agentdb.adoption.shapes import APP
 from agentdb.adoption.sqlite_backup import back_up_first
@@ -58,6 +57,7 @@ from agentdb.schema.migration_lock import (
     migration_lock,
 )
 from agentdb.schema.migration_record import migration_names
+from agentdb.schema.queries import rows, run
 from agentdb.schema.sqltext import quote_name
 
 _CACHE_KIB = 32 * 1024
@@ -109,8 +109,8 @@ def look(
 
 def _look(alias: str, listener: Listener, *, backup: bool) -> Outcome:
     connection = connections[alias]
-    # Under the lock, to see no half-done adoption of another process. Not on
-    # CockroachDB: each step of an adoption is visible there anyway, and to take the lock can mean to create its table.
+    # Under the lock, to see no half-done adoption of another process. Not on CockroachDB: each step of an adoption is
+    # visible there anyway, and to take the lock can mean to create its table.
     lock = (
         nullcontext()
         if connection.vendor == "cockroachdb"
@@ -157,6 +157,7 @@ def adopt(
     """
     connection = connections[alias]
     if (path := sqlite_path(connection)) is not None:
+        # Before the lock: there is no reason to wait for it if the file cannot be written to.
         check_sqlite_file(path)
         _check_writable(path)
     with _alone(connection, listener):
@@ -168,13 +169,12 @@ def adopt(
         if not plan.has_work:
             _roll_back(connection)  # a COMMIT would write to an empty file
             return Outcome(findings, plan)
+        # What was read says it better, as "the role does not own table …"; this is for what it does not explain.
         if not_locked is not None:
             raise not_locked
-        copy = (
-            back_up_first(connection, listener.say, listener.progress)
-            if backup
-            else None
-        )
+        copy = None
+        if backup:
+            copy = back_up_first(connection, listener.say, listener.progress)
         try:
             with _refusing(connection):
                 checksums = _change(connection, findings, plan, listener)
@@ -183,16 +183,18 @@ def adopt(
             if copy is not None:
                 copy.unlink(missing_ok=True)
             raise
-        if keep:
-            return Outcome(findings, plan, copy, checksums)
-        _roll_back(connection)
-        return Outcome(findings, plan)
+        if not keep:
+            _roll_back(connection)
+            return Outcome(findings, plan)
+        return Outcome(findings, plan, copy, checksums)
 
 
 @contextmanager
 def _alone(connection: BaseDatabaseWrapper, listener: Listener) -> Iterator[None]:
     """A new connection, the migration lock, and one transaction if the engine allows schema changes in it."""
     vendor = connection.vendor
+    # The transaction is inside the lock: it begins after the process that had the lock has ended its own, and the next
+    # process gets the lock only after its COMMIT.
     with (
         _one_connection(connection),
         translated_errors(connection),
@@ -233,13 +235,13 @@ def _change(
     if connection.vendor == "sqlite":
         _stand_in_for_collations(connection, findings)
     changing = changing_columns(findings.shape, findings.wanted)
-    # SQLite's rehearsal has named them already.
+    # SQLite's rehearsal has named them already. CockroachDB has no transaction in which another try could be made.
     is_server = connection.vendor == "postgresql"
     with naming_culprits(connection, changing) if is_server else nullcontext():
         _act(connection, findings, plan, listener, to_instant, before)
     now = _not_updatable(connection, OLD_COLUMNS)
-    if broken := [Refusal(now[table]) for table in now.keys() - not_updatable.keys()]:
-        raise AdoptionRefusedError(tuple(broken))
+    if broken := [now[table] for table in now.keys() - not_updatable.keys()]:
+        raise _refused(*broken)
     return {name: total for name, (_, total) in before.items()}
 
 
@@ -263,23 +265,18 @@ def _stand_in_for_collations(
 
 def _instants(connection: BaseDatabaseWrapper, findings: Findings) -> dict[str, str]:
     """Return by table the SQL that converts a timestamp's text, if a cast does not."""
-    return {
-        name: instants(
-            connection, table.name, _text_timestamps(connection, name, table)
-        )
-        for name, table in findings.shape.tables.items()
-        if connection.vendor == "postgresql" and findings.contents[name].odd_rows
-    }
-
-
-def _text_timestamps(
-    connection: BaseDatabaseWrapper, name: str, table: Table
-) -> list[str]:
-    columns = old_columns(connection, name, table)
-    return [column.name for column in columns if column.is_to_convert]
+    found = {}
+    for name, table in findings.shape.tables.items():
+        # A row in a rare format is an odd one, so most tables need no second look.
+        if connection.vendor == "postgresql" and findings.contents[name].odd_rows:
+            columns = old_columns(connection, name, table)
+            texts = [column.name for column in columns if column.is_to_convert]
+            found[name] = instants(connection, table.name, texts)
+    return found
 
 
 def _check_writable(path: Path) -> None:
+    # The folder too, in which SQLite makes its journal.
     for place, what in (
         (path, f"The database file {str(path)!r}"),
         (path.parent, f"The folder of {str(path)!r}"),
@@ -298,16 +295,10 @@ def _one_connection(connection: BaseDatabaseWrapper) -> Iterator[None]:
     """
     connection.close()
     before = connection.settings_dict["OPTIONS"]
-    commands = [
-        one
-        for one in before.get("init_command", "").split(";")
-        if "journal_mode" not in one
-    ]
     if connection.vendor == "sqlite":
-        connection.settings_dict["OPTIONS"] = {
-            **before,
-            "init_command": ";".join(commands),
-        }
+        commands = before.get("init_command", "").split(";")
+        kept = ";".join(one for one in commands if "journal_mode" not in one)
+        connection.settings_dict["OPTIONS"] = {**before, "init_command": kept}
     try:
         yield
     finally:
@@ -322,14 +313,14 @@ def _refusing(connection: BaseDatabaseWrapper) -> Iterator[None]:
     except AdoptionRefusedError:
         raise
     except SchemaMismatchError as error:
-        raise AdoptionRefusedError(
-            (Refusal(f"{error} {_left(connection)}"),)
-        ) from error
+        raise _refused(f"{error} {_left(connection)}") from error
     except DatabaseError as error:
         reason = describe_failure(connection, _original(error))
-        raise AdoptionRefusedError(
-            (Refusal(f"{reason} {_left(connection)}"),)
-        ) from error
+        raise _refused(f"{reason} {_left(connection)}") from error
+
+
+def _refused(*messages: str) -> AdoptionRefusedError:
+    return AdoptionRefusedError(tuple(map(Refusal, messages)))
 
 
 def _left(connection: BaseDatabaseWrapper) -> str:
@@ -340,6 +331,8 @@ def _left(connection: BaseDatabaseWrapper) -> str:
 
 def _original(error: DatabaseError) -> DatabaseError:
     """The error that broke the transaction, if this one only says that it is broken."""
+    # Once a block within it has failed, Django refuses each further query of the transaction with an error of its own,
+    # whose cause is the first one.
     found: BaseException | None = error
     while isinstance(found, TransactionManagementError):
         found = found.__cause__ or found.__context__
@@ -361,8 +354,9 @@ def _transaction(connection: BaseDatabaseWrapper) -> Iterator[None]:
     connection.disable_constraint_checking()
     try:
         connection.transaction_mode = "IMMEDIATE"  # type: ignore[attr-defined]
-        # Django checks the foreign keys of every table after each migration. If those of other tables are broken, they
-        # were so before.
+        # IMMEDIATE takes the write lock now: a deferred transaction takes it at its first write, and fails there if
+        # another program wrote after its first read. Django checks the foreign keys of every table after each
+        # migration. If those of other tables are broken, they were so before.
         connection.check_constraints = lambda *args, **kwargs: None  # type: ignore[method-assign]
         with transaction.atomic(using=connection.alias, durable=True):
             yield
@@ -397,6 +391,7 @@ def _lock_tables(
         # The strongest lock from the start, although rows are only read at first: a later row would be converted
         # without a check, and raising a weaker lock later can deadlock with a writer.
         try:
+            # In a savepoint, because the reading goes on in this transaction if the lock is refused.
             with transaction.atomic(using=connection.alias):
                 cursor.execute(
                     f"LOCK TABLE {', '.join(map(quote_name, tables))} IN ACCESS EXCLUSIVE MODE"
@@ -405,6 +400,7 @@ def _lock_tables(
             fault = classify(error)
             if fault in (Fault.FORBIDDEN, Fault.READ_ONLY):
                 return error
+            # Asked at once: the holders may be gone a moment later.
             if fault is Fault.LOCKED and (holders := lock_holders(connection, tables)):
                 raise DatabaseUnavailableError(
                     f"The tables in {server_name(connection.settings_dict)} are in use: {'; '.join(holders)}. Stop "
@@ -433,7 +429,7 @@ def _act(
         _verify(connection, findings, before)
     recorder = MigrationRecorder(connection)
     recorder.ensure_schema()
-    # Last: until now this role owns the tables that it created, and could change them.
+    # After all changes of the schema: until now this role owns the tables that it created, and could change them.
     if connection.vendor == "postgresql":
         hand_over(connection, _made(findings), findings.shape.tables)
     for name in migration_names():
@@ -467,14 +463,14 @@ def _conform(
     with connection.schema_editor(atomic=not findings.is_online) as editor:
         for name in _ORDER:
             table = findings.shape.tables.get(name)
+            # On CockroachDB a killed run may have created the table: conform_table() creates it or goes on with it.
             if table is None and not findings.is_online:
                 create_table(editor, models[name])
                 continue
-            sources = (
-                {}
-                if table is None
-                else _sources(connection, name, table, to_instant.get(name, CAST))
-            )
+            sources = {}
+            if table is not None:
+                template = to_instant.get(name, CAST)
+                sources = _sources(connection, name, table, template)
             conform_table(editor, models[name], sources, listener.say)
     if connection.vendor == "postgresql":
         # A column that changed its type has no statistics, and the planner would guess until autovacuum runs.
@@ -486,33 +482,22 @@ def _sources(
 ) -> dict[str, str]:
     """Return SQL for columns that have no value yet, or one of another type or format."""
     sources = {}
-    if name == "agents":
-        fresh = (
-            "agentdb_new_id()"
-            if connection.vendor == "sqlite"
-            else "gen_random_uuid()::text"
-        )
-        column = table.column("id")
-        if column is None:
-            sources["id"] = fresh
-        elif makes_ids(name, table):
-            sources["id"] = f"coalesce(id, {fresh})"
-    if connection.vendor == "sqlite":
-        # Native ones too, because another program may have written them in its own way.
-        stamps = [
-            column.name
-            for column in table.columns
-            if OLD_COLUMNS[name].get(column.name) == "timestamp"
-        ]
-        return sources | {column: native_sql(quote_name(column)) for column in stamps}
-    texts = _text_timestamps(connection, name, table)
-    return sources | {column: to_instant.format(quote_name(column)) for column in texts}
+    if makes_ids(name, table):
+        is_sqlite = connection.vendor == "sqlite"
+        fresh = "agentdb_new_id()" if is_sqlite else "gen_random_uuid()::text"
+        sources["id"] = f"coalesce(id, {fresh})" if table.column("id") else fresh
+    for stored in old_columns(connection, name, table):
+        # On SQLite native ones too, because another program may have written them in its own way.
+        if stored.kind == "timestamp" and connection.vendor == "sqlite":
+            sources[stored.name] = native_sql(stored.sql)
+        elif stored.is_to_convert:
+            sources[stored.name] = to_instant.format(stored.sql)
+    return sources
 
 
 def _has_ids_to_keep(findings: Findings) -> bool:
     table = findings.shape.tables.get("agents")
-    has_ids = table is not None and table.column("id") is not None
-    return has_ids and table is not None and makes_ids("agents", table)
+    return bool(table and table.column("id") and makes_ids("agents", table))
 
 
 def _remember_ids(connection: BaseDatabaseWrapper, findings: Findings) -> None:
@@ -520,6 +505,7 @@ def _remember_ids(connection: BaseDatabaseWrapper, findings: Findings) -> None:
     if not _has_ids_to_keep(findings):
         return
     source = quote_name(findings.shape.tables["agents"].name)
+    # On SQLite it is dropped after the comparison, and is gone with the connection if that does not come.
     end = "" if connection.vendor == "sqlite" else " ON COMMIT DROP"
     run(
         connection,
@@ -563,13 +549,9 @@ def _verify(
         ]
     undone = "" if findings.is_online else ". The transaction was rolled back"
     if changed:
-        raise AdoptionRefusedError(
-            (
-                Refusal(
-                    f"The rows differ after the conversion{undone}. Please report this as a bug of "
-                    f"agentdb. Tables: {'; '.join(changed)}."
-                ),
-            )
+        raise _refused(
+            f"The rows differ after the conversion{undone}. Please report this as a bug of "
+            f"agentdb. Tables: {'; '.join(changed)}."
         )
 
 
@@ -581,23 +563,17 @@ def _not_updatable(
     for table in tables if connection.vendor == "postgresql" else ():
         column = "id" if table != "agents" else "name"  # which every old shape has
         try:
-            with (
-                transaction.atomic(using=connection.alias),
-                connection.cursor() as cursor,
-            ):
-                # The server checks publications before it reads rows.
-                cursor.execute(
-                    f"UPDATE {quote_name(table)} SET {column} = {column} WHERE false"
-                )
+            with transaction.atomic(using=connection.alias):
+                # The server checks publications before it reads rows. Rolled back, because a trigger of the operator's
+                # for each statement fires without rows too.
+                sql = f"UPDATE {quote_name(table)} SET {column} = {column} WHERE false"
+                run(connection, sql)
                 transaction.set_rollback(True, using=connection.alias)
         except DatabaseError as error:
-            detail = (
-                getattr(getattr(error.__cause__, "diag", None), "message_detail", None)
-                or ""
-            )
-            reasons[table] = (
-                f"Table {table} could not be updated: {first_line(error)} {detail}".rstrip()
-            )
+            diagnosis = getattr(error.__cause__, "diag", None)
+            detail = getattr(diagnosis, "message_detail", None) or ""
+            reason = f"{first_line(error)} {detail}".rstrip()
+            reasons[table] = f"Table {table} could not be updated: {reason}"
     return reasons
 
 
@@ -618,6 +594,4 @@ def _verify_schema(
         message = f"The tables still differ from the models, and steps that were done stay:{lines}"
     else:
         message = f"The tables would still differ from the models, so nothing was changed:{lines}"
-    raise AdoptionRefusedError(
-        (Refusal(message), *map(Refusal, event_triggers(connection)))
-    )
+    raise _refused(message, *event_triggers(connection))

@@ -14,6 +14,7 @@ from agentdb.adoption.timestamps import (
     parse_timestamp,
 )
 from agentdb.errors import SchemaMismatchError
+from agentdb.schema.queries import rows, run
 from agentdb.schema.rows import NotUtf8
 from agentdb.wording import counted
 
@@ -157,35 +158,33 @@ def read_instants(
     # Python reads these, because PostgreSQL guesses: it takes IST for Israel's time whatever zone wrote it, and takes
     # the order of day and month from today's settings. The table maps each text to the instant that Python found.
     doubtful = " OR ".join(not_castable(connection, column) for column in columns)
-    with connection.cursor() as cursor:
-        # PostgreSQL runs a count in parallel, but not a cursor.
-        cursor.execute(
-            f'SELECT count(*) FROM "{table}" WHERE {doubtful}'.replace("%", "%%"), []
-        )
-        if not cursor.fetchone()[0]:
-            return False
-        cursor.execute(
-            "CREATE TEMPORARY TABLE IF NOT EXISTS agentdb_instants"
-            " (text text PRIMARY KEY, instant timestamptz NOT NULL) ON COMMIT DROP"
-        )
-        # PL/pgSQL plans once per session; an SQL function would be planned for each row.
-        cursor.execute(
-            "CREATE OR REPLACE FUNCTION pg_temp.agentdb_instant(value text) RETURNS timestamptz"
-            " LANGUAGE plpgsql AS $$ BEGIN"
-            f" IF value ~ '{POSTGRES_CASTABLE}' THEN RETURN value::timestamptz; END IF;"
-            " RETURN (SELECT instant FROM pg_temp.agentdb_instants WHERE text = value); END $$"
-        )
-        selected = ", ".join(f'"{column}"' for column in columns)
-        # A server-side cursor keeps memory bounded if every row is of this kind.
-        with connection.connection.cursor(name="agentdb_not_castable") as rows:
-            rows.execute(f'SELECT {selected} FROM "{table}" WHERE {doubtful}')
-            while batch := rows.fetchmany(1000):
-                cursor.executemany(
-                    "INSERT INTO pg_temp.agentdb_instants VALUES (%s, %s::timestamptz) ON CONFLICT DO NOTHING",
-                    [
-                        (text, str(parse_timestamp(text)))
-                        for row in batch
-                        for text in row
-                    ],
-                )
+    # PostgreSQL runs a count in parallel, but not a cursor.
+    counted = rows(connection, f'SELECT count(*) FROM "{table}" WHERE {doubtful}')
+    if counted == [(0,)]:
+        return False
+    run(
+        connection,
+        "CREATE TEMPORARY TABLE IF NOT EXISTS agentdb_instants"
+        " (text text PRIMARY KEY, instant timestamptz NOT NULL) ON COMMIT DROP",
+    )
+    # PL/pgSQL plans once per session; an SQL function would be planned for each row.
+    run(
+        connection,
+        "CREATE OR REPLACE FUNCTION pg_temp.agentdb_instant(value text) RETURNS timestamptz"
+        " LANGUAGE plpgsql AS $$ BEGIN"
+        f" IF value ~ '{POSTGRES_CASTABLE}' THEN RETURN value::timestamptz; END IF;"
+        " RETURN (SELECT instant FROM pg_temp.agentdb_instants WHERE text = value); END $$",
+    )
+    selected = ", ".join(f'"{column}"' for column in columns)
+    # A server-side cursor keeps memory bounded if every row is of this kind.
+    with (
+        connection.cursor() as cursor,
+        connection.connection.cursor(name="agentdb_not_castable") as found,
+    ):
+        found.execute(f'SELECT {selected} FROM "{table}" WHERE {doubtful}')
+        while batch := found.fetchmany(1000):
+            cursor.executemany(
+                "INSERT INTO pg_temp.agentdb_instants VALUES (%s, %s::timestamptz) ON CONFLICT DO NOTHING",
+                [(text, str(parse_timestamp(text))) for row in batch for text in row],
+            )
     return True

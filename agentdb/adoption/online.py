@@ -12,12 +12,11 @@ from django.apps import apps
 from django.db import ProgrammingError, models
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from agentdb.adoption.queries import rows
 from agentdb.adoption.shapes import APP, FRESH, STALE
 from agentdb.adoption.steps import (
     ASPECTS,
+    Dialect,
     Step,
-    add_index_sql,
     columns_sql,
     declaration,
     index_sql,
@@ -25,7 +24,8 @@ from agentdb.adoption.steps import (
 )
 from agentdb.errors import SchemaMismatchError
 from agentdb.faults import exists_already
-from agentdb.schema import Column, Index, Table, expected_table, read_tables
+from agentdb.schema import Column, Table, expected_table, read_tables
+from agentdb.schema.queries import rows
 from agentdb.schema.sqltext import quote_name
 
 ROWS_AT_ONCE = 1_000
@@ -161,6 +161,7 @@ def _changes_rows(connection: BaseDatabaseWrapper, statement: str) -> bool:
 
 def _create(wanted: Table) -> str:
     assert wanted.primary_key is not None  # every table of ours has one
+    # The key and the indexes in the same statement: later each would be a job of its own, the key's over every row.
     parts = [
         *(f"{quote_name(one.name)} {declaration(one)}" for one in wanted.columns),
         key_sql("PRIMARY KEY", wanted.primary_key.name, wanted.primary_key.columns),
@@ -170,22 +171,12 @@ def _create(wanted: Table) -> str:
     return f"CREATE TABLE IF NOT EXISTS {quote_name(wanted.name)} ({', '.join(parts)})"
 
 
-class _CockroachDb:
-    may_lack_a_key = False
-
-    def __init__(self, connection: BaseDatabaseWrapper) -> None:
-        self.connection = connection
+class _CockroachDb(Dialect):
+    is_atomic = False
 
     def drop_unique(self, table: str, name: str) -> str:
         # CockroachDB refuses DROP CONSTRAINT for a UNIQUE one, and DROP INDEX for its index unless CASCADE follows.
         return f"DROP INDEX {quote_name(name)} CASCADE"
-
-    def add_index(self, table: str, index: Index) -> str:
-        # A killed run's statement may still be building it.
-        return add_index_sql(table, index, if_missing=True)
-
-    def cast(self, live: Column, wanted: Column) -> str | None:
-        return None
 
     def convert(self, step: Step, expressions: Mapping[str, str]) -> Iterator[str]:
         """Fill a new column in batches, and replace the old one by it.
@@ -215,14 +206,16 @@ class _CockroachDb:
         if filling is None:
             yield f"{step.alter} ADD COLUMN {fresh} {wanted.type}"
             return
-        # Not IS NULL: the old server may change a row again after it was filled, and must not lose that change.
+        # Not IS NULL: the old server may change a row again after it was filled, and must not lose that change. A row
+        # that it adds has NULL in the new column, and differs too.
         differs = f"{fresh} IS DISTINCT FROM {expression}"
         yield from self._fill(step, fresh, expression, differs)
         if filling.default != wanted.default:
             yield f"{step.alter} ALTER COLUMN {fresh} SET DEFAULT {wanted.default}"
         if filling.nullable and not wanted.nullable:
             yield f"{step.alter} ALTER COLUMN {fresh} SET NOT NULL"
-        # One statement, so that the column is never missing; CockroachDB has that, PostgreSQL does not.
+        # One statement, so that the column is never missing; CockroachDB has that, PostgreSQL does not. Both columns
+        # keep their values, so a kill here loses nothing.
         stale = quote_name(STALE + wanted.name)
         yield f"{step.alter} RENAME COLUMN {name} TO {stale}, RENAME COLUMN {fresh} TO {name}"
 
@@ -239,9 +232,6 @@ class _CockroachDb:
             key = columns_sql(step.live.primary_key.columns)[1:-1]
             batch = f"({key}) IN (SELECT {key} FROM {table} WHERE {missing} ORDER BY {key} LIMIT {ROWS_AT_ONCE})"
         yield f"UPDATE {table} SET {column} = {expression} WHERE {batch}"
-
-    def finish(self, step: Step) -> Iterator[str]:
-        return iter(())
 
 
 def _drop_stale(step: Step, column: str) -> Iterator[str]:

@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from agentdb.adoption.queries import rows, run
+from agentdb.schema.queries import rows, run
 from agentdb.schema.sqltext import quote_name
 
 RECORD = "django_migrations"
@@ -47,6 +47,7 @@ def hand_over(
             wanted = _wanted(name, granted)
             if wanted:
                 run(connection, f"GRANT {wanted} ON {quote_name(name)} TO {role}")
+        # With several owners none is the right one; then the table stays this role's.
         if len(owners) == 1 and owners[0][1]:
             owner = quote_name(owners[0][0])
             run(connection, f"ALTER TABLE {quote_name(name)} OWNER TO {owner}")

@@ -12,7 +12,6 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from agentdb.adoption.dependents import column_numbers, read_dependents, table_obstacles
 from agentdb.adoption.obstacles import OLD_COLUMNS, UnusableValue
 from agentdb.adoption.ownership import RECORD
-from agentdb.adoption.queries import rows
 from agentdb.adoption.shapes import (
     ADDED_COLUMNS,
     REBUILT_AS,
@@ -21,18 +20,20 @@ from agentdb.adoption.shapes import (
     key_of,
     recognise,
 )
-from agentdb.adoption.steps import Key, changes, keys_of
+from agentdb.adoption.steps import changes
 from agentdb.adoption.values import (
     Progress,
     TableContent,
     duplicates,
     read_content,
+    unusable_values,
 )
 from agentdb.conf import server_name
 from agentdb.schema import Table, expected_tables, read_tables
-from agentdb.schema.comparison import left_null, reads_ours
+from agentdb.schema.comparison import Key, keys_of, left_null, reads_ours
 from agentdb.schema.inspection import server_version, sqlite_path
 from agentdb.schema.migration_record import migration_names
+from agentdb.schema.queries import rows
 from agentdb.schema.rows import count_rows
 from agentdb.schema.spelling import Misspelt, misspelt_timestamps
 from agentdb.schema.unreadable import may_read
@@ -112,13 +113,14 @@ def read(
     shape = recognise(connection)
     live = read_tables(connection)
     wanted = expected_tables(connection, apps)
+    # With a problem, such as a missing column, no query over the rows would work, and none is needed to refuse.
     readable = {} if shape.problems else shape.tables
     misspelt = tuple(misspelt_timestamps(connection, readable))
     is_done = _is_done(shape) and not misspelt
     path = sqlite_path(connection)
     return Findings(
         engine=connection.vendor,
-        place=str(path) if path else _place(connection),
+        place=str(path or _place(connection)),
         size=_size(connection),
         version=server_version(connection),
         shape=shape,
@@ -180,21 +182,16 @@ def _is_done(shape: Shape) -> bool:
 
 
 def _count_or_zero(connection: BaseDatabaseWrapper, table: Table) -> int:
-    return (
-        count_rows(connection, table.name)
-        if table.kind == "table" and may_read(connection, table.name)
-        else 0
-    )
+    is_countable = table.kind == "table" and may_read(connection, table.name)
+    return count_rows(connection, table.name) if is_countable else 0
 
 
 def _place(connection: BaseDatabaseWrapper) -> str:
-    return (
-        "in memory"
-        if connection.vendor == "sqlite"
-        else server_name(connection.settings_dict)
-    )
+    is_sqlite = connection.vendor == "sqlite"
+    return "in memory" if is_sqlite else server_name(connection.settings_dict)
 
 
+# CockroachDB knows a table's size only from statistics that may be hours old, or from a scan of its ranges.
 _SIZES = {
     "sqlite": "SELECT page_count * page_size FROM pragma_page_count(), pragma_page_size()",
     "postgresql": "SELECT pg_database_size(current_database())",
@@ -234,6 +231,7 @@ def _keys_to_names(shape: Shape, live: Mapping[str, Table]) -> Iterator[str]:
         return
     for name in shape.others:
         for key in live[name].foreign_keys:
+            # SQLite's REFERENCES without columns is one to the primary key.
             if key.target_table == "agents" and key.target_columns in (("name",), ()):
                 yield (
                     f"Table {name!r} has a foreign key to the name of agents, which several tenants may use once it is "
@@ -246,7 +244,7 @@ def _too_unique_keys(shape: Shape, wanted: Mapping[str, Table]) -> Iterator[str]
     for name, table in shape.tables.items():
         for key in keys_of(table):
             # A half-built index with the name of one of ours is dropped.
-            is_dropped = not key.does.valid and wanted[name].index(key.name)
+            is_dropped = not key.does.valid and wanted[name].index(key.name or "")
             if key.does.unique and not is_dropped and _could_refuse(name, table, key):
                 yield _too_unique(name, key)
 
@@ -255,6 +253,7 @@ def _could_refuse(name: str, table: Table, key: Key) -> bool:
     # A condition makes it another key than the columns alone.
     if (name, key.columns) in _KEY_COLUMNS and not key.does.condition:
         return False
+    # A row with NULL in one of the columns is equal to no other, unless the key says NULLS NOT DISTINCT.
     collides = "nulls not distinct" in key.does.options
     return collides or not left_null(table, OLD_COLUMNS[name], key.columns)
 
@@ -289,6 +288,8 @@ def _names_in_the_way(
     connection: BaseDatabaseWrapper, shape: Shape, wanted: Mapping[str, Table]
 ) -> Iterator[str]:
     """Objects that have the name of an index, a constraint or a table that the adoption creates."""
+    # Tables, indexes and views share their names on each engine, the indexes of all tables included. An index of ours
+    # may have its name already, on its own table.
     ours: dict[str | None, str | None] = dict.fromkeys(
         set(OLD_COLUMNS) - set(shape.tables)
     )
@@ -345,6 +346,8 @@ def _behind(connection: BaseDatabaseWrapper) -> Iterator[str]:
     )
     if sequence is None:
         return
+    # So after a restore that copied rows with their ids. Recording a migration would fail as a duplicate key, at the
+    # very end. last_value alone does not say whether it was given already.
     is_behind = f"SELECT (SELECT max(id) FROM {RECORD}) >= last_value + is_called::int FROM {sequence}"
     if rows(connection, is_behind) == [(True,)]:
         yield (
@@ -377,13 +380,13 @@ def _missing_rights(connection: BaseDatabaseWrapper, tables: set[str]) -> list[s
     owners = {owner for _, owner, *_ in found}
     # With several owners, the owner of one table cannot change the others.
     advice = f"Use the role {min(owners)!r}." if len(owners) == 1 else _SEVERAL_OWNERS
-    missing = [
-        f"The role {role!r} does not own table {table!r}, which {owner!r} owns, and may not change it. {advice}"
-        if len(owners) > 1
-        else f"The role {role!r} does not own table {table!r} and may not change it. {advice}"
-        for table, owner, role, may_change in found
-        if not may_change
-    ]
+    missing = []
+    for table, owner, role, may_change in found:
+        if not may_change:
+            which = f", which {owner!r} owns," if len(owners) > 1 else ""
+            missing.append(
+                f"The role {role!r} does not own table {table!r}{which} and may not change it. {advice}"
+            )
     [(schema, may_create, role, is_standby, is_read_only)] = rows(
         connection,
         "SELECT current_schema(), has_schema_privilege(current_schema(), 'CREATE'), current_user, pg_is_in_recovery(),"
@@ -457,11 +460,8 @@ def _rewriting(misspelt: Iterable[Misspelt]) -> Iterator[str]:
 
 
 def _text_timestamps(findings: Findings) -> int:
-    return sum(
-        sum(counts.values())
-        for content in findings.contents.values()
-        for counts in content.formats.values()
-    )
+    formats = [content.formats.values() for content in findings.contents.values()]
+    return sum(counts.total() for each in formats for counts in each)
 
 
 def _conforming(findings: Findings) -> list[str]:
@@ -520,16 +520,15 @@ def _refusals(findings: Findings) -> tuple[Refusal, ...]:
                 "Check the database URL, or run 'agentdb migrate' to create the tables beside them."
             )
         )
-    bad = [value for content in findings.contents.values() for value in content.bad]
-    if bad:
-        total = sum(content.bad_total for content in findings.contents.values())
+    bad = unusable_values(findings.contents.values())
+    if bad.total:
         refusals.append(
             Refusal(
-                f"{counted(total, 'value')} cannot be converted{_shown(total, len(bad[:20]))}. Fix "
-                f"{'it' if total == 1 else 'them'}, timestamps as 'YYYY-MM-DD HH:MM:SS+00:00', and run the command "
+                f"{counted(bad.total, 'value')} cannot be converted{_shown(bad.total, len(bad.first))}. Fix "
+                f"{'it' if bad.total == 1 else 'them'}, timestamps as 'YYYY-MM-DD HH:MM:SS+00:00', and run the command "
                 "again.",
-                tuple(bad[:20]),
-                total,
+                bad.first,
+                bad.total,
             )
         )
     for total, first in findings.duplicates:

@@ -17,8 +17,8 @@ from agentdb.adoption.culprits import explain
 from agentdb.adoption.dependents import DROP_FIRST
 from agentdb.adoption.obstacles import OLD_COLUMNS, first_line
 from agentdb.adoption.plan import Plan, Refusal
-from agentdb.adoption.queries import rows, run
 from agentdb.errors import SchemaMismatchError
+from agentdb.schema.queries import rows, run
 
 _ALIAS = "agentdb_rehearsal"
 
@@ -51,14 +51,17 @@ def _copy_in_memory(connection: BaseDatabaseWrapper) -> Iterator[BaseDatabaseWra
     copy: BaseDatabaseWrapper = load_backend(settings["ENGINE"]).DatabaseWrapper(
         settings, _ALIAS
     )
+    # atomic() and the schema editor find a connection by its alias, so it needs one for as long as the block runs.
     connections.settings[_ALIAS], connections[_ALIAS] = settings, copy
     try:
         yield copy
     finally:
         del connections.settings[_ALIAS], connections[_ALIAS]
+        # The driver's, because Django's close() keeps a database in memory.
         copy.connection and copy.connection.close()
 
 
+# In an order in which each index and trigger finds its table or view; what a view names is looked up when it is read.
 _OBJECTS = """
     SELECT type, name, lower(tbl_name), sql FROM main.sqlite_master
     WHERE sql IS NOT NULL AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'

@@ -23,6 +23,7 @@ from agentdb.schema import (
     read_tables,
     tables_elsewhere,
 )
+from agentdb.schema.comparison import keys_of
 from agentdb.schema.migration_record import migration_names, recorded_migrations
 from agentdb.schema.tables import Column
 from agentdb.wording import counted
@@ -102,7 +103,8 @@ def recognise(connection: BaseDatabaseWrapper) -> Shape:
     tables, stored_as = _ours(connection.vendor, live)
     others = tuple(sorted(set(live) - set(stored_as.values()) - {"django_migrations"}))
     problems = tuple(_problems(connection, tables, recorded))
-    # A migration leaves the tables under their names, and none in the middle of a conversion.
+    # A migration leaves the tables under their names, and none in the middle of a conversion. Comparing with each
+    # migration is the slow part, and says nothing about tables that another program made.
     is_settled = all(name == stored for name, stored in stored_as.items())
     level = None
     if tables and is_settled and live == found and not problems:
@@ -156,7 +158,7 @@ def _ours(
         if name not in live and vendor == "sqlite" and REBUILT_AS.get(name) in live:
             # Interrupted between dropping the old table and renaming the new one, which has all rows.
             stored = REBUILT_AS[name]
-            if _misses(live[stored], name):
+            if _misses(live[stored]):
                 continue
         if stored in live:
             tables[name] = live[stored]
@@ -164,20 +166,16 @@ def _ours(
     return tables, stored_as
 
 
-def _misses(table: Table, name: str | None = None) -> list[str]:
-    have = {column.name for column in table.columns}
-    name = old_name(table.name) if name is None else name
-    return [
-        column
-        for column in OLD_COLUMNS[name]
-        if column not in have | ADDED_COLUMNS[name]
-    ]
+def _misses(table: Table) -> list[str]:
+    """Return the columns of every release that the table lacks."""
+    name = _final_name(table.name)
+    have = {column.name for column in table.columns} | ADDED_COLUMNS[name]
+    return [column for column in OLD_COLUMNS[name] if column not in have]
 
 
-def old_name(stored: str) -> str:
-    return next(
-        (name for name, rebuilt in REBUILT_AS.items() if rebuilt == stored), stored
-    )
+def _final_name(stored: str) -> str:
+    names = {rebuilt: name for name, rebuilt in REBUILT_AS.items()}
+    return names.get(stored, stored)
 
 
 def _table_problems(vendor: str, table: Table) -> list[str]:
@@ -188,7 +186,7 @@ def _table_problems(vendor: str, table: Table) -> list[str]:
             f"Table {table.name!r} was not made by the server: it has no column {', '.join(map(repr, missing))}. "
             "Rename it, or check the database URL."
         ]
-    kinds = OLD_COLUMNS[old_name(table.name)]
+    kinds = OLD_COLUMNS[_final_name(table.name)]
     problems = [
         _foreign_column_problem(table, column)
         if column.name not in kinds
@@ -321,7 +319,7 @@ def _adopted(level: str, recorded: tuple[str, ...]) -> tuple[Kind, str] | None:
     if recorded and recorded[-1] == level:
         return Kind.ADOPTED, f"adopted, at migration {level}"
     if level == INITIAL:
-        return None  # the old server leaves the tables of the first migration too
+        return None  # the old server leaves the tables of the first migration too, so they prove nothing
     record = f"{recorded[-1]} is recorded" if recorded else "no migration is recorded"
     return Kind.ADOPTED, f"the tables of migration {level}, but {record}"
 
@@ -375,11 +373,8 @@ def _is_stuck(tables: Mapping[str, Table], done: list[Step]) -> bool:
     """Return whether all steps before the failing statement were taken, and none after."""
     # PostgreSQL does not drop the key of agents while the foreign key of sessions refers to it. The old server did not
     # expect that: its upgrade ends at this statement, and again at each start.
-    return (
-        key_of(tables.get("agents")) == ("name",)
-        and _id_is_not_null(tables)
-        and all(step in done for step in _steps("postgresql") if not step.after_stuck)
-    )
+    before = [step for step in _steps("postgresql") if not step.after_stuck]
+    return key_of(tables.get("agents")) == ("name",) and set(before) <= set(done)
 
 
 def _is_native(vendor: str, name: str, table: Table) -> bool:
@@ -411,12 +406,15 @@ def key_of(table: Table | None) -> tuple[str, ...]:
     return () if key is None else key.columns
 
 
-def _has_table(name: str) -> Callable[[Mapping[str, Table]], bool]:
-    return lambda tables: name in tables
+def _creates(table: str) -> Step:
+    return Step(f"created {table}", lambda tables: table in tables, creates=True)
 
 
-def _has_column(table: str, column: str) -> Callable[[Mapping[str, Table]], bool]:
-    return lambda tables: table in tables and tables[table].column(column) is not None
+def _adds(table: str, column: str) -> Step:
+    def has_column(tables: Mapping[str, Table]) -> bool:
+        return table in tables and tables[table].column(column) is not None
+
+    return Step(f"added {table}.{column}", has_column)
 
 
 def _id_is_not_null(tables: Mapping[str, Table]) -> bool:
@@ -428,73 +426,56 @@ def _name_is_not_the_key(tables: Mapping[str, Table]) -> bool:
     return "agents" in tables and key_of(tables["agents"]) != ("name",)
 
 
-def _keyed_by_id(table: str) -> Callable[[Mapping[str, Table]], bool]:
-    return lambda tables: key_of(tables.get(table)) == ("id",)
+def _is_keyed_by_id(tables: Mapping[str, Table]) -> bool:
+    return key_of(tables.get("agents")) == ("id",)
+
+
+def _is_unique_by_tenant(tables: Mapping[str, Table]) -> bool:
+    key = frozenset({"tenant_id", "name"})
+    return "agents" in tables and key in unique_keys(tables["agents"])
 
 
 def unique_keys(table: Table) -> list[frozenset[str]]:
     """Return the sets of columns that a key, a constraint or a plain unique index keeps unique."""
-    keys = [unique.columns for unique in table.uniques]
-    keys += [
-        tuple(part.expression for part in index.parts)
-        for index in table.indexes
-        if index.unique and index.valid and index.condition is None
+    keys = [
+        key.columns
+        for key in keys_of(table)
+        if key.does.unique and key.does.valid and key.does.condition is None
     ]
-    keys.append(key_of(table))
-    return [frozenset(key) for key in keys if key]
-
-
-def _is_unique_in(table: str, *columns: str) -> Callable[[Mapping[str, Table]], bool]:
-    return lambda tables: (
-        table in tables and frozenset(columns) in unique_keys(tables[table])
-    )
+    return [*keys, frozenset(key_of(table))] if table.primary_key else keys
 
 
 def _has_no_foreign_key(tables: Mapping[str, Table]) -> bool:
     return "sessions" in tables and not tables["sessions"].foreign_keys
 
 
-_CREATED = (
-    Step("created agents", _has_table("agents"), creates=True),
-    Step("created sessions", _has_table("sessions"), creates=True),
-    Step("created sandboxes", _has_table("sandboxes"), creates=True),
-)
-_COLUMNS_ADDED = (
-    Step("added agents.tenant_id", _has_column("agents", "tenant_id")),
-    Step("added sessions.tenant_id", _has_column("sessions", "tenant_id")),
-    Step("added sandboxes.tenant_id", _has_column("sandboxes", "tenant_id")),
-    Step("created api_keys", _has_table("api_keys")),
-)
-_STEPS: Mapping[str, list[Step]] = {
-    "sqlite": [
-        *_CREATED,
-        *_COLUMNS_ADDED,
-        Step("keyed agents by id", _keyed_by_id("agents")),
-        Step(
-            "made (tenant_id, name) unique",
-            _is_unique_in("agents", "tenant_id", "name"),
-        ),
-        Step("dropped the foreign key of sessions", _has_no_foreign_key, by_hand=True),
-    ],
+_FIRST = [
+    *map(_creates, ("agents", "sessions", "sandboxes")),
+    _adds("agents", "tenant_id"),
+    _adds("sessions", "tenant_id"),
+    _adds("sandboxes", "tenant_id"),
+    Step("created api_keys", lambda tables: "api_keys" in tables),
+]
+_LAST = [
+    Step("keyed agents by id", _is_keyed_by_id, after_stuck=True),
+    Step("made (tenant_id, name) unique", _is_unique_by_tenant, after_stuck=True),
+    Step(
+        "dropped the foreign key of sessions",
+        _has_no_foreign_key,
+        after_stuck=True,
+        by_hand=True,
+    ),
+]
+# SQLite rebuilds agents with its id and its key at once; PostgreSQL takes a statement for each.
+_STEPS = {
+    "sqlite": [*_FIRST, *_LAST],
     "postgresql": [
-        *_CREATED,
-        *_COLUMNS_ADDED,
-        Step("added agents.id", _has_column("agents", "id")),
+        *_FIRST,
+        _adds("agents", "id"),
         Step("made agents.id NOT NULL", _id_is_not_null),
         Step(
             "dropped the key of agents by name", _name_is_not_the_key, after_stuck=True
         ),
-        Step("keyed agents by id", _keyed_by_id("agents"), after_stuck=True),
-        Step(
-            "made (tenant_id, name) unique",
-            _is_unique_in("agents", "tenant_id", "name"),
-            after_stuck=True,
-        ),
-        Step(
-            "dropped the foreign key of sessions",
-            _has_no_foreign_key,
-            after_stuck=True,
-            by_hand=True,
-        ),
+        *_LAST,
     ],
 }

@@ -57,6 +57,8 @@ def back_up(
             raise _cannot_copy(source, target, error, option) from error
         if damage is not None:
             raise DatabaseUnavailableError(describe_damage(source, damage))
+        # The content reaches the disk before the name does, and the name before anybody is told of it: after a power
+        # cut the name stands for a whole copy, or there is none.
         _flush(partial)
         _put_in_place(partial, target)
         _flush(target.parent)
@@ -86,6 +88,7 @@ def back_up_first(
 
 def _create(partial: Path, target: Path, option: str | None) -> None:
     """Make the empty file, which nobody else may read, and which nobody else makes at the same time."""
+    # SQLite would make it readable by whoever the umask allows, before anything could be done about it.
     try:
         os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     except OSError as error:
@@ -106,6 +109,7 @@ def _put_in_place(partial: Path, target: Path) -> None:
     """Give the copy its name, unless a file with that name has appeared."""
     refuse_taken(target)
     try:
+        # A link and not a rename, which would replace a file that appeared after the check.
         os.link(partial, target)
     except FileExistsError:
         raise InvalidInputError(_is_there(target)) from None
@@ -180,6 +184,7 @@ def _damage(path: Path) -> str | None:
     """Return the first fault of the file, or None."""
     with closing(_open(path, "ro", 0)) as connection:
         try:
+            # Of the copy, not of the source: it says that what was written can be read, and holds up no writer.
             results = [connection.execute("PRAGMA integrity_check(1)").fetchone()[0]]
         except sqlite3.OperationalError as error:
             if not _needs_a_program(error):
@@ -231,6 +236,7 @@ def _remove_leftovers(source: Path) -> None:
 
 
 def _check_space(source: Path, folder: Path, option: str | None) -> None:
+    # Not exact: pages that are both in the file and in its log count twice.
     needed = sum(
         path.stat().st_size for path in (source, Path(f"{source}-wal")) if path.exists()
     )

@@ -11,14 +11,13 @@ from django.db import models
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.base.schema import BaseDatabaseSchemaEditor
 
-from agentdb.adoption.queries import rows, run
-from agentdb.adoption.steps import is_superseded, keys_of, no_column, no_table
+from agentdb.adoption.steps import is_superseded, no_column, no_table
 from agentdb.schema import Table, expected_table, read_tables
+from agentdb.schema.comparison import keys_of
+from agentdb.schema.queries import rows, run
 from agentdb.schema.sqltext import (
-    matching,
     parse_create_table,
     quote_name,
-    split,
     tokenize,
     without_checks,
 )
@@ -67,6 +66,8 @@ def rebuild(
         f"INSERT INTO {quote_name(new_name)} ({', '.join(map(quote_name, copied))})"
         f" SELECT {', '.join(copied.values())} FROM {quote_name(old.name)}",
     )
+    # Dropped before the rename, as SQLite's manual says: if the old table were renamed instead, references in views,
+    # triggers and foreign keys of other tables would follow it.
     run(connection, f"DROP TABLE {quote_name(old.name)}")
     rename(connection, new_name, table)
     # After the rows: an index that is built at once is written in order, one that grows with each row at random places.
@@ -97,6 +98,7 @@ def _definitions(
     extra = old.extra(ours)
     # A check that reads one of ours was made for its old form. One that reads a generated column may do so through it.
     guarded = {*ours, *(name.lower() for name, hidden in extra if hidden)}
+    # Verbatim, because the pragmas do not tell a column's collation, checks, generated expression or conflict clause.
     columns, constraints = written_definitions(old.sql)
     definitions = [
         f"{quote_name(column)} {schema_editor.column_sql(model, ours[column])[0]}"
@@ -172,23 +174,17 @@ def written_definitions(
 ) -> tuple[dict[str, str], list[tuple[str, frozenset[str]]]]:
     """Return the definitions in a CREATE TABLE verbatim: columns by lower-case name, and the table's constraints, each
     with its lower-case words."""
+    parsed = parse_create_table(sql)
     columns = {
-        column.name.lower(): sql[column.start : column.end]
-        for column in parse_create_table(sql).columns
+        column.name.lower(): sql[column.start : column.end] for column in parsed.columns
     }
-    tokens = tokenize(sql)
-    opening = next(
-        position for position, token in enumerate(tokens) if token.text == "("
-    )
-    constraints = [
-        (
-            sql[item[0].start : item[-1].end],
-            frozenset(token.identifier.lower() for token in item),
-        )
-        for item in split(tokens[opening + 1 : matching(tokens, opening)])
-        if sql[item[0].start : item[-1].end] not in columns.values()
-    ]
-    return columns, constraints
+    constraints = [sql[start:end] for start, end in parsed.spans]
+    return columns, [(text, _words(text)) for text in constraints]
+
+
+def _words(sql: str) -> frozenset[str]:
+    # Strings too: SQLite takes 'a' for a column's name where only a name can stand.
+    return frozenset(token.identifier.lower() for token in tokenize(sql))
 
 
 def _rest(connection: BaseDatabaseWrapper, wanted: Table, table: str) -> list[str]:

@@ -9,40 +9,46 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol
+
+from django.db.backends.base.base import BaseDatabaseWrapper
 
 from agentdb.errors import SchemaMismatchError
-from agentdb.schema.comparison import reads_ours
+from agentdb.schema.comparison import Key, keys_of, plain_key, reads_ours
 from agentdb.schema.sqltext import quote_name
-from agentdb.schema.tables import Check, Column, Index, IndexPart, Table, Unique
+from agentdb.schema.tables import Check, Column, Index, IndexPart, Table
 
 # Indexes of old servers that no model has any more; ours replace them.
 LEFT_OVER_INDEXES = frozenset({"idx_api_keys_hash", "api_keys_key_hash_unique"})
 
 
-# What CockroachDB calls the check that stands for a NOT NULL which it is adding or dropping.
+# What CockroachDB calls the check that stands for a NOT NULL which it is adding or dropping. It goes by itself.
 _NOT_NULL_UNDER_WAY = "_auto_not_null"
 
 
-class Dialect(Protocol):
-    """What an engine does in its own way."""
+class Dialect:
+    """What an engine does in its own way, on this connection."""
 
-    may_lack_a_key: bool  # whether a table can be without a primary key for a moment
+    # Whether a table can be without a primary key for a moment, and whether an index may be half built.
+    is_atomic = True
+
+    def __init__(self, connection: BaseDatabaseWrapper) -> None:
+        self.connection = connection
 
     def drop_unique(self, table: str, name: str) -> str:
         """Return the statement that drops a unique constraint."""
-
-    def add_index(self, table: str, index: Index) -> str:
-        """Return the statement that adds an index."""
+        return f"ALTER TABLE {quote_name(table)} DROP CONSTRAINT {quote_name(name)}"
 
     def cast(self, live: Column, wanted: Column) -> str | None:
         """Return an expression that converts the column without a source, or None."""
+        return None
 
     def convert(self, step: Step, expressions: Mapping[str, str]) -> Iterator[str]:
         """Yield what gives these columns their wanted types, and the values of the expressions."""
+        raise NotImplementedError
 
     def finish(self, step: Step) -> Iterator[str]:
         """Yield what is left to do when everything else is as wanted."""
+        return iter(())
 
 
 @dataclass(frozen=True)
@@ -99,6 +105,8 @@ def add_index_sql(table: str, index: Index, *, if_missing: bool = False) -> str:
 
 def half_built_indexes(step: Step) -> Iterator[str]:
     """Drop what takes the name of an index of ours, and does not let its columns change their types."""
+    # CREATE INDEX CONCURRENTLY leaves it behind if it is stopped or finds a duplicate. An ALTER TYPE of its columns
+    # would build it again, and fail at the duplicate.
     names = {key.name for key in keys_of(step.wanted)}
     for index in step.live.indexes:
         if not index.valid and index.name in names:
@@ -112,7 +120,7 @@ def obsolete_constraints(step: Step) -> Iterator[str]:
     dropped = [key.name for key in live.foreign_keys if ours & set(key.columns)]
     dropped += [check.name for check in live.checks if _is_obsolete(check, live, ours)]
     # A key that goes does so before the conversion, which would rebuild its index.
-    if step.dialect.may_lack_a_key and live.primary_key and not _has_its_key(step):
+    if step.dialect.is_atomic and live.primary_key and not _has_its_key(step):
         dropped.append(live.primary_key.name)
     for name in dropped:
         yield f"{step.alter} DROP CONSTRAINT {quote_name(name or '')}"
@@ -130,6 +138,7 @@ def missing_columns(step: Step) -> Iterator[str]:
         if step.live.column(column.name) is not None:
             continue
         if column.name in step.sources:
+            # Not NOT NULL yet, because the rows have no value; and no default, which would be one, and the wrong one.
             text = column.type
         elif column.default is None and not column.nullable:
             raise no_column(step.wanted.name, column.name)
@@ -170,6 +179,7 @@ def conversions(step: Step) -> Iterator[str]:
 
 def changes(live: Column, wanted: Column, *, fills: bool) -> bool:
     """Whether the column gets another type, or values in the rows that have none."""
+    # A collation that an operator gave the column is another order than ours, and only ALTER TYPE takes it off.
     if live.type != wanted.type or live.collation is not None:
         return True
     return fills and live.nullable and not wanted.nullable
@@ -208,56 +218,27 @@ def primary_key(step: Step) -> Iterator[str]:
         yield _rename(live.name, wanted.name)
 
 
-@dataclass(frozen=True)
-class Key:
-    """A unique constraint or an index; ``does`` is the index, or the constraint's, without its name."""
-
-    name: str
-    does: Index
-    is_constraint: bool
-
-    @property
-    def columns(self) -> frozenset[str]:
-        return frozenset(part.expression for part in self.does.parts)
-
-    def serves_as(self, other: Key) -> bool:
-        """Whether the other one would be superfluous beside this one, whatever either is called."""
-        if not other.does.unique:
-            return self.does == other.does
-        is_plain = self.does == _plain(
-            tuple(part.expression for part in self.does.parts)
-        )
-        return self.columns == other.columns and (is_plain or self.is_constraint)
-
-
-def _plain(columns: tuple[str, ...], options: tuple[str, ...] = ()) -> Index:
-    parts = tuple(IndexPart(column) for column in columns)
-    return Index("", parts, unique=True, options=options)
-
-
-def keys_of(table: Table) -> list[Key]:
-    """The unique constraints and the indexes of a table."""
-
-    def constraint(unique: Unique) -> Key:
-        return Key(unique.name or "", _plain(unique.columns, unique.options), True)
-
-    return [
-        *map(constraint, table.uniques),
-        *(Key(index.name, replace(index, name=""), False) for index in table.indexes),
-    ]
-
-
 def is_superseded(key: Key, wanted: Table) -> bool:
     """Return whether a live key is one of ours under any name, and is dropped when ours exists."""
     ours = keys_of(wanted)
     is_named_like_ours = key.name in {one.name for one in ours} | LEFT_OVER_INDEXES
-    return is_named_like_ours or any(key.serves_as(one) for one in ours)
+    return is_named_like_ours or any(_serves_as(key, one) for one in ours)
+
+
+def _serves_as(key: Key, ours: Key) -> bool:
+    """Return whether ours would be superfluous beside the key, whatever either is called."""
+    if not ours.does.unique:
+        return key.does == ours.does
+    # Uniqueness does not depend on the order of columns. An index with a condition, an expression or a collation of its
+    # own keeps something else unique, and stays beside ours.
+    is_plain = key.does == plain_key(part.expression for part in key.does.parts)
+    return key.columns == ours.columns and (is_plain or key.is_constraint)
 
 
 def keys(step: Step) -> Iterator[str]:
     """Leave each unique constraint and each index once; one that does the same is renamed instead of rebuilt."""
     live, wanted = keys_of(step.live), keys_of(step.wanted)
-    names = {key.name for key in wanted}
+    names = {key.name for key in wanted}  # on a server each key has one
     kept = [(key, _best(key, live, names)) for key in wanted]
     stay = [found for _, found in kept]
     dropped = [
@@ -271,7 +252,7 @@ def keys(step: Step) -> Iterator[str]:
     yield from (_drop(step, key) for key in dropped if key.name not in names)
 
 
-def _best(wanted: Key, live: list[Key], names: Collection[str]) -> Key | None:
+def _best(wanted: Key, live: list[Key], names: Collection[str | None]) -> Key | None:
     """The live key that becomes the wanted one: it has its columns in the same order, and best its kind and name."""
     found = [
         key
@@ -280,13 +261,11 @@ def _best(wanted: Key, live: list[Key], names: Collection[str]) -> Key | None:
         and (key.name == wanted.name or key.name not in names)
         and (wanted.is_constraint or not key.is_constraint)
     ]
-    found.sort(
-        key=lambda key: (
-            key.is_constraint == wanted.is_constraint,
-            key.name == wanted.name,
-        )
-    )
-    return found[-1] if found else None
+
+    def likeness(key: Key) -> tuple[bool, bool]:
+        return key.is_constraint == wanted.is_constraint, key.name == wanted.name
+
+    return max(found, key=likeness, default=None)
 
 
 def _make(step: Step, wanted: Key, found: Key | None) -> Iterator[str]:
@@ -294,10 +273,13 @@ def _make(step: Step, wanted: Key, found: Key | None) -> Iterator[str]:
         columns = [part.expression for part in wanted.does.parts]
         yield f"{step.alter} ADD {key_sql('UNIQUE', wanted.name, columns)}"
     elif found is None:
-        index = replace(wanted.does, name=wanted.name)
-        yield step.dialect.add_index(step.live.name, index)
+        index = replace(wanted.does, name=wanted.name or "")
+        # Without transactions a killed run's statement may still be building it.
+        is_atomic = step.dialect.is_atomic
+        yield add_index_sql(step.live.name, index, if_missing=not is_atomic)
     elif wanted.is_constraint and not found.is_constraint:
-        name, old = quote_name(wanted.name), quote_name(found.name)
+        # The index is not built again, and it gets the constraint's name.
+        name, old = quote_name(wanted.name or ""), quote_name(found.name or "")
         yield f"{step.alter} ADD CONSTRAINT {name} UNIQUE USING INDEX {old}"
     elif found.name != wanted.name:
         yield _rename(found.name, wanted.name)
@@ -309,9 +291,10 @@ def _rename(name: str | None, wanted: str | None) -> str:
 
 
 def _drop(step: Step, key: Key) -> str:
+    name = key.name or ""
     if key.is_constraint:
-        return step.dialect.drop_unique(step.live.name, key.name)
-    return f"DROP INDEX {quote_name(key.name)}"
+        return step.dialect.drop_unique(step.live.name, name)
+    return f"DROP INDEX {quote_name(name)}"
 
 
 def finish(step: Step) -> Iterator[str]:

@@ -24,11 +24,11 @@ from agentdb.adoption.obstacles import (
     too_wide,
     unusable_reason,
 )
-from agentdb.adoption.queries import rows
 from agentdb.adoption.shapes import NATIVE_TIMESTAMP_TYPES, key_of, unique_keys
 from agentdb.adoption.steps import columns_sql
 from agentdb.adoption.timestamps import add_native_text, native_sql, native_text
 from agentdb.schema import Column, Table, read_tables
+from agentdb.schema.queries import rows
 from agentdb.schema.rows import (
     StoredColumn,
     decoded,
@@ -296,9 +296,16 @@ def refuse_unusable_values(connection: BaseDatabaseWrapper) -> None:
         for name in OLD_COLUMNS
         if name in tables
     ]
-    if total := sum(content.bad_total for content in contents):
-        first = [value for content in contents for value in content.bad]
-        raise UnusableValuesError(UnusableValues(total, tuple(first[:SHOWN_ROWS])))
+    values = unusable_values(contents)
+    if values.total:
+        raise UnusableValuesError(values)
+
+
+def unusable_values(contents: Collection[TableContent]) -> UnusableValues:
+    """Return those of all tables."""
+    first = [value for content in contents for value in content.bad]
+    total = sum(content.bad_total for content in contents)
+    return UnusableValues(total, tuple(first[:SHOWN_ROWS]))
 
 
 # The checksum ---------------------------------------------------------------------------------------------------------
@@ -377,7 +384,7 @@ def _value(
             return f"{native_sql(sql)} || ';'"
         if old is not None:
             return f"coalesce(length(CAST({sql} AS BLOB)) || ':' || {sql}, '-')"
-        # An additional column may hold any type.
+        # An additional column may hold any type. quote() writes a real number with all its digits, || with fifteen.
         text = f"CASE typeof({sql}) WHEN 'real' THEN quote({sql}) ELSE {sql} END"
         return f"typeof({sql}) || coalesce(length(CAST({sql} AS BLOB)) || ':' || {text}, '')"
     if is_timestamp:
@@ -398,6 +405,7 @@ class _Checksum:
         )
 
     def finalize(self) -> str:
+        # As text: SQLite's integers have 64 bits. Modulo, as the server's sums are put together.
         return str(self._sum % 2**128)
 
 
@@ -412,6 +420,7 @@ def duplicates(
         return 0, ()
     keys = [column for column in key if table.column(column)]
     columns, source = columns_sql(keys)[1:-1], quote_name(table.name)
+    # Rows with the same id are told apart by their names, if they have one.
     labels = ("name", "id") if keys == ["id"] else ("id", "name", *keys)
     label = next(name for name in labels if table.column(name))
     shared = f"SELECT {columns} FROM {source} GROUP BY {columns} HAVING count(*) > 1"

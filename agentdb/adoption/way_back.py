@@ -11,12 +11,12 @@ from typing import Protocol
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from agentdb.adoption.queries import rows
 from agentdb.adoption.shapes import NATIVE
 from agentdb.adoption.sqlite_backup import back_up_first
 from agentdb.errors import InvalidInputError
 from agentdb.schema.inspection import sqlite_path
 from agentdb.schema.migration_record import migration_names, recorded_migrations
+from agentdb.schema.queries import rows
 from agentdb.sqlite_files import descriptors, identity, is_kept_open
 
 _SHOWN = 10

@@ -6,7 +6,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 from agentdb.schema.sqltext import names_in, quoted
 from agentdb.schema.tables import (
@@ -49,28 +49,20 @@ def compare(
         if name in live:
             found += _TableDiff(table, live[name], names=names).differences()
         else:
-            found.append(
-                Difference(
-                    "table.missing",
-                    "drift",
-                    name,
-                    None,
-                    "table",
-                    None,
-                    f"Table {name} is missing.",
-                )
-            )
-    for name, table in live.items():
-        if name not in expected:
-            message = (
-                f"{capitalized(table.kind)} {name} is not agentdb's and is left alone."
-            )
-            found.append(
-                Difference(
-                    "table.foreign", "note", name, None, None, table.kind, message
-                )
-            )
-    return found
+            found.append(_missing_table(name))
+    foreign = [table for name, table in live.items() if name not in expected]
+    return [*found, *map(_foreign_table, foreign)]
+
+
+def _missing_table(name: str) -> Difference:
+    message = f"Table {name} is missing."
+    return Difference("table.missing", "drift", name, None, "table", None, message)
+
+
+def _foreign_table(table: Table) -> Difference:
+    kind, name = table.kind, table.name
+    message = f"{capitalized(kind)} {name} is not agentdb's and is left alone."
+    return Difference("table.foreign", "note", name, None, None, kind, message)
 
 
 def drift(
@@ -85,53 +77,57 @@ def drift(
 
 
 @dataclass(frozen=True)
-class _Key:
-    """An index or a UNIQUE constraint, in the form that is compared."""
+class Key:
+    """An index or a UNIQUE constraint; ``does`` is what it does, without its name."""
 
     name: str | None
-    index: Index
-    constraint: bool
+    does: Index
+    is_constraint: bool = False
 
     @property
     def noun(self) -> str:
-        return "unique" if self.constraint else "index"
+        return "unique" if self.is_constraint else "index"
 
     @property
     def kind(self) -> str:
-        if self.constraint:
+        if self.is_constraint:
             return "unique constraint"
-        return "unique index" if self.index.unique else "index"
+        return "unique index" if self.does.unique else "index"
+
+    @property
+    def columns(self) -> frozenset[str]:
+        return frozenset(part.expression for part in self.does.parts)
 
     @property
     def on(self) -> str:
         """Its keys and what else defines it, as in '(tenant_id, created_at DESC) where runner_id IS NOT NULL'."""
-        index = self.index
-        text = f"({', '.join(map(_part_text, index.parts))})"
-        if index.method != "btree":
-            text += f" using {index.method}"
-        if index.include:
-            text += f" including ({', '.join(index.include)})"
-        if index.options:
-            text += f" {', '.join(index.options)}"
-        return text + (f" where {index.condition}" if index.condition else "")
+        does = self.does
+        text = f"({', '.join(map(_part_text, does.parts))})"
+        if does.method != "btree":
+            text += f" using {does.method}"
+        if does.include:
+            text += f" including ({', '.join(does.include)})"
+        if does.options:
+            text += f" {', '.join(does.options)}"
+        return text + (f" where {does.condition}" if does.condition else "")
+
+    @property
+    def text(self) -> str:
+        return f"{self.kind} on {self.on}"
 
     @property
     def title(self) -> str:
-        return (
-            f"{self.kind} {self.name}" if self.name else f"{self.kind} without a name"
-        )
+        return f"{self.kind} {self.name or 'without a name'}"
 
-    @property
-    def columns(self) -> frozenset[str]:
-        texts = [part.expression for part in self.index.parts]
-        return names_in(
-            " ".join([*texts, *self.index.include, self.index.condition or ""])
-        )
+    def names(self) -> frozenset[str]:
+        """Return the columns that it reads, in expressions and the condition too."""
+        does = self.does
+        return names_in(" ".join([*self.columns, *does.include, does.condition or ""]))
 
-    def is_like(self, other: _Key, *, names: bool) -> bool:
-        kinds = self.constraint == other.constraint or not names
-        return kinds and replace(self.index, valid=True) == replace(
-            other.index, valid=True
+    def is_like(self, other: Key, *, names: bool) -> bool:
+        kinds = self.is_constraint == other.is_constraint or not names
+        return kinds and replace(self.does, valid=True) == replace(
+            other.does, valid=True
         )
 
 
@@ -146,38 +142,40 @@ def _part_text(part: IndexPart) -> str:
     return text + (f" NULLS {part.nulls.upper()}" if part.nulls else "")
 
 
-def _keys(table: Table) -> list[_Key]:
-    uniques = [
-        _Key(
-            unique.name,
-            Index(
-                "",
-                tuple(IndexPart(column) for column in unique.columns),
-                unique=True,
-                valid="invalid" not in unique.options,
-                options=tuple(each for each in unique.options if each != "invalid"),
-            ),
-            constraint=True,
-        )
-        for unique in table.uniques
-    ]
-    return uniques + [
-        _Key(index.name, replace(index, name=""), constraint=False)
-        for index in table.indexes
+def plain_key(columns: Iterable[str], options: Iterable[str] = ()) -> Index:
+    """Return what a UNIQUE constraint over the columns does."""
+    return Index(
+        "",
+        tuple(map(IndexPart, columns)),
+        unique=True,
+        valid="invalid" not in options,
+        options=tuple(each for each in options if each != "invalid"),
+    )
+
+
+def keys_of(table: Table) -> list[Key]:
+    """Return the UNIQUE constraints and the indexes of a table, without the primary key."""
+    return [
+        *(
+            Key(each.name, plain_key(each.columns, each.options), is_constraint=True)
+            for each in table.uniques
+        ),
+        *(Key(index.name, replace(index, name="")) for index in table.indexes),
     ]
 
 
 def _paired(
-    wanted: list[_Key], live: list[_Key], same: Callable[[_Key, _Key], bool]
-) -> list[tuple[_Key, _Key]]:
-    """Remove equal keys from both lists, and return them in pairs."""
+    wanted: list[Key], live: list[Key], *conditions: Callable[[Key, Key], bool]
+) -> list[tuple[Key, Key]]:
+    """Remove keys that meet all conditions from both lists, and return them in pairs."""
     pairs = []
     for key in list(wanted):
-        other = next((other for other in live if same(key, other)), None)
-        if other is not None:
-            wanted.remove(key)
-            live.remove(other)
-            pairs.append((key, other))
+        for other in live:
+            if all(is_met(key, other) for is_met in conditions):
+                wanted.remove(key)
+                live.remove(other)
+                pairs.append((key, other))
+                break
     return pairs
 
 
@@ -198,16 +196,16 @@ class _TableDiff:
         recollated = {
             column.name
             for column in expected.columns
-            for found in (live.column(column.name),)
-            if found is not None and found.collation != column.collation
+            if (found := live.column(column.name))
+            and found.collation != column.collation
         }
         # A changed column also shows in its indexes. Report it once: compare them as if the column were unchanged.
         self.wanted_keys = [
-            _without_collations(key, recollated) for key in _keys(expected)
+            _without_collations(key, recollated) for key in keys_of(expected)
         ]
         self.live_keys = [
             _without_collations(self._with_old_names(key), recollated)
-            for key in _keys(live)
+            for key in keys_of(live)
         ]
 
     def differences(self) -> list[Difference]:
@@ -261,6 +259,7 @@ class _TableDiff:
             "row security": "has row security: it hides rows and refuses inserts",
             "strict": "is strict: it refuses SQLite's datetimes",
         }
+        # The models have none of them, so that each is a difference.
         for option in self.live.options:
             message = f"Table {self.table} {words.get(option, f'is {option}; the models say nothing of it')}."
             yield self._drift("table.option", None, None, option, message)
@@ -288,11 +287,12 @@ class _TableDiff:
             )
 
     def _column(self, column: Column, found: Column) -> Iterator[Difference]:
-        for what, words in _WORDS_OF_COLUMNS.items():
+        for what, (has, has_none, be, be_none) in _WORDS_OF_COLUMNS.items():
             wanted, live = getattr(column, what), getattr(found, what)
             if wanted == live:
                 continue
-            has, should = words(live)[0], words(wanted)[1]
+            has = has.format(live) if live else has_none
+            should = be.format(wanted) if wanted else be_none
             message = f"Column {self.table}.{column.name} {has}; it should {should}."
             yield self._drift(
                 f"column.{what}", column.name, _sql(wanted), _sql(live), message
@@ -312,7 +312,8 @@ class _TableDiff:
 
     # --------------------------------------------------------------------------------------------------------- keys
 
-    def _with_old_names(self, key: _Key) -> _Key:
+    def _with_old_names(self, key: Key) -> Key:
+        # In one pass over the words: names that were swapped would be swapped back by a second one.
         def old(sql: str) -> str:
             return re.sub(
                 r"\w+",
@@ -321,15 +322,15 @@ class _TableDiff:
             )
 
         index = replace(
-            key.index,
+            key.does,
             parts=tuple(
                 replace(part, expression=old(part.expression))
-                for part in key.index.parts
+                for part in key.does.parts
             ),
-            condition=None if key.index.condition is None else old(key.index.condition),
-            include=tuple(map(old, key.index.include)),
+            condition=None if key.does.condition is None else old(key.does.condition),
+            include=tuple(map(old, key.does.include)),
         )
-        return replace(key, index=index)
+        return replace(key, does=index)
 
     def _primary_key(self) -> Iterator[Difference]:
         wanted, found = self.expected.primary_key, self.live.primary_key
@@ -374,23 +375,18 @@ class _TableDiff:
     def _keys(self) -> tuple[list[Difference], dict[str, list[str]]]:
         """Compare indexes and UNIQUE constraints; also collect those that vanished with a missing column."""
         wanted, live = list(self.wanted_keys), list(self.live_keys)
+
         # From the most alike to the least, and each key once: what is the same in name and kind, what has the name,
         # what does the same under another name. The rest is missing, or additional.
-        same = _paired(
-            wanted,
-            live,
-            lambda key, other: (
-                key.name == other.name and key.is_like(other, names=self.names)
-            ),
-        )
-        changed = (
-            _paired(wanted, live, lambda key, other: key.name == other.name)
-            if self.names
-            else []
-        )
-        renamed = _paired(
-            wanted, live, lambda key, other: key.is_like(other, names=self.names)
-        )
+        def has_name(key: Key, other: Key) -> bool:
+            return key.name == other.name
+
+        def is_alike(key: Key, other: Key) -> bool:
+            return key.is_like(other, names=self.names)
+
+        same = _paired(wanted, live, has_name, is_alike)
+        changed = _paired(wanted, live, has_name) if self.names else []
+        renamed = _paired(wanted, live, is_alike)
         lost = self._lost_primary_key()
         found = [
             *self._changed_keys(changed),
@@ -404,19 +400,20 @@ class _TableDiff:
     def _lost_primary_key(self) -> dict[str, list[str]]:
         lost: dict[str, list[str]] = defaultdict(list)
         primary = self.expected.primary_key
-        if primary and self.live.primary_key is None:
-            for column in [
-                column.name for column in self.missing if column.name in primary.columns
-            ][:1]:
-                lost[column].append("the primary key")
+        if primary is None or self.live.primary_key:
+            return lost
+        for column in self.missing:
+            if column.name in primary.columns:
+                lost[column.name].append("the primary key")
+                break  # it vanished once
         return lost
 
     def _missing_keys(
-        self, keys: list[_Key], lost: dict[str, list[str]]
+        self, keys: list[Key], lost: dict[str, list[str]]
     ) -> Iterator[Difference]:
         for key in keys:
             takers = [
-                column.name for column in self.missing if column.name in key.columns
+                column.name for column in self.missing if column.name in key.names()
             ]
             if takers:
                 lost[takers[0]].append(key.title)
@@ -425,32 +422,30 @@ class _TableDiff:
             yield self._drift(
                 f"{key.noun}.missing",
                 key.name,
-                f"{key.kind} on {key.on}",
+                key.text,
                 None,
                 message,
             )
 
-    def _extra_key(self, key: _Key) -> Difference:
-        collides = "nulls not distinct" in key.index.options
-        harmless = not key.index.unique or (
-            not collides
-            and self._left_null(part.expression for part in key.index.parts)
+    def _extra_key(self, key: Key) -> Difference:
+        collides = "nulls not distinct" in key.does.options
+        # An index that is not unique only costs time. A unique one refuses rows, unless each of ours has NULL in it.
+        harmless = not key.does.unique or (
+            not collides and self._left_null(key.columns)
         )
         title = f"{capitalized(key.title)} on {self.table} {key.on}"
-        return self._extra(
-            key.noun, key.name, f"{key.kind} on {key.on}", title, harmless=harmless
-        )
+        return self._extra(key.noun, key.name, key.text, title, harmless=harmless)
 
-    def _changed_keys(self, pairs: list[tuple[_Key, _Key]]) -> Iterator[Difference]:
+    def _changed_keys(self, pairs: list[tuple[Key, Key]]) -> Iterator[Difference]:
         for key, other in pairs:
-            wanted, found = f"{key.kind} on {key.on}", f"{other.kind} on {other.on}"
+            wanted, found = key.text, other.text
             message = (
                 f"{capitalized(key.title)} on {self.table} is {_article(other.kind)} {found}; it should be "
                 f"{_article(key.kind)} {wanted}."
             )
             yield self._drift(f"{key.noun}.changed", key.name, wanted, found, message)
 
-    def _renamed_keys(self, pairs: list[tuple[_Key, _Key]]) -> Iterator[Difference]:
+    def _renamed_keys(self, pairs: list[tuple[Key, Key]]) -> Iterator[Difference]:
         for key, other in pairs:
             message = (
                 f"{capitalized(key.kind)} on {self.table} {key.on} {_called(other.name)}; it should "
@@ -460,9 +455,9 @@ class _TableDiff:
                 f"{key.noun}.name", key.name, key.name, other.name, message
             )
 
-    def _invalid_keys(self, pairs: list[tuple[_Key, _Key]]) -> Iterator[Difference]:
+    def _invalid_keys(self, pairs: list[tuple[Key, Key]]) -> Iterator[Difference]:
         for key, other in pairs:
-            if not other.index.valid:
+            if not other.does.valid:
                 title = f"{capitalized(other.title)} on {self.table}"
                 yield self._invalid(title, key.name, other.name)
 
@@ -540,6 +535,7 @@ def reads_ours(check: Check, live: Table, ours: Collection[str]) -> bool:
 
 def _renamed(missing: list[Column], extra: list[Column]) -> dict[str, str]:
     """Pair each missing column with the only additional column of the same definition."""
+    # Only a guess, so it is made only if it is the only one: with two candidates neither is named.
     renamed = {}
     for column in missing:
         alike = [
@@ -553,12 +549,12 @@ def _renamed(missing: list[Column], extra: list[Column]) -> dict[str, str]:
     return renamed
 
 
-def _without_collations(key: _Key, columns: set[str]) -> _Key:
+def _without_collations(key: Key, columns: set[str]) -> Key:
     parts = tuple(
         replace(part, collation=None) if part.expression in columns else part
-        for part in key.index.parts
+        for part in key.does.parts
     )
-    return replace(key, index=replace(key.index, parts=parts))
+    return replace(key, does=replace(key.does, parts=parts))
 
 
 def _article(kind: str) -> str:
@@ -573,46 +569,24 @@ def _be_called(name: str | None) -> str:
     return f"be {name}" if name else "have none"
 
 
-def _type_words(type_: str) -> tuple[str, str]:
-    return f"has the type {type_}", f"be {type_}"
-
-
-def _null_words(is_nullable: bool) -> tuple[str, str]:
-    if is_nullable:
-        return "allows NULL", "allow NULL"
-    return "is NOT NULL", "be NOT NULL"
-
-
-def _default_words(default: str | None) -> tuple[str, str]:
-    if default is None:
-        return "has no default", "have none"
-    return f"has the default {default}", f"be {default}"
-
-
-def _collation_words(collation: str | None) -> tuple[str, str]:
-    if collation is None:
-        return "has the usual collation", "have the usual one"
-    return f"has the collation {collation}", f"be {collation}"
-
-
-def _conflict_words(conflict: str | None) -> tuple[str, str]:
-    return f"has NOT NULL on conflict {conflict}", "refuse NULL"
-
-
-def _generated_words(expression: str | None) -> tuple[str, str]:
-    if expression is None:
-        return "is not generated", "be an ordinary column"
-    return f"is generated as {expression}", f"be generated as {expression}"
-
-
-# The words for a column that has the value, and for one that should have it.
-_WORDS_OF_COLUMNS: Mapping[str, Callable[[Any], tuple[str, str]]] = {
-    "type": _type_words,
-    "nullable": _null_words,
-    "default": _default_words,
-    "collation": _collation_words,
-    "conflict": _conflict_words,
-    "generated": _generated_words,
+# What is said of a column that has a value or has none (or False), and of one that should.
+_WORDS_OF_COLUMNS = {
+    "type": ("has the type {}", "has no type", "be {}", "have none"),
+    "nullable": ("allows NULL", "is NOT NULL", "allow NULL", "be NOT NULL"),
+    "default": ("has the default {}", "has no default", "be {}", "have none"),
+    "collation": (
+        "has the collation {}",
+        "has the usual collation",
+        "be {}",
+        "have the usual one",
+    ),
+    "conflict": ("has NOT NULL on conflict {}", "", "", "refuse NULL"),
+    "generated": (
+        "is generated as {}",
+        "is not generated",
+        "be generated as {}",
+        "be an ordinary column",
+    ),
 }
 
 

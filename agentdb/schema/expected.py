@@ -14,23 +14,13 @@ from django.db.models.sql import Query
 from agentdb.schema.normal_forms import (
     column_default,
     column_type,
-    index_from,
     literal,
+    normal_index,
 )
 from agentdb.schema.sqltext import parse_create_index
 from agentdb.schema.tables import Column, PrimaryKey, Table, Unique
 
 APP_LABEL = "agentdb"
-
-
-def key_name(table: str) -> str:
-    """Return PostgreSQL's default name of a primary key, which the models' keys have too."""
-    return f"{table}_pkey"
-
-
-def unique_name(table: str, column: str) -> str:
-    """Return the default name of a unique column's constraint."""
-    return f"{table}_{column}_key"
 
 
 def expected_tables(
@@ -59,14 +49,15 @@ def _expected_table(
     model: type[Model],
 ) -> Table:
     meta = model._meta
-    # SQLite stores no names of keys.
-    key = None if connection.vendor == "sqlite" else key_name(meta.db_table)
+    # PostgreSQL's default name; SQLite stores no names of keys.
+    key = None if connection.vendor == "sqlite" else f"{meta.db_table}_pkey"
     # What CREATE INDEX makes is an index and not a constraint on PostgreSQL: the old server's tables have one.
     indexes = [str(index.create_sql(model, editor)) for index in meta.indexes]
     uniques = _uniques_of_columns(connection, model)
     for constraint in meta.constraints:
         unique = _unique(model, constraint)
         sql = str(constraint.create_sql(model, editor))
+        # LegacyUnique answers with a CREATE INDEX there, and Django's own constraint with an ALTER TABLE.
         if connection.vendor == "postgresql" and sql.startswith("CREATE "):
             indexes.append(sql)
         else:
@@ -79,7 +70,7 @@ def _expected_table(
         primary_key=PrimaryKey(key, (_name_of(meta.pk),)),
         uniques=tuple(uniques),
         indexes=tuple(
-            index_from(connection, parse_create_index(sql)) for sql in indexes
+            normal_index(connection, parse_create_index(sql)) for sql in indexes
         ),
     )
 
@@ -87,15 +78,18 @@ def _expected_table(
 def _uniques_of_columns(
     connection: BaseDatabaseWrapper, model: type[Model]
 ) -> list[Unique]:
+    prefix = f"{model._meta.db_table}_"
     columns = [
         _name_of(field)
         for field in model._meta.local_concrete_fields
         if field.unique and not field.primary_key
     ]
-    if connection.vendor == "sqlite":
-        return [Unique(None, (column,)) for column in columns]
-    table = model._meta.db_table
-    return [Unique(unique_name(table, column), (column,)) for column in columns]
+    # Again the default name, and none on SQLite.
+    is_named = connection.vendor != "sqlite"
+    return [
+        Unique(f"{prefix}{column}_key" if is_named else None, (column,))
+        for column in columns
+    ]
 
 
 def _unique(model: type[Model], constraint: BaseConstraint) -> Unique:

@@ -27,6 +27,7 @@ from agentdb.faults import (
     not_a_database,
 )
 from agentdb.schema.limits import lifted_limits
+from agentdb.schema.queries import run
 from agentdb.sqlite_files import (
     copy_file,
     encoding_concern,
@@ -198,6 +199,7 @@ def _consistent_header(path: Path) -> tuple[bytes, int, int]:
 
 def _is_newer(header: bytes) -> bool:
     """Return whether the file's format is newer than the library (https://sqlite.org/fileformat.html, 1.3)."""
+    # 1 is a rollback journal, 2 a write-ahead log. SQLite itself calls a file with a newer version "not a database".
     write_version, read_version, schema_format = (
         header[18],
         header[19],
@@ -282,6 +284,8 @@ def temporary_folder() -> tempfile.TemporaryDirectory[str]:
 def _has_hot_journal(path: Path) -> bool:
     if not Path(f"{path}-journal").exists():
         return False
+    # A journal is hot if no process holds a lock that belongs to it. SQLite finds that out at the first read, and can
+    # roll back only if it may write.
     try:
         with closing(
             sqlite3.connect(
@@ -299,12 +303,14 @@ def _read_only_mode(path: Path) -> str:
 
     A read-only connection to a database in WAL mode creates -wal and -shm files and cannot remove them.
     """
+    # A -shm file means that a process has the file open, or was killed. Its locks count, and the file is there already.
     uses_wal = is_in_wal_mode(path)
     log, index = Path(f"{path}-wal"), Path(f"{path}-shm")
     if not uses_wal or index.exists() or os.name != "posix":
         return "mode=ro"
     if log.exists() and log.stat().st_size:
         return "mode=ro&vfs=unix-none"  # left by a dead process: a live one would have a -shm file
+    # Without a log the file is complete. Immutable means without locks: whether somebody wrote is found out afterwards.
     return "mode=ro&immutable=1"
 
 
@@ -312,17 +318,16 @@ def _read_only_mode(path: Path) -> str:
 def _transaction(connection: BaseDatabaseWrapper) -> Iterator[None]:
     # Not transaction.atomic(), which finds a connection by its alias: this one has none.
     if connection.vendor == "sqlite":
-        with connection.cursor() as cursor:
-            cursor.execute("BEGIN")
-            try:
-                yield
-            finally:
-                cursor.execute("ROLLBACK")
+        run(connection, "BEGIN")
+        try:
+            yield
+        finally:
+            run(connection, "ROLLBACK")
         return
     connection.set_autocommit(False)
     try:
-        with connection.cursor() as cursor:
-            cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+        # One snapshot for all queries: counts and rows of different tables belong together.
+        run(connection, "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
         yield
     finally:
         connection.rollback()

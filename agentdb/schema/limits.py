@@ -8,6 +8,8 @@ from contextlib import contextmanager, suppress
 from django.db import Error
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+from agentdb.schema.queries import rows, run
+
 _LIMITS = [
     "statement_timeout",
     "transaction_timeout",
@@ -27,13 +29,12 @@ def lifted_limits(
         yield
         return
     # For the session and not for a transaction: a command has several.
-    with connection.cursor() as cursor:
-        cursor.execute(
-            "SELECT name, current_setting(name) FROM pg_settings WHERE name = ANY(%s) AND setting <> '0'",
-            [_LIMITS],
-        )
-        limits = cursor.fetchall()
-        cursor.execute(_LIFT.format("false"), [_LIMITS])
+    limits = rows(
+        connection,
+        "SELECT name, current_setting(name) FROM pg_settings WHERE name = ANY(%s) AND setting <> '0'",
+        [_LIMITS],
+    )
+    run(connection, _LIFT.format("false"), [_LIMITS])
     for name, value in limits:
         say(
             f"{name} is {value} for this role. This command sets it to 0 in its own session."
@@ -41,12 +42,12 @@ def lifted_limits(
     try:
         yield
     finally:
-        with suppress(Error), connection.cursor() as cursor:
+        # The server resets nothing between two users of a pooled connection. A dead one has nothing to reset.
+        with suppress(Error):
             for name, value in limits:
-                cursor.execute("SELECT set_config(%s, %s, false)", [name, value])
+                run(connection, "SELECT set_config(%s, %s, false)", [name, value])
 
 
 def lift_for_transaction(connection: BaseDatabaseWrapper) -> None:
     """Lift them for the open transaction only."""
-    with connection.cursor() as cursor:
-        cursor.execute(_LIFT.format("true"), [_LIMITS])
+    run(connection, _LIFT.format("true"), [_LIMITS])

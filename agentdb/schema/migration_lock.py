@@ -15,6 +15,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from agentdb.faults import Fault, classify
 from agentdb.schema.introspection import LOCK_TABLE
 from agentdb.schema.limits import lift_for_transaction
+from agentdb.schema.queries import rows, run
 from agentdb.schema.sqltext import quote_name
 
 if sys.platform != "win32":
@@ -104,28 +105,29 @@ def lock_in_transaction(
     connection: BaseDatabaseWrapper, waiting: Callable[[], None]
 ) -> None:
     """Take PostgreSQL's migration lock until the open transaction ends."""
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT pg_try_advisory_xact_lock(%s)", [_ADVISORY_KEY])
-        if not cursor.fetchone()[0]:
-            waiting()
-            cursor.execute("SET LOCAL lock_timeout = 0")
-            cursor.execute("SELECT pg_advisory_xact_lock(%s)", [_ADVISORY_KEY])
+    if rows(connection, f"SELECT pg_try_advisory_xact_lock({_ADVISORY_KEY})") == [
+        (True,)
+    ]:
+        return
+    waiting()
+    # Another process migrates, which may take as long as it takes.
+    run(connection, "SET LOCAL lock_timeout = 0")
+    run(connection, f"SELECT pg_advisory_xact_lock({_ADVISORY_KEY})")
 
 
 @contextmanager
 def _session_lock(
     connection: BaseDatabaseWrapper, waiting: Callable[[], None]
 ) -> Iterator[None]:
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT pg_try_advisory_lock(%s)", [_ADVISORY_KEY])
-        if not cursor.fetchone()[0]:
-            waiting()
-            cursor.execute("SELECT pg_advisory_lock(%s)", [_ADVISORY_KEY])
+    if rows(connection, f"SELECT pg_try_advisory_lock({_ADVISORY_KEY})") != [(True,)]:
+        waiting()
+        run(connection, f"SELECT pg_advisory_lock({_ADVISORY_KEY})")
     try:
         yield
     finally:
-        with suppress(Error), connection.cursor() as cursor:
-            cursor.execute("SELECT pg_advisory_unlock(%s)", [_ADVISORY_KEY])
+        # If the connection is gone, so is the lock.
+        with suppress(Error):
+            run(connection, f"SELECT pg_advisory_unlock({_ADVISORY_KEY})")
 
 
 @contextmanager
@@ -140,6 +142,7 @@ def _row_lock(
     with _second_connection(connection) as other:
         _ensure_lock_table(other)
         other.set_autocommit(False)
+        # With a limit at first, to be able to say that it waits.
         if not _inserted(other, "'100ms'"):
             waiting()
             while not _inserted(other, "0"):
@@ -148,25 +151,22 @@ def _row_lock(
 
 
 def _ensure_lock_table(connection: BaseDatabaseWrapper) -> None:
-    with connection.cursor() as cursor:
-        try:
-            cursor.execute(
-                f"CREATE TABLE IF NOT EXISTS {LOCK_TABLE} (id INT PRIMARY KEY)"
-            )
-        except Error:
-            # IF NOT EXISTS checks first: if two processes create the table at the same moment, one may fail.
-            if LOCK_TABLE not in connection.introspection.table_names(cursor):
-                raise
+    try:
+        run(connection, f"CREATE TABLE IF NOT EXISTS {LOCK_TABLE} (id INT PRIMARY KEY)")
+    except Error:
+        # IF NOT EXISTS checks first: if two processes create the table at the same moment, one may fail.
+        if LOCK_TABLE not in connection.introspection.table_names():
+            raise
 
 
 def _inserted(connection: BaseDatabaseWrapper, lock_timeout: str) -> bool:
     try:
-        with connection.cursor() as cursor:
-            cursor.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
-            cursor.execute("SET LOCAL statement_timeout = 0")
-            cursor.execute(f"SET LOCAL lock_timeout = {lock_timeout}")
-            cursor.execute(f"INSERT INTO {LOCK_TABLE} VALUES (1)")
-            return True
+        # The transaction stays open and idle for as long as the migration takes.
+        run(connection, "SET LOCAL idle_in_transaction_session_timeout = 0")
+        run(connection, "SET LOCAL statement_timeout = 0")
+        run(connection, f"SET LOCAL lock_timeout = {lock_timeout}")
+        run(connection, f"INSERT INTO {LOCK_TABLE} VALUES (1)")
+        return True
     except Error as error:
         connection.rollback()
         # Another process has it, or the server asks to restart the transaction.
@@ -194,6 +194,8 @@ def _directory_lock(
         yield  # opening the database will report what is wrong
         return
     try:
+        # flock and not lockf: a lock of lockf is the process's, so a second thread would have it too, and closing any
+        # other descriptor of the folder would release it.
         try:
             fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -206,6 +208,8 @@ def _directory_lock(
         os.close(folder)
 
 
+# A prepared transaction has no process. Its lock on a table is found by the virtual transaction that it shares with the
+# lock on its own id, which the list of prepared transactions has.
 _HOLDERS = """
     SELECT DISTINCT coalesce(
         'prepared transaction ' || quote_literal(p.gid)
@@ -224,21 +228,19 @@ _HOLDERS = """
 
 def lock_holders(connection: BaseDatabaseWrapper, tables: Collection[str]) -> list[str]:
     """Return the sessions and prepared transactions with locks on these tables, for an operator to end."""
-    with connection.cursor() as cursor:
-        cursor.execute(_HOLDERS, [[quote_name(table) for table in tables]])
-        return [holder for (holder,) in cursor.fetchall()]
+    names = [quote_name(table) for table in tables]
+    return [holder for (holder,) in rows(connection, _HOLDERS, [names])]
 
 
 def event_triggers(connection: BaseDatabaseWrapper) -> list[str]:
     """Return a sentence for each event trigger of PostgreSQL, which may interfere with schema changes."""
     if connection.vendor != "postgresql":
         return []
-    with connection.cursor() as cursor:
-        cursor.execute(
-            "SELECT evtname, evtfoid::regproc::text FROM pg_event_trigger WHERE evtenabled <> 'D' ORDER BY 1"
+    return [
+        f"The event trigger {name!r} calls {function} on each schema change. If it does that, run 'ALTER EVENT "
+        f"TRIGGER {name} DISABLE' for as long as the command runs."
+        for name, function in rows(
+            connection,
+            "SELECT evtname, evtfoid::regproc::text FROM pg_event_trigger WHERE evtenabled <> 'D' ORDER BY 1",
         )
-        return [
-            f"The event trigger {name!r} calls {function} on each schema change. If it does that, run 'ALTER EVENT "
-            f"TRIGGER {name} DISABLE' for as long as the command runs."
-            for name, function in cursor.fetchall()
-        ]
+    ]

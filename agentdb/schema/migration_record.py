@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pkgutil
+from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 from agentdb.errors import AgentDbError
 from agentdb.faults import is_missing_table
+from agentdb.schema.queries import rows
 
 # By path: importing the package would import what the migrations import.
 _FOLDER = str(Path(__file__).parents[1] / "migrations")
@@ -32,18 +34,13 @@ def recorded_migrations(connection: BaseDatabaseWrapper) -> set[str]:
     if connection.vendor == "postgresql":
         # The record of another schema on the search_path says nothing about the tables of this one.
         query += " AND tableoid = to_regclass(quote_ident(current_schema()) || '.django_migrations')"
+    # In the caller's transaction PostgreSQL would refuse everything after a failed query. Outside of one a savepoint
+    # would cost two statements more, on the path of every connect().
+    in_transaction = connection.in_atomic_block
+    part = transaction.atomic(connection.alias) if in_transaction else nullcontext()
     try:
-        # In the caller's transaction PostgreSQL would refuse everything after a failed query.
-        if connection.in_atomic_block:
-            with (
-                transaction.atomic(using=connection.alias),
-                connection.cursor() as cursor,
-            ):
-                cursor.execute(query)
-                return {name for (name,) in cursor.fetchall()}
-        with connection.cursor() as cursor:
-            cursor.execute(query)
-            return {name for (name,) in cursor.fetchall()}
+        with part:
+            return {name for (name,) in rows(connection, query)}
     except DatabaseError as error:
         if is_missing_table(error, "django_migrations"):
             return set()

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
+from dataclasses import replace
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from agentdb.schema.sqltext import IndexText, KeyText, canonical
+from agentdb.schema.sqltext import canonical
 from agentdb.schema.tables import Index, IndexPart
 
 _COCKROACH_TYPES = {
@@ -16,6 +16,7 @@ _COCKROACH_TYPES = {
     "string": "text",
     "timestamptz": "timestamp with time zone",
 }
+# Not str.lower(), which would also fold letters that SQLite takes for different ones.
 _LOWER = str.maketrans(
     {chr(code): chr(code).lower() for code in range(ord("A"), ord("Z") + 1)}
 )
@@ -34,6 +35,7 @@ def column_type(connection: BaseDatabaseWrapper, declared: str) -> str:
 
 
 def column_default(sql: str | None) -> str | None:
+    # DEFAULT NULL does what no default does, and some servers write it out.
     text = None if sql is None else canonical(sql)
     return None if text == "NULL" else text
 
@@ -44,40 +46,19 @@ def literal(value: object) -> str:
     return str(value)
 
 
-def index_from(
-    connection: BaseDatabaseWrapper, text: IndexText, *, valid: bool = True
-) -> Index:
-    """Return the index without redundant parts of its statement."""
+def normal_index(connection: BaseDatabaseWrapper, index: Index) -> Index:
+    """Return the index without what its statement says of a part although it is so anyway."""
     is_sqlite = connection.vendor == "sqlite"
-    part = _part_on_sqlite if is_sqlite else _part_on_a_server
-    return Index(
-        name=folded(text.name) if is_sqlite else text.name,
-        parts=tuple(map(part, text.keys)),
-        unique=text.unique,
-        condition=text.condition,
-        include=text.include,
-        method=text.method or "btree",
-        valid=valid,
-        options=("nulls not distinct",) if text.nulls_not_distinct else (),
-    )
 
+    def normal(part: IndexPart) -> IndexPart:
+        # NULLs are smaller than anything on SQLite, and larger than anything on a server.
+        nulls = "first" if part.descending != is_sqlite else "last"
+        collation = "BINARY" if is_sqlite else "default"
+        return replace(
+            part,
+            collation=None if part.collation == collation else part.collation,
+            nulls=None if part.nulls == nulls else part.nulls,
+        )
 
-# NULLs sort first on SQLite and last on PostgreSQL.
-def _part_on_sqlite(key: KeyText) -> IndexPart:
-    return _part(key, "last" if key.descending else "first", "BINARY")
-
-
-def _part_on_a_server(key: KeyText) -> IndexPart:
-    return _part(key, "first" if key.descending else "last", "default")
-
-
-def _part(
-    key: KeyText, usual_nulls: Literal["first", "last"], usual_collation: str
-) -> IndexPart:
-    return IndexPart(
-        key.expression,
-        key.descending,
-        collation=None if key.collation == usual_collation else key.collation,
-        nulls=None if key.nulls == usual_nulls else key.nulls,
-        operator_class=key.operator_class,
-    )
+    name = folded(index.name) if is_sqlite else index.name
+    return replace(index, name=name, parts=tuple(map(normal, index.parts)))

@@ -11,6 +11,8 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from agentdb.errors import InvalidInputError
 from agentdb.inputs import OWN_TABLES
 from agentdb.schema.introspection import LOCK_TABLE
+from agentdb.schema.queries import rows
+from agentdb.schema.rows import count_rows
 from agentdb.schema.sqltext import quote_name
 
 # A partition's rows count with its parent table; on CockroachDB relispartition is NULL. Rows that this role may not
@@ -48,17 +50,12 @@ _RECORDS = (
 
 def other_tables(connection: BaseDatabaseWrapper) -> dict[str, int]:
     """Return the row counts of tables that are neither agentdb's nor about migrations, by name."""
-    rows: dict[str, int] = {}
-    with connection.cursor() as cursor:
-        cursor.execute(_ON_SQLITE if connection.vendor == "sqlite" else _ON_A_SERVER)
-        for name in [
-            name
-            for (name,) in cursor.fetchall()
-            if name not in (*OWN_TABLES, *_RECORDS)
-        ]:
-            cursor.execute(f"SELECT count(*) FROM {quote_name(name)}")
-            rows[name] = cursor.fetchone()[0]
-    return rows
+    listed = _ON_SQLITE if connection.vendor == "sqlite" else _ON_A_SERVER
+    return {
+        name: count_rows(connection, name)
+        for (name,) in rows(connection, listed)
+        if name not in (*OWN_TABLES, *_RECORDS)
+    }
 
 
 def session_tables(connection: BaseDatabaseWrapper) -> list[str]:
@@ -104,10 +101,6 @@ def rows_with_session(table: str) -> models.QuerySet[models.Model]:
 
 
 def _session_columns(connection: BaseDatabaseWrapper) -> dict[str, str]:
-    with connection.cursor() as cursor:
-        cursor.execute(
-            _COLUMN_ON_SQLITE if connection.vendor == "sqlite" else _COLUMN_ON_A_SERVER
-        )
-        return {
-            name: type_ for name, type_ in cursor.fetchall() if name not in OWN_TABLES
-        }
+    is_sqlite = connection.vendor == "sqlite"
+    found = rows(connection, _COLUMN_ON_SQLITE if is_sqlite else _COLUMN_ON_A_SERVER)
+    return {name: type_ for name, type_ in found if name not in OWN_TABLES}

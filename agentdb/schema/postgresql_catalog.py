@@ -11,12 +11,14 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from agentdb.schema.normal_forms import column_default, column_type, index_from
-from agentdb.schema.sqltext import IndexText, canonical, parse_create_index
+from agentdb.schema.normal_forms import column_default, column_type, normal_index
+from agentdb.schema.queries import rows, run
+from agentdb.schema.sqltext import canonical, parse_create_index
 from agentdb.schema.tables import (
     Check,
     Column,
@@ -57,7 +59,8 @@ _COLUMNS = """
     WHERE a.attrelid = ANY(%s::oid[]) AND a.attnum > 0 AND NOT a.attisdropped
     ORDER BY a.attrelid, a.attnum
 """
-# Columns are kept as an array of numbers, in the order of the constraint, which a plain join would lose.
+# Columns are kept as an array of numbers, in the order of the constraint, which a plain join would lose. All kinds are
+# read: which of them matter depends on the version, as NOT NULL is among them from PostgreSQL 18 on.
 _CONSTRAINTS = """
     SELECT k.conrelid, k.conname, k.contype::text, k.condeferrable, k.convalidated, k.conindid,
            ARRAY(SELECT a.attname FROM pg_catalog.unnest(k.conkey) WITH ORDINALITY AS u(number, place)
@@ -72,7 +75,7 @@ _CONSTRAINTS = """
     ORDER BY k.conrelid, k.conname
 """
 _INDEXES = """
-    SELECT i.indrelid, i.indexrelid, c.relname, pg_catalog.pg_get_indexdef(i.indexrelid), {usable}
+    SELECT i.indrelid, i.indexrelid, pg_catalog.pg_get_indexdef(i.indexrelid), {usable}
     FROM pg_catalog.pg_index i
     JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid
     WHERE i.indrelid = ANY(%s::oid[])
@@ -120,59 +123,43 @@ class _ConstraintRow(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _IndexRow:
-    name: str
-    text: IndexText
-    valid: bool
-
-    @property
-    def options(self) -> tuple[str, ...]:
-        """The options of a key's index that are not the default."""
-        return (
-            *(("nulls not distinct",) if self.text.nulls_not_distinct else ()),
-            *(() if self.valid else ("invalid",)),
-            *(
-                (f"include ({', '.join(self.text.include)})",)
-                if self.text.include
-                else ()
-            ),
-        )
-
-
-@dataclass(frozen=True)
 class _Parts:
     """The parts of a table: its constraints, and its indexes by oid."""
 
     constraints: list[_ConstraintRow]
-    indexes: Mapping[int, _IndexRow]
+    indexes: Mapping[int, Index]
 
     def of_kind(self, kinds: str) -> list[_ConstraintRow]:
         return [each for each in self.constraints if each.kind in kinds]
 
     def key_options(self, constraint: _ConstraintRow) -> tuple[str, ...]:
-        return constraint.options + self.indexes[constraint.index_oid].options
+        """The options of a key that are not the default, its index's among them."""
+        index = self.indexes[constraint.index_oid]
+        options = [*constraint.options, *index.options]
+        if not index.valid:
+            options.append("invalid")
+        if index.include:
+            options.append(f"include ({', '.join(index.include)})")
+        return tuple(options)
 
 
 def read(
     connection: BaseDatabaseWrapper, is_wanted: Callable[[str, bool], bool]
 ) -> dict[str, Table]:
     """Return the tables, and the views, whose name ``is_wanted``."""
-    with connection.cursor() as cursor:
-        cursor.execute(_RELATIONS)
-        found = cursor.fetchall()
-        tables = {
-            oid: Table(name, (), None, kind=_KINDS[kind], options=_options(*options))
-            for oid, name, kind, *options, _ in found
-            if is_wanted(name, kind in "vm")
-        }
-        with _plain_names(cursor, any(is_quoting for *_, is_quoting in found)):
-            columns = _by_table(cursor, _COLUMNS, tables)
-            constraints = _by_table(cursor, _CONSTRAINTS, tables)
-            indexes = _by_table(
-                cursor, _INDEXES.format(usable=_USABLE[connection.vendor]), tables
-            )
-        triggers = _by_table(cursor, _TRIGGERS, tables)
-        rules = _by_table(cursor, _RULES, tables)
+    found = rows(connection, _RELATIONS)
+    tables = {
+        oid: Table(name, (), None, kind=_KINDS[kind], options=_options(*options))
+        for oid, name, kind, *options, _ in found
+        if is_wanted(name, kind in "vm")
+    }
+    by_table = partial(_by_table, connection, tables)
+    with _plain_names(connection, any(is_quoting for *_, is_quoting in found)):
+        columns = by_table(_COLUMNS)
+        constraints = by_table(_CONSTRAINTS)
+        indexes = by_table(_INDEXES.format(usable=_USABLE[connection.vendor]))
+    triggers = by_table(_TRIGGERS)
+    rules = by_table(_RULES)
     return {
         table.name: replace(
             _with_parts(
@@ -182,8 +169,11 @@ def read(
                 _Parts(
                     [_ConstraintRow(*row) for row in constraints[oid]],
                     {
-                        index: _IndexRow(name, parse_create_index(definition), valid)
-                        for index, name, definition, valid in indexes[oid]
+                        index: replace(
+                            normal_index(connection, parse_create_index(definition)),
+                            valid=valid,
+                        )
+                        for index, definition, valid in indexes[oid]
                     },
                 ),
             ),
@@ -200,26 +190,26 @@ def _options(persistence: str, row_security: bool) -> tuple[str, ...]:
 
 
 @contextmanager
-def _plain_names(cursor: Any, is_quoting: bool) -> Iterator[None]:
+def _plain_names(connection: BaseDatabaseWrapper, is_quoting: bool) -> Iterator[None]:
     """Make the server omit unnecessary quotes, even if the role's settings ask for them."""
     if not is_quoting:
         yield
         return
-    cursor.execute("SET quote_all_identifiers = off")
+    # format_type() and pg_get_expr() quote then too, so that every type and default would differ from the models'.
+    run(connection, "SET quote_all_identifiers = off")
     try:
         yield
     finally:
-        cursor.execute("SET quote_all_identifiers = on")
+        run(connection, "SET quote_all_identifiers = on")
 
 
 def _by_table(
-    cursor: Any, query: str, tables: Collection[int]
+    connection: BaseDatabaseWrapper, tables: Collection[int], query: str
 ) -> Mapping[int, list[list[Any]]]:
-    rows = defaultdict(list)
-    cursor.execute(query, [list(tables)])
-    for table, *row in cursor.fetchall():
-        rows[table].append(row)
-    return rows
+    found = defaultdict(list)
+    for table, *row in rows(connection, query, [list(tables)]):
+        found[table].append(row)
+    return found
 
 
 def _with_parts(
@@ -244,7 +234,7 @@ def _with_parts(
             Unique(each.name, tuple(each.columns), parts.key_options(each))
             for each in parts.of_kind("u")
         ),
-        indexes=_indexes(connection, parts),
+        indexes=_indexes(parts),
         foreign_keys=tuple(
             ForeignKey(
                 each.name,
@@ -280,18 +270,15 @@ def _primary_key(parts: _Parts) -> PrimaryKey | None:
     return None
 
 
-def _indexes(connection: BaseDatabaseWrapper, parts: _Parts) -> tuple[Index, ...]:
+def _indexes(parts: _Parts) -> tuple[Index, ...]:
     """Return the indexes without a constraint."""
     # A foreign key has an index in the same column of the catalog, which is the target's.
     owned = {each.index_oid for each in parts.of_kind("pux")}
-    return tuple(
-        replace(index_from(connection, row.text, valid=row.valid), name=row.name)
-        for oid, row in parts.indexes.items()
-        if oid not in owned
-    )
+    return tuple(index for oid, index in parts.indexes.items() if oid not in owned)
 
 
 def _check(constraint: _ConstraintRow) -> Check:
+    # NO INHERIT and NOT VALID do not change which new rows the check refuses.
     definition = re.sub(
         r"^CHECK |( NO INHERIT)?( NOT VALID)?$", "", constraint.definition
     )

@@ -7,6 +7,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from agentdb.errors import AgentDbError, SchemaMismatchError, SchemaOutOfDateError
 from agentdb.inputs import OWN_TABLES
 from agentdb.schema.migration_record import migration_names, pending_migrations
+from agentdb.schema.queries import rows
 from agentdb.schema.search_path import tables_elsewhere
 
 _TEXTS = ("text", "character varying")
@@ -59,12 +60,12 @@ def _two_schemas(connection: BaseDatabaseWrapper, place: str) -> str | None:
 
 def _find(connection: BaseDatabaseWrapper) -> dict[str, str]:
     """Return the existing tables, each with the type of its created_at."""
-    with connection.cursor() as cursor:
-        if connection.vendor == "sqlite":
-            cursor.execute(_ON_SQLITE)
-        else:
-            cursor.execute(_ON_SERVER, [list(OWN_TABLES)])
-        return {name: kind or "" for name, kind in cursor.fetchall()}
+    found = (
+        rows(connection, _ON_SQLITE)
+        if connection.vendor == "sqlite"
+        else rows(connection, _ON_SERVER, [list(OWN_TABLES)])
+    )
+    return {name: kind or "" for name, kind in found}
 
 
 def _out_of_date(place: str, pending: tuple[str, ...], is_old: bool) -> str:

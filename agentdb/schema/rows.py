@@ -12,6 +12,7 @@ from typing import Any
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+from agentdb.schema.queries import rows
 from agentdb.schema.spelling import is_in_calendar, is_spelt_as_agentdb_does
 from agentdb.schema.sqltext import quote_name
 
@@ -54,9 +55,8 @@ def shown(value: object) -> str:
 
 
 def count_rows(connection: BaseDatabaseWrapper, table: str) -> int:
-    with connection.cursor() as cursor:
-        cursor.execute(f"SELECT count(*) FROM {quote_name(table)}")
-        return int(cursor.fetchone()[0])
+    [(number,)] = rows(connection, f"SELECT count(*) FROM {quote_name(table)}")
+    return int(number)
 
 
 def read_sqlite(connection: BaseDatabaseWrapper, sql: str) -> Iterator[tuple[Any, ...]]:

@@ -8,6 +8,7 @@ from urllib.parse import quote as percent_encoded
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+from agentdb.schema.queries import rows
 from agentdb.schema.sqltext import quoted
 
 # The first relation of each name on the search path, for the names that agentdb uses without a schema.
@@ -32,11 +33,10 @@ def tables_elsewhere(
     """
     if connection.vendor != "postgresql":
         return None
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT current_schema(), quote_ident(current_user)")
-        current, role = cursor.fetchone()
-        cursor.execute(_VISIBLE, [[*names, _RECORD]])
-        schemas = dict(cursor.fetchall())
+    [(current, role)] = rows(
+        connection, "SELECT current_schema(), quote_ident(current_user)"
+    )
+    schemas = dict(rows(connection, _VISIBLE, [[*names, _RECORD]]))
     record = schemas.pop(_RECORD, current)
     number = Counter(schemas.values())
     home = current if number[current] else _full_schema(number) or current

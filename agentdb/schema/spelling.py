@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+from agentdb.schema.queries import rows
 from agentdb.schema.sqltext import quote_name
 from agentdb.schema.tables import Table
 
@@ -75,13 +76,12 @@ def misspelt_timestamps(
         columns = [column.name for column in table.columns if column.type == "datetime"]
         for column in columns if table.kind == "table" else ():
             quoted = quote_name(column)
-            with connection.cursor() as cursor:
-                cursor.execute(
-                    # The plus sign bypasses Django's converter, which cannot read everything.
-                    f"SELECT count(*), min(+{quoted}) FROM {quote_name(table.name)}"
-                    f" WHERE ({is_spelt_as_agentdb_does(quoted)}) IS NOT TRUE AND {quoted} IS NOT NULL"
-                )
-                rows, example = cursor.fetchone()
-            if rows:
-                found.append(Misspelt(name, column, rows, str(example)))
+            # The plus sign bypasses Django's converter, which cannot read everything.
+            [(number, example)] = rows(
+                connection,
+                f"SELECT count(*), min(+{quoted}) FROM {quote_name(table.name)}"
+                f" WHERE ({is_spelt_as_agentdb_does(quoted)}) IS NOT TRUE AND {quoted} IS NOT NULL",
+            )
+            if number:
+                found.append(Misspelt(name, column, number, str(example)))
     return found

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
@@ -16,9 +16,10 @@ from agentdb.schema.normal_forms import (
     column_default,
     column_type,
     folded,
-    index_from,
     literal,
+    normal_index,
 )
+from agentdb.schema.queries import rows
 from agentdb.schema.sqltext import (
     ConstraintText,
     TableText,
@@ -63,29 +64,29 @@ def read(
     connection: BaseDatabaseWrapper, is_wanted: Callable[[str, bool], bool]
 ) -> dict[str, Table]:
     """Return the tables, and the views, whose name ``is_wanted``."""
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT type, name, tbl_name, sql FROM main.sqlite_master")
-        objects = [_Object(*row) for row in cursor.fetchall()]
-        unlisted = _shadow_tables(cursor)
-        tables = {}
-        for found in objects:
-            name = folded(found.name)
-            if found.kind not in ("table", "view") or name.startswith("sqlite_"):
-                continue
-            if name not in unlisted and is_wanted(name, found.kind == "view"):
-                tables[name] = _read(connection, cursor, found, objects)
-        return tables
+    # Of main alone: a program's temporary or attached tables may have the same names.
+    master = "SELECT type, name, tbl_name, sql FROM main.sqlite_master"
+    objects = [_Object(*row) for row in rows(connection, master)]
+    unlisted = _shadow_tables(connection)
+    tables = {}
+    for found in objects:
+        name = folded(found.name)
+        if found.kind not in ("table", "view") or name.startswith("sqlite_"):
+            continue
+        if name not in unlisted and is_wanted(name, found.kind == "view"):
+            tables[name] = _read(connection, found, objects)
+    return tables
 
 
-def _shadow_tables(cursor: Any) -> set[str]:
+def _shadow_tables(connection: BaseDatabaseWrapper) -> set[str]:
     """Return the tables that store a virtual table's data: ``notes_fts_content`` of ``notes_fts``."""
     # SQLite below 3.37 knows no such pragma and returns no row; there they pass for ordinary tables.
-    cursor.execute("PRAGMA main.table_list")
-    return {folded(row[1]) for row in cursor.fetchall() if row[2] == "shadow"}
+    listed = rows(connection, "PRAGMA main.table_list")
+    return {folded(name) for _, name, kind, *_ in listed if kind == "shadow"}
 
 
 def _read(
-    connection: BaseDatabaseWrapper, cursor: Any, found: _Object, objects: list[_Object]
+    connection: BaseDatabaseWrapper, found: _Object, objects: list[_Object]
 ) -> Table:
     name = folded(found.name)
     if found.kind == "view":
@@ -95,14 +96,15 @@ def _read(
         return Table(name, (), None, kind="virtual table")
     text = parse_create_table(found.sql or "")
     of_table = [each for each in objects if folded(each.table) == name]
-    cursor.execute(f"PRAGMA main.table_xinfo({quote_name(found.name)})")
-    rows = [_ColumnRow(*row) for row in cursor.fetchall()]
-    columns = _columns(connection, rows, text)
+    # table_xinfo and not table_info, which leaves generated columns out.
+    pragma = f"PRAGMA main.table_xinfo({quote_name(found.name)})"
+    stored = [_ColumnRow(*row) for row in rows(connection, pragma)]
+    columns = _columns(connection, stored, text)
     return Table(
         name=name,
         columns=columns,
-        primary_key=_primary_key(rows, text),
-        uniques=_uniques(cursor, found.name, columns, text),
+        primary_key=_primary_key(stored, text),
+        uniques=_uniques(connection, found.name, columns, text),
         indexes=_indexes(connection, of_table),
         foreign_keys=_foreign_keys(text),
         checks=tuple(
@@ -114,11 +116,11 @@ def _read(
 
 
 def _columns(
-    connection: BaseDatabaseWrapper, rows: list[_ColumnRow], text: TableText
+    connection: BaseDatabaseWrapper, stored: list[_ColumnRow], text: TableText
 ) -> tuple[Column, ...]:
     written = {folded(column.name): column for column in text.columns}
     columns = []
-    for row in rows:
+    for row in stored:
         column = Column(
             name=folded(row.name),
             type=column_type(connection, row.type),
@@ -145,8 +147,9 @@ def _default(default: str | None) -> str | None:
     return column_default(default)
 
 
-def _primary_key(rows: list[_ColumnRow], text: TableText) -> PrimaryKey | None:
-    keys = sorted((row.key, folded(row.name)) for row in rows if row.key)
+def _primary_key(stored: list[_ColumnRow], text: TableText) -> PrimaryKey | None:
+    # In the order of the key, which need not be that of the columns.
+    keys = sorted((row.key, folded(row.name)) for row in stored if row.key)
     if not keys:
         return None
     columns = tuple(name for _, name in keys)
@@ -160,17 +163,19 @@ def _on_conflict(constraint: ConstraintText) -> tuple[str, ...]:
 
 
 def _uniques(
-    cursor: Any, table: str, columns: tuple[Column, ...], text: TableText
+    connection: BaseDatabaseWrapper,
+    table: str,
+    columns: tuple[Column, ...],
+    text: TableText,
 ) -> tuple[Unique, ...]:
     """The UNIQUE constraints, each of which has an index of the origin "u"."""
-    cursor.execute(f"PRAGMA main.index_list({quote_name(table)})")
-    names = [name for _, name, _, origin, _ in cursor.fetchall() if origin == "u"]
+    listed = rows(connection, f"PRAGMA main.index_list({quote_name(table)})")
     uniques = []
-    for name in names:
-        cursor.execute(f"PRAGMA main.index_xinfo({quote_name(name)})")
+    for name in [name for _, name, _, origin, _ in listed if origin == "u"]:
+        parts = rows(connection, f"PRAGMA main.index_xinfo({quote_name(name)})")
         keys = [
             (folded(column), collation)
-            for _, _, column, _, collation, is_key in cursor.fetchall()
+            for _, _, column, _, collation, is_key in parts
             if is_key  # the others are the rowid
         ]
         uniques.append(_unique(keys, columns, text))
@@ -189,7 +194,8 @@ def _unique(
         for name, collation in keys
         if collation.upper() != usual[name]
     )
-    # SQLite names the index itself; the constraint's name is in the statement.
+    # SQLite names the index itself; the constraint's name is in the statement. Two constraints over the same columns
+    # share an index, so that the first one written stands for both.
     for written in text.of_kind("unique"):
         if tuple(map(folded, written.columns)) == names:
             return Unique(written.name, names, _on_conflict(written) + collations)
@@ -200,7 +206,7 @@ def _indexes(
     connection: BaseDatabaseWrapper, of_table: list[_Object]
 ) -> tuple[Index, ...]:
     indexes = [
-        index_from(connection, parse_create_index(each.sql, fold_names=True))
+        normal_index(connection, parse_create_index(each.sql, fold_names=True))
         for each in of_table
         if each.kind == "index" and each.sql
     ]

@@ -7,6 +7,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from agentdb.schema.tables import Index, IndexPart
+
 _TOKEN = re.compile(
     r"""
       (?P<space>\s+|--[^\n]*|/\*.*?(?:\*/|$))
@@ -236,32 +238,11 @@ def _spelt(token: Token) -> str:
     return quoted(token.identifier) if token.kind == "name" else token.text
 
 
-@dataclass(frozen=True)
-class KeyText:
-    """One key of a CREATE INDEX statement, as written."""
+def parse_create_index(sql: str, *, fold_names: bool = False) -> Index:
+    """Read a CREATE INDEX statement of Django, of ``pg_get_indexdef`` or of ``sqlite_master``.
 
-    expression: str  # canonical
-    collation: str | None
-    operator_class: str | None
-    descending: bool
-    nulls: Literal["first", "last"] | None  # None if nothing is written
-
-
-@dataclass(frozen=True)
-class IndexText:
-    """A parsed CREATE INDEX statement."""
-
-    name: str
-    unique: bool
-    method: str | None
-    keys: tuple[KeyText, ...]
-    include: tuple[str, ...]
-    nulls_not_distinct: bool
-    condition: str | None
-
-
-def parse_create_index(sql: str, *, fold_names: bool = False) -> IndexText:
-    """Read a CREATE INDEX statement of Django, of ``pg_get_indexdef`` or of ``sqlite_master``."""
+    Each part has the collation and the place of NULLs that are written, also if they are the engine's usual ones.
+    """
     tokens = tokenize(sql)
     words = [token.word for token in tokens]
     on = words.index("ON")
@@ -272,15 +253,17 @@ def parse_create_index(sql: str, *, fold_names: bool = False) -> IndexText:
     clauses, condition = _parted(tokens[closing + 1 :], "WHERE")
     # Bare keywords belong to the statement, because engines quote reserved names.
     _, method = _parted(tokens[on:opening], "USING")
-    return IndexText(
+    return Index(
         name=tokens[on - 1].identifier,
         unique="UNIQUE" in words[:on],
-        method=method[0].identifier.lower() if method else None,
-        keys=tuple(
+        method=method[0].identifier.lower() if method else "btree",
+        parts=tuple(
             _key(item, fold_names) for item in split(tokens[opening + 1 : closing])
         ),
         include=_included(clauses),
-        nulls_not_distinct=any(token.word == "DISTINCT" for token in clauses),
+        options=tuple(
+            "nulls not distinct" for token in clauses if token.word == "DISTINCT"
+        ),
         condition=canonical(condition, fold_names=fold_names) if condition else None,
     )
 
@@ -300,7 +283,7 @@ def _included(clauses: Sequence[Token]) -> tuple[str, ...]:
     return tuple(map(canonical, split(after[1 : matching(after, 0)])))
 
 
-def _key(tokens: Sequence[Token], fold_names: bool) -> KeyText:
+def _key(tokens: Sequence[Token], fold_names: bool) -> IndexPart:
     """Read ``EXPRESSION [COLLATE x] [operator class] [ASC | DESC] [NULLS FIRST | LAST]`` from its end."""
     nulls: Literal["first", "last"] | None = None
     if len(tokens) > 2 and tokens[-2].word == "NULLS":
@@ -319,7 +302,7 @@ def _key(tokens: Sequence[Token], fold_names: bool) -> KeyText:
         tokens, inner = _without_collation(tokens[1:-1])
         collation = collation or inner
     expression = canonical(tokens, fold_names=fold_names)
-    return KeyText(expression, collation, operator_class, direction == "DESC", nulls)
+    return IndexPart(expression, direction == "DESC", collation, nulls, operator_class)
 
 
 def _is_parenthesis(tokens: Sequence[Token]) -> bool:
@@ -384,6 +367,8 @@ class TableText:
 
     columns: list[ColumnText] = field(default_factory=list)
     constraints: list[ConstraintText] = field(default_factory=list)
+    # The positions of the table's own constraints within the statement.
+    spans: list[tuple[int, int]] = field(default_factory=list)
     options: tuple[str, ...] = ()  # strict, without rowid
 
     def of_kind(self, kind: str) -> list[ConstraintText]:
@@ -392,24 +377,14 @@ class TableText:
 
 def without_checks(definition: str, names: Collection[str]) -> str:
     """Return a column's definition without the CHECK constraints that name one of ``names``."""
-    tokens = tokenize(definition)
-    kept, position = [], 0
-    for number, token in enumerate(tokens):
-        if (
-            token.word != "CHECK"
-            or token.start < position
-            or tokens[number + 1 : number + 2] == []
-        ):
-            continue
-        end = tokens[matching(tokens, number + 1)].end
-        if names_in(definition[token.start : end]).isdisjoint(names):
-            continue
-        named = number >= 2 and tokens[number - 2].word == "CONSTRAINT"
-        kept.append(
-            definition[position : tokens[number - 2].start if named else token.start]
-        )
-        position = end
-    return "".join([*kept, definition[position:]]).rstrip()
+    kept: list[str] = []
+    for clause in filter(None, _clauses(tokenize(definition))):
+        text = definition[clause[0].start : clause[-1].end]
+        if clause[0].word != "CHECK" or names_in(text).isdisjoint(names):
+            kept.append(text)
+        elif kept and tokenize(kept[-1])[0].word == "CONSTRAINT":
+            kept.pop()  # the name of the check
+    return " ".join(kept)
 
 
 _TABLE_CONSTRAINTS = frozenset({"CONSTRAINT", "PRIMARY", "UNIQUE", "CHECK", "FOREIGN"})
@@ -431,6 +406,7 @@ def parse_create_table(sql: str) -> TableText:
         clauses = list(_clauses(item))
         if item[0].word in _TABLE_CONSTRAINTS:
             table.constraints += _constraints(clauses, ())
+            table.spans.append((item[0].start, item[-1].end))
         else:
             column = _column(item, clauses)
             table.columns.append(column)

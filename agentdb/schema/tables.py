@@ -89,7 +89,7 @@ class Table:
     foreign_keys: tuple[ForeignKey, ...] = ()
     checks: tuple[Check, ...] = ()
     kind: str = "table"  # or view, virtual table, partitioned table …
-    options: tuple[str, ...] = ()  # unlogged, without rowid, strict
+    options: tuple[str, ...] = ()  # unlogged, row security, without rowid, strict
     triggers: tuple[str, ...] = ()  # names
     rules: tuple[str, ...] = ()  # names of PostgreSQL's rewrite rules
 

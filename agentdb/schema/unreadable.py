@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+from agentdb.schema.queries import rows
 from agentdb.schema.rows import decoded
 from agentdb.schema.spelling import (
     is_in_calendar,
@@ -49,9 +50,8 @@ def may_read(connection: BaseDatabaseWrapper, table: str) -> bool:
     """Return whether the role may read the table."""
     if connection.vendor == "sqlite":
         return True
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT has_table_privilege(quote_ident(%s), 'SELECT')", [table])
-        return bool(cursor.fetchone()[0])
+    sql = "SELECT has_table_privilege(quote_ident(%s), 'SELECT')"
+    return rows(connection, sql, [table]) == [(True,)]
 
 
 def unreadable_timestamps(

@@ -137,11 +137,12 @@ def verify(connection: BaseDatabaseWrapper) -> Verification:
     """Compare the connection's database with the models and with its recorded migrations."""
     live = read_tables(connection)
     expected = expected_tables(connection, apps)
+    # Looked for among the tables of this schema: a query would find a record further down the search_path, too.
     record = recorded_migrations(connection) if "django_migrations" in live else set()
     recorded = tuple(name for name in migration_names() if name in record)
     unknown = tuple(sorted(record - set(recorded)))
     ours = {name: table for name, table in live.items() if name in expected}
-    found = _differences(connection, expected, live)
+    found = _differences(connection, expected, live, ours)
     return Verification(
         engine=connection.vendor,
         database=_name(connection),
@@ -162,21 +163,17 @@ def _differences(
     connection: BaseDatabaseWrapper,
     expected: Mapping[str, Table],
     live: Mapping[str, Table],
+    ours: Mapping[str, Table],
 ) -> list[Difference]:
     elsewhere = tables_elsewhere(connection, expected)
     if elsewhere is not None:
         return [Difference("table.elsewhere", "drift", "", None, None, None, elsewhere)]
     # The operator knows the tables of the project's other apps.
     others = {"django_migrations", *connection.introspection.django_table_names()}
-    told = {
-        name: table
-        for name, table in live.items()
-        if name in expected or name not in others
-    }
-    ours = {name: table for name, table in live.items() if name in expected}
+    strange = {name: live[name] for name in live if name not in others}
     unreadable = unreadable_timestamps(connection, ours.values())
     return [
-        *compare(expected, told),
+        *compare(expected, {**strange, **ours}),
         *map(_spelling, misspelt_timestamps(connection, ours)),
         *map(_unreadable, islice(unreadable, _SHOWN)),
         *_file_system(connection),
@@ -225,6 +222,7 @@ def _is_true(
     connection: BaseDatabaseWrapper, recorded: tuple[str, ...], live: dict[str, Table]
 ) -> bool:
     """Return whether the recorded migrations have no gap and the tables are as the last one leaves them."""
+    # A gap: Django would apply the missing one after the later ones.
     if recorded != migration_names()[: len(recorded)]:
         return False
     if not recorded:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from django.db import connection
 
-from agentdb.adoption.steps import ASPECTS, Step, add_index_sql
+from agentdb.adoption.steps import ASPECTS, Dialect, Step
 from agentdb.errors import SchemaMismatchError
 from agentdb.schema import (
     Check,
@@ -36,17 +37,15 @@ WANTED = Table(
 )
 
 
-@dataclass
-class Dialect:
+class SimplestDialect(Dialect):
     """The simplest engine that there could be."""
 
-    may_lack_a_key: bool = False
+    def __init__(self, *, is_atomic: bool) -> None:
+        super().__init__(connection)
+        self.is_atomic = is_atomic
 
     def drop_unique(self, table: str, name: str) -> str:
         return f"DROP UNIQUE {name}"
-
-    def add_index(self, table: str, index: Index) -> str:
-        return add_index_sql(table, index)
 
     def cast(self, live: Column, wanted: Column) -> str | None:
         return "cast" if live.type == "bigint" else None
@@ -55,14 +54,11 @@ class Dialect:
         for column, expression in expressions.items():
             yield f"CONVERT {column} BY {expression}"
 
-    def finish(self, step: Step) -> Iterator[str]:
-        yield from ()
-
 
 def yielded(
-    live: Table, sources: Mapping[str, str] | None, *, may_lack_a_key: bool = False
+    live: Table, sources: Mapping[str, str] | None, *, is_atomic: bool = True
 ) -> Iterator[str]:
-    step = Step(live, WANTED, sources or {}, Dialect(may_lack_a_key))
+    step = Step(live, WANTED, sources or {}, SimplestDialect(is_atomic=is_atomic))
     for aspect in ASPECTS:
         for sql in aspect(step):
             yield sql.replace('ALTER TABLE "agents" ', "").replace('"', "")
@@ -72,9 +68,9 @@ def statements(
     live: Table,
     sources: Mapping[str, str] | None = None,
     *,
-    may_lack_a_key: bool = False,
+    is_atomic: bool = True,
 ) -> list[str]:
-    return list(yielded(live, sources, may_lack_a_key=may_lack_a_key))
+    return list(yielded(live, sources, is_atomic=is_atomic))
 
 
 def with_column(name: str, **changes: Any) -> Table:
@@ -189,10 +185,10 @@ def test_what_differs_is_changed_and_nothing_else(
 def test_another_key_goes_in_one_statement_or_before_the_conversion() -> None:
     live = replace(WANTED, primary_key=PrimaryKey("old", ("name",)))
 
-    assert statements(live) == [
+    assert statements(live, is_atomic=False) == [
         "DROP CONSTRAINT old, ADD CONSTRAINT agents_pkey PRIMARY KEY (id)"
     ]
-    assert statements(live, may_lack_a_key=True)[0] == "DROP CONSTRAINT old"
+    assert statements(live)[0] == "DROP CONSTRAINT old"
     assert statements(replace(WANTED, primary_key=PrimaryKey("old", ("id",)))) == [
         "ALTER INDEX old RENAME TO agents_pkey"
     ]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from agentdb.schema import IndexPart
 from agentdb.schema.sqltext import (
-    KeyText,
     canonical,
     parse_create_index,
     parse_create_table,
@@ -124,10 +124,10 @@ def test_an_index_reads_the_same_from_django_and_from_each_engine(sql):
         False,
         "runner_id IS NOT NULL",
     )
-    assert index.keys == (
-        KeyText("runner_id", None, None, False, None),
-        KeyText("created_at", None, None, True, None),
-        KeyText("id", "C", None, True, None),
+    assert index.parts == (
+        IndexPart("runner_id"),
+        IndexPart("created_at", descending=True),
+        IndexPart("id", descending=True, collation="C"),
     )
 
 
@@ -139,14 +139,14 @@ def test_everything_postgresql_says_about_an_index_is_read():
     )
 
     assert (index.name, index.unique, index.method) == ("My Index", True, "gist")
-    assert index.keys == (
-        KeyText("lower(name)", "de_DE", "text_pattern_ops", True, "last"),
-        KeyText("a || b", None, None, False, None),
-        KeyText("c", None, "varchar_ops", False, None),
+    assert index.parts == (
+        IndexPart("lower(name)", True, "de_DE", "last", "text_pattern_ops"),
+        IndexPart("a || b"),
+        IndexPart("c", operator_class="varchar_ops"),
     )
-    assert (index.include, index.nulls_not_distinct, index.condition) == (
+    assert (index.include, index.options, index.condition) == (
         ("d", "e"),
-        True,
+        ("nulls not distinct",),
         "a > 0",
     )
 
