@@ -7,20 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 from django.db import DatabaseError, OperationalError, models
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.base.schema import BaseDatabaseSchemaEditor
 
-from agentdb.adoption.dependents import (
-    column_numbers,
-    drop,
-    read_dependents,
-    recreate,
-    table_obstacles,
-)
+from agentdb.adoption.dependents import drop, read_dependents, recreate
 from agentdb.adoption.obstacles import first_line
 from agentdb.adoption.online import Progress, conform_model_online
 from agentdb.adoption.sqlite_rebuild import fields_of, rebuild
@@ -166,13 +159,10 @@ def _without_dependents(
     """Drop what depends on the columns, and recreate it after the body; raise ``SchemaMismatchError`` if impossible."""
     # PostgreSQL changes no type under a view, a rule, a policy or a trigger's columns. They are dropped and recreated
     # in the transaction that converts, so nobody ever sees them missing.
-    query = partial(rows, connection)
-    numbers = column_numbers(query, {table: columns})
-    version = connection.pg_version  # type: ignore[attr-defined]
-    dependents = read_dependents(query, numbers, server_version=version)
+    dependents = read_dependents(connection, {table: columns})
     # baselinedb has refused all of them before; 'migrate --fake-initial' has no plan and comes here first.
-    for obstacle in (*table_obstacles(query, numbers), *dependents.obstacles):
+    for obstacle in dependents.obstacles:
         raise SchemaMismatchError(obstacle)
-    drop(partial(run, connection), dependents)
+    drop(connection, dependents)
     yield
-    recreate(query, partial(run, connection), dependents)
+    recreate(connection, dependents)

@@ -7,30 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
 
 from django.db import DatabaseError, OperationalError, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from agentdb.adoption.dependents import (
-    DROP_FIRST,
-    cannot_be_recreated,
-    column_numbers,
-)
+from agentdb.adoption.dependents import DROP_FIRST, column_numbers, naming
 from agentdb.adoption.obstacles import first_line
 from agentdb.errors import SchemaMismatchError
-from agentdb.schema.queries import Query, Run, rows, run
+from agentdb.schema.queries import rows, run
 from agentdb.schema.sqltext import quote_name
-
-
-@dataclass(frozen=True, slots=True)
-class _Definition:
-    """An index or a constraint; ``table`` as SQL spells it on the search path."""
-
-    title: str
-    table: str
-    sql: str
 
 
 @contextmanager
@@ -68,26 +53,23 @@ def explain(reason: str) -> str:
 def _culprit(
     connection: BaseDatabaseWrapper, changing: Mapping[str, Mapping[str, str]]
 ) -> str | None:
-    query, execute = partial(rows, connection), partial(run, connection)
-    [(schemas,)] = query("SELECT current_schemas(false)", None)
+    [(schemas,)] = rows(connection, "SELECT current_schemas(false)")
     # Temporary tables without rows and with the final types: what cannot be created on them could not be rebuilt. They
     # are dropped with the savepoint, whose rollback leaves the operator's tables as they were.
     try:
         with transaction.atomic(using=connection.alias):
-            definitions = _definitions(query, column_numbers(query, changing))
+            definitions = _definitions(connection, changing)
             # There every name shadows the real one.
-            execute(
-                f"SET LOCAL search_path = {', '.join(map(quote_name, ['pg_temp', *schemas]))}"
-            )
-            for table, columns in changing.items():
-                doubtful = [
-                    definition
-                    for definition in definitions
-                    if definition.table == table
-                ]
-                _try_with_final_types(
-                    query, execute, schemas[0], table, columns, doubtful
-                )
+            path = ", ".join(map(quote_name, ["pg_temp", *schemas]))
+            run(connection, f"SET LOCAL search_path = {path}")
+            for table, types in changing.items():
+                if own := [
+                    definition for definition in definitions if definition[0] == table
+                ]:
+                    _make_empty(connection, schemas[0], table, types)
+                for _, title, sql in own:
+                    with naming(title):
+                        run(connection, sql)
             transaction.set_rollback(True, using=connection.alias)
     except SchemaMismatchError as error:
         return str(error)
@@ -116,12 +98,14 @@ _REBUILT = """
 
 
 def _definitions(
-    query: Query, columns: Mapping[int, Collection[int]]
-) -> list[_Definition]:
-    """Return the indexes, constraints and statistics that read a column whose type changes."""
+    connection: BaseDatabaseWrapper, changing: Mapping[str, Collection[str]]
+) -> list[tuple[str, str, str]]:
+    """Return the table, the title and the statement of what reads a column whose type changes."""
+    columns = column_numbers(connection, changing)
     return [
-        _Definition(f"{what} of table {table!r}", table, sql)
-        for what, oid, table, sql, numbers in query(
+        (table, f"{what} of table {table!r}", sql)
+        for what, oid, table, sql, numbers in rows(
+            connection,
             f"SELECT what, oid, oid::regclass::text, sql, numbers FROM ({_REBUILT}) AS r (what, oid, sql, numbers)"
             " WHERE oid = ANY(%s::oid[]) ORDER BY what",
             [list(columns)],
@@ -130,38 +114,14 @@ def _definitions(
     ]
 
 
-def _try_with_final_types(
-    query: Query,
-    run: Run,
-    schema: str,
-    table: str,
-    types: Mapping[str, str],
-    definitions: Collection[_Definition],
+def _make_empty(
+    connection: BaseDatabaseWrapper, schema: str, table: str, types: Mapping[str, str]
 ) -> None:
-    """Raise ``SchemaMismatchError`` that names the first definition that fails."""
-    if not definitions:
-        return
-    [(names,)] = query(
-        "SELECT array_agg(attname::text ORDER BY attnum) FROM pg_attribute WHERE attrelid = %s::regclass AND attnum > 0"
-        " AND NOT attisdropped",
-        [f"{quote_name(schema)}.{quote_name(table)}"],
-    )
-    parts = [
-        f"NULL::{types[name]} AS {quote_name(name)}"
-        if name in types
-        else quote_name(name)
-        for name in names
-    ]
-    run(
-        f"CREATE TABLE {quote_name(table)} AS SELECT {', '.join(parts)} FROM {quote_name(schema)}.{quote_name(table)}"
-        " WITH NO DATA"
-    )
-    for definition in definitions:
-        try:
-            run(definition.sql)
-        except OperationalError:
-            raise
-        except DatabaseError as error:
-            raise SchemaMismatchError(
-                cannot_be_recreated(definition.title, error)
-            ) from error
+    """Create a table with the columns of another and their final types."""
+    name = quote_name(table)
+    run(connection, f"CREATE TABLE {name} (LIKE {quote_name(schema)}.{name})")
+    for column, type_ in types.items():
+        run(
+            connection,
+            f"ALTER TABLE {name} ALTER {quote_name(column)} TYPE {type_} USING NULL::{type_}",
+        )

@@ -13,10 +13,11 @@ from itertools import starmap
 from typing import Any
 
 from django.db import DatabaseError, OperationalError
+from django.db.backends.base.base import BaseDatabaseWrapper
 
 from agentdb.adoption.obstacles import first_line
 from agentdb.errors import SchemaMismatchError
-from agentdb.schema.queries import Query, Run
+from agentdb.schema.queries import rows, run
 from agentdb.wording import capitalized
 
 DROP_FIRST = "Drop it, run the command again, and recreate it."
@@ -236,11 +237,12 @@ _KINDS = """
 
 
 def column_numbers(
-    query: Query, columns: Mapping[str, Collection[str]]
+    connection: BaseDatabaseWrapper, columns: Mapping[str, Collection[str]]
 ) -> dict[int, list[int]]:
     """Return the columns' numbers in the catalog, by the oid of their table in the current schema."""
     numbers: dict[int, list[int]] = {}
-    for oid, table, number, column in query(
+    for oid, table, number, column in rows(
+        connection,
         "SELECT c.oid, c.relname, a.attnum, a.attname FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid"
         " WHERE c.relnamespace = quote_ident(current_schema())::regnamespace AND c.relname = ANY(%s) AND a.attnum > 0",
         [list(columns)],
@@ -251,37 +253,35 @@ def column_numbers(
     return numbers
 
 
-def table_obstacles(query: Query, tables: Collection[int]) -> list[str]:
-    """Return a sentence for each property of a table that prevents changing its columns."""
-    oids = list(tables)
-    return [message for (message,) in query(_KINDS, [oids] * 4)]
-
-
 def read_dependents(
-    query: Query, columns: Mapping[int, Collection[int]], *, server_version: int
+    connection: BaseDatabaseWrapper, columns: Mapping[str, Collection[str]]
 ) -> Dependents:
-    """Return the dependents of the columns, given by the oid of their table and their numbers."""
-    pairs = [(oid, number) for oid, numbers in columns.items() for number in numbers]
+    """Return the dependents of the columns, which are given by their table."""
+    numbers = column_numbers(connection, columns)
+    oids = list(numbers)
+    of_tables = [message for (message,) in rows(connection, _KINDS, [oids] * 4)]
+    pairs = [(oid, number) for oid in oids for number in numbers[oid]]
     if not pairs:
-        return Dependents()
+        return Dependents(obstacles=tuple(of_tables))
     parameters = [[oid for oid, _ in pairs], [number for _, number in pairs]]
 
     def of(sql: str) -> list[tuple[Any, ...]]:
-        return query(_READERS + sql, parameters)
+        return rows(connection, _READERS + sql, parameters)
 
     # Views first: a rule or a trigger may be on one of them.
     found = [
         *(
-            Dependent(title, drop, made, _View(name, owner, _grants(query, name)))
+            Dependent(title, drop, made, _View(name, owner, _grants(connection, name)))
             for title, drop, made, name, owner in of(_VIEWS)
         ),
         *starmap(Dependent, of(_ATTACHED)),
     ]
     # Being a member of a role without the right to SET ROLE is possible from PostgreSQL 16 on.
-    right = "SET" if server_version >= 160000 else "MEMBER"
+    right = "SET" if connection.pg_version >= 160000 else "MEMBER"  # type: ignore[attr-defined]
     obstacles = [
+        *of_tables,
         *starmap(_reader, of(_OBSTACLES)),
-        *starmap(_ROW_HOLDER.format, query(_ROW_TYPES, [list(columns)])),
+        *starmap(_ROW_HOLDER.format, rows(connection, _ROW_TYPES, [oids])),
         *starmap(_OTHER_ROLE.format, of(_ROLES.format(right=right))),
         *starmap(_CLOSED_SCHEMA.format, of(_SCHEMAS)),
     ]
@@ -309,50 +309,47 @@ _CLOSED_SCHEMA = (
 )
 
 
-def drop(run: Run, dependents: Dependents) -> None:
+def drop(connection: BaseDatabaseWrapper, dependents: Dependents) -> None:
     """Drop them, the views that stand on other views first. Never CASCADE, which would take what was not found."""
     for dependent in reversed(dependents.found):
-        run(dependent.drop)
+        run(connection, dependent.drop)
 
 
-def recreate(query: Query, run: Run, dependents: Dependents) -> None:
+def recreate(connection: BaseDatabaseWrapper, dependents: Dependents) -> None:
     """Raise ``SchemaMismatchError`` with the name of what cannot be recreated as it was."""
     for dependent in dependents.found:
-        with _naming(dependent):
+        with naming(dependent.title):
             for sql in dependent.recreate:
-                run(sql)
+                run(connection, sql)
     # Owners come last: this role may create a trigger on a view of its own, but not on another role's.
     for dependent in dependents.found:
         if (view := dependent.view) is not None:
-            with _naming(dependent):
+            with naming(dependent.title):
                 if view.owner is not None:
-                    run(f"ALTER VIEW {view.name} OWNER TO {view.owner}")
-                _restore_grants(query, run, view)
+                    run(connection, f"ALTER VIEW {view.name} OWNER TO {view.owner}")
+                _restore_grants(connection, view)
 
 
 @contextmanager
-def _naming(dependent: Dependent) -> Iterator[None]:
-    """Name the dependent in the server's error."""
+def naming(title: str) -> Iterator[None]:
+    """Raise ``SchemaMismatchError`` with the title of what a statement of the block could not make."""
     try:
         yield
     except OperationalError:
-        raise
+        raise  # a lock, a limit or a full disk
     except DatabaseError as error:
         raise SchemaMismatchError(
-            cannot_be_recreated(dependent.title, error)
+            f"{title} cannot be recreated with the new types of the columns it reads: {first_line(error)} {DROP_FIRST}"
         ) from error
 
 
-def cannot_be_recreated(title: str, error: DatabaseError) -> str:
-    return f"{title} cannot be recreated with the new types of the columns it reads: {first_line(error)} {DROP_FIRST}"
-
-
-def _grants(query: Query, name: str) -> frozenset[_Grant]:
+def _grants(connection: BaseDatabaseWrapper, name: str) -> frozenset[_Grant]:
     """Return all rights on the view and its columns, also those that an empty list implies."""
     return frozenset(
         starmap(
             _Grant,
-            query(
+            rows(
+                connection,
                 "SELECT quote_ident(pg_get_userbyid(x.grantor)), CASE x.grantee WHEN 0 THEN 'PUBLIC'"
                 " ELSE quote_ident(pg_get_userbyid(x.grantee)) END, x.privilege_type, l.column_name, x.is_grantable"
                 " FROM (SELECT NULL AS column_name, coalesce(relacl, acldefault('r', relowner)) AS list FROM pg_class"
@@ -365,15 +362,16 @@ def _grants(query: Query, name: str) -> frozenset[_Grant]:
     )
 
 
-def _restore_grants(query: Query, run: Run, view: _View) -> None:
+def _restore_grants(connection: BaseDatabaseWrapper, view: _View) -> None:
     """Restore the view's rights: ALTER DEFAULT PRIVILEGES may have given the new one others."""
-    given = _grants(query, view.name)
+    given = _grants(connection, view.name)
     if given == view.grants:
         return
     # All of them first: what remained of a default privilege could not be told from what was granted.
     for grantee in sorted({grant.grantee for grant in given}):
-        run(f"REVOKE ALL ON {view.name} FROM {grantee} CASCADE")
-    [(owner, role)] = query(
+        run(connection, f"REVOKE ALL ON {view.name} FROM {grantee} CASCADE")
+    [(owner, role)] = rows(
+        connection,
         "SELECT quote_ident(pg_get_userbyid(relowner)), quote_ident(current_setting('role')) FROM pg_class"
         " WHERE oid = %s::regclass",
         [view.name],
@@ -381,11 +379,11 @@ def _restore_grants(query: Query, run: Run, view: _View) -> None:
     for grant in _in_order(view.grants, owner):
         # The server records who granted a right, and lets each role revoke only what it granted itself.
         if grant.grantor != owner:
-            run(f"SET LOCAL ROLE {grant.grantor}")
-        run(_grant_sql(grant, view.name, owner))
+            run(connection, f"SET LOCAL ROLE {grant.grantor}")
+        run(connection, _grant_sql(grant, view.name, owner))
         if grant.grantor != owner:
-            run(f"SET LOCAL ROLE {role}")
-    if _grants(query, view.name) != view.grants:
+            run(connection, f"SET LOCAL ROLE {role}")
+    if _grants(connection, view.name) != view.grants:
         raise SchemaMismatchError(
             f"View {view.name!r} cannot be recreated with exactly the rights that were granted on it. {DROP_FIRST}"
         )

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 
 from django.apps import apps
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from agentdb.adoption.dependents import column_numbers, read_dependents, table_obstacles
+from agentdb.adoption.dependents import read_dependents
 from agentdb.adoption.obstacles import OLD_COLUMNS, UnusableValue
 from agentdb.adoption.ownership import RECORD
 from agentdb.adoption.shapes import (
@@ -324,9 +323,7 @@ def _around(
     connection: BaseDatabaseWrapper, shape: Shape, wanted: Mapping[str, Table]
 ) -> list[str]:
     """Return the operator's objects that can neither stay nor be recreated."""
-    query = partial(rows, connection)
-    columns = column_numbers(query, changing_columns(shape, wanted))
-    version = connection.pg_version  # type: ignore[attr-defined]
+    columns = changing_columns(shape, wanted)
     return [
         *(
             _OPTIONS[option].format(table=table.name)
@@ -334,8 +331,7 @@ def _around(
             for option in table.options
             if option in _OPTIONS
         ),
-        *table_obstacles(query, columns),
-        *read_dependents(query, columns, server_version=version).obstacles,
+        *read_dependents(connection, columns).obstacles,
     ]
 
 

@@ -72,10 +72,10 @@ _KINDS = {
 }
 _TEXT_TYPES = ("text", "varchar", "character varying", "clob")
 _INTEGER_TYPES = ("integer", "int", "smallint", "bigint", "int2", "int4", "int8")
-NATIVE_TIMESTAMP_TYPES = {
-    "sqlite": ("datetime",),
-    "postgresql": ("timestamp with time zone",),
-    "cockroachdb": ("timestamp with time zone",),
+NATIVE_TIMESTAMP = {
+    "sqlite": "datetime",
+    "postgresql": "timestamp with time zone",
+    "cockroachdb": "timestamp with time zone",
 }
 
 
@@ -226,7 +226,7 @@ def _holds(vendor: str, column_type: str, kind: str) -> bool:
     if kind == "integer":
         return base in _INTEGER_TYPES
     return base in _TEXT_TYPES or (
-        kind == "timestamp" and base in NATIVE_TIMESTAMP_TYPES[vendor]
+        kind == "timestamp" and base == NATIVE_TIMESTAMP[vendor]
     )
 
 
@@ -379,7 +379,7 @@ def _is_stuck(tables: Mapping[str, Table], done: list[Step]) -> bool:
 
 def _is_native(vendor: str, name: str, table: Table) -> bool:
     return any(
-        column.type in NATIVE_TIMESTAMP_TYPES[vendor]
+        column.type == NATIVE_TIMESTAMP[vendor]
         for column in table.columns
         if OLD_COLUMNS[name].get(column.name) == "timestamp"
     )

@@ -17,12 +17,15 @@ from agentdb.errors import DatabaseUnavailableError, InvalidInputError
 from agentdb.faults import Fault, classify, describe_damage, describe_sqlite_failure
 from agentdb.schema.inspection import sqlite_path
 from agentdb.schema.sqltext import quote_name
+from agentdb.wording import uncapitalized
 
 Progress = Callable[[int, int], None]  # done, total
 
 _PAGES_PER_STEP = 4096
 # Suffixes of files that SQLite treats as part of the database file.
 _COMPANIONS = ("-journal", "-wal", "-shm")
+_WITHOUT_BACKUP = "back the file up elsewhere and use --no-backup"
+_OTHER_FILE = "name another file"
 _LEFTOVERS = tuple(f".partial{end}" for end in ("", *_COMPANIONS))
 
 
@@ -46,15 +49,15 @@ def back_up(
     )
     if beside:
         _remove_leftovers(source)
-    option = "--no-backup" if beside else None
-    _check_space(source, target.parent, option)
-    _create(partial, target, option)
+    advice = _WITHOUT_BACKUP if beside else _OTHER_FILE
+    _check_space(source, target.parent, advice)
+    _create(partial, target, advice)
     try:
         try:
             _copy(source, partial, progress, timeout_seconds)
             damage = _damage(partial)
         except sqlite3.Error as error:
-            raise _cannot_copy(source, target, error, option) from error
+            raise _cannot_copy(source, target, error, advice) from error
         if damage is not None:
             raise DatabaseUnavailableError(describe_damage(source, damage))
         # The content reaches the disk before the name does, and the name before anybody is told of it: after a power
@@ -86,23 +89,23 @@ def back_up_first(
     )
 
 
-def _create(partial: Path, target: Path, option: str | None) -> None:
+def _create(partial: Path, target: Path, advice: str) -> None:
     """Make the empty file, which nobody else may read, and which nobody else makes at the same time."""
     # SQLite would make it readable by whoever the umask allows, before anything could be done about it.
     try:
         os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     except OSError as error:
         raise DatabaseUnavailableError(
-            _cannot_write(target, error.strerror or str(error), option)
+            _cannot_write(target, error.strerror or str(error), advice)
         ) from error
 
 
 def _cannot_copy(
-    source: Path, target: Path, error: sqlite3.Error, option: str | None
+    source: Path, target: Path, error: sqlite3.Error, advice: str
 ) -> DatabaseUnavailableError:
     if classify(error) in (Fault.LOCKED, Fault.DAMAGED):
         return DatabaseUnavailableError(describe_sqlite_failure(source, error))
-    return DatabaseUnavailableError(_cannot_write(target, str(error), option))
+    return DatabaseUnavailableError(_cannot_write(target, str(error), advice))
 
 
 def _put_in_place(partial: Path, target: Path) -> None:
@@ -125,7 +128,7 @@ def refuse_taken(target: Path) -> None:
         there = _taken(target)
     except OSError as error:
         raise DatabaseUnavailableError(
-            _cannot_write(target, error.strerror or str(error), None)
+            _cannot_write(target, error.strerror or str(error), _OTHER_FILE)
         ) from error
     if there == target:
         raise InvalidInputError(_is_there(target))
@@ -235,7 +238,7 @@ def _remove_leftovers(source: Path) -> None:
                 path.unlink()
 
 
-def _check_space(source: Path, folder: Path, option: str | None) -> None:
+def _check_space(source: Path, folder: Path, advice: str) -> None:
     # Not exact: pages that are both in the file and in its log count twice.
     needed = sum(
         path.stat().st_size for path in (source, Path(f"{source}-wal")) if path.exists()
@@ -243,12 +246,8 @@ def _check_space(source: Path, folder: Path, option: str | None) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise DatabaseUnavailableError(
-            f"Not enough space for a backup in {str(folder)!r}: it needs {needed:,} bytes, {free:,} are free. "
-            + (
-                f"Free some space, or back the file up elsewhere and use {option}."
-                if option
-                else "Free some space, or name another folder."
-            )
+            f"Not enough space for a backup in {str(folder)!r}: it needs {needed:,} bytes, {free:,} are free. Free some "
+            f"space, or {advice}."
         )
 
 
@@ -260,21 +259,16 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def _cannot_write(target: Path, reason: str, option: str | None) -> str:
-    if "full" in reason or "No space" in reason:
-        advice = "Free some space for it"
-    elif "I/O" in reason:
-        advice = "Check the disk and its quota"
-    elif "too long" in reason:
-        advice = "Choose a shorter name"
-    else:
-        advice = "Allow writing to its folder"
-    elsewhere = (
-        f"back the file up elsewhere and use {option}"
-        if option
-        else "name another file"
-    )
-    return (
-        f"The backup {str(target)!r} cannot be written: {reason[:1].lower()}{reason[1:].rstrip('.')}. {advice}, or "
-        f"{elsewhere}."
-    )
+# What to do about a reason that has these words.
+_REMEDIES = {
+    "full": "Free some space for it",
+    "No space": "Free some space for it",
+    "I/O": "Check the disk and its quota",
+    "too long": "Choose a shorter name",
+    "": "Allow writing to its folder",
+}
+
+
+def _cannot_write(target: Path, reason: str, advice: str) -> str:
+    remedy = next(_REMEDIES[words] for words in _REMEDIES if words in reason)
+    return f"The backup {str(target)!r} cannot be written: {uncapitalized(reason).rstrip('.')}. {remedy}, or {advice}."

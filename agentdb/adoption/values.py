@@ -24,7 +24,7 @@ from agentdb.adoption.obstacles import (
     too_wide,
     unusable_reason,
 )
-from agentdb.adoption.shapes import NATIVE_TIMESTAMP_TYPES, key_of, unique_keys
+from agentdb.adoption.shapes import NATIVE_TIMESTAMP, key_of, unique_keys
 from agentdb.adoption.steps import columns_sql
 from agentdb.adoption.timestamps import add_native_text, native_sql, native_text
 from agentdb.schema import Column, Table, read_tables
@@ -106,10 +106,10 @@ def read_content(
 def old_columns(
     connection: BaseDatabaseWrapper, name: str, table: Table
 ) -> list[StoredColumn]:
-    native = NATIVE_TIMESTAMP_TYPES[connection.vendor]
+    native = NATIVE_TIMESTAMP[connection.vendor]
     old = OLD_COLUMNS[name]
     return [
-        StoredColumn(column.name, old[column.name], column.type, column.type in native)
+        StoredColumn(column.name, old[column.name], column.type, column.type == native)
         for column in table.columns
         if column.name in old
     ]

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from agentdb.schema.sqltext import canonical
+from agentdb.schema.sqltext import canonical, folded
 from agentdb.schema.tables import Index, IndexPart
 
 _COCKROACH_TYPES = {
@@ -16,15 +16,6 @@ _COCKROACH_TYPES = {
     "string": "text",
     "timestamptz": "timestamp with time zone",
 }
-# Not str.lower(), which would also fold letters that SQLite takes for different ones.
-_LOWER = str.maketrans(
-    {chr(code): chr(code).lower() for code in range(ord("A"), ord("Z") + 1)}
-)
-
-
-def folded(name: str) -> str:
-    """Return the name in lower case, ASCII letters only, as SQLite compares names."""
-    return name.translate(_LOWER)
 
 
 def column_type(connection: BaseDatabaseWrapper, declared: str) -> str:

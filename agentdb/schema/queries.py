@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from django.db.backends.base.base import BaseDatabaseWrapper
-
-Query = Callable[[str, Sequence[Any] | None], list[tuple[Any, ...]]]
-Run = Callable[[str], None]
 
 
 def rows(

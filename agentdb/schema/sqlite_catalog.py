@@ -15,14 +15,13 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from agentdb.schema.normal_forms import (
     column_default,
     column_type,
-    folded,
     literal,
     normal_index,
 )
 from agentdb.schema.queries import rows
 from agentdb.schema.sqltext import (
-    ConstraintText,
     TableText,
+    folded,
     parse_create_index,
     parse_create_table,
     quote_name,
@@ -106,10 +105,8 @@ def _read(
         primary_key=_primary_key(stored, text),
         uniques=_uniques(connection, found.name, columns, text),
         indexes=_indexes(connection, of_table),
-        foreign_keys=_foreign_keys(text),
-        checks=tuple(
-            Check(check.name, check.expression) for check in text.of_kind("check")
-        ),
+        foreign_keys=tuple(text.of_kind(ForeignKey)),
+        checks=tuple(text.of_kind(Check)),
         options=text.options,
         triggers=tuple(each.name for each in of_table if each.kind == "trigger"),
     )
@@ -153,13 +150,9 @@ def _primary_key(stored: list[_ColumnRow], text: TableText) -> PrimaryKey | None
     if not keys:
         return None
     columns = tuple(name for _, name in keys)
-    for written in text.of_kind("primary key"):
-        return PrimaryKey(written.name, columns, _on_conflict(written))
+    for written in text.of_kind(PrimaryKey):
+        return replace(written, columns=columns)
     return PrimaryKey(None, columns)
-
-
-def _on_conflict(constraint: ConstraintText) -> tuple[str, ...]:
-    return (f"on conflict {constraint.conflict}",) if constraint.conflict else ()
 
 
 def _uniques(
@@ -196,9 +189,9 @@ def _unique(
     )
     # SQLite names the index itself; the constraint's name is in the statement. Two constraints over the same columns
     # share an index, so that the first one written stands for both.
-    for written in text.of_kind("unique"):
-        if tuple(map(folded, written.columns)) == names:
-            return Unique(written.name, names, _on_conflict(written) + collations)
+    for written in text.of_kind(Unique):
+        if written.columns == names:
+            return replace(written, options=written.options + collations)
     return Unique(None, names, collations)
 
 
@@ -211,15 +204,3 @@ def _indexes(
         if each.kind == "index" and each.sql
     ]
     return tuple(sorted(indexes, key=lambda index: index.name))
-
-
-def _foreign_keys(text: TableText) -> tuple[ForeignKey, ...]:
-    return tuple(
-        ForeignKey(
-            written.name,
-            tuple(map(folded, written.columns)),
-            folded(written.target_table),
-            tuple(map(folded, written.target_columns)),
-        )
-        for written in text.of_kind("foreign key")
-    )

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, TypeVar
 
-from agentdb.schema.tables import Index, IndexPart
+from agentdb.schema.tables import (
+    Check,
+    ForeignKey,
+    Index,
+    IndexPart,
+    PrimaryKey,
+    Unique,
+)
 
 _TOKEN = re.compile(
     r"""
@@ -122,6 +129,17 @@ def quote_name(name: str) -> str:
 def quoted(name: str) -> str:
     """Return ``name`` as a canonical expression shows it: without quotes if possible."""
     return name if _PLAIN_NAME.match(name) else quote_name(name)
+
+
+# Not str.lower(), which would also fold letters that SQLite takes for different ones.
+_LOWER = str.maketrans(
+    {chr(code): chr(code).lower() for code in range(ord("A"), ord("Z") + 1)}
+)
+
+
+def folded(name: str) -> str:
+    """Return the name in lower case, ASCII letters only, as SQLite compares names."""
+    return name.translate(_LOWER)
 
 
 def canonical(sql: str | Sequence[Token], *, fold_names: bool = False) -> str:
@@ -336,17 +354,7 @@ def _without_collation(
     return tokens, None
 
 
-@dataclass(frozen=True)
-class ConstraintText:
-    """A constraint of a CREATE TABLE statement, of a column or of the table."""
-
-    kind: Literal["primary key", "unique", "foreign key", "check"]
-    name: str | None
-    columns: tuple[str, ...] = ()
-    expression: str = ""  # canonical, of a check
-    target_table: str = ""
-    target_columns: tuple[str, ...] = ()
-    conflict: str | None = None  # rollback, abort, fail, ignore, replace
+_Constraint = TypeVar("_Constraint", PrimaryKey, Unique, ForeignKey, Check)
 
 
 @dataclass
@@ -366,13 +374,16 @@ class TableText:
     """A parsed CREATE TABLE statement of SQLite."""
 
     columns: list[ColumnText] = field(default_factory=list)
-    constraints: list[ConstraintText] = field(default_factory=list)
+    # Of its columns and of the table, in the order of the statement, with folded names.
+    constraints: list[PrimaryKey | Unique | ForeignKey | Check] = field(
+        default_factory=list
+    )
     # The positions of the table's own constraints within the statement.
     spans: list[tuple[int, int]] = field(default_factory=list)
     options: tuple[str, ...] = ()  # strict, without rowid
 
-    def of_kind(self, kind: str) -> list[ConstraintText]:
-        return [each for each in self.constraints if each.kind == kind]
+    def of_kind(self, kind: type[_Constraint]) -> list[_Constraint]:
+        return [each for each in self.constraints if isinstance(each, kind)]
 
 
 def without_checks(definition: str, names: Collection[str]) -> str:
@@ -410,7 +421,7 @@ def parse_create_table(sql: str) -> TableText:
         else:
             column = _column(item, clauses)
             table.columns.append(column)
-            table.constraints += _constraints(clauses, (column.name,))
+            table.constraints += _constraints(clauses, (folded(column.name),))
     table.options = tuple(
         sorted(
             " ".join(token.text.lower() for token in item)
@@ -450,12 +461,12 @@ def _column(item: Sequence[Token], clauses: list[Sequence[Token]]) -> ColumnText
 
 def _constraints(
     clauses: list[Sequence[Token]], own: tuple[str, ...]
-) -> Iterator[ConstraintText]:
+) -> Iterator[PrimaryKey | Unique | ForeignKey | Check]:
     """Yield the constraints of a column, ``own``, or of the table."""
     name = None
     referring = own
     for clause in filter(None, clauses):
-        columns = tuple(each[0].identifier for each in split(_group(clause)))
+        columns = tuple(folded(each[0].identifier) for each in split(_group(clause)))
         match clause[0].word:
             case "CONSTRAINT":
                 name = _identifier(clause, 1)
@@ -464,24 +475,21 @@ def _constraints(
                 referring = columns
                 continue
             case "REFERENCES":
-                target = _identifier(clause, 1)
-                yield ConstraintText(
-                    "foreign key", name, referring, "", target, columns
-                )
+                target = folded(_identifier(clause, 1))
+                yield ForeignKey(name, referring, target, columns)
             case "CHECK":
-                expression = canonical(_group(clause), fold_names=True)
-                yield ConstraintText("check", name, own, expression)
-            case "PRIMARY" | "UNIQUE" as word:
-                kind = _KEYS[word]
-                conflict = _conflict(clause)
-                yield ConstraintText(kind, name, columns or own, conflict=conflict)
+                yield Check(name, canonical(_group(clause), fold_names=True))
+            case "PRIMARY":
+                yield PrimaryKey(name, columns or own, _on_conflict(clause))
+            case "UNIQUE":
+                yield Unique(name, columns or own, _on_conflict(clause))
+        # A name is for the next constraint only; NOT NULL and DEFAULT may have one too, which says nothing.
         name = None
 
 
-_KEYS: Mapping[str, Literal["primary key", "unique"]] = {
-    "PRIMARY": "primary key",
-    "UNIQUE": "unique",
-}
+def _on_conflict(clause: Sequence[Token]) -> tuple[str, ...]:
+    conflict = _conflict(clause)
+    return (f"on conflict {conflict}",) if conflict else ()
 
 
 def _group(clause: Sequence[Token]) -> Sequence[Token]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from agentdb.schema import IndexPart
+from agentdb.schema import Check, ForeignKey, IndexPart, PrimaryKey, Unique
 from agentdb.schema.sqltext import (
     canonical,
     parse_create_index,
@@ -186,35 +186,15 @@ def test_everything_a_create_table_statement_says_beyond_the_pragmas_is_read():
         == "e DEFAULT (f('check', 'unique')) NOT NULL"
     )
     assert table.options == ("strict", "without rowid")
-    assert [(one.kind, one.name, one.columns) for one in table.constraints] == [
-        ("primary key", "pk", ("id",)),
-        ("unique", None, ("a b",)),
-        ("check", None, ("c",)),
-        ("foreign key", None, ("c",)),
-        ("unique", "du", ("d",)),
-        ("unique", "two", ("c", "d")),
-        ("foreign key", None, ("c", "d")),
-        ("check", "k", ()),
-    ]
-    assert [one.expression for one in table.constraints if one.kind == "check"] == [
-        "c <> 'x)'",
-        "c > 0",
-    ]
-    targets = [
-        (one.target_table, one.target_columns)
-        for one in table.constraints
-        if one.kind == "foreign key"
-    ]
-    assert targets == [("o", ("x",)), ("o2", ())]
-    assert [one.conflict for one in table.constraints] == [
-        "fail",
-        None,
-        None,
-        None,
-        None,
-        "replace",
-        None,
-        None,
+    assert table.constraints == [
+        PrimaryKey("pk", ("id",), ("on conflict fail",)),
+        Unique(None, ("a b",)),
+        Check(None, "c <> 'x)'"),
+        ForeignKey(None, ("c",), "o", ("x",)),
+        Unique("du", ("d",)),
+        Unique("two", ("c", "d"), ("on conflict replace",)),
+        ForeignKey(None, ("c", "d"), "o2", ()),
+        Check("k", "c > 0"),
     ]
 
 
@@ -226,7 +206,7 @@ def test_what_follows_a_foreign_key_does_not_change_its_column():
 
     (column,) = table.columns
     assert (column.conflict, column.collation) == ("ignore", "NOCASE")
-    assert [(one.kind, one.name, one.columns) for one in table.constraints] == [
-        ("foreign key", "fk", ("a",)),
-        ("unique", None, ("a",)),
+    assert table.constraints == [
+        ForeignKey("fk", ("a",), "o", ("x",)),
+        Unique(None, ("a",)),
     ]
