@@ -100,24 +100,32 @@ def conform_online(
     while statement := next_statement():
         if job and job.statement != statement:
             job = None  # the table shows its work
-        if statement in without_effect:
-            # A schema change that comes up again as the next step would do so without end, unless the server is at it.
-            if job is None or not job.goes_on():
-                raise SchemaMismatchError(
-                    f"The server ran this statement, and the table {wanted.name!r} is still not what it asks for: "
-                    f"{statement}."
-                )
-            continue
-        progress(statement)
-        try:
-            if _changes_rows(connection, statement):
-                continue
-        except ProgrammingError as error:
-            job = _job_behind(error, statement, job)
-            continue
-        without_effect.add(statement)
-        # IF NOT EXISTS succeeds at once for an index that the server still fills for a killed run.
-        job = _Job(statement) if statement.startswith("CREATE INDEX") else None
+        if statement not in without_effect:
+            progress(statement)
+            job = _run(connection, statement, job, without_effect)
+        # A schema change that comes up again as the next step would do so without end, unless the server is at it.
+        elif job is None or not job.goes_on():
+            raise SchemaMismatchError(
+                f"The server ran this statement, and the table {wanted.name!r} is still not what it asks for: "
+                f"{statement}."
+            )
+
+
+def _run(
+    connection: BaseDatabaseWrapper,
+    statement: str,
+    job: _Job | None,
+    without_effect: set[str],
+) -> _Job | None:
+    """Run the statement; return the job that keeps it from showing in the table, if there may be one."""
+    try:
+        if _changes_rows(connection, statement):
+            return None
+    except ProgrammingError as error:
+        return _job_behind(error, statement, job)
+    without_effect.add(statement)
+    # IF NOT EXISTS succeeds at once for an index that the server still fills for a killed run.
+    return _Job(statement) if statement.startswith("CREATE INDEX") else None
 
 
 def _job_behind(error: ProgrammingError, statement: str, job: _Job | None) -> _Job:

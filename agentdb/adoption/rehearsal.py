@@ -31,10 +31,7 @@ def rehearse(
     """Call ``act`` on a copy of the schema; return its error."""
     try:
         with _copy_in_memory(connection) as copy:
-            if refusals := _copy_schema(
-                connection, copy, {*OLD_COLUMNS, *plan.renames}
-            ):
-                return refusals
+            _copy_schema(connection, copy, {*OLD_COLUMNS, *plan.renames})
             act(copy)
     except DatabaseError as error:
         return (Refusal(explain(first_line(error))),)
@@ -71,7 +68,7 @@ _OBJECTS = """
 
 def _copy_schema(
     source: BaseDatabaseWrapper, copy: BaseDatabaseWrapper, ours: set[str]
-) -> tuple[Refusal, ...]:
+) -> None:
     # The virtual table that owns them makes them.
     listed = rows(source, "PRAGMA main.table_list")
     shadows = {name for _, name, kind, *_ in listed if kind == "shadow"}
@@ -86,5 +83,4 @@ def _copy_schema(
             # Skip other objects that cannot be read here.
             if table in ours and kind != "view":
                 reason = first_line(error).removesuffix(".")
-                return (Refusal(explain(f"{kind} {name!r}: {reason}")),)
-    return ()
+                raise SchemaMismatchError(f"{kind} {name!r}: {reason}") from error

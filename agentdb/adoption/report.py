@@ -153,14 +153,7 @@ def as_json(outcome: Outcome, *, checked: bool = False) -> dict[str, Any]:
         "other_tables": dict(findings.other_rows),
         "notes": list(plan.notes),
         "actions": list(plan.actions),
-        "refusals": [
-            {
-                "message": refusal.message,
-                "total": refusal.total,
-                "rows": [asdict(row) for row in refusal.rows],
-            }
-            for refusal in plan.refusals
-        ],
+        "refusals": [asdict(refusal) for refusal in plan.refusals],
         "backup": None if outcome.backup is None else str(outcome.backup),
     }
 

@@ -269,18 +269,19 @@ def _best(wanted: Key, live: list[Key], names: Collection[str | None]) -> Key | 
 
 
 def _make(step: Step, wanted: Key, found: Key | None) -> Iterator[str]:
+    name = wanted.name or ""
     if found is None and wanted.is_constraint:
         columns = [part.expression for part in wanted.does.parts]
         yield f"{step.alter} ADD {key_sql('UNIQUE', wanted.name, columns)}"
     elif found is None:
-        index = replace(wanted.does, name=wanted.name or "")
+        index = replace(wanted.does, name=name)
         # Without transactions a killed run's statement may still be building it.
         is_atomic = step.dialect.is_atomic
         yield add_index_sql(step.live.name, index, if_missing=not is_atomic)
     elif wanted.is_constraint and not found.is_constraint:
         # The index is not built again, and it gets the constraint's name.
-        name, old = quote_name(wanted.name or ""), quote_name(found.name or "")
-        yield f"{step.alter} ADD CONSTRAINT {name} UNIQUE USING INDEX {old}"
+        old = quote_name(found.name or "")
+        yield f"{step.alter} ADD CONSTRAINT {quote_name(name)} UNIQUE USING INDEX {old}"
     elif found.name != wanted.name:
         yield _rename(found.name, wanted.name)
 

@@ -27,7 +27,7 @@ from agentdb.adoption.obstacles import (
 from agentdb.adoption.shapes import NATIVE_TIMESTAMP, key_of, unique_keys
 from agentdb.adoption.steps import columns_sql
 from agentdb.adoption.timestamps import add_native_text, native_sql, native_text
-from agentdb.schema import Column, Table, read_tables
+from agentdb.schema import Table, read_tables
 from agentdb.schema.queries import rows
 from agentdb.schema.rows import (
     StoredColumn,
@@ -106,12 +106,20 @@ def read_content(
 def old_columns(
     connection: BaseDatabaseWrapper, name: str, table: Table
 ) -> list[StoredColumn]:
+    return [column for column in _columns(connection, name, table) if column.kind]
+
+
+def _columns(
+    connection: BaseDatabaseWrapper, name: str, table: Table
+) -> list[StoredColumn]:
+    """Return all columns of a table; an additional one is of no kind."""
     native = NATIVE_TIMESTAMP[connection.vendor]
-    old = OLD_COLUMNS[name]
+    kinds = OLD_COLUMNS[name]
     return [
-        StoredColumn(column.name, old[column.name], column.type, column.type == native)
-        for column in table.columns
-        if column.name in old
+        StoredColumn(
+            each.name, kinds.get(each.name, ""), each.type, each.type == native
+        )
+        for each in table.columns
     ]
 
 
@@ -199,19 +207,18 @@ def _read_odd_rows(
     for row in _rows(connection, sql):
         values = dict(zip(columns, row, strict=False))
         by_name = {column.name: value for column, value in values.items()}
-        rowid = row[-1] if len(row) > len(columns) else None
-        title = _title(by_name, is_fillable, rowid)
+        title = _title(by_name, is_fillable, row[len(columns) :])
         if is_fillable and by_name.get("id", "") is None:
             content.null_ids += 1
             values = {each: values[each] for each in values if each.name != "id"}
         _read_row(connection, values, title, content)
 
 
-def _title(values: Mapping[str, Any], is_fillable: bool, rowid: int | None) -> str:
+def _title(values: Mapping[str, Any], is_fillable: bool, rowid: tuple[int, ...]) -> str:
     label = "name" if is_fillable or "id" not in values else "id"
     if values[label] is not None:
         return f"{label} {shown(values[label])}"
-    return "without an id" if rowid is None else f"rowid {rowid}"
+    return f"rowid {rowid[0]}" if rowid else "without an id"
 
 
 def _read_row(
@@ -323,14 +330,12 @@ def checksum(
     It is the same before and after an adoption, and on every engine. Every value must be convertible, on a server
     by the SQL of ``to_instant``.
     """
-    old = {column.name: column for column in old_columns(connection, name, table)}
-    used = [
-        column
-        for column in sorted(table.columns, key=lambda column: column.name)
-        if column.name in columns
-    ]
+    # By name, because the order of columns is another one after a rebuild.
+    stored = sorted(_columns(connection, name, table), key=lambda column: column.name)
     row = " || ".join(
-        _value(connection, column, old.get(column.name), to_instant) for column in used
+        _value(connection, column, to_instant)
+        for column in stored
+        if column.name in columns
     )
     source = quote_name(table.name)
     if connection.vendor == "sqlite":
@@ -371,24 +376,22 @@ def instants(connection: BaseDatabaseWrapper, table: str, columns: list[str]) ->
 
 
 def _value(
-    connection: BaseDatabaseWrapper,
-    column: Column,
-    old: StoredColumn | None,
-    to_instant: str,
+    connection: BaseDatabaseWrapper, column: StoredColumn, to_instant: str
 ) -> str:
     """Return SQL for a value with its length in front, so that different rows never look alike."""
-    sql = quote_name(column.name)
-    is_timestamp = old is not None and old.kind == "timestamp"
+    sql = column.sql
+    is_timestamp = column.kind == "timestamp"
     if connection.vendor == "sqlite":
         if is_timestamp:
             return f"{native_sql(sql)} || ';'"
-        if old is not None:
+        if column.kind:
             return f"coalesce(length(CAST({sql} AS BLOB)) || ':' || {sql}, '-')"
         # An additional column may hold any type. quote() writes a real number with all its digits, || with fifteen.
         text = f"CASE typeof({sql}) WHEN 'real' THEN quote({sql}) ELSE {sql} END"
         return f"typeof({sql}) || coalesce(length(CAST({sql} AS BLOB)) || ':' || {text}, '')"
     if is_timestamp:
-        return f"{AS_SQLITE_TEXT.format(sql if old and old.is_native else to_instant.format(sql))} || ';'"
+        instant = to_instant.format(sql) if column.is_to_convert else sql
+        return f"{AS_SQLITE_TEXT.format(instant)} || ';'"
     return f"coalesce(octet_length({sql}::text)::text || ':' || {sql}::text, '-')"
 
 

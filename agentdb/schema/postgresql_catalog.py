@@ -37,9 +37,15 @@ _KINDS = {
     "m": "materialized view",
 }
 
-# Of the schema in which CREATE TABLE would create a table. Tables in later ones of the search_path are another's.
+# Of the schema in which CREATE TABLE would create a table. Tables in later ones of the search_path are another's. A
+# view is a rule called _RETURN, and the server's own triggers check foreign keys.
 _RELATIONS = """
-    SELECT c.oid, c.relname, c.relkind::text, c.relpersistence::text, c.relrowsecurity,
+    SELECT c.oid, c.relname, c.relkind::text,
+        array_remove(ARRAY[CASE c.relpersistence::text WHEN 'u' THEN 'unlogged' END,
+            CASE WHEN c.relrowsecurity THEN 'row security' END], NULL),
+        ARRAY(SELECT t.tgname FROM pg_catalog.pg_trigger t WHERE t.tgrelid = c.oid AND NOT t.tgisinternal ORDER BY 1),
+        ARRAY(SELECT r.rulename FROM pg_catalog.pg_rewrite r
+            WHERE r.ev_class = c.oid AND r.rulename <> '_RETURN' ORDER BY 1),
         (SELECT setting FROM pg_catalog.pg_settings WHERE name = 'quote_all_identifiers') = 'on'
     FROM pg_catalog.pg_class c
     JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
@@ -84,15 +90,6 @@ _INDEXES = """
 # While PostgreSQL builds an index concurrently, it is first ready (written to) and then valid (read). A build that was
 # stopped leaves it without the last flag, or without both. CockroachDB calls an index ready only while it is built.
 _USABLE = {"postgresql": "i.indisvalid AND i.indisready", "cockroachdb": "i.indisvalid"}
-_TRIGGERS = """
-    SELECT t.tgrelid, t.tgname FROM pg_catalog.pg_trigger t WHERE t.tgrelid = ANY(%s::oid[]) AND NOT t.tgisinternal
-    ORDER BY t.tgrelid, t.tgname
-"""
-# A view is a rule called _RETURN.
-_RULES = """
-    SELECT r.ev_class, r.rulename FROM pg_catalog.pg_rewrite r
-    WHERE r.ev_class = ANY(%s::oid[]) AND r.rulename <> '_RETURN' ORDER BY r.ev_class, r.rulename
-"""
 
 
 class _ColumnRow(NamedTuple):
@@ -149,8 +146,16 @@ def read(
     """Return the tables, and the views, whose name ``is_wanted``."""
     found = rows(connection, _RELATIONS)
     tables = {
-        oid: Table(name, (), None, kind=_KINDS[kind], options=_options(*options))
-        for oid, name, kind, *options, _ in found
+        oid: Table(
+            name,
+            (),
+            None,
+            kind=_KINDS[kind],
+            options=tuple(options),
+            triggers=tuple(triggers),
+            rules=tuple(rules),
+        )
+        for oid, name, kind, options, triggers, rules, _ in found
         if is_wanted(name, kind in "vm")
     }
     by_table = partial(_by_table, connection, tables)
@@ -158,35 +163,21 @@ def read(
         columns = by_table(_COLUMNS)
         constraints = by_table(_CONSTRAINTS)
         indexes = by_table(_INDEXES.format(usable=_USABLE[connection.vendor]))
-    triggers = by_table(_TRIGGERS)
-    rules = by_table(_RULES)
-    return {
-        table.name: replace(
-            _with_parts(
-                connection,
-                table,
-                [_ColumnRow(*row) for row in columns[oid]],
-                _Parts(
-                    [_ConstraintRow(*row) for row in constraints[oid]],
-                    {
-                        index: replace(
-                            normal_index(connection, parse_create_index(definition)),
-                            valid=valid,
-                        )
-                        for index, definition, valid in indexes[oid]
-                    },
-                ),
-            ),
-            triggers=tuple(name for (name,) in triggers[oid]),
-            rules=tuple(name for (name,) in rules[oid]),
+    found_tables = {}
+    for oid, table in tables.items():
+        parts = _Parts(
+            [_ConstraintRow(*row) for row in constraints[oid]],
+            {
+                index: replace(
+                    normal_index(connection, parse_create_index(definition)),
+                    valid=valid,
+                )
+                for index, definition, valid in indexes[oid]
+            },
         )
-        for oid, table in tables.items()
-    }
-
-
-def _options(persistence: str, row_security: bool) -> tuple[str, ...]:
-    unlogged = ("unlogged",) if persistence == "u" else ()
-    return (*unlogged, "row security") if row_security else unlogged
+        own = [_ColumnRow(*row) for row in columns[oid]]
+        found_tables[table.name] = _with_parts(connection, table, own, parts)
+    return found_tables
 
 
 @contextmanager

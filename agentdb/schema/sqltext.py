@@ -467,6 +467,7 @@ def _constraints(
     referring = own
     for clause in filter(None, clauses):
         columns = tuple(folded(each[0].identifier) for each in split(_group(clause)))
+        key = columns or own
         match clause[0].word:
             case "CONSTRAINT":
                 name = _identifier(clause, 1)
@@ -480,9 +481,9 @@ def _constraints(
             case "CHECK":
                 yield Check(name, canonical(_group(clause), fold_names=True))
             case "PRIMARY":
-                yield PrimaryKey(name, columns or own, _on_conflict(clause))
+                yield PrimaryKey(name, key, _on_conflict(clause))
             case "UNIQUE":
-                yield Unique(name, columns or own, _on_conflict(clause))
+                yield Unique(name, key, _on_conflict(clause))
         # A name is for the next constraint only; NOT NULL and DEFAULT may have one too, which says nothing.
         name = None
 
