@@ -287,8 +287,8 @@ def _names_in_the_way(
     connection: BaseDatabaseWrapper, shape: Shape, wanted: Mapping[str, Table]
 ) -> Iterator[str]:
     """Objects that have the name of an index, a constraint or a table that the adoption creates."""
-    # Tables, indexes and views share their names on each engine, the indexes of all tables included. An index of ours
-    # may have its name already, on its own table.
+    # Tables, views and the indexes of all tables share one set of names. An index of ours may have its name already, on
+    # its own table.
     ours: dict[str | None, str | None] = dict.fromkeys(
         set(OLD_COLUMNS) - set(shape.tables)
     )

@@ -112,7 +112,7 @@ def _put_in_place(partial: Path, target: Path) -> None:
     """Give the copy its name, unless a file with that name has appeared."""
     refuse_taken(target)
     try:
-        # A link and not a rename, which would replace a file that appeared after the check.
+        # A link, because a rename would replace a file that appeared after the check.
         os.link(partial, target)
     except FileExistsError:
         raise InvalidInputError(_is_there(target)) from None

@@ -28,7 +28,7 @@ _NOT_NULL_UNDER_WAY = "_auto_not_null"
 class Dialect:
     """What an engine does in its own way, on this connection."""
 
-    # Whether a table can be without a primary key for a moment, and whether an index may be half built.
+    # Whether all steps are one transaction: the table may then lack its key for a moment, and no index is half built.
     is_atomic = True
 
     def __init__(self, connection: BaseDatabaseWrapper) -> None:
@@ -138,7 +138,7 @@ def missing_columns(step: Step) -> Iterator[str]:
         if step.live.column(column.name) is not None:
             continue
         if column.name in step.sources:
-            # Not NOT NULL yet, because the rows have no value; and no default, which would be one, and the wrong one.
+            # Without NOT NULL, because the rows have no value yet, and without the default, which would be a wrong one.
             text = column.type
         elif column.default is None and not column.nullable:
             raise no_column(step.wanted.name, column.name)
@@ -229,8 +229,8 @@ def _serves_as(key: Key, ours: Key) -> bool:
     """Return whether ours would be superfluous beside the key, whatever either is called."""
     if not ours.does.unique:
         return key.does == ours.does
-    # Uniqueness does not depend on the order of columns. An index with a condition, an expression or a collation of its
-    # own keeps something else unique, and stays beside ours.
+    # Uniqueness does not depend on the order of columns. An index with a condition or a collation of its own keeps
+    # something else unique, and stays beside ours.
     is_plain = key.does == plain_key(part.expression for part in key.does.parts)
     return key.columns == ours.columns and (is_plain or key.is_constraint)
 

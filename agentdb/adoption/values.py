@@ -227,7 +227,7 @@ def _read_row(
     title: str,
     content: TableContent,
 ) -> None:
-    # A row whose types are wrong is told by those alone: its formats would be guesses.
+    # If values are of a wrong type, only those are reported: a bad format beside them may have the same cause.
     reasons = {each: _type_reason(each, value) for each, value in values.items()}
     if not any(reasons.values()):
         reasons = {
@@ -257,7 +257,7 @@ def _value_reason(
     connection: BaseDatabaseWrapper, column: StoredColumn, value: Any
 ) -> str | None:
     if column.kind == "timestamp":
-        # PostgreSQL's other DateStyles are read here by Python, for which CockroachDB has no function of the session.
+        # The conversion of another DateStyle takes a function of the session, which CockroachDB does not have.
         is_online = connection.vendor == "cockroachdb" and column.is_to_convert
         if is_online and native_text(value) and readable_format(value) == "datestyle":
             return "is not a timestamp that CockroachDB can read"
@@ -408,7 +408,7 @@ class _Checksum:
         )
 
     def finalize(self) -> str:
-        # As text: SQLite's integers have 64 bits. Modulo, as the server's sums are put together.
+        # As text, because SQLite's integers have 64 bits; modulo 2**128, like the sum of a server's two halves.
         return str(self._sum % 2**128)
 
 

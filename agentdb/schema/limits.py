@@ -42,7 +42,7 @@ def lifted_limits(
     try:
         yield
     finally:
-        # The server resets nothing between two users of a pooled connection. A dead one has nothing to reset.
+        # A pooler may give the session to another client as it is. If the connection is gone, so are its settings.
         with suppress(Error):
             for name, value in limits:
                 run(connection, "SELECT set_config(%s, %s, false)", [name, value])
