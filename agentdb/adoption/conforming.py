@@ -139,7 +139,7 @@ class _PostgreSql(Dialect):
 
     def finish(self, step: Step) -> Iterator[str]:
         """Replicate by the primary key if the index that did it is gone: the key's, which was another one."""
-        # The flag on the table stays when its index is dropped; then every UPDATE and DELETE of a published table fails.
+        # The flag on the table stays when its index is dropped, and then a published table refuses UPDATE and DELETE.
         [(lost_its_index,)] = rows(
             self.connection,
             "SELECT relreplident = 'i' AND NOT EXISTS (SELECT FROM pg_index WHERE indrelid = c.oid AND indisreplident)"
