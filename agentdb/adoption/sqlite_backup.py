@@ -246,8 +246,8 @@ def _check_space(source: Path, folder: Path, advice: str) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise DatabaseUnavailableError(
-            f"Not enough space for a backup in {str(folder)!r}: it needs {needed:,} bytes, {free:,} are free. Free some "
-            f"space, or {advice}."
+            f"Not enough space for a backup in {str(folder)!r}: it needs {needed:,} bytes, {free:,} are free. Free "
+            f"some space, or {advice}."
         )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
-from uuid import uuid4
 
 from django.db import models
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -59,9 +58,7 @@ def rebuild(
     definitions = _definitions(schema_editor, model, old)
     copied = _copied(model, old, sources)
     rest = _rest(connection, expected_table(connection, model), old.name)
-    new_name = (
-        f"agentdb_new_{table}_{uuid4().hex}"  # which no table of the operator's has
-    )
+    new_name = _unused_name(connection, table)
     run(connection, f"CREATE TABLE {quote_name(new_name)} ({', '.join(definitions)})")
     run(
         connection,
@@ -135,6 +132,15 @@ def _copied(
     rowid = rowid_name(old.sql, live)
     # An operator's full-text index or own table may refer to rows by rowid.
     return copied if rowid is None else {rowid: rowid, **copied}
+
+
+def _unused_name(connection: BaseDatabaseWrapper, table: str) -> str:
+    found = rows(connection, "SELECT lower(name) FROM sqlite_master")
+    # Not a random one: SQLite's errors contain it, and --check and the adoption must say the same.
+    name = f"agentdb_new_{table}"
+    while (name,) in found:
+        name += "_"
+    return name
 
 
 def rename(connection: BaseDatabaseWrapper, name: str, table: str) -> None:
