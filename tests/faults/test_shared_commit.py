@@ -127,6 +127,24 @@ def test_a_statement_that_fails_fails_alone(db: DjangoDb, path: Path) -> None:
     assert stored(path) == ["taken", "s0", "s1", "s2"]
 
 
+def test_after_a_statement_that_rolls_all_back_each_writer_is_told_the_truth(
+    db: DjangoDb, path: Path
+) -> None:
+    with connections[db.alias].cursor() as cursor:
+        cursor.execute(
+            "CREATE TRIGGER refuse BEFORE INSERT ON sessions WHEN NEW.id = 'bad' BEGIN "
+            "SELECT RAISE(ROLLBACK, 'refused'); END"
+        )
+    writers = Writers(db, path)
+    for id in ("s0", "s1", "bad", "s2"):
+        writers.add(lambda id=id: db.insert_session(id, "a", "sb").id)  # type: ignore[misc]
+    writers.go_on()
+
+    told = [result for result in writers.results if isinstance(result, str)]
+    assert sorted(stored(path)) == told
+    assert "s2" in told
+
+
 def test_a_transaction_waits_for_its_turn_and_is_not_shared(
     db: DjangoDb, path: Path
 ) -> None:
