@@ -17,6 +17,13 @@ import agentdb
 ROOT = Path(__file__).resolve().parents[2]
 
 
+# As -m agentdb; tests lowers what django-cockroachdb asks of a real CockroachDB, if there is one.
+AGENTDB = """
+import runpy, tests
+runpy.run_module("agentdb", run_name="__main__", alter_sys=True)
+"""
+
+
 def run(
     folder: Path, *arguments: str, **environment: str
 ) -> subprocess.CompletedProcess[str]:
@@ -26,7 +33,7 @@ def run(
         if k not in ("DATABASE_URL", "DJANGO_SETTINGS_MODULE")
     }
     return subprocess.run(
-        [sys.executable, "-m", "agentdb", *arguments],
+        [sys.executable, "-c", AGENTDB, *arguments],
         cwd=folder,
         env={**inherited, "PYTHONPATH": str(ROOT), **environment},
         stdin=subprocess.DEVNULL,
