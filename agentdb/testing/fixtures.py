@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,10 +41,11 @@ def agentdb_memory() -> Iterator[MemoryDb]:
 @contextmanager
 def _allowed(request: pytest.FixtureRequest) -> Iterator[None]:
     """Allow the body to use databases; pytest-django refuses all but the project's."""
-    if not request.config.pluginmanager.has_plugin("django"):
-        yield
-        return
-    with request.getfixturevalue("django_db_blocker").unblock():
+    blocker = None
+    if request.config.pluginmanager.has_plugin("django"):
+        blocker = request.getfixturevalue("django_db_blocker")
+    # pytest-django blocks nothing, and has no blocker, if there are no Django settings.
+    with nullcontext() if blocker is None else blocker.unblock():
         yield
 
 

@@ -95,26 +95,28 @@ def test_the_fixtures_work_beside_pytest_django(tmp_path: Path) -> None:
         "INSTALLED_APPS = ['agentdb']\nUSE_TZ = True\n"
         "DATABASES = {'default': {'ENGINE': 'django.db.backends.sqlite3', 'NAME': ':memory:'}}\n"
     )
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-q",
-            "-p",
-            "no:cacheprovider",
-            "--ds=project_settings",
-            "test_project.py",
-        ],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    usual = {k: v for k, v in os.environ.items() if k != "DJANGO_SETTINGS_MODULE"}
+    for settings in (["--ds=project_settings"], []):  # with and without a project
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "pytest",
+                "-q",
+                "-p",
+                "no:cacheprovider",
+                *settings,
+                "test_project.py",
+            ],
+            cwd=tmp_path,
+            env={**usual, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
 
-    assert done.returncode == 0, done.stdout
-    assert "1 passed" in done.stdout
+        assert done.returncode == 0, done.stdout
+        assert "1 passed" in done.stdout
 
 
 def test_a_thread_that_a_function_starts_may_not_use_its_transaction() -> None:
