@@ -31,7 +31,10 @@ class Stop(Exception):
     """An exception of the caller's own function."""
 
 
-KINDS = [("session", make_session), ("sandbox", make_sandbox)]
+KINDS: list[tuple[str, Callable[..., Any]]] = [
+    ("session", make_session),
+    ("sandbox", make_sandbox),
+]
 
 # Not the keys of the rows that the make_… functions insert: those differ in case alone.
 NOTHING_FOUND: list[tuple[object, ...]] = [
