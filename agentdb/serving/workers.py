@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from copy import copy
+from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any, TypeAlias, TypeVar
 
@@ -40,10 +41,15 @@ _SLOWER_BY_SECONDS = 0.00001
 _MOST_TOGETHER = 100
 
 
+def _new_future() -> asyncio.Future[Any]:
+    return asyncio.get_running_loop().create_future()
+
+
 def _each_alone(kind: tuple[str, ...], ids: list[str]) -> dict[str, Any]:
     return {}
 
 
+@dataclass(slots=True, eq=False)
 class Job:
     """One call: what to run, where its answer goes, and the ids it concerns.
 
@@ -54,39 +60,18 @@ class Job:
     Cancelled before a thread has begun, a job is never run; after that it runs to its end, and nobody is told.
     """
 
-    __slots__ = (
-        "call",
-        "context",
-        "future",
-        "held_up",
-        "in_turn",
-        "keys",
-        "kind",
-        "outbox",
-        "put",
-        "do_each",
-        "reads",
-    )
-
-    def __init__(
-        self,
-        call: Callable[[], Any],
-        outbox: Outbox,
-        put: Callable[[Job], None],
-        *,
-        keys: tuple[str, ...] = (),
-        reads: bool = False,
-        in_turn: bool = True,
-        kind: tuple[str, ...] = (),
-        do_each: DoEach = _each_alone,
-    ) -> None:
-        self.call, self.outbox, self.put = call, outbox, put
-        self.keys, self.reads, self.in_turn = keys, reads, in_turn
-        self.kind, self.do_each = kind, do_each
-        # Taken where the call is made, so that the thread sees the caller's context variables, and tracing its span.
-        self.context = contextvars.copy_context()
-        self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self.held_up = 0  # the number of its keys with earlier calls
+    call: Callable[[], Any]
+    outbox: Outbox
+    put: Callable[[Job], None]
+    keys: tuple[str, ...] = ()
+    reads: bool = False
+    in_turn: bool = True  # others wait for it in the engine
+    kind: tuple[str, ...] = ()
+    do_each: DoEach = _each_alone
+    held_up: int = 0  # the number of its keys with earlier calls
+    # Taken where the call is made, so that the thread sees the caller's context variables, and tracing its span.
+    context: contextvars.Context = field(default_factory=contextvars.copy_context)
+    future: asyncio.Future[Any] = field(default_factory=_new_future)
 
     def start(self) -> asyncio.Future[Any]:
         """Start the call, and return the future for its answer."""
@@ -341,7 +326,9 @@ class _Pool:
 
     def _is_too_many(self) -> bool:
         """Return whether a thread that was added for a stuck one may rest again."""
-        return len(self.threads) - len(self.idle) > 1 and not self._gains(self.ready[0])
+        others = len(self.threads) - len(self.idle) - 1
+        # Once dismissed, none may rest: nobody would wake it again for what waits.
+        return min(others, self.max_workers) > 0 and not self._gains(self.ready[0])
 
     def _gains(self, job: Job) -> bool:
         """Return whether the job is answered sooner in a thread of its own than after those that run."""
@@ -354,7 +341,8 @@ class _Pool:
         return self.each_apart or self.fastest[job.reads] > worth
 
     def _add_worker(self) -> bool:
-        if self.idle:
+        # Once dismissed, an idle thread has ended, and only those that are busy can still run what waits.
+        if self.idle and self.max_workers:
             self.idle.pop().put(True)
             return True
         if len(self.threads) < self.max_workers:

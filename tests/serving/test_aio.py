@@ -661,6 +661,39 @@ def test_close_waits_for_the_calls_under_way_and_closes_the_db_once() -> None:
     assert slow.closed == 1
 
 
+def test_close_lets_busy_threads_run_the_calls_that_wait_for_one() -> None:
+    gates = {"first": threading.Event(), "second": threading.Event()}
+    begun: dict[str, threading.Thread] = {}
+
+    class Gated(FakeDb):
+        def get_session(self, id: str) -> str:
+            begun[id] = threading.current_thread()
+            if id in gates:
+                assert gates[id].wait(60)
+            return id
+
+    db: Any = Gated()
+
+    async def until(condition: Callable[[], bool]) -> None:
+        await asyncio.to_thread(wait_until, condition)
+
+    async def work() -> list[Any]:
+        adb = AsyncDb(db, max_workers=2)
+        ids = ("first", "second", "third", "fourth")
+        calls = [asyncio.create_task(adb.get_session(id)) for id in ids]
+        await until(lambda: len(begun) == 2)
+        closing = asyncio.create_task(adb.close())
+        await until(lambda: adb._workers.pool.max_workers == 0)
+        gates["first"].set()
+        await until(lambda: calls[2].done() or not begun["first"].is_alive())
+        await asyncio.sleep(0.01)  # the loop has looked at what waits
+        gates["second"].set()
+        await closing
+        return await asyncio.wait_for(asyncio.gather(*calls), 60)
+
+    assert run(work) == ["first", "second", "third", "fourth"]
+
+
 def test_close_that_is_cancelled_closes_all_the_same() -> None:
     db: Any = HeldDb()
 
