@@ -40,4 +40,7 @@ def test_health_makes_no_file(cli, tmp_path):  # noqa: F811
 
     assert finished.returncode == 1
     assert " does not exist. Check the database URL" in finished.stdout
+    answer = cli("--url", "sqlite:///misspelt.db", "health", "--json").stdout
+    report = json.loads(answer)
+    assert (report["ok"], report["connections"]) == (False, 0)
     assert list(tmp_path.iterdir()) == []
