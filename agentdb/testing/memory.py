@@ -78,6 +78,7 @@ class _Tables:
         )
 
     def put_back(self, kept: _Tables) -> None:
+        # In this object, which all views share: one made in the transaction must see the old rows again too.
         self.agents, self.sessions = kept.agents, kept.sessions
         self.sandboxes, self.keys = kept.sandboxes, kept.keys
 
@@ -154,6 +155,7 @@ class MemoryDb(Db):
         name = identifier("Agent name", name)
         tenant_id = self._tenant(tenant_id)
         with self._turn() as tables:
+            # Whether or not the agent exists: sessions name it by a soft reference, and may have outlived it.
             for session in self._all(
                 tables.sessions, agent_name=name, tenant_id=tenant_id
             ):
@@ -571,6 +573,7 @@ class MemoryDb(Db):
         key_hash = identifier("Key hash", key_hash)
         label = text("Label", label)
         with self._turn() as tables:
+            # Of all tenants, also for a tenant's view: the column is unique, and a key must belong to one tenant.
             hashes = {key.key_hash for key in tables.keys.values()}
             if id in tables.keys or key_hash in hashes:
                 raise DuplicateKeyError(
@@ -615,6 +618,7 @@ class MemoryDb(Db):
     def run_transaction(self, fn: Callable[[Db], R]) -> R:
         plain_function(fn)
         with self._turn() as tables:
+            # The lock is held until the end, and it is reentrant: calls of this thread go on, those of others wait.
             kept = tables.kept()
             inside = copy(self)
             inside._transaction = transaction = _Transaction()
@@ -767,6 +771,7 @@ def _put(rows: dict[str, Record], changed: Iterable[Record]) -> None:
 
 
 def _newest_first(rows: list[Dated]) -> list[Dated]:
+    # Python compares strings by code point, which is the order that the SQL asks every engine for.
     return sorted(rows, key=lambda row: (row.created_at, row.id), reverse=True)
 
 
