@@ -244,6 +244,20 @@ class WholeContract(Subject):
 
         assert db.for_tenant("acme").for_tenant("acme").get_session("s1") is not None
 
+    @pytest.mark.parametrize("method", ["for_tenant", "list_agents", "delete_agent"])
+    def test_a_view_refuses_another_tenant_by_name(self, db: Db, method: str) -> None:
+        # Refused and not answered with nothing: a caller that names another tenant has mixed up two requests.
+        view = db.for_tenant("acme")
+        arguments = ["support-bot"] * (method == "delete_agent")
+
+        with pytest.raises(InvalidInputError) as raised:
+            getattr(view, method)(*arguments, tenant_id="other")
+
+        assert (
+            str(raised.value)
+            == "This view is of the tenant 'acme'; 'other' is another."
+        )
+
     def test_the_view_of_the_default_tenant_is_one_too(self, db: Db) -> None:
         # "default" is also what a call means that names no tenant. A view that takes the one for the other sees all.
         make_session(db, tenant_id="acme")
