@@ -25,7 +25,12 @@ from pytest_django import DjangoDbBlocker
 import agentdb
 from agentdb import sqlite_files
 from tests import COCKROACH_URL_VARIABLE
-from tests.helpers.admin_fixtures import _accounts, site, superuser  # noqa: F401 (fixtures)
+from tests.helpers.admin_fixtures import (  # noqa: F401 (fixtures)
+    _accounts,
+    frozen_time,
+    site,
+    superuser,
+)
 from tests.helpers.factories import execute
 from tests.helpers.forks import forks  # noqa: F401 (a fixture)
 from tests.helpers.legacy_databases import _legacy_templates, load_legacy  # noqa: F401 (fixtures)

@@ -196,6 +196,7 @@ def test_lists_show_the_newest_first(site: Site, superuser: User):
     ]
 
 
+@pytest.mark.usefixtures("frozen_time")
 def test_session_list_shows_what_matters_of_a_session(site: Site, superuser: User):
     fill(site.alias, 2)
 
@@ -206,6 +207,7 @@ def test_session_list_shows_what_matters_of_a_session(site: Site, superuser: Use
     ]  # fmt: skip
 
 
+@pytest.mark.usefixtures("frozen_time")
 def test_instants_are_relative_with_the_exact_one_on_hover(site: Site, superuser: User):
     at = timezone.now().replace(microsecond=123000) - timedelta(days=3, minutes=1)
     Session.objects.using(site.alias).create(

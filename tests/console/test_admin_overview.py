@@ -275,6 +275,7 @@ def test_rows_of_attention_are_for_those_who_may_see_the_table(site: Site):
     assert site.get("agentdb/session/runner/", id="r1").status == 403
 
 
+@pytest.mark.usefixtures("frozen_time")
 def test_hours_count_what_was_opened_and_what_failed(site: Site):
     hour = timezone.now().replace(minute=0, second=0, microsecond=0)
     for number, (age, status) in enumerate(
@@ -567,6 +568,7 @@ def test_overview_in_the_terminal_makes_no_file_at_a_misspelt_path(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.usefixtures("frozen_time")
 def test_hours_are_utc_whatever_the_time_zone_of_the_project(
     site: Site, superuser: User, settings: Any
 ):

@@ -93,6 +93,7 @@ def test_sessions_are_summed_up_by_what_they_share(site: Site):
     assert before.ask(site.alias) == [Grouped("error", 1, 0, 1)]
 
 
+@pytest.mark.usefixtures("frozen_time")
 def test_days_and_hours_are_those_of_utc_from_the_latest_on(site: Site):
     opened(site, "s1", 0, status="error")
     opened(site, "s2", 24)

@@ -241,6 +241,13 @@ def site(
 
 
 @pytest.fixture
+def frozen_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither a second nor an hour ends between what a test stores and what a page says of it."""
+    now = timezone.now()
+    monkeypatch.setattr(timezone, "now", lambda: now)
+
+
+@pytest.fixture
 def superuser(site: Site) -> User:
     """A superuser, who is logged in."""
     user = User.objects.create_superuser("root", password="a long password")
