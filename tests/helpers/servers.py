@@ -104,13 +104,19 @@ def programs_with_tls() -> Path | None:
     return found[-1] if found else None
 
 
+_given: set[int] = set()
+
+
 def free_port() -> int:
     """Return a port that nobody takes before it is used: no outgoing connection, and no other worker of this run."""
     [worker] = re.findall(r"\d+", os.environ.get("PYTEST_XDIST_WORKER", "0"))
     while True:
         port = random.SystemRandom().randrange(10_000 + int(worker) % 16, 32_000, 16)
+        if port in _given:
+            continue
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
+            _given.add(port)
             return port
 
 
