@@ -26,6 +26,7 @@ from agentdb.adoption.online import conform_online
 from agentdb.schema import compare, expected_tables, read_tables
 from tests.helpers.cockroach_proxy import RULES, Proxy, serving
 from tests.helpers.legacy_databases import FOLDER, manage, opened, psql, rows
+from tests.helpers.limits import set_call_timeout
 
 BACKEND = (
     importlib.metadata.version("django-cockroachdb")
@@ -518,7 +519,7 @@ def test_a_reader_waits_for_the_transaction_that_wrote_what_it_reads(
         def insert(inside: agentdb.Db) -> Future[list[agentdb.SessionRecord]]:
             inside.insert_session("s", "a", "b")
             read = pool.submit(other.list_sessions)
-            assert waits.wait(60)
+            assert waits.wait(120)
             assert not read.done()
             return read
 
@@ -533,15 +534,17 @@ def test_call_timeout_ends_waiting_for_one_s_own_transaction(
     _, url = cockroachdb()
     with (
         agentdb.connect(url, migrate=True) as db,
-        agentdb.connect(f"{url}?call_timeout=5") as other,
+        agentdb.connect(url) as other,
     ):
 
         def insert(inside: agentdb.Db) -> None:
             inside.insert_session("s", "a", "b")
+            set_call_timeout(other, 1)
             with pytest.raises(
                 agentdb.DatabaseUnavailableError, match="no answer within call_timeout"
             ):
                 other.list_sessions()
+            set_call_timeout(other, 60)
 
         db.run_transaction(insert)
 
