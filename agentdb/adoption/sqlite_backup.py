@@ -103,7 +103,8 @@ def _create(partial: Path, target: Path, advice: str) -> None:
 def _cannot_copy(
     source: Path, target: Path, error: sqlite3.Error, advice: str
 ) -> DatabaseUnavailableError:
-    if classify(error) in (Fault.LOCKED, Fault.DAMAGED):
+    # The copy has been created, so what cannot be opened is the source: a read-only medium has no place for its log.
+    if classify(error) in (Fault.LOCKED, Fault.DAMAGED, Fault.NOT_OPENED):
         return DatabaseUnavailableError(describe_sqlite_failure(source, error))
     return DatabaseUnavailableError(_cannot_write(target, str(error), advice))
 

@@ -288,3 +288,20 @@ def test_an_interrupted_adoption_is_undone_removes_its_backup_and_says_so(
     )
     assert [each.name for each in tmp_path.iterdir()] == ["era-b.db"]
     assert baselinedb(f"sqlite:///{path}", "--check").code == 1
+
+
+def test_a_source_that_cannot_be_opened_is_not_blamed_on_the_backup(tmp_path: Path):
+    source = tmp_path / "a.db"
+    with closing(sqlite3.connect(source)) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("CREATE TABLE rows (id text)")
+    # As on a read-only medium, and for root too: there is no place for the write-ahead log.
+    Path(f"{source}-wal").mkdir()
+
+    with pytest.raises(DatabaseUnavailableError) as caught:
+        back_up(source, target=tmp_path / "backup.db")
+
+    assert str(caught.value).startswith(
+        f"The database file {str(source)!r} cannot be used: unable to open database file"
+    )
+    assert not (tmp_path / "backup.db").exists()
