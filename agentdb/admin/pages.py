@@ -46,7 +46,7 @@ from agentdb.console.questions import Answer, Budget, Problem, ask
 from agentdb.console.reading import read
 from agentdb.console.unreadable import unreadable_rows
 from agentdb.interface import SandboxState
-from agentdb.models import Sandbox, Session
+from agentdb.models import Agent, ApiKey, Sandbox, Session
 from agentdb.querysets import LIVE
 
 LIVE_SHOWN = 10
@@ -177,7 +177,7 @@ def tenant(model_admin: Any, request: HttpRequest) -> HttpResponseBase:
     with Budget(connections[alias]) as budget:
         totals = {
             model: budget.ask(partial(amount, alias, model, tenant_id))
-            for model in allowed
+            for model in (Session, Sandbox, Agent, ApiKey)
         }
         activity = statuses = None
         if Session in allowed:
@@ -192,10 +192,12 @@ def tenant(model_admin: Any, request: HttpRequest) -> HttpResponseBase:
         parts=[
             (heading_of(model), found, list_url(site, model, tenant_id=tenant_id))
             for model, found in totals.items()
+            if model in allowed
         ],
         query=urlencode({"id": tenant_id}),
         activity=activity,
         statuses=statuses,
+        # Of all tables: one who may see only some of them is not told that nothing is there.
         is_empty=all(
             found.value is not None and not found.value.rows
             for found in totals.values()

@@ -34,8 +34,8 @@ def recorded_migrations(connection: BaseDatabaseWrapper) -> set[str]:
     if connection.vendor == "postgresql":
         # The record of another schema on the search_path says nothing about the tables of this one.
         query += " AND tableoid = to_regclass(quote_ident(current_schema()) || '.django_migrations')"
-    # In the caller's transaction PostgreSQL would refuse everything after a failed query. Outside of one a savepoint
-    # would cost two statements more, on the path of every connect().
+    # In the caller's transaction PostgreSQL would refuse everything after a failed query. Outside of one atomic() would
+    # begin and end one: two statements more, on the path of every connect().
     in_transaction = connection.in_atomic_block
     part = transaction.atomic(connection.alias) if in_transaction else nullcontext()
     try:

@@ -389,18 +389,27 @@ class TableText:
 def without_checks(definition: str, names: Collection[str]) -> str:
     """Return a column's definition without the CHECK constraints that name one of ``names``."""
     kept: list[str] = []
-    for clause in filter(None, _clauses(tokenize(definition))):
+    clauses = list(filter(None, _clauses(tokenize(definition))))
+    for clause in clauses:
         text = definition[clause[0].start : clause[-1].end]
         if clause[0].word != "CHECK" or names_in(text).isdisjoint(names):
             kept.append(text)
         elif kept and tokenize(kept[-1])[0].word == "CONSTRAINT":
             kept.pop()  # the name of the check
-    return " ".join(kept)
+    # As it was written if nothing goes: the operator's comments stand between the clauses.
+    return " ".join(kept) if len(kept) < len(clauses) else definition
 
 
 _TABLE_CONSTRAINTS = frozenset({"CONSTRAINT", "PRIMARY", "UNIQUE", "CHECK", "FOREIGN"})
 # The words that begin a clause of a definition. As names they would be in quotes.
-_CLAUSES = _TABLE_CONSTRAINTS | {"REFERENCES", "DEFAULT", "COLLATE", "AS", "NOT"}
+_CLAUSES = _TABLE_CONSTRAINTS | {
+    "REFERENCES",
+    "DEFERRABLE",
+    "DEFAULT",
+    "COLLATE",
+    "AS",
+    "NOT",
+}
 
 
 def parse_create_table(sql: str) -> TableText:

@@ -956,6 +956,18 @@ def test_tenant_page_of_nobody_says_so(site: Site, superuser: User):
     )
 
 
+def test_tenant_page_does_not_call_a_tenant_empty_whose_rows_the_user_may_not_see(
+    site: Site,
+):
+    site.db.insert_session("s1", "coder", "box", tenant_id="acme")
+    site.log_in(site.make_user("keys-only", "view_apikey"))
+
+    page = site.get("agentdb/agent/tenant/", id="acme")
+
+    assert "API keys 0" in page.text
+    assert "Nothing is stored" not in page.text
+
+
 def test_ids_and_names_with_odd_characters_are_shown_as_text_and_their_links_work(
     site: Site, superuser: User
 ):

@@ -10,6 +10,7 @@ from agentdb.schema.sqltext import (
     parse_create_index,
     parse_create_table,
     tokenize,
+    without_checks,
 )
 
 
@@ -210,3 +211,31 @@ def test_what_follows_a_foreign_key_does_not_change_its_column():
         ForeignKey("fk", ("a",), "o", ("x",)),
         Unique(None, ("a",)),
     ]
+
+
+@pytest.mark.parametrize(
+    ("definition", "kept"),
+    [
+        (
+            "note TEXT -- of the operator\n  NOT NULL  DEFAULT 'a  CHECK (name)'",
+            "note TEXT -- of the operator\n  NOT NULL  DEFAULT 'a  CHECK (name)'",
+        ),
+        (
+            "note TEXT -- its name is\n CHECK (name > 'x') DEFAULT ('a  b' /* c */ || 1)",
+            "note TEXT DEFAULT ('a  b' /* c */ || 1)",
+        ),
+        (
+            "note TEXT CONSTRAINT known CHECK (name > '  ') CHECK (note > '  ')",
+            "note TEXT CHECK (note > '  ')",
+        ),
+        (
+            "note TEXT REFERENCES notes CHECK (note <> name) DEFERRABLE INITIALLY DEFERRED",
+            "note TEXT REFERENCES notes DEFERRABLE INITIALLY DEFERRED",
+        ),
+        ("CONSTRAINT known CHECK (name > note) ON CONFLICT ABORT", ""),
+    ],
+)
+def test_a_definition_loses_the_checks_that_name_a_column_and_nothing_else(
+    definition, kept
+):
+    assert without_checks(definition, {"name"}) == kept
