@@ -192,15 +192,17 @@ def _parsed(scheme: str, rest: str, *, is_file: bool) -> dict[str, Any]:
 
 def _refuse_what_would_be_dropped(scheme: str, rest: str, *, is_file: bool) -> None:
     location, _, query = rest.partition("?")
-    if "#" in rest or any("=" not in option for option in query.split("&") if option):
+    options = [option for option in query.split("&") if option]
+    if "#" in rest or any(option.find("=") < 1 for option in options):
         # A '#' in a path would open another file.
         raise InvalidInputError(
             f"The {scheme}:// URL has a '#', or a '?' that begins no option=value. Percent-encode them: %23 and %3F."
         )
-    for option in query.split("&"):
-        if option.endswith("="):  # probably an unset variable, like an empty URL
+    for option in options:
+        name, _, value = option.partition("=")  # a value in base64 may end with "="
+        if not value:  # probably an unset variable, like an empty URL
             raise InvalidInputError(
-                f"The {scheme}:// URL gives the option {option[:-1]!r} no value."
+                f"The {scheme}:// URL gives the option {name!r} no value."
             )
     if re.search(r":0+(,|$)", location.partition("/")[0]):
         raise InvalidInputError(f"The {scheme}:// URL cannot be read: {_PORT}")

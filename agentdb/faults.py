@@ -274,11 +274,12 @@ def _why_not_opened(error: BaseException, path: object) -> str:
 
 def _no_place_for(path: Path) -> str:
     folder = path.absolute().parent
-    if path.is_dir():
+    # Not the methods of Path: before Python 3.13 they raise an error in a folder that this user may not enter.
+    if os.path.isdir(path):
         return "it is a folder"
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         return f"the folder {str(folder)!r} does not exist"
-    if path.exists() and not os.access(path, os.R_OK | os.W_OK):
+    if os.path.exists(path) and not os.access(path, os.R_OK | os.W_OK):
         return "this user may not read and write it"
     if not os.access(folder, os.W_OK | os.X_OK):
         return f"the folder {str(folder)!r} cannot be written to"

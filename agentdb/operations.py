@@ -254,7 +254,7 @@ def _lock(
 ) -> None:
     """Lock the tables before their rows are checked, so that no unchecked row appears."""
     # SQLite's migration holds the write lock already; CockroachDB's schema changes are jobs outside the transaction.
-    # One statement for all tables: one by one, two migrations could each hold what the other wants.
+    # PostgreSQL locks the tables in this order, the same in each migration, so no two each hold what the other wants.
     if models_ and schema_editor.connection.vendor == "postgresql":
         tables = ", ".join(
             schema_editor.quote_name(model._meta.db_table) for model in models_

@@ -78,7 +78,7 @@ class SandboxQuerySet(_OfTenant[Any]):
         """Those in this state."""
         return self.filter(state=str(state))
 
-    # A subquery and not a join: these querysets also update and delete, and Django does neither through a join.
+    # A subquery: session_id is not a foreign key, so Django knows no join.
     def reserved_for(self, sessions: QuerySet[Any]) -> Self:
         """Those whose session is one of these."""
         return self.filter(OneOfRows("session_id", sessions.values("pk")))

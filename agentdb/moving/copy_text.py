@@ -62,7 +62,6 @@ def read_chunks(
     if limit is not None:
         sql += f" LIMIT {limit}"
     parameters = [] if after is None else [after]
-    # The driver's own connection, because Django's cursor would convert each value and knows no COPY.
     connection.ensure_connection()
     raw = connection.connection
     if connection.vendor == "sqlite":

@@ -145,11 +145,12 @@ def sqlite_path(connection: BaseDatabaseWrapper) -> Path | None:
 
 def check_sqlite_file(path: Path) -> None:
     """Raise ``DatabaseUnavailableError`` unless the path is a readable, whole SQLite database or an empty file."""
-    if path.is_dir():
+    # Not the methods of Path: before Python 3.13 they raise an error in a folder that this user may not enter.
+    if os.path.isdir(path):
         raise DatabaseUnavailableError(
             f"{str(path)!r} is a directory, not a database file. Check the database URL."
         )
-    if not path.parent.is_dir():
+    if not os.path.isdir(path.parent):
         raise DatabaseUnavailableError(
             f"The folder {str(path.parent)!r} of the database file {path.name!r} does not exist. Check the database "
             "URL."
@@ -173,7 +174,7 @@ def check_sqlite_file(path: Path) -> None:
 
 def _consistent_header(path: Path) -> tuple[bytes, int, int]:
     """Return the header, the file size, and the size in the header, consistent even while a program writes."""
-    if not path.is_file() and path.exists():
+    if not os.path.isfile(path) and os.path.exists(path):
         raise DatabaseUnavailableError(
             f"{str(path)!r} is a device or a pipe, not a database file. Check the database URL."
         )

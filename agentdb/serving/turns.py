@@ -245,7 +245,8 @@ class _Batch:
             self._committed.extend(map(raw.execute, ("COMMIT",)))
         except sqlite3.Error as error:
             # Still in a transaction: nothing is stored for sure, and the followers can be run again by the next
-            # leader. No longer: SQLite has ended it, perhaps after writing to the log, so each gets the error.
+            # leader. No longer: SQLite has ended it. After a COMMIT it may have written to the log, so each gets the
+            # error.
             self._failure = error if not raw.in_transaction else None
             raise
 

@@ -322,6 +322,9 @@ class _Pool:
             and self.ready[0].goes_with(jobs[0])
         ):
             jobs.append(self.ready.popleft())
+        # Those that an earlier call on their ids held up came without the loop, so it does not look after them.
+        if self.ready and self.ready[0].outbox.timer is None:
+            self._add_worker()
         return jobs
 
     def _is_too_many(self) -> bool:

@@ -134,6 +134,37 @@ def test_calls_on_another_id_do_not_wait() -> None:
     asyncio.run(work())
 
 
+def test_two_calls_that_waited_for_the_same_one_do_not_wait_for_each_other() -> None:
+    both, first = threading.Event(), threading.Event()
+
+    class Blocking(Recording):
+        def touch_sessions(self, ids: list[str]) -> list[str]:
+            return ids if both.wait(120) else []
+
+        def update_session_status(self, id: str, status: Any) -> bool:
+            return id != "stuck" or first.wait(120)
+
+    db: Any = Blocking()
+
+    async def work() -> None:
+        async with AsyncDb(db) as adb:
+            touch = asyncio.ensure_future(adb.touch_sessions(["stuck", "other"]))
+            stuck, other = (
+                asyncio.ensure_future(adb.update_session_status(id, "active"))
+                for id in ("stuck", "other")
+            )
+            await asyncio.sleep(0)  # the tasks make their calls
+            both.set()
+            try:
+                assert await asyncio.wait_for(other, 60)
+            finally:
+                first.set()
+            assert await touch == ["stuck", "other"]
+            assert await stuck
+
+    asyncio.run(work())
+
+
 def test_a_cancelled_call_lets_the_next_one_on_its_id_go() -> None:
     record, db = recording()
 

@@ -298,6 +298,10 @@ _NO_FILE = "names no file. For a database in memory, write sqlite://:memory:."
         ("postgresql://h:0/a", f"The postgresql:// URL cannot be read: {_PORT}"),
         ("postgresql://h:1,b:0/a", f"The postgresql:// URL cannot be read: {_PORT}"),
         (
+            "postgresql://h/a?=off",
+            "The postgresql:// URL has a '#', or a '?' that begins no option=value. Percent-encode them: %23 and %3F.",
+        ),
+        (
             "postgresql://h/a?call_timeout=&prepare=off",
             "The postgresql:// URL gives the option 'call_timeout' no value.",
         ),
@@ -490,6 +494,12 @@ def test_urls_are_shown_without_the_password(url: str, shown: str) -> None:
 )
 def test_a_server_is_named_as_the_url_names_it(url: str, shown: str) -> None:
     assert server_name(database_from_url(url)) == shown
+
+
+def test_the_value_of_an_option_may_end_with_an_equals_sign() -> None:
+    options = database_from_url("postgresql://h/a?password=Zm9v==&sslmode=disable")
+
+    assert options["OPTIONS"]["password"] == "Zm9v=="
 
 
 def test_an_empty_url_is_a_variable_that_is_not_set() -> None:

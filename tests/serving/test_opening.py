@@ -834,6 +834,20 @@ def test_a_folder_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may enter every folder")
+def test_a_folder_that_cannot_be_entered_is_unavailable(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir(mode=0o000)
+
+    with pytest.raises(DatabaseUnavailableError) as raised:
+        agentdb.connect(f"sqlite:///{folder}/one.sqlite3", migrate=True)
+
+    assert str(raised.value).endswith(
+        f": the folder {str(folder)!r} cannot be written to."
+    )
+    folder.chmod(0o700)
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write to every file")
 @pytest.mark.parametrize("mode", [0o000, 0o400])
 def test_a_file_without_the_rights_is_named(tmp_path: Path, mode: int) -> None:
