@@ -138,7 +138,8 @@ def _summary(latencies: list[float], seconds: float) -> Measured:
 def _threads(call: Callable[[str], Any], callers: int) -> Measured:
     latencies: list[float] = []
     stop = threading.Event()
-    ready = threading.Barrier(callers + 1)
+    # With a limit: a thread whose first call fails never comes here.
+    ready = threading.Barrier(callers + 1, timeout=60)
 
     def run(number: int) -> None:
         draw = random.Random(number)
