@@ -38,7 +38,7 @@ from agentdb.console.figures import (
 from agentdb.console.questions import Answer, Budget, Problem
 from agentdb.console.report import Report, examine, unanswered
 from agentdb.interface import SandboxState
-from agentdb.models import Sandbox, Session
+from agentdb.models import Agent, ApiKey, Sandbox, Session
 
 
 class Chart(NamedTuple):
@@ -170,7 +170,10 @@ class _Overview:
             each: self.budget.ask(partial(total, self._rows(each)))
             for each in self.allowed
         }
-        is_empty = all(total.value == Figure(0) for total in totals.values())
+        # One who may see only some of the tables is not told that nothing is there.
+        is_empty = set(self.allowed) == {Session, Sandbox, Agent, ApiKey} and all(
+            total.value == Figure(0) for total in totals.values()
+        )
         shown |= {**self._attention(report), "is_empty": is_empty}
         if is_empty:
             return shown

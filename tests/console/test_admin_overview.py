@@ -156,6 +156,18 @@ def test_nothing_to_attend_to_is_one_line(site: Site, superuser: User):
     assert "There are no sessions yet." in page.text
 
 
+def test_the_overview_does_not_call_a_database_empty_whose_rows_the_user_may_not_see(
+    site: Site,
+):
+    site.db.insert_session("s1", "coder", "box")
+    site.log_in(site.make_user("keys-only", "view_apikey"))
+
+    page = site.get("")
+
+    assert "API keys 0" in page.text
+    assert "Nothing is stored" not in page.text
+
+
 def test_overview_of_a_user_without_permissions_is_empty(site: Site):
     site.log_in(site.make_user("nobody"))
 
