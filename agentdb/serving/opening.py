@@ -259,16 +259,21 @@ def _check_file(connection: BaseDatabaseWrapper, *, may_be_missing: bool) -> Non
     name = str(connection.settings_dict["NAME"])
     if connection.vendor != "sqlite" or name == ":memory:" or name.startswith("file:"):
         return
-    if os.path.exists(name):
-        if concern := encoding_concern(name):
-            raise DatabaseUnavailableError(concern)
-    elif not may_be_missing:
+    try:
+        os.stat(name)
+    except PermissionError:
+        return  # The error of opening it names the folder.
+    except OSError:
+        if may_be_missing:
+            return
         from agentdb.schema.migration_record import migration_names
 
         raise SchemaOutOfDateError(
             f"SQLite database {name!r} does not exist. Run 'agentdb migrate' or pass migrate=True to create it.",
             pending=migration_names(),
-        )
+        ) from None
+    if concern := encoding_concern(name):
+        raise DatabaseUnavailableError(concern)
 
 
 def _wait(executor: Executor, timeout_seconds: float) -> None:

@@ -19,12 +19,13 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from copy import copy
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
-from agentdb.serving.connections.base import Connection
+if TYPE_CHECKING:
+    from agentdb.serving.connections.base import Connection
 
 R = TypeVar("R")
-Run = Callable[[Connection], Any]
+Run: TypeAlias = "Callable[[Connection], Any]"
 
 _MOST_STATEMENTS = 100  # of one COMMIT
 _LOOK_SECONDS = 0.25  # in case an asynchronous exception prevented a wake-up

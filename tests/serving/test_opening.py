@@ -835,12 +835,15 @@ def test_a_folder_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may enter every folder")
-def test_a_folder_that_cannot_be_entered_is_unavailable(tmp_path: Path) -> None:
+@pytest.mark.parametrize("migrate", [True, False])
+def test_a_folder_that_cannot_be_entered_is_unavailable(
+    tmp_path: Path, migrate: bool
+) -> None:
     folder = tmp_path / "folder"
     folder.mkdir(mode=0o000)
 
     with pytest.raises(DatabaseUnavailableError) as raised:
-        agentdb.connect(f"sqlite:///{folder}/one.sqlite3", migrate=True)
+        agentdb.connect(f"sqlite:///{folder}/one.sqlite3", migrate=migrate)
 
     assert str(raised.value).endswith(
         f": the folder {str(folder)!r} cannot be written to."
