@@ -274,7 +274,8 @@ def _check_file() -> None:
     from agentdb.schema.inspection import check_sqlite_file, sqlite_path
 
     # A file that exists is left to the command, whose error says more about a damaged or foreign one.
-    if (path := sqlite_path(connections["default"])) is not None and not path.is_file():
+    path = sqlite_path(connections["default"])
+    if path is not None and not os.path.isfile(path):
         check_sqlite_file(path)
 
 

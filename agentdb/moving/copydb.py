@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from hashlib import blake2b
@@ -108,7 +109,7 @@ def copy(
         _check_schema(reading)
         writing = connections[target]
         # Before anything opens the file: SQLite takes an empty or a foreign one for a database to begin with.
-        if (path := sqlite_path(writing)) is not None and path.exists():
+        if (path := sqlite_path(writing)) is not None and os.path.exists(path):
             check_sqlite_file(path)
         refuse_uncopyable(reading, writing)
         with translated_errors(writing), lifted_limits(writing, say):

@@ -403,3 +403,34 @@ def completed(folder: Path, words: list[str], **environment: str) -> list[str]:
         check=True,
     )
     return finished.stdout.split()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may enter every folder")
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["migrate"], "the folder '{folder}' cannot be written to"),
+        (["inspectdb"], "The database file '{file}' cannot be read: permission denied"),
+        (["restore", "{file}"], "'{file}' cannot be read: permission denied"),
+        (["copydb", "{other}", "{url}"], "the folder '{folder}' cannot be written to"),
+    ],
+)
+def test_a_file_in_a_folder_that_may_not_be_entered_is_a_sentence_and_not_a_traceback(
+    cli, tmp_path, arguments, sentence
+):
+    folder, other = tmp_path / "locked", tmp_path / "other.sqlite3"
+    folder.mkdir()
+    file = folder / "one.sqlite3"
+    for each in (file, other):
+        agentdb.connect(f"sqlite:///{each}", migrate=True).close()
+    url = f"sqlite:///{other if arguments[0] == 'restore' else file}"
+    names = {"file": file, "folder": folder, "other": f"sqlite:///{other}", "url": url}
+    given = [argument.format(**names) for argument in arguments]
+    folder.chmod(0o000)
+
+    finished = cli(*given, DATABASE_URL=url)
+
+    folder.chmod(0o700)
+    assert sentence.format(**names) in finished.stderr
+    assert "Traceback" not in finished.stderr
+    assert finished.returncode in (1, 2)

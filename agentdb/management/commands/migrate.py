@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import suppress
 from typing import Any
@@ -63,7 +64,7 @@ class Command(AgentDbCommand, migrate.Command):
         only_looks = options["plan"] or options["check_unapplied"]
         # Connecting would create an empty file at a misspelt path.
         path = sqlite_path(connection)
-        if path is not None and (only_looks or path.exists()):
+        if path is not None and (only_looks or os.path.exists(path)):
             check_sqlite_file(path)
         self.name_database(connection.alias, options["verbosity"])
         if only_looks or not self._has_work(connection, options):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -30,8 +31,12 @@ class Command(DatabaseCommand):
         self.progress.say(f"Restoring into {describe(connections[database])}.")
         path = Path(file).absolute()
         # Connecting would create an empty file, and restore nothing from it.
-        if not path.exists():
-            raise AgentDbError(f"The backup {file!r} does not exist.")
+        try:
+            os.stat(path)
+        except FileNotFoundError:
+            raise AgentDbError(f"The backup {file!r} does not exist.") from None
+        except OSError:
+            pass  # The next check says why.
         check_sqlite_file(path)
         with temporary_alias(f"sqlite:///{quote(str(path))}") as source:
             restored = copydb.copy(source, database, self.progress, self.progress.say)
