@@ -7,15 +7,11 @@ from dataclasses import replace
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from agentdb.schema.sqltext import canonical, folded
+from agentdb.schema.sqltext import COCKROACH_TYPES, canonical, folded
 from agentdb.schema.tables import Index, IndexPart
 
-_COCKROACH_TYPES = {
-    "integer": "bigint",
-    "int8": "bigint",
-    "string": "text",
-    "timestamptz": "timestamp with time zone",
-}
+# The SQL standard's name, which is 64 bits wide there.
+_COCKROACH_TYPES = {**COCKROACH_TYPES, "integer": "bigint"}
 
 
 def column_type(connection: BaseDatabaseWrapper, declared: str) -> str:
@@ -40,15 +36,18 @@ def literal(value: object) -> str:
 def normal_index(connection: BaseDatabaseWrapper, index: Index) -> Index:
     """Return the index without what its statement says of a part although it is so anyway."""
     is_sqlite = connection.vendor == "sqlite"
+    usual_collation = "BINARY" if is_sqlite else "default"
 
     def normal(part: IndexPart) -> IndexPart:
+        collation = part.collation
+        if collation is not None and is_sqlite:
+            collation = collation.upper()  # SQLite ignores the case
         # NULLs are smaller than anything on SQLite, and larger than anything on a server.
-        nulls = "first" if part.descending != is_sqlite else "last"
-        collation = "BINARY" if is_sqlite else "default"
+        usual_nulls = "first" if part.descending != is_sqlite else "last"
         return replace(
             part,
-            collation=None if part.collation == collation else part.collation,
-            nulls=None if part.nulls == nulls else part.nulls,
+            collation=None if collation == usual_collation else collation,
+            nulls=None if part.nulls == usual_nulls else part.nulls,
         )
 
     name = folded(index.name) if is_sqlite else index.name

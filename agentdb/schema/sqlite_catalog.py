@@ -1,7 +1,7 @@
 """The tables of a SQLite file, from its pragmas and from the statements in sqlite_master.
 
-Pragmas give columns, defaults and the columns of indexes. Names of constraints, checks, collations, ON CONFLICT and
-generated expressions are only in the CREATE statements, which SQLite stores verbatim.
+Pragmas give columns and defaults. Constraints with their names, collations, ON CONFLICT and generated expressions are
+only in the CREATE statements, which SQLite stores verbatim.
 """
 
 from __future__ import annotations
@@ -102,8 +102,8 @@ def _read(
     return Table(
         name=name,
         columns=columns,
-        primary_key=_primary_key(stored, text),
-        uniques=_uniques(connection, found.name, columns, text),
+        primary_key=next(iter(text.of_kind(PrimaryKey)), None),
+        uniques=_uniques(text),
         indexes=_indexes(connection, of_table),
         foreign_keys=tuple(text.of_kind(ForeignKey)),
         checks=tuple(text.of_kind(Check)),
@@ -144,55 +144,16 @@ def _default(default: str | None) -> str | None:
     return column_default(default)
 
 
-def _primary_key(stored: list[_ColumnRow], text: TableText) -> PrimaryKey | None:
-    # In the order of the key, which need not be that of the columns.
-    keys = sorted((row.key, folded(row.name)) for row in stored if row.key)
-    if not keys:
-        return None
-    columns = tuple(name for _, name in keys)
-    for written in text.of_kind(PrimaryKey):
-        return replace(written, columns=columns)
-    return PrimaryKey(None, columns)
-
-
-def _uniques(
-    connection: BaseDatabaseWrapper,
-    table: str,
-    columns: tuple[Column, ...],
-    text: TableText,
-) -> tuple[Unique, ...]:
-    """The UNIQUE constraints, each of which has an index of the origin "u"."""
-    listed = rows(connection, f"PRAGMA main.index_list({quote_name(table)})")
-    uniques = []
-    for name in [name for _, name, _, origin, _ in listed if origin == "u"]:
-        parts = rows(connection, f"PRAGMA main.index_xinfo({quote_name(name)})")
-        keys = [
-            (folded(column), collation)
-            for _, _, column, _, collation, is_key in parts
-            if is_key  # the others are the rowid
-        ]
-        uniques.append(_unique(keys, columns, text))
-    return tuple(
-        sorted(uniques, key=lambda unique: (unique.columns, unique.name or ""))
-    )
-
-
-def _unique(
-    keys: list[tuple[str, str]], columns: tuple[Column, ...], text: TableText
-) -> Unique:
-    names = tuple(name for name, _ in keys)
-    usual = {column.name: (column.collation or "BINARY").upper() for column in columns}
-    collations = tuple(
-        f"collate {collation.lower()}"
-        for name, collation in keys
-        if collation.upper() != usual[name]
-    )
-    # SQLite names the index itself; the constraint's name is in the statement. Two constraints over the same columns
-    # share an index, so that the first one written stands for both.
-    for written in text.of_kind(Unique):
-        if written.columns == names:
-            return replace(written, options=written.options + collations)
-    return Unique(None, names, collations)
+def _uniques(text: TableText) -> tuple[Unique, ...]:
+    """Return the UNIQUE constraints that SQLite has an index for: each once, and none that the primary key implies."""
+    known = {key.columns for key in text.of_kind(PrimaryKey)}
+    uniques = {
+        (unique.columns, unique.options): unique
+        # The first one written stands for all.
+        for unique in reversed(text.of_kind(Unique))
+        if unique.columns not in known
+    }
+    return tuple(unique for _, unique in sorted(uniques.items()))
 
 
 def _indexes(

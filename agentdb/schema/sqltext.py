@@ -19,42 +19,44 @@ from agentdb.schema.tables import (
 _TOKEN = re.compile(
     r"""
       (?P<space>\s+|--[^\n]*|/\*.*?(?:\*/|$))
-    | (?P<string>[eExX]?'(?:[^']|'')*'|\$\$.*?\$\$)
+    | (?P<string>[ex]?'(?:[^']|'')*'|\$\$.*?\$\$)
     | (?P<name>"(?:[^"]|"")*"|`(?:[^`]|``)*`|\[[^\]]*\])
-    | (?P<number>0[xX][0-9a-fA-F]+|(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)
+    | (?P<cast>:::?\s*
+        (?:\w+\.)?(?:"[^"]*"|\w+)       # s.t
+        (?:\s+(?:varying|precision)\b)?
+        (?:\s*\([\d\s,]*\))?           # (10, 2)
+        (?:\s+with(?:out)?\s+time\s+zone\b)?
+        (?:\[\])*
+      )
+    | (?P<number>0x[0-9a-f]+|(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)
     | (?P<word>[^\W\d][\w$]*)
-    | (?P<symbol>:::|::|\|\||->>|->|<>|<=|>=|==|!=|<<|>>|.)
+    | (?P<symbol>\|\||->>|->|<>|<=|>=|==|!=|<<|>>|.)
     """,
-    re.VERBOSE | re.DOTALL,
+    re.VERBOSE | re.DOTALL | re.IGNORECASE,
 )
 _PLAIN_NAME = re.compile(r"[a-z_][a-z0-9_]*\Z")
 _WORDS_OF_OPERATORS = """
-    AND AS BETWEEN CASE COLLATE ELSE END ESCAPE EXISTS GLOB IN IS ISNULL LIKE NOT NOTNULL
-    NULL OR THEN WHEN
+    AND AS BETWEEN CASE COLLATE ELSE END ESCAPE GLOB IN IS ISNULL LIKE NOT NOTNULL NULL OR
+    THEN WHEN
 """
 _KEYWORDS = frozenset(_WORDS_OF_OPERATORS.split())
-# Words that follow the first one of a type, which has several.
-_TYPE_TAILS = {
-    "character": ("varying",),
-    "double": ("precision",),
-    "time": ("with", "without", "time", "zone"),
-    "timestamp": ("with", "without", "time", "zone"),
-    "bit": ("varying",),
-}
-# Its own words, and PostgreSQL's.
-_COCKROACH_TYPES = {
-    "STRING": "text",
-    "INT8": "bigint",
-    "TIMESTAMPTZ": "timestamptz",
+# CockroachDB's names of types, and PostgreSQL's.
+COCKROACH_TYPES = {
+    "string": "text",
+    "int8": "bigint",
+    "timestamptz": "timestamp with time zone",
 }
 
 
 @dataclass(frozen=True)
 class Token:
-    kind: Literal["string", "name", "number", "word", "symbol"]
-    text: str  # as written
+    """A piece of SQL: a word, a literal, ``::`` with its type, or a parenthesis with all that is in it."""
+
+    kind: Literal["string", "name", "cast", "number", "word", "symbol", "group"]
+    text: str  # as written; '' for a group
     start: int
     end: int
+    items: Sequence[Sequence[Token]] = ()  # of a group: what its commas separate
 
     @property
     def word(self) -> str:
@@ -64,26 +66,51 @@ class Token:
     @property
     def identifier(self) -> str:
         """The name, without its quotes."""
-        if self.kind == "name":
-            quote = self.text[-1]
-            return (
-                self.text[1:-1]
-                if quote == "]"
-                else self.text[1:-1].replace(quote * 2, quote)
-            )
-        if self.kind == "string":
-            return self.text[1:-1].replace("''", "'")
-        return self.text
+        if self.kind not in ("name", "string"):
+            return self.text
+        quote = self.text[-1]
+        return self.text[1:-1].replace(quote * 2, quote)
 
 
 def tokenize(sql: str) -> list[Token]:
-    """Split ``sql`` into tokens, without white space and comments. Never fails: an unknown character is a symbol."""
+    """Split ``sql`` into tokens, without white space and comments, each parenthesis on its own.
+
+    Never fails: an unknown character is a symbol.
+    """
     tokens = []
     for match in _TOKEN.finditer(sql):
         kind = match.lastgroup
         if kind != "space":
             tokens.append(Token(kind, match.group(), match.start(), match.end()))  # type: ignore[arg-type]
     return tokens
+
+
+def _items(sql: str, *, fold_names: bool = False) -> Sequence[Sequence[Token]]:
+    """Split ``sql`` at the commas outside of parentheses; each parenthesis is a single token."""
+    tokens = tokenize(sql)
+    if fold_names:
+        tokens = [
+            replace(token, text=folded(token.text)) if token.kind == "name" else token
+            for token in tokens
+        ]
+    return _group(iter(tokens), 0).items
+
+
+def _group(tokens: Iterator[Token], start: int) -> Token:
+    """Take tokens up to the one that closes the parenthesis, or all if none does."""
+    items: list[list[Token]] = [[]]
+    end = start
+    for token in tokens:
+        if token.text == "(":
+            token = _group(tokens, token.start)
+        end = token.end
+        if token.text == ")":
+            break
+        if token.text == ",":
+            items.append([])
+        else:
+            items[-1].append(token)
+    return Token("group", "", start, end, [item for item in items if item])
 
 
 def names_in(sql: str) -> frozenset[str]:
@@ -93,32 +120,6 @@ def names_in(sql: str) -> frozenset[str]:
         for token in tokenize(sql)
         if token.kind in ("word", "name")
     )
-
-
-def matching(tokens: Sequence[Token], opening: int) -> int:
-    """Return the position of the parenthesis that closes the one at ``opening``; the last token if none does."""
-    depth = 0
-    for position in range(opening, len(tokens)):
-        if tokens[position].text == "(":
-            depth += 1
-        elif tokens[position].text == ")":
-            depth -= 1
-            if not depth:
-                return position
-    return len(tokens) - 1
-
-
-def split(tokens: Sequence[Token]) -> Iterator[Sequence[Token]]:
-    """Split a list's tokens, without its parentheses, at the commas of its own level."""
-    start = depth = 0
-    for position, token in enumerate(tokens):
-        depth += {"(": 1, ")": -1}.get(token.text, 0)
-        if token.text == "," and not depth:
-            if start < position:
-                yield tokens[start:position]
-            start = position + 1
-    if start < len(tokens):
-        yield tokens[start:]
 
 
 def quote_name(name: str) -> str:
@@ -142,27 +143,42 @@ def folded(name: str) -> str:
     return name.translate(_LOWER)
 
 
-def canonical(sql: str | Sequence[Token], *, fold_names: bool = False) -> str:
+def canonical(sql: str | Sequence[Token]) -> str:
     """Return the canonical form of an expression, so that two spellings of it are equal.
 
     Keywords become upper case, other words lower case; unnecessary quotes, parentheses and casts of literals go.
-    ``fold_names`` is for SQLite, which ignores the case of quoted names too.
     """
-    tokens = tokenize(sql) if isinstance(sql, str) else list(sql)
-    if fold_names:
-        tokens = [
-            replace(token, text=token.text.lower()) if token.kind == "name" else token
-            for token in tokens
-        ]
-    return _joined(_render(_without_literal_casts(tokens)))
+    items = _items(sql) if isinstance(sql, str) else [sql]
+    return ", ".join(map(_joined, items))
 
 
-def _joined(pieces: Sequence[str]) -> str:
-    text = ""
-    for piece in pieces:
-        glued = not text or piece in ("::", ".") or text.endswith(("::", "."))
-        text += piece if glued else f" {piece}"
-    return text
+def _joined(tokens: Sequence[Token]) -> str:
+    return " ".join(_terms(tokens))
+
+
+def _terms(tokens: Sequence[Token]) -> list[str]:
+    """Render the tokens of one level; a call, a cast and a qualified name are one term: 'f ( x )' is 'f(x)'."""
+    tokens = _without_literal_casts(tokens)
+    terms: list[str] = []
+    before = None
+    for token in tokens:
+        is_call = token.kind == "group" and before is not None and _is_called(before)
+        is_qualified = before is not None and before.text == "."
+        if is_call:
+            text = _list(token)
+        elif token.kind == "group":
+            is_list = before is not None and before.word == "IN"
+            text = _list(token) if is_list else _parenthesis(token, len(tokens) == 1)
+        else:
+            text = _spelt(token)
+        if terms and (
+            is_call or is_qualified or token.kind == "cast" or token.text == "."
+        ):
+            terms[-1] += text
+        else:
+            terms.append(text)
+        before = token
+    return terms
 
 
 def _without_literal_casts(tokens: Sequence[Token]) -> list[Token]:
@@ -171,118 +187,67 @@ def _without_literal_casts(tokens: Sequence[Token]) -> list[Token]:
     A cast of anything else stays: it may change the value.
     """
     kept: list[Token] = []
-    position = 0
-    while position < len(tokens):
-        token = tokens[position]
-        literal = bool(kept) and (
+    for token in tokens:
+        is_literal = bool(kept) and (
             kept[-1].kind in ("string", "number") or kept[-1].word == "NULL"
         )
         # CockroachDB annotates every constant with ':::' and its type.
-        if token.text == ":::" or (token.text == "::" and literal):
-            position = _after_type(tokens, position + 1)
-            continue
-        if token.word in _COCKROACH_TYPES and kept and kept[-1].text == "::":
-            token = replace(token, text=_COCKROACH_TYPES[token.word])
-        kept.append(token)
-        position += 1
+        is_annotation = token.text.startswith(":::")
+        if not is_annotation and not (token.kind == "cast" and is_literal):
+            kept.append(token)
     return kept
 
 
-def _after_type(tokens: Sequence[Token], position: int) -> int:
-    """Return the position behind a type: ``s.t``, ``varchar(20)``, ``text[]``, ``timestamp (3) with time zone``."""
-    if position >= len(tokens):
-        return position
-    tail = _TYPE_TAILS.get(tokens[position].text.lower(), ())
-    position += 1
-    while position < len(tokens):
-        text = tokens[position].text
-        if text == "(":
-            position = matching(tokens, position) + 1
-        elif text.startswith("["):  # which the tokenizer reads as a name in brackets
-            position += 1
-        elif text == "." or text.lower() in tail:
-            position += 2 if text == "." else 1
-        else:
-            break
-    return position
-
-
-def _render(tokens: Sequence[Token]) -> list[str]:
-    """Render the tokens of one level; a call stays one piece, so that 'f ( x )' and 'f(x)' are equal."""
-    pieces: list[str] = []
-    position = 0
-    while position < len(tokens):
-        if tokens[position].text != "(":
-            pieces.append(_spelt(tokens[position]))
-            position += 1
-            continue
-        closing = matching(tokens, position)
-        inner = tokens[position + 1 : closing]
-        before = tokens[position - 1] if position else None
-        # 'lower (x)' is a call, '(x)' alone is x, and '(x, y)' and what follows IN are lists.
-        if before is not None and _is_called(before):
-            pieces[-1] += f"({', '.join(_items(inner))})"
-        else:
-            is_whole = len(tokens) == closing - position + 1
-            pieces.append(
-                _parenthesis(
-                    inner, is_whole, is_list=before is not None and before.word == "IN"
-                )
-            )
-        position = closing + 1
-    return pieces
-
-
 def _is_called(token: Token) -> bool:
-    return token.kind in ("word", "name") and token.word not in _KEYWORDS - {"EXISTS"}
+    return token.kind in ("word", "name") and token.word not in _KEYWORDS
 
 
-def _items(inner: Sequence[Token]) -> list[str]:
-    return [_joined(_render(item)) for item in split(inner)]
+def _list(group: Token) -> str:
+    return f"({', '.join(map(_joined, group.items))})"
 
 
-def _parenthesis(inner: Sequence[Token], is_whole: bool, *, is_list: bool) -> str:
-    rendered = _items(inner)
-    if is_list or len(rendered) != 1:
-        return f"({', '.join(rendered)})"
-    if is_whole or len(_render(inner)) == 1:
-        return rendered[0]  # the whole expression, or a single term
-    return f"({rendered[0]})"
+def _parenthesis(group: Token, is_whole: bool) -> str:
+    """Render an expression in parentheses, without them around a single term or the whole expression."""
+    if len(group.items) != 1:
+        return _list(group)
+    terms = _terms(group.items[0])
+    text = " ".join(terms)
+    return text if is_whole or len(terms) == 1 else f"({text})"
 
 
 def _spelt(token: Token) -> str:
-    if token.kind == "word":
-        return token.word if token.word in _KEYWORDS else token.text.lower()
-    return quoted(token.identifier) if token.kind == "name" else token.text
+    if token.kind == "name":
+        return quoted(token.identifier)
+    if token.kind == "cast":
+        type_ = " ".join(token.text.lstrip(":").lower().split())
+        return f"::{COCKROACH_TYPES.get(type_, type_)}"
+    if token.kind == "word" and token.word not in _KEYWORDS:
+        return token.text.lower()
+    return token.word or token.text
 
 
 def parse_create_index(sql: str, *, fold_names: bool = False) -> Index:
     """Read a CREATE INDEX statement of Django, of ``pg_get_indexdef`` or of ``sqlite_master``.
 
     Each part has the collation and the place of NULLs that are written, also if they are the engine's usual ones.
+    ``fold_names`` is for SQLite, which ignores the case of quoted names too.
     """
-    tokens = tokenize(sql)
-    words = [token.word for token in tokens]
-    on = words.index("ON")
-    opening = next(
-        place for place, token in enumerate(tokens) if place > on and token.text == "("
-    )
-    closing = matching(tokens, opening)
-    clauses, condition = _parted(tokens[closing + 1 :], "WHERE")
+    [statement] = _items(sql, fold_names=fold_names)
     # Bare keywords belong to the statement, because engines quote reserved names.
-    _, method = _parted(tokens[on:opening], "USING")
+    before, keys, clauses = _around_group(statement)
+    created, target = _parted(before, "ON")
+    _, method = _parted(target, "USING")
+    clauses, condition = _parted(clauses, "WHERE")
+    _, include = _parted(clauses, "INCLUDE")
+    words = [token.word for token in (*created, *clauses)]
     return Index(
-        name=tokens[on - 1].identifier,
-        unique="UNIQUE" in words[:on],
+        name=created[-1].identifier,
+        unique="UNIQUE" in words,
         method=method[0].identifier.lower() if method else "btree",
-        parts=tuple(
-            _key(item, fold_names) for item in split(tokens[opening + 1 : closing])
-        ),
-        include=_included(clauses),
-        options=tuple(
-            "nulls not distinct" for token in clauses if token.word == "DISTINCT"
-        ),
-        condition=canonical(condition, fold_names=fold_names) if condition else None,
+        parts=tuple(map(_key, keys)),
+        include=tuple(map(canonical, include[0].items)) if include else (),
+        options=("nulls not distinct",) if "DISTINCT" in words else (),
+        condition=canonical(condition) if condition else None,
     )
 
 
@@ -296,12 +261,17 @@ def _parted(
     return tokens, ()
 
 
-def _included(clauses: Sequence[Token]) -> tuple[str, ...]:
-    _, after = _parted(clauses, "INCLUDE")
-    return tuple(map(canonical, split(after[1 : matching(after, 0)])))
+def _around_group(
+    tokens: Sequence[Token],
+) -> tuple[Sequence[Token], Sequence[Sequence[Token]], Sequence[Token]]:
+    """Return the tokens before the first parenthesis, its items, and the tokens after it."""
+    for position, token in enumerate(tokens):
+        if token.kind == "group":
+            return tokens[:position], token.items, tokens[position + 1 :]
+    return tokens, (), ()
 
 
-def _key(tokens: Sequence[Token], fold_names: bool) -> IndexPart:
+def _key(tokens: Sequence[Token]) -> IndexPart:
     """Read ``EXPRESSION [COLLATE x] [operator class] [ASC | DESC] [NULLS FIRST | LAST]`` from its end."""
     nulls: Literal["first", "last"] | None = None
     if len(tokens) > 2 and tokens[-2].word == "NULLS":
@@ -316,42 +286,30 @@ def _key(tokens: Sequence[Token], fold_names: bool) -> IndexPart:
         tokens = tokens[:-1]
     tokens, collation = _without_collation(tokens)
     # Django writes '("id" COLLATE "C") DESC', and PostgreSQL shows 'id COLLATE "C" DESC'.
-    while _is_parenthesis(tokens):
-        tokens, inner = _without_collation(tokens[1:-1])
+    while len(tokens) == 1 and len(tokens[0].items) == 1:
+        tokens, inner = _without_collation(tokens[0].items[0])
         collation = collation or inner
-    expression = canonical(tokens, fold_names=fold_names)
-    return IndexPart(expression, direction == "DESC", collation, nulls, operator_class)
-
-
-def _is_parenthesis(tokens: Sequence[Token]) -> bool:
-    """Return whether the first token opens a parenthesis that the last one closes."""
-    return (
-        bool(tokens)
-        and tokens[0].text == "("
-        and matching(tokens, 0) == len(tokens) - 1
+    return IndexPart(
+        canonical(tokens), direction == "DESC", collation, nulls, operator_class
     )
 
 
 def _ends_with_operator_class(tokens: Sequence[Token]) -> bool:
-    """Whether a name follows a column or a closing parenthesis without an operator between: PostgreSQL's class."""
-    if len(tokens) < 2 or tokens[-1].kind not in ("word", "name"):
+    """Whether a name follows a column or a parenthesis without an operator between: PostgreSQL's class."""
+    if len(tokens) < 2:
         return False
-    before, last = tokens[-2], tokens[-1]
-    is_operand = before.text == ")" or before.kind in ("word", "name")
-    return is_operand and not {before.word, last.word} & _KEYWORDS
+    operand, name = tokens[-2:]
+    is_operand = operand.kind in ("group", "word", "name")
+    is_name = name.kind in ("word", "name")
+    return is_operand and is_name and _KEYWORDS.isdisjoint({operand.word, name.word})
 
 
 def _without_collation(
     tokens: Sequence[Token],
 ) -> tuple[Sequence[Token], str | None]:
-    for back in (2, 4):  # COLLATE "C", COLLATE pg_catalog."C"
-        if (
-            len(tokens) > back
-            and tokens[-back].word == "COLLATE"
-            and (back == 2 or tokens[-2].text == ".")
-        ):
-            return tokens[:-back], tokens[-1].identifier
-    return tokens, None
+    # COLLATE "C", COLLATE pg_catalog."C"
+    expression, collation = _parted(tokens, "COLLATE")
+    return expression, collation[-1].identifier if collation else None
 
 
 _Constraint = TypeVar("_Constraint", PrimaryKey, Unique, ForeignKey, Check)
@@ -388,12 +346,16 @@ class TableText:
 
 def without_checks(definition: str, names: Collection[str]) -> str:
     """Return a column's definition without the CHECK constraints that name one of ``names``."""
+    clauses = [
+        definition[clause[0].start : clause[-1].end]
+        for item in _items(definition)
+        for clause in _clauses(item)
+    ]
     kept: list[str] = []
-    clauses = list(filter(None, _clauses(tokenize(definition))))
     for clause in clauses:
-        text = definition[clause[0].start : clause[-1].end]
-        if clause[0].word != "CHECK" or names_in(text).isdisjoint(names):
-            kept.append(text)
+        is_check = tokenize(clause)[0].word == "CHECK"
+        if not is_check or names_in(clause).isdisjoint(names):
+            kept.append(clause)
         elif kept and tokenize(kept[-1])[0].word == "CONSTRAINT":
             kept.pop()  # the name of the check
     # As it was written if nothing goes: the operator's comments stand between the clauses.
@@ -414,15 +376,10 @@ _CLAUSES = _TABLE_CONSTRAINTS | {
 
 def parse_create_table(sql: str) -> TableText:
     """Parse a CREATE TABLE statement from ``sqlite_master``."""
-    tokens = tokenize(sql)
     table = TableText()
-    opening = next(
-        (position for position, token in enumerate(tokens) if token.text == "("), None
-    )
-    if opening is None:
-        return table
-    closing = matching(tokens, opening)
-    for item in split(tokens[opening + 1 : closing]):
+    statement, *more = _items(sql, fold_names=True) or [[]]
+    _, definitions, options = _around_group(statement)
+    for item in definitions:
         clauses = list(_clauses(item))
         if item[0].word in _TABLE_CONSTRAINTS:
             table.constraints += _constraints(clauses, ())
@@ -431,12 +388,10 @@ def parse_create_table(sql: str) -> TableText:
             column = _column(item, clauses)
             table.columns.append(column)
             table.constraints += _constraints(clauses, (folded(column.name),))
-    table.options = tuple(
-        sorted(
-            " ".join(token.text.lower() for token in item)
-            for item in split(tokens[closing + 1 :])
-        )
-    )
+    words = [
+        " ".join(token.text.lower() for token in option) for option in (options, *more)
+    ]
+    table.options = tuple(sorted(filter(None, words)))
     return table
 
 
@@ -446,10 +401,9 @@ def _clauses(definition: Sequence[Token]) -> Iterator[Sequence[Token]]:
     What comes before the first is a column's name and type. Expressions stand in parentheses, and are not looked into.
     A foreign key's ``SET DEFAULT`` and ``NOT DEFERRABLE`` are split off as well, which says nothing and does no harm.
     """
-    start = depth = 0
+    start = 0
     for position, token in enumerate(definition):
-        depth += {"(": 1, ")": -1}.get(token.text, 0)
-        if not depth and token.word in _CLAUSES:
+        if position and token.word in _CLAUSES:
             yield definition[start:position]
             start = position
     yield definition[start:]
@@ -457,12 +411,12 @@ def _clauses(definition: Sequence[Token]) -> Iterator[Sequence[Token]]:
 
 def _column(item: Sequence[Token], clauses: list[Sequence[Token]]) -> ColumnText:
     column = ColumnText(item[0].identifier, item[0].start, item[-1].end)
-    for clause in clauses[1:]:
+    for clause in clauses:
         match clause[0].word:
             case "COLLATE":
-                column.collation = _identifier(clause, 1)
+                column.collation = _identifier(clause)
             case "AS":
-                column.generated = canonical(_group(clause))
+                column.generated = canonical(clause[1:2])
             case "NOT":
                 column.conflict = column.conflict or _conflict(clause)
     return column
@@ -474,48 +428,50 @@ def _constraints(
     """Yield the constraints of a column, ``own``, or of the table."""
     name = None
     referring = own
-    for clause in filter(None, clauses):
-        columns = tuple(folded(each[0].identifier) for each in split(_group(clause)))
+    for clause in clauses:
+        _, items, _ = _around_group(clause)
+        columns = tuple(folded(item[0].identifier) for item in items)
         key = columns or own
         match clause[0].word:
             case "CONSTRAINT":
-                name = _identifier(clause, 1)
+                name = _identifier(clause)
                 continue
             case "FOREIGN":  # the next clause says what they refer to
                 referring = columns
                 continue
             case "REFERENCES":
-                target = folded(_identifier(clause, 1))
-                yield ForeignKey(name, referring, target, columns)
+                yield ForeignKey(name, referring, folded(_identifier(clause)), columns)
             case "CHECK":
-                yield Check(name, canonical(_group(clause), fold_names=True))
+                yield Check(name, canonical(clause[1:2]))
             case "PRIMARY":
-                yield PrimaryKey(name, key, _on_conflict(clause))
+                yield PrimaryKey(name, key, _key_options(clause, items))
             case "UNIQUE":
-                yield Unique(name, key, _on_conflict(clause))
+                yield Unique(name, key, _key_options(clause, items))
         # A name is for the next constraint only; NOT NULL and DEFAULT may have one too, which says nothing.
         name = None
 
 
-def _on_conflict(clause: Sequence[Token]) -> tuple[str, ...]:
-    conflict = _conflict(clause)
-    return (f"on conflict {conflict}",) if conflict else ()
-
-
-def _group(clause: Sequence[Token]) -> Sequence[Token]:
-    """Return what is in the first parenthesis; nothing if there is none."""
-    for position, token in enumerate(clause):
-        if token.text == "(":
-            return clause[position + 1 : matching(clause, position)]
-    return ()
+def _key_options(
+    clause: Sequence[Token], columns: Sequence[Sequence[Token]]
+) -> tuple[str, ...]:
+    """Return what makes a key another one than its columns alone."""
+    options = []
+    if conflict := _conflict(clause):
+        options.append(f"on conflict {conflict}")
+    for column in columns:
+        _, collation = _parted(column, "COLLATE")
+        if collation and collation[0].word != "BINARY":
+            options.append(f"collate {collation[0].identifier.lower()}")
+    return tuple(options)
 
 
 def _conflict(clause: Sequence[Token]) -> str | None:
     """Return the action of ``ON CONFLICT``, unless it is the usual one."""
     _, action = _parted(clause, "CONFLICT")
-    word = _identifier(action, 0).lower()
-    return word if word not in ("", "abort") else None
+    word = action[0].word if action else ""
+    return word.lower() if word not in ("", "ABORT") else None
 
 
-def _identifier(tokens: Sequence[Token], position: int) -> str:
-    return tokens[position].identifier if position < len(tokens) else ""
+def _identifier(clause: Sequence[Token]) -> str:
+    """Return the name after the clause's first word; '' if the statement breaks off there."""
+    return clause[1].identifier if len(clause) > 1 else ""

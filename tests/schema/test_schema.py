@@ -288,6 +288,35 @@ def test_nulls_not_distinct_over_a_column_that_agentdb_leaves_null_is_drift(
     ]
 
 
+@pytest.mark.parametrize(
+    ("written", "option"),
+    [
+        ("UNIQUE (tenant_id, name)", None),  # shares the index of the first one
+        ("UNIQUE (id)", None),  # the primary key does it
+        ("UNIQUE (path COLLATE NOCASE)", "collate nocase"),
+        ("UNIQUE (path COLLATE binary)", ""),
+    ],
+)
+def test_sqlite_unique_constraints_are_read_once_with_their_collations(
+    database, written, option
+):
+    if database.engine != "sqlite":
+        pytest.skip("PostgreSQL's catalog lists each constraint once")
+    with undone(database):
+        database.rebuild("agents", lambda sql: f"{sql.removesuffix(')')}, {written})")
+
+        found = lines(database)
+
+    assert found == (
+        []
+        if option is None
+        else [
+            f"Unique constraint without a name on agents {f'(path) {option}'.rstrip()} is not in the models and can "
+            "refuse what agentdb writes."
+        ]
+    )
+
+
 def test_the_command_for_an_invalid_primary_key_makes_it_valid(database):
     if database.engine == "sqlite":
         pytest.skip("SQLite has no invalid indexes")

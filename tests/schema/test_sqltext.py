@@ -69,8 +69,15 @@ def test_a_canonical_expression_reads_like_sql():
 
 
 def test_names_are_folded_only_where_asked():
-    assert canonical('"Status"', fold_names=True) == "status"
-    assert canonical('"Status"') == '"Status"'
+    sql = """CREATE INDEX "I" ON "t" ("Status") WHERE "Status" <> 'A'"""
+
+    folded, exact = parse_create_index(sql, fold_names=True), parse_create_index(sql)
+
+    assert (folded.parts[0].expression, folded.condition) == ("status", "status <> 'A'")
+    assert (exact.parts[0].expression, exact.condition) == (
+        '"Status"',
+        "\"Status\" <> 'A'",
+    )
 
 
 @pytest.mark.parametrize(
