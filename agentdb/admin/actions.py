@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -19,13 +19,13 @@ from django.utils.dateparse import parse_datetime
 from django.utils.functional import Promise
 from django.utils.translation import gettext, gettext_lazy
 
-from agentdb.admin.audit import Outcome, log_in_project, record, refuse
+from agentdb.admin.audit import Entry, log_in_project, record, refuse
 from agentdb.admin.display import name_of, own_url, page, page_url
 from agentdb.admin.guard import guard
 from agentdb.console.questions import ask
 from agentdb.console.reading import read
 from agentdb.errors import AgentDbError
-from agentdb.interface import Db, SandboxState, SessionStatus
+from agentdb.interface import Db, SandboxRecord, SandboxState, SessionStatus
 from agentdb.models import Session
 from agentdb.querysets import ALIVE, LIVE
 from agentdb.serving.adapter import DjangoDb
@@ -63,12 +63,14 @@ class Action:
 
 
 def _pause(db: Db, id: str, sure: bool) -> str:
+    return _set_status(db, id, LIVE, SessionStatus.PAUSED)
+
+
+def _set_status(db: Db, id: str, only_if: Collection[str], status: str) -> str:
     session = db.get_session(id)
-    if session is None:
-        return _gone()
-    if session.status not in LIVE:
+    if session is not None and session.status not in only_if:
         return session.status
-    return _gone(db.update_session_status(id, SessionStatus.PAUSED))
+    return _gone(db.update_session_status(id, SessionStatus(status)))
 
 
 def _cool(db: Db, id: str, sure: bool) -> str:
@@ -79,19 +81,23 @@ def _cool(db: Db, id: str, sure: bool) -> str:
 
 
 def _delete_sandbox(db: Db, id: str, sure: bool) -> str:
-    sandbox = None if sure else db.get_sandbox(id)
-    if sandbox is not None and sandbox.state in ALIVE and sandbox.session_id:
-        session = db.get_session(sandbox.session_id)
-        if session is not None and session.status in LIVE:
-            return gettext("a live session runs in it")
+    if not sure and _has_live_session(db, db.get_sandbox(id)):
+        return gettext("a live session runs in it")
     return _gone(db.delete_sandbox(id))
+
+
+def _has_live_session(db: Db, sandbox: SandboxRecord | None) -> bool:
+    if sandbox is None or sandbox.state not in ALIVE or not sandbox.session_id:
+        return False
+    session = db.get_session(sandbox.session_id)
+    return session is not None and session.status in LIVE
 
 
 def _revoke(db: Db, id: str, sure: bool) -> str:
     return _gone(db.delete_api_key(id))
 
 
-def _gone(is_there: bool = False) -> str:
+def _gone(is_there: bool) -> str:
     return "" if is_there else gettext("no longer there")
 
 
@@ -177,20 +183,23 @@ class Asked:
 
     @classmethod
     def of(cls, request: HttpRequest) -> Asked:
+        """Read the form. Whoever edits it by hand gets the defaults of what cannot be read."""
         post = request.POST
+        chosen = post.getlist(helpers.ACTION_CHECKBOX_NAME)
         confirmed = post.get("confirmed", "")
         at = parse_datetime(post.get("asked_at", "")) if confirmed else None
-        chosen = post.getlist(helpers.ACTION_CHECKBOX_NAME)
+        if at is None or at.tzinfo is None:
+            at = timezone.now()
         return cls(
-            [id for id in chosen if id and "\x00" not in id],
-            post.get("select_across") == "1",
-            _number(confirmed) if confirmed else None,
-            at if at is not None and at.tzinfo is not None else timezone.now(),
-            post.get("sure") == "1",
-            post.get("reached", "").replace("\x00", ""),
-            _number(post.get("done", "")),
-            _number(post.get("skipped", "")),
-            post.get("lines", ""),
+            ids=[id for id in chosen if id and "\x00" not in id],
+            is_all=post.get("select_across") == "1",
+            confirmed=_number(confirmed) if confirmed else None,
+            at=at,
+            sure=post.get("sure") == "1",
+            reached=post.get("reached", "").replace("\x00", ""),
+            done=_number(post.get("done", "")),
+            skipped=_number(post.get("skipped", "")),
+            lines=post.get("lines", ""),
         )
 
 
@@ -213,142 +222,155 @@ class Work:
 
     def run(self, rows: QuerySet[Any]) -> HttpResponse:
         """Act on the rows, ``BATCH`` in each transaction, for a while."""
-        reached, ends_at = self.asked.reached, time.monotonic() + STEP_SECONDS
-        ids = _next_ids(self.asked, rows, reached, 0)
+        ends_at = time.monotonic() + STEP_SECONDS
+        reached = self.asked.reached
+        ids = self._next_ids(rows, reached)
         while ids:
-            self._each(ids)
+            self._act(ids)
+            if self.error:
+                return self.result()
             reached = ids[-1]
-            ids = _next_ids(self.asked, rows, reached, len(self.rows))
-            if self.error or time.monotonic() > ends_at:
-                break
-        return self.result("" if self.error or not ids else reached)
+            ids = self._next_ids(rows, reached)
+            if ids and time.monotonic() > ends_at:
+                return self.result(reached)
+        return self.result()
 
-    def _each(self, ids: Sequence[str]) -> None:
-        def act(db: Db) -> dict[str, str]:
-            reasons = {id: self.action.act(db, id, self.asked.sure) for id in ids}
-            return {id: why for id, why in reasons.items() if why}
+    def _next_ids(self, rows: QuerySet[Any], reached: str) -> Sequence[str]:
+        """Return the next batch. Ticked ids are included even if their rows are gone, so that the result says so."""
+        # By id, so that each request begins where the one before ended, whatever was created or deleted meanwhile.
+        if not self.asked.is_all:
+            return [id for id in sorted(set(self.asked.ids)) if id > reached][:BATCH]
+        # No more rows than the user confirmed.
+        rest = (self.asked.confirmed or 0) - self.asked.done - len(self.rows)
+        if reached:
+            rows = rows.filter(pk__gt=reached)
+        ids = rows.order_by("pk").values_list("pk", flat=True)
+        return list(ids[: max(min(BATCH, rest), 0)])
 
-        self.batch(self._all().filter(pk__in=ids), act)
-
-    def _all(self) -> Any:
+    def _act(self, ids: Sequence[str]) -> None:
+        """Act and write the audit log, in one transaction."""
         alias = router.db_for_write(self.model_admin.model)
-        return self.model_admin.get_queryset(self.request).using(alias)
+        rows = self.model_admin.get_queryset(self.request).using(alias)
+        entry = Entry(self.action.verb)
+        reasons: dict[str, str] = {}
 
-    def batch(self, rows: QuerySet[Any], act: Callable[[Db], dict[str, str]]) -> None:
-        """Act and write the audit log in one transaction. ``act`` returns the reasons of the skipped ids."""
-        written: list[Any] = []
-        before: dict[str, Any] = {}
-        after: dict[str, Any] = {}
-
-        def write(outcome: Outcome) -> None:
-            if written:
-                verb = self.action.verb
-                record(self.request, verb, written, before, after, outcome)
-
-        def act_and_write(db: Db) -> dict[str, str]:
-            found = list(rows)
-            skipped = act(db)
-            written[:] = [row for row in found if row.pk not in skipped]
+        # After a conflict, run_transaction calls this again.
+        def act_and_write(db: Db) -> None:
+            nonlocal entry, reasons
+            found = list(rows.filter(pk__in=ids))
+            reasons = {id: self.action.act(db, id, self.asked.sure) for id in ids}
+            changed = [row for row in found if not reasons[row.pk]]
             if rows.model is Session:
                 # An operator's write is not a sign of life, but the Db sets last_active_at with every status. The rows
                 # were read in this transaction, so this writes back what it was.
-                sessions = Session.objects.using(rows.db)
-                sessions.bulk_update(written, ["last_active_at"], batch_size=BATCH)
-            # After a conflict run_transaction calls this again, and what the first attempt noted is void.
-            before.clear()
-            before.update({row.pk: self._value(row) for row in written})
-            now = self._all().filter(pk__in=list(before))
-            after.clear()
-            after.update(dict.fromkeys(before))
-            after.update({row.pk: self._value(row) for row in now})
+                sessions = Session.objects.using(alias)
+                sessions.bulk_update(changed, ["last_active_at"], batch_size=BATCH)
+            before = self._values(changed)
+            after = self._values(rows.filter(pk__in=list(before)))
+            entry = Entry(
+                self.action.verb,
+                changed,
+                before,
+                dict.fromkeys(before) | after,
+            )
             # Inside the transaction: if the line cannot be written, nothing happens.
-            write("done")
-            return skipped
+            if changed:
+                record(self.request, entry)
 
         try:
-            skipped = DjangoDb(rows.db).run_transaction(act_and_write)
+            DjangoDb(alias).run_transaction(act_and_write)
         except (AgentDbError, OSError) as error:
-            # An OSError came from the audit log itself: it cannot record that either.
-            if isinstance(error, AgentDbError):
-                write("undone")
             self.error = str(error)
+            # An OSError came from the audit log itself: it cannot record that either.
+            if entry.rows and isinstance(error, AgentDbError):
+                record(self.request, entry, "undone")
             return
-        log_in_project(self.request, self.action.verb, written, before, after)
-        self.rows += written
-        self.before |= before
-        for id, why in skipped.items():
-            self.skipped.setdefault(why, []).append(id)
+        log_in_project(self.request, entry)
+        self.rows += entry.rows
+        self.before |= entry.before
+        for id, why in reasons.items():
+            if why:
+                self.skipped.setdefault(why, []).append(id)
 
-    def _value(self, row: Any) -> Any:
-        """Return the audit log's entry for a row: a value, or several by column."""
-        values = {column: getattr(row, column) for column in self.action.columns}
-        return values if len(values) > 1 else values[self.action.columns[0]]
-
-    def _page(
-        self, template: str, count: int, text: Any, **context: Any
-    ) -> HttpResponse:
-        name = name_of(self.model_admin.model, count)
-        text = str(text) % f"{count:,} {name}"
-        form = {
-            "action": self.action,
-            "asked": self.asked,
-            "list_url": self.request.get_full_path(),
-            "next": own_url(self.request, "next"),
-        }
-        context |= {"title": text, "name": name, "count": count, **form}
-        return page(self.model_admin, self.request, template, **context)
+    def _values(self, rows: Iterable[Any]) -> dict[str, Any]:
+        """Return what the audit log records of each row, by id: a value, or several by column."""
+        columns = self.action.columns
+        if len(columns) == 1:
+            return {row.pk: getattr(row, columns[0]) for row in rows}
+        return {row.pk: {name: getattr(row, name) for name in columns} for row in rows}
 
     def question(self, rows: QuerySet[Any]) -> HttpResponse:
+        """Ask whether to act on the rows; the form has their number, and their ids if they were ticked."""
         is_all = self.asked.is_all
-        named = read(rows.order_by("pk")[: NAMED if is_all else MOST_LISTED], [])
-        count = rows.order_by().count() if is_all else len(named)
+        found = read(rows.order_by("pk")[: NAMED if is_all else MOST_LISTED], [])
+        named = found[:NAMED]
+        count = rows.order_by().count() if is_all else len(found)
+        # Django runs no action without a ticked row, also if all are meant.
+        ticked = found[:1] if is_all else found
         endangered = _endangered(rows) if self.action is DELETE_SANDBOX else 0
         return self._page(
             "confirm_action",
             count,
             self.action.asks,
-            rows=named[:NAMED],
-            more=count - len(named[:NAMED]),
-            # Django runs no action without a ticked row, also if all are meant.
-            ids=[row.pk for row in named[: 1 if is_all else None]],
+            rows=named,
+            more=count - len(named),
+            ids=[row.pk for row in ticked],
             asks_more=endangered != 0,
             endangered=endangered,
         )
 
     def result(self, reached: str = "") -> HttpResponse:
         """Return what was done and skipped, and a form that continues after ``reached`` if there is more."""
-        action, asked = self.action, self.asked
+        asked = self.asked
         count = asked.done + len(self.rows)
         skipped = asked.skipped + sum(map(len, self.skipped.values()))
-        ids = self.request.POST.getlist(helpers.ACTION_CHECKBOX_NAME)
         lines = self._lines()
-        folders = _folders(lines) if action is DELETE_SANDBOX else []
+        folders = _folders(lines) if self.action is DELETE_SANDBOX else []
         rows = self.rows[:MOST_LISTED]
-        may_undo = action.verb.startswith(PAUSE.verb) and lines
-        undo_url = page_url(self.model_admin.admin_site, "undo") if may_undo else ""
+        undo_url = ""
+        if lines and self.action.verb.startswith(PAUSE.verb):
+            undo_url = page_url(self.model_admin.admin_site, "undo")
         return self._page(
             "action_done",
             count,
-            action.done,
+            self.action.done,
             work=self,
             rows=rows,
             more=count - len(folders or rows),
             reached=reached,
             skipped_count=skipped,
             tried=count + skipped,
-            ids=ids[:1] if asked.is_all else ids,
+            ids=asked.ids[:1] if asked.is_all else asked.ids,
             lines=lines,
             folders=folders,
             is_too_long=lines == TOO_LONG,
             undo_url=undo_url,
         )
 
+    def _page(
+        self, template: str, count: int, text: Any, **context: Any
+    ) -> HttpResponse:
+        name = name_of(self.model_admin.model, count)
+        return page(
+            self.model_admin,
+            self.request,
+            template,
+            title=str(text) % f"{count:,} {name}",
+            name=name,
+            count=count,
+            action=self.action,
+            asked=self.asked,
+            list_url=self.request.get_full_path(),
+            next=own_url(self.request, "next"),
+            **context,
+        )
+
     def _lines(self) -> str:
         """Return the audit lines of all steps. Undoing a pause needs them, and they name workspace folders."""
-        lines, action = self.asked.lines, self.action
-        if lines == TOO_LONG or not (action.keeps_lines and self.before):
+        lines = self.asked.lines
+        if lines == TOO_LONG or not (self.action.keeps_lines and self.before):
             return lines
-        line = json.dumps({"action": action.verb, "before": self.before})
+        line = json.dumps({"action": self.action.verb, "before": self.before})
         lines = f"{lines}\n{line}".strip()
         return lines if len(lines) <= LONGEST_LINES else TOO_LONG
 
@@ -365,35 +387,17 @@ def run(
     return work.question(rows) if asked.confirmed is None else work.run(rows)
 
 
-def _next_ids(
-    asked: Asked, rows: QuerySet[Any], reached: str, done: int
-) -> Sequence[str]:
-    """Return the next batch. Ticked ids are included even if their rows are gone, so that the result says so."""
-    # By id, so that each request begins where the one before ended, whatever was created or deleted meanwhile. No more
-    # rows than the user confirmed.
-    if not asked.is_all:
-        return [id for id in sorted(set(asked.ids)) if id > reached][:BATCH]
-    rest = (asked.confirmed or 0) - asked.done - done
-    if reached:
-        rows = rows.filter(pk__gt=reached)
-    ids = rows.order_by("pk").values_list("pk", flat=True)
-    return list(ids[: max(min(BATCH, rest), 0)])
-
-
 def pause_runner(
     model_admin: Any, request: HttpRequest, runner_id: str
 ) -> HttpResponse:
-    """Pause all live sessions of a runner, in one transaction."""
-
-    def act(db: Db) -> dict[str, str]:
-        db.bulk_pause_sessions_by_runner(runner_id)
-        return {}
-
-    pause = replace(PAUSE, verb=f"pause all of runner {runner_id}")
-    work = Work(pause, model_admin, request, Asked.of(request))
+    """Pause all live sessions of a runner. Its page has asked already."""
     alias = router.db_for_write(Session)
-    work.batch(Session.objects.using(alias).of_runner(runner_id).live(), act)
-    return work.result()
+    sessions = Session.objects.using(alias).of_runner(runner_id).live()
+    asked = Asked.of(request)
+    if asked.confirmed is None:
+        asked = replace(asked, is_all=True, confirmed=sessions.count())
+    pause = replace(PAUSE, verb=f"pause all of runner {runner_id}")
+    return Work(pause, model_admin, request, asked).run(sessions)
 
 
 def _endangered(rows: QuerySet[Any]) -> int | None:
@@ -407,47 +411,43 @@ def _endangered(rows: QuerySet[Any]) -> int | None:
 # -- lines of the audit log: what rows were before
 
 
-def _read_lines(text: str) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
-    """Yield the beginning, the action and the earlier rows by id of each line. Raises ValueError for anything else.
+def _read_line(line: str) -> tuple[str, Mapping[str, Any]]:
+    """Return the action and the earlier rows by id; text before the JSON, as in a terminal, is ignored.
 
-    Ignores text before the JSON of a line, as in a terminal.
+    The action is '' if it was refused or rolled back. Raises ``ValueError`` for anything but a line of the audit log.
     """
-    for line in filter(None, map(str.strip, text.splitlines())):
-        try:
-            found = json.loads(line[line.index("{") :])
-            is_done = found.get("outcome", "done") == "done"
-            yield (
-                line[:80],
-                f"{found['action']}" if is_done else "",
-                {**found["before"]},
-            )
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                gettext("This is not a line of the audit log: %s") % line[:80]
-            ) from error
+    try:
+        found = json.loads(line[line.index("{") :])
+        is_done = found.get("outcome", "done") == "done"
+        return str(found["action"]) if is_done else "", {**found["before"]}
+    except (ValueError, KeyError, TypeError) as error:
+        text = gettext("This is not a line of the audit log: %s")
+        raise ValueError(text % line[:80]) from error
 
 
 def _folders(lines: str) -> list[tuple[str, str]]:
     """Return the ids of deleted sandboxes with their workspace folders."""
+    folders: list[tuple[str, str]] = []
     # The form may have been tampered with.
     with suppress(ValueError, TypeError, KeyError):
-        rows = [row for _, _, before in _read_lines(lines) for row in before.items()]
-        return [(id, row["workspace_dir"]) for id, row in rows[:MOST_LISTED]]
-    return []
+        for line in lines.splitlines():
+            _, before = _read_line(line)
+            folders += [(id, row["workspace_dir"]) for id, row in before.items()]
+    return folders[:MOST_LISTED]
 
 
-def _paused_by(text: str) -> dict[str, str]:
+def _paused_by(lines: str) -> dict[str, str]:
     """Return the statuses before the pause, by session id, from lines of the audit log.
 
-    Raises ValueError for a line that does not record a pause.
+    Raises ``ValueError`` for a line that does not record a pause.
     """
     statuses: dict[str, str] = {}
-    for line, action, before in _read_lines(text):
+    for line in filter(None, map(str.strip, lines.splitlines())):
+        action, before = _read_line(line)
         known = {id: status for id, status in before.items() if status in LIVE}
         if not (known and action.startswith(PAUSE.verb)):
-            raise ValueError(
-                gettext("This line does not say that sessions were paused: %s") % line
-            )
+            text = gettext("This line does not say that sessions were paused: %s")
+            raise ValueError(text % line[:80])
         statuses |= known
     return statuses
 
@@ -472,12 +472,7 @@ def _resume(
     model_admin: Any, request: HttpRequest, before: Mapping[str, str]
 ) -> HttpResponse:
     def act(db: Db, id: str, sure: bool) -> str:
-        session = db.get_session(id)
-        if session is None:
-            return _gone()
-        if session.status != SessionStatus.PAUSED:
-            return session.status
-        return _gone(db.update_session_status(id, SessionStatus(before[id])))
+        return _set_status(db, id, [SessionStatus.PAUSED], before[id])
 
     asked = replace(Asked.of(request), ids=list(before), confirmed=len(before))
     work = Work(replace(RESUME, act=act), model_admin, request, asked)

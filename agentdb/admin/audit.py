@@ -6,6 +6,7 @@ import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal, NoReturn
 
@@ -26,43 +27,43 @@ logger = logging.getLogger("agentdb.audit")
 
 FILE_SETTING = "AGENTDB_AUDIT_LOG"  # a path; lines are appended and flushed to the disk
 LOG_SETTING = "AGENTDB_ADMIN_LOG"  # False: do not write Django's log of actions
-_LONGEST_LIST = 1_000  # rows in one line
 _FLAGS = {"delete": DELETION, "revoke": DELETION, "issue": ADDITION}
 
 
-def record(
-    request: HttpRequest,
-    action: str,
-    rows: Sequence[Model],
-    before: Mapping[str, Any],
-    after: Mapping[str, Any],
-    outcome: Outcome = "done",
-) -> None:
-    """Record that the user of the request did ``action`` to ``rows``, was refused, or that it was rolled back.
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What an action did to rows; ``before`` and ``after`` have the recorded columns by id.
 
-    ``action`` begins with a verb ("pause", "delete", "revoke", "issue"). ``before`` and ``after`` have the recorded
-    columns by id. A line has at most a thousand rows, so that it can be read back whole. Raises ``OSError`` if the
-    file cannot be written: call it inside the transaction that changes the rows, or before, so that nothing happens
-    unrecorded.
+    ``action`` begins with a verb ("pause", "delete", "revoke", "issue").
+    """
+
+    action: str
+    rows: Sequence[Model] = ()
+    before: Mapping[str, Any] = field(default_factory=dict)
+    after: Mapping[str, Any] = field(default_factory=dict)
+
+
+def record(request: HttpRequest, entry: Entry, outcome: Outcome = "done") -> None:
+    """Record that the user of the request did this, was refused, or that it was rolled back.
+
+    Raises ``OSError`` if the file cannot be written: call it inside the transaction that changes the rows, or before,
+    so that nothing happens unrecorded.
     """
     forget()  # shared results are out of date
-    for start in range(0, max(len(rows), 1), _LONGEST_LIST):
-        ids = [str(row.pk) for row in rows[start : start + _LONGEST_LIST]]
-        line = {
-            "table": rows[0]._meta.db_table if rows else "",
-            "rows": len(ids),
-            "ids": ids,
-            "before": _shown(before, ids),
-            "after": _shown(after, ids),
-        }
-        _write(
-            request, request.user.get_username() or "anonymous", action, outcome, line
-        )
+    line = {
+        "table": entry.rows[0]._meta.db_table if entry.rows else "",
+        "rows": len(entry.rows),
+        "ids": [row.pk for row in entry.rows],
+        "before": entry.before,
+        "after": entry.after,
+    }
+    user = request.user.get_username() or "anonymous"
+    _write(request, user, entry.action, outcome, line)
 
 
 def refuse(request: HttpRequest, action: str) -> NoReturn:
     """Record that the user may not do this, and answer 403."""
-    record(request, action, [], {}, {}, "refused")
+    record(request, Entry(action), "refused")
     raise PermissionDenied
 
 
@@ -105,49 +106,39 @@ def keeps_history() -> bool:
     return bool(getattr(settings, LOG_SETTING, True))
 
 
-def log_in_project(
-    request: HttpRequest,
-    action: str,
-    rows: Sequence[Model],
-    before: Mapping[str, Any],
-    after: Mapping[str, Any],
-) -> None:
-    """Add committed actions to the host project's own log."""
+def log_in_project(request: HttpRequest, entry: Entry) -> None:
+    """Add a committed action to the host project's own log.
+
+    After the commit, because accounts may be in another database, and a failure there must not look like one here.
+    """
     if request.user.pk is None or not keeps_history():
         return
-    # After the commit, because accounts may be in another database, and a failure there must not look like one here.
-    flag = _FLAGS.get(action, CHANGE)
-    entries = [
+    lines = [
         LogEntry(
             user_id=request.user.pk,
             content_type=ContentType.objects.get_for_model(row),
             object_id=row.pk,
             object_repr=str(row)[:200],
-            action_flag=flag,
-            change_message=_said(action, row.pk, before, after),
+            action_flag=_FLAGS.get(entry.action, CHANGE),
+            change_message=_message(entry, row.pk),
         )
-        for row in rows
+        for row in entry.rows
     ]
     try:
-        LogEntry.objects.bulk_create(entries)
+        LogEntry.objects.bulk_create(lines)
     except DatabaseError:
         logger.exception(
             "The admin log of the project could not be written: %s of %d rows",
-            action,
-            len(rows),
+            entry.action,
+            len(lines),
         )
 
 
-def _said(
-    action: str, id: str, before: Mapping[str, Any], after: Mapping[str, Any]
-) -> str:
-    if id not in before:
-        return action
-    return f"{action}: {before[id]} → {after.get(id) or 'gone'}"
-
-
-def _shown(values: Mapping[str, Any], ids: Sequence[str]) -> dict[str, Any]:
-    return {id: values[id] for id in ids if id in values}
+def _message(entry: Entry, id: str) -> str:
+    if id not in entry.before:
+        return entry.action
+    after = entry.after.get(id) or "gone"
+    return f"{entry.action}: {entry.before[id]} → {after}"
 
 
 def _append(path: str, text: str) -> None:

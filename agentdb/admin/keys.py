@@ -12,7 +12,7 @@ from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.utils.translation import gettext, gettext_lazy
 from django.views.decorators.debug import sensitive_variables
 
-from agentdb.admin.audit import log_in_project, record, refuse
+from agentdb.admin.audit import Entry, log_in_project, record, refuse
 from agentdb.admin.display import list_url, page
 from agentdb.console.figures import amount
 from agentdb.errors import AgentDbError
@@ -89,8 +89,9 @@ def _issue(
         tenant_id, label
     )
     row = model_admin.get_queryset(request).get(pk=issued.id)
-    record(request, "issue", [row], {}, {row.pk: row.label})
-    log_in_project(request, "issue", [row], {}, {row.pk: row.label})
+    entry = Entry("issue", [row], after={row.pk: row.label})
+    record(request, entry)
+    log_in_project(request, entry)
     response = page(
         model_admin,
         request,

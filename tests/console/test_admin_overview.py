@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from datetime import timedelta
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -527,6 +528,28 @@ def test_pausing_all_of_a_runner_asks_says_how_many_and_is_written_down(
     site.log_in_viewer()
     assert site.post("agentdb/session/runner/?id=runner-2").status == 403
     assert audited(caplog)[-1]["outcome"] == "refused"
+
+
+def test_pausing_all_of_a_large_runner_goes_on_until_none_is_live(
+    site: Site, superuser: User, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("agentdb.admin.actions.BATCH", 2)
+    monkeypatch.setattr("agentdb.admin.actions.STEP_SECONDS", -1)
+    for number in range(5):
+        _session(site, f"live{number}", 1, status="active", runner_id="r1")
+    _session(site, "others", 1, status="active", runner_id="r2")
+    url = "agentdb/session/runner/?id=r1"
+
+    page = site.post(url)
+    assert "Paused 2 sessions of 5; the rest follows" in page.text
+    while "data-send-on" in page.html:
+        found = re.findall(r'type="hidden" name="(\w+)" value="([^"]*)"', page.html)
+        page = site.post(url, **{name: unescape(value) for name, value in found})
+
+    assert "Paused 5 sessions" in page.text
+    assert "Undo" in page.text
+    live = Session.objects.using(site.alias).live()
+    assert list(live.values_list("pk", flat=True)) == ["others"]
 
 
 def test_a_runners_live_sessions_are_counted_however_old_they_are(
