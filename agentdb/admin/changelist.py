@@ -31,7 +31,6 @@ from agentdb.console.reading import read
 from agentdb.console.unreadable import is_unreadable
 from agentdb.expressions import CodePointOrder
 
-COUNTED = 10_000  # rows of a list counted at most
 COUNT_SECONDS = 1.0
 # Out of the five seconds of a page. A query without an index reads a million rows in less than a second.
 SEARCH_SECONDS = 3.0
@@ -60,7 +59,9 @@ class Order:
         # The id makes the order total: without it, rows of the same instant could be on two pages or on none. Its order
         # is that of the index, whatever the locale of the server.
         at, id = F(self.at), CodePointOrder("id")
-        return [at.asc(), id.asc()] if self.oldest_first else [at.desc(), id.desc()]
+        if self.oldest_first:
+            return [at.asc(), id.asc()]
+        return [at.desc(), id.desc()]
 
     def place(self, rows: Iterable[Any]) -> str:
         """Return the place of the first row whose timestamp and id can be read."""
@@ -93,27 +94,37 @@ class Uncounted(Paginator):  # type: ignore[type-arg]
 
 
 class RowList(ChangeList):
-    """Django's change list, page by page from a place in its order."""
+    """Django's change list, page by page from a place in its order.
+
+    The template gets the rows in ``result_list``, and what else it shows of the list in the attributes below.
+    """
 
     model_admin: Any  # a ReadFirstAdmin
     order: Order
     total: Figure | None = None  # rows on all pages; None if counting took too long
     is_cut_off = False  # not all rows were searched
+    is_first: bool  # the page
+    end: str  # the place after which the next page begins; empty on the last page
+    problems: list[Problem]  # what could not be read
+    sentences: list[str]  # what the address means, where that is not what it says
 
-    # Django would take a parameter that is not a filter's for a lookup on a column, and refuse it.
     def get_filters_params(self, params: Any = None) -> dict[str, Any]:
+        # Django would take a parameter that is not a filter's for a lookup on a column, and refuse it.
         found = super().get_filters_params(params)
-        return {name: found[name] for name in found if name not in (AFTER, SORT)}
+        found.pop(AFTER, None)
+        found.pop(SORT, None)
+        return found
 
     def get_ordering(self, request: HttpRequest, queryset: Any) -> Any:
         # Django builds the links of filters and headings from these parameters. Without the place in them, a link that
         # changes a filter leads to the first page.
-        for given in (self.params, self.filter_params):
-            given.pop(AFTER, None)
+        self.params.pop(AFTER, None)
+        self.filter_params.pop(AFTER, None)
         asked = request.GET.get(SORT, "")
         name = asked.removeprefix("-")
-        known = name in self.model_admin.orders
-        self.order = Order(name, name == asked) if known else self.own_order
+        self.order = self.own_order
+        if name in self.model_admin.orders:
+            self.order = Order(name, oldest_first=name == asked)
         return self.order.expressions()
 
     @property
@@ -124,25 +135,27 @@ class RowList(ChangeList):
     def get_results(self, request: HttpRequest) -> None:
         # Django's part sets what its templates need. Its paginator counts nothing and its page stays unread.
         super().get_results(request)
-        self.problems: list[Problem] = []
+        self.now = timezone.now()
+        self.problems = []
         self.sentences = self._misunderstood(request)
         after = request.GET.get(AFTER, "")
+        self.is_first = not after
         rows = self._rows(after)
         self.result_list = rows[: self.list_per_page]
         self.result_count = len(self.result_list)
-        self.is_first = not after
         has_more = len(rows) > self.list_per_page
         self.end = self.order.place(reversed(self.result_list)) if has_more else ""
-        # Counting the same slow search again would take as long.
-        if not self.is_cut_off:
-            is_all = self.is_first and not has_more
-            self.total = Figure(self.result_count) if is_all else self._counted()
+        if self.is_first and not has_more:
+            self.total = Figure(self.result_count)
+        elif not self.is_cut_off:
+            self.total = self._counted()
         allowed = viewable(self.model_admin.admin_site, request)
         self.model_admin.find_linked(self.result_list, allowed, self.problems)
 
     def _counted(self) -> Figure | None:
-        count = partial(capped_count, self.queryset, COUNTED)
-        return ask(connections[self.queryset.db], count, seconds=COUNT_SECONDS).value
+        connection = connections[self.queryset.db]
+        count = partial(capped_count, self.queryset)
+        return ask(connection, count, seconds=COUNT_SECONDS).value
 
     def _rows(self, after: str) -> list[Any]:
         """Return the page's rows, and one more if there are more."""
@@ -159,43 +172,35 @@ class RowList(ChangeList):
             if not (error.is_cut_off and is_search):
                 raise
         self.is_cut_off = True
-        self.sentences.append(
-            gettext(
-                "The search was stopped after %g seconds. Add a filter, or a period such as &from=2h."
-            )
-            % SEARCH_SECONDS
+        text = gettext(
+            "The search was stopped after %g seconds. Add a filter, or a period such as &from=2h."
         )
+        self.sentences.append(text % SEARCH_SECONDS)
         return []
 
     @property
-    def active(self) -> list[ColumnFilter]:
-        return [
-            spec
-            for spec in self.filter_specs
-            if isinstance(spec, ColumnFilter) and spec.shown
-        ]
+    def _active(self) -> list[ColumnFilter]:
+        # A host project's own admin may have filters of other classes.
+        ours = [spec for spec in self.filter_specs if isinstance(spec, ColumnFilter)]
+        return [spec for spec in ours if spec.shown]
 
     @property
     def set_filters(self) -> list[tuple[str, str, str]]:
         """Return the name and value of each set filter and the search, and the link without it."""
         found = [
-            (capfirst(str(each.title)), each.shown, self._without(each.parameter_name))
-            for each in self.active
+            (capfirst(str(spec.title)), spec.shown, spec.parameter_name)
+            for spec in self._active
         ]
         if self.query:
-            found.append((gettext("Contains"), self.query, self._without(SEARCH_VAR)))
-        return found
-
-    def _without(self, parameter: str) -> str:
-        return self.get_query_string(remove=[parameter])
-
-    @property
-    def without_query(self) -> str:
-        return self._without(SEARCH_VAR)
+            found.append((gettext("Contains"), self.query, SEARCH_VAR))
+        return [
+            (title, shown, self.get_query_string(remove=[parameter]))
+            for title, shown, parameter in found
+        ]
 
     def _misunderstood(self, request: HttpRequest) -> list[str]:
-        """Return the parts of the address that are invalid."""
-        found = [spec.asked[1] for spec in self.active if spec.asked[1]]
+        """Return a sentence for each part of the address that is invalid."""
+        found = [spec.mistake for spec in self._active if spec.mistake]
         asked = request.GET.get(SORT, "")
         if asked and asked.removeprefix("-") not in self.model_admin.orders:
             text = gettext("%s is not an order of this list.")
@@ -207,21 +212,12 @@ class RowList(ChangeList):
         return found
 
     @property
-    def further_url(self) -> str:
-        return self.get_query_string({AFTER: self.end}) if self.end else ""
-
-    @property
     def names(self) -> str:
         return name_of(self.model, self.total.rows if self.total else 0)
 
-    @property
-    def now(self) -> datetime:
-        return timezone.now()
-
     def order_url(self, order: Order) -> str:
-        if order == self.own_order:
-            return self._without(SORT)
-        return self.get_query_string({SORT: order.parameter})
+        parameter = None if order == self.own_order else order.parameter
+        return self.get_query_string({SORT: parameter})
 
     def order_name(self, order: Order) -> str:
         return str(self.model_admin.orders[order.at][order.oldest_first])

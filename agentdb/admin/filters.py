@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import cached_property
 from typing import Any, ClassVar
 
 from django.contrib.admin import SimpleListFilter
@@ -26,10 +25,6 @@ SUGGESTIONS = 12
 NEWEST_AGENTS = 500  # agents offered without a tenant filter
 
 
-# Django makes no query of it, so that a value that means nothing costs nothing.
-NOTHING = Q(pk__in=())
-
-
 class ColumnFilter(SimpleListFilter):
     """A filter by one parameter of the query string."""
 
@@ -46,9 +41,10 @@ class ColumnFilter(SimpleListFilter):
         model: type[Model],
         model_admin: Any,
     ) -> None:
-        self.request, self.model_admin = request, model_admin
+        self.request = request
+        self.model_admin = model_admin
         self.connection = connections[model_admin.alias]
-        self.hidden: list[tuple[str, str]] = []  # other parameters that its form sends
+        self.mistake = ""  # why the value means nothing, once ``queryset`` was called
         super().__init__(request, params, model, model_admin)
 
     def value(self) -> str:
@@ -63,27 +59,25 @@ class ColumnFilter(SimpleListFilter):
         """Return what rows must meet. Raises ``ValueError`` with a sentence for a value that means nothing."""
         return Q(**{self.column: self.value()})
 
-    @cached_property
-    def asked(self) -> tuple[Q, str]:
-        """The condition, and why the value means nothing; empty if it means something."""
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        if not self.value():
+            return queryset
         try:
-            return self.condition() if self.value() else Q(), ""
+            return queryset.filter(self.condition())
         # A check reads ids; one that is not UTF-8 is the database's fault. UnicodeError is a ValueError too.
         except UnicodeError:
             raise
         except ValueError as error:
-            return NOTHING, str(error)
+            self.mistake = str(error)
+            return queryset.none()
 
     def has_output(self) -> bool:
-        return True
-
-    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
-        return queryset.filter(self.asked[0])
+        return True  # Django leaves out a filter without choices
 
     def choices(self, changelist: ChangeList) -> Iterator[Any]:
-        self.hidden = [
-            pair for pair in changelist.params.items() if pair[0] != self.parameter_name
-        ]
+        # The form of a typed value sends the other parameters too.
+        self.hidden = {**changelist.params}
+        self.hidden.pop(self.parameter_name, None)
         return super().choices(changelist)
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> Sequence[Any]:

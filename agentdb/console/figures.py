@@ -241,12 +241,11 @@ class Tenant(NamedTuple):
     newest_at: datetime
 
 
-def capped_count(rows: QuerySet[Any], cap: int | None = None) -> Figure:
-    """Count one row more than ``cap`` at most."""
-    most = WINDOW if cap is None else cap
-    # COUNT(*) around a LIMIT: the engine stops at the row after the cap.
-    counted = rows.order_by()[: most + 1].count()
-    return Figure(min(counted, most), at_least=counted > most)
+def capped_count(rows: QuerySet[Any]) -> Figure:
+    """Count one row more than ``WINDOW`` at most."""
+    # COUNT(*) around a LIMIT: the engine stops at the row after the window.
+    counted = rows.order_by()[: WINDOW + 1].count()
+    return Figure(min(counted, WINDOW), at_least=counted > WINDOW)
 
 
 def amount(alias: str, model: type[Model], tenant_id: str) -> Figure:

@@ -439,7 +439,7 @@ def test_rows_are_counted_up_to_a_limit(
     assert "20 sessions" in site.get("agentdb/session/").text
     assert re.search(r"\b1 session\b", site.get("agentdb/session/", q="s0007").text)
 
-    monkeypatch.setattr(changelist, "COUNTED", 3)
+    monkeypatch.setattr("agentdb.console.figures.WINDOW", 3)
 
     assert "3+ sessions" in site.get("agentdb/session/", status="error").text
     assert "3+ sessions" in site.get("agentdb/session/").text
