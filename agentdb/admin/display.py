@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlencode
@@ -16,7 +15,7 @@ from django.urls import NoReverseMatch, reverse
 from django.utils import timezone
 from django.utils.html import format_html
 from django.utils.http import url_has_allowed_host_and_scheme
-from django.utils.safestring import SafeString, mark_safe
+from django.utils.safestring import SafeString
 from django.utils.text import capfirst
 from django.utils.translation import gettext, gettext_noop
 from django.views.decorators.debug import sensitive_variables
@@ -34,9 +33,8 @@ NAMES = (
     gettext_noop("API key"),
     gettext_noop("API keys"),
 )
-LONGEST_WHOLE_ID = 16
-LONGEST_WHOLE_NAME = 18
-LONGEST_WHOLE_PATH = 28
+# A text is shown whole if no more than these would be hidden.
+LEAST_HIDDEN = 4
 # A list of fifty rows must stay small enough for a browser, whatever the rows contain.
 LONGEST_SHOWN = 500
 # gunicorn accepts 4,094 bytes of a request line.
@@ -99,9 +97,10 @@ def list_url(site: admin.AdminSite, model: type[Model], **filters: str) -> str:
     return page_url(site, f"{model._meta.model_name}_changelist", **filters)
 
 
-def row_url(site: admin.AdminSite, row: Model, view: str = "change") -> str:
-    # Its stored text is escaped for display, so it would not be found by it.
-    if is_unreadable(row.pk):
+def row_url(site: admin.AdminSite, row: Model | None, view: str = "change") -> str:
+    """Return the address of a row's page; '' without a row, or if its id cannot be read."""
+    # The stored text of such an id is escaped for display, so the row would not be found by it.
+    if row is None or is_unreadable(row.pk):
         return ""
     return _url(site, f"agentdb_{row._meta.model_name}_{view}", quote(row.pk))
 
@@ -149,31 +148,41 @@ def column_value(row: Model, column: str) -> Any:
 
 def short_text(id: str) -> str:
     """Return the beginning and end of an id, for places without markup."""
-    return id if len(id) <= LONGEST_WHOLE_ID else f"{id[:8]}…{id[-4:]}"
+    return id if len(id) <= 12 + LEAST_HIDDEN else f"{id[:8]}…{id[-4:]}"
 
 
-def _whole(text: str, parts: Sequence[str], url: str = "") -> SafeString:
-    """Return the text for copying, with every second part shown as an ellipsis."""
-    shown = [
-        format_html('<span class="agentdb-mid">{}</span>', part)
-        if number % 2 and part
-        else format_html("{}", part)
-        for number, part in enumerate(parts)
-    ]
+def _short(
+    text: str, head: int, tail: int, url: str = "", domain: str = ""
+) -> SafeString:
+    """Return a text of which the page shows the first and last characters, and not the domain after it.
+
+    The whole is shown on hover, and can be copied unless it is too long for a page.
+    """
+    whole = text + domain
+    start, middle, end = text, "", ""
+    if len(text) > head + tail + LEAST_HIDDEN:
+        start, middle, end = text[:head], cut(text[head:-tail]), text[-tail:]
+    is_whole = len(whole) <= LONGEST_SHOWN
     return format_html(
-        '<{} class="agentdb-id" title="{}" data-copy="{}">{}</{}>',
-        format_html('a href="{}"', url) if url else "span",
-        text,
-        text,
-        mark_safe("".join(shown)),
-        "a" if url else "span",
+        '<{tag} class="agentdb-id" title="{title}"{copy}>{start}{middle}{end}{domain}</{name}>',
+        tag=format_html('a href="{}"', url) if url else "span",
+        name="a" if url else "span",
+        title=cut(whole),
+        copy=format_html(' data-copy="{}"', whole) if is_whole else "",
+        start=start,
+        middle=_hidden(middle),
+        end=end,
+        domain=_hidden(cut(domain)),
     )
 
 
+def _hidden(text: str) -> str:
+    """Return a part that an ellipsis replaces on the page, but not in what is copied."""
+    return format_html('<span class="agentdb-mid">{}</span>', text) if text else ""
+
+
 def id_link(url: str, id: str) -> SafeString:
-    id = cut(id)
-    is_short = len(id) <= LONGEST_WHOLE_ID
-    return _whole(id, [id] if is_short else [id[:8], id[8:-4], id[-4:]], url)
+    return _short(id, 8, 4, url)
 
 
 def row_link(site: admin.AdminSite, row: Model, text: object = None) -> SafeString:
@@ -191,33 +200,22 @@ def agent_link(site: admin.AdminSite, row: Any) -> SafeString:
     if Agent in row.allowed and row.linked_agent is None:
         is_live = isinstance(row, Session) and row.status in LIVE
         return missing(row.agent_name, matters=is_live)
-    agent = row.linked_agent
-    return link(row_url(site, agent) if agent else "", row.agent_name)
+    return link(row_url(site, row.linked_agent), row.agent_name)
 
 
 def runner_link(site: admin.AdminSite, name: str | None) -> SafeString:
     """Return the runner's link, shown without the domain, and with both ends of a long host name."""
     if name is None:
         return none()
-    url, name = page_url(site, "runner", id=name), cut(name)
-    if len(name) <= LONGEST_WHOLE_NAME:
-        return _whole(name, [name], url)
+    url = page_url(site, "runner", id=name)
+    if len(name) <= 14 + LEAST_HIDDEN:
+        return _short(name, 8, 6, url)
     host, dot, domain = name.partition(".")
-    end = 8 if len(host) <= LONGEST_WHOLE_NAME else len(host) - 6
-    return _whole(name, [host[:8], host[8:end], host[end:], dot + domain], url)
+    return _short(host, 8, 6, url, dot + domain)
 
 
 def short_path(path: str) -> SafeString:
-    """Return the path, of which the page shows the beginning and end; one too long for a page is cut."""
-    if len(path) > LONGEST_SHOWN:
-        return format_html(
-            '<span class="agentdb-id" title="{}">{}…{}</span>',
-            cut(path),
-            path[:10],
-            path[-14:],
-        )
-    is_short = len(path) <= LONGEST_WHOLE_PATH
-    return _whole(path, [path] if is_short else [path[:10], path[10:-14], path[-14:]])
+    return _short(path, 10, 14)
 
 
 def percent_of(part: int, whole: int) -> str:

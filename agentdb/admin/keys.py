@@ -19,7 +19,9 @@ from agentdb.errors import AgentDbError
 from agentdb.models import Agent, ApiKey, Sandbox, Session
 from agentdb.serving.adapter import DjangoDb
 
-UNUSED_FORMS = "agentdb_unused_key_forms"
+# In the session: the forms that have issued a key.
+USED_FORMS = "agentdb_used_key_forms"
+MOST_REMEMBERED = 100
 
 
 class IssueKeyForm(forms.Form):
@@ -42,35 +44,26 @@ class IssueKeyForm(forms.Form):
 
 
 def issue(model_admin: Any, request: HttpRequest) -> HttpResponse:
+    """Show the form, or issue the key that it asks for."""
     if not model_admin.has_add_permission(request):
         refuse(request, "issue")
-    site = model_admin.admin_site
-    unused: list[str] = request.session.get(UNUSED_FORMS, [])
     form = IssueKeyForm(request.POST or None, initial={"once": secrets.token_hex(8)})
-    # The session remembers the forms that were shown, and forgets one once it has issued a key. The last ten are enough
-    # for several tabs.
-    if not form.is_bound:
-        request.session[UNUSED_FORMS] = [*unused, form.initial["once"]][-10:]
-    elif form.is_valid():
+    if form.is_valid():
         # Reloading the result sends the form again, which must not issue a second key.
-        once = form.cleaned_data["once"]
-        if once not in unused:
+        used: list[str] = request.session.get(USED_FORMS, [])
+        if form.cleaned_data["once"] in used:
             again = gettext(
                 "This form has already been used. A key is shown once; issue another one if it was lost."
             )
             model_admin.message_user(request, again, messages.WARNING)
-            return HttpResponseRedirect(list_url(site, ApiKey))
+            return HttpResponseRedirect(list_url(model_admin.admin_site, ApiKey))
         try:
-            response = _issue(
-                model_admin,
-                request,
-                form.cleaned_data["tenant_id"],
-                form.cleaned_data["label"],
-            )
+            response = _issue(model_admin, request, form.cleaned_data)
         except AgentDbError as error:
             form.add_error(None, str(error))
         else:
-            request.session[UNUSED_FORMS] = [each for each in unused if each != once]
+            used.append(form.cleaned_data["once"])
+            request.session[USED_FORMS] = used[-MOST_REMEMBERED:]
             return response
     title = gettext("Issue API key")
     return page(model_admin, request, "issue_key", title=title, form=form)
@@ -78,16 +71,16 @@ def issue(model_admin: Any, request: HttpRequest) -> HttpResponse:
 
 @sensitive_variables("plain", "response", "content")  # hidden in Django's error reports
 def _issue(
-    model_admin: Any, request: HttpRequest, tenant_id: str, label: str
+    model_admin: Any, request: HttpRequest, asked: dict[str, str]
 ) -> HttpResponse:
-    models = (Agent, Session, Sandbox, ApiKey)
+    tenant_id = asked["tenant_id"]
     # A misspelt tenant looks like a new one, and its key would open nothing.
     is_new = not any(
-        amount(model_admin.alias, model, tenant_id).rows for model in models
+        amount(model_admin.alias, model, tenant_id).rows
+        for model in (Agent, Session, Sandbox, ApiKey)
     )
-    plain, issued = DjangoDb(router.db_for_write(ApiKey)).issue_api_key(
-        tenant_id, label
-    )
+    db = DjangoDb(router.db_for_write(ApiKey))
+    plain, issued = db.issue_api_key(tenant_id, asked["label"])
     row = model_admin.get_queryset(request).get(pk=issued.id)
     entry = Entry("issue", [row], after={row.pk: row.label})
     record(request, entry)

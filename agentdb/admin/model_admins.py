@@ -327,7 +327,7 @@ class LinkedAdmin(ReadFirstAdmin):
         if model in row.allowed and row.linked is None:
             state = row.status if isinstance(row, Session) else row.state
             return missing(id, is_id=True, matters=state in (*LIVE, *ALIVE))
-        return id_link(row_url(self.admin_site, row.linked) if row.linked else "", id)
+        return id_link(row_url(self.admin_site, row.linked), id)
 
     agent = linked(gettext_lazy("agent"), agent_link)
 
