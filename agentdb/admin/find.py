@@ -5,17 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
 from django.core.exceptions import PermissionDenied
 from django.db import connections
-from django.db.models import Model
+from django.db.models import Model, Q, QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.utils.decorators import method_decorator
-from django.utils.text import capfirst
 from django.utils.translation import gettext
 from django.views.decorators.debug import sensitive_post_parameters, sensitive_variables
 
@@ -77,8 +75,9 @@ class Search:
     end: str = ""
 
     def __post_init__(self) -> None:
-        shortened = _SHORTENED.fullmatch(self.text)
-        self.beginning, self.end = shortened.groups() if shortened else (self.text, "")
+        self.beginning = self.text
+        if shortened := _SHORTENED.fullmatch(self.text):
+            self.beginning, self.end = shortened.groups()
 
     def hits(self) -> list[Hit]:
         """Return the distinct results, exact ones first, without those that take too long."""
@@ -87,22 +86,24 @@ class Search:
         if found or self.text.startswith(PREFIX):
             return found
         for model in self.allowed:
-            found += self._answer(model, partial(self._ids, model))
+            found += self._answer(model, self._ids, model)
         for model, column, kind in _VALUES:
-            found += self._answer(model, partial(self._values, model, column, kind))
+            found += self._answer(model, self._values, model, column, kind)
         # Labels and names of agents have no index of their own, but their tables are small beside the others.
-        named = partial(self._named, Agent, "name", name__startswith=self.beginning)
-        found += self._answer(Agent, named)
-        labelled = partial(self._named, ApiKey, "label", label__icontains=self.text)
-        found += self._answer(ApiKey, labelled)
+        by_name, by_label = (
+            Q(name__startswith=self.beginning),
+            Q(label__icontains=self.text),
+        )
+        found += self._answer(Agent, self._named, Agent, "name", by_name)
+        found += self._answer(ApiKey, self._named, ApiKey, "label", by_label)
         return sorted(dict.fromkeys(found), key=lambda hit: not hit.is_exact)
 
     def _answer(
-        self, model: type[Model], asked: Callable[[], Iterable[Hit]]
+        self, model: type[Model], ask: Callable[..., Iterable[Hit]], *of: Any
     ) -> list[Hit]:
         if model not in self.allowed:
             return []
-        return self.budget.ask(lambda: list(asked()), SECONDS).value or []
+        return self.budget.ask(lambda: list(ask(*of)), SECONDS).value or []
 
     def _hit(self, row: Model, text: str, name: str) -> Hit:
         """Return the row as a result, which is exact if its name is the text."""
@@ -119,33 +120,37 @@ class Search:
             yield self._hit(ApiKey(pk=record.id), name, self.text)
 
     def _ids(self, model: type[Model]) -> Iterator[Hit]:
+        """Find rows by their id, its beginning, or what a page shows of it."""
         ids = model._default_manager.using(self.alias).values_list("pk", flat=True)
         # An exact match first, since thousands of ids may begin like it.
-        exact = list(ids.filter(pk=self.text))
-        # LIKE 'x%' uses an index on neither engine: SQLite's ignores case, PostgreSQL's needs the C locale. But in most
-        # collations the ids with this prefix follow it directly.
-        most = LOOKED_THROUGH if self.end else SHOWN
-        following = ids.filter(pk__gte=self.beginning).order_by("pk")[:most]
-        for id in exact or islice(filter(self._is_meant, following), SHOWN):
+        found: Iterable[str] = list(ids.filter(pk=self.text))
+        if not found:
+            # LIKE 'x%' uses an index on neither engine: SQLite's ignores case, PostgreSQL's needs the C locale. But in
+            # most collations the ids with this prefix follow it directly.
+            most = LOOKED_THROUGH if self.end else SHOWN
+            following = ids.filter(pk__gte=self.beginning).order_by("pk")[:most]
+            found = islice(filter(self._is_meant, following), SHOWN)
+        for id in found:
             yield self._hit(model(pk=id), id, id)
 
     def _values(self, model: type[Model], column: str, kind: str) -> Iterator[Hit]:
         values = distinct_values(
-            connections[self.alias], model, column, at_least=self.beginning, limit=SHOWN
+            connections[self.alias],
+            model,
+            column,
+            at_least=self.beginning,
+            limit=SHOWN,
         )
         for value in filter(self._is_meant, values):
             url = page_url(self.site, kind, id=value)
             yield Hit(gettext(kind), value, url, value == self.text)
 
-    def _named(
-        self, model: type[Model], column: str, **condition: str
-    ) -> Iterator[Hit]:
-        rows = model._default_manager.using(self.alias).filter(**condition)
-        for row in rows.order_by(column)[:SHOWN]:
+    def _named(self, model: type[Model], column: str, condition: Q) -> Iterator[Hit]:
+        rows: QuerySet[Any] = model._default_manager.using(self.alias)
+        text = gettext("%(name)s of %(tenant)s")
+        for row in rows.filter(condition).order_by(column)[:SHOWN]:
             name = getattr(row, column)
-            text = gettext("%(name)s of %(tenant)s")
-            text %= {"name": name, "tenant": row.tenant_id}  # type: ignore[attr-defined]
-            yield self._hit(row, text, name)
+            yield self._hit(row, text % {"name": name, "tenant": row.tenant_id}, name)
 
 
 # Hidden in Django's error reports, because the text may be a key.
@@ -168,7 +173,8 @@ def find(model_admin: Any, request: HttpRequest) -> HttpResponse:
     if len(meant) == 1 and meant[0].url:
         return HttpResponseRedirect(meant[0].url)
     # The page shows the text again, and links with it in their address: not if it may be a secret.
-    if is_secret := _may_be_key(text):
+    is_secret = text.startswith(PREFIX) or _MAY_BE_KEY.fullmatch(text) is not None
+    if is_secret:
         text = ""
     return page(
         model_admin,
@@ -177,13 +183,9 @@ def find(model_admin: Any, request: HttpRequest) -> HttpResponse:
         title=gettext("Search"),
         text=text,
         may_be_key=is_secret,
-        hits=[(capfirst(hit.kind), hit.text, hit.url) for hit in hits],
+        hits=hits,
         containing=_containing(site, request, allowed, text) if text else [],
     )
-
-
-def _may_be_key(text: str) -> bool:
-    return text.startswith(PREFIX) or _MAY_BE_KEY.fullmatch(text) is not None
 
 
 def _containing(
@@ -192,6 +194,7 @@ def _containing(
     """Return links to lists with the text in any column, the current list with its filters first."""
     lists = [(heading_of(model), list_url(site, model, q=text)) for model in allowed]
     if origin := own_url(request, "from"):
-        url = f"{origin}{'&' if '?' in origin else '?'}{urlencode({'q': text})}"
-        return [(gettext("The list you came from"), url), *lists]
+        sign = "&" if "?" in origin else "?"
+        url = origin + sign + urlencode({"q": text})
+        lists.insert(0, (gettext("The list you came from"), url))
     return lists

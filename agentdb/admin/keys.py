@@ -93,7 +93,6 @@ def _issue(
         plain=plain,
         row=row,
         is_new=is_new,
-        list_url=list_url(model_admin.admin_site, ApiKey, tenant_id=tenant_id),
     )
     # Rendered here, so that no response object carries the key through middleware that may log it.
     content = response.render().content

@@ -37,27 +37,7 @@ from agentdb.console.figures import (
 )
 from agentdb.console.questions import Answer, Budget, Problem
 from agentdb.console.report import Report, examine, unanswered
-from agentdb.interface import SandboxState
 from agentdb.models import Agent, ApiKey, Sandbox, Session
-
-
-class Chart(NamedTuple):
-    """Bars of an SVG, in percent of its width and pixels of its height, and their labels."""
-
-    hours: list[ChartBar]
-    step: str  # the width of an hour
-    most_opened: int
-    most_failed: int
-    opened: int
-    failed: int
-    percent_failed: str
-    last_full: Hour
-    peak: Hour
-    is_week: bool
-
-    @property
-    def half_opened(self) -> int:
-        return self.most_opened // 2
 
 
 class ChartBar(NamedTuple):
@@ -68,6 +48,32 @@ class ChartBar(NamedTuple):
     url: str
 
 
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """Bars of an SVG, in percent of its width and pixels of its height, and their labels."""
+
+    hours: list[ChartBar]
+    step: str  # the width of an hour
+    most_opened: int
+    most_failed: int
+    opened: int
+    failed: int
+    last_full: Hour
+    peak: Hour
+
+    @property
+    def half_opened(self) -> int:
+        return self.most_opened // 2
+
+    @property
+    def percent_failed(self) -> str:
+        return percent(self.failed, self.opened)
+
+    @property
+    def is_week(self) -> bool:
+        return len(self.hours) > 24
+
+
 # In pixels, as in activity.html: the height of a full bar.
 _OPENED_HEIGHT, _FAILED_HEIGHT = 96, 32
 
@@ -76,17 +82,16 @@ def chart(hours: list[Hour], url: Callable[[datetime], str]) -> Chart:
     """Return the bars of each hour; opened and failed sessions have separate scales."""
     most_opened = _round_up(max(hour.opened for hour in hours))
     most_failed = _round_up(max(hour.failed for hour in hours))
-    opened = sum(hour.opened for hour in hours)
-    failed = sum(hour.failed for hour in hours)
     step = 100 / len(hours)
     bars = []
     for number, hour in enumerate(hours):
+        opened_height = _OPENED_HEIGHT * hour.opened / most_opened
         failed_height = _FAILED_HEIGHT * hour.failed / most_failed
         bars.append(
             ChartBar(
                 hour,
                 x=f"{step * number:.2f}%",
-                opened_height=round(_OPENED_HEIGHT * hour.opened / most_opened, 1),
+                opened_height=round(opened_height, 1),
                 # At least a pixel, so that a single failure is visible.
                 failed_height=round(max(failed_height, 1), 1),
                 url=url(hour.at),
@@ -94,25 +99,26 @@ def chart(hours: list[Hour], url: Callable[[datetime], str]) -> Chart:
         )
     return Chart(
         bars,
-        f"{step:.2f}%",
-        most_opened,
-        most_failed,
-        opened,
-        failed,
-        percent(failed, opened),
+        step=f"{step:.2f}%",
+        most_opened=most_opened,
+        most_failed=most_failed,
+        opened=sum(hour.opened for hour in hours),
+        failed=sum(hour.failed for hour in hours),
         last_full=hours[-2],
         peak=max(hours, key=lambda hour: hour.opened),
-        is_week=len(hours) > 48,
     )
 
 
 def activity_chart(request: HttpRequest, budget: Budget, **of: str) -> Answer[Chart]:
-    """Return sessions opened and failed per hour of the requested period, a day or a week."""
+    """Return sessions opened and failed per hour of the requested period, a day or a week.
+
+    ``of`` narrows it to a runner or a tenant.
+    """
     hours = 168 if request.GET.get("period") == "7d" else 24
-    site = site_of(request)
+    listed = partial(list_url, site_of(request), Session, **of)
 
     def url(hour: datetime) -> str:
-        return list_url(site, Session, **of, **period_query(hour, timedelta(hours=1)))
+        return listed(**period_query(hour, timedelta(hours=1)))
 
     return budget.ask(lambda: chart(activity(budget.connection, hours, **of), url))
 
@@ -129,12 +135,12 @@ def _round_up(value: int) -> int:
 
 
 def share_bars(
-    figures: Mapping[str, Figure], url: Callable[[str], str]
+    figures: Mapping[str, Figure], column: str, url: Callable[..., str]
 ) -> list[tuple[str, Figure, str, str]]:
-    """Return each value with its share of the whole and the link to its rows."""
+    """Return each value of the column with its share of the whole and the link to its rows."""
     whole = sum(figure.rows for figure in figures.values())
     return [
-        (value, figure, percent_of(figure.rows, whole), url(value))
+        (value, figure, percent_of(figure.rows, whole), url(**{column: value}))
         for value, figure in figures.items()
     ]
 
@@ -160,47 +166,42 @@ class _Overview:
     budget: Budget
 
     def shown(self) -> dict[str, Any]:
+        """Return plain values and rows, no lazy queries: several users' pages are drawn from this, later."""
         # The checks come first, because they matter most and the page's time may run out.
         report = examine(self.budget)
-        # Plain values and rows, no lazy queries: several users' pages are drawn from this, after the budget has ended.
-        shown: dict[str, Any] = {"allowed": True, "report": report, "refresh": True}
+        shown: dict[str, Any] = {"allowed": True, "report": report}
         if report.problem:
             return shown
+        shown |= self._attention(report)
         totals = {
-            each: self.budget.ask(partial(total, self._rows(each)))
-            for each in self.allowed
+            model: self.budget.ask(partial(total, self._rows(model)))
+            for model in self.allowed
         }
         # One who may see only some of the tables is not told that nothing is there.
-        is_empty = set(self.allowed) == {Session, Sandbox, Agent, ApiKey} and all(
-            total.value == Figure(0) for total in totals.values()
-        )
-        shown |= {**self._attention(report), "is_empty": is_empty}
-        if is_empty:
-            return shown
+        sees_all = set(self.allowed) == {Session, Sandbox, Agent, ApiKey}
+        if sees_all and all(each.value == Figure(0) for each in totals.values()):
+            return shown | {"is_empty": True}
+        shown["totals"] = [
+            (heading_of(model), answer, list_url(self.site, model))
+            for model, answer in totals.items()
+        ]
         if Sandbox in self.allowed:
-            shown |= self._sandboxes()
+            shown["states"] = self._shares(Sandbox, "state")
+            shown["idle"] = self.budget.ask(self._idle)
         if Session in self.allowed:
             shown |= self._sessions(report.runners, totals[Session])
-        shown["totals"] = [
-            (
-                heading_of(model),
-                total,
-                _second(model, shown),
-                list_url(self.site, model),
-            )
-            for model, total in totals.items()
-        ]
         return shown
 
     def _attention(self, report: Report) -> dict[str, Any]:
         # No tick for what somebody may not see: it may need attention all the same.
         reason = Problem(gettext("Your account may not see these rows."))
-        seen = [each for each in report.findings if _may_see(each, self.allowed)]
-        hidden = [
-            replace(each, problem=reason)
-            for each in report.findings
-            if each not in seen
-        ]
+        seen, hidden = [], []
+        for found in report.findings:
+            check = check_of(found.code)
+            if check is None or check.model in self.allowed:
+                seen.append(found)
+            else:
+                hidden.append(replace(found, problem=reason))
         report.findings = seen
         return {
             "schema": report.schema.value,
@@ -214,18 +215,11 @@ class _Overview:
         return model._default_manager.using(self.budget.connection.alias)
 
     def _shares(self, model: type[Model], column: str) -> Answer[Any]:
-        def listed(value: str) -> str:
-            return list_url(self.site, model, **{column: value})
-
         rows = self._rows(model)
-        return self.budget.ask(lambda: share_bars(by_value(rows, column), listed))
-
-    def _sandboxes(self) -> dict[str, Any]:
-        return {
-            "states": self._shares(Sandbox, "state"),
-            "idle": self.budget.ask(self._idle),
-            "waiting_url": list_url(self.site, Sandbox, state=SandboxState.WAITING),
-        }
+        listed = partial(list_url, self.site, model)
+        return self.budget.ask(
+            lambda: share_bars(by_value(rows, column), column, listed)
+        )
 
     def _idle(self) -> list[Sandbox]:
         # Through the site's own admin, so that the rows know what this user may follow.
@@ -239,34 +233,16 @@ class _Overview:
     ) -> dict[str, Any]:
         found = runners.value or []
         is_sample = sessions.value is not None and sessions.value.rows > NEWEST
+        tenants = partial(top_tenants, self.budget.connection.alias)
         return {
             "activity": activity_chart(self.request, self.budget),
             "statuses": self._shares(Session, "status"),
-            "tenants": self.budget.ask(
-                partial(top_tenants, self.budget.connection.alias)
-            ),
+            "tenants": self.budget.ask(tenants),
             "sample": f"{NEWEST:,}" if is_sample else "",
             "runners": Answer(found[:TOP], runners.problem),
             "most_live": max((runner.live for runner in found), default=0),
             "more_runners": max(len(found) - TOP, 0),
-            "groups_url": page_url(self.site, "groups"),
-            "changes_url": page_url(self.site, "changes"),
         }
-
-
-def _second(model: type[Model], shown: Mapping[str, Any]) -> str:
-    """Return the line below a total."""
-    if model is Session and (drawn := shown["activity"].value) and not drawn.is_week:
-        return gettext("%s opened in 24 h") % f"{drawn.opened:,}"
-    if model is Sandbox and (bars := shown["states"].value):
-        warm = sum(bar[1].rows for bar in bars if bar[0] != SandboxState.COLD)
-        return gettext("%s not cold") % f"{warm:,}"
-    return ""
-
-
-def _may_see(found: Finding, allowed: Collection[type[Model]]) -> bool:
-    check = check_of(found.code)
-    return check is None or check.model in allowed
 
 
 def _rows_url(site: AdminSite, found: Finding) -> str:

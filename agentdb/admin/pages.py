@@ -5,7 +5,6 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
-from urllib.parse import urlencode
 
 from django.contrib.admin import AdminSite
 from django.core.exceptions import PermissionDenied
@@ -74,6 +73,7 @@ def _id(request: HttpRequest) -> str:
 
 @guard
 def runner(model_admin: Any, request: HttpRequest) -> HttpResponseBase:
+    """Show the page of a runner; its form pauses all of the runner's live sessions."""
     _check(model_admin.has_view_permission(request))
     site, runner_id = model_admin.admin_site, _id(request)
     may_act = model_admin.has_act_permission(request)
@@ -92,14 +92,13 @@ def runner(model_admin: Any, request: HttpRequest) -> HttpResponseBase:
         figures["active"] = Figure(seen.active)
         figures["starting"] = Figure(seen.starting)
     whole = sum(figure.rows for figure in figures.values())
+    is_cut = any(figure.at_least for figure in figures.values())
     live = sum(figures[status].rows for status in LIVE)
     rows = read(its.live().newest_first()[:LIVE_SHOWN], problems)
     model_admin.find_linked(rows, allowed, problems)
+    listed = partial(list_url, site, Session, runner_id=runner_id)
     sandboxes = partial(_sandboxes, site, alias, runner_id)
-
-    def listed(status: str) -> str:
-        return list_url(site, Session, runner_id=runner_id, status=status)
-
+    budget = Budget(connections[alias])
     return page(
         model_admin,
         request,
@@ -110,17 +109,11 @@ def runner(model_admin: Any, request: HttpRequest) -> HttpResponseBase:
         figures=figures,
         live=live,
         rest=whole - live,
-        whole=Figure(
-            whole, at_least=any(figure.at_least for figure in figures.values())
-        ),
-        statuses=Answer(overview.share_bars(figures, listed)),
-        activity=overview.activity_chart(
-            request, Budget(connections[alias]), runner_id=runner_id
-        ),
-        query=urlencode({"id": runner_id}),
+        whole=Figure(whole, at_least=is_cut),
+        statuses=Answer(overview.share_bars(figures, "status", listed)),
+        activity=overview.activity_chart(request, budget, runner_id=runner_id),
         sessions=rows,
         sandboxes=answer(sandboxes) if Sandbox in allowed else None,
-        all_url=list_url(site, Session, runner_id=runner_id),
         may_act=may_act,
         problems=problems,
     )
@@ -129,17 +122,18 @@ def runner(model_admin: Any, request: HttpRequest) -> HttpResponseBase:
 def _sandboxes(site: AdminSite, alias: str, runner_id: str) -> list[Any]:
     """Count the sandboxes of the runner's sessions by state."""
     grouping = Grouping(Sandbox, "state", filters={"runner_id": runner_id})
-    grouped = {each.value or "NULL": Figure(each.rows) for each in grouping.ask(alias)}
-    figures = {
-        state: grouped.get(state, Figure(0))
-        for state in [*map(str, SandboxState), *grouped]
-    }
-
-    def listed(state: str) -> str:
-        of = {"table": "sandbox", "by": "session_status", "runner_id": runner_id}
-        return page_url(site, "groups", **of, state=state)
-
-    return overview.share_bars(figures, listed)
+    figures = {str(state): Figure(0) for state in SandboxState}
+    for group in grouping.ask(alias):
+        figures[group.value or "NULL"] = Figure(group.rows)
+    summed = partial(
+        page_url,
+        site,
+        "groups",
+        table="sandbox",
+        by="session_status",
+        runner_id=runner_id,
+    )
+    return overview.share_bars(figures, "state", summed)
 
 
 @guard
@@ -165,24 +159,23 @@ def attention(model_admin: Any, request: HttpRequest) -> HttpResponseBase:
 
 @guard
 def tenant(model_admin: Any, request: HttpRequest) -> HttpResponseBase:
-    """Return the page of a tenant: totals with links."""
+    """Show the page of a tenant: totals with links, and its sessions by hour and by status."""
     site, tenant_id = model_admin.admin_site, _id(request)
     allowed = viewable(site, request)
     _check(bool(allowed))
     alias = router.db_for_read(Session)
-
-    def listed(status: str) -> str:
-        return list_url(site, Session, tenant_id=tenant_id, status=status)
-
+    activity = statuses = None
     with Budget(connections[alias]) as budget:
         totals = {
             model: budget.ask(partial(amount, alias, model, tenant_id))
             for model in (Session, Sandbox, Agent, ApiKey)
         }
-        activity = statuses = None
         if Session in allowed:
             its = Session.objects.using(alias).of_tenant(tenant_id)
-            statuses = budget.ask(lambda: overview.share_bars(by_status(its), listed))
+            listed = partial(list_url, site, Session, tenant_id=tenant_id)
+            statuses = budget.ask(
+                lambda: overview.share_bars(by_status(its), "status", listed)
+            )
             activity = overview.activity_chart(request, budget, tenant_id=tenant_id)
     return page(
         model_admin,
@@ -194,14 +187,10 @@ def tenant(model_admin: Any, request: HttpRequest) -> HttpResponseBase:
             for model, found in totals.items()
             if model in allowed
         ],
-        query=urlencode({"id": tenant_id}),
         activity=activity,
         statuses=statuses,
         # Of all tables: one who may see only some of them is not told that nothing is there.
-        is_empty=all(
-            found.value is not None and not found.value.rows
-            for found in totals.values()
-        ),
+        is_empty=all(found.value == Figure(0) for found in totals.values()),
     )
 
 
@@ -215,20 +204,19 @@ def _check(may_see: bool) -> None:
 
 @guard
 def groups(model_admin: Any, request: HttpRequest) -> HttpResponseBase:
-    site, is_sessions = model_admin.admin_site, request.GET.get("table") != "sandbox"
+    """Show sessions or sandboxes counted by a column, and the form that asks for it."""
+    is_sessions = request.GET.get("table") != "sandbox"
     model: type[Model] = Session if is_sessions else Sandbox
-    allowed = viewable(site, request)
+    allowed = viewable(model_admin.admin_site, request)
     _check(model in allowed)
     # Without a period: the sessions of a day, and all sandboxes.
     default = {"by": BY[model][0], "from": "24h" if is_sessions else "", "to": ""}
     asked = default | request.GET.dict()
-    form = {
+    context = {
         "title": gettext("%s, summed up") % heading_of(model),
-        "table": str(model._meta.model_name),
+        "table": model._meta.model_name,
         "tables": [
-            (str(each._meta.model_name), heading_of(each))
-            for each in BY
-            if each in allowed
+            (each._meta.model_name, heading_of(each)) for each in BY if each in allowed
         ],
         "choices": [(name, COLUMNS[name]) for name in BY[model]],
         "column": COLUMNS.get(asked["by"], ""),
@@ -240,8 +228,10 @@ def groups(model_admin: Any, request: HttpRequest) -> HttpResponseBase:
     try:
         grouping = Grouping.of(model, asked, timezone.now())
     except ValueError as error:
-        return page(model_admin, request, "groups", mistake=str(error), **form)
-    return page(model_admin, request, "groups", **form, **_sums(site, grouping))
+        context["mistake"] = str(error)
+    else:
+        context |= _sums(model_admin.admin_site, grouping)
+    return page(model_admin, request, "groups", **context)
 
 
 def _sums(site: AdminSite, grouping: Grouping) -> dict[str, Any]:
@@ -263,19 +253,20 @@ _SPANS = {"hour": timedelta(hours=1), "day": timedelta(days=1)}
 
 
 def _group_url(site: AdminSite, grouping: Grouping, group: Grouped) -> str:
-    """Return the list of the group's rows, or ''."""
-    of_sandboxes = grouping.model is Sandbox
+    """Return the list of the group's rows; '' if no list has a filter for them."""
     if group.value is None or grouping.by == "session_status":
         return ""
-    if of_sandboxes and grouping.by == "runner_id":
-        return page_url(site, "runner", id=group.value)
-    if of_sandboxes and "runner_id" in grouping.filters:
-        return ""
+    if grouping.model is Sandbox:
+        # Only their sessions have a runner.
+        if grouping.by == "runner_id":
+            return page_url(site, "runner", id=group.value)
+        if "runner_id" in grouping.filters:
+            return ""
+    query = dict(grouping.filters)
     # As instants: "24h" would mean another day by the time that the link is followed.
-    ends = {"from": grouping.since, "to": grouping.until}
-    query = {
-        name: at.isoformat(timespec="seconds") for name, at in ends.items() if at
-    } | dict(grouping.filters)
+    for name, at in (("from", grouping.since), ("to", grouping.until)):
+        if at is not None:
+            query[name] = at.isoformat(timespec="seconds")
     if span := _SPANS.get(grouping.by):
         query |= overview.period_query(datetime.fromisoformat(group.value), span)
     else:
@@ -288,17 +279,19 @@ def _group_url(site: AdminSite, grouping: Grouping, group: Grouped) -> str:
 
 @guard
 def what_changed(model_admin: Any, request: HttpRequest) -> HttpResponseBase:
-    text, mistake = request.GET.get("from") or "10m", ""
+    """Show the latest writes across the tables, by default those of ten minutes."""
     allowed = viewable(model_admin.admin_site, request)
     _check(bool(allowed))
-    alias, problems = model_admin.alias, list[Problem]()
+    text = request.GET.get("from") or "10m"
+    alias = model_admin.alias
+    problems: list[Problem] = []
     found: list[Change] = []
+    mistake = ""
     try:
-        since = moment(text, timezone.now())
+        asked = partial(changes, alias, moment(text, timezone.now()))
     except ValueError as error:
         mistake = str(error)
     else:
-        asked = partial(changes, alias, since)
         found = ask(connections[alias], asked, problems, SUM_SECONDS).value or []
     return page(
         model_admin,
