@@ -666,9 +666,9 @@ class DjangoDb(Db):
         self._executor.close()
 
     @property
-    def _writes_in_turn(self) -> bool:
-        """Whether a write waits for all others, as with a file."""
-        return not self._executor.threads.engine.has_server
+    def _has_server(self) -> bool:
+        """Whether a call mostly waits for a server, so that several threads answer more calls than one."""
+        return self._executor.threads.engine.has_server
 
     def _joins(self, method: str) -> bool:
         """Whether calls of the method that wait, each with one id, are better one statement.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import threading
+import weakref
 from collections.abc import Callable, Collection, Coroutine, Generator
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import (
     Any,
     Concatenate,
     Final,
+    NamedTuple,
     ParamSpec,
     Self,
     TypeVar,
@@ -52,8 +54,33 @@ class _Call:
     do: Callable[[Db], Any]
     keys: tuple[str, ...] = ()  # the ids; calls on one id keep their order
     reads: bool = False
-    kind: tuple[str, ...] = ()  # of one with an id alone: the method, a view's tenant
+    method: str = ""  # if its only argument is one id
+    tenant_id: str | None = None  # of a view
     apart: bool = False  # it needs a free thread
+
+    def __call__(self, db: Db) -> Any:
+        """Make the call."""
+        return self.do(_of_tenant(db, self.tenant_id))
+
+
+class _Together(NamedTuple):
+    """Makes several calls of one method at once; equal ones may be joined."""
+
+    around: AsyncDb
+    method: str
+    tenant_id: str | None
+
+    def __call__(self, ids: list[str]) -> dict[str, Any]:
+        def do(db: Any) -> dict[str, Any]:
+            view = _of_tenant(db, self.tenant_id)
+            answers: dict[str, Any] = view._do_each(self.method, ids)
+            return answers
+
+        return self.around._call(do, self.around._tries)
+
+
+def _of_tenant(db: Any, tenant_id: str | None) -> Any:
+    return db if tenant_id is None else db.for_tenant(tenant_id)
 
 
 def _in_thread(
@@ -63,16 +90,19 @@ def _in_thread(
     name = method.__name__
     reads = name.startswith(("get_", "list_", "count_"))
     # Read from the contract: a method whose first argument names rows keeps the order of calls on those rows.
-    first = method.__code__.co_varnames[1] if method.__code__.co_argcount > 1 else ""
+    code = method.__code__
+    first = code.co_varnames[1] if code.co_argcount > 1 else ""
     is_about_ids = first in ("id", "ids", "name", "key_hash")
 
     @wraps(method)
     async def call(self: AsyncDb, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        keys = _keys(args[0] if args else kwargs.get(first)) if is_about_ids else ()
-        kind = (name,) if len(args) + len(kwargs) == len(keys) == 1 else ()
-        result: R = await self._run(
-            _Call(lambda db: getattr(db, name)(*args, **kwargs), keys, reads, kind)
-        )
+        made = _Call(lambda db: getattr(db, name)(*args, **kwargs), reads=reads)
+        if is_about_ids:
+            made.keys = _keys(args[0] if args else kwargs.get(first))
+            is_alone = len(args) + len(kwargs) == 1
+            if is_alone and len(made.keys) == 1:
+                made.method = name
+        result: R = await self._run(made)
         return result
 
     return call
@@ -82,10 +112,10 @@ def _keys(ids: object) -> tuple[str, ...]:
     """Return the ids of a call; none if they are not strings, which the call itself refuses."""
     if isinstance(ids, str):
         return (ids,)
-    if isinstance(ids, Collection):
-        given = cast("Collection[object]", ids)
-        return tuple({id for id in given if isinstance(id, str)})
-    return ()
+    if not isinstance(ids, Collection):
+        return ()
+    given = cast("Collection[object]", ids)
+    return tuple({id for id in given if isinstance(id, str)})
 
 
 class AsyncDb:
@@ -126,7 +156,10 @@ class AsyncDb:
         self._workers = Workers(max_workers)
         # Each transaction of a coroutine function has a thread of its own: it waits for the function's calls, and
         # whatever the function awaits in between may need all of the others.
-        self._transactions = Workers(_MAX_TRANSACTIONS, each_apart=True)
+        self._transactions = Workers(_MAX_TRANSACTIONS)
+        # Dropping this without close() must not leave the threads waiting.
+        for workers in (self._workers, self._transactions):
+            weakref.finalize(self, workers.dismiss)
         self._opening = threading.Lock()
         self._tries = 0  # the number of failed attempts to open
         self._failure: BaseException | None = None
@@ -156,34 +189,29 @@ class AsyncDb:
         self._refuse_inside()
         workers = self._transactions if call.apart else self._workers
         tries = self._tries  # an attempt to open that ends later is this call's, too
-        # Of the class, since a wrapper may hand on every name that it lacks, and yet do something of its own.
-        joins = getattr(type(self._db), "_joins", None)
-        is_joined = joins is not None and call.kind and joins(self._db, call.kind[0])
-        kind = call.kind if is_joined else ()
+        together = None
+        if self._may_join(call.method):
+            together = _Together(self, call.method, call.tenant_id)
+        # A call that waits for others in the engine gains most if it becomes one with them. Reads of a file, and of a
+        # Db in this process, take turns at the interpreter anyway.
+        is_local_read = call.reads and not getattr(self._db, "_has_server", False)
         return self._new_job(
-            lambda: self._call(call.do, tries),
+            lambda: self._call(call, tries),
             workers.outbox(),
-            workers.pool.submit,
+            workers.submit,
             keys=call.keys,
             reads=call.reads,
-            in_turn=not call.reads and getattr(self._db, "_writes_in_turn", True),
-            kind=kind,
-            do_each=self._do_each,
+            together=together,
+            side_by_side=call.apart or not (together or is_local_read),
         )
+
+    def _may_join(self, method: str) -> bool:
+        # Of the class, since a wrapper may hand on every name that it lacks, and yet do something of its own.
+        joins = getattr(type(self._db), "_joins", None)
+        return bool(method and joins is not None and joins(self._db, method))
 
     async def _run(self, call: _Call) -> Any:
         return await self._job(call).start()
-
-    def _do_each(self, kind: tuple[str, ...], ids: list[str]) -> dict[str, Any]:
-        """Return the answers by id of several calls of one kind, without those that must run alone."""
-
-        def do(db: Any) -> dict[str, Any]:
-            for tenant_id in kind[1:]:
-                db = db.for_tenant(tenant_id)
-            answers: dict[str, Any] = db._do_each(kind[0], ids)
-            return answers
-
-        return self._call(do, self._tries)
 
     @property
     def _source(self) -> AsyncDb:
@@ -317,15 +345,14 @@ class AsyncDb:
         from agentdb.serving.workers import Workers
 
         self._refuse_inside()
-        if (
-            self._closing is None
-            or self._closing.get_loop() is not asyncio.get_running_loop()
-        ):
+        loop = asyncio.get_running_loop()
+        if self._closing is None or self._closing.get_loop() is not loop:
             # Refuses new calls at once, while those that run go on.
             self._closed = True
             apart = Workers(1)  # because it waits for the others
-            job = self._new_job(self._shut_down, apart.outbox(), apart.pool.submit)
-            self._closing = asyncio.ensure_future(job.start())
+            job = self._new_job(self._shut_down, apart.outbox(), apart.submit)
+            self._closing = job.start()
+            apart.dismiss()
         if not self._closing.done():
             # Cancelling this must not leave the connections open.
             await asyncio.shield(self._closing)
@@ -346,16 +373,8 @@ class _TenantView(AsyncDb):
     def _job(self, call: _Call) -> Job:
         if self._closed:
             raise DatabaseClosedError(_VIEW_CLOSED)
-        tenant_id, kind = self._tenant_id, call.kind
-        return self._whole._job(
-            _Call(
-                lambda db: call.do(db.for_tenant(tenant_id)),
-                call.keys,
-                call.reads,
-                (*kind, tenant_id) if kind else (),
-                call.apart,
-            )
-        )
+        call.tenant_id = self._tenant_id
+        return self._whole._job(call)
 
     @property
     def _source(self) -> AsyncDb:
@@ -418,7 +437,7 @@ class _TransactionDb(AsyncDb):
                 "The transaction has ended. Call the AsyncDb that ran it."
             )
         self._refuse_inside()
-        return self._transaction.inner_job(lambda: call.do(db))
+        return self._transaction.inner_job(lambda: call(db))
 
     def for_tenant(self, tenant_id: str) -> AsyncDb:
         return _TenantView(self, identifier("Tenant id", tenant_id))

@@ -683,7 +683,7 @@ def test_close_lets_busy_threads_run_the_calls_that_wait_for_one() -> None:
         calls = [asyncio.create_task(adb.get_session(id)) for id in ids]
         await until(lambda: len(begun) == 2)
         closing = asyncio.create_task(adb.close())
-        await until(lambda: adb._workers.pool.max_workers == 0)
+        await until(lambda: adb._workers.max_workers == 0)
         gates["first"].set()
         await until(lambda: calls[2].done() or not begun["first"].is_alive())
         await asyncio.sleep(0.01)  # the loop has looked at what waits
