@@ -6,7 +6,7 @@ or failed session is not one: an operator, or a server that noticed the runner's
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -29,7 +29,7 @@ from django.db.models import (
 )
 from django.db.models.functions import Cast, Coalesce
 from django.utils import timezone
-from django.utils.translation import gettext, ngettext
+from django.utils.translation import gettext, ngettext, ngettext_lazy
 
 from agentdb.console.display import lasting, readable, relative
 from agentdb.console.failures import Failures, failures
@@ -38,15 +38,15 @@ from agentdb.console.questions import EXPECTED_ERRORS, Problem
 from agentdb.console.unreadable import is_unreadable
 from agentdb.interface import SandboxState, SessionStatus
 from agentdb.models import Agent, Sandbox, Session
-from agentdb.querysets import FINISHED, LIVE, SessionQuerySet
+from agentdb.querysets import FINISHED, SessionQuerySet
 
 Asked = TypeVar("Asked")
 
+# The sentences of checks() name these.
 STARTING_MINUTES = 5
 SILENT_MINUTES = 30
 RUNNER_MINUTES = 10
 RUNNER_LATE_MINUTES = 5
-MOST_MISSING_AGENTS = 20  # that are asked for by name
 GRACE_MINUTES = 1  # a server writes a session and its sandbox one after the other
 CAP = 10_000  # rows of a check that are counted
 RUNNERS_ASKED_AGAIN = 100
@@ -55,6 +55,7 @@ LOOKUP_OF_RUNNER = 500  # the newest sessions of a runner that are read
 _READY = (SandboxState.WARM.value, SandboxState.WAITING.value)
 _UP = (SandboxState.RUNNING.value, SandboxState.WARMING.value, *_READY)
 _PAUSED = SessionStatus.PAUSED.value
+_ORDER = {"silent": 0, "late": 1, "": 2}  # of runners, by their condition
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,31 +141,16 @@ class Fleet:
         for number, runner in enumerate(runners[:RUNNERS_ASKED_AGAIN]):
             if runner.condition:
                 runners[number] = self._with_ended(runner)
-        order = {"silent": 0, "late": 1, "": 2}
         return sorted(
             runners,
-            key=lambda runner: (order[runner.condition], -runner.live, runner.id),
+            key=lambda runner: (_ORDER[runner.condition], -runner.live, runner.id),
         )
 
     @cached_property
     @_once
-    def silent_runners(self) -> list[Runner]:
-        return [runner for runner in self.runners if runner.condition == "silent"]
-
-    @cached_property
-    @_once
-    def missing_agents(self) -> list[tuple[str, str]]:
-        """The tenants and names of missing agents that live sessions name, one more than may be asked for by name.
-
-        The database could join sessions and agents, but reads a million agents for that. A scalar subquery keeps
-        PostgreSQL from doing so: it looks up each distinct pair in the unique index.
-        """
-        pairs = self.settled().order_by().values("tenant_id", "agent_name").distinct()
-        return select_from(
-            pairs,
-            "SELECT tenant_id, agent_name FROM {rows} WHERE (SELECT 1 FROM agents WHERE agents.tenant_id = "
-            f"found.tenant_id AND agents.name = found.agent_name) IS NULL LIMIT {CAP}",
-        )
+    def silent_runners(self) -> list[str]:
+        """The ids of the runners that all checks call silent."""
+        return [runner.id for runner in self.runners if runner.condition == "silent"]
 
     @cached_property
     @_once
@@ -173,32 +159,39 @@ class Fleet:
 
     def silent_for(self, minutes: int, at: str = "last_active_at") -> Q:
         """Rows without a sign of life; a time that cannot be right is not one."""
-        return Q(**{f"{at}__lt": self.ago(minutes)}) | Q(**{f"{at}__gt": self.latest})
+        is_old = Q(**{f"{at}__lt": self.ago(minutes)})
+        is_ahead = Q(**{f"{at}__gt": self.latest})
+        return is_old | is_ahead
 
     def settled(self) -> SessionQuerySet:
         """Return live sessions except new ones: a server writes a session and what it names one after the other."""
         return self.sessions.live().idle_since(self.ago(GRACE_MINUTES))
 
     def runner(self, runner_id: str) -> Runner:
-        """One runner, by the same rule."""
-        # Its page also opens if none of its sessions is live: then it is not counted, and only ended ones speak for it.
+        """Return one runner, judged by the same rule.
+
+        Its page also opens if none of its sessions is live: then it is not counted, and only ended ones speak for it.
+        """
         counted = self._count_live(self.sessions.of_runner(runner_id))
-        return self._with_ended(
-            counted[0] if counted else Runner(runner_id, None, 0, 0)
-        )
+        runner = counted[0] if counted else Runner(runner_id, None, 0, 0)
+        return self._with_ended(runner)
 
     def _count_live(self, sessions: Any) -> list[Runner]:
-        of_status = {status: Count("pk", filter=Q(status=status)) for status in LIVE}
-        # As text, because a single time that Python cannot hold would fail the whole query. FILTER instead of a WHERE,
-        # because a runner whose only times are wrong must be counted as well.
-        newest = Max("last_active_at", filter=Q(last_active_at__lte=self.latest))
         live = sessions.live().filter(runner_id__isnull=False).order_by()
+        # FILTER instead of a WHERE, because a runner whose only times are wrong must be counted as well.
+        newest = Max("last_active_at", filter=Q(last_active_at__lte=self.latest))
         counted = live.values("runner_id").annotate(
-            seen=Cast(newest, TextField()), **of_status
+            # As text, because a single time that Python cannot hold would fail the whole query.
+            seen=Cast(newest, TextField()),
+            active=Count("pk", filter=Q(status=SessionStatus.ACTIVE.value)),
+            starting=Count("pk", filter=Q(status=SessionStatus.STARTING.value)),
         )
         return [
             Runner(
-                row["runner_id"], readable(row["seen"]), row["active"], row["starting"]
+                row["runner_id"],
+                readable(row["seen"]),
+                row["active"],
+                row["starting"],
             )
             for row in counted
         ]
@@ -214,11 +207,16 @@ class Fleet:
             "FROM {rows}",
             [latest],
         )
-        signs = [at for at in (readable(text), runner.seen_at) if at]
-        return replace(runner, seen_at=max(signs, default=None))
+        ended_at = readable(text)
+        if ended_at is None:
+            return runner
+        if runner.seen_at is not None and runner.seen_at > ended_at:
+            return runner
+        return replace(runner, seen_at=ended_at)
 
 
 def _count_rows(check: Check, fleet: Fleet) -> Finding:
+    """Count up to ``CAP`` rows, and say how old the oldest is and what the rows have in common."""
     # One row more than the cap tells "10,000" from "10,000+". The grouping is outside the LIMIT, see select_from.
     rows = check.counted(fleet).order_by().values(check.by, check.at)[: CAP + 1]
     # The oldest as text, because Python cannot hold every time.
@@ -226,25 +224,31 @@ def _count_rows(check: Check, fleet: Fleet) -> Finding:
         rows,
         f"SELECT {check.by}, COUNT(*), CAST(MIN({check.at}) AS text) FROM {{rows}} GROUP BY 1 ORDER BY 2 DESC, 1",
     )
-    count = sum(number for _, number, _ in groups)
-    # A clock that is ahead does not tell how long ago it was.
-    times = [at for _, _, text in groups if (at := readable(text)) and at <= fleet.now]
-    parts = [_shared(check, [(value, number) for value, number, _ in groups])]
-    if check.oldest and times and count <= CAP:
-        parts.insert(0, check.oldest % relative(min(times)))
+    count = 0
+    times = []
+    for _, number, oldest in groups:
+        count += number
+        at = readable(oldest)
+        # A clock that is ahead does not tell how long ago it was.
+        if at is not None and at <= fleet.now:
+            times.append(at)
+    details = _common_values(check, groups)
     # Beyond the cap the oldest of the rows that were read says nothing about the others.
-    sentence = check.one if count == 1 else check.many
-    detail = ", ".join(filter(None, parts))
-    return check.found(min(count, CAP), sentence, detail, at_least=count > CAP)
+    if check.oldest and times and count <= CAP:
+        details.insert(0, check.oldest % relative(min(times)))
+    return check.found(min(count, CAP), ", ".join(details), at_least=count > CAP)
 
 
-def _shared(check: Check, groups: list[tuple[str | None, int]]) -> str:
-    """What all rows have in common, or the two largest parts."""
-    named = [(name, f"{count:,}") for name, count in groups if name]
-    if len(groups) == 1:
-        named = [(name, gettext("all")) for name, _ in named]
-    shown = [check.shared % {"count": count, "name": name} for name, count in named]
-    return ", ".join([*shown[:2], "…"] if len(shown) > 2 else shown)
+def _common_values(check: Check, groups: Sequence[tuple[Any, ...]]) -> list[str]:
+    """Return what all rows have in common, or the two largest parts."""
+    named = [(name, number) for name, number, _ in groups if name]
+    parts = []
+    for name, number in named[:2]:
+        count = gettext("all") if len(groups) == 1 else f"{number:,}"
+        parts.append(check.shared % {"count": count, "name": name})
+    if len(named) > 2:
+        parts.append("…")
+    return parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,16 +259,16 @@ class Check:
     title: str
     model: type[Model]
     rows: Callable[[Fleet], QuerySet[Any]]
+    sentence: Any  # a lazy plural, which takes the count
     urgent: bool = False
-    one: str = ""
-    many: str = ""
     oldest: str = ""  # the label of the oldest row's time
     by: str = "runner_id"  # a column whose value the rows may share
     shared: str = ""
     of_row: str = ""  # the sentence on a row's own page
     # Other tables that the sentence mentions.
     reads: frozenset[type[Model]] = frozenset()
-    among: Callable[[Fleet, QuerySet[Any]], QuerySet[Any]] = lambda fleet, rows: rows
+    # A silent runner's sessions are counted in its line, once.
+    leaves_out_silent_runners: bool = False
     find_in: Callable[[Check, Fleet], Finding] = _count_rows
 
     @property
@@ -273,83 +277,114 @@ class Check:
         return "last_active_at" if self.model is Session else "last_used_at"
 
     def say(self, row: Any, shared: str, now: datetime) -> str:
+        """Return the sentence on the page of the row, whose value in the column ``by`` is ``shared``."""
         at = getattr(row, self.at)
+        age = "?"
+        if not is_unreadable(at) and at <= now:
+            age = lasting(now - at)
         state = row.status if self.model is Session else row.state
-        age = "?" if is_unreadable(at) or at > now else lasting(now - at)
         return self.of_row.format(age=age, state=state, shared=shared)
 
     def counted(self, fleet: Fleet) -> QuerySet[Any]:
-        """The rows that the overview counts and the list shows."""
-        return self.among(fleet, self.rows(fleet))
+        """Return the rows that the overview counts and the list shows."""
+        rows = self.rows(fleet)
+        if self.leaves_out_silent_runners:
+            rows = rows.exclude(runner_id__in=fleet.silent_runners)
+        return rows
 
     def find(self, fleet: Fleet) -> Finding:
         return self.find_in(self, fleet)
 
-    def found(self, count: int, sentence: str, detail: str, **more: Any) -> Finding:
+    def found(
+        self,
+        count: int,
+        detail: str,
+        *,
+        at_least: bool = False,
+        runner: str = "",
+    ) -> Finding:
         if not count:
             return Finding(self.code, self.title)
-        more |= {"urgent": self.urgent, "sentence": sentence, "detail": detail}
-        return Finding(self.code, self.title, count, **more)
+        return Finding(
+            self.code,
+            self.title,
+            count,
+            at_least,
+            self.urgent,
+            self.sentence % {"count": count},
+            detail,
+            runner=runner,
+        )
 
 
 def checks() -> list[Check]:
     """Return the checks in the order in which they are shown."""
-    on_runner, of_agent = (
-        gettext("%(count)s on %(name)s"),
-        gettext("%(count)s of agent %(name)s"),
-    )
+    on_runner = gettext("%(count)s on %(name)s")
     return [
         Check(
             "failing",
             gettext("Failing far more often than usual"),
             Session,
             lambda fleet: fleet.failures.rows(fleet.sessions),
+            ngettext_lazy(
+                "session failed in the last hour",
+                "sessions failed in the last hour",
+                "count",
+            ),
             urgent=True,
             find_in=_find_failures,
         ),
         Check(
             "runner",
-            gettext("Runner silent for %d min") % RUNNER_MINUTES,
+            gettext("Runner silent for 10 min"),
             Session,
             _on_silent_runners,
+            ngettext_lazy("runner is silent", "runners are silent", "count"),
             urgent=True,
             find_in=_find_runners,
         ),
         Check(
             "silent",
-            gettext("Active, no sign of life for %d min") % SILENT_MINUTES,
+            gettext("Active, no sign of life for 30 min"),
             Session,
             _silent,
+            ngettext_lazy(
+                "active session without a sign of life for 30 min",
+                "active sessions without a sign of life for 30 min",
+                "count",
+            ),
             urgent=True,
-            one=gettext("active session without a sign of life for %d min")
-            % SILENT_MINUTES,
-            many=gettext("active sessions without a sign of life for %d min")
-            % SILENT_MINUTES,
             oldest=gettext("the longest silent: %s"),
             shared=on_runner,
             of_row=gettext("It is active, and has given no sign of life for {age}."),
-            among=_beside_silent_runners,
+            leaves_out_silent_runners=True,
         ),
         Check(
             "starting",
-            gettext("Starting for more than %d min") % STARTING_MINUTES,
+            gettext("Starting for more than 5 min"),
             Session,
             _starting,
+            ngettext_lazy(
+                "session starting for more than 5 min",
+                "sessions starting for more than 5 min",
+                "count",
+            ),
             urgent=True,
-            one=gettext("session starting for more than %d min") % STARTING_MINUTES,
-            many=gettext("sessions starting for more than %d min") % STARTING_MINUTES,
             oldest=gettext("the oldest: %s"),
             shared=on_runner,
             of_row=gettext("It has been starting for {age}."),
-            among=_beside_silent_runners,
+            leaves_out_silent_runners=True,
         ),
         Check(
             "sandbox-alone",
             gettext("Sandbox up, no session needs it"),
             Sandbox,
             _alone,
-            one=gettext("sandbox is up, and no session needs it"),
-            many=gettext("sandboxes are up, and no session needs them"),
+            ngettext_lazy(
+                "sandbox is up, and no session needs it",
+                "sandboxes are up, and no session needs them",
+                "count",
+            ),
             oldest=gettext("the longest unused: %s"),
             by="whose",
             shared=gettext("%(count)s with session %(name)s"),
@@ -361,8 +396,11 @@ def checks() -> list[Check]:
             gettext("Session live, sandbox gone"),
             Session,
             _without_sandbox,
-            one=gettext("live session whose sandbox is gone"),
-            many=gettext("live sessions whose sandbox is gone"),
+            ngettext_lazy(
+                "live session whose sandbox is gone",
+                "live sessions whose sandbox is gone",
+                "count",
+            ),
             oldest=gettext("the oldest sign of life: %s"),
             shared=on_runner,
             of_row=gettext("It is {state}, and its sandbox is gone."),
@@ -373,15 +411,17 @@ def checks() -> list[Check]:
             gettext("Agent named and missing"),
             Session,
             _without_agent,
-            one=gettext("live session names an agent that is missing"),
-            many=gettext("live sessions name an agent that is missing"),
+            ngettext_lazy(
+                "live session names an agent that is missing",
+                "live sessions name an agent that is missing",
+                "count",
+            ),
             by="agent_name",
-            shared=of_agent,
+            shared=gettext("%(count)s of agent %(name)s"),
             of_row=gettext(
                 "It is {state}, and no agent of its tenant is called {shared!r}."
             ),
             reads=frozenset({Agent}),
-            among=_of_missing_agents,
         ),
     ]
 
@@ -391,42 +431,39 @@ def check_of(code: str) -> Check | None:
 
 
 def said_of(row: Any, alias: str, allowed: Collection[type[Model]]) -> list[str]:
-    """Return what is wrong with one row: all checks on this row, in one query."""
-    fleet, model = Fleet(alias), type(row)
-    # No sentence mentions a table that the user may not see.
-    asked = {
-        check.code: check
-        for check in checks()
-        if check.model is model and check.of_row and check.reads.issubset(allowed)
-    }
-    # One query, because the limits around each cost a round trip. The indexes are those of the whole checks, and the
-    # primary key leaves a single row.
-    queries = [
-        check.rows(fleet)
-        .filter(pk=row.pk)
-        .order_by()
-        .values_list(Value(code, TextField()), check.by)
-        for code, check in asked.items()
-    ]
-    found = queries[0].union(*queries[1:], all=True) if queries else []
+    """Return what is wrong with one row: all checks on this row, in one query.
+
+    One query, because the limits around each cost a round trip. The indexes are those of the whole checks, and the
+    primary key leaves a single row.
+    """
+    fleet = Fleet(alias)
+    asked = {}
+    queries = []
+    for check in checks():
+        # No sentence mentions a table that the user may not see.
+        if check.model is type(row) and check.of_row and check.reads <= set(allowed):
+            asked[check.code] = check
+            code = Value(check.code, TextField())
+            this = check.rows(fleet).filter(pk=row.pk).order_by()
+            queries.append(this.values_list(code, check.by))
+    if not queries:
+        return []
+    found = queries[0].union(*queries[1:], all=True)
     return [asked[code].say(row, shared, fleet.now) for code, shared in found]
 
 
 def _find_runners(check: Check, fleet: Fleet) -> Finding:
     """One line for a silent runner and all of its sessions."""
-    silent = fleet.silent_runners
+    silent = [runner for runner in fleet.runners if runner.condition == "silent"]
     live = sum(runner.live for runner in silent)
     sessions = ngettext("%(count)s live session", "%(count)s live sessions", live)
-    named = [
-        f"{runner.id}, {relative(runner.seen_at)}"
-        for runner in silent[:1]
-        if runner.seen_at
-    ]
+    named = []
+    if silent and silent[0].seen_at:
+        named.append(f"{silent[0].id}, {relative(silent[0].seen_at)}")
     if len(silent) > 1:
         named.append("…")
     return check.found(
         len(silent),
-        ngettext("runner is silent", "runners are silent", len(silent)),
         f"{', '.join(named)}; {sessions % {'count': f'{live:,}'}}",
         runner=silent[0].id if len(silent) == 1 else "",
     )
@@ -435,42 +472,14 @@ def _find_runners(check: Check, fleet: Fleet) -> Finding:
 def _find_failures(check: Check, fleet: Fleet) -> Finding:
     """One line for everything that fails far more often than usual."""
     found = fleet.failures
-    one, many = (
-        gettext("session failed in the last hour"),
-        gettext("sessions failed in the last hour"),
-    )
-    return check.found(
-        found.failed,
-        one if found.failed == 1 else many,
-        found.detail,
-        at_least=found.is_cut,
-    )
+    return check.found(found.failed, found.detail, at_least=found.is_cut)
 
 
 # -- which rows match
 
 
-def _beside_silent_runners(fleet: Fleet, rows: QuerySet[Any]) -> QuerySet[Any]:
-    """A silent runner's sessions are counted in its line, once."""
-    return rows.exclude(runner_id__in=[runner.id for runner in fleet.silent_runners])
-
-
-def _of_missing_agents(fleet: Fleet, rows: QuerySet[Any]) -> QuerySet[Any]:
-    """The same rows, found faster: an agent has many sessions, and is looked up once for all of them."""
-    # SQLite accepts a condition of at most 1,000 terms.
-    missing = fleet.missing_agents
-    if len(missing) > MOST_MISSING_AGENTS:
-        return rows
-    named = Q(pk__in=[])
-    for tenant_id, name in missing:
-        named |= Q(tenant_id=tenant_id, agent_name=name)
-    return rows.filter(named)
-
-
 def _on_silent_runners(fleet: Fleet) -> QuerySet[Any]:
-    return fleet.sessions.live().filter(
-        runner_id__in=[runner.id for runner in fleet.silent_runners]
-    )
+    return fleet.sessions.live().filter(runner_id__in=fleet.silent_runners)
 
 
 def _silent(fleet: Fleet) -> QuerySet[Any]:
@@ -486,26 +495,28 @@ def _starting(fleet: Fleet) -> QuerySet[Any]:
 def _alone(fleet: Fleet) -> Any:
     """Sandboxes that are up, but whose session is neither live, nor just ended, nor paused while they wait."""
     its = fleet.sessions.filter(pk=OuterRef("session_id"))
+    just_now = fleet.ago(GRACE_MINUTES)
+    over = Q(status=_PAUSED) | Q(status__in=FINISHED, last_active_at__lt=just_now)
     # "No session that is not over" is also true for a missing session and for none, and costs one probe of a key.
-    over = Q(status=_PAUSED) | Q(
-        status__in=FINISHED, last_active_at__lt=fleet.ago(GRACE_MINUTES)
+    unneeded = ~Exists(its.exclude(over))
+    # A runner may touch all of its sandboxes, also those of sessions that ended long ago.
+    settled = fleet.silent_for(GRACE_MINUTES, "last_used_at") | Exists(
+        its.filter(last_active_at__lt=just_now)
     )
-    rests = Q(state__in=_READY, last_used_at__gte=fleet.ago(SILENT_MINUTES))
+    used_lately = Q(last_used_at__gte=fleet.ago(SILENT_MINUTES))
+    rests = used_lately & Q(state__in=_READY) & Exists(its.filter(status=_PAUSED))
     unreserved = Q(session_id__isnull=True) | Q(session_id="")
+    # Without a session one is kept ready, but does not run.
+    kept_ready = unreserved & ~Q(state=SandboxState.RUNNING.value)
     without = Case(
         When(unreserved, then=Value("none")),
         default=Value("missing"),
         output_field=TextField(),
     )
-    # A runner may touch all of its sandboxes, also those of sessions that ended long ago.
-    settled = fleet.silent_for(GRACE_MINUTES, "last_used_at") | Exists(
-        its.filter(last_active_at__lt=fleet.ago(GRACE_MINUTES))
-    )
     return (
-        fleet.sandboxes.filter(settled, ~Exists(its.exclude(over)), state__in=_UP)
-        .exclude(rests & Exists(its.filter(status=_PAUSED)))
-        # Without a session one is kept ready, but does not run.
-        .exclude(unreserved & ~Q(state=SandboxState.RUNNING.value))
+        fleet.sandboxes.filter(settled, unneeded, state__in=_UP)
+        .exclude(rests)
+        .exclude(kept_ready)
         .annotate(whose=Coalesce(Subquery(its.values("status")[:1]), without))
     )
 
@@ -513,11 +524,13 @@ def _alone(fleet: Fleet) -> Any:
 def _without_sandbox(fleet: Fleet) -> QuerySet[Any]:
     # By primary key alone: a sandbox of another tenant with this id is another fault, and not a missing sandbox.
     named = fleet.sandboxes.filter(pk=OuterRef("sandbox_id"))
-    return fleet.settled().exclude(sandbox_id="").filter(~Exists(named))
+    naming = fleet.settled().exclude(sandbox_id="")
+    return naming.filter(~Exists(named))
 
 
 def _without_agent(fleet: Fleet) -> QuerySet[Any]:
     named = Agent.objects.using(fleet.alias).filter(
-        tenant_id=OuterRef("tenant_id"), name=OuterRef("agent_name")
+        tenant_id=OuterRef("tenant_id"),
+        name=OuterRef("agent_name"),
     )
     return fleet.settled().filter(~Exists(named))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -24,14 +23,14 @@ FEWEST = 5  # fewer failures are not an incident
 FEWEST_FOR_HALF = 10  # of this many sessions half failing is an incident, however usual
 RAREST = 0.01  # the lowest usual share that is assumed
 FEWEST_FOR_USUAL = 20  # sessions needed to know the usual share
-MOST_TOLD = (
-    3  # groups reported separately; more of them are assumed to have a common cause
-)
+# Groups reported separately; more of them are assumed to have a common cause.
+MOST_TOLD = 3
 SURE = 12.0  # by chance less than once in exp(12) = 160,000 hours
 
 _FAILED = Q(status=SessionStatus.ERROR.value)
 _ACTIVE = Q(status=SessionStatus.ACTIVE.value)
-_LATELY, _BAD = "last_active_at >= %s", f"status = '{SessionStatus.ERROR}'"
+_LATELY = "last_active_at >= %s"
+_BAD = f"status = '{SessionStatus.ERROR}'"
 _COUNTS = (
     f"SELECT agent_name, tenant_id, COUNT(CASE WHEN {_LATELY} THEN 1 END), "
     f"COUNT(CASE WHEN {_LATELY} AND {_BAD} THEN 1 END), "
@@ -52,40 +51,46 @@ class Group(NamedTuple):
 
     @property
     def share(self) -> float:
-        return self.failed / self.sessions if self.sessions else 0.0
+        return self.failed / max(self.sessions, 1)
 
     @property
     def share_before(self) -> float:
-        return (
-            self.failed_before / self.sessions_before if self.sessions_before else 0.0
-        )
+        return self.failed_before / max(self.sessions_before, 1)
 
     def includes(self, other: Group) -> bool:
-        return all(
-            mine in (None, its) for mine, its in zip(self[:2], other[:2], strict=True)
+        return self.agent_name in (None, other.agent_name) and self.tenant_id in (
+            None,
+            other.tenant_id,
         )
 
     @property
     def matching(self) -> Q:
-        named = {"agent_name": self.agent_name, "tenant_id": self.tenant_id}
-        return Q(**{name: value for name, value in named.items() if value is not None})
+        condition = Q()
+        if self.agent_name is not None:
+            condition &= Q(agent_name=self.agent_name)
+        if self.tenant_id is not None:
+            condition &= Q(tenant_id=self.tenant_id)
+        return condition
+
+    @property
+    def name(self) -> str:
+        if self.agent_name is None and self.tenant_id is None:
+            return gettext("all sessions")
+        if self.tenant_id is None:
+            return gettext("agent %s") % self.agent_name
+        if self.agent_name is None:
+            return gettext("tenant %s") % self.tenant_id
+        return gettext("agent %s of %s") % (self.agent_name, self.tenant_id)
 
     def __str__(self) -> str:
-        name = {
-            (False, False): gettext("all sessions"),
-            (True, False): gettext("agent %(agent)s"),
-            (False, True): gettext("tenant %(tenant)s"),
-            (True, True): gettext("agent %(agent)s of %(tenant)s"),
-        }[self.agent_name is not None, self.tenant_id is not None]
-        numbers = {"failed": f"{self.failed:,}", "sessions": f"{self.sessions:,}"}
-        said = [
-            name % {"agent": self.agent_name, "tenant": self.tenant_id},
-            gettext("%(failed)s of %(sessions)s") % numbers,
-        ]
-        if not self.sessions_before:
-            return ": ".join(said)
-        usual = gettext("usually %s") % f"{100 * self.share_before:.1f} %"
-        return f"{': '.join(said)}, {usual}"
+        said = f"{self.name}: " + gettext("%(failed)s of %(sessions)s") % {
+            "failed": f"{self.failed:,}",
+            "sessions": f"{self.sessions:,}",
+        }
+        if self.sessions_before:
+            usual = f"{100 * self.share_before:.1f} %"
+            said += ", " + gettext("usually %s") % usual
+        return said
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,51 +123,68 @@ def failures(alias: str, now: datetime) -> Failures:
     since = now - timedelta(minutes=FAILING_MINUTES)
     sessions = Session.objects.using(alias)
     earlier = sessions.filter(created_at__lt=since)
-    lately, in_sql = Q(last_active_at__gte=since), f" WHERE {_LATELY}"
     new = _cells(sessions.filter(created_at__gte=since), since)
-    old = _cells(earlier.filter(_FAILED), since, in_sql, most=MOST_FAILED)
+    old = _cells(earlier.filter(_FAILED), since, lately=True, most=MOST_FAILED)
     failing = [cell for cell in new + old if cell.failed]
     if sum(cell.failed for cell in failing) < FEWEST:
         return Failures()
     # A quiet hour, the common case, ends above without these two queries.
-    old += _cells(earlier.filter(_ACTIVE), since, in_sql)
-    others = _cells(earlier.exclude((_FAILED | _ACTIVE) & lately), since)
+    old += _cells(earlier.filter(_ACTIVE), since, lately=True)
+    counted = (_FAILED | _ACTIVE) & Q(last_active_at__gte=since)
+    others = _cells(earlier.exclude(counted), since)
     # For new sessions the others only tell the usual share: those of them that were active in this hour are older
     # ones, which are judged apart.
     before = [cell._replace(sessions=0, failed=0) for cell in others]
-    told: list[Group] = []
     flagged = _told(new + before) + _told(old + others)
-    for group in sorted(flagged, key=lambda group: -group.failed):
+    flagged.sort(key=lambda group: -group.failed)
+    told: list[Group] = []
+    for group in flagged:
         if not any(each.includes(group) for each in told):
             told.append(group)
-    is_cut = sum(cell.sessions for cell in new) >= SAMPLE
-    return Failures(told, since, is_cut, _failed(failing, told))
+    return Failures(
+        told,
+        since,
+        is_cut=sum(cell.sessions for cell in new) >= SAMPLE,
+        failed=_failed(failing, told),
+    )
 
 
 def _cells(
-    sessions: Any, since: datetime, condition: str = "", most: int | None = None
+    sessions: Any,
+    since: datetime,
+    *,
+    lately: bool = False,
+    most: int | None = None,
 ) -> list[Group]:
-    """Count the newest sessions by agent and tenant."""
-    newest = sessions.newest_first()
+    """Count the newest sessions by agent and tenant; with ``lately`` those active since."""
     # Newest first by (status, created_at) or (created_at): no sort, and the LIMIT ends the walk through the index.
-    columns = newest.values("tenant_id", "agent_name", "status", "last_active_at")
-    rows = columns[: most or SAMPLE]
+    newest = sessions.newest_first()[: most or SAMPLE]
+    rows = newest.values("tenant_id", "agent_name", "status", "last_active_at")
     at = connections[rows.db].ops.adapt_datetimefield_value(since)
-    query = f"{_COUNTS}{condition} GROUP BY 1, 2"
-    after = [at] * condition.count("%s")
-    return [Group(*row) for row in select_from(rows, query, [at] * 4, after)]
+    query, after = _COUNTS, []
+    if lately:
+        query += f" WHERE {_LATELY}"
+        after = [at]
+    found = select_from(rows, f"{query} GROUP BY 1, 2", [at] * 4, after)
+    return [Group(*row) for row in found]
 
 
 def _sum(agent: str | None, tenant: str | None, cells: Iterable[Group]) -> Group:
-    numbers = list(zip(*cells, strict=True))[2:]
-    return Group(agent, tenant, *map(sum, numbers))
+    """Return the group of all sessions in these cells."""
+    sessions = failed = sessions_before = failed_before = 0
+    for cell in cells:
+        sessions += cell.sessions
+        failed += cell.failed
+        sessions_before += cell.sessions_before
+        failed_before += cell.failed_before
+    return Group(agent, tenant, sessions, failed, sessions_before, failed_before)
 
 
 def _groups(cells: Sequence[Group]) -> Iterator[Group]:
-    """By agent, by tenant, by both, those with enough failures: the less there is to say of it, the earlier.
+    """Yield groups by agent, by tenant and by both: the less there is to say of one, the earlier.
 
-    A million sessions can have 20,000 cells, nearly all without a failure. So the few names with failures are found
-    first, and only their cells are summed.
+    A million sessions can have 20,000 cells, nearly all without a failure. So only the cells of names with a failure
+    are summed.
     """
     keys: tuple[Callable[[Group], tuple[str | None, str | None]], ...] = (
         lambda cell: (cell.agent_name, None),
@@ -170,12 +192,8 @@ def _groups(cells: Sequence[Group]) -> Iterator[Group]:
         lambda cell: (cell.agent_name, cell.tenant_id),
     )
     for key in keys:
-        failed: Counter[tuple[str | None, str | None]] = Counter()
+        parts = {key(cell): list[Group]() for cell in cells if cell.failed}
         for cell in cells:
-            if cell.failed:
-                failed[key(cell)] += cell.failed
-        parts = {names: list[Group]() for names, n in failed.items() if n >= FEWEST}
-        for cell in cells if parts else ():
             if key(cell) in parts:
                 parts[key(cell)].append(cell)
         for (agent, tenant), of_part in parts.items():
@@ -190,24 +208,27 @@ def _told(cells: Sequence[Group]) -> list[Group]:
         for group in _groups(cells)
         if group[2:] != whole[2:] and is_far_above(group, whole)
     ]
+    flagged.sort(key=lambda group: -group.failed * group.share)
     told: list[Group] = []
     # A group counts only if most of its failures are not explained yet, so that one bad agent of one tenant does not
     # name the agent, the tenant and the pair.
-    for group in sorted(flagged, key=lambda group: -group.failed * group.share):
-        mine = filter(group.includes, cells)
+    for group in flagged:
+        mine = [cell for cell in cells if group.includes(cell)]
         if len(told) <= MOST_TOLD and 2 * _failed(mine, told) < group.failed:
             told.append(group)
-    is_part = len(told) <= MOST_TOLD and _failed(cells, told) >= 0.8 * whole.failed
-    return told if is_part or not is_far_above(whole, whole) else [whole]
+    parts_explain = _failed(cells, told) >= 0.8 * whole.failed
+    if parts_explain and len(told) <= MOST_TOLD:
+        return told
+    return [whole] if is_far_above(whole, whole) else told
 
 
 def _failed(cells: Iterable[Group], groups: Sequence[Group]) -> int:
     """Return how many failures in the cells belong to one of the groups."""
-    return sum(
-        cell.failed
-        for cell in cells
-        if cell.failed and any(group.includes(cell) for group in groups)
-    )
+    failed = 0
+    for cell in cells:
+        if cell.failed and any(group.includes(cell) for group in groups):
+            failed += cell.failed
+    return failed
 
 
 def is_far_above(group: Group, whole: Group) -> bool:
