@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -35,14 +35,14 @@ DATABASE_ERRORS: tuple[type[Exception], ...] = (
     AgentDbError,
     sqlite3.Error,
 )
-# What reading a value that Python cannot represent raises.
-VALUE_ERRORS: tuple[type[Exception], ...] = (
+EXPECTED_ERRORS: tuple[type[Exception], ...] = (
+    *DATABASE_ERRORS,
+    # What reading a value that Python cannot represent raises.
     ValueError,
     OverflowError,
     TypeError,
     AttributeError,
 )
-EXPECTED_ERRORS = DATABASE_ERRORS + VALUE_ERRORS
 
 Value = TypeVar("Value")
 
@@ -164,17 +164,15 @@ class Budget:
     def ask(
         self, asked: Callable[[], Value], seconds: float | None = None
     ) -> Answer[Value]:
-        # Each question may use up its own seconds, so the last one can end that much after the page's time.
+        """Return the answer; without asking, if the page's time is up or its server could not be reached.
+
+        Each question may use up its own seconds, so the last one can end that much after the page's time.
+        """
         if self._problem is not None:
             return Answer(None, self._problem)
         if time.monotonic() > self.ends_at:
-            return Answer(
-                None,
-                Problem(
-                    gettext("The page's time was up before this query."),
-                    "agentdb health",
-                ),
-            )
+            sentence = gettext("The page's time was up before this query.")
+            return Answer(None, Problem(sentence, "agentdb health"))
         return ask(self.connection, asked, seconds=seconds)
 
 
@@ -191,105 +189,97 @@ _limits: ContextVar[Mapping[str, float]] = ContextVar(
 def _limit(connection: BaseDatabaseWrapper, seconds: float | None) -> Iterator[None]:
     # Both kinds of limit belong to the driver's connection, which Django opens with the first query.
     connection.ensure_connection()
-    is_file, outer = connection.vendor == "sqlite", _limits.get().get(connection.alias)
+    outer = _limits.get().get(connection.alias)
     if seconds is None:
         seconds = SECONDS if outer is None else float("inf")
-    # A shorter limit outside stays as it is, so a nested question usually costs no round trip.
+    is_file = connection.vendor == "sqlite"
     limit = time.monotonic() + seconds if is_file else seconds
+    # A shorter limit outside stays as it is, so a nested question usually costs no round trip.
     if outer is not None and outer <= limit:
         yield
         return
     token = _limits.set({**_limits.get(), connection.alias: limit})
     try:
-        with (_file_limit if is_file else _server_limit)(connection, seconds, outer):
+        if not is_file:
+            limited: Any = _server_limit(connection, seconds)
+        elif outer is None:
+            limited = _file_limit(connection, seconds)
+        else:
+            limited = nullcontext()  # the handler of the outer limit reads this one
+        with limited:
             yield
     finally:
         _limits.reset(token)
 
 
 @contextmanager
-def _file_limit(
-    connection: BaseDatabaseWrapper, seconds: float, outer: float | None
-) -> Iterator[None]:
-    raw = connection.connection
-    # SQLite has no limit for a statement. It calls the progress handler every 2,000 steps of its virtual machine, some
-    # 20 microseconds, and stops if that returns 1. A wait for a lock makes no steps and has a limit of its own.
+def _file_limit(connection: BaseDatabaseWrapper, seconds: float) -> Iterator[None]:
+    """SQLite has no limit for a statement, but it calls a progress handler, and stops if that returns 1.
+
+    It does so every 2,000 steps of its virtual machine, some 20 microseconds. A wait for a lock makes no steps and has
+    a limit of its own.
+    """
     # On the driver's own connection: Django's cursor would count these among the queries of the page.
+    raw = connection.connection
+    alias = connection.alias
     before = raw.execute("PRAGMA busy_timeout").fetchone()[0]
-    raw.execute(
-        f"PRAGMA busy_timeout = {min(before, int(1000 * _lock_seconds(seconds)))}"
+    raw.execute(f"PRAGMA busy_timeout = {min(before, _lock_milliseconds(seconds))}")
+    raw.set_progress_handler(
+        lambda: int(time.monotonic() > _limits.get()[alias]), 2_000
     )
-    _stop_at(raw, time.monotonic() + seconds)
     try:
         yield
     finally:
         # A connection that was reopened meanwhile never had the limit.
         if connection.connection is raw:
-            _stop_at(raw, outer)
+            raw.set_progress_handler(None, 0)
             raw.execute(f"PRAGMA busy_timeout = {before}")
 
 
-def _stop_at(raw: sqlite3.Connection, deadline: float | None) -> None:
-    if deadline is None:
-        raw.set_progress_handler(None, 0)
-    else:
-        raw.set_progress_handler(lambda: int(time.monotonic() > deadline), 2_000)
-
-
 @contextmanager
-def _server_limit(
-    connection: BaseDatabaseWrapper, seconds: float, outer: float | None
-) -> Iterator[None]:
-    # For the session, not the transaction: outside one, SET LOCAL has no effect. CockroachDB counts the wait for a lock
-    # as part of the statement.
-    names = (
-        ("statement_timeout", "lock_timeout")
-        if connection.vendor == "postgresql"
-        else ("statement_timeout",)
-    )
-    before = _set(
-        connection,
-        names,
-        [str(int(1000 * seconds)), str(int(1000 * _lock_seconds(seconds)))],
-    )
+def _server_limit(connection: BaseDatabaseWrapper, seconds: float) -> Iterator[None]:
+    """Set the limits for the session, not the transaction: outside one, SET LOCAL has no effect."""
+    limits = {"statement_timeout": int(1000 * seconds)}
+    # CockroachDB counts the wait for a lock as part of the statement.
+    if connection.vendor == "postgresql":
+        limits["lock_timeout"] = _lock_milliseconds(seconds)
+    before = _set(connection, limits)
     try:
         yield
     finally:
         if connection.connection is not None:
             # This fails in a failed transaction, whose end resets the limits, and on a lost connection.
             with suppress(DjangoDatabaseError):
-                _set(connection, names, before)
+                _set(connection, before)
 
 
-def _lock_seconds(seconds: float) -> float:
-    return min(seconds / 2, LOCK_SECONDS)
+def _lock_milliseconds(seconds: float) -> int:
+    return int(1000 * min(seconds / 2, LOCK_SECONDS))
 
 
 def _set(
-    connection: BaseDatabaseWrapper, names: Sequence[str], values: Sequence[str]
-) -> list[str]:
+    connection: BaseDatabaseWrapper, settings: Mapping[str, object]
+) -> dict[str, Any]:
     """Set the settings and return their previous values, in one round trip."""
-    wanted = list(zip(names, values, strict=False))
-    olds = ", ".join(f"current_setting('{name}')" for name, _ in wanted)
-    news = ", ".join(f"set_config('{name}', %s, false)" for name, _ in wanted)
+    olds = ", ".join(f"current_setting('{name}')" for name in settings)
+    news = ", ".join(f"set_config('{name}', %s, false)" for name in settings)
     with connection.cursor() as cursor:
         # PostgreSQL evaluates the subquery before it changes the settings: OFFSET 0 keeps the planner from merging the
         # two, which would read the new values.
         cursor.execute(
             f"SELECT o.*, {news} FROM (SELECT {olds} OFFSET 0) AS o",
-            [value for _, value in wanted],
+            [str(value) for value in settings.values()],
         )
-        return list(cursor.fetchone()[: len(wanted)])
+        # The old values come first.
+        return dict(zip(settings, cursor.fetchone(), strict=False))
 
 
 def _savepoint(connection: BaseDatabaseWrapper) -> Any:
     # In a transaction (a host project's ATOMIC_REQUESTS), one failed statement would make a server refuse all others of
     # the page. Outside of one, each statement stands alone, and a savepoint would cost two round trips.
-    return (
-        transaction.atomic(using=connection.alias)
-        if connection.in_atomic_block
-        else nullcontext()
-    )
+    if connection.in_atomic_block:
+        return transaction.atomic(using=connection.alias)
+    return nullcontext()
 
 
 # -- explanations
@@ -311,8 +301,8 @@ def explain(connection: BaseDatabaseWrapper, error: Exception) -> Problem:
     if isinstance(error, AgentDbError):
         return Problem(str(error))
     said = " ".join(str(error).split())
-    password = connection.settings_dict.get("PASSWORD")
-    said = said.replace(password, "***") if password else said
+    if password := connection.settings_dict.get("PASSWORD"):
+        said = said.replace(password, "***")
     place = {"place": place_of(connection)}
     fault = classify(error)
     if fault in _SENTENCES:
@@ -320,19 +310,19 @@ def explain(connection: BaseDatabaseWrapper, error: Exception) -> Problem:
         return Problem(gettext(sentence) % place, command, said)
     if _is_unreadable(error):
         if row := unreadable_row(connection):
-            sentence = gettext("A row of %(place)s holds a value that cannot be read.")
-            return Problem(f"{sentence % place} {row}", "", said)
+            return Problem(f"{holds_unreadable(connection)} {row}", "", said)
         sentence = gettext(
             "A value of %(place)s cannot be read, or agentdb has a fault: no row was found that explains it."
         )
         return Problem(sentence % place, "agentdb verifydb", said)
-    if not isinstance(error, DjangoDatabaseError):
-        return Problem(
-            gettext("%(place)s cannot be used.") % place, "agentdb health", said
-        )
     is_damaged = fault in (Fault.DAMAGED, Fault.NOT_A_DATABASE)
     command = "agentdb verifydb" if is_damaged else "agentdb health"
     return Problem(describe_failure(connection, error), command, said)
+
+
+def holds_unreadable(connection: BaseDatabaseWrapper) -> str:
+    sentence = gettext("A row of %(place)s holds a value that cannot be read.")
+    return sentence % {"place": place_of(connection)}
 
 
 def unreadable_row(connection: BaseDatabaseWrapper) -> str:
@@ -362,7 +352,6 @@ def place_of(connection: BaseDatabaseWrapper) -> str:
 
 
 def _is_unreadable(error: Exception) -> bool:
-    return not isinstance(error, DATABASE_ERRORS) or classify(error) in (
-        Fault.UNREADABLE,
-        Fault.BAD_VALUE,
-    )
+    if not isinstance(error, DATABASE_ERRORS):
+        return True
+    return classify(error) in (Fault.UNREADABLE, Fault.BAD_VALUE)

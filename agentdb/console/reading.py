@@ -25,7 +25,13 @@ from django.utils.dateparse import parse_datetime
 from django.utils.translation import gettext
 
 from agentdb.console.display import instant
-from agentdb.console.questions import Problem, Unanswered, logger, place_of, question
+from agentdb.console.questions import (
+    Problem,
+    Unanswered,
+    holds_unreadable,
+    logger,
+    question,
+)
 from agentdb.console.unreadable import Unreadable, is_unreadable, unreadable_sentence
 from agentdb.schema import read_tables
 
@@ -56,36 +62,20 @@ def read(rows: QuerySet[Any], problems: list[Problem]) -> list[Any]:
     Raises ``Unanswered`` if no row can be read, for example if the table is missing.
     """
     connection = connections[rows.db]
-    # The usual way first: nearly all rows can be read, and read_stored parses each value in Python.
     try:
         with question(connection):
-            found = list(rows)
+            found = list(read_stored(rows))
+        problem = _unreadable(connection, found)
     except Unanswered as error:
-        if not (error.is_unreadable or error.is_mismatch):
-            raise
-        # Only after errors about values and columns: a server that is away cannot tell its columns either.
-        missing = missing_columns(connection, rows.model)
-        # The table is missing, or complete.
-        if missing is None or not (missing or error.is_unreadable):
+        # Only after such errors: a server that is away cannot tell its columns either.
+        missing = missing_columns(connection, rows.model) if error.is_mismatch else None
+        if not missing:
             raise
         found = list(read_stored(rows, missing))
-        problems.append(_problem(connection, rows.model, found, missing, str(error)))
-    else:
-        if not _mark_nulls(rows.model, found):
-            return found
-        problems.append(_problem(connection, rows.model, found, [], ""))
-    logger.warning("%s %s", problems[-1].sentence, problems[-1].said)
-    return found
-
-
-def _mark_nulls(model: type[Model], rows: Sequence[Any]) -> bool:
-    """Replace each NULL in a column that the models declare NOT NULL by an ``Unreadable``."""
-    found = False
-    for field in model._meta.concrete_fields:
-        for row in rows if not field.null else ():
-            if getattr(row, field.attname) is None:
-                setattr(row, field.attname, Unreadable("NULL"))
-                found = True
+        problem = _lacking(rows.model, missing, str(error))
+    if problem is not None:
+        logger.warning("%s %s", problem.sentence, problem.said)
+        problems.append(problem)
     return found
 
 
@@ -98,21 +88,18 @@ def read_stored(
     """
     connection = connections[rows.db]
     fields = rows.model._meta.concrete_fields
-    there = [field.attname for field in fields if field.attname not in missing]
     # Only columns that exist: a SELECT with a missing one fails as a whole.
-    stored = rows.values_list(*(_Stored(F(name)) for name in there))
-    for values in (
-        stored if chunk_size is None else stored.iterator(chunk_size=chunk_size)
-    ):
-        texts = dict(zip(there, values, strict=True))
-        row = rows.model(
-            **{
-                field.attname: _parsed(connection, field, texts[field.attname])
-                if field.attname in texts
-                else Unreadable("", is_missing=True)
-                for field in fields
-            }
-        )
+    there = [field for field in fields if field.attname not in missing]
+    stored: Any = rows.values_list(*(_Stored(F(field.attname)) for field in there))
+    if chunk_size is not None:
+        stored = stored.iterator(chunk_size=chunk_size)
+    for texts in stored:
+        values: dict[str, Any] = {
+            name: Unreadable("", is_missing=True) for name in missing
+        }
+        for field, text in zip(there, texts, strict=True):
+            values[field.attname] = _parsed(connection, field, text)
+        row = rows.model(**values)
         # Else Django takes the row for a new one that no database has.
         row._state.adding, row._state.db = False, rows.db
         yield row
@@ -130,10 +117,12 @@ def _parsed(
         except UnicodeDecodeError:
             return Unreadable(raw.decode(errors="backslashreplace"))
     try:
-        if isinstance(field, DateTimeField):
-            at = parse_datetime(text)
-            return Unreadable(text) if at is None else instant(at)
-        return int(text) if isinstance(field, IntegerField) else text
+        if isinstance(field, IntegerField):
+            return int(text)
+        if not isinstance(field, DateTimeField):
+            return text
+        at = parse_datetime(text)
+        return Unreadable(text) if at is None else instant(at)
     except (ValueError, OverflowError):
         return Unreadable(text)
 
@@ -152,31 +141,24 @@ def missing_columns(
     ]
 
 
-def _problem(
-    connection: BaseDatabaseWrapper,
-    model: type[Model],
-    rows: list[Any],
-    missing: list[str],
-    said: str,
-) -> Problem:
-    table = model._meta.db_table
-    said = " ".join(said.split())
-    if missing:
-        columns = ", ".join(f"{table}.{name}" for name in missing)
-        return Problem(
-            gettext("The table lacks a column: %s.") % columns, "agentdb verifydb", said
-        )
-    values = [
-        unreadable_sentence(table, row.pk, field.attname, value)
-        for row in rows
-        for field in model._meta.concrete_fields
-        if is_unreadable(value := getattr(row, field.attname))
-    ]
-    more = (
-        [gettext("There are %d more.") % (len(values) - _NAMED)]
-        if len(values) > _NAMED
-        else []
-    )
-    sentence = gettext("A row of %(place)s holds a value that cannot be read.")
-    place = sentence % {"place": place_of(connection)}
-    return Problem(" ".join([place, *values[:_NAMED], *more]), "", said)
+def _lacking(model: type[Model], missing: Sequence[str], said: str) -> Problem:
+    columns = ", ".join(f"{model._meta.db_table}.{name}" for name in missing)
+    sentence = gettext("The table lacks a column: %s.") % columns
+    return Problem(sentence, "agentdb verifydb", " ".join(said.split()))
+
+
+def _unreadable(connection: BaseDatabaseWrapper, rows: Sequence[Any]) -> Problem | None:
+    """Return the problem that names the first of the values that could not be read, if there are any."""
+    values = []
+    for row in rows:
+        for name, value in vars(row).items():
+            if is_unreadable(value):
+                table = row._meta.db_table
+                values.append(unreadable_sentence(table, row.pk, name, value))
+    if not values:
+        return None
+    sentences = [holds_unreadable(connection), *values[:_NAMED]]
+    if len(values) > _NAMED:
+        more = gettext("There are %d more.")
+        sentences.append(more % (len(values) - _NAMED))
+    return Problem(" ".join(sentences))
