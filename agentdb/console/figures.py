@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 from django.core.exceptions import EmptyResultSet
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.models import Count, Func, Model, Q, QuerySet, TextField
+from django.db.models import Count, Func, Model, QuerySet, TextField
 from django.utils import timezone
 from django.utils.translation import gettext
 
@@ -42,7 +42,9 @@ class Figure:
         return bool(self.how) and not self.at_least
 
     def __str__(self) -> str:
-        return f"{'≈ ' if self.is_estimate else ''}{self.rows:,}{'+' if self.at_least else ''}"
+        if self.is_estimate:
+            return f"≈ {self.rows:,}"
+        return f"{self.rows:,}{'+' if self.at_least else ''}"
 
 
 class Hour(NamedTuple):
@@ -58,7 +60,9 @@ def total(rows: QuerySet[Any]) -> Figure:
         return estimate
     # A small or unanalysed table: the estimate may be of hours ago, and counting is quick.
     counted = _quickly(rows.db, rows.count)
-    return estimate or capped_count(rows) if counted is None else Figure(counted)
+    if counted is not None:
+        return Figure(counted)
+    return estimate or capped_count(rows)
 
 
 # The rows of a table, and when they were counted.
@@ -87,9 +91,8 @@ def estimated_rows(rows: QuerySet[Any]) -> Figure | None:
 
 def by_value(rows: QuerySet[Any], column: str) -> dict[str, Figure]:
     """Count the rows of a whole table by an indexed column; values of newer servers come last."""
-    figures = {
-        value: Figure(0) for value, _ in rows.model._meta.get_field(column).choices
-    }
+    known = rows.model._meta.get_field(column).choices
+    figures = {value: Figure(0) for value, _ in known}
     whole = estimated_rows(rows)
     if whole is None or whole.rows <= EXACT_UP_TO:
         # Sorted by the column, so that the index gives the groups one after the other without a hash or a sort.
@@ -99,30 +102,22 @@ def by_value(rows: QuerySet[Any], column: str) -> dict[str, Figure]:
         if counted is not None:
             return figures | {str(value or "NULL"): Figure(n) for value, n in counted}
     shares = _shares(connections[rows.db], rows.model._meta.db_table, column)
-    return {
-        value: _estimated(rows.filter(**{column: value}), whole, shares.get(value))
-        for value in {**figures, **shares}
-    }
-
-
-def _estimated(
-    rows: QuerySet[Any], whole: Figure | None, share: float | None
-) -> Figure:
-    """Count a rare value by the index; a frequent one is a share of the whole, if known."""
-    figure = capped_count(rows)
-    if not figure.at_least or whole is None or share is None:
-        return figure
-    return Figure(max(int(share * whole.rows), WINDOW), whole.how)
+    for value in {**figures, **shares}:
+        # A rare value is counted by the index; a frequent one is a share of the whole, if that is known.
+        figure = capped_count(rows.filter(**{column: value}))
+        if figure.at_least and whole is not None and value in shares:
+            estimate = int(shares[value] * whole.rows)
+            figure = Figure(max(estimate, WINDOW), whole.how)
+        figures[value] = figure
+    return figures
 
 
 def _shares(
     connection: BaseDatabaseWrapper, table: str, column: str
 ) -> dict[str, float]:
-    """Return the share of each frequent value, from a server's statistics."""
-    if connection.vendor == "sqlite":
+    """Return the share of each frequent value, from PostgreSQL's statistics."""
+    if connection.vendor != "postgresql":
         return {}
-    if connection.vendor == "cockroachdb":
-        return _shares_of_a_histogram(connection, table, column)
     with connection.cursor() as cursor:
         cursor.execute(
             "SELECT unnest(most_common_vals::text::text[]), unnest(most_common_freqs) FROM pg_stats "
@@ -130,26 +125,6 @@ def _shares(
             [table, column],
         )
         return dict(cursor.fetchall())
-
-
-def _shares_of_a_histogram(
-    connection: BaseDatabaseWrapper, table: str, column: str
-) -> dict[str, float]:
-    """Return the share of each frequent value of a table on CockroachDB."""
-    with connection.cursor() as cursor:
-        cursor.execute(
-            f"SELECT histogram_id, row_count FROM [SHOW STATISTICS FOR TABLE {table}] "
-            "WHERE column_names = ARRAY[%s] AND row_count > 0 ORDER BY created DESC LIMIT 1",
-            [column],
-        )
-        newest = cursor.fetchone()
-        if newest is None:
-            return {}
-        cursor.execute(
-            f"SELECT upper_bound, equal_rows FROM [SHOW HISTOGRAM {newest[0]}]"
-        )
-        # The values are SQL literals; statuses and states need no unescaping.
-        return {value.strip("'"): rows / newest[1] for value, rows in cursor.fetchall()}
 
 
 def select_from(
@@ -167,10 +142,9 @@ def select_from(
         inner, values = rows.query.get_compiler(using=rows.db).as_sql()
     except EmptyResultSet:  # no row can match
         return []
+    query = query.replace("{rows}", f"({inner}) AS found")
     with connections[rows.db].cursor() as cursor:
-        cursor.execute(
-            query.replace("{rows}", f"({inner}) AS found"), [*before, *values, *after]
-        )
+        cursor.execute(query, [*before, *values, *after])
         return list(cursor.fetchall())
 
 
@@ -180,8 +154,10 @@ def by_status(sessions: SessionQuerySet) -> dict[str, Figure]:
     newest = sessions.newest_first().values("status")[:most]
     rows = select_from(newest, "SELECT status, COUNT(*) FROM {rows} GROUP BY 1")
     is_cut = sum(count for _, count in rows) >= most
-    counted = {status: Figure(count, at_least=is_cut) for status, count in rows}
-    return {value: Figure(0) for value in map(str, SessionStatus)} | counted
+    figures = {str(status): Figure(0) for status in SessionStatus}
+    for status, count in rows:
+        figures[status] = Figure(count, at_least=is_cut)
+    return figures
 
 
 def _quickly(alias: str, asked: Callable[[], Counted]) -> Counted | None:
@@ -216,18 +192,27 @@ def activity(connection: BaseDatabaseWrapper, hours: int, **of: str) -> list[Hou
     ``of`` narrows it to a ``runner_id`` or ``tenant_id``; an index has each in the order of time.
     """
     now = timezone.now().replace(minute=0, second=0, microsecond=0)
-    each = [now - timedelta(hours=hours - 1 - number) for number in range(hours)]
-    sessions = Session.objects.using(connection.alias).order_by()
+    first = now - timedelta(hours=hours - 1)
+    sessions = Session.objects.using(connection.alias).order_by().filter(**of)
     # The upper bound leaves out clocks that are ahead, and 'infinity'.
-    inside = Q(created_at__gte=each[0], created_at__lt=now + timedelta(hours=1))
-    grouped = sessions.filter(inside, **of).values_list(Begin("created_at", length=13))
-    # Two queries, each answered by an index alone. A single one, with the status, would read every row of the period.
-    opened, failed = (
-        dict(rows.annotate(n=Count("*")))
-        for rows in (grouped, grouped.filter(status=SessionStatus.ERROR.value))
+    rows = sessions.filter(
+        created_at__gte=first,
+        created_at__lt=now + timedelta(hours=1),
     )
-    names = {at: f"{at:%Y-%m-%d %H}" for at in each}
-    return [Hour(at, opened.get(n, 0), failed.get(n, 0)) for at, n in names.items()]
+    # Two queries, each answered by an index alone. A single one, with the status, would read every row of the period.
+    opened = _by_hour(rows)
+    failed = _by_hour(rows.filter(status=SessionStatus.ERROR.value))
+    found = []
+    for number in range(hours):
+        at = first + timedelta(hours=number)
+        name = f"{at:%Y-%m-%d %H}"
+        found.append(Hour(at, opened.get(name, 0), failed.get(name, 0)))
+    return found
+
+
+def _by_hour(sessions: SessionQuerySet) -> dict[str, int]:
+    hours = sessions.values_list(Begin("created_at", length=13))
+    return dict(hours.annotate(n=Count("*")))
 
 
 # -- by tenant, and by other values of an index
@@ -245,12 +230,15 @@ def capped_count(rows: QuerySet[Any]) -> Figure:
     """Count one row more than ``WINDOW`` at most."""
     # COUNT(*) around a LIMIT: the engine stops at the row after the window.
     counted = rows.order_by()[: WINDOW + 1].count()
-    return Figure(min(counted, WINDOW), at_least=counted > WINDOW)
+    if counted > WINDOW:
+        return Figure(WINDOW, at_least=True)
+    return Figure(counted)
 
 
 def amount(alias: str, model: type[Model], tenant_id: str) -> Figure:
     """Return how many rows of the model the tenant has."""
-    return capped_count(model._default_manager.using(alias).filter(tenant_id=tenant_id))
+    rows = model._default_manager.using(alias)
+    return capped_count(rows.filter(tenant_id=tenant_id))
 
 
 def distinct_values(
@@ -294,9 +282,5 @@ def top_tenants(alias: str) -> list[Tenant]:
 
 
 def oldest_idle_sandboxes(alias: str) -> list[Sandbox]:
-    return read(
-        Sandbox.objects.using(alias)
-        .in_state(SandboxState.WAITING)
-        .least_recently_used_first()[:TOP],
-        [],
-    )
+    waiting = Sandbox.objects.using(alias).in_state(SandboxState.WAITING)
+    return read(waiting.least_recently_used_first()[:TOP], [])

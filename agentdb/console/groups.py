@@ -15,7 +15,6 @@ from django.db.models import (
     Model,
     OuterRef,
     Q,
-    QuerySet,
     Subquery,
     Value,
 )
@@ -43,8 +42,10 @@ def moment(text: str, now: datetime) -> datetime:
     """
     text = text.strip().lower()
     midnight = datetime.combine(now.astimezone(UTC), time(), UTC)
-    if text in ("today", "yesterday"):
-        return midnight - timedelta(days=text == "yesterday")
+    if text == "today":
+        return midnight
+    if text == "yesterday":
+        return midnight - timedelta(days=1)
     try:
         if age := _AGE.fullmatch(text):
             return now - timedelta(seconds=int(age[1]) * _UNITS[age[2]])
@@ -55,12 +56,10 @@ def moment(text: str, now: datetime) -> datetime:
             return at if at <= now else at - timedelta(days=1)
         at = datetime.fromisoformat(text)
     except (ValueError, OverflowError):
-        known = gettext(
-            "Write 14:00, 2026-03-14, 2026-03-14 14:00, yesterday, or 10m, 2h, 3d for that long ago."
+        sentence = gettext(
+            "%r is not a time. Write 14:00, 2026-03-14, 2026-03-14 14:00, yesterday, or 10m, 2h, 3d for that long ago."
         )
-        raise ValueError(
-            gettext("%r is not a time.") % text[:60] + f" {known}"
-        ) from None
+        raise ValueError(sentence % text[:60]) from None
     return at if at.tzinfo else at.replace(tzinfo=UTC)
 
 
@@ -74,12 +73,10 @@ class Grouped:
     failed: int = 0
 
     def __add__(self, other: Grouped) -> Grouped:
-        return Grouped(
-            None,
-            self.rows + other.rows,
-            self.live + other.live,
-            self.failed + other.failed,
-        )
+        rows = self.rows + other.rows
+        live = self.live + other.live
+        failed = self.failed + other.failed
+        return Grouped(None, rows, live, failed)
 
     @property
     def percent_failed(self) -> str:
@@ -107,12 +104,11 @@ class Grouping:
         by = asked["by"]
         if by not in BY[model]:
             raise ValueError(gettext("%r is not a column to group by.") % by)
-        since, until = (
-            moment(text, now) if (text := asked.get(name)) else None
-            for name in ("from", "to")
-        )
+        period = {
+            name: moment(asked[name], now) for name in ("from", "to") if asked.get(name)
+        }
         filters = {name: asked[name] for name in FILTERS[model] if asked.get(name)}
-        return cls(model, by, since, until, filters)
+        return cls(model, by, period.get("from"), period.get("to"), filters)
 
     def rows(self, alias: str) -> Any:
         rows: Any = self.model._default_manager.using(alias).order_by()
@@ -140,10 +136,24 @@ class Grouping:
         order = [F("rows").desc(), F("value").asc(nulls_first=True)]
         if self.by in ("hour", "day"):
             order = [F("value").desc()]
-        value = _value(self.by, self.at, alias)
-        grouped = self.rows(alias).annotate(value=value).values("value")
-        found = grouped.annotate(**counts).order_by(*order)
-        return [Grouped(**row) for row in found[: MOST_GROUPS + 1]]
+        rows = self.rows(alias).annotate(value=self._value(alias))
+        groups = rows.values("value").annotate(**counts).order_by(*order)
+        return [Grouped(**group) for group in groups[: MOST_GROUPS + 1]]
+
+    def _value(self, alias: str) -> Any:
+        """Return the expression by whose value the rows are grouped."""
+        if self.by == "hour":
+            return Begin(self.at, length=13)
+        if self.by == "day":
+            return Begin(self.at, length=10)
+        # No foreign key leads from a sandbox to its session, which may be gone: a subquery by its primary key.
+        its = Session.objects.using(alias).filter(pk=OuterRef("session_id"))
+        if self.by == "session_status":
+            status = Subquery(its.values("status")[:1])
+            return Coalesce(status, Value("none"), output_field=CharField())
+        if self.by == "runner_id" and self.model is Sandbox:
+            return Subquery(its.values("runner_id")[:1])
+        return F(self.by)
 
 
 BY: dict[type[Model], tuple[str, ...]] = {
@@ -154,20 +164,6 @@ FILTERS: dict[type[Model], tuple[str, ...]] = {
     Session: ("agent_name", "tenant_id", "runner_id", "status"),
     Sandbox: ("agent_name", "tenant_id", "runner_id", "state"),
 }
-
-
-def _value(by: str, at: str, alias: str) -> Any:
-    if by in ("hour", "day"):
-        return Begin(at, length=13 if by == "hour" else 10)
-    # No foreign key leads from a sandbox to its session, which may be gone: a subquery by its primary key.
-    its = Session.objects.using(alias).filter(pk=OuterRef("session_id"))
-    if by == "session_status":
-        return Coalesce(
-            Subquery(its.values("status")[:1]), Value("none"), output_field=CharField()
-        )
-    if by == "runner_id" and at == "last_used_at":
-        return Subquery(its.values("runner_id")[:1])
-    return F(by)
 
 
 # -- what changed
@@ -192,18 +188,18 @@ _WRITTEN: tuple[tuple[type[Model], str, Any], ...] = (
 
 def changes(alias: str, since: datetime) -> list[Change]:
     """Return what was written since, the latest first, across the tables. Only the newest sessions are searched."""
-    newest = Session.objects.using(alias).newest_first().values("pk")[:SAMPLE]
     found = []
     for model, at, what in _WRITTEN:
-        rows: QuerySet[Any] = model._default_manager.using(alias).filter(
-            **{f"{at}__gte": since}
-        )
+        written: Any = model._default_manager.using(alias)
+        rows = written.filter(**{f"{at}__gte": since})
         # No index orders sessions by their last activity, and a million take seconds to sort.
         if model is Session:
             # The subquery is read once, by the index on creation; the filter on time then sees only its rows.
+            newest = written.newest_first().values("pk")[:SAMPLE]
             rows = rows.filter(pk__in=Subquery(newest))
         for row in rows.order_by(f"-{at}")[:MOST_CHANGES]:
             is_new = model is Session and row.created_at >= since
             said = gettext("opened") if is_new else str(what)
             found.append(Change(getattr(row, at), said, row))
-    return sorted(found, key=lambda change: change.at, reverse=True)[:MOST_CHANGES]
+    found.sort(key=lambda change: change.at, reverse=True)
+    return found[:MOST_CHANGES]

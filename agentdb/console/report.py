@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from typing import NamedTuple
 
 from django.apps import apps
@@ -64,10 +65,8 @@ class Report:
 
     @property
     def wrong(self) -> list[Finding]:
-        return sorted(
-            (found for found in self.findings if found.count),
-            key=lambda found: not found.urgent,
-        )
+        found = [found for found in self.findings if found.count]
+        return sorted(found, key=lambda found: not found.urgent)
 
     @property
     def unknown(self) -> list[Finding]:
@@ -96,13 +95,10 @@ def read_schema(connection: BaseDatabaseWrapper) -> Schema:
         found.message for found in compare(expected, live) if found.severity == "drift"
     ]
     if not differences and not pending:
-        differences = list(map(_misspelt, misspelt_recently(connection, NEWEST)))
-    return Schema(
-        tuple(name for name in migration_names() if name not in pending),
-        pending,
-        len(live),
-        tuple(differences),
-    )
+        misspelt = misspelt_recently(connection, NEWEST)
+        differences = [_misspelt(found) for found in misspelt]
+    applied = [name for name in migration_names() if name not in pending]
+    return Schema(tuple(applied), pending, len(live), tuple(differences))
 
 
 def _misspelt(found: UnreadableValue) -> str:
@@ -130,21 +126,15 @@ def examine(budget: Budget) -> Report:
     fleet = Fleet(connection.alias)
     report.runners = budget.ask(lambda: fleet.runners)
     for check in checks():
-        found = budget.ask(lambda check=check: check.find(fleet))  # type: ignore[misc]
-        report.findings.append(
-            found.value or Finding(check.code, check.title, problem=found.problem)
-        )
+        found = budget.ask(partial(check.find, fleet))
+        failed = Finding(check.code, check.title, problem=found.problem)
+        report.findings.append(found.value or failed)
     # A dropped column or table shows as a failed check at once, while the cached schema is still the good one.
     schema = report.schema.value
     if report.unknown and schema and not schema.differences:
-        # A query failed although the schema was good a minute ago: read it again.
         _schemas.pop(connection.alias, None)
         report.schema = budget.ask(lambda: current_schema(connection), 2 * SECONDS)
-    report.findings += [
-        *_schema_findings(report.schema),
-        _unreadable_finding(budget),
-        *_file_findings(connection),
-    ]
+    report.findings += _findings_beside_rows(budget, report.schema)
     return report
 
 
@@ -170,87 +160,91 @@ def unanswered(findings: Sequence[Finding]) -> list[tuple[list[str], Problem]]:
     titles: dict[Problem, list[str]] = {}
     for found in findings:
         if found.problem is not None:
-            titles.setdefault(found.problem, []).append(found.title)
+            alike = titles.setdefault(found.problem, [])
+            alike.append(found.title)
     return [(alike, problem) for problem, alike in titles.items()]
 
 
-def _unreadable_finding(budget: Budget) -> Finding:
-    answer = budget.ask(
-        lambda: unreadable_rows(budget.connection, MOST_UNREADABLE), 1.0
-    )
-    rows = answer.value or []
-    return Finding(
-        "unreadable",
-        gettext("Rows that cannot be read"),
-        len(rows),
-        len(rows) == MOST_UNREADABLE,
-        True,
-        ngettext("row cannot be read", "rows cannot be read", len(rows)),
-        rows[0] if rows else "",
-        problem=answer.problem,
-    )
-
-
-def _file_findings(connection: BaseDatabaseWrapper) -> list[Finding]:
-    path = sqlite_path(connection)
-    concern = file_concern(path) if path is not None else ""
-    if not concern:
-        return []
-    title, sentence = gettext("File system"), gettext("danger to the file")
-    return [
-        Finding("file_system", title, 1, False, True, sentence, concern),
-    ]
-
-
 def _not_migrated(connection: BaseDatabaseWrapper, schema: Schema) -> Problem:
-    place = {"place": place_of(connection)}
     if schema.tables:
-        sentence = (
-            gettext("%(place)s was made by an old server and is not adopted yet.")
-            % place
-        )
-        return Problem(sentence, "agentdb baselinedb --check")
-    command = "agentdb verifydb" if schema.applied else "agentdb migrate"
-    return Problem(gettext("%(place)s has none of agentdb's tables.") % place, command)
+        sentence = gettext("%s was made by an old server and is not adopted yet.")
+        command = "agentdb baselinedb --check"
+    else:
+        sentence = gettext("%s has none of agentdb's tables.")
+        command = "agentdb verifydb" if schema.applied else "agentdb migrate"
+    return Problem(sentence % place_of(connection), command)
 
 
-def _schema_findings(schema: Answer[Schema]) -> list[Finding]:
+def _findings_beside_rows(budget: Budget, schema: Answer[Schema]) -> list[Finding]:
+    """Return what is wrong with the schema, with stored values, and with the file."""
     pending = schema.value.pending if schema.value else ()
     drift = schema.value.differences if schema.value else ()
-    return [
+    unreadable = budget.ask(
+        lambda: unreadable_rows(budget.connection, MOST_UNREADABLE), 1.0
+    )
+    rows = unreadable.value or ()
+    findings = [
         Finding(
             "pending",
             gettext("Migrations pending"),
             len(pending),
-            False,
-            True,
-            ngettext("migration is pending", "migrations are pending", len(pending)),
-            ", ".join(pending[:3]),
+            urgent=True,
+            sentence=ngettext(
+                "migration is pending",
+                "migrations are pending",
+                len(pending),
+            ),
+            detail=", ".join(pending[:3]),
             problem=schema.problem,
         ),
         Finding(
             "drift",
             gettext("Schema drift"),
             len(drift),
-            False,
-            True,
-            ngettext(
+            urgent=True,
+            sentence=ngettext(
                 "difference between the tables and the models",
                 "differences between the tables and the models",
                 len(drift),
             ),
-            drift[0] if drift else "",
+            detail="".join(drift[:1]),
             problem=schema.problem,
         ),
+        Finding(
+            "unreadable",
+            gettext("Rows that cannot be read"),
+            len(rows),
+            at_least=len(rows) == MOST_UNREADABLE,
+            urgent=True,
+            sentence=ngettext(
+                "row cannot be read",
+                "rows cannot be read",
+                len(rows),
+            ),
+            detail="".join(rows[:1]),
+            problem=unreadable.problem,
+        ),
     ]
+    path = sqlite_path(budget.connection)
+    concern = file_concern(path) if path is not None else ""
+    if concern:
+        file = Finding(
+            "file_system",
+            gettext("File system"),
+            1,
+            urgent=True,
+            sentence=gettext("danger to the file"),
+            detail=concern,
+        )
+        findings.append(file)
+    return findings
 
 
 def _engine(connection: BaseDatabaseWrapper) -> str:
-    with connection.cursor() as cursor:
+    query = "SELECT 1"
+    if connection.vendor == "sqlite":
         # Reads the first page, which fails if the file is damaged.
-        cursor.execute(
-            "SELECT COUNT(*) FROM sqlite_master"
-            if connection.vendor == "sqlite"
-            else "SELECT 1"
-        )
+        query = "SELECT COUNT(*) FROM sqlite_master"
+    with connection.cursor() as cursor:
+        cursor.execute(query)
     return f"{connection.display_name} {server_version(connection).split()[0]}"
