@@ -1,13 +1,11 @@
-"""The process behind 'runadmin': an admin on 127.0.0.1 whose accounts live in a temporary file."""
+"""The program that 'runadmin' becomes: an admin on 127.0.0.1 whose accounts live in a temporary file."""
 
 from __future__ import annotations
 
 import json
-import os
 import secrets
 import signal
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -41,7 +39,6 @@ def main() -> int:
     wanted = json.loads(sys.stdin.readline())
     for number in _ENDS:
         signal.signal(number, _end)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         made = temporary_folder()
     except DatabaseUnavailableError as error:
@@ -64,12 +61,6 @@ def main() -> int:
             from django.db import connections
 
             connections.close_all()
-
-
-def _end_with_parent() -> None:
-    # Nothing is ever written, so this returns when the parent is gone.
-    os.read(sys.stdin.fileno(), 1)
-    signal.raise_signal(signal.SIGTERM)
 
 
 def _end(number: int, frame: FrameType | None) -> None:

@@ -562,31 +562,29 @@ def test_password_of_the_database_is_not_among_the_arguments(
 
     seen: list[Any] = []
 
-    class Server:
-        stdin = None
-
-        def __init__(
-            self, arguments: list[str], env: dict[str, str], **options: Any
-        ) -> None:
-            seen.extend([arguments, env])
-            raise OSError("enough seen")
+    def seen_enough(*arguments: Any) -> None:
+        seen.append(arguments)
+        raise OSError("enough seen")
 
     class Connection:
         vendor = "postgresql"
         settings_dict = {"ENGINE": "x", "NAME": "n", "PASSWORD": "pass-word"}
         close = staticmethod(lambda: None)
 
-    monkeypatch.setattr("subprocess.Popen", Server)
     monkeypatch.setattr(command, "connections", {"default": Connection})
-    monkeypatch.setattr(
-        command, "inspecting", lambda alias: contextlib.nullcontext(Connection)
-    )
     monkeypatch.setattr(command, "pending_migrations", lambda connection: [])
 
-    with pytest.raises(OSError, match="enough seen"):
-        command.Command().handle(
-            database="default", port=0, read_only=False, user=None, audit_log=None
-        )
+    asked: dict[str, Any] = {
+        "port": 0,
+        "read_only": False,
+        "user": None,
+        "audit_log": None,
+    }
+    with monkeypatch.context() as patched:
+        patched.setattr("os.execve", seen_enough)
+        patched.setattr("os.dup2", lambda source, target: os.close(source))
+        with pytest.raises(OSError, match="enough seen"):
+            command.Command().handle(database="default", **asked)
 
     assert "pass-word" not in str(seen)
 

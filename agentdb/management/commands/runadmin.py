@@ -5,12 +5,10 @@ import json
 import os
 import re
 import secrets
-import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import quote
 
 from django.core.management.base import CommandError, CommandParser
@@ -73,60 +71,54 @@ class Command(DatabaseCommand):
         _check_migrated(database)
         if audit_log is not None:
             _check_audit_log(audit_log)
+            audit_log = os.path.abspath(audit_log)
         configured = connections[database]
         path = sqlite_path(configured)
-        read_only = read_only or (path is not None and not os.access(path, os.W_OK))
-        # Another process, because Django's settings cannot be changed in this one. It reads them from standard input:
-        # other users can see a process's arguments and environment, and the settings may have a password.
+        if path is not None and not os.access(path, os.W_OK):
+            read_only = True
         settings = {
             "database": _served(configured, read_only=read_only),
             "name": _name(configured),
             "port": port,
             "user": user,
             "read_only": read_only,
-            "audit_log": audit_log and os.path.abspath(audit_log),
+            "audit_log": audit_log,
         }
-        if code := _run(settings):
-            sys.exit(code)
+        _become_server(settings)
 
 
-def _run(settings: dict[str, Any]) -> int:
-    """Serve in another process until it ends or is interrupted, and return its exit code."""
-    environment = {
-        name: value
-        for name, value in os.environ.items()
-        # The project's settings are not the server's; its paths come as arguments, in another order.
-        if name not in ("DJANGO_SETTINGS_MODULE", "PYTHONPATH")
-    }
-    server = subprocess.Popen(
-        # -P, and own paths last: no file in the working directory can shadow a library module.
-        [sys.executable, "-P", "-c", _START, *_module_paths()],
-        stdin=subprocess.PIPE,
-        text=True,
-        env=environment,
-    )
-    # The pipe stays open until this process ends, which tells the server to end.
-    assert server.stdin is not None
-    with server.stdin:
-        server.stdin.write(f"{json.dumps(settings, default=str)}\n")
-        server.stdin.flush()
-        try:
-            code = server.wait()
-        except KeyboardInterrupt:
-            # The terminal sent it to the server as well, unless a program did, and to this process alone.
-            server.stdin.close()
-            code = server.wait()
-    return code
+def _become_server(settings: dict[str, Any]) -> NoReturn:
+    """Replace this program by the server: Django's settings cannot be changed in this one.
+
+    It reads them from standard input, because other users can see a process's arguments and environment, and the
+    settings may have a password.
+    """
+    environment = dict(os.environ)
+    # The project's settings are not the server's; its paths come as arguments, in another order.
+    environment.pop("DJANGO_SETTINGS_MODULE", None)
+    environment.pop("PYTHONPATH", None)
+    reading, writing = os.pipe()
+    os.write(writing, f"{json.dumps(settings, default=str)}\n".encode())
+    os.close(writing)
+    os.dup2(reading, 0)
+    # -P, and own paths last: no file in the working directory can shadow a library module.
+    arguments = [sys.executable, "-P", "-c", _START, *_module_paths()]
+    os.execve(sys.executable, arguments, environment)
 
 
 def _check_migrated(database: str) -> None:
     """Raise ``CommandError`` with the next command unless the tables are those of this version."""
-    try:
-        with _looked_at(database) as connection:
-            pending = pending_migrations(connection)
-            shape = unadopted(connection) if pending else None
-    finally:
-        connections[database].close()
+    connection = connections[database]
+    with ExitStack() as stack:
+        stack.callback(connection.close)
+        if connection.vendor == "sqlite":
+            # Creates no file.
+            connection = stack.enter_context(inspecting(database))
+        else:
+            # In autocommit, so that a query may fail.
+            stack.enter_context(translated_errors(connection))
+        pending = pending_migrations(connection)
+        shape = unadopted(connection) if pending else None
     if shape is not None:
         raise CommandError(
             f"The database has tables of the old server that are not adopted yet: {shape.description}. Run "
@@ -140,22 +132,17 @@ def _check_migrated(database: str) -> None:
 
 
 _KEPT = (
-    "ENGINE", "NAME", "USER", "PASSWORD", "HOST", "PORT", "OPTIONS", "CONN_MAX_AGE", "CONN_HEALTH_CHECKS",
+    "ENGINE",
+    "NAME",
+    "USER",
+    "PASSWORD",
+    "HOST",
+    "PORT",
+    "OPTIONS",
+    "CONN_MAX_AGE",
+    "CONN_HEALTH_CHECKS",
     "DISABLE_SERVER_SIDE_CURSORS",
-)  # fmt: skip
-
-
-@contextmanager
-def _looked_at(alias: str) -> Iterator[BaseDatabaseWrapper]:
-    """Yield a connection that creates and changes no file; on a server in autocommit, so that a query may fail."""
-    configured = connections[alias]
-    if configured.vendor == "sqlite":
-        with inspecting(alias) as connection:
-            yield connection
-        return
-    with translated_errors(configured):
-        yield configured
-
+)
 
 _START = (
     "import sys; sys.path += [each for each in sys.argv[1:] if each not in sys.path]; "
@@ -166,31 +153,31 @@ _START = (
 def _module_paths() -> list[str]:
     """Return the module paths of this process, without the working directory unless agentdb itself is there."""
     home = str(Path(agentdb.__file__).resolve().parent.parent)
-    here = os.getcwd()
-    paths = [os.path.abspath(each) for each in sys.path if each]
-    return [*(each for each in paths if each not in (here, home)), home]
+    left_out = ("", os.getcwd(), home)
+    paths = [
+        path for path in sys.path if path and os.path.abspath(path) not in left_out
+    ]
+    return [*map(os.path.abspath, paths), home]
 
 
 def _served(connection: BaseDatabaseWrapper, *, read_only: bool) -> dict[str, Any]:
     """Return the settings of the shown database: with a short timeout, and without changes to its file."""
-    settings = {
-        name: connection.settings_dict[name]
-        for name in _KEPT
-        if name in connection.settings_dict
-    }
-    options = settings["OPTIONS"] = dict(settings.get("OPTIONS") or {})
+    configured = connection.settings_dict
+    settings = {name: configured[name] for name in _KEPT if name in configured}
+    options = dict(settings.get("OPTIONS") or {})
+    settings["OPTIONS"] = options
     path = sqlite_path(connection)
     if connection.vendor != "sqlite":
+        # A page, unlike a service's start, has a person waiting. 0 would wait forever.
         asked = int(options.get("connect_timeout", 0))
-        # 0 would wait forever.
-        # A page, unlike a service's start, has a person waiting.
-        quick = min(asked, _CONNECT_SECONDS) if asked > 0 else _CONNECT_SECONDS
-        options["connect_timeout"] = quick
+        if not 0 < asked < _CONNECT_SECONDS:
+            options["connect_timeout"] = _CONNECT_SECONDS
     elif path is not None:
-        commands = [each.strip() for each in options.pop("init_command", "").split(";")]
         # The file keeps its journal mode.
-        kept = [each for each in commands if each and "journal_mode" not in each]
-        options |= {"timeout": _LOCK_SECONDS, "init_command": "; ".join(kept)}
+        commands = options.get("init_command", "").split(";")
+        kept = [command for command in commands if "journal_mode" not in command]
+        options["init_command"] = ";".join(kept)
+        options["timeout"] = _LOCK_SECONDS
         # BEGIN IMMEDIATE, as agentdb's settings say, asks for the write lock, which a read-only file refuses.
         if read_only:
             options.pop("transaction_mode", None)
@@ -208,10 +195,8 @@ def _name(connection: BaseDatabaseWrapper) -> str:
     """Return a host name of its own for this server, because cookies are shared between ports."""
     path = sqlite_path(connection)
     called = path.stem if path is not None else str(connection.settings_dict["NAME"])
-    readable = (
-        re.sub(r"[^a-z0-9]+", "-", called.lower()).strip("-")[:30].strip("-")
-        or "agentdb"
-    )
+    readable = re.sub(r"[^a-z0-9]+", "-", called.lower())
+    readable = readable.strip("-")[:30].strip("-") or "agentdb"
     # Random as well: two servers may show databases of one name, and a cookie of an old one is not to open a new one.
     return f"{readable}-{secrets.token_hex(3)}"
 
