@@ -8,8 +8,9 @@ from typing import Any
 
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.models import QuerySet
+from django.db.models import Model, QuerySet
 
+from agentdb.console.checks import Finding, Runner
 from agentdb.console.display import relative
 from agentdb.console.figures import Figure, Hour, activity, by_value, total
 from agentdb.console.questions import Answer, Budget
@@ -20,8 +21,13 @@ from agentdb.models import Agent, ApiKey, Sandbox, Session
 from agentdb.schema.inspection import inspecting
 
 JSON_FORMAT = 1
-TABLES = {each._meta.db_table: each for each in (Session, Sandbox, Agent, ApiKey)}
-VALUES = (("statuses", "sessions", "status"), ("states", "sandboxes", "state"))
+TABLES: dict[str, type[Model]] = {
+    "sessions": Session,
+    "sandboxes": Sandbox,
+    "agents": Agent,
+    "api_keys": ApiKey,
+}
+VALUES = (("statuses", Session, "status"), ("states", Sandbox, "state"))
 
 
 class Command(DatabaseCommand):
@@ -65,9 +71,11 @@ class Command(DatabaseCommand):
         if not report.wrong and not report.unknown:
             yield self.style.SUCCESS("Nothing needs attention.")
         for found in report.wrong:
+            line = f"{found.shown:>8}  {found.sentence}"
+            if found.detail:
+                line += f" ({found.detail})"
             style = self.style.ERROR if found.urgent else self.style.WARNING
-            detail = f" ({found.detail})" if found.detail else ""
-            yield style(f"{found.shown:>8}  {found.sentence}{detail}")
+            yield style(line)
         for titles, problem in unanswered(report.unknown):
             line = f"       ?  not checked: {', '.join(titles)}. {problem}"
             yield self.style.WARNING(line)
@@ -77,14 +85,17 @@ class _Shown:
     """A result as text, and as a value for JSON."""
 
     def __init__(self, answer: Answer[Any], text: str, value: Any) -> None:
-        self.answer, self.text, self.value = answer, text, value
+        self.problem = answer.problem
+        self.text = text
+        self.value = value
 
     def __str__(self) -> str:
-        return "not known" if self.answer.problem else self.text
+        return "not known" if self.problem else self.text
 
     def as_json(self) -> Any:
-        problem = self.answer.problem
-        return {"problem": str(problem)} if problem else self.value
+        if self.problem:
+            return {"problem": str(self.problem)}
+        return self.value
 
 
 @contextmanager
@@ -105,36 +116,39 @@ def _reading(alias: str) -> Iterator[BaseDatabaseWrapper]:
 
 
 def _summary(page: Budget) -> dict[str, _Shown]:
-    """By what the terminal calls it."""
-    connection = page.connection
+    """Return the figures by the name that the terminal calls each."""
     shown = {}
-    rows: dict[str, QuerySet[Any]] = {
-        table: model._default_manager.using(connection.alias)
-        for table, model in TABLES.items()
-    }
-    for table in TABLES:
-        counted = page.ask(partial(total, rows[table]))
+    for table, model in TABLES.items():
+        counted = page.ask(partial(total, _rows(page, model)))
         shown[table] = _Shown(counted, str(counted.value), _figure(counted.value))
-    for name, table, column in VALUES:
-        answer = page.ask(partial(by_value, rows[table], column))
+    for name, model, column in VALUES:
+        answer = page.ask(partial(by_value, _rows(page, model), column))
         figures = answer.value or {}
         text = ", ".join(f"{value} {figure}" for value, figure in figures.items())
         numbers = {value: _figure(figure) for value, figure in figures.items()}
         shown[name] = _Shown(answer, text, numbers)
-    shown["last 24 h"] = _activity(page.ask(partial(activity, connection, 24)))
+    hours = page.ask(partial(activity, page.connection, 24))
+    shown["last 24 h"] = _activity(hours)
     return shown
 
 
+def _rows(page: Budget, model: type[Model]) -> QuerySet[Any]:
+    return model._default_manager.using(page.connection.alias)
+
+
 def _activity(answer: Answer[list[Hour]]) -> _Shown:
-    hours = answer.value or []
-    opened, failed = (
-        sum(each.opened for each in hours),
-        sum(each.failed for each in hours),
-    )
-    each_hour = [
-        {"hour": each.at.isoformat(), "opened": each.opened, "failed": each.failed}
-        for each in hours
-    ]
+    opened = failed = 0
+    each_hour = []
+    for hour in answer.value or ():
+        opened += hour.opened
+        failed += hour.failed
+        each_hour.append(
+            {
+                "hour": hour.at.isoformat(),
+                "opened": hour.opened,
+                "failed": hour.failed,
+            }
+        )
     return _Shown(answer, f"{opened:,} sessions opened, {failed:,} failed", each_hour)
 
 
@@ -157,26 +171,35 @@ def _as_json(report: Report, summary: dict[str, _Shown]) -> dict[str, Any]:
     }
     if report.problem:
         return {**head, "error": str(report.problem)}
-    names = ("code", "title", "count", "at_least", "urgent", "detail")
     return {
         **head,
-        "attention": [
-            {name: getattr(found, name) for name in names}
-            | {"problem": str(found.problem) if found.problem else None}
-            for found in report.findings
-        ],
+        "attention": [_finding(found) for found in report.findings],
         "totals": {table: summary[table].as_json() for table in TABLES},
         "sessions_by_status": summary["statuses"].as_json(),
         "sandboxes_by_state": summary["states"].as_json(),
         "activity": summary["last 24 h"].as_json(),
-        "runners": [
-            {
-                "id": runner.id,
-                "condition": runner.condition or "ok",
-                "last_sign_of_life": runner.seen_at.isoformat() if runner.seen_at else None,
-                "active": runner.active,
-                "starting": runner.starting,
-            }
-            for runner in report.runners.value or ()
-        ],
-    }  # fmt: skip
+        "runners": [_runner(runner) for runner in report.runners.value or ()],
+    }
+
+
+def _finding(found: Finding) -> dict[str, Any]:
+    return {
+        "code": found.code,
+        "title": found.title,
+        "count": found.count,
+        "at_least": found.at_least,
+        "urgent": found.urgent,
+        "detail": found.detail,
+        "problem": str(found.problem) if found.problem else None,
+    }
+
+
+def _runner(runner: Runner) -> dict[str, Any]:
+    seen_at = runner.seen_at
+    return {
+        "id": runner.id,
+        "condition": runner.condition or "ok",
+        "last_sign_of_life": seen_at.isoformat() if seen_at else None,
+        "active": runner.active,
+        "starting": runner.starting,
+    }
