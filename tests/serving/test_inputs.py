@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
 from enum import StrEnum
@@ -51,6 +51,37 @@ def test_what_no_engine_can_store_is_refused_before_any_sql(
 def test_sql_that_runs_is_noticed_by_the_test_above(db: DjangoDb) -> None:
     with no_sql(db), pytest.raises(pytest.fail.Exception):
         db.get_session("s1")
+
+
+def test_input_is_refused_before_anybody_asks_whether_the_db_is_open() -> None:
+    db = agentdb.connect("sqlite://:memory:", migrate=True)
+    db.close()
+
+    for method, arguments in ARGUMENTS.items():
+        for name, (kind, _) in arguments.items():
+            for value, _ in REFUSED[kind]:
+                with pytest.raises(InvalidInputError):
+                    getattr(db, method)(**valid_arguments(method) | {name: value})
+
+    def generator(db: Db) -> Iterator[None]:
+        yield
+
+    async def asynchronous_generator(db: Db) -> AsyncIterator[None]:
+        yield
+
+    async def coroutine(db: Db) -> None:
+        pass
+
+    for function, words in (
+        (generator, "not a generator, whose calls would run after the end."),
+        (asynchronous_generator, "not a generator, whose calls would run after the end."),
+        (coroutine, "not a coroutine: its calls run in one thread."),
+    ):  # fmt: skip
+        with pytest.raises(InvalidInputError) as refused:
+            db.run_transaction(function)
+        assert (
+            str(refused.value) == f"run_transaction() takes a plain function, {words}"
+        )
 
 
 @pytest.mark.parametrize("longest", ["x" * 512, "é" * 256, "😀" * 128])
