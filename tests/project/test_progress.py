@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from django.core.management.base import OutputWrapper
 
+import agentdb
 from agentdb.management.progress import ProgressLine
+from tests.helpers.legacy_databases import manage, opened
 
 
 class Terminal(io.StringIO):
@@ -91,3 +95,55 @@ def test_a_quiet_command_writes_nothing(clock: list[float]) -> None:
     line("sessions", 100, 1000)
     line.say("Done.")
     assert written(stream) == ""
+
+
+def blocks(table: str, rows: int) -> list[tuple[str, int, int]]:
+    """What is reported of a table that is read in blocks of two rows."""
+    return [(table, min(done, rows), rows) for done in range(2, rows + 2, 2)]
+
+
+def test_each_long_command_reports_every_step_of_each_table(
+    engine: str,
+    load_legacy: Callable[[str], str],
+    empty_url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reported: list[tuple[str, int, int]] = []
+    monkeypatch.setattr(
+        ProgressLine, "__call__", lambda _, *step: reported.append(step)
+    )
+    monkeypatch.setattr("agentdb.moving.copydb._ROWS_A_BLOCK", 2)
+
+    def steps(url: str, command: str, *arguments: str) -> list[tuple[str, int, int]]:
+        reported.clear()
+        with opened(url) as connection:
+            manage(connection, command, *arguments, stderr=io.StringIO())
+        return list(reported)
+
+    old = load_legacy("era-a")
+    adopted = steps(old, "baselinedb")
+    agentdb.connect(old).insert_api_key("k1", "acme", "hash", "")
+    numbers = (17, 64, 28) if engine == "sqlite" else (21, 70, 37)
+    counts = dict(zip(("agents", "sessions", "sandboxes"), numbers, strict=True))
+
+    assert [step for step in adopted if step[0] != "backup"] == [
+        step
+        for table, rows in counts.items()
+        for step in ((table, 0, 1), (table, rows, rows))
+    ]
+    counts["api_keys"] = 1
+    copied = [step for table, rows in counts.items() for step in blocks(table, rows)]
+    indexes = [("indexes", number, 20) for number in range(20)]
+    checked = [(f"checking {table}", *step) for table, *step in copied]
+    backed_up = steps(old, "backup", f"{tmp_path}/b.db")
+    if engine == "sqlite":
+        [(what, pages, of_pages)] = backed_up
+        assert (what, pages) == ("pages", of_pages)
+    else:
+        assert backed_up == [*copied, *indexes, *checked]
+    assert steps(empty_url, "restore", f"{tmp_path}/b.db") == [
+        *copied,
+        *indexes,
+        *checked,
+    ]
