@@ -21,10 +21,19 @@ from tests.project.test_import import run_python
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_memorydb_has_the_signatures_of_db() -> None:
+@pytest.mark.parametrize("kind", [MemoryDb, DjangoDb])
+def test_each_db_has_the_parameters_and_defaults_of_the_interface(
+    kind: type[Db],
+) -> None:
     for name in (name for name in vars(Db) if not name.startswith("_")):
         ours, theirs = (
-            inspect.signature(getattr(kind, name)).parameters for kind in (MemoryDb, Db)
+            [
+                (parameter.name, parameter.kind, parameter.default)
+                for parameter in inspect.signature(
+                    getattr(each, name)
+                ).parameters.values()
+            ]
+            for each in (kind, Db)
         )
         assert ours == theirs, name
 
