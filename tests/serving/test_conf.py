@@ -532,3 +532,131 @@ def test_the_isolation_of_single_calls_is_an_option_of_postgresql() -> None:
         database_from_url("postgresql://h/agents?isolation=snapshot")
     with pytest.raises(InvalidInputError, match="SQLite is serializable in any case"):
         database_from_url("sqlite:///a.db?isolation=serializable")
+
+
+SERVER, FILE = "postgresql://h/a", "sqlite:////a.db"
+SECONDS = "is not a number of seconds above 0."
+CONNECTIONS = "is not a whole number from 1 to 100000."
+LONGEST = "2000000"
+
+
+@pytest.mark.parametrize(
+    ("url", "option", "allowed", "refused", "words"),
+    [
+        (FILE, "timeout", ["0", "0.001", LONGEST], ["-0.001", "2000000.5"], "is not a number of seconds."),
+        (FILE, "slow_call_seconds", ["0.001", LONGEST], ["0", "-1", "2000000.5"], SECONDS),
+        (FILE, "touch_interval", ["0.001", LONGEST], ["0", "-1", "2000000.5"], SECONDS),
+        (SERVER, "slow_call_seconds", ["0.001", LONGEST], ["0", "-1", "2000000.5"], SECONDS),
+        (SERVER, "touch_interval", ["0.001", LONGEST], ["0", "-1", "2000000.5"], SECONDS),
+        (SERVER, "call_timeout", ["0.001", LONGEST], ["0", "-1", "2000000.5"], SECONDS),
+        (SERVER, "idle_seconds", ["0.001", LONGEST], ["0", "-1", "2000000.5"], SECONDS),
+        (SERVER, "max_connections", ["1", "2", "100000"], ["0", "-1", "1.5", "100001"], CONNECTIONS),
+    ],
+)  # fmt: skip
+def test_numbers_are_allowed_up_to_their_limits_and_refused_beyond(
+    url: str, option: str, allowed: list[str], refused: list[str], words: str
+) -> None:
+    for value in allowed:
+        config = database_from_url(f"{url}?{option}={value}")
+        stored = config["OPTIONS" if option == "timeout" else "AGENTDB"][option]
+        assert stored == float(value)
+    for value in refused:
+        with pytest.raises(InvalidInputError) as raised:
+            database_from_url(f"{url}?{option}={value}")
+        assert str(raised.value).startswith(f"The URL option {option}=")
+        assert str(raised.value).endswith(words)
+
+
+@pytest.mark.parametrize(
+    ("call_timeout", "connect_timeout", "tcp_user_timeout"),
+    [
+        ("0.0001", 2, 1),
+        ("1", 2, 1_000),
+        ("2", 2, 2_000),
+        ("2.1", 3, 2_100),
+        ("9", 9, 9_000),
+        ("10", 10, 10_000),
+        ("11", 10, 11_000),
+        ("60", 10, 60_000),
+    ],
+)
+def test_what_libpq_waits_for_follows_the_limit_of_a_call(
+    call_timeout: str, connect_timeout: int, tcp_user_timeout: int
+) -> None:
+    options = database_from_url(f"{SERVER}?call_timeout={call_timeout}")["OPTIONS"]
+
+    assert options["connect_timeout"] == connect_timeout
+    assert options["tcp_user_timeout"] == tcp_user_timeout
+
+
+@pytest.mark.parametrize(
+    ("value", "is_on"),
+    [
+        ("on", True),
+        ("ON", True),
+        ("true", True),
+        ("True", True),
+        ("yes", True),
+        ("1", True),
+        ("off", False),
+        ("false", False),
+        ("no", False),
+        ("No", False),
+        ("0", False),
+    ],
+)
+def test_a_switch_is_read_as_people_write_it(value: str, is_on: bool) -> None:
+    config = database_from_url(f"{SERVER}?prepare={value}")
+
+    assert config["DISABLE_SERVER_SIDE_CURSORS"] is not is_on
+    assert config["OPTIONS"].get("prepare_threshold", "none") == (
+        0 if is_on else "none"
+    )
+    assert "prepare" not in config["OPTIONS"]
+
+
+def test_everything_that_each_engine_is_told() -> None:
+    assert database_from_url(
+        f"{FILE}?journal=delete&synchronous=normal&touch_interval=5"
+    ) == {
+        "ENGINE": "django.db.backends.sqlite3",
+        "NAME": "/a.db",
+        "CONN_MAX_AGE": None,
+        "AGENTDB": {"touch_interval": 5.0},
+        "OPTIONS": {
+            "timeout": 30.0,
+            "detect_types": 0,
+            "transaction_mode": "IMMEDIATE",
+            "init_command": "PRAGMA journal_mode=DELETE; PRAGMA synchronous=NORMAL; PRAGMA foreign_keys=ON",
+        },
+    }
+    for journal, synchronous in (("wal", "FULL"), ("delete", "EXTRA")):
+        options = database_from_url(f"{FILE}?journal={journal}")["OPTIONS"]
+        assert f"PRAGMA synchronous={synchronous};" in options["init_command"]
+    config = database_from_url("postgresql://me:x@h:1/a?isolation=SERIALIZABLE")
+    options = config.pop("OPTIONS")
+    assert {name: config[name] for name in sorted(config) if config[name] != ""} == {
+        "AGENTDB": {
+            "call_timeout": 60.0,
+            "idle_seconds": 300.0,
+            "isolation": "serializable",
+        },
+        "CONN_HEALTH_CHECKS": True,
+        "CONN_MAX_AGE": None,
+        "DISABLE_SERVER_SIDE_CURSORS": False,
+        "ENGINE": "django.db.backends.postgresql",
+        "HOST": "h",
+        "NAME": "a",
+        "PASSWORD": "x",
+        "PORT": 1,
+        "USER": "me",
+    }
+    assert options == {
+        "application_name": "agentdb",
+        "connect_timeout": 10,
+        "keepalives_count": 3,
+        "keepalives_idle": 30,
+        "keepalives_interval": 10,
+        "prepare_threshold": 0,
+        "tcp_user_timeout": 60_000,
+    }
