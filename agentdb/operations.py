@@ -26,14 +26,12 @@ from agentdb.adoption.obstacles import (
 )
 from agentdb.adoption.online import conform_online
 from agentdb.adoption.steps import add_index_sql
-from agentdb.adoption.timestamps import add_native_text, native_sql, server_text
-from agentdb.adoption.values import instants, refuse_unusable_values
+from agentdb.adoption.timestamps import server_text
+from agentdb.adoption.values import TableContent, read_usable_values, timestamp_sources
 from agentdb.errors import SchemaMismatchError
 from agentdb.schema import expected_table, expected_tables
 from agentdb.schema.migration_lock import LIMIT_LOCK_WAITS
 from agentdb.schema.migration_record import recorded_migrations
-from agentdb.schema.rows import count_rows
-from agentdb.schema.sqltext import quote_name
 from agentdb.schema.unreadable import unreadable_timestamps
 
 __all__ = [
@@ -140,20 +138,18 @@ class NativeTimestamps(Operation):
             return
         # In this order: no row appears after the check, and nothing is changed before all tables have passed it.
         _lock(schema_editor, models_)
-        refuse_unusable_values(connection)
-        if connection.vendor == "sqlite":
-            add_native_text(connection)
+        contents = {each.table: each for each in read_usable_values(connection)}
         # Texts without an offset are UTC, whatever zone the role or the database has.
         if connection.vendor == "postgresql":
             schema_editor.execute("SET LOCAL TimeZone = 'UTC'", None)
         for model in models_:
-            _say_if_long(connection, model)
-            conform_table(schema_editor, model, _to_native(connection, model))
-            if connection.vendor == "postgresql":
-                # A column with a new type has no statistics, and the planner would guess until autovacuum runs.
-                schema_editor.execute(
-                    f"ANALYZE {schema_editor.quote_name(model._meta.db_table)}", None
-                )
+            # CockroachDB does not have the table yet if it is new.
+            content = contents.get(model._meta.db_table)
+            sources = {}
+            if content is not None:
+                _say_if_long(content, model)
+                sources = timestamp_sources(connection, content)
+            conform_table(schema_editor, model, sources)
 
     def database_backwards(
         self,
@@ -268,25 +264,10 @@ def _lock(
             ) from error
 
 
-def _say_if_long(connection: BaseDatabaseWrapper, model: type[models.Model]) -> None:
-    """Announce a conversion that takes a while; CockroachDB is not asked, because it may not have the table yet."""
-    say = _say.get()
-    if say is None or connection.vendor == "cockroachdb":
-        return
-    rows = count_rows(connection, model._meta.db_table)
-    if rows >= _LONG:
-        say(f"Converting {rows:,} {model._meta.verbose_name_plural}.")
-
-
-def _to_native(
-    connection: BaseDatabaseWrapper, model: type[models.Model]
-) -> dict[str, str]:
-    """SQL that makes an instant of each timestamp's text."""
-    columns = _timestamp_columns(model)
-    if connection.vendor == "sqlite":
-        return {column: native_sql(quote_name(column)) for column in columns}
-    template = instants(connection, model._meta.db_table, columns)
-    return {column: template.format(quote_name(column)) for column in columns}
+def _say_if_long(content: TableContent, model: type[models.Model]) -> None:
+    """Announce a conversion that takes a while."""
+    if (say := _say.get()) and content.rows >= _LONG:
+        say(f"Converting {content.rows:,} {model._meta.verbose_name_plural}.")
 
 
 def _timestamp_columns(model: type[models.Model]) -> list[str]:

@@ -106,6 +106,8 @@ def _conform_on_postgresql(
             raise no_table(wanted.name)
         for sql in aspect(Step(live, wanted, sources, dialect)):
             run(connection, sql)
+    # A column that changed its type has no statistics, and the planner would guess until autovacuum runs.
+    run(connection, f"ANALYZE {quote_name(wanted.name)}")
 
 
 class _PostgreSql(Dialect):

@@ -3,44 +3,26 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 
-from django.apps import apps
 from django.db import DatabaseError, connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.migrations.recorder import MigrationRecorder
 from django.db.transaction import TransactionManagementError
 
-from agentdb.adoption.conforming import conform_table, create_table
-from agentdb.adoption.culprits import naming_culprits
-from agentdb.adoption.obstacles import OLD_COLUMNS, first_line
-from agentdb.adoption.ownership import RECORD, hand_over
-from agentdb.adoption.plan import (
-    Findings,
-    Plan,
-    Refusal,
-    changing_columns,
-    comparable_columns,
-    decide,
-    makes_ids,
-    read,
-)
+from agentdb.adoption.change import change_of
+from agentdb.adoption.obstacles import OLD_COLUMNS
+from agentdb.adoption.plan import AdoptionRefusedError, Findings, Plan, decide, read
+from agentdb.adoption.progress import SILENT, Progress
 from agentdb.adoption.rehearsal import rehearse
-from agentdb.adoption.shapes import APP
 from agentdb.adoption.sqlite_backup import back_up_first
-from agentdb.adoption.sqlite_rebuild import rename
-from agentdb.adoption.timestamps import add_native_text, native_sql
-from agentdb.adoption.values import CAST, Progress, checksum, instants, old_columns
 from agentdb.conf import server_name
 from agentdb.errors import DatabaseUnavailableError, SchemaMismatchError
 from agentdb.faults import Fault, classify, describe_failure
-from agentdb.models import new_id
-from agentdb.schema import Table, drift, read_tables
+from agentdb.schema import read_tables
 from agentdb.schema.inspection import (
     check_sqlite_file,
     inspecting,
@@ -51,28 +33,16 @@ from agentdb.schema.inspection import (
 from agentdb.schema.limits import lifted_limits
 from agentdb.schema.migration_lock import (
     LIMIT_LOCK_WAITS,
-    event_triggers,
     lock_holders,
     lock_in_transaction,
     migration_lock,
 )
-from agentdb.schema.migration_record import migration_names
-from agentdb.schema.queries import rows, run
 from agentdb.schema.sqltext import quote_name
 
 _CACHE_KIB = 32 * 1024
-_OWN_COLLATIONS = ("BINARY", "NOCASE", "RTRIM")  # SQLite's
 _WAITING = "Another process is changing the schema; waiting for it."
-# agents are last: until the sessions are rebuilt, their foreign key protects the agents' key.
-_ORDER = ("sessions", "sandboxes", "api_keys", "agents")
 
-
-class AdoptionRefusedError(SchemaMismatchError):
-    """The database was not adopted and is as it was. ``refusals`` says why."""
-
-    def __init__(self, refusals: tuple[Refusal, ...]) -> None:
-        super().__init__("\n".join(str(refusal) for refusal in refusals))
-        self.refusals = refusals
+Found = Callable[[Findings, Plan], None]
 
 
 @dataclass(frozen=True)
@@ -85,41 +55,40 @@ class Outcome:
     checksums: Mapping[str, int] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Listener:
-    """What an adoption calls to report its findings and its progress; every part is optional."""
-
-    say: Callable[[str], None] = lambda text: None
-    progress: Progress = lambda table, done, total: None
-    found: Callable[[Findings, Plan], None] = lambda findings, plan: None
+def _ignore(findings: Findings, plan: Plan) -> None:
+    """Nobody asked for the decision before it is carried out."""
 
 
 def look(
-    alias: str, listener: Listener = Listener(), *, backup: bool = True
+    alias: str,
+    progress: Progress = SILENT,
+    found: Found = _ignore,
+    *,
+    backup: bool = True,
 ) -> Outcome:
-    """Return what adopting the database would do, and change nothing.
+    """Return what adopting the database would do, and change nothing. ``found`` gets the decision first.
 
     On PostgreSQL that is the adoption itself, rolled back. A SQLite file is read through a read-only connection, and
     the schema changes are tried on a copy in memory. On CockroachDB, which can do neither, the schema is only read.
     """
     if connections[alias].vendor == "postgresql":
-        return adopt(alias, listener, keep=False)
-    return unless_changed(partial(_look, alias, listener, backup=backup))
+        return adopt(alias, progress, found, keep=False)
+    return unless_changed(partial(_look, alias, progress, found, backup=backup))
 
 
-def _look(alias: str, listener: Listener, *, backup: bool) -> Outcome:
+def _look(alias: str, progress: Progress, found: Found, *, backup: bool) -> Outcome:
     connection = connections[alias]
     # Under the lock, to see no half-done adoption of another process. Not on CockroachDB: each step of an adoption is
     # visible there anyway, and to take the lock can mean to create its table.
     lock = (
         nullcontext()
         if connection.vendor == "cockroachdb"
-        else _lock(connection, listener)
+        else _lock(connection, progress)
     )
     with translated_errors(connection), lock, inspecting(alias) as reading:
-        findings = read(reading, listener.progress)
+        findings = read(reading, progress)
         plan = _decide(reading, findings, backup=backup)
-    listener.found(findings, plan)
+    found(findings, plan)
     return Outcome(findings, plan)
 
 
@@ -130,7 +99,9 @@ def _decide(
     plan = decide(findings, backup=backup)
     if plan.has_work and connection.vendor == "sqlite":
         refusals = rehearse(
-            connection, plan, lambda copy: _act(copy, findings, plan, Listener())
+            connection,
+            plan,
+            lambda copy: change_of(copy, findings, plan, SILENT).rehearse(),
         )
         if refusals:
             return Plan(refusals=refusals, notes=plan.notes)
@@ -138,14 +109,15 @@ def _decide(
 
 
 def _lock(
-    connection: BaseDatabaseWrapper, listener: Listener
+    connection: BaseDatabaseWrapper, progress: Progress
 ) -> AbstractContextManager[None]:
-    return migration_lock(connection, lambda: listener.say(_WAITING))
+    return migration_lock(connection, lambda: progress.say(_WAITING))
 
 
 def adopt(
     alias: str,
-    listener: Listener = Listener(),
+    progress: Progress = SILENT,
+    found: Found = _ignore,
     *,
     backup: bool = True,
     keep: bool = True,
@@ -160,12 +132,12 @@ def adopt(
         # Before the lock: there is no reason to wait for it if the file cannot be written to.
         check_sqlite_file(path)
         _check_writable(path)
-    with _alone(connection, listener):
+    with _alone(connection, progress):
         with _refusing(connection):
-            not_locked = _lock_tables(connection, listener)
-        findings = read(connection, listener.progress)
+            not_locked = _lock_tables(connection, progress)
+        findings = read(connection, progress)
         plan = _decide(connection, findings, backup=backup)
-        listener.found(findings, plan)
+        found(findings, plan)
         if not plan.has_work:
             _roll_back(connection)  # a COMMIT would write to an empty file
             return Outcome(findings, plan)
@@ -174,10 +146,11 @@ def adopt(
             raise not_locked
         copy = None
         if backup:
-            copy = back_up_first(connection, listener.say, listener.progress)
+            copy = back_up_first(connection, progress)
         try:
             with _refusing(connection):
-                checksums = _change(connection, findings, plan, listener)
+                change = change_of(connection, findings, plan, progress)
+                checksums = change.run()
         except BaseException:
             # The database is as it was, so its backup is useless.
             if copy is not None:
@@ -190,7 +163,7 @@ def adopt(
 
 
 @contextmanager
-def _alone(connection: BaseDatabaseWrapper, listener: Listener) -> Iterator[None]:
+def _alone(connection: BaseDatabaseWrapper, progress: Progress) -> Iterator[None]:
     """A new connection, the migration lock, and one transaction if the engine allows schema changes in it."""
     vendor = connection.vendor
     # The transaction is inside the lock: it begins after the process that had the lock has ended its own, and the next
@@ -198,9 +171,9 @@ def _alone(connection: BaseDatabaseWrapper, listener: Listener) -> Iterator[None
     with (
         _one_connection(connection),
         translated_errors(connection),
-        lifted_limits(connection, listener.say),
+        lifted_limits(connection, progress.say),
         # On PostgreSQL the transaction takes the lock, so that one connection is enough.
-        nullcontext() if vendor == "postgresql" else _lock(connection, listener),
+        nullcontext() if vendor == "postgresql" else _lock(connection, progress),
         nullcontext() if vendor == "cockroachdb" else _transaction(connection),
     ):
         yield
@@ -209,70 +182,6 @@ def _alone(connection: BaseDatabaseWrapper, listener: Listener) -> Iterator[None
 def _roll_back(connection: BaseDatabaseWrapper) -> None:
     if connection.in_atomic_block:
         transaction.set_rollback(True, using=connection.alias)
-
-
-def _change(
-    connection: BaseDatabaseWrapper, findings: Findings, plan: Plan, listener: Listener
-) -> dict[str, int]:
-    """Act and verify; return the checksum of each table."""
-    to_instant = _instants(connection, findings)
-    # Over the texts as the conversion will read them. The same sum over the converted columns proves every value, and
-    # needs no copy of the old rows; both are taken in the transaction, so nobody can write in between.
-    before = {
-        name: checksum(
-            connection,
-            name,
-            table,
-            comparable_columns(name, table),
-            to_instant.get(name, CAST),
-        )
-        for name, table in findings.shape.tables.items()
-    }
-    if not findings.is_online:  # CockroachDB's temporary tables are experimental
-        _remember_ids(connection, findings)
-    # What could not be updated before is not the adoption's doing.
-    not_updatable = _not_updatable(connection, findings.shape.tables)
-    if connection.vendor == "sqlite":
-        _stand_in_for_collations(connection, findings)
-    changing = changing_columns(findings.shape, findings.wanted)
-    # SQLite's rehearsal has named them already. CockroachDB has no transaction in which another try could be made.
-    is_server = connection.vendor == "postgresql"
-    with naming_culprits(connection, changing) if is_server else nullcontext():
-        _act(connection, findings, plan, listener, to_instant, before)
-    now = _not_updatable(connection, OLD_COLUMNS)
-    if broken := [now[table] for table in now.keys() - not_updatable.keys()]:
-        raise _refused(*broken)
-    return {name: total for name, (_, total) in before.items()}
-
-
-def _stand_in_for_collations(
-    connection: BaseDatabaseWrapper, findings: Findings
-) -> None:
-    """Let SQLite parse indexes of other tables whose collations only the operator's program defines.
-
-    Renaming a table parses every index. Nothing is compared, because the other tables are not written to.
-    """
-    raw = connection.connection
-    ours = {name.lower() for name in findings.shape.stored_as.values()}
-    found = raw.execute(
-        "SELECT DISTINCT lower(m.tbl_name), x.coll FROM sqlite_master m, pragma_index_xinfo(m.name) x"
-        " WHERE m.type = 'index' AND x.coll IS NOT NULL"
-    )
-    for table, collation in found.fetchall():
-        if table not in ours and collation.upper() not in _OWN_COLLATIONS:
-            raw.create_collation(collation, lambda one, other: 0)
-
-
-def _instants(connection: BaseDatabaseWrapper, findings: Findings) -> dict[str, str]:
-    """Return by table the SQL that converts a timestamp's text, if a cast does not."""
-    found = {}
-    for name, table in findings.shape.tables.items():
-        # A row in a rare format is an odd one, so most tables need no second look.
-        if connection.vendor == "postgresql" and findings.contents[name].odd_rows:
-            columns = old_columns(connection, name, table)
-            texts = [column.name for column in columns if column.is_to_convert]
-            found[name] = instants(connection, table.name, texts)
-    return found
 
 
 def _check_writable(path: Path) -> None:
@@ -313,14 +222,10 @@ def _refusing(connection: BaseDatabaseWrapper) -> Iterator[None]:
     except AdoptionRefusedError:
         raise
     except SchemaMismatchError as error:
-        raise _refused(f"{error} {_left(connection)}") from error
+        raise AdoptionRefusedError.of(f"{error} {_left(connection)}") from error
     except DatabaseError as error:
         reason = describe_failure(connection, _original(error))
-        raise _refused(f"{reason} {_left(connection)}") from error
-
-
-def _refused(*messages: str) -> AdoptionRefusedError:
-    return AdoptionRefusedError(tuple(map(Refusal, messages)))
+        raise AdoptionRefusedError.of(f"{reason} {_left(connection)}") from error
 
 
 def _left(connection: BaseDatabaseWrapper) -> str:
@@ -366,7 +271,7 @@ def _transaction(connection: BaseDatabaseWrapper) -> Iterator[None]:
 
 
 def _lock_tables(
-    connection: BaseDatabaseWrapper, listener: Listener
+    connection: BaseDatabaseWrapper, progress: Progress
 ) -> DatabaseError | None:
     """Lock the tables; return why this role may not, which the later reading explains."""
     if connection.vendor != "postgresql":
@@ -375,7 +280,7 @@ def _lock_tables(
         # Each statement must see what was committed while the one before it waited for a lock. Under a role's default
         # of REPEATABLE READ the rows would be those of the moment before the wait.
         cursor.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
-        lock_in_transaction(connection, lambda: listener.say(_WAITING))
+        lock_in_transaction(connection, lambda: progress.say(_WAITING))
         # The zone of timestamps without one.
         cursor.execute("SET LOCAL TimeZone = 'UTC'")
         # A policy that hides rows must fail, instead of leaving them out of the comparison.
@@ -408,190 +313,3 @@ def _lock_tables(
                 ) from error
             raise
     return None
-
-
-def _act(
-    connection: BaseDatabaseWrapper,
-    findings: Findings,
-    plan: Plan,
-    listener: Listener,
-    to_instant: Mapping[str, str] = MappingProxyType({}),
-    before: Mapping[str, tuple[int, int]] | None = None,
-) -> None:
-    for stored, name in plan.renames.items():
-        rename(connection, stored, name)
-    if plan.conform:
-        listener.say("Bringing the tables to their new shape.")
-        _conform(connection, findings, listener, to_instant)
-    if before is not None:
-        # Before recording anything, because on CockroachDB the next run continues one that is stopped here.
-        listener.say("Verifying.")
-        _verify(connection, findings, before)
-    recorder = MigrationRecorder(connection)
-    recorder.ensure_schema()
-    # After all changes of the schema: until now this role owns the tables that it created, and could change them.
-    if connection.vendor == "postgresql":
-        hand_over(connection, _made(findings), findings.shape.tables)
-    for name in migration_names():
-        if name not in findings.shape.recorded:
-            recorder.record_applied(APP, name)
-    # Last, because event triggers have changed by now whatever they change, the new django_migrations included.
-    _verify_schema(connection, findings.wanted, read_tables(connection))
-
-
-def _made(findings: Findings) -> list[str]:
-    """Return the tables that the adoption creates."""
-    return [
-        name
-        for name in (RECORD, *OLD_COLUMNS)
-        if name not in findings.live and name not in findings.shape.tables
-    ]
-
-
-def _conform(
-    connection: BaseDatabaseWrapper,
-    findings: Findings,
-    listener: Listener,
-    to_instant: Mapping[str, str],
-) -> None:
-    if connection.vendor == "sqlite":
-        connection.connection.create_function("agentdb_new_id", 0, new_id)
-        add_native_text(connection)
-    models = {
-        model._meta.db_table: model for model in apps.get_app_config(APP).get_models()
-    }
-    with connection.schema_editor(atomic=not findings.is_online) as editor:
-        for name in _ORDER:
-            table = findings.shape.tables.get(name)
-            # On CockroachDB a killed run may have created the table: conform_table() creates it or goes on with it.
-            if table is None and not findings.is_online:
-                create_table(editor, models[name])
-                continue
-            sources = {}
-            if table is not None:
-                template = to_instant.get(name, CAST)
-                sources = _sources(connection, name, table, template)
-            conform_table(editor, models[name], sources, listener.say)
-    if connection.vendor == "postgresql":
-        # A column that changed its type has no statistics, and the planner would guess until autovacuum runs.
-        run(connection, f"ANALYZE {', '.join(map(quote_name, _ORDER))}")
-
-
-def _sources(
-    connection: BaseDatabaseWrapper, name: str, table: Table, to_instant: str
-) -> dict[str, str]:
-    """Return SQL for columns that have no value yet, or one of another type or format."""
-    sources = {}
-    if makes_ids(name, table):
-        is_sqlite = connection.vendor == "sqlite"
-        fresh = "agentdb_new_id()" if is_sqlite else "gen_random_uuid()::text"
-        sources["id"] = f"coalesce(id, {fresh})" if table.column("id") else fresh
-    for stored in old_columns(connection, name, table):
-        # On SQLite native ones too, because another program may have written them in its own way.
-        if stored.kind == "timestamp" and connection.vendor == "sqlite":
-            sources[stored.name] = native_sql(stored.sql)
-        elif stored.is_to_convert:
-            sources[stored.name] = to_instant.format(stored.sql)
-    return sources
-
-
-def _has_ids_to_keep(findings: Findings) -> bool:
-    table = findings.shape.tables.get("agents")
-    return bool(table and table.column("id") and makes_ids("agents", table))
-
-
-def _remember_ids(connection: BaseDatabaseWrapper, findings: Findings) -> None:
-    """Remember the ids of agents that have one; the checksum omits the column if others have none."""
-    if not _has_ids_to_keep(findings):
-        return
-    source = quote_name(findings.shape.tables["agents"].name)
-    # On SQLite it is dropped after the comparison, and is gone with the connection if that does not come.
-    end = "" if connection.vendor == "sqlite" else " ON COMMIT DROP"
-    run(
-        connection,
-        f"CREATE TEMPORARY TABLE agentdb_old_ids{end} AS"
-        f" SELECT name, id FROM {source} WHERE id IS NOT NULL",
-    )
-
-
-def _changed_ids(connection: BaseDatabaseWrapper, findings: Findings) -> int:
-    if findings.is_online or not _has_ids_to_keep(findings):
-        return 0
-    [(changed,)] = rows(
-        connection,
-        "SELECT count(*) FROM agentdb_old_ids o"
-        " WHERE NOT EXISTS (SELECT 1 FROM agents a WHERE a.id = o.id AND a.name = o.name)",
-    )
-    run(connection, "DROP TABLE agentdb_old_ids")
-    return int(changed)
-
-
-def _verify(
-    connection: BaseDatabaseWrapper,
-    findings: Findings,
-    before: Mapping[str, tuple[int, int]],
-) -> None:
-    """Raise ``AdoptionRefusedError`` unless every row is there, unchanged, and agentdb can use what was created."""
-    changed = ["agents: other ids"] if _changed_ids(connection, findings) else []
-    live = read_tables(connection)
-    for name, table in findings.shape.tables.items():
-        after = checksum(connection, name, live[name], comparable_columns(name, table))
-        if before[name] != after:
-            changed.append(
-                f"{name}: {before[name][0]:,} rows before, {after[0]:,} after"
-            )
-    if connection.vendor == "sqlite":
-        # Other tables are not compared: the adoption does not touch them, and others may change them meanwhile.
-        changed += [
-            name
-            for name in findings.shape.others
-            if live.get(name) != findings.live[name]
-        ]
-    undone = "" if findings.is_online else ". The transaction was rolled back"
-    if changed:
-        raise _refused(
-            f"The rows differ after the conversion{undone}. Please report this as a bug of "
-            f"agentdb. Tables: {'; '.join(changed)}."
-        )
-
-
-def _not_updatable(
-    connection: BaseDatabaseWrapper, tables: Iterable[str]
-) -> dict[str, str]:
-    """Return by table why PostgreSQL refuses updates, for example a publication without the key."""
-    reasons = {}
-    for table in tables if connection.vendor == "postgresql" else ():
-        column = "id" if table != "agents" else "name"  # which every old shape has
-        try:
-            with transaction.atomic(using=connection.alias):
-                # The server checks publications before it reads rows. Rolled back, because a trigger of the operator's
-                # for each statement fires without rows too.
-                sql = f"UPDATE {quote_name(table)} SET {column} = {column} WHERE false"
-                run(connection, sql)
-                transaction.set_rollback(True, using=connection.alias)
-        except DatabaseError as error:
-            diagnosis = getattr(error.__cause__, "diag", None)
-            detail = getattr(diagnosis, "message_detail", None) or ""
-            reason = f"{first_line(error)} {detail}".rstrip()
-            reasons[table] = f"Table {table} could not be updated: {reason}"
-    return reasons
-
-
-def _verify_schema(
-    connection: BaseDatabaseWrapper,
-    wanted: Mapping[str, Table],
-    live: Mapping[str, Table],
-) -> None:
-    differences = drift(wanted, live)
-    if RECORD in live and "row security" in live[RECORD].options:
-        differences.append(
-            f"Table {RECORD} has row security: agentdb could not read the record of migrations."
-        )
-    if not differences:
-        return
-    lines = "".join(f"\n  {difference}" for difference in differences)
-    if connection.vendor == "cockroachdb":
-        message = f"The tables still differ from the models, and steps that were done stay:{lines}"
-    else:
-        message = f"The tables would still differ from the models, so nothing was changed:{lines}"
-    raise _refused(message, *event_triggers(connection))

@@ -6,7 +6,7 @@ from django.db import IntegrityError
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from agentdb.adoption.shapes import INITIAL, Kind, Shape, recognise, state_apps
-from agentdb.adoption.values import refuse_unusable_values
+from agentdb.adoption.values import read_usable_values
 from agentdb.errors import SchemaMismatchError
 from agentdb.schema import Difference, compare, expected_tables
 from agentdb.schema.migration_record import migration_names, recorded_migrations
@@ -43,7 +43,7 @@ def refuse_unadopted(connection: BaseDatabaseWrapper, *, fake_initial: bool) -> 
             f"The database already has the old server's tables ({where}): {shape.description}. "
             "Run 'agentdb baselinedb', which backs up, adopts and verifies them, or 'agentdb migrate --fake-initial'."
         )
-    refuse_unusable_values(connection)
+    read_usable_values(connection)
     if connection.vendor == "sqlite":
         try:
             connection.check_constraints()

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
@@ -76,25 +75,35 @@ class UnusableValue:
         return f"table {self.table!r}, {self.row}, column {self.column!r}: {value} {self.reason}"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class UnusableValues:
     """How many there are, and the first 20."""
 
-    total: int
-    first: tuple[UnusableValue, ...]
+    total: int = 0
+    first: list[UnusableValue] = field(default_factory=list)
 
     @classmethod
-    def of(cls, found: Iterator[UnusableValue]) -> UnusableValues:
-        """Count all, and keep the first."""
-        first = tuple(islice(found, SHOWN_ROWS))
-        return cls(len(first) + sum(1 for _ in found), first)
+    def of(cls, found: Iterable[UnusableValue]) -> UnusableValues:
+        values = cls()
+        for value in found:
+            values.add(value)
+        return values
+
+    def add(self, value: UnusableValue) -> None:
+        self.total += 1
+        if len(self.first) < SHOWN_ROWS:
+            self.first.append(value)
+
+    @property
+    def more(self) -> str:
+        """What a sentence about them says if not all are shown."""
+        shown = len(self.first)
+        return f" (the first {shown} are shown)" if self.total > shown else ""
 
     def described(self, cannot: str, nothing: str) -> str:
         """Return a sentence, and a line for each of the first."""
-        more = (
-            "" if self.total <= SHOWN_ROWS else f" (the first {SHOWN_ROWS} are shown)"
-        )
-        sentence = f"{counted(self.total, 'value')} cannot be {cannot}{more}; nothing was {nothing}.\n"
+        number = counted(self.total, "value")
+        sentence = f"{number} cannot be {cannot}{self.more}; nothing was {nothing}.\n"
         return sentence + "".join(f"  {value}\n" for value in self.first)
 
 

@@ -9,8 +9,9 @@ from django.apps import apps
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from agentdb.adoption.dependents import read_dependents
-from agentdb.adoption.obstacles import OLD_COLUMNS, UnusableValue
+from agentdb.adoption.obstacles import OLD_COLUMNS, UnusableValue, UnusableValues
 from agentdb.adoption.ownership import RECORD
+from agentdb.adoption.progress import SILENT, Progress
 from agentdb.adoption.shapes import (
     ADDED_COLUMNS,
     REBUILT_AS,
@@ -21,13 +22,13 @@ from agentdb.adoption.shapes import (
 )
 from agentdb.adoption.steps import changes
 from agentdb.adoption.values import (
-    Progress,
     TableContent,
     duplicates,
     read_content,
     unusable_values,
 )
 from agentdb.conf import server_name
+from agentdb.errors import SchemaMismatchError
 from agentdb.schema import Table, expected_tables, read_tables
 from agentdb.schema.comparison import Key, keys_of, left_null, reads_ours
 from agentdb.schema.inspection import server_version, sqlite_path
@@ -58,8 +59,24 @@ class Refusal:
     rows: tuple[UnusableValue, ...] = ()
     total: int = 0
 
+    @classmethod
+    def about(cls, values: UnusableValues, message: str) -> Refusal:
+        return cls(message, tuple(values.first), values.total)
+
     def __str__(self) -> str:
         return "\n".join([self.message, *(f"  {row}" for row in self.rows)])
+
+
+class AdoptionRefusedError(SchemaMismatchError):
+    """The database was not adopted and is as it was. ``refusals`` says why."""
+
+    def __init__(self, refusals: tuple[Refusal, ...]) -> None:
+        super().__init__("\n".join(map(str, refusals)))
+        self.refusals = refusals
+
+    @classmethod
+    def of(cls, *messages: str) -> AdoptionRefusedError:
+        return cls(tuple(map(Refusal, messages)))
 
 
 @dataclass(frozen=True)
@@ -75,7 +92,7 @@ class Findings:
     wanted: Mapping[str, Table]  # what the models say
     contents: Mapping[str, TableContent]  # by the table's final name
     other_rows: Mapping[str, int] = field(default_factory=dict)
-    duplicates: tuple[tuple[int, tuple[UnusableValue, ...]], ...] = ()
+    duplicates: tuple[UnusableValues, ...] = ()
     obstacles: tuple[str, ...] = ()
     misspelt: tuple[Misspelt, ...] = ()
     is_file: bool = False
@@ -104,10 +121,7 @@ class Plan:
         return bool(self.actions) and not self.refusals
 
 
-def read(
-    connection: BaseDatabaseWrapper,
-    progress: Progress = lambda table, done, total: None,
-) -> Findings:
+def read(connection: BaseDatabaseWrapper, progress: Progress = SILENT) -> Findings:
     """Read the schema, the record of migrations and every row of the four tables."""
     shape = recognise(connection)
     live = read_tables(connection)
@@ -126,7 +140,7 @@ def read(
         live=live,
         wanted=wanted,
         contents={
-            name: read_content(connection, name, table, progress=progress)
+            name: read_content(connection, name, table, progress)
             for name, table in readable.items()
         },
         other_rows={
@@ -160,15 +174,15 @@ def comparable_columns(name: str, table: Table) -> tuple[str, ...]:
 
 def _duplicates(
     connection: BaseDatabaseWrapper, tables: Mapping[str, Table]
-) -> Iterator[tuple[int, tuple[UnusableValue, ...]]]:
+) -> Iterator[UnusableValues]:
     for name, key in _KEYS:
         table = tables.get(name)
         # A missing tenant_id will be the same for all rows, so it does not matter.
         if table is None or not any(table.column(column) for column in key):
             continue
-        total, first = duplicates(connection, name, table, key)
-        if total:
-            yield total, first
+        found = duplicates(connection, name, table, key)
+        if found.total:
+            yield found
 
 
 def _is_done(shape: Shape) -> bool:
@@ -518,22 +532,21 @@ def _refusals(findings: Findings) -> tuple[Refusal, ...]:
         )
     bad = unusable_values(findings.contents.values())
     if bad.total:
+        them = "it" if bad.total == 1 else "them"
         refusals.append(
-            Refusal(
-                f"{counted(bad.total, 'value')} cannot be converted{_shown(bad.total, len(bad.first))}. Fix "
-                f"{'it' if bad.total == 1 else 'them'}, timestamps as 'YYYY-MM-DD HH:MM:SS+00:00', and run the command "
-                "again.",
-                bad.first,
-                bad.total,
+            Refusal.about(
+                bad,
+                f"{counted(bad.total, 'value')} cannot be converted{bad.more}. Fix {them}, timestamps as 'YYYY-MM-DD "
+                "HH:MM:SS+00:00', and run the command again.",
             )
         )
-    for total, first in findings.duplicates:
+    for found in findings.duplicates:
+        table, column = found.first[0].table, found.first[0].column
         refusals.append(
-            Refusal(
-                f"{counted(total, 'row')} of {first[0].table} share {first[0].column} with another row"
-                f"{_shown(total, len(first))}. Rename or delete all but one, and run the command again.",
-                first,
-                total,
+            Refusal.about(
+                found,
+                f"{counted(found.total, 'row')} of {table} share {column} with another row{found.more}. Rename or "
+                "delete all but one, and run the command again.",
             )
         )
     return tuple(refusals)
@@ -579,7 +592,3 @@ def _keyed_hashes(findings: Findings) -> Iterator[str]:
             "A later server with a secret (its ASH_CREDENTIAL_KEY) stores API keys as HMAC-SHA256 of it. If it had "
             "one, set AGENTDB_KEY_SECRET to the same value; authenticate() would reject its keys otherwise."
         )
-
-
-def _shown(total: int, shown: int) -> str:
-    return f" (the first {shown} are shown)" if total > shown else ""

@@ -9,9 +9,9 @@ from typing import Any
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from agentdb.adoption.execution import AdoptionRefusedError, Outcome
+from agentdb.adoption.execution import Outcome
 from agentdb.adoption.obstacles import OLD_COLUMNS
-from agentdb.adoption.plan import Findings, Plan
+from agentdb.adoption.plan import AdoptionRefusedError, Findings, Plan
 from agentdb.adoption.shapes import Kind
 from agentdb.wording import counted
 
@@ -27,7 +27,6 @@ _FORMATS = {
     "sqlite": "2026-02-19 20:53:16",
     "postgresql": "2026-02-19 20:53:16.123456+00",
     "datestyle": "another DateStyle",
-    "unreadable": "unreadable",
 }
 
 

@@ -13,13 +13,14 @@ from urllib.parse import quote
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+from agentdb.adoption.progress import Progress
 from agentdb.errors import DatabaseUnavailableError, InvalidInputError
 from agentdb.faults import Fault, classify, describe_damage, describe_sqlite_failure
 from agentdb.schema.inspection import sqlite_path
 from agentdb.schema.sqltext import quote_name
 from agentdb.wording import uncapitalized
 
-Progress = Callable[[int, int], None]  # done, total
+Pages = Callable[[int, int], None]  # done, total
 
 _PAGES_PER_STEP = 4096
 # Suffixes of files that SQLite treats as part of the database file.
@@ -31,7 +32,7 @@ _LEFTOVERS = tuple(f".partial{end}" for end in ("", *_COMPANIONS))
 
 def back_up(
     source: Path,
-    progress: Progress = lambda done, total: None,
+    progress: Pages = lambda done, total: None,
     *,
     timeout_seconds: float = 30.0,
     target: Path | None = None,
@@ -72,15 +73,11 @@ def back_up(
     return target
 
 
-def back_up_first(
-    connection: BaseDatabaseWrapper,
-    say: Callable[[str], None],
-    progress: Callable[[str, int, int], None],
-) -> Path | None:
+def back_up_first(connection: BaseDatabaseWrapper, progress: Progress) -> Path | None:
     """Copy a SQLite file beside itself before it is changed; None if the database is not a file."""
     if (path := sqlite_path(connection)) is None:
         return None
-    say("Backing up.")
+    progress.say("Backing up.")
     timeout = float(connection.settings_dict["OPTIONS"].get("timeout", 5.0))
     return back_up(
         path,
@@ -155,9 +152,7 @@ def _is_there(target: Path) -> str:
     return f"The file {str(target)!r} already exists and is not overwritten. Name another one."
 
 
-def _copy(
-    source: Path, partial: Path, progress: Progress, timeout_seconds: float
-) -> None:
+def _copy(source: Path, partial: Path, progress: Pages, timeout_seconds: float) -> None:
     with (
         closing(_open(source, "rw", timeout_seconds)) as reading,
         closing(_open(partial, "rw", timeout_seconds)) as writing,

@@ -6,7 +6,7 @@ SQL finds the unusual rows, and Python reads only those.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any
@@ -24,6 +24,7 @@ from agentdb.adoption.obstacles import (
     too_wide,
     unusable_reason,
 )
+from agentdb.adoption.progress import SILENT, Progress
 from agentdb.adoption.shapes import NATIVE_TIMESTAMP, key_of, unique_keys
 from agentdb.adoption.steps import columns_sql
 from agentdb.adoption.timestamps import add_native_text, native_sql, native_text
@@ -39,41 +40,30 @@ from agentdb.schema.rows import (
 from agentdb.schema.spelling import AS_SQLITE_TEXT, is_in_python
 from agentdb.schema.sqltext import quote_name
 
-Progress = Callable[[str, int, int], None]  # table, rows done, total rows
-
-CAST = "{}::timestamptz"
-
 
 @dataclass
 class TableContent:
     """The contents of one table."""
 
     table: str
+    stored_as: str  # its name in the database
+    columns: list[StoredColumn]  # those of the old server
     formats: dict[str, Counter[str]]  # timestamp column -> format -> rows
     rows: int = 0
     odd_rows: int = 0  # rows that Python had to read
-    bad: list[UnusableValue] = field(default_factory=list)  # the first
-    bad_total: int = 0
+    bad: UnusableValues = field(default_factory=UnusableValues)
     nul_rows: int = 0  # rows with U+0000 in a text, which PostgreSQL cannot store
     null_ids: int = 0  # agents without an id
-
-    def refuse(self, label: str, column: str, value: object, reason: str) -> None:
-        self.bad_total += 1
-        if len(self.bad) < SHOWN_ROWS:
-            self.bad.append(
-                UnusableValue(self.table, label, column, shown(value), reason)
-            )
 
 
 def read_content(
     connection: BaseDatabaseWrapper,
     name: str,
     table: Table,
-    *,
-    progress: Progress = lambda table, done, total: None,
+    progress: Progress = SILENT,
 ) -> TableContent:
     """Read every row of a table, in constant memory."""
-    columns = old_columns(connection, name, table)
+    columns = [column for column in _columns(connection, name, table) if column.kind]
     texts = [column for column in columns if column.is_to_convert]
     usual = _usual(connection, columns)
     formats = [
@@ -84,7 +74,8 @@ def read_content(
     counts = ", ".join(["count(*)", *(count for *_, count in formats)])
     # One pass over a table that the server wrote: counts say all there is to say. Python reads a row only if SQL cannot
     # tell that each of its values converts, which is also so if a value is NULL, hence IS NOT TRUE.
-    content = TableContent(name, {column.name: Counter() for column in texts})
+    counters = {column.name: Counter[str]() for column in texts}
+    content = TableContent(name, table.name, columns, counters)
     progress(name, 0, 1)
     [(content.odd_rows, content.rows, *found)] = _query(
         connection,
@@ -95,18 +86,12 @@ def read_content(
         [(_, *found)] = _query(
             connection, f"SELECT {counts} FROM {quote_name(table.name)} WHERE {usual}"
         )
-        _read_odd_rows(connection, table, columns, usual, content)
+        _read_odd_rows(connection, table, usual, content)
     for (column_name, key, _), number in zip(formats, found, strict=True):
         if number:
             content.formats[column_name][key] += number
     progress(name, content.rows, content.rows)
     return content
-
-
-def old_columns(
-    connection: BaseDatabaseWrapper, name: str, table: Table
-) -> list[StoredColumn]:
-    return [column for column in _columns(connection, name, table) if column.kind]
 
 
 def _columns(
@@ -194,10 +179,10 @@ def readable_format(text: str) -> str:
 def _read_odd_rows(
     connection: BaseDatabaseWrapper,
     table: Table,
-    columns: list[StoredColumn],
     usual: str,
     content: TableContent,
 ) -> None:
+    columns = content.columns
     # Agents with the name as key get their id in the adoption.
     is_fillable = content.table == "agents" and key_of(table) != ("id",)
     parts = [_as_read(connection, column) for column in columns]
@@ -237,7 +222,10 @@ def _read_row(
         _count_formats(values, content)
     for column, reason in reasons.items():
         if reason is not None:
-            content.refuse(title, column.name, values[column], reason)
+            value = shown(values[column])
+            content.bad.add(
+                UnusableValue(content.table, title, column.name, value, reason)
+            )
 
 
 def _count_formats(values: Mapping[StoredColumn, Any], content: TableContent) -> None:
@@ -295,8 +283,11 @@ def _rows(connection: BaseDatabaseWrapper, sql: str) -> Iterator[tuple[Any, ...]
             )
 
 
-def refuse_unusable_values(connection: BaseDatabaseWrapper) -> None:
-    """Raise ``UnusableValuesError`` if the old tables have a value that cannot be converted. Read-only."""
+def read_usable_values(connection: BaseDatabaseWrapper) -> list[TableContent]:
+    """Return the contents of the old tables, without changing anything.
+
+    Raise ``UnusableValuesError`` if a value cannot be converted.
+    """
     tables = read_tables(connection, OLD_COLUMNS)
     contents = [
         read_content(connection, name, tables[name])
@@ -306,13 +297,37 @@ def refuse_unusable_values(connection: BaseDatabaseWrapper) -> None:
     values = unusable_values(contents)
     if values.total:
         raise UnusableValuesError(values)
+    return contents
 
 
-def unusable_values(contents: Collection[TableContent]) -> UnusableValues:
+def unusable_values(contents: Iterable[TableContent]) -> UnusableValues:
     """Return those of all tables."""
-    first = [value for content in contents for value in content.bad]
-    total = sum(content.bad_total for content in contents)
-    return UnusableValues(total, tuple(first[:SHOWN_ROWS]))
+    values = UnusableValues()
+    for content in contents:
+        values.total += content.bad.total
+        values.first = [*values.first, *content.bad.first][:SHOWN_ROWS]
+    return values
+
+
+def timestamp_sources(
+    connection: BaseDatabaseWrapper, content: TableContent
+) -> dict[str, str]:
+    """Return by column SQL that makes an instant of a stored timestamp. All values are known to be readable.
+
+    On SQLite also for columns of the final type, because another program may have written those in its own way.
+    """
+    stored = [column for column in content.columns if column.kind == "timestamp"]
+    if connection.vendor == "sqlite":
+        add_native_text(connection)
+        return {column.name: native_sql(column.sql) for column in stored}
+    texts = [column for column in stored if not column.is_native]
+    template = "{}::timestamptz"
+    # A row in a rare format is an odd one, so most tables need no second look.
+    if connection.vendor == "postgresql" and texts and content.odd_rows:
+        names = [column.name for column in texts]
+        if read_instants(connection, content.stored_as, names):
+            template = "pg_temp.agentdb_instant({})"
+    return {column.name: template.format(column.sql) for column in texts}
 
 
 # The checksum ---------------------------------------------------------------------------------------------------------
@@ -323,23 +338,22 @@ def checksum(
     name: str,
     table: Table,
     columns: Collection[str],
-    to_instant: str = CAST,
+    sources: Mapping[str, str],
 ) -> tuple[int, int]:
     """Return a table's row count and a checksum of ``columns``, with timestamps as instants, in any row order.
 
-    It is the same before and after an adoption, and on every engine. Every value must be convertible, on a server
-    by the SQL of ``to_instant``.
+    It is the same before and after an adoption, and on every engine. ``sources`` has the SQL that makes an instant of
+    a timestamp that is not native yet.
     """
     # By name, because the order of columns is another one after a rebuild.
     stored = sorted(_columns(connection, name, table), key=lambda column: column.name)
     row = " || ".join(
-        _value(connection, column, to_instant)
+        _value(connection, column, sources.get(column.name, column.sql))
         for column in stored
         if column.name in columns
     )
     source = quote_name(table.name)
     if connection.vendor == "sqlite":
-        add_native_text(connection)
         connection.connection.create_aggregate("agentdb_checksum", 1, _Checksum)
         [(rows, total)] = _query(
             connection,
@@ -365,33 +379,19 @@ def checksum(
     return rows, (int(high or 0) * 2**64 + int(low or 0)) % 2**128
 
 
-def instants(connection: BaseDatabaseWrapper, table: str, columns: list[str]) -> str:
-    """Return SQL that converts a timestamp's text on a server; the placeholder is the quoted column."""
-    is_rare = (
-        columns
-        and connection.vendor == "postgresql"
-        and read_instants(connection, table, columns)
-    )
-    return "pg_temp.agentdb_instant({})" if is_rare else CAST
-
-
-def _value(
-    connection: BaseDatabaseWrapper, column: StoredColumn, to_instant: str
-) -> str:
+def _value(connection: BaseDatabaseWrapper, column: StoredColumn, sql: str) -> str:
     """Return SQL for a value with its length in front, so that different rows never look alike."""
-    sql = column.sql
     is_timestamp = column.kind == "timestamp"
     if connection.vendor == "sqlite":
         if is_timestamp:
-            return f"{native_sql(sql)} || ';'"
+            return f"{sql} || ';'"
         if column.kind:
             return f"coalesce(length(CAST({sql} AS BLOB)) || ':' || {sql}, '-')"
         # An additional column may hold any type. quote() writes a real number with all its digits, || with fifteen.
         text = f"CASE typeof({sql}) WHEN 'real' THEN quote({sql}) ELSE {sql} END"
         return f"typeof({sql}) || coalesce(length(CAST({sql} AS BLOB)) || ':' || {text}, '')"
     if is_timestamp:
-        instant = to_instant.format(sql) if column.is_to_convert else sql
-        return f"{AS_SQLITE_TEXT.format(instant)} || ';'"
+        return f"{AS_SQLITE_TEXT.format(sql)} || ';'"
     return f"coalesce(octet_length({sql}::text)::text || ':' || {sql}::text, '-')"
 
 
@@ -417,10 +417,10 @@ class _Checksum:
 
 def duplicates(
     connection: BaseDatabaseWrapper, name: str, table: Table, key: tuple[str, ...]
-) -> tuple[int, tuple[UnusableValue, ...]]:
-    """How many rows share the values of ``key``, which must be unique, with another row; and the first of them."""
+) -> UnusableValues:
+    """Return the rows that share the values of ``key``, which must be unique, with another row."""
     if any(unique <= set(key) for unique in unique_keys(table)):
-        return 0, ()
+        return UnusableValues()
     keys = [column for column in key if table.column(column)]
     columns, source = columns_sql(keys)[1:-1], quote_name(table.name)
     # Rows with the same id are told apart by their names, if they have one.
@@ -433,7 +433,7 @@ def duplicates(
         connection,
         f"SELECT {quote_name(label)}, {columns} {found} ORDER BY 2, 1 LIMIT {SHOWN_ROWS}",
     )
-    values = tuple(
+    values = [
         UnusableValue(
             name,
             f"{label} {shown(row[0])}",
@@ -442,5 +442,5 @@ def duplicates(
             "is there more than once",
         )
         for row in first
-    )
-    return total, values
+    ]
+    return UnusableValues(total, values)

@@ -7,10 +7,10 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+from agentdb.adoption.progress import Progress
 from agentdb.adoption.shapes import NATIVE
 from agentdb.adoption.sqlite_backup import back_up_first
 from agentdb.errors import InvalidInputError
@@ -24,12 +24,6 @@ _SHOWN = 10
 _LOOKS = 20
 _SECONDS_BETWEEN_LOOKS = 0.05
 _PROCESSES = Path("/proc")  # Linux; elsewhere the processes of a file are not known
-
-
-class Progress(Protocol):
-    def __call__(self, table: str, done: int, total: int) -> None: ...
-
-    def say(self, text: str) -> None: ...
 
 
 _SESSIONS = {
@@ -127,6 +121,6 @@ def _processes(path: Path) -> Iterator[str]:
 
 def back_up(connection: BaseDatabaseWrapper, progress: Progress) -> None:
     """Copy a SQLite file beside itself, as an adoption does."""
-    copy = back_up_first(connection, progress.say, progress)
+    copy = back_up_first(connection, progress)
     if copy is not None:
         progress.say(f"Backup: {copy}")

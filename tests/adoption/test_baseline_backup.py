@@ -278,7 +278,7 @@ def test_an_interrupted_adoption_is_undone_removes_its_backup_and_says_so(
     def interrupted(*args: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("agentdb.adoption.execution._verify", interrupted)
+    monkeypatch.setattr("agentdb.adoption.change.Change._verify_rows", interrupted)
 
     run = baselinedb(f"sqlite:///{path}")
 

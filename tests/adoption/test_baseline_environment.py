@@ -22,7 +22,7 @@ from django.core.management import CommandError, call_command
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 import agentdb
-from agentdb.adoption import execution
+from agentdb.adoption.change import Change
 from agentdb.adoption.plan import read
 from tests.helpers.baseline_runs import assert_adopted, baselinedb, snapshot
 from tests.helpers.legacy_databases import FOLDER, manage, opened, psql
@@ -649,17 +649,17 @@ def test_a_write_to_a_table_of_somebody_else_does_not_undo_an_adoption(
     with opened(url) as connection, connection.cursor() as cursor:
         cursor.execute("CREATE TABLE operators_own (id integer)")
 
-    def verify(connection: Any, *args: Any) -> None:
+    def verify(change: Change, *args: Any) -> None:
         if engine == "postgresql":
             with psycopg.connect(url) as other:
                 other.execute("INSERT INTO operators_own VALUES (1)")
         else:
-            with connection.cursor() as cursor:
+            with change.connection.cursor() as cursor:
                 cursor.execute("INSERT INTO operators_own VALUES (1)")
-        original(connection, *args)
+        original(change, *args)
 
-    original = execution._verify
-    monkeypatch.setattr(execution, "_verify", verify)
+    original = Change._verify_rows
+    monkeypatch.setattr(Change, "_verify_rows", verify)
 
     assert baselinedb(url, "--no-backup").code == 0
     with opened(url) as connection:

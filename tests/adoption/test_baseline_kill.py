@@ -118,11 +118,12 @@ def test_killed_at_random_moments(
 
 
 KILLED_IN = """
-import importlib, os, signal, sys
+import os, signal, sys
+from pkgutil import resolve_name
 from agentdb.serving.opening import configure
 alias = configure()
 module, _, name = sys.argv[1].rpartition(".")
-holder, calls = importlib.import_module(module), int(sys.argv[2])
+holder, calls = resolve_name(module), int(sys.argv[2])
 function = getattr(holder, name)
 def killing(*args, **kwargs):
     global calls
@@ -142,14 +143,14 @@ POINTS = [
     ("agentdb.adoption.sqlite_backup._damage", 1),
     ("agentdb.adoption.sqlite_backup._flush", 1),
     ("agentdb.adoption.sqlite_backup._flush", 2),
-    ("agentdb.adoption.execution._act", 1),
-    ("agentdb.adoption.execution.conform_table", 1),
-    ("agentdb.adoption.execution.conform_table", 2),
-    ("agentdb.adoption.execution.create_table", 1),
-    ("agentdb.adoption.execution.conform_table", 3),
-    ("agentdb.adoption.execution.MigrationRecorder", 1),
-    ("agentdb.adoption.execution._verify", 1),
-    ("agentdb.adoption.execution.checksum", 6),
+    ("agentdb.adoption.change.Change._reshape", 1),
+    ("agentdb.adoption.change.conform_table", 1),
+    ("agentdb.adoption.change.conform_table", 2),
+    ("agentdb.adoption.change.create_table", 1),
+    ("agentdb.adoption.change.conform_table", 3),
+    ("agentdb.adoption.change.MigrationRecorder", 1),
+    ("agentdb.adoption.change.Change._verify_rows", 1),
+    ("agentdb.adoption.change.checksum", 6),
 ]
 
 

@@ -344,7 +344,7 @@ def test_what_the_models_would_still_differ_from_is_undone(
     with opened(url) as connection:
         before = rows(connection, _SCHEMA[engine])
     monkeypatch.setattr(
-        "agentdb.adoption.execution.drift",
+        "agentdb.adoption.change.drift",
         lambda expected, live: ["This differs.", "That too."],
     )
 
@@ -394,7 +394,7 @@ def test_no_statement_of_the_upgrade_is_left_when_an_adoption_fails_half_way(
         before = rows(connection, _SCHEMA[engine])
     sums = itertools.count()
     monkeypatch.setattr(
-        "agentdb.adoption.execution.checksum", lambda *arguments: (3, next(sums))
+        "agentdb.adoption.change.checksum", lambda *arguments: (3, next(sums))
     )
 
     run = baselinedb(url, "--no-backup")

@@ -8,7 +8,8 @@ from collections.abc import Callable
 import pytest
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from agentdb.adoption import execution
+from agentdb.adoption.change import Change
+from agentdb.schema import Table
 from tests.helpers.baseline_runs import (
     TABLES,
     assert_adopted,
@@ -193,14 +194,15 @@ def test_an_id_that_would_change_undoes_the_adoption(
             "UPDATE agents SET id = 'mine' WHERE name = 'alpha'",
         )
         before = rows(connection, "SELECT * FROM agents ORDER BY name")
-    real = execution._sources
-    monkeypatch.setattr(
-        execution,
-        "_sources",
-        lambda connection, name, *rest: {
-            **real(connection, name, *rest), **({"id": "'x' || name"} if name == "agents" else {})
-        },
-    )  # fmt: skip
+    real = Change._sources_of
+
+    def other_ids(change: Change, name: str, table: Table) -> dict[str, str]:
+        sources = real(change, name, table)
+        if name == "agents":
+            sources["id"] = "'x' || name"
+        return sources
+
+    monkeypatch.setattr(Change, "_sources_of", other_ids)
 
     run = baselinedb(url, "--no-backup")
 
@@ -231,10 +233,10 @@ def test_a_view_that_names_the_missing_table_stands_until_the_rename(
         assert len(rows(connection, "SELECT name FROM own_view")) == 17
 
 
-Change = Callable[[BaseDatabaseWrapper], None]
+Alter = Callable[[BaseDatabaseWrapper], None]
 
 
-def sql(*statements: str, only: str | None = None) -> Change:
+def sql(*statements: str, only: str | None = None) -> Alter:
     def change(connection: BaseDatabaseWrapper) -> None:
         if only in (None, connection.vendor):
             run_sql(connection, *statements)
@@ -243,7 +245,7 @@ def sql(*statements: str, only: str | None = None) -> Change:
 
 
 # What operators do to a database and what versions in between leave out; none of it may stand in the way.
-HARMLESS: dict[str, Change] = {
+HARMLESS: dict[str, Alter] = {
     "no index on agents' tenant": sql("DROP INDEX IF EXISTS idx_agents_tenant"),
     "no index on sessions' tenant": sql("DROP INDEX IF EXISTS idx_sessions_tenant"),
     "no index on state": sql("DROP INDEX IF EXISTS idx_sandboxes_state"),

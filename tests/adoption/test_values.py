@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from agentdb.adoption.values import checksum, read_content
+from agentdb.adoption.values import checksum, read_content, timestamp_sources
 from agentdb.schema import read_tables
 from tests.helpers.legacy_databases import opened, rows
 
@@ -21,7 +21,7 @@ def test_what_the_server_wrote_is_usual(load_legacy: Load, engine: str, stem: st
         )
         [(total,)] = rows(connection, "SELECT count(*) FROM sessions")
 
-    assert (content.rows, content.odd_rows, content.bad) == (total, 0, [])
+    assert (content.rows, content.odd_rows, content.bad.total) == (total, 0, 0)
     assert all(sum(formats.values()) == total for formats in content.formats.values())
 
 
@@ -59,7 +59,7 @@ def test_an_odd_value_is_looked_at(load_legacy: Load, engine: str, change: str):
 
     assert content.odd_rows == 1
     assert (
-        sum(content.formats["created_at"].values()) == content.rows - content.bad_total
+        sum(content.formats["created_at"].values()) == content.rows - content.bad.total
     )
 
 
@@ -67,6 +67,9 @@ def test_a_checksum_tells_where_one_value_ends(load_legacy: Load, engine: str):
     sums = []
     with opened(load_legacy("era-b-empty")) as connection:
         table = read_tables(connection)["agents"]
+        sources = timestamp_sources(
+            connection, read_content(connection, "agents", table)
+        )
         columns = [column.name for column in table.columns]
         for name, path in (("ab", "c"), ("a", "bc"), ("ab", "c")):
             rows(connection, "DELETE FROM agents")
@@ -75,7 +78,7 @@ def test_a_checksum_tells_where_one_value_ends(load_legacy: Load, engine: str):
                 "INSERT INTO agents (id, name, path, created_at, updated_at)"
                 f" VALUES ('i', '{name}', '{path}', '2026-02-19 20:53:16', '2026-02-19 20:53:16')",
             )
-            sums.append(checksum(connection, "agents", table, columns))
+            sums.append(checksum(connection, "agents", table, columns, sources))
 
     assert sums[0] == sums[2] != sums[1]
     assert sums[0][0] == 1

@@ -6,8 +6,8 @@ from typing import Any
 from django.core.management.base import CommandParser
 from django.db import connections
 
-from agentdb.adoption.execution import AdoptionRefusedError, Listener, adopt, look
-from agentdb.adoption.plan import Findings, Plan
+from agentdb.adoption.execution import adopt, look
+from agentdb.adoption.plan import AdoptionRefusedError, Findings, Plan
 from agentdb.adoption.report import (
     as_json,
     describe_findings,
@@ -52,8 +52,7 @@ class Command(DatabaseCommand):
                     raise AdoptionRefusedError(plan.refusals)
 
         run = look if check else adopt
-        listener = Listener(self.progress.say, self.progress, found)
-        outcome = run(database, listener, backup=not no_backup)
+        outcome = run(database, self.progress, found, backup=not no_backup)
         self.progress.clear()
         if json:
             self.print_json(as_json(outcome, checked=check))

@@ -1,0 +1,276 @@
+"""Changes the tables, verifies every row, and records the migrations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cached_property
+from typing import Any
+
+from django.apps import apps
+from django.db import DatabaseError, transaction
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.migrations.recorder import MigrationRecorder
+
+from agentdb.adoption.conforming import conform_table, create_table
+from agentdb.adoption.culprits import naming_culprits
+from agentdb.adoption.obstacles import OLD_COLUMNS, first_line
+from agentdb.adoption.ownership import RECORD, hand_over
+from agentdb.adoption.plan import (
+    AdoptionRefusedError,
+    Findings,
+    Plan,
+    changing_columns,
+    comparable_columns,
+    makes_ids,
+)
+from agentdb.adoption.progress import Progress
+from agentdb.adoption.shapes import APP
+from agentdb.adoption.sqlite_rebuild import rename
+from agentdb.adoption.values import checksum, timestamp_sources
+from agentdb.models import new_id
+from agentdb.schema import Table, drift, read_tables
+from agentdb.schema.migration_lock import event_triggers
+from agentdb.schema.migration_record import migration_names
+from agentdb.schema.queries import rows, run
+from agentdb.schema.sqltext import quote_name
+
+_OWN_COLLATIONS = ("BINARY", "NOCASE", "RTRIM")  # SQLite's
+# agents are last: until the sessions are rebuilt, their foreign key protects the agents' key.
+_ORDER = ("sessions", "sandboxes", "api_keys", "agents")
+
+
+class Change:
+    """The change of one database. Lives from the decision until the rows and the schema are verified.
+
+    This class is CockroachDB's, where each step stays and the next run continues. The others extend it.
+    """
+
+    fresh_id = "gen_random_uuid()::text"  # SQL
+
+    def __init__(
+        self,
+        connection: BaseDatabaseWrapper,
+        findings: Findings,
+        plan: Plan,
+        progress: Progress,
+    ) -> None:
+        self.connection = connection
+        self.findings = findings
+        self.plan = plan
+        self.progress = progress
+        self.old = findings.shape.tables
+
+    def run(self) -> dict[str, int]:
+        """Change everything and verify it; return the checksum of each old table.
+
+        Raises ``AdoptionRefusedError`` unless every row is there, unchanged, and agentdb can use what was created.
+        """
+        # Over the texts as the conversion will read them. The same sum over the converted columns proves every value,
+        # and needs no copy of the old rows; both are taken in the transaction, so nobody can write in between.
+        before = {
+            name: self._checksum(name, table, self._sources[name])
+            for name, table in self.old.items()
+        }
+        ids = self._ids_to_keep()
+        with self._watched():
+            self._reshape()
+            # Before recording anything, because on CockroachDB the next run continues one that is stopped here.
+            self.progress.say("Verifying.")
+            self._verify_rows(before, ids)
+            self._record()
+        return {name: total for name, (_, total) in before.items()}
+
+    def rehearse(self) -> None:
+        """Do the same to tables without rows, so that there are none to verify."""
+        self._reshape()
+        self._record()
+
+    def _watched(self) -> AbstractContextManager[None]:
+        """Find out, around the change, what this engine does not say itself."""
+        return nullcontext()
+
+    def _reshape(self) -> None:
+        for stored, name in self.plan.renames.items():
+            rename(self.connection, stored, name)
+        if not self.plan.conform:
+            return
+        self.progress.say("Bringing the tables to their new shape.")
+        models = {
+            model._meta.db_table: model
+            for model in apps.get_app_config(APP).get_models()
+        }
+        is_online = self.findings.is_online
+        with self.connection.schema_editor(atomic=not is_online) as editor:
+            for name in _ORDER:
+                # On CockroachDB a killed run may have created the table: conform_table() creates it or goes on with it.
+                if name in self.old or is_online:
+                    sources = self._sources.get(name, {})
+                    conform_table(editor, models[name], sources, self.progress.say)
+                else:
+                    create_table(editor, models[name])
+
+    @cached_property
+    def _sources(self) -> dict[str, dict[str, str]]:
+        """By table and column, SQL for values that are missing, or get another type or format."""
+        return {name: self._sources_of(name, table) for name, table in self.old.items()}
+
+    def _sources_of(self, name: str, table: Table) -> dict[str, str]:
+        content = self.findings.contents[name]
+        sources = timestamp_sources(self.connection, content)
+        if makes_ids(name, table):
+            fresh = self.fresh_id
+            sources["id"] = f"coalesce(id, {fresh})" if table.column("id") else fresh
+        return sources
+
+    def _record(self) -> None:
+        recorder = MigrationRecorder(self.connection)
+        recorder.ensure_schema()
+        self._hand_over()
+        for name in migration_names():
+            if name not in self.findings.shape.recorded:
+                recorder.record_applied(APP, name)
+        # Last, because event triggers have changed by now whatever they change, the new django_migrations included.
+        self._verify_schema()
+
+    def _hand_over(self) -> None:
+        """Give the new tables to whom the old ones belong."""
+
+    # The proof ------------------------------------------------------------------------------------------------------
+
+    def _checksum(
+        self, name: str, table: Table, sources: Mapping[str, str]
+    ) -> tuple[int, int]:
+        """Return row count and checksum over the old table's columns, which ``table`` holds now."""
+        columns = comparable_columns(name, self.old[name])
+        return checksum(self.connection, name, table, columns, sources)
+
+    def _ids_to_keep(self) -> set[tuple[Any, ...]]:
+        """Return name and id of the agents that have one, if the checksum omits ids because others have none."""
+        agents = self.old.get("agents")
+        if agents is None or agents.column("id") is None:
+            return set()
+        if not makes_ids("agents", agents):
+            return set()
+        name = quote_name(agents.name)
+        sql = f"SELECT name, id FROM {name} WHERE id IS NOT NULL"
+        return set(rows(self.connection, sql))
+
+    def _verify_rows(
+        self, before: Mapping[str, tuple[int, int]], ids: set[tuple[Any, ...]]
+    ) -> None:
+        live = read_tables(self.connection)
+        changed = []
+        if ids and not ids.issubset(
+            rows(self.connection, "SELECT name, id FROM agents")
+        ):
+            changed.append("agents: other ids")
+        for name, expected in before.items():
+            after = self._checksum(name, live[name], {})
+            if after != expected:
+                changed.append(
+                    f"{name}: {expected[0]:,} rows before, {after[0]:,} after"
+                )
+        # Not on a server: the adoption does not touch other tables there, and others may change them meanwhile.
+        if self.connection.vendor == "sqlite":
+            others = self.findings.shape.others
+            changed += [
+                name for name in others if live.get(name) != self.findings.live[name]
+            ]
+        if changed:
+            undone = (
+                "" if self.findings.is_online else ". The transaction was rolled back"
+            )
+            raise AdoptionRefusedError.of(
+                f"The rows differ after the conversion{undone}. Please report this as a bug of "
+                f"agentdb. Tables: {'; '.join(changed)}."
+            )
+
+    def _verify_schema(self) -> None:
+        live = read_tables(self.connection)
+        differences = drift(self.findings.wanted, live)
+        if RECORD in live and "row security" in live[RECORD].options:
+            differences.append(
+                f"Table {RECORD} has row security: agentdb could not read the record of migrations."
+            )
+        if not differences:
+            return
+        lines = "".join(f"\n  {difference}" for difference in differences)
+        if self.findings.is_online:
+            message = f"The tables still differ from the models, and steps that were done stay:{lines}"
+        else:
+            message = f"The tables would still differ from the models, so nothing was changed:{lines}"
+        raise AdoptionRefusedError.of(message, *event_triggers(self.connection))
+
+
+class _OnSqlite(Change):
+    fresh_id = "agentdb_new_id()"
+
+    def _reshape(self) -> None:
+        self.connection.connection.create_function("agentdb_new_id", 0, new_id)
+        self._stand_in_for_collations()
+        super()._reshape()
+
+    def _stand_in_for_collations(self) -> None:
+        """Let SQLite parse indexes of other tables whose collations only the operator's program defines.
+
+        Renaming a table parses every index. Nothing is compared, because the other tables are not written to.
+        """
+        raw = self.connection.connection
+        ours = {name.lower() for name in self.findings.shape.stored_as.values()}
+        found = raw.execute(
+            "SELECT DISTINCT lower(m.tbl_name), x.coll FROM sqlite_master m, pragma_index_xinfo(m.name) x"
+            " WHERE m.type = 'index' AND x.coll IS NOT NULL"
+        )
+        for table, collation in found.fetchall():
+            if table not in ours and collation.upper() not in _OWN_COLLATIONS:
+                raw.create_collation(collation, lambda one, other: 0)
+
+
+class _OnPostgreSql(Change):
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        # What could not be updated before is not the adoption's doing.
+        not_updatable = self._not_updatable(self.old)
+        changing = changing_columns(self.findings.shape, self.findings.wanted)
+        # SQLite's rehearsal has named them already. CockroachDB has no transaction in which to try again.
+        with naming_culprits(self.connection, changing):
+            yield
+        now = self._not_updatable(OLD_COLUMNS)
+        if broken := [now[table] for table in now.keys() - not_updatable.keys()]:
+            raise AdoptionRefusedError.of(*broken)
+
+    def _not_updatable(self, tables: Iterable[str]) -> dict[str, str]:
+        """Return by table why PostgreSQL refuses updates, for example a publication without the key."""
+        reasons = {}
+        for table in tables:
+            column = "id" if table != "agents" else "name"  # which every old shape has
+            # The server checks publications before it reads rows.
+            sql = f"UPDATE {quote_name(table)} SET {column} = {column} WHERE false"
+            try:
+                # Rolled back, because a trigger of the operator's for each statement fires without rows too.
+                with transaction.atomic(using=self.connection.alias):
+                    run(self.connection, sql)
+                    transaction.set_rollback(True, using=self.connection.alias)
+            except DatabaseError as error:
+                diagnosis = getattr(error.__cause__, "diag", None)
+                detail = getattr(diagnosis, "message_detail", None) or ""
+                reason = f"{first_line(error)} {detail}".rstrip()
+                reasons[table] = f"Table {table} could not be updated: {reason}"
+        return reasons
+
+    def _hand_over(self) -> None:
+        # After all changes of the schema: until now this role owns the tables that it created, and could change them.
+        present = {*self.findings.live, *self.old}
+        made = [name for name in (RECORD, *OLD_COLUMNS) if name not in present]
+        hand_over(self.connection, made, self.old)
+
+
+def change_of(
+    connection: BaseDatabaseWrapper,
+    findings: Findings,
+    plan: Plan,
+    progress: Progress,
+) -> Change:
+    kinds = {"sqlite": _OnSqlite, "postgresql": _OnPostgreSql}
+    return kinds.get(connection.vendor, Change)(connection, findings, plan, progress)
