@@ -7,7 +7,15 @@ from typing import Any
 
 from benchmarks.bars import bars
 
-PEERS = ("raw", "agentdb", "django", "sqlalchemy core", "sqlalchemy orm", "djanorm")
+PEERS = (
+    "raw",
+    "read committed",
+    "agentdb",
+    "django",
+    "sqlalchemy core",
+    "sqlalchemy orm",
+    "djanorm",
+)
 
 
 def table(

@@ -52,8 +52,22 @@ def _per_call(
     synchronous: str,
     block: int,
 ) -> dict[str, Any]:
-    """Time each operation of each peer. SQLite peers have a copy of the file each: one's write empties the others'
-    page caches. PostgreSQL's share a database, whose cache is the server's."""
+    """Time each operation of each peer, with the server on other cores than the caller.
+
+    SQLite peers have a copy of the file each: one's write empties the others' page caches. PostgreSQL's share a
+    database, whose cache is the server's.
+    """
+    with run.server.apart():
+        return _timings(run, operations, engine, synchronous, block)
+
+
+def _timings(
+    run: Run,
+    operations: tuple[Operation, ...],
+    engine: str,
+    synchronous: str,
+    block: int,
+) -> dict[str, Any]:
     opened: dict[str, tuple[Any, Rows]] = {}
     shared = None if engine == "sqlite" else run.copy(engine)
     for name in run.peers:

@@ -11,6 +11,7 @@ from benchmarks.databases import Database
 # Raw and agentdb return records; the others return what they give their users, which spares them that work.
 MODULES = {
     "raw": "benchmarks.peers.raw",
+    "read committed": "benchmarks.peers.read_committed",
     "agentdb": "benchmarks.peers.own",
     "django": "benchmarks.peers.plain_django",
     "sqlalchemy core": "benchmarks.peers.sqlalchemy_core",

@@ -49,6 +49,7 @@ class Raw:
     sandbox: Callable[..., SandboxRecord]
     api_key: Callable[..., ApiKeyRecord]
     begin: str
+    begin_serializable: str
 
     def __init__(self, mark: str, code_point: str) -> None:
         def sql(text: str) -> str:
@@ -373,14 +374,15 @@ class Raw:
         return self.execute(self.DELETE_API_KEY, (id,)).rowcount > 0
 
     def run_transaction(self, fn: Callable[[Any], Any]) -> Any:
-        self.execute(self.begin)
+        """Serializable, because less would not be the same transaction."""
+        self.execute(self.begin_serializable)
         result = fn(self)
         self.execute("COMMIT")
         return result
 
 
 class RawSqlite(Raw):
-    begin = "BEGIN IMMEDIATE"
+    begin = begin_serializable = "BEGIN IMMEDIATE"
 
     def __init__(self, database: Database) -> None:
         super().__init__("?", "")
@@ -402,6 +404,7 @@ class RawSqlite(Raw):
 
 class RawPostgres(Raw):
     begin = "BEGIN"
+    begin_serializable = "BEGIN ISOLATION LEVEL SERIALIZABLE"
 
     def __init__(self, database: Database) -> None:
         super().__init__("%s", ' COLLATE "C"')
@@ -414,6 +417,13 @@ class RawPostgres(Raw):
         self.session = SessionRecord
         self.sandbox = SandboxRecord
         self.api_key = ApiKeyRecord
+
+    def run_read_committed(self, fn: Callable[[Any], Any]) -> Any:
+        """What a plain BEGIN gives on PostgreSQL, for comparison."""
+        self.execute(self.begin)
+        result = fn(self)
+        self.execute("COMMIT")
+        return result
 
 
 def connect_postgres(database: Database) -> psycopg.Connection[Any]:

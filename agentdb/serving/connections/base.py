@@ -127,7 +127,7 @@ class Connection(ABC):
         return run(self)
 
     @abstractmethod
-    def is_at_hand(self) -> bool:
+    def is_at_hand(self, *, writing: bool) -> bool:
         """Whether a cheap check says that it can be used as it is; if not, ``Slot.ready`` checks further."""
 
     @abstractmethod
@@ -220,14 +220,17 @@ class Slot:
     # Therefore the driver is asked before each operation whether the connection is in the middle of something, and
     # then it is reset or replaced.
 
-    def ready(self, limit: float | None = None) -> Connection:
-        """Return a connection for a call outside a transaction: open, alive and idle."""
+    def ready(self, limit: float | None = None, *, writing: bool = True) -> Connection:
+        """Return a connection for a call outside a transaction: open, alive and idle.
+
+        ``limit``: the seconds for opening one. A read may find out by itself that the server has hung up.
+        """
         # The usual way, kept short: three comparisons and one question to the operating system.
         connection = self._connection
         if (
             connection is None
             or connection.raw is not self.wrapper.connection
-            or not connection.is_at_hand()
+            or not connection.is_at_hand(writing=writing)
         ):
             connection = self._kept()
             if connection is None:

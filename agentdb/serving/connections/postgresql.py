@@ -135,18 +135,18 @@ class _Driver:
         return raw
 
 
-def _until(waits: Generator[Any, Any, Any], ends: float) -> Generator[Any, Any, Any]:
-    """Pass on what connecting waits for; psycopg comes back at least ten times a second."""
-    ready = None
-    while True:
-        try:
-            wanted = waits.send(ready)
-        except StopIteration as end:
-            return end.value
-        # Asked after each wake-up, also of a server that keeps sending a byte now and then.
-        ready = yield wanted
-        if time.monotonic() > ends:
-            raise psycopg.errors.ConnectionTimeout("connection timeout expired")
+def _until(
+    waits: Generator[Any, Any, Any], ends: float, ready: Any = None
+) -> Generator[Any, Any, Any]:
+    """Pass on what psycopg waits for, which comes back at least ten times a second; raise ``ConnectionTimeout``."""
+    try:
+        while True:
+            # The clock is asked after each wake-up, also of a server that keeps sending a byte now and then.
+            ready = yield waits.send(ready)
+            if time.monotonic() > ends:
+                raise psycopg.errors.ConnectionTimeout("connection timeout expired")
+    except StopIteration as end:
+        return end.value
 
 
 class _Limit:
@@ -160,34 +160,38 @@ class _Limit:
     ) -> None:
         self._engine, self._raw, self._seconds = engine, raw, seconds
 
-    def wait(self, waits: Generator[Any, Any, Any], *args: Any, **options: Any) -> Any:
-        return psycopg.Connection.wait(
-            self._raw, self._limited(waits), *args, **options
-        )
+    def wait(self, waits: Generator[Any, Any, Any], **options: Any) -> Any:
+        return psycopg.Connection.wait(self._raw, self._limited(waits), **options)
 
     def _limited(self, waits: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
+        # The loop of _until(), without a generator in between: each statement passes here.
         ends = time.monotonic() + self._seconds
-        ready, cancelled = None, ""
-        while True:
-            try:
-                wanted = waits.send(ready)
-            except StopIteration as end:
-                return end.value
-            except psycopg.errors.QueryCanceled as error:
-                if not cancelled:
-                    raise
-                raise CallCancelled(cancelled) from error
-            ready = yield wanted
-            if time.monotonic() < ends:
-                continue
-            if cancelled:
-                self._raw.close()
-                raise CallTimeout(cancelled)
-            # First ask the server to stop: it then answers with an error, and connection and locks are in a known
-            # state. Only a server that does not answer that either loses the connection, and the outcome is unknown.
-            cancelled = self._engine.silence()
-            cancel(self._raw)
-            ends = time.monotonic() + _ANSWER_SECONDS
+        ready = None
+        try:
+            while True:
+                ready = yield waits.send(ready)
+                if time.monotonic() > ends:
+                    break
+        except StopIteration as end:
+            return end.value
+        return (yield from self._cancelled(waits, ready))
+
+    def _cancelled(
+        self, waits: Generator[Any, Any, Any], ready: Any
+    ) -> Generator[Any, Any, Any]:
+        """Ask the server to stop: it then answers with an error, and connection and locks are in a known state.
+
+        Only a server that does not answer that either loses the connection, and the outcome is unknown.
+        """
+        silence = self._engine.silence()
+        cancel(self._raw)
+        try:
+            return (yield from _until(waits, time.monotonic() + _ANSWER_SECONDS, ready))
+        except psycopg.errors.QueryCanceled as error:
+            raise CallCancelled(silence) from error
+        except psycopg.errors.ConnectionTimeout:
+            self._raw.close()
+            raise CallTimeout(silence) from None
 
 
 def cancel(raw: psycopg.Connection[Any]) -> None:
@@ -285,9 +289,11 @@ class PostgresConnection(Connection):
             "the primary has stored it, and its synchronous standby did not say that it has"
         )
 
-    def is_at_hand(self) -> bool:
+    def is_at_hand(self, *, writing: bool) -> bool:
         # libpq knows the state of the session without asking; one poll() shows whether the server has hung up since.
-        return self.raw.pgconn.transaction_status == _IDLE and not self._readable(0)
+        # A read needs none: if its connection is lost, it is repeated on another one, which a write may not be.
+        is_idle: bool = self.raw.pgconn.transaction_status == _IDLE
+        return is_idle and not (writing and self._readable(0))
 
     def is_clean(self) -> bool:
         return bool(self.raw.pgconn.transaction_status == _IDLE)

@@ -235,7 +235,7 @@ class SqliteConnection(Connection):
             return cursor
         return self.raw.execute(sql, params)
 
-    def is_at_hand(self) -> bool:
+    def is_at_hand(self, *, writing: bool) -> bool:
         # A read within a tenth of a second of the last look is let through: what it may miss is what it would also
         # miss if the file were moved a moment later. A write is checked again after its COMMIT.
         is_fresh = not self._is_file or time.monotonic() - self._looked < _LOOK_SECONDS
