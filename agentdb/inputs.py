@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import (
-    Callable,
-    Collection,
-    Mapping,
-)
+from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from types import AsyncGeneratorType, GeneratorType
 from typing import Any, TypeVar
 
@@ -245,3 +242,81 @@ def plain_result(result: R) -> R:
 
 _NOT_A_COROUTINE = "run_transaction() takes a plain function, not a coroutine: its calls run in one thread."
 _NOT_A_GENERATOR = "run_transaction() takes a plain function, not a generator, whose calls would run after the end."
+
+
+# -- the arguments of a method of Db, which its annotations tell apart
+
+# What messages call an argument, if it is not by its own name.
+_CALLED = {
+    "name": "Agent name",
+    "agent": "Agent name",
+    "agent_name": "Agent name",
+    "path": "Agent path",
+    "tenant_id": "Tenant id",
+    "session_id": "Session id",
+    "sandbox_id": "Sandbox id",
+    "runner_id": "Runner id",
+    "workspace_dir": "Workspace directory",
+    "key_hash": "Key hash",
+    "label": "Label",
+    "plain": "An API key",
+}
+# Any string will do for these, even an empty one.
+TEXTS = ("path", "workspace_dir", "label")
+
+# Each is given what messages call the argument, and the value.
+_CHECKS: dict[str, Callable[[str, Any], Any]] = {
+    "str": identifier,
+    "str | EllipsisType": lambda what, value: (
+        value if value is ... else identifier(what, value)
+    ),
+    "Collection[str]": identifiers,
+    "SessionStatusInput": lambda _, status: session_status(status),
+    "SessionStatusesInput": session_statuses,
+    "SandboxStateInput": lambda _, state: sandbox_state(state),
+    "SandboxStatesInput": sandbox_states,
+    "int": lambda _, limit: page_limit(limit),
+    "datetime": aware_instant,
+    "timedelta": lambda _, length: silence(length),
+    "Sequence[str]": other_tables,
+}
+
+
+def called(method: str, argument: str) -> str:
+    """Return what messages call the argument of a method; an id is that of the rows that the method is named for."""
+    if argument not in ("id", "ids"):
+        return _CALLED.get(argument, argument)
+    rows = method.split("_")[1]  # as in update_sandbox_session
+    if rows == "api":
+        return "API key id"
+    return "Session id" if rows.startswith("session") else "Sandbox id"
+
+
+def argument_checks(method: Callable[..., Any]) -> dict[str, Callable[[Any], Any]]:
+    """Return the checks of the arguments of a method with the signature of ``Db``'s; each returns the value to use.
+
+    A tenant, a page's position and a plain key have none: what they may be depends on more than the method.
+    """
+    checks: dict[str, Callable[[Any], Any]] = {}
+    for name, parameter in inspect.signature(method).parameters.items():
+        annotation = str(parameter.annotation)
+        check = _CHECKS.get(annotation.removesuffix(_OR_NONE))
+        if check is None or name in ("tenant_id", "plain"):
+            continue
+        if name in TEXTS:
+            check = text
+        is_optional = annotation.endswith(_OR_NONE)
+        what = called(method.__name__, name)
+        checks[name] = partial(_checked, check, what, is_optional)
+    return checks
+
+
+_OR_NONE = " | None"
+
+
+def _checked(
+    check: Callable[[str, Any], Any], what: str, is_optional: bool, value: object
+) -> Any:
+    if value is None and is_optional:
+        return None
+    return check(what, value)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 import uuid
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from copy import copy
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import wraps
 from types import EllipsisType, TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar
 
 from agentdb.errors import (
     AgentDbError,
@@ -18,22 +21,12 @@ from agentdb.errors import (
     InvalidInputError,
 )
 from agentdb.inputs import (
-    aware_instant,
+    argument_checks,
     check_tenant,
     identifier,
-    identifiers,
-    optional_identifier,
-    other_tables,
-    page_limit,
     page_position,
     plain_function,
     plain_result,
-    sandbox_state,
-    sandbox_states,
-    session_status,
-    session_statuses,
-    silence,
-    text,
 )
 from agentdb.interface import (
     DEFAULT_TENANT_ID,
@@ -52,647 +45,79 @@ from agentdb.interface import (
 )
 from agentdb.keys import KeyHashes
 
+P = ParamSpec("P")
 R = TypeVar("R")
-Record = TypeVar("Record", AgentRecord, SessionRecord, SandboxRecord, ApiKeyRecord)
+Record = TypeVar(
+    "Record", bound=AgentRecord | SessionRecord | SandboxRecord | ApiKeyRecord
+)
+Dated = TypeVar("Dated", SessionRecord, SandboxRecord, ApiKeyRecord)
+Paged = TypeVar("Paged", SessionRecord, SandboxRecord)
 
 _RUNNING = (SessionStatus.ACTIVE, SessionStatus.STARTING)
 _FINISHED = (SessionStatus.ENDED, SessionStatus.STOPPED, SessionStatus.ERROR)
-_EVICTED_FIRST = (SandboxState.COLD, SandboxState.WARM, SandboxState.WAITING)
+_EVICTED_FIRST = [SandboxState.COLD, SandboxState.WARM, SandboxState.WAITING]
 
 
-@dataclass
-class _Tables:
-    """All rows by id. Records are immutable, so a copy of the dictionaries is a snapshot."""
+class _Table(Generic[Record]):
+    """One table, as a ``Db`` sees it: all rows, or those of a tenant."""
 
-    agents: dict[str, AgentRecord] = field(default_factory=dict)
-    sessions: dict[str, SessionRecord] = field(default_factory=dict)
-    sandboxes: dict[str, SandboxRecord] = field(default_factory=dict)
-    keys: dict[str, ApiKeyRecord] = field(default_factory=dict)
-
-    def kept(self) -> _Tables:
-        return _Tables(
-            copy(self.agents),
-            copy(self.sessions),
-            copy(self.sandboxes),
-            copy(self.keys),
+    def __init__(self, rows: dict[str, Record], tenant_id: str | None = None) -> None:
+        self.rows = (
+            rows  # of all tenants, by id; the views of a Db share the dictionary
         )
+        self._tenant_id = tenant_id
 
-    def put_back(self, kept: _Tables) -> None:
-        # In this object, which all views share: one made in the transaction must see the old rows again too.
-        self.agents, self.sessions = kept.agents, kept.sessions
-        self.sandboxes, self.keys = kept.sandboxes, kept.keys
+    def of_tenant(self, tenant_id: str) -> _Table[Record]:
+        return _Table(self.rows, tenant_id)
 
+    def all(self, **wanted: Any) -> list[Record]:
+        """Return all rows with the wanted values.
 
-class MemoryDb(Db):
-    """A ``Db`` that behaves like the real ones, errors included, and keeps its rows in memory.
+        A column is compared with a string, with a collection of which any will do, or not at all if it is None.
+        """
+        return [row for row in self.rows.values() if self._fits(row, wanted)]
 
-    Threads take turns, so a transaction has the database to itself and no call conflicts. ``clock`` returns the time of
-    each call, an aware ``datetime``; set it to control the ages of rows.
-    """
-
-    def __init__(
-        self,
-        *,
-        clock: Callable[[], datetime] | None = None,
-        key_secret: str | None = None,
-    ) -> None:
-        self._hashes = KeyHashes(key_secret)
-        self._clock = clock or (lambda: datetime.now(UTC))
-        self._tables = _Tables()
-        self._lock = threading.RLock()
-        self._tenant_id: str | None = None
-        self._whole = self
-        self._transaction: _Transaction | None = None  # that this is the view of
-        self._closed = False
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    # -- agents
-
-    def upsert_agent(
-        self, name: str, path: str, tenant_id: str = DEFAULT_TENANT_ID
-    ) -> AgentRecord:
-        name = identifier("Agent name", name)
-        path = text("Agent path", path)
-        tenant_id = self._tenant(tenant_id)
-        with self._turn() as tables:
-            now = self._now()
-            old = self._find(tables.agents, name=name, tenant_id=tenant_id)
-            if old is None:
-                id = str(uuid.uuid4())
-                agent = AgentRecord(id, tenant_id, name, 1, path, now, now)
-            else:
-                agent = replace(old, version=old.version + 1, path=path, updated_at=now)
-            tables.agents[agent.id] = agent
-            return agent
-
-    def get_agent(
-        self, name: str, tenant_id: str = DEFAULT_TENANT_ID
-    ) -> AgentRecord | None:
-        name = identifier("Agent name", name)
-        tenant_id = self._tenant(tenant_id)
-        with self._turn() as tables:
-            return self._find(tables.agents, name=name, tenant_id=tenant_id)
-
-    def list_agents(self, tenant_id: str = DEFAULT_TENANT_ID) -> list[AgentRecord]:
-        tenant_id = self._tenant(tenant_id)
-        with self._turn() as tables:
-            return sorted(
-                self._all(tables.agents, tenant_id=tenant_id),
-                key=lambda agent: agent.name,
-            )
-
-    def delete_agent(self, name: str, tenant_id: str = DEFAULT_TENANT_ID) -> bool:
-        name = identifier("Agent name", name)
-        tenant_id = self._tenant(tenant_id)
-        with self._turn() as tables:
-            # Whether or not the agent exists: sessions name it by a soft reference, and may have outlived it.
-            for session in self._all(
-                tables.sessions, agent_name=name, tenant_id=tenant_id
-            ):
-                del tables.sessions[session.id]
-            agent = self._find(tables.agents, name=name, tenant_id=tenant_id)
-            return agent is not None and self._delete(tables.agents, agent.id)
-
-    # -- sessions
-
-    def insert_session(
-        self,
-        id: str,
-        agent_name: str,
-        sandbox_id: str,
-        tenant_id: str = DEFAULT_TENANT_ID,
-    ) -> SessionRecord:
-        id = identifier("Session id", id)
-        agent_name = identifier("Agent name", agent_name)
-        sandbox_id = identifier("Sandbox id", sandbox_id)
-        tenant_id = self._tenant(tenant_id)
-        with self._turn() as tables:
-            if id in tables.sessions:
-                raise DuplicateKeyError(f"A session with the id {id!r} exists already.")
-            now = self._now()
-            session = SessionRecord(
-                id, tenant_id, agent_name, sandbox_id, "starting", None, now, now
-            )
-            tables.sessions[id] = session
-            return session
-
-    def update_session_status(
-        self,
-        id: str,
-        status: SessionStatusInput,
-        *,
-        only_if: SessionStatusesInput | None = None,
-    ) -> bool:
-        wanted = (
-            {} if only_if is None else {"status": session_statuses("only_if", only_if)}
-        )
-        return self._update_session(id, wanted, status=session_status(status))
-
-    def update_session_sandbox(self, id: str, sandbox_id: str) -> bool:
-        return self._update_session(id, sandbox_id=identifier("Sandbox id", sandbox_id))
-
-    def update_session_runner(
-        self,
-        id: str,
-        runner_id: str | None,
-        *,
-        only_if: str | EllipsisType | None = ...,
-    ) -> bool:
-        wanted = (
-            {}
-            if only_if is ...
-            else {"runner_id": [optional_identifier("only_if", only_if)]}
-        )
-        return self._update_session(
-            id, wanted, runner_id=optional_identifier("Runner id", runner_id)
-        )
-
-    def get_session(self, id: str) -> SessionRecord | None:
-        id = identifier("Session id", id)
-        with self._turn() as tables:
-            return self._get(tables.sessions, id)
-
-    def list_sessions(
-        self,
-        tenant_id: str = DEFAULT_TENANT_ID,
-        agent: str | None = None,
-        *,
-        status: SessionStatusesInput | None = None,
-        runner_id: str | None = None,
-        limit: int | None = None,
-        before: SessionRecord | str | None = None,
-    ) -> list[SessionRecord]:
-        wanted = self._sessions_wanted(tenant_id, agent, status)
-        if runner_id is not None:
-            wanted["runner_id"] = identifier("Runner id", runner_id)
-        limit = None if limit is None else page_limit(limit)
-        position = None if before is None else page_position(before, SessionRecord)
-        with self._turn() as tables:
-            return _page(self._all(tables.sessions, **wanted), limit, position)
-
-    def count_sessions(
-        self,
-        tenant_id: str = DEFAULT_TENANT_ID,
-        *,
-        agent: str | None = None,
-        status: SessionStatusesInput | None = None,
-    ) -> int:
-        wanted = self._sessions_wanted(tenant_id, agent, status)
-        with self._turn() as tables:
-            return len(self._all(tables.sessions, **wanted))
-
-    def list_sessions_by_runner(self, runner_id: str) -> list[SessionRecord]:
-        runner_id = identifier("Runner id", runner_id)
-        with self._turn() as tables:
-            return _newest_first(self._all(tables.sessions, runner_id=runner_id))
-
-    def claim_session(
-        self, id: str, runner_id: str, *, silent_for: timedelta | None = None
-    ) -> SessionRecord | None:
-        id = identifier("Session id", id)
-        runner_id = identifier("Runner id", runner_id)
-        silent_for = None if silent_for is None else silence(silent_for)
-        with self._turn() as tables:
-            session = self._get(tables.sessions, id)
-            if session is None or session.status in _FINISHED:
-                return None
-            now = self._now()
-            is_free = (
-                session.runner_id in (None, runner_id)
-                or session.status == SessionStatus.PAUSED
-            )
-            is_silent = (
-                silent_for is not None and session.last_active_at < now - silent_for
-            )
-            if not is_free and not is_silent:
-                return None
-            tables.sessions[id] = _active(session, now, runner_id=runner_id)
-            return tables.sessions[id]
-
-    def get_silent_sessions(
-        self, older_than: datetime, *, limit: int | None = None
-    ) -> list[SessionRecord]:
-        older_than = aware_instant("older_than", older_than)
-        limit = None if limit is None else page_limit(limit)
-        with self._turn() as tables:
-            live = self._all(tables.sessions, status=_RUNNING)
-        silent = [session for session in live if session.last_active_at < older_than]
-        return _least_recently_active(silent)[:limit]
-
-    def touch_session(self, id: str, *, runner_id: str | None = None) -> bool:
-        id = identifier("Session id", id)
-        return self._update_session(id, _on_runner(runner_id))
-
-    def touch_sessions(
-        self, ids: Collection[str], *, runner_id: str | None = None
-    ) -> list[str]:
-        ids = identifiers("Session id", ids)
-        wanted = _on_runner(runner_id)
-        with self._turn() as tables:
-            now = self._now()
-            found = self._several(tables.sessions, ids, **wanted)
-            _put(tables.sessions, (_active(session, now) for session in found))
-            return [row.id for row in found]
-
-    def delete_session(self, id: str) -> bool:
-        id = identifier("Session id", id)
-        with self._turn() as tables:
-            return self._delete(tables.sessions, id)
-
-    def bulk_pause_sessions_by_runner(self, runner_id: str) -> int:
-        return self._pause(runner_id=identifier("Runner id", runner_id))
-
-    def bulk_pause_active_sessions(self) -> int:
-        return self._pause()
-
-    def prune_sessions(
-        self, ended_before: datetime, limit: int, *, also: Sequence[str] = ()
-    ) -> int:
-        ended_before = aware_instant("ended_before", ended_before)
-        limit = page_limit(limit)
-        for table in other_tables("also", also):
-            raise InvalidInputError(f"No table {table!r} has a column 'session_id'.")
-        with self._turn() as tables:
-            finished = self._all(tables.sessions, status=_FINISHED)
-            pruned = {
-                session.id
-                for session in _least_recently_active(finished)[:limit]
-                if session.last_active_at < ended_before
-            }
-            for sandbox in self._all(tables.sandboxes, state="cold", session_id=pruned):
-                del tables.sandboxes[sandbox.id]
-            for id in pruned:
-                del tables.sessions[id]
-            return len(pruned)
-
-    def _sessions_wanted(
-        self, tenant_id: str, agent: str | None, status: object
-    ) -> dict[str, Any]:
-        wanted: dict[str, Any] = {"tenant_id": self._tenant(tenant_id)}
-        if agent is not None:
-            wanted["agent_name"] = identifier("Agent name", agent)
-        if status is not None:
-            wanted["status"] = session_statuses("status", status)
-        return wanted
-
-    def _update_session(
-        self, id: str, wanted: dict[str, Any] | None = None, **values: Any
-    ) -> bool:
-        id = identifier("Session id", id)
-        with self._turn() as tables:
-            session = self._get(tables.sessions, id)
-            if session is None or not _fits(session, wanted or {}):
-                return False
-            tables.sessions[id] = _active(session, self._now(), **values)
-            return True
-
-    def _pause(self, **wanted: str) -> int:
-        with self._turn() as tables:
-            now = self._now()
-            live = self._all(tables.sessions, status=_RUNNING, **wanted)
-            _put(
-                tables.sessions, (_active(each, now, status="paused") for each in live)
-            )
-            return len(live)
-
-    # -- sandboxes
-
-    def insert_sandbox(
-        self,
-        id: str,
-        agent_name: str,
-        workspace_dir: str,
-        session_id: str | None = None,
-        tenant_id: str = DEFAULT_TENANT_ID,
-    ) -> SandboxRecord:
-        id = identifier("Sandbox id", id)
-        agent_name = identifier("Agent name", agent_name)
-        workspace_dir = text("Workspace directory", workspace_dir)
-        session_id = optional_identifier("Session id", session_id)
-        tenant_id = self._tenant(tenant_id)
-        with self._turn() as tables:
-            if id in tables.sandboxes:
-                raise DuplicateKeyError(f"A sandbox with the id {id!r} exists already.")
-            now = self._now()
-            sandbox = SandboxRecord(
-                id,
-                tenant_id,
-                session_id,
-                agent_name,
-                "warming",
-                workspace_dir,
-                now,
-                now,
-            )
-            tables.sandboxes[id] = sandbox
-            return sandbox
-
-    def update_sandbox_state(
-        self,
-        id: str,
-        state: SandboxStateInput,
-        *,
-        only_if: SandboxStatesInput | None = None,
-    ) -> bool:
-        wanted = (
-            {} if only_if is None else {"state": sandbox_states("only_if", only_if)}
-        )
-        return self._update_sandbox(id, wanted, state=sandbox_state(state))
-
-    def update_sandbox_session(self, id: str, session_id: str | None) -> bool:
-        return self._update_sandbox(
-            id, session_id=optional_identifier("Session id", session_id)
-        )
-
-    def touch_sandbox(self, id: str) -> bool:
-        return bool(self.touch_sandboxes([id]))
-
-    def get_sandbox(self, id: str) -> SandboxRecord | None:
-        id = identifier("Sandbox id", id)
-        with self._turn() as tables:
-            return self._get(tables.sandboxes, id)
-
-    def touch_sandboxes(self, ids: Collection[str]) -> list[str]:
-        ids = identifiers("Sandbox id", ids)
-        with self._turn() as tables:
-            now = self._now()
-            found = self._several(tables.sandboxes, ids)
-            _put(tables.sandboxes, (_used(sandbox, now) for sandbox in found))
-            return [row.id for row in found]
-
-    def list_sandboxes(
-        self,
-        tenant_id: str = DEFAULT_TENANT_ID,
-        *,
-        state: SandboxStatesInput | None = None,
-        agent: str | None = None,
-        session_id: str | None = None,
-        limit: int | None = None,
-        before: SandboxRecord | str | None = None,
-    ) -> list[SandboxRecord]:
-        wanted: dict[str, Any] = {"tenant_id": self._tenant(tenant_id)}
-        if state is not None:
-            wanted["state"] = sandbox_states("state", state)
-        if agent is not None:
-            wanted["agent_name"] = identifier("Agent name", agent)
-        if session_id is not None:
-            wanted["session_id"] = identifier("Session id", session_id)
-        limit = None if limit is None else page_limit(limit)
-        position = None if before is None else page_position(before, SandboxRecord)
-        with self._turn() as tables:
-            return _page(self._all(tables.sandboxes, **wanted), limit, position)
-
-    def list_sandboxes_by_runner(self, runner_id: str) -> list[SandboxRecord]:
-        runner_id = identifier("Runner id", runner_id)
-        with self._turn() as tables:
-            sessions = self._all(tables.sessions, runner_id=runner_id)
-            ids = {session.id for session in sessions}
-            return _newest_first(self._all(tables.sandboxes, session_id=ids))
-
-    def count_sandboxes(self, *, state: SandboxStatesInput | None = None) -> int:
-        wanted = {} if state is None else {"state": sandbox_states("state", state)}
-        with self._turn() as tables:
-            return len(self._all(tables.sandboxes, **wanted))
-
-    def claim_warm_sandbox(
-        self, agent_name: str, session_id: str, tenant_id: str = DEFAULT_TENANT_ID
-    ) -> SandboxRecord | None:
-        agent_name = identifier("Agent name", agent_name)
-        session_id = identifier("Session id", session_id)
-        tenant_id = self._tenant(tenant_id)
-        with self._turn() as tables:
-            warm = self._all(
-                tables.sandboxes,
-                agent_name=agent_name,
-                tenant_id=tenant_id,
-                state="warm",
-                session_id=[None],
-            )
-            if not warm:
-                return None
-            free = _least_recently_used(warm)[0]
-            claimed = _used(free, self._now(), state="waiting", session_id=session_id)
-            tables.sandboxes[claimed.id] = claimed
-            return claimed
-
-    def get_best_eviction_candidate(
-        self, *, unused_since: datetime | None = None
-    ) -> SandboxRecord | None:
-        if unused_since is not None:
-            unused_since = aware_instant("unused_since", unused_since)
-        with self._turn() as tables:
-            for state in _EVICTED_FIRST:
-                found = _least_recently_used(
-                    self._all(tables.sandboxes, state=state.value)
-                )
-                if found and (
-                    unused_since is None or found[0].last_used_at < unused_since
-                ):
-                    return found[0]
+    def only(self, **wanted: Any) -> Record | None:
+        """Return the one row that has the wanted values, or None."""
+        for row in self.all(**wanted):
+            return row
         return None
 
-    def claim_eviction_candidate(
-        self, *, unused_since: datetime | None = None
-    ) -> SandboxRecord | None:
-        with self._turn() as tables:
-            sandbox = self.get_best_eviction_candidate(unused_since=unused_since)
-            if sandbox is None:
-                return None
-            if sandbox.state == SandboxState.COLD:
-                del tables.sandboxes[sandbox.id]
-            else:
-                tables.sandboxes[sandbox.id] = replace(sandbox, state="cold")
-            return sandbox
+    def get(self, id: str, **wanted: Any) -> Record | None:
+        """Return the row with that id, or None if it does not have the wanted values too."""
+        row = self.rows.get(id)
+        if row is None or not self._fits(row, wanted):
+            return None
+        return row
 
-    def get_idle_sandboxes(self, older_than: datetime) -> list[SandboxRecord]:
-        return self._unused(SandboxState.WAITING, older_than)
+    def put(self, row: Record) -> Record:
+        """Insert the row, or replace the one with its id; return it."""
+        self.rows[row.id] = row
+        return row
 
-    def get_cold_sandboxes(self, older_than: datetime) -> list[SandboxRecord]:
-        return self._unused(SandboxState.COLD, older_than)
-
-    def delete_sandbox(self, id: str) -> bool:
-        id = identifier("Sandbox id", id)
-        with self._turn() as tables:
-            return self._delete(tables.sandboxes, id)
-
-    def mark_all_sandboxes_cold(self) -> int:
-        with self._turn() as tables:
-            return self._mark_cold(self._all(tables.sandboxes))
-
-    def mark_sandboxes_cold_by_runner(self, runner_id: str) -> int:
-        with self._turn():
-            return self._mark_cold(self.list_sandboxes_by_runner(runner_id))
-
-    def _mark_cold(self, sandboxes: list[SandboxRecord]) -> int:
-        others = [each for each in sandboxes if each.state != SandboxState.COLD]
-        _put(self._tables.sandboxes, (replace(each, state="cold") for each in others))
-        return len(others)
-
-    def _update_sandbox(
-        self,
-        id: str,
-        wanted: dict[str, Any] | None = None,
-        **values: Any,
-    ) -> bool:
-        id = identifier("Sandbox id", id)
-        with self._turn() as tables:
-            sandbox = self._get(tables.sandboxes, id)
-            if sandbox is None or not _fits(sandbox, wanted or {}):
-                return False
-            tables.sandboxes[id] = replace(sandbox, **values)
-            return True
-
-    def _unused(self, state: SandboxState, older_than: datetime) -> list[SandboxRecord]:
-        older_than = aware_instant("older_than", older_than)
-        with self._turn() as tables:
-            found = _least_recently_used(self._all(tables.sandboxes, state=state.value))
-        return [sandbox for sandbox in found if sandbox.last_used_at < older_than]
-
-    # -- API keys
-
-    def get_api_key_by_hash(self, key_hash: str) -> ApiKeyRecord | None:
-        key_hash = identifier("Key hash", key_hash)
-        with self._turn() as tables:
-            return self._find(tables.keys, key_hash=key_hash)
-
-    def insert_api_key(
-        self, id: str, tenant_id: str, key_hash: str, label: str
-    ) -> ApiKeyRecord:
-        id = identifier("API key id", id)
-        tenant_id = self._tenant(tenant_id)
-        key_hash = identifier("Key hash", key_hash)
-        label = text("Label", label)
-        with self._turn() as tables:
-            # Of all tenants, also for a tenant's view: the column is unique, and a key must belong to one tenant.
-            hashes = {key.key_hash for key in tables.keys.values()}
-            if id in tables.keys or key_hash in hashes:
-                raise DuplicateKeyError(
-                    f"An API key with the id {id!r}, or with the same hash, exists already."
-                )
-            key = ApiKeyRecord(id, tenant_id, key_hash, label, self._now())
-            tables.keys[id] = key
-            return key
-
-    def list_api_keys_by_tenant(self, tenant_id: str) -> list[ApiKeyRecord]:
-        tenant_id = self._tenant(tenant_id)
-        with self._turn() as tables:
-            return _newest_first(self._all(tables.keys, tenant_id=tenant_id))
-
-    def delete_api_key(self, id: str) -> bool:
-        id = identifier("API key id", id)
-        with self._turn() as tables:
-            return self._delete(tables.keys, id)
-
-    def issue_api_key(self, tenant_id: str, label: str) -> tuple[str, ApiKeyRecord]:
-        plain, key_hash = self._hashes.generate()
-        return plain, self.insert_api_key(str(uuid.uuid4()), tenant_id, key_hash, label)
-
-    def authenticate(self, plain: str) -> ApiKeyRecord | None:
-        key_hash, bare_hash = self._hashes.known(plain)
-        with self._turn() as tables:
-            return self._find(tables.keys, key_hash=key_hash) or self._find(
-                tables.keys, key_hash=bare_hash
-            )
-
-    # -- tenants, transactions and life cycle
-
-    def for_tenant(self, tenant_id: str) -> MemoryDb:
-        tenant_id = identifier("Tenant id", tenant_id)
-        self._check_open()
-        if self._tenant_id is not None:
-            check_tenant(self._tenant_id, tenant_id)
-        view = copy(self)
-        view._tenant_id = tenant_id
-        return view
-
-    def run_transaction(self, fn: Callable[[Db], R]) -> R:
-        plain_function(fn)
-        with self._turn() as tables:
-            # The lock is held until the end, and it is reentrant: calls of this thread go on, those of others wait.
-            kept = tables.kept()
-            inside = copy(self)
-            inside._transaction = transaction = _Transaction()
-            try:
-                result = plain_result(fn(inside))
-                self._check_open()
-                return result
-            except BaseException:
-                tables.put_back(kept)
-                raise
-            finally:
-                transaction.is_over = True
-
-    def health(self) -> Health:
-        self._check_open()
-        return Health(True, "memory", "", "a MemoryDb", 0.0, (), 0, "")
-
-    def describe(self) -> str:
-        """Return the name of the database for a message."""
-        return "a MemoryDb"
-
-    def close(self) -> None:
-        self._closed = True
-
-    # -- rows
-
-    def _turn(self) -> _Turn:
-        return _Turn(self)
-
-    def _check_open(self) -> None:
-        if self._transaction is not None:
-            self._transaction.check()
-        if self._whole._closed:
-            raise DatabaseClosedError(
-                "The Db is closed. Open another one with agentdb.connect()."
-            )
-        if self._closed:
-            raise DatabaseClosedError(
-                "The view of a tenant is closed. Make another one with for_tenant()."
-            )
-
-    def _now(self) -> datetime:
-        return self._clock().astimezone(UTC)
-
-    def _tenant(self, tenant_id: str) -> str:
-        if self._tenant_id is None:
-            return identifier("Tenant id", tenant_id)
-        if tenant_id is not DEFAULT_TENANT_ID:
-            check_tenant(self._tenant_id, identifier("Tenant id", tenant_id))
-        return self._tenant_id
-
-    def _sees(self, row: Any) -> bool:
-        return self._tenant_id is None or row.tenant_id == self._tenant_id
-
-    def _get(self, rows: dict[str, Record], id: str) -> Record | None:
-        row = rows.get(id)
-        return row if row is not None and self._sees(row) else None
-
-    def _several(
-        self, rows: dict[str, Record], ids: Iterable[str], **wanted: Any
-    ) -> list[Record]:
-        found = (self._get(rows, id) for id in ids)
-        return [row for row in found if row is not None and _fits(row, wanted)]
-
-    def _all(self, rows: dict[str, Record], **wanted: Any) -> list[Record]:
-        return [row for row in rows.values() if self._sees(row) and _fits(row, wanted)]
-
-    def _find(self, rows: dict[str, Record], **wanted: str) -> Record | None:
-        return next(iter(self._all(rows, **wanted)), None)
-
-    def _delete(self, rows: dict[str, Record], id: str) -> bool:
-        if self._get(rows, id) is None:
+    def update(self, row: Record | None, **values: Any) -> bool:
+        """Set columns of the row, and return whether there is one."""
+        if row is None:
             return False
-        del rows[id]
+        self.rows[row.id] = replace(row, **values)
+        return True
+
+    def delete(self, id: str) -> bool:
+        """Delete the row, and return whether there was one."""
+        if self.get(id) is None:
+            return False
+        del self.rows[id]
+        return True
+
+    def _fits(self, row: Record, wanted: dict[str, Any]) -> bool:
+        if self._tenant_id not in (None, row.tenant_id):
+            return False
+        for column, value in wanted.items():
+            if value is None:
+                continue
+            any_of = [value] if isinstance(value, str) else value
+            if getattr(row, column) not in any_of:
+                return False
         return True
 
 
@@ -717,75 +142,620 @@ class _Transaction:
             )
 
 
-class _Turn:
-    """A thread's turn with the tables of an open ``MemoryDb``."""
+def _call(
+    method: Callable[Concatenate[Any, P], R],
+) -> Callable[Concatenate[Any, P], R]:
+    """Make a method check its arguments as every ``Db`` does, and then run in its thread's turn."""
+    signature = inspect.signature(method)
+    checks = argument_checks(method)
 
-    def __init__(self, db: MemoryDb) -> None:
-        self._db = db
+    @wraps(method)
+    def call(self: MemoryDb, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        bound = signature.bind(self, *args, **kwargs)
+        bound.apply_defaults()
+        arguments = bound.arguments
+        for name, check in checks.items():
+            arguments[name] = check(arguments[name])
+        if "tenant_id" in arguments:
+            arguments["tenant_id"] = self._tenant(arguments["tenant_id"])
+        with self._turn():
+            return method(*bound.args, **bound.kwargs)
 
-    def __enter__(self) -> _Tables:
-        self._db._check_open()  # before waiting for a lock that the caller's own transaction may hold
-        self._db._lock.acquire()
+    return call
+
+
+class MemoryDb(Db):
+    """A ``Db`` that behaves like the real ones, errors included, and keeps its rows in memory.
+
+    Threads take turns, so a transaction has the database to itself and no call conflicts. ``clock`` returns the time of
+    each call, an aware ``datetime``; set it to control the ages of rows.
+    """
+
+    def __init__(
+        self,
+        *,
+        clock: Callable[[], datetime] | None = None,
+        key_secret: str | None = None,
+    ) -> None:
+        self._hashes = KeyHashes(key_secret)
+        self._clock = clock or (lambda: datetime.now(UTC))
+        self._agents: _Table[AgentRecord] = _Table({})
+        self._sessions: _Table[SessionRecord] = _Table({})
+        self._sandboxes: _Table[SandboxRecord] = _Table({})
+        self._keys: _Table[ApiKeyRecord] = _Table({})
+        self._lock = threading.RLock()
+        self._tenant_id: str | None = None
+        self._whole = self
+        self._transaction: _Transaction | None = None  # that this is the view of
+        self._closed = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # -- agents
+
+    @_call
+    def upsert_agent(
+        self, name: str, path: str, tenant_id: str = DEFAULT_TENANT_ID
+    ) -> AgentRecord:
+        now = self._now()
+        old = self._agents.only(name=name, tenant_id=tenant_id)
+        if old is None:
+            id = str(uuid.uuid4())
+            agent = AgentRecord(id, tenant_id, name, 1, path, now, now)
+        else:
+            agent = replace(old, version=old.version + 1, path=path, updated_at=now)
+        return self._agents.put(agent)
+
+    @_call
+    def get_agent(
+        self, name: str, tenant_id: str = DEFAULT_TENANT_ID
+    ) -> AgentRecord | None:
+        return self._agents.only(name=name, tenant_id=tenant_id)
+
+    @_call
+    def list_agents(self, tenant_id: str = DEFAULT_TENANT_ID) -> list[AgentRecord]:
+        agents = self._agents.all(tenant_id=tenant_id)
+        return sorted(agents, key=lambda agent: agent.name)
+
+    @_call
+    def delete_agent(self, name: str, tenant_id: str = DEFAULT_TENANT_ID) -> bool:
+        # Whether or not the agent exists: sessions name it by a soft reference, and may have outlived it.
+        for session in self._sessions.all(agent_name=name, tenant_id=tenant_id):
+            self._sessions.delete(session.id)
+        agent = self._agents.only(name=name, tenant_id=tenant_id)
+        return agent is not None and self._agents.delete(agent.id)
+
+    # -- sessions
+
+    @_call
+    def insert_session(
+        self,
+        id: str,
+        agent_name: str,
+        sandbox_id: str,
+        tenant_id: str = DEFAULT_TENANT_ID,
+    ) -> SessionRecord:
+        if id in self._sessions.rows:
+            raise DuplicateKeyError(f"A session with the id {id!r} exists already.")
+        now = self._now()
+        session = SessionRecord(
+            id,
+            tenant_id,
+            agent_name,
+            sandbox_id,
+            status="starting",
+            runner_id=None,
+            created_at=now,
+            last_active_at=now,
+        )
+        return self._sessions.put(session)
+
+    @_call
+    def update_session_status(
+        self,
+        id: str,
+        status: SessionStatusInput,
+        *,
+        only_if: SessionStatusesInput | None = None,
+    ) -> bool:
+        session = self._sessions.get(id, status=only_if)
+        return self._mark_active(session, self._now(), status=status)
+
+    @_call
+    def update_session_sandbox(self, id: str, sandbox_id: str) -> bool:
+        session = self._sessions.get(id)
+        return self._mark_active(session, self._now(), sandbox_id=sandbox_id)
+
+    @_call
+    def update_session_runner(
+        self,
+        id: str,
+        runner_id: str | None,
+        *,
+        only_if: str | EllipsisType | None = ...,
+    ) -> bool:
+        wanted = None if only_if is ... else [only_if]
+        session = self._sessions.get(id, runner_id=wanted)
+        return self._mark_active(session, self._now(), runner_id=runner_id)
+
+    @_call
+    def get_session(self, id: str) -> SessionRecord | None:
+        return self._sessions.get(id)
+
+    @_call
+    def list_sessions(
+        self,
+        tenant_id: str = DEFAULT_TENANT_ID,
+        agent: str | None = None,
+        *,
+        status: SessionStatusesInput | None = None,
+        runner_id: str | None = None,
+        limit: int | None = None,
+        before: SessionRecord | str | None = None,
+    ) -> list[SessionRecord]:
+        sessions = self._sessions.all(
+            tenant_id=tenant_id,
+            agent_name=agent,
+            status=status,
+            runner_id=runner_id,
+        )
+        return _page(SessionRecord, sessions, limit, before)
+
+    @_call
+    def count_sessions(
+        self,
+        tenant_id: str = DEFAULT_TENANT_ID,
+        *,
+        agent: str | None = None,
+        status: SessionStatusesInput | None = None,
+    ) -> int:
+        sessions = self._sessions.all(
+            tenant_id=tenant_id,
+            agent_name=agent,
+            status=status,
+        )
+        return len(sessions)
+
+    @_call
+    def list_sessions_by_runner(self, runner_id: str) -> list[SessionRecord]:
+        return _newest_first(self._sessions.all(runner_id=runner_id))
+
+    @_call
+    def claim_session(
+        self, id: str, runner_id: str, *, silent_for: timedelta | None = None
+    ) -> SessionRecord | None:
+        session = self._sessions.get(id)
+        if session is None or session.status in _FINISHED:
+            return None
+        now = self._now()
+        may_have_it = (
+            session.runner_id in (None, runner_id)
+            or session.status == SessionStatus.PAUSED
+        )
+        if silent_for is not None and session.last_active_at < now - silent_for:
+            may_have_it = True
+        if not may_have_it:
+            return None
+        self._mark_active(session, now, runner_id=runner_id)
+        return self._sessions.get(id)
+
+    @_call
+    def get_silent_sessions(
+        self, older_than: datetime, *, limit: int | None = None
+    ) -> list[SessionRecord]:
+        return self._longest_inactive(_RUNNING, older_than)[:limit]
+
+    @_call
+    def touch_session(self, id: str, *, runner_id: str | None = None) -> bool:
+        session = self._sessions.get(id, runner_id=runner_id)
+        return self._mark_active(session, self._now())
+
+    @_call
+    def touch_sessions(
+        self, ids: Collection[str], *, runner_id: str | None = None
+    ) -> list[str]:
+        now = self._now()
+        touched = []
+        for id in ids:
+            session = self._sessions.get(id, runner_id=runner_id)
+            if self._mark_active(session, now):
+                touched.append(id)
+        return touched
+
+    @_call
+    def delete_session(self, id: str) -> bool:
+        return self._sessions.delete(id)
+
+    @_call
+    def bulk_pause_sessions_by_runner(self, runner_id: str) -> int:
+        return self._pause(runner_id)
+
+    @_call
+    def bulk_pause_active_sessions(self) -> int:
+        return self._pause()
+
+    @_call
+    def prune_sessions(
+        self, ended_before: datetime, limit: int, *, also: Sequence[str] = ()
+    ) -> int:
+        for table in also:
+            raise InvalidInputError(f"No table {table!r} has a column 'session_id'.")
+        finished = self._longest_inactive(_FINISHED, ended_before)
+        pruned = [session.id for session in finished[:limit]]
+        for sandbox in self._sandboxes.all(state="cold", session_id=pruned):
+            self._sandboxes.delete(sandbox.id)
+        for id in pruned:
+            self._sessions.delete(id)
+        return len(pruned)
+
+    # The clock may go back, but last activity and last use only move forward.
+    def _mark_active(
+        self, session: SessionRecord | None, now: datetime, **values: str | None
+    ) -> bool:
+        if session is None:
+            return False
+        last = max(session.last_active_at, now)
+        return self._sessions.update(session, last_active_at=last, **values)
+
+    def _longest_inactive(
+        self, statuses: Collection[str], since: datetime
+    ) -> list[SessionRecord]:
+        """Return sessions of these statuses without activity since then, the longest inactive first."""
+        inactive = [
+            session
+            for session in self._sessions.all(status=statuses)
+            if session.last_active_at < since
+        ]
+        return sorted(
+            inactive, key=lambda session: (session.last_active_at, session.id)
+        )
+
+    def _pause(self, runner_id: str | None = None) -> int:
+        now = self._now()
+        running = self._sessions.all(status=_RUNNING, runner_id=runner_id)
+        for session in running:
+            self._mark_active(session, now, status="paused")
+        return len(running)
+
+    # -- sandboxes
+
+    @_call
+    def insert_sandbox(
+        self,
+        id: str,
+        agent_name: str,
+        workspace_dir: str,
+        session_id: str | None = None,
+        tenant_id: str = DEFAULT_TENANT_ID,
+    ) -> SandboxRecord:
+        if id in self._sandboxes.rows:
+            raise DuplicateKeyError(f"A sandbox with the id {id!r} exists already.")
+        now = self._now()
+        sandbox = SandboxRecord(
+            id,
+            tenant_id,
+            session_id,
+            agent_name,
+            state="warming",
+            workspace_dir=workspace_dir,
+            created_at=now,
+            last_used_at=now,
+        )
+        return self._sandboxes.put(sandbox)
+
+    @_call
+    def update_sandbox_state(
+        self,
+        id: str,
+        state: SandboxStateInput,
+        *,
+        only_if: SandboxStatesInput | None = None,
+    ) -> bool:
+        sandbox = self._sandboxes.get(id, state=only_if)
+        return self._sandboxes.update(sandbox, state=state)
+
+    @_call
+    def update_sandbox_session(self, id: str, session_id: str | None) -> bool:
+        sandbox = self._sandboxes.get(id)
+        return self._sandboxes.update(sandbox, session_id=session_id)
+
+    @_call
+    def touch_sandbox(self, id: str) -> bool:
+        return self._mark_used(self._sandboxes.get(id), self._now())
+
+    @_call
+    def touch_sandboxes(self, ids: Collection[str]) -> list[str]:
+        now = self._now()
+        return [id for id in ids if self._mark_used(self._sandboxes.get(id), now)]
+
+    @_call
+    def get_sandbox(self, id: str) -> SandboxRecord | None:
+        return self._sandboxes.get(id)
+
+    @_call
+    def list_sandboxes(
+        self,
+        tenant_id: str = DEFAULT_TENANT_ID,
+        *,
+        state: SandboxStatesInput | None = None,
+        agent: str | None = None,
+        session_id: str | None = None,
+        limit: int | None = None,
+        before: SandboxRecord | str | None = None,
+    ) -> list[SandboxRecord]:
+        sandboxes = self._sandboxes.all(
+            tenant_id=tenant_id,
+            state=state,
+            agent_name=agent,
+            session_id=session_id,
+        )
+        return _page(SandboxRecord, sandboxes, limit, before)
+
+    @_call
+    def list_sandboxes_by_runner(self, runner_id: str) -> list[SandboxRecord]:
+        sessions = self._sessions.all(runner_id=runner_id)
+        ids = [session.id for session in sessions]
+        return _newest_first(self._sandboxes.all(session_id=ids))
+
+    @_call
+    def count_sandboxes(self, *, state: SandboxStatesInput | None = None) -> int:
+        return len(self._sandboxes.all(state=state))
+
+    @_call
+    def claim_warm_sandbox(
+        self, agent_name: str, session_id: str, tenant_id: str = DEFAULT_TENANT_ID
+    ) -> SandboxRecord | None:
+        pool = self._sandboxes.all(
+            agent_name=agent_name,
+            tenant_id=tenant_id,
+            state="warm",
+            session_id=[None],
+        )
+        for sandbox in sorted(pool, key=_by_last_use):
+            self._mark_used(
+                sandbox,
+                self._now(),
+                state="waiting",
+                session_id=session_id,
+            )
+            return self._sandboxes.get(sandbox.id)
+        return None
+
+    @_call
+    def get_best_eviction_candidate(
+        self, *, unused_since: datetime | None = None
+    ) -> SandboxRecord | None:
+        for state in _EVICTED_FIRST:
+            for sandbox in self._unused(state, unused_since):
+                return sandbox
+        return None
+
+    @_call
+    def claim_eviction_candidate(
+        self, *, unused_since: datetime | None = None
+    ) -> SandboxRecord | None:
+        sandbox = self.get_best_eviction_candidate(unused_since=unused_since)
+        if sandbox is None:
+            return None
+        if sandbox.state == SandboxState.COLD:
+            self._sandboxes.delete(sandbox.id)
+        else:
+            self._sandboxes.update(sandbox, state="cold")
+        return sandbox
+
+    @_call
+    def get_idle_sandboxes(self, older_than: datetime) -> list[SandboxRecord]:
+        return self._unused(SandboxState.WAITING, older_than)
+
+    @_call
+    def get_cold_sandboxes(self, older_than: datetime) -> list[SandboxRecord]:
+        return self._unused(SandboxState.COLD, older_than)
+
+    @_call
+    def delete_sandbox(self, id: str) -> bool:
+        return self._sandboxes.delete(id)
+
+    @_call
+    def mark_all_sandboxes_cold(self) -> int:
+        return self._mark_cold(self._sandboxes.all())
+
+    @_call
+    def mark_sandboxes_cold_by_runner(self, runner_id: str) -> int:
+        return self._mark_cold(self.list_sandboxes_by_runner(runner_id))
+
+    def _mark_used(
+        self, sandbox: SandboxRecord | None, now: datetime, **values: str
+    ) -> bool:
+        if sandbox is None:
+            return False
+        last = max(sandbox.last_used_at, now)
+        return self._sandboxes.update(sandbox, last_used_at=last, **values)
+
+    def _mark_cold(self, sandboxes: list[SandboxRecord]) -> int:
+        others = [each for each in sandboxes if each.state != SandboxState.COLD]
+        for sandbox in others:
+            self._sandboxes.update(sandbox, state="cold")
+        return len(others)
+
+    def _unused(
+        self, state: SandboxState, since: datetime | None
+    ) -> list[SandboxRecord]:
+        """Return the sandboxes of this state that were not used since then, the longest unused first."""
+        unused = [
+            sandbox
+            for sandbox in self._sandboxes.all(state=state)
+            if since is None or sandbox.last_used_at < since
+        ]
+        return sorted(unused, key=_by_last_use)
+
+    # -- API keys
+
+    @_call
+    def get_api_key_by_hash(self, key_hash: str) -> ApiKeyRecord | None:
+        return self._keys.only(key_hash=key_hash)
+
+    @_call
+    def insert_api_key(
+        self, id: str, tenant_id: str, key_hash: str, label: str
+    ) -> ApiKeyRecord:
+        # Of all tenants, also for a tenant's view: the column is unique, and a key must belong to one tenant.
+        hashes = [key.key_hash for key in self._keys.rows.values()]
+        if id in self._keys.rows or key_hash in hashes:
+            raise DuplicateKeyError(
+                f"An API key with the id {id!r}, or with the same hash, exists already."
+            )
+        key = ApiKeyRecord(id, tenant_id, key_hash, label, self._now())
+        return self._keys.put(key)
+
+    @_call
+    def list_api_keys_by_tenant(self, tenant_id: str) -> list[ApiKeyRecord]:
+        return _newest_first(self._keys.all(tenant_id=tenant_id))
+
+    @_call
+    def delete_api_key(self, id: str) -> bool:
+        return self._keys.delete(id)
+
+    @_call
+    def issue_api_key(self, tenant_id: str, label: str) -> tuple[str, ApiKeyRecord]:
+        plain, key_hash = self._hashes.generate()
+        id = str(uuid.uuid4())
+        return plain, self.insert_api_key(id, tenant_id, key_hash, label)
+
+    @_call
+    def authenticate(self, plain: str) -> ApiKeyRecord | None:
+        # That of the hash which new keys have comes first.
+        for key_hash in self._hashes.known(plain):
+            if key := self._keys.only(key_hash=key_hash):
+                return key
+        return None
+
+    # -- tenants, transactions and life cycle
+
+    def for_tenant(self, tenant_id: str) -> MemoryDb:
+        tenant_id = identifier("Tenant id", tenant_id)
+        self._check_open()
+        if self._tenant_id is not None:
+            check_tenant(self._tenant_id, tenant_id)
+        view = copy(self)
+        view._tenant_id = tenant_id
+        view._agents = self._agents.of_tenant(tenant_id)
+        view._sessions = self._sessions.of_tenant(tenant_id)
+        view._sandboxes = self._sandboxes.of_tenant(tenant_id)
+        view._keys = self._keys.of_tenant(tenant_id)
+        return view
+
+    def run_transaction(self, fn: Callable[[Db], R]) -> R:
+        plain_function(fn)
+        # The lock is held until the end, and it is reentrant: calls of this thread go on, those of others wait.
+        with self._turn(), self._undone_on_error():
+            inside = copy(self)
+            inside._transaction = transaction = _Transaction()
+            try:
+                result = plain_result(fn(inside))
+            finally:
+                transaction.is_over = True
+            self._check_open()
+            return result
+
+    @_call
+    def health(self) -> Health:
+        return Health(
+            ok=True,
+            engine="memory",
+            server_version="",
+            place=self.describe(),
+            round_trip_ms=0.0,
+            pending_migrations=(),
+            connections=0,
+            reason="",
+        )
+
+    def describe(self) -> str:
+        """Return the name of the database for a message."""
+        return "a MemoryDb"
+
+    def close(self) -> None:
+        self._closed = True
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Keep the calls of other threads waiting; raise if the ``Db`` is closed."""
+        self._check_open()  # before waiting for a lock that the caller's own transaction may hold
+        with self._lock:
+            self._check_open()
+            yield
+
+    @contextmanager
+    def _undone_on_error(self) -> Iterator[None]:
+        # Records are immutable, so a copy of a dictionary is a snapshot. It is put back into the same dictionary, which
+        # the views that were made in the transaction have too.
+        tables: list[_Table[Any]] = [
+            self._agents,
+            self._sessions,
+            self._sandboxes,
+            self._keys,
+        ]
+        kept = [table.rows.copy() for table in tables]
         try:
-            self._db._check_open()
+            yield
         except BaseException:
-            self._db._lock.release()
+            for table, rows in zip(tables, kept, strict=True):
+                table.rows.clear()
+                table.rows.update(rows)
             raise
-        return self._db._tables
 
-    def __exit__(self, *error: object) -> None:
-        self._db._lock.release()
+    def _check_open(self) -> None:
+        if self._transaction is not None:
+            self._transaction.check()
+        if self._whole._closed:
+            raise DatabaseClosedError(
+                "The Db is closed. Open another one with agentdb.connect()."
+            )
+        if self._closed:
+            raise DatabaseClosedError(
+                "The view of a tenant is closed. Make another one with for_tenant()."
+            )
 
+    def _now(self) -> datetime:
+        return self._clock().astimezone(UTC)
 
-Dated = TypeVar("Dated", SessionRecord, SandboxRecord, ApiKeyRecord)
-
-
-def _fits(row: Any, wanted: dict[str, Any]) -> bool:
-    """Return whether each column has the wanted value, or one of several."""
-    return all(
-        getattr(row, column) == value
-        if isinstance(value, str)
-        else getattr(row, column) in value
-        for column, value in wanted.items()
-    )
-
-
-def _on_runner(runner_id: str | None) -> dict[str, str]:
-    return (
-        {} if runner_id is None else {"runner_id": identifier("Runner id", runner_id)}
-    )
-
-
-# The clock may go back, but last activity and last use only move forward.
-def _active(session: SessionRecord, now: datetime, **values: Any) -> SessionRecord:
-    active = max(session.last_active_at, now)
-    return replace(session, last_active_at=active, **values)
+    def _tenant(self, tenant_id: str) -> str:
+        if self._tenant_id is None:
+            return identifier("Tenant id", tenant_id)
+        if tenant_id is not DEFAULT_TENANT_ID:
+            check_tenant(self._tenant_id, identifier("Tenant id", tenant_id))
+        return self._tenant_id
 
 
-def _used(sandbox: SandboxRecord, now: datetime, **values: Any) -> SandboxRecord:
-    return replace(sandbox, last_used_at=max(sandbox.last_used_at, now), **values)
+def _by_last_use(sandbox: SandboxRecord) -> tuple[datetime, str]:
+    return sandbox.last_used_at, sandbox.id
 
 
-def _put(rows: dict[str, Record], changed: Iterable[Record]) -> None:
-    rows.update((row.id, row) for row in changed)
+def _place(row: Dated) -> tuple[datetime, str]:
+    # Python compares strings by code point, which is the order that the SQL asks every engine for.
+    return row.created_at, row.id
 
 
 def _newest_first(rows: list[Dated]) -> list[Dated]:
-    # Python compares strings by code point, which is the order that the SQL asks every engine for.
-    return sorted(rows, key=lambda row: (row.created_at, row.id), reverse=True)
+    return sorted(rows, key=_place, reverse=True)
 
 
 def _page(
-    rows: list[Dated], limit: int | None, position: tuple[datetime, str] | None
-) -> list[Dated]:
-    if position is not None:
-        rows = [row for row in rows if (row.created_at, row.id) < position]
+    record: type[Paged],
+    rows: list[Paged],
+    limit: int | None,
+    before: Paged | str | None,
+) -> list[Paged]:
+    if before is not None:
+        position = page_position(before, record)
+        rows = [row for row in rows if _place(row) < position]
     return _newest_first(rows)[:limit]
-
-
-def _least_recently_active(sessions: list[SessionRecord]) -> list[SessionRecord]:
-    return sorted(sessions, key=lambda session: (session.last_active_at, session.id))
-
-
-def _least_recently_used(sandboxes: list[SandboxRecord]) -> list[SandboxRecord]:
-    return sorted(sandboxes, key=lambda sandbox: (sandbox.last_used_at, sandbox.id))

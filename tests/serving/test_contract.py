@@ -42,7 +42,7 @@ class TestEnginesAwaited(DbContract):
 
 
 def _rewrite_in(memory: Any, table: str, id: str, **columns: Any) -> None:
-    rows: Any = getattr(memory._tables, {"api_keys": "keys"}.get(table, table))
+    rows = getattr(memory, f"_{table.removeprefix('api_')}").rows
     rows[id] = replace(rows[id], **columns)
 
 
