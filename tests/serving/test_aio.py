@@ -30,7 +30,7 @@ from agentdb import (
     SessionRecord,
 )
 from agentdb.serving import aio
-from agentdb.testing.conformance.refusals import ARGUMENTS, VALID
+from agentdb.testing.conformance.refusals import METHODS, valid_arguments
 from tests.helpers.factories import execute, instant, make_session
 from tests.helpers.moments import wait_until
 
@@ -113,10 +113,10 @@ def test_method_has_the_signature_and_the_docstring_of_db(name: str) -> None:
     assert method.__doc__
 
 
-@pytest.mark.parametrize("name", sorted(set(ARGUMENTS) - {"for_tenant"}))
+@pytest.mark.parametrize("name", sorted({*METHODS} - {"for_tenant"}))
 def test_method_passes_its_arguments_on(name: str) -> None:
     _, db = fake()
-    values = {key: VALID[kind] for key, (kind, _) in ARGUMENTS[name].items()}
+    values = valid_arguments(name)
     positional = [
         value for key, value in values.items() if key not in ("limit", "before")
     ]
@@ -716,19 +716,16 @@ def test_close_that_is_cancelled_closes_all_the_same() -> None:
     run(work)
 
 
-@pytest.mark.parametrize("name", [*ARGUMENTS, "run_transaction"])
+@pytest.mark.parametrize("name", [*METHODS, "run_transaction"])
 def test_call_after_close_says_closed(name: str) -> None:
     slow, db = fake()
-    values = {key: VALID[kind] for key, (kind, _) in ARGUMENTS.get(name, {}).items()}
+    values = {"fn": len} if name == "run_transaction" else valid_arguments(name)
 
     async def work() -> None:
         adb = AsyncDb(db)
         await adb.close()
         with pytest.raises(DatabaseClosedError) as raised:
-            called = getattr(adb, name)(
-                *[len] if name == "run_transaction" else [], **values
-            )
-            await called
+            await getattr(adb, name)(**values)
         assert (
             str(raised.value)
             == "The AsyncDb is closed. Open another one with agentdb.connect_async()."

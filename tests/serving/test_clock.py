@@ -1,4 +1,4 @@
-"""Time is the server's, and never runs backwards."""
+"""Time is the server's."""
 
 from __future__ import annotations
 
@@ -11,15 +11,11 @@ from agentdb import DjangoDb
 from agentdb.serving import adapter
 from tests.helpers.factories import (
     execute,
-    instant,
     make_agent,
     make_api_key,
     make_sandbox,
     make_session,
-    set_column,
 )
-
-LATER = instant(10**9)
 
 
 class WrongClock(datetime):
@@ -69,54 +65,3 @@ def test_each_statement_of_a_transaction_has_its_own_time(db: DjangoDb) -> None:
     )
 
     assert first.created_at < second.created_at
-
-
-@pytest.mark.parametrize(
-    "method",
-    [
-        "update_session_status",
-        "update_session_sandbox",
-        "update_session_runner",
-        "touch_session",
-    ],
-)
-def test_a_sessions_last_sign_of_life_never_moves_backwards(
-    db: DjangoDb, url: str, method: str
-) -> None:
-    arguments = {"touch_session": [], "update_session_status": ["active"]}.get(
-        method, ["x"]
-    )
-    make_session(db)
-    set_column(url, "sessions", "s1", last_active_at=LATER)
-
-    assert getattr(db, method)("s1", *arguments) is True
-    assert db.get_session("s1").last_active_at == LATER
-
-    set_column(url, "sessions", "s1", last_active_at=instant())
-    assert getattr(db, method)("s1", *arguments) is True
-    assert db.get_session("s1").last_active_at > instant()
-
-
-def test_pausing_never_moves_it_backwards_either(db: DjangoDb, url: str) -> None:
-    for number in range(2):
-        make_session(db, f"s{number}")
-        set_column(
-            url,
-            "sessions",
-            f"s{number}",
-            last_active_at=[LATER, instant()][number],
-            runner_id="r",
-        )
-
-    assert db.bulk_pause_sessions_by_runner("r") == 2
-
-    assert db.get_session("s0").last_active_at == LATER
-    assert db.get_session("s1").last_active_at > instant()
-
-
-def test_a_sandboxs_last_use_never_moves_backwards(db: DjangoDb, url: str) -> None:
-    make_sandbox(db)
-    set_column(url, "sandboxes", "sb1", last_used_at=LATER)
-
-    assert db.touch_sandbox("sb1") is True
-    assert db.get_sandbox("sb1").last_used_at == LATER

@@ -1109,16 +1109,16 @@ def test_close_waits_for_a_call_in_another_thread(url: str) -> None:
 
 
 def test_close_twice_does_nothing_and_every_call_after_it_says_closed(url: str) -> None:
-    from agentdb.testing.conformance.refusals import ARGUMENTS, VALID
+    from agentdb.testing.conformance.refusals import METHODS, valid_arguments
 
     db = agentdb.connect(url)
     db.close()
     db.close()
 
-    for name, arguments in [*ARGUMENTS.items(), ("run_transaction", {})]:
-        values = {key: VALID[kind] for key, (kind, _) in arguments.items()}
+    for name in [*METHODS, "run_transaction"]:
+        values = {"fn": len} if name == "run_transaction" else valid_arguments(name)
         with pytest.raises(DatabaseClosedError) as raised:
-            getattr(db, name)(*[len] if name == "run_transaction" else [], **values)
+            getattr(db, name)(**values)
         assert (
             str(raised.value)
             == "The Db is closed. Open another one with agentdb.connect()."

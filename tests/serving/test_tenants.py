@@ -22,7 +22,6 @@ from agentdb import (
 )
 from agentdb.serving import queries
 from agentdb.serving.compiled import Parameters
-from agentdb.testing import MemoryDb
 from tests.helpers.factories import (
     execute,
     instant,
@@ -257,14 +256,6 @@ def test_closing_a_view_ends_it_alone(db: DjangoDb) -> None:
     assert db.for_tenant("acme").health().ok
 
 
-def test_closing_the_db_ends_its_views(url: str) -> None:
-    with agentdb.connect(url) as db:
-        view = db.for_tenant("acme")
-
-    with pytest.raises(agentdb.DatabaseClosedError):
-        view.list_agents()
-
-
 def test_an_awaitable_view(url: str) -> None:
     async def work() -> None:
         async with agentdb.connect_async(url) as db:
@@ -421,14 +412,3 @@ def test_health_of_a_closed_db_raises(url: str) -> None:
 
     with pytest.raises(agentdb.DatabaseClosedError):
         db.health()
-
-
-@pytest.mark.parametrize("make", ["DjangoDb", "MemoryDb"])
-def test_a_view_of_a_view_is_closed_alone(url: str, make: str) -> None:
-    with agentdb.connect(url) if make == "DjangoDb" else MemoryDb() as db:
-        view = db.for_tenant("acme")
-        with view.for_tenant("acme") as inner:
-            inner.insert_session("s", "a", "sb")
-        with pytest.raises(DatabaseClosedError):
-            inner.list_sessions()
-        assert [s.id for s in view.list_sessions()] == ["s"]

@@ -15,6 +15,7 @@ from __future__ import annotations
 from agentdb.testing.conformance.agents import AgentContract
 from agentdb.testing.conformance.api_keys import ApiKeyContract
 from agentdb.testing.conformance.fleet import FleetContract
+from agentdb.testing.conformance.lists import ListContract
 from agentdb.testing.conformance.refusals import RefusalContract
 from agentdb.testing.conformance.sandboxes import SandboxContract
 from agentdb.testing.conformance.sessions import SessionContract
@@ -30,6 +31,7 @@ class DbContract(
     SandboxContract,
     ApiKeyContract,
     FleetContract,
+    ListContract,
     WholeContract,
     RefusalContract,
 ):

@@ -25,9 +25,6 @@ class ApiKeyContract(Subject):
         assert key.created_at.tzinfo is UTC
         assert db.get_api_key_by_hash("hash-1") == key
 
-    def test_insert_api_key_allows_an_empty_label(self, db: Db) -> None:
-        assert make_api_key(db, label="").label == ""
-
     @pytest.mark.parametrize(("id", "key_hash"), [("k1", "another"), ("k2", "hash-1")])
     def test_insert_api_key_with_a_taken_id_or_hash_raises_without_saying_the_hash(
         self, db: Db, id: str, key_hash: str
@@ -75,7 +72,15 @@ class ApiKeyContract(Subject):
         # A request's header reaches authenticate() unchecked: what no key can look like is not an error but nobody's
         # key, and the stored hash, which a leaked backup shows, does not open the door.
         plain, key = db.issue_api_key("acme", "ci")
-        others = [plain[:-1], plain.upper(), plain + "\0", key.key_hash, "", "a\ud800"]
+        others = [
+            plain[:-1],
+            plain.upper(),
+            plain + "\0",
+            key.key_hash,
+            "",
+            "a\ud800",
+        ]
 
         assert db.authenticate(plain) == key
-        assert [db.authenticate(other) for other in others] == [None] * 6
+        for other in others:
+            assert db.authenticate(other) is None

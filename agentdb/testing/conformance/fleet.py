@@ -1,12 +1,9 @@
-"""Calls of a fleet of runners: claims, heartbeats of many, conditions, lists and counts."""
+"""Calls of a fleet of runners: claims, signs of life, conditions, and a warm pool."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from itertools import product
 from typing import Any
 
 import pytest
@@ -19,6 +16,7 @@ from agentdb.testing.conformance.subject import (
     drained,
     ids,
     instant,
+    make_agent,
     make_sandbox,
     make_session,
     sandbox_of,
@@ -28,6 +26,7 @@ from agentdb.testing.conformance.subject import (
 FINISHED = ("ended", "error", "stopped")
 AN_HOUR = timedelta(hours=1)
 
+# Calls that say that the session s1, on the runner r1, is alive; and calls that use the warm sandbox sb1.
 SIGNS_OF_LIFE: list[tuple[Any, ...]] = [
     ("update_session_status", "s1", "active"),
     ("update_session_sandbox", "s1", "sb2"),
@@ -36,10 +35,17 @@ SIGNS_OF_LIFE: list[tuple[Any, ...]] = [
     ("touch_session", "s1"),
     ("touch_sessions", ["s1"]),
     ("bulk_pause_active_sessions",),
+    ("bulk_pause_sessions_by_runner", "r1"),
+]
+USES: list[tuple[Any, ...]] = [
     ("touch_sandbox", "sb1"),
     ("touch_sandboxes", ["sb1"]),
     ("claim_warm_sandbox", "support-bot", "s1"),
 ]
+
+
+def _name(call: tuple[Any, ...]) -> str:
+    return str(call[0])
 
 
 def _claimed(db: Db, runner_id: str, **options: Any) -> Any:
@@ -51,70 +57,26 @@ def _claimed(db: Db, runner_id: str, **options: Any) -> Any:
     return claimed
 
 
-def _two_sandboxes_a_runner(db: Db, rows: Rows) -> None:
-    """Sessions of r1, of r2 and of no runner have two sandboxes each; of r1's, sb3 is cold."""
-    for number, runner in enumerate(["r1", "r2", None]):
-        rows.session(f"s{number}", tenant_id=f"tenant {number}", runner_id=runner)
-    for number in range(6):
-        rows.sandbox(
-            f"sb{number}",
-            session_id=f"s{number % 3}",
-            state="cold" if number == 3 else "running",
-            created_at=instant(number),
-            last_used_at=instant(),
-        )
-    make_sandbox(db, "nobody's")
-
-
-def _sandboxes_of_every_kind(db: Db, rows: Rows) -> None:
-    """A sandbox for each id, four at a time created at the same instant; and one of another tenant."""
-    for number, id in enumerate(IDS):
-        rows.sandbox(
-            id,
-            f"agent-{number % 2}",
-            session_id=f"s{number % 4}",
-            state=("cold", "warm", "running")[number % 3],
-            created_at=instant(number // 4),
-        )
-    make_sandbox(db, "of another tenant", tenant_id="other")
-
-
-def _is(value: str | None, wanted: Any) -> bool:
-    return wanted is None or value in ([wanted] if isinstance(wanted, str) else wanted)
-
-
-def _paged(list_page: Callable[..., list[Any]], *, by_cursor: bool) -> list[Any]:
-    paged: list[Any] = []
-    before = None
-    while page := list_page(limit=2, before=before):
-        paged += page
-        assert len(paged) <= len(IDS), "a page came twice"
-        before = page[-1].cursor if by_cursor else page[-1]
-    return paged
-
-
 class FleetContract(Subject):
     # -- claims of sessions
 
-    def test_a_session_that_nobody_has_is_claimed_once(
-        self, db: Db, rows: Rows
-    ) -> None:
-        rows.session(status="active", last_active_at=instant())
+    def test_a_session_that_nobody_has_is_claimed_once(self, db: Db) -> None:
+        make_session(db)
 
         claimed = _claimed(db, "r1")
 
-        assert claimed.status == "active"
-        assert claimed.last_active_at > instant()
+        assert claimed.status == "starting"
         # A claim that reads first and writes by id alone passes until here, and then gives the session to r2 as well.
         assert db.claim_session("s1", "r2") is None
         assert db.claim_session("s1", "r2", silent_for=AN_HOUR) is None
         assert db.get_session("s1") == claimed
 
-    def test_a_runner_can_claim_what_it_has(self, db: Db, rows: Rows) -> None:
+    def test_a_runner_can_claim_what_it_has(self, db: Db) -> None:
         # So that a claim whose answer was lost with the connection can simply be repeated.
-        rows.session(runner_id="r1", status="active", last_active_at=instant())
+        make_session(db)
+        _claimed(db, "r1")
 
-        assert _claimed(db, "r1").last_active_at > instant()
+        _claimed(db, "r1")
 
     def test_a_paused_session_can_be_claimed_and_stays_paused(
         self, db: Db, rows: Rows
@@ -130,14 +92,13 @@ class FleetContract(Subject):
         make_session(db)
         db.update_session_status("s1", "paused")
 
-        def resume(inside: Db, runner_id: str) -> bool:
-            claimed = inside.claim_session("s1", runner_id)
-            return claimed is not None and inside.update_session_status(
-                "s1", "active", only_if="paused"
-            )
+        def resume(runner_id: str, inside: Db) -> bool:
+            if inside.claim_session("s1", runner_id) is None:
+                return False
+            return inside.update_session_status("s1", "active", only_if="paused")
 
-        assert db.run_transaction(partial(resume, runner_id="r1")) is True
-        assert db.run_transaction(partial(resume, runner_id="r2")) is False
+        assert db.run_transaction(partial(resume, "r1")) is True
+        assert db.run_transaction(partial(resume, "r2")) is False
         session = session_of(db)
         assert (session.runner_id, session.status) == ("r1", "active")
 
@@ -166,33 +127,69 @@ class FleetContract(Subject):
         # The claim itself is a sign of life. Without it r3, which found the same silent session, would take it from r2.
         assert db.claim_session("s1", "r3", silent_for=AN_HOUR) is None
 
-    def test_silent_sessions_are_the_live_ones_longest_silent_first(
+    def test_silent_sessions_are_those_that_run_and_were_last_active_before(
         self, db: Db, rows: Rows
     ) -> None:
-        for id in IDS[::-1]:
-            rows.session(id, status="active", last_active_at=instant(-1))
-        rows.session("starting", status="starting", last_active_at=instant(-2))
+        for status in SessionStatus:
+            rows.session(status, status=status.value, last_active_at=instant(-1))
         rows.session("as old", status="active", last_active_at=instant())
-        for status in {*SessionStatus} - {"active", "starting"}:
-            rows.session(status, status=status.value, last_active_at=instant(-3))
-        rows.session("other's", tenant_id="other", last_active_at=instant(-0.000001))
 
         silent = db.get_silent_sessions(instant())
 
-        assert ids(silent) == ["starting", *IDS, "other's"]
-        assert silent[0] == db.get_session("starting")
+        assert ids(silent) == ["active", "starting"]
+        assert silent[0] == db.get_session("active")
+
+    def test_silent_sessions_of_all_tenants_are_the_longest_silent_first_then_by_id(
+        self, db: Db, rows: Rows
+    ) -> None:
+        for id in IDS[::-1]:
+            tenant = f"tenant of {id}"
+            rows.session(id, tenant_id=tenant, last_active_at=instant(-0.000001))
+        rows.session("z longest", last_active_at=instant(-1))
+
+        silent = db.get_silent_sessions(instant())
+
+        assert ids(silent) == ["z longest", *IDS]
         assert db.get_silent_sessions(instant(), limit=3) == silent[:3]
-        assert db.get_silent_sessions(instant(-2)) == []
 
-    # -- heartbeats
+    # -- signs of life
 
-    @pytest.mark.parametrize("call", SIGNS_OF_LIFE, ids=lambda call: call[0])
+    @pytest.mark.parametrize("call", SIGNS_OF_LIFE, ids=_name)
+    def test_a_sign_of_life_moves_last_active_at_of_that_session_alone(
+        self, db: Db, rows: Rows, call: tuple[Any, ...]
+    ) -> None:
+        # A runner that only sets statuses must not be taken for a silent one.
+        now = make_agent(db).created_at
+        rows.session(runner_id="r1", last_active_at=instant())
+        other = rows.session("s2", status="ended", last_active_at=instant())
+        method, *arguments = call
+
+        assert getattr(db, method)(*arguments)
+
+        assert session_of(db).last_active_at >= now
+        assert db.get_session("s2") == other
+
+    @pytest.mark.parametrize("call", USES, ids=_name)
+    def test_a_use_moves_last_used_at_of_that_sandbox_alone(
+        self, db: Db, rows: Rows, call: tuple[Any, ...]
+    ) -> None:
+        now = make_agent(db).created_at
+        rows.sandbox(state="warm", last_used_at=instant())
+        other = rows.sandbox("sb2", state="warm", last_used_at=instant(1))
+        method, *arguments = call
+
+        assert getattr(db, method)(*arguments)
+
+        assert sandbox_of(db).last_used_at >= now
+        assert db.get_sandbox("sb2") == other
+
+    @pytest.mark.parametrize("call", SIGNS_OF_LIFE + USES, ids=_name)
     def test_no_call_moves_the_time_of_the_last_sign_of_life_backwards(
         self, db: Db, rows: Rows, call: tuple[Any, ...]
     ) -> None:
         # A clock that was set back would otherwise make what is alive look silent, or unused, to the whole fleet.
         later = datetime.now(UTC).replace(microsecond=0) + AN_HOUR
-        rows.session(last_active_at=later)
+        rows.session(runner_id="r1", last_active_at=later)
         rows.sandbox(state="warm", last_used_at=later)
         method, *arguments = call
 
@@ -212,9 +209,21 @@ class FleetContract(Subject):
         assert db.touch_session("s2", runner_id="r1") is False
         assert db.get_session("s1") == before
         assert db.touch_session("s1", runner_id="r2") is True
-        assert db.get_session("s1") != before
 
-    def test_touch_sessions_returns_those_there_are_in_the_order_given_each_once(
+    def test_touch_sessions_of_a_runner_returns_what_it_still_has(
+        self, db: Db, rows: Rows
+    ) -> None:
+        rows.session("s1", runner_id="r1")
+        lost = rows.session("s2", runner_id="r2", last_active_at=instant())
+        free = rows.session("s3", runner_id=None, last_active_at=instant())
+        asked = dict.fromkeys(["s1", "s2", "s3", "s4"]).keys()
+
+        assert db.touch_sessions(asked, runner_id="r1") == ["s1"]
+
+        assert db.get_session("s2") == lost
+        assert db.get_session("s3") == free
+
+    def test_touch_sessions_touches_and_returns_those_there_are_in_the_order_given(
         self, db: Db, rows: Rows
     ) -> None:
         # One UPDATE returns its rows in any order, and an id given twice once: the implementation has to restore both.
@@ -224,23 +233,10 @@ class FleetContract(Subject):
 
         assert db.touch_sessions(["nobody", "é", "a", "é", "10", "😀"]) == touched
 
-        later = [s for s in db.list_sessions() if s.last_active_at > instant()]
+        later = [each for each in db.list_sessions() if each.last_active_at > instant()]
         assert {*ids(later)} == {*touched}
 
-    def test_touch_sessions_of_a_runner_returns_what_it_still_has(
-        self, db: Db, rows: Rows
-    ) -> None:
-        rows.session("s1", runner_id="r1", last_active_at=instant())
-        lost = [
-            rows.session("s2", runner_id="r2", last_active_at=instant()),
-            rows.session("s3", runner_id=None, last_active_at=instant()),
-        ]
-        asked = dict.fromkeys(["s1", "s2", "s3", "s4"]).keys()
-
-        assert db.touch_sessions(asked, runner_id="r1") == ["s1"]
-        assert [db.get_session("s2"), db.get_session("s3")] == lost
-
-    def test_touch_sandboxes_returns_those_there_are_in_the_order_given(
+    def test_touch_sandboxes_touches_and_returns_those_there_are_in_the_order_given(
         self, db: Db, rows: Rows
     ) -> None:
         for id in ("sb1", "sb2", "sb3"):
@@ -248,7 +244,7 @@ class FleetContract(Subject):
 
         assert db.touch_sandboxes(("sb3", "nobody", "sb1", "sb3")) == ["sb3", "sb1"]
 
-        later = [s for s in db.list_sandboxes() if s.last_used_at > instant()]
+        later = [each for each in db.list_sandboxes() if each.last_used_at > instant()]
         assert {*ids(later)} == {"sb1", "sb3"}
 
     def test_all_that_one_call_touches_have_one_time(self, db: Db) -> None:
@@ -258,12 +254,13 @@ class FleetContract(Subject):
             make_sandbox(db, f"sb{number}")
 
         db.touch_sessions(["s2", "s0", "s1"])
-        db.touch_sandboxes(["sb2", "sb0", "sb1"])
+        assert len({session.last_active_at for session in db.list_sessions()}) == 1
 
+        db.bulk_pause_active_sessions()
         assert len({session.last_active_at for session in db.list_sessions()}) == 1
+
+        db.touch_sandboxes(["sb2", "sb0", "sb1"])
         assert len({sandbox.last_used_at for sandbox in db.list_sandboxes()}) == 1
-        assert db.bulk_pause_active_sessions() == 3
-        assert len({session.last_active_at for session in db.list_sessions()}) == 1
 
     def test_ten_thousand_are_touched_at_once(self, db: Db) -> None:
         # A placeholder an id would be too many: SQLite may be built for 999 of them.
@@ -271,7 +268,8 @@ class FleetContract(Subject):
         make_sandbox(db, "9999")
         asked = [str(number) for number in range(10_000)]
 
-        assert db.touch_sessions(asked) == db.touch_sandboxes(asked) == ["9999"]
+        assert db.touch_sessions(asked) == ["9999"]
+        assert db.touch_sandboxes(asked) == ["9999"]
 
     # -- conditions: compared in the statement that writes. After a read of its own, two callers could both be told True
 
@@ -279,15 +277,14 @@ class FleetContract(Subject):
         self, db: Db, rows: Rows
     ) -> None:
         before = rows.session(last_active_at=instant())
-        pause = partial(db.update_session_status, status="paused")
+        update = db.update_session_status
 
-        assert pause("s1", only_if="active") is False
-        assert pause("s1", only_if=["active", "ended"]) is False
-        assert pause("s2", only_if="starting") is False
+        assert update("s1", "paused", only_if="active") is False
+        assert update("s1", "paused", only_if=["active", "ended"]) is False
+        assert update("s2", "paused", only_if="starting") is False
         # Not even last_active_at: a refused update does not count as a sign of life.
         assert db.get_session("s1") == before
-        assert before.status == "starting"
-        assert pause("s1", only_if={SessionStatus.STARTING, "ended"}) is True
+        assert update("s1", "paused", only_if={SessionStatus.STARTING, "ended"})
         changed = session_of(db)
         assert changed.status == "paused"
         assert changed.last_active_at > instant()
@@ -313,45 +310,30 @@ class FleetContract(Subject):
         assert update("s1", None, only_if="r1") is True
         assert session_of(db).runner_id is None
 
-    @pytest.mark.parametrize("state", ["cold", "warm", "waiting"])
-    def test_eviction_takes_only_what_was_last_used_before(
-        self, db: Db, rows: Rows, state: str
-    ) -> None:
-        made = rows.sandbox(state=state, last_used_at=instant())
-        now, later = instant(), instant(0.000001)
-
-        assert db.get_best_eviction_candidate(unused_since=now) is None
-        assert db.claim_eviction_candidate(unused_since=now) is None
-        assert db.get_best_eviction_candidate(unused_since=later) == made
-        assert db.claim_eviction_candidate(unused_since=later) == made
-
-    def test_eviction_goes_on_to_the_next_state_if_the_first_was_used_since(
-        self, db: Db, rows: Rows
-    ) -> None:
-        # The condition belongs into the search. Tested on the one candidate it found, it ends the search too early.
-        rows.sandbox("sb1", state="cold", last_used_at=instant(1))
-        waiting = rows.sandbox("sb2", state="waiting", last_used_at=instant(-1))
-
-        assert db.get_best_eviction_candidate(unused_since=instant()) == waiting
-        assert db.claim_eviction_candidate(unused_since=instant()) == waiting
-
     # -- a warm pool
 
-    def test_a_warm_sandbox_is_claimed_once_the_least_recently_used_first(
+    def test_a_warm_sandbox_is_claimed_with_its_session(
         self, db: Db, rows: Rows
     ) -> None:
-        for id in IDS[::-1]:
-            rows.sandbox(id, state="warm", last_used_at=instant())
-        rows.sandbox("older", state="warm", last_used_at=instant(-1))
+        rows.sandbox(state="warm", last_used_at=instant())
 
         claimed = db.claim_warm_sandbox("support-bot", "s1")
 
         # As it is now, unlike claim_eviction_candidate(): the caller goes on to use what it gets.
-        assert claimed == sandbox_of(db, "older")
+        assert claimed == sandbox_of(db)
         assert (claimed.state, claimed.session_id) == ("waiting", "s1")
-        assert claimed.last_used_at > instant()
-        others = drained(lambda: db.claim_warm_sandbox("support-bot", "s2"))
-        assert ids(others) == IDS
+        assert db.claim_warm_sandbox("support-bot", "s1") is None
+
+    def test_the_least_recently_used_warm_sandbox_is_claimed_first_then_by_id(
+        self, db: Db, rows: Rows
+    ) -> None:
+        for id in IDS[::-1]:
+            rows.sandbox(id, state="warm", last_used_at=instant())
+        rows.sandbox("z older", state="warm", last_used_at=instant(-1))
+
+        claimed = drained(lambda: db.claim_warm_sandbox("support-bot", "s1"))
+
+        assert ids(claimed) == ["z older", *IDS]
 
     def test_a_sandbox_that_is_not_in_the_pool_is_not_claimed(
         self, db: Db, rows: Rows
@@ -359,120 +341,12 @@ class FleetContract(Subject):
         for state in {*SandboxState} - {"warm"}:
             rows.sandbox(f"is {state}", state=state.value)
         rows.sandbox("has a session", state="warm", session_id="s0")
-        rows.sandbox("another's", tenant_id="acme", state="warm")
-        rows.sandbox("of another agent", "another-bot", state="warm")
+        rows.sandbox("another's", state="warm", tenant_id="acme")
+        rows.sandbox("another agent's", state="warm", agent_name="another-bot")
 
         assert db.claim_warm_sandbox("support-bot", "s1") is None
-        found = [
+        claimed = [
             db.claim_warm_sandbox("support-bot", "s1", "acme"),
             db.claim_warm_sandbox("another-bot", "s1"),
         ]
-        assert ids(found) == ["another's", "of another agent"]
-
-    # -- lists and counts
-
-    def test_sessions_are_listed_by_status_and_runner_in_pages(
-        self, db: Db, rows: Rows
-    ) -> None:
-        for number, id in enumerate(IDS):
-            rows.session(
-                id,
-                runner_id="r1" if number % 2 else "r2",
-                status=("active", "paused", "ended")[number % 3],
-                created_at=instant(number // 4),
-            )
-        everything = db.list_sessions()
-
-        # Several statuses are one list in one order, not one list after another.
-        statuses: list[Any] = [
-            "active",
-            ("active",),
-            ("paused", "active"),
-            {"ended", "paused", "active"},
-        ]
-        for status, runner_id in product(statuses, (None, "r1")):
-            wanted = [s for s in everything if _is(s.status, status)]
-            wanted = [s for s in wanted if _is(s.runner_id, runner_id)]
-            list_page = partial(db.list_sessions, status=status, runner_id=runner_id)
-            assert _paged(list_page, by_cursor=True) == list_page() == wanted
-        assert db.list_sessions(status="starting") == []
-        assert db.list_sessions(runner_id="r3") == []
-
-    def test_sandboxes_of_a_tenant_are_listed_newest_first(
-        self, db: Db, rows: Rows
-    ) -> None:
-        _sandboxes_of_every_kind(db, rows)
-
-        assert ids(db.list_sandboxes()) == [*IDS[:7:-1], *IDS[7:3:-1], *IDS[3::-1]]
-        assert ids(db.list_sandboxes("other")) == ["of another tenant"]
-
-    def test_sandboxes_are_listed_by_state_agent_and_session_in_pages(
-        self, db: Db, rows: Rows
-    ) -> None:
-        _sandboxes_of_every_kind(db, rows)
-        everything = db.list_sandboxes()
-
-        states: list[Any] = [None, "cold", ("cold", "running")]
-        for state, agent, session_id in product(
-            states, (None, "agent-1"), (None, "s1")
-        ):
-            wanted = [s for s in everything if _is(s.state, state)]
-            wanted = [s for s in wanted if _is(s.agent_name, agent)]
-            wanted = [s for s in wanted if _is(s.session_id, session_id)]
-            list_page = partial(
-                db.list_sandboxes, state=state, agent=agent, session_id=session_id
-            )
-            assert _paged(list_page, by_cursor=False) == list_page() == wanted
-
-    def test_a_page_begins_after_a_cursor_as_after_its_record(
-        self, db: Db, rows: Rows
-    ) -> None:
-        # Only the first comma of a cursor separates; an id may have more. Clients keep cursors, so the format is fixed.
-        for id in ("a", "b,c", "é 😀?&"):
-            rows.session(id, created_at=instant(0.5))
-        first, second, third = db.list_sessions()
-
-        assert first.cursor == "2026-03-01T12:00:00.500000Z,é 😀?&"
-        assert db.list_sessions(before=first.cursor) == [second, third]
-        assert db.list_sessions(before=second.cursor) == [third]
-        assert db.list_sessions(before="2026-03-01T13:00:00.5+01:00,b,c") == [third]
-
-    def test_sandboxes_of_a_runner_are_those_whose_session_is_on_it(
-        self, db: Db, rows: Rows
-    ) -> None:
-        # The session decides, whatever the tenants of the two: here they differ.
-        _two_sandboxes_a_runner(db, rows)
-
-        assert ids(db.list_sandboxes_by_runner("r1")) == ["sb3", "sb0"]
-        assert db.list_sandboxes_by_runner("r3") == []
-
-    def test_the_sandboxes_of_a_runner_that_are_not_cold_are_marked_cold(
-        self, db: Db, rows: Rows
-    ) -> None:
-        _two_sandboxes_a_runner(db, rows)
-        before = {sandbox.id: sandbox for sandbox in db.list_sandboxes()}
-
-        assert db.mark_sandboxes_cold_by_runner("r1") == 1
-        assert db.mark_sandboxes_cold_by_runner("r1") == 0
-        assert db.mark_sandboxes_cold_by_runner("r3") == 0
-
-        after = {sandbox.id: sandbox for sandbox in db.list_sandboxes()}
-        assert after.pop("sb0") == replace(before.pop("sb0"), state="cold")
-        assert after == before
-
-    def test_sessions_and_sandboxes_are_counted(self, db: Db) -> None:
-        statuses: list[Any] = ["active", "active", "paused", "ended"]
-        for number, status in enumerate(statuses):
-            make_session(db, f"s{number}", f"agent-{number % 2}", tenant_id="acme")
-            db.update_session_status(f"s{number}", status)
-            make_sandbox(db, f"sb{number}", tenant_id=f"tenant {number}")
-        db.update_sandbox_state("sb0", "cold")
-        count = partial(db.count_sessions, "acme")
-
-        assert (db.count_sessions(), count()) == (0, 4)
-        assert count(agent="agent-1") == 2
-        assert count(status="active") == 2
-        assert count(status=["active", "paused", "active"]) == 3
-        assert count(agent="agent-0", status=("active", "ended")) == 1
-        assert db.count_sandboxes(state="cold") == 1
-        assert db.count_sandboxes(state=["cold", "warming"]) == 4
+        assert ids(claimed) == ["another's", "another agent's"]

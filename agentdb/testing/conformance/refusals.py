@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
 
 from agentdb.errors import DatabaseClosedError, InvalidInputError
+from agentdb.inputs import TEXTS, called
 from agentdb.interface import Db, SandboxRecord, SandboxState, SessionRecord
 from agentdb.testing.conformance.subject import Subject, instant
 
@@ -20,78 +22,61 @@ RECORD = SessionRecord(
 SANDBOX = SandboxRecord("sb1", "default", None, "a", "cold", "/", instant(), instant())
 
 # What an argument is, and so which values are tried, by its annotation in Db: a new method needs no line here.
-IDENTIFIER, OPTIONAL, TEXT = "identifier", "optional identifier", "text"
 KINDS = {
-    "str": IDENTIFIER,
-    "str | None": OPTIONAL,
-    "str | EllipsisType | None": OPTIONAL,
+    "str": "identifier",
+    "str | EllipsisType": "identifier",
     "SessionStatusInput": "status",
-    "SessionStatusesInput | None": "statuses",
+    "SessionStatusesInput": "statuses",
     "SandboxStateInput": "state",
-    "SandboxStatesInput | None": "states",
+    "SandboxStatesInput": "states",
     "Collection[str]": "ids",
     "Sequence[str]": "tables",
     "int": "limit",
-    "int | None": "limit",
     "datetime": "instant",
-    "datetime | None": "optional instant",
-    "timedelta | None": "length",
-    "SessionRecord | str | None": "record",
-    "SandboxRecord | str | None": "sandbox record",
+    "timedelta": "length",
+    "SessionRecord | str": "record",
+    "SandboxRecord | str": "sandbox record",
 }
-# Strings of which any is allowed, an empty one too.
-KINDS_BY_NAME = {"path": TEXT, "workspace_dir": TEXT, "label": TEXT, "plain": "key"}
-# What messages call an argument, if it is not its own name; an id is that of the method's own rows.
-CALLED = {
-    "name": "Agent name",
-    "agent": "Agent name",
-    "agent_name": "Agent name",
-    "path": "Agent path",
-    "tenant_id": "Tenant id",
-    "session_id": "Session id",
-    "sandbox_id": "Sandbox id",
-    "runner_id": "Runner id",
-    "workspace_dir": "Workspace directory",
-    "key_hash": "Key hash",
-    "label": "Label",
-    "plain": "An API key",
-}
-ROWS = {
-    "session": "Session",
-    "sessions": "Session",
-    "sandbox": "Sandbox",
-    "sandboxes": "Sandbox",
-    "api": "API key",
-}
-
-
-def _argument(method: str, parameter: inspect.Parameter) -> tuple[str, str]:
-    """Return the argument's kind, and what messages call it."""
-    name = parameter.name
-    kind = KINDS_BY_NAME.get(name) or KINDS[parameter.annotation]
-    if name in ("id", "ids"):
-        return kind, f"{ROWS[method.split('_')[1]]} id"
-    if kind in ("status", "state"):
-        return kind, f"{ROWS[method.split('_')[1]]} {name}"
-    return kind, CALLED.get(name, name)
-
-
-def _arguments(method: str) -> dict[str, tuple[str, str]]:
-    _self, *parameters = inspect.signature(getattr(Db, method)).parameters.values()
-    return {each.name: _argument(method, each) for each in parameters}
-
+OR_NONE = " | None"
 
 # These have no arguments to refuse, and do something else once the Db is closed.
 _OTHERS = {"run_transaction", "health", "close"}
-ARGUMENTS = {
-    name: _arguments(name)
-    for name in vars(Db)
-    if not name.startswith("_") and name not in _OTHERS
-}
+METHODS = [
+    name for name in vars(Db) if not name.startswith("_") and name not in _OTHERS
+]
+
+
+def _arguments(method: str) -> Iterator[tuple[str, str, bool]]:
+    """Yield the name and kind of each argument, and whether it may be None."""
+    _self, *parameters = inspect.signature(getattr(Db, method)).parameters.values()
+    for each in parameters:
+        kind = KINDS[each.annotation.removesuffix(OR_NONE)]
+        if each.name in TEXTS:
+            kind = "text"
+        if each.name == "plain":
+            kind = "key"
+        yield each.name, kind, each.annotation.endswith(OR_NONE)
+
+
+def valid_arguments(method: str) -> dict[str, Any]:
+    """Return a valid value for each argument of the method."""
+    return {name: VALID[kind] for name, kind, _ in _arguments(method)}
+
+
+def refused_arguments(method: str) -> Iterator[tuple[dict[str, Any], str]]:
+    """Yield arguments of the method of which one is invalid, and the message for it."""
+    valid = valid_arguments(method)
+    for name, kind, may_be_none in _arguments(method):
+        for value, message in REFUSED[kind]:
+            if value is None and may_be_none:
+                continue
+            what = called(method, name)
+            yield valid | {name: value}, message.format(what=what)
+
+
 VALID: dict[str, Any] = {
-    IDENTIFIER: "x",
-    OPTIONAL: "x",
-    TEXT: "x",
+    "identifier": "x",
+    "text": "x",
     "status": "active",
     "state": "cold",
     "limit": 1,
@@ -101,7 +86,6 @@ VALID: dict[str, Any] = {
     "ids": ["x", "y"],
     "record": RECORD,
     "sandbox record": SANDBOX,
-    "optional instant": instant(),
     "instant": instant(),
     "key": "agentdb_x",
     "tables": [],
@@ -109,6 +93,7 @@ VALID: dict[str, Any] = {
 
 # NUL: PostgreSQL refuses it and SQLite's own functions end the string there. Surrogates: neither driver encodes them.
 _NOT_TEXT: list[tuple[object, str]] = [
+    (None, "{what} must be a string, not NoneType."),
     (5, "{what} must be a string, not int."),
     (b"x", "{what} must be a string, not bytes."),
     (["x"], "{what} must be a string, not list."),
@@ -123,7 +108,6 @@ _NO_IDENTIFIER: list[tuple[object, str]] = [
     ("é" * 257, "{what} has 514 bytes in UTF-8; the limit is 512."),
     ("😀" * 129, "{what} has 516 bytes in UTF-8; the limit is 512."),
 ]
-_NONE: tuple[object, str] = (None, "{what} must be a string, not NoneType.")
 # A datetime that Python holds, and that has no UTC equivalent: it overflows only when it is converted.
 _MAXIMUM = datetime.max.replace(tzinfo=timezone(timedelta(hours=-5)))
 _STATUSES = "starting, active, paused, ended, error, stopped"
@@ -182,24 +166,23 @@ def _before(record: SessionRecord | SandboxRecord) -> list[tuple[object, str]]:
 
 
 REFUSED: dict[str, list[tuple[object, str]]] = {
-    IDENTIFIER: [_NONE, *_NO_IDENTIFIER],
-    OPTIONAL: _NO_IDENTIFIER,
-    TEXT: [_NONE, *_NOT_TEXT],
+    "identifier": _NO_IDENTIFIER,
+    "text": _NOT_TEXT,
     "status": [
-        _NONE,
-        (5, "{what} must be a string, not int."),
-        ("Active", f"{{what}} 'Active' is not one of {_STATUSES}."),
-        ("cold", f"{{what}} 'cold' is not one of {_STATUSES}."),
-        ("", f"{{what}} '' is not one of {_STATUSES}."),
-        ("a\ud800", f"{{what}} 'a\\ud800' is not one of {_STATUSES}."),
+        (None, "Session status must be a string, not NoneType."),
+        (5, "Session status must be a string, not int."),
+        ("Active", f"Session status 'Active' is not one of {_STATUSES}."),
+        ("cold", f"Session status 'cold' is not one of {_STATUSES}."),
+        ("", f"Session status '' is not one of {_STATUSES}."),
+        ("a\ud800", f"Session status 'a\\ud800' is not one of {_STATUSES}."),
         # A StrEnum of another kind is a string like any other.
-        (SandboxState.WARM, f"{{what}} 'warm' is not one of {_STATUSES}."),
+        (SandboxState.WARM, f"Session status 'warm' is not one of {_STATUSES}."),
     ],
     "state": [
-        _NONE,
-        (["cold"], "{what} must be a string, not list."),
-        ("active", f"{{what}} 'active' is not one of {_STATES}."),
-        ("COLD", f"{{what}} 'COLD' is not one of {_STATES}."),
+        (None, "Sandbox state must be a string, not NoneType."),
+        (["cold"], "Sandbox state must be a string, not list."),
+        ("active", f"Sandbox state 'active' is not one of {_STATES}."),
+        ("COLD", f"Sandbox state 'COLD' is not one of {_STATES}."),
     ],
     # True is an int in Python, and 2**63 is a LIMIT that SQLite wraps around to a negative number: no limit at all.
     "limit": [
@@ -219,7 +202,7 @@ REFUSED: dict[str, list[tuple[object, str]]] = {
             [f"s{number}" for number in range(10_001)],
             "ids has 10001 items; the limit is 10000.",
         ),
-        *(([value], message) for value, message in [_NONE, *_NO_IDENTIFIER]),
+        *(([value], message) for value, message in _NO_IDENTIFIER),
     ],
     "length": [
         (60, "{what} must be a timedelta, not int."),
@@ -267,30 +250,21 @@ REFUSED: dict[str, list[tuple[object, str]]] = {
         (b"x", "{what} must be a string, not bytes."),
     ],
 }
-REFUSED["optional instant"] = REFUSED["instant"][1:]
 
 
 class RefusalContract(Subject):
-    @pytest.mark.parametrize(
-        "name", [name for name, arguments in ARGUMENTS.items() if arguments]
-    )
+    @pytest.mark.parametrize("method", METHODS)
     def test_what_no_engine_can_store_is_refused_in_the_same_words(
-        self, db: Db, name: str
+        self, db: Db, method: str
     ) -> None:
-        for argument, (kind, what) in ARGUMENTS[name].items():
-            for value, message in REFUSED[kind]:
-                with pytest.raises(InvalidInputError) as raised:
-                    getattr(db, name)(**valid_arguments(name) | {argument: value})
-                assert str(raised.value) == message.format(what=what), (argument, value)
+        for arguments, message in refused_arguments(method):
+            with pytest.raises(InvalidInputError) as raised:
+                getattr(db, method)(**arguments)
+            assert str(raised.value) == message, arguments
 
     def test_every_method_of_a_closed_db_says_so(self, db: Db) -> None:
         db.close()
 
-        for name in ARGUMENTS:
+        for method in METHODS:
             with pytest.raises(DatabaseClosedError):
-                getattr(db, name)(**valid_arguments(name))
-
-
-def valid_arguments(name: str) -> dict[str, Any]:
-    """Return a valid value for each argument of the method."""
-    return {argument: VALID[kind] for argument, (kind, _) in ARGUMENTS[name].items()}
+                getattr(db, method)(**valid_arguments(method))

@@ -36,30 +36,21 @@ class Rows:
     """Inserts rows with a content and an age that no ``Db`` gives them."""
 
     def __init__(self, db: Db, rewrite: Rewrite) -> None:
-        self._db, self._rewrite = db, rewrite
+        self._db = db
+        self._rewrite = rewrite
 
-    def session(
-        self,
-        id: str = "s1",
-        agent_name: str = "support-bot",
-        tenant_id: str = "default",
-        **columns: object,
-    ) -> SessionRecord:
+    def session(self, id: str = "s1", **columns: object) -> SessionRecord:
         """Insert a session, set these columns of it, and return it as a get does."""
-        make_session(self._db, id, agent_name, tenant_id=tenant_id)
-        self._rewrite("sessions", id, **columns)
+        make_session(self._db, id)
+        if columns:
+            self._rewrite("sessions", id, **columns)
         return session_of(self._db, id)
 
-    def sandbox(
-        self,
-        id: str = "sb1",
-        agent_name: str = "support-bot",
-        tenant_id: str = "default",
-        **columns: object,
-    ) -> SandboxRecord:
+    def sandbox(self, id: str = "sb1", **columns: object) -> SandboxRecord:
         """Insert a sandbox, set these columns of it, and return it as a get does."""
-        make_sandbox(self._db, id, agent_name, tenant_id=tenant_id)
-        self._rewrite("sandboxes", id, **columns)
+        make_sandbox(self._db, id)
+        if columns:
+            self._rewrite("sandboxes", id, **columns)
         return sandbox_of(self._db, id)
 
 

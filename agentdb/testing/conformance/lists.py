@@ -1,0 +1,272 @@
+"""Lists of sessions and of sandboxes: order, filters and pages, which are the same for both; and counts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import product
+from typing import Any
+
+import pytest
+
+from agentdb.interface import Db
+from agentdb.testing.conformance.subject import (
+    IDS,
+    Rows,
+    Subject,
+    ids,
+    instant,
+    make_sandbox,
+    make_session,
+)
+
+# The columns by which a list can be narrowed, and values of them. Of the first, several can be asked for.
+COLUMNS = {
+    "sessions": {
+        "status": ["active", "paused", "ended"],
+        "agent_name": ["agent-1", "agent-2"],
+        "runner_id": ["r1", "r2"],
+    },
+    "sandboxes": {
+        "state": ["cold", "warm", "running"],
+        "agent_name": ["agent-1", "agent-2"],
+        "session_id": ["s1", "s2"],
+    },
+}
+
+
+class Listed:
+    """Sessions or sandboxes, by the calls that are the same for both."""
+
+    def __init__(self, db: Db, rows: Rows, plural: str) -> None:
+        noun = {"sessions": "session", "sandboxes": "sandbox"}[plural]
+        self.make = getattr(rows, noun)
+        self.delete = getattr(db, f"delete_{noun}")
+        self.list = getattr(db, f"list_{plural}")
+        self.columns = COLUMNS[plural]
+
+    def create(self, ages: dict[str, float]) -> None:
+        """Make a row for each id, created so many seconds after one instant."""
+        for id, age in ages.items():
+            self.make(id, created_at=instant(age))
+
+    def create_all_kinds(self) -> None:
+        """Make a row for each combination of what a list can be narrowed to; its id says which."""
+        for number, kind in enumerate(product(*self.columns.values())):
+            columns = dict(zip(self.columns, kind, strict=True))
+            self.make(" ".join(kind), created_at=instant(number // 4), **columns)
+
+    def paged(self, size: int, **wanted: Any) -> list[Any]:
+        """Return the rows of all pages."""
+        rows: list[Any] = []
+        page = self.list(limit=size, **wanted)
+        while page:
+            assert len(page) <= size
+            rows += page
+            assert len(rows) <= 20, "a page came twice"
+            page = self.list(limit=size, before=page[-1], **wanted)
+        return rows
+
+
+def _is(row: Any, wanted: Any) -> bool:
+    """Return whether the row, which its id describes, is of one of these kinds, or of that one; None is any."""
+    kinds = row.id.split()
+    if wanted is None or wanted in kinds:
+        return True
+    return not isinstance(wanted, str) and any(each in kinds for each in wanted)
+
+
+class ListContract(Subject):
+    @pytest.fixture(params=COLUMNS)
+    def listed(self, request: pytest.FixtureRequest, db: Db, rows: Rows) -> Listed:
+        return Listed(db, rows, request.param)
+
+    def test_a_list_is_newest_first_to_the_microsecond(self, listed: Listed) -> None:
+        # SQLite stores texts: "12:00:01" and "12:00:00.500000" sort as their instants only in one format for all.
+        listed.create({"c": 0, "a": 1, "d": 0.5, "e": 1e-6, "b": 1.000001, "f": -1})
+
+        assert ids(listed.list()) == ["b", "a", "d", "e", "c", "f"]
+
+    def test_rows_of_one_instant_are_listed_by_id_descending_in_code_point_order(
+        self, listed: Listed
+    ) -> None:
+        # Without an order among equals, two pages could both hold a row, or neither of them.
+        listed.create(dict.fromkeys(IDS, 0))
+
+        assert ids(listed.list()) == IDS[::-1]
+
+    def test_a_list_has_the_whole_records_of_one_tenant(self, listed: Listed) -> None:
+        ours = listed.make("a")
+        acmes = listed.make("b", tenant_id="acme")
+
+        assert listed.list() == [ours]
+        assert listed.list("acme") == [acmes]
+        assert listed.list(tenant_id="acme") == [acmes]
+        assert listed.list("other") == []
+
+    def test_a_list_has_what_all_its_filters_let_through_in_pages_too(
+        self, listed: Listed
+    ) -> None:
+        # Several statuses are one list in one order, not one list after another.
+        listed.create_all_kinds()
+        everything = listed.list()
+        several, _, (owner, _) = listed.columns.values()
+        first, second, third = several
+        arguments = [column.removesuffix("_name") for column in listed.columns]
+
+        for wanted in product(
+            [None, first, (second,), [third, first], {first, second, third}],
+            [None, "agent-1", "agent-3"],
+            [None, owner],
+        ):
+            expected = [
+                row for row in everything if all(_is(row, each) for each in wanted)
+            ]
+            filters = dict(zip(arguments, wanted, strict=True))
+            assert listed.list(**filters) == expected
+            assert listed.paged(2, **filters) == expected
+
+    def test_list_sessions_takes_the_agent_as_its_second_argument(self, db: Db) -> None:
+        session = make_session(db, "s1", "agent-1", tenant_id="acme")
+        make_session(db, "s2", "agent-2", tenant_id="acme")
+
+        assert db.list_sessions("acme", "agent-1") == [session]
+
+    @pytest.mark.parametrize("size", [1, 2, 3, 4, 100])
+    def test_pages_of_any_size_have_each_row_once_also_where_instants_are_equal(
+        self, listed: Listed, size: int
+    ) -> None:
+        # before= has to compare (created_at, id) as a pair: by the instant alone, the rest of a tie is skipped.
+        tied = dict.fromkeys(IDS, 0.0)
+        listed.create(tied | {"new": 1, "old": -1, "new-a": 1, "new-Z": 1})
+        listed.make("of another tenant", tenant_id="other")
+
+        rows = listed.paged(size)
+
+        assert len(rows) == 15
+        assert rows == listed.list()
+
+    def test_a_list_goes_on_after_a_record_or_its_cursor(self, listed: Listed) -> None:
+        listed.create({"a": 0, "b": 0, "c": 1, "d": -1})
+        c, b, a, d = listed.list()
+
+        for before, after in (
+            (c, [b, a, d]),
+            (b, [a, d]),
+            (d, []),
+        ):
+            assert listed.list(before=before) == after
+            assert listed.list(before=before.cursor) == after
+
+    def test_a_cursor_is_the_instant_and_the_id(self, listed: Listed) -> None:
+        # Only the first comma of a cursor separates; an id may have more. Clients keep cursors, so the format is fixed.
+        listed.create(dict.fromkeys(("a", "b,c", "é 😀?&"), 0.5))
+        first, second, third = listed.list()
+
+        assert first.cursor == "2026-03-01T12:00:00.500000Z,é 😀?&"
+        assert listed.list(before=second.cursor) == [third]
+        assert listed.list(before="2026-03-01T13:00:00.5+01:00,b,c") == [third]
+
+    def test_a_record_of_another_tenant_names_a_place_and_grants_nothing(
+        self, listed: Listed
+    ) -> None:
+        # A cursor comes back from a client, who may send any.
+        theirs = listed.make("z", tenant_id="other")
+        ours = listed.make("a", created_at=instant())
+
+        assert listed.list(before=theirs) == [ours]
+
+    def test_a_list_goes_on_where_a_deleted_record_stood(self, listed: Listed) -> None:
+        # So the place is in the record: an implementation that looks its row up first would end the list here.
+        listed.create({"a": 0, "b": 0, "c": 0})
+        _, b, a = listed.list()
+
+        listed.delete("b")
+
+        assert listed.list(before=b) == [a]
+
+    def test_a_list_takes_the_largest_limit(self, listed: Listed) -> None:
+        row = listed.make()
+
+        assert listed.list(limit=2**63 - 1) == [row]
+
+    # -- of a runner
+
+    def test_sessions_of_a_runner_are_of_all_tenants_in_the_same_order(
+        self, db: Db, rows: Rows
+    ) -> None:
+        for id in IDS:
+            tenant = f"tenant of {id}"
+            rows.session(id, tenant_id=tenant, runner_id="r1", created_at=instant())
+        newest = rows.session("new", runner_id="r1", created_at=instant(1))
+        rows.session("another's", runner_id="r2")
+        rows.session("nobody's")
+
+        listed = db.list_sessions_by_runner("r1")
+
+        assert listed[0] == newest
+        assert ids(listed) == ["new", *IDS[::-1]]
+        assert db.list_sessions_by_runner("r3") == []
+
+    def test_sandboxes_of_a_runner_are_those_whose_session_is_on_it(
+        self, db: Db, rows: Rows
+    ) -> None:
+        # The session decides, whatever the tenants of the two: here they differ.
+        _create_of_runners(rows)
+
+        assert ids(db.list_sandboxes_by_runner("r1")) == ["new of r1", "old of r1"]
+        assert db.list_sandboxes_by_runner("r3") == []
+
+    def test_the_sandboxes_of_a_runner_that_are_not_cold_are_marked_cold(
+        self, db: Db, rows: Rows
+    ) -> None:
+        _create_of_runners(rows)
+        before = {sandbox.id: sandbox for sandbox in db.list_sandboxes()}
+
+        assert db.mark_sandboxes_cold_by_runner("r1") == 1
+
+        changed = before.pop("new of r1")
+        after = {sandbox.id: sandbox for sandbox in db.list_sandboxes()}
+        assert after.pop("new of r1") == replace(changed, state="cold")
+        assert after == before
+        assert db.mark_sandboxes_cold_by_runner("r1") == 0
+        assert db.mark_sandboxes_cold_by_runner("r3") == 0
+
+    # -- counts
+
+    def test_count_sessions_counts_what_list_sessions_lists(
+        self, db: Db, rows: Rows
+    ) -> None:
+        Listed(db, rows, "sessions").create_all_kinds()
+        make_session(db, "theirs", tenant_id="other")
+
+        assert db.count_sessions() == 12
+        assert db.count_sessions("other") == 1
+        assert db.count_sessions(agent="agent-1") == 6
+        assert db.count_sessions(status="active") == 4
+        assert db.count_sessions(status=["active", "paused", "active"]) == 8
+        assert db.count_sessions(agent="agent-1", status=("active", "ended")) == 4
+
+    def test_count_sandboxes_counts_those_of_all_tenants(
+        self, db: Db, rows: Rows
+    ) -> None:
+        Listed(db, rows, "sandboxes").create_all_kinds()
+        make_sandbox(db, "theirs", tenant_id="other")
+
+        assert db.count_sandboxes() == 13
+        assert db.count_sandboxes(state="cold") == 4
+        assert db.count_sandboxes(state=["cold", "warming", "cold"]) == 5
+
+
+def _create_of_runners(rows: Rows) -> None:
+    """Make a sandbox that is cold and one that is running for a session of r1, for one of r2, and for one of nobody."""
+    for runner in ("r1", "r2", None):
+        session = rows.session(f"s of {runner}", tenant_id="acme", runner_id=runner)
+        for age, (name, state) in enumerate([("old", "cold"), ("new", "running")]):
+            rows.sandbox(
+                f"{name} of {runner}",
+                session_id=session.id,
+                state=state,
+                created_at=instant(age),
+                last_used_at=instant(),
+            )
+    rows.sandbox("without a session")
