@@ -21,13 +21,14 @@ from contextlib import suppress
 from copy import copy
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
+from agentdb.errors import OutcomeUnknownError
+
 if TYPE_CHECKING:
     from agentdb.serving.connections.base import Connection
 
 R = TypeVar("R")
 Run: TypeAlias = "Callable[[Connection], Any]"
 
-_MOST_STATEMENTS = 100  # of one COMMIT
 _LOOK_SECONDS = 0.25  # in case an asynchronous exception prevented a wake-up
 
 
@@ -70,7 +71,6 @@ class Turns:
 
     def __init__(self) -> None:
         self.reset()
-        _all.add(self)
 
     def reset(self) -> None:
         """Start empty; in the child of a fork the other threads do not exist."""
@@ -97,7 +97,9 @@ class Turns:
         try:
             # The turn is this thread's: no thread switch, and the statement is its own COMMIT.
             if turn is not None:
-                return run(connection)
+                result = run(connection)
+                connection.confirm()
+                return result
             writer = _Writer(run, connection.engine)
             turn = self._wait(writer, seconds)
             if turn is not None:
@@ -190,9 +192,7 @@ class Turns:
         """Let writers at the head of the queue join whose statements may run with the leader's."""
         writers = batch.writers
         with self._lock:
-            while (
-                len(writers) < _MOST_STATEMENTS and (first := self._first()) is not None
-            ):
+            while (first := self._first()) is not None:
                 # In order, so not past one that cannot join: a transaction, or the statement of another Db.
                 if first.group is not writers[0].group:
                     return
@@ -221,7 +221,7 @@ class _Batch:
         self.writers = [leader]
         self._results: list[tuple[Any, BaseException | None]] = []
         self._committed: list[Any] = []
-        self._failure: sqlite3.Error | None = None
+        self._failure: Exception | None = None
         self._settling = threading.Lock()
 
     def commit(self) -> None:
@@ -244,11 +244,14 @@ class _Batch:
             self._connection.look()
             # A single step for Python, so that the list says whether it was committed, whatever exception comes.
             self._committed.extend(map(raw.execute, ("COMMIT",)))
-        except sqlite3.Error as error:
+            # For the followers as well: each stat() of a thread makes it wait for the interpreter again.
+            self._connection.confirm()
+        except (sqlite3.Error, OutcomeUnknownError) as error:
             # Still in a transaction: nothing is stored for sure, and the followers can be run again by the next
             # leader. No longer: SQLite has ended it. After a COMMIT it may have written to the log, so each gets the
             # error.
-            self._failure = error if not raw.in_transaction else None
+            if not raw.in_transaction:
+                self._failure = error
             raise
 
     def is_left(self) -> bool:
@@ -265,13 +268,13 @@ class _Batch:
             # A leader that was interrupted between two statements has fewer results than writers, and has not
             # committed.
             is_complete = len(self._results) == len(self.writers)
-            if self._committed:
-                self._answer(self.writers, self._results)
-            elif self._failure is not None and is_complete:
-                # The COMMIT has failed; only the error says whether it may be stored nevertheless.
+            if self._failure is not None and is_complete:
+                # The COMMIT has failed, or went into a file that was moved: only the error says what may be stored.
                 self._answer(
                     followers, [(None, copy(self._failure)) for _ in followers]
                 )
+            elif self._committed:
+                self._answer(self.writers, self._results)
             else:
                 self._turns.put_back(followers, self)
             for writer in followers:
@@ -295,7 +298,6 @@ class _Batch:
             return None, error
 
 
-_all: weakref.WeakSet[Turns] = weakref.WeakSet()
 _of_files: weakref.WeakValueDictionary[str, Turns] = weakref.WeakValueDictionary()
 _finding = threading.Lock()
 
@@ -313,7 +315,7 @@ def turns_of(path: str) -> Turns:
 def _reset_in_child() -> None:
     global _finding
     _finding = threading.Lock()
-    for turns in list(_all):
+    for turns in list(_of_files.values()):
         turns.reset()
 
 

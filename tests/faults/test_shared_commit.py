@@ -22,6 +22,7 @@ from django.db import connections
 
 import agentdb
 from agentdb import AgentDbError, ConflictError, DjangoDb, DuplicateKeyError
+from agentdb.errors import OutcomeUnknownError
 from agentdb.serving.connections.sqlite import SqliteConnection
 from tests.helpers.moments import wait_until
 
@@ -221,6 +222,31 @@ def test_a_transaction_that_holds_the_lock_too_long_is_reported_and_then_all_goe
 
         assert failed == [ConflictError]
         assert stored(path) == ["s1"]
+
+
+def test_a_file_that_is_moved_during_a_shared_commit_leaves_each_writer_in_doubt(
+    db: DjangoDb, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved = path.with_name("moved.sqlite3")
+    look = SqliteConnection.look
+
+    def look_and_move(connection: SqliteConnection) -> None:
+        look(connection)
+        if connection.raw.in_transaction:  # COMMIT comes next
+            for end in ("", "-wal", "-shm"):
+                os.rename(f"{path}{end}", f"{moved}{end}")
+
+    writers = Writers(db, path)
+    for number in range(4):
+        writers.add(lambda number=number: db.insert_session(f"s{number}", "a", "sb").id)  # type: ignore[misc]
+    monkeypatch.setattr(SqliteConnection, "look", look_and_move)
+    writers.go_on()
+
+    first, *shared = writers.results  # the first wrote alone, before the file was moved
+    assert first == "s0"
+    assert [type(result) for result in shared] == [OutcomeUnknownError] * 3
+    assert len({id(result) for result in shared}) == 3
+    assert stored(moved) == ["s0", "s1", "s2", "s3"]
 
 
 def test_an_error_that_the_caller_keeps_does_not_keep_the_turn(

@@ -162,6 +162,10 @@ class Connection(ABC):
         """Raise ``DatabaseUnavailableError`` if the open file is no longer the one at the path."""
         return
 
+    def confirm(self) -> None:
+        """Raise ``OutcomeUnknownError`` if the last write went into a file that is no longer at the path."""
+        return
+
     def close(self) -> None:
         """Close it in any state, without waiting."""
         self.raw.close()

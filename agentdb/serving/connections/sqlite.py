@@ -246,12 +246,9 @@ class SqliteConnection(Connection):
         if engine.turns is None:
             return run(self)
         # Instrumentation of this connection must see the statement.
-        # The leader of a shared COMMIT looks at its own connection; this one may have another file open.
-        result = engine.turns.write(
+        return engine.turns.write(
             self, run, engine.busy_seconds, apart=self.instrumented()
         )
-        self._confirm()
-        return result
 
     def is_clean(self) -> bool:
         try:
@@ -271,7 +268,7 @@ class SqliteConnection(Connection):
         # while COMMIT ran, and then the outcome is unknown.
         self.look()
         super().commit()
-        self._confirm()
+        self.confirm()
 
     def look(self) -> None:
         """Raise if the path no longer names the open file, where the next write would be lost.
@@ -308,7 +305,7 @@ class SqliteConnection(Connection):
             )
         self._schema = schema
 
-    def _confirm(self) -> None:
+    def confirm(self) -> None:
         """Raise ``OutcomeUnknownError`` if the last write went into a file that is no longer at the path."""
         if (
             self._is_file
