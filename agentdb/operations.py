@@ -19,9 +19,6 @@ from django.db.models.sql.compiler import SQLCompiler
 
 from agentdb.adoption.conforming import LegacyUnique, conform_table, create_table
 from agentdb.adoption.obstacles import (
-    UnusableValue,
-    UnusableValues,
-    UnusableValuesError,
     first_line,
 )
 from agentdb.adoption.online import conform_online
@@ -32,7 +29,6 @@ from agentdb.errors import SchemaMismatchError
 from agentdb.schema import expected_table, expected_tables
 from agentdb.schema.migration_lock import LIMIT_LOCK_WAITS
 from agentdb.schema.migration_record import recorded_migrations
-from agentdb.schema.unreadable import unreadable_timestamps
 
 __all__ = [
     "AddIndex",
@@ -159,7 +155,10 @@ class NativeTimestamps(Operation):
         to_state: ProjectState,
     ) -> None:
         connection = schema_editor.connection
-        models_ = self._models(app_label, connection, to_state)
+        old, native = (
+            self._models(app_label, connection, state)
+            for state in (to_state, from_state)
+        )
         template = _TO_TEXT
         if connection.vendor == "sqlite":
             connection.ensure_connection()
@@ -167,21 +166,15 @@ class NativeTimestamps(Operation):
                 "agentdb_server_text", 1, server_text, deterministic=True
             )
             template = 'agentdb_server_text("{}")'
-        _lock(schema_editor, models_)
-        native = self._models(app_label, connection, from_state)
         # All of them before the first table changes, as on the way forward.
-        values = UnusableValues.of(_unwritable(connection, native))
-        if values.total:
-            raise UnusableValuesError(values)
+        _lock(schema_editor, old)
+        read_usable_values(connection)
         for model in native:
-            conform_table(
-                schema_editor,
-                to_state.apps.get_model(app_label, model.__name__),
-                {
-                    column: template.format(column)
-                    for column in _timestamp_columns(model)
-                },
-            )
+            sources = {
+                column: template.format(column) for column in _timestamp_columns(model)
+            }
+            old_model = to_state.apps.get_model(app_label, model.__name__)
+            conform_table(schema_editor, old_model, sources)
 
     def _models(
         self, app_label: str, connection: BaseDatabaseWrapper, state: ProjectState
@@ -276,28 +269,3 @@ def _timestamp_columns(model: type[models.Model]) -> list[str]:
         for field in model._meta.local_fields
         if isinstance(field, models.DateTimeField)
     ]
-
-
-def _unwritable(
-    connection: BaseDatabaseWrapper, models_: list[type[models.Model]]
-) -> Iterator[UnusableValue]:
-    """Yield the instants that the old server's text cannot express."""
-    if connection.vendor != "sqlite":
-        tables = [expected_table(connection, model) for model in models_]
-        for found in unreadable_timestamps(connection, tables):
-            yield _not_a_timestamp(found.table, found.id, found.column, found.value)
-        return
-    with connection.cursor() as cursor:
-        for model in models_:
-            table = model._meta.db_table
-            for column in _timestamp_columns(model):
-                cursor.execute(
-                    # The + takes the declared type away, by which the driver would convert the value.
-                    f'SELECT id, +"{column}" FROM "{table}" WHERE agentdb_server_text("{column}") IS NULL'
-                )
-                for id, value in cursor:
-                    yield _not_a_timestamp(table, id, column, value)
-
-
-def _not_a_timestamp(table: str, id: str, column: str, value: object) -> UnusableValue:
-    return UnusableValue(table, f"id {id!r}", column, repr(value), "is not a timestamp")

@@ -175,7 +175,9 @@ class Change:
         if self.connection.vendor == "sqlite":
             others = self.findings.shape.others
             changed += [
-                name for name in others if live.get(name) != self.findings.live[name]
+                name
+                for name in others
+                if live.get(name) != self.findings.shape.live[name]
             ]
         if changed:
             undone = (
@@ -261,7 +263,7 @@ class _OnPostgreSql(Change):
 
     def _hand_over(self) -> None:
         # After all changes of the schema: until now this role owns the tables that it created, and could change them.
-        present = {*self.findings.live, *self.old}
+        present = {*self.findings.shape.live, *self.old}
         made = [name for name in (RECORD, *OLD_COLUMNS) if name not in present]
         hand_over(self.connection, made, self.old)
 

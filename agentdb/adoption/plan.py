@@ -29,7 +29,7 @@ from agentdb.adoption.values import (
 )
 from agentdb.conf import server_name
 from agentdb.errors import SchemaMismatchError
-from agentdb.schema import Table, expected_tables, read_tables
+from agentdb.schema import Table, expected_tables
 from agentdb.schema.comparison import Key, keys_of, left_null, reads_ours
 from agentdb.schema.inspection import server_version, sqlite_path
 from agentdb.schema.migration_record import migration_names
@@ -88,7 +88,6 @@ class Findings:
     size: int | None  # bytes
     version: str
     shape: Shape
-    live: Mapping[str, Table]
     wanted: Mapping[str, Table]  # what the models say
     contents: Mapping[str, TableContent]  # by the table's final name
     other_rows: Mapping[str, int] = field(default_factory=dict)
@@ -124,7 +123,6 @@ class Plan:
 def read(connection: BaseDatabaseWrapper, progress: Progress = SILENT) -> Findings:
     """Read the schema, the record of migrations and every row of the four tables."""
     shape = recognise(connection)
-    live = read_tables(connection)
     wanted = expected_tables(connection, apps)
     # With a problem, such as a missing column, no query over the rows would work, and none is needed to refuse.
     readable = {} if shape.problems else shape.tables
@@ -137,19 +135,18 @@ def read(connection: BaseDatabaseWrapper, progress: Progress = SILENT) -> Findin
         size=_size(connection),
         version=server_version(connection),
         shape=shape,
-        live=live,
         wanted=wanted,
         contents={
             name: read_content(connection, name, table, progress)
             for name, table in readable.items()
         },
         other_rows={
-            name: _count_or_zero(connection, live[name]) for name in shape.others
+            name: _count_or_zero(connection, shape.live[name]) for name in shape.others
         },
         duplicates=() if is_done else tuple(_duplicates(connection, readable)),
         obstacles=()
         if is_done or not shape.tables
-        else tuple(_obstacles(connection, shape, live, wanted)),
+        else tuple(_obstacles(connection, shape, wanted)),
         misspelt=misspelt,
         is_file=path is not None,
     )
@@ -221,29 +218,28 @@ def _size(connection: BaseDatabaseWrapper) -> int | None:
 def _obstacles(
     connection: BaseDatabaseWrapper,
     shape: Shape,
-    live: Mapping[str, Table],
     wanted: Mapping[str, Table],
 ) -> list[str]:
     """Return what around the tables, or in the role's rights, would make an adoption fail."""
     obstacles = [
-        *_keys_to_names(shape, live),
+        *_keys_to_names(shape),
         *_too_unique_keys(shape, wanted),
         *_names_in_the_way(connection, shape, wanted),
     ]
     if connection.vendor == "postgresql":
         obstacles += _missing_rights(connection, set(shape.stored_as.values()))
         obstacles += _around(connection, shape, wanted)
-        if RECORD in live:
+        if RECORD in shape.live:
             obstacles += _behind(connection)
     return obstacles
 
 
-def _keys_to_names(shape: Shape, live: Mapping[str, Table]) -> Iterator[str]:
+def _keys_to_names(shape: Shape) -> Iterator[str]:
     """Foreign keys of other tables to the name of an agent, which is not a key afterwards."""
     if key_of(shape.tables.get("agents")) != ("name",):
         return
     for name in shape.others:
-        for key in live[name].foreign_keys:
+        for key in shape.live[name].foreign_keys:
             # SQLite's REFERENCES without columns is one to the primary key.
             if key.target_table == "agents" and key.target_columns in (("name",), ()):
                 yield (

@@ -85,6 +85,7 @@ class Shape:
 
     kind: Kind
     description: str  # a phrase for the operator
+    live: Mapping[str, Table]  # all tables of the database, as they are
     tables: Mapping[str, Table]  # those of the four that exist, by their final name
     stored_as: Mapping[str, str]  # final name -> name in the database
     others: tuple[str, ...]  # tables that are not ours
@@ -114,7 +115,15 @@ def recognise(connection: BaseDatabaseWrapper) -> Shape:
     else:
         kind, description = _kind_without_tables(others, "django_migrations" in live)
     return Shape(
-        kind, description, tables, stored_as, others, recorded, level, problems
+        kind,
+        description,
+        found,
+        tables,
+        stored_as,
+        others,
+        recorded,
+        level,
+        problems,
     )
 
 
@@ -276,11 +285,15 @@ def _has_later_index(
     latest: Mapping[str, Table],
     live: Mapping[str, Table],
 ) -> bool:
-    return any(
-        table.index(index.name) is None and latest[name].index(index.name) is not None
-        for name, table in expected.items()
-        for index in live[name].indexes
-    )
+    for name, table in expected.items():
+        later = _index_names(latest[name]) - _index_names(table)
+        if later & _index_names(live[name]):
+            return True
+    return False
+
+
+def _index_names(table: Table) -> set[str]:
+    return {index.name for index in table.indexes}
 
 
 def _kind_without_tables(others: tuple[str, ...], is_django: bool) -> tuple[Kind, str]:
@@ -343,38 +356,35 @@ def _multi_tenant(
 def _old_kind(
     vendor: str, tables: Mapping[str, Table], done: list[Step]
 ) -> tuple[Kind, str]:
-    steps = _steps(vendor)
-    beyond = [step for step in done if not step.creates and not step.by_hand]
-    if not beyond and all(step in done for step in steps if step.creates):
+    upgraded = [step for step in done if step not in (*_CREATED, _BY_HAND)]
+    if not upgraded and all(step in done for step in _CREATED):
         return Kind.SINGLE_TENANT, "single-tenant"
     if vendor != "sqlite" and _is_stuck(tables, done):
         return Kind.STUCK, (
             "stuck: the old server's upgrade to multi-tenant cannot finish on PostgreSQL, "
             "and agents are still keyed by name"
         )
-    return Kind.INTERRUPTED, f"an upgrade to multi-tenant {_how_far(steps, done)}"
+    how_far = _how_far(_steps(vendor), done)
+    return Kind.INTERRUPTED, f"an upgrade to multi-tenant {how_far}"
 
 
 def _how_far(steps: list[Step], done: list[Step]) -> str:
-    ordered = [step for step in steps if step not in done or not step.by_hand]
-    taken = [step for step in ordered if step in done]
-    if taken == ordered[: len(taken)]:
-        after = (
-            f"after step {len(taken)} of {len(steps)} ({taken[-1].what})"
-            if taken
-            else "before its first step"
-        )
-        return f"that stopped {after}"
-    missing = ", ".join(step.what for step in steps if step not in done)
-    return f"in which these of {len(steps)} steps are missing: {missing}"
+    expected = [step for step in steps if step in done or step is not _BY_HAND]
+    taken = [step for step in expected if step in done]
+    if taken != expected[: len(taken)]:
+        missing = ", ".join(step.what for step in steps if step not in done)
+        return f"in which these of {len(steps)} steps are missing: {missing}"
+    if not taken:
+        return "that stopped before its first step"
+    return f"that stopped after step {len(taken)} of {len(steps)} ({taken[-1].what})"
 
 
 def _is_stuck(tables: Mapping[str, Table], done: list[Step]) -> bool:
     """Return whether all steps before the failing statement were taken, and none after."""
     # PostgreSQL does not drop the key of agents while the foreign key of sessions refers to it. The old server did not
     # expect that: its upgrade ends at this statement, and again at each start.
-    before = [step for step in _steps("postgresql") if not step.after_stuck]
-    return key_of(tables.get("agents")) == ("name",) and set(before) <= set(done)
+    is_keyed_by_name = key_of(tables.get("agents")) == ("name",)
+    return is_keyed_by_name and all(step in done for step in _BEFORE_STUCK)
 
 
 def _is_native(vendor: str, name: str, table: Table) -> bool:
@@ -385,54 +395,10 @@ def _is_native(vendor: str, name: str, table: Table) -> bool:
     )
 
 
-@dataclass(frozen=True)
-class Step:
-    """A step of the upgrade to multi-tenant, and how the schema shows that it was taken."""
-
-    what: str
-    is_done: Callable[[Mapping[str, Table]], bool]
-    creates: bool = False  # a step of the single-tenant release
-    after_stuck: bool = False
-    by_hand: bool = False  # some operators did this by hand, to leave the stuck state
-
-
-def _steps(vendor: str) -> list[Step]:
-    return _STEPS["sqlite" if vendor == "sqlite" else "postgresql"]
-
-
 def key_of(table: Table | None) -> tuple[str, ...]:
     """The columns of the table's primary key."""
     key = None if table is None else table.primary_key
     return () if key is None else key.columns
-
-
-def _creates(table: str) -> Step:
-    return Step(f"created {table}", lambda tables: table in tables, creates=True)
-
-
-def _adds(table: str, column: str) -> Step:
-    def has_column(tables: Mapping[str, Table]) -> bool:
-        return table in tables and tables[table].column(column) is not None
-
-    return Step(f"added {table}.{column}", has_column)
-
-
-def _id_is_not_null(tables: Mapping[str, Table]) -> bool:
-    column = tables["agents"].column("id") if "agents" in tables else None
-    return column is not None and not column.nullable
-
-
-def _name_is_not_the_key(tables: Mapping[str, Table]) -> bool:
-    return "agents" in tables and key_of(tables["agents"]) != ("name",)
-
-
-def _is_keyed_by_id(tables: Mapping[str, Table]) -> bool:
-    return key_of(tables.get("agents")) == ("id",)
-
-
-def _is_unique_by_tenant(tables: Mapping[str, Table]) -> bool:
-    key = frozenset({"tenant_id", "name"})
-    return "agents" in tables and key in unique_keys(tables["agents"])
 
 
 def unique_keys(table: Table) -> list[frozenset[str]]:
@@ -445,37 +411,72 @@ def unique_keys(table: Table) -> list[frozenset[str]]:
     return [*keys, frozenset(key_of(table))] if table.primary_key else keys
 
 
-def _has_no_foreign_key(tables: Mapping[str, Table]) -> bool:
-    return "sessions" in tables and not tables["sessions"].foreign_keys
+@dataclass(frozen=True)
+class Step:
+    """A step of the upgrade to multi-tenant, and how the table shows that it was taken."""
+
+    what: str
+    table: str
+    shows: Callable[[Table], bool]
+
+    def is_done(self, tables: Mapping[str, Table]) -> bool:
+        return self.table in tables and self.shows(tables[self.table])
 
 
+def _creates(name: str) -> Step:
+    return Step(f"created {name}", name, lambda table: True)
+
+
+def _adds(name: str, column: str) -> Step:
+    def has_column(table: Table) -> bool:
+        return table.column(column) is not None
+
+    return Step(f"added {name}.{column}", name, has_column)
+
+
+def _has_ids(agents: Table) -> bool:
+    column = agents.column("id")
+    return column is not None and not column.nullable
+
+
+def _is_unique_by_tenant(agents: Table) -> bool:
+    return frozenset({"tenant_id", "name"}) in unique_keys(agents)
+
+
+# What the single-tenant release does.
+_CREATED = [_creates("agents"), _creates("sessions"), _creates("sandboxes")]
+# Some operators took this step by hand, to leave the stuck state.
+_BY_HAND = Step(
+    "dropped the foreign key of sessions",
+    "sessions",
+    lambda sessions: not sessions.foreign_keys,
+)
 _FIRST = [
-    *map(_creates, ("agents", "sessions", "sandboxes")),
+    *_CREATED,
     _adds("agents", "tenant_id"),
     _adds("sessions", "tenant_id"),
     _adds("sandboxes", "tenant_id"),
-    Step("created api_keys", lambda tables: "api_keys" in tables),
+    _creates("api_keys"),
 ]
 _LAST = [
-    Step("keyed agents by id", _is_keyed_by_id, after_stuck=True),
-    Step("made (tenant_id, name) unique", _is_unique_by_tenant, after_stuck=True),
-    Step(
-        "dropped the foreign key of sessions",
-        _has_no_foreign_key,
-        after_stuck=True,
-        by_hand=True,
-    ),
+    Step("keyed agents by id", "agents", lambda agents: key_of(agents) == ("id",)),
+    Step("made (tenant_id, name) unique", "agents", _is_unique_by_tenant),
+    _BY_HAND,
 ]
 # SQLite rebuilds agents with its id and its key at once; PostgreSQL takes a statement for each.
-_STEPS = {
-    "sqlite": [*_FIRST, *_LAST],
-    "postgresql": [
-        *_FIRST,
-        _adds("agents", "id"),
-        Step("made agents.id NOT NULL", _id_is_not_null),
-        Step(
-            "dropped the key of agents by name", _name_is_not_the_key, after_stuck=True
-        ),
-        *_LAST,
-    ],
-}
+_BEFORE_STUCK = [
+    *_FIRST,
+    _adds("agents", "id"),
+    Step("made agents.id NOT NULL", "agents", _has_ids),
+]
+_STUCK = Step(
+    "dropped the key of agents by name",
+    "agents",
+    lambda agents: key_of(agents) != ("name",),
+)
+
+
+def _steps(vendor: str) -> list[Step]:
+    if vendor == "sqlite":
+        return [*_FIRST, *_LAST]
+    return [*_BEFORE_STUCK, _STUCK, *_LAST]

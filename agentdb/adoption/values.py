@@ -27,7 +27,7 @@ from agentdb.adoption.obstacles import (
 from agentdb.adoption.progress import SILENT, Progress
 from agentdb.adoption.shapes import NATIVE_TIMESTAMP, key_of, unique_keys
 from agentdb.adoption.steps import columns_sql
-from agentdb.adoption.timestamps import add_native_text, native_sql, native_text
+from agentdb.adoption.timestamps import add_native_text, native_sql
 from agentdb.schema import Table, read_tables
 from agentdb.schema.queries import rows
 from agentdb.schema.rows import (
@@ -212,45 +212,35 @@ def _read_row(
     title: str,
     content: TableContent,
 ) -> None:
-    # If values are of a wrong type, only those are reported: a bad format beside them may have the same cause.
-    reasons = {each: _type_reason(each, value) for each, value in values.items()}
+    reasons = {
+        column: _reason(connection, column, value) for column, value in values.items()
+    }
     if not any(reasons.values()):
-        reasons = {
-            each: _value_reason(connection, each, value)
-            for each, value in values.items()
-        }
-        _count_formats(values, content)
+        content.nul_rows += any(
+            isinstance(value, str) and "\0" in value for value in values.values()
+        )
     for column, reason in reasons.items():
+        value = values[column]
         if reason is not None:
-            value = shown(values[column])
-            content.bad.add(
-                UnusableValue(content.table, title, column.name, value, reason)
-            )
-
-
-def _count_formats(values: Mapping[StoredColumn, Any], content: TableContent) -> None:
-    for column, value in values.items():
-        if column.is_to_convert and native_text(value) is not None:
+            bad = UnusableValue(content.table, title, column.name, shown(value), reason)
+            content.bad.add(bad)
+        elif column.is_to_convert:
             content.formats[column.name][readable_format(value)] += 1
-    content.nul_rows += any(
-        isinstance(value, str) and "\0" in value for value in values.values()
-    )
 
 
-def _type_reason(column: StoredColumn, value: object) -> str | None:
-    return unusable_reason("text" if column.kind == "timestamp" else column.kind, value)
-
-
-def _value_reason(
+def _reason(
     connection: BaseDatabaseWrapper, column: StoredColumn, value: Any
 ) -> str | None:
-    if column.kind == "timestamp":
-        # The conversion of another DateStyle takes a function of the session, which CockroachDB does not have.
-        is_online = connection.vendor == "cockroachdb" and column.is_to_convert
-        if is_online and native_text(value) and readable_format(value) == "datestyle":
-            return "is not a timestamp that CockroachDB can read"
-        return unusable_reason("timestamp", value)
-    return too_wide(value) if column.type == "bigint" else None
+    """Return why the value cannot be converted, or None."""
+    if reason := unusable_reason(column.kind, value):
+        return reason
+    if column.type == "bigint":
+        return too_wide(value)
+    # The conversion of another DateStyle takes a function of the session, which CockroachDB does not have.
+    is_online = connection.vendor == "cockroachdb" and column.is_to_convert
+    if is_online and readable_format(value) == "datestyle":
+        return "is not a timestamp that CockroachDB can read"
+    return None
 
 
 def _as_read(connection: BaseDatabaseWrapper, column: StoredColumn) -> str:

@@ -408,7 +408,7 @@ def test_an_instant_that_the_old_server_cannot_read_stops_the_way_back(
         shown = "294276-12-31 23:59:59.999999+00" if engine == "cockroachdb" else value
         assert str(refusal.value) == (
             "1 value cannot be converted; nothing was changed.\n"
-            f"  table 'sandboxes', id '1', column 'last_used_at': '{shown}' is not a timestamp\n"
+            f"  table 'sandboxes', id '1', column 'last_used_at': '{shown}' is in no known timestamp format\n"
             "Fix them, timestamps as 'YYYY-MM-DD HH:MM:SS+00:00', and run the command again."
         )
         assert rows(
