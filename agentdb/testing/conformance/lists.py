@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import product
 from typing import Any
@@ -20,7 +21,7 @@ from agentdb.testing.conformance.subject import (
 )
 
 # The columns by which a list can be narrowed, and values of them. Of the first, several can be asked for.
-COLUMNS = {
+COLUMNS: dict[str, dict[str, Sequence[str]]] = {
     "sessions": {
         "status": ["active", "paused", "ended"],
         "agent_name": ["agent-1", "agent-2"],
@@ -37,11 +38,16 @@ COLUMNS = {
 class Listed:
     """Sessions or sandboxes, by the calls that are the same for both."""
 
+    make: Callable[..., Any]
+    delete: Callable[..., bool]
+    page: Callable[..., Any]
+    columns: dict[str, Sequence[str]]
+
     def __init__(self, db: Db, rows: Rows, plural: str) -> None:
         noun = {"sessions": "session", "sandboxes": "sandbox"}[plural]
         self.make = getattr(rows, noun)
         self.delete = getattr(db, f"delete_{noun}")
-        self.list = getattr(db, f"list_{plural}")
+        self.page = getattr(db, f"list_{plural}")
         self.columns = COLUMNS[plural]
 
     def create(self, ages: dict[str, float]) -> None:
@@ -58,12 +64,12 @@ class Listed:
     def paged(self, size: int, **wanted: Any) -> list[Any]:
         """Return the rows of all pages."""
         rows: list[Any] = []
-        page = self.list(limit=size, **wanted)
+        page = self.page(limit=size, **wanted)
         while page:
             assert len(page) <= size
             rows += page
             assert len(rows) <= 20, "a page came twice"
-            page = self.list(limit=size, before=page[-1], **wanted)
+            page = self.page(limit=size, before=page[-1], **wanted)
         return rows
 
 
@@ -84,7 +90,7 @@ class ListContract(Subject):
         # SQLite stores texts: "12:00:01" and "12:00:00.500000" sort as their instants only in one format for all.
         listed.create({"c": 0, "a": 1, "d": 0.5, "e": 1e-6, "b": 1.000001, "f": -1})
 
-        assert ids(listed.list()) == ["b", "a", "d", "e", "c", "f"]
+        assert ids(listed.page()) == ["b", "a", "d", "e", "c", "f"]
 
     def test_rows_of_one_instant_are_listed_by_id_descending_in_code_point_order(
         self, listed: Listed
@@ -92,23 +98,23 @@ class ListContract(Subject):
         # Without an order among equals, two pages could both hold a row, or neither of them.
         listed.create(dict.fromkeys(IDS, 0))
 
-        assert ids(listed.list()) == IDS[::-1]
+        assert ids(listed.page()) == IDS[::-1]
 
     def test_a_list_has_the_whole_records_of_one_tenant(self, listed: Listed) -> None:
         ours = listed.make("a")
         acmes = listed.make("b", tenant_id="acme")
 
-        assert listed.list() == [ours]
-        assert listed.list("acme") == [acmes]
-        assert listed.list(tenant_id="acme") == [acmes]
-        assert listed.list("other") == []
+        assert listed.page() == [ours]
+        assert listed.page("acme") == [acmes]
+        assert listed.page(tenant_id="acme") == [acmes]
+        assert listed.page("other") == []
 
     def test_a_list_has_what_all_its_filters_let_through_in_pages_too(
         self, listed: Listed
     ) -> None:
         # Several statuses are one list in one order, not one list after another.
         listed.create_all_kinds()
-        everything = listed.list()
+        everything = listed.page()
         several, _, (owner, _) = listed.columns.values()
         first, second, third = several
         arguments = [column.removesuffix("_name") for column in listed.columns]
@@ -122,7 +128,7 @@ class ListContract(Subject):
                 row for row in everything if all(_is(row, each) for each in wanted)
             ]
             filters = dict(zip(arguments, wanted, strict=True))
-            assert listed.list(**filters) == expected
+            assert listed.page(**filters) == expected
             assert listed.paged(2, **filters) == expected
 
     def test_list_sessions_takes_the_agent_as_its_second_argument(self, db: Db) -> None:
@@ -143,28 +149,28 @@ class ListContract(Subject):
         rows = listed.paged(size)
 
         assert len(rows) == 15
-        assert rows == listed.list()
+        assert rows == listed.page()
 
     def test_a_list_goes_on_after_a_record_or_its_cursor(self, listed: Listed) -> None:
         listed.create({"a": 0, "b": 0, "c": 1, "d": -1})
-        c, b, a, d = listed.list()
+        c, b, a, d = listed.page()
 
         for before, after in (
             (c, [b, a, d]),
             (b, [a, d]),
             (d, []),
         ):
-            assert listed.list(before=before) == after
-            assert listed.list(before=before.cursor) == after
+            assert listed.page(before=before) == after
+            assert listed.page(before=before.cursor) == after
 
     def test_a_cursor_is_the_instant_and_the_id(self, listed: Listed) -> None:
         # Only the first comma of a cursor separates; an id may have more. Clients keep cursors, so the format is fixed.
         listed.create(dict.fromkeys(("a", "b,c", "é 😀?&"), 0.5))
-        first, second, third = listed.list()
+        first, second, third = listed.page()
 
         assert first.cursor == "2026-03-01T12:00:00.500000Z,é 😀?&"
-        assert listed.list(before=second.cursor) == [third]
-        assert listed.list(before="2026-03-01T13:00:00.5+01:00,b,c") == [third]
+        assert listed.page(before=second.cursor) == [third]
+        assert listed.page(before="2026-03-01T13:00:00.5+01:00,b,c") == [third]
 
     def test_a_record_of_another_tenant_names_a_place_and_grants_nothing(
         self, listed: Listed
@@ -173,21 +179,21 @@ class ListContract(Subject):
         theirs = listed.make("z", tenant_id="other")
         ours = listed.make("a", created_at=instant())
 
-        assert listed.list(before=theirs) == [ours]
+        assert listed.page(before=theirs) == [ours]
 
     def test_a_list_goes_on_where_a_deleted_record_stood(self, listed: Listed) -> None:
         # So the place is in the record: an implementation that looks its row up first would end the list here.
         listed.create({"a": 0, "b": 0, "c": 0})
-        _, b, a = listed.list()
+        _, b, a = listed.page()
 
         listed.delete("b")
 
-        assert listed.list(before=b) == [a]
+        assert listed.page(before=b) == [a]
 
     def test_a_list_takes_the_largest_limit(self, listed: Listed) -> None:
         row = listed.make()
 
-        assert listed.list(limit=2**63 - 1) == [row]
+        assert listed.page(limit=2**63 - 1) == [row]
 
     # -- of a runner
 
