@@ -6,27 +6,32 @@ One format for all engines, so that equal rows are equal bytes, and a server's r
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from itertools import islice
+import sqlite3
+from collections.abc import Generator, Iterable, Iterator
+from itertools import chain, islice
 from typing import Any
 
-from django.db import DatabaseError
+import psycopg
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import DateTimeField, Model
 
 from agentdb.errors import AgentDbError
-from agentdb.schema.rows import decoded, shown
+from agentdb.schema.rows import shown
 from agentdb.schema.spelling import AS_SQLITE_TEXT
 from agentdb.schema.sqltext import quote_name
 
 # A few hundred kilobytes: so much that Python's part is small, and so little that memory stays constant.
 ROWS_A_CHUNK = 1_000
 Chunk = bytes  # rows, a line each
-Row = tuple[bytes | None, ...]
+Row = tuple[str | None, ...]
 
-# Stands for NULL among the values of a SQLite file, because no UTF-8 text contains it.
+# What ends a value and a row of a SQLite file, and NULL: bytes that no UTF-8 text contains.
+_VALUE_END = b"\xfd"
+_ROW_END = b"\xfe"
 _NULL = b"\xff"
+_ENDS = bytes.maketrans(_VALUE_END + _ROW_END, b"\t\n")
+
+_TO_ESCAPE = re.compile(rb"[\\\x08-\x0d]")
 _ESCAPES = {
     b"\\": b"\\\\",
     b"\b": b"\\b",
@@ -36,20 +41,16 @@ _ESCAPES = {
     b"\f": b"\\f",
     b"\r": b"\\r",
 }
-# By what stands behind the backslash.
-_UNESCAPES = {escape[1:]: plain for plain, escape in _ESCAPES.items()}
-# What is looked for in a whole chunk. A tab or a line feed in a value shows in the count of them.
-_ESCAPED = b"\\\b\v\f\r"
+_PLAIN = {escape.decode(): plain.decode() for plain, escape in _ESCAPES.items()}
 
 
 def read_chunks(
     connection: BaseDatabaseWrapper,
     model: type[Model],
     *,
-    size: int = ROWS_A_CHUNK,
     after: str | None = None,
     limit: int | None = None,
-) -> Iterator[Chunk]:
+) -> Generator[Chunk]:
     """Yield all rows in code-point order of the id, or those after an id, in constant memory."""
     # In the order of the index on the id, so that a copy resumes after the last id, and two tables can be compared side
     # by side.
@@ -67,7 +68,7 @@ def read_chunks(
     if connection.vendor == "sqlite":
         with connection.wrap_database_errors:
             cursor = raw.execute(sql, parameters)
-            while rows := cursor.fetchmany(size):
+            while rows := cursor.fetchmany(ROWS_A_CHUNK):
                 yield _encoded(rows)
         return
     # One message is one row. If the loop ends early, COPY is cancelled; the savepoint saves the snapshot.
@@ -77,30 +78,8 @@ def read_chunks(
         raw.cursor().copy(f"COPY ({sql}) TO STDOUT", parameters) as copying,
     ):
         lines = iter(copying)
-        while chunk := b"".join(islice(lines, size)):
+        while chunk := b"".join(islice(lines, ROWS_A_CHUNK)):
             yield chunk
-
-
-def read_rows(connection: BaseDatabaseWrapper, model: type[Model]) -> Iterator[Row]:
-    for chunk in read_chunks(connection, model):
-        yield from map(_fields, chunk[:-1].split(b"\n"))
-
-
-def row_id(row: Row) -> bytes:
-    assert row[0] is not None  # a primary key
-    return row[0]
-
-
-def first_id(chunk: Chunk) -> bytes:
-    return row_id(_fields(chunk[: chunk.index(b"\n")]))
-
-
-def last_id(chunk: Chunk) -> bytes:
-    return row_id(_fields(chunk[chunk.rfind(b"\n", 0, -1) + 1 : -1]))
-
-
-def shown_value(value: bytes | None) -> str:
-    return shown(None if value is None else decoded(value))
 
 
 def _column(connection: BaseDatabaseWrapper, field: Any) -> str:
@@ -114,91 +93,76 @@ def _column(connection: BaseDatabaseWrapper, field: Any) -> str:
     return quoted
 
 
-def _encoded(rows: Sequence[Sequence[bytes]]) -> Chunk:
-    """Join the rows, and escape value by value only if the chunk has something to escape: nearly none has."""
-    chunk = b"\n".join([b"\t".join(row) for row in rows]) + b"\n"
-    tabs = len(rows) * (len(rows[0]) - 1)
-    is_plain = len(chunk.translate(None, _ESCAPED)) == len(chunk)
-    if not is_plain or chunk.count(b"\n") != len(rows) or chunk.count(b"\t") != tabs:
-        escaped = [b"\t".join([_escaped(value) for value in row]) for row in rows]
-        chunk = b"\n".join(escaped) + b"\n"
-    return chunk.replace(_NULL, b"\\N")
+def _encoded(rows: list[tuple[bytes, ...]]) -> Chunk:
+    """Escape the values, all at once, before the ends between them become what a value would have to escape."""
+    lines = [_VALUE_END.join(row) + _ROW_END for row in rows]
+    escaped = _TO_ESCAPE.sub(lambda found: _ESCAPES[found[0]], b"".join(lines))
+    return escaped.translate(_ENDS).replace(_NULL, b"\\N")
 
 
-def _escaped(value: bytes) -> bytes:
-    return re.sub(rb"[\\\x08-\x0d]", lambda found: _ESCAPES[found[0]], value)
+def rows_of(chunk: Chunk) -> Iterator[Row]:
+    # Only a damaged file has bytes that are not UTF-8.
+    lines = chunk[:-1].decode(errors="surrogateescape").split("\n")
+    return map(_values, lines)
 
 
-def _fields(line: bytes) -> Row:
-    values = line.split(b"\t")
-    if b"\\" not in line:
+def _values(line: str) -> Row:
+    values = line.split("\t")
+    if "\\" not in line:
         return tuple(values)
-    return tuple(map(_unescaped, values))
+    return tuple(
+        None
+        if value == "\\N"
+        else re.sub(r"\\.", lambda found: _PLAIN[found[0]], value)
+        for value in values
+    )
 
 
-def _unescaped(value: bytes) -> bytes | None:
-    if value == b"\\N":
-        return None
-    return re.sub(rb"\\(.)", lambda found: _UNESCAPES[found[1]], value)
+def row_id(row: Row) -> str:
+    assert row[0] is not None  # a primary key
+    return row[0]
 
 
-@contextmanager
-def inserting(
-    connection: BaseDatabaseWrapper, model: type[Model]
-) -> Iterator[Callable[[Chunk], None]]:
-    """Yield a function that inserts the rows of a chunk. What the target refuses becomes an ``AgentDbError``."""
-    name = model._meta.db_table
+def last_id(chunk: Chunk) -> str:
+    last_line = chunk[chunk.rfind(b"\n", 0, -1) + 1 :]
+    return row_id(next(rows_of(last_line)))
+
+
+def insert(
+    connection: BaseDatabaseWrapper, model: type[Model], chunks: Iterator[Chunk]
+) -> None:
+    """Insert the rows of one chunk at least, each chunk as it comes: a server works on it while the next is read.
+
+    What the target refuses becomes an ``AgentDbError``.
+    """
+    table = model._meta.db_table
     # By name: an adopted table has its columns in another order.
     columns = [quote_name(str(field.column)) for field in model._meta.concrete_fields]
-    into = f"{quote_name(name)} ({', '.join(columns)})"
-    first = b""
-
-    @contextmanager
-    def refusal() -> Iterator[None]:
-        try:
-            with connection.wrap_database_errors:
-                yield
-        except DatabaseError as error:
-            raise AgentDbError(
-                f"Table {name!r}: the target refused a row from id {shown_value(first)} on: "
-                f"{str(error).partition(chr(10))[0]}."
-            ) from error
-
-    def write(chunk: Chunk) -> None:
-        nonlocal first
-        first = first or first_id(chunk)
-        with refusal():
-            send(chunk)
-
-    with ExitStack() as stack:
-        send = stack.enter_context(_sender(connection, into, len(columns)))
-        yield write
-        # A server may refuse a row as late as at the end of its COPY.
-        with refusal():
-            stack.close()
+    into = f"{quote_name(table)} ({', '.join(columns)})"
+    first = next(chunks)
+    try:
+        _send(connection, into, len(columns), chain([first], chunks))
+    # The driver's own errors. If the source fails while its rows are read here, the error is Django's already.
+    except (sqlite3.Error, psycopg.Error) as error:
+        first_id = shown(row_id(next(rows_of(first))))
+        reason = str(error).partition("\n")[0]
+        raise AgentDbError(
+            f"Table {table!r}: the target refused a row from id {first_id} on: {reason}."
+        ) from error
 
 
-@contextmanager
-def _sender(
-    connection: BaseDatabaseWrapper, into: str, columns: int
-) -> Iterator[Callable[[Chunk], object]]:
+def _send(
+    connection: BaseDatabaseWrapper, into: str, columns: int, chunks: Iterable[Chunk]
+) -> None:
+    if connection.vendor == "sqlite":
+        connection.connection.executemany(
+            f"INSERT INTO {into} VALUES ({', '.join('?' * columns)})",
+            chain.from_iterable(map(rows_of, chunks)),
+        )
+        return
     with connection.cursor() as cursor:
-        if connection.vendor == "sqlite":
-            sql = f"INSERT INTO {into} VALUES ({', '.join('?' * columns)})"
-            raw = connection.connection
-            yield lambda chunk: raw.executemany(
-                sql, map(_texts, chunk[:-1].decode().split("\n"))
-            )
-            return
         # The texts of instants that are sent have no offset.
         cursor.execute("SET LOCAL TimeZone = 'UTC'")
         with cursor.copy(f"COPY {into} FROM STDIN") as copying:
-            yield copying.write
-
-
-def _texts(line: str) -> tuple[str | None, ...]:
-    if "\\" not in line:
-        return tuple(line.split("\t"))
-    return tuple(
-        None if value is None else value.decode() for value in _fields(line.encode())
-    )
+            for chunk in chunks:
+                copying.write(chunk)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
+from dataclasses import dataclass
 from hashlib import blake2b
 from heapq import merge
 from itertools import chain, groupby, islice
 from operator import itemgetter
-from typing import NamedTuple
 
 from django.apps import apps
 from django.db import connections, transaction
@@ -24,15 +24,13 @@ from agentdb.errors import (
     SchemaOutOfDateError,
 )
 from agentdb.moving.copy_text import (
-    ROWS_A_CHUNK,
     Chunk,
     Row,
-    inserting,
+    insert,
     last_id,
     read_chunks,
-    read_rows,
     row_id,
-    shown_value,
+    rows_of,
 )
 from agentdb.moving.uncopyable import refuse_uncopyable
 from agentdb.schema import (
@@ -51,21 +49,20 @@ from agentdb.schema.inspection import (
     unless_changed,
 )
 from agentdb.schema.limits import lifted_limits
-from agentdb.schema.rows import count_rows
+from agentdb.schema.rows import count_rows, shown
 from agentdb.schema.sqltext import quote_name
 from agentdb.serving.connections import describe
 from agentdb.sqlite_files import identity
 
-# Rows are hashed in blocks, in key order, so that a resumed copy has the same blocks. A block is read and sent
-# in chunks, so that a server works on one while the next is read.
-_ROWS_A_BLOCK = 10_000
+_CHUNKS_A_BLOCK = 10  # a block is committed at once
 # The progress of an unfinished copy, in the target, committed together with the rows it counts.
 CHECKPOINT = "agentdb_copy"
 
 Progress = Callable[[str, int, int], None]  # table, rows done, total rows
 
 
-class TableSummary(NamedTuple):
+@dataclass
+class TableSummary:
     """The rows of a table, all or up to an id: the last id, how many they are, and their hash.
 
     Equal for equal rows on every engine.
@@ -73,12 +70,18 @@ class TableSummary(NamedTuple):
 
     last_id: str | None = None
     rows: int = 0
-    # A sum over blocks and not one hash over all: a copy that resumes adds to the stored one.
+    # A sum over chunks and not one hash over all: a copy that resumes adds to the stored one. It has the same chunks,
+    # because the rows come in the order of the key.
     checksum: int = 0
 
-    def plus(self, block: TableSummary) -> TableSummary:
-        checksum = (self.checksum + block.checksum) % 2**128
-        return TableSummary(block.last_id, self.rows + block.rows, checksum)
+    def counting(self, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
+        """Yield the chunks, and count each in before it is yielded."""
+        for chunk in chunks:
+            digest = blake2b(chunk, digest_size=16).digest()
+            self.last_id = last_id(chunk)
+            self.rows += chunk.count(b"\n")
+            self.checksum = (self.checksum + int.from_bytes(digest, "big")) % 2**128
+            yield chunk
 
 
 Summary = dict[str, TableSummary]
@@ -222,7 +225,7 @@ def differing_rows(source: str, target: str) -> list[str]:
     found: list[str] = []
     with inspecting(source) as one, inspecting(target) as other:
         for model in _models():
-            pairs = _differing(read_rows(one, model), read_rows(other, model))
+            pairs = _differing(_rows(one, model), _rows(other, model))
             columns = [str(field.column) for field in model._meta.concrete_fields]
             found += [
                 f"Table {_table(model)!r}, id {_row_difference(columns, *pair)}."
@@ -236,13 +239,13 @@ def differing_rows(source: str, target: str) -> list[str]:
 def _row_difference(columns: list[str], first: Row | None, second: Row | None) -> str:
     if second is None or first is None:
         row = first or second or ()
-        return f"{shown_value(row_id(row))}: only in the {'target' if first is None else 'source'}"
+        return f"{shown(row_id(row))}: only in the {'target' if first is None else 'source'}"
     different = [
-        f"{column} is {shown_value(a)} in the source, {shown_value(b)} in the target"
+        f"{column} is {shown(a)} in the source, {shown(b)} in the target"
         for column, a, b in zip(columns, first, second, strict=True)
         if a != b
     ]
-    return f"{shown_value(row_id(first))}: {'; '.join(different)}"
+    return f"{shown(row_id(first))}: {'; '.join(different)}"
 
 
 def differences(source: Summary, target: Summary) -> list[str]:
@@ -345,8 +348,8 @@ def _copy_table(
 ) -> TableSummary:
     table, total = _table(model), count_rows(reading, _table(model))
     done = TableSummary()
-    # An interrupted copy resumes only if the source still has the copied rows: they are read again, in the same
-    # blocks, and must give the same hash and end with the same id.
+    # An interrupted copy resumes only if the source still has the copied rows: they are read again, and must give the
+    # same hash and end with the same id.
     if checkpoint.rows:
         if checkpoint == _summed(reading, model, progress, checkpoint.rows):
             say(f"{table}: going on after {checkpoint.rows:,} rows.")
@@ -357,43 +360,17 @@ def _copy_table(
             with transaction.atomic(using=writing.alias), writing.cursor() as cursor:
                 cursor.execute(f"DELETE FROM {quote_name(table)}")
                 cursor.execute(f"DELETE FROM {CHECKPOINT} WHERE name = %s", [table])
-    for block in _blocks(reading, model, after=done.last_id):
-        # The checkpoint and the rows it counts are committed together.
-        with transaction.atomic(using=writing.alias):
-            with inserting(writing, model) as write:
-                done = done.plus(_consume(block, write))
-            _keep(writing, table, done)
-        progress(table, done.rows, total)
+    # Closed at an error too: the source's connection waits for the end of its COPY before it does anything else.
+    with closing(read_chunks(reading, model, after=done.last_id)) as rows:
+        chunks = done.counting(rows)
+        for first in chunks:
+            block = chain([first], islice(chunks, _CHUNKS_A_BLOCK - 1))
+            # The checkpoint and the rows it counts are committed together.
+            with transaction.atomic(using=writing.alias):
+                insert(writing, model, block)
+                _keep(writing, table, done)
+            progress(table, done.rows, total)
     return done
-
-
-def _blocks(
-    connection: BaseDatabaseWrapper,
-    model: type[Model],
-    *,
-    after: str | None = None,
-    limit: int | None = None,
-) -> Iterator[Iterator[Chunk]]:
-    """Yield the chunks of each block; consume a block before the next."""
-    size = min(ROWS_A_CHUNK, _ROWS_A_BLOCK)
-    chunks = read_chunks(connection, model, size=size, after=after, limit=limit)
-    for first in chunks:
-        yield chain([first], islice(chunks, _ROWS_A_BLOCK // size - 1))
-
-
-def _consume(
-    block: Iterable[Chunk], write: Callable[[Chunk], object] = lambda chunk: None
-) -> TableSummary:
-    """Write the chunks of a block, of which there is one at least."""
-    digest, rows, last = blake2b(digest_size=16), 0, b""
-    for chunk in block:
-        write(chunk)
-        digest.update(chunk)
-        rows += chunk.count(b"\n")
-        last = chunk
-    return TableSummary(
-        last_id(last).decode(), rows, int.from_bytes(digest.digest(), "big")
-    )
 
 
 def _summed(
@@ -405,8 +382,7 @@ def _summed(
     """Read the first rows, or all."""
     total = count_rows(connection, _table(model))
     done = TableSummary()
-    for block in _blocks(connection, model, limit=limit):
-        done = done.plus(_consume(block))
+    for _ in done.counting(read_chunks(connection, model, limit=limit)):
         progress(_table(model), done.rows, total)
     return done
 
@@ -484,5 +460,9 @@ def _differing(one: Iterator[Row], other: Iterator[Row]) -> Iterator[_Pair]:
             yield found.get(0), found.get(1)
 
 
-def _tagged(rows: Iterator[Row], side: int) -> Iterator[tuple[bytes, int, Row]]:
+def _rows(connection: BaseDatabaseWrapper, model: type[Model]) -> Iterator[Row]:
+    return chain.from_iterable(map(rows_of, read_chunks(connection, model)))
+
+
+def _tagged(rows: Iterator[Row], side: int) -> Iterator[tuple[str, int, Row]]:
     return ((row_id(row), side, row) for row in rows)

@@ -95,7 +95,8 @@ def test_copydb_moves_every_row_between_engines(
 def test_copydb_moves_more_rows_than_it_holds_at_once(
     url: str, make_url: MakeUrl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("agentdb.moving.copydb._ROWS_A_BLOCK", 2)
+    monkeypatch.setattr("agentdb.moving.copy_text.ROWS_A_CHUNK", 2)
+    monkeypatch.setattr("agentdb.moving.copydb._CHUNKS_A_BLOCK", 1)
     with agentdb.connect(url) as db:
         db.run_transaction(
             lambda db: [
@@ -412,10 +413,10 @@ def test_copy_database_returns_the_rows_of_each_table(
 KILLED = """
 import os, signal, sys, threading, time
 from agentdb import copy_database
-from agentdb.moving import copydb
+from agentdb.moving import copy_text, copydb
 import agentdb.serving.opening, agentdb.schema.migration_record
 agentdb.serving.opening.configure(sys.argv[1])
-copydb._ROWS_A_BLOCK = 5
+copy_text.ROWS_A_CHUNK, copydb._CHUNKS_A_BLOCK = 5, 1
 keep = copydb._keep
 def slow(*args):
     time.sleep(0.005)
@@ -513,7 +514,8 @@ def tables(url: str) -> set[str]:
 def test_a_resumed_copy_keeps_what_is_there_and_begins_anew_where_the_source_has_changed(
     url: str, make_url: MakeUrl, target_engine: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("agentdb.moving.copydb._ROWS_A_BLOCK", 2)
+    monkeypatch.setattr("agentdb.moving.copy_text.ROWS_A_CHUNK", 2)
+    monkeypatch.setattr("agentdb.moving.copydb._CHUNKS_A_BLOCK", 1)
     with agentdb.connect(url) as db:
         db.run_transaction(
             lambda db: [
