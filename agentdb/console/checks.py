@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any
 
 from django.db import connections
 from django.db.models import (
@@ -34,13 +34,11 @@ from django.utils.translation import gettext, ngettext, ngettext_lazy
 from agentdb.console.display import lasting, readable, relative
 from agentdb.console.failures import Failures, failures
 from agentdb.console.figures import select_from
-from agentdb.console.questions import EXPECTED_ERRORS, Problem
+from agentdb.console.questions import Problem
 from agentdb.console.unreadable import is_unreadable
 from agentdb.interface import SandboxState, SessionStatus
 from agentdb.models import Agent, Sandbox, Session
 from agentdb.querysets import FINISHED, SessionQuerySet
-
-Asked = TypeVar("Asked")
 
 # The sentences of checks() name these.
 STARTING_MINUTES = 5
@@ -93,25 +91,16 @@ class Runner:
     @property
     def condition(self) -> str:
         """'silent', 'late', or empty if all is well or no session is live."""
-        age = timezone.now() - self.seen_at if self.seen_at else timedelta.max
-        if not self.live or age <= timedelta(minutes=RUNNER_LATE_MINUTES):
+        if not self.live:
             return ""
-        return "silent" if age > timedelta(minutes=RUNNER_MINUTES) else "late"
-
-
-def _once(ask: Callable[[Any], Asked]) -> Callable[[Any], Asked]:
-    """Remember a failure as well: a question that used up its seconds would use up the page's."""
-
-    def ask_once(fleet: Fleet) -> Asked:
-        if ask in fleet.failed:
-            raise fleet.failed[ask]
-        try:
-            return ask(fleet)
-        except EXPECTED_ERRORS as error:
-            fleet.failed[ask] = error
-            raise
-
-    return ask_once
+        if self.seen_at is None:
+            return "silent"
+        age = timezone.now() - self.seen_at
+        if age > timedelta(minutes=RUNNER_MINUTES):
+            return "silent"
+        if age > timedelta(minutes=RUNNER_LATE_MINUTES):
+            return "late"
+        return ""
 
 
 class Fleet:
@@ -119,17 +108,16 @@ class Fleet:
 
     def __init__(self, alias: str) -> None:
         self.alias = alias
-        self.failed: dict[Callable[[Any], Any], Exception] = {}
         self.now = timezone.now()
         self.latest = self.now + timedelta(days=1)  # no clock is further ahead
         self.sessions = Session.objects.using(alias)
         self.sandboxes = Sandbox.objects.using(alias)
 
     def ago(self, minutes: int) -> datetime:
+        """Return the instant so long before the fleet's own, which is the same for all checks."""
         return self.now - timedelta(minutes=minutes)
 
     @cached_property
-    @_once
     def runners(self) -> list[Runner]:
         """The runners with live sessions, the silent ones first, then by the number of live sessions."""
         runners = sorted(
@@ -147,14 +135,13 @@ class Fleet:
         )
 
     @cached_property
-    @_once
     def silent_runners(self) -> list[str]:
         """The ids of the runners that all checks call silent."""
         return [runner.id for runner in self.runners if runner.condition == "silent"]
 
     @cached_property
-    @_once
     def failures(self) -> Failures:
+        """What fails far more often than usual."""
         return failures(self.alias, self.now)
 
     def silent_for(self, minutes: int, at: str = "last_active_at") -> Q:
@@ -177,6 +164,7 @@ class Fleet:
         return self._with_ended(runner)
 
     def _count_live(self, sessions: Any) -> list[Runner]:
+        """Return the runners of the live ones among the sessions, each with the latest activity of these."""
         live = sessions.live().filter(runner_id__isnull=False).order_by()
         # FILTER instead of a WHERE, because a runner whose only times are wrong must be counted as well.
         newest = Max("last_active_at", filter=Q(last_active_at__lte=self.latest))
@@ -197,8 +185,11 @@ class Fleet:
         ]
 
     def _with_ended(self, runner: Runner) -> Runner:
-        # A runner may have millions of ended sessions, and its latest sign of life is nearly always among the newest:
-        # these follow each other in the index by runner and creation.
+        """Return the runner seen at the latest activity of its ended sessions, if that is later.
+
+        A runner may have millions of them, and the latest activity is nearly always among the newest: these follow
+        each other in the index by runner and creation.
+        """
         newest = self.sessions.of_runner(runner.id).newest_first()
         latest = connections[self.alias].ops.adapt_datetimefield_value(self.latest)
         [(text,)] = select_from(
@@ -253,7 +244,10 @@ def _common_values(check: Check, groups: Sequence[tuple[Any, ...]]) -> list[str]
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One question about rows. ``rows`` are those that match."""
+    """One question about rows. ``rows`` are those that match.
+
+    ``find_in`` says what the overview says of them, unless the rows are simply counted.
+    """
 
     code: str
     title: str
@@ -265,7 +259,7 @@ class Check:
     by: str = "runner_id"  # a column whose value the rows may share
     shared: str = ""
     of_row: str = ""  # the sentence on a row's own page
-    # Other tables that the sentence mentions.
+    # Other tables that the sentence mentions, which the user must be allowed to see.
     reads: frozenset[type[Model]] = frozenset()
     # A silent runner's sessions are counted in its line, once.
     leaves_out_silent_runners: bool = False
@@ -279,11 +273,17 @@ class Check:
     def say(self, row: Any, shared: str, now: datetime) -> str:
         """Return the sentence on the page of the row, whose value in the column ``by`` is ``shared``."""
         at = getattr(row, self.at)
-        age = "?"
-        if not is_unreadable(at) and at <= now:
-            age = lasting(now - at)
-        state = row.status if self.model is Session else row.state
-        return self.of_row.format(age=age, state=state, shared=shared)
+        is_known = not is_unreadable(at) and at <= now
+        return self.of_row.format(
+            age=lasting(now - at) if is_known else "?",
+            state=row.status if self.model is Session else row.state,
+            shared=shared,
+        )
+
+    @property
+    def asks_for_runners(self) -> bool:
+        """Whether it needs ``Fleet.runners``."""
+        return self.leaves_out_silent_runners or self.find_in is _find_runners
 
     def counted(self, fleet: Fleet) -> QuerySet[Any]:
         """Return the rows that the overview counts and the list shows."""
@@ -293,6 +293,7 @@ class Check:
         return rows
 
     def find(self, fleet: Fleet) -> Finding:
+        """Return what the overview says of it."""
         return self.find_in(self, fleet)
 
     def found(
@@ -303,6 +304,7 @@ class Check:
         at_least: bool = False,
         runner: str = "",
     ) -> Finding:
+        """Return the finding of so many rows, which is silent if there are none."""
         if not count:
             return Finding(self.code, self.title)
         return Finding(
@@ -427,7 +429,10 @@ def checks() -> list[Check]:
 
 
 def check_of(code: str) -> Check | None:
-    return next((check for check in checks() if check.code == code), None)
+    for check in checks():
+        if check.code == code:
+            return check
+    return None
 
 
 def said_of(row: Any, alias: str, allowed: Collection[type[Model]]) -> list[str]:
@@ -440,8 +445,9 @@ def said_of(row: Any, alias: str, allowed: Collection[type[Model]]) -> list[str]
     asked = {}
     queries = []
     for check in checks():
-        # No sentence mentions a table that the user may not see.
-        if check.model is type(row) and check.of_row and check.reads <= set(allowed):
+        if check.model is not type(row) or not check.of_row:
+            continue
+        if check.reads.issubset(allowed):
             asked[check.code] = check
             code = Value(check.code, TextField())
             this = check.rows(fleet).filter(pk=row.pk).order_by()
@@ -455,16 +461,17 @@ def said_of(row: Any, alias: str, allowed: Collection[type[Model]]) -> list[str]
 def _find_runners(check: Check, fleet: Fleet) -> Finding:
     """One line for a silent runner and all of its sessions."""
     silent = [runner for runner in fleet.runners if runner.condition == "silent"]
-    live = sum(runner.live for runner in silent)
-    sessions = ngettext("%(count)s live session", "%(count)s live sessions", live)
     named = []
     if silent and silent[0].seen_at:
         named.append(f"{silent[0].id}, {relative(silent[0].seen_at)}")
     if len(silent) > 1:
         named.append("…")
+    live = sum(runner.live for runner in silent)
+    sessions = ngettext("%(count)s live session", "%(count)s live sessions", live)
+    sessions %= {"count": f"{live:,}"}
     return check.found(
         len(silent),
-        f"{', '.join(named)}; {sessions % {'count': f'{live:,}'}}",
+        f"{', '.join(named)}; {sessions}",
         runner=silent[0].id if len(silent) == 1 else "",
     )
 
@@ -479,32 +486,42 @@ def _find_failures(check: Check, fleet: Fleet) -> Finding:
 
 
 def _on_silent_runners(fleet: Fleet) -> QuerySet[Any]:
-    return fleet.sessions.live().filter(runner_id__in=fleet.silent_runners)
+    live = fleet.sessions.live()
+    return live.filter(runner_id__in=fleet.silent_runners)
 
 
 def _silent(fleet: Fleet) -> QuerySet[Any]:
-    return fleet.sessions.active().filter(fleet.silent_for(SILENT_MINUTES))
+    active = fleet.sessions.active()
+    return active.filter(fleet.silent_for(SILENT_MINUTES))
 
 
 def _starting(fleet: Fleet) -> QuerySet[Any]:
-    # Not by creation but by last activity: a session that was opened long ago may have been restarted a moment ago.
-    starting = fleet.sessions.filter(status=SessionStatus.STARTING.value)
-    return starting.filter(fleet.silent_for(STARTING_MINUTES))
+    """Sessions that have been starting for too long since their last activity.
+
+    Not since their creation: a session that was opened long ago may have been restarted a moment ago.
+    """
+    return fleet.sessions.filter(
+        fleet.silent_for(STARTING_MINUTES),
+        status=SessionStatus.STARTING.value,
+    )
 
 
 def _alone(fleet: Fleet) -> Any:
-    """Sandboxes that are up, but whose session is neither live, nor just ended, nor paused while they wait."""
+    """Sandboxes that are up, but whose session is neither live, nor just ended, nor paused while they wait.
+
+    Annotated with ``whose``: the status of the session, 'missing', or 'none' if they have no session.
+    """
     its = fleet.sessions.filter(pk=OuterRef("session_id"))
     just_now = fleet.ago(GRACE_MINUTES)
-    over = Q(status=_PAUSED) | Q(status__in=FINISHED, last_active_at__lt=just_now)
+    is_paused = Q(status=_PAUSED)
+    over = is_paused | Q(status__in=FINISHED, last_active_at__lt=just_now)
     # "No session that is not over" is also true for a missing session and for none, and costs one probe of a key.
     unneeded = ~Exists(its.exclude(over))
     # A runner may touch all of its sandboxes, also those of sessions that ended long ago.
-    settled = fleet.silent_for(GRACE_MINUTES, "last_used_at") | Exists(
-        its.filter(last_active_at__lt=just_now)
-    )
+    settled_session = Exists(its.filter(last_active_at__lt=just_now))
+    settled = fleet.silent_for(GRACE_MINUTES, "last_used_at") | settled_session
     used_lately = Q(last_used_at__gte=fleet.ago(SILENT_MINUTES))
-    rests = used_lately & Q(state__in=_READY) & Exists(its.filter(status=_PAUSED))
+    rests = used_lately & Q(state__in=_READY) & Exists(its.filter(is_paused))
     unreserved = Q(session_id__isnull=True) | Q(session_id="")
     # Without a session one is kept ready, but does not run.
     kept_ready = unreserved & ~Q(state=SandboxState.RUNNING.value)
@@ -513,22 +530,24 @@ def _alone(fleet: Fleet) -> Any:
         default=Value("missing"),
         output_field=TextField(),
     )
-    return (
-        fleet.sandboxes.filter(settled, unneeded, state__in=_UP)
-        .exclude(rests)
-        .exclude(kept_ready)
-        .annotate(whose=Coalesce(Subquery(its.values("status")[:1]), without))
-    )
+    status = Subquery(its.values("status")[:1])
+    up = fleet.sandboxes.filter(settled, unneeded, state__in=_UP)
+    alone = up.exclude(rests).exclude(kept_ready)
+    return alone.annotate(whose=Coalesce(status, without))
 
 
 def _without_sandbox(fleet: Fleet) -> QuerySet[Any]:
-    # By primary key alone: a sandbox of another tenant with this id is another fault, and not a missing sandbox.
+    """Live sessions that name a sandbox which does not exist.
+
+    By primary key alone: a sandbox of another tenant with this id is another fault, and not a missing sandbox.
+    """
     named = fleet.sandboxes.filter(pk=OuterRef("sandbox_id"))
     naming = fleet.settled().exclude(sandbox_id="")
     return naming.filter(~Exists(named))
 
 
 def _without_agent(fleet: Fleet) -> QuerySet[Any]:
+    """Live sessions whose tenant has no agent of the name."""
     named = Agent.objects.using(fleet.alias).filter(
         tenant_id=OuterRef("tenant_id"),
         name=OuterRef("agent_name"),

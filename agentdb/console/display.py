@@ -11,8 +11,13 @@ from django.utils.translation import gettext
 
 
 def instant(value: Any) -> datetime:
-    """SQLite stores text, in UTC; some connections to it parse that text."""
-    at: datetime = datetime.fromisoformat(value) if isinstance(value, str) else value
+    """Return a time that the database returned as an aware one.
+
+    SQLite stores text, in UTC; some connections to it parse that text.
+    """
+    if isinstance(value, str):
+        value = datetime.fromisoformat(value)
+    at: datetime = value
     return at if at.tzinfo else at.replace(tzinfo=UTC)
 
 
@@ -36,28 +41,34 @@ def relative(instant: datetime, now: datetime | None = None) -> str:
     since = (now or timezone.now()) - instant
     if abs(since) < timedelta(seconds=1):
         return gettext("just now")
-    return (gettext("%s ago") if since > timedelta() else gettext("in %s")) % lasting(
-        abs(since)
-    )
+    if since < timedelta():
+        return gettext("in %s") % lasting(-since)
+    return gettext("%s ago") % lasting(since)
+
+
+# The units of a duration, their seconds, and up to how many of them are said.
+_UNITS = (
+    ("s", 1, 120),
+    ("min", 60, 120),
+    ("h", 3_600, 48),
+    ("d", 86_400, 1_000),
+)
 
 
 def lasting(span: timedelta) -> str:
     """Format a duration in the largest unit that is precise enough: 90 s, 90 min and 47 h, not 1 day."""
     seconds = int(span.total_seconds())
-    for unit, size, most in (
-        ("s", 1, 120),
-        ("min", 60, 120),
-        ("h", 3_600, 48),
-        ("d", 86_400, 1_000),
-    ):
+    for unit, size, most in _UNITS:
         if seconds < most * size:
             return f"{seconds // size} {unit}"
     return f"{seconds // (365 * 86_400)} y"
 
 
 def percent(part: int, whole: int) -> str:
+    """Return '12.5 %', or nothing of nothing."""
     return f"{100 * part / whole:.1f} %" if whole else ""
 
 
 def masked(key_hash: str) -> str:
+    """Return so much of a key's hash as tells it from others, and opens nothing."""
     return f"{key_hash[:8]}…"

@@ -51,6 +51,7 @@ class Group(NamedTuple):
 
     @property
     def share(self) -> float:
+        """The part that failed in the last hour, between 0 and 1."""
         return self.failed / max(self.sessions, 1)
 
     @property
@@ -58,6 +59,7 @@ class Group(NamedTuple):
         return self.failed_before / max(self.sessions_before, 1)
 
     def includes(self, other: Group) -> bool:
+        """Return whether the other group's sessions are all in this one."""
         return self.agent_name in (None, other.agent_name) and self.tenant_id in (
             None,
             other.tenant_id,
@@ -65,6 +67,7 @@ class Group(NamedTuple):
 
     @property
     def matching(self) -> Q:
+        """The condition that its sessions meet."""
         condition = Q()
         if self.agent_name is not None:
             condition &= Q(agent_name=self.agent_name)
@@ -80,7 +83,10 @@ class Group(NamedTuple):
             return gettext("agent %s") % self.agent_name
         if self.agent_name is None:
             return gettext("tenant %s") % self.tenant_id
-        return gettext("agent %s of %s") % (self.agent_name, self.tenant_id)
+        return gettext("agent %(agent)s of %(tenant)s") % {
+            "agent": self.agent_name,
+            "tenant": self.tenant_id,
+        }
 
     def __str__(self) -> str:
         said = f"{self.name}: " + gettext("%(failed)s of %(sessions)s") % {
@@ -107,10 +113,12 @@ class Failures:
         return "; ".join(map(str, self.groups))
 
     def rows(self, sessions: Any) -> Any:
+        """Return the sessions of the last hour that failed and belong to one of the groups."""
         matching = Q(pk__in=[])
         for group in self.groups:
             matching |= group.matching
-        return sessions.filter(_FAILED, matching, last_active_at__gte=self.since)
+        failed = sessions.filter(_FAILED, matching)
+        return failed.filter(last_active_at__gte=self.since)
 
 
 def failures(alias: str, now: datetime) -> Failures:
@@ -232,15 +240,19 @@ def _failed(cells: Iterable[Group], groups: Sequence[Group]) -> int:
 
 
 def is_far_above(group: Group, whole: Group) -> bool:
-    """Return whether at least twice the usual share failed, and more than chance explains (Chernoff's bound)."""
+    """Return whether at least twice the usual share failed, and more than chance explains (Chernoff's bound).
+
+    The usual share is the group's own before the hour, or that of the ``whole`` if the group was rarely used.
+    """
     share = group.share
     if group.failed < FEWEST:
         return False
     if group.sessions >= FEWEST_FOR_HALF and share >= 0.5:
         return True
-    # A group that is rarely used has no usual share of its own.
-    usual = group if group.sessions_before >= FEWEST_FOR_USUAL else whole
-    expected = min(max(usual.share_before, RAREST), 1 - RAREST)
+    usual = whole.share_before
+    if group.sessions_before >= FEWEST_FOR_USUAL:
+        usual = group.share_before
+    expected = min(max(usual, RAREST), 1 - RAREST)
     if share < 2 * expected:
         return False
     # The Kullback-Leibler divergence: n sessions fail this often by chance with a probability below exp(-n * surprise).

@@ -12,9 +12,8 @@ from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import Count, Func, Model, QuerySet, TextField
 from django.utils import timezone
-from django.utils.translation import gettext
 
-from agentdb.console.display import instant, relative
+from agentdb.console.display import instant
 from agentdb.console.questions import Unanswered, question
 from agentdb.console.reading import read
 from agentdb.interface import SandboxState, SessionStatus
@@ -31,15 +30,11 @@ Counted = TypeVar("Counted")
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A number of rows: counted, estimated, or counted up to a limit."""
+    """A number of rows: counted, estimated from a server's statistics, or counted up to a limit."""
 
     rows: int
-    how: str = ""  # the source of an estimate, and its age
+    is_estimate: bool = False
     at_least: bool = False
-
-    @property
-    def is_estimate(self) -> bool:
-        return bool(self.how) and not self.at_least
 
     def __str__(self) -> str:
         if self.is_estimate:
@@ -48,6 +43,8 @@ class Figure:
 
 
 class Hour(NamedTuple):
+    """The sessions opened in the hour that begins at ``at``, and how many of these have failed by now."""
+
     at: datetime
     opened: int
     failed: int
@@ -65,12 +62,9 @@ def total(rows: QuerySet[Any]) -> Figure:
     return estimate or capped_count(rows)
 
 
-# The rows of a table, and when they were counted.
 _STATISTICS = {
-    "postgresql": "SELECT c.reltuples::bigint, GREATEST(s.last_analyze, s.last_autoanalyze) FROM pg_class c "
-    "LEFT JOIN pg_stat_all_tables s ON s.relid = c.oid WHERE c.oid = to_regclass('{table}')",
-    "cockroachdb": "SELECT row_count, created AT TIME ZONE 'UTC' FROM [SHOW STATISTICS FOR TABLE {table}] "
-    "ORDER BY created DESC LIMIT 1",
+    "postgresql": "SELECT reltuples::bigint FROM pg_class WHERE oid = to_regclass('{table}')",
+    "cockroachdb": "SELECT row_count FROM [SHOW STATISTICS FOR TABLE {table}] ORDER BY created DESC LIMIT 1",
 }
 
 
@@ -83,10 +77,10 @@ def estimated_rows(rows: QuerySet[Any]) -> Figure | None:
     with connection.cursor() as cursor:
         cursor.execute(query)
         row = cursor.fetchone()
+    # PostgreSQL says -1 of a table that was never analyzed.
     if row is None or row[0] < 0:
         return None
-    age = relative(row[1]) if row[1] else gettext("an unknown time")
-    return Figure(row[0], gettext("Estimated from the statistics of %s") % age)
+    return Figure(row[0], is_estimate=True)
 
 
 def by_value(rows: QuerySet[Any], column: str) -> dict[str, Figure]:
@@ -97,32 +91,43 @@ def by_value(rows: QuerySet[Any], column: str) -> dict[str, Figure]:
     if whole is None or whole.rows <= EXACT_UP_TO:
         # Sorted by the column, so that the index gives the groups one after the other without a hash or a sort.
         # All values, not the known ones: a newer server may write others.
-        counts = rows.order_by(column).values_list(column).annotate(n=Count("*"))
+        groups = rows.order_by(column).values_list(column)
+        counts = groups.annotate(n=Count("*"))
         counted = _quickly(rows.db, lambda: list(counts))
         if counted is not None:
-            return figures | {str(value or "NULL"): Figure(n) for value, n in counted}
-    shares = _shares(connections[rows.db], rows.model._meta.db_table, column)
+            for value, number in counted:
+                figures[str(value or "NULL")] = Figure(number)
+            return figures
+    shares = _shares(rows, column)
     for value in {**figures, **shares}:
-        # A rare value is counted by the index; a frequent one is a share of the whole, if that is known.
-        figure = capped_count(rows.filter(**{column: value}))
-        if figure.at_least and whole is not None and value in shares:
-            estimate = int(shares[value] * whole.rows)
-            figure = Figure(max(estimate, WINDOW), whole.how)
-        figures[value] = figure
+        of_value = rows.filter(**{column: value})
+        figures[value] = _estimated(of_value, whole, shares.get(value))
     return figures
 
 
-def _shares(
-    connection: BaseDatabaseWrapper, table: str, column: str
-) -> dict[str, float]:
-    """Return the share of each frequent value, from PostgreSQL's statistics."""
+def _estimated(
+    rows: QuerySet[Any],
+    whole: Figure | None,
+    share: float | None,
+) -> Figure:
+    """Count a rare value by the index; a frequent one is a share of the whole, if that is known."""
+    figure = capped_count(rows)
+    if not figure.at_least or whole is None or share is None:
+        return figure
+    estimate = int(share * whole.rows)
+    return Figure(max(estimate, WINDOW), is_estimate=True)
+
+
+def _shares(rows: QuerySet[Any], column: str) -> dict[str, float]:
+    """Return the share of each frequent value, between 0 and 1, from PostgreSQL's statistics."""
+    connection = connections[rows.db]
     if connection.vendor != "postgresql":
         return {}
     with connection.cursor() as cursor:
         cursor.execute(
             "SELECT unnest(most_common_vals::text::text[]), unnest(most_common_freqs) FROM pg_stats "
             "WHERE schemaname = current_schema() AND tablename = %s AND attname = %s",
-            [table, column],
+            [rows.model._meta.db_table, column],
         )
         return dict(cursor.fetchall())
 
@@ -152,11 +157,11 @@ def by_status(sessions: SessionQuerySet) -> dict[str, Figure]:
     """How many of a runner's or a tenant's newest sessions have each status: it may have millions."""
     most = 2 * WINDOW
     newest = sessions.newest_first().values("status")[:most]
-    rows = select_from(newest, "SELECT status, COUNT(*) FROM {rows} GROUP BY 1")
-    is_cut = sum(count for _, count in rows) >= most
+    counts = select_from(newest, "SELECT status, COUNT(*) FROM {rows} GROUP BY 1")
+    counted = sum(count for _, count in counts)
     figures = {str(status): Figure(0) for status in SessionStatus}
-    for status, count in rows:
-        figures[status] = Figure(count, at_least=is_cut)
+    for status, count in counts:
+        figures[status] = Figure(count, at_least=counted >= most)
     return figures
 
 
@@ -211,14 +216,18 @@ def activity(connection: BaseDatabaseWrapper, hours: int, **of: str) -> list[Hou
 
 
 def _by_hour(sessions: SessionQuerySet) -> dict[str, int]:
-    hours = sessions.values_list(Begin("created_at", length=13))
-    return dict(hours.annotate(n=Count("*")))
+    """Count the sessions by the hour of their creation, such as '2026-03-14 15'."""
+    hour = Begin("created_at", length=13)
+    counts = sessions.values_list(hour).annotate(n=Count("*"))
+    return dict(counts)
 
 
 # -- by tenant, and by other values of an index
 
 
 class Tenant(NamedTuple):
+    """A tenant, and how many of the newest sessions are its own, live, or failed."""
+
     id: str
     sessions: int
     live: int
@@ -236,9 +245,10 @@ def capped_count(rows: QuerySet[Any]) -> Figure:
 
 
 def amount(alias: str, model: type[Model], tenant_id: str) -> Figure:
-    """Return how many rows of the model the tenant has."""
+    """Return how many rows of the model the tenant has, up to ``WINDOW``."""
     rows = model._default_manager.using(alias)
-    return capped_count(rows.filter(tenant_id=tenant_id))
+    its = rows.filter(tenant_id=tenant_id)
+    return capped_count(its)
 
 
 def distinct_values(
@@ -269,18 +279,21 @@ def top_tenants(alias: str) -> list[Tenant]:
     """Return the tenants with the most sessions among the newest ``NEWEST``."""
     # Of all sessions this would read the whole table. The newest also say better who uses the fleet now.
     newest = Session.objects.using(alias).newest_first()
+    sample = newest.values("tenant_id", "status", "created_at")[:NEWEST]
     rows = select_from(
-        newest.values("tenant_id", "status", "created_at")[:NEWEST],
+        sample,
         "SELECT tenant_id, COUNT(*), COUNT(CASE WHEN status IN (%s, %s) THEN 1 END), "
         "COUNT(CASE WHEN status = %s THEN 1 END), MAX(created_at) FROM {rows} GROUP BY 1 ORDER BY 2 DESC, 1",
         [*LIVE, SessionStatus.ERROR.value],
     )
     return [
-        Tenant(id, n, live, failed, instant(newest))
-        for id, n, live, failed, newest in rows[:TOP]
+        Tenant(id, sessions, live, failed, instant(newest_at))
+        for id, sessions, live, failed, newest_at in rows[:TOP]
     ]
 
 
 def oldest_idle_sandboxes(alias: str) -> list[Sandbox]:
+    """Return the ``TOP`` waiting sandboxes that were used the longest time ago."""
     waiting = Sandbox.objects.using(alias).in_state(SandboxState.WAITING)
-    return read(waiting.least_recently_used_first()[:TOP], [])
+    oldest = waiting.least_recently_used_first()
+    return read(oldest[:TOP], [])

@@ -38,6 +38,7 @@ _AGE = re.compile(r"(\d{1,6})\s*(s|m|min|h|d)")
 def moment(text: str, now: datetime) -> datetime:
     """Parse '10m' or '2d' (ago), '14:00', '2026-03-14 14:00' or 'yesterday' as an instant in UTC.
 
+    A time without a date is the latest such time, and one without a zone is in UTC, as all times of the console are.
     Raises ``ValueError`` with a sentence for anything else.
     """
     text = text.strip().lower()
@@ -48,7 +49,8 @@ def moment(text: str, now: datetime) -> datetime:
         return midnight - timedelta(days=1)
     try:
         if age := _AGE.fullmatch(text):
-            return now - timedelta(seconds=int(age[1]) * _UNITS[age[2]])
+            number, unit = age.groups()
+            return now - timedelta(seconds=int(number) * _UNITS[unit])
         # Without a date; fromisoformat of a datetime would refuse it.
         if ":" in text and "-" not in text:
             at = datetime.combine(midnight, time.fromisoformat(text), UTC)
@@ -73,19 +75,59 @@ class Grouped:
     failed: int = 0
 
     def __add__(self, other: Grouped) -> Grouped:
-        rows = self.rows + other.rows
-        live = self.live + other.live
-        failed = self.failed + other.failed
-        return Grouped(None, rows, live, failed)
+        """Return both groups as one, which has no value of its own."""
+        return Grouped(
+            None,
+            self.rows + other.rows,
+            self.live + other.live,
+            self.failed + other.failed,
+        )
 
     @property
     def percent_failed(self) -> str:
         return percent(self.failed, self.rows)
 
 
+# The columns by which each table may be grouped, and those by which it may be filtered.
+BY: dict[type[Model], tuple[str, ...]] = {
+    Session: (
+        "agent_name",
+        "tenant_id",
+        "runner_id",
+        "status",
+        "hour",
+        "day",
+    ),
+    Sandbox: (
+        "tenant_id",
+        "agent_name",
+        "state",
+        "session_status",
+        "runner_id",
+    ),
+}
+FILTERS: dict[type[Model], tuple[str, ...]] = {
+    Session: (
+        "agent_name",
+        "tenant_id",
+        "runner_id",
+        "status",
+    ),
+    Sandbox: (
+        "agent_name",
+        "tenant_id",
+        "runner_id",
+        "state",
+    ),
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Grouping:
-    """Which rows of a table to count, and by which column."""
+    """Which rows of a table to count, and by which column.
+
+    ``since`` and ``until`` are instants, ``until`` itself not included; ``filters`` names exact values of columns.
+    """
 
     model: type[Model]
     by: str
@@ -104,49 +146,61 @@ class Grouping:
         by = asked["by"]
         if by not in BY[model]:
             raise ValueError(gettext("%r is not a column to group by.") % by)
-        period = {
-            name: moment(asked[name], now) for name in ("from", "to") if asked.get(name)
-        }
-        filters = {name: asked[name] for name in FILTERS[model] if asked.get(name)}
-        return cls(model, by, period.get("from"), period.get("to"), filters)
+        begin = asked.get("from")
+        end = asked.get("to")
+        return cls(
+            model,
+            by,
+            moment(begin, now) if begin else None,
+            moment(end, now) if end else None,
+            {name: asked[name] for name in FILTERS[model] if asked.get(name)},
+        )
 
     def rows(self, alias: str) -> Any:
+        """Return the rows to count, in no order."""
         rows: Any = self.model._default_manager.using(alias).order_by()
-        for column, value in self.filters.items():
+        filters: dict[str, Any] = dict(self.filters)
+        if self.model is Sandbox and "runner_id" in filters:
             # A sandbox has no runner of its own, but its session has one. From the runner's sessions, which an index
             # has, to their sandboxes: the other way round each sandbox would be looked at.
-            if self.model is Sandbox and column == "runner_id":
-                its = Session.objects.using(alias).of_runner(value)
-                rows = rows.reserved_for(its)
-            else:
-                rows = rows.filter(**{column: value})
+            its = Session.objects.using(alias).of_runner(filters.pop("runner_id"))
+            rows = rows.reserved_for(its)
         if self.since is not None:
-            rows = rows.filter(**{f"{self.at}__gte": self.since})
+            filters[f"{self.at}__gte"] = self.since
         if self.until is not None:
-            rows = rows.filter(**{f"{self.at}__lt": self.until})
-        return rows
+            filters[f"{self.at}__lt"] = self.until
+        return rows.filter(**filters)
 
     def ask(self, alias: str) -> list[Grouped]:
-        """Return the groups, the largest first; hours and days latest first."""
+        """Return the groups, the largest first; hours and days latest first.
+
+        There is one group more than ``MOST_GROUPS`` if not all are returned.
+        """
         counts = {"rows": Count("pk")}
         if self.model is Session:
-            counts["live"] = Count("pk", filter=Q(status__in=LIVE))
-            counts["failed"] = Count("pk", filter=Q(status=SessionStatus.ERROR.value))
+            is_live = Q(status__in=LIVE)
+            has_failed = Q(status=SessionStatus.ERROR.value)
+            counts["live"] = Count("pk", filter=is_live)
+            counts["failed"] = Count("pk", filter=has_failed)
+        value = F("value")
         # NULL sorts first on SQLite and last on PostgreSQL.
-        order = [F("rows").desc(), F("value").asc(nulls_first=True)]
+        order = [F("rows").desc(), value.asc(nulls_first=True)]
         if self.by in ("hour", "day"):
-            order = [F("value").desc()]
+            order = [value.desc()]
         rows = self.rows(alias).annotate(value=self._value(alias))
         groups = rows.values("value").annotate(**counts).order_by(*order)
         return [Grouped(**group) for group in groups[: MOST_GROUPS + 1]]
 
     def _value(self, alias: str) -> Any:
-        """Return the expression by whose value the rows are grouped."""
+        """Return the expression by whose value the rows are grouped.
+
+        No foreign key leads from a sandbox to its session, which may be gone: its columns come from a subquery by
+        primary key.
+        """
         if self.by == "hour":
             return Begin(self.at, length=13)
         if self.by == "day":
             return Begin(self.at, length=10)
-        # No foreign key leads from a sandbox to its session, which may be gone: a subquery by its primary key.
         its = Session.objects.using(alias).filter(pk=OuterRef("session_id"))
         if self.by == "session_status":
             status = Subquery(its.values("status")[:1])
@@ -154,16 +208,6 @@ class Grouping:
         if self.by == "runner_id" and self.model is Sandbox:
             return Subquery(its.values("runner_id")[:1])
         return F(self.by)
-
-
-BY: dict[type[Model], tuple[str, ...]] = {
-    Session: ("agent_name", "tenant_id", "runner_id", "status", "hour", "day"),
-    Sandbox: ("tenant_id", "agent_name", "state", "session_status", "runner_id"),
-}
-FILTERS: dict[type[Model], tuple[str, ...]] = {
-    Session: ("agent_name", "tenant_id", "runner_id", "status"),
-    Sandbox: ("agent_name", "tenant_id", "runner_id", "state"),
-}
 
 
 # -- what changed
@@ -187,19 +231,23 @@ _WRITTEN: tuple[tuple[type[Model], str, Any], ...] = (
 
 
 def changes(alias: str, since: datetime) -> list[Change]:
-    """Return what was written since, the latest first, across the tables. Only the newest sessions are searched."""
+    """Return what was written since, the latest first, across the tables.
+
+    At most ``MOST_CHANGES``, and sessions only among the ``SAMPLE`` newest: no index orders them by their last
+    activity, and a million take seconds to sort.
+    """
     found = []
     for model, at, what in _WRITTEN:
         written: Any = model._default_manager.using(alias)
         rows = written.filter(**{f"{at}__gte": since})
-        # No index orders sessions by their last activity, and a million take seconds to sort.
         if model is Session:
             # The subquery is read once, by the index on creation; the filter on time then sees only its rows.
             newest = written.newest_first().values("pk")[:SAMPLE]
             rows = rows.filter(pk__in=Subquery(newest))
         for row in rows.order_by(f"-{at}")[:MOST_CHANGES]:
-            is_new = model is Session and row.created_at >= since
-            said = gettext("opened") if is_new else str(what)
+            said = str(what)
+            if model is Session and row.created_at >= since:
+                said = gettext("opened")
             found.append(Change(getattr(row, at), said, row))
     found.sort(key=lambda change: change.at, reverse=True)
     return found[:MOST_CHANGES]

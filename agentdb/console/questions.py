@@ -187,6 +187,7 @@ _limits: ContextVar[Mapping[str, float]] = ContextVar(
 
 @contextmanager
 def _limit(connection: BaseDatabaseWrapper, seconds: float | None) -> Iterator[None]:
+    """Let no query inside take longer, and extend no limit outside; see ``question``."""
     # Both kinds of limit belong to the driver's connection, which Django opens with the first query.
     connection.ensure_connection()
     outer = _limits.get().get(connection.alias)
@@ -321,6 +322,7 @@ def explain(connection: BaseDatabaseWrapper, error: Exception) -> Problem:
 
 
 def holds_unreadable(connection: BaseDatabaseWrapper) -> str:
+    """Return the sentence that the named rows or values follow."""
     sentence = gettext("A row of %(place)s holds a value that cannot be read.")
     return sentence % {"place": place_of(connection)}
 
@@ -329,7 +331,8 @@ def unreadable_row(connection: BaseDatabaseWrapper) -> str:
     """Return a sentence that names one row with a time or text that Python cannot represent, or ''."""
     # The failed query did not say which row it was. Finding it reads the tables, within the limit of a question.
     with suppress(Unanswered), question(connection):
-        return next(iter(unreadable_rows(connection, limit=1, thorough=True)), "")
+        for sentence in unreadable_rows(connection, limit=1, thorough=True):
+            return sentence
     return ""
 
 
@@ -346,12 +349,14 @@ def unusable_file(connection: BaseDatabaseWrapper) -> Problem | None:
 
 
 def place_of(connection: BaseDatabaseWrapper) -> str:
+    """Return what sentences call the database: its file, or its server with the port and the name."""
     if connection.vendor == "sqlite":
         return repr(str(sqlite_path(connection) or "the database in memory"))
     return server_name(connection.settings_dict)
 
 
 def _is_unreadable(error: Exception) -> bool:
+    """Return whether Python, a driver or a server could not represent a value."""
     if not isinstance(error, DATABASE_ERRORS):
         return True
     return classify(error) in (Fault.UNREADABLE, Fault.BAD_VALUE)

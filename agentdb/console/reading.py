@@ -39,7 +39,10 @@ _NAMED = 3  # unreadable values named in one sentence
 
 
 class _Stored(Func):
-    """A column as the server's text, which every connection can read."""
+    """A column as the server's text, which every connection can read.
+
+    A driver that converts a value fails with the whole row. Text always arrives, and ``_parsed`` converts it.
+    """
 
     template = "CAST(%(expressions)s AS text)"
     output_field = TextField()
@@ -90,24 +93,29 @@ def read_stored(
     fields = rows.model._meta.concrete_fields
     # Only columns that exist: a SELECT with a missing one fails as a whole.
     there = [field for field in fields if field.attname not in missing]
-    stored: Any = rows.values_list(*(_Stored(F(field.attname)) for field in there))
+    columns = [_Stored(F(field.attname)) for field in there]
+    stored: Any = rows.values_list(*columns)
     if chunk_size is not None:
         stored = stored.iterator(chunk_size=chunk_size)
     for texts in stored:
-        values: dict[str, Any] = {
-            name: Unreadable("", is_missing=True) for name in missing
-        }
+        values: dict[str, Any] = {}
+        for name in missing:
+            values[name] = Unreadable("", is_missing=True)
         for field, text in zip(there, texts, strict=True):
             values[field.attname] = _parsed(connection, field, text)
         row = rows.model(**values)
         # Else Django takes the row for a new one that no database has.
-        row._state.adding, row._state.db = False, rows.db
+        row._state.adding = False
+        row._state.db = rows.db
         yield row
 
 
 def _parsed(
-    connection: BaseDatabaseWrapper, field: Field[Any, Any], text: str | None
+    connection: BaseDatabaseWrapper,
+    field: Field[Any, Any],
+    text: str | None,
 ) -> Any:
+    """Return the value of the field, whose text came from ``_Stored``, or an ``Unreadable``."""
     if text is None:
         return None if field.null else Unreadable("NULL")
     if connection.vendor == "sqlite":
@@ -142,9 +150,15 @@ def missing_columns(
 
 
 def _lacking(model: type[Model], missing: Sequence[str], said: str) -> Problem:
-    columns = ", ".join(f"{model._meta.db_table}.{name}" for name in missing)
-    sentence = gettext("The table lacks a column: %s.") % columns
-    return Problem(sentence, "agentdb verifydb", " ".join(said.split()))
+    """Return the problem that names the columns; ``said`` is the database's message."""
+    table = model._meta.db_table
+    columns = [f"{table}.{name}" for name in missing]
+    sentence = gettext("The table lacks a column: %s.")
+    return Problem(
+        sentence % ", ".join(columns),
+        "agentdb verifydb",
+        " ".join(said.split()),
+    )
 
 
 def _unreadable(connection: BaseDatabaseWrapper, rows: Sequence[Any]) -> Problem | None:

@@ -41,6 +41,8 @@ SCHEMA_SECONDS = 60.0  # how long a matching schema is assumed to match
 
 
 class Schema(NamedTuple):
+    """What is recorded, and what differs from it, one sentence each."""
+
     applied: tuple[str, ...]
     pending: tuple[str, ...]
     tables: int  # the existing ones of the four
@@ -65,11 +67,14 @@ class Report:
 
     @property
     def wrong(self) -> list[Finding]:
-        found = [found for found in self.findings if found.count]
-        return sorted(found, key=lambda found: not found.urgent)
+        """What needs attention, the urgent first."""
+        wrong = [found for found in self.findings if found.count]
+        wrong.sort(key=lambda found: not found.urgent)
+        return wrong
 
     @property
     def unknown(self) -> list[Finding]:
+        """The checks that could not be made."""
         return [found for found in self.findings if found.problem]
 
 
@@ -79,26 +84,36 @@ _schemas: dict[str, tuple[float, Schema]] = {}
 
 def current_schema(connection: BaseDatabaseWrapper) -> Schema:
     """Return what verifydb and the record of migrations say; a good result is cached for a minute."""
-    read_at, schema = _schemas.get(connection.alias, (0.0, None))
-    is_old = time.monotonic() - read_at > SCHEMA_SECONDS
-    if schema is None or is_old or not schema.is_good:
-        schema = read_schema(connection)
-        _schemas[connection.alias] = (time.monotonic(), schema)
+    now = time.monotonic()
+    if cached := _schemas.get(connection.alias):
+        read_at, schema = cached
+        if schema.is_good and now - read_at <= SCHEMA_SECONDS:
+            return schema
+    schema = read_schema(connection)
+    _schemas[connection.alias] = (now, schema)
     return schema
 
 
 def read_schema(connection: BaseDatabaseWrapper) -> Schema:
-    pending = tuple(pending_migrations(connection))
+    """Compare the four tables with the models, and if they match, the spelling of the newest timestamps."""
+    pending = pending_migrations(connection)
     expected = expected_tables(connection, apps)
     live = read_tables(connection, list(expected))
     differences = [
-        found.message for found in compare(expected, live) if found.severity == "drift"
+        difference.message
+        for difference in compare(expected, live)
+        if difference.severity == "drift"
     ]
     if not differences and not pending:
-        misspelt = misspelt_recently(connection, NEWEST)
-        differences = [_misspelt(found) for found in misspelt]
+        for found in misspelt_recently(connection, NEWEST):
+            differences.append(_misspelt(found))
     applied = [name for name in migration_names() if name not in pending]
-    return Schema(tuple(applied), pending, len(live), tuple(differences))
+    return Schema(
+        tuple(applied),
+        tuple(pending),
+        len(live),
+        tuple(differences),
+    )
 
 
 def _misspelt(found: UnreadableValue) -> str:
@@ -126,7 +141,10 @@ def examine(budget: Budget) -> Report:
     fleet = Fleet(connection.alias)
     report.runners = budget.ask(lambda: fleet.runners)
     for check in checks():
-        found = budget.ask(partial(check.find, fleet))
+        found: Answer[Finding] = Answer(None, report.runners.problem)
+        # Asked again for the runners, a database would use up the page's seconds again.
+        if not (check.asks_for_runners and found.problem):
+            found = budget.ask(partial(check.find, fleet))
         failed = Finding(check.code, check.title, problem=found.problem)
         report.findings.append(found.value or failed)
     # A dropped column or table shows as a failed check at once, while the cached schema is still the good one.
@@ -156,7 +174,10 @@ def _unusable(budget: Budget, report: Report) -> Problem | None:
 
 
 def unanswered(findings: Sequence[Finding]) -> list[tuple[list[str], Problem]]:
-    """Return the checks that failed, grouped by reason."""
+    """Return the titles of the checks that failed, each list with its common reason.
+
+    A database that is away fails all of them, and is one line.
+    """
     titles: dict[Problem, list[str]] = {}
     for found in findings:
         if found.problem is not None:
@@ -166,6 +187,7 @@ def unanswered(findings: Sequence[Finding]) -> list[tuple[list[str], Problem]]:
 
 
 def _not_migrated(connection: BaseDatabaseWrapper, schema: Schema) -> Problem:
+    """Return why the tables are not agentdb's, or not there, and the command that changes that."""
     if schema.tables:
         sentence = gettext("%s was made by an old server and is not adopted yet.")
         command = "agentdb baselinedb --check"
@@ -241,6 +263,7 @@ def _findings_beside_rows(budget: Budget, schema: Answer[Schema]) -> list[Findin
 
 
 def _engine(connection: BaseDatabaseWrapper) -> str:
+    """Return the engine with its version; raises the error of a database that is away or damaged."""
     query = "SELECT 1"
     if connection.vendor == "sqlite":
         # Reads the first page, which fails if the file is damaged.

@@ -31,14 +31,12 @@ def unreadable_rows(
     connection: BaseDatabaseWrapper, limit: int, *, thorough: bool = False
 ) -> list[str]:
     """Return a sentence for each; see ``unreadable_values``."""
-    found = islice(unreadable_values(connection, limit, thorough=thorough), limit)
-    return [
-        unreadable_sentence(each.table, each.id, each.column, each.value)
-        for each in found
-    ]
+    found = unreadable_values(connection, limit, thorough=thorough)
+    return [unreadable_sentence(*each) for each in islice(found, limit)]
 
 
 def unreadable_sentence(table: str, id: str, column: str, value: str) -> str:
+    """Name the row, the column and the value, which is cut."""
     sentence = gettext("Row %(id)s of %(table)s has %(column)s = %(value)s.")
     return sentence % {
         "id": repr(id),

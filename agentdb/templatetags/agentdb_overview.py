@@ -115,13 +115,13 @@ def thousands(number: int) -> str:
 @register.simple_tag
 def figure(figure: Figure) -> SafeString:
     """A number; an estimate is marked, with its source on hover."""
-    if figure.is_estimate:
-        return format_html(
-            '<span class="agentdb-about" title="{}">≈</span>&nbsp;{}',
-            figure.how,
-            f"{figure.rows:,}",
-        )
-    return format_html("{}", figure)
+    if not figure.is_estimate:
+        return format_html("{}", figure)
+    return format_html(
+        '<span class="agentdb-about" title="{}">≈</span>&nbsp;{}',
+        gettext("Estimated from the server's statistics"),
+        thousands(figure.rows),
+    )
 
 
 @register.simple_tag
