@@ -17,6 +17,7 @@ import agentdb
 from agentdb import (
     AgentDbError,
     ConflictError,
+    DatabaseClosedError,
     Db,
     DjangoDb,
     DuplicateKeyError,
@@ -64,6 +65,49 @@ def test_transaction_keeps_all_and_returns_what_fn_returns(
 
     assert execute(url, "SELECT count(*) FROM sessions") == [(1,)]
     assert db.get_agent("support-bot") is not None
+
+
+@pytest.mark.parametrize("end", ["returns", "raises", "is refused"])
+def test_a_transaction_that_has_ended_is_no_part_of_a_later_one(
+    db: DjangoDb, end: str
+) -> None:
+    ended: list[Db] = []
+
+    def first(tx: Db) -> None:
+        ended.append(tx)
+        if end == "raises":
+            raise Stop
+        if end == "is refused":
+            with suppress(DuplicateKeyError):
+                for _ in range(2):
+                    make_session(tx)
+
+    def calls_the_ended_one(_: Db) -> None:
+        with pytest.raises(DatabaseClosedError) as refused:
+            make_agent(ended[0])
+        assert str(refused.value) == _ENDED
+
+    with suppress(Stop, DuplicateKeyError):
+        db.run_transaction(first)
+    calls_the_ended_one(db)
+    db.run_transaction(calls_the_ended_one)
+    db.run_transaction(lambda tx: tx.run_transaction(calls_the_ended_one))
+
+    ended.clear()
+
+    def runs_an_inner_one(tx: Db) -> None:
+        make_session(tx, "outer")
+        with suppress(Stop, DuplicateKeyError):
+            tx.run_transaction(first)
+        calls_the_ended_one(tx)
+
+    db.run_transaction(runs_an_inner_one)
+    calls_the_ended_one(db)
+    assert db.get_session("outer") is not None
+    assert db.list_agents() == []
+
+
+_ENDED = "The transaction has ended. Call the Db that ran it."
 
 
 def test_every_method_works_inside_a_transaction(db: DjangoDb) -> None:
