@@ -1,0 +1,201 @@
+"""Every page of the console as a whole: all that it says, where it leads and what it asks, for rows that never change.
+
+``pages.txt`` holds them. After a change that is meant, write it again with ``AGENTDB_WRITE_PAGES=1`` and read the
+difference.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from datetime import UTC, datetime, timedelta
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from django.contrib.auth.models import User
+from django.db import connections
+from django.utils import timezone
+
+from agentdb.conf import server_name
+from agentdb.models import Agent, Sandbox, Session
+from tests.helpers.admin_fixtures import Site, fill
+
+PAGES = Path(__file__).with_name("pages.txt")
+NOW = datetime(2026, 3, 14, 15, 9, 26, tzinfo=UTC)
+
+ADDRESSES = (
+    "",
+    "agentdb/",
+    "agentdb/agent/",
+    "agentdb/session/",
+    "agentdb/sandbox/",
+    "agentdb/apikey/",
+    "agentdb/session/?status=active",
+    "agentdb/session/?status=error&tenant_id=t0",
+    "agentdb/session/?from=5m&o=created_at",
+    "agentdb/session/?to=5m",
+    "agentdb/session/?to=soon",
+    "agentdb/session/?agent_name=agent-1&tenant_id=t1",
+    "agentdb/session/?q=s0003",
+    "agentdb/session/?q=nothing",
+    "agentdb/sandbox/?state=waiting",
+    "agentdb/sandbox/?o=last_used_at",
+    "agentdb/agent/?q=agent-1",
+    "agentdb/agent/a0003/change/",
+    "agentdb/session/s0001/change/",
+    "agentdb/session/s0003/change/",
+    "agentdb/session/alone/change/",
+    "agentdb/session/none/change/",
+    "agentdb/sandbox/b0003/change/",
+    "agentdb/sandbox/alone/change/",
+    "agentdb/apikey/k0001/change/",
+    "agentdb/session/runner/?id=runner-1",
+    "agentdb/session/runner/?id=dead",
+    "agentdb/session/runner/?id=nobody",
+    "agentdb/agent/tenant/?id=t0",
+    "agentdb/agent/tenant/?id=nobody",
+    "agentdb/session/attention/?check=unreadable",
+    "agentdb/session/changes/",
+    "agentdb/session/changes/?from=2m",
+    "agentdb/session/changes/?from=soon",
+    *(
+        f"agentdb/session/groups/?by={by}"
+        for by in ("agent_name", "tenant_id", "runner_id", "status", "hour", "day")
+    ),
+    "agentdb/session/groups/?by=status&from=10m&to=2m&tenant_id=t1",
+    "agentdb/session/groups/?by=agent_name&runner_id=runner-1",
+    "agentdb/session/groups/?by=agent_name&from=1m&to=2m",
+    *(
+        f"agentdb/session/groups/?table=sandbox&by={by}"
+        for by in ("tenant_id", "agent_name", "state", "session_status", "runner_id")
+    ),
+    "agentdb/session/groups/?table=sandbox&by=state&runner_id=runner-1",
+    "agentdb/session/groups/?table=sandbox&by=state&from=5m",
+    "agentdb/session/find/?q=s0003",
+    "agentdb/session/find/?q=agent-1",
+    "agentdb/session/find/?q=t1",
+    "agentdb/session/find/?q=nothing",
+)
+
+
+class _Shown(HTMLParser):
+    """The content of a page, a line for each text, link, field and bar."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+        self._depth = 0  # within the content, a <div>
+        self._hidden = ""
+        self._links: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        has = {name: value or "" for name, value in attrs}
+        if tag == "div" and (self._depth or has.get("id") == "content"):
+            self._depth += 1
+        if not self._depth or has.get("name") == "csrfmiddlewaretoken":
+            return
+        if tag in ("script", "style", "template"):
+            self._hidden = tag
+        elif tag == "a":
+            self._links.append(has.get("href", ""))
+        elif tag in ("input", "select", "textarea", "button", "option"):
+            named = [has[each] for each in ("name", "value") if each in has]
+            flags = [
+                each for each in ("checked", "selected", "disabled") if each in has
+            ]
+            self.lines.append(" ".join([f"<{tag}>", *named, *flags]))
+        elif tag == "form":
+            self.lines.append(f"<form> {has.get('method', '')} {has.get('action', '')}")
+        elif tag == "rect":
+            sizes = [has[each] for each in ("x", "y", "width", "height") if each in has]
+            self.lines.append(" ".join(["<rect>", *sizes]))
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == self._hidden:
+            self._hidden = ""
+        elif self._depth and tag == "div":
+            self._depth -= 1
+        elif self._depth and tag == "a" and self._links:
+            self.lines.append(f"-> {self._links.pop()}")
+
+    def handle_data(self, data: str) -> None:
+        text = " ".join(data.split())
+        if text and self._depth and not self._hidden:
+            self.lines.append(text)
+
+
+def _shown(site: Site, address: str) -> list[str]:
+    page = site.client.get(f"/admin/{address}", follow=True)
+    parser = _Shown()
+    parser.feed(page.content.decode())
+    ended = [f"=> {url}" for url, _ in page.redirect_chain]
+    return [
+        f"{page.status_code}",
+        *ended,
+        *(_plain(site, line) for line in parser.lines),
+    ]
+
+
+def _plain(site: Site, line: str) -> str:
+    """The line without what differs from one database to the next."""
+    connection = connections[site.alias]
+    line = re.sub(rf"{connection.display_name} [\d.]+", "ENGINE", line)
+    settings = connection.settings_dict
+    is_file = connection.vendor == "sqlite"
+    place = str(settings["NAME"]) if is_file else server_name(settings)
+    return line.replace(place, "PLACE")
+
+
+def _stored() -> dict[str, list[str]]:
+    pages: dict[str, list[str]] = {}
+    for line in PAGES.read_text().splitlines():
+        if line.startswith("=== "):
+            pages[line[4:]] = []
+        else:
+            pages[list(pages)[-1]].append(line)
+    return pages
+
+
+def test_each_page_says_what_it_has_always_said(
+    site: Site, superuser: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(timezone, "now", lambda: NOW)
+    site.log_in(superuser)
+    fill(site.alias, 12, tenants=3)
+    Agent.objects.using(site.alias).update(updated_at=NOW)
+    at = {
+        "created_at": NOW - timedelta(hours=3),
+        "last_active_at": NOW - timedelta(hours=2),
+    }
+    Session.objects.using(site.alias).create(
+        id="alone",
+        agent_name="gone",
+        sandbox_id="gone",
+        status="active",
+        runner_id="dead",
+        **at,
+    )
+    Sandbox.objects.using(site.alias).create(
+        id="alone", agent_name="gone", session_id="gone", state="running", workspace_dir="/w",
+        created_at=NOW - timedelta(days=3), last_used_at=NOW - timedelta(days=1),
+    )  # fmt: skip
+
+    pages = {address: _shown(site, address) for address in ADDRESSES}
+
+    if "AGENTDB_WRITE_PAGES" in os.environ:
+        PAGES.write_text(
+            "".join(
+                f"=== {address}\n" + "".join(f"{line}\n" for line in lines)
+                for address, lines in pages.items()
+            )
+        )
+    for address, lines in _stored().items():
+        changed = list(
+            difflib.unified_diff(
+                lines, pages[address], "stored", "shown", lineterm="", n=1
+            )
+        )
+        assert not changed, "\n".join([address, *changed])
+    assert list(pages) == list(_stored())
