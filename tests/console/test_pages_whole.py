@@ -9,9 +9,11 @@ from __future__ import annotations
 import difflib
 import os
 import re
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from django.contrib.auth.models import User
@@ -79,6 +81,26 @@ ADDRESSES = (
     "agentdb/session/find/?q=nothing",
 )
 
+ACTIONS = (
+    ("agentdb/session/", "pause_sessions", ["s0000", "s0001", "s0003", "no"]),
+    ("agentdb/sandbox/", "mark_cold", ["b0002", "b0003", "b0005", "no"]),
+    ("agentdb/sandbox/", "delete_sandboxes", ["b0000", "b0001"]),
+    ("agentdb/apikey/", "revoke_keys", ["k0000", "k0001"]),
+)
+EXPORTS = (
+    "agentdb/session/export/json/?status=active",
+    "agentdb/session/export/csv/?tenant_id=t1",
+    "agentdb/sandbox/export/csv/?state=cold",
+    "agentdb/agent/export/json/?q=agent-1",
+    "agentdb/apikey/export/csv/?tenant_id=t0",
+)
+OF_A_VIEWER = (
+    "",
+    "agentdb/session/?status=active",
+    "agentdb/session/s0001/change/",
+    "agentdb/apikey/k0002/change/",
+)
+
 
 class _Shown(HTMLParser):
     """The content of a page, a line for each text, link, field and bar."""
@@ -126,22 +148,36 @@ class _Shown(HTMLParser):
             self.lines.append(text)
 
 
-def _shown(site: Site, address: str) -> list[str]:
-    page = site.client.get(f"/admin/{address}", follow=True)
+def _shown(site: Site, response: Any) -> list[str]:
+    if response.streaming:
+        return b"".join(response.streaming_content).decode().splitlines()
     parser = _Shown()
-    parser.feed(page.content.decode())
-    ended = [f"=> {url}" for url, _ in page.redirect_chain]
-    return [
-        f"{page.status_code}",
-        *ended,
-        *(_plain(site, line) for line in parser.lines),
-    ]
+    parser.feed(response.content.decode())
+    ended = [f"=> {url}" for url, _ in getattr(response, "redirect_chain", ())]
+    lines = (_plain(site, line) for line in parser.lines)
+    return [f"{response.status_code}", *ended, *lines]
+
+
+def _all_pages(site: Site) -> Iterator[tuple[str, list[str]]]:
+    for address in (*ADDRESSES, *EXPORTS):
+        yield address, _shown(site, site.client.get(f"/admin/{address}", follow=True))
+    for path, action, ids in ACTIONS:
+        question, answer = (
+            site.act(path, action, ids, **more) for more in ({}, {"confirmed": "yes"})
+        )
+        yield f"{path} {action}?", _shown(site, question.response)
+        yield f"{path} {action}!", _shown(site, answer.response)
+    site.log_in_viewer()
+    for address in OF_A_VIEWER:
+        shown = _shown(site, site.client.get(f"/admin/{address}", follow=True))
+        yield f"viewer {address}", shown
 
 
 def _plain(site: Site, line: str) -> str:
     """The line without what differs from one database to the next."""
     connection = connections[site.alias]
     line = re.sub(rf"{connection.display_name} [\d.]+", "ENGINE", line)
+    line = re.sub(r"^agentdb \d.*", "VERSION", line)
     settings = connection.settings_dict
     is_file = connection.vendor == "sqlite"
     place = str(settings["NAME"]) if is_file else server_name(settings)
@@ -182,7 +218,7 @@ def test_each_page_says_what_it_has_always_said(
         created_at=NOW - timedelta(days=3), last_used_at=NOW - timedelta(days=1),
     )  # fmt: skip
 
-    pages = {address: _shown(site, address) for address in ADDRESSES}
+    pages = dict(_all_pages(site))
 
     if "AGENTDB_WRITE_PAGES" in os.environ:
         PAGES.write_text(
