@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import threading
 import weakref
-from collections.abc import Callable, Collection, Coroutine, Generator
+from collections.abc import Callable, Collection, Coroutine, Generator, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import wraps
@@ -129,30 +130,14 @@ class AsyncDb:
     """
 
     def __init__(self, db: Db, *, max_workers: int = DEFAULT_MAX_WORKERS) -> None:
-        self._db: Db | None = db
-        self._open: Callable[[], Db] | None = None
-        self._prepare(max_workers)
-
-    @classmethod
-    def opening(
-        cls, open_db: Callable[[], Db], *, max_workers: int = DEFAULT_MAX_WORKERS
-    ) -> Self:
-        """Return an ``AsyncDb`` of the ``Db`` that ``open_db``, called in a thread, returns on first use."""
-        self = cls.__new__(cls)
-        self._db, self._open = None, open_db
-        self._prepare(max_workers)
-        return self
-
-    def _prepare(self, max_workers: int) -> None:
         from agentdb.serving.workers import Job, Workers
 
         if type(max_workers) is not int or max_workers < 1:
             raise InvalidInputError(
                 f"max_workers must be a whole number from 1, not {max_workers!r}."
             )
-        self._new_job = (
-            Job  # so that no call needs the import, which asyncio's users alone pay for
-        )
+        # So that no call needs the import, which asyncio's users alone pay for.
+        self._new_job = Job
         self._workers = Workers(max_workers)
         # Each transaction of a coroutine function has a thread of its own: it waits for the function's calls, and
         # whatever the function awaits in between may need all of the others.
@@ -160,11 +145,22 @@ class AsyncDb:
         # Dropping this without close() must not leave the threads waiting.
         for workers in (self._workers, self._transactions):
             weakref.finalize(self, workers.dismiss)
+        self._db: Db | None = db
+        self._open: Callable[[], Db] = lambda: db
         self._opening = threading.Lock()
         self._tries = 0  # the number of failed attempts to open
         self._failure: BaseException | None = None
         self._closed = False
         self._closing: asyncio.Future[None] | None = None
+
+    @classmethod
+    def opening(
+        cls, open_db: Callable[[], Db], *, max_workers: int = DEFAULT_MAX_WORKERS
+    ) -> Self:
+        """Return an ``AsyncDb`` of the ``Db`` that ``open_db``, called in a thread, returns on first use."""
+        self = cls(cast("Db", None), max_workers=max_workers)
+        self._open = open_db
+        return self
 
     def __await__(self) -> Generator[Any, None, Self]:
         """Open the database now: ``db = await agentdb.connect_async(url)``."""
@@ -190,7 +186,7 @@ class AsyncDb:
         workers = self._transactions if call.apart else self._workers
         tries = self._tries  # an attempt to open that ends later is this call's, too
         together = None
-        if self._may_join(call.method):
+        if call.method and self._joins(call.method):
             together = _Together(self, call.method, call.tenant_id)
         # A call that waits for others in the engine gains most if it becomes one with them. Reads of a file, and of a
         # Db in this process, take turns at the interpreter anyway.
@@ -205,10 +201,13 @@ class AsyncDb:
             side_by_side=call.apart or not (together or is_local_read),
         )
 
-    def _may_join(self, method: str) -> bool:
+    def _joins(self, method: str) -> bool:
+        """Whether the ``Db`` makes several calls of the method at once."""
         # Of the class, since a wrapper may hand on every name that it lacks, and yet do something of its own.
         joins = getattr(type(self._db), "_joins", None)
-        return bool(method and joins is not None and joins(self._db, method))
+        if joins is None:
+            return False
+        return bool(joins(self._db, method))
 
     async def _run(self, call: _Call) -> Any:
         return await self._job(call).start()
@@ -220,22 +219,15 @@ class AsyncDb:
 
     def _refuse_inside(self) -> None:
         """Refuse a call inside one of its own transactions: it would not be part of that, or would wait for its end."""
-        if any(
-            transaction.is_open and transaction.around is self._source
-            for transaction in _inside.get()
-        ):
-            raise InvalidInputError(_INSIDE)
+        source = self._source
+        for transaction in _inside.get():
+            if transaction.is_open and transaction.around is source:
+                raise InvalidInputError(_INSIDE)
 
     def _call(self, call: Callable[[Db], R], tries: int) -> R:
         db = self._db
-        # Opened by the first call, in its thread: connecting may take seconds, and the loop must not wait.
         if db is None:
-            with self._opening:
-                if self._db is None:
-                    if self._tries > tries and self._failure is not None:
-                        raise self._failure  # of another first call, for which this one has waited
-                    self._db = self._first_open()
-                db = self._db
+            db = self._first_open(tries)
         try:
             return call(db)
         finally:
@@ -243,13 +235,22 @@ class AsyncDb:
             if (rest := getattr(db, "_rest", None)) is not None:
                 rest()
 
-    def _first_open(self) -> Db:
-        assert self._open is not None
-        try:
-            return self._open()
-        except BaseException as error:
-            self._failure, self._tries = error, self._tries + 1
-            raise
+    def _first_open(self, tries: int) -> Db:
+        """Open the database in a call's thread: it may take seconds, and the loop must not wait.
+
+        If another attempt has failed since the call was made, at ``tries``, that is the call's failure as well.
+        """
+        with self._opening:
+            if self._db is None:
+                if self._tries > tries and self._failure is not None:
+                    raise self._failure
+                try:
+                    self._db = self._open()
+                except BaseException as error:
+                    self._failure = error
+                    self._tries += 1
+                    raise
+            return self._db
 
     upsert_agent: Final = _in_thread(Db.upsert_agent)
     get_agent: Final = _in_thread(Db.get_agent)
@@ -324,14 +325,18 @@ class AsyncDb:
         if not (
             inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(own_call)
         ):
-            plain = PlainTransaction(lambda db: _Inside(self._source).call(fn, db))
-            return await plain.run(
-                self._job(_Call(lambda db: db.run_transaction(plain)))
-            )
+
+            def call_plain(db: Db) -> Any:
+                with _inside_of(self._source):
+                    return fn(db)
+
+            plain = PlainTransaction(call_plain)
+            job = self._job(_Call(lambda db: db.run_transaction(plain)))
+            return await plain.run(job)
 
         async def call(db: Db) -> Any:
-            inside = _Inside(self._source)
-            return await inside.await_(fn, _TransactionDb(inside, transaction, db))
+            with _inside_of(self._source) as inside:
+                return await fn(_TransactionDb(inside, transaction, db))
 
         transaction = CoroutineTransaction(
             call, lambda work: self._job(_Call(work, apart=True))
@@ -391,34 +396,29 @@ class _TenantView(AsyncDb):
         self._closed = True
 
 
+@dataclass(slots=True)
 class _Inside:
     """The run of a transaction's function, and the outer ``AsyncDb``."""
 
-    def __init__(self, around: AsyncDb) -> None:
-        self.around = around
-        self.is_open = True
-
-    def call(self, fn: Callable[[Db], R], db: Db) -> R:
-        """In a thread and a context of its own, call a plain function."""
-        _inside.set((*_inside.get(), self))
-        try:
-            return fn(db)
-        finally:
-            self.is_open = False
-
-    async def await_(
-        self, fn: Callable[[AsyncDb], Coroutine[Any, Any, R]], tx: AsyncDb
-    ) -> R:
-        before = _inside.get()
-        _inside.set((*before, self))
-        try:
-            return await fn(tx)
-        finally:
-            self.is_open = False  # also for tasks that the function has started
-            _inside.set(before)
+    around: AsyncDb
+    is_open: bool = True
 
 
 _inside: ContextVar[tuple[_Inside, ...]] = ContextVar("agentdb_inside", default=())
+
+
+@contextmanager
+def _inside_of(around: AsyncDb) -> Iterator[_Inside]:
+    """Let the body's calls on the outer ``AsyncDb`` be refused."""
+    inside = _Inside(around)
+    before = _inside.get()
+    _inside.set((*before, inside))
+    try:
+        yield inside
+    finally:
+        inside.is_open = False  # also for tasks that the function has started
+        # Not reset(), which raises if a loop that is closed ends the coroutine in another context.
+        _inside.set(before)
 
 
 class _TransactionDb(AsyncDb):

@@ -6,12 +6,13 @@ import itertools
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from agentdb.conf import INSTALLED_APPS, URL_VARIABLE, database_from_url, database_url
 from agentdb.errors import (
+    AgentDbError,
     DatabaseUnavailableError,
     InvalidInputError,
     SchemaMismatchError,
@@ -79,11 +80,10 @@ def connect(
         Threads(alias, owned=owned, shared=owned and in_memory, creates=migrate)
     )
     try:
-        connection = connections[alias]
-        _check_file(connection, may_be_missing=migrate)
+        _check_file(connections[alias], may_be_missing=migrate)
         _wait(executor, timeout_seconds)
-        _bring_up_to_date(executor, connection, migrate)
-        _bring_apps_up_to_date(executor, connection, migrate)
+        _bring_up_to_date(executor, migrate)
+        _bring_apps_up_to_date(executor, migrate)
     except BaseException:
         executor.close()
         raise
@@ -147,7 +147,7 @@ def open_alias(alias: str) -> DjangoDb:
     _check_file(connections[alias], may_be_missing=False)
     executor = Executor(Threads(alias))
     executor.threads.ensure_connected()
-    _bring_up_to_date(executor, connections[alias], migrate=False)
+    _bring_up_to_date(executor, migrate=False)
     return DjangoDb(alias, _executor=executor)
 
 
@@ -292,35 +292,36 @@ def _wait(executor: Executor, timeout_seconds: float) -> None:
             delay = min(delay * 2, _LONGEST_DELAY_SECONDS)
 
 
-def _bring_up_to_date(
-    executor: Executor, connection: BaseDatabaseWrapper, migrate: bool
+def _bring_up_to_date(executor: Executor, migrate: bool) -> None:
+    from agentdb.schema import migration_record, presence
+
+    _migrate_or_refuse(
+        executor, migrate, presence.schema_problem, migration_record.migrate
+    )
+
+
+def _bring_apps_up_to_date(executor: Executor, migrate: bool) -> None:
+    _migrate_or_refuse(executor, migrate, own_apps.schema_problem, own_apps.migrate)
+
+
+def _migrate_or_refuse(
+    executor: Executor,
+    migrate: bool,
+    problem_of: Callable[[BaseDatabaseWrapper, str], AgentDbError | None],
+    apply: Callable[[str], None],
 ) -> None:
+    """Raise the problem with the schema; if ``migrate`` and migrations are missing, first apply them."""
     from django.core.management import CommandError
 
-    from agentdb.schema import migration_record
-    from agentdb.schema.presence import schema_problem
-
     slot = executor.threads.slot()
+    place = executor.describe()
     with slot.operation():
-        problem = schema_problem(connection, executor.describe())
-    if isinstance(problem, SchemaOutOfDateError) and migrate:
-        try:
-            with slot.operation():
-                migration_record.migrate(executor.threads.alias)
-                problem = schema_problem(connection, executor.describe())
-        except CommandError as error:
-            raise SchemaMismatchError(str(error)) from error
-    if problem is not None:
-        raise problem
-
-
-def _bring_apps_up_to_date(
-    executor: Executor, connection: BaseDatabaseWrapper, migrate: bool
-) -> None:
-    with executor.threads.slot().operation():
-        problem = own_apps.schema_problem(connection, executor.describe())
-        if problem is not None and migrate:
-            own_apps.migrate(connection)
-            return
+        problem = problem_of(slot.wrapper, place)
+        if isinstance(problem, SchemaOutOfDateError) and migrate:
+            try:
+                apply(executor.threads.alias)
+            except CommandError as error:
+                raise SchemaMismatchError(str(error)) from error
+            problem = problem_of(slot.wrapper, place)
     if problem is not None:
         raise problem

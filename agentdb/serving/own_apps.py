@@ -20,8 +20,9 @@ APPS_VARIABLE = "AGENTDB_APPS"
 def app_names(apps: Sequence[str] | None) -> list[str] | None:
     """Return the names in ``apps``, or else those in ``AGENTDB_APPS``; None without either."""
     if apps is None:
-        words = os.environ.get(APPS_VARIABLE, "")
-        return [name for word in words.split(",") if (name := word.strip())] or None
+        words = os.environ.get(APPS_VARIABLE, "").split(",")
+        names = [word.strip() for word in words if word.strip()]
+        return names or None
     if not isinstance(apps, list | tuple):
         raise InvalidInputError(
             f"apps must be a list of the names of Django apps, not {type(apps).__name__}."
@@ -119,30 +120,26 @@ def schema_problem(
     )
 
 
-def migrate(connection: BaseDatabaseWrapper) -> None:
+def migrate(alias: str) -> None:
     """Apply missing migrations of the database's apps; one process does so while the others wait."""
     from django.core.management import call_command
+    from django.db import connections
 
     from agentdb.schema.migration_lock import migration_lock
 
+    connection = connections[alias]
     with migration_lock(connection):
-        for label in sorted(
-            {
-                migration.partition(".")[0]
-                for migration in _pending_migrations(connection)
-            }
-        ):
+        pending = _pending_migrations(connection)
+        labels = {migration.partition(".")[0] for migration in pending}
+        for label in sorted(labels):
             call_command(
-                "migrate",
-                label,
-                database=connection.alias,
-                interactive=False,
-                verbosity=0,
+                "migrate", label, database=alias, interactive=False, verbosity=0
             )
 
 
 def _apps_of(connection: BaseDatabaseWrapper) -> tuple[str, ...]:
-    apps: tuple[str, ...] = connection.settings_dict.get("AGENTDB", {}).get("apps", ())
+    options = connection.settings_dict.get("AGENTDB", {})
+    apps: tuple[str, ...] = options.get("apps", ())
     return apps
 
 
