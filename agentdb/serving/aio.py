@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import threading
 import weakref
-from collections.abc import Callable, Collection, Coroutine, Generator, Iterator
+from collections.abc import Callable, Collection, Coroutine, Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -408,7 +408,7 @@ _inside: ContextVar[tuple[_Inside, ...]] = ContextVar("agentdb_inside", default=
 
 
 @contextmanager
-def _inside_of(around: AsyncDb) -> Iterator[_Inside]:
+def _inside_of(around: AsyncDb) -> Generator[_Inside, None, None]:
     """Let the body's calls on the outer ``AsyncDb`` be refused."""
     inside = _Inside(around)
     before = _inside.get()
