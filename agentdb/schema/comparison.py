@@ -14,7 +14,6 @@ from agentdb.schema.tables import (
     Column,
     Index,
     IndexPart,
-    PrimaryKey,
     Table,
 )
 from agentdb.wording import capitalized, listed
@@ -83,13 +82,19 @@ class Key:
     name: str | None
     does: Index
     is_constraint: bool = False
+    is_primary: bool = False
 
     @property
     def noun(self) -> str:
+        """The first part of its codes."""
+        if self.is_primary:
+            return "primary_key"
         return "unique" if self.is_constraint else "index"
 
     @property
     def kind(self) -> str:
+        if self.is_primary:
+            return "primary key"
         if self.is_constraint:
             return "unique constraint"
         return "unique index" if self.does.unique else "index"
@@ -117,6 +122,8 @@ class Key:
 
     @property
     def title(self) -> str:
+        if self.is_primary:
+            return "the primary key"
         return f"{self.kind} {self.name or 'without a name'}"
 
     def names(self) -> frozenset[str]:
@@ -193,20 +200,12 @@ class _TableDiff:
         ]
         self.renamed = _renamed(self.missing, self.extra)
         self._old_names = {new: old for old, new in self.renamed.items()}
-        recollated = {
+        self._recollated = {
             column.name
             for column in expected.columns
             if (found := live.column(column.name))
             and found.collation != column.collation
         }
-        # A changed column also shows in its indexes. Report it once: compare them as if the column were unchanged.
-        self.wanted_keys = [
-            _without_collations(key, recollated) for key in keys_of(expected)
-        ]
-        self.live_keys = [
-            _without_collations(self._with_old_names(key), recollated)
-            for key in keys_of(live)
-        ]
 
     def differences(self) -> list[Difference]:
         if self.live.kind != self.expected.kind:
@@ -312,69 +311,67 @@ class _TableDiff:
 
     # --------------------------------------------------------------------------------------------------------- keys
 
-    def _with_old_names(self, key: Key) -> Key:
+    def _old(self, sql: str) -> str:
+        """Return the expression with the models' names of renamed columns."""
         # In one pass over the words: names that were swapped would be swapped back by a second one.
-        def old(sql: str) -> str:
-            return re.sub(
-                r"\w+",
-                lambda match: self._old_names.get(match.group(), match.group()),
-                sql,
-            )
-
-        index = replace(
-            key.does,
-            parts=tuple(
-                replace(part, expression=old(part.expression))
-                for part in key.does.parts
-            ),
-            condition=None if key.does.condition is None else old(key.does.condition),
-            include=tuple(map(old, key.does.include)),
+        return re.sub(
+            r"\w+", lambda match: self._old_names.get(match[0], match[0]), sql
         )
-        return replace(key, does=index)
+
+    def _keys_of(self, table: Table) -> list[Key]:
+        """Return the keys as if the columns had the models' names and collations.
+
+        A changed column would show in its indexes too, and has a line of its own.
+        """
+        keys = []
+        for key in keys_of(table):
+            does = key.does
+            parts = []
+            for part in does.parts:
+                expression = self._old(part.expression)
+                is_recollated = expression in self._recollated
+                collation = None if is_recollated else part.collation
+                parts.append(replace(part, expression=expression, collation=collation))
+            index = replace(
+                does,
+                parts=tuple(parts),
+                condition=does.condition and self._old(does.condition),
+                include=tuple(map(self._old, does.include)),
+            )
+            keys.append(replace(key, does=index))
+        return keys
 
     def _primary_key(self) -> Iterator[Difference]:
         wanted, found = self.expected.primary_key, self.live.primary_key
-        if wanted is None:
-            return
-        columns = f"({', '.join(wanted.columns)})"
-        if found is None:
-            if not {column.name for column in self.missing} & set(wanted.columns):
-                message = (
-                    f"Table {self.table} has no primary key; it should be {columns}."
-                )
-                yield self._drift(
-                    "primary_key.missing", wanted.name, columns, None, message
-                )
-        elif self._key_columns(found) != wanted.columns:
-            actual = f"({', '.join(found.columns)})"
-            yield self._changed_primary_key("columns", wanted, columns, actual)
-        elif found.options == (*wanted.options, "invalid"):
-            yield self._invalid(
-                f"The primary key of {self.table}", wanted.name, found.name
-            )
-        elif found.options != wanted.options:
-            actual = f"{columns} {', '.join(found.options)}"
-            yield self._changed_primary_key("options", wanted, columns, actual)
-        elif self.names and found.name != wanted.name:
-            message = f"The primary key of {self.table} {_called(found.name)}; it should {_be_called(wanted.name)}."
+        if wanted is None or found is None:
+            return  # a missing one is among the missing keys
+        title = f"The primary key of {self.table}"
+        columns = _columns_text(wanted.columns)
+        actual = _columns_text(map(self._old, found.columns))
+        what = "options" if actual == columns else "columns"
+        if found.options and what == "options":
+            actual += f" {', '.join(found.options)}"
+        if actual == f"{columns} invalid":
+            yield self._invalid(title, wanted.name, found.name)
+        elif actual != columns:
+            message = f"{title} is {actual}; it should be {columns}."
             yield self._drift(
-                "primary_key.name", wanted.name, wanted.name, found.name, message
+                f"primary_key.{what}", wanted.name, columns, actual, message
             )
+        elif self.names and found.name != wanted.name:
+            yield self._misnamed("primary_key", title, wanted.name, found.name)
 
-    def _key_columns(self, key: PrimaryKey) -> tuple[str, ...]:
-        return tuple(self._old_names.get(name, name) for name in key.columns)
-
-    def _changed_primary_key(
-        self, what: str, wanted: PrimaryKey, columns: str, actual: str
+    def _misnamed(
+        self, noun: str, title: str, wanted: str | None, found: str | None
     ) -> Difference:
-        message = (
-            f"The primary key of {self.table} is {actual}; it should be {columns}."
-        )
-        return self._drift(f"primary_key.{what}", wanted.name, columns, actual, message)
+        has = f"is named {found}" if found else "has no name"
+        should = f"be {wanted}" if wanted else "have none"
+        message = f"{title} {has}; it should {should}."
+        return self._drift(f"{noun}.name", wanted, wanted, found, message)
 
     def _keys(self) -> tuple[list[Difference], dict[str, list[str]]]:
         """Compare indexes and UNIQUE constraints; also collect those that vanished with a missing column."""
-        wanted, live = list(self.wanted_keys), list(self.live_keys)
+        wanted, live = self._keys_of(self.expected), self._keys_of(self.live)
 
         # From the most alike to the least, and each key once: what is the same in name and kind, what has the name,
         # what does the same under another name. The rest is missing, or additional.
@@ -387,7 +384,11 @@ class _TableDiff:
         same = _paired(wanted, live, has_name, is_alike)
         changed = _paired(wanted, live, has_name) if self.names else []
         renamed = _paired(wanted, live, is_alike)
-        lost = self._lost_primary_key()
+        primary = self.expected.primary_key
+        if primary is not None and self.live.primary_key is None:
+            does = plain_key(primary.columns)
+            wanted.insert(0, Key(primary.name, does, is_primary=True))
+        lost: dict[str, list[str]] = defaultdict(list)
         found = [
             *self._changed_keys(changed),
             *(self._renamed_keys(renamed) if self.names else ()),
@@ -396,17 +397,6 @@ class _TableDiff:
             *map(self._extra_key, live),
         ]
         return found, lost
-
-    def _lost_primary_key(self) -> dict[str, list[str]]:
-        lost: dict[str, list[str]] = defaultdict(list)
-        primary = self.expected.primary_key
-        if primary is None or self.live.primary_key:
-            return lost
-        for column in self.missing:
-            if column.name in primary.columns:
-                lost[column.name].append("the primary key")
-                break  # it vanished once
-        return lost
 
     def _missing_keys(
         self, keys: list[Key], lost: dict[str, list[str]]
@@ -447,13 +437,8 @@ class _TableDiff:
 
     def _renamed_keys(self, pairs: list[tuple[Key, Key]]) -> Iterator[Difference]:
         for key, other in pairs:
-            message = (
-                f"{capitalized(key.kind)} on {self.table} {key.on} {_called(other.name)}; it should "
-                f"{_be_called(key.name)}."
-            )
-            yield self._drift(
-                f"{key.noun}.name", key.name, key.name, other.name, message
-            )
+            title = f"{capitalized(key.kind)} on {self.table} {key.on}"
+            yield self._misnamed(key.noun, title, key.name, other.name)
 
     def _invalid_keys(self, pairs: list[tuple[Key, Key]]) -> Iterator[Difference]:
         for key, other in pairs:
@@ -476,7 +461,7 @@ class _TableDiff:
 
     def _extra_constraints(self) -> Iterator[Difference]:
         for key in self.live.foreign_keys:
-            on = f"({', '.join(key.columns)}) to {key.target_table} ({', '.join(key.target_columns)})"
+            on = f"{_columns_text(key.columns)} to {key.target_table} {_columns_text(key.target_columns)}"
             title = f"Foreign key {key.name or 'without a name'} on {self.table} {on}"
             yield self._extra(
                 "foreign_key",
@@ -549,24 +534,12 @@ def _renamed(missing: list[Column], extra: list[Column]) -> dict[str, str]:
     return renamed
 
 
-def _without_collations(key: Key, columns: set[str]) -> Key:
-    parts = tuple(
-        replace(part, collation=None) if part.expression in columns else part
-        for part in key.does.parts
-    )
-    return replace(key, does=replace(key.does, parts=parts))
-
-
 def _article(kind: str) -> str:
     return "an" if kind == "index" else "a"
 
 
-def _called(name: str | None) -> str:
-    return f"is named {name}" if name else "has no name"
-
-
-def _be_called(name: str | None) -> str:
-    return f"be {name}" if name else "have none"
+def _columns_text(columns: Iterable[str]) -> str:
+    return f"({', '.join(columns)})"
 
 
 # What is said of a column that has a value or has none (or False), and of one that should.

@@ -382,7 +382,7 @@ MANGLED_ON_POSTGRESQL = {
     "ALTER TABLE api_keys DROP CONSTRAINT api_keys_key_hash_key": (
         "Unique constraint api_keys_key_hash_key on api_keys (key_hash) is missing."
     ),
-    "ALTER TABLE agents DROP CONSTRAINT agents_pkey": "Table agents has no primary key; it should be (id).",
+    "ALTER TABLE agents DROP CONSTRAINT agents_pkey": "The primary key on agents (id) is missing.",
     "ALTER TABLE agents ALTER version TYPE text": "Column 'version' of table 'agents' has the type text",
     "ALTER TABLE agents ALTER version TYPE bigint": "Column agents.version has the type bigint; it should be integer.",
     "ALTER TABLE sessions ALTER status DROP NOT NULL": "Column sessions.status allows NULL; it should be NOT NULL.",

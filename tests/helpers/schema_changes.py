@@ -454,7 +454,7 @@ def drop_primary_key(database: Database, table: Table) -> str:
         )
     else:
         database.execute(f"ALTER TABLE {table.name} DROP CONSTRAINT {table.name}_pkey")
-    return f"Table {table.name} has no primary key; it should be (id)."
+    return f"The primary key on {table.name} (id) is missing."
 
 
 def rename_primary_key(database: Database, table: Table) -> str:
