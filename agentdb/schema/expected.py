@@ -8,8 +8,7 @@ from django.apps.registry import Apps
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.base.schema import BaseDatabaseSchemaEditor
 from django.db.migrations.state import StateApps
-from django.db.models import BaseConstraint, Field, Model, UniqueConstraint, Value
-from django.db.models.sql import Query
+from django.db.models import BaseConstraint, Field, Model, UniqueConstraint
 
 from agentdb.schema.normal_forms import (
     column_default,
@@ -27,27 +26,17 @@ def expected_tables(
     connection: BaseDatabaseWrapper, apps: Apps | StateApps
 ) -> dict[str, Table]:
     """Return the tables of agentdb's models in ``apps`` (the global registry, or a migration state's) by name."""
-    editor = connection.schema_editor(collect_sql=True, atomic=False)
-    models = [
-        model
+    tables = [
+        expected_table(connection, model)
         for model in apps.get_models()
         if model._meta.app_label == APP_LABEL and model._meta.managed
     ]
-    tables = [_expected_table(connection, editor, model) for model in models]
     return {table.name: table for table in sorted(tables, key=lambda table: table.name)}
 
 
 def expected_table(connection: BaseDatabaseWrapper, model: type[Model]) -> Table:
     """Return the table of one of agentdb's models, in whatever state."""
     editor = connection.schema_editor(collect_sql=True, atomic=False)
-    return _expected_table(connection, editor, model)
-
-
-def _expected_table(
-    connection: BaseDatabaseWrapper,
-    editor: BaseDatabaseSchemaEditor,
-    model: type[Model],
-) -> Table:
     meta = model._meta
     # PostgreSQL's default name; SQLite stores no names of keys.
     key = None if connection.vendor == "sqlite" else f"{meta.db_table}_pkey"
@@ -65,7 +54,7 @@ def _expected_table(
     return Table(
         name=meta.db_table,
         columns=tuple(
-            _expected_column(connection, field) for field in meta.local_concrete_fields
+            _expected_column(editor, field) for field in meta.local_concrete_fields
         ),
         primary_key=PrimaryKey(key, (_name_of(meta.pk),)),
         uniques=tuple(uniques),
@@ -110,30 +99,27 @@ def _name_of(field: Any) -> str:
     return str(field.column)
 
 
-def _expected_column(connection: BaseDatabaseWrapper, field: Field[Any, Any]) -> Column:
+def _expected_column(
+    editor: BaseDatabaseSchemaEditor, field: Field[Any, Any]
+) -> Column:
+    connection = editor.connection
     parameters = field.db_parameters(connection)
+    # Only SQLite lets a primary key be NULL.
+    is_never_null = field.primary_key and connection.vendor != "sqlite"
     return Column(
         name=_name_of(field),
         type=column_type(connection, str(parameters["type"])),
-        # Only SQLite lets a primary key be NULL.
-        nullable=field.null
-        and not (field.primary_key and connection.vendor != "sqlite"),
-        default=_expected_default(connection, field),
+        nullable=field.null and not is_never_null,
+        default=_expected_default(editor, field),
         collation=parameters.get("collation"),
     )
 
 
 def _expected_default(
-    connection: BaseDatabaseWrapper, field: Field[Any, Any]
+    editor: BaseDatabaseSchemaEditor, field: Field[Any, Any]
 ) -> str | None:
     if not field.has_db_default():
         return None
-    expression = (
-        field.db_default
-        if hasattr(field.db_default, "resolve_expression")
-        else Value(field.db_default, field)
-    )
-    sql, parameters = (
-        Query(model=field.model).get_compiler(connection=connection).compile(expression)
-    )
-    return column_default(sql % tuple(literal(parameter) for parameter in parameters))
+    sql, parameters = editor.db_default_sql(field)
+    # Without parameters a percent sign is one.
+    return column_default(sql % tuple(map(literal, parameters)) if parameters else sql)

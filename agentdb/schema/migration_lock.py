@@ -7,12 +7,12 @@ import sys
 import threading
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
 from django.db import Error, OperationalError
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from agentdb.faults import Fault, classify
+from agentdb.schema.inspection import sqlite_path
 from agentdb.schema.introspection import LOCK_TABLE
 from agentdb.schema.limits import lift_for_transaction
 from agentdb.schema.queries import rows, run
@@ -181,15 +181,12 @@ def _directory_lock(
 ) -> Iterator[None]:
     # Lock the directory: locking the file itself would disturb SQLite's own locks, and a lock file would need
     # cleaning up.
-    name = str(connection.settings_dict["NAME"])
-    if sys.platform == "win32" or connection.is_in_memory_db():  # type: ignore[attr-defined]
+    path = sqlite_path(connection)
+    if sys.platform == "win32" or path is None:
         yield  # on Windows, SQLite's own write lock still makes each migration atomic
         return
     try:
-        folder = os.open(
-            Path(name.removeprefix("file:").partition("?")[0]).absolute().parent,
-            os.O_RDONLY,
-        )
+        folder = os.open(path.absolute().parent, os.O_RDONLY)
     except OSError:
         yield  # opening the database will report what is wrong
         return
