@@ -19,7 +19,6 @@ from agentdb.adoption.ownership import RECORD, hand_over
 from agentdb.adoption.plan import (
     AdoptionRefusedError,
     Findings,
-    Plan,
     changing_columns,
     comparable_columns,
     makes_ids,
@@ -52,12 +51,10 @@ class Change:
         self,
         connection: BaseDatabaseWrapper,
         findings: Findings,
-        plan: Plan,
         progress: Progress,
     ) -> None:
         self.connection = connection
         self.findings = findings
-        self.plan = plan
         self.progress = progress
         self.old = findings.shape.tables
 
@@ -91,9 +88,9 @@ class Change:
         return nullcontext()
 
     def _reshape(self) -> None:
-        for stored, name in self.plan.renames.items():
+        for stored, name in self.findings.shape.renames.items():
             rename(self.connection, stored, name)
-        if not self.plan.conform:
+        if not self.findings.is_to_conform:
             return
         self.progress.say("Bringing the tables to their new shape.")
         models = {
@@ -271,8 +268,7 @@ class _OnPostgreSql(Change):
 def change_of(
     connection: BaseDatabaseWrapper,
     findings: Findings,
-    plan: Plan,
     progress: Progress,
 ) -> Change:
     kinds = {"sqlite": _OnSqlite, "postgresql": _OnPostgreSql}
-    return kinds.get(connection.vendor, Change)(connection, findings, plan, progress)
+    return kinds.get(connection.vendor, Change)(connection, findings, progress)

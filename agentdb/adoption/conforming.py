@@ -9,17 +9,16 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from django.db import DatabaseError, OperationalError, models
+from django.db import DatabaseError, models
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.base.schema import BaseDatabaseSchemaEditor
 
 from agentdb.adoption.dependents import drop, read_dependents, recreate
-from agentdb.adoption.obstacles import first_line
+from agentdb.adoption.obstacles import first_line, is_transient
 from agentdb.adoption.online import Progress, conform_model_online
 from agentdb.adoption.sqlite_rebuild import fields_of, rebuild
 from agentdb.adoption.steps import ASPECTS, Dialect, Step, columns_sql, no_table
 from agentdb.errors import SchemaMismatchError
-from agentdb.faults import Fault, classify
 from agentdb.schema import Column, expected_table, read_tables
 from agentdb.schema.queries import rows, run
 from agentdb.schema.sqltext import quote_name
@@ -80,11 +79,7 @@ def conform_table(
         else:
             _conform_on_postgresql(connection, model, sources)
     except DatabaseError as error:
-        # Not for transient errors: a lock, a full disk, a lost connection.
-        if isinstance(error, OperationalError) and classify(error) not in (
-            Fault.OTHER,
-            Fault.MISMATCH,
-        ):
+        if is_transient(error):
             raise
         raise SchemaMismatchError(
             f"Table {model._meta.db_table!r} cannot be converted; nothing was changed. {first_line(error)}"

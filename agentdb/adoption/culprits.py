@@ -5,45 +5,50 @@ The server rebuilds them itself and does not say which one failed. So each is tr
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 
-from django.db import DatabaseError, OperationalError, transaction
+from django.db import DatabaseError, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from agentdb.adoption.dependents import DROP_FIRST, column_numbers, naming
-from agentdb.adoption.obstacles import first_line
+from agentdb.adoption.obstacles import first_line, is_transient
+from agentdb.adoption.plan import AdoptionRefusedError
 from agentdb.errors import SchemaMismatchError
 from agentdb.schema.queries import rows, run
 from agentdb.schema.sqltext import quote_name
 
 
 @contextmanager
+def explaining(culprit: Callable[[], str | None] = lambda: None) -> Iterator[None]:
+    """Raise ``SchemaMismatchError`` with what the operator built that failed the block; ``culprit`` may name it."""
+    try:
+        yield
+    except (DatabaseError, SchemaMismatchError) as error:
+        # These already name the object and what to do.
+        is_said = isinstance(error, AdoptionRefusedError)
+        if is_said or is_transient(error) or str(error).endswith(DROP_FIRST):
+            raise
+        raise SchemaMismatchError(culprit() or _sentence(error)) from error
+
+
+@contextmanager
 def naming_culprits(
     connection: BaseDatabaseWrapper, changing: Mapping[str, Mapping[str, str]]
 ) -> Iterator[None]:
-    """Raise ``SchemaMismatchError`` that names what failed the block. ``changing`` has the final types of each
-    table's changing columns.
+    """The same on PostgreSQL. ``changing`` has the final types of each table's changing columns.
 
     The block is rolled back first.
     """
-    try:
-        with transaction.atomic(using=connection.alias):
-            yield
-    except OperationalError:
-        raise  # a lock, a limit or a full disk
-    except (DatabaseError, SchemaMismatchError) as error:
-        # The adoption's own refusals already name the object and what to do.
-        is_refusal = type(error).__base__ is SchemaMismatchError
-        if is_refusal or str(error).endswith(DROP_FIRST):
-            raise
-        raise SchemaMismatchError(
-            _culprit(connection, changing) or explain(first_line(error))
-        ) from error
+    with (
+        explaining(lambda: _culprit(connection, changing)),
+        transaction.atomic(using=connection.alias),
+    ):
+        yield
 
 
-def explain(reason: str) -> str:
-    reason = reason.removesuffix(".").replace("; nothing was changed", "")
+def _sentence(error: Exception) -> str:
+    reason = first_line(error).removesuffix(".").replace("; nothing was changed", "")
     return (
         f"The adoption would fail on what was built around the tables: {reason}. Rename or drop that, run the command "
         "again, and recreate it."

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from itertools import starmap
 from typing import Any
 
-from django.db import DatabaseError, OperationalError
+from django.db import DatabaseError
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from agentdb.adoption.obstacles import first_line
+from agentdb.adoption.obstacles import first_line, is_transient
 from agentdb.errors import SchemaMismatchError
 from agentdb.schema.queries import rows, run
 from agentdb.wording import capitalized
@@ -335,9 +335,9 @@ def naming(title: str) -> Iterator[None]:
     """Raise ``SchemaMismatchError`` with the title of what a statement of the block could not make."""
     try:
         yield
-    except OperationalError:
-        raise  # a lock, a limit or a full disk
     except DatabaseError as error:
+        if is_transient(error):
+            raise
         raise SchemaMismatchError(
             f"{title} cannot be recreated with the new types of the columns it reads: {first_line(error)} {DROP_FIRST}"
         ) from error

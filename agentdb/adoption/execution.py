@@ -98,12 +98,7 @@ def _decide(
     """Decide; on SQLite, also try the schema changes on a copy in memory, before the backup."""
     plan = decide(findings, backup=backup)
     if plan.has_work and connection.vendor == "sqlite":
-        refusals = rehearse(
-            connection,
-            plan,
-            lambda copy: change_of(copy, findings, plan, SILENT).rehearse(),
-        )
-        if refusals:
+        if refusals := rehearse(connection, findings):
             return Plan(refusals=refusals, notes=plan.notes)
     return plan
 
@@ -149,8 +144,7 @@ def adopt(
             copy = back_up_first(connection, progress)
         try:
             with _refusing(connection):
-                change = change_of(connection, findings, plan, progress)
-                checksums = change.run()
+                checksums = change_of(connection, findings, progress).run()
         except BaseException:
             # The database is as it was, so its backup is useless.
             if copy is not None:

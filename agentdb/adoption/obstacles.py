@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from django.db import OperationalError
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from agentdb.adoption.timestamps import (
@@ -13,6 +14,7 @@ from agentdb.adoption.timestamps import (
     parse_timestamp,
 )
 from agentdb.errors import SchemaMismatchError
+from agentdb.faults import Fault, classify
 from agentdb.schema.queries import rows, run
 from agentdb.schema.rows import NotUtf8
 from agentdb.wording import counted
@@ -121,6 +123,13 @@ class UnusableValuesError(SchemaMismatchError):
 def first_line(error: BaseException) -> str:
     """The driver's message without its hints and positions, as a sentence."""
     return f"{str(error).strip().partition(chr(10))[0].rstrip('.')}."
+
+
+def is_transient(error: BaseException) -> bool:
+    """Return whether it is a lock, a full disk, a limit or a lost connection, which say nothing about the schema."""
+    # SQLite's driver raises OperationalError for bad SQL too.
+    is_operational = isinstance(error, OperationalError)
+    return is_operational and classify(error) not in (Fault.OTHER, Fault.MISMATCH)
 
 
 def unusable_reason(kind: str, value: object) -> str | None:

@@ -97,6 +97,11 @@ class Findings:
     is_file: bool = False
 
     @property
+    def is_to_conform(self) -> bool:
+        """Whether the tables, or the format of their timestamps, change."""
+        return self.shape.level != migration_names()[-1] or bool(self.misspelt)
+
+    @property
     def is_online(self) -> bool:
         """Whether the adoption takes steps that stay, instead of one transaction."""
         return self.engine == "cockroachdb"
@@ -109,11 +114,6 @@ class Plan:
     actions: tuple[str, ...] = ()
     refusals: tuple[Refusal, ...] = ()
     notes: tuple[str, ...] = ()
-    # Present name -> final name.
-    renames: Mapping[str, str] = field(default_factory=dict)
-    conform: bool = (
-        False  # whether the tables, or the format of their timestamps, change
-    )
 
     @property
     def has_work(self) -> bool:
@@ -431,17 +431,11 @@ def decide(findings: Findings, *, backup: bool = True) -> Plan:
     return Plan(
         actions=(*actions, _VERIFY_ONLINE if findings.is_online else _VERIFY),
         notes=notes,
-        renames=_renames(shape),
-        conform=_is_to_conform(shape) or bool(findings.misspelt),
     )
 
 
-def _is_to_conform(shape: Shape) -> bool:
-    return shape.level != migration_names()[-1]
-
-
 def _actions(findings: Findings) -> Iterator[str]:
-    if _is_to_conform(findings.shape):
+    if findings.shape.level != migration_names()[-1]:
         yield from _conforming(findings)
     yield from _rewriting(findings.misspelt)
     for name in migration_names():
@@ -451,10 +445,6 @@ def _actions(findings: Findings) -> Iterator[str]:
 
 _VERIFY = "Verify every row and the schema; roll back if anything differs."
 _VERIFY_ONLINE = "Verify every row and the schema; if the command is stopped, run it again to continue."
-
-
-def _renames(shape: Shape) -> dict[str, str]:
-    return {stored: name for name, stored in shape.stored_as.items() if stored != name}
 
 
 def _rewriting(misspelt: Iterable[Misspelt]) -> Iterator[str]:
@@ -474,7 +464,7 @@ def _conforming(findings: Findings) -> list[str]:
     shape = findings.shape
     actions = [
         f"Rename table {stored} to {name}, as the old server was about to do."
-        for stored, name in _renames(shape).items()
+        for stored, name in shape.renames.items()
     ]
     for name in OLD_COLUMNS:
         if name in shape.tables:

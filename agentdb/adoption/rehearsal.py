@@ -6,17 +6,18 @@ defines, taken names, contradictory constraints.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from django.db import DatabaseError, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.utils import load_backend
 
-from agentdb.adoption.culprits import explain
-from agentdb.adoption.dependents import DROP_FIRST
+from agentdb.adoption.change import change_of
+from agentdb.adoption.culprits import explaining
 from agentdb.adoption.obstacles import OLD_COLUMNS, first_line
-from agentdb.adoption.plan import Plan, Refusal
+from agentdb.adoption.plan import AdoptionRefusedError, Findings, Refusal
+from agentdb.adoption.progress import SILENT
 from agentdb.errors import SchemaMismatchError
 from agentdb.schema.queries import rows, run
 
@@ -24,21 +25,18 @@ _ALIAS = "agentdb_rehearsal"
 
 
 def rehearse(
-    connection: BaseDatabaseWrapper,
-    plan: Plan,
-    act: Callable[[BaseDatabaseWrapper], None],
+    connection: BaseDatabaseWrapper, findings: Findings
 ) -> tuple[Refusal, ...]:
-    """Call ``act`` on a copy of the schema; return its error."""
+    """Make the changes on a copy of the schema; return what prevents them."""
+    ours = {*OLD_COLUMNS, *findings.shape.stored_as.values()}
     try:
-        with _copy_in_memory(connection) as copy:
-            _copy_schema(connection, copy, {*OLD_COLUMNS, *plan.renames})
-            act(copy)
-    except DatabaseError as error:
-        return (Refusal(explain(first_line(error))),)
+        with explaining(), _copy_in_memory(connection) as copy:
+            _copy_schema(connection, copy, ours)
+            change_of(copy, findings, SILENT).rehearse()
+    except AdoptionRefusedError as error:
+        return error.refusals
     except SchemaMismatchError as error:
-        # The sentence already names the operator's object and what to do.
-        reason = str(error) if str(error).endswith(DROP_FIRST) else explain(str(error))
-        return getattr(error, "refusals", None) or (Refusal(reason),)
+        return (Refusal(str(error)),)
     return ()
 
 

@@ -93,6 +93,13 @@ class Shape:
     level: str | None  # the migration that leaves the tables like this, or None
     problems: tuple[str, ...]  # obstacles, a sentence each
 
+    @property
+    def renames(self) -> dict[str, str]:
+        """Final names by the names in the database, where an upgrade stopped before a rename."""
+        return {
+            stored: name for name, stored in self.stored_as.items() if stored != name
+        }
+
 
 def recognise(connection: BaseDatabaseWrapper) -> Shape:
     """Return the shape of the database, from its schema and its record of migrations."""
