@@ -97,10 +97,10 @@ def _decide(
 ) -> Plan:
     """Decide; on SQLite, also try the schema changes on a copy in memory, before the backup."""
     plan = decide(findings, backup=backup)
-    if plan.has_work and connection.vendor == "sqlite":
-        if refusals := rehearse(connection, findings):
-            return Plan(refusals=refusals, notes=plan.notes)
-    return plan
+    if connection.vendor != "sqlite" or not plan.has_work:
+        return plan
+    refusals = rehearse(connection, findings)
+    return Plan(refusals=refusals, notes=plan.notes) if refusals else plan
 
 
 def _lock(

@@ -227,7 +227,9 @@ def _obstacles(
         *_names_in_the_way(connection, shape, wanted),
     ]
     if connection.vendor == "postgresql":
-        obstacles += _missing_rights(connection, set(shape.stored_as.values()))
+        stored = list(shape.stored_as.values())
+        missing = rows(connection, _MISSING_RIGHTS, [stored])
+        obstacles += [sentence for *_, sentence in missing]
         obstacles += _around(connection, shape, wanted)
         if RECORD in shape.live:
             obstacles += _behind(connection)
@@ -370,49 +372,35 @@ _OPTIONS = {
 }
 
 
-_SEVERAL_OWNERS = (
-    "The tables have several owners: use a role that is a member of all of them, or give the tables to one with 'ALTER "
-    "TABLE … OWNER TO'."
-)
-
-
-def _missing_rights(connection: BaseDatabaseWrapper, tables: set[str]) -> list[str]:
-    found = rows(
-        connection,
-        "SELECT relname, pg_get_userbyid(relowner), current_user, pg_has_role(relowner, 'USAGE') FROM pg_class"
-        " WHERE relname = ANY(%s) AND relnamespace = quote_ident(current_schema())::regnamespace ORDER BY 1",
-        [list(tables)],
-    )
-    owners = {owner for _, owner, *_ in found}
-    # With several owners, the owner of one table cannot change the others.
-    advice = f"Use the role {min(owners)!r}." if len(owners) == 1 else _SEVERAL_OWNERS
-    missing = []
-    for table, owner, role, may_change in found:
-        if not may_change:
-            which = f", which {owner!r} owns," if len(owners) > 1 else ""
-            missing.append(
-                f"The role {role!r} does not own table {table!r}{which} and may not change it. {advice}"
-            )
-    [(schema, may_create, role, is_standby, is_read_only)] = rows(
-        connection,
-        "SELECT current_schema(), has_schema_privilege(current_schema(), 'CREATE'), current_user, pg_is_in_recovery(),"
-        " current_setting('default_transaction_read_only') = 'on'",
-    )
-    if not may_create:
-        missing.append(
-            f"The role {role!r} may not create tables in schema {schema!r}. Run 'GRANT CREATE ON SCHEMA {schema} TO "
-            f"{role}' as its owner, or use another role."
-        )
-    if is_standby:
-        missing.append(
-            "The server is a standby, which cannot be written to. Use the primary server."
-        )
-    elif is_read_only:
-        missing.append(
-            f"Nothing can be written: default_transaction_read_only is on for this database, the role {role!r} or this "
-            "connection. Turn it off for as long as the command runs."
-        )
-    return missing
+# What this role or this server may not do, a sentence each, in ASCII: the server may not know other characters. With
+# several owners, the owner of one table cannot change the others.
+_MISSING_RIGHTS = """
+    WITH ours AS (
+        SELECT relname, pg_get_userbyid(relowner) AS owner, pg_has_role(relowner, 'USAGE') AS may_change
+        FROM pg_class WHERE relname = ANY(%s) AND relnamespace = quote_ident(current_schema())::regnamespace
+    ),
+    owners AS (SELECT count(DISTINCT owner) > 1 AS are_several FROM ours)
+    SELECT 1, relname, 'The role ' || quote_literal(current_user) || ' does not own table ' || quote_literal(relname)
+        || CASE WHEN are_several THEN ', which ' || quote_literal(owner) || ' owns,' ELSE '' END
+        || ' and may not change it. '
+        || CASE WHEN are_several THEN 'The tables have several owners: use a role that is a member of all of them, or '
+            || 'give the tables to one with ''ALTER TABLE ... OWNER TO''.'
+            ELSE 'Use the role ' || quote_literal(owner) || '.' END
+    FROM ours, owners WHERE NOT may_change
+    UNION ALL
+    SELECT 2, '', 'The role ' || quote_literal(current_user) || ' may not create tables in schema '
+        || quote_literal(current_schema()) || '. Run ''GRANT CREATE ON SCHEMA ' || quote_ident(current_schema())
+        || ' TO ' || quote_ident(current_user) || ''' as its owner, or use another role.'
+    WHERE NOT has_schema_privilege(current_schema(), 'CREATE')
+    UNION ALL
+    SELECT 3, '', 'The server is a standby, which cannot be written to. Use the primary server.'
+    WHERE pg_is_in_recovery()
+    UNION ALL
+    SELECT 3, '', 'Nothing can be written: default_transaction_read_only is on for this database, the role '
+        || quote_literal(current_user) || ' or this connection. Turn it off for as long as the command runs.'
+    WHERE NOT pg_is_in_recovery() AND current_setting('default_transaction_read_only') = 'on'
+    ORDER BY 1, 2
+"""
 
 
 def decide(findings: Findings, *, backup: bool = True) -> Plan:
