@@ -54,7 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         # The reader, such as head, has closed the pipe. Without this, the interpreter would fail when it flushes the
         # rest, with a traceback and an exit code of its own.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
         return 1
 
 
@@ -104,16 +105,20 @@ def _take_url(arguments: list[str]) -> str | None:
 def _take_quiet(arguments: list[str]) -> None:
     """Turn ``-q`` or ``--quiet`` into Django's ``--verbosity 0``."""
     for option in ("-q", "--quiet"):
-        while option in arguments and "--" not in arguments[: arguments.index(option)]:
-            arguments.remove(option)
+        while option in arguments:
+            position = arguments.index(option)
+            if "--" in arguments[:position]:
+                break
+            del arguments[position]
             # Right behind the command: an action, as in "apikey list", has its own options.
             arguments.insert(1, "--verbosity=0")
 
 
 def _in_project(arguments: Sequence[str]) -> bool:
     """Return whether the settings are a Django project's."""
-    named = any(argument.partition("=")[0] == "--settings" for argument in arguments)
-    return named or bool(os.environ.get(SETTINGS_VARIABLE))
+    if os.environ.get(SETTINGS_VARIABLE):
+        return True
+    return any(f"{each}=".startswith("--settings=") for each in arguments)
 
 
 def _configure(url: str | None, arguments: Sequence[str]) -> None:
@@ -142,13 +147,17 @@ def _check_host_settings(module: str) -> None:
     from django.conf import settings
 
     load_settings()
-    # By its first part, because a project may name the AppConfig: "agentdb.apps.AgentDbConfig".
-    if not any(app.partition(".")[0] == "agentdb" for app in settings.INSTALLED_APPS):
+
+    def is_installed(name: str) -> bool:
+        # A project may name the AppConfig instead: "agentdb.apps.AgentDbConfig".
+        return any(f"{app}.".startswith(f"{name}.") for app in settings.INSTALLED_APPS)
+
+    if not is_installed("agentdb"):
         raise InvalidInputError(
             f"The INSTALLED_APPS of {module!r} lack 'agentdb'. Add it, or unset {SETTINGS_VARIABLE}."
         )
     for name in app_names(None) or ():
-        if not any(f"{app}.".startswith(f"{name}.") for app in settings.INSTALLED_APPS):
+        if not is_installed(name):
             raise InvalidInputError(
                 f"The INSTALLED_APPS of {module!r} lack {name!r}, which {APPS_VARIABLE} names. Add it, or unset "
                 f"{SETTINGS_VARIABLE} or {APPS_VARIABLE}."
@@ -163,11 +172,12 @@ def _run(arguments: Sequence[str]) -> int:
         Command().run_from_argv(["agentdb", *arguments])
         return 0
     # Help needs neither a file nor a server.
-    wants_help = bool({"-h", "--help"} & set(arguments)) or arguments[0] == "help"
+    wants_help = arguments[0] == "help" or "-h" in arguments or "--help" in arguments
     if not wants_help and not os.environ.get(SETTINGS_VARIABLE):
         _look_first(arguments)
-    if said := _execute(arguments):
-        sys.stderr.write(f"{said}\n")
+    failure = _execute(arguments)
+    if failure:
+        sys.stderr.write(f"{failure}\n")
         return 2
     if wants_help:
         sys.stdout.write(_OPTIONS)
@@ -175,12 +185,11 @@ def _run(arguments: Sequence[str]) -> int:
 
 
 def _look_first(arguments: Sequence[str]) -> None:
-    if arguments[0] in _NEED_A_DATABASE:
+    command = arguments[0]
+    if command in _NEED_A_DATABASE:
         _check_file()
-    if (
-        arguments[0] in ("inspectdb", "showmigrations")
-        and "--verbosity=0" not in arguments
-    ):
+    is_quiet = "--verbosity=0" in arguments
+    if command in ("inspectdb", "showmigrations") and not is_quiet:
         _name_database()
 
 
@@ -228,8 +237,9 @@ def _complete() -> int:
     with suppress(InvalidInputError):  # --url, whose value follows
         _take_url(words)
     _configure(None, words)
+    removed = number - len(words)
     os.environ["COMP_WORDS"] = " ".join(words)
-    os.environ["COMP_CWORD"] = str(int(os.environ["COMP_CWORD"]) - number + len(words))
+    os.environ["COMP_CWORD"] = str(int(os.environ["COMP_CWORD"]) - removed)
     # Django writes the completions to standard output and exits. They are caught, to leave out what is not offered.
     answer = io.StringIO()
     with redirect_stdout(answer), suppress(SystemExit):
@@ -237,10 +247,8 @@ def _complete() -> int:
     hidden = _not_offered(words)
     if not os.environ.get(SETTINGS_VARIABLE):
         hidden |= {"--settings=", "--pythonpath="}
-    sys.stdout.write(
-        " ".join(word for word in answer.getvalue().split() if word not in hidden)
-        + "\n"
-    )
+    offered = [word for word in answer.getvalue().split() if word not in hidden]
+    sys.stdout.write(f"{' '.join(offered)}\n")
     return 0
 
 
@@ -259,7 +267,10 @@ def _not_offered(arguments: Sequence[str]) -> set[str]:
 
 def _check_offered(arguments: Sequence[str]) -> None:
     refused = _not_offered(arguments)
-    for name in arguments[:2] if arguments[0] == "help" else arguments[:1]:
+    named = arguments[:1]
+    if named == ["help"]:
+        named = arguments[:2]
+    for name in named:
         if name in refused:
             raise InvalidInputError(
                 f"agentdb does not offer Django's {name!r}. 'agentdb help' lists what it offers; in a Django project, "
@@ -291,28 +302,24 @@ def _overview(url: str | None) -> str:
     from django.core.management import get_commands, load_command_class
 
     django.setup()  # get_commands() needs the installed apps
-    first_sentences = {
-        name: load_command_class("agentdb", name).help.partition(". ")[0].rstrip(".")
-        for name, app in sorted(get_commands().items())
-        if app == "agentdb"
-    }
-    width = max(map(len, first_sentences), default=0)
+    names = [name for name, app in sorted(get_commands().items()) if app == "agentdb"]
+    width = max(map(len, names))
+    commands = []
+    for name in names:
+        sentence, _, _ = load_command_class("agentdb", name).help.partition(". ")
+        commands.append(f"  {name:<{width}}  {sentence.rstrip('.')}")
     lines = [
         "agentdb [--url URL] COMMAND …",
         "",
-        *(
-            f"  {name:<{width}}  {sentence}"
-            for name, sentence in first_sentences.items()
-        ),
+        *commands,
         "",
         f"Django's commands work too, among them {', '.join(_DJANGO_COMMANDS)}.",
         "'agentdb COMMAND --help' says more about one.",
         "",
     ]
-    if os.environ.get(SETTINGS_VARIABLE):
-        lines += [
-            f"Database: what the Django settings {os.environ[SETTINGS_VARIABLE]!r} say."
-        ]
+    settings = os.environ.get(SETTINGS_VARIABLE)
+    if settings:
+        lines += [f"Database: what the Django settings {settings!r} say."]
     else:
         lines += [
             f"Database: {display_url(database_url(url))}",

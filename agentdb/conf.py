@@ -95,14 +95,15 @@ def database_from_url(url: str) -> dict[str, Any]:
     config = _parsed(scheme, rest, is_file=is_file)
     _refuse_what_would_be_dropped(scheme, rest, is_file=is_file)
     options = dict(config.get("OPTIONS", {}))
-    # The file system and libpq end a name at a NUL: a prefix of it would be opened instead.
-    if any("\0" in str(value) for value in (*config.values(), *options.values())):
-        raise InvalidInputError(
-            f"The {scheme}:// URL has a NUL character (%00), which no name can hold."
-        )
-    return (
-        _sqlite(url, config, options) if is_file else _server(scheme, config, options)
-    )
+    for value in (*config.values(), *options.values()):
+        # The file system and libpq end a name at a NUL: a prefix of it would be opened instead.
+        if "\0" in str(value):
+            raise InvalidInputError(
+                f"The {scheme}:// URL has a NUL character (%00), which no name can hold."
+            )
+    if is_file:
+        return _sqlite(url, config, options)
+    return _server(scheme, config, options)
 
 
 def _scheme_and_rest(url: str) -> tuple[str, str]:
@@ -137,11 +138,9 @@ def _probably_meant(text: str) -> str:
         return ""
     scheme, colon, rest = text.partition(":")
     if colon and scheme in _SCHEMES:
-        return (
-            f"sqlite:///{rest}"
-            if scheme == "sqlite"
-            else f"{scheme}://{rest.lstrip('/')}"
-        )
+        if scheme == "sqlite":
+            return f"sqlite:///{rest}"
+        return f"{scheme}://{rest.lstrip('/')}"
     for pattern, meant in _MEANT:
         if re.fullmatch(pattern, text):
             return meant.format(os.path.expanduser(text))
@@ -160,9 +159,13 @@ _MEANT = (
 def _parsed(scheme: str, rest: str, *, is_file: bool) -> dict[str, Any]:
     import dj_database_url
 
-    # urllib, below dj_database_url, knows URLs of one host only.
-    one, hosts, ports = (rest, "", "") if is_file else _several_hosts(rest)
-    location, _, path = rest.partition("?")[0].partition("/")
+    one = rest
+    hosts = ports = ""
+    if not is_file:
+        # urllib, below dj_database_url, knows URLs of one host only.
+        one, hosts, ports = _several_hosts(rest)
+    place, _, _ = rest.partition("?")
+    location, _, path = place.partition("/")
     if not is_file and "@" in path:
         # Otherwise part of a password would be read as the host or database, and printed.
         raise InvalidInputError(
@@ -192,15 +195,15 @@ def _parsed(scheme: str, rest: str, *, is_file: bool) -> dict[str, Any]:
 
 def _refuse_what_would_be_dropped(scheme: str, rest: str, *, is_file: bool) -> None:
     location, _, query = rest.partition("?")
-    options = [option for option in query.split("&") if option]
-    if "#" in rest or any(option.find("=") < 1 for option in options):
+    for option in query.split("&"):
+        name, equals, value = option.partition("=")  # base64 may end with "=" too
         # A '#' in a path would open another file.
-        raise InvalidInputError(
-            f"The {scheme}:// URL has a '#', or a '?' that begins no option=value. Percent-encode them: %23 and %3F."
-        )
-    for option in options:
-        name, _, value = option.partition("=")  # a value in base64 may end with "="
-        if not value:  # probably an unset variable, like an empty URL
+        if "#" in rest or (option and not (name and equals)):
+            raise InvalidInputError(
+                f"The {scheme}:// URL has a '#', or a '?' that begins no option=value. Percent-encode them: %23 and "
+                "%3F."
+            )
+        if equals and not value:  # probably an unset variable, like an empty URL
             raise InvalidInputError(
                 f"The {scheme}:// URL gives the option {name!r} no value."
             )
@@ -218,18 +221,15 @@ def _several_hosts(rest: str) -> tuple[str, str, str]:
     credentials, at, places = location.rpartition("@")
     if "," not in places:
         return rest, "", ""
-    # A ':' followed by anything but digits belongs to an address in brackets.
-    pairs = [
-        place.rpartition(":") if re.search(r":\d*$", place) else (place, "", "")
-        for place in places.split(",")
-    ]
-    hosts = ",".join(host.strip("[]") for host, _, _ in pairs)
-    ports = ",".join(port for _, _, port in pairs)
-    return (
-        f"{credentials}{at}host{slash}{tail}",
-        hosts,
-        ports if ports.strip(",") else "",
-    )
+    hosts = []
+    ports = []
+    for place in places.split(","):
+        # A ':' followed by anything but digits belongs to an address in brackets.
+        [(host, port)] = re.findall(r"^(.*?)(?::(\d*))?$", place)
+        hosts.append(host.strip("[]"))
+        ports.append(port)
+    one = f"{credentials}{at}host{slash}{tail}"
+    return one, ",".join(hosts), ",".join(ports) if any(ports) else ""
 
 
 def display_url(url: str) -> str:
@@ -259,12 +259,14 @@ def server_name(settings: Mapping[str, Any]) -> str:
         return f"'service={options['service']}'"
     host = settings["HOST"] or options.get("host") or "the local server"
     port = settings["PORT"] or options.get("port") or ""
-    hosts, ports = str(host).split(","), str(port).split(",")
+    hosts = str(host).split(",")
+    ports = str(port).split(",")
     if len(ports) == 1:
         ports *= len(hosts)  # libpq takes one port for all of them
-    places = zip(hosts, ports, strict=False)
-    shown = ", ".join(f"{each}:{number}" if number else each for each, number in places)
-    return f"{settings['NAME']!r} at {shown}"
+    places = []
+    for each, number in zip(hosts, ports, strict=False):
+        places.append(f"{each}:{number}" if number else each)
+    return f"{settings['NAME']!r} at {', '.join(places)}"
 
 
 def _sqlite(
@@ -287,12 +289,9 @@ def _sqlite(
             f"Unknown SQLite URL option {sorted(options)[0]!r}; known are journal, slow_call_seconds, "
             "synchronous, timeout and touch_interval."
         )
-    # Absolute, because the working directory may change.
-    name = (
-        config["NAME"]
-        if config["NAME"] == ":memory:"
-        else os.path.abspath(config["NAME"])
-    )
+    name = config["NAME"]
+    if name != ":memory:":
+        name = os.path.abspath(name)  # because the working directory may change
     journal = asked.get("journal") or _journal(name)
     # With a log, an acknowledged write survives a power cut only at FULL; the old server ran at NORMAL.
     # A rollback journal that was removed may be there again after a power cut, and undoes what was committed, unless
@@ -321,7 +320,8 @@ def _sqlite(
 
 def _check_file_name(url: str, config: dict[str, Any]) -> None:
     shown = display_url(url)
-    if (expanded := os.path.expanduser(config["NAME"])) != config["NAME"]:
+    expanded = os.path.expanduser(config["NAME"])
+    if expanded != config["NAME"]:
         raise InvalidInputError(
             f"{shown!r} has a '~', which means the home folder only in a shell. Write the path in full: "
             f"sqlite:///{expanded}."
@@ -362,9 +362,8 @@ def _number_of(value: Any) -> float:
         return math.nan
 
 
-def _busy_seconds(name: str, value: Any) -> float:
+def _seconds_or_zero(name: str, value: Any) -> float:
     seconds = _number_of(value)
-    # 0 is allowed here: fail at once.
     if not 0 <= seconds <= _LONGEST_BUSY_SECONDS:
         raise InvalidInputError(
             f"The URL option {name}={value!r} is not a number of seconds."
@@ -388,14 +387,12 @@ def _journal(path: str) -> str:
         return "WAL"
     # The mode of a file that others have open cannot be changed.
     kept = is_in_wal_mode(path)
+    done = "It is used without one."
+    if kept:
+        done = "It has one, and keeps it until it is opened with ?journal=delete."
     warnings.warn(
         f"The SQLite file {path!r} is on a file system of type {kind}, where a write-ahead log can lose commits. "
-        + (
-            "It has one, and keeps it until it is opened with ?journal=delete. "
-            if kept
-            else "It is used without one. "
-        )
-        + "Put the file on a local disk, or write ?journal=wal or ?journal=delete to decide.",
+        f"{done} Put the file on a local disk, or write ?journal=wal or ?journal=delete to decide.",
         RuntimeWarning,
         stacklevel=4,
     )
@@ -412,11 +409,11 @@ def _number(name: str, value: Any) -> int:
 
 def _taken(options: dict[str, Any], readers: Mapping[str, Reader]) -> dict[str, Any]:
     """Take the options out that there are readers for, and return what those make of them."""
-    return {
-        name: read(name, options.pop(name))
-        for name, read in readers.items()
-        if name in options
-    }
+    taken = {}
+    for name, read in readers.items():
+        if name in options:
+            taken[name] = read(name, options.pop(name))
+    return taken
 
 
 def _default_limits(call_timeout: float) -> dict[str, int]:
@@ -477,13 +474,13 @@ def _check_server_options(
             f"The URL option {min(taken)!r} cannot be set by a URL: it is an argument of Django's or the "
             "driver's. In a Django project, set it in DATABASES."
         )
-    for host in str(config["HOST"] or options.get("host", "")).split(","):
+    hosts = config["HOST"] or options.get("host", "")
+    for host in str(hosts).split(","):
         if not host.startswith(("/", "@")):
             _check_host_name(scheme, host)
     for option, setting in _TWICE.items():
-        if config[setting] and str(options.get(option, config[setting])) != str(
-            config[setting]
-        ):
+        value = config[setting]
+        if value and str(options.get(option, value)) != str(value):
             raise InvalidInputError(
                 f"The {scheme}:// URL has two values for {option}: one in its place, and another as an "
                 "option. Leave one."
@@ -507,7 +504,7 @@ _OF_EVERY_ENGINE: dict[str, Reader] = {
 _OF_SQLITE: dict[str, Reader] = {
     "synchronous": _one_of("NORMAL", "FULL", "EXTRA"),
     "journal": _one_of("WAL", "DELETE"),
-    "timeout": _busy_seconds,
+    "timeout": _seconds_or_zero,  # 0: fail at once
 }
 _OF_SERVERS: dict[str, Reader] = {
     "call_timeout": _seconds,

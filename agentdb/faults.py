@@ -206,11 +206,13 @@ def _by_state(error: BaseException) -> Fault | None:
 
 
 def _classify_sqlite(error: BaseException) -> Fault:
-    name, words = getattr(error, "sqlite_errorname", None) or "", str(error)
+    name = getattr(error, "sqlite_errorname", None) or ""
+    words = str(error)
     # By the name if there is a whole one; words change between versions, if seldom.
     has_name = name not in ("", "SQLITE_CONSTRAINT")
     for known, beginning, fault in _OF_SQLITE:
-        if name.startswith(known) if has_name else words.startswith(beginning):
+        is_this = name.startswith(known) if has_name else words.startswith(beginning)
+        if is_this:
             return fault
     if _NOT_UTF8 in words.lower():
         return Fault.UNREADABLE
@@ -255,19 +257,23 @@ def is_missing_table(error: BaseException, table: str) -> bool:
 def one_line(error: BaseException, password: object = None, path: object = None) -> str:
     """Return the driver's message on one line, without the password; ``path`` is a SQLite file's."""
     error = driver_error(error)
-    # Only the first line: the details quote whole rows.
-    primary = getattr(getattr(error, "diag", None), "message_primary", None)
-    words = " ".join(str(primary or error).split()).rstrip(".")
+    # Only the first line of a server's message: the details quote whole rows.
+    diagnosis = getattr(error, "diag", None)
+    message = getattr(diagnosis, "message_primary", None) or str(error)
+    words = " ".join(message.split()).rstrip(".")
     words = re.sub(r" Is the server running [^?]*\?", "", words)
-    words = words.replace(str(password), "***") if password else words
+    if password:
+        words = words.replace(str(password), "***")
     return words + _why_not_opened(error, path)
 
 
 def _why_not_opened(error: BaseException, path: object) -> str:
     """Return ": " and the cause if SQLite could not open a file or write to it: its message is always the same."""
     fault = classify(error)
+    if fault not in (Fault.NOT_OPENED, Fault.READ_ONLY):
+        return ""
     cause = _no_descriptor_left() if fault is Fault.NOT_OPENED else ""
-    if path and not cause and fault in (Fault.NOT_OPENED, Fault.READ_ONLY):
+    if path and not cause:
         cause = _no_place_for(Path(str(path)))
     return f": {cause}" if cause else ""
 
@@ -299,16 +305,17 @@ def _no_descriptor_left() -> str:
 
 
 def _brief(error: BaseException) -> str:
+    """Return what the driver says in a few words, for the middle of a sentence."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    # With several addresses libpq has a line for each; the server's own message follows the last "FATAL:".
-    text = (
-        next(
-            (line.rpartition("FATAL:")[2] for line in lines if "FATAL:" in line), ""
-        ).strip()
-        or lines[0]
-    )
-    text = text.rpartition("failed: ")[2].strip().rstrip(".")
-    return uncapitalized(text)
+    words = lines[0]
+    for line in lines:
+        # With several addresses libpq has a line for each; the server's own message follows the last "FATAL:".
+        _, fatal, after = line.rpartition("FATAL:")
+        if fatal and after.strip():
+            words = after
+            break
+    _, _, words = words.rpartition("failed: ")
+    return uncapitalized(words.strip().rstrip("."))
 
 
 # -- the sentence of a call
@@ -395,10 +402,8 @@ def describe_failure(connection: BaseDatabaseWrapper, error: BaseException) -> s
     settings = connection.settings_dict
     if connection.vendor == "sqlite":
         return describe_sqlite_failure(settings["NAME"], error)
-    fault, sentence = (
-        classify(error),
-        "The database {name} cannot be reached: {reason}.",
-    )
+    fault = classify(error)
+    sentence = "The database {name} cannot be reached: {reason}."
     # "Cannot be reached" would send an operator to the network, when a server that was reached has refused.
     if fault in _OF_A_SERVER:
         sentence = _OF_A_SERVER[fault]

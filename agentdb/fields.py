@@ -14,9 +14,10 @@ class _Described(models.Field):  # type: ignore[type-arg]
 
     def deconstruct(self) -> Any:
         name, _, args, options = super().deconstruct()
-        for words in ("choices", "help_text"):
-            options.pop(words, None)
-        return name, f"django.db.models.{self.get_internal_type()}", args, options
+        options.pop("choices", None)
+        options.pop("help_text", None)
+        path = f"django.db.models.{self.get_internal_type()}"
+        return name, path, args, options
 
 
 class Text(_Described, models.TextField):  # type: ignore[type-arg]

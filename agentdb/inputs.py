@@ -60,10 +60,12 @@ def identifier(what: str, value: object) -> str:
     if not value:
         raise InvalidInputError(f"{what} must not be empty.")
     # 128 characters are 512 bytes at most.
-    if len(value) > 128 and (size := len(value.encode())) > MAX_IDENTIFIER_BYTES:
-        raise InvalidInputError(
-            f"{what} has {size} bytes in UTF-8; the limit is {MAX_IDENTIFIER_BYTES}."
-        )
+    if len(value) > 128:
+        size = len(value.encode())
+        if size > MAX_IDENTIFIER_BYTES:
+            raise InvalidInputError(
+                f"{what} has {size} bytes in UTF-8; the limit is {MAX_IDENTIFIER_BYTES}."
+            )
     return value
 
 
@@ -81,11 +83,8 @@ def check_tenant(tenant_id: str, value: str) -> None:
 
 def identifiers(what: str, value: object) -> list[str]:
     """Return the distinct ids of a collection, in the order given."""
-    return list(
-        dict.fromkeys(
-            identifier(what, each) for each in _collection("ids", value, MAX_IDS)
-        )
-    )
+    ids = [identifier(what, each) for each in _collection("ids", value, MAX_IDS)]
+    return list(dict.fromkeys(ids))
 
 
 def session_status(value: object) -> str:
@@ -111,7 +110,8 @@ def _one_or_several(
 ) -> list[str]:
     if isinstance(value, str):
         return [check(value)]
-    return list(dict.fromkeys(check(each) for each in _collection(what, value, 100)))
+    several = [check(each) for each in _collection(what, value, 100)]
+    return list(dict.fromkeys(several))
 
 
 def _collection(what: str, value: object, most: int) -> Collection[object]:
@@ -174,9 +174,7 @@ def page_position(
 ) -> tuple[datetime, str]:
     """Return the instant and id of ``before``, a record or its ``cursor``."""
     if isinstance(value, record):
-        return aware_instant("The instant of before", value.created_at), identifier(
-            "The id of before", value.id
-        )
+        return _position(value.created_at, value.id)
     if not isinstance(value, str):
         raise InvalidInputError(
             f"before must be a {record.__name__} of the page before, or its cursor, not {type(value).__name__}."
@@ -188,8 +186,13 @@ def page_position(
         raise InvalidInputError(
             f"before {value!r} is not the cursor of a {record.__name__}."
         ) from None
-    return aware_instant("The instant of before", created_at), identifier(
-        "The id of before", id
+    return _position(created_at, id)
+
+
+def _position(created_at: object, id: object) -> tuple[datetime, str]:
+    return (
+        aware_instant("The instant of before", created_at),
+        identifier("The id of before", id),
     )
 
 

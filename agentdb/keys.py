@@ -47,7 +47,8 @@ class KeyHashes:
         """Return the hash under which a new key is stored."""
         if self._secret is None:
             return bare_hash(plain)
-        return hmac.new(self._secret, _encoded(plain), hashlib.sha256).hexdigest()
+        keyed = hmac.new(self._secret, _encoded(plain), hashlib.sha256)
+        return keyed.hexdigest()
 
     def known(self, plain: str) -> tuple[str, str]:
         """Return the two hashes under which the key may be stored, that of ``hash`` first; equal without a secret."""

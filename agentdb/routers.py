@@ -24,16 +24,18 @@ class AgentDbRouter:
     db_for_write = db_for_read
 
     def allow_relation(self, obj1: Any, obj2: Any, **hints: Any) -> bool | None:
-        # None leaves other models to the next router.
-        ours = [each._meta.app_label == APP_LABEL for each in (obj1, obj2)]
-        return all(ours) if any(ours) else None
+        labels = {obj1._meta.app_label, obj2._meta.app_label}
+        if APP_LABEL not in labels:
+            return None  # leaves it to the next router
+        return labels == {APP_LABEL}
 
     def allow_migrate(self, db: str, app_label: str, **hints: Any) -> bool | None:
         alias = _alias()
         if app_label == APP_LABEL:
             return db == alias
         # The project's own tables are in its default database, even if agentdb's are there too.
-        return False if db == alias != DEFAULT_DB_ALIAS else None
+        is_ours_alone = db == alias and alias != DEFAULT_DB_ALIAS
+        return False if is_ours_alone else None
 
 
 def _alias() -> str:

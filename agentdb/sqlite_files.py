@@ -35,8 +35,12 @@ _SHARED = (
 )
 _SHARED_PREFIXES = ("nfs", "fuse")
 
-_WAL_RESET_BEGINS, _WAL_RESET_ENDS = (3, 7, 0), (3, 51, 3)
-_WAL_RESET_PATCHED = ((3, 44, 6), (3, 50, 7))
+_WAL_RESET_BEGINS = (3, 7, 0)
+_WAL_RESET_ENDS = (3, 51, 3)
+_WAL_RESET_PATCHED = [
+    (3, 44, 6),
+    (3, 50, 7),
+]
 
 
 def shared_file_system(path: str | Path) -> str:
@@ -51,20 +55,30 @@ def _mount_of(path: str | Path) -> tuple[str, str]:
         table = MOUNT_TABLE.read_text(encoding="utf-8", errors="surrogateescape")
     except OSError:
         return "", ""
-    place = os.path.join(os.path.realpath(path), "")
-    longest, found = "", ""
-    for line in table.splitlines():
-        fields, separator, rest = line.partition(" - ")
-        point = fields.split(" ")[4:5]
-        if not separator or not point:
-            continue
-        # A space, a tab, a line feed and a backslash are written in octal there.
-        name = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), point[0])
-        mount = os.path.join(name, "")
+    place = _as_folder(os.path.realpath(path))
+    longest = kind = ""
+    for match in _MOUNT.finditer(table):
+        mount = _as_folder(_OCTAL.sub(_character, match[1]))
         # A later mount at the same place hides an earlier one.
         if place.startswith(mount) and len(mount) >= len(longest):
-            longest, found = mount, rest.split(" ")[0]
-    return longest, found
+            longest = mount
+            kind = match[2]
+    return longest, kind
+
+
+def _as_folder(path: str) -> str:
+    # With a slash at the end, so that /a is not taken for the beginning of /ab.
+    return os.path.join(path, "")
+
+
+# As in "36 35 98:0 / /mnt rw,noatime master:1 - ext3 /dev/root rw" (man 5 proc_pid_mountinfo).
+_MOUNT = re.compile(r"^(?:[^ \n]+ ){4}([^ \n]+) .*? - ([^ \n]+)", re.MULTILINE)
+# So a space, a tab, a line feed and a backslash are written in the name of a mount.
+_OCTAL = re.compile(r"\\([0-7]{3})")
+
+
+def _character(match: re.Match[str]) -> str:
+    return chr(int(match[1], 8))
 
 
 def identity(file: str | int | Path) -> tuple[int, int] | None:
@@ -90,9 +104,12 @@ _kept_open: list[int] = []
 
 def read_header(path: str | Path) -> tuple[bytes, int]:
     """Return the first 100 bytes of a database file, and its size in bytes. Raises ``OSError``."""
-    return _read_through(
-        path, lambda number: (_read_at(number, 100, 0), os.fstat(number).st_size)
-    )
+
+    def read(number: int) -> tuple[bytes, int]:
+        size = os.fstat(number).st_size
+        return _read_at(number, 100, 0), size
+
+    return _read_through(path, read)
 
 
 def copy_file(path: str | Path, to: str | Path) -> None:
@@ -124,7 +141,8 @@ def _read_through(path: str | Path, read: Callable[[int], Read]) -> Read:
     try:
         return read(own)
     finally:
-        if any(number != own and identity(number) == known for number in descriptors()):
+        others = [number for number in descriptors() if number != own]
+        if any(identity(number) == known for number in others):
             _kept_open.append(own)  # another thread has opened it
         else:
             os.close(own)
@@ -158,6 +176,9 @@ def is_in_wal_mode(path: str | Path) -> bool:
     return header[18:20] == b"\x02\x02"  # https://sqlite.org/fileformat.html, 1.3
 
 
+_UTF_16 = {2: "UTF-16le", 3: "UTF-16be"}
+
+
 def encoding_concern(path: str | Path) -> str:
     """Return the sentence for a file whose texts are UTF-16, '' for any other.
 
@@ -167,9 +188,10 @@ def encoding_concern(path: str | Path) -> str:
         header, _ = read_header(path)
     except OSError:
         return ""
-    encoding = {2: "UTF-16le", 3: "UTF-16be"}.get(int.from_bytes(header[56:60], "big"))
-    if encoding is None:
+    number = int.from_bytes(header[56:60], "big")
+    if number not in _UTF_16:
         return ""
+    encoding = _UTF_16[number]
     return (
         f"The SQLite file {str(path)!r} stores its texts as {encoding}, and agentdb works with UTF-8 only. Convert it: "
         "stop every program that uses it, run 'sqlite3 FILE .dump | sqlite3 NEWFILE', and use the new file."
@@ -185,7 +207,8 @@ def file_concern(path: str | Path) -> str:
             "can lose commits or damage the file without an error. Stop every program that has it open, then run it "
             "with ?journal=delete, or move it to a local disk."
         )
-    if _mount_of(path)[0] == os.path.join(os.path.realpath(path), ""):
+    mount, _ = _mount_of(path)
+    if mount == _as_folder(os.path.realpath(path)):
         # As with "docker run --volume x.sqlite3:/x.sqlite3": the log is beside the mount, and not in it.
         return (
             f"The SQLite file {str(path)!r} is mounted without its folder. A program that opens it elsewhere uses "
@@ -209,11 +232,11 @@ def file_concern(path: str | Path) -> str:
 def version_concern(version: str) -> str:
     """Return the sentence for a SQLite that can lose commits of a write-ahead log, '' for a fixed one."""
     numbers = tuple(int(part) for part in version.split(".")[:3])
-    patched = any(
-        numbers[:2] == mended[:2] and numbers >= mended for mended in _WAL_RESET_PATCHED
-    )
-    if patched or not _WAL_RESET_BEGINS <= numbers < _WAL_RESET_ENDS:
+    if not _WAL_RESET_BEGINS <= numbers < _WAL_RESET_ENDS:
         return ""
+    for mended in _WAL_RESET_PATCHED:
+        if numbers[:2] == mended[:2] and numbers >= mended:
+            return ""
     return (
         f"SQLite {version} can, very rarely, lose a commit when two connections write and checkpoint at once; "
         "3.51.3, 3.50.7 and 3.44.6 are fixed. A newer system image, or the Python of uv or conda, brings a newer one; "
