@@ -25,6 +25,7 @@ from django.utils.translation import gettext
 
 from agentdb.admin.display import name_of, viewable
 from agentdb.admin.filters import ColumnFilter
+from agentdb.admin.links import find_linked
 from agentdb.console.figures import Figure, capped_count
 from agentdb.console.questions import Problem, Unanswered, ask, question
 from agentdb.console.reading import read
@@ -150,7 +151,7 @@ class RowList(ChangeList):
         elif not self.is_cut_off:
             self.total = self._counted()
         allowed = viewable(self.model_admin.admin_site, request)
-        self.model_admin.find_linked(self.result_list, allowed, self.problems)
+        find_linked(self.result_list, self.queryset.db, allowed, self.problems)
 
     def _counted(self) -> Figure | None:
         connection = connections[self.queryset.db]

@@ -24,7 +24,6 @@ from agentdb.console.display import exact, masked, relative
 from agentdb.console.unreadable import Unreadable, is_unreadable
 from agentdb.interface import SandboxState, SessionStatus
 from agentdb.models import Agent, ApiKey, Sandbox, Session
-from agentdb.querysets import LIVE
 
 # The models' names, marked for translation; the migrations have them in English.
 NAMES = (
@@ -193,14 +192,6 @@ def row_link(site: admin.AdminSite, row: Model, text: object = None) -> SafeStri
 
 def tenant_link(site: admin.AdminSite, id: str) -> SafeString:
     return link(page_url(site, "tenant", id=id), id)
-
-
-def agent_link(site: admin.AdminSite, row: Any) -> SafeString:
-    """Return the link to the agent that a session or sandbox names, as far as ``find_linked`` found it."""
-    if Agent in row.allowed and row.linked_agent is None:
-        is_live = isinstance(row, Session) and row.status in LIVE
-        return missing(row.agent_name, matters=is_live)
-    return link(row_url(site, row.linked_agent), row.agent_name)
 
 
 def runner_link(site: admin.AdminSite, name: str | None) -> SafeString:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -10,7 +10,7 @@ from django import forms
 from django.contrib import admin
 from django.contrib.admin import helpers
 from django.core.exceptions import PermissionDenied
-from django.db import connections, router
+from django.db import router
 from django.db.models import Model
 from django.http import HttpRequest
 from django.urls import URLPattern, path
@@ -26,13 +26,10 @@ from agentdb.admin import actions, find, keys, pages, rows
 from agentdb.admin.audit import keeps_history, refuse
 from agentdb.admin.changelist import RowList, Uncounted
 from agentdb.admin.display import (
-    agent_link,
     badge,
     cut,
-    id_link,
     link,
     list_url,
-    missing,
     name_of,
     none,
     row_link,
@@ -61,11 +58,11 @@ from agentdb.admin.filters import (
     ToFilter,
 )
 from agentdb.admin.guard import WRITE_SECONDS, guard
+from agentdb.admin.links import agent_link, find_linked, other_link
 from agentdb.console.display import masked
-from agentdb.console.questions import Problem, ask
+from agentdb.console.questions import Problem
 from agentdb.console.reading import read
 from agentdb.models import Agent, ApiKey, Sandbox, Session
-from agentdb.querysets import ALIVE, LIVE
 
 if TYPE_CHECKING:
     ModelAdmin = admin.ModelAdmin[Any]
@@ -245,7 +242,8 @@ class ReadFirstAdmin(ModelAdmin):
             return None
         problems: list[Problem] = []
         found = read(self.get_queryset(request).filter(pk=object_id), problems)
-        self.find_linked(found, viewable(self.admin_site, request), problems)
+        allowed = viewable(self.admin_site, request)
+        find_linked(found, self.alias, allowed, problems)
         for row in found:
             row.problems = problems
         return next(iter(found), None)
@@ -261,75 +259,8 @@ class ReadFirstAdmin(ModelAdmin):
     tenant = linked(
         gettext_lazy("tenant"), lambda site, row: tenant_link(site, row.tenant_id)
     )
-    created = shown("created_at", gettext_lazy("created"))
-
-    def find_linked(
-        self,
-        rows: Sequence[Any],
-        allowed: Collection[type[Model]],
-        problems: list[Problem],
-    ) -> None:
-        """Look up the rows that these rows name, with one query for each table that the user may see.
-
-        A table that cannot be read is treated like one that the user may not see.
-        """
-        for row in rows:
-            row.allowed = allowed
-
-
-class LinkedAdmin(ReadFirstAdmin):
-    """Rows that name an agent of their tenant and a row of another table."""
-
-    other: ClassVar[tuple[type[Model], str]]  # the other table, and who names its rows
-
-    def find_linked(
-        self,
-        rows: Sequence[Any],
-        allowed: Collection[type[Model]],
-        problems: list[Problem],
-    ) -> None:
-        other, column = self.other
-        found = {
-            model: self._read(model, conditions, problems)
-            for model, conditions in self._named(rows).items()
-            if model in allowed
-        }
-        by_id = {each.pk: each for each in found.get(other) or ()}
-        by_name = {(each.tenant_id, each.name): each for each in found.get(Agent) or ()}
-        for row in rows:
-            row.linked = by_id.get(getattr(row, column))
-            row.linked_agent = by_name.get((row.tenant_id, row.agent_name))
-        readable = [model for model in allowed if found.get(model, ()) is not None]
-        super().find_linked(rows, readable, problems)
-
-    def _named(self, rows: Sequence[Any]) -> dict[Any, dict[str, Any]]:
-        """Return the conditions of the agents and other rows that these rows name."""
-        other, column = self.other
-        # One query for each table instead of one for each row. The tenant of one row and the name of another may match
-        # an agent that neither means; by_name tells them apart.
-        names = {"name__in": {row.agent_name for row in rows}}
-        of_tenants = {"tenant_id__in": {row.tenant_id for row in rows}}
-        ids = {"pk__in": {getattr(row, column) for row in rows} - {None, ""}}
-        return {Agent: names | of_tenants, other: ids}
-
-    def _read(
-        self, model: Any, conditions: dict[str, Any], problems: list[Problem]
-    ) -> list[Any] | None:
-        rows = model._default_manager.using(self.alias).filter(**conditions)
-        asked = partial(read, rows, problems)
-        return ask(connections[self.alias], asked, problems).value
-
-    def _linked(self, row: Any) -> SafeString:
-        model, column = self.other
-        id = getattr(row, column)
-        if not id:
-            return none()
-        if model in row.allowed and row.linked is None:
-            state = row.status if isinstance(row, Session) else row.state
-            return missing(id, is_id=True, matters=state in (*LIVE, *ALIVE))
-        return id_link(row_url(self.admin_site, row.linked), id)
-
     agent = linked(gettext_lazy("agent"), agent_link)
+    created = shown("created_at", gettext_lazy("created"))
 
 
 @admin.register(Agent)
@@ -366,7 +297,7 @@ class AgentAdmin(ReadFirstAdmin):
 
 
 @admin.register(Session)
-class SessionAdmin(LinkedAdmin):
+class SessionAdmin(ReadFirstAdmin):
     orders = {
         **ReadFirstAdmin.orders,
         "last_active_at": (
@@ -398,7 +329,6 @@ class SessionAdmin(LinkedAdmin):
     )
     search_fields = ("id", "agent_name", "sandbox_id", "runner_id", "tenant_id")
     doable = (actions.PAUSE,)
-    other = (Sandbox, "sandbox_id")
 
     views = {
         "runner": pages.runner,
@@ -411,10 +341,7 @@ class SessionAdmin(LinkedAdmin):
 
     status_badge = shown("status", gettext_lazy("status"), badge)
 
-    @admin.display(description=gettext_lazy("sandbox"))
-    def sandbox(self, row: Any) -> SafeString:
-        return self._linked(row)
-
+    sandbox = linked(gettext_lazy("sandbox"), other_link)
     runner = linked(
         gettext_lazy("runner"), lambda site, row: runner_link(site, row.runner_id)
     )
@@ -422,7 +349,7 @@ class SessionAdmin(LinkedAdmin):
 
 
 @admin.register(Sandbox)
-class SandboxAdmin(LinkedAdmin):
+class SandboxAdmin(ReadFirstAdmin):
     orders = {
         "last_used_at": (
             gettext_lazy("last used first"),
@@ -452,14 +379,10 @@ class SandboxAdmin(LinkedAdmin):
     )
     search_fields = ("id", "agent_name", "session_id", "workspace_dir", "tenant_id")
     doable = (actions.COOL, actions.DELETE_SANDBOX)
-    other = (Session, "session_id")
 
     state_badge = shown("state", gettext_lazy("state"), badge)
 
-    @admin.display(description=gettext_lazy("session"))
-    def session(self, row: Any) -> SafeString:
-        return self._linked(row)
-
+    session = linked(gettext_lazy("session"), other_link)
     workspace = shown("workspace_dir", gettext_lazy("workspace dir"), short_path)
     last_used = shown("last_used_at", gettext_lazy("last used"))
 

@@ -22,6 +22,7 @@ from agentdb.admin.display import (
     site_of,
     viewable,
 )
+from agentdb.admin.links import find_linked
 from agentdb.console.checks import Finding, Runner, check_of
 from agentdb.console.display import percent
 from agentdb.console.figures import (
@@ -222,10 +223,9 @@ class _Overview:
         )
 
     def _idle(self) -> list[Sandbox]:
-        # Through the site's own admin, so that the rows know what this user may follow.
-        idle = oldest_idle_sandboxes(self.budget.connection.alias)
-        sandboxes: Any = self.site._registry[Sandbox]
-        sandboxes.find_linked(idle, self.allowed, [])
+        alias = self.budget.connection.alias
+        idle = oldest_idle_sandboxes(alias)
+        find_linked(idle, alias, self.allowed, [])
         return idle
 
     def _sessions(

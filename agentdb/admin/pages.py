@@ -25,6 +25,7 @@ from agentdb.admin.display import (
     viewable,
 )
 from agentdb.admin.guard import guard
+from agentdb.admin.links import find_linked
 from agentdb.console.checks import Fleet, check_of
 from agentdb.console.figures import (
     Figure,
@@ -95,7 +96,7 @@ def runner(model_admin: Any, request: HttpRequest) -> HttpResponseBase:
     is_cut = any(figure.at_least for figure in figures.values())
     live = sum(figures[status].rows for status in LIVE)
     rows = read(its.live().newest_first()[:LIVE_SHOWN], problems)
-    model_admin.find_linked(rows, allowed, problems)
+    find_linked(rows, alias, allowed, problems)
     listed = partial(list_url, site, Session, runner_id=runner_id)
     sandboxes = partial(_sandboxes, site, alias, runner_id)
     budget = Budget(connections[alias])

@@ -20,7 +20,6 @@ from agentdb.admin import overview
 from agentdb.admin.audit import keeps_history
 from agentdb.admin.changelist import Order, RowList
 from agentdb.admin.display import (
-    agent_link,
     badge,
     heading_of,
     link,
@@ -37,6 +36,7 @@ from agentdb.admin.display import (
     viewable,
     when,
 )
+from agentdb.admin.links import agent_link
 from agentdb.admin.sharing import shared
 from agentdb.console.figures import Figure
 from agentdb.models import Session
