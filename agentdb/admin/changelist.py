@@ -43,7 +43,7 @@ SORT = "sort"
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """The timestamp that orders a list, and its direction."""
+    """The timestamp that orders a list, and its direction; the id decides between rows of the same instant."""
 
     at: str
     oldest_first: bool = False
@@ -65,7 +65,10 @@ class Order:
         return [at.desc(), id.desc()]
 
     def place(self, rows: Iterable[Any]) -> str:
-        """Return the place of the first row whose timestamp and id can be read."""
+        """Return the place of the first row whose timestamp and id can be read, for ``beyond``; '' if there is none.
+
+        Called with the last row of a page first: the next page begins after it.
+        """
         for row in rows:
             at = getattr(row, self.at)
             if not is_unreadable(at) and not is_unreadable(row.pk):
@@ -73,7 +76,10 @@ class Order:
         return ""
 
     def beyond(self, place: str) -> Q:
-        """Return the rows after a place."""
+        """Return the condition of the rows after a place, which comes from the address.
+
+        Raises ``IncorrectLookupParameters`` for a place that is none; Django then redirects to the first page.
+        """
         text, _, id = place.partition(",")
         try:
             at = datetime.fromisoformat(text).astimezone(UTC)
@@ -83,9 +89,9 @@ class Order:
         behind = compare(CodePointOrder("id"), id.replace("\x00", ""))
         # An index finds the place by the first condition alone, which the second implies. The second leaves out rows
         # of the same instant that the page before has shown. Django has no row values, (at, id) < (x, y).
-        return Q(**{f"{self.at}__{lookup}e": at}) & (
-            Q(**{f"{self.at}__{lookup}": at}) | Q(behind)
-        )
+        from_here = Q(**{f"{self.at}__{lookup}e": at})
+        later = Q(**{f"{self.at}__{lookup}": at})
+        return from_here & (later | Q(behind))
 
 
 class Uncounted(Paginator):  # type: ignore[type-arg]
@@ -134,7 +140,10 @@ class RowList(ChangeList):
         return Order(next(iter(self.model_admin.orders)))
 
     def get_results(self, request: HttpRequest) -> None:
-        # Django's part sets what its templates need. Its paginator counts nothing and its page stays unread.
+        """Read the page's rows, and what they name, and count all that match.
+
+        Django's own part sets what its templates need. Its paginator counts nothing and its page stays unread.
+        """
         super().get_results(request)
         self.now = timezone.now()
         self.problems = []
@@ -154,13 +163,17 @@ class RowList(ChangeList):
         find_linked(self.result_list, self.queryset.db, allowed, self.problems)
 
     def _counted(self) -> Figure | None:
+        """Count all pages' rows, up to the limit of ``capped_count``; None if that takes too long."""
         connection = connections[self.queryset.db]
         count = partial(capped_count, self.queryset)
         return ask(connection, count, seconds=COUNT_SECONDS).value
 
     def _rows(self, after: str) -> list[Any]:
-        """Return the page's rows, and one more if there are more."""
-        # The extra row says whether there is a next page, which otherwise would need a count.
+        """Return the rows after a place, and one more than a page has if there are more.
+
+        The extra row says whether there is a next page, which otherwise would need a count. A search without an index
+        is stopped after ``SEARCH_SECONDS``; the page then says so.
+        """
         rows = self.queryset
         if after:
             rows = rows.filter(self.order.beyond(after))
@@ -214,9 +227,11 @@ class RowList(ChangeList):
 
     @property
     def names(self) -> str:
+        """The model's name, in the number of the rows on all pages."""
         return name_of(self.model, self.total.rows if self.total else 0)
 
     def order_url(self, order: Order) -> str:
+        """Return the link to this list in another order; it begins at the first page."""
         parameter = None if order == self.own_order else order.parameter
         return self.get_query_string({SORT: parameter})
 

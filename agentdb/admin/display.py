@@ -34,7 +34,6 @@ NAMES = (
 )
 # A text is shown whole if no more than these would be hidden.
 LEAST_HIDDEN = 4
-# A list of fifty rows must stay small enough for a browser, whatever the rows contain.
 LONGEST_SHOWN = 500
 # gunicorn accepts 4,094 bytes of a request line.
 LONGEST_URL = 4_000
@@ -42,9 +41,9 @@ LONGEST_URL = 4_000
 
 def name_of(model: type[Model], rows: int = 1) -> str:
     """Return the model's name for one row, or for many, in the page's language."""
-    return gettext(
-        str(model._meta.verbose_name if rows == 1 else model._meta.verbose_name_plural)
-    )
+    if rows == 1:
+        return gettext(str(model._meta.verbose_name))
+    return gettext(str(model._meta.verbose_name_plural))
 
 
 def heading_of(model: type[Model]) -> str:
@@ -68,12 +67,15 @@ def page(
 
 
 def site_of(request: HttpRequest) -> admin.AdminSite:
-    """Return the admin site of the request, which may be a host project's own."""
-    # One project may have several admin sites; the namespace of the address tells which one serves this page.
-    namespace = request.resolver_match.namespace if request.resolver_match else ""
-    return next(
-        (site for site in admin.sites.all_sites if site.name == namespace), admin.site
-    )
+    """Return the admin site of the request, which may be a host project's own.
+
+    A project may have several; the namespace of the address tells which one serves this page.
+    """
+    match = request.resolver_match
+    for site in admin.sites.all_sites:
+        if match is not None and site.name == match.namespace:
+            return site
+    return admin.site
 
 
 def _url(site: admin.AdminSite, name: str, *args: str, **query: str) -> str:
@@ -84,15 +86,18 @@ def _url(site: admin.AdminSite, name: str, *args: str, **query: str) -> str:
         return ""
     # Templates pass names that a page may not have; an empty filter means none.
     given = {name: value for name, value in query.items() if value}
-    whole = f"{url}?{urlencode(given)}" if given else url
-    return whole if len(whole) <= LONGEST_URL else ""
+    if given:
+        url = f"{url}?{urlencode(given)}"
+    return url if len(url) <= LONGEST_URL else ""
 
 
 def page_url(site: admin.AdminSite, name: str, **query: str) -> str:
+    """Return the address of a page by its URL name without "agentdb_"; '' if the site lacks it."""
     return _url(site, f"agentdb_{name}", **query)
 
 
 def list_url(site: admin.AdminSite, model: type[Model], **filters: str) -> str:
+    """Return the address of a list whose rows have these values."""
     return page_url(site, f"{model._meta.model_name}_changelist", **filters)
 
 
@@ -127,12 +132,16 @@ def link(url: str, text: object) -> SafeString:
         return unreadable(text)
     if isinstance(text, str) and not isinstance(text, SafeString):
         text = cut(text)
-    shown = format_html("{}", text)
-    return format_html('<a href="{}">{}</a>', url, shown) if url else shown
+    if not url:
+        return format_html("{}", text)
+    return format_html('<a href="{}">{}</a>', url, text)
 
 
 def cut(text: str) -> str:
-    """Return the text; of a long one the beginning, the end and the length."""
+    """Return the text; of a long one the beginning, the end and the length.
+
+    A list of fifty rows must stay small enough for a browser, whatever the rows contain.
+    """
     if len(text) <= LONGEST_SHOWN:
         return text
     length = gettext("%s characters") % f"{len(text):,}"
@@ -211,7 +220,9 @@ def short_path(path: str) -> SafeString:
 
 def percent_of(part: int, whole: int) -> str:
     """Return the width of a bar; a part above zero stays visible."""
-    return f"{max(100 * part / whole, 0.8):.1f}" if part else "0"
+    if not part:
+        return "0"
+    return f"{max(100 * part / whole, 0.8):.1f}"
 
 
 def none() -> SafeString:
@@ -219,19 +230,20 @@ def none() -> SafeString:
 
 
 def badge(value: str) -> SafeString:
+    """Return a status or state with its colour."""
     if is_unreadable(value):
         return unreadable(value)
     return format_html(
-        '<span class="agentdb-badge agentdb-is-{}">{}</span>', slug(value), cut(value)
+        '<span class="agentdb-badge agentdb-is-{}">{}</span>',
+        slug(value),
+        cut(value),
     )
 
 
 def slug(value: str) -> str:
-    return (
-        value
-        if value in (*SessionStatus, *SandboxState, "silent", "late", "gone", "ok")
-        else "other"
-    )
+    """Return the end of the value's CSS class; values of newer servers have a neutral one."""
+    known = (*SessionStatus, *SandboxState, "silent", "late", "gone", "ok")
+    return value if value in known else "other"
 
 
 def missing(text: str, *, is_id: bool = False, matters: bool = False) -> SafeString:
@@ -246,13 +258,14 @@ def missing(text: str, *, is_id: bool = False, matters: bool = False) -> SafeStr
 
 
 def unreadable(value: Unreadable) -> SafeString:
-    why = (
-        gettext("The table lacks this column.")
-        if value.is_missing
-        else gettext("This value cannot be read.")
-    )
+    """Return the stored text of a value that cannot be read, with the reason on hover."""
+    why = gettext("This value cannot be read.")
+    if value.is_missing:
+        why = gettext("The table lacks this column.")
     return format_html(
-        '<span class="agentdb-unreadable" title="{}">{}</span>', why, cut(value) or "?"
+        '<span class="agentdb-unreadable" title="{}">{}</span>',
+        why,
+        cut(value) or "?",
     )
 
 

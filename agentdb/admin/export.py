@@ -32,7 +32,7 @@ def export(
     request: HttpRequest, changelist: RowList, kind: str
 ) -> StreamingHttpResponse:
     """Export all rows that match the filters and the search, not only the page. Key hashes are cut."""
-    if kind not in ("csv", "json"):
+    if kind not in _FORMATS:
         raise Http404
     found = changelist.queryset
     # Always as stored texts: whether a row is unreadable shows only when it is read, too late to begin again.
@@ -41,14 +41,17 @@ def export(
     list(read_stored(found[:1], missing))
     # Lazy: the rows are read after the request's transaction, which would close a cursor.
     rows = read_stored(found, missing, chunk_size=_CHUNK)
-    columns = [field.attname for field in changelist.opts.concrete_fields]
-    lines = _csv(rows, columns) if kind == "csv" else _json(rows)
-    content_type = "text/csv; charset=utf-8" if kind == "csv" else "application/json"
-    response = StreamingHttpResponse(_whole(lines, found), content_type=content_type)
+    content_type, write = _FORMATS[kind]
+    lines = write(rows, [field.attname for field in changelist.opts.concrete_fields])
     name = f"{changelist.opts.db_table}-{timezone.now():%Y%m%dT%H%M%SZ}.{kind}"
-    response["Content-Disposition"] = f'attachment; filename="{name}"'
-    response["X-Content-Type-Options"] = "nosniff"
-    return response
+    return StreamingHttpResponse(
+        _whole(lines, found),
+        content_type=content_type,
+        headers={
+            "Content-Disposition": f'attachment; filename="{name}"',
+            "X-Content-Type-Options": "nosniff",
+        },
+    )
 
 
 def _whole(lines: Iterator[str], rows: QuerySet[Any]) -> Iterator[str]:
@@ -62,6 +65,8 @@ def _whole(lines: Iterator[str], rows: QuerySet[Any]) -> Iterator[str]:
 
 
 class _Line:
+    """A file for ``csv.writer`` that returns each line to the caller of ``writerow``."""
+
     def write(self, text: str) -> str:
         return text
 
@@ -70,17 +75,22 @@ def _csv(rows: Iterable[Model], columns: list[str]) -> Iterator[str]:
     writer = csv.writer(_Line())
     yield _BYTE_ORDER_MARK + writer.writerow(columns)
     for row in rows:
-        yield writer.writerow([_cell(column_value(row, column)) for column in columns])
+        cells = [_cell(column_value(row, column)) for column in columns]
+        yield writer.writerow(cells)
 
 
 def _cell(value: Any) -> Any:
+    """Return a value as spreadsheets read it.
+
+    They recognise a time only without a zone and with milliseconds at most; JSON has full precision. A leading quote
+    means "this is text" to them, and is not shown.
+    """
     if isinstance(value, datetime):
-        # Spreadsheets recognise a time only without a zone and with milliseconds at most. JSON has full precision.
-        return value.astimezone(UTC).replace(tzinfo=None).isoformat(" ", "milliseconds")
-    # Spreadsheets use a leading quote for "this is text", and do not show it.
-    return (
-        f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
-    )
+        utc = value.astimezone(UTC).replace(tzinfo=None)
+        return utc.isoformat(" ", "milliseconds")
+    if isinstance(value, str) and value.startswith(_FORMULA):
+        return f"'{value}"
+    return value
 
 
 def as_json(row: Model) -> str:
@@ -92,10 +102,16 @@ def as_json(row: Model) -> str:
     return json.dumps(values, ensure_ascii=False, default=datetime.isoformat)
 
 
-def _json(rows: Iterable[Model]) -> Iterator[str]:
+def _json(rows: Iterable[Model], columns: list[str]) -> Iterator[str]:
     yield "["
     between = "\n"
     for row in rows:
         yield between + as_json(row)
         between = ",\n"
     yield "\n]\n"
+
+
+_FORMATS = {
+    "csv": ("text/csv; charset=utf-8", _csv),
+    "json": ("application/json", _json),
+}

@@ -26,7 +26,11 @@ NEWEST_AGENTS = 500  # agents offered without a tenant filter
 
 
 class ColumnFilter(SimpleListFilter):
-    """A filter by one parameter of the query string."""
+    """A filter by one parameter of the query string.
+
+    Unlike Django's, it takes any value, not only one of its choices; one that means nothing finds no row, and
+    ``mistake`` says why.
+    """
 
     template = "admin/agentdb/filter.html"
     parameter_name: str
@@ -60,6 +64,7 @@ class ColumnFilter(SimpleListFilter):
         return Q(**{self.column: self.value()})
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        """Return the rows that meet the condition; Django calls it once for each list or export."""
         if not self.value():
             return queryset
         try:
@@ -94,8 +99,10 @@ class TextFilter(ColumnFilter):
         return ()
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> Sequence[Any]:
-        # Suggestions only: if they cannot be read, the list still works. Django asks for them when it makes the filter,
-        # also for an export; that costs a few probes of an index.
+        """Return suggestions; if they cannot be read, the list still works.
+
+        Django asks for them when it makes the filter, also for an export; that costs a few probes of an index.
+        """
         values = ask(self.connection, self.known_values).value or ()
         return [(value, value) for value in values[:SUGGESTIONS]]
 
@@ -104,20 +111,28 @@ class IndexedTextFilter(TextFilter):
     """A text filter for a column whose index has its values."""
 
     def known_values(self) -> Sequence[str]:
-        model = self.model_admin.model
-        return distinct_values(self.connection, model, self.column, limit=SUGGESTIONS)
+        return distinct_values(
+            self.connection,
+            self.model_admin.model,
+            self.column,
+            limit=SUGGESTIONS,
+        )
 
 
 class AgentNameFilter(TextFilter):
     """Names of agents: those of the filtered tenant, or the newest ones."""
 
     def known_values(self) -> Sequence[str]:
-        if Agent not in viewable(self.model_admin.admin_site, self.request):
+        allowed = viewable(self.model_admin.admin_site, self.request)
+        if Agent not in allowed:
             return ()
         agents = Agent.objects.using(self.connection.alias).newest_first()
-        if tenant_id := self.request.GET.get("tenant_id", "").replace("\x00", ""):
+        tenant_id = self.request.GET.get("tenant_id", "").replace("\x00", "")
+        if tenant_id:
             agents = agents.of_tenant(tenant_id).order_by("name")
-        return sorted(set(agents.values_list("name", flat=True)[:NEWEST_AGENTS]))
+        names = agents.values_list("name", flat=True)
+        # Agents of several tenants may have the same name.
+        return sorted(set(names[:NEWEST_AGENTS]))
 
 
 class ChoiceFilter(ColumnFilter):
@@ -126,12 +141,15 @@ class ChoiceFilter(ColumnFilter):
     values: ClassVar[Sequence[str]]
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> Sequence[Any]:
-        known = dict.fromkeys([*self.values, *filter(None, [self.value()])])
-        return [(value, badge(value)) for value in known]
+        values = [*self.values]
+        # A newer server may write others; the one in the address is offered too.
+        if self.value() and self.value() not in values:
+            values.append(self.value())
+        return [(value, badge(value)) for value in values]
 
 
 class AgeFilter(ColumnFilter):
-    """Ranges of a timestamp."""
+    """Ranges of a timestamp: 1h is the past hour, over7d is more than a week ago."""
 
     parameter_name = "age"
     buckets: ClassVar[dict[str, Any]] = {
@@ -151,12 +169,16 @@ class AgeFilter(ColumnFilter):
     def condition(self) -> Q:
         value = self.value()
         if value not in self.buckets:
-            asked = f"{self.parameter_name}={value[:60]}"
             text = gettext("%(asked)s is not an age. Use one of %(known)s.")
-            raise ValueError(text % {"asked": asked, "known": ", ".join(self.buckets)})
+            words = {
+                "asked": f"{self.parameter_name}={value[:60]}",
+                "known": ", ".join(self.buckets),
+            }
+            raise ValueError(text % words)
         at = moment(value.removeprefix("over"), timezone.now())
-        lookup = "lt" if value.startswith("over") else "gte"
-        return Q(**{f"{self.column}__{lookup}": at})
+        if value.startswith("over"):
+            return Q(**{f"{self.column}__lt": at})
+        return Q(**{f"{self.column}__gte": at})
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> Sequence[Any]:
         return list(self.buckets.items())
@@ -169,8 +191,9 @@ class PeriodFilter(ColumnFilter):
     lookup: ClassVar[str]
 
     def condition(self) -> Q:
-        at = next(iter(self.model_admin.orders))  # a timestamp with an index
-        return Q(**{f"{at}__{self.lookup}": moment(self.value(), timezone.now())})
+        column = next(iter(self.model_admin.orders))  # a timestamp with an index
+        at = moment(self.value(), timezone.now())
+        return Q(**{f"{column}__{self.lookup}": at})
 
 
 class FromFilter(PeriodFilter):
@@ -194,8 +217,11 @@ class CheckFilter(ColumnFilter):
 
     @property
     def check(self) -> Check | None:
+        """The check that the address names; None if it is of another table, or there is none."""
         check = check_of(self.value())
-        return check if check and check.model is self.model_admin.model else None
+        if check is None or check.model is not self.model_admin.model:
+            return None
+        return check
 
     @property
     def shown(self) -> str:
@@ -205,12 +231,14 @@ class CheckFilter(ColumnFilter):
         if self.check is None:
             text = gettext("%s is not a check of this table.")
             raise ValueError(text % self.value()[:60])
-        rows = self.check.counted(Fleet(self.connection.alias)).order_by()
-        found = rows.values_list("pk", flat=True)
+        fleet = Fleet(self.connection.alias)
+        found = self.check.counted(fleet).order_by().values_list("pk", flat=True)
         # A check's conditions may be slow, and the page, its count and its export would each evaluate them again, in an
         # order that suits the list instead of the check. So find its rows once, and name them if they are few.
         ids = list(found[: CAP + 1])
-        return Q(pk__in=ids if len(ids) <= CAP else found)
+        if len(ids) > CAP:
+            return Q(pk__in=found)
+        return Q(pk__in=ids)
 
 
 class TenantFilter(IndexedTextFilter):

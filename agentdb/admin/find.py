@@ -56,15 +56,20 @@ _VALUES = (
 
 
 class Hit(NamedTuple):
-    kind: str
+    """One result: a row, or a page of all rows with a value."""
+
+    kind: str  # such as session, tenant or API key
     text: str
     url: str
-    is_exact: bool = False
+    is_exact: bool = False  # its name is the whole text
 
 
 @dataclass(slots=True)
 class Search:
-    """The text to find, the user, and the time limit."""
+    """The text to find, the tables that the user may see, and the time limit of the page.
+
+    ``beginning`` and ``end`` are those of a shortened id (8fc693c5…2b19), or the text and ''.
+    """
 
     site: Any
     alias: str
@@ -90,10 +95,8 @@ class Search:
         for model, column, kind in _VALUES:
             found += self._answer(model, self._values, model, column, kind)
         # Labels and names of agents have no index of their own, but their tables are small beside the others.
-        by_name, by_label = (
-            Q(name__startswith=self.beginning),
-            Q(label__icontains=self.text),
-        )
+        by_name = Q(name__startswith=self.beginning)
+        by_label = Q(label__icontains=self.text)
         found += self._answer(Agent, self._named, Agent, "name", by_name)
         found += self._answer(ApiKey, self._named, ApiKey, "label", by_label)
         return sorted(dict.fromkeys(found), key=lambda hit: not hit.is_exact)
@@ -101,19 +104,26 @@ class Search:
     def _answer(
         self, model: type[Model], ask: Callable[..., Iterable[Hit]], *of: Any
     ) -> list[Hit]:
+        """Return the results that ``ask`` finds in a table; none if the user may not see it, or after ``SECONDS``."""
         if model not in self.allowed:
             return []
-        return self.budget.ask(lambda: list(ask(*of)), SECONDS).value or []
+        answer = self.budget.ask(lambda: list(ask(*of)), SECONDS)
+        return answer.value or []
 
     def _hit(self, row: Model, text: str, name: str) -> Hit:
         """Return the row as a result, which is exact if its name is the text."""
-        kind, url = name_of(type(row)), row_url(self.site, row)
-        return Hit(kind, text, url, name == self.text)
+        return Hit(
+            name_of(type(row)),
+            text,
+            row_url(self.site, row),
+            is_exact=name == self.text,
+        )
 
     def _is_meant(self, value: str) -> bool:
         return value.startswith(self.beginning) and value.endswith(self.end)
 
     def _key(self) -> Iterator[Hit]:
+        """Find the API key that the text is."""
         record = DjangoDb(self.alias).authenticate(self.text)
         if record is not None:
             name = record.label or record.id
@@ -121,19 +131,21 @@ class Search:
 
     def _ids(self, model: type[Model]) -> Iterator[Hit]:
         """Find rows by their id, its beginning, or what a page shows of it."""
-        ids = model._default_manager.using(self.alias).values_list("pk", flat=True)
+        rows = model._default_manager.using(self.alias)
+        ids = rows.values_list("pk", flat=True).order_by("pk")
         # An exact match first, since thousands of ids may begin like it.
         found: Iterable[str] = list(ids.filter(pk=self.text))
         if not found:
             # LIKE 'x%' uses an index on neither engine: SQLite's ignores case, PostgreSQL's needs the C locale. But in
             # most collations the ids with this prefix follow it directly.
             most = LOOKED_THROUGH if self.end else SHOWN
-            following = ids.filter(pk__gte=self.beginning).order_by("pk")[:most]
+            following = ids.filter(pk__gte=self.beginning)[:most]
             found = islice(filter(self._is_meant, following), SHOWN)
         for id in found:
-            yield self._hit(model(pk=id), id, id)
+            yield self._hit(model(pk=id), text=id, name=id)
 
     def _values(self, model: type[Model], column: str, kind: str) -> Iterator[Hit]:
+        """Find tenants or runners by the index of a column."""
         values = distinct_values(
             connections[self.alias],
             model,
@@ -143,14 +155,16 @@ class Search:
         )
         for value in filter(self._is_meant, values):
             url = page_url(self.site, kind, id=value)
-            yield Hit(gettext(kind), value, url, value == self.text)
+            yield Hit(gettext(kind), value, url, is_exact=value == self.text)
 
     def _named(self, model: type[Model], column: str, condition: Q) -> Iterator[Hit]:
+        """Find rows by a name, which is that of several rows if they belong to several tenants."""
         rows: QuerySet[Any] = model._default_manager.using(self.alias)
-        text = gettext("%(name)s of %(tenant)s")
         for row in rows.filter(condition).order_by(column)[:SHOWN]:
             name = getattr(row, column)
-            yield self._hit(row, text % {"name": name, "tenant": row.tenant_id}, name)
+            text = gettext("%(name)s of %(tenant)s")
+            text %= {"name": name, "tenant": row.tenant_id}
+            yield self._hit(row, text, name)
 
 
 # Hidden in Django's error reports, because the text may be a key.
@@ -158,7 +172,10 @@ class Search:
 @method_decorator(sensitive_post_parameters("q"))
 @guard
 def find(model_admin: Any, request: HttpRequest) -> HttpResponse:
-    """Redirect to the exact match, or show the candidates. The text is in no address, because it may be a key."""
+    """Redirect to the exact match, or show the candidates, and lists of the rows that contain the text.
+
+    The text comes by POST and is in no address or log if it may be a key.
+    """
     site = model_admin.admin_site
     allowed = viewable(site, request)
     if not allowed:

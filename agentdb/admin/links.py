@@ -36,22 +36,21 @@ def find_linked(
     this page may link to. A table that cannot be read is treated like one that the user may not see.
     """
     readable = list(allowed)
-
-    def find(model: type[Model], **conditions: Any) -> list[Any]:
-        if model not in readable:
-            return []
-        named = model._default_manager.using(alias).filter(**conditions)
-        found = ask(connections[alias], partial(read, named, problems), problems).value
-        if found is None:
-            readable.remove(model)
-        return found or []
-
     for row in rows:
         row.allowed = readable
     if not rows or type(rows[0]) not in _OTHER:
         return
     other, column = _OTHER[type(rows[0])]
-    # The tenant of one row and the name of another may match an agent that neither means; by_name tells them apart.
+
+    def find(model: type[Model], **conditions: Any) -> list[Any]:
+        if model not in readable:
+            return []
+        named = model._default_manager.using(alias).filter(**conditions)
+        answer = ask(connections[alias], partial(read, named, problems), problems)
+        if answer.value is None:
+            readable.remove(model)
+        return answer.value or []
+
     agents = find(
         Agent,
         tenant_id__in={row.tenant_id for row in rows},
@@ -59,6 +58,7 @@ def find_linked(
     )
     ids = {getattr(row, column) for row in rows}
     others = find(other, pk__in=ids - {None, ""})
+    # The tenant of one row and the name of another may match an agent that neither means.
     by_name = {(agent.tenant_id, agent.name): agent for agent in agents}
     by_id = {each.pk: each for each in others}
     for row in rows:

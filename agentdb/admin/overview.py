@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -42,9 +43,11 @@ from agentdb.models import Agent, ApiKey, Sandbox, Session
 
 
 class ChartBar(NamedTuple):
+    """The two bars of an hour, one below the other, and the link to its sessions."""
+
     hour: Hour
-    x: str
-    opened_height: float
+    x: str  # in percent
+    opened_height: float  # in pixels
     failed_height: float
     url: str
 
@@ -80,7 +83,10 @@ _OPENED_HEIGHT, _FAILED_HEIGHT = 96, 32
 
 
 def chart(hours: list[Hour], url: Callable[[datetime], str]) -> Chart:
-    """Return the bars of each hour; opened and failed sessions have separate scales."""
+    """Return the bars of each hour; opened and failed sessions have separate scales.
+
+    The last hour is the current one, so the last full hour is the one before it.
+    """
     most_opened = _round_up(max(hour.opened for hour in hours))
     most_failed = _round_up(max(hour.failed for hour in hours))
     step = 100 / len(hours)
@@ -125,25 +131,34 @@ def activity_chart(request: HttpRequest, budget: Budget, **of: str) -> Answer[Ch
 
 
 def period_query(begin: datetime, span: timedelta) -> dict[str, str]:
-    """Return the list filter for the period."""
-    return {"from": f"{begin:%Y-%m-%dT%H:%M}", "to": f"{begin + span:%Y-%m-%dT%H:%M}"}
+    """Return the parameters of a list that limit it to the period, in UTC."""
+    return {
+        "from": f"{begin:%Y-%m-%dT%H:%M}",
+        "to": f"{begin + span:%Y-%m-%dT%H:%M}",
+    }
 
 
 def _round_up(value: int) -> int:
     """Return the top of a scale, rounded; at least 10, so that one failure does not look like an incident."""
-    size: int = 10 ** max(len(str(value)) - 1, 1)
-    return max(-(-value // size), 1) * size
+    digits = len(str(value))
+    size: int = 10 ** max(digits - 1, 1)
+    rounded = math.ceil(value / size) * size
+    return max(rounded, size)
 
 
 def share_bars(
     figures: Mapping[str, Figure], column: str, url: Callable[..., str]
 ) -> list[tuple[str, Figure, str, str]]:
-    """Return each value of the column with its share of the whole and the link to its rows."""
+    """Return each value of the column with its rows, its share of the whole in percent, and the link to its rows.
+
+    ``url`` returns the address of a list for the value of the column, which it gets by keyword.
+    """
     whole = sum(figure.rows for figure in figures.values())
-    return [
-        (value, figure, percent_of(figure.rows, whole), url(**{column: value}))
-        for value, figure in figures.items()
-    ]
+    bars = []
+    for value, figure in figures.items():
+        share = percent_of(figure.rows, whole)
+        bars.append((value, figure, share, url(**{column: value})))
+    return bars
 
 
 # -- the page
@@ -161,6 +176,8 @@ def page(request: HttpRequest) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class _Overview:
+    """The first page for users who may see the same tables: they share it, see ``sharing``."""
+
     request: HttpRequest
     site: AdminSite
     allowed: Collection[type[Model]]
@@ -194,7 +211,10 @@ class _Overview:
         return shown
 
     def _attention(self, report: Report) -> dict[str, Any]:
-        # No tick for what somebody may not see: it may need attention all the same.
+        """Return the findings of the checks, urgent ones first, and the checks that were not made.
+
+        What somebody may not see gets no tick: it may need attention all the same.
+        """
         reason = Problem(gettext("Your account may not see these rows."))
         seen, hidden = [], []
         for found in report.findings:
@@ -216,13 +236,16 @@ class _Overview:
         return model._default_manager.using(self.budget.connection.alias)
 
     def _shares(self, model: type[Model], column: str) -> Answer[Any]:
-        rows = self._rows(model)
-        listed = partial(list_url, self.site, model)
-        return self.budget.ask(
-            lambda: share_bars(by_value(rows, column), column, listed)
-        )
+        """Count the rows of a table by an indexed column."""
+
+        def ask() -> Any:
+            figures = by_value(self._rows(model), column)
+            return share_bars(figures, column, partial(list_url, self.site, model))
+
+        return self.budget.ask(ask)
 
     def _idle(self) -> list[Sandbox]:
+        """Return the waiting sandboxes that were unused longest, with the agents that they name."""
         alias = self.budget.connection.alias
         idle = oldest_idle_sandboxes(alias)
         find_linked(idle, alias, self.allowed, [])
@@ -231,6 +254,7 @@ class _Overview:
     def _sessions(
         self, runners: Answer[list[Runner]], sessions: Answer[Figure]
     ) -> dict[str, Any]:
+        """Return the parts about sessions; ``sample`` says of how many newest ones the tenants are counted."""
         found = runners.value or []
         is_sample = sessions.value is not None and sessions.value.rows > NEWEST
         tenants = partial(top_tenants, self.budget.connection.alias)
@@ -246,6 +270,7 @@ class _Overview:
 
 
 def _rows_url(site: AdminSite, found: Finding) -> str:
+    """Return the address of what a finding is about."""
     if found.code == "runner" and found.runner:
         return page_url(site, "runner", id=found.runner)
     if found.code in ("pending", "drift"):

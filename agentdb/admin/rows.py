@@ -11,7 +11,7 @@ from typing import Any
 
 from django.contrib.admin import AdminSite
 from django.db import connections
-from django.db.models import Model, QuerySet
+from django.db.models import Model
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext
@@ -35,10 +35,10 @@ _SECONDS = 0.5  # seconds for one query of a row's page
 
 
 def about(site: AdminSite, row: Any, alias: str) -> dict[str, Any]:
-    """Return what the template of the page needs besides the row."""
+    """Return what the template of the page needs besides the row. A part that cannot be read says why."""
     asked = partial(ask, connections[alias])
     findings = asked(partial(said_of, row, alias, row.allowed))
-    found: dict[str, Any] = {
+    shown: dict[str, Any] = {
         "name": _name(row),
         "state": getattr(row, "status", None) or getattr(row, "state", None),
         "findings": [findings.problem] if findings.problem else findings.value,
@@ -46,27 +46,26 @@ def about(site: AdminSite, row: Any, alias: str) -> dict[str, Any]:
         "stored": stored(row),
     }
     if getattr(row, "runner_id", None) is not None:
-        found["runner"] = asked(lambda: Fleet(alias).runner(row.runner_id)).value
-    of = _naming(row)
-    if of and Session in row.allowed:
-        sessions = Session.objects.using(alias).filter(**of)
+        shown["runner"] = asked(lambda: Fleet(alias).runner(row.runner_id)).value
+    named_by = _named_by(row)
+    if named_by and Session in row.allowed:
+        sessions = Session.objects.using(alias).filter(**named_by)
         # No index has a sandbox's sessions: the first ones are found sooner than the newest.
         if isinstance(row, Agent):
             sessions = sessions.newest_first()
-        found["sessions_url"] = list_url(site, Session, **of)
-        found["sessions"] = asked(lambda: _first(sessions), seconds=_SECONDS)
-    return found
+        first = partial(read, sessions[:_SHOWN], [])
+        shown["sessions_url"] = list_url(site, Session, **named_by)
+        shown["sessions"] = asked(first, seconds=_SECONDS)
+    return shown
 
 
-def _naming(row: Any) -> dict[str, str]:
-    """Return the columns by which sessions name this row."""
+def _named_by(row: Any) -> dict[str, str]:
+    """Return the columns of the sessions that name this agent or sandbox; nothing for other rows."""
     if isinstance(row, Agent):
         return {"tenant_id": row.tenant_id, "agent_name": row.name}
-    return {"sandbox_id": row.pk} if isinstance(row, Sandbox) else {}
-
-
-def _first(sessions: QuerySet[Session]) -> list[Session]:
-    return read(sessions[:_SHOWN], [])
+    if isinstance(row, Sandbox):
+        return {"sandbox_id": row.pk}
+    return {}
 
 
 def label_of(row: ApiKey) -> str:
@@ -74,9 +73,12 @@ def label_of(row: ApiKey) -> str:
 
 
 def _name(row: Any) -> str:
+    """Return what the title calls the row."""
     if isinstance(row, ApiKey):
         return cut(label_of(row))
-    return cut(row.name) if isinstance(row, Agent) else short_text(cut(row.pk))
+    if isinstance(row, Agent):
+        return cut(row.name)
+    return short_text(cut(row.pk))
 
 
 def stored(row: Model) -> list[tuple[str, SafeString | str]]:
@@ -88,6 +90,7 @@ def stored(row: Model) -> list[tuple[str, SafeString | str]]:
 
 
 def _stored(row: Model, column: str) -> SafeString | str:
+    """Return a value as it is stored. Only a text that is shown whole can be copied."""
     whole, value = getattr(row, column), column_value(row, column)
     if is_unreadable(whole):
         return unreadable(whole)
