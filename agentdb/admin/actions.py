@@ -25,7 +25,7 @@ from agentdb.admin.guard import guard
 from agentdb.console.questions import ask
 from agentdb.console.reading import read
 from agentdb.errors import AgentDbError
-from agentdb.interface import Db, SandboxRecord, SandboxState, SessionStatus
+from agentdb.interface import Db, SandboxState, SessionStatus
 from agentdb.models import Session
 from agentdb.querysets import ALIVE, LIVE
 from agentdb.serving.adapter import DjangoDb
@@ -44,49 +44,60 @@ TOO_LONG = "too long"
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """Something that can be done to a row; ``act`` returns the reason if it was skipped, else ''."""
+    """Something that can be done to a row.
 
-    name: str
-    verb: str  # its name in the audit log, and the columns recorded there
-    columns: tuple[str, ...]
+    ``act`` gets the id, and whether the user is sure, and returns the reason if it skipped the row, else ''. It may be
+    called again after a conflict.
+    """
+
+    name: str  # in Django's form
+    verb: str  # in the audit log
+    columns: tuple[str, ...]  # recorded there
     act: Callable[[Db, str, bool], str]
     button: str | Promise
     asks: str | Promise  # with how many of what
     done: str | Promise
-    warning: str | Promise = ""
+    warning: str | Promise = ""  # what the question says besides
     deletes: bool = False
     keeps_lines: bool = False  # the result needs what the rows were before
     only: Collection[str] = ()  # the values of the first column that it changes, or all
 
     def changes(self, row: Any) -> bool:
+        """Return whether the row's page offers the action."""
         return not self.only or getattr(row, self.columns[0]) in self.only
 
 
 def _pause(db: Db, id: str, sure: bool) -> str:
-    return _set_status(db, id, LIVE, SessionStatus.PAUSED)
+    live = (SessionStatus.ACTIVE, SessionStatus.STARTING)
+    if db.update_session_status(id, SessionStatus.PAUSED, only_if=live):
+        return ""
+    return _status_of(db, id)
 
 
-def _set_status(db: Db, id: str, only_if: Collection[str], status: str) -> str:
+def _status_of(db: Db, id: str) -> str:
+    """Return the status for which a session was skipped."""
     session = db.get_session(id)
-    if session is not None and session.status not in only_if:
-        return session.status
-    return _gone(db.update_session_status(id, SessionStatus(status)))
+    return _gone(False) if session is None else session.status
 
 
 def _cool(db: Db, id: str, sure: bool) -> str:
     sandbox = db.get_sandbox(id)
     if sandbox is not None and sandbox.state == SandboxState.COLD:
         return gettext("already cold")
-    return _gone(db.update_sandbox_state(id, SandboxState.COLD))
+    is_there = db.update_sandbox_state(id, SandboxState.COLD)
+    return _gone(is_there)
 
 
 def _delete_sandbox(db: Db, id: str, sure: bool) -> str:
-    if not sure and _has_live_session(db, db.get_sandbox(id)):
+    if not sure and _has_live_session(db, id):
         return gettext("a live session runs in it")
-    return _gone(db.delete_sandbox(id))
+    is_there = db.delete_sandbox(id)
+    return _gone(is_there)
 
 
-def _has_live_session(db: Db, sandbox: SandboxRecord | None) -> bool:
+def _has_live_session(db: Db, sandbox_id: str) -> bool:
+    """Return whether the sandbox is up for a live session; ``_endangered`` counts these beforehand."""
+    sandbox = db.get_sandbox(sandbox_id)
     if sandbox is None or sandbox.state not in ALIVE or not sandbox.session_id:
         return False
     session = db.get_session(sandbox.session_id)
@@ -94,10 +105,12 @@ def _has_live_session(db: Db, sandbox: SandboxRecord | None) -> bool:
 
 
 def _revoke(db: Db, id: str, sure: bool) -> str:
-    return _gone(db.delete_api_key(id))
+    is_there = db.delete_api_key(id)
+    return _gone(is_there)
 
 
 def _gone(is_there: bool) -> str:
+    """Return why a row was skipped that somebody deleted since it was ticked; '' if it is there."""
     return "" if is_there else gettext("no longer there")
 
 
@@ -236,19 +249,25 @@ class Work:
         return self.result()
 
     def _next_ids(self, rows: QuerySet[Any], reached: str) -> Sequence[str]:
-        """Return the next batch. Ticked ids are included even if their rows are gone, so that the result says so."""
-        # By id, so that each request begins where the one before ended, whatever was created or deleted meanwhile.
-        if not self.asked.is_all:
-            return [id for id in sorted(set(self.asked.ids)) if id > reached][:BATCH]
-        # No more rows than the user confirmed.
-        rest = (self.asked.confirmed or 0) - self.asked.done - len(self.rows)
+        """Return the next batch after ``reached``, by id, and no more rows than the user confirmed.
+
+        By id, so that each request begins where the one before ended, whatever was created or deleted meanwhile.
+        Ticked ids are included even if their rows are gone, so that the result says so.
+        """
+        asked = self.asked
+        if not asked.is_all:
+            rest = [id for id in set(asked.ids) if id > reached]
+            return sorted(rest)[:BATCH]
+        allowed = (asked.confirmed or 0) - asked.done - len(self.rows)
+        if allowed <= 0:
+            return []
         if reached:
             rows = rows.filter(pk__gt=reached)
         ids = rows.order_by("pk").values_list("pk", flat=True)
-        return list(ids[: max(min(BATCH, rest), 0)])
+        return list(ids[: min(BATCH, allowed)])
 
     def _act(self, ids: Sequence[str]) -> None:
-        """Act and write the audit log, in one transaction."""
+        """Act on a batch and write the audit log, in one transaction; sets ``error`` if it is rolled back."""
         alias = router.db_for_write(self.model_admin.model)
         rows = self.model_admin.get_queryset(self.request).using(alias)
         entry = Entry(self.action.verb)
@@ -294,10 +313,12 @@ class Work:
 
     def _values(self, rows: Iterable[Any]) -> dict[str, Any]:
         """Return what the audit log records of each row, by id: a value, or several by column."""
-        columns = self.action.columns
-        if len(columns) == 1:
-            return {row.pk: getattr(row, columns[0]) for row in rows}
-        return {row.pk: {name: getattr(row, name) for name in columns} for row in rows}
+        values: dict[str, Any] = {}
+        for row in rows:
+            of_row = {column: getattr(row, column) for column in self.action.columns}
+            [first, *others] = of_row.values()
+            values[row.pk] = of_row if others else first
+        return values
 
     def question(self, rows: QuerySet[Any]) -> HttpResponse:
         """Ask whether to act on the rows; the form has their number, and their ids if they were ticked."""
@@ -350,6 +371,7 @@ class Work:
     def _page(
         self, template: str, count: int, text: Any, **context: Any
     ) -> HttpResponse:
+        """Return a page about ``count`` rows, with what the next step of its form needs."""
         name = name_of(self.model_admin.model, count)
         return page(
             self.model_admin,
@@ -366,7 +388,10 @@ class Work:
         )
 
     def _lines(self) -> str:
-        """Return the audit lines of all steps. Undoing a pause needs them, and they name workspace folders."""
+        """Return lines like those of the audit log, for all steps.
+
+        Undoing a pause needs them, and they name workspace folders. Too many for a form are dropped as a whole.
+        """
         lines = self.asked.lines
         if lines == TOO_LONG or not (self.action.keeps_lines and self.before):
             return lines
@@ -378,7 +403,7 @@ class Work:
 def run(
     action: Action, model_admin: Any, request: HttpRequest, listed: QuerySet[Any]
 ) -> HttpResponse:
-    """Ask; after confirmation act on the rows."""
+    """Ask; after confirmation act on the rows. Django calls it with the rows that the list's filters leave."""
     asked = Asked.of(request)
     rows = model_admin.get_queryset(request).filter(pk__in=asked.ids)
     if asked.is_all:
@@ -401,10 +426,13 @@ def pause_runner(
 
 
 def _endangered(rows: QuerySet[Any]) -> int | None:
-    """Return how many of the sandboxes have a live session; None if that takes too long."""
-    live = Session.objects.using(rows.db).live().filter(pk=OuterRef("session_id"))
-    # All sandboxes of a large tenant may be meant: the question is bounded, and without an answer the page asks anyway.
-    found = rows.filter(Exists(live), state__in=ALIVE).order_by()
+    """Return how many of the sandboxes have a live session; None if that takes too long.
+
+    All sandboxes of a large tenant may be meant: without an answer the page asks anyway.
+    """
+    sessions = Session.objects.using(rows.db).live()
+    its_session = sessions.filter(pk=OuterRef("session_id"))
+    found = rows.filter(Exists(its_session), state__in=ALIVE).order_by()
     return ask(connections[rows.db], found.count).value
 
 
@@ -426,9 +454,8 @@ def _read_line(line: str) -> tuple[str, Mapping[str, Any]]:
 
 
 def _folders(lines: str) -> list[tuple[str, str]]:
-    """Return the ids of deleted sandboxes with their workspace folders."""
+    """Return the ids of deleted sandboxes with their workspace folders; none from a form that was edited by hand."""
     folders: list[tuple[str, str]] = []
-    # The form may have been tampered with.
     with suppress(ValueError, TypeError, KeyError):
         for line in lines.splitlines():
             _, before = _read_line(line)
@@ -454,26 +481,44 @@ def _paused_by(lines: str) -> dict[str, str]:
 
 @guard
 def undo(model_admin: Any, request: HttpRequest) -> HttpResponse:
-    """Restore the status of sessions that are still paused, from lines of the audit log."""
+    """Restore the status of sessions that are still paused, from lines of the audit log.
+
+    The result of a pause sends its lines. Later, somebody pastes them from the log.
+    """
     if not model_admin.has_act_permission(request):
         refuse(request, RESUME.verb)
-    problem, lines = "", request.POST.get("lines", "")
+    problem = ""
+    lines = request.POST.get("lines", "")
     if request.method == "POST":
         try:
             return _resume(model_admin, request, _paused_by(lines))
         except ValueError as error:
             problem = str(error)
-    title = gettext("Resume what was paused")
-    context = {"title": title, "lines": lines, "problem": problem}
-    return page(model_admin, request, "undo", **context)
+    return page(
+        model_admin,
+        request,
+        "undo",
+        title=gettext("Resume what was paused"),
+        lines=lines,
+        problem=problem,
+    )
 
 
 def _resume(
     model_admin: Any, request: HttpRequest, before: Mapping[str, str]
 ) -> HttpResponse:
-    def act(db: Db, id: str, sure: bool) -> str:
-        return _set_status(db, id, [SessionStatus.PAUSED], before[id])
+    """Set the sessions, those that are still paused, to the statuses by id."""
 
-    asked = replace(Asked.of(request), ids=list(before), confirmed=len(before))
-    work = Work(replace(RESUME, act=act), model_admin, request, asked)
-    return work.run(Session.objects.none())
+    def act(db: Db, id: str, sure: bool) -> str:
+        status = SessionStatus(before[id])
+        if db.update_session_status(id, status, only_if=SessionStatus.PAUSED):
+            return ""
+        return _status_of(db, id)
+
+    resume = replace(RESUME, act=act)
+    asked = replace(
+        Asked.of(request),
+        ids=list(before),
+        confirmed=len(before),
+    )
+    return Work(resume, model_admin, request, asked).run(Session.objects.none())

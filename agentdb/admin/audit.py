@@ -74,7 +74,8 @@ def record_failed_login(
     **_: Any,
 ) -> None:
     """Record a failed login; receives Django's signal."""
-    _write(request, str(credentials.get("username", ""))[:150], "log in", "refused", {})
+    name = str(credentials.get("username", ""))
+    _write(request, name[:150], "log in", "refused", {})
 
 
 def _write(
@@ -84,6 +85,10 @@ def _write(
     outcome: Outcome,
     more: Mapping[str, Any],
 ) -> None:
+    """Write a line to the file, then to the logger.
+
+    The file first: if it cannot be written, the exception rolls back what the terminal would call done.
+    """
     line = {
         "at": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "user": user,
@@ -94,11 +99,11 @@ def _write(
     }
     # ASCII, so that an id cannot start a line or move the cursor.
     text = json.dumps(line, ensure_ascii=True, default=str)
-    # The file first: if it cannot be written, the exception rolls back what the terminal would call done.
     path = getattr(settings, FILE_SETTING, None)
     if path:
         _append(path, text)
-    logger.log(logging.INFO if outcome == "done" else logging.WARNING, "%s", text)
+    level = logging.INFO if outcome == "done" else logging.WARNING
+    logger.log(level, "%s", text)
 
 
 def keeps_history() -> bool:
@@ -135,6 +140,7 @@ def log_in_project(request: HttpRequest, entry: Entry) -> None:
 
 
 def _message(entry: Entry, id: str) -> str:
+    """Return what the row's history says, such as "pause: active → paused"."""
     if id not in entry.before:
         return entry.action
     after = entry.after.get(id) or "gone"
@@ -142,7 +148,7 @@ def _message(entry: Entry, id: str) -> str:
 
 
 def _append(path: str, text: str) -> None:
-    # O_APPEND and a single write keep the lines of several processes apart.
+    """Append a line and flush it to the disk; O_APPEND and a single write keep the lines of several processes apart."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     try:
         os.write(descriptor, f"{text}\n".encode())

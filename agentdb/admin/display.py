@@ -55,7 +55,7 @@ def heading_of(model: type[Model]) -> str:
 def page(
     model_admin: Any, request: HttpRequest, template: str, **context: Any
 ) -> TemplateResponse:
-    """Render a page of the console."""
+    """Return a page of the console, which ``guard`` renders, with what every page of Django's admin needs."""
     whole = {
         **model_admin.admin_site.each_context(request),
         "opts": model_admin.opts,
@@ -101,12 +101,12 @@ def list_url(site: admin.AdminSite, model: type[Model], **filters: str) -> str:
     return page_url(site, f"{model._meta.model_name}_changelist", **filters)
 
 
-def row_url(site: admin.AdminSite, row: Model | None, view: str = "change") -> str:
+def row_url(site: admin.AdminSite, row: Model | None) -> str:
     """Return the address of a row's page; '' without a row, or if its id cannot be read."""
     # The stored text of such an id is escaped for display, so the row would not be found by it.
     if row is None or is_unreadable(row.pk):
         return ""
-    return _url(site, f"agentdb_{row._meta.model_name}_{view}", quote(row.pk))
+    return _url(site, f"agentdb_{row._meta.model_name}_change", quote(row.pk))
 
 
 def own_url(request: HttpRequest, field: str) -> str:

@@ -28,19 +28,23 @@ View = Callable[..., Any]
 
 
 def guard(view: View, read_seconds: float = READ_SECONDS) -> View:
-    """Render all of a model admin's view here; if the database cannot answer, answer with a page that says why."""
+    """Limit a view's time in the database; if the database cannot answer, answer 503 with a page that says why.
+
+    The view is a model admin's, or gets one as its first argument.
+    """
 
     @wraps(view)
     def answer(model_admin: Any, request: HttpRequest, *args: Any, **more: Any) -> Any:
         # A host project may read from a replica; the time limit belongs to the connection that does the work.
-        is_write = request.method == "POST"
-        choose = router.db_for_write if is_write else router.db_for_read
-        connection = connections[choose(model_admin.model)]
+        alias, seconds = router.db_for_read(model_admin.model), read_seconds
+        if request.method == "POST":
+            alias, seconds = router.db_for_write(model_admin.model), WRITE_SECONDS
+        connection = connections[alias]
         problem = unusable_file(connection)
         if problem is None:
             # A template response is lazy and would run its queries after the view, outside the limit: it is drawn here.
             try:
-                with question(connection, WRITE_SECONDS if is_write else read_seconds):
+                with question(connection, seconds):
                     return _drawn(view(model_admin, request, *args, **more))
             except Unanswered as error:
                 # What looks like an unreadable value may be a mistake of ours: then no stored row explains it.
@@ -58,6 +62,7 @@ def guard(view: View, read_seconds: float = READ_SECONDS) -> View:
 
 
 def _drawn(response: HttpResponseBase) -> HttpResponseBase:
+    """Render a template response, which runs the queries of its lazy values."""
     if isinstance(response, TemplateResponse):
         response.render()
     return response

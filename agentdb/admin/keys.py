@@ -44,12 +44,11 @@ class IssueKeyForm(forms.Form):
 
 
 def issue(model_admin: Any, request: HttpRequest) -> HttpResponse:
-    """Show the form, or issue the key that it asks for."""
+    """Show the form, or issue the key that it asks for. Reloading the result issues no second one."""
     if not model_admin.has_add_permission(request):
         refuse(request, "issue")
     form = IssueKeyForm(request.POST or None, initial={"once": secrets.token_hex(8)})
     if form.is_valid():
-        # Reloading the result sends the form again, which must not issue a second key.
         used: list[str] = request.session.get(USED_FORMS, [])
         if form.cleaned_data["once"] in used:
             again = gettext(
@@ -73,6 +72,7 @@ def issue(model_admin: Any, request: HttpRequest) -> HttpResponse:
 def _issue(
     model_admin: Any, request: HttpRequest, asked: dict[str, str]
 ) -> HttpResponse:
+    """Issue the key, write the audit log, and return the page that shows the key."""
     tenant_id = asked["tenant_id"]
     # A misspelt tenant looks like a new one, and its key would open nothing.
     is_new = not any(

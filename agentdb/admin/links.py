@@ -68,10 +68,11 @@ def find_linked(
 
 def agent_link(site: AdminSite, row: Any) -> SafeString:
     """Return the link to the agent that a session or sandbox names; in red if a live session's is missing."""
-    if Agent in row.allowed and row.linked_agent is None:
+    name, agent = row.agent_name, row.linked_agent
+    if agent is None and Agent in row.allowed:
         is_live = isinstance(row, Session) and row.status in LIVE
-        return missing(row.agent_name, matters=is_live)
-    return link(row_url(site, row.linked_agent), row.agent_name)
+        return missing(name, matters=is_live)
+    return link(row_url(site, agent), name)
 
 
 def other_link(site: AdminSite, row: Any) -> SafeString:

@@ -23,7 +23,7 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.csrf import csrf_protect
 
 from agentdb.admin import actions, find, keys, pages, rows
-from agentdb.admin.audit import keeps_history, refuse
+from agentdb.admin.audit import refuse
 from agentdb.admin.changelist import RowList, Uncounted
 from agentdb.admin.display import (
     badge,
@@ -33,7 +33,6 @@ from agentdb.admin.display import (
     name_of,
     none,
     row_link,
-    row_url,
     runner_link,
     short_path,
     tenant_link,
@@ -75,14 +74,17 @@ LONGEST_JSON = 20_000  # characters of a row as JSON that its page offers to cop
 def shown(
     column: str, name: Any, show: Callable[[Any], Any] = when
 ) -> Callable[[Any, Any], Any]:
-    """A column of a list: how a value is shown, by default as a relative time."""
+    """Return a column of a list that shows a value, by default as a relative time."""
     return linked(name, lambda site, row: show(getattr(row, column)), column)
 
 
 def linked(
     name: Any, show: Callable[[Any, Any], Any], ordering: str | None = None
 ) -> Callable[[Any, Any], Any]:
-    """A column of a list that shows something of a row, with links to other pages of the site."""
+    """Return a column of a list that shows something of a row, with links to other pages of the site.
+
+    ``show`` gets the site and the row. ``ordering`` is the timestamp by which the heading sorts.
+    """
 
     @admin.display(description=name, ordering=ordering)
     def cell(model_admin: Any, row: Any) -> Any:
@@ -95,9 +97,15 @@ def those_of_agent(model: type[Model], name: Any) -> Callable[[Any, Any], Any]:
     """Return a column with links to the rows of a list's agents."""
 
     def show(site: admin.AdminSite, row: Any) -> SafeString:
-        of = {"tenant_id": row.tenant_id, "agent_name": row.name}
-        url = list_url(site, model, **of)
-        return link(url, name) if url and model in row.allowed else none()
+        if model not in row.allowed:
+            return none()
+        url = list_url(
+            site,
+            model,
+            tenant_id=row.tenant_id,
+            agent_name=row.name,
+        )
+        return link(url, name) if url else none()
 
     return linked(name, show)
 
@@ -127,7 +135,7 @@ class ReadFirstAdmin(ModelAdmin):
 
     @property
     def media(self) -> forms.Media:
-        # None of Django's scripts: the one for actions needs elements that these lists do not have.
+        """The console's style and script. Django's script for actions needs elements that these lists do not have."""
         script: Any = forms.Script("agentdb/console.js", defer=True)
         return forms.Media(css={"all": ["agentdb/console.css"]}, js=[script])
 
@@ -144,7 +152,7 @@ class ReadFirstAdmin(ModelAdmin):
 
     @guard
     def changelist_view(self, request: HttpRequest, extra_context: Any = None) -> Any:
-        # Django would ignore the action of somebody who has none. It belongs in the audit log.
+        # Django would ignore the action of somebody who may not act. It belongs in the audit log.
         asked = request.POST.get("action")
         if asked and not self.has_act_permission(request):
             refuse(request, f"{asked[:100]} of {self.opts.verbose_name_plural}")
@@ -155,14 +163,19 @@ class ReadFirstAdmin(ModelAdmin):
         return super().change_view(request, *args, **more)
 
     def get_urls(self) -> list[URLPattern]:
+        """Return the pages of ``views``, the export, and Django's own."""
         view = self.admin_site.admin_view
-        name = f"agentdb_{self.opts.model_name}_export"
         own = [
-            path(f"{name}/", view(partial(own_view, self)), name=f"agentdb_{name}")
-            for name, own_view in self.views.items()
+            path(
+                "export/<slug:kind>/",
+                view(self.export_view),
+                name=f"agentdb_{self.opts.model_name}_export",
+            )
         ]
-        export = path("export/<slug:kind>/", view(self.export_view), name=name)
-        return [*own, export, *super().get_urls()]
+        for name, page in self.views.items():
+            shown = view(partial(page, self))
+            own.append(path(f"{name}/", shown, name=f"agentdb_{name}"))
+        return [*own, *super().get_urls()]
 
     @partial(guard, read_seconds=WRITE_SECONDS)
     def export_view(self, request: HttpRequest, kind: str) -> Any:
@@ -209,9 +222,6 @@ class ReadFirstAdmin(ModelAdmin):
         if (row := more.get("obj")) is not None:
             about = rows.about(self.admin_site, row, self.alias)
             json = as_json(row)
-            history = (
-                row_url(self.admin_site, row, "history") if keeps_history() else ""
-            )
             context |= {
                 **about,
                 "title": f"{capfirst(name_of(self.model))} {about['name']}",
@@ -219,9 +229,7 @@ class ReadFirstAdmin(ModelAdmin):
                 "problems": row.problems,
                 "json": json if len(json) <= LONGEST_JSON else "",
                 "now": timezone.now(),
-                "list_url": list_url(self.admin_site, self.model),
                 "row_actions": self.row_actions(request, row),
-                "history_url": history,
             }
         return super().render_change_form(request, context, *args, **more)
 
@@ -237,8 +245,11 @@ class ReadFirstAdmin(ModelAdmin):
     def get_object(
         self, request: HttpRequest, object_id: str, from_field: str | None = None
     ) -> Any:
-        # Not Django's get(), which raises for a row with a value that cannot be read. PostgreSQL refuses NUL in a text.
-        if "\x00" in object_id:
+        """Return the row with what it names, also if a value cannot be read; None if there is no such row.
+
+        Django's own uses ``get()``, which raises for a value that cannot be read.
+        """
+        if "\x00" in object_id:  # which PostgreSQL refuses in a text
             return None
         problems: list[Problem] = []
         found = read(self.get_queryset(request).filter(pk=object_id), problems)
@@ -249,11 +260,13 @@ class ReadFirstAdmin(ModelAdmin):
         return next(iter(found), None)
 
     def action_checkbox(self, obj: Any) -> SafeString:
-        label = gettext("Select %s") % cut(obj.pk)
-        attributes = {"class": "action-select", "aria-label": label}
-        return forms.CheckboxInput(attributes, lambda value: False).render(
-            helpers.ACTION_CHECKBOX_NAME, obj.pk
-        )
+        """Return Django's checkbox with a short name for screen readers."""
+        attributes = {
+            "class": "action-select",
+            "aria-label": gettext("Select %s") % cut(obj.pk),
+        }
+        box = forms.CheckboxInput(attributes, check_test=lambda value: False)
+        return box.render(helpers.ACTION_CHECKBOX_NAME, obj.pk)
 
     id_link = linked(gettext_lazy("id"), row_link, "id")
     tenant = linked(

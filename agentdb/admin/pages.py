@@ -66,6 +66,7 @@ COLUMNS = {
 
 
 def _id(request: HttpRequest) -> str:
+    """Return what the page is about; PostgreSQL refuses NUL in a text."""
     return request.GET.get("id", "").replace("\x00", "")
 
 
@@ -76,14 +77,15 @@ def _id(request: HttpRequest) -> str:
 def runner(model_admin: Any, request: HttpRequest) -> HttpResponseBase:
     """Show the page of a runner; its form pauses all of the runner's live sessions."""
     _check(model_admin.has_view_permission(request))
-    site, runner_id = model_admin.admin_site, _id(request)
+    site = model_admin.admin_site
+    runner_id = _id(request)
     may_act = model_admin.has_act_permission(request)
     if request.method == "POST":
         if not may_act:
             refuse(request, f"pause all of runner {runner_id}")
         return actions.pause_runner(model_admin, request, runner_id)
+    alias = model_admin.alias
     problems: list[Problem] = []
-    alias, allowed = model_admin.alias, viewable(site, request)
     its = Session.objects.using(alias).of_runner(runner_id)
     answer = partial(ask, connections[alias], problems=problems)
     seen = answer(lambda: Fleet(alias).runner(runner_id)).value
@@ -96,6 +98,7 @@ def runner(model_admin: Any, request: HttpRequest) -> HttpResponseBase:
     is_cut = any(figure.at_least for figure in figures.values())
     live = sum(figures[status].rows for status in LIVE)
     rows = read(its.live().newest_first()[:LIVE_SHOWN], problems)
+    allowed = viewable(site, request)
     find_linked(rows, alias, allowed, problems)
     listed = partial(list_url, site, Session, runner_id=runner_id)
     sandboxes = partial(_sandboxes, site, alias, runner_id)
@@ -139,29 +142,35 @@ def _sandboxes(site: AdminSite, alias: str, runner_id: str) -> list[Any]:
 
 @guard
 def attention(model_admin: Any, request: HttpRequest) -> HttpResponseBase:
-    """Return the link to a finding's rows: the list, filtered by the check."""
-    site, code = model_admin.admin_site, request.GET.get("check", "")
+    """Redirect to a finding's rows: the list, filtered by the check.
+
+    Rows that cannot be read are of several tables, and have a page of their own.
+    """
+    site = model_admin.admin_site
     allowed = viewable(site, request)
-    if (check := check_of(code)) is not None and check.model in allowed:
+    code = request.GET.get("check", "")
+    check = check_of(code)
+    if check is not None:
+        _check(check.model in allowed)
         return HttpResponseRedirect(list_url(site, check.model, check=code))
-    if not allowed or check is not None:
-        raise PermissionDenied
+    _check(bool(allowed))
     if code != "unreadable":
         raise Http404
-    rows = unreadable_rows(connections[router.db_for_read(Session)], 20)
+    connection = connections[router.db_for_read(Session)]
     return page(
         model_admin,
         request,
         "attention",
         title=gettext("Rows that cannot be read"),
-        rows=rows,
+        rows=unreadable_rows(connection, 20),
     )
 
 
 @guard
 def tenant(model_admin: Any, request: HttpRequest) -> HttpResponseBase:
     """Show the page of a tenant: totals with links, and its sessions by hour and by status."""
-    site, tenant_id = model_admin.admin_site, _id(request)
+    site = model_admin.admin_site
+    tenant_id = _id(request)
     allowed = viewable(site, request)
     _check(bool(allowed))
     alias = router.db_for_read(Session)
@@ -175,7 +184,11 @@ def tenant(model_admin: Any, request: HttpRequest) -> HttpResponseBase:
             its = Session.objects.using(alias).of_tenant(tenant_id)
             listed = partial(list_url, site, Session, tenant_id=tenant_id)
             statuses = budget.ask(
-                lambda: overview.share_bars(by_status(its), "status", listed)
+                lambda: overview.share_bars(
+                    by_status(its),
+                    "status",
+                    listed,
+                )
             )
             activity = overview.activity_chart(request, budget, tenant_id=tenant_id)
     return page(
@@ -196,6 +209,7 @@ def tenant(model_admin: Any, request: HttpRequest) -> HttpResponseBase:
 
 
 def _check(may_see: bool) -> None:
+    """Answer 403 to a user who may not see what the page shows."""
     if not may_see:
         raise PermissionDenied
 
@@ -236,14 +250,15 @@ def groups(model_admin: Any, request: HttpRequest) -> HttpResponseBase:
 
 
 def _sums(site: AdminSite, grouping: Grouping) -> dict[str, Any]:
+    """Return the groups with links to their rows, and their sum; or why there are none."""
     alias = router.db_for_read(grouping.model)
-    answer = ask(connections[alias], lambda: grouping.ask(alias), seconds=SUM_SECONDS)
+    asked = partial(grouping.ask, alias)
+    answer = ask(connections[alias], asked, seconds=SUM_SECONDS)
     groups = answer.value or []
+    shown = groups[:MOST_GROUPS]
     return {
         "problem": answer.problem,
-        "groups": [
-            (_group_url(site, grouping, group), group) for group in groups[:MOST_GROUPS]
-        ],
+        "groups": [(_group_url(site, grouping, group), group) for group in shown],
         "most": max((group.rows for group in groups), default=0),
         "is_cut": len(groups) > MOST_GROUPS,
         "whole": sum(groups, Grouped(None, 0)),

@@ -25,7 +25,10 @@ _answers: dict[Hashable, _Answer] = {}
 
 
 def shared(key: Hashable, make: Callable[[], Any]) -> Any:
-    """Return the result for ``key`` if it is at most ``SECONDS`` old, else a new one."""
+    """Return the result for ``key`` if it is at most ``SECONDS`` old, else a new one.
+
+    An exception of ``make`` is raised to its caller only; whoever waited tries again.
+    """
     if len(_answers) > _MOST:
         forget()
     # setdefault is atomic, so that all viewers wait for the same lock.
