@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Any
+from typing import Any, ClassVar
 
 from django.contrib.admin import helpers
 from django.db import connections, router
@@ -44,12 +44,16 @@ TOO_LONG = "too long"
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """Something that can be done to a row.
+    """An action of Django's admin that asks first, and can also be done to one row on its page.
 
     ``act`` gets the id, and whether the user is sure, and returns the reason if it skipped the row, else ''. It may be
     called again after a conflict.
     """
 
+    # Django asks a model admin's has_act_permission, and reads __name__ and short_description. Its templates would call
+    # whatever can be called.
+    allowed_permissions: ClassVar = ("act",)
+    do_not_call_in_templates: ClassVar = True
     name: str  # in Django's form
     verb: str  # in the audit log
     columns: tuple[str, ...]  # recorded there
@@ -58,9 +62,25 @@ class Action:
     asks: str | Promise  # with how many of what
     done: str | Promise
     warning: str | Promise = ""  # what the question says besides
+    short_description: str | Promise = ""  # in Django's form
     deletes: bool = False
     keeps_lines: bool = False  # the result needs what the rows were before
     only: Collection[str] = ()  # the values of the first column that it changes, or all
+
+    @property
+    def __name__(self) -> str:
+        return self.name
+
+    def __call__(
+        self, model_admin: Any, request: HttpRequest, listed: QuerySet[Any]
+    ) -> HttpResponse:
+        """Ask; after confirmation act on the ticked rows, or on all that the list's filters leave."""
+        asked = Asked.of(request)
+        work = Work(self, model_admin, request, asked)
+        rows = model_admin.get_queryset(request).filter(pk__in=asked.ids)
+        if asked.is_all:
+            rows = listed.filter(created_at__lte=asked.at)
+        return work.question(rows) if asked.confirmed is None else work.run(rows)
 
     def changes(self, row: Any) -> bool:
         """Return whether the row's page offers the action."""
@@ -125,6 +145,7 @@ PAUSE = Action(
     gettext_lazy(
         "Only active and starting sessions are paused. This writes the status; it does not reach the runner."
     ),
+    short_description=gettext_lazy("Pause selected sessions"),
     keeps_lines=True,
     only=LIVE,
 )
@@ -137,6 +158,7 @@ COOL = Action(
     gettext_lazy("Mark %s cold"),
     gettext_lazy("Marked %s cold"),
     gettext_lazy("This records that no process runs in them; it does not stop one."),
+    short_description=gettext_lazy("Mark selected sandboxes cold"),
     only=[str(state) for state in SandboxState if state != SandboxState.COLD],
 )
 DELETE_SANDBOX = Action(
@@ -150,6 +172,7 @@ DELETE_SANDBOX = Action(
     gettext_lazy(
         "The rows are removed. Workspace folders stay on disk; the next page lists them."
     ),
+    short_description=gettext_lazy("Delete selected sandboxes"),
     deletes=True,
     keeps_lines=True,
 )
@@ -164,6 +187,7 @@ REVOKE = Action(
     gettext_lazy(
         "Whoever uses one of them is locked out at once. This cannot be undone."
     ),
+    short_description=gettext_lazy("Revoke selected API keys"),
     deletes=True,
 )
 
@@ -398,18 +422,6 @@ class Work:
         line = json.dumps({"action": self.action.verb, "before": self.before})
         lines = f"{lines}\n{line}".strip()
         return lines if len(lines) <= LONGEST_LINES else TOO_LONG
-
-
-def run(
-    action: Action, model_admin: Any, request: HttpRequest, listed: QuerySet[Any]
-) -> HttpResponse:
-    """Ask; after confirmation act on the rows. Django calls it with the rows that the list's filters leave."""
-    asked = Asked.of(request)
-    rows = model_admin.get_queryset(request).filter(pk__in=asked.ids)
-    if asked.is_all:
-        rows = listed.filter(created_at__lte=asked.at)
-    work = Work(action, model_admin, request, asked)
-    return work.question(rows) if asked.confirmed is None else work.run(rows)
 
 
 def pause_runner(

@@ -22,7 +22,15 @@ from django.utils.translation import gettext, gettext_lazy
 from django.views.decorators.cache import never_cache
 from django.views.decorators.csrf import csrf_protect
 
-from agentdb.admin import actions, find, keys, pages, rows
+from agentdb.admin import find, keys, pages, rows
+from agentdb.admin.actions import (
+    COOL,
+    DELETE_SANDBOX,
+    PAUSE,
+    REVOKE,
+    Action,
+    undo,
+)
 from agentdb.admin.audit import refuse
 from agentdb.admin.changelist import RowList, Uncounted
 from agentdb.admin.display import (
@@ -121,7 +129,7 @@ class ReadFirstAdmin(ModelAdmin):
     orders: ClassVar[Mapping[str, tuple[Any, Any]]] = {
         "created_at": (gettext_lazy("newest first"), gettext_lazy("oldest first"))
     }
-    doable: ClassVar[Sequence[actions.Action]] = ()
+    actions: Sequence[Action] = ()
     # Views of pages besides lists and rows, which get the model admin and the request.
     views: ClassVar[Mapping[str, Callable[..., Any]]] = {}
     list_per_page = 50
@@ -189,31 +197,13 @@ class ReadFirstAdmin(ModelAdmin):
     def alias(self) -> str:
         return router.db_for_read(self.model)
 
-    def row_actions(self, request: HttpRequest, row: Any) -> list[actions.Action]:
+    def row_actions(self, request: HttpRequest, row: Any) -> list[Action]:
         """Return the actions that this user may run on the row in its present state."""
         return [
             action
-            for action in self.doable
+            for action in self.actions
             if self.has_act_permission(request) and action.changes(row)
         ]
-
-    def get_actions(
-        self, request: HttpRequest, action_location: Any = None
-    ) -> dict[str, Any]:
-        """Return only those of ``doable``, without the actions of Django or a project for all models."""
-        # Django 6.1 also asks for those of a row's page, which has buttons of its own.
-        is_for_a_row = getattr(action_location, "name", None) == "CHANGE_FORM"
-        if is_for_a_row or not self.has_act_permission(request):
-            return {}
-        chosen = gettext("selected %s") % name_of(self.model, 0)
-        return {
-            action.name: (
-                partial(actions.run, action),
-                action.name,
-                action.asks % chosen,
-            )
-            for action in self.doable
-        }
 
     def render_change_form(
         self, request: HttpRequest, context: Any, *args: Any, **more: Any
@@ -341,7 +331,7 @@ class SessionAdmin(ReadFirstAdmin):
         CheckFilter,
     )
     search_fields = ("id", "agent_name", "sandbox_id", "runner_id", "tenant_id")
-    doable = (actions.PAUSE,)
+    actions = (PAUSE,)
 
     views = {
         "runner": pages.runner,
@@ -349,7 +339,7 @@ class SessionAdmin(ReadFirstAdmin):
         "groups": pages.groups,
         "changes": pages.what_changed,
         "find": find.find,
-        "undo": actions.undo,
+        "undo": undo,
     }
 
     status_badge = shown("status", gettext_lazy("status"), badge)
@@ -391,7 +381,7 @@ class SandboxAdmin(ReadFirstAdmin):
         CheckFilter,
     )
     search_fields = ("id", "agent_name", "session_id", "workspace_dir", "tenant_id")
-    doable = (actions.COOL, actions.DELETE_SANDBOX)
+    actions = (COOL, DELETE_SANDBOX)
 
     state_badge = shown("state", gettext_lazy("state"), badge)
 
@@ -405,7 +395,7 @@ class ApiKeyAdmin(ReadFirstAdmin):
     list_display = ("label_link", "tenant", "id_link", "masked_hash", "created")
     list_filter = (TenantFilter, CreatedFilter)
     search_fields = ("id", "label", "tenant_id")
-    doable = (actions.REVOKE,)
+    actions = (REVOKE,)
 
     has_add_permission = ModelAdmin.has_add_permission  # type: ignore[assignment]
 

@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 import pytest
+from django.contrib import admin
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import User
 from django.db import connections
@@ -164,6 +165,26 @@ def test_deleting_many_rows_at_once_is_not_offered(site: Site, superuser: User):
 
 
 # -- lists
+
+
+def test_an_action_of_the_project_for_all_models_is_for_those_who_may_act(site: Site):
+    called: list[list[str]] = []
+
+    def note(model_admin: Any, request: Any, rows: Any) -> None:
+        called.append([row.pk for row in rows])
+
+    fill(site.alias, 3)
+    admin.site.add_action(note, "note")
+    try:
+        operator(site)
+        assert 'value="note"' in site.get("agentdb/session/").html
+        site.act("agentdb/session/", "note", ["s0001"])
+        site.log_in_viewer()
+        refused = site.act("agentdb/session/", "note", ["s0002"])
+    finally:
+        admin.site.disable_action("note")
+
+    assert (refused.status, called) == (403, [["s0001"]])
 
 
 def test_lists_show_the_newest_first(site: Site, superuser: User):
