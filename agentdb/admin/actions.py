@@ -299,9 +299,10 @@ class Work:
 
         # After a conflict, run_transaction calls this again.
         def act_and_write(db: Db) -> None:
-            nonlocal entry, reasons
+            nonlocal entry
             found = list(rows.filter(pk__in=ids))
-            reasons = {id: self.action.act(db, id, self.asked.sure) for id in ids}
+            for id in ids:
+                reasons[id] = self.action.act(db, id, self.asked.sure)
             changed = [row for row in found if not reasons[row.pk]]
             if rows.model is Session:
                 # An operator's write is not a sign of life, but the Db sets last_active_at with every status. The rows
@@ -347,7 +348,8 @@ class Work:
     def question(self, rows: QuerySet[Any]) -> HttpResponse:
         """Ask whether to act on the rows; the form has their number, and their ids if they were ticked."""
         is_all = self.asked.is_all
-        found = read(rows.order_by("pk")[: NAMED if is_all else MOST_LISTED], [])
+        most = NAMED if is_all else MOST_LISTED
+        found = read(rows.order_by("pk")[:most], [])
         named = found[:NAMED]
         count = rows.order_by().count() if is_all else len(found)
         # Django runs no action without a ticked row, also if all are meant.
@@ -471,7 +473,8 @@ def _folders(lines: str) -> list[tuple[str, str]]:
     with suppress(ValueError, TypeError, KeyError):
         for line in lines.splitlines():
             _, before = _read_line(line)
-            folders += [(id, row["workspace_dir"]) for id, row in before.items()]
+            for id, row in before.items():
+                folders.append((id, row["workspace_dir"]))
     return folders[:MOST_LISTED]
 
 

@@ -57,9 +57,13 @@ class Order:
         return Order(self.at, not self.oldest_first)
 
     def expressions(self) -> list[Any]:
-        # The id makes the order total: without it, rows of the same instant could be on two pages or on none. Its order
-        # is that of the index, whatever the locale of the server.
-        at, id = F(self.at), CodePointOrder("id")
+        """Return the order for the database, by time and id.
+
+        The id makes it total: without it, rows of the same instant could be on two pages or on none. Its order is that
+        of the index, whatever the locale of the server.
+        """
+        at = F(self.at)
+        id = CodePointOrder("id")
         if self.oldest_first:
             return [at.asc(), id.asc()]
         return [at.desc(), id.desc()]
@@ -116,7 +120,7 @@ class RowList(ChangeList):
     sentences: list[str]  # what the address means, where that is not what it says
 
     def get_filters_params(self, params: Any = None) -> dict[str, Any]:
-        # Django would take a parameter that is not a filter's for a lookup on a column, and refuse it.
+        """Leave out our own parameters, which Django would take for lookups on columns, and refuse."""
         found = super().get_filters_params(params)
         found.pop(AFTER, None)
         found.pop(SORT, None)
@@ -194,9 +198,12 @@ class RowList(ChangeList):
 
     @property
     def _active(self) -> list[ColumnFilter]:
-        # A host project's own admin may have filters of other classes.
-        ours = [spec for spec in self.filter_specs if isinstance(spec, ColumnFilter)]
-        return [spec for spec in ours if spec.shown]
+        """The filters that the address sets. A host project's own admin may have others, of other classes."""
+        return [
+            spec
+            for spec in self.filter_specs
+            if isinstance(spec, ColumnFilter) and spec.shown
+        ]
 
     @property
     def set_filters(self) -> list[tuple[str, str, str]]:

@@ -169,14 +169,18 @@ def _short(
     whole = text + domain
     start, middle, end = text, "", ""
     if len(text) > head + tail + LEAST_HIDDEN:
-        start, middle, end = text[:head], cut(text[head:-tail]), text[-tail:]
-    is_whole = len(whole) <= LONGEST_SHOWN
+        start = text[:head]
+        middle = cut(text[head:-tail])
+        end = text[-tail:]
+    copy = ""
+    if len(whole) <= LONGEST_SHOWN:
+        copy = format_html(' data-copy="{}"', whole)
     return format_html(
         '<{tag} class="agentdb-id" title="{title}"{copy}>{start}{middle}{end}{domain}</{name}>',
         tag=format_html('a href="{}"', url) if url else "span",
         name="a" if url else "span",
         title=cut(whole),
-        copy=format_html(' data-copy="{}"', whole) if is_whole else "",
+        copy=copy,
         start=start,
         middle=_hidden(middle),
         end=end,
@@ -196,7 +200,9 @@ def id_link(url: str, id: str) -> SafeString:
 def row_link(site: admin.AdminSite, row: Model, text: object = None) -> SafeString:
     """Return the link to a row: its id, or a text."""
     url = row_url(site, row)
-    return id_link(url, row.pk) if text is None else link(url, text)
+    if text is None:
+        return id_link(url, row.pk)
+    return link(url, text)
 
 
 def tenant_link(site: admin.AdminSite, id: str) -> SafeString:

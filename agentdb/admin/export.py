@@ -59,7 +59,8 @@ def _whole(lines: Iterator[str], rows: QuerySet[Any]) -> Iterator[str]:
     try:
         yield from lines
     except EXPECTED_ERRORS as error:
-        problem, table = explain(connections[rows.db], error), rows.model._meta.db_table
+        problem = explain(connections[rows.db], error)
+        table = rows.model._meta.db_table
         logger.error("export of %s: %s %s", table, problem.sentence, problem.said)
         yield f"\nTHE EXPORT ENDED HERE, ROWS ARE MISSING: {problem}\n"
 

@@ -126,6 +126,7 @@ class AgentNameFilter(TextFilter):
         allowed = viewable(self.model_admin.admin_site, self.request)
         if Agent not in allowed:
             return ()
+        # No index has the names alone: those of a tenant, or else of the newest agents.
         agents = Agent.objects.using(self.connection.alias).newest_first()
         tenant_id = self.request.GET.get("tenant_id", "").replace("\x00", "")
         if tenant_id:
@@ -141,10 +142,11 @@ class ChoiceFilter(ColumnFilter):
     values: ClassVar[Sequence[str]]
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> Sequence[Any]:
+        """Return the known values, and the one in the address: a newer server may write others."""
         values = [*self.values]
-        # A newer server may write others; the one in the address is offered too.
-        if self.value() and self.value() not in values:
-            values.append(self.value())
+        asked = self.value()
+        if asked and asked not in values:
+            values.append(asked)
         return [(value, badge(value)) for value in values]
 
 
@@ -231,8 +233,8 @@ class CheckFilter(ColumnFilter):
         if self.check is None:
             text = gettext("%s is not a check of this table.")
             raise ValueError(text % self.value()[:60])
-        fleet = Fleet(self.connection.alias)
-        found = self.check.counted(fleet).order_by().values_list("pk", flat=True)
+        rows = self.check.counted(Fleet(self.connection.alias))
+        found = rows.order_by().values_list("pk", flat=True)
         # A check's conditions may be slow, and the page, its count and its export would each evaluate them again, in an
         # order that suits the list instead of the check. So find its rows once, and name them if they are few.
         ids = list(found[: CAP + 1])

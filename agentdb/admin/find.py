@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
@@ -120,6 +119,7 @@ class Search:
         )
 
     def _is_meant(self, value: str) -> bool:
+        """Return whether the text may stand for the value."""
         return value.startswith(self.beginning) and value.endswith(self.end)
 
     def _key(self) -> Iterator[Hit]:
@@ -130,18 +130,20 @@ class Search:
             yield self._hit(ApiKey(pk=record.id), name, self.text)
 
     def _ids(self, model: type[Model]) -> Iterator[Hit]:
-        """Find rows by their id, its beginning, or what a page shows of it."""
+        """Find rows by their id, its beginning, or what a page shows of it.
+
+        An exact match first, since thousands of ids may begin like it.
+        """
         rows = model._default_manager.using(self.alias)
         ids = rows.values_list("pk", flat=True).order_by("pk")
-        # An exact match first, since thousands of ids may begin like it.
-        found: Iterable[str] = list(ids.filter(pk=self.text))
+        found = list(ids.filter(pk=self.text))
         if not found:
             # LIKE 'x%' uses an index on neither engine: SQLite's ignores case, PostgreSQL's needs the C locale. But in
             # most collations the ids with this prefix follow it directly.
             most = LOOKED_THROUGH if self.end else SHOWN
             following = ids.filter(pk__gte=self.beginning)[:most]
-            found = islice(filter(self._is_meant, following), SHOWN)
-        for id in found:
+            found = [id for id in following if self._is_meant(id)]
+        for id in found[:SHOWN]:
             yield self._hit(model(pk=id), text=id, name=id)
 
     def _values(self, model: type[Model], column: str, kind: str) -> Iterator[Hit]:
@@ -180,7 +182,8 @@ def find(model_admin: Any, request: HttpRequest) -> HttpResponse:
     allowed = viewable(site, request)
     if not allowed:
         raise PermissionDenied
-    text = request.POST.get("q", "").replace("\x00", "").strip(_AROUND)[:LONGEST]
+    pasted = request.POST.get("q", "").replace("\x00", "")
+    text = pasted.strip(_AROUND)[:LONGEST]
     hits: list[Hit] = []
     if text:
         with Budget(connections[model_admin.alias]) as budget:
@@ -209,9 +212,12 @@ def _containing(
     site: Any, request: HttpRequest, allowed: Collection[type[Model]], text: str
 ) -> list[tuple[str, str]]:
     """Return links to lists with the text in any column, the current list with its filters first."""
-    lists = [(heading_of(model), list_url(site, model, q=text)) for model in allowed]
-    if origin := own_url(request, "from"):
+    links = []
+    origin = own_url(request, "from")
+    if origin:
         sign = "&" if "?" in origin else "?"
         url = origin + sign + urlencode({"q": text})
-        lists.insert(0, (gettext("The list you came from"), url))
-    return lists
+        links.append((gettext("The list you came from"), url))
+    for model in allowed:
+        links.append((heading_of(model), list_url(site, model, q=text)))
+    return links

@@ -47,7 +47,8 @@ def issue(model_admin: Any, request: HttpRequest) -> HttpResponse:
     """Show the form, or issue the key that it asks for. Reloading the result issues no second one."""
     if not model_admin.has_add_permission(request):
         refuse(request, "issue")
-    form = IssueKeyForm(request.POST or None, initial={"once": secrets.token_hex(8)})
+    initial = {"once": secrets.token_hex(8)}
+    form = IssueKeyForm(request.POST or None, initial=initial)
     if form.is_valid():
         used: list[str] = request.session.get(USED_FORMS, [])
         if form.cleaned_data["once"] in used:

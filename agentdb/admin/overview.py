@@ -127,7 +127,11 @@ def activity_chart(request: HttpRequest, budget: Budget, **of: str) -> Answer[Ch
     def url(hour: datetime) -> str:
         return listed(**period_query(hour, timedelta(hours=1)))
 
-    return budget.ask(lambda: chart(activity(budget.connection, hours, **of), url))
+    def ask() -> Chart:
+        counted = activity(budget.connection, hours, **of)
+        return chart(counted, url)
+
+    return budget.ask(ask)
 
 
 def period_query(begin: datetime, span: timedelta) -> dict[str, str]:

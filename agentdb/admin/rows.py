@@ -45,8 +45,9 @@ def about(site: AdminSite, row: Any, alias: str) -> dict[str, Any]:
         "allowed": {model._meta.model_name for model in row.allowed},
         "stored": stored(row),
     }
-    if getattr(row, "runner_id", None) is not None:
-        shown["runner"] = asked(lambda: Fleet(alias).runner(row.runner_id)).value
+    if isinstance(row, Session) and row.runner_id is not None:
+        fleet = Fleet(alias)
+        shown["runner"] = asked(partial(fleet.runner, row.runner_id)).value
     named_by = _named_by(row)
     if named_by and Session in row.allowed:
         sessions = Session.objects.using(alias).filter(**named_by)
