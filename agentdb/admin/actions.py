@@ -206,7 +206,10 @@ RESUME = Action(
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """The form of an action: the rows, whether the user confirmed, and the progress."""
+    """The form of an action: the rows, whether the user confirmed, and the progress.
+
+    Django's list sends the first one. The question and each result send the next, until all rows were acted on.
+    """
 
     ids: Sequence[str]
     is_all: bool
@@ -241,12 +244,16 @@ class Asked:
 
 
 def _number(text: str) -> int:
+    """Return the number that a form sent, or 0."""
     return int(text) if text.isdecimal() and len(text) < 12 else 0
 
 
 @dataclass(slots=True)
 class Work:
-    """The work of one response on the rows, and its results. ``error`` says why it stopped."""
+    """The work of one response on the rows, and its results. ``error`` says why it stopped.
+
+    A response asks first; after that it acts for ``STEP_SECONDS``, and its page requests the next one by itself.
+    """
 
     action: Action
     model_admin: Any

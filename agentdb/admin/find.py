@@ -84,9 +84,12 @@ class Search:
             self.beginning, self.end = shortened.groups()
 
     def hits(self) -> list[Hit]:
-        """Return the distinct results, exact ones first, without those that take too long."""
+        """Return the distinct results, exact ones first, without those that take too long.
+
+        A pasted key comes before everything else, so that no other query has it.
+        """
         found = self._answer(ApiKey, self._key)
-        # A server may log its queries, so a key is looked up by its hash only.
+        # A server may log its queries; a key is looked up by its hash.
         if found or self.text.startswith(PREFIX):
             return found
         for model in self.allowed:
@@ -147,7 +150,7 @@ class Search:
             yield self._hit(model(pk=id), text=id, name=id)
 
     def _values(self, model: type[Model], column: str, kind: str) -> Iterator[Hit]:
-        """Find tenants or runners by the index of a column."""
+        """Find tenants or runners by the index of a column; ``kind`` is the name of their page."""
         values = distinct_values(
             connections[self.alias],
             model,
@@ -156,8 +159,12 @@ class Search:
             limit=SHOWN,
         )
         for value in filter(self._is_meant, values):
-            url = page_url(self.site, kind, id=value)
-            yield Hit(gettext(kind), value, url, is_exact=value == self.text)
+            yield Hit(
+                gettext(kind),
+                value,
+                page_url(self.site, kind, id=value),
+                is_exact=value == self.text,
+            )
 
     def _named(self, model: type[Model], column: str, condition: Q) -> Iterator[Hit]:
         """Find rows by a name, which is that of several rows if they belong to several tenants."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from django import forms
 from django.contrib import messages
+from django.core.validators import RegexValidator
 from django.db import router
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.utils.translation import gettext, gettext_lazy
@@ -25,9 +26,13 @@ MOST_REMEMBERED = 100
 
 
 class IssueKeyForm(forms.Form):
+    """What a key is issued for; ``once`` tells this form from others, so that sending it again is noticed."""
+
     tenant_id = forms.CharField(
         label=gettext_lazy("Tenant"),
+        # As it was typed: the Db takes " acme" for another tenant than "acme".
         strip=False,
+        validators=[RegexValidator(r"\S", gettext_lazy("The tenant cannot be blank."))],
         widget=forms.TextInput(attrs={"autofocus": True}),
     )
     label = forms.CharField(
@@ -35,12 +40,6 @@ class IssueKeyForm(forms.Form):
         help_text=gettext_lazy("What the key is for: a person, a program."),
     )
     once = forms.CharField(widget=forms.HiddenInput)
-
-    def clean_tenant_id(self) -> str:
-        tenant_id: str = self.cleaned_data["tenant_id"]
-        if not tenant_id.strip():
-            raise forms.ValidationError(gettext("The tenant cannot be blank."))
-        return tenant_id
 
 
 def issue(model_admin: Any, request: HttpRequest) -> HttpResponse:

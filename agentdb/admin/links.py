@@ -67,7 +67,10 @@ def find_linked(
 
 
 def agent_link(site: AdminSite, row: Any) -> SafeString:
-    """Return the link to the agent that a session or sandbox names; in red if a live session's is missing."""
+    """Return the link to the agent that a session or sandbox names.
+
+    In red if a live session's is missing. Only the name if the user may not see agents, or they cannot be read.
+    """
     name, agent = row.agent_name, row.linked_agent
     if agent is None and Agent in row.allowed:
         is_live = isinstance(row, Session) and row.status in LIVE
@@ -76,7 +79,10 @@ def agent_link(site: AdminSite, row: Any) -> SafeString:
 
 
 def other_link(site: AdminSite, row: Any) -> SafeString:
-    """Return the link to a session's sandbox, or a sandbox's session; in red if it is missing but needed."""
+    """Return the link to a session's sandbox, or a sandbox's session.
+
+    In red if it is missing although the row is up. Only the id if the user may not see the other table.
+    """
     model, column = _OTHER[type(row)]
     id = getattr(row, column)
     if not id:

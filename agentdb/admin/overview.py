@@ -58,9 +58,9 @@ class Chart:
 
     hours: list[ChartBar]
     step: str  # the width of an hour
-    most_opened: int
+    most_opened: int  # the tops of the scales
     most_failed: int
-    opened: int
+    opened: int  # sums
     failed: int
     last_full: Hour
     peak: Hour
@@ -169,7 +169,10 @@ def share_bars(
 
 
 def page(request: HttpRequest) -> dict[str, Any]:
-    """Return the first page for this user. No error of the database or of a row makes it fail."""
+    """Return what the template of the first page needs, for all users who may see the same tables.
+
+    No error of the database or of a row makes it fail: what cannot be read says why.
+    """
     site = site_of(request)
     allowed = viewable(site, request)
     if not allowed:
@@ -199,9 +202,7 @@ class _Overview:
             model: self.budget.ask(partial(total, self._rows(model)))
             for model in self.allowed
         }
-        # One who may see only some of the tables is not told that nothing is there.
-        sees_all = set(self.allowed) == {Session, Sandbox, Agent, ApiKey}
-        if sees_all and all(each.value == Figure(0) for each in totals.values()):
+        if self._is_empty(totals):
             return shown | {"is_empty": True}
         shown["totals"] = [
             (heading_of(model), answer, list_url(self.site, model))
@@ -213,6 +214,12 @@ class _Overview:
         if Session in self.allowed:
             shown |= self._sessions(report.runners, totals[Session])
         return shown
+
+    def _is_empty(self, totals: Mapping[type[Model], Answer[Figure]]) -> bool:
+        """Return whether nothing is stored. Who may see only some of the tables is not told so."""
+        if set(totals) != {Session, Sandbox, Agent, ApiKey}:
+            return False
+        return all(total.value == Figure(0) for total in totals.values())
 
     def _attention(self, report: Report) -> dict[str, Any]:
         """Return the findings of the checks, urgent ones first, and the checks that were not made.

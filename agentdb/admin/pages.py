@@ -219,13 +219,20 @@ def _check(may_see: bool) -> None:
 
 @guard
 def groups(model_admin: Any, request: HttpRequest) -> HttpResponseBase:
-    """Show sessions or sandboxes counted by a column, and the form that asks for it."""
+    """Show sessions or sandboxes counted by a column, and the form that asks for it.
+
+    All of it is in the address, so that it can be bookmarked.
+    """
     is_sessions = request.GET.get("table") != "sandbox"
     model: type[Model] = Session if is_sessions else Sandbox
     allowed = viewable(model_admin.admin_site, request)
     _check(model in allowed)
     # Without a period: the sessions of a day, and all sandboxes.
-    default = {"by": BY[model][0], "from": "24h" if is_sessions else "", "to": ""}
+    default = {
+        "by": BY[model][0],
+        "from": "24h" if is_sessions else "",
+        "to": "",
+    }
     asked = default | request.GET.dict()
     context = {
         "title": gettext("%s, summed up") % heading_of(model),
@@ -295,7 +302,10 @@ def _group_url(site: AdminSite, grouping: Grouping, group: Grouped) -> str:
 
 @guard
 def what_changed(model_admin: Any, request: HttpRequest) -> HttpResponseBase:
-    """Show the latest writes across the tables, by default those of ten minutes."""
+    """Show the latest writes across the tables, by default those of ten minutes.
+
+    A write of a table that the user may not see takes one of the places, and is not shown.
+    """
     allowed = viewable(model_admin.admin_site, request)
     _check(bool(allowed))
     text = request.GET.get("from") or "10m"

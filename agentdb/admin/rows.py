@@ -35,7 +35,11 @@ _SECONDS = 0.5  # seconds for one query of a row's page
 
 
 def about(site: AdminSite, row: Any, alias: str) -> dict[str, Any]:
-    """Return what the template of the page needs besides the row. A part that cannot be read says why."""
+    """Return what the template of the page needs besides the row.
+
+    ``find_linked`` has looked up what the row names. Here are the findings of the checks, the columns, the condition
+    of a session's runner, and the sessions that name an agent or sandbox. A part that cannot be read says why.
+    """
     asked = partial(ask, connections[alias])
     findings = asked(partial(said_of, row, alias, row.allowed))
     shown: dict[str, Any] = {
@@ -70,6 +74,7 @@ def _named_by(row: Any) -> dict[str, str]:
 
 
 def label_of(row: ApiKey) -> str:
+    """Return the label, which a link needs to be seen."""
     return row.label or gettext("(no label)")
 
 
@@ -99,6 +104,8 @@ def _stored(row: Model, column: str) -> SafeString | str:
         return exactly(value)
     if value is None:
         return format_html('<span class="agentdb-quiet">{}</span>', "NULL")
-    if isinstance(value, str) and value and value == whole == cut(value):
-        return format_html('<span data-copy="{}">{}</span>', value, value)
-    return cut(str(value))
+    text = str(value)
+    is_whole = value == whole and text == cut(text)
+    if text and is_whole and isinstance(value, str):
+        return format_html('<span data-copy="{}">{}</span>', text, text)
+    return cut(text)
