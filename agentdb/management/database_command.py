@@ -26,7 +26,10 @@ INTERRUPTED = 130  # as in a shell: 128 + SIGINT
 
 
 class AgentDbCommand(BaseCommand):
-    """A command whose ``handle()`` raises ``AgentDbError`` to refuse, and that Ctrl-C may stop."""
+    """A command whose ``handle()`` raises ``AgentDbError`` to refuse, and that Ctrl-C may stop.
+
+    What it prints on standard output is its answer; names, steps and progress go to standard error.
+    """
 
     # The exit code for an AgentDbError; 1 is the answer "no" of a command that checks.
     refused: ClassVar[int] = 2
@@ -40,7 +43,7 @@ class AgentDbCommand(BaseCommand):
         stderr: Any = None,
         no_color: bool = False,
         force_color: bool = False,
-    ):
+    ) -> None:
         # Any: Django asks for its own OutputWrapper or a text stream, and wraps what it gets.
         self._output = Output(sys.stdout if stdout is None else stdout)
         output: Any = self._output
@@ -76,16 +79,15 @@ class AgentDbCommand(BaseCommand):
         given = options.get("stderr")
         stderr = self.stderr if given is None else OutputWrapper(given)
         self.progress = ProgressLine(stderr, verbosity=options.get("verbosity", 1))
+        self._output.progress = self.progress
         try:
             return super().execute(*args, **options)
         except AgentDbError as error:
-            self.progress.clear()
             # A program that asked for JSON reads one object, whatever happened.
             report = self.error_report(error) if options.get("json") else None
             if report is None:
-                raise CommandError(
-                    self.explained(error), returncode=self.refused
-                ) from error
+                said = self.explained(error)
+                raise CommandError(said, returncode=self.refused) from error
             self.print_json(report)
             sys.exit(self.refused)
         except KeyboardInterrupt:
@@ -94,18 +96,23 @@ class AgentDbCommand(BaseCommand):
         finally:
             self.progress.clear()
 
-    def name_database(self, alias: str, verbosity: int) -> None:
+    def name_database(self, alias: str) -> None:
         """Name the database on standard error."""
-        if verbosity:
-            self.stderr.write(f"{describe(connections[alias])}.", style_func=str)
+        self.progress.say(f"{describe(connections[alias])}.")
 
     def print_lines(self, lines: Iterable[str]) -> None:
         for line in lines:
             self.stdout.write(line)
 
     def print_json(self, report: object) -> None:
-        # default=str: instants and paths. The characters as they are, because people read it too.
-        self.stdout.write(json.dumps(report, indent=2, ensure_ascii=False, default=str))
+        """Print the report, with instants and paths as text."""
+        text = json.dumps(
+            report,
+            indent=2,
+            ensure_ascii=False,  # people read it too
+            default=str,
+        )
+        self.stdout.write(text)
 
     def _code_after_output(self, code: Any) -> Any:
         """Return the exit code, which says what is stored; an unreadable result counts as a failure."""
@@ -113,9 +120,8 @@ class AgentDbCommand(BaseCommand):
         self._output.flush()
         if self._output.failure is None:
             return code
-        self.stderr.write(
-            f"The output could not be written: {self._output.failure}.", style_func=str
-        )
+        said = f"The output could not be written: {self._output.failure}."
+        self.stderr.write(said, style_func=str)
         return code or (2 if self.output_is_the_result else 0)
 
 
@@ -138,7 +144,12 @@ class DatabaseCommand(AgentDbCommand):
         absent = argparse.SUPPRESS
         self._add_database(parser, absent)
         parser.add_argument(
-            "-v", "--verbosity", type=int, choices=range(4), default=absent, help=absent
+            "-v",
+            "--verbosity",
+            type=int,
+            choices=range(4),
+            default=absent,
+            help=absent,
         )
         for flag in ("--traceback", "--no-color", "--force-color"):
             parser.add_argument(flag, action="store_true", default=absent, help=absent)

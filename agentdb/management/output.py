@@ -6,6 +6,8 @@ import os
 import sys
 from typing import Any
 
+from agentdb.management.progress import ProgressLine
+
 
 class Output:
     """A stream that remembers the first failed write instead of raising it.
@@ -16,9 +18,15 @@ class Output:
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream  # None if the descriptor was closed when Python started
-        self.failure: str | None = None if stream is not None else "it is closed"
+        self.failure: str | None = None
+        if stream is None:
+            self.failure = "it is closed"
+        self.progress: ProgressLine | None = None
 
     def write(self, text: str) -> int:
+        """Write the text, below a progress line that is removed first."""
+        if self.progress is not None:
+            self.progress.clear()
         self._try("write", text)
         return len(text)
 
@@ -42,10 +50,8 @@ class Output:
             self.failure = error.strerror or str(error)
         except ValueError as error:  # closed elsewhere in this process
             self.failure = str(error)
-        if self.failure is not None and self._stream in (
-            sys.__stdout__,
-            sys.__stderr__,
-        ):
+        of_process = (sys.__stdout__, sys.__stderr__)
+        if self.failure is not None and self._stream in of_process:
             # Otherwise the buffered text would fail again at exit, with Python's own exit code.
             os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
 

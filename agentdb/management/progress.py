@@ -15,8 +15,10 @@ class ProgressLine:
         self._stream = stream
         self._quiet = verbosity == 0
         # A dumb terminal shows the control characters instead of obeying them.
-        self._on_terminal = stream.isatty() and os.environ.get("TERM") != "dumb"
-        self._last = self._began = time.monotonic()
+        is_dumb = os.environ.get("TERM") == "dumb"
+        self._on_terminal = stream.isatty() and not is_dumb
+        self._last = time.monotonic()  # when it wrote
+        self._began = self._last  # when the table began, and with how many rows
         self._table = ""
         self._first = 0
         self._is_open = False

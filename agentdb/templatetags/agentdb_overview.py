@@ -51,13 +51,23 @@ def _of_site(show: Callable[..., str]) -> Callable[..., str]:
     """Turn a function of an admin site into a tag for pages of any site."""
 
     def tag(context: Context, *args: Any, **query: str) -> str:
-        return show(site_of(context["request"]), *args, **query)
+        site = site_of(context["request"])
+        return show(site, *args, **query)
 
     return tag
 
 
-for link_of in (agent_link, overview_url, page_url, row_link, runner_link, tenant_link):
-    register.simple_tag(_of_site(link_of), takes_context=True, name=link_of.__name__)
+LINKS = (
+    agent_link,
+    overview_url,
+    page_url,
+    row_link,
+    runner_link,
+    tenant_link,
+)
+for link_of in LINKS:
+    tag = _of_site(link_of)
+    register.simple_tag(tag, takes_context=True, name=link_of.__name__)
 
 
 @register.inclusion_tag("admin/agentdb/nav.html", takes_context=True)
@@ -70,10 +80,14 @@ def agentdb_nav(context: Context) -> dict[str, Any]:
     allowed = viewable(site, request)
     if not allowed:
         return {}
-    lists = [(list_url(site, model), heading_of(model)) for model in allowed]
-    pages = [(overview_url(site), gettext("Overview")), *lists]
-    may_act = any(site._registry[model].may_change(request) for model in allowed)  # type: ignore[attr-defined]
+    pages = [(overview_url(site), gettext("Overview"))]
+    may_act = False
+    for model in allowed:
+        pages.append((list_url(site, model), heading_of(model)))
+        model_admin: Any = site._registry[model]
+        may_act = may_act or model_admin.may_change(request)
     return {
+        # The address, the name, and whether it is this page.
         "pages": [(url, name, url == request.path) for url, name in pages if url],
         "find_url": page_url(site, "find"),
         "origin": request.get_full_path() if "cl" in context else "",
@@ -90,6 +104,7 @@ def agentdb_keeps_accounts() -> bool:
 
 @register.inclusion_tag("admin/agentdb/foot.html")
 def agentdb_foot() -> dict[str, Any]:
+    """The foot of a page, with agentdb's version."""
     return {"version": _version()}
 
 
@@ -103,6 +118,7 @@ def _version() -> str:
 
 @register.filter
 def kind(row: Model) -> str:
+    """What a sentence calls the row's table, in the singular."""
     return name_of(type(row))
 
 
@@ -126,6 +142,7 @@ def figure(figure: Figure) -> SafeString:
 
 @register.simple_tag
 def icon(name: str) -> SafeString:
+    """A symbol of those in the page's head; a screen reader passes it over."""
     return format_html(
         '<svg class="agentdb-icon" aria-hidden="true"><use href="#agentdb-i-{}"></use></svg>',
         name,
@@ -135,13 +152,19 @@ def icon(name: str) -> SafeString:
 @register.simple_tag
 def agentdb_order(cl: RowList) -> SafeString:
     """The order of a list, with a link to the opposite one."""
-    return _sort_link(cl, cl.order.reversed, cl.order_name(cl.order), "sort")
+    text = cl.order_name(cl.order)
+    return _sort_link(cl, cl.order.reversed, text, "sort")
 
 
 def _sort_link(cl: RowList, order: Order, text: str, sign: str) -> SafeString:
-    url, name = cl.order_url(order), cl.order_name(order)
-    link = '<a href="{}" title="{}">{} {}</a>'
-    return format_html(link, url, name, text, icon(sign))
+    """Return a link to the list in the order, with an icon."""
+    return format_html(
+        '<a href="{}" title="{}">{} {}</a>',
+        cl.order_url(order),
+        cl.order_name(order),
+        text,
+        icon(sign),
+    )
 
 
 @register.simple_tag
@@ -150,29 +173,35 @@ def agentdb_head(cl: RowList, number: int, header: Any) -> dict[str, Any]:
     column = getattr(cl.model_admin, str(cl.list_display[number]), None)
     at = getattr(column, "admin_order_field", "")
     text = header["text"]
+    # The checkbox for all rows is markup and stays as it is.
+    if not isinstance(text, SafeString):
+        text = capfirst(text)
     if at not in cl.model_admin.orders:
-        # The checkbox for all rows is markup and stays as it is.
-        return {"shown": text if isinstance(text, SafeString) else capfirst(text)}
-    order, sign, direction = Order(at), "sort", ""
-    if cl.order.at == at:
-        direction = "ascending" if cl.order.oldest_first else "descending"
-        order, sign = cl.order.reversed, direction.removesuffix("ending")
-    shown = _sort_link(cl, order, capfirst(text), sign)
-    return {"shown": shown, "sorted": direction}
+        return {"shown": text}
+    if cl.order.at != at:
+        return {"shown": _sort_link(cl, Order(at), text, "sort"), "sorted": ""}
+    direction = "ascending" if cl.order.oldest_first else "descending"
+    sign = direction.removesuffix("ending")
+    return {
+        "shown": _sort_link(cl, cl.order.reversed, text, sign),
+        "sorted": direction,
+    }
 
 
 @register.inclusion_tag("admin/agentdb/overview.html", takes_context=True)
 def agentdb_overview(context: Context) -> dict[str, Any]:
+    """The overview for this user; those who may see the same share one answer of a few seconds' age."""
     request = context["request"]
     site = site_of(request)
     database = connections[router.db_for_read(Session)]
     # All that the answer depends on besides the time. It names no user, so that twenty of them share it.
-    seen_by = (
+    key = (
         site.name,
         database.alias,
         str(database.settings_dict["NAME"]),
         frozenset(viewable(site, request)),
+        request.GET.get("period", ""),
     )
-    key = (*seen_by, request.GET.get("period", ""))
+    page = shared(key, lambda: overview.page(request))
     # A copy, because the template adds this user's CSRF token to it.
-    return {**shared(key, lambda: overview.page(request)), "request": request}
+    return {**page, "request": request}

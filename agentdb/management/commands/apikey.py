@@ -54,14 +54,14 @@ class Command(DatabaseCommand):
         )
         revoke.add_argument("id", help="The id that 'list' prints.")
 
-    def handle(self, *args: Any, **options: Any) -> None:
-        db = open_alias(options["database"])
-        self.name_database(options["database"], options["verbosity"])
-        if options["action"] == "issue":
+    def handle(self, *, action: str, database: str, **options: Any) -> None:
+        db = open_alias(database)
+        self.name_database(database)
+        if action == "issue":
             self.issue(db, options["tenant"], options["label"])
-        elif options["action"] == "list":
-            self.list(options["database"], options["tenant"])
-        elif options["action"] == "find":
+        elif action == "list":
+            self.list(database, options["tenant"])
+        elif action == "find":
             self.find(db)
         else:
             self.revoke(db, options["id"])
@@ -91,15 +91,14 @@ class Command(DatabaseCommand):
         for key in keys.iterator():
             self.show(key)
             count += 1
-        of_tenant = f" of tenant {tenant_id!r}" if tenant_id is not None else ""
-        self.stderr.write(f"{counted(count, 'key')}{of_tenant}.", self.style.SUCCESS)
+        said = counted(count, "key")
+        if tenant_id is not None:
+            said += f" of tenant {tenant_id!r}"
+        self.stderr.write(f"{said}.", self.style.SUCCESS)
 
     def find(self, db: DjangoDb) -> None:
-        # Never an argument: other users see arguments, and shells store them.
-        plain = (
-            getpass.getpass("API key: ") if sys.stdin.isatty() else sys.stdin.readline()
-        )
-        record = db.authenticate(plain.strip()) if plain.strip() else None
+        plain = _typed_key()
+        record = db.authenticate(plain) if plain else None
         if record is None:
             raise CommandError(
                 "No API key is stored that this one opens.", returncode=1
@@ -115,7 +114,8 @@ class Command(DatabaseCommand):
             exact(key.created_at),
         ]
         # A label may hold tabs and line ends, which would forge columns and rows.
-        self.stdout.write("\t".join(" ".join(column.split()) for column in columns))
+        cells = [" ".join(column.split()) for column in columns]
+        self.stdout.write("\t".join(cells))
 
     def revoke(self, db: DjangoDb, id: str) -> None:
         if not db.delete_api_key(id):
@@ -124,3 +124,10 @@ class Command(DatabaseCommand):
                 returncode=1,
             )
         self.stderr.write(f"Revoked key {id}.", self.style.SUCCESS)
+
+
+def _typed_key() -> str:
+    """Read a key from a prompt or a pipe. Never an argument: other users see arguments, and shells store them."""
+    if sys.stdin.isatty():
+        return getpass.getpass("API key: ").strip()
+    return sys.stdin.readline().strip()

@@ -27,11 +27,12 @@ class Command(DatabaseCommand):
         super().add_arguments(parser)
 
     def handle(self, *, file: str, database: str, **options: Any) -> None:
-        self.progress.say(f"Backing up {describe(connections[database])}.")
+        connection = connections[database]
+        self.progress.say(f"Backing up {describe(connection)}.")
         back_up_database(database, Path(file), self.progress)
-        self.progress.clear()
         self.stdout.write(f"Backup: {file}")
-        if connections[database].vendor != "sqlite":  # its backup is the whole file
+        # The backup of a SQLite file is the whole file.
+        if connection.vendor != "sqlite":
             self.print_lines(left_behind(database))
 
     def interrupted(self) -> str:

@@ -40,20 +40,25 @@ class Command(DatabaseCommand):
         super().add_arguments(parser)
 
     def handle(
-        self, *, check: bool, json: bool, no_backup: bool, database: str, **options: Any
+        self,
+        *,
+        check: bool,
+        json: bool,
+        no_backup: bool,
+        database: str,
+        **options: Any,
     ) -> None:
         # Called after the decision and before the first change, so that what is printed is what happens.
         def found(findings: Findings, plan: Plan) -> None:
-            self.progress.clear()
-            if not json:
-                self.print_lines(describe_findings(findings))
-                self.print_lines(describe_plan(connections[database], findings, plan))
-                if plan.refusals:
-                    raise AdoptionRefusedError(plan.refusals)
+            if json:
+                return
+            self.print_lines(describe_findings(findings))
+            self.print_lines(describe_plan(connections[database], findings, plan))
+            if plan.refusals:
+                raise AdoptionRefusedError(plan.refusals)
 
         run = look if check else adopt
         outcome = run(database, self.progress, found, backup=not no_backup)
-        self.progress.clear()
         if json:
             self.print_json(as_json(outcome, checked=check))
         elif outcome.plan.has_work and not check:

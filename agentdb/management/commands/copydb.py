@@ -59,7 +59,6 @@ class Command(AgentDbCommand):
         ):
             # So that a script can repeat the command: a second run does not fail because of the first one's rows.
             if copydb.already_copied(source, target):
-                self.progress.clear()
                 self.stdout.write(
                     "Nothing to do: every row of the source is in the target, verified."
                 )
@@ -71,7 +70,6 @@ class Command(AgentDbCommand):
             # With --verify a target that has rows is what is to be compared, not a mistake.
             if not (verify and copydb.has_rows(target)):
                 copied = copydb.copy(source, target, self.progress, self.progress.say)
-                self.progress.clear()
                 self._say(copied, "copied", source)
             if verify:
                 self._verify(source, target)
@@ -86,16 +84,18 @@ class Command(AgentDbCommand):
         )
 
     def _say(self, rows: dict[str, int], what: str, source: str) -> None:
+        """Print what happens to the rows of each table, and what is not copied."""
         for table, number in rows.items():
-            self.stdout.write(f"{table}: {number:,} rows {what}.")
+            line = f"{table}: {number:,} rows {what}."
+            self.stdout.write(line)
         self.print_lines(left_behind(source))
 
     def _verify(self, source: str, target: str) -> None:
-        one, other = [
-            copydb.summarise(alias, self.progress) for alias in (source, target)
-        ]
-        self.progress.clear()
-        if found := copydb.differences(one, other):
+        """Compare the sums of both sides, and if they differ, exit with the first rows that do."""
+        there = copydb.summarise(source, self.progress)
+        here = copydb.summarise(target, self.progress)
+        found = copydb.differences(there, here)
+        if found:
             for line in found + copydb.differing_rows(source, target):
                 self.stdout.write(self.style.ERROR(line))
             sys.exit(1)

@@ -11,6 +11,7 @@ from agentdb.interface import Health
 from agentdb.management.database_command import DatabaseCommand
 from agentdb.schema.inspection import check_sqlite_file, sqlite_path
 from agentdb.serving.adapter import DjangoDb
+from agentdb.serving.connections import describe
 
 JSON_FORMAT = 1
 
@@ -26,33 +27,44 @@ class Command(DatabaseCommand):
     def handle(self, *, json: bool, database: str, **options: Any) -> None:
         health = _health(database)
         if json:
-            report = {"format": JSON_FORMAT, **asdict(health)}
-            self.print_json(report)
-        elif health.ok:
+            self.print_json({"format": JSON_FORMAT, **asdict(health)})
+        else:
+            self._print(health)
+        if not health.ok:
+            sys.exit(1)
+
+    def _print(self, health: Health) -> None:
+        if health.ok:
             answered = f"{health.place} ({health.server_version}) answered in {health.round_trip_ms:.1f} ms."
             self.stdout.write(self.style.SUCCESS(answered))
         else:
             self.stdout.write(self.style.ERROR(health.reason))
-        if not json:
-            for warning in health.warnings:
-                self.stdout.write(self.style.WARNING(warning))
-        if not health.ok:
-            sys.exit(1)
+        for warning in health.warnings:
+            self.stdout.write(self.style.WARNING(warning))
 
 
 def _health(alias: str) -> Health:
-    path = sqlite_path(connections[alias])
+    """Ask the database, or say why its file cannot be opened: connecting would create an empty one."""
+    connection = connections[alias]
+    path = sqlite_path(connection)
     try:
         if path is not None:
-            # Connecting would create an empty file at a misspelt path.
             check_sqlite_file(path)
     except DatabaseUnavailableError as error:
-        place = f"SQLite database {str(path)!r}"
-        return Health(False, "sqlite", "", place, None, (), 0, str(error))
+        return Health(
+            ok=False,
+            engine="sqlite",
+            server_version="",
+            place=describe(connection),
+            round_trip_ms=None,
+            pending_migrations=(),
+            connections=0,
+            reason=str(error),
+        )
     try:
         return DjangoDb(alias).health()
     finally:
         # A probe that a program runs in its own process leaves no connection behind; in a test's transaction it would
         # roll that back.
-        if not connections[alias].in_atomic_block:
-            connections[alias].close()
+        if not connection.in_atomic_block:
+            connection.close()

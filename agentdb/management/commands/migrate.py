@@ -33,6 +33,8 @@ from agentdb.schema.migration_lock import migration_lock
 from agentdb.schema.migration_record import pending_migrations
 from agentdb.schema.rows import count_rows
 
+_WAITING = "Another process is migrating this database; waiting for it."
+
 
 class Command(AgentDbCommand, migrate.Command):
     """Django's migrate, for one process at a time, which refuses tables of another shape."""
@@ -66,7 +68,7 @@ class Command(AgentDbCommand, migrate.Command):
         path = sqlite_path(connection)
         if path is not None and (only_looks or os.path.exists(path)):
             check_sqlite_file(path)
-        self.name_database(connection.alias, options["verbosity"])
+        self.name_database(connection.alias)
         if only_looks or not self._has_work(connection, options):
             super().handle(*args, **options)
             return
@@ -76,9 +78,8 @@ class Command(AgentDbCommand, migrate.Command):
             cause = _cause(error)
             if not _needs_an_operator(cause):
                 raise
-            said = (
-                f"{describe_failure(connection, cause)} Migrations that were done stay."
-            )
+            failure = describe_failure(connection, cause)
+            said = f"{failure} Migrations that were done stay."
             raise CommandError(said) from _as_unavailable(said, cause)
 
     def _has_work(
@@ -93,15 +94,17 @@ class Command(AgentDbCommand, migrate.Command):
         with translated_errors(connection):
             pending = pending_migrations(connection)
         self.lacking = connection, pending
-        return (
-            bool(pending)
-            or options["migration_name"] is not None
-            or self._others_are_pending(connection, options)
-        )
+        if pending or options["migration_name"] is not None:
+            return True
+        return options["app_label"] is None and _has_others_pending(connection)
 
     def _prepare_and_migrate(
-        self, connection: BaseDatabaseWrapper, args: Any, options: dict[str, Any]
+        self,
+        connection: BaseDatabaseWrapper,
+        args: Any,
+        options: dict[str, Any],
     ) -> None:
+        """Migrate with the lock, after the checks that only the holder of the lock can make."""
         # On the way back an open connection of this version would write native timestamps into text columns.
         goes_back = not options["fake"] and leads_back(
             connection, options["migration_name"]
@@ -110,7 +113,7 @@ class Command(AgentDbCommand, migrate.Command):
             refuse_others(connection)
         # The checks come after the lock: the process that had it may have migrated meanwhile.
         with (
-            migration_lock(connection, lambda: self._say_waiting(options["verbosity"])),
+            migration_lock(connection, lambda: self.progress.say(_WAITING)),
             lifted_limits(connection, self.progress.say),
         ):
             if not options["fake"]:
@@ -125,6 +128,7 @@ class Command(AgentDbCommand, migrate.Command):
     def _refuse_loss(
         self, connection: BaseDatabaseWrapper, options: dict[str, Any]
     ) -> None:
+        """Refuse tables of an old server that are not adopted, and 'zero' on tables with rows."""
         if options["migration_name"] == "zero":
             self._confirm_loss(connection)
             return
@@ -134,8 +138,10 @@ class Command(AgentDbCommand, migrate.Command):
     def interrupted(self) -> str:
         changed = "Nothing was changed"
         with suppress(DatabaseError):
-            if self.lacking and pending_migrations(self.lacking[0]) != self.lacking[1]:
-                changed = "The migrations before this one are applied"
+            if self.lacking is not None:
+                connection, before = self.lacking
+                if pending_migrations(connection) != before:
+                    changed = "The migrations before this one are applied"
         return f"{changed}; 'agentdb migrate' goes on from there."
 
     def _is_about_agentdb(
@@ -148,32 +154,20 @@ class Command(AgentDbCommand, migrate.Command):
             and router.allow_migrate(connection.alias, "agentdb")
         )
 
-    def _others_are_pending(
-        self, connection: BaseDatabaseWrapper, options: dict[str, Any]
-    ) -> bool:
-        if options["app_label"] is not None:
-            return False
-        # Apps that live beside agentdb's, with apps= or in a project.
-        executor = MigrationExecutor(connection)
-        return bool(executor.migration_plan(executor.loader.graph.leaf_nodes()))
-
     def _confirm_loss(self, connection: BaseDatabaseWrapper) -> None:
         """Ask before dropping tables with rows: somebody may mean the way back, which differs by one word."""
-        there = set(connection.introspection.table_names())
-        rows = {
-            name: count
-            for name in OLD_COLUMNS
-            if name in there and (count := count_rows(connection, name))
-        }
-        if not rows:
+        with_rows = []
+        for name in connection.introspection.table_names():
+            if name in OLD_COLUMNS and (rows := count_rows(connection, name)):
+                with_rows.append(f"{name} ({rows:,})")
+        if not with_rows:
             return
-        listed = ", ".join(f"{name} ({count:,})" for name, count in rows.items())
+        listed = ", ".join(with_rows)
         loss = f"'migrate agentdb zero' drops the tables with their rows: {listed}."
         # Only a person at a terminal is asked. A script's standard input may be anything, and "yes" among it.
         if sys.stdin.isatty() and self.stderr.isatty():
-            self.stderr.write(
-                f"{loss} Type 'yes' to drop them: ", style_func=str, ending=""
-            )
+            prompt = f"{loss} Type 'yes' to drop them: "
+            self.stderr.write(prompt, style_func=str, ending="")
             self.stderr.flush()
             if sys.stdin.readline().strip() == "yes":
                 return
@@ -188,12 +182,6 @@ class Command(AgentDbCommand, migrate.Command):
             self.stdout.write(f"\n    {text}", ending="")
             self.stdout.flush()
 
-    def _say_waiting(self, verbosity: int) -> None:
-        if verbosity:
-            self.stdout.write(
-                "Another process is migrating this database; waiting for it."
-            )
-
 
 def _cause(error: DatabaseError) -> BaseException:
     """The reason why Django could not create its own table, or the error itself."""
@@ -203,11 +191,18 @@ def _cause(error: DatabaseError) -> BaseException:
     return error
 
 
+def _has_others_pending(connection: BaseDatabaseWrapper) -> bool:
+    """Return whether apps that live beside agentdb's, with apps= or in a project, lack migrations."""
+    executor = MigrationExecutor(connection)
+    newest = executor.loader.graph.leaf_nodes()
+    return bool(executor.migration_plan(newest))
+
+
 def _needs_an_operator(error: BaseException) -> bool:
     """Return whether an operator can fix the error: rights, space, state or rows, not a migration's code."""
-    return classify(error) is Fault.FORBIDDEN or isinstance(
-        error, (OperationalError, IntegrityError)
-    )
+    if isinstance(error, (OperationalError, IntegrityError)):
+        return True
+    return classify(error) is Fault.FORBIDDEN
 
 
 def _as_unavailable(said: str, error: BaseException) -> BaseException:

@@ -123,10 +123,12 @@ def _summary(page: Budget) -> dict[str, _Shown]:
         shown[table] = _Shown(counted, str(counted.value), _figure(counted.value))
     for name, model, column in VALUES:
         answer = page.ask(partial(by_value, _rows(page, model), column))
-        figures = answer.value or {}
-        text = ", ".join(f"{value} {figure}" for value, figure in figures.items())
-        numbers = {value: _figure(figure) for value, figure in figures.items()}
-        shown[name] = _Shown(answer, text, numbers)
+        texts = []
+        numbers = {}
+        for value, figure in (answer.value or {}).items():
+            texts.append(f"{value} {figure}")
+            numbers[value] = _figure(figure)
+        shown[name] = _Shown(answer, ", ".join(texts), numbers)
     hours = page.ask(partial(activity, page.connection, 24))
     shown["last 24 h"] = _activity(hours)
     return shown
@@ -153,6 +155,7 @@ def _activity(answer: Answer[list[Hour]]) -> _Shown:
 
 
 def _figure(figure: Figure | None) -> dict[str, Any] | None:
+    """Return a figure for JSON: a number, and how exact it is."""
     if figure is None:
         return None
     return {

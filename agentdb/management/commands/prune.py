@@ -69,7 +69,8 @@ class Command(DatabaseCommand):
         )
         sessions = prune.finished_sessions(database, tenant, ended_before)
         # Counted before: afterwards the sessions that the rows name are gone.
-        total, rows = sessions.count(), prune.rows_naming(sessions, tables)
+        total = sessions.count()
+        rows = prune.rows_naming(sessions, tables)
         if dry_run:
             self.stdout.write(f"{total:,} would be deleted. Nothing was changed.")
             self._say_rows(rows, tables, "would be deleted with them", "would stay")
@@ -78,7 +79,6 @@ class Command(DatabaseCommand):
             self.pruned += batch
             # Sessions may have ended since they were counted.
             self.progress("sessions", self.pruned, max(total, self.pruned))
-        self.progress.clear()
         self.stdout.write(f"Deleted {counted(self.pruned, 'session')}.")
         self._say_rows(rows, tables, "were deleted with them", "stay")
 
@@ -87,14 +87,11 @@ class Command(DatabaseCommand):
     ) -> None:
         """Report what happens to the rows of other tables, as counted before."""
         for table, count in rows.items():
+            named = f"Rows of {table!r} that name these sessions and"
+            line = f"{named} {left}: {count:,}. --also {table} deletes them."
             if table in also:
-                self.stdout.write(
-                    f"Rows of {table!r} that name these sessions and {deleted}: {count:,}."
-                )
-            else:
-                self.stdout.write(
-                    f"Rows of {table!r} that name these sessions and {left}: {count:,}. --also {table} deletes them."
-                )
+                line = f"{named} {deleted}: {count:,}."
+            self.stdout.write(line)
 
     def interrupted(self) -> str:
         if not self.pruned:

@@ -41,7 +41,6 @@ class Command(DatabaseCommand):
         with temporary_alias(f"sqlite:///{quote(str(path))}") as source:
             restored = copydb.copy(source, database, self.progress, self.progress.say)
             left = left_behind(source)
-        self.progress.clear()
         for table, rows in restored.items():
             self.stdout.write(f"{table}: {rows:,} rows restored.")
         self.print_lines(left)

@@ -186,6 +186,7 @@ def _served(connection: BaseDatabaseWrapper, *, read_only: bool) -> dict[str, An
 
 
 def _read_only_name(path: Path) -> str:
+    """Return the URI that opens the file without a chance to change it."""
     name = f"file:{quote(str(path.absolute()))}?mode=ro"
     # If no index of the write-ahead log can be made, nobody can be writing to the file either.
     return name if os.access(path.parent, os.W_OK) else f"{name}&immutable=1"
@@ -193,8 +194,9 @@ def _read_only_name(path: Path) -> str:
 
 def _name(connection: BaseDatabaseWrapper) -> str:
     """Return a host name of its own for this server, because cookies are shared between ports."""
-    path = sqlite_path(connection)
-    called = path.stem if path is not None else str(connection.settings_dict["NAME"])
+    called = str(connection.settings_dict["NAME"])
+    if path := sqlite_path(connection):
+        called = path.stem
     readable = re.sub(r"[^a-z0-9]+", "-", called.lower())
     readable = readable.strip("-")[:30].strip("-") or "agentdb"
     # Random as well: two servers may show databases of one name, and a cookie of an old one is not to open a new one.
@@ -202,6 +204,7 @@ def _name(connection: BaseDatabaseWrapper) -> str:
 
 
 def _user(asked: str | None) -> str:
+    """Return who the audit log names, the account's owner if nobody was asked for."""
     if asked is None:
         try:
             return getpass.getuser()
@@ -215,6 +218,7 @@ def _user(asked: str | None) -> str:
 
 
 def _check_audit_log(path: str) -> None:
+    """Raise ``CommandError`` unless lines can be appended to the file."""
     # Opened as the server will open it, because permissions alone do not tell: a full disk, a read-only mount.
     try:
         with open(path, "a"):

@@ -17,11 +17,9 @@ class Command(DatabaseCommand):
     output_is_the_result = True
     json_help = "Print one JSON object, as docs/verifydb.md says."
 
-    def handle(
-        self, *, json: bool, database: str, verbosity: int, **options: Any
-    ) -> None:
+    def handle(self, *, json: bool, database: str, **options: Any) -> None:
         if not json:
-            self.name_database(database, verbosity)
+            self.name_database(database)
         # Read-only and in one snapshot: a migration that runs meanwhile is seen before or after, not in between.
         with inspecting(database) as connection:
             verification = verify(connection)
@@ -38,16 +36,15 @@ class Command(DatabaseCommand):
     def _print(self, verification: Verification) -> None:
         for difference in verification.differences:
             self.stdout.write(self.style.ERROR(difference.message))
-        # In one line: a project's database may have hundreds of its own.
-        foreign = [
-            note.table for note in verification.notes if note.code == "table.foreign"
-        ]
+        foreign = []
         for note in verification.notes:
-            if note.code != "table.foreign":
+            if note.code == "table.foreign":
+                foreign.append(note.table)
+            else:
                 self.stdout.write(f"Note: {note.message}")
         if foreign:
-            self.stdout.write(
-                f"Note: not agentdb's, and left alone: {', '.join(foreign)}."
-            )
+            # In one line: a project's database may have hundreds of its own.
+            names = ", ".join(foreign)
+            self.stdout.write(f"Note: not agentdb's, and left alone: {names}.")
         style = self.style.SUCCESS if verification.matches else self.style.WARNING
         self.stdout.write(style(verification.verdict))
