@@ -21,6 +21,7 @@ from django.db import connections
 from django.utils import timezone
 
 from agentdb.conf import server_name
+from agentdb.console import report
 from agentdb.models import Agent, Sandbox, Session
 from tests.helpers.admin_fixtures import Site, fill
 
@@ -82,9 +83,9 @@ ADDRESSES = (
 )
 
 ACTIONS = (
+    ("agentdb/sandbox/", "delete_sandboxes", ["b0001", "b0006", "b0004"]),
     ("agentdb/session/", "pause_sessions", ["s0000", "s0001", "s0003", "no"]),
     ("agentdb/sandbox/", "mark_cold", ["b0002", "b0003", "b0005", "no"]),
-    ("agentdb/sandbox/", "delete_sandboxes", ["b0000", "b0001"]),
     ("agentdb/apikey/", "revoke_keys", ["k0000", "k0001"]),
 )
 EXPORTS = (
@@ -93,6 +94,13 @@ EXPORTS = (
     "agentdb/sandbox/export/csv/?state=cold",
     "agentdb/agent/export/json/?q=agent-1",
     "agentdb/apikey/export/csv/?tenant_id=t0",
+)
+OF_A_DAMAGED_DATABASE = (
+    "",
+    "agentdb/session/attention/?check=unreadable",
+    "agentdb/session/bad/change/",
+    "agentdb/session/?q=bad",
+    "agentdb/session/changes/",
 )
 OF_A_VIEWER = (
     "",
@@ -167,10 +175,33 @@ def _all_pages(site: Site) -> Iterator[tuple[str, list[str]]]:
         )
         yield f"{path} {action}?", _shown(site, question.response)
         yield f"{path} {action}!", _shown(site, answer.response)
+    _damage(site)
+    for address in OF_A_DAMAGED_DATABASE:
+        shown = _shown(site, site.client.get(f"/admin/{address}", follow=True))
+        yield f"damaged {address}", shown
     site.log_in_viewer()
     for address in OF_A_VIEWER:
         shown = _shown(site, site.client.get(f"/admin/{address}", follow=True))
         yield f"viewer {address}", shown
+
+
+def _damage(site: Site) -> None:
+    """Drop an index and a column's value that Python can read."""
+    Session.objects.using(site.alias).create(
+        id="bad",
+        agent_name="agent-0",
+        tenant_id="t0",
+        sandbox_id="",
+        status="paused",
+        created_at=NOW - timedelta(hours=5),
+        last_active_at=NOW - timedelta(hours=5),
+    )
+    connection = connections[site.alias]
+    odd = "not-a-date" if connection.vendor == "sqlite" else "infinity"
+    with connection.cursor() as cursor:
+        cursor.execute("DROP INDEX idx_sessions_tenant")
+        cursor.execute("UPDATE sessions SET created_at = %s WHERE id = 'bad'", [odd])
+    report._schemas.clear()
 
 
 def _plain(site: Site, line: str) -> str:
@@ -178,10 +209,15 @@ def _plain(site: Site, line: str) -> str:
     connection = connections[site.alias]
     line = re.sub(rf"{connection.display_name} [\d.]+", "ENGINE", line)
     line = re.sub(r"^agentdb \d.*", "VERSION", line)
-    settings = connection.settings_dict
-    is_file = connection.vendor == "sqlite"
-    place = str(settings["NAME"]) if is_file else server_name(settings)
-    return line.replace(place, "PLACE")
+    name = str(connection.settings_dict["NAME"])
+    place = (
+        [repr(name), name]
+        if connection.vendor == "sqlite"
+        else [server_name(connection.settings_dict)]
+    )
+    for text in place:
+        line = line.replace(text, "PLACE")
+    return line.replace("not-a-date", "ODD").replace("infinity", "ODD")
 
 
 def _stored() -> dict[str, list[str]]:
@@ -235,3 +271,16 @@ def test_each_page_says_what_it_has_always_said(
         )
         assert not changed, "\n".join([address, *changed])
     assert list(pages) == list(_stored())
+
+
+@pytest.mark.parametrize("rows", [50, 51])
+def test_a_page_of_a_list_has_up_to_50_rows(
+    site: Site, superuser: User, rows: int
+) -> None:
+    fill(site.alias, rows)
+
+    for table in ("agent", "session", "sandbox", "apikey"):
+        page = site.get(f"agentdb/{table}/")
+        assert len(page.rows) == 50
+        nexts = [url for url, text in page.links if "Next" in text or "Older" in text]
+        assert bool(nexts) is (rows > 50), page.links
