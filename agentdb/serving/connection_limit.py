@@ -41,12 +41,10 @@ class ConnectionLimit:
     @contextmanager
     def _room(self, slot: Slot) -> Iterator[None]:
         """Let the body open the slot's connection; raise ``DatabaseUnavailableError`` if there is no room in time."""
-        # Not time.sleep, which programs under test replace.
-        began, pause = (
-            time.monotonic(),
-            threading.Event(),
-        )
-        limit, place = slot.engine.call_timeout, slot.engine.describe()
+        began = time.monotonic()
+        pause = threading.Event()  # not time.sleep, which programs under test replace
+        limit = slot.engine.call_timeout
+        place = slot.engine.describe()
         try:
             while not self._take(slot):
                 waited = time.monotonic() - began
@@ -81,8 +79,6 @@ class ConnectionLimit:
                 if len(others) < self._most:
                     self._opening.add(slot)
                     return True
-            if not any(
-                other.close_if_idle()
-                for other in sorted(others, key=lambda other: other.used)
-            ):
+            longest_idle_first = sorted(others, key=lambda other: other.used)
+            if not any(other.close_if_idle() for other in longest_idle_first):
                 return False

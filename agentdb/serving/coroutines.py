@@ -81,7 +81,8 @@ class CoroutineTransaction:
     def inner_job(self, call: Callable[[], Any]) -> Job:
         """Return a job for a call inside the transaction."""
         job = Job(call, self.job.outbox, self._calls.put)
-        if job.future.get_loop() is not self.job.future.get_loop():
+        loop = self.job.future.get_loop()
+        if job.future.get_loop() is not loop:
             raise AgentDbError(_OTHER_LOOP)  # which the outbox would not wake
         return job
 
@@ -121,7 +122,8 @@ class PlainTransaction:
     def __init__(self, fn: Callable[[Db], Any]) -> None:
         self._fn = fn
         self._lock = threading.Lock()
-        self._is_cancelled = self._is_committing = False
+        self._is_cancelled = False
+        self._is_committing = False
 
     def __call__(self, db: Db) -> Any:
         """In the thread: call the function, and let ``Db.run_transaction`` commit unless cancelled."""
@@ -175,7 +177,12 @@ async def outcome(future: asyncio.Future[Any], *, cancelled: bool = False) -> An
 
 
 def _cancel_again(task: asyncio.Task[Any] | None) -> None:
-    # A canceller that is content with the result, such as asyncio.timeout(), has withdrawn its request by now.
-    if task is not None and not task.done() and task.cancelling():
+    """Cancel a task whose cancellation came during a COMMIT, if that is still requested.
+
+    A canceller that is content with the result, such as asyncio.timeout(), has withdrawn its request by now.
+    """
+    if task is None or task.done():
+        return
+    if task.cancelling():
         task.uncancel()  # keep the number of requests
         task.cancel()

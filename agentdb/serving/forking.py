@@ -7,7 +7,7 @@ import threading
 import time
 import weakref
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -15,6 +15,9 @@ from django.db.backends.signals import connection_created
 
 from agentdb.serving.connections.base import Slot, left_to_the_parent
 from agentdb.serving.connections.sqlite import inherited
+
+if TYPE_CHECKING:
+    from agentdb.serving.connections.threads import Threads
 
 _LONGEST_WAIT_FOR_A_CLOSE_SECONDS = 1.0
 _LONGEST_WAIT_FOR_TRANSACTIONS_SECONDS = 1.0
@@ -25,19 +28,6 @@ _LONGEST_WAIT_FOR_A_STATEMENT_SECONDS = (
 
 # Of SQLite files, the host's among them.
 _wrappers: weakref.WeakSet[BaseDatabaseWrapper] = weakref.WeakSet()
-
-
-class Forks(Protocol):
-    """Something whose slots a fork affects."""
-
-    def slots(self) -> list[Slot]:
-        """Return the slots of all threads."""
-
-    def may_close(self, slot: Slot) -> bool:
-        """Whether the parent may close this idle connection before the fork."""
-
-    def after_fork(self, held: list[Slot]) -> None:
-        """In the child: drop the parent's connections; ``held`` are the slots that were idle."""
 
 
 class Forking:
@@ -53,22 +43,25 @@ class Forking:
     def __init__(self) -> None:
         # No connection may be opened between the check and the fork.
         self.opening = threading.RLock()
-        self._executors: weakref.WeakSet[Forks] = weakref.WeakSet()
-        self._files: set[object] = set()  # the SQLite databases that have an executor
-        self.under_way = False  # otherwise busy threads would retake their slot's lock before it is free here
+        self._all: weakref.WeakSet[Threads] = weakref.WeakSet()
+        self._files: set[object] = (
+            set()
+        )  # names of SQLite databases that a Db has opened
+        # Otherwise busy threads would retake their slot's lock before it is free here.
+        self.under_way = False
         self._held: list[Slot] = []
 
-    def include(self, executor: Forks, file: object | None) -> None:
-        """Handle this executor's slots at a fork; ``file`` is the name of a SQLite database."""
+    def include(self, threads: Threads, file: object | None) -> None:
+        """Handle these slots at a fork; ``file`` is the name of a SQLite database."""
         with self.opening:
-            self._executors.add(executor)
+            self._all.add(threads)
             if file is not None:
                 self._files.add(file)
 
-    def forget(self, executor: Forks) -> None:
-        """Forget a closed executor."""
+    def forget(self, threads: Threads) -> None:
+        """Forget those of a closed ``Db``."""
         with self.opening:
-            self._executors.discard(executor)
+            self._all.discard(threads)
 
     def wait(self) -> None:
         """Wait until no fork is running."""
@@ -76,17 +69,18 @@ class Forking:
             return
 
     def before(self) -> None:
+        """In the parent: take the locks of all slots of files, and close the idle connections."""
         # Python forks even if this raises. So each slot is noted in _held; after_in_parent gives back what was taken.
         self.opening.acquire()
         self.under_way = True
         # One time limit for all: a transaction may be waiting for the very thread that forks.
         transactions_until = time.monotonic() + _LONGEST_WAIT_FOR_TRANSACTIONS_SECONDS
-        for executor in list(self._executors):
-            for slot in executor.slots():
+        for threads in list(self._all):
+            for slot in threads.slots():
                 if (
                     not slot.engine.has_server
                     and self._hold(slot, transactions_until)
-                    and executor.may_close(slot)
+                    and threads.may_close(slot)
                 ):
                     slot.discard()
         self._close_own()
@@ -94,12 +88,9 @@ class Forking:
     def _close_own(self) -> None:
         """Close the host's own connections in the forking thread; others may be running a statement."""
         for wrapper in connections.all(initialized_only=True):
-            if (
-                wrapper.settings_dict["NAME"] in self._files
-                and _is_file(wrapper)
-                and not wrapper.in_atomic_block
-            ):
-                raw, wrapper.connection = wrapper.connection, None
+            if self._is_known_file(wrapper) and not wrapper.in_atomic_block:
+                raw = wrapper.connection
+                wrapper.connection = None
                 if raw is not None:
                     raw.close()
 
@@ -117,6 +108,7 @@ class Forking:
         return True
 
     def after_in_parent(self) -> None:
+        """Release what ``before`` took."""
         while self._held:
             # An exception from a signal handler may have come before it was taken; Python ignores errors of hooks.
             with suppress(RuntimeError):
@@ -126,16 +118,13 @@ class Forking:
             self.opening.release()
 
     def after_in_child(self) -> None:
+        """Drop the parent's connections, and take note of those that cannot be closed here."""
         # Only this thread exists in the child. Locks that others held stay locked, so everything that has one gets a
         # new one.
-        for executor in list(self._executors):
-            executor.after_fork(self._held)
+        for threads in list(self._all):
+            threads.after_fork(self._held)
         for wrapper in {*_wrappers, *connections.all(initialized_only=True)}:
-            if (
-                wrapper.settings_dict["NAME"] in self._files
-                and _is_file(wrapper)
-                and wrapper.connection is not None
-            ):
+            if self._is_known_file(wrapper) and wrapper.connection is not None:
                 _undo_copy(wrapper)
                 # A host's transaction around the fork, which ends in the parent.
                 if wrapper.in_atomic_block:
@@ -143,11 +132,14 @@ class Forking:
         inherited.note(self._files)
         self.after_in_parent()
 
+    def _is_known_file(self, wrapper: BaseDatabaseWrapper) -> bool:
+        return wrapper.settings_dict["NAME"] in self._files and _is_file(wrapper)
+
 
 def _is_file(wrapper: BaseDatabaseWrapper) -> bool:
-    return (
-        wrapper.vendor == "sqlite" and not getattr(wrapper, "is_in_memory_db", bool)()
-    )
+    if wrapper.vendor != "sqlite":
+        return False
+    return not wrapper.is_in_memory_db()  # type: ignore[attr-defined]
 
 
 def _remember(connection: BaseDatabaseWrapper, **_: Any) -> None:
@@ -182,9 +174,8 @@ def _undo_copy(wrapper: BaseDatabaseWrapper) -> None:
     left_to_the_parent.append(raw)
 
     def close() -> None:
-        if not raw.in_transaction or raw.execute("PRAGMA journal_mode").fetchone() == (
-            "wal",
-        ):
+        is_idle = not raw.in_transaction
+        if is_idle or raw.execute("PRAGMA journal_mode").fetchone() == ("wal",):
             raw.close()
 
     # Would wait forever for a lock that a thread of the parent holds.

@@ -20,22 +20,13 @@ from agentdb.sqlite_files import file_concern, version_concern
 
 def check_health(threads: Threads) -> Health:
     """Check the database on this thread's connection, or on a new one if that has died."""
-    slot, began = threads.slot(), time.monotonic()
+    slot = threads.slot()
     with slot.lock:
         in_transaction = block_of(slot) is not None
         try:
-            try:
-                return _ask(threads, slot, in_transaction, None)
-            except AgentDbError as error:
-                if (
-                    in_transaction
-                    or error.__cause__ is None
-                    or classify(error.__cause__) is Fault.SILENT
-                ):
-                    raise
-                slot.discard()  # the server may be back: retry on a new connection
-                limit = slot.engine.rest_of_call(began)
-                return _ask(threads, slot, in_transaction, limit)
+            if in_transaction:
+                return _ask(threads, slot)
+            return _ask_again_if_lost(threads, slot)
         except DatabaseClosedError:
             raise
         except AgentDbError as error:
@@ -44,23 +35,31 @@ def check_health(threads: Threads) -> Health:
             return _health(threads, reason=str(error))
 
 
-def _ask(
-    threads: Threads, slot: Slot, in_transaction: bool, limit: float | None
-) -> Health:
+def _ask_again_if_lost(threads: Threads, slot: Slot) -> Health:
+    """Ask twice: the connection may have died while it was idle, and the server may be back."""
+    began = time.monotonic()
+    try:
+        slot.ready()
+        return _ask(threads, slot)
+    except AgentDbError as error:
+        cause = error.__cause__
+        # A silent server has taken the time of the call, and what did not come from the driver comes again.
+        if cause is None or classify(cause) is Fault.SILENT:
+            raise
+    slot.discard()
+    slot.ready(slot.engine.rest_of_call(began))
+    return _ask(threads, slot)
+
+
+def _ask(threads: Threads, slot: Slot) -> Health:
     wrapper = slot.wrapper
-    if not in_transaction:
-        slot.ready(limit)
+    place = slot.engine.describe()
     with slot.operation():
-        with wrapper.cursor() as cursor:
-            began = time.perf_counter()
-            cursor.execute("SELECT 1")
-            cursor.fetchall()
-            milliseconds = (time.perf_counter() - began) * 1000
+        milliseconds = _round_trip(wrapper)
         version = server_version(wrapper).split()[0]
-        place = slot.engine.describe()
-        problem = schema_problem(wrapper, place) or own_apps.schema_problem(
-            wrapper, place
-        )
+        problem = schema_problem(wrapper, place)
+        if problem is None:
+            problem = own_apps.schema_problem(wrapper, place)
     return _health(
         threads,
         reason="" if problem is None else str(problem),
@@ -71,11 +70,21 @@ def _ask(
     )
 
 
+def _round_trip(wrapper: BaseDatabaseWrapper) -> float:
+    """Return how many milliseconds the smallest query takes."""
+    with wrapper.cursor() as cursor:
+        began = time.perf_counter()
+        cursor.execute("SELECT 1")
+        cursor.fetchall()
+        return (time.perf_counter() - began) * 1000
+
+
 def _warnings(wrapper: BaseDatabaseWrapper, version: str) -> tuple[str, ...]:
+    """Return what may harm a SQLite file although it works now."""
     path = sqlite_path(wrapper)
-    concerns = (
-        (file_concern(path), version_concern(version)) if path is not None else ()
-    )
+    if path is None:
+        return ()
+    concerns = file_concern(path), version_concern(version)
     return tuple(concern for concern in concerns if concern)
 
 

@@ -65,5 +65,8 @@ def cannot_load(engine: str, error: BaseException) -> str:
 
 def in_one_line(error: BaseException) -> str:
     """Return the error's message on one line, with its class unless that is ``ImportError``."""
-    text = " ".join(str(error).split()).removesuffix(".")
-    return text if isinstance(error, ImportError) else f"{type(error).__name__}: {text}"
+    words = str(error).split()
+    text = " ".join(words).removesuffix(".")
+    if isinstance(error, ImportError):
+        return text
+    return f"{type(error).__name__}: {text}"

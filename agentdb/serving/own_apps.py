@@ -99,10 +99,9 @@ def labels_of(names: Sequence[str]) -> list[str]:
 
 def with_apps(database: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
     """Return the ``DATABASES`` entry of a database that has the tables of these apps."""
-    return {
-        **database,
-        "AGENTDB": {**database.get("AGENTDB", {}), "apps": tuple(names)},
-    }
+    options = dict(database.get("AGENTDB", {}))
+    options["apps"] = tuple(names)
+    return {**database, "AGENTDB": options}
 
 
 def schema_problem(
@@ -138,6 +137,7 @@ def migrate(alias: str) -> None:
 
 
 def _apps_of(connection: BaseDatabaseWrapper) -> tuple[str, ...]:
+    """Return the names that ``with_apps`` has noted; none for a host's own database."""
     options = connection.settings_dict.get("AGENTDB", {})
     apps: tuple[str, ...] = options.get("apps", ())
     return apps

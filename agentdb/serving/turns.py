@@ -19,14 +19,14 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from copy import copy
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from agentdb.errors import OutcomeUnknownError
 
 if TYPE_CHECKING:
     from agentdb.serving.connections.base import Connection
 
-R = TypeVar("R")
+Answer: TypeAlias = tuple[Any, BaseException | None]
 Run: TypeAlias = "Callable[[Connection], Any]"
 
 _LOOK_SECONDS = 0.25  # in case an asynchronous exception prevented a wake-up
@@ -51,13 +51,16 @@ class _Writer:
     __slots__ = ("__weakref__", "answer", "batch", "group", "run", "wake")
 
     def __init__(self, run: Run | None, group: object) -> None:
-        self.run, self.group = run, group
+        self.run = run
+        self.group = group  # only writers of one group may share a COMMIT
+        self.answer: Answer | None = None
+        self.batch: _Batch | None = None  # which runs the statement
+        # Held while the thread sleeps: releasing it once is the wake-up.
         self.wake = threading.Lock()
         self.wake.acquire()
-        self.answer: tuple[Any, BaseException | None] | None = None
-        self.batch: _Batch | None = None  # which runs the statement
 
     def tell(self) -> None:
+        """Wake the thread, which then looks what has changed."""
         with suppress(RuntimeError):  # it was woken, but has not looked yet
             self.wake.release()
 
@@ -67,7 +70,10 @@ def _nobody() -> None:
 
 
 class Turns:
-    """The queue of the writers of one file."""
+    """The queue of the writers of one file.
+
+    The queue refers to its writers weakly, and to the turn: their threads own them.
+    """
 
     def __init__(self) -> None:
         self.reset()
@@ -115,9 +121,8 @@ class Turns:
 
     def _free_turn(self) -> Turn | None:
         with self._lock:
-            if self._turn() is None and self._first() is None:
-                return self._new_turn()
-        return None
+            is_free = self._turn() is None and self._first() is None
+            return self._new_turn() if is_free else None
 
     def _new_turn(self) -> Turn:
         # Only the frame that writes refers to it. If that frame ends, however it ends, the turn dies, and the
@@ -134,18 +139,22 @@ class Turns:
         self._tell_first()
 
     def _tell_first(self, _: object = None) -> None:
-        # Called wherever a turn is dropped, perhaps inside the lock, so it does not take the lock.
+        # Called wherever a turn is dropped, perhaps inside the lock, so it does not take the lock. The queue may
+        # change meanwhile; whoever changes it looks at the turn afterwards.
         if not self._queue:
             return
         with suppress(RuntimeError):
             for reference in list(self._queue):
-                if (writer := reference()) is not None:
+                writer = reference()
+                if writer is not None:
                     writer.tell()
                     return
 
     def _first(self) -> _Writer | None:
+        """With the lock: return the first writer whose thread is still in the queue."""
         while self._queue:
-            if (writer := self._queue[0]()) is not None:
+            writer = self._queue[0]()
+            if writer is not None:
                 return writer
             self._queue.popleft()  # its thread has left with an exception
         return None
@@ -161,7 +170,10 @@ class Turns:
                 self._queue.append(reference)
             # Three ends: it is first and leads; a leader has run its statement; its leader's thread died, and then
             # whoever notices first gives the answers that exist.
-            while (turn := self._turn_of(writer)) is None and writer.answer is None:
+            while True:
+                turn = self._turn_of(writer)
+                if turn is not None or writer.answer is not None:
+                    return turn
                 batch = writer.batch
                 if batch is not None and batch.is_left():
                     batch.give_answers()
@@ -169,20 +181,20 @@ class Turns:
                     raise sqlite3.OperationalError("database is locked")
                 else:
                     writer.wake.acquire(timeout=_LOOK_SECONDS)
-            return turn
         except BaseException:
             with self._lock, suppress(ValueError):
                 self._queue.remove(reference)
             raise
 
     def _turn_of(self, writer: _Writer) -> Turn | None:
+        """Return a turn if nobody writes and the writer is the next; it leaves the queue then."""
         with self._lock:
             if writer.answer is not None or writer.batch is not None:
                 return None
-            if self._turn() is None and self._first() is writer:
-                self._queue.popleft()
-                return self._new_turn()
-        return None
+            if self._turn() is not None or self._first() is not writer:
+                return None
+            self._queue.popleft()
+            return self._new_turn()
 
     def has_ended(self, turn: Turn | None) -> bool:
         """Whether the turn is no longer the current one."""
@@ -191,14 +203,15 @@ class Turns:
     def join(self, batch: _Batch) -> None:
         """Let writers at the head of the queue join whose statements may run with the leader's."""
         writers = batch.writers
+        group = writers[0].group
         with self._lock:
-            while (first := self._first()) is not None:
-                # In order, so not past one that cannot join: a transaction, or the statement of another Db.
-                if first.group is not writers[0].group:
-                    return
+            first = self._first()
+            # In order, so not past one that cannot join: a transaction, or the statement of another Db.
+            while first is not None and first.group is group:
                 writers.append(first)
                 first.batch = batch
                 self._queue.popleft()
+                first = self._first()
 
     def put_back(self, writers: list[_Writer], batch: _Batch) -> None:
         """Put writers whose statements were rolled back at the head of the queue again."""
@@ -216,11 +229,12 @@ class _Batch:
     def __init__(
         self, turns: Turns, turn: Turn, connection: Connection, leader: _Writer
     ) -> None:
-        self._turns, self._turn = turns, weakref.ref(turn)
+        self._turns = turns
+        self._turn = weakref.ref(turn)  # which ends with the leader's frame
         self._connection = connection
         self.writers = [leader]
-        self._results: list[tuple[Any, BaseException | None]] = []
-        self._committed: list[Any] = []
+        self._results: list[Answer] = []
+        self._committed: list[Any] = []  # has an item once COMMIT has returned
         self._failure: Exception | None = None
         self._settling = threading.Lock()
 
@@ -270,9 +284,11 @@ class _Batch:
             is_complete = len(self._results) == len(self.writers)
             if self._failure is not None and is_complete:
                 # The COMMIT has failed, or went into a file that was moved: only the error says what may be stored.
-                self._answer(
-                    followers, [(None, copy(self._failure)) for _ in followers]
-                )
+                # Each gets an error of its own, because each adds its traceback to it.
+                failures: list[Answer] = [
+                    (None, copy(self._failure)) for _ in followers
+                ]
+                self._answer(followers, failures)
             elif self._committed:
                 self._answer(self.writers, self._results)
             else:
@@ -281,13 +297,13 @@ class _Batch:
                 writer.tell()
 
     @staticmethod
-    def _answer(
-        writers: list[_Writer], answers: list[tuple[Any, BaseException | None]]
-    ) -> None:
+    def _answer(writers: list[_Writer], answers: list[Answer]) -> None:
         for writer, answer in zip(writers, answers, strict=True):
-            writer.answer, writer.batch = answer, None
+            writer.answer = answer
+            writer.batch = None
 
-    def _result(self, writer: _Writer) -> tuple[Any, BaseException | None]:
+    def _result(self, writer: _Writer) -> Answer:
+        """Run the writer's statement in the open transaction."""
         assert writer.run is not None
         try:
             return writer.run(self._connection), None

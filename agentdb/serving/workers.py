@@ -95,21 +95,26 @@ class Job:
 
 def _do(jobs: list[Job]) -> dict[Job, Answer]:
     """Run the jobs, several as one call, and return their answers; a job without one is to run alone."""
+    first = jobs[0]
     if len(jobs) == 1:
-        return {jobs[0]: jobs[0].do()}
+        return {first: first.do()}
     waiting = [job for job in jobs if not job.future.cancelled()]
     if len(waiting) < 2:
         return {}
-    first = waiting[0]
     assert first.together is not None
+    ids = [job.keys[0] for job in waiting]
     try:
-        found = first.context.run(first.together, [job.keys[0] for job in waiting])
+        found = first.context.run(first.together, ids)
     except (DatabaseUnavailableError, ConflictError) as error:
         # An unknown outcome is everybody's, and each would wait as long again for a database that is away.
         return {job: (None, _copy(error)) for job in waiting}
     except BaseException:
         return {}  # nothing is stored, and alone all but one may succeed
-    return {job: (found[job.keys[0]], None) for job in waiting if job.keys[0] in found}
+    answers: dict[Job, Answer] = {}
+    for job, id in zip(waiting, ids, strict=True):
+        if id in found:
+            answers[job] = found[id], None
+    return answers
 
 
 def _copy(error: BaseException) -> BaseException:
@@ -130,6 +135,7 @@ class _Line:
         self._waiting: deque[Job] = deque()
 
     def join(self, job: Job) -> None:
+        """Let the job run now, or note that it is held up."""
         # Behind those that wait, even if it could run: a read must see the write that was called before it.
         if self._waiting or not self._let_in(job):
             job.held_up += 1
@@ -262,11 +268,12 @@ class Workers:
     def finish(self, jobs: list[Job], answers: dict[Job, Answer]) -> list[Job]:
         """Note the answers of calls, and return the next ones to run; none if none is ready."""
         outbox = jobs[0].outbox
+        unanswered = [job for job in jobs if job not in answers]
         with self.lock:
             for job, answer in answers.items():
                 self._leave(job)
                 outbox.answers.append((job.future, answer))
-            self._run_alone([job for job in jobs if job not in answers])
+            self._run_alone(unanswered)
             following = self._take()
             # While others wait, the loop looks anyway, and then delivers several answers.
             may_wait = self._ready and outbox.timer is not None

@@ -56,8 +56,9 @@ def _close_at_end_of_thread(wrapper: BaseDatabaseWrapper) -> None:
         return
     if not hasattr(_thread, "end"):
         _thread.end = _EndOfThread()
-    if wrapper not in _thread.end.wrappers:
-        _thread.end.wrappers.append(wrapper)
+    wrappers = _thread.end.wrappers
+    if wrapper not in wrappers:
+        wrappers.append(wrapper)
 
 
 class Threads:
@@ -120,7 +121,10 @@ class Threads:
         return bool(self.slot().wrapper.in_atomic_block)
 
     def ensure_connected(self, limit: float | None = None) -> None:
-        """Open this thread's connection within ``seconds``, or raise ``DatabaseUnavailableError``."""
+        """Open this thread's connection within ``limit`` seconds, or raise ``DatabaseUnavailableError``.
+
+        Inside a transaction nothing is to be opened.
+        """
         slot = self.slot()
         with slot.lock, slot.operation():
             if block_of(slot) is None:
@@ -129,13 +133,10 @@ class Threads:
     def rest(self) -> None:
         """Return a connection to the host's pool, because this thread makes no other call for now."""
         slot = self.own_slot()
+        if slot is None or self.engine.owned:
+            return
         is_pooled = bool(self.engine.settings["OPTIONS"].get("pool"))
-        if (
-            slot is not None
-            and is_pooled
-            and not self.engine.owned
-            and not slot.wrapper.in_atomic_block
-        ):
+        if is_pooled and not slot.wrapper.in_atomic_block:
             with slot.lock:
                 slot.wrapper.close()
 
@@ -168,9 +169,9 @@ class Threads:
 
     def forget_alias(self) -> None:
         """Remove the alias from Django, when no transaction needs it."""
-        if self.engine.owned and not any(
-            slot.wrapper.in_atomic_block for slot in self.slots()
-        ):
+        if not self.engine.owned:
+            return
+        if not any(slot.wrapper.in_atomic_block for slot in self.slots()):
             self._forget_alias()
 
     def _forget_alias(self) -> None:
@@ -202,8 +203,9 @@ class Threads:
 
     def may_close(self, slot: Slot) -> bool:
         """Whether a fork may close this idle connection; a host's other threads may be using theirs."""
-        idle = slot is not self._shared and not slot.wrapper.in_atomic_block
-        return idle and (self.engine.owned or slot is self.own_slot())
+        if slot is self._shared or slot.wrapper.in_atomic_block:
+            return False
+        return self.engine.owned or slot is self.own_slot()
 
     def own_slot(self) -> Slot | None:
         """Return this thread's slot, if it has one."""
