@@ -204,15 +204,31 @@ class MemoryDb(Db):
 
     @_call
     def upsert_agent(
-        self, name: str, path: str, tenant_id: str = DEFAULT_TENANT_ID
+        self,
+        name: str,
+        path: str,
+        tenant_id: str = DEFAULT_TENANT_ID,
     ) -> AgentRecord:
         now = self._now()
         old = self._agents.only(name=name, tenant_id=tenant_id)
         if old is None:
             id = str(uuid.uuid4())
-            agent = AgentRecord(id, tenant_id, name, 1, path, now, now)
+            agent = AgentRecord(
+                id,
+                tenant_id,
+                name,
+                1,
+                path,
+                now,
+                now,
+            )
         else:
-            agent = replace(old, version=old.version + 1, path=path, updated_at=now)
+            agent = replace(
+                old,
+                version=old.version + 1,
+                path=path,
+                updated_at=now,
+            )
         return self._agents.put(agent)
 
     @_call
@@ -331,7 +347,11 @@ class MemoryDb(Db):
 
     @_call
     def claim_session(
-        self, id: str, runner_id: str, *, silent_for: timedelta | None = None
+        self,
+        id: str,
+        runner_id: str,
+        *,
+        silent_for: timedelta | None = None,
     ) -> SessionRecord | None:
         session = self._sessions.get(id)
         if session is None or session.status in _FINISHED:
@@ -385,7 +405,11 @@ class MemoryDb(Db):
 
     @_call
     def prune_sessions(
-        self, ended_before: datetime, limit: int, *, also: Sequence[str] = ()
+        self,
+        ended_before: datetime,
+        limit: int,
+        *,
+        also: Sequence[str] = (),
     ) -> int:
         for table in also:
             raise InvalidInputError(f"No table {table!r} has a column 'session_id'.")
@@ -512,7 +536,10 @@ class MemoryDb(Db):
 
     @_call
     def claim_warm_sandbox(
-        self, agent_name: str, session_id: str, tenant_id: str = DEFAULT_TENANT_ID
+        self,
+        agent_name: str,
+        session_id: str,
+        tenant_id: str = DEFAULT_TENANT_ID,
     ) -> SandboxRecord | None:
         pool = self._sandboxes.all(
             agent_name=agent_name,
@@ -605,7 +632,11 @@ class MemoryDb(Db):
 
     @_call
     def insert_api_key(
-        self, id: str, tenant_id: str, key_hash: str, label: str
+        self,
+        id: str,
+        tenant_id: str,
+        key_hash: str,
+        label: str,
     ) -> ApiKeyRecord:
         # Of all tenants, also for a tenant's view: the column is unique, and a key must belong to one tenant.
         hashes = [key.key_hash for key in self._keys.rows.values()]
@@ -613,7 +644,13 @@ class MemoryDb(Db):
             raise DuplicateKeyError(
                 f"An API key with the id {id!r}, or with the same hash, exists already."
             )
-        key = ApiKeyRecord(id, tenant_id, key_hash, label, self._now())
+        key = ApiKeyRecord(
+            id,
+            tenant_id,
+            key_hash,
+            label,
+            self._now(),
+        )
         return self._keys.put(key)
 
     @_call

@@ -39,7 +39,12 @@ class AgentContract(Subject):
     ) -> None:
         # INSERT OR REPLACE looks like an upsert, but it deletes the row first: a new id, a new created_at, version 1.
         first = make_agent(db, path="/old")
-        rewrite("agents", first.id, created_at=instant(), updated_at=instant())
+        rewrite(
+            "agents",
+            first.id,
+            created_at=instant(),
+            updated_at=instant(),
+        )
 
         second = db.upsert_agent("support-bot", "/new")
 

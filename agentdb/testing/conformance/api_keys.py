@@ -21,7 +21,13 @@ class ApiKeyContract(Subject):
     def test_insert_api_key_returns_what_a_get_by_hash_returns(self, db: Db) -> None:
         key = db.insert_api_key("k1", "acme", "hash-1", "ci")
 
-        assert key == ApiKeyRecord("k1", "acme", "hash-1", "ci", key.created_at)
+        assert key == ApiKeyRecord(
+            "k1",
+            "acme",
+            "hash-1",
+            "ci",
+            key.created_at,
+        )
         assert key.created_at.tzinfo is UTC
         assert db.get_api_key_by_hash("hash-1") == key
 

@@ -11,6 +11,7 @@ import pytest
 from agentdb.interface import Db, SandboxState, SessionStatus
 from agentdb.testing.conformance.subject import (
     IDS,
+    Kind,
     Rows,
     Subject,
     drained,
@@ -223,53 +224,33 @@ class FleetContract(Subject):
         assert db.get_session("s2") == lost
         assert db.get_session("s3") == free
 
-    def test_touch_sessions_touches_and_returns_those_there_are_in_the_order_given(
-        self, db: Db, rows: Rows
+    def test_touching_several_returns_those_there_are_in_the_order_given_each_once(
+        self, kind: Kind
     ) -> None:
         # One UPDATE returns its rows in any order, and an id given twice once: the implementation has to restore both.
         for id in [*IDS, "not asked for"]:
-            rows.session(id, last_active_at=instant())
+            kind.make(id, **{kind.time: instant()})
         touched = ["é", "a", "10", "😀"]
 
-        assert db.touch_sessions(["nobody", "é", "a", "é", "10", "😀"]) == touched
+        assert kind.touch(["nobody", "é", "a", "é", "10", "😀"]) == touched
 
-        later = [each for each in db.list_sessions() if each.last_active_at > instant()]
-        assert {*ids(later)} == {*touched}
+        later = [id for id, time in kind.times().items() if time > instant()]
+        assert sorted(later) == sorted(touched)
 
-    def test_touch_sandboxes_touches_and_returns_those_there_are_in_the_order_given(
-        self, db: Db, rows: Rows
-    ) -> None:
-        for id in ("sb1", "sb2", "sb3"):
-            rows.sandbox(id, last_used_at=instant())
-
-        assert db.touch_sandboxes(("sb3", "nobody", "sb1", "sb3")) == ["sb3", "sb1"]
-
-        later = [each for each in db.list_sandboxes() if each.last_used_at > instant()]
-        assert {*ids(later)} == {"sb1", "sb3"}
-
-    def test_all_that_one_call_touches_have_one_time(self, db: Db) -> None:
+    def test_several_that_one_call_touches_have_one_time(self, kind: Kind) -> None:
         # A time for each row would order rows that nothing orders, and tell a loop of statements from one.
-        for number in range(3):
-            make_session(db, f"s{number}")
-            make_sandbox(db, f"sb{number}")
+        for id in ("a", "b", "c"):
+            kind.make(id)
 
-        db.touch_sessions(["s2", "s0", "s1"])
-        assert len({session.last_active_at for session in db.list_sessions()}) == 1
+        kind.touch(("c", "a", "b"))
 
-        db.bulk_pause_active_sessions()
-        assert len({session.last_active_at for session in db.list_sessions()}) == 1
+        assert len({*kind.times().values()}) == 1
 
-        db.touch_sandboxes(["sb2", "sb0", "sb1"])
-        assert len({sandbox.last_used_at for sandbox in db.list_sandboxes()}) == 1
-
-    def test_ten_thousand_are_touched_at_once(self, db: Db) -> None:
+    def test_ten_thousand_are_touched_at_once(self, kind: Kind) -> None:
         # A placeholder an id would be too many: SQLite may be built for 999 of them.
-        make_session(db, "9999")
-        make_sandbox(db, "9999")
-        asked = [str(number) for number in range(10_000)]
+        kind.make("9999")
 
-        assert db.touch_sessions(asked) == ["9999"]
-        assert db.touch_sandboxes(asked) == ["9999"]
+        assert kind.touch([str(number) for number in range(10_000)]) == ["9999"]
 
     # -- conditions: compared in the statement that writes. After a read of its own, two callers could both be told True
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
 from typing import Any
@@ -12,6 +12,7 @@ import pytest
 from agentdb.interface import Db
 from agentdb.testing.conformance.subject import (
     IDS,
+    Kind,
     Rows,
     Subject,
     ids,
@@ -22,12 +23,12 @@ from agentdb.testing.conformance.subject import (
 
 # The columns by which a list can be narrowed, and values of them. Of the first, several can be asked for.
 COLUMNS: dict[str, dict[str, Sequence[str]]] = {
-    "sessions": {
+    "session": {
         "status": ["active", "paused", "ended"],
         "agent_name": ["agent-1", "agent-2"],
         "runner_id": ["r1", "r2"],
     },
-    "sandboxes": {
+    "sandbox": {
         "state": ["cold", "warm", "running"],
         "agent_name": ["agent-1", "agent-2"],
         "session_id": ["s1", "s2"],
@@ -35,42 +36,33 @@ COLUMNS: dict[str, dict[str, Sequence[str]]] = {
 }
 
 
-class Listed:
-    """Sessions or sandboxes, by the calls that are the same for both."""
+def _create(kind: Kind, ages: dict[str, float]) -> None:
+    """Make a row for each id, created so many seconds after one instant."""
+    for id, age in ages.items():
+        kind.make(id, created_at=instant(age))
 
-    make: Callable[..., Any]
-    delete: Callable[..., bool]
-    page: Callable[..., Any]
-    columns: dict[str, Sequence[str]]
 
-    def __init__(self, db: Db, rows: Rows, plural: str) -> None:
-        noun = {"sessions": "session", "sandboxes": "sandbox"}[plural]
-        self.make = getattr(rows, noun)
-        self.delete = getattr(db, f"delete_{noun}")
-        self.page = getattr(db, f"list_{plural}")
-        self.columns = COLUMNS[plural]
+def _create_all(kind: Kind) -> None:
+    """Make a row for each combination of what a list can be narrowed to; its id says which."""
+    columns = COLUMNS[kind.noun]
+    for number, values in enumerate(product(*columns.values())):
+        kind.make(
+            " ".join(values),
+            created_at=instant(number // 4),
+            **dict(zip(columns, values, strict=True)),
+        )
 
-    def create(self, ages: dict[str, float]) -> None:
-        """Make a row for each id, created so many seconds after one instant."""
-        for id, age in ages.items():
-            self.make(id, created_at=instant(age))
 
-    def create_all_kinds(self) -> None:
-        """Make a row for each combination of what a list can be narrowed to; its id says which."""
-        for number, kind in enumerate(product(*self.columns.values())):
-            columns = dict(zip(self.columns, kind, strict=True))
-            self.make(" ".join(kind), created_at=instant(number // 4), **columns)
-
-    def paged(self, size: int, **wanted: Any) -> list[Any]:
-        """Return the rows of all pages."""
-        rows: list[Any] = []
-        page = self.page(limit=size, **wanted)
-        while page:
-            assert len(page) <= size
-            rows += page
-            assert len(rows) <= 20, "a page came twice"
-            page = self.page(limit=size, before=page[-1], **wanted)
-        return rows
+def _paged(kind: Kind, size: int, **wanted: Any) -> list[Any]:
+    """Return the rows of all pages."""
+    rows: list[Any] = []
+    page = kind.page(limit=size, **wanted)
+    while page:
+        assert len(page) <= size
+        rows += page
+        assert len(rows) <= 20, "a page came twice"
+        page = kind.page(limit=size, before=page[-1], **wanted)
+    return rows
 
 
 def _is(row: Any, wanted: Any) -> bool:
@@ -82,42 +74,39 @@ def _is(row: Any, wanted: Any) -> bool:
 
 
 class ListContract(Subject):
-    @pytest.fixture(params=COLUMNS)
-    def listed(self, request: pytest.FixtureRequest, db: Db, rows: Rows) -> Listed:
-        return Listed(db, rows, request.param)
-
-    def test_a_list_is_newest_first_to_the_microsecond(self, listed: Listed) -> None:
+    def test_a_list_is_newest_first_to_the_microsecond(self, kind: Kind) -> None:
         # SQLite stores texts: "12:00:01" and "12:00:00.500000" sort as their instants only in one format for all.
-        listed.create({"c": 0, "a": 1, "d": 0.5, "e": 1e-6, "b": 1.000001, "f": -1})
+        _create(kind, {"c": 0, "a": 1, "d": 0.5, "e": 1e-6, "b": 1.000001, "f": -1})
 
-        assert ids(listed.page()) == ["b", "a", "d", "e", "c", "f"]
+        assert ids(kind.page()) == ["b", "a", "d", "e", "c", "f"]
 
     def test_rows_of_one_instant_are_listed_by_id_descending_in_code_point_order(
-        self, listed: Listed
+        self, kind: Kind
     ) -> None:
         # Without an order among equals, two pages could both hold a row, or neither of them.
-        listed.create(dict.fromkeys(IDS, 0))
+        _create(kind, dict.fromkeys(IDS, 0))
 
-        assert ids(listed.page()) == IDS[::-1]
+        assert ids(kind.page()) == IDS[::-1]
 
-    def test_a_list_has_the_whole_records_of_one_tenant(self, listed: Listed) -> None:
-        ours = listed.make("a")
-        acmes = listed.make("b", tenant_id="acme")
+    def test_a_list_has_the_whole_records_of_one_tenant(self, kind: Kind) -> None:
+        ours = kind.make("a")
+        acmes = kind.make("b", tenant_id="acme")
 
-        assert listed.page() == [ours]
-        assert listed.page("acme") == [acmes]
-        assert listed.page(tenant_id="acme") == [acmes]
-        assert listed.page("other") == []
+        assert kind.page() == [ours]
+        assert kind.page("acme") == [acmes]
+        assert kind.page(tenant_id="acme") == [acmes]
+        assert kind.page("other") == []
 
     def test_a_list_has_what_all_its_filters_let_through_in_pages_too(
-        self, listed: Listed
+        self, kind: Kind
     ) -> None:
         # Several statuses are one list in one order, not one list after another.
-        listed.create_all_kinds()
-        everything = listed.page()
-        several, _, (owner, _) = listed.columns.values()
+        _create_all(kind)
+        everything = kind.page()
+        columns = COLUMNS[kind.noun]
+        several, _, (owner, _) = columns.values()
         first, second, third = several
-        arguments = [column.removesuffix("_name") for column in listed.columns]
+        arguments = [column.removesuffix("_name") for column in columns]
 
         for wanted in product(
             [None, first, (second,), [third, first], {first, second, third}],
@@ -128,8 +117,8 @@ class ListContract(Subject):
                 row for row in everything if all(_is(row, each) for each in wanted)
             ]
             filters = dict(zip(arguments, wanted, strict=True))
-            assert listed.page(**filters) == expected
-            assert listed.paged(2, **filters) == expected
+            assert kind.page(**filters) == expected
+            assert _paged(kind, 2, **filters) == expected
 
     def test_list_sessions_takes_the_agent_as_its_second_argument(self, db: Db) -> None:
         session = make_session(db, "s1", "agent-1", tenant_id="acme")
@@ -139,61 +128,61 @@ class ListContract(Subject):
 
     @pytest.mark.parametrize("size", [1, 2, 3, 4, 100])
     def test_pages_of_any_size_have_each_row_once_also_where_instants_are_equal(
-        self, listed: Listed, size: int
+        self, kind: Kind, size: int
     ) -> None:
         # before= has to compare (created_at, id) as a pair: by the instant alone, the rest of a tie is skipped.
         tied = dict.fromkeys(IDS, 0.0)
-        listed.create(tied | {"new": 1, "old": -1, "new-a": 1, "new-Z": 1})
-        listed.make("of another tenant", tenant_id="other")
+        _create(kind, tied | {"new": 1, "old": -1, "new-a": 1, "new-Z": 1})
+        kind.make("of another tenant", tenant_id="other")
 
-        rows = listed.paged(size)
+        rows = _paged(kind, size)
 
         assert len(rows) == 15
-        assert rows == listed.page()
+        assert rows == kind.page()
 
-    def test_a_list_goes_on_after_a_record_or_its_cursor(self, listed: Listed) -> None:
-        listed.create({"a": 0, "b": 0, "c": 1, "d": -1})
-        c, b, a, d = listed.page()
+    def test_a_list_goes_on_after_a_record_or_its_cursor(self, kind: Kind) -> None:
+        _create(kind, {"a": 0, "b": 0, "c": 1, "d": -1})
+        c, b, a, d = kind.page()
 
         for before, after in (
             (c, [b, a, d]),
             (b, [a, d]),
             (d, []),
         ):
-            assert listed.page(before=before) == after
-            assert listed.page(before=before.cursor) == after
+            assert kind.page(before=before) == after
+            assert kind.page(before=before.cursor) == after
 
-    def test_a_cursor_is_the_instant_and_the_id(self, listed: Listed) -> None:
+    def test_a_cursor_is_the_instant_and_the_id(self, kind: Kind) -> None:
         # Only the first comma of a cursor separates; an id may have more. Clients keep cursors, so the format is fixed.
-        listed.create(dict.fromkeys(("a", "b,c", "é 😀?&"), 0.5))
-        first, second, third = listed.page()
+        _create(kind, dict.fromkeys(("a", "b,c", "é 😀?&"), 0.5))
+        first, second, third = kind.page()
 
         assert first.cursor == "2026-03-01T12:00:00.500000Z,é 😀?&"
-        assert listed.page(before=second.cursor) == [third]
-        assert listed.page(before="2026-03-01T13:00:00.5+01:00,b,c") == [third]
+        assert kind.page(before=second.cursor) == [third]
+        assert kind.page(before="2026-03-01T13:00:00.5+01:00,b,c") == [third]
 
     def test_a_record_of_another_tenant_names_a_place_and_grants_nothing(
-        self, listed: Listed
+        self, kind: Kind
     ) -> None:
         # A cursor comes back from a client, who may send any.
-        theirs = listed.make("z", tenant_id="other")
-        ours = listed.make("a", created_at=instant())
+        theirs = kind.make("z", tenant_id="other")
+        ours = kind.make("a", created_at=instant())
 
-        assert listed.page(before=theirs) == [ours]
+        assert kind.page(before=theirs) == [ours]
 
-    def test_a_list_goes_on_where_a_deleted_record_stood(self, listed: Listed) -> None:
+    def test_a_list_goes_on_where_a_deleted_record_stood(self, kind: Kind) -> None:
         # So the place is in the record: an implementation that looks its row up first would end the list here.
-        listed.create({"a": 0, "b": 0, "c": 0})
-        _, b, a = listed.page()
+        _create(kind, {"a": 0, "b": 0, "c": 0})
+        _, b, a = kind.page()
 
-        listed.delete("b")
+        kind.delete("b")
 
-        assert listed.page(before=b) == [a]
+        assert kind.page(before=b) == [a]
 
-    def test_a_list_takes_the_largest_limit(self, listed: Listed) -> None:
-        row = listed.make()
+    def test_a_list_takes_the_largest_limit(self, kind: Kind) -> None:
+        row = kind.make()
 
-        assert listed.page(limit=2**63 - 1) == [row]
+        assert kind.page(limit=2**63 - 1) == [row]
 
     # -- of a runner
 
@@ -202,7 +191,12 @@ class ListContract(Subject):
     ) -> None:
         for id in IDS:
             tenant = f"tenant of {id}"
-            rows.session(id, tenant_id=tenant, runner_id="r1", created_at=instant())
+            rows.session(
+                id,
+                tenant_id=tenant,
+                runner_id="r1",
+                created_at=instant(),
+            )
         newest = rows.session("new", runner_id="r1", created_at=instant(1))
         rows.session("another's", runner_id="r2")
         rows.session("nobody's")
@@ -242,7 +236,7 @@ class ListContract(Subject):
     def test_count_sessions_counts_what_list_sessions_lists(
         self, db: Db, rows: Rows
     ) -> None:
-        Listed(db, rows, "sessions").create_all_kinds()
+        _create_all(Kind(db, rows, "session"))
         make_session(db, "theirs", tenant_id="other")
 
         assert db.count_sessions() == 12
@@ -255,7 +249,7 @@ class ListContract(Subject):
     def test_count_sandboxes_counts_those_of_all_tenants(
         self, db: Db, rows: Rows
     ) -> None:
-        Listed(db, rows, "sandboxes").create_all_kinds()
+        _create_all(Kind(db, rows, "sandbox"))
         make_sandbox(db, "theirs", tenant_id="other")
 
         assert db.count_sandboxes() == 13

@@ -16,10 +16,26 @@ from agentdb.interface import Db, SandboxRecord, SandboxState, SessionRecord
 from agentdb.testing.conformance.subject import Subject, instant
 
 RECORD = SessionRecord(
-    "s1", "default", "a", "sb1", "active", None, instant(), instant()
+    "s1",
+    "default",
+    "a",
+    "sb1",
+    "active",
+    None,
+    instant(),
+    instant(),
 )
 
-SANDBOX = SandboxRecord("sb1", "default", None, "a", "cold", "/", instant(), instant())
+SANDBOX = SandboxRecord(
+    "sb1",
+    "default",
+    None,
+    "a",
+    "cold",
+    "/",
+    instant(),
+    instant(),
+)
 
 # What an argument is, and so which values are tried, by its annotation in Db: a new method needs no line here.
 KINDS = {

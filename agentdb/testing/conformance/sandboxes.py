@@ -29,7 +29,13 @@ UPDATES: list[tuple[str, str, Any]] = [
 
 class SandboxContract(Subject):
     def test_insert_sandbox_warms_and_returns_what_a_get_returns(self, db: Db) -> None:
-        sandbox = db.insert_sandbox("sb1", "support-bot", "/tmp/sb1", "s1", "acme")
+        sandbox = db.insert_sandbox(
+            "sb1",
+            "support-bot",
+            "/tmp/sb1",
+            "s1",
+            "acme",
+        )
 
         assert sandbox == SandboxRecord(
             "sb1",
@@ -49,7 +55,12 @@ class SandboxContract(Subject):
 
     @pytest.mark.parametrize(("method", "column", "value"), UPDATES)
     def test_an_update_of_a_sandbox_sets_that_column_and_not_last_used_at(
-        self, db: Db, rows: Rows, method: str, column: str, value: str | None
+        self,
+        db: Db,
+        rows: Rows,
+        method: str,
+        column: str,
+        value: str | None,
     ) -> None:
         # Eviction goes by last_used_at. A server that marks sandboxes at its start would make all of them look used.
         before = rows.sandbox(session_id="s1", last_used_at=instant())
@@ -68,7 +79,11 @@ class SandboxContract(Subject):
         [("get_idle_sandboxes", "waiting"), ("get_cold_sandboxes", "cold")],
     )
     def test_unused_sandboxes_are_strictly_older_oldest_first_then_by_id(
-        self, db: Db, rows: Rows, method: str, state: str
+        self,
+        db: Db,
+        rows: Rows,
+        method: str,
+        state: str,
     ) -> None:
         for other in {*SandboxState} - {state}:
             rows.sandbox(f"is {other}", state=other.value, last_used_at=instant(-100))
@@ -76,7 +91,12 @@ class SandboxContract(Subject):
         for id in IDS[::-1]:
             tenant = f"tenant of {id}"
             last = instant(-0.000001)
-            rows.sandbox(id, tenant_id=tenant, state=state, last_used_at=last)
+            rows.sandbox(
+                id,
+                tenant_id=tenant,
+                state=state,
+                last_used_at=last,
+            )
         oldest = rows.sandbox("z oldest", state=state, last_used_at=instant(-1))
         rows.sandbox("as old", state=state, last_used_at=instant())
         rows.sandbox("younger", state=state, last_used_at=instant(0.000001))

@@ -23,7 +23,14 @@ from agentdb.interface import (
 IDS = ["10", "9", "B", "Z", "_", "a", "a b", "ab", "é", "\uffee", "😀"]
 
 # Long past: whatever a call writes with the clock of the database under test is later, without sleeping.
-START = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
+START = datetime(
+    2026,
+    3,
+    1,
+    12,
+    0,
+    tzinfo=UTC,
+)
 
 
 class Rewrite(Protocol):
@@ -35,23 +42,56 @@ class Rewrite(Protocol):
 class Rows:
     """Inserts rows with a content and an age that no ``Db`` gives them."""
 
-    def __init__(self, db: Db, rewrite: Rewrite) -> None:
+    def __init__(self, db: Db, request: pytest.FixtureRequest) -> None:
         self._db = db
-        self._rewrite = rewrite
+        self._request = request
 
     def session(self, id: str = "s1", **columns: object) -> SessionRecord:
         """Insert a session, set these columns of it, and return it as a get does."""
         make_session(self._db, id)
-        if columns:
-            self._rewrite("sessions", id, **columns)
+        self._set("sessions", id, columns)
         return session_of(self._db, id)
 
     def sandbox(self, id: str = "sb1", **columns: object) -> SandboxRecord:
         """Insert a sandbox, set these columns of it, and return it as a get does."""
         make_sandbox(self._db, id)
-        if columns:
-            self._rewrite("sandboxes", id, **columns)
+        self._set("sandboxes", id, columns)
         return sandbox_of(self._db, id)
+
+    def _set(self, table: str, id: str, columns: dict[str, object]) -> None:
+        if columns:
+            # Only now, because this skips the test if there is no way around the Db.
+            rewrite = self._request.getfixturevalue("rewrite")
+            rewrite(table, id, **columns)
+
+
+class Kind:
+    """Sessions or sandboxes, by the calls that are named alike."""
+
+    make: Callable[..., Any]
+    get: Callable[[str], Any]
+    delete: Callable[[str], bool]
+    page: Callable[..., Any]
+    touch: Callable[[Any], list[str]]
+
+    def __init__(self, db: Db, rows: Rows, noun: str) -> None:
+        self.noun = noun
+        self.plural, self.time = KINDS[noun]
+        self.make = getattr(rows, noun)
+        self.get = getattr(db, f"get_{noun}")
+        self.delete = getattr(db, f"delete_{noun}")
+        self.page = getattr(db, f"list_{self.plural}")
+        self.touch = getattr(db, f"touch_{self.plural}")
+
+    def times(self) -> dict[str, datetime]:
+        """Return by their ids when the rows were last active, or used."""
+        return {row.id: getattr(row, self.time) for row in self.page()}
+
+
+KINDS = {
+    "session": ("sessions", "last_active_at"),
+    "sandbox": ("sandboxes", "last_used_at"),
+}
 
 
 class Subject:
@@ -82,9 +122,14 @@ class Subject:
         )
 
     @pytest.fixture
-    def rows(self, db: Db, rewrite: Rewrite) -> Rows:
-        """Rows of a given age; skipped without ``rewrite``."""
-        return Rows(db, rewrite)
+    def rows(self, db: Db, request: pytest.FixtureRequest) -> Rows:
+        """Rows of a given age; a test that sets one is skipped without ``rewrite``."""
+        return Rows(db, request)
+
+    @pytest.fixture(params=KINDS)
+    def kind(self, db: Db, rows: Rows, request: pytest.FixtureRequest) -> Kind:
+        """Sessions, then sandboxes, for what is promised of both."""
+        return Kind(db, rows, request.param)
 
 
 def awaited(db: Any, runner: asyncio.Runner) -> Any:
@@ -164,7 +209,12 @@ def make_sandbox(
     workspace_dir: str = "/tmp/sb1",
     **values: Any,
 ) -> SandboxRecord:
-    return db.insert_sandbox(id, agent_name, workspace_dir, **values)
+    return db.insert_sandbox(
+        id,
+        agent_name,
+        workspace_dir,
+        **values,
+    )
 
 
 def make_api_key(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,6 +14,7 @@ from agentdb.errors import (
 )
 from agentdb.interface import Db, SessionRecord
 from agentdb.testing.conformance.subject import (
+    Kind,
     Rows,
     Subject,
     drained,
@@ -31,11 +31,6 @@ from agentdb.testing.conformance.subject import (
 class Stop(Exception):
     """An exception of the caller's own function."""
 
-
-KINDS: list[tuple[str, Callable[..., Any]]] = [
-    ("session", make_session),
-    ("sandbox", make_sandbox),
-]
 
 # Not the keys of the rows that the make_… functions insert: those are the same in lower case.
 NOTHING_FOUND: list[tuple[object, ...]] = [
@@ -107,34 +102,32 @@ class WholeContract(Subject):
         assert make_sandbox(db, workspace_dir="").workspace_dir == ""
         assert make_api_key(db, label="").label == ""
 
-    @pytest.mark.parametrize(("noun", "make"), KINDS)
     def test_insert_with_a_taken_id_raises_whoever_has_it(
-        self, db: Db, noun: str, make: Callable[..., Any]
+        self, db: Db, kind: Kind
     ) -> None:
         # Ids are unique over all tenants: calls by id name no tenant. Not even a view, which cannot see the row, may
         # insert it again.
-        row = make(db, "x", tenant_id="acme")
+        row = kind.make("x")
+        stranger = db.for_tenant("stranger")
 
-        for other in (db, db.for_tenant("other")):
+        for insert in (
+            getattr(db, f"insert_{kind.noun}"),
+            getattr(stranger, f"insert_{kind.noun}"),
+        ):
             with pytest.raises(DuplicateKeyError) as raised:
-                make(other, "x")
-            assert str(raised.value) == f"A {noun} with the id 'x' exists already."
+                insert("x", "another-bot", "y")
+            assert str(raised.value) == f"A {kind.noun} with the id 'x' exists already."
+        assert kind.get("x") == row
 
-        assert getattr(db, f"get_{noun}")("x") == row
+    def test_delete_deletes_that_one(self, kind: Kind) -> None:
+        kind.make("gone")
+        kept = kind.make("kept")
 
-    @pytest.mark.parametrize(("noun", "make"), KINDS)
-    def test_delete_deletes_that_one(
-        self, db: Db, noun: str, make: Callable[..., Any]
-    ) -> None:
-        make(db, "gone")
-        kept = make(db, "kept")
-        delete, get = getattr(db, f"delete_{noun}"), getattr(db, f"get_{noun}")
+        assert kind.delete("gone") is True
 
-        assert delete("gone") is True
-
-        assert get("gone") is None
-        assert get("kept") == kept
-        assert delete("gone") is False
+        assert kind.get("gone") is None
+        assert kind.get("kept") == kept
+        assert kind.delete("gone") is False
 
     def test_delete_session_leaves_its_sandbox(self, db: Db) -> None:
         make_session(db)
