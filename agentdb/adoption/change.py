@@ -236,7 +236,8 @@ class _OnPostgreSql(Change):
         with naming_culprits(self.connection, changing):
             yield
         now = self._not_updatable(OLD_COLUMNS)
-        if broken := [now[table] for table in now.keys() - not_updatable.keys()]:
+        broken = [now[table] for table in now if table not in not_updatable]
+        if broken:
             raise AdoptionRefusedError.of(*broken)
 
     def _not_updatable(self, tables: Iterable[str]) -> dict[str, str]:
@@ -260,8 +261,8 @@ class _OnPostgreSql(Change):
 
     def _hand_over(self) -> None:
         # After all changes of the schema: until now this role owns the tables that it created, and could change them.
-        present = {*self.findings.shape.live, *self.old}
-        made = [name for name in (RECORD, *OLD_COLUMNS) if name not in present]
+        live = self.findings.shape.live
+        made = [name for name in (RECORD, *OLD_COLUMNS) if name not in live]
         hand_over(self.connection, made, self.old)
 
 

@@ -192,8 +192,10 @@ def _is_done(shape: Shape) -> bool:
 
 
 def _count_or_zero(connection: BaseDatabaseWrapper, table: Table) -> int:
-    is_countable = table.kind == "table" and may_read(connection, table.name)
-    return count_rows(connection, table.name) if is_countable else 0
+    """Return the rows of a table that is not ours; zero if it is a view, or this role may not read it."""
+    if table.kind != "table" or not may_read(connection, table.name):
+        return 0
+    return count_rows(connection, table.name)
 
 
 def _place(connection: BaseDatabaseWrapper) -> str:
@@ -254,19 +256,25 @@ def _too_unique_keys(shape: Shape, wanted: Mapping[str, Table]) -> Iterator[str]
     """Return other unique keys, which could refuse what agentdb writes."""
     for name, table in shape.tables.items():
         for key in keys_of(table):
+            if not key.does.unique:
+                continue
             # A half-built index with the name of one of ours is dropped.
-            is_dropped = not key.does.valid and wanted[name].index(key.name or "")
-            if key.does.unique and not is_dropped and _could_refuse(name, table, key):
+            if not key.does.valid and wanted[name].index(key.name or ""):
+                continue
+            if _could_refuse(name, table, key):
                 yield _too_unique(name, key)
 
 
 def _could_refuse(name: str, table: Table, key: Key) -> bool:
+    """Return whether the key is not one of ours, and agentdb may write what it does not allow."""
     # A condition makes it another key than the columns alone.
-    if (name, key.columns) in _KEY_COLUMNS and not key.does.condition:
+    is_ours = (name, key.columns) in _KEY_COLUMNS
+    if is_ours and not key.does.condition:
         return False
-    # A row with NULL in one of the columns is equal to no other, unless the key says NULLS NOT DISTINCT.
-    collides = "nulls not distinct" in key.does.options
-    return collides or not left_null(table, OLD_COLUMNS[name], key.columns)
+    if "nulls not distinct" in key.does.options:
+        return True
+    # A row with NULL in one of the columns is equal to no other.
+    return not left_null(table, OLD_COLUMNS[name], key.columns)
 
 
 def _too_unique(table: str, key: Key) -> str:
@@ -299,14 +307,16 @@ def _names_in_the_way(
     connection: BaseDatabaseWrapper, shape: Shape, wanted: Mapping[str, Table]
 ) -> Iterator[str]:
     """Objects that have the name of an index, a constraint or a table that the adoption creates."""
-    # Tables, views and the indexes of all tables share one set of names. An index of ours may have its name already, on
-    # its own table.
-    ours: dict[str | None, str | None] = dict.fromkeys(
-        set(OLD_COLUMNS) - set(shape.tables)
-    )
+    # Tables, views and the indexes of all tables share one set of names. By name, the table on which it may stand
+    # already: an index of ours on its own table.
+    ours: dict[str | None, str | None] = {
+        name: None for name in OLD_COLUMNS if name not in shape.tables
+    }
     for table in wanted.values():
-        keys = (*table.indexes, *table.uniques, table.primary_key)
-        ours |= {key.name: shape.stored_as.get(table.name) for key in keys if key}
+        stored = shape.stored_as.get(table.name)
+        for key in (*table.indexes, *table.uniques, table.primary_key):
+            if key is not None:
+                ours[key.name] = stored
     sql = _NAMES_ON_SQLITE if connection.vendor == "sqlite" else _NAMES
     for kind, key, owner, name, on_table in rows(connection, sql):
         if key in ours and (kind, owner) != ("index", ours[key]):
@@ -444,8 +454,10 @@ def _rewriting(misspelt: Iterable[Misspelt]) -> Iterator[str]:
 
 
 def _text_timestamps(findings: Findings) -> int:
-    formats = [content.formats.values() for content in findings.contents.values()]
-    return sum(counts.total() for each in formats for counts in each)
+    number = 0
+    for content in findings.contents.values():
+        number += sum(counts.total() for counts in content.formats.values())
+    return number
 
 
 def _conforming(findings: Findings) -> list[str]:
@@ -537,8 +549,9 @@ def _notes(findings: Findings) -> tuple[str, ...]:
 
 def _extra_columns(shape: Shape) -> Iterator[str]:
     for name, table in shape.tables.items():
-        columns = [column.name for column in table.columns]
-        if extra := [column for column in columns if column not in OLD_COLUMNS[name]]:
+        known = OLD_COLUMNS[name]
+        extra = [each.name for each in table.columns if each.name not in known]
+        if extra:
             yield f"{name} has additional columns, which stay, and which Db does not show: {', '.join(extra)}."
 
 

@@ -185,8 +185,8 @@ def _ours(
 def _misses(table: Table) -> list[str]:
     """Return the columns of every release that the table lacks."""
     name = _final_name(table.name)
-    have = {column.name for column in table.columns} | ADDED_COLUMNS[name]
-    return [column for column in OLD_COLUMNS[name] if column not in have]
+    needed = [each for each in OLD_COLUMNS[name] if each not in ADDED_COLUMNS[name]]
+    return [column for column in needed if table.column(column) is None]
 
 
 def _final_name(stored: str) -> str:
@@ -278,12 +278,16 @@ def state_apps(name: str) -> StateApps:
 
 
 def _level(connection: BaseDatabaseWrapper, live: Mapping[str, Table]) -> str | None:
+    """Return the last migration that leaves the tables as they are."""
     latest = expected_tables(connection, state_apps(migration_names()[-1]))
     for name in reversed(migration_names()):
         expected = expected_tables(connection, state_apps(name))
-        if not drift(expected, live, names=name != INITIAL):
-            # With an index of a later migration it does not match this one, and the later one would fail.
-            return None if _has_later_index(expected, latest, live) else name
+        if drift(expected, live, names=name != INITIAL):
+            continue
+        # With an index of a later migration it does not match this one, and the later one would fail.
+        if _has_later_index(expected, latest, live):
+            return None
+        return name
     return None
 
 

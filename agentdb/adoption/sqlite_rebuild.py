@@ -40,9 +40,8 @@ class _Written:
         return {name.lower() for name, _ in self.columns}
 
     def extra(self, ours: Collection[str]) -> list[tuple[str, int]]:
-        return [
-            (name, hidden) for name, hidden in self.columns if name.lower() not in ours
-        ]
+        """Return the columns that are the operator's."""
+        return [column for column in self.columns if column[0].lower() not in ours]
 
 
 def rebuild(
@@ -128,10 +127,13 @@ def _copied(
             copied[column] = quote_name(column)
         elif not (model_field.null or model_field.has_db_default()):
             raise no_column(model._meta.db_table, column)
-    copied |= {name: quote_name(name) for name, hidden in old.extra(ours) if not hidden}
-    rowid = rowid_name(old.sql, live)
+    for name, hidden in old.extra(ours):
+        if not hidden:
+            copied[name] = quote_name(name)
     # An operator's full-text index or own table may refer to rows by rowid.
-    return copied if rowid is None else {rowid: rowid, **copied}
+    if rowid := rowid_name(old.sql, live):
+        copied[rowid] = rowid
+    return copied
 
 
 def _unused_name(connection: BaseDatabaseWrapper, table: str) -> str:
@@ -161,9 +163,10 @@ def rowid_name(sql: str, columns: Collection[str]) -> str | None:
     """Return a name for the rowid of a table made by ``sql``; None if it has none, or columns have all its names."""
     if "without rowid" in parse_create_table(sql).options:
         return None
-    return next(
-        (name for name in ("rowid", "_rowid_", "oid") if name not in columns), None
-    )
+    for name in ("rowid", "_rowid_", "oid"):
+        if name not in columns:
+            return name
+    return None
 
 
 def written_definitions(

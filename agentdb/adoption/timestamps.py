@@ -99,12 +99,11 @@ def native_sql(column: str) -> str:
 
     A readable text with these characters in these places is in the server's format, or in Django's.
     """
-    seconds = f"substr({column}, 1, 10) || ' ' || substr({column}, 12, 8)"
+    day, time = f"substr({column}, 1, 10)", f"substr({column}, 12, 12)"
     fraction = f"substr({column}, 20) GLOB '.{'[0-9]' * 6}' AND substr({column}, 21) <> '000000'"
     return (
         f"CASE WHEN length({column}) = 24 AND substr({column}, 11, 1) = 'T' AND substr({column}, 24) = 'Z'"
-        f" THEN CASE substr({column}, 21, 3) WHEN '000' THEN {seconds}"
-        f" ELSE {seconds} || '.' || substr({column}, 21, 3) || '000' END"
+        f" THEN replace({day} || ' ' || {time} || '000', '.000000', '')"
         f" WHEN substr({column}, 5, 1) = '-' AND substr({column}, 11, 1) = ' '"
         f" AND (length({column}) = 19 OR length({column}) = 26 AND {fraction}) THEN {column}"
         f" ELSE agentdb_native_text({column}) END"
@@ -119,31 +118,28 @@ def server_text(value: object) -> str | None:
 
 def _parse(text: str) -> datetime:
     if match := _ISO.fullmatch(text):
-        return _iso(match[1], match[2], match[3], match[4])
+        date, between, time, zone = match.groups()
+        if zone is None and between == "T":
+            raise UnreadableTimestampError("names no time zone")
+        # Without a zone it is SQLite's CURRENT_TIMESTAMP, in UTC.
+        return _instant(date, time, zone or "Z")
     if match := _GERMAN.fullmatch(text):
         day, month, year, time, zone = match.groups()
-    elif match := _SQL.fullmatch(text):
-        day, month, year, time, zone = match.groups()
-        day, month = _day_and_month(day, month)
-    elif match := _POSTGRES.fullmatch(text):
-        weekday, day, month, time, year, zone = match.groups()
-        day, month = _named_month(day, month)
-        if _WEEKDAYS[_calendar(f"{year}-{month}-{day}", time).weekday()] != weekday:
+        return _instant(f"{year}-{month}-{day}", time, zone)
+    if match := _SQL.fullmatch(text):
+        first, second, year, time, zone = match.groups()
+        day, month = _day_and_month(first, second)
+        return _instant(f"{year}-{month}-{day}", time, zone)
+    if match := _POSTGRES.fullmatch(text):
+        weekday, first, second, time, year, zone = match.groups()
+        day, month = _named_month(first, second)
+        date = f"{year}-{month}-{day}"
+        if _WEEKDAYS[_calendar(date, time).weekday()] != weekday:
             raise UnreadableTimestampError(
                 "names a day of the week that the date is not"
             )
-    else:
-        raise UnreadableTimestampError("is in no known timestamp format")
-    return _in_zone(_calendar(f"{year}-{month}-{day}", time), zone)
-
-
-def _iso(day: str, between: str, time: str, zone: str | None) -> datetime:
-    if zone is None and between == "T":
-        raise UnreadableTimestampError("names no time zone")
-    # Without a zone it is SQLite's CURRENT_TIMESTAMP, in UTC.
-    return _calendar(day, time).replace(
-        tzinfo=UTC if zone in (None, "Z") else _offset(zone or "")
-    )
+        return _instant(date, time, zone)
+    raise UnreadableTimestampError("is in no known timestamp format")
 
 
 def _day_and_month(first: str, second: str) -> tuple[str, str]:
@@ -164,9 +160,11 @@ def _named_month(day: str, month: str) -> tuple[str, str]:
     return day, f"{_MONTHS.index(month) + 1:02}"
 
 
-def _in_zone(local: datetime, zone: str) -> datetime:
-    if zone[0] in "+-":
-        return local.replace(tzinfo=_offset(zone))
+def _instant(date: str, time: str, zone: str) -> datetime:
+    """Return the instant; ``zone`` is an offset, ``Z`` or an abbreviation."""
+    if zone == "Z" or zone[0] in "+-":
+        return _calendar(date, f"{time}{zone}")
+    local = _calendar(date, time)
     if zone not in ZONES or local.year < _ZONES_HOLD_SINCE:
         raise UnreadableTimestampError(
             f"names its zone {zone}, which does not say one offset from UTC"
@@ -174,19 +172,11 @@ def _in_zone(local: datetime, zone: str) -> datetime:
     return local.replace(tzinfo=timezone(timedelta(minutes=ZONES[zone])))
 
 
-def _calendar(day: str, time: str) -> datetime:
+def _calendar(date: str, time: str) -> datetime:
     try:
-        return datetime.fromisoformat(f"{day}T{time}")
+        return datetime.fromisoformat(f"{date}T{time}")
     except ValueError:
         raise UnreadableTimestampError("is not a valid date") from None
-
-
-def _offset(text: str) -> timezone:
-    digits = text[1:].replace(":", "").ljust(6, "0")
-    offset = timedelta(
-        hours=int(digits[:2]), minutes=int(digits[2:4]), seconds=int(digits[4:])
-    )
-    return timezone(-offset if text[0] == "-" else offset)
 
 
 # What PostgreSQL may cast itself: the ISO formats, in years that stay within 1 to 9999 in every zone, on days that

@@ -393,9 +393,9 @@ class _Checksum:
 
     def step(self, row: bytes) -> None:
         digest = sha256(row).digest()
-        self._sum += int.from_bytes(digest[:8], "big") * 2**64 + int.from_bytes(
-            digest[8:16], "big", signed=True
-        )
+        high = int.from_bytes(digest[:8], "big")
+        low = int.from_bytes(digest[8:16], "big", signed=True)
+        self._sum += high * 2**64 + low
 
     def finalize(self) -> str:
         # As text, because SQLite's integers have 64 bits; modulo 2**128, like the sum of a server's two halves.

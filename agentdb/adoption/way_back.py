@@ -47,9 +47,13 @@ _SESSIONS = {
 
 def leads_back(connection: BaseDatabaseWrapper, target: str | None) -> bool:
     """Whether ``migrate agentdb TARGET`` undoes the conversion of the timestamps."""
-    names = [name for name in migration_names() if target and name.startswith(target)]
-    is_before = target == "zero" or (len(names) == 1 and names[0] < NATIVE)
-    return is_before and NATIVE in recorded_migrations(connection)
+    if target is None or NATIVE not in recorded_migrations(connection):
+        return False
+    if target == "zero":
+        return True
+    # As Django does, take the beginning of a name, if only one begins so.
+    names = [name for name in migration_names() if name.startswith(target)]
+    return len(names) == 1 and names[0] < NATIVE
 
 
 def refuse_others(connection: BaseDatabaseWrapper) -> None:
