@@ -5,8 +5,8 @@ A query is written over the models with stand-ins for its parameters::
     by_id = Select(lambda p: Session.objects.filter(id=p.text("id")))
 
 Compiling it on a connection runs Django's own compiler, finds each stand-in among the compiled parameters, and keeps
-the SQL, the positions of the parameters by name, and the fields' conversions. Django itself caches nothing between two
-calls of ``.get()``, and spends most of the time on building the same SQL again.
+the SQL, the positions of the parameters by name, and which columns have instants. Django itself caches nothing between
+two calls of ``.get()``, and spends most of the time on building the same SQL again.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from functools import cache
 from typing import Any, Protocol, TypeVar
 
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.models import Count, DateTimeField, Field, Model, QuerySet
+from django.db.models import Count, DateTimeField, Model, QuerySet
 from django.db.models.constants import OnConflict
 from django.db.models.expressions import Combinable
 from django.db.models.sql import DeleteQuery, InsertQuery, UpdateQuery
@@ -28,9 +28,8 @@ from django.db.models.sql.compiler import SQLCompiler
 from agentdb.expressions import ServerAgo, ServerNow, ServerPast
 
 Row = tuple[Any, ...]
-Converter = Callable[[Any], Any]
 # The name of a value, or a constant, and its conversion.
-Slot = tuple[str | None, Any, Converter | None]
+Slot = tuple[str | None, Any, Callable[[Any], Any] | None]
 
 # A caller's value cannot be mistaken for a stand-in: the text is a Unicode noncharacter, and the instant is
 # compared only while a query is compiled.
@@ -41,15 +40,16 @@ ROWS_A_BATCH = 50_000
 
 
 class Parameters:
-    """Provides stand-in values while a query is written, and remembers their names."""
+    """Hands out stand-ins for parameters while a query is written, and finds them again in the compiled one."""
 
-    def __init__(self) -> None:
-        self.texts: dict[str, str] = {}
-        self.instants: dict[datetime, str] = {}
-        self.lengths: dict[timedelta, str] = {}
-        self.limits: dict[int, str] = {}
-        self.clock: set[str] = set()  # instants that a server takes from its own clock
+    def __init__(self, *, has_server: bool = True) -> None:
+        self.has_server = has_server  # with a clock of its own
         self.of_tenant = False
+        self.limits: dict[str, int] = {}
+        self._instants: dict[str, datetime] = {}
+        # The name behind each stand-in, in the form in which it leaves Django's compiler.
+        self._names: dict[object, str] = {}
+        self._required: set[str] = set()
 
     def rows(self, model: type[Model]) -> Any:
         """Return all rows of the model, or those of the parameter ``tenant_id`` in a query for one tenant."""
@@ -63,42 +63,67 @@ class Parameters:
     def text(self, name: str) -> str:
         """Return the stand-in for a text parameter."""
         value = f"{_TEXT_MARK}{name}{_TEXT_MARK}"
-        self.texts[value] = name
+        self._names[value] = name
+        self._required.add(name)
         return value
 
     def instant(self, name: str) -> datetime:
         """Return the stand-in for an aware ``datetime`` parameter."""
-        for value, known in self.instants.items():
-            if known == name:
-                return value
-        value = datetime(
-            _INSTANT_YEAR, 1, 1, microsecond=len(self.instants) + 1, tzinfo=UTC
-        )
-        self.instants[value] = name
+        number = len(self._instants) + 1
+        new = datetime(_INSTANT_YEAR, 1, 1, microsecond=number, tzinfo=UTC)
+        value = self._instants.setdefault(name, new)
+        self._names[value if self.has_server else _instant_to_sqlite(value)] = name
+        self._required.add(name)
         return value
 
     def now(self) -> ServerNow:
         """Return the current time: the server's, or on SQLite the parameter ``now``."""
-        self.clock.add("now")
-        return ServerNow(self.instant("now"))
+        return ServerNow(self._here("now"))
 
     def past(self, name: str, seconds: float) -> ServerPast:
         """Return the current time minus some seconds: by the server's clock, or on SQLite the parameter."""
-        self.clock.add(name)
-        return ServerPast(self.instant(name), seconds)
+        return ServerPast(self._here(name), seconds)
 
     def ago(self, name: str, length: str) -> ServerAgo:
         """Return the current time minus the parameter ``length``, a ``timedelta``; on SQLite the parameter ``name``."""
-        self.clock.add(name)
-        stand_in = timedelta(days=_INTEGER_BASE, microseconds=len(self.lengths))
-        self.lengths[stand_in] = length
-        return ServerAgo(self.instant(name), stand_in)
+        stand_in = timedelta(days=_INTEGER_BASE, microseconds=len(self._names))
+        self._names[stand_in] = length
+        if self.has_server:
+            self._required.add(length)
+        return ServerAgo(self._here(name), stand_in)
 
     def limit(self, name: str) -> int:
         """Return the stand-in for the upper bound of a slice, which Django writes into the SQL itself."""
-        value = _INTEGER_BASE + len(self.limits)
-        self.limits[value] = name
-        return value
+        self._required.add(name)
+        return self.limits.setdefault(name, _INTEGER_BASE + len(self.limits))
+
+    def _here(self, name: str) -> datetime:
+        here = self.instant(name)
+        if self.has_server:
+            self._required.discard(
+                name
+            )  # the SQL has the server's own clock in its place
+        return here
+
+    # -- in the compiled query
+
+    def name(self, value: object) -> str | None:
+        """Return the name behind a stand-in, or None for a constant."""
+        # Compared by value: Django adapts, copies and reorders parameters, but passes each value on.
+        can_be_one = isinstance(value, str | datetime | timedelta)
+        return self._names.get(value) if can_be_one else None
+
+    def slot(self, value: object) -> Slot:
+        """Return what a statement has in the place of this value."""
+        name = self.name(value)
+        if name is None:
+            return None, value, None
+        is_text = name in self._instants and not self.has_server
+        return name, None, _instant_to_sqlite if is_text else None
+
+    def without_place(self, slots: list[Slot]) -> list[str]:
+        """Return the names that must be in the statement and are not."""
+        return sorted(self._required - {name for name, _, _ in slots})
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -107,16 +132,15 @@ class Statement:
 
     sql: str
     slots: tuple[Slot, ...]
-    converters: tuple[tuple[int, Converter], ...]
     table: str
     writes: bool
-    instants: tuple[int, ...] = ()  # columns that a server returns as datetimes
-    batch: int | None = (
-        None  # changes at most this many rows; the statement is repeated until it changes fewer
-    )
-    row: tuple[
-        tuple[str | None, Any], ...
-    ] = ()  # an inserted row: the names of its values, or constants
+    # The columns with instants; SQLite returns them as text.
+    instants: tuple[int, ...]
+    has_text_instants: bool
+    # Changes at most this many rows; the statement is repeated until it changes fewer.
+    batch: int | None = None
+    # An inserted row: the names of its values, or constants.
+    row: tuple[tuple[str | None, Any], ...] = ()
 
     def bind(self, values: Mapping[str, Any]) -> list[Any]:
         """Return the driver's parameters for the named values."""
@@ -136,12 +160,12 @@ class Statement:
         ]
 
     def convert(self, row: Row) -> Row | list[Any]:
-        """Return the row with the fields' conversions applied."""
-        if not self.converters:
+        """Return the row with aware ``datetime`` values."""
+        if not self.has_text_instants:
             return row
         values = list(row)
-        for index, converter in self.converters:
-            values[index] = converter(values[index])
+        for index in self.instants:
+            values[index] = _instant_from_sqlite(values[index])
         return values
 
 
@@ -158,7 +182,7 @@ class Select:
     build: Callable[[Parameters], QuerySet[Any] | list[QuerySet[Any]]]
 
     def compile(self, connection: BaseDatabaseWrapper) -> Statement:
-        parameters = Parameters()
+        parameters = _parameters(connection)
         built = self.build(parameters)
         if isinstance(built, list):
             return _compile_all(
@@ -174,7 +198,7 @@ class SelectCount:
     build: Callable[[Parameters], QuerySet[Any]]
 
     def compile(self, connection: BaseDatabaseWrapper) -> Statement:
-        parameters = Parameters()
+        parameters = _parameters(connection)
         query = self.build(parameters).query.clone()
         # What QuerySet.count() does, but that runs the query at once instead of compiling it.
         query.clear_ordering(force=True)
@@ -197,7 +221,7 @@ class Update:
     bulk: bool = False
 
     def compile(self, connection: BaseDatabaseWrapper) -> Statement:
-        parameters = Parameters()
+        parameters = _parameters(connection)
         query: UpdateQuery = self.build(parameters).query.chain(UpdateQuery)  # type: ignore[assignment]
         query.add_update_values(self.values(parameters))
         statement = _compile(connection, parameters, query, returning=self.returning)
@@ -218,7 +242,7 @@ class Delete:
     returning: bool = False
 
     def compile(self, connection: BaseDatabaseWrapper) -> Statement:
-        parameters = Parameters()
+        parameters = _parameters(connection)
         query = self.build(parameters).query.chain(DeleteQuery)
         return _compile(connection, parameters, query, returning=self.returning)
 
@@ -240,32 +264,36 @@ class Insert:
     unless_taken: bool = False  # skip a row whose key is taken, instead of an error
 
     def compile(self, connection: BaseDatabaseWrapper) -> Statement:
-        parameters = Parameters()
+        parameters = _parameters(connection)
         instance = self.build(parameters)
-        meta = type(instance)._meta
-        fields = list(meta.concrete_fields)
+        model = type(instance)
         compiler = self._query(instance).get_compiler(connection=connection)
-        by_server = [
-            field
-            for field in fields
-            if isinstance(getattr(instance, field.attname), ServerNow)
-            and connection.vendor != "sqlite"
-        ]
-        # Only the server's time is not known here, and one column returns it for all.
-        returned = fields if self.returning else by_server[:1]
+        returned = self._returned(parameters, instance)
         if returned:
             compiler.returning_fields = returned
         [(sql, params)] = compiler.as_sql()
         if self.change:
-            assignments, values = _assignments(connection, type(instance), self.change)
+            assignments, values = _assignments(connection, model, self.change)
             sql = sql.replace(" DO UPDATE SET ", f" DO UPDATE SET {assignments}, ", 1)
             params = (*params, *values)
-        columns = [field.get_col(meta.db_table) for field in returned]
-        statement = _statement(connection, parameters, compiler, sql, params, columns)
-        return replace(
-            statement,
-            row=tuple(_given(parameters, getattr(instance, f.attname)) for f in fields),
+        statement = _statement(parameters, compiler, sql, params, _columns(returned))
+        row = tuple(
+            _given(parameters, getattr(instance, field.attname))
+            for field in model._meta.concrete_fields
         )
+        return replace(statement, row=row)
+
+    def _returned(self, parameters: Parameters, instance: Model) -> list[Any]:
+        fields = list(instance._meta.concrete_fields)
+        if self.returning:
+            return fields
+        # Only the server's time is not known here, and one column returns it for all.
+        by_server = [
+            field
+            for field in fields
+            if isinstance(getattr(instance, field.attname), ServerNow)
+        ]
+        return by_server[:1] if parameters.has_server else []
 
     def _query(self, instance: Model) -> InsertQuery:
         meta = type(instance)._meta
@@ -312,11 +340,16 @@ def unless_taken(query: Insert) -> Insert:
     return replace(query, unless_taken=True)
 
 
+def _parameters(connection: BaseDatabaseWrapper) -> Parameters:
+    return Parameters(has_server=connection.vendor != "sqlite")
+
+
 def _given(parameters: Parameters, value: Any) -> tuple[str | None, Any]:
+    """Return the name of an inserted value, or the constant."""
     if isinstance(value, ServerNow):
         return "now", None
-    name = parameters.texts.get(value) or parameters.instants.get(value)
-    return name, None if name else value
+    name = parameters.name(value)
+    return (None, value) if name is None else (name, None)
 
 
 def _assignments(
@@ -357,134 +390,74 @@ def _compile(
     columns = [column for column, _, _ in compiler.select or ()]
     if returning:
         assert query.model is not None
-        meta = query.model._meta
-        fields = [
-            field
-            for field in meta.concrete_fields
-            if isinstance(returning, bool) or field.attname in returning
-        ]
-        columns = [field.get_col(meta.db_table) for field in fields]
-        sql += (
-            f" RETURNING {', '.join(compiler.compile(column)[0] for column in columns)}"
+        columns = _columns(
+            [
+                field
+                for field in query.model._meta.concrete_fields
+                if isinstance(returning, bool) or field.attname in returning
+            ]
         )
-    return _statement(connection, parameters, compiler, sql, params, columns)
+        names = [compiler.compile(column)[0] for column in columns]
+        sql = f"{sql} RETURNING {', '.join(names)}"
+    return _statement(parameters, compiler, sql, params, columns)
+
+
+def _columns(fields: list[Any]) -> list[Any]:
+    return [field.get_col(field.model._meta.db_table) for field in fields]
 
 
 def _compile_all(
     connection: BaseDatabaseWrapper, parameters: Parameters, queries: list[SqlQuery]
 ) -> Statement:
     """Compile the queries as a union; Django's union() refuses parts with their own limit on SQLite."""
+    parts: list[str] = []
+    params: list[Any] = []
     compilers = [query.get_compiler(connection=connection) for query in queries]
-    parts = [compiler.as_sql() for compiler in compilers]
-    sql = " UNION ALL ".join(
-        f"SELECT * FROM ({sql}) part_{number}" for number, (sql, _) in enumerate(parts)
-    )
-    params = [value for _, values in parts for value in values]
+    for number, compiler in enumerate(compilers):
+        sql, values = compiler.as_sql()
+        parts.append(f"SELECT * FROM ({sql}) part_{number}")
+        params.extend(values)
     columns = [column for column, _, _ in compilers[0].select]
-    return _statement(connection, parameters, compilers[0], sql, params, columns)
+    return _statement(
+        parameters, compilers[0], " UNION ALL ".join(parts), params, columns
+    )
 
 
 def _statement(
-    connection: BaseDatabaseWrapper,
     parameters: Parameters,
     compiler: SQLCompiler,
     sql: str,
-    params: tuple[Any, ...] | list[Any],
+    params: Iterable[Any],
     columns: list[Any],
 ) -> Statement:
-    slots = _slots(connection, parameters, params)
-    for value, name in parameters.limits.items():
-        while (
-            place := sql.find(f"LIMIT {value}")
-        ) >= 0:  # a union has one in each part
-            # Django writes a limit into the SQL as a number. It becomes a parameter at the place that the
-            # placeholders before it give, and is replaced one by one, so that the count stays right.
+    slots = [parameters.slot(value) for value in params]
+    for name, value in parameters.limits.items():
+        # Django writes a limit into the SQL as a number; a union has one in each part. It becomes a parameter at the
+        # place that the placeholders before it give, and is replaced one by one, so that the count stays right.
+        while (place := sql.find(f"LIMIT {value}")) >= 0:
             slots.insert(sql.count("%s", 0, place), (name, None, None))
             sql = sql.replace(f"LIMIT {value}", "LIMIT %s", 1)
     # A stand-in that Django's compiler has changed, cast or optimised away would otherwise be sent as it is, and the
     # query would silently find nothing.
-    missing = _asked(connection, parameters) - {name for name, _, _ in slots}
-    if missing:
-        raise ValueError(
-            f"The query has no place for its parameters {sorted(missing)}: {sql}"
-        )
-    if connection.vendor == "sqlite":
+    if missing := parameters.without_place(slots):
+        raise ValueError(f"The query has no place for its parameters {missing}: {sql}")
+    if not parameters.has_server:
         # SQLite's placeholders. Django has doubled each percent sign that is not one.
         sql = sql.replace("%s", "?").replace("%%", "%")
     assert compiler.query.model is not None
-    table = compiler.query.model._meta.db_table
-    read = enumerate(columns) if connection.vendor != "sqlite" else ()
-    returned = tuple(
+    instants = [
         index
-        for index, column in read
+        for index, column in enumerate(columns)
         if isinstance(column.output_field, DateTimeField)
+    ]
+    return Statement(
+        sql,
+        tuple(slots),
+        table=compiler.query.model._meta.db_table,
+        writes=isinstance(compiler.query, InsertQuery | UpdateQuery | DeleteQuery),
+        instants=tuple(instants),
+        has_text_instants=bool(instants) and not parameters.has_server,
     )
-    converters = _converters(connection, compiler, columns)
-    writes = isinstance(compiler.query, InsertQuery | UpdateQuery | DeleteQuery)
-    return Statement(sql, tuple(slots), converters, table, writes, returned)
-
-
-def _slots(
-    connection: BaseDatabaseWrapper, parameters: Parameters, params: Iterable[Any]
-) -> list[Slot]:
-    """Return for each parameter the name behind its stand-in, or its constant."""
-    adapt = connection.ops.adapt_datetimefield_value
-    # Compared by value: Django adapts, copies and reorders parameters, but passes each value on.
-    names: dict[Any, str] = {**parameters.texts, **parameters.lengths}
-    names.update((adapt(value), name) for value, name in parameters.instants.items())
-    instants = (
-        set(parameters.instants.values()) if connection.vendor == "sqlite" else set()
-    )
-    slots: list[Slot] = []
-    for value in params:
-        name = (
-            names.get(value) if isinstance(value, str | datetime | timedelta) else None
-        )
-        slots.append(
-            (
-                name,
-                None if name else value,
-                _instant_to_sqlite if name in instants else None,
-            )
-        )
-    return slots
-
-
-def _asked(connection: BaseDatabaseWrapper, parameters: Parameters) -> set[str]:
-    """Return the names that the statement must contain."""
-    asked = {
-        *parameters.texts.values(),
-        *parameters.instants.values(),
-        *parameters.limits.values(),
-    }
-    if connection.vendor == "sqlite":
-        return asked
-    # The server has its own clock.
-    return (asked - parameters.clock) | {*parameters.lengths.values()}
-
-
-def _converters(
-    connection: BaseDatabaseWrapper, compiler: SQLCompiler, columns: list[Any]
-) -> tuple[tuple[int, Converter], ...]:
-    return tuple(
-        (index, _converter(connection, functions, column))
-        for index, (functions, column) in compiler.get_converters(columns).items()
-    )
-
-
-def _converter(
-    connection: BaseDatabaseWrapper, functions: list[Any], column: Any
-) -> Converter:
-    field: Field[Any, Any] = column.output_field
-    if connection.vendor == "sqlite" and isinstance(field, DateTimeField):
-        return _instant_from_sqlite
-
-    def convert(value: Any) -> Any:
-        for function in functions:
-            value = function(value, column, connection)
-        return value
-
-    return convert
 
 
 # Django's own conversions between SQLite's text and an aware datetime, without settings and regular expressions.
@@ -501,13 +474,11 @@ def _instant_from_sqlite(value: Any) -> Any:
             # Parse as UTC in one step: replacing the time zone afterwards takes twice as long as parsing.
             return datetime.fromisoformat(value + "+00:00")
         except ValueError:
-            pass  # a form that agentdb does not write
+            # A form that agentdb does not write.
+            value = datetime.fromisoformat(value)
     # A connection of a host project may have parsed the column already (detect_types).
-    instant = datetime.fromisoformat(value) if isinstance(value, str) else value
-    if instant is None:
+    if value is None:
         return None
-    return (
-        instant.replace(tzinfo=UTC)
-        if instant.tzinfo is None
-        else instant.astimezone(UTC)
-    )
+    if value.tzinfo is None:
+        return value.replace(tzinfo=UTC)
+    return value.astimezone(UTC)

@@ -334,18 +334,18 @@ class Executor:
     def _made(
         self, make: Callable[..., R], statement: Statement, rows: list[Row]
     ) -> list[R]:
-        """Return ``make(*columns)`` of each row; only SQLite's rows need a conversion."""
+        """Return ``make(*columns)`` of each row."""
         times = statement.instants
-        if rows and times and isinstance(rows[0][times[0]], str):
-            # The migrations were reversed under the open Db, and the statement prepared again.
-            error = TypeError(f"table {statement.table!r} has timestamps as text")
-            raise self._threads.engine.explain(Fault.MISMATCH, error)
         try:
-            if not statement.converters:
+            if statement.has_text_instants:
+                return [make(*statement.convert(row)) for row in rows]
+            if not (rows and times and isinstance(rows[0][times[0]], str)):
                 return list(starmap(make, rows))
-            return [make(*statement.convert(row)) for row in rows]
         except _UNREADABLE as error:
             raise _unreadable(self._threads.slot(), statement, error) from error
+        # The migrations were reversed under the open Db, and the statement prepared again.
+        reason = TypeError(f"table {statement.table!r} has timestamps as text")
+        raise self._threads.engine.explain(Fault.MISMATCH, reason)
 
     # -- transactions
 
