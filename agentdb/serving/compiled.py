@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import cache
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import Count, DateTimeField, Model, QuerySet
@@ -363,12 +363,11 @@ def _assignments(
     return sql.partition(" SET ")[2], tuple(params)
 
 
-Q = TypeVar("Q", Select, SelectCount, Update, Delete)
-
-
 @cache
-def narrowed_to_tenant(query: Q) -> Q:
-    """Return the query narrowed to the parameter ``tenant_id`` everywhere."""
+def narrowed_to_tenant(query: Any) -> Any:
+    """Return the query narrowed to the parameter ``tenant_id`` everywhere; an insert has it as a value."""
+    if isinstance(query, Together):
+        return Together(tuple(narrowed_to_tenant(each) for each in query.queries))
 
     def build(parameters: Parameters) -> Any:
         parameters.of_tenant = True

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from itertools import count, starmap
 from operator import attrgetter, methodcaller
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from agentdb.errors import AgentDbError, DatabaseClosedError, DuplicateKeyError
 from agentdb.faults import NOT_KEPT, REFUSED, Fault, driver_error, explain
@@ -38,7 +38,6 @@ from agentdb.serving.forking import forking
 from agentdb.serving.transactions import Block, Part, Savepoint, Transaction, block_of
 
 R = TypeVar("R")
-Q = TypeVar("Q", bound=Query)
 
 # About five seconds in total: longer than any transaction here, shorter than a caller's patience.
 _MAX_RETRIES = 15
@@ -117,9 +116,7 @@ class Executor:
         statement, rows = self._run(query, values, _fetch_all)
         return self._made(make, statement, rows)[0] if rows else None
 
-    def all(
-        self, make: Callable[..., R], query: Select | Update | Delete, **values: Any
-    ) -> list[R]:
+    def all(self, make: Callable[..., R], query: Query, **values: Any) -> list[R]:
         """Return ``make(*columns)`` of each row."""
         statement, rows = self._run(query, values, _fetch_all)
         return self._made(make, statement, rows)
@@ -128,8 +125,8 @@ class Executor:
         self, make: Callable[..., R], query: Insert | SelectCount, **values: Any
     ) -> R:
         """Return ``make(*columns)`` of the single row that the query always returns."""
-        statement, rows = self._run(query, values, _fetch_all)
-        return self._made(make, statement, rows)[0]
+        [made] = self.all(make, query, **values)
+        return made
 
     def count(self, query: Insert | Update | Delete | Together, **values: Any) -> int:
         """Return the number of changed rows."""
@@ -146,7 +143,7 @@ class Executor:
         """Run independent queries, all or none, and return the number of rows that the last one changed."""
         # Three round trips less than a transaction; one statement is all or nothing by itself.
         if self.threads.engine.has_server:
-            return self.count(together(*map(self._narrowed, queries)), **values)
+            return self.count(together(*queries), **values)
         return self.transaction(
             lambda inside: [inside.count(query, **values) for query in queries][-1]
         )
@@ -157,36 +154,33 @@ class Executor:
         """Insert the row and return ``make(*columns)``; ``duplicate`` is the message if its key is taken."""
         wrapper = self.threads.slot().wrapper
         in_block = self.threads.engine.aborts_on_error and wrapper.in_atomic_block
+        run = self._insert_in_block if in_block else self._insert
         try:
-            if in_block:
-                statement, (_, returned) = self._insert_in_block(query, values)
-            else:
-                statement, (_, returned) = self._insert(query, values)
+            statement, returned = run(query, values)
         # The driver's text names a constraint and shows values; the caller is told which of its own arguments is
         # taken.
         except DuplicateKeyError as error:
             raise DuplicateKeyError(duplicate.format(**values)) from error.__cause__
         if returned:
-            [values["now"]] = statement.convert(returned[0])  # by the server's clock
+            [[values["now"]]] = returned  # by the server's clock
         return make(*statement.given(self._of_tenant(values)))
 
     def _insert_in_block(
         self, query: Insert, values: dict[str, Any]
-    ) -> tuple[Statement, tuple[int, list[Row]]]:
+    ) -> tuple[Statement, list[Row]]:
         """Insert so that a taken key, which the caller expects, does not fail the whole transaction."""
-        statement, inserted = self._insert(unless_taken(query), values)
-        if inserted[0]:
-            return statement, inserted
+        statement, returned = self._insert(unless_taken(query), values)
+        if returned:
+            return statement, returned
         # The key is taken. Run the plain insert for the error that says so, in a savepoint, which rolls back alone.
         # The first statement needs none: two round trips less for the insert that succeeds.
         return self.transaction(lambda inside: inside._insert(query, values))
 
     def _insert(
         self, query: Insert, values: dict[str, Any]
-    ) -> tuple[Statement, tuple[int, list[Row]]]:
-        # psycopg fetches a row faster than it tells whether there is one. A server returns only its time.
-        consume = _fetch_inserted if "now" in values else _count_inserted
-        return self._run(query, values, consume)
+    ) -> tuple[Statement, list[Row]]:
+        """Insert, and return a server's time; SQLite returns no row."""
+        return self._run(query, values, _fetch_all)
 
     def _run(
         self, query: Query, values: dict[str, Any], consume: Callable[[Any], R]
@@ -197,7 +191,8 @@ class Executor:
         block = None if self._part is None else self._part.check()
         slot = self.threads.slot()
         if self.tenant_id is not None:
-            query, values = self._narrowed(query), self._of_tenant(values)
+            query = narrowed_to_tenant(query)  # type: ignore[arg-type]
+            values = self._of_tenant(values)
         if _warn_in_loops and _get_running_loop() is not None:
             _warn_of_blocked_loop()
         if forking.under_way and not slot.wrapper.in_atomic_block:
@@ -318,18 +313,10 @@ class Executor:
         )
         self._threads.prepare_nothing()
 
-    def _narrowed(self, query: Q) -> Q:
-        """Return the query narrowed to the tenant; an insert gets the tenant as a value."""
-        if self.tenant_id is None or isinstance(query, Insert | Together):
-            return query
-        return cast(Q, narrowed_to_tenant(query))  # type: ignore[arg-type]
-
     def _of_tenant(self, values: dict[str, Any]) -> dict[str, Any]:
-        return (
-            values
-            if self.tenant_id is None
-            else {**values, "tenant_id": self.tenant_id}
-        )
+        if self.tenant_id is None:
+            return values
+        return {**values, "tenant_id": self.tenant_id}
 
     def _made(
         self, make: Callable[..., R], statement: Statement, rows: list[Row]
@@ -464,11 +451,3 @@ def _wait_for_others(retry: int) -> None:
 
 _fetch_all = methodcaller("fetchall")
 _row_count: Callable[[Any], int] = attrgetter("rowcount")
-
-
-def _fetch_inserted(cursor: Any) -> tuple[int, list[Row]]:
-    return cursor.rowcount, cursor.fetchall()
-
-
-def _count_inserted(cursor: Any) -> tuple[int, list[Row]]:
-    return cursor.rowcount, []

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 from django.db import transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -51,11 +51,8 @@ class Block:
     def connection_to_commit(self, slot: Slot) -> Connection:
         """Return the connection for the COMMIT; raise if the function continued after a failure."""
         wrapper = self._wrapper
-        if (
-            not wrapper.needs_rollback
-            and not wrapper.closed_in_transaction
-            and wrapper.connection is not None
-        ):
+        is_lost = wrapper.closed_in_transaction or wrapper.connection is None
+        if not is_lost and not wrapper.needs_rollback:
             connection = slot.open_in_block()
             if connection.in_transaction():
                 return connection
@@ -102,36 +99,12 @@ def block_of(slot: Slot) -> Block | None:
     return known
 
 
-class Part(Protocol):
-    """A transaction, or a part that can be rolled back alone. Only its own thread makes these calls."""
-
-    is_over: bool
-
-    def begin(self) -> None:
-        """Begin; if this raises, nothing is open."""
-
-    def check(self) -> Block:
-        """Return the transaction; raise if the part has failed, has ended, or belongs to another thread."""
-
-    def failed(self, error: Exception) -> AgentDbError:
-        """Mark the part as failed by the driver's error, and return the ``AgentDbError``."""
-
-    def commit(self) -> None:
-        """Commit, or roll back and raise: then nothing is stored, unless it is an ``OutcomeUnknownError``."""
-
-    def undo(self, error: BaseException | None = None) -> None:
-        """Roll back after an error; does nothing if the part has ended."""
-
-    @property
-    def may_be_retried(self) -> bool:
-        """Whether a conflict rolled it back, so that a retry may succeed."""
-
-
 class Transaction(Block):
     """A transaction of one slot. ``begin``, ``commit`` and ``undo`` are separate calls from one thread. After
     ``commit`` or ``undo`` the transaction has ended, whatever they raise.
 
     While it is open, it is the outermost block in Django's wrapper, so Django's own queries are part of it.
+    ``Savepoint`` has the same methods.
     """
 
     _from_testcase = False  # for Django, which asks its outermost block
@@ -140,16 +113,17 @@ class Transaction(Block):
         super().__init__(slot.wrapper)
         self._slot = slot
         self._thread = threading.get_ident()
-        self._turn: Turn | None = (
-            None  # other writers of a SQLite file wait while it is open
-        )
+        # While it is open, other writers of a SQLite file wait.
+        self._turn: Turn | None = None
         self.is_over = False
 
     @property
     def may_be_retried(self) -> bool:
+        """Whether a conflict rolled it back, so that a retry may succeed."""
         return self.fault in REFUSED
 
     def begin(self) -> None:
+        """Begin; if this raises, nothing is open."""
         try:
             # The turn comes before BEGIN: SQLite's own waiting polls, in no order, and can starve a writer.
             self._turn = self._slot.engine.take_turn()
@@ -157,10 +131,8 @@ class Transaction(Block):
             try:
                 self._begin()
             except self._slot.engine.errors as error:
-                if (
-                    self._slot.fault(driver_error(error), writing=False)
-                    is not Fault.LOST
-                ):
+                fault = self._slot.fault(driver_error(error), writing=False)
+                if fault is not Fault.LOST:
                     raise
                 # A pooler or a server that restarted may have dropped it after the check for a readable socket. BEGIN
                 # alone has changed nothing, so it may be repeated; what remains of call_timeout limits the second
@@ -185,13 +157,16 @@ class Transaction(Block):
         wrapper.in_atomic_block = True
 
     def check(self) -> Block:
+        """Return this; raise if it has failed, has ended, or belongs to another thread."""
         _check_use(self._thread, is_over=self.is_over)
         return super().check()
 
     def failed(self, error: Exception) -> AgentDbError:
+        """Mark it as failed by the driver's error, and return the ``AgentDbError``."""
         return _failed(self, self._slot, error)
 
     def commit(self) -> None:
+        """Commit, or roll back and raise: then nothing is stored, unless it is an ``OutcomeUnknownError``."""
         committing = False
         try:
             _check_use(self._thread, is_over=self.is_over)
@@ -213,6 +188,7 @@ class Transaction(Block):
             self._wrapper.run_and_clear_commit_hooks()  # the host's
 
     def undo(self, error: BaseException | None = None) -> None:
+        """Roll back after an error; does nothing if the transaction has ended."""
         try:
             if not self.is_over:
                 self._roll_back()
@@ -241,8 +217,10 @@ class Transaction(Block):
         slot, wrapper = self._slot, self._wrapper
         is_closed = wrapper.closed_in_transaction or wrapper.connection is None
         try:
-            if not is_closed and not slot.open_in_block().is_clean():
-                slot.open_in_block().roll_back()
+            if not is_closed:
+                connection = slot.open_in_block()
+                if not connection.is_clean():
+                    connection.roll_back()
         except slot.engine.errors:
             is_closed = True
         finally:
@@ -323,6 +301,9 @@ class Savepoint:
             if isinstance(error, slot.engine.errors):
                 raise self.failed(error) from driver_error(error)
             raise
+
+
+Part = Transaction | Savepoint
 
 
 def _failed(block: Block, slot: Slot, error: Exception) -> AgentDbError:
