@@ -109,14 +109,14 @@ class DjangoDb(Db):
     def upsert_agent(
         self, name: str, path: str, tenant_id: str = DEFAULT_TENANT_ID
     ) -> AgentRecord:
-        values = {
-            "id": str(uuid.uuid4()),
-            "name": identifier("Agent name", name),
-            "path": text("Agent path", path),
-            "tenant_id": self._tenant(tenant_id),
-            "now": datetime.now(UTC),
-        }
-        return self._executor.one(AgentRecord, queries.UPSERT_AGENT, **values)
+        return self._executor.one(
+            AgentRecord,
+            queries.UPSERT_AGENT,
+            id=str(uuid.uuid4()),
+            name=identifier("Agent name", name),
+            path=text("Agent path", path),
+            tenant_id=self._tenant(tenant_id),
+        )
 
     def get_agent(
         self, name: str, tenant_id: str = DEFAULT_TENANT_ID
@@ -134,16 +134,13 @@ class DjangoDb(Db):
         )
 
     def delete_agent(self, name: str, tenant_id: str = DEFAULT_TENANT_ID) -> bool:
-        values = {
-            "name": identifier("Agent name", name),
-            "tenant_id": self._tenant(tenant_id),
-        }
-        return (
-            self._executor.count_last(
-                queries.DELETE_SESSIONS_OF_AGENT, queries.DELETE_AGENT, **values
-            )
-            > 0
+        deleted = self._executor.count_last(
+            queries.DELETE_SESSIONS_OF_AGENT,
+            queries.DELETE_AGENT,
+            name=identifier("Agent name", name),
+            tenant_id=self._tenant(tenant_id),
         )
+        return deleted > 0
 
     # -- sessions
 
@@ -162,7 +159,6 @@ class DjangoDb(Db):
             agent_name=identifier("Agent name", agent_name),
             sandbox_id=identifier("Sandbox id", sandbox_id),
             tenant_id=self._tenant(tenant_id),
-            now=datetime.now(UTC),
         )
 
     def update_session_status(
@@ -262,19 +258,16 @@ class DjangoDb(Db):
     def claim_session(
         self, id: str, runner_id: str, *, silent_for: timedelta | None = None
     ) -> SessionRecord | None:
-        now = datetime.now(UTC)
         values: dict[str, Any] = {
             "id": identifier("Session id", id),
             "runner_id": identifier("Runner id", runner_id),
         }
-        if silent_for is None:
-            return self._executor.first(
-                SessionRecord, queries.CLAIM_SESSION, now=now, **values
-            )
-        values |= {"silent_for": silence(silent_for), "silent_before": now - silent_for}
-        return self._executor.first(
-            SessionRecord, queries.CLAIM_SILENT_SESSION, now=now, **values
-        )
+        query = queries.CLAIM_SESSION
+        if silent_for is not None:
+            query = queries.CLAIM_SILENT_SESSION
+            values["silent_for"] = silence(silent_for)
+            values["silent_before"] = datetime.now(UTC) - silent_for
+        return self._executor.first(SessionRecord, query, **values)
 
     def get_silent_sessions(
         self, older_than: datetime, *, limit: int | None = None
@@ -312,22 +305,18 @@ class DjangoDb(Db):
         )
 
     def delete_session(self, id: str) -> bool:
-        return (
-            self._executor.count(
-                queries.DELETE_SESSION, id=identifier("Session id", id)
-            )
-            > 0
+        return self._executor.changed(
+            queries.DELETE_SESSION, id=identifier("Session id", id)
         )
 
     def bulk_pause_sessions_by_runner(self, runner_id: str) -> int:
         return self._executor.count(
             queries.PAUSE_SESSIONS_BY_RUNNER,
             runner_id=identifier("Runner id", runner_id),
-            now=datetime.now(UTC),
         )
 
     def bulk_pause_active_sessions(self) -> int:
-        return self._executor.count(queries.PAUSE_SESSIONS, now=datetime.now(UTC))
+        return self._executor.count(queries.PAUSE_SESSIONS)
 
     def prune_sessions(
         self, ended_before: datetime, limit: int, *, also: Sequence[str] = ()
@@ -353,12 +342,7 @@ class DjangoDb(Db):
         return self._executor.transaction(prune)
 
     def _update_session(self, query: Update, id: str, **values: str | None) -> bool:
-        return (
-            self._executor.count(
-                query, id=identifier("Session id", id), now=datetime.now(UTC), **values
-            )
-            > 0
-        )
+        return self._executor.changed(query, id=identifier("Session id", id), **values)
 
     # -- sandboxes
 
@@ -379,7 +363,6 @@ class DjangoDb(Db):
             workspace_dir=text("Workspace directory", workspace_dir),
             session_id=optional_identifier("Session id", session_id),
             tenant_id=self._tenant(tenant_id),
-            now=datetime.now(UTC),
         )
 
     def update_sandbox_state(
@@ -470,7 +453,6 @@ class DjangoDb(Db):
             agent_name=identifier("Agent name", agent_name),
             session_id=identifier("Session id", session_id),
             tenant_id=self._tenant(tenant_id),
-            now=datetime.now(UTC),
         )
 
     def get_best_eviction_candidate(
@@ -506,20 +488,15 @@ class DjangoDb(Db):
         )
 
     def delete_sandbox(self, id: str) -> bool:
-        return (
-            self._executor.count(
-                queries.DELETE_SANDBOX, id=identifier("Sandbox id", id)
-            )
-            > 0
+        return self._executor.changed(
+            queries.DELETE_SANDBOX, id=identifier("Sandbox id", id)
         )
 
     def mark_all_sandboxes_cold(self) -> int:
         return self._executor.count(queries.MARK_ALL_SANDBOXES_COLD)
 
     def _update_sandbox(self, query: Update, id: str, **values: Any) -> bool:
-        return (
-            self._executor.count(query, id=identifier("Sandbox id", id), **values) > 0
-        )
+        return self._executor.changed(query, id=identifier("Sandbox id", id), **values)
 
     def mark_sandboxes_cold_by_runner(self, runner_id: str) -> int:
         return self._executor.count(
@@ -557,10 +534,9 @@ class DjangoDb(Db):
 
     def _touch(self, touch: queries.Touch, values: dict[str, Any]) -> set[str]:
         """Record that the rows were used, and return the ids that exist."""
-        values["now"] = datetime.now(UTC)
         there: set[str] = set()
         if interval := self._touch_interval:
-            values["touched_before"] = values["now"] - timedelta(seconds=interval)
+            values["touched_before"] = datetime.now(UTC) - timedelta(seconds=interval)
             # Read first, because most touches come too soon after another; the update checks again.
             is_due = dict(self._executor.all(_pair, touch.is_due, **values))
             there = set(is_due)
@@ -595,7 +571,6 @@ class DjangoDb(Db):
             tenant_id=self._tenant(tenant_id),
             key_hash=identifier("Key hash", key_hash),
             label=text("Label", label),
-            now=datetime.now(UTC),
         )
 
     def list_api_keys_by_tenant(self, tenant_id: str) -> list[ApiKeyRecord]:
@@ -604,11 +579,8 @@ class DjangoDb(Db):
         )
 
     def delete_api_key(self, id: str) -> bool:
-        return (
-            self._executor.count(
-                queries.DELETE_API_KEY, id=identifier("API key id", id)
-            )
-            > 0
+        return self._executor.changed(
+            queries.DELETE_API_KEY, id=identifier("API key id", id)
         )
 
     def issue_api_key(self, tenant_id: str, label: str) -> tuple[str, ApiKeyRecord]:

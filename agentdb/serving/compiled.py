@@ -137,6 +137,7 @@ class Statement:
     # The columns with instants; SQLite returns them as text.
     instants: tuple[int, ...]
     has_text_instants: bool
+    has_now: bool  # the parameter "now"; a server has its own clock
     # Changes at most this many rows; the statement is repeated until it changes fewer.
     batch: int | None = None
     # An inserted row: the names of its values, or constants.
@@ -456,6 +457,7 @@ def _statement(
         writes=isinstance(compiler.query, InsertQuery | UpdateQuery | DeleteQuery),
         instants=tuple(instants),
         has_text_instants=bool(instants) and not parameters.has_server,
+        has_now=any(name == "now" for name, _, _ in slots),
     )
 
 

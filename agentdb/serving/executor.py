@@ -11,6 +11,7 @@ import warnings
 from asyncio import _get_running_loop
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import UTC, datetime
 from itertools import count, starmap
 from operator import attrgetter, methodcaller
 from typing import Any, TypeVar
@@ -139,6 +140,10 @@ class Executor:
             total += changed
         return total
 
+    def changed(self, query: Update | Delete, **values: Any) -> bool:
+        """Return whether the query changed a row."""
+        return self.count(query, **values) > 0
+
     def count_last(self, *queries: Update | Delete, **values: Any) -> int:
         """Run independent queries, all or none, and return the number of rows that the last one changed."""
         # Three round trips less than a transaction; one statement is all or nothing by itself.
@@ -163,7 +168,7 @@ class Executor:
             raise DuplicateKeyError(duplicate.format(**values)) from error.__cause__
         if returned:
             [[values["now"]]] = returned  # by the server's clock
-        return make(*statement.given(self._of_tenant(values)))
+        return make(*statement.given(values))
 
     def _insert_in_block(
         self, query: Insert, values: dict[str, Any]
@@ -185,14 +190,14 @@ class Executor:
     def _run(
         self, query: Query, values: dict[str, Any], consume: Callable[[Any], R]
     ) -> tuple[Statement, R]:
-        """Run the query; return its statement and ``consume(cursor)``."""
+        """Run the query; return its statement and ``consume(cursor)``. The tenant and SQLite's time join the values."""
         # A view of a transaction may have ended, or be in the wrong thread; both are errors, not reasons to wait.
         # Before taking the lock, which another thread's transaction may hold.
         block = None if self._part is None else self._part.check()
         slot = self.threads.slot()
         if self.tenant_id is not None:
             query = narrowed_to_tenant(query)  # type: ignore[arg-type]
-            values = self._of_tenant(values)
+            values["tenant_id"] = self.tenant_id
         if _warn_in_loops and _get_running_loop() is not None:
             _warn_of_blocked_loop()
         if forking.under_way and not slot.wrapper.in_atomic_block:
@@ -201,6 +206,8 @@ class Executor:
         # call. A database in memory has one connection for all threads, which take turns here.
         with slot.lock:
             statement = self._statements.get(query) or self._compile(query, slot)
+            if statement.has_now:
+                values["now"] = datetime.now(UTC)
             params = statement.bind(values)
             return statement, self._run_locked(slot, block, statement, params, consume)
 
@@ -312,11 +319,6 @@ class Executor:
             self._threads.engine.describe(),
         )
         self._threads.prepare_nothing()
-
-    def _of_tenant(self, values: dict[str, Any]) -> dict[str, Any]:
-        if self.tenant_id is None:
-            return values
-        return {**values, "tenant_id": self.tenant_id}
 
     def _made(
         self, make: Callable[..., R], statement: Statement, rows: list[Row]

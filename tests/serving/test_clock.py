@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from agentdb import DjangoDb
-from agentdb.serving import adapter
+from agentdb.serving import adapter, executor
 from tests.helpers.factories import (
     execute,
     make_agent,
@@ -28,7 +28,8 @@ class WrongClock(datetime):
 
 @pytest.fixture
 def wrong_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(adapter, "datetime", WrongClock)
+    for module in (adapter, executor):
+        monkeypatch.setattr(module, "datetime", WrongClock)
 
 
 @pytest.mark.usefixtures("wrong_clock")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -26,8 +25,6 @@ from agentdb.serving.executor import Executor
 from agentdb.serving.opening import temporary_alias
 from tests.conftest import ENGINE_NAMES
 from tests.helpers.factories import execute, set_column
-
-NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 
 
 def key(p: Any) -> ApiKey:
@@ -61,7 +58,7 @@ def columns(*values: Any) -> tuple[Any, ...]:
 
 
 def insert(executor: Executor, id: str) -> tuple[Any, ...]:
-    return executor.insert(columns, INSERT, "The id {id!r} is taken.", id=id, now=NOW)
+    return executor.insert(columns, INSERT, "The id {id!r} is taken.", id=id)
 
 
 def test_statements_return_what_the_caller_makes_of_their_columns(
@@ -73,7 +70,7 @@ def test_statements_return_what_the_caller_makes_of_their_columns(
     assert executor.first(columns, ONE, id="k1") == row
     assert executor.first(columns, ONE, id="k2") is None
     assert executor.all(columns, ALL) == [row]
-    put = executor.one(columns, PUT, id="k1", now=NOW)
+    put = executor.one(columns, PUT, id="k1")
     assert put[:4] == ("k1", "acme", "k1", "k1")
     assert executor.one(int, HOW_MANY) == 1
     assert (executor.count(RENAME), executor.count(RENAME)) == (1, 0)

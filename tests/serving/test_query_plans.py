@@ -142,7 +142,7 @@ def _touch_together(db: DjangoDb) -> None:
 
     touch = queries.touch(queries.TABLES[SessionRecord], 0, many=True, skip_locked=True)
     ids = json.dumps([f"s{number}" for number in range(100)])
-    db._executor.all(str, touch.update, ids=ids, now=_SOON)
+    db._executor.all(str, touch.update, ids=ids)
 
 
 POINT, FEW, SORTED = (
