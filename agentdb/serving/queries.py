@@ -57,8 +57,13 @@ TABLES: dict[type[SessionRecord] | type[SandboxRecord], Table] = {
 
 
 def _each(model: type[Model], key: str) -> Select:
-    """The rows with the keys in the JSON array ``ids``."""
-    return Select(lambda p: p.rows(model).filter(OneOfTexts(key, p.text("ids"))))
+    """Return the query for the rows with the keys in the JSON array ``ids``."""
+
+    def build(p: Parameters) -> Any:
+        is_asked = OneOfTexts(key, p.text("ids"))
+        return p.rows(model).filter(is_asked)
+
+    return Select(build)
 
 
 def _not_before(column: str, p: Parameters) -> Greatest:
@@ -93,45 +98,44 @@ def touch(
     column = "last_active_at" if model is Session else "last_used_at"
 
     def rows(p: Parameters) -> Any:
-        found = p.rows(model).filter(
-            OneOfTexts("id", p.text("ids")) if many else Q(id=p.text("id"))
-        )
-        return found.filter(runner_id=p.text("runner_id")) if of_runner else found
+        is_asked = OneOfTexts("id", p.text("ids")) if many else Q(id=p.text("id"))
+        found = p.rows(model).filter(is_asked)
+        if of_runner:
+            found = found.filter(runner_id=p.text("runner_id"))
+        return found
 
     def is_due(p: Parameters) -> Q:
-        return (
-            Q(**{f"{column}__lt": p.past("touched_before", interval)})
-            if interval
-            else Q()
+        if not interval:
+            return Q()
+        return Q(**{f"{column}__lt": p.past("touched_before", interval)})
+
+    def with_due(p: Parameters) -> Any:
+        due = Case(
+            When(is_due(p), then=Value(1)),
+            default=Value(0),
+            output_field=IntegerField(),
         )
+        return rows(p).values_list("id", due)
 
     def due(p: Parameters) -> Any:
         found = rows(p).filter(is_due(p))
         if not skip_locked:
             return found
-        return p.rows(model).filter(OneOfRows("id", Locked(found.values("id"))))
+        free = Locked(found.values("id"))
+        return p.rows(model).filter(OneOfRows("id", free))
+
+    def due_unsynced(p: Parameters) -> Any:
+        # A condition that is always true, and switches the sync off.
+        return due(p).filter(Exact(UnsyncedCommit(), "off"))
 
     def values(p: Parameters) -> dict[str, object]:
         return {column: _not_before(column, p)}
 
     returning = ("id",) if many else False
     return Touch(
-        Select(
-            lambda p: rows(p).values_list(
-                "id",
-                Case(
-                    When(is_due(p), then=Value(1)),
-                    default=Value(0),
-                    output_field=IntegerField(),
-                ),
-            )
-        ),
+        Select(with_due),
         Update(due, values, returning=returning),
-        Update(
-            lambda p: due(p).filter(Exact(UnsyncedCommit(), "off")),
-            values,
-            returning=returning,
-        ),
+        Update(due_unsynced, values, returning=returning),
     )
 
 
@@ -184,13 +188,18 @@ def _always(p: Parameters) -> Q:
 
 
 def _update_session(column: str, only_if: Condition = _always) -> Update:
+    """Return the update of one column of a session, which is also a sign of its life."""
+
+    def rows(p: Parameters) -> Any:
+        return p.rows(Session).filter(only_if(p), id=p.text("id"))
+
     def values(p: Parameters) -> dict[str, object]:
         return {
             column: p.text(column),
             "last_active_at": _not_before("last_active_at", p),
         }
 
-    return Update(lambda p: p.rows(Session).filter(only_if(p), id=p.text("id")), values)
+    return Update(rows, values)
 
 
 UPDATE_SESSION_STATUS = _update_session("status")
@@ -237,24 +246,21 @@ CLAIM_SESSION = _claim_session(silent=False)
 CLAIM_SILENT_SESSION = _claim_session(silent=True)
 
 
-def _of_tenant(
-    p: Parameters,
-    model: Table,
-    filters: frozenset[str],
-    column: str = "",
-    value: str = "",
-) -> Any:
-    """Return the tenant's rows that equal ``filters``, and one value of one more column."""
-    rows = p.tenant(model).filter(**{name: p.text(name) for name in sorted(filters)})
-    return rows.filter(**{column: p.text(value)}) if column else rows
+def _of_tenant(p: Parameters, model: Table, filters: frozenset[str]) -> Any:
+    """Return the tenant's rows that equal the parameters named in ``filters``."""
+    wanted = {name: p.text(name) for name in sorted(filters)}
+    return p.tenant(model).filter(**wanted)
 
 
 def _page(p: Parameters, rows: Any, *, before: bool, limit: bool) -> Any:
+    """Return the rows in the order of every list, from a position (``created_at``, ``id``), up to a limit."""
     if before:
-        # The first condition bounds the range of the index, the second orders within one instant.
         created_at = p.instant("created_at")
+        is_older = Q(created_at__lt=created_at)
+        is_next_at_that_instant = Q(ordered_id__lt=p.text("id"))
+        # The last condition bounds the range of the index, the others order within one instant.
         rows = rows.alias(ordered_id=CodePointOrder("id")).filter(
-            Q(created_at__lt=created_at) | Q(ordered_id__lt=p.text("id")),
+            is_older | is_next_at_that_instant,
             created_at__lte=created_at,
         )
     rows = rows.newest_first()
@@ -273,43 +279,46 @@ def list_rows(
     column = "status" if model is Session else "state"
 
     def build(p: Parameters) -> Any:
+        rows = _of_tenant(p, model, filters)
         if values == 0:
-            return _page(p, _of_tenant(p, model, filters), before=before, limit=limit)
-        pages = [
-            _page(
-                p,
-                _of_tenant(p, model, filters, column, f"value{number}"),
-                before=before,
-                limit=limit,
-            )
-            for number in range(values)
-        ]
+            return _page(p, rows, before=before, limit=limit)
+        pages = []
+        for number in range(values):
+            in_state = rows.filter(**{column: p.text(f"value{number}")})
+            pages.append(_page(p, in_state, before=before, limit=limit))
         return pages if len(pages) > 1 else pages[0]
 
     return Select(build)
 
 
 def _one_of(p: Parameters, column: str, values: int) -> Q:
+    """Match rows with one of the values, or all if there are none."""
+    if not values:
+        return Q()
     # A parameter for each: PostgreSQL assumes that an array matches most rows of the table.
-    return (
-        Q(**{f"{column}__in": [p.text(f"value{number}") for number in range(values)]})
-        if values
-        else Q()
-    )
+    wanted = [p.text(f"value{number}") for number in range(values)]
+    return Q(**{f"{column}__in": wanted})
 
 
 @cache
 def count_sessions(filters: frozenset[str], statuses: int) -> SelectCount:
     """Count the tenant's sessions; with ``statuses`` only those in ``value0``, ``value1`` and so on."""
-    return SelectCount(
-        lambda p: _of_tenant(p, Session, filters).filter(_one_of(p, "status", statuses))
-    )
+
+    def build(p: Parameters) -> Any:
+        sessions = _of_tenant(p, Session, filters)
+        return sessions.filter(_one_of(p, "status", statuses))
+
+    return SelectCount(build)
 
 
 @cache
 def count_sandboxes(states: int) -> SelectCount:
     """Count the sandboxes of all tenants in the same way."""
-    return SelectCount(lambda p: p.rows(Sandbox).filter(_one_of(p, "state", states)))
+
+    def build(p: Parameters) -> Any:
+        return p.rows(Sandbox).filter(_one_of(p, "state", states))
+
+    return SelectCount(build)
 
 
 LIST_SESSIONS_BY_RUNNER = Select(
@@ -317,10 +326,17 @@ LIST_SESSIONS_BY_RUNNER = Select(
 )
 
 
+def _longest_inactive_first(sessions: Any) -> Any:
+    return sessions.order_by("last_active_at", CodePointOrder("id").asc())
+
+
 def _silent(*, limit: bool) -> Select:
+    """Return the query for the live sessions without a sign of life since ``older_than``."""
+
     def build(p: Parameters) -> Any:
-        silent = p.rows(Session).live().idle_since(p.instant("older_than"))
-        silent = silent.order_by("last_active_at", CodePointOrder("id").asc())
+        older_than = p.instant("older_than")
+        silent = p.rows(Session).live().idle_since(older_than)
+        silent = _longest_inactive_first(silent)
         return silent[: p.limit("limit")] if limit else silent
 
     return Select(build)
@@ -344,12 +360,11 @@ PAUSE_SESSIONS_BY_RUNNER = Update(
 
 
 def _finished(p: Parameters):  # type: ignore[no-untyped-def]
-    finished = p.rows(Session).finished().idle_since(p.instant("ended_before"))
-    longest_inactive = finished.order_by(
-        "last_active_at", CodePointOrder("id").asc()
-    ).values("id")
+    ended_before = p.instant("ended_before")
+    finished = p.rows(Session).finished().idle_since(ended_before)
+    ids = _longest_inactive_first(finished).values("id")
     # Repeats the conditions: PostgreSQL rechecks them for a row that has changed meanwhile.
-    return finished.filter(id__in=longest_inactive[: p.limit("limit")])
+    return finished.filter(id__in=ids[: p.limit("limit")])
 
 
 # An index in this order would need last_active_at, and PostgreSQL would then update every index at every touch of a
@@ -368,11 +383,12 @@ PRUNE_SANDBOXES = Delete(
 @cache
 def delete_rows_of_sessions(table: str) -> Delete:
     """Delete the rows of another table that name one of the sessions."""
-    return Delete(
-        lambda p: rows_with_session(table).filter(
-            OneOfTexts("session_id", p.text("session_ids"))
-        )
-    )
+
+    def build(p: Parameters) -> Any:
+        names_one = OneOfTexts("session_id", p.text("session_ids"))
+        return rows_with_session(table).filter(names_one)
+
+    return Delete(build)
 
 
 # -- sandboxes
@@ -413,34 +429,29 @@ def _on_runner(p: Parameters) -> Any:
 
 
 LIST_SANDBOXES_BY_RUNNER = Select(lambda p: _on_runner(p).newest_first())
-MARK_SANDBOXES_COLD_BY_RUNNER = Update(
-    lambda p: _on_runner(p).exclude(state=SandboxState.COLD.value),
-    lambda p: {"state": SandboxState.COLD.value},
-    bulk=True,
-)
 
 
 def _evictable(p: Parameters, state: SandboxState, unused_since: bool) -> Any:
     sandboxes = p.rows(Sandbox).in_state(state)
-    return (
-        sandboxes.idle_since(p.instant("unused_since")) if unused_since else sandboxes
-    )
+    if not unused_since:
+        return sandboxes
+    return sandboxes.idle_since(p.instant("unused_since"))
+
+
+_EVICTED_IN_TURN = (SandboxState.COLD, SandboxState.WARM, SandboxState.WAITING)
 
 
 def _best_eviction_candidate(*, unused_since: bool) -> Select:
+    """Return the query for the sandbox to evict first; with ``unused_since`` only one that was last used before."""
+
     def first_of(p: Parameters, state: SandboxState) -> Any:
-        return (
-            _evictable(p, state, unused_since)
-            .least_recently_used_first()
-            .values("id")[:1]
-        )
+        sandboxes = _evictable(p, state, unused_since)
+        return sandboxes.least_recently_used_first().values("id")[:1]
 
     # COALESCE stops at the first state with a sandbox: at most three probes of one index, and no sort.
     def build(p: Parameters) -> Any:
-        states = (SandboxState.COLD, SandboxState.WARM, SandboxState.WAITING)
-        return p.rows(Sandbox).filter(
-            IsRow(F("id"), Coalesce(*[first_of(p, state) for state in states]))
-        )
+        candidates = [first_of(p, state) for state in _EVICTED_IN_TURN]
+        return p.rows(Sandbox).filter(IsRow(F("id"), Coalesce(*candidates)))
 
     return Select(build)
 
@@ -465,19 +476,25 @@ def _free(p: Parameters, state: SandboxState, rows: Any) -> Any:
     return p.rows(Sandbox).in_state(state).filter(IsRow(F("id"), Locked(one)))
 
 
+def _to_cold(p: Parameters) -> dict[str, object]:
+    return {"state": SandboxState.COLD.value}
+
+
 def _claim_eviction(state: SandboxState, unused_since: bool) -> Update | Delete:
+    """Return what takes a sandbox in that state for one caller; its row is as it was if deleted, else now cold."""
+
     def build(p: Parameters) -> Any:
-        return _free(p, state, _evictable(p, state, unused_since))
+        evictable = _evictable(p, state, unused_since)
+        return _free(p, state, evictable)
 
     if state == SandboxState.COLD:
         return Delete(build, returning=True)
-    return Update(build, lambda p: {"state": SandboxState.COLD.value}, returning=True)
+    return Update(build, _to_cold, returning=True)
 
 
 CLAIM_EVICTION_CANDIDATE = {
     unused_since: {
-        state: _claim_eviction(state, unused_since)
-        for state in (SandboxState.COLD, SandboxState.WARM, SandboxState.WAITING)
+        state: _claim_eviction(state, unused_since) for state in _EVICTED_IN_TURN
     }
     for unused_since in (False, True)
 }
@@ -503,14 +520,14 @@ CLAIM_WARM_SANDBOX = Update(
 
 
 def _unused(state: SandboxState) -> Select:
-    return Select(
-        lambda p: (
-            p.rows(Sandbox)
-            .in_state(state)
-            .idle_since(p.instant("older_than"))
-            .least_recently_used_first()
-        )
-    )
+    """Return the query for the sandboxes in that state that were last used before ``older_than``."""
+
+    def build(p: Parameters) -> Any:
+        older_than = p.instant("older_than")
+        unused = p.rows(Sandbox).in_state(state).idle_since(older_than)
+        return unused.least_recently_used_first()
+
+    return Select(build)
 
 
 GET_IDLE_SANDBOXES = _unused(SandboxState.WAITING)
@@ -521,7 +538,12 @@ MARK_ALL_SANDBOXES_COLD = Update(
     lambda p: p.rows(Sandbox).filter(
         Q(state__lt=SandboxState.COLD.value) | Q(state__gt=SandboxState.COLD.value)
     ),
-    lambda p: {"state": SandboxState.COLD.value},
+    _to_cold,
+    bulk=True,
+)
+MARK_SANDBOXES_COLD_BY_RUNNER = Update(
+    lambda p: _on_runner(p).exclude(state=SandboxState.COLD.value),
+    _to_cold,
     bulk=True,
 )
 
