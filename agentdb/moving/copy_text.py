@@ -95,9 +95,10 @@ def _column(connection: BaseDatabaseWrapper, field: Any) -> str:
 
 def _encoded(rows: list[tuple[bytes, ...]]) -> Chunk:
     """Escape the values, all at once, before the ends between them become what a value would have to escape."""
-    lines = [_VALUE_END.join(row) + _ROW_END for row in rows]
-    escaped = _TO_ESCAPE.sub(lambda found: _ESCAPES[found[0]], b"".join(lines))
-    return escaped.translate(_ENDS).replace(_NULL, b"\\N")
+    chunk = b"".join([_VALUE_END.join(row) + _ROW_END for row in rows])
+    chunk = _TO_ESCAPE.sub(lambda found: _ESCAPES[found[0]], chunk)
+    chunk = chunk.translate(_ENDS)
+    return chunk.replace(_NULL, b"\\N")
 
 
 def rows_of(chunk: Chunk) -> Iterator[Row]:

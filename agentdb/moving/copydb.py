@@ -8,8 +8,7 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from hashlib import blake2b
 from heapq import merge
-from itertools import chain, groupby, islice
-from operator import itemgetter
+from itertools import chain, groupby, islice, repeat
 
 from django.apps import apps
 from django.db import connections, transaction
@@ -49,6 +48,7 @@ from agentdb.schema.inspection import (
     unless_changed,
 )
 from agentdb.schema.limits import lifted_limits
+from agentdb.schema.queries import rows, run
 from agentdb.schema.rows import count_rows, shown
 from agentdb.schema.sqltext import quote_name
 from agentdb.serving.connections import describe
@@ -118,24 +118,18 @@ def copy(
         with translated_errors(writing), lifted_limits(writing, say):
             _migrate_if_unfinished(writing, target)
             done = _begin(writing, _place(reading))
-            copied = {
-                _table(model): _copy_table(
-                    reading,
-                    writing,
-                    model,
-                    done.get(_table(model), TableSummary()),
-                    progress,
-                    say,
+            copied = {}
+            for model in _models():
+                checkpoint = done.get(_table(model), TableSummary())
+                copied[_table(model)] = _copy_table(
+                    reading, writing, model, checkpoint, progress, say
                 )
-                for model in _models()
-            }
             # Built before the check, so that the check reads the finished database, the order of its index included.
             _build_indexes(writing, progress)
             _check_written(writing, copied, progress)
             _check_schema(writing)
             # Last of all: until here an interruption leaves a copy that the same command completes.
-            with writing.cursor() as cursor:
-                cursor.execute(f"DROP TABLE {CHECKPOINT}")
+            run(writing, f"DROP TABLE {CHECKPOINT}")
             return {table: summary.rows for table, summary in copied.items()}
 
 
@@ -200,13 +194,13 @@ def check(source: str, target: str) -> dict[str, int]:
         _check_schema(reading)
         refuse_uncopyable(reading, connections[target])
         tables = map(_table, _models())
-        rows = {table: count_rows(reading, table) for table in tables}
+        counts = {table: count_rows(reading, table) for table in tables}
     # A missing file does not matter: the copy creates it.
     with suppress(MissingFileError), inspecting(target) as there:
         names = set(there.introspection.table_names())
         if CHECKPOINT not in names:
             _refuse_rows(there, names)
-    return rows
+    return counts
 
 
 def check_source(alias: str) -> None:
@@ -225,7 +219,7 @@ def differing_rows(source: str, target: str) -> list[str]:
     found: list[str] = []
     with inspecting(source) as one, inspecting(target) as other:
         for model in _models():
-            pairs = _differing(_rows(one, model), _rows(other, model))
+            pairs = _differing(_rows_of_table(one, model), _rows_of_table(other, model))
             columns = [str(field.column) for field in model._meta.concrete_fields]
             found += [
                 f"Table {_table(model)!r}, id {_row_difference(columns, *pair)}."
@@ -271,12 +265,12 @@ def has_rows(alias: str) -> bool:
 
 def _migrate_if_unfinished(writing: BaseDatabaseWrapper, target: str) -> None:
     there = set(writing.introspection.table_names())
-    ours = set(expected_tables(writing, apps)) & there
+    is_new = there.isdisjoint(map(_table, _models()))
     # An interrupted migration leaves some applied, and no rows.
-    begun = bool(migration_record.recorded_migrations(writing)) and not _filled(
+    is_begun = migration_record.recorded_migrations(writing) and not _filled(
         writing, there
     )
-    if (not ours or begun) and migration_record.pending_migrations(writing):
+    if (is_new or is_begun) and migration_record.pending_migrations(writing):
         migration_record.migrate(target)
 
 
@@ -288,29 +282,29 @@ def _begin(writing: BaseDatabaseWrapper, place: str) -> dict[str, TableSummary]:
         return _checkpoints(writing, place)
     _check_schema(writing)
     _refuse_rows(writing, there)
-    with transaction.atomic(using=writing.alias), writing.cursor() as cursor:
-        cursor.execute(
+    with transaction.atomic(using=writing.alias):
+        run(
+            writing,
             f"CREATE TABLE {CHECKPOINT} (name text PRIMARY KEY, last_id text NOT NULL, copied integer NOT NULL,"
-            " checksum text NOT NULL)"
+            " checksum text NOT NULL)",
         )
         # The same table stores the source, under a name that no table has.
-        cursor.execute(f"INSERT INTO {CHECKPOINT} VALUES ('', %s, 0, '0')", [place])
+        run(writing, f"INSERT INTO {CHECKPOINT} VALUES ('', %s, 0, '0')", [place])
         # Building an index over all rows takes half the time of inserting each row into it. On CockroachDB each
         # schema change is a job of its own, over all nodes.
         if writing.vendor != "cockroachdb":
             for model in _models():
                 for index in model._meta.indexes:
-                    cursor.execute(f"DROP INDEX {quote_name(index.name)}")
+                    run(writing, f"DROP INDEX {quote_name(index.name)}")
     return {}
 
 
 def _checkpoints(writing: BaseDatabaseWrapper, place: str) -> dict[str, TableSummary]:
-    with writing.cursor() as cursor:
-        cursor.execute(f"SELECT name, last_id, copied, checksum FROM {CHECKPOINT}")
-        found = {
-            name: TableSummary(last, int(rows), int(checksum))
-            for name, last, rows, checksum in cursor.fetchall()
-        }
+    stored = f"SELECT name, last_id, copied, checksum FROM {CHECKPOINT}"
+    found = {
+        name: TableSummary(last, int(copied), int(checksum))
+        for name, last, copied, checksum in rows(writing, stored)
+    }
     # Rows of two databases mixed in one would pass for a copy of either.
     begun = found.pop("", TableSummary("")).last_id
     if begun != place:
@@ -329,13 +323,13 @@ def _refuse_rows(connection: BaseDatabaseWrapper, there: set[str]) -> None:
 
 
 def _filled(connection: BaseDatabaseWrapper, there: set[str]) -> list[str]:
-    tables = [table for table in map(_table, _models()) if table in there]
-    with connection.cursor() as cursor:
-        filled = []
-        for table in tables:
-            cursor.execute(f"SELECT 1 FROM {quote_name(table)} LIMIT 1")
-            filled += [table] * bool(cursor.fetchone())
-        return filled
+    """Return which of the tables have rows, among the names that are ``there``."""
+    filled = []
+    for table in map(_table, _models()):
+        first = f"SELECT 1 FROM {quote_name(table)} LIMIT 1"
+        if table in there and rows(connection, first):
+            filled.append(table)
+    return filled
 
 
 def _copy_table(
@@ -357,12 +351,12 @@ def _copy_table(
         else:
             # Somebody wrote to the source since. A copy is of one moment, so this table is copied again from its start.
             say(f"{table}: the source has changed since; copying it again.")
-            with transaction.atomic(using=writing.alias), writing.cursor() as cursor:
-                cursor.execute(f"DELETE FROM {quote_name(table)}")
-                cursor.execute(f"DELETE FROM {CHECKPOINT} WHERE name = %s", [table])
+            with transaction.atomic(using=writing.alias):
+                run(writing, f"DELETE FROM {quote_name(table)}")
+                run(writing, f"DELETE FROM {CHECKPOINT} WHERE name = %s", [table])
     # Closed at an error too: the source's connection waits for the end of its COPY before it does anything else.
-    with closing(read_chunks(reading, model, after=done.last_id)) as rows:
-        chunks = done.counting(rows)
+    with closing(read_chunks(reading, model, after=done.last_id)) as stored:
+        chunks = done.counting(stored)
         for first in chunks:
             block = chain([first], islice(chunks, _CHUNKS_A_BLOCK - 1))
             # The checkpoint and the rows it counts are committed together.
@@ -388,12 +382,12 @@ def _summed(
 
 
 def _keep(writing: BaseDatabaseWrapper, table: str, done: TableSummary) -> None:
-    with writing.cursor() as cursor:
-        cursor.execute(
-            f"INSERT INTO {CHECKPOINT} (name, last_id, copied, checksum) VALUES (%s, %s, %s, %s) ON CONFLICT (name)"
-            " DO UPDATE SET last_id = excluded.last_id, copied = excluded.copied, checksum = excluded.checksum",
-            [table, done.last_id, done.rows, str(done.checksum)],
-        )
+    run(
+        writing,
+        f"INSERT INTO {CHECKPOINT} (name, last_id, copied, checksum) VALUES (%s, %s, %s, %s) ON CONFLICT (name)"
+        " DO UPDATE SET last_id = excluded.last_id, copied = excluded.copied, checksum = excluded.checksum",
+        [table, done.last_id, done.rows, str(done.checksum)],
+    )
 
 
 def _table(model: type[Model]) -> str:
@@ -441,28 +435,31 @@ def _build_indexes(writing: BaseDatabaseWrapper, progress: Progress) -> None:
         if live[_table(model)].index(index.name) is None
     ]
     editor = writing.schema_editor()
-    with writing.cursor() as cursor:
-        for number, (model, index) in enumerate(missing):
-            progress("indexes", number, len(missing))
-            cursor.execute(str(index.create_sql(model, editor)))
-        # Without statistics the planner would guess until autovacuum runs.
-        if writing.vendor == "postgresql":
-            for model in _models():
-                cursor.execute(f"ANALYZE {quote_name(_table(model))}")
+    for number, (model, index) in enumerate(missing):
+        progress("indexes", number, len(missing))
+        run(writing, str(index.create_sql(model, editor)))
+    # Without statistics the planner would guess until autovacuum runs.
+    if writing.vendor == "postgresql":
+        for model in _models():
+            run(writing, f"ANALYZE {quote_name(_table(model))}")
 
 
 def _differing(one: Iterator[Row], other: Iterator[Row]) -> Iterator[_Pair]:
-    """Yield the differing rows of two tables in code-point order of the id."""
-    rows = merge(_tagged(one, 0), _tagged(other, 1))
-    for _, same_id in groupby(rows, key=itemgetter(0)):
-        found = {side: row for _, side, row in same_id}
-        if found.get(0) != found.get(1):
-            yield found.get(0), found.get(1)
+    """Yield the differing rows of two tables in code-point order of the id, None for one that is missing."""
+
+    def id_of(tagged: tuple[Row, str]) -> str:
+        return row_id(tagged[0])
+
+    sides = zip(one, repeat("one")), zip(other, repeat("other"))
+    for _, same_id in groupby(merge(*sides, key=id_of), key=id_of):
+        found = {side: row for row, side in same_id}
+        pair = found.get("one"), found.get("other")
+        if pair[0] != pair[1]:
+            yield pair
 
 
-def _rows(connection: BaseDatabaseWrapper, model: type[Model]) -> Iterator[Row]:
-    return chain.from_iterable(map(rows_of, read_chunks(connection, model)))
-
-
-def _tagged(rows: Iterator[Row], side: int) -> Iterator[tuple[str, int, Row]]:
-    return ((row_id(row), side, row) for row in rows)
+def _rows_of_table(
+    connection: BaseDatabaseWrapper, model: type[Model]
+) -> Iterator[Row]:
+    for chunk in read_chunks(connection, model):
+        yield from rows_of(chunk)
