@@ -94,7 +94,10 @@ def _column(connection: BaseDatabaseWrapper, field: Any) -> str:
 
 
 def _encoded(rows: list[tuple[bytes, ...]]) -> Chunk:
-    """Escape the values, all at once, before the ends between them become what a value would have to escape."""
+    """Escape the values of all rows at once.
+
+    The ends between them become tabs and line feeds only afterwards, because in a value those are escaped.
+    """
     chunk = b"".join([_VALUE_END.join(row) + _ROW_END for row in rows])
     chunk = _TO_ESCAPE.sub(lambda found: _ESCAPES[found[0]], chunk)
     chunk = chunk.translate(_ENDS)
@@ -102,7 +105,7 @@ def _encoded(rows: list[tuple[bytes, ...]]) -> Chunk:
 
 
 def rows_of(chunk: Chunk) -> Iterator[Row]:
-    # Only a damaged file has bytes that are not UTF-8.
+    """Yield the rows as texts. Bytes that are not UTF-8, which only a SQLite file can have, become lone surrogates."""
     lines = chunk[:-1].decode(errors="surrogateescape").split("\n")
     return map(_values, lines)
 
@@ -111,12 +114,13 @@ def _values(line: str) -> Row:
     values = line.split("\t")
     if "\\" not in line:
         return tuple(values)
-    return tuple(
-        None
-        if value == "\\N"
-        else re.sub(r"\\.", lambda found: _PLAIN[found[0]], value)
-        for value in values
-    )
+    return tuple(map(_unescaped, values))
+
+
+def _unescaped(value: str) -> str | None:
+    if value == "\\N":
+        return None
+    return re.sub(r"\\.", lambda found: _PLAIN[found[0]], value)
 
 
 def row_id(row: Row) -> str:
@@ -155,6 +159,10 @@ def insert(
 def _send(
     connection: BaseDatabaseWrapper, into: str, columns: int, chunks: Iterable[Chunk]
 ) -> None:
+    """Insert the rows with a single statement.
+
+    A server may refuse a row as late as at the end of its COPY.
+    """
     if connection.vendor == "sqlite":
         connection.connection.executemany(
             f"INSERT INTO {into} VALUES ({', '.join('?' * columns)})",

@@ -77,10 +77,11 @@ class TableSummary:
     def counting(self, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
         """Yield the chunks, and count each in before it is yielded."""
         for chunk in chunks:
-            digest = blake2b(chunk, digest_size=16).digest()
             self.last_id = last_id(chunk)
             self.rows += chunk.count(b"\n")
-            self.checksum = (self.checksum + int.from_bytes(digest, "big")) % 2**128
+            digest = blake2b(chunk, digest_size=16).digest()
+            self.checksum += int.from_bytes(digest, "big")
+            self.checksum %= 2**128
             yield chunk
 
 
@@ -236,7 +237,8 @@ def _row_difference(columns: list[str], first: Row | None, second: Row | None) -
         return f"{shown(row_id(row))}: only in the {'target' if first is None else 'source'}"
     different = [
         f"{column} is {shown(a)} in the source, {shown(b)} in the target"
-        for column, a, b in zip(columns, first, second, strict=True)
+        # Not strict: bytes that are not UTF-8, in a damaged file, can look like the end of a value.
+        for column, a, b in zip(columns, first, second, strict=False)
         if a != b
     ]
     return f"{shown(row_id(first))}: {'; '.join(different)}"
@@ -265,12 +267,12 @@ def has_rows(alias: str) -> bool:
 
 def _migrate_if_unfinished(writing: BaseDatabaseWrapper, target: str) -> None:
     there = set(writing.introspection.table_names())
+    if not migration_record.pending_migrations(writing):
+        return
     is_new = there.isdisjoint(map(_table, _models()))
     # An interrupted migration leaves some applied, and no rows.
-    is_begun = migration_record.recorded_migrations(writing) and not _filled(
-        writing, there
-    )
-    if (is_new or is_begun) and migration_record.pending_migrations(writing):
+    is_recorded = bool(migration_record.recorded_migrations(writing))
+    if is_new or (is_recorded and not _filled(writing, there)):
         migration_record.migrate(target)
 
 
@@ -382,6 +384,7 @@ def _summed(
 
 
 def _keep(writing: BaseDatabaseWrapper, table: str, done: TableSummary) -> None:
+    """Store how far the table is copied, in the transaction of its rows."""
     run(
         writing,
         f"INSERT INTO {CHECKPOINT} (name, last_id, copied, checksum) VALUES (%s, %s, %s, %s) ON CONFLICT (name)"
@@ -450,12 +453,15 @@ def _differing(one: Iterator[Row], other: Iterator[Row]) -> Iterator[_Pair]:
     def id_of(tagged: tuple[Row, str]) -> str:
         return row_id(tagged[0])
 
-    sides = zip(one, repeat("one")), zip(other, repeat("other"))
-    for _, same_id in groupby(merge(*sides, key=id_of), key=id_of):
+    rows_of_one = zip(one, repeat("one"))
+    rows_of_other = zip(other, repeat("other"))
+    merged = merge(rows_of_one, rows_of_other, key=id_of)
+    for _, same_id in groupby(merged, key=id_of):
         found = {side: row for row, side in same_id}
-        pair = found.get("one"), found.get("other")
-        if pair[0] != pair[1]:
-            yield pair
+        first = found.get("one")
+        second = found.get("other")
+        if first != second:
+            yield first, second
 
 
 def _rows_of_table(

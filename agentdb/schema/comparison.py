@@ -59,9 +59,9 @@ def _missing_table(name: str) -> Difference:
 
 
 def _foreign_table(table: Table) -> Difference:
-    kind, name = table.kind, table.name
-    message = f"{capitalized(kind)} {name} is not agentdb's and is left alone."
-    return Difference("table.foreign", "note", name, None, None, kind, message)
+    kind = table.kind
+    message = f"{capitalized(kind)} {table.name} is not agentdb's and is left alone."
+    return Difference("table.foreign", "note", table.name, None, None, kind, message)
 
 
 def drift(
@@ -128,14 +128,16 @@ class Key:
 
     def names(self) -> frozenset[str]:
         """Return the columns that it reads, in expressions and the condition too."""
-        does = self.does
-        return names_in(" ".join([*self.columns, *does.include, does.condition or ""]))
+        read = [*self.columns, *self.does.include]
+        if self.does.condition:
+            read.append(self.does.condition)
+        return names_in(" ".join(read))
 
     def is_like(self, other: Key, *, names: bool) -> bool:
-        kinds = self.is_constraint == other.is_constraint or not names
-        return kinds and replace(self.does, valid=True) == replace(
-            other.does, valid=True
-        )
+        """Return whether both do the same, valid or not; with ``names`` they are also of the same kind."""
+        if names and self.is_constraint != other.is_constraint:
+            return False
+        return replace(self.does, valid=True) == replace(other.does, valid=True)
 
 
 def _part_text(part: IndexPart) -> str:
@@ -286,10 +288,12 @@ class _TableDiff:
             )
 
     def _column(self, column: Column, found: Column) -> Iterator[Difference]:
-        for what, (has, has_none, be, be_none) in _WORDS_OF_COLUMNS.items():
-            wanted, live = getattr(column, what), getattr(found, what)
+        for what, words in _WORDS_OF_COLUMNS.items():
+            wanted = getattr(column, what)
+            live = getattr(found, what)
             if wanted == live:
                 continue
+            has, has_none, be, be_none = words
             has = has.format(live) if live else has_none
             should = be.format(wanted) if wanted else be_none
             message = f"Column {self.table}.{column.name} {has}; it should {should}."
@@ -370,8 +374,12 @@ class _TableDiff:
         return self._drift(f"{noun}.name", wanted, wanted, found, message)
 
     def _keys(self) -> tuple[list[Difference], dict[str, list[str]]]:
-        """Compare indexes and UNIQUE constraints; also collect those that vanished with a missing column."""
-        wanted, live = self._keys_of(self.expected), self._keys_of(self.live)
+        """Compare indexes and UNIQUE constraints.
+
+        Also return, by missing column, the titles of the keys that vanished with it.
+        """
+        wanted = self._keys_of(self.expected)
+        live = self._keys_of(self.live)
 
         # From the most alike to the least, and each key once: what is the same in name and kind, what has the name,
         # what does the same under another name. The rest is missing, or additional.
@@ -402,27 +410,20 @@ class _TableDiff:
         self, keys: list[Key], lost: dict[str, list[str]]
     ) -> Iterator[Difference]:
         for key in keys:
-            takers = [
-                column.name for column in self.missing if column.name in key.names()
-            ]
+            reads = key.names()
+            takers = [column.name for column in self.missing if column.name in reads]
             if takers:
                 lost[takers[0]].append(key.title)
                 continue
             message = f"{capitalized(key.title)} on {self.table} {key.on} is missing."
-            yield self._drift(
-                f"{key.noun}.missing",
-                key.name,
-                key.text,
-                None,
-                message,
-            )
+            code = f"{key.noun}.missing"
+            yield self._drift(code, key.name, key.text, None, message)
 
     def _extra_key(self, key: Key) -> Difference:
-        collides = "nulls not distinct" in key.does.options
         # An index that is not unique only costs time. A unique one refuses rows, unless each of ours has NULL in it.
-        harmless = not key.does.unique or (
-            not collides and self._left_null(key.columns)
-        )
+        harmless = not key.does.unique
+        if "nulls not distinct" not in key.does.options:
+            harmless = harmless or self._left_null(key.columns)
         title = f"{capitalized(key.title)} on {self.table} {key.on}"
         return self._extra(key.noun, key.name, key.text, title, harmless=harmless)
 
@@ -514,8 +515,10 @@ def left_null(live: Table, ours: Collection[str], columns: Iterable[str]) -> boo
 
 def reads_ours(check: Check, live: Table, ours: Collection[str]) -> bool:
     """Return whether a check reads one of our columns, or a generated one that may depend on them."""
-    generated = {column.name for column in live.columns if column.generated}
-    return not names_in(check.expression).isdisjoint({*ours, *generated})
+    read = names_in(check.expression)
+    if not read.isdisjoint(ours):
+        return True
+    return any(column.generated and column.name in read for column in live.columns)
 
 
 def _renamed(missing: list[Column], extra: list[Column]) -> dict[str, str]:
@@ -523,15 +526,16 @@ def _renamed(missing: list[Column], extra: list[Column]) -> dict[str, str]:
     # Only a guess, so it is made only if it is the only one: with two candidates neither is named.
     renamed = {}
     for column in missing:
-        alike = [
-            other.name for other in extra if replace(other, name=column.name) == column
-        ]
-        rivals = [
-            other for other in missing if replace(other, name=column.name) == column
-        ]
+        alike = _alike(column, extra)
+        rivals = _alike(column, missing)
         if len(alike) == len(rivals) == 1:
-            renamed[column.name] = alike[0]
+            renamed[column.name] = alike[0].name
     return renamed
+
+
+def _alike(column: Column, others: list[Column]) -> list[Column]:
+    """Return those with the column's definition, whatever they are called."""
+    return [other for other in others if replace(other, name=column.name) == column]
 
 
 def _article(kind: str) -> str:

@@ -211,8 +211,11 @@ def _is_newer(header: bytes) -> bool:
 
 def _log_has_more(path: Path) -> bool:
     """Return whether the log may have the pages that the file lacks, as after a power cut in a checkpoint."""
-    logs = [Path(f"{path}{suffix}") for suffix in ("-wal", "-journal")]
-    return any(log.exists() and log.stat().st_size for log in logs)
+    for suffix in ("-wal", "-journal"):
+        log = Path(f"{path}{suffix}")
+        if log.exists() and log.stat().st_size:
+            return True
+    return False
 
 
 def _size_named(path: Path) -> tuple[bytes, int, int]:

@@ -226,7 +226,8 @@ _HOLDERS = """
 def lock_holders(connection: BaseDatabaseWrapper, tables: Collection[str]) -> list[str]:
     """Return the sessions and prepared transactions with locks on these tables, for an operator to end."""
     names = [quote_name(table) for table in tables]
-    return [holder for (holder,) in rows(connection, _HOLDERS, [names])]
+    found = rows(connection, _HOLDERS, [names])
+    return [holder for (holder,) in found]
 
 
 def event_triggers(connection: BaseDatabaseWrapper) -> list[str]:

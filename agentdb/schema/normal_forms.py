@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -15,21 +14,26 @@ _COCKROACH_TYPES = {**COCKROACH_TYPES, "integer": "bigint"}
 
 
 def column_type(connection: BaseDatabaseWrapper, declared: str) -> str:
-    name = re.sub(r"\s+", " ", declared).strip().lower()
+    """Return the type in lower case, with single spaces and PostgreSQL's name for it."""
+    name = " ".join(declared.lower().split())
     if connection.vendor == "cockroachdb":
         return _COCKROACH_TYPES.get(name, name)
     return name
 
 
 def column_default(sql: str | None) -> str | None:
-    # DEFAULT NULL does what no default does, and some servers write it out.
-    text = None if sql is None else canonical(sql)
+    """Return the canonical default; None for ``NULL``, which some servers write out and which does what none does."""
+    if sql is None:
+        return None
+    text = canonical(sql)
     return None if text == "NULL" else text
 
 
 def literal(value: object) -> str:
+    """Return the value as SQL has it in a default."""
     if isinstance(value, str):
-        return "'" + value.replace("'", "''") + "'"
+        escaped = value.replace("'", "''")
+        return f"'{escaped}'"
     return str(value)
 
 

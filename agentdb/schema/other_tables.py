@@ -101,6 +101,11 @@ def rows_with_session(table: str) -> models.QuerySet[models.Model]:
 
 
 def _session_columns(connection: BaseDatabaseWrapper) -> dict[str, str]:
-    is_sqlite = connection.vendor == "sqlite"
-    found = rows(connection, _COLUMN_ON_SQLITE if is_sqlite else _COLUMN_ON_A_SERVER)
-    return {name: type_ for name, type_ in found if name not in OWN_TABLES}
+    """Return the type of each ``session_id`` that is not in a table of agentdb's, by table."""
+    query = _COLUMN_ON_A_SERVER
+    if connection.vendor == "sqlite":
+        query = _COLUMN_ON_SQLITE
+    types = dict(rows(connection, query))
+    for ours in OWN_TABLES:
+        types.pop(ours, None)
+    return types

@@ -263,9 +263,11 @@ def _primary_key(parts: _Parts) -> PrimaryKey | None:
 
 def _indexes(parts: _Parts) -> tuple[Index, ...]:
     """Return the indexes without a constraint."""
+    indexes = dict(parts.indexes)
     # A foreign key has an index in the same column of the catalog, which is the target's.
-    owned = {each.index_oid for each in parts.of_kind("pux")}
-    return tuple(index for oid, index in parts.indexes.items() if oid not in owned)
+    for constraint in parts.of_kind("pux"):
+        indexes.pop(constraint.index_oid, None)
+    return tuple(indexes.values())
 
 
 def _check(constraint: _ConstraintRow) -> Check:

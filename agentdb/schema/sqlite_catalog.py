@@ -79,9 +79,12 @@ def read(
 
 def _shadow_tables(connection: BaseDatabaseWrapper) -> set[str]:
     """Return the tables that store a virtual table's data: ``notes_fts_content`` of ``notes_fts``."""
+    shadows = set()
     # SQLite below 3.37 knows no such pragma and returns no row; there they pass for ordinary tables.
-    listed = rows(connection, "PRAGMA main.table_list")
-    return {folded(name) for _, name, kind, *_ in listed if kind == "shadow"}
+    for _, name, kind, *_ in rows(connection, "PRAGMA main.table_list"):
+        if kind == "shadow":
+            shadows.add(folded(name))
+    return shadows
 
 
 def _read(
@@ -90,10 +93,11 @@ def _read(
     name = folded(found.name)
     if found.kind == "view":
         return Table(name, (), None, kind="view")
+    sql = found.sql or ""
     # Its columns need its module, which may not be loaded here.
-    if [token.word for token in tokenize((found.sql or "")[:100])[1:2]] == ["VIRTUAL"]:
+    if sql.startswith("CREATE VIRTUAL TABLE"):  # as SQLite stores it
         return Table(name, (), None, kind="virtual table")
-    text = parse_create_table(found.sql or "")
+    text = parse_create_table(sql)
     of_table = [each for each in objects if folded(each.table) == name]
     # table_xinfo and not table_info, which leaves generated columns out.
     pragma = f"PRAGMA main.table_xinfo({quote_name(found.name)})"
@@ -125,10 +129,10 @@ def _columns(
             default=_default(row.default),
         )
         if own := written.get(column.name):
-            is_usual = (own.collation or "BINARY").upper() == "BINARY"
+            collation = own.collation or "BINARY"
             column = replace(
                 column,
-                collation=None if is_usual else own.collation,
+                collation=None if collation.upper() == "BINARY" else collation,
                 generated=own.generated,
                 conflict=own.conflict,
             )
@@ -137,6 +141,7 @@ def _columns(
 
 
 def _default(default: str | None) -> str | None:
+    """Return the canonical form of a default as ``table_xinfo`` shows it."""
     tokens = tokenize(default or "")
     # SQLite reads a quoted name in a default as a string.
     if len(tokens) == 1 and tokens[0].kind == "name":

@@ -203,6 +203,7 @@ def _is_called(token: Token) -> bool:
 
 
 def _list(group: Token) -> str:
+    """Render a list of arguments or values, whose parentheses stay."""
     return f"({', '.join(map(_joined, group.items))})"
 
 
@@ -216,6 +217,7 @@ def _parenthesis(group: Token, is_whole: bool) -> str:
 
 
 def _spelt(token: Token) -> str:
+    """Return a token, other than a group, as every spelling of it is written in a canonical expression."""
     if token.kind == "name":
         return quoted(token.identifier)
     if token.kind == "cast":
@@ -388,9 +390,7 @@ def parse_create_table(sql: str) -> TableText:
             column = _column(item, clauses)
             table.columns.append(column)
             table.constraints += _constraints(clauses, (folded(column.name),))
-    words = [
-        " ".join(token.text.lower() for token in option) for option in (options, *more)
-    ]
+    words = [_joined(option).lower() for option in (options, *more)]
     table.options = tuple(sorted(filter(None, words)))
     return table
 
@@ -468,8 +468,9 @@ def _key_options(
 def _conflict(clause: Sequence[Token]) -> str | None:
     """Return the action of ``ON CONFLICT``, unless it is the usual one."""
     _, action = _parted(clause, "CONFLICT")
-    word = action[0].word if action else ""
-    return word.lower() if word not in ("", "ABORT") else None
+    if not action or action[0].word == "ABORT":
+        return None
+    return action[0].text.lower()
 
 
 def _identifier(clause: Sequence[Token]) -> str:

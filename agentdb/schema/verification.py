@@ -129,8 +129,8 @@ def _is_strange(live: Table, expected: Table) -> bool:
 
     The oldest release lacked a single column of most tables, and two of another.
     """
-    wanted = {column.name for column in expected.columns}
-    return 2 * len(wanted & {column.name for column in live.columns}) < len(wanted)
+    there = [column for column in expected.columns if live.column(column.name)]
+    return 2 * len(there) < len(expected.columns)
 
 
 def verify(connection: BaseDatabaseWrapper) -> Verification:
@@ -204,7 +204,10 @@ def _unreadable(found: UnreadableValue) -> Difference:
 
 def _file_system(connection: BaseDatabaseWrapper) -> Iterator[Difference]:
     path = sqlite_path(connections[connection.alias])
-    if path is not None and (concern := file_concern(path)):
+    if path is None:
+        return
+    concern = file_concern(path)
+    if concern:
         yield Difference("file.system", "note", "", None, None, None, concern)
 
 
