@@ -68,6 +68,8 @@ class Rows:
 class Kind:
     """Sessions or sandboxes, by the calls that are named alike."""
 
+    noun: str
+    time: str  # the column of the last sign of life, or use
     make: Callable[..., Any]
     get: Callable[[str], Any]
     delete: Callable[[str], bool]
@@ -76,12 +78,12 @@ class Kind:
 
     def __init__(self, db: Db, rows: Rows, noun: str) -> None:
         self.noun = noun
-        self.plural, self.time = KINDS[noun]
+        plural, self.time = KINDS[noun]
         self.make = getattr(rows, noun)
         self.get = getattr(db, f"get_{noun}")
         self.delete = getattr(db, f"delete_{noun}")
-        self.page = getattr(db, f"list_{self.plural}")
-        self.touch = getattr(db, f"touch_{self.plural}")
+        self.page = getattr(db, f"list_{plural}")
+        self.touch = getattr(db, f"touch_{plural}")
 
     def times(self) -> dict[str, datetime]:
         """Return by their ids when the rows were last active, or used."""
