@@ -266,6 +266,7 @@ class Work:
 
     def run(self, rows: QuerySet[Any]) -> HttpResponse:
         """Act on the rows, ``BATCH`` in each transaction, for a while."""
+        # At least one batch in each response, or a slow database would never come to an end.
         ends_at = time.monotonic() + STEP_SECONDS
         reached = self.asked.reached
         ids = self._next_ids(rows, reached)
@@ -282,9 +283,9 @@ class Work:
     def _next_ids(self, rows: QuerySet[Any], reached: str) -> Sequence[str]:
         """Return the next batch after ``reached``, by id, and no more rows than the user confirmed.
 
-        By id, so that each request begins where the one before ended, whatever was created or deleted meanwhile.
         Ticked ids are included even if their rows are gone, so that the result says so.
         """
+        # By id, so that each request begins where the one before ended, whatever was created or deleted meanwhile.
         asked = self.asked
         if not asked.is_all:
             rest = [id for id in set(asked.ids) if id > reached]
@@ -304,7 +305,7 @@ class Work:
         entry = Entry(self.action.verb)
         reasons: dict[str, str] = {}
 
-        # After a conflict, run_transaction calls this again.
+        # After a conflict, run_transaction calls this again, and only what the last call noted was stored.
         def act_and_write(db: Db) -> None:
             nonlocal entry
             found = list(rows.filter(pk__in=ids))
@@ -354,6 +355,7 @@ class Work:
 
     def question(self, rows: QuerySet[Any]) -> HttpResponse:
         """Ask whether to act on the rows; the form has their number, and their ids if they were ticked."""
+        # Counted exactly, not up to a limit: the user confirms this number, and no more rows than that are changed.
         is_all = self.asked.is_all
         most = NAMED if is_all else MOST_LISTED
         found = read(rows.order_by("pk")[:most], [])
@@ -423,13 +425,14 @@ class Work:
     def _lines(self) -> str:
         """Return lines like those of the audit log, for all steps.
 
-        Undoing a pause needs them, and they name workspace folders. Too many for a form are dropped as a whole.
+        Undoing a pause needs them, and they name workspace folders.
         """
         lines = self.asked.lines
         if lines == TOO_LONG or not (self.action.keeps_lines and self.before):
             return lines
         line = json.dumps({"action": self.action.verb, "before": self.before})
         lines = f"{lines}\n{line}".strip()
+        # A part of the lines would undo a part of the work, and look like all of it.
         return lines if len(lines) <= LONGEST_LINES else TOO_LONG
 
 
@@ -440,6 +443,7 @@ def pause_runner(
     alias = router.db_for_write(Session)
     sessions = Session.objects.using(alias).of_runner(runner_id).live()
     asked = Asked.of(request)
+    # The number of now, not of the page: what has become live since is paused too, as the page says.
     if asked.confirmed is None:
         asked = replace(asked, is_all=True, confirmed=sessions.count())
     pause = replace(PAUSE, verb=f"pause all of runner {runner_id}")

@@ -27,6 +27,7 @@ logger = logging.getLogger("agentdb.audit")
 
 FILE_SETTING = "AGENTDB_AUDIT_LOG"  # a path; lines are appended and flushed to the disk
 LOG_SETTING = "AGENTDB_ADMIN_LOG"  # False: do not write Django's log of actions
+# Django's kinds of actions, by ours; all others are changes.
 _FLAGS = {"delete": DELETION, "revoke": DELETION, "issue": ADDITION}
 
 
@@ -85,10 +86,7 @@ def _write(
     outcome: Outcome,
     more: Mapping[str, Any],
 ) -> None:
-    """Write a line to the file, then to the logger.
-
-    The file first: if it cannot be written, the exception rolls back what the terminal would call done.
-    """
+    """Write a line to the file, if one is configured, and to the logger."""
     line = {
         "at": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "user": user,
@@ -99,6 +97,7 @@ def _write(
     }
     # ASCII, so that an id cannot start a line or move the cursor.
     text = json.dumps(line, ensure_ascii=True, default=str)
+    # The file first: if it cannot be written, the exception rolls back what the terminal would call done.
     path = getattr(settings, FILE_SETTING, None)
     if path:
         _append(path, text)
@@ -148,7 +147,8 @@ def _message(entry: Entry, id: str) -> str:
 
 
 def _append(path: str, text: str) -> None:
-    """Append a line and flush it to the disk; O_APPEND and a single write keep the lines of several processes apart."""
+    """Append a line and flush it to the disk."""
+    # O_APPEND and a single write keep the lines of several processes apart.
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     try:
         os.write(descriptor, f"{text}\n".encode())

@@ -57,11 +57,8 @@ class Order:
         return Order(self.at, not self.oldest_first)
 
     def expressions(self) -> list[Any]:
-        """Return the order for the database, by time and id.
-
-        The id makes it total: without it, rows of the same instant could be on two pages or on none. Its order is that
-        of the index, whatever the locale of the server.
-        """
+        # The id makes the order total: without it, rows of the same instant could be on two pages or on none. Its order
+        # is that of the index, whatever the locale of the server.
         at = F(self.at)
         id = CodePointOrder("id")
         if self.oldest_first:
@@ -84,6 +81,7 @@ class Order:
 
         Raises ``IncorrectLookupParameters`` for a place that is none; Django then redirects to the first page.
         """
+        # Whoever edits the address can name times outside the calendar, and NUL, which PostgreSQL refuses in a text.
         text, _, id = place.partition(",")
         try:
             at = datetime.fromisoformat(text).astimezone(UTC)
@@ -175,9 +173,9 @@ class RowList(ChangeList):
     def _rows(self, after: str) -> list[Any]:
         """Return the rows after a place, and one more than a page has if there are more.
 
-        The extra row says whether there is a next page, which otherwise would need a count. A search without an index
-        is stopped after ``SEARCH_SECONDS``; the page then says so.
+        A search without an index is stopped after ``SEARCH_SECONDS``; the page then says so.
         """
+        # The extra row says whether there is a next page, which otherwise would need a count.
         rows = self.queryset
         if after:
             rows = rows.filter(self.order.beyond(after))

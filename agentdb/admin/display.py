@@ -71,6 +71,7 @@ def site_of(request: HttpRequest) -> admin.AdminSite:
 
     A project may have several; the namespace of the address tells which one serves this page.
     """
+    # The context of Django's pages does not have the site.
     match = request.resolver_match
     for site in admin.sites.all_sites:
         if match is not None and site.name == match.namespace:
@@ -111,6 +112,7 @@ def row_url(site: admin.AdminSite, row: Model | None) -> str:
 
 def own_url(request: HttpRequest, field: str) -> str:
     """Return the address that a form names; '' if it belongs to another site."""
+    # Otherwise a form that somebody else made could send a user of this page on to any other.
     url = request.POST.get(field, "")
     is_ours = url_has_allowed_host_and_scheme(
         url, {request.get_host()}, require_https=request.is_secure()
@@ -138,10 +140,8 @@ def link(url: str, text: object) -> SafeString:
 
 
 def cut(text: str) -> str:
-    """Return the text; of a long one the beginning, the end and the length.
-
-    A list of fifty rows must stay small enough for a browser, whatever the rows contain.
-    """
+    """Return the text; of a long one the beginning, the end and the length."""
+    # A list of fifty rows must stay small enough for a browser, whatever the rows contain.
     if len(text) <= LONGEST_SHOWN:
         return text
     length = gettext("%s characters") % f"{len(text):,}"
@@ -166,6 +166,7 @@ def _short(
 
     The whole is shown on hover, and can be copied unless it is too long for a page.
     """
+    # All of it is in the page, so that copying and the browser's search find it; the style hides the middle.
     whole = text + domain
     start, middle, end = text, "", ""
     if len(text) > head + tail + LEAST_HIDDEN:

@@ -81,14 +81,12 @@ def _csv(rows: Iterable[Model], columns: list[str]) -> Iterator[str]:
 
 
 def _cell(value: Any) -> Any:
-    """Return a value as spreadsheets read it.
-
-    They recognise a time only without a zone and with milliseconds at most; JSON has full precision. A leading quote
-    means "this is text" to them, and is not shown.
-    """
+    """Return a value as spreadsheets read it."""
+    # They recognise a time only without a zone and with milliseconds at most. JSON has full precision.
     if isinstance(value, datetime):
         utc = value.astimezone(UTC).replace(tzinfo=None)
         return utc.isoformat(" ", "milliseconds")
+    # They use a leading quote for "this is text", and do not show it.
     if isinstance(value, str) and value.startswith(_FORMULA):
         return f"'{value}"
     return value

@@ -52,6 +52,7 @@ class ColumnFilter(SimpleListFilter):
         super().__init__(request, params, model, model_admin)
 
     def value(self) -> str:
+        # PostgreSQL refuses NUL in a text.
         return (super().value() or "").replace("\x00", "")
 
     @property
@@ -73,6 +74,7 @@ class ColumnFilter(SimpleListFilter):
         except UnicodeError:
             raise
         except ValueError as error:
+            # No rows below the sentence that the list shows, and no query: all rows would look like an answer.
             self.mistake = str(error)
             return queryset.none()
 
@@ -99,10 +101,8 @@ class TextFilter(ColumnFilter):
         return ()
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> Sequence[Any]:
-        """Return suggestions; if they cannot be read, the list still works.
-
-        Django asks for them when it makes the filter, also for an export; that costs a few probes of an index.
-        """
+        # Suggestions only: if they cannot be read, the list still works. Django asks for them when it makes the filter,
+        # also for an export; that costs a few probes of an index.
         values = ask(self.connection, self.known_values).value or ()
         return [(value, value) for value in values[:SUGGESTIONS]]
 

@@ -38,7 +38,9 @@ SHOWN = 6  # results of each kind
 LOOKED_THROUGH = 20_000  # ids compared with a shortened one
 LONGEST = 512
 
+# What surrounds an id that was copied from a log, a mail or source code.
 _AROUND = " \t\r\n\"'`“”„‘’«»‹›,;()[]<>"
+# As the pages show an id, 8fc693c5…2b19, or with three dots.
 _SHORTENED = re.compile(r"(.+?)(?:…|\.\.\.)(.*)")
 # A possible key must not appear in an address; keys of old servers can have any form.
 _MAY_BE_KEY = re.compile(r"[A-Za-z0-9_\-]{40,}")
@@ -167,7 +169,7 @@ class Search:
             )
 
     def _named(self, model: type[Model], column: str, condition: Q) -> Iterator[Hit]:
-        """Find rows by a name, which is that of several rows if they belong to several tenants."""
+        """Find rows by a name; the result names the tenant, because several may have an agent of this name."""
         rows: QuerySet[Any] = model._default_manager.using(self.alias)
         for row in rows.filter(condition).order_by(column)[:SHOWN]:
             name = getattr(row, column)

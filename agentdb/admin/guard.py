@@ -21,8 +21,8 @@ from agentdb.console.questions import (
 )
 
 READ_SECONDS = 5.0
+# An action stops after some seconds by itself, between two transactions; this is for a server that is slow or silent.
 WRITE_SECONDS = 60.0
-
 
 View = Callable[..., Any]
 

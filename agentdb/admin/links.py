@@ -32,38 +32,51 @@ def find_linked(
 ) -> None:
     """Look up what rows of one table name, with one query for each table that the user may see.
 
-    Sets ``row.linked_agent`` and ``row.linked``, None if there is no such row, and ``row.allowed``, the tables that
+    Sets ``row.linked_agent`` and ``row.linked``, None where nothing was found, and ``row.allowed``, the tables that
     this page may link to. A table that cannot be read is treated like one that the user may not see.
     """
     readable = list(allowed)
     for row in rows:
         row.allowed = readable
-    if not rows or type(rows[0]) not in _OTHER:
-        return
-    other, column = _OTHER[type(rows[0])]
+    if rows and type(rows[0]) in _OTHER:
+        _, column = _OTHER[type(rows[0])]
+        found = _named(rows, alias, readable, problems)
+        for row in rows:
+            row.linked_agent = found.get((row.tenant_id, row.agent_name))
+            row.linked = found.get(getattr(row, column))
 
-    def find(model: type[Model], **conditions: Any) -> list[Any]:
+
+def _named(
+    rows: Sequence[Any],
+    alias: str,
+    readable: list[type[Model]],
+    problems: list[Problem],
+) -> dict[Any, Any]:
+    """Return agents by tenant and name, and the rows of the other table by id."""
+    other, column = _OTHER[type(rows[0])]
+    # The tenant of one row and the name of another may match an agent that neither means, which the key tells apart. A
+    # condition for each pair would be fifty ORs in one query.
+    tenants = {row.tenant_id for row in rows}
+    names = {row.agent_name for row in rows}
+    ids = {getattr(row, column) for row in rows} - {None, ""}
+    named: Any = {
+        Agent: Agent.objects.filter(tenant_id__in=tenants, name__in=names),
+        other: other._default_manager.filter(pk__in=ids),
+    }
+    found = {}
+    for model in [Agent, other]:
         if model not in readable:
-            return []
-        named = model._default_manager.using(alias).filter(**conditions)
-        answer = ask(connections[alias], partial(read, named, problems), problems)
+            continue
+        asked = partial(read, named[model].using(alias), problems)
+        answer = ask(connections[alias], asked, problems)
+        # A page whose links cannot be found is still a page. If this table stayed, each of them would be called
+        # missing.
         if answer.value is None:
             readable.remove(model)
-        return answer.value or []
-
-    agents = find(
-        Agent,
-        tenant_id__in={row.tenant_id for row in rows},
-        name__in={row.agent_name for row in rows},
-    )
-    ids = {getattr(row, column) for row in rows}
-    others = find(other, pk__in=ids - {None, ""})
-    # The tenant of one row and the name of another may match an agent that neither means.
-    by_name = {(agent.tenant_id, agent.name): agent for agent in agents}
-    by_id = {each.pk: each for each in others}
-    for row in rows:
-        row.linked_agent = by_name.get((row.tenant_id, row.agent_name))
-        row.linked = by_id.get(getattr(row, column))
+        for each in answer.value or ():
+            key = (each.tenant_id, each.name) if model is Agent else each.pk
+            found[key] = each
+    return found
 
 
 def agent_link(site: AdminSite, row: Any) -> SafeString:

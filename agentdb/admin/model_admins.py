@@ -143,7 +143,7 @@ class ReadFirstAdmin(ModelAdmin):
 
     @property
     def media(self) -> forms.Media:
-        """The console's style and script. Django's script for actions needs elements that these lists do not have."""
+        # None of Django's scripts: the one for actions needs elements that these lists do not have.
         script: Any = forms.Script("agentdb/console.js", defer=True)
         return forms.Media(css={"all": ["agentdb/console.css"]}, js=[script])
 
@@ -172,6 +172,7 @@ class ReadFirstAdmin(ModelAdmin):
 
     def get_urls(self) -> list[URLPattern]:
         """Return the pages of ``views``, the export, and Django's own."""
+        # Before Django's, whose last pattern takes any text for an id.
         view = self.admin_site.admin_view
         own = [
             path(
@@ -235,7 +236,7 @@ class ReadFirstAdmin(ModelAdmin):
     def get_object(
         self, request: HttpRequest, object_id: str, from_field: str | None = None
     ) -> Any:
-        """Return the row with what it names, also if a value cannot be read; None if there is no such row.
+        """Return the row with what it names, also if a value cannot be read; None if it is not there.
 
         Django's own uses ``get()``, which raises for a value that cannot be read.
         """

@@ -104,6 +104,7 @@ def _stored(row: Model, column: str) -> SafeString | str:
         return exactly(value)
     if value is None:
         return format_html('<span class="agentdb-quiet">{}</span>', "NULL")
+    # Not a key's hash, of which only the beginning is there.
     text = str(value)
     is_whole = value == whole and text == cut(text)
     if text and is_whole and isinstance(value, str):
