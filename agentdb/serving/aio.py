@@ -322,9 +322,7 @@ class AsyncDb:
         from agentdb.serving.coroutines import CoroutineTransaction, PlainTransaction
 
         own_call = getattr(fn, "__call__", None)  # noqa: B004
-        if not (
-            inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(own_call)
-        ):
+        if not any(map(inspect.iscoroutinefunction, (fn, own_call))):
 
             def call_plain(db: Db) -> Any:
                 with _inside_of(self._source):

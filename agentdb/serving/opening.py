@@ -212,7 +212,7 @@ def _check_configured(names: Sequence[str]) -> None:
     if not apps.ready:
         _set_up()
     host.check_set_up()
-    own_apps.check_installed(names, in_project=not _standalone)
+    own_apps.check_installed(names)
 
 
 def _set_up() -> None:

@@ -23,16 +23,16 @@ def app_names(apps: Sequence[str] | None) -> list[str] | None:
         words = os.environ.get(APPS_VARIABLE, "").split(",")
         names = [word.strip() for word in words if word.strip()]
         return names or None
-    if not isinstance(apps, list | tuple):
+    is_list = isinstance(apps, list | tuple)
+    if not is_list or not all(map(_is_name, apps)):
         raise InvalidInputError(
-            f"apps must be a list of the names of Django apps, not {type(apps).__name__}."
+            f"apps must be a list of the names of Django apps, not {apps!r}."
         )
-    for name in apps:
-        if not isinstance(name, str) or not name.strip():
-            raise InvalidInputError(
-                f"apps must be a list of the names of Django apps; {name!r} is not a name."
-            )
     return list(apps)
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and value.strip() != ""
 
 
 def check_apps(names: Sequence[str]) -> None:
@@ -63,24 +63,19 @@ def check_migrations(names: Sequence[str]) -> None:
             )
 
 
-def check_installed(names: Sequence[str], *, in_project: bool) -> None:
+def check_installed(names: Sequence[str]) -> None:
     """Raise ``InvalidInputError`` for an app that is not installed in this process."""
     from django.apps import apps
 
     installed = {config.name for config in apps.get_app_configs()}
     missing = [name for name in names if _config(name).name not in installed]
-    if not missing:
-        return
-    listed = ", ".join(map(repr, missing))
-    if in_project:
+    if missing:
+        listed = ", ".join(map(repr, missing))
         raise InvalidInputError(
-            f"The INSTALLED_APPS of this Django project lack {listed}. Add what is missing there; apps= and "
-            f"{APPS_VARIABLE} are for programs without a project."
+            f"Django was set up in this process without {listed}, and it loads apps only once. In a project, add what "
+            "is missing to INSTALLED_APPS; in other programs, name all apps in the first connect(), or in "
+            f"{APPS_VARIABLE}."
         )
-    raise InvalidInputError(
-        f"This process has opened a database without {listed} before, and Django loads apps only once. Name all apps "
-        f"in the first connect(), or in {APPS_VARIABLE}."
-    )
 
 
 def installed_names() -> list[str]:

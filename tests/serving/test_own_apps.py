@@ -282,12 +282,12 @@ def test_notes(agentdb_sqlite):
 @pytest.mark.parametrize(
     ("apps", "message"),
     [
-        ("notes", "apps must be a list of the names of Django apps, not str."),
-        ({"notes"}, "apps must be a list of the names of Django apps, not set."),
-        ([7], "apps must be a list of the names of Django apps; 7 is not a name."),
+        ("notes", "apps must be a list of the names of Django apps, not 'notes'."),
+        ({"notes"}, "apps must be a list of the names of Django apps, not {'notes'}."),
+        ([7], "apps must be a list of the names of Django apps, not [7]."),
         (
             ["notes", " "],
-            "apps must be a list of the names of Django apps; ' ' is not a name.",
+            "apps must be a list of the names of Django apps, not ['notes', ' '].",
         ),
     ],
 )
@@ -370,8 +370,9 @@ def test_a_second_connect_cannot_bring_other_apps(folder: Path) -> None:
     )
 
     assert said == (
-        "InvalidInputError This process has opened a database without 'others' before, and Django loads apps only "
-        "once. Name all apps in the first connect(), or in AGENTDB_APPS."
+        "InvalidInputError Django was set up in this process without 'others', and it loads apps only once. In a "
+        "project, add what is missing to INSTALLED_APPS; in other programs, name all apps in the first connect(), or "
+        "in AGENTDB_APPS."
     )
 
 
@@ -390,8 +391,9 @@ def test_in_a_project_the_apps_are_those_of_its_settings(folder: Path) -> None:
     )
 
     assert said == (
-        "InvalidInputError The INSTALLED_APPS of this Django project lack 'others'. Add what is missing there; apps= "
-        "and AGENTDB_APPS are for programs without a project."
+        "InvalidInputError Django was set up in this process without 'others', and it loads apps only once. In a "
+        "project, add what is missing to INSTALLED_APPS; in other programs, name all apps in the first connect(), or "
+        "in AGENTDB_APPS."
     )
     code = """
 import agentdb
