@@ -61,14 +61,20 @@ _EVICTED_FIRST = [SandboxState.COLD, SandboxState.WARM, SandboxState.WAITING]
 class _Table(Generic[Record]):
     """One table, as a ``Db`` sees it: all rows, or those of a tenant."""
 
-    def __init__(self, rows: dict[str, Record], tenant_id: str | None = None) -> None:
+    def __init__(
+        self,
+        last: str,
+        rows: dict[str, Record],
+        tenant_id: str | None = None,
+    ) -> None:
         self.rows = (
             rows  # of all tenants, by id; the views of a Db share the dictionary
         )
+        self._last = last  # the column with the time of the last activity or use
         self._tenant_id = tenant_id
 
     def of_tenant(self, tenant_id: str) -> _Table[Record]:
-        return _Table(self.rows, tenant_id)
+        return _Table(self._last, self.rows, tenant_id)
 
     def all(self, **wanted: Any) -> list[Record]:
         """Return all rows with the wanted values.
@@ -101,6 +107,25 @@ class _Table(Generic[Record]):
             return False
         self.rows[row.id] = replace(row, **values)
         return True
+
+    def touch(self, row: Record | None, now: datetime, **values: Any) -> bool:
+        """Set columns of the row and the time of its last activity or use, and return whether there is one."""
+        if row is None:
+            return False
+        # The clock may go back, but this time only moves forward.
+        values[self._last] = max(getattr(row, self._last), now)
+        return self.update(row, **values)
+
+    def untouched(self, since: datetime | None, **wanted: Any) -> list[Record]:
+        """Return the rows with the wanted values that were not touched since then, the longest untouched first."""
+
+        def age(row: Record) -> tuple[datetime, str]:
+            return getattr(row, self._last), row.id
+
+        rows = sorted(self.all(**wanted), key=age)
+        if since is None:
+            return rows
+        return [row for row in rows if age(row)[0] < since]
 
     def delete(self, id: str) -> bool:
         """Delete the row, and return whether there was one."""
@@ -179,10 +204,10 @@ class MemoryDb(Db):
     ) -> None:
         self._hashes = KeyHashes(key_secret)
         self._clock = clock or (lambda: datetime.now(UTC))
-        self._agents: _Table[AgentRecord] = _Table({})
-        self._sessions: _Table[SessionRecord] = _Table({})
-        self._sandboxes: _Table[SandboxRecord] = _Table({})
-        self._keys: _Table[ApiKeyRecord] = _Table({})
+        self._agents: _Table[AgentRecord] = _Table("updated_at", {})
+        self._sessions: _Table[SessionRecord] = _Table("last_active_at", {})
+        self._sandboxes: _Table[SandboxRecord] = _Table("last_used_at", {})
+        self._keys: _Table[ApiKeyRecord] = _Table("created_at", {})
         self._lock = threading.RLock()
         self._tenant_id: str | None = None
         self._whole = self
@@ -284,12 +309,12 @@ class MemoryDb(Db):
         only_if: SessionStatusesInput | None = None,
     ) -> bool:
         session = self._sessions.get(id, status=only_if)
-        return self._mark_active(session, self._now(), status=status)
+        return self._sessions.touch(session, self._now(), status=status)
 
     @_call
     def update_session_sandbox(self, id: str, sandbox_id: str) -> bool:
         session = self._sessions.get(id)
-        return self._mark_active(session, self._now(), sandbox_id=sandbox_id)
+        return self._sessions.touch(session, self._now(), sandbox_id=sandbox_id)
 
     @_call
     def update_session_runner(
@@ -301,7 +326,7 @@ class MemoryDb(Db):
     ) -> bool:
         wanted = None if only_if is ... else [only_if]
         session = self._sessions.get(id, runner_id=wanted)
-        return self._mark_active(session, self._now(), runner_id=runner_id)
+        return self._sessions.touch(session, self._now(), runner_id=runner_id)
 
     @_call
     def get_session(self, id: str) -> SessionRecord | None:
@@ -365,19 +390,20 @@ class MemoryDb(Db):
             may_have_it = True
         if not may_have_it:
             return None
-        self._mark_active(session, now, runner_id=runner_id)
+        self._sessions.touch(session, now, runner_id=runner_id)
         return self._sessions.get(id)
 
     @_call
     def get_silent_sessions(
         self, older_than: datetime, *, limit: int | None = None
     ) -> list[SessionRecord]:
-        return self._longest_inactive(_RUNNING, older_than)[:limit]
+        silent = self._sessions.untouched(older_than, status=_RUNNING)
+        return silent[:limit]
 
     @_call
     def touch_session(self, id: str, *, runner_id: str | None = None) -> bool:
         session = self._sessions.get(id, runner_id=runner_id)
-        return self._mark_active(session, self._now())
+        return self._sessions.touch(session, self._now())
 
     @_call
     def touch_sessions(
@@ -387,7 +413,7 @@ class MemoryDb(Db):
         touched = []
         for id in ids:
             session = self._sessions.get(id, runner_id=runner_id)
-            if self._mark_active(session, now):
+            if self._sessions.touch(session, now):
                 touched.append(id)
         return touched
 
@@ -413,7 +439,7 @@ class MemoryDb(Db):
     ) -> int:
         for table in also:
             raise InvalidInputError(f"No table {table!r} has a column 'session_id'.")
-        finished = self._longest_inactive(_FINISHED, ended_before)
+        finished = self._sessions.untouched(ended_before, status=_FINISHED)
         pruned = [session.id for session in finished[:limit]]
         for sandbox in self._sandboxes.all(state="cold", session_id=pruned):
             self._sandboxes.delete(sandbox.id)
@@ -421,33 +447,11 @@ class MemoryDb(Db):
             self._sessions.delete(id)
         return len(pruned)
 
-    # The clock may go back, but last activity and last use only move forward.
-    def _mark_active(
-        self, session: SessionRecord | None, now: datetime, **values: str | None
-    ) -> bool:
-        if session is None:
-            return False
-        last = max(session.last_active_at, now)
-        return self._sessions.update(session, last_active_at=last, **values)
-
-    def _longest_inactive(
-        self, statuses: Collection[str], since: datetime
-    ) -> list[SessionRecord]:
-        """Return sessions of these statuses without activity since then, the longest inactive first."""
-        inactive = [
-            session
-            for session in self._sessions.all(status=statuses)
-            if session.last_active_at < since
-        ]
-        return sorted(
-            inactive, key=lambda session: (session.last_active_at, session.id)
-        )
-
     def _pause(self, runner_id: str | None = None) -> int:
         now = self._now()
         running = self._sessions.all(status=_RUNNING, runner_id=runner_id)
         for session in running:
-            self._mark_active(session, now, status="paused")
+            self._sessions.touch(session, now, status="paused")
         return len(running)
 
     # -- sandboxes
@@ -494,12 +498,12 @@ class MemoryDb(Db):
 
     @_call
     def touch_sandbox(self, id: str) -> bool:
-        return self._mark_used(self._sandboxes.get(id), self._now())
+        return self._sandboxes.touch(self._sandboxes.get(id), self._now())
 
     @_call
     def touch_sandboxes(self, ids: Collection[str]) -> list[str]:
         now = self._now()
-        return [id for id in ids if self._mark_used(self._sandboxes.get(id), now)]
+        return [id for id in ids if self._sandboxes.touch(self._sandboxes.get(id), now)]
 
     @_call
     def get_sandbox(self, id: str) -> SandboxRecord | None:
@@ -541,14 +545,15 @@ class MemoryDb(Db):
         session_id: str,
         tenant_id: str = DEFAULT_TENANT_ID,
     ) -> SandboxRecord | None:
-        pool = self._sandboxes.all(
+        pool = self._sandboxes.untouched(
+            None,
             agent_name=agent_name,
             tenant_id=tenant_id,
             state="warm",
             session_id=[None],
         )
-        for sandbox in sorted(pool, key=_by_last_use):
-            self._mark_used(
+        for sandbox in pool:
+            self._sandboxes.touch(
                 sandbox,
                 self._now(),
                 state="waiting",
@@ -562,7 +567,7 @@ class MemoryDb(Db):
         self, *, unused_since: datetime | None = None
     ) -> SandboxRecord | None:
         for state in _EVICTED_FIRST:
-            for sandbox in self._unused(state, unused_since):
+            for sandbox in self._sandboxes.untouched(unused_since, state=state):
                 return sandbox
         return None
 
@@ -581,11 +586,11 @@ class MemoryDb(Db):
 
     @_call
     def get_idle_sandboxes(self, older_than: datetime) -> list[SandboxRecord]:
-        return self._unused(SandboxState.WAITING, older_than)
+        return self._sandboxes.untouched(older_than, state="waiting")
 
     @_call
     def get_cold_sandboxes(self, older_than: datetime) -> list[SandboxRecord]:
-        return self._unused(SandboxState.COLD, older_than)
+        return self._sandboxes.untouched(older_than, state="cold")
 
     @_call
     def delete_sandbox(self, id: str) -> bool:
@@ -599,30 +604,11 @@ class MemoryDb(Db):
     def mark_sandboxes_cold_by_runner(self, runner_id: str) -> int:
         return self._mark_cold(self.list_sandboxes_by_runner(runner_id))
 
-    def _mark_used(
-        self, sandbox: SandboxRecord | None, now: datetime, **values: str
-    ) -> bool:
-        if sandbox is None:
-            return False
-        last = max(sandbox.last_used_at, now)
-        return self._sandboxes.update(sandbox, last_used_at=last, **values)
-
     def _mark_cold(self, sandboxes: list[SandboxRecord]) -> int:
         others = [each for each in sandboxes if each.state != SandboxState.COLD]
         for sandbox in others:
             self._sandboxes.update(sandbox, state="cold")
         return len(others)
-
-    def _unused(
-        self, state: SandboxState, since: datetime | None
-    ) -> list[SandboxRecord]:
-        """Return the sandboxes of this state that were not used since then, the longest unused first."""
-        unused = [
-            sandbox
-            for sandbox in self._sandboxes.all(state=state)
-            if since is None or sandbox.last_used_at < since
-        ]
-        return sorted(unused, key=_by_last_use)
 
     # -- API keys
 
@@ -771,10 +757,6 @@ class MemoryDb(Db):
         if tenant_id is not DEFAULT_TENANT_ID:
             check_tenant(self._tenant_id, identifier("Tenant id", tenant_id))
         return self._tenant_id
-
-
-def _by_last_use(sandbox: SandboxRecord) -> tuple[datetime, str]:
-    return sandbox.last_used_at, sandbox.id
 
 
 def _place(row: Dated) -> tuple[datetime, str]:

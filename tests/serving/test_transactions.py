@@ -208,26 +208,6 @@ def test_an_alias_without_autocommit_is_refused(
         DjangoDb(db.alias).get_session("s1")
 
 
-def test_an_inner_transaction_that_fails_and_is_caught_undoes_only_itself(
-    db: DjangoDb,
-) -> None:
-    def inner(inside: Db) -> None:
-        make_session(inside, "inner")
-        raise LookupError
-
-    def outer(inside: Db) -> str:
-        make_session(inside, "before")
-        with suppress(LookupError):
-            inside.run_transaction(inner)
-        make_session(inside, "after")
-        return "stored"
-
-    assert db.run_transaction(outer) == "stored"
-    assert [
-        db.get_session(each) is not None for each in ("before", "inner", "after")
-    ] == [True, False, True]
-
-
 @pytest.mark.parametrize("host", [False, True])
 def test_a_failed_call_of_an_inner_transaction_is_undone_with_it_alone(
     db: DjangoDb, url: str, host: bool
