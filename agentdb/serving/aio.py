@@ -81,12 +81,20 @@ class _Together(NamedTuple):
 
 
 def _of_tenant(db: Any, tenant_id: str | None) -> Any:
-    return db if tenant_id is None else db.for_tenant(tenant_id)
+    """Return the ``Db``, or its view of the tenant if there is one."""
+    if tenant_id is None:
+        return db
+    return db.for_tenant(tenant_id)
 
 
 def _in_thread(
     method: Callable[Concatenate[Db, P], R],
 ) -> Callable[Concatenate[AsyncDb, P], Coroutine[object, object, R]]:
+    """Return the awaitable method of the same name and signature.
+
+    It makes the call on the ``Db`` that its ``AsyncDb`` has at that moment, so a method that a subclass or a test has
+    replaced is called as well.
+    """
     # Not Coroutine[Any, Any, R]: mypy would know nothing about the result of asyncio.gather() of two calls.
     name = method.__name__
     reads = name.startswith(("get_", "list_", "count_"))
@@ -225,6 +233,7 @@ class AsyncDb:
                 raise InvalidInputError(_INSIDE)
 
     def _call(self, call: Callable[[Db], R], tries: int) -> R:
+        """In a thread: make the call, after opening the database if it is the first."""
         db = self._db
         if db is None:
             db = self._first_open(tries)
@@ -361,6 +370,7 @@ class AsyncDb:
             await asyncio.shield(self._closing)
 
     def _shut_down(self) -> None:
+        """In a thread of its own: wait for the calls of the others, then close the ``Db``."""
         self._workers.stop()
         self._transactions.stop()
         if self._db is not None:
@@ -371,7 +381,9 @@ class _TenantView(AsyncDb):
     """An ``AsyncDb`` of one tenant, in the threads of another."""
 
     def __init__(self, whole: AsyncDb, tenant_id: str) -> None:
-        self._whole, self._tenant_id, self._closed = whole, tenant_id, False
+        self._whole = whole
+        self._tenant_id = tenant_id
+        self._closed = False
 
     def _job(self, call: _Call) -> Job:
         if self._closed:
@@ -425,7 +437,9 @@ class _TransactionDb(AsyncDb):
     def __init__(
         self, inside: _Inside, transaction: CoroutineTransaction, db: Db
     ) -> None:
-        self._inside, self._transaction, self._db = inside, transaction, db
+        self._inside = inside
+        self._transaction = transaction
+        self._db = db
 
     def _job(self, call: _Call) -> Job:
         db = self._db

@@ -87,6 +87,7 @@ class CoroutineTransaction:
         return job
 
     async def _end(self, db: Db) -> _End:
+        """Call the function, and return how it ended; a cancellation is for ``run`` to handle."""
         try:
             return _End(await self._call(db), None)
         except Exception as error:
@@ -105,6 +106,7 @@ class CoroutineTransaction:
         return made.result
 
     def _next(self) -> Job | _End:
+        """Wait for the function's next call, or for its end."""
         while True:
             # A loop that was closed with the transaction open sends nothing any more, and its lock would stay until
             # the process ends. So look whether it still runs.

@@ -120,6 +120,7 @@ class Turns:
         return result
 
     def _free_turn(self) -> Turn | None:
+        """Return a turn if nobody writes, and nobody waits who came earlier."""
         with self._lock:
             is_free = self._turn() is None and self._first() is None
             return self._new_turn() if is_free else None
@@ -139,6 +140,7 @@ class Turns:
         self._tell_first()
 
     def _tell_first(self, _: object = None) -> None:
+        """Wake the writer whose turn is next."""
         # Called wherever a turn is dropped, perhaps inside the lock, so it does not take the lock. The queue may
         # change meanwhile; whoever changes it looks at the turn afterwards.
         if not self._queue:
@@ -329,6 +331,7 @@ def turns_of(path: str) -> Turns:
 
 
 def _reset_in_child() -> None:
+    """After a fork: no thread of the parent is in a queue here, and none holds a lock."""
     global _finding
     _finding = threading.Lock()
     for turns in list(_of_files.values()):

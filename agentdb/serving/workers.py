@@ -34,7 +34,8 @@ class Together(Protocol):
 
 
 def _new_future() -> asyncio.Future[Any]:
-    return asyncio.get_running_loop().create_future()
+    loop = asyncio.get_running_loop()
+    return loop.create_future()
 
 
 @dataclass(slots=True, eq=False)
@@ -86,11 +87,9 @@ class Job:
 
     def goes_with(self, other: Job) -> bool:
         """Whether the two can be one call."""
-        return (
-            self.together is not None
-            and self.together == other.together
-            and self.outbox is other.outbox
-        )
+        if self.together is None or self.outbox is not other.outbox:
+            return False
+        return self.together == other.together
 
 
 def _do(jobs: list[Job]) -> dict[Job, Answer]:
@@ -99,19 +98,22 @@ def _do(jobs: list[Job]) -> dict[Job, Answer]:
     if len(jobs) == 1:
         return {first: first.do()}
     waiting = [job for job in jobs if not job.future.cancelled()]
-    if len(waiting) < 2:
+    if len(waiting) < 2 or first.together is None:
         return {}
-    assert first.together is not None
-    ids = [job.keys[0] for job in waiting]
+    return _do_together(waiting, first.together)
+
+
+def _do_together(jobs: list[Job], together: Together) -> dict[Job, Answer]:
+    ids = [job.keys[0] for job in jobs]
     try:
-        found = first.context.run(first.together, ids)
+        found = jobs[0].context.run(together, ids)
     except (DatabaseUnavailableError, ConflictError) as error:
         # An unknown outcome is everybody's, and each would wait as long again for a database that is away.
-        return {job: (None, _copy(error)) for job in waiting}
+        return {job: (None, _copy(error)) for job in jobs}
     except BaseException:
         return {}  # nothing is stored, and alone all but one may succeed
     answers: dict[Job, Answer] = {}
-    for job, id in zip(waiting, ids, strict=True):
+    for job, id in zip(jobs, ids, strict=True):
         if id in found:
             answers[job] = found[id], None
     return answers
@@ -283,7 +285,10 @@ class Workers:
         return following
 
     def unstick(self) -> bool:
-        """With the lock: add a thread if no call was taken since the last time; return whether calls wait."""
+        """With the lock: add a thread if no call was taken since the last time; return whether calls wait.
+
+        Then all threads are in a call that takes longer than a look, for example because a row is locked.
+        """
         if not self._ready:
             return False
         if self._is_stuck:
@@ -305,7 +310,10 @@ class Workers:
             thread.join()
 
     def _take(self) -> list[Job]:
-        """Take the first job that is ready, and those right behind it that can be one call with it."""
+        """Take the first job that is ready, and those right behind it that can be one call with it.
+
+        Without one the thread counts as idle, and must go to sleep.
+        """
         if not self._ready:
             self._idle += 1
             return []
@@ -358,6 +366,7 @@ class Workers:
 
 
 def _work(workers: Workers) -> None:
+    """In a thread: run calls until none is ready, then sleep until somebody wakes it."""
     while workers._wakes.get():
         jobs = workers.begin()
         while jobs:
@@ -368,14 +377,14 @@ def _work(workers: Workers) -> None:
 def _settle(
     future: asyncio.Future[Any], result: Any, error: BaseException | None
 ) -> None:
+    """On the loop: give the caller the answer, if it still waits."""
     if future.done():  # cancelled, or a call without a caller, such as a transaction that is rolled back
         return
+    if isinstance(error, StopIteration):
+        text = f"The call raised {error!r}, which a coroutine cannot raise."
+        error = RuntimeError(text)
     if error is None:
         future.set_result(result)
-    elif isinstance(error, StopIteration):
-        future.set_exception(
-            RuntimeError(f"The call raised {error!r}, which a coroutine cannot raise.")
-        )
     else:
         future.set_exception(error)
 

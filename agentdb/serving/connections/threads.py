@@ -196,6 +196,7 @@ class Threads:
         return slot
 
     def _forget(self) -> None:
+        """Start without slots, as a process does."""
         self._local = threading.local()
         self._slots: weakref.WeakSet[Slot] = weakref.WeakSet()
 
