@@ -66,11 +66,11 @@ def _paged(kind: Kind, size: int, **wanted: Any) -> list[Any]:
 
 
 def _is(row: Any, wanted: Any) -> bool:
-    """Return whether the row, which its id describes, is of one of these kinds, or of that one; None is any."""
-    kinds = row.id.split()
-    if wanted is None or wanted in kinds:
+    """Return whether the row, which its id describes, is of this kind, or of one of several; None is any."""
+    if wanted is None:
         return True
-    return not isinstance(wanted, str) and any(each in kinds for each in wanted)
+    several = {wanted} if isinstance(wanted, str) else {*wanted}
+    return not several.isdisjoint(row.id.split())
 
 
 class ListContract(Subject):
