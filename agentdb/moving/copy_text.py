@@ -51,7 +51,11 @@ def read_chunks(
     after: str | None = None,
     limit: int | None = None,
 ) -> Generator[Chunk]:
-    """Yield all rows in code-point order of the id, or those after an id, in constant memory."""
+    """Yield all rows in code-point order of the id, or those after an id, in constant memory.
+
+    To be closed by whoever may stop before the end, also at an error: until then a server's connection is busy with its
+    COPY, and waits without end before it does anything else.
+    """
     # In the order of the index on the id, so that a copy resumes after the last id, and two tables can be compared side
     # by side.
     columns = ", ".join(_column(connection, f) for f in model._meta.concrete_fields)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -220,15 +220,24 @@ def differing_rows(source: str, target: str) -> list[str]:
     found: list[str] = []
     with inspecting(source) as one, inspecting(target) as other:
         for model in _models():
-            pairs = _differing(_rows_of_table(one, model), _rows_of_table(other, model))
-            columns = [str(field.column) for field in model._meta.concrete_fields]
-            found += [
-                f"Table {_table(model)!r}, id {_row_difference(columns, *pair)}."
-                for pair in islice(pairs, SHOWN_ROWS)
-            ]
-            if next(pairs, None) is not None:
-                found.append(f"Table {_table(model)!r}: more rows differ.")
+            found += _differing_rows(one, other, model)
     return found
+
+
+def _differing_rows(
+    one: BaseDatabaseWrapper, other: BaseDatabaseWrapper, model: type[Model]
+) -> Iterator[str]:
+    table = _table(model)
+    columns = [str(field.column) for field in model._meta.concrete_fields]
+    with (
+        closing(_rows_of_table(one, model)) as rows_of_one,
+        closing(_rows_of_table(other, model)) as rows_of_other,
+    ):
+        pairs = _differing(rows_of_one, rows_of_other)
+        for pair in islice(pairs, SHOWN_ROWS):
+            yield f"Table {table!r}, id {_row_difference(columns, *pair)}."
+        if next(pairs, None) is not None:
+            yield f"Table {table!r}: more rows differ."
 
 
 def _row_difference(columns: list[str], first: Row | None, second: Row | None) -> str:
@@ -356,7 +365,6 @@ def _copy_table(
             with transaction.atomic(using=writing.alias):
                 run(writing, f"DELETE FROM {quote_name(table)}")
                 run(writing, f"DELETE FROM {CHECKPOINT} WHERE name = %s", [table])
-    # Closed at an error too: the source's connection waits for the end of its COPY before it does anything else.
     with closing(read_chunks(reading, model, after=done.last_id)) as stored:
         chunks = done.counting(stored)
         for first in chunks:
@@ -466,6 +474,7 @@ def _differing(one: Iterator[Row], other: Iterator[Row]) -> Iterator[_Pair]:
 
 def _rows_of_table(
     connection: BaseDatabaseWrapper, model: type[Model]
-) -> Iterator[Row]:
-    for chunk in read_chunks(connection, model):
-        yield from rows_of(chunk)
+) -> Generator[Row]:
+    with closing(read_chunks(connection, model)) as chunks:
+        for chunk in chunks:
+            yield from rows_of(chunk)

@@ -271,6 +271,24 @@ def test_verify_names_rows_that_one_side_lacks_between_rows_of_both(
     ]
 
 
+def test_verify_ends_while_rows_of_the_last_table_are_unread(
+    url: str, make_url: MakeUrl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agentdb.moving.copy_text.ROWS_A_CHUNK", 2)
+    with agentdb.connect(url) as db:
+        for number in range(30):
+            db.insert_api_key(f"k{number:02}", "acme", f"hash {number}", "label")
+    target = make_url("postgresql")
+    copydb(url, target)
+    execute(target, "UPDATE api_keys SET label = 'other'")
+    out = io.StringIO()
+
+    with pytest.raises(SystemExit):
+        call_command("copydb", url, target, "--verify", stdout=out)
+
+    assert out.getvalue().splitlines()[-1] == "Table 'api_keys': more rows differ."
+
+
 def test_verify_stops_naming_rows_after_twenty_and_goes_on_with_the_next_table(
     url: str, make_url: MakeUrl
 ) -> None:

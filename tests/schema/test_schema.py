@@ -317,6 +317,18 @@ def test_sqlite_unique_constraints_are_read_once_with_their_collations(
     )
 
 
+def test_the_usual_collation_of_sqlite_is_known_in_lower_case(database):
+    if database.engine != "sqlite":
+        pytest.skip("PostgreSQL has no collation BINARY")
+    with undone(database):
+        database.execute(
+            "DROP INDEX idx_agents_tenant",
+            "CREATE INDEX idx_agents_tenant ON agents (tenant_id COLLATE binary)",
+        )
+
+        assert lines(database) == []
+
+
 def test_the_command_for_an_invalid_primary_key_makes_it_valid(database):
     if database.engine == "sqlite":
         pytest.skip("SQLite has no invalid indexes")

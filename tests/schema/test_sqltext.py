@@ -220,6 +220,17 @@ def test_what_follows_a_foreign_key_does_not_change_its_column():
     ]
 
 
+def test_a_key_that_ignores_case_is_another_one():
+    table = parse_create_table(
+        "CREATE TABLE t (a TEXT, b TEXT, PRIMARY KEY (a COLLATE NOCASE DESC), UNIQUE (a, b COLLATE binary))"
+    )
+
+    assert table.constraints == [
+        PrimaryKey(None, ("a",), ("collate nocase",)),
+        Unique(None, ("a", "b")),
+    ]
+
+
 @pytest.mark.parametrize(
     ("definition", "kept"),
     [
