@@ -208,7 +208,7 @@ def _plain(site: Site, line: str) -> str:
     """The line without what differs from one database to the next."""
     connection = connections[site.alias]
     line = re.sub(rf"{connection.display_name} [\d.]+", "ENGINE", line)
-    line = re.sub(r"^agentdb \d.*", "VERSION", line)
+    line = re.sub(r"^agentdb( \d.*)?$", "VERSION", line)
     name = str(connection.settings_dict["NAME"])
     place = (
         [repr(name), name]
