@@ -10,8 +10,9 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing
+from datetime import datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -58,12 +59,24 @@ def test_only_the_owner_may_read_a_copy(source: Path):
     assert stat.S_IMODE(back_up(source).stat().st_mode) == 0o600
 
 
-def test_copies_of_the_same_second_have_names_of_their_own(source: Path):
+def test_copies_of_the_same_second_have_names_of_their_own(
+    source: Path, monkeypatch: pytest.MonkeyPatch
+):
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> datetime:  # type: ignore[override]
+            return datetime(2026, 2, 19, 20, 53, 16, tzinfo=tz)
+
+    monkeypatch.setattr("agentdb.adoption.sqlite_backup.datetime", Clock)
+
     copies = [back_up(source) for _ in range(3)]
 
-    assert len(set(copies)) == 3
     assert all(copy.exists() for copy in copies)
-    assert copies[0].name.startswith("hot-wal.db.backup-2")
+    assert [copy.name.removeprefix("hot-wal.db.backup-") for copy in copies] == [
+        "20260219T205316Z",
+        "20260219T205316Z-2",
+        "20260219T205316Z-3",
+    ]
 
 
 def test_what_a_killed_copy_left_is_removed_and_finished_ones_are_kept(source: Path):

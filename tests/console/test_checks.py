@@ -135,6 +135,27 @@ def test_failures_of_one_agent_or_tenant_are_seen_among_many_that_work(fleet: Si
     assert check.counted(Fleet(fleet.alias)).count() == 21
 
 
+@pytest.mark.parametrize("agents", [3, 4])
+def test_a_few_agents_that_fail_are_named_and_more_have_a_common_cause(
+    fleet: Site, agents: int
+):
+    sessions(fleet, 300, **USUAL)
+    sessions(fleet, 200, age=10 * MINUTE, status="ended")
+    sizes = {f"broken-{number}": 30 - number for number in range(agents)}
+    for agent, size in sizes.items():
+        sessions(fleet, size, age=10 * MINUTE, status="error", agent_name=agent)
+
+    finding = found(fleet)["failing"]
+
+    failed = sum(sizes.values())
+    named = "; ".join(
+        f"agent {agent}: {size} of {size}" for agent, size in sizes.items()
+    )
+    together = f"all sessions: {failed} of {200 + failed}, usually 0.0 %"
+    assert finding.count == failed
+    assert finding.detail == (named if agents == 3 else together)
+
+
 def test_sessions_of_the_morning_that_fail_now_are_failures_of_now(fleet: Site):
     sessions(fleet, 300, **USUAL)
     sessions(fleet, 40, age=10 * MINUTE, opened=5 * 3600, status="error")

@@ -669,6 +669,57 @@ def test_migrate_zero_refuses_to_drop_rows_and_names_the_way_that_loses_nothing(
         assert rows(connection, "SELECT name FROM agents") == [("a",)]
 
 
+class Stream(io.StringIO):
+    """Input or output, of a terminal or not."""
+
+    def __init__(self, text: str = "", *, is_terminal: bool) -> None:
+        super().__init__(text)
+        self._is_terminal = is_terminal
+
+    def isatty(self) -> bool:
+        return self._is_terminal
+
+
+@pytest.mark.parametrize("engine", ["sqlite"])
+@pytest.mark.parametrize(
+    ("reads", "shows", "answer", "is_asked", "is_dropped"),
+    [
+        (True, True, "yes\n", True, True),
+        (True, True, " yes \n", True, True),
+        (True, True, "y\n", True, False),
+        (True, True, "", True, False),
+        (True, False, "yes\n", False, False),
+        (False, True, "yes\n", False, False),
+        (False, False, "yes\n", False, False),
+    ],
+)
+def test_migrate_zero_asks_a_person_at_a_terminal_and_nobody_else(
+    url: str,
+    engine: str,
+    monkeypatch: pytest.MonkeyPatch,
+    reads: bool,
+    shows: bool,
+    answer: str,
+    is_asked: bool,
+    is_dropped: bool,
+):
+    with agentdb.connect(url) as db:
+        db.upsert_agent("a", "/")
+        db.insert_session("s", "a", "b")
+    monkeypatch.setattr(sys, "stdin", Stream(answer, is_terminal=reads))
+    said = Stream(is_terminal=shows)
+    with opened(url) as connection:
+        try:
+            manage(connection, "migrate", "agentdb", "zero", stderr=said)
+        except CommandError as refusal:
+            assert not is_dropped
+            assert "Nothing was changed." in str(refusal)
+
+        assert ("agents" in connection.introspection.table_names()) is not is_dropped
+    question = "the tables with their rows: agents (1), sessions (1). Type 'yes' to drop them: "
+    assert (question in said.getvalue()) is is_asked
+
+
 @pytest.mark.parametrize("engine", ["sqlite", "postgresql"])
 def test_migrate_says_which_long_table_it_converts(
     url: str, engine: str, monkeypatch: pytest.MonkeyPatch
