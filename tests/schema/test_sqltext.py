@@ -257,3 +257,115 @@ def test_a_definition_loses_the_checks_that_name_a_column_and_nothing_else(
     definition, kept
 ):
     assert without_checks(definition, {"name"}) == kept
+
+
+@pytest.mark.parametrize(
+    ("sql", "form"),
+    [
+        ("x::STRING", "x::text"),
+        ("x::INT8", "x::bigint"),
+        ("x::TIMESTAMPTZ", "x::timestamp with time zone"),
+        ("'x':::STRING", "'x'"),
+        ("(a)", "a"),
+        ("((a))", "a"),
+        ("(a, b)", "(a, b)"),
+        ("a IN ((1))", "a IN (1)"),
+        ("a IN (b)", "a IN (b)"),
+        ("NOT (a)", "NOT a"),
+        ("(a) AND (b)", "a AND b"),
+        ("(a OR b) AND c", "(a OR b) AND c"),
+        ("f()", "f()"),
+        ("f((a))", "f(a)"),
+        ('"f"(a)', "f(a)"),
+        ("a::text::varchar(20)", "a::text::varchar(20)"),
+        ("1::bigint", "1"),
+        ("'x'::s.t", "'x'"),
+        ("'x'::varchar(20) = b", "'x' = b"),
+        ("a::timestamp (3) with time zone AND b", "a::timestamp (3) with time zone AND b"),
+        ("'1'::timestamp with time zone AND b", "'1' AND b"),
+        ("'1'::double precision", "'1'"),
+        ("'{}'::text[] = a", "'{}' = a"),
+        ("a->>'b'", "a ->> 'b'"),
+        ("0x1F", "0x1F"),
+        ("1e5+.5", "1e5 + .5"),
+        ("a<>1", "a <> 1"),
+        ("CASE WHEN a THEN 1 ELSE 2 END", "CASE WHEN a THEN 1 ELSE 2 END"),
+        ('a collate "C"', 'a COLLATE "C"'),
+        ("(a + b)::text", "(a + b)::text"),
+        ('"order"', "order"),
+        ('"A b"', '"A b"'),
+    ],
+)  # fmt: skip
+def test_each_expression_has_one_form(sql: str, form: str):
+    assert canonical(sql) == form
+    assert canonical(form) == form
+
+
+@pytest.mark.parametrize(
+    ("key", "part"),
+    [
+        ("a", IndexPart("a")),
+        ("a DESC", IndexPart("a", descending=True)),
+        ("a ASC", IndexPart("a")),
+        ("a NULLS FIRST", IndexPart("a", nulls="first")),
+        ("a DESC NULLS LAST", IndexPart("a", descending=True, nulls="last")),
+        ("a COLLATE NOCASE", IndexPart("a", collation="NOCASE")),
+        (
+            'a COLLATE pg_catalog."C" text_ops DESC',
+            IndexPart("a", True, "C", None, "text_ops"),
+        ),
+        ("(lower(a))", IndexPart("lower(a)")),
+        ("lower(a) text_ops", IndexPart("lower(a)", operator_class="text_ops")),
+        ("a text_ops", IndexPart("a", operator_class="text_ops")),
+        ("(b || c)", IndexPart("b || c")),
+        ('(("A" COLLATE "C")) DESC', IndexPart('"A"', True, "C")),
+        ("desc", IndexPart("desc")),
+    ],
+)
+def test_each_part_of_a_key_of_an_index(key: str, part: IndexPart):
+    alone = parse_create_index(f"CREATE INDEX i ON t ({key})")
+    between = parse_create_index(f"CREATE UNIQUE INDEX i ON t (x, {key}, y DESC)")
+
+    assert alone.parts == (part,)
+    assert (alone.unique, alone.method, alone.include) == (False, "btree", ())
+    assert (alone.options, alone.condition) == ((), None)
+    assert between.parts == (IndexPart("x"), part, IndexPart("y", descending=True))
+    assert between.unique
+
+
+def test_names_are_folded_in_an_index_of_sqlite():
+    sql = 'CREATE INDEX i ON t ("A" DESC) WHERE "B" > 0'
+
+    assert parse_create_index(sql).parts == (IndexPart('"A"', descending=True),)
+    folded = parse_create_index(sql, fold_names=True)
+    assert folded.parts == (IndexPart("a", descending=True),)
+    assert (parse_create_index(sql).condition, folded.condition) == ('"B" > 0', "b > 0")
+
+
+def test_constraints_have_folded_names_and_no_usual_action():
+    table = parse_create_table(
+        'CREATE TABLE t (A CHECK ("A" > 0), b NOT NULL ON CONFLICT ABORT, c NOT NULL ON CONFLICT FAIL NOT NULL, '
+        "d UNIQUE ON CONFLICT ABORT, PRIMARY KEY (A ASC, B), CONSTRAINT q FOREIGN KEY (A) REFERENCES O (X)) STRICT"
+    )
+
+    assert table.constraints == [
+        Check(None, "a > 0"),
+        Unique(None, ("d",)),
+        PrimaryKey(None, ("a", "b")),
+        ForeignKey("q", ("a",), "o", ("x",)),
+    ]
+    assert [column.name for column in table.columns] == ["A", "b", "c", "d"]
+    assert [column.conflict for column in table.columns] == [None, None, "fail", None]
+    assert table.options == ("strict",)
+
+
+def test_a_table_made_from_a_query_has_no_definitions():
+    table = parse_create_table("CREATE TABLE t AS SELECT 1")
+
+    assert (table.columns, table.constraints, table.options) == ([], [], ())
+
+
+def test_an_empty_definition_is_skipped():
+    table = parse_create_table("CREATE TABLE t (a,,b,)")
+
+    assert [column.name for column in table.columns] == ["a", "b"]
