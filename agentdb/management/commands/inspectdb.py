@@ -9,8 +9,11 @@ from django.db import connections
 from agentdb.schema.introspection import LOCK_TABLE
 
 # CockroachDB lists the tables of its spatial extension in every schema.
-_OF_COCKROACHDB = frozenset(
-    {"geography_columns", "geometry_columns", "spatial_ref_sys", LOCK_TABLE}
+_OF_COCKROACHDB = (
+    "geography_columns",
+    "geometry_columns",
+    "spatial_ref_sys",
+    LOCK_TABLE,
 )
 
 
@@ -19,11 +22,7 @@ class Command(inspectdb.Command):
 
     def handle_inspection(self, options: dict[str, Any]) -> Iterator[str]:
         connection = connections[options["database"]]
-        if connection.vendor == "cockroachdb" and not options["table"]:
-            options = {
-                **options,
-                "table": sorted(
-                    set(connection.introspection.table_names()) - _OF_COCKROACHDB
-                ),
-            }
+        if connection.vendor == "cockroachdb":
+            introspection: Any = connection.introspection
+            introspection.ignored_tables = _OF_COCKROACHDB
         yield from super().handle_inspection(options)

@@ -1,14 +1,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.models import Model, QuerySet
 
 from agentdb.console.checks import Finding, Runner
 from agentdb.console.display import relative
@@ -21,13 +20,9 @@ from agentdb.models import Agent, ApiKey, Sandbox, Session
 from agentdb.schema.inspection import inspecting
 
 JSON_FORMAT = 1
-TABLES: dict[str, type[Model]] = {
-    "sessions": Session,
-    "sandboxes": Sandbox,
-    "agents": Agent,
-    "api_keys": ApiKey,
-}
-VALUES = (("statuses", Session, "status"), ("states", Sandbox, "state"))
+TABLES = (Session, Sandbox, Agent, ApiKey)
+
+Value = TypeVar("Value")
 
 
 class Command(DatabaseCommand):
@@ -41,25 +36,31 @@ class Command(DatabaseCommand):
     def handle(self, *, json: bool, database: str, **options: Any) -> None:
         with _reading(database) as connection, Budget(connection) as page:
             report = examine(page)
-            summary = {} if report.problem else _summary(page)
+            figures = {} if report.problem else _ask(page)
         if json:
-            self.print_json(_as_json(report, summary))
+            self.print_json(_as_json(report, figures))
         else:
-            self._print(report, summary)
+            self._print(report, figures)
         if report.problem:
             sys.exit(2)
         if report.wrong or report.unknown:
             sys.exit(1)
 
-    def _print(self, report: Report, summary: dict[str, _Shown]) -> None:
+    def _print(self, report: Report, figures: dict[str, Any]) -> None:
         at = f"{report.at:%Y-%m-%d %H:%M:%S} UTC"
         self.stdout.write(f"{report.engine}, {report.place}, as of {at}")
         if report.problem:
             self.stdout.write(self.style.ERROR(str(report.problem)))
             return
         self.print_lines(self._attention(report))
-        for name, shown in summary.items():
-            self.stdout.write(f"{name:<10} {shown}")
+        named = {
+            **figures["totals"],
+            "statuses": figures["sessions_by_status"],
+            "states": figures["sandboxes_by_state"],
+            "last 24 h": figures["activity"],
+        }
+        for name, figure in named.items():
+            self.stdout.write(f"{name:<10} {_text(figure)}")
         for runner in report.runners.value or ():
             seen = relative(runner.seen_at) if runner.seen_at else "none"
             self.stdout.write(
@@ -81,23 +82,6 @@ class Command(DatabaseCommand):
             yield self.style.WARNING(line)
 
 
-class _Shown:
-    """A result as text, and as a value for JSON."""
-
-    def __init__(self, answer: Answer[Any], text: str, value: Any) -> None:
-        self.problem = answer.problem
-        self.text = text
-        self.value = value
-
-    def __str__(self) -> str:
-        return "not known" if self.problem else self.text
-
-    def as_json(self) -> Any:
-        if self.problem:
-            return {"problem": str(self.problem)}
-        return self.value
-
-
 @contextmanager
 def _reading(alias: str) -> Iterator[BaseDatabaseWrapper]:
     """A connection that creates no file and switches no journal mode, if the file can be read at all.
@@ -115,49 +99,34 @@ def _reading(alias: str) -> Iterator[BaseDatabaseWrapper]:
         yield connections[alias]
 
 
-def _summary(page: Budget) -> dict[str, _Shown]:
-    """Return the figures by the name that the terminal calls each."""
-    shown = {}
-    for table, model in TABLES.items():
-        counted = page.ask(partial(total, _rows(page, model)))
-        shown[table] = _Shown(counted, str(counted.value), _figure(counted.value))
-    for name, model, column in VALUES:
-        answer = page.ask(partial(by_value, _rows(page, model), column))
-        texts = []
-        numbers = {}
-        for value, figure in (answer.value or {}).items():
-            texts.append(f"{value} {figure}")
-            numbers[value] = _figure(figure)
-        shown[name] = _Shown(answer, ", ".join(texts), numbers)
-    hours = page.ask(partial(activity, page.connection, 24))
-    shown["last 24 h"] = _activity(hours)
-    return shown
+def _ask(page: Budget) -> dict[str, Any]:
+    """Return the figures as they are in the JSON, each or the problem that prevented it."""
+    alias = page.connection.alias
+    totals = {}
+    for model in TABLES:
+        rows: Any = model._default_manager.using(alias)
+        counted = page.ask(partial(total, rows))
+        totals[model._meta.db_table] = _value(counted, _figure)
+    sessions = Session.objects.using(alias)
+    sandboxes = Sandbox.objects.using(alias)
+    statuses = page.ask(lambda: by_value(sessions, "status"))
+    states = page.ask(lambda: by_value(sandboxes, "state"))
+    hours = page.ask(lambda: activity(page.connection, hours=24))
+    return {
+        "totals": totals,
+        "sessions_by_status": _value(statuses, _figures),
+        "sandboxes_by_state": _value(states, _figures),
+        "activity": _value(hours, _hours),
+    }
 
 
-def _rows(page: Budget, model: type[Model]) -> QuerySet[Any]:
-    return model._default_manager.using(page.connection.alias)
+def _value(answer: Answer[Value], show: Callable[[Value], Any]) -> Any:
+    if answer.value is None:
+        return {"problem": str(answer.problem)}
+    return show(answer.value)
 
 
-def _activity(answer: Answer[list[Hour]]) -> _Shown:
-    opened = failed = 0
-    each_hour = []
-    for hour in answer.value or ():
-        opened += hour.opened
-        failed += hour.failed
-        each_hour.append(
-            {
-                "hour": hour.at.isoformat(),
-                "opened": hour.opened,
-                "failed": hour.failed,
-            }
-        )
-    return _Shown(answer, f"{opened:,} sessions opened, {failed:,} failed", each_hour)
-
-
-def _figure(figure: Figure | None) -> dict[str, Any] | None:
-    """Return a figure for JSON: a number, and how exact it is."""
-    if figure is None:
-        return None
+def _figure(figure: Figure) -> dict[str, Any]:
     return {
         "rows": figure.rows,
         "estimated": figure.is_estimate,
@@ -165,7 +134,36 @@ def _figure(figure: Figure | None) -> dict[str, Any] | None:
     }
 
 
-def _as_json(report: Report, summary: dict[str, _Shown]) -> dict[str, Any]:
+def _figures(figures: dict[str, Figure]) -> dict[str, Any]:
+    return {value: _figure(figure) for value, figure in figures.items()}
+
+
+def _hours(hours: list[Hour]) -> list[dict[str, Any]]:
+    return [
+        {
+            "hour": hour.at.isoformat(),
+            "opened": hour.opened,
+            "failed": hour.failed,
+        }
+        for hour in hours
+    ]
+
+
+def _text(figure: Any) -> str:
+    """Return a value of the JSON as the terminal shows it."""
+    if isinstance(figure, list):
+        opened = sum(hour["opened"] for hour in figure)
+        failed = sum(hour["failed"] for hour in figure)
+        return f"{opened:,} sessions opened, {failed:,} failed"
+    # A status of a newer server may have any name, but its value is a figure of its own.
+    if isinstance(figure.get("problem"), str):
+        return "not known"
+    if isinstance(figure.get("rows"), int):
+        return str(Figure(*figure.values()))
+    return ", ".join(f"{value} {_text(each)}" for value, each in figure.items())
+
+
+def _as_json(report: Report, figures: dict[str, Any]) -> dict[str, Any]:
     head = {
         "format": JSON_FORMAT,
         "engine": report.engine,
@@ -177,10 +175,7 @@ def _as_json(report: Report, summary: dict[str, _Shown]) -> dict[str, Any]:
     return {
         **head,
         "attention": [_finding(found) for found in report.findings],
-        "totals": {table: summary[table].as_json() for table in TABLES},
-        "sessions_by_status": summary["statuses"].as_json(),
-        "sandboxes_by_state": summary["states"].as_json(),
-        "activity": summary["last 24 h"].as_json(),
+        **figures,
         "runners": [_runner(runner) for runner in report.runners.value or ()],
     }
 
