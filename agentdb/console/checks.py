@@ -104,7 +104,10 @@ class Runner:
 
 
 class Fleet:
-    """The state of a database at one moment, so that all checks see the same silent runners and failures."""
+    """The state of a database at one moment, so that all checks see the same silent runners and failures.
+
+    Each is asked for when a check first needs it.
+    """
 
     def __init__(self, alias: str) -> None:
         self.alias = alias
@@ -120,6 +123,7 @@ class Fleet:
     @cached_property
     def runners(self) -> list[Runner]:
         """The runners with live sessions, the silent ones first, then by the number of live sessions."""
+        # The longest silent first: of these the ended sessions are asked for, as far as the limit allows.
         runners = sorted(
             self._count_live(self.sessions),
             key=lambda runner: (runner.seen_at or self.now, runner.id),
@@ -145,7 +149,10 @@ class Fleet:
         return failures(self.alias, self.now)
 
     def silent_for(self, minutes: int, at: str = "last_active_at") -> Q:
-        """Rows without a sign of life; a time that cannot be right is not one."""
+        """Return the condition of rows without a sign of life for so long.
+
+        A time that cannot be right, more than a day ahead, is not a sign.
+        """
         is_old = Q(**{f"{at}__lt": self.ago(minutes)})
         is_ahead = Q(**{f"{at}__gt": self.latest})
         return is_old | is_ahead
@@ -226,19 +233,28 @@ def _count_rows(check: Check, fleet: Fleet) -> Finding:
     details = _common_values(check, groups)
     # Beyond the cap the oldest of the rows that were read says nothing about the others.
     if check.oldest and times and count <= CAP:
-        details.insert(0, check.oldest % relative(min(times)))
-    return check.found(min(count, CAP), ", ".join(details), at_least=count > CAP)
+        oldest = relative(min(times))
+        details.insert(0, check.oldest % oldest)
+    return check.found(
+        min(count, CAP),
+        ", ".join(details),
+        at_least=count > CAP,
+    )
 
 
 def _common_values(check: Check, groups: Sequence[tuple[Any, ...]]) -> list[str]:
-    """Return what all rows have in common, or the two largest parts."""
-    named = [(name, number) for name, number, _ in groups if name]
-    parts = []
-    for name, number in named[:2]:
+    """Return what all rows have in common, or the two largest parts.
+
+    A group is the value of the column ``by``, and how many rows have it.
+    """
+    parts: list[str] = []
+    for name, number, _ in groups:
+        if not name:
+            continue
+        if len(parts) == 2:
+            return [*parts, "…"]
         count = gettext("all") if len(groups) == 1 else f"{number:,}"
         parts.append(check.shared % {"count": count, "name": name})
-    if len(named) > 2:
-        parts.append("…")
     return parts
 
 
@@ -479,7 +495,11 @@ def _find_runners(check: Check, fleet: Fleet) -> Finding:
 def _find_failures(check: Check, fleet: Fleet) -> Finding:
     """One line for everything that fails far more often than usual."""
     found = fleet.failures
-    return check.found(found.failed, found.detail, at_least=found.is_cut)
+    return check.found(
+        found.failed,
+        found.detail,
+        at_least=found.is_cut,
+    )
 
 
 # -- which rows match
@@ -517,9 +537,9 @@ def _alone(fleet: Fleet) -> Any:
     over = is_paused | Q(status__in=FINISHED, last_active_at__lt=just_now)
     # "No session that is not over" is also true for a missing session and for none, and costs one probe of a key.
     unneeded = ~Exists(its.exclude(over))
+    is_unused = fleet.silent_for(GRACE_MINUTES, "last_used_at")
     # A runner may touch all of its sandboxes, also those of sessions that ended long ago.
-    settled_session = Exists(its.filter(last_active_at__lt=just_now))
-    settled = fleet.silent_for(GRACE_MINUTES, "last_used_at") | settled_session
+    settled = is_unused | Exists(its.filter(last_active_at__lt=just_now))
     used_lately = Q(last_used_at__gte=fleet.ago(SILENT_MINUTES))
     rests = used_lately & Q(state__in=_READY) & Exists(its.filter(is_paused))
     unreserved = Q(session_id__isnull=True) | Q(session_id="")
@@ -541,6 +561,7 @@ def _without_sandbox(fleet: Fleet) -> QuerySet[Any]:
 
     By primary key alone: a sandbox of another tenant with this id is another fault, and not a missing sandbox.
     """
+    # Sessions without a sandbox have '' there: the column is NOT NULL.
     named = fleet.sandboxes.filter(pk=OuterRef("sandbox_id"))
     naming = fleet.settled().exclude(sandbox_id="")
     return naming.filter(~Exists(named))

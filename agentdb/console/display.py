@@ -38,7 +38,9 @@ def exact(instant: datetime) -> str:
 
 def relative(instant: datetime, now: datetime | None = None) -> str:
     """Format how long ago it was, or how far ahead if the writer's clock is ahead."""
-    since = (now or timezone.now()) - instant
+    if now is None:
+        now = timezone.now()
+    since = now - instant
     if abs(since) < timedelta(seconds=1):
         return gettext("just now")
     if since < timedelta():

@@ -145,6 +145,7 @@ def failures(alias: str, now: datetime) -> Failures:
     before = [cell._replace(sessions=0, failed=0) for cell in others]
     flagged = _told(new + before) + _told(old + others)
     flagged.sort(key=lambda group: -group.failed)
+    # New and old sessions may tell of the same agent or tenant.
     told: list[Group] = []
     for group in flagged:
         if not any(each.includes(group) for each in told):
@@ -164,7 +165,10 @@ def _cells(
     lately: bool = False,
     most: int | None = None,
 ) -> list[Group]:
-    """Count the newest sessions by agent and tenant; with ``lately`` those active since."""
+    """Count the newest sessions by agent and tenant; with ``lately`` those active since.
+
+    Not more than ``most`` are read, or ``SAMPLE`` unless given.
+    """
     # Newest first by (status, created_at) or (created_at): no sort, and the LIMIT ends the walk through the index.
     newest = sessions.newest_first()[: most or SAMPLE]
     rows = newest.values("tenant_id", "agent_name", "status", "last_active_at")
@@ -178,7 +182,7 @@ def _cells(
 
 
 def _sum(agent: str | None, tenant: str | None, cells: Iterable[Group]) -> Group:
-    """Return the group of all sessions in these cells."""
+    """Return the group of all sessions in these cells, which it names by the agent and the tenant."""
     sessions = failed = sessions_before = failed_before = 0
     for cell in cells:
         sessions += cell.sessions
@@ -209,7 +213,10 @@ def _groups(cells: Sequence[Group]) -> Iterator[Group]:
 
 
 def _told(cells: Sequence[Group]) -> list[Group]:
-    """Return one group for each incident: the whole, unless a few parts have nearly all failures."""
+    """Return one group for each incident: the whole, unless a few parts have nearly all failures.
+
+    The cells are those of new or of old sessions. Parts are told that fail far more often than usual.
+    """
     whole = _sum(None, None, cells)
     flagged = [
         group
@@ -224,6 +231,8 @@ def _told(cells: Sequence[Group]) -> list[Group]:
         mine = [cell for cell in cells if group.includes(cell)]
         if len(told) <= MOST_TOLD and 2 * _failed(mine, told) < group.failed:
             told.append(group)
+    # If everything fails, so do its parts: nearly all failures must be theirs, and they must be few, or the cause is a
+    # common one, and the whole is told.
     parts_explain = _failed(cells, told) >= 0.8 * whole.failed
     if parts_explain and len(told) <= MOST_TOLD:
         return told
@@ -247,6 +256,7 @@ def is_far_above(group: Group, whole: Group) -> bool:
     share = group.share
     if group.failed < FEWEST:
         return False
+    # Also if that is usual: a fleet in which half of all fails is not well.
     if group.sessions >= FEWEST_FOR_HALF and share >= 0.5:
         return True
     usual = whole.share_before

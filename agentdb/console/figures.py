@@ -53,6 +53,7 @@ class Hour(NamedTuple):
 def total(rows: QuerySet[Any]) -> Figure:
     """Return the rows of a whole table: counted if that is quick, else estimated, or counted up to a limit."""
     estimate = estimated_rows(rows)
+    # PostgreSQL counts by reading: a large table would take seconds, and much of its cache.
     if estimate is not None and estimate.rows > EXACT_UP_TO:
         return estimate
     # A small or unanalysed table: the estimate may be of hours ago, and counting is quick.
@@ -69,7 +70,10 @@ _STATISTICS = {
 
 
 def estimated_rows(rows: QuerySet[Any]) -> Figure | None:
-    """Return a server's estimate; SQLite counts a million rows by an index in a few milliseconds."""
+    """Return a server's estimate of a whole table, or None if there is none.
+
+    SQLite has none, and counts a million rows by an index in a few milliseconds.
+    """
     connection = connections[rows.db]
     if connection.vendor not in _STATISTICS:
         return None
@@ -91,17 +95,20 @@ def by_value(rows: QuerySet[Any], column: str) -> dict[str, Figure]:
     if whole is None or whole.rows <= EXACT_UP_TO:
         # Sorted by the column, so that the index gives the groups one after the other without a hash or a sort.
         # All values, not the known ones: a newer server may write others.
-        groups = rows.order_by(column).values_list(column)
-        counts = groups.annotate(n=Count("*"))
-        counted = _quickly(rows.db, lambda: list(counts))
+        values = rows.order_by(column).values_list(column)
+        groups = values.annotate(n=Count("*"))
+        counted = _quickly(rows.db, lambda: list(groups))
         if counted is not None:
             for value, number in counted:
                 figures[str(value or "NULL")] = Figure(number)
             return figures
     shares = _shares(rows, column)
     for value in {**figures, **shares}:
-        of_value = rows.filter(**{column: value})
-        figures[value] = _estimated(of_value, whole, shares.get(value))
+        figures[value] = _estimated(
+            rows.filter(**{column: value}),
+            whole,
+            shares.get(value),
+        )
     return figures
 
 
@@ -110,7 +117,10 @@ def _estimated(
     whole: Figure | None,
     share: float | None,
 ) -> Figure:
-    """Count a rare value by the index; a frequent one is a share of the whole, if that is known."""
+    """Count the rows of a rare value by the index; those of a frequent one are a share of the whole.
+
+    Without an estimate of the whole, or a share, the count ends at ``WINDOW``.
+    """
     figure = capped_count(rows)
     if not figure.at_least or whole is None or share is None:
         return figure
@@ -154,7 +164,10 @@ def select_from(
 
 
 def by_status(sessions: SessionQuerySet) -> dict[str, Figure]:
-    """How many of a runner's or a tenant's newest sessions have each status: it may have millions."""
+    """Count a runner's or a tenant's newest sessions by status, because it may have millions.
+
+    If there are more than these, each figure is a lower bound.
+    """
     most = 2 * WINDOW
     newest = sessions.newest_first().values("status")[:most]
     counts = select_from(newest, "SELECT status, COUNT(*) FROM {rows} GROUP BY 1")
@@ -166,7 +179,8 @@ def by_status(sessions: SessionQuerySet) -> dict[str, Figure]:
 
 
 def _quickly(alias: str, asked: Callable[[], Counted]) -> Counted | None:
-    """Return the answer, or None if it takes too long."""
+    """Return the answer, or None if it takes longer than ``COUNT_SECONDS``."""
+    # Its own limit, and its own savepoint: that it is cut off does not fail the question around it.
     try:
         with question(connections[alias], COUNT_SECONDS):
             return asked()

@@ -183,13 +183,17 @@ class Grouping:
             counts["live"] = Count("pk", filter=is_live)
             counts["failed"] = Count("pk", filter=has_failed)
         value = F("value")
-        # NULL sorts first on SQLite and last on PostgreSQL.
-        order = [F("rows").desc(), value.asc(nulls_first=True)]
+        order = [
+            F("rows").desc(),
+            # NULL sorts first on SQLite and last on PostgreSQL.
+            value.asc(nulls_first=True),
+        ]
         if self.by in ("hour", "day"):
             order = [value.desc()]
         rows = self.rows(alias).annotate(value=self._value(alias))
-        groups = rows.values("value").annotate(**counts).order_by(*order)
-        return [Grouped(**group) for group in groups[: MOST_GROUPS + 1]]
+        groups = rows.values("value").annotate(**counts)
+        largest = groups.order_by(*order)[: MOST_GROUPS + 1]
+        return [Grouped(**group) for group in largest]
 
     def _value(self, alias: str) -> Any:
         """Return the expression by whose value the rows are grouped.
@@ -214,14 +218,18 @@ class Grouping:
 
 
 class Change(NamedTuple):
-    """A recently written row, when it was written, and what is known to have happened."""
+    """A recently written row, when it was written, and what is known to have happened.
+
+    A row keeps only the time of its last write, so what is known is little.
+    """
 
     at: datetime
     what: str
     row: Any
 
 
-# The tables, the time of a row's last write, and what is known of it.
+# The tables, the time of a row's last write, and what is known of it. Deletions leave nothing behind; the audit log has
+# those of the console.
 _WRITTEN: tuple[tuple[type[Model], str, Any], ...] = (
     (Session, "last_active_at", gettext_lazy("active")),
     (Sandbox, "last_used_at", gettext_lazy("used")),

@@ -199,6 +199,7 @@ def _limit(connection: BaseDatabaseWrapper, seconds: float | None) -> Iterator[N
     if outer is not None and outer <= limit:
         yield
         return
+    # Replaced, not changed: another thread or task may hold the old mapping.
     token = _limits.set({**_limits.get(), connection.alias: limit})
     try:
         if not is_file:

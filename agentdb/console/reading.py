@@ -74,6 +74,7 @@ def read(rows: QuerySet[Any], problems: list[Problem]) -> list[Any]:
         missing = missing_columns(connection, rows.model) if error.is_mismatch else None
         if not missing:
             raise
+        # The failed query was rolled back to its savepoint, so that another may follow in a host's transaction.
         found = list(read_stored(rows, missing))
         problem = _lacking(rows.model, missing, str(error))
     if problem is not None:

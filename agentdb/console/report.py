@@ -18,7 +18,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.utils import timezone
 from django.utils.translation import gettext, ngettext
 
-from agentdb.console.checks import Finding, Fleet, Runner, checks
+from agentdb.console.checks import Check, Finding, Fleet, Runner, checks
 from agentdb.console.questions import (
     SECONDS,
     Answer,
@@ -78,7 +78,8 @@ class Report:
         return [found for found in self.findings if found.problem]
 
 
-# A page that refreshes every ten seconds need not read and compare the catalogs each time.
+# A page that refreshes every ten seconds need not read and compare the catalogs each time, which takes some 30 ms.
+# A bad result is read again, so that its line vanishes as soon as somebody has run the command that it names.
 _schemas: dict[str, tuple[float, Schema]] = {}
 
 
@@ -127,10 +128,14 @@ def _misspelt(found: UnreadableValue) -> str:
 
 
 def examine(budget: Budget) -> Report:
-    """Run all checks. Errors of the database or of a row become part of the report."""
+    """Run all checks. Errors of the database or of a row become part of the report.
+
+    The order is that of the page: what the checks find, then the schema, then values and the file.
+    """
     connection = budget.connection
+    path = sqlite_path(connection)
     report = Report(
-        str(sqlite_path(connection) or place_of(connection)),
+        str(path or place_of(connection)),
         connection.display_name,
         timezone.now(),
     )
@@ -141,12 +146,7 @@ def examine(budget: Budget) -> Report:
     fleet = Fleet(connection.alias)
     report.runners = budget.ask(lambda: fleet.runners)
     for check in checks():
-        found: Answer[Finding] = Answer(None, report.runners.problem)
-        # Asked again for the runners, a database would use up the page's seconds again.
-        if not (check.asks_for_runners and found.problem):
-            found = budget.ask(partial(check.find, fleet))
-        failed = Finding(check.code, check.title, problem=found.problem)
-        report.findings.append(found.value or failed)
+        report.findings.append(_find(check, fleet, budget, report.runners.problem))
     # A dropped column or table shows as a failed check at once, while the cached schema is still the good one.
     schema = report.schema.value
     if report.unknown and schema and not schema.differences:
@@ -154,6 +154,22 @@ def examine(budget: Budget) -> Report:
         report.schema = budget.ask(lambda: current_schema(connection), 2 * SECONDS)
     report.findings += _findings_beside_rows(budget, report.schema)
     return report
+
+
+def _find(
+    check: Check,
+    fleet: Fleet,
+    budget: Budget,
+    no_runners: Problem | None,
+) -> Finding:
+    """Return what the check finds, or why it could not be made."""
+    # Asked again for the runners, a database would use up the page's seconds again.
+    if no_runners is not None and check.asks_for_runners:
+        return Finding(check.code, check.title, problem=no_runners)
+    answer = budget.ask(partial(check.find, fleet))
+    if answer.value is None:
+        return Finding(check.code, check.title, problem=answer.problem)
+    return answer.value
 
 
 def _unusable(budget: Budget, report: Report) -> Problem | None:
@@ -168,6 +184,7 @@ def _unusable(budget: Budget, report: Report) -> Problem | None:
     report.engine = engine.value or report.engine
     report.schema = budget.ask(lambda: current_schema(connection), 2 * SECONDS)
     schema = report.schema.value
+    # A schema that cannot be read is a finding, beside those of the checks, some of which may still work.
     if schema is None or schema.applied and schema.tables:
         return None
     return _not_migrated(connection, schema)

@@ -30,7 +30,10 @@ def is_unreadable(value: Any) -> TypeGuard[Unreadable]:
 def unreadable_rows(
     connection: BaseDatabaseWrapper, limit: int, *, thorough: bool = False
 ) -> list[str]:
-    """Return a sentence for each; see ``unreadable_values``."""
+    """Return a sentence for each value that cannot be read, at most ``limit``.
+
+    ``thorough`` reads all rows; otherwise only the ends of an index are searched, where nearly all of them sort.
+    """
     found = unreadable_values(connection, limit, thorough=thorough)
     return [unreadable_sentence(*each) for each in islice(found, limit)]
 

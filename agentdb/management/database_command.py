@@ -70,12 +70,14 @@ class AgentDbCommand(BaseCommand):
         try:
             super().run_from_argv(argv)
         except SystemExit as end:
+            # Django has printed the sentence of a CommandError, and ends with its code.
             code = end.code
         if code := self._code_after_output(code):
             sys.exit(code)
 
     def execute(self, *args: Any, **options: Any) -> str | None:
-        # call_command() may pass another stream, which Django puts in place only later.
+        # call_command() may pass another stream, which Django puts in place only later. Progress goes to standard
+        # error, so that a pipe gets the answer alone, and the line vanishes before the answer is written.
         given = options.get("stderr")
         stderr = self.stderr if given is None else OutputWrapper(given)
         self.progress = ProgressLine(stderr, verbosity=options.get("verbosity", 1))

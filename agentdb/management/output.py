@@ -44,6 +44,7 @@ class Output:
         # Once only: after a failure the rest would fail too, or, worse, arrive with a hole in it.
         if self.failure is not None:
             return
+        # No reader is left (EPIPE), the disk is full, or the descriptor is closed.
         try:
             getattr(self._stream, method)(*arguments)
         except OSError as error:

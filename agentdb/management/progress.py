@@ -45,6 +45,7 @@ class ProgressLine:
         if not self._on_terminal:
             self._stream.write(text, style_func=str)
             return
+        # An empty table is done.
         width = 20
         filled = width * done // total if total else width
         self._stream.write(

@@ -50,6 +50,7 @@ class Command(DatabaseCommand):
     ) -> None:
         # Called after the decision and before the first change, so that what is printed is what happens.
         def found(findings: Findings, plan: Plan) -> None:
+            # One object is printed at the end, which has the refusals.
             if json:
                 return
             self.print_lines(describe_findings(findings))

@@ -63,6 +63,7 @@ class Command(AgentDbCommand):
                     "Nothing to do: every row of the source is in the target, verified."
                 )
                 return
+            # It reads every value, and so finds those that the target cannot hold.
             if dry_run:
                 self._say(copydb.check(source, target), "to copy", source)
                 self.stdout.write("Nothing was copied.")

@@ -69,6 +69,7 @@ class Command(AgentDbCommand, migrate.Command):
         if path is not None and (only_looks or os.path.exists(path)):
             check_sqlite_file(path)
         self.name_database(connection.alias)
+        # Neither waits for another process, nor takes the lock, which a role that may only read could not.
         if only_looks or not self._has_work(connection, options):
             super().handle(*args, **options)
             return
@@ -116,6 +117,7 @@ class Command(AgentDbCommand, migrate.Command):
             migration_lock(connection, lambda: self.progress.say(_WAITING)),
             lifted_limits(connection, self.progress.say),
         ):
+            # --fake changes the record alone, and is how an operator mends it: nothing of this is in its way.
             if not options["fake"]:
                 self._refuse_loss(connection, options)
             if goes_back and not options["no_backup"]:
@@ -210,5 +212,6 @@ def _as_unavailable(said: str, error: BaseException) -> BaseException:
     if isinstance(error, IntegrityError):
         return error
     unavailable = DatabaseUnavailableError(said)
+    # Not by ``raise from``: the caller raises its own error from this one.
     unavailable.__cause__ = error
     return unavailable

@@ -92,6 +92,7 @@ def _reading(alias: str) -> Iterator[BaseDatabaseWrapper]:
     with ExitStack() as stack:
         stack.callback(configured.close)
         if configured.vendor == "sqlite":
+            # Django's own connection would create a missing file, and switch the journal mode as the settings say.
             with suppress(DatabaseUnavailableError):
                 # The ORM finds a connection by its alias.
                 connections[alias] = stack.enter_context(inspecting(alias))

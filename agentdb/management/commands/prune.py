@@ -58,6 +58,7 @@ class Command(DatabaseCommand):
     ) -> None:
         self.pruned = 0  # first of all, because interrupted() reads it
         ended_before = datetime.now(UTC) - prune.age(older_than)
+        # Both refuse bad values before anything is asked of the database.
         tables = other_tables("--also", also)
         db = (
             open_alias(database)

@@ -97,6 +97,8 @@ def _become_server(settings: dict[str, Any]) -> NoReturn:
     # The project's settings are not the server's; its paths come as arguments, in another order.
     environment.pop("DJANGO_SETTINGS_MODULE", None)
     environment.pop("PYTHONPATH", None)
+    # A pipe holds far more than the settings, so the write does not wait for the server, which reads later. All other
+    # descriptors of this process are closed on the way, as Python opens them.
     reading, writing = os.pipe()
     os.write(writing, f"{json.dumps(settings, default=str)}\n".encode())
     os.close(writing)
@@ -229,6 +231,7 @@ def _check_audit_log(path: str) -> None:
         ) from error
 
 
+# A page is shown within five seconds, and says so if another process keeps the file locked.
 _LOCK_SECONDS = 3.0
 _LONGEST_USER = 150  # the limit of Django's table of accounts
 _CONNECT_SECONDS = 5
