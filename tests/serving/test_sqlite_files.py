@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from agentdb import connect, sqlite_files
+from agentdb import DatabaseUnavailableError, connect, sqlite_files
 from agentdb.checks import check_sqlite_file_system, check_sqlite_version
 from agentdb.conf import database_from_url
 from agentdb.console.questions import Budget
 from agentdb.console.report import examine
+from agentdb.schema import inspection
 from agentdb.schema.verification import verify
 from agentdb.sqlite_files import file_concern, shared_file_system, version_concern
 from tests.helpers.legacy_databases import opened
@@ -295,3 +296,86 @@ def test_a_file_that_nobody_has_open_is_copied_and_closed(tmp_path: Path):
     )
     with pytest.raises(FileNotFoundError):
         sqlite_files.copy_file(tmp_path / "gone.db", tmp_path / "c.db")
+
+
+# -- the header of a file
+
+
+@pytest.fixture(scope="module")
+def whole_file(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A database of two pages of 1,024 bytes."""
+    path = tmp_path_factory.mktemp("whole") / "x.db"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA page_size = 1024")
+        connection.execute("CREATE TABLE t (a)")
+    content = path.read_bytes()
+    assert len(content) == 2048
+    return content
+
+
+NEWER = (
+    f"has a file format that SQLite {sqlite3.sqlite_version}, which Python uses here, "
+    "does not know. Upgrade SQLite."
+)
+NO_DATABASE = "is not a SQLite database, or it is encrypted. Check the database URL."
+
+
+@pytest.mark.parametrize(
+    ("changes", "length", "said"),
+    [
+        ({}, 2048, None),
+        ({}, 3000, None),
+        ({}, 0, None),
+        ({}, 2047, "is damaged: it has 2,047 of the 2,048 bytes that its header names. Restore a backup."),
+        ({}, 100, "is damaged: it has 100 of the 2,048 bytes that its header names. Restore a backup."),
+        ({}, 99, NO_DATABASE),
+        ({}, 1, NO_DATABASE),
+        ({0: b"s"}, 2048, NO_DATABASE),
+        # The version that a program needs to write and to read: 2 has a write-ahead log.
+        ({18: b"\2"}, 2048, None),
+        ({19: b"\2"}, 2048, None),
+        ({18: b"\3"}, 2048, NEWER),
+        ({19: b"\3"}, 2048, NEWER),
+        ({44: (4).to_bytes(4, "big")}, 2048, None),
+        ({44: (5).to_bytes(4, "big")}, 2048, NEWER),
+        # 1 is a page of 65,536 bytes.
+        ({16: b"\0\1"}, 2048, "is damaged: it has 2,048 of the 131,072 bytes that its header names. Restore a backup."),
+        ({28: (3).to_bytes(4, "big")}, 2048, "is damaged: it has 2,048 of the 3,072 bytes that its header names. "
+         "Restore a backup."),
+        # A program that does not keep the number of pages does not keep the counter beside it either.
+        ({28: (3).to_bytes(4, "big"), 92: b"\0\0\0\0"}, 2048, None),
+    ],
+)  # fmt: skip
+def test_the_header_of_a_file_says_whether_it_is_whole_and_can_be_read(
+    whole_file: bytes,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict[int, bytes],
+    length: int,
+    said: str | None,
+) -> None:
+    monkeypatch.setattr(inspection, "_SECONDS_BETWEEN_LOOKS", 0)
+    content = bytearray(whole_file.ljust(length, b"\0")[:length])
+    for at, new in changes.items():
+        content[at : at + len(new)] = new
+    path = tmp_path / "x.db"
+    path.write_bytes(content)
+
+    if said is None:
+        inspection.check_sqlite_file(path)
+        return
+    with pytest.raises(DatabaseUnavailableError) as refused:
+        inspection.check_sqlite_file(path)
+    assert str(refused.value).endswith(said)
+    assert str(path) in str(refused.value)
+    # After a power cut in a checkpoint the log has the pages that the file lacks; an empty one has none.
+    log = tmp_path / "x.db-wal"
+    log.touch()
+    with pytest.raises(DatabaseUnavailableError):
+        inspection.check_sqlite_file(path)
+    log.write_bytes(b"x")
+    if "is damaged" in said:
+        inspection.check_sqlite_file(path)
+    else:
+        with pytest.raises(DatabaseUnavailableError):
+            inspection.check_sqlite_file(path)
