@@ -87,6 +87,7 @@ def read_chunks(
 
 
 def _column(connection: BaseDatabaseWrapper, field: Any) -> str:
+    """Return the SQL for a column's value as it is in COPY's text, or as bytes that ``_encoded`` makes it of."""
     quoted = quote_name(str(field.column))
     if connection.vendor == "sqlite":
         # As bytes, so that the driver converts nothing.

@@ -183,9 +183,10 @@ def summarise(alias: str, progress: Progress = _quiet) -> Summary:
     """Return the summaries of the alias's tables."""
     with inspecting(alias) as connection:
         _check_schema(connection)
-        return {
-            _table(model): _summed(connection, model, progress) for model in _models()
-        }
+        summary = {}
+        for model in _models():
+            summary[_table(model)] = _summed(connection, model, progress)
+        return summary
 
 
 def check(source: str, target: str) -> dict[str, int]:
@@ -194,8 +195,9 @@ def check(source: str, target: str) -> dict[str, int]:
     with inspecting(source) as reading, translated_errors(reading):
         _check_schema(reading)
         refuse_uncopyable(reading, connections[target])
-        tables = map(_table, _models())
-        counts = {table: count_rows(reading, table) for table in tables}
+        counts = {}
+        for table in map(_table, _models()):
+            counts[table] = count_rows(reading, table)
     # A missing file does not matter: the copy creates it.
     with suppress(MissingFileError), inspecting(target) as there:
         names = set(there.introspection.table_names())
@@ -241,26 +243,33 @@ def _differing_rows(
 
 
 def _row_difference(columns: list[str], first: Row | None, second: Row | None) -> str:
-    if second is None or first is None:
+    """Return the id of the differing rows, and what differs."""
+    if first is None or second is None:
         row = first or second or ()
-        return f"{shown(row_id(row))}: only in the {'target' if first is None else 'source'}"
-    different = [
-        f"{column} is {shown(a)} in the source, {shown(b)} in the target"
-        # Not strict: bytes that are not UTF-8, in a damaged file, can look like the end of a value.
-        for column, a, b in zip(columns, first, second, strict=False)
-        if a != b
-    ]
+        side = "target" if first is None else "source"
+        return f"{shown(row_id(row))}: only in the {side}"
+    different = []
+    # Not strict: bytes that are not UTF-8, in a damaged file, can look like the end of a value.
+    for column, one, other in zip(columns, first, second, strict=False):
+        if one != other:
+            different.append(
+                f"{column} is {shown(one)} in the source, {shown(other)} in the target"
+            )
     return f"{shown(row_id(first))}: {'; '.join(different)}"
 
 
 def differences(source: Summary, target: Summary) -> list[str]:
     """Return a sentence for each table that differs."""
-    return [
-        f"Table {name!r} differs: {summary.rows:,} rows in the source, {target[name].rows:,} in the target"
-        + ("." if summary.rows != target[name].rows else ", with different values.")
-        for name, summary in source.items()
-        if summary != target[name]
-    ]
+    found = []
+    for table, summary in source.items():
+        other = target[table]
+        if summary == other:
+            continue
+        sentence = f"Table {table!r} differs: {summary.rows:,} rows in the source, {other.rows:,} in the target"
+        if summary.rows == other.rows:
+            sentence += ", with different values"
+        found.append(f"{sentence}.")
+    return found
 
 
 def has_rows(alias: str) -> bool:

@@ -27,10 +27,11 @@ def left_behind(alias: str) -> list[str]:
 
 
 def _columns(connection: BaseDatabaseWrapper) -> list[tuple[str, str]]:
+    """Return the columns that the models do not have, each with its table."""
     live = read_tables(connection)
-    return [
-        (table, column.name)
-        for table, expected in expected_tables(connection, apps).items()
-        for column in live[table].columns
-        if column.name not in {known.name for known in expected.columns}
-    ]
+    found = []
+    for table, expected in expected_tables(connection, apps).items():
+        for column in live[table].columns:
+            if expected.column(column.name) is None:
+                found.append((table, column.name))
+    return found

@@ -17,6 +17,7 @@ from agentdb.schema.other_tables import (
     rows_with_session,
     session_tables,
 )
+from agentdb.schema.queries import run
 
 # A batch is one transaction, and locks its rows until it ends: a fraction of a second for so many.
 _BATCH = 1000
@@ -38,9 +39,11 @@ def age(text: str) -> timedelta:
 def finished_sessions(
     alias: str, tenant: str | None, ended_before: datetime
 ) -> SessionQuerySet:
-    """Return the sessions to delete."""
-    finished = Session.objects.using(alias).finished().idle_since(ended_before)
-    return finished if tenant is None else finished.of_tenant(tenant)
+    """Return the sessions to delete: of one tenant, or of all for ``None``."""
+    sessions = Session.objects.using(alias).finished().idle_since(ended_before)
+    if tenant is None:
+        return sessions
+    return sessions.of_tenant(tenant)
 
 
 def rows_naming(sessions: SessionQuerySet, also: tuple[str, ...]) -> dict[str, int]:
@@ -50,14 +53,14 @@ def rows_naming(sessions: SessionQuerySet, also: tuple[str, ...]) -> dict[str, i
     """
     connection = connections[sessions.db]
     check_session_tables(connection, also)
-    counts = {
-        table: rows_with_session(table)
-        .using(sessions.db)
-        .filter(session_id__in=sessions.values("id"))
-        .count()
-        for table in session_tables(connection)
-    }
-    return {table: count for table, count in counts.items() if count or table in also}
+    ids = sessions.values("id")
+    counts = {}
+    for table in session_tables(connection):
+        naming = rows_with_session(table).using(sessions.db).filter(session_id__in=ids)
+        count = naming.count()
+        if count or table in also:
+            counts[table] = count
+    return counts
 
 
 def prune(
@@ -66,8 +69,8 @@ def prune(
     """Delete the sessions in batches, each committed at once; yield the size of each batch."""
     # A blocked batch fails after a while instead of blocking everybody behind it. SQLite waits at most 30 seconds
     # by itself.
-    if connections[alias].vendor != "sqlite":
-        with connections[alias].cursor() as cursor:
-            cursor.execute(f"SET lock_timeout = '{_LOCK_TIMEOUT_SECONDS}s'")
+    connection = connections[alias]
+    if connection.vendor != "sqlite":
+        run(connection, f"SET lock_timeout = '{_LOCK_TIMEOUT_SECONDS}s'")
     while batch := db.prune_sessions(ended_before, _BATCH, also=also):
         yield batch

@@ -38,23 +38,24 @@ def refuse_uncopyable(
 def _unusable_on_sqlite(
     connection: BaseDatabaseWrapper, target: str
 ) -> Iterator[UnusableValue]:
+    """SQLite stores any type in any column, but nearly all rows are usual, which it can tell without Python."""
     for model in apps.get_app_config(APP_LABEL).get_models():
         table = model._meta.db_table
         columns = [
             StoredColumn(str(field.column), _kind(field))
             for field in model._meta.concrete_fields
         ]
-        # SQLite stores any type in any column. The + takes the declared type away, by which a value would be converted
-        # on its way to here; and nearly all rows are usual, which SQLite can tell without handing them to Python.
+        # The + takes the declared type away, by which a value would be converted on its way to here.
         values = ", ".join(f"+{column.sql}" for column in columns)
         usual = is_usual_on_sqlite(connection, columns)
         sql = f"SELECT {values} FROM {quote_name(table)} WHERE ({usual}) IS NOT TRUE"
         for row in read_sqlite(connection, sql):
+            place = f"id {shown(row[0])}"
             for column, value in zip(columns, row, strict=True):
-                if reason := _reason(column.kind, value, target):
-                    yield UnusableValue(
-                        table, f"id {shown(row[0])}", column.name, shown(value), reason
-                    )
+                reason = _reason(column.kind, value, target)
+                if reason:
+                    text = shown(value)
+                    yield UnusableValue(table, place, column.name, text, reason)
 
 
 def _kind(field: Any) -> str:
@@ -66,6 +67,7 @@ def _kind(field: Any) -> str:
 
 
 def _reason(kind: str, value: Any, target: str) -> str | None:
+    """Return why the engine ``target`` cannot store the value, or a server's type has no room for it."""
     if reason := unusable_reason(kind, value):
         return reason
     if kind == "integer":
