@@ -71,6 +71,12 @@ def _agentdb(*arguments: str) -> Run:
     return _run(sys.executable, "-m", "agentdb", *arguments)
 
 
+def _manage(url: str, *arguments: str) -> Run:
+    """Run a command of Django's that ``agentdb`` does not offer."""
+    variable = f"DATABASE_URL={url}"
+    return _run("env", variable, sys.executable, "manage.py", *arguments)
+
+
 def _source(server: Server, rows: int) -> Database:
     database = server.create("sqlite", f"source_{next(server.numbers)}")
     fill(database, rows, one_tenant=True)
@@ -127,10 +133,8 @@ def _fixture(server: Server, source: Database) -> Run:
     """``dumpdata`` of all rows into a file, and ``loaddata`` of the file into an empty, migrated database."""
     target = server.create("postgresql", f"loaded_{next(server.numbers)}")
     file = server.folder / "rows.json"
-    dumped = _agentdb(
-        "--url", _plain_url(source), "dumpdata", "agentdb", "--output", str(file)
-    )
-    loaded = _agentdb("--url", target.url, "loaddata", str(file))
+    dumped = _manage(_plain_url(source), "dumpdata", "agentdb", "--output", str(file))
+    loaded = _manage(target.url, "loaddata", str(file))
     file.unlink()
     _drop(server, target)
     return Run(dumped.seconds + loaded.seconds, max(dumped.megabytes, loaded.megabytes))
