@@ -186,12 +186,9 @@ def _configure_alone(url: str | None, names: Sequence[str]) -> None:
 
     global _standalone
     own_apps.check_apps(names)
+    database = database_from_url(database_url(url))
     settings.configure(
-        DATABASES={
-            DEFAULT_DB_ALIAS: own_apps.with_apps(
-                database_from_url(database_url(url)), names
-            )
-        },
+        DATABASES={DEFAULT_DB_ALIAS: own_apps.with_apps(database, names)},
         INSTALLED_APPS=[*INSTALLED_APPS, *names],
         DEFAULT_AUTO_FIELD="django.db.models.BigAutoField",
         USE_TZ=True,

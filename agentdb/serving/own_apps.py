@@ -94,9 +94,11 @@ def labels_of(names: Sequence[str]) -> list[str]:
 
 def with_apps(database: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
     """Return the ``DATABASES`` entry of a database that has the tables of these apps."""
-    options = dict(database.get("AGENTDB", {}))
-    options["apps"] = tuple(names)
-    return {**database, "AGENTDB": options}
+    own_options = {
+        **database.get("AGENTDB", {}),
+        "apps": tuple(names),
+    }
+    return {**database, "AGENTDB": own_options}
 
 
 def schema_problem(

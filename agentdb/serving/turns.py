@@ -41,7 +41,7 @@ class Turn:
         self._turns = turns
 
     def end(self) -> None:
-        """Let the next writer write."""
+        """Let the next writer write; does nothing if the turn has ended."""
         self._turns.end(self)
 
 
@@ -133,7 +133,6 @@ class Turns:
         return turn
 
     def end(self, turn: Turn) -> None:
-        """End a turn; does nothing if it has ended."""
         with self._lock:
             if self._turn() is turn:
                 self._turn = _nobody
@@ -198,9 +197,9 @@ class Turns:
             self._queue.popleft()
             return self._new_turn()
 
-    def has_ended(self, turn: Turn | None) -> bool:
-        """Whether the turn is no longer the current one."""
-        return turn is None or self._turn() is not turn
+    def is_current(self, turn: Turn | None) -> bool:
+        """Whether the turn's thread is still writing."""
+        return turn is not None and self._turn() is turn
 
     def join(self, batch: _Batch) -> None:
         """Let writers at the head of the queue join whose statements may run with the leader's."""
@@ -272,7 +271,7 @@ class _Batch:
 
     def is_left(self) -> bool:
         """Whether the leader's thread left with an exception before everybody had an answer."""
-        return self._turns.has_ended(self._turn())
+        return not self._turns.is_current(self._turn())
 
     def give_answers(self) -> None:
         """Give each writer its answer, or its place in the queue; if this is interrupted, any of them repeats it.

@@ -185,8 +185,9 @@ class Outbox:
 
     def watch(self, loop: asyncio.AbstractEventLoop) -> None:
         """On the loop, with the lock: look soon after the calls that wait."""
-        if self.timer is None:
-            self.timer = loop.call_later(_LOOK_SECONDS, self._look, loop)
+        if self.timer is not None:
+            return
+        self.timer = loop.call_later(_LOOK_SECONDS, self._look, loop)
 
     def _look(self, loop: asyncio.AbstractEventLoop) -> None:
         """While calls wait: deliver delayed answers, and add a thread if the others are stuck."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import weakref
 from contextlib import suppress
-from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
 from django.db import DEFAULT_DB_ALIAS, connections
@@ -84,8 +83,10 @@ class Threads:
         self.closed = False
         self._prepares = True
         own = connections.settings[alias]
-        most = own.get("AGENTDB", {}).get("max_connections") if owned else None
-        self._limit = ConnectionLimit(most) if most is not None else None
+        self._limit: ConnectionLimit | None = None
+        most = own.get("AGENTDB", {}).get("max_connections")
+        if owned and most is not None:
+            self._limit = ConnectionLimit(most)
         self._forget()
         try:
             wrapper = connections[alias]
@@ -95,10 +96,12 @@ class Threads:
                 self._forget_alias()
             raise DatabaseUnavailableError(reason) from error
         self.engine = engine_of(wrapper, owned=owned, creates=creates)
-        self._shared = Slot(self.engine, wrapper) if shared else None
-        if self._shared:
+        self._shared: Slot | None = None
+        if shared:
+            self._shared = Slot(self.engine, wrapper)
             wrapper.inc_thread_sharing()
-        forking.include(self, file=None if self.engine.has_server else own["NAME"])
+        file = None if self.engine.has_server else own["NAME"]
+        forking.include(self, file)
 
     # -- of the calling thread
 
@@ -214,11 +217,8 @@ class Threads:
 
     def after_fork(self, held: list[Slot]) -> None:
         """In the child of a fork, drop the parent's connections and all other threads."""
-        own = self.own_slot()
         if self._shared is not None:
             # The child has its own copy of the database, but not of what a thread of the parent was doing.
-            if self._shared is not own or self._shared not in held:
-                self._local = threading.local()
             if self._shared not in held:
                 self._shared.lock = threading.RLock()
                 self._shared.reset()
@@ -227,10 +227,11 @@ class Threads:
             self._limit.reset()
         for slot in self.slots():
             leave_to_the_parent(slot)
-        block: Any = None if own is None else block_of(own)
+        own = self.own_slot()
+        block = block_of(own) if own is not None else None
         if own is not None and block is not None:
-            # fork() inside run_transaction: the child is a copy of this frame too.
-            # The with block goes on in the child, where it must not count as the transaction.
+            # fork() inside run_transaction: the child is a copy of this frame too. The with block goes on in the
+            # child, where it must not count as the transaction.
             own.wrapper.closed_in_transaction = True
             block.fail(AgentDbError(_FORKED), None)
             self._slots.clear()
