@@ -116,8 +116,9 @@ class Change:
         content = self.findings.contents[name]
         sources = timestamp_sources(self.connection, content)
         if makes_ids(name, table):
-            fresh = self.fresh_id
-            sources["id"] = f"coalesce(id, {fresh})" if table.column("id") else fresh
+            sources["id"] = self.fresh_id
+            if table.column("id") is not None:
+                sources["id"] = f"coalesce(id, {self.fresh_id})"
         return sources
 
     def _record(self) -> None:

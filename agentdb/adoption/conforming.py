@@ -16,7 +16,7 @@ from django.db.backends.base.schema import BaseDatabaseSchemaEditor
 from agentdb.adoption.dependents import drop, read_dependents, recreate
 from agentdb.adoption.obstacles import first_line, is_transient
 from agentdb.adoption.online import Progress, conform_model_online
-from agentdb.adoption.sqlite_rebuild import fields_of, rebuild
+from agentdb.adoption.sqlite_rebuild import rebuild
 from agentdb.adoption.steps import ASPECTS, Dialect, Step, columns_sql, no_table
 from agentdb.errors import SchemaMismatchError
 from agentdb.schema import Column, expected_table, read_tables
@@ -37,10 +37,9 @@ class LegacyUnique(models.UniqueConstraint):
     def create_sql(self, model: Any, schema_editor: Any) -> Any:
         if schema_editor.connection.vendor == "sqlite":
             return super().create_sql(model, schema_editor)
-        columns = {field.name: column for column, field in fields_of(model).items()}
-        listed = columns_sql([columns[name] for name in self.fields])
-        table = quote_name(model._meta.db_table)
-        return f"CREATE UNIQUE INDEX {quote_name(self.name)} ON {table} {listed}"
+        name, table = quote_name(self.name), quote_name(model._meta.db_table)
+        columns = [model._meta.get_field(field).column for field in self.fields]
+        return f"CREATE UNIQUE INDEX {name} ON {table} {columns_sql(columns)}"
 
 
 def create_table(

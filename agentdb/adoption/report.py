@@ -143,9 +143,7 @@ def as_json(outcome: Outcome, *, checked: bool = False) -> dict[str, Any]:
                     column: dict(sorted(counts.items()))
                     for column, counts in content.formats.items()
                 },
-                "checksum": None
-                if name not in outcome.checksums
-                else f"{outcome.checksums[name]:032x}",
+                "checksum": _hexadecimal(outcome.checksums.get(name)),
             }
             for name, content in findings.contents.items()
         },
@@ -157,6 +155,10 @@ def as_json(outcome: Outcome, *, checked: bool = False) -> dict[str, Any]:
     }
 
 
+def _hexadecimal(checksum: int | None) -> str | None:
+    return None if checksum is None else f"{checksum:032x}"
+
+
 def error_as_json(error: Exception) -> dict[str, Any]:
     """Return the report for a database that could not be read, or an adoption that was rolled back."""
     result = "refused" if isinstance(error, AdoptionRefusedError) else "error"
@@ -164,9 +166,11 @@ def error_as_json(error: Exception) -> dict[str, Any]:
 
 
 def _bytes(number: int) -> str:
+    if number < 1024:
+        return f"{number} bytes"
     size = float(number)
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{number} bytes" if unit == "bytes" else f"{size:.1f} {unit}"
+    for unit in ("KiB", "MiB", "GiB"):
         size /= 1024
-    return f"{size:.1f} TiB"
+        if size < 1024:
+            return f"{size:.1f} {unit}"
+    return f"{size / 1024:.1f} TiB"

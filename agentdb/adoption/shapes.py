@@ -323,8 +323,10 @@ def _kind(
 ) -> tuple[Kind, str]:
     if any(_misses(table) for table in tables.values()):
         return Kind.FOREIGN, "tables that the server did not make"
-    if level is not None and (found := _adopted(level, recorded)):
-        return found
+    # The old server leaves the tables of the first migration too, so they prove nothing unless it is recorded.
+    is_first = level == INITIAL and recorded[-1:] != (INITIAL,)
+    if level is not None and not is_first:
+        return Kind.ADOPTED, _adopted(level, recorded)
     if any(_is_native(vendor, name, table) for name, table in tables.items()):
         return Kind.ALTERED, _altered(recorded)
     done = [step for step in _steps(vendor) if step.is_done(tables)]
@@ -339,27 +341,21 @@ def _altered(recorded: tuple[str, ...]) -> str:
     return "in part with native timestamps"
 
 
-def _adopted(level: str, recorded: tuple[str, ...]) -> tuple[Kind, str] | None:
-    if recorded and recorded[-1] == level:
-        return Kind.ADOPTED, f"adopted, at migration {level}"
-    if level == INITIAL:
-        return None  # the old server leaves the tables of the first migration too, so they prove nothing
-    record = f"{recorded[-1]} is recorded" if recorded else "no migration is recorded"
-    return Kind.ADOPTED, f"the tables of migration {level}, but {record}"
+def _adopted(level: str, recorded: tuple[str, ...]) -> str:
+    if not recorded:
+        return f"the tables of migration {level}, but no migration is recorded"
+    if recorded[-1] == level:
+        return f"adopted, at migration {level}"
+    return f"the tables of migration {level}, but {recorded[-1]} is recorded"
 
 
 def _multi_tenant(
     tables: Mapping[str, Table], others: tuple[str, ...]
 ) -> tuple[Kind, str]:
-    no_defaults = all(
-        column.default is None
-        for name, table in tables.items()
-        for column in table.columns
-        if OLD_COLUMNS[name].get(column.name) == "timestamp"
-    )
     if later := sorted(LATER_TABLES.intersection(others)):
         return Kind.LATER, f"a later server's: multi-tenant, with {', '.join(later)}"
-    if no_defaults:
+    timestamps = [each for name in tables for each in _timestamps(name, tables[name])]
+    if all(column.default is None for column in timestamps):
         return Kind.LATER, "a later server's: multi-tenant, timestamps without defaults"
     return Kind.MULTI_TENANT, "multi-tenant"
 
@@ -401,11 +397,13 @@ def _is_stuck(tables: Mapping[str, Table], done: list[Step]) -> bool:
 
 
 def _is_native(vendor: str, name: str, table: Table) -> bool:
-    return any(
-        column.type == NATIVE_TIMESTAMP[vendor]
-        for column in table.columns
-        if OLD_COLUMNS[name].get(column.name) == "timestamp"
-    )
+    native = NATIVE_TIMESTAMP[vendor]
+    return any(column.type == native for column in _timestamps(name, table))
+
+
+def _timestamps(name: str, table: Table) -> list[Column]:
+    kinds = OLD_COLUMNS[name]
+    return [each for each in table.columns if kinds.get(each.name) == "timestamp"]
 
 
 def key_of(table: Table | None) -> tuple[str, ...]:

@@ -102,8 +102,10 @@ def _cannot_copy(
 ) -> DatabaseUnavailableError:
     # The copy has been created, so what cannot be opened is the source: a read-only medium has no place for its log.
     if classify(error) in (Fault.LOCKED, Fault.DAMAGED, Fault.NOT_OPENED):
-        return DatabaseUnavailableError(describe_sqlite_failure(source, error))
-    return DatabaseUnavailableError(_cannot_write(target, str(error), advice))
+        sentence = describe_sqlite_failure(source, error)
+    else:
+        sentence = _cannot_write(target, str(error), advice)
+    return DatabaseUnavailableError(sentence)
 
 
 def _put_in_place(partial: Path, target: Path) -> None:
@@ -189,8 +191,10 @@ def _damage(path: Path) -> str | None:
             if not _needs_a_program(error):
                 raise
             results = list(_checked_one_by_one(connection))
-    damage = next((result for result in results if result != "ok"), None)
-    return None if damage is None else " ".join(str(damage).split())
+    for result in results:
+        if result != "ok":
+            return " ".join(str(result).split())
+    return None
 
 
 def _checked_one_by_one(connection: sqlite3.Connection) -> Iterator[str]:

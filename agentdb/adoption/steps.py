@@ -74,8 +74,12 @@ def columns_sql(columns: Collection[str]) -> str:
 
 def declaration(column: Column) -> str:
     """The type, default and NOT NULL of a column, as SQL."""
-    default = "" if column.default is None else f" DEFAULT {column.default}"
-    return f"{column.type}{default}{'' if column.nullable else ' NOT NULL'}"
+    sql = column.type
+    if column.default is not None:
+        sql += f" DEFAULT {column.default}"
+    if not column.nullable:
+        sql += " NOT NULL"
+    return sql
 
 
 def key_sql(kind: str, name: str | None, columns: Collection[str]) -> str:
@@ -90,10 +94,12 @@ def index_sql(index: Index) -> str:
 
 
 def _part_sql(part: IndexPart) -> str:
-    collation = f" COLLATE {quote_name(part.collation)}" if part.collation else ""
-    return (
-        f"{quote_name(part.expression)}{collation}{' DESC' if part.descending else ''}"
-    )
+    sql = quote_name(part.expression)
+    if part.collation:
+        sql += f" COLLATE {quote_name(part.collation)}"
+    if part.descending:
+        sql += " DESC"
+    return sql
 
 
 def add_index_sql(table: str, index: Index, *, if_missing: bool = False) -> str:
@@ -127,7 +133,9 @@ def obsolete_constraints(step: Step) -> Iterator[str]:
 
 
 def _is_obsolete(check: Check, live: Table, ours: Collection[str]) -> bool:
-    if check.kind != "check" or (check.name or "").endswith(_NOT_NULL_UNDER_WAY):
+    if check.kind != "check":
+        return False
+    if check.name and check.name.endswith(_NOT_NULL_UNDER_WAY):
         return False
     return reads_ours(check, live, ours)
 
@@ -179,8 +187,10 @@ def conversions(step: Step) -> Iterator[str]:
 
 def changes(live: Column, wanted: Column, *, fills: bool) -> bool:
     """Whether the column gets another type, or values in the rows that have none."""
+    if live.type != wanted.type:
+        return True
     # A collation that an operator gave the column is another order than ours, and only ALTER TYPE takes it off.
-    if live.type != wanted.type or live.collation is not None:
+    if live.collation is not None:
         return True
     return fills and live.nullable and not wanted.nullable
 
@@ -191,13 +201,15 @@ def defaults(step: Step) -> Iterator[str]:
         live = step.live.column(column.name)
         assert live is not None  # it was added
         alter = f"{step.alter} ALTER COLUMN {quote_name(column.name)}"
-        if live.default != column.default:
-            default = column.default
-            yield f"{alter} " + (
-                "DROP DEFAULT" if default is None else f"SET DEFAULT {default}"
-            )
+        if live.default == column.default:
+            pass
+        elif column.default is None:
+            yield f"{alter} DROP DEFAULT"
+        else:
+            yield f"{alter} SET DEFAULT {column.default}"
         if live.nullable != column.nullable:
-            yield f"{alter} {'DROP' if column.nullable else 'SET'} NOT NULL"
+            verb = "DROP" if column.nullable else "SET"
+            yield f"{alter} {verb} NOT NULL"
 
 
 def _has_its_key(step: Step) -> bool:
@@ -209,32 +221,38 @@ def _has_its_key(step: Step) -> bool:
 
 
 def primary_key(step: Step) -> Iterator[str]:
+    """Give the table its primary key, under its name."""
     live, wanted = step.live.primary_key, step.wanted.primary_key
     assert wanted is not None
     if not _has_its_key(step):
+        actions = f"ADD {key_sql('PRIMARY KEY', wanted.name, wanted.columns)}"
         # One statement for both: CockroachDB refuses a table without a key.
-        drop = f"DROP CONSTRAINT {quote_name(live.name or '')}, " if live else ""
-        added = key_sql("PRIMARY KEY", wanted.name, wanted.columns)
-        yield f"{step.alter} {drop}ADD {added}"
+        if live is not None:
+            actions = f"DROP CONSTRAINT {quote_name(live.name or '')}, {actions}"
+        yield f"{step.alter} {actions}"
     elif live and live.name != wanted.name:
         yield _rename(live.name, wanted.name)
 
 
 def is_superseded(key: Key, wanted: Table) -> bool:
     """Return whether a live key is one of ours under any name, and is dropped when ours exists."""
-    ours = keys_of(wanted)
-    is_named_like_ours = key.name in {one.name for one in ours} | LEFT_OVER_INDEXES
-    return is_named_like_ours or any(_serves_as(key, one) for one in ours)
+    if key.name in LEFT_OVER_INDEXES:
+        return True
+    return any(
+        key.name == ours.name or _serves_as(key, ours) for ours in keys_of(wanted)
+    )
 
 
 def _serves_as(key: Key, ours: Key) -> bool:
     """Return whether ours would be superfluous beside the key, whatever either is called."""
     if not ours.does.unique:
         return key.does == ours.does
-    # Uniqueness does not depend on the order of columns. An index with a condition or a collation of its own keeps
-    # something else unique, and stays beside ours.
-    is_plain = key.does == plain_key(part.expression for part in key.does.parts)
-    return key.columns == ours.columns and (is_plain or key.is_constraint)
+    # Uniqueness does not depend on the order of columns.
+    if key.columns != ours.columns:
+        return False
+    # An index with a condition or a collation of its own keeps something else unique, and stays beside ours.
+    plain = plain_key(part.expression for part in key.does.parts)
+    return key.is_constraint or key.does == plain
 
 
 def keys(step: Step) -> Iterator[str]:
@@ -242,16 +260,22 @@ def keys(step: Step) -> Iterator[str]:
     live, wanted = keys_of(step.live), keys_of(step.wanted)
     names = {key.name for key in wanted}  # on a server each key has one
     kept = [(key, _best(key, live, names)) for key in wanted]
-    stay = [found for _, found in kept]
-    dropped = [
-        key for key in live if key not in stay and is_superseded(key, step.wanted)
-    ]
+    dropped = _to_drop(step, [found for _, found in kept])
     # What has a wanted name goes before the name is given; what has another goes last, so that uniqueness never lapses
     # on CockroachDB, where the old server may be writing at the same time.
-    yield from (_drop(step, key) for key in dropped if key.name in names)
+    for key in dropped:
+        if key.name in names:
+            yield _drop(step, key)
     for key, found in kept:
         yield from _make(step, key, found)
-    yield from (_drop(step, key) for key in dropped if key.name not in names)
+    for key in dropped:
+        if key.name not in names:
+            yield _drop(step, key)
+
+
+def _to_drop(step: Step, stay: Collection[Key | None]) -> list[Key]:
+    others = [key for key in keys_of(step.live) if key not in stay]
+    return [key for key in others if is_superseded(key, step.wanted)]
 
 
 def _best(wanted: Key, live: list[Key], names: Collection[str | None]) -> Key | None:

@@ -169,11 +169,10 @@ def readable_format(text: str) -> str:
         return "datestyle"
     if text[10] == "T":
         return "server"
-    return (
-        "postgresql"
-        if text[-1] == "Z" or "+" in text[19:] or "-" in text[19:]
-        else "sqlite"
-    )
+    behind_seconds = text[19:]
+    if any(sign in behind_seconds for sign in "Z+-"):
+        return "postgresql"
+    return "sqlite"
 
 
 def _read_odd_rows(
@@ -200,10 +199,14 @@ def _read_odd_rows(
 
 
 def _title(values: Mapping[str, Any], is_fillable: bool, rowid: tuple[int, ...]) -> str:
+    """Return what a message calls the row."""
     label = "name" if is_fillable or "id" not in values else "id"
-    if values[label] is not None:
-        return f"{label} {shown(values[label])}"
-    return f"rowid {rowid[0]}" if rowid else "without an id"
+    name = values[label]
+    if name is not None:
+        return f"{label} {shown(name)}"
+    if rowid:
+        return f"rowid {rowid[0]}"
+    return "without an id"
 
 
 def _read_row(
@@ -312,12 +315,18 @@ def timestamp_sources(
         return {column.name: native_sql(column.sql) for column in stored}
     texts = [column for column in stored if not column.is_native]
     template = "{}::timestamptz"
-    # A row in a rare format is an odd one, so most tables need no second look.
-    if connection.vendor == "postgresql" and texts and content.odd_rows:
-        names = [column.name for column in texts]
-        if read_instants(connection, content.stored_as, names):
-            template = "pg_temp.agentdb_instant({})"
+    if texts and _has_rare_formats(connection, content):
+        template = "pg_temp.agentdb_instant({})"
     return {column.name: template.format(column.sql) for column in texts}
+
+
+def _has_rare_formats(connection: BaseDatabaseWrapper, content: TableContent) -> bool:
+    """Return whether PostgreSQL needs Python's reading of some texts, which is then in a temporary table."""
+    # A row in a rare format is an odd one, so most tables need no second look.
+    if connection.vendor != "postgresql" or content.odd_rows == 0:
+        return False
+    names = [column.name for column in content.columns if column.is_to_convert]
+    return read_instants(connection, content.stored_as, names)
 
 
 # The checksum ---------------------------------------------------------------------------------------------------------
