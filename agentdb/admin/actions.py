@@ -15,13 +15,13 @@ from django.db import connections, router
 from django.db.models import Exists, OuterRef, QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.utils import timezone
-from django.utils.dateparse import parse_datetime
 from django.utils.functional import Promise
 from django.utils.translation import gettext, gettext_lazy
 
 from agentdb.admin.audit import Entry, log_in_project, record, refuse
 from agentdb.admin.display import name_of, own_url, page, page_url
 from agentdb.admin.guard import guard
+from agentdb.console.display import readable
 from agentdb.console.questions import ask
 from agentdb.console.reading import read
 from agentdb.errors import AgentDbError
@@ -227,14 +227,11 @@ class Asked:
         post = request.POST
         chosen = post.getlist(helpers.ACTION_CHECKBOX_NAME)
         confirmed = post.get("confirmed", "")
-        at = parse_datetime(post.get("asked_at", "")) if confirmed else None
-        if at is None or at.tzinfo is None:
-            at = timezone.now()
         return cls(
             ids=[id for id in chosen if id and "\x00" not in id],
             is_all=post.get("select_across") == "1",
             confirmed=_number(confirmed) if confirmed else None,
-            at=at,
+            at=readable(post.get("asked_at")) or timezone.now(),
             sure=post.get("sure") == "1",
             reached=post.get("reached", "").replace("\x00", ""),
             done=_number(post.get("done", "")),
@@ -417,7 +414,6 @@ class Work:
             count=count,
             action=self.action,
             asked=self.asked,
-            list_url=self.request.get_full_path(),
             next=own_url(self.request, "next"),
             **context,
         )

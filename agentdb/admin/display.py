@@ -154,11 +154,6 @@ def column_value(row: Model, column: str) -> Any:
     return masked(value) if column == "key_hash" else value
 
 
-def short_text(id: str) -> str:
-    """Return the beginning and end of an id, for places without markup."""
-    return id if len(id) <= 12 + LEAST_HIDDEN else f"{id[:8]}…{id[-4:]}"
-
-
 def _short(
     text: str, head: int, tail: int, url: str = "", domain: str = ""
 ) -> SafeString:

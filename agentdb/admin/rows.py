@@ -21,7 +21,6 @@ from agentdb.admin.display import (
     cut,
     exactly,
     list_url,
-    short_text,
     unreadable,
 )
 from agentdb.console.checks import Fleet, said_of
@@ -82,9 +81,7 @@ def _name(row: Any) -> str:
     """Return what the title calls the row."""
     if isinstance(row, ApiKey):
         return cut(label_of(row))
-    if isinstance(row, Agent):
-        return cut(row.name)
-    return short_text(cut(row.pk))
+    return cut(row.name if isinstance(row, Agent) else row.pk)
 
 
 def stored(row: Model) -> list[tuple[str, SafeString | str]]:

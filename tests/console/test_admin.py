@@ -1067,6 +1067,22 @@ def test_pausing_asks_first_then_pauses_and_says_what_it_did(site: Site):
     )
 
 
+def test_a_form_that_was_edited_by_hand_is_taken_as_sent_now(site: Site):
+    fill(site.alias, 3)
+    operator(site)
+
+    answer = site.act(
+        "agentdb/session/",
+        "pause_sessions",
+        ["s0001"],
+        confirmed="1",
+        asked_at="2026-13-01T00:00:00Z",
+        done="x",
+    )
+
+    assert "Paused 1 session" in answer.text
+
+
 def test_marking_cold_leaves_last_used_alone(site: Site):
     fill(site.alias, 5)
     operator(site)
