@@ -76,12 +76,9 @@ ADDRESSES = (
     ),
     "agentdb/session/groups/?table=sandbox&by=state&runner_id=runner-1",
     "agentdb/session/groups/?table=sandbox&by=state&from=5m",
-    "agentdb/session/find/?q=s0003",
-    "agentdb/session/find/?q=agent-1",
-    "agentdb/session/find/?q=t1",
-    "agentdb/session/find/?q=nothing",
 )
 
+SEARCHES = ("s0003", "S0003", "agent-1", "t1", "runner-1", "b00", "key 1", "nothing")
 ACTIONS = (
     ("agentdb/sandbox/", "delete_sandboxes", ["b0001", "b0006", "b0004"]),
     ("agentdb/session/", "pause_sessions", ["s0000", "s0001", "s0003", "no"]),
@@ -169,6 +166,9 @@ def _shown(site: Site, response: Any) -> list[str]:
 def _all_pages(site: Site) -> Iterator[tuple[str, list[str]]]:
     for address in (*ADDRESSES, *EXPORTS):
         yield address, _shown(site, site.client.get(f"/admin/{address}", follow=True))
+    for text in SEARCHES:
+        found = site.post("agentdb/session/find/", q=text)
+        yield f"find {text}", _shown(site, found.response)
     for path, action, ids in ACTIONS:
         question, answer = (
             site.act(path, action, ids, **more) for more in ({}, {"confirmed": "yes"})

@@ -1,0 +1,106 @@
+"""How many rows each page shows: all up to its limit, and one more is left out and said."""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+
+import pytest
+from django.contrib.auth.models import User
+from django.utils import timezone
+
+from agentdb.console import figures
+from agentdb.models import Agent, Sandbox, Session
+from tests.helpers.admin_fixtures import Page, Site
+
+
+def _sessions(site: Site, number: int, **values: str) -> list[str]:
+    """So many sessions, and no others, each a second older than the one before."""
+    now = timezone.now()
+    Session.objects.using(site.alias).all().delete()
+    rows = [
+        Session(**{
+            "id": f"row-{each:03}", "agent_name": "bot", "sandbox_id": "", "status": "active", "runner_id": "r",
+            "created_at": now - timedelta(seconds=each), "last_active_at": now - timedelta(seconds=each),
+            **{name: value.format(each) for name, value in values.items()},
+        })
+        for each in range(number)
+    ]  # fmt: skip
+    Session.objects.using(site.alias).bulk_create(rows)
+    return [row.id for row in rows]
+
+
+def _shown(page: Page) -> int:
+    """The sessions to whose pages it leads."""
+    return len(set(re.findall(r"/session/(row-\d+)/change/", page.html)))
+
+
+@pytest.fixture
+def agent(site: Site) -> str:
+    agent = Agent.objects.using(site.alias).create(name="bot", path="/bot")
+    return str(agent.pk)
+
+
+def test_a_runner_an_agent_and_a_search_show_the_newest_few(
+    site: Site, superuser: User, agent: str
+) -> None:
+    shown = []
+    for number in (4, 5, 6, 7, 9, 10, 11):
+        _sessions(site, number)
+        pages = (
+            site.get("agentdb/session/runner/", id="r"),
+            site.get(f"agentdb/agent/{agent}/change/"),
+            site.post("agentdb/session/find/", q="row-0"),
+        )
+        shown.append((number, *map(_shown, pages)))
+
+    assert shown == [
+        (number, min(number, 10), min(number, 5), min(number, 6))
+        for number in (4, 5, 6, 7, 9, 10, 11)
+    ]
+
+
+def test_a_question_names_ten_rows_and_counts_the_others(
+    site: Site, superuser: User
+) -> None:
+    for number, more in ((9, 0), (10, 0), (11, 1), (12, 2)):
+        question = site.act(
+            "agentdb/session/", "pause_sessions", _sessions(site, number)
+        )
+        assert f"Pause {number} sessions?" in question.text
+        assert len(re.findall(r"bot session row-\d+", question.text)) == min(number, 10)
+        assert bool(re.search(rf"\b{more} more", question.text)) is (more > 0)
+
+
+def test_a_hundred_groups_and_a_hundred_changes_are_shown(
+    site: Site, superuser: User
+) -> None:
+    for number in (99, 100, 101):
+        _sessions(site, number, agent_name="bot-{:03}")
+        groups = site.get("agentdb/session/groups/", by="agent_name")
+        changes = site.get("agentdb/session/changes/")
+
+        assert len(set(re.findall(r"bot-\d\d\d", groups.text))) == min(number, 100)
+        assert ("The largest 100 are shown." in groups.text) is (number > 100)
+        assert f"{number}{'+' if number > 100 else ''} sessions" in groups.text
+        assert _shown(changes) == min(number, 100)
+
+
+def test_the_first_tenants_and_idle_sandboxes_are_shown(site: Site) -> None:
+    for number in (7, 8, 9):
+        _sessions(site, number, tenant_id="t{}")
+        Sandbox.objects.using(site.alias).all().delete()
+        Sandbox.objects.using(site.alias).bulk_create(
+            Sandbox(
+                id=f"b{each}",
+                agent_name="bot",
+                state="waiting",
+                workspace_dir="/w",
+                last_used_at=timezone.now(),
+            )
+            for each in range(number)
+        )
+        tenants = figures.top_tenants(site.alias)
+        idle = figures.oldest_idle_sandboxes(site.alias)
+
+        assert len(tenants) == len(idle) == min(number, 8)
