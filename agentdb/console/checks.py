@@ -140,7 +140,7 @@ class Fleet:
 
     @cached_property
     def silent_runners(self) -> list[str]:
-        """The ids of the runners that all checks call silent."""
+        """The ids of the silent runners, whose sessions some checks leave out."""
         return [runner.id for runner in self.runners if runner.condition == "silent"]
 
     @cached_property
@@ -171,7 +171,10 @@ class Fleet:
         return self._with_ended(runner)
 
     def _count_live(self, sessions: Any) -> list[Runner]:
-        """Return the runners of the live ones among the sessions, each with the latest activity of these."""
+        """Return the runners of the live ones among the sessions, each with the latest activity of these.
+
+        That activity is None if none of the times can be right.
+        """
         live = sessions.live().filter(runner_id__isnull=False).order_by()
         # FILTER instead of a WHERE, because a runner whose only times are wrong must be counted as well.
         newest = Max("last_active_at", filter=Q(last_active_at__lte=self.latest))
@@ -445,6 +448,7 @@ def checks() -> list[Check]:
 
 
 def check_of(code: str) -> Check | None:
+    """Return the check that an address names, or None."""
     for check in checks():
         if check.code == code:
             return check
@@ -452,7 +456,7 @@ def check_of(code: str) -> Check | None:
 
 
 def said_of(row: Any, alias: str, allowed: Collection[type[Model]]) -> list[str]:
-    """Return what is wrong with one row: all checks on this row, in one query.
+    """Return what is wrong with one row, a sentence each: all checks on this row, in one query.
 
     One query, because the limits around each cost a round trip. The indexes are those of the whole checks, and the
     primary key leaves a single row.
@@ -475,7 +479,7 @@ def said_of(row: Any, alias: str, allowed: Collection[type[Model]]) -> list[str]
 
 
 def _find_runners(check: Check, fleet: Fleet) -> Finding:
-    """One line for a silent runner and all of its sessions."""
+    """One line for all silent runners and their sessions; it names the first."""
     silent = [runner for runner in fleet.runners if runner.condition == "silent"]
     named = []
     if silent and silent[0].seen_at:

@@ -101,7 +101,10 @@ class Group(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Failures:
-    """The groups that fail far more often than usual, without those that an earlier group explains."""
+    """The groups that fail far more often than usual, without those that an earlier group explains.
+
+    ``failed`` counts their sessions that failed since; ``is_cut`` says that there may be more than were read.
+    """
 
     groups: Sequence[Group] = ()
     since: datetime | None = None

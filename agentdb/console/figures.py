@@ -150,7 +150,8 @@ def select_from(
 ) -> list[Any]:
     """Run the query, in which ``{rows}`` stands for a sliced queryset; its own parameters stand before and after that.
 
-    Django aggregates before a limit; after one it can only use ``id IN (…)``, which reads every row twice.
+    Django aggregates before a limit; after one it can only use ``id IN (…)``, which reads every row twice. The query
+    is SQL that all engines understand, and calls the rows ``found``.
     """
     # The LIMIT caps the rows that the engine reads, whatever the outer query does with them.
     try:
@@ -225,7 +226,12 @@ def activity(connection: BaseDatabaseWrapper, hours: int, **of: str) -> list[Hou
     for number in range(hours):
         at = first + timedelta(hours=number)
         name = f"{at:%Y-%m-%d %H}"
-        found.append(Hour(at, opened.get(name, 0), failed.get(name, 0)))
+        hour = Hour(
+            at,
+            opened.get(name, 0),
+            failed.get(name, 0),
+        )
+        found.append(hour)
     return found
 
 
@@ -273,7 +279,7 @@ def distinct_values(
     at_least: str = "",
     limit: int,
 ) -> list[str]:
-    """Return the first distinct values of an indexed text column, with one index probe each."""
+    """Return the first distinct values of an indexed text column, from ``at_least`` on, with one index probe each."""
     # SELECT DISTINCT would read the whole index. Here MIN(…) > the last value jumps to the next one, so a
     # tenant with a million rows costs as much as one with a single row.
     table, name = model._meta.db_table, connection.ops.quote_name(column)
@@ -290,7 +296,7 @@ def distinct_values(
 
 
 def top_tenants(alias: str) -> list[Tenant]:
-    """Return the tenants with the most sessions among the newest ``NEWEST``."""
+    """Return the ``TOP`` tenants with the most sessions among the newest ``NEWEST``, the largest first."""
     # Of all sessions this would read the whole table. The newest also say better who uses the fleet now.
     newest = Session.objects.using(alias).newest_first()
     sample = newest.values("tenant_id", "status", "created_at")[:NEWEST]

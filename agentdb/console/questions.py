@@ -121,7 +121,10 @@ def ask(
     problems: list[Problem] | None = None,
     seconds: float | None = None,
 ) -> Answer[Value]:
-    """Return the answer, or why there is none, which is also appended to ``problems``."""
+    """Return the answer, or why there is none, which is also appended to ``problems`` and logged.
+
+    A page has many questions, and a database that is away fails all of them: ``problems`` has each reason once.
+    """
     try:
         with question(connection, seconds):
             return Answer(asked())
@@ -139,7 +142,7 @@ def ask(
 class Budget:
     """The time that all queries of a page share, so that a page does not wait a dozen times for one locked table.
 
-    A server that cannot be reached is tried once.
+    It begins when it is made, and lasts ``PAGE_SECONDS``. A server that cannot be reached is tried once.
     """
 
     def __init__(self, connection: BaseDatabaseWrapper) -> None:
@@ -262,7 +265,10 @@ def _lock_milliseconds(seconds: float) -> int:
 def _set(
     connection: BaseDatabaseWrapper, settings: Mapping[str, object]
 ) -> dict[str, Any]:
-    """Set the settings and return their previous values, in one round trip."""
+    """Set the session's settings and return their previous values, in one round trip.
+
+    A number without a unit is one of milliseconds.
+    """
     olds = ", ".join(f"current_setting('{name}')" for name in settings)
     news = ", ".join(f"set_config('{name}', %s, false)" for name in settings)
     with connection.cursor() as cursor:
@@ -299,7 +305,10 @@ _SENTENCES = {
 
 
 def explain(connection: BaseDatabaseWrapper, error: Exception) -> Problem:
-    """Return the sentence and the next command for an error of a query, without a password."""
+    """Return the sentence and the next command for an error of a query, without a password.
+
+    If a value cannot be read, finding its row takes another query.
+    """
     if isinstance(error, AgentDbError):
         return Problem(str(error))
     said = " ".join(str(error).split())
@@ -338,7 +347,10 @@ def unreadable_row(connection: BaseDatabaseWrapper) -> str:
 
 
 def unusable_file(connection: BaseDatabaseWrapper) -> Problem | None:
-    """Return what is wrong with a SQLite file. Call it before connecting, which would create a missing file."""
+    """Return what is wrong with a SQLite file, or None. Call it before connecting, which would create a missing file.
+
+    In a transaction the file is open already.
+    """
     path = sqlite_path(connection)
     if path is None or connection.in_atomic_block:
         return None

@@ -62,6 +62,9 @@ class _Stored(Func):
 def read(rows: QuerySet[Any], problems: list[Problem]) -> list[Any]:
     """Return the rows. If a value or column cannot be read, append a problem that names it.
 
+    What could not be read is an ``Unreadable``, whatever the type of the field, and so are NULLs where the models
+    have none.
+
     Raises ``Unanswered`` if no row can be read, for example if the table is missing.
     """
     connection = connections[rows.db]
@@ -139,7 +142,10 @@ def _parsed(
 def missing_columns(
     connection: BaseDatabaseWrapper, model: type[Model]
 ) -> list[str] | None:
-    """Return the columns of the model that its table lacks; None without the table."""
+    """Return the columns of the model that its table lacks; None without the table.
+
+    Reads the catalog, so it is asked only after a query has failed, or before a long one.
+    """
     table = read_tables(connection, [model._meta.db_table]).get(model._meta.db_table)
     if table is None:
         return None
@@ -163,13 +169,17 @@ def _lacking(model: type[Model], missing: Sequence[str], said: str) -> Problem:
 
 
 def _unreadable(connection: BaseDatabaseWrapper, rows: Sequence[Any]) -> Problem | None:
-    """Return the problem that names the first of the values that could not be read, if there are any."""
+    """Return the problem that names the first ``_NAMED`` values that could not be read, if there are any.
+
+    The rows themselves show all of them.
+    """
     values = []
     for row in rows:
+        table = row._meta.db_table
         for name, value in vars(row).items():
             if is_unreadable(value):
-                table = row._meta.db_table
-                values.append(unreadable_sentence(table, row.pk, name, value))
+                sentence = unreadable_sentence(table, row.pk, name, value)
+                values.append(sentence)
     if not values:
         return None
     sentences = [holds_unreadable(connection), *values[:_NAMED]]

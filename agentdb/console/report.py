@@ -118,7 +118,10 @@ def read_schema(connection: BaseDatabaseWrapper) -> Schema:
 
 
 def _misspelt(found: UnreadableValue) -> str:
-    # All checks compare times: with such ones, a runner that is silent looks alive until midnight.
+    """Return the sentence about a time that another program wrote.
+
+    All checks compare times: with such ones, a runner that is silent looks alive until midnight.
+    """
     sentence = gettext(
         "%(row)s, in another spelling than agentdb's, which SQLite sorts and compares wrongly. Stop the program that "
         "writes it, and run 'agentdb baselinedb'."
@@ -173,7 +176,7 @@ def _find(
 
 
 def _unusable(budget: Budget, report: Report) -> Problem | None:
-    """Return why the database cannot be read at all; records its engine and schema."""
+    """Return why the database cannot be read at all; records its engine and schema in the report."""
     connection = budget.connection
     if problem := unusable_file(connection):
         return problem
@@ -215,7 +218,10 @@ def _not_migrated(connection: BaseDatabaseWrapper, schema: Schema) -> Problem:
 
 
 def _findings_beside_rows(budget: Budget, schema: Answer[Schema]) -> list[Finding]:
-    """Return what is wrong with the schema, with stored values, and with the file."""
+    """Return what is wrong with the schema, with stored values, and with the file.
+
+    All but the last are there if nothing is wrong, with a count of 0, as what was checked.
+    """
     pending = schema.value.pending if schema.value else ()
     drift = schema.value.differences if schema.value else ()
     unreadable = budget.ask(

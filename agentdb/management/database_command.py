@@ -103,6 +103,7 @@ class AgentDbCommand(BaseCommand):
         self.progress.say(f"{describe(connections[alias])}.")
 
     def print_lines(self, lines: Iterable[str]) -> None:
+        """Print each as it comes, so that a generator may take its time."""
         for line in lines:
             self.stdout.write(line)
 
@@ -128,7 +129,10 @@ class AgentDbCommand(BaseCommand):
 
 
 class DatabaseCommand(AgentDbCommand):
-    """Takes ``--database`` and, if ``json_help`` says what it prints, ``--json``."""
+    """Takes ``--database`` and, if ``json_help`` says what it prints, ``--json``.
+
+    A subclass adds its own arguments before these, so that its help lists them first.
+    """
 
     # No system checks: some need the tables in question, and the command must answer without a database.
     requires_system_checks: Any = []

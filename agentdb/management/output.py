@@ -31,6 +31,7 @@ class Output:
         return len(text)
 
     def flush(self) -> None:
+        """Hand the text to the system; a full disk may refuse it only now."""
         self._try("flush")
 
     # Defined, because a closed descriptor has no stream to ask.
@@ -41,7 +42,8 @@ class Output:
         return getattr(self._stream, name)
 
     def _try(self, method: str, *arguments: str) -> None:
-        # Once only: after a failure the rest would fail too, or, worse, arrive with a hole in it.
+        """Call the stream's method, unless an earlier call failed."""
+        # After a failure the rest would fail too, or, worse, arrive with a hole in it.
         if self.failure is not None:
             return
         # No reader is left (EPIPE), the disk is full, or the descriptor is closed.

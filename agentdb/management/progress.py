@@ -9,7 +9,10 @@ from django.core.management.base import OutputWrapper
 
 
 class ProgressLine:
-    """Writes to standard error, and nothing if the command ends within the first interval."""
+    """Writes to standard error, and nothing if the command ends within the first interval.
+
+    Whoever works calls it with each step: what is shown, and how often, is decided here.
+    """
 
     def __init__(self, stream: OutputWrapper, *, verbosity: int = 1) -> None:
         self._stream = stream
@@ -64,7 +67,7 @@ class ProgressLine:
             self._stream.write(text, style_func=str)
 
     def clear(self) -> None:
-        """Remove the line from the terminal."""
+        """Remove the line from the terminal, if there is one."""
         if self._is_open:
             self._stream.write("\r\x1b[K", style_func=str, ending="")
             self._is_open = False

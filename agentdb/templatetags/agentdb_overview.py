@@ -72,7 +72,10 @@ for link_of in LINKS:
 
 @register.inclusion_tag("admin/agentdb/nav.html", takes_context=True)
 def agentdb_nav(context: Context) -> dict[str, Any]:
-    """Links to the overview and the tables that the user may see, for the free block in Django's header."""
+    """Links to the overview and the tables that the user may see, for the free block in Django's header.
+
+    Empty on pages without a user, such as the login.
+    """
     request = context.get("request")
     if request is None or not context.get("has_permission", True):
         return {}
@@ -169,7 +172,10 @@ def _sort_link(cl: RowList, order: Order, text: str, sign: str) -> SafeString:
 
 @register.simple_tag
 def agentdb_head(cl: RowList, number: int, header: Any) -> dict[str, Any]:
-    """A column's heading; a timestamp's is a link that sorts by it."""
+    """A column's heading; a timestamp's is a link that sorts by it.
+
+    The column by which the list is sorted has an arrow, and its link the opposite order.
+    """
     column = getattr(cl.model_admin, str(cl.list_display[number]), None)
     at = getattr(column, "admin_order_field", "")
     text = header["text"]

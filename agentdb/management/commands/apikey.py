@@ -67,6 +67,7 @@ class Command(DatabaseCommand):
             self.revoke(db, options["id"])
 
     def issue(self, db: DjangoDb, tenant_id: str, label: str) -> None:
+        """Print a new key; revoke it if it could not be printed, because nobody has seen it."""
         plain, record = db.issue_api_key(tenant_id, label)
         # Alone on standard output, so that a script can take it. Flushed, because a full disk shows only then.
         self.stdout.write(plain)
@@ -83,6 +84,7 @@ class Command(DatabaseCommand):
         )
 
     def list(self, alias: str, tenant_id: str | None) -> None:
+        """Print the keys of the tenant, or of all, on a line each; how many there are goes to standard error."""
         keys = ApiKey.objects.using(alias).order_by("tenant_id", "-created_at", "-id")
         if tenant_id is not None:
             keys = keys.filter(tenant_id=tenant_id)
@@ -97,6 +99,7 @@ class Command(DatabaseCommand):
         self.stderr.write(f"{said}.", self.style.SUCCESS)
 
     def find(self, db: DjangoDb) -> None:
+        """Print the stored key that the typed one opens."""
         plain = _typed_key()
         record = db.authenticate(plain) if plain else None
         if record is None:
@@ -106,6 +109,7 @@ class Command(DatabaseCommand):
         self.show(record)
 
     def show(self, key: ApiKey | ApiKeyRecord) -> None:
+        """Print a key without what opens it, in columns that a tab separates."""
         columns = [
             key.id,
             key.tenant_id,

@@ -28,7 +28,8 @@ class Command(DatabaseCommand):
 
     def handle(self, *, file: str, database: str, **options: Any) -> None:
         connection = connections[database]
-        self.progress.say(f"Backing up {describe(connection)}.")
+        name = describe(connection)
+        self.progress.say(f"Backing up {name}.")
         back_up_database(database, Path(file), self.progress)
         self.stdout.write(f"Backup: {file}")
         # The backup of a SQLite file is the whole file.
@@ -36,4 +37,5 @@ class Command(DatabaseCommand):
             self.print_lines(left_behind(database))
 
     def interrupted(self) -> str:
+        # The file gets its name when it is whole.
         return "No backup was written, and nothing was changed."

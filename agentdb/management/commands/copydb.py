@@ -87,8 +87,7 @@ class Command(AgentDbCommand):
     def _say(self, rows: dict[str, int], what: str, source: str) -> None:
         """Print what happens to the rows of each table, and what is not copied."""
         for table, number in rows.items():
-            line = f"{table}: {number:,} rows {what}."
-            self.stdout.write(line)
+            self.stdout.write(f"{table}: {number:,} rows {what}.")
         self.print_lines(left_behind(source))
 
     def _verify(self, source: str, target: str) -> None:

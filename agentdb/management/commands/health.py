@@ -34,6 +34,7 @@ class Command(DatabaseCommand):
             sys.exit(1)
 
     def _print(self, health: Health) -> None:
+        """Print one line, and one for each thing that may go wrong later."""
         if health.ok:
             answered = f"{health.place} ({health.server_version}) answered in {health.round_trip_ms:.1f} ms."
             self.stdout.write(self.style.SUCCESS(answered))

@@ -101,7 +101,10 @@ def _reading(alias: str) -> Iterator[BaseDatabaseWrapper]:
 
 
 def _ask(page: Budget) -> dict[str, Any]:
-    """Return the figures as they are in the JSON, each or the problem that prevented it."""
+    """Return the figures as they are in the JSON.
+
+    The terminal prints them from there, so that both say the same.
+    """
     alias = page.connection.alias
     totals = {}
     for model in TABLES:
@@ -122,12 +125,14 @@ def _ask(page: Budget) -> dict[str, Any]:
 
 
 def _value(answer: Answer[Value], show: Callable[[Value], Any]) -> Any:
+    """Return the answer for JSON, or the problem instead."""
     if answer.value is None:
         return {"problem": str(answer.problem)}
     return show(answer.value)
 
 
 def _figure(figure: Figure) -> dict[str, Any]:
+    """Return a number of rows, and how exact it is; ``_text`` reads the fields in this order."""
     return {
         "rows": figure.rows,
         "estimated": figure.is_estimate,
@@ -182,6 +187,7 @@ def _as_json(report: Report, figures: dict[str, Any]) -> dict[str, Any]:
 
 
 def _finding(found: Finding) -> dict[str, Any]:
+    """Return what a check found, without the sentence, which is for people."""
     return {
         "code": found.code,
         "title": found.title,

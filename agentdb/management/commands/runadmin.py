@@ -155,11 +155,13 @@ _START = (
 def _module_paths() -> list[str]:
     """Return the module paths of this process, without the working directory unless agentdb itself is there."""
     home = str(Path(agentdb.__file__).resolve().parent.parent)
-    left_out = ("", os.getcwd(), home)
-    paths = [
-        path for path in sys.path if path and os.path.abspath(path) not in left_out
-    ]
-    return [*map(os.path.abspath, paths), home]
+    left_out = (os.getcwd(), home)
+    paths = []
+    for path in filter(None, sys.path):
+        path = os.path.abspath(path)
+        if path not in left_out:
+            paths.append(path)
+    return [*paths, home]
 
 
 def _served(connection: BaseDatabaseWrapper, *, read_only: bool) -> dict[str, Any]:

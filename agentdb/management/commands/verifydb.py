@@ -34,6 +34,7 @@ class Command(DatabaseCommand):
         return {"format": JSON_FORMAT, "error": str(error)}
 
     def _print(self, verification: Verification) -> None:
+        """Print a line for each difference and note, and the verdict last."""
         for difference in verification.differences:
             self.stdout.write(self.style.ERROR(difference.message))
         foreign = []
