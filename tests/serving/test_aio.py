@@ -29,7 +29,7 @@ from agentdb import (
     InvalidInputError,
     SessionRecord,
 )
-from agentdb.serving import aio
+from agentdb.serving import aio, workers
 from agentdb.testing.conformance.refusals import METHODS, valid_arguments
 from tests.helpers.factories import execute, instant, make_session
 from tests.helpers.moments import wait_until
@@ -197,6 +197,43 @@ def test_calls_run_at_the_same_time() -> None:
             await asyncio.gather(*(adb.get_session("s") for _ in range(8)))
 
     run(work)
+
+
+def test_calls_of_a_server_go_side_by_side_before_anybody_looks_whether_they_are_stuck(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(workers, "_LOOK_SECONDS", 3600)
+    meet = threading.Barrier(8, timeout=60)
+
+    class Remote(FakeDb):
+        _has_server = True
+
+        def list_sessions(self) -> None:
+            meet.wait()
+
+    db: Any = Remote()
+
+    async def work() -> None:
+        async with AsyncDb(db) as adb:
+            await asyncio.gather(*(adb.list_sessions() for _ in range(8)))
+
+    run(work)
+
+
+def test_reads_of_a_db_in_this_process_go_one_after_the_other_unless_they_are_stuck(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(workers, "_LOOK_SECONDS", 3600)
+    recording, db = fake()
+
+    async def work() -> None:
+        async with AsyncDb(db) as adb:
+            await asyncio.gather(*(adb.list_sessions() for _ in range(50)))
+
+    run(work)
+
+    assert recording.calls == ["list_sessions"] * 50
+    assert len(recording.threads) == 1
 
 
 def test_a_cancelled_call_that_keeps_its_thread_busy_does_not_hold_up_the_next_one() -> (
