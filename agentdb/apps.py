@@ -28,8 +28,9 @@ class AgentDbConfig(AppConfig):
 
 def _speak_iso(connection: BaseDatabaseWrapper, **_: Any) -> None:
     """Override the DateStyle of a role or database: psycopg reads only ISO, and dates become text in it."""
+    if connection.vendor != "postgresql":
+        return
     raw: Any = connection.connection
-    if connection.vendor == "postgresql" and not raw.info.parameter_status(
-        "DateStyle"
-    ).startswith("ISO"):
+    style = raw.info.parameter_status("DateStyle")
+    if not style.startswith("ISO"):
         raw.execute("SET DateStyle = 'ISO'", prepare=False)

@@ -43,12 +43,10 @@ def check_adoption(
 
     errors: list[CheckMessage] = []
     for alias in databases or ():
-        # The old server ran on these two only.
         connection = connections[alias]
-        if connection.vendor not in (
-            "sqlite",
-            "postgresql",
-        ) or not router.allow_migrate(alias, "agentdb"):
+        # The old server ran on these two only.
+        may_be_old = connection.vendor in ("sqlite", "postgresql")
+        if not may_be_old or not router.allow_migrate(alias, "agentdb"):
             continue
         try:
             shape = unadopted(connection)
@@ -70,16 +68,15 @@ def check_sqlite_file_system(
     databases: Sequence[str] | None = None, **_: Any
 ) -> list[CheckMessage]:
     """agentdb.W001: a file that its file system, or its several names, endanger."""
-    paths = [
-        path
-        for alias in databases or ()
-        if (path := sqlite_path(connections[alias])) is not None
-    ]
-    return [
-        Warning(concern, id="agentdb.W001")
-        for path in paths
-        if (concern := file_concern(path))
-    ]
+    warnings: list[CheckMessage] = []
+    for alias in databases or ():
+        path = sqlite_path(connections[alias])
+        if path is None:
+            continue
+        concern = file_concern(path)
+        if concern:
+            warnings.append(Warning(concern, id="agentdb.W001"))
+    return warnings
 
 
 # With the other checks of a deployment: the remedy is not in the project's code.
@@ -89,10 +86,9 @@ def check_sqlite_version(
 ) -> list[CheckMessage]:
     """agentdb.W002: a SQLite that can lose commits without an error."""
     # The version of the library, not of the file: only a project that uses SQLite needs to know.
+    uses_files = any(sqlite_path(connections[alias]) for alias in databases or ())
     concern = version_concern(sqlite3.sqlite_version)
-    if not concern or not any(
-        sqlite_path(connections[alias]) for alias in databases or ()
-    ):
+    if not concern or not uses_files:
         return []
     return [
         Warning(

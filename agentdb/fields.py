@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Any
 
 from django.db import models
@@ -37,7 +36,7 @@ class Instant(_Described, models.DateTimeField):  # type: ignore[type-arg]
 
     def pre_save(self, model_instance: models.Model, add: bool) -> Any:
         # auto_now would set it in new rows too, by this machine's clock instead of the database's default.
-        if self.moves_on_save and not add:
-            now: datetime = timezone.now()
-            setattr(model_instance, self.attname, now)
+        is_old = not add
+        if self.moves_on_save and is_old:
+            setattr(model_instance, self.attname, timezone.now())
         return super().pre_save(model_instance, add)
