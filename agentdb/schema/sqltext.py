@@ -85,6 +85,9 @@ def tokenize(sql: str) -> list[Token]:
     return tokens
 
 
+_START = Token("symbol", "", 0, 0)
+
+
 def _items(sql: str, *, fold_names: bool = False) -> Sequence[Sequence[Token]]:
     """Split ``sql`` at the commas outside of parentheses; each parenthesis is a single token."""
     tokens = tokenize(sql)
@@ -160,25 +163,25 @@ def _terms(tokens: Sequence[Token]) -> list[str]:
     """Render the tokens of one level; a call, a cast and a qualified name are one term: 'f ( x )' is 'f(x)'."""
     tokens = _without_literal_casts(tokens)
     terms: list[str] = []
-    before = None
+    before = _START
     for token in tokens:
-        is_call = token.kind == "group" and before is not None and _is_called(before)
-        is_qualified = before is not None and before.text == "."
-        if is_call:
-            text = _list(token)
-        elif token.kind == "group":
-            is_list = before is not None and before.word == "IN"
+        text = _spelt(token)
+        if token.kind == "group":
+            is_list = before.word == "IN" or _is_called(before)
             text = _list(token) if is_list else _parenthesis(token, len(tokens) == 1)
-        else:
-            text = _spelt(token)
-        if terms and (
-            is_call or is_qualified or token.kind == "cast" or token.text == "."
-        ):
+        if terms and _is_glued(before, token):
             terms[-1] += text
         else:
             terms.append(text)
         before = token
     return terms
+
+
+def _is_glued(before: Token, token: Token) -> bool:
+    """Return whether the token belongs to the term before it."""
+    if token.kind == "group":
+        return _is_called(before)
+    return token.kind == "cast" or "." in (before.text, token.text)
 
 
 def _without_literal_casts(tokens: Sequence[Token]) -> list[Token]:
