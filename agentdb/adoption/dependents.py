@@ -256,26 +256,28 @@ def column_numbers(
 def read_dependents(
     connection: BaseDatabaseWrapper, columns: Mapping[str, Collection[str]]
 ) -> Dependents:
-    """Return the dependents of the columns, which are given by their table."""
+    """Return what reads the columns, which are given by their table, and what does not let them change.
+
+    Called before an adoption, for the plan, and again before each conversion, because the one before recreates views.
+    """
     numbers = column_numbers(connection, columns)
     oids = list(numbers)
     of_tables = [message for (message,) in rows(connection, _KINDS, [oids] * 4)]
     pairs = [(oid, number) for oid in oids for number in numbers[oid]]
     if not pairs:
         return Dependents(obstacles=tuple(of_tables))
-    parameters = [[oid for oid, _ in pairs], [number for _, number in pairs]]
+    # Two arrays of the same length, as unnest() takes them.
+    parameters = list(map(list, zip(*pairs, strict=True)))
 
     def of(sql: str) -> list[tuple[Any, ...]]:
         return rows(connection, _READERS + sql, parameters)
 
     # Views first: a rule or a trigger may be on one of them.
-    found = [
-        *(
-            Dependent(title, drop, made, _View(name, owner, _grants(connection, name)))
-            for title, drop, made, name, owner in of(_VIEWS)
-        ),
-        *starmap(Dependent, of(_ATTACHED)),
-    ]
+    found = []
+    for title, dropping, statements, name, owner in of(_VIEWS):
+        view = _View(name, owner, _grants(connection, name))
+        found.append(Dependent(title, dropping, statements, view))
+    found += starmap(Dependent, of(_ATTACHED))
     # Being a member of a role without the right to SET ROLE is possible from PostgreSQL 16 on.
     right = "SET" if connection.pg_version >= 160000 else "MEMBER"  # type: ignore[attr-defined]
     obstacles = [

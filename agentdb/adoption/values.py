@@ -191,7 +191,8 @@ def _read_odd_rows(
     for row in _rows(connection, sql):
         values = dict(zip(columns, row, strict=False))
         by_name = {column.name: value for column, value in values.items()}
-        title = _title(by_name, is_fillable, row[len(columns) :])
+        rowid = row[len(columns) :]
+        title = _title(by_name, is_fillable, rowid)
         if is_fillable and by_name.get("id", "") is None:
             content.null_ids += 1
             values = {each: values[each] for each in values if each.name != "id"}
