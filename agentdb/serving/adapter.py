@@ -194,17 +194,15 @@ class DjangoDb(Db):
         *,
         only_if: str | EllipsisType | None = ...,
     ) -> bool:
-        query, values = queries.UPDATE_SESSION_RUNNER, {}
+        query = queries.UPDATE_SESSION_RUNNER
+        values: dict[str, str | None] = {}
         if only_if is None:
             query = queries.UPDATE_SESSION_RUNNER_IF_NONE
         elif only_if is not ...:
-            query, values = (
-                queries.UPDATE_SESSION_RUNNER_IF,
-                {"only_if": identifier("only_if", only_if)},
-            )
-        return self._update_session(
-            query, id, runner_id=optional_identifier("Runner id", runner_id), **values
-        )
+            query = queries.UPDATE_SESSION_RUNNER_IF
+            values["only_if"] = identifier("only_if", only_if)
+        values["runner_id"] = optional_identifier("Runner id", runner_id)
+        return self._update_session(query, id, **values)
 
     def get_session(self, id: str) -> SessionRecord | None:
         return self._executor.first(
@@ -280,9 +278,9 @@ class DjangoDb(Db):
         )
 
     def touch_session(self, id: str, *, runner_id: str | None = None) -> bool:
-        return bool(
-            self._touch_sessions(False, runner_id, id=identifier("Session id", id))
-        )
+        id = identifier("Session id", id)
+        touched = self._touch_sessions(False, runner_id, id=id)
+        return bool(touched)
 
     def touch_sessions(
         self, ids: Collection[str], *, runner_id: str | None = None
@@ -294,15 +292,16 @@ class DjangoDb(Db):
     def _touch_sessions(
         self, many: bool, runner_id: str | None, **values: str
     ) -> set[str]:
-        if runner_id is not None:
+        of_runner = runner_id is not None
+        if of_runner:
             values["runner_id"] = identifier("Runner id", runner_id)
-        sessions, of_runner = queries.TABLES[SessionRecord], runner_id is not None
-        return self._touch(
-            queries.touch(
-                sessions, self._touch_interval, many=many, of_runner=of_runner
-            ),
-            values,
+        touch = queries.touch(
+            queries.TABLES[SessionRecord],
+            self._touch_interval,
+            many=many,
+            of_runner=of_runner,
         )
+        return self._touch(touch, values)
 
     def delete_session(self, id: str) -> bool:
         return self._executor.changed(
@@ -392,20 +391,16 @@ class DjangoDb(Db):
         )
 
     def touch_sandbox(self, id: str) -> bool:
-        id = identifier("Sandbox id", id)
-        return bool(
-            self._touch(
-                queries.touch(queries.TABLES[SandboxRecord], self._touch_interval),
-                {"id": id},
-            )
-        )
+        values = {"id": identifier("Sandbox id", id)}
+        sandboxes = queries.TABLES[SandboxRecord]
+        touch = queries.touch(sandboxes, self._touch_interval)
+        return bool(self._touch(touch, values))
 
     def touch_sandboxes(self, ids: Collection[str]) -> list[str]:
         ids = identifiers("Sandbox id", ids)
-        many = queries.touch(
-            queries.TABLES[SandboxRecord], self._touch_interval, many=True
-        )
-        touched = self._touch(many, {"ids": json.dumps(ids)})
+        sandboxes = queries.TABLES[SandboxRecord]
+        touch = queries.touch(sandboxes, self._touch_interval, many=True)
+        touched = self._touch(touch, {"ids": json.dumps(ids)})
         return [id for id in ids if id in touched]
 
     def get_sandbox(self, id: str) -> SandboxRecord | None:
@@ -545,11 +540,11 @@ class DjangoDb(Db):
         # In a transaction, the whole of it would not wait for the disk.
         unsynced = self._relaxed_touches and not self._executor.threads.in_transaction
         update = touch.unsynced if unsynced else touch.update
-        if not update.returning:
-            return there | (
-                {values["id"]} if self._executor.count(update, **values) else set()
-            )
-        return there | set(self._executor.all(str, update, **values))
+        if update.returning:
+            there.update(self._executor.all(str, update, **values))
+        elif self._executor.changed(update, **values):
+            there.add(values["id"])
+        return there
 
     # -- API keys
 
@@ -585,7 +580,9 @@ class DjangoDb(Db):
 
     def issue_api_key(self, tenant_id: str, label: str) -> tuple[str, ApiKeyRecord]:
         plain, key_hash = self._keys.generate()
-        return plain, self.insert_api_key(str(uuid.uuid4()), tenant_id, key_hash, label)
+        id = str(uuid.uuid4())
+        record = self.insert_api_key(id, tenant_id, key_hash, label)
+        return plain, record
 
     def authenticate(self, plain: str) -> ApiKeyRecord | None:
         key_hash, bare_hash = self._keys.known(plain)
@@ -649,13 +646,15 @@ class DjangoDb(Db):
         its own row, and would hold up the others, unless the statement can skip that row. A method that a subclass, a
         test or a tracer has replaced wants to see each call.
         """
-        engine = self._executor.threads.engine
-        can_skip = engine.skips_locked and not self._touch_interval
-        joined = (
-            queries.DO_EACH if can_skip or not engine.has_server else queries.READ_EACH
-        )
+        if method not in queries.DO_EACH:
+            return False
         own = getattr(getattr(self, method), "__func__", None)
-        return method in joined and own is _OWN_METHODS[method]
+        if own is not _OWN_METHODS[method]:
+            return False
+        engine = self._executor.threads.engine
+        skips_locked = engine.skips_locked and not self._touch_interval
+        is_read = method in queries.READ_EACH
+        return is_read or skips_locked or not engine.has_server
 
     def _do_each(self, method: str, ids: list[str]) -> dict[str, Any]:
         """Return by their ids what ``method`` returns for one, without those that must be called alone.
@@ -683,11 +682,9 @@ _OWN_METHODS = dict(vars(DjangoDb))
 
 
 def _unused_since(instant: datetime | None) -> dict[str, datetime]:
-    return (
-        {}
-        if instant is None
-        else {"unused_since": aware_instant("unused_since", instant)}
-    )
+    if instant is None:
+        return {}
+    return {"unused_since": aware_instant("unused_since", instant)}
 
 
 def _numbered(values: list[str]) -> dict[str, str]:

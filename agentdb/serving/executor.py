@@ -33,7 +33,7 @@ from agentdb.serving.compiled import (
     together,
     unless_taken,
 )
-from agentdb.serving.connections.base import Slot
+from agentdb.serving.connections.base import Engine, Slot
 from agentdb.serving.connections.threads import Threads
 from agentdb.serving.forking import forking
 from agentdb.serving.transactions import Block, Part, Savepoint, Transaction, block_of
@@ -97,9 +97,9 @@ class Executor:
     def describe(self) -> str:
         """Return the name of the database, and of the tenant, for a message, without the password."""
         place = self.threads.engine.describe()
-        return (
-            place if self.tenant_id is None else f"{place}, tenant {self.tenant_id!r}"
-        )
+        if self.tenant_id is None:
+            return place
+        return f"{place}, tenant {self.tenant_id!r}"
 
     def close(self) -> None:
         """Close the connections, or only this view if it is a tenant's."""
@@ -115,7 +115,9 @@ class Executor:
     ) -> R | None:
         """Return ``make(*columns)`` of the first row, or None."""
         statement, rows = self._run(query, values, _fetch_all)
-        return self._made(make, statement, rows)[0] if rows else None
+        if not rows:
+            return None
+        return self._made(make, statement, rows)[0]
 
     def all(self, make: Callable[..., R], query: Query, **values: Any) -> list[R]:
         """Return ``make(*columns)`` of each row."""
@@ -149,9 +151,14 @@ class Executor:
         # Three round trips less than a transaction; one statement is all or nothing by itself.
         if self.threads.engine.has_server:
             return self.count(together(*queries), **values)
-        return self.transaction(
-            lambda inside: [inside.count(query, **values) for query in queries][-1]
-        )
+
+        def run_each(inside: Executor) -> int:
+            changed = 0
+            for query in queries:
+                changed = inside.count(query, **values)
+            return changed
+
+        return self.transaction(run_each)
 
     def insert(
         self, make: Callable[..., R], query: Insert, duplicate: str, **values: Any
@@ -231,7 +238,8 @@ class Executor:
             return self._run_in_block(slot, block, statement, params, consume)
         finally:
             if slot.engine.slow_call_seconds is not None:
-                _log_if_slow(slot, time.monotonic() - began, statement.sql)
+                took = time.monotonic() - began
+                _log_if_slow(slot.engine, took, statement.sql)
 
     def _compile(self, query: Query, slot: Slot) -> Statement:
         statement = self._statements[query] = query.compile(slot.wrapper)
@@ -266,8 +274,7 @@ class Executor:
                 slot.interrupted()
                 raise
             fault = slot.fault(failure, writing=statement.writes)
-            # Before raising too: the next call must find either a usable connection or none.
-            self._clear_up(slot, fault)
+            self._clear_up(slot, fault)  # before raising too
             if retry == _MAX_RETRIES or fault not in safe:
                 raise _explained(slot, statement, fault, failure) from failure
             _log_retry(slot, failure)
@@ -279,8 +286,14 @@ class Executor:
         raise AssertionError("unreachable: the last try returns or raises")
 
     def _clear_up(self, slot: Slot, fault: Fault) -> None:
+        """Let the next call find a usable connection, or none."""
         if fault is Fault.STATEMENT_GONE:
-            self._prepare_nothing()
+            logger.warning(
+                "%s lost a prepared statement, as a pooler between here and there does; nothing more is prepared. "
+                "Add prepare=off to the database URL.",
+                slot.engine.describe(),
+            )
+            self._threads.prepare_nothing()
         if fault in NOT_KEPT:
             slot.discard()
 
@@ -301,24 +314,13 @@ class Executor:
             slot.interrupted()
             raise
         fault = slot.fault(failure, writing=False)
-        if fault is Fault.STATEMENT_GONE:
-            self._prepare_nothing()
+        self._clear_up(slot, fault)
         explained = _explained(slot, statement, fault, failure)
         # A taken key and an unreadable row are answers, which the function may handle; after any other error
         # PostgreSQL refuses all further statements, and so does a failed block on SQLite, so that both behave alike.
         if fault not in (Fault.DUPLICATE, Fault.UNREADABLE):
             block.fail(explained, fault)
-        if fault in (Fault.LOST, Fault.SILENT):
-            slot.discard()
         raise explained from failure
-
-    def _prepare_nothing(self) -> None:
-        logger.warning(
-            "%s lost a prepared statement, as a pooler between here and there does; nothing more is prepared. "
-            "Add prepare=off to the database URL.",
-            self._threads.engine.describe(),
-        )
-        self._threads.prepare_nothing()
 
     def _made(
         self, make: Callable[..., R], statement: Statement, rows: list[Row]
@@ -354,11 +356,8 @@ class Executor:
                 # Also KeyboardInterrupt, SystemExit and GeneratorExit roll back; they are never retried.
                 except BaseException as error:
                     part.undo(error)
-                    if (
-                        retry == _MAX_RETRIES
-                        or not part.may_be_retried
-                        or not isinstance(error, Exception)
-                    ):
+                    may_retry = part.may_be_retried and retry < _MAX_RETRIES
+                    if not (may_retry and isinstance(error, Exception)):
                         raise
                     _log_retry(slot, error.__cause__ or error)
                 finally:
@@ -381,35 +380,30 @@ class Executor:
 
     def _part_of(self, slot: Slot) -> Part:
         block = block_of(slot)
-        return Transaction(slot) if block is None else Savepoint(slot, block)
+        if block is None:
+            return Transaction(slot)
+        return Savepoint(slot, block)
 
 
 def _explained(
     slot: Slot, statement: Statement, fault: Fault, failure: BaseException
 ) -> AgentDbError:
-    return (
-        _unreadable(slot, statement, failure)
-        if fault is Fault.UNREADABLE
-        else slot.engine.explain(fault, failure)
-    )
+    if fault is Fault.UNREADABLE:
+        return _unreadable(slot, statement, failure)
+    return slot.engine.explain(fault, failure)
 
 
 def _unreadable(slot: Slot, statement: Statement, error: BaseException) -> AgentDbError:
     """Return an error that names the row, because one unreadable row fails every list that has it."""
     # The driver's error names no row. Look for the first one that is bad; if even that fails, its text has to do.
-    found: object = None
-    with suppress(*slot.engine.errors):
-        found = next(
-            unreadable_values(
-                slot.wrapper, 1, tables=(statement.table,), thorough=True
-            ),
-            None,
-        )
-    explained = explain(
-        Fault.UNREADABLE,
-        slot.engine.describe(),
-        str(found or slot.engine.reason(error)),
-    )
+    engine = slot.engine
+    reason = engine.reason(error)
+    tables = (statement.table,)
+    with suppress(*engine.errors):
+        for found in unreadable_values(slot.wrapper, 1, tables=tables, thorough=True):
+            reason = str(found)
+            break
+    explained = explain(Fault.UNREADABLE, engine.describe(), reason)
     return type(explained)(f"{explained} Correct it; 'agentdb verifydb' finds others.")
 
 
@@ -421,10 +415,11 @@ def _log_retry(slot: Slot, failure: BaseException) -> None:
     )
 
 
-def _log_if_slow(slot: Slot, took: float, sql: str) -> None:
-    if took > (slot.engine.slow_call_seconds or 0):
-        # The statement has placeholders, not values.
-        logger.warning("%s took %.3f seconds: %s", slot.engine.describe(), took, sql)
+def _log_if_slow(engine: Engine, took: float, sql: str) -> None:
+    """Log a statement, with placeholders for its values, that took longer than ``slow_call_seconds``."""
+    longest = engine.slow_call_seconds
+    if longest is not None and took > longest:
+        logger.warning("%s took %.3f seconds: %s", engine.describe(), took, sql)
 
 
 def _warn_of_blocked_loop() -> None:

@@ -307,9 +307,11 @@ Part = Transaction | Savepoint
 
 
 def _failed(block: Block, slot: Slot, error: Exception) -> AgentDbError:
+    """Mark the transaction as failed by the driver's error of a statement in it, and return the ``AgentDbError``."""
     cause = driver_error(error)
     fault = slot.fault(cause, writing=False)
-    return block.fail(slot.engine.explain(fault, cause), fault)
+    failure = slot.engine.explain(fault, cause)
+    return block.fail(failure, fault)
 
 
 def _check_use(thread: int, *, is_over: bool) -> None:
