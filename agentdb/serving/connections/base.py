@@ -34,6 +34,10 @@ from agentdb.faults import (
 left_to_the_parent: list[object] = []
 
 
+# What a fault that leaves a write's outcome open means for anything else.
+_OF_A_READ = {Fault.UNANSWERED: Fault.LOST, Fault.UNSURE: Fault.UNAVAILABLE}
+
+
 class Turn(Protocol):
     """The right to write, which other writers wait for."""
 
@@ -46,13 +50,11 @@ class Engine(ABC):
 
     # The driver's exceptions, and Django's wrappers.
     errors: tuple[type[Exception], ...]
-    aborts_on_error: (
-        bool  # PostgreSQL ignores everything after an error until the transaction ends
-    )
+    # PostgreSQL ignores everything after an error until the transaction ends.
+    aborts_on_error: bool
     has_server: bool
-    skips_locked = (
-        False  # rows that other transactions have locked; see expressions.Locked
-    )
+    # Rows that other transactions have locked; see expressions.Locked.
+    skips_locked = False
 
     def __init__(self, settings_dict: dict[str, Any], *, owned: bool = False) -> None:
         self.settings = settings_dict
@@ -180,13 +182,10 @@ class Connection(ABC):
 
     def instrumented(self) -> bool:
         """Whether something hooks into Django's cursor: ``assertNumQueries``, ``execute_wrapper``, OpenTelemetry."""
+        if self._debug or self.is_traced:
+            return True
         wrapper = self.wrapper
-        return (
-            bool(wrapper.execute_wrappers)
-            or wrapper.force_debug_cursor
-            or self._debug
-            or self.is_traced
-        )
+        return bool(wrapper.execute_wrappers) or wrapper.force_debug_cursor
 
 
 class Slot:
@@ -200,13 +199,11 @@ class Slot:
         self.wrapper = wrapper
         self.lock = threading.RLock()
         self.used = time.monotonic()  # when it was last used
-        self.room: Callable[[Slot], AbstractContextManager[None]] | None = (
-            None  # waits until another connection may be opened
-        )
+        # Waits until another connection may be opened.
+        self.room: Callable[[Slot], AbstractContextManager[None]] | None = None
         self.prepares = True
-        self.host_block: object = (
-            None  # the state of the host's open transaction; see transactions.py
-        )
+        # The state of the host's open transaction; see transactions.py.
+        self.host_block: object = None
         self._connection: Connection | None = None
         self._process = os.getpid()
 
@@ -289,11 +286,9 @@ class Slot:
 
     def _idled(self) -> bool:
         limit = self.engine.idle_seconds
-        return (
-            limit is not None
-            and self.engine.owned
-            and time.monotonic() - self.used > limit
-        )
+        if limit is None or not self.engine.owned:
+            return False
+        return time.monotonic() - self.used > limit
 
     def _adopted(self) -> Connection | None:
         """Return the connection that Django has opened, if it is completely set up."""
@@ -302,15 +297,16 @@ class Slot:
         # Django opens connections too: in cursor(), in migrations, in a host's code. One is taken over only if its
         # set-up has ended, since an interrupted connect() leaves autocommit off, and what is written then is never
         # committed.
-        # The host has switched autocommit off.
-        is_by_hand = not self.engine.owned and not self.wrapper.autocommit
-        if is_by_hand or (
-            self.wrapper.autocommit and self.engine.is_set_up(self.wrapper)
-        ):
+        if self._is_set_up():
             self._connection = self._made()
         else:
             self.reset()
         return self._connection
+
+    def _is_set_up(self) -> bool:
+        if self.wrapper.autocommit:
+            return self.engine.is_set_up(self.wrapper)
+        return not self.engine.owned  # the host has switched autocommit off
 
     def _made(self) -> Connection:
         connection = self.engine.connection(self.wrapper)
@@ -415,9 +411,7 @@ class Slot:
             error, connected=raw is not None and not getattr(raw, "closed", False)
         )
         if not writing:
-            return {Fault.UNANSWERED: Fault.LOST, Fault.UNSURE: Fault.UNAVAILABLE}.get(
-                fault, fault
-            )
+            return _OF_A_READ.get(fault, fault)
         if fault is Fault.SILENT or (fault is Fault.LOST and not said_by_server(error)):
             return Fault.UNANSWERED
         return fault

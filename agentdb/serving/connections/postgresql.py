@@ -12,7 +12,6 @@ from typing import Any
 import django.db
 import psycopg
 from django.db.backends.base.base import BaseDatabaseWrapper
-from psycopg.types.datetime import TimestamptzLoader
 
 from agentdb.conf import server_name
 from agentdb.serving.connections.base import Connection, Engine, readability
@@ -65,8 +64,9 @@ class PostgresEngine(Engine):
         return f"{name} database {server_name(self.settings)}"
 
     def connection(self, wrapper: BaseDatabaseWrapper) -> PostgresConnection:
-        is_lent = not self.owned and self.call_timeout is not None
-        return (LentConnection if is_lent else PostgresConnection)(self, wrapper)
+        if self.owned or self.call_timeout is None:
+            return PostgresConnection(self, wrapper)
+        return LentConnection(self, wrapper)
 
     def is_set_up(self, wrapper: BaseDatabaseWrapper) -> bool:
         raw: Any = wrapper.connection
@@ -227,8 +227,9 @@ class PostgresConnection(Connection):
         # only in a warning. A caller must not be told that such a commit is as safe as others.
         raw.add_notice_handler(self._notice)
         self._cursor = psycopg.Cursor(raw)
-        # Replace Django's loader, written in Python, by psycopg's own; the session is in UTC for both.
-        self._cursor.adapters.register_loader("timestamptz", TimestamptzLoader)
+        # Instants as numbers: neither the server writes text nor Django's loader, which is in Python, reads it. They
+        # are in UTC as the session is.
+        self._cursor.format = psycopg.pq.Format.BINARY
         if engine.owned and engine.call_timeout is not None:
             raw.wait = _Limit(engine, raw, engine.call_timeout).wait
         if engine.owned and engine.vendor == "postgresql":
@@ -239,16 +240,15 @@ class PostgresConnection(Connection):
         ``prepare=off`` only what the URL asks for is set.
         """
         wanted: dict[str, str] = {}
+        idle_seconds = self.engine.idle_seconds
         if self.raw.prepare_threshold is not None:
             wanted.update(_FOLLOW_THE_INDEX)
-            if (
-                self.engine.idle_seconds is not None
-                and self.raw.info.server_version >= _IDLE_TIMEOUT_SINCE
-            ):
-                wanted["idle_session_timeout"] = str(
-                    max(1, int(self.engine.idle_seconds * 1000))
-                )
-        if isolation := self.engine.settings.get("AGENTDB", {}).get("isolation"):
+            has_timeout = self.raw.info.server_version >= _IDLE_TIMEOUT_SINCE
+            if idle_seconds is not None and has_timeout:
+                milliseconds = max(1, int(idle_seconds * 1000))
+                wanted["idle_session_timeout"] = str(milliseconds)
+        isolation = self.engine.settings.get("AGENTDB", {}).get("isolation")
+        if isolation:
             wanted["default_transaction_isolation"] = isolation
         if not wanted:
             return
@@ -276,7 +276,8 @@ class PostgresConnection(Connection):
 
     def begin(self) -> None:
         # Serializable whatever the session's default is.
-        self._cursor.execute("BEGIN ISOLATION LEVEL SERIALIZABLE", prepare=False)
+        begin = "BEGIN ISOLATION LEVEL SERIALIZABLE"
+        self._cursor.execute(begin, prepare=False, binary=False)
 
     def commit(self) -> None:
         super().commit()

@@ -74,7 +74,11 @@ class Place(NamedTuple):
     def of(cls, path: str, real: str = "") -> Place:
         """Read them; ``real`` is the path without links, which SQLite resolves before it names the other files."""
         real = real or os.path.realpath(path)
-        return cls(identity(path), identity(f"{real}-wal"), identity(f"{real}-shm"))
+        return cls(
+            file=identity(path),
+            log=identity(f"{real}-wal"),
+            shm=identity(f"{real}-shm"),
+        )
 
 
 def _is_gone(path: str) -> bool:
@@ -221,17 +225,17 @@ class SqliteConnection(Connection):
         self._looked = 0.0  # when, on the monotonic clock
         self._folder = os.path.dirname(self._path)
         self._folder_state: tuple[int, int] | None = None  # at that look
-        self._schema: int | None = (
-            None  # SQLite's number of the schema, counted up by each change
-        )
+        # SQLite's number of the schema, counted up by each change.
+        self._schema: int | None = None
         if self._is_file:
             engine.place = Place.of(self._path, self._real)
 
     def execute(self, sql: str, params: Sequence[Any]) -> Any:
         if self.instrumented():
-            cursor = self.wrapper.cursor()
             # Django's cursor and query log expect Django's placeholders.
-            cursor.execute(sql.replace("%", "%%").replace("?", "%s"), params)
+            for_django = sql.replace("%", "%%").replace("?", "%s")
+            cursor = self.wrapper.cursor()
+            cursor.execute(for_django, params)
             return cursor
         return self.raw.execute(sql, params)
 
@@ -307,11 +311,9 @@ class SqliteConnection(Connection):
 
     def confirm(self) -> None:
         """Raise ``OutcomeUnknownError`` if the last write went into a file that is no longer at the path."""
-        if (
-            self._is_file
-            and not self._is_unchanged()
-            and (problem := self._displaced())
-        ):
+        if not self._is_file or self._is_unchanged():
+            return
+        if problem := self._displaced():
             raise OutcomeUnknownError(
                 f"{problem} The last write went into the file that was open."
             )
