@@ -292,6 +292,7 @@ class DjangoDb(Db):
     def _touch_sessions(
         self, many: bool, runner_id: str | None, **values: str
     ) -> set[str]:
+        """Touch the session ``id``, or the ``ids``, unless they are another runner's; return those that it touched."""
         of_runner = runner_id is not None
         if of_runner:
             values["runner_id"] = identifier("Runner id", runner_id)
@@ -507,7 +508,10 @@ class DjangoDb(Db):
         limit: object,
         before: object,
     ) -> list[Listed]:
-        """Return a page of a tenant's rows that equal the values and are in one of the wanted states, if any."""
+        """Return a page of a tenant's rows that equal the values and are in one of the wanted states, if any.
+
+        A statement for several states returns a page of each, so that an index gives the order. They are merged here.
+        """
         filters = frozenset(values) - {"tenant_id"}
         values |= _numbered(wanted)
         if limit is not None:
@@ -528,7 +532,10 @@ class DjangoDb(Db):
         return rows[: values.get("limit")]
 
     def _touch(self, touch: queries.Touch, values: dict[str, Any]) -> set[str]:
-        """Record that the rows were used, and return the ids that exist."""
+        """Record that the rows were used, and return the ids that exist.
+
+        With ``touch_interval`` a row that was touched more recently is only read.
+        """
         there: set[str] = set()
         if interval := self._touch_interval:
             values["touched_before"] = datetime.now(UTC) - timedelta(seconds=interval)
@@ -603,12 +610,14 @@ class DjangoDb(Db):
         return self._on(self._executor.of_tenant(tenant_id))
 
     def _on(self, executor: Executor) -> DjangoDb:
+        """Return a view with another executor: a tenant's, or a transaction's."""
         view = object.__new__(type(self))
         view.__dict__.update(self.__dict__)  # like copy.copy(), in a tenth of the time
         view._executor = executor
         return view
 
     def _tenant(self, tenant_id: str) -> str:
+        """Return the tenant of a call; raise if it is not the view's."""
         own = self._executor.tenant_id
         if own is None:
             return identifier("Tenant id", tenant_id)

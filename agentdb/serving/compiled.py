@@ -285,6 +285,7 @@ class Insert:
         return replace(statement, row=row)
 
     def _returned(self, parameters: Parameters, instance: Model) -> list[Any]:
+        """Return the fields that the statement returns."""
         fields = list(instance._meta.concrete_fields)
         if self.returning:
             return fields
@@ -358,6 +359,7 @@ def _assignments(
     model: type[Model],
     change: Mapping[str, Combinable],
 ) -> tuple[str, tuple[Any, ...]]:
+    """Return the SQL of ``column = expression`` for each change, and its parameters."""
     query = UpdateQuery(model)
     query.add_update_values(dict(change))
     sql, params = query.get_compiler(connection=connection).as_sql()
@@ -384,6 +386,10 @@ def _compile(
     *,
     returning: bool | tuple[str, ...] = False,
 ) -> Statement:
+    """Compile one of Django's queries; ``returning``: all columns of the changed rows, or these.
+
+    Django itself has RETURNING for inserts only.
+    """
     compiler = query.get_compiler(connection=connection)
     sql, params = compiler.as_sql()
     # Only a Select has any.
@@ -430,6 +436,10 @@ def _statement(
     params: Iterable[Any],
     columns: list[Any],
 ) -> Statement:
+    """Put names in the place of the stand-ins among Django's SQL and parameters; ``columns`` are what comes back.
+
+    Raises ``ValueError`` if a parameter has no place.
+    """
     slots = [parameters.slot(value) for value in params]
     for name, value in parameters.limits.items():
         # Django writes a limit into the SQL as a number; a union has one in each part. It becomes a parameter at the
@@ -470,6 +480,7 @@ def _instant_to_sqlite(value: datetime) -> str:
 
 
 def _instant_from_sqlite(value: Any) -> Any:
+    """Return SQLite's text as an aware ``datetime``; raises ``ValueError`` for a text that is not a timestamp."""
     if type(value) is str:
         try:
             # Parse as UTC in one step: replacing the time zone afterwards takes twice as long as parsing.

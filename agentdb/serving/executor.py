@@ -180,7 +180,10 @@ class Executor:
     def _insert_in_block(
         self, query: Insert, values: dict[str, Any]
     ) -> tuple[Statement, list[Row]]:
-        """Insert so that a taken key, which the caller expects, does not fail the whole transaction."""
+        """Insert so that a taken key, which the caller expects, does not fail the whole transaction.
+
+        PostgreSQL refuses everything after an error until the transaction ends.
+        """
         statement, returned = self._insert(unless_taken(query), values)
         if returned:
             return statement, returned
@@ -226,6 +229,10 @@ class Executor:
         params: list[Any],
         consume: Callable[[Any], R],
     ) -> R:
+        """Run it in the open transaction of this thread, ours or the host's, or else as one of its own.
+
+        The caller holds the slot's lock.
+        """
         # close() in another thread may have come while this one waited for the lock.
         if self._threads.closed:
             self._threads.slot()  # says so
@@ -253,7 +260,11 @@ class Executor:
         consume: Callable[[Any], R],
         began: float,
     ) -> R:
-        """Run the statement as a transaction of its own; retry if that cannot repeat a write."""
+        """Run the statement as a transaction of its own; retry if that cannot repeat a write.
+
+        ``began``: when the call began, on the monotonic clock. What remains of ``call_timeout`` since then limits the
+        opening of another connection after a loss.
+        """
         # REFUSED: the server says that it has rolled the statement back, so a retry cannot store it twice. After a
         # lost connection only a read may be repeated: a write may have been committed, and only its answer lost.
         safe = REFUSED if statement.writes else _SAFE_FOR_READS

@@ -218,6 +218,8 @@ DELETE_SESSION = Delete(lambda p: p.rows(Session).filter(id=p.text("id")))
 
 
 def _claim_session(*, silent: bool) -> Update:
+    """Return what gives a session to a runner; ``silent``: also another runner's, if it has been silent for long."""
+
     def claimable(p: Parameters) -> Any:
         free = (
             Q(runner_id__isnull=True)
@@ -424,8 +426,9 @@ UPDATE_SANDBOX_SESSION = Update(
 
 
 def _on_runner(p: Parameters) -> Any:
-    its = p.rows(Session).of_runner(p.text("runner_id"))
-    return p.rows(Sandbox).reserved_for(its)
+    """Match the sandboxes whose session is on the runner."""
+    sessions = p.rows(Session).of_runner(p.text("runner_id"))
+    return p.rows(Sandbox).reserved_for(sessions)
 
 
 LIST_SANDBOXES_BY_RUNNER = Select(lambda p: _on_runner(p).newest_first())
@@ -501,6 +504,7 @@ CLAIM_EVICTION_CANDIDATE = {
 
 
 def _in_pool(p: Parameters) -> Any:
+    """Match the warm sandboxes of an agent that no session has."""
     return (
         p.tenant(Sandbox)
         .in_state(SandboxState.WARM)

@@ -309,12 +309,14 @@ class Slot:
         return not self.engine.owned  # the host has switched autocommit off
 
     def _made(self) -> Connection:
+        """Return the object for the driver's connection that Django has open."""
         connection = self.engine.connection(self.wrapper)
         if not self.prepares:
             connection.prepare_nothing()
         return connection
 
     def _open(self, limit: float | None) -> Connection:
+        """Open the connection through Django, which reads its settings and sends its signals."""
         try:
             with (
                 self.room(self) if self.room is not None else nullcontext(),
@@ -331,6 +333,7 @@ class Slot:
             raise explained from driver_error(error)
 
     def _why_not_opened(self, error: BaseException) -> AgentDbError | None:
+        """Return the error for the caller, or None if it is not about the database."""
         if isinstance(error, SynchronousOnlyOperation):
             return AgentDbError(
                 "A DjangoDb was first used inside a running event loop, which it would block. "

@@ -78,6 +78,7 @@ class PostgresEngine(Engine):
         )
 
     def silence(self) -> str:
+        """Log that the server did not answer in time, and return the reason for an error."""
         logger.warning(
             "%s did not answer within call_timeout=%g seconds.",
             self.describe(),
@@ -89,6 +90,7 @@ class PostgresEngine(Engine):
     def opening(
         self, wrapper: BaseDatabaseWrapper, limit: float | None
     ) -> Iterator[None]:
+        """Let the body open the connection within ``limit`` seconds, and within ``call_timeout``."""
         limits = [each for each in (limit, self.call_timeout) if each is not None]
         if not limits:
             yield
@@ -115,6 +117,7 @@ class _Driver:
         return getattr(psycopg, name)
 
     def connect(self, **params: Any) -> psycopg.Connection[Any]:
+        """Connect to the first host that answers; each gets its share of the time that is left."""
         hosts = max(1, str(params.get("host", "")).count(",") + 1)
         ends = time.monotonic() + self._limit
 
@@ -260,6 +263,7 @@ class PostgresConnection(Connection):
             self.raw.execute(f"SELECT {settings}", prepare=False)
 
     def _notice(self, diagnostic: Any) -> None:
+        # psycopg calls this while it reads the answer to a statement.
         if diagnostic.source_function == _NOT_REPLICATED:
             self._not_replicated = True
 

@@ -175,6 +175,7 @@ class SqliteEngine(Engine):
         )
 
     def renew(self, raw: Any) -> bool:
+        """Reset a connection to a database in memory; others are reopened."""
         if not self._is_in_memory():
             return False
         # A database in memory exists only in this connection.
@@ -186,6 +187,7 @@ class SqliteEngine(Engine):
         return True
 
     def _refuse_displaced(self) -> None:
+        """Raise if the file at the path is not the one that the alias had open before."""
         known = self.place
         if known is None or known.file is None:
             return
@@ -339,6 +341,7 @@ class SqliteConnection(Connection):
         return self._difference(known, now)
 
     def _difference(self, known: Place, now: Place) -> str:
+        """Return what a user should know and do about files that changed, or '' if it does no harm."""
         if now.file is None:
             return self.engine.is_missing() if _is_gone(self._path) else ""
         if shared_file_system(self._path):
