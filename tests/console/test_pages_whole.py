@@ -123,10 +123,14 @@ class _Shown(HTMLParser):
             self._depth += 1
         if not self._depth or has.get("name") == "csrfmiddlewaretoken":
             return
-        if tag in ("script", "style", "template"):
+        if self._hidden:
+            return
+        # A list's dialog and signs are in a block that each version of Django puts elsewhere.
+        if tag in ("script", "style", "template", "dialog", "symbol"):
             self._hidden = tag
         elif tag == "a":
-            self._links.append(has.get("href", ""))
+            # Django 6.1's querystring tag writes "?" for a link without parameters, 5.2's nothing.
+            self._links.append(has.get("href", "").removesuffix("?"))
         elif tag in ("input", "select", "textarea", "button", "option"):
             named = [has[each] for each in ("name", "value") if each in has]
             flags = [
@@ -263,14 +267,16 @@ def test_each_page_says_what_it_has_always_said(
                 for address, lines in pages.items()
             )
         )
-    for address, lines in _stored().items():
-        changed = list(
-            difflib.unified_diff(
-                lines, pages[address], "stored", "shown", lineterm="", n=1
-            )
+    stored = _stored()
+    assert list(pages) == list(stored)
+    changes = [
+        line
+        for address, lines in stored.items()
+        for line in difflib.unified_diff(
+            lines, pages[address], address, "shown", lineterm="", n=1
         )
-        assert not changed, "\n".join([address, *changed])
-    assert list(pages) == list(_stored())
+    ]
+    assert not changes, "\n".join(changes)
 
 
 @pytest.mark.parametrize("rows", [50, 51])
