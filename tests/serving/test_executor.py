@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from django.db import transaction
+from django.db import connections, transaction
 from django.db.models import F
 
 import agentdb
@@ -280,6 +280,24 @@ def test_inside_a_transaction_nothing_is_asked_before_a_call(
         usual, connection._readable = connection._readable, refuse
         assert db.list_agents() == []
         connection._readable = usual
+
+
+def test_a_column_of_a_type_that_the_driver_does_not_know_is_read_as_text(
+    make_postgres_database: Callable[..., str], _migrated_postgres: str
+) -> None:
+    url = make_postgres_database(template=_migrated_postgres)
+    with agentdb.connect(url) as db:
+        db.insert_api_key("k1", "acme", "hash-1", "cold")
+        with connections[db.alias].cursor() as cursor:
+            cursor.execute("CREATE TYPE temperature AS ENUM ('cold', 'hot')")
+            cursor.execute(
+                "ALTER TABLE api_keys ALTER label DROP DEFAULT, "
+                "ALTER label TYPE temperature USING label::temperature"
+            )
+
+    with agentdb.connect(url) as db:
+        [record] = db.list_api_keys_by_tenant("acme")
+    assert record.label == "cold"
 
 
 @pytest.mark.parametrize("how", ["the server", "this side"])

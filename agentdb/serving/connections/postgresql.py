@@ -12,6 +12,7 @@ from typing import Any
 import django.db
 import psycopg
 from django.db.backends.base.base import BaseDatabaseWrapper
+from psycopg.types.string import TextBinaryLoader
 
 from agentdb.conf import server_name
 from agentdb.serving.connections.base import Connection, Engine, readability
@@ -25,6 +26,7 @@ _FOLLOW_THE_INDEX = dict.fromkeys(
     ("enable_sort", "enable_incremental_sort", "jit"), "off"
 )
 _IDLE_TIMEOUT_SINCE = 140000  # idle_session_timeout
+_UNKNOWN_TYPE = 0  # the oid under which psycopg looks for the loader of any other type
 _IDLE = psycopg.pq.TransactionStatus.IDLE
 _ACTIVE = psycopg.pq.TransactionStatus.ACTIVE
 _IN_TRANSACTION = psycopg.pq.TransactionStatus.INTRANS
@@ -233,6 +235,8 @@ class PostgresConnection(Connection):
         # Instants as numbers: neither the server writes text nor Django's loader, which is in Python, reads it. They
         # are in UTC as the session is.
         self._cursor.format = psycopg.pq.Format.BINARY
+        # A type that psycopg does not know, such as an operator's citext, stays text; its default is bytes.
+        self._cursor.adapters.register_loader(_UNKNOWN_TYPE, TextBinaryLoader)
         if engine.owned and engine.call_timeout is not None:
             raw.wait = _Limit(engine, raw, engine.call_timeout).wait
         if engine.owned and engine.vendor == "postgresql":
