@@ -195,14 +195,12 @@ def _parsed(scheme: str, rest: str, *, is_file: bool) -> dict[str, Any]:
 
 def _refuse_what_would_be_dropped(scheme: str, rest: str, *, is_file: bool) -> None:
     location, _, query = rest.partition("?")
+    if "#" in rest:  # in a path, another file would be opened
+        raise _misread(scheme)
     for option in query.split("&"):
         name, equals, value = option.partition("=")  # base64 may end with "=" too
-        # A '#' in a path would open another file.
-        if "#" in rest or (option and not (name and equals)):
-            raise InvalidInputError(
-                f"The {scheme}:// URL has a '#', or a '?' that begins no option=value. Percent-encode them: %23 and "
-                "%3F."
-            )
+        if option and not (name and equals):
+            raise _misread(scheme)
         if equals and not value:  # probably an unset variable, like an empty URL
             raise InvalidInputError(
                 f"The {scheme}:// URL gives the option {name!r} no value."
@@ -213,6 +211,12 @@ def _refuse_what_would_be_dropped(scheme: str, rest: str, *, is_file: bool) -> N
         raise InvalidInputError(
             f"'{scheme}://{location}' names no file. For a database in memory, write sqlite://:memory:."
         )
+
+
+def _misread(scheme: str) -> InvalidInputError:
+    return InvalidInputError(
+        f"The {scheme}:// URL has a '#', or a '?' that begins no option=value. Percent-encode them: %23 and %3F."
+    )
 
 
 def _several_hosts(rest: str) -> tuple[str, str, str]:
