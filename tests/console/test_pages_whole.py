@@ -23,7 +23,7 @@ from django.utils import timezone
 from agentdb.conf import server_name
 from agentdb.console import report
 from agentdb.models import Agent, Sandbox, Session
-from tests.helpers.admin_fixtures import Site, fill
+from tests.helpers.admin_fixtures import Page, Site, fill
 
 PAGES = Path(__file__).with_name("pages.txt")
 NOW = datetime(2026, 3, 14, 15, 9, 26, tzinfo=UTC)
@@ -290,3 +290,24 @@ def test_a_page_of_a_list_has_up_to_50_rows(
         assert len(page.rows) == 50
         nexts = [url for url, text in page.links if "Next" in text or "Older" in text]
         assert bool(nexts) is (rows > 50), page.links
+
+
+TAKEN_BACK = (
+    ("", "7 days", "/admin/?period=7d"),
+    ("?period=7d", "24 hours", "/admin/?"),
+    ("agentdb/session/?q=x", "Contains x", "/admin/agentdb/session/?"),
+    ("agentdb/session/?q=x&status=active", "Contains x", "/admin/agentdb/session/?status=active"),
+    ("agentdb/session/runner/?id=r&period=7d", "24 hours", "/admin/agentdb/session/runner/?id=r"),
+)  # fmt: skip
+
+
+def test_a_link_that_takes_something_back_leads_to_an_address_without_it(
+    site: Site, superuser: User
+) -> None:
+    fill(site.alias, 3)
+    for address, link, leads_to in TAKEN_BACK:
+        page = Page(site.client.get(f"/admin/{address}"))
+        [found] = {url for url, text in page.links if text.strip("× ") == link}
+        # As a browser does, for which an empty address is the page itself, with its query.
+        path, _, query = f"/admin/{address}".partition("?")
+        assert f"{path}{found or '?' + query}" == leads_to
