@@ -197,11 +197,11 @@ def _refuse_what_would_be_dropped(scheme: str, rest: str, *, is_file: bool) -> N
     location, _, query = rest.partition("?")
     if "#" in rest:  # in a path, another file would be opened
         raise _misread(scheme)
-    for option in query.split("&"):
+    for option in filter(None, query.split("&")):
         name, equals, value = option.partition("=")  # base64 may end with "=" too
-        if option and not (name and equals):
+        if not name or not equals:
             raise _misread(scheme)
-        if equals and not value:  # probably an unset variable, like an empty URL
+        if not value:  # probably an unset variable, like an empty URL
             raise InvalidInputError(
                 f"The {scheme}:// URL gives the option {name!r} no value."
             )
