@@ -7,6 +7,7 @@ from datetime import timedelta
 
 import pytest
 from django.contrib.auth.models import User
+from django.db import connections
 from django.utils import timezone
 
 from agentdb.console import figures
@@ -104,3 +105,36 @@ def test_the_first_tenants_and_idle_sandboxes_are_shown(site: Site) -> None:
         idle = figures.oldest_idle_sandboxes(site.alias)
 
         assert len(tenants) == len(idle) == min(number, 8)
+
+
+def test_the_list_of_a_check_has_all_rows_however_many(
+    site: Site, superuser: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agentdb.admin.filters.CAP", 3)
+    for number in (2, 3, 4, 5):
+        _sessions(site, number, status="starting")
+        long_ago = timezone.now() - timedelta(minutes=9)
+        Session.objects.using(site.alias).update(last_active_at=long_ago)
+
+        page = site.get("agentdb/session/", check="starting")
+
+        assert len(page.rows) == number
+
+
+def test_three_values_that_cannot_be_read_are_named_and_the_others_counted(
+    site: Site, superuser: User
+) -> None:
+    connection = connections[site.alias]
+    odd = "not-a-date" if connection.vendor == "sqlite" else "infinity"
+    for number, more in ((2, 0), (3, 0), (4, 1), (5, 2)):
+        _sessions(site, number)
+        with connection.cursor() as cursor:
+            cursor.execute("UPDATE sessions SET created_at = %s", [odd])
+
+        text = site.get("agentdb/session/").text
+
+        named = re.findall(r"Row 'row-\d+' of sessions has created_at", text)
+        assert len(named) == min(number, 3)
+        assert ("There are" in text) is (more > 0)
+        if more:
+            assert f"There are {more} more." in text
