@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sqlite3
+from contextlib import closing
 from datetime import timedelta
 from typing import Any
 
@@ -11,10 +14,13 @@ from django.core.management import call_command
 from django.db import connections
 from django.utils import timezone
 
+import agentdb
 from agentdb.console import checks as console_checks
 from agentdb.console.checks import Finding, Fleet, Runner, check_of
 from agentdb.models import Agent, Sandbox, Session
+from agentdb.serving.opening import temporary_alias
 from tests.helpers.admin_fixtures import Site
+from tests.helpers.legacy_databases import sqlite_path
 
 pytestmark = pytest.mark.usefixtures("frozen_time")
 
@@ -298,3 +304,21 @@ def test_a_runner_is_late_and_then_silent(seconds: int | None, condition: str) -
     assert Runner("r", seen, 1, 0).condition == condition
     assert Runner("r", seen, 0, 1).condition == condition
     assert Runner("r", seen, 0, 0).condition == ""
+
+
+@pytest.mark.parametrize("engine", ["sqlite"])
+@pytest.mark.parametrize("command", ["overview", "verifydb"])
+def test_looking_at_a_file_leaves_every_byte_of_it_and_its_folder_as_it_was(
+    url: str, engine: str, command: str
+) -> None:
+    agentdb.connect(url).close()
+    path = sqlite_path(url)
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA journal_mode = DELETE")
+    before, beside = path.read_bytes(), sorted(path.parent.iterdir())
+
+    with temporary_alias(url) as alias:
+        call_command(command, database=alias, stdout=io.StringIO())
+
+    assert path.read_bytes() == before
+    assert sorted(path.parent.iterdir()) == beside
