@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from agentdb.interface import Db, SandboxState, SessionStatus
+from agentdb.interface import Db, SandboxRecord, SandboxState, SessionStatus
 from agentdb.testing.conformance.subject import (
     IDS,
     Kind,
@@ -49,9 +49,16 @@ def _name(call: tuple[Any, ...]) -> str:
     return str(call[0])
 
 
+def _run(db: Db, call: tuple[Any, ...]) -> Any:
+    """Make the call, a method and its arguments, and return the answer."""
+    method, *arguments = call
+    return getattr(db, method)(*arguments)
+
+
 def _claimed(db: Db, runner_id: str, **options: Any) -> Any:
     """Claim s1 for the runner, and return it: the claim must succeed, and return what is stored."""
     claimed = db.claim_session("s1", runner_id, **options)
+
     assert claimed is not None, f"{runner_id} was refused a session that it may have"
     assert claimed == db.get_session("s1")
     assert claimed.runner_id == runner_id
@@ -62,6 +69,7 @@ class FleetContract(Subject):
     # -- claims of sessions
 
     def test_a_session_that_nobody_has_is_claimed_once(self, db: Db) -> None:
+        """The first claim gets the session; another runner is refused it while the first one gives signs of life."""
         make_session(db)
 
         claimed = _claimed(db, "r1")
@@ -82,45 +90,77 @@ class FleetContract(Subject):
     def test_a_paused_session_can_be_claimed_and_stays_paused(
         self, db: Db, rows: Rows
     ) -> None:
+        """A claim changes who has a paused session, and not that it is paused."""
         rows.session(runner_id="r1", status="paused")
 
-        assert _claimed(db, "r2").status == "paused"
+        claimed = _claimed(db, "r2")
+
+        assert claimed.status == "paused"
 
     def test_a_paused_session_is_resumed_once_by_a_claim_that_sets_it_active(
         self, db: Db
     ) -> None:
-        # A claim leaves the session paused, and so open to the next claim; only together with the status is it final.
+        """Of two runners that claim a paused session and set it active in one transaction, one gets it.
+
+        A claim leaves the session paused, and so open to the next claim; only together with the status is it final.
+        """
         make_session(db)
         db.update_session_status("s1", "paused")
 
         def resume(runner_id: str, inside: Db) -> bool:
-            if inside.claim_session("s1", runner_id) is None:
+            claimed = inside.claim_session("s1", runner_id)
+            if claimed is None:
                 return False
             return inside.update_session_status("s1", "active", only_if="paused")
 
-        assert db.run_transaction(partial(resume, "r1")) is True
-        assert db.run_transaction(partial(resume, "r2")) is False
+        first = db.run_transaction(partial(resume, "r1"))
+        second = db.run_transaction(partial(resume, "r2"))
+
+        assert first is True
+        assert second is False
         session = session_of(db)
-        assert (session.runner_id, session.status) == ("r1", "active")
+        assert session.runner_id == "r1"
+        assert session.status == "active"
 
     @pytest.mark.parametrize("status", FINISHED)
     def test_a_finished_session_is_not_claimed(
-        self, db: Db, rows: Rows, status: str
+        self,
+        db: Db,
+        rows: Rows,
+        status: str,
     ) -> None:
-        # Neither as nobody's nor as a silent one: its runner is silent because the work is done.
-        before = rows.session(status=status, last_active_at=instant())
+        """No claim gets a finished session, neither as nobody's nor as a silent one.
 
-        assert db.claim_session("s1", "r1") is None
-        assert db.claim_session("s1", "r1", silent_for=timedelta(0)) is None
+        Its runner is silent because the work is done.
+        """
+        before = rows.session(
+            status=status,
+            last_active_at=instant(),
+        )
+
+        as_nobodys = db.claim_session("s1", "r1")
+        as_silent = db.claim_session("s1", "r1", silent_for=timedelta(0))
+
+        assert as_nobodys is None
+        assert as_silent is None
         assert db.get_session("s1") == before
 
     @pytest.mark.parametrize("status", ["active", "starting", "of a newer server"])
     def test_a_silent_session_of_another_runner_is_claimed_by_one(
-        self, db: Db, rows: Rows, status: str
+        self,
+        db: Db,
+        rows: Rows,
+        status: str,
     ) -> None:
-        rows.session(runner_id="r1", status=status, last_active_at=instant())
+        """A session that was silent for long enough goes to the first runner that claims it so."""
+        rows.session(
+            runner_id="r1",
+            status=status,
+            last_active_at=instant(),
+        )
+        a_century = timedelta(days=36_500)
         assert db.claim_session("s1", "r2") is None
-        assert db.claim_session("s1", "r2", silent_for=timedelta(days=36_500)) is None
+        assert db.claim_session("s1", "r2", silent_for=a_century) is None
 
         claimed = _claimed(db, "r2", silent_for=AN_HOUR)
 
@@ -131,9 +171,18 @@ class FleetContract(Subject):
     def test_silent_sessions_are_those_that_run_and_were_last_active_before(
         self, db: Db, rows: Rows
     ) -> None:
+        """Only active and starting sessions can be silent, and one that was active at that instant is not."""
         for status in SessionStatus:
-            rows.session(status, status=status.value, last_active_at=instant(-1))
-        rows.session("as old", status="active", last_active_at=instant())
+            rows.session(
+                status,
+                status=status.value,
+                last_active_at=instant(-1),
+            )
+        rows.session(
+            "as old",
+            status="active",
+            last_active_at=instant(),
+        )
 
         silent = db.get_silent_sessions(instant())
 
@@ -143,152 +192,253 @@ class FleetContract(Subject):
     def test_silent_sessions_of_all_tenants_are_the_longest_silent_first_then_by_id(
         self, db: Db, rows: Rows
     ) -> None:
+        """A limit therefore returns those of the fleet that wait for a new runner longest."""
+        just_before = instant(-0.000001)
         for id in IDS[::-1]:
-            tenant = f"tenant of {id}"
-            rows.session(id, tenant_id=tenant, last_active_at=instant(-0.000001))
+            rows.session(
+                id,
+                tenant_id=f"tenant of {id}",
+                last_active_at=just_before,
+            )
         rows.session("z longest", last_active_at=instant(-1))
 
         silent = db.get_silent_sessions(instant())
+        first = db.get_silent_sessions(instant(), limit=3)
 
         assert ids(silent) == ["z longest", *IDS]
-        assert db.get_silent_sessions(instant(), limit=3) == silent[:3]
+        assert first == silent[:3]
 
     # -- signs of life
 
     @pytest.mark.parametrize("call", SIGNS_OF_LIFE, ids=_name)
     def test_a_sign_of_life_moves_last_active_at_of_that_session_alone(
-        self, db: Db, rows: Rows, call: tuple[Any, ...]
+        self,
+        db: Db,
+        rows: Rows,
+        call: tuple[Any, ...],
     ) -> None:
-        # A runner that only sets statuses must not be taken for a silent one.
+        """Every call that concerns a running session sets its time to now, by the clock of the database.
+
+        A runner that only sets statuses must not be taken for a silent one.
+        """
         now = make_agent(db).created_at
-        rows.session(runner_id="r1", last_active_at=instant())
-        other = rows.session("s2", status="ended", last_active_at=instant())
-        method, *arguments = call
+        rows.session(
+            runner_id="r1",
+            last_active_at=instant(),
+        )
+        other = rows.session(
+            "s2",
+            status="ended",
+            last_active_at=instant(),
+        )
 
-        assert getattr(db, method)(*arguments)
+        answer = _run(db, call)
 
+        assert answer
         assert session_of(db).last_active_at >= now
         assert db.get_session("s2") == other
 
     @pytest.mark.parametrize("call", USES, ids=_name)
     def test_a_use_moves_last_used_at_of_that_sandbox_alone(
-        self, db: Db, rows: Rows, call: tuple[Any, ...]
+        self,
+        db: Db,
+        rows: Rows,
+        call: tuple[Any, ...],
     ) -> None:
+        """Every call that uses a sandbox sets its time to now, by the clock of the database."""
         now = make_agent(db).created_at
-        rows.sandbox(state="warm", last_used_at=instant())
-        other = rows.sandbox("sb2", state="warm", last_used_at=instant(1))
-        method, *arguments = call
+        rows.sandbox(
+            state="warm",
+            last_used_at=instant(),
+        )
+        other = rows.sandbox(
+            "sb2",
+            state="warm",
+            last_used_at=instant(1),
+        )
 
-        assert getattr(db, method)(*arguments)
+        answer = _run(db, call)
 
+        assert answer
         assert sandbox_of(db).last_used_at >= now
         assert db.get_sandbox("sb2") == other
 
     @pytest.mark.parametrize("call", SIGNS_OF_LIFE + USES, ids=_name)
     def test_no_call_moves_the_time_of_the_last_sign_of_life_backwards(
-        self, db: Db, rows: Rows, call: tuple[Any, ...]
+        self,
+        db: Db,
+        rows: Rows,
+        call: tuple[Any, ...],
     ) -> None:
-        # A clock that was set back would otherwise make what is alive look silent, or unused, to the whole fleet.
-        later = datetime.now(UTC).replace(microsecond=0) + AN_HOUR
-        rows.session(runner_id="r1", last_active_at=later)
-        rows.sandbox(state="warm", last_used_at=later)
-        method, *arguments = call
+        """A time that lies in the future stays as it is.
 
-        assert getattr(db, method)(*arguments)
+        A clock that was set back would otherwise make what is alive look silent, or unused, to the whole fleet.
+        """
+        now = datetime.now(UTC).replace(microsecond=0)
+        later = now + AN_HOUR
+        rows.session(
+            runner_id="r1",
+            last_active_at=later,
+        )
+        rows.sandbox(
+            state="warm",
+            last_used_at=later,
+        )
 
+        answer = _run(db, call)
+
+        assert answer
         assert session_of(db).last_active_at == later
         assert sandbox_of(db).last_used_at == later
 
     def test_touch_session_of_another_runner_is_false_and_touches_nothing(
         self, db: Db, rows: Rows
     ) -> None:
-        # This is how a runner that was cut off learns that it lost the session. A touch that went through all the same
-        # would hide from the fleet that the new runner is dead.
-        before = rows.session(runner_id="r2", last_active_at=instant())
+        """False is how a runner that was cut off learns that it lost the session.
 
-        assert db.touch_session("s1", runner_id="r1") is False
-        assert db.touch_session("s2", runner_id="r1") is False
+        A touch that went through all the same would hide from the fleet that the new runner is dead.
+        """
+        before = rows.session(
+            runner_id="r2",
+            last_active_at=instant(),
+        )
+
+        of_another = db.touch_session("s1", runner_id="r1")
+        of_nobody = db.touch_session("s2", runner_id="r1")
+
+        assert of_another is False
+        assert of_nobody is False
         assert db.get_session("s1") == before
         assert db.touch_session("s1", runner_id="r2") is True
 
     def test_touch_sessions_of_a_runner_returns_what_it_still_has(
         self, db: Db, rows: Rows
     ) -> None:
+        """The ids that come back are the runner's own; what it lost keeps its time."""
         rows.session("s1", runner_id="r1")
-        lost = rows.session("s2", runner_id="r2", last_active_at=instant())
-        free = rows.session("s3", runner_id=None, last_active_at=instant())
+        lost = rows.session(
+            "s2",
+            runner_id="r2",
+            last_active_at=instant(),
+        )
+        free = rows.session(
+            "s3",
+            runner_id=None,
+            last_active_at=instant(),
+        )
+        # The keys of a dictionary: a collection that is neither a list nor a set.
         asked = dict.fromkeys(["s1", "s2", "s3", "s4"]).keys()
 
-        assert db.touch_sessions(asked, runner_id="r1") == ["s1"]
+        touched = db.touch_sessions(asked, runner_id="r1")
 
+        assert touched == ["s1"]
         assert db.get_session("s2") == lost
         assert db.get_session("s3") == free
 
     def test_touching_several_returns_those_there_are_in_the_order_given_each_once(
         self, kind: Kind
     ) -> None:
-        # One UPDATE returns its rows in any order, and an id given twice once: the implementation has to restore both.
+        """The ids of rows that exist come back in the caller's order.
+
+        One UPDATE returns its rows in any order, and an id given twice once: the implementation has to restore both.
+        """
+        long_ago = {kind.time: instant()}
         for id in [*IDS, "not asked for"]:
-            kind.make(id, **{kind.time: instant()})
-        touched = ["é", "a", "10", "😀"]
+            kind.make(id, **long_ago)
 
-        assert kind.touch(["nobody", "é", "a", "é", "10", "😀"]) == touched
+        touched = kind.touch(["nobody", "é", "a", "é", "10", "😀"])
 
-        later = [id for id, time in kind.times().items() if time > instant()]
-        assert sorted(later) == sorted(touched)
+        assert touched == ["é", "a", "10", "😀"]
+        times = kind.times()
+        moved = [id for id in times if times[id] > instant()]
+        assert sorted(moved) == sorted(touched)
 
     def test_several_that_one_call_touches_have_one_time(self, kind: Kind) -> None:
-        # A time for each row would order rows that nothing orders, and tell a loop of statements from one.
+        """One call is one instant.
+
+        A time for each row would order rows that nothing orders, and tell a loop of statements from one.
+        """
         for id in ("a", "b", "c"):
             kind.make(id)
 
         kind.touch(("c", "a", "b"))
 
-        assert len({*kind.times().values()}) == 1
+        different = {*kind.times().values()}
+        assert len(different) == 1
 
     def test_ten_thousand_are_touched_at_once(self, kind: Kind) -> None:
         # A placeholder an id would be too many: SQLite may be built for 999 of them.
         kind.make("9999")
+        asked = [str(number) for number in range(10_000)]
 
-        assert kind.touch([str(number) for number in range(10_000)]) == ["9999"]
+        touched = kind.touch(asked)
+
+        assert touched == ["9999"]
 
     # -- conditions: compared in the statement that writes. After a read of its own, two callers could both be told True
 
     def test_a_status_is_set_only_if_it_is_one_of_those(
         self, db: Db, rows: Rows
     ) -> None:
+        """``only_if`` takes one status or any collection of them, members and strings alike."""
         before = rows.session(last_active_at=instant())
         update = db.update_session_status
 
-        assert update("s1", "paused", only_if="active") is False
-        assert update("s1", "paused", only_if=["active", "ended"]) is False
-        assert update("s2", "paused", only_if="starting") is False
+        if_another = update("s1", "paused", only_if="active")
+        if_one_of_others = update("s1", "paused", only_if=["active", "ended"])
+        if_missing = update("s2", "paused", only_if="starting")
+
+        assert if_another is False
+        assert if_one_of_others is False
+        assert if_missing is False
         # Not even last_active_at: a refused update does not count as a sign of life.
         assert db.get_session("s1") == before
-        assert update("s1", "paused", only_if={SessionStatus.STARTING, "ended"})
+
+        if_one_of_these = update(
+            "s1",
+            "paused",
+            only_if={SessionStatus.STARTING, "ended"},
+        )
+
+        assert if_one_of_these
         changed = session_of(db)
         assert changed.status == "paused"
         assert changed.last_active_at > instant()
 
     def test_a_state_is_set_only_if_it_is_one_of_those(self, db: Db) -> None:
+        """``only_if`` takes one state or any collection of them, members and strings alike."""
         make_sandbox(db)
         update = db.update_sandbox_state
 
-        assert update("sb1", "cold", only_if="warm") is False
-        assert update("sb2", "cold", only_if="warming") is False
-        assert update("sb1", "warm", only_if=(SandboxState.WARMING, "cold")) is True
+        if_another = update("sb1", "cold", only_if="warm")
+        if_missing = update("sb2", "cold", only_if="warming")
+        if_one_of_these = update(
+            "sb1",
+            "warm",
+            only_if=(SandboxState.WARMING, "cold"),
+        )
+
+        assert if_another is False
+        assert if_missing is False
+        assert if_one_of_these is True
         assert sandbox_of(db).state == "warm"
 
     def test_a_runner_is_set_only_if_that_one_has_it(self, db: Db) -> None:
-        # only_if=None is a condition, "nobody has it", and not the absence of one; and = NULL is never true in SQL.
+        """``only_if=None`` is a condition, "nobody has it", and not the absence of one.
+
+        In SQL it needs IS NULL: = NULL is never true.
+        """
         make_session(db)
         update = db.update_session_runner
 
         assert update("s1", "r1", only_if="r2") is False
         assert update("s1", "r1", only_if=None) is True
+
+        # r1 has it now.
         assert update("s1", "r2", only_if=None) is False
         assert update("s1", None, only_if="r2") is False
         assert update("s1", None, only_if="r1") is True
+
         assert session_of(db).runner_id is None
 
     # -- a warm pool
@@ -296,38 +446,67 @@ class FleetContract(Subject):
     def test_a_warm_sandbox_is_claimed_with_its_session(
         self, db: Db, rows: Rows
     ) -> None:
-        rows.sandbox(state="warm", last_used_at=instant())
+        """A claim takes the sandbox out of the pool and gives it to the session, in one step."""
+        rows.sandbox(
+            state="warm",
+            last_used_at=instant(),
+        )
 
         claimed = db.claim_warm_sandbox("support-bot", "s1")
 
         # As it is now, unlike claim_eviction_candidate(): the caller goes on to use what it gets.
         assert claimed == sandbox_of(db)
-        assert (claimed.state, claimed.session_id) == ("waiting", "s1")
+        assert claimed.state == "waiting"
+        assert claimed.session_id == "s1"
         assert db.claim_warm_sandbox("support-bot", "s1") is None
 
     def test_the_least_recently_used_warm_sandbox_is_claimed_first_then_by_id(
         self, db: Db, rows: Rows
     ) -> None:
         for id in IDS[::-1]:
-            rows.sandbox(id, state="warm", last_used_at=instant())
-        rows.sandbox("z older", state="warm", last_used_at=instant(-1))
+            rows.sandbox(
+                id,
+                state="warm",
+                last_used_at=instant(),
+            )
+        rows.sandbox(
+            "z older",
+            state="warm",
+            last_used_at=instant(-1),
+        )
 
-        claimed = drained(lambda: db.claim_warm_sandbox("support-bot", "s1"))
+        def claim() -> SandboxRecord | None:
+            return db.claim_warm_sandbox("support-bot", "s1")
+
+        claimed = drained(claim)
 
         assert ids(claimed) == ["z older", *IDS]
 
     def test_a_sandbox_that_is_not_in_the_pool_is_not_claimed(
         self, db: Db, rows: Rows
     ) -> None:
+        """The pool of an agent holds its own warm sandboxes, of its tenant, that have no session."""
         for state in {*SandboxState} - {"warm"}:
             rows.sandbox(f"is {state}", state=state.value)
-        rows.sandbox("has a session", state="warm", session_id="s0")
-        rows.sandbox("another's", state="warm", tenant_id="acme")
-        rows.sandbox("another agent's", state="warm", agent_name="another-bot")
+        rows.sandbox(
+            "has a session",
+            state="warm",
+            session_id="s0",
+        )
+        rows.sandbox(
+            "another's",
+            state="warm",
+            tenant_id="acme",
+        )
+        rows.sandbox(
+            "another agent's",
+            state="warm",
+            agent_name="another-bot",
+        )
 
-        assert db.claim_warm_sandbox("support-bot", "s1") is None
-        claimed = [
-            db.claim_warm_sandbox("support-bot", "s1", "acme"),
-            db.claim_warm_sandbox("another-bot", "s1"),
-        ]
-        assert ids(claimed) == ["another's", "another agent's"]
+        ours = db.claim_warm_sandbox("support-bot", "s1")
+        anothers = db.claim_warm_sandbox("support-bot", "s1", "acme")
+        another_agents = db.claim_warm_sandbox("another-bot", "s1")
+
+        assert ours is None
+        assert ids([anothers, another_agents]) == ["another's", "another agent's"]
