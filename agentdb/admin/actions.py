@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from django.contrib.admin import helpers
 from django.db import connections, router
 from django.db.models import Exists, OuterRef, QuerySet
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse, QueryDict
 from django.utils import timezone
 from django.utils.functional import Promise
 from django.utils.translation import gettext, gettext_lazy
@@ -77,38 +77,55 @@ class Action:
         """Ask; after confirmation act on the ticked rows, or on all that the list's filters leave."""
         asked = Asked.of(request)
         work = Work(self, model_admin, request, asked)
-        rows = model_admin.get_queryset(request).filter(pk__in=asked.ids)
         if asked.is_all:
             rows = listed.filter(created_at__lte=asked.at)
-        return work.question(rows) if asked.confirmed is None else work.run(rows)
+        else:
+            # The list's filters may leave out a ticked row that has changed since.
+            own = model_admin.get_queryset(request)
+            rows = own.filter(pk__in=asked.ids)
+        if asked.confirmed is None:
+            return work.question(rows)
+        return work.run(rows)
 
     def changes(self, row: Any) -> bool:
         """Return whether the row's page offers the action."""
-        return not self.only or getattr(row, self.columns[0]) in self.only
+        if not self.only:
+            return True
+        value = getattr(row, self.columns[0])
+        return value in self.only
 
 
 def _pause(db: Db, id: str, sure: bool) -> str:
-    live = (SessionStatus.ACTIVE, SessionStatus.STARTING)
-    if db.update_session_status(id, SessionStatus.PAUSED, only_if=live):
+    # The Db compares and writes in one statement, so that a session which ends meanwhile stays ended.
+    is_paused = db.update_session_status(
+        id,
+        SessionStatus.PAUSED,
+        only_if=(SessionStatus.ACTIVE, SessionStatus.STARTING),
+    )
+    if is_paused:
         return ""
     return _status_of(db, id)
 
 
 def _status_of(db: Db, id: str) -> str:
-    """Return the status for which a session was skipped."""
+    """Return the status for which a session was skipped, or that it is gone."""
     session = db.get_session(id)
-    return _gone(False) if session is None else session.status
+    if session is None:
+        return _gone(False)
+    return session.status
 
 
 def _cool(db: Db, id: str, sure: bool) -> str:
     sandbox = db.get_sandbox(id)
-    if sandbox is not None and sandbox.state == SandboxState.COLD:
+    is_cold = sandbox is not None and sandbox.state == SandboxState.COLD
+    if is_cold:
         return gettext("already cold")
     is_there = db.update_sandbox_state(id, SandboxState.COLD)
     return _gone(is_there)
 
 
 def _delete_sandbox(db: Db, id: str, sure: bool) -> str:
+    # The page asks once more about live sessions; after that the user is sure.
     if not sure and _has_live_session(db, id):
         return gettext("a live session runs in it")
     is_there = db.delete_sandbox(id)
@@ -118,7 +135,9 @@ def _delete_sandbox(db: Db, id: str, sure: bool) -> str:
 def _has_live_session(db: Db, sandbox_id: str) -> bool:
     """Return whether the sandbox is up for a live session; ``_endangered`` counts these beforehand."""
     sandbox = db.get_sandbox(sandbox_id)
-    if sandbox is None or sandbox.state not in ALIVE or not sandbox.session_id:
+    if sandbox is None or sandbox.state not in ALIVE:
+        return False
+    if not sandbox.session_id:
         return False
     session = db.get_session(sandbox.session_id)
     return session is not None and session.status in LIVE
@@ -225,24 +244,31 @@ class Asked:
     def of(cls, request: HttpRequest) -> Asked:
         """Read the form. Whoever edits it by hand gets the defaults of what cannot be read."""
         post = request.POST
+        # PostgreSQL refuses NUL in a text.
         chosen = post.getlist(helpers.ACTION_CHECKBOX_NAME)
-        confirmed = post.get("confirmed", "")
+        ids = [id for id in chosen if id and "\x00" not in id]
+        reached = post.get("reached", "")
+        asked_at = readable(post.get("asked_at"))
         return cls(
-            ids=[id for id in chosen if id and "\x00" not in id],
+            ids=ids,
             is_all=post.get("select_across") == "1",
-            confirmed=_number(confirmed) if confirmed else None,
-            at=readable(post.get("asked_at")) or timezone.now(),
+            confirmed=_number(post, "confirmed") if post.get("confirmed") else None,
+            at=asked_at or timezone.now(),
             sure=post.get("sure") == "1",
-            reached=post.get("reached", "").replace("\x00", ""),
-            done=_number(post.get("done", "")),
-            skipped=_number(post.get("skipped", "")),
+            reached=reached.replace("\x00", ""),
+            done=_number(post, "done"),
+            skipped=_number(post, "skipped"),
             lines=post.get("lines", ""),
         )
 
 
-def _number(text: str) -> int:
-    """Return the number that a form sent, or 0."""
-    return int(text) if text.isdecimal() and len(text) < 12 else 0
+def _number(post: QueryDict, field: str) -> int:
+    """Return the number in a field of a form, or 0."""
+    text = post.get(field, "")
+    # int() raises for a text of thousands of digits.
+    if text.isdecimal() and len(text) < 12:
+        return int(text)
+    return 0
 
 
 @dataclass(slots=True)
@@ -287,13 +313,15 @@ class Work:
         if not asked.is_all:
             rest = [id for id in set(asked.ids) if id > reached]
             return sorted(rest)[:BATCH]
-        allowed = (asked.confirmed or 0) - asked.done - len(self.rows)
+        confirmed = asked.confirmed or 0
+        allowed = confirmed - asked.done - len(self.rows)
         if allowed <= 0:
             return []
         if reached:
             rows = rows.filter(pk__gt=reached)
         ids = rows.order_by("pk").values_list("pk", flat=True)
-        return list(ids[: min(BATCH, allowed)])
+        most = min(BATCH, allowed)
+        return list(ids[:most])
 
     def _act(self, ids: Sequence[str]) -> None:
         """Act on a batch and write the audit log, in one transaction; sets ``error`` if it is rolled back."""
@@ -308,6 +336,7 @@ class Work:
             found = list(rows.filter(pk__in=ids))
             for id in ids:
                 reasons[id] = self.action.act(db, id, self.asked.sure)
+            # Without a reason to skip it, a row was changed.
             changed = [row for row in found if not reasons[row.pk]]
             if rows.model is Session:
                 # An operator's write is not a sign of life, but the Db sets last_active_at with every status. The rows
@@ -315,12 +344,14 @@ class Work:
                 sessions = Session.objects.using(alias)
                 sessions.bulk_update(changed, ["last_active_at"], batch_size=BATCH)
             before = self._values(changed)
-            after = self._values(rows.filter(pk__in=list(before)))
+            written = rows.filter(pk__in=list(before))
+            # A row that was deleted is None.
+            after = dict.fromkeys(before) | self._values(written)
             entry = Entry(
                 self.action.verb,
                 changed,
                 before,
-                dict.fromkeys(before) | after,
+                after,
             )
             # Inside the transaction: if the line cannot be written, nothing happens.
             if changed:
@@ -343,24 +374,32 @@ class Work:
 
     def _values(self, rows: Iterable[Any]) -> dict[str, Any]:
         """Return what the audit log records of each row, by id: a value, or several by column."""
+        columns = self.action.columns
         values: dict[str, Any] = {}
         for row in rows:
-            of_row = {column: getattr(row, column) for column in self.action.columns}
-            [first, *others] = of_row.values()
-            values[row.pk] = of_row if others else first
+            if len(columns) == 1:
+                values[row.pk] = getattr(row, columns[0])
+                continue
+            values[row.pk] = {column: getattr(row, column) for column in columns}
         return values
 
     def question(self, rows: QuerySet[Any]) -> HttpResponse:
         """Ask whether to act on the rows; the form has their number, and their ids if they were ticked."""
         # Counted exactly, not up to a limit: the user confirms this number, and no more rows than that are changed.
-        is_all = self.asked.is_all
-        most = NAMED if is_all else MOST_LISTED
-        found = read(rows.order_by("pk")[:most], [])
+        in_order = rows.order_by("pk")
+        if self.asked.is_all:
+            found = read(in_order[:NAMED], [])
+            count = rows.order_by().count()
+            # Django runs no action without a ticked row, also if all are meant.
+            ticked = found[:1]
+        else:
+            found = read(in_order[:MOST_LISTED], [])
+            count = len(found)
+            ticked = found
         named = found[:NAMED]
-        count = rows.order_by().count() if is_all else len(found)
-        # Django runs no action without a ticked row, also if all are meant.
-        ticked = found[:1] if is_all else found
-        endangered = _endangered(rows) if self.action is DELETE_SANDBOX else 0
+        endangered: int | None = 0
+        if self.action is DELETE_SANDBOX:
+            endangered = _endangered(rows)
         return self._page(
             "confirm_action",
             count,
@@ -375,12 +414,17 @@ class Work:
     def result(self, reached: str = "") -> HttpResponse:
         """Return what was done and skipped, and a form that continues after ``reached`` if there is more."""
         asked = self.asked
+        # Of all steps: the form has the numbers of those before.
         count = asked.done + len(self.rows)
-        skipped = asked.skipped + sum(map(len, self.skipped.values()))
+        skipped = asked.skipped
+        skipped += sum(len(ids) for ids in self.skipped.values())
         lines = self._lines()
-        folders = _folders(lines) if self.action is DELETE_SANDBOX else []
+        folders = []
+        if self.action is DELETE_SANDBOX:
+            folders = _folders(lines)
         rows = self.rows[:MOST_LISTED]
         undo_url = ""
+        # A runner's page has a verb of its own, which begins like that of a pause.
         if lines and self.action.verb.startswith(PAUSE.verb):
             undo_url = page_url(self.model_admin.admin_site, "undo")
         return self._page(
@@ -424,9 +468,14 @@ class Work:
         Undoing a pause needs them, and they name workspace folders.
         """
         lines = self.asked.lines
-        if lines == TOO_LONG or not (self.action.keeps_lines and self.before):
+        has_more = self.action.keeps_lines and self.before
+        if not has_more or lines == TOO_LONG:
             return lines
-        line = json.dumps({"action": self.action.verb, "before": self.before})
+        entry = {
+            "action": self.action.verb,
+            "before": self.before,
+        }
+        line = json.dumps(entry)
         lines = f"{lines}\n{line}".strip()
         # A part of the lines would undo a part of the work, and look like all of it.
         return lines if len(lines) <= LONGEST_LINES else TOO_LONG
@@ -437,13 +486,19 @@ def pause_runner(
 ) -> HttpResponse:
     """Pause all live sessions of a runner. Its page has asked already."""
     alias = router.db_for_write(Session)
-    sessions = Session.objects.using(alias).of_runner(runner_id).live()
+    its = Session.objects.using(alias).of_runner(runner_id)
+    sessions = its.live()
     asked = Asked.of(request)
     # The number of now, not of the page: what has become live since is paused too, as the page says.
     if asked.confirmed is None:
-        asked = replace(asked, is_all=True, confirmed=sessions.count())
+        asked = replace(
+            asked,
+            is_all=True,
+            confirmed=sessions.count(),
+        )
     pause = replace(PAUSE, verb=f"pause all of runner {runner_id}")
-    return Work(pause, model_admin, request, asked).run(sessions)
+    work = Work(pause, model_admin, request, asked)
+    return work.run(sessions)
 
 
 def _endangered(rows: QuerySet[Any]) -> int | None:
@@ -451,10 +506,16 @@ def _endangered(rows: QuerySet[Any]) -> int | None:
 
     All sandboxes of a large tenant may be meant: without an answer the page asks anyway.
     """
-    sessions = Session.objects.using(rows.db).live()
-    its_session = sessions.filter(pk=OuterRef("session_id"))
-    found = rows.filter(Exists(its_session), state__in=ALIVE).order_by()
-    return ask(connections[rows.db], found.count).value
+    live = Session.objects.using(rows.db).live()
+    its_session = live.filter(pk=OuterRef("session_id"))
+    found = rows.filter(
+        Exists(its_session),
+        state__in=ALIVE,
+    )
+    # A count needs no order, and sorting all rows takes time.
+    count = found.order_by().count
+    answer = ask(connections[rows.db], count)
+    return answer.value
 
 
 # -- lines of the audit log: what rows were before
@@ -466,12 +527,17 @@ def _read_line(line: str) -> tuple[str, Mapping[str, Any]]:
     The action is '' if it was refused or rolled back. Raises ``ValueError`` for anything but a line of the audit log.
     """
     try:
-        found = json.loads(line[line.index("{") :])
+        begin = line.index("{")
+        found = json.loads(line[begin:])
+        # The lines of a form have no outcome.
         is_done = found.get("outcome", "done") == "done"
-        return str(found["action"]) if is_done else "", {**found["before"]}
+        action = str(found["action"]) if is_done else ""
+        # Unlike dict(), this refuses a list of pairs.
+        before = {**found["before"]}
     except (ValueError, KeyError, TypeError) as error:
         text = gettext("This is not a line of the audit log: %s")
         raise ValueError(text % line[:80]) from error
+    return action, before
 
 
 def _folders(lines: str) -> list[tuple[str, str]]:
@@ -481,7 +547,8 @@ def _folders(lines: str) -> list[tuple[str, str]]:
         for line in lines.splitlines():
             _, before = _read_line(line)
             for id, row in before.items():
-                folders.append((id, row["workspace_dir"]))
+                folder = row["workspace_dir"]
+                folders.append((id, folder))
     return folders[:MOST_LISTED]
 
 
@@ -491,10 +558,15 @@ def _paused_by(lines: str) -> dict[str, str]:
     Raises ``ValueError`` for a line that does not record a pause.
     """
     statuses: dict[str, str] = {}
-    for line in filter(None, map(str.strip, lines.splitlines())):
+    for pasted in lines.splitlines():
+        line = pasted.strip()
+        if not line:
+            continue
         action, before = _read_line(line)
+        # Only what a pause can have changed: the line may have been edited by hand.
         known = {id: status for id, status in before.items() if status in LIVE}
-        if not (known and action.startswith(PAUSE.verb)):
+        is_pause = action.startswith(PAUSE.verb)
+        if not is_pause or not known:
             text = gettext("This line does not say that sessions were paused: %s")
             raise ValueError(text % line[:80])
         statuses |= known
@@ -532,8 +604,12 @@ def _resume(
     """Set the sessions, those that are still paused, to the statuses by id."""
 
     def act(db: Db, id: str, sure: bool) -> str:
-        status = SessionStatus(before[id])
-        if db.update_session_status(id, status, only_if=SessionStatus.PAUSED):
+        is_resumed = db.update_session_status(
+            id,
+            SessionStatus(before[id]),
+            only_if=SessionStatus.PAUSED,
+        )
+        if is_resumed:
             return ""
         return _status_of(db, id)
 
@@ -543,4 +619,6 @@ def _resume(
         ids=list(before),
         confirmed=len(before),
     )
-    return Work(resume, model_admin, request, asked).run(Session.objects.none())
+    work = Work(resume, model_admin, request, asked)
+    # The ids are in the form, as if they were ticked: no query has to find them.
+    return work.run(Session.objects.none())

@@ -28,7 +28,11 @@ logger = logging.getLogger("agentdb.audit")
 FILE_SETTING = "AGENTDB_AUDIT_LOG"  # a path; lines are appended and flushed to the disk
 LOG_SETTING = "AGENTDB_ADMIN_LOG"  # False: do not write Django's log of actions
 # Django's kinds of actions, by ours; all others are changes.
-_FLAGS = {"delete": DELETION, "revoke": DELETION, "issue": ADDITION}
+_FLAGS = {
+    "delete": DELETION,
+    "revoke": DELETION,
+    "issue": ADDITION,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +91,14 @@ def _write(
     more: Mapping[str, Any],
 ) -> None:
     """Write a line to the file, if one is configured, and to the logger."""
+    now = datetime.now(UTC)
+    address = ""
+    if request is not None:
+        address = request.META.get("REMOTE_ADDR", "")
     line = {
-        "at": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        "at": now.isoformat(timespec="milliseconds"),
         "user": user,
-        "from": request.META.get("REMOTE_ADDR", "") if request is not None else "",
+        "from": address,
         "action": action,
         "outcome": outcome,
         **more,
@@ -142,16 +150,20 @@ def _message(entry: Entry, id: str) -> str:
     """Return what the row's history says, such as "pause: active → paused"."""
     if id not in entry.before:
         return entry.action
+    before = entry.before[id]
     after = entry.after.get(id) or "gone"
-    return f"{entry.action}: {entry.before[id]} → {after}"
+    return f"{entry.action}: {before} → {after}"
 
 
 def _append(path: str, text: str) -> None:
     """Append a line and flush it to the disk."""
     # O_APPEND and a single write keep the lines of several processes apart.
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    line = f"{text}\n".encode()
+    # The owner alone may read a new file: its lines name users, tenants and addresses.
+    descriptor = os.open(path, flags, 0o600)
     try:
-        os.write(descriptor, f"{text}\n".encode())
+        os.write(descriptor, line)
         os.fsync(descriptor)
     finally:
         os.close(descriptor)

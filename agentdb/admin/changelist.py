@@ -50,7 +50,10 @@ class Order:
 
     @property
     def parameter(self) -> str:
-        return self.at if self.oldest_first else f"-{self.at}"
+        """The value in the address, which Django writes in this way too: "-created_at" is the newest first."""
+        if self.oldest_first:
+            return self.at
+        return f"-{self.at}"
 
     @property
     def reversed(self) -> Order:
@@ -59,11 +62,10 @@ class Order:
     def expressions(self) -> list[Any]:
         # The id makes the order total: without it, rows of the same instant could be on two pages or on none. Its order
         # is that of the index, whatever the locale of the server.
-        at = F(self.at)
-        id = CodePointOrder("id")
+        columns: list[Any] = [F(self.at), CodePointOrder("id")]
         if self.oldest_first:
-            return [at.asc(), id.asc()]
-        return [at.desc(), id.desc()]
+            return [column.asc() for column in columns]
+        return [column.desc() for column in columns]
 
     def place(self, rows: Iterable[Any]) -> str:
         """Return the place of the first row whose timestamp and id can be read, for ``beyond``; '' if there is none.
@@ -72,8 +74,9 @@ class Order:
         """
         for row in rows:
             at = getattr(row, self.at)
-            if not is_unreadable(at) and not is_unreadable(row.pk):
-                return f"{at.isoformat()},{row.pk}"
+            if is_unreadable(at) or is_unreadable(row.pk):
+                continue
+            return f"{at.isoformat()},{row.pk}"
         return ""
 
     def beyond(self, place: str) -> Q:
@@ -83,17 +86,19 @@ class Order:
         """
         # Whoever edits the address can name times outside the calendar, and NUL, which PostgreSQL refuses in a text.
         text, _, id = place.partition(",")
+        id = id.replace("\x00", "")
         try:
             at = datetime.fromisoformat(text).astimezone(UTC)
         except (ValueError, OverflowError) as error:
             raise IncorrectLookupParameters(error) from error
-        compare, lookup = (GreaterThan, "gt") if self.oldest_first else (LessThan, "lt")
-        behind = compare(CodePointOrder("id"), id.replace("\x00", ""))
+        lookup = "gt" if self.oldest_first else "lt"
+        compare = GreaterThan if self.oldest_first else LessThan
         # An index finds the place by the first condition alone, which the second implies. The second leaves out rows
         # of the same instant that the page before has shown. Django has no row values, (at, id) < (x, y).
-        from_here = Q(**{f"{self.at}__{lookup}e": at})
-        later = Q(**{f"{self.at}__{lookup}": at})
-        return from_here & (later | Q(behind))
+        from_here = Q((f"{self.at}__{lookup}e", at))
+        later = Q((f"{self.at}__{lookup}", at))
+        behind = Q(compare(CodePointOrder("id"), id))
+        return from_here & (later | behind)
 
 
 class Uncounted(Paginator):  # type: ignore[type-arg]
@@ -125,21 +130,24 @@ class RowList(ChangeList):
         return found
 
     def get_ordering(self, request: HttpRequest, queryset: Any) -> Any:
+        """Return the order that the address asks for, or the list's own one; sets ``order``."""
         # Django builds the links of filters and headings from these parameters. Without the place in them, a link that
         # changes a filter leads to the first page.
         self.params.pop(AFTER, None)
         self.filter_params.pop(AFTER, None)
         asked = request.GET.get(SORT, "")
-        name = asked.removeprefix("-")
-        self.order = self.own_order
-        if name in self.model_admin.orders:
-            self.order = Order(name, oldest_first=name == asked)
-        return self.order.expressions()
+        at = asked.removeprefix("-")
+        order = self.own_order
+        if at in self.model_admin.orders:
+            order = Order(at, oldest_first=at == asked)
+        self.order = order
+        return order.expressions()
 
     @property
     def own_order(self) -> Order:
         """The newest first, by the timestamp that has an index; by another one, a page sorts the table."""
-        return Order(next(iter(self.model_admin.orders)))
+        indexed = next(iter(self.model_admin.orders))
+        return Order(indexed)
 
     def get_results(self, request: HttpRequest) -> None:
         """Read the page's rows, and what they name, and count all that match.
@@ -156,7 +164,10 @@ class RowList(ChangeList):
         self.result_list = rows[: self.list_per_page]
         self.result_count = len(self.result_list)
         has_more = len(rows) > self.list_per_page
-        self.end = self.order.place(reversed(self.result_list)) if has_more else ""
+        self.end = ""
+        if has_more:
+            last_first = reversed(self.result_list)
+            self.end = self.order.place(last_first)
         if self.is_first and not has_more:
             self.total = Figure(self.result_count)
         elif not self.is_cut_off:
@@ -168,7 +179,8 @@ class RowList(ChangeList):
         """Count all pages' rows, up to the limit of ``capped_count``; None if that takes too long."""
         connection = connections[self.queryset.db]
         count = partial(capped_count, self.queryset)
-        return ask(connection, count, seconds=COUNT_SECONDS).value
+        answer = ask(connection, count, seconds=COUNT_SECONDS)
+        return answer.value
 
     def _rows(self, after: str) -> list[Any]:
         """Return the rows after a place, and one more than a page has if there are more.
@@ -179,9 +191,10 @@ class RowList(ChangeList):
         rows = self.queryset
         if after:
             rows = rows.filter(self.order.beyond(after))
+        wanted = rows[: self.list_per_page + 1]
         try:
             with question(connections[rows.db], SEARCH_SECONDS):
-                return read(rows[: self.list_per_page + 1], self.problems)
+                return read(wanted, self.problems)
         except Unanswered as error:
             # If even an indexed query is slow, the database has a problem.
             is_search = self.set_filters or self.order.at != self.own_order.at
@@ -212,16 +225,18 @@ class RowList(ChangeList):
         ]
         if self.query:
             found.append((gettext("Contains"), self.query, SEARCH_VAR))
-        return [
-            (title, shown, self.get_query_string(remove=[parameter]))
-            for title, shown, parameter in found
-        ]
+        shown_filters = []
+        for title, value, parameter in found:
+            without = self.get_query_string(remove=[parameter])
+            shown_filters.append((title, value, without))
+        return shown_filters
 
     def _misunderstood(self, request: HttpRequest) -> list[str]:
         """Return a sentence for each part of the address that is invalid."""
         found = [spec.mistake for spec in self._active if spec.mistake]
         asked = request.GET.get(SORT, "")
-        if asked and asked.removeprefix("-") not in self.model_admin.orders:
+        at = asked.removeprefix("-")
+        if asked and at not in self.model_admin.orders:
             text = gettext("%s is not an order of this list.")
             found.append(text % f"{SORT}={asked[:60]}")
         if ERROR_FLAG in request.GET:
@@ -232,8 +247,9 @@ class RowList(ChangeList):
 
     @property
     def names(self) -> str:
-        """The model's name, in the number of the rows on all pages."""
-        return name_of(self.model, self.total.rows if self.total else 0)
+        """The model's name, in the number of the rows on all pages; the plural if that is unknown."""
+        rows = self.total.rows if self.total else 0
+        return name_of(self.model, rows)
 
     def order_url(self, order: Order) -> str:
         """Return the link to this list in another order; it begins at the first page."""
@@ -241,4 +257,7 @@ class RowList(ChangeList):
         return self.get_query_string({SORT: parameter})
 
     def order_name(self, order: Order) -> str:
-        return str(self.model_admin.orders[order.at][order.oldest_first])
+        """Return what the heading's link says, such as "oldest first"."""
+        newest_first, oldest_first = self.model_admin.orders[order.at]
+        name = oldest_first if order.oldest_first else newest_first
+        return str(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 from urllib.parse import urlencode
 
@@ -41,9 +42,10 @@ LONGEST_URL = 4_000
 
 def name_of(model: type[Model], rows: int = 1) -> str:
     """Return the model's name for one row, or for many, in the page's language."""
+    name = model._meta.verbose_name_plural
     if rows == 1:
-        return gettext(str(model._meta.verbose_name))
-    return gettext(str(model._meta.verbose_name_plural))
+        name = model._meta.verbose_name
+    return gettext(str(name))
 
 
 def heading_of(model: type[Model]) -> str:
@@ -89,7 +91,10 @@ def _url(site: admin.AdminSite, name: str, *args: str, **query: str) -> str:
     given = {name: value for name, value in query.items() if value}
     if given:
         url = f"{url}?{urlencode(given)}"
-    return url if len(url) <= LONGEST_URL else ""
+    # A page whose link would lead to an error shows the text without a link.
+    if len(url) > LONGEST_URL:
+        return ""
+    return url
 
 
 def page_url(site: admin.AdminSite, name: str, **query: str) -> str:
@@ -107,7 +112,9 @@ def row_url(site: admin.AdminSite, row: Model | None) -> str:
     # The stored text of such an id is escaped for display, so the row would not be found by it.
     if row is None or is_unreadable(row.pk):
         return ""
-    return _url(site, f"agentdb_{row._meta.model_name}_change", quote(row.pk))
+    model = row._meta.model_name
+    id = quote(row.pk)
+    return _url(site, f"agentdb_{model}_change", id)
 
 
 def own_url(request: HttpRequest, field: str) -> str:
@@ -115,7 +122,9 @@ def own_url(request: HttpRequest, field: str) -> str:
     # Otherwise a form that somebody else made could send a user of this page on to any other.
     url = request.POST.get(field, "")
     is_ours = url_has_allowed_host_and_scheme(
-        url, {request.get_host()}, require_https=request.is_secure()
+        url,
+        allowed_hosts={request.get_host()},
+        require_https=request.is_secure(),
     )
     return url if is_ours else ""
 
@@ -155,7 +164,11 @@ def column_value(row: Model, column: str) -> Any:
 
 
 def _short(
-    text: str, head: int, tail: int, url: str = "", domain: str = ""
+    text: str,
+    head: int,
+    tail: int,
+    url: str = "",
+    domain: str = "",
 ) -> SafeString:
     """Return a text of which the page shows the first and last characters, and not the domain after it.
 
@@ -163,7 +176,8 @@ def _short(
     """
     # All of it is in the page, so that copying and the browser's search find it; the style hides the middle.
     whole = text + domain
-    start, middle, end = text, "", ""
+    start = text
+    middle = end = ""
     if len(text) > head + tail + LEAST_HIDDEN:
         start = text[:head]
         middle = cut(text[head:-tail])
@@ -190,10 +204,14 @@ def _hidden(text: str) -> str:
 
 
 def id_link(url: str, id: str) -> SafeString:
-    return _short(id, 8, 4, url)
+    return _short(id, head=8, tail=4, url=url)
 
 
-def row_link(site: admin.AdminSite, row: Model, text: object = None) -> SafeString:
+def row_link(
+    site: admin.AdminSite,
+    row: Model,
+    text: object = None,
+) -> SafeString:
     """Return the link to a row: its id, or a text."""
     url = row_url(site, row)
     if text is None:
@@ -210,21 +228,26 @@ def runner_link(site: admin.AdminSite, name: str | None) -> SafeString:
     if name is None:
         return none()
     url = page_url(site, "runner", id=name)
-    if len(name) <= 14 + LEAST_HIDDEN:
-        return _short(name, 8, 6, url)
+    shown = partial(_short, head=8, tail=6, url=url)
+    # Short enough to be shown whole, with its domain.
+    if len(name) <= 8 + 6 + LEAST_HIDDEN:
+        return shown(name)
     host, dot, domain = name.partition(".")
-    return _short(host, 8, 6, url, dot + domain)
+    return shown(host, domain=dot + domain)
 
 
 def short_path(path: str) -> SafeString:
-    return _short(path, 10, 14)
+    # The end of a path tells more than its beginning.
+    return _short(path, head=10, tail=14)
 
 
 def percent_of(part: int, whole: int) -> str:
     """Return the width of a bar; a part above zero stays visible."""
     if not part:
         return "0"
-    return f"{max(100 * part / whole, 0.8):.1f}"
+    share = 100 * part / whole
+    width = max(share, 0.8)
+    return f"{width:.1f}"
 
 
 def none() -> SafeString:
@@ -244,17 +267,27 @@ def badge(value: str) -> SafeString:
 
 def slug(value: str) -> str:
     """Return the end of the value's CSS class; values of newer servers have a neutral one."""
-    known = (*SessionStatus, *SandboxState, "silent", "late", "gone", "ok")
+    known = (
+        *SessionStatus,
+        *SandboxState,
+        # Of no column: what the pages say of runners, and of missing rows.
+        "silent",
+        "late",
+        "gone",
+        "ok",
+    )
     return value if value in known else "other"
 
 
 def missing(text: str, *, is_id: bool = False, matters: bool = False) -> SafeString:
     """Return the name of a row that does not exist; in red if something live needs it."""
+    shown = id_link("", text) if is_id else cut(text)
+    style = "agentdb-wrong" if matters else ""
     return format_html(
         '<span class="agentdb-quiet" title="{}">{} <em class="{}">({})</em></span>',
         gettext("Nothing with this name is stored."),
-        id_link("", text) if is_id else cut(text),
-        "agentdb-wrong" if matters else "",
+        shown,
+        style,
         gettext("missing"),
     )
 
@@ -294,9 +327,12 @@ def when(instant: datetime | None) -> SafeString:
 
 def viewable(site: admin.AdminSite, request: HttpRequest) -> list[type[Model]]:
     """Return the models whose rows the user may see, in the order of the navigation."""
-    return [
-        model
-        for model in (Session, Sandbox, Agent, ApiKey)
-        if model in site._registry
-        and site._registry[model].has_view_permission(request)
-    ]
+    found: list[type[Model]] = []
+    for model in (Session, Sandbox, Agent, ApiKey):
+        # A host project's site may lack some of them.
+        model_admin = site._registry.get(model)
+        if model_admin is None:
+            continue
+        if model_admin.has_view_permission(request):
+            found.append(model)
+    return found

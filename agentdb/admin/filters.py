@@ -61,8 +61,12 @@ class ColumnFilter(SimpleListFilter):
         return self.value()
 
     def condition(self) -> Q:
-        """Return what rows must meet. Raises ``ValueError`` with a sentence for a value that means nothing."""
-        return Q(**{self.column: self.value()})
+        """Return what rows must meet; ``queryset`` calls it only with a value.
+
+        Raises ``ValueError`` with a sentence, which the list shows, for a value that means nothing.
+        """
+        wanted = {self.column: self.value()}
+        return Q(**wanted)
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
         """Return the rows that meet the condition; Django calls it once for each list or export."""
@@ -79,12 +83,15 @@ class ColumnFilter(SimpleListFilter):
             return queryset.none()
 
     def has_output(self) -> bool:
-        return True  # Django leaves out a filter without choices
+        # Django leaves out a filter without choices, but any value can be typed here.
+        return True
 
     def choices(self, changelist: ChangeList) -> Iterator[Any]:
+        """Return Django's choices, with links; sets ``hidden`` for the template, which asks for them first."""
         # The form of a typed value sends the other parameters too.
-        self.hidden = {**changelist.params}
-        self.hidden.pop(self.parameter_name, None)
+        others = dict(changelist.params)
+        others.pop(self.parameter_name, None)
+        self.hidden = others
         return super().choices(changelist)
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> Sequence[Any]:
@@ -101,10 +108,13 @@ class TextFilter(ColumnFilter):
         return ()
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> Sequence[Any]:
+        """Return values to suggest, each with itself as its label."""
         # Suggestions only: if they cannot be read, the list still works. Django asks for them when it makes the filter,
         # also for an export; that costs a few probes of an index.
-        values = ask(self.connection, self.known_values).value or ()
-        return [(value, value) for value in values[:SUGGESTIONS]]
+        answer = ask(self.connection, self.known_values)
+        values = answer.value or ()
+        suggested = values[:SUGGESTIONS]
+        return [(value, value) for value in suggested]
 
 
 class IndexedTextFilter(TextFilter):
@@ -123,17 +133,20 @@ class AgentNameFilter(TextFilter):
     """Names of agents: those of the filtered tenant, or the newest ones."""
 
     def known_values(self) -> Sequence[str]:
+        """Return the names in order, each once; none to a user who may not see agents."""
         allowed = viewable(self.model_admin.admin_site, self.request)
         if Agent not in allowed:
             return ()
         # No index has the names alone: those of a tenant, or else of the newest agents.
         agents = Agent.objects.using(self.connection.alias).newest_first()
-        tenant_id = self.request.GET.get("tenant_id", "").replace("\x00", "")
+        tenant_id = self.request.GET.get("tenant_id", "")
+        tenant_id = tenant_id.replace("\x00", "")
         if tenant_id:
             agents = agents.of_tenant(tenant_id).order_by("name")
         names = agents.values_list("name", flat=True)
         # Agents of several tenants may have the same name.
-        return sorted(set(names[:NEWEST_AGENTS]))
+        distinct = set(names[:NEWEST_AGENTS])
+        return sorted(distinct)
 
 
 class ChoiceFilter(ColumnFilter):
@@ -177,10 +190,12 @@ class AgeFilter(ColumnFilter):
                 "known": ", ".join(self.buckets),
             }
             raise ValueError(text % words)
-        at = moment(value.removeprefix("over"), timezone.now())
-        if value.startswith("over"):
-            return Q(**{f"{self.column}__lt": at})
-        return Q(**{f"{self.column}__gte": at})
+        age = value.removeprefix("over")
+        at = moment(age, timezone.now())
+        # A row is older than an age if its timestamp is before that moment.
+        lookup = "lt" if value.startswith("over") else "gte"
+        wanted = {f"{self.column}__{lookup}": at}
+        return Q(**wanted)
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> Sequence[Any]:
         return list(self.buckets.items())
@@ -193,9 +208,11 @@ class PeriodFilter(ColumnFilter):
     lookup: ClassVar[str]
 
     def condition(self) -> Q:
-        column = next(iter(self.model_admin.orders))  # a timestamp with an index
+        # The first order of a list is by the timestamp that has an index.
+        column = next(iter(self.model_admin.orders))
         at = moment(self.value(), timezone.now())
-        return Q(**{f"{column}__{self.lookup}": at})
+        wanted = {f"{column}__{self.lookup}": at}
+        return Q(**wanted)
 
 
 class FromFilter(PeriodFilter):
@@ -233,7 +250,8 @@ class CheckFilter(ColumnFilter):
         if self.check is None:
             text = gettext("%s is not a check of this table.")
             raise ValueError(text % self.value()[:60])
-        rows = self.check.counted(Fleet(self.connection.alias))
+        fleet = Fleet(self.connection.alias)
+        rows = self.check.counted(fleet)
         found = rows.order_by().values_list("pk", flat=True)
         # A check's conditions may be slow, and the page, its count and its export would each evaluate them again, in an
         # order that suits the list instead of the check. So find its rows once, and name them if they are few.

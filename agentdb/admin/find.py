@@ -56,6 +56,9 @@ _VALUES = (
 )
 
 
+Link = tuple[str, str]  # its text and its address
+
+
 class Hit(NamedTuple):
     """One result: a row, or a page of all rows with a value."""
 
@@ -82,7 +85,8 @@ class Search:
 
     def __post_init__(self) -> None:
         self.beginning = self.text
-        if shortened := _SHORTENED.fullmatch(self.text):
+        shortened = _SHORTENED.fullmatch(self.text)
+        if shortened:
             self.beginning, self.end = shortened.groups()
 
     def hits(self) -> list[Hit]:
@@ -103,23 +107,38 @@ class Search:
         by_label = Q(label__icontains=self.text)
         found += self._answer(Agent, self._named, Agent, "name", by_name)
         found += self._answer(ApiKey, self._named, ApiKey, "label", by_label)
-        return sorted(dict.fromkeys(found), key=lambda hit: not hit.is_exact)
+        # Several tables may have the same tenant. Sorting is stable: otherwise the order above remains.
+        distinct = dict.fromkeys(found)
+        return sorted(distinct, key=lambda hit: not hit.is_exact)
 
     def _answer(
-        self, model: type[Model], ask: Callable[..., Iterable[Hit]], *of: Any
+        self,
+        model: type[Model],
+        search: Callable[..., Iterable[Hit]],
+        *of: Any,
     ) -> list[Hit]:
-        """Return the results that ``ask`` finds in a table; none if the user may not see it, or after ``SECONDS``."""
+        """Return the results that ``search``, called with ``of``, finds in a table.
+
+        None if the user may not see the table, or if the query takes longer than ``SECONDS``.
+        """
         if model not in self.allowed:
             return []
-        answer = self.budget.ask(lambda: list(ask(*of)), SECONDS)
+
+        # A generator would run its query after the time limit.
+        def read() -> list[Hit]:
+            return list(search(*of))
+
+        answer = self.budget.ask(read, SECONDS)
         return answer.value or []
 
     def _hit(self, row: Model, text: str, name: str) -> Hit:
         """Return the row as a result, which is exact if its name is the text."""
+        kind = name_of(type(row))
+        url = row_url(self.site, row)
         return Hit(
-            name_of(type(row)),
+            kind,
             text,
-            row_url(self.site, row),
+            url,
             is_exact=name == self.text,
         )
 
@@ -128,11 +147,14 @@ class Search:
         return value.startswith(self.beginning) and value.endswith(self.end)
 
     def _key(self) -> Iterator[Hit]:
-        """Find the API key that the text is."""
-        record = DjangoDb(self.alias).authenticate(self.text)
-        if record is not None:
-            name = record.label or record.id
-            yield self._hit(ApiKey(pk=record.id), name, self.text)
+        """Find the API key that the text is; the result names its label, or its id."""
+        db = DjangoDb(self.alias)
+        record = db.authenticate(self.text)
+        if record is None:
+            return
+        row = ApiKey(pk=record.id)
+        name = record.label or record.id
+        yield self._hit(row, name, self.text)
 
     def _ids(self, model: type[Model]) -> Iterator[Hit]:
         """Find rows by their id, its beginning, or what a page shows of it.
@@ -146,10 +168,11 @@ class Search:
             # LIKE 'x%' uses an index on neither engine: SQLite's ignores case, PostgreSQL's needs the C locale. But in
             # most collations the ids with this prefix follow it directly.
             most = LOOKED_THROUGH if self.end else SHOWN
-            following = ids.filter(pk__gte=self.beginning)[:most]
-            found = [id for id in following if self._is_meant(id)]
+            following = ids.filter(pk__gte=self.beginning)
+            found = [id for id in following[:most] if self._is_meant(id)]
         for id in found[:SHOWN]:
-            yield self._hit(model(pk=id), text=id, name=id)
+            row = model(pk=id)
+            yield self._hit(row, text=id, name=id)
 
     def _values(self, model: type[Model], column: str, kind: str) -> Iterator[Hit]:
         """Find tenants or runners by the index of a column; ``kind`` is the name of their page."""
@@ -160,21 +183,28 @@ class Search:
             at_least=self.beginning,
             limit=SHOWN,
         )
-        for value in filter(self._is_meant, values):
+        for value in values:
+            if not self._is_meant(value):
+                continue
+            url = page_url(self.site, kind, id=value)
             yield Hit(
                 gettext(kind),
                 value,
-                page_url(self.site, kind, id=value),
+                url,
                 is_exact=value == self.text,
             )
 
     def _named(self, model: type[Model], column: str, condition: Q) -> Iterator[Hit]:
         """Find rows by a name; the result names the tenant, because several may have an agent of this name."""
         rows: QuerySet[Any] = model._default_manager.using(self.alias)
-        for row in rows.filter(condition).order_by(column)[:SHOWN]:
+        named = rows.filter(condition).order_by(column)
+        for row in named[:SHOWN]:
             name = getattr(row, column)
             text = gettext("%(name)s of %(tenant)s")
-            text %= {"name": name, "tenant": row.tenant_id}
+            text %= {
+                "name": name,
+                "tenant": row.tenant_id,
+            }
             yield self._hit(row, text, name)
 
 
@@ -191,12 +221,21 @@ def find(model_admin: Any, request: HttpRequest) -> HttpResponse:
     allowed = viewable(site, request)
     if not allowed:
         raise PermissionDenied
+    # PostgreSQL refuses NUL in a text.
     pasted = request.POST.get("q", "").replace("\x00", "")
     text = pasted.strip(_AROUND)[:LONGEST]
     hits: list[Hit] = []
     if text:
-        with Budget(connections[model_admin.alias]) as budget:
-            hits = Search(site, model_admin.alias, allowed, text, budget).hits()
+        alias = model_admin.alias
+        with Budget(connections[alias]) as budget:
+            search = Search(
+                site,
+                alias,
+                allowed,
+                text,
+                budget,
+            )
+            hits = search.hits()
     # One exact match opens even if others begin alike.
     meant = [hit for hit in hits if hit.is_exact] or hits
     if len(meant) == 1 and meant[0].url:
@@ -205,6 +244,9 @@ def find(model_admin: Any, request: HttpRequest) -> HttpResponse:
     is_secret = text.startswith(PREFIX) or _MAY_BE_KEY.fullmatch(text) is not None
     if is_secret:
         text = ""
+    containing: list[Link] = []
+    if text:
+        containing = _containing(site, request, allowed, text)
     return page(
         model_admin,
         request,
@@ -213,20 +255,26 @@ def find(model_admin: Any, request: HttpRequest) -> HttpResponse:
         text=text,
         may_be_key=is_secret,
         hits=hits,
-        containing=_containing(site, request, allowed, text) if text else [],
+        containing=containing,
     )
 
 
 def _containing(
-    site: Any, request: HttpRequest, allowed: Collection[type[Model]], text: str
-) -> list[tuple[str, str]]:
+    site: Any,
+    request: HttpRequest,
+    allowed: Collection[type[Model]],
+    text: str,
+) -> list[Link]:
     """Return links to lists with the text in any column, the current list with its filters first."""
     links = []
     origin = own_url(request, "from")
     if origin:
+        # Its address may have filters already.
         sign = "&" if "?" in origin else "?"
-        url = origin + sign + urlencode({"q": text})
-        links.append((gettext("The list you came from"), url))
+        query = urlencode({"q": text})
+        label = gettext("The list you came from")
+        links.append((label, origin + sign + query))
     for model in allowed:
-        links.append((heading_of(model), list_url(site, model, q=text)))
+        url = list_url(site, model, q=text)
+        links.append((heading_of(model), url))
     return links

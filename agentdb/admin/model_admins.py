@@ -79,16 +79,29 @@ else:
 LONGEST_JSON = 20_000  # characters of a row as JSON that its page offers to copy
 
 
+# A method of a model admin that gets a row, and returns what the row's cell in the list shows.
+Cell = Callable[[Any, Any], Any]
+
+
 def shown(
-    column: str, name: Any, show: Callable[[Any], Any] = when
-) -> Callable[[Any, Any], Any]:
+    column: str,
+    name: Any,
+    show: Callable[[Any], Any] = when,
+) -> Cell:
     """Return a column of a list that shows a value, by default as a relative time."""
-    return linked(name, lambda site, row: show(getattr(row, column)), column)
+
+    def show_value(site: admin.AdminSite, row: Any) -> Any:
+        value = getattr(row, column)
+        return show(value)
+
+    return linked(name, show_value, ordering=column)
 
 
 def linked(
-    name: Any, show: Callable[[Any, Any], Any], ordering: str | None = None
-) -> Callable[[Any, Any], Any]:
+    name: Any,
+    show: Callable[[Any, Any], Any],
+    ordering: str | None = None,
+) -> Cell:
     """Return a column of a list that shows something of a row, with links to other pages of the site.
 
     ``show`` gets the site and the row. ``ordering`` is the timestamp by which the heading sorts.
@@ -101,8 +114,11 @@ def linked(
     return cell
 
 
-def those_of_agent(model: type[Model], name: Any) -> Callable[[Any, Any], Any]:
-    """Return a column with links to the rows of a list's agents."""
+def those_of_agent(model: type[Model], name: Any) -> Cell:
+    """Return a column with links to the rows of a list's agents.
+
+    "none" if the user may not see these rows, or if the names are too long for an address.
+    """
 
     def show(site: admin.AdminSite, row: Any) -> SafeString:
         if model not in row.allowed:
@@ -113,7 +129,9 @@ def those_of_agent(model: type[Model], name: Any) -> Callable[[Any, Any], Any]:
             tenant_id=row.tenant_id,
             agent_name=row.name,
         )
-        return link(url, name) if url else none()
+        if not url:
+            return none()
+        return link(url, name)
 
     return linked(name, show)
 
@@ -127,7 +145,10 @@ class ReadFirstAdmin(ModelAdmin):
 
     # The timestamps that can order a list, with the name of each order. The first has an index.
     orders: ClassVar[Mapping[str, tuple[Any, Any]]] = {
-        "created_at": (gettext_lazy("newest first"), gettext_lazy("oldest first"))
+        "created_at": (
+            gettext_lazy("newest first"),
+            gettext_lazy("oldest first"),
+        ),
     }
     actions: Sequence[Action] = ()
     # Views of pages besides lists and rows, which get the model admin and the request.
@@ -143,9 +164,13 @@ class ReadFirstAdmin(ModelAdmin):
 
     @property
     def media(self) -> forms.Media:
+        """The style and the script of all pages."""
         # None of Django's scripts: the one for actions needs elements that these lists do not have.
         script: Any = forms.Script("agentdb/console.js", defer=True)
-        return forms.Media(css={"all": ["agentdb/console.css"]}, js=[script])
+        return forms.Media(
+            css={"all": ["agentdb/console.css"]},
+            js=[script],
+        )
 
     # Django draws a form if a user may change a row, and offers to delete it. So these are denied to all, and the
     # actions ask for a permission of their own, which the project's change permission gives.
@@ -163,7 +188,8 @@ class ReadFirstAdmin(ModelAdmin):
         # Django would ignore the action of somebody who may not act. It belongs in the audit log.
         asked = request.POST.get("action")
         if asked and not self.has_act_permission(request):
-            refuse(request, f"{asked[:100]} of {self.opts.verbose_name_plural}")
+            rows = self.opts.verbose_name_plural
+            refuse(request, f"{asked[:100]} of {rows}")
         return super().changelist_view(request, extra_context)
 
     @guard
@@ -200,22 +226,23 @@ class ReadFirstAdmin(ModelAdmin):
 
     def row_actions(self, request: HttpRequest, row: Any) -> list[Action]:
         """Return the actions that this user may run on the row in its present state."""
-        return [
-            action
-            for action in self.actions
-            if self.has_act_permission(request) and action.changes(row)
-        ]
+        if not self.has_act_permission(request):
+            return []
+        return [action for action in self.actions if action.changes(row)]
 
     def render_change_form(
         self, request: HttpRequest, context: Any, *args: Any, **more: Any
     ) -> Any:
+        """Add to the context what ``row.html`` shows of the row that ``get_object`` has read."""
         # The template shows the row instead of Django's form, which is made nevertheless, read-only and unread.
-        if (row := more.get("obj")) is not None:
+        row = more.get("obj")
+        if row is not None:
             about = rows.about(self.admin_site, row, self.alias)
+            kind = capfirst(name_of(self.model))
             json = as_json(row)
             context |= {
                 **about,
-                "title": f"{capfirst(name_of(self.model))} {about['name']}",
+                "title": f"{kind} {about['name']}",
                 "subtitle": None,
                 "problems": row.problems,
                 "json": json if len(json) <= LONGEST_JSON else "",
@@ -230,8 +257,10 @@ class ReadFirstAdmin(ModelAdmin):
     def lookup_allowed(
         self, lookup: str, value: str, request: HttpRequest | None = None
     ) -> bool:
+        """Return whether an address may filter by the lookup: only by the parameters of our filters."""
         # Django allows any lookup on a column: one could guess key hashes by prefix, or scan a table.
-        return lookup in {spec.parameter_name for spec in self.list_filter}  # type: ignore[union-attr]
+        filters: Any = self.list_filter
+        return lookup in {each.parameter_name for each in filters}
 
     def get_object(
         self, request: HttpRequest, object_id: str, from_field: str | None = None
@@ -243,7 +272,8 @@ class ReadFirstAdmin(ModelAdmin):
         if "\x00" in object_id:  # which PostgreSQL refuses in a text
             return None
         problems: list[Problem] = []
-        found = read(self.get_queryset(request).filter(pk=object_id), problems)
+        wanted = self.get_queryset(request).filter(pk=object_id)
+        found = read(wanted, problems)
         allowed = viewable(self.admin_site, request)
         find_linked(found, self.alias, allowed, problems)
         for row in found:
@@ -261,7 +291,8 @@ class ReadFirstAdmin(ModelAdmin):
 
     id_link = linked(gettext_lazy("id"), row_link, "id")
     tenant = linked(
-        gettext_lazy("tenant"), lambda site, row: tenant_link(site, row.tenant_id)
+        gettext_lazy("tenant"),
+        lambda site, row: tenant_link(site, row.tenant_id),
     )
     agent = linked(gettext_lazy("agent"), agent_link)
     created = shown("created_at", gettext_lazy("created"))
@@ -286,11 +317,21 @@ class AgentAdmin(ReadFirstAdmin):
         "updated",
         "created",
     )
-    list_filter = (TenantFilter, NameFilter, CreatedFilter)
-    search_fields = ("id", "name", "path", "tenant_id")
+    list_filter = (
+        TenantFilter,
+        NameFilter,
+        CreatedFilter,
+    )
+    search_fields = (
+        "id",
+        "name",
+        "path",
+        "tenant_id",
+    )
 
     name_link = linked(
-        gettext_lazy("name"), lambda site, row: row_link(site, row, row.name)
+        gettext_lazy("name"),
+        lambda site, row: row_link(site, row, row.name),
     )
     sessions = those_of_agent(Session, gettext_lazy("sessions"))
     sandboxes = those_of_agent(Sandbox, gettext_lazy("sandboxes"))
@@ -331,7 +372,13 @@ class SessionAdmin(ReadFirstAdmin):
         ToFilter,
         CheckFilter,
     )
-    search_fields = ("id", "agent_name", "sandbox_id", "runner_id", "tenant_id")
+    search_fields = (
+        "id",
+        "agent_name",
+        "sandbox_id",
+        "runner_id",
+        "tenant_id",
+    )
     actions = (PAUSE,)
 
     views = {
@@ -347,7 +394,8 @@ class SessionAdmin(ReadFirstAdmin):
 
     sandbox = linked(gettext_lazy("sandbox"), other_link)
     runner = linked(
-        gettext_lazy("runner"), lambda site, row: runner_link(site, row.runner_id)
+        gettext_lazy("runner"),
+        lambda site, row: runner_link(site, row.runner_id),
     )
     last_active = shown("last_active_at", gettext_lazy("last active"))
 
@@ -381,7 +429,13 @@ class SandboxAdmin(ReadFirstAdmin):
         ToFilter,
         CheckFilter,
     )
-    search_fields = ("id", "agent_name", "session_id", "workspace_dir", "tenant_id")
+    search_fields = (
+        "id",
+        "agent_name",
+        "session_id",
+        "workspace_dir",
+        "tenant_id",
+    )
     actions = (COOL, DELETE_SANDBOX)
 
     state_badge = shown("state", gettext_lazy("state"), badge)
@@ -393,15 +447,29 @@ class SandboxAdmin(ReadFirstAdmin):
 
 @admin.register(ApiKey)
 class ApiKeyAdmin(ReadFirstAdmin):
-    list_display = ("label_link", "tenant", "id_link", "masked_hash", "created")
-    list_filter = (TenantFilter, CreatedFilter)
-    search_fields = ("id", "label", "tenant_id")
+    list_display = (
+        "label_link",
+        "tenant",
+        "id_link",
+        "masked_hash",
+        "created",
+    )
+    list_filter = (
+        TenantFilter,
+        CreatedFilter,
+    )
+    search_fields = (
+        "id",
+        "label",
+        "tenant_id",
+    )
     actions = (REVOKE,)
 
     has_add_permission = ModelAdmin.has_add_permission  # type: ignore[assignment]
 
     label_link = linked(
-        gettext_lazy("label"), lambda site, row: row_link(site, row, rows.label_of(row))
+        gettext_lazy("label"),
+        lambda site, row: row_link(site, row, rows.label_of(row)),
     )
     masked_hash = shown("key_hash", gettext_lazy("hash"), masked)
 

@@ -41,6 +41,9 @@ from agentdb.console.questions import Answer, Budget, Problem
 from agentdb.console.report import Report, examine, unanswered
 from agentdb.models import Agent, ApiKey, Sandbox, Session
 
+# A value, its rows, their share of the whole in percent, and the link to them.
+Bar = tuple[str, Figure, str, str]
+
 
 class ChartBar(NamedTuple):
     """The two bars of an hour, one below the other, and the link to its sessions."""
@@ -79,7 +82,8 @@ class Chart:
 
 
 # In pixels, as in activity.html: the height of a full bar.
-_OPENED_HEIGHT, _FAILED_HEIGHT = 96, 32
+_OPENED_HEIGHT = 96
+_FAILED_HEIGHT = 32
 
 
 def chart(hours: list[Hour], url: Callable[[datetime], str]) -> Chart:
@@ -116,16 +120,22 @@ def chart(hours: list[Hour], url: Callable[[datetime], str]) -> Chart:
     )
 
 
-def activity_chart(request: HttpRequest, budget: Budget, **of: str) -> Answer[Chart]:
+def activity_chart(
+    request: HttpRequest,
+    budget: Budget,
+    **of: str,
+) -> Answer[Chart]:
     """Return sessions opened and failed per hour of the requested period, a day or a week.
 
     ``of`` narrows it to a runner or a tenant.
     """
-    hours = 168 if request.GET.get("period") == "7d" else 24
-    listed = partial(list_url, site_of(request), Session, **of)
+    is_week = request.GET.get("period") == "7d"
+    hours = 7 * 24 if is_week else 24
+    site = site_of(request)
 
-    def url(hour: datetime) -> str:
-        return listed(**period_query(hour, timedelta(hours=1)))
+    def url(begin: datetime) -> str:
+        period = period_query(begin, timedelta(hours=1))
+        return list_url(site, Session, **of, **period)
 
     def ask() -> Chart:
         counted = activity(budget.connection, hours, **of)
@@ -136,9 +146,10 @@ def activity_chart(request: HttpRequest, budget: Budget, **of: str) -> Answer[Ch
 
 def period_query(begin: datetime, span: timedelta) -> dict[str, str]:
     """Return the parameters of a list that limit it to the period, in UTC."""
+    end = begin + span
     return {
         "from": f"{begin:%Y-%m-%dT%H:%M}",
-        "to": f"{begin + span:%Y-%m-%dT%H:%M}",
+        "to": f"{end:%Y-%m-%dT%H:%M}",
     }
 
 
@@ -146,14 +157,17 @@ def _round_up(value: int) -> int:
     """Return the top of a scale, rounded; at least 10, so that one failure does not look like an incident."""
     # 1,386 is below 2,000, and 98 below 100: the labels at the top and in the middle are short numbers.
     digits = len(str(value))
-    size: int = 10 ** max(digits - 1, 1)
-    rounded = math.ceil(value / size) * size
-    return max(rounded, size)
+    zeros = max(digits - 1, 1)
+    unit: int = 10**zeros
+    units = math.ceil(value / unit)
+    return max(units, 1) * unit
 
 
 def share_bars(
-    figures: Mapping[str, Figure], column: str, url: Callable[..., str]
-) -> list[tuple[str, Figure, str, str]]:
+    figures: Mapping[str, Figure],
+    column: str,
+    url: Callable[..., str],
+) -> list[Bar]:
     """Return each value of the column with its rows, its share of the whole in percent, and the link to its rows.
 
     ``url`` returns the address of a list for the value of the column, which it gets by keyword.
@@ -162,7 +176,8 @@ def share_bars(
     bars = []
     for value, figure in figures.items():
         share = percent_of(figure.rows, whole)
-        bars.append((value, figure, share, url(**{column: value})))
+        filters = {column: value}
+        bars.append((value, figure, share, url(**filters)))
     return bars
 
 
@@ -218,9 +233,12 @@ class _Overview:
 
     def _is_empty(self, totals: Mapping[type[Model], Answer[Figure]]) -> bool:
         """Return whether nothing is stored. Who may see only some of the tables is not told so."""
-        if set(totals) != {Session, Sandbox, Agent, ApiKey}:
+        every_table = {Session, Sandbox, Agent, ApiKey}
+        if set(totals) != every_table:
             return False
-        return all(total.value == Figure(0) for total in totals.values())
+        # A count that failed has no value, and is not taken for 0.
+        nothing = Figure(0)
+        return all(total.value == nothing for total in totals.values())
 
     def _attention(self, report: Report) -> dict[str, Any]:
         """Return the findings of the checks, urgent ones first, and the checks that were not made.
@@ -249,11 +267,13 @@ class _Overview:
         return model._default_manager.using(self.budget.connection.alias)
 
     def _shares(self, model: type[Model], column: str) -> Answer[Any]:
-        """Count the rows of a table by an indexed column."""
+        """Count the rows of a table by an indexed column; the answer has what ``share_bars`` returns."""
+        rows = self._rows(model)
+        listed = partial(list_url, self.site, model)
 
-        def ask() -> Any:
-            figures = by_value(self._rows(model), column)
-            return share_bars(figures, column, partial(list_url, self.site, model))
+        def ask() -> list[Bar]:
+            figures = by_value(rows, column)
+            return share_bars(figures, column, listed)
 
         return self.budget.ask(ask)
 
@@ -269,7 +289,10 @@ class _Overview:
     ) -> dict[str, Any]:
         """Return the parts about sessions; ``sample`` says of how many newest ones the tenants are counted."""
         found = runners.value or []
-        is_sample = sessions.value is not None and sessions.value.rows > NEWEST
+        most_live = max((runner.live for runner in found), default=0)
+        # All sessions are too many to count by tenant: only the newest are.
+        counted = sessions.value
+        is_sample = counted is not None and counted.rows > NEWEST
         tenants = partial(top_tenants, self.budget.connection.alias)
         return {
             "activity": activity_chart(self.request, self.budget),
@@ -277,13 +300,13 @@ class _Overview:
             "tenants": self.budget.ask(tenants),
             "sample": f"{NEWEST:,}" if is_sample else "",
             "runners": Answer(found[:TOP], runners.problem),
-            "most_live": max((runner.live for runner in found), default=0),
+            "most_live": most_live,
             "more_runners": max(len(found) - TOP, 0),
         }
 
 
 def _rows_url(site: AdminSite, found: Finding) -> str:
-    """Return the address of what a finding is about."""
+    """Return the address of what a finding is about: a runner, this page's part on the schema, or rows."""
     if found.code == "runner" and found.runner:
         return page_url(site, "runner", id=found.runner)
     if found.code in ("pending", "drift"):
