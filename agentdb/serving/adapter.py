@@ -107,7 +107,10 @@ class DjangoDb(Db):
     # -- agents
 
     def upsert_agent(
-        self, name: str, path: str, tenant_id: str = DEFAULT_TENANT_ID
+        self,
+        name: str,
+        path: str,
+        tenant_id: str = DEFAULT_TENANT_ID,
     ) -> AgentRecord:
         return self._executor.one(
             AgentRecord,
@@ -130,7 +133,9 @@ class DjangoDb(Db):
 
     def list_agents(self, tenant_id: str = DEFAULT_TENANT_ID) -> list[AgentRecord]:
         return self._executor.all(
-            AgentRecord, queries.LIST_AGENTS, tenant_id=self._tenant(tenant_id)
+            AgentRecord,
+            queries.LIST_AGENTS,
+            tenant_id=self._tenant(tenant_id),
         )
 
     def delete_agent(self, name: str, tenant_id: str = DEFAULT_TENANT_ID) -> bool:
@@ -170,7 +175,9 @@ class DjangoDb(Db):
     ) -> bool:
         if only_if is None:
             return self._update_session(
-                queries.UPDATE_SESSION_STATUS, id, status=session_status(status)
+                queries.UPDATE_SESSION_STATUS,
+                id,
+                status=session_status(status),
             )
         wanted = json.dumps(session_statuses("only_if", only_if))
         return self._update_session(
@@ -206,7 +213,9 @@ class DjangoDb(Db):
 
     def get_session(self, id: str) -> SessionRecord | None:
         return self._executor.first(
-            SessionRecord, queries.GET_SESSION, id=identifier("Session id", id)
+            SessionRecord,
+            queries.GET_SESSION,
+            id=identifier("Session id", id),
         )
 
     def list_sessions(
@@ -222,7 +231,9 @@ class DjangoDb(Db):
         values = {"tenant_id": self._tenant(tenant_id)}
         if agent is not None:
             values["agent_name"] = identifier("Agent name", agent)
-        statuses = [] if status is None else session_statuses("status", status)
+        statuses: list[str] = []
+        if status is not None:
+            statuses = session_statuses("status", status)
         if runner_id is not None:
             values["runner_id"] = identifier("Runner id", runner_id)
         return self._list(SessionRecord, values, statuses, limit, before)
@@ -238,7 +249,9 @@ class DjangoDb(Db):
         if agent is not None:
             values["agent_name"] = identifier("Agent name", agent)
         filters = frozenset(values) - {"tenant_id"}
-        statuses = [] if status is None else session_statuses("status", status)
+        statuses: list[str] = []
+        if status is not None:
+            statuses = session_statuses("status", status)
         return self._executor.one(
             int,
             queries.count_sessions(filters, len(statuses)),
@@ -254,7 +267,11 @@ class DjangoDb(Db):
         )
 
     def claim_session(
-        self, id: str, runner_id: str, *, silent_for: timedelta | None = None
+        self,
+        id: str,
+        runner_id: str,
+        *,
+        silent_for: timedelta | None = None,
     ) -> SessionRecord | None:
         values: dict[str, Any] = {
             "id": identifier("Session id", id),
@@ -270,12 +287,13 @@ class DjangoDb(Db):
     def get_silent_sessions(
         self, older_than: datetime, *, limit: int | None = None
     ) -> list[SessionRecord]:
-        values: dict[str, Any] = {"older_than": aware_instant("older_than", older_than)}
-        if limit is not None:
+        values: dict[str, Any] = {}
+        values["older_than"] = aware_instant("older_than", older_than)
+        is_limited = limit is not None
+        if is_limited:
             values["limit"] = page_limit(limit)
-        return self._executor.all(
-            SessionRecord, queries.GET_SILENT_SESSIONS[limit is not None], **values
-        )
+        query = queries.GET_SILENT_SESSIONS[is_limited]
+        return self._executor.all(SessionRecord, query, **values)
 
     def touch_session(self, id: str, *, runner_id: str | None = None) -> bool:
         id = identifier("Session id", id)
@@ -286,13 +304,21 @@ class DjangoDb(Db):
         self, ids: Collection[str], *, runner_id: str | None = None
     ) -> list[str]:
         ids = identifiers("Session id", ids)
-        touched = self._touch_sessions(True, runner_id, ids=json.dumps(ids))
+        in_json = json.dumps(ids)
+        touched = self._touch_sessions(True, runner_id, ids=in_json)
         return [id for id in ids if id in touched]
 
     def _touch_sessions(
-        self, many: bool, runner_id: str | None, **values: str
+        self,
+        many: bool,
+        runner_id: str | None,
+        **values: str,
     ) -> set[str]:
-        """Touch the session ``id``, or the ``ids``, unless they are another runner's; return those that it touched."""
+        """Touch one session or several, and return the ids of those that exist.
+
+        ``values`` has the ``id``, or with ``many`` the JSON array ``ids``. With a ``runner_id``, sessions that are not
+        on that runner count as absent.
+        """
         of_runner = runner_id is not None
         if of_runner:
             values["runner_id"] = identifier("Runner id", runner_id)
@@ -306,7 +332,8 @@ class DjangoDb(Db):
 
     def delete_session(self, id: str) -> bool:
         return self._executor.changed(
-            queries.DELETE_SESSION, id=identifier("Session id", id)
+            queries.DELETE_SESSION,
+            id=identifier("Session id", id),
         )
 
     def bulk_pause_sessions_by_runner(self, runner_id: str) -> int:
@@ -330,19 +357,23 @@ class DjangoDb(Db):
         def prune(inside: Executor) -> int:
             check_session_tables(connections[self.alias], tables)
             pruned = inside.all(SessionRecord, queries.PRUNE_SESSIONS, **values)
+            if not pruned:
+                return 0
             ids = json.dumps([session.id for session in pruned])
-            if pruned:
-                inside.count(queries.PRUNE_SANDBOXES, session_ids=ids)
-                for table in tables:
-                    inside.count(
-                        queries.delete_rows_of_sessions(table), session_ids=ids
-                    )
+            inside.count(queries.PRUNE_SANDBOXES, session_ids=ids)
+            for table in tables:
+                delete = queries.delete_rows_of_sessions(table)
+                inside.count(delete, session_ids=ids)
             return len(pruned)
 
         return self._executor.transaction(prune)
 
     def _update_session(self, query: Update, id: str, **values: str | None) -> bool:
-        return self._executor.changed(query, id=identifier("Session id", id), **values)
+        return self._executor.changed(
+            query,
+            id=identifier("Session id", id),
+            **values,
+        )
 
     # -- sandboxes
 
@@ -374,7 +405,9 @@ class DjangoDb(Db):
     ) -> bool:
         if only_if is None:
             return self._update_sandbox(
-                queries.UPDATE_SANDBOX_STATE, id, state=sandbox_state(state)
+                queries.UPDATE_SANDBOX_STATE,
+                id,
+                state=sandbox_state(state),
             )
         wanted = json.dumps(sandbox_states("only_if", only_if))
         return self._update_sandbox(
@@ -395,18 +428,22 @@ class DjangoDb(Db):
         values = {"id": identifier("Sandbox id", id)}
         sandboxes = queries.TABLES[SandboxRecord]
         touch = queries.touch(sandboxes, self._touch_interval)
-        return bool(self._touch(touch, values))
+        touched = self._touch(touch, values)
+        return bool(touched)
 
     def touch_sandboxes(self, ids: Collection[str]) -> list[str]:
         ids = identifiers("Sandbox id", ids)
+        values = {"ids": json.dumps(ids)}
         sandboxes = queries.TABLES[SandboxRecord]
         touch = queries.touch(sandboxes, self._touch_interval, many=True)
-        touched = self._touch(touch, {"ids": json.dumps(ids)})
+        touched = self._touch(touch, values)
         return [id for id in ids if id in touched]
 
     def get_sandbox(self, id: str) -> SandboxRecord | None:
         return self._executor.first(
-            SandboxRecord, queries.GET_SANDBOX, id=identifier("Sandbox id", id)
+            SandboxRecord,
+            queries.GET_SANDBOX,
+            id=identifier("Sandbox id", id),
         )
 
     def list_sandboxes(
@@ -420,7 +457,9 @@ class DjangoDb(Db):
         before: SandboxRecord | str | None = None,
     ) -> list[SandboxRecord]:
         values = {"tenant_id": self._tenant(tenant_id)}
-        states = [] if state is None else sandbox_states("state", state)
+        states: list[str] = []
+        if state is not None:
+            states = sandbox_states("state", state)
         if agent is not None:
             values["agent_name"] = identifier("Agent name", agent)
         if session_id is not None:
@@ -435,13 +474,17 @@ class DjangoDb(Db):
         )
 
     def count_sandboxes(self, *, state: SandboxStatesInput | None = None) -> int:
-        states = [] if state is None else sandbox_states("state", state)
-        return self._executor.one(
-            int, queries.count_sandboxes(len(states)), **_numbered(states)
-        )
+        states: list[str] = []
+        if state is not None:
+            states = sandbox_states("state", state)
+        query = queries.count_sandboxes(len(states))
+        return self._executor.one(int, query, **_numbered(states))
 
     def claim_warm_sandbox(
-        self, agent_name: str, session_id: str, tenant_id: str = DEFAULT_TENANT_ID
+        self,
+        agent_name: str,
+        session_id: str,
+        tenant_id: str = DEFAULT_TENANT_ID,
     ) -> SandboxRecord | None:
         return self._executor.first(
             SandboxRecord,
@@ -455,17 +498,19 @@ class DjangoDb(Db):
         self, *, unused_since: datetime | None = None
     ) -> SandboxRecord | None:
         values = _unused_since(unused_since)
-        return self._executor.first(
-            SandboxRecord, queries.GET_BEST_EVICTION_CANDIDATE[bool(values)], **values
-        )
+        query = queries.GET_BEST_EVICTION_CANDIDATE[bool(values)]
+        return self._executor.first(SandboxRecord, query, **values)
 
     def claim_eviction_candidate(
         self, *, unused_since: datetime | None = None
     ) -> SandboxRecord | None:
         values = _unused_since(unused_since)
-        for state, query in queries.CLAIM_EVICTION_CANDIDATE[bool(values)].items():
+        # One statement for each state, in the order of eviction, until one claims a sandbox.
+        claims = queries.CLAIM_EVICTION_CANDIDATE[bool(values)]
+        for state, query in claims.items():
             claimed = self._executor.first(SandboxRecord, query, **values)
             if claimed is not None:
+                # The caller is told the state from which it was evicted; an update returns the new one.
                 return replace(claimed, state=state.value)
         return None
 
@@ -485,14 +530,19 @@ class DjangoDb(Db):
 
     def delete_sandbox(self, id: str) -> bool:
         return self._executor.changed(
-            queries.DELETE_SANDBOX, id=identifier("Sandbox id", id)
+            queries.DELETE_SANDBOX,
+            id=identifier("Sandbox id", id),
         )
 
     def mark_all_sandboxes_cold(self) -> int:
         return self._executor.count(queries.MARK_ALL_SANDBOXES_COLD)
 
     def _update_sandbox(self, query: Update, id: str, **values: Any) -> bool:
-        return self._executor.changed(query, id=identifier("Sandbox id", id), **values)
+        return self._executor.changed(
+            query,
+            id=identifier("Sandbox id", id),
+            **values,
+        )
 
     def mark_sandboxes_cold_by_runner(self, runner_id: str) -> int:
         return self._executor.count(
@@ -517,10 +567,11 @@ class DjangoDb(Db):
         if limit is not None:
             values["limit"] = page_limit(limit)
         if before is not None:
-            values["created_at"], values["id"] = page_position(before, record)
-        model = queries.TABLES[record]
+            created_at, id = page_position(before, record)
+            values["created_at"] = created_at
+            values["id"] = id
         query = queries.list_rows(
-            model,
+            queries.TABLES[record],
             filters,
             len(wanted),
             before=before is not None,
@@ -537,18 +588,22 @@ class DjangoDb(Db):
         With ``touch_interval`` a row that was touched more recently is only read.
         """
         there: set[str] = set()
-        if interval := self._touch_interval:
-            values["touched_before"] = datetime.now(UTC) - timedelta(seconds=interval)
+        if self._touch_interval:
+            interval = timedelta(seconds=self._touch_interval)
+            values["touched_before"] = datetime.now(UTC) - interval
             # Read first, because most touches come too soon after another; the update checks again.
-            is_due = dict(self._executor.all(_pair, touch.is_due, **values))
-            there = set(is_due)
+            rows = self._executor.all(_pair, touch.is_due, **values)
+            is_due = dict(rows)
+            there.update(is_due)
             if not any(is_due.values()):
                 return there
+        update = touch.update
         # In a transaction, the whole of it would not wait for the disk.
-        unsynced = self._relaxed_touches and not self._executor.threads.in_transaction
-        update = touch.unsynced if unsynced else touch.update
+        if self._relaxed_touches and not self._executor.threads.in_transaction:
+            update = touch.unsynced
         if update.returning:
-            there.update(self._executor.all(str, update, **values))
+            touched = self._executor.all(str, update, **values)
+            there.update(touched)
         elif self._executor.changed(update, **values):
             there.add(values["id"])
         return there
@@ -563,7 +618,11 @@ class DjangoDb(Db):
         )
 
     def insert_api_key(
-        self, id: str, tenant_id: str, key_hash: str, label: str
+        self,
+        id: str,
+        tenant_id: str,
+        key_hash: str,
+        label: str,
     ) -> ApiKeyRecord:
         return self._executor.insert(
             ApiKeyRecord,
@@ -577,18 +636,25 @@ class DjangoDb(Db):
 
     def list_api_keys_by_tenant(self, tenant_id: str) -> list[ApiKeyRecord]:
         return self._executor.all(
-            ApiKeyRecord, queries.LIST_API_KEYS, tenant_id=self._tenant(tenant_id)
+            ApiKeyRecord,
+            queries.LIST_API_KEYS,
+            tenant_id=self._tenant(tenant_id),
         )
 
     def delete_api_key(self, id: str) -> bool:
         return self._executor.changed(
-            queries.DELETE_API_KEY, id=identifier("API key id", id)
+            queries.DELETE_API_KEY,
+            id=identifier("API key id", id),
         )
 
     def issue_api_key(self, tenant_id: str, label: str) -> tuple[str, ApiKeyRecord]:
         plain, key_hash = self._keys.generate()
-        id = str(uuid.uuid4())
-        record = self.insert_api_key(id, tenant_id, key_hash, label)
+        record = self.insert_api_key(
+            str(uuid.uuid4()),
+            tenant_id,
+            key_hash,
+            label,
+        )
         return plain, record
 
     def authenticate(self, plain: str) -> ApiKeyRecord | None:
@@ -599,15 +665,21 @@ class DjangoDb(Db):
             key_hash=key_hash,
             bare_hash=bare_hash,
         )
-        return max(found, key=lambda record: record.key_hash == key_hash, default=None)
+        for record in found:
+            if record.key_hash == key_hash:
+                return record
+        # A key that was stored before there was a secret, if any.
+        return found[0] if found else None
 
     # -- tenants
 
     def for_tenant(self, tenant_id: str) -> DjangoDb:
         tenant_id = identifier("Tenant id", tenant_id)
-        if (own := self._executor.tenant_id) is not None:
+        own = self._executor.tenant_id
+        if own is not None:
             check_tenant(own, tenant_id)
-        return self._on(self._executor.of_tenant(tenant_id))
+        narrowed = self._executor.of_tenant(tenant_id)
+        return self._on(narrowed)
 
     def _on(self, executor: Executor) -> DjangoDb:
         """Return a view with another executor: a tenant's, or a transaction's."""
@@ -617,21 +689,29 @@ class DjangoDb(Db):
         return view
 
     def _tenant(self, tenant_id: str) -> str:
-        """Return the tenant of a call; raise if it is not the view's."""
+        """Return the tenant of a call: the argument, or in a tenant's view that tenant.
+
+        Raises ``InvalidInputError`` if the argument names another tenant than the view's.
+        """
         own = self._executor.tenant_id
         if own is None:
             return identifier("Tenant id", tenant_id)
+        # Compared by identity: a caller's own "default" names a tenant, the default argument names none.
         if tenant_id is not DEFAULT_TENANT_ID:
-            check_tenant(own, identifier("Tenant id", tenant_id))
+            named = identifier("Tenant id", tenant_id)
+            check_tenant(own, named)
         return own
 
     # -- transactions and life cycle
 
     def run_transaction(self, fn: Callable[[DjangoDb], R]) -> R:
         plain_function(fn)
-        return self._executor.transaction(
-            lambda inside: plain_result(fn(self._on(inside)))
-        )
+
+        def call(inside: Executor) -> R:
+            result = fn(self._on(inside))
+            return plain_result(result)
+
+        return self._executor.transaction(call)
 
     def health(self) -> Health:
         return check_health(self._executor.threads)
@@ -661,9 +741,10 @@ class DjangoDb(Db):
         if own is not _OWN_METHODS[method]:
             return False
         engine = self._executor.threads.engine
-        skips_locked = engine.skips_locked and not self._touch_interval
-        is_read = method in queries.READ_EACH
-        return is_read or skips_locked or not engine.has_server
+        if method in queries.READ_EACH or not engine.has_server:
+            return True
+        # With an interval, a touch counts each row that it has read as touched, also one that the update then skips.
+        return engine.skips_locked and not self._touch_interval
 
     def _do_each(self, method: str, ids: list[str]) -> dict[str, Any]:
         """Return by their ids what ``method`` returns for one, without those that must be called alone.
@@ -676,12 +757,22 @@ class DjangoDb(Db):
         if method in queries.READ_EACH:
             key, record, query = queries.READ_EACH[method]
             rows: list[Any] = self._executor.all(record, query, ids=wanted)
-            return dict.fromkeys(ids) | {getattr(row, key): row for row in rows}
-        record = SessionRecord if method == "touch_session" else SandboxRecord
+            # An id without a row has the answer None.
+            found: dict[str, Any] = dict.fromkeys(ids)
+            for row in rows:
+                found[getattr(row, key)] = row
+            return found
+        touched_record: type[SessionRecord] | type[SandboxRecord] = SandboxRecord
+        if method == "touch_session":
+            touched_record = SessionRecord
         free = queries.touch(
-            queries.TABLES[record], self._touch_interval, many=True, skip_locked=True
+            queries.TABLES[touched_record],
+            self._touch_interval,
+            many=True,
+            skip_locked=True,
         )
-        return dict.fromkeys(self._touch(free, {"ids": wanted}), True)
+        touched = self._touch(free, {"ids": wanted})
+        return dict.fromkeys(touched, True)
 
     def _rest(self) -> None:
         self._executor.threads.rest()
@@ -691,12 +782,14 @@ _OWN_METHODS = dict(vars(DjangoDb))
 
 
 def _unused_since(instant: datetime | None) -> dict[str, datetime]:
+    """Return the value of that argument by name; none if it was not given, and so neither the condition."""
     if instant is None:
         return {}
     return {"unused_since": aware_instant("unused_since", instant)}
 
 
 def _numbered(values: list[str]) -> dict[str, str]:
+    """Return them as the parameters ``value0``, ``value1`` and so on."""
     return {f"value{number}": value for number, value in enumerate(values)}
 
 

@@ -53,7 +53,9 @@ class Parameters:
 
     def rows(self, model: type[Model]) -> Any:
         """Return all rows of the model, or those of the parameter ``tenant_id`` in a query for one tenant."""
-        return self.tenant(model) if self.of_tenant else model._default_manager.all()
+        if self.of_tenant:
+            return self.tenant(model)
+        return model._default_manager.all()
 
     def tenant(self, model: type[Model]) -> Any:
         """Return the rows of the model whose tenant is the parameter ``tenant_id``."""
@@ -69,10 +71,15 @@ class Parameters:
 
     def instant(self, name: str) -> datetime:
         """Return the stand-in for an aware ``datetime`` parameter."""
-        number = len(self._instants) + 1
-        new = datetime(_INSTANT_YEAR, 1, 1, microsecond=number, tzinfo=UTC)
-        value = self._instants.setdefault(name, new)
-        self._names[value if self.has_server else _instant_to_sqlite(value)] = name
+        value = self._instants.get(name)
+        if value is None:
+            number = len(self._instants) + 1
+            value = datetime(_INSTANT_YEAR, 1, 1, microsecond=number, tzinfo=UTC)
+            self._instants[name] = value
+        compiled: object = value
+        if not self.has_server:
+            compiled = _instant_to_sqlite(value)
+        self._names[compiled] = name
         self._required.add(name)
         return value
 
@@ -85,24 +92,30 @@ class Parameters:
         return ServerPast(self._here(name), seconds)
 
     def ago(self, name: str, length: str) -> ServerAgo:
-        """Return the current time minus the parameter ``length``, a ``timedelta``; on SQLite the parameter ``name``."""
-        stand_in = timedelta(days=_INTEGER_BASE, microseconds=len(self._names))
+        """Return the current time minus the parameter ``length``, a ``timedelta``; on SQLite the parameter ``name``.
+
+        So a caller gives both; a statement has only one of them.
+        """
+        number = len(self._names)
+        stand_in = timedelta(days=_INTEGER_BASE, microseconds=number)
         self._names[stand_in] = length
         if self.has_server:
             self._required.add(length)
-        return ServerAgo(self._here(name), stand_in)
+        here = self._here(name)
+        return ServerAgo(here, stand_in)
 
     def limit(self, name: str) -> int:
         """Return the stand-in for the upper bound of a slice, which Django writes into the SQL itself."""
         self._required.add(name)
-        return self.limits.setdefault(name, _INTEGER_BASE + len(self.limits))
+        new = _INTEGER_BASE + len(self.limits)
+        return self.limits.setdefault(name, new)
 
     def _here(self, name: str) -> datetime:
+        """Return the stand-in for an instant that is given only to a database without a clock of its own."""
         here = self.instant(name)
         if self.has_server:
-            self._required.discard(
-                name
-            )  # the SQL has the server's own clock in its place
+            # The SQL has the server's own clock in its place.
+            self._required.discard(name)
         return here
 
     # -- in the compiled query
@@ -110,20 +123,23 @@ class Parameters:
     def name(self, value: object) -> str | None:
         """Return the name behind a stand-in, or None for a constant."""
         # Compared by value: Django adapts, copies and reorders parameters, but passes each value on.
-        can_be_one = isinstance(value, str | datetime | timedelta)
-        return self._names.get(value) if can_be_one else None
+        if not isinstance(value, str | datetime | timedelta):
+            return None  # a list has no hash
+        return self._names.get(value)
 
     def slot(self, value: object) -> Slot:
         """Return what a statement has in the place of this value."""
         name = self.name(value)
         if name is None:
             return None, value, None
-        is_text = name in self._instants and not self.has_server
-        return name, None, _instant_to_sqlite if is_text else None
+        if name in self._instants and not self.has_server:
+            return name, None, _instant_to_sqlite
+        return name, None, None
 
     def without_place(self, slots: list[Slot]) -> list[str]:
         """Return the names that must be in the statement and are not."""
-        return sorted(self._required - {name for name, _, _ in slots})
+        placed = {name for name, _, _ in slots}
+        return sorted(self._required - placed)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -186,9 +202,8 @@ class Select:
         parameters = _parameters(connection)
         built = self.build(parameters)
         if isinstance(built, list):
-            return _compile_all(
-                connection, parameters, [queryset.query for queryset in built]
-            )
+            parts = [queryset.query for queryset in built]
+            return _compile_all(connection, parameters, parts)
         return _compile(connection, parameters, built.query)
 
 
@@ -200,7 +215,8 @@ class SelectCount:
 
     def compile(self, connection: BaseDatabaseWrapper) -> Statement:
         parameters = _parameters(connection)
-        query = self.build(parameters).query.clone()
+        rows = self.build(parameters)
+        query = rows.query.clone()
         # What QuerySet.count() does, but that runs the query at once instead of compiling it.
         query.clear_ordering(force=True)
         query.default_cols = False
@@ -223,10 +239,14 @@ class Update:
 
     def compile(self, connection: BaseDatabaseWrapper) -> Statement:
         parameters = _parameters(connection)
-        query: UpdateQuery = self.build(parameters).query.chain(UpdateQuery)  # type: ignore[assignment]
-        query.add_update_values(self.values(parameters))
+        rows = self.build(parameters)
+        # What QuerySet.update() does, but that runs the query at once instead of compiling it.
+        query: UpdateQuery = rows.query.chain(UpdateQuery)  # type: ignore[assignment]
+        values = self.values(parameters)
+        query.add_update_values(values)
         statement = _compile(connection, parameters, query, returning=self.returning)
         if self.bulk and connection.vendor == "cockroachdb":
+            # CockroachDB's own clause; PostgreSQL has none for UPDATE.
             return replace(
                 statement,
                 sql=f"{statement.sql} LIMIT {ROWS_A_BATCH}",
@@ -244,7 +264,8 @@ class Delete:
 
     def compile(self, connection: BaseDatabaseWrapper) -> Statement:
         parameters = _parameters(connection)
-        query = self.build(parameters).query.chain(DeleteQuery)
+        rows = self.build(parameters)
+        query = rows.query.chain(DeleteQuery)
         return _compile(connection, parameters, query, returning=self.returning)
 
 
@@ -268,40 +289,54 @@ class Insert:
         parameters = _parameters(connection)
         instance = self.build(parameters)
         model = type(instance)
-        compiler = self._query(instance).get_compiler(connection=connection)
+        query = self._query(instance)
+        compiler = query.get_compiler(connection=connection)
         returned = self._returned(parameters, instance)
         if returned:
             compiler.returning_fields = returned
+        # Django returns a list, as some inserts of several rows need a statement for each.
         [(sql, params)] = compiler.as_sql()
         if self.change:
             assignments, values = _assignments(connection, model, self.change)
-            sql = sql.replace(" DO UPDATE SET ", f" DO UPDATE SET {assignments}, ", 1)
+            begin = " DO UPDATE SET "
+            sql = sql.replace(begin, f"{begin}{assignments}, ", 1)
+            # Last: the columns that Django assigns after them take EXCLUDED's values, and no parameter.
             params = (*params, *values)
-        statement = _statement(parameters, compiler, sql, params, _columns(returned))
-        row = tuple(
-            _given(parameters, getattr(instance, field.attname))
-            for field in model._meta.concrete_fields
+        statement = _statement(
+            parameters,
+            compiler,
+            sql,
+            params,
+            _columns(returned),
         )
-        return replace(statement, row=row)
+        row = []
+        for field in model._meta.concrete_fields:
+            value = getattr(instance, field.attname)
+            row.append(_given(parameters, value))
+        return replace(statement, row=tuple(row))
 
     def _returned(self, parameters: Parameters, instance: Model) -> list[Any]:
         """Return the fields that the statement returns."""
         fields = list(instance._meta.concrete_fields)
         if self.returning:
             return fields
+        if not parameters.has_server:
+            return []
         # Only the server's time is not known here, and one column returns it for all.
-        by_server = [
-            field
-            for field in fields
-            if isinstance(getattr(instance, field.attname), ServerNow)
-        ]
-        return by_server[:1] if parameters.has_server else []
+        for field in fields:
+            value = getattr(instance, field.attname)
+            if isinstance(value, ServerNow):
+                return [field]
+        return []
 
     def _query(self, instance: Model) -> InsertQuery:
+        """Return Django's query for the row, with what it does on a conflict."""
         meta = type(instance)._meta
-        on_conflict = OnConflict.IGNORE if self.unless_taken else None
+        on_conflict = None
         if self.unique:
             on_conflict = OnConflict.UPDATE
+        elif self.unless_taken:
+            on_conflict = OnConflict.IGNORE
         query = InsertQuery(
             type(instance),
             on_conflict=on_conflict,
@@ -321,13 +356,19 @@ class Together:
 
     def compile(self, connection: BaseDatabaseWrapper) -> Statement:
         *others, last = [query.compile(connection) for query in self.queries]
-        # CockroachDB refuses a part of WITH that returns no columns.
-        before = ", ".join(
-            f"before_{number} AS ({other.sql} RETURNING 1)"
-            for number, other in enumerate(others)
+        parts: list[str] = []
+        slots: list[Slot] = []
+        for number, other in enumerate(others):
+            # CockroachDB refuses a part of WITH that returns no columns.
+            parts.append(f"before_{number} AS ({other.sql} RETURNING 1)")
+            slots.extend(other.slots)
+        slots.extend(last.slots)
+        before = ", ".join(parts)
+        return replace(
+            last,
+            sql=f"WITH {before} {last.sql}",
+            slots=tuple(slots),
         )
-        slots = tuple(slot for statement in (*others, last) for slot in statement.slots)
-        return replace(last, sql=f"WITH {before} {last.sql}", slots=slots)
 
 
 @cache
@@ -351,7 +392,9 @@ def _given(parameters: Parameters, value: Any) -> tuple[str | None, Any]:
     if isinstance(value, ServerNow):
         return "now", None
     name = parameters.name(value)
-    return (None, value) if name is None else (name, None)
+    if name is None:
+        return None, value
+    return name, None
 
 
 def _assignments(
@@ -360,17 +403,24 @@ def _assignments(
     change: Mapping[str, Combinable],
 ) -> tuple[str, tuple[Any, ...]]:
     """Return the SQL of ``column = expression`` for each change, and its parameters."""
+    # Django's compiler writes them as those of an UPDATE of the whole table, which is cut off.
     query = UpdateQuery(model)
     query.add_update_values(dict(change))
-    sql, params = query.get_compiler(connection=connection).as_sql()
-    return sql.partition(" SET ")[2], tuple(params)
+    compiler = query.get_compiler(connection=connection)
+    sql, params = compiler.as_sql()
+    _, _, assignments = sql.partition(" SET ")
+    return assignments, tuple(params)
 
 
 @cache
 def narrowed_to_tenant(query: Any) -> Any:
-    """Return the query narrowed to the parameter ``tenant_id`` everywhere; an insert has it as a value."""
+    """Return the query narrowed to the parameter ``tenant_id`` everywhere; an insert has it as a value.
+
+    The same object for the same query, so that it is compiled once.
+    """
     if isinstance(query, Together):
-        return Together(tuple(narrowed_to_tenant(each) for each in query.queries))
+        parts = [narrowed_to_tenant(each) for each in query.queries]
+        return Together(tuple(parts))
 
     def build(parameters: Parameters) -> Any:
         parameters.of_tenant = True
@@ -396,24 +446,31 @@ def _compile(
     columns = [column for column, _, _ in compiler.select or ()]
     if returning:
         assert query.model is not None
-        columns = _columns(
-            [
-                field
-                for field in query.model._meta.concrete_fields
-                if isinstance(returning, bool) or field.attname in returning
-            ]
-        )
-        names = [compiler.compile(column)[0] for column in columns]
+        fields = list(query.model._meta.concrete_fields)
+        if not isinstance(returning, bool):
+            fields = [field for field in fields if field.attname in returning]
+        columns = _columns(fields)
+        names: list[str] = []
+        for column in columns:
+            name, _ = compiler.compile(column)
+            names.append(name)
         sql = f"{sql} RETURNING {', '.join(names)}"
     return _statement(parameters, compiler, sql, params, columns)
 
 
 def _columns(fields: list[Any]) -> list[Any]:
-    return [field.get_col(field.model._meta.db_table) for field in fields]
+    """Return the expressions that read these fields of a model from its own table."""
+    columns = []
+    for field in fields:
+        table = field.model._meta.db_table
+        columns.append(field.get_col(table))
+    return columns
 
 
 def _compile_all(
-    connection: BaseDatabaseWrapper, parameters: Parameters, queries: list[SqlQuery]
+    connection: BaseDatabaseWrapper,
+    parameters: Parameters,
+    queries: list[SqlQuery],
 ) -> Statement:
     """Compile the queries as a union; Django's union() refuses parts with their own limit on SQLite."""
     parts: list[str] = []
@@ -423,9 +480,14 @@ def _compile_all(
         sql, values = compiler.as_sql()
         parts.append(f"SELECT * FROM ({sql}) part_{number}")
         params.extend(values)
-    columns = [column for column, _, _ in compilers[0].select]
+    first = compilers[0]  # the columns of a union are those of its first part
+    columns = [column for column, _, _ in first.select]
     return _statement(
-        parameters, compilers[0], " UNION ALL ".join(parts), params, columns
+        parameters,
+        first,
+        " UNION ALL ".join(parts),
+        params,
+        columns,
     )
 
 
@@ -444,30 +506,35 @@ def _statement(
     for name, value in parameters.limits.items():
         # Django writes a limit into the SQL as a number; a union has one in each part. It becomes a parameter at the
         # place that the placeholders before it give, and is replaced one by one, so that the count stays right.
-        while (place := sql.find(f"LIMIT {value}")) >= 0:
-            slots.insert(sql.count("%s", 0, place), (name, None, None))
-            sql = sql.replace(f"LIMIT {value}", "LIMIT %s", 1)
+        limit = f"LIMIT {value}"
+        while (place := sql.find(limit)) >= 0:
+            before = sql.count("%s", 0, place)
+            slots.insert(before, (name, None, None))
+            sql = sql.replace(limit, "LIMIT %s", 1)
     # A stand-in that Django's compiler has changed, cast or optimised away would otherwise be sent as it is, and the
     # query would silently find nothing.
-    if missing := parameters.without_place(slots):
+    missing = parameters.without_place(slots)
+    if missing:
         raise ValueError(f"The query has no place for its parameters {missing}: {sql}")
     if not parameters.has_server:
         # SQLite's placeholders. Django has doubled each percent sign that is not one.
         sql = sql.replace("%s", "?").replace("%%", "%")
-    assert compiler.query.model is not None
+    query = compiler.query
+    assert query.model is not None
     instants = [
         index
         for index, column in enumerate(columns)
         if isinstance(column.output_field, DateTimeField)
     ]
+    names = [name for name, _, _ in slots]
     return Statement(
         sql,
         tuple(slots),
-        table=compiler.query.model._meta.db_table,
-        writes=isinstance(compiler.query, InsertQuery | UpdateQuery | DeleteQuery),
+        table=query.model._meta.db_table,
+        writes=isinstance(query, InsertQuery | UpdateQuery | DeleteQuery),
         instants=tuple(instants),
         has_text_instants=bool(instants) and not parameters.has_server,
-        has_now=any(name == "now" for name, _, _ in slots),
+        has_now="now" in names,
     )
 
 
@@ -476,7 +543,9 @@ def _statement(
 
 
 def _instant_to_sqlite(value: datetime) -> str:
-    return str(value.astimezone(UTC).replace(tzinfo=None))
+    """Return the text as Django stores it: in UTC, without an offset, so that texts compare as the instants do."""
+    in_utc = value.astimezone(UTC)
+    return str(in_utc.replace(tzinfo=None))
 
 
 def _instant_from_sqlite(value: Any) -> Any:
