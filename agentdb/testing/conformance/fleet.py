@@ -20,6 +20,8 @@ from agentdb.testing.conformance.subject import (
     make_agent,
     make_sandbox,
     make_session,
+    method_of,
+    run,
     sandbox_of,
     session_of,
 )
@@ -43,16 +45,6 @@ USES: list[tuple[Any, ...]] = [
     ("touch_sandboxes", ["sb1"]),
     ("claim_warm_sandbox", "support-bot", "s1"),
 ]
-
-
-def _name(call: tuple[Any, ...]) -> str:
-    return str(call[0])
-
-
-def _run(db: Db, call: tuple[Any, ...]) -> Any:
-    """Make the call, a method and its arguments, and return the answer."""
-    method, *arguments = call
-    return getattr(db, method)(*arguments)
 
 
 def _claimed(db: Db, runner_id: str, **options: Any) -> Any:
@@ -210,7 +202,7 @@ class FleetContract(Subject):
 
     # -- signs of life
 
-    @pytest.mark.parametrize("call", SIGNS_OF_LIFE, ids=_name)
+    @pytest.mark.parametrize("call", SIGNS_OF_LIFE, ids=method_of)
     def test_a_sign_of_life_moves_last_active_at_of_that_session_alone(
         self,
         db: Db,
@@ -232,13 +224,13 @@ class FleetContract(Subject):
             last_active_at=instant(),
         )
 
-        answer = _run(db, call)
+        answer = run(db, call)
 
         assert answer
         assert session_of(db).last_active_at >= now
         assert db.get_session("s2") == other
 
-    @pytest.mark.parametrize("call", USES, ids=_name)
+    @pytest.mark.parametrize("call", USES, ids=method_of)
     def test_a_use_moves_last_used_at_of_that_sandbox_alone(
         self,
         db: Db,
@@ -257,13 +249,13 @@ class FleetContract(Subject):
             last_used_at=instant(1),
         )
 
-        answer = _run(db, call)
+        answer = run(db, call)
 
         assert answer
         assert sandbox_of(db).last_used_at >= now
         assert db.get_sandbox("sb2") == other
 
-    @pytest.mark.parametrize("call", SIGNS_OF_LIFE + USES, ids=_name)
+    @pytest.mark.parametrize("call", SIGNS_OF_LIFE + USES, ids=method_of)
     def test_no_call_moves_the_time_of_the_last_sign_of_life_backwards(
         self,
         db: Db,
@@ -285,7 +277,7 @@ class FleetContract(Subject):
             last_used_at=later,
         )
 
-        answer = _run(db, call)
+        answer = run(db, call)
 
         assert answer
         assert session_of(db).last_active_at == later

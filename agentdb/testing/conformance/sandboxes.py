@@ -16,6 +16,7 @@ from agentdb.testing.conformance.subject import (
     drained,
     ids,
     instant,
+    run,
     sandbox_of,
 )
 
@@ -50,7 +51,9 @@ class SandboxContract(Subject):
         assert db.get_sandbox("sb1") == sandbox
 
     def test_insert_sandbox_has_no_session_unless_told(self, db: Db) -> None:
-        assert db.insert_sandbox("sb1", "support-bot", "").session_id is None
+        sandbox = db.insert_sandbox("sb1", "support-bot", "")
+
+        assert sandbox.session_id is None
 
     @pytest.mark.parametrize(("method", "column", "values"), UPDATES)
     def test_an_update_of_a_sandbox_sets_that_column_and_not_last_used_at(
@@ -61,12 +64,20 @@ class SandboxContract(Subject):
         column: str,
         values: list[Any],
     ) -> None:
-        # Eviction goes by last_used_at. A server that marks sandboxes at its start would make all of them look used.
-        before = rows.sandbox(session_id="s1", last_used_at=instant())
+        """One column changes, to each of its values, and the time of the last use stays.
+
+        Eviction goes by that time. A server that marks sandboxes at its start would make all of them look used.
+        """
+        before = rows.sandbox(
+            session_id="s1",
+            last_used_at=instant(),
+        )
+        update = getattr(db, method)
 
         for value in values:
-            assert getattr(db, method)("sb1", value) is True
+            updated = update("sb1", value)
 
+            assert updated is True
             after = sandbox_of(db)
             changes = {column: value}
             assert after == replace(before, **changes)
@@ -85,23 +96,40 @@ class SandboxContract(Subject):
         method: str,
         state: str,
     ) -> None:
+        """The list has the sandboxes in one state, of all tenants, that were last used before the instant."""
         for other in {*SandboxState} - {state}:
-            rows.sandbox(f"is {other}", state=other.value, last_used_at=instant(-100))
+            rows.sandbox(
+                f"is {other}",
+                state=other.value,
+                last_used_at=instant(-100),
+            )
         # The smallest difference there is: an engine that stores milliseconds, or compares them, mixes these three up.
+        just_before = instant(-0.000001)
+        just_after = instant(0.000001)
         for id in IDS[::-1]:
-            tenant = f"tenant of {id}"
-            last = instant(-0.000001)
             rows.sandbox(
                 id,
-                tenant_id=tenant,
+                tenant_id=f"tenant of {id}",
                 state=state,
-                last_used_at=last,
+                last_used_at=just_before,
             )
-        oldest = rows.sandbox("z oldest", state=state, last_used_at=instant(-1))
-        rows.sandbox("as old", state=state, last_used_at=instant())
-        rows.sandbox("younger", state=state, last_used_at=instant(0.000001))
+        oldest = rows.sandbox(
+            "z oldest",
+            state=state,
+            last_used_at=instant(-1),
+        )
+        rows.sandbox(
+            "as old",
+            state=state,
+            last_used_at=instant(),
+        )
+        rows.sandbox(
+            "younger",
+            state=state,
+            last_used_at=just_after,
+        )
 
-        unused = getattr(db, method)(instant())
+        unused = run(db, [method, instant()])
 
         assert unused[0] == oldest
         assert ids(unused) == ["z oldest", *IDS]
@@ -109,34 +137,44 @@ class SandboxContract(Subject):
     def test_older_than_is_an_instant_in_whatever_zone(
         self, db: Db, rows: Rows
     ) -> None:
-        # Compared as texts, or with the zone dropped, a zone west of UTC asks about another half of the day.
-        sandbox = rows.sandbox(state="waiting", last_used_at=instant(-1))
-        zone = timezone(timedelta(hours=-5, minutes=-30))
+        """An instant means the same in every zone.
 
-        assert db.get_idle_sandboxes(instant().astimezone(zone)) == [sandbox]
+        Compared as texts, or with the zone dropped, a zone west of UTC asks about another half of the day.
+        """
+        sandbox = rows.sandbox(
+            state="waiting",
+            last_used_at=instant(-1),
+        )
+        zone = timezone(timedelta(hours=-5, minutes=-30))
+        later = instant().astimezone(zone)
+        same = instant(-1).astimezone(zone)
+
+        assert db.get_idle_sandboxes(later) == [sandbox]
         assert db.get_idle_sandboxes(instant(-0.5)) == [sandbox]
-        assert db.get_idle_sandboxes(instant(-1).astimezone(zone)) == []
+        assert db.get_idle_sandboxes(same) == []
 
     def test_mark_all_sandboxes_cold_counts_those_that_were_not_and_touches_none(
         self, db: Db, rows: Rows
     ) -> None:
+        """Every sandbox of every tenant becomes cold, whatever its state, and keeps the time of its last use."""
         # "COLD" and "cold " are not cold: only a comparison that folds case or pads with blanks says so. And states on
         # both sides of it in the alphabet, for a <> that was built of < and >.
-        states = [*SandboxState, "another", "zzz", "COLD", "cold "]
-        before = [
-            rows.sandbox(
+        before = []
+        for state in [*SandboxState, "another", "zzz", "COLD", "cold "]:
+            sandbox = rows.sandbox(
                 f"was {state}",
                 tenant_id=f"tenant of {state}",
                 state=str(state),
                 last_used_at=instant(),
             )
-            for state in states
-        ]
+            before.append(sandbox)
 
-        assert db.mark_all_sandboxes_cold() == 8
+        marked = db.mark_all_sandboxes_cold()
 
+        assert marked == 8
         for sandbox in before:
-            assert sandbox_of(db, sandbox.id) == replace(sandbox, state="cold")
+            after = sandbox_of(db, sandbox.id)
+            assert after == replace(sandbox, state="cold")
         assert db.mark_all_sandboxes_cold() == 0
 
     # -- eviction
@@ -144,12 +182,19 @@ class SandboxContract(Subject):
     def test_eviction_takes_cold_before_warm_before_waiting_and_nothing_else(
         self, db: Db, rows: Rows
     ) -> None:
-        # The state comes first, whatever the age: each next candidate is younger and still wins. A running or warming
-        # sandbox does work, and nobody knows what a newer server's state means: these are never evicted.
+        """The state decides first, and the age only within one.
+
+        A running or warming sandbox does work, and nobody knows what a newer server's state means: these stay.
+        """
         for state in ("running", "warming", "Newer state"):
-            rows.sandbox(f"is {state}", state=state, last_used_at=instant(-100))
+            rows.sandbox(
+                f"is {state}",
+                state=state,
+                last_used_at=instant(-100),
+            )
         assert db.get_best_eviction_candidate() is None
 
+        # Each next candidate is younger and still wins.
         for age, state in enumerate(["waiting", "warm", "cold"]):
             best = rows.sandbox(
                 state,
@@ -157,15 +202,28 @@ class SandboxContract(Subject):
                 state=state,
                 last_used_at=instant(age),
             )
-            assert db.get_best_eviction_candidate() == best
+
+            found = db.get_best_eviction_candidate()
+
+            assert found == best
 
     @pytest.mark.parametrize("state", ["cold", "warm", "waiting"])
     def test_eviction_takes_the_least_recently_used_then_the_lowest_id(
         self, db: Db, rows: Rows, state: str
     ) -> None:
+        """A microsecond decides before the id does."""
+        just_after = instant(0.000001)
         for id in IDS[::-1]:
-            rows.sandbox(id, state=state, last_used_at=instant())
-        rows.sandbox("0 is later", state=state, last_used_at=instant(0.000001))
+            rows.sandbox(
+                id,
+                state=state,
+                last_used_at=instant(),
+            )
+        rows.sandbox(
+            "0 is later",
+            state=state,
+            last_used_at=just_after,
+        )
 
         def evict() -> SandboxRecord | None:
             sandbox = db.get_best_eviction_candidate()
@@ -173,28 +231,47 @@ class SandboxContract(Subject):
                 db.delete_sandbox(sandbox.id)
             return sandbox
 
-        assert ids(drained(evict)) == [*IDS, "0 is later"]
+        evicted = drained(evict)
+
+        assert ids(evicted) == [*IDS, "0 is later"]
 
     def test_a_claimed_sandbox_becomes_cold_and_a_cold_one_is_deleted(
         self, db: Db, rows: Rows
     ) -> None:
-        # An evicter saves a sandbox's workspace at the first claim and removes it at the second, so the record it gets
-        # is as it was before: afterwards nobody could tell which of the two it is to do.
-        before = rows.sandbox(state="warm", last_used_at=instant())
-        marked = replace(before, state="cold")
+        """Each claim returns the record as it was before.
 
-        assert db.claim_eviction_candidate() == before
-        assert db.get_sandbox("sb1") == marked
-        assert db.claim_eviction_candidate() == marked
+        An evicter saves a sandbox's workspace at the first claim and removes it at the second. From the record as it is
+        afterwards it could not tell which of the two it is to do.
+        """
+        warm = rows.sandbox(
+            state="warm",
+            last_used_at=instant(),
+        )
+        cold = replace(warm, state="cold")
+
+        first = db.claim_eviction_candidate()
+
+        assert first == warm
+        assert db.get_sandbox("sb1") == cold
+
+        second = db.claim_eviction_candidate()
+
+        assert second == cold
         assert db.get_sandbox("sb1") is None
 
     def test_each_claim_takes_the_best_candidate(self, db: Db, rows: Rows) -> None:
+        """Claims go on until only sandboxes that do work are left; each warm or waiting one is claimed twice."""
         for age, state in enumerate(["waiting", "warm", "cold", "running", "warming"]):
-            rows.sandbox(state, state=state, last_used_at=instant(age))
+            rows.sandbox(
+                state,
+                state=state,
+                last_used_at=instant(age),
+            )
 
         claimed = drained(db.claim_eviction_candidate)
 
-        assert [(sandbox.id, sandbox.state) for sandbox in claimed] == [
+        states_before = [(sandbox.id, sandbox.state) for sandbox in claimed]
+        assert states_before == [
             ("cold", "cold"),
             ("warm", "warm"),
             ("warm", "cold"),
@@ -206,12 +283,17 @@ class SandboxContract(Subject):
     def test_eviction_takes_only_what_was_last_used_before(
         self, db: Db, rows: Rows, state: str
     ) -> None:
-        sandbox = rows.sandbox(state=state, last_used_at=instant())
+        """``unused_since`` is exclusive: a sandbox that was used at that instant is not a candidate."""
+        sandbox = rows.sandbox(
+            state=state,
+            last_used_at=instant(),
+        )
         now = instant()
         later = instant(0.000001)
 
         assert db.get_best_eviction_candidate(unused_since=now) is None
         assert db.claim_eviction_candidate(unused_since=now) is None
+
         assert db.get_best_eviction_candidate(unused_since=later) == sandbox
         assert db.claim_eviction_candidate(unused_since=later) == sandbox
 
@@ -219,8 +301,19 @@ class SandboxContract(Subject):
         self, db: Db, rows: Rows
     ) -> None:
         # The condition belongs into the search. Tested on the one candidate it found, it ends the search too early.
-        rows.sandbox("sb1", state="cold", last_used_at=instant(1))
-        waiting = rows.sandbox("sb2", state="waiting", last_used_at=instant(-1))
+        rows.sandbox(
+            "sb1",
+            state="cold",
+            last_used_at=instant(1),
+        )
+        waiting = rows.sandbox(
+            "sb2",
+            state="waiting",
+            last_used_at=instant(-1),
+        )
 
-        assert db.get_best_eviction_candidate(unused_since=instant()) == waiting
-        assert db.claim_eviction_candidate(unused_since=instant()) == waiting
+        found = db.get_best_eviction_candidate(unused_since=instant())
+        claimed = db.claim_eviction_candidate(unused_since=instant())
+
+        assert found == waiting
+        assert claimed == waiting

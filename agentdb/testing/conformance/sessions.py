@@ -30,6 +30,7 @@ RUNNERS = ("r1", "r2", None)
 
 
 def _create_in_every_status(rows: Rows) -> None:
+    """Make a session in each status for each runner, and for nobody, whose id says which."""
     for status in SessionStatus:
         for runner in RUNNERS:
             rows.session(
@@ -42,11 +43,11 @@ def _create_in_every_status(rows: Rows) -> None:
 
 
 def _all_by_id(db: Db) -> dict[str, SessionRecord]:
-    return {
-        session.id: session
-        for runner in RUNNERS
-        for session in db.list_sessions(f"tenant of {runner}")
-    }
+    sessions = {}
+    for runner in RUNNERS:
+        for session in db.list_sessions(f"tenant of {runner}"):
+            sessions[session.id] = session
+    return sessions
 
 
 class SessionContract(Subject):
@@ -75,11 +76,17 @@ class SessionContract(Subject):
         column: str,
         values: list[Any],
     ) -> None:
-        before = rows.session(runner_id="r1", last_active_at=instant())
+        """One column changes, to each of its values, and the update counts as a sign of life."""
+        before = rows.session(
+            runner_id="r1",
+            last_active_at=instant(),
+        )
+        update = getattr(db, method)
 
         for value in values:
-            assert getattr(db, method)("s1", value) is True
+            updated = update("s1", value)
 
+            assert updated is True
             after = session_of(db)
             changes = {column: value, "last_active_at": after.last_active_at}
             assert after == replace(before, **changes)
@@ -91,28 +98,35 @@ class SessionContract(Subject):
     def test_a_status_of_a_newer_server_is_returned_as_it_is(
         self, db: Db, rows: Rows
     ) -> None:
-        # During a rolling upgrade both servers use one database. The old one must neither fail on a status it does not
-        # know nor pause such a session.
+        """A status that this version does not know is neither an error nor a reason to pause the session.
+
+        During a rolling upgrade both servers use one database.
+        """
         session = rows.session(status="Hibernating")
 
+        paused = db.bulk_pause_active_sessions()
+
         assert session.status == "Hibernating"
-        assert db.bulk_pause_active_sessions() == 0
+        assert paused == 0
 
     # -- bulk pauses
 
     def test_bulk_pause_by_runner_pauses_that_runners_active_and_starting_sessions(
         self, db: Db, rows: Rows
     ) -> None:
+        """Those that change are counted, and their pause is a sign of life; all others stay as they are."""
         _create_in_every_status(rows)
         before = _all_by_id(db)
 
-        assert db.bulk_pause_sessions_by_runner("r1") == 2
+        count = db.bulk_pause_sessions_by_runner("r1")
 
+        assert count == 2
         after = _all_by_id(db)
         for id in ("active r1", "starting r1"):
+            running = before.pop(id)
             paused = after.pop(id)
             assert paused.status == "paused"
-            assert paused.last_active_at > before.pop(id).last_active_at
+            assert paused.last_active_at > running.last_active_at
         assert after == before
         assert db.bulk_pause_sessions_by_runner("r1") == 0
         assert db.bulk_pause_sessions_by_runner("r3") == 0
@@ -120,12 +134,15 @@ class SessionContract(Subject):
     def test_bulk_pause_pauses_active_and_starting_sessions_of_all_runners(
         self, db: Db, rows: Rows
     ) -> None:
+        """Those that change are counted, and have one new time; sessions of nobody are among them."""
         _create_in_every_status(rows)
 
-        assert db.bulk_pause_active_sessions() == 6
+        count = db.bulk_pause_active_sessions()
 
+        assert count == 6
         sessions = _all_by_id(db).values()
-        assert Counter(session.status for session in sessions) == {
+        statuses = Counter(session.status for session in sessions)
+        assert statuses == {
             "paused": 9,
             "ended": 3,
             "error": 3,
@@ -141,43 +158,78 @@ class SessionContract(Subject):
     def test_prune_deletes_the_finished_sessions_that_are_old_enough(
         self, db: Db, rows: Rows
     ) -> None:
+        """Sessions that ended, stopped or failed before the instant are deleted, and counted."""
         for status in ("ended", "stopped", "error"):
-            rows.session(status, status=status, last_active_at=instant(-1))
+            rows.session(
+                status,
+                status=status,
+                last_active_at=instant(-1),
+            )
         # However old: what may still run, or what only a newer server could judge, is not for deletion.
         kept = ["active", "starting", "paused", "a newer one"]
         for status in kept:
-            rows.session(status, status=status, last_active_at=instant(-100))
-        rows.session("at that moment", status="ended", last_active_at=instant())
+            rows.session(
+                status,
+                status=status,
+                last_active_at=instant(-100),
+            )
+        rows.session(
+            "at that moment",
+            status="ended",
+            last_active_at=instant(),
+        )
 
-        assert db.prune_sessions(instant(), 10) == 3
+        pruned = db.prune_sessions(instant(), 10)
 
-        assert {*ids(db.list_sessions())} == {*kept, "at that moment"}
+        assert pruned == 3
+        left = ids(db.list_sessions())
+        assert {*left} == {*kept, "at that moment"}
         assert db.prune_sessions(instant(), 10) == 0
 
     def test_prune_deletes_the_longest_inactive_first_and_equals_by_id(
         self, db: Db, rows: Rows
     ) -> None:
+        """The limit cuts one order for all engines, so that each deletes the same sessions."""
         for id in ("b", "B", "a", "é"):
-            rows.session(id, status="ended", last_active_at=instant(-1))
-        rows.session("z longest", status="stopped", last_active_at=instant(-2))
+            rows.session(
+                id,
+                status="ended",
+                last_active_at=instant(-1),
+            )
+        rows.session(
+            "z longest",
+            status="stopped",
+            last_active_at=instant(-2),
+        )
 
-        assert db.prune_sessions(instant(), 3) == 3
+        pruned = db.prune_sessions(instant(), 3)
 
-        assert {*ids(db.list_sessions())} == {"b", "é"}
+        assert pruned == 3
+        left = ids(db.list_sessions())
+        assert {*left} == {"b", "é"}
 
     def test_prune_takes_their_cold_sandboxes_along_and_no_others(
         self, db: Db, rows: Rows
     ) -> None:
-        # An id with every kind of quote, for an implementation that writes the ids of the first statement into the
-        # second one. A sandbox that is not cold may be in use whatever its session's status says.
+        """The cold sandboxes of the sessions that are deleted are deleted with them.
+
+        A sandbox that is not cold may be in use, whatever its session's status says.
+        """
+        # Every kind of quote, for an implementation that writes the ids of the first statement into the second one.
         id = "s'\"\\ é😀\n\x1f"
-        rows.session(id, status="ended", last_active_at=instant(-1))
+        rows.session(
+            id,
+            status="ended",
+            last_active_at=instant(-1),
+        )
         make_session(db, "s2")
         rows.sandbox("gone", session_id=id, state="cold")
         rows.sandbox("warm", session_id=id, state="warm")
         rows.sandbox("another's", session_id="s2", state="cold")
         rows.sandbox("nobody's", session_id=None, state="cold")
 
-        assert db.prune_sessions(instant(), 10) == 1
+        pruned = db.prune_sessions(instant(), 10)
 
-        assert {*ids(db.list_sandboxes())} == {"another's", "nobody's", "warm"}
+        assert pruned == 1
+        left = ids(db.list_sandboxes())
+        assert {*left} == {"another's", "nobody's", "warm"}

@@ -59,10 +59,11 @@ class Rows:
         return sandbox_of(self._db, id)
 
     def _set(self, table: str, id: str, columns: dict[str, object]) -> None:
-        if columns:
-            # Only now, because this skips the test if there is no way around the Db.
-            rewrite = self._request.getfixturevalue("rewrite")
-            rewrite(table, id, **columns)
+        if not columns:
+            return
+        # Only now, because this skips the test if there is no way around the Db.
+        rewrite = self._request.getfixturevalue("rewrite")
+        rewrite(table, id, **columns)
 
 
 class Kind:
@@ -87,7 +88,10 @@ class Kind:
 
     def times(self) -> dict[str, datetime]:
         """Return by their ids when the rows were last active, or used."""
-        return {row.id: getattr(row, self.time) for row in self.page()}
+        times = {}
+        for row in self.page():
+            times[row.id] = getattr(row, self.time)
+        return times
 
 
 KINDS = {
@@ -106,7 +110,9 @@ class Subject:
         """An empty ``Db``; an ``AsyncDb`` is called through :func:`awaited`."""
         # A plain function as the attribute of a class would become a method of the test; take it as it was written.
         factory = inspect.getattr_static(type(self), "factory")
-        made = (factory.__func__ if isinstance(factory, staticmethod) else factory)()
+        if isinstance(factory, staticmethod):
+            factory = factory.__func__
+        made = factory()
         if not inspect.iscoroutinefunction(made.get_session):
             yield made
             made.close()
@@ -142,20 +148,30 @@ def awaited(db: Any, runner: asyncio.Runner) -> Any:
 class _Awaited:
     # Only what is a coroutine is awaited: for_tenant() returns a view at once, whose calls are awaited in turn.
     def __init__(self, db: Any, runner: asyncio.Runner) -> None:
-        self._db, self._runner = db, runner
+        self._db = db
+        self._runner = runner
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         method = getattr(self._db, name)
 
         def call(*args: Any, **kwargs: Any) -> Any:
             result = method(*args, **kwargs)
-            return (
-                self._runner.run(result)
-                if inspect.iscoroutine(result)
-                else _Awaited(result, self._runner)
-            )
+            if inspect.iscoroutine(result):
+                return self._runner.run(result)
+            return _Awaited(result, self._runner)
 
         return call
+
+
+def method_of(call: tuple[Any, ...]) -> str:
+    """Return the name of the method that the call is of, for the name of a test."""
+    return str(call[0])
+
+
+def run(db: Db, call: Iterable[Any]) -> Any:
+    """Make the call, which is a method's name and its arguments, and return the answer."""
+    method, *arguments = call
+    return getattr(db, method)(*arguments)
 
 
 def instant(seconds: float = 0) -> datetime:
@@ -170,26 +186,33 @@ def ids(records: Iterable[Any]) -> list[str]:
 def drained(take: Callable[[], Any]) -> list[Any]:
     """Return what the calls return, up to the first None; a wrong implementation fails instead of going on forever."""
     taken: list[Any] = []
-    while (row := take()) is not None:
+    row = take()
+    while row is not None:
         taken.append(row)
         assert len(taken) <= 20, f"{row.id!r} and others are taken again and again"
+        row = take()
     return taken
 
 
 def session_of(db: Db, id: str = "s1") -> SessionRecord:
+    """Return the stored session, and fail if there is none."""
     session = db.get_session(id)
     assert session is not None, f"session {id!r} does not exist"
     return session
 
 
 def sandbox_of(db: Db, id: str = "sb1") -> SandboxRecord:
+    """Return the stored sandbox, and fail if there is none."""
     sandbox = db.get_sandbox(id)
     assert sandbox is not None, f"sandbox {id!r} does not exist"
     return sandbox
 
 
 def make_agent(
-    db: Db, name: str = "support-bot", path: str = "/srv/agents/support", **values: Any
+    db: Db,
+    name: str = "support-bot",
+    path: str = "/srv/agents/support",
+    **values: Any,
 ) -> AgentRecord:
     return db.upsert_agent(name, path, **values)
 
@@ -201,7 +224,12 @@ def make_session(
     sandbox_id: str = "sb1",
     **values: Any,
 ) -> SessionRecord:
-    return db.insert_session(id, agent_name, sandbox_id, **values)
+    return db.insert_session(
+        id,
+        agent_name,
+        sandbox_id,
+        **values,
+    )
 
 
 def make_sandbox(
@@ -226,4 +254,9 @@ def make_api_key(
     key_hash: str = "hash-1",
     label: str = "ci",
 ) -> ApiKeyRecord:
-    return db.insert_api_key(id, tenant_id, key_hash, label)
+    return db.insert_api_key(
+        id,
+        tenant_id,
+        key_hash,
+        label,
+    )

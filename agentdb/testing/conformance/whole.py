@@ -24,6 +24,7 @@ from agentdb.testing.conformance.subject import (
     make_api_key,
     make_sandbox,
     make_session,
+    run,
     session_of,
 )
 
@@ -32,7 +33,8 @@ class Stop(Exception):
     """An exception of the caller's own function."""
 
 
-# Not the keys of the rows that the make_… functions insert: those are the same in lower case.
+# What a call answers, its method, and its arguments. These are not the keys of the rows that the make_… functions
+# insert: those are the same in lower case.
 NOTHING_FOUND: list[tuple[Any, ...]] = [
     (None, "get_agent", "Support-Bot"),
     (None, "get_session", "S1"),
@@ -55,6 +57,10 @@ NOTHING_FOUND: list[tuple[Any, ...]] = [
 ]
 
 
+def _method_of(lookup: tuple[Any, ...]) -> str:
+    return str(lookup[1])
+
+
 def _create_one_of_each(db: Db) -> tuple[Any, ...]:
     return (
         make_agent(db),
@@ -74,52 +80,79 @@ def _read_one_of_each(db: Db) -> tuple[Any, ...]:
 
 
 class WholeContract(Subject):
+    @pytest.mark.parametrize("lookup", NOTHING_FOUND, ids=_method_of)
     def test_a_key_that_no_row_has_is_not_an_error_and_changes_nothing(
-        self, db: Db
+        self, db: Db, lookup: tuple[Any, ...]
     ) -> None:
+        """A call for a row that does not exist answers None or False.
+
+        Keys are compared by their code points: one that differs in case is another.
+        """
         rows = _create_one_of_each(db)
+        expected, *call = lookup
 
-        for answer, method, *arguments in NOTHING_FOUND:
-            assert getattr(db, method)(*arguments) is answer, method
-            assert _read_one_of_each(db) == rows, method
+        answer = run(db, call)
 
-    def test_a_view_finds_and_changes_no_row_of_another_tenant(self, db: Db) -> None:
+        assert answer is expected
+        assert _read_one_of_each(db) == rows
+
+    @pytest.mark.parametrize("lookup", NOTHING_FOUND, ids=_method_of)
+    def test_a_view_finds_and_changes_no_row_of_another_tenant(
+        self, db: Db, lookup: tuple[Any, ...]
+    ) -> None:
+        """To a tenant's view, the rows of others are not there, whatever key it names."""
         rows = _create_one_of_each(db)
         view = db.for_tenant("stranger")
+        expected, method, *keys = lookup
+        theirs = [key and key.lower() for key in keys]
 
-        for answer, method, *arguments in NOTHING_FOUND:
-            theirs = [argument and argument.lower() for argument in arguments]
-            assert getattr(view, method)(*theirs) is answer, method
-            assert _read_one_of_each(db) == rows, method
+        answer = run(view, [method, *theirs])
+
+        assert answer is expected
+        assert _read_one_of_each(db) == rows
 
     def test_a_path_a_directory_and_a_label_may_be_empty(self, db: Db) -> None:
-        assert make_agent(db, path="").path == ""
-        assert make_sandbox(db, workspace_dir="").workspace_dir == ""
-        assert make_api_key(db, label="").label == ""
+        """These are the caller's own texts; only what identifies a row must not be empty."""
+        agent = make_agent(db, path="")
+        sandbox = make_sandbox(db, workspace_dir="")
+        key = make_api_key(db, label="")
 
+        assert agent.path == ""
+        assert sandbox.workspace_dir == ""
+        assert key.label == ""
+
+    @pytest.mark.parametrize(
+        "tenant_id", [None, "stranger"], ids=["the Db", "a stranger's view"]
+    )
     def test_insert_with_a_taken_id_raises_whoever_has_it(
-        self, db: Db, kind: Kind
+        self,
+        db: Db,
+        kind: Kind,
+        tenant_id: str | None,
     ) -> None:
-        # Ids are unique over all tenants: calls by id name no tenant. Not even a view, which cannot see the row, may
-        # insert it again.
-        row = kind.make("x")
-        stranger = db.for_tenant("stranger")
+        """Ids are unique over all tenants, because calls by id name no tenant.
 
-        for insert in (
-            getattr(db, f"insert_{kind.noun}"),
-            getattr(stranger, f"insert_{kind.noun}"),
-        ):
-            with pytest.raises(DuplicateKeyError) as raised:
-                insert("x", "another-bot", "y")
-            assert str(raised.value) == f"A {kind.noun} with the id 'x' exists already."
+        Not even a view, which cannot see the row, may insert it again.
+        """
+        row = kind.make("x")
+        caller = db if tenant_id is None else db.for_tenant(tenant_id)
+        insert = getattr(caller, f"insert_{kind.noun}")
+
+        with pytest.raises(DuplicateKeyError) as raised:
+            insert("x", "another-bot", "y")
+
+        message = str(raised.value)
+        assert message == f"A {kind.noun} with the id 'x' exists already."
         assert kind.get("x") == row
 
     def test_delete_deletes_that_one(self, kind: Kind) -> None:
+        """The first delete of a row is True, and the second, which finds nothing, is False."""
         kind.make("gone")
         kept = kind.make("kept")
 
-        assert kind.delete("gone") is True
+        deleted = kind.delete("gone")
 
+        assert deleted is True
         assert kind.get("gone") is None
         assert kind.get("kept") == kept
         assert kind.delete("gone") is False
@@ -132,10 +165,13 @@ class WholeContract(Subject):
 
         assert db.get_sandbox("sb1") == sandbox
 
+    # -- transactions
+
     @pytest.mark.parametrize("error", [Stop, KeyboardInterrupt, AgentDbError])
     def test_transaction_keeps_nothing_if_fn_raises_and_lets_the_error_through(
         self, db: Db, error: type[BaseException]
     ) -> None:
+        """Whatever the function raises undoes its writes, and reaches the caller as the same object."""
         # KeyboardInterrupt among them: rolled back by "except Exception", it would leave its writes in the next COMMIT.
         raised = error("stop")
 
@@ -152,15 +188,20 @@ class WholeContract(Subject):
         assert db.list_agents() == []
 
     def test_transaction_reads_what_it_wrote(self, db: Db) -> None:
+        """A transaction sees its own writes, and returns what its function returns."""
+
         def work(inside: Db) -> SessionRecord | None:
             make_session(inside)
             inside.update_session_status("s1", "ended")
             return inside.get_session("s1")
 
-        assert db.run_transaction(work) == db.get_session("s1")
+        seen_inside = db.run_transaction(work)
+
+        assert seen_inside == db.get_session("s1")
 
     def test_nested_transaction_that_fails_is_undone_alone(self, db: Db) -> None:
-        # So a nested one is a savepoint: neither a transaction of its own nor a mere call of the function.
+        """A nested transaction is a savepoint: neither one of its own nor a mere call of the function."""
+
         def inner(inside: Db) -> None:
             make_session(inside, "inner")
             raise Stop
@@ -173,11 +214,15 @@ class WholeContract(Subject):
 
         db.run_transaction(outer)
 
-        assert {*ids(db.list_sessions())} == {"before", "after"}
+        kept = ids(db.list_sessions())
+        assert {*kept} == {"before", "after"}
 
     def test_nested_transaction_is_undone_with_the_one_around_it(self, db: Db) -> None:
+        """What a nested transaction wrote is kept only if the outermost one is."""
+
         def outer(inside: Db) -> None:
-            assert inside.run_transaction(make_session).id == "s1"
+            session = inside.run_transaction(make_session)
+            assert session.id == "s1"
             raise Stop
 
         with pytest.raises(Stop):
@@ -188,6 +233,7 @@ class WholeContract(Subject):
     def test_a_duplicate_inside_a_transaction_can_be_caught_and_the_rest_is_kept(
         self, db: Db
     ) -> None:
+        """An insert that fails leaves the transaction as it was, and able to go on."""
         # PostgreSQL refuses every statement after a failed one until a rollback: each insert needs its own savepoint.
         make_session(db)
 
@@ -202,7 +248,8 @@ class WholeContract(Subject):
 
         db.run_transaction(work)
 
-        assert {*ids(db.list_sessions())} == {"before", "s1", "after"}
+        kept = ids(db.list_sessions())
+        assert {*kept} == {"before", "s1", "after"}
 
     def test_a_duplicate_that_leaves_the_transaction_undoes_it(self, db: Db) -> None:
         make_session(db)
@@ -231,19 +278,30 @@ class WholeContract(Subject):
     def test_the_argument_of_a_transaction_works_until_the_function_returns(
         self, db: Db
     ) -> None:
-        def work(inside: Db) -> list[Db]:
+        """Calls on it, or on a view of it, raise once its transaction is over, instead of writing outside of it.
+
+        The end of a nested transaction does not end the one around it.
+        """
+
+        def work(inside: Db) -> tuple[Db, Db]:
             nested = inside.run_transaction(lambda nested: nested)
             with pytest.raises(DatabaseClosedError):
                 nested.list_agents()
             assert inside.list_agents() == []
-            return [inside, inside.for_tenant("acme")]
+            return inside, inside.for_tenant("acme")
 
-        for over in db.run_transaction(work):
-            with pytest.raises(DatabaseClosedError):
-                make_agent(over)
+        inside, view = db.run_transaction(work)
+
+        with pytest.raises(DatabaseClosedError):
+            make_agent(inside)
+        with pytest.raises(DatabaseClosedError):
+            make_agent(view)
         assert db.list_agents() == []
 
+    # -- views of a tenant
+
     def test_new_rows_are_the_tenants_without_naming_it(self, db: Db) -> None:
+        """Every insert through a view is of its tenant, though the argument of that name is left out."""
         view = db.for_tenant("acme")
 
         agent = make_agent(view)
@@ -257,66 +315,92 @@ class WholeContract(Subject):
         assert db.list_api_keys_by_tenant("acme") == [key]
 
     def test_an_agent_of_a_view_has_versions_of_its_own(self, db: Db) -> None:
-        make_agent(db.for_tenant("other"))
+        """An agent of the same name, of another tenant, does not count."""
+        others = db.for_tenant("other")
+        make_agent(others)
         view = db.for_tenant("acme")
 
-        assert make_agent(view).version == 1
-        assert make_agent(view).version == 2
+        first = make_agent(view)
+        second = make_agent(view)
 
-    def test_a_view_finds_its_tenants_rows(self, db: Db) -> None:
+        assert first.version == 1
+        assert second.version == 2
+
+    @pytest.mark.parametrize("depth", [1, 2], ids=["a view", "a view of a view"])
+    def test_a_view_finds_its_tenants_rows(self, db: Db, depth: int) -> None:
+        """The same rows as the whole ``Db`` finds; a view of the same tenant's view is one, too."""
         agent = make_agent(db, tenant_id="acme")
         session = make_session(db, tenant_id="acme")
         sandbox = make_sandbox(db, tenant_id="acme")
 
-        for view in (db.for_tenant("acme"), db.for_tenant("acme").for_tenant("acme")):
-            assert view.get_agent("support-bot") == agent
-            assert view.get_session("s1") == session
-            assert view.get_sandbox("sb1") == sandbox
+        view = db
+        for _ in range(depth):
+            view = view.for_tenant("acme")
 
+        assert view.get_agent("support-bot") == agent
+        assert view.get_session("s1") == session
+        assert view.get_sandbox("sb1") == sandbox
+
+    @pytest.mark.parametrize("other", ["other", "default"])
     @pytest.mark.parametrize("method", ["for_tenant", "list_agents", "delete_agent"])
-    def test_a_view_refuses_another_tenant_by_name(self, db: Db, method: str) -> None:
-        # Refused and not answered with nothing: a caller that names another tenant has mixed up two requests.
+    def test_a_view_refuses_another_tenant_by_name(
+        self,
+        db: Db,
+        method: str,
+        other: str,
+    ) -> None:
+        """It is refused and not answered with nothing: a caller that names another tenant has mixed up two requests."""
         view = db.for_tenant("acme")
         arguments = ["support-bot"] if method == "delete_agent" else []
+        call = getattr(view, method)
 
-        for other in ("other", "default"):
-            with pytest.raises(InvalidInputError) as raised:
-                getattr(view, method)(*arguments, tenant_id=other)
-            assert (
-                str(raised.value)
-                == f"This view is of the tenant 'acme'; {other!r} is another."
-            )
+        with pytest.raises(InvalidInputError) as raised:
+            call(*arguments, tenant_id=other)
+
+        message = str(raised.value)
+        assert message == f"This view is of the tenant 'acme'; {other!r} is another."
 
     def test_the_view_of_the_default_tenant_is_one_too(self, db: Db) -> None:
-        # "default" is also what a call means that names no tenant. A view that takes the one for the other sees all.
+        """The view of "default", which is also what a call means that names no tenant, sees no other tenant."""
         make_session(db, tenant_id="acme")
         view = db.for_tenant("default")
 
-        assert view.list_sessions("default") == view.list_sessions() == []
+        assert view.list_sessions("default") == []
+        assert view.list_sessions() == []
         assert view.get_session("s1") is None
 
     def test_what_all_tenants_share_is_counted_paused_and_evicted_for_one(
         self, db: Db, rows: Rows
     ) -> None:
-        # These calls take no tenant, so each of them needs the view's condition added; a forgotten one acts on others'.
+        """Calls that take no tenant, because they are of the whole fleet, are of one tenant through its view."""
+        # Each of them needs the view's condition added; a forgotten one acts on others'.
         for tenant in ("acme", "other"):
-            rows.session(f"s of {tenant}", tenant_id=tenant, last_active_at=instant())
+            rows.session(
+                f"s of {tenant}",
+                tenant_id=tenant,
+                last_active_at=instant(),
+            )
             make_sandbox(db, f"sb of {tenant}", tenant_id=tenant)
         view = db.for_tenant("acme")
 
-        assert view.count_sandboxes() == 1
-        assert view.mark_all_sandboxes_cold() == 1
-        assert view.bulk_pause_active_sessions() == 1
-        assert [sandbox.id for sandbox in drained(view.claim_eviction_candidate)] == [
-            "sb of acme"
-        ]
+        counted = view.count_sandboxes()
+        marked = view.mark_all_sandboxes_cold()
+        paused = view.bulk_pause_active_sessions()
+        evicted = drained(view.claim_eviction_candidate)
+
+        assert counted == 1
+        assert marked == 1
+        assert paused == 1
+        assert ids(evicted) == ["sb of acme"]
         assert session_of(db, "s of acme").status == "paused"
         assert session_of(db, "s of other").status == "starting"
 
     def test_the_transaction_of_a_view_is_undone_and_sees_one_tenant(
         self, db: Db
     ) -> None:
+        """What the function of a view's transaction gets is a view, too."""
         make_session(db, "theirs", tenant_id="other")
+        view = db.for_tenant("acme")
 
         def work(inside: Db) -> None:
             assert inside.get_session("theirs") is None
@@ -324,12 +408,14 @@ class WholeContract(Subject):
             raise Stop
 
         with pytest.raises(Stop):
-            db.for_tenant("acme").run_transaction(work)
+            view.run_transaction(work)
 
         assert db.get_session("ours") is None
 
+    # -- the end
+
     def test_a_view_is_closed_alone(self, db: Db) -> None:
-        # A request's view may close while others use the connections; only the Db itself owns them.
+        """A request's view may close, even twice, while others use the connections; only the ``Db`` owns them."""
         view = db.for_tenant("acme")
         inner = view.for_tenant("acme")
 
@@ -342,14 +428,16 @@ class WholeContract(Subject):
         assert db.list_agents() == []
 
     def test_the_db_is_closed_with_its_views(self, db: Db) -> None:
+        """After ``close()``, which may be called twice, neither the ``Db`` nor a view of it answers."""
         view = db.for_tenant("acme")
 
         db.close()
         db.close()
 
-        for closed in (db, view):
-            with pytest.raises(DatabaseClosedError):
-                closed.list_agents()
+        with pytest.raises(DatabaseClosedError):
+            db.list_agents()
+        with pytest.raises(DatabaseClosedError):
+            view.list_agents()
 
     def test_health_is_ok_without_a_reason(self, db: Db) -> None:
         health = db.health()
