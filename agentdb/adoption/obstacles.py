@@ -191,7 +191,9 @@ def read_instants(
         "CREATE OR REPLACE FUNCTION pg_temp.agentdb_instant(value text) RETURNS timestamptz"
         " LANGUAGE plpgsql AS $$ BEGIN"
         f" IF value ~ '{POSTGRES_CASTABLE}' THEN RETURN value::timestamptz; END IF;"
-        " RETURN (SELECT instant FROM pg_temp.agentdb_instants WHERE text = value); END $$",
+        # Not there is only what comes back unchanged from a cast, such as a 29th of February, see not_castable().
+        " RETURN coalesce((SELECT instant FROM pg_temp.agentdb_instants WHERE text = value), value::timestamptz);"
+        " END $$",
     )
     selected = ", ".join(f'"{column}"' for column in columns)
     # A server-side cursor keeps memory bounded if every row is of this kind.

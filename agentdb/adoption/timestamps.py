@@ -28,7 +28,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 _DATE = r"(\d{4}-(?:0[1-9]|1[0-2])-(?:0[1-9]|[12]\d|3[01]))"
 _TIME = r"((?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d(?:\.\d{1,6})?)"
-_OFFSET = r"[+-](?:0\d|1[0-5])(?::?[0-5]\d(?::[0-5]\d)?)?"
+_OFFSET = r"[+-](?:0\d|1[0-5])(?::?[0-5]\d|:[0-5]\d:[0-5]\d)?"
 _ZONE = rf"\ ?({_OFFSET}|[A-Z][A-Za-z]{{2,4}})"
 
 _ISO = re.compile(rf"{_DATE}([ T]){_TIME}(Z|{_OFFSET})?", re.ASCII)

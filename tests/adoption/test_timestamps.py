@@ -3,6 +3,7 @@ from __future__ import annotations
 import random
 import zoneinfo
 from collections import defaultdict
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 import psycopg
@@ -17,6 +18,9 @@ from agentdb.adoption.timestamps import (
     server_text,
 )
 from agentdb.adoption.values import readable_format
+from agentdb.models import Session
+from tests.helpers.baseline_runs import baselinedb
+from tests.helpers.legacy_databases import opened, rows
 
 READ = {
     "2026-02-19T20:53:16.123Z": (
@@ -106,6 +110,9 @@ REFUSED = {
     "2026-02-19T20:53:16.1234567Z": UNKNOWN,
     "2026-02-19 20:53:16.": UNKNOWN,
     "2026-02-19 20:53:16+16": UNKNOWN,
+    "2026-02-19 20:53:16+0530:15": UNKNOWN,
+    "2026-W08-4 20:53:16": UNKNOWN,
+    "20260219T205316Z": UNKNOWN,
     "2026-02-19 20:53:16 CET": UNKNOWN,
     "2026-13-19 20:53:16": UNKNOWN,
     "٢٠٢٦-02-19 20:53:16": UNKNOWN,
@@ -257,3 +264,24 @@ def test_what_postgresql_may_cast_it_casts_to_the_same_instant_as_the_parser(
         for text, (name, at) in READ.items()
         if name != "datestyle" and 1000 < at.year < 9000
     } - {"2024-02-29T20:53:16.123Z"}
+
+
+def test_formats_that_are_mixed_in_a_column_are_adopted_as_their_instants(
+    load_legacy: Callable[[str], str],
+):
+    url = load_legacy("era-b-small")
+    with opened(url) as connection:
+        rows(connection, "DELETE FROM sessions")
+        for text in READ:
+            rows(
+                connection,
+                "INSERT INTO sessions (id, agent_name, sandbox_id, created_at) VALUES (%s, 'a', 'b', %s)",
+                [text, text],
+            )
+
+    assert baselinedb(url, "--no-backup").code == 0
+
+    with opened(url) as connection:
+        sessions = Session.objects.using(connection.alias)
+        adopted = dict(sessions.values_list("id", "created_at"))
+    assert adopted == {text: instant for text, (_, instant) in READ.items()}
