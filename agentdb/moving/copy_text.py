@@ -138,6 +138,11 @@ def last_id(chunk: Chunk) -> str:
     return row_id(next(rows_of(last_line)))
 
 
+def fills_chunks(rows: int) -> bool:
+    """Return whether so many rows are whole chunks, so that a row behind them begins another one."""
+    return rows % ROWS_A_CHUNK == 0
+
+
 def insert(
     connection: BaseDatabaseWrapper, model: type[Model], chunks: Iterator[Chunk]
 ) -> None:

@@ -25,6 +25,7 @@ from agentdb.errors import (
 from agentdb.moving.copy_text import (
     Chunk,
     Row,
+    fills_chunks,
     insert,
     last_id,
     read_chunks,
@@ -363,9 +364,12 @@ def _copy_table(
     table, total = _table(model), count_rows(reading, _table(model))
     done = TableSummary()
     # An interrupted copy resumes only if the source still has the copied rows: they are read again, and must give the
-    # same hash and end with the same id.
+    # same hash and end with the same id. The table's last chunk may be short, and with rows behind it would be another.
     if checkpoint.rows:
-        if checkpoint == _summed(reading, model, progress, checkpoint.rows):
+        has_same_chunks = checkpoint.rows == total or fills_chunks(checkpoint.rows)
+        if has_same_chunks and checkpoint == _summed(
+            reading, model, progress, checkpoint.rows
+        ):
             say(f"{table}: going on after {checkpoint.rows:,} rows.")
             done = checkpoint
         else:

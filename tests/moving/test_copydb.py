@@ -589,3 +589,33 @@ def test_an_unfinished_copy_of_another_source_is_not_mixed_with_this_one(
         "The target holds an unfinished copy of PostgreSQL database x. Run that copy again, or copy into a new "
         "database; nothing was changed."
     )
+
+
+@pytest.mark.parametrize("target_engine", ["sqlite", "postgresql"])
+def test_a_resumed_copy_copies_what_came_behind_the_last_row_since(
+    url: str, make_url: MakeUrl, target_engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agentdb.moving.copy_text.ROWS_A_CHUNK", 2)
+    with agentdb.connect(url) as db:
+        for number in range(3):
+            db.insert_session(f"s{number}", "a", "b")
+    target = make_url(target_engine)
+
+    def stop(table: str, done: int, total: int) -> None:
+        if table == "indexes":
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as stopping:
+        stopping.setattr(
+            "agentdb.management.progress.ProgressLine.__call__",
+            lambda self, *args: stop(*args),
+        )
+        with pytest.raises(SystemExit):
+            copydb(url, target)
+    with agentdb.connect(url) as db:
+        for number in range(3, 5):
+            db.insert_session(f"s{number}", "a", "b")
+
+    copydb(url, target)
+
+    assert_copied(url, target)
