@@ -259,9 +259,7 @@ class _Batch:
             self._connection.look()
             # A single step for Python, so that the list says whether it was committed, whatever exception comes.
             self._committed.extend(map(raw.execute, ("COMMIT",)))
-            # For the followers as well: each stat() of a thread makes it wait for the interpreter again.
-            self._connection.confirm()
-        except (sqlite3.Error, OutcomeUnknownError) as error:
+        except sqlite3.Error as error:
             # Still in a transaction: nothing is stored for sure, and the followers can be run again by the next
             # leader. No longer: SQLite has ended it. After a COMMIT it may have written to the log, so each gets the
             # error.
@@ -276,9 +274,11 @@ class _Batch:
     def give_answers(self) -> None:
         """Give each writer its answer, or its place in the queue; if this is interrupted, any of them repeats it.
 
-        Does not use the connection, which is the leader's: its next use rolls back what is not committed.
+        Runs nothing on the connection, which is the leader's: its next use rolls back what is not committed.
         """
         with self._settling:
+            if self._committed:
+                self._confirm()
             followers = self.writers[1:]
             # A leader that was interrupted between two statements has fewer results than writers, and has not
             # committed.
@@ -287,15 +287,22 @@ class _Batch:
                 # The COMMIT has failed, or went into a file that was moved: only the error says what may be stored.
                 # Each gets an error of its own, because each adds its traceback to it.
                 failures: list[Answer] = [
-                    (None, copy(self._failure)) for _ in followers
+                    (None, copy(self._failure)) for _ in self.writers
                 ]
-                self._answer(followers, failures)
+                self._answer(self.writers, failures)
             elif self._committed:
                 self._answer(self.writers, self._results)
             else:
                 self._turns.put_back(followers, self)
             for writer in followers:
                 writer.tell()
+
+    def _confirm(self) -> None:
+        """Look whether the file was moved meanwhile, once for all: each stat() waits for the interpreter again."""
+        try:
+            self._connection.confirm()
+        except OutcomeUnknownError as error:
+            self._failure = error
 
     @staticmethod
     def _answer(writers: list[_Writer], answers: list[Answer]) -> None:

@@ -165,7 +165,7 @@ class _Line:
 class Outbox:
     """Answers on their way to one event loop, which looks after the calls that wait meanwhile."""
 
-    __slots__ = ("answers", "is_told", "timer", "workers")
+    __slots__ = ("__weakref__", "answers", "is_told", "timer", "workers")
 
     def __init__(self, workers: Workers) -> None:
         self.workers = workers
@@ -231,9 +231,11 @@ class Workers:
         # One wake-up for each thread that is needed: True for work, False for the end.
         self._wakes: SimpleQueue[bool] = SimpleQueue()
         self._is_stuck = False  # no call was taken since the last look
-        self._outboxes: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Outbox] = (
-            weakref.WeakKeyDictionary()
-        )
+        # Jobs and the loop keep an outbox alive, not this: it refers to its loop, which must not outlive the program's
+        # use of it.
+        self._outboxes: weakref.WeakValueDictionary[
+            asyncio.AbstractEventLoop, Outbox
+        ] = weakref.WeakValueDictionary()
 
     def outbox(self) -> Outbox:
         """Return the running loop's outbox, for the jobs that these threads run."""

@@ -295,6 +295,41 @@ def _interrupts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     gc.collect()  # here, and not in a test that comes later
 
 
+def test_a_leader_that_is_interrupted_before_it_looks_at_a_moved_file_leaves_the_others_in_doubt(
+    db: DjangoDb, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved = path.with_name("moved.sqlite3")
+    look, confirm = SqliteConnection.look, SqliteConnection.confirm
+    interrupted: list[SqliteConnection] = []
+
+    def look_and_move(connection: SqliteConnection) -> None:
+        look(connection)
+        if connection.raw.in_transaction:  # COMMIT comes next
+            for end in ("", "-wal", "-shm"):
+                os.rename(f"{path}{end}", f"{moved}{end}")
+
+    def confirm_later(connection: SqliteConnection) -> None:
+        if moved.exists() and not interrupted:
+            interrupted.append(connection)
+            raise Interrupt
+        confirm(connection)
+
+    writers = Writers(db, path)
+    for number in range(4):
+        writers.add(lambda number=number: db.insert_session(f"s{number}", "a", "sb").id)  # type: ignore[misc]
+    monkeypatch.setattr(SqliteConnection, "look", look_and_move)
+    monkeypatch.setattr(SqliteConnection, "confirm", confirm_later)
+    writers.go_on()
+
+    first, *shared = writers.results
+    assert first == "s0"
+    assert [type(result) for result in shared] == [
+        Interrupt,
+        OutcomeUnknownError,
+        OutcomeUnknownError,
+    ]
+
+
 def test_a_leader_that_is_interrupted_again_as_it_rolls_back_leaves_no_lock(
     db: DjangoDb, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,6 +10,7 @@ import linecache
 import threading
 import time
 import warnings
+import weakref
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -21,6 +22,7 @@ import pytest
 import agentdb
 from agentdb import (
     AgentDbError,
+    AgentRecord,
     AsyncDb,
     DatabaseClosedError,
     DatabaseUnavailableError,
@@ -30,6 +32,7 @@ from agentdb import (
     SessionRecord,
 )
 from agentdb.serving import aio, workers
+from agentdb.testing import MemoryDb
 from agentdb.testing.conformance.refusals import METHODS, valid_arguments
 from tests.helpers.factories import execute, instant, make_session
 from tests.helpers.moments import wait_until
@@ -798,6 +801,32 @@ def test_one_asyncdb_serves_one_loop_after_the_other(url: str) -> None:
     run(lambda: db.insert_session("s1", "a", "sb1"))
     assert run(lambda: db.get_session("s1")) is not None
     run(db.close)
+
+
+def test_one_asyncdb_keeps_no_loop_that_is_closed() -> None:
+    loops: list[weakref.ref[asyncio.AbstractEventLoop]] = []
+    abandoned = threading.Event()
+
+    class Slow(MemoryDb):
+        def list_agents(self, tenant_id: str = "default") -> list[AgentRecord]:
+            abandoned.wait(120)
+            return []
+
+    adb = AsyncDb(Slow())
+
+    async def leave_calls_behind() -> None:
+        loops.append(weakref.ref(asyncio.get_running_loop()))
+        asyncio.ensure_future(adb.list_agents())
+        # More than wait for nothing, so that the loop looks after them, and is closed before it looks again.
+        await asyncio.gather(*(adb.get_session(f"s{number}") for number in range(20)))
+
+    for _ in range(5):
+        asyncio.run(leave_calls_behind())
+    abandoned.set()
+    run(adb.close)
+    gc.collect()
+
+    assert [loop for loop in loops if loop() is not None] == []
 
 
 # -- opening
