@@ -97,9 +97,13 @@ def touch(
     """
     column = "last_active_at" if model is Session else "last_used_at"
 
+    def is_asked(p: Parameters) -> Any:
+        if many:
+            return OneOfTexts("id", p.text("ids"))
+        return Q(id=p.text("id"))
+
     def rows(p: Parameters) -> Any:
-        is_asked = OneOfTexts("id", p.text("ids")) if many else Q(id=p.text("id"))
-        found = p.rows(model).filter(is_asked)
+        found = p.rows(model).filter(is_asked(p))
         if of_runner:
             found = found.filter(runner_id=p.text("runner_id"))
         return found
@@ -107,7 +111,8 @@ def touch(
     def is_due(p: Parameters) -> Q:
         if not interval:
             return Q()
-        return Q(**{f"{column}__lt": p.past("touched_before", interval)})
+        latest = p.past("touched_before", interval)
+        return Q(**{f"{column}__lt": latest})
 
     def with_due(p: Parameters) -> Any:
         due = Case(
@@ -121,6 +126,7 @@ def touch(
         found = rows(p).filter(is_due(p))
         if not skip_locked:
             return found
+        # UPDATE itself cannot skip a locked row; SELECT FOR UPDATE can.
         free = Locked(found.values("id"))
         return p.rows(model).filter(OneOfRows("id", free))
 
@@ -204,15 +210,19 @@ def _update_session(column: str, only_if: Condition = _always) -> Update:
 
 UPDATE_SESSION_STATUS = _update_session("status")
 UPDATE_SESSION_STATUS_IF = _update_session(
-    "status", lambda p: OneOfTexts("status", p.text("only_if"))
+    "status",
+    lambda p: OneOfTexts("status", p.text("only_if")),
 )
 UPDATE_SESSION_SANDBOX = _update_session("sandbox_id")
 UPDATE_SESSION_RUNNER = _update_session("runner_id")
 UPDATE_SESSION_RUNNER_IF = _update_session(
-    "runner_id", lambda p: Q(runner_id=p.text("only_if"))
+    "runner_id",
+    lambda p: Q(runner_id=p.text("only_if")),
 )
+# SQL's NULL equals nothing, so this is a query of its own.
 UPDATE_SESSION_RUNNER_IF_NONE = _update_session(
-    "runner_id", lambda p: Q(runner_id__isnull=True)
+    "runner_id",
+    lambda p: Q(runner_id__isnull=True),
 )
 DELETE_SESSION = Delete(lambda p: p.rows(Session).filter(id=p.text("id")))
 
@@ -221,19 +231,18 @@ def _claim_session(*, silent: bool) -> Update:
     """Return what gives a session to a runner; ``silent``: also another runner's, if it has been silent for long."""
 
     def claimable(p: Parameters) -> Any:
-        free = (
-            Q(runner_id__isnull=True)
-            | Q(runner_id=p.text("runner_id"))
-            | Q(status=SessionStatus.PAUSED.value)
-        )
+        has_no_runner = Q(runner_id__isnull=True)
+        is_own_already = Q(runner_id=p.text("runner_id"))
+        is_paused = Q(status=SessionStatus.PAUSED.value)
+        free = has_no_runner | is_own_already | is_paused
         if silent:
-            free |= Q(last_active_at__lt=p.ago("silent_before", "silent_for"))
+            silent_before = p.ago("silent_before", "silent_for")
+            free |= Q(last_active_at__lt=silent_before)
         # Conditions on the row itself, without a subquery. On PostgreSQL an update that waited for another claim's lock
         # rechecks them on the new version of the row, and finds that claim's runner. A subquery would still read the
         # old version, and both claims would succeed.
-        return (
-            p.rows(Session).filter(free, id=p.text("id")).exclude(status__in=FINISHED)
-        )
+        session = p.rows(Session).filter(free, id=p.text("id"))
+        return session.exclude(status__in=FINISHED)
 
     def values(p: Parameters) -> dict[str, object]:
         return {
@@ -266,12 +275,19 @@ def _page(p: Parameters, rows: Any, *, before: bool, limit: bool) -> Any:
             created_at__lte=created_at,
         )
     rows = rows.newest_first()
-    return rows[: p.limit("limit")] if limit else rows
+    if not limit:
+        return rows
+    return rows[: p.limit("limit")]
 
 
 @cache
 def list_rows(
-    model: Table, filters: frozenset[str], values: int = 0, *, before: bool, limit: bool
+    model: Table,
+    filters: frozenset[str],
+    values: int = 0,
+    *,
+    before: bool,
+    limit: bool,
 ) -> Select:
     """Return the query for a page of the tenant's rows that equal the parameters named in ``filters``.
 
@@ -286,9 +302,13 @@ def list_rows(
             return _page(p, rows, before=before, limit=limit)
         pages = []
         for number in range(values):
-            in_state = rows.filter(**{column: p.text(f"value{number}")})
-            pages.append(_page(p, in_state, before=before, limit=limit))
-        return pages if len(pages) > 1 else pages[0]
+            value = p.text(f"value{number}")
+            in_state = rows.filter(**{column: value})
+            page = _page(p, in_state, before=before, limit=limit)
+            pages.append(page)
+        if len(pages) == 1:
+            return pages[0]
+        return pages
 
     return Select(build)
 
@@ -308,7 +328,8 @@ def count_sessions(filters: frozenset[str], statuses: int) -> SelectCount:
 
     def build(p: Parameters) -> Any:
         sessions = _of_tenant(p, Session, filters)
-        return sessions.filter(_one_of(p, "status", statuses))
+        is_counted = _one_of(p, "status", statuses)
+        return sessions.filter(is_counted)
 
     return SelectCount(build)
 
@@ -318,7 +339,8 @@ def count_sandboxes(states: int) -> SelectCount:
     """Count the sandboxes of all tenants in the same way."""
 
     def build(p: Parameters) -> Any:
-        return p.rows(Sandbox).filter(_one_of(p, "state", states))
+        is_counted = _one_of(p, "state", states)
+        return p.rows(Sandbox).filter(is_counted)
 
     return SelectCount(build)
 
@@ -338,14 +360,19 @@ def _silent(*, limit: bool) -> Select:
     def build(p: Parameters) -> Any:
         older_than = p.instant("older_than")
         silent = p.rows(Session).live().idle_since(older_than)
-        silent = _longest_inactive_first(silent)
-        return silent[: p.limit("limit")] if limit else silent
+        in_order = _longest_inactive_first(silent)
+        if not limit:
+            return in_order
+        return in_order[: p.limit("limit")]
 
     return Select(build)
 
 
 # Reads all live sessions and no others; PRUNE_SESSIONS says why no index has last_active_at.
-GET_SILENT_SESSIONS = {limit: _silent(limit=limit) for limit in (False, True)}
+GET_SILENT_SESSIONS = {
+    False: _silent(limit=False),
+    True: _silent(limit=True),
+}
 
 
 def _pause(p: Parameters) -> dict[str, object]:
@@ -355,18 +382,27 @@ def _pause(p: Parameters) -> dict[str, object]:
     }
 
 
-PAUSE_SESSIONS = Update(lambda p: p.rows(Session).live(), _pause, bulk=True)
+PAUSE_SESSIONS = Update(
+    lambda p: p.rows(Session).live(),
+    _pause,
+    bulk=True,
+)
 PAUSE_SESSIONS_BY_RUNNER = Update(
-    lambda p: p.rows(Session).of_runner(p.text("runner_id")).live(), _pause, bulk=True
+    lambda p: p.rows(Session).of_runner(p.text("runner_id")).live(),
+    _pause,
+    bulk=True,
 )
 
 
-def _finished(p: Parameters):  # type: ignore[no-untyped-def]
+def _finished(p: Parameters) -> Any:
+    """Match the finished sessions without a sign of life since ``ended_before``, up to ``limit``, oldest first."""
     ended_before = p.instant("ended_before")
     finished = p.rows(Session).finished().idle_since(ended_before)
-    ids = _longest_inactive_first(finished).values("id")
+    in_order = _longest_inactive_first(finished)
+    # A DELETE takes no limit of its own, so a subquery finds the rows.
+    ids = in_order.values("id")[: p.limit("limit")]
     # Repeats the conditions: PostgreSQL rechecks them for a row that has changed meanwhile.
-    return finished.filter(id__in=ids[: p.limit("limit")])
+    return finished.filter(id__in=ids)
 
 
 # An index in this order would need last_active_at, and PostgreSQL would then update every index at every touch of a
@@ -415,7 +451,8 @@ UPDATE_SANDBOX_STATE = Update(
 )
 UPDATE_SANDBOX_STATE_IF = Update(
     lambda p: p.rows(Sandbox).filter(
-        OneOfTexts("state", p.text("only_if")), id=p.text("id")
+        OneOfTexts("state", p.text("only_if")),
+        id=p.text("id"),
     ),
     lambda p: {"state": p.text("state")},
 )
@@ -427,7 +464,8 @@ UPDATE_SANDBOX_SESSION = Update(
 
 def _on_runner(p: Parameters) -> Any:
     """Match the sandboxes whose session is on the runner."""
-    sessions = p.rows(Session).of_runner(p.text("runner_id"))
+    runner_id = p.text("runner_id")
+    sessions = p.rows(Session).of_runner(runner_id)
     return p.rows(Sandbox).reserved_for(sessions)
 
 
@@ -435,13 +473,19 @@ LIST_SANDBOXES_BY_RUNNER = Select(lambda p: _on_runner(p).newest_first())
 
 
 def _evictable(p: Parameters, state: SandboxState, unused_since: bool) -> Any:
+    """Match the sandboxes in that state; with ``unused_since`` only those that were last used before."""
     sandboxes = p.rows(Sandbox).in_state(state)
     if not unused_since:
         return sandboxes
-    return sandboxes.idle_since(p.instant("unused_since"))
+    instant = p.instant("unused_since")
+    return sandboxes.idle_since(instant)
 
 
-_EVICTED_IN_TURN = (SandboxState.COLD, SandboxState.WARM, SandboxState.WAITING)
+_EVICTED_IN_TURN = (
+    SandboxState.COLD,
+    SandboxState.WARM,
+    SandboxState.WAITING,
+)
 
 
 def _best_eviction_candidate(*, unused_since: bool) -> Select:
@@ -449,18 +493,21 @@ def _best_eviction_candidate(*, unused_since: bool) -> Select:
 
     def first_of(p: Parameters, state: SandboxState) -> Any:
         sandboxes = _evictable(p, state, unused_since)
-        return sandboxes.least_recently_used_first().values("id")[:1]
+        in_order = sandboxes.least_recently_used_first()
+        return in_order.values("id")[:1]
 
-    # COALESCE stops at the first state with a sandbox: at most three probes of one index, and no sort.
     def build(p: Parameters) -> Any:
         candidates = [first_of(p, state) for state in _EVICTED_IN_TURN]
-        return p.rows(Sandbox).filter(IsRow(F("id"), Coalesce(*candidates)))
+        # COALESCE stops at the first state with a sandbox: at most three probes of one index, and no sort.
+        best = Coalesce(*candidates)
+        return p.rows(Sandbox).filter(IsRow(F("id"), best))
 
     return Select(build)
 
 
 GET_BEST_EVICTION_CANDIDATE = {
-    each: _best_eviction_candidate(unused_since=each) for each in (False, True)
+    False: _best_eviction_candidate(unused_since=False),
+    True: _best_eviction_candidate(unused_since=True),
 }
 
 
@@ -471,12 +518,14 @@ def _free(p: Parameters, state: SandboxState, rows: Any) -> Any:
     still reads the values from the start of the statement, so a sandbox touched meanwhile no longer equals them, and
     the next one is tried.
     """
-    as_it_was = Sandbox.objects.filter(id=OuterRef("id")).values("last_used_at")[:1]
-    first = rows.filter(IsUnchanged(F("last_used_at"), Subquery(as_it_was)))
-    one = first.least_recently_used_first().values("id")[:1]
+    same_row = Sandbox.objects.filter(id=OuterRef("id"))
+    as_it_was = Subquery(same_row.values("last_used_at")[:1])
+    unchanged = rows.filter(IsUnchanged(F("last_used_at"), as_it_was))
+    in_order = unchanged.least_recently_used_first()
+    first = Locked(in_order.values("id")[:1])
     # Repeats the state but no other condition: with those PostgreSQL reads a range of an index instead of one row by
     # its key.
-    return p.rows(Sandbox).in_state(state).filter(IsRow(F("id"), Locked(one)))
+    return p.rows(Sandbox).in_state(state).filter(IsRow(F("id"), first))
 
 
 def _to_cold(p: Parameters) -> dict[str, object]:
@@ -505,11 +554,8 @@ CLAIM_EVICTION_CANDIDATE = {
 
 def _in_pool(p: Parameters) -> Any:
     """Match the warm sandboxes of an agent that no session has."""
-    return (
-        p.tenant(Sandbox)
-        .in_state(SandboxState.WARM)
-        .filter(agent_name=p.text("agent_name"), session_id=None)
-    )
+    warm = p.tenant(Sandbox).in_state(SandboxState.WARM)
+    return warm.filter(agent_name=p.text("agent_name"), session_id=None)
 
 
 CLAIM_WARM_SANDBOX = Update(
@@ -540,7 +586,7 @@ DELETE_SANDBOX = Delete(lambda p: p.rows(Sandbox).filter(id=p.text("id")))
 # "Not equal" would read the whole table; "less or greater" reads two ranges of the index.
 MARK_ALL_SANDBOXES_COLD = Update(
     lambda p: p.rows(Sandbox).filter(
-        Q(state__lt=SandboxState.COLD.value) | Q(state__gt=SandboxState.COLD.value)
+        Q(state__lt=SandboxState.COLD.value) | Q(state__gt=SandboxState.COLD.value),
     ),
     _to_cold,
     bulk=True,
