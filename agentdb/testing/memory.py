@@ -67,10 +67,10 @@ class _Table(Generic[Record]):
         rows: dict[str, Record],
         tenant_id: str | None = None,
     ) -> None:
-        self.rows = (
-            rows  # of all tenants, by id; the views of a Db share the dictionary
-        )
-        self._last = last  # the column with the time of the last activity or use
+        # Of all tenants, by id: the views of a Db share the dictionary.
+        self.rows = rows
+        # The column with the time of the last activity or use.
+        self._last = last
         self._tenant_id = tenant_id
 
     def of_tenant(self, tenant_id: str) -> _Table[Record]:
@@ -113,19 +113,20 @@ class _Table(Generic[Record]):
         if row is None:
             return False
         # The clock may go back, but this time only moves forward.
-        values[self._last] = max(getattr(row, self._last), now)
+        before = getattr(row, self._last)
+        values[self._last] = max(before, now)
         return self.update(row, **values)
 
     def untouched(self, since: datetime | None, **wanted: Any) -> list[Record]:
         """Return the rows with the wanted values that were not touched since then, the longest untouched first."""
 
-        def age(row: Record) -> tuple[datetime, str]:
+        def place(row: Record) -> tuple[datetime, str]:
             return getattr(row, self._last), row.id
 
-        rows = sorted(self.all(**wanted), key=age)
-        if since is None:
-            return rows
-        return [row for row in rows if age(row)[0] < since]
+        rows = self.all(**wanted)
+        if since is not None:
+            rows = [row for row in rows if getattr(row, self._last) < since]
+        return sorted(rows, key=place)
 
     def delete(self, id: str) -> bool:
         """Delete the row, and return whether there was one."""
@@ -135,6 +136,7 @@ class _Table(Generic[Record]):
         return True
 
     def _fits(self, row: Record, wanted: dict[str, Any]) -> bool:
+        """Return whether the row is of the tenant, if there is one, and has the wanted values."""
         if self._tenant_id not in (None, row.tenant_id):
             return False
         for column, value in wanted.items():
@@ -264,16 +266,25 @@ class MemoryDb(Db):
 
     @_call
     def list_agents(self, tenant_id: str = DEFAULT_TENANT_ID) -> list[AgentRecord]:
+        def by_name(agent: AgentRecord) -> str:
+            return agent.name
+
         agents = self._agents.all(tenant_id=tenant_id)
-        return sorted(agents, key=lambda agent: agent.name)
+        return sorted(agents, key=by_name)
 
     @_call
     def delete_agent(self, name: str, tenant_id: str = DEFAULT_TENANT_ID) -> bool:
         # Whether or not the agent exists: sessions name it by a soft reference, and may have outlived it.
-        for session in self._sessions.all(agent_name=name, tenant_id=tenant_id):
+        sessions = self._sessions.all(
+            agent_name=name,
+            tenant_id=tenant_id,
+        )
+        for session in sessions:
             self._sessions.delete(session.id)
         agent = self._agents.only(name=name, tenant_id=tenant_id)
-        return agent is not None and self._agents.delete(agent.id)
+        if agent is None:
+            return False
+        return self._agents.delete(agent.id)
 
     # -- sessions
 
@@ -314,7 +325,11 @@ class MemoryDb(Db):
     @_call
     def update_session_sandbox(self, id: str, sandbox_id: str) -> bool:
         session = self._sessions.get(id)
-        return self._sessions.touch(session, self._now(), sandbox_id=sandbox_id)
+        return self._sessions.touch(
+            session,
+            self._now(),
+            sandbox_id=sandbox_id,
+        )
 
     @_call
     def update_session_runner(
@@ -324,6 +339,7 @@ class MemoryDb(Db):
         *,
         only_if: str | EllipsisType | None = ...,
     ) -> bool:
+        # Left out, it lets any runner pass; None is a runner like the others, "nobody".
         wanted = None if only_if is ... else [only_if]
         session = self._sessions.get(id, runner_id=wanted)
         return self._sessions.touch(session, self._now(), runner_id=runner_id)
@@ -368,7 +384,8 @@ class MemoryDb(Db):
 
     @_call
     def list_sessions_by_runner(self, runner_id: str) -> list[SessionRecord]:
-        return _newest_first(self._sessions.all(runner_id=runner_id))
+        sessions = self._sessions.all(runner_id=runner_id)
+        return _newest_first(sessions)
 
     @_call
     def claim_session(
@@ -382,6 +399,7 @@ class MemoryDb(Db):
         if session is None or session.status in _FINISHED:
             return None
         now = self._now()
+        # Nobody's session, the runner's own, or a paused one; and one that was silent for long enough.
         may_have_it = (
             session.runner_id in (None, runner_id)
             or session.status == SessionStatus.PAUSED
@@ -413,7 +431,8 @@ class MemoryDb(Db):
         touched = []
         for id in ids:
             session = self._sessions.get(id, runner_id=runner_id)
-            if self._sessions.touch(session, now):
+            was_there = self._sessions.touch(session, now)
+            if was_there:
                 touched.append(id)
         return touched
 
@@ -448,10 +467,18 @@ class MemoryDb(Db):
         return len(pruned)
 
     def _pause(self, runner_id: str | None = None) -> int:
+        """Pause what runs, on the runner or on all, and return how many that were."""
         now = self._now()
-        running = self._sessions.all(status=_RUNNING, runner_id=runner_id)
+        running = self._sessions.all(
+            status=_RUNNING,
+            runner_id=runner_id,
+        )
         for session in running:
-            self._sessions.touch(session, now, status="paused")
+            self._sessions.touch(
+                session,
+                now,
+                status="paused",
+            )
         return len(running)
 
     # -- sandboxes
@@ -498,12 +525,19 @@ class MemoryDb(Db):
 
     @_call
     def touch_sandbox(self, id: str) -> bool:
-        return self._sandboxes.touch(self._sandboxes.get(id), self._now())
+        sandbox = self._sandboxes.get(id)
+        return self._sandboxes.touch(sandbox, self._now())
 
     @_call
     def touch_sandboxes(self, ids: Collection[str]) -> list[str]:
         now = self._now()
-        return [id for id in ids if self._sandboxes.touch(self._sandboxes.get(id), now)]
+        touched = []
+        for id in ids:
+            sandbox = self._sandboxes.get(id)
+            was_there = self._sandboxes.touch(sandbox, now)
+            if was_there:
+                touched.append(id)
+        return touched
 
     @_call
     def get_sandbox(self, id: str) -> SandboxRecord | None:
@@ -532,11 +566,13 @@ class MemoryDb(Db):
     def list_sandboxes_by_runner(self, runner_id: str) -> list[SandboxRecord]:
         sessions = self._sessions.all(runner_id=runner_id)
         ids = [session.id for session in sessions]
-        return _newest_first(self._sandboxes.all(session_id=ids))
+        sandboxes = self._sandboxes.all(session_id=ids)
+        return _newest_first(sandboxes)
 
     @_call
     def count_sandboxes(self, *, state: SandboxStatesInput | None = None) -> int:
-        return len(self._sandboxes.all(state=state))
+        sandboxes = self._sandboxes.all(state=state)
+        return len(sandboxes)
 
     @_call
     def claim_warm_sandbox(
@@ -602,13 +638,18 @@ class MemoryDb(Db):
 
     @_call
     def mark_sandboxes_cold_by_runner(self, runner_id: str) -> int:
-        return self._mark_cold(self.list_sandboxes_by_runner(runner_id))
+        sandboxes = self.list_sandboxes_by_runner(runner_id)
+        return self._mark_cold(sandboxes)
 
     def _mark_cold(self, sandboxes: list[SandboxRecord]) -> int:
-        others = [each for each in sandboxes if each.state != SandboxState.COLD]
-        for sandbox in others:
+        """Mark those that are not cold, and return how many that were."""
+        marked = 0
+        for sandbox in sandboxes:
+            if sandbox.state == SandboxState.COLD:
+                continue
             self._sandboxes.update(sandbox, state="cold")
-        return len(others)
+            marked += 1
+        return marked
 
     # -- API keys
 
@@ -641,7 +682,8 @@ class MemoryDb(Db):
 
     @_call
     def list_api_keys_by_tenant(self, tenant_id: str) -> list[ApiKeyRecord]:
-        return _newest_first(self._keys.all(tenant_id=tenant_id))
+        keys = self._keys.all(tenant_id=tenant_id)
+        return _newest_first(keys)
 
     @_call
     def delete_api_key(self, id: str) -> bool:
@@ -651,13 +693,20 @@ class MemoryDb(Db):
     def issue_api_key(self, tenant_id: str, label: str) -> tuple[str, ApiKeyRecord]:
         plain, key_hash = self._hashes.generate()
         id = str(uuid.uuid4())
-        return plain, self.insert_api_key(id, tenant_id, key_hash, label)
+        key = self.insert_api_key(
+            id,
+            tenant_id,
+            key_hash,
+            label,
+        )
+        return plain, key
 
     @_call
     def authenticate(self, plain: str) -> ApiKeyRecord | None:
         # That of the hash which new keys have comes first.
         for key_hash in self._hashes.known(plain):
-            if key := self._keys.only(key_hash=key_hash):
+            key = self._keys.only(key_hash=key_hash)
+            if key is not None:
                 return key
         return None
 
@@ -680,8 +729,9 @@ class MemoryDb(Db):
         plain_function(fn)
         # The lock is held until the end, and it is reentrant: calls of this thread go on, those of others wait.
         with self._turn(), self._undone_on_error():
+            transaction = _Transaction()
             inside = copy(self)
-            inside._transaction = transaction = _Transaction()
+            inside._transaction = transaction
             try:
                 result = plain_result(fn(inside))
             finally:
@@ -712,7 +762,8 @@ class MemoryDb(Db):
     @contextmanager
     def _turn(self) -> Iterator[None]:
         """Keep the calls of other threads waiting; raise if the ``Db`` is closed."""
-        self._check_open()  # before waiting for a lock that the caller's own transaction may hold
+        # Before waiting, too: the lock may be held by the transaction whose function waits for this call of a thread.
+        self._check_open()
         with self._lock:
             self._check_open()
             yield
@@ -752,14 +803,18 @@ class MemoryDb(Db):
         return self._clock().astimezone(UTC)
 
     def _tenant(self, tenant_id: str) -> str:
+        """Return the tenant that a call is of: the one it names, or that of the view, which refuses any other."""
         if self._tenant_id is None:
             return identifier("Tenant id", tenant_id)
+        # The very object that is the argument's default: the call names no tenant.
         if tenant_id is not DEFAULT_TENANT_ID:
-            check_tenant(self._tenant_id, identifier("Tenant id", tenant_id))
+            named = identifier("Tenant id", tenant_id)
+            check_tenant(self._tenant_id, named)
         return self._tenant_id
 
 
 def _place(row: Dated) -> tuple[datetime, str]:
+    """Return by what rows are listed."""
     # Python compares strings by code point, which is the order that the SQL asks every engine for.
     return row.created_at, row.id
 
@@ -774,7 +829,9 @@ def _page(
     limit: int | None,
     before: Paged | str | None,
 ) -> list[Paged]:
+    """Return the newest rows, at most so many, of those that come after the record or cursor."""
     if before is not None:
         position = page_position(before, record)
         rows = [row for row in rows if _place(row) < position]
-    return _newest_first(rows)[:limit]
+    newest_first = _newest_first(rows)
+    return newest_first[:limit]

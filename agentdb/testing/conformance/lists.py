@@ -203,18 +203,28 @@ class ListContract(Subject):
         assert len(rows) == 15
         assert rows == kind.page()
 
-    def test_a_list_goes_on_after_a_record_or_its_cursor(self, kind: Kind) -> None:
+    @pytest.mark.parametrize("number", [0, 1, 3], ids=["first", "tied", "last"])
+    def test_a_list_goes_on_after_a_record_or_its_cursor(
+        self, kind: Kind, number: int
+    ) -> None:
         """``before`` takes the last record of a page, or its cursor, and returns what comes after it."""
-        _create(kind, {"a": 0, "b": 0, "c": 1, "d": -1})
-        c, b, a, d = kind.page()
+        ages = {
+            "a": 0,
+            "b": 0,
+            "c": 1,
+            "d": -1,
+        }
+        _create(kind, ages)
+        everything = kind.page()
+        assert ids(everything) == ["c", "b", "a", "d"]
+        record = everything[number]
+        rest = everything[number + 1 :]
 
-        assert kind.page(before=c) == [b, a, d]
-        assert kind.page(before=b) == [a, d]
-        assert kind.page(before=d) == []
+        after_record = kind.page(before=record)
+        after_cursor = kind.page(before=record.cursor)
 
-        assert kind.page(before=c.cursor) == [b, a, d]
-        assert kind.page(before=b.cursor) == [a, d]
-        assert kind.page(before=d.cursor) == []
+        assert after_record == rest
+        assert after_cursor == rest
 
     def test_a_cursor_is_the_instant_and_the_id(self, kind: Kind) -> None:
         """Clients keep cursors, so their format is fixed: the instant in UTC, a comma, the id.

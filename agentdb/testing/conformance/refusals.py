@@ -64,14 +64,16 @@ METHODS = [
 
 def _arguments(method: str) -> Iterator[tuple[str, str, bool]]:
     """Yield the name and kind of each argument, and whether it may be None."""
-    _self, *parameters = inspect.signature(getattr(Db, method)).parameters.values()
+    signature = inspect.signature(getattr(Db, method))
+    _self, *parameters = signature.parameters.values()
     for each in parameters:
+        may_be_none = each.annotation.endswith(OR_NONE)
         kind = KINDS[each.annotation.removesuffix(OR_NONE)]
         if each.name in TEXTS:
             kind = "text"
         if each.name == "plain":
             kind = "key"
-        yield each.name, kind, each.annotation.endswith(OR_NONE)
+        yield each.name, kind, may_be_none
 
 
 def valid_arguments(method: str) -> dict[str, Any]:
@@ -142,9 +144,15 @@ _NOT_SEVERAL: list[tuple[object, str]] = [
 ]
 
 
+def _not_several(name: str) -> list[tuple[object, str]]:
+    """Return what is not a collection of strings, and the messages for an argument of that name."""
+    return [(value, message.format(name=name)) for value, message in _NOT_SEVERAL]
+
+
 def _several(unknown: str, of: str) -> list[tuple[object, str]]:
+    """Return what is refused for a status or state, or several of them."""
     return [
-        *((value, message.format(name="{what}")) for value, message in _NOT_SEVERAL),
+        *_not_several("{what}"),
         ("frozen", unknown),
         (["frozen"], unknown),
         ([None], f"{of} must be a string, not NoneType."),
@@ -153,6 +161,7 @@ def _several(unknown: str, of: str) -> list[tuple[object, str]]:
 
 
 def _before(record: SessionRecord | SandboxRecord) -> list[tuple[object, str]]:
+    """Return what is refused as the place after which a list of such records goes on."""
     what = type(record).__name__
     return [
         ("s1", f"before 's1' is not the cursor of a {what}."),
@@ -215,7 +224,7 @@ REFUSED: dict[str, list[tuple[object, str]]] = {
         f"Sandbox state 'frozen' is not one of {_STATES}.", "Sandbox state"
     ),
     "ids": [
-        *((value, message.format(name="ids")) for value, message in _NOT_SEVERAL),
+        *_not_several("ids"),
         ("x", "ids must be a collection of strings, not str."),
         (
             [f"s{number}" for number in range(10_001)],
