@@ -111,21 +111,33 @@ class Executor:
     # -- statements
 
     def first(
-        self, make: Callable[..., R], query: Select | Update | Delete, **values: Any
+        self,
+        make: Callable[..., R],
+        query: Select | Update | Delete,
+        **values: Any,
     ) -> R | None:
         """Return ``make(*columns)`` of the first row, or None."""
         statement, rows = self._run(query, values, _fetch_all)
         if not rows:
             return None
-        return self._made(make, statement, rows)[0]
+        made = self._made(make, statement, rows)
+        return made[0]
 
-    def all(self, make: Callable[..., R], query: Query, **values: Any) -> list[R]:
+    def all(
+        self,
+        make: Callable[..., R],
+        query: Query,
+        **values: Any,
+    ) -> list[R]:
         """Return ``make(*columns)`` of each row."""
         statement, rows = self._run(query, values, _fetch_all)
         return self._made(make, statement, rows)
 
     def one(
-        self, make: Callable[..., R], query: Insert | SelectCount, **values: Any
+        self,
+        make: Callable[..., R],
+        query: Insert | SelectCount,
+        **values: Any,
     ) -> R:
         """Return ``make(*columns)`` of the single row that the query always returns."""
         [made] = self.all(make, query, **values)
@@ -161,24 +173,36 @@ class Executor:
         return self.transaction(run_each)
 
     def insert(
-        self, make: Callable[..., R], query: Insert, duplicate: str, **values: Any
+        self,
+        make: Callable[..., R],
+        query: Insert,
+        duplicate: str,
+        **values: Any,
     ) -> R:
-        """Insert the row and return ``make(*columns)``; ``duplicate`` is the message if its key is taken."""
+        """Insert the row and return ``make(*columns)`` of the values that it was given, and of a server's time.
+
+        Raises ``DuplicateKeyError`` if its key is taken; ``duplicate`` is the message, with the values' names in
+        braces.
+        """
         wrapper = self.threads.slot().wrapper
-        in_block = self.threads.engine.aborts_on_error and wrapper.in_atomic_block
-        run = self._insert_in_block if in_block else self._insert
+        run = self._insert
+        if self.threads.engine.aborts_on_error and wrapper.in_atomic_block:
+            run = self._insert_in_block
         try:
             statement, returned = run(query, values)
         # The driver's text names a constraint and shows values; the caller is told which of its own arguments is
         # taken.
         except DuplicateKeyError as error:
-            raise DuplicateKeyError(duplicate.format(**values)) from error.__cause__
+            message = duplicate.format(**values)
+            raise DuplicateKeyError(message) from error.__cause__
         if returned:
             [[values["now"]]] = returned  # by the server's clock
         return make(*statement.given(values))
 
     def _insert_in_block(
-        self, query: Insert, values: dict[str, Any]
+        self,
+        query: Insert,
+        values: dict[str, Any],
     ) -> tuple[Statement, list[Row]]:
         """Insert so that a taken key, which the caller expects, does not fail the whole transaction.
 
@@ -192,18 +216,28 @@ class Executor:
         return self.transaction(lambda inside: inside._insert(query, values))
 
     def _insert(
-        self, query: Insert, values: dict[str, Any]
+        self,
+        query: Insert,
+        values: dict[str, Any],
     ) -> tuple[Statement, list[Row]]:
         """Insert, and return a server's time; SQLite returns no row."""
         return self._run(query, values, _fetch_all)
 
     def _run(
-        self, query: Query, values: dict[str, Any], consume: Callable[[Any], R]
+        self,
+        query: Query,
+        values: dict[str, Any],
+        consume: Callable[[Any], R],
     ) -> tuple[Statement, R]:
-        """Run the query; return its statement and ``consume(cursor)``. The tenant and SQLite's time join the values."""
-        # A view of a transaction may have ended, or be in the wrong thread; both are errors, not reasons to wait.
-        # Before taking the lock, which another thread's transaction may hold.
-        block = None if self._part is None else self._part.check()
+        """Run the query, and return its statement and ``consume(cursor)``.
+
+        The tenant of the view and SQLite's current time are added to the values.
+        """
+        block = None
+        if self._part is not None:
+            # A view of a transaction may have ended, or be in the wrong thread; both are errors, not reasons to wait.
+            # Before taking the lock, which another thread's transaction may hold.
+            block = self._part.check()
         slot = self.threads.slot()
         if self.tenant_id is not None:
             query = narrowed_to_tenant(query)  # type: ignore[arg-type]
@@ -215,11 +249,14 @@ class Executor:
         # For a server and a file the lock is this thread's own, and free: a fork takes it to wait for the end of the
         # call. A database in memory has one connection for all threads, which take turns here.
         with slot.lock:
-            statement = self._statements.get(query) or self._compile(query, slot)
+            statement = self._statements.get(query)
+            if statement is None:
+                statement = self._compile(query, slot)
             if statement.has_now:
                 values["now"] = datetime.now(UTC)
             params = statement.bind(values)
-            return statement, self._run_locked(slot, block, statement, params, consume)
+            result = self._run_locked(slot, block, statement, params, consume)
+            return statement, result
 
     def _run_locked(
         self,
@@ -236,8 +273,10 @@ class Executor:
         # close() in another thread may have come while this one waited for the lock.
         if self._threads.closed:
             self._threads.slot()  # says so
-        if block is None and (block := block_of(slot)) is not None:
-            block.check()
+        if block is None:
+            block = block_of(slot)
+            if block is not None:
+                block.check()
         began = time.monotonic()
         try:
             if block is None:
@@ -249,7 +288,9 @@ class Executor:
                 _log_if_slow(slot.engine, took, statement.sql)
 
     def _compile(self, query: Query, slot: Slot) -> Statement:
-        statement = self._statements[query] = query.compile(slot.wrapper)
+        """Compile the query and keep the statement; two threads that do so at once get the same SQL."""
+        statement = query.compile(slot.wrapper)
+        self._statements[query] = statement
         return statement
 
     def _run_alone(
@@ -273,6 +314,8 @@ class Executor:
             try:
                 connection = slot.ready(limit, writing=statement.writes)
                 if not statement.writes:
+                    # The cursor has no name here: the traceback of an error would keep it alive, and with it SQLite's
+                    # statement, which holds a snapshot of the file.
                     return consume(connection.execute(statement.sql, params))
                 # On SQLite another writer's connection may run it.
                 result: R = connection.write(
@@ -290,7 +333,9 @@ class Executor:
                 raise _explained(slot, statement, fault, failure) from failure
             _log_retry(slot, failure)
             if fault is Fault.LOST:
-                safe = REFUSED  # lost twice: the fault is the server's, not the connection's
+                # If it is lost again, the fault is the server's, not the connection's; then a read is not repeated
+                # either.
+                safe = REFUSED
                 limit = slot.engine.rest_of_call(began)
             elif fault is Fault.CONFLICT:
                 _wait_for_others(retry)
@@ -318,7 +363,8 @@ class Executor:
     ) -> R:
         """Run the statement in the open transaction, which can only be retried as a whole."""
         try:
-            return consume(slot.open_in_block().execute(statement.sql, params))
+            connection = slot.open_in_block()
+            return consume(connection.execute(statement.sql, params))
         except slot.engine.errors as error:
             failure = driver_error(error)
         except BaseException:
@@ -334,17 +380,28 @@ class Executor:
         raise explained from failure
 
     def _made(
-        self, make: Callable[..., R], statement: Statement, rows: list[Row]
+        self,
+        make: Callable[..., R],
+        statement: Statement,
+        rows: list[Row],
     ) -> list[R]:
-        """Return ``make(*columns)`` of each row."""
-        times = statement.instants
+        """Return ``make(*columns)`` of each row.
+
+        Raises ``SchemaMismatchError``, which names the row, if one cannot be converted, and also if a server returns
+        timestamps as text.
+        """
         try:
             if statement.has_text_instants:
                 return [make(*statement.convert(row)) for row in rows]
-            if not (rows and times and isinstance(rows[0][times[0]], str)):
+            if not rows or not statement.instants:
+                return list(starmap(make, rows))
+            # All rows of a result have the same types, so the first tells.
+            first_time = rows[0][statement.instants[0]]
+            if not isinstance(first_time, str):
                 return list(starmap(make, rows))
         except _UNREADABLE as error:
-            raise _unreadable(self._threads.slot(), statement, error) from error
+            slot = self._threads.slot()
+            raise _unreadable(slot, statement, error) from error
         # The migrations were reversed under the open Db, and the statement prepared again.
         reason = TypeError(f"table {statement.table!r} has timestamps as text")
         raise self._threads.engine.explain(Fault.MISMATCH, reason)
@@ -379,17 +436,20 @@ class Executor:
         raise AssertionError("unreachable: the last try returns or raises")
 
     def _transact(self, slot: Slot, part: Part, work: Callable[[Executor], R]) -> R:
+        """Make one attempt at the transaction; the caller undoes the part if this raises."""
         part.begin()
+        view = self.inside(part)
         try:
-            result = work(self.inside(part))
+            result = work(view)
         except slot.engine.errors as error:  # of Django's own queries
             raise part.failed(error) from driver_error(error)
-        # The function may have closed the Db; then nothing of its work is stored.
-        self._threads.slot()  # closed by work?
+        # The function may have closed the Db; then this raises, and nothing of its work is stored.
+        self._threads.slot()
         part.commit()
         return result
 
     def _part_of(self, slot: Slot) -> Part:
+        """Return a part to begin: a transaction, or a savepoint in one that is open, ours or the host's."""
         block = block_of(slot)
         if block is None:
             return Transaction(slot)
@@ -397,8 +457,12 @@ class Executor:
 
 
 def _explained(
-    slot: Slot, statement: Statement, fault: Fault, failure: BaseException
+    slot: Slot,
+    statement: Statement,
+    fault: Fault,
+    failure: BaseException,
 ) -> AgentDbError:
+    """Return the caller's error for the driver's."""
     if fault is Fault.UNREADABLE:
         return _unreadable(slot, statement, failure)
     return slot.engine.explain(fault, failure)
@@ -429,20 +493,29 @@ def _log_retry(slot: Slot, failure: BaseException) -> None:
 def _log_if_slow(engine: Engine, took: float, sql: str) -> None:
     """Log a statement, with placeholders for its values, that took longer than ``slow_call_seconds``."""
     longest = engine.slow_call_seconds
-    if longest is not None and took > longest:
-        logger.warning("%s took %.3f seconds: %s", engine.describe(), took, sql)
+    if longest is None or took <= longest:
+        return
+    logger.warning(
+        "%s took %.3f seconds: %s",
+        engine.describe(),
+        took,
+        sql,
+    )
 
 
 def _warn_of_blocked_loop() -> None:
     """Once in a process: name the line outside of agentdb that called."""
     global _warn_in_loops
     _warn_in_loops = False
-    level, frame = 1, sys._getframe()
-    while (
-        frame.f_back is not None
-        and frame.f_globals["__name__"].partition(".")[0] == "agentdb"
-    ):
-        level, frame = level + 1, frame.f_back
+    # Python 3.12 has skip_file_prefixes for this; 3.11 does not.
+    level = 1
+    frame = sys._getframe()
+    while frame.f_back is not None:
+        package, _, _ = frame.f_globals["__name__"].partition(".")
+        if package != "agentdb":
+            break
+        level += 1
+        frame = frame.f_back
     warnings.warn(
         "A DjangoDb was called inside a running event loop, which it blocks until the database has answered. "
         "Use agentdb.connect_async(), or call it in a thread. (Said once.)",
@@ -453,8 +526,10 @@ def _warn_of_blocked_loop() -> None:
 
 def _wait_for_others(retry: int) -> None:
     """Wait before the next attempt, longer each time, and randomly, so that conflicting callers part."""
-    longest: float = min(_FIRST_DELAY_SECONDS * 2**retry, _LONGEST_DELAY_SECONDS)
-    time.sleep(random.uniform(0, longest))
+    doubled: float = _FIRST_DELAY_SECONDS * 2**retry
+    longest = min(doubled, _LONGEST_DELAY_SECONDS)
+    delay = random.uniform(0, longest)
+    time.sleep(delay)
 
 
 _fetch_all = methodcaller("fetchall")
