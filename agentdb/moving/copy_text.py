@@ -58,11 +58,15 @@ def read_chunks(
     """
     # In the order of the index on the id, so that a copy resumes after the last id, and two tables can be compared side
     # by side.
-    columns = ", ".join(_column(connection, f) for f in model._meta.concrete_fields)
+    fields = model._meta.concrete_fields
+    columns = ", ".join(_column(connection, field) for field in fields)
+    table = quote_name(model._meta.db_table)
     id_ = 'id COLLATE "C"' if connection.vendor == "postgresql" else "id"
-    sql = f"SELECT {columns} FROM {quote_name(model._meta.db_table)}"
+    # The driver's own: these statements do not pass through Django's cursors.
+    placeholder = "?" if connection.vendor == "sqlite" else "%s"
+    sql = f"SELECT {columns} FROM {table}"
     if after is not None:
-        sql += f" WHERE {id_} > {'?' if connection.vendor == 'sqlite' else '%s'}"
+        sql += f" WHERE {id_} > {placeholder}"
     sql += f" ORDER BY {id_}"
     if limit is not None:
         sql += f" LIMIT {limit}"
@@ -92,7 +96,9 @@ def _column(connection: BaseDatabaseWrapper, field: Any) -> str:
     if connection.vendor == "sqlite":
         # As bytes, so that the driver converts nothing.
         blob = f"CAST({quoted} AS BLOB)"
-        return f"coalesce({blob}, x'{_NULL.hex()}')" if field.null else blob
+        if field.null:
+            return f"coalesce({blob}, x'{_NULL.hex()}')"
+        return blob
     if isinstance(field, DateTimeField):
         return AS_SQLITE_TEXT.format(quoted)
     return quoted
@@ -111,8 +117,9 @@ def _encoded(rows: list[tuple[bytes, ...]]) -> Chunk:
 
 def rows_of(chunk: Chunk) -> Iterator[Row]:
     """Yield the rows as texts. Bytes that are not UTF-8, which only a SQLite file can have, become lone surrogates."""
-    lines = chunk[:-1].decode(errors="surrogateescape").split("\n")
-    return map(_values, lines)
+    without_last_end = chunk[:-1]
+    text = without_last_end.decode(errors="surrogateescape")
+    return map(_values, text.split("\n"))
 
 
 def _values(line: str) -> Row:
@@ -134,8 +141,11 @@ def row_id(row: Row) -> str:
 
 
 def last_id(chunk: Chunk) -> str:
-    last_line = chunk[chunk.rfind(b"\n", 0, -1) + 1 :]
-    return row_id(next(rows_of(last_line)))
+    # The end of the line before it; -1 if it is the only one, so that it begins at 0.
+    end_before = chunk.rfind(b"\n", 0, -1)
+    last_line = chunk[end_before + 1 :]
+    [row] = rows_of(last_line)
+    return row_id(row)
 
 
 def fills_chunks(rows: int) -> bool:
@@ -144,7 +154,9 @@ def fills_chunks(rows: int) -> bool:
 
 
 def insert(
-    connection: BaseDatabaseWrapper, model: type[Model], chunks: Iterator[Chunk]
+    connection: BaseDatabaseWrapper,
+    model: type[Model],
+    chunks: Iterator[Chunk],
 ) -> None:
     """Insert the rows of one chunk at least, each chunk as it comes: a server works on it while the next is read.
 
@@ -159,7 +171,8 @@ def insert(
         _send(connection, into, len(columns), chain([first], chunks))
     # The driver's own errors. If the source fails while its rows are read here, the error is Django's already.
     except (sqlite3.Error, psycopg.Error) as error:
-        first_id = shown(row_id(next(rows_of(first))))
+        first_row = next(rows_of(first))
+        first_id = shown(row_id(first_row))
         reason = str(error).partition("\n")[0]
         raise AgentDbError(
             f"Table {table!r}: the target refused a row from id {first_id} on: {reason}."
@@ -167,15 +180,19 @@ def insert(
 
 
 def _send(
-    connection: BaseDatabaseWrapper, into: str, columns: int, chunks: Iterable[Chunk]
+    connection: BaseDatabaseWrapper,
+    into: str,
+    columns: int,
+    chunks: Iterable[Chunk],
 ) -> None:
     """Insert the rows with a single statement.
 
     A server may refuse a row as late as at the end of its COPY.
     """
     if connection.vendor == "sqlite":
+        placeholders = ", ".join("?" * columns)
         connection.connection.executemany(
-            f"INSERT INTO {into} VALUES ({', '.join('?' * columns)})",
+            f"INSERT INTO {into} VALUES ({placeholders})",
             chain.from_iterable(map(rows_of, chunks)),
         )
         return

@@ -81,8 +81,8 @@ class TableSummary:
             self.last_id = last_id(chunk)
             self.rows += chunk.count(b"\n")
             digest = blake2b(chunk, digest_size=16).digest()
-            self.checksum += int.from_bytes(digest, "big")
-            self.checksum %= 2**128
+            checksum = self.checksum + int.from_bytes(digest, "big")
+            self.checksum = checksum % 2**128
             yield chunk
 
 
@@ -114,7 +114,8 @@ def copy(
         _check_schema(reading)
         writing = connections[target]
         # Before anything opens the file: SQLite takes an empty or a foreign one for a database to begin with.
-        if (path := sqlite_path(writing)) is not None and os.path.exists(path):
+        path = sqlite_path(writing)
+        if path is not None and os.path.exists(path):
             check_sqlite_file(path)
         refuse_uncopyable(reading, writing)
         with translated_errors(writing), lifted_limits(writing, say):
@@ -122,9 +123,15 @@ def copy(
             done = _begin(writing, _place(reading))
             copied = {}
             for model in _models():
-                checkpoint = done.get(_table(model), TableSummary())
-                copied[_table(model)] = _copy_table(
-                    reading, writing, model, checkpoint, progress, say
+                table = _table(model)
+                checkpoint = done.get(table, TableSummary())
+                copied[table] = _copy_table(
+                    reading,
+                    writing,
+                    model,
+                    checkpoint,
+                    progress,
+                    say,
                 )
             # Built before the check, so that the check reads the finished database, the order of its index included.
             _build_indexes(writing, progress)
@@ -136,7 +143,9 @@ def copy(
 
 
 def _check_written(
-    writing: BaseDatabaseWrapper, copied: Summary, progress: Progress
+    writing: BaseDatabaseWrapper,
+    copied: Summary,
+    progress: Progress,
 ) -> None:
     """Read back what was written: a copy that differs is worse than none."""
 
@@ -153,8 +162,11 @@ def _check_written(
 
 def refuse_same(source: str, target: str) -> None:
     """Raise ``InvalidInputError`` if both aliases are the same database."""
-    one, other = connections[source], connections[target]
-    if _whereabouts(one) == _whereabouts(other) is not None:
+    one = connections[source]
+    place = _whereabouts(one)
+    if place is None:
+        return
+    if place == _whereabouts(connections[target]):
         raise InvalidInputError(
             f"The source and the target are the same database, {describe(one)}. Name two."
         )
@@ -166,7 +178,9 @@ def _whereabouts(connection: BaseDatabaseWrapper) -> object:
         return describe(connection)
     # A file by its inode, because it may have several names.
     path = sqlite_path(connection)
-    return None if path is None else identity(path)
+    if path is None:
+        return None
+    return identity(path)
 
 
 def already_copied(source: str, target: str) -> bool:
@@ -175,7 +189,9 @@ def already_copied(source: str, target: str) -> bool:
     try:
         if not has_rows(target):
             return False
-        return not differences(summarise(source), summarise(target))
+        stored = summarise(source)
+        copied = summarise(target)
+        return not differences(stored, copied)
     except AgentDbError:
         return False  # copy() reports the reason
 
@@ -197,7 +213,8 @@ def check(source: str, target: str) -> dict[str, int]:
         _check_schema(reading)
         refuse_uncopyable(reading, connections[target])
         counts = {}
-        for table in map(_table, _models()):
+        for model in _models():
+            table = _table(model)
             counts[table] = count_rows(reading, table)
     # A missing file does not matter: the copy creates it.
     with suppress(MissingFileError), inspecting(target) as there:
@@ -228,8 +245,11 @@ def differing_rows(source: str, target: str) -> list[str]:
 
 
 def _differing_rows(
-    one: BaseDatabaseWrapper, other: BaseDatabaseWrapper, model: type[Model]
+    one: BaseDatabaseWrapper,
+    other: BaseDatabaseWrapper,
+    model: type[Model],
 ) -> Iterator[str]:
+    """Yield a sentence about each of the first rows that differ, and one if there are more."""
     table = _table(model)
     columns = [str(field.column) for field in model._meta.concrete_fields]
     with (
@@ -237,8 +257,9 @@ def _differing_rows(
         closing(_rows_of_table(other, model)) as rows_of_other,
     ):
         pairs = _differing(rows_of_one, rows_of_other)
-        for pair in islice(pairs, SHOWN_ROWS):
-            yield f"Table {table!r}, id {_row_difference(columns, *pair)}."
+        for first, second in islice(pairs, SHOWN_ROWS):
+            difference = _row_difference(columns, first, second)
+            yield f"Table {table!r}, id {difference}."
         if next(pairs, None) is not None:
             yield f"Table {table!r}: more rows differ."
 
@@ -280,18 +301,26 @@ def has_rows(alias: str) -> bool:
     """
     with suppress(AgentDbError), inspecting(alias) as connection:
         there = set(connection.introspection.table_names())
-        return CHECKPOINT not in there and bool(_filled(connection, there))
+        if CHECKPOINT in there:
+            return False
+        return bool(_filled(connection, there))
     return False
 
 
 def _migrate_if_unfinished(writing: BaseDatabaseWrapper, target: str) -> None:
+    """Create the target's tables, or complete them after an interrupted migration.
+
+    Tables of other origin, and those with rows, are left alone; ``_begin`` refuses them.
+    """
     there = set(writing.introspection.table_names())
     if not migration_record.pending_migrations(writing):
         return
-    is_new = there.isdisjoint(map(_table, _models()))
+    ours = map(_table, _models())
+    is_new = there.isdisjoint(ours)
     # An interrupted migration leaves some applied, and no rows.
     is_recorded = bool(migration_record.recorded_migrations(writing))
-    if is_new or (is_recorded and not _filled(writing, there)):
+    is_unfinished = is_recorded and not _filled(writing, there)
+    if is_new or is_unfinished:
         migration_record.migrate(target)
 
 
@@ -321,6 +350,7 @@ def _begin(writing: BaseDatabaseWrapper, place: str) -> dict[str, TableSummary]:
 
 
 def _checkpoints(writing: BaseDatabaseWrapper, place: str) -> dict[str, TableSummary]:
+    """Return by table how far a copy from ``place`` came; raises ``InvalidInputError`` if it was of another source."""
     stored = f"SELECT name, last_id, copied, checksum FROM {CHECKPOINT}"
     found = {
         name: TableSummary(last, int(copied), int(checksum))
@@ -346,9 +376,12 @@ def _refuse_rows(connection: BaseDatabaseWrapper, there: set[str]) -> None:
 def _filled(connection: BaseDatabaseWrapper, there: set[str]) -> list[str]:
     """Return which of the tables have rows, among the names that are ``there``."""
     filled = []
-    for table in map(_table, _models()):
+    for model in _models():
+        table = _table(model)
+        if table not in there:
+            continue
         first = f"SELECT 1 FROM {quote_name(table)} LIMIT 1"
-        if table in there and rows(connection, first):
+        if rows(connection, first):
             filled.append(table)
     return filled
 
@@ -361,7 +394,9 @@ def _copy_table(
     progress: Progress,
     say: Callable[[str], None],
 ) -> TableSummary:
-    table, total = _table(model), count_rows(reading, _table(model))
+    """Copy the rows of a table, or those after ``checkpoint``; return the summary of all."""
+    table = _table(model)
+    total = count_rows(reading, table)
     done = TableSummary()
     # An interrupted copy resumes only if the source still has the copied rows: they are read again, and must give the
     # same hash and end with the same id. The table's last chunk may be short, and with rows behind it would be another.
@@ -396,11 +431,13 @@ def _summed(
     progress: Progress,
     limit: int | None = None,
 ) -> TableSummary:
-    """Read the first rows, or all."""
-    total = count_rows(connection, _table(model))
+    """Read the first ``limit`` rows, or all, and return their summary."""
+    table = _table(model)
+    total = count_rows(connection, table)
     done = TableSummary()
-    for _ in done.counting(read_chunks(connection, model, limit=limit)):
-        progress(_table(model), done.rows, total)
+    stored = read_chunks(connection, model, limit=limit)
+    for _ in done.counting(stored):
+        progress(table, done.rows, total)
     return done
 
 
@@ -452,12 +489,12 @@ def _build_indexes(writing: BaseDatabaseWrapper, progress: Progress) -> None:
         return
     # Only those that are missing: a copy that was stopped here has built some.
     live = read_tables(writing)
-    missing = [
-        (model, index)
-        for model in _models()
-        for index in model._meta.indexes
-        if live[_table(model)].index(index.name) is None
-    ]
+    missing = []
+    for model in _models():
+        table = live[_table(model)]
+        for index in model._meta.indexes:
+            if table.index(index.name) is None:
+                missing.append((model, index))
     editor = writing.schema_editor()
     for number, (model, index) in enumerate(missing):
         progress("indexes", number, len(missing))
@@ -472,8 +509,10 @@ def _differing(one: Iterator[Row], other: Iterator[Row]) -> Iterator[_Pair]:
     """Yield the differing rows of two tables in code-point order of the id, None for one that is missing."""
 
     def id_of(tagged: tuple[Row, str]) -> str:
-        return row_id(tagged[0])
+        row, _ = tagged
+        return row_id(row)
 
+    # Each row with the side that it is of: merge makes one stream of both, in which the rows with one id are together.
     rows_of_one = zip(one, repeat("one"))
     rows_of_other = zip(other, repeat("other"))
     merged = merge(rows_of_one, rows_of_other, key=id_of)

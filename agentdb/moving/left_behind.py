@@ -29,8 +29,9 @@ def left_behind(alias: str) -> list[str]:
 def _columns(connection: BaseDatabaseWrapper) -> list[tuple[str, str]]:
     """Return the columns that the models do not have, each with its table."""
     live = read_tables(connection)
+    wanted = expected_tables(connection, apps)
     found = []
-    for table, expected in expected_tables(connection, apps).items():
+    for table, expected in wanted.items():
         for column in live[table].columns:
             if expected.column(column.name) is None:
                 found.append((table, column.name))

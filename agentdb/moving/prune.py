@@ -22,7 +22,12 @@ from agentdb.schema.queries import run
 # A batch is one transaction, and locks its rows until it ends: a fraction of a second for so many.
 _BATCH = 1000
 _LOCK_TIMEOUT_SECONDS = 5
-_UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+_UNITS = {
+    "m": "minutes",
+    "h": "hours",
+    "d": "days",
+    "w": "weeks",
+}
 
 
 def age(text: str) -> timedelta:
@@ -33,11 +38,14 @@ def age(text: str) -> timedelta:
         raise InvalidInputError(
             f"--older-than {text!r} is not an age. Write a whole number and a unit: 90m, 12h, 30d or 8w."
         )
-    return timedelta(**{_UNITS[match[2]]: int(match[1])})
+    number, unit = match.groups()
+    return timedelta(**{_UNITS[unit]: int(number)})
 
 
 def finished_sessions(
-    alias: str, tenant: str | None, ended_before: datetime
+    alias: str,
+    tenant: str | None,
+    ended_before: datetime,
 ) -> SessionQuerySet:
     """Return the sessions to delete: of one tenant, or of all for ``None``."""
     sessions = Session.objects.using(alias).finished().idle_since(ended_before)
@@ -56,8 +64,8 @@ def rows_naming(sessions: SessionQuerySet, also: tuple[str, ...]) -> dict[str, i
     ids = sessions.values("id")
     counts = {}
     for table in session_tables(connection):
-        naming = rows_with_session(table).using(sessions.db).filter(session_id__in=ids)
-        count = naming.count()
+        rows = rows_with_session(table).using(sessions.db)
+        count = rows.filter(session_id__in=ids).count()
         if count or table in also:
             counts[table] = count
     return counts

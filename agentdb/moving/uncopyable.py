@@ -27,8 +27,11 @@ def refuse_uncopyable(
     reading: BaseDatabaseWrapper, writing: BaseDatabaseWrapper
 ) -> None:
     """Raise ``InvalidInputError`` with the first values that the target cannot store."""
-    find = _unusable_on_sqlite if reading.vendor == "sqlite" else _unusable_on_a_server
-    values = UnusableValues.of(find(reading, writing.vendor))
+    if reading.vendor == "sqlite":
+        found = _unusable_on_sqlite(reading, writing.vendor)
+    else:
+        found = _unusable_on_a_server(reading)
+    values = UnusableValues.of(found)
     if values.total:
         raise InvalidInputError(
             f"{values.described('copied', 'copied')}Fix them in the source, and run the command again."
@@ -63,7 +66,9 @@ def _kind(field: Any) -> str:
         return "timestamp"
     if isinstance(field, IntegerField):
         return "integer"
-    return "text or null" if field.null else "text"
+    if field.null:
+        return "text or null"
+    return "text"
 
 
 def _reason(kind: str, value: Any, target: str) -> str | None:
@@ -79,9 +84,7 @@ def _reason(kind: str, value: Any, target: str) -> str | None:
     return None
 
 
-def _unusable_on_a_server(
-    connection: BaseDatabaseWrapper, target: str
-) -> Iterator[UnusableValue]:
+def _unusable_on_a_server(connection: BaseDatabaseWrapper) -> Iterator[UnusableValue]:
     # A server's types leave one thing that no other engine, nor Python, can hold: 'infinity' and the years beyond 9999.
     tables = expected_tables(connection, apps).values()
     for found in unreadable_timestamps(connection, tables):
