@@ -72,7 +72,10 @@ class Action:
         return self.name
 
     def __call__(
-        self, model_admin: Any, request: HttpRequest, listed: QuerySet[Any]
+        self,
+        model_admin: Any,
+        request: HttpRequest,
+        listed: QuerySet[Any],
     ) -> HttpResponse:
         """Ask; after confirmation act on the ticked rows, or on all that the list's filters leave."""
         asked = Asked.of(request)
@@ -377,10 +380,11 @@ class Work:
         columns = self.action.columns
         values: dict[str, Any] = {}
         for row in rows:
+            of_row = {column: getattr(row, column) for column in columns}
             if len(columns) == 1:
-                values[row.pk] = getattr(row, columns[0])
-                continue
-            values[row.pk] = {column: getattr(row, column) for column in columns}
+                values[row.pk] = of_row[columns[0]]
+            else:
+                values[row.pk] = of_row
         return values
 
     def question(self, rows: QuerySet[Any]) -> HttpResponse:
@@ -445,7 +449,11 @@ class Work:
         )
 
     def _page(
-        self, template: str, count: int, text: Any, **context: Any
+        self,
+        template: str,
+        count: int,
+        text: Any,
+        **context: Any,
     ) -> HttpResponse:
         """Return a page about ``count`` rows, with what the next step of its form needs."""
         name = name_of(self.model_admin.model, count)
@@ -482,7 +490,9 @@ class Work:
 
 
 def pause_runner(
-    model_admin: Any, request: HttpRequest, runner_id: str
+    model_admin: Any,
+    request: HttpRequest,
+    runner_id: str,
 ) -> HttpResponse:
     """Pause all live sessions of a runner. Its page has asked already."""
     alias = router.db_for_write(Session)

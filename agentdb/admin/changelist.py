@@ -62,10 +62,11 @@ class Order:
     def expressions(self) -> list[Any]:
         # The id makes the order total: without it, rows of the same instant could be on two pages or on none. Its order
         # is that of the index, whatever the locale of the server.
-        columns: list[Any] = [F(self.at), CodePointOrder("id")]
+        at = F(self.at)
+        id = CodePointOrder("id")
         if self.oldest_first:
-            return [column.asc() for column in columns]
-        return [column.desc() for column in columns]
+            return [at.asc(), id.asc()]
+        return [at.desc(), id.desc()]
 
     def place(self, rows: Iterable[Any]) -> str:
         """Return the place of the first row whose timestamp and id can be read, for ``beyond``; '' if there is none.

@@ -55,7 +55,10 @@ def heading_of(model: type[Model]) -> str:
 
 @sensitive_variables()  # one of them shows a new API key
 def page(
-    model_admin: Any, request: HttpRequest, template: str, **context: Any
+    model_admin: Any,
+    request: HttpRequest,
+    template: str,
+    **context: Any,
 ) -> TemplateResponse:
     """Return a page of the console, which ``guard`` renders, with what every page of Django's admin needs."""
     whole = {

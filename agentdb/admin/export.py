@@ -29,21 +29,26 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def export(
-    request: HttpRequest, changelist: RowList, kind: str
+    request: HttpRequest,
+    changelist: RowList,
+    kind: str,
 ) -> StreamingHttpResponse:
     """Export all rows that match the filters and the search, not only the page. Key hashes are cut."""
     if kind not in _FORMATS:
         raise Http404
     found = changelist.queryset
     # Always as stored texts: whether a row is unreadable shows only when it is read, too late to begin again.
-    missing = missing_columns(connections[found.db], found.model) or ()
+    connection = connections[found.db]
+    missing = missing_columns(connection, found.model) or ()
     # An immediate failure becomes an error page instead of a file.
     list(read_stored(found[:1], missing))
     # Lazy: the rows are read after the request's transaction, which would close a cursor.
     rows = read_stored(found, missing, chunk_size=_CHUNK)
     content_type, write = _FORMATS[kind]
-    lines = write(rows, [field.attname for field in changelist.opts.concrete_fields])
-    name = f"{changelist.opts.db_table}-{timezone.now():%Y%m%dT%H%M%SZ}.{kind}"
+    columns = [field.attname for field in changelist.opts.concrete_fields]
+    lines = write(rows, columns)
+    table = changelist.opts.db_table
+    name = f"{table}-{timezone.now():%Y%m%dT%H%M%SZ}.{kind}"
     return StreamingHttpResponse(
         _whole(lines, found),
         content_type=content_type,
@@ -60,8 +65,12 @@ def _whole(lines: Iterator[str], rows: QuerySet[Any]) -> Iterator[str]:
         yield from lines
     except EXPECTED_ERRORS as error:
         problem = explain(connections[rows.db], error)
-        table = rows.model._meta.db_table
-        logger.error("export of %s: %s %s", table, problem.sentence, problem.said)
+        logger.error(
+            "export of %s: %s %s",
+            rows.model._meta.db_table,
+            problem.sentence,
+            problem.said,
+        )
         yield f"\nTHE EXPORT ENDED HERE, ROWS ARE MISSING: {problem}\n"
 
 
@@ -74,9 +83,11 @@ class _Line:
 
 def _csv(rows: Iterable[Model], columns: list[str]) -> Iterator[str]:
     writer = csv.writer(_Line())
-    yield _BYTE_ORDER_MARK + writer.writerow(columns)
+    heading = writer.writerow(columns)
+    yield _BYTE_ORDER_MARK + heading
     for row in rows:
-        cells = [_cell(column_value(row, column)) for column in columns]
+        values = [column_value(row, column) for column in columns]
+        cells = map(_cell, values)
         yield writer.writerow(cells)
 
 
@@ -84,8 +95,9 @@ def _cell(value: Any) -> Any:
     """Return a value as spreadsheets read it."""
     # They recognise a time only without a zone and with milliseconds at most. JSON has full precision.
     if isinstance(value, datetime):
-        utc = value.astimezone(UTC).replace(tzinfo=None)
-        return utc.isoformat(" ", "milliseconds")
+        utc = value.astimezone(UTC)
+        without_zone = utc.replace(tzinfo=None)
+        return without_zone.isoformat(" ", "milliseconds")
     # They use a leading quote for "this is text", and do not show it.
     if isinstance(value, str) and value.startswith(_FORMULA):
         return f"'{value}"
@@ -94,14 +106,15 @@ def _cell(value: Any) -> Any:
 
 def as_json(row: Model) -> str:
     """Return one row as the export has it."""
-    values = {
-        field.attname: column_value(row, field.attname)
-        for field in row._meta.concrete_fields
-    }
+    values = {}
+    for field in row._meta.concrete_fields:
+        column = field.attname
+        values[column] = column_value(row, column)
     return json.dumps(values, ensure_ascii=False, default=datetime.isoformat)
 
 
 def _json(rows: Iterable[Model], columns: list[str]) -> Iterator[str]:
+    # Written piece by piece: json.dumps needs all rows in memory.
     yield "["
     between = "\n"
     for row in rows:

@@ -36,27 +36,42 @@ def guard(view: View, read_seconds: float = READ_SECONDS) -> View:
     @wraps(view)
     def answer(model_admin: Any, request: HttpRequest, *args: Any, **more: Any) -> Any:
         # A host project may read from a replica; the time limit belongs to the connection that does the work.
-        alias, seconds = router.db_for_read(model_admin.model), read_seconds
+        model = model_admin.model
         if request.method == "POST":
-            alias, seconds = router.db_for_write(model_admin.model), WRITE_SECONDS
+            alias = router.db_for_write(model)
+            seconds = WRITE_SECONDS
+        else:
+            alias = router.db_for_read(model)
+            seconds = read_seconds
         connection = connections[alias]
         problem = unusable_file(connection)
         if problem is None:
             # A template response is lazy and would run its queries after the view, outside the limit: it is drawn here.
             try:
                 with question(connection, seconds):
-                    return _drawn(view(model_admin, request, *args, **more))
+                    response = view(model_admin, request, *args, **more)
+                    return _drawn(response)
             except Unanswered as error:
                 # What looks like an unreadable value may be a mistake of ours: then no stored row explains it.
                 if error.is_unreadable and error.problem.command:
                     raise error.cause from None
                 problem = error.problem
-        said = (request.method, request.path, problem.sentence, problem.said)
-        logger.error("%s %s: %s %s", *said)
-        title = gettext("Can't read the database")
-        drawn = page(model_admin, request, "problem_page", title=title, problem=problem)
-        drawn.status_code = 503
-        return _drawn(drawn)
+        logger.error(
+            "%s %s: %s %s",
+            request.method,
+            request.path,
+            problem.sentence,
+            problem.said,
+        )
+        failed = page(
+            model_admin,
+            request,
+            "problem_page",
+            title=gettext("Can't read the database"),
+            problem=problem,
+        )
+        failed.status_code = 503
+        return _drawn(failed)
 
     return answer
 

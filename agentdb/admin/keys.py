@@ -49,23 +49,30 @@ def issue(model_admin: Any, request: HttpRequest) -> HttpResponse:
     initial = {"once": secrets.token_hex(8)}
     form = IssueKeyForm(request.POST or None, initial=initial)
     if form.is_valid():
+        once = form.cleaned_data["once"]
         used: list[str] = request.session.get(USED_FORMS, [])
-        if form.cleaned_data["once"] in used:
+        if once in used:
             again = gettext(
                 "This form has already been used. A key is shown once; issue another one if it was lost."
             )
             model_admin.message_user(request, again, messages.WARNING)
-            return HttpResponseRedirect(list_url(model_admin.admin_site, ApiKey))
+            url = list_url(model_admin.admin_site, ApiKey)
+            return HttpResponseRedirect(url)
         try:
             response = _issue(model_admin, request, form.cleaned_data)
         except AgentDbError as error:
             form.add_error(None, str(error))
         else:
-            used.append(form.cleaned_data["once"])
+            used.append(once)
             request.session[USED_FORMS] = used[-MOST_REMEMBERED:]
             return response
-    title = gettext("Issue API key")
-    return page(model_admin, request, "issue_key", title=title, form=form)
+    return page(
+        model_admin,
+        request,
+        "issue_key",
+        title=gettext("Issue API key"),
+        form=form,
+    )
 
 
 @sensitive_variables("plain", "response", "content")  # hidden in Django's error reports
@@ -74,9 +81,10 @@ def _issue(
 ) -> HttpResponse:
     """Issue the key, write the audit log, and return the page that shows the key."""
     tenant_id = asked["tenant_id"]
-    # A misspelt tenant looks like a new one, and its key would open nothing.
+    # A misspelt tenant looks like a new one, and its key would open nothing: the page warns.
+    alias = model_admin.alias
     is_new = not any(
-        amount(model_admin.alias, model, tenant_id).rows
+        amount(alias, model, tenant_id).rows
         for model in (Agent, Session, Sandbox, ApiKey)
     )
     db = DjangoDb(router.db_for_write(ApiKey))

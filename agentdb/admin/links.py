@@ -35,15 +35,19 @@ def find_linked(
     Sets ``row.linked_agent`` and ``row.linked``, None where nothing was found, and ``row.allowed``, the tables that
     this page may link to. A table that cannot be read is treated like one that the user may not see.
     """
+    # One list for all rows, from which _named removes a table that cannot be read.
     readable = list(allowed)
     for row in rows:
         row.allowed = readable
-    if rows and type(rows[0]) in _OTHER:
-        _, column = _OTHER[type(rows[0])]
-        found = _named(rows, alias, readable, problems)
-        for row in rows:
-            row.linked_agent = found.get((row.tenant_id, row.agent_name))
-            row.linked = found.get(getattr(row, column))
+    if not rows or type(rows[0]) not in _OTHER:
+        return
+    _, column = _OTHER[type(rows[0])]
+    found = _named(rows, alias, readable, problems)
+    for row in rows:
+        agent = (row.tenant_id, row.agent_name)
+        row.linked_agent = found.get(agent)
+        other = getattr(row, column)
+        row.linked = found.get(other)
 
 
 def _named(
@@ -58,16 +62,22 @@ def _named(
     # condition for each pair would be fifty ORs in one query.
     tenants = {row.tenant_id for row in rows}
     names = {row.agent_name for row in rows}
-    ids = {getattr(row, column) for row in rows} - {None, ""}
-    named: Any = {
-        Agent: Agent.objects.filter(tenant_id__in=tenants, name__in=names),
-        other: other._default_manager.filter(pk__in=ids),
-    }
+    ids = {getattr(row, column) for row in rows}
+    ids -= {None, ""}
+    agents = Agent.objects.filter(
+        tenant_id__in=tenants,
+        name__in=names,
+    )
+    others = other._default_manager.filter(pk__in=ids)
+    queries: list[tuple[type[Model], Any]] = [
+        (Agent, agents),
+        (other, others),
+    ]
     found = {}
-    for model in [Agent, other]:
+    for model, query in queries:
         if model not in readable:
             continue
-        asked = partial(read, named[model].using(alias), problems)
+        asked = partial(read, query.using(alias), problems)
         answer = ask(connections[alias], asked, problems)
         # A page whose links cannot be found is still a page. If this table stayed, each of them would be called
         # missing.
@@ -84,7 +94,8 @@ def agent_link(site: AdminSite, row: Any) -> SafeString:
 
     In red if a live session's is missing. Only the name if the user may not see agents, or they cannot be read.
     """
-    name, agent = row.agent_name, row.linked_agent
+    name = row.agent_name
+    agent = row.linked_agent
     if agent is None and Agent in row.allowed:
         is_live = isinstance(row, Session) and row.status in LIVE
         return missing(name, matters=is_live)
@@ -101,6 +112,8 @@ def other_link(site: AdminSite, row: Any) -> SafeString:
     if not id:
         return none()
     if model in row.allowed and row.linked is None:
-        state = row.status if isinstance(row, Session) else row.state
-        return missing(id, is_id=True, matters=state in (*LIVE, *ALIVE))
-    return id_link(row_url(site, row.linked), id)
+        is_session = isinstance(row, Session)
+        is_up = row.status in LIVE if is_session else row.state in ALIVE
+        return missing(id, is_id=True, matters=is_up)
+    url = row_url(site, row.linked)
+    return id_link(url, id)

@@ -231,7 +231,11 @@ class ReadFirstAdmin(ModelAdmin):
         return [action for action in self.actions if action.changes(row)]
 
     def render_change_form(
-        self, request: HttpRequest, context: Any, *args: Any, **more: Any
+        self,
+        request: HttpRequest,
+        context: Any,
+        *args: Any,
+        **more: Any,
     ) -> Any:
         """Add to the context what ``row.html`` shows of the row that ``get_object`` has read."""
         # The template shows the row instead of Django's form, which is made nevertheless, read-only and unread.
@@ -255,7 +259,10 @@ class ReadFirstAdmin(ModelAdmin):
         return RowList
 
     def lookup_allowed(
-        self, lookup: str, value: str, request: HttpRequest | None = None
+        self,
+        lookup: str,
+        value: str,
+        request: HttpRequest | None = None,
     ) -> bool:
         """Return whether an address may filter by the lookup: only by the parameters of our filters."""
         # Django allows any lookup on a column: one could guess key hashes by prefix, or scan a table.
@@ -263,7 +270,10 @@ class ReadFirstAdmin(ModelAdmin):
         return lookup in {each.parameter_name for each in filters}
 
     def get_object(
-        self, request: HttpRequest, object_id: str, from_field: str | None = None
+        self,
+        request: HttpRequest,
+        object_id: str,
+        from_field: str | None = None,
     ) -> Any:
         """Return the row with what it names, also if a value cannot be read; None if it is not there.
 

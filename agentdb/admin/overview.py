@@ -193,8 +193,15 @@ def page(request: HttpRequest) -> dict[str, Any]:
     allowed = viewable(site, request)
     if not allowed:
         return {"allowed": False}
-    with Budget(connections[router.db_for_read(Session)]) as budget:
-        return _Overview(request, site, allowed, budget).shown()
+    connection = connections[router.db_for_read(Session)]
+    with Budget(connection) as budget:
+        overview = _Overview(
+            request,
+            site,
+            allowed,
+            budget,
+        )
+        return overview.shown()
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,10 +221,10 @@ class _Overview:
         if report.problem:
             return shown
         shown |= self._attention(report)
-        totals = {
-            model: self.budget.ask(partial(total, self._rows(model)))
-            for model in self.allowed
-        }
+        totals = {}
+        for model in self.allowed:
+            count = partial(total, self._rows(model))
+            totals[model] = self.budget.ask(count)
         if self._is_empty(totals):
             return shown | {"is_empty": True}
         shown["totals"] = [
@@ -255,16 +262,21 @@ class _Overview:
             else:
                 hidden.append(replace(found, problem=reason))
         report.findings = seen
+        lines = []
+        for found in report.wrong:
+            url = _rows_url(self.site, found)
+            lines.append((found, url))
         return {
             "schema": report.schema.value,
-            "lines": [(each, _rows_url(self.site, each)) for each in report.wrong],
-            "is_bad": any(each.urgent for each in report.wrong),
+            "lines": lines,
+            "is_bad": any(found.urgent for found in report.wrong),
             "findings": seen,
             "unknown": unanswered([*report.unknown, *hidden]),
         }
 
     def _rows(self, model: type[Model]) -> QuerySet[Any]:
-        return model._default_manager.using(self.budget.connection.alias)
+        alias = self.budget.connection.alias
+        return model._default_manager.using(alias)
 
     def _shares(self, model: type[Model], column: str) -> Answer[Any]:
         """Count the rows of a table by an indexed column; the answer has what ``share_bars`` returns."""

@@ -88,7 +88,8 @@ def runner(model_admin: Any, request: HttpRequest) -> HttpResponseBase:
     problems: list[Problem] = []
     its = Session.objects.using(alias).of_runner(runner_id)
     answer = partial(ask, connections[alias], problems=problems)
-    seen = answer(lambda: Fleet(alias).runner(runner_id)).value
+    fleet = Fleet(alias)
+    seen = answer(partial(fleet.runner, runner_id)).value
     figures = by_status(its)
     if seen is not None:
         # by_status counts the newest sessions, and a live one may be older than all of these.
@@ -98,7 +99,8 @@ def runner(model_admin: Any, request: HttpRequest) -> HttpResponseBase:
     # by_status stops at a limit, and then each figure is a lower bound.
     is_cut = any(figure.at_least for figure in figures.values())
     live = sum(figures[status].rows for status in LIVE)
-    rows = read(its.live().newest_first()[:LIVE_SHOWN], problems)
+    newest = its.live().newest_first()
+    rows = read(newest[:LIVE_SHOWN], problems)
     allowed = viewable(site, request)
     find_linked(rows, alias, allowed, problems)
     listed = partial(list_url, site, Session, runner_id=runner_id)
@@ -129,7 +131,9 @@ def _sandboxes(site: AdminSite, alias: str, runner_id: str) -> list[Any]:
     grouping = Grouping(Sandbox, "state", filters={"runner_id": runner_id})
     figures = {str(state): Figure(0) for state in SandboxState}
     for group in grouping.ask(alias):
-        figures[group.value or "NULL"] = Figure(group.rows)
+        state = group.value or "NULL"
+        figures[state] = Figure(group.rows)
+    # A list of sandboxes has no filter by runner, so that each state links to sums.
     summed = partial(
         page_url,
         site,
@@ -177,35 +181,35 @@ def tenant(model_admin: Any, request: HttpRequest) -> HttpResponseBase:
     alias = router.db_for_read(Session)
     activity = statuses = None
     with Budget(connections[alias]) as budget:
-        totals = {
-            model: budget.ask(partial(amount, alias, model, tenant_id))
-            for model in (Session, Sandbox, Agent, ApiKey)
-        }
+        totals = {}
+        for model in (Session, Sandbox, Agent, ApiKey):
+            count = partial(amount, alias, model, tenant_id)
+            totals[model] = budget.ask(count)
         if Session in allowed:
             its = Session.objects.using(alias).of_tenant(tenant_id)
             listed = partial(list_url, site, Session, tenant_id=tenant_id)
-            statuses = budget.ask(
-                lambda: overview.share_bars(
-                    by_status(its),
-                    "status",
-                    listed,
-                )
-            )
+
+            def counted() -> list[overview.Bar]:
+                return overview.share_bars(by_status(its), "status", listed)
+
+            statuses = budget.ask(counted)
             activity = overview.activity_chart(request, budget, tenant_id=tenant_id)
+    parts = []
+    for model, total in totals.items():
+        if model in allowed:
+            url = list_url(site, model, tenant_id=tenant_id)
+            parts.append((heading_of(model), total, url))
+    # Of all tables: one who may see only some of them is not told that nothing is there.
+    is_empty = all(total.value == Figure(0) for total in totals.values())
     return page(
         model_admin,
         request,
         "tenant",
         title=gettext("Tenant %s") % tenant_id,
-        parts=[
-            (heading_of(model), found, list_url(site, model, tenant_id=tenant_id))
-            for model, found in totals.items()
-            if model in allowed
-        ],
+        parts=parts,
         activity=activity,
         statuses=statuses,
-        # Of all tables: one who may see only some of them is not told that nothing is there.
-        is_empty=all(found.value == Figure(0) for found in totals.values()),
+        is_empty=is_empty,
     )
 
 
@@ -263,17 +267,26 @@ def _sums(site: AdminSite, grouping: Grouping) -> dict[str, Any]:
     asked = partial(grouping.ask, alias)
     answer = ask(connections[alias], asked, seconds=SUM_SECONDS)
     groups = answer.value or []
-    shown = groups[:MOST_GROUPS]
+    linked = []
+    for group in groups[:MOST_GROUPS]:
+        url = _group_url(site, grouping, group)
+        linked.append((url, group))
+    # The longest bar, and the sum: also of the groups that are not shown.
+    most = max((group.rows for group in groups), default=0)
+    whole = sum(groups, Grouped(None, 0))
     return {
         "problem": answer.problem,
-        "groups": [(_group_url(site, grouping, group), group) for group in shown],
-        "most": max((group.rows for group in groups), default=0),
+        "groups": linked,
+        "most": most,
         "is_cut": len(groups) > MOST_GROUPS,
-        "whole": sum(groups, Grouped(None, 0)),
+        "whole": whole,
     }
 
 
-_SPANS = {"hour": timedelta(hours=1), "day": timedelta(days=1)}
+_SPANS = {
+    "hour": timedelta(hours=1),
+    "day": timedelta(days=1),
+}
 
 
 def _group_url(site: AdminSite, grouping: Grouping, group: Grouped) -> str:
@@ -288,13 +301,20 @@ def _group_url(site: AdminSite, grouping: Grouping, group: Grouped) -> str:
             return ""
     query = dict(grouping.filters)
     # As instants: "24h" would mean another day by the time that the link is followed.
-    for name, at in (("from", grouping.since), ("to", grouping.until)):
+    period = {
+        "from": grouping.since,
+        "to": grouping.until,
+    }
+    for name, at in period.items():
         if at is not None:
             query[name] = at.isoformat(timespec="seconds")
-    if span := _SPANS.get(grouping.by):
-        query |= overview.period_query(datetime.fromisoformat(group.value), span)
-    else:
+    span = _SPANS.get(grouping.by)
+    if span is None:
         query[grouping.by] = group.value
+    else:
+        # An hour or a day is a shorter period, within the one asked for.
+        begin = datetime.fromisoformat(group.value)
+        query |= overview.period_query(begin, span)
     return list_url(site, grouping.model, **query)
 
 
@@ -315,11 +335,13 @@ def what_changed(model_admin: Any, request: HttpRequest) -> HttpResponseBase:
     found: list[Change] = []
     mistake = ""
     try:
-        asked = partial(changes, alias, moment(text, timezone.now()))
+        since = moment(text, timezone.now())
     except ValueError as error:
         mistake = str(error)
     else:
-        found = ask(connections[alias], asked, problems, SUM_SECONDS).value or []
+        asked = partial(changes, alias, since)
+        answer = ask(connections[alias], asked, problems, SUM_SECONDS)
+        found = answer.value or []
     return page(
         model_admin,
         request,

@@ -40,17 +40,18 @@ def about(site: AdminSite, row: Any, alias: str) -> dict[str, Any]:
     of a session's runner, and the sessions that name an agent or sandbox. A part that cannot be read says why.
     """
     asked = partial(ask, connections[alias])
-    findings = asked(partial(said_of, row, alias, row.allowed))
+    checks = partial(said_of, row, alias, row.allowed)
+    said = asked(checks)
     shown: dict[str, Any] = {
         "name": _name(row),
         "state": getattr(row, "status", None) or getattr(row, "state", None),
-        "findings": [findings.problem] if findings.problem else findings.value,
+        "findings": [said.problem] if said.problem else said.value,
         "allowed": {model._meta.model_name for model in row.allowed},
         "stored": stored(row),
     }
     if isinstance(row, Session) and row.runner_id is not None:
-        fleet = Fleet(alias)
-        shown["runner"] = asked(partial(fleet.runner, row.runner_id)).value
+        runner = partial(Fleet(alias).runner, row.runner_id)
+        shown["runner"] = asked(runner).value
     named_by = _named_by(row)
     if named_by and Session in row.allowed:
         sessions = Session.objects.using(alias).filter(**named_by)
@@ -66,7 +67,10 @@ def about(site: AdminSite, row: Any, alias: str) -> dict[str, Any]:
 def _named_by(row: Any) -> dict[str, str]:
     """Return the columns of the sessions that name this agent or sandbox; nothing for other rows."""
     if isinstance(row, Agent):
-        return {"tenant_id": row.tenant_id, "agent_name": row.name}
+        return {
+            "tenant_id": row.tenant_id,
+            "agent_name": row.name,
+        }
     if isinstance(row, Sandbox):
         return {"sandbox_id": row.pk}
     return {}
@@ -79,24 +83,30 @@ def label_of(row: ApiKey) -> str:
 
 def _name(row: Any) -> str:
     """Return what the title calls the row."""
+    name = row.pk
     if isinstance(row, ApiKey):
-        return cut(label_of(row))
-    return cut(row.name if isinstance(row, Agent) else row.pk)
+        name = label_of(row)
+    elif isinstance(row, Agent):
+        name = row.name
+    return cut(name)
 
 
 def stored(row: Model) -> list[tuple[str, SafeString | str]]:
     """Return each column with its value; of a key's hash only the beginning."""
-    return [
-        (field.attname, _stored(row, field.attname))
-        for field in row._meta.concrete_fields
-    ]
+    shown = []
+    for field in row._meta.concrete_fields:
+        column = field.attname
+        value = _stored(row, column)
+        shown.append((column, value))
+    return shown
 
 
 def _stored(row: Model, column: str) -> SafeString | str:
     """Return a value as it is stored. Only a text that is shown whole can be copied."""
-    whole, value = getattr(row, column), column_value(row, column)
+    whole = getattr(row, column)
     if is_unreadable(whole):
         return unreadable(whole)
+    value = column_value(row, column)
     if isinstance(value, datetime):
         return exactly(value)
     if value is None:
