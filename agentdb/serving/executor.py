@@ -350,7 +350,9 @@ class Executor:
                 slot.engine.describe(),
             )
             self._threads.prepare_nothing()
-        if fault in NOT_KEPT:
+        # Inside a host's transaction a savepoint may undo what the server refused, and the rest goes on.
+        may_be_undone = fault in REFUSED and slot.wrapper.in_atomic_block
+        if fault in NOT_KEPT and not may_be_undone:
             slot.discard()
 
     def _run_in_block(

@@ -983,6 +983,25 @@ def test_a_change_of_a_column_inside_a_hosts_transaction_is_a_conflict(
         assert db.get_session("s1") is not None
 
 
+def test_a_host_may_undo_a_conflict_alone_and_keep_the_rest_of_its_transaction(
+    postgres_db: tuple[DjangoDb, str],
+) -> None:
+    from django.db import transaction
+
+    db, url = postgres_db
+    make_session(db)
+    db.get_session("s1")
+    execute(url, CHANGES[0])
+
+    with transaction.atomic(using=db.alias):
+        make_agent(db)
+        with pytest.raises(ConflictError), transaction.atomic(using=db.alias):
+            db.get_session("s1")
+
+    assert len(db.list_agents()) == 1
+    assert db.get_session("s1") is not None
+
+
 @pytest.mark.parametrize("in_transaction", [False, True])
 def test_a_pooler_that_loses_the_statements_is_noticed_said_and_survived(
     postgres_db: tuple[DjangoDb, str],
