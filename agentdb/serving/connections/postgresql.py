@@ -33,6 +33,7 @@ _IN_TRANSACTION = psycopg.pq.TransactionStatus.INTRANS
 # Seconds that a healthy server needs at most to cancel a statement and answer.
 _CANCEL_SECONDS = 0.2
 _ANSWER_SECONDS = 0.1
+_NOTHING_READY = psycopg.waiting.Ready.NONE
 # The server's function that stops waiting for a synchronous standby: the commit is only on the primary.
 _NOT_REPLICATED = "SyncRepWaitForLSN"
 
@@ -166,37 +167,44 @@ class _Limit:
         self._engine, self._raw, self._seconds = engine, raw, seconds
 
     def wait(self, waits: Generator[Any, Any, Any], **options: Any) -> Any:
-        return psycopg.Connection.wait(self._raw, self._limited(waits), **options)
-
-    def _limited(self, waits: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
-        # The loop of _until(), without a generator in between: each statement passes here.
-        ends = time.monotonic() + self._seconds
-        ready = None
+        """Return what the generator returns; raise ``CallCancelled`` or ``CallTimeout`` if the time is up."""
+        if "timeout" in options:  # notifies() has a time limit of its own
+            return psycopg.Connection.wait(self._raw, waits, **options)
         try:
-            while True:
-                ready = yield waits.send(ready)
-                if time.monotonic() > ends:
-                    break
-        except StopIteration as end:
-            return end.value
-        return (yield from self._cancelled(waits, ready))
-
-    def _cancelled(
-        self, waits: Generator[Any, Any, Any], ready: Any
-    ) -> Generator[Any, Any, Any]:
-        """Ask the server to stop: it then answers with an error, and connection and locks are in a known state.
-
-        Only a server that does not answer that either loses the connection, and the outcome is unknown.
-        """
+            return _wait(self._raw, waits, self._seconds)
+        except _TimeIsUp:
+            pass
+        # Ask the server to stop: it then answers with an error, and connection and locks are in a known state. Only a
+        # server that does not answer that either loses the connection, and the outcome is unknown.
         silence = self._engine.silence()
         cancel(self._raw)
+        rest = _until(waits, time.monotonic() + _ANSWER_SECONDS, _NOTHING_READY)
         try:
-            return (yield from _until(waits, time.monotonic() + _ANSWER_SECONDS, ready))
+            return psycopg.Connection.wait(self._raw, rest)
         except psycopg.errors.QueryCanceled as error:
             raise CallCancelled(silence) from error
         except psycopg.errors.ConnectionTimeout:
             self._raw.close()
             raise CallTimeout(silence) from None
+
+
+_TimeIsUp: type[psycopg.Error]
+if hasattr(psycopg.errors, "_WaitTimeout"):
+    # Since 3.3.7 psycopg's own loop, which is in C, looks at the clock.
+    _TimeIsUp = psycopg.errors._WaitTimeout
+
+    def _wait(
+        raw: psycopg.Connection[Any], waits: Generator[Any, Any, Any], seconds: float
+    ) -> Any:
+        return psycopg.Connection.wait(raw, waits, timeout=seconds)
+
+else:
+    _TimeIsUp = psycopg.errors.ConnectionTimeout
+
+    def _wait(
+        raw: psycopg.Connection[Any], waits: Generator[Any, Any, Any], seconds: float
+    ) -> Any:
+        return psycopg.Connection.wait(raw, _until(waits, time.monotonic() + seconds))
 
 
 def cancel(raw: psycopg.Connection[Any]) -> None:
