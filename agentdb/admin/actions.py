@@ -119,6 +119,7 @@ def _status_of(db: Db, id: str) -> str:
 
 
 def _cool(db: Db, id: str, sure: bool) -> str:
+    # A row that would not change does not belong in the audit log.
     sandbox = db.get_sandbox(id)
     is_cold = sandbox is not None and sandbox.state == SandboxState.COLD
     if is_cold:
@@ -377,6 +378,7 @@ class Work:
 
     def _values(self, rows: Iterable[Any]) -> dict[str, Any]:
         """Return what the audit log records of each row, by id: a value, or several by column."""
+        # With one column, the log's line has {"id": "active"} instead of {"id": {"status": "active"}}.
         columns = self.action.columns
         values: dict[str, Any] = {}
         for row in rows:

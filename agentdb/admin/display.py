@@ -133,6 +133,7 @@ def own_url(request: HttpRequest, field: str) -> str:
 
 
 def overview_url(site: admin.AdminSite) -> str:
+    """Return the address of the page that has the overview."""
     # agentdb's own project has the overview on the first page, others on the app's page.
     if site.index_template == "admin/agentdb/index.html":
         return _url(site, "index")
@@ -207,6 +208,7 @@ def _hidden(text: str) -> str:
 
 
 def id_link(url: str, id: str) -> SafeString:
+    """Return an id with its middle hidden, as a link if there is an address."""
     return _short(id, head=8, tail=4, url=url)
 
 

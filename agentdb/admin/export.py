@@ -82,6 +82,7 @@ class _Line:
 
 
 def _csv(rows: Iterable[Model], columns: list[str]) -> Iterator[str]:
+    """Yield the file line by line, the names of the columns first."""
     writer = csv.writer(_Line())
     heading = writer.writerow(columns)
     yield _BYTE_ORDER_MARK + heading
@@ -114,6 +115,7 @@ def as_json(row: Model) -> str:
 
 
 def _json(rows: Iterable[Model], columns: list[str]) -> Iterator[str]:
+    """Yield one array, with a row in each line."""
     # Written piece by piece: json.dumps needs all rows in memory.
     yield "["
     between = "\n"

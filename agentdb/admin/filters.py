@@ -182,6 +182,7 @@ class AgeFilter(ColumnFilter):
         return str(self.buckets.get(self.value(), self.value()))
 
     def condition(self) -> Q:
+        """Return the range of the timestamp, counted from now."""
         value = self.value()
         if value not in self.buckets:
             text = gettext("%(asked)s is not an age. Use one of %(known)s.")
@@ -208,6 +209,7 @@ class PeriodFilter(ColumnFilter):
     lookup: ClassVar[str]
 
     def condition(self) -> Q:
+        """Return this end of the period. ``moment`` raises ``ValueError`` for a text that is not a time."""
         # The first order of a list is by the timestamp that has an index.
         column = next(iter(self.model_admin.orders))
         at = moment(self.value(), timezone.now())
@@ -247,6 +249,7 @@ class CheckFilter(ColumnFilter):
         return str(self.check.title) if self.check else self.value()
 
     def condition(self) -> Q:
+        """Return the rows that the check finds now: their ids, or its query if they are more than ``CAP``."""
         if self.check is None:
             text = gettext("%s is not a check of this table.")
             raise ValueError(text % self.value()[:60])

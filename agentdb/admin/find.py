@@ -94,6 +94,7 @@ class Search:
 
         A pasted key comes before everything else, so that no other query has it.
         """
+        # Each search is limited by itself: one without an index must not use up the time of the others.
         found = self._answer(ApiKey, self._key)
         # A server may log its queries; a key is looked up by its hash.
         if found or self.text.startswith(PREFIX):
@@ -104,8 +105,8 @@ class Search:
             found += self._answer(model, self._values, model, column, kind)
         # Labels and names of agents have no index of their own, but their tables are small beside the others.
         by_name = Q(name__startswith=self.beginning)
-        by_label = Q(label__icontains=self.text)
         found += self._answer(Agent, self._named, Agent, "name", by_name)
+        by_label = Q(label__icontains=self.text)
         found += self._answer(ApiKey, self._named, ApiKey, "label", by_label)
         # Several tables may have the same tenant. Sorting is stable: otherwise the order above remains.
         distinct = dict.fromkeys(found)

@@ -185,6 +185,7 @@ class ReadFirstAdmin(ModelAdmin):
 
     @guard
     def changelist_view(self, request: HttpRequest, extra_context: Any = None) -> Any:
+        """Show the list, or run an action of its form; 403 for an action of somebody who may not act."""
         # Django would ignore the action of somebody who may not act. It belongs in the audit log.
         asked = request.POST.get("action")
         if asked and not self.has_act_permission(request):

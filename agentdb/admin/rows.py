@@ -50,18 +50,24 @@ def about(site: AdminSite, row: Any, alias: str) -> dict[str, Any]:
         "stored": stored(row),
     }
     if isinstance(row, Session) and row.runner_id is not None:
-        runner = partial(Fleet(alias).runner, row.runner_id)
-        shown["runner"] = asked(runner).value
+        fleet = Fleet(alias)
+        runner = asked(partial(fleet.runner, row.runner_id))
+        shown["runner"] = runner.value
     named_by = _named_by(row)
     if named_by and Session in row.allowed:
-        sessions = Session.objects.using(alias).filter(**named_by)
-        # No index has a sandbox's sessions: the first ones are found sooner than the newest.
-        if isinstance(row, Agent):
-            sessions = sessions.newest_first()
-        first = partial(read, sessions[:_SHOWN], [])
+        sessions = partial(_some_sessions, alias, row, named_by)
         shown["sessions_url"] = list_url(site, Session, **named_by)
-        shown["sessions"] = asked(first, seconds=_SECONDS)
+        shown["sessions"] = asked(sessions, seconds=_SECONDS)
     return shown
+
+
+def _some_sessions(alias: str, row: Any, named_by: dict[str, str]) -> list[Any]:
+    """Return a few of the sessions that name the agent or sandbox, an agent's newest ones."""
+    sessions = Session.objects.using(alias).filter(**named_by)
+    # No index has a sandbox's sessions: the first ones are found sooner than the newest.
+    if isinstance(row, Agent):
+        sessions = sessions.newest_first()
+    return read(sessions[:_SHOWN], [])
 
 
 def _named_by(row: Any) -> dict[str, str]:

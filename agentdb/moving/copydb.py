@@ -81,8 +81,9 @@ class TableSummary:
             self.last_id = last_id(chunk)
             self.rows += chunk.count(b"\n")
             digest = blake2b(chunk, digest_size=16).digest()
-            checksum = self.checksum + int.from_bytes(digest, "big")
-            self.checksum = checksum % 2**128
+            number = int.from_bytes(digest, "big")
+            # As long as a digest, however many chunks there are.
+            self.checksum = (self.checksum + number) % 2**128
             yield chunk
 
 
@@ -527,6 +528,7 @@ def _differing(one: Iterator[Row], other: Iterator[Row]) -> Iterator[_Pair]:
 def _rows_of_table(
     connection: BaseDatabaseWrapper, model: type[Model]
 ) -> Generator[Row]:
+    """Yield all rows in code-point order of the id; to be closed like ``read_chunks``."""
     with closing(read_chunks(connection, model)) as chunks:
         for chunk in chunks:
             yield from rows_of(chunk)
