@@ -312,6 +312,9 @@ SHAPES: dict[str, tuple[str, ...]] = {
     "generated column over a timestamp": (
         "ALTER TABLE sessions ADD COLUMN day TEXT AS (substr(created_at, 1, 10))",
     ),
+    "generated column with the time of a timestamp": (
+        "ALTER TABLE sessions ADD COLUMN own TEXT AS (substr(created_at, 11))",
+    ),
     "strict": (
         "CREATE TABLE s (id TEXT PRIMARY KEY, tenant_id TEXT NOT NULL DEFAULT 'default', agent_name TEXT NOT NULL,"
         " sandbox_id TEXT NOT NULL, status TEXT NOT NULL DEFAULT 'starting', runner_id TEXT,"
