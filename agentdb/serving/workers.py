@@ -313,7 +313,7 @@ class Workers:
             thread.join()
 
     def _take(self) -> list[Job]:
-        """Take the first job that is ready, and those right behind it that can be one call with it.
+        """Take the first job that is ready, and those behind it that can be one call with it.
 
         Without one the thread counts as idle, and must go to sleep.
         """
@@ -321,17 +321,28 @@ class Workers:
             self._idle += 1
             return []
         self._is_stuck = False
-        jobs = [self._ready.popleft()]
-        while (
-            self._ready
-            and len(jobs) < _MOST_TOGETHER
-            and self._ready[0].goes_with(jobs[0])
-        ):
-            jobs.append(self._ready.popleft())
+        first = self._ready.popleft()
+        jobs = [first]
+        if first.together is not None:
+            jobs += self._take_along(first)
         # Those that an earlier call on their ids held up came without the loop, so it does not look after them.
         if self._ready and self._ready[0].outbox.timer is None:
             self._add_worker()
         return jobs
+
+    def _take_along(self, first: Job) -> list[Job]:
+        """Take those of the next jobs that can be one call with the first, and leave the others in their order."""
+        taken: list[Job] = []
+        left: list[Job] = []
+        # Not only those right behind it: calls of several methods wait mixed. None that is ready has to follow another.
+        for _ in range(min(len(self._ready), _MOST_TOGETHER - 1)):
+            job = self._ready.popleft()
+            if job.goes_with(first):
+                taken.append(job)
+            else:
+                left.append(job)
+        self._ready.extendleft(reversed(left))
+        return taken
 
     def _leave(self, job: Job) -> None:
         """Let those go on that waited for this one."""

@@ -76,6 +76,55 @@ def test_reads_of_one_row_that_wait_are_one_call() -> None:
     assert (db.at_once, db.alone) == ([["a", "missing", "b", "a"]], [])
 
 
+def test_calls_of_two_methods_that_wait_mixed_are_one_call_of_each() -> None:
+    class Mixed(Holding):
+        def __init__(self) -> None:
+            super().__init__()
+            self.calls: list[tuple[str, list[str]]] = []
+
+        def list_agents(self) -> list[str]:
+            self.calls.append(("list_agents", []))
+            return []
+
+        def _joins(self, method: str) -> bool:
+            return method in ("get_session", "get_sandbox")
+
+        def _do_each(self, method: str, ids: list[str]) -> dict[str, str | None]:
+            self.calls.append((method, ids))
+            return {id: f"{method} {id}" for id in ids}
+
+    db = Mixed()
+
+    async def work() -> list[Any]:
+        async with AsyncDb(cast("Any", db), max_workers=1) as adb:
+            first = asyncio.ensure_future(adb.count_sandboxes())
+            calls: list[Any] = [
+                adb.get_session("a"),
+                adb.get_sandbox("x"),
+                adb.list_agents(),
+                adb.get_session("b"),
+                adb.get_sandbox("y"),
+            ]
+            waiting = asyncio.gather(*calls)
+            await asyncio.sleep(0)  # each is handed over
+            db.go_on.set()
+            await first
+            return list(await waiting)
+
+    assert asyncio.run(work(), debug=True) == [
+        "get_session a",
+        "get_sandbox x",
+        [],
+        "get_session b",
+        "get_sandbox y",
+    ]
+    assert db.calls == [
+        ("get_session", ["a", "b"]),
+        ("get_sandbox", ["x", "y"]),
+        ("list_agents", []),
+    ]
+
+
 def test_a_call_that_was_cancelled_before_a_thread_took_it_is_not_made() -> None:
     db = Holding()
 
