@@ -110,7 +110,10 @@ class Change:
     @cached_property
     def _sources(self) -> dict[str, dict[str, str]]:
         """By table and column, SQL for values that are missing, or get another type or format."""
-        return {name: self._sources_of(name, table) for name, table in self.old.items()}
+        sources = {}
+        for name, table in self.old.items():
+            sources[name] = self._sources_of(name, table)
+        return sources
 
     def _sources_of(self, name: str, table: Table) -> dict[str, str]:
         content = self.findings.contents[name]
@@ -141,7 +144,13 @@ class Change:
     ) -> tuple[int, int]:
         """Return row count and checksum over the old table's columns, which ``table`` holds now."""
         columns = comparable_columns(name, self.old[name])
-        return checksum(self.connection, name, table, columns, sources)
+        return checksum(
+            self.connection,
+            name,
+            table,
+            columns,
+            sources,
+        )
 
     def _ids_to_keep(self) -> set[tuple[Any, ...]]:
         """Return name and id of the agents that have one, if the checksum omits ids because others have none."""
@@ -159,10 +168,10 @@ class Change:
     ) -> None:
         live = read_tables(self.connection)
         changed = []
-        if ids and not ids.issubset(
-            rows(self.connection, "SELECT name, id FROM agents")
-        ):
-            changed.append("agents: other ids")
+        if ids:
+            ids_now = rows(self.connection, "SELECT name, id FROM agents")
+            if not ids.issubset(ids_now):
+                changed.append("agents: other ids")
         for name, expected in before.items():
             after = self._checksum(name, live[name], {})
             if after != expected:
@@ -273,4 +282,5 @@ def change_of(
     progress: Progress,
 ) -> Change:
     kinds = {"sqlite": _OnSqlite, "postgresql": _OnPostgreSql}
-    return kinds.get(connection.vendor, Change)(connection, findings, progress)
+    kind = kinds.get(connection.vendor, Change)
+    return kind(connection, findings, progress)

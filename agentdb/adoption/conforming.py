@@ -31,15 +31,18 @@ class LegacyUnique(models.UniqueConstraint):
         if schema_editor.connection.vendor == "sqlite":
             return super().constraint_sql(model, schema_editor)
         # Not in CREATE TABLE, which knows no unique index: the schema editor runs these behind it.
-        schema_editor.deferred_sql.append(self.create_sql(model, schema_editor))
+        statement = self.create_sql(model, schema_editor)
+        schema_editor.deferred_sql.append(statement)
         return None
 
     def create_sql(self, model: Any, schema_editor: Any) -> Any:
         if schema_editor.connection.vendor == "sqlite":
             return super().create_sql(model, schema_editor)
-        name, table = quote_name(self.name), quote_name(model._meta.db_table)
-        columns = [model._meta.get_field(field).column for field in self.fields]
-        return f"CREATE UNIQUE INDEX {name} ON {table} {columns_sql(columns)}"
+        name = quote_name(self.name)
+        table = quote_name(model._meta.db_table)
+        fields = map(model._meta.get_field, self.fields)
+        columns = columns_sql([field.column for field in fields])
+        return f"CREATE UNIQUE INDEX {name} ON {table} {columns}"
 
 
 def create_table(

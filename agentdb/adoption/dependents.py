@@ -417,5 +417,8 @@ def _in_order(grants: Collection[_Grant], owner: str) -> Iterator[_Grant]:
 
 def _grant_sql(grant: _Grant, view: str, owner: str) -> str:
     columns = f" ({grant.column})" if grant.column else ""
-    option = " WITH GRANT OPTION" if grant.may_grant and grant.grantee != owner else ""
-    return f"GRANT {grant.privilege}{columns} ON {view} TO {grant.grantee}{option}"
+    sql = f"GRANT {grant.privilege}{columns} ON {view} TO {grant.grantee}"
+    # The owner may grant without the option.
+    if grant.may_grant and grant.grantee != owner:
+        sql += " WITH GRANT OPTION"
+    return sql

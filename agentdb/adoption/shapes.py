@@ -185,8 +185,14 @@ def _ours(
 def _misses(table: Table) -> list[str]:
     """Return the columns of every release that the table lacks."""
     name = _final_name(table.name)
-    needed = [each for each in OLD_COLUMNS[name] if each not in ADDED_COLUMNS[name]]
-    return [column for column in needed if table.column(column) is None]
+    added = ADDED_COLUMNS[name]
+    missing = []
+    for column in OLD_COLUMNS[name]:
+        if column in added:
+            continue
+        if table.column(column) is None:
+            missing.append(column)
+    return missing
 
 
 def _final_name(stored: str) -> str:
@@ -329,8 +335,9 @@ def _kind(
         return Kind.ADOPTED, _adopted(level, recorded)
     if any(_is_native(vendor, name, table) for name, table in tables.items()):
         return Kind.ALTERED, _altered(recorded)
-    done = [step for step in _steps(vendor) if step.is_done(tables)]
-    if len(done) == len(_steps(vendor)):
+    steps = _steps(vendor)
+    done = [step for step in steps if step.is_done(tables)]
+    if len(done) == len(steps):
         return _multi_tenant(tables, others)
     return _old_kind(vendor, tables, done)
 
@@ -352,9 +359,13 @@ def _adopted(level: str, recorded: tuple[str, ...]) -> str:
 def _multi_tenant(
     tables: Mapping[str, Table], others: tuple[str, ...]
 ) -> tuple[Kind, str]:
-    if later := sorted(LATER_TABLES.intersection(others)):
+    """Return which of two releases made the tables: a later one has further tables, or no defaults."""
+    later = sorted(LATER_TABLES.intersection(others))
+    if later:
         return Kind.LATER, f"a later server's: multi-tenant, with {', '.join(later)}"
-    timestamps = [each for name in tables for each in _timestamps(name, tables[name])]
+    timestamps: list[Column] = []
+    for name, table in tables.items():
+        timestamps += _timestamps(name, table)
     if all(column.default is None for column in timestamps):
         return Kind.LATER, "a later server's: multi-tenant, timestamps without defaults"
     return Kind.MULTI_TENANT, "multi-tenant"
@@ -389,21 +400,30 @@ def _how_far(steps: list[Step], done: list[Step]) -> str:
 
 
 def _is_stuck(tables: Mapping[str, Table], done: list[Step]) -> bool:
-    """Return whether all steps before the failing statement were taken, and none after."""
+    """Return whether the old server's upgrade took every step before the statement that always fails."""
     # PostgreSQL does not drop the key of agents while the foreign key of sessions refers to it. The old server did not
     # expect that: its upgrade ends at this statement, and again at each start.
-    is_keyed_by_name = key_of(tables.get("agents")) == ("name",)
-    return is_keyed_by_name and all(step in done for step in _BEFORE_STUCK)
+    agents = tables.get("agents")
+    if key_of(agents) != ("name",):
+        return False
+    return all(step in done for step in _BEFORE_STUCK)
 
 
 def _is_native(vendor: str, name: str, table: Table) -> bool:
+    """Return whether a timestamp of the table has the engine's type for it, as no old server made it."""
     native = NATIVE_TIMESTAMP[vendor]
-    return any(column.type == native for column in _timestamps(name, table))
+    types = [column.type for column in _timestamps(name, table)]
+    return native in types
 
 
 def _timestamps(name: str, table: Table) -> list[Column]:
+    """Return the table's columns that hold timestamps in every old release, whatever their type is now."""
     kinds = OLD_COLUMNS[name]
-    return [each for each in table.columns if kinds.get(each.name) == "timestamp"]
+    found = []
+    for column in table.columns:
+        if kinds.get(column.name) == "timestamp":
+            found.append(column)
+    return found
 
 
 def key_of(table: Table | None) -> tuple[str, ...]:

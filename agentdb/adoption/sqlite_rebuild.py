@@ -24,7 +24,10 @@ from agentdb.schema.sqltext import (
 
 def fields_of(model: type[models.Model]) -> dict[str, models.Field[Any, Any]]:
     """The model's fields by column."""
-    return {str(field.column): field for field in model._meta.local_fields}
+    fields = {}
+    for field in model._meta.local_fields:
+        fields[str(field.column)] = field
+    return fields
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +44,11 @@ class _Written:
 
     def extra(self, ours: Collection[str]) -> list[tuple[str, int]]:
         """Return the columns that are the operator's."""
-        return [column for column in self.columns if column[0].lower() not in ours]
+        found = []
+        for name, hidden in self.columns:
+            if name.lower() not in ours:
+                found.append((name, hidden))
+        return found
 
 
 def rebuild(

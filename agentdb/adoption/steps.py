@@ -123,8 +123,10 @@ def obsolete_constraints(step: Step) -> Iterator[str]:
     """Drop the constraints that our columns no longer have."""
     live = step.live
     ours = {column.name for column in step.wanted.columns}
-    dropped = [key.name for key in live.foreign_keys if ours & set(key.columns)]
-    dropped += [check.name for check in live.checks if _is_obsolete(check, live, ours)]
+    dropped = [key.name for key in live.foreign_keys if ours.intersection(key.columns)]
+    for check in live.checks:
+        if _is_obsolete(check, live, ours):
+            dropped.append(check.name)
     # A key that goes does so before the conversion, which would rebuild its index.
     if step.dialect.is_atomic and live.primary_key and not _has_its_key(step):
         dropped.append(live.primary_key.name)
@@ -274,19 +276,29 @@ def keys(step: Step) -> Iterator[str]:
 
 
 def _to_drop(step: Step, stay: Collection[Key | None]) -> list[Key]:
-    others = [key for key in keys_of(step.live) if key not in stay]
-    return [key for key in others if is_superseded(key, step.wanted)]
+    """Return the live keys that ours replace, without those that become one of ours."""
+    dropped = []
+    for key in keys_of(step.live):
+        if key in stay:
+            continue
+        if is_superseded(key, step.wanted):
+            dropped.append(key)
+    return dropped
 
 
 def _best(wanted: Key, live: list[Key], names: Collection[str | None]) -> Key | None:
     """The live key that becomes the wanted one: it has its columns in the same order, and best its kind and name."""
-    found = [
-        key
-        for key in live
-        if key.does == wanted.does
-        and (key.name == wanted.name or key.name not in names)
-        and (wanted.is_constraint or not key.is_constraint)
-    ]
+    found = []
+    for key in live:
+        if key.does != wanted.does:
+            continue
+        # It is to become another of ours.
+        if key.name in names and key.name != wanted.name:
+            continue
+        # An index becomes a constraint; the way back does not exist.
+        if key.is_constraint and not wanted.is_constraint:
+            continue
+        found.append(key)
 
     def likeness(key: Key) -> tuple[bool, bool]:
         return key.is_constraint == wanted.is_constraint, key.name == wanted.name
