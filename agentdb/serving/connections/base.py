@@ -35,7 +35,10 @@ left_to_the_parent: list[object] = []
 
 
 # What a fault that leaves a write's outcome open means for anything else.
-_OF_A_READ = {Fault.UNANSWERED: Fault.LOST, Fault.UNSURE: Fault.UNAVAILABLE}
+_OF_A_READ = {
+    Fault.UNANSWERED: Fault.LOST,
+    Fault.UNSURE: Fault.UNAVAILABLE,
+}
 
 
 class Turn(Protocol):
@@ -75,7 +78,9 @@ class Engine(ABC):
         """Return the ``Connection`` for the driver's connection in Django's wrapper."""
 
     def opening(
-        self, wrapper: BaseDatabaseWrapper, limit: float | None
+        self,
+        wrapper: BaseDatabaseWrapper,
+        limit: float | None,
     ) -> AbstractContextManager[None]:
         """Let the body open the connection within ``limit`` seconds."""
         return nullcontext()
@@ -84,7 +89,8 @@ class Engine(ABC):
         """Return the seconds that a call has left that began then, by ``time.monotonic()``; None without a limit."""
         if self.call_timeout is None:
             return None
-        return max(0.0, began + self.call_timeout - time.monotonic())
+        ends = began + self.call_timeout
+        return max(0.0, ends - time.monotonic())
 
     def take_turn(self) -> Turn | None:
         """Wait until a transaction may begin; other writers wait until the returned turn, if any, ends."""
@@ -100,11 +106,14 @@ class Engine(ABC):
 
     def reason(self, error: BaseException) -> str:
         """Return the driver's message on one line, without the password."""
-        return one_line(error, self.settings.get("PASSWORD"), self.settings["NAME"])
+        password = self.settings.get("PASSWORD")
+        return one_line(error, password, self.settings["NAME"])
 
     def explain(self, fault: Fault, error: BaseException) -> AgentDbError:
         """Return the ``AgentDbError`` for the driver's error."""
-        return explain(fault, self.describe(), self.reason(error))
+        place = self.describe()
+        reason = self.reason(error)
+        return explain(fault, place, reason)
 
 
 class Connection(ABC):
@@ -242,7 +251,10 @@ class Slot:
         return connection
 
     def _kept(self) -> Connection | None:
-        """Return the open connection if it is usable, after a reset if necessary."""
+        """Return the open connection if it is usable, after a reset if necessary; None if one must be opened.
+
+        Raises ``DatabaseUnavailableError`` if the server does not answer on it.
+        """
         connection = self._connection
         if connection is None or connection.raw is not self.wrapper.connection:
             return self._adopted()
@@ -265,10 +277,13 @@ class Slot:
                 raise AgentDbError(
                     "The transaction's connection is closed; it can only be rolled back."
                 )
-            connection = self._connection = self._made()  # Django has opened it
+            # Django has opened it.
+            connection = self._made()
+            self._connection = connection
         return connection
 
     def _look(self, connection: Connection) -> None:
+        """Raise if the file is no longer the one at the path, and drop the connection to it."""
         try:
             connection.look()
         except AgentDbError:
@@ -280,11 +295,11 @@ class Slot:
             return connection.is_alive()
         except self.engine.errors as error:
             self.discard()
-            raise self.engine.explain(
-                Fault.LOST, driver_error(error)
-            ) from driver_error(error)
+            cause = driver_error(error)
+            raise self.engine.explain(Fault.LOST, cause) from cause
 
     def _idled(self) -> bool:
+        """Whether the connection was unused for longer than ``idle_seconds``; a host's has no such limit."""
         limit = self.engine.idle_seconds
         if limit is None or not self.engine.owned:
             return False
@@ -316,19 +331,24 @@ class Slot:
         return connection
 
     def _open(self, limit: float | None) -> Connection:
-        """Open the connection through Django, which reads its settings and sends its signals."""
+        """Open the connection through Django, which reads its settings and sends its signals.
+
+        ``limit``: the seconds for that, besides ``call_timeout``.
+        """
+        room: AbstractContextManager[None] = nullcontext()
         try:
-            with (
-                self.room(self) if self.room is not None else nullcontext(),
-                self.engine.opening(self.wrapper, limit),
-            ):
+            if self.room is not None:
+                room = self.room(self)
+            with room, self.engine.opening(self.wrapper, limit):
                 self.wrapper.ensure_connection()
-                connection = self._connection = self._made()
+                connection = self._made()
+                self._connection = connection
                 return connection
         except BaseException as error:
             # Includes an exception between two steps of Django's connect(), which would leave autocommit off.
             self.discard()
-            if (explained := self._why_not_opened(error)) is None:
+            explained = self._why_not_opened(error)
+            if explained is None:
                 raise
             raise explained from driver_error(error)
 
@@ -375,17 +395,18 @@ class Slot:
     def discard(self) -> None:
         """Drop the connection in any state; ``ready`` opens another."""
         wrapper = self.wrapper
-        raw, connection = wrapper.connection, self._connection
+        raw = wrapper.connection
         if raw is None:
             return
-        if connection is None or connection.raw is not raw:
-            connection = None
         if wrapper.in_atomic_block:
             # Django opens a new connection after the transaction has ended, not in the middle of it.
             wrapper.closed_in_transaction = True
             wrapper.needs_rollback = True
-        # Ours also cancels a running statement, which would otherwise hold its locks until the server notices.
-        close = raw.close if connection is None else connection.close
+        connection = self._connection
+        close = raw.close
+        if connection is not None and connection.raw is raw:
+            # Ours also cancels a running statement, which would otherwise hold its locks until the server notices.
+            close = connection.close
         with suppress(*self.engine.errors):
             close()
         give_back(wrapper, raw)
@@ -410,12 +431,14 @@ class Slot:
         If the server announced the end of the session, it has rolled back.
         """
         raw = self.wrapper.connection
-        fault = classify(
-            error, connected=raw is not None and not getattr(raw, "closed", False)
-        )
+        # psycopg says whether it still has the server; a connection of sqlite3 has no such attribute.
+        is_connected = raw is not None and not getattr(raw, "closed", False)
+        fault = classify(error, connected=is_connected)
         if not writing:
             return _OF_A_READ.get(fault, fault)
-        if fault is Fault.SILENT or (fault is Fault.LOST and not said_by_server(error)):
+        if fault is Fault.SILENT:
+            return Fault.UNANSWERED
+        if fault is Fault.LOST and not said_by_server(error):
             return Fault.UNANSWERED
         return fault
 
@@ -428,9 +451,8 @@ class Slot:
                 yield
         except self.engine.errors as error:
             cause = driver_error(error)
-            raise self.engine.explain(
-                self.fault(cause, writing=writing), cause
-            ) from cause
+            fault = self.fault(cause, writing=writing)
+            raise self.engine.explain(fault, cause) from cause
         except BaseException:
             self.interrupted()
             raise
@@ -440,12 +462,12 @@ class Slot:
         try:
             # acquire() is inside the try, so that an exception right after it does not leave the slot locked
             # permanently. If it was not acquired, release() raises RuntimeError, because an RLock knows its owner.
-            connection = self._connection if self.lock.acquire(blocking=False) else None
-            if (
-                connection is None
-                or self.wrapper.in_atomic_block
-                or not connection.is_clean()
-            ):
+            if not self.lock.acquire(blocking=False):
+                return False
+            connection = self._connection
+            if connection is None or self.wrapper.in_atomic_block:
+                return False
+            if not connection.is_clean():
                 return False
             self.discard()
             return True
@@ -464,7 +486,18 @@ def give_back(wrapper: BaseDatabaseWrapper, raw: Any) -> None:
 def readability(file_descriptor: int) -> Callable[[int], object]:
     """Return a function that waits some milliseconds for something to read, and returns whether there is."""
     if not hasattr(select, "poll"):  # Windows
-        return lambda wait: select.select([file_descriptor], [], [], wait / 1000)[0]
+
+        def wait(milliseconds: int) -> list[int]:
+            readable, _, _ = select.select(
+                [file_descriptor],
+                [],
+                [],
+                milliseconds / 1000,
+            )
+            return readable
+
+        return wait
+    # select() refuses a descriptor from 1024 on.
     poll = select.poll()
     poll.register(file_descriptor, select.POLLIN)
     return poll.poll

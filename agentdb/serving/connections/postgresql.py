@@ -56,15 +56,21 @@ class PostgresEngine(Engine):
     has_server = True
 
     def __init__(
-        self, settings_dict: dict[str, Any], *, owned: bool, vendor: str
+        self,
+        settings_dict: dict[str, Any],
+        *,
+        owned: bool,
+        vendor: str,
     ) -> None:
         super().__init__(settings_dict, owned=owned)
         self.vendor = vendor
         self.skips_locked = vendor == "postgresql"
 
     def describe(self) -> str:
-        name = "CockroachDB" if self.vendor == "cockroachdb" else "PostgreSQL"
-        return f"{name} database {server_name(self.settings)}"
+        place = server_name(self.settings)
+        if self.vendor == "cockroachdb":
+            return f"CockroachDB database {place}"
+        return f"PostgreSQL database {place}"
 
     def connection(self, wrapper: BaseDatabaseWrapper) -> PostgresConnection:
         if self.owned or self.call_timeout is None:
@@ -91,7 +97,9 @@ class PostgresEngine(Engine):
 
     @contextmanager
     def opening(
-        self, wrapper: BaseDatabaseWrapper, limit: float | None
+        self,
+        wrapper: BaseDatabaseWrapper,
+        limit: float | None,
     ) -> Iterator[None]:
         """Let the body open the connection within ``limit`` seconds, and within ``call_timeout``."""
         limits = [each for each in (limit, self.call_timeout) if each is not None]
@@ -114,37 +122,47 @@ class _Driver:
     """psycopg for Django, with a time limit for connecting to all hosts, and one for Django's own queries."""
 
     def __init__(self, engine: PostgresEngine, limit: float) -> None:
-        self._engine, self._limit = engine, limit
+        self._engine = engine
+        self._limit = limit
 
     def __getattr__(self, name: str) -> Any:
         return getattr(psycopg, name)
 
     def connect(self, **params: Any) -> psycopg.Connection[Any]:
         """Connect to the first host that answers; each gets its share of the time that is left."""
-        hosts = max(1, str(params.get("host", "")).count(",") + 1)
+        host = str(params.get("host", ""))
+        hosts = host.count(",") + 1
         ends = time.monotonic() + self._limit
 
         class Bounded(psycopg.Connection[Any]):
             @classmethod
             def _connect_gen(cls, *args: Any, **options: Any) -> Any:
+                # psycopg calls this for one host after the other.
                 nonlocal hosts
                 now = time.monotonic()
-                # So that the last host is tried too.
-                share = max(0.0, ends - now) / max(1, hosts)
+                left = max(0.0, ends - now)
+                # A share, so that the last host is tried too.
+                share = left / max(1, hosts)
                 hosts -= 1
-                return _until(
-                    psycopg.Connection._connect_gen(*args, **options), now + share
-                )
+                attempt = psycopg.Connection._connect_gen(*args, **options)
+                return _until(attempt, now + share)
 
         raw = Bounded.connect(**params)
-        raw.wait = _Limit(self._engine, raw, self._limit).wait  # type: ignore[method-assign, assignment]
+        limit = _Limit(self._engine, raw, self._limit)
+        raw.wait = limit.wait  # type: ignore[method-assign, assignment]
         return raw
 
 
 def _until(
-    waits: Generator[Any, Any, Any], ends: float, ready: Any = None
+    waits: Generator[Any, Any, Any],
+    ends: float,
+    ready: Any = None,
 ) -> Generator[Any, Any, Any]:
-    """Pass on what psycopg waits for, which comes back at least ten times a second; raise ``ConnectionTimeout``."""
+    """Pass on what psycopg waits for, and what is ready, until ``ends`` on the monotonic clock.
+
+    psycopg's generator yields what to wait for and is sent what became ready; a wait comes back at least ten times a
+    second. Returns its result; raises ``ConnectionTimeout``.
+    """
     try:
         while True:
             # The clock is asked after each wake-up, also of a server that keeps sending a byte now and then.
@@ -162,9 +180,14 @@ class _Limit:
     """
 
     def __init__(
-        self, engine: PostgresEngine, raw: psycopg.Connection[Any], seconds: float
+        self,
+        engine: PostgresEngine,
+        raw: psycopg.Connection[Any],
+        seconds: float,
     ) -> None:
-        self._engine, self._raw, self._seconds = engine, raw, seconds
+        self._engine = engine
+        self._raw = raw
+        self._seconds = seconds
 
     def wait(self, waits: Generator[Any, Any, Any], **options: Any) -> Any:
         """Return what the generator returns; raise ``CallCancelled`` or ``CallTimeout`` if the time is up."""
@@ -178,7 +201,8 @@ class _Limit:
         # server that does not answer that either loses the connection, and the outcome is unknown.
         silence = self._engine.silence()
         cancel(self._raw)
-        rest = _until(waits, time.monotonic() + _ANSWER_SECONDS, _NOTHING_READY)
+        ends = time.monotonic() + _ANSWER_SECONDS
+        rest = _until(waits, ends, _NOTHING_READY)
         try:
             return psycopg.Connection.wait(self._raw, rest)
         except psycopg.errors.QueryCanceled as error:
@@ -194,7 +218,9 @@ if hasattr(psycopg.errors, "_WaitTimeout"):
     _TimeIsUp = psycopg.errors._WaitTimeout
 
     def _wait(
-        raw: psycopg.Connection[Any], waits: Generator[Any, Any, Any], seconds: float
+        raw: psycopg.Connection[Any],
+        waits: Generator[Any, Any, Any],
+        seconds: float,
     ) -> Any:
         return psycopg.Connection.wait(raw, waits, timeout=seconds)
 
@@ -202,9 +228,12 @@ else:
     _TimeIsUp = psycopg.errors.ConnectionTimeout
 
     def _wait(
-        raw: psycopg.Connection[Any], waits: Generator[Any, Any, Any], seconds: float
+        raw: psycopg.Connection[Any],
+        waits: Generator[Any, Any, Any],
+        seconds: float,
     ) -> Any:
-        return psycopg.Connection.wait(raw, _until(waits, time.monotonic() + seconds))
+        limited = _until(waits, time.monotonic() + seconds)
+        return psycopg.Connection.wait(raw, limited)
 
 
 def cancel(raw: psycopg.Connection[Any]) -> None:
@@ -245,9 +274,12 @@ class PostgresConnection(Connection):
         self._cursor.format = psycopg.pq.Format.BINARY
         # A type that psycopg does not know, such as an operator's citext, stays text; its default is bytes.
         self._cursor.adapters.register_loader(_UNKNOWN_TYPE, TextBinaryLoader)
-        if engine.owned and engine.call_timeout is not None:
-            raw.wait = _Limit(engine, raw, engine.call_timeout).wait
-        if engine.owned and engine.vendor == "postgresql":
+        if not engine.owned:
+            return
+        if engine.call_timeout is not None:
+            limit = _Limit(engine, raw, engine.call_timeout)
+            raw.wait = limit.wait
+        if engine.vendor == "postgresql":
             self._set_up()
 
     def _set_up(self) -> None:
@@ -262,7 +294,8 @@ class PostgresConnection(Connection):
             if idle_seconds is not None and has_timeout:
                 milliseconds = max(1, int(idle_seconds * 1000))
                 wanted["idle_session_timeout"] = str(milliseconds)
-        isolation = self.engine.settings.get("AGENTDB", {}).get("isolation")
+        own = self.engine.settings.get("AGENTDB", {})
+        isolation = own.get("isolation")
         if isolation:
             wanted["default_transaction_isolation"] = isolation
         if not wanted:
@@ -309,17 +342,25 @@ class PostgresConnection(Connection):
     def is_at_hand(self, *, writing: bool) -> bool:
         # libpq knows the state of the session without asking; one poll() shows whether the server has hung up since.
         # A read needs none: if its connection is lost, it is repeated on another one, which a write may not be.
-        is_idle: bool = self.raw.pgconn.transaction_status == _IDLE
-        return is_idle and not (writing and self._readable(0))
+        if self.raw.pgconn.transaction_status != _IDLE:
+            return False
+        if not writing:
+            return True
+        return not self._readable(0)
 
     def is_clean(self) -> bool:
-        return bool(self.raw.pgconn.transaction_status == _IDLE)
+        status = self.raw.pgconn.transaction_status
+        return bool(status == _IDLE)
 
     def in_transaction(self) -> bool:
-        return bool(self.raw.pgconn.transaction_status == _IN_TRANSACTION)
+        # INERROR is not: the server would answer COMMIT with a rollback, and without an error.
+        status = self.raw.pgconn.transaction_status
+        return bool(status == _IN_TRANSACTION)
 
     def is_broken_off(self) -> bool:
-        return bool(self.raw.pgconn.transaction_status == _ACTIVE)
+        # ACTIVE: a statement was sent, and its answer not read to the end.
+        status = self.raw.pgconn.transaction_status
+        return bool(status == _ACTIVE)
 
     def is_alive(self) -> bool:
         # An idle connection has something to read only if the server sent a notice or closed the session. Its last
@@ -370,11 +411,14 @@ class LentConnection(PostgresConnection):
 
     @contextmanager
     def limited(self) -> Iterator[None]:
-        own, limit = self.raw.__dict__, self.engine.call_timeout
-        if limit is None or "wait" in own:
+        seconds = self.engine.call_timeout
+        own = self.raw.__dict__
+        # Inside another limited() there is a limit already, which that one takes away.
+        if seconds is None or "wait" in own:
             yield
             return
-        self.raw.wait = _Limit(self.engine, self.raw, limit).wait
+        limit = _Limit(self.engine, self.raw, seconds)
+        self.raw.wait = limit.wait
         try:
             yield
         finally:

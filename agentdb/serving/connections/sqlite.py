@@ -21,7 +21,7 @@ from agentdb.errors import (
 )
 from agentdb.schema.migration_record import pending_migrations
 from agentdb.serving.connections.base import Connection, Engine, Turn
-from agentdb.serving.turns import turns_of
+from agentdb.serving.turns import Turns, turns_of
 from agentdb.sqlite_files import (
     close_kept_open,
     descriptors,
@@ -42,22 +42,21 @@ class _Inherited:
     def note(self, names: Iterable[object]) -> None:
         """In the child of a fork, note which of these files are still open."""
         close_kept_open()
-        files = {file for name in names if (file := identity(str(name))) is not None}
-        self._left_open = {
-            number: file
-            for number in descriptors()
-            if (file := identity(number)) in files
-        }
+        files = {identity(str(name)) for name in names}
+        self._left_open = {}
+        for number in descriptors():
+            file = identity(number)
+            if file is not None and file in files:
+                self._left_open[number] = file
 
     def is_open(self, name: object) -> bool:
         """Return whether the file is still open on a descriptor of the parent."""
         if not self._left_open:
             return False
         file = identity(str(name))
-        return any(
-            known == file and identity(number) == file
-            for number, known in self._left_open.items()
-        )
+        numbers = [number for number, known in self._left_open.items() if known == file]
+        # A number may have been closed since, and given to another file.
+        return any(identity(number) == file for number in numbers)
 
 
 inherited = _Inherited()
@@ -67,7 +66,7 @@ class Place(NamedTuple):
     """The files at a path, each as device and inode, or None if absent."""
 
     file: tuple[int, int] | None
-    log: tuple[int, int] | None
+    log: tuple[int, int] | None  # of the commits that are not in the file yet
     shm: tuple[int, int] | None  # the index of the log
 
     @classmethod
@@ -82,6 +81,7 @@ class Place(NamedTuple):
 
 
 def _is_gone(path: str) -> bool:
+    """Whether there is certainly no file; False too if one may not look, or the disk is away."""
     try:
         os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -120,8 +120,11 @@ class SqliteEngine(Engine):
         super().__init__(settings_dict, owned=owned)
         self.place: Place | None = None  # when a connection last opened it
         self._creates = creates
-        self.turns = None if self._is_in_memory() else turns_of(self.name)
-        self.busy_seconds: float = self.settings["OPTIONS"].get("timeout", 5.0)
+        self.turns: Turns | None = None
+        if not self._is_in_memory():
+            self.turns = turns_of(self.name)
+        options = self.settings["OPTIONS"]
+        self.busy_seconds: float = options.get("timeout", 5.0)
 
     @property
     def name(self) -> str:
@@ -134,15 +137,24 @@ class SqliteEngine(Engine):
         return f"SQLite database {self.name!r}"
 
     def take_turn(self) -> Turn | None:
-        return self.turns.take(self.busy_seconds) if self.turns is not None else None
+        if self.turns is None:
+            return None
+        return self.turns.take(self.busy_seconds)
 
     def connection(self, wrapper: BaseDatabaseWrapper) -> SqliteConnection:
         return SqliteConnection(self, wrapper)
 
     @contextmanager
     def opening(
-        self, wrapper: BaseDatabaseWrapper, limit: float | None
+        self,
+        wrapper: BaseDatabaseWrapper,
+        limit: float | None,
     ) -> Iterator[None]:
+        """Let the body open the file at the path, but create none, unless the engine ``creates``.
+
+        Raises ``DatabaseUnavailableError`` if the file is not the one that was open before, and ``AgentDbError`` if a
+        fork left it open.
+        """
         if wrapper.is_in_memory_db() or self.name.startswith("file:"):  # type: ignore[attr-defined]
             yield
             return
@@ -160,8 +172,9 @@ class SqliteEngine(Engine):
         # for this one call. mode=rw makes SQLite fail for a missing file; a check before opening would leave a moment
         # in between.
         params = wrapper.get_connection_params()
+        path = quote(os.path.abspath(self.name))
         # SQLite would create an empty file for a misspelt or removed one.
-        params["database"] = f"file:{quote(os.path.abspath(self.name))}?mode=rw"
+        params["database"] = f"file:{path}?mode=rw"
         wrapper.get_connection_params = lambda: params  # type: ignore[method-assign]
         try:
             yield
@@ -169,10 +182,9 @@ class SqliteEngine(Engine):
             del wrapper.get_connection_params
 
     def is_set_up(self, wrapper: BaseDatabaseWrapper) -> bool:
-        return (
-            wrapper.connection.isolation_level is None
-            and not wrapper.connection.in_transaction
-        )
+        raw: Any = wrapper.connection
+        # Without an isolation level sqlite3 begins no transaction by itself, as Django's autocommit wants it.
+        return raw.isolation_level is None and not raw.in_transaction
 
     def renew(self, raw: Any) -> bool:
         """Reset a connection to a database in memory; others are reopened."""
@@ -195,7 +207,8 @@ class SqliteEngine(Engine):
             raise DatabaseUnavailableError(self.is_missing())
         # A restored or copied file over the old one, while the old log is still beside it.
         now = Place.of(self.name)
-        if now.file != known.file and known.log is not None and now.log == known.log:
+        is_same_log = known.log is not None and now.log == known.log
+        if now.file != known.file and is_same_log:
             # SQLite would write the log's pages into it.
             raise DatabaseUnavailableError(self.is_another())
 
@@ -206,10 +219,10 @@ class SqliteEngine(Engine):
         )
 
     def is_another(self) -> str:
+        log = f"{os.path.realpath(self.name)}-wal"
         return (
             f"Another file took the place of {self.describe()} while it was open. Stop every program that uses it, "
-            f"move {os.path.realpath(self.name) + '-wal'!r}, which belongs to the file that was there before, out of "
-            "the way, and start them again."
+            f"move {log!r}, which belongs to the file that was there before, out of the way, and start them again."
         )
 
 
@@ -223,7 +236,8 @@ class SqliteConnection(Connection):
         self._is_file = not wrapper.is_in_memory_db()  # type: ignore[attr-defined]
         self._path = os.path.abspath(engine.name)  # the program may change its folder
         self._real = os.path.realpath(self._path)
-        self._known = Place(identity(self._path), None, None)
+        # The log and its index are noted at a look, because SQLite may make them later.
+        self._known = Place(file=identity(self._path), log=None, shm=None)
         self._looked = 0.0  # when, on the monotonic clock
         self._folder = os.path.dirname(self._path)
         self._folder_state: tuple[int, int] | None = None  # at that look
@@ -235,7 +249,8 @@ class SqliteConnection(Connection):
     def execute(self, sql: str, params: Sequence[Any]) -> Any:
         if self.instrumented():
             # Django's cursor and query log expect Django's placeholders.
-            for_django = sql.replace("%", "%%").replace("?", "%s")
+            doubled = sql.replace("%", "%%")
+            for_django = doubled.replace("?", "%s")
             cursor = self.wrapper.cursor()
             cursor.execute(for_django, params)
             return cursor
@@ -244,16 +259,20 @@ class SqliteConnection(Connection):
     def is_at_hand(self, *, writing: bool) -> bool:
         # A read within a tenth of a second of the last look is let through: what it may miss is what it would also
         # miss if the file were moved a moment later. A write is checked again after its COMMIT.
-        is_fresh = not self._is_file or time.monotonic() - self._looked < _LOOK_SECONDS
-        return is_fresh and self.is_clean()
+        if self._is_file and time.monotonic() - self._looked >= _LOOK_SECONDS:
+            return False
+        return self.is_clean()
 
     def write(self, run: Callable[[Connection], Any]) -> Any:
         engine = self.engine
         if engine.turns is None:
             return run(self)
-        # Instrumentation of this connection must see the statement.
         return engine.turns.write(
-            self, run, engine.busy_seconds, apart=self.instrumented()
+            self,
+            run,
+            engine.busy_seconds,
+            # Instrumentation of this connection must see the statement.
+            apart=self.instrumented(),
         )
 
     def is_clean(self) -> bool:
@@ -266,7 +285,8 @@ class SqliteConnection(Connection):
         return bool(self.raw.in_transaction)
 
     def begin(self) -> None:
-        self.raw.execute(f"BEGIN {self.wrapper.transaction_mode or ''}")  # type: ignore[attr-defined]
+        mode = self.wrapper.transaction_mode or ""  # type: ignore[attr-defined]
+        self.raw.execute(f"BEGIN {mode}")
         self._refuse_old_schema()
 
     def commit(self) -> None:
@@ -286,7 +306,8 @@ class SqliteConnection(Connection):
         if not self.raw.in_transaction:
             # Opens the log and its index, which then stay the same until the last process closes the file.
             self._refuse_old_schema()
-        if problem := self._displaced():
+        problem = self._displaced()
+        if problem:
             raise DatabaseUnavailableError(problem)
 
     def _is_unchanged(self) -> bool:
@@ -303,19 +324,23 @@ class SqliteConnection(Connection):
         [(schema,)] = self.raw.execute("PRAGMA schema_version").fetchall()
         if schema == self._schema:
             return
-        if self._schema is not None and (pending := pending_migrations(self.wrapper)):
-            names = ", ".join(pending)
-            raise SchemaOutOfDateError(
-                f"{self.engine.describe()} lacks the migrations {names}. Run 'agentdb migrate'.",
-                pending=tuple(pending),
-            )
+        # At the first look there is nothing to compare with.
+        if self._schema is not None:
+            pending = pending_migrations(self.wrapper)
+            if pending:
+                names = ", ".join(pending)
+                raise SchemaOutOfDateError(
+                    f"{self.engine.describe()} lacks the migrations {names}. Run 'agentdb migrate'.",
+                    pending=tuple(pending),
+                )
         self._schema = schema
 
     def confirm(self) -> None:
         """Raise ``OutcomeUnknownError`` if the last write went into a file that is no longer at the path."""
         if not self._is_file or self._is_unchanged():
             return
-        if problem := self._displaced():
+        problem = self._displaced()
+        if problem:
             raise OutcomeUnknownError(
                 f"{problem} The last write went into the file that was open."
             )
@@ -323,36 +348,48 @@ class SqliteConnection(Connection):
     def _displaced(self) -> str:
         """Return what is wrong with the files at the path, or ''."""
         # First forget what is known: an exception in the middle must not let the old answer count.
-        self._looked, self._folder_state = 0.0, None
-        folder, wall_clock = _state_of(self._folder), time.time_ns()
-        known, now = self._known, Place.of(self._path, self._real)
+        self._looked = 0.0
+        self._folder_state = None
+        # The folder before the files, so that a change in between shows at the next check.
+        folder = _state_of(self._folder)
+        wall_clock = time.time_ns()
+        known = self._known
+        now = Place.of(self._path, self._real)
         # The log and its index are made by the first write, so they may appear later, but never change.
         if known.log is None:
             known = known._replace(log=now.log)
         if known.shm is None:
             known = known._replace(shm=now.shm)
-        if now == known:
-            self._known = self.engine.place = known
-            self._looked = time.monotonic()
+        if now != known:
+            return self._difference(known, now)
+        self._known = known
+        self.engine.place = known
+        self._looked = time.monotonic()
+        if folder is not None:
+            _, changed = folder
             # A second change within one tick of the file system's clock would not show.
-            is_past = folder is not None and wall_clock - folder[1] > _TICK_NANOSECONDS
-            self._folder_state = folder if is_past else None
-            return ""
-        return self._difference(known, now)
+            if wall_clock - changed > _TICK_NANOSECONDS:
+                self._folder_state = folder
+        return ""
 
     def _difference(self, known: Place, now: Place) -> str:
         """Return what a user should know and do about files that changed, or '' if it does no harm."""
         if now.file is None:
-            return self.engine.is_missing() if _is_gone(self._path) else ""
+            if not _is_gone(self._path):
+                return ""
+            return self.engine.is_missing()
         if shared_file_system(self._path):
             return ""  # the numbers of a file may change there
         if now.file != known.file:
             # Nobody may open the file that is there now with this one's log.
             self.engine.place = known._replace(log=now.log)
             return self.engine.is_another()
-        lost = "-wal" if now.log != known.log else "-shm"
-        what = "write-ahead log" if lost == "-wal" else "index of the write-ahead log"
+        what = "index of the write-ahead log"
+        path = f"{self._real}-shm"
+        if now.log != known.log:
+            what = "write-ahead log"
+            path = f"{self._real}-wal"
         return (
-            f"The {what} {self._real + lost!r} was removed while {self.engine.describe()} was open. "
+            f"The {what} {path!r} was removed while {self.engine.describe()} was open. "
             "Commits that only it held may be missing. Stop every program that uses the file, and start them again."
         )
