@@ -60,8 +60,9 @@ class _Call:
     apart: bool = False  # it needs a free thread
 
     def __call__(self, db: Db) -> Any:
-        """Make the call."""
-        return self.do(_of_tenant(db, self.tenant_id))
+        """Make the call, in a thread."""
+        view = _of_tenant(db, self.tenant_id)
+        return self.do(view)
 
 
 class _Together(NamedTuple):
@@ -69,9 +70,11 @@ class _Together(NamedTuple):
 
     around: AsyncDb
     method: str
-    tenant_id: str | None
+    tenant_id: str | None  # of a view
 
     def __call__(self, ids: list[str]) -> dict[str, Any]:
+        """In a thread: return the answers by id, without those of calls that must be made alone."""
+
         def do(db: Any) -> dict[str, Any]:
             view = _of_tenant(db, self.tenant_id)
             answers: dict[str, Any] = view._do_each(self.method, ids)
@@ -100,14 +103,22 @@ def _in_thread(
     reads = name.startswith(("get_", "list_", "count_"))
     # Read from the contract: a method whose first argument names rows keeps the order of calls on those rows.
     code = method.__code__
-    first = code.co_varnames[1] if code.co_argcount > 1 else ""
+    first = ""
+    if code.co_argcount > 1:
+        first = code.co_varnames[1]  # after "self"
     is_about_ids = first in ("id", "ids", "name", "key_hash")
 
     @wraps(method)
     async def call(self: AsyncDb, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        made = _Call(lambda db: getattr(db, name)(*args, **kwargs), reads=reads)
+        def do(db: Db) -> R:
+            own: Callable[..., R] = getattr(db, name)
+            return own(*args, **kwargs)
+
+        made = _Call(do, reads=reads)
         if is_about_ids:
-            made.keys = _keys(args[0] if args else kwargs.get(first))
+            ids = args[0] if args else kwargs.get(first)
+            made.keys = _keys(ids)
+            # Another argument may change what the call does, so it is not joined with others.
             is_alone = len(args) + len(kwargs) == 1
             if is_alone and len(made.keys) == 1:
                 made.method = name
@@ -124,7 +135,9 @@ def _keys(ids: object) -> tuple[str, ...]:
     if not isinstance(ids, Collection):
         return ()
     given = cast("Collection[object]", ids)
-    return tuple({id for id in given if isinstance(id, str)})
+    # Each once: a call that was in the same line twice would wait for itself.
+    distinct = {id for id in given if isinstance(id, str)}
+    return tuple(distinct)
 
 
 class AsyncDb:
@@ -163,7 +176,10 @@ class AsyncDb:
 
     @classmethod
     def opening(
-        cls, open_db: Callable[[], Db], *, max_workers: int = DEFAULT_MAX_WORKERS
+        cls,
+        open_db: Callable[[], Db],
+        *,
+        max_workers: int = DEFAULT_MAX_WORKERS,
     ) -> Self:
         """Return an ``AsyncDb`` of the ``Db`` that ``open_db``, called in a thread, returns on first use."""
         self = cls(cast("Db", None), max_workers=max_workers)
@@ -175,7 +191,8 @@ class AsyncDb:
         return self.__aenter__().__await__()
 
     async def __aenter__(self) -> Self:
-        await self._run(_Call(lambda db: None))
+        opened = _Call(lambda db: None)
+        await self._run(opened)
         return self
 
     async def __aexit__(
@@ -191,7 +208,9 @@ class AsyncDb:
         if self._closed:
             raise DatabaseClosedError(_CLOSED)
         self._refuse_inside()
-        workers = self._transactions if call.apart else self._workers
+        workers = self._workers
+        if call.apart:
+            workers = self._transactions
         tries = self._tries  # an attempt to open that ends later is this call's, too
         together = None
         if call.method and self._joins(call.method):
@@ -218,7 +237,9 @@ class AsyncDb:
         return bool(joins(self._db, method))
 
     async def _run(self, call: _Call) -> Any:
-        return await self._job(call).start()
+        """Make the call in a thread, and return its result."""
+        job = self._job(call)
+        return await job.start()
 
     @property
     def _source(self) -> AsyncDb:
@@ -241,7 +262,8 @@ class AsyncDb:
             return call(db)
         finally:
             # Others may be waiting for the connection that a host's pool gave this thread.
-            if (rest := getattr(db, "_rest", None)) is not None:
+            rest = getattr(db, "_rest", None)
+            if rest is not None:
                 rest()
 
     def _first_open(self, tries: int) -> Db:
@@ -250,15 +272,16 @@ class AsyncDb:
         If another attempt has failed since the call was made, at ``tries``, that is the call's failure as well.
         """
         with self._opening:
-            if self._db is None:
-                if self._tries > tries and self._failure is not None:
-                    raise self._failure
-                try:
-                    self._db = self._open()
-                except BaseException as error:
-                    self._failure = error
-                    self._tries += 1
-                    raise
+            if self._db is not None:
+                return self._db  # another call has opened it meanwhile
+            if self._tries > tries and self._failure is not None:
+                raise self._failure
+            try:
+                self._db = self._open()
+            except BaseException as error:
+                self._failure = error
+                self._tries += 1
+                raise
             return self._db
 
     upsert_agent: Final = _in_thread(Db.upsert_agent)
@@ -310,7 +333,8 @@ class AsyncDb:
         """Return a view of that tenant's rows only, on the same threads; see ``Db.for_tenant()``."""
         if self._closed:
             raise DatabaseClosedError(_CLOSED)
-        return _TenantView(self, identifier("Tenant id", tenant_id))
+        tenant_id = identifier("Tenant id", tenant_id)
+        return _TenantView(self, tenant_id)
 
     @overload
     async def run_transaction(
@@ -330,6 +354,7 @@ class AsyncDb:
         """
         from agentdb.serving.coroutines import CoroutineTransaction, PlainTransaction
 
+        # An object may have an "async def __call__", which iscoroutinefunction() does not see by itself.
         own_call = getattr(fn, "__call__", None)  # noqa: B004
         if not any(map(inspect.iscoroutinefunction, (fn, own_call))):
 
@@ -343,11 +368,13 @@ class AsyncDb:
 
         async def call(db: Db) -> Any:
             with _inside_of(self._source) as inside:
-                return await fn(_TransactionDb(inside, transaction, db))
+                view = _TransactionDb(inside, transaction, db)
+                return await fn(view)
 
-        transaction = CoroutineTransaction(
-            call, lambda work: self._job(_Call(work, apart=True))
-        )
+        def job_of(work: Callable[[Db], Any]) -> Job:
+            return self._job(_Call(work, apart=True))
+
+        transaction = CoroutineTransaction(call, job_of)
         return await transaction.run()
 
     async def close(self) -> None:
@@ -398,7 +425,8 @@ class _TenantView(AsyncDb):
     def for_tenant(self, tenant_id: str) -> AsyncDb:
         if self._closed:
             raise DatabaseClosedError(_VIEW_CLOSED)
-        check_tenant(self._tenant_id, identifier("Tenant id", tenant_id))
+        named = identifier("Tenant id", tenant_id)
+        check_tenant(self._tenant_id, named)
         return _TenantView(self._whole, self._tenant_id)
 
     async def close(self) -> None:
@@ -435,7 +463,10 @@ class _TransactionDb(AsyncDb):
     """The calls of one transaction, all made in the thread that runs it."""
 
     def __init__(
-        self, inside: _Inside, transaction: CoroutineTransaction, db: Db
+        self,
+        inside: _Inside,
+        transaction: CoroutineTransaction,
+        db: Db,
     ) -> None:
         self._inside = inside
         self._transaction = transaction
@@ -452,7 +483,8 @@ class _TransactionDb(AsyncDb):
         return self._transaction.inner_job(lambda: call(db))
 
     def for_tenant(self, tenant_id: str) -> AsyncDb:
-        return _TenantView(self, identifier("Tenant id", tenant_id))
+        tenant_id = identifier("Tenant id", tenant_id)
+        return _TenantView(self, tenant_id)
 
     async def close(self) -> None:
         """Do nothing: the transaction ends with its function."""

@@ -81,9 +81,10 @@ class Job:
         if self.future.cancelled():
             return None, None
         try:
-            return self.context.run(self.call), None
+            result = self.context.run(self.call)
         except BaseException as raised:
             return None, raised
+        return result, None
 
     def goes_with(self, other: Job) -> bool:
         """Whether the two can be one call."""
@@ -104,15 +105,19 @@ def _do(jobs: list[Job]) -> dict[Job, Answer]:
 
 
 def _do_together(jobs: list[Job], together: Together) -> dict[Job, Answer]:
+    """Make one call for the jobs, in the context of the first, and return the answers of those that it has done."""
+    first = jobs[0]
     ids = [job.keys[0] for job in jobs]
+    answers: dict[Job, Answer] = {}
     try:
-        found = jobs[0].context.run(together, ids)
+        found = first.context.run(together, ids)
     except (DatabaseUnavailableError, ConflictError) as error:
         # An unknown outcome is everybody's, and each would wait as long again for a database that is away.
-        return {job: (None, _copy(error)) for job in jobs}
+        for job in jobs:
+            answers[job] = None, _copy(error)
+        return answers
     except BaseException:
         return {}  # nothing is stored, and alone all but one may succeed
-    answers: dict[Job, Answer] = {}
     for job, id in zip(jobs, ids, strict=True):
         if id in found:
             answers[job] = found[id], None
@@ -155,7 +160,9 @@ class _Line:
         return not self._running
 
     def _let_in(self, job: Job) -> bool:
-        if self._running and not (job.reads and self._reads):
+        """Count the job among those that run, if it may run beside them; return whether it may."""
+        may_share = job.reads and self._reads
+        if self._running and not may_share:
             return False
         self._running += 1
         self._reads = job.reads
@@ -180,6 +187,7 @@ class Outbox:
         return not was_told
 
     def tell(self, loop: asyncio.AbstractEventLoop) -> None:
+        """From any thread, without the lock: wake the loop, which then delivers the answers."""
         with suppress(RuntimeError):  # the loop is closed, so nobody waits
             loop.call_soon_threadsafe(self._deliver)
 
@@ -369,7 +377,10 @@ class Workers:
         elif len(self._threads) < self.max_workers:
             name = f"agentdb-{len(self._threads)}"
             thread = threading.Thread(
-                target=_work, args=(self,), name=name, daemon=True
+                target=_work,
+                args=(self,),
+                name=name,
+                daemon=True,  # the end of the program does not wait for a call
             )
             thread.start()
             self._threads.append(thread)
@@ -389,11 +400,14 @@ def _work(workers: Workers) -> None:
 
 
 def _settle(
-    future: asyncio.Future[Any], result: Any, error: BaseException | None
+    future: asyncio.Future[Any],
+    result: Any,
+    error: BaseException | None,
 ) -> None:
     """On the loop: give the caller the answer, if it still waits."""
     if future.done():  # cancelled, or a call without a caller, such as a transaction that is rolled back
         return
+    # A future refuses a StopIteration, which would end the coroutine that awaits it.
     if isinstance(error, StopIteration):
         text = f"The call raised {error!r}, which a coroutine cannot raise."
         error = RuntimeError(text)
