@@ -160,7 +160,7 @@ class Statement:
     row: tuple[tuple[str | None, Any], ...] = ()
 
     def bind(self, values: Mapping[str, Any]) -> list[Any]:
-        """Return the driver's parameters for the named values."""
+        """Return the driver's parameters for the named values; raises ``KeyError`` if one is missing."""
         return [
             constant
             if name is None
@@ -177,7 +177,10 @@ class Statement:
         ]
 
     def convert(self, row: Row) -> Row | list[Any]:
-        """Return the row with aware ``datetime`` values."""
+        """Return the row with aware ``datetime`` values.
+
+        Raises ``ValueError``, ``AttributeError`` or ``OverflowError`` for a value that is not a timestamp.
+        """
         if not self.has_text_instants:
             return row
         values = list(row)
@@ -234,7 +237,7 @@ class Update:
 
     build: Callable[[Parameters], QuerySet[Any]]
     values: Callable[[Parameters], dict[str, Any]]
-    returning: bool | tuple[str, ...] = False
+    returning: bool | tuple[str, ...] = False  # all columns, or the names of some
     bulk: bool = False
 
     def compile(self, connection: BaseDatabaseWrapper) -> Statement:
@@ -286,6 +289,7 @@ class Insert:
     unless_taken: bool = False  # skip a row whose key is taken, instead of an error
 
     def compile(self, connection: BaseDatabaseWrapper) -> Statement:
+        """Return the statement, and in its ``row`` what it inserts, for a caller that knows all values itself."""
         parameters = _parameters(connection)
         instance = self.build(parameters)
         model = type(instance)
@@ -316,7 +320,10 @@ class Insert:
         return replace(statement, row=tuple(row))
 
     def _returned(self, parameters: Parameters, instance: Model) -> list[Any]:
-        """Return the fields that the statement returns."""
+        """Return the fields that the statement returns: all, the first one with the server's time, or none.
+
+        Without ``returning`` the caller makes the record from its own values and that time.
+        """
         fields = list(instance._meta.concrete_fields)
         if self.returning:
             return fields
@@ -350,7 +357,11 @@ class Insert:
 
 @dataclass(frozen=True, eq=False)
 class Together:
-    """Several queries as one statement on a server, with the last one's result; none sees the others' changes."""
+    """Several queries as one statement on a server, with the last one's result; none sees the others' changes.
+
+    All but the last are parts of a WITH, which PostgreSQL runs whether or not somebody reads them. They read the same
+    snapshot, so no two of them may change the same row.
+    """
 
     queries: tuple[Update | Delete, ...]
 
@@ -369,6 +380,9 @@ class Together:
             sql=f"WITH {before} {last.sql}",
             slots=tuple(slots),
         )
+
+
+# With @cache these return the same object for the same query, so that an executor compiles it once.
 
 
 @cache
@@ -414,10 +428,7 @@ def _assignments(
 
 @cache
 def narrowed_to_tenant(query: Any) -> Any:
-    """Return the query narrowed to the parameter ``tenant_id`` everywhere; an insert has it as a value.
-
-    The same object for the same query, so that it is compiled once.
-    """
+    """Return the query narrowed to the parameter ``tenant_id`` everywhere; an insert has it as a value."""
     if isinstance(query, Together):
         parts = [narrowed_to_tenant(each) for each in query.queries]
         return Together(tuple(parts))

@@ -147,6 +147,7 @@ def touch(
 
 # -- agents
 
+# The id and created_at are the first row's: an update of an agent keeps them.
 UPSERT_AGENT = Insert(
     lambda p: Agent(
         id=p.text("id"),
@@ -161,11 +162,15 @@ UPSERT_AGENT = Insert(
     replace=("path", "updated_at"),
     change={"version": F("version") + 1},
 )
-GET_AGENT = Select(lambda p: p.tenant(Agent).filter(name=p.text("name")))
+GET_AGENT = Select(
+    lambda p: p.tenant(Agent).filter(name=p.text("name")),
+)
 LIST_AGENTS = Select(lambda p: p.tenant(Agent).by_name())
-DELETE_AGENT = Delete(lambda p: p.tenant(Agent).filter(name=p.text("name")))
+DELETE_AGENT = Delete(
+    lambda p: p.tenant(Agent).filter(name=p.text("name")),
+)
 DELETE_SESSIONS_OF_AGENT = Delete(
-    lambda p: p.tenant(Session).filter(agent_name=p.text("name"))
+    lambda p: p.tenant(Session).filter(agent_name=p.text("name")),
 )
 
 # -- sessions
@@ -183,13 +188,16 @@ INSERT_SESSION = Insert(
     ),
     returning=False,
 )
-GET_SESSION = Select(lambda p: p.rows(Session).filter(id=p.text("id")))
+GET_SESSION = Select(
+    lambda p: p.rows(Session).filter(id=p.text("id")),
+)
 
 
 Condition = Callable[[Parameters], Any]
 
 
 def _always(p: Parameters) -> Q:
+    """No condition."""
     return Q()
 
 
@@ -224,7 +232,9 @@ UPDATE_SESSION_RUNNER_IF_NONE = _update_session(
     "runner_id",
     lambda p: Q(runner_id__isnull=True),
 )
-DELETE_SESSION = Delete(lambda p: p.rows(Session).filter(id=p.text("id")))
+DELETE_SESSION = Delete(
+    lambda p: p.rows(Session).filter(id=p.text("id")),
+)
 
 
 def _claim_session(*, silent: bool) -> Update:
@@ -259,8 +269,10 @@ CLAIM_SILENT_SESSION = _claim_session(silent=True)
 
 def _of_tenant(p: Parameters, model: Table, filters: frozenset[str]) -> Any:
     """Return the tenant's rows that equal the parameters named in ``filters``."""
+    # Sorted, because the order in a set, and with it the SQL, would change from process to process.
     wanted = {name: p.text(name) for name in sorted(filters)}
-    return p.tenant(model).filter(**wanted)
+    rows = p.tenant(model)
+    return rows.filter(**wanted)
 
 
 def _page(p: Parameters, rows: Any, *, before: bool, limit: bool) -> Any:
@@ -351,7 +363,8 @@ LIST_SESSIONS_BY_RUNNER = Select(
 
 
 def _longest_inactive_first(sessions: Any) -> Any:
-    return sessions.order_by("last_active_at", CodePointOrder("id").asc())
+    by_id = CodePointOrder("id").asc()
+    return sessions.order_by("last_active_at", by_id)
 
 
 def _silent(*, limit: bool) -> Select:
@@ -444,7 +457,9 @@ INSERT_SANDBOX = Insert(
     ),
     returning=False,
 )
-GET_SANDBOX = Select(lambda p: p.rows(Sandbox).filter(id=p.text("id")))
+GET_SANDBOX = Select(
+    lambda p: p.rows(Sandbox).filter(id=p.text("id")),
+)
 UPDATE_SANDBOX_STATE = Update(
     lambda p: p.rows(Sandbox).filter(id=p.text("id")),
     lambda p: {"state": p.text("state")},
@@ -555,7 +570,10 @@ CLAIM_EVICTION_CANDIDATE = {
 def _in_pool(p: Parameters) -> Any:
     """Match the warm sandboxes of an agent that no session has."""
     warm = p.tenant(Sandbox).in_state(SandboxState.WARM)
-    return warm.filter(agent_name=p.text("agent_name"), session_id=None)
+    return warm.filter(
+        agent_name=p.text("agent_name"),
+        session_id=None,
+    )
 
 
 CLAIM_WARM_SANDBOX = Update(
@@ -582,7 +600,9 @@ def _unused(state: SandboxState) -> Select:
 
 GET_IDLE_SANDBOXES = _unused(SandboxState.WAITING)
 GET_COLD_SANDBOXES = _unused(SandboxState.COLD)
-DELETE_SANDBOX = Delete(lambda p: p.rows(Sandbox).filter(id=p.text("id")))
+DELETE_SANDBOX = Delete(
+    lambda p: p.rows(Sandbox).filter(id=p.text("id")),
+)
 # "Not equal" would read the whole table; "less or greater" reads two ranges of the index.
 MARK_ALL_SANDBOXES_COLD = Update(
     lambda p: p.rows(Sandbox).filter(
@@ -609,10 +629,23 @@ GET_API_KEYS_BY_HASHES = Select(
 )
 # The method that reads one row, the name of its key, and what reads the rows of several keys.
 READ_EACH: dict[str, tuple[str, type, Select]] = {
-    "get_session": ("id", SessionRecord, _each(Session, "id")),
-    "get_sandbox": ("id", SandboxRecord, _each(Sandbox, "id")),
-    "get_api_key_by_hash": ("key_hash", ApiKeyRecord, _each(ApiKey, "key_hash")),
+    "get_session": (
+        "id",
+        SessionRecord,
+        _each(Session, "id"),
+    ),
+    "get_sandbox": (
+        "id",
+        SandboxRecord,
+        _each(Sandbox, "id"),
+    ),
+    "get_api_key_by_hash": (
+        "key_hash",
+        ApiKeyRecord,
+        _each(ApiKey, "key_hash"),
+    ),
 }
+# The methods of which several calls, each with one id, can be one statement.
 DO_EACH = (*READ_EACH, "touch_session", "touch_sandbox")
 INSERT_API_KEY = Insert(
     lambda p: ApiKey(
@@ -625,4 +658,6 @@ INSERT_API_KEY = Insert(
     returning=False,
 )
 LIST_API_KEYS = Select(lambda p: p.tenant(ApiKey).newest_first())
-DELETE_API_KEY = Delete(lambda p: p.rows(ApiKey).filter(id=p.text("id")))
+DELETE_API_KEY = Delete(
+    lambda p: p.rows(ApiKey).filter(id=p.text("id")),
+)
