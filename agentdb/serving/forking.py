@@ -7,7 +7,7 @@ import threading
 import time
 import weakref
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -15,9 +15,6 @@ from django.db.backends.signals import connection_created
 
 from agentdb.serving.connections.base import Slot, left_to_the_parent
 from agentdb.serving.connections.sqlite import inherited
-
-if TYPE_CHECKING:
-    from agentdb.serving.connections.threads import Threads
 
 _LONGEST_WAIT_FOR_A_CLOSE_SECONDS = 1.0
 _LONGEST_WAIT_FOR_TRANSACTIONS_SECONDS = 1.0
@@ -28,6 +25,19 @@ _LONGEST_WAIT_FOR_A_STATEMENT_SECONDS = (
 
 # Of SQLite files, the host's among them.
 _wrappers: weakref.WeakSet[BaseDatabaseWrapper] = weakref.WeakSet()
+
+
+class Forks(Protocol):
+    """Connections that a fork affects: the ``Threads`` of an alias, whose module imports this one."""
+
+    def slots(self) -> list[Slot]:
+        """Return the slots of all threads."""
+
+    def may_close(self, slot: Slot) -> bool:
+        """Whether the parent may close this idle connection before the fork."""
+
+    def after_fork(self, held: list[Slot]) -> None:
+        """In the child, drop the parent's connections; ``held`` are the slots that were idle."""
 
 
 class Forking:
@@ -43,7 +53,7 @@ class Forking:
     def __init__(self) -> None:
         # No connection may be opened between the check and the fork.
         self.opening = threading.RLock()
-        self._all: weakref.WeakSet[Threads] = weakref.WeakSet()
+        self._all: weakref.WeakSet[Forks] = weakref.WeakSet()
         self._files: set[object] = (
             set()
         )  # names of SQLite databases that a Db has opened
@@ -51,14 +61,14 @@ class Forking:
         self.under_way = False
         self._held: list[Slot] = []
 
-    def include(self, threads: Threads, file: object | None) -> None:
+    def include(self, threads: Forks, file: object | None) -> None:
         """Handle these slots at a fork; ``file`` is the name of a SQLite database."""
         with self.opening:
             self._all.add(threads)
             if file is not None:
                 self._files.add(file)
 
-    def forget(self, threads: Threads) -> None:
+    def forget(self, threads: Forks) -> None:
         """Forget those of a closed ``Db``."""
         with self.opening:
             self._all.discard(threads)
