@@ -419,7 +419,12 @@ class MemoryDb(Db):
         return silent[:limit]
 
     @_call
-    def touch_session(self, id: str, *, runner_id: str | None = None) -> bool:
+    def touch_session(
+        self,
+        id: str,
+        *,
+        runner_id: str | None = None,
+    ) -> bool:
         session = self._sessions.get(id, runner_id=runner_id)
         return self._sessions.touch(session, self._now())
 

@@ -104,6 +104,7 @@ class WholeContract(Subject):
         rows = _create_one_of_each(db)
         view = db.for_tenant("stranger")
         expected, method, *keys = lookup
+        # In lower case they are the keys of those rows; None, which is not a key, stays.
         theirs = [key and key.lower() for key in keys]
 
         answer = run(view, [method, *theirs])
