@@ -50,9 +50,8 @@ class Action:
     called again after a conflict.
     """
 
-    # Django asks a model admin's has_act_permission, and reads __name__ and short_description. Its templates would call
-    # whatever can be called.
-    allowed_permissions: ClassVar = ("act",)
+    # Django reads __name__ and short_description, and its templates would call whatever can be called. The model admin
+    # asks for the permission, of a project's actions too.
     do_not_call_in_templates: ClassVar = True
     name: str  # in Django's form
     verb: str  # in the audit log

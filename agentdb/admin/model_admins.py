@@ -225,6 +225,15 @@ class ReadFirstAdmin(ModelAdmin):
     def alias(self) -> str:
         return router.db_for_read(self.model)
 
+    def get_actions(self, request: HttpRequest, *args: Any, **more: Any) -> Any:
+        """Return Django's actions of the list, none of them for those who may not act.
+
+        Django would offer them a project's actions for all models, which name no permission.
+        """
+        if not self.has_act_permission(request):
+            return {}
+        return super().get_actions(request, *args, **more)
+
     def row_actions(self, request: HttpRequest, row: Any) -> list[Action]:
         """Return the actions that this user may run on the row in its present state."""
         if not self.has_act_permission(request):

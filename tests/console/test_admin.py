@@ -180,6 +180,7 @@ def test_an_action_of_the_project_for_all_models_is_for_those_who_may_act(site: 
         assert 'value="note"' in site.get("agentdb/session/").html
         site.act("agentdb/session/", "note", ["s0001"])
         site.log_in_viewer()
+        assert 'value="note"' not in site.get("agentdb/session/").html
         refused = site.act("agentdb/session/", "note", ["s0002"])
     finally:
         admin.site.disable_action("note")
