@@ -235,10 +235,11 @@ class Workers:
         self._ready: deque[Job] = deque()
         self._lines: defaultdict[str, _Line] = defaultdict(_Line)
         self._threads: list[threading.Thread] = []
-        self._idle = 0  # how many of them wait for a wake-up
         # One wake-up for each thread that is needed: True for work, False for the end.
         self._wakes: SimpleQueue[bool] = SimpleQueue()
-        self._is_stuck = False  # no call was taken since the last look
+        self._woken = 0  # how many threads have a wake-up, and have not begun
+        # By thread that is in calls, how many looks have found it in these.
+        self._busy: dict[int, int] = {}
         # Jobs and the loop keep an outbox alive, not this: it refers to its loop, which must not outlive the program's
         # use of it.
         self._outboxes: weakref.WeakValueDictionary[
@@ -267,15 +268,15 @@ class Workers:
             if job.held_up:
                 return
             self._ready.append(job)
-            is_wanted = job.side_by_side or self._idle == len(self._threads)
+            is_wanted = job.side_by_side or self._are_all_stuck()
             is_helped = is_wanted and self._add_worker()
-            if not is_helped and job.outbox.timer is None:
-                self._is_stuck = False
+            if not is_helped:
                 job.outbox.watch(job.future.get_loop())
 
     def begin(self) -> list[Job]:
         """Return the first calls of a thread that was woken; none if none is ready any more."""
         with self.lock:
+            self._woken -= 1
             return self._take()
 
     def finish(self, jobs: list[Job], answers: dict[Job, Answer]) -> list[Job]:
@@ -296,16 +297,21 @@ class Workers:
         return following
 
     def unstick(self) -> bool:
-        """With the lock: add a thread if no call was taken since the last time; return whether calls wait.
-
-        Then all threads are in a call that takes longer than a look, for example because a row is locked.
-        """
+        """With the lock: add a thread if all others are stuck; return whether calls wait."""
         if not self._ready:
             return False
-        if self._is_stuck:
+        for thread in self._busy:
+            self._busy[thread] += 1
+        if self._are_all_stuck():
             self._add_worker()
-        self._is_stuck = True
         return True
+
+    def _are_all_stuck(self) -> bool:
+        """Whether each thread that is awake is in calls that take long, for example because a row is locked."""
+        if self._woken:
+            return False
+        # Two looks, not a time: a busy loop lets no thread go on, and does not look either.
+        return all(looks >= 2 for looks in self._busy.values())
 
     def dismiss(self) -> None:
         """Let each thread end after its calls; those that are busy still run what waits."""
@@ -325,10 +331,11 @@ class Workers:
 
         Without one the thread counts as idle, and must go to sleep.
         """
+        thread = threading.get_ident()
         if not self._ready:
-            self._idle += 1
+            self._busy.pop(thread, None)
             return []
-        self._is_stuck = False
+        self._busy[thread] = 0
         first = self._ready.popleft()
         jobs = [first]
         if first.together is not None:
@@ -372,9 +379,12 @@ class Workers:
     def _add_worker(self) -> bool:
         """Wake a thread, or start another; return whether there is one."""
         # Once dismissed, an idle thread has ended, and only those that are busy can still run what waits.
-        if self._idle and self.max_workers:
-            self._idle -= 1
-        elif len(self._threads) < self.max_workers:
+        if not self.max_workers:
+            return False
+        awake = self._woken + len(self._busy)
+        if awake >= len(self._threads):  # none is idle
+            if awake >= self.max_workers:
+                return False
             name = f"agentdb-{len(self._threads)}"
             thread = threading.Thread(
                 target=_work,
@@ -384,8 +394,7 @@ class Workers:
             )
             thread.start()
             self._threads.append(thread)
-        else:
-            return False
+        self._woken += 1
         self._wakes.put(True)
         return True
 

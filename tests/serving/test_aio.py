@@ -239,6 +239,36 @@ def test_reads_of_a_db_in_this_process_go_one_after_the_other_unless_they_are_st
     assert len(recording.threads) == 1
 
 
+def test_a_call_beside_one_that_was_found_stuck_goes_on_before_anybody_looks_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    began, free = threading.Event(), threading.Event()
+
+    class Waiting(FakeDb):
+        def get_session(self, id: str) -> str:
+            if id == "slow":
+                began.set()
+                free.wait(120)
+            return id
+
+    db: Any = Waiting()
+
+    async def work() -> None:
+        async with AsyncDb(db) as adb:
+            slow = asyncio.ensure_future(adb.get_session("slow"))
+            await asyncio.to_thread(began.wait, 120)
+            await adb.get_session("first")
+            monkeypatch.setattr(workers, "_LOOK_SECONDS", 3600)
+            try:
+                for id in ("second", "third", "fourth"):
+                    await asyncio.wait_for(adb.get_session(id), 30)
+            finally:
+                free.set()
+            await slow
+
+    run(work)
+
+
 def test_a_cancelled_call_that_keeps_its_thread_busy_does_not_hold_up_the_next_one() -> (
     None
 ):
