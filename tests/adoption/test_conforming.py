@@ -10,7 +10,10 @@ import pytest
 from django.core.management import CommandError
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+from agentdb.adoption.conforming import conform_table
 from agentdb.adoption.sqlite_rebuild import written_definitions
+from agentdb.errors import SchemaMismatchError
+from agentdb.models import Agent
 from agentdb.schema import read_tables
 from tests.adoption.test_fake_initial import raw_schema
 from tests.helpers.legacy_databases import manage, opened, rows, sqlite_path
@@ -122,6 +125,22 @@ def test_on_sqlite_additional_columns_indexes_triggers_and_views_come_through(
         assert rows(connection, kinds) == objects
         rows(connection, "UPDATE sessions SET status = 'ended'")
         assert rows(connection, "SELECT DISTINCT what FROM log") == [("100%s",)]
+
+
+def test_a_missing_column_that_nothing_fills_is_named(url: str) -> None:
+    with opened(url) as connection:
+        execute(connection, "ALTER TABLE agents DROP COLUMN path")
+
+    with (
+        opened(url) as connection,
+        connection.schema_editor() as editor,
+        pytest.raises(SchemaMismatchError) as error,
+    ):
+        conform_table(editor, Agent, {})
+
+    assert str(error.value) == (
+        "Table 'agents' has no column 'path'. Run 'agentdb baselinedb'."
+    )
 
 
 @pytest.mark.parametrize("engine", ["sqlite"])

@@ -528,7 +528,10 @@ def test_runadmin_refuses_a_database_that_lacks_migrations(empty_url: str):
     if empty_url.startswith("sqlite"):
         Path(empty_url.removeprefix("sqlite:///")).touch()
     with runadmin(empty_url, "--port", "0") as server:
-        stdout, stderr = server.communicate()
+        try:
+            stdout, stderr = server.communicate(timeout=60)
+        finally:
+            server.kill()  # if it serves all the same
 
     assert (server.returncode, stdout) == (1, "")
     assert re.search(

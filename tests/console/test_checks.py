@@ -107,6 +107,7 @@ def test_an_hour_in_which_everything_failed_is_the_first_thing_to_say(fleet: Sit
         ((5, 5), (0, 0), True),
         ((1000, 25), (1000, 10), False),
         ((1000, 60), (1000, 10), True),
+        ((1000, 200), (10_000, 1000), True),  # exactly twice
         ((0, 0), (0, 0), False),
     ],
 )

@@ -15,9 +15,10 @@ from urllib.parse import urlsplit, urlunsplit
 import psycopg
 import pytest
 from django.core.management import CommandError, call_command
-from django.db import connections
+from django.db import DatabaseError, connections
 
 import agentdb
+from agentdb.schema.inspection import inspecting
 from agentdb.schema.migration_record import migration_names
 from tests.helpers.baseline_runs import baselinedb
 from tests.helpers.legacy_databases import manage, opened, rows, sqlite_path
@@ -346,6 +347,21 @@ def test_what_another_process_has_only_in_its_write_ahead_log_is_seen(url, engin
         1,
         "Index idx_sessions_tenant on sessions (tenant_id) is missing.",
     )
+
+
+def test_all_that_is_inspected_is_of_one_moment(url, engine):
+    if engine == "cockroachdb":
+        pytest.skip("its writers wait for a reader")
+    how_many = "SELECT count(*) FROM agents"
+    with agentdb.connect(url) as other, agentdb.connect(url) as looked_at:
+        other.list_agents()  # keeps a SQLite file's log in use
+        with inspecting(looked_at.alias) as connection:
+            before = rows(connection, how_many)
+            other.upsert_agent("later", "/later")
+            assert rows(connection, how_many) == before
+            with pytest.raises(DatabaseError):
+                rows(connection, "DELETE FROM agents")
+        assert [agent.name for agent in other.list_agents()] == ["later"]
 
 
 # On CockroachDB it waits: readers do.

@@ -392,6 +392,34 @@ def test_a_conflict_inside_a_task_group_or_another_exception_is_retried(
     assert asyncio.run(work()) == "12"
 
 
+def test_cancelled_in_the_attempt_after_a_conflict_does_not_wait_for_the_function() -> (
+    None
+):
+    # The COMMIT that conflicted is over: nothing of it is to be waited for.
+    db = _Committing(iter([ConflictError("again"), None]))
+    db.go_on.set()
+    attempts = iter(["first", "second"])
+    is_second, release = threading.Event(), threading.Event()
+
+    def insert(tx: Db) -> None:
+        if next(attempts) == "second":
+            is_second.set()
+            release.wait(120)
+
+    async def work() -> None:
+        async with AsyncDb(db) as around:
+            call = asyncio.create_task(around.run_transaction(insert))
+            await asyncio.to_thread(is_second.wait, 120)
+            call.cancel()
+            ended, _ = await asyncio.wait([call], timeout=10)
+            release.set()
+            assert ended
+            with pytest.raises(asyncio.CancelledError):
+                await call
+
+    asyncio.run(work())
+
+
 def test_an_anyio_scope_cancels_a_transaction_and_waits_for_its_commit(
     url: str,
 ) -> None:

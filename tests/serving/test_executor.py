@@ -13,6 +13,7 @@ import agentdb
 from agentdb import (
     AgentDbError,
     DatabaseClosedError,
+    Db,
     DjangoDb,
     DuplicateKeyError,
     InvalidInputError,
@@ -320,3 +321,30 @@ def test_after_a_connection_is_lost_in_a_transaction_each_call_says_what_was_sai
         with pytest.raises(AgentDbError) as second:
             db.list_agents()
         assert str(first.value) == str(second.value)
+
+
+def test_an_inner_failure_that_cannot_be_undone_is_what_the_outer_transaction_reports(
+    make_postgres_database: Callable[..., str], _migrated_postgres: str
+) -> None:
+    url = make_postgres_database(template=_migrated_postgres)
+
+    def inner(tx: Db) -> None:
+        try:
+            tx.count_sandboxes()
+        finally:
+            # The savepoint is lost too, and with it the way back to it.
+            execute(
+                url,
+                "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
+                " WHERE datname = current_database() AND pid <> pg_backend_pid()",
+            )
+
+    def outer(tx: Db) -> None:
+        for call in (lambda: tx.run_transaction(inner), tx.list_agents):
+            with pytest.raises(SchemaMismatchError, match="sandboxes"):
+                call()
+
+    with agentdb.connect(url) as db:
+        execute(url, "ALTER TABLE sandboxes RENAME TO hidden")
+        with pytest.raises(SchemaMismatchError, match="sandboxes"):
+            db.run_transaction(outer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import subprocess
 import sys
@@ -285,7 +286,12 @@ def test_a_look_at_a_file_leaves_this_process_its_locks_on_it(
         connection.execute("COMMIT")
 
 
-def test_a_file_that_nobody_has_open_is_copied_and_closed(tmp_path: Path):
+@pytest.mark.parametrize("has_pread", [True, False])
+def test_a_file_that_nobody_has_open_is_copied_and_closed(
+    tmp_path: Path, has_pread: bool, monkeypatch: pytest.MonkeyPatch
+):
+    if not has_pread:  # as on Windows
+        monkeypatch.delattr(os, "pread", raising=False)
     (tmp_path / "a.db").write_bytes(bytes(range(256)) * 10_000)
 
     sqlite_files.copy_file(tmp_path / "a.db", tmp_path / "b.db")

@@ -203,14 +203,16 @@ class Slot:
     For an in-memory database all threads share a slot and take turns.
     """
 
-    def __init__(self, engine: Engine, wrapper: BaseDatabaseWrapper) -> None:
+    def __init__(
+        self, engine: Engine, wrapper: BaseDatabaseWrapper, *, prepares: bool
+    ) -> None:
         self.engine = engine
         self.wrapper = wrapper
         self.lock = threading.RLock()
         self.used = time.monotonic()  # when it was last used
         # Waits until another connection may be opened.
         self.room: Callable[[Slot], AbstractContextManager[None]] | None = None
-        self.prepares = True
+        self.prepares = prepares
         # The state of the host's open transaction; see transactions.py.
         self.host_block: object = None
         self._connection: Connection | None = None

@@ -98,7 +98,7 @@ class Threads:
         self.engine = engine_of(wrapper, owned=owned, creates=creates)
         self._shared: Slot | None = None
         if shared:
-            self._shared = Slot(self.engine, wrapper)
+            self._shared = Slot(self.engine, wrapper, prepares=self._prepares)
             wrapper.inc_thread_sharing()
         file = None if self.engine.has_server else own["NAME"]
         forking.include(self, file)
@@ -189,10 +189,10 @@ class Threads:
             connections[self.alias] = self._shared.wrapper
             slot = self._shared
         else:
-            slot = Slot(self.engine, connections[self.alias])
+            wrapper = connections[self.alias]
+            slot = Slot(self.engine, wrapper, prepares=self._prepares)
         if not self.engine.owned:
             _close_at_end_of_thread(slot.wrapper)
-        slot.prepares = self._prepares
         self._slots.add(slot)
         if self._limit is not None:
             self._limit.include(slot)
