@@ -179,7 +179,7 @@ def _undo_copy(wrapper: BaseDatabaseWrapper) -> None:
     """
     raw: Any = wrapper.connection
     wrapper.connection = None
-    if raw is None or not _is_file(wrapper):
+    if not _is_file(wrapper):
         return
     left_to_the_parent.append(raw)
 

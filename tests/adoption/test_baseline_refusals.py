@@ -216,6 +216,19 @@ def test_reasons_of_several_kinds_are_all_named(load_legacy: Load, engine: str):
     ]
 
 
+def test_a_column_of_ours_that_is_generated_is_refused(load_legacy: Load, engine: str):
+    kind = "VIRTUAL" if engine == "sqlite" else "STORED"
+    message = refused(
+        load_legacy("era-b-empty"),
+        "ALTER TABLE agents DROP COLUMN path",
+        f"ALTER TABLE agents ADD COLUMN path TEXT GENERATED ALWAYS AS (name || '/') {kind}",
+    )
+
+    assert "Column 'path' of table 'agents' is generated. Make it a plain column." in (
+        message.splitlines()
+    )
+
+
 def test_a_view_in_place_of_a_table_is_refused(load_legacy: Load, engine: str):
     message = refused(
         load_legacy("era-b-empty"),

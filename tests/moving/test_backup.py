@@ -50,6 +50,40 @@ def test_a_backup_is_one_file_and_restores_into_any_engine(
     assert [path.name for path in folder.iterdir()] == ["state.sqlite3"]
 
 
+def test_an_interrupted_restore_says_what_is_there_and_goes_on(
+    url: str,
+    tmp_path: Path,
+    make_url: MakeUrl,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fill(url)
+    file = tmp_path / "state.sqlite3"
+    run("backup", url, file)
+    target = make_url("sqlite")
+
+    def stop(line: object, table: str, done: int, total: int) -> None:
+        if table == "sessions":
+            raise KeyboardInterrupt
+
+    err = io.StringIO()
+    with (
+        monkeypatch.context() as stopping,
+        temporary_alias(target) as alias,
+        pytest.raises(SystemExit) as exit,
+    ):
+        stopping.setattr("agentdb.management.progress.ProgressLine.__call__", stop)
+        call_command(
+            "restore", str(file), database=alias, stdout=io.StringIO(), stderr=err
+        )
+
+    assert exit.value.code == 130
+    assert err.getvalue().splitlines()[-1] == (
+        "Interrupted. What was restored stays, and the same command goes on from there."
+    )
+    run("restore", target, file)
+    assert contents(target) == contents(url)
+
+
 def test_a_backup_overwrites_nothing(url: str, tmp_path: Path) -> None:
     file = tmp_path / "there.sqlite3"
     file.write_text("precious")

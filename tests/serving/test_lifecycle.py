@@ -532,6 +532,22 @@ def test_close_and_the_connect_of_a_new_thread_wait_no_longer_than_call_timeout(
     assert not begun.is_alive()
 
 
+def test_a_connection_that_got_a_message_of_the_server_is_kept(
+    postgres_db: tuple[DjangoDb, str],
+) -> None:
+    db, url = postgres_db
+    ids = f"SELECT pid {_OTHERS}"
+    make_agent(db, "before")
+    with connections[db.alias].cursor() as cursor:
+        cursor.execute("LISTEN news")
+    before = execute(url, ids)
+
+    execute(url, "NOTIFY news")
+    make_agent(db, "after")
+
+    assert execute(url, ids) == before
+
+
 @pytest.mark.parametrize("what", ["health", "commit", "savepoint", "undo", "close"])
 def test_nothing_waits_for_ever_for_a_server_that_has_gone_silent(
     relay: tuple[Relay, str], what: str
