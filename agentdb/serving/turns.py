@@ -93,7 +93,7 @@ class Turns:
         return turn
 
     def write(
-        self, connection: Connection, run: Run, seconds: float, *, apart: bool = False
+        self, connection: Connection, run: Run, seconds: float, *, apart: bool
     ) -> Any:
         """Run one statement, and return its result when it is on the disk.
 

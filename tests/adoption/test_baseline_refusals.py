@@ -229,6 +229,22 @@ def test_a_column_of_ours_that_is_generated_is_refused(load_legacy: Load, engine
     )
 
 
+@pytest.mark.parametrize("engine", ["postgresql"])
+def test_what_would_make_an_adoption_fail_does_not_matter_where_nothing_is_to_do(
+    url: str, engine: str
+):
+    with opened(url) as connection:
+        # The next migration that is recorded would get an id that is taken.
+        rows(
+            connection,
+            "SELECT setval(pg_get_serial_sequence('django_migrations', 'id'), 1, false)",
+        )
+
+    run = baselinedb(url)
+
+    assert (run.code, run.out.splitlines()[-1]) == (0, "Nothing to do.")
+
+
 def test_a_view_in_place_of_a_table_is_refused(load_legacy: Load, engine: str):
     message = refused(
         load_legacy("era-b-empty"),

@@ -347,7 +347,7 @@ def test_a_leader_that_is_interrupted_again_as_it_rolls_back_leaves_no_lock(
 
     def lead() -> None:
         try:
-            turns.write(threads.slot().ready(), insert, 30)
+            turns.write(threads.slot().ready(), insert, 30, apart=False)
         except Interrupt as error:
             caught.append(type(error))
         has_ended.set()

@@ -532,6 +532,18 @@ def test_close_and_the_connect_of_a_new_thread_wait_no_longer_than_call_timeout(
     assert not begun.is_alive()
 
 
+def test_a_connection_that_django_has_opened_in_place_of_another_is_used(
+    db: DjangoDb,
+) -> None:
+    make_agent(db, "a")
+    connections[db.alias].close()
+    connections[db.alias].ensure_connection()
+
+    make_agent(db, "b")
+
+    assert [agent.name for agent in db.list_agents()] == ["a", "b"]
+
+
 def test_a_connection_that_got_a_message_of_the_server_is_kept(
     postgres_db: tuple[DjangoDb, str],
 ) -> None:

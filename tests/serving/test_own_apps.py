@@ -484,9 +484,10 @@ def test_makemigrations_writes_those_of_the_own_apps_without_a_database(
 
     assert (written.returncode, written.stderr) == (0, "")
     assert "+ Create model Note" in written.stdout
-    assert (checked.returncode, checked.stdout) == (
+    assert (checked.returncode, checked.stdout, checked.stderr) == (
         0,
         "No changes detected in app 'notes'\n",
+        "",
     )
     assert sorted(path.name for path in folder.iterdir()) == ["notes"]
 
