@@ -269,7 +269,12 @@ class Workers:
                 return
             self._ready.append(job)
             is_wanted = job.side_by_side or self._are_all_stuck()
-            is_helped = is_wanted and self._add_worker()
+            try:
+                is_helped = is_wanted and self._add_worker()
+            except RuntimeError:  # there is no thread that could ever run it
+                self._ready.remove(job)
+                self._leave(job)
+                raise
             if not is_helped:
                 job.outbox.watch(job.future.get_loop())
 
@@ -392,7 +397,14 @@ class Workers:
                 name=name,
                 daemon=True,  # the end of the program does not wait for a call
             )
-            thread.start()
+            try:
+                thread.start()
+            except (
+                RuntimeError
+            ):  # the system has no more; those that run take what waits
+                if not self._threads:
+                    raise
+                return False
             self._threads.append(thread)
         self._woken += 1
         self._wakes.put(True)

@@ -294,6 +294,48 @@ def test_a_cancelled_call_that_keeps_its_thread_busy_does_not_hold_up_the_next_o
     assert run(work) == "quick"
 
 
+def _no_thread(_: threading.Thread) -> None:
+    raise RuntimeError("can't start new thread")
+
+
+def test_calls_go_on_in_the_threads_that_the_system_allows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fake_db, db = fake()
+
+    async def work() -> None:
+        async with AsyncDb(db) as adb:  # has begun a thread
+            with monkeypatch.context() as refused:
+                refused.setattr(threading.Thread, "start", _no_thread)
+                await asyncio.gather(
+                    *(adb.update_session_status(f"s{n}", "ended") for n in range(9))
+                )
+
+    run(work)
+
+    assert len(fake_db.calls) == 9
+    assert len(fake_db.threads) == 1
+
+
+def test_a_call_without_any_thread_raises_and_is_not_made_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fake_db, db = fake()
+
+    async def work() -> None:
+        adb = AsyncDb(db)
+        with monkeypatch.context() as refused:
+            refused.setattr(threading.Thread, "start", _no_thread)
+            with pytest.raises(RuntimeError, match="can't start new thread"):
+                await adb.touch_session("s1")
+        await adb.get_session("s1")
+        await adb.close()
+
+    run(work)
+
+    assert fake_db.calls == ["get_session"]
+
+
 def test_threads_are_its_own_and_not_those_of_the_loop_or_of_asgiref() -> None:
     slow, db = fake()
 
