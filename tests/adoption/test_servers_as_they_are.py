@@ -12,7 +12,7 @@ from django.core.management import CommandError
 
 import agentdb
 from tests.helpers.baseline_runs import assert_adopted, baselinedb
-from tests.helpers.legacy_databases import FOLDER, manage, opened, psql
+from tests.helpers.legacy_databases import FOLDER, manage, opened, psql, rows
 
 pytestmark = pytest.mark.parametrize("engine", ["postgresql"])
 
@@ -138,6 +138,15 @@ def test_limits_of_the_role_do_not_end_an_adoption(load_legacy: Load, engine: st
         "statement_timeout is 2s for this role. This command sets it to 0 in its own session."
         in run.err
     )
+
+
+def test_the_limits_of_a_session_hold_again_after_a_command(url: str, engine: str):
+    with opened(url) as connection:
+        rows(connection, "SET statement_timeout = '12345ms'")
+
+        manage(connection, "migrate")
+
+        assert rows(connection, "SHOW statement_timeout") == [("12345ms",)]
 
 
 def with_role(url: str, name: str) -> str:
