@@ -53,7 +53,6 @@ from agentdb.serving.host import check_set_up
 
 if TYPE_CHECKING:
     from agentdb.serving import queries
-    from agentdb.serving.compiled import Update
 
 R = TypeVar("R")
 Listed = TypeVar("Listed", SessionRecord, SandboxRecord)
@@ -173,24 +172,20 @@ class DjangoDb(Db):
         *,
         only_if: SessionStatusesInput | None = None,
     ) -> bool:
-        if only_if is None:
-            return self._update_session(
-                queries.UPDATE_SESSION_STATUS,
-                id,
-                status=session_status(status),
-            )
-        wanted = json.dumps(session_statuses("only_if", only_if))
-        return self._update_session(
-            queries.UPDATE_SESSION_STATUS_IF,
-            id,
-            status=session_status(status),
-            only_if=wanted,
-        )
+        query = queries.UPDATE_SESSION_STATUS
+        values = {
+            "id": identifier("Session id", id),
+            "status": session_status(status),
+        }
+        if only_if is not None:
+            query = queries.UPDATE_SESSION_STATUS_IF
+            values["only_if"] = json.dumps(session_statuses("only_if", only_if))
+        return self._executor.changed(query, **values)
 
     def update_session_sandbox(self, id: str, sandbox_id: str) -> bool:
-        return self._update_session(
+        return self._executor.changed(
             queries.UPDATE_SESSION_SANDBOX,
-            id,
+            id=identifier("Session id", id),
             sandbox_id=identifier("Sandbox id", sandbox_id),
         )
 
@@ -202,14 +197,16 @@ class DjangoDb(Db):
         only_if: str | EllipsisType | None = ...,
     ) -> bool:
         query = queries.UPDATE_SESSION_RUNNER
-        values: dict[str, str | None] = {}
+        values = {
+            "id": identifier("Session id", id),
+            "runner_id": optional_identifier("Runner id", runner_id),
+        }
         if only_if is None:
             query = queries.UPDATE_SESSION_RUNNER_IF_NONE
         elif only_if is not ...:
             query = queries.UPDATE_SESSION_RUNNER_IF
             values["only_if"] = identifier("only_if", only_if)
-        values["runner_id"] = optional_identifier("Runner id", runner_id)
-        return self._update_session(query, id, **values)
+        return self._executor.changed(query, **values)
 
     def get_session(self, id: str) -> SessionRecord | None:
         return self._executor.first(
@@ -368,13 +365,6 @@ class DjangoDb(Db):
 
         return self._executor.transaction(prune)
 
-    def _update_session(self, query: Update, id: str, **values: str | None) -> bool:
-        return self._executor.changed(
-            query,
-            id=identifier("Session id", id),
-            **values,
-        )
-
     # -- sandboxes
 
     def insert_sandbox(
@@ -403,24 +393,20 @@ class DjangoDb(Db):
         *,
         only_if: SandboxStatesInput | None = None,
     ) -> bool:
-        if only_if is None:
-            return self._update_sandbox(
-                queries.UPDATE_SANDBOX_STATE,
-                id,
-                state=sandbox_state(state),
-            )
-        wanted = json.dumps(sandbox_states("only_if", only_if))
-        return self._update_sandbox(
-            queries.UPDATE_SANDBOX_STATE_IF,
-            id,
-            state=sandbox_state(state),
-            only_if=wanted,
-        )
+        query = queries.UPDATE_SANDBOX_STATE
+        values = {
+            "id": identifier("Sandbox id", id),
+            "state": sandbox_state(state),
+        }
+        if only_if is not None:
+            query = queries.UPDATE_SANDBOX_STATE_IF
+            values["only_if"] = json.dumps(sandbox_states("only_if", only_if))
+        return self._executor.changed(query, **values)
 
     def update_sandbox_session(self, id: str, session_id: str | None) -> bool:
-        return self._update_sandbox(
+        return self._executor.changed(
             queries.UPDATE_SANDBOX_SESSION,
-            id,
+            id=identifier("Sandbox id", id),
             session_id=optional_identifier("Session id", session_id),
         )
 
@@ -536,13 +522,6 @@ class DjangoDb(Db):
 
     def mark_all_sandboxes_cold(self) -> int:
         return self._executor.count(queries.MARK_ALL_SANDBOXES_COLD)
-
-    def _update_sandbox(self, query: Update, id: str, **values: Any) -> bool:
-        return self._executor.changed(
-            query,
-            id=identifier("Sandbox id", id),
-            **values,
-        )
 
     def mark_sandboxes_cold_by_runner(self, runner_id: str) -> int:
         return self._executor.count(

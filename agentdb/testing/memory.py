@@ -181,10 +181,12 @@ def _call(
         bound = signature.bind(self, *args, **kwargs)
         bound.apply_defaults()
         arguments = bound.arguments
-        for name, check in checks.items():
-            arguments[name] = check(arguments[name])
-        if "tenant_id" in arguments:
-            arguments["tenant_id"] = self._tenant(arguments["tenant_id"])
+        # In their order, so that of several bad ones each implementation names the same.
+        for name, value in arguments.items():
+            if name == "tenant_id":
+                arguments[name] = self._tenant(value)
+            elif name in checks:
+                arguments[name] = checks[name](value)
         with self._turn():
             return method(*bound.args, **bound.kwargs)
 

@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
+from itertools import combinations
 from typing import Any
 
 import pytest
@@ -294,6 +295,24 @@ class RefusalContract(Subject):
 
             message = str(raised.value)
             assert message == expected, arguments
+
+    @pytest.mark.parametrize("method", METHODS)
+    def test_of_two_bad_arguments_the_first_is_named(self, db: Db, method: str) -> None:
+        """So every implementation refuses the same call in the same words."""
+        bad: dict[str, Any] = {}
+        messages: dict[str, str] = {}
+        for name, kind, _may_be_none in _arguments(method):
+            values = [each for each in REFUSED[kind] if each[0] is not None]
+            bad[name], message = values[0]
+            messages[name] = message.format(what=called(method, name))
+
+        for first, second in combinations(bad, 2):
+            arguments = valid_arguments(method)
+            arguments |= {first: bad[first], second: bad[second]}
+            with pytest.raises(InvalidInputError) as raised:
+                getattr(db, method)(**arguments)
+
+            assert str(raised.value) == messages[first], arguments
 
     @pytest.mark.parametrize("method", METHODS)
     def test_every_method_of_a_closed_db_says_so(self, db: Db, method: str) -> None:
