@@ -181,6 +181,16 @@ def test_a_new_thread_does_not_open_the_other_file_with_the_log_of_the_old_one(
         )
 
 
+def test_a_new_thread_creates_no_file_in_place_of_one_that_is_gone_before_the_first_call(
+    path: Path,
+):
+    with agentdb.connect(url(path), migrate=True) as db:
+        path.unlink()
+        assert str(in_thread(db.list_agents)) == MISSING.format(path=path)
+
+    assert not path.exists()
+
+
 def test_a_log_that_is_removed_is_named_once_and_its_commits_are_saved_as_the_file_is_closed(
     path: Path, often: None
 ):
