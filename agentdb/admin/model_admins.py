@@ -225,14 +225,16 @@ class ReadFirstAdmin(ModelAdmin):
     def alias(self) -> str:
         return router.db_for_read(self.model)
 
-    def get_actions(self, request: HttpRequest, *args: Any, **more: Any) -> Any:
+    # Django 6.1 passes the page's kind to a parameter of this name, and warns if there is none.
+    def get_actions(self, request: HttpRequest, action_location: Any = None) -> Any:
         """Return Django's actions of the list, none of them for those who may not act.
 
         Django would offer them a project's actions for all models, which name no permission.
         """
         if not self.has_act_permission(request):
             return {}
-        return super().get_actions(request, *args, **more)
+        where = () if action_location is None else (action_location,)
+        return super().get_actions(request, *where)
 
     def row_actions(self, request: HttpRequest, row: Any) -> list[Action]:
         """Return the actions that this user may run on the row in its present state."""
