@@ -90,6 +90,7 @@ def scaling(run: Run) -> dict[str, Any]:
     for engine, made in _fill_all(run, sizes).items():
         results[engine] = {}
         with ExitStack() as stack:
+            stack.enter_context(run.server.apart())
             opened = {
                 key: stack.enter_context(agentdb.connect(database.url))
                 for key, database in made.items()
