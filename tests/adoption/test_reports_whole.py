@@ -17,6 +17,7 @@ import pytest
 from agentdb.conf import database_from_url, server_name
 from tests.helpers.baseline_runs import Run, baselinedb
 from tests.helpers.legacy_databases import stems
+from tests.helpers.stored_output import sections
 
 REPORTS = Path(__file__).with_name("reports.txt")
 STEMS = {
@@ -56,13 +57,7 @@ def _lines(run: Run, place: str, folder: Path) -> list[str]:
 
 
 def _stored() -> dict[str, list[str]]:
-    reports: dict[str, list[str]] = {}
-    for line in REPORTS.read_text().splitlines():
-        if line.startswith("=== "):
-            reports[line[4:]] = []
-        else:
-            reports[list(reports)[-1]].append(line)
-    return reports
+    return dict(sections(REPORTS))
 
 
 def test_each_old_database_is_reported_as_it_has_always_been(

@@ -24,6 +24,7 @@ from agentdb.conf import server_name
 from agentdb.console import report
 from agentdb.models import Agent, Sandbox, Session
 from tests.helpers.admin_fixtures import Page, Site, fill
+from tests.helpers.stored_output import sections
 
 PAGES = Path(__file__).with_name("pages.txt")
 NOW = datetime(2026, 3, 14, 15, 9, 26, tzinfo=UTC)
@@ -225,13 +226,7 @@ def _plain(site: Site, line: str) -> str:
 
 
 def _stored() -> dict[str, list[str]]:
-    pages: dict[str, list[str]] = {}
-    for line in PAGES.read_text().splitlines():
-        if line.startswith("=== "):
-            pages[line[4:]] = []
-        else:
-            pages[list(pages)[-1]].append(line)
-    return pages
+    return dict(sections(PAGES))
 
 
 def test_each_page_says_what_it_has_always_said(

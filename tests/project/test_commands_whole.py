@@ -23,6 +23,7 @@ from agentdb.conf import database_from_url, display_url, server_name
 from agentdb.models import ApiKey, Session
 from agentdb.serving.opening import temporary_alias
 from tests.helpers.admin_fixtures import fill
+from tests.helpers.stored_output import sections
 
 COMMANDS = Path(__file__).with_name("commands.txt")
 
@@ -121,13 +122,9 @@ def _plain(text: str, url: str, folder: Path) -> list[str]:
 
 
 def _stored(engine: str) -> list[tuple[str, list[str]]]:
-    said: list[tuple[str, list[str]]] = []
-    for line in COMMANDS.read_text().splitlines():
-        if line.startswith("=== "):
-            said.append((line[4:], []))
-        else:
-            said[-1][1].append(line)
-    return [(name, lines) for name, lines in said if name.startswith(engine)]
+    return [
+        (name, lines) for name, lines in sections(COMMANDS) if name.startswith(engine)
+    ]
 
 
 def test_each_command_says_what_it_has_always_said(
