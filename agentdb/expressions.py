@@ -180,6 +180,16 @@ class Locked(Subquery):
         return super().as_sql(compiler, connection, template=template, **extra)
 
 
+class LockedInOrder(Subquery):
+    """A subquery, for PostgreSQL, that waits for the locks of its rows in the subquery's order.
+
+    An UPDATE locks rows in the order in which its plan happens to find them. Two that change the same rows may wait for
+    each other; the server notices that after ``deadlock_timeout``, one second, and one of them fails.
+    """
+
+    template = "(%(subquery)s FOR NO KEY UPDATE)"
+
+
 class _OneOf(Exact):
     """Whether a column is one of several values, looked up in the column's index.
 
@@ -199,8 +209,8 @@ class _OneOf(Exact):
 class OneOfRows(_OneOf):
     """Whether a column is one of a subquery's values.
 
-    PostgreSQL collects the values in an array and looks them up in index order, so that statements that lock the same
-    rows do not deadlock. And it never reads the whole table, as it may for ``IN (SELECT …)`` before the first ANALYZE.
+    PostgreSQL collects the values in an array. It so does not read the whole table, as it may for ``IN (SELECT …)``
+    before the first ANALYZE.
     """
 
     templates = {
@@ -209,8 +219,8 @@ class OneOfRows(_OneOf):
         "sqlite": "{column} IN {values}",
     }
 
-    def __init__(self, column: str, values: QuerySet[Any] | Locked) -> None:
-        rows = values if isinstance(values, Locked) else Subquery(values)
+    def __init__(self, column: str, values: QuerySet[Any] | Subquery) -> None:
+        rows = values if isinstance(values, Subquery) else Subquery(values)
         super().__init__(F(column), rows)
 
 

@@ -42,8 +42,9 @@ ROWS_A_BATCH = 50_000
 class Parameters:
     """Hands out stand-ins for parameters while a query is written, and finds them again in the compiled one."""
 
-    def __init__(self, *, has_server: bool = True) -> None:
-        self.has_server = has_server  # with a clock of its own
+    def __init__(self, vendor: str = "postgresql") -> None:
+        self.vendor = vendor  # Django's name of the engine that the query is for
+        self.has_server = vendor != "sqlite"  # with a clock of its own
         self.of_tenant = False
         self.limits: dict[str, int] = {}
         self._instants: dict[str, datetime] = {}
@@ -398,7 +399,7 @@ def unless_taken(query: Insert) -> Insert:
 
 
 def _parameters(connection: BaseDatabaseWrapper) -> Parameters:
-    return Parameters(has_server=connection.vendor != "sqlite")
+    return Parameters(connection.vendor)
 
 
 def _given(parameters: Parameters, value: Any) -> tuple[str | None, Any]:

@@ -26,6 +26,7 @@ from agentdb.expressions import (
     IsRow,
     IsUnchanged,
     Locked,
+    LockedInOrder,
     OneOfRows,
     OneOfTexts,
     UnsyncedCommit,
@@ -124,11 +125,13 @@ def touch(
 
     def due(p: Parameters) -> Any:
         found = rows(p).filter(is_due(p))
-        if not skip_locked:
+        if not many or p.vendor != "postgresql":
             return found
-        # UPDATE itself cannot skip a locked row; SELECT FOR UPDATE can.
-        free = Locked(found.values("id"))
-        return p.rows(model).filter(OneOfRows("id", free))
+        ids = found.values("id")
+        in_order = ids.order_by(CodePointOrder("id"))
+        # UPDATE itself can neither skip a locked row nor choose the order of its locks; SELECT FOR UPDATE can.
+        locked = Locked(ids) if skip_locked else LockedInOrder(in_order)
+        return p.rows(model).filter(OneOfRows("id", locked))
 
     def due_unsynced(p: Parameters) -> Any:
         # A condition that is always true, and switches the sync off.

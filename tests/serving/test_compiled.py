@@ -138,7 +138,7 @@ def test_cached_statements_are_what_the_orm_sends(db: DjangoDb, engine: str) -> 
 
 
 def _compare(alias: str, engine: str, query: Any, statement: Statement) -> None:
-    built = query.build(Given())
+    built = query.build(Given(engine))
     parts = [
         _what_the_orm_sends(alias, _by_the_orm(alias, query, part))
         for part in _as_list(built)

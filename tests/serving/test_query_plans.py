@@ -236,12 +236,12 @@ CALLS: dict[str, tuple[str, Callable[[DjangoDb], object]]] = {
         lambda db: db.touch_session("s10000", runner_id="r1"),
     ),
     "touch_sessions": (
-        POINT,
+        SORTED,
         lambda db: db.touch_sessions([f"s{number}" for number in range(1000)]),
     ),
     "touch_session, several": (POINT, _touch_together),
     "touch_sessions of a runner": (
-        POINT,
+        SORTED,
         lambda db: db.touch_sessions(["s7", "s10000"], runner_id="r1"),
     ),
     "delete_session": (POINT, lambda db: db.delete_session("s7")),
@@ -256,7 +256,7 @@ CALLS: dict[str, tuple[str, Callable[[DjangoDb], object]]] = {
     "update_sandbox_session": (POINT, lambda db: db.update_sandbox_session("sb7", "s")),
     "touch_sandbox": (POINT, lambda db: db.touch_sandbox("sb7")),
     "touch_sandboxes": (
-        POINT,
+        SORTED,
         lambda db: db.touch_sandboxes([f"sb{number}" for number in range(1000)]),
     ),
     "get_sandbox": (POINT, lambda db: db.get_sandbox("sb7")),
