@@ -248,9 +248,8 @@ class AsyncDb:
 
     def _refuse_inside(self) -> None:
         """Refuse a call inside one of its own transactions: it would not be part of that, or would wait for its end."""
-        source = self._source
         for transaction in _inside.get():
-            if transaction.is_open and transaction.around is source:
+            if transaction.is_open and transaction.around is self:
                 raise InvalidInputError(_INSIDE)
 
     def _call(self, call: Callable[[Db], R], tries: int) -> R:
@@ -420,7 +419,7 @@ class _TenantView(AsyncDb):
 
     @property
     def _source(self) -> AsyncDb:
-        return self._whole._source
+        return self._whole
 
     def for_tenant(self, tenant_id: str) -> AsyncDb:
         if self._closed:

@@ -186,7 +186,7 @@ class Executor:
         """
         wrapper = self.threads.slot().wrapper
         run = self._insert
-        if self.threads.engine.aborts_on_error and wrapper.in_atomic_block:
+        if self.threads.engine.has_server and wrapper.in_atomic_block:
             run = self._insert_in_block
         try:
             statement, returned = run(query, values)

@@ -6,7 +6,7 @@ import time
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from agentdb.errors import AgentDbError, DatabaseClosedError, SchemaOutOfDateError
+from agentdb.errors import AgentDbError, DatabaseClosedError
 from agentdb.faults import Fault, classify
 from agentdb.interface import Health
 from agentdb.schema.inspection import server_version, sqlite_path
@@ -32,7 +32,16 @@ def check_health(threads: Threads) -> Health:
         except AgentDbError as error:
             if not in_transaction:
                 slot.discard()
-            return _health(threads, reason=str(error))
+            return Health(
+                ok=False,
+                engine=slot.wrapper.vendor,
+                server_version="",
+                place=slot.engine.describe(),
+                round_trip_ms=None,
+                pending_migrations=(),
+                connections=threads.open_connections(),
+                reason=str(error),
+            )
 
 
 def _ask_again_if_lost(threads: Threads, slot: Slot) -> Health:
@@ -60,12 +69,15 @@ def _ask(threads: Threads, slot: Slot) -> Health:
         problem = schema_problem(wrapper, place)
         if problem is None:
             problem = own_apps.schema_problem(wrapper, place)
-    return _health(
-        threads,
+    return Health(
+        ok=problem is None,
+        engine=wrapper.vendor,
+        server_version=version,
+        place=place,
+        round_trip_ms=milliseconds,
+        pending_migrations=getattr(problem, "pending", ()),
+        connections=threads.open_connections(),
         reason="" if problem is None else str(problem),
-        version=version,
-        milliseconds=milliseconds,
-        pending=problem.pending if isinstance(problem, SchemaOutOfDateError) else (),
         warnings=_warnings(wrapper, version),
     )
 
@@ -86,25 +98,3 @@ def _warnings(wrapper: BaseDatabaseWrapper, version: str) -> tuple[str, ...]:
         return ()
     concerns = file_concern(path), version_concern(version)
     return tuple(concern for concern in concerns if concern)
-
-
-def _health(
-    threads: Threads,
-    *,
-    reason: str,
-    version: str = "",
-    milliseconds: float | None = None,
-    pending: tuple[str, ...] = (),
-    warnings: tuple[str, ...] = (),
-) -> Health:
-    return Health(
-        ok=not reason,
-        engine=threads.slot().wrapper.vendor,
-        server_version=version,
-        place=threads.engine.describe(),
-        round_trip_ms=milliseconds,
-        pending_migrations=pending,
-        connections=threads.open_connections(),
-        reason=reason,
-        warnings=warnings,
-    )

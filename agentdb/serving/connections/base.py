@@ -7,7 +7,6 @@ such as whether a transaction is open, is always read from the driver.
 from __future__ import annotations
 
 import os
-import select
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -53,8 +52,6 @@ class Engine(ABC):
 
     # The driver's exceptions, and Django's wrappers.
     errors: tuple[type[Exception], ...]
-    # PostgreSQL ignores everything after an error until the transaction ends.
-    aborts_on_error: bool
     has_server: bool
     # Rows that other transactions have locked; see expressions.Locked.
     skips_locked = False
@@ -483,23 +480,3 @@ def give_back(wrapper: BaseDatabaseWrapper, raw: Any) -> None:
     pool = getattr(wrapper, "pool", None)
     if pool is not None:
         pool.putconn(raw)
-
-
-def readability(file_descriptor: int) -> Callable[[int], object]:
-    """Return a function that waits some milliseconds for something to read, and returns whether there is."""
-    if not hasattr(select, "poll"):  # Windows
-
-        def wait(milliseconds: int) -> list[int]:
-            readable, _, _ = select.select(
-                [file_descriptor],
-                [],
-                [],
-                milliseconds / 1000,
-            )
-            return readable
-
-        return wait
-    # select() refuses a descriptor from 1024 on.
-    poll = select.poll()
-    poll.register(file_descriptor, select.POLLIN)
-    return poll.poll

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import select
 import threading
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -15,7 +16,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from psycopg.types.string import TextBinaryLoader
 
 from agentdb.conf import server_name
-from agentdb.serving.connections.base import Connection, Engine, readability
+from agentdb.serving.connections.base import Connection, Engine
 
 logger = logging.getLogger("agentdb")
 
@@ -52,7 +53,6 @@ class NotReplicated(psycopg.OperationalError):
 
 class PostgresEngine(Engine):
     errors = (psycopg.Error, django.db.Error)
-    aborts_on_error = True
     has_server = True
 
     def __init__(
@@ -256,6 +256,16 @@ def cancel(raw: psycopg.Connection[Any]) -> None:
         thread.join(_CANCEL_SECONDS)
 
 
+def _readability(file_descriptor: int) -> Callable[[], bool]:
+    """Return a function that returns whether there is something to read, without waiting."""
+    if not hasattr(select, "poll"):  # Windows
+        return lambda: bool(select.select([file_descriptor], [], [], 0)[0])
+    # select() refuses a descriptor from 1024 on.
+    poll = select.poll()
+    poll.register(file_descriptor, select.POLLIN)
+    return lambda: bool(poll.poll(0))
+
+
 class PostgresConnection(Connection):
     engine: PostgresEngine
 
@@ -263,7 +273,7 @@ class PostgresConnection(Connection):
         super().__init__(engine, wrapper)
         raw = self.raw
         self.is_traced = not raw.cursor_factory.__module__.startswith("django.")
-        self._readable = readability(raw.pgconn.socket)
+        self._is_readable = _readability(raw.pgconn.socket)
         self._not_replicated = False
         # Not an error: the server commits locally if a cancel reaches it while it waits for its standby, and says so
         # only in a warning. A caller must not be told that such a commit is as safe as others.
@@ -346,7 +356,7 @@ class PostgresConnection(Connection):
             return False
         if not writing:
             return True
-        return not self._readable(0)
+        return not self._is_readable()
 
     def is_clean(self) -> bool:
         status = self.raw.pgconn.transaction_status
@@ -365,7 +375,7 @@ class PostgresConnection(Connection):
     def is_alive(self) -> bool:
         # An idle connection has something to read only if the server sent a notice or closed the session. Its last
         # message can arrive before the connection ends, so only an answer counts.
-        if not self._readable(0):
+        if not self._is_readable():
             return True
         try:
             with self.limited():

@@ -107,7 +107,6 @@ def _state_of(folder: str) -> tuple[int, int] | None:
 
 class SqliteEngine(Engine):
     errors = (sqlite3.Error, sqlite3.Warning, django.db.Error)
-    aborts_on_error = False
     has_server = False
 
     def __init__(
