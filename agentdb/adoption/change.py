@@ -31,8 +31,7 @@ from agentdb.models import new_id
 from agentdb.schema import Table, drift, read_tables
 from agentdb.schema.migration_lock import event_triggers
 from agentdb.schema.migration_record import migration_names
-from agentdb.schema.queries import rows, run
-from agentdb.schema.sqltext import quote_name
+from agentdb.schema.queries import quote_name, rows, run
 
 _OWN_COLLATIONS = ("BINARY", "NOCASE", "RTRIM")  # SQLite's
 # agents are last: until the sessions are rebuilt, their foreign key protects the agents' key.

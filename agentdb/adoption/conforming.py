@@ -20,8 +20,7 @@ from agentdb.adoption.sqlite_rebuild import rebuild
 from agentdb.adoption.steps import ASPECTS, Dialect, Step, columns_sql, no_table
 from agentdb.errors import SchemaMismatchError
 from agentdb.schema import Column, expected_table, read_tables
-from agentdb.schema.queries import rows, run
-from agentdb.schema.sqltext import quote_name
+from agentdb.schema.queries import quote_name, rows, run
 
 
 class LegacyUnique(models.UniqueConstraint):

@@ -15,8 +15,7 @@ from agentdb.adoption.dependents import DROP_FIRST, column_numbers, naming
 from agentdb.adoption.obstacles import first_line, is_transient
 from agentdb.adoption.plan import AdoptionRefusedError
 from agentdb.errors import SchemaMismatchError
-from agentdb.schema.queries import rows, run
-from agentdb.schema.sqltext import quote_name
+from agentdb.schema.queries import quote_name, rows, run
 
 
 @contextmanager

@@ -30,14 +30,13 @@ from agentdb.schema.inspection import (
     translated_errors,
     unless_changed,
 )
-from agentdb.schema.limits import lifted_limits
 from agentdb.schema.migration_lock import (
     LIMIT_LOCK_WAITS,
     lock_holders,
     lock_in_transaction,
     migration_lock,
 )
-from agentdb.schema.sqltext import quote_name
+from agentdb.schema.queries import lifted_limits, quote_name
 
 _CACHE_KIB = 32 * 1024
 _WAITING = "Another process is changing the schema; waiting for it."

@@ -25,8 +25,7 @@ from agentdb.adoption.steps import (
 from agentdb.errors import SchemaMismatchError
 from agentdb.faults import exists_already
 from agentdb.schema import Column, Table, expected_table, read_tables
-from agentdb.schema.queries import rows
-from agentdb.schema.sqltext import quote_name
+from agentdb.schema.queries import quote_name, rows
 
 ROWS_AT_ONCE = 1_000
 

@@ -6,8 +6,7 @@ from collections.abc import Collection
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from agentdb.schema.queries import rows, run
-from agentdb.schema.sqltext import quote_name
+from agentdb.schema.queries import quote_name, rows, run
 
 RECORD = "django_migrations"
 

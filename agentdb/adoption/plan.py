@@ -33,10 +33,8 @@ from agentdb.schema import Table, expected_tables
 from agentdb.schema.comparison import Key, keys_of, left_null, reads_ours
 from agentdb.schema.inspection import server_version, sqlite_path
 from agentdb.schema.migration_record import migration_names
-from agentdb.schema.queries import rows
-from agentdb.schema.rows import count_rows
-from agentdb.schema.spelling import Misspelt, misspelt_timestamps
-from agentdb.schema.unreadable import may_read
+from agentdb.schema.queries import count_rows, rows
+from agentdb.schema.rows import Misspelt, may_read, misspelt_timestamps
 from agentdb.wording import counted
 
 # What must be unique in an adopted database.

@@ -17,15 +17,18 @@ from django.db.migrations.state import StateApps
 
 from agentdb.adoption.obstacles import OLD_COLUMNS
 from agentdb.schema import (
+    Column,
     Table,
     drift,
     expected_tables,
     read_tables,
-    tables_elsewhere,
 )
 from agentdb.schema.comparison import keys_of
-from agentdb.schema.migration_record import migration_names, recorded_migrations
-from agentdb.schema.tables import Column
+from agentdb.schema.migration_record import (
+    migration_names,
+    recorded_migrations,
+    tables_elsewhere,
+)
 from agentdb.wording import counted
 
 APP = "agentdb"

@@ -17,7 +17,7 @@ from agentdb.adoption.progress import Progress
 from agentdb.errors import DatabaseUnavailableError, InvalidInputError
 from agentdb.faults import Fault, classify, describe_damage, describe_sqlite_failure
 from agentdb.schema.inspection import sqlite_path
-from agentdb.schema.sqltext import quote_name
+from agentdb.schema.queries import quote_name
 from agentdb.wording import uncapitalized
 
 Pages = Callable[[int, int], None]  # done, total

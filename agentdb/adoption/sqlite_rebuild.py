@@ -13,13 +13,8 @@ from django.db.backends.base.schema import BaseDatabaseSchemaEditor
 from agentdb.adoption.steps import is_superseded, no_column, no_table
 from agentdb.schema import Table, expected_table, read_tables
 from agentdb.schema.comparison import keys_of
-from agentdb.schema.queries import rows, run
-from agentdb.schema.sqltext import (
-    parse_create_table,
-    quote_name,
-    tokenize,
-    without_checks,
-)
+from agentdb.schema.queries import quote_name, rows, run
+from agentdb.schema.sqltext import parse_create_table, tokenize, without_checks
 
 
 def fields_of(model: type[models.Model]) -> dict[str, models.Field[Any, Any]]:

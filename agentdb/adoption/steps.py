@@ -14,7 +14,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 from agentdb.errors import SchemaMismatchError
 from agentdb.schema.comparison import Key, keys_of, plain_key, reads_ours
-from agentdb.schema.sqltext import quote_name
+from agentdb.schema.queries import quote_name
 from agentdb.schema.tables import Check, Column, Index, IndexPart, Table
 
 # Indexes of old servers that no model has any more; ours replace them.

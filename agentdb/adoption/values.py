@@ -29,16 +29,16 @@ from agentdb.adoption.shapes import NATIVE_TIMESTAMP, key_of, unique_keys
 from agentdb.adoption.steps import columns_sql
 from agentdb.adoption.timestamps import add_native_text, native_sql
 from agentdb.schema import Table, read_tables
-from agentdb.schema.queries import rows
+from agentdb.schema.queries import quote_name, rows
 from agentdb.schema.rows import (
+    AS_SQLITE_TEXT,
     StoredColumn,
     decoded,
+    is_in_python,
     is_usual_on_sqlite,
     read_sqlite,
     shown,
 )
-from agentdb.schema.spelling import AS_SQLITE_TEXT, is_in_python
-from agentdb.schema.sqltext import quote_name
 
 
 @dataclass

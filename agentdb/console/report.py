@@ -32,7 +32,7 @@ from agentdb.console.unreadable import unreadable_rows, unreadable_sentence
 from agentdb.schema import compare, expected_tables, read_tables
 from agentdb.schema.inspection import server_version, sqlite_path
 from agentdb.schema.migration_record import migration_names, pending_migrations
-from agentdb.schema.unreadable import UnreadableValue, misspelt_recently
+from agentdb.schema.rows import UnreadableValue, misspelt_recently
 from agentdb.sqlite_files import file_concern
 
 MOST_UNREADABLE = 20

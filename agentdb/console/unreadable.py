@@ -8,7 +8,7 @@ from typing import Any, TypeGuard
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.utils.translation import gettext
 
-from agentdb.schema.unreadable import unreadable_values
+from agentdb.schema.rows import unreadable_values
 
 
 class Unreadable(str):

@@ -16,9 +16,8 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import DateTimeField, Model
 
 from agentdb.errors import AgentDbError
-from agentdb.schema.rows import shown
-from agentdb.schema.spelling import AS_SQLITE_TEXT
-from agentdb.schema.sqltext import quote_name
+from agentdb.schema.queries import quote_name
+from agentdb.schema.rows import AS_SQLITE_TEXT, shown
 
 # A few hundred kilobytes: so much that Python's part is small, and so little that memory stays constant.
 ROWS_A_CHUNK = 1_000

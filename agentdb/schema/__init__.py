@@ -5,33 +5,16 @@ from __future__ import annotations
 from agentdb.schema.comparison import Difference, compare, drift
 from agentdb.schema.expected import APP_LABEL, expected_table, expected_tables
 from agentdb.schema.introspection import read_tables
-from agentdb.schema.search_path import tables_elsewhere
-from agentdb.schema.tables import (
-    Check,
-    Column,
-    ForeignKey,
-    Index,
-    IndexPart,
-    PrimaryKey,
-    Table,
-    Unique,
-)
+from agentdb.schema.tables import Column, Table
 
 __all__ = [
     "APP_LABEL",
-    "Check",
     "Column",
     "Difference",
-    "ForeignKey",
-    "Index",
-    "IndexPart",
-    "PrimaryKey",
     "Table",
-    "Unique",
     "compare",
     "drift",
     "expected_table",
     "expected_tables",
     "read_tables",
-    "tables_elsewhere",
 ]

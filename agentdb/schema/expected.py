@@ -10,13 +10,13 @@ from django.db.backends.base.schema import BaseDatabaseSchemaEditor
 from django.db.migrations.state import StateApps
 from django.db.models import BaseConstraint, Field, Model, UniqueConstraint
 
-from agentdb.schema.normal_forms import (
+from agentdb.schema.sqltext import (
     column_default,
     column_type,
     literal,
     normal_index,
+    parse_create_index,
 )
-from agentdb.schema.sqltext import parse_create_index
 from agentdb.schema.tables import Column, PrimaryKey, Table, Unique
 
 APP_LABEL = "agentdb"

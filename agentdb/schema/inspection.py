@@ -26,8 +26,7 @@ from agentdb.faults import (
     describe_failure,
     not_a_database,
 )
-from agentdb.schema.limits import lifted_limits
-from agentdb.schema.queries import run
+from agentdb.schema.queries import lifted_limits, run
 from agentdb.sqlite_files import (
     copy_file,
     encoding_concern,

@@ -14,9 +14,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from agentdb.faults import Fault, classify
 from agentdb.schema.inspection import sqlite_path
 from agentdb.schema.introspection import LOCK_TABLE
-from agentdb.schema.limits import lift_for_transaction
-from agentdb.schema.queries import rows, run
-from agentdb.schema.sqltext import quote_name
+from agentdb.schema.queries import lift_for_transaction, quote_name, rows, run
 
 if sys.platform != "win32":
     import fcntl

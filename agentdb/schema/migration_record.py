@@ -1,20 +1,25 @@
-"""Finds the migrations that a database lacks, and applies them."""
+"""The record of migrations: what a database lacks, whether its tables and the record belong together."""
 
 from __future__ import annotations
 
 import pkgutil
+from collections import Counter
+from collections.abc import Collection
 from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
+from urllib.parse import quote as percent_encoded
 
 from django.conf import settings
 from django.core.management import CommandError, call_command
 from django.db import DatabaseError, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from agentdb.errors import AgentDbError
+from agentdb.errors import AgentDbError, SchemaMismatchError, SchemaOutOfDateError
 from agentdb.faults import is_missing_table
+from agentdb.inputs import OWN_TABLES
 from agentdb.schema.queries import rows
+from agentdb.schema.sqltext import quoted
 
 # By path: importing the package would import what the migrations import.
 _FOLDER = str(Path(__file__).parents[1] / "migrations")
@@ -70,3 +75,121 @@ def migrate(alias: str, *, verbosity: int = 0) -> None:
         if isinstance(cause, AgentDbError):
             raise cause from cause.__cause__
         raise
+
+
+_TEXTS = ("text", "character varying")
+# In the current schema, whose record of migrations is read: tables later in the search_path are another's.
+_ON_SERVER = (
+    "SELECT c.relname, format_type(a.atttypid, NULL) FROM pg_class c "
+    "JOIN pg_namespace n ON n.oid = c.relnamespace AND n.nspname = current_schema() "
+    "LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = 'created_at' "
+    "WHERE c.relname = ANY(%s::text[])"
+)
+_ON_SQLITE = (
+    "SELECT m.name, p.type FROM sqlite_master AS m "
+    "LEFT JOIN pragma_table_info(m.name) AS p ON p.name = 'created_at' WHERE m.type IN ('table', 'view')"
+)
+
+
+def schema_problem(connection: BaseDatabaseWrapper, place: str) -> AgentDbError | None:
+    """Return why agentdb cannot work on the tables, with the command to run.
+
+    Takes two queries if all is well.
+    """
+    pending = tuple(pending_migrations(connection))
+    found = _find(connection)
+    tables = {name: found[name] for name in OWN_TABLES if name in found}
+    if pending:
+        is_old = "agents" in tables and len(pending) == len(migration_names())
+        return SchemaOutOfDateError(
+            _two_schemas(connection, place) or _out_of_date(place, pending, is_old),
+            pending=pending,
+        )
+    if missing := [name for name in OWN_TABLES if name not in tables]:
+        return SchemaMismatchError(
+            _two_schemas(connection, place)
+            or f"{place} lacks the tables {', '.join(missing)}, though their migrations are recorded. "
+            "Run 'agentdb verifydb'."
+        )
+    if not any(kind.lower() in _TEXTS for kind in tables.values()):
+        return None
+    return SchemaMismatchError(
+        f"{place} holds its timestamps as text, though the migrations are recorded. Run 'agentdb verifydb'."
+    )
+
+
+def _two_schemas(connection: BaseDatabaseWrapper, place: str) -> str | None:
+    cause = tables_elsewhere(connection, OWN_TABLES)
+    if cause is None:
+        return None
+    return f"The search_path of {place} leads to more than one schema. {cause}"
+
+
+def _find(connection: BaseDatabaseWrapper) -> dict[str, str]:
+    """Return the existing tables, each with the type of its created_at."""
+    found = (
+        rows(connection, _ON_SQLITE)
+        if connection.vendor == "sqlite"
+        else rows(connection, _ON_SERVER, [list(OWN_TABLES)])
+    )
+    return {name: kind or "" for name, kind in found}
+
+
+def _out_of_date(place: str, pending: tuple[str, ...], is_old: bool) -> str:
+    names = ", ".join(pending)
+    if is_old:
+        return (
+            f"{place} was made by the old server and is not adopted yet (pending: {names}). "
+            "Run 'agentdb baselinedb --check' to see what adopting it does, then 'agentdb baselinedb'."
+        )
+    return f"{place} lacks the migrations {names}. Run 'agentdb migrate', or pass migrate=True."
+
+
+# The first relation of each name on the search path, for the names that agentdb uses without a schema.
+_VISIBLE = """
+    SELECT c.relname, n.nspname
+    FROM pg_catalog.pg_class c
+    JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+    WHERE c.relname = ANY(%s) AND c.relkind IN ('r', 'p') AND pg_catalog.pg_table_is_visible(c.oid)
+        AND n.nspname = ANY(current_schemas(false))
+    ORDER BY c.relname
+"""
+_RECORD = "django_migrations"
+
+
+def tables_elsewhere(
+    connection: BaseDatabaseWrapper, names: Collection[str]
+) -> str | None:
+    """What to do if the search_path finds the tables, or the record of migrations, outside the current schema.
+
+    PostgreSQL looks tables up in every schema of the path, but creates them only in the current schema. Without this
+    check, agentdb would read the record of one schema and the tables of another.
+    """
+    if connection.vendor != "postgresql":
+        return None
+    [(current, role)] = rows(
+        connection, "SELECT current_schema(), quote_ident(current_user)"
+    )
+    schemas = dict(rows(connection, _VISIBLE, [[*names, _RECORD]]))
+    record = schemas.pop(_RECORD, current)
+    number = Counter(schemas.values())
+    home = current if number[current] else _full_schema(number) or current
+    if home == record == current:
+        return None
+    if home != current:
+        what = (
+            f"The tables are in schema {home!r}, and new ones would be created in "
+            f"{current!r}, which comes before it in"
+        )
+    else:
+        tables = "The tables are" if number[current] else "New tables would be created"
+        what = f"{tables} in schema {home!r}, but the record of migrations ({_RECORD}) is in {record!r}, further down"
+    return (
+        f"{what} the search_path. Run 'ALTER ROLE {role} SET search_path = {quoted(home)}', or add "
+        f"options=-csearch_path%3D{percent_encoded(quoted(home), safe='')} to the database URL."
+    )
+
+
+def _full_schema(number: Counter[str]) -> str | None:
+    """Return the first schema with three of the four tables; a single one called sessions may be another's."""
+    return next((name for name, tables in number.items() if tables >= 3), None)

@@ -11,9 +11,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from agentdb.errors import InvalidInputError
 from agentdb.inputs import OWN_TABLES
 from agentdb.schema.introspection import LOCK_TABLE
-from agentdb.schema.queries import rows
-from agentdb.schema.rows import count_rows
-from agentdb.schema.sqltext import quote_name
+from agentdb.schema.queries import count_rows, quote_name, rows
 
 # A partition's rows count with its parent table; on CockroachDB relispartition is NULL. Rows that this role may not
 # read are not counted.

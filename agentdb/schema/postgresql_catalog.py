@@ -16,9 +16,14 @@ from typing import Any, NamedTuple
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from agentdb.schema.normal_forms import column_default, column_type, normal_index
 from agentdb.schema.queries import rows, run
-from agentdb.schema.sqltext import canonical, parse_create_index
+from agentdb.schema.sqltext import (
+    canonical,
+    column_default,
+    column_type,
+    normal_index,
+    parse_create_index,
+)
 from agentdb.schema.tables import (
     Check,
     Column,

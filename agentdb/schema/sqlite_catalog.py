@@ -12,19 +12,16 @@ from typing import NamedTuple
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from agentdb.schema.normal_forms import (
-    column_default,
-    column_type,
-    literal,
-    normal_index,
-)
-from agentdb.schema.queries import rows
+from agentdb.schema.queries import quote_name, rows
 from agentdb.schema.sqltext import (
     TableText,
+    column_default,
+    column_type,
     folded,
+    literal,
+    normal_index,
     parse_create_index,
     parse_create_table,
-    quote_name,
     tokenize,
 )
 from agentdb.schema.tables import (

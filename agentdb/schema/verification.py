@@ -21,12 +21,19 @@ from agentdb.schema import (
     compare,
     expected_tables,
     read_tables,
-    tables_elsewhere,
 )
 from agentdb.schema.inspection import sqlite_path
-from agentdb.schema.migration_record import migration_names, recorded_migrations
-from agentdb.schema.spelling import Misspelt, misspelt_timestamps
-from agentdb.schema.unreadable import UnreadableValue, unreadable_timestamps
+from agentdb.schema.migration_record import (
+    migration_names,
+    recorded_migrations,
+    tables_elsewhere,
+)
+from agentdb.schema.rows import (
+    Misspelt,
+    UnreadableValue,
+    misspelt_timestamps,
+    unreadable_timestamps,
+)
 from agentdb.sqlite_files import file_concern
 from agentdb.wording import counted, listed
 

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from agentdb.errors import AgentDbError, DatabaseClosedError, DuplicateKeyError
 from agentdb.faults import NOT_KEPT, REFUSED, Fault, driver_error, explain
-from agentdb.schema.unreadable import unreadable_values
+from agentdb.schema.rows import unreadable_values
 from agentdb.serving.compiled import (
     Delete,
     Insert,

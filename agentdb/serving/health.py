@@ -10,7 +10,7 @@ from agentdb.errors import AgentDbError, DatabaseClosedError
 from agentdb.faults import Fault, classify
 from agentdb.interface import Health
 from agentdb.schema.inspection import server_version, sqlite_path
-from agentdb.schema.presence import schema_problem
+from agentdb.schema.migration_record import schema_problem
 from agentdb.serving import own_apps
 from agentdb.serving.connections.base import Slot
 from agentdb.serving.connections.threads import Threads

@@ -290,10 +290,10 @@ def _wait(executor: Executor, timeout_seconds: float) -> None:
 
 
 def _bring_up_to_date(executor: Executor, migrate: bool) -> None:
-    from agentdb.schema import migration_record, presence
+    from agentdb.schema import migration_record
 
     _migrate_or_refuse(
-        executor, migrate, presence.schema_problem, migration_record.migrate
+        executor, migrate, migration_record.schema_problem, migration_record.migrate
     )
 
 

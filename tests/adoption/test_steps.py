@@ -11,7 +11,7 @@ from django.db import connection
 
 from agentdb.adoption.steps import ASPECTS, Dialect, Step
 from agentdb.errors import SchemaMismatchError
-from agentdb.schema import (
+from agentdb.schema.tables import (
     Check,
     Column,
     ForeignKey,

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from agentdb.schema import Column, Index, IndexPart, Table, Unique
 from agentdb.schema.sqltext import parse_create_table
+from agentdb.schema.tables import Column, Index, IndexPart, Table, Unique
 
 OTHER_TYPE = {
     "text": "varchar(100)",

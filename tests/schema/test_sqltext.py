@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from agentdb.schema import Check, ForeignKey, IndexPart, PrimaryKey, Unique
 from agentdb.schema.sqltext import (
     canonical,
     parse_create_index,
@@ -12,6 +11,7 @@ from agentdb.schema.sqltext import (
     tokenize,
     without_checks,
 )
+from agentdb.schema.tables import Check, ForeignKey, IndexPart, PrimaryKey, Unique
 
 
 @pytest.mark.parametrize(

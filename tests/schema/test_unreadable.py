@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import agentdb
-from agentdb.schema.unreadable import unreadable_values
+from agentdb.schema.rows import unreadable_values
 from tests.helpers.factories import set_column
 from tests.helpers.legacy_databases import opened
 

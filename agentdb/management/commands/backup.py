@@ -8,7 +8,7 @@ from django.db import connections
 
 from agentdb.management.database_command import DatabaseCommand
 from agentdb.moving.backups import back_up_database
-from agentdb.moving.left_behind import left_behind
+from agentdb.moving.copydb import left_behind
 from agentdb.serving.connections import describe
 
 

@@ -8,7 +8,6 @@ from django.core.management.base import CommandParser
 from agentdb.conf import display_url
 from agentdb.management.database_command import AgentDbCommand
 from agentdb.moving import copydb
-from agentdb.moving.left_behind import left_behind
 from agentdb.serving.opening import temporary_alias
 
 
@@ -88,7 +87,7 @@ class Command(AgentDbCommand):
         """Print what happens to the rows of each table, and what is not copied."""
         for table, number in rows.items():
             self.stdout.write(f"{table}: {number:,} rows {what}.")
-        self.print_lines(left_behind(source))
+        self.print_lines(copydb.left_behind(source))
 
     def _verify(self, source: str, target: str) -> None:
         """Compare the sums of both sides, and if they differ, exit with the first rows that do."""

@@ -28,10 +28,9 @@ from agentdb.faults import Fault, classify, describe_failure
 from agentdb.management.database_command import AgentDbCommand
 from agentdb.operations import make_old_tables, saying
 from agentdb.schema.inspection import check_sqlite_file, sqlite_path, translated_errors
-from agentdb.schema.limits import lifted_limits
 from agentdb.schema.migration_lock import migration_lock
 from agentdb.schema.migration_record import pending_migrations
-from agentdb.schema.rows import count_rows
+from agentdb.schema.queries import count_rows, lifted_limits
 
 _WAITING = "Another process is migrating this database; waiting for it."
 

@@ -11,7 +11,6 @@ from django.db import connections
 from agentdb.errors import AgentDbError
 from agentdb.management.database_command import DatabaseCommand
 from agentdb.moving import copydb
-from agentdb.moving.left_behind import left_behind
 from agentdb.schema.inspection import check_sqlite_file
 from agentdb.serving.connections import describe
 from agentdb.serving.opening import temporary_alias
@@ -40,7 +39,7 @@ class Command(DatabaseCommand):
         check_sqlite_file(path)
         with temporary_alias(f"sqlite:///{quote(str(path))}") as source:
             restored = copydb.copy(source, database, self.progress, self.progress.say)
-            left = left_behind(source)
+            left = copydb.left_behind(source)
         for table, rows in restored.items():
             self.stdout.write(f"{table}: {rows:,} rows restored.")
         self.print_lines(left)
