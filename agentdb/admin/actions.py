@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from django.contrib.admin import helpers
 from django.db import connections, router
@@ -42,7 +42,7 @@ LONGEST_LINES = 1_500_000
 TOO_LONG = "too long"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Action:
     """An action of Django's admin that asks first, and can also be done to one row on its page.
 
@@ -226,8 +226,7 @@ RESUME = Action(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
+class Asked(NamedTuple):
     """The form of an action: the rows, whether the user confirmed, and the progress.
 
     Django's list sends the first one. The question and each result send the next, until all rows were acted on.
@@ -274,7 +273,7 @@ def _number(post: QueryDict, field: str) -> int:
     return 0
 
 
-@dataclass(slots=True)
+@dataclass
 class Work:
     """The work of one response on the rows, and its results. ``error`` says why it stopped.
 
@@ -394,13 +393,10 @@ class Work:
         in_order = rows.order_by("pk")
         if self.asked.is_all:
             found = read(in_order[:NAMED], [])
-            count = rows.order_by().count()
-            # Django runs no action without a ticked row, also if all are meant.
-            ticked = found[:1]
+            count = rows.count()
         else:
             found = read(in_order[:MOST_LISTED], [])
             count = len(found)
-            ticked = found
         named = found[:NAMED]
         endangered: int | None = 0
         if self.action is DELETE_SANDBOX:
@@ -411,7 +407,8 @@ class Work:
             self.action.asks,
             rows=named,
             more=count - len(named),
-            ids=[row.pk for row in ticked],
+            # Django runs no action without a ticked row, also if all are meant.
+            ids=[row.pk for row in found],
             asks_more=endangered != 0,
             endangered=endangered,
         )
@@ -442,7 +439,7 @@ class Work:
             reached=reached,
             skipped_count=skipped,
             tried=count + skipped,
-            ids=asked.ids[:1] if asked.is_all else asked.ids,
+            ids=asked.ids,
             lines=lines,
             folders=folders,
             is_too_long=lines == TOO_LONG,
@@ -502,11 +499,7 @@ def pause_runner(
     asked = Asked.of(request)
     # The number of now, not of the page: what has become live since is paused too, as the page says.
     if asked.confirmed is None:
-        asked = replace(
-            asked,
-            is_all=True,
-            confirmed=sessions.count(),
-        )
+        asked = asked._replace(is_all=True, confirmed=sessions.count())
     pause = replace(PAUSE, verb=f"pause all of runner {runner_id}")
     work = Work(pause, model_admin, request, asked)
     return work.run(sessions)
@@ -523,9 +516,7 @@ def _endangered(rows: QuerySet[Any]) -> int | None:
         Exists(its_session),
         state__in=ALIVE,
     )
-    # A count needs no order, and sorting all rows takes time.
-    count = found.order_by().count
-    answer = ask(connections[rows.db], count)
+    answer = ask(connections[rows.db], found.count)
     return answer.value
 
 
@@ -625,11 +616,7 @@ def _resume(
         return _status_of(db, id)
 
     resume = replace(RESUME, act=act)
-    asked = replace(
-        Asked.of(request),
-        ids=list(before),
-        confirmed=len(before),
-    )
+    asked = Asked.of(request)._replace(ids=list(before), confirmed=len(before))
     work = Work(resume, model_admin, request, asked)
     # The ids are in the form, as if they were ticked: no query has to find them.
     return work.run(Session.objects.none())

@@ -35,7 +35,7 @@ _FLAGS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Entry:
     """What an action did to rows; ``before`` and ``after`` have the recorded columns by id.
 

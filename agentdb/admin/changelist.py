@@ -7,10 +7,9 @@ fast as the first, and new rows do not move others to another page.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from django.contrib.admin.options import IncorrectLookupParameters
 from django.contrib.admin.views.main import ERROR_FLAG, SEARCH_VAR, ChangeList
@@ -41,8 +40,7 @@ AFTER = "after"
 SORT = "sort"
 
 
-@dataclass(frozen=True, slots=True)
-class Order:
+class Order(NamedTuple):
     """The timestamp that orders a list, and its direction; the id decides between rows of the same instant."""
 
     at: str

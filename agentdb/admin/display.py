@@ -17,13 +17,12 @@ from django.utils import timezone
 from django.utils.html import format_html
 from django.utils.http import url_has_allowed_host_and_scheme
 from django.utils.safestring import SafeString
-from django.utils.text import capfirst
+from django.utils.text import capfirst, slugify
 from django.utils.translation import gettext, gettext_noop
 from django.views.decorators.debug import sensitive_variables
 
 from agentdb.console.display import exact, masked, relative
 from agentdb.console.unreadable import Unreadable, is_unreadable
-from agentdb.interface import SandboxState, SessionStatus
 from agentdb.models import Agent, ApiKey, Sandbox, Session
 
 # The models' names, marked for translation; the migrations have them in English.
@@ -265,23 +264,10 @@ def badge(value: str) -> SafeString:
         return unreadable(value)
     return format_html(
         '<span class="agentdb-badge agentdb-is-{}">{}</span>',
-        slug(value),
+        # Values of newer servers have no style of their own, and then the neutral one.
+        slugify(value),
         cut(value),
     )
-
-
-def slug(value: str) -> str:
-    """Return the end of the value's CSS class; values of newer servers have a neutral one."""
-    known = (
-        *SessionStatus,
-        *SandboxState,
-        # Of no column: what the pages say of runners, and of missing rows.
-        "silent",
-        "late",
-        "gone",
-        "ok",
-    )
-    return value if value in known else "other"
 
 
 def missing(text: str, *, is_id: bool = False, matters: bool = False) -> SafeString:

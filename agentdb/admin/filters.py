@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from django.contrib.admin import SimpleListFilter
-from django.contrib.admin.views.main import ChangeList
 from django.db import connections
 from django.db.models import Model, Q, QuerySet
 from django.http import HttpRequest
@@ -85,14 +84,6 @@ class ColumnFilter(SimpleListFilter):
     def has_output(self) -> bool:
         # Django leaves out a filter without choices, but any value can be typed here.
         return True
-
-    def choices(self, changelist: ChangeList) -> Iterator[Any]:
-        """Return Django's choices, with links; sets ``hidden`` for the template, which asks for them first."""
-        # The form of a typed value sends the other parameters too.
-        others = dict(changelist.params)
-        others.pop(self.parameter_name, None)
-        self.hidden = others
-        return super().choices(changelist)
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> Sequence[Any]:
         return ()

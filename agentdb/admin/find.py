@@ -68,7 +68,7 @@ class Hit(NamedTuple):
     is_exact: bool = False  # its name is the whole text
 
 
-@dataclass(slots=True)
+@dataclass
 class Search:
     """The text to find, the tables that the user may see, and the time limit of the page.
 

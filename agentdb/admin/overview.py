@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, NamedTuple
@@ -55,8 +55,7 @@ class ChartBar(NamedTuple):
     url: str
 
 
-@dataclass(frozen=True, slots=True)
-class Chart:
+class Chart(NamedTuple):
     """Bars of an SVG, in percent of its width and pixels of its height, and their labels."""
 
     hours: list[ChartBar]
@@ -204,8 +203,7 @@ def page(request: HttpRequest) -> dict[str, Any]:
         return overview.shown()
 
 
-@dataclass(frozen=True, slots=True)
-class _Overview:
+class _Overview(NamedTuple):
     """The first page for users who may see the same tables: they share it, see ``sharing``."""
 
     request: HttpRequest

@@ -31,20 +31,20 @@ from agentdb.admin.display import (
     row_link,
     runner_link,
     site_of,
-    slug,
     tenant_link,
     viewable,
     when,
 )
 from agentdb.admin.links import agent_link
 from agentdb.admin.sharing import shared
-from agentdb.console.figures import Figure
 from agentdb.models import Session
 
 register = template.Library()
-for filter in (badge, percent_of, slug, when):
+for filter in (badge, percent_of, when):
     register.filter(filter)
 register.filter("shown", partial(link, ""))
+# Whether accounts are permanent, so that a password can be changed; not under 'runadmin'.
+register.simple_tag(keeps_history, name="agentdb_keeps_accounts")
 
 
 def _of_site(show: Callable[..., str]) -> Callable[..., str]:
@@ -99,12 +99,6 @@ def agentdb_nav(context: Context) -> dict[str, Any]:
     }
 
 
-@register.simple_tag
-def agentdb_keeps_accounts() -> bool:
-    """Whether accounts are permanent, so that a password can be changed; not under 'runadmin'."""
-    return keeps_history()
-
-
 @register.inclusion_tag("admin/agentdb/foot.html")
 def agentdb_foot() -> dict[str, Any]:
     """The foot of a page, with agentdb's version."""
@@ -129,18 +123,6 @@ def kind(row: Model) -> str:
 def thousands(number: int) -> str:
     """The same notation on all pages, in the terminal and in exports, whatever the locale."""
     return f"{number:,}"
-
-
-@register.simple_tag
-def figure(figure: Figure) -> SafeString:
-    """A number; an estimate is marked, with its source on hover."""
-    if not figure.is_estimate:
-        return format_html("{}", figure)
-    return format_html(
-        '<span class="agentdb-about" title="{}">≈</span>&nbsp;{}',
-        gettext("Estimated from the server's statistics"),
-        thousands(figure.rows),
-    )
 
 
 @register.simple_tag

@@ -279,7 +279,7 @@ def test_a_long_path_shows_its_beginning_and_end():
 
 def test_the_badge_of_a_newer_servers_status_has_a_neutral_style():
     assert "agentdb-is-running" in admin_display.badge("running")
-    assert "agentdb-is-other" in admin_display.badge('"frozen"')
+    assert 'agentdb-is-frozen">&quot;frozen' in admin_display.badge('"frozen"')
 
 
 FILTERS: list[tuple[str, dict[str, str], list[str]]] = [
