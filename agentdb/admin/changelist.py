@@ -27,8 +27,7 @@ from agentdb.admin.filters import ColumnFilter
 from agentdb.admin.links import find_linked
 from agentdb.console.figures import Figure, capped_count
 from agentdb.console.questions import Problem, Unanswered, ask, question
-from agentdb.console.reading import read
-from agentdb.console.unreadable import is_unreadable
+from agentdb.console.reading import is_unreadable, read
 from agentdb.expressions import CodePointOrder
 
 COUNT_SECONDS = 1.0

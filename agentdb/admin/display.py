@@ -22,7 +22,7 @@ from django.utils.translation import gettext, gettext_noop
 from django.views.decorators.debug import sensitive_variables
 
 from agentdb.console.display import exact, masked, relative
-from agentdb.console.unreadable import Unreadable, is_unreadable
+from agentdb.console.reading import Missing, Unreadable, is_unreadable
 from agentdb.models import Agent, ApiKey, Sandbox, Session
 
 # The models' names, marked for translation; the migrations have them in English.
@@ -286,7 +286,7 @@ def missing(text: str, *, is_id: bool = False, matters: bool = False) -> SafeStr
 def unreadable(value: Unreadable) -> SafeString:
     """Return the stored text of a value that cannot be read, with the reason on hover."""
     why = gettext("This value cannot be read.")
-    if value.is_missing:
+    if isinstance(value, Missing):
         why = gettext("The table lacks this column.")
     return format_html(
         '<span class="agentdb-unreadable" title="{}">{}</span>',

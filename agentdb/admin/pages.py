@@ -42,9 +42,8 @@ from agentdb.console.groups import (
     changes,
     moment,
 )
-from agentdb.console.questions import Answer, Budget, Problem, ask
+from agentdb.console.questions import Answer, Budget, Problem, ask, unreadable_rows
 from agentdb.console.reading import read
-from agentdb.console.unreadable import unreadable_rows
 from agentdb.interface import SandboxState
 from agentdb.models import Agent, ApiKey, Sandbox, Session
 from agentdb.querysets import LIVE

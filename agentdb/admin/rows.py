@@ -25,8 +25,7 @@ from agentdb.admin.display import (
 )
 from agentdb.console.checks import Fleet, said_of
 from agentdb.console.questions import ask
-from agentdb.console.reading import read
-from agentdb.console.unreadable import is_unreadable
+from agentdb.console.reading import is_unreadable, read
 from agentdb.models import Agent, ApiKey, Sandbox, Session
 
 _SHOWN = 5

@@ -35,7 +35,7 @@ from agentdb.console.display import lasting, readable, relative
 from agentdb.console.failures import Failures, failures
 from agentdb.console.figures import select_from
 from agentdb.console.questions import Problem
-from agentdb.console.unreadable import is_unreadable
+from agentdb.console.reading import is_unreadable
 from agentdb.interface import SandboxState, SessionStatus
 from agentdb.models import Agent, Sandbox, Session
 from agentdb.querysets import FINISHED, SessionQuerySet
@@ -332,7 +332,7 @@ class Check:
             count,
             at_least,
             self.urgent,
-            self.sentence % {"count": count},
+            self.sentence % count,
             detail,
             runner=runner,
         )
@@ -350,7 +350,6 @@ def checks() -> list[Check]:
             ngettext_lazy(
                 "session failed in the last hour",
                 "sessions failed in the last hour",
-                "count",
             ),
             urgent=True,
             find_in=_find_failures,
@@ -360,7 +359,7 @@ def checks() -> list[Check]:
             gettext("Runner silent for 10 min"),
             Session,
             _on_silent_runners,
-            ngettext_lazy("runner is silent", "runners are silent", "count"),
+            ngettext_lazy("runner is silent", "runners are silent"),
             urgent=True,
             find_in=_find_runners,
         ),
@@ -372,7 +371,6 @@ def checks() -> list[Check]:
             ngettext_lazy(
                 "active session without a sign of life for 30 min",
                 "active sessions without a sign of life for 30 min",
-                "count",
             ),
             urgent=True,
             oldest=gettext("the longest silent: %s"),
@@ -388,7 +386,6 @@ def checks() -> list[Check]:
             ngettext_lazy(
                 "session starting for more than 5 min",
                 "sessions starting for more than 5 min",
-                "count",
             ),
             urgent=True,
             oldest=gettext("the oldest: %s"),
@@ -404,7 +401,6 @@ def checks() -> list[Check]:
             ngettext_lazy(
                 "sandbox is up, and no session needs it",
                 "sandboxes are up, and no session needs them",
-                "count",
             ),
             oldest=gettext("the longest unused: %s"),
             by="whose",
@@ -420,7 +416,6 @@ def checks() -> list[Check]:
             ngettext_lazy(
                 "live session whose sandbox is gone",
                 "live sessions whose sandbox is gone",
-                "count",
             ),
             oldest=gettext("the oldest sign of life: %s"),
             shared=on_runner,
@@ -435,7 +430,6 @@ def checks() -> list[Check]:
             ngettext_lazy(
                 "live session names an agent that is missing",
                 "live sessions name an agent that is missing",
-                "count",
             ),
             by="agent_name",
             shared=gettext("%(count)s of agent %(name)s"),

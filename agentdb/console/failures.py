@@ -186,13 +186,8 @@ def _cells(
 
 def _sum(agent: str | None, tenant: str | None, cells: Iterable[Group]) -> Group:
     """Return the group of all sessions in these cells, which it names by the agent and the tenant."""
-    sessions = failed = sessions_before = failed_before = 0
-    for cell in cells:
-        sessions += cell.sessions
-        failed += cell.failed
-        sessions_before += cell.sessions_before
-        failed_before += cell.failed_before
-    return Group(agent, tenant, sessions, failed, sessions_before, failed_before)
+    counts = zip(*(cell[2:] for cell in cells), strict=True)
+    return Group(agent, tenant, *map(sum, counts))
 
 
 def _groups(cells: Sequence[Group]) -> Iterator[Group]:
@@ -244,11 +239,9 @@ def _told(cells: Sequence[Group]) -> list[Group]:
 
 def _failed(cells: Iterable[Group], groups: Sequence[Group]) -> int:
     """Return how many failures in the cells belong to one of the groups."""
-    failed = 0
-    for cell in cells:
-        if cell.failed and any(group.includes(cell) for group in groups):
-            failed += cell.failed
-    return failed
+    return sum(
+        cell.failed for cell in cells if any(group.includes(cell) for group in groups)
+    )
 
 
 def is_far_above(group: Group, whole: Group) -> bool:

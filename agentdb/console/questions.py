@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 from types import MappingProxyType
 from typing import Any, Generic, Self, TypeVar
 
@@ -19,10 +20,11 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.utils.translation import gettext, gettext_noop
 
 from agentdb.conf import server_name
-from agentdb.console.unreadable import unreadable_rows
 from agentdb.errors import AgentDbError, DatabaseUnavailableError
 from agentdb.faults import Fault, classify, describe_failure
 from agentdb.schema.inspection import check_sqlite_file, sqlite_path
+from agentdb.schema.rows import unreadable_values
+from agentdb.wording import capitalized
 
 logger = logging.getLogger("agentdb.console")
 
@@ -335,6 +337,17 @@ def holds_unreadable(connection: BaseDatabaseWrapper) -> str:
     """Return the sentence that the named rows or values follow."""
     sentence = gettext("A row of %(place)s holds a value that cannot be read.")
     return sentence % {"place": place_of(connection)}
+
+
+def unreadable_rows(
+    connection: BaseDatabaseWrapper, limit: int, *, thorough: bool = False
+) -> list[str]:
+    """Return a sentence for each value that cannot be read, at most ``limit``.
+
+    ``thorough`` reads all rows; otherwise only the ends of an index are searched, where nearly all of them sort.
+    """
+    found = unreadable_values(connection, limit, thorough=thorough)
+    return [f"{capitalized(str(each))}." for each in islice(found, limit)]
 
 
 def unreadable_row(connection: BaseDatabaseWrapper) -> str:

@@ -6,7 +6,7 @@ Every row is returned. A value that cannot be read becomes an ``Unreadable``, an
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -32,10 +32,25 @@ from agentdb.console.questions import (
     logger,
     question,
 )
-from agentdb.console.unreadable import Unreadable, is_unreadable, unreadable_sentence
 from agentdb.schema import read_tables
+from agentdb.schema.rows import UnreadableValue
+from agentdb.wording import capitalized
 
 _NAMED = 3  # unreadable values named in one sentence
+_SHOWN_CHARACTERS = 60  # of each
+
+
+class Unreadable(str):
+    """The stored text of a value that cannot be read."""
+
+
+class Missing(Unreadable):
+    """Stands for the value of a column that the table lacks."""
+
+
+def is_unreadable(value: Any) -> TypeGuard[Unreadable]:
+    """Return whether a value is an ``Unreadable``, which can stand for a value of any type."""
+    return isinstance(value, Unreadable)
 
 
 class _Stored(Func):
@@ -104,7 +119,7 @@ def read_stored(
     for texts in stored:
         values: dict[str, Any] = {}
         for name in missing:
-            values[name] = Unreadable("", is_missing=True)
+            values[name] = Missing()
         for field, text in zip(there, texts, strict=True):
             values[field.attname] = _parsed(connection, field, text)
         row = rows.model(**values)
@@ -178,8 +193,9 @@ def _unreadable(connection: BaseDatabaseWrapper, rows: Sequence[Any]) -> Problem
         table = row._meta.db_table
         for name, value in vars(row).items():
             if is_unreadable(value):
-                sentence = unreadable_sentence(table, row.pk, name, value)
-                values.append(sentence)
+                shown = value[:_SHOWN_CHARACTERS]
+                place = UnreadableValue(table, row.pk, name, shown)
+                values.append(f"{capitalized(str(place))}.")
     if not values:
         return None
     sentences = [holds_unreadable(connection), *values[:_NAMED]]

@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from django.apps import apps
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.utils import timezone
-from django.utils.translation import gettext, ngettext
+from django.utils.translation import gettext, ngettext_lazy
 
 from agentdb.console.checks import Check, Finding, Fleet, Runner, checks
 from agentdb.console.questions import (
@@ -26,14 +26,15 @@ from agentdb.console.questions import (
     Problem,
     logger,
     place_of,
+    unreadable_rows,
     unusable_file,
 )
-from agentdb.console.unreadable import unreadable_rows, unreadable_sentence
 from agentdb.schema import compare, expected_tables, read_tables
 from agentdb.schema.inspection import server_version, sqlite_path
 from agentdb.schema.migration_record import migration_names, pending_migrations
 from agentdb.schema.rows import UnreadableValue, misspelt_recently
 from agentdb.sqlite_files import file_concern
+from agentdb.wording import capitalized
 
 MOST_UNREADABLE = 20
 NEWEST = 200  # rows of each table whose times are checked for their spelling
@@ -126,8 +127,7 @@ def _misspelt(found: UnreadableValue) -> str:
         "%(row)s, in another spelling than agentdb's, which SQLite sorts and compares wrongly. Stop the program that "
         "writes it, and run 'agentdb baselinedb'."
     )
-    row = unreadable_sentence(*found).removesuffix(".")
-    return sentence % {"row": row}
+    return sentence % {"row": capitalized(str(found))}
 
 
 def examine(budget: Budget) -> Report:
@@ -222,52 +222,33 @@ def _findings_beside_rows(budget: Budget, schema: Answer[Schema]) -> list[Findin
 
     All but the last are there if nothing is wrong, with a count of 0, as what was checked.
     """
-    pending = schema.value.pending if schema.value else ()
-    drift = schema.value.differences if schema.value else ()
+    found = schema.value or Schema((), (), 0, ())
     unreadable = budget.ask(
         lambda: unreadable_rows(budget.connection, MOST_UNREADABLE), 1.0
     )
-    rows = unreadable.value or ()
     findings = [
-        Finding(
+        _named(
             "pending",
             gettext("Migrations pending"),
-            len(pending),
-            urgent=True,
-            sentence=ngettext(
-                "migration is pending",
-                "migrations are pending",
-                len(pending),
-            ),
-            detail=", ".join(pending[:3]),
-            problem=schema.problem,
+            ngettext_lazy("migration is pending", "migrations are pending"),
+            Answer(found.pending, schema.problem),
+            named=3,
         ),
-        Finding(
+        _named(
             "drift",
             gettext("Schema drift"),
-            len(drift),
-            urgent=True,
-            sentence=ngettext(
+            ngettext_lazy(
                 "difference between the tables and the models",
                 "differences between the tables and the models",
-                len(drift),
             ),
-            detail="".join(drift[:1]),
-            problem=schema.problem,
+            Answer(found.differences, schema.problem),
         ),
-        Finding(
+        _named(
             "unreadable",
             gettext("Rows that cannot be read"),
-            len(rows),
-            at_least=len(rows) == MOST_UNREADABLE,
-            urgent=True,
-            sentence=ngettext(
-                "row cannot be read",
-                "rows cannot be read",
-                len(rows),
-            ),
-            detail="".join(rows[:1]),
-            problem=unreadable.problem,
+            ngettext_lazy("row cannot be read", "rows cannot be read"),
+            unreadable,
+            most=MOST_UNREADABLE,
         ),
     ]
     path = sqlite_path(budget.connection)
@@ -283,6 +264,29 @@ def _findings_beside_rows(budget: Budget, schema: Answer[Schema]) -> list[Findin
         )
         findings.append(file)
     return findings
+
+
+def _named(
+    code: str,
+    title: str,
+    sentence: Any,
+    answer: Answer[Any],
+    *,
+    named: int = 1,
+    most: int | None = None,
+) -> Finding:
+    """Return an urgent finding that counts what was found, of which at most so many were asked for, and names some."""
+    found = answer.value or ()
+    return Finding(
+        code,
+        title,
+        len(found),
+        at_least=len(found) == most,
+        urgent=True,
+        sentence=sentence % len(found),
+        detail=", ".join(found[:named]),
+        problem=answer.problem,
+    )
 
 
 def _engine(connection: BaseDatabaseWrapper) -> str:
