@@ -10,7 +10,6 @@ import http.cookiejar
 import json
 import os
 import re
-import shutil
 import signal
 import sqlite3
 import stat
@@ -20,18 +19,21 @@ import threading
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from django.core.management.base import CommandError
+from django.core.management import CommandError, call_command
+from django.db import connections
 from django.test import Client
 
 from agentdb import AgentDbError
 from agentdb.admin_project.server import AdminRouter
 from agentdb.management.commands import runadmin as runadmin_command
 from agentdb.models import Session
+from agentdb.serving.opening import temporary_alias
 from settings import environment
 from tests.helpers.moments import wait_until
 
@@ -524,19 +526,20 @@ def test_pages_are_compressed_for_a_browser_that_asks_for_it():
     assert answer["Content-Encoding"] == "gzip"
 
 
+def refusal(url: str) -> str:
+    with temporary_alias(url) as alias, pytest.raises(CommandError) as raised:
+        call_command("runadmin", database=alias)
+    assert raised.value.returncode == 1
+    return str(raised.value)
+
+
 def test_runadmin_refuses_a_database_that_lacks_migrations(empty_url: str):
     if empty_url.startswith("sqlite"):
         Path(empty_url.removeprefix("sqlite:///")).touch()
-    with runadmin(empty_url, "--port", "0") as server:
-        try:
-            stdout, stderr = server.communicate(timeout=60)
-        finally:
-            server.kill()  # if it serves all the same
 
-    assert (server.returncode, stdout) == (1, "")
-    assert re.search(
+    assert re.fullmatch(
         r"The database lacks 4 migrations: 0001_initial, .*\. Run 'agentdb migrate'\.",
-        stderr,
+        refusal(empty_url),
     )
 
 
@@ -558,38 +561,171 @@ def test_runadmin_says_which_port_is_taken(url: str):
     )
 
 
-def test_password_of_the_database_is_not_among_the_arguments(
+class Replaced(Exception):
+    """Raised where the program would become the server."""
+
+
+class Server(NamedTuple):
+    """What a runadmin hands to the program that it becomes."""
+
+    settings: dict[str, Any]
+    program: str
+    arguments: list[str]
+    environment: dict[str, str]
+
+
+def become(monkeypatch: pytest.MonkeyPatch, alias: str, **options: Any) -> Server:
+    found: list[dict[str, Any]] = []
+    program: list[Any] = []
+
+    def dup2(source: int, target: int) -> None:
+        assert target == 0  # standard input
+        with open(source) as pipe:
+            found.append(json.loads(pipe.read()))
+
+    def execve(*words: Any) -> None:
+        program.extend(words)
+        raise Replaced
+
+    with monkeypatch.context() as patched:
+        patched.setattr("os.dup2", dup2)
+        patched.setattr("os.execve", execve)
+        with pytest.raises(Replaced):
+            call_command("runadmin", database=alias, **options)
+    return Server(found[0], *program)
+
+
+def test_runadmin_hands_all_that_it_was_told_to_the_server_and_no_secret_as_argument(
+    url: str, engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend("beside")
+    monkeypatch.setenv("DJANGO_SETTINGS_MODULE", "host.settings")
+    monkeypatch.setenv("PYTHONPATH", "elsewhere")
+    with temporary_alias(url) as alias:
+        project = {**connections[alias].settings_dict, "PASSWORD": "pass-word"}
+        connections[alias].settings_dict = {
+            **project,
+            "ATOMIC_REQUESTS": True,
+            "AGENTDB": {"apps": ["billing"]},
+        }
+        monkeypatch.setattr(runadmin_command, "_check_migrated", lambda alias: None)
+        server = become(
+            monkeypatch, alias, port=8123, user="Ann", audit_log="audit.jsonl"
+        )
+
+    name = server.settings.pop("name")
+    assert re.fullmatch(r"agentdb-[a-z0-9-]*[0-9a-f]{6}", name)
+    changed: dict[str, Any] = {"connect_timeout": 5}
+    if engine == "sqlite":
+        # The file keeps its journal mode.
+        init = " PRAGMA synchronous=FULL; PRAGMA foreign_keys=ON"
+        changed = {"timeout": 3.0, "init_command": init}
+    assert server.settings == {
+        "database": {
+            **project,
+            "ATOMIC_REQUESTS": False,
+            "AGENTDB": {},
+            "OPTIONS": {**project["OPTIONS"], **changed},
+        },
+        "port": 8123,
+        "user": "Ann",
+        "read_only": False,
+        "audit_log": f"{tmp_path}/audit.jsonl",
+    }
+    assert server.program == server.arguments[0] == sys.executable
+    assert server.arguments[1:3] == ["-P", "-c"]
+    # agentdb's own folder is the last, and the working directory is not among them.
+    others = [os.path.abspath(each) for each in sys.path if each]
+    left_out = (str(tmp_path), str(ROOT))
+    assert server.arguments[4:] == [
+        *(each for each in others if each not in left_out),
+        str(ROOT),
+    ]
+    assert f"{tmp_path}/beside" in server.arguments
+    assert "pass-word" not in str(server[1:])
+    environment = {**os.environ}
+    del environment["DJANGO_SETTINGS_MODULE"], environment["PYTHONPATH"]
+    assert server.environment == environment
+
+
+@pytest.mark.parametrize("engine", ["sqlite"])
+@pytest.mark.parametrize("locked", [None, "file", "folder"])
+def test_runadmin_opens_a_file_that_is_not_to_be_changed_read_only(
+    engine: str, url: str, monkeypatch: pytest.MonkeyPatch, locked: str | None
+):
+    path = Path(url.removeprefix("sqlite:///"))
+    # Root may write everywhere.
+    refused = {None: (), "file": (path,), "folder": (path.parent,)}[locked]
+    monkeypatch.setattr("os.access", lambda each, mode: each not in refused)
+    with temporary_alias(url) as alias:
+        server = become(monkeypatch, alias, read_only=locked != "file")
+
+    database = server.settings["database"]
+    name = f"file:{path}?mode=ro"
+    assert database["NAME"] == (f"{name}&immutable=1" if locked == "folder" else name)
+    assert "transaction_mode" not in database["OPTIONS"]
+    assert server.settings["read_only"] is True
+    assert server.settings["audit_log"] is None
+    assert server.settings["user"] == getpass.getuser()
+
+
+@pytest.mark.parametrize(
+    ("asked", "seconds"), [("-1", 5), ("0", 5), ("1", 1), ("4", 4), ("6", 5)]
+)
+def test_runadmin_waits_for_a_server_as_long_as_a_person_does(asked: str, seconds: int):
+    url = f"postgresql://127.0.0.1/agents?connect_timeout={asked}"
+    with temporary_alias(url) as alias:
+        served = runadmin_command._served(connections[alias], read_only=False)
+        assert served["OPTIONS"]["connect_timeout"] == seconds
+        # A project's own settings may not name it.
+        del connections[alias].settings_dict["OPTIONS"]["connect_timeout"]
+        served = runadmin_command._served(connections[alias], read_only=False)
+        assert served["OPTIONS"]["connect_timeout"] == 5
+
+
+@pytest.mark.parametrize(
+    ("file", "expected"),
+    [
+        ("agents.db", "agents"),
+        ("My Agents__v2.sqlite3", "my-agents-v2"),
+        ("é.db", "agentdb"),
+        (f"{'a' * 29}-{'b' * 30}.db", "a" * 29),
+        (f"{'a' * 40}.db", "a" * 30),
+    ],
+)
+def test_runadmin_is_called_after_the_database(file: str, expected: str):
+    with temporary_alias(f"sqlite:////tmp/{file}") as alias:
+        names = [runadmin_command._name(connections[alias]) for _ in range(2)]
+
+    assert names[0] != names[1]
+    for name in names:
+        assert re.fullmatch(rf"{expected}-[0-9a-f]{{6}}", name)
+
+
+def test_runadmin_is_called_after_a_servers_database():
+    with temporary_alias("postgresql://127.0.0.1/Fleet_1") as alias:
+        name = runadmin_command._name(connections[alias])
+
+    assert re.fullmatch(r"fleet-1-[0-9a-f]{6}", name)
+
+
+def test_runadmin_of_an_account_without_a_name_calls_it_admin(
     monkeypatch: pytest.MonkeyPatch,
 ):
-    from agentdb.management.commands import runadmin as command
+    monkeypatch.setattr(getpass, "getuser", lambda: os.environ["NO_SUCH_VARIABLE"])
 
-    seen: list[Any] = []
+    assert runadmin_command._user(None) == "admin"
+    assert runadmin_command._user("x" * 150) == "x" * 150
 
-    def seen_enough(*arguments: Any) -> None:
-        seen.append(arguments)
-        raise OSError("enough seen")
 
-    class Connection:
-        vendor = "postgresql"
-        settings_dict = {"ENGINE": "x", "NAME": "n", "PASSWORD": "pass-word"}
-        close = staticmethod(lambda: None)
+def test_runadmin_says_that_the_audit_log_cannot_be_written(tmp_path: Path):
+    with pytest.raises(CommandError) as raised:
+        runadmin_command._check_audit_log(f"{tmp_path}/no/audit.jsonl")
 
-    monkeypatch.setattr(command, "connections", {"default": Connection})
-    monkeypatch.setattr(command, "pending_migrations", lambda connection: [])
-
-    asked: dict[str, Any] = {
-        "port": 0,
-        "read_only": False,
-        "user": None,
-        "audit_log": None,
-    }
-    with monkeypatch.context() as patched:
-        patched.setattr("os.execve", seen_enough)
-        patched.setattr("os.dup2", lambda source, target: os.close(source))
-        with pytest.raises(OSError, match="enough seen"):
-            command.Command().handle(database="default", **asked)
-
-    assert "pass-word" not in str(seen)
+    assert str(raised.value) == (
+        f"The audit log '{tmp_path}/no/audit.jsonl' cannot be written: No such file or directory."
+    )
 
 
 @pytest.mark.parametrize("engine", ["sqlite"])
@@ -633,27 +769,22 @@ def test_runadmin_runs_no_file_of_the_working_directory_and_leaves_the_database_
     assert audit_log.read_text() == ""
 
 
-@pytest.mark.parametrize("engine", ["sqlite"])
-def test_runadmin_makes_no_file_at_a_misspelt_path(engine: str, tmp_path: Path):
-    with runadmin(f"sqlite:///{tmp_path}/no.db", "--port", "0") as server:
-        _, stderr = server.communicate()
-
-    assert server.returncode == 2
-    assert "does not exist. Check the database URL" in stderr
+def test_runadmin_makes_no_file_at_a_misspelt_path(tmp_path: Path):
+    assert refusal(f"sqlite:///{tmp_path}/no.db") == (
+        f"The database file '{tmp_path}/no.db' does not exist. Check the database URL, or run 'agentdb migrate' to "
+        "make a new one."
+    )
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("engine", ["sqlite"])
 def test_runadmin_on_tables_of_the_old_server_names_the_command_that_adopts_them(
-    engine: str, tmp_path: Path
+    load_legacy: Callable[[str], str],
 ):
-    path = tmp_path / "ash.db"
-    shutil.copyfile(ROOT / "tests" / "legacy" / "sqlite" / "era-b-small.db", path)
-    with runadmin(f"sqlite:///{path}", "--port", "0") as server:
-        _, stderr = server.communicate()
-
-    assert server.returncode == 1
-    assert "Run 'agentdb baselinedb --check'" in stderr
+    assert re.fullmatch(
+        r"The database has tables of the old server that are not adopted yet: .+\. Run 'agentdb baselinedb --check' "
+        r"to see what adopting them does, then 'agentdb baselinedb'\.",
+        refusal(load_legacy("era-b")),
+    )
 
 
 def test_runadmin_says_that_it_needs_a_temporary_folder():

@@ -70,8 +70,8 @@ class Command(DatabaseCommand):
         # Both before the server starts: in it, the first page would be an error.
         _check_migrated(database)
         if audit_log is not None:
-            _check_audit_log(audit_log)
             audit_log = os.path.abspath(audit_log)
+            _check_audit_log(audit_log)
         configured = connections[database]
         path = sqlite_path(configured)
         if path is not None and not os.access(path, os.W_OK):
@@ -133,19 +133,6 @@ def _check_migrated(database: str) -> None:
         )
 
 
-_KEPT = (
-    "ENGINE",
-    "NAME",
-    "USER",
-    "PASSWORD",
-    "HOST",
-    "PORT",
-    "OPTIONS",
-    "CONN_MAX_AGE",
-    "CONN_HEALTH_CHECKS",
-    "DISABLE_SERVER_SIDE_CURSORS",
-)
-
 _START = (
     "import sys; sys.path += [each for each in sys.argv[1:] if each not in sys.path]; "
     "from agentdb.admin_project.server import main; sys.exit(main())"
@@ -166,26 +153,27 @@ def _module_paths() -> list[str]:
 
 def _served(connection: BaseDatabaseWrapper, *, read_only: bool) -> dict[str, Any]:
     """Return the settings of the shown database: with a short timeout, and without changes to its file."""
-    configured = connection.settings_dict
-    settings = {name: configured[name] for name in _KEPT if name in configured}
-    options = dict(settings.get("OPTIONS") or {})
-    settings["OPTIONS"] = options
+    options = dict(connection.settings_dict["OPTIONS"])
+    # Without the apps and the transactions of the project, which the server does not have.
+    own = {"AGENTDB": {}, "ATOMIC_REQUESTS": False, "OPTIONS": options}
+    settings = {**connection.settings_dict, **own}
     path = sqlite_path(connection)
-    if connection.vendor != "sqlite":
+    if path is None:
         # A page, unlike a service's start, has a person waiting. 0 would wait forever.
         asked = int(options.get("connect_timeout", 0))
-        if not 0 < asked < _CONNECT_SECONDS:
-            options["connect_timeout"] = _CONNECT_SECONDS
-    elif path is not None:
-        # The file keeps its journal mode.
-        commands = options.get("init_command", "").split(";")
-        kept = [command for command in commands if "journal_mode" not in command]
-        options["init_command"] = ";".join(kept)
-        options["timeout"] = _LOCK_SECONDS
-        # BEGIN IMMEDIATE, as agentdb's settings say, asks for the write lock, which a read-only file refuses.
-        if read_only:
-            options.pop("transaction_mode", None)
-            settings["NAME"] = _read_only_name(path)
+        if asked <= 0 or asked > _CONNECT_SECONDS:
+            asked = _CONNECT_SECONDS
+        options["connect_timeout"] = asked
+        return settings
+    # The file keeps its journal mode.
+    commands = options.get("init_command", "").split(";")
+    kept = [command for command in commands if "journal_mode" not in command]
+    options["init_command"] = ";".join(kept)
+    options["timeout"] = _LOCK_SECONDS
+    # BEGIN IMMEDIATE, as agentdb's settings say, asks for the write lock, which a read-only file refuses.
+    if read_only:
+        options.pop("transaction_mode", None)
+        settings["NAME"] = _read_only_name(path)
     return settings
 
 
