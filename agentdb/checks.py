@@ -71,10 +71,7 @@ def check_sqlite_file_system(
     warnings: list[CheckMessage] = []
     for alias in databases or ():
         path = sqlite_path(connections[alias])
-        if path is None:
-            continue
-        concern = file_concern(path)
-        if concern:
+        if path and (concern := file_concern(path)):
             warnings.append(Warning(concern, id="agentdb.W001"))
     return warnings
 

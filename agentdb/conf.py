@@ -119,7 +119,7 @@ def _scheme_and_rest(url: str) -> tuple[str, str]:
         raise InvalidInputError(
             f"The database URL begins with {scheme!r}. Write it without the driver: {plain}://."
         )
-    near = difflib.get_close_matches(scheme.lower(), _SCHEMES, n=1)
+    near = difflib.get_close_matches(scheme.lower(), _SCHEMES)
     raise InvalidInputError(
         f"The database URL begins with {scheme!r}; supported are {known}.{_perhaps(f'{near[0]}://' if near else '')}"
     )
@@ -278,14 +278,11 @@ def _sqlite(
 ) -> dict[str, Any]:
     _check_file_name(url, config)
     own = _taken(options, _OF_EVERY_ENGINE)
-    if "isolation" in options:
-        raise InvalidInputError(
-            "The URL option isolation is for PostgreSQL. SQLite is serializable in any case."
-        )
-    if "touch_durability" in options:
-        raise InvalidInputError(
-            "The URL option touch_durability is for PostgreSQL. On SQLite synchronous=NORMAL relaxes all writes."
-        )
+    for option, remark in _OF_POSTGRESQL.items():
+        if option in options:
+            raise InvalidInputError(
+                f"The URL option {option} is for PostgreSQL. {remark}"
+            )
     asked = _taken(options, _OF_SQLITE)
     # An option that is not known is refused, and not passed on: "tiemout=60" would be ignored in silence.
     if options:
@@ -509,6 +506,10 @@ _OF_SQLITE: dict[str, Reader] = {
     "synchronous": _one_of("NORMAL", "FULL", "EXTRA"),
     "journal": _one_of("WAL", "DELETE"),
     "timeout": _seconds_or_zero,  # 0: fail at once
+}
+_OF_POSTGRESQL = {  # what to say of them on SQLite
+    "isolation": "SQLite is serializable in any case.",
+    "touch_durability": "On SQLite synchronous=NORMAL relaxes all writes.",
 }
 _OF_SERVERS: dict[str, Reader] = {
     "call_timeout": _seconds,

@@ -105,11 +105,9 @@ _kept_open: list[int] = []
 def read_header(path: str | Path) -> tuple[bytes, int]:
     """Return the first 100 bytes of a database file, and its size in bytes. Raises ``OSError``."""
 
-    def read(number: int) -> tuple[bytes, int]:
-        size = os.fstat(number).st_size
-        return _read_at(number, 100, 0), size
-
-    return _read_through(path, read)
+    return _read_through(
+        path, lambda number: (_read_at(number, 100, 0), os.fstat(number).st_size)
+    )
 
 
 def copy_file(path: str | Path, to: str | Path) -> None:
@@ -169,11 +167,16 @@ def close_kept_open() -> None:
 
 def is_in_wal_mode(path: str | Path) -> bool:
     """Whether the file's header says that it has a write-ahead log."""
+    header = _header_if_readable(path)
+    return header[18:20] == b"\x02\x02"  # https://sqlite.org/fileformat.html, 1.3
+
+
+def _header_if_readable(path: str | Path) -> bytes:
     try:
         header, _ = read_header(path)
     except OSError:
-        return False
-    return header[18:20] == b"\x02\x02"  # https://sqlite.org/fileformat.html, 1.3
+        return b""
+    return header
 
 
 _UTF_16 = {2: "UTF-16le", 3: "UTF-16be"}
@@ -184,14 +187,10 @@ def encoding_concern(path: str | Path) -> str:
 
     There texts sort by UTF-16 unit and not by code point, and their bytes are not the UTF-8 of every other database.
     """
-    try:
-        header, _ = read_header(path)
-    except OSError:
+    number = int.from_bytes(_header_if_readable(path)[56:60])
+    encoding = _UTF_16.get(number)
+    if encoding is None:
         return ""
-    number = int.from_bytes(header[56:60], "big")
-    if number not in _UTF_16:
-        return ""
-    encoding = _UTF_16[number]
     return (
         f"The SQLite file {str(path)!r} stores its texts as {encoding}, and agentdb works with UTF-8 only. Convert it: "
         "stop every program that uses it, run 'sqlite3 FILE .dump | sqlite3 NEWFILE', and use the new file."

@@ -20,7 +20,7 @@ from agentdb.serving.opening import temporary_alias
 def back_up_database(
     alias: str,
     target: Path,
-    progress: copydb.Progress = lambda table, done, total: None,
+    progress: copydb.Progress,
 ) -> None:
     """Write the database of ``alias`` to the new SQLite file ``target``, in one snapshot, while others write to it.
 

@@ -42,6 +42,7 @@ from agentdb.moving.copy_text import (
 )
 from agentdb.schema import (
     APP_LABEL,
+    compare,
     drift,
     expected_tables,
     migration_record,
@@ -94,7 +95,7 @@ class TableSummary:
             self.last_id = last_id(chunk)
             self.rows += chunk.count(b"\n")
             digest = blake2b(chunk, digest_size=16).digest()
-            number = int.from_bytes(digest, "big")
+            number = int.from_bytes(digest)
             # As long as a digest, however many chunks there are.
             self.checksum = (self.checksum + number) % 2**128
             yield chunk
@@ -222,7 +223,6 @@ def summarise(alias: str, progress: Progress = _quiet) -> Summary:
 
 def check(source: str, target: str) -> dict[str, int]:
     """Raise what ``copy`` would raise before its first write, else return the row counts. Changes nothing."""
-    refuse_same(source, target)
     with inspecting(source) as reading, translated_errors(reading):
         _check_schema(reading)
         refuse_uncopyable(reading, connections[target])
@@ -566,8 +566,8 @@ def _unusable_on_sqlite(
     connection: BaseDatabaseWrapper, target: str
 ) -> Iterator[UnusableValue]:
     """SQLite stores any type in any column, but nearly all rows are usual, which it can tell without Python."""
-    for model in apps.get_app_config(APP_LABEL).get_models():
-        table = model._meta.db_table
+    for model in _models():
+        table = _table(model)
         columns = [
             StoredColumn(str(field.column), _kind(field))
             for field in model._meta.concrete_fields
@@ -629,19 +629,9 @@ def left_behind(alias: str) -> list[str]:
             for name, rows in other_tables(connection).items()
             if name != CHECKPOINT  # of a copy into this database that was stopped
         ]
+        wanted = expected_tables(connection, apps)
         return tables + [
-            f"Not copied: column {column!r} of {table!r}."
-            for table, column in _columns(connection)
+            f"Not copied: column {found.object!r} of {found.table!r}."
+            for found in compare(wanted, read_tables(connection))
+            if found.code == "column.extra"
         ]
-
-
-def _columns(connection: BaseDatabaseWrapper) -> list[tuple[str, str]]:
-    """Return the columns that the models do not have, each with its table."""
-    live = read_tables(connection)
-    wanted = expected_tables(connection, apps)
-    found = []
-    for table, expected in wanted.items():
-        for column in live[table].columns:
-            if expected.column(column.name) is None:
-                found.append((table, column.name))
-    return found

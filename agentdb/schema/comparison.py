@@ -18,13 +18,15 @@ from agentdb.schema.tables import (
 )
 from agentdb.wording import capitalized, listed
 
+Severity = Literal["drift", "note"]
+
 
 @dataclass(frozen=True)
 class Difference:
     """One difference from the models; ``note`` means that it does no harm."""
 
     code: str  # stable: table.missing, column.type, index.extra …; docs/verifydb.md lists them
-    severity: Literal["drift", "note"]
+    severity: Severity
     table: str
     # The column, index or constraint; None for the table itself and for nameless objects.
     object: str | None
@@ -213,7 +215,7 @@ class _TableDiff:
         if self.live.kind != self.expected.kind:
             message = f"{self.table} is a {self.live.kind}, not a {self.expected.kind}."
             return [
-                self._drift(
+                self._difference(
                     "table.kind", None, self.expected.kind, self.live.kind, message
                 )
             ]
@@ -225,34 +227,27 @@ class _TableDiff:
             *self._primary_key(),
             *keys,
             *self._extra_constraints(),
-            *self._triggers(),
-            *self._rules(),
+            *self._triggers_and_rules(),
         ]
 
-    def _drift(
+    def _difference(
         self,
         code: str,
         thing: str | None,
         expected: str | None,
         found: str | None,
         message: str,
+        severity: Severity = "drift",
     ) -> Difference:
-        return Difference(code, "drift", self.table, thing, expected, found, message)
+        return Difference(code, severity, self.table, thing, expected, found, message)
 
     def _extra(
         self, what: str, thing: str | None, found: str, title: str, *, harmless: bool
     ) -> Difference:
         fate = "and is left alone" if harmless else "and can refuse what agentdb writes"
         message = f"{title} is not in the models {fate}."
-        return Difference(
-            f"{what}.extra",
-            "note" if harmless else "drift",
-            self.table,
-            thing,
-            None,
-            found,
-            message,
-        )
+        severity: Severity = "note" if harmless else "drift"
+        return self._difference(f"{what}.extra", thing, None, found, message, severity)
 
     def _options(self) -> Iterator[Difference]:
         words = {
@@ -263,7 +258,7 @@ class _TableDiff:
         # The models have none of them, so that each is a difference.
         for option in self.live.options:
             message = f"Table {self.table} {words.get(option, f'is {option}; the models say nothing of it')}."
-            yield self._drift("table.option", None, None, option, message)
+            yield self._difference("table.option", None, None, option, message)
 
     # ------------------------------------------------------------------------------------------------------ columns
 
@@ -279,7 +274,7 @@ class _TableDiff:
             other = self.renamed.get(column.name)
             if other is not None:
                 message += f" (column {other} is defined like it: was it renamed?)"
-            yield self._drift(
+            yield self._difference(
                 "column.missing",
                 column.name,
                 _column_text(column),
@@ -297,7 +292,7 @@ class _TableDiff:
             has = has.format(live) if live else has_none
             should = be.format(wanted) if wanted else be_none
             message = f"Column {self.table}.{column.name} {has}; it should {should}."
-            yield self._drift(
+            yield self._difference(
                 f"column.{what}", column.name, _sql(wanted), _sql(live), message
             )
 
@@ -311,7 +306,7 @@ class _TableDiff:
                 yield self._extra("column", column.name, text, title, harmless=True)
             else:
                 message = f"{title} is not in the models and has no default: every insert fails."
-                yield self._drift("column.extra", column.name, None, text, message)
+                yield self._difference("column.extra", column.name, None, text, message)
 
     # --------------------------------------------------------------------------------------------------------- keys
 
@@ -359,7 +354,7 @@ class _TableDiff:
             yield self._invalid(title, wanted.name, found.name)
         elif actual != columns:
             message = f"{title} is {actual}; it should be {columns}."
-            yield self._drift(
+            yield self._difference(
                 f"primary_key.{what}", wanted.name, columns, actual, message
             )
         elif self.names and found.name != wanted.name:
@@ -371,7 +366,7 @@ class _TableDiff:
         has = f"is named {found}" if found else "has no name"
         should = f"be {wanted}" if wanted else "have none"
         message = f"{title} {has}; it should {should}."
-        return self._drift(f"{noun}.name", wanted, wanted, found, message)
+        return self._difference(f"{noun}.name", wanted, wanted, found, message)
 
     def _keys(self) -> tuple[list[Difference], dict[str, list[str]]]:
         """Compare indexes and UNIQUE constraints.
@@ -417,7 +412,7 @@ class _TableDiff:
                 continue
             message = f"{capitalized(key.title)} on {self.table} {key.on} is missing."
             code = f"{key.noun}.missing"
-            yield self._drift(code, key.name, key.text, None, message)
+            yield self._difference(code, key.name, key.text, None, message)
 
     def _extra_key(self, key: Key) -> Difference:
         # An index that is not unique only costs time. A unique one refuses rows, unless each of ours has NULL in it.
@@ -434,7 +429,9 @@ class _TableDiff:
                 f"{capitalized(key.title)} on {self.table} is {_article(other.kind)} {found}; it should be "
                 f"{_article(key.kind)} {wanted}."
             )
-            yield self._drift(f"{key.noun}.changed", key.name, wanted, found, message)
+            yield self._difference(
+                f"{key.noun}.changed", key.name, wanted, found, message
+            )
 
     def _renamed_keys(self, pairs: list[tuple[Key, Key]]) -> Iterator[Difference]:
         for key, other in pairs:
@@ -452,7 +449,7 @@ class _TableDiff:
             f"{title} is invalid and serves no query: "
             f"run 'REINDEX INDEX CONCURRENTLY {quoted(index or '')}'."
         )
-        return self._drift("index.invalid", thing, "valid", "invalid", message)
+        return self._difference("index.invalid", thing, "valid", "invalid", message)
 
     def _left_null(self, columns: Iterable[str]) -> bool:
         """Return whether agentdb leaves one of the columns NULL in every insert, so that no row can collide."""
@@ -487,20 +484,13 @@ class _TableDiff:
                 harmless=harmless,
             )
 
-    def _rules(self) -> Iterator[Difference]:
+    def _triggers_and_rules(self) -> Iterator[Difference]:
+        for trigger in self.live.triggers:
+            title = f"Trigger {trigger} on {self.table}"
+            yield self._extra("trigger", trigger, "trigger", title, harmless=True)
         for rule in self.live.rules:
             message = f"Rule {rule} on {self.table} is not in the models and can swallow or change what agentdb writes."
-            yield self._drift("rule.extra", rule, None, "rule", message)
-
-    def _triggers(self) -> Iterator[Difference]:
-        for trigger in self.live.triggers:
-            yield self._extra(
-                "trigger",
-                trigger,
-                "trigger",
-                f"Trigger {trigger} on {self.table}",
-                harmless=True,
-            )
+            yield self._difference("rule.extra", rule, None, "rule", message)
 
 
 def left_null(live: Table, ours: Collection[str], columns: Iterable[str]) -> bool:

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote, unquote
 
-from django.db import DEFAULT_DB_ALIAS, connections
 from django.db import Error as DjangoDatabaseError
+from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.utils import load_backend
 
@@ -47,7 +47,7 @@ _INSPECTED = (
 
 
 @contextmanager
-def inspecting(alias: str = DEFAULT_DB_ALIAS) -> Iterator[BaseDatabaseWrapper]:
+def inspecting(alias: str) -> Iterator[BaseDatabaseWrapper]:
     """Yield a read-only connection in one transaction; creates no file and leaves the journal mode alone.
 
     Raises ``DatabaseUnavailableError`` if the database cannot be read, also for errors of the body.
@@ -200,12 +200,9 @@ def _consistent_header(path: Path) -> tuple[bytes, int, int]:
 def _is_newer(header: bytes) -> bool:
     """Return whether the file's format is newer than the library (https://sqlite.org/fileformat.html, 1.3)."""
     # 1 is a rollback journal, 2 a write-ahead log. SQLite itself calls a file with a newer version "not a database".
-    write_version, read_version, schema_format = (
-        header[18],
-        header[19],
-        int.from_bytes(header[44:48], "big"),
-    )
-    return max(write_version, read_version) > 2 or schema_format > 4
+    newest_journal = max(header[18:20])  # to write and to read
+    schema_format = int.from_bytes(header[44:48])
+    return newest_journal > 2 or schema_format > 4
 
 
 def _log_has_more(path: Path) -> bool:
@@ -227,12 +224,9 @@ def _size_named(path: Path) -> tuple[bytes, int, int]:
         or header[24:28] != header[92:96]
     ):
         return header, size, 0
-    page = int.from_bytes(header[16:18], "big")
-    return (
-        header,
-        size,
-        (65536 if page == 1 else page) * int.from_bytes(header[28:32], "big"),
-    )
+    page = int.from_bytes(header[16:18])
+    bytes_a_page = 65536 if page == 1 else page
+    return header, size, bytes_a_page * int.from_bytes(header[28:32])
 
 
 @contextmanager

@@ -20,7 +20,7 @@ if sys.platform != "win32":
     import fcntl
 
 # A number that no other program is likely to lock: "agentdb" in ASCII.
-_ADVISORY_KEY = int.from_bytes(b"agentdb", "big")
+_ADVISORY_KEY = int.from_bytes(b"agentdb")
 
 # A schema change waits for every reader of the table, and all later ones wait behind it: an idle transaction would
 # stop everybody without end.

@@ -60,7 +60,7 @@ def pending_migrations(connection: BaseDatabaseWrapper) -> list[str]:
     return [name for name in migration_names() if name not in recorded]
 
 
-def migrate(alias: str, *, verbosity: int = 0) -> None:
+def migrate(alias: str) -> None:
     """Apply agentdb's missing migrations, and none of other apps.
 
     Raises ``SchemaMismatchError`` if the tables are not what the migrations expect, and
@@ -68,7 +68,7 @@ def migrate(alias: str, *, verbosity: int = 0) -> None:
     """
     try:
         call_command(
-            "migrate", "agentdb", database=alias, interactive=False, verbosity=verbosity
+            "migrate", "agentdb", database=alias, interactive=False, verbosity=0
         )
     except CommandError as error:
         cause = error.__cause__

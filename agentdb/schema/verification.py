@@ -55,9 +55,8 @@ class Verification:
     record_is_true: bool | None  # None: unknown migrations were applied
     differences: tuple[Difference, ...]  # drift
     notes: tuple[Difference, ...]
-    strangers: tuple[
-        str, ...
-    ] = ()  # tables of another program that have the name of one of the models'
+    # Tables of another program that have the name of one of the models'.
+    strangers: tuple[str, ...]
 
     @property
     def matches(self) -> bool:
@@ -211,10 +210,7 @@ def _unreadable(found: UnreadableValue) -> Difference:
 
 def _file_system(connection: BaseDatabaseWrapper) -> Iterator[Difference]:
     path = sqlite_path(connections[connection.alias])
-    if path is None:
-        return
-    concern = file_concern(path)
-    if concern:
+    if path and (concern := file_concern(path)):
         yield Difference("file.system", "note", "", None, None, None, concern)
 
 

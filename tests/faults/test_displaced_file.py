@@ -274,7 +274,9 @@ def _copy(path: Path) -> None:
 def _back_up(path: Path) -> None:
     with opened(url(path)) as connection:
         back_up_database(
-            connection.alias, path.with_name(f"backup-{time.monotonic()}.db")
+            connection.alias,
+            path.with_name(f"backup-{time.monotonic()}.db"),
+            lambda table, done, total: None,
         )
 
 

@@ -13,6 +13,10 @@ from tests.helpers.legacy_databases import manage, opened, rows, sqlite_path
 
 
 def test_a_database_is_not_copied_into_itself(url: str):
+    with agentdb.connect(url) as db:
+        db.upsert_agent(
+            "bot", "/bot"
+        )  # of which a second run would say that it is there
     with pytest.raises(CommandError) as refused:
         call_command("copydb", url, url)
 

@@ -189,12 +189,14 @@ def test_the_lock_holds_though_the_server_limits_idle_transactions_and_waits(
     empty_url: str, engine: str
 ):
     with opened(empty_url) as connection:
-        rows(
-            connection,
-            "ALTER ROLE CURRENT_USER IN DATABASE "
-            + str(connection.settings_dict["NAME"])
-            + " SET lock_timeout = '100ms'",
-        )
+        name = connection.settings_dict["NAME"]
+        for limit in (
+            "lock_timeout",
+            "statement_timeout",
+            "idle_in_transaction_session_timeout",
+        ):
+            role = f"ALTER ROLE CURRENT_USER IN DATABASE {name}"
+            rows(connection, f"{role} SET {limit} = '100ms'")
     with hold(empty_url) as holder, opened(empty_url) as connection:
         assert holder.stdin is not None
         late = threading.Timer(0.5, holder.stdin.close)

@@ -364,6 +364,15 @@ def test_all_that_is_inspected_is_of_one_moment(url, engine):
         assert [agent.name for agent in other.list_agents()] == ["later"]
 
 
+@pytest.mark.parametrize("engine", ["sqlite"])
+def test_a_look_at_a_file_waits_for_its_writers_as_long_as_the_url_says(url, engine):
+    with (
+        opened(f"{url}?timeout=7") as configured,
+        inspecting(configured.alias) as connection,
+    ):
+        assert rows(connection, "PRAGMA busy_timeout") == [(7000,)]
+
+
 # On CockroachDB it waits: readers do.
 @pytest.mark.parametrize("engine", ["sqlite", "postgresql"])
 def test_a_transaction_of_another_process_is_no_hindrance(url, engine):
